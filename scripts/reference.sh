@@ -1,0 +1,63 @@
+#!/usr/bin/env bash
+# Brings the reference: the llama.cpp that the PyPI source package llama_cpp_python vendors, built with its
+# default options (Release, shared libraries). Runs once per machine; later calls return at once.
+#
+#   scripts/reference.sh            build what is missing, then print the directory of the binaries
+#   scripts/reference.sh --check    print it if it is built, else exit 1
+#   scripts/reference.sh --source   print the directory of the vendored source instead
+#
+# QUANTIER_REFERENCE (default: $XDG_CACHE_HOME/quantier/reference) says where it is kept; about 1 GiB.
+set -euo pipefail
+
+version=0.3.36
+cache=${QUANTIER_REFERENCE:-${XDG_CACHE_HOME:-$HOME/.cache}/quantier/reference}
+home=$cache/$version
+source=$home/llama_cpp_python-$version/vendor/llama.cpp
+bin=$home/build/bin
+log=$home/build.log
+targets=(llama-quantize llama-gguf-split llama-tokenize llama-imatrix llama-perplexity llama-completion llama-bench)
+
+# The stamp carries the target list, so that a checkout that needs more targets builds them.
+stamp=$home/built
+built() { [ -f "$stamp" ] && [ "$(cat "$stamp")" = "${targets[*]}" ]; }
+
+case "${1:-}" in
+    --check) built && echo "$bin" && exit 0 || exit 1 ;;
+    --source) show=$source ;;
+    "") show=$bin ;;
+    *) echo "reference.sh: unknown argument '$1' (see the top of this script)" >&2; exit 2 ;;
+esac
+
+mkdir -p "$home"
+exec 9>"$home/lock"
+flock 9
+
+if ! built; then
+    start=$(date +%s)
+    for tool in python3 gcc g++ git; do
+        command -v "$tool" >/dev/null || { echo "reference.sh: '$tool' is needed; install it and try again" >&2; exit 1; }
+    done
+    if [ ! -x "$home/venv/bin/ninja" ]; then
+        python3 -m venv "$home/venv"
+        "$home/venv/bin/pip" install --quiet cmake ninja scikit-build-core
+    fi
+    if [ ! -d "$source" ]; then
+        echo "reference.sh: fetching llama_cpp_python $version" >&2
+        # No build isolation: the metadata step would otherwise compile cmake itself.
+        PATH=$home/venv/bin:$PATH "$home/venv/bin/pip" download --quiet --no-deps --no-build-isolation \
+            --no-binary llama-cpp-python --dest "$home" "llama_cpp_python==$version"
+        tar -xzf "$home/llama_cpp_python-$version.tar.gz" -C "$home"
+    fi
+    echo "reference.sh: building ${targets[*]} (about a quarter of an hour on two cores; log: $log)" >&2
+    {
+        PATH=$home/venv/bin:$PATH cmake -S "$source" -B "$home/build" -G Ninja -DCMAKE_BUILD_TYPE=Release \
+            -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_APP=OFF \
+            -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_OPENSSL=OFF -DBUILD_TESTING=OFF
+        # The quantizer first: it is what most suites need.
+        PATH=$home/venv/bin:$PATH cmake --build "$home/build" --target llama-quantize
+        PATH=$home/venv/bin:$PATH cmake --build "$home/build" --target "${targets[@]}"
+    } >"$log" 2>&1 || { tail -n 30 "$log" >&2; echo "reference.sh: the build failed; the whole log is $log" >&2; exit 1; }
+    echo "${targets[*]}" >"$stamp"
+    echo "reference.sh: built in $(($(date +%s) - start)) s" >&2
+fi
+echo "$show"

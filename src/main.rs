@@ -1,0 +1,3 @@
+//! The `quantier` program: parse, run, exit code.
+
+fn main() {}

@@ -1,0 +1,147 @@
+//! Block formats: rows of f32 weights to the bytes of a ggml tensor type, and back.
+//!
+//! Every type is one struct with ggml's exact memory layout, which implements [`Block`]; [`Codec::of`] is the
+//! table that leads from a [`GgmlType`] to it. The bytes are those of the reference's `ggml_quantize_chunk`:
+//! plain IEEE f32 arithmetic, sums in source order, no fused multiply-add, on every CPU.
+//!
+//! Importance weights (the importance matrix's mean squares, one per column) are optional, except for the types
+//! whose [`Codec::needs_importance`] is set.
+
+mod legacy;
+mod num;
+
+use crate::format::types::GgmlType;
+
+/// A block of `N` weights, in ggml's memory layout.
+///
+/// All fields are bytes (alignment 1), so that a row of a file is a slice of blocks without a copy.
+pub trait Block<const N: usize>: bytemuck::Pod {
+    /// The tensor type that this is a block of.
+    const TYPE: GgmlType;
+    /// Whether the reference refuses to quantize to this type without importance weights.
+    const NEEDS_IMPORTANCE: bool = false;
+
+    /// Quantizes one row: `weights` and `importance` have one array per block of `row`.
+    fn quantize_row(weights: &[[f32; N]], importance: Option<&[[f32; N]]>, row: &mut [Self]);
+
+    /// The weights that the block stands for.
+    fn dequantize(&self, weights: &mut [f32; N]);
+
+    /// What makes the block unusable, judged as the reference's `ggml_validate_row_data` does.
+    fn fault(&self) -> Option<Fault>;
+}
+
+/// Why a block is unusable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// A scale (or a plain number) that is not a number.
+    NaN,
+    /// An infinite scale (or plain number).
+    Infinite,
+    /// The E8M0 exponent 0xFF, which stands for no number.
+    BadExponent,
+}
+
+impl std::fmt::Display for Fault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Fault::NaN => "a scale that is not a number",
+            Fault::Infinite => "an infinite scale",
+            Fault::BadExponent => "the exponent 0xff, which stands for no number",
+        })
+    }
+}
+
+/// The row functions of one tensor type.
+pub struct Codec {
+    /// The tensor type.
+    pub ggml_type: GgmlType,
+    /// Whether quantizing without importance weights is impossible, as in the reference.
+    pub needs_importance: bool,
+    quantize: fn(&[f32], Option<&[f32]>, &mut [u8]),
+    dequantize: fn(&[u8], &mut [f32]),
+    first_fault: fn(&[u8]) -> Option<(usize, Fault)>,
+}
+
+static CODECS: &[Codec] = &[Codec::new::<legacy::BlockQ8_0, 32>()];
+
+impl Codec {
+    const fn new<B: Block<N>, const N: usize>() -> Codec {
+        Codec {
+            ggml_type: B::TYPE,
+            needs_importance: B::NEEDS_IMPORTANCE,
+            quantize: quantize_row::<B, N>,
+            dequantize: dequantize_row::<B, N>,
+            first_fault: first_fault::<B, N>,
+        }
+    }
+
+    /// The codec of a type; `None` for those that no model stores weights in (integers, q8_1, q8_K).
+    pub fn of(ggml_type: GgmlType) -> Option<&'static Codec> {
+        CODECS.iter().find(|codec| codec.ggml_type == ggml_type)
+    }
+
+    /// Every type that has a codec.
+    pub fn all() -> &'static [Codec] {
+        CODECS
+    }
+
+    /// Quantizes one row of `weights` into `row`, with one importance weight per column or none.
+    ///
+    /// # Panics
+    /// If the row is not whole blocks, the lengths do not fit each other, or importance weights are missing where
+    /// [`Codec::needs_importance`] is set.
+    pub fn quantize_row(&self, weights: &[f32], importance: Option<&[f32]>, row: &mut [u8]) {
+        assert!(importance.is_none_or(|w| w.len() == weights.len()), "importance weights do not fit the row");
+        assert!(importance.is_some() || !self.needs_importance, "{} needs importance weights", self.ggml_type);
+        assert_eq!(self.ggml_type.row_bytes(weights.len() as u64), Some(row.len() as u64), "row length");
+        (self.quantize)(weights, importance, row);
+    }
+
+    /// Turns one row of blocks (or any whole number of blocks) back into weights.
+    ///
+    /// # Panics
+    /// If the lengths do not fit each other.
+    pub fn dequantize_row(&self, row: &[u8], weights: &mut [f32]) {
+        assert_eq!(self.ggml_type.row_bytes(weights.len() as u64), Some(row.len() as u64), "row length");
+        (self.dequantize)(row, weights);
+    }
+
+    /// The first unusable block, if any: its index and what is wrong. A rest that is no whole block is ignored.
+    pub fn first_fault(&self, blocks: &[u8]) -> Option<(usize, Fault)> {
+        (self.first_fault)(blocks)
+    }
+}
+
+fn quantize_row<B: Block<N>, const N: usize>(weights: &[f32], importance: Option<&[f32]>, row: &mut [u8]) {
+    B::quantize_row(weights.as_chunks().0, importance.map(|w| w.as_chunks().0), bytemuck::cast_slice_mut(row));
+}
+
+fn dequantize_row<B: Block<N>, const N: usize>(row: &[u8], weights: &mut [f32]) {
+    let blocks: &[B] = bytemuck::cast_slice(row);
+    for (block, out) in blocks.iter().zip(weights.as_chunks_mut().0) {
+        block.dequantize(out);
+    }
+}
+
+fn first_fault<B: Block<N>, const N: usize>(bytes: &[u8]) -> Option<(usize, Fault)> {
+    let whole = bytes.len() / size_of::<B>() * size_of::<B>();
+    let blocks: &[B] = bytemuck::cast_slice(&bytes[..whole]);
+    blocks.iter().enumerate().find_map(|(i, block)| Some((i, block.fault()?)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_codec_has_the_layout_of_its_type() {
+        // A zeroed row of one block must pass through all three functions with the table's sizes.
+        for codec in Codec::all() {
+            let t = codec.ggml_type;
+            let mut weights = vec![1.0; t.block_len()];
+            codec.dequantize_row(&vec![0; t.block_bytes()], &mut weights);
+            assert!(std::ptr::eq(Codec::of(t).unwrap(), codec), "{t} is listed twice");
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! Differential test of every block format against the real ggml.
+//!
+//! Ignored by default, since it needs the reference. To run it:
+//!
+//! ```text
+//! QUANTIER_REFERENCE_BIN=$(scripts/reference.sh) cargo test --release --test blocks_vs_ggml -- --ignored
+//! ```
+//!
+//! `QUANTIER_BLOCKS` says how many blocks per type (default 20,000; the full comparison takes 1,000,000), and
+//! `QUANTIER_TYPES` (comma-separated) which types.
+
+mod support;
+
+use quantier::quant::Codec;
+use support::ggml::Ggml;
+use support::inputs::{Importance, Rng, Weights};
+
+/// Blocks in a row; 3 catches state carried from block to block, and odd counts.
+const BLOCKS_PER_ROW: usize = 3;
+/// Rows that share importance weights, as the rows of a matrix do.
+const ROWS: usize = 8;
+
+fn blocks_wanted() -> usize {
+    std::env::var("QUANTIER_BLOCKS").map_or(20_000, |n| n.parse().expect("QUANTIER_BLOCKS is a number"))
+}
+
+fn types_wanted() -> Vec<&'static Codec> {
+    let names = std::env::var("QUANTIER_TYPES").unwrap_or_default();
+    let wanted: Vec<&str> = names.split(',').filter(|n| !n.is_empty()).collect();
+    let codecs: Vec<_> = Codec::all()
+        .iter()
+        .filter(|c| wanted.is_empty() || wanted.iter().any(|n| n.eq_ignore_ascii_case(c.ggml_type.name())))
+        .collect();
+    assert!(!codecs.is_empty(), "QUANTIER_TYPES names no type: {names}");
+    codecs
+}
+
+/// Compares one type on `wanted` blocks; returns how many were compared.
+fn compare(ggml: &Ggml, codec: &Codec, wanted: usize) -> usize {
+    let t = codec.ggml_type;
+    let row_len = t.block_len().max(32) * BLOCKS_PER_ROW;
+    let row_bytes = t.row_bytes(row_len as u64).unwrap() as usize;
+    let mut compared = 0;
+    for seed in 0.. {
+        for kind in Weights::ALL {
+            for importance_kind in Importance::ALL {
+                if codec.needs_importance && importance_kind == Importance::None {
+                    continue;
+                }
+                let mut rng = Rng::new(seed);
+                let mut weights = vec![0.0; row_len * ROWS];
+                weights.chunks_exact_mut(row_len).for_each(|row| kind.fill(&mut rng, row));
+                let importance = importance_kind.make(&mut rng, row_len);
+                let context = || format!("{t}: {kind:?} weights, {importance_kind:?} importance, seed {seed}");
+
+                let theirs = ggml.quantize(t, &weights, row_len, importance.as_deref());
+                let mut ours = vec![0xa5u8; theirs.len()];
+                for (x, y) in weights.chunks_exact(row_len).zip(ours.chunks_exact_mut(row_bytes)) {
+                    codec.quantize_row(x, importance.as_deref(), y);
+                }
+                if ours != theirs {
+                    let at = ours.iter().zip(&theirs).position(|(a, b)| a != b).unwrap();
+                    let (block, byte) = (at / t.block_bytes(), at % t.block_bytes());
+                    let of = |b: &[u8]| b[block * t.block_bytes()..][..t.block_bytes()].to_vec();
+                    panic!(
+                        "{}: block {block} differs at byte {byte}\nours   {:02x?}\nggml's {:02x?}\nweights {:?}",
+                        context(),
+                        of(&ours),
+                        of(&theirs),
+                        &weights[block * t.block_len()..][..t.block_len()]
+                    );
+                }
+                let mut back = vec![0.0; weights.len()];
+                codec.dequantize_row(&ours, &mut back);
+                if let Some(theirs_back) = ggml.dequantize(t, &theirs) {
+                    let same = back
+                        .iter()
+                        .zip(&theirs_back)
+                        .all(|(a, b)| a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan()));
+                    assert!(same, "{}: dequantized weights differ", context());
+                }
+                assert_eq!(codec.first_fault(&ours).is_none(), ggml.validate(t, &theirs), "{}: validity", context());
+                compared += weights.len() / t.block_len();
+            }
+        }
+        if compared >= wanted {
+            break;
+        }
+    }
+    compared
+}
+
+#[test]
+#[ignore = "needs the reference: see the top of this file"]
+fn blocks_are_those_of_ggml() {
+    let ggml = Ggml::load();
+    for codec in types_wanted() {
+        let start = std::time::Instant::now();
+        let compared = compare(&ggml, codec, blocks_wanted());
+        println!(
+            "{:8} {compared:9} blocks compared, 0 different ({:.0} s)",
+            codec.ggml_type,
+            start.elapsed().as_secs_f64()
+        );
+    }
+}
+
+/// Random bytes are blocks too: dequantization and validation of what no quantizer would write.
+#[test]
+#[ignore = "needs the reference: see the top of this file"]
+fn random_bytes_dequantize_and_validate_as_in_ggml() {
+    let ggml = Ggml::load();
+    for codec in types_wanted() {
+        let t = codec.ggml_type;
+        let mut rng = Rng::new(7);
+        for round in 0..2000 {
+            let blocks: Vec<u8> = (0..t.block_bytes() * 2).map(|_| rng.next_u64() as u8).collect();
+            assert_eq!(codec.first_fault(&blocks).is_none(), ggml.validate(t, &blocks), "{t}: validity, round {round}");
+            let mut ours = vec![0.0; t.block_len() * 2];
+            codec.dequantize_row(&blocks, &mut ours);
+            if let Some(theirs) = ggml.dequantize(t, &blocks) {
+                for (i, (a, b)) in ours.iter().zip(&theirs).enumerate() {
+                    assert!(
+                        a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan()),
+                        "{t}: weight {i}: {a} against {b}, round {round}"
+                    );
+                }
+            }
+        }
+    }
+}

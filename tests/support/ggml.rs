@@ -1,0 +1,85 @@
+//! The real ggml, loaded from the reference's shared library at run time.
+
+use libloading::{Library, Symbol};
+use quantier::format::types::GgmlType;
+use std::ffi::{c_int, c_void};
+use std::path::PathBuf;
+
+type QuantizeChunk = unsafe extern "C" fn(c_int, *const f32, *mut c_void, i64, i64, i64, *const f32) -> usize;
+type ValidateRowData = unsafe extern "C" fn(c_int, *const c_void, usize) -> bool;
+type GetTypeTraits = unsafe extern "C" fn(c_int) -> *const TypeTraits;
+
+/// The head of ggml's `struct ggml_type_traits`.
+#[repr(C)]
+struct TypeTraits {
+    type_name: *const i8,
+    blck_size: i64,
+    blck_size_interleave: i64,
+    type_size: usize,
+    is_quantized: bool,
+    to_float: Option<unsafe extern "C" fn(*const c_void, *mut f32, i64)>,
+}
+
+/// ggml's own functions.
+pub struct Ggml {
+    library: Library,
+}
+
+impl Ggml {
+    /// Loads `libggml-base.so` from the directory that `QUANTIER_REFERENCE_BIN` names (`scripts/reference.sh`
+    /// prints it).
+    pub fn load() -> Ggml {
+        let dir = std::env::var_os("QUANTIER_REFERENCE_BIN")
+            .expect("set QUANTIER_REFERENCE_BIN to what scripts/reference.sh prints");
+        let path = PathBuf::from(dir).join("libggml-base.so");
+        // SAFETY: the reference's library; its initializers only fill tables.
+        let library = unsafe { Library::new(&path) }.unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        Ggml { library }
+    }
+
+    /// `ggml_quantize_chunk` on whole rows.
+    pub fn quantize(&self, t: GgmlType, weights: &[f32], row_len: usize, importance: Option<&[f32]>) -> Vec<u8> {
+        let rows = weights.len() / row_len;
+        assert_eq!(rows * row_len, weights.len());
+        assert!(importance.is_none_or(|w| w.len() == row_len));
+        let row_bytes = t.row_bytes(row_len as u64).unwrap() as usize;
+        let mut out = vec![0u8; rows * row_bytes];
+        // SAFETY: the signature is ggml.h's; the buffers have the lengths that ggml derives from the arguments.
+        let written = unsafe {
+            let f: Symbol<QuantizeChunk> = self.library.get(b"ggml_quantize_chunk").unwrap();
+            f(
+                t.id() as c_int,
+                weights.as_ptr(),
+                out.as_mut_ptr().cast(),
+                0,
+                rows as i64,
+                row_len as i64,
+                importance.map_or(std::ptr::null(), |w| w.as_ptr()),
+            )
+        };
+        assert_eq!(written, out.len());
+        out
+    }
+
+    /// `to_float` of the type, `None` where ggml has none.
+    pub fn dequantize(&self, t: GgmlType, blocks: &[u8]) -> Option<Vec<f32>> {
+        let len = blocks.len() / t.block_bytes() * t.block_len();
+        let mut out = vec![0.0f32; len];
+        // SAFETY: as above; the traits table is static.
+        unsafe {
+            let f: Symbol<GetTypeTraits> = self.library.get(b"ggml_get_type_traits").unwrap();
+            let to_float = (*f(t.id() as c_int)).to_float?;
+            to_float(blocks.as_ptr().cast(), out.as_mut_ptr(), len as i64);
+        }
+        Some(out)
+    }
+
+    /// `ggml_validate_row_data`; it prints what it finds to standard error.
+    pub fn validate(&self, t: GgmlType, blocks: &[u8]) -> bool {
+        // SAFETY: as above.
+        unsafe {
+            let f: Symbol<ValidateRowData> = self.library.get(b"ggml_validate_row_data").unwrap();
+            f(t.id() as c_int, blocks.as_ptr().cast(), blocks.len())
+        }
+    }
+}

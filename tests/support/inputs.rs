@@ -1,0 +1,168 @@
+//! Rows of weights and importance weights, each kind with a reason. Bit-identical on every machine: integer
+//! arithmetic and IEEE basic operations only, no math library.
+
+/// A 64-bit generator (splitmix64), enough for test data.
+pub struct Rng(u64);
+
+impl Rng {
+    pub fn new(seed: u64) -> Rng {
+        Rng(seed)
+    }
+
+    pub fn next_u64(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    pub fn below(&mut self, n: u64) -> u64 {
+        self.next_u64() % n
+    }
+
+    /// In [0, 1), 24 bits.
+    pub fn uniform(&mut self) -> f32 {
+        (self.next_u64() >> 40) as f32 / (1u32 << 24) as f32
+    }
+
+    /// Near enough to a standard normal: twelve uniforms less six.
+    pub fn gaussian(&mut self) -> f32 {
+        (0..12).map(|_| self.uniform()).sum::<f32>() - 6.0
+    }
+
+    /// A normal over a uniform: tails as heavy as 1/x^2.
+    pub fn heavy(&mut self) -> f32 {
+        self.gaussian() / (self.uniform() + 1.0e-4)
+    }
+}
+
+/// Kinds of rows of weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Weights {
+    /// What a trained matrix looks like.
+    Gaussian,
+    /// Scale searches with a wide spread.
+    Heavy,
+    /// One weight decides the scale, the rest fall on the lowest levels.
+    Outlier,
+    /// Division by a scale of zero.
+    Zeros,
+    /// Every sub-block alike: zero range, ties everywhere.
+    Constant,
+    /// Subnormal numbers, and scales that vanish in f16.
+    Tiny,
+    /// Scales near and beyond the largest f16.
+    Huge,
+    /// Equal magnitudes with changing signs: ties between the positive and the negative extreme.
+    Alternating,
+    /// Multiples of a half step: every rounding is a tie.
+    Ties,
+    /// Blocks of zeros between blocks that are not, and single non-zero weights.
+    Sparse,
+    /// Only one sign: offsets, and sign parity.
+    Positive,
+}
+
+impl Weights {
+    pub const ALL: [Weights; 11] = [
+        Weights::Gaussian,
+        Weights::Heavy,
+        Weights::Outlier,
+        Weights::Zeros,
+        Weights::Constant,
+        Weights::Tiny,
+        Weights::Huge,
+        Weights::Alternating,
+        Weights::Ties,
+        Weights::Sparse,
+        Weights::Positive,
+    ];
+
+    pub fn fill(self, rng: &mut Rng, row: &mut [f32]) {
+        let n = row.len() as u64;
+        let scale = [0.02, 1.0, 37.5][rng.below(3) as usize];
+        let step = [0.5, 0.25, 0.125, 1.0][rng.below(4) as usize];
+        let constant = rng.gaussian();
+        let outlier = rng.below(n) as usize;
+        let exponent = rng.below(70) as i32;
+        for (i, w) in row.iter_mut().enumerate() {
+            *w = match self {
+                Weights::Gaussian => rng.gaussian() * scale,
+                Weights::Heavy => rng.heavy() * scale,
+                Weights::Outlier if i == outlier => 1000.0 * scale,
+                Weights::Outlier => rng.gaussian() * scale,
+                Weights::Zeros => 0.0,
+                Weights::Constant => constant,
+                Weights::Tiny => f32::from_bits(rng.below(1 << 23) as u32) * (rng.uniform() - 0.5),
+                Weights::Huge => rng.gaussian() * 1.0e3 * 2.0f32.powi(exponent),
+                Weights::Alternating => {
+                    if i % 2 == 0 {
+                        scale
+                    } else {
+                        -scale
+                    }
+                }
+                Weights::Ties => (rng.below(33) as f32 - 16.0) * step,
+                Weights::Sparse => match rng.below(40) {
+                    0 => rng.gaussian(),
+                    _ if (i / 32) % 3 == 1 => rng.gaussian() * scale,
+                    _ => 0.0,
+                },
+                Weights::Positive => rng.uniform() * scale,
+            };
+        }
+    }
+}
+
+/// Kinds of importance weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Importance {
+    None,
+    /// All ones, which still takes the weighted path.
+    Ones,
+    Uniform,
+    /// Squares of heavy-tailed numbers, as outlier channels give them.
+    Heavy,
+    /// Channels that calibration never reached, among others.
+    PartlyZero,
+    /// Whole blocks that calibration never reached.
+    BlocksOfZero,
+}
+
+impl Importance {
+    pub const ALL: [Importance; 6] = [
+        Importance::None,
+        Importance::Ones,
+        Importance::Uniform,
+        Importance::Heavy,
+        Importance::PartlyZero,
+        Importance::BlocksOfZero,
+    ];
+
+    pub fn make(self, rng: &mut Rng, len: usize) -> Option<Vec<f32>> {
+        let mut one = |i: usize| match self {
+            Importance::None | Importance::Ones => 1.0,
+            Importance::Uniform => rng.uniform(),
+            Importance::Heavy => {
+                let x = rng.heavy();
+                x * x
+            }
+            Importance::PartlyZero => {
+                if rng.below(3) == 0 {
+                    0.0
+                } else {
+                    rng.uniform()
+                }
+            }
+            Importance::BlocksOfZero => {
+                if (i / 32) % 2 == 0 {
+                    0.0
+                } else {
+                    rng.uniform()
+                }
+            }
+        };
+        (self != Importance::None).then(|| (0..len).map(&mut one).collect())
+    }
+}
