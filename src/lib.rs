@@ -10,4 +10,8 @@
 #![warn(missing_docs)]
 
 pub mod format;
+pub mod plan;
+pub mod progress;
 pub mod quant;
+pub mod quantize;
+pub mod verify;

@@ -1,0 +1,59 @@
+//! The command line: one file per command. What was typed becomes a job; only this module prints.
+
+mod inspect;
+mod quantize;
+mod terminal;
+mod text;
+mod verify;
+
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Turns a model checkpoint into the best GGUF for its size.
+///
+/// Every command reads GGUF files (any shard of a split model will do) and writes its outputs beside their targets
+/// before it renames them, so that a failed or stopped run leaves nothing behind.
+#[derive(Parser)]
+#[command(name = "quantier", version, arg_required_else_help = true, max_term_width = 110)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Quantize(quantize::Args),
+    Inspect(inspect::Args),
+    Verify(verify::Args),
+}
+
+/// Parses the command line and runs the command.
+pub fn run() -> anyhow::Result<ExitCode> {
+    // Clap's own matches are kept beside the typed arguments: they alone know the order of different flags.
+    let matches = Cli::command().get_matches();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|e| e.exit());
+    match (cli.command, matches.subcommand()) {
+        (Command::Quantize(args), Some((_, matches))) => quantize::run(args, matches),
+        (Command::Inspect(args), _) => inspect::run(&args),
+        (Command::Verify(args), _) => verify::run(&args),
+        (Command::Quantize(_), None) => Ok(ExitCode::from(2)),
+    }
+}
+
+/// Ends the program as clap does for wrong usage: a sentence, the usage, exit code 2.
+fn wrong_usage(command: &str, message: impl std::fmt::Display) -> ! {
+    let mut cli = Cli::command();
+    cli.build();
+    let sub = cli.find_subcommand_mut(command).expect("a command of this program");
+    sub.error(clap::error::ErrorKind::ValueValidation, message).exit()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,309 @@
+//! `quantier quantize`: llama-quantize's command line.
+
+use super::terminal::Bar;
+use super::text::size;
+use super::wrong_usage;
+use anyhow::Context;
+use quantier::format::gguf::{Files, Model};
+use quantier::format::types::GgmlType;
+use quantier::plan::file_type::{CHOICES, Choice};
+use quantier::plan::recipe::{Pattern, Wishes};
+use quantier::quantize::{ImatrixRequest, Job, KvOverride, OutputRequest, OverrideValue, Plan, PlannedOutput};
+use serde_json::json;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+const NAME: &str = "quantize";
+/// Longest keys and strings that llama.cpp's overrides hold.
+const OVERRIDE_LIMIT: usize = 127;
+
+/// Quantize a GGUF, byte for byte as llama-quantize does, with the same arguments
+///
+/// TYPE is a preset's name or number in any case, or COPY. Without OUT the output is ggml-model-TYPE.gguf beside
+/// the input.
+#[derive(clap::Args)]
+#[command(
+    override_usage = "quantier quantize [OPTIONS] MODEL [OUT] TYPE [THREADS]",
+    after_help = types_help()
+)]
+pub struct Args {
+    /// The model, the output, the preset, and how many threads to use
+    #[arg(num_args = 2..=4, required = true, value_names = ["MODEL", "OUT", "TYPE", "THREADS"])]
+    args: Vec<OsString>,
+    /// Importance matrix, GGUF or .dat
+    #[arg(long, value_name = "FILE")]
+    imatrix: Option<PathBuf>,
+    /// Use the importance matrix only for tensors whose name contains NAME
+    #[arg(long, value_name = "NAME")]
+    include_weights: Vec<String>,
+    /// Do not use the importance matrix for tensors whose name contains NAME
+    #[arg(long, value_name = "NAME", conflicts_with = "include_weights")]
+    exclude_weights: Vec<String>,
+    /// Quantize tensors that are quantized already; much worse than quantizing the original
+    #[arg(long)]
+    allow_requantize: bool,
+    /// Leave output.weight as it is
+    #[arg(long)]
+    leave_output_tensor: bool,
+    /// Give every tensor the preset's default type, no mixture
+    #[arg(long)]
+    pure: bool,
+    /// Type of output.weight
+    #[arg(long, value_name = "GGML_TYPE", value_parser = ggml_type)]
+    output_tensor_type: Option<GgmlType>,
+    /// Type of the token embeddings
+    #[arg(long, value_name = "GGML_TYPE", value_parser = ggml_type)]
+    token_embedding_type: Option<GgmlType>,
+    /// Type of the tensors whose name matches a regular expression; repeatable, the first match decides
+    #[arg(long, value_name = "NAME=GGML_TYPE")]
+    tensor_type: Vec<String>,
+    /// A file of NAME=GGML_TYPE, separated by blanks or lines
+    #[arg(long, value_name = "FILE")]
+    tensor_type_file: Vec<PathBuf>,
+    /// Layers to leave out: 3,4,17
+    #[arg(long, value_name = "L0,L1,...", value_delimiter = ',')]
+    prune_layers: Vec<u32>,
+    /// Write as many shards as the input has
+    #[arg(long)]
+    keep_split: bool,
+    /// Set metadata in the output; TYPE is int, float, bool or str
+    #[arg(long, value_name = "KEY=TYPE:VALUE", value_parser = kv_override)]
+    override_kv: Vec<KvOverride>,
+    /// Show the plan with true sizes and every substituted type; write nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Accepted for llama-quantize's sake: memory is bounded without it
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(1..))]
+    max_buffer_size: Option<u32>,
+    /// Another output from the same pass over the input; repeatable
+    #[arg(long, value_name = "TYPE=PATH")]
+    also: Vec<OsString>,
+    /// Fail where a tensor's rows do not fit its type, instead of taking another type
+    #[arg(long)]
+    no_fallback: bool,
+    /// Print the plan, or what was written, as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+fn types_help() -> String {
+    let names: Vec<_> =
+        CHOICES.iter().map(|c| c.file_type.map_or(c.name.to_owned(), |f| format!("{} ({})", c.name, f.id()))).collect();
+    format!("Types, with their numbers: {}", names.join(", "))
+}
+
+fn ggml_type(name: &str) -> Result<GgmlType, String> {
+    GgmlType::from_name(name).ok_or_else(|| {
+        let names: Vec<_> = GgmlType::all().map(GgmlType::name).collect();
+        format!("no such type; known are {}", names.join(", "))
+    })
+}
+
+fn kv_override(text: &str) -> Result<KvOverride, String> {
+    let (key, typed) = text.split_once('=').ok_or("KEY=TYPE:VALUE is expected")?;
+    let (kind, value) = typed.split_once(':').ok_or("KEY=TYPE:VALUE is expected")?;
+    if key.is_empty() || key.len() > OVERRIDE_LIMIT {
+        return Err(format!("a key has 1 to {OVERRIDE_LIMIT} bytes"));
+    }
+    let value = match kind {
+        "int" => OverrideValue::Int(value.parse().map_err(|e| format!("'{value}': {e}"))?),
+        "float" => OverrideValue::Float(value.parse().map_err(|e| format!("'{value}': {e}"))?),
+        "bool" => OverrideValue::Bool(value.parse().map_err(|_| format!("'{value}' is neither true nor false"))?),
+        "str" if value.len() > OVERRIDE_LIMIT => return Err(format!("a string has at most {OVERRIDE_LIMIT} bytes")),
+        "str" => OverrideValue::Str(value.as_bytes().to_vec()),
+        other => return Err(format!("'{other}' is no type; int, float, bool and str are")),
+    };
+    Ok(KvOverride { key: key.to_owned(), value })
+}
+
+pub fn run(args: Args, matches: &clap::ArgMatches) -> anyhow::Result<ExitCode> {
+    let (dry_run, json) = (args.dry_run, args.json);
+    let job = job(args, matches)?;
+    if job.input.is_dir() {
+        anyhow::bail!(
+            "{} is a directory; name a .gguf file (convert a Hugging Face checkpoint first)",
+            job.input.display()
+        );
+    }
+    let files = Files::open(&job.input)?;
+    let model = Model::parse(&files)?;
+    let plan = Plan::new(&model, &job)?;
+    if dry_run {
+        show(&plan, &job, json, true);
+        return Ok(ExitCode::SUCCESS);
+    }
+    warn(&plan);
+    let bar = Bar::new();
+    plan.run(&bar)?;
+    drop(bar);
+    show(&plan, &job, json, false);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// From what was typed to what is meant.
+fn job(args: Args, matches: &clap::ArgMatches) -> anyhow::Result<Job> {
+    let named = |text: &OsString| text.to_str().and_then(Choice::parse);
+    let input = PathBuf::from(&args.args[0]);
+    let (path, choice, threads) = match (named(&args.args[1]), args.args.get(2)) {
+        (Some(choice), threads) if args.args.len() <= 3 => {
+            let file = format!("ggml-model-{}{}", choice.name, if args.keep_split { "" } else { ".gguf" });
+            (input.with_file_name(file), choice, threads)
+        }
+        (Some(_), _) => wrong_usage(NAME, "there is an argument too many after the type"),
+        (None, None) => wrong_usage(NAME, format!("'{}' is no type, and none follows it", args.args[1].display())),
+        (None, Some(text)) => match named(text) {
+            Some(choice) => (PathBuf::from(&args.args[1]), choice, args.args.get(3)),
+            None => wrong_usage(NAME, format!("'{}' is no type; see the list in --help", text.display())),
+        },
+    };
+    let threads = match threads.map(|t| t.to_str().unwrap_or_default().parse::<i32>()) {
+        None => 0,
+        Some(Ok(n)) => n.max(0) as usize,
+        Some(Err(_)) => wrong_usage(NAME, "the number of threads is not a number"),
+    };
+    let wishes = Wishes {
+        file_type: choice.file_type,
+        pure: args.pure,
+        leave_output: args.leave_output_tensor,
+        output_type: args.output_tensor_type,
+        embedding_type: args.token_embedding_type,
+        overrides: overrides(&args, matches)?,
+    };
+    let without_suffix = |path: PathBuf| match path.extension() {
+        Some(e) if args.keep_split && e == "gguf" => path.with_extension(""),
+        _ => path,
+    };
+    let mut outputs = vec![OutputRequest { path: without_suffix(path), wishes: wishes.clone() }];
+    for also in &args.also {
+        let parsed = also.to_str().and_then(|s| s.split_once('=')).map(|(t, path)| (Choice::parse(t), path));
+        match parsed {
+            Some((Some(choice), path)) if !path.is_empty() => outputs.push(OutputRequest {
+                path: without_suffix(path.into()),
+                wishes: Wishes { file_type: choice.file_type, ..wishes.clone() },
+            }),
+            _ => wrong_usage(NAME, format!("'{}' is not TYPE=PATH", also.display())),
+        }
+    }
+    let imatrix =
+        args.imatrix.map(|path| ImatrixRequest { path, include: args.include_weights, exclude: args.exclude_weights });
+    Ok(Job {
+        input,
+        outputs,
+        imatrix,
+        allow_requantize: args.allow_requantize,
+        keep_split: args.keep_split,
+        no_fallback: args.no_fallback,
+        kv_overrides: args.override_kv,
+        prune_layers: args.prune_layers,
+        threads,
+    })
+}
+
+/// `--tensor-type` and `--tensor-type-file` in the order in which they were typed, since the first match decides.
+fn overrides(args: &Args, matches: &clap::ArgMatches) -> anyhow::Result<Vec<(Pattern, GgmlType)>> {
+    let indices = |id| matches.indices_of(id).into_iter().flatten();
+    let mut typed: Vec<(usize, Vec<String>)> = Vec::new();
+    for (index, text) in indices("tensor_type").zip(&args.tensor_type) {
+        typed.push((index, vec![text.clone()]));
+    }
+    for (index, path) in indices("tensor_type_file").zip(&args.tensor_type_file) {
+        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        typed.push((index, text.split_ascii_whitespace().map(str::to_owned).collect()));
+    }
+    typed.sort_by_key(|(index, _)| *index);
+    let parse = |text: String| {
+        tensor_type(&text).unwrap_or_else(|e| wrong_usage(NAME, format!("'{text}' is not NAME=GGML_TYPE: {e}")))
+    };
+    Ok(typed.into_iter().flat_map(|(_, texts)| texts).map(parse).collect())
+}
+
+/// As in llama-quantize, the name ends at the first `=` and is put in lower case.
+fn tensor_type(text: &str) -> Result<(Pattern, GgmlType), String> {
+    let (name, t) = text.split_once('=').ok_or("there is no '='")?;
+    if name.is_empty() {
+        return Err("the name is missing".into());
+    }
+    Ok((Pattern::new(&name.to_ascii_lowercase())?, ggml_type(t)?))
+}
+
+/// What the user should know before a long run.
+fn warn(plan: &Plan<'_>) {
+    for output in &plan.outputs {
+        for t in output.substituted() {
+            eprintln!(
+                "warning: {}: rows of {} weights do not fit {}; {} is used instead",
+                t.name,
+                t.shape.row_len(),
+                t.chosen.wanted,
+                t.chosen.target
+            );
+        }
+    }
+}
+
+fn show(plan: &Plan<'_>, job: &Job, as_json: bool, dry_run: bool) {
+    if as_json {
+        let outputs: Vec<_> = plan.outputs.iter().map(output_json).collect();
+        println!(
+            "{}",
+            json!({ "input": job.input, "input_bytes": plan.input_bytes(), "written": !dry_run, "outputs": outputs })
+        );
+        return;
+    }
+    for output in &plan.outputs {
+        if dry_run {
+            show_tensors(output);
+        }
+        let paths: Vec<_> = output.paths().map(|p| p.display().to_string()).collect();
+        let name = output.file_type.map_or("COPY", |f| f.name());
+        println!(
+            "{}: {name}, {}, {:.3} bpw{}",
+            paths.join(", "),
+            size(output.file_bytes()),
+            output.bpw(),
+            if dry_run { " (dry run)" } else { "" }
+        );
+        if !output.imatrix_missing().is_empty() {
+            println!("  needs an importance matrix for {}", output.imatrix_missing().join(", "));
+        }
+    }
+}
+
+fn show_tensors(output: &PlannedOutput<'_>) {
+    for t in &output.tensors {
+        let note = if t.chosen.wanted == t.chosen.target {
+            String::new()
+        } else {
+            format!("  instead of {}", t.chosen.wanted)
+        };
+        println!(
+            "  {:<44} {:<22} {:>7} -> {:<7} {:>12}{note}",
+            t.name,
+            t.shape,
+            t.from,
+            t.chosen.target,
+            size(t.bytes_after)
+        );
+    }
+}
+
+fn output_json(output: &PlannedOutput<'_>) -> serde_json::Value {
+    let tensors: Vec<_> = output
+        .tensors
+        .iter()
+        .map(|t| {
+            json!({
+                "name": t.name, "role": t.chosen.role.label(), "shape": t.shape.dims(), "from": t.from.name(),
+                "wanted": t.chosen.wanted.name(), "to": t.chosen.target.name(), "bytes_before": t.bytes_before,
+                "bytes_after": t.bytes_after, "importance": t.has_importance,
+            })
+        })
+        .collect();
+    json!({
+        "paths": output.paths().map(|p: &PathBuf| p.as_path()).collect::<Vec<&Path>>(),
+        "file_type": output.file_type.map_or("COPY", |f| f.name()), "file_bytes": output.file_bytes(),
+        "tensor_bytes": output.tensor_bytes(), "bpw": output.bpw(), "imatrix_missing": output.imatrix_missing(),
+        "substituted": output.substituted().map(|t| &t.name).collect::<Vec<_>>(), "tensors": tensors,
+    })
+}

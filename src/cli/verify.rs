@@ -1,0 +1,58 @@
+//! `quantier verify`.
+
+use super::terminal::Bar;
+use super::text::{count, size};
+use quantier::format::gguf::{Files, Model};
+use quantier::verify::verify;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Check a GGUF: its structure, and every block of every tensor
+///
+/// Structure: magic, version, counts, types, names, offsets, overlaps, lengths. Blocks: scales that are no numbers
+/// or infinite, as llama.cpp judges them. Exit code 0 if all is well, 1 at the first fault.
+#[derive(clap::Args)]
+pub struct Args {
+    /// A GGUF file, or any shard of a split one
+    model: PathBuf,
+    /// Report every tensor with a fault, not only the first
+    #[arg(long)]
+    all: bool,
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let files = Files::open(&args.model)?;
+    let model = Model::parse(&files)?;
+    let bar = Bar::new();
+    let Some(bad) = verify(&model, args.all, &bar)? else { anyhow::bail!("stopped before the end") };
+    drop(bar);
+    let bytes: u64 = model.tensors.iter().map(|t| t.info.bytes()).sum();
+    if args.json {
+        let ok = bad.is_empty();
+        println!("{}", serde_json::json!({ "ok": ok, "tensors": model.tensors.len(), "bytes": bytes, "faults": bad }));
+    } else {
+        for b in &bad {
+            println!(
+                "{}: tensor '{}' ({}), row {}, block {}: {}",
+                b.path.display(),
+                b.tensor,
+                b.ggml_type,
+                b.row,
+                b.block,
+                b.fault
+            );
+        }
+        if bad.is_empty() {
+            println!(
+                "{}: {} tensors, {}: no fault",
+                args.model.display(),
+                count(model.tensors.len() as u64),
+                size(bytes)
+            );
+        }
+    }
+    Ok(if bad.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}

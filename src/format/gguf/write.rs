@@ -1,0 +1,103 @@
+//! A GGUF file out: the header from a plan, then the tensors' bytes as they come.
+
+use super::read::TensorInfo;
+use super::value::Metadata;
+use crate::format::Result;
+use crate::format::output::Output;
+use std::path::Path;
+
+/// The version that is written.
+const VERSION: u32 = 3;
+
+/// Where everything in a file will be, known before its first byte is written.
+pub struct Layout {
+    header: Vec<u8>,
+    /// Bytes of each tensor's data, without padding.
+    tensor_bytes: Vec<u64>,
+    alignment: u64,
+    file_bytes: u64,
+}
+
+impl Layout {
+    /// Lays out a file with this metadata and these tensors in this order.
+    ///
+    /// `alignment` is a power of two; a reader expects the metadata to say it under `general.alignment` unless it
+    /// is 32.
+    pub fn new(metadata: &Metadata<'_>, tensors: &[TensorInfo<'_>], alignment: u64) -> Layout {
+        let mut header = Vec::new();
+        header.extend(b"GGUF");
+        header.extend(VERSION.to_le_bytes());
+        header.extend((tensors.len() as u64).to_le_bytes());
+        header.extend((metadata.len() as u64).to_le_bytes());
+        for (key, value) in metadata.iter() {
+            header.extend((key.len() as u64).to_le_bytes());
+            header.extend(key.as_bytes());
+            header.extend((value.value_type() as u32).to_le_bytes());
+            value.write(&mut header);
+        }
+        let mut offset = 0u64;
+        for tensor in tensors {
+            header.extend((tensor.name.len() as u64).to_le_bytes());
+            header.extend(tensor.name.as_bytes());
+            header.extend((tensor.shape.dims().len() as u32).to_le_bytes());
+            tensor.shape.dims().iter().for_each(|dim| header.extend(dim.to_le_bytes()));
+            header.extend(tensor.ggml_type.id().to_le_bytes());
+            header.extend(offset.to_le_bytes());
+            offset += tensor.bytes().next_multiple_of(alignment);
+        }
+        header.resize(header.len().next_multiple_of(alignment as usize), 0);
+        let file_bytes = header.len() as u64 + offset;
+        Layout { header, tensor_bytes: tensors.iter().map(TensorInfo::bytes).collect(), alignment, file_bytes }
+    }
+
+    /// Bytes of the whole file.
+    pub fn file_bytes(&self) -> u64 {
+        self.file_bytes
+    }
+}
+
+/// Streams tensor data into a file that was laid out before.
+pub struct Writer {
+    output: Output,
+    layout: Layout,
+    /// The tensor that is being written, and how many of its bytes are.
+    tensor: usize,
+    done: u64,
+}
+
+impl Writer {
+    /// Creates the file beside its target and writes the header. Fails if the target is one of the `inputs` or
+    /// the space does not suffice.
+    pub fn create(path: &Path, layout: Layout, inputs: &[&Path]) -> Result<Writer> {
+        let mut output = Output::create(path, layout.file_bytes, inputs)?;
+        output.write(&layout.header)?;
+        Ok(Writer { output, layout, tensor: 0, done: 0 })
+    }
+
+    /// Appends data of the tensor whose turn it is; pads after its last byte.
+    ///
+    /// # Panics
+    /// If there is more data than the layout has room for.
+    pub fn write(&mut self, data: &[u8]) -> Result<()> {
+        let bytes = self.layout.tensor_bytes[self.tensor];
+        self.done += data.len() as u64;
+        assert!(self.done <= bytes, "more data than tensor {} was laid out for", self.tensor);
+        self.output.write(data)?;
+        if self.done == bytes {
+            let padding = bytes.next_multiple_of(self.layout.alignment) - bytes;
+            self.output.write(&vec![0; padding as usize])?;
+            self.tensor += 1;
+            self.done = 0;
+        }
+        Ok(())
+    }
+
+    /// Flushes the file and gives it its name.
+    ///
+    /// # Panics
+    /// If a tensor's data is missing.
+    pub fn finish(self) -> Result<()> {
+        assert_eq!(self.tensor, self.layout.tensor_bytes.len(), "every tensor is written");
+        self.output.finish()
+    }
+}

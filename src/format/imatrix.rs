@@ -1,0 +1,307 @@
+//! The importance matrix: for each matrix of a model, the sums of squared activations of its input channels.
+//!
+//! Two formats: GGUF (`NAME.in_sum2` and `NAME.counts` tensors), and the older `.dat`:
+//!
+//! ```text
+//! entries i32
+//! name length i32, name, calls i32, values i32, f32 x values (mean x calls)     for each entry
+//! last chunk i32, dataset length i32, dataset                                   optional
+//! ```
+
+use super::gguf::{Array, Layout, Metadata, Shape, TensorInfo, Value, Writer, parse, until_zero};
+use super::map::Map;
+use super::output::Output;
+use super::types::GgmlType;
+use super::{Error, Result};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+const DATASETS: &str = "imatrix.datasets";
+const CHUNK_COUNT: &str = "imatrix.chunk_count";
+const CHUNK_SIZE: &str = "imatrix.chunk_size";
+const SUMS: &str = ".in_sum2";
+const COUNTS: &str = ".counts";
+
+/// Statistics of one tensor.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Entry {
+    /// Sums of squared activations: one per input channel, for each matrix of the tensor after another.
+    pub sums: Vec<f32>,
+    /// How many activations went into each matrix (one for a plain tensor, one per expert for a 3-D one). An
+    /// entry of a `.dat` file has a single count even if it has several matrices.
+    pub counts: Vec<i64>,
+}
+
+impl Entry {
+    /// Mean squares, the importance weights that quantizers take: one per channel and matrix. A matrix that no
+    /// activation met gets all ones, as in the reference.
+    pub fn means(&self) -> Vec<f32> {
+        let per_count = self.sums.len() / self.counts.len().max(1);
+        let count_of = |i: usize| self.counts[i / per_count] as f32;
+        let mean = |(i, &sum): (usize, &f32)| if count_of(i) > 0.0 { sum / count_of(i) } else { 1.0 };
+        self.sums.iter().enumerate().map(mean).collect()
+    }
+}
+
+/// An importance matrix: statistics by tensor name, and where they come from.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Imatrix {
+    /// By tensor name.
+    pub entries: BTreeMap<String, Entry>,
+    /// Names of the texts that went in.
+    pub datasets: Vec<String>,
+    /// Chunks of text that went in; 0 where the file does not say.
+    pub chunk_count: u32,
+    /// Tokens in a chunk; 0 where the file does not say.
+    pub chunk_size: u32,
+}
+
+impl Imatrix {
+    /// Reads either format. Every value is known to be finite and not negative afterwards.
+    pub fn read(path: &Path) -> Result<Imatrix> {
+        let map = Map::open(path)?;
+        Imatrix::parse(map.bytes()).map_err(|what| Error::Bad { path: path.to_owned(), what })
+    }
+
+    /// Reads either format from a file's bytes. The error says what is wrong; the caller adds the file's name.
+    pub fn parse(bytes: &[u8]) -> std::result::Result<Imatrix, String> {
+        let imatrix = if bytes.starts_with(b"GGUF") { parse_gguf(bytes)? } else { parse_dat(bytes)? };
+        for (name, entry) in &imatrix.entries {
+            let bad = |v: &f32| !v.is_finite() || *v < 0.0;
+            if let Some(i) = entry.sums.iter().position(bad) {
+                return Err(format!(
+                    "value {i} of '{name}' is {}; sums of squares are finite and not negative: compute the importance matrix again",
+                    entry.sums[i]
+                ));
+            }
+        }
+        Ok(imatrix)
+    }
+
+    /// Writes the GGUF format.
+    pub fn write_gguf(&self, path: &Path) -> Result<()> {
+        let mut metadata = Metadata::new();
+        metadata.set("general.type", Value::str("imatrix"));
+        metadata.set(DATASETS, Value::Array(Array::of_strings(&self.datasets)));
+        metadata.set(CHUNK_COUNT, Value::U32(self.chunk_count));
+        metadata.set(CHUNK_SIZE, Value::U32(self.chunk_size));
+        let mut tensors = Vec::new();
+        for (name, entry) in &self.entries {
+            let matrices = entry.counts.len() as u64;
+            let mut add = |suffix, row: u64| -> Result<()> {
+                let bad = |what| Error::Bad { path: path.to_owned(), what: format!("tensor '{name}': {what}") };
+                let shape = Shape::new(&[row, matrices]).map_err(bad)?;
+                tensors.push(TensorInfo { name: format!("{name}{suffix}").into(), shape, ggml_type: GgmlType::F32 });
+                Ok(())
+            };
+            add(SUMS, entry.sums.len() as u64 / matrices.max(1))?;
+            add(COUNTS, 1)?;
+        }
+        let mut writer = Writer::create(path, Layout::new(&metadata, &tensors, super::gguf::DEFAULT_ALIGNMENT), &[])?;
+        for entry in self.entries.values() {
+            writer.write(&le_bytes(entry.sums.iter().copied()))?;
+            writer.write(&le_bytes(entry.counts.iter().map(|&c| c as f32)))?;
+        }
+        writer.finish()
+    }
+
+    /// Writes the `.dat` format. Counts beyond the first of an entry are lost.
+    pub fn write_dat(&self, path: &Path) -> Result<()> {
+        let mut bytes = (self.entries.len() as i32).to_le_bytes().to_vec();
+        for (name, entry) in &self.entries {
+            let calls = entry.counts.first().copied().unwrap_or(0).max(1) as i32;
+            bytes.extend((name.len() as i32).to_le_bytes());
+            bytes.extend(name.as_bytes());
+            bytes.extend(calls.to_le_bytes());
+            bytes.extend((entry.sums.len() as i32).to_le_bytes());
+            bytes.extend(le_bytes(entry.means().iter().map(|mean| mean * calls as f32)));
+        }
+        let dataset = self.datasets.first().map_or("", String::as_str);
+        bytes.extend((self.chunk_count as i32).to_le_bytes());
+        bytes.extend((dataset.len() as i32).to_le_bytes());
+        bytes.extend(dataset.as_bytes());
+        let mut output = Output::create(path, bytes.len() as u64, &[])?;
+        output.write(&bytes)?;
+        output.finish()
+    }
+}
+
+fn le_bytes(values: impl Iterator<Item = f32>) -> Vec<u8> {
+    values.flat_map(f32::to_le_bytes).collect()
+}
+
+fn f32s(bytes: &[u8]) -> Vec<f32> {
+    bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
+}
+
+fn parse_gguf(bytes: &[u8]) -> std::result::Result<Imatrix, String> {
+    let header = parse(bytes)?;
+    let number = |key: &str| -> std::result::Result<u32, String> {
+        match header.metadata.get(key) {
+            Some(Value::U32(n)) => Ok(*n),
+            Some(v) => Err(format!("'{key}' is of type {}; it must be u32", v.value_type().name())),
+            None => Err(format!(
+                "'{key}' is missing; is this an importance matrix? llama-imatrix and quantier imatrix write one"
+            )),
+        }
+    };
+    let datasets = match header.metadata.get(DATASETS) {
+        Some(Value::Array(array)) => array.strings().map(|s| String::from_utf8_lossy(s).into_owned()).collect(),
+        Some(v) => {
+            return Err(format!("'{DATASETS}' is of type {}; it must be an array of strings", v.value_type().name()));
+        }
+        None => {
+            return Err(format!(
+                "'{DATASETS}' is missing; is this an importance matrix? llama-imatrix and quantier imatrix write one"
+            ));
+        }
+    };
+    let mut halves: BTreeMap<&str, [Option<Vec<f32>>; 2]> = BTreeMap::new();
+    for (tensor, offset) in &header.tensors {
+        let name: &str = &tensor.name;
+        let (of, half) = match (name.strip_suffix(SUMS), name.strip_suffix(COUNTS)) {
+            (Some(of), _) => (of, 0),
+            (_, Some(of)) => (of, 1),
+            _ => continue,
+        };
+        if tensor.ggml_type != GgmlType::F32 {
+            return Err(format!("tensor '{name}' is of type {}; it must be f32", tensor.ggml_type));
+        }
+        let data = &bytes[*offset as usize..][..tensor.bytes() as usize];
+        halves.entry(of).or_default()[half] = Some(f32s(data));
+    }
+    if halves.is_empty() {
+        return Err("it holds no statistics (no tensor ends in .in_sum2)".into());
+    }
+    let mut entries = BTreeMap::new();
+    for (name, half) in halves {
+        let [Some(sums), Some(counts)] = half else {
+            return Err(format!("'{name}' has only one of {SUMS} and {COUNTS}"));
+        };
+        if !sums.len().is_multiple_of(counts.len()) {
+            return Err(format!(
+                "'{name}' has {} sums for {} counts, which do not divide evenly",
+                sums.len(),
+                counts.len()
+            ));
+        }
+        if let Some(count) = counts.iter().find(|c| !c.is_finite() || **c < 0.0) {
+            return Err(format!("'{name}' has a count of {count}"));
+        }
+        // Counts are whole numbers in f32; f32::round is C's lround here.
+        entries.insert(name.to_owned(), Entry { sums, counts: counts.iter().map(|c| c.round() as i64).collect() });
+    }
+    Ok(Imatrix { entries, datasets, chunk_count: number(CHUNK_COUNT)?, chunk_size: number(CHUNK_SIZE)? })
+}
+
+fn parse_dat(bytes: &[u8]) -> std::result::Result<Imatrix, String> {
+    let mut rest = bytes;
+    let mut take = |n: usize, what: &str| -> std::result::Result<&[u8], String> {
+        let at = bytes.len() - rest.len();
+        let (taken, after) = rest.split_at_checked(n).ok_or_else(|| {
+            format!("it ends at byte {} within {what}, which begins at byte {at} and has {n} bytes", bytes.len())
+        })?;
+        rest = after;
+        Ok(taken)
+    };
+    let int = |b: &[u8]| i32::from_le_bytes(b.try_into().unwrap_or_default());
+    let n_entries = int(take(4, "the number of entries (is this an importance matrix?)")?);
+    if n_entries < 1 {
+        return Err(format!("it claims {n_entries} entries; is this an importance matrix?"));
+    }
+    let mut entries = BTreeMap::new();
+    for i in 0..n_entries {
+        let length = int(take(4, &format!("the name length of entry {i}"))?);
+        let length = usize::try_from(length).map_err(|_| format!("entry {i} has a name of {length} bytes"))?;
+        let name = take(length, &format!("the name of entry {i}"))?;
+        let name = std::str::from_utf8(until_zero(name))
+            .map_err(|_| format!("the name of entry {i} is not UTF-8; is this an importance matrix?"))?;
+        let calls = int(take(4, &format!("the call count of '{name}'"))?);
+        let values = int(take(4, &format!("the number of values of '{name}'"))?);
+        let length = usize::try_from(values).ok().filter(|&n| n > 0).and_then(|n| n.checked_mul(4));
+        let length = length.ok_or_else(|| format!("'{name}' claims {values} values"))?;
+        let sums = f32s(take(length, &format!("the values of '{name}'"))?);
+        // A count of 0 means that the values are means already.
+        entries.insert(name.to_owned(), Entry { sums, counts: vec![i64::from(calls.max(0)).max(1)] });
+    }
+    let mut imatrix = Imatrix { entries, ..Imatrix::default() };
+    if let Ok(chunks) = take(4, "the chunk count") {
+        imatrix.chunk_count = int(chunks).max(0) as u32;
+        if let Ok(length) = take(4, "the length of the dataset's name") {
+            let length = usize::try_from(int(length)).unwrap_or(0);
+            if let (1.., Ok(name)) = (length, take(length, "the dataset's name")) {
+                imatrix.datasets.push(String::from_utf8_lossy(until_zero(name)).into_owned());
+            }
+        }
+    }
+    Ok(imatrix)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn example() -> Imatrix {
+        let entry = |counts: &[i64]| Entry { sums: (0..8).map(|i| i as f32).collect(), counts: counts.to_vec() };
+        Imatrix {
+            entries: [("a.weight".into(), entry(&[4])), ("b.weight".into(), entry(&[2, 0]))].into(),
+            datasets: vec!["wiki.txt".into(), "code.txt".into()],
+            chunk_count: 7,
+            chunk_size: 512,
+        }
+    }
+
+    #[test]
+    fn the_gguf_format_comes_back_as_it_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("imatrix.gguf");
+        example().write_gguf(&path).unwrap();
+        assert_eq!(Imatrix::read(&path).unwrap(), example());
+    }
+
+    #[test]
+    fn the_dat_format_keeps_the_means() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("imatrix.dat");
+        example().write_dat(&path).unwrap();
+        let back = Imatrix::read(&path).unwrap();
+        assert_eq!(back.entries["a.weight"].means(), example().entries["a.weight"].means());
+        assert_eq!((back.chunk_count, &*back.datasets), (7, &["wiki.txt".to_string()][..]));
+    }
+
+    #[test]
+    fn an_expert_that_was_never_reached_counts_as_all_ones() {
+        assert_eq!(example().entries["b.weight"].means(), [0.0, 0.5, 1.0, 1.5, 1.0, 1.0, 1.0, 1.0]);
+    }
+
+    #[test]
+    fn values_that_no_sum_of_squares_has_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        for value in [f32::NAN, f32::INFINITY, -1.0] {
+            let mut imatrix = example();
+            imatrix.entries.get_mut("b.weight").unwrap().sums[1] = value;
+            for name in ["m.gguf", "m.dat"] {
+                let path = dir.path().join(name);
+                if name == "m.dat" {
+                    imatrix.write_dat(&path).unwrap()
+                } else {
+                    imatrix.write_gguf(&path).unwrap()
+                }
+                let error = Imatrix::read(&path).unwrap_err().to_string();
+                assert!(error.contains("value 1 of 'b.weight'"), "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_truncation_is_an_error_or_a_shorter_tail() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("imatrix.dat");
+        example().write_dat(&path).unwrap();
+        let bytes = std::fs::read(&path).unwrap();
+        for len in 0..bytes.len() {
+            let _ = Imatrix::parse(&bytes[..len]);
+        }
+        assert!(Imatrix::parse(&bytes[..100]).unwrap_err().contains("it ends at byte 100"));
+    }
+}

@@ -1,0 +1,65 @@
+//! Read-only file mappings: the only place that maps memory.
+
+use super::{Error, Result};
+use memmap2::{Mmap, UncheckedAdvice};
+use std::fs::File;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+/// A whole file, mapped read-only.
+pub struct Map {
+    path: PathBuf,
+    file: File,
+    bytes: Mmap,
+}
+
+impl Map {
+    /// Maps the file. An empty file gives an empty slice.
+    pub fn open(path: &Path) -> Result<Map> {
+        let io = |source| Error::Io { path: path.to_owned(), action: "open", source };
+        let file = File::open(path).map_err(io)?;
+        let meta = file.metadata().map_err(io)?;
+        if meta.is_dir() {
+            return Err(Error::Io {
+                path: path.to_owned(),
+                action: "read",
+                source: std::io::Error::other("it is a directory; name a .gguf file"),
+            });
+        }
+        // SAFETY: the mapping is read-only and private to this process. Another process that shortens the file
+        // would make reads beyond its end fault; `check_length` catches that between reads, and every consumer
+        // of tensor data calls it before it touches a band of rows.
+        let bytes = unsafe { Mmap::map(&file) }.map_err(io)?;
+        Ok(Map { path: path.to_owned(), file, bytes })
+    }
+
+    /// Where the file is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The file's bytes.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Fails if the file has become shorter than it was when it was mapped.
+    pub fn check_length(&self) -> Result<()> {
+        let now = self
+            .file
+            .metadata()
+            .map_err(|source| Error::Io { path: self.path.clone(), action: "check", source })?
+            .len();
+        if now < self.bytes.len() as u64 {
+            return Err(Error::Shrunk { path: self.path.clone(), was: self.bytes.len() as u64, now });
+        }
+        Ok(())
+    }
+
+    /// Tells the system that these bytes are not needed again soon, so that a model larger than memory does not
+    /// push everything else out. Only a hint.
+    pub fn release(&self, range: Range<usize>) {
+        // SAFETY: the mapping is file-backed and read-only; dropped pages are read again from the file.
+        let _ = unsafe { self.bytes.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len()) };
+    }
+}

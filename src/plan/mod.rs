@@ -1,0 +1,6 @@
+//! Numbers in, recipe out: which type each tensor gets. Knows no files.
+
+pub mod file_type;
+pub mod presets;
+pub mod recipe;
+pub mod role;

@@ -1,0 +1,203 @@
+//! What a tensor does in a model, told from its name, as llama.cpp's quantizer tells it.
+
+/// The role of a tensor.
+#[allow(missing_docs)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Role {
+    TokenEmbedding,
+    AttentionQ,
+    AttentionK,
+    AttentionV,
+    AttentionQkv,
+    /// The joint key-value projection of multi-head latent attention.
+    AttentionKvB,
+    AttentionOutput,
+    FfnUp,
+    FfnGate,
+    FfnDown,
+    Output,
+    Other,
+}
+
+/// Parts of names and the roles they mean; the first that occurs in a name decides.
+const PARTS: &[(&str, Role)] = &[
+    ("attn_qkv.weight", Role::AttentionQkv),
+    ("attn_kv_b.weight", Role::AttentionKvB),
+    ("attn_v.weight", Role::AttentionV),
+    ("attn_k.weight", Role::AttentionK),
+    ("attn_q.weight", Role::AttentionQ),
+    ("attn_output.weight", Role::AttentionOutput),
+    ("ffn_up", Role::FfnUp),
+    ("ffn_gate", Role::FfnGate),
+    ("ffn_down", Role::FfnDown),
+];
+
+impl Role {
+    /// The role that a tensor's name tells.
+    pub fn of(name: &str) -> Role {
+        match name {
+            "output.weight" => Role::Output,
+            "token_embd.weight" | PER_LAYER_EMBEDDING => Role::TokenEmbedding,
+            _ => PARTS.iter().find(|(part, _)| name.contains(part)).map_or(Role::Other, |(_, role)| *role),
+        }
+    }
+
+    /// Whether the tensor carries attention values, which suffer most from few bits.
+    pub fn carries_values(self) -> bool {
+        matches!(self, Role::AttentionV | Role::AttentionQkv | Role::AttentionKvB)
+    }
+
+    /// A short name for tables: `attn_q`, `ffn_down`, ...
+    pub fn label(self) -> &'static str {
+        match self {
+            Role::TokenEmbedding => "token_embd",
+            Role::AttentionQ => "attn_q",
+            Role::AttentionK => "attn_k",
+            Role::AttentionV => "attn_v",
+            Role::AttentionQkv => "attn_qkv",
+            Role::AttentionKvB => "attn_kv_b",
+            Role::AttentionOutput => "attn_output",
+            Role::FfnUp => "ffn_up",
+            Role::FfnGate => "ffn_gate",
+            Role::FfnDown => "ffn_down",
+            Role::Output => "output",
+            Role::Other => "other",
+        }
+    }
+}
+
+/// Gemma's second embedding table, which follows the first in everything but an explicit override.
+pub const PER_LAYER_EMBEDDING: &str = "per_layer_token_embd.weight";
+
+/// The number of the layer that a tensor belongs to (`blk.7.attn_q.weight` -> 7), read as C's `scanf("blk.%d.")`
+/// reads it.
+pub fn layer_of(name: &str) -> Option<i32> {
+    let digits = name.strip_prefix("blk.")?.trim_start_matches([' ', '\t', '\n', '\r', '\x0b', '\x0c']);
+    let sign = usize::from(digits.starts_with(['-', '+']));
+    let end = sign + digits[sign..].bytes().take_while(u8::is_ascii_digit).count();
+    if end == sign {
+        return None;
+    }
+    // A number too large for an int cannot be a layer; any value outside the model serves to say so.
+    Some(digits[..end].parse::<i64>().ok().and_then(|n| i32::try_from(n).ok()).unwrap_or(i32::MAX))
+}
+
+/// Whether llama.cpp's quantizer touches the tensor at all, by its name and number of dimensions (trailing ones
+/// not counted).
+///
+/// `quantize_output` is false under `--leave-output-tensor`. The list is the reference's: norms, gates that choose
+/// experts, position tables, small state-space and RWKV matrices, parts of vision and audio towers.
+pub fn may_be_quantized(architecture: &str, name: &str, dimensions: usize, quantize_output: bool) -> bool {
+    // In the reference, a name of five bytes without "weight" passes this test by an unsigned wrap-around.
+    let is_weight = name.ends_with("weight") || (name.len() == 5);
+    dimensions >= 2
+        && is_weight
+        && (quantize_output || name != "output.weight")
+        && !WHOLE_NAMES_KEPT.contains(&name)
+        && !PARTS_KEPT.iter().any(|part| name.contains(part))
+        && !(architecture == GLM5_NEXT && GLM5_NEXT_PARTS_KEPT.iter().any(|part| name.contains(part)))
+}
+
+/// The architecture with rules of its own.
+pub const GLM5_NEXT: &str = "glm5-next";
+
+const WHOLE_NAMES_KEPT: &[&str] = &["position_embd.weight", "token_types.weight"];
+
+const PARTS_KEPT: &[&str] = &[
+    "_norm.weight",
+    "ffn_gate_inp.weight",
+    "ffn_gate_tid2eid.weight",
+    "altup",
+    "laurel",
+    "per_layer_model_proj",
+    "ssm_conv1d",
+    "shortconv.conv.weight",
+    "indexer.k_proj.weight",
+    "indexer.q_proj.weight",
+    "time_mix_first.weight",
+    "time_mix_w0.weight",
+    "time_mix_w1.weight",
+    "time_mix_w2.weight",
+    "time_mix_v0.weight",
+    "time_mix_v1.weight",
+    "time_mix_v2.weight",
+    "time_mix_a0.weight",
+    "time_mix_a1.weight",
+    "time_mix_a2.weight",
+    "time_mix_g1.weight",
+    "time_mix_g2.weight",
+    "time_mix_decay_w1.weight",
+    "time_mix_decay_w2.weight",
+    "time_mix_lerp_fused.weight",
+    "attn_rel_b.weight",
+    ".position_embd",
+    "sam.pos_embd",
+    "sam.neck.",
+    "sam.net_",
+    ".rel_pos",
+    ".patch_embd",
+    ".patch_merger",
+    "a.rvq.codebook",
+    "mm.a.code_embd",
+];
+
+const GLM5_NEXT_PARTS_KEPT: &[&str] = &[
+    "hc_",
+    "indexer.attn_q_b",
+    "indexer.attn_k",
+    "indexer.proj",
+    "indexer_compressor_gate",
+    "indexer_compressor_ape",
+    "ssm_f_a.weight",
+    "ssm_f_b.weight",
+    "ssm_g_a.weight",
+    "ssm_g_b.weight",
+    "ssm_beta.weight",
+    "attn_kv_a_mqa.weight",
+    "attn_k_b.weight",
+    "attn_v_b.weight",
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_tell_roles() {
+        for (name, role) in [
+            ("output.weight", Role::Output),
+            ("blk.3.attn_output.weight", Role::AttentionOutput),
+            ("blk.3.ffn_down_exps.weight", Role::FfnDown),
+            ("blk.3.ffn_gate_inp.weight", Role::FfnGate),
+            ("blk.3.attn_qkv.weight", Role::AttentionQkv),
+            ("blk.3.attn_q_norm.weight", Role::Other),
+        ] {
+            assert_eq!(Role::of(name), role, "{name}");
+        }
+    }
+
+    #[test]
+    fn layers_are_read_as_scanf_reads_them() {
+        for (name, layer) in [
+            ("blk.12.x", Some(12)),
+            ("blk.12", Some(12)),
+            ("blk.-3.x", Some(-3)),
+            ("blk.x", None),
+            ("a.blk.1.x", None),
+            ("blk.99999999999999999999.x", Some(i32::MAX)),
+        ] {
+            assert_eq!(layer_of(name), layer, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_is_left_alone() {
+        assert!(may_be_quantized("llama", "blk.0.attn_q.weight", 2, true));
+        assert!(!may_be_quantized("llama", "blk.0.attn_q.weight", 1, true));
+        assert!(!may_be_quantized("llama", "blk.0.attn_norm.weight", 2, true));
+        assert!(!may_be_quantized("llama", "output.weight", 2, false));
+        assert!(!may_be_quantized("llama", "blk.0.attn_q.bias", 2, true));
+        assert!(may_be_quantized("llama", "blk.0.attn_k_b.weight", 2, true));
+        assert!(!may_be_quantized(GLM5_NEXT, "blk.0.attn_k_b.weight", 2, true));
+    }
+}

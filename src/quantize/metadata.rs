@@ -1,0 +1,218 @@
+//! Metadata of the output, and the facts that the preset rules need from the input's.
+
+use super::{Error, Job, Result};
+use crate::format::gguf::{Metadata, Model, Value, keys};
+use crate::format::imatrix::Imatrix;
+use crate::format::types::GgmlType;
+use crate::plan::presets::ModelFacts;
+use crate::plan::role::Role;
+
+/// `general.quantization_version`: the version of ggml's block formats.
+const QUANTIZATION_VERSION: u32 = 2;
+/// Set in `general.file_type` if the type is a guess.
+const GUESSED: u32 = 1024;
+/// Longest string that llama.cpp's metadata overrides hold.
+const OVERRIDE_STRING: usize = 127;
+
+/// `--override-kv KEY=TYPE:VALUE`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct KvOverride {
+    /// The metadata key.
+    pub key: String,
+    /// Its new value.
+    pub value: OverrideValue,
+}
+
+/// The types that llama.cpp's overrides know.
+#[derive(Clone, Debug, PartialEq)]
+pub enum OverrideValue {
+    /// Written as u32.
+    Int(i64),
+    /// Written as f32.
+    Float(f64),
+    /// Written as bool.
+    Bool(bool),
+    /// Written as a string.
+    Str(Vec<u8>),
+}
+
+impl OverrideValue {
+    fn to_value(&self) -> Value<'static> {
+        match self {
+            // As the reference: the absolute value, its low 32 bits.
+            OverrideValue::Int(v) => Value::U32(v.unsigned_abs() as u32),
+            OverrideValue::Float(v) => Value::F32(*v as f32),
+            OverrideValue::Bool(v) => Value::Bool(*v),
+            OverrideValue::Str(v) => Value::String(v.clone().into()),
+        }
+    }
+}
+
+/// Metadata as the reference's loader sees it: overrides of the right kind come first.
+struct Lookup<'a> {
+    metadata: &'a Metadata<'a>,
+    overrides: &'a [KvOverride],
+}
+
+impl Lookup<'_> {
+    fn overridden(&self, key: &str) -> Option<&OverrideValue> {
+        self.overrides.iter().find(|o| o.key == key).map(|o| &o.value)
+    }
+
+    fn text(&self, key: &str) -> Option<String> {
+        match self.overridden(key) {
+            Some(OverrideValue::Str(s)) => Some(String::from_utf8_lossy(s).into_owned()),
+            _ => self.metadata.get(key)?.as_str().map(str::to_owned),
+        }
+    }
+
+    /// A number, or the first of an array of numbers (one per layer).
+    fn number(&self, key: &str) -> Option<u32> {
+        if let Some(OverrideValue::Int(v)) = self.overridden(key) {
+            return Some(*v as u32);
+        }
+        let value = self.metadata.get(key)?;
+        let first = value.as_array().and_then(|a| a.values().next());
+        first.as_ref().unwrap_or(value).as_u64()?.try_into().ok()
+    }
+}
+
+/// What the preset rules ask about the model. `names` are those of all its tensors.
+pub(super) fn facts<'n>(
+    model: &Model<'_>,
+    job: &Job,
+    names: impl Iterator<Item = &'n str> + Clone,
+    has_imatrix: bool,
+) -> Result<ModelFacts> {
+    let lookup = Lookup { metadata: model.metadata(), overrides: &job.kv_overrides };
+    let mut facts = ModelFacts {
+        tied: !names.clone().any(|n| Role::of(n) == Role::Output),
+        value_tensors: names.filter(|n| Role::of(n).carries_values()).count() as u32,
+        has_imatrix,
+        ..ModelFacts::default()
+    };
+    let Some(architecture) = lookup.text(keys::ARCHITECTURE) else {
+        return match job.outputs.iter().all(|o| o.wishes.file_type.is_none()) {
+            true => Ok(facts),
+            false => Err(Error::Impossible(vec![format!(
+                "{}: '{}' is missing, so the model's architecture is unknown; set it with --override-kv {}=str:NAME",
+                job.input.display(),
+                keys::ARCHITECTURE,
+                keys::ARCHITECTURE
+            )])),
+        };
+    };
+    let number = |key: &str| lookup.number(&format!("{architecture}.{key}"));
+    facts.layers = number("block_count").unwrap_or(0);
+    facts.predict_layers = number("nextn_predict_layers").unwrap_or(0);
+    facts.experts = number("expert_count").unwrap_or(0);
+    facts.heads = number("attention.head_count").unwrap_or(0);
+    facts.kv_heads = number("attention.head_count_kv").unwrap_or(facts.heads);
+    facts.architecture = architecture;
+    Ok(facts)
+}
+
+/// The metadata of an output's first file.
+pub(super) fn output_metadata<'a>(
+    model: &Model<'a>,
+    job: &Job,
+    file_type: u32,
+    imatrix: Option<&UsedImatrix>,
+    layers_left: Option<u32>,
+) -> Metadata<'a> {
+    let mut out = Metadata::new();
+    for (key, value) in model.metadata().iter() {
+        out.set(key.to_owned(), value.cut_at_zeros());
+    }
+    out.set(keys::QUANTIZATION_VERSION, Value::U32(QUANTIZATION_VERSION));
+    out.set(keys::FILE_TYPE, Value::U32(file_type));
+    for key in [keys::SPLIT_NO, keys::SPLIT_COUNT, keys::SPLIT_TENSORS] {
+        out.remove(key);
+    }
+    for one in &job.kv_overrides {
+        out.set(one.key.clone(), one.value.to_value());
+    }
+    if let Some(used) = imatrix {
+        let cut = |s: &str| Value::String(s.as_bytes()[..s.len().min(OVERRIDE_STRING)].to_vec().into());
+        out.set("quantize.imatrix.file", cut(&used.file));
+        if let Some(dataset) = used.imatrix.datasets.first() {
+            out.set("quantize.imatrix.dataset", cut(dataset));
+        }
+        out.set("quantize.imatrix.entries_count", Value::U32(used.imatrix.entries.len() as u32));
+        // A count beyond i32 is negative to the reference, which then leaves the key out.
+        if (1..=i32::MAX as u32).contains(&used.imatrix.chunk_count) {
+            out.set("quantize.imatrix.chunks_count", Value::U32(used.imatrix.chunk_count));
+        }
+    }
+    if let Some(layers) = layers_left {
+        let architecture = model.architecture().unwrap_or_default();
+        out.set(format!("{architecture}.block_count"), Value::U32(layers));
+    }
+    out
+}
+
+/// An importance matrix after its filters, with the name that the user gave.
+pub(super) struct UsedImatrix {
+    pub(super) file: String,
+    pub(super) imatrix: Imatrix,
+}
+
+/// `general.file_type` of a copy: what the input says, or a guess by the type of most of its tensors.
+pub(super) fn file_type_of_copy(model: &Model<'_>, job: &Job, types: impl Iterator<Item = GgmlType>) -> u32 {
+    let lookup = Lookup { metadata: model.metadata(), overrides: &job.kv_overrides };
+    if let Some(said) = lookup.number(keys::FILE_TYPE) {
+        return said;
+    }
+    let mut counts: Vec<(GgmlType, u32)> = Vec::new();
+    let mut most = (GgmlType::F32, 0);
+    for t in types {
+        let i = counts.iter().position(|(seen, _)| *seen == t).unwrap_or_else(|| {
+            counts.push((t, 0));
+            counts.len() - 1
+        });
+        counts[i].1 += 1;
+        if counts[i].1 > most.1 {
+            most = counts[i];
+        }
+    }
+    GUESSED | guess(most.0)
+}
+
+/// The file type that a model mostly of this type is taken for.
+fn guess(t: GgmlType) -> u32 {
+    use crate::plan::file_type::FileType as F;
+    use GgmlType as T;
+    /// NVFP4 is a file type that the reference knows but does not offer.
+    const NVFP4: u32 = 39;
+    const GUESSES: &[(GgmlType, F)] = &[
+        (T::F16, F::F16),
+        (T::BF16, F::BF16),
+        (T::Q4_0, F::Q4_0),
+        (T::Q4_1, F::Q4_1),
+        (T::Q5_0, F::Q5_0),
+        (T::Q5_1, F::Q5_1),
+        (T::Q8_0, F::Q8_0),
+        (T::Q2_K, F::Q2_K),
+        (T::Q3_K, F::Q3_K_M),
+        (T::Q4_K, F::Q4_K_M),
+        (T::Q5_K, F::Q5_K_M),
+        (T::Q6_K, F::Q6_K),
+        (T::TQ1_0, F::TQ1_0),
+        (T::TQ2_0, F::TQ2_0),
+        (T::IQ2_XXS, F::IQ2_XXS),
+        (T::IQ2_XS, F::IQ2_XS),
+        (T::IQ2_S, F::IQ2_S),
+        (T::IQ3_XXS, F::IQ3_XXS),
+        (T::IQ3_S, F::IQ3_S),
+        (T::IQ1_S, F::IQ1_S),
+        (T::IQ1_M, F::IQ1_M),
+        (T::IQ4_NL, F::IQ4_NL),
+        (T::IQ4_XS, F::IQ4_XS),
+        (T::Q1_0, F::Q1_0),
+        (T::Q2_0, F::Q2_0),
+    ];
+    match t {
+        T::NVFP4 => NVFP4,
+        _ => GUESSES.iter().find(|(of, _)| *of == t).map_or(0, |(_, file_type)| file_type.id()),
+    }
+}

@@ -1,0 +1,109 @@
+//! `quantize`: a GGUF in, one or more quantized GGUFs out, byte for byte what llama-quantize writes.
+//!
+//! [`Plan::new`] decides everything and refuses what cannot work, before a byte is written; [`Plan::run`] streams
+//! the tensors through.
+
+mod metadata;
+mod plan;
+mod run;
+
+pub use metadata::{KvOverride, OverrideValue};
+pub use plan::{Plan, PlannedOutput, PlannedTensor};
+
+use crate::format;
+use crate::plan::recipe::Wishes;
+use crate::quant::Fault;
+use std::path::PathBuf;
+
+/// What to write and where.
+#[derive(Clone, Debug)]
+pub struct OutputRequest {
+    /// The file; with [`Job::keep_split`], the part before `-00001-of-00003.gguf`.
+    pub path: PathBuf,
+    /// Which types it gets.
+    pub wishes: Wishes,
+}
+
+/// A whole job.
+#[derive(Clone, Debug, Default)]
+pub struct Job {
+    /// The model: a GGUF file or any shard of a split one.
+    pub input: PathBuf,
+    /// What to write; all from one pass over the input.
+    pub outputs: Vec<OutputRequest>,
+    /// The importance matrix.
+    pub imatrix: Option<ImatrixRequest>,
+    /// Whether tensors that are quantized already may be quantized anew.
+    pub allow_requantize: bool,
+    /// Write as many shards as the input has.
+    pub keep_split: bool,
+    /// Whether a type that does not fit a tensor's rows is a failure instead of being replaced.
+    pub no_fallback: bool,
+    /// Metadata to set in the output.
+    pub kv_overrides: Vec<KvOverride>,
+    /// Layers to leave out; those behind them move up.
+    pub prune_layers: Vec<u32>,
+    /// Threads; 0 takes one per core.
+    pub threads: usize,
+}
+
+/// Which importance matrix to use, and for which tensors.
+#[derive(Clone, Debug, Default)]
+pub struct ImatrixRequest {
+    /// The file, as the user named it; its name goes into the output's metadata.
+    pub path: PathBuf,
+    /// Use it only for tensors whose name contains one of these; empty for all.
+    pub include: Vec<String>,
+    /// Do not use it for tensors whose name contains one of these.
+    pub exclude: Vec<String>,
+}
+
+/// Why a job failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file could not be read or written.
+    #[error(transparent)]
+    Format(#[from] format::Error),
+    /// The plan cannot work; one sentence per reason.
+    #[error("this cannot be done, and nothing was written:\n{}", indent(.0))]
+    Impossible(Vec<String>),
+    /// The input holds something that is not a number.
+    #[error(
+        "{}: tensor '{tensor}', row {row}, has {fault}; llama-quantize refuses such a model too: repair or convert it again",
+        path.display()
+    )]
+    BadInput {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Its row, counted over all its matrices.
+        row: u64,
+        /// What is wrong.
+        fault: Fault,
+    },
+    /// Weights too large for the type's scales.
+    #[error(
+        "tensor '{tensor}', row {row}: quantized to {target} it has {fault}; its weights are too large for that type: keep it in f16 or bf16 with --tensor-type"
+    )]
+    Overflow {
+        /// The tensor.
+        tensor: String,
+        /// Its row, counted over all its matrices.
+        row: u64,
+        /// The type.
+        target: crate::format::types::GgmlType,
+        /// What is wrong.
+        fault: Fault,
+    },
+    /// Stopped from outside.
+    #[error("stopped; nothing was written")]
+    Cancelled,
+}
+
+/// Result of this module.
+pub type Result<T> = std::result::Result<T, Error>;
+
+fn indent(reasons: &[String]) -> String {
+    reasons.iter().map(|reason| format!("  - {reason}")).collect::<Vec<_>>().join("\n")
+}

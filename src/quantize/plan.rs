@@ -1,0 +1,394 @@
+//! The plan: every decision and every refusal, before the first byte is written.
+
+use super::metadata::{UsedImatrix, facts, file_type_of_copy, output_metadata};
+use super::{Error, Job, Result};
+use crate::format::gguf::{
+    DEFAULT_ALIGNMENT, Layout, Metadata, Model, Shape, Tensor, TensorInfo, Value, keys, shard_path,
+};
+use crate::format::imatrix::Imatrix;
+use crate::format::types::GgmlType;
+use crate::plan::presets::requires_imatrix;
+use crate::plan::recipe::{Candidate, Chosen, Wishes, choose};
+use crate::plan::role::{Role, layer_of};
+use crate::quant::Codec;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// A job that can work.
+pub struct Plan<'a> {
+    pub(super) model: &'a Model<'a>,
+    /// The input's tensors in the order of the output, with the importance weights of each.
+    pub(super) tensors: Vec<Source<'a>>,
+    /// What is written.
+    pub outputs: Vec<PlannedOutput<'a>>,
+    pub(super) threads: usize,
+}
+
+/// A tensor of the input on its way to the outputs.
+pub(super) struct Source<'a> {
+    pub(super) tensor: &'a Tensor<'a>,
+    /// Its name in the output; another than before where layers were pruned.
+    pub(super) name: String,
+    /// One importance weight per column and matrix.
+    pub(super) importance: Option<Vec<f32>>,
+    /// Why the importance matrix's values for this tensor cannot be used.
+    misfit: Option<String>,
+}
+
+/// One output of a plan.
+pub struct PlannedOutput<'a> {
+    /// The files, one per shard, and their metadata.
+    pub(super) files: Vec<(PathBuf, Metadata<'a>)>,
+    /// The preset; `None` for a copy.
+    pub file_type: Option<crate::plan::file_type::FileType>,
+    /// What happens to each tensor, in the order of the output.
+    pub tensors: Vec<PlannedTensor>,
+    pub(super) imatrix_missing: Vec<String>,
+}
+
+/// One tensor of an output.
+#[derive(Clone, Debug)]
+pub struct PlannedTensor {
+    /// Its name in the output.
+    pub name: String,
+    /// Its dimensions, row length first.
+    pub shape: Shape,
+    /// Its type in the input.
+    pub from: GgmlType,
+    /// The choice made for it.
+    pub chosen: Chosen,
+    /// Bytes in the input.
+    pub bytes_before: u64,
+    /// Bytes in the output.
+    pub bytes_after: u64,
+    /// Whether importance weights are used.
+    pub has_importance: bool,
+    pub(super) shard: usize,
+}
+
+impl<'a> PlannedOutput<'a> {
+    /// Where the output goes.
+    pub fn paths(&self) -> impl Iterator<Item = &PathBuf> {
+        self.files.iter().map(|(path, _)| path)
+    }
+
+    /// The layout of each file.
+    pub(super) fn layouts(&self) -> Vec<Layout> {
+        let of = |(shard, (_, metadata)): (usize, &(PathBuf, Metadata<'_>))| {
+            let tensors: Vec<_> = self.tensors.iter().filter(|t| t.shard == shard).map(PlannedTensor::info).collect();
+            Layout::new(metadata, &tensors, alignment(metadata))
+        };
+        self.files.iter().enumerate().map(of).collect()
+    }
+
+    /// Bytes of all its files, headers included.
+    pub fn file_bytes(&self) -> u64 {
+        self.layouts().iter().map(Layout::file_bytes).sum()
+    }
+
+    /// Bytes of tensor data.
+    pub fn tensor_bytes(&self) -> u64 {
+        self.tensors.iter().map(|t| t.bytes_after).sum()
+    }
+
+    /// Bits per weight, over all tensors.
+    pub fn bpw(&self) -> f64 {
+        8.0 * self.tensor_bytes() as f64 / self.tensors.iter().map(|t| t.shape.elements()).sum::<u64>().max(1) as f64
+    }
+
+    /// Tensors that get another type than was wanted, because their rows do not fit.
+    pub fn substituted(&self) -> impl Iterator<Item = &PlannedTensor> {
+        self.tensors.iter().filter(|t| t.chosen.wanted != t.chosen.target)
+    }
+
+    /// Tensors that need importance weights and have none; a plan with any of them can be shown but not run.
+    pub fn imatrix_missing(&self) -> &[String] {
+        &self.imatrix_missing
+    }
+}
+
+impl PlannedTensor {
+    /// As the output's header describes it; ggml counts no trailing dimensions of 1.
+    fn info(&self) -> TensorInfo<'_> {
+        TensorInfo { name: (&*self.name).into(), shape: self.shape.trimmed(), ggml_type: self.chosen.target }
+    }
+}
+
+/// The alignment that a reader of this metadata will expect.
+fn alignment(metadata: &Metadata<'_>) -> u64 {
+    metadata.get(keys::ALIGNMENT).and_then(Value::as_u64).unwrap_or(DEFAULT_ALIGNMENT)
+}
+
+impl<'a> Plan<'a> {
+    /// Decides everything.
+    ///
+    /// # Errors
+    /// [`Error::Impossible`] with every reason at once, or a file that cannot be read. Missing importance weights
+    /// are no error here but listed in the outputs, so that a dry run can show the plan; [`Plan::run`] refuses.
+    pub fn new(model: &'a Model<'a>, job: &Job) -> Result<Plan<'a>> {
+        let imatrix = read_imatrix(job)?;
+        let mut problems = Vec::new();
+        let (tensors, layers_left) = sources(model, job, imatrix.as_ref());
+        let names = tensors.iter().map(|s| &*s.name);
+        let facts = facts(model, job, names, imatrix.is_some())?;
+        let mut outputs = Vec::new();
+        for request in &job.outputs {
+            let tensor_candidates: Vec<_> = tensors.iter().map(Source::candidate).collect();
+            let chosen = match choose(&request.wishes, &facts, &tensor_candidates) {
+                Ok(chosen) => chosen,
+                Err(reasons) => {
+                    problems.extend(reasons);
+                    continue;
+                }
+            };
+            let file_type = match request.wishes.file_type {
+                Some(file_type) => file_type.id(),
+                None => file_type_of_copy(model, job, tensors.iter().map(|s| s.tensor.info.ggml_type)),
+            };
+            let metadata = output_metadata(model, job, file_type, imatrix.as_ref(), layers_left);
+            let shards = if job.keep_split { tensors.iter().map(|s| s.tensor.shard + 1).max().unwrap_or(1) } else { 1 };
+            let files = files(&request.path, metadata, job.keep_split, shards, tensors.len());
+            let planned: Vec<_> =
+                tensors.iter().zip(chosen).map(|(source, chosen)| source.planned(chosen, job.keep_split)).collect();
+            let imatrix_missing = imatrix_missing(&planned, &request.wishes);
+            problems.extend(planned.iter().filter_map(|t| impossible(t, job)));
+            let used = planned.iter().zip(&tensors).filter(|(t, _)| t.chosen.target != t.from);
+            problems.extend(used.filter_map(|(_, source)| source.misfit.clone()));
+            outputs.push(PlannedOutput {
+                files,
+                file_type: request.wishes.file_type,
+                tensors: planned,
+                imatrix_missing,
+            });
+        }
+        problems.extend(clashes(&outputs));
+        problems.sort();
+        problems.dedup();
+        if !problems.is_empty() {
+            return Err(Error::Impossible(problems));
+        }
+        Ok(Plan { model, tensors, outputs, threads: job.threads })
+    }
+
+    /// Bytes of the input's tensors.
+    pub fn input_bytes(&self) -> u64 {
+        self.tensors.iter().map(|s| s.tensor.info.bytes()).sum()
+    }
+}
+
+impl Source<'_> {
+    fn candidate(&self) -> Candidate<'_> {
+        let info = &self.tensor.info;
+        Candidate { name: &self.name, dims: info.shape.four(), ggml_type: info.ggml_type }
+    }
+
+    fn planned(&self, chosen: Chosen, keep_split: bool) -> PlannedTensor {
+        let info = &self.tensor.info;
+        // The choice has checked that rows fit; a tensor that is kept fits as it is.
+        let row_bytes = chosen.target.row_bytes(info.shape.row_len()).unwrap_or(0);
+        PlannedTensor {
+            name: self.name.clone(),
+            shape: info.shape,
+            from: info.ggml_type,
+            chosen,
+            bytes_before: info.bytes(),
+            bytes_after: row_bytes * info.shape.rows(),
+            has_importance: self.importance.is_some() && chosen.target != info.ggml_type,
+            shard: if keep_split { self.tensor.shard } else { 0 },
+        }
+    }
+}
+
+/// Reads the importance matrix and applies the filters; `None` if there is none or nothing of it is left.
+fn read_imatrix(job: &Job) -> Result<Option<UsedImatrix>> {
+    let Some(request) = &job.imatrix else { return Ok(None) };
+    let mut imatrix = Imatrix::read(&request.path)?;
+    let any = |parts: &[String], name: &str| parts.iter().any(|part| name.contains(part.as_str()));
+    imatrix
+        .entries
+        .retain(|name, _| !any(&request.exclude, name) && (request.include.is_empty() || any(&request.include, name)));
+    let file = request.path.to_string_lossy().into_owned();
+    Ok((!imatrix.entries.is_empty()).then_some(UsedImatrix { file, imatrix }))
+}
+
+/// The tensors in the order of the output: by layer, then by name; under `keep_split`, as they lie in the shards.
+/// Pruned layers are gone, and the number of layers left is returned.
+fn sources<'a>(model: &'a Model<'a>, job: &Job, imatrix: Option<&UsedImatrix>) -> (Vec<Source<'a>>, Option<u32>) {
+    let mut tensors: Vec<&Tensor<'_>> = model.tensors.iter().collect();
+    tensors.sort_by(|a, b| {
+        let key = |t: &Tensor<'_>| layer_of(&t.info.name).unwrap_or(-1);
+        key(a).cmp(&key(b)).then_with(|| a.info.name.as_bytes().cmp(b.info.name.as_bytes()))
+    });
+    let mut renumbered = Renumbering::new(&job.prune_layers);
+    let mut sources: Vec<Source<'_>> = Vec::with_capacity(tensors.len());
+    for tensor in tensors {
+        let old = &*tensor.info.name;
+        let Some(name) = renumbered.name(old) else { continue };
+        let found = imatrix.map_or(Ok(None), |used| importance_of(old, tensor, &used.imatrix));
+        let (importance, misfit) = found.map_or_else(|misfit| (None, Some(misfit)), |found| (found, None));
+        sources.push(Source { tensor, name, importance, misfit });
+    }
+    if job.keep_split {
+        sources.sort_by_key(|s| (s.tensor.shard, s.tensor.offset));
+    }
+    let layers_left = (!job.prune_layers.is_empty()).then_some(renumbered.next);
+    (sources, layers_left)
+}
+
+/// The importance weights of a tensor, if the matrix has them and they fit. A misfit is a problem, except for the
+/// embedding, which never meets activations.
+fn importance_of(name: &str, tensor: &Tensor<'_>, imatrix: &Imatrix) -> std::result::Result<Option<Vec<f32>>, String> {
+    let Some(entry) = imatrix.entries.get(name) else { return Ok(None) };
+    let [row_len, _, matrices, _] = tensor.info.shape.four();
+    if entry.sums.len() as u64 == row_len * matrices {
+        return Ok(Some(entry.means()));
+    }
+    if Role::of(name) == Role::TokenEmbedding {
+        return Ok(None);
+    }
+    Err(format!(
+        "{name}: the importance matrix has {} values for it and the tensor needs {} ({row_len} columns x {matrices} matrices); it belongs to another model",
+        entry.sums.len(),
+        row_len * matrices
+    ))
+}
+
+/// Gives layers their new numbers as they come by, in ascending order of the old ones.
+struct Renumbering {
+    pruned: Vec<u32>,
+    new_of: BTreeMap<u32, Option<u32>>,
+    next: u32,
+}
+
+impl Renumbering {
+    fn new(pruned: &[u32]) -> Renumbering {
+        Renumbering { pruned: pruned.to_vec(), new_of: BTreeMap::new(), next: 0 }
+    }
+
+    /// The name under the new numbers; `None` if its layer is pruned.
+    fn name(&mut self, old: &str) -> Option<String> {
+        let Some((digits, layer)) = layer_digits(old).filter(|_| !self.pruned.is_empty()) else {
+            return Some(old.to_owned());
+        };
+        let first = self.pruned.iter().min().copied().unwrap_or(0);
+        let (pruned, next) = (self.pruned.contains(&layer), &mut self.next);
+        let new = *self.new_of.entry(layer).or_insert_with(|| {
+            if pruned {
+                return None;
+            }
+            let new = if layer < first { layer } else { *next };
+            *next = new + 1;
+            Some(new)
+        });
+        new.map(|new| format!("{}{new}{}", &old[..digits.start], &old[digits.end..]))
+    }
+}
+
+/// Where the layer's number stands in a name (`blk.N.` anywhere), and the number.
+fn layer_digits(name: &str) -> Option<(std::ops::Range<usize>, u32)> {
+    name.match_indices("blk.").find_map(|(at, part)| {
+        let start = at + part.len();
+        let end = start + name[start..].bytes().take_while(u8::is_ascii_digit).count();
+        let number = name[start..end].parse().ok()?;
+        name[end..].starts_with('.').then_some((start..end, number))
+    })
+}
+
+/// The files of an output and their metadata. Later shards have nothing but their place in the split.
+fn files<'a>(
+    path: &std::path::Path,
+    metadata: Metadata<'a>,
+    keep_split: bool,
+    shards: usize,
+    n_tensors: usize,
+) -> Vec<(PathBuf, Metadata<'a>)> {
+    if !keep_split {
+        return vec![(path.to_owned(), metadata)];
+    }
+    let mut first = Some(metadata);
+    let one = |shard: usize| {
+        let mut metadata = first.take().unwrap_or_default();
+        if shards > 1 {
+            metadata.set(keys::SPLIT_NO, Value::U16(shard as u16));
+            metadata.set(keys::SPLIT_COUNT, Value::U16(shards as u16));
+            metadata.set(keys::SPLIT_TENSORS, Value::I32(n_tensors as i32));
+        }
+        (shard_path(path, shard as u64, shards as u64), metadata)
+    };
+    (0..shards).map(one).collect()
+}
+
+/// The tensors that need importance weights and have none.
+fn imatrix_missing(tensors: &[PlannedTensor], wishes: &Wishes) -> Vec<String> {
+    let needs = |t: &&PlannedTensor| {
+        let impossible_without = Codec::of(t.chosen.target).is_some_and(|c| c.needs_importance);
+        let unwise_without = requires_imatrix(t.chosen.role, t.chosen.target, wishes.file_type);
+        t.chosen.quantizable && t.chosen.target != t.from && !t.has_importance && (impossible_without || unwise_without)
+    };
+    tensors.iter().filter(needs).map(|t| format!("{} ({})", t.name, t.chosen.target)).collect()
+}
+
+/// Why a tensor cannot become what was chosen for it.
+fn impossible(tensor: &PlannedTensor, job: &Job) -> Option<String> {
+    let PlannedTensor { name, from, chosen, .. } = tensor;
+    let (wanted, target) = (chosen.wanted, chosen.target);
+    if *from == target {
+        return None;
+    }
+    if from.is_quantized() && !job.allow_requantize {
+        return Some(format!(
+            "{name} is quantized already ({from}); quantize the original model, or accept the loss with --allow-requantize"
+        ));
+    }
+    if Codec::of(*from).is_none() {
+        return Some(format!("{name} is of type {from}, which holds no weights that could be quantized"));
+    }
+    if Codec::of(target).is_none() {
+        return Some(format!("{name} cannot become {target}: it is no type that models are stored in"));
+    }
+    if wanted != target && job.no_fallback {
+        return Some(format!(
+            "{name}: rows of {} weights do not fit {wanted}, and --no-fallback forbids {target} instead",
+            tensor.shape.row_len()
+        ));
+    }
+    None
+}
+
+/// Two outputs with one name.
+fn clashes(outputs: &[PlannedOutput<'_>]) -> Vec<String> {
+    let mut seen = std::collections::HashSet::new();
+    let paths = outputs.iter().flat_map(PlannedOutput::paths);
+    paths.filter(|path| !seen.insert(*path)).map(|path| format!("two outputs are called {}", path.display())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_behind_a_pruned_one_move_up() {
+        let mut renumbered = Renumbering::new(&[1, 3]);
+        let names = ["output.weight", "blk.0.a", "blk.1.a", "blk.1.b", "blk.2.a", "blk.2.b", "blk.3.a", "blk.4.a"];
+        let new: Vec<_> = names.iter().map(|n| renumbered.name(n)).collect();
+        let expected = [
+            Some("output.weight"),
+            Some("blk.0.a"),
+            None,
+            None,
+            Some("blk.1.a"),
+            Some("blk.1.b"),
+            None,
+            Some("blk.2.a"),
+        ];
+        assert_eq!(new.iter().map(Option::as_deref).collect::<Vec<_>>(), expected);
+        assert_eq!(renumbered.next, 3);
+    }
+
+    #[test]
+    fn a_layer_number_is_found_anywhere_in_a_name() {
+        assert_eq!(layer_digits("v.blk.12.x"), Some((6..8, 12)));
+        assert_eq!(layer_digits("blk.x.blk.3.y"), Some((10..11, 3)));
+        assert_eq!(layer_digits("blk.12"), None);
+    }
+}

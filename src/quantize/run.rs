@@ -1,0 +1,170 @@
+//! The stream: bands of rows in, every output's blocks out. Memory is bounded by the band, not by the model.
+
+use super::plan::{Plan, PlannedOutput, Source};
+use super::{Error, Result};
+use crate::format::gguf::Writer;
+use crate::format::types::GgmlType;
+use crate::progress::Progress;
+use crate::quant::Codec;
+use rayon::prelude::*;
+use std::path::Path;
+
+/// Weights that are read, quantized and written at a time (one row at least).
+const BAND_WEIGHTS: u64 = 8 << 20;
+/// Weights that one thread takes at a time (one row at least): small enough to stay in its cache.
+const TASK_WEIGHTS: u64 = 64 << 10;
+
+impl Plan<'_> {
+    /// Writes every output. Each appears under its name only when it is complete.
+    pub fn run(&self, progress: &dyn Progress) -> Result<()> {
+        let missing: Vec<_> = self.outputs.iter().flat_map(|o| o.imatrix_missing().iter()).cloned().collect();
+        if !missing.is_empty() {
+            return Err(Error::Impossible(vec![format!(
+                "these tensors need an importance matrix (--imatrix FILE) for the types chosen, and it is missing or has nothing for them: {}",
+                missing.join(", ")
+            )]));
+        }
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(self.threads)
+            .build()
+            .map_err(|e| Error::Impossible(vec![format!("cannot start {} threads: {e}", self.threads)]))?;
+        let inputs = self.model.files.paths();
+        let mut writers = Vec::new();
+        for output in &self.outputs {
+            writers.push(open(output, &inputs)?);
+        }
+        progress.begin(self.input_bytes());
+        for (index, source) in self.tensors.iter().enumerate() {
+            progress.at(&source.name);
+            let mut sinks: Vec<Sink<'_>> = self
+                .outputs
+                .iter()
+                .zip(&mut writers)
+                .map(|(output, files)| {
+                    let planned = &output.tensors[index];
+                    Sink { target: planned.chosen.target, writer: &mut files[planned.shard], band: Vec::new() }
+                })
+                .collect();
+            pool.install(|| stream(source, self.model.files.maps(), &mut sinks, progress))?;
+        }
+        writers.into_iter().flatten().try_for_each(Writer::finish)?;
+        Ok(())
+    }
+}
+
+fn open(output: &PlannedOutput<'_>, inputs: &[&Path]) -> Result<Vec<Writer>> {
+    let create = |(path, layout)| Ok(Writer::create(path, layout, inputs)?);
+    output.paths().map(std::path::PathBuf::as_path).zip(output.layouts()).map(create).collect()
+}
+
+/// Where one output's version of the current tensor goes.
+struct Sink<'w> {
+    target: GgmlType,
+    writer: &'w mut Writer,
+    /// The blocks of the current band; stays empty where the type does not change.
+    band: Vec<u8>,
+}
+
+/// Streams one tensor.
+fn stream(
+    source: &Source<'_>,
+    maps: &[crate::format::map::Map],
+    sinks: &mut [Sink<'_>],
+    progress: &dyn Progress,
+) -> Result<()> {
+    let info = &source.tensor.info;
+    let (row_len, rows) = (info.shape.row_len(), info.shape.rows());
+    let row_bytes = (info.bytes() / rows) as usize;
+    let map = &maps[source.tensor.shard];
+    let rows_per_band = (BAND_WEIGHTS / row_len).clamp(1, rows);
+    let mut first_row = 0;
+    while first_row < rows {
+        if progress.cancelled() {
+            return Err(Error::Cancelled);
+        }
+        map.check_length()?;
+        let rows_here = rows_per_band.min(rows - first_row);
+        let range = first_row as usize * row_bytes..(first_row + rows_here) as usize * row_bytes;
+        let raw = &source.tensor.data()[range.clone()];
+        quantize_band(source, map.path(), raw, first_row, sinks)?;
+        for sink in sinks.iter_mut() {
+            sink.writer.write(if sink.target == info.ggml_type { raw } else { &sink.band })?;
+        }
+        let start = source.tensor.offset as usize + range.start;
+        map.release(start..start + range.len());
+        progress.advance(range.len() as u64);
+        first_row += rows_here;
+    }
+    Ok(())
+}
+
+/// Checks a band's weights and quantizes them for every sink that wants another type, in parallel over rows.
+fn quantize_band(source: &Source<'_>, path: &Path, raw: &[u8], first_row: u64, sinks: &mut [Sink<'_>]) -> Result<()> {
+    let info = &source.tensor.info;
+    let row_len = info.shape.row_len() as usize;
+    let row_bytes = (info.bytes() / info.shape.rows()) as usize;
+    // Integers have no codec: nothing about them can be wrong, and the plan only copies them.
+    let Some(decoder) = Codec::of(info.ggml_type) else { return Ok(()) };
+    let task_rows = (TASK_WEIGHTS as usize / row_len).max(1);
+
+    let mut tasks: Vec<Task<'_>> = raw
+        .chunks(task_rows * row_bytes)
+        .enumerate()
+        .map(|(i, raw)| Task { raw, first_row: first_row + (i * task_rows) as u64, outputs: Vec::new() })
+        .collect();
+    for sink in sinks.iter_mut() {
+        let Some(codec) = Codec::of(sink.target).filter(|_| sink.target != info.ggml_type) else { continue };
+        let out_row_bytes = row_len / sink.target.block_len() * sink.target.block_bytes();
+        sink.band.resize(raw.len() / row_bytes * out_row_bytes, 0);
+        for (task, rows) in tasks.iter_mut().zip(sink.band.chunks_mut(task_rows * out_row_bytes)) {
+            task.outputs.push((codec, rows));
+        }
+    }
+    let worker = || vec![0.0f32; task_rows * row_len];
+    tasks.into_par_iter().try_for_each_init(worker, |weights, task| task.run(source, path, decoder, weights))
+}
+
+/// A few rows that one thread quantizes for all outputs.
+struct Task<'t> {
+    raw: &'t [u8],
+    first_row: u64,
+    outputs: Vec<(&'static Codec, &'t mut [u8])>,
+}
+
+impl Task<'_> {
+    fn run(mut self, source: &Source<'_>, path: &Path, decoder: &Codec, weights: &mut [f32]) -> Result<()> {
+        let info = &source.tensor.info;
+        let [row_len, rows_per_matrix, matrices, _] = info.shape.four();
+        let row_len = row_len as usize;
+        let blocks_per_row = row_len / info.ggml_type.block_len();
+        let row_at = |block: usize, per_row: usize| self.first_row + (block / per_row) as u64;
+        if let Some((block, fault)) = decoder.first_fault(self.raw) {
+            let row = row_at(block, blocks_per_row);
+            return Err(Error::BadInput {
+                path: path.to_owned(),
+                tensor: source.tensor.info.name.to_string(),
+                row,
+                fault,
+            });
+        }
+        if self.outputs.is_empty() {
+            return Ok(());
+        }
+        let n_weights = self.raw.len() / info.ggml_type.block_bytes() * info.ggml_type.block_len();
+        let weights = &mut weights[..n_weights];
+        decoder.dequantize_row(self.raw, weights);
+        for (codec, out) in &mut self.outputs {
+            let out_row_bytes = out.len() / (n_weights / row_len);
+            for (i, (x, y)) in weights.chunks_exact(row_len).zip(out.chunks_exact_mut(out_row_bytes)).enumerate() {
+                let matrix = (self.first_row + i as u64) / rows_per_matrix % matrices;
+                let importance = source.importance.as_deref().map(|all| &all[matrix as usize * row_len..][..row_len]);
+                codec.quantize_row(x, importance, y);
+            }
+            if let Some((block, fault)) = codec.first_fault(out) {
+                let row = row_at(block, row_len / codec.ggml_type.block_len());
+                return Err(Error::Overflow { tensor: source.name.clone(), row, target: codec.ggml_type, fault });
+            }
+        }
+        Ok(())
+    }
+}

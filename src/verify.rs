@@ -1,0 +1,83 @@
+//! `verify`: are all the weights of a model usable?
+//!
+//! The structure (offsets, overlaps, names, sizes) is checked when a model is opened; here every block is.
+
+use crate::format::gguf::Model;
+use crate::format::{self, types::GgmlType};
+use crate::progress::Progress;
+use crate::quant::{Codec, Fault};
+use rayon::prelude::*;
+use std::path::PathBuf;
+
+/// Bytes that are checked between two looks at the clock.
+const BAND_BYTES: usize = 64 << 20;
+/// Bytes that one thread takes at a time.
+const TASK_BYTES: usize = 1 << 20;
+
+/// The first unusable block of a tensor.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct BadTensor {
+    /// The file.
+    pub path: PathBuf,
+    /// The tensor.
+    pub tensor: String,
+    /// Its type.
+    pub ggml_type: String,
+    /// The row of the block, counted over all its matrices.
+    pub row: u64,
+    /// The block, counted over the whole tensor.
+    pub block: u64,
+    /// What is wrong with it.
+    pub fault: String,
+}
+
+/// Checks every block of every tensor; stops at the first fault unless `all`.
+///
+/// # Errors
+/// If the file becomes shorter meanwhile. `None` if the job was cancelled.
+pub fn verify(model: &Model<'_>, all: bool, progress: &dyn Progress) -> format::Result<Option<Vec<BadTensor>>> {
+    let mut bad = Vec::new();
+    progress.begin(model.tensors.iter().map(|t| t.info.bytes()).sum());
+    for tensor in &model.tensors {
+        let info = &tensor.info;
+        let map = &model.files.maps()[tensor.shard];
+        progress.at(&info.name);
+        let block_bytes = info.ggml_type.block_bytes();
+        let whole_blocks = |bytes: usize| (bytes / block_bytes).max(1) * block_bytes;
+        for (i, band) in tensor.data().chunks(whole_blocks(BAND_BYTES)).enumerate() {
+            if progress.cancelled() {
+                return Ok(None);
+            }
+            map.check_length()?;
+            let first = (i * whole_blocks(BAND_BYTES) / block_bytes) as u64;
+            let found = first_fault(info.ggml_type, band, whole_blocks(TASK_BYTES));
+            progress.advance(band.len() as u64);
+            if let Some((block, fault)) = found {
+                let block = first + block as u64;
+                let row = block * info.ggml_type.block_len() as u64 / info.shape.row_len();
+                bad.push(BadTensor {
+                    path: map.path().to_owned(),
+                    tensor: info.name.to_string(),
+                    ggml_type: info.ggml_type.to_string(),
+                    row,
+                    block,
+                    fault: fault.to_string(),
+                });
+                break;
+            }
+        }
+        if !all && !bad.is_empty() {
+            break;
+        }
+    }
+    Ok(Some(bad))
+}
+
+fn first_fault(ggml_type: GgmlType, bytes: &[u8], task_bytes: usize) -> Option<(usize, Fault)> {
+    let codec = Codec::of(ggml_type)?;
+    let per_task = task_bytes / ggml_type.block_bytes();
+    bytes
+        .par_chunks(task_bytes)
+        .enumerate()
+        .find_map_first(|(i, chunk)| codec.first_fault(chunk).map(|(block, fault)| (i * per_task + block, fault)))
+}
