@@ -89,33 +89,38 @@ pub(in crate::quant) fn symmetric<const N: usize, const HALF: i32>(x: &[f32; N],
     /// Candidates on either side, and how far apart they lie, in levels.
     const REACH: i32 = 9;
     const STEP: f32 = 0.1;
+    /// Candidates whose sums run side by side. They do not depend on each other, unlike the additions of one sum.
+    const LANES: usize = 4;
 
     let Some(extreme) = extreme(x) else { return Symmetric::ZERO };
     let weighted: [f32; N] = std::array::from_fn(|i| weights[i] * x[i]);
-    // The sums of w x l and w l^2 over the levels l.
-    let sums = |inverse: f32| {
-        let levels: [f32; N] = std::array::from_fn(|i| signed_level::<HALF>(inverse * x[i]) as f32);
-        let squares: [f32; N] = std::array::from_fn(|i| weights[i] * levels[i] * levels[i]);
-        let products: [f32; N] = std::array::from_fn(|i| weighted[i] * levels[i]);
-        let (mut xl, mut ll) = (0.0, 0.0);
-        for i in 0..N {
-            xl += products[i];
-            ll += squares[i];
-        }
-        (xl, ll)
-    };
+    // The candidate at zero comes first, the others in order; the last one again fills the last lane.
+    let order = std::iter::once(0).chain((-REACH..=REACH).filter(|&offset| offset != 0)).chain([REACH]);
+    let mut inverses = [[0.0; LANES]; (2 * REACH as usize + 2) / LANES];
+    for (inverse, offset) in inverses.as_flattened_mut().iter_mut().zip(order) {
+        *inverse = -(HALF as f32 + STEP * offset as f32) / extreme;
+    }
 
-    let mut best_inverse = -HALF as f32 / extreme;
-    let (xl, ll) = sums(best_inverse);
-    let mut scale = if ll != 0.0 { xl / ll } else { 0.0 };
-    let mut best = scale * xl;
-    for offset in (-REACH..=REACH).filter(|&offset| offset != 0) {
-        let inverse = -(HALF as f32 + STEP * offset as f32) / extreme;
-        let (xl, ll) = sums(inverse);
-        if ll > 0.0 && xl * xl > best * ll {
-            scale = xl / ll;
-            best = scale * xl;
-            best_inverse = inverse;
+    let (mut scale, mut best, mut best_inverse) = (0.0, 0.0, inverses[0][0]);
+    for (group, inverses) in inverses.iter().enumerate() {
+        // The sums of w x l and w l^2 over the levels l.
+        let (mut xl, mut ll) = ([0.0; LANES], [0.0; LANES]);
+        for i in 0..N {
+            for lane in 0..LANES {
+                let l = signed_level::<HALF>(inverses[lane] * x[i]) as f32;
+                xl[lane] += weighted[i] * l;
+                ll[lane] += weights[i] * l * l;
+            }
+        }
+        for lane in 0..LANES {
+            if (group, lane) == (0, 0) {
+                scale = if ll[0] != 0.0 { xl[0] / ll[0] } else { 0.0 };
+                best = scale * xl[0];
+            } else if ll[lane] > 0.0 && xl[lane] * xl[lane] > best * ll[lane] {
+                scale = xl[lane] / ll[lane];
+                best = scale * xl[lane];
+                best_inverse = inverses[lane];
+            }
         }
     }
     let levels = std::array::from_fn(|i| (signed_level::<HALF>(best_inverse * x[i]) + HALF) as u8);
