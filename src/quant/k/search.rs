@@ -4,7 +4,6 @@
 //! best scale has a closed form from weighted sums, and so has the error that it leaves; the candidate with the
 //! least error wins. The sums are sequential, so that their rounding is that of the reference.
 
-use super::sum;
 use crate::quant::num::{max, nearest_int};
 
 /// Groups whose largest magnitude lies below this count as zero (ggml's `GROUP_MAX_EPS`).
@@ -71,6 +70,12 @@ fn signed_level<const HALF: i32>(v: f32) -> i32 {
     nearest_int(v).clamp(-HALF, HALF - 1)
 }
 
+/// The level `0 ..= MAX` nearest to `v`.
+#[inline]
+fn unsigned_level<const MAX: i32>(v: f32) -> i32 {
+    nearest_int(v).clamp(0, MAX)
+}
+
 /// Levels for `x ~ d * (level - HALF)`.
 #[inline]
 pub(in crate::quant) fn symmetric_levels<const N: usize, const HALF: i32>(x: &[f32; N], d: f32) -> [u8; N] {
@@ -80,7 +85,7 @@ pub(in crate::quant) fn symmetric_levels<const N: usize, const HALF: i32>(x: &[f
 /// Levels for `x ~ d * level - offset`.
 #[inline]
 pub(in crate::quant) fn affine_levels<const N: usize, const MAX: i32>(x: &[f32; N], d: f32, offset: f32) -> [u8; N] {
-    std::array::from_fn(|i| nearest_int((x[i] + offset) / d).clamp(0, MAX) as u8)
+    std::array::from_fn(|i| unsigned_level::<MAX>((x[i] + offset) / d) as u8)
 }
 
 /// Searches a [`Symmetric`] scale: the extreme weight lands on `-HALF`, or up to 0.9 levels beside it.
@@ -172,6 +177,10 @@ pub(in crate::quant) fn affine<const N: usize, const MAX: i32>(
     candidates: Candidates,
     measure: impl Fn(f32) -> f32,
 ) -> Affine<N> {
+    /// Candidates that are tried side by side. A winner moves the lowest level, and with it the candidates to
+    /// come: those beside it are then tried again.
+    const LANES: usize = 4;
+
     let (mut low, mut high) = (x[0], x[0]);
     let mut sum_w = weights[0];
     let mut sum_x = weights[0] * x[0];
@@ -193,43 +202,57 @@ pub(in crate::quant) fn affine<const N: usize, const MAX: i32>(
         return Affine { scale: 0.0, offset: -low, levels: [0; N] };
     }
 
-    let levels_at = |inverse: f32, low: f32| -> [f32; N] {
-        std::array::from_fn(|i| nearest_int(inverse * (x[i] - low)).clamp(0, MAX) as f32)
-    };
-    let error_of = |levels: &[f32; N], scale: f32, low: f32| {
-        let errors: [f32; N] = std::array::from_fn(|i| weights[i] * measure(scale * levels[i] + low - x[i]));
-        sum(&errors)
-    };
-
     let inverse = MAX as f32 / (high - low);
     let mut scale = 1.0 / inverse;
-    let mut best_levels = levels_at(inverse, low);
-    let mut best_error = error_of(&best_levels, scale, low);
-    for i in 0..=candidates.last {
-        let inverse = (candidates.first + candidates.step * i as f32 + MAX as f32) / (high - low);
-        let levels = levels_at(inverse, low);
-        let weighted: [f32; N] = std::array::from_fn(|i| weights[i] * levels[i]);
-        let squares: [f32; N] = std::array::from_fn(|i| weighted[i] * levels[i]);
-        let products: [f32; N] = std::array::from_fn(|i| weighted[i] * x[i]);
-        let (mut sum_l, mut sum_ll, mut sum_xl) = (0.0, 0.0, 0.0);
+    let mut best_levels: [f32; N] = std::array::from_fn(|i| unsigned_level::<MAX>(inverse * (x[i] - low)) as f32);
+    let mut best_error = 0.0;
+    for i in 0..N {
+        best_error += weights[i] * measure(scale * best_levels[i] + low - x[i]);
+    }
+    let mut next = 0;
+    while next <= candidates.last {
+        let inverses: [f32; LANES] = std::array::from_fn(|lane| {
+            (candidates.first + candidates.step * (next + lane as i32) as f32 + MAX as f32) / (high - low)
+        });
+        let mut levels = [[0.0; LANES]; N];
+        let (mut sum_l, mut sum_ll, mut sum_xl) = ([0.0; LANES], [0.0; LANES], [0.0; LANES]);
         for i in 0..N {
-            sum_l += weighted[i];
-            sum_ll += squares[i];
-            sum_xl += products[i];
+            let above = x[i] - low;
+            for lane in 0..LANES {
+                let l = unsigned_level::<MAX>(inverses[lane] * above) as f32;
+                let weighted = weights[i] * l;
+                levels[i][lane] = l;
+                sum_l[lane] += weighted;
+                sum_ll[lane] += weighted * l;
+                sum_xl[lane] += weighted * x[i];
+            }
         }
-        let determinant = sum_w * sum_ll - sum_l * sum_l;
-        if determinant > 0.0 {
-            let mut new_scale = (sum_w * sum_xl - sum_x * sum_l) / determinant;
-            let mut new_low = (sum_ll * sum_x - sum_l * sum_xl) / determinant;
-            if new_low > 0.0 {
-                new_low = 0.0;
-                new_scale = sum_xl / sum_ll;
+        let (mut scales, mut lows, mut solved) = ([0.0; LANES], [0.0; LANES], [false; LANES]);
+        for lane in 0..LANES {
+            let (l, ll, xl) = (sum_l[lane], sum_ll[lane], sum_xl[lane]);
+            let determinant = sum_w * ll - l * l;
+            solved[lane] = determinant > 0.0;
+            scales[lane] = (sum_w * xl - sum_x * l) / determinant;
+            lows[lane] = (ll * sum_x - l * xl) / determinant;
+            if lows[lane] > 0.0 {
+                lows[lane] = 0.0;
+                scales[lane] = xl / ll;
             }
-            let error = error_of(&levels, new_scale, new_low);
-            if error < best_error {
-                // The candidates to come divide the range from the new lowest level.
-                (best_error, best_levels, scale, low) = (error, levels, new_scale, new_low);
+        }
+        let mut errors = [0.0; LANES];
+        for i in 0..N {
+            for lane in 0..LANES {
+                errors[lane] += weights[i] * measure(scales[lane] * levels[i][lane] + lows[lane] - x[i]);
             }
+        }
+        let valid = LANES.min((candidates.last - next + 1) as usize);
+        match (0..valid).find(|&lane| solved[lane] && errors[lane] < best_error) {
+            Some(lane) => {
+                (best_error, scale, low) = (errors[lane], scales[lane], lows[lane]);
+                best_levels = levels.map(|l| l[lane]);
+                next += lane as i32 + 1;
+            }
+            None => next += LANES as i32,
         }
     }
     Affine { scale, offset: -low, levels: best_levels.map(|l| l as u8) }
