@@ -129,7 +129,8 @@ impl BlockQ4K {
     const MAX_LEVEL: i32 = 15;
     /// ggml's candidates for Q4_K without importance weights.
     const CANDIDATES: Candidates = Candidates { first: -1.0, step: 0.1, last: 20 };
-    /// Here ggml packs the scale codes of its search as they are, in Q5_K it does not.
+    /// Here ggml packs the codes of its search as they are, in Q5_K it does not. It matters for negative scales,
+    /// which wrap: they come about where hardly any weight of a sub-block has importance.
     const CEILING: u8 = u8::MAX;
 }
 

@@ -169,6 +169,31 @@ pub(in crate::quant) fn symmetric_by_descent<const N: usize, const HALF: i32>(x:
     Symmetric { scale: if ll > 0.0 { xl / ll } else { 0.0 }, levels: levels.map(|level| (level + HALF) as u8) }
 }
 
+/// Sums over weights `w`, numbers `x` and levels `l`: of `w`, `w x`, `w l`, `w l^2` and `w x l`.
+struct Sums {
+    w: f32,
+    x: f32,
+    l: f32,
+    ll: f32,
+    xl: f32,
+}
+
+impl Sums {
+    /// The least-squares fit of `x ~ scale * l + low`, where `low` may not lie above zero. NaN, which no
+    /// comparison of errors prefers, where there is none.
+    #[inline]
+    fn scale_and_low(&self) -> (f32, f32) {
+        let Sums { w, x, l, ll, xl } = *self;
+        let determinant = w * ll - l * l;
+        if determinant > 0.0 {
+            let low = (ll * x - l * xl) / determinant;
+            if low > 0.0 { (xl / ll, 0.0) } else { ((w * xl - x * l) / determinant, low) }
+        } else {
+            (f32::NAN, f32::NAN)
+        }
+    }
+}
+
 /// Searches an [`Affine`] scale and offset. `weights` say what the error of each `x` counts, `measure` what an
 /// error counts: its square or its magnitude (ggml's `make_qkx2_quants` and `make_qkx3_quants`).
 pub(in crate::quant) fn affine<const N: usize, const MAX: i32>(
@@ -227,17 +252,10 @@ pub(in crate::quant) fn affine<const N: usize, const MAX: i32>(
                 sum_xl[lane] += weighted * x[i];
             }
         }
-        let (mut scales, mut lows, mut solved) = ([0.0; LANES], [0.0; LANES], [false; LANES]);
+        let (mut scales, mut lows) = ([0.0; LANES], [0.0; LANES]);
         for lane in 0..LANES {
-            let (l, ll, xl) = (sum_l[lane], sum_ll[lane], sum_xl[lane]);
-            let determinant = sum_w * ll - l * l;
-            solved[lane] = determinant > 0.0;
-            scales[lane] = (sum_w * xl - sum_x * l) / determinant;
-            lows[lane] = (ll * sum_x - l * xl) / determinant;
-            if lows[lane] > 0.0 {
-                lows[lane] = 0.0;
-                scales[lane] = xl / ll;
-            }
+            let sums = Sums { w: sum_w, x: sum_x, l: sum_l[lane], ll: sum_ll[lane], xl: sum_xl[lane] };
+            (scales[lane], lows[lane]) = sums.scale_and_low();
         }
         let mut errors = [0.0; LANES];
         for i in 0..N {
@@ -246,7 +264,7 @@ pub(in crate::quant) fn affine<const N: usize, const MAX: i32>(
             }
         }
         let valid = LANES.min((candidates.last - next + 1) as usize);
-        match (0..valid).find(|&lane| solved[lane] && errors[lane] < best_error) {
+        match (0..valid).find(|&lane| errors[lane] < best_error) {
             Some(lane) => {
                 (best_error, scale, low) = (errors[lane], scales[lane], lows[lane]);
                 best_levels = levels.map(|l| l[lane]);
