@@ -7,6 +7,7 @@
 //! Importance weights (the importance matrix's mean squares, one per column) are optional, except for the types
 //! whose [`Codec::needs_importance`] is set.
 
+mod k;
 mod legacy;
 mod num;
 
@@ -63,7 +64,14 @@ pub struct Codec {
     first_fault: fn(&[u8]) -> Option<(usize, Fault)>,
 }
 
-static CODECS: &[Codec] = &[Codec::new::<legacy::BlockQ8_0, 32>()];
+static CODECS: &[Codec] = &[
+    Codec::new::<legacy::BlockQ8_0, 32>(),
+    Codec::new::<k::BlockQ2K, 256>(),
+    Codec::new::<k::BlockQ3K, 256>(),
+    Codec::new::<k::BlockQ4K, 256>(),
+    Codec::new::<k::BlockQ5K, 256>(),
+    Codec::new::<k::BlockQ6K, 256>(),
+];
 
 impl Codec {
     const fn new<B: Block<N>, const N: usize>() -> Codec {

@@ -1,0 +1,83 @@
+//! How levels share bytes: planes of 1, 2 or 4 bits, in runs.
+//!
+//! With `BITS` bits per level and runs of `RUN` levels, the first `RUN` bytes hold the first `8 / BITS` runs, the
+//! first run in the lowest bits; the next `RUN` bytes hold the next runs, and so on. For two bits in runs of 32:
+//!
+//! ```text
+//!         bits 7-6        5-4         3-2         1-0
+//! byte  0  | level  96 | level  64 | level 32 | level  0 |
+//! byte  1  | level  97 | level  65 | level 33 | level  1 |
+//!   ...
+//! byte 31  | level 127 | level  95 | level 63 | level 31 |
+//! byte 32  | level 224 | level 192 | level 160| level 128|
+//! ```
+
+use super::{LEN, Levels};
+
+/// Packs `BITS` bits of every level, those from bit `low` upwards.
+#[inline]
+pub(super) fn pack<const BITS: usize, const RUN: usize, const BYTES: usize>(levels: &Levels, low: u32) -> [u8; BYTES] {
+    const { assert!(BYTES * 8 == LEN * BITS) };
+    let mask = ((1u16 << BITS) - 1) as u8;
+    let mut bytes = [0; BYTES];
+    for (out, runs) in bytes.chunks_exact_mut(RUN).zip(levels.chunks_exact(RUN * 8 / BITS)) {
+        for (run, levels) in runs.chunks_exact(RUN).enumerate() {
+            for (byte, &level) in out.iter_mut().zip(levels) {
+                *byte |= ((level >> low) & mask) << (run * BITS);
+            }
+        }
+    }
+    bytes
+}
+
+/// Undoes [`pack`]: adds the bits to `levels`, which must be clear from bit `low` upwards.
+#[inline]
+pub(super) fn unpack<const BITS: usize, const RUN: usize, const BYTES: usize>(
+    bytes: &[u8; BYTES],
+    low: u32,
+    levels: &mut Levels,
+) {
+    const { assert!(BYTES * 8 == LEN * BITS) };
+    let mask = ((1u16 << BITS) - 1) as u8;
+    for (bytes, runs) in bytes.chunks_exact(RUN).zip(levels.chunks_exact_mut(RUN * 8 / BITS)) {
+        for (run, levels) in runs.chunks_exact_mut(RUN).enumerate() {
+            for (&byte, level) in bytes.iter().zip(levels) {
+                *level |= ((byte >> (run * BITS)) & mask) << low;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn round_trip<const BITS: usize, const RUN: usize, const BYTES: usize>(low: u32) {
+        let mask = ((1u16 << BITS) - 1) as u8;
+        // 251 is prime, so that no two runs are alike.
+        let levels: Levels = std::array::from_fn(|i| (i % 251) as u8 & (mask << low));
+        let mut back = [0; LEN];
+        unpack::<BITS, RUN, BYTES>(&pack::<BITS, RUN, BYTES>(&levels, low), low, &mut back);
+        assert_eq!(back, levels);
+    }
+
+    #[test]
+    fn every_layout_unpacks_to_what_was_packed() {
+        round_trip::<1, 32, 32>(2);
+        round_trip::<1, 32, 32>(4);
+        round_trip::<2, 32, 64>(0);
+        round_trip::<2, 32, 64>(4);
+        round_trip::<4, 32, 128>(0);
+        round_trip::<4, 64, 128>(0);
+    }
+
+    #[test]
+    fn two_bits_in_runs_of_32_are_as_drawn() {
+        let mut levels = [0; LEN];
+        levels[33] = 1;
+        levels[97] = 3;
+        levels[224] = 2;
+        let bytes = pack::<2, 32, 64>(&levels, 0);
+        assert_eq!((bytes[1], bytes[32]), (0b11_00_01_00, 0b10_00_00_00));
+    }
+}

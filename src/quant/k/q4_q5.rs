@@ -1,0 +1,206 @@
+//! Q4_K and Q5_K: one method, four or five bits.
+
+use super::affine::{self, Codes};
+use super::search::{Candidates, WITH_IMPORTANCE};
+use super::{LEN, Levels, mean_square, planes, sum, sum_of_squares, weigh};
+use crate::format::types::GgmlType;
+use crate::quant::num::Half;
+use crate::quant::{Block, Fault};
+
+/// Weights in a sub-block, and sub-blocks.
+const N: usize = 32;
+const S: usize = LEN / N;
+/// The highest scale code.
+const MAX_SCALE: i32 = 63;
+
+/// The scales and offsets of both types: `scale = d * s`, `offset = dmin * m`, with `s` and `m` of 6 bits.
+///
+/// ```text
+/// byte 0   2      4                    8                    12                             16
+///      | d | dmin | s4:s0 ...    s7:s3 | m4:m0 ...    m7:m3 | m4:s4 ...             m7:s7 |
+///                   7-6 = high bits of s4, 7-6 = high bits     7-4 = low bits of m4,
+///                   5-0 = s0               of m4, 5-0 = m0     3-0 = low bits of s4
+/// ```
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+struct Head {
+    d: Half,
+    dmin: Half,
+    scales: [u8; 12],
+}
+
+impl Head {
+    /// Codes above 63, where the reference lets them through, spoil their neighbours' high bits as they do there.
+    #[inline]
+    fn new(scales: &Codes<S>, offsets: &Codes<S>) -> Self {
+        let (s, m) = (&scales.codes, &offsets.codes);
+        let mut packed = [0; 12];
+        for j in 0..4 {
+            packed[j] = s[j] | ((s[j + 4] >> 4) << 6);
+            packed[j + 4] = m[j] | ((m[j + 4] >> 4) << 6);
+            packed[j + 8] = (s[j + 4] & 15) | (m[j + 4] << 4);
+        }
+        Head { d: scales.unit, dmin: offsets.unit, scales: packed }
+    }
+
+    #[inline]
+    fn scales_and_offsets(&self) -> ([f32; S], [f32; S]) {
+        let (d, dmin) = (self.d.to_f32(), self.dmin.to_f32());
+        let packed = &self.scales;
+        let (mut scales, mut offsets) = ([0.0; S], [0.0; S]);
+        for j in 0..4 {
+            scales[j] = d * f32::from(packed[j] & 63);
+            offsets[j] = dmin * f32::from(packed[j + 4] & 63);
+            scales[j + 4] = d * f32::from((packed[j + 8] & 15) | ((packed[j] >> 6) << 4));
+            offsets[j + 4] = dmin * f32::from((packed[j + 8] >> 4) | ((packed[j + 4] >> 6) << 4));
+        }
+        (scales, offsets)
+    }
+
+    #[inline]
+    fn fault(&self) -> Option<Fault> {
+        self.d.fault().or(self.dmin.fault())
+    }
+}
+
+/// Quantizes a super-block to levels of `0 ..= MAX`. `candidates` are those without importance weights, `ceiling`
+/// the highest scale code let through with them.
+#[inline]
+fn quantize<const MAX: i32>(
+    x: &[f32; LEN],
+    importance: Option<&[f32; LEN]>,
+    candidates: Candidates,
+    ceiling: u8,
+) -> (Head, Levels) {
+    let blocks: &[[f32; N]; S] = bytemuck::cast_ref(x);
+    let (head, mut levels) = match importance {
+        Some(importance) => {
+            let importance: &[[f32; N]; S] = bytemuck::cast_ref(importance);
+            let sigma2 = mean_square(x, 2.0);
+            let weights: [[f32; N]; S] = std::array::from_fn(|j| weigh(&blocks[j], &importance[j], sigma2));
+            let totals = weights.each_ref().map(|w| sum(w));
+            let fits = affine::fit::<N, S, MAX>(blocks, &weights, WITH_IMPORTANCE, |e| e * e);
+            let scales = Codes::of_least_error::<MAX_SCALE>(&fits.scales, &totals).up_to(ceiling);
+            let offsets = Codes::of_least_error::<MAX_SCALE>(&fits.offsets, &totals).up_to(ceiling);
+            (Head::new(&scales, &offsets), fits.levels)
+        }
+        None => {
+            let weights = blocks.each_ref().map(|block| {
+                let rms = (sum_of_squares(block) / N as f32).sqrt();
+                block.map(|v| rms + v.abs())
+            });
+            let fits = affine::fit::<N, S, MAX>(blocks, &weights, candidates, |e| e * e);
+            let scales = Codes::of_largest::<MAX_SCALE>(&fits.scales).up_to(MAX_SCALE as u8);
+            let offsets = Codes::of_largest::<MAX_SCALE>(&fits.offsets).up_to(MAX_SCALE as u8);
+            (Head::new(&scales, &offsets), fits.levels)
+        }
+    };
+    let (scales, offsets) = head.scales_and_offsets();
+    affine::round::<N, S, MAX>(blocks, &scales, &offsets, &mut levels);
+    (head, bytemuck::cast(levels))
+}
+
+#[inline]
+fn dequantize(head: &Head, levels: &Levels, weights: &mut [f32; LEN]) {
+    let (scales, offsets) = head.scales_and_offsets();
+    affine::dequantize::<N, S>(
+        bytemuck::cast_ref(levels),
+        &scales,
+        &offsets,
+        bytemuck::cast_mut::<_, [[f32; N]; S]>(weights),
+    );
+}
+
+/// 8 sub-blocks of 32 levels of 4 bits, with a 6-bit scale and a 6-bit offset each: `w = d * s * q - dmin * m`.
+///
+/// ```text
+/// byte 0   2      4                       16                              144
+///      | d | dmin | s0..s7, m0..m7 packed | q0..q255 in planes of 4 bits |
+///                                           in runs of 32
+/// ```
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub struct BlockQ4K {
+    head: Head,
+    qs: [u8; LEN / 2],
+}
+
+impl BlockQ4K {
+    const MAX_LEVEL: i32 = 15;
+    /// ggml's candidates for Q4_K without importance weights.
+    const CANDIDATES: Candidates = Candidates { first: -1.0, step: 0.1, last: 20 };
+    /// Here ggml packs the codes of its search as they are, in Q5_K it does not. It matters for negative scales,
+    /// which wrap: they come about where hardly any weight of a sub-block has importance.
+    const CEILING: u8 = u8::MAX;
+}
+
+impl Block<LEN> for BlockQ4K {
+    const TYPE: GgmlType = GgmlType::Q4_K;
+
+    fn quantize_row(weights: &[[f32; LEN]], importance: Option<&[[f32; LEN]]>, row: &mut [Self]) {
+        for (i, (x, block)) in weights.iter().zip(row).enumerate() {
+            let importance = importance.map(|w| &w[i]);
+            let (head, levels) = quantize::<{ Self::MAX_LEVEL }>(x, importance, Self::CANDIDATES, Self::CEILING);
+            *block = BlockQ4K { head, qs: planes::pack::<4, 32, { LEN / 2 }>(&levels, 0) };
+        }
+    }
+
+    fn dequantize(&self, weights: &mut [f32; LEN]) {
+        let mut levels: Levels = [0; LEN];
+        planes::unpack::<4, 32, { LEN / 2 }>(&self.qs, 0, &mut levels);
+        dequantize(&self.head, &levels, weights);
+    }
+
+    fn fault(&self) -> Option<Fault> {
+        self.head.fault()
+    }
+}
+
+/// 8 sub-blocks of 32 levels of 5 bits, with a 6-bit scale and a 6-bit offset each: `w = d * s * q - dmin * m`.
+///
+/// ```text
+/// byte 0   2      4                       16                           48                         176
+///      | d | dmin | s0..s7, m0..m7 packed | bit 4 of q0..q255, planes | bits 3-0 of q0..q255,   |
+///                                           of 1 bit in runs of 32      planes in runs of 32
+/// ```
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub struct BlockQ5K {
+    head: Head,
+    qh: [u8; LEN / 8],
+    qs: [u8; LEN / 2],
+}
+
+impl BlockQ5K {
+    const MAX_LEVEL: i32 = 31;
+    /// ggml's candidates for Q5_K without importance weights.
+    const CANDIDATES: Candidates = Candidates { first: -0.5, step: 0.1, last: 15 };
+    const CEILING: u8 = MAX_SCALE as u8;
+}
+
+impl Block<LEN> for BlockQ5K {
+    const TYPE: GgmlType = GgmlType::Q5_K;
+
+    fn quantize_row(weights: &[[f32; LEN]], importance: Option<&[[f32; LEN]]>, row: &mut [Self]) {
+        for (i, (x, block)) in weights.iter().zip(row).enumerate() {
+            let importance = importance.map(|w| &w[i]);
+            let (head, levels) = quantize::<{ Self::MAX_LEVEL }>(x, importance, Self::CANDIDATES, Self::CEILING);
+            *block = BlockQ5K {
+                head,
+                qh: planes::pack::<1, 32, { LEN / 8 }>(&levels, 4),
+                qs: planes::pack::<4, 32, { LEN / 2 }>(&levels, 0),
+            };
+        }
+    }
+
+    fn dequantize(&self, weights: &mut [f32; LEN]) {
+        let mut levels: Levels = [0; LEN];
+        planes::unpack::<4, 32, { LEN / 2 }>(&self.qs, 0, &mut levels);
+        planes::unpack::<1, 32, { LEN / 8 }>(&self.qh, 4, &mut levels);
+        dequantize(&self.head, &levels, weights);
+    }
+
+    fn fault(&self) -> Option<Fault> {
+        self.head.fault()
+    }
+}

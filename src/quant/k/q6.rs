@@ -1,0 +1,101 @@
+//! Q6_K.
+
+use super::search::{self, VANISHING};
+use super::{LEN, Levels, planes};
+use crate::format::types::GgmlType;
+use crate::quant::num::{Half, nearest_int};
+use crate::quant::{Block, Fault};
+
+/// Weights in a sub-block, and sub-blocks.
+const N: usize = 16;
+const S: usize = LEN / N;
+/// The levels are `-32 ..= 31`, stored with this added.
+const HALF_LEVELS: i32 = 32;
+/// The scale code of the largest scale, and the highest one.
+const EXTREME_SCALE: f32 = -128.0;
+const MAX_SCALE: i32 = 127;
+
+/// 16 sub-blocks of 16 levels of 6 bits, with a signed 8-bit scale each: `w = d * s * (q - 32)`.
+///
+/// ```text
+/// byte 0                             128                            192          208 210
+///      | bits 3-0 of q0..q255, planes | bits 5-4 of q0..q255, planes | s0 ... s15 | d |
+///        of 4 bits in runs of 64        of 2 bits in runs of 32
+/// ```
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub struct BlockQ6K {
+    ql: [u8; LEN / 2],
+    qh: [u8; LEN / 4],
+    scales: [i8; S],
+    d: Half,
+}
+
+impl BlockQ6K {
+    /// `weights` say what the error of each `x` counts.
+    #[inline]
+    fn quantize(x: &[f32; LEN], weights: &[f32; LEN]) -> Self {
+        let blocks: &[[f32; N]; S] = bytemuck::cast_ref(x);
+        let weights: &[[f32; N]; S] = bytemuck::cast_ref(weights);
+        let mut levels = [[0u8; N]; S];
+        let mut scales = [0.0f32; S];
+        for j in 0..S {
+            let fit = search::symmetric::<N, HALF_LEVELS>(&blocks[j], &weights[j]);
+            (scales[j], levels[j]) = (fit.scale, fit.levels);
+        }
+        let extreme = scales.iter().fold(0.0f32, |extreme, &s| if s.abs() > extreme.abs() { s } else { extreme });
+        if extreme.abs() < VANISHING {
+            return bytemuck::Zeroable::zeroed();
+        }
+        let inverse = EXTREME_SCALE / extreme;
+        let mut block = BlockQ6K {
+            ql: [0; LEN / 2],
+            qh: [0; LEN / 4],
+            scales: scales.map(|s| nearest_int(inverse * s).min(MAX_SCALE) as i8),
+            d: Half::from_f32(1.0 / inverse),
+        };
+        for (j, d) in block.sub_scales().into_iter().enumerate() {
+            if d != 0.0 {
+                levels[j] = search::symmetric_levels::<N, HALF_LEVELS>(&blocks[j], d);
+            }
+        }
+        let levels: Levels = bytemuck::cast(levels);
+        block.ql = planes::pack::<4, 64, { LEN / 2 }>(&levels, 0);
+        block.qh = planes::pack::<2, 32, { LEN / 4 }>(&levels, 4);
+        block
+    }
+
+    #[inline]
+    fn sub_scales(&self) -> [f32; S] {
+        let d = self.d.to_f32();
+        self.scales.map(|s| d * f32::from(s))
+    }
+}
+
+impl Block<LEN> for BlockQ6K {
+    const TYPE: GgmlType = GgmlType::Q6_K;
+
+    fn quantize_row(weights: &[[f32; LEN]], importance: Option<&[[f32; LEN]]>, row: &mut [Self]) {
+        for (i, (x, block)) in weights.iter().zip(row).enumerate() {
+            // The importance weights count as they are here, and squares take their place.
+            *block = match importance {
+                Some(importance) => Self::quantize(x, &importance[i]),
+                None => Self::quantize(x, &x.map(|v| v * v)),
+            };
+        }
+    }
+
+    fn dequantize(&self, weights: &mut [f32; LEN]) {
+        let mut levels: Levels = [0; LEN];
+        planes::unpack::<4, 64, { LEN / 2 }>(&self.ql, 0, &mut levels);
+        planes::unpack::<2, 32, { LEN / 4 }>(&self.qh, 4, &mut levels);
+        let scales = self.sub_scales();
+        for (i, (w, &level)) in weights.iter_mut().zip(&levels).enumerate() {
+            *w = scales[i / N] * (i32::from(level) - HALF_LEVELS) as f32;
+        }
+    }
+
+    fn fault(&self) -> Option<Fault> {
+        self.d.fault()
+    }
+}
