@@ -264,8 +264,9 @@ fn show(plan: &Plan<'_>, job: &Job, as_json: bool, dry_run: bool) {
             output.bpw(),
             if dry_run { " (dry run)" } else { "" }
         );
-        if !output.imatrix_missing().is_empty() {
-            println!("  needs an importance matrix for {}", output.imatrix_missing().join(", "));
+        let missing: Vec<_> = output.imatrix_missing().map(|t| &*t.name).collect();
+        if !missing.is_empty() {
+            println!("  needs an importance matrix for {}", missing.join(", "));
         }
     }
 }
@@ -303,7 +304,7 @@ fn output_json(output: &PlannedOutput<'_>) -> serde_json::Value {
     json!({
         "paths": output.paths().map(|p: &PathBuf| p.as_path()).collect::<Vec<&Path>>(),
         "file_type": output.file_type.map_or("COPY", |f| f.name()), "file_bytes": output.file_bytes(),
-        "tensor_bytes": output.tensor_bytes(), "bpw": output.bpw(), "imatrix_missing": output.imatrix_missing(),
+        "tensor_bytes": output.tensor_bytes(), "bpw": output.bpw(), "imatrix_missing": output.imatrix_missing().map(|t| &t.name).collect::<Vec<_>>(),
         "substituted": output.substituted().map(|t| &t.name).collect::<Vec<_>>(), "tensors": tensors,
     })
 }

@@ -68,9 +68,25 @@ pub struct Chosen {
     pub quantizable: bool,
 }
 
-/// Chooses a type for every tensor, in order; the order matters to presets that count. Fails with one sentence per
-/// tensor that no type can be found for.
-pub fn choose(wishes: &Wishes, model: &ModelFacts, tensors: &[Candidate<'_>]) -> Result<Vec<Chosen>, Vec<String>> {
+/// Why something cannot be done with a tensor.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Problem {
+    /// What is wrong and what to do, without the tensor's name, so that equal reasons can be told once.
+    pub reason: String,
+    /// The tensor; empty if the reason concerns no single one.
+    pub tensor: String,
+}
+
+impl Problem {
+    /// A problem of one tensor.
+    pub fn of(tensor: &str, reason: impl Into<String>) -> Problem {
+        Problem { reason: reason.into(), tensor: tensor.to_owned() }
+    }
+}
+
+/// Chooses a type for every tensor, in order; the order matters to presets that count. Fails with every tensor that
+/// no type can be found for.
+pub fn choose(wishes: &Wishes, model: &ModelFacts, tensors: &[Candidate<'_>]) -> Result<Vec<Chosen>, Vec<Problem>> {
     let mut seen: HashMap<Role, u32> = HashMap::new();
     let mut problems = Vec::new();
     let mut chosen = Vec::with_capacity(tensors.len());
@@ -88,7 +104,7 @@ fn choose_one(
     model: &ModelFacts,
     tensor: &Candidate<'_>,
     seen: &mut HashMap<Role, u32>,
-) -> Result<Chosen, String> {
+) -> Result<Chosen, Problem> {
     let Candidate { name, dims, ggml_type } = *tensor;
     let role = Role::of(name);
     let kept = Chosen { role, wanted: ggml_type, target: ggml_type, quantizable: false };
@@ -104,7 +120,7 @@ fn choose_one(
     // These two options mean what they say: no other type stands in where rows do not fit.
     if let Some(wanted) = embedding_type.or(output_type) {
         if !dims[0].is_multiple_of(wanted.block_len() as u64) {
-            return Err(format!("{name}: {}", misfit(dims[0], wanted)));
+            return Err(Problem::of(name, misfit(dims[0], wanted)));
         }
         return Ok(Chosen { role, wanted, target: wanted, quantizable: true });
     }
@@ -123,8 +139,9 @@ fn choose_one(
             type_for(file_type, name, &facts, model)
         }
     };
-    let target = fit_rows(wanted, dims[0])
-        .ok_or_else(|| format!("{name}: {}, and llama.cpp knows no type to take instead", misfit(dims[0], wanted)))?;
+    let target = fit_rows(wanted, dims[0]).ok_or_else(|| {
+        Problem::of(name, format!("{}, and llama.cpp knows no type to take instead", misfit(dims[0], wanted)))
+    })?;
     Ok(Chosen { role, wanted, target, quantizable: true })
 }
 
@@ -139,7 +156,7 @@ fn ordinal(
     name: &str,
     model: &ModelFacts,
     seen: &mut HashMap<Role, u32>,
-) -> Result<u32, String> {
+) -> Result<u32, Problem> {
     // The roles that carry attention values are counted together.
     let counted_as = if role.carries_values() { Role::AttentionV } else { role };
     let count = seen.entry(counted_as).or_insert(0);
@@ -150,9 +167,12 @@ fn ordinal(
     }
     match layer_of(name).map(u32::try_from) {
         Some(Ok(layer)) if layer < model.layers => Ok(layer),
-        _ => Err(format!(
-            "{name}: its layer cannot be told from its name (blk.0 to blk.{} expected)",
-            model.layers.saturating_sub(1)
+        _ => Err(Problem::of(
+            name,
+            format!(
+                "its layer cannot be told from its name (blk.0 to blk.{} expected)",
+                model.layers.saturating_sub(1)
+            ),
         )),
     }
 }
@@ -217,7 +237,10 @@ mod tests {
         let mut w = wishes(FileType::Q4_0);
         w.embedding_type = Some(GgmlType::Q4_K);
         let problems = choose(&w, &model(2), &[one("token_embd.weight", [320, 8, 1, 1])]).unwrap_err();
-        assert!(problems[0].contains("token_embd.weight: rows of 320"), "{problems:?}");
+        assert!(
+            problems[0].tensor == "token_embd.weight" && problems[0].reason.contains("rows of 320"),
+            "{problems:?}"
+        );
     }
 
     #[test]
@@ -227,6 +250,6 @@ mod tests {
         let problems =
             choose(&wishes(FileType::Q4_K_M), &experts, &[one("blk.7.ffn_down_exps.weight", [256, 256, 4, 1])])
                 .unwrap_err();
-        assert!(problems[0].contains("blk.7"), "{problems:?}");
+        assert!(problems[0].tensor.contains("blk.7"), "{problems:?}");
     }
 }

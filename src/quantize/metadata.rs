@@ -94,12 +94,12 @@ pub(super) fn facts<'n>(
     let Some(architecture) = lookup.text(keys::ARCHITECTURE) else {
         return match job.outputs.iter().all(|o| o.wishes.file_type.is_none()) {
             true => Ok(facts),
-            false => Err(Error::Impossible(vec![format!(
+            false => Err(Error::impossible(format!(
                 "{}: '{}' is missing, so the model's architecture is unknown; set it with --override-kv {}=str:NAME",
                 job.input.display(),
                 keys::ARCHITECTURE,
                 keys::ARCHITECTURE
-            )])),
+            ))),
         };
     };
     let number = |key: &str| lookup.number(&format!("{architecture}.{key}"));

@@ -11,8 +11,9 @@ pub use metadata::{KvOverride, OverrideValue};
 pub use plan::{Plan, PlannedOutput, PlannedTensor};
 
 use crate::format;
-use crate::plan::recipe::Wishes;
+use crate::plan::recipe::{Problem, Wishes};
 use crate::quant::Fault;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// What to write and where.
@@ -65,8 +66,8 @@ pub enum Error {
     #[error(transparent)]
     Format(#[from] format::Error),
     /// The plan cannot work; one sentence per reason.
-    #[error("this cannot be done, and nothing was written:\n{}", indent(.0))]
-    Impossible(Vec<String>),
+    #[error("this cannot be done, and nothing was written:\n{}", by_reason(.0))]
+    Impossible(Vec<Problem>),
     /// The input holds something that is not a number.
     #[error(
         "{}: tensor '{tensor}', row {row}, has {fault}; llama-quantize refuses such a model too: repair or convert it again",
@@ -104,6 +105,22 @@ pub enum Error {
 /// Result of this module.
 pub type Result<T> = std::result::Result<T, Error>;
 
-fn indent(reasons: &[String]) -> String {
-    reasons.iter().map(|reason| format!("  - {reason}")).collect::<Vec<_>>().join("\n")
+impl Error {
+    /// A reason that concerns no single tensor.
+    fn impossible(reason: impl Into<String>) -> Error {
+        Error::Impossible(vec![Problem::of("", reason)])
+    }
+}
+
+/// One paragraph for each reason, with all the tensors that it is true of.
+fn by_reason(problems: &[Problem]) -> String {
+    let mut tensors: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for problem in problems {
+        tensors.entry(&problem.reason).or_default().push(&problem.tensor);
+    }
+    let paragraph = |(reason, names): (&str, Vec<&str>)| match names.join(", ") {
+        names if names.is_empty() => format!("  - {reason}"),
+        names => format!("  - {reason}: {names}"),
+    };
+    tensors.into_iter().map(paragraph).collect::<Vec<_>>().join("\n")
 }

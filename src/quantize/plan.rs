@@ -8,7 +8,7 @@ use crate::format::gguf::{
 use crate::format::imatrix::Imatrix;
 use crate::format::types::GgmlType;
 use crate::plan::presets::requires_imatrix;
-use crate::plan::recipe::{Candidate, Chosen, Wishes, choose};
+use crate::plan::recipe::{Candidate, Chosen, Problem, choose};
 use crate::plan::role::{Role, layer_of};
 use crate::quant::Codec;
 use std::collections::BTreeMap;
@@ -32,7 +32,7 @@ pub(super) struct Source<'a> {
     /// One importance weight per column and matrix.
     pub(super) importance: Option<Vec<f32>>,
     /// Why the importance matrix's values for this tensor cannot be used.
-    misfit: Option<String>,
+    misfit: Option<Problem>,
 }
 
 /// One output of a plan.
@@ -43,7 +43,6 @@ pub struct PlannedOutput<'a> {
     pub file_type: Option<crate::plan::file_type::FileType>,
     /// What happens to each tensor, in the order of the output.
     pub tensors: Vec<PlannedTensor>,
-    pub(super) imatrix_missing: Vec<String>,
 }
 
 /// One tensor of an output.
@@ -102,8 +101,14 @@ impl<'a> PlannedOutput<'a> {
     }
 
     /// Tensors that need importance weights and have none; a plan with any of them can be shown but not run.
-    pub fn imatrix_missing(&self) -> &[String] {
-        &self.imatrix_missing
+    pub fn imatrix_missing(&self) -> impl Iterator<Item = &PlannedTensor> {
+        let needs = |t: &&PlannedTensor| {
+            let impossible_without = Codec::of(t.chosen.target).is_some_and(|c| c.needs_importance);
+            let unwise_without = requires_imatrix(t.chosen.role, t.chosen.target, self.file_type);
+            let touched = t.chosen.quantizable && t.chosen.target != t.from;
+            touched && !t.has_importance && (impossible_without || unwise_without)
+        };
+        self.tensors.iter().filter(needs)
     }
 }
 
@@ -150,16 +155,10 @@ impl<'a> Plan<'a> {
             let files = files(&request.path, metadata, job.keep_split, shards, tensors.len());
             let planned: Vec<_> =
                 tensors.iter().zip(chosen).map(|(source, chosen)| source.planned(chosen, job.keep_split)).collect();
-            let imatrix_missing = imatrix_missing(&planned, &request.wishes);
             problems.extend(planned.iter().filter_map(|t| impossible(t, job)));
             let used = planned.iter().zip(&tensors).filter(|(t, _)| t.chosen.target != t.from);
             problems.extend(used.filter_map(|(_, source)| source.misfit.clone()));
-            outputs.push(PlannedOutput {
-                files,
-                file_type: request.wishes.file_type,
-                tensors: planned,
-                imatrix_missing,
-            });
+            outputs.push(PlannedOutput { files, file_type: request.wishes.file_type, tensors: planned });
         }
         problems.extend(clashes(&outputs));
         problems.sort();
@@ -237,7 +236,7 @@ fn sources<'a>(model: &'a Model<'a>, job: &Job, imatrix: Option<&UsedImatrix>) -
 
 /// The importance weights of a tensor, if the matrix has them and they fit. A misfit is a problem, except for the
 /// embedding, which never meets activations.
-fn importance_of(name: &str, tensor: &Tensor<'_>, imatrix: &Imatrix) -> std::result::Result<Option<Vec<f32>>, String> {
+fn importance_of(name: &str, tensor: &Tensor<'_>, imatrix: &Imatrix) -> std::result::Result<Option<Vec<f32>>, Problem> {
     let Some(entry) = imatrix.entries.get(name) else { return Ok(None) };
     let [row_len, _, matrices, _] = tensor.info.shape.four();
     if entry.sums.len() as u64 == row_len * matrices {
@@ -246,10 +245,13 @@ fn importance_of(name: &str, tensor: &Tensor<'_>, imatrix: &Imatrix) -> std::res
     if Role::of(name) == Role::TokenEmbedding {
         return Ok(None);
     }
-    Err(format!(
-        "{name}: the importance matrix has {} values for it and the tensor needs {} ({row_len} columns x {matrices} matrices); it belongs to another model",
-        entry.sums.len(),
-        row_len * matrices
+    Err(Problem::of(
+        name,
+        format!(
+            "the importance matrix has {} values and {} are needed ({row_len} columns x {matrices} matrices); it belongs to another model",
+            entry.sums.len(),
+            row_len * matrices
+        ),
     ))
 }
 
@@ -318,48 +320,33 @@ fn files<'a>(
     (0..shards).map(one).collect()
 }
 
-/// The tensors that need importance weights and have none.
-fn imatrix_missing(tensors: &[PlannedTensor], wishes: &Wishes) -> Vec<String> {
-    let needs = |t: &&PlannedTensor| {
-        let impossible_without = Codec::of(t.chosen.target).is_some_and(|c| c.needs_importance);
-        let unwise_without = requires_imatrix(t.chosen.role, t.chosen.target, wishes.file_type);
-        t.chosen.quantizable && t.chosen.target != t.from && !t.has_importance && (impossible_without || unwise_without)
-    };
-    tensors.iter().filter(needs).map(|t| format!("{} ({})", t.name, t.chosen.target)).collect()
-}
-
 /// Why a tensor cannot become what was chosen for it.
-fn impossible(tensor: &PlannedTensor, job: &Job) -> Option<String> {
-    let PlannedTensor { name, from, chosen, .. } = tensor;
-    let (wanted, target) = (chosen.wanted, chosen.target);
-    if *from == target {
+fn impossible(tensor: &PlannedTensor, job: &Job) -> Option<Problem> {
+    let (from, wanted, target) = (tensor.from, tensor.chosen.wanted, tensor.chosen.target);
+    if from == target {
         return None;
     }
-    if from.is_quantized() && !job.allow_requantize {
-        return Some(format!(
-            "{name} is quantized already ({from}); quantize the original model, or accept the loss with --allow-requantize"
-        ));
-    }
-    if Codec::of(*from).is_none() {
-        return Some(format!("{name} is of type {from}, which holds no weights that could be quantized"));
-    }
-    if Codec::of(target).is_none() {
-        return Some(format!("{name} cannot become {target}: it is no type that models are stored in"));
-    }
-    if wanted != target && job.no_fallback {
-        return Some(format!(
-            "{name}: rows of {} weights do not fit {wanted}, and --no-fallback forbids {target} instead",
-            tensor.shape.row_len()
-        ));
-    }
-    None
+    let reason = if from.is_quantized() && !job.allow_requantize {
+        format!("quantized already ({from}); quantize the original model, or accept the loss with --allow-requantize")
+    } else if Codec::of(from).is_none() {
+        format!("of type {from}, which holds no weights that could be quantized")
+    } else if Codec::of(target).is_none() {
+        format!("{target} is no type that models are stored in")
+    } else if wanted != target && job.no_fallback {
+        let row_len = tensor.shape.row_len();
+        format!("rows of {row_len} weights do not fit {wanted}, and --no-fallback forbids {target} instead")
+    } else {
+        return None;
+    };
+    Some(Problem::of(&tensor.name, reason))
 }
 
 /// Two outputs with one name.
-fn clashes(outputs: &[PlannedOutput<'_>]) -> Vec<String> {
+fn clashes(outputs: &[PlannedOutput<'_>]) -> Vec<Problem> {
     let mut seen = std::collections::HashSet::new();
     let paths = outputs.iter().flat_map(PlannedOutput::paths);
-    paths.filter(|path| !seen.insert(*path)).map(|path| format!("two outputs are called {}", path.display())).collect()
+    let twice = paths.filter(|path| !seen.insert(*path));
+    twice.map(|path| Problem::of("", format!("two outputs are called {}", path.display()))).collect()
 }
 
 #[cfg(test)]

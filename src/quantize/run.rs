@@ -1,9 +1,10 @@
 //! The stream: bands of rows in, every output's blocks out. Memory is bounded by the band, not by the model.
 
-use super::plan::{Plan, PlannedOutput, Source};
+use super::plan::{Plan, PlannedOutput, PlannedTensor, Source};
 use super::{Error, Result};
 use crate::format::gguf::Writer;
 use crate::format::types::GgmlType;
+use crate::plan::recipe::Problem;
 use crate::progress::Progress;
 use crate::quant::Codec;
 use rayon::prelude::*;
@@ -17,17 +18,14 @@ const TASK_WEIGHTS: u64 = 64 << 10;
 impl Plan<'_> {
     /// Writes every output. Each appears under its name only when it is complete.
     pub fn run(&self, progress: &dyn Progress) -> Result<()> {
-        let missing: Vec<_> = self.outputs.iter().flat_map(|o| o.imatrix_missing().iter()).cloned().collect();
+        let missing: Vec<_> = self.outputs.iter().flat_map(|o| o.imatrix_missing()).map(without_imatrix).collect();
         if !missing.is_empty() {
-            return Err(Error::Impossible(vec![format!(
-                "these tensors need an importance matrix (--imatrix FILE) for the types chosen, and it is missing or has nothing for them: {}",
-                missing.join(", ")
-            )]));
+            return Err(Error::Impossible(missing));
         }
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(self.threads)
             .build()
-            .map_err(|e| Error::Impossible(vec![format!("cannot start {} threads: {e}", self.threads)]))?;
+            .map_err(|e| Error::impossible(format!("cannot start {} threads: {e}", self.threads)))?;
         let inputs = self.model.files.paths();
         let mut writers = Vec::new();
         for output in &self.outputs {
@@ -50,6 +48,16 @@ impl Plan<'_> {
         writers.into_iter().flatten().try_for_each(Writer::finish)?;
         Ok(())
     }
+}
+
+fn without_imatrix(tensor: &PlannedTensor) -> Problem {
+    let target = tensor.chosen.target;
+    Problem::of(
+        &tensor.name,
+        format!(
+            "{target} needs an importance matrix (--imatrix FILE), which is missing or has nothing for these tensors"
+        ),
+    )
 }
 
 fn open(output: &PlannedOutput<'_>, inputs: &[&Path]) -> Result<Vec<Writer>> {

@@ -88,7 +88,9 @@ fn preamble(cursor: &mut Cursor<'_>) -> Result<(u32, u64, u64), String> {
     match version {
         2 | 3 => {}
         1 => {
-            return Err("it is GGUF version 1, which llama.cpp dropped in 2023: convert the original model again".into());
+            return Err(
+                "it is GGUF version 1, which llama.cpp dropped in 2023: convert the original model again".into()
+            );
         }
         v => {
             return Err(format!(
