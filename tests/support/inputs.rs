@@ -156,7 +156,7 @@ impl Importance {
                 }
             }
             Importance::BlocksOfZero => {
-                if (i / 32) % 2 == 0 {
+                if (i / 32).is_multiple_of(2) {
                     0.0
                 } else {
                     rng.uniform()
