@@ -6,8 +6,11 @@ use super::num::floor_log2;
 use super::{Block, Fault};
 use crate::format::types::GgmlType;
 
-/// Twice the magnitudes of E2M1, by their code; codes 8 to 15 are their negatives.
-const MAGNITUDES: [i8; 8] = [0, 1, 2, 3, 4, 6, 8, 12];
+/// Twice the numbers of E2M1, by their code.
+const NUMBERS: [f32; 16] = [0., 1., 2., 3., 4., 6., 8., 12., 0., -1., -2., -3., -4., -6., -8., -12.];
+/// Halfway between two magnitudes.
+const MIDDLES: [f32; 7] = [0.5, 1.5, 2.5, 3.5, 5., 7., 10.];
+/// The bit of a code that makes it negative.
 const SIGN: u8 = 8;
 
 /// 32 E2M1 numbers and a power of two (OCP microscaling): `w = 2^(e - 128) * q`, `q` being doubled.
@@ -38,7 +41,7 @@ impl Block<32> for BlockMxfp4 {
             } else {
                 0
             };
-            block.qs = pack(&nearest_codes(x, half_power_of_two(block.e)));
+            block.qs = pack(&nearest_codes(x, amax, half_power_of_two(block.e)));
         }
     }
 
@@ -73,8 +76,9 @@ impl Block<64> for BlockNvfp4 {
         const LARGEST: f32 = 6.0;
         for (x, block) in weights.iter().zip(row) {
             for (s, x) in x.as_chunks::<16>().0.iter().enumerate() {
-                block.d[s] = to_ue4m3(largest_magnitude(x) / LARGEST);
-                block.qs[s] = pack(&nearest_codes(x, half_ue4m3(block.d[s])));
+                let amax = largest_magnitude(x);
+                block.d[s] = to_ue4m3(amax / LARGEST);
+                block.qs[s] = pack(&nearest_codes(x, amax, half_ue4m3(block.d[s])));
             }
         }
     }
@@ -96,24 +100,33 @@ fn largest_magnitude<const N: usize>(x: &[f32; N]) -> f32 {
     x.iter().fold(0.0, |amax, v| if amax < v.abs() { v.abs() } else { amax })
 }
 
-/// The codes of the numbers nearest to `x / step`, the first of two that are equally near.
+/// The codes of the numbers whose difference to `x / step` is smallest in f32, the first (the smaller) of equals;
+/// `amax` is the largest magnitude.
 ///
 /// It is enough to look at magnitudes: a number of the other sign is never nearer than 0.
 #[inline]
-fn nearest_codes<const N: usize>(x: &[f32; N], step: f32) -> [u8; N] {
-    let magnitudes = x.map(f32::abs);
-    let mut least = magnitudes;
-    let mut codes = [0u32; N];
-    for (code, m) in (0..).zip(MAGNITUDES).skip(1) {
-        let level = f32::from(m) * step;
-        for i in 0..N {
-            let error = (level - magnitudes[i]).abs();
-            let nearer = error < least[i];
-            codes[i] = if nearer { code } else { codes[i] };
-            least[i] = if nearer { error } else { least[i] };
+fn nearest_codes<const N: usize>(x: &[f32; N], amax: f32, step: f32) -> [u8; N] {
+    /// Up to here, in steps, f32 tells all differences apart, and those near a middle are exact.
+    const EXACT: f32 = 16.0;
+    let codes = if amax <= EXACT * step {
+        let middles = MIDDLES.map(|m| m * step);
+        x.map(|v| middles.iter().map(|&middle| u8::from(v.abs() > middle)).sum())
+    } else {
+        // The scale was cut off: differences to numbers far away are equal.
+        x.map(|v| least_difference(v.abs(), step))
+    };
+    std::array::from_fn(|i| if x[i] < 0.0 && codes[i] > 0 { codes[i] | SIGN } else { codes[i] })
+}
+
+fn least_difference(magnitude: f32, step: f32) -> u8 {
+    let (mut code, mut least) = (0, magnitude);
+    for (other, number) in (0..SIGN).zip(NUMBERS) {
+        let difference = (number * step - magnitude).abs();
+        if difference < least {
+            (code, least) = (other, difference);
         }
     }
-    std::array::from_fn(|i| if x[i] < 0.0 && codes[i] > 0 { codes[i] as u8 | SIGN } else { codes[i] as u8 })
+    code
 }
 
 #[inline]
@@ -125,7 +138,6 @@ fn pack<const N: usize, const BYTES: usize>(codes: &[u8; N]) -> [u8; BYTES] {
 #[inline]
 fn unpack<const N: usize, const BYTES: usize>(qs: &[u8; BYTES], step: f32, weights: &mut [f32; N]) {
     const { assert!(N == 2 * BYTES) };
-    const NUMBERS: [f32; 16] = [0., 1., 2., 3., 4., 6., 8., 12., 0., -1., -2., -3., -4., -6., -8., -12.];
     for (j, byte) in qs.iter().enumerate() {
         weights[j] = NUMBERS[usize::from(byte & 0x0f)] * step;
         weights[j + BYTES] = NUMBERS[usize::from(byte >> 4)] * step;

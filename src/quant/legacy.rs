@@ -3,8 +3,8 @@
 //! Q4_0 and Q5_0 are one algorithm with 16 and 32 levels around zero, Q4_1 and Q5_1 one with 16 and 32 levels above
 //! an offset.
 
-use super::num::{Half, max, round_i32, trunc_i32};
-use super::search::{Spread, error_weights, extreme, mean_square, scale_and_min, signed_scale};
+use super::num::{Half, max, round_i32};
+use super::search::{Spread, bounds, error_weights, extreme, mean_square, scale_and_min, signed_scale};
 use super::{Block, Fault};
 use crate::format::types::GgmlType;
 
@@ -240,10 +240,10 @@ fn offset_row<B>(
         }
     } else {
         for (x, block) in weights.iter().zip(row) {
-            let (mut low, mut high) = (f32::MAX, -f32::MAX);
-            for &v in x {
-                low = if v < low { v } else { low };
-                high = if v > high { v } else { high };
+            let (mut low, high) = bounds(x, f32::MAX, -f32::MAX);
+            if low == 0.0 {
+                // The sign of the first zero is kept.
+                low = x.iter().copied().find(|v| *v == 0.0).unwrap_or(low);
             }
             let d = (high - low) / f32::from(top);
             let inverse = inverse_or_zero(d);
@@ -252,10 +252,12 @@ fn offset_row<B>(
     }
 }
 
-/// A level cut off at `top`, by way of C's signed char as in the reference.
+/// A level from its number of steps, which is 0 to `top` and less than one more, or infinite or NaN where the scale
+/// overflowed or vanished: C's conversion then makes 0 of it.
 #[inline]
-fn level(x: f32, top: u8) -> u8 {
-    (trunc_i32(x) as i8).min(top as i8) as u8
+fn level(steps: f32, top: u8) -> u8 {
+    let finite = if steps < f32::from(top) + 2.0 { steps } else { 0.0 };
+    (finite as u8).min(top)
 }
 
 fn nibbles(levels: &Levels) -> [u8; LEN / 2] {
@@ -263,7 +265,12 @@ fn nibbles(levels: &Levels) -> [u8; LEN / 2] {
 }
 
 fn fifth_bits(levels: &Levels) -> [u8; 4] {
-    levels.iter().enumerate().fold(0u32, |bits, (i, &l)| bits | u32::from(l >> 4 & 1) << i).to_le_bytes()
+    /// Multiplied by it, the lowest bit of byte `i` arrives at bit `56 + i`, and nothing else above bit 55.
+    const GATHER: u64 = 0x0102_0408_1020_4080;
+    std::array::from_fn(|byte| {
+        let eight: [u8; 8] = std::array::from_fn(|i| levels[8 * byte + i] >> 4 & 1);
+        (u64::from_le_bytes(eight).wrapping_mul(GATHER) >> 56) as u8
+    })
 }
 
 /// The levels of a block; `fifth_bits` is 0 where there are none.

@@ -22,16 +22,37 @@ pub(super) fn error_weights<const N: usize>(x: &[f32; N], importance: &[f32; N],
     std::array::from_fn(|i| importance[i] * (floor + x[i] * x[i]).sqrt())
 }
 
+/// The lowest and the highest weight, no higher than `low` and no lower than `high`; NaN does not count. Of zeros of
+/// both signs it may be either.
+///
+/// Minima do not depend on the order, so that eight run side by side.
+#[inline]
+pub(super) fn bounds<const N: usize>(x: &[f32; N], low: f32, high: f32) -> (f32, f32) {
+    const { assert!(N.is_multiple_of(8)) };
+    let lower = |a: f32, b: f32| if b < a { b } else { a };
+    let higher = |a: f32, b: f32| if b > a { b } else { a };
+    let (mut lows, mut highs) = ([low; 8], [high; 8]);
+    for eight in x.as_chunks::<8>().0 {
+        for (i, &v) in eight.iter().enumerate() {
+            lows[i] = lower(lows[i], v);
+            highs[i] = higher(highs[i], v);
+        }
+    }
+    (lows.into_iter().fold(low, lower), highs.into_iter().fold(high, higher))
+}
+
 /// The first weight of the largest magnitude, with its sign; 0 if there is none above 0.
 #[inline]
 pub(super) fn extreme<const N: usize>(x: &[f32; N]) -> f32 {
-    let (mut extreme, mut largest) = (0.0, 0.0);
-    for &v in x {
-        if v.abs() > largest {
-            (extreme, largest) = (v, v.abs());
-        }
+    let (low, high) = bounds(x, 0.0, 0.0);
+    if high > -low {
+        high
+    } else if high < -low {
+        low
+    } else {
+        // Both signs reach it, or the block is zero.
+        x.iter().copied().find(|v| v.abs() == high && high > 0.0).unwrap_or(0.0)
     }
-    extreme
 }
 
 /// Sums over a block that tell how good a candidate scale is: with levels `l` and error weights `w`, the best scale
