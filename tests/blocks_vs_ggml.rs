@@ -11,12 +11,14 @@
 
 mod support;
 
+use quantier::format::types::GgmlType;
 use quantier::quant::Codec;
 use support::ggml::Ggml;
 use support::inputs::{Importance, Rng, Weights};
 
-/// Blocks in a row; 3 catches state carried from block to block, and odd counts.
-const BLOCKS_PER_ROW: usize = 3;
+/// Blocks in a row, one of these per seed: 3 catches state carried from block to block, and odd counts; the other
+/// lengths show in what is summed over a whole row.
+const BLOCKS_PER_ROW: [usize; 5] = [3, 1, 8, 5, 33];
 /// Rows that share importance weights, as the rows of a matrix do.
 const ROWS: usize = 8;
 
@@ -38,10 +40,10 @@ fn types_wanted() -> Vec<&'static Codec> {
 /// Compares one type on `wanted` blocks; returns how many were compared.
 fn compare(ggml: &Ggml, codec: &Codec, wanted: usize) -> usize {
     let t = codec.ggml_type;
-    let row_len = t.block_len().max(32) * BLOCKS_PER_ROW;
-    let row_bytes = t.row_bytes(row_len as u64).unwrap() as usize;
     let mut compared = 0;
     for seed in 0.. {
+        let row_len = t.block_len().max(32) * BLOCKS_PER_ROW[seed as usize % BLOCKS_PER_ROW.len()];
+        let row_bytes = t.row_bytes(row_len as u64).unwrap() as usize;
         for kind in Weights::ALL {
             for importance_kind in Importance::ALL {
                 if codec.needs_importance && importance_kind == Importance::None {
@@ -102,6 +104,31 @@ fn blocks_are_those_of_ggml() {
             codec.ggml_type,
             start.elapsed().as_secs_f64()
         );
+    }
+}
+
+/// Rounding to halves and bfloat16: around every number that they have and every tie between two, from subnormals
+/// to overflow, infinities and NaN; and for f32 the same numbers.
+#[test]
+#[ignore = "needs the reference: see the top of this file"]
+fn plain_numbers_round_as_in_ggml() {
+    let ggml = Ggml::load();
+    // The lowest 13 bits decide for halves, 16 for bfloat16; below 2^-14, more of them decide for halves.
+    let ends = [0u32, 1, 0x0800, 0x0fff, 0x1000, 0x1001, 0x1800, 0x1fff];
+    let of_half = (0..=u32::MAX >> 13).flat_map(|top| ends.map(|end| top << 13 | end));
+    let ends = [0x7fffu32, 0x8000, 0x8001];
+    let of_bf16 = (0..=u32::MAX >> 16).flat_map(|top| ends.map(|end| top << 16 | end));
+    let numbers: Vec<f32> = of_half.chain(of_bf16).map(f32::from_bits).collect();
+    for t in [GgmlType::F32, GgmlType::F16, GgmlType::BF16] {
+        let codec = Codec::of(t).unwrap();
+        let theirs = ggml.quantize(t, &numbers, numbers.len(), None);
+        let mut ours = vec![0; theirs.len()];
+        codec.quantize_row(&numbers, None, &mut ours);
+        let size = t.block_bytes();
+        for (i, (a, b)) in ours.chunks(size).zip(theirs.chunks(size)).enumerate() {
+            assert_eq!(a, b, "{t}: {:e} ({:#010x})", numbers[i], numbers[i].to_bits());
+        }
+        println!("{t:8} {:9} numbers compared, 0 different", numbers.len());
     }
 }
 

@@ -1,8 +1,20 @@
 //! The 32-weight types of ggml's first years: one scale (and offset) per block.
+//!
+//! Q4_0 and Q5_0 are one algorithm with 16 and 32 levels around zero, Q4_1 and Q5_1 one with 16 and 32 levels above
+//! an offset.
 
-use super::num::{Half, max, trunc_i32};
+use super::num::{Half, max, round_i32};
+use super::search::{Spread, bounds, error_weights, extreme, mean_square, scale_and_min, signed_scale};
 use super::{Block, Fault};
 use crate::format::types::GgmlType;
+
+/// Weights in a block of every type of this file.
+const LEN: usize = 32;
+type Weights = [f32; LEN];
+type Levels = [u8; LEN];
+
+/// ggml's search range for Q4_1 and Q5_1 with importance weights.
+const SPREAD: Spread = Spread { first: -0.9, step: 0.05, steps: 36 };
 
 /// 32 signed bytes and a scale: `w = d * q`.
 ///
@@ -14,25 +26,23 @@ use crate::format::types::GgmlType;
 #[repr(C)]
 pub struct BlockQ8_0 {
     d: Half,
-    qs: [i8; 32],
+    qs: [i8; LEN],
 }
 
-impl Block<32> for BlockQ8_0 {
+impl Block<LEN> for BlockQ8_0 {
     const TYPE: GgmlType = GgmlType::Q8_0;
 
-    fn quantize_row(weights: &[[f32; 32]], _importance: Option<&[[f32; 32]]>, row: &mut [Self]) {
+    fn quantize_row(weights: &[Weights], _importance: Option<&[Weights]>, row: &mut [Self]) {
         for (x, block) in weights.iter().zip(row) {
             let amax = x.iter().fold(0.0, |amax, v| max(amax, v.abs()));
             let d = amax / 127.0;
-            let inverse = if d != 0.0 { 1.0 / d } else { 0.0 };
+            let inverse = inverse_or_zero(d);
             block.d = Half::from_f32(d);
-            for (q, &v) in block.qs.iter_mut().zip(x) {
-                *q = trunc_i32((v * inverse).round()) as i8;
-            }
+            block.qs = x.map(|v| round_i32(v * inverse) as i8);
         }
     }
 
-    fn dequantize(&self, weights: &mut [f32; 32]) {
+    fn dequantize(&self, weights: &mut Weights) {
         let d = self.d.to_f32();
         for (w, &q) in weights.iter_mut().zip(&self.qs) {
             *w = f32::from(q) * d;
@@ -41,5 +51,249 @@ impl Block<32> for BlockQ8_0 {
 
     fn fault(&self) -> Option<Fault> {
         self.d.fault()
+    }
+}
+
+/// 4-bit levels around zero: `w = d * (q - 8)`.
+///
+/// ```text
+/// byte 0   2                               18
+///      | d | q0,q16  q1,q17  ...  q15,q31  |   low nibble first
+/// ```
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub struct BlockQ4_0 {
+    d: Half,
+    qs: [u8; LEN / 2],
+}
+
+impl Block<LEN> for BlockQ4_0 {
+    const TYPE: GgmlType = GgmlType::Q4_0;
+
+    fn quantize_row(weights: &[Weights], importance: Option<&[Weights]>, row: &mut [Self]) {
+        signed_row(8, weights, importance, row, |d, levels| BlockQ4_0 { d: Half::from_f32(d), qs: nibbles(levels) });
+    }
+
+    fn dequantize(&self, weights: &mut Weights) {
+        signed_weights(8, self.d, &levels(&self.qs, 0), weights);
+    }
+
+    fn fault(&self) -> Option<Fault> {
+        self.d.fault()
+    }
+}
+
+/// 5-bit levels around zero: `w = d * (q - 16)`.
+///
+/// ```text
+/// byte 0   2    6                               22
+///      | d | qh | q0,q16  q1,q17  ...  q15,q31  |   low four bits, low nibble first
+///            bit i: the fifth bit of qi
+/// ```
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub struct BlockQ5_0 {
+    d: Half,
+    qh: [u8; 4],
+    qs: [u8; LEN / 2],
+}
+
+impl Block<LEN> for BlockQ5_0 {
+    const TYPE: GgmlType = GgmlType::Q5_0;
+
+    fn quantize_row(weights: &[Weights], importance: Option<&[Weights]>, row: &mut [Self]) {
+        signed_row(16, weights, importance, row, |d, levels| BlockQ5_0 {
+            d: Half::from_f32(d),
+            qh: fifth_bits(levels),
+            qs: nibbles(levels),
+        });
+    }
+
+    fn dequantize(&self, weights: &mut Weights) {
+        signed_weights(16, self.d, &levels(&self.qs, u32::from_le_bytes(self.qh)), weights);
+    }
+
+    fn fault(&self) -> Option<Fault> {
+        self.d.fault()
+    }
+}
+
+/// 4-bit levels above an offset: `w = d * q + m`.
+///
+/// ```text
+/// byte 0   2   4                               20
+///      | d | m | q0,q16  q1,q17  ...  q15,q31  |   low nibble first
+/// ```
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub struct BlockQ4_1 {
+    d: Half,
+    m: Half,
+    qs: [u8; LEN / 2],
+}
+
+impl Block<LEN> for BlockQ4_1 {
+    const TYPE: GgmlType = GgmlType::Q4_1;
+
+    fn quantize_row(weights: &[Weights], importance: Option<&[Weights]>, row: &mut [Self]) {
+        offset_row(15, weights, importance, row, |d, m, levels| BlockQ4_1 {
+            d: Half::from_f32(d),
+            m: Half::from_f32(m),
+            qs: nibbles(levels),
+        });
+    }
+
+    fn dequantize(&self, weights: &mut Weights) {
+        offset_weights(self.d, self.m, &levels(&self.qs, 0), weights);
+    }
+
+    fn fault(&self) -> Option<Fault> {
+        self.d.fault().or(self.m.fault())
+    }
+}
+
+/// 5-bit levels above an offset: `w = d * q + m`.
+///
+/// ```text
+/// byte 0   2   4    8                               24
+///      | d | m | qh | q0,q16  q1,q17  ...  q15,q31  |   low four bits, low nibble first
+///                bit i: the fifth bit of qi
+/// ```
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub struct BlockQ5_1 {
+    d: Half,
+    m: Half,
+    qh: [u8; 4],
+    qs: [u8; LEN / 2],
+}
+
+impl Block<LEN> for BlockQ5_1 {
+    const TYPE: GgmlType = GgmlType::Q5_1;
+
+    fn quantize_row(weights: &[Weights], importance: Option<&[Weights]>, row: &mut [Self]) {
+        offset_row(31, weights, importance, row, |d, m, levels| BlockQ5_1 {
+            d: Half::from_f32(d),
+            m: Half::from_f32(m),
+            qh: fifth_bits(levels),
+            qs: nibbles(levels),
+        });
+    }
+
+    fn dequantize(&self, weights: &mut Weights) {
+        offset_weights(self.d, self.m, &levels(&self.qs, u32::from_le_bytes(self.qh)), weights);
+    }
+
+    fn fault(&self) -> Option<Fault> {
+        self.d.fault().or(self.m.fault())
+    }
+}
+
+/// `1 / d`, and 0 for a block without extent.
+#[inline]
+fn inverse_or_zero(d: f32) -> f32 {
+    if d != 0.0 { 1.0 / d } else { 0.0 }
+}
+
+/// Quantizes a row to `2 * half` levels around zero; `pack` makes a block of the scale and the levels.
+#[inline]
+fn signed_row<B>(
+    half: u8,
+    weights: &[Weights],
+    importance: Option<&[Weights]>,
+    row: &mut [B],
+    pack: impl Fn(f32, &Levels) -> B,
+) {
+    if let Some(importance) = importance {
+        let floor = mean_square(weights);
+        for ((x, importance), block) in weights.iter().zip(importance).zip(row) {
+            let (d, levels) = signed_scale(x, &error_weights(x, importance, floor), i32::from(half));
+            *block = pack(d, &levels);
+        }
+    } else {
+        for (x, block) in weights.iter().zip(row) {
+            // The extreme becomes level 0.
+            let d = extreme(x) / -f32::from(half);
+            let inverse = inverse_or_zero(d);
+            // One addition both centres and rounds.
+            let centre = f32::from(half) + 0.5;
+            let levels = x.map(|v| level(v * inverse + centre, 2 * half - 1));
+            *block = pack(d, &levels);
+        }
+    }
+}
+
+/// Quantizes a row to levels 0 to `top` above an offset; `pack` makes a block of scale, offset and levels.
+#[inline]
+fn offset_row<B>(
+    top: u8,
+    weights: &[Weights],
+    importance: Option<&[Weights]>,
+    row: &mut [B],
+    pack: impl Fn(f32, f32, &Levels) -> B,
+) {
+    if let Some(importance) = importance {
+        let floor = mean_square(weights);
+        for ((x, importance), block) in weights.iter().zip(importance).zip(row) {
+            let (d, m, levels) = scale_and_min(x, &error_weights(x, importance, floor), top, SPREAD);
+            *block = pack(d, m, &levels);
+        }
+    } else {
+        for (x, block) in weights.iter().zip(row) {
+            let (mut low, high) = bounds(x, f32::MAX, -f32::MAX);
+            if low == 0.0 {
+                // The sign of the first zero is kept.
+                low = x.iter().copied().find(|v| *v == 0.0).unwrap_or(low);
+            }
+            let d = (high - low) / f32::from(top);
+            let inverse = inverse_or_zero(d);
+            *block = pack(d, low, &x.map(|v| level((v - low) * inverse + 0.5, top)));
+        }
+    }
+}
+
+/// A level from its number of steps, which is 0 to `top` and less than one more, or infinite or NaN where the scale
+/// overflowed or vanished: C's conversion then makes 0 of it.
+#[inline]
+fn level(steps: f32, top: u8) -> u8 {
+    let finite = if steps < f32::from(top) + 2.0 { steps } else { 0.0 };
+    (finite as u8).min(top)
+}
+
+fn nibbles(levels: &Levels) -> [u8; LEN / 2] {
+    std::array::from_fn(|j| levels[j] & 0x0f | levels[j + LEN / 2] << 4)
+}
+
+fn fifth_bits(levels: &Levels) -> [u8; 4] {
+    /// Multiplied by it, the lowest bit of byte `i` arrives at bit `56 + i`, and nothing else above bit 55.
+    const GATHER: u64 = 0x0102_0408_1020_4080;
+    std::array::from_fn(|byte| {
+        let eight: [u8; 8] = std::array::from_fn(|i| levels[8 * byte + i] >> 4 & 1);
+        (u64::from_le_bytes(eight).wrapping_mul(GATHER) >> 56) as u8
+    })
+}
+
+/// The levels of a block; `fifth_bits` is 0 where there are none.
+#[inline]
+fn levels(qs: &[u8; LEN / 2], fifth_bits: u32) -> Levels {
+    std::array::from_fn(|i| {
+        let low = if i < LEN / 2 { qs[i] & 0x0f } else { qs[i - LEN / 2] >> 4 };
+        low | ((fifth_bits >> i & 1) << 4) as u8
+    })
+}
+
+#[inline]
+fn signed_weights(half: u8, d: Half, levels: &Levels, weights: &mut Weights) {
+    let d = d.to_f32();
+    for (w, &l) in weights.iter_mut().zip(levels) {
+        *w = f32::from(l as i8 - half as i8) * d;
+    }
+}
+
+#[inline]
+fn offset_weights(d: Half, m: Half, levels: &Levels, weights: &mut Weights) {
+    let (d, m) = (d.to_f32(), m.to_f32());
+    for (w, &l) in weights.iter_mut().zip(levels) {
+        *w = f32::from(l) * d + m;
     }
 }

@@ -7,9 +7,15 @@
 //! Importance weights (the importance matrix's mean squares, one per column) are optional, except for the types
 //! whose [`Codec::needs_importance`] is set.
 
+mod float;
+mod fp4;
+mod iq4;
 mod k;
 mod legacy;
+mod low;
 mod num;
+mod search;
+mod ternary;
 
 use crate::format::types::GgmlType;
 
@@ -71,6 +77,21 @@ static CODECS: &[Codec] = &[
     Codec::new::<k::BlockQ4K, 256>(),
     Codec::new::<k::BlockQ5K, 256>(),
     Codec::new::<k::BlockQ6K, 256>(),
+    Codec::new::<float::BlockF32, 1>(),
+    Codec::new::<float::BlockF16, 1>(),
+    Codec::new::<float::BlockBf16, 1>(),
+    Codec::new::<legacy::BlockQ4_0, 32>(),
+    Codec::new::<legacy::BlockQ4_1, 32>(),
+    Codec::new::<legacy::BlockQ5_0, 32>(),
+    Codec::new::<legacy::BlockQ5_1, 32>(),
+    Codec::new::<low::BlockQ1_0, 128>(),
+    Codec::new::<low::BlockQ2_0, 64>(),
+    Codec::new::<ternary::BlockTq1_0, 256>(),
+    Codec::new::<ternary::BlockTq2_0, 256>(),
+    Codec::new::<fp4::BlockMxfp4, 32>(),
+    Codec::new::<fp4::BlockNvfp4, 64>(),
+    Codec::new::<iq4::BlockIq4Nl, 32>(),
+    Codec::new::<iq4::BlockIq4Xs, 256>(),
 ];
 
 impl Codec {

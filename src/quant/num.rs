@@ -1,7 +1,14 @@
 //! The few number conversions that all block formats share, exact to the bit.
 
 use super::Fault;
-use half::f16;
+
+/// From the exponent of a half (bias 15) to that of an f32 (bias 127), in the place of an f32's exponent.
+const EXPONENT_SHIFT: u32 = 112 << 23;
+/// 2^-14: below it a half is subnormal.
+const SMALLEST_NORMAL: f32 = f32::from_bits(SMALLEST_NORMAL_HALF);
+const SMALLEST_NORMAL_HALF: u32 = 113 << 23;
+/// The bits of 2^16, from where on no rounding leads back to a finite half.
+const BEYOND_HALF: u32 = (127 + 16) << 23;
 
 /// An IEEE half in a block, as two little-endian bytes, so that blocks have alignment 1.
 #[derive(Clone, Copy, PartialEq, Eq, Default, bytemuck::Pod, bytemuck::Zeroable)]
@@ -10,12 +17,19 @@ pub(crate) struct Half([u8; 2]);
 
 impl Half {
     /// Rounds to nearest, ties to even. Every NaN becomes the quiet NaN 0x7e00 with its sign, as in ggml.
+    ///
+    /// Free of branches, so that rows of halves are converted several at a time.
     #[inline]
     pub(crate) fn from_f32(x: f32) -> Half {
-        if x.is_nan() {
-            return Half::from_bits(0x7e00 | ((x.to_bits() >> 16) as u16 & 0x8000));
-        }
-        Half::from_bits(f16::from_f32(x).to_bits())
+        let sign = (x.to_bits() >> 16) & 0x8000;
+        let magnitude = x.to_bits() & 0x7fff_ffff;
+        // The sum's last bit is worth 2^-24, as a subnormal half's: the addition rounds.
+        let subnormal = (f32::from_bits(magnitude) + 0.5).to_bits().wrapping_sub(0.5f32.to_bits());
+        let odd = (magnitude >> 13) & 1;
+        let normal = magnitude.wrapping_sub(EXPONENT_SHIFT).wrapping_add(0x0fff + odd) >> 13;
+        let beyond = if magnitude > f32::INFINITY.to_bits() { 0x7e00 } else { 0x7c00 };
+        let finite = if magnitude < SMALLEST_NORMAL_HALF { subnormal } else { normal };
+        Half::from_bits((sign | if magnitude < BEYOND_HALF { finite } else { beyond }) as u16)
     }
 
     #[inline]
@@ -23,9 +37,17 @@ impl Half {
         Half(bits.to_le_bytes())
     }
 
+    /// Exact; a signalling NaN becomes the quiet one.
     #[inline]
     pub(crate) fn to_f32(self) -> f32 {
-        f16::from_le_bytes(self.0).to_f32()
+        let bits = u32::from(u16::from_le_bytes(self.0));
+        let magnitude = (bits & 0x7fff) << 13;
+        let subnormal = (f32::from_bits(magnitude + SMALLEST_NORMAL_HALF) - SMALLEST_NORMAL).to_bits();
+        let normal = magnitude + EXPONENT_SHIFT;
+        let quiet = if bits & 0x03ff != 0 { 0x0040_0000 } else { 0 };
+        let special = f32::INFINITY.to_bits() | magnitude | quiet;
+        let finite = if bits & 0x7c00 == 0 { subnormal } else { normal };
+        f32::from_bits((bits & 0x8000) << 16 | if bits & 0x7c00 == 0x7c00 { special } else { finite })
     }
 
     /// What makes this number useless as a scale.
@@ -52,11 +74,122 @@ pub(crate) fn nearest_int(x: f32) -> i32 {
 #[inline]
 pub(crate) fn trunc_i32(x: f32) -> i32 {
     const LIMIT: f32 = 2_147_483_648.0;
-    if x >= -LIMIT && x < LIMIT { x as i32 } else { i32::MIN }
+    if (-LIMIT..LIMIT).contains(&x) { x as i32 } else { i32::MIN }
 }
 
 /// The larger of two numbers as ggml's `MAX` macro picks it: `b` unless `a > b`, so a NaN in `b` is taken up.
 #[inline]
 pub(crate) fn max(a: f32, b: f32) -> f32 {
     if a > b { a } else { b }
+}
+
+/// C's `(int) roundf(x)` (and the low bytes of `lroundf(x)`) as x86-64 does it: ties away from zero, and
+/// `i32::MIN` for NaN and everything that does not fit. Without the call into the math library.
+#[inline]
+pub(crate) fn round_i32(x: f32) -> i32 {
+    let whole = trunc_i32(x);
+    // Exact: a float with a fraction has few bits before the point. Far outside of (-1, 1) if x does not fit.
+    let rest = x - whole as f32;
+    whole + i32::from((0.5..1.0).contains(&rest)) - i32::from((0.5..1.0).contains(&-rest))
+}
+
+/// C's `floorf(log2f(x))` for positive finite `x`, as a correctly rounded `log2f` gives it.
+///
+/// That is the exponent of x, except for a few numbers just below a power of two, whose logarithm rounds up to the
+/// integer n. With x = 2^n (1 - m / 2^24), log2(x) is close to n - m / (2^24 ln 2). The floats next to n on that
+/// side are 2^(b - 23) apart, b being the binary exponent of n - 1 if n is positive and of |n| if it is negative,
+/// so that the logarithm rounds up where m < 2^b ln 2.
+#[inline]
+pub(crate) fn floor_log2(x: f32) -> i32 {
+    /// ln 2 in units of 2^-7; no b is larger than 7, and all smaller ones are right when shifted, too.
+    const LN_2: u32 = 88;
+    debug_assert!(x > 0.0 && x.is_finite());
+    let bits = x.to_bits();
+    let (exponent, significand) = if bits < 1 << 23 {
+        let shift = bits.leading_zeros() - 8;
+        (-126 - shift as i32, bits << shift)
+    } else {
+        ((bits >> 23) as i32 - 127, bits & 0x007f_ffff | 0x0080_0000)
+    };
+    let below = (1 << 24) - significand;
+    // n - 1 is the exponent; |n| of a negative n is its complement.
+    let magnitude = exponent ^ (exponent >> 31);
+    let rounds_up = magnitude > 0 && below <= LN_2 >> (7 - magnitude.ilog2());
+    exponent + i32::from(rounds_up)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use half::f16;
+
+    #[test]
+    fn every_half_widens_as_in_the_half_crate_and_returns() {
+        for bits in 0..=u16::MAX {
+            let wide = Half::from_bits(bits).to_f32();
+            assert_eq!(wide.to_bits(), f16::from_bits(bits).to_f32_const().to_bits(), "{bits:#06x}");
+            let back = if wide.is_nan() { bits & 0x8000 | 0x7e00 } else { bits };
+            assert!(Half::from_f32(wide) == Half::from_bits(back), "{bits:#06x}");
+        }
+    }
+
+    #[test]
+    fn narrowing_rounds_as_in_the_half_crate() {
+        // Around every half and every point between two: the tie, and its neighbours.
+        for bits in (0..=u16::MAX).filter(|b| b & 0x7c00 != 0x7c00) {
+            let low = f16::from_bits(bits).to_f32_const().to_bits();
+            for half_step in [0x1000, 0x0800, 0x0400, 0x0200] {
+                for x in [low, low + half_step - 1, low + half_step, low + half_step + 1].map(f32::from_bits) {
+                    let expected = f16::from_f32_const(x).to_bits();
+                    assert!(Half::from_f32(x) == Half::from_bits(expected), "{x:e} ({:#010x})", x.to_bits());
+                }
+            }
+        }
+        for bits in (0..f32::INFINITY.to_bits()).step_by(9973) {
+            let x = f32::from_bits(bits);
+            assert!(Half::from_f32(-x) == Half::from_bits(f16::from_f32_const(-x).to_bits()), "{x:e}");
+        }
+    }
+
+    #[test]
+    fn rounding_is_that_of_the_math_library() {
+        for bits in (0..=u32::MAX).step_by(4099) {
+            let x = f32::from_bits(bits);
+            assert_eq!(round_i32(x), trunc_i32(x.round()), "{x:e}");
+        }
+        for n in -70_000..70_000 {
+            for x in [n as f32 * 0.5, (n as f32 * 0.5).next_up(), (n as f32 * 0.5).next_down()] {
+                assert_eq!(round_i32(x), trunc_i32(x.round()), "{x:e}");
+            }
+        }
+        for x in [8_388_607.5, 8_388_608.0, 2_147_483_520.0, 2_147_483_648.0, -2_147_483_648.0, -2_147_483_904.0] {
+            assert_eq!(round_i32(x), trunc_i32(x.round()), "{x:e}");
+        }
+    }
+
+    /// A logarithm in f64, rounded once, is far more exact than the closest case needs.
+    #[test]
+    fn the_floor_of_a_logarithm_is_that_of_the_rounded_one() {
+        let check = |bits: u32| {
+            let x = f32::from_bits(bits);
+            assert_eq!(floor_log2(x), (f64::from(x).log2() as f32).floor() as i32, "{x:e} ({bits:#010x})");
+        };
+        for exponent in 0..255 {
+            let next = (exponent + 1) << 23;
+            (next - 300..next).for_each(check);
+            (exponent << 23..(exponent << 23) + 300).filter(|b| *b > 0).for_each(check);
+        }
+        for power in 1..23 {
+            ((1u32 << power).saturating_sub(300).max(1)..(1 << power) + 300).for_each(check);
+        }
+    }
+
+    #[test]
+    #[ignore = "every positive float: half a minute"]
+    fn the_floor_of_a_logarithm_is_that_of_the_math_library() {
+        for bits in 1..f32::INFINITY.to_bits() {
+            let x = f32::from_bits(bits);
+            assert_eq!(floor_log2(x), x.log2().floor() as i32, "{bits:#010x}");
+        }
+    }
 }

@@ -62,10 +62,12 @@ pub enum Weights {
     Sparse,
     /// Only one sign: offsets, and sign parity.
     Positive,
+    /// Zeros of both signs, and a few numbers above: which zero is the lowest shows in offsets.
+    SignedZeros,
 }
 
 impl Weights {
-    pub const ALL: [Weights; 11] = [
+    pub const ALL: [Weights; 12] = [
         Weights::Gaussian,
         Weights::Heavy,
         Weights::Outlier,
@@ -77,6 +79,7 @@ impl Weights {
         Weights::Ties,
         Weights::Sparse,
         Weights::Positive,
+        Weights::SignedZeros,
     ];
 
     pub fn fill(self, rng: &mut Rng, row: &mut [f32]) {
@@ -110,6 +113,11 @@ impl Weights {
                     _ => 0.0,
                 },
                 Weights::Positive => rng.uniform() * scale,
+                Weights::SignedZeros => match rng.below(8) {
+                    0 => rng.uniform(),
+                    n if n % 2 == 0 => -0.0,
+                    _ => 0.0,
+                },
             };
         }
     }
@@ -156,7 +164,7 @@ impl Importance {
                 }
             }
             Importance::BlocksOfZero => {
-                if (i / 32) % 2 == 0 {
+                if (i / 32).is_multiple_of(2) {
                     0.0
                 } else {
                     rng.uniform()

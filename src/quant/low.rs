@@ -1,0 +1,86 @@
+//! One and two bits per weight, and one scale per block.
+
+use super::num::{Half, round_i32};
+use super::{Block, Fault};
+use crate::format::types::GgmlType;
+
+const Q1_0_LEN: usize = 128;
+const Q2_0_LEN: usize = 64;
+
+/// The sign of each weight, and the mean magnitude: `w = b ? d : -d`.
+///
+/// ```text
+/// byte 0   2                           18
+///      | d | b0..b7  b8..b15  ...       |   lowest bit first
+/// ```
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub struct BlockQ1_0 {
+    d: Half,
+    bits: [u8; Q1_0_LEN / 8],
+}
+
+impl Block<Q1_0_LEN> for BlockQ1_0 {
+    const TYPE: GgmlType = GgmlType::Q1_0;
+
+    fn quantize_row(weights: &[[f32; Q1_0_LEN]], _importance: Option<&[[f32; Q1_0_LEN]]>, row: &mut [Self]) {
+        for (x, block) in weights.iter().zip(row) {
+            let sum: f32 = x.iter().fold(0.0, |sum, v| sum + v.abs());
+            block.d = Half::from_f32(sum / Q1_0_LEN as f32);
+            for (byte, eight) in block.bits.iter_mut().zip(x.as_chunks::<8>().0) {
+                *byte = (0..8).fold(0, |byte, i| byte | u8::from(eight[i] >= 0.0) << i);
+            }
+        }
+    }
+
+    fn dequantize(&self, weights: &mut [f32; Q1_0_LEN]) {
+        let d = self.d.to_f32();
+        for (eight, byte) in weights.as_chunks_mut::<8>().0.iter_mut().zip(self.bits) {
+            *eight = std::array::from_fn(|i| if byte >> i & 1 == 1 { d } else { -d });
+        }
+    }
+
+    fn fault(&self) -> Option<Fault> {
+        self.d.fault()
+    }
+}
+
+/// 2-bit levels from -1 to 2, the scale being the largest magnitude: `w = d * (q - 1)`.
+///
+/// ```text
+/// byte 0   2                               18
+///      | d | q0,q1,q2,q3  q4,q5,q6,q7  ...  |   lowest bits first
+/// ```
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub struct BlockQ2_0 {
+    d: Half,
+    qs: [u8; Q2_0_LEN / 4],
+}
+
+impl Block<Q2_0_LEN> for BlockQ2_0 {
+    const TYPE: GgmlType = GgmlType::Q2_0;
+
+    fn quantize_row(weights: &[[f32; Q2_0_LEN]], _importance: Option<&[[f32; Q2_0_LEN]]>, row: &mut [Self]) {
+        for (x, block) in weights.iter().zip(row) {
+            let d = x.iter().fold(0.0, |amax, v| if v.abs() > amax { v.abs() } else { amax });
+            let inverse = if d > 0.0 { 1.0 / d } else { 0.0 };
+            block.d = Half::from_f32(d);
+            let levels = x.map(|v| (round_i32(v * inverse) + 1).clamp(0, 3) as u8);
+            for (byte, four) in block.qs.iter_mut().zip(levels.as_chunks::<4>().0) {
+                *byte = four[0] | four[1] << 2 | four[2] << 4 | four[3] << 6;
+            }
+        }
+    }
+
+    fn dequantize(&self, weights: &mut [f32; Q2_0_LEN]) {
+        let d = self.d.to_f32();
+        for (four, byte) in weights.as_chunks_mut::<4>().0.iter_mut().zip(self.qs) {
+            *four = std::array::from_fn(|i| f32::from((byte >> (2 * i) & 3) as i8 - 1) * d);
+        }
+    }
+
+    fn fault(&self) -> Option<Fault> {
+        self.d.fault()
+    }
+}
