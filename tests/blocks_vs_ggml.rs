@@ -11,6 +11,7 @@
 
 mod support;
 
+use quantier::format::types::GgmlType;
 use quantier::quant::Codec;
 use support::ggml::Ggml;
 use support::inputs::{Importance, Rng, Weights};
@@ -35,12 +36,26 @@ fn types_wanted() -> Vec<&'static Codec> {
     codecs
 }
 
-/// Compares one type on `wanted` blocks; returns how many were compared.
-fn compare(ggml: &Ggml, codec: &Codec, wanted: usize) -> usize {
+fn quantize_rows(codec: &Codec, weights: &[f32], row_len: usize, importance: Option<&[f32]>) -> Vec<u8> {
+    let row_bytes = codec.ggml_type.row_bytes(row_len as u64).unwrap() as usize;
+    let mut blocks = vec![0xa5u8; weights.len() / row_len * row_bytes];
+    for (x, y) in weights.chunks_exact(row_len).zip(blocks.chunks_exact_mut(row_bytes)) {
+        codec.quantize_row(x, importance, y);
+    }
+    blocks
+}
+
+/// The rows on which no assertion of ggml fails.
+fn rows_accepted(ggml: &Ggml, t: GgmlType, weights: &[f32], row_len: usize, importance: Option<&[f32]>) -> Vec<f32> {
+    let rows = weights.chunks_exact(row_len);
+    rows.filter(|row| ggml.quantize(t, row, row_len, importance).is_some()).flatten().copied().collect()
+}
+
+/// Compares one type on `wanted` blocks; returns how many were compared, and how many ggml gave up on.
+fn compare(ggml: &Ggml, codec: &Codec, wanted: usize) -> (usize, usize) {
     let t = codec.ggml_type;
     let row_len = t.block_len().max(32) * BLOCKS_PER_ROW;
-    let row_bytes = t.row_bytes(row_len as u64).unwrap() as usize;
-    let mut compared = 0;
+    let (mut compared, mut refused) = (0, 0);
     for seed in 0.. {
         for kind in Weights::ALL {
             for importance_kind in Importance::ALL {
@@ -53,11 +68,19 @@ fn compare(ggml: &Ggml, codec: &Codec, wanted: usize) -> usize {
                 let importance = importance_kind.make(&mut rng, row_len);
                 let context = || format!("{t}: {kind:?} weights, {importance_kind:?} importance, seed {seed}");
 
-                let theirs = ggml.quantize(t, &weights, row_len, importance.as_deref());
-                let mut ours = vec![0xa5u8; theirs.len()];
-                for (x, y) in weights.chunks_exact(row_len).zip(ours.chunks_exact_mut(row_bytes)) {
-                    codec.quantize_row(x, importance.as_deref(), y);
+                let mut ours = quantize_rows(codec, &weights, row_len, importance.as_deref());
+                let mut theirs = ggml.quantize(t, &weights, row_len, importance.as_deref());
+                if theirs.is_none() {
+                    // The codebook searches assert that their sums are numbers, which they are not where powers of
+                    // such weights overflow f32. We finish; there is nothing to compare with.
+                    assert_eq!(kind, Weights::Huge, "{}: ggml gave up", context());
+                    let total = weights.len();
+                    weights = rows_accepted(ggml, t, &weights, row_len, importance.as_deref());
+                    refused += (total - weights.len()) / t.block_len();
+                    ours = quantize_rows(codec, &weights, row_len, importance.as_deref());
+                    theirs = ggml.quantize(t, &weights, row_len, importance.as_deref());
                 }
+                let theirs = theirs.expect("every row is accepted");
                 if ours != theirs {
                     let at = ours.iter().zip(&theirs).position(|(a, b)| a != b).unwrap();
                     let (block, byte) = (at / t.block_bytes(), at % t.block_bytes());
@@ -87,7 +110,7 @@ fn compare(ggml: &Ggml, codec: &Codec, wanted: usize) -> usize {
             break;
         }
     }
-    compared
+    (compared, refused)
 }
 
 #[test]
@@ -96,9 +119,9 @@ fn blocks_are_those_of_ggml() {
     let ggml = Ggml::load();
     for codec in types_wanted() {
         let start = std::time::Instant::now();
-        let compared = compare(&ggml, codec, blocks_wanted());
+        let (compared, refused) = compare(&ggml, codec, blocks_wanted());
         println!(
-            "{:8} {compared:9} blocks compared, 0 different ({:.0} s)",
+            "{:8} {compared:9} blocks compared, 0 different, {refused} refused by ggml ({:.0} s)",
             codec.ggml_type,
             start.elapsed().as_secs_f64()
         );

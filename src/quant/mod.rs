@@ -7,6 +7,7 @@
 //! Importance weights (the importance matrix's mean squares, one per column) are optional, except for the types
 //! whose [`Codec::needs_importance`] is set.
 
+mod iq;
 mod legacy;
 mod num;
 
@@ -63,7 +64,14 @@ pub struct Codec {
     first_fault: fn(&[u8]) -> Option<(usize, Fault)>,
 }
 
-static CODECS: &[Codec] = &[Codec::new::<legacy::BlockQ8_0, 32>()];
+static CODECS: &[Codec] = &[
+    Codec::new::<legacy::BlockQ8_0, 32>(),
+    Codec::new::<iq::BlockIq2Xxs, 256>(),
+    Codec::new::<iq::BlockIq2Xs, 256>(),
+    Codec::new::<iq::BlockIq2S, 256>(),
+    Codec::new::<iq::BlockIq3Xxs, 256>(),
+    Codec::new::<iq::BlockIq3S, 256>(),
+];
 
 impl Codec {
     const fn new<B: Block<N>, const N: usize>() -> Codec {
