@@ -66,6 +66,8 @@ pub struct Codec {
 
 static CODECS: &[Codec] = &[
     Codec::new::<legacy::BlockQ8_0, 32>(),
+    Codec::new::<iq::BlockIq1S, 256>(),
+    Codec::new::<iq::BlockIq1M, 256>(),
     Codec::new::<iq::BlockIq2Xxs, 256>(),
     Codec::new::<iq::BlockIq2Xs, 256>(),
     Codec::new::<iq::BlockIq2S, 256>(),

@@ -24,6 +24,11 @@ impl Half {
     }
 
     #[inline]
+    pub(crate) fn to_bits(self) -> u16 {
+        u16::from_le_bytes(self.0)
+    }
+
+    #[inline]
     pub(crate) fn to_f32(self) -> f32 {
         f16::from_le_bytes(self.0).to_f32()
     }

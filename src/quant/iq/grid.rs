@@ -19,24 +19,9 @@ pub(super) struct Codebook<const D: usize, const N: usize> {
 }
 
 impl<const D: usize, const N: usize> Codebook<D, N> {
-    /// A codebook from its data file. `shells` says how many different distances a neighbour list reaches out.
-    pub(super) const fn new(hex: &[u8], base: u8, shells: usize) -> Self {
-        Codebook { levels: read_points(hex, base), base, shells, map: OnceLock::new() }
-    }
-
-    /// The points with `values[level]` in place of each level.
-    pub(super) const fn spelled<const K: usize, T: Copy>(&self, values: [T; K]) -> [[T; D]; N] {
-        let mut points = [[values[0]; D]; N];
-        let mut n = 0;
-        while n < N {
-            let mut i = 0;
-            while i < D {
-                points[n][i] = values[self.levels[n][i] as usize];
-                i += 1;
-            }
-            n += 1;
-        }
-        points
+    /// A codebook of these points. `shells` says how many different distances a neighbour list reaches out.
+    pub(super) const fn new(levels: [[u8; D]; N], base: u8, shells: usize) -> Self {
+        Codebook { levels, base, shells, map: OnceLock::new() }
     }
 
     /// Levels in a position of a point.
@@ -86,6 +71,32 @@ impl<const D: usize, const N: usize> Codebook<D, N> {
             list.extend((0..N).filter(|&n| usize::from(distances[n]) == shell).map(|n| n as u16));
         }
     }
+}
+
+/// The first of the cheapest points among `candidates`, given the cost of every level in every position and summed
+/// from the first position on. `None` where no sum is a number below the largest f32.
+///
+/// `W` is the number of levels, rounded up to a power of two.
+#[inline(always)]
+pub(super) fn cheapest<const D: usize, const N: usize, const W: usize>(
+    levels: &[[u8; D]; N],
+    candidates: &[u16],
+    costs: &[[f32; W]; D],
+) -> Option<u16> {
+    let mut least = f32::MAX;
+    let mut cheapest = None;
+    for &n in candidates {
+        let point = &levels[usize::from(n)];
+        let mut cost = 0.0;
+        for i in 0..D {
+            cost += costs[i][usize::from(point[i]) % W];
+        }
+        if cost < least {
+            least = cost;
+            cheapest = Some(n);
+        }
+    }
+    cheapest
 }
 
 /// The way from every point of a lattice into a codebook.
@@ -138,8 +149,26 @@ const fn decode<const D: usize>(mut code: usize, base: usize) -> [u8; D] {
     levels
 }
 
+/// Points with `values[level]` in place of each level.
+pub(super) const fn spelled<const D: usize, const N: usize, const K: usize, T: Copy>(
+    levels: &[[u8; D]; N],
+    values: [T; K],
+) -> [[T; D]; N] {
+    let mut points = [[values[0]; D]; N];
+    let mut n = 0;
+    while n < N {
+        let mut i = 0;
+        while i < D {
+            points[n][i] = values[levels[n][i] as usize];
+            i += 1;
+        }
+        n += 1;
+    }
+    points
+}
+
 /// Reads the points from a data file: one bit for every point of the lattice, in the order of their codes.
-const fn read_points<const D: usize, const N: usize>(hex: &[u8], base: u8) -> [[u8; D]; N] {
+pub(super) const fn read_points<const D: usize, const N: usize>(hex: &[u8], base: u8) -> [[u8; D]; N] {
     let mut points = [[0; D]; N];
     let mut found = 0;
     let mut code = 0;

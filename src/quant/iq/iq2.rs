@@ -18,9 +18,9 @@ const XXS_SUBS: usize = BLOCK / 32;
 /// Scales in a block of the other two types.
 const SUBS: usize = BLOCK / 16;
 
-static XXS: Lattice<8, 256> = Lattice::new(include_bytes!("data/iq2_xxs.hex"), 2, VALUES);
-static XS: Lattice<8, 512> = Lattice::new(include_bytes!("data/iq2_xs.hex"), 2, VALUES);
-static S: Lattice<8, 1024> = Lattice::new(include_bytes!("data/iq2_s.hex"), 1, VALUES);
+static XXS: Lattice<8, 256, 4> = Lattice::new(include_bytes!("data/iq2_xxs.hex"), 2, VALUES);
+static XS: Lattice<8, 512, 4> = Lattice::new(include_bytes!("data/iq2_xs.hex"), 2, VALUES);
+static S: Lattice<8, 1024, 4> = Lattice::new(include_bytes!("data/iq2_s.hex"), 1, VALUES);
 
 /// ggml's search range for IQ2_XXS.
 const XXS_PLAN: Plan = Plan { reach: 6, stride: 0.1, least: 1.0e-15, resnap: Resnap::Always, signs: Signs::Even };

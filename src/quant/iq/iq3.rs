@@ -17,9 +17,9 @@ const SUBS: usize = BLOCK / SUB;
 const LEVELS: usize = 8;
 
 /// The values of IQ3_XXS. They are near multiples of eight, but the outermost lies farther out.
-static XXS: Lattice<4, 256> =
+static XXS: Lattice<4, 256, 8> =
     Lattice::new(include_bytes!("data/iq3_xxs.hex"), 2, [4.0, 12.0, 20.0, 28.0, 36.0, 44.0, 52.0, 62.0]);
-static S: Lattice<4, 512> =
+static S: Lattice<4, 512, 8> =
     Lattice::new(include_bytes!("data/iq3_s.hex"), 3, [1.0, 3.0, 5.0, 7.0, 9.0, 11.0, 13.0, 15.0]);
 
 /// ggml's search range for IQ3_XXS.

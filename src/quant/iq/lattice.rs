@@ -12,12 +12,14 @@
 //!
 //! Sums run in source order and comparisons are strict, as in ggml.
 
-use super::grid::{Codebook, Map, Place, code};
+use super::grid::{Codebook, Map, Place, cheapest, code, read_points, spelled};
 use super::signs::Signs;
 use crate::quant::num::{max, nearest_int};
 
 /// A codebook with its points as odd numbers (what the search measures with) and as the format's values.
-pub(super) struct Lattice<const D: usize, const N: usize> {
+///
+/// `W` is the number of levels, rounded up to a power of two.
+pub(super) struct Lattice<const D: usize, const N: usize, const W: usize> {
     book: Codebook<D, N>,
     points: [[f32; D]; N],
     /// What the points stand for, in units of the scale.
@@ -27,11 +29,12 @@ pub(super) struct Lattice<const D: usize, const N: usize> {
 /// 2 * level + 1 for every level that a book may have.
 const ODD: [f32; 8] = [1.0, 3.0, 5.0, 7.0, 9.0, 11.0, 13.0, 15.0];
 
-impl<const D: usize, const N: usize> Lattice<D, N> {
-    /// A lattice of `K` levels that stand for `values`; `hex` and `shells` as in [`Codebook::new`].
+impl<const D: usize, const N: usize, const W: usize> Lattice<D, N, W> {
+    /// A lattice of `K` levels that stand for `values`; `hex` is the data file; `shells` as in [`Codebook::new`].
     pub(super) const fn new<const K: usize>(hex: &[u8], shells: usize, values: [f32; K]) -> Self {
-        let book = Codebook::new(hex, K as u8, shells);
-        Lattice { points: book.spelled(ODD), values: book.spelled(values), book }
+        let levels = read_points(hex, K as u8);
+        let book = Codebook::new(levels, K as u8, shells);
+        Lattice { book, points: spelled(&levels, ODD), values: spelled(&levels, values) }
     }
 }
 
@@ -83,7 +86,7 @@ pub(super) struct Fit<const G: usize, const B: usize> {
 /// the largest magnitude.
 pub(super) type Start<const S: usize> = fn(&[f32; S], &[f32; S], f32) -> (f32, f32);
 
-impl<const D: usize, const N: usize> Lattice<D, N> {
+impl<const D: usize, const N: usize, const W: usize> Lattice<D, N, W> {
     /// Searches a block of `B * S` = 256 weights, `S` = `G * D` to a sub-block.
     #[inline(always)]
     pub(super) fn fit<const S: usize, const G: usize, const B: usize>(
@@ -176,21 +179,13 @@ impl<const D: usize, const N: usize> Lattice<D, N> {
     /// that f32 can hold, ggml gives up; we take the first neighbour.
     #[inline(always)]
     fn nearest(&self, neighbours: &[u16], x: &[f32; D], roots: &[f32; D], scale: f32) -> u16 {
-        let mut best = f32::MAX;
-        let mut nearest = neighbours[0];
-        for &n in neighbours {
-            let point = &self.points[usize::from(n)];
-            let mut distance = 0.0;
-            for i in 0..D {
-                let off = scale * point[i] - x[i];
-                distance += roots[i] * off * off;
-            }
-            if distance < best {
-                best = distance;
-                nearest = n;
-            }
-        }
-        nearest
+        let costs: [[f32; W]; D] = std::array::from_fn(|i| {
+            std::array::from_fn(|level| {
+                let off = scale * ODD[level] - x[i];
+                roots[i] * off * off
+            })
+        });
+        cheapest(&self.book.levels, neighbours, &costs).unwrap_or(neighbours[0])
     }
 
     /// The weighted sums of (magnitude * level) and (level * level), whose quotient is the least-squares scale.

@@ -4,13 +4,16 @@
 //! the scales as multiples of one f16, pack.
 
 mod grid;
+mod iq1;
 mod iq2;
 mod iq3;
 mod lattice;
 mod signs;
+mod ternary;
 
 use super::num::{max, nearest_int};
 
+pub use iq1::{BlockIq1M, BlockIq1S};
 pub use iq2::{BlockIq2S, BlockIq2Xs, BlockIq2Xxs};
 pub use iq3::{BlockIq3S, BlockIq3Xxs};
 
