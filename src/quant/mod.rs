@@ -9,6 +9,7 @@
 
 mod float;
 mod fp4;
+mod iq;
 mod iq4;
 mod k;
 mod legacy;
@@ -92,6 +93,13 @@ static CODECS: &[Codec] = &[
     Codec::new::<fp4::BlockNvfp4, 64>(),
     Codec::new::<iq4::BlockIq4Nl, 32>(),
     Codec::new::<iq4::BlockIq4Xs, 256>(),
+    Codec::new::<iq::BlockIq1S, 256>(),
+    Codec::new::<iq::BlockIq1M, 256>(),
+    Codec::new::<iq::BlockIq2Xxs, 256>(),
+    Codec::new::<iq::BlockIq2Xs, 256>(),
+    Codec::new::<iq::BlockIq2S, 256>(),
+    Codec::new::<iq::BlockIq3Xxs, 256>(),
+    Codec::new::<iq::BlockIq3S, 256>(),
 ];
 
 impl Codec {

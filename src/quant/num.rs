@@ -39,6 +39,11 @@ impl Half {
 
     /// Exact; a signalling NaN becomes the quiet one.
     #[inline]
+    pub(crate) fn to_bits(self) -> u16 {
+        u16::from_le_bytes(self.0)
+    }
+
+    #[inline]
     pub(crate) fn to_f32(self) -> f32 {
         let bits = u32::from(u16::from_le_bytes(self.0));
         let magnitude = (bits & 0x7fff) << 13;

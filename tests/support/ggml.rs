@@ -2,10 +2,13 @@
 
 use libloading::{Library, Symbol};
 use quantier::format::types::GgmlType;
-use std::ffi::{c_int, c_void};
+use std::ffi::{c_char, c_int, c_void};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::PathBuf;
 
-type QuantizeChunk = unsafe extern "C" fn(c_int, *const f32, *mut c_void, i64, i64, i64, *const f32) -> usize;
+// It unwinds when ggml gives up: see `give_up`.
+type QuantizeChunk = unsafe extern "C-unwind" fn(c_int, *const f32, *mut c_void, i64, i64, i64, *const f32) -> usize;
+type SetAbortCallback = unsafe extern "C" fn(extern "C-unwind" fn(*const c_char)) -> *const c_void;
 type ValidateRowData = unsafe extern "C" fn(c_int, *const c_void, usize) -> bool;
 type GetTypeTraits = unsafe extern "C" fn(c_int) -> *const TypeTraits;
 
@@ -25,6 +28,15 @@ pub struct Ggml {
     library: Library,
 }
 
+/// What a failed assertion of ggml becomes on its way through ggml's frames, instead of the end of the process.
+struct GaveUp;
+
+/// ggml calls this before it would abort. Its frames are plain C, hold no locks while they quantize, and carry
+/// unwind tables, as all code does on x86-64 and aarch64 Linux.
+extern "C-unwind" fn give_up(_message: *const c_char) {
+    resume_unwind(Box::new(GaveUp));
+}
+
 impl Ggml {
     /// Loads `libggml-base.so` from the directory that `QUANTIER_REFERENCE_BIN` names (`scripts/reference.sh`
     /// prints it).
@@ -34,18 +46,29 @@ impl Ggml {
         let path = PathBuf::from(dir).join("libggml-base.so");
         // SAFETY: the reference's library; its initializers only fill tables.
         let library = unsafe { Library::new(&path) }.unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        // SAFETY: the signature is ggml.h's, but for the ABI, which differs only in what `give_up` does.
+        unsafe {
+            let set: Symbol<SetAbortCallback> = library.get(b"ggml_set_abort_callback").unwrap();
+            set(give_up);
+        }
         Ggml { library }
     }
 
-    /// `ggml_quantize_chunk` on whole rows.
-    pub fn quantize(&self, t: GgmlType, weights: &[f32], row_len: usize, importance: Option<&[f32]>) -> Vec<u8> {
+    /// `ggml_quantize_chunk` on whole rows; `None` where one of its assertions fails.
+    pub fn quantize(
+        &self,
+        t: GgmlType,
+        weights: &[f32],
+        row_len: usize,
+        importance: Option<&[f32]>,
+    ) -> Option<Vec<u8>> {
         let rows = weights.len() / row_len;
         assert_eq!(rows * row_len, weights.len());
         assert!(importance.is_none_or(|w| w.len() == row_len));
         let row_bytes = t.row_bytes(row_len as u64).unwrap() as usize;
         let mut out = vec![0u8; rows * row_bytes];
         // SAFETY: the signature is ggml.h's; the buffers have the lengths that ggml derives from the arguments.
-        let written = unsafe {
+        let written = catch_unwind(AssertUnwindSafe(|| unsafe {
             let f: Symbol<QuantizeChunk> = self.library.get(b"ggml_quantize_chunk").unwrap();
             f(
                 t.id() as c_int,
@@ -56,9 +79,13 @@ impl Ggml {
                 row_len as i64,
                 importance.map_or(std::ptr::null(), |w| w.as_ptr()),
             )
-        };
-        assert_eq!(written, out.len());
-        out
+        }));
+        match written {
+            Ok(written) => assert_eq!(written, out.len()),
+            Err(payload) if payload.is::<GaveUp>() => return None,
+            Err(payload) => resume_unwind(payload),
+        }
+        Some(out)
     }
 
     /// `to_float` of the type, `None` where ggml has none.

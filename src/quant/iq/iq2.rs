@@ -1,0 +1,295 @@
+//! The 2-bit codebook types: eight magnitudes to a point.
+
+use super::lattice::{Fit, Lattice, Plan, Resnap, from_largest};
+use super::signs::{EVEN_MASK, Signs, complete, signed};
+use super::{BLOCK, grade, sum_of_squares, weigh};
+use crate::format::types::GgmlType;
+use crate::quant::num::{Half, nearest_int};
+use crate::quant::{Block, Fault};
+
+/// Points in a block.
+const POINTS: usize = BLOCK / 8;
+/// Levels of a magnitude.
+const LEVELS: usize = 3;
+/// What the levels stand for: roughly 1, 3 and 5 times eight.
+const VALUES: [f32; LEVELS] = [8.0, 25.0, 43.0];
+/// Scales in a block of IQ2_XXS.
+const XXS_SUBS: usize = BLOCK / 32;
+/// Scales in a block of the other two types.
+const SUBS: usize = BLOCK / 16;
+
+static XXS: Lattice<8, 256, 4> = Lattice::new(include_bytes!("data/iq2_xxs.hex"), 2, VALUES);
+static XS: Lattice<8, 512, 4> = Lattice::new(include_bytes!("data/iq2_xs.hex"), 2, VALUES);
+static S: Lattice<8, 1024, 4> = Lattice::new(include_bytes!("data/iq2_s.hex"), 1, VALUES);
+
+/// ggml's search range for IQ2_XXS.
+const XXS_PLAN: Plan = Plan { reach: 6, stride: 0.1, least: 1.0e-15, resnap: Resnap::Always, signs: Signs::Even };
+/// ggml's search range for IQ2_XS.
+const XS_PLAN: Plan = Plan { reach: 9, stride: 0.1, least: 1.0e-15, resnap: Resnap::Strays, signs: Signs::Even };
+/// ggml's search range for IQ2_S.
+const S_PLAN: Plan = Plan { reach: 9, stride: 0.1, least: 1.0e-8, resnap: Resnap::Strays, signs: Signs::Free };
+
+/// The largest scale of a block is stored as this many steps.
+const LARGEST_SCALE: f32 = 31.0;
+/// The highest code of a scale, in four bits.
+const TOP_SCALE: u8 = 15;
+/// ggml's correction of the block scale of IQ2_S, found by trial.
+const S_CORRECTION: f32 = 0.9875;
+
+/// The scale of a value, from the block scale and a four-bit code.
+#[inline]
+fn scale_of(d: f32, code: u8) -> f32 {
+    d * (0.5 + f32::from(code)) * 0.25
+}
+
+/// Scale number `i` of those that are packed two to a byte, low half first.
+#[inline]
+fn code_at(codes: &[u8; SUBS / 2], i: usize) -> u8 {
+    codes[i / 2] >> (4 * (i % 2)) & 0x0f
+}
+
+/// Packs four-bit codes two to a byte, low half first.
+fn pack_codes(codes: [u8; SUBS]) -> [u8; SUBS / 2] {
+    std::array::from_fn(|i| codes[2 * i] | codes[2 * i + 1] << 4)
+}
+
+/// 2.0625 bits: points from a book of 256, seven signs for eight weights.
+///
+/// ```text
+/// byte 0   2                                      66
+///      | d | groups g0..g7 of 32 weights, 8 bytes |
+///
+/// byte 0           4                                           8      (group; the second word little-endian)
+///      | p0 .. p3  | signs0 | signs1 | signs2 | signs3 | code  |
+///                  bit 0    7        14       21       28      32
+///
+/// w = d * (0.5 + code) * 0.25 * value; the eighth sign makes the minus signs of eight weights an even number
+/// ```
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub struct BlockIq2Xxs {
+    d: Half,
+    groups: [XxsGroup; XXS_SUBS],
+}
+
+/// 32 weights of IQ2_XXS.
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+struct XxsGroup {
+    points: [u8; 4],
+    word: [u8; 4],
+}
+
+impl Block<BLOCK> for BlockIq2Xxs {
+    const TYPE: GgmlType = GgmlType::IQ2_XXS;
+    const NEEDS_IMPORTANCE: bool = true;
+
+    fn quantize_row(weights: &[[f32; BLOCK]], importance: Option<&[[f32; BLOCK]]>, row: &mut [Self]) {
+        let importance = importance.expect("IQ2_XXS needs importance weights");
+        for ((x, importance), block) in weights.iter().zip(importance).zip(row) {
+            let errors = weigh(x, importance, sum_of_squares(x) / BLOCK as f32);
+            let fit: Fit<4, XXS_SUBS> = XXS.fit::<32, 4, XXS_SUBS>(&XXS_PLAN, x, &errors, from_plain_levels);
+            *block = bytemuck::Zeroable::zeroed();
+            let Some((step, codes)) = grade(&fit.scales, LARGEST_SCALE, TOP_SCALE) else { continue };
+            block.d = Half::from_f32(step);
+            let signs = fit.signs.as_chunks::<4>().0;
+            for (i, group) in block.groups.iter_mut().enumerate() {
+                group.points = fit.points[i].map(|p| p as u8);
+                let signs = signs[i].iter().rev().fold(0, |word, &s| word << 7 | u32::from(s));
+                group.word = (signs | u32::from(codes[i]) << 28).to_le_bytes();
+            }
+        }
+    }
+
+    fn dequantize(&self, weights: &mut [f32; BLOCK]) {
+        let d = self.d.to_f32();
+        for (out, group) in weights.as_chunks_mut::<32>().0.iter_mut().zip(&self.groups) {
+            let word = u32::from_le_bytes(group.word);
+            let scale = scale_of(d, (word >> 28) as u8);
+            for (i, (out, &point)) in out.as_chunks_mut::<8>().0.iter_mut().zip(&group.points).enumerate() {
+                let signs = complete((word >> (7 * i)) as u8 & EVEN_MASK);
+                signed(scale, &XXS.values[usize::from(point)], signs, out);
+            }
+        }
+    }
+
+    fn fault(&self) -> Option<Fault> {
+        self.d.fault()
+    }
+}
+
+/// Plain levels that the first scale of IQ2_XXS is fitted to: 0 to 4.
+const PLAIN_TOP: i32 = LEVELS as i32 + 1;
+/// ggml's candidates for the plain levels' 1/scale, in levels from the one that takes the largest weight to the top:
+/// tenths, this many either way.
+const PLAIN_REACH: i8 = 4;
+/// ggml's limit on rounds of moving single weights to better levels.
+const PLAIN_ROUNDS: usize = 5;
+
+/// The start of IQ2_XXS: the scale of the best fit with plain levels 0 to 4, and three times that.
+///
+/// Levels are kept in bytes, as in ggml, so that those of the few negative magnitudes wrap round. A weight on a
+/// wrapped level counts with the level itself when the sums begin, but with the byte when it might move.
+fn from_plain_levels(x: &[f32; 32], weights: &[f32; 32], largest: f32) -> (f32, f32) {
+    if largest < XXS_PLAN.least {
+        return (0.0, 0.0);
+    }
+    let squared_error = |level: &dyn Fn(f32) -> f32, scale: f32| {
+        x.iter().zip(weights).fold(0.0, |sum, (v, w)| {
+            let off = v - scale * level(*v);
+            sum + w * off * off
+        })
+    };
+    let middle = PLAIN_TOP as f32 / largest;
+    let mut inverse = middle;
+    let mut least = squared_error(&|v| f32::from(nearest_int(middle * v) as u8), 1.0 / middle);
+    for candidate in (-PLAIN_REACH..=PLAIN_REACH).filter(|&c| c != 0) {
+        let trial = (0.1 * f32::from(candidate) + PLAIN_TOP as f32) / largest;
+        let error = squared_error(&|v| nearest_int(trial * v).min(PLAIN_TOP) as f32, 1.0 / trial);
+        if error < least {
+            (least, inverse) = (error, trial);
+        }
+    }
+
+    let mut levels = [0u8; 32];
+    let (mut lx, mut ll) = (0.0, 0.0);
+    for ((level, v), w) in levels.iter_mut().zip(x).zip(weights) {
+        let l = nearest_int(inverse * v).min(PLAIN_TOP);
+        *level = l as u8;
+        lx += w * v * l as f32;
+        ll += w * l as f32 * l as f32;
+    }
+    for _ in 0..PLAIN_ROUNDS {
+        let mut moved = false;
+        for ((level, v), w) in levels.iter_mut().zip(x).zip(weights) {
+            let old = f32::from(*level);
+            let (rest_lx, rest_ll) = (lx - w * v * old, ll - w * old * old);
+            if rest_lx > 0.0 && rest_ll > 0.0 {
+                let better = nearest_int(v * rest_ll / rest_lx).min(PLAIN_TOP);
+                let new = better as f32;
+                let (new_lx, new_ll) = (rest_lx + w * v * new, rest_ll + w * new * new);
+                if better != i32::from(*level) && new_lx * new_lx * ll > lx * lx * new_ll {
+                    *level = better as u8;
+                    (lx, ll, moved) = (new_lx, new_ll, true);
+                }
+            }
+        }
+        if !moved {
+            break;
+        }
+    }
+    let scale = if ll > 0.0 { lx / ll } else { 0.0 };
+    (scale, scale * LEVELS as f32)
+}
+
+/// 2.3125 bits: points from a book of 512, seven signs for eight weights.
+///
+/// ```text
+/// byte 0   2                            66                 74
+///      | d | q0..q31, 2 bytes, 9+7 bits | codes, 4 bits    |
+///
+/// q: bits 0-8 the point, bits 9-15 the signs; codes: 16 weights each, low half first
+///
+/// w = d * (0.5 + code) * 0.25 * value; the eighth sign makes the minus signs of eight weights an even number
+/// ```
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub struct BlockIq2Xs {
+    d: Half,
+    points_and_signs: [[u8; 2]; POINTS],
+    codes: [u8; SUBS / 2],
+}
+
+impl Block<BLOCK> for BlockIq2Xs {
+    const TYPE: GgmlType = GgmlType::IQ2_XS;
+    const NEEDS_IMPORTANCE: bool = true;
+
+    fn quantize_row(weights: &[[f32; BLOCK]], importance: Option<&[[f32; BLOCK]]>, row: &mut [Self]) {
+        let importance = importance.expect("IQ2_XS needs importance weights");
+        for ((x, importance), block) in weights.iter().zip(importance).zip(row) {
+            let errors = weigh(x, importance, sum_of_squares(x) / BLOCK as f32);
+            let fit: Fit<2, SUBS> = XS.fit(&XS_PLAN, x, &errors, from_largest::<16, LEVELS>);
+            *block = bytemuck::Zeroable::zeroed();
+            let Some((step, codes)) = grade(&fit.scales, LARGEST_SCALE, TOP_SCALE) else { continue };
+            block.d = Half::from_f32(step);
+            block.codes = pack_codes(codes);
+            for ((q, point), signs) in block.points_and_signs.iter_mut().zip(fit.points.as_flattened()).zip(fit.signs) {
+                *q = (point | u16::from(signs) << 9).to_le_bytes();
+            }
+        }
+    }
+
+    fn dequantize(&self, weights: &mut [f32; BLOCK]) {
+        let d = self.d.to_f32();
+        for (i, (out, q)) in weights.as_chunks_mut::<8>().0.iter_mut().zip(self.points_and_signs).enumerate() {
+            let q = u16::from_le_bytes(q);
+            let scale = scale_of(d, code_at(&self.codes, i / 2));
+            signed(scale, &XS.values[usize::from(q & 0x1ff)], complete((q >> 9) as u8), out);
+        }
+    }
+
+    fn fault(&self) -> Option<Fault> {
+        self.d.fault()
+    }
+}
+
+/// 2.5625 bits: points from a book of 1024, a sign for every weight.
+///
+/// ```text
+/// byte 0   2                       34          66                74               82
+///      | d | low bytes of p0..p31  | sign bits | high bits, 2x4  | codes, 4 bits  |
+///
+/// high bits: two for each point, the first of four lowest; codes: 16 weights each, low half first
+///
+/// w = d * (0.5 + code) * 0.25 * value
+/// ```
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub struct BlockIq2S {
+    d: Half,
+    points: [u8; POINTS],
+    signs: [u8; POINTS],
+    high_bits: [u8; POINTS / 4],
+    codes: [u8; SUBS / 2],
+}
+
+/// The share of the block's variance in the weight of an error, where no importance is known.
+const S_VARIANCE_SHARE: f32 = 0.25;
+
+impl Block<BLOCK> for BlockIq2S {
+    const TYPE: GgmlType = GgmlType::IQ2_S;
+
+    fn quantize_row(weights: &[[f32; BLOCK]], importance: Option<&[[f32; BLOCK]]>, row: &mut [Self]) {
+        for (i, (x, block)) in weights.iter().zip(row).enumerate() {
+            let variance = 2.0 * sum_of_squares(x) / BLOCK as f32;
+            let errors = match importance {
+                Some(importance) => weigh(x, &importance[i], variance),
+                None => x.map(|v| S_VARIANCE_SHARE * variance + v * v),
+            };
+            let fit: Fit<2, SUBS> = S.fit(&S_PLAN, x, &errors, from_largest::<16, LEVELS>);
+            *block = bytemuck::Zeroable::zeroed();
+            block.signs = fit.signs;
+            for (i, point) in fit.points.as_flattened().iter().enumerate() {
+                block.points[i] = *point as u8;
+                block.high_bits[i / 4] |= ((point >> 8) as u8) << (2 * (i % 4));
+            }
+            let Some((step, codes)) = grade(&fit.scales, LARGEST_SCALE, TOP_SCALE) else { continue };
+            block.d = Half::from_f32(step * S_CORRECTION);
+            block.codes = pack_codes(codes);
+        }
+    }
+
+    fn dequantize(&self, weights: &mut [f32; BLOCK]) {
+        let d = self.d.to_f32();
+        for (i, out) in weights.as_chunks_mut::<8>().0.iter_mut().enumerate() {
+            let high = u16::from(self.high_bits[i / 4] >> (2 * (i % 4)) & 0x03);
+            let point = u16::from(self.points[i]) | high << 8;
+            let scale = scale_of(d, code_at(&self.codes, i / 2));
+            signed(scale, &S.values[usize::from(point)], self.signs[i], out);
+        }
+    }
+
+    fn fault(&self) -> Option<Fault> {
+        self.d.fault()
+    }
+}

@@ -1,0 +1,162 @@
+//! The 3-bit codebook types: four magnitudes to a point.
+
+use super::lattice::{Fit, Lattice, Plan, Resnap, from_largest};
+use super::signs::{EVEN_MASK, Signs, complete, signed};
+use super::{BLOCK, grade, squares, sum_of_squares, weigh};
+use crate::format::types::GgmlType;
+use crate::quant::num::Half;
+use crate::quant::{Block, Fault};
+
+/// Weights under one scale.
+const SUB: usize = 32;
+/// Points under one scale.
+const POINTS: usize = SUB / 4;
+/// Scales in a block.
+const SUBS: usize = BLOCK / SUB;
+/// Levels of a magnitude.
+const LEVELS: usize = 8;
+
+/// The values of IQ3_XXS. They are near multiples of eight, but the outermost lies farther out.
+static XXS: Lattice<4, 256, 8> =
+    Lattice::new(include_bytes!("data/iq3_xxs.hex"), 2, [4.0, 12.0, 20.0, 28.0, 36.0, 44.0, 52.0, 62.0]);
+static S: Lattice<4, 512, 8> =
+    Lattice::new(include_bytes!("data/iq3_s.hex"), 3, [1.0, 3.0, 5.0, 7.0, 9.0, 11.0, 13.0, 15.0]);
+
+/// ggml's search range for IQ3_XXS.
+const XXS_PLAN: Plan = Plan { reach: 15, stride: 0.2, least: 1.0e-8, resnap: Resnap::Strays, signs: Signs::Even };
+/// ggml's search range for IQ3_S, where only zeros are taken for zero.
+const S_PLAN: Plan =
+    Plan { reach: 9, stride: 0.2, least: f32::from_bits(1), resnap: Resnap::AllIfAnyStrayed, signs: Signs::Free };
+
+/// The largest scale of a block is stored as this many steps.
+const LARGEST_SCALE: f32 = 31.0;
+/// The highest code of a scale, in four bits.
+const TOP_SCALE: u8 = 15;
+/// ggml's correction of the block scale of IQ3_XXS, found by trial.
+const XXS_CORRECTION: f32 = 1.0125;
+/// ggml's correction of the block scale of IQ3_S, found by trial.
+const S_CORRECTION: f32 = 1.033;
+
+/// The weights of errors in both types.
+fn error_weights(x: &[f32; BLOCK], importance: Option<&[f32; BLOCK]>) -> [f32; BLOCK] {
+    match importance {
+        Some(importance) => weigh(x, importance, 2.0 * sum_of_squares(x) / BLOCK as f32),
+        None => squares(x),
+    }
+}
+
+/// 3.0625 bits: points from a book of 256, seven signs for eight weights.
+///
+/// ```text
+/// byte 0   2                        66                    98
+///      | d | point numbers p0..p63  | group words g0..g7  |
+///
+/// word g of 32 weights, little-endian:
+/// bit 0        7        14       21       28     32
+///     | signs0 | signs1 | signs2 | signs3 | code |
+///
+/// w = d * (0.5 + code) * 0.5 * value; the eighth sign makes the minus signs of eight weights an even number
+/// ```
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub struct BlockIq3Xxs {
+    d: Half,
+    points: [[u8; POINTS]; SUBS],
+    words: [[u8; 4]; SUBS],
+}
+
+impl Block<BLOCK> for BlockIq3Xxs {
+    const TYPE: GgmlType = GgmlType::IQ3_XXS;
+
+    fn quantize_row(weights: &[[f32; BLOCK]], importance: Option<&[[f32; BLOCK]]>, row: &mut [Self]) {
+        for (i, (x, block)) in weights.iter().zip(row).enumerate() {
+            let errors = error_weights(x, importance.map(|w| &w[i]));
+            let fit: Fit<POINTS, SUBS> = XXS.fit(&XXS_PLAN, x, &errors, from_largest::<SUB, LEVELS>);
+            *block = bytemuck::Zeroable::zeroed();
+            let Some((step, codes)) = grade(&fit.scales, LARGEST_SCALE, TOP_SCALE) else { continue };
+            block.d = Half::from_f32(step * XXS_CORRECTION);
+            block.points = fit.points.map(|points| points.map(|p| p as u8));
+            for ((word, signs), code) in block.words.iter_mut().zip(fit.signs.as_chunks::<4>().0).zip(codes) {
+                let signs = signs.iter().rev().fold(0, |word, &s| word << 7 | u32::from(s));
+                *word = (signs | u32::from(code) << 28).to_le_bytes();
+            }
+        }
+    }
+
+    fn dequantize(&self, weights: &mut [f32; BLOCK]) {
+        let d = self.d.to_f32();
+        for ((out, points), word) in weights.as_chunks_mut::<SUB>().0.iter_mut().zip(&self.points).zip(&self.words) {
+            let word = u32::from_le_bytes(*word);
+            let scale = d * (0.5 + (word >> 28) as f32) * 0.5;
+            for (g, (out, &point)) in out.as_chunks_mut::<4>().0.iter_mut().zip(points).enumerate() {
+                let signs = complete((word >> (7 * (g / 2))) as u8 & EVEN_MASK);
+                signed(scale, &XXS.values[usize::from(point)], signs >> (4 * (g % 2)), out);
+            }
+        }
+    }
+
+    fn fault(&self) -> Option<Fault> {
+        self.d.fault()
+    }
+}
+
+/// 3.4375 bits: points from a book of 512, a sign for every weight.
+///
+/// ```text
+/// byte 0   2                          66            74             106              110
+///      | d | low bytes of p0..p63     | ninth bits  | sign bits    | codes, 4 bits  |
+///
+/// ninth bits: bit k of byte g belongs to point 8 * g + k; signs: bit i of byte g to weight 8 * g + i;
+/// codes: 32 weights each, low half first
+///
+/// w = d * (1 + 2 * code) * value
+/// ```
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub struct BlockIq3S {
+    d: Half,
+    points: [[u8; POINTS]; SUBS],
+    ninth_bits: [u8; SUBS],
+    signs: [[u8; SUB / 8]; SUBS],
+    codes: [u8; SUBS / 2],
+}
+
+impl Block<BLOCK> for BlockIq3S {
+    const TYPE: GgmlType = GgmlType::IQ3_S;
+
+    fn quantize_row(weights: &[[f32; BLOCK]], importance: Option<&[[f32; BLOCK]]>, row: &mut [Self]) {
+        for (i, (x, block)) in weights.iter().zip(row).enumerate() {
+            let errors = error_weights(x, importance.map(|w| &w[i]));
+            let fit: Fit<POINTS, SUBS> = S.fit(&S_PLAN, x, &errors, from_largest::<SUB, LEVELS>);
+            *block = bytemuck::Zeroable::zeroed();
+            block.ninth_bits =
+                fit.points.map(|points| points.iter().rev().fold(0, |bits, p| bits << 1 | (p >> 8) as u8));
+            // ggml does not leave room for the points and signs of a sub-block of zeros: those behind it move up,
+            // although their ninth bits and scales stay, and so come back as other weights. The bytes are what counts.
+            for (place, i) in (0..SUBS).filter(|&i| !fit.empty[i]).enumerate() {
+                block.points[place] = fit.points[i].map(|p| p as u8);
+                block.signs[place] = fit.signs.as_chunks().0[i];
+            }
+            let Some((step, codes)) = grade(&fit.scales, LARGEST_SCALE, TOP_SCALE) else { continue };
+            block.d = Half::from_f32(step * S_CORRECTION);
+            block.codes = std::array::from_fn(|i| codes[2 * i] | codes[2 * i + 1] << 4);
+        }
+    }
+
+    fn dequantize(&self, weights: &mut [f32; BLOCK]) {
+        let d = self.d.to_f32();
+        for (i, out) in weights.as_chunks_mut::<SUB>().0.iter_mut().enumerate() {
+            let code = self.codes[i / 2] >> (4 * (i % 2)) & 0x0f;
+            let scale = d * f32::from(1 + 2 * code);
+            for (g, out) in out.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+                let ninth = u16::from(self.ninth_bits[i] >> g & 1);
+                let point = u16::from(self.points[i][g]) | ninth << 8;
+                signed(scale, &S.values[usize::from(point)], self.signs[i][g / 2] >> (4 * (g % 2)), out);
+            }
+        }
+    }
+
+    fn fault(&self) -> Option<Fault> {
+        self.d.fault()
+    }
+}

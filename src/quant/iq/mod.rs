@@ -1,0 +1,50 @@
+//! Codebook types: groups of four or eight weights share a number that names a point of a small codebook.
+//!
+//! The quantizers all go the same way: weigh the errors, fit a scale and codebook points to every sub-block, store
+//! the scales as multiples of one f16, pack.
+
+mod grid;
+mod iq1;
+mod iq2;
+mod iq3;
+mod lattice;
+mod signs;
+mod ternary;
+
+use super::num::{max, nearest_int};
+
+pub use iq1::{BlockIq1M, BlockIq1S};
+pub use iq2::{BlockIq2S, BlockIq2Xs, BlockIq2Xxs};
+pub use iq3::{BlockIq3S, BlockIq3Xxs};
+
+/// Weights in a block.
+const BLOCK: usize = 256;
+
+/// The sum of squares of a block.
+fn sum_of_squares(x: &[f32; BLOCK]) -> f32 {
+    x.iter().fold(0.0, |sum, v| sum + v * v)
+}
+
+/// What an error at each weight costs, given the importance of its column and the block's variance (or twice that):
+/// large weights count for more, but no weight for nothing.
+fn weigh(x: &[f32; BLOCK], importance: &[f32; BLOCK], variance: f32) -> [f32; BLOCK] {
+    std::array::from_fn(|i| importance[i] * (variance + x[i] * x[i]).sqrt())
+}
+
+/// The squares of the weights, as which 3-bit types and IQ1_M weigh errors without importance.
+fn squares(x: &[f32; BLOCK]) -> [f32; BLOCK] {
+    x.map(|v| v * v)
+}
+
+/// Stores scales as odd multiples `2 * code + 1`, `code <= top`, of the returned step, the largest of them as `odd`.
+/// `None` if all scales are zero. A scale that is NaN (at which ggml gives up) makes the step NaN, so that the block
+/// shows its [`Fault`](super::Fault).
+fn grade<const B: usize>(scales: &[f32; B], odd: f32, top: u8) -> Option<(f32, [u8; B])> {
+    let largest = scales.iter().fold(0.0, |largest, &s| max(largest, s));
+    if largest == 0.0 {
+        return None;
+    }
+    let step = if scales.iter().any(|s| s.is_nan()) { f32::NAN } else { largest / odd };
+    let inverse = 1.0 / step;
+    Some((step, scales.map(|s| nearest_int(0.5 * (inverse * s - 1.0)).clamp(0, top.into()) as u8)))
+}
