@@ -65,12 +65,7 @@ fn is_defined(t: GgmlType, weights: &[f32], importance: Option<&[f32]>) -> bool 
 /// Compares one type on `wanted` blocks; returns how many were compared, and how many ggml gave up on.
 fn compare(ggml: &Ggml, codec: &Codec, wanted: usize) -> (usize, usize) {
     let t = codec.ggml_type;
-<<<<<<< HEAD
-    let mut compared = 0;
-=======
-    let row_len = t.block_len().max(32) * BLOCKS_PER_ROW;
     let (mut compared, mut refused) = (0, 0);
->>>>>>> wt-iq
     for seed in 0.. {
         let row_len = t.block_len().max(32) * BLOCKS_PER_ROW[seed as usize % BLOCKS_PER_ROW.len()];
         let row_bytes = t.row_bytes(row_len as u64).unwrap() as usize;
