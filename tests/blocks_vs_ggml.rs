@@ -68,7 +68,6 @@ fn compare(ggml: &Ggml, codec: &Codec, wanted: usize) -> (usize, usize) {
     let (mut compared, mut refused) = (0, 0);
     for seed in 0.. {
         let row_len = t.block_len().max(32) * BLOCKS_PER_ROW[seed as usize % BLOCKS_PER_ROW.len()];
-        let row_bytes = t.row_bytes(row_len as u64).unwrap() as usize;
         for kind in Weights::ALL {
             for importance_kind in Importance::ALL {
                 if codec.needs_importance && importance_kind == Importance::None {
@@ -160,7 +159,7 @@ fn plain_numbers_round_as_in_ggml() {
     let numbers: Vec<f32> = of_half.chain(of_bf16).map(f32::from_bits).collect();
     for t in [GgmlType::F32, GgmlType::F16, GgmlType::BF16] {
         let codec = Codec::of(t).unwrap();
-        let theirs = ggml.quantize(t, &numbers, numbers.len(), None);
+        let theirs = ggml.quantize(t, &numbers, numbers.len(), None).expect("ggml accepts plain numbers");
         let mut ours = vec![0; theirs.len()];
         codec.quantize_row(&numbers, None, &mut ours);
         let size = t.block_bytes();
