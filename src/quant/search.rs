@@ -38,7 +38,13 @@ pub(super) fn bounds<const N: usize>(x: &[f32; N], low: f32, high: f32) -> (f32,
             highs[i] = higher(highs[i], v);
         }
     }
-    (lows.into_iter().fold(low, lower), highs.into_iter().fold(high, higher))
+    for half in [4, 2, 1] {
+        for i in 0..half {
+            lows[i] = lower(lows[i], lows[i + half]);
+            highs[i] = higher(highs[i], highs[i + half]);
+        }
+    }
+    (lows[0], highs[0])
 }
 
 /// The first weight of the largest magnitude, with its sign; 0 if there is none above 0.
