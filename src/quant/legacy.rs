@@ -3,7 +3,7 @@
 //! Q4_0 and Q5_0 are one algorithm with 16 and 32 levels around zero, Q4_1 and Q5_1 one with 16 and 32 levels above
 //! an offset.
 
-use super::num::{Half, floor_small, max, round_i32};
+use super::num::{Half, floor_small, inverse_or_zero, max, round_i32};
 use super::search::{Spread, bounds, error_weights, extreme, mean_square, scale_and_min, signed_scale};
 use super::{Block, Fault};
 use crate::format::types::GgmlType;
@@ -187,12 +187,6 @@ impl Block<LEN> for BlockQ5_1 {
     fn fault(&self) -> Option<Fault> {
         self.d.fault().or(self.m.fault())
     }
-}
-
-/// `1 / d`, and 0 for a block without extent.
-#[inline]
-fn inverse_or_zero(d: f32) -> f32 {
-    if d != 0.0 { 1.0 / d } else { 0.0 }
 }
 
 /// Quantizes a row to `2 * half` levels around zero; `pack` makes a block of the scale and the levels.

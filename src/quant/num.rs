@@ -83,6 +83,12 @@ pub(crate) fn max(a: f32, b: f32) -> f32 {
     if a > b { a } else { b }
 }
 
+/// `1 / d`, and 0 for a block without extent.
+#[inline]
+pub(crate) fn inverse_or_zero(d: f32) -> f32 {
+    if d != 0.0 { 1.0 / d } else { 0.0 }
+}
+
 /// The integer part of 0 <= x < 2^22. Unlike a cast, it is vectorized: casts saturate, which SSE2 lacks.
 #[inline]
 pub(crate) fn floor_small(x: f32) -> u32 {
