@@ -2,7 +2,7 @@
 //!
 //! IQ4_NL has a scale for each block of 32 weights, IQ4_XS one for 256 and a six-bit factor for each 32.
 
-use super::num::{Half, nearest_int};
+use super::num::{Half, inverse_or_zero, nearest_int};
 use super::search::{Best, Scores, ZERO_BLOCK, error_weights, extreme, score};
 use super::{Block, Fault};
 use crate::format::types::GgmlType;
@@ -147,11 +147,6 @@ fn best_scale(x: &Sub, w: &Sub) -> f32 {
         best.offer(wxl[c], wll[c]);
     }
     best.scale
-}
-
-#[inline]
-fn inverse_or_zero(d: f32) -> f32 {
-    if d != 0.0 { 1.0 / d } else { 0.0 }
 }
 
 /// Halfway between two levels. That is a half-integer, near which the differences that the reference compares are

@@ -3,7 +3,7 @@
 //! Q4_0 and Q5_0 are one algorithm with 16 and 32 levels around zero, Q4_1 and Q5_1 one with 16 and 32 levels above
 //! an offset.
 
-use super::num::{Half, max, round_i32};
+use super::num::{Half, floor_small, inverse_or_zero, max, round_i32};
 use super::search::{Spread, bounds, error_weights, extreme, mean_square, scale_and_min, signed_scale};
 use super::{Block, Fault};
 use crate::format::types::GgmlType;
@@ -189,12 +189,6 @@ impl Block<LEN> for BlockQ5_1 {
     }
 }
 
-/// `1 / d`, and 0 for a block without extent.
-#[inline]
-fn inverse_or_zero(d: f32) -> f32 {
-    if d != 0.0 { 1.0 / d } else { 0.0 }
-}
-
 /// Quantizes a row to `2 * half` levels around zero; `pack` makes a block of the scale and the levels.
 #[inline]
 fn signed_row<B>(
@@ -217,7 +211,7 @@ fn signed_row<B>(
             let inverse = inverse_or_zero(d);
             // One addition both centres and rounds.
             let centre = f32::from(half) + 0.5;
-            let levels = x.map(|v| level(v * inverse + centre, 2 * half - 1));
+            let levels = levels_of(x, 2 * half - 1, |v| v * inverse + centre);
             *block = pack(d, &levels);
         }
     }
@@ -247,17 +241,22 @@ fn offset_row<B>(
             }
             let d = (high - low) / f32::from(top);
             let inverse = inverse_or_zero(d);
-            *block = pack(d, low, &x.map(|v| level((v - low) * inverse + 0.5, top)));
+            *block = pack(d, low, &levels_of(x, top, |v| (v - low) * inverse + 0.5));
         }
     }
 }
 
-/// A level from its number of steps, which is 0 to `top` and less than one more, or infinite or NaN where the scale
-/// overflowed or vanished: C's conversion then makes 0 of it.
+/// Levels from the numbers of steps that `steps` gives. These are 0 to `top` and less than one more, or infinite or
+/// NaN where the scale overflowed or vanished: C's conversion then makes 0 of them.
 #[inline]
-fn level(steps: f32, top: u8) -> u8 {
-    let finite = if steps < f32::from(top) + 2.0 { steps } else { 0.0 };
-    (finite as u8).min(top)
+fn levels_of(x: &Weights, top: u8, steps: impl Fn(f32) -> f32) -> Levels {
+    let mut levels = [0; LEN];
+    for (level, &v) in levels.iter_mut().zip(x) {
+        let steps = steps(v);
+        let finite = if steps < f32::from(top) + 2.0 { steps } else { 0.0 };
+        *level = (floor_small(finite) as u8).min(top);
+    }
+    levels
 }
 
 fn nibbles(levels: &Levels) -> [u8; LEN / 2] {

@@ -88,6 +88,21 @@ pub(crate) fn max(a: f32, b: f32) -> f32 {
     if a > b { a } else { b }
 }
 
+/// `1 / d`, and 0 for a block without extent.
+#[inline]
+pub(crate) fn inverse_or_zero(d: f32) -> f32 {
+    if d != 0.0 { 1.0 / d } else { 0.0 }
+}
+
+/// The integer part of 0 <= x < 2^22. Unlike a cast, it is vectorized: casts saturate, which SSE2 lacks.
+#[inline]
+pub(crate) fn floor_small(x: f32) -> u32 {
+    /// Added to 2^23, no fraction is left: the sum is the nearest integer.
+    const MAGIC: f32 = 8_388_608.0;
+    let nearest = x + MAGIC;
+    (nearest.to_bits() & 0x007f_ffff) - u32::from(nearest - MAGIC > x)
+}
+
 /// C's `(int) roundf(x)` (and the low bytes of `lroundf(x)`) as x86-64 does it: ties away from zero, and
 /// `i32::MIN` for NaN and everything that does not fit. Without the call into the math library.
 #[inline]
@@ -169,6 +184,18 @@ mod tests {
         }
         for x in [8_388_607.5, 8_388_608.0, 2_147_483_520.0, 2_147_483_648.0, -2_147_483_648.0, -2_147_483_904.0] {
             assert_eq!(round_i32(x), trunc_i32(x.round()), "{x:e}");
+        }
+    }
+
+    #[test]
+    fn the_integer_part_is_that_of_a_cast() {
+        for bits in (0..4_194_304.0f32.to_bits()).step_by(1009) {
+            let x = f32::from_bits(bits);
+            assert_eq!(floor_small(x), x as u32, "{x:e}");
+        }
+        for n in 1..70_000u32 {
+            let x = n as f32 * 0.5;
+            assert_eq!([floor_small(x.next_down()), floor_small(x)], [(n - 1) / 2, n / 2], "{x:e}");
         }
     }
 

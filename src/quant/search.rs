@@ -38,7 +38,13 @@ pub(super) fn bounds<const N: usize>(x: &[f32; N], low: f32, high: f32) -> (f32,
             highs[i] = higher(highs[i], v);
         }
     }
-    (lows.into_iter().fold(low, lower), highs.into_iter().fold(high, higher))
+    for half in [4, 2, 1] {
+        for i in 0..half {
+            lows[i] = lower(lows[i], lows[i + half]);
+            highs[i] = higher(highs[i], highs[i + half]);
+        }
+    }
+    (lows[0], highs[0])
 }
 
 /// The first weight of the largest magnitude, with its sign; 0 if there is none above 0.
@@ -147,10 +153,14 @@ pub(super) struct Spread {
     pub(super) steps: u8,
 }
 
+/// Candidates that [`scale_and_min`] tries side by side.
+const LANES: usize = 4;
+
 /// `scale` and `min` (never above 0) for `x = scale * level + min` with levels 0 to `top`, of least weighted error,
 /// and the levels. (ggml's `make_qkx3_quants` with weights and squared errors.)
 ///
-/// A candidate that is taken moves `min`, from which the next ones count: they cannot be tried side by side.
+/// A candidate that is taken moves `min`, from which the next ones count. Few are taken, hence several are tried at
+/// once as if none were; those after a taken one are tried again.
 #[inline]
 pub(super) fn scale_and_min<const N: usize>(
     x: &[f32; N],
@@ -176,46 +186,64 @@ pub(super) fn scale_and_min<const N: usize>(
     if max <= min {
         return (0.0, min, [0; N]);
     }
-    let levels_for = |inverse: f32, min: f32| -> [f32; N] {
-        x.map(|x| nearest_int(inverse * (x - min)).clamp(0, i32::from(top)) as f32)
-    };
-    let error_of = |levels: &[f32; N], scale: f32, min: f32| -> f32 {
-        let errors: [f32; N] = std::array::from_fn(|i| {
-            let off = scale * levels[i] + min - x[i];
-            w[i] * (off * off)
-        });
-        errors.iter().fold(0.0, |sum, e| sum + e)
+    let level = |x: f32, inverse: f32, min: f32| nearest_int(inverse * (x - min)).clamp(0, i32::from(top));
+    let error = |x: f32, w: f32, level: f32, scale: f32, min: f32| {
+        let off = scale * level + min - x;
+        w * (off * off)
     };
 
-    let inverse = f32::from(top) / (max - min);
-    let mut scale = 1.0 / inverse;
-    let mut levels = levels_for(inverse, min);
-    let mut least = error_of(&levels, scale, min);
-    for step in 0..=spread.steps {
-        let inverse = (spread.first + spread.step * f32::from(step) + f32::from(top)) / (max - min);
-        let tried = levels_for(inverse, min);
-        let wl: [f32; N] = std::array::from_fn(|i| w[i] * tried[i]);
-        let wll: [f32; N] = std::array::from_fn(|i| wl[i] * tried[i]);
-        let wlx: [f32; N] = std::array::from_fn(|i| wl[i] * x[i]);
-        let (mut sum_wl, mut sum_wll, mut sum_wlx) = (0.0, 0.0, 0.0);
-        for i in 0..N {
-            sum_wl += wl[i];
-            sum_wll += wll[i];
-            sum_wlx += wlx[i];
+    // What the levels follow from: an inverse scale and the minimum at that time.
+    let mut origin = (f32::from(top) / (max - min), min);
+    let mut scale = 1.0 / origin.0;
+    let mut least = 0.0;
+    for (&x, &w) in x.iter().zip(w) {
+        least += error(x, w, level(x, origin.0, min) as f32, scale, min);
+    }
+    let mut step = 0;
+    while step <= spread.steps {
+        let inverses: [f32; LANES] = std::array::from_fn(|c| {
+            (spread.first + spread.step * f32::from(step + c as u8) + f32::from(top)) / (max - min)
+        });
+        let mut levels = [[0.0; LANES]; N];
+        let (mut sum_l, mut sum_ll, mut sum_lx) = ([0.0; LANES], [0.0; LANES], [0.0; LANES]);
+        for ((levels, &x), &w) in levels.iter_mut().zip(x).zip(w) {
+            for c in 0..LANES {
+                let l = level(x, inverses[c], min) as f32;
+                levels[c] = l;
+                sum_l[c] += w * l;
+                sum_ll[c] += w * l * l;
+                sum_lx[c] += w * l * x;
+            }
         }
-        let determinant = sum_w * sum_wll - sum_wl * sum_wl;
-        if determinant > 0.0 {
-            let mut tried_scale = (sum_w * sum_wlx - sum_wx * sum_wl) / determinant;
-            let mut tried_min = (sum_wll * sum_wx - sum_wl * sum_wlx) / determinant;
-            if tried_min > 0.0 {
-                tried_min = 0.0;
-                tried_scale = sum_wlx / sum_wll;
+        let determinants: [f32; LANES] = std::array::from_fn(|c| sum_w * sum_ll[c] - sum_l[c] * sum_l[c]);
+        let (mut scales, mut mins) = ([0.0; LANES], [0.0; LANES]);
+        for c in 0..LANES {
+            scales[c] = (sum_w * sum_lx[c] - sum_wx * sum_l[c]) / determinants[c];
+            mins[c] = (sum_ll[c] * sum_wx - sum_l[c] * sum_lx[c]) / determinants[c];
+            if mins[c] > 0.0 {
+                mins[c] = 0.0;
+                scales[c] = sum_lx[c] / sum_ll[c];
             }
-            let error = error_of(&tried, tried_scale, tried_min);
-            if error < least {
-                (least, scale, min, levels) = (error, tried_scale, tried_min, tried);
+        }
+        let mut errors = [0.0; LANES];
+        for ((levels, &x), &w) in levels.iter().zip(x).zip(w) {
+            for c in 0..LANES {
+                errors[c] += error(x, w, levels[c], scales[c], mins[c]);
             }
+        }
+        let last = usize::from(spread.steps - step).min(LANES - 1);
+        match (0..=last).find(|&c| determinants[c] > 0.0 && errors[c] < least) {
+            Some(c) => {
+                origin = (inverses[c], min);
+                (scale, min, least) = (scales[c], mins[c], errors[c]);
+                step += c as u8 + 1;
+            }
+            None => step += LANES as u8,
         }
     }
-    (scale, min, levels.map(|l| l as u8))
+    let mut levels = [0; N];
+    for (l, &x) in levels.iter_mut().zip(x) {
+        *l = level(x, origin.0, origin.1) as u8;
+    }
+    (scale, min, levels)
 }

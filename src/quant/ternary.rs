@@ -1,6 +1,6 @@
 //! Ternary weights (BitNet b1.58, TriLM): -1, 0 or 1 times the largest magnitude of 256.
 
-use super::num::{Half, max, round_i32};
+use super::num::{Half, inverse_or_zero, max, round_i32};
 use super::{Block, Fault};
 use crate::format::types::GgmlType;
 
@@ -102,7 +102,7 @@ impl Block<LEN> for BlockTq2_0 {
 #[inline]
 fn digits(x: &[f32; LEN]) -> (f32, [u8; LEN]) {
     let d = x.iter().fold(0.0, |amax, v| max(amax, v.abs()));
-    let inverse = if d != 0.0 { 1.0 / d } else { 0.0 };
+    let inverse = inverse_or_zero(d);
     (d, x.map(|v| (round_i32(v * inverse) as u8).wrapping_add(1)))
 }
 
