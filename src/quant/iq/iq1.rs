@@ -76,13 +76,14 @@ impl Search<S_SUB, 4, 2> for OneShift {
             sw[j + 1] = sw[j] + weights[i];
         }
         let mut split = Split::default();
-        for first in 0..=S_SUB {
-            for last in first..=S_SUB {
-                let x_of = [sx[first], sx[last] - sx[first], sx[S_SUB] - sx[last]];
-                let w_of = [sw[first], sw[last] - sw[first], sw[S_SUB] - sw[last]];
-                for (choice, v) in [&PLUS, &MINUS].into_iter().enumerate() {
-                    split.qx[choice][last] = x_of[0] * v[0] + x_of[1] * v[1] + x_of[2] * v[2];
-                    split.qq[choice][last] = w_of[0] * v[0] * v[0] + w_of[1] * v[1] * v[1] + w_of[2] * v[2] * v[2];
+        for first in 0..S_SUB + 1 {
+            for (choice, v) in [&PLUS, &MINUS].into_iter().enumerate() {
+                let (qx, qq) = (&mut split.qx[choice], &mut split.qq[choice]);
+                for last in first..S_SUB + 1 {
+                    let (x1, x2, x3) = (sx[first], sx[last] - sx[first], sx[S_SUB] - sx[last]);
+                    let (w1, w2, w3) = (sw[first], sw[last] - sw[first], sw[S_SUB] - sw[last]);
+                    qx[last] = x1 * v[0] + x2 * v[1] + x3 * v[2];
+                    qq[last] = w1 * v[0] * v[0] + w2 * v[1] * v[1] + w3 * v[2] * v[2];
                 }
             }
             row(first, &split);
@@ -178,21 +179,22 @@ impl Search<M_SUB, 2, 4> for TwoShifts {
         // for each boundary that a weight is below. For squares, the differences are these:
         let below = |v: &[f32; 3]| [v[0] * v[0] - v[1] * v[1], v[1] * v[1] - v[2] * v[2]];
         let mut split = Split::default();
-        for first in 0..=M_SUB {
-            for last in first..=M_SUB {
-                let (mut qx, mut qq) = ([[0.0; 2]; 2], [[0.0; 2]; 2]);
-                for half in 0..2 {
-                    let lower = sx[half][first] + sx[half][last];
-                    for (down, v) in [&PLUS, &MINUS].into_iter().enumerate() {
-                        let [to_first, to_last] = below(v);
-                        qx[half][down] = sx[half][M_SUB] * v[2] - lower;
-                        qq[half][down] =
-                            sw[half][M_SUB] * v[2] * v[2] + sw[half][first] * to_first + sw[half][last] * to_last;
+        // By half and shift.
+        let (mut qx, mut qq) = ([[[0.0; M_SUB + 1]; 2]; 2], [[[0.0; M_SUB + 1]; 2]; 2]);
+        for first in 0..M_SUB + 1 {
+            for (half, (sx, sw)) in sx.iter().zip(&sw).enumerate() {
+                for (down, v) in [&PLUS, &MINUS].into_iter().enumerate() {
+                    let [to_first, to_last] = below(v);
+                    for last in first..M_SUB + 1 {
+                        qx[half][down][last] = sx[M_SUB] * v[2] - (sx[first] + sx[last]);
+                        qq[half][down][last] = sw[M_SUB] * v[2] * v[2] + sw[first] * to_first + sw[last] * to_last;
                     }
                 }
-                for choice in 0..4 {
-                    split.qx[choice][last] = qx[0][choice >> 1] + qx[1][choice & 1];
-                    split.qq[choice][last] = qq[0][choice >> 1] + qq[1][choice & 1];
+            }
+            for choice in 0..4 {
+                for last in first..M_SUB + 1 {
+                    split.qx[choice][last] = qx[0][choice >> 1][last] + qx[1][choice & 1][last];
+                    split.qq[choice][last] = qq[0][choice >> 1][last] + qq[1][choice & 1][last];
                 }
             }
             row(first, &split);

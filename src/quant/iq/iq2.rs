@@ -130,22 +130,13 @@ const PLAIN_ROUNDS: usize = 5;
 ///
 /// Levels are kept in bytes, as in ggml, so that those of the few negative magnitudes wrap round. A weight on a
 /// wrapped level counts with the level itself when the sums begin, but with the byte when it might move.
-fn from_plain_levels(x: &[f32; 32], weights: &[f32; 32], largest: f32) -> (f32, f32) {
-    if largest < XXS_PLAN.least {
-        return (0.0, 0.0);
-    }
-    let squared_error = |level: &dyn Fn(f32) -> f32, scale: f32| {
-        x.iter().zip(weights).fold(0.0, |sum, (v, w)| {
-            let off = v - scale * level(*v);
-            sum + w * off * off
-        })
-    };
+fn from_plain_levels(x: &[f32; 32], weights: &[f32; 32], largest: f32) -> Option<(f32, f32)> {
     let middle = PLAIN_TOP as f32 / largest;
     let mut inverse = middle;
-    let mut least = squared_error(&|v| f32::from(nearest_int(middle * v) as u8), 1.0 / middle);
+    let mut least = squared_error(x, weights, 1.0 / middle, |v| f32::from(nearest_int(middle * v) as u8));
     for candidate in (-PLAIN_REACH..=PLAIN_REACH).filter(|&c| c != 0) {
         let trial = (0.1 * f32::from(candidate) + PLAIN_TOP as f32) / largest;
-        let error = squared_error(&|v| nearest_int(trial * v).min(PLAIN_TOP) as f32, 1.0 / trial);
+        let error = squared_error(x, weights, 1.0 / trial, |v| nearest_int(trial * v).min(PLAIN_TOP) as f32);
         if error < least {
             (least, inverse) = (error, trial);
         }
@@ -179,7 +170,18 @@ fn from_plain_levels(x: &[f32; 32], weights: &[f32; 32], largest: f32) -> (f32, 
         }
     }
     let scale = if ll > 0.0 { lx / ll } else { 0.0 };
-    (scale, scale * LEVELS as f32)
+    let extreme = scale * LEVELS as f32;
+    // Written so that a NaN goes on, as in ggml.
+    if extreme <= 0.0 { None } else { Some((scale, extreme)) }
+}
+
+/// The weighted squared error of magnitudes at some plain levels.
+#[inline(always)]
+fn squared_error(x: &[f32; 32], weights: &[f32; 32], scale: f32, level: impl Fn(f32) -> f32) -> f32 {
+    x.iter().zip(weights).fold(0.0, |sum, (&v, w)| {
+        let off = v - scale * level(v);
+        sum + w * off * off
+    })
 }
 
 /// 2.3125 bits: points from a book of 512, seven signs for eight weights.

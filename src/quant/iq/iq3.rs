@@ -160,3 +160,23 @@ impl Block<BLOCK> for BlockIq3S {
         self.d.fault()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_follows_a_sub_block_of_zeros_moves_up_in_iq3_s() {
+        let mut x = [0.0; BLOCK];
+        for (i, v) in x.iter_mut().enumerate().filter(|(i, _)| i / SUB != 1) {
+            *v = (i % SUB) as f32 - 15.5;
+        }
+        let mut block: [BlockIq3S; 1] = [bytemuck::Zeroable::zeroed()];
+        BlockIq3S::quantize_row(&[x], None, &mut block);
+        assert_ne!(block[0].points[0], [0; POINTS]);
+        assert_eq!(block[0].points[1], block[0].points[0]);
+        assert_eq!(block[0].points[SUBS - 1], [0; POINTS]);
+        assert_eq!(block[0].ninth_bits[1], 0);
+        assert_eq!(block[0].ninth_bits[2], block[0].ninth_bits[0]);
+    }
+}

@@ -83,8 +83,8 @@ pub(super) struct Fit<const G: usize, const B: usize> {
 }
 
 /// A scale to begin with and the magnitude that the candidates take to the top level, from magnitudes, weights and
-/// the largest magnitude.
-pub(super) type Start<const S: usize> = fn(&[f32; S], &[f32; S], f32) -> (f32, f32);
+/// the largest magnitude; `None` to take the sub-block for zero.
+pub(super) type Start<const S: usize> = fn(&[f32; S], &[f32; S], f32) -> Option<(f32, f32)>;
 
 impl<const D: usize, const N: usize, const W: usize> Lattice<D, N, W> {
     /// Searches a block of `B * S` = 256 weights, `S` = `G * D` to a sub-block.
@@ -104,12 +104,12 @@ impl<const D: usize, const N: usize, const W: usize> Lattice<D, N, W> {
             let signs = &mut fit.signs[i * (S / 8)..][..S / 8];
             let sub = Sub::new(plan.signs, x, weights, signs);
             let largest = sub.magnitudes[1..].iter().fold(sub.magnitudes[0], |largest, &v| max(largest, v));
-            let (scale, extreme) = start(&sub.magnitudes, weights, largest);
-            if largest < plan.least || extreme <= 0.0 {
+            let begin = if largest < plan.least { None } else { start(&sub.magnitudes, weights, largest) };
+            let Some((scale, extreme)) = begin else {
                 signs.fill(0);
                 fit.empty[i] = true;
                 continue;
-            }
+            };
             (fit.scales[i], fit.points[i]) = self.fit_sub(map, plan, &sub, scale, extreme);
             if fit.scales[i] < 0.0 {
                 fit.scales[i] = -fit.scales[i];
@@ -223,6 +223,10 @@ impl<const S: usize> Sub<S> {
 }
 
 /// The start of most types: the largest magnitude at the top level of `K`.
-pub(super) fn from_largest<const S: usize, const K: usize>(_: &[f32; S], _: &[f32; S], largest: f32) -> (f32, f32) {
-    (largest / const { ODD[K - 1] }, largest)
+pub(super) fn from_largest<const S: usize, const K: usize>(
+    _: &[f32; S],
+    _: &[f32; S],
+    largest: f32,
+) -> Option<(f32, f32)> {
+    Some((largest / const { ODD[K - 1] }, largest))
 }

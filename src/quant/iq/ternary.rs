@@ -146,13 +146,13 @@ pub(super) trait Search<const S: usize, const G: usize, const C: usize> {
             // Most first boundaries have nothing better to offer, which all lanes of a row can tell at once.
             let better = |qx: f32, qq: f32, score: f32| (qq > 0.0) & (qx * qx > score * qq);
             let any = (0..C).any(|choice| {
-                let sums = split.qx[choice][first..=S].iter().zip(&split.qq[choice][first..=S]);
+                let sums = split.qx[choice][first..S + 1].iter().zip(&split.qq[choice][first..S + 1]);
                 sums.fold(false, |any, (&qx, &qq)| any | better(qx, qq, score))
             });
             if !any {
                 return;
             }
-            for last in first..=S {
+            for last in first..S + 1 {
                 for choice in 0..C {
                     let (qx, qq) = (split.qx[choice][last], split.qq[choice][last]);
                     if better(qx, qq, score) {
