@@ -46,20 +46,7 @@ fn quantize_rows(codec: &Codec, weights: &[f32], row_len: usize, importance: Opt
     blocks
 }
 
-/// Whether ggml's search for IQ1_S and IQ1_M stays within its arrays. Where the distance of a group from every
-/// neighbour overflows f32, it compares with whatever lies behind the group, up to 8 KiB on; such bytes mean nothing.
-fn is_defined(t: GgmlType, weights: &[f32], importance: Option<&[f32]>) -> bool {
-    /// Well above the sum of eight squared distances, in squares of the largest weight.
-    const MARGIN: f64 = 1.0e4;
-    let largest = weights.iter().fold(0.0, |largest, w| f64::max(largest, w.abs().into()));
-    let importance = importance.map_or(largest, |w| w.iter().fold(0.0, |largest, &w| f64::max(largest, w.into())));
-    !matches!(t, GgmlType::IQ1_S | GgmlType::IQ1_M) || MARGIN * importance * largest.powi(3) < f32::MAX.into()
-}
-
 /// The rows for which ggml's bytes are defined, and those bytes.
-///
-/// The codebook searches assert that their sums are numbers, which they are not where powers of huge weights overflow
-/// f32: then there is nothing to compare with.
 fn defined_rows(
     ggml: &Ggml,
     t: GgmlType,
@@ -67,12 +54,10 @@ fn defined_rows(
     row_len: usize,
     importance: Option<&[f32]>,
 ) -> (Vec<f32>, Vec<u8>) {
-    let rows = weights.chunks_exact(row_len).filter(|row| is_defined(t, row, importance));
-    let within: Vec<f32> = rows.flatten().copied().collect();
-    if let Some(theirs) = ggml.quantize(t, &within, row_len, importance) {
-        return (within, theirs);
+    if let Some(theirs) = ggml.quantize(t, weights, row_len, importance) {
+        return (weights.to_vec(), theirs);
     }
-    let rows = within.chunks_exact(row_len).filter(|row| ggml.quantize(t, row, row_len, importance).is_some());
+    let rows = weights.chunks_exact(row_len).filter(|row| ggml.quantize(t, row, row_len, importance).is_some());
     let accepted: Vec<f32> = rows.flatten().copied().collect();
     let theirs = ggml.quantize(t, &accepted, row_len, importance).expect("each of these rows is accepted");
     (accepted, theirs)

@@ -54,7 +54,9 @@ impl Ggml {
         Ggml { library }
     }
 
-    /// `ggml_quantize_chunk` on whole rows; `None` where one of its assertions fails.
+    /// `ggml_quantize_chunk` on whole rows; `None` where its result means nothing: one of its assertions fails
+    /// (the codebook searches want sums that are numbers, and powers of huge weights overflow f32), or it reads
+    /// beyond its arrays.
     pub fn quantize(
         &self,
         t: GgmlType,
@@ -62,6 +64,9 @@ impl Ggml {
         row_len: usize,
         importance: Option<&[f32]>,
     ) -> Option<Vec<u8>> {
+        if !weights.chunks_exact(row_len).all(|row| stays_within(t, row, importance)) {
+            return None;
+        }
         let rows = weights.len() / row_len;
         assert_eq!(rows * row_len, weights.len());
         assert!(importance.is_none_or(|w| w.len() == row_len));
@@ -109,4 +114,14 @@ impl Ggml {
             f(t.id() as c_int, blocks.as_ptr().cast(), blocks.len())
         }
     }
+}
+
+/// Whether ggml's search for IQ1_S and IQ1_M stays within its arrays. Where the distance of a group from every
+/// neighbour overflows f32, it compares with whatever lies behind the group, up to 8 KiB on; such bytes mean nothing.
+fn stays_within(t: GgmlType, weights: &[f32], importance: Option<&[f32]>) -> bool {
+    /// Well above the sum of eight squared distances, in squares of the largest weight.
+    const MARGIN: f64 = 1.0e4;
+    let largest = weights.iter().fold(0.0, |largest, w| f64::max(largest, w.abs().into()));
+    let importance = importance.map_or(largest, |w| w.iter().fold(0.0, |largest, &w| f64::max(largest, w.into())));
+    !matches!(t, GgmlType::IQ1_S | GgmlType::IQ1_M) || MARGIN * importance * largest.powi(3) < f32::MAX.into()
 }
