@@ -58,20 +58,26 @@ fn is_defined(t: GgmlType, weights: &[f32], importance: Option<&[f32]>) -> bool 
 /// The rows for which ggml's bytes are defined, and those bytes.
 ///
 /// The codebook searches assert that their sums are numbers, which they are not where powers of huge weights overflow
-/// f32: then there is nothing to compare with.
+/// f32: then there is nothing to compare with, but our row must show a fault.
 fn defined_rows(
     ggml: &Ggml,
-    t: GgmlType,
+    codec: &Codec,
     weights: &[f32],
     row_len: usize,
     importance: Option<&[f32]>,
 ) -> (Vec<f32>, Vec<u8>) {
+    let t = codec.ggml_type;
     let rows = weights.chunks_exact(row_len).filter(|row| is_defined(t, row, importance));
     let within: Vec<f32> = rows.flatten().copied().collect();
     if let Some(theirs) = ggml.quantize(t, &within, row_len, importance) {
         return (within, theirs);
     }
-    let rows = within.chunks_exact(row_len).filter(|row| ggml.quantize(t, row, row_len, importance).is_some());
+    let rows = within.chunks_exact(row_len).filter(|row| {
+        let accepted = ggml.quantize(t, row, row_len, importance).is_some();
+        let faulty = || codec.first_fault(&quantize_rows(codec, row, row_len, importance)).is_some();
+        assert!(accepted || faulty(), "{t}: no fault where ggml gives up: {row:?}");
+        accepted
+    });
     let accepted: Vec<f32> = rows.flatten().copied().collect();
     let theirs = ggml.quantize(t, &accepted, row_len, importance).expect("each of these rows is accepted");
     (accepted, theirs)
@@ -97,7 +103,7 @@ fn compare(ggml: &Ggml, codec: &Codec, wanted: usize) -> (usize, usize) {
                 let mut ours = quantize_rows(codec, &weights, row_len, importance.as_deref());
                 let total = weights.len();
                 let theirs;
-                (weights, theirs) = defined_rows(ggml, t, &weights, row_len, importance.as_deref());
+                (weights, theirs) = defined_rows(ggml, codec, &weights, row_len, importance.as_deref());
                 if weights.len() < total {
                     assert_eq!(kind, Weights::Huge, "{}: ggml gives up", context());
                     undefined += (total - weights.len()) / t.block_len();
