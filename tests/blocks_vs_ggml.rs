@@ -13,7 +13,7 @@ mod support;
 
 use quantier::format::types::GgmlType;
 use quantier::quant::Codec;
-use support::ggml::Ggml;
+use support::ggml::{Ggml, stays_within};
 use support::inputs::{Importance, Rng, Weights};
 
 /// Blocks in a row, one of these per seed: 3 catches state carried from block to block, and odd counts; the other
@@ -47,17 +47,28 @@ fn quantize_rows(codec: &Codec, weights: &[f32], row_len: usize, importance: Opt
 }
 
 /// The rows for which ggml's bytes are defined, and those bytes.
+///
+/// Where ggml has none because it gives up, our row must show a fault.
 fn defined_rows(
     ggml: &Ggml,
-    t: GgmlType,
+    codec: &Codec,
     weights: &[f32],
     row_len: usize,
     importance: Option<&[f32]>,
 ) -> (Vec<f32>, Vec<u8>) {
+    let t = codec.ggml_type;
     if let Some(theirs) = ggml.quantize(t, weights, row_len, importance) {
         return (weights.to_vec(), theirs);
     }
-    let rows = weights.chunks_exact(row_len).filter(|row| ggml.quantize(t, row, row_len, importance).is_some());
+    let rows = weights.chunks_exact(row_len).filter(|row| {
+        let accepted = ggml.quantize(t, row, row_len, importance).is_some();
+        let faulty = || codec.first_fault(&quantize_rows(codec, row, row_len, importance)).is_some();
+        assert!(
+            accepted || !stays_within(t, row, importance) || faulty(),
+            "{t}: no fault where ggml gives up: {row:?}"
+        );
+        accepted
+    });
     let accepted: Vec<f32> = rows.flatten().copied().collect();
     let theirs = ggml.quantize(t, &accepted, row_len, importance).expect("each of these rows is accepted");
     (accepted, theirs)
@@ -83,7 +94,7 @@ fn compare(ggml: &Ggml, codec: &Codec, wanted: usize) -> (usize, usize) {
                 let mut ours = quantize_rows(codec, &weights, row_len, importance.as_deref());
                 let total = weights.len();
                 let theirs;
-                (weights, theirs) = defined_rows(ggml, t, &weights, row_len, importance.as_deref());
+                (weights, theirs) = defined_rows(ggml, codec, &weights, row_len, importance.as_deref());
                 if weights.len() < total {
                     assert_eq!(kind, Weights::Huge, "{}: ggml gives up", context());
                     undefined += (total - weights.len()) / t.block_len();

@@ -118,7 +118,7 @@ impl Ggml {
 
 /// Whether ggml's search for IQ1_S and IQ1_M stays within its arrays. Where the distance of a group from every
 /// neighbour overflows f32, it compares with whatever lies behind the group, up to 8 KiB on; such bytes mean nothing.
-fn stays_within(t: GgmlType, weights: &[f32], importance: Option<&[f32]>) -> bool {
+pub fn stays_within(t: GgmlType, weights: &[f32], importance: Option<&[f32]>) -> bool {
     /// Well above the sum of eight squared distances, in squares of the largest weight.
     const MARGIN: f64 = 1.0e4;
     let largest = weights.iter().fold(0.0, |largest, w| f64::max(largest, w.abs().into()));

@@ -110,7 +110,9 @@ impl<const D: usize, const N: usize, const W: usize> Lattice<D, N, W> {
                 fit.empty[i] = true;
                 continue;
             };
-            (fit.scales[i], fit.points[i]) = self.fit_sub(map, plan, &sub, scale, extreme);
+            // ggml gives up without a nearest point; here, a NaN lets the block show its fault.
+            (fit.scales[i], fit.points[i]) =
+                self.fit_sub(map, plan, &sub, scale, extreme).unwrap_or((f32::NAN, [0; G]));
             if fit.scales[i] < 0.0 {
                 fit.scales[i] = -fit.scales[i];
                 signs.iter_mut().for_each(|s| *s = plan.signs.flipped(*s));
@@ -119,7 +121,8 @@ impl<const D: usize, const N: usize, const W: usize> Lattice<D, N, W> {
         fit
     }
 
-    /// The best scale of a sub-block (negative if all signs should be turned) and the points of its groups.
+    /// The best scale of a sub-block (negative if all signs should be turned) and the points of its groups. `None`
+    /// where a group has no nearest point.
     #[inline(always)]
     fn fit_sub<const S: usize, const G: usize>(
         &self,
@@ -128,7 +131,7 @@ impl<const D: usize, const N: usize, const W: usize> Lattice<D, N, W> {
         sub: &Sub<S>,
         mut scale: f32,
         extreme: f32,
-    ) -> (f32, [u16; G]) {
+    ) -> Option<(f32, [u16; G])> {
         let top = ODD[usize::from(self.book.base()) - 1];
         let mut points = [0; G];
         let mut strayed = [plan.resnap != Resnap::Strays; G];
@@ -138,7 +141,7 @@ impl<const D: usize, const N: usize, const W: usize> Lattice<D, N, W> {
             let mut trial = [0; G];
             let mut trial_strayed = [false; G];
             for g in 0..G {
-                (trial[g], trial_strayed[g]) = self.snap(map, sub, g, inverse, 1.0 / inverse);
+                (trial[g], trial_strayed[g]) = self.snap(map, sub, g, inverse, 1.0 / inverse)?;
             }
             let (qx, qq) = self.moments(sub, &trial);
             if qq > 0.0 && qx * qx > best * qq {
@@ -152,7 +155,7 @@ impl<const D: usize, const N: usize, const W: usize> Lattice<D, N, W> {
             let inverse = 1.0 / scale;
             for g in 0..G {
                 if plan.resnap != Resnap::Strays || strayed[g] {
-                    points[g] = self.snap(map, sub, g, inverse, scale).0;
+                    points[g] = self.snap(map, sub, g, inverse, scale)?.0;
                 }
             }
             let (qx, qq) = self.moments(sub, &points);
@@ -160,32 +163,35 @@ impl<const D: usize, const N: usize, const W: usize> Lattice<D, N, W> {
                 scale = qx / qq;
             }
         }
-        (scale, points)
+        Some((scale, points))
     }
 
     /// The book's point for group `g`, and whether the group had to leave the lattice point that it was rounded to.
     #[inline(always)]
-    fn snap<const S: usize>(&self, map: &Map, sub: &Sub<S>, g: usize, inverse: f32, scale: f32) -> (u16, bool) {
+    fn snap<const S: usize>(&self, map: &Map, sub: &Sub<S>, g: usize, inverse: f32, scale: f32) -> Option<(u16, bool)> {
         let x = &sub.magnitudes.as_chunks::<D>().0[g];
         let highest = i32::from(self.book.base()) - 1;
         let levels = x.map(|v| nearest_int(0.5 * (inverse * v - 1.0)).clamp(0, highest) as usize);
         match map.place(code(levels, self.book.base().into())) {
-            Place::Known(point) => (point, false),
-            Place::Among(neighbours) => (self.nearest(neighbours, x, &sub.roots.as_chunks::<D>().0[g], scale), true),
+            Place::Known(point) => Some((point, false)),
+            Place::Among(neighbours) => {
+                let point = self.nearest(neighbours, x, &sub.roots.as_chunks::<D>().0[g], scale)?;
+                Some((point, true))
+            }
         }
     }
 
-    /// The neighbour with the least weighted distance, the first one if several have. Where no distance is a number
-    /// that f32 can hold, ggml gives up; we take the first neighbour.
+    /// The neighbour with the least weighted distance, the first one if several have. `None` if no distance is a
+    /// number that f32 can hold.
     #[inline(always)]
-    fn nearest(&self, neighbours: &[u16], x: &[f32; D], roots: &[f32; D], scale: f32) -> u16 {
+    fn nearest(&self, neighbours: &[u16], x: &[f32; D], roots: &[f32; D], scale: f32) -> Option<u16> {
         let costs: [[f32; W]; D] = std::array::from_fn(|i| {
             std::array::from_fn(|level| {
                 let off = scale * ODD[level] - x[i];
                 roots[i] * off * off
             })
         });
-        cheapest(&self.book.levels, neighbours, &costs).unwrap_or(neighbours[0])
+        cheapest(&self.book.levels, neighbours, &costs)
     }
 
     /// The weighted sums of (magnitude * level) and (level * level), whose quotient is the least-squares scale.

@@ -41,10 +41,32 @@ fn squares(x: &[f32; BLOCK]) -> [f32; BLOCK] {
 /// shows its [`Fault`](super::Fault).
 fn grade<const B: usize>(scales: &[f32; B], odd: f32, top: u8) -> Option<(f32, [u8; B])> {
     let largest = scales.iter().fold(0.0, |largest, &s| max(largest, s));
-    if largest == 0.0 {
+    let invalid = scales.iter().any(|s| s.is_nan());
+    if largest == 0.0 && !invalid {
         return None;
     }
-    let step = if scales.iter().any(|s| s.is_nan()) { f32::NAN } else { largest / odd };
+    let step = if invalid { f32::NAN } else { largest / odd };
     let inverse = 1.0 / step;
     Some((step, scales.map(|s| nearest_int(0.5 * (inverse * s - 1.0)).clamp(0, top.into()) as u8)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_largest_scale_gets_the_top_code() {
+        let (step, codes) = grade(&[0.0, 31.0, 3.0, 15.6], 31.0, 15).unwrap();
+        assert_eq!((step, codes), (1.0, [0, 15, 1, 7]));
+        assert!(grade(&[0.0; 4], 31.0, 15).is_none());
+    }
+
+    #[test]
+    fn a_scale_that_is_no_number_shows_wherever_it_stands() {
+        for at in 0..3 {
+            let mut scales = [0.0; 3];
+            scales[at] = f32::NAN;
+            assert!(grade(&scales, 31.0, 15).unwrap().0.is_nan());
+        }
+    }
 }

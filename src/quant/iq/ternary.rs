@@ -117,7 +117,9 @@ pub(super) trait Search<const S: usize, const G: usize, const C: usize> {
                 Place::Known(point) => point,
                 Place::Among(neighbours) => {
                     strayed = true;
-                    nearest(neighbours, &x[g], &weights[g], scale, values(g))
+                    let point = nearest(neighbours, &x[g], &weights[g], scale, values(g));
+                    let Some(point) = point else { return Some((f32::NAN, points, choice)) };
+                    point
                 }
             };
         }
@@ -182,13 +184,14 @@ fn ascending<const S: usize>(x: &[f32; S]) -> [usize; S] {
     keys.map(|key| key as u32 as usize)
 }
 
-/// The neighbour with the least weighted distance, the first one if several have.
+/// The neighbour with the least weighted distance, the first one if several have. `None` if no distance is a number
+/// that f32 can hold.
 ///
-/// Where no distance is a number that f32 can hold, ggml goes on to search the whole book, but compares with weights
-/// beyond the group and beyond the row, so that its result means nothing; we take the first neighbour. That needs
-/// weights above some 1e12, which no f16 scale could hold.
+/// There ggml goes on to search the whole book, but compares with weights behind the group and behind the row, so that
+/// its result means nothing; we let the block show its fault. It takes weights above some 1e12, for which no f16 scale
+/// would do.
 #[inline(always)]
-fn nearest(neighbours: &[u16], x: &[f32; 8], weights: &[f32; 8], scale: f32, values: &[f32; 3]) -> u16 {
+fn nearest(neighbours: &[u16], x: &[f32; 8], weights: &[f32; 8], scale: f32, values: &[f32; 3]) -> Option<u16> {
     let values = [values[0], values[1], values[2], 0.0];
     let costs: [[f32; 4]; 8] = std::array::from_fn(|i| {
         values.map(|v| {
@@ -196,7 +199,7 @@ fn nearest(neighbours: &[u16], x: &[f32; 8], weights: &[f32; 8], scale: f32, val
             weights[i] * off * off
         })
     });
-    cheapest(&BOOK.levels, neighbours, &costs).unwrap_or(neighbours[0])
+    cheapest(&BOOK.levels, neighbours, &costs)
 }
 
 #[cfg(test)]
