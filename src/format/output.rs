@@ -170,8 +170,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("a.gguf");
         let first = Output::create(&target, 0, &[]).unwrap();
-        let error = Output::create(&target, 0, &[]).err().unwrap().to_string();
-        assert!(error.contains("another process"), "{error}");
+        let error = Output::create(&target, 0, &[]).err().unwrap();
+        let reason = std::error::Error::source(&error).unwrap().to_string();
+        assert!(reason.contains("another process"), "{reason}");
         first.finish().unwrap();
     }
 }
