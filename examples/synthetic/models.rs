@@ -380,7 +380,7 @@ fn quantized() -> Model {
 }
 
 /// Three shards, the first `empty` of them without tensors. No file type, and as many tensors of one type as of
-/// another, so that a copy must guess and the order decides.
+/// another, so that a copy must guess, and the order or a pruned layer could decide.
 fn split(name: &'static str, empty: usize) -> Model {
     let mut model = dense(name, "llama", 12, 256).heads(8, 4);
     model.metadata.remove(keys::FILE_TYPE);
@@ -388,6 +388,8 @@ fn split(name: &'static str, empty: usize) -> Model {
     for (i, tensor) in model.tensors.iter_mut().enumerate() {
         tensor.ggml_type = if i < half { GgmlType::F32 } else { GgmlType::F16 };
     }
+    // The number is odd; one of a third type makes the others equal.
+    model.tensors[2 * half].ggml_type = GgmlType::BF16;
     // The last layers come first, so that the order of the files is not that of the names.
     model.tensors.reverse();
     let first = if empty > 0 { 0 } else { model.tensors.len() / 4 };
