@@ -29,7 +29,7 @@ const OVERRIDE_LIMIT: usize = 127;
 )]
 pub struct Args {
     /// The model, the output, the preset, and how many threads to use
-    #[arg(num_args = 2..=4, required = true, value_names = ["MODEL", "OUT", "TYPE", "THREADS"])]
+    #[arg(num_args = 2..=4, required = true, allow_negative_numbers = true, value_names = ["MODEL", "OUT", "TYPE", "THREADS"])]
     args: Vec<OsString>,
     /// Importance matrix, GGUF or .dat
     #[arg(long, value_name = "FILE")]

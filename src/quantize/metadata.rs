@@ -11,6 +11,10 @@ use crate::plan::role::Role;
 const QUANTIZATION_VERSION: u32 = 2;
 /// Set in `general.file_type` if the type is a guess.
 const GUESSED: u32 = 1024;
+/// How many layers there are; the architecture comes before it.
+const BLOCK_COUNT: &str = "block_count";
+/// The architecture of projector files, which have other keys than language models and are asked for none.
+const VISION_TOWER: &str = "clip";
 /// Longest string that llama.cpp's metadata overrides hold.
 const OVERRIDE_STRING: usize = 127;
 
@@ -66,14 +70,21 @@ impl Lookup<'_> {
         }
     }
 
-    /// A number, or the first of an array of numbers (one per layer).
+    /// A number.
     fn number(&self, key: &str) -> Option<u32> {
-        if let Some(OverrideValue::Int(v)) = self.overridden(key) {
-            return Some(*v as u32);
+        match self.overridden(key) {
+            Some(OverrideValue::Int(v)) => Some(*v as u32),
+            _ => self.metadata.get(key)?.as_u64()?.try_into().ok(),
         }
-        let value = self.metadata.get(key)?;
-        let first = value.as_array().and_then(|a| a.values().next());
-        first.as_ref().unwrap_or(value).as_u64()?.try_into().ok()
+    }
+
+    /// What the first layer has of something that may differ by layer. Unlike a plain number, it can only be
+    /// overridden where the file has one number for all layers.
+    fn of_first_layer(&self, key: &str) -> Option<u32> {
+        match self.metadata.get(key)?.as_array() {
+            Some(array) => array.values().next()?.as_u64()?.try_into().ok(),
+            None => self.number(key),
+        }
     }
 }
 
@@ -102,23 +113,33 @@ pub(super) fn facts<'n>(
             ))),
         };
     };
-    let number = |key: &str| lookup.number(&format!("{architecture}.{key}"));
-    facts.layers = number("block_count").unwrap_or(0);
+    let key = |name: &str| format!("{architecture}.{name}");
+    let number = |name: &str| lookup.number(&key(name));
+    let layers = number(BLOCK_COUNT);
+    if layers.is_none() && architecture != VISION_TOWER {
+        return Err(Error::impossible(format!(
+            "{}: '{}' is missing, so the number of layers is unknown; set it with --override-kv {}=int:NUMBER",
+            job.input.display(),
+            key(BLOCK_COUNT),
+            key(BLOCK_COUNT)
+        )));
+    }
+    facts.layers = layers.unwrap_or(0);
     facts.predict_layers = number("nextn_predict_layers").unwrap_or(0);
     facts.experts = number("expert_count").unwrap_or(0);
-    facts.heads = number("attention.head_count").unwrap_or(0);
-    facts.kv_heads = number("attention.head_count_kv").unwrap_or(facts.heads);
+    facts.heads = lookup.of_first_layer(&key("attention.head_count")).unwrap_or(0);
+    facts.kv_heads = lookup.of_first_layer(&key("attention.head_count_kv")).unwrap_or(facts.heads);
     facts.architecture = architecture;
     Ok(facts)
 }
 
-/// The metadata of an output's first file.
+/// The metadata of an output's first file. After pruning, `block_count` has the architecture and the layers left.
 pub(super) fn output_metadata<'a>(
     model: &Model<'a>,
     job: &Job,
     file_type: u32,
     imatrix: Option<&UsedImatrix>,
-    layers_left: Option<u32>,
+    block_count: Option<(&str, u32)>,
 ) -> Metadata<'a> {
     let mut out = Metadata::new();
     for (key, value) in model.metadata().iter() {
@@ -144,9 +165,8 @@ pub(super) fn output_metadata<'a>(
             out.set("quantize.imatrix.chunks_count", Value::U32(used.imatrix.chunk_count));
         }
     }
-    if let Some(layers) = layers_left {
-        let architecture = model.architecture().unwrap_or_default();
-        out.set(format!("{architecture}.block_count"), Value::U32(layers));
+    if let Some((architecture, layers)) = block_count {
+        out.set(format!("{architecture}.{BLOCK_COUNT}"), Value::U32(layers));
     }
     out
 }
@@ -157,7 +177,9 @@ pub(super) struct UsedImatrix {
     pub(super) imatrix: Imatrix,
 }
 
-/// `general.file_type` of a copy: what the input says, or a guess by the type of most of its tensors.
+/// `general.file_type` of a copy: what the input says, or a guess by the type of most of its tensors. `types` are
+/// those of all tensors, pruned ones too, by layer and name: of types that are equally frequent, the one that gets
+/// there first counts.
 pub(super) fn file_type_of_copy(model: &Model<'_>, job: &Job, types: impl Iterator<Item = GgmlType>) -> u32 {
     let lookup = Lookup { metadata: model.metadata(), overrides: &job.kv_overrides };
     if let Some(said) = lookup.number(keys::FILE_TYPE) {

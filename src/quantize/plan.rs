@@ -148,9 +148,13 @@ impl<'a> Plan<'a> {
             };
             let file_type = match request.wishes.file_type {
                 Some(file_type) => file_type.id(),
-                None => file_type_of_copy(model, job, tensors.iter().map(|s| s.tensor.info.ggml_type)),
+                None => {
+                    let all = by_layer_and_name(model);
+                    file_type_of_copy(model, job, all.iter().map(|t| t.info.ggml_type))
+                }
             };
-            let metadata = output_metadata(model, job, file_type, imatrix.as_ref(), layers_left);
+            let block_count = layers_left.map(|layers| (&*facts.architecture, layers));
+            let metadata = output_metadata(model, job, file_type, imatrix.as_ref(), block_count);
             let shards = if job.keep_split { tensors.iter().map(|s| s.tensor.shard + 1).max().unwrap_or(1) } else { 1 };
             let files = files(&request.path, metadata, job.keep_split, shards, tensors.len());
             let planned: Vec<_> =
@@ -210,17 +214,22 @@ fn read_imatrix(job: &Job) -> Result<Option<UsedImatrix>> {
     Ok((!imatrix.entries.is_empty()).then_some(UsedImatrix { file, imatrix }))
 }
 
-/// The tensors in the order of the output: by layer, then by name; under `keep_split`, as they lie in the shards.
-/// Pruned layers are gone, and the number of layers left is returned.
-fn sources<'a>(model: &'a Model<'a>, job: &Job, imatrix: Option<&UsedImatrix>) -> (Vec<Source<'a>>, Option<u32>) {
-    let mut tensors: Vec<&Tensor<'_>> = model.tensors.iter().collect();
+/// All tensors in the reference's order: by layer, those outside of layers first, then by name.
+fn by_layer_and_name<'a>(model: &'a Model<'a>) -> Vec<&'a Tensor<'a>> {
+    let mut tensors: Vec<_> = model.tensors.iter().collect();
     tensors.sort_by(|a, b| {
         let key = |t: &Tensor<'_>| layer_of(&t.info.name).unwrap_or(-1);
         key(a).cmp(&key(b)).then_with(|| a.info.name.as_bytes().cmp(b.info.name.as_bytes()))
     });
+    tensors
+}
+
+/// The tensors in the order of the output: by layer and name; under `keep_split`, as they lie in the shards.
+/// Pruned layers are gone, and the number of layers left is returned.
+fn sources<'a>(model: &'a Model<'a>, job: &Job, imatrix: Option<&UsedImatrix>) -> (Vec<Source<'a>>, Option<u32>) {
     let mut renumbered = Renumbering::new(&job.prune_layers);
-    let mut sources: Vec<Source<'_>> = Vec::with_capacity(tensors.len());
-    for tensor in tensors {
+    let mut sources: Vec<Source<'_>> = Vec::with_capacity(model.tensors.len());
+    for tensor in by_layer_and_name(model) {
         let old = &*tensor.info.name;
         let Some(name) = renumbered.name(old) else { continue };
         let found = imatrix.map_or(Ok(None), |used| importance_of(old, tensor, &used.imatrix));

@@ -1,0 +1,41 @@
+//! Writes small models with importance matrices, for the preset rules that only some models reach, and large ones
+//! for measurements. The same bytes on every machine: seeded numbers, no math library.
+//!
+//! ```text
+//! synthetic OUT_DIR                      every small model: NAME.gguf, NAME.imatrix.gguf, NAME.imatrix.dat
+//! synthetic --imatrix MODEL PREFIX       only an importance matrix for a model: PREFIX.gguf, PREFIX.dat
+//! synthetic --large BYTES FILE [bf16]    a llama of about so many bytes, F16 unless told otherwise
+//! ```
+//!
+//! `scripts/parity.sh` quantizes the small ones with llama-quantize and with us and compares the files.
+
+#[allow(dead_code)] // the tests use the rest
+#[path = "../../tests/support/inputs.rs"]
+mod inputs;
+mod large;
+mod models;
+mod write;
+
+use quantier::format::types::GgmlType;
+use std::path::Path;
+
+const USAGE: &str = "usage: synthetic OUT_DIR | --imatrix MODEL PREFIX | --large BYTES FILE [bf16]";
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    match args[..] {
+        ["--large", bytes, file] => large::write(bytes.parse()?, Path::new(file), GgmlType::F16)?,
+        ["--large", bytes, file, "bf16"] => large::write(bytes.parse()?, Path::new(file), GgmlType::BF16)?,
+        ["--imatrix", model, prefix] => write::imatrix_for_file(Path::new(model), prefix)?,
+        [dir] if !dir.starts_with('-') => {
+            std::fs::create_dir_all(dir)?;
+            for model in models::all() {
+                write::model(&model, Path::new(dir))?;
+                println!("{}", model.name);
+            }
+        }
+        _ => return Err(USAGE.into()),
+    }
+    Ok(())
+}

@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# Compares what `quantier quantize` writes with what the real llama-quantize writes, byte for byte: every file type,
+# without an importance matrix and with either format of it, on a small trained model and on made-up ones for the
+# rules that it does not reach; and every flag. Needs cargo, python3, gcc and g++; builds the rest.
+#
+#   scripts/parity.sh [quantize]            everything
+#   scripts/parity.sh [quantize] --quick    every file type, every flag and every model, but not all with all
+#
+# Where the reference refuses, we must refuse too and leave no file. Ends with "N identical, N different", and with
+# exit code 1 if anything differs. Temporary files go to $TMPDIR and are removed.
+set -euo pipefail
+
+repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+quick=()
+for arg in "$@"; do
+    case "$arg" in
+        quantize) ;;
+        --quick) quick=(--quick) ;;
+        *) echo "parity.sh: unknown argument '$arg' (see the top of this script)" >&2; exit 2 ;;
+    esac
+done
+
+reference=$("$repository/scripts/reference.sh")
+cd "$repository"
+cargo build --quiet --release --bin quantier --example synthetic
+target=$(cargo metadata --format-version 1 --no-deps |
+    python3 -c 'import json, sys; print(json.load(sys.stdin)["target_directory"])')
+
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+python3 scripts/parity.py --reference "$reference" --ours "$target/release/quantier" \
+    --synthetic "$target/release/examples/synthetic" --refmodel testdata/refmodel-f16.gguf --work "$work" "${quick[@]}"
