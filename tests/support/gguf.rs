@@ -5,7 +5,7 @@ use quantier::format::types::GgmlType;
 use std::path::{Path, PathBuf};
 
 /// Metadata and tensors with their data, in the order in which they are written.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub struct Tiny {
     pub metadata: Metadata<'static>,
     pub tensors: Vec<(TensorInfo<'static>, Vec<u8>)>,
