@@ -22,7 +22,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    Quantize(quantize::Args),
+    Quantize(Box<quantize::Args>),
     Inspect(inspect::Args),
     Verify(verify::Args),
 }
@@ -33,7 +33,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
     let matches = Cli::command().get_matches();
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|e| e.exit());
     match (cli.command, matches.subcommand()) {
-        (Command::Quantize(args), Some((_, matches))) => quantize::run(args, matches),
+        (Command::Quantize(args), Some((_, matches))) => quantize::run(*args, matches),
         (Command::Inspect(args), _) => inspect::run(&args),
         (Command::Verify(args), _) => verify::run(&args),
         (Command::Quantize(_), None) => Ok(ExitCode::from(2)),

@@ -18,7 +18,7 @@ const MAX_STRING: u64 = 1 << 30;
 /// Arrays in arrays in arrays ...: deeper than any file has them, shallower than any stack.
 const MAX_DEPTH: usize = 8;
 /// Largest alignment that makes sense (a huge page); beyond it, the number is damage.
-pub(crate) const MAX_ALIGNMENT: u64 = 1 << 21;
+pub const MAX_ALIGNMENT: u64 = 1 << 21;
 /// Entries that room is made for on the word of a header alone; beyond it, room grows with what is really read.
 const TRUSTED_ENTRIES: u64 = 1 << 16;
 
