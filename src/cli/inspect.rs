@@ -1,6 +1,6 @@
 //! `quantier inspect`.
 
-use super::text::{count, size};
+use super::text::{count, say, size};
 use quantier::format::gguf::{Array, Files, Model, Value};
 use quantier::plan::role::Role;
 use serde_json::{Map, json};
@@ -55,50 +55,51 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let files = Files::open(&args.model)?;
     let model = Model::parse(&files)?;
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&to_json(&model))?);
+        say!("{}", serde_json::to_string_pretty(&to_json(&model))?)?;
     } else {
-        print(&model, args);
+        print(&model, args)?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn print(model: &Model<'_>, args: &Args) {
+fn print(model: &Model<'_>, args: &Args) -> anyhow::Result<()> {
     let (all, by_role) = sums(model);
     for (header, path) in model.headers.iter().zip(model.files.paths()) {
-        println!(
+        say!(
             "{}: GGUF version {}, {} keys, {} tensors",
             path.display(),
             header.version,
             header.metadata.len(),
             header.tensors.len()
-        );
+        )?;
     }
-    println!("\nMetadata");
+    say!("\nMetadata")?;
     for (key, value) in model.metadata().iter() {
-        println!("  {key:<44} {:<4} {}", value.value_type().name(), shortened(value));
+        say!("  {key:<44} {:<4} {}", value.value_type().name(), shortened(value))?;
     }
-    println!("\nTensors by role");
-    println!("  {:<12} {:>7} {:>15} {:>12} {:>7}  types", "role", "tensors", "weights", "size", "bpw");
-    let row = |name: &str, sum: &Sum| {
+    say!("\nTensors by role")?;
+    say!("  {:<12} {:>7} {:>15} {:>12} {:>7}  types", "role", "tensors", "weights", "size", "bpw")?;
+    let row = |name: &str, sum: &Sum| -> anyhow::Result<()> {
         let types: Vec<_> = sum.types.iter().map(|(t, n)| format!("{n} x {t}")).collect();
-        println!(
+        say!(
             "  {name:<12} {:>7} {:>15} {:>12} {:>7.3}  {}",
             sum.tensors,
             count(sum.weights),
             size(sum.bytes),
             sum.bpw(),
             types.join(", ")
-        );
+        )
     };
-    by_role.iter().for_each(|(role, sum)| row(role.label(), sum));
-    row("all", &all);
+    by_role.iter().try_for_each(|(role, sum)| row(role.label(), sum))?;
+    row("all", &all)?;
     if args.tensors {
-        println!("\nTensors");
+        say!("\nTensors")?;
         for tensor in &model.tensors {
             let info = &tensor.info;
-            println!("  {:<44} {:<22} {:<8} {:>12}", info.name, info.shape, info.ggml_type, size(info.bytes()));
+            say!("  {:<44} {:<22} {:<8} {:>12}", info.name, info.shape, info.ggml_type, size(info.bytes()))?;
         }
     }
+    Ok(())
 }
 
 /// A value on one line of readable length.
@@ -150,7 +151,8 @@ fn to_json(model: &Model<'_>) -> serde_json::Value {
 fn value_json(value: &Value<'_>) -> serde_json::Value {
     match value {
         Value::Bool(v) => json!(v),
-        Value::F32(v) => json!(v),
+        // The shortest decimal number that reads back as this f32, not all the digits of its double.
+        Value::F32(v) => json!(v.to_string().parse::<f64>().unwrap_or(f64::NAN)),
         Value::F64(v) => json!(v),
         Value::String(v) => json!(String::from_utf8_lossy(v)),
         Value::Array(array) => array_json(array),

@@ -1,7 +1,7 @@
 //! `quantier quantize`: llama-quantize's command line.
 
 use super::terminal::Bar;
-use super::text::size;
+use super::text::{say, size};
 use super::wrong_usage;
 use anyhow::Context;
 use quantier::format::gguf::{Files, Model};
@@ -130,14 +130,14 @@ pub fn run(args: Args, matches: &clap::ArgMatches) -> anyhow::Result<ExitCode> {
     let model = Model::parse(&files)?;
     let plan = Plan::new(&model, &job)?;
     if dry_run {
-        show(&plan, &job, json, true);
+        show(&plan, &job, json, true)?;
         return Ok(ExitCode::SUCCESS);
     }
     warn(&plan);
     let bar = Bar::new();
     plan.run(&bar)?;
     drop(bar);
-    show(&plan, &job, json, false);
+    show(&plan, &job, json, false)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -242,51 +242,52 @@ fn warn(plan: &Plan<'_>) {
     }
 }
 
-fn show(plan: &Plan<'_>, job: &Job, as_json: bool, dry_run: bool) {
+fn show(plan: &Plan<'_>, job: &Job, as_json: bool, dry_run: bool) -> anyhow::Result<()> {
     if as_json {
         let outputs: Vec<_> = plan.outputs.iter().map(output_json).collect();
-        println!(
+        return say!(
             "{}",
             json!({ "input": job.input, "input_bytes": plan.input_bytes(), "written": !dry_run, "outputs": outputs })
         );
-        return;
     }
     for output in &plan.outputs {
         if dry_run {
-            show_tensors(output);
+            show_tensors(output)?;
         }
         let paths: Vec<_> = output.paths().map(|p| p.display().to_string()).collect();
         let name = output.file_type.map_or("COPY", |f| f.name());
-        println!(
+        say!(
             "{}: {name}, {}, {:.3} bpw{}",
             paths.join(", "),
             size(output.file_bytes()),
             output.bpw(),
             if dry_run { " (dry run)" } else { "" }
-        );
+        )?;
         let missing: Vec<_> = output.imatrix_missing().map(|t| &*t.name).collect();
         if !missing.is_empty() {
-            println!("  needs an importance matrix for {}", missing.join(", "));
+            say!("  needs an importance matrix for {}", missing.join(", "))?;
         }
     }
+    Ok(())
 }
 
-fn show_tensors(output: &PlannedOutput<'_>) {
+fn show_tensors(output: &PlannedOutput<'_>) -> anyhow::Result<()> {
     for t in &output.tensors {
         let note = if t.chosen.wanted == t.chosen.target {
             String::new()
         } else {
             format!("  instead of {}", t.chosen.wanted)
         };
-        println!(
+        say!(
             "  {:<44} {:<22} {:>7} -> {:<7} {:>12}{note}",
             t.name,
             t.shape,
             t.from,
             t.chosen.target,
             size(t.bytes_after)
-        );
+        )?;
     }
+    Ok(())
 }
 
 fn output_json(output: &PlannedOutput<'_>) -> serde_json::Value {

@@ -1,7 +1,7 @@
 //! `quantier verify`.
 
 use super::terminal::Bar;
-use super::text::{count, size};
+use super::text::{count, say, size};
 use quantier::format::gguf::{Files, Model};
 use quantier::verify::verify;
 use std::path::PathBuf;
@@ -32,10 +32,10 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let bytes: u64 = model.tensors.iter().map(|t| t.info.bytes()).sum();
     if args.json {
         let ok = bad.is_empty();
-        println!("{}", serde_json::json!({ "ok": ok, "tensors": model.tensors.len(), "bytes": bytes, "faults": bad }));
+        say!("{}", serde_json::json!({ "ok": ok, "tensors": model.tensors.len(), "bytes": bytes, "faults": bad }))?;
     } else {
         for b in &bad {
-            println!(
+            say!(
                 "{}: tensor '{}' ({}), row {}, block {}: {}",
                 b.path.display(),
                 b.tensor,
@@ -43,15 +43,10 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
                 b.row,
                 b.block,
                 b.fault
-            );
+            )?;
         }
         if bad.is_empty() {
-            println!(
-                "{}: {} tensors, {}: no fault",
-                args.model.display(),
-                count(model.tensors.len() as u64),
-                size(bytes)
-            );
+            say!("{}: {} tensors, {}: no fault", args.model.display(), count(model.tensors.len() as u64), size(bytes))?;
         }
     }
     Ok(if bad.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -8,11 +8,11 @@
 //! last chunk i32, dataset length i32, dataset                                   optional
 //! ```
 
-use super::gguf::{Array, Layout, Metadata, Shape, TensorInfo, Value, Writer, parse, until_zero};
+use super::gguf::{Array, Layout, Metadata, Shape, TensorInfo, Value, ValueType, Writer, parse, until_zero};
 use super::map::Map;
 use super::output::Output;
 use super::types::GgmlType;
-use super::{Error, Result};
+use super::{Error, Result, shown};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -70,7 +70,8 @@ impl Imatrix {
             let bad = |v: &f32| !v.is_finite() || *v < 0.0;
             if let Some(i) = entry.sums.iter().position(bad) {
                 return Err(format!(
-                    "value {i} of '{name}' is {}; sums of squares are finite and not negative: compute the importance matrix again",
+                    "value {i} of {} is {}; sums of squares are finite and not negative: compute the importance matrix again",
+                    shown(name),
                     entry.sums[i]
                 ));
             }
@@ -146,7 +147,9 @@ fn parse_gguf(bytes: &[u8]) -> std::result::Result<Imatrix, String> {
         }
     };
     let datasets = match header.metadata.get(DATASETS) {
-        Some(Value::Array(array)) => array.strings().map(|s| String::from_utf8_lossy(s).into_owned()).collect(),
+        Some(Value::Array(array)) if array.element() == ValueType::String => {
+            array.strings().map(|s| String::from_utf8_lossy(s).into_owned()).collect()
+        }
         Some(v) => {
             return Err(format!("'{DATASETS}' is of type {}; it must be an array of strings", v.value_type().name()));
         }
@@ -216,11 +219,12 @@ fn parse_dat(bytes: &[u8]) -> std::result::Result<Imatrix, String> {
         let name = take(length, &format!("the name of entry {i}"))?;
         let name = std::str::from_utf8(until_zero(name))
             .map_err(|_| format!("the name of entry {i} is not UTF-8; is this an importance matrix?"))?;
-        let calls = int(take(4, &format!("the call count of '{name}'"))?);
-        let values = int(take(4, &format!("the number of values of '{name}'"))?);
+        let quoted = shown(name);
+        let calls = int(take(4, &format!("the call count of {quoted}"))?);
+        let values = int(take(4, &format!("the number of values of {quoted}"))?);
         let length = usize::try_from(values).ok().filter(|&n| n > 0).and_then(|n| n.checked_mul(4));
-        let length = length.ok_or_else(|| format!("'{name}' claims {values} values"))?;
-        let sums = f32s(take(length, &format!("the values of '{name}'"))?);
+        let length = length.ok_or_else(|| format!("{quoted} claims {values} values"))?;
+        let sums = f32s(take(length, &format!("the values of {quoted}"))?);
         // A count of 0 means that the values are means already.
         entries.insert(name.to_owned(), Entry { sums, counts: vec![i64::from(calls.max(0)).max(1)] });
     }

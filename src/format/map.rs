@@ -17,15 +17,18 @@ impl Map {
     /// Maps the file. An empty file gives an empty slice.
     pub fn open(path: &Path) -> Result<Map> {
         let io = |source| Error::Io { path: path.to_owned(), action: "open", source };
-        let file = File::open(path).map_err(io)?;
-        let meta = file.metadata().map_err(io)?;
-        if meta.is_dir() {
-            return Err(Error::Io {
-                path: path.to_owned(),
-                action: "read",
-                source: std::io::Error::other("it is a directory; name a .gguf file"),
-            });
+        // Before it is opened: that would wait for the other end of a pipe.
+        let meta = path.metadata().map_err(io)?;
+        let unmappable = match meta.is_dir() {
+            true => Some("it is a directory; name a file"),
+            false if !meta.is_file() => Some("it is a pipe or a device; save it to a file first"),
+            false => None,
+        };
+        if let Some(why) = unmappable {
+            let source = std::io::Error::other(why);
+            return Err(Error::Io { path: path.to_owned(), action: "read", source });
         }
+        let file = File::open(path).map_err(io)?;
         // SAFETY: the mapping is read-only and private to this process. Another process that shortens the file
         // would make reads beyond its end fault; `check_length` catches that between reads, and every consumer
         // of tensor data calls it before it touches a band of rows.

@@ -64,3 +64,12 @@ pub enum Error {
         path: PathBuf,
     },
 }
+
+/// A name in quotes for an error: a file can claim names as long as itself.
+pub(crate) fn shown(name: &str) -> String {
+    const SHOWN: usize = 100;
+    match name.char_indices().nth(SHOWN) {
+        Some((at, _)) => format!("'{}...'", &name[..at]),
+        None => format!("'{name}'"),
+    }
+}

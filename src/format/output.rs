@@ -41,21 +41,28 @@ impl Output {
         let mut name = target.file_name().unwrap_or_default().to_owned();
         name.push(".partial");
         let partial = target.with_file_name(name);
+        check_not_input(&partial, inputs)?;
         let file = OpenOptions::new()
             .write(true)
             .create(true)
             .truncate(false)
             .open(&partial)
-            .map_err(fail(&partial, "create"))?;
+            .map_err(|source| fail(&partial, "create")(with_advice(source, &partial)))?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                let source =
-                    std::io::Error::other("another process is writing it; wait for that one, or choose another output");
-                return Err(Error::Io { path: partial, action: "create", source });
+                return Err(taken(
+                    partial,
+                    "another process is writing it; wait for that one, or choose another output",
+                ));
             }
             // Some network file systems have no locks; the rename is still atomic there.
             Err(TryLockError::Error(_)) => {}
+        }
+        // Between the opening and the lock, another process may have renamed the file to its target, finished; and a
+        // link leads to a file that is none of ours. Only what lies under the name itself is emptied.
+        if !is_at(&file, &partial) {
+            return Err(taken(partial, "it is a link, or another process has just moved it; choose another output"));
         }
         let output = Output { target, partial: Some(partial), writer: BufWriter::with_capacity(BUFFER, file) };
         output.writer.get_ref().set_len(0).map_err(fail(&output.target, "write"))?;
@@ -104,6 +111,24 @@ impl Drop for Output {
     }
 }
 
+/// The error of an output that is somebody else's.
+fn taken(partial: PathBuf, why: &str) -> Error {
+    Error::Io { path: partial, action: "create", source: std::io::Error::other(why) }
+}
+
+/// Adds to a refusal what to do about it.
+fn with_advice(error: std::io::Error, path: &Path) -> std::io::Error {
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let advice = match error.kind() {
+        std::io::ErrorKind::NotFound => format!("create the directory {} first", dir.display()),
+        std::io::ErrorKind::PermissionDenied => {
+            format!("choose a directory that you may write to, not {}", dir.display())
+        }
+        _ => return error,
+    };
+    std::io::Error::new(error.kind(), format!("{error}; {advice}"))
+}
+
 /// Fails if the target is one of the inputs, under whatever name.
 pub fn check_not_input(target: &Path, inputs: &[&Path]) -> Result<()> {
     let Ok(real) = target.canonicalize() else { return Ok(()) };
@@ -119,6 +144,19 @@ fn same_file(a: &Path, b: &Path) -> bool {
     use std::os::unix::fs::MetadataExt;
     let id = |path: &Path| path.metadata().ok().map(|m| (m.dev(), m.ino()));
     id(a).is_some() && id(a) == id(b)
+}
+
+/// Whether an open file is the one of this name, and the name no link.
+#[cfg(unix)]
+fn is_at(file: &File, path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let id = |meta: std::io::Result<std::fs::Metadata>| meta.ok().map(|m| (m.dev(), m.ino()));
+    id(file.metadata()) == id(path.symlink_metadata())
+}
+
+#[cfg(not(unix))]
+fn is_at(_: &File, path: &Path) -> bool {
+    path.symlink_metadata().is_ok_and(|meta| meta.is_file())
 }
 
 #[cfg(not(unix))]
@@ -155,6 +193,22 @@ mod tests {
         std::fs::write(&input, b"in").unwrap();
         std::fs::hard_link(&input, &link).unwrap();
         assert!(matches!(Output::create(&link, 0, &[&input]), Err(Error::OutputIsInput { .. })));
+        let unfinished = dir.path().join("out.gguf.partial");
+        std::fs::write(&unfinished, b"in").unwrap();
+        let refused = Output::create(&dir.path().join("out.gguf"), 0, &[&unfinished]);
+        assert!(matches!(refused, Err(Error::OutputIsInput { .. })));
+        assert_eq!(std::fs::read(&unfinished).unwrap(), b"in");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_in_place_of_the_partial_file_is_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (target, victim) = (dir.path().join("a.gguf"), dir.path().join("victim"));
+        std::fs::write(&victim, b"precious").unwrap();
+        std::os::unix::fs::symlink(&victim, dir.path().join("a.gguf.partial")).unwrap();
+        assert!(Output::create(&target, 0, &[]).is_err());
+        assert_eq!(std::fs::read(&victim).unwrap(), b"precious");
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! The plan: every decision and every refusal, before the first byte is written.
 
-use super::metadata::{UsedImatrix, facts, file_type_of_copy, output_metadata};
+use super::metadata::{KvOverride, OverrideValue, UsedImatrix, facts, file_type_of_copy, output_metadata};
 use super::{Error, Job, Result};
 use crate::format::gguf::{
-    DEFAULT_ALIGNMENT, Layout, Metadata, Model, Shape, Tensor, TensorInfo, Value, keys, shard_path,
+    DEFAULT_ALIGNMENT, Layout, MAX_ALIGNMENT, Metadata, Model, Shape, Tensor, TensorInfo, Value, keys, shard_path,
 };
 use crate::format::imatrix::Imatrix;
 use crate::format::types::GgmlType;
@@ -22,6 +22,8 @@ pub struct Plan<'a> {
     /// What is written.
     pub outputs: Vec<PlannedOutput<'a>>,
     pub(super) threads: usize,
+    /// An input too: no output may replace it.
+    pub(super) imatrix_path: Option<PathBuf>,
 }
 
 /// A tensor of the input on its way to the outputs.
@@ -165,12 +167,14 @@ impl<'a> Plan<'a> {
             outputs.push(PlannedOutput { files, file_type: request.wishes.file_type, tensors: planned });
         }
         problems.extend(clashes(&outputs));
+        problems.extend(bad_alignment(&job.kv_overrides));
         problems.sort();
         problems.dedup();
         if !problems.is_empty() {
             return Err(Error::Impossible(problems));
         }
-        Ok(Plan { model, tensors, outputs, threads: job.threads })
+        let imatrix_path = job.imatrix.as_ref().map(|request| request.path.clone());
+        Ok(Plan { model, tensors, outputs, threads: job.threads, imatrix_path })
     }
 
     /// Bytes of the input's tensors.
@@ -348,6 +352,19 @@ fn impossible(tensor: &PlannedTensor, job: &Job) -> Option<Problem> {
         return None;
     };
     Some(Problem::of(&tensor.name, reason))
+}
+
+/// An alignment that nobody could read a file with.
+fn bad_alignment(overrides: &[KvOverride]) -> Option<Problem> {
+    let wanted = overrides.iter().rfind(|o| o.key == keys::ALIGNMENT)?;
+    let fits = |v: &i64| u32::try_from(*v).is_ok_and(|v| v.is_power_of_two() && u64::from(v) <= MAX_ALIGNMENT);
+    match &wanted.value {
+        OverrideValue::Int(v) if fits(v) => None,
+        _ => Some(Problem::of(
+            "",
+            format!("--override-kv {}: it must be an int, a power of two, at most {MAX_ALIGNMENT}", keys::ALIGNMENT),
+        )),
+    }
 }
 
 /// Two outputs with one name.

@@ -26,7 +26,8 @@ impl Plan<'_> {
             .num_threads(self.threads)
             .build()
             .map_err(|e| Error::impossible(format!("cannot start {} threads: {e}", self.threads)))?;
-        let inputs = self.model.files.paths();
+        let mut inputs = self.model.files.paths();
+        inputs.extend(self.imatrix_path.as_deref());
         let mut writers = Vec::new();
         for output in &self.outputs {
             writers.push(open(output, &inputs)?);
@@ -94,7 +95,7 @@ fn stream(
         let rows_here = rows_per_band.min(rows - first_row);
         let range = first_row as usize * row_bytes..(first_row + rows_here) as usize * row_bytes;
         let raw = &source.tensor.data()[range.clone()];
-        quantize_band(source, map.path(), raw, first_row, sinks)?;
+        quantize_band(source, map.path(), raw, first_row, sinks, progress)?;
         for sink in sinks.iter_mut() {
             sink.writer.write(if sink.target == info.ggml_type { raw } else { &sink.band })?;
         }
@@ -107,7 +108,14 @@ fn stream(
 }
 
 /// Checks a band's weights and quantizes them for every sink that wants another type, in parallel over rows.
-fn quantize_band(source: &Source<'_>, path: &Path, raw: &[u8], first_row: u64, sinks: &mut [Sink<'_>]) -> Result<()> {
+fn quantize_band(
+    source: &Source<'_>,
+    path: &Path,
+    raw: &[u8],
+    first_row: u64,
+    sinks: &mut [Sink<'_>],
+    progress: &dyn Progress,
+) -> Result<()> {
     let info = &source.tensor.info;
     let row_len = info.shape.row_len() as usize;
     let row_bytes = (info.bytes() / info.shape.rows()) as usize;
@@ -129,7 +137,11 @@ fn quantize_band(source: &Source<'_>, path: &Path, raw: &[u8], first_row: u64, s
         }
     }
     let worker = || vec![0.0f32; task_rows * row_len];
-    tasks.into_par_iter().try_for_each_init(worker, |weights, task| task.run(source, path, decoder, weights))
+    // A band can take a minute in the slowest types: who wants to stop is heard between tasks.
+    tasks.into_par_iter().try_for_each_init(worker, |weights, task| match progress.cancelled() {
+        true => Err(Error::Cancelled),
+        false => task.run(source, path, decoder, weights),
+    })
 }
 
 /// A few rows that one thread quantizes for all outputs.

@@ -2,4 +2,6 @@
 #![allow(dead_code)] // each test program uses a part of it
 
 pub mod ggml;
+pub mod gguf;
 pub mod inputs;
+pub mod program;

@@ -16,7 +16,7 @@ mod value;
 mod write;
 
 pub use model::{Files, Model, Tensor, shard_path};
-pub use read::{DEFAULT_ALIGNMENT, Header, MAX_NAME, TensorInfo, parse};
+pub use read::{DEFAULT_ALIGNMENT, Header, MAX_ALIGNMENT, MAX_NAME, TensorInfo, parse};
 pub(crate) use value::until_zero;
 pub use value::{Array, Metadata, Shape, Value, ValueType};
 pub use write::{Layout, Writer};

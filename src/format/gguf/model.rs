@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 
 /// Most shards that the names `-00001-of-99999.gguf` can count.
 const MAX_SHARDS: u64 = 65_535;
+/// Missing shards that an error names; it counts the others.
+const NAMED_SHARDS: usize = 5;
 
 /// The mapped files of a model. [`Model::parse`] borrows from it.
 pub struct Files {
@@ -25,7 +27,14 @@ impl Files {
         let paths: Vec<PathBuf> = (0..count).map(|no| shard_path(&prefix, no, count)).collect();
         let missing: Vec<String> = paths.iter().filter(|p| !p.exists()).map(|p| p.display().to_string()).collect();
         if !missing.is_empty() && path.exists() {
-            let what = format!("it is one of {count} shards, and these are missing: {}", missing.join(", "));
+            let named = missing[..missing.len().min(NAMED_SHARDS)].join(", ");
+            let more = match missing.len().saturating_sub(NAMED_SHARDS) {
+                0 => String::new(),
+                n => format!(" and {n} more"),
+            };
+            let what = format!(
+                "it is one of {count} shards, and these are missing: {named}{more}; put all shards into one directory"
+            );
             return Err(Error::Bad { path: path.to_owned(), what });
         }
         Ok(Files { maps: paths.iter().map(|p| Map::open(p)).collect::<Result<_>>()? })
@@ -115,10 +124,10 @@ impl<'a> Model<'a> {
                 return Err(bad(tensor.shard, what));
             }
         }
-        let said = self.metadata().get(keys::SPLIT_TENSORS).and_then(|v| v.as_u64());
-        match said {
-            Some(n) if n != self.tensors.len() as u64 => {
-                Err(bad(0, format!("'{}' is {n}, but the shards hold {}", keys::SPLIT_TENSORS, self.tensors.len())))
+        match self.metadata().get(keys::SPLIT_TENSORS) {
+            Some(said) if said.as_u64() != Some(self.tensors.len() as u64) => {
+                let held = self.tensors.len();
+                Err(bad(0, format!("'{}' is {said}, but the shards hold {held} tensors", keys::SPLIT_TENSORS)))
             }
             _ => Ok(()),
         }

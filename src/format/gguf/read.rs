@@ -2,6 +2,7 @@
 
 use super::keys;
 use super::value::{Array, Metadata, Shape, Value, ValueType};
+use crate::format::shown;
 use crate::format::types::GgmlType;
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -17,7 +18,9 @@ const MAX_STRING: u64 = 1 << 30;
 /// Arrays in arrays in arrays ...: deeper than any file has them, shallower than any stack.
 const MAX_DEPTH: usize = 8;
 /// Largest alignment that makes sense (a huge page); beyond it, the number is damage.
-const MAX_ALIGNMENT: u64 = 1 << 21;
+pub const MAX_ALIGNMENT: u64 = 1 << 21;
+/// Entries that room is made for on the word of a header alone; beyond it, room grows with what is really read.
+const TRUSTED_ENTRIES: u64 = 1 << 16;
 
 /// One tensor as the header describes it.
 #[derive(Clone, Debug, PartialEq)]
@@ -118,18 +121,18 @@ fn preamble(cursor: &mut Cursor<'_>) -> Result<(u32, u64, u64), String> {
 }
 
 fn metadata<'a>(cursor: &mut Cursor<'a>, n_keys: u64) -> Result<Metadata<'a>, String> {
-    let mut entries = Vec::with_capacity(n_keys as usize);
-    let mut seen = HashSet::with_capacity(n_keys as usize);
+    let mut entries = Vec::with_capacity(n_keys.min(TRUSTED_ENTRIES) as usize);
+    let mut seen = HashSet::with_capacity(entries.capacity());
     for i in 0..n_keys {
         let key = cursor.text().map_err(|e| e.at(&format!("metadata key {i} of {n_keys}")))?;
         if key.is_empty() {
             return Err(format!("metadata key {i} is empty"));
         }
         if !seen.insert(key) {
-            return Err(format!("metadata key '{key}' appears twice"));
+            return Err(format!("metadata key {} appears twice", shown(key)));
         }
-        let value =
-            cursor.value().map_err(|e| e.at(&format!("the value of '{key}' (metadata key {i} of {n_keys})")))?;
+        let of = |e: Fault| e.at(&format!("the value of {} (metadata key {i} of {n_keys})", shown(key)));
+        let value = cursor.value().map_err(of)?;
         entries.push((Cow::Borrowed(key), value));
     }
     Ok(Metadata::from_checked(entries))
@@ -148,16 +151,17 @@ fn alignment(metadata: &Metadata<'_>) -> Result<u64, String> {
 
 /// Reads the tensor table: what each tensor is, and its offset as written, still unchecked.
 fn tensor_infos<'a>(cursor: &mut Cursor<'a>, n_tensors: u64) -> Result<Vec<(TensorInfo<'a>, u64)>, String> {
-    let mut tensors = Vec::with_capacity(n_tensors as usize);
-    let mut seen = HashSet::with_capacity(n_tensors as usize);
+    let mut tensors = Vec::with_capacity(n_tensors.min(TRUSTED_ENTRIES) as usize);
+    let mut seen = HashSet::with_capacity(tensors.capacity());
     for i in 0..n_tensors {
         let name = cursor.text().map_err(|e| e.at(&format!("the name of tensor {i} of {n_tensors}")))?;
-        let of = |e: Fault| e.at(&format!("tensor '{name}' ({i} of {n_tensors})"));
+        let of = |e: Fault| e.at(&format!("tensor {} ({i} of {n_tensors})", shown(name)));
         if name.len() >= MAX_NAME {
             return Err(format!(
-                "the name of tensor {i} has {} bytes; ggml's limit is {}: '{name}'",
+                "the name of tensor {i} has {} bytes; ggml's limit is {}: {}",
                 name.len(),
-                MAX_NAME - 1
+                MAX_NAME - 1,
+                shown(name)
             ));
         }
         if !seen.insert(name) {
@@ -175,19 +179,15 @@ fn tensor_infos<'a>(cursor: &mut Cursor<'a>, n_tensors: u64) -> Result<Vec<(Tens
         let type_id = cursor.u32().map_err(of)?;
         let ggml_type = GgmlType::from_id(type_id).map_err(|e| format!("tensor '{name}': {e}"))?;
         let offset = cursor.u64().map_err(of)?;
-        let bytes = ggml_type.row_bytes(shape.row_len()).map(|row| row.checked_mul(shape.rows()));
-        match bytes {
-            Some(Some(_)) => {}
-            Some(None) => {
-                return Err(format!("tensor '{name}' {shape} of type {ggml_type} has more bytes than can be counted"));
-            }
-            None => {
-                return Err(format!(
-                    "tensor '{name}': rows of {} weights are not whole blocks of type {ggml_type} ({} weights)",
-                    shape.row_len(),
-                    ggml_type.block_len()
-                ));
-            }
+        if !shape.row_len().is_multiple_of(ggml_type.block_len() as u64) {
+            return Err(format!(
+                "tensor '{name}': rows of {} weights are not whole blocks of type {ggml_type} ({} weights)",
+                shape.row_len(),
+                ggml_type.block_len()
+            ));
+        }
+        if ggml_type.row_bytes(shape.row_len()).and_then(|row| row.checked_mul(shape.rows())).is_none() {
+            return Err(format!("tensor '{name}' {shape} of type {ggml_type} has more bytes than can be counted"));
         }
         tensors.push((TensorInfo { name: Cow::Borrowed(name), shape, ggml_type }, offset));
     }

@@ -50,6 +50,11 @@ impl Layout {
         Layout { header, tensor_bytes: tensors.iter().map(TensorInfo::bytes).collect(), alignment, file_bytes }
     }
 
+    /// The file's bytes before the first tensor's data, padding included.
+    pub fn header(&self) -> &[u8] {
+        &self.header
+    }
+
     /// Bytes of the whole file.
     pub fn file_bytes(&self) -> u64 {
         self.file_bytes

@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Fuzzes the readers of untrusted files, each target for so many seconds (60 unless told), from the seeds in
+# fuzz/seeds. What is found lies in fuzz/artifacts/TARGET; make a test of it.
+#
+#     scripts/fuzz.sh [SECONDS] [TARGET...]
+#
+# Needs cargo-fuzz (cargo install cargo-fuzz). Works with the stable toolchain: the sanitizer's compiler flags are
+# unlocked for these builds alone.
+set -euo pipefail
+cd "$(dirname "$0")/../fuzz"
+seconds=${1:-60}
+shift || true
+targets=("$@")
+[ ${#targets[@]} -gt 0 ] || targets=(gguf imatrix)
+export RUSTC_BOOTSTRAP=1
+for target in "${targets[@]}"; do
+    mkdir -p "corpus/$target"
+    # A file of 64 KiB never warrants an allocation of 32 MiB.
+    nice cargo fuzz run --sanitizer address "$target" "corpus/$target" "seeds/$target" -- \
+        -max_total_time="$seconds" -max_len=65536 -malloc_limit_mb=32 -rss_limit_mb=2048 -timeout=10 \
+        -print_final_stats=1
+done

@@ -1,0 +1,193 @@
+//! Tiny GGUF files: sound ones through the program's own writer, and bytes that lie as a test wants them to.
+
+use quantier::format::gguf::{Array, DEFAULT_ALIGNMENT, Layout, Metadata, Shape, TensorInfo, Value, ValueType};
+use quantier::format::types::GgmlType;
+use std::path::{Path, PathBuf};
+
+/// Metadata and tensors with their data, in the order in which they are written.
+#[derive(Debug, Default)]
+pub struct Tiny {
+    pub metadata: Metadata<'static>,
+    pub tensors: Vec<(TensorInfo<'static>, Vec<u8>)>,
+}
+
+impl Tiny {
+    pub fn set(mut self, key: &'static str, value: Value<'static>) -> Tiny {
+        self.metadata.set(key, value);
+        self
+    }
+
+    /// Adds a tensor whose data is all zeros.
+    pub fn zeros(self, name: &str, dims: &[u64], ggml_type: GgmlType) -> Tiny {
+        let info = info(name, dims, ggml_type);
+        let data = vec![0; info.bytes() as usize];
+        self.tensor(info, data)
+    }
+
+    /// Adds an F32 tensor.
+    pub fn weights(self, name: &str, dims: &[u64], weights: impl IntoIterator<Item = f32>) -> Tiny {
+        let data = weights.into_iter().flat_map(f32::to_le_bytes).collect();
+        self.tensor(info(name, dims, GgmlType::F32), data)
+    }
+
+    pub fn tensor(mut self, info: TensorInfo<'static>, data: Vec<u8>) -> Tiny {
+        assert_eq!(info.bytes(), data.len() as u64, "{}", info.name);
+        self.tensors.push((info, data));
+        self
+    }
+
+    pub fn bytes(&self) -> Vec<u8> {
+        let alignment = self.metadata.get("general.alignment").and_then(Value::as_u64).unwrap_or(DEFAULT_ALIGNMENT);
+        let infos: Vec<_> = self.tensors.iter().map(|(info, _)| info.clone()).collect();
+        let layout = Layout::new(&self.metadata, &infos, alignment);
+        let mut bytes = layout.header().to_vec();
+        for (_, data) in &self.tensors {
+            bytes.extend(data);
+            bytes.resize(bytes.len().next_multiple_of(alignment as usize), 0);
+        }
+        assert_eq!(bytes.len() as u64, layout.file_bytes());
+        bytes
+    }
+
+    pub fn write(&self, path: &Path) -> PathBuf {
+        std::fs::write(path, self.bytes()).unwrap();
+        path.to_owned()
+    }
+}
+
+pub fn info(name: &str, dims: &[u64], ggml_type: GgmlType) -> TensorInfo<'static> {
+    TensorInfo { name: name.to_owned().into(), shape: Shape::new(dims).unwrap(), ggml_type }
+}
+
+/// Every value type, an array of every kind, and tensors of several types.
+pub fn everything() -> Tiny {
+    let numbers = Array::of_values(ValueType::F32, [0.5, -1.0, f32::NAN].map(Value::F32));
+    let inner = Array::of_values(ValueType::U16, [1, 2, 3].map(Value::U16));
+    let nested = Array::of_values(ValueType::Array, [Value::Array(inner), Value::Array(Array::of_strings(["a", ""]))]);
+    Tiny::default()
+        .set("general.architecture", Value::str("llama"))
+        .set("a.u8", Value::U8(255))
+        .set("a.i8", Value::I8(-1))
+        .set("a.u16", Value::U16(65535))
+        .set("a.i16", Value::I16(-2))
+        .set("a.u32", Value::U32(7))
+        .set("a.i32", Value::I32(-3))
+        .set("a.f32", Value::F32(0.1))
+        .set("a.bool", Value::Bool(true))
+        .set("a.u64", Value::U64(u64::MAX))
+        .set("a.i64", Value::I64(i64::MIN))
+        .set("a.f64", Value::F64(-0.0))
+        .set("a.strings", Value::Array(Array::of_strings(["one", "", "three\0four"])))
+        .set("a.numbers", Value::Array(numbers))
+        .set("a.nested", Value::Array(nested))
+        .zeros("token_embd.weight", &[32, 3], GgmlType::F16)
+        .zeros("blk.0.ffn_down.weight", &[256, 2], GgmlType::Q4_K)
+        .zeros("blk.0.attn_norm.weight", &[5], GgmlType::F32)
+}
+
+/// One key and one tensor: small enough to be cut at every byte.
+pub fn small() -> Tiny {
+    Tiny::default().set("general.architecture", Value::str("llama")).zeros("a.weight", &[4, 2], GgmlType::F32)
+}
+
+/// An importance matrix with a plain tensor and one of two experts.
+pub fn imatrix() -> Tiny {
+    Tiny::default()
+        .set("general.type", Value::str("imatrix"))
+        .set("imatrix.datasets", Value::Array(Array::of_strings(["wiki.txt"])))
+        .set("imatrix.chunk_count", Value::U32(7))
+        .set("imatrix.chunk_size", Value::U32(512))
+        .weights("a.weight.in_sum2", &[8, 1], (0..8).map(|i| i as f32))
+        .weights("a.weight.counts", &[1, 1], [4.0])
+        .weights("b.weight.in_sum2", &[4, 2], (0..8).map(|i| i as f32 / 2.0))
+        .weights("b.weight.counts", &[1, 2], [2.0, 0.0])
+}
+
+/// A `.dat` importance matrix: entries of name, calls and values, and its tail.
+pub fn dat(entries: &[(&str, i32, &[f32])]) -> Vec<u8> {
+    let mut bytes = int(entries.len() as i32);
+    for (name, calls, values) in entries {
+        bytes.extend(int(name.len() as i32));
+        bytes.extend(name.as_bytes());
+        bytes.extend(int(*calls));
+        bytes.extend(int(values.len() as i32));
+        bytes.extend(values.iter().flat_map(|v| v.to_le_bytes()));
+    }
+    bytes.extend(int(7));
+    bytes.extend(int(8));
+    bytes.extend(b"wiki.txt");
+    bytes
+}
+
+pub fn int(v: i32) -> Vec<u8> {
+    v.to_le_bytes().to_vec()
+}
+
+/// A GGUF file put together by hand, so that every number in it can lie.
+pub struct Raw {
+    pub magic: [u8; 4],
+    pub version: u32,
+    /// Tensors and keys as the header counts them; `None` for the truth.
+    pub n_tensors: Option<u64>,
+    pub n_keys: Option<u64>,
+    pub keys: Vec<Vec<u8>>,
+    pub tensors: Vec<Vec<u8>>,
+    pub alignment: usize,
+    /// Bytes after the header.
+    pub data: usize,
+}
+
+impl Default for Raw {
+    fn default() -> Raw {
+        Raw {
+            magic: *b"GGUF",
+            version: 3,
+            n_tensors: None,
+            n_keys: None,
+            keys: Vec::new(),
+            tensors: Vec::new(),
+            alignment: 32,
+            data: 256,
+        }
+    }
+}
+
+impl Raw {
+    /// Adds a key with a value: its type's number, then its bytes.
+    pub fn key(mut self, key: &[u8], value_type: u32, value: &[u8]) -> Raw {
+        self.keys.push([&string(key)[..], &value_type.to_le_bytes(), value].concat());
+        self
+    }
+
+    /// Adds a tensor as described, true or not.
+    pub fn tensor(mut self, name: &str, dims: &[u64], type_id: u32, offset: u64) -> Raw {
+        let mut bytes = string(name.as_bytes());
+        bytes.extend((dims.len() as u32).to_le_bytes());
+        dims.iter().for_each(|dim| bytes.extend(dim.to_le_bytes()));
+        bytes.extend(type_id.to_le_bytes());
+        bytes.extend(offset.to_le_bytes());
+        self.tensors.push(bytes);
+        self
+    }
+
+    pub fn bytes(&self) -> Vec<u8> {
+        let mut bytes = self.magic.to_vec();
+        bytes.extend(self.version.to_le_bytes());
+        bytes.extend(self.n_tensors.unwrap_or(self.tensors.len() as u64).to_le_bytes());
+        bytes.extend(self.n_keys.unwrap_or(self.keys.len() as u64).to_le_bytes());
+        bytes.extend(self.keys.concat());
+        bytes.extend(self.tensors.concat());
+        bytes.resize(bytes.len().next_multiple_of(self.alignment.max(1)) + self.data, 0);
+        bytes
+    }
+}
+
+/// A string as the format holds it.
+pub fn string(bytes: &[u8]) -> Vec<u8> {
+    [&(bytes.len() as u64).to_le_bytes(), bytes].concat()
+}
+
+/// An array as the format holds it, from the number of its elements' type on; the length may lie.
+pub fn array(element: u32, len: u64, elements: &[u8]) -> Vec<u8> {
+    [&element.to_le_bytes()[..], &len.to_le_bytes(), elements].concat()
+}

@@ -1,0 +1,116 @@
+//! The built program, and small models for it.
+
+use super::gguf::Tiny;
+use super::inputs::Rng;
+use assert_cmd::Command;
+use quantier::format::gguf::Value;
+use quantier::format::types::GgmlType;
+use std::path::{Path, PathBuf};
+
+/// Every row of the model is one superblock.
+pub const WIDTH: u64 = 256;
+pub const LAYERS: u32 = 3;
+
+/// The program with arguments given as one string, separated by blanks.
+pub fn quantier(args: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_quantier"));
+    command.args(args.split_whitespace());
+    command
+}
+
+/// Runs the program in a directory; it must succeed. Returns what it printed.
+#[track_caller]
+pub fn succeeds(dir: &Path, args: &str) -> String {
+    let output = quantier(args).current_dir(dir).assert().success();
+    String::from_utf8(output.get_output().stdout.clone()).unwrap()
+}
+
+/// As [`succeeds`], with the JSON that it printed.
+#[track_caller]
+pub fn json(dir: &Path, args: &str) -> serde_json::Value {
+    serde_json::from_str(&succeeds(dir, args)).expect("JSON")
+}
+
+/// Runs the program in a directory; it must fail with exit code 1 and one error that has all of `parts`. Nothing may
+/// be in the directory afterwards that was not there before.
+#[track_caller]
+pub fn fails(dir: &Path, args: &str, parts: &[&str]) -> String {
+    let before = listing(dir);
+    let output = quantier(args).current_dir(dir).assert().code(1);
+    let error = String::from_utf8(output.get_output().stderr.clone()).unwrap();
+    assert!(error.starts_with("error: ") && !error.contains("panicked"), "{error}");
+    parts.iter().for_each(|part| assert!(error.contains(part), "the error does not say {part:?}: {error}"));
+    assert!(error.lines().filter(|line| line.trim().is_empty()).count() == 0, "more than one paragraph: {error}");
+    assert_eq!(listing(dir), before, "after: {error}");
+    error
+}
+
+/// Names and lengths of the files in a directory.
+pub fn listing(dir: &Path) -> Vec<(PathBuf, u64)> {
+    let entry = |e: std::io::Result<std::fs::DirEntry>| {
+        let path = e.unwrap().path();
+        let len = path.metadata().map_or(0, |m| m.len());
+        (path, len)
+    };
+    let mut files: Vec<_> = std::fs::read_dir(dir).unwrap().map(entry).collect();
+    files.sort();
+    files
+}
+
+/// Names and dimensions of the tensors of a small llama.
+pub fn tensors() -> Vec<(String, Vec<u64>)> {
+    let mut all = vec![("token_embd.weight".to_owned(), vec![WIDTH, 12]), ("output_norm.weight".into(), vec![WIDTH])];
+    for layer in 0..LAYERS {
+        for (part, rows) in [("attn_q", 6), ("attn_k", 4), ("attn_v", 4), ("attn_output", 5), ("ffn_up", 8)] {
+            all.push((format!("blk.{layer}.{part}.weight"), vec![WIDTH, rows]));
+        }
+        all.push((format!("blk.{layer}.ffn_down.weight"), vec![2 * WIDTH, 5]));
+        all.push((format!("blk.{layer}.attn_norm.weight"), vec![WIDTH]));
+    }
+    all.push(("output.weight".into(), vec![WIDTH, 12]));
+    all
+}
+
+/// A small llama without tensors.
+pub fn head() -> Tiny {
+    Tiny::default()
+        .set("general.architecture", Value::str("llama"))
+        .set("general.name", Value::str("tiny"))
+        .set("llama.block_count", Value::U32(LAYERS))
+        .set("llama.attention.head_count", Value::U32(8))
+        .set("llama.attention.head_count_kv", Value::U32(4))
+        .set("llama.rope.freq_base", Value::F32(0.1))
+}
+
+/// A small llama in f32.
+pub fn model() -> Tiny {
+    let mut rng = Rng::new(7);
+    tensors().into_iter().fold(head(), |model, (name, dims)| {
+        let n = dims.iter().product::<u64>();
+        model.weights(&name, &dims, (0..n).map(|_| rng.gaussian() * 0.02).collect::<Vec<_>>())
+    })
+}
+
+/// An importance matrix for all its matrices that `wanted` lets through.
+pub fn importance(wanted: impl Fn(&str) -> bool) -> Tiny {
+    let mut rng = Rng::new(8);
+    let mut file = super::gguf::imatrix();
+    file.tensors.clear();
+    for (name, dims) in tensors().into_iter().filter(|(name, dims)| dims.len() == 2 && wanted(name)) {
+        let sums: Vec<_> = (0..dims[0]).map(|_| rng.uniform() + 0.01).collect();
+        file = file.weights(&format!("{name}.in_sum2"), &[dims[0], 1], sums);
+        file = file.weights(&format!("{name}.counts"), &[1, 1], [9.0]);
+    }
+    file
+}
+
+/// A model of so many MiB of zeros, most of which the disk never sees.
+pub fn sparse(path: &Path, mib: u64) {
+    let rows = mib * (1 << 20) / 2 / WIDTH;
+    let mut file = head().zeros("blk.0.ffn_up.weight", &[WIDTH, 1], GgmlType::F16);
+    file.tensors[0].0 = super::gguf::info("blk.0.ffn_up.weight", &[WIDTH, rows], GgmlType::F16);
+    let infos = [file.tensors[0].0.clone()];
+    let layout = quantier::format::gguf::Layout::new(&file.metadata, &infos, 32);
+    std::fs::write(path, layout.header()).unwrap();
+    std::fs::OpenOptions::new().write(true).open(path).unwrap().set_len(layout.file_bytes()).unwrap();
+}
