@@ -199,7 +199,7 @@ fn dense(name: &'static str, architecture: &'static str, layers: u32, width: u64
 /// Only what the rule for models of 70B looks at.
 fn values_and_down(name: &'static str, architecture: &'static str, layers: u32) -> Model {
     let model = Model::new(name, architecture, layers, 256).embedding();
-    (0..layers).fold(model, |model, layer| model.layer(layer, &[("attn_v", 2), ("ffn_down", 1)])).output()
+    (0..layers).fold(model, |model, layer| model.layer(layer, &[("attn_v", 2), ("ffn_down", 2)])).output()
 }
 
 /// The embedding is the output as well; a second embedding beside it, as Gemma 3n has it.

@@ -238,3 +238,23 @@ fn guess(t: GgmlType) -> u32 {
         _ => GUESSES.iter().find(|(of, _)| *of == t).map_or(0, |(_, file_type)| file_type.id()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::gguf::{Array, ValueType};
+
+    #[test]
+    fn overrides_reach_numbers_but_not_what_differs_by_layer() {
+        let mut metadata = Metadata::new();
+        metadata.set("one", Value::U32(8));
+        metadata.set("by_layer", Value::Array(Array::of_values(ValueType::U32, [2, 8].map(Value::U32))));
+        let overrides =
+            ["one", "by_layer", "missing"].map(|key| KvOverride { key: key.into(), value: OverrideValue::Int(4) });
+        let lookup = Lookup { metadata: &metadata, overrides: &overrides };
+        assert_eq!(["one", "missing"].map(|key| lookup.number(key)), [Some(4), Some(4)]);
+        assert_eq!(["one", "by_layer", "missing"].map(|key| lookup.of_first_layer(key)), [Some(4), Some(2), None]);
+        let plain = Lookup { metadata: &metadata, overrides: &[] };
+        assert_eq!(["one", "by_layer", "missing"].map(|key| plain.of_first_layer(key)), [Some(8), Some(2), None]);
+    }
+}
