@@ -234,8 +234,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("a.gguf");
         let first = Output::create(&target, 0, &[]).unwrap();
-        let error = Output::create(&target, 0, &[]).err().unwrap().to_string();
-        assert!(error.contains("another process"), "{error}");
+        let refused = Output::create(&target, 0, &[]).err();
+        let Some(Error::Io { source, .. }) = refused else { panic!("the second writer got in") };
+        assert!(source.to_string().contains("another process"), "{source}");
         first.finish().unwrap();
     }
 }
