@@ -75,16 +75,26 @@ impl Output {
         self.writer.write_all(bytes).map_err(|source| Error::Io { path: self.target.clone(), action: "write", source })
     }
 
+    /// Brings everything to the disk, still without its name: whoever has several outputs settles all of them before
+    /// the first is finished, since a full disk shows here.
+    pub fn settle(&mut self) -> Result<()> {
+        let io = |source| Error::Io { path: self.target.clone(), action: "write", source };
+        self.writer.flush().map_err(io)?;
+        match self.partial {
+            Some(_) => self.writer.get_ref().sync_all().map_err(io),
+            None => Ok(()),
+        }
+    }
+
     /// Flushes everything to the disk and gives the file its name.
     pub fn finish(mut self) -> Result<()> {
-        let io = |path: &Path, action| {
-            let path = path.to_owned();
-            move |source| Error::Io { path, action, source }
-        };
-        self.writer.flush().map_err(io(&self.target, "write"))?;
+        self.settle()?;
         let Some(partial) = self.partial.clone() else { return Ok(()) };
-        self.writer.get_ref().sync_all().map_err(io(&self.target, "write"))?;
-        std::fs::rename(&partial, &self.target).map_err(io(&self.target, "rename the finished file to"))?;
+        std::fs::rename(&partial, &self.target).map_err(|source| Error::Io {
+            path: self.target.clone(),
+            action: "rename the finished file to",
+            source,
+        })?;
         self.partial = None;
         // The rename itself survives a power cut once the directory is flushed; not every system can do that.
         if let Some(dir) = self.target.parent().and_then(|dir| File::open(dir).ok()) {
@@ -224,9 +234,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("a.gguf");
         let first = Output::create(&target, 0, &[]).unwrap();
-        let error = Output::create(&target, 0, &[]).err().unwrap();
-        let reason = std::error::Error::source(&error).unwrap().to_string();
-        assert!(reason.contains("another process"), "{reason}");
+        let refused = Output::create(&target, 0, &[]).err();
+        let Some(Error::Io { source, .. }) = refused else { panic!("the second writer got in") };
+        assert!(source.to_string().contains("another process"), "{source}");
         first.finish().unwrap();
     }
 }

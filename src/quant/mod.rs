@@ -53,8 +53,8 @@ pub enum Fault {
 impl std::fmt::Display for Fault {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
-            Fault::NaN => "a scale that is not a number",
-            Fault::Infinite => "an infinite scale",
+            Fault::NaN => "a value that is not a number (NaN)",
+            Fault::Infinite => "an infinite value",
             Fault::BadExponent => "the exponent 0xff, which stands for no number",
         })
     }

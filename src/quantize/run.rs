@@ -46,6 +46,8 @@ impl Plan<'_> {
                 .collect();
             pool.install(|| stream(source, self.model.files.maps(), &mut sinks, progress))?;
         }
+        // All or none: what can fail fails before the first output has its name.
+        writers.iter_mut().flatten().try_for_each(Writer::settle)?;
         writers.into_iter().flatten().try_for_each(Writer::finish)?;
         Ok(())
     }

@@ -97,6 +97,11 @@ impl Writer {
         Ok(())
     }
 
+    /// Brings everything to the disk; see [`Output::settle`].
+    pub fn settle(&mut self) -> Result<()> {
+        self.output.settle()
+    }
+
     /// Flushes the file and gives it its name.
     ///
     /// # Panics
