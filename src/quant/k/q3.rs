@@ -1,9 +1,9 @@
 //! Q3_K.
 
-use super::search::{self, Symmetric};
-use super::{LEN, Levels, mean_square, planes, sum, weigh};
+use super::{LEN, Levels, planes, sum};
 use crate::format::types::GgmlType;
 use crate::quant::num::{Half, nearest_int};
+use crate::quant::search::{self, Symmetric, extreme, sum_of_squares, weigh};
 use crate::quant::{Block, Fault};
 
 /// Weights in a sub-block, and sub-blocks.
@@ -42,7 +42,7 @@ impl Scales {
     /// The scale of largest magnitude gets the code -32.
     #[inline]
     fn of_extreme(scales: &[f32; S]) -> Scales {
-        let extreme = scales.iter().fold(0.0f32, |extreme, &s| if s.abs() > extreme.abs() { s } else { extreme });
+        let extreme = extreme(scales);
         if extreme == 0.0 {
             return Scales { d: 0.0, codes: [0; S] };
         }
@@ -64,10 +64,10 @@ impl BlockQ3K {
         let Scales { d, codes } = match importance {
             Some(importance) => {
                 let importance: &[[f32; N]; S] = bytemuck::cast_ref(importance);
-                let sigma2 = mean_square(x, 2.0);
+                let variance = 2.0 * sum_of_squares(x) / LEN as f32;
                 let mut totals = [0.0; S];
                 for j in 0..S {
-                    let weights = weigh(&blocks[j], &importance[j], sigma2);
+                    let weights = weigh(&blocks[j], &importance[j], variance);
                     totals[j] = sum(&weights);
                     let fit = search::symmetric::<N, HALF_LEVELS>(&blocks[j], &weights);
                     (scales[j], levels[j]) = (fit.scale, fit.levels);

@@ -1,10 +1,10 @@
 //! Q4_K and Q5_K: one method, four or five bits.
 
 use super::affine::{self, Codes};
-use super::search::{Candidates, WITH_IMPORTANCE};
-use super::{LEN, Levels, mean_square, planes, sum, sum_of_squares, weigh};
+use super::{LEN, Levels, planes, sum};
 use crate::format::types::GgmlType;
 use crate::quant::num::Half;
+use crate::quant::search::{Candidates, WITH_IMPORTANCE, sum_of_squares, weigh};
 use crate::quant::{Block, Fault};
 
 /// Weights in a sub-block, and sub-blocks.
@@ -76,8 +76,8 @@ fn quantize<const MAX: i32>(
     let (head, mut levels) = match importance {
         Some(importance) => {
             let importance: &[[f32; N]; S] = bytemuck::cast_ref(importance);
-            let sigma2 = mean_square(x, 2.0);
-            let weights: [[f32; N]; S] = std::array::from_fn(|j| weigh(&blocks[j], &importance[j], sigma2));
+            let variance = 2.0 * sum_of_squares(x) / LEN as f32;
+            let weights: [[f32; N]; S] = std::array::from_fn(|j| weigh(&blocks[j], &importance[j], variance));
             let totals = weights.each_ref().map(|w| sum(w));
             let fits = affine::fit::<N, S, MAX>(blocks, &weights, WITH_IMPORTANCE, |e| e * e);
             let scales = Codes::of_least_error::<MAX_SCALE>(&fits.scales, &totals).up_to(ceiling);

@@ -1,9 +1,9 @@
 //! Q6_K.
 
-use super::search::{self, VANISHING};
 use super::{LEN, Levels, planes};
 use crate::format::types::GgmlType;
 use crate::quant::num::{Half, nearest_int};
+use crate::quant::search::{self, VANISHING, extreme};
 use crate::quant::{Block, Fault};
 
 /// Weights in a sub-block, and sub-blocks.
@@ -43,7 +43,7 @@ impl BlockQ6K {
             let fit = search::symmetric::<N, HALF_LEVELS>(&blocks[j], &weights[j]);
             (scales[j], levels[j]) = (fit.scale, fit.levels);
         }
-        let extreme = scales.iter().fold(0.0f32, |extreme, &s| if s.abs() > extreme.abs() { s } else { extreme });
+        let extreme = extreme(&scales);
         if extreme.abs() < VANISHING {
             return bytemuck::Zeroable::zeroed();
         }
