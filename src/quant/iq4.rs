@@ -3,6 +3,7 @@
 //! IQ4_NL has a scale for each block of 32 weights, IQ4_XS one for 256 and a six-bit factor for each 32.
 
 use super::num::{Half, inverse_or_zero, nearest_int};
+use super::planes;
 use super::search::{Best, Scores, VANISHING, extreme, score, sum_of_squares, weigh};
 use super::{Block, Fault};
 use crate::format::types::GgmlType;
@@ -178,14 +179,14 @@ fn nearest_value(x: f32) -> f32 {
 
 #[inline]
 fn pack(x: &Sub, inverse: f32) -> [u8; SUB / 2] {
-    let levels = x.map(|v| nearest_level(inverse * v));
-    std::array::from_fn(|j| (levels[j] | levels[j + SUB / 2] << 4) as u8)
+    planes::pack::<4, 16, _, _>(&x.map(|v| nearest_level(inverse * v) as u8), 0)
 }
 
 #[inline]
 fn unpack(qs: &[u8; SUB / 2], d: f32, weights: &mut Sub) {
-    for (j, byte) in qs.iter().enumerate() {
-        weights[j] = d * f32::from(LEVELS[usize::from(byte & 0x0f)]);
-        weights[j + SUB / 2] = d * f32::from(LEVELS[usize::from(byte >> 4)]);
+    let mut levels = [0; SUB];
+    planes::unpack::<4, 16, _, _>(qs, 0, &mut levels);
+    for (w, &level) in weights.iter_mut().zip(&levels) {
+        *w = d * f32::from(LEVELS[usize::from(level)]);
     }
 }

@@ -4,6 +4,7 @@
 //! an offset.
 
 use super::num::{Half, floor_small, inverse_or_zero, max, round_i32};
+use super::planes;
 use super::search::{WITH_IMPORTANCE, affine, bounds, extreme, sum_of_squares, symmetric, weigh};
 use super::{Block, Fault};
 use crate::format::types::GgmlType;
@@ -70,7 +71,7 @@ impl Block<LEN> for BlockQ4_0 {
     fn quantize_row(weights: &[Weights], importance: Option<&[Weights]>, row: &mut [Self]) {
         signed_row::<_, 8>(weights, importance, row, |d, levels| BlockQ4_0 {
             d: Half::from_f32(d),
-            qs: nibbles(levels),
+            qs: planes::pack::<4, 16, _, _>(levels, 0),
         });
     }
 
@@ -105,7 +106,7 @@ impl Block<LEN> for BlockQ5_0 {
         signed_row::<_, 16>(weights, importance, row, |d, levels| BlockQ5_0 {
             d: Half::from_f32(d),
             qh: fifth_bits(levels),
-            qs: nibbles(levels),
+            qs: planes::pack::<4, 16, _, _>(levels, 0),
         });
     }
 
@@ -139,7 +140,7 @@ impl Block<LEN> for BlockQ4_1 {
         offset_row::<_, 15>(weights, importance, row, |d, m, levels| BlockQ4_1 {
             d: Half::from_f32(d),
             m: Half::from_f32(m),
-            qs: nibbles(levels),
+            qs: planes::pack::<4, 16, _, _>(levels, 0),
         });
     }
 
@@ -176,7 +177,7 @@ impl Block<LEN> for BlockQ5_1 {
             d: Half::from_f32(d),
             m: Half::from_f32(m),
             qh: fifth_bits(levels),
-            qs: nibbles(levels),
+            qs: planes::pack::<4, 16, _, _>(levels, 0),
         });
     }
 
@@ -264,10 +265,6 @@ fn levels_of(x: &Weights, top: u8, steps: impl Fn(f32) -> f32) -> Levels {
     levels
 }
 
-fn nibbles(levels: &Levels) -> [u8; LEN / 2] {
-    std::array::from_fn(|j| levels[j] & 0x0f | levels[j + LEN / 2] << 4)
-}
-
 fn fifth_bits(levels: &Levels) -> [u8; 4] {
     /// Multiplied by it, the lowest bit of byte `i` arrives at bit `56 + i`, and nothing else above bit 55.
     const GATHER: u64 = 0x0102_0408_1020_4080;
@@ -280,10 +277,12 @@ fn fifth_bits(levels: &Levels) -> [u8; 4] {
 /// The levels of a block; `fifth_bits` is 0 where there are none.
 #[inline]
 fn levels(qs: &[u8; LEN / 2], fifth_bits: u32) -> Levels {
-    std::array::from_fn(|i| {
-        let low = if i < LEN / 2 { qs[i] & 0x0f } else { qs[i - LEN / 2] >> 4 };
-        low | ((fifth_bits >> i & 1) << 4) as u8
-    })
+    let mut levels = [0; LEN];
+    planes::unpack::<4, 16, _, _>(qs, 0, &mut levels);
+    for (i, level) in levels.iter_mut().enumerate() {
+        *level |= ((fifth_bits >> i & 1) << 4) as u8;
+    }
+    levels
 }
 
 #[inline]

@@ -10,11 +10,10 @@
 //!
 //! Every quantizer takes the same three steps. It searches each sub-block for the scale (and offset) with the
 //! least weighted error ([`search`](super::search)), quantizes these scales, and rounds the weights anew to the levels that the
-//! scales now stand for: only where a scale came out as zero do the levels of the search stay. Then [`planes`]
+//! scales now stand for: only where a scale came out as zero do the levels of the search stay. Then [`planes`](super::planes)
 //! packs the levels.
 
 mod affine;
-mod planes;
 mod q2;
 mod q3;
 mod q4_q5;

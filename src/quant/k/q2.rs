@@ -1,9 +1,10 @@
 //! Q2_K.
 
 use super::affine::{self, Codes};
-use super::{LEN, Levels, planes, sum};
+use super::{LEN, Levels, sum};
 use crate::format::types::GgmlType;
 use crate::quant::num::Half;
+use crate::quant::planes;
 use crate::quant::search::{Candidates, WITH_IMPORTANCE, sum_of_squares, weigh};
 use crate::quant::{Block, Fault};
 
@@ -63,7 +64,7 @@ impl BlockQ2K {
         };
         let (scales, offsets) = block.scales_and_offsets();
         affine::round::<N, S, MAX_LEVEL>(blocks, &scales, &offsets, &mut levels);
-        block.qs = planes::pack::<2, 32, { LEN / 4 }>(bytemuck::cast_ref(&levels), 0);
+        block.qs = planes::pack::<2, 32, LEN, _>(bytemuck::cast_ref(&levels), 0);
         block
     }
 
@@ -85,7 +86,7 @@ impl Block<LEN> for BlockQ2K {
 
     fn dequantize(&self, weights: &mut [f32; LEN]) {
         let mut levels: Levels = [0; LEN];
-        planes::unpack::<2, 32, { LEN / 4 }>(&self.qs, 0, &mut levels);
+        planes::unpack::<2, 32, _, _>(&self.qs, 0, &mut levels);
         let (scales, offsets) = self.scales_and_offsets();
         affine::dequantize::<N, S>(
             bytemuck::cast_ref(&levels),

@@ -1,8 +1,9 @@
 //! Q3_K.
 
-use super::{LEN, Levels, planes, sum};
+use super::{LEN, Levels, sum};
 use crate::format::types::GgmlType;
 use crate::quant::num::{Half, nearest_int};
+use crate::quant::planes;
 use crate::quant::search::{self, Symmetric, extreme, sum_of_squares, weigh};
 use crate::quant::{Block, Fault};
 
@@ -91,8 +92,8 @@ impl BlockQ3K {
             }
         }
         let levels: Levels = bytemuck::cast(levels);
-        block.hmask = planes::pack::<1, 32, { LEN / 8 }>(&levels, 2);
-        block.qs = planes::pack::<2, 32, { LEN / 4 }>(&levels, 0);
+        block.hmask = planes::pack::<1, 32, _, _>(&levels, 2);
+        block.qs = planes::pack::<2, 32, _, _>(&levels, 0);
         block
     }
 
@@ -131,8 +132,8 @@ impl Block<LEN> for BlockQ3K {
 
     fn dequantize(&self, weights: &mut [f32; LEN]) {
         let mut levels: Levels = [0; LEN];
-        planes::unpack::<2, 32, { LEN / 4 }>(&self.qs, 0, &mut levels);
-        planes::unpack::<1, 32, { LEN / 8 }>(&self.hmask, 2, &mut levels);
+        planes::unpack::<2, 32, _, _>(&self.qs, 0, &mut levels);
+        planes::unpack::<1, 32, _, _>(&self.hmask, 2, &mut levels);
         let scales = self.sub_scales();
         for (i, (w, &level)) in weights.iter_mut().zip(&levels).enumerate() {
             *w = scales[i / N] * (i32::from(level) - HALF_LEVELS) as f32;

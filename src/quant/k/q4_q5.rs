@@ -1,9 +1,10 @@
 //! Q4_K and Q5_K: one method, four or five bits.
 
 use super::affine::{self, Codes};
-use super::{LEN, Levels, planes, sum};
+use super::{LEN, Levels, sum};
 use crate::format::types::GgmlType;
 use crate::quant::num::Half;
+use crate::quant::planes;
 use crate::quant::search::{Candidates, WITH_IMPORTANCE, sum_of_squares, weigh};
 use crate::quant::{Block, Fault};
 
@@ -141,13 +142,13 @@ impl Block<LEN> for BlockQ4K {
         for (i, (x, block)) in weights.iter().zip(row).enumerate() {
             let importance = importance.map(|w| &w[i]);
             let (head, levels) = quantize::<{ Self::MAX_LEVEL }>(x, importance, Self::CANDIDATES, Self::CEILING);
-            *block = BlockQ4K { head, qs: planes::pack::<4, 32, { LEN / 2 }>(&levels, 0) };
+            *block = BlockQ4K { head, qs: planes::pack::<4, 32, _, _>(&levels, 0) };
         }
     }
 
     fn dequantize(&self, weights: &mut [f32; LEN]) {
         let mut levels: Levels = [0; LEN];
-        planes::unpack::<4, 32, { LEN / 2 }>(&self.qs, 0, &mut levels);
+        planes::unpack::<4, 32, _, _>(&self.qs, 0, &mut levels);
         dequantize(&self.head, &levels, weights);
     }
 
@@ -187,16 +188,16 @@ impl Block<LEN> for BlockQ5K {
             let (head, levels) = quantize::<{ Self::MAX_LEVEL }>(x, importance, Self::CANDIDATES, Self::CEILING);
             *block = BlockQ5K {
                 head,
-                qh: planes::pack::<1, 32, { LEN / 8 }>(&levels, 4),
-                qs: planes::pack::<4, 32, { LEN / 2 }>(&levels, 0),
+                qh: planes::pack::<1, 32, _, _>(&levels, 4),
+                qs: planes::pack::<4, 32, _, _>(&levels, 0),
             };
         }
     }
 
     fn dequantize(&self, weights: &mut [f32; LEN]) {
         let mut levels: Levels = [0; LEN];
-        planes::unpack::<4, 32, { LEN / 2 }>(&self.qs, 0, &mut levels);
-        planes::unpack::<1, 32, { LEN / 8 }>(&self.qh, 4, &mut levels);
+        planes::unpack::<4, 32, _, _>(&self.qs, 0, &mut levels);
+        planes::unpack::<1, 32, _, _>(&self.qh, 4, &mut levels);
         dequantize(&self.head, &levels, weights);
     }
 
