@@ -2,7 +2,8 @@
 //!
 //! Both types keep E2M1 numbers doubled, so that they are integers, and halve the scale instead.
 
-use super::num::floor_log2;
+use super::num::{floor_log2, largest_magnitude};
+use super::planes;
 use super::{Block, Fault};
 use crate::format::types::GgmlType;
 
@@ -94,12 +95,6 @@ impl Block<64> for BlockNvfp4 {
     }
 }
 
-/// 0 if there is none above 0; NaN does not count.
-#[inline]
-fn largest_magnitude<const N: usize>(x: &[f32; N]) -> f32 {
-    x.iter().fold(0.0, |amax, v| if amax < v.abs() { v.abs() } else { amax })
-}
-
 /// The codes of the numbers whose difference to `x / step` is smallest in f32, the first (the smaller) of equals;
 /// `amax` is the largest magnitude.
 ///
@@ -129,19 +124,17 @@ fn least_difference(magnitude: f32, step: f32) -> u8 {
     code
 }
 
+/// Codes `j` and `j + BYTES` share byte `j`.
 #[inline]
 fn pack<const N: usize, const BYTES: usize>(codes: &[u8; N]) -> [u8; BYTES] {
-    const { assert!(N == 2 * BYTES) };
-    std::array::from_fn(|j| codes[j] | codes[j + BYTES] << 4)
+    planes::pack::<4, BYTES, _, _>(codes, 0)
 }
 
 #[inline]
 fn unpack<const N: usize, const BYTES: usize>(qs: &[u8; BYTES], step: f32, weights: &mut [f32; N]) {
-    const { assert!(N == 2 * BYTES) };
-    for (j, byte) in qs.iter().enumerate() {
-        weights[j] = NUMBERS[usize::from(byte & 0x0f)] * step;
-        weights[j + BYTES] = NUMBERS[usize::from(byte >> 4)] * step;
-    }
+    let mut codes = [0; N];
+    planes::unpack::<4, BYTES, _, _>(qs, 0, &mut codes);
+    *weights = codes.map(|code| NUMBERS[usize::from(code)] * step);
 }
 
 /// Half of the E8M0 number `2^(e - 127)`; also for e = 255, which stands for no number but has this value in ggml.

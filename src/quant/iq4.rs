@@ -3,7 +3,8 @@
 //! IQ4_NL has a scale for each block of 32 weights, IQ4_XS one for 256 and a six-bit factor for each 32.
 
 use super::num::{Half, inverse_or_zero, nearest_int};
-use super::search::{Best, Scores, ZERO_BLOCK, error_weights, extreme, score};
+use super::planes;
+use super::search::{Best, Scores, VANISHING, extreme, score, sum_of_squares, weigh};
 use super::{Block, Fault};
 use crate::format::types::GgmlType;
 
@@ -31,7 +32,7 @@ impl Block<SUB> for BlockIq4Nl {
 
     fn quantize_row(weights: &[Sub], importance: Option<&[Sub]>, row: &mut [Self]) {
         for (i, (x, block)) in weights.iter().zip(row).enumerate() {
-            let w = sub_weights(x, importance.map(|w| (&w[i], floor(std::slice::from_ref(x)))));
+            let w = sub_weights(x, importance.map(|w| (&w[i], twice_mean_square(x))));
             let d = best_scale(x, &w);
             let inverse = inverse_or_zero(d);
             *block = BlockIq4Nl { d: Half::from_f32(d), qs: pack(x, inverse) };
@@ -74,9 +75,9 @@ impl Block<256> for BlockIq4Xs {
         for (i, (x, block)) in weights.iter().zip(row).enumerate() {
             let subs: &[Sub; 8] = bytemuck::cast_ref(x);
             let importance: Option<&[Sub; 8]> = importance.map(|w| bytemuck::cast_ref(&w[i]));
-            let floor = floor(subs);
+            let variance = twice_mean_square(x);
             let scales: [f32; 8] = std::array::from_fn(|s| {
-                best_scale(&subs[s], &sub_weights(&subs[s], importance.map(|w| (&w[s], floor))))
+                best_scale(&subs[s], &sub_weights(&subs[s], importance.map(|w| (&w[s], variance))))
             });
 
             // The largest scale gets the factor -32, the one without a counterpart.
@@ -111,18 +112,17 @@ impl Block<256> for BlockIq4Xs {
     }
 }
 
-/// What is added to the squares before the root is taken: twice the mean square of the block.
+/// The `variance` by which importance weighs errors.
 #[inline]
-fn floor(x: &[Sub]) -> f32 {
-    let squares: f32 = x.as_flattened().iter().fold(0.0, |sum, v| sum + v * v);
-    squares * (2.0 / x.as_flattened().len() as f32)
+fn twice_mean_square(x: &[f32]) -> f32 {
+    sum_of_squares(x) * (2.0 / x.len() as f32)
 }
 
 /// Error weights: by importance, or by the squares of the weights themselves.
 #[inline]
 fn sub_weights(x: &Sub, importance: Option<(&Sub, f32)>) -> Sub {
     match importance {
-        Some((importance, floor)) => error_weights(x, importance, floor),
+        Some((importance, variance)) => weigh(x, importance, variance),
         None => x.map(|v| v * v),
     }
 }
@@ -133,7 +133,7 @@ const TRIES: [f32; 15] = [-7., -6., -5., -4., -3., -2., -1., 0., 1., 2., 3., 4.,
 /// The scale of least weighted error among those that put the extreme weight near the lowest level.
 fn best_scale(x: &Sub, w: &Sub) -> f32 {
     let extreme = extreme(x);
-    if extreme.abs() < ZERO_BLOCK {
+    if extreme.abs() < VANISHING {
         return 0.0;
     }
     let lowest = f32::from(LEVELS[0]);
@@ -179,14 +179,14 @@ fn nearest_value(x: f32) -> f32 {
 
 #[inline]
 fn pack(x: &Sub, inverse: f32) -> [u8; SUB / 2] {
-    let levels = x.map(|v| nearest_level(inverse * v));
-    std::array::from_fn(|j| (levels[j] | levels[j + SUB / 2] << 4) as u8)
+    planes::pack::<4, 16, _, _>(&x.map(|v| nearest_level(inverse * v) as u8), 0)
 }
 
 #[inline]
 fn unpack(qs: &[u8; SUB / 2], d: f32, weights: &mut Sub) {
-    for (j, byte) in qs.iter().enumerate() {
-        weights[j] = d * f32::from(LEVELS[usize::from(byte & 0x0f)]);
-        weights[j + SUB / 2] = d * f32::from(LEVELS[usize::from(byte >> 4)]);
+    let mut levels = [0; SUB];
+    planes::unpack::<4, 16, _, _>(qs, 0, &mut levels);
+    for (w, &level) in weights.iter_mut().zip(&levels) {
+        *w = d * f32::from(LEVELS[usize::from(level)]);
     }
 }

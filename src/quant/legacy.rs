@@ -4,7 +4,8 @@
 //! an offset.
 
 use super::num::{Half, floor_small, inverse_or_zero, max, round_i32};
-use super::search::{Spread, bounds, error_weights, extreme, mean_square, scale_and_min, signed_scale};
+use super::planes;
+use super::search::{WITH_IMPORTANCE, affine, bounds, extreme, sum_of_squares, symmetric, weigh};
 use super::{Block, Fault};
 use crate::format::types::GgmlType;
 
@@ -12,9 +13,6 @@ use crate::format::types::GgmlType;
 const LEN: usize = 32;
 type Weights = [f32; LEN];
 type Levels = [u8; LEN];
-
-/// ggml's search range for Q4_1 and Q5_1 with importance weights.
-const SPREAD: Spread = Spread { first: -0.9, step: 0.05, steps: 36 };
 
 /// 32 signed bytes and a scale: `w = d * q`.
 ///
@@ -71,7 +69,10 @@ impl Block<LEN> for BlockQ4_0 {
     const TYPE: GgmlType = GgmlType::Q4_0;
 
     fn quantize_row(weights: &[Weights], importance: Option<&[Weights]>, row: &mut [Self]) {
-        signed_row(8, weights, importance, row, |d, levels| BlockQ4_0 { d: Half::from_f32(d), qs: nibbles(levels) });
+        signed_row::<_, 8>(weights, importance, row, |d, levels| BlockQ4_0 {
+            d: Half::from_f32(d),
+            qs: planes::pack::<4, 16, _, _>(levels, 0),
+        });
     }
 
     fn dequantize(&self, weights: &mut Weights) {
@@ -102,10 +103,10 @@ impl Block<LEN> for BlockQ5_0 {
     const TYPE: GgmlType = GgmlType::Q5_0;
 
     fn quantize_row(weights: &[Weights], importance: Option<&[Weights]>, row: &mut [Self]) {
-        signed_row(16, weights, importance, row, |d, levels| BlockQ5_0 {
+        signed_row::<_, 16>(weights, importance, row, |d, levels| BlockQ5_0 {
             d: Half::from_f32(d),
             qh: fifth_bits(levels),
-            qs: nibbles(levels),
+            qs: planes::pack::<4, 16, _, _>(levels, 0),
         });
     }
 
@@ -136,10 +137,10 @@ impl Block<LEN> for BlockQ4_1 {
     const TYPE: GgmlType = GgmlType::Q4_1;
 
     fn quantize_row(weights: &[Weights], importance: Option<&[Weights]>, row: &mut [Self]) {
-        offset_row(15, weights, importance, row, |d, m, levels| BlockQ4_1 {
+        offset_row::<_, 15>(weights, importance, row, |d, m, levels| BlockQ4_1 {
             d: Half::from_f32(d),
             m: Half::from_f32(m),
-            qs: nibbles(levels),
+            qs: planes::pack::<4, 16, _, _>(levels, 0),
         });
     }
 
@@ -172,11 +173,11 @@ impl Block<LEN> for BlockQ5_1 {
     const TYPE: GgmlType = GgmlType::Q5_1;
 
     fn quantize_row(weights: &[Weights], importance: Option<&[Weights]>, row: &mut [Self]) {
-        offset_row(31, weights, importance, row, |d, m, levels| BlockQ5_1 {
+        offset_row::<_, 31>(weights, importance, row, |d, m, levels| BlockQ5_1 {
             d: Half::from_f32(d),
             m: Half::from_f32(m),
             qh: fifth_bits(levels),
-            qs: nibbles(levels),
+            qs: planes::pack::<4, 16, _, _>(levels, 0),
         });
     }
 
@@ -189,48 +190,47 @@ impl Block<LEN> for BlockQ5_1 {
     }
 }
 
-/// Quantizes a row to `2 * half` levels around zero; `pack` makes a block of the scale and the levels.
+/// Quantizes a row to `2 * HALF` levels around zero; `pack` makes a block of the scale and the levels.
 #[inline]
-fn signed_row<B>(
-    half: u8,
+fn signed_row<B, const HALF: i32>(
     weights: &[Weights],
     importance: Option<&[Weights]>,
     row: &mut [B],
     pack: impl Fn(f32, &Levels) -> B,
 ) {
     if let Some(importance) = importance {
-        let floor = mean_square(weights);
+        let variance = mean_square(weights);
         for ((x, importance), block) in weights.iter().zip(importance).zip(row) {
-            let (d, levels) = signed_scale(x, &error_weights(x, importance, floor), i32::from(half));
-            *block = pack(d, &levels);
+            let fit = symmetric::<LEN, HALF>(x, &weigh(x, importance, variance));
+            *block = pack(fit.scale, &fit.levels);
         }
     } else {
         for (x, block) in weights.iter().zip(row) {
             // The extreme becomes level 0.
-            let d = extreme(x) / -f32::from(half);
+            let d = extreme(x) / -HALF as f32;
             let inverse = inverse_or_zero(d);
             // One addition both centres and rounds.
-            let centre = f32::from(half) + 0.5;
-            let levels = levels_of(x, 2 * half - 1, |v| v * inverse + centre);
+            let centre = HALF as f32 + 0.5;
+            let levels = levels_of(x, 2 * HALF as u8 - 1, |v| v * inverse + centre);
             *block = pack(d, &levels);
         }
     }
 }
 
-/// Quantizes a row to levels 0 to `top` above an offset; `pack` makes a block of scale, offset and levels.
+/// Quantizes a row to levels `0 ..= MAX` above an offset; `pack` makes a block of scale, offset and levels.
 #[inline]
-fn offset_row<B>(
-    top: u8,
+fn offset_row<B, const MAX: i32>(
     weights: &[Weights],
     importance: Option<&[Weights]>,
     row: &mut [B],
     pack: impl Fn(f32, f32, &Levels) -> B,
 ) {
     if let Some(importance) = importance {
-        let floor = mean_square(weights);
+        let variance = mean_square(weights);
         for ((x, importance), block) in weights.iter().zip(importance).zip(row) {
-            let (d, m, levels) = scale_and_min(x, &error_weights(x, importance, floor), top, SPREAD);
-            *block = pack(d, m, &levels);
+            let weights = weigh(x, importance, variance);
+            let fit = affine::<LEN, MAX>(x, &weights, WITH_IMPORTANCE, |e| e * e);
+            *block = pack(fit.scale, fit.low, &fit.levels);
         }
     } else {
         for (x, block) in weights.iter().zip(row) {
@@ -239,11 +239,17 @@ fn offset_row<B>(
                 // The sign of the first zero is kept.
                 low = x.iter().copied().find(|v| *v == 0.0).unwrap_or(low);
             }
-            let d = (high - low) / f32::from(top);
+            let d = (high - low) / MAX as f32;
             let inverse = inverse_or_zero(d);
-            *block = pack(d, low, &levels_of(x, top, |v| (v - low) * inverse + 0.5));
+            *block = pack(d, low, &levels_of(x, MAX as u8, |v| (v - low) * inverse + 0.5));
         }
     }
+}
+
+/// The mean of the squares of a row.
+fn mean_square(row: &[Weights]) -> f32 {
+    let row = row.as_flattened();
+    sum_of_squares(row) / row.len() as f32
 }
 
 /// Levels from the numbers of steps that `steps` gives. These are 0 to `top` and less than one more, or infinite or
@@ -259,10 +265,6 @@ fn levels_of(x: &Weights, top: u8, steps: impl Fn(f32) -> f32) -> Levels {
     levels
 }
 
-fn nibbles(levels: &Levels) -> [u8; LEN / 2] {
-    std::array::from_fn(|j| levels[j] & 0x0f | levels[j + LEN / 2] << 4)
-}
-
 fn fifth_bits(levels: &Levels) -> [u8; 4] {
     /// Multiplied by it, the lowest bit of byte `i` arrives at bit `56 + i`, and nothing else above bit 55.
     const GATHER: u64 = 0x0102_0408_1020_4080;
@@ -275,10 +277,12 @@ fn fifth_bits(levels: &Levels) -> [u8; 4] {
 /// The levels of a block; `fifth_bits` is 0 where there are none.
 #[inline]
 fn levels(qs: &[u8; LEN / 2], fifth_bits: u32) -> Levels {
-    std::array::from_fn(|i| {
-        let low = if i < LEN / 2 { qs[i] & 0x0f } else { qs[i - LEN / 2] >> 4 };
-        low | ((fifth_bits >> i & 1) << 4) as u8
-    })
+    let mut levels = [0; LEN];
+    planes::unpack::<4, 16, _, _>(qs, 0, &mut levels);
+    for (i, level) in levels.iter_mut().enumerate() {
+        *level |= ((fifth_bits >> i & 1) << 4) as u8;
+    }
+    levels
 }
 
 #[inline]

@@ -1,6 +1,6 @@
 //! One and two bits per weight, and one scale per block.
 
-use super::num::{Half, round_i32};
+use super::num::{Half, inverse_or_zero, largest_magnitude, round_i32};
 use super::{Block, Fault};
 use crate::format::types::GgmlType;
 
@@ -63,8 +63,8 @@ impl Block<Q2_0_LEN> for BlockQ2_0 {
 
     fn quantize_row(weights: &[[f32; Q2_0_LEN]], _importance: Option<&[[f32; Q2_0_LEN]]>, row: &mut [Self]) {
         for (x, block) in weights.iter().zip(row) {
-            let d = x.iter().fold(0.0, |amax, v| if v.abs() > amax { v.abs() } else { amax });
-            let inverse = if d > 0.0 { 1.0 / d } else { 0.0 };
+            let d = largest_magnitude(x);
+            let inverse = inverse_or_zero(d);
             block.d = Half::from_f32(d);
             let levels = x.map(|v| (round_i32(v * inverse) + 1).clamp(0, 3) as u8);
             for (byte, four) in block.qs.iter_mut().zip(levels.as_chunks::<4>().0) {

@@ -15,6 +15,7 @@ mod k;
 mod legacy;
 mod low;
 mod num;
+mod planes;
 mod search;
 mod ternary;
 

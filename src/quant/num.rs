@@ -88,6 +88,12 @@ pub(crate) fn max(a: f32, b: f32) -> f32 {
     if a > b { a } else { b }
 }
 
+/// The largest magnitude, 0 if there is none above 0; NaN does not count.
+#[inline]
+pub(crate) fn largest_magnitude<const N: usize>(x: &[f32; N]) -> f32 {
+    x.iter().fold(0.0, |amax, v| if amax < v.abs() { v.abs() } else { amax })
+}
+
 /// `1 / d`, and 0 for a block without extent.
 #[inline]
 pub(crate) fn inverse_or_zero(d: f32) -> f32 {

@@ -1,6 +1,7 @@
 //! Ternary weights (BitNet b1.58, TriLM): -1, 0 or 1 times the largest magnitude of 256.
 
 use super::num::{Half, inverse_or_zero, max, round_i32};
+use super::planes;
 use super::{Block, Fault};
 use crate::format::types::GgmlType;
 
@@ -67,7 +68,7 @@ impl Block<LEN> for BlockTq1_0 {
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
 pub struct BlockTq2_0 {
-    qs: [[u8; 32]; 2],
+    qs: [u8; LEN / 4],
     d: Half,
 }
 
@@ -77,19 +78,16 @@ impl Block<LEN> for BlockTq2_0 {
     fn quantize_row(weights: &[[f32; LEN]], _importance: Option<&[[f32; LEN]]>, row: &mut [Self]) {
         for (x, block) in weights.iter().zip(row) {
             let (d, digits) = digits(x);
-            for (half, qs) in digits.as_chunks::<128>().0.iter().zip(&mut block.qs) {
-                *qs = std::array::from_fn(|m| (0..4).fold(0, |byte, n| byte | (half[m + 32 * n] & 3) << (2 * n)));
-            }
-            block.d = Half::from_f32(d);
+            *block = BlockTq2_0 { qs: planes::pack::<2, 32, _, _>(&digits, 0), d: Half::from_f32(d) };
         }
     }
 
     fn dequantize(&self, weights: &mut [f32; LEN]) {
         let d = self.d.to_f32();
-        for (half, qs) in weights.as_chunks_mut::<128>().0.iter_mut().zip(&self.qs) {
-            for (n, out) in half.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-                *out = qs.map(|byte| f32::from((byte >> (2 * n) & 3) as i8 - 1) * d);
-            }
+        let mut digits = [0; LEN];
+        planes::unpack::<2, 32, _, _>(&self.qs, 0, &mut digits);
+        for (w, &digit) in weights.iter_mut().zip(&digits) {
+            *w = f32::from(digit as i8 - 1) * d;
         }
     }
 

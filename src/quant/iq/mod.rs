@@ -12,6 +12,7 @@ mod signs;
 mod ternary;
 
 use super::num::{max, nearest_int};
+use super::search::{sum_of_squares, weigh};
 
 pub use iq1::{BlockIq1M, BlockIq1S};
 pub use iq2::{BlockIq2S, BlockIq2Xs, BlockIq2Xxs};
@@ -19,17 +20,6 @@ pub use iq3::{BlockIq3S, BlockIq3Xxs};
 
 /// Weights in a block.
 const BLOCK: usize = 256;
-
-/// The sum of squares of a block.
-fn sum_of_squares(x: &[f32; BLOCK]) -> f32 {
-    x.iter().fold(0.0, |sum, v| sum + v * v)
-}
-
-/// What an error at each weight costs, given the importance of its column and the block's variance (or twice that):
-/// large weights count for more, but no weight for nothing.
-fn weigh(x: &[f32; BLOCK], importance: &[f32; BLOCK], variance: f32) -> [f32; BLOCK] {
-    std::array::from_fn(|i| importance[i] * (variance + x[i] * x[i]).sqrt())
-}
 
 /// The squares of the weights, as which 3-bit types and IQ1_M weigh errors without importance.
 fn squares(x: &[f32; BLOCK]) -> [f32; BLOCK] {

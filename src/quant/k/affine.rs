@@ -1,7 +1,7 @@
 //! What Q2_K, Q4_K and Q5_K share: super-blocks of `S` sub-blocks of `N` weights, each with a scale and an offset.
 
-use super::search::{self, Affine, Candidates};
 use crate::quant::num::{Half, nearest_int};
+use crate::quant::search::{self, Affine, Candidates};
 
 /// The scales and offsets of the sub-blocks, and the levels that were found with them.
 pub(super) struct Fits<const N: usize, const S: usize> {
@@ -20,8 +20,8 @@ pub(super) fn fit<const N: usize, const S: usize, const MAX: i32>(
 ) -> Fits<N, S> {
     let mut fits = Fits { scales: [0.0; S], offsets: [0.0; S], levels: [[0; N]; S] };
     for j in 0..S {
-        let Affine { scale, offset, levels } = search::affine::<N, MAX>(&x[j], &weights[j], candidates, &measure);
-        (fits.scales[j], fits.offsets[j], fits.levels[j]) = (scale, offset, levels);
+        let Affine { scale, low, levels } = search::affine::<N, MAX>(&x[j], &weights[j], candidates, &measure);
+        (fits.scales[j], fits.offsets[j], fits.levels[j]) = (scale, -low, levels);
     }
     fits
 }

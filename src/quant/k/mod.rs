@@ -9,17 +9,15 @@
 //! | Q6_K | 16 x 16    | `d*s * (q-32)`         | 8 bits, signed     | 6.5625          |
 //!
 //! Every quantizer takes the same three steps. It searches each sub-block for the scale (and offset) with the
-//! least weighted error ([`search`]), quantizes these scales, and rounds the weights anew to the levels that the
-//! scales now stand for: only where a scale came out as zero do the levels of the search stay. Then [`planes`]
+//! least weighted error ([`search`](super::search)), quantizes these scales, and rounds the weights anew to the levels that the
+//! scales now stand for: only where a scale came out as zero do the levels of the search stay. Then [`planes`](super::planes)
 //! packs the levels.
 
 mod affine;
-mod planes;
 mod q2;
 mod q3;
 mod q4_q5;
 mod q6;
-pub(super) mod search;
 
 pub use q2::BlockQ2K;
 pub use q3::BlockQ3K;
@@ -32,25 +30,6 @@ const LEN: usize = 256;
 /// A level or a scale code for every weight of a super-block.
 type Levels = [u8; LEN];
 
-/// Importance weights of a sub-block: the importance matrix's column weights, each times the size of the weight
-/// that stands there, `sqrt(sigma2 + x^2)`. `sigma2`, from [`mean_square`], keeps small weights from counting
-/// for nothing.
-#[inline]
-fn weigh<const N: usize>(x: &[f32; N], importance: &[f32; N], sigma2: f32) -> [f32; N] {
-    std::array::from_fn(|i| importance[i] * (sigma2 + x[i] * x[i]).sqrt())
-}
-
-/// `gain` times the mean square of a super-block. The gain multiplies the sum, before the division.
-#[inline]
-fn mean_square(x: &[f32; LEN], gain: f32) -> f32 {
-    gain * sum_of_squares(x) / LEN as f32
-}
-
-#[inline]
-fn sum_of_squares(x: &[f32]) -> f32 {
-    x.iter().fold(0.0, |sum, v| sum + v * v)
-}
-
 #[inline]
 fn sum(x: &[f32]) -> f32 {
     x.iter().fold(0.0, |sum, v| sum + v)
@@ -58,8 +37,9 @@ fn sum(x: &[f32]) -> f32 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Block;
     use super::*;
+    use crate::quant::Block;
+    use crate::quant::search::sum_of_squares;
 
     /// The root mean square of what quantization changes, in steps of a type with `levels` levels, for weights
     /// spread evenly over [-1, 1].

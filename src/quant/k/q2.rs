@@ -1,10 +1,11 @@
 //! Q2_K.
 
 use super::affine::{self, Codes};
-use super::search::{Candidates, WITH_IMPORTANCE};
-use super::{LEN, Levels, mean_square, planes, sum, weigh};
+use super::{LEN, Levels, sum};
 use crate::format::types::GgmlType;
 use crate::quant::num::Half;
+use crate::quant::planes;
+use crate::quant::search::{Candidates, WITH_IMPORTANCE, sum_of_squares, weigh};
 use crate::quant::{Block, Fault};
 
 /// Weights in a sub-block, and sub-blocks.
@@ -39,8 +40,8 @@ impl BlockQ2K {
         let (scales, offsets, mut levels) = match importance {
             Some(importance) => {
                 let importance: &[[f32; N]; S] = bytemuck::cast_ref(importance);
-                let sigma2 = mean_square(x, 1.0);
-                let weights: [[f32; N]; S] = std::array::from_fn(|j| weigh(&blocks[j], &importance[j], sigma2));
+                let variance = sum_of_squares(x) / LEN as f32;
+                let weights: [[f32; N]; S] = std::array::from_fn(|j| weigh(&blocks[j], &importance[j], variance));
                 let totals = weights.each_ref().map(|w| sum(w));
                 let fits = affine::fit::<N, S, MAX_LEVEL>(blocks, &weights, WITH_IMPORTANCE, |e| e * e);
                 let scales = Codes::of_least_error::<MAX_SCALE>(&fits.scales, &totals);
@@ -63,7 +64,7 @@ impl BlockQ2K {
         };
         let (scales, offsets) = block.scales_and_offsets();
         affine::round::<N, S, MAX_LEVEL>(blocks, &scales, &offsets, &mut levels);
-        block.qs = planes::pack::<2, 32, { LEN / 4 }>(bytemuck::cast_ref(&levels), 0);
+        block.qs = planes::pack::<2, 32, LEN, _>(bytemuck::cast_ref(&levels), 0);
         block
     }
 
@@ -85,7 +86,7 @@ impl Block<LEN> for BlockQ2K {
 
     fn dequantize(&self, weights: &mut [f32; LEN]) {
         let mut levels: Levels = [0; LEN];
-        planes::unpack::<2, 32, { LEN / 4 }>(&self.qs, 0, &mut levels);
+        planes::unpack::<2, 32, _, _>(&self.qs, 0, &mut levels);
         let (scales, offsets) = self.scales_and_offsets();
         affine::dequantize::<N, S>(
             bytemuck::cast_ref(&levels),

@@ -1,9 +1,10 @@
 //! Q3_K.
 
-use super::search::{self, Symmetric};
-use super::{LEN, Levels, mean_square, planes, sum, weigh};
+use super::{LEN, Levels, sum};
 use crate::format::types::GgmlType;
 use crate::quant::num::{Half, nearest_int};
+use crate::quant::planes;
+use crate::quant::search::{self, Symmetric, extreme, sum_of_squares, weigh};
 use crate::quant::{Block, Fault};
 
 /// Weights in a sub-block, and sub-blocks.
@@ -42,7 +43,7 @@ impl Scales {
     /// The scale of largest magnitude gets the code -32.
     #[inline]
     fn of_extreme(scales: &[f32; S]) -> Scales {
-        let extreme = scales.iter().fold(0.0f32, |extreme, &s| if s.abs() > extreme.abs() { s } else { extreme });
+        let extreme = extreme(scales);
         if extreme == 0.0 {
             return Scales { d: 0.0, codes: [0; S] };
         }
@@ -64,10 +65,10 @@ impl BlockQ3K {
         let Scales { d, codes } = match importance {
             Some(importance) => {
                 let importance: &[[f32; N]; S] = bytemuck::cast_ref(importance);
-                let sigma2 = mean_square(x, 2.0);
+                let variance = 2.0 * sum_of_squares(x) / LEN as f32;
                 let mut totals = [0.0; S];
                 for j in 0..S {
-                    let weights = weigh(&blocks[j], &importance[j], sigma2);
+                    let weights = weigh(&blocks[j], &importance[j], variance);
                     totals[j] = sum(&weights);
                     let fit = search::symmetric::<N, HALF_LEVELS>(&blocks[j], &weights);
                     (scales[j], levels[j]) = (fit.scale, fit.levels);
@@ -91,8 +92,8 @@ impl BlockQ3K {
             }
         }
         let levels: Levels = bytemuck::cast(levels);
-        block.hmask = planes::pack::<1, 32, { LEN / 8 }>(&levels, 2);
-        block.qs = planes::pack::<2, 32, { LEN / 4 }>(&levels, 0);
+        block.hmask = planes::pack::<1, 32, _, _>(&levels, 2);
+        block.qs = planes::pack::<2, 32, _, _>(&levels, 0);
         block
     }
 
@@ -131,8 +132,8 @@ impl Block<LEN> for BlockQ3K {
 
     fn dequantize(&self, weights: &mut [f32; LEN]) {
         let mut levels: Levels = [0; LEN];
-        planes::unpack::<2, 32, { LEN / 4 }>(&self.qs, 0, &mut levels);
-        planes::unpack::<1, 32, { LEN / 8 }>(&self.hmask, 2, &mut levels);
+        planes::unpack::<2, 32, _, _>(&self.qs, 0, &mut levels);
+        planes::unpack::<1, 32, _, _>(&self.hmask, 2, &mut levels);
         let scales = self.sub_scales();
         for (i, (w, &level)) in weights.iter_mut().zip(&levels).enumerate() {
             *w = scales[i / N] * (i32::from(level) - HALF_LEVELS) as f32;

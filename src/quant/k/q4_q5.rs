@@ -1,10 +1,11 @@
 //! Q4_K and Q5_K: one method, four or five bits.
 
 use super::affine::{self, Codes};
-use super::search::{Candidates, WITH_IMPORTANCE};
-use super::{LEN, Levels, mean_square, planes, sum, sum_of_squares, weigh};
+use super::{LEN, Levels, sum};
 use crate::format::types::GgmlType;
 use crate::quant::num::Half;
+use crate::quant::planes;
+use crate::quant::search::{Candidates, WITH_IMPORTANCE, sum_of_squares, weigh};
 use crate::quant::{Block, Fault};
 
 /// Weights in a sub-block, and sub-blocks.
@@ -76,8 +77,8 @@ fn quantize<const MAX: i32>(
     let (head, mut levels) = match importance {
         Some(importance) => {
             let importance: &[[f32; N]; S] = bytemuck::cast_ref(importance);
-            let sigma2 = mean_square(x, 2.0);
-            let weights: [[f32; N]; S] = std::array::from_fn(|j| weigh(&blocks[j], &importance[j], sigma2));
+            let variance = 2.0 * sum_of_squares(x) / LEN as f32;
+            let weights: [[f32; N]; S] = std::array::from_fn(|j| weigh(&blocks[j], &importance[j], variance));
             let totals = weights.each_ref().map(|w| sum(w));
             let fits = affine::fit::<N, S, MAX>(blocks, &weights, WITH_IMPORTANCE, |e| e * e);
             let scales = Codes::of_least_error::<MAX_SCALE>(&fits.scales, &totals).up_to(ceiling);
@@ -141,13 +142,13 @@ impl Block<LEN> for BlockQ4K {
         for (i, (x, block)) in weights.iter().zip(row).enumerate() {
             let importance = importance.map(|w| &w[i]);
             let (head, levels) = quantize::<{ Self::MAX_LEVEL }>(x, importance, Self::CANDIDATES, Self::CEILING);
-            *block = BlockQ4K { head, qs: planes::pack::<4, 32, { LEN / 2 }>(&levels, 0) };
+            *block = BlockQ4K { head, qs: planes::pack::<4, 32, _, _>(&levels, 0) };
         }
     }
 
     fn dequantize(&self, weights: &mut [f32; LEN]) {
         let mut levels: Levels = [0; LEN];
-        planes::unpack::<4, 32, { LEN / 2 }>(&self.qs, 0, &mut levels);
+        planes::unpack::<4, 32, _, _>(&self.qs, 0, &mut levels);
         dequantize(&self.head, &levels, weights);
     }
 
@@ -187,16 +188,16 @@ impl Block<LEN> for BlockQ5K {
             let (head, levels) = quantize::<{ Self::MAX_LEVEL }>(x, importance, Self::CANDIDATES, Self::CEILING);
             *block = BlockQ5K {
                 head,
-                qh: planes::pack::<1, 32, { LEN / 8 }>(&levels, 4),
-                qs: planes::pack::<4, 32, { LEN / 2 }>(&levels, 0),
+                qh: planes::pack::<1, 32, _, _>(&levels, 4),
+                qs: planes::pack::<4, 32, _, _>(&levels, 0),
             };
         }
     }
 
     fn dequantize(&self, weights: &mut [f32; LEN]) {
         let mut levels: Levels = [0; LEN];
-        planes::unpack::<4, 32, { LEN / 2 }>(&self.qs, 0, &mut levels);
-        planes::unpack::<1, 32, { LEN / 8 }>(&self.qh, 4, &mut levels);
+        planes::unpack::<4, 32, _, _>(&self.qs, 0, &mut levels);
+        planes::unpack::<1, 32, _, _>(&self.qh, 4, &mut levels);
         dequantize(&self.head, &levels, weights);
     }
 

@@ -1,9 +1,10 @@
 //! Q6_K.
 
-use super::search::{self, VANISHING};
-use super::{LEN, Levels, planes};
+use super::{LEN, Levels};
 use crate::format::types::GgmlType;
 use crate::quant::num::{Half, nearest_int};
+use crate::quant::planes;
+use crate::quant::search::{self, VANISHING, extreme};
 use crate::quant::{Block, Fault};
 
 /// Weights in a sub-block, and sub-blocks.
@@ -43,7 +44,7 @@ impl BlockQ6K {
             let fit = search::symmetric::<N, HALF_LEVELS>(&blocks[j], &weights[j]);
             (scales[j], levels[j]) = (fit.scale, fit.levels);
         }
-        let extreme = scales.iter().fold(0.0f32, |extreme, &s| if s.abs() > extreme.abs() { s } else { extreme });
+        let extreme = extreme(&scales);
         if extreme.abs() < VANISHING {
             return bytemuck::Zeroable::zeroed();
         }
@@ -60,8 +61,8 @@ impl BlockQ6K {
             }
         }
         let levels: Levels = bytemuck::cast(levels);
-        block.ql = planes::pack::<4, 64, { LEN / 2 }>(&levels, 0);
-        block.qh = planes::pack::<2, 32, { LEN / 4 }>(&levels, 4);
+        block.ql = planes::pack::<4, 64, _, _>(&levels, 0);
+        block.qh = planes::pack::<2, 32, _, _>(&levels, 4);
         block
     }
 
@@ -87,8 +88,8 @@ impl Block<LEN> for BlockQ6K {
 
     fn dequantize(&self, weights: &mut [f32; LEN]) {
         let mut levels: Levels = [0; LEN];
-        planes::unpack::<4, 64, { LEN / 2 }>(&self.ql, 0, &mut levels);
-        planes::unpack::<2, 32, { LEN / 4 }>(&self.qh, 4, &mut levels);
+        planes::unpack::<4, 64, _, _>(&self.ql, 0, &mut levels);
+        planes::unpack::<2, 32, _, _>(&self.qh, 4, &mut levels);
         let scales = self.sub_scales();
         for (i, (w, &level)) in weights.iter_mut().zip(&levels).enumerate() {
             *w = scales[i / N] * (i32::from(level) - HALF_LEVELS) as f32;

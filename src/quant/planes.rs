@@ -11,13 +11,17 @@
 //! byte 31  | level 127 | level  95 | level 63 | level 31 |
 //! byte 32  | level 224 | level 192 | level 160| level 128|
 //! ```
-
-use super::{LEN, Levels};
+//!
+//! Four bits in runs of half the levels are the nibbles of the 32-weight types: level `j` and level `j + 16` share
+//! byte `j`.
 
 /// Packs `BITS` bits of every level, those from bit `low` upwards.
 #[inline]
-pub(super) fn pack<const BITS: usize, const RUN: usize, const BYTES: usize>(levels: &Levels, low: u32) -> [u8; BYTES] {
-    const { assert!(BYTES * 8 == LEN * BITS) };
+pub(super) fn pack<const BITS: usize, const RUN: usize, const N: usize, const BYTES: usize>(
+    levels: &[u8; N],
+    low: u32,
+) -> [u8; BYTES] {
+    const { assert!(BYTES * 8 == N * BITS && BYTES.is_multiple_of(RUN)) };
     let mask = ((1u16 << BITS) - 1) as u8;
     let mut bytes = [0; BYTES];
     for (out, runs) in bytes.chunks_exact_mut(RUN).zip(levels.chunks_exact(RUN * 8 / BITS)) {
@@ -32,12 +36,12 @@ pub(super) fn pack<const BITS: usize, const RUN: usize, const BYTES: usize>(leve
 
 /// Undoes [`pack`]: adds the bits to `levels`, which must be clear from bit `low` upwards.
 #[inline]
-pub(super) fn unpack<const BITS: usize, const RUN: usize, const BYTES: usize>(
+pub(super) fn unpack<const BITS: usize, const RUN: usize, const N: usize, const BYTES: usize>(
     bytes: &[u8; BYTES],
     low: u32,
-    levels: &mut Levels,
+    levels: &mut [u8; N],
 ) {
-    const { assert!(BYTES * 8 == LEN * BITS) };
+    const { assert!(BYTES * 8 == N * BITS && BYTES.is_multiple_of(RUN)) };
     let mask = ((1u16 << BITS) - 1) as u8;
     for (bytes, runs) in bytes.chunks_exact(RUN).zip(levels.chunks_exact_mut(RUN * 8 / BITS)) {
         for (run, levels) in runs.chunks_exact_mut(RUN).enumerate() {
@@ -52,32 +56,34 @@ pub(super) fn unpack<const BITS: usize, const RUN: usize, const BYTES: usize>(
 mod tests {
     use super::*;
 
-    fn round_trip<const BITS: usize, const RUN: usize, const BYTES: usize>(low: u32) {
+    fn round_trip<const BITS: usize, const RUN: usize, const N: usize, const BYTES: usize>(low: u32) {
         let mask = ((1u16 << BITS) - 1) as u8;
         // 251 is prime, so that no two runs are alike.
-        let levels: Levels = std::array::from_fn(|i| (i % 251) as u8 & (mask << low));
-        let mut back = [0; LEN];
-        unpack::<BITS, RUN, BYTES>(&pack::<BITS, RUN, BYTES>(&levels, low), low, &mut back);
+        let levels: [u8; N] = std::array::from_fn(|i| (i % 251) as u8 & (mask << low));
+        let mut back = [0; N];
+        unpack::<BITS, RUN, N, BYTES>(&pack::<BITS, RUN, N, BYTES>(&levels, low), low, &mut back);
         assert_eq!(back, levels);
     }
 
     #[test]
     fn every_layout_unpacks_to_what_was_packed() {
-        round_trip::<1, 32, 32>(2);
-        round_trip::<1, 32, 32>(4);
-        round_trip::<2, 32, 64>(0);
-        round_trip::<2, 32, 64>(4);
-        round_trip::<4, 32, 128>(0);
-        round_trip::<4, 64, 128>(0);
+        round_trip::<1, 32, 256, 32>(2);
+        round_trip::<1, 32, 256, 32>(4);
+        round_trip::<2, 32, 256, 64>(0);
+        round_trip::<2, 32, 256, 64>(4);
+        round_trip::<4, 32, 256, 128>(0);
+        round_trip::<4, 64, 256, 128>(0);
+        round_trip::<4, 16, 32, 16>(0);
+        round_trip::<4, 8, 16, 8>(0);
     }
 
     #[test]
     fn two_bits_in_runs_of_32_are_as_drawn() {
-        let mut levels = [0; LEN];
+        let mut levels = [0; 256];
         levels[33] = 1;
         levels[97] = 3;
         levels[224] = 2;
-        let bytes = pack::<2, 32, 64>(&levels, 0);
+        let bytes = pack::<2, 32, 256, 64>(&levels, 0);
         assert_eq!((bytes[1], bytes[32]), (0b11_00_01_00, 0b10_00_00_00));
     }
 }

@@ -1,0 +1,77 @@
+//! Searches for the scale of a few weights, shared by the types: least weighted squares over a handful of candidates.
+//!
+//! All of them go one way. A candidate scale rounds the weights `x` to integer levels `l`; for these levels, the
+//! best scale has a closed form from weighted sums, and so has the error that it leaves; the candidate with the
+//! least error wins. The order is the reference's, since every sum depends on its order, and the first of two
+//! equally good candidates wins. Candidates that do not depend on each other are tried side by side, each with sums
+//! of its own.
+//!
+//! [`symmetric`] searches levels on both sides of zero, [`affine`] levels above an offset, [`unsigned`] levels
+//! above zero.
+
+mod affine;
+mod symmetric;
+mod unsigned;
+
+pub(super) use affine::{Affine, Candidates, WITH_IMPORTANCE, affine, affine_levels};
+pub(super) use symmetric::{Best, Scores, Symmetric, score, symmetric, symmetric_by_descent, symmetric_levels};
+pub(super) use unsigned::unsigned;
+
+/// Groups whose largest magnitude lies below this count as zero (ggml's `GROUP_MAX_EPS`).
+pub(super) const VANISHING: f32 = 1e-15;
+
+/// Rounds of improving one level at a time, at most, in the searches that do so.
+const ROUNDS: usize = 5;
+
+/// The sum of the squares, from first to last.
+#[inline]
+pub(super) fn sum_of_squares(x: &[f32]) -> f32 {
+    x.iter().fold(0.0, |sum, v| sum + v * v)
+}
+
+/// What the error of each weight counts: the importance of its column times its size, `sqrt(variance + x^2)`.
+/// `variance`, the mean square of the surroundings or twice that, keeps small weights from counting for nothing.
+#[inline]
+pub(super) fn weigh<const N: usize>(x: &[f32; N], importance: &[f32; N], variance: f32) -> [f32; N] {
+    std::array::from_fn(|i| importance[i] * (variance + x[i] * x[i]).sqrt())
+}
+
+/// The lowest and the highest weight, no higher than `low` and no lower than `high`; NaN does not count. Of zeros of
+/// both signs it may be either.
+///
+/// Minima do not depend on the order, so that eight run side by side.
+#[inline]
+pub(super) fn bounds<const N: usize>(x: &[f32; N], low: f32, high: f32) -> (f32, f32) {
+    const { assert!(N.is_multiple_of(8)) };
+    let lower = |a: f32, b: f32| if b < a { b } else { a };
+    let higher = |a: f32, b: f32| if b > a { b } else { a };
+    let (mut lows, mut highs) = ([low; 8], [high; 8]);
+    for eight in x.as_chunks::<8>().0 {
+        for (i, &v) in eight.iter().enumerate() {
+            lows[i] = lower(lows[i], v);
+            highs[i] = higher(highs[i], v);
+        }
+    }
+    for half in [4, 2, 1] {
+        for i in 0..half {
+            lows[i] = lower(lows[i], lows[i + half]);
+            highs[i] = higher(highs[i], highs[i + half]);
+        }
+    }
+    (lows[0], highs[0])
+}
+
+/// The number of largest magnitude, with its sign, the first of equals; 0 if there is none above 0. NaN does not
+/// count.
+#[inline]
+pub(super) fn extreme<const N: usize>(x: &[f32; N]) -> f32 {
+    let (low, high) = bounds(x, 0.0, 0.0);
+    if high > -low {
+        high
+    } else if high < -low {
+        low
+    } else {
+        // Both signs reach it, or all are zero.
+        x.iter().copied().find(|v| v.abs() == high && high > 0.0).unwrap_or(0.0)
+    }
+}
