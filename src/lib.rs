@@ -7,7 +7,7 @@
 //! | [`quantize`], [`verify`] | the pipelines, to be read top-down like a story | files, through `format` |
 //! | [`plan`] | numbers in, recipe out: roles, file types, preset rules, fallbacks | numbers and names only |
 //! | [`quant`] | block layouts, quantizers, dequantizers, block validation | numbers only |
-//! | [`format`] | GGUF and importance-matrix files, output files, the table of tensor types | files; the only reader of untrusted bytes |
+//! | [`mod@format`] | GGUF and importance-matrix files, output files, the table of tensor types | files; the only reader of untrusted bytes |
 //! | [`progress`] | what a long job tells the one who started it, and how it is stopped | nothing |
 //!
 //! `src/main.rs` and `src/cli/` are the program: one file per command, and the only place that prints.

@@ -2,8 +2,9 @@
 //! target is what it was.
 
 use super::{Error, Result};
+use fs4::fs_std::FileExt;
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 /// Large enough that a system call costs nothing beside its bytes.
@@ -66,7 +67,7 @@ impl Output {
         }
         let output = Output { target, partial: Some(partial), writer: BufWriter::with_capacity(BUFFER, file) };
         output.writer.get_ref().set_len(0).map_err(fail(&output.target, "write"))?;
-        output.check_space(bytes)?;
+        output.reserve(bytes)?;
         Ok(output)
     }
 
@@ -103,11 +104,18 @@ impl Output {
         Ok(())
     }
 
-    fn check_space(&self, needed: u64) -> Result<()> {
+    /// Takes the space that the file will need, so that neither another output nor another program gets it first.
+    fn reserve(&self, needed: u64) -> Result<()> {
         let dir = self.target.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        match fs4::available_space(dir) {
-            Ok(free) if free < needed => Err(Error::NoSpace { path: self.target.clone(), needed, free }),
-            // A file system that cannot tell is found out by writing.
+        let free = fs4::available_space(dir).ok();
+        if let Some(free) = free.filter(|&free| free < needed) {
+            return Err(Error::NoSpace { path: self.target.clone(), needed, free });
+        }
+        // Where space cannot be reserved or counted, a full disk is found out by writing.
+        match self.writer.get_ref().allocate(needed) {
+            Err(e) if needed > 0 && e.kind() == ErrorKind::StorageFull => {
+                Err(Error::NoSpace { path: self.target.clone(), needed, free: free.unwrap_or(0) })
+            }
             _ => Ok(()),
         }
     }

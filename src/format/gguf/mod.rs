@@ -8,7 +8,7 @@
 //! tensor data; each tensor starts at a multiple of the alignment
 //! ```
 //!
-//! [`Model::open`] maps the files and checks all of it; [`Writer`] streams a file out.
+//! [`Files::open`] maps the files, [`Model::parse`] checks all of it; [`Writer`] streams a file out.
 
 mod model;
 mod read;
