@@ -59,7 +59,7 @@ macro_rules! rules {
 }
 
 const fn transposed(from: &'static str, to: &'static str) -> Rule {
-    Rule::with(from, to, Transpose, &[])
+    Rule::with(from, to, Transpose, &[Any, Any])
 }
 
 const PREFIXED: &[Rule] = rules!("transformer.");

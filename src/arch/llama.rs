@@ -29,10 +29,8 @@ pub(super) const OWN_PARAMETERS: &[Parameter] =
     &[Parameter::U32("vocab_size", &["vocab_size"]), Parameter::Computed(rope_dimensions)];
 
 /// Token embeddings and the output matrix, which is absent where the embeddings serve as both.
-pub(super) const EMBEDDINGS: &[Rule] = &[
-    Rule::keep("model.embed_tokens", "token_embd", &[Any, Hidden]),
-    Rule::keep("lm_head", "output", &[Any, Hidden]),
-];
+pub(super) const EMBEDDINGS: &[Rule] =
+    &[Rule::keep("model.embed_tokens", "token_embd", &[Any, Hidden]), Rule::keep("lm_head", "output", &[Any, Hidden])];
 
 /// A norm before each half of a layer, and one behind the last layer.
 pub(super) const NORMS: &[Rule] = &[

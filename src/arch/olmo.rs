@@ -34,7 +34,12 @@ const OLMO_PARAMETERS: &[Parameter] = &[
 
 /// Only the weights are interleaved; the reference leaves biases as they are.
 const OLMO_ATTENTION: &[Rule] = &[
-    Rule::with("model.layers.{}.self_attn.q_proj.weight", "blk.{}.attn_q.weight", InterleaveQueries, &[Queries, Hidden]),
+    Rule::with(
+        "model.layers.{}.self_attn.q_proj.weight",
+        "blk.{}.attn_q.weight",
+        InterleaveQueries,
+        &[Queries, Hidden],
+    ),
     Rule::with("model.layers.{}.self_attn.k_proj.weight", "blk.{}.attn_k.weight", InterleaveKeys, &[KeyRows, Hidden]),
     Rule::keep("model.layers.{}.self_attn.q_proj.bias", "blk.{}.attn_q.bias", &[Queries]),
     Rule::keep("model.layers.{}.self_attn.k_proj.bias", "blk.{}.attn_k.bias", &[KeyRows]),

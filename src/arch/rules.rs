@@ -96,7 +96,9 @@ impl Rule {
     pub fn matches(&self, name: &str) -> Option<Match> {
         let (base, ending) = match ENDINGS.iter().any(|ending| self.from.ends_with(ending)) {
             true => (name, ""),
-            false => ENDINGS.iter().find_map(|ending| Some((name.strip_suffix(ending)?, *ending))).unwrap_or((name, "")),
+            false => {
+                ENDINGS.iter().find_map(|ending| Some((name.strip_suffix(ending)?, *ending))).unwrap_or((name, ""))
+            }
         };
         let numbers = numbers(self.from, base)?;
         let layer = numbers.first().copied();

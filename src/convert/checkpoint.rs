@@ -174,7 +174,9 @@ impl Index {
     fn compare(&self, tensors: &[Source]) -> Vec<Problem> {
         let there: BTreeSet<&str> = tensors.iter().map(|t| &*t.name).collect();
         let absent = self.file_of.iter().filter(|(name, _)| !there.contains(&***name));
-        let absent = absent.map(|(name, file)| Problem::of(name, format!("{INDEX} says that {file} holds these tensors, and it does not")));
+        let absent = absent.map(|(name, file)| {
+            Problem::of(name, format!("{INDEX} says that {file} holds these tensors, and it does not"))
+        });
         let unknown = there.iter().filter(|name| !self.file_of.contains_key(**name));
         absent.chain(unknown.map(|name| Problem::of(name, format!("these tensors are not in {INDEX}")))).collect()
     }
@@ -186,7 +188,8 @@ fn list(dir: &Path, prefix: &str, suffix: &str) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in std::fs::read_dir(dir).map_err(io)? {
         let name = entry.map_err(io)?.file_name();
-        names.extend(name.to_str().filter(|name| name.starts_with(prefix) && name.ends_with(suffix)).map(str::to_owned));
+        names
+            .extend(name.to_str().filter(|name| name.starts_with(prefix) && name.ends_with(suffix)).map(str::to_owned));
     }
     names.sort();
     Ok(names)

@@ -3,7 +3,7 @@
 use super::scale::{self, Scale};
 use super::weights::Weights;
 use super::{Checkpoint, Companions, Error, Job, ParameterCount, Result, Source};
-use crate::arch::{Architecture, Config, Dim, Keys, Match, Rule, Transform};
+use crate::arch::{Architecture, Config, Keys, Match, Rule, Transform};
 use crate::format::gguf::{DEFAULT_ALIGNMENT, Layout, MAX_NAME, Metadata, Shape, TensorInfo, Value, keys, shard_path};
 use crate::format::types::GgmlType;
 use crate::plan::file_type::FileType;
@@ -80,7 +80,8 @@ impl<'a> Plan<'a> {
         let mut tensors = Vec::new();
         if !job.vocab_only {
             checkpoint.check_has_weights()?;
-            tensors = Tensors::new(checkpoint, architecture).plan(&mut keys, file_type).map_err(in_config_or(in_config))?;
+            tensors =
+                Tensors::new(checkpoint, architecture).plan(&mut keys, file_type).map_err(in_config_or(in_config))?;
         }
         let count = ParameterCount::of(&tensors);
         let computed = keys.clone().into_entries();
@@ -93,7 +94,11 @@ impl<'a> Plan<'a> {
         let said = [computed, companions.general(&count).map_err(Error::impossible)?, own];
         said.into_iter().flatten().for_each(|(key, value)| metadata.set(key, value));
         metadata.set(keys::QUANTIZATION_VERSION, Value::U32(QUANTIZATION_VERSION));
-        companions.tokenizer().map_err(Error::impossible)?.into_iter().for_each(|(key, value)| metadata.set(key, value));
+        companions
+            .tokenizer()
+            .map_err(Error::impossible)?
+            .into_iter()
+            .for_each(|(key, value)| metadata.set(key, value));
         let shards = split(&mut tensors, job);
         let files = files(job, metadata, shards, tensors.len());
         let (vocab_only, check, threads) = (job.vocab_only, job.check, job.threads);
@@ -151,7 +156,7 @@ impl ParameterCount {
                 None => count.shared += elements,
             }
         }
-        count.experts = if stacks > 0 { stacked / stacks } else { 0 };
+        count.experts = stacked.checked_div(stacks).unwrap_or(0);
         count
     }
 }
@@ -340,16 +345,14 @@ impl<'a> Tensors<'a> {
 
     /// Compares a tensor's dimensions with those that the config leads to.
     fn check_dims(&self, rule: &Rule, source: &Source) -> std::result::Result<(), String> {
-        let rank_fits = source.shape.len() == rule.dims.len() || (rule.dims.len() > 1 && source.shape.len() == 1);
-        if !rule.dims.is_empty() && !rank_fits {
-            return Err(format!("it has {} dimensions, and {} are expected", source.shape.len(), rule.dims.len()));
+        // A bias has one number per row of its matrix.
+        let dims = if source.name.ends_with(".bias") { &rule.dims[..rule.dims.len().min(1)] } else { rule.dims };
+        if !dims.is_empty() && source.shape.len() != dims.len() {
+            return Err(format!("it has shape {:?}, and {} dimensions are expected", source.shape, dims.len()));
         }
-        for (i, (dim, size)) in rule.dims.iter().zip(&source.shape).enumerate() {
-            match dim.size(self.config) {
-                Some(expected) if *dim != Dim::Any && expected != *size => {
-                    return Err(format!("dimension {i} of shape {:?} must be {expected} by config.json", source.shape));
-                }
-                _ => {}
+        for (i, (dim, size)) in dims.iter().zip(&source.shape).enumerate() {
+            if let Some(expected) = dim.size(self.config).filter(|expected| expected != size) {
+                return Err(format!("dimension {i} of shape {:?} must be {expected} by config.json", source.shape));
             }
         }
         Ok(())
@@ -359,7 +362,8 @@ impl<'a> Tensors<'a> {
     fn check_names(&mut self) {
         let mut seen = HashSet::new();
         let twice: Vec<_> = self.planned.iter().filter(|t| !seen.insert(&t.name)).map(|t| t.name.clone()).collect();
-        self.problems.extend(twice.iter().map(|name| Problem::of(name, "several tensors of the checkpoint become this")));
+        self.problems
+            .extend(twice.iter().map(|name| Problem::of(name, "several tensors of the checkpoint become this")));
         let long = self.planned.iter().filter(|t| t.name.len() >= MAX_NAME);
         self.problems.extend(long.map(|t| Problem::of(&t.name, format!("names have less than {MAX_NAME} bytes"))));
     }

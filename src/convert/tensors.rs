@@ -28,8 +28,8 @@ struct Band<'a> {
     bytes: Bytes<'a>,
     /// The file.
     shard: usize,
-    /// Mapped bytes that are not needed any more once this is written.
-    release: Option<(usize, Range<usize>)>,
+    /// Mapped bytes that are not needed any more once this is written: in which file, and where.
+    release: Vec<(usize, Range<usize>)>,
 }
 
 enum Bytes<'a> {
@@ -80,7 +80,7 @@ impl Plan<'_> {
             };
             writers[band.shard].write(bytes)?;
             progress.advance(bytes.len() as u64);
-            if let Some((file, range)) = band.release {
+            for (file, range) in band.release {
                 self.checkpoint.maps()[file].release(range);
             }
             if let Bytes::Made(buffer) = band.bytes {
@@ -130,26 +130,27 @@ impl Plan<'_> {
         if weights.parts().is_empty() {
             let all = weights.generated_weights();
             let bytes = all[rows.start as usize..rows.end as usize].iter().flat_map(|w| w.to_le_bytes()).collect();
-            return Ok(Band { bytes: Bytes::Made(bytes), shard, release: None });
+            return Ok(Band { bytes: Bytes::Made(bytes), shard, release: Vec::new() });
         }
         let pieces = pieces(weights.rows_per_part(), rows.clone());
-        for (part, _) in &pieces {
-            self.checkpoint.maps()[self.source(&weights.parts()[*part]).file].check_length()?;
-        }
-        let first = &weights.parts()[pieces[0].0];
-        let source = self.source(first);
-        let in_file = self.mapped_range(tensor, first, pieces[0].1.clone());
-        let release = (pieces.len() == 1).then(|| (source.file, in_file.clone()));
-        if pieces.len() == 1 && self.is_copied(tensor, source) && weights.view() == View::Rows && !self.check {
-            let mapped = &self.checkpoint.maps()[source.file].bytes()[in_file];
+        let in_file = |(part, rows): &(usize, Range<u64>)| {
+            let part = &weights.parts()[*part];
+            (self.source(part).file, self.mapped_range(tensor, part, rows.clone()))
+        };
+        let release: Vec<_> = pieces.iter().map(in_file).collect();
+        release.iter().try_for_each(|(file, _)| self.checkpoint.maps()[*file].check_length())?;
+        let source = self.source(&weights.parts()[pieces[0].0]);
+        let is_plain = self.is_copied(tensor, source) && weights.view() == View::Rows && !self.check;
+        if let ([(file, range)], true) = (&*release, is_plain) {
+            let mapped = &self.checkpoint.maps()[*file].bytes()[range.clone()];
             let intact = source.dtype != Dtype::Bf16
                 || pool.install(|| mapped.par_chunks(TASK_WEIGHTS as usize * 2).all(is_quiet_bf16));
             if intact {
                 return Ok(Band { bytes: Bytes::Mapped(mapped), shard, release });
             }
         }
-        let row_bytes = tensor.target.row_bytes(tensor.shape.row_len()).unwrap_or(0) * weights.row_len()
-            / tensor.shape.row_len();
+        let row_bytes =
+            tensor.target.row_bytes(tensor.shape.row_len()).unwrap_or(0) * weights.row_len() / tensor.shape.row_len();
         let mut buffer = buffers.try_recv().unwrap_or_default();
         buffer.resize((rows.end - rows.start) as usize * row_bytes as usize, 0);
         let task_rows = (TASK_WEIGHTS / weights.row_len()).max(1);

@@ -108,7 +108,9 @@ pub fn parse(file: &[u8]) -> Result<Header, String> {
     };
     let length = u64::from_le_bytes(*prefix);
     if length > MAX_HEADER {
-        return Err(format!("its header claims {length} bytes, more than any has ({MAX_HEADER}); it is no safetensors file"));
+        return Err(format!(
+            "its header claims {length} bytes, more than any has ({MAX_HEADER}); it is no safetensors file"
+        ));
     }
     if length > rest.len() as u64 {
         return Err(format!("its header claims {length} bytes and {} follow; download it again", rest.len()));
@@ -117,8 +119,9 @@ pub fn parse(file: &[u8]) -> Result<Header, String> {
     let entries: Entries =
         serde_json::from_slice(json).map_err(|e| format!("bad header (JSON begins at byte {PREFIX}): {e}"))?;
     let data_start = PREFIX + json.len();
-    let mut tensors = entries.0.into_iter().map(|(n, e)| check(n, e, data_start, data)).collect::<Result<Vec<_>, _>>()?;
-    tensors.sort_by(|a, b| (a.range.start, a.range.end).cmp(&(b.range.start, b.range.end)));
+    let mut tensors =
+        entries.0.into_iter().map(|(n, e)| check(n, e, data_start, data)).collect::<Result<Vec<_>, _>>()?;
+    tensors.sort_by_key(|tensor| (tensor.range.start, tensor.range.end));
     check_cover(&tensors, data_start, file.len())?;
     tensors.sort_by(|a, b| a.name.cmp(&b.name));
     match tensors.windows(2).find(|pair| pair[0].name == pair[1].name) {
@@ -154,7 +157,11 @@ fn check_cover(tensors: &[TensorInfo], data_start: usize, file_len: usize) -> Re
             return Err(format!("tensors '{}' and '{}' overlap", tensors[i - 1].name, tensor.name));
         }
         if tensor.range.start > at {
-            return Err(format!("{} bytes before tensor '{}' belong to no tensor", tensor.range.start - at, tensor.name));
+            return Err(format!(
+                "{} bytes before tensor '{}' belong to no tensor",
+                tensor.range.start - at,
+                tensor.name
+            ));
         }
         at = tensor.range.end;
     }
