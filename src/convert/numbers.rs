@@ -1,13 +1,13 @@
 //! From the checkpoint's numbers to f32, and from f32 to the output's, rounded as numpy and gguf-py round.
 //!
-//! For numbers the block codecs do the very same; what differs are the bits of NaNs, which numpy carries over.
+//! For numbers the block codecs do the very same; what differs are the bits of NaNs, most of which numpy keeps.
 
 use crate::format::safetensors::Dtype;
 use crate::format::types::GgmlType;
 use crate::quant::Codec;
 
-/// Set in an f32 NaN, it makes a quiet one of it.
-const QUIET: u32 = 0x0040_0000;
+/// Set in a bf16 NaN, it makes a quiet one of it.
+const QUIET: u16 = 0x0040;
 /// Bits of an f32 mantissa beyond those of a half.
 const LOST_BITS: u32 = 13;
 
@@ -75,13 +75,13 @@ pub(super) fn narrow(target: GgmlType, weights: &[f32], out: &mut [u8]) {
 pub(super) fn quiet_bf16(raw: &mut [u8]) {
     for number in raw.as_chunks_mut().0 {
         let bits = u16::from_le_bytes(*number);
-        *number = (bits | if is_nan_bf16(bits) { (QUIET >> 16) as u16 } else { 0 }).to_le_bytes();
+        *number = (bits | if is_nan_bf16(bits) { QUIET } else { 0 }).to_le_bytes();
     }
 }
 
 /// Whether [`quiet_bf16`] would change nothing.
 pub(super) fn is_quiet_bf16(raw: &[u8]) -> bool {
-    let signals = |bits: u16| is_nan_bf16(bits) & (bits & (QUIET >> 16) as u16 == 0);
+    let signals = |bits: u16| is_nan_bf16(bits) & (bits & QUIET == 0);
     !raw.as_chunks().0.iter().fold(false, |any, number| any | signals(u16::from_le_bytes(*number)))
 }
 
@@ -118,14 +118,16 @@ fn fix_halves(weights: &[f32], out: &mut [u8]) {
     }
 }
 
-/// A block with a NaN has a NaN for a scale, and zeros.
+/// A block with a NaN has a NaN for a scale, and zeros. Which NaN depends, in numpy, on the CPU's vectors and on the
+/// place in the block; this is the one that vectors give.
 fn fix_blocks(weights: &[f32], out: &mut [u8]) {
     const LEN: usize = 32;
     const BYTES: usize = 34;
+    const SCALE: u16 = 0x7e00;
     for (x, block) in weights.as_chunks::<LEN>().0.iter().zip(out.as_chunks_mut::<BYTES>().0) {
-        if let Some(nan) = x.iter().find(|x| x.is_nan()) {
+        if x.iter().any(|x| x.is_nan()) {
             *block = [0; BYTES];
-            block[..2].copy_from_slice(&half_of_nan(f32::from_bits(nan.abs().to_bits() | QUIET)).to_le_bytes());
+            block[..2].copy_from_slice(&SCALE.to_le_bytes());
         }
     }
 }
@@ -195,7 +197,7 @@ mod tests {
     #[test]
     fn a_block_with_a_nan_is_zeros_under_a_nan() {
         let mut weights = [1.0; 32];
-        weights[3] = f32::NAN;
+        weights[3] = f32::from_bits(0xffc1_2345);
         let mut block = [9; 34];
         narrow(GgmlType::Q8_0, &weights, &mut block);
         assert_eq!((&block[..2], &block[2..]), (&[0x00, 0x7e][..], &[0; 32][..]));
