@@ -106,7 +106,7 @@ static CLASSES: &[Class] = &[
 ];
 
 /// Classes that take an explicit null of `num_key_value_heads` for "as many as heads".
-const NULL_IS_HEADS: &[&str] = &["mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe", "smollm3"];
+const NULL_IS_HEADS: &[&str] = &["mistral", "mixtral", "qwen2", "qwen3", "smollm3"];
 
 /// Fills in what the class of the config's `model_type` would.
 pub(super) fn complete(fields: &mut Map<String, Value>) -> Result<()> {
