@@ -4,16 +4,19 @@
 //!
 //! | module | what it does | what it may touch |
 //! |---|---|---|
-//! | [`quantize`], [`verify`] | the pipelines, to be read top-down like a story | files, through `format` |
+//! | [`convert`], [`quantize`], [`verify`] | the pipelines, to be read top-down like a story | files, through `format` |
+//! | [`arch`] | the table of architectures: names, metadata and transforms of their tensors | the names and shapes of a checkpoint |
 //! | [`plan`] | numbers in, recipe out: roles, file types, preset rules, fallbacks | numbers and names only |
 //! | [`quant`] | block layouts, quantizers, dequantizers, block validation | numbers only |
-//! | [`mod@format`] | GGUF and importance-matrix files, output files, the table of tensor types | files; the only reader of untrusted bytes |
+//! | [`mod@format`] | GGUF, safetensors, JSON and importance-matrix files, output files, the table of tensor types | files; the only reader of untrusted bytes |
 //! | [`progress`] | what a long job tells the one who started it, and how it is stopped | nothing |
 //!
 //! `src/main.rs` and `src/cli/` are the program: one file per command, and the only place that prints.
 
 #![warn(missing_docs)]
 
+pub mod arch;
+pub mod convert;
 pub mod format;
 pub mod plan;
 pub mod progress;

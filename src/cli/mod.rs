@@ -1,5 +1,6 @@
 //! The command line: one file per command. What was typed becomes a job; only this module prints.
 
+mod convert;
 mod inspect;
 mod quantize;
 mod terminal;
@@ -22,6 +23,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Convert(convert::Args),
     Quantize(Box<quantize::Args>),
     Inspect(inspect::Args),
     Verify(verify::Args),
@@ -34,6 +36,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|e| e.exit());
     match (cli.command, matches.subcommand()) {
         (Command::Quantize(args), Some((_, matches))) => quantize::run(*args, matches),
+        (Command::Convert(args), _) => convert::run(&args),
         (Command::Inspect(args), _) => inspect::run(&args),
         (Command::Verify(args), _) => verify::run(&args),
         (Command::Quantize(_), None) => Ok(ExitCode::from(2)),

@@ -1,4 +1,4 @@
-//! Files: GGUF and the importance matrix. The only readers of untrusted bytes.
+//! Files: GGUF, safetensors, JSON and the importance matrix. The only readers of untrusted bytes.
 //!
 //! Everything is checked once, where it is read; what comes out can be used without further checks. A file that
 //! lies gives an [`Error`] with the name of the bad thing and its place, never a panic, and never an allocation
@@ -6,8 +6,10 @@
 
 pub mod gguf;
 pub mod imatrix;
+pub mod json;
 pub mod map;
 pub mod output;
+pub mod safetensors;
 pub mod types;
 
 use std::path::PathBuf;

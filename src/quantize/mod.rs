@@ -113,7 +113,7 @@ impl Error {
 }
 
 /// One paragraph for each reason, with all the tensors that it is true of.
-fn by_reason(problems: &[Problem]) -> String {
+pub(crate) fn by_reason(problems: &[Problem]) -> String {
     let mut tensors: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for problem in problems {
         tensors.entry(&problem.reason).or_default().push(&problem.tensor);

@@ -24,17 +24,7 @@ impl Layout {
     /// `alignment` is a power of two; a reader expects the metadata to say it under `general.alignment` unless it
     /// is 32.
     pub fn new(metadata: &Metadata<'_>, tensors: &[TensorInfo<'_>], alignment: u64) -> Layout {
-        let mut header = Vec::new();
-        header.extend(b"GGUF");
-        header.extend(VERSION.to_le_bytes());
-        header.extend((tensors.len() as u64).to_le_bytes());
-        header.extend((metadata.len() as u64).to_le_bytes());
-        for (key, value) in metadata.iter() {
-            header.extend((key.len() as u64).to_le_bytes());
-            header.extend(key.as_bytes());
-            header.extend((value.value_type() as u32).to_le_bytes());
-            value.write(&mut header);
-        }
+        let mut header = head(metadata, tensors.len() as u64);
         let mut offset = 0u64;
         for tensor in tensors {
             header.extend((tensor.name.len() as u64).to_le_bytes());
@@ -55,10 +45,33 @@ impl Layout {
         &self.header
     }
 
+    /// A file of metadata only, which ends with it: there is nothing behind that would have to be aligned.
+    pub fn of_metadata(metadata: &Metadata<'_>) -> Layout {
+        let header = head(metadata, 0);
+        let file_bytes = header.len() as u64;
+        Layout { header, tensor_bytes: Vec::new(), alignment: 1, file_bytes }
+    }
+
     /// Bytes of the whole file.
     pub fn file_bytes(&self) -> u64 {
         self.file_bytes
     }
+}
+
+/// What comes before the description of the tensors.
+fn head(metadata: &Metadata<'_>, tensors: u64) -> Vec<u8> {
+    let mut header = Vec::new();
+    header.extend(b"GGUF");
+    header.extend(VERSION.to_le_bytes());
+    header.extend(tensors.to_le_bytes());
+    header.extend((metadata.len() as u64).to_le_bytes());
+    for (key, value) in metadata.iter() {
+        header.extend((key.len() as u64).to_le_bytes());
+        header.extend(key.as_bytes());
+        header.extend((value.value_type() as u32).to_le_bytes());
+        value.write(&mut header);
+    }
+    header
 }
 
 /// Streams tensor data into a file that was laid out before.

@@ -1,0 +1,410 @@
+#!/usr/bin/env python3
+"""Makes a tiny Hugging Face checkpoint for every architecture: real config fields, small dimensions, weights from a
+fixed seed, a small tokenizer.
+
+    scripts/checkpoints.py OUT [NAME ...]     all of them, or those named
+    scripts/checkpoints.py --list             the names
+
+Needs torch, safetensors and tokenizers. The tokenizer.model is the reference model's (testdata/refmodel or
+QUANTIER_REFMODEL); byte-level vocabularies are made here. Equal versions of this script make equal files.
+"""
+
+import json
+import os
+import shutil
+import sys
+import zlib
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+HERE = Path(__file__).resolve().parent
+REFMODEL = Path(os.environ.get("QUANTIER_REFMODEL", HERE.parent / "testdata" / "refmodel"))
+SPM_VOCAB = 4096
+BPE_VOCAB = 512
+
+HIDDEN, HEADS, KV_HEADS, LAYERS, FFN = 256, 4, 2, 2, 512
+HEAD = HIDDEN // HEADS
+
+
+def tensor(name, shape, dtype):
+    """Weights of this name: reproducible, with a few values that rounding could treat differently."""
+    gen = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    w = torch.randn(shape, generator=gen, dtype=torch.float32) * 0.05
+    flat = w.flatten()
+    odd = torch.tensor([0.0, -0.0, 1e-8, -6e-8, 3e-5, 65519.0 / 65536, 1.0009765625, 1e-30])
+    if flat.numel() >= 4096:
+        flat[1024:1024 + len(odd)] = odd
+        flat[2048:2080] = 0.0
+        flat[3072] = 8.0
+    return w.to(dtype)
+
+
+def attention(prefix, head=HEAD, biases=False, hidden=HIDDEN, out_bias=False):
+    q, k = HEADS * head, KV_HEADS * head
+    shapes = {"q_proj.weight": (q, hidden), "k_proj.weight": (k, hidden), "v_proj.weight": (k, hidden),
+              "o_proj.weight": (hidden, q)}
+    if biases:
+        shapes |= {"q_proj.bias": (q,), "k_proj.bias": (k,), "v_proj.bias": (k,)}
+    if out_bias:
+        shapes |= {"o_proj.bias": (hidden,)}
+    return {f"{prefix}self_attn.{n}": s for n, s in shapes.items()}
+
+
+def gated(prefix, ffn=FFN, hidden=HIDDEN):
+    return {f"{prefix}gate_proj.weight": (ffn, hidden), f"{prefix}up_proj.weight": (ffn, hidden),
+            f"{prefix}down_proj.weight": (hidden, ffn)}
+
+
+def norms(prefix, *names, size=HIDDEN, bias=False):
+    both = {f"{prefix}{n}.weight": (size,) for n in names}
+    if bias:
+        both |= {f"{prefix}{n}.bias": (size,) for n in names}
+    return both
+
+
+def model(vocab, layer, tied=False, final_norm=True, bias=False, layers=LAYERS):
+    shapes = {"model.embed_tokens.weight": (vocab, HIDDEN)}
+    for i in range(layers):
+        shapes |= layer(f"model.layers.{i}.")
+    if final_norm:
+        shapes |= norms("model.", "norm", bias=bias)
+    if not tied:
+        shapes["lm_head.weight"] = (vocab, HIDDEN)
+    return shapes
+
+
+def llama_layer(p, **kw):
+    return attention(p, **kw) | gated(p + "mlp.") | norms(p, "input_layernorm", "post_attention_layernorm")
+
+
+def base(cls, model_type, vocab, **more):
+    return {"architectures": [cls], "model_type": model_type, "hidden_size": HIDDEN, "intermediate_size": FFN,
+            "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "num_key_value_heads": KV_HEADS,
+            "vocab_size": vocab, "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "hidden_act": "silu",
+            "bos_token_id": 1, "eos_token_id": 2} | more
+
+
+def llama(**more):
+    return base("LlamaForCausalLM", "llama", SPM_VOCAB, **more), model(SPM_VOCAB, llama_layer), "spm"
+
+
+def llama3():
+    scaling = {"factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0,
+               "original_max_position_embeddings": 8192, "rope_type": "llama3"}
+    config = base("LlamaForCausalLM", "llama", BPE_VOCAB, rope_theta=500000.0, rope_scaling=scaling,
+                  max_position_embeddings=131072, tie_word_embeddings=True, head_dim=HEAD)
+    return config, model(BPE_VOCAB, llama_layer, tied=True), "bpe"
+
+
+def llama_yarn():
+    scaling = {"factor": 4.0, "original_max_position_embeddings": 2048, "type": "yarn", "beta_fast": 32.0,
+               "attention_factor": 1.1}
+    config = base("LlamaForCausalLM", "llama", SPM_VOCAB, rope_scaling=scaling, max_position_embeddings=8192,
+                  attention_bias=True)
+    return config, model(SPM_VOCAB, lambda p: llama_layer(p, biases=True, out_bias=True)), "spm"
+
+
+def mistral():
+    config = base("MistralForCausalLM", "mistral", SPM_VOCAB, sliding_window=4096, rope_theta=1e6)
+    return config, model(SPM_VOCAB, llama_layer), "spm"
+
+
+def mixtral():
+    config = base("MixtralForCausalLM", "mixtral", SPM_VOCAB, num_local_experts=4, num_experts_per_tok=2)
+
+    def layer(p):
+        shapes = attention(p) | norms(p, "input_layernorm", "post_attention_layernorm")
+        shapes[p + "block_sparse_moe.gate.weight"] = (4, HIDDEN)
+        for e in range(4):
+            x = f"{p}block_sparse_moe.experts.{e}."
+            shapes |= {x + "w1.weight": (FFN, HIDDEN), x + "w2.weight": (HIDDEN, FFN), x + "w3.weight": (FFN, HIDDEN)}
+        return shapes
+
+    return config, model(SPM_VOCAB, layer), "spm"
+
+
+def qwen2():
+    # Rows of 688 weights are no whole blocks of q8_0.
+    config = base("Qwen2ForCausalLM", "qwen2", BPE_VOCAB, intermediate_size=688, rope_theta=1000000.0,
+                  tie_word_embeddings=True, rms_norm_eps=1e-6)
+
+    def layer(p):
+        return (attention(p, biases=True) | gated(p + "mlp.", ffn=688)
+                | norms(p, "input_layernorm", "post_attention_layernorm"))
+
+    return config, model(BPE_VOCAB, layer, tied=True), "bpe"
+
+
+def qwen2moe():
+    config = base("Qwen2MoeForCausalLM", "qwen2_moe", BPE_VOCAB, num_experts=12, num_experts_per_tok=2,
+                  moe_intermediate_size=64, shared_expert_intermediate_size=128)
+
+    def layer(p):
+        shapes = attention(p, biases=True) | norms(p, "input_layernorm", "post_attention_layernorm")
+        shapes |= {p + "mlp.gate.weight": (12, HIDDEN), p + "mlp.shared_expert_gate.weight": (1, HIDDEN)}
+        shapes |= gated(p + "mlp.shared_expert.", ffn=128)
+        for e in range(12):
+            shapes |= gated(f"{p}mlp.experts.{e}.", ffn=64)
+        return shapes
+
+    return config, model(BPE_VOCAB, layer), "bpe"
+
+
+def qwen3():
+    config = base("Qwen3ForCausalLM", "qwen3", BPE_VOCAB, head_dim=128, rope_theta=1000000, tie_word_embeddings=True)
+
+    def layer(p):
+        return llama_layer(p, head=128) | norms(p + "self_attn.", "q_norm", "k_norm", size=128)
+
+    return config, model(BPE_VOCAB, layer, tied=True), "bpe"
+
+
+def qwen3moe():
+    config = base("Qwen3MoeForCausalLM", "qwen3_moe", BPE_VOCAB, head_dim=128, num_experts=8, num_experts_per_tok=2,
+                  moe_intermediate_size=96, norm_topk_prob=True)
+
+    def layer(p):
+        shapes = attention(p, head=128) | norms(p, "input_layernorm", "post_attention_layernorm")
+        shapes |= norms(p + "self_attn.", "q_norm", "k_norm", size=128)
+        shapes[p + "mlp.gate.weight"] = (8, HIDDEN)
+        for e in range(8):
+            shapes |= gated(f"{p}mlp.experts.{e}.", ffn=96)
+        return shapes
+
+    return config, model(BPE_VOCAB, layer), "bpe"
+
+
+def gemma_layer(p, qk=False):
+    shapes = attention(p) | gated(p + "mlp.")
+    shapes |= norms(p, "input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm",
+                    "post_feedforward_layernorm")
+    if qk:
+        shapes |= norms(p + "self_attn.", "q_norm", "k_norm", size=HEAD)
+    return shapes
+
+
+def gemma2():
+    config = base("Gemma2ForCausalLM", "gemma2", SPM_VOCAB, head_dim=HEAD, query_pre_attn_scalar=HEAD,
+                  hidden_activation="gelu_pytorch_tanh", sliding_window=512)
+    return config, model(SPM_VOCAB, gemma_layer, tied=True), "spm"
+
+
+def gemma3():
+    # Two rows more than tokens: the reference leaves them out.
+    config = base("Gemma3ForCausalLM", "gemma3_text", SPM_VOCAB, head_dim=HEAD, query_pre_attn_scalar=HEAD,
+                  sliding_window=512, rope_local_base_freq=10000.0, rope_theta=1000000.0, sliding_window_pattern=6,
+                  rope_scaling={"factor": 8.0, "rope_type": "linear"})
+    shapes = model(SPM_VOCAB, lambda p: gemma_layer(p, qk=True), tied=True)
+    shapes["model.embed_tokens.weight"] = (SPM_VOCAB + 2, HIDDEN)
+    return config, shapes, "spm"
+
+
+def phi3(long=False):
+    config = base("Phi3ForCausalLM", "phi3", SPM_VOCAB, num_key_value_heads=HEADS, sliding_window=2047)
+    if long:
+        factors = HEAD // 2
+        config |= {"rope_scaling": {"type": "su", "short_factor": [1.0 + i / 64 for i in range(factors)],
+                                    "long_factor": [1.1 + i * 1.3 for i in range(factors)]},
+                   "max_position_embeddings": 131072, "original_max_position_embeddings": 4096, "sliding_window": None}
+
+    def layer(p):
+        return ({p + "self_attn.qkv_proj.weight": (3 * HIDDEN, HIDDEN), p + "self_attn.o_proj.weight": (HIDDEN, HIDDEN),
+                 p + "mlp.gate_up_proj.weight": (2 * FFN, HIDDEN), p + "mlp.down_proj.weight": (HIDDEN, FFN)}
+                | norms(p, "input_layernorm", "post_attention_layernorm"))
+
+    return config, model(SPM_VOCAB, layer), "spm"
+
+
+def olmo():
+    config = base("OlmoForCausalLM", "olmo", BPE_VOCAB, clip_qkv=8.0)
+    del config["rms_norm_eps"]
+    return config, model(BPE_VOCAB, lambda p: attention(p) | gated(p + "mlp."), final_norm=False), "bpe"
+
+
+def olmo2():
+    config = base("Olmo2ForCausalLM", "olmo2", BPE_VOCAB)
+
+    def layer(p):
+        return (attention(p) | gated(p + "mlp.") | norms(p, "post_attention_layernorm", "post_feedforward_layernorm")
+                | norms(p + "self_attn.", "q_norm") | norms(p + "self_attn.", "k_norm", size=KV_HEADS * HEAD))
+
+    return config, model(BPE_VOCAB, layer), "bpe"
+
+
+def granite():
+    config = base("GraniteForCausalLM", "granite", BPE_VOCAB, attention_multiplier=0.0078125, tie_word_embeddings=True,
+                  embedding_multiplier=12.0, residual_multiplier=0.22, logits_scaling=8.0)
+    return config, model(BPE_VOCAB, llama_layer, tied=True), "bpe"
+
+
+def starcoder2():
+    config = base("Starcoder2ForCausalLM", "starcoder2", BPE_VOCAB, norm_epsilon=1e-5, use_bias=True)
+    del config["rms_norm_eps"]
+
+    def layer(p):
+        return (attention(p, biases=True, out_bias=True)
+                | norms(p, "input_layernorm", "post_attention_layernorm", bias=True)
+                | {p + "mlp.c_fc.weight": (FFN, HIDDEN), p + "mlp.c_fc.bias": (FFN,),
+                   p + "mlp.c_proj.weight": (HIDDEN, FFN), p + "mlp.c_proj.bias": (HIDDEN,)})
+
+    return config, model(BPE_VOCAB, layer, tied=True, bias=True), "bpe"
+
+
+def gpt2(prefix="transformer."):
+    config = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "n_embd": HIDDEN, "n_head": HEADS,
+              "n_layer": LAYERS, "n_positions": 1024, "n_ctx": 1024, "vocab_size": BPE_VOCAB,
+              "layer_norm_epsilon": 1e-5, "bos_token_id": 1, "eos_token_id": 2}
+    shapes = {prefix + "wte.weight": (BPE_VOCAB, HIDDEN), prefix + "wpe.weight": (1024, HIDDEN)}
+    for i in range(LAYERS):
+        p = f"{prefix}h.{i}."
+        shapes |= norms(p, "ln_1", "ln_2", bias=True)
+        for name, n_in, n_out in (("attn.c_attn", HIDDEN, 3 * HIDDEN), ("attn.c_proj", HIDDEN, HIDDEN),
+                                  ("mlp.c_fc", HIDDEN, 4 * HIDDEN), ("mlp.c_proj", 4 * HIDDEN, HIDDEN)):
+            shapes |= {f"{p}{name}.weight": (n_in, n_out), f"{p}{name}.bias": (n_out,)}
+    return config, shapes | norms(prefix, "ln_f", bias=True), "bpe"
+
+
+def smollm3():
+    config = base("SmolLM3ForCausalLM", "smollm3", BPE_VOCAB, rope_theta=5000000.0, no_rope_layer_interval=4,
+                  tie_word_embeddings=True)
+    return config, model(BPE_VOCAB, llama_layer, tied=True), "bpe"
+
+
+def fp8():
+    config, shapes, tokenizer = llama()
+    return config | {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}, shapes, tokenizer
+
+
+# Name -> (maker, type of the weights, number of files).
+CHECKPOINTS = {
+    "llama": (llama, torch.bfloat16, 1),
+    "llama-f16": (llama, torch.float16, 3),
+    "llama-f32": (lambda: llama(rope_theta=10000), torch.float32, 2),
+    "llama-fp8": (fp8, torch.bfloat16, 1),
+    "llama-yarn": (llama_yarn, torch.float32, 1),
+    "llama3": (llama3, torch.bfloat16, 1),
+    "mistral": (mistral, torch.bfloat16, 1),
+    "mixtral": (mixtral, torch.bfloat16, 3),
+    "qwen2": (qwen2, torch.bfloat16, 1),
+    "qwen2moe": (qwen2moe, torch.bfloat16, 2),
+    "qwen3": (qwen3, torch.bfloat16, 1),
+    "qwen3moe": (qwen3moe, torch.bfloat16, 2),
+    "gemma2": (gemma2, torch.bfloat16, 1),
+    "gemma2-f16": (gemma2, torch.float16, 1),
+    "gemma3": (gemma3, torch.bfloat16, 1),
+    "phi3": (phi3, torch.bfloat16, 1),
+    "phi3-long": (lambda: phi3(True), torch.float16, 1),
+    "olmo": (olmo, torch.float32, 1),
+    "olmo2": (olmo2, torch.bfloat16, 1),
+    "granite": (granite, torch.bfloat16, 1),
+    "starcoder2": (starcoder2, torch.bfloat16, 1),
+    "gpt2": (gpt2, torch.float32, 1),
+    "gpt2-bare": (lambda: gpt2(""), torch.float16, 1),
+    "smollm3": (smollm3, torch.bfloat16, 1),
+}
+
+
+def quantize_fp8(tensors):
+    """Matrices of the layers as F8_E4M3 with one scale for 128 x 128 weights."""
+    out = {}
+    for name, w in tensors.items():
+        if w.dim() != 2 or ".layers." not in name:
+            out[name] = w
+            continue
+        w = w.float()
+        rows, cols = w.shape
+        blocks = w.reshape(rows // 128, 128, cols // 128, 128)
+        scale = blocks.abs().amax(dim=(1, 3)) / 448.0
+        out[name] = (blocks / scale[:, None, :, None]).reshape(rows, cols).to(torch.float8_e4m3fn)
+        out[name + "_scale_inv"] = scale
+    return out
+
+
+def write_weights(folder, tensors, files):
+    if files == 1:
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        return
+    names = list(tensors)
+    weight_map = {}
+    for i in range(files):
+        part = f"model-{i + 1:05d}-of-{files:05d}.safetensors"
+        mine = names[i * len(names) // files:(i + 1) * len(names) // files]
+        save_file({n: tensors[n] for n in mine}, folder / part, metadata={"format": "pt"})
+        weight_map |= {n: part for n in mine}
+    index = {"metadata": {"total_size": sum(t.nbytes for t in tensors.values())}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+
+
+def byte_letters():
+    """GPT-2's letter for every byte."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    letters, extra = {b: chr(b) for b in plain}, 0
+    for b in range(256):
+        if b not in letters:
+            letters[b] = chr(256 + extra)
+            extra += 1
+    return [letters[b] for b in range(256)]
+
+
+def write_bpe(folder):
+    letters = byte_letters()
+    specials = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
+    vocab = {t: i for i, t in enumerate(specials + letters)}
+    space = letters[32]
+    pairs = [("t", "h"), ("th", "e"), (space, "the"), ("i", "n"), ("a", "n"), ("e", "r"), ("o", "n"), ("r", "e"),
+             (space, "a"), ("an", "d"), (space, "and"), ("in", "g"), (space, "o"), ("o", "f"), (space, "of")]
+    pairs += [(letters[a], letters[b]) for a in range(97, 109) for b in range(97, 115)]
+    merges = []
+    for a, b in pairs:
+        if a in vocab and b in vocab and a + b not in vocab and len(vocab) < BPE_VOCAB - 8:
+            vocab[a + b] = len(vocab)
+            merges.append([a, b])
+    added = [{"id": vocab[t], "content": t, "single_word": False, "lstrip": False, "rstrip": False,
+              "normalized": False, "special": True} for t in specials]
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    tokenizer = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "normalizer": None,
+                 "pre_tokenizer": byte_level, "post_processor": None, "decoder": byte_level,
+                 "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
+                           "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
+                           "ignore_merges": False, "vocab": vocab, "merges": merges}}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>",
+              "unk_token": "<unk>", "add_bos_token": False,
+              "chat_template": "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
+
+
+def write_spm(folder):
+    shutil.copyfile(REFMODEL / "tokenizer.model", folder / "tokenizer.model")
+    config = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "add_eos_token": False, "bos_token": "<s>",
+              "eos_token": "</s>", "unk_token": "<unk>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
+
+
+def make(out, name):
+    maker, dtype, files = CHECKPOINTS[name]
+    config, shapes, tokenizer = maker()
+    folder = out / name
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {n: tensor(n, shape, dtype) for n, shape in shapes.items()}
+    if name.endswith("fp8"):
+        tensors = quantize_fp8(tensors)
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    write_weights(folder, tensors, files)
+    {"spm": write_spm, "bpe": write_bpe}[tokenizer](folder)
+
+
+def main():
+    if sys.argv[1:] == ["--list"]:
+        print("\n".join(CHECKPOINTS))
+        return
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
+    for name in sys.argv[2:] or CHECKPOINTS:
+        make(Path(sys.argv[1]), name)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+#!/usr/bin/env python3
+"""Runs the reference's convert_hf_to_gguf.py on many checkpoints in one process.
+
+    convert-reference.py SOURCE < JOBS
+
+SOURCE is the reference's directory; every line of JOBS is the arguments of one conversion, separated by tabs.
+Nothing of the reference is changed but one answer: it cannot know the hash of a tiny vocabulary, so it is told the
+name of the pre-tokenizer, which the environment's QUANTIER_PRE holds (default: gpt-2).
+"""
+
+import logging
+import os
+import sys
+import traceback
+
+
+def main():
+    source = sys.argv[1]
+    sys.path.insert(0, source)
+    sys.path.insert(1, os.path.join(source, "gguf-py"))
+    import convert_hf_to_gguf
+    from conversion.base import TextModel
+
+    TextModel.get_vocab_base_pre = lambda self, tokenizer: os.environ.get("QUANTIER_PRE", "gpt-2")
+    for line in sys.stdin.read().splitlines():
+        sys.argv = ["convert_hf_to_gguf.py", *line.split("\t")]
+        try:
+            convert_hf_to_gguf.main()
+        except SystemExit as end:
+            if end.code:
+                print(f"failed: {line}", file=sys.stderr)
+        except Exception:
+            traceback.print_exc()
+            print(f"failed: {line}", file=sys.stderr)
+        logging.getLogger().setLevel(logging.WARNING)
+
+
+if __name__ == "__main__":
+    main()

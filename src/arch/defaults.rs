@@ -1,0 +1,190 @@
+//! What transformers' configuration classes add to a config.json that leaves fields out.
+//!
+//! The reference reads config.json through the class that `model_type` names. Only the fields that end in a GGUF
+//! are listed. The values are those of transformers 4.57; a `model_type` that is not here is taken as it is.
+
+use super::config::{Result, wrong_kind};
+use serde_json::{Map, Number, Value};
+
+/// What is filled in for one field.
+#[derive(Clone, Copy)]
+enum Fill {
+    Int(u64),
+    Float(f64),
+    /// The class knows the field, and it stays null.
+    Null,
+    /// The value of another field; null counts as missing.
+    SameAs(&'static str),
+    /// The quotient of two other fields; null counts as missing.
+    Quotient(&'static str, &'static str),
+}
+
+use self::Fill::{Float, Int, Null, Quotient, SameAs};
+
+/// A configuration class.
+struct Class {
+    model_type: &'static str,
+    fields: &'static [(&'static str, Fill)],
+}
+
+macro_rules! class {
+    ($model_type:literal: $($field:ident = $default:expr),* $(,)?) => {
+        Class { model_type: $model_type, fields: &[$((stringify!($field), $default)),*] }
+    };
+}
+
+const HEADS: Fill = SameAs("num_attention_heads");
+
+static CLASSES: &[Class] = &[
+    class!("llama": vocab_size = Int(32_000), hidden_size = Int(4096), intermediate_size = Int(11_008),
+        num_hidden_layers = Int(32), num_attention_heads = Int(32), num_key_value_heads = HEADS,
+        max_position_embeddings = Int(2048), rms_norm_eps = Float(1e-6), rope_theta = Float(10_000.0),
+        rope_scaling = Null, head_dim = Quotient("hidden_size", "num_attention_heads")),
+    class!("mistral": vocab_size = Int(32_000), hidden_size = Int(4096), intermediate_size = Int(14_336),
+        num_hidden_layers = Int(32), num_attention_heads = Int(32), num_key_value_heads = Int(8), head_dim = Null,
+        max_position_embeddings = Int(4096 * 32), rms_norm_eps = Float(1e-6), rope_theta = Float(10_000.0),
+        sliding_window = Int(4096)),
+    class!("mixtral": vocab_size = Int(32_000), hidden_size = Int(4096), intermediate_size = Int(14_336),
+        num_hidden_layers = Int(32), num_attention_heads = Int(32), num_key_value_heads = Int(8), head_dim = Null,
+        max_position_embeddings = Int(4096 * 32), rms_norm_eps = Float(1e-5), rope_theta = Float(1e6),
+        sliding_window = Null, num_experts_per_tok = Int(2), num_local_experts = Int(8)),
+    class!("qwen2": vocab_size = Int(151_936), hidden_size = Int(4096), intermediate_size = Int(22_016),
+        num_hidden_layers = Int(32), num_attention_heads = Int(32), num_key_value_heads = Int(32),
+        max_position_embeddings = Int(32_768), rms_norm_eps = Float(1e-6), rope_theta = Float(10_000.0),
+        rope_scaling = Null),
+    class!("qwen2_moe": vocab_size = Int(151_936), hidden_size = Int(2048), intermediate_size = Int(5632),
+        num_hidden_layers = Int(24), num_attention_heads = Int(16), num_key_value_heads = Int(16),
+        max_position_embeddings = Int(32_768), rms_norm_eps = Float(1e-6), rope_theta = Float(10_000.0),
+        rope_scaling = Null, moe_intermediate_size = Int(1408), shared_expert_intermediate_size = Int(5632),
+        num_experts_per_tok = Int(4), num_experts = Int(60)),
+    class!("qwen3": vocab_size = Int(151_936), hidden_size = Int(4096), intermediate_size = Int(22_016),
+        num_hidden_layers = Int(32), num_attention_heads = Int(32), num_key_value_heads = Int(32),
+        head_dim = Int(128), max_position_embeddings = Int(32_768), rms_norm_eps = Float(1e-6),
+        rope_theta = Float(10_000.0), rope_scaling = Null),
+    class!("qwen3_moe": vocab_size = Int(151_936), hidden_size = Int(2048), intermediate_size = Int(6144),
+        num_hidden_layers = Int(24), num_attention_heads = Int(32), num_key_value_heads = Int(4),
+        max_position_embeddings = Int(32_768), rms_norm_eps = Float(1e-6), rope_theta = Float(10_000.0),
+        rope_scaling = Null, moe_intermediate_size = Int(768), num_experts_per_tok = Int(8),
+        num_experts = Int(128)),
+    class!("gemma2": vocab_size = Int(256_000), hidden_size = Int(2304), intermediate_size = Int(9216),
+        num_hidden_layers = Int(26), num_attention_heads = Int(8), num_key_value_heads = Int(4),
+        head_dim = Int(256), max_position_embeddings = Int(8192), rms_norm_eps = Float(1e-6),
+        rope_theta = Float(10_000.0), sliding_window = Int(4096), final_logit_softcapping = Float(30.0),
+        attn_logit_softcapping = Float(50.0)),
+    class!("gemma3_text": vocab_size = Int(262_208), hidden_size = Int(2304), intermediate_size = Int(9216),
+        num_hidden_layers = Int(26), num_attention_heads = Int(8), num_key_value_heads = Int(4),
+        head_dim = Int(256), max_position_embeddings = Int(131_072), rms_norm_eps = Float(1e-6),
+        rope_theta = Float(1_000_000.0), sliding_window = Int(4096), final_logit_softcapping = Null,
+        attn_logit_softcapping = Null, rope_scaling = Null, rope_local_base_freq = Float(10_000.0)),
+    class!("phi3": vocab_size = Int(32_064), hidden_size = Int(3072), intermediate_size = Int(8192),
+        num_hidden_layers = Int(32), num_attention_heads = Int(32), num_key_value_heads = HEADS,
+        max_position_embeddings = Int(4096), original_max_position_embeddings = Int(4096),
+        rms_norm_eps = Float(1e-5), rope_theta = Float(10_000.0), rope_scaling = Null,
+        partial_rotary_factor = Float(1.0), sliding_window = Null),
+    class!("olmo": vocab_size = Int(50_304), hidden_size = Int(4096), intermediate_size = Int(11_008),
+        num_hidden_layers = Int(32), num_attention_heads = Int(32), num_key_value_heads = HEADS,
+        max_position_embeddings = Int(2048), rope_theta = Float(10_000.0), rope_scaling = Null, clip_qkv = Null),
+    class!("olmo2": vocab_size = Int(50_304), hidden_size = Int(4096), intermediate_size = Int(11_008),
+        num_hidden_layers = Int(32), num_attention_heads = Int(32), num_key_value_heads = HEADS,
+        max_position_embeddings = Int(2048), rms_norm_eps = Float(1e-5), rope_theta = Float(10_000.0),
+        rope_scaling = Null),
+    class!("granite": vocab_size = Int(32_000), hidden_size = Int(4096), intermediate_size = Int(11_008),
+        num_hidden_layers = Int(32), num_attention_heads = Int(32), num_key_value_heads = HEADS,
+        max_position_embeddings = Int(2048), rms_norm_eps = Float(1e-6), rope_theta = Float(10_000.0),
+        rope_scaling = Null, embedding_multiplier = Float(1.0), logits_scaling = Float(1.0),
+        residual_multiplier = Float(1.0), attention_multiplier = Float(1.0)),
+    class!("starcoder2": vocab_size = Int(49_152), hidden_size = Int(3072), intermediate_size = Int(12_288),
+        num_hidden_layers = Int(30), num_attention_heads = Int(24), num_key_value_heads = Int(2),
+        max_position_embeddings = Int(4096), norm_epsilon = Float(1e-5), rope_theta = Float(10_000.0),
+        rope_scaling = Null, sliding_window = Null),
+    class!("gpt2": vocab_size = Int(50_257), n_positions = Int(1024), n_embd = Int(768), n_layer = Int(12),
+        n_head = Int(12), n_inner = Null, layer_norm_epsilon = Float(1e-5)),
+    class!("smollm3": vocab_size = Int(128_256), hidden_size = Int(2048), intermediate_size = Int(11_008),
+        num_hidden_layers = Int(36), num_attention_heads = Int(16), num_key_value_heads = Int(4),
+        max_position_embeddings = Int(32_768), rms_norm_eps = Float(1e-6), rope_theta = Float(2_000_000.0),
+        rope_scaling = Null, sliding_window = Null),
+];
+
+/// Classes that take an explicit null of `num_key_value_heads` for "as many as heads".
+const NULL_IS_HEADS: &[&str] = &["mistral", "mixtral", "qwen2", "qwen3", "smollm3"];
+
+/// Fills in what the class of the config's `model_type` would.
+pub(super) fn complete(fields: &mut Map<String, Value>) -> Result<()> {
+    let Some(model_type) = fields.get("model_type").and_then(Value::as_str).map(str::to_owned) else { return Ok(()) };
+    let Some(class) = CLASSES.iter().find(|class| class.model_type == model_type) else { return Ok(()) };
+    for (name, default) in class.fields {
+        let there = fields.get(*name).is_some_and(|value| match default {
+            SameAs(_) | Quotient(..) => !value.is_null(),
+            Int(_) | Float(_) | Null => true,
+        });
+        if !there {
+            let value = default.value(fields)?;
+            fields.insert((*name).into(), value);
+        }
+    }
+    if NULL_IS_HEADS.contains(&&*model_type) && fields.get("num_key_value_heads").is_some_and(Value::is_null) {
+        let heads = HEADS.value(fields)?;
+        fields.insert("num_key_value_heads".into(), heads);
+    }
+    if model_type == "phi3" {
+        rename_long_rope(fields);
+    }
+    Ok(())
+}
+
+impl Fill {
+    fn value(self, fields: &Map<String, Value>) -> Result<Value> {
+        let whole = |name: &str| {
+            let value = fields.get(name).unwrap_or(&Value::Null);
+            value.as_u64().ok_or_else(|| wrong_kind(name, value, "a whole number that is not negative"))
+        };
+        Ok(match self {
+            Int(n) => n.into(),
+            Float(x) => Number::from_f64(x).map_or(Value::Null, Value::Number),
+            Null => Value::Null,
+            SameAs(other) => fields.get(other).cloned().unwrap_or_default(),
+            Quotient(of, by) => match whole(by)? {
+                0 => return Err(format!("field '{by}' is 0")),
+                divisor => (whole(of)? / divisor).into(),
+            },
+        })
+    }
+}
+
+/// Phi-3's class calls the older kinds of long context by their later name.
+fn rename_long_rope(fields: &mut Map<String, Value>) {
+    let kind = fields.get_mut("rope_scaling").and_then(|scaling| scaling.get_mut("type"));
+    if let Some(kind) = kind.filter(|kind| matches!(kind.as_str(), Some("su" | "yarn"))) {
+        *kind = "longrope".into();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn completed(fields: Value) -> Map<String, Value> {
+        let mut fields = fields.as_object().unwrap().clone();
+        complete(&mut fields).unwrap();
+        fields
+    }
+
+    #[test]
+    fn fields_that_are_left_out_get_the_defaults_of_the_class() {
+        let llama = completed(json!({ "model_type": "llama", "hidden_size": 512, "num_attention_heads": 8,
+            "head_dim": null }));
+        assert_eq!(llama["num_key_value_heads"], 8);
+        assert_eq!(llama["head_dim"], 64);
+        let mistral = completed(json!({ "model_type": "mistral", "num_key_value_heads": null }));
+        assert_eq!(mistral["num_key_value_heads"], 32);
+        assert!(mistral["head_dim"].is_null());
+        assert_eq!(completed(json!({ "model_type": "new" })).len(), 1);
+    }
+
+    #[test]
+    fn a_division_by_zero_heads_is_an_error() {
+        let mut fields = json!({ "model_type": "llama", "num_attention_heads": 0 }).as_object().unwrap().clone();
+        assert!(complete(&mut fields).unwrap_err().contains("num_attention_heads"));
+    }
+}

@@ -1,0 +1,66 @@
+//! GPT-2, whose matrices are stored with columns for rows, and whose names come with and without a prefix.
+
+use super::config::Result;
+use super::rules::Dim::{Any, Hidden};
+use super::rules::Transform::Transpose;
+use super::{Architecture, Config, Keys, Parameter, Rule, Vocabulary, nothing_generated};
+use crate::format::gguf::Value;
+
+/// The feed-forward network is as many times wider than the hidden state.
+const FFN_FACTOR: u32 = 4;
+
+pub(super) static GPT2: Architecture = Architecture {
+    classes: &["GPT2LMHeadModel"],
+    name: "gpt2",
+    vocabulary: Vocabulary::Bpe,
+    parameters: &[PARAMETERS],
+    tensors: &[PREFIXED, BARE],
+    generated: nothing_generated,
+};
+
+const PARAMETERS: &[Parameter] = &[
+    Parameter::Layers,
+    Parameter::U32("context_length", &["n_ctx"]),
+    Parameter::U32("embedding_length", &["n_embd"]),
+    Parameter::Computed(feed_forward),
+    Parameter::U32("attention.head_count", &["n_head"]),
+    Parameter::F32("attention.layer_norm_epsilon", &["layer_norm_epsilon"]),
+    Parameter::FileType,
+];
+
+fn feed_forward(config: &Config, keys: &mut Keys) -> Result<()> {
+    let width = config.u32(&["n_embd"])?.checked_mul(FFN_FACTOR).ok_or("field 'n_embd' is too large")?;
+    keys.set("feed_forward_length", Value::U32(width));
+    Ok(())
+}
+
+macro_rules! rules {
+    ($prefix:literal) => {
+        &[
+            Rule::keep("lm_head", "output", &[Any, Hidden]),
+            Rule::keep(concat!($prefix, "wte"), "token_embd", &[Any, Hidden]),
+            Rule::keep(concat!($prefix, "wpe"), "position_embd", &[Any, Hidden]),
+            Rule::keep(concat!($prefix, "ln_f"), "output_norm", &[Hidden]),
+            Rule::keep(concat!($prefix, "h.{}.ln_1"), "blk.{}.attn_norm", &[Hidden]),
+            Rule::keep(concat!($prefix, "h.{}.ln_2"), "blk.{}.ffn_norm", &[Hidden]),
+            transposed(concat!($prefix, "h.{}.attn.c_attn.weight"), "blk.{}.attn_qkv.weight"),
+            transposed(concat!($prefix, "h.{}.attn.c_proj.weight"), "blk.{}.attn_output.weight"),
+            transposed(concat!($prefix, "h.{}.mlp.c_fc.weight"), "blk.{}.ffn_up.weight"),
+            transposed(concat!($prefix, "h.{}.mlp.c_proj.weight"), "blk.{}.ffn_down.weight"),
+            Rule::keep(concat!($prefix, "h.{}.attn.c_attn.bias"), "blk.{}.attn_qkv.bias", &[]),
+            Rule::keep(concat!($prefix, "h.{}.attn.c_proj.bias"), "blk.{}.attn_output.bias", &[]),
+            Rule::keep(concat!($prefix, "h.{}.mlp.c_fc.bias"), "blk.{}.ffn_up.bias", &[]),
+            Rule::keep(concat!($prefix, "h.{}.mlp.c_proj.bias"), "blk.{}.ffn_down.bias", &[]),
+            // Old checkpoints hold the causal mask.
+            Rule::skip(concat!($prefix, "h.{}.attn.bias")),
+            Rule::skip(concat!($prefix, "h.{}.attn.masked_bias")),
+        ]
+    };
+}
+
+const fn transposed(from: &'static str, to: &'static str) -> Rule {
+    Rule::with(from, to, Transpose, &[Any, Any])
+}
+
+const PREFIXED: &[Rule] = rules!("transformer.");
+const BARE: &[Rule] = rules!("");

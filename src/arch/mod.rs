@@ -1,0 +1,150 @@
+//! What is known of model architectures: one table, and one small file per family.
+//!
+//! An [`Architecture`] says which classes of transformers it is for, what it is called in a GGUF, which metadata
+//! its config.json turns into and what becomes of its tensors. All of it is data; only what data cannot say is a
+//! function.
+
+mod config;
+mod defaults;
+mod gemma;
+mod gpt2;
+mod granite;
+mod llama;
+mod olmo;
+mod parameters;
+mod phi;
+mod qwen;
+mod rules;
+mod starcoder;
+
+pub use config::Config;
+pub use parameters::{Keys, Parameter};
+pub use rules::{Dim, Match, Rule, Transform};
+
+/// Everything that converting a model of one architecture needs to know.
+pub struct Architecture {
+    /// Names of its classes in transformers, as `architectures` in config.json has them.
+    pub classes: &'static [&'static str],
+    /// Its name in a GGUF.
+    pub name: &'static str,
+    /// Where its vocabulary is looked for.
+    pub vocabulary: Vocabulary,
+    /// Its metadata, in the order of the file.
+    pub parameters: &'static [&'static [Parameter]],
+    /// Its tensors; the first rule that matches a name decides.
+    pub tensors: &'static [&'static [Rule]],
+    /// Tensors that are computed from the config, and the keys that come with them.
+    pub generated: fn(&Config, &mut Keys) -> config::Result<Vec<Generated>>,
+}
+
+/// A tensor that no checkpoint holds.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Generated {
+    /// Its name in the GGUF.
+    pub name: &'static str,
+    /// Its weights, in one dimension.
+    pub weights: Vec<f32>,
+}
+
+/// Where a family's vocabulary is looked for, and what is peculiar to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Vocabulary {
+    /// tokenizer.model, else tokenizer.json of either kind; with Llama's peculiar keys.
+    Llama,
+    /// tokenizer.model, else byte-level BPE.
+    SentencePieceOrBpe,
+    /// Byte-level BPE from tokenizer.json.
+    Bpe,
+    /// tokenizer.model, and no space before a text.
+    Gemma,
+    /// tokenizer.model without a space before a text, else byte-level BPE.
+    Gemma3,
+    /// Phi-3: tokenizer.model, or byte-level BPE if the tokenizer's class says so.
+    Phi3,
+}
+
+/// Every architecture that can be converted.
+pub static ARCHITECTURES: &[&Architecture] = &[
+    &llama::LLAMA,
+    &llama::SMOLLM3,
+    &qwen::QWEN2,
+    &qwen::QWEN2_MOE,
+    &qwen::QWEN3,
+    &qwen::QWEN3_MOE,
+    &gemma::GEMMA2,
+    &gemma::GEMMA3,
+    &phi::PHI3,
+    &olmo::OLMO,
+    &olmo::OLMO2,
+    &granite::GRANITE,
+    &starcoder::STARCODER2,
+    &gpt2::GPT2,
+];
+
+impl Architecture {
+    /// The architecture of a class, or a sentence that names the nearest.
+    pub fn of_class(class: &str) -> Result<&'static Architecture, String> {
+        let classes = || ARCHITECTURES.iter().flat_map(|a| a.classes.iter().map(move |c| (*a, *c)));
+        if let Some((architecture, _)) = classes().find(|(_, known)| *known == class) {
+            return Ok(architecture);
+        }
+        let nearest = classes().min_by_key(|(_, known)| distance(class, known)).map_or("", |(_, known)| known);
+        Err(format!("architecture '{class}' is not supported; the nearest that is: {nearest}"))
+    }
+
+    /// The rule for a tensor of the checkpoint, and what it makes of the name.
+    pub fn rule(&self, name: &str) -> Option<(&'static Rule, Match)> {
+        self.tensors.iter().flat_map(|rules| rules.iter()).find_map(|rule| Some((rule, rule.matches(name)?)))
+    }
+}
+
+/// For architectures without generated tensors.
+fn nothing_generated(_: &Config, _: &mut Keys) -> config::Result<Vec<Generated>> {
+    Ok(Vec::new())
+}
+
+/// How many letters have to be added, removed or replaced to make one word of the other (Levenshtein 1965).
+fn distance(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.bytes().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.bytes().enumerate() {
+            let replaced = diagonal + usize::from(x != y);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn classes_are_unique_and_found() {
+        let mut seen = HashSet::new();
+        for class in ARCHITECTURES.iter().flat_map(|a| a.classes) {
+            assert!(seen.insert(class), "{class} is listed twice");
+            assert!(Architecture::of_class(class).unwrap().classes.contains(class));
+        }
+    }
+
+    #[test]
+    fn the_nearest_architecture_is_named() {
+        assert!(Architecture::of_class("LLamaForCausalLM").err().unwrap().contains(": LlamaForCausalLM"));
+        assert!(Architecture::of_class("Qwen2MoEForCausalLM").err().unwrap().contains(": Qwen2MoeForCausalLM"));
+        assert_eq!(distance("kitten", "sitting"), 3);
+    }
+
+    #[test]
+    fn rules_of_layers_lead_to_names_of_layers() {
+        for rule in ARCHITECTURES.iter().flat_map(|a| a.tensors.iter().flat_map(|rules| rules.iter())) {
+            let (from, to) = (rule.from.matches("{}").count(), rule.to.matches("{}").count());
+            let experts = usize::from(matches!(rule.transform, Transform::Expert(_)));
+            assert!(rule.transform == Transform::Skip || from == to + experts, "{}", rule.from);
+        }
+    }
+}

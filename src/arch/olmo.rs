@@ -1,0 +1,56 @@
+//! OLMo, whose norms have no weights, and OLMo 2, whose norms come after each half of a layer.
+
+use super::llama::{BUFFERS, EMBEDDINGS, GATED_FFN, PLAIN_ATTENTION};
+use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS};
+use super::rules::Dim::{Any, Hidden, Keys as KeyRows, Queries};
+use super::rules::Transform::{InterleaveKeys, InterleaveQueries};
+use super::{Architecture, Parameter, Rule, Vocabulary, nothing_generated};
+
+/// Fixed in the model's code, not said by its config.
+const OLMO_EPSILON: f32 = 1e-5;
+
+pub(super) static OLMO: Architecture = Architecture {
+    classes: &["OlmoForCausalLM", "OLMoForCausalLM"],
+    name: "olmo",
+    vocabulary: Vocabulary::Bpe,
+    parameters: &[COMMON, HEAD_LENGTHS, FILE_TYPE, OLMO_PARAMETERS],
+    tensors: &[EMBEDDINGS, OLMO_ATTENTION, GATED_FFN, BUFFERS],
+    generated: nothing_generated,
+};
+
+pub(super) static OLMO2: Architecture = Architecture {
+    classes: &["Olmo2ForCausalLM"],
+    name: "olmo2",
+    vocabulary: Vocabulary::Bpe,
+    parameters: &[COMMON, HEAD_LENGTHS, FILE_TYPE],
+    tensors: &[EMBEDDINGS, OLMO2_NORMS, PLAIN_ATTENTION, GATED_FFN, BUFFERS],
+    generated: nothing_generated,
+};
+
+const OLMO_PARAMETERS: &[Parameter] = &[
+    Parameter::ConstantF32("attention.layer_norm_epsilon", OLMO_EPSILON),
+    Parameter::OptionalF32("attention.clamp_kqv", &["clip_qkv"]),
+];
+
+/// Only the weights are interleaved; the reference leaves biases as they are.
+const OLMO_ATTENTION: &[Rule] = &[
+    Rule::with(
+        "model.layers.{}.self_attn.q_proj.weight",
+        "blk.{}.attn_q.weight",
+        InterleaveQueries,
+        &[Queries, Hidden],
+    ),
+    Rule::with("model.layers.{}.self_attn.k_proj.weight", "blk.{}.attn_k.weight", InterleaveKeys, &[KeyRows, Hidden]),
+    Rule::keep("model.layers.{}.self_attn.q_proj.bias", "blk.{}.attn_q.bias", &[Queries]),
+    Rule::keep("model.layers.{}.self_attn.k_proj.bias", "blk.{}.attn_k.bias", &[KeyRows]),
+    Rule::keep("model.layers.{}.self_attn.v_proj", "blk.{}.attn_v", &[Any, Hidden]),
+    Rule::keep("model.layers.{}.self_attn.o_proj", "blk.{}.attn_output", &[Hidden, Any]),
+];
+
+const OLMO2_NORMS: &[Rule] = &[
+    Rule::keep("model.norm", "output_norm", &[Hidden]),
+    Rule::keep("model.layers.{}.post_attention_layernorm", "blk.{}.post_attention_norm", &[Hidden]),
+    Rule::keep("model.layers.{}.post_feedforward_layernorm", "blk.{}.post_ffw_norm", &[Hidden]),
+    Rule::keep("model.layers.{}.self_attn.q_norm", "blk.{}.attn_q_norm", &[Queries]),
+    Rule::keep("model.layers.{}.self_attn.k_norm", "blk.{}.attn_k_norm", &[KeyRows]),
+];

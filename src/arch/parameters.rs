@@ -1,0 +1,238 @@
+//! The metadata that a model's config.json turns into: which keys, in which order, of which type.
+
+use super::config::{Config, Result, number_in, wrong_kind};
+use crate::format::gguf::{Value, keys};
+
+/// Metadata under construction. As in the reference, a key that is set anew keeps its place.
+#[derive(Clone, Debug, Default)]
+pub struct Keys {
+    architecture: &'static str,
+    /// `general.file_type`.
+    file_type: u32,
+    entries: Vec<(String, Value<'static>)>,
+}
+
+impl Keys {
+    /// No keys yet, for a model of this architecture and file type.
+    pub fn new(architecture: &'static str, file_type: u32) -> Keys {
+        Keys { architecture, file_type, entries: Vec::new() }
+    }
+
+    /// Sets a key; the architecture's name and a dot are put before it.
+    pub fn set(&mut self, key: &str, value: Value<'static>) {
+        self.set_exact(format!("{}.{key}", self.architecture), value);
+    }
+
+    fn set_exact(&mut self, key: String, value: Value<'static>) {
+        match self.entries.iter_mut().find(|(k, _)| *k == key) {
+            Some((_, old)) => *old = value,
+            None => self.entries.push((key, value)),
+        }
+    }
+
+    /// The keys in order.
+    pub fn into_entries(self) -> Vec<(String, Value<'static>)> {
+        self.entries
+    }
+}
+
+/// One step of turning a config into metadata.
+#[derive(Clone, Copy)]
+pub enum Parameter {
+    /// The number of layers, as `block_count`.
+    Layers,
+    /// `general.file_type`.
+    FileType,
+    /// A whole number from the first of these fields, which must be there.
+    U32(&'static str, &'static [&'static str]),
+    /// A whole number, if the first of these fields is there and not null.
+    OptionalU32(&'static str, &'static [&'static str]),
+    /// A number, which must be there.
+    F32(&'static str, &'static [&'static str]),
+    /// A number, if it is there and not null.
+    OptionalF32(&'static str, &'static [&'static str]),
+    /// A number, if it is there and not 0.
+    NonzeroF32(&'static str, &'static [&'static str]),
+    /// A number that the config does not say.
+    ConstantF32(&'static str, f32),
+    /// Whatever a function makes of the config.
+    Computed(fn(&Config, &mut Keys) -> Result<()>),
+}
+
+use Parameter::{Computed, FileType, Layers, OptionalF32, OptionalU32};
+
+impl Parameter {
+    /// Adds this step's keys.
+    pub fn apply(self, config: &Config, keys: &mut Keys) -> Result<()> {
+        match self {
+            Layers => keys.set("block_count", Value::U32(config.layers()?)),
+            FileType => keys.set_exact(keys::FILE_TYPE.into(), Value::U32(keys.file_type)),
+            Parameter::U32(key, fields) => keys.set(key, Value::U32(config.u32(fields)?)),
+            Parameter::F32(key, fields) => keys.set(key, Value::F32(config.f64(fields)? as f32)),
+            Parameter::ConstantF32(key, value) => keys.set(key, Value::F32(value)),
+            OptionalU32(key, fields) => {
+                if let Some(value) = config.optional_u32(fields)? {
+                    keys.set(key, Value::U32(value));
+                }
+            }
+            OptionalF32(key, fields) => {
+                if let Some(value) = config.optional_f64(fields)? {
+                    keys.set(key, Value::F32(value as f32));
+                }
+            }
+            Parameter::NonzeroF32(key, fields) => {
+                if let Some(value) = config.optional_f64(fields)?.filter(|value| *value != 0.0) {
+                    keys.set(key, Value::F32(value as f32));
+                }
+            }
+            Computed(function) => function(config, keys)?,
+        }
+        Ok(())
+    }
+}
+
+/// The keys of most models, in the reference's order.
+pub const COMMON: &[Parameter] = &[
+    Layers,
+    OptionalU32(
+        "context_length",
+        &["max_position_embeddings", "n_ctx", "n_positions", "max_length", "max_sequence_length", "model_max_length"],
+    ),
+    OptionalU32("embedding_length", &["hidden_size", "n_embd", "dim"]),
+    OptionalU32(
+        "feed_forward_length",
+        &["prefix_dense_intermediate_size", "dense_intermediate_size", "intermediate_size", "n_inner", "hidden_dim"],
+    ),
+    OptionalU32("attention.head_count", &["num_attention_heads", "n_head", "n_heads"]),
+    OptionalU32("attention.head_count_kv", &["num_key_value_heads", "n_kv_heads"]),
+    Computed(causal),
+    Computed(rope),
+    OptionalF32("attention.layer_norm_rms_epsilon", &["rms_norm_eps", "norm_eps"]),
+    OptionalF32("attention.layer_norm_epsilon", &["layer_norm_eps", "layer_norm_epsilon", "norm_epsilon"]),
+    OptionalU32("expert_count", &["num_local_experts", "num_experts", "n_routed_experts"]),
+    OptionalU32("expert_used_count", &["num_experts_per_tok", "num_experts_per_token", "top_k_experts"]),
+    OptionalU32("expert_group_count", &["n_group"]),
+    OptionalU32("expert_group_used_count", &["topk_group"]),
+    Computed(expert_gating),
+];
+
+/// Lengths of a head's key and value, which come after [`COMMON`].
+pub const HEAD_LENGTHS: &[Parameter] =
+    &[OptionalU32("attention.key_length", &["head_dim"]), OptionalU32("attention.value_length", &["head_dim"])];
+
+/// `general.file_type`, which stands between the common keys and a family's own.
+pub const FILE_TYPE: &[Parameter] = &[FileType];
+
+/// Models that see what comes after a token say so.
+fn causal(config: &Config, keys: &mut Keys) -> Result<()> {
+    if config.get("is_causal").is_some_and(|value| *value == false) {
+        keys.set("attention.causal", Value::Bool(false));
+    }
+    Ok(())
+}
+
+/// Kind and parameters of the rotary embedding.
+fn rope(config: &Config, keys: &mut Keys) -> Result<()> {
+    let parameters = config.rope();
+    let number = |name| number_in(parameters, name);
+    let kind = parameters.get("rope_type").and_then(|kind| kind.as_str()).unwrap_or_default();
+    match (kind, number("factor")?) {
+        ("linear", Some(factor)) => {
+            keys.set("rope.scaling.type", Value::str("linear"));
+            keys.set("rope.scaling.factor", Value::F32(factor as f32));
+        }
+        ("yarn", Some(factor)) => {
+            const CONTEXT: &str = "original_max_position_embeddings";
+            keys.set("rope.scaling.type", Value::str("yarn"));
+            keys.set("rope.scaling.factor", Value::F32(factor as f32));
+            let context = parameters.get(CONTEXT).filter(|value| !value.is_null());
+            let context = context.ok_or(format!("'{CONTEXT}' is missing among the parameters of yarn"))?;
+            let context = context.as_u64().and_then(|n| n.try_into().ok());
+            let context = context.ok_or(format!("'{CONTEXT}' of yarn is no whole number of 32 bits"))?;
+            keys.set("rope.scaling.original_context_length", Value::U32(context));
+            let attention =
+                if parameters.contains_key("attention_factor") { "attention_factor" } else { "attn_factor" };
+            for (key, name) in [
+                ("yarn_ext_factor", "extrapolation_factor"),
+                ("yarn_attn_factor", attention),
+                ("yarn_beta_fast", "beta_fast"),
+                ("yarn_beta_slow", "beta_slow"),
+            ] {
+                if let Some(value) = number(name)? {
+                    keys.set(&format!("rope.scaling.{key}"), Value::F32(value as f32));
+                }
+            }
+        }
+        ("su" | "longrope", _) => keys.set("rope.scaling.type", Value::str("longrope")),
+        // Llama 3's kind becomes a tensor; the others leave no trace.
+        _ => {}
+    }
+    if let Some(theta) = number("rope_theta")? {
+        keys.set("rope.freq_base", Value::F32(theta as f32));
+    }
+    if let Some(theta) = config.sliding_rope_theta()? {
+        keys.set("rope.freq_base_swa", Value::F32(theta as f32));
+    }
+    Ok(())
+}
+
+/// How the experts' scores are made, where the config says it.
+fn expert_gating(config: &Config, keys: &mut Keys) -> Result<()> {
+    const FIELDS: &[&str] = &[
+        "score_function",
+        "scoring_func",
+        "score_func",
+        "moe_router_activation",
+        "moe_router_activation_func",
+        "expert_selection_fn",
+    ];
+    let Some((name, function)) = config.first(FIELDS) else { return Ok(()) };
+    let number = match function.as_str() {
+        Some("softmax") => 1,
+        Some("sigmoid") => 2,
+        Some("sqrtsoftplus") => 4,
+        _ => return Err(wrong_kind(name, function, "'softmax', 'sigmoid' or 'sqrtsoftplus'")),
+    };
+    keys.set("expert_gating_func", Value::U32(number));
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn keys_of(config: serde_json::Value) -> Result<Vec<(String, Value<'static>)>> {
+        let config = Config::new(config.as_object().unwrap().clone())?;
+        let mut keys = Keys::new("a", 7);
+        [COMMON, FILE_TYPE].concat().iter().try_for_each(|parameter| parameter.apply(&config, &mut keys))?;
+        Ok(keys.into_entries())
+    }
+
+    #[test]
+    fn common_keys_keep_the_references_order() {
+        let keys = keys_of(json!({ "num_hidden_layers": 2, "rms_norm_eps": 1e-5, "hidden_size": 8,
+            "rope_theta": 5, "rope_scaling": { "type": "linear", "factor": 2 } }));
+        let names: Vec<_> = keys.unwrap().into_iter().map(|(key, value)| format!("{key}={value}")).collect();
+        assert_eq!(
+            names,
+            [
+                "a.block_count=2",
+                "a.embedding_length=8",
+                "a.rope.scaling.type=linear",
+                "a.rope.scaling.factor=2",
+                "a.rope.freq_base=5",
+                "a.attention.layer_norm_rms_epsilon=0.00001",
+                "general.file_type=7"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_field_of_the_wrong_kind_is_named() {
+        let error = keys_of(json!({ "num_hidden_layers": 2, "hidden_size": "8" })).unwrap_err();
+        assert!(error.contains("'hidden_size' is a text (\"8\")"), "{error}");
+        let error = keys_of(json!({ "hidden_size": 8 })).unwrap_err();
+        assert!(error.contains("'num_hidden_layers'"), "{error}");
+    }
+}

@@ -1,0 +1,82 @@
+//! Qwen 2 and 3, dense and with experts.
+
+use super::llama::{BUFFERS, EMBEDDINGS, GATED_FFN, NORMS, PLAIN_ATTENTION};
+use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS};
+use super::rules::Dim::{Any, Expert, Experts, Head, Hidden};
+use super::{Architecture, Parameter, Rule, Transform, Vocabulary, nothing_generated};
+
+pub(super) static QWEN2: Architecture = Architecture {
+    classes: &["Qwen2ForCausalLM"],
+    name: "qwen2",
+    vocabulary: Vocabulary::SentencePieceOrBpe,
+    parameters: &[COMMON, HEAD_LENGTHS, FILE_TYPE],
+    tensors: &[EMBEDDINGS, NORMS, PLAIN_ATTENTION, GATED_FFN, BUFFERS],
+    generated: nothing_generated,
+};
+
+pub(super) static QWEN3: Architecture = Architecture {
+    classes: &["Qwen3ForCausalLM"],
+    name: "qwen3",
+    vocabulary: Vocabulary::SentencePieceOrBpe,
+    parameters: &[COMMON, HEAD_LENGTHS, FILE_TYPE],
+    tensors: &[EMBEDDINGS, NORMS, PLAIN_ATTENTION, HEAD_NORMS, GATED_FFN, BUFFERS],
+    generated: nothing_generated,
+};
+
+pub(super) static QWEN2_MOE: Architecture = Architecture {
+    classes: &["Qwen2MoeForCausalLM"],
+    name: "qwen2moe",
+    vocabulary: Vocabulary::Bpe,
+    parameters: &[COMMON, HEAD_LENGTHS, FILE_TYPE, EXPERT_PARAMETERS],
+    tensors: &[EMBEDDINGS, NORMS, PLAIN_ATTENTION, EXPERTS, SHARED_EXPERT, BUFFERS],
+    generated: nothing_generated,
+};
+
+pub(super) static QWEN3_MOE: Architecture = Architecture {
+    classes: &["Qwen3MoeForCausalLM"],
+    name: "qwen3moe",
+    vocabulary: Vocabulary::Bpe,
+    parameters: &[COMMON, HEAD_LENGTHS, FILE_TYPE, EXPERT_PARAMETERS],
+    tensors: &[EMBEDDINGS, NORMS, PLAIN_ATTENTION, HEAD_NORMS, EXPERTS, BUFFERS],
+    generated: nothing_generated,
+};
+
+const EXPERT_PARAMETERS: &[Parameter] = &[
+    Parameter::OptionalU32("expert_feed_forward_length", &["moe_intermediate_size"]),
+    Parameter::OptionalU32("expert_shared_feed_forward_length", &["shared_expert_intermediate_size"]),
+];
+
+/// A norm over every head's queries and keys.
+pub(super) const HEAD_NORMS: &[Rule] = &[
+    Rule::keep("model.layers.{}.self_attn.q_norm", "blk.{}.attn_q_norm", &[Head]),
+    Rule::keep("model.layers.{}.self_attn.k_norm", "blk.{}.attn_k_norm", &[Head]),
+];
+
+const EXPERTS: &[Rule] = &[
+    Rule::keep("model.layers.{}.mlp.gate", "blk.{}.ffn_gate_inp", &[Experts, Hidden]),
+    Rule::with(
+        "model.layers.{}.mlp.experts.{}.down_proj.weight",
+        "blk.{}.ffn_down_exps.weight",
+        Transform::Expert(0),
+        &[Hidden, Expert],
+    ),
+    Rule::with(
+        "model.layers.{}.mlp.experts.{}.gate_proj.weight",
+        "blk.{}.ffn_gate_exps.weight",
+        Transform::Expert(1),
+        &[Expert, Hidden],
+    ),
+    Rule::with(
+        "model.layers.{}.mlp.experts.{}.up_proj.weight",
+        "blk.{}.ffn_up_exps.weight",
+        Transform::Expert(2),
+        &[Expert, Hidden],
+    ),
+];
+
+const SHARED_EXPERT: &[Rule] = &[
+    Rule::keep("model.layers.{}.mlp.shared_expert_gate", "blk.{}.ffn_gate_inp_shexp", &[Any, Hidden]),
+    Rule::keep("model.layers.{}.mlp.shared_expert.gate_proj", "blk.{}.ffn_gate_shexp", &[Any, Hidden]),
+    Rule::keep("model.layers.{}.mlp.shared_expert.up_proj", "blk.{}.ffn_up_shexp", &[Any, Hidden]),
+    Rule::keep("model.layers.{}.mlp.shared_expert.down_proj", "blk.{}.ffn_down_shexp", &[Hidden, Any]),
+];

@@ -1,0 +1,20 @@
+//! StarCoder 2: norms with biases, and a feed-forward network without a gate.
+
+use super::llama::{BUFFERS, EMBEDDINGS, NORMS, PLAIN_ATTENTION};
+use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS};
+use super::rules::Dim::{FeedForward, Hidden};
+use super::{Architecture, Rule, Vocabulary, nothing_generated};
+
+pub(super) static STARCODER2: Architecture = Architecture {
+    classes: &["Starcoder2ForCausalLM"],
+    name: "starcoder2",
+    vocabulary: Vocabulary::Bpe,
+    parameters: &[COMMON, HEAD_LENGTHS, FILE_TYPE],
+    tensors: &[EMBEDDINGS, NORMS, PLAIN_ATTENTION, FFN, BUFFERS],
+    generated: nothing_generated,
+};
+
+const FFN: &[Rule] = &[
+    Rule::keep("model.layers.{}.mlp.c_fc", "blk.{}.ffn_up", &[FeedForward, Hidden]),
+    Rule::keep("model.layers.{}.mlp.c_proj", "blk.{}.ffn_down", &[Hidden, FeedForward]),
+];

@@ -1,0 +1,210 @@
+//! A Hugging Face checkpoint on disk: config.json and the tensors of all its safetensors files.
+
+use super::{Error, Result};
+use crate::arch::Config;
+use crate::format::json;
+use crate::format::map::Map;
+use crate::format::safetensors::{self, Dtype};
+use crate::plan::recipe::Problem;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+const CONFIG: &str = "config.json";
+const INDEX: &str = "model.safetensors.index.json";
+
+/// The mapped files of a checkpoint. [`Checkpoint::parse`] borrows nothing but keeps to their order.
+pub struct Checkpoint {
+    /// The directory with the files beside the weights.
+    pub dir: PathBuf,
+    /// config.json.
+    pub config: Config,
+    /// Every tensor, in the order in which the reference meets them: by file name, then by tensor name.
+    pub tensors: Vec<Source>,
+    maps: Vec<Map>,
+}
+
+/// A tensor of a checkpoint.
+#[derive(Clone, Debug)]
+pub struct Source {
+    /// Its name.
+    pub name: String,
+    /// How its numbers are stored.
+    pub dtype: Dtype,
+    /// Dimensions, outermost first.
+    pub shape: Vec<u64>,
+    /// Which file it is in.
+    pub(super) file: usize,
+    /// Where in that file, in bytes.
+    pub(super) range: Range<usize>,
+}
+
+impl Checkpoint {
+    /// Opens a directory, or one safetensors file with a config.json beside it, and checks that nothing is missing.
+    ///
+    /// # Errors
+    /// Everything that is wrong with the files at once, as far as it can be seen.
+    pub fn open(path: &Path) -> Result<Checkpoint> {
+        let one_file = path.is_file().then(|| path.file_name().unwrap_or_default().to_string_lossy().into_owned());
+        let dir = match one_file {
+            Some(_) => path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned(),
+            None => path.to_owned(),
+        };
+        let config = json::read_object(&dir.join(CONFIG)).map_err(|e| explain_config(e, path))?;
+        let config = Config::new(config).map_err(|what| bad(&dir.join(CONFIG), what))?;
+        let index = match one_file {
+            Some(_) => None,
+            None => Index::read(&dir.join(INDEX))?,
+        };
+        let parts = match (&one_file, &index) {
+            (Some(part), _) => vec![part.clone()],
+            (None, Some(index)) => index.parts(),
+            (None, None) => list(&dir, "model", ".safetensors")?,
+        };
+        let mut checkpoint = Checkpoint { dir, config, tensors: Vec::new(), maps: Vec::new() };
+        let mut problems = checkpoint.read(&parts)?;
+        if problems.is_empty() {
+            problems.extend(index.iter().flat_map(|index| index.compare(&checkpoint.tensors)));
+        }
+        match problems.is_empty() {
+            true => Ok(checkpoint),
+            false => Err(Error::Impossible(problems)),
+        }
+    }
+
+    /// The mapped files.
+    pub(super) fn maps(&self) -> &[Map] {
+        &self.maps
+    }
+
+    /// The files of the weights.
+    pub fn paths(&self) -> Vec<&Path> {
+        self.maps.iter().map(Map::path).collect()
+    }
+
+    /// A tensor's bytes.
+    pub(super) fn data(&self, source: &Source) -> &[u8] {
+        &self.maps[source.file].bytes()[source.range.clone()]
+    }
+
+    /// Where config.json is.
+    pub fn config_path(&self) -> PathBuf {
+        self.dir.join(CONFIG)
+    }
+
+    /// Fails with what to do if the checkpoint has no weights.
+    pub(super) fn check_has_weights(&self) -> Result<()> {
+        if !self.tensors.is_empty() {
+            return Ok(());
+        }
+        let what = match list(&self.dir, "pytorch_model", ".bin")?.is_empty() {
+            true => "there are no model*.safetensors in it; name the directory of a Hugging Face model".to_owned(),
+            false => "its weights are pytorch_model*.bin, which can run code when they are read. Make safetensors of \
+                      them first: python -c \"from transformers import AutoModelForCausalLM as M; \
+                      M.from_pretrained('DIR', torch_dtype='auto').save_pretrained('OUT', safe_serialization=True)\", \
+                      then copy the tokenizer's files to OUT"
+                .to_owned(),
+        };
+        Err(bad(&self.dir, what))
+    }
+
+    /// Maps and parses the files; returns what is wrong with any of them.
+    fn read(&mut self, parts: &[String]) -> Result<Vec<Problem>> {
+        let mut problems = Vec::new();
+        let mut seen: HashMap<String, usize> = HashMap::new();
+        for part in parts {
+            let path = self.dir.join(part);
+            if !path.is_file() {
+                problems.push(Problem::of(part, "these files are missing; download them again"));
+                continue;
+            }
+            let map = Map::open(&path)?;
+            let header = match safetensors::parse(map.bytes()) {
+                Ok(header) => header,
+                Err(what) => {
+                    problems.push(Problem::of(part, what));
+                    continue;
+                }
+            };
+            let file = self.maps.len();
+            for tensor in header.tensors {
+                if let Some(first) = seen.insert(tensor.name.clone(), file) {
+                    let first = self.maps[first].path().display();
+                    problems.push(Problem::of(&tensor.name, format!("these tensors are in {first} and in {part}")));
+                }
+                let (name, dtype, shape, range) = (tensor.name, tensor.dtype, tensor.shape, tensor.range);
+                self.tensors.push(Source { name, dtype, shape, file, range });
+            }
+            self.maps.push(map);
+        }
+        Ok(problems)
+    }
+}
+
+/// model.safetensors.index.json: which tensor is in which file.
+struct Index {
+    file_of: BTreeMap<String, String>,
+}
+
+impl Index {
+    /// Reads the index, if there is one.
+    fn read(path: &Path) -> Result<Option<Index>> {
+        if !path.is_file() {
+            return Ok(None);
+        }
+        let index = json::read_object(path)?;
+        let entries = index.get("weight_map").and_then(|map| map.as_object());
+        let entries = entries.ok_or_else(|| bad(path, "its 'weight_map' is missing or no object"))?;
+        let mut file_of = BTreeMap::new();
+        for (tensor, file) in entries {
+            // A name with a directory in it could lead anywhere.
+            let file = file.as_str().filter(|file| Path::new(file).file_name() == Some(file.as_ref()));
+            let file = file.ok_or_else(|| bad(path, format!("the file of tensor '{tensor}' is no file name")))?;
+            file_of.insert(tensor.clone(), file.to_owned());
+        }
+        Ok(Some(Index { file_of }))
+    }
+
+    /// The files, sorted by name.
+    fn parts(&self) -> Vec<String> {
+        self.file_of.values().collect::<BTreeSet<_>>().into_iter().cloned().collect()
+    }
+
+    /// What the index has and the files have not, and the other way round.
+    fn compare(&self, tensors: &[Source]) -> Vec<Problem> {
+        let there: BTreeSet<&str> = tensors.iter().map(|t| &*t.name).collect();
+        let absent = self.file_of.iter().filter(|(name, _)| !there.contains(&***name));
+        let absent = absent.map(|(name, file)| {
+            Problem::of(name, format!("{INDEX} says that {file} holds these tensors, and it does not"))
+        });
+        let unknown = there.iter().filter(|name| !self.file_of.contains_key(**name));
+        absent.chain(unknown.map(|name| Problem::of(name, format!("these tensors are not in {INDEX}")))).collect()
+    }
+}
+
+/// Names in a directory with this beginning and this end, sorted.
+fn list(dir: &Path, prefix: &str, suffix: &str) -> Result<Vec<String>> {
+    let io = |source| crate::format::Error::Io { path: dir.to_owned(), action: "list", source };
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(io)? {
+        let name = entry.map_err(io)?.file_name();
+        names
+            .extend(name.to_str().filter(|name| name.starts_with(prefix) && name.ends_with(suffix)).map(str::to_owned));
+    }
+    names.sort();
+    Ok(names)
+}
+
+fn bad(path: &Path, what: impl Into<String>) -> Error {
+    crate::format::Error::Bad { path: path.to_owned(), what: what.into() }.into()
+}
+
+/// A missing config.json mostly means that the wrong thing was named.
+fn explain_config(error: crate::format::Error, path: &Path) -> Error {
+    match error {
+        crate::format::Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound && path.exists() => {
+            bad(path, format!("there is no {CONFIG} beside the weights; name the directory of a Hugging Face model"))
+        }
+        other => other.into(),
+    }
+}

@@ -1,0 +1,156 @@
+//! `convert`: a Hugging Face checkpoint in, a GGUF out, byte for byte what convert_hf_to_gguf.py writes.
+//!
+//! ```text
+//! Checkpoint::open     config.json and every safetensors header, checked
+//! Plan::new            each tensor's name, shape, type and origin; all metadata; the layout of every file
+//! Plan::run            bands of rows through the transforms and the rounding, in parallel, to the disk
+//! ```
+//!
+//! Everything that cannot work is refused by [`Plan::new`], before a byte is written.
+
+mod checkpoint;
+mod numbers;
+mod plan;
+mod scale;
+mod tensors;
+mod weights;
+
+pub use checkpoint::{Checkpoint, Source};
+pub use plan::{Plan, PlannedTensor};
+
+use crate::format;
+use crate::format::gguf::Value;
+use crate::plan::file_type::FileType;
+use crate::plan::recipe::Problem;
+use std::path::PathBuf;
+
+/// `--outtype`: how matrices are stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OutType {
+    /// The 16-bit type of the checkpoint's first matrix that has one, else f16.
+    #[default]
+    Auto,
+    /// 32-bit floats.
+    F32,
+    /// IEEE halves.
+    F16,
+    /// The upper halves of 32-bit floats.
+    Bf16,
+    /// Blocks of 32 with 8 bits each.
+    Q8_0,
+}
+
+/// A whole job.
+#[derive(Clone, Debug, Default)]
+pub struct Job {
+    /// Where the output goes.
+    pub output: PathBuf,
+    /// How matrices are stored.
+    pub out_type: OutType,
+    /// Begin another file before one would have more tensors than this; 0 for no limit.
+    pub split_max_tensors: u64,
+    /// Begin another file before one would have more bytes of tensors than this; 0 for no limit.
+    pub split_max_size: u64,
+    /// Write metadata and vocabulary only.
+    pub vocab_only: bool,
+    /// Fail where a weight is not a number or infinite.
+    pub check: bool,
+    /// Threads; 0 takes one per core.
+    pub threads: usize,
+}
+
+/// Metadata that comes neither from config.json nor from the weights.
+pub trait Companions {
+    /// `general.type` and all that follows it up to the model's own keys, in order.
+    ///
+    /// # Errors
+    /// A sentence that says what is wrong, where, and what to do.
+    fn general(&self, count: &ParameterCount) -> std::result::Result<Vec<Entry>, String>;
+
+    /// The keys of the vocabulary, in order.
+    ///
+    /// # Errors
+    /// A sentence that says what is wrong, where, and what to do.
+    fn tokenizer(&self) -> std::result::Result<Vec<Entry>, String>;
+}
+
+/// A metadata key and its value.
+pub type Entry = (String, Value<'static>);
+
+/// How many weights a model has, counted as the reference does for its size label.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ParameterCount {
+    /// All.
+    pub total: u64,
+    /// Those outside of experts.
+    pub shared: u64,
+    /// Those of one expert, over all layers.
+    pub per_expert: u64,
+    /// How many experts there are; 0 if none.
+    pub experts: u64,
+}
+
+/// Why a conversion failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file could not be read or written.
+    #[error(transparent)]
+    Format(#[from] format::Error),
+    /// The conversion cannot work; one sentence per reason.
+    #[error("this cannot be done, and nothing was written:\n{}", crate::quantize::by_reason(.0))]
+    Impossible(Vec<Problem>),
+    /// A weight that `--check` refuses.
+    #[error("{}: tensor '{tensor}', row {row}, holds {value}; the checkpoint is damaged", path.display())]
+    BadWeight {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Its row, counted over all its matrices.
+        row: u64,
+        /// What it holds: NaN or an infinity.
+        value: f32,
+    },
+    /// Stopped from outside.
+    #[error("stopped; nothing was written")]
+    Cancelled,
+}
+
+/// Result of this module.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// A reason that concerns no single tensor.
+    fn impossible(reason: impl Into<String>) -> Error {
+        Error::Impossible(vec![Problem::of("", reason)])
+    }
+}
+
+impl OutType {
+    /// Every type with its name on the command line.
+    pub const NAMES: [(&'static str, OutType); 5] = [
+        ("auto", OutType::Auto),
+        ("f32", OutType::F32),
+        ("f16", OutType::F16),
+        ("bf16", OutType::Bf16),
+        ("q8_0", OutType::Q8_0),
+    ];
+
+    /// The file type that a checkpoint gets.
+    pub fn file_type(self, tensors: &[Source]) -> FileType {
+        use format::safetensors::Dtype;
+        match self {
+            OutType::F32 => FileType::F32,
+            OutType::F16 => FileType::F16,
+            OutType::Bf16 => FileType::BF16,
+            OutType::Q8_0 => FileType::Q8_0,
+            OutType::Auto => {
+                let halves = tensors.iter().filter(|t| t.shape.len() > 1).map(|t| t.dtype);
+                match halves.into_iter().find(|dtype| matches!(dtype, Dtype::Bf16 | Dtype::F16)) {
+                    Some(Dtype::Bf16) => FileType::BF16,
+                    _ => FileType::F16,
+                }
+            }
+        }
+    }
+}

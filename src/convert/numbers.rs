@@ -1,0 +1,205 @@
+//! From the checkpoint's numbers to f32, and from f32 to the output's, rounded as numpy and gguf-py round.
+//!
+//! For numbers the block codecs do the very same; what differs are the bits of NaNs, most of which numpy keeps.
+
+use crate::format::safetensors::Dtype;
+use crate::format::types::GgmlType;
+use crate::quant::Codec;
+
+/// Set in a bf16 NaN, it makes a quiet one of it.
+const QUIET: u16 = 0x0040;
+/// Bits of an f32 mantissa beyond those of a half.
+const LOST_BITS: u32 = 13;
+
+/// The tensor type with the same representation, if there is one.
+pub(super) fn same_type(dtype: Dtype) -> Option<GgmlType> {
+    match dtype {
+        Dtype::F32 => Some(GgmlType::F32),
+        Dtype::F16 => Some(GgmlType::F16),
+        Dtype::Bf16 => Some(GgmlType::BF16),
+        _ => None,
+    }
+}
+
+/// Turns stored numbers into f32.
+///
+/// # Panics
+/// If the lengths do not fit each other.
+pub(super) fn widen(dtype: Dtype, raw: &[u8], out: &mut [f32]) {
+    assert_eq!(raw.len(), out.len() * dtype.bytes(), "stored numbers");
+    match dtype {
+        Dtype::F32 => each(raw, out, f32::from_le_bytes),
+        Dtype::F16 => widen_halves(raw, out),
+        Dtype::Bf16 => each(raw, out, |bytes| f32::from_bits(u32::from(u16::from_le_bytes(bytes)) << 16)),
+        Dtype::F64 => each(raw, out, |bytes| f64::from_le_bytes(bytes) as f32),
+        Dtype::F8E4m3 => each(raw, out, |[byte]: [u8; 1]| E4M3[usize::from(byte)]),
+        Dtype::F8E5m2 => {
+            each(raw, out, |[byte]: [u8; 1]| half::f16::from_bits(u16::from(byte) << 8).to_f32());
+        }
+        Dtype::I64 => each(raw, out, |bytes| i64::from_le_bytes(bytes) as f32),
+        Dtype::I32 => each(raw, out, |bytes| i32::from_le_bytes(bytes) as f32),
+        Dtype::I16 => each(raw, out, |bytes| i16::from_le_bytes(bytes).into()),
+        Dtype::I8 => each(raw, out, |bytes| i8::from_le_bytes(bytes).into()),
+        Dtype::U8 => each(raw, out, |[byte]: [u8; 1]| byte.into()),
+        Dtype::Bool => each(raw, out, |[byte]: [u8; 1]| f32::from(byte != 0)),
+    }
+}
+
+/// Adds 1. Halves are rounded to halves again: PyTorch adds in the checkpoint's type where that is f16.
+pub(super) fn add_one(dtype: Dtype, weights: &mut [f32]) {
+    for w in weights {
+        *w += 1.0;
+        if dtype == Dtype::F16 {
+            *w = half::f16::from_f32(*w).to_f32();
+        }
+    }
+}
+
+/// Rounds rows to a tensor type.
+///
+/// # Panics
+/// If the lengths do not fit each other or the type is none that a conversion writes.
+pub(super) fn narrow(target: GgmlType, weights: &[f32], out: &mut [u8]) {
+    let codec = Codec::of(target).expect("a type that weights are stored in");
+    codec.quantize_row(weights, None, out);
+    if weights.iter().fold(false, |any, w| any | w.is_nan()) {
+        match target {
+            GgmlType::F16 => fix_halves(weights, out),
+            GgmlType::Q8_0 => fix_blocks(weights, out),
+            _ => {}
+        }
+    }
+}
+
+/// Makes every NaN among bf16 numbers a quiet one, as their way through f32 would.
+pub(super) fn quiet_bf16(raw: &mut [u8]) {
+    for number in raw.as_chunks_mut().0 {
+        let bits = u16::from_le_bytes(*number);
+        *number = (bits | if is_nan_bf16(bits) { QUIET } else { 0 }).to_le_bytes();
+    }
+}
+
+/// Whether [`quiet_bf16`] would change nothing.
+pub(super) fn is_quiet_bf16(raw: &[u8]) -> bool {
+    let signals = |bits: u16| is_nan_bf16(bits) & (bits & QUIET == 0);
+    !raw.as_chunks().0.iter().fold(false, |any, number| any | signals(u16::from_le_bytes(*number)))
+}
+
+fn is_nan_bf16(bits: u16) -> bool {
+    bits & 0x7fff > 0x7f80
+}
+
+fn each<const N: usize>(raw: &[u8], out: &mut [f32], number: impl Fn([u8; N]) -> f32) {
+    for (bytes, x) in raw.as_chunks().0.iter().zip(out) {
+        *x = number(*bytes);
+    }
+}
+
+fn widen_halves(raw: &[u8], out: &mut [f32]) {
+    let codec = Codec::of(GgmlType::F16).expect("a type that weights are stored in");
+    codec.dequantize_row(raw, out);
+    if out.iter().fold(false, |any, x| any | x.is_nan()) {
+        for (bytes, x) in raw.as_chunks().0.iter().zip(out).filter(|(_, x)| x.is_nan()) {
+            let bits = u32::from(u16::from_le_bytes(*bytes));
+            *x = f32::from_bits((bits & 0x8000) << 16 | f32::INFINITY.to_bits() | (bits & 0x03ff) << LOST_BITS);
+        }
+    }
+}
+
+/// The bits of a NaN as a half: the upper bits of its mantissa, but never none.
+fn half_of_nan(x: f32) -> u16 {
+    let mantissa = (x.to_bits() & 0x007f_ffff) >> LOST_BITS;
+    ((x.to_bits() >> 16 & 0x8000) | 0x7c00 | mantissa.max(1)) as u16
+}
+
+fn fix_halves(weights: &[f32], out: &mut [u8]) {
+    for (x, half) in weights.iter().zip(out.as_chunks_mut().0).filter(|(x, _)| x.is_nan()) {
+        *half = half_of_nan(*x).to_le_bytes();
+    }
+}
+
+/// A block with a NaN has a NaN for a scale, and zeros. Which NaN depends, in numpy, on the CPU's vectors and on the
+/// place in the block; this is the one that vectors give.
+fn fix_blocks(weights: &[f32], out: &mut [u8]) {
+    const LEN: usize = 32;
+    const BYTES: usize = 34;
+    const SCALE: u16 = 0x7e00;
+    for (x, block) in weights.as_chunks::<LEN>().0.iter().zip(out.as_chunks_mut::<BYTES>().0) {
+        if x.iter().any(|x| x.is_nan()) {
+            *block = [0; BYTES];
+            block[..2].copy_from_slice(&SCALE.to_le_bytes());
+        }
+    }
+}
+
+/// The numbers of F8_E4M3: a sign, four bits of exponent with bias 7, three of mantissa; no infinities.
+static E4M3: [f32; 256] = {
+    let mut table = [0.0; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        table[byte as usize] = e4m3(byte);
+        byte += 1;
+    }
+    table
+};
+
+const fn e4m3(byte: u32) -> f32 {
+    /// What PyTorch makes of the one NaN.
+    const NAN: u32 = 0x7ff0_0000;
+    /// 2^-9, the last place of numbers without an exponent.
+    const SMALLEST: f32 = 1.0 / 512.0;
+    let sign = (byte & 0x80) << 24;
+    let (exponent, mantissa) = (byte >> 3 & 15, byte & 7);
+    let magnitude = match (exponent, mantissa) {
+        (15, 7) => NAN,
+        (0, _) => (mantissa as f32 * SMALLEST).to_bits(),
+        _ => (exponent + 127 - 7) << 23 | mantissa << 20,
+    };
+    f32::from_bits(sign | magnitude)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn eight_bit_floats_are_the_formats() {
+        let values = [(0x00, 0.0), (0x01, 1.0 / 512.0), (0x08, 1.0 / 64.0), (0x38, 1.0), (0x7e, 448.0), (0xc0, -2.0)];
+        for (byte, value) in values {
+            assert_eq!(E4M3[byte], value, "{byte:#x}");
+        }
+        assert!(E4M3[0x7f].is_nan() && E4M3[0xff].is_nan());
+        let mut out = [0.0; 3];
+        widen(Dtype::F8E5m2, &[0x3c, 0x7b, 0x01], &mut out);
+        assert_eq!(out, [1.0, 57344.0, 1.0 / 65536.0]);
+    }
+
+    /// Bits taken from numpy 2.2 on the same inputs.
+    #[test]
+    fn nans_keep_the_bits_that_numpy_keeps() {
+        let nans = [0x7f80_0001, 0x7fc0_0000, 0xffc1_2345, 0x7fff_ffff, 0x7f80_2000, 0xff80_0001].map(f32::from_bits);
+        let mut halves = [0; 12];
+        narrow(GgmlType::F16, &nans, &mut halves);
+        let bits: Vec<_> = halves.as_chunks().0.iter().map(|b| u16::from_le_bytes(*b)).collect();
+        assert_eq!(bits, [0x7c01, 0x7e00, 0xfe09, 0x7fff, 0x7c01, 0xfc01]);
+
+        let mut wide = [0.0; 4];
+        widen(Dtype::F16, &[0x01, 0x7c, 0x00, 0x7e, 0x55, 0xfe, 0x01, 0xfc], &mut wide);
+        assert_eq!(wide.map(f32::to_bits), [0x7f80_2000, 0x7fc0_0000, 0xffca_a000, 0xff80_2000]);
+
+        let mut bf16 = [0x81, 0x7f, 0xc0, 0x7f, 0x81, 0xff, 0x80, 0x7f];
+        assert!(!is_quiet_bf16(&bf16));
+        quiet_bf16(&mut bf16);
+        assert_eq!(bf16, [0xc1, 0x7f, 0xc0, 0x7f, 0xc1, 0xff, 0x80, 0x7f]);
+        assert!(is_quiet_bf16(&bf16));
+    }
+
+    #[test]
+    fn a_block_with_a_nan_is_zeros_under_a_nan() {
+        let mut weights = [1.0; 32];
+        weights[3] = f32::from_bits(0xffc1_2345);
+        let mut block = [9; 34];
+        narrow(GgmlType::Q8_0, &weights, &mut block);
+        assert_eq!((&block[..2], &block[2..]), (&[0x00, 0x7e][..], &[0; 32][..]));
+    }
+}

@@ -1,0 +1,29 @@
+//! JSON files: errors with the file's name, the line and the column.
+
+use super::{Error, Result};
+use serde_json::{Map, Value};
+use std::path::Path;
+
+/// Reads a file that holds one JSON object.
+pub fn read_object(path: &Path) -> Result<Map<String, Value>> {
+    let text = std::fs::read(path).map_err(|source| Error::Io { path: path.to_owned(), action: "read", source })?;
+    let bad = |what: String| Error::Bad { path: path.to_owned(), what };
+    match serde_json::from_slice(&text) {
+        Ok(Value::Object(object)) => Ok(object),
+        Ok(other) => Err(bad(format!("it holds {}, and an object {{...}} is expected", kind(&other)))),
+        Err(e) => Err(bad(format!("bad JSON: {e}"))),
+    }
+}
+
+/// What a JSON value is, in words.
+pub fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a truth value",
+        Value::Number(n) if n.is_f64() => "a number with a fraction",
+        Value::Number(_) => "a whole number",
+        Value::String(_) => "a text",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}

@@ -1,0 +1,253 @@
+//! `quantier convert` on checkpoints made here: what it makes of them, and what it says about broken ones.
+
+use assert_cmd::Command;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::path::Path;
+use tempfile::TempDir;
+
+const HIDDEN: u64 = 64;
+const FFN: u64 = 96;
+const VOCAB: u64 = 10;
+
+/// A checkpoint under construction.
+struct Model {
+    config: Value,
+    /// Name, type, shape, bytes.
+    tensors: BTreeMap<String, (&'static str, Vec<u64>, Vec<u8>)>,
+}
+
+impl Model {
+    /// A Llama of one layer whose weights count up, in bf16.
+    fn llama() -> Model {
+        let config = json!({
+            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": HIDDEN,
+            "intermediate_size": FFN, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": VOCAB,
+        });
+        let mut model = Model { config, tensors: BTreeMap::new() };
+        model.add("model.embed_tokens.weight", &[VOCAB, HIDDEN]);
+        model.add("model.norm.weight", &[HIDDEN]);
+        for (name, shape) in [
+            ("self_attn.q_proj.weight", vec![HIDDEN, HIDDEN]),
+            ("self_attn.k_proj.weight", vec![HIDDEN, HIDDEN]),
+            ("self_attn.v_proj.weight", vec![HIDDEN, HIDDEN]),
+            ("self_attn.o_proj.weight", vec![HIDDEN, HIDDEN]),
+            ("mlp.gate_proj.weight", vec![FFN, HIDDEN]),
+            ("mlp.up_proj.weight", vec![FFN, HIDDEN]),
+            ("mlp.down_proj.weight", vec![HIDDEN, FFN]),
+            ("input_layernorm.weight", vec![HIDDEN]),
+            ("post_attention_layernorm.weight", vec![HIDDEN]),
+        ] {
+            model.add(&format!("model.layers.0.{name}"), &shape);
+        }
+        model
+    }
+
+    /// Adds a tensor; the n-th weight is n, as far as bf16 can hold it.
+    fn add(&mut self, name: &str, shape: &[u64]) {
+        let count: u64 = shape.iter().product();
+        let bytes = (0..count).flat_map(|i| ((i as f32).to_bits() >> 16).to_le_bytes()[..2].to_vec()).collect();
+        self.tensors.insert(name.into(), ("BF16", shape.to_vec(), bytes));
+    }
+
+    fn layer(&mut self, name: &str) -> &mut (&'static str, Vec<u64>, Vec<u8>) {
+        self.tensors.get_mut(&format!("model.layers.0.{name}")).unwrap()
+    }
+
+    /// The bytes of a safetensors file with all tensors whose name passes.
+    fn safetensors(&self, keep: impl Fn(&str) -> bool) -> Vec<u8> {
+        let mut header = serde_json::Map::new();
+        let mut data = Vec::new();
+        for (name, (dtype, shape, bytes)) in self.tensors.iter().filter(|(name, _)| keep(name)) {
+            let end = data.len() + bytes.len();
+            let entry = json!({ "dtype": dtype, "shape": shape, "data_offsets": [data.len(), end] });
+            header.insert(name.clone(), entry);
+            data.extend(bytes);
+        }
+        let header = Value::Object(header).to_string();
+        [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &data].concat()
+    }
+
+    /// Writes config.json and one model.safetensors.
+    fn write(&self) -> TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("config.json"), self.config.to_string()).unwrap();
+        std::fs::write(dir.path().join("model.safetensors"), self.safetensors(|_| true)).unwrap();
+        dir
+    }
+}
+
+fn quantier(dir: &Path, args: &[&str]) -> Command {
+    let mut command = Command::cargo_bin("quantier").unwrap();
+    command.arg("convert").arg(dir).arg("-o").arg(dir.join("out.gguf")).args(args);
+    command
+}
+
+/// Runs a conversion that must fail, write nothing, and say this.
+fn fails(dir: &Path, args: &[&str], parts: &[&str]) {
+    let output = quantier(dir, args).output().unwrap();
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    for part in parts {
+        assert!(error.contains(part), "{part:?} is not in: {error}");
+    }
+    let written = std::fs::read_dir(dir).unwrap().any(|e| e.unwrap().file_name().to_string_lossy().contains("gguf"));
+    assert!(!written, "something was written");
+}
+
+fn plan(dir: &Path, args: &[&str]) -> Value {
+    let output = quantier(dir, &[args, &["--json"]].concat()).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// The f32 weights of a tensor in the output.
+fn weights(dir: &Path, name: &str) -> Vec<f32> {
+    let file = std::fs::read(dir.join("out.gguf")).unwrap();
+    let header = quantier::format::gguf::parse(&file).unwrap();
+    let (info, offset) = header.tensors.iter().find(|(info, _)| info.name == name).unwrap();
+    let bytes = &file[*offset as usize..][..info.bytes() as usize];
+    let mut weights = vec![0.0; info.shape.elements() as usize];
+    quantier::quant::Codec::of(info.ggml_type).unwrap().dequantize_row(bytes, &mut weights);
+    weights
+}
+
+#[test]
+fn a_dry_run_shows_types_and_writes_nothing() {
+    let dir = Model::llama().write();
+    let plan = plan(dir.path(), &["--outtype", "q8_0", "--dry-run"]);
+    assert_eq!((&plan["architecture"], &plan["file_type"]), (&json!("llama"), &json!("Q8_0")));
+    let types: BTreeMap<_, _> =
+        plan["tensors"].as_array().unwrap().iter().map(|t| (t["name"].as_str().unwrap(), &t["to"])).collect();
+    assert_eq!(types.len(), 11);
+    assert_eq!((types["blk.0.attn_norm.weight"], types["blk.0.ffn_down.weight"]), (&json!("f32"), &json!("q8_0")));
+    assert!(!dir.path().join("out.gguf").exists());
+}
+
+#[test]
+fn auto_takes_the_type_of_the_checkpoint() {
+    let dir = Model::llama().write();
+    assert_eq!(plan(dir.path(), &["--dry-run"])["file_type"], "BF16");
+}
+
+#[test]
+fn halves_of_query_heads_are_interleaved() {
+    let dir = Model::llama().write();
+    plan(dir.path(), &["--outtype", "f32"]);
+    let rows: Vec<_> = weights(dir.path(), "blk.0.attn_q.weight").chunks(HIDDEN as usize).map(|row| row[0]).collect();
+    // Two heads of 32 rows; the n-th row begins with 64 n. 64 * 17 = 1088 and so on are whole in bf16.
+    let expected: Vec<_> = [0, 16, 1, 17, 2, 18].iter().map(|row| (row * HIDDEN) as f32).collect();
+    assert_eq!(&rows[..6], expected);
+    assert_eq!(rows[32], 32.0 * HIDDEN as f32);
+}
+
+#[test]
+fn shards_are_read_as_one_model_and_written_as_asked() {
+    let model = Model::llama();
+    let whole = model.write();
+    plan(whole.path(), &[]);
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("config.json"), model.config.to_string()).unwrap();
+    let second = |name: &str| name.contains("mlp");
+    std::fs::write(dir.path().join("model-1.safetensors"), model.safetensors(|n| !second(n))).unwrap();
+    std::fs::write(dir.path().join("model-2.safetensors"), model.safetensors(second)).unwrap();
+    let file_of = |name: &String| format!("model-{}.safetensors", 1 + u8::from(second(name)));
+    let map: serde_json::Map<_, _> = model.tensors.keys().map(|n| (n.clone(), file_of(n).into())).collect();
+    let index = dir.path().join("model.safetensors.index.json");
+    std::fs::write(&index, json!({ "weight_map": map }).to_string()).unwrap();
+
+    let split = plan(dir.path(), &["--split-max-tensors", "4"]);
+    let names: Vec<_> = split["paths"].as_array().unwrap().iter().map(|p| p.as_str().unwrap().to_owned()).collect();
+    assert!(names.len() == 3 && names[2].ends_with("out-00003-of-00003.gguf"), "{names:?}");
+    names.iter().for_each(|path| std::fs::remove_file(path).unwrap());
+    plan(dir.path(), &[]);
+    for name in ["blk.0.ffn_up.weight", "output_norm.weight"] {
+        assert_eq!(weights(dir.path(), name), weights(whole.path(), name));
+    }
+    std::fs::remove_file(dir.path().join("out.gguf")).unwrap();
+
+    // A shard is gone, then one lacks a tensor.
+    std::fs::remove_file(dir.path().join("model-2.safetensors")).unwrap();
+    fails(dir.path(), &[], &["model-2.safetensors", "missing"]);
+    std::fs::write(dir.path().join("model-2.safetensors"), model.safetensors(|n| n.contains("mlp.up"))).unwrap();
+    fails(dir.path(), &[], &["mlp.down_proj.weight, model.layers.0.mlp.gate_proj.weight", "index.json says"]);
+    let cut = &model.safetensors(second)[..4000];
+    std::fs::write(dir.path().join("model-2.safetensors"), cut).unwrap();
+    fails(dir.path(), &[], &["model-2.safetensors", "lies at"]);
+}
+
+#[test]
+fn a_single_file_beside_its_config_will_do() {
+    let dir = Model::llama().write();
+    let file = dir.path().join("model.safetensors");
+    let mut command = Command::cargo_bin("quantier").unwrap();
+    command.arg("convert").arg(&file).arg("--dry-run").assert().success();
+}
+
+#[test]
+fn unknown_architectures_are_named_with_the_nearest() {
+    let mut model = Model::llama();
+    model.config["architectures"] = json!(["Llama9ForCausalLM"]);
+    fails(model.write().path(), &[], &["'Llama9ForCausalLM'", "LlamaForCausalLM", "config.json"]);
+}
+
+#[test]
+fn tensors_without_a_rule_are_all_listed() {
+    let mut model = Model::llama();
+    model.add("model.layers.0.self_attn.gate.weight", &[4]);
+    model.add("model.extra", &[4]);
+    model.add("model.layers.1.input_layernorm.weight", &[HIDDEN]);
+    let parts = ["no such tensors: model.extra, model.layers.0.self_attn.gate.weight", "only 1 layers"];
+    fails(model.write().path(), &[], &parts);
+}
+
+#[test]
+fn shapes_must_be_those_of_the_config() {
+    let mut model = Model::llama();
+    model.config["intermediate_size"] = json!(48);
+    fails(model.write().path(), &[], &["mlp.down_proj", "must be 48 by config.json"]);
+}
+
+#[test]
+fn fields_of_the_config_are_checked() {
+    let mut model = Model::llama();
+    model.config["rms_norm_eps"] = json!("small");
+    fails(model.write().path(), &[], &["'rms_norm_eps' is a text", "config.json"]);
+    let dir = Model::llama().write();
+    std::fs::write(dir.path().join("config.json"), "{\n  \"hidden_size\": }").unwrap();
+    fails(dir.path(), &[], &["config.json", "line 2 column 18"]);
+    std::fs::remove_file(dir.path().join("config.json")).unwrap();
+    fails(dir.path(), &[], &["there is no config.json"]);
+}
+
+#[test]
+fn pytorch_files_are_explained() {
+    let dir = Model::llama().write();
+    std::fs::rename(dir.path().join("model.safetensors"), dir.path().join("pytorch_model.bin")).unwrap();
+    fails(dir.path(), &[], &["pytorch_model*.bin", "save_pretrained"]);
+}
+
+#[test]
+fn check_finds_weights_that_are_no_numbers() {
+    let mut model = Model::llama();
+    let at = 2 * (5 * HIDDEN as usize + 3);
+    model.layer("mlp.up_proj.weight").2[at..at + 2].copy_from_slice(&0x7fc0u16.to_le_bytes());
+    let dir = model.write();
+    fails(dir.path(), &["--check"], &["model.layers.0.mlp.up_proj.weight", "row 5", "NaN"]);
+    plan(dir.path(), &[]);
+}
+
+#[test]
+fn eight_bit_weights_are_multiplied_by_their_scales() {
+    let mut model = Model::llama();
+    model.config["quantization_config"] = json!({ "quant_method": "fp8", "weight_block_size": [64, 32] });
+    // 1.0 everywhere; scales 2, 3 and, for the last half of a block's rows, 4, 5.
+    *model.layer("mlp.up_proj.weight") = ("F8_E4M3", vec![FFN, HIDDEN], vec![0x38; (FFN * HIDDEN) as usize]);
+    let scales = [2.0f32, 3.0, 4.0, 5.0].iter().flat_map(|s| s.to_le_bytes()).collect();
+    model.tensors.insert("model.layers.0.mlp.up_proj.weight_scale_inv".into(), ("F32", vec![2, 2], scales));
+    let dir = model.write();
+    plan(dir.path(), &["--outtype", "f32"]);
+    let weights = weights(dir.path(), "blk.0.ffn_up.weight");
+    let at = |row: usize, column: usize| weights[row * HIDDEN as usize + column];
+    assert_eq!([at(0, 0), at(63, 31), at(0, 32), at(64, 0), at(95, 63)], [2.0, 2.0, 3.0, 4.0, 5.0]);
+}
