@@ -10,11 +10,13 @@
 //!
 //! [`Model::open`] maps the files and checks all of it; [`Writer`] streams a file out.
 
+mod entries;
 mod model;
 mod read;
 mod value;
 mod write;
 
+pub use entries::Entries;
 pub use model::{Files, Model, Tensor, shard_path};
 pub use read::{DEFAULT_ALIGNMENT, Header, MAX_NAME, TensorInfo, parse};
 pub(crate) use value::until_zero;

@@ -1,0 +1,3 @@
+//! A Hugging Face checkpoint becomes a GGUF.
+
+pub mod general;
