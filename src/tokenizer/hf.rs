@@ -48,6 +48,9 @@ impl Added {
     }
 }
 
+/// Added tokens by id.
+type Decoder = Vec<(u64, Added)>;
+
 /// A special token: only its text, or with flags.
 #[derive(Clone, Debug, PartialEq)]
 enum Special {
@@ -93,7 +96,7 @@ impl HfTokenizer {
         let class = Class::of(files);
         let (settings, decoder) = settings(files)?;
         let mut roles: Vec<(&str, Special)> =
-            ROLES.iter().filter_map(|&r| Some((r, role(r, &class, &settings)?))).collect();
+            ROLES.iter().filter_map(|&r| Some((r, role(r, class, &settings)?))).collect();
         let pad_of_padding = json.get("padding").and_then(|p| p.get("pad_token"));
         if let Some(pad) = pad_of_padding
             && !class.names_pad()
@@ -120,7 +123,7 @@ impl HfTokenizer {
             }
         }
 
-        let mut inner = parse(files, json, &class, &settings)?;
+        let mut inner = parse(files, json, class, &settings)?;
         add_tokens(&mut inner, decoder, &all);
         if settings.get("split_special_tokens").and_then(Value::as_bool) == Some(true) {
             inner.set_encode_special_tokens(true);
@@ -204,10 +207,10 @@ fn cleaned_up(text: &str) -> String {
 ///
 /// From `tokenizer_config.json`; where it has no added tokens (as in old checkpoints), from the three files that held
 /// all this before.
-fn settings(files: &Files) -> Result<(Map<String, Value>, Vec<(u64, Added)>)> {
+fn settings(files: &Files) -> Result<(Map<String, Value>, Decoder)> {
     let path = files.dir.join("tokenizer_config.json");
     let mut settings = files.tokenizer_config.clone().unwrap_or_default();
-    let mut decoder: Vec<(u64, Added)> = Vec::new();
+    let mut decoder: Decoder = Vec::new();
     match settings.get("added_tokens_decoder") {
         Some(Value::Object(entries)) => {
             for (id, entry) in entries {
@@ -293,7 +296,7 @@ fn parse(files: &Files, json: &Map<String, Value>, class: &Class, settings: &Map
 
 /// Adds the tokens of the configuration that are not in `tokenizer.json`, or have other flags there, and the special
 /// tokens that are missing.
-fn add_tokens(inner: &mut Tokenizer, mut decoder: Vec<(u64, Added)>, all_special: &[Special]) {
+fn add_tokens(inner: &mut Tokenizer, mut decoder: Decoder, all_special: &[Special]) {
     let present: Vec<AddedToken> = inner.get_added_tokens_decoder().into_values().collect();
     decoder.sort_by_key(|(id, _)| *id);
     let mut missing: Vec<Special> = Vec::new();

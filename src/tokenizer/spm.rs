@@ -258,7 +258,7 @@ mod tests {
             (model_of(&[("", 0.0, 1)]), "piece 0 at byte 0: it has no text"),
             (model_of(&[("a", 0.0, 1), ("a", 0.0, 1)]), "piece 1: \"a\" is there twice"),
             (vec![0x0a, 3, 0x0a, 1, 0xff], "not UTF-8"),
-            (b"PK\x03\x04 an archive".to_vec(), "not a SentencePiece model: at byte 0"),
+            (b"PK\x03\x04 an archive".to_vec(), "not a SentencePiece model: at byte 2"),
         ] {
             let error = parse(&model).unwrap_err();
             assert!(error.contains(what), "{error}");

@@ -40,7 +40,7 @@ fn ids_are_taken_apart() {
         ("bigscience/bloom-7b1-petals", ["bloom", "7.1B", "petals", ""]),
         ("Qwen/Qwen1.5-MoE-A2.7B-Chat", ["Qwen1.5-MoE", "A2.7B", "Chat", ""]),
         ("stabilityai/stablelm-2-1_6b", ["stablelm-2", "1.6B", "", ""]),
-        ("microsoft/Phi-3-mini-4k-instruct", ["Phi-3", "4K", "instruct", ""]),
+        ("microsoft/Phi-3-mini-4k-instruct", ["Phi-3-mini", "4K", "instruct", ""]),
         ("model", ["", "", "", ""]),
         ("a-b-c", ["", "", "", ""]),
         ("Mixtral-8x7B-v0.1", ["Mixtral", "8x7B", "", "v0.1"]),
