@@ -17,6 +17,8 @@ cache=${QUANTIER_REFERENCE:-${XDG_CACHE_HOME:-$HOME/.cache}/quantier/reference}/
 venv=$cache/pyvenv
 python=$venv/bin/python
 source=$(scripts/reference.sh --source)
+# Both sides are told the pre-tokenizer: the reference cannot know the hashes of tiny vocabularies.
+export QUANTIER_PRE=gpt-2
 export QUANTIER_REFMODEL=${QUANTIER_REFMODEL:-$PWD/testdata/refmodel}
 
 if [ ! -x "$python" ] || ! "$python" -c 'import torch, transformers, sentencepiece' 2>/dev/null; then
@@ -89,10 +91,8 @@ compare() {
 }
 while IFS=$'\t' read -r case name arguments; do
     IFS=$'\t' read -ra more <<<"$arguments"
-    keys=("$work/expected/$case".gguf "$work/expected/$case"-00001-of-*.gguf)
-    [ -e "${keys[0]}" ] || keys=("${keys[1]}")
     if "$quantier" convert "$work/checkpoints/$name" --outfile "$work/ours/$case.gguf" "${more[@]}" \
-        --keys-from "${keys[0]}" >"$work/ours.log" 2>&1 && compare "$case" >"$work/cmp.log" 2>&1; then
+        --pre "$QUANTIER_PRE" >"$work/ours.log" 2>&1 && compare "$case" >"$work/cmp.log" 2>&1; then
         identical=$((identical + 1))
         echo "identical  $case"
     else

@@ -5,13 +5,14 @@ use super::llama::{BUFFERS, GATED_FFN, PLAIN_ATTENTION};
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS};
 use super::rules::Dim::{Any, Head, Hidden};
 use super::rules::Transform::{AddOne, VocabularyRows};
-use super::{Architecture, Config, Keys, Parameter, Rule, Vocabulary, nothing_generated};
+use super::{Architecture, Config, Keys, Parameter, Rule, nothing_generated};
 use crate::format::gguf::Value;
+use crate::tokenizer::VocabKind;
 
 pub(super) static GEMMA2: Architecture = Architecture {
     classes: &["Gemma2ForCausalLM"],
     name: "gemma2",
-    vocabulary: Vocabulary::Gemma,
+    vocabulary: VocabKind::Gemma2,
     parameters: &[GEMMA2_PARAMETERS],
     tensors: &[GEMMA2_EMBEDDINGS, NORMS, PLAIN_ATTENTION, GATED_FFN, BUFFERS],
     generated: nothing_generated,
@@ -20,7 +21,7 @@ pub(super) static GEMMA2: Architecture = Architecture {
 pub(super) static GEMMA3: Architecture = Architecture {
     classes: &["Gemma3ForCausalLM"],
     name: "gemma3",
-    vocabulary: Vocabulary::Gemma3,
+    vocabulary: VocabKind::Gemma3,
     parameters: &[COMMON, HEAD_LENGTHS, FILE_TYPE, &[Parameter::Computed(gemma3)]],
     tensors: &[GEMMA3_EMBEDDINGS, NORMS, PLAIN_ATTENTION, GEMMA3_HEAD_NORMS, GATED_FFN, BUFFERS],
     generated: nothing_generated,

@@ -3,8 +3,9 @@
 use super::config::Result;
 use super::rules::Dim::{Any, Hidden};
 use super::rules::Transform::Transpose;
-use super::{Architecture, Config, Keys, Parameter, Rule, Vocabulary, nothing_generated};
+use super::{Architecture, Config, Keys, Parameter, Rule, nothing_generated};
 use crate::format::gguf::Value;
+use crate::tokenizer::VocabKind;
 
 /// The feed-forward network is as many times wider than the hidden state.
 const FFN_FACTOR: u32 = 4;
@@ -12,7 +13,7 @@ const FFN_FACTOR: u32 = 4;
 pub(super) static GPT2: Architecture = Architecture {
     classes: &["GPT2LMHeadModel"],
     name: "gpt2",
-    vocabulary: Vocabulary::Bpe,
+    vocabulary: VocabKind::ByteLevel,
     parameters: &[PARAMETERS],
     tensors: &[PREFIXED, BARE],
     generated: nothing_generated,

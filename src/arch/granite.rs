@@ -3,13 +3,14 @@
 use super::config::Result;
 use super::llama::{ATTENTION, BUFFERS, EMBEDDINGS, GATED_FFN, NORMS, rope_factors};
 use super::parameters::{COMMON, FILE_TYPE};
-use super::{Architecture, Config, Keys, Parameter, Vocabulary};
+use super::{Architecture, Config, Keys, Parameter};
 use crate::format::gguf::Value;
+use crate::tokenizer::VocabKind;
 
 pub(super) static GRANITE: Architecture = Architecture {
     classes: &["GraniteForCausalLM"],
     name: "granite",
-    vocabulary: Vocabulary::Llama,
+    vocabulary: VocabKind::Llama,
     parameters: &[COMMON, FILE_TYPE, PARAMETERS],
     tensors: &[EMBEDDINGS, NORMS, ATTENTION, GATED_FFN, BUFFERS],
     generated: rope_factors,

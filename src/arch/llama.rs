@@ -4,13 +4,14 @@ use super::config::{Result, number_in};
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS};
 use super::rules::Dim::{Any, Expert, Experts, FeedForward, Hidden, Keys as KeyRows, Queries};
 use super::rules::Transform::{InterleaveKeys, InterleaveQueries};
-use super::{Architecture, Config, Generated, Keys, Parameter, Rule, Transform, Vocabulary};
+use super::{Architecture, Config, Generated, Keys, Parameter, Rule, Transform};
 use crate::format::gguf::Value;
+use crate::tokenizer::VocabKind;
 
 pub(super) static LLAMA: Architecture = Architecture {
     classes: &["LlamaForCausalLM", "LLaMAForCausalLM", "MistralForCausalLM", "MixtralForCausalLM"],
     name: "llama",
-    vocabulary: Vocabulary::Llama,
+    vocabulary: VocabKind::Llama,
     parameters: &[COMMON, HEAD_LENGTHS, FILE_TYPE, OWN_PARAMETERS],
     tensors: &[EMBEDDINGS, NORMS, ATTENTION, GATED_FFN, MIXTRAL_EXPERTS, BUFFERS],
     generated: rope_factors,
@@ -19,7 +20,7 @@ pub(super) static LLAMA: Architecture = Architecture {
 pub(super) static SMOLLM3: Architecture = Architecture {
     classes: &["SmolLM3ForCausalLM"],
     name: "smollm3",
-    vocabulary: Vocabulary::Llama,
+    vocabulary: VocabKind::Llama,
     parameters: &[COMMON, HEAD_LENGTHS, FILE_TYPE, OWN_PARAMETERS],
     tensors: &[EMBEDDINGS, NORMS, ATTENTION, GATED_FFN, BUFFERS],
     generated: rope_factors,

@@ -17,6 +17,8 @@ mod qwen;
 mod rules;
 mod starcoder;
 
+use crate::tokenizer::VocabKind;
+
 pub use config::Config;
 pub use parameters::{Keys, Parameter};
 pub use rules::{Dim, Match, Rule, Transform};
@@ -28,7 +30,7 @@ pub struct Architecture {
     /// Its name in a GGUF.
     pub name: &'static str,
     /// Where its vocabulary is looked for.
-    pub vocabulary: Vocabulary,
+    pub vocabulary: VocabKind,
     /// Its metadata, in the order of the file.
     pub parameters: &'static [&'static [Parameter]],
     /// Its tensors; the first rule that matches a name decides.
@@ -44,23 +46,6 @@ pub struct Generated {
     pub name: &'static str,
     /// Its weights, in one dimension.
     pub weights: Vec<f32>,
-}
-
-/// Where a family's vocabulary is looked for, and what is peculiar to it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Vocabulary {
-    /// tokenizer.model, else tokenizer.json of either kind; with Llama's peculiar keys.
-    Llama,
-    /// tokenizer.model, else byte-level BPE.
-    SentencePieceOrBpe,
-    /// Byte-level BPE from tokenizer.json.
-    Bpe,
-    /// tokenizer.model, and no space before a text.
-    Gemma,
-    /// tokenizer.model without a space before a text, else byte-level BPE.
-    Gemma3,
-    /// Phi-3: tokenizer.model, or byte-level BPE if the tokenizer's class says so.
-    Phi3,
 }
 
 /// Every architecture that can be converted.

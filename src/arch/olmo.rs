@@ -4,7 +4,8 @@ use super::llama::{BUFFERS, EMBEDDINGS, GATED_FFN, PLAIN_ATTENTION};
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS};
 use super::rules::Dim::{Any, Hidden, Keys as KeyRows, Queries};
 use super::rules::Transform::{InterleaveKeys, InterleaveQueries};
-use super::{Architecture, Parameter, Rule, Vocabulary, nothing_generated};
+use super::{Architecture, Parameter, Rule, nothing_generated};
+use crate::tokenizer::VocabKind;
 
 /// Fixed in the model's code, not said by its config.
 const OLMO_EPSILON: f32 = 1e-5;
@@ -12,7 +13,7 @@ const OLMO_EPSILON: f32 = 1e-5;
 pub(super) static OLMO: Architecture = Architecture {
     classes: &["OlmoForCausalLM", "OLMoForCausalLM"],
     name: "olmo",
-    vocabulary: Vocabulary::Bpe,
+    vocabulary: VocabKind::ByteLevel,
     parameters: &[COMMON, HEAD_LENGTHS, FILE_TYPE, OLMO_PARAMETERS],
     tensors: &[EMBEDDINGS, OLMO_ATTENTION, GATED_FFN, BUFFERS],
     generated: nothing_generated,
@@ -21,7 +22,7 @@ pub(super) static OLMO: Architecture = Architecture {
 pub(super) static OLMO2: Architecture = Architecture {
     classes: &["Olmo2ForCausalLM"],
     name: "olmo2",
-    vocabulary: Vocabulary::Bpe,
+    vocabulary: VocabKind::ByteLevel,
     parameters: &[COMMON, HEAD_LENGTHS, FILE_TYPE],
     tensors: &[EMBEDDINGS, OLMO2_NORMS, PLAIN_ATTENTION, GATED_FFN, BUFFERS],
     generated: nothing_generated,

@@ -3,13 +3,14 @@
 use super::config::{Result, number_in, wrong_kind};
 use super::llama::{BUFFERS, EMBEDDINGS, NORMS};
 use super::rules::Dim::{Any, FeedForward, Hidden, TwiceFeedForward};
-use super::{Architecture, Config, Generated, Keys, Parameter, Rule, Vocabulary};
+use super::{Architecture, Config, Generated, Keys, Parameter, Rule};
 use crate::format::gguf::Value;
+use crate::tokenizer::VocabKind;
 
 pub(super) static PHI3: Architecture = Architecture {
     classes: &["Phi3ForCausalLM"],
     name: "phi3",
-    vocabulary: Vocabulary::Phi3,
+    vocabulary: VocabKind::Phi3,
     parameters: &[PARAMETERS],
     tensors: &[EMBEDDINGS, NORMS, LAYERS, BUFFERS],
     generated: long_rope_factors,

@@ -3,12 +3,13 @@
 use super::llama::{BUFFERS, EMBEDDINGS, GATED_FFN, NORMS, PLAIN_ATTENTION};
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS};
 use super::rules::Dim::{Any, Expert, Experts, Head, Hidden};
-use super::{Architecture, Parameter, Rule, Transform, Vocabulary, nothing_generated};
+use super::{Architecture, Parameter, Rule, Transform, nothing_generated};
+use crate::tokenizer::VocabKind;
 
 pub(super) static QWEN2: Architecture = Architecture {
     classes: &["Qwen2ForCausalLM"],
     name: "qwen2",
-    vocabulary: Vocabulary::SentencePieceOrBpe,
+    vocabulary: VocabKind::Qwen,
     parameters: &[COMMON, HEAD_LENGTHS, FILE_TYPE],
     tensors: &[EMBEDDINGS, NORMS, PLAIN_ATTENTION, GATED_FFN, BUFFERS],
     generated: nothing_generated,
@@ -17,7 +18,7 @@ pub(super) static QWEN2: Architecture = Architecture {
 pub(super) static QWEN3: Architecture = Architecture {
     classes: &["Qwen3ForCausalLM"],
     name: "qwen3",
-    vocabulary: Vocabulary::SentencePieceOrBpe,
+    vocabulary: VocabKind::Qwen,
     parameters: &[COMMON, HEAD_LENGTHS, FILE_TYPE],
     tensors: &[EMBEDDINGS, NORMS, PLAIN_ATTENTION, HEAD_NORMS, GATED_FFN, BUFFERS],
     generated: nothing_generated,
@@ -26,7 +27,7 @@ pub(super) static QWEN3: Architecture = Architecture {
 pub(super) static QWEN2_MOE: Architecture = Architecture {
     classes: &["Qwen2MoeForCausalLM"],
     name: "qwen2moe",
-    vocabulary: Vocabulary::Bpe,
+    vocabulary: VocabKind::ByteLevel,
     parameters: &[COMMON, HEAD_LENGTHS, FILE_TYPE, EXPERT_PARAMETERS],
     tensors: &[EMBEDDINGS, NORMS, PLAIN_ATTENTION, EXPERTS, SHARED_EXPERT, BUFFERS],
     generated: nothing_generated,
@@ -35,7 +36,7 @@ pub(super) static QWEN2_MOE: Architecture = Architecture {
 pub(super) static QWEN3_MOE: Architecture = Architecture {
     classes: &["Qwen3MoeForCausalLM"],
     name: "qwen3moe",
-    vocabulary: Vocabulary::Bpe,
+    vocabulary: VocabKind::ByteLevel,
     parameters: &[COMMON, HEAD_LENGTHS, FILE_TYPE, EXPERT_PARAMETERS],
     tensors: &[EMBEDDINGS, NORMS, PLAIN_ATTENTION, HEAD_NORMS, EXPERTS, BUFFERS],
     generated: nothing_generated,

@@ -3,12 +3,13 @@
 use super::llama::{BUFFERS, EMBEDDINGS, NORMS, PLAIN_ATTENTION};
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS};
 use super::rules::Dim::{FeedForward, Hidden};
-use super::{Architecture, Rule, Vocabulary, nothing_generated};
+use super::{Architecture, Rule, nothing_generated};
+use crate::tokenizer::VocabKind;
 
 pub(super) static STARCODER2: Architecture = Architecture {
     classes: &["Starcoder2ForCausalLM"],
     name: "starcoder2",
-    vocabulary: Vocabulary::Bpe,
+    vocabulary: VocabKind::ByteLevel,
     parameters: &[COMMON, HEAD_LENGTHS, FILE_TYPE],
     tensors: &[EMBEDDINGS, NORMS, PLAIN_ATTENTION, FFN, BUFFERS],
     generated: nothing_generated,

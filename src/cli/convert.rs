@@ -1,11 +1,10 @@
 //! `quantier convert`.
 
 use super::terminal::Bar;
-use super::text::size;
-use anyhow::Context;
-use quantier::convert::{Checkpoint, Companions, Entry, Job, OutType, ParameterCount, Plan};
+use super::text::{say, size};
+use quantier::convert::{Checkpoint, Job, OutType, Plan};
 use serde_json::json;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Converts a Hugging Face checkpoint to GGUF, byte for byte as convert_hf_to_gguf.py does
@@ -16,7 +15,8 @@ pub struct Args {
     /// The checkpoint
     #[arg(value_name = "HF_DIR")]
     model: PathBuf,
-    /// Where the output goes; {ftype} in the name becomes the output type
+    /// Where the output goes; {ftype} in the name becomes the output type. Without it, or in a directory, the file is
+    /// named after the model
     #[arg(short, long, value_name = "FILE")]
     outfile: Option<PathBuf>,
     /// How matrices are stored: auto takes the 16-bit type of the checkpoint
@@ -43,9 +43,15 @@ pub struct Args {
     /// Print the plan, or what was written, as JSON
     #[arg(long)]
     json: bool,
-    /// Take general.* and tokenizer.* from this GGUF
-    #[arg(long, value_name = "FILE", hide = true)]
-    keys_from: Option<PathBuf>,
+    /// A JSON file with general.* keys that go over what the checkpoint says
+    #[arg(long, value_name = "FILE")]
+    metadata: Option<PathBuf>,
+    /// The model's name, over all else that names it
+    #[arg(long, value_name = "NAME")]
+    model_name: Option<String>,
+    /// The pre-tokenizer of a byte-level vocabulary, if it cannot be found out
+    #[arg(long, value_name = "NAME")]
+    pre: Option<String>,
 }
 
 fn out_type(name: &str) -> Result<OutType, String> {
@@ -65,9 +71,12 @@ fn split_size(text: &str) -> Result<u64, String> {
 
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let checkpoint = Checkpoint::open(&args.model)?;
-    let file_type = args.outtype.file_type(&checkpoint.tensors);
+    let dir = if args.model.is_dir() { args.model.clone() } else { args.model.with_file_name("") };
     let job = Job {
-        output: output(args, file_type.name()),
+        output: args.outfile.clone().unwrap_or(dir),
+        metadata: args.metadata.clone(),
+        model_name: args.model_name.clone(),
+        pre: args.pre.clone(),
         out_type: args.outtype,
         split_max_tensors: args.split_max_tensors,
         split_max_size: args.split_max_size,
@@ -75,35 +84,27 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         check: args.check,
         threads: args.threads,
     };
-    let companions = FromGguf::read(args.keys_from.as_deref())?;
-    let plan = Plan::new(&checkpoint, &job, &companions)?;
+    let plan = Plan::new(&checkpoint, &job)?;
     if !args.dry_run {
         warn(&plan);
         let bar = Bar::new();
         plan.run(&bar)?;
         drop(bar);
     }
-    show(&plan, args);
+    show(&plan, args)?;
     Ok(ExitCode::SUCCESS)
-}
-
-/// Where the output goes, by the name that was typed.
-fn output(args: &Args, file_type: &str) -> PathBuf {
-    let default = || args.model.join(format!("ggml-model-{}.gguf", file_type.to_lowercase()));
-    let path = args.outfile.clone().unwrap_or_else(default);
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    path.with_file_name(name.replace("{ftype}", file_type))
 }
 
 /// What the user should know before a long run.
 fn warn(plan: &Plan<'_>) {
+    plan.notes.iter().for_each(|note| eprintln!("note: {note}"));
     for t in plan.tensors.iter().filter(|t| t.wanted != t.target) {
         let (name, len, wanted, target) = (&t.name, t.shape.row_len(), t.wanted, t.target);
         eprintln!("warning: {name}: rows of {len} weights do not fit {wanted}; {target} is used instead");
     }
 }
 
-fn show(plan: &Plan<'_>, args: &Args) {
+fn show(plan: &Plan<'_>, args: &Args) -> anyhow::Result<()> {
     if args.json {
         let tensors: Vec<_> = plan
             .tensors
@@ -113,21 +114,21 @@ fn show(plan: &Plan<'_>, args: &Args) {
                     "bytes": t.bytes() })
             })
             .collect();
-        println!(
+        say!(
             "{}",
             json!({ "input": args.model, "written": !args.dry_run, "architecture": plan.architecture.name,
                 "file_type": plan.file_type.name(), "paths": plan.paths().collect::<Vec<_>>(),
                 "file_bytes": plan.file_bytes(), "tensor_bytes": plan.tensor_bytes(), "tensors": tensors })
-        );
-        return;
+        )?;
+        return Ok(());
     }
     if args.dry_run {
         for t in &plan.tensors {
-            println!("  {:<44} {:<22} {:>5} {:>12}", t.name, t.shape, t.target, size(t.bytes()));
+            say!("  {:<44} {:<22} {:>5} {:>12}", t.name, t.shape, t.target, size(t.bytes()))?;
         }
     }
     let paths: Vec<_> = plan.paths().map(|p| p.display().to_string()).collect();
-    println!(
+    say!(
         "{}: {}, {}, {} tensors, {}{}",
         paths.join(", "),
         plan.architecture.name,
@@ -135,51 +136,7 @@ fn show(plan: &Plan<'_>, args: &Args) {
         plan.tensors.len(),
         size(plan.file_bytes()),
         if args.dry_run { " (dry run)" } else { "" }
-    );
-}
-
-/// General keys and vocabulary of another GGUF.
-#[derive(Default)]
-struct FromGguf {
-    general: Vec<Entry>,
-    tokenizer: Vec<Entry>,
-}
-
-impl FromGguf {
-    fn read(path: Option<&Path>) -> anyhow::Result<FromGguf> {
-        use quantier::format::gguf::{Array, Value, keys, parse};
-        const NOT_TAKEN: [&str; 3] = [keys::ARCHITECTURE, keys::FILE_TYPE, keys::QUANTIZATION_VERSION];
-        let Some(path) = path else { return Ok(FromGguf::default()) };
-        let file = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-        let header = parse(&file).map_err(|what| anyhow::anyhow!("{}: {what}", path.display()))?;
-        let own = |value: &Value<'_>| match value {
-            Value::String(s) => Value::String(s.clone().into_owned().into()),
-            Value::Array(a) if a.strings().next().is_some() => Value::Array(Array::of_strings(a.strings())),
-            Value::Array(a) => Value::Array(Array::of_values(a.element(), a.values())),
-            other => Value::from_le_bytes(other.value_type(), &bytes(other)).expect("a value of fixed size"),
-        };
-        let starting = |prefix: &str| {
-            let taken = header.metadata.iter().filter(|(key, _)| key.starts_with(prefix) && !NOT_TAKEN.contains(key));
-            taken.map(|(key, value)| (key.to_owned(), own(value))).collect()
-        };
-        Ok(FromGguf { general: starting("general."), tokenizer: starting("tokenizer.") })
-    }
-}
-
-fn bytes(value: &quantier::format::gguf::Value<'_>) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    value.write(&mut bytes);
-    bytes
-}
-
-impl Companions for FromGguf {
-    fn general(&self, _: &ParameterCount) -> Result<Vec<Entry>, String> {
-        Ok(self.general.clone())
-    }
-
-    fn tokenizer(&self) -> Result<Vec<Entry>, String> {
-        Ok(self.tokenizer.clone())
-    }
+    )
 }
 
 #[cfg(test)]

@@ -87,6 +87,11 @@ impl Checkpoint {
         &self.maps[source.file].bytes()[source.range.clone()]
     }
 
+    /// Where config.json and the tokenizer's files are.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// Where config.json is.
     pub fn config_path(&self) -> PathBuf {
         self.dir.join(CONFIG)

@@ -9,6 +9,7 @@
 //! Everything that cannot work is refused by [`Plan::new`], before a byte is written.
 
 mod checkpoint;
+pub mod general;
 mod numbers;
 mod plan;
 mod scale;
@@ -19,7 +20,6 @@ pub use checkpoint::{Checkpoint, Source};
 pub use plan::{Plan, PlannedTensor};
 
 use crate::format;
-use crate::format::gguf::Value;
 use crate::plan::file_type::FileType;
 use crate::plan::recipe::Problem;
 use std::path::PathBuf;
@@ -43,8 +43,15 @@ pub enum OutType {
 /// A whole job.
 #[derive(Clone, Debug, Default)]
 pub struct Job {
-    /// Where the output goes.
+    /// Where the output goes: a file, `{ftype}` in whose name becomes the output type, or a directory, where the
+    /// file is named after the model.
     pub output: PathBuf,
+    /// A JSON file with `general.*` keys that go over what the checkpoint says.
+    pub metadata: Option<PathBuf>,
+    /// The model's name, over all else that names it.
+    pub model_name: Option<String>,
+    /// The pre-tokenizer of a byte-level vocabulary, if it is not to be found out.
+    pub pre: Option<String>,
     /// How matrices are stored.
     pub out_type: OutType,
     /// Begin another file before one would have more tensors than this; 0 for no limit.
@@ -57,37 +64,6 @@ pub struct Job {
     pub check: bool,
     /// Threads; 0 takes one per core.
     pub threads: usize,
-}
-
-/// Metadata that comes neither from config.json nor from the weights.
-pub trait Companions {
-    /// `general.type` and all that follows it up to the model's own keys, in order.
-    ///
-    /// # Errors
-    /// A sentence that says what is wrong, where, and what to do.
-    fn general(&self, count: &ParameterCount) -> std::result::Result<Vec<Entry>, String>;
-
-    /// The keys of the vocabulary, in order.
-    ///
-    /// # Errors
-    /// A sentence that says what is wrong, where, and what to do.
-    fn tokenizer(&self) -> std::result::Result<Vec<Entry>, String>;
-}
-
-/// A metadata key and its value.
-pub type Entry = (String, Value<'static>);
-
-/// How many weights a model has, counted as the reference does for its size label.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ParameterCount {
-    /// All.
-    pub total: u64,
-    /// Those outside of experts.
-    pub shared: u64,
-    /// Those of one expert, over all layers.
-    pub per_expert: u64,
-    /// How many experts there are; 0 if none.
-    pub experts: u64,
 }
 
 /// Why a conversion failed.

@@ -1,15 +1,19 @@
 //! The plan: every name, shape, type and key, and every refusal, before the first byte is written.
 
+use super::general::{General, ParameterCount, naming::fill_template};
 use super::scale::{self, Scale};
 use super::weights::Weights;
-use super::{Checkpoint, Companions, Error, Job, ParameterCount, Result, Source};
+use super::{Checkpoint, Error, Job, Result, Source};
 use crate::arch::{Architecture, Config, Keys, Match, Rule, Transform};
-use crate::format::gguf::{DEFAULT_ALIGNMENT, Layout, MAX_NAME, Metadata, Shape, TensorInfo, Value, keys, shard_path};
+use crate::format::gguf::{
+    DEFAULT_ALIGNMENT, Entries, Layout, MAX_NAME, Metadata, Shape, TensorInfo, Value, keys, shard_path,
+};
 use crate::format::types::GgmlType;
 use crate::plan::file_type::FileType;
 use crate::plan::recipe::Problem;
+use crate::tokenizer;
 use std::collections::{HashMap, HashSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// `general.quantization_version`: the version of ggml's block formats.
 const QUANTIZATION_VERSION: u32 = 2;
@@ -27,6 +31,8 @@ pub struct Plan<'a> {
     pub file_type: FileType,
     /// The architecture.
     pub architecture: &'static Architecture,
+    /// What the user should know about the vocabulary.
+    pub notes: Vec<String>,
     /// The files, one per shard, and their metadata.
     files: Vec<(PathBuf, Metadata<'static>)>,
     vocab_only: bool,
@@ -70,7 +76,7 @@ impl<'a> Plan<'a> {
     ///
     /// # Errors
     /// [`Error::Impossible`] with every reason at once.
-    pub fn new(checkpoint: &'a Checkpoint, job: &Job, companions: &dyn Companions) -> Result<Plan<'a>> {
+    pub fn new(checkpoint: &'a Checkpoint, job: &Job) -> Result<Plan<'a>> {
         let config = &checkpoint.config;
         let in_config = |what| crate::format::Error::Bad { path: checkpoint.config_path(), what };
         let class = config.class().ok_or_else(|| in_config("field 'architectures' is missing or empty".into()))?;
@@ -83,26 +89,34 @@ impl<'a> Plan<'a> {
             tensors =
                 Tensors::new(checkpoint, architecture).plan(&mut keys, file_type).map_err(in_config_or(in_config))?;
         }
-        let count = ParameterCount::of(&tensors);
         let computed = keys.clone().into_entries();
         for parameter in architecture.parameters.iter().flat_map(|list| list.iter()) {
             parameter.apply(config, &mut keys).map_err(in_config)?;
         }
         let own = keys.into_entries().split_off(computed.len());
+        let dir = checkpoint.dir();
+        let count = ParameterCount::of(&tensors);
+        let general = General::load(dir, job.metadata.as_deref(), job.model_name.as_deref(), &count)?;
+        let vocab_size = config.optional_u32(&["vocab_size"]).map_err(in_config)?.map(u64::from);
+        let vocabulary = tokenizer::import(dir, architecture.vocabulary, vocab_size, job.pre.as_deref())?;
+
+        let mut entries = Entries::new();
+        entries.set(keys::ARCHITECTURE, Value::str(architecture.name));
+        computed.into_iter().for_each(|(key, value)| entries.set(key, value));
+        entries.set(keys::TYPE, Value::str("model"));
+        entries.extend(general.entries()?);
+        own.into_iter().for_each(|(key, value)| entries.set(key, value));
+        entries.set(keys::QUANTIZATION_VERSION, Value::U32(QUANTIZATION_VERSION));
+        entries.extend(vocabulary.entries);
         let mut metadata = Metadata::new();
-        metadata.set(keys::ARCHITECTURE, Value::str(architecture.name));
-        let said = [computed, companions.general(&count).map_err(Error::impossible)?, own];
-        said.into_iter().flatten().for_each(|(key, value)| metadata.set(key, value));
-        metadata.set(keys::QUANTIZATION_VERSION, Value::U32(QUANTIZATION_VERSION));
-        companions
-            .tokenizer()
-            .map_err(Error::impossible)?
-            .into_iter()
-            .for_each(|(key, value)| metadata.set(key, value));
+        entries.into_iter().for_each(|(key, value)| metadata.set(key, value));
+
+        let output = output(job, &general, file_type)?;
         let shards = split(&mut tensors, job);
-        let files = files(job, metadata, shards, tensors.len());
+        let files = files(&output, metadata, shards, tensors.len());
         let (vocab_only, check, threads) = (job.vocab_only, job.check, job.threads);
-        Ok(Plan { checkpoint, tensors, file_type, architecture, files, vocab_only, check, threads })
+        let notes = vocabulary.notes;
+        Ok(Plan { checkpoint, tensors, file_type, architecture, notes, files, vocab_only, check, threads })
     }
 
     /// Where the output goes.
@@ -401,12 +415,30 @@ fn split(tensors: &mut [PlannedTensor], job: &Job) -> usize {
     shard + 1
 }
 
-/// The files of the output and their metadata. Later shards have nothing but their place in the split.
-fn files(job: &Job, metadata: Metadata<'static>, shards: usize, tensors: usize) -> Vec<(PathBuf, Metadata<'static>)> {
-    if shards == 1 {
-        return vec![(job.output.clone(), metadata)];
+/// Where the output goes: in a directory, under the model's own name.
+fn output(job: &Job, general: &General, file_type: FileType) -> Result<PathBuf> {
+    if job.output.is_dir() {
+        let name = match job.vocab_only {
+            true => general.vocabulary_file_name().stem(),
+            false => general.file_name(file_type.name()).stem(),
+        };
+        return Ok(job.output.join(name + ".gguf"));
     }
-    let prefix = job.output.with_file_name(job.output.file_stem().unwrap_or_default());
+    let name = job.output.file_name().unwrap_or_default().to_string_lossy();
+    Ok(job.output.with_file_name(fill_template(&name, file_type.name()).map_err(Error::impossible)?))
+}
+
+/// The files of the output and their metadata. Later shards have nothing but their place in the split.
+fn files(
+    output: &Path,
+    metadata: Metadata<'static>,
+    shards: usize,
+    tensors: usize,
+) -> Vec<(PathBuf, Metadata<'static>)> {
+    if shards == 1 {
+        return vec![(output.to_owned(), metadata)];
+    }
+    let prefix = output.with_file_name(output.file_stem().unwrap_or_default());
     let mut first = Some(metadata);
     let one = |shard: usize| {
         let mut metadata = first.take().unwrap_or_default();

@@ -10,11 +10,13 @@
 //!
 //! [`Files::open`] maps the files, [`Model::parse`] checks all of it; [`Writer`] streams a file out.
 
+mod entries;
 mod model;
 mod read;
 mod value;
 mod write;
 
+pub use entries::Entries;
 pub use model::{Files, Model, Tensor, shard_path};
 pub use read::{DEFAULT_ALIGNMENT, Header, MAX_ALIGNMENT, MAX_NAME, TensorInfo, parse};
 pub(crate) use value::until_zero;
@@ -25,6 +27,7 @@ pub use write::{Layout, Writer};
 pub mod keys {
     #![allow(missing_docs)]
     pub const ARCHITECTURE: &str = "general.architecture";
+    pub const TYPE: &str = "general.type";
     pub const ALIGNMENT: &str = "general.alignment";
     pub const FILE_TYPE: &str = "general.file_type";
     pub const QUANTIZATION_VERSION: &str = "general.quantization_version";

@@ -1,0 +1,122 @@
+//! Vocabularies and general metadata against files that the reference's converter wrote.
+//!
+//! `QUANTIER_VOCABULARIES` names a directory in which every checkpoint `NAME/` has the file `NAME.gguf` that the
+//! converter wrote for it with `--vocab-only`. Without it, there is nothing to compare.
+
+use quantier::convert::general::General;
+use quantier::format::gguf::{Files, Model, Value};
+use quantier::tokenizer::{VocabKind, import};
+use std::path::{Path, PathBuf};
+
+fn kind(class: &str) -> VocabKind {
+    match class {
+        "Gemma2ForCausalLM" => VocabKind::Gemma2,
+        "Gemma3ForCausalLM" => VocabKind::Gemma3,
+        "Phi3ForCausalLM" => VocabKind::Phi3,
+        "Qwen2ForCausalLM" | "Qwen3ForCausalLM" => VocabKind::Qwen,
+        "LlamaForCausalLM" | "MistralForCausalLM" | "MixtralForCausalLM" | "GraniteForCausalLM"
+        | "SmolLM3ForCausalLM" => VocabKind::Llama,
+        _ => VocabKind::ByteLevel,
+    }
+}
+
+type Entries = Vec<(String, Value<'static>)>;
+
+/// Ours, and what is said about it.
+fn ours(dir: &Path) -> Result<(Entries, Vec<String>), String> {
+    let config: serde_json::Value = serde_json::from_slice(&std::fs::read(dir.join("config.json")).unwrap()).unwrap();
+    let class = config["architectures"][0].as_str().unwrap();
+    let general = General::load(dir, None, None, &Default::default()).map_err(|e| e.to_string())?;
+    let mut entries: Entries = general.entries().map_err(|e| e.to_string())?.into_iter().collect();
+    let vocabulary = import(dir, kind(class), config["vocab_size"].as_u64(), None).map_err(|e| e.to_string())?;
+    entries.extend(vocabulary.entries);
+    Ok((entries, vocabulary.notes))
+}
+
+/// Whether a key is written by what is tested here.
+fn concerns(key: &str) -> bool {
+    let others = ["general.architecture", "general.type", "general.file_type", "general.quantization_version"];
+    (key.starts_with("general.") && !others.contains(&key)) || key.starts_with("tokenizer.")
+}
+
+fn first_difference(ours: &Entries, theirs: &Entries) -> Option<String> {
+    for (i, (key, value)) in theirs.iter().enumerate() {
+        match ours.get(i) {
+            None => return Some(format!("{key} is missing")),
+            Some((k, _)) if k != key => return Some(format!("key {i} is {k}, not {key}")),
+            Some((_, v)) if v != value => {
+                let of_strings = v.as_array().zip(value.as_array()).and_then(|(a, b)| {
+                    let at = a.strings().zip(b.strings()).position(|(a, b)| a != b)?;
+                    let text = |s: &[u8]| String::from_utf8_lossy(s).into_owned();
+                    Some(format!(
+                        "element {at}: {:?}, not {:?}",
+                        text(a.strings().nth(at)?),
+                        text(b.strings().nth(at)?)
+                    ))
+                });
+                let of_values = v.as_array().zip(value.as_array()).and_then(|(a, b)| {
+                    let at = a.values().zip(b.values()).position(|(a, b)| a != b)?;
+                    Some(format!("element {at}: {}, not {}", a.values().nth(at)?, b.values().nth(at)?))
+                });
+                let plain = || format!("{:?}: {v}, not {:?}: {value}", v.value_type(), value.value_type());
+                return Some(format!("{key}: {}", of_strings.or(of_values).unwrap_or_else(plain)));
+            }
+            Some(_) => {}
+        }
+    }
+    ours.get(theirs.len()).map(|(key, _)| format!("{key} is too much"))
+}
+
+#[test]
+fn vocabularies_equal_the_references() {
+    let Some(root) = std::env::var_os("QUANTIER_VOCABULARIES").map(PathBuf::from) else { return };
+    let mut differing = 0;
+    let mut dirs: Vec<_> = root.read_dir().unwrap().map(|e| e.unwrap().path()).filter(|p| p.is_dir()).collect();
+    dirs.sort();
+    for dir in dirs {
+        let name = dir.file_name().unwrap().to_str().unwrap();
+        let ours = ours(&dir);
+        let expected = root.join(format!("{name}.gguf"));
+        if !expected.is_file() {
+            println!("{name:24} the reference wrote none; ours: {:?}", ours.map(|(_, notes)| notes));
+            continue;
+        }
+        let files = Files::open(&expected).unwrap();
+        let model = Model::parse(&files).unwrap();
+        let theirs: Entries = model
+            .metadata()
+            .iter()
+            .filter(|(key, _)| concerns(key))
+            .map(|(key, value)| (key.to_owned(), owned(value)))
+            .collect();
+        let result = ours.map(|(ours, notes)| (first_difference(&ours, &theirs), notes));
+        match result {
+            Ok((None, notes)) => println!("{name:24} identical, {} keys {notes:?}", theirs.len()),
+            Ok((Some(difference), notes)) => {
+                println!("{name:24} DIFFERS: {difference} {notes:?}");
+                differing += 1;
+            }
+            Err(error) => {
+                println!("{name:24} ERROR: {error}");
+                differing += 1;
+            }
+        }
+    }
+    assert_eq!(differing, 0);
+}
+
+/// A value that borrows nothing.
+fn owned(value: &Value<'_>) -> Value<'static> {
+    use quantier::format::gguf::{Array, ValueType};
+    match value {
+        Value::String(s) => Value::String(s.to_vec().into()),
+        Value::Array(a) if a.element() == ValueType::String => Value::Array(Array::of_strings(a.strings())),
+        Value::Array(a) => Value::Array(Array::of_values(a.element(), a.values())),
+        Value::Bool(v) => Value::Bool(*v),
+        fixed => {
+            let mut bytes = Vec::new();
+            fixed.write(&mut bytes);
+            Value::from_le_bytes(fixed.value_type(), &bytes).unwrap()
+        }
+    }
+}
