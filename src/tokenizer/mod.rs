@@ -174,3 +174,6 @@ impl Import<'_> {
         Ok(tokens)
     }
 }
+
+#[cfg(test)]
+mod tests;
