@@ -8,7 +8,8 @@ use tempfile::TempDir;
 
 const HIDDEN: u64 = 64;
 const FFN: u64 = 96;
-const VOCAB: u64 = 10;
+/// The tokens of testdata/refmodel/tokenizer.model.
+const VOCAB: u64 = 4096;
 
 /// A checkpoint under construction.
 struct Model {
@@ -68,10 +69,18 @@ impl Model {
         [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &data].concat()
     }
 
-    /// Writes config.json and one model.safetensors.
-    fn write(&self) -> TempDir {
+    /// Writes config.json and a tokenizer.
+    fn write_without_weights(&self) -> TempDir {
         let dir = tempfile::tempdir().unwrap();
+        let tokenizer = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/refmodel/tokenizer.model");
+        std::fs::copy(tokenizer, dir.path().join("tokenizer.model")).unwrap();
         std::fs::write(dir.path().join("config.json"), self.config.to_string()).unwrap();
+        dir
+    }
+
+    /// Writes config.json, a tokenizer and one model.safetensors.
+    fn write(&self) -> TempDir {
+        let dir = self.write_without_weights();
         std::fs::write(dir.path().join("model.safetensors"), self.safetensors(|_| true)).unwrap();
         dir
     }
@@ -146,8 +155,7 @@ fn shards_are_read_as_one_model_and_written_as_asked() {
     let model = Model::llama();
     let whole = model.write();
     plan(whole.path(), &[]);
-    let dir = tempfile::tempdir().unwrap();
-    std::fs::write(dir.path().join("config.json"), model.config.to_string()).unwrap();
+    let dir = model.write_without_weights();
     let second = |name: &str| name.contains("mlp");
     std::fs::write(dir.path().join("model-1.safetensors"), model.safetensors(|n| !second(n))).unwrap();
     std::fs::write(dir.path().join("model-2.safetensors"), model.safetensors(second)).unwrap();

@@ -1,7 +1,7 @@
 //! Vocabularies and general metadata against files that the reference's converter wrote.
 //!
 //! `QUANTIER_VOCABULARIES` names a directory in which every checkpoint `NAME/` has the file `NAME.gguf` that the
-//! converter wrote for it with `--vocab-only`. Without it, there is nothing to compare.
+//! converter wrote for it with `--vocab-only`.
 
 use quantier::convert::general::General;
 use quantier::format::gguf::{Files, Model, Value};
@@ -68,8 +68,10 @@ fn first_difference(ours: &Entries, theirs: &Entries) -> Option<String> {
 }
 
 #[test]
+#[ignore = "needs files that the reference wrote: see the top of this file"]
 fn vocabularies_equal_the_references() {
-    let Some(root) = std::env::var_os("QUANTIER_VOCABULARIES").map(PathBuf::from) else { return };
+    let root = std::env::var_os("QUANTIER_VOCABULARIES").map(PathBuf::from);
+    let root = root.expect("QUANTIER_VOCABULARIES names the directory with the checkpoints");
     let mut differing = 0;
     let mut dirs: Vec<_> = root.read_dir().unwrap().map(|e| e.unwrap().path()).filter(|p| p.is_dir()).collect();
     dirs.sort();

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 const CONFIG: &str = "config.json";
 const INDEX: &str = "model.safetensors.index.json";
 
-/// The mapped files of a checkpoint. [`Checkpoint::parse`] borrows nothing but keeps to their order.
+/// The mapped files of a checkpoint, and what they hold.
 pub struct Checkpoint {
     /// The directory with the files beside the weights.
     pub dir: PathBuf,
@@ -85,11 +85,6 @@ impl Checkpoint {
     /// A tensor's bytes.
     pub(super) fn data(&self, source: &Source) -> &[u8] {
         &self.maps[source.file].bytes()[source.range.clone()]
-    }
-
-    /// Where config.json and the tokenizer's files are.
-    pub fn dir(&self) -> &Path {
-        &self.dir
     }
 
     /// Where config.json is.

@@ -94,7 +94,7 @@ impl<'a> Plan<'a> {
             parameter.apply(config, &mut keys).map_err(in_config)?;
         }
         let own = keys.into_entries().split_off(computed.len());
-        let dir = checkpoint.dir();
+        let dir = &*checkpoint.dir;
         let count = ParameterCount::of(&tensors);
         let general = General::load(dir, job.metadata.as_deref(), job.model_name.as_deref(), &count)?;
         let vocab_size = config.optional_u32(&["vocab_size"]).map_err(in_config)?.map(u64::from);

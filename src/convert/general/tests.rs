@@ -102,7 +102,8 @@ fn everything_from_a_checkpoint() {
             ("generation_config.json", r#"{"temperature": 0.5, "top_k": 40, "repetition_penalty": 1, "top_p": null}"#),
         ],
     );
-    let general = General::load(&dir, None, None, &Weights { total: 1_100_000_000, ..Weights::default() }).unwrap();
+    let general =
+        General::load(&dir, None, None, &ParameterCount { total: 1_100_000_000, ..ParameterCount::default() }).unwrap();
     let expected = pairs(&[
         ("sampling.top_k", "40"),
         ("sampling.temp", "0.5"),
@@ -138,7 +139,7 @@ fn the_user_overrides() {
     let file = root.path().join("over.json");
     std::fs::write(&file, r#"{"general.author": null, "general.url": "u", "general.sampling.top_p": 0.5, "general.tags": ["y"], "general.name": "N"}"#)
         .unwrap();
-    let general = General::load(&dir, Some(&file), Some("Given"), &Weights::default()).unwrap();
+    let general = General::load(&dir, Some(&file), Some("Given"), &ParameterCount::default()).unwrap();
     let expected = pairs(&[
         ("sampling.top_p", "0.5"),
         ("name", "Given"),
@@ -148,7 +149,7 @@ fn the_user_overrides() {
         ("tags", "y"),
     ]);
     assert_eq!(entries(&general), expected);
-    let missing = General::load(&dir, Some(&root.path().join("no.json")), None, &Weights::default());
+    let missing = General::load(&dir, Some(&root.path().join("no.json")), None, &ParameterCount::default());
     assert!(missing.unwrap_err().to_string().contains("no such file"));
 }
 
@@ -160,13 +161,13 @@ fn wrong_kinds_are_named() {
         ("generation_config.json", r#"{"top_k": 1.5}"#, "a whole number is expected"),
     ] {
         let (_root, dir) = directory("x", &[(file, text)]);
-        let error = General::load(&dir, None, None, &Weights::default()).unwrap().entries().unwrap_err();
+        let error = General::load(&dir, None, None, &ParameterCount::default()).unwrap().entries().unwrap_err();
         assert!(error.to_string().contains(what), "{error}");
     }
     let (_root, dir) = directory("x", &[("README.md", "---\na: [\n---\n")]);
-    let error = General::load(&dir, None, None, &Weights::default()).unwrap_err().to_string();
+    let error = General::load(&dir, None, None, &ParameterCount::default()).unwrap_err().to_string();
     assert!(error.contains("README.md") && error.contains("line"), "{error}");
     let (_root, dir) = directory("x", &[("config.json", "{\n\"a\": ,\n}")]);
-    let error = General::load(&dir, None, None, &Weights::default()).unwrap_err().to_string();
+    let error = General::load(&dir, None, None, &ParameterCount::default()).unwrap_err().to_string();
     assert!(error.contains("line 2 column 6"), "{error}");
 }
