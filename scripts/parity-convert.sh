@@ -24,7 +24,7 @@ export QUANTIER_REFMODEL=${QUANTIER_REFMODEL:-$PWD/testdata/refmodel}
 if [ ! -x "$python" ] || ! "$python" -c 'import torch, transformers, sentencepiece' 2>/dev/null; then
     echo "parity-convert.sh: installing the reference's Python packages into $venv" >&2
     python3 -m venv "$venv"
-    "$venv/bin/pip" install --quiet torch==2.11.0 --extra-index-url https://download.pytorch.org/whl/cpu
+    "$venv/bin/pip" install --quiet torch==2.11.0
     "$venv/bin/pip" install --quiet transformers==4.57.6 numpy==2.2.6 sentencepiece==0.2.3 protobuf safetensors gguf
 fi
 quantier=${QUANTIER:-target/release/quantier}

@@ -7,7 +7,7 @@ use serde_json::json;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Converts a Hugging Face checkpoint to GGUF, byte for byte as convert_hf_to_gguf.py does
+/// Convert a Hugging Face checkpoint to GGUF, byte for byte as convert_hf_to_gguf.py does
 ///
 /// MODEL is a directory with config.json, safetensors and a tokenizer, or one .safetensors file beside its config.
 #[derive(clap::Args)]

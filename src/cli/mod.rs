@@ -12,8 +12,8 @@ use std::process::ExitCode;
 
 /// Turns a model checkpoint into the best GGUF for its size.
 ///
-/// Every command reads GGUF files (any shard of a split model will do) and writes its outputs beside their targets
-/// before it renames them, so that a failed or stopped run leaves nothing behind.
+/// Every command that takes a GGUF takes any shard of a split one, and every output is written beside its target
+/// before it is renamed, so that a failed or stopped run leaves nothing behind.
 #[derive(Parser)]
 #[command(name = "quantier", version, arg_required_else_help = true, max_term_width = 110)]
 struct Cli {

@@ -122,7 +122,7 @@ pub fn run(args: Args, matches: &clap::ArgMatches) -> anyhow::Result<ExitCode> {
     let job = job(args, matches)?;
     if job.input.is_dir() {
         anyhow::bail!(
-            "{} is a directory; name a .gguf file (convert a Hugging Face checkpoint first)",
+            "{} is a directory; name a .gguf file (quantier convert makes one of a Hugging Face checkpoint)",
             job.input.display()
         );
     }
