@@ -6,7 +6,8 @@ use super::weights::Weights;
 use super::{Checkpoint, Error, Job, Result, Source};
 use crate::arch::{Architecture, Config, Keys, Match, Rule, Transform};
 use crate::format::gguf::{
-    DEFAULT_ALIGNMENT, Entries, Layout, MAX_NAME, Metadata, Shape, TensorInfo, Value, keys, shard_path,
+    DEFAULT_ALIGNMENT, Entries, Layout, MAX_NAME, Metadata, QUANTIZATION_VERSION, Shape, TensorInfo, Value, keys,
+    shard_path,
 };
 use crate::format::types::GgmlType;
 use crate::plan::file_type::FileType;
@@ -15,8 +16,6 @@ use crate::tokenizer;
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
-/// `general.quantization_version`: the version of ggml's block formats.
-const QUANTIZATION_VERSION: u32 = 2;
 /// Computed by every model from its config; some checkpoints hold them all the same.
 const BUFFERS: &[&str] = &[".attention.masked_bias", ".attention.bias", ".rotary_emb.inv_freq"];
 /// Matrices that llama.cpp wants in f32, by the end of their name.

@@ -1,14 +1,12 @@
 //! Metadata of the output, and the facts that the preset rules need from the input's.
 
 use super::{Error, Job, Result};
-use crate::format::gguf::{Metadata, Model, Value, keys};
+use crate::format::gguf::{Metadata, Model, QUANTIZATION_VERSION, Value, keys};
 use crate::format::imatrix::Imatrix;
 use crate::format::types::GgmlType;
 use crate::plan::presets::ModelFacts;
 use crate::plan::role::Role;
 
-/// `general.quantization_version`: the version of ggml's block formats.
-const QUANTIZATION_VERSION: u32 = 2;
 /// Set in `general.file_type` if the type is a guess.
 const GUESSED: u32 = 1024;
 /// How many layers there are; the architecture comes before it.

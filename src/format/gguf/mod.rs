@@ -23,6 +23,9 @@ pub(crate) use value::until_zero;
 pub use value::{Array, Metadata, Shape, Value, ValueType};
 pub use write::{Layout, Writer};
 
+/// `general.quantization_version`: the version of ggml's block formats.
+pub const QUANTIZATION_VERSION: u32 = 2;
+
 /// Metadata keys that more than one module names.
 pub mod keys {
     #![allow(missing_docs)]
