@@ -259,3 +259,19 @@ fn eight_bit_weights_are_multiplied_by_their_scales() {
     let at = |row: usize, column: usize| weights[row * HIDDEN as usize + column];
     assert_eq!([at(0, 0), at(63, 31), at(0, 32), at(64, 0), at(95, 63)], [2.0, 2.0, 3.0, 4.0, 5.0]);
 }
+
+#[test]
+fn quantizing_a_checkpoint_is_converting_and_quantizing_at_once() {
+    let checkpoint = Model::llama().write();
+    let dir = checkpoint.path();
+    quantier(dir, &["--outtype", "f32"]).assert().success();
+    let quantize = |from: &Path, arguments: &[&str]| {
+        let mut command = Command::cargo_bin("quantier").unwrap();
+        command.args(["quantize", "--override-kv", "general.name=str:a"]).args(arguments).arg(from);
+        command
+    };
+    quantize(&dir.join("out.gguf"), &[]).arg(dir.join("two.gguf")).arg("q8_0").assert().success();
+    quantize(dir, &["--outtype", "f32"]).arg("q8_0").assert().success();
+    let read = |name| std::fs::read(dir.join(name)).unwrap();
+    assert!(read("two.gguf") == read("ggml-model-Q8_0.gguf"), "the files differ");
+}

@@ -54,7 +54,7 @@ pub struct Args {
     pre: Option<String>,
 }
 
-fn out_type(name: &str) -> Result<OutType, String> {
+pub(super) fn out_type(name: &str) -> Result<OutType, String> {
     OutType::NAMES.iter().find(|(known, _)| *known == name).map(|(_, t)| *t).ok_or_else(|| {
         let names: Vec<_> = OutType::NAMES.iter().map(|(name, _)| *name).collect();
         format!("no such type; known are {}", names.join(", "))

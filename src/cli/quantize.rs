@@ -4,8 +4,9 @@ use super::terminal::Bar;
 use super::text::{say, size};
 use super::wrong_usage;
 use anyhow::Context;
-use quantier::format::gguf::{Files, Model};
+use quantier::convert::{self, OutType};
 use quantier::format::types::GgmlType;
+use quantier::input::{Input, Source};
 use quantier::plan::file_type::{CHOICES, Choice};
 use quantier::plan::recipe::{Pattern, Wishes};
 use quantier::quantize::{ImatrixRequest, Job, KvOverride, OutputRequest, OverrideValue, Plan, PlannedOutput};
@@ -18,10 +19,12 @@ const NAME: &str = "quantize";
 /// Longest keys and strings that llama.cpp's overrides hold.
 const OVERRIDE_LIMIT: usize = 127;
 
-/// Quantize a GGUF, byte for byte as llama-quantize does, with the same arguments
+/// Quantize a GGUF or a Hugging Face checkpoint, byte for byte as llama-quantize does, with the same arguments
 ///
-/// TYPE is a preset's name or number in any case, or COPY. Without OUT the output is ggml-model-TYPE.gguf beside
-/// the input.
+/// MODEL is a GGUF, the first shard of a split one, or a checkpoint: a directory with config.json, safetensors and a
+/// tokenizer, or one .safetensors file. A checkpoint is converted on the way, without a file in between. TYPE is a
+/// preset's name or number in any case, or COPY. Without OUT the output is ggml-model-TYPE.gguf beside the input, or
+/// in the checkpoint's directory.
 #[derive(clap::Args)]
 #[command(
     override_usage = "quantier quantize [OPTIONS] MODEL [OUT] TYPE [THREADS]",
@@ -82,6 +85,12 @@ pub struct Args {
     /// Fail where a tensor's rows do not fit its type, instead of taking another type
     #[arg(long)]
     no_fallback: bool,
+    /// What a checkpoint's matrices are before they are quantized: auto takes the 16-bit type of the checkpoint
+    #[arg(long, value_name = "TYPE", default_value = "auto", value_parser = super::convert::out_type)]
+    outtype: OutType,
+    /// The pre-tokenizer of a checkpoint's byte-level vocabulary, if it cannot be found out
+    #[arg(long, value_name = "NAME")]
+    pre: Option<String>,
     /// Print the plan, or what was written, as JSON
     #[arg(long)]
     json: bool,
@@ -119,16 +128,12 @@ fn kv_override(text: &str) -> Result<KvOverride, String> {
 
 pub fn run(args: Args, matches: &clap::ArgMatches) -> anyhow::Result<ExitCode> {
     let (dry_run, json) = (args.dry_run, args.json);
+    let conversion = convert::Job { out_type: args.outtype, pre: args.pre.clone(), ..convert::Job::default() };
     let job = job(args, matches)?;
-    if job.input.is_dir() {
-        anyhow::bail!(
-            "{} is a directory; name a .gguf file (quantier convert makes one of a Hugging Face checkpoint)",
-            job.input.display()
-        );
-    }
-    let files = Files::open(&job.input)?;
-    let model = Model::parse(&files)?;
-    let plan = Plan::new(&model, &job)?;
+    let source = Source::open(&job.input)?;
+    let input = Input::new(&source, &conversion)?;
+    input.notes().iter().for_each(|note| eprintln!("note: {note}"));
+    let plan = Plan::new(&input, &job)?;
     if dry_run {
         show(&plan, &job, json, true)?;
         return Ok(ExitCode::SUCCESS);
@@ -148,7 +153,8 @@ fn job(args: Args, matches: &clap::ArgMatches) -> anyhow::Result<Job> {
     let (path, choice, threads) = match (named(&args.args[1]), args.args.get(2)) {
         (Some(choice), threads) if args.args.len() <= 3 => {
             let file = format!("ggml-model-{}{}", choice.name, if args.keep_split { "" } else { ".gguf" });
-            (input.with_file_name(file), choice, threads)
+            let path = if input.is_dir() { input.join(file) } else { input.with_file_name(file) };
+            (path, choice, threads)
         }
         (Some(_), _) => wrong_usage(NAME, "there is an argument too many after the type"),
         (None, None) => wrong_usage(NAME, format!("'{}' is no type, and none follows it", args.args[1].display())),

@@ -23,7 +23,7 @@ const ALWAYS_F32: &[&str] = &["ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight"
 
 /// A conversion that can work.
 pub struct Plan<'a> {
-    pub(super) checkpoint: &'a Checkpoint,
+    pub(crate) checkpoint: &'a Checkpoint,
     /// What is written, in the order of the files.
     pub tensors: Vec<PlannedTensor>,
     /// What matrices are stored as, most of them.
@@ -55,7 +55,7 @@ pub struct PlannedTensor {
 
 impl PlannedTensor {
     /// As the output's header describes it.
-    fn info(&self) -> TensorInfo<'_> {
+    pub(crate) fn info(&self) -> TensorInfo<'_> {
         TensorInfo { name: (&*self.name).into(), shape: self.shape, ggml_type: self.target }
     }
 

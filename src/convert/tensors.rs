@@ -14,6 +14,7 @@ use crate::format::safetensors::Dtype;
 use crate::progress::Progress;
 use rayon::prelude::*;
 use std::ops::Range;
+use std::path::Path;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 /// Weights that are read, rounded and handed to the writer at a time (one row at least).
@@ -109,7 +110,8 @@ impl Plan<'_> {
                 }
                 let rows = row..(row + rows_per_band).min(weights.rows());
                 row = rows.end;
-                let band = self.band(tensor, rows, buffers, pool)?;
+                let buffer = buffers.try_recv().unwrap_or_default();
+                let band = pool.install(|| self.band(tensor, rows, buffer))?;
                 if bands.send(band).is_err() {
                     // The writer has failed and says why.
                     return Ok(());
@@ -119,50 +121,79 @@ impl Plan<'_> {
         Ok(())
     }
 
-    fn band<'s>(
-        &'s self,
-        tensor: &'s PlannedTensor,
-        rows: Range<u64>,
-        buffers: &Receiver<Vec<u8>>,
-        pool: &rayon::ThreadPool,
-    ) -> Result<Band<'s>> {
+    /// Rows of a tensor as they are in the output, in the threads of the pool that this is called in.
+    fn band<'s>(&'s self, tensor: &'s PlannedTensor, rows: Range<u64>, mut buffer: Vec<u8>) -> Result<Band<'s>> {
         let (weights, shard) = (&tensor.weights, tensor.shard);
         if weights.parts().is_empty() {
             let all = weights.generated_weights();
             let bytes = all[rows.start as usize..rows.end as usize].iter().flat_map(|w| w.to_le_bytes()).collect();
             return Ok(Band { bytes: Bytes::Made(bytes), shard, release: Vec::new() });
         }
-        let pieces = pieces(weights.rows_per_part(), rows.clone());
-        let in_file = |(part, rows): &(usize, Range<u64>)| {
-            let part = &weights.parts()[*part];
-            (self.source(part).file, self.mapped_range(tensor, part, rows.clone()))
-        };
-        let release: Vec<_> = pieces.iter().map(in_file).collect();
+        let release = self.mapped(tensor, rows.clone());
         release.iter().try_for_each(|(file, _)| self.checkpoint.maps()[*file].check_length())?;
-        let source = self.source(&weights.parts()[pieces[0].0]);
+        let source = self.source(&weights.parts()[(rows.start / weights.rows_per_part()) as usize]);
         let is_plain = self.is_copied(tensor, source) && weights.view() == View::Rows && !self.check;
         if let ([(file, range)], true) = (&*release, is_plain) {
             let mapped = &self.checkpoint.maps()[*file].bytes()[range.clone()];
-            let intact = source.dtype != Dtype::Bf16
-                || pool.install(|| mapped.par_chunks(TASK_WEIGHTS as usize * 2).all(is_quiet_bf16));
+            let intact = source.dtype != Dtype::Bf16 || mapped.par_chunks(TASK_WEIGHTS as usize * 2).all(is_quiet_bf16);
             if intact {
                 return Ok(Band { bytes: Bytes::Mapped(mapped), shard, release });
             }
         }
         let row_bytes =
             tensor.target.row_bytes(tensor.shape.row_len()).unwrap_or(0) * weights.row_len() / tensor.shape.row_len();
-        let mut buffer = buffers.try_recv().unwrap_or_default();
         buffer.resize((rows.end - rows.start) as usize * row_bytes as usize, 0);
         let task_rows = (TASK_WEIGHTS / weights.row_len()).max(1);
-        pool.install(|| {
-            let tasks = buffer.par_chunks_mut((task_rows * row_bytes) as usize).enumerate();
-            tasks.try_for_each_init(Scratch::default, |scratch, (i, out)| {
-                let start = rows.start + i as u64 * task_rows;
-                let task = start..(start + task_rows).min(rows.end);
-                self.convert(tensor, task, out, scratch)
-            })
+        let tasks = buffer.par_chunks_mut((task_rows * row_bytes) as usize).enumerate();
+        tasks.try_for_each_init(Scratch::default, |scratch, (i, out)| {
+            let start = rows.start + i as u64 * task_rows;
+            let task = start..(start + task_rows).min(rows.end);
+            self.convert(tensor, task, out, scratch)
         })?;
         Ok(Band { bytes: Bytes::Made(buffer), shard, release })
+    }
+
+    /// Some rows, counted over all matrices, as bytes of the type that the tensor becomes: mapped bytes, or made in
+    /// `buffer`. Uses the threads of the pool that this is called in.
+    pub(crate) fn read<'b>(
+        &'b self,
+        tensor: &'b PlannedTensor,
+        rows: Range<u64>,
+        buffer: &'b mut Vec<u8>,
+    ) -> Result<&'b [u8]> {
+        let band = self.band(tensor, rows_of_weights(tensor, rows), std::mem::take(buffer))?;
+        Ok(match band.bytes {
+            Bytes::Mapped(bytes) => bytes,
+            Bytes::Made(bytes) => {
+                *buffer = bytes;
+                buffer
+            }
+        })
+    }
+
+    /// Tells the system that what such rows are made of is not needed again soon.
+    pub(crate) fn release(&self, tensor: &PlannedTensor, rows: Range<u64>) {
+        for (file, range) in self.mapped(tensor, rows_of_weights(tensor, rows)) {
+            self.checkpoint.maps()[file].release(range);
+        }
+    }
+
+    /// The file of a tensor's first part; the first one where it is computed.
+    pub(crate) fn path_of(&self, tensor: &PlannedTensor) -> &Path {
+        let file = tensor.weights.parts().first().map_or(0, |part| self.source(part).file);
+        self.checkpoint.maps()[file].path()
+    }
+
+    /// Where rows come from: files, and ranges of their bytes.
+    fn mapped(&self, tensor: &PlannedTensor, rows: Range<u64>) -> Vec<(usize, Range<usize>)> {
+        if tensor.weights.parts().is_empty() {
+            return Vec::new();
+        }
+        let in_file = |(part, rows): (usize, Range<u64>)| {
+            let part = &tensor.weights.parts()[part];
+            (self.source(part).file, self.mapped_range(tensor, part, rows))
+        };
+        pieces(tensor.weights.rows_per_part(), rows).into_iter().map(in_file).collect()
     }
 
     fn source(&self, part: &Part) -> &Source {
@@ -292,6 +323,12 @@ fn pieces(rows_per_part: u64, rows: Range<u64>) -> Vec<(usize, Range<u64>)> {
         row += count;
     }
     pieces
+}
+
+/// Rows of the output's shape, in which one dimension is one row, as rows of the weights, where it is many.
+fn rows_of_weights(tensor: &PlannedTensor, rows: Range<u64>) -> Range<u64> {
+    let per_row = tensor.shape.row_len() / tensor.weights.row_len().max(1);
+    rows.start * per_row..rows.end * per_row
 }
 
 /// Copies rows of the output out of the checkpoint's numbers, in the order of the view.

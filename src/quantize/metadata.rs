@@ -1,7 +1,7 @@
 //! Metadata of the output, and the facts that the preset rules need from the input's.
 
 use super::{Error, Job, Result};
-use crate::format::gguf::{Metadata, Model, QUANTIZATION_VERSION, Value, keys};
+use crate::format::gguf::{Metadata, QUANTIZATION_VERSION, Value, keys};
 use crate::format::imatrix::Imatrix;
 use crate::format::types::GgmlType;
 use crate::plan::presets::ModelFacts;
@@ -88,12 +88,12 @@ impl Lookup<'_> {
 
 /// What the preset rules ask about the model. `names` are those of all its tensors.
 pub(super) fn facts<'n>(
-    model: &Model<'_>,
+    metadata: &Metadata<'_>,
     job: &Job,
     names: impl Iterator<Item = &'n str> + Clone,
     has_imatrix: bool,
 ) -> Result<ModelFacts> {
-    let lookup = Lookup { metadata: model.metadata(), overrides: &job.kv_overrides };
+    let lookup = Lookup { metadata, overrides: &job.kv_overrides };
     let mut facts = ModelFacts {
         tied: !names.clone().any(|n| Role::of(n) == Role::Output),
         value_tensors: names.filter(|n| Role::of(n).carries_values()).count() as u32,
@@ -133,14 +133,14 @@ pub(super) fn facts<'n>(
 
 /// The metadata of an output's first file. After pruning, `block_count` has the architecture and the layers left.
 pub(super) fn output_metadata<'a>(
-    model: &Model<'a>,
+    metadata: &Metadata<'a>,
     job: &Job,
     file_type: u32,
     imatrix: Option<&UsedImatrix>,
     block_count: Option<(&str, u32)>,
 ) -> Metadata<'a> {
     let mut out = Metadata::new();
-    for (key, value) in model.metadata().iter() {
+    for (key, value) in metadata.iter() {
         out.set(key.to_owned(), value.cut_at_zeros());
     }
     out.set(keys::QUANTIZATION_VERSION, Value::U32(QUANTIZATION_VERSION));
@@ -178,8 +178,8 @@ pub(super) struct UsedImatrix {
 /// `general.file_type` of a copy: what the input says, or a guess by the type of most of its tensors. `types` are
 /// those of all tensors, pruned ones too, by layer and name: of types that are equally frequent, the one that gets
 /// there first counts.
-pub(super) fn file_type_of_copy(model: &Model<'_>, job: &Job, types: impl Iterator<Item = GgmlType>) -> u32 {
-    let lookup = Lookup { metadata: model.metadata(), overrides: &job.kv_overrides };
+pub(super) fn file_type_of_copy(metadata: &Metadata<'_>, job: &Job, types: impl Iterator<Item = GgmlType>) -> u32 {
+    let lookup = Lookup { metadata, overrides: &job.kv_overrides };
     if let Some(said) = lookup.number(keys::FILE_TYPE) {
         return said;
     }

@@ -1,4 +1,4 @@
-//! `quantize`: a GGUF in, one or more quantized GGUFs out, byte for byte what llama-quantize writes.
+//! `quantize`: a GGUF or a Hugging Face checkpoint in, one or more quantized GGUFs out, byte for byte what llama-quantize writes.
 //!
 //! [`Plan::new`] decides everything and refuses what cannot work, before a byte is written; [`Plan::run`] streams
 //! the tensors through.
@@ -28,7 +28,7 @@ pub struct OutputRequest {
 /// A whole job.
 #[derive(Clone, Debug, Default)]
 pub struct Job {
-    /// The model: a GGUF file or any shard of a split one.
+    /// The model, as the user named it: a GGUF, any shard of a split one, or a Hugging Face checkpoint.
     pub input: PathBuf,
     /// What to write; all from one pass over the input.
     pub outputs: Vec<OutputRequest>,
@@ -65,6 +65,9 @@ pub enum Error {
     /// A file could not be read or written.
     #[error(transparent)]
     Format(#[from] format::Error),
+    /// A checkpoint could not be converted on the way.
+    #[error(transparent)]
+    Convert(#[from] crate::convert::Error),
     /// The plan cannot work; one sentence per reason.
     #[error("this cannot be done, and nothing was written:\n{}", by_reason(.0))]
     Impossible(Vec<Problem>),

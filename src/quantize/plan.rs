@@ -3,10 +3,11 @@
 use super::metadata::{KvOverride, OverrideValue, UsedImatrix, facts, file_type_of_copy, output_metadata};
 use super::{Error, Job, Result};
 use crate::format::gguf::{
-    DEFAULT_ALIGNMENT, Layout, MAX_ALIGNMENT, Metadata, Model, Shape, Tensor, TensorInfo, Value, keys, shard_path,
+    DEFAULT_ALIGNMENT, Layout, MAX_ALIGNMENT, Metadata, Shape, TensorInfo, Value, keys, shard_path,
 };
 use crate::format::imatrix::Imatrix;
 use crate::format::types::GgmlType;
+use crate::input::{Input, Tensor};
 use crate::plan::presets::requires_imatrix;
 use crate::plan::recipe::{Candidate, Chosen, Problem, choose};
 use crate::plan::role::{Role, layer_of};
@@ -16,7 +17,7 @@ use std::path::PathBuf;
 
 /// A job that can work.
 pub struct Plan<'a> {
-    pub(super) model: &'a Model<'a>,
+    pub(super) input: &'a Input<'a>,
     /// The input's tensors in the order of the output, with the importance weights of each.
     pub(super) tensors: Vec<Source<'a>>,
     /// What is written.
@@ -132,12 +133,12 @@ impl<'a> Plan<'a> {
     /// # Errors
     /// [`Error::Impossible`] with every reason at once, or a file that cannot be read. Missing importance weights
     /// are no error here but listed in the outputs, so that a dry run can show the plan; [`Plan::run`] refuses.
-    pub fn new(model: &'a Model<'a>, job: &Job) -> Result<Plan<'a>> {
+    pub fn new(input: &'a Input<'a>, job: &Job) -> Result<Plan<'a>> {
         let imatrix = read_imatrix(job)?;
         let mut problems = Vec::new();
-        let (tensors, layers_left) = sources(model, job, imatrix.as_ref());
+        let (tensors, layers_left) = sources(input, job, imatrix.as_ref());
         let names = tensors.iter().map(|s| &*s.name);
-        let facts = facts(model, job, names, imatrix.is_some())?;
+        let facts = facts(input.metadata(), job, names, imatrix.is_some())?;
         let mut outputs = Vec::new();
         for request in &job.outputs {
             let tensor_candidates: Vec<_> = tensors.iter().map(Source::candidate).collect();
@@ -151,12 +152,12 @@ impl<'a> Plan<'a> {
             let file_type = match request.wishes.file_type {
                 Some(file_type) => file_type.id(),
                 None => {
-                    let all = by_layer_and_name(model);
-                    file_type_of_copy(model, job, all.iter().map(|t| t.info.ggml_type))
+                    let all = by_layer_and_name(input);
+                    file_type_of_copy(input.metadata(), job, all.iter().map(|t| t.info.ggml_type))
                 }
             };
             let block_count = layers_left.map(|layers| (&*facts.architecture, layers));
-            let metadata = output_metadata(model, job, file_type, imatrix.as_ref(), block_count);
+            let metadata = output_metadata(input.metadata(), job, file_type, imatrix.as_ref(), block_count);
             let shards = if job.keep_split { tensors.iter().map(|s| s.tensor.shard + 1).max().unwrap_or(1) } else { 1 };
             let files = files(&request.path, metadata, job.keep_split, shards, tensors.len());
             let planned: Vec<_> =
@@ -174,7 +175,7 @@ impl<'a> Plan<'a> {
             return Err(Error::Impossible(problems));
         }
         let imatrix_path = job.imatrix.as_ref().map(|request| request.path.clone());
-        Ok(Plan { model, tensors, outputs, threads: job.threads, imatrix_path })
+        Ok(Plan { input, tensors, outputs, threads: job.threads, imatrix_path })
     }
 
     /// Bytes of the input's tensors.
@@ -219,8 +220,8 @@ fn read_imatrix(job: &Job) -> Result<Option<UsedImatrix>> {
 }
 
 /// All tensors in the reference's order: by layer, those outside of layers first, then by name.
-fn by_layer_and_name<'a>(model: &'a Model<'a>) -> Vec<&'a Tensor<'a>> {
-    let mut tensors: Vec<_> = model.tensors.iter().collect();
+fn by_layer_and_name<'a>(input: &'a Input<'a>) -> Vec<&'a Tensor<'a>> {
+    let mut tensors: Vec<_> = input.tensors.iter().collect();
     tensors.sort_by(|a, b| {
         let key = |t: &Tensor<'_>| layer_of(&t.info.name).unwrap_or(-1);
         key(a).cmp(&key(b)).then_with(|| a.info.name.as_bytes().cmp(b.info.name.as_bytes()))
@@ -230,10 +231,10 @@ fn by_layer_and_name<'a>(model: &'a Model<'a>) -> Vec<&'a Tensor<'a>> {
 
 /// The tensors in the order of the output: by layer and name; under `keep_split`, as they lie in the shards.
 /// Pruned layers are gone, and the number of layers left is returned.
-fn sources<'a>(model: &'a Model<'a>, job: &Job, imatrix: Option<&UsedImatrix>) -> (Vec<Source<'a>>, Option<u32>) {
+fn sources<'a>(input: &'a Input<'a>, job: &Job, imatrix: Option<&UsedImatrix>) -> (Vec<Source<'a>>, Option<u32>) {
     let mut renumbered = Renumbering::new(&job.prune_layers);
-    let mut sources: Vec<Source<'_>> = Vec::with_capacity(model.tensors.len());
-    for tensor in by_layer_and_name(model) {
+    let mut sources: Vec<Source<'_>> = Vec::with_capacity(input.tensors.len());
+    for tensor in by_layer_and_name(input) {
         let old = &*tensor.info.name;
         let Some(name) = renumbered.name(old) else { continue };
         let found = imatrix.map_or(Ok(None), |used| importance_of(old, tensor, &used.imatrix));

@@ -4,6 +4,7 @@ use super::plan::{Plan, PlannedOutput, PlannedTensor, Source};
 use super::{Error, Result};
 use crate::format::gguf::Writer;
 use crate::format::types::GgmlType;
+use crate::input::Input;
 use crate::plan::recipe::Problem;
 use crate::progress::Progress;
 use crate::quant::Codec;
@@ -26,7 +27,7 @@ impl Plan<'_> {
             .num_threads(self.threads)
             .build()
             .map_err(|e| Error::impossible(format!("cannot start {} threads: {e}", self.threads)))?;
-        let mut inputs = self.model.files.paths();
+        let mut inputs = self.input.paths();
         inputs.extend(self.imatrix_path.as_deref());
         let mut writers = Vec::new();
         for output in &self.outputs {
@@ -44,7 +45,7 @@ impl Plan<'_> {
                     Sink { target: planned.chosen.target, writer: &mut files[planned.shard], band: Vec::new() }
                 })
                 .collect();
-            pool.install(|| stream(source, self.model.files.maps(), &mut sinks, progress))?;
+            pool.install(|| stream(source, self.input, &mut sinks, progress))?;
         }
         // All or none: what can fail fails before the first output has its name.
         writers.iter_mut().flatten().try_for_each(Writer::settle)?;
@@ -77,34 +78,26 @@ struct Sink<'w> {
 }
 
 /// Streams one tensor.
-fn stream(
-    source: &Source<'_>,
-    maps: &[crate::format::map::Map],
-    sinks: &mut [Sink<'_>],
-    progress: &dyn Progress,
-) -> Result<()> {
+fn stream(source: &Source<'_>, input: &Input<'_>, sinks: &mut [Sink<'_>], progress: &dyn Progress) -> Result<()> {
     let info = &source.tensor.info;
     let (row_len, rows) = (info.shape.row_len(), info.shape.rows());
-    let row_bytes = (info.bytes() / rows) as usize;
-    let map = &maps[source.tensor.shard];
+    let path = input.path_of(source.tensor);
+    let mut buffer = Vec::new();
     let rows_per_band = (BAND_WEIGHTS / row_len).clamp(1, rows);
     let mut first_row = 0;
     while first_row < rows {
         if progress.cancelled() {
             return Err(Error::Cancelled);
         }
-        map.check_length()?;
-        let rows_here = rows_per_band.min(rows - first_row);
-        let range = first_row as usize * row_bytes..(first_row + rows_here) as usize * row_bytes;
-        let raw = &source.tensor.data()[range.clone()];
-        quantize_band(source, map.path(), raw, first_row, sinks, progress)?;
+        let rows_here = first_row..(first_row + rows_per_band).min(rows);
+        let raw = input.read(source.tensor, rows_here.clone(), &mut buffer)?;
+        quantize_band(source, path, raw, first_row, sinks, progress)?;
         for sink in sinks.iter_mut() {
             sink.writer.write(if sink.target == info.ggml_type { raw } else { &sink.band })?;
         }
-        let start = source.tensor.offset as usize + range.start;
-        map.release(start..start + range.len());
-        progress.advance(range.len() as u64);
-        first_row += rows_here;
+        progress.advance(raw.len() as u64);
+        first_row = rows_here.end;
+        input.release(source.tensor, rows_here);
     }
     Ok(())
 }

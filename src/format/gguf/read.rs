@@ -34,6 +34,11 @@ pub struct TensorInfo<'a> {
 }
 
 impl TensorInfo<'_> {
+    /// The same with a name of its own.
+    pub fn into_owned(self) -> TensorInfo<'static> {
+        TensorInfo { name: Cow::Owned(self.name.into_owned()), ..self }
+    }
+
     /// Bytes of its data; its row length is known to be whole blocks and the product to fit.
     pub fn bytes(&self) -> u64 {
         self.ggml_type.row_bytes(self.shape.row_len()).unwrap_or(0) * self.shape.rows()
