@@ -8,6 +8,7 @@
 //! | [`input`] | a model to be read: a GGUF, or a checkpoint that is converted on the fly | files, through `format` |
 //! | [`arch`] | the table of architectures: names, metadata and transforms of their tensors | the names and shapes of a checkpoint |
 //! | [`tokenizer`] | vocabularies: Hugging Face tokenizer files to GGUF metadata | tokenizer files |
+//! | [`model`] | the forward pass: layer by layer over all chunks, each input of a matrix shown to who watches | weights, through `input`; a temporary file |
 //! | [`plan`] | numbers in, recipe out: roles, file types, preset rules, fallbacks | numbers and names only |
 //! | [`quant`] | block layouts, quantizers, dequantizers, block validation | numbers only |
 //! | [`mod@format`] | GGUF, safetensors, JSON and importance-matrix files, output files, the table of tensor types | files; the only reader of untrusted bytes |
@@ -21,6 +22,7 @@ pub mod arch;
 pub mod convert;
 pub mod format;
 pub mod input;
+pub mod model;
 pub mod plan;
 pub mod progress;
 pub mod quant;

@@ -1,6 +1,7 @@
 //! Gemma 2 and 3 (text). Their norms hold what is added to 1.
 
 use super::config::Result;
+use super::decoder::{Activation, Decoder, Rope, Window};
 use super::llama::{BUFFERS, GATED_FFN, PLAIN_ATTENTION};
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS};
 use super::rules::Dim::{Any, Head, Hidden};
@@ -9,6 +10,9 @@ use super::{Architecture, Config, Keys, Parameter, Rule, nothing_generated};
 use crate::format::gguf::Value;
 use crate::tokenizer::VocabKind;
 
+const GEMMA: Decoder =
+    Decoder { rope: Rope::Halves, activation: Activation::Gelu, scaled_embeddings: true, ..Decoder::LLAMA };
+
 pub(super) static GEMMA2: Architecture = Architecture {
     classes: &["Gemma2ForCausalLM"],
     name: "gemma2",
@@ -16,6 +20,11 @@ pub(super) static GEMMA2: Architecture = Architecture {
     parameters: &[GEMMA2_PARAMETERS],
     tensors: &[GEMMA2_EMBEDDINGS, NORMS, PLAIN_ATTENTION, GATED_FFN, BUFFERS],
     generated: nothing_generated,
+    decoder: Decoder {
+        window: Window::Pattern { layers: 2, tokens: Some(4096), rope_base: None },
+        wide_heads: Some(46),
+        ..GEMMA
+    },
 };
 
 pub(super) static GEMMA3: Architecture = Architecture {
@@ -25,6 +34,11 @@ pub(super) static GEMMA3: Architecture = Architecture {
     parameters: &[COMMON, HEAD_LENGTHS, FILE_TYPE, &[Parameter::Computed(gemma3)]],
     tensors: &[GEMMA3_EMBEDDINGS, NORMS, PLAIN_ATTENTION, GEMMA3_HEAD_NORMS, GATED_FFN, BUFFERS],
     generated: nothing_generated,
+    decoder: Decoder {
+        window: Window::Pattern { layers: 6, tokens: None, rope_base: Some(10_000.0) },
+        wide_heads: Some(62),
+        ..GEMMA
+    },
 };
 
 const GEMMA2_PARAMETERS: &[Parameter] = &[

@@ -1,6 +1,7 @@
 //! GPT-2, whose matrices are stored with columns for rows, and whose names come with and without a prefix.
 
 use super::config::Result;
+use super::decoder::{Activation, Decoder, Norm, Rope};
 use super::rules::Dim::{Any, Hidden};
 use super::rules::Transform::Transpose;
 use super::{Architecture, Config, Keys, Parameter, Rule, nothing_generated};
@@ -17,6 +18,7 @@ pub(super) static GPT2: Architecture = Architecture {
     parameters: &[PARAMETERS],
     tensors: &[PREFIXED, BARE],
     generated: nothing_generated,
+    decoder: Decoder { norm: Norm::Layer, rope: Rope::None, activation: Activation::Gelu, ..Decoder::LLAMA },
 };
 
 const PARAMETERS: &[Parameter] = &[

@@ -1,6 +1,7 @@
 //! IBM's Granite: Llama with four multipliers.
 
 use super::config::Result;
+use super::decoder::Decoder;
 use super::llama::{ATTENTION, BUFFERS, EMBEDDINGS, GATED_FFN, NORMS, rope_factors};
 use super::parameters::{COMMON, FILE_TYPE};
 use super::{Architecture, Config, Keys, Parameter};
@@ -14,6 +15,7 @@ pub(super) static GRANITE: Architecture = Architecture {
     parameters: &[COMMON, FILE_TYPE, PARAMETERS],
     tensors: &[EMBEDDINGS, NORMS, ATTENTION, GATED_FFN, BUFFERS],
     generated: rope_factors,
+    decoder: Decoder::LLAMA,
 };
 
 const PARAMETERS: &[Parameter] = &[

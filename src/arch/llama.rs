@@ -1,6 +1,7 @@
 //! Llama and what is built like it: Mistral, Mixtral, TinyLlama, SmolLM. Other families take their rules from here.
 
 use super::config::{Result, number_in};
+use super::decoder::Decoder;
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS};
 use super::rules::Dim::{Any, Expert, Experts, FeedForward, Hidden, Keys as KeyRows, Queries};
 use super::rules::Transform::{InterleaveKeys, InterleaveQueries};
@@ -15,6 +16,7 @@ pub(super) static LLAMA: Architecture = Architecture {
     parameters: &[COMMON, HEAD_LENGTHS, FILE_TYPE, OWN_PARAMETERS],
     tensors: &[EMBEDDINGS, NORMS, ATTENTION, GATED_FFN, MIXTRAL_EXPERTS, BUFFERS],
     generated: rope_factors,
+    decoder: Decoder::LLAMA,
 };
 
 pub(super) static SMOLLM3: Architecture = Architecture {
@@ -24,6 +26,7 @@ pub(super) static SMOLLM3: Architecture = Architecture {
     parameters: &[COMMON, HEAD_LENGTHS, FILE_TYPE, OWN_PARAMETERS],
     tensors: &[EMBEDDINGS, NORMS, ATTENTION, GATED_FFN, BUFFERS],
     generated: rope_factors,
+    decoder: Decoder { unrotated_every: 4, ..Decoder::LLAMA },
 };
 
 pub(super) const OWN_PARAMETERS: &[Parameter] =

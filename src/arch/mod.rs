@@ -5,6 +5,7 @@
 //! function.
 
 mod config;
+mod decoder;
 mod defaults;
 mod gemma;
 mod gpt2;
@@ -20,6 +21,7 @@ mod starcoder;
 use crate::tokenizer::VocabKind;
 
 pub use config::Config;
+pub use decoder::{Activation, Decoder, Norm, Rope, Window};
 pub use parameters::{Keys, Parameter};
 pub use rules::{Dim, Match, Rule, Transform};
 
@@ -37,6 +39,8 @@ pub struct Architecture {
     pub tensors: &'static [&'static [Rule]],
     /// Tensors that are computed from the config, and the keys that come with them.
     pub generated: fn(&Config, &mut Keys) -> config::Result<Vec<Generated>>,
+    /// Its forward pass.
+    pub decoder: Decoder,
 }
 
 /// A tensor that no checkpoint holds.
@@ -75,6 +79,17 @@ impl Architecture {
         }
         let nearest = classes().min_by_key(|(_, known)| distance(class, known)).map_or("", |(_, known)| known);
         Err(format!("architecture '{class}' is not supported; the nearest that is: {nearest}"))
+    }
+
+    /// The architecture that a GGUF names, or a sentence that lists those that are known.
+    pub fn of_gguf(name: &str) -> Result<&'static Architecture, String> {
+        ARCHITECTURES.iter().copied().find(|a| a.name == name).ok_or_else(|| {
+            let known: Vec<_> = ARCHITECTURES.iter().map(|a| a.name).collect();
+            format!(
+                "models of architecture '{name}' cannot be run here yet (convert and quantize work); known are {}",
+                known.join(", ")
+            )
+        })
     }
 
     /// The rule for a tensor of the checkpoint, and what it makes of the name.

@@ -1,5 +1,6 @@
 //! OLMo, whose norms have no weights, and OLMo 2, whose norms come after each half of a layer.
 
+use super::decoder::{Decoder, Norm, Rope};
 use super::llama::{BUFFERS, EMBEDDINGS, GATED_FFN, PLAIN_ATTENTION};
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS};
 use super::rules::Dim::{Any, Hidden, Keys as KeyRows, Queries};
@@ -17,6 +18,7 @@ pub(super) static OLMO: Architecture = Architecture {
     parameters: &[COMMON, HEAD_LENGTHS, FILE_TYPE, OLMO_PARAMETERS],
     tensors: &[EMBEDDINGS, OLMO_ATTENTION, GATED_FFN, BUFFERS],
     generated: nothing_generated,
+    decoder: Decoder { norm: Norm::Layer, ..Decoder::LLAMA },
 };
 
 pub(super) static OLMO2: Architecture = Architecture {
@@ -26,6 +28,7 @@ pub(super) static OLMO2: Architecture = Architecture {
     parameters: &[COMMON, HEAD_LENGTHS, FILE_TYPE],
     tensors: &[EMBEDDINGS, OLMO2_NORMS, PLAIN_ATTENTION, GATED_FFN, BUFFERS],
     generated: nothing_generated,
+    decoder: Decoder { rope: Rope::Halves, ..Decoder::LLAMA },
 };
 
 const OLMO_PARAMETERS: &[Parameter] = &[

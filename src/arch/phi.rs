@@ -1,6 +1,7 @@
 //! Phi-3 and what is built like it (Phi-3.5, Phi-4): queries, keys and values in one matrix, gate and up in one.
 
 use super::config::{Result, number_in, wrong_kind};
+use super::decoder::{Decoder, Rope};
 use super::llama::{BUFFERS, EMBEDDINGS, NORMS};
 use super::rules::Dim::{Any, FeedForward, Hidden, TwiceFeedForward};
 use super::{Architecture, Config, Generated, Keys, Parameter, Rule};
@@ -14,6 +15,7 @@ pub(super) static PHI3: Architecture = Architecture {
     parameters: &[PARAMETERS],
     tensors: &[EMBEDDINGS, NORMS, LAYERS, BUFFERS],
     generated: long_rope_factors,
+    decoder: Decoder { rope: Rope::Halves, ..Decoder::LLAMA },
 };
 
 const CONTEXT: &[&str] = &["n_positions", "max_position_embeddings"];

@@ -1,10 +1,13 @@
 //! Qwen 2 and 3, dense and with experts.
 
+use super::decoder::{Decoder, Rope};
 use super::llama::{BUFFERS, EMBEDDINGS, GATED_FFN, NORMS, PLAIN_ATTENTION};
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS};
 use super::rules::Dim::{Any, Expert, Experts, Head, Hidden};
 use super::{Architecture, Parameter, Rule, Transform, nothing_generated};
 use crate::tokenizer::VocabKind;
+
+const HALVES: Decoder = Decoder { rope: Rope::Halves, ..Decoder::LLAMA };
 
 pub(super) static QWEN2: Architecture = Architecture {
     classes: &["Qwen2ForCausalLM"],
@@ -13,6 +16,7 @@ pub(super) static QWEN2: Architecture = Architecture {
     parameters: &[COMMON, HEAD_LENGTHS, FILE_TYPE],
     tensors: &[EMBEDDINGS, NORMS, PLAIN_ATTENTION, GATED_FFN, BUFFERS],
     generated: nothing_generated,
+    decoder: HALVES,
 };
 
 pub(super) static QWEN3: Architecture = Architecture {
@@ -22,6 +26,7 @@ pub(super) static QWEN3: Architecture = Architecture {
     parameters: &[COMMON, HEAD_LENGTHS, FILE_TYPE],
     tensors: &[EMBEDDINGS, NORMS, PLAIN_ATTENTION, HEAD_NORMS, GATED_FFN, BUFFERS],
     generated: nothing_generated,
+    decoder: HALVES,
 };
 
 pub(super) static QWEN2_MOE: Architecture = Architecture {
@@ -31,6 +36,7 @@ pub(super) static QWEN2_MOE: Architecture = Architecture {
     parameters: &[COMMON, HEAD_LENGTHS, FILE_TYPE, EXPERT_PARAMETERS],
     tensors: &[EMBEDDINGS, NORMS, PLAIN_ATTENTION, EXPERTS, SHARED_EXPERT, BUFFERS],
     generated: nothing_generated,
+    decoder: Decoder { normalized_experts: false, ..HALVES },
 };
 
 pub(super) static QWEN3_MOE: Architecture = Architecture {
@@ -40,6 +46,7 @@ pub(super) static QWEN3_MOE: Architecture = Architecture {
     parameters: &[COMMON, HEAD_LENGTHS, FILE_TYPE, EXPERT_PARAMETERS],
     tensors: &[EMBEDDINGS, NORMS, PLAIN_ATTENTION, HEAD_NORMS, EXPERTS, BUFFERS],
     generated: nothing_generated,
+    decoder: HALVES,
 };
 
 const EXPERT_PARAMETERS: &[Parameter] = &[

@@ -1,5 +1,6 @@
 //! StarCoder 2: norms with biases, and a feed-forward network without a gate.
 
+use super::decoder::{Activation, Decoder, Norm, Rope};
 use super::llama::{BUFFERS, EMBEDDINGS, NORMS, PLAIN_ATTENTION};
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS};
 use super::rules::Dim::{FeedForward, Hidden};
@@ -13,6 +14,7 @@ pub(super) static STARCODER2: Architecture = Architecture {
     parameters: &[COMMON, HEAD_LENGTHS, FILE_TYPE],
     tensors: &[EMBEDDINGS, NORMS, PLAIN_ATTENTION, FFN, BUFFERS],
     generated: nothing_generated,
+    decoder: Decoder { norm: Norm::Layer, rope: Rope::Halves, activation: Activation::Gelu, ..Decoder::LLAMA },
 };
 
 const FFN: &[Rule] = &[

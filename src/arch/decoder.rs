@@ -1,0 +1,82 @@
+//! What the forward pass of an architecture is made of, as data. What a file shows by its tensors (biases, norms of
+//! heads, norms behind a block, experts, fused matrices) is not repeated here.
+
+/// The decoder of an architecture.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Decoder {
+    /// How activations are normalized.
+    pub norm: Norm,
+    /// How positions enter queries and keys.
+    pub rope: Rope,
+    /// What stands between the matrices of the feed-forward network.
+    pub activation: Activation,
+    /// Whether embeddings are multiplied by the square root of their length.
+    pub scaled_embeddings: bool,
+    /// Whether the weights of the chosen experts are made to sum up to 1.
+    pub normalized_experts: bool,
+    /// Which layers see only the last tokens.
+    pub window: Window,
+    /// Every n-th layer does not rotate; 0 for none.
+    pub unrotated_every: u32,
+    /// Models of so many layers scale scores by the hidden size per head instead of the length of a head.
+    pub wide_heads: Option<u32>,
+}
+
+/// How activations are normalized.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Norm {
+    /// Divided by the root of the mean square (Zhang and Sennrich 2019).
+    Rms,
+    /// Mean taken off, then divided by the standard deviation (Ba et al. 2016); without weights if the file has none.
+    Layer,
+}
+
+/// How positions enter queries and keys (Su et al. 2021).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Rope {
+    /// Not at all: positions are added to the embeddings.
+    None,
+    /// Numbers that follow each other are rotated together.
+    Pairs,
+    /// The first half of a head is rotated with the second.
+    Halves,
+}
+
+/// What stands between the matrices of the feed-forward network.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Activation {
+    /// x times its logistic function.
+    Silu,
+    /// The Gaussian error linear unit in its tanh form.
+    Gelu,
+}
+
+/// Which layers see only the last tokens.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Window {
+    /// All layers see everything, whatever the metadata says.
+    None,
+    /// Of so many layers the last sees everything.
+    Pattern {
+        /// The period.
+        layers: u32,
+        /// Tokens that the others see, if the metadata does not say.
+        tokens: Option<u32>,
+        /// Base of the rotation in the others, if it is another.
+        rope_base: Option<f32>,
+    },
+}
+
+impl Decoder {
+    /// Llama's; the others are told by what differs.
+    pub const LLAMA: Decoder = Decoder {
+        norm: Norm::Rms,
+        rope: Rope::Pairs,
+        activation: Activation::Silu,
+        scaled_embeddings: false,
+        normalized_experts: true,
+        window: Window::None,
+        unrotated_every: 0,
+        wide_heads: None,
+    };
+}

@@ -1,0 +1,147 @@
+//! Tensors of the file on their way to the forward pass: widened to f32 by the dequantizers of `quant`.
+
+use super::{Error, Result};
+use crate::input::{Input, Tensor as Stored};
+use crate::quant::Codec;
+use candle_core::{Device, Tensor};
+use rayon::prelude::*;
+use std::collections::HashMap;
+
+/// Weights that are read at a time (one row at least).
+const BAND_WEIGHTS: u64 = 8 << 20;
+/// Weights that one thread takes at a time (one row at least).
+const TASK_WEIGHTS: usize = 64 << 10;
+
+/// The tensors of a model by name.
+pub(super) struct Weights<'a> {
+    input: &'a Input<'a>,
+    by_name: HashMap<&'a str, &'a Stored<'a>>,
+    device: Device,
+}
+
+/// A matrix, or one for each expert, and what is added to its product.
+pub(super) struct Matrix {
+    /// Its name in the file.
+    pub name: String,
+    /// `[rows, columns]`, or `[experts, rows, columns]`.
+    pub weight: Tensor,
+    /// `[rows]`.
+    pub bias: Option<Tensor>,
+}
+
+impl<'a> Weights<'a> {
+    pub(super) fn new(input: &'a Input<'a>, device: &Device) -> Weights<'a> {
+        let by_name = input.tensors.iter().map(|t| (&*t.info.name, t)).collect();
+        Weights { input, by_name, device: device.clone() }
+    }
+
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.by_name.contains_key(name)
+    }
+
+    /// Bytes that a layer takes when it is widened, the largest of all.
+    pub(super) fn largest_layer(&self, layers: usize) -> u64 {
+        let bytes = |layer: usize| {
+            let prefix = format!("blk.{layer}.");
+            let of_layer = self.input.tensors.iter().filter(|t| t.info.name.starts_with(&prefix));
+            of_layer.map(|t| t.info.shape.elements() * 4).sum::<u64>()
+        };
+        (0..layers).map(bytes).max().unwrap_or(0)
+    }
+
+    /// A tensor of these dimensions, outermost first.
+    ///
+    /// # Errors
+    /// If it is missing or has other dimensions.
+    pub(super) fn tensor(&self, name: &str, dims: &[usize]) -> Result<Tensor> {
+        let found = self.optional(name, dims)?;
+        found.ok_or_else(|| self.bad(name, "is missing; the file is not complete".into()))
+    }
+
+    /// The same; `None` if it is missing.
+    pub(super) fn optional(&self, name: &str, dims: &[usize]) -> Result<Option<Tensor>> {
+        let Some(stored) = self.by_name.get(name) else { return Ok(None) };
+        let shape = &stored.info.shape;
+        let wanted: Vec<u64> = dims.iter().map(|d| *d as u64).filter(|d| *d != 1).collect();
+        let held: Vec<u64> = shape.dims().iter().rev().copied().filter(|d| *d != 1).collect();
+        if wanted != held {
+            let what = format!("has shape {shape}; {dims:?}, outermost first, is what the metadata leads to");
+            return Err(self.bad(name, what));
+        }
+        let weights = self.widen(stored, 0..shape.rows())?;
+        Ok(Some(Tensor::from_vec(weights, dims, &self.device)?))
+    }
+
+    /// A matrix with its bias if there is one.
+    pub(super) fn matrix(&self, stem: &str, dims: &[usize]) -> Result<Matrix> {
+        let name = format!("{stem}.weight");
+        let weight = self.tensor(&name, dims)?;
+        let bias = match dims {
+            [rows, _] => self.optional(&format!("{stem}.bias"), &[*rows])?,
+            _ => None,
+        };
+        Ok(Matrix { name, weight, bias })
+    }
+
+    /// Some rows of a table, by number: `[numbers, columns]`.
+    pub(super) fn rows(&self, name: &str, numbers: &[u32], columns: usize) -> Result<Tensor> {
+        let stored = self.by_name.get(name).ok_or_else(|| self.bad(name, "is missing".into()))?;
+        let shape = &stored.info.shape;
+        if shape.row_len() != columns as u64 {
+            return Err(self.bad(name, format!("has shape {shape}; rows of {columns} are expected")));
+        }
+        let mut out = Vec::with_capacity(numbers.len() * columns);
+        for number in numbers {
+            if u64::from(*number) >= shape.rows() {
+                return Err(self.bad(name, format!("has {} rows, and row {number} is asked for", shape.rows())));
+            }
+            out.extend(self.widen(stored, u64::from(*number)..u64::from(*number) + 1)?);
+        }
+        Ok(Tensor::from_vec(out, (numbers.len(), columns), &self.device)?)
+    }
+
+    /// How many rows a table has.
+    pub(super) fn row_count(&self, name: &str) -> Option<usize> {
+        Some(self.by_name.get(name)?.info.shape.rows() as usize)
+    }
+
+    /// Where tensors are put.
+    pub(super) fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The dimensions of a tensor, row length first.
+    pub(super) fn dims(&self, name: &str) -> Option<Vec<usize>> {
+        Some(self.by_name.get(name)?.info.shape.dims().iter().map(|d| *d as usize).collect())
+    }
+
+    /// The number of values of a tensor in one dimension.
+    pub(super) fn len(&self, name: &str) -> Option<usize> {
+        Some(self.by_name.get(name)?.info.shape.elements() as usize)
+    }
+
+    fn widen(&self, stored: &Stored<'_>, rows: std::ops::Range<u64>) -> Result<Vec<f32>> {
+        let info = &stored.info;
+        let codec = Codec::of(info.ggml_type)
+            .ok_or_else(|| self.bad(&info.name, format!("is of type {}, which holds no weights", info.ggml_type)))?;
+        let row_len = info.shape.row_len() as usize;
+        let row_bytes = (info.bytes() / info.shape.rows()) as usize;
+        let mut out = vec![0.0f32; (rows.end - rows.start) as usize * row_len];
+        let band_rows = (BAND_WEIGHTS / row_len as u64).max(1);
+        let task_rows = (TASK_WEIGHTS / row_len).max(1);
+        let mut buffer = Vec::new();
+        for (i, band) in out.chunks_mut(band_rows as usize * row_len).enumerate() {
+            let start = rows.start + i as u64 * band_rows;
+            let here = start..start + (band.len() / row_len) as u64;
+            let raw = self.input.read(stored, here.clone(), &mut buffer)?;
+            let tasks = band.par_chunks_mut(task_rows * row_len).zip(raw.par_chunks(task_rows * row_bytes));
+            tasks.for_each(|(weights, raw)| codec.dequantize_row(raw, weights));
+            self.input.release(stored, here);
+        }
+        Ok(out)
+    }
+
+    fn bad(&self, name: &str, what: String) -> Error {
+        Error::Model(format!("tensor '{name}' {what}"))
+    }
+}
