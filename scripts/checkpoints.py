@@ -5,7 +5,7 @@ fixed seed, a small tokenizer.
     scripts/checkpoints.py OUT [NAME ...]     all of them, or those named
     scripts/checkpoints.py --list             the names
 
-Needs torch, safetensors and tokenizers. The tokenizer.model is the reference model's (testdata/refmodel or
+Needs torch, safetensors and sentencepiece. The tokenizer.model is the reference model's (testdata/refmodel or
 QUANTIER_REFMODEL); byte-level vocabularies are made here. Equal versions of this script make equal files.
 """
 
@@ -18,10 +18,12 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from sentencepiece import sentencepiece_model_pb2
 
 HERE = Path(__file__).resolve().parent
 REFMODEL = Path(os.environ.get("QUANTIER_REFMODEL", HERE.parent / "testdata" / "refmodel"))
 SPM_VOCAB = 4096
+PHI3_VOCAB = SPM_VOCAB + 64
 BPE_VOCAB = 512
 
 HIDDEN, HEADS, KV_HEADS, LAYERS, FFN = 256, 4, 2, 2, 512
@@ -187,22 +189,22 @@ def gemma_layer(p, qk=False):
 
 def gemma2():
     config = base("Gemma2ForCausalLM", "gemma2", SPM_VOCAB, head_dim=HEAD, query_pre_attn_scalar=HEAD,
-                  hidden_activation="gelu_pytorch_tanh", sliding_window=512)
-    return config, model(SPM_VOCAB, gemma_layer, tied=True), "spm"
+                  bos_token_id=2, eos_token_id=1, hidden_activation="gelu_pytorch_tanh", sliding_window=512)
+    return config, model(SPM_VOCAB, gemma_layer, tied=True), "gemma"
 
 
 def gemma3():
     # Two rows more than tokens: the reference leaves them out.
     config = base("Gemma3ForCausalLM", "gemma3_text", SPM_VOCAB, head_dim=HEAD, query_pre_attn_scalar=HEAD,
-                  sliding_window=512, rope_local_base_freq=10000.0, rope_theta=1000000.0, sliding_window_pattern=6,
-                  rope_scaling={"factor": 8.0, "rope_type": "linear"})
+                  bos_token_id=2, eos_token_id=1, sliding_window=512, rope_local_base_freq=10000.0,
+                  rope_theta=1000000.0, sliding_window_pattern=6, rope_scaling={"factor": 8.0, "rope_type": "linear"})
     shapes = model(SPM_VOCAB, lambda p: gemma_layer(p, qk=True), tied=True)
     shapes["model.embed_tokens.weight"] = (SPM_VOCAB + 2, HIDDEN)
-    return config, shapes, "spm"
+    return config, shapes, "gemma"
 
 
 def phi3(long=False):
-    config = base("Phi3ForCausalLM", "phi3", SPM_VOCAB, num_key_value_heads=HEADS, sliding_window=2047)
+    config = base("Phi3ForCausalLM", "phi3", PHI3_VOCAB, num_key_value_heads=HEADS, sliding_window=2047)
     if long:
         factors = HEAD // 2
         config |= {"rope_scaling": {"type": "su", "short_factor": [1.0 + i / 64 for i in range(factors)],
@@ -214,7 +216,7 @@ def phi3(long=False):
                  p + "mlp.gate_up_proj.weight": (2 * FFN, HIDDEN), p + "mlp.down_proj.weight": (HIDDEN, FFN)}
                 | norms(p, "input_layernorm", "post_attention_layernorm"))
 
-    return config, model(SPM_VOCAB, layer), "spm"
+    return config, model(PHI3_VOCAB, layer), "phi3"
 
 
 def olmo():
@@ -378,9 +380,41 @@ def write_bpe(folder):
 
 def write_spm(folder):
     shutil.copyfile(REFMODEL / "tokenizer.model", folder / "tokenizer.model")
+    write_spm_config(folder)
+
+
+def write_spm_config(folder, **more):
     config = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "add_eos_token": False, "bos_token": "<s>",
-              "eos_token": "</s>", "unk_token": "<unk>"}
+              "eos_token": "</s>", "unk_token": "<unk>", "legacy": True} | more
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
+
+
+def write_gemma(folder):
+    """Gemma's tokenizers put no space before a text, and begin with special tokens of their own."""
+    proto = sentencepiece_model_pb2.ModelProto.FromString((REFMODEL / "tokenizer.model").read_bytes())
+    piece = sentencepiece_model_pb2.ModelProto.SentencePiece
+    names = ["<pad>", "<eos>", "<bos>", "<unk>"]
+    special = [piece(piece=n, score=0.0, type=piece.UNKNOWN if n == "<unk>" else piece.CONTROL) for n in names]
+    pieces = [*special, *proto.pieces[3:-1]]
+    del proto.pieces[:]
+    proto.pieces.extend(pieces)
+    for i, n in enumerate(names):
+        setattr(proto.trainer_spec, n.strip("<>") + "_id", i)
+        setattr(proto.trainer_spec, n.strip("<>") + "_piece", n)
+    proto.normalizer_spec.add_dummy_prefix = False
+    (folder / "tokenizer.model").write_bytes(proto.SerializeToString())
+    write_spm_config(folder, tokenizer_class="GemmaTokenizer", bos_token="<bos>", eos_token="<eos>", pad_token="<pad>")
+
+
+def write_phi3(folder):
+    """Phi-3's tokenizers have added tokens, which take the spaces after them. The reference wants <|endoftext|>."""
+    added = {0: "<unk>", 1: "<s>", 2: "</s>"}
+    added |= {SPM_VOCAB + i: t for i, t in enumerate(["<|endoftext|>", "<|assistant|>", "<|user|>", "<|end|>"])}
+    decoder = {str(i): {"content": t, "lstrip": False, "normalized": False, "single_word": False, "special": t != "</s>",
+                        "rstrip": t not in ("<unk>", "<s>", "<|endoftext|>")} for i, t in added.items()}
+    shutil.copyfile(REFMODEL / "tokenizer.model", folder / "tokenizer.model")
+    (folder / "added_tokens.json").write_text(json.dumps({t: i for i, t in added.items() if i >= SPM_VOCAB}))
+    write_spm_config(folder, eos_token="<|endoftext|>", pad_token="<|endoftext|>", added_tokens_decoder=decoder)
 
 
 def make(out, name):
@@ -393,7 +427,7 @@ def make(out, name):
         tensors = quantize_fp8(tensors)
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     write_weights(folder, tensors, files)
-    {"spm": write_spm, "bpe": write_bpe}[tokenizer](folder)
+    {"spm": write_spm, "bpe": write_bpe, "gemma": write_gemma, "phi3": write_phi3}[tokenizer](folder)
 
 
 def main():

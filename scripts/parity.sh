@@ -5,7 +5,8 @@
 #
 #   scripts/parity.sh [quantize]            everything
 #   scripts/parity.sh [quantize] --quick    every file type, every flag and every model, but not all with all
-#   scripts/parity.sh convert [NAME ...]    conversions of Hugging Face checkpoints instead (scripts/parity-convert.sh)
+#   scripts/parity.sh convert [NAME ...]    conversions of Hugging Face checkpoints instead, and whether they run
+#                                           (scripts/parity-convert.sh)
 #
 # Where the reference refuses, we must refuse too and leave no file. Ends with "N identical, N different", and with
 # exit code 1 if anything differs. Temporary files go to $TMPDIR and are removed.

@@ -5,6 +5,8 @@
 #   scripts/reference.sh            build what is missing, then print the directory of the binaries
 #   scripts/reference.sh --check    print it if it is built, else exit 1
 #   scripts/reference.sh --source   print the directory of the vendored source instead
+#   scripts/reference.sh --python   print the interpreter that runs its Python converter instead, with the packages
+#                                   that it needs (installed at the first call, about 5 GB)
 #
 # QUANTIER_REFERENCE (default: $XDG_CACHE_HOME/quantier/reference) says where it is kept; about 1 GiB.
 set -euo pipefail
@@ -24,6 +26,7 @@ built() { [ -f "$stamp" ] && [ "$(cat "$stamp")" = "${targets[*]}" ]; }
 case "${1:-}" in
     --check) built && echo "$bin" && exit 0 || exit 1 ;;
     --source) show=$source ;;
+    --python) show=$home/pyvenv/bin/python ;;
     "") show=$bin ;;
     *) echo "reference.sh: unknown argument '$1' (see the top of this script)" >&2; exit 2 ;;
 esac
@@ -59,5 +62,12 @@ if ! built; then
     } >"$log" 2>&1 || { tail -n 30 "$log" >&2; echo "reference.sh: the build failed; the whole log is $log" >&2; exit 1; }
     echo "${targets[*]}" >"$stamp"
     echo "reference.sh: built in $(($(date +%s) - start)) s" >&2
+fi
+if [ "${1:-}" = --python ] && [ ! -f "$home/pyvenv/complete" ]; then
+    echo "reference.sh: installing the Python packages into $home/pyvenv" >&2
+    python3 -m venv "$home/pyvenv"
+    "$home/pyvenv/bin/pip" install --quiet torch==2.11.0
+    "$home/pyvenv/bin/pip" install --quiet transformers==4.57.6 numpy==2.2.6 sentencepiece==0.2.3 protobuf safetensors gguf
+    touch "$home/pyvenv/complete"
 fi
 echo "$show"

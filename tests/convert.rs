@@ -221,11 +221,48 @@ fn fields_of_the_config_are_checked() {
     let mut model = Model::llama();
     model.config["rms_norm_eps"] = json!("small");
     fails(model.write().path(), &[], &["'rms_norm_eps' is a text", "config.json"]);
+    let mut model = Model::llama();
+    model.config.as_object_mut().unwrap().remove("architectures");
+    fails(model.write().path(), &[], &["architectures", "config.json"]);
     let dir = Model::llama().write();
     std::fs::write(dir.path().join("config.json"), "{\n  \"hidden_size\": }").unwrap();
     fails(dir.path(), &[], &["config.json", "line 2 column 18"]);
     std::fs::remove_file(dir.path().join("config.json")).unwrap();
     fails(dir.path(), &[], &["there is no config.json"]);
+}
+
+#[test]
+fn a_vocabulary_is_cut_and_padded_to_the_config() {
+    for vocab_size in [VOCAB - 1, VOCAB, VOCAB + 2] {
+        let mut model = Model::llama();
+        model.config["vocab_size"] = json!(vocab_size);
+        let dir = model.write();
+        plan(dir.path(), &["--vocab-only"]);
+        let file = std::fs::read(dir.path().join("out.gguf")).unwrap();
+        let header = quantier::format::gguf::parse(&file).unwrap();
+        let tokens = header.metadata.get("tokenizer.ggml.tokens").and_then(|tokens| tokens.as_array()).unwrap();
+        assert_eq!(tokens.len() as u64, vocab_size);
+        let padded = tokens.strings().filter(|token| token.starts_with(b"[PAD")).count();
+        assert_eq!(padded as u64, vocab_size.saturating_sub(VOCAB));
+    }
+}
+
+#[test]
+fn files_that_are_not_what_their_names_say_are_named() {
+    let lying = [&u64::MAX.to_le_bytes()[..], b"{}"].concat();
+    let cases: [(&str, &[u8], &[&str]); 6] = [
+        ("model.safetensors", &lying, &["model.safetensors", "more than any"]),
+        ("model.safetensors", b"\x02\0\0\0\0\0\0\0{]", &["model.safetensors", "line 1 column 2"]),
+        ("tokenizer.model", b"version https://git-lfs.github.com/spec/v1\n", &["tokenizer.model"]),
+        ("tokenizer_config.json", b"{\n\n", &["tokenizer_config.json", "line 3 column 0"]),
+        ("chat_template.jinja", b"{{ \xff }}", &["chat_template.jinja", "UTF-8"]),
+        ("generation_config.json", b"[", &["generation_config.json", "line 1 column 1"]),
+    ];
+    for (file, bytes, parts) in cases {
+        let dir = Model::llama().write();
+        std::fs::write(dir.path().join(file), bytes).unwrap();
+        fails(dir.path(), &[], parts);
+    }
 }
 
 #[test]

@@ -6,9 +6,12 @@ use fs4::fs_std::FileExt;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{BufWriter, ErrorKind, Write};
 use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
 
 /// Large enough that a system call costs nothing beside its bytes.
 const BUFFER: usize = 1 << 20;
+/// The disk is set to work each time so many more bytes are written.
+const FLUSH_EVERY: u64 = 64 << 20;
 
 /// A file that comes into being under its name only when [`Output::finish`] succeeds.
 ///
@@ -19,6 +22,10 @@ pub struct Output {
     /// `None` where the target is no regular file (a device, a pipe): that is written directly.
     partial: Option<PathBuf>,
     writer: BufWriter<File>,
+    /// Brings to the disk what is written so far, so that little is left to wait for at the end.
+    flushing: Option<JoinHandle<std::io::Result<()>>>,
+    /// Bytes written since that began.
+    unflushed: u64,
 }
 
 impl Output {
@@ -37,7 +44,7 @@ impl Output {
         }
         if target.exists() && !target.is_file() {
             let file = OpenOptions::new().write(true).open(&target).map_err(fail(&target, "write"))?;
-            return Ok(Output { target, partial: None, writer: BufWriter::with_capacity(BUFFER, file) });
+            return Ok(Output::new(target, None, file));
         }
         let mut name = target.file_name().unwrap_or_default().to_owned();
         name.push(".partial");
@@ -65,15 +72,31 @@ impl Output {
         if !is_at(&file, &partial) {
             return Err(taken(partial, "it is a link, or another process has just moved it; choose another output"));
         }
-        let output = Output { target, partial: Some(partial), writer: BufWriter::with_capacity(BUFFER, file) };
+        let output = Output::new(target, Some(partial), file);
         output.writer.get_ref().set_len(0).map_err(fail(&output.target, "write"))?;
         output.reserve(bytes)?;
         Ok(output)
     }
 
+    fn new(target: PathBuf, partial: Option<PathBuf>, file: File) -> Output {
+        let writer = BufWriter::with_capacity(BUFFER, file);
+        Output { target, partial, writer, flushing: None, unflushed: 0 }
+    }
+
     /// Appends bytes.
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.writer.write_all(bytes).map_err(|source| Error::Io { path: self.target.clone(), action: "write", source })
+        let io = |source| Error::Io { path: self.target.clone(), action: "write", source };
+        self.writer.write_all(bytes).map_err(io)?;
+        self.unflushed += bytes.len() as u64;
+        let idle = self.flushing.as_ref().is_none_or(JoinHandle::is_finished);
+        if self.partial.is_some() && self.unflushed >= FLUSH_EVERY && idle {
+            flushed(self.flushing.take()).map_err(io)?;
+            let file = self.writer.get_ref().try_clone().map_err(io)?;
+            // Without a thread, all is left to the end.
+            self.flushing = std::thread::Builder::new().spawn(move || file.sync_data()).ok();
+            self.unflushed = 0;
+        }
+        Ok(())
     }
 
     /// Brings everything to the disk, still without its name: whoever has several outputs settles all of them before
@@ -81,6 +104,7 @@ impl Output {
     pub fn settle(&mut self) -> Result<()> {
         let io = |source| Error::Io { path: self.target.clone(), action: "write", source };
         self.writer.flush().map_err(io)?;
+        flushed(self.flushing.take()).map_err(io)?;
         match self.partial {
             Some(_) => self.writer.get_ref().sync_all().map_err(io),
             None => Ok(()),
@@ -127,6 +151,11 @@ impl Drop for Output {
             let _ = std::fs::remove_file(partial);
         }
     }
+}
+
+/// Waits for a flush. Its error must not be lost: the system tells of a failed write only once.
+fn flushed(flushing: Option<JoinHandle<std::io::Result<()>>>) -> std::io::Result<()> {
+    flushing.map_or(Ok(()), |thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
 }
 
 /// The error of an output that is somebody else's.

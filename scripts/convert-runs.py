@@ -1,0 +1,125 @@
+#!/usr/bin/env python3
+"""Checks that converted files work in the reference: each loads and generates, and the first file of every checkpoint
+tokenizes a text to the ids of the checkpoint's own tokenizer.
+
+    convert-runs.py BIN CHECKPOINTS < FILES
+
+BIN has llama-completion and llama-tokenize; every line of FILES is the name of a checkpoint (a directory in
+CHECKPOINTS) and a file made of it, separated by a tab. One line per checkpoint; the last line is `N run, M do not`.
+Exit code 1 if any does not. Needs transformers and sentencepiece.
+"""
+
+import ast
+import logging
+import re
+import subprocess
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+GENERATED = 8
+TRIES = 8
+PROMPT = "Hello world"
+# A text of every sort that a pre-tokenizer or a normalizer treats by a rule of its own.
+PROBE = """Hello, world! The quick brown fox jumps over 13 lazy dogs; it's 3.14159, isn't it? We'll see: they've 1000000.
+    def probe(x, y=[1, 2]):\n\treturn x ** 2 if x != y else {"key": 'value'}  # a comment, HTTPServer_v2 && ||\r\n
+Runs  of   spaces     and\t\ttabs,\n\n\n\nand lines.   \n   \n of the and on the other, of anding \\n <not> a <|token|>
+naïve café Ünïcödé Straße œuvre — “quoted” … ½ € 42° e\u0301 ﬁ Å \u212b ²³ Ⅻ
+日本語のテキスト、中文字符，한국어 텍스트。 Привет, мир! مرحبا שלום नमस्ते ไทย
+😀 👩‍👩‍👧 🇩🇪 \u200b\u00a0\u3000 \u0007\u007f \U0001d54f 1\u0662\u0663 ▁ ▁▁x Ġ
+One <s> two</s> three <unk>four  <|im_start|>user\nhi<|im_end|>\n<|im_end|><s></s>  <bos><eos> x<|user|>  <|end|>\n end \n"""
+
+
+def run(program, *arguments):
+    """The outcome of a program that gets nothing from the keyboard."""
+    return subprocess.run([program, *map(str, arguments)], stdin=subprocess.DEVNULL, capture_output=True,
+                          text=True, errors="replace", timeout=300)
+
+
+def last_line(text):
+    lines = text.strip().splitlines()
+    return lines[-1] if lines else "no output"
+
+
+def generates(bin, file):
+    """What is wrong with a file; None if it loads and generates."""
+    # The reference often ends before its last lines are out, with or without the count of the tokens among them. Then
+    # what it generated must be there, and at another try the count may be.
+    text = False
+    for _ in range(TRIES):
+        done = run(bin / "llama-completion", "-m", file, "-p", PROMPT, "-n", GENERATED, "-no-cnv", "--temp", 0,
+                   "-t", 2, "--ignore-eos", "--no-warmup")
+        if done.returncode != 0:
+            errors = re.findall(r" E (.*)", done.stderr)
+            return f"exit code {done.returncode}: {errors[0] if errors else last_line(done.stderr)}"
+        if runs := re.search(r" eval time = .* / +(\d+) runs", done.stderr):
+            # The first token comes from the evaluation of the prompt.
+            count = int(runs[1]) + 1
+            return None if count == GENERATED else f"generates {count} tokens instead of {GENERATED}"
+        text |= done.stdout.strip().startswith(PROMPT) and done.stdout.strip() != PROMPT
+    return None if text else f"shows nothing generated in {TRIES} runs"
+
+
+def reference_ids(bin, file, probe):
+    done = run(bin / "llama-tokenize", "-m", file, "--ids", "-f", probe, "--no-escape", "--log-disable")
+    if done.returncode != 0:
+        raise ValueError(f"llama-tokenize: exit code {done.returncode}: {last_line(done.stderr)}")
+    return ast.literal_eval(last_line(done.stdout))
+
+
+def own_tokenizers(checkpoint):
+    """The checkpoint's tokenizer as transformers reads it: the implementation in Rust and, with a tokenizer.model,
+    the one upon sentencepiece."""
+    from transformers import AutoTokenizer
+
+    kinds = [True, False] if (checkpoint / "tokenizer.model").exists() else [True]
+    return [AutoTokenizer.from_pretrained(checkpoint, use_fast=fast) for fast in kinds]
+
+
+def difference(checkpoint, got):
+    """Where the ids differ from those of the checkpoint's tokenizer, and how many there are."""
+    for tokenizer in own_tokenizers(checkpoint):
+        want = tokenizer.encode(PROBE)
+        if want != got:
+            at = next((i for i, (a, b) in enumerate(zip(want, got)) if a != b), min(len(want), len(got)))
+            pieces = [tokenizer.convert_ids_to_tokens(ids[max(0, at - 2):at + 4]) for ids in (want, got)]
+            return f"token {at}: {type(tokenizer).__name__} {pieces[0]}, the reference {pieces[1]}"
+    return None
+
+
+def main():
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
+    logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")
+    bin, checkpoints = map(Path, sys.argv[1:])
+    files = {}
+    for line in sys.stdin.read().splitlines():
+        name, file = line.split("\t")
+        files.setdefault(name, []).append(file)
+    bad = 0
+    with tempfile.NamedTemporaryFile(suffix=".txt") as probe:
+        probe.write(PROBE.encode())
+        probe.flush()
+        for name, made in files.items():
+            problems = [f"{Path(file).name}: {problem}" for file in made if (problem := generates(bin, file))]
+            count = 0
+            try:
+                ids = reference_ids(bin, made[0], probe.name)
+                count = len(ids)
+                if different := difference(checkpoints / name, ids):
+                    problems.append(different)
+            except Exception as error:
+                problems.append(f"tokenizing: {error}")
+            bad += bool(problems)
+            if problems:
+                print(f"fails      {name}: {'; '.join(problems)}", flush=True)
+            else:
+                print(f"runs       {name}: {len(made)} files generate; {count} equal ids", flush=True)
+    print(f"{len(files) - bad} run, {bad} do not")
+    sys.exit(bad != 0 or not files)
+
+
+if __name__ == "__main__":
+    main()
