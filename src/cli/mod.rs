@@ -5,6 +5,7 @@ mod inspect;
 mod quantize;
 mod terminal;
 mod text;
+mod tokenize;
 mod verify;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -26,6 +27,7 @@ enum Command {
     Convert(convert::Args),
     Quantize(Box<quantize::Args>),
     Inspect(inspect::Args),
+    Tokenize(tokenize::Args),
     Verify(verify::Args),
 }
 
@@ -38,6 +40,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
         (Command::Quantize(args), Some((_, matches))) => quantize::run(*args, matches),
         (Command::Convert(args), _) => convert::run(&args),
         (Command::Inspect(args), _) => inspect::run(&args),
+        (Command::Tokenize(args), _) => tokenize::run(&args),
         (Command::Verify(args), _) => verify::run(&args),
         (Command::Quantize(_), None) => Ok(ExitCode::from(2)),
     }

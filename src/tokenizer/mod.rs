@@ -1,4 +1,5 @@
-//! Vocabularies: the tokenizer files of a Hugging Face checkpoint become `tokenizer.*` metadata.
+//! Vocabularies: the tokenizer files of a Hugging Face checkpoint become `tokenizer.*` metadata, and [`Tokenizer`]
+//! (in `encode`) turns text into tokens by that metadata.
 //!
 //! ```text
 //! tokenizer.model  -> protobuf -> spm ---+
@@ -11,6 +12,7 @@
 mod bpe;
 mod checked;
 mod class;
+mod encode;
 pub(crate) mod files;
 mod hf;
 mod pre;
@@ -26,6 +28,7 @@ use special::Special;
 use spm::Additions;
 use std::path::Path;
 
+pub use encode::{Error as VocabularyError, Tokenizer};
 pub use token::TokenType;
 
 /// The most tokens that a vocabulary may have. The largest that are known have 2^18; a file that claims billions is

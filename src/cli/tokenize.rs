@@ -1,0 +1,122 @@
+//! `quantier tokenize`.
+
+use super::text::say;
+use anyhow::{Context, bail};
+use quantier::format::gguf::{Files, Model};
+use quantier::tokenizer::Tokenizer;
+use serde_json::json;
+use std::io::Read;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Show the tokens of a text, as llama-tokenize does
+#[derive(clap::Args)]
+pub struct Args {
+    /// A GGUF file, or any shard of a split one
+    #[arg(short, long)]
+    model: PathBuf,
+    /// The text
+    #[arg(short, long, conflicts_with_all = ["file", "stdin"])]
+    prompt: Option<String>,
+    /// A file with the text
+    #[arg(short, long, conflicts_with = "stdin")]
+    file: Option<PathBuf>,
+    /// Read the text from standard input
+    #[arg(long)]
+    stdin: bool,
+    /// Print only the ids: [1, 2, 3]
+    #[arg(long)]
+    ids: bool,
+    /// Print the tokens as JSON
+    #[arg(long, conflicts_with = "ids")]
+    json: bool,
+    /// Do not add a beginning even if the vocabulary says so
+    #[arg(long)]
+    no_bos: bool,
+    /// Take control tokens in the text for text
+    #[arg(long)]
+    no_parse_special: bool,
+    /// Do not take \n, \r, \t, \', \", \\ and \x41 in the text for what they stand for
+    #[arg(long)]
+    no_escape: bool,
+    /// Print how many tokens there are
+    #[arg(long)]
+    show_count: bool,
+    /// Say nothing but the tokens (which is what is always done)
+    #[arg(long)]
+    log_disable: bool,
+}
+
+pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let files = Files::open(&args.model)?;
+    let model = Model::parse(&files)?;
+    let tokenizer = Tokenizer::from_gguf(model.metadata()).with_context(|| args.model.display().to_string())?;
+    let (bytes, from) = match (&args.prompt, &args.file) {
+        (Some(text), _) => (text.clone().into_bytes(), "the prompt".to_owned()),
+        (None, Some(path)) => {
+            let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+            (bytes, path.display().to_string())
+        }
+        (None, None) if args.stdin => {
+            let mut bytes = Vec::new();
+            std::io::stdin().read_to_end(&mut bytes).context("cannot read standard input")?;
+            (bytes, "standard input".to_owned())
+        }
+        (None, None) => bail!("no text is given; use --prompt, --file or --stdin"),
+    };
+    let bytes = if args.no_escape { bytes } else { unescaped(&bytes) };
+    let text = String::from_utf8(bytes).map_err(|e| {
+        let at = e.utf8_error().valid_up_to();
+        anyhow::anyhow!("{from}: not UTF-8 at byte {at}; convert the text to UTF-8")
+    })?;
+    let add_special = tokenizer.adds_bos() && !args.no_bos;
+    let tokens = tokenizer.encode(&text, add_special, !args.no_parse_special);
+    if args.json {
+        let pieces: Vec<_> = tokens.iter().map(|&t| String::from_utf8_lossy(&tokenizer.piece(t)).into_owned()).collect();
+        say!("{}", json!({ "count": tokens.len(), "ids": tokens, "pieces": pieces }))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if args.ids {
+        let ids: Vec<_> = tokens.iter().map(u32::to_string).collect();
+        say!("[{}]", ids.join(", "))?;
+    } else {
+        for &token in &tokens {
+            say!("{token:6} -> '{}'", String::from_utf8_lossy(&tokenizer.piece(token)))?;
+        }
+    }
+    if args.show_count {
+        say!("Total number of tokens: {}", tokens.len())?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A text with its escapes resolved; those that are not known stay.
+fn unescaped(text: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((&first, after)) = rest.split_first() {
+        let hex = |digits: &[u8]| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok();
+        let (byte, used) = match (first, after) {
+            (b'\\', [b'n', ..]) => (b'\n', 2),
+            (b'\\', [b'r', ..]) => (b'\r', 2),
+            (b'\\', [b't', ..]) => (b'\t', 2),
+            (b'\\', [same @ (b'\'' | b'"' | b'\\'), ..]) => (*same, 2),
+            (b'\\', [b'x', high, low, ..]) => match hex(&[*high, *low]) {
+                Some(byte) => (byte, 4),
+                None => (b'\\', 1),
+            },
+            _ => (first, 1),
+        };
+        out.push(byte);
+        rest = &rest[used..];
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn escapes() {
+        assert_eq!(super::unescaped(br#"a\n\t\\n\x41\xg1\q\"\"#), b"a\n\t\\nA\\xg1\\q\"\\");
+    }
+}

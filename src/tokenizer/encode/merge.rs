@@ -1,0 +1,129 @@
+//! Merging, the heart of both algorithms: of all neighbours that may be joined, join the best pair, the leftmost of
+//! equals, until none is left.
+//!
+//! ```text
+//! queue every pair of neighbours that has an order
+//! while there is a best pair:  skip it if either side has changed since
+//!                              join it; queue the new symbol with both its neighbours
+//! ```
+//!
+//! O(n log n) for n symbols, whatever the text.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
+/// A symbol that stands for no token and no part of a merge.
+pub const UNKNOWN: u32 = u32::MAX;
+const NONE: u32 = u32::MAX;
+
+/// A stretch of a text.
+#[derive(Clone, Copy, Debug)]
+pub struct Symbol {
+    /// First byte.
+    pub start: u32,
+    /// Bytes; 0 once it has been joined to the symbol before it.
+    pub len: u32,
+    /// What it is, or [`UNKNOWN`].
+    pub id: u32,
+    prev: u32,
+    next: u32,
+}
+
+/// A queued pair. Ordered by `key`: the pair's order above, the left symbol's index below.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Pair {
+    key: u64,
+    right: u32,
+    len: u32,
+    id: u32,
+}
+
+/// The symbols of a text and the queue of pairs, kept between texts for their memory.
+#[derive(Default)]
+pub struct Merger {
+    symbols: Vec<Symbol>,
+    queue: BinaryHeap<Reverse<Pair>>,
+}
+
+impl Merger {
+    /// Forgets the text before.
+    pub fn clear(&mut self) {
+        self.symbols.clear();
+        self.queue.clear();
+    }
+
+    /// Appends a symbol of `len` bytes.
+    pub fn push(&mut self, len: usize, id: u32) {
+        let index = self.symbols.len() as u32;
+        let mut start = 0;
+        if let Some(last) = self.symbols.last_mut() {
+            last.next = index;
+            start = last.start + last.len;
+        }
+        self.symbols.push(Symbol { start, len: len as u32, id, prev: index.wrapping_sub(1), next: NONE });
+    }
+
+    /// Joins all that can be joined. `pair` gives the order of two neighbours (the lowest is joined first) and what
+    /// they become, or `None` if they cannot be joined.
+    pub fn merge(&mut self, pair: impl Fn(&Symbol, &Symbol) -> Option<(u32, u32)>) {
+        for right in 1..self.symbols.len() as u32 {
+            self.queue(right - 1, right, &pair);
+        }
+        while let Some(Reverse(best)) = self.queue.pop() {
+            let left = best.key as u32;
+            let (l, r) = (self.symbols[left as usize], self.symbols[best.right as usize]);
+            if l.len == 0 || r.len == 0 || l.len + r.len != best.len {
+                continue;
+            }
+            self.symbols[best.right as usize].len = 0;
+            let joined = &mut self.symbols[left as usize];
+            (joined.len, joined.id, joined.next) = (best.len, best.id, r.next);
+            if r.next != NONE {
+                self.symbols[r.next as usize].prev = left;
+            }
+            self.queue(l.prev, left, &pair);
+            self.queue(left, r.next, &pair);
+        }
+    }
+
+    fn queue(&mut self, left: u32, right: u32, pair: impl Fn(&Symbol, &Symbol) -> Option<(u32, u32)>) {
+        if left == NONE || right == NONE {
+            return;
+        }
+        let (l, r) = (&self.symbols[left as usize], &self.symbols[right as usize]);
+        if let Some((order, id)) = pair(l, r) {
+            let key = u64::from(order) << 32 | u64::from(left);
+            self.queue.push(Reverse(Pair { key, right, len: l.len + r.len, id }));
+        }
+    }
+
+    /// The symbols that are left, in the order of the text.
+    pub fn symbols(&self) -> impl Iterator<Item = &Symbol> {
+        self.symbols.iter().filter(|s| s.len > 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Joins "aa" first, then "aaa" from the pair and one more.
+    fn merged(n: usize) -> Vec<u32> {
+        let mut merger = Merger::default();
+        (0..n).for_each(|_| merger.push(1, 0));
+        merger.merge(|l, r| match (l.len, r.len) {
+            (1, 1) => Some((0, 1)),
+            (2, 1) => Some((1, 2)),
+            _ => None,
+        });
+        merger.symbols().map(|s| s.len).collect()
+    }
+
+    #[test]
+    fn the_leftmost_of_equals_is_joined_first() {
+        assert_eq!(merged(0), []);
+        assert_eq!(merged(1), [1]);
+        assert_eq!(merged(3), [3]);
+        assert_eq!(merged(5), [2, 3]);
+    }
+}

@@ -1,0 +1,66 @@
+//! SentencePiece as the reference has it: of all neighbours that are a token together, those of the highest score are
+//! joined first.
+
+use super::merge::{Merger, UNKNOWN};
+use super::vocab::Vocab;
+use super::Seams;
+
+/// What SentencePiece needs beside the vocabulary.
+pub struct Spm {
+    /// The rank of each token among the scores: the highest first.
+    order: Vec<u32>,
+    /// Tokens for the bytes of what is no token.
+    bytes: [Option<u32>; 256],
+    /// Where words cannot be joined.
+    pub seams: Seams,
+}
+
+/// A number that is lower for a higher score, and equal for equal ones.
+fn order(score: f32) -> u32 {
+    let bits = (score + 0.0).to_bits();
+    if bits >> 31 != 0 { bits } else { !bits & 0x7FFF_FFFF }
+}
+
+impl Spm {
+    /// Prepares a vocabulary.
+    pub fn of(vocab: &Vocab) -> Spm {
+        let byte_tokens = vocab.byte_tokens();
+        let bytes = std::array::from_fn(|b| byte_tokens[b].or_else(|| vocab.ids.get(&[b as u8][..]).copied()));
+        let order = vocab.tokens.iter().map(|t| order(t.score)).collect();
+        Spm { order, bytes, seams: Seams::of(vocab.ids.keys()) }
+    }
+
+    /// Appends the tokens of a text whose spaces are U+2581.
+    pub fn word(&self, vocab: &Vocab, word: &str, merger: &mut Merger, out: &mut Vec<u32>) {
+        let token = |text: &[u8]| vocab.ids.get(text).copied();
+        let bytes = word.as_bytes();
+        merger.clear();
+        for c in word.chars() {
+            merger.push(c.len_utf8(), token(c.encode_utf8(&mut [0; 4]).as_bytes()).unwrap_or(UNKNOWN));
+        }
+        merger.merge(|left, right| {
+            let id = token(&bytes[left.start as usize..(right.start + right.len) as usize])?;
+            Some((self.order[id as usize], id))
+        });
+        for symbol in merger.symbols() {
+            if symbol.id != UNKNOWN {
+                out.push(symbol.id);
+                continue;
+            }
+            for &byte in &bytes[symbol.start as usize..][..symbol.len as usize] {
+                // The reference gives up without a token for a byte.
+                out.extend(self.bytes[byte as usize].or(vocab.unknown));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_higher_score_comes_first() {
+        let scores = [f32::INFINITY, 3.0, 1e-30, 0.0, -1e-30, -2.0, f32::NEG_INFINITY];
+        assert!(scores.map(super::order).is_sorted());
+        assert_eq!(super::order(0.0), super::order(-0.0));
+    }
+}

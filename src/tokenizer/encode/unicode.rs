@@ -1,0 +1,104 @@
+//! What kind of character each code point is, as the reference's tables say: general categories of Unicode 15.1.
+//!
+//! The categories come from `regex-syntax`, cut to the code points that Unicode 15.1 knows; a test compares the whole
+//! table with the reference's by its checksum, so that a newer Unicode in that crate cannot change a token unnoticed.
+
+use regex_syntax::hir::{Class, HirKind};
+use std::sync::OnceLock;
+
+/// Set of kinds that a code point belongs to; at most one of the first five.
+pub type Kind = u8;
+/// `\p{L}`
+pub const LETTER: Kind = 1;
+/// `\p{N}`
+pub const NUMBER: Kind = 2;
+/// `\p{M}`
+pub const MARK: Kind = 4;
+/// `\p{P}`
+pub const PUNCTUATION: Kind = 8;
+/// `\p{S}`
+pub const SYMBOL: Kind = 16;
+/// `\s`: the `White_Space` property.
+pub const SPACE: Kind = 32;
+/// Any code point at all; tells a character without a kind from the end of the text, whose kind is 0.
+pub const SOME: Kind = 64;
+
+const CODE_POINTS: usize = 0x110000;
+
+/// The kinds of all code points.
+pub struct Kinds(Box<[Kind]>);
+
+impl Kinds {
+    /// The table, made when it is first asked for.
+    pub fn get() -> &'static Kinds {
+        static KINDS: OnceLock<Kinds> = OnceLock::new();
+        KINDS.get_or_init(|| {
+            let mut kinds = vec![SOME; CODE_POINTS];
+            let classes =
+                [("L", LETTER), ("N", NUMBER), ("M", MARK), ("P", PUNCTUATION), ("S", SYMBOL), ("White_Space", SPACE)];
+            for (class, kind) in classes {
+                for (first, last) in ranges(&format!(r"[\p{{{class}}}&&\p{{age=15.1}}]")) {
+                    kinds[first as usize..=last as usize].iter_mut().for_each(|k| *k |= kind);
+                }
+            }
+            Kinds(kinds.into_boxed_slice())
+        })
+    }
+
+    /// The kind of a character.
+    #[inline]
+    pub fn of(&self, c: char) -> Kind {
+        self.0[c as usize]
+    }
+
+    /// Kind and length in bytes of the character that starts at a byte of a text; `(0, 0)` beyond its end.
+    #[inline]
+    pub fn at(&self, text: &str, at: usize) -> (Kind, usize) {
+        match text.as_bytes().get(at) {
+            None => (0, 0),
+            Some(&b) if b < 0x80 => (self.0[b as usize], 1),
+            Some(_) => text[at..].chars().next().map_or((0, 0), |c| (self.of(c), c.len_utf8())),
+        }
+    }
+}
+
+/// The code points of a class.
+fn ranges(class: &str) -> Vec<(char, char)> {
+    let hir = regex_syntax::parse(class).expect("a class that regex-syntax knows");
+    match hir.kind() {
+        HirKind::Class(Class::Unicode(class)) => class.ranges().iter().map(|r| (r.start(), r.end())).collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// Whether the reference takes a character for a Chinese one.
+pub fn is_han(c: char) -> bool {
+    matches!(c as u32,
+        0x4E00..=0x9FFF | 0x3400..=0x4DBF | 0x20000..=0x2A6DF | 0x2A700..=0x2EBEF | 0xF900..=0xFAFF | 0x2F800..=0x2FA1F)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Checksum of the reference's table, over all code points in order but the surrogates, which no text has: a byte
+    /// of kinds each. Renewed by `scripts/unicode-kinds.sh`, which asks the reference.
+    const REFERENCE: u64 = 0x7715_41bb_2bde_31f5;
+
+    #[test]
+    fn every_code_point_has_the_kind_that_the_reference_gives_it() {
+        let kinds = Kinds::get();
+        let fnv = (0..CODE_POINTS as u32).filter_map(char::from_u32).fold(0xcbf2_9ce4_8422_2325_u64, |hash, c| {
+            (hash ^ u64::from(kinds.of(c) & !SOME)).wrapping_mul(0x0100_0000_01b3)
+        });
+        assert_eq!(fnv, REFERENCE, "the kinds differ from the reference's: {fnv:#018x}");
+    }
+
+    #[test]
+    fn beyond_the_end_is_nothing() {
+        let kinds = Kinds::get();
+        assert_eq!(kinds.at("é", 0), (LETTER | SOME, 2));
+        assert_eq!(kinds.at("é", 2), (0, 0));
+        assert_eq!(kinds.at("\u{85}", 0), (SPACE | SOME, 2));
+    }
+}
