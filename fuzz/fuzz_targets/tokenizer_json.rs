@@ -18,10 +18,18 @@ static DIR: LazyLock<PathBuf> = LazyLock::new(|| {
     dir
 });
 
+/// Before the clock runs: what is made once per process is slow to make in an instrumented build.
+fn initialize() {
+    std::panic::set_hook(Box::new(|panic| eprintln!("{panic}")));
+    std::fs::write(DIR.join("tokenizer.json"), include_bytes!("../seeds/tokenizer_json/byte_level.json"))
+        .expect("write");
+    import(&DIR, VocabKind::ByteLevel, None, None).expect("a seed");
+}
+
 // The library's panics that the reader catches are errors like any other, so the hook only tells of them. One that
 // nobody catches still ends the fuzzer.
 fuzz_target!(
-    init: std::panic::set_hook(Box::new(|panic| eprintln!("{panic}"))),
+    init: initialize(),
     |file: &[u8]| {
         std::fs::write(DIR.join("tokenizer.json"), file).expect("write");
         for (kind, pre) in [(VocabKind::ByteLevel, None), (VocabKind::Llama, Some("named"))] {
