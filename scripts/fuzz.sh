@@ -11,12 +11,14 @@ cd "$(dirname "$0")/../fuzz"
 seconds=${1:-60}
 shift || true
 targets=("$@")
-[ ${#targets[@]} -gt 0 ] || targets=(gguf imatrix)
+[ ${#targets[@]} -gt 0 ] || targets=(gguf imatrix safetensors tokenizer_model tokenizer_json)
 export RUSTC_BOOTSTRAP=1
 for target in "${targets[@]}"; do
     mkdir -p "corpus/$target"
+    dictionary=()
+    [ ! -f "$target.dict" ] || dictionary=(-dict="$target.dict")
     # A file of 64 KiB never warrants an allocation of 32 MiB.
     nice cargo fuzz run --sanitizer address "$target" "corpus/$target" "seeds/$target" -- \
         -max_total_time="$seconds" -max_len=65536 -malloc_limit_mb=32 -rss_limit_mb=2048 -timeout=10 \
-        -print_final_stats=1
+        -print_final_stats=1 "${dictionary[@]}"
 done

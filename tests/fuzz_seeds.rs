@@ -2,8 +2,91 @@
 
 mod support;
 
+use quantier::format::safetensors;
+use quantier::tokenizer::{VocabKind, import};
+use serde_json::{Value, json};
 use std::path::Path;
 use support::gguf::{dat, everything, imatrix, small};
+
+/// A header of several types and shapes, and its data.
+fn tensors() -> Vec<u8> {
+    let header = json!({
+        "__metadata__": {"format": "pt"},
+        "a.weight": {"dtype": "BF16", "shape": [2, 3], "data_offsets": [0, 12]},
+        "b": {"dtype": "F32", "shape": [], "data_offsets": [12, 16]},
+        "none": {"dtype": "U8", "shape": [0, 4], "data_offsets": [16, 16]},
+    })
+    .to_string();
+    [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &[7; 16]].concat()
+}
+
+/// A SentencePiece model with a piece of every type, a training field, and a piece that is text alone.
+fn pieces() -> Vec<u8> {
+    let mut model = Vec::new();
+    for (text, kind) in [("<unk>", 2), ("<s>", 3), ("</s>", 3), ("<0x0A>", 6), ("\u{2581}a", 1), ("x", 4), ("u", 5)] {
+        let score = (-1.5f32).to_le_bytes();
+        let piece = [&[0x0a, text.len() as u8], text.as_bytes(), &[0x15], &score, &[0x18, kind]].concat();
+        model.extend([0x0a, piece.len() as u8]);
+        model.extend(piece);
+    }
+    model.extend([0x12, 3, 0x08, 0x01, 0x00, 0x0a, 3, 0x0a, 1, b'y']);
+    model
+}
+
+/// A small `tokenizer.json` with these parts.
+fn tokenizer(parts: Value, byte_fallback: bool) -> Vec<u8> {
+    let mut tokenizer = json!({
+        "added_tokens": [{"id": 9, "content": "<end>", "special": true, "single_word": false, "lstrip": false,
+            "rstrip": false, "normalized": false}],
+        "model": {"type": "BPE", "unk_token": null, "byte_fallback": byte_fallback,
+            "vocab": {"a": 0, "b": 1, "c": 2, "\u{120}": 3, "1": 4, "!": 5, "ab": 6, "<0x0A>": 7, "\u{2581}": 8},
+            "merges": [["a", "b"]]}
+    });
+    for (key, value) in parts.as_object().unwrap() {
+        tokenizer[key] = value.clone();
+    }
+    tokenizer.to_string().into_bytes()
+}
+
+/// As GPT-2 has it.
+fn byte_level() -> Vec<u8> {
+    let step = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+    let nfc = json!({"type": "NFC"});
+    tokenizer(json!({"normalizer": nfc, "pre_tokenizer": step, "post_processor": step, "decoder": step}), false)
+}
+
+/// Split by a pattern, with a template around.
+fn split() -> Vec<u8> {
+    let step = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
+    let pattern = json!({"Regex": r"\p{N}{1,3}|\s+(?!\S)"});
+    let pattern = json!({"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": false});
+    let digits = json!({"type": "Digits", "individual_digits": true});
+    let end = json!({"SpecialToken": {"id": "<end>", "type_id": 0}});
+    let text = json!({"Sequence": {"id": "A", "type_id": 0}});
+    tokenizer(
+        json!({
+            "pre_tokenizer": {"type": "Sequence", "pretokenizers": [pattern, digits, step]},
+            "post_processor": {"type": "TemplateProcessing", "single": [end, text], "pair": [text],
+                "special_tokens": {"<end>": {"id": "<end>", "ids": [9], "tokens": ["<end>"]}}},
+            "decoder": step
+        }),
+        false,
+    )
+}
+
+/// In the manner of SentencePiece.
+fn fallback() -> Vec<u8> {
+    tokenizer(
+        json!({
+            "normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "\u{2581}"},
+                {"type": "Replace", "pattern": {"String": " "}, "content": "\u{2581}"}]},
+            "decoder": {"type": "Sequence", "decoders": [
+                {"type": "Replace", "pattern": {"String": "\u{2581}"}, "content": " "}, {"type": "ByteFallback"},
+                {"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 1, "stop": 0}]}
+        }),
+        true,
+    )
+}
 
 #[test]
 fn the_seeds_are_current() {
@@ -13,14 +96,36 @@ fn the_seeds_are_current() {
         ("gguf/imatrix.gguf", imatrix().bytes()),
         ("imatrix/imatrix.gguf", imatrix().bytes()),
         ("imatrix/imatrix.dat", dat(&[("a.weight", 4, &[1.0, 2.0, 0.0, 0.5]), ("b.weight", 1, &[3.0; 8])])),
+        ("safetensors/small.safetensors", tensors()),
+        ("tokenizer_model/small.model", pieces()),
+        ("tokenizer_json/byte_level.json", byte_level()),
+        ("tokenizer_json/split.json", split()),
+        ("tokenizer_json/fallback.json", fallback()),
     ];
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds");
     for (name, bytes) in seeds {
         let path = dir.join(name);
         if std::env::var_os("QUANTIER_RENEW").is_some() {
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(&path, &bytes).unwrap();
         }
         let now = std::fs::read(&path).unwrap_or_default();
         assert!(now == bytes, "{name} is stale: QUANTIER_RENEW=1 cargo test --test fuzz_seeds");
+    }
+}
+
+/// A seed that the first check refuses would lead the fuzzer nowhere.
+#[test]
+fn the_seeds_are_read_to_the_end() {
+    assert_eq!(safetensors::parse(&tensors()).unwrap().tensors.len(), 3);
+    for (name, kind, bytes, tokens) in [
+        ("tokenizer.model", VocabKind::Gemma2, pieces(), 8),
+        ("tokenizer.json", VocabKind::ByteLevel, byte_level(), 10),
+        ("tokenizer.json", VocabKind::ByteLevel, split(), 10),
+        ("tokenizer.json", VocabKind::Llama, fallback(), 10),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join(name), bytes).unwrap();
+        assert_eq!(import(dir.path(), kind, None, Some("named")).unwrap().tokens, tokens, "{name}");
     }
 }

@@ -11,6 +11,7 @@ use crate::format::Result;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
+use std::sync::LazyLock;
 use tokenizers::{
     NormalizedString, Normalizer, OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer, PreTokenizerWrapper,
 };
@@ -125,6 +126,12 @@ impl Known {
     }
 }
 
+/// The known pre-tokenizers, made once: their patterns take far longer to compile than to run.
+static MADE: LazyLock<Vec<(&Known, PreTokenizerWrapper)>> = LazyLock::new(|| {
+    let make = |known: &'static Known| Some((known, serde_json::from_value(known.pre_tokenizer()).ok()?));
+    KNOWN.iter().filter_map(make).collect()
+});
+
 /// Where the pieces of the probe text end, in bytes of the text as `normalize` leaves it.
 fn ends(pre_tokenizer: &PreTokenizerWrapper, normalized: NormalizedString) -> Option<BTreeSet<usize>> {
     let mut text = PreTokenizedString::from(normalized);
@@ -141,16 +148,15 @@ fn nearest(tokenizer: &HfTokenizer, ignores_merges: bool) -> Option<(&'static st
     }
     // The offsets of all splits refer to the text before it was normalized, so they can be compared.
     let own = ends(tokenizer.inner().get_pre_tokenizer()?, probe.clone())?;
-    let likeness = |known: &Known| {
-        let theirs: PreTokenizerWrapper = serde_json::from_value(known.pre_tokenizer()).ok()?;
-        let theirs = ends(&theirs, probe.clone())?;
+    let likeness = |known: &Known, made: &PreTokenizerWrapper| {
+        let theirs = ends(made, probe.clone())?;
         let shared = own.intersection(&theirs).count() as f64 / own.union(&theirs).count().max(1) as f64;
         let fits = known.ignores_merges.is_none_or(|ignores| ignores == ignores_merges);
         Some((shared, fits))
     };
     let mut best: Option<(f64, bool, &Known)> = None;
-    for known in &KNOWN {
-        if let Some((shared, fits)) = likeness(known)
+    for (known, made) in MADE.iter() {
+        if let Some((shared, fits)) = likeness(known, made)
             && best.as_ref().is_none_or(|&(s, f, _)| (shared, fits) > (s, f))
         {
             best = Some((shared, fits, known));
