@@ -72,7 +72,8 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let add_special = tokenizer.adds_bos() && !args.no_bos;
     let tokens = tokenizer.encode(&text, add_special, !args.no_parse_special);
     if args.json {
-        let pieces: Vec<_> = tokens.iter().map(|&t| String::from_utf8_lossy(&tokenizer.piece(t)).into_owned()).collect();
+        let pieces: Vec<_> =
+            tokens.iter().map(|&t| String::from_utf8_lossy(&tokenizer.piece(t)).into_owned()).collect();
         say!("{}", json!({ "count": tokens.len(), "ids": tokens, "pieces": pieces }))?;
         return Ok(ExitCode::SUCCESS);
     }

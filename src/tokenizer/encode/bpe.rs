@@ -48,7 +48,8 @@ impl Bpe {
         });
         let mut merges = HashMap::with_hasher(RandomState::default());
         // Kimi K2 may come without merges.
-        if metadata.get(MERGES).is_some() || metadata.get("tokenizer.ggml.pre").and_then(|p| p.as_str()) != Some("kimi-k2")
+        if metadata.get(MERGES).is_some()
+            || metadata.get("tokenizer.ggml.pre").and_then(|p| p.as_str()) != Some("kimi-k2")
         {
             for (rank, merge) in vocab::strings(metadata, MERGES)?.enumerate() {
                 // A first part may begin with a space, and neither may be empty.

@@ -313,9 +313,10 @@ mod tests {
     #[test]
     fn repetitions_back_off_and_alternatives_keep_their_order() {
         assert_eq!(pieces(r"\s+(?!\S)|\s+", "a   b  "), ["a", "  ", " ", "b", "  "]);
-        assert_eq!(pieces(r"[A-Z\p{Lx}]*[a-z\p{Lx}]+|[A-Z]+", "ÉTÉété HELLOworld ABC"), [
-            "É", "TÉété", " ", "HELLOworld", " ", "ABC"
-        ]);
+        assert_eq!(
+            pieces(r"[A-Z\p{Lx}]*[a-z\p{Lx}]+|[A-Z]+", "ÉTÉété HELLOworld ABC"),
+            ["É", "TÉété", " ", "HELLOworld", " ", "ABC"]
+        );
         assert_eq!(pieces(r"\p{N}{1,3}", "a12345b"), ["a", "123", "45", "b"]);
         assert_eq!(pieces(r"\p{L}+(?:'[sS]|'[lL][lL])?", "it's we'LL o'k"), ["it's", " ", "we'LL", " ", "o", "'", "k"]);
         assert_eq!(pieces("x", ""), [""; 0]);

@@ -40,8 +40,18 @@ macro_rules! contractions {
 macro_rules! cased_words {
     ($marks:literal, $after:expr) => {
         concat!(
-            r"[^\r\n\p{L}\p{N}]?[A-Z\p{Lx}", $marks, r"]*[a-z\p{Lx}", $marks, "]+", $after,
-            r"|[^\r\n\p{L}\p{N}]?[A-Z\p{Lx}", $marks, r"]+[a-z\p{Lx}", $marks, "]*", $after,
+            r"[^\r\n\p{L}\p{N}]?[A-Z\p{Lx}",
+            $marks,
+            r"]*[a-z\p{Lx}",
+            $marks,
+            "]+",
+            $after,
+            r"|[^\r\n\p{L}\p{N}]?[A-Z\p{Lx}",
+            $marks,
+            r"]+[a-z\p{Lx}",
+            $marks,
+            "]*",
+            $after,
         )
     };
 }
@@ -50,8 +60,12 @@ macro_rules! cased_words {
 macro_rules! marked_words {
     () => {
         concat!(
-            r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]*[\p{L}\p{M}]+(?:", contractions!(), ")?",
-            r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+[\p{L}\p{M}]*(?:", contractions!(), ")?",
+            r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]*[\p{L}\p{M}]+(?:",
+            contractions!(),
+            ")?",
+            r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+[\p{L}\p{M}]*(?:",
+            contractions!(),
+            ")?",
         )
     };
 }
@@ -62,8 +76,7 @@ const SIGNS: &str = r" ?[^\s\p{L}\p{N}]+";
 const ASCII_SIGN_AND_WORD: &str = r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+"##;
 const CHINESE_AND_KANA: &str = "[一-龥぀-ゟ゠-ヿ]+";
 const CHINESE_AND_KOREAN: &str = "[一-龥ࠀ-一가-퟿]+";
-const AFMOE_ASIAN: &str =
-    "[一-鿿㐀-䶿豈-﫿぀-ゟ゠-ヿ･-ﾟ⼀-⿟เ-๿຀-໿ក-៿က-႟ꩠ-ꩿꧠ-꧿가-힯ᄀ-ᇿ]+";
+const AFMOE_ASIAN: &str = "[一-鿿㐀-䶿豈-﫿぀-ゟ゠-ヿ･-ﾟ⼀-⿟เ-๿຀-໿ក-៿က-႟ꩠ-ꩿꧠ-꧿가-힯ᄀ-ᇿ]+";
 /// Letters of scripts with capitals and small letters.
 const DEEPSEEK_LETTERS: &str = concat!(
     "A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ",
@@ -86,12 +99,8 @@ fn words(digits: usize) -> Step {
 
 /// The three steps of DeepSeek V3; `signs` and `breaks` differ in those that follow it.
 fn deepseek3(first: Step, asian: &str, signs_and_spaces: &str) -> Vec<Step> {
-    let last = [
-        ASCII_SIGN_AND_WORD,
-        r"|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+",
-        signs_and_spaces,
-    ]
-    .concat();
+    let last =
+        [ASCII_SIGN_AND_WORD, r"|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+", signs_and_spaces].concat();
     vec![first, pattern(asian), pattern(&last)]
 }
 
@@ -101,12 +110,9 @@ impl Pre {
         let contractions = contractions!();
         let spaces_after_breaks = format!(r"[\r\n]*|{SPACES}");
         let steps = match name {
-            "" | "default" => vec![
-                pattern(r"[\p{P}\$\+<=>\^~\|]+"),
-                Step::Gpt2,
-                pattern(r"\p{N}+"),
-                pattern("[0-9][0-9][0-9]"),
-            ],
+            "" | "default" => {
+                vec![pattern(r"[\p{P}\$\+<=>\^~\|]+"), Step::Gpt2, pattern(r"\p{N}+"), pattern("[0-9][0-9][0-9]")]
+            }
             "llama3" | "llama-v3" | "llama-bpe" | "falcon3" | "falcon-h1" | "pixtral" | "midm-2.0" | "lfm2"
             | "jina-v5-nano" | "dbrx" | "smaug-bpe" | "chatglm-bpe" | "glm4" | "glm5" => vec![words(3)],
             "qwen2" | "deepseek-r1-qwen" | "kormo" | "f2llmv2" | "megrez" | "stablelm2" | "hunyuan" | "solar-open"
@@ -128,15 +134,12 @@ impl Pre {
                 pattern(CHINESE_AND_KOREAN),
                 pattern(r"\p{N}+"),
             ],
-            "deepseek-coder" => {
-                patterns(&[r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", CHINESE_AND_KOREAN, r"\p{N}"])
-            }
+            "deepseek-coder" => patterns(&[r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", CHINESE_AND_KOREAN, r"\p{N}"]),
             "deepseek-v3" | "hunyuan-dense" | "joyai-llm" | "hy_v4" => {
                 deepseek3(pattern(r"\p{N}{1,3}"), CHINESE_AND_KANA, &spaces_after_breaks)
             }
             "spark2_5" => {
-                let mut steps =
-                    deepseek3(pattern(r"\p{N}{1,3}"), CHINESE_AND_KANA, r"|[\r\n]|\s+(?!\S)|\s+");
+                let mut steps = deepseek3(pattern(r"\p{N}{1,3}"), CHINESE_AND_KANA, r"|[\r\n]|\s+(?!\S)|\s+");
                 steps.push(pattern(r"\p{N}"));
                 steps
             }
@@ -186,14 +189,10 @@ impl Pre {
             "seed-coder" => vec![pattern(&format!(
                 r"{contractions}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|{SPACES}"
             ))],
-            "ufakzeka" => vec![pattern(&format!(
-                r"[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{SIGNS}[\r\n]*|{SPACES}"
-            ))],
+            "ufakzeka" => vec![pattern(&format!(r"[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{SIGNS}[\r\n]*|{SPACES}"))],
             "minicpm5" => vec![
                 pattern(r"\p{N}{1,3}"),
-                pattern(&format!(
-                    r"{contractions}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}+|{SIGNS}[\r\n]*|{SPACES}"
-                )),
+                pattern(&format!(r"{contractions}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}+|{SIGNS}[\r\n]*|{SPACES}")),
             ],
             "gemma4" | "granite-embed-multi-311m" | "sarvam-moe" => vec![Step::Lines],
             _ => return None,
@@ -202,7 +201,14 @@ impl Pre {
         let raw = gemma4 || name == "sarvam-moe";
         let llama3 = matches!(
             name,
-            "llama3" | "llama-v3" | "llama-bpe" | "falcon3" | "falcon-h1" | "pixtral" | "midm-2.0" | "lfm2"
+            "llama3"
+                | "llama-v3"
+                | "llama-bpe"
+                | "falcon3"
+                | "falcon-h1"
+                | "pixtral"
+                | "midm-2.0"
+                | "lfm2"
                 | "jina-v5-nano"
         );
         Some(Pre {
@@ -264,7 +270,8 @@ mod tests {
 
     #[test]
     fn every_name_loses_no_text() {
-        let text = "It's 12345 naïve—漢字かな한국어 ไทย \t\r\n\u{85}\u{3000}\u{a0}x  'LL e\u{301}😀‍👩  <a href='b'>\n\n  ";
+        let text =
+            "It's 12345 naïve—漢字かな한국어 ไทย \t\r\n\u{85}\u{3000}\u{a0}x  'LL e\u{301}😀‍👩  <a href='b'>\n\n  ";
         for name in NAMES {
             assert_eq!(pieces(name, text).concat(), text, "{name}");
             assert!(pieces(name, text).iter().all(|p| !p.is_empty()), "{name}");
@@ -274,9 +281,33 @@ mod tests {
     }
 
     const NAMES: [&str; 28] = [
-        "default", "llama-bpe", "qwen2", "qwen35", "laguna", "gpt-2", "starcoder", "falcon", "deepseek-llm",
-        "deepseek-coder", "deepseek-v3", "spark2_5", "afmoe", "youtu", "tiny_aya", "tekken", "gpt-4o",
-        "granite-embed-multi-97m", "jais-2", "bloom", "viking", "chameleon", "kimi-k2", "superbpe", "bailingmoe",
-        "seed-coder", "minicpm5", "gemma4",
+        "default",
+        "llama-bpe",
+        "qwen2",
+        "qwen35",
+        "laguna",
+        "gpt-2",
+        "starcoder",
+        "falcon",
+        "deepseek-llm",
+        "deepseek-coder",
+        "deepseek-v3",
+        "spark2_5",
+        "afmoe",
+        "youtu",
+        "tiny_aya",
+        "tekken",
+        "gpt-4o",
+        "granite-embed-multi-97m",
+        "jais-2",
+        "bloom",
+        "viking",
+        "chameleon",
+        "kimi-k2",
+        "superbpe",
+        "bailingmoe",
+        "seed-coder",
+        "minicpm5",
+        "gemma4",
     ];
 }

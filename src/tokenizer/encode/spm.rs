@@ -1,9 +1,9 @@
 //! SentencePiece as the reference has it: of all neighbours that are a token together, those of the highest score are
 //! joined first.
 
+use super::Seams;
 use super::merge::{Merger, UNKNOWN};
 use super::vocab::Vocab;
-use super::Seams;
 
 /// What SentencePiece needs beside the vocabulary.
 pub struct Spm {
