@@ -178,9 +178,10 @@ fn of_tensor(name: &str, entry: &Entry) -> Option<TensorStatistics> {
 mod tests {
     use super::*;
 
-    /// `QUANTIER_IMATRIX=FILE`: prints the tables, to be compared with llama-imatrix's of the same file.
+    /// `QUANTIER_IMATRIX=FILE` (GGUF): prints the tables and writes copies beside it in both formats, to be compared
+    /// with what llama-imatrix shows and writes.
     #[test]
-    #[ignore = "needs a file that llama-imatrix wrote: set QUANTIER_IMATRIX"]
+    #[ignore = "needs a GGUF file that llama-imatrix wrote: set QUANTIER_IMATRIX"]
     fn tables_and_copies_of_a_real_file() {
         use crate::format::imatrix::Format;
         let path = std::path::PathBuf::from(std::env::var_os("QUANTIER_IMATRIX").expect("QUANTIER_IMATRIX is set"));
