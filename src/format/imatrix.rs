@@ -21,6 +21,19 @@ const CHUNK_COUNT: &str = "imatrix.chunk_count";
 const CHUNK_SIZE: &str = "imatrix.chunk_size";
 const SUMS: &str = ".in_sum2";
 const COUNTS: &str = ".counts";
+/// Bytes of a tensor's name that ggml keeps.
+const MAX_NAME: usize = 63;
+
+/// A format of importance matrices, by llama-imatrix's `--output-format`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Format {
+    /// Sums and counts of each matrix as tensors of a GGUF file.
+    #[default]
+    Gguf,
+    /// The older format: means times calls. It keeps one count per tensor and the last dataset only; entries that no
+    /// activation met are left out, and such a matrix among others is filled with ones.
+    Dat,
+}
 
 /// Statistics of one tensor.
 #[derive(Clone, Debug, PartialEq)]
@@ -79,49 +92,85 @@ impl Imatrix {
         Ok(imatrix)
     }
 
+    /// Writes one of the formats, byte for byte as llama-imatrix writes the same sums. Fails if the target is one of
+    /// the `inputs`.
+    pub fn write(&self, path: &Path, format: Format, inputs: &[&Path]) -> Result<()> {
+        match format {
+            Format::Gguf => self.write_gguf_beside(path, inputs),
+            Format::Dat => self.write_dat_beside(path, inputs),
+        }
+    }
+
     /// Writes the GGUF format.
     pub fn write_gguf(&self, path: &Path) -> Result<()> {
+        self.write(path, Format::Gguf, &[])
+    }
+
+    /// Writes the `.dat` format; see [`Format::Dat`] for what is lost.
+    pub fn write_dat(&self, path: &Path) -> Result<()> {
+        self.write(path, Format::Dat, &[])
+    }
+
+    fn write_gguf_beside(&self, path: &Path, inputs: &[&Path]) -> Result<()> {
         let mut metadata = Metadata::new();
         metadata.set("general.type", Value::str("imatrix"));
         metadata.set(DATASETS, Value::Array(Array::of_strings(&self.datasets)));
         metadata.set(CHUNK_COUNT, Value::U32(self.chunk_count));
         metadata.set(CHUNK_SIZE, Value::U32(self.chunk_size));
         let mut tensors = Vec::new();
-        for (name, entry) in &self.entries {
+        for (name, entry) in self.filled() {
             let matrices = entry.counts.len() as u64;
             let mut add = |suffix, row: u64| -> Result<()> {
-                let bad = |what| Error::Bad { path: path.to_owned(), what: format!("tensor '{name}': {what}") };
-                let shape = Shape::new(&[row, matrices]).map_err(bad)?;
+                let bad = |what| Error::Bad { path: path.to_owned(), what: format!("tensor {}: {what}", shown(name)) };
+                if name.len() + SUMS.len() > MAX_NAME {
+                    let room = MAX_NAME - SUMS.len();
+                    return Err(bad(format!(
+                        "a name of {} bytes; {room} fit into this format, choose dat",
+                        name.len()
+                    )));
+                }
+                // A single row has one dimension, as ggml counts them.
+                let shape = if matrices == 1 { Shape::new(&[row]) } else { Shape::new(&[row, matrices]) };
+                let shape = shape.map_err(bad)?;
                 tensors.push(TensorInfo { name: format!("{name}{suffix}").into(), shape, ggml_type: GgmlType::F32 });
                 Ok(())
             };
-            add(SUMS, entry.sums.len() as u64 / matrices.max(1))?;
+            add(SUMS, entry.sums.len() as u64 / matrices)?;
             add(COUNTS, 1)?;
         }
-        let mut writer = Writer::create(path, Layout::new(&metadata, &tensors, super::gguf::DEFAULT_ALIGNMENT), &[])?;
-        for entry in self.entries.values() {
+        let layout = Layout::new(&metadata, &tensors, super::gguf::DEFAULT_ALIGNMENT);
+        let mut writer = Writer::create(path, layout, inputs)?;
+        for (_, entry) in self.filled() {
             writer.write(&le_bytes(entry.sums.iter().copied()))?;
             writer.write(&le_bytes(entry.counts.iter().map(|&c| c as f32)))?;
         }
         writer.finish()
     }
 
-    /// Writes the `.dat` format. Counts beyond the first of an entry are lost.
-    pub fn write_dat(&self, path: &Path) -> Result<()> {
-        let mut bytes = (self.entries.len() as i32).to_le_bytes().to_vec();
-        for (name, entry) in &self.entries {
-            let calls = entry.counts.first().copied().unwrap_or(0).max(1) as i32;
+    /// Entries that have a place in a GGUF file: those with sums and counts.
+    fn filled(&self) -> impl Iterator<Item = (&String, &Entry)> {
+        self.entries.iter().filter(|(_, entry)| !entry.sums.is_empty() && !entry.counts.is_empty())
+    }
+
+    fn write_dat_beside(&self, path: &Path, inputs: &[&Path]) -> Result<()> {
+        let stored: Vec<_> = self.filled().filter(|(_, entry)| entry.counts.iter().any(|&c| c != 0)).collect();
+        let mut bytes = (stored.len() as i32).to_le_bytes().to_vec();
+        let chunk = i64::from(self.chunk_size.max(1));
+        for (name, entry) in stored {
+            // Rounded up, so that a part of a chunk is no zero.
+            let most = entry.counts.iter().copied().max().unwrap_or(0);
+            let calls = ((most + (chunk - 1)) / chunk) as i32;
             bytes.extend((name.len() as i32).to_le_bytes());
             bytes.extend(name.as_bytes());
             bytes.extend(calls.to_le_bytes());
             bytes.extend((entry.sums.len() as i32).to_le_bytes());
             bytes.extend(le_bytes(entry.means().iter().map(|mean| mean * calls as f32)));
         }
-        let dataset = self.datasets.first().map_or("", String::as_str);
+        let dataset = self.datasets.last().map_or("", String::as_str);
         bytes.extend((self.chunk_count as i32).to_le_bytes());
         bytes.extend((dataset.len() as i32).to_le_bytes());
         bytes.extend(dataset.as_bytes());
-        let mut output = Output::create(path, bytes.len() as u64, &[])?;
+        let mut output = Output::create(path, bytes.len() as u64, inputs)?;
         output.write(&bytes)?;
         output.finish()
     }
@@ -270,7 +319,19 @@ mod tests {
         example().write_dat(&path).unwrap();
         let back = Imatrix::read(&path).unwrap();
         assert_eq!(back.entries["a.weight"].means(), example().entries["a.weight"].means());
-        assert_eq!((back.chunk_count, &*back.datasets), (7, &["wiki.txt".to_string()][..]));
+        assert_eq!((back.chunk_count, &*back.datasets), (7, &["code.txt".to_string()][..]));
+    }
+
+    #[test]
+    fn a_name_that_ggml_would_cut_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("imatrix.gguf");
+        let mut long = example();
+        long.entries.insert("x".repeat(55), Entry { sums: vec![1.0], counts: vec![1] });
+        long.write_gguf(&path).unwrap();
+        long.entries.insert("x".repeat(56), Entry { sums: vec![1.0], counts: vec![1] });
+        assert!(long.write_gguf(&path).unwrap_err().to_string().contains("56 bytes"));
+        long.write_dat(&path).unwrap();
     }
 
     #[test]
