@@ -6,6 +6,7 @@
 //! |---|---|---|
 //! | [`convert`], [`quantize`], [`verify`] | the pipelines, to be read top-down like a story | files, through `format` |
 //! | [`input`] | a model to be read: a GGUF, or a checkpoint that is converted on the fly | files, through `format` |
+//! | [`evaluate`] | scored tokens, rows of logits and statistics: perplexity, KL divergence | numbers; a logits file's layout |
 //! | [`arch`] | the table of architectures: names, metadata and transforms of their tensors | the names and shapes of a checkpoint |
 //! | [`tokenizer`] | vocabularies: Hugging Face tokenizer files to GGUF metadata | tokenizer files |
 //! | [`plan`] | numbers in, recipe out: roles, file types, preset rules, fallbacks | numbers and names only |
@@ -19,6 +20,7 @@
 
 pub mod arch;
 pub mod convert;
+pub mod evaluate;
 pub mod format;
 pub mod input;
 pub mod plan;
