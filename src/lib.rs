@@ -7,6 +7,7 @@
 //! | [`convert`], [`quantize`], [`verify`] | the pipelines, to be read top-down like a story | files, through `format` |
 //! | [`input`] | a model to be read: a GGUF, or a checkpoint that is converted on the fly | files, through `format` |
 //! | [`imatrix`] | sums of squared activations: collecting, merging, coverage, statistics | numbers and names only |
+//! | [`evaluate`] | scored tokens, rows of logits and statistics: perplexity, KL divergence | numbers; a logits file's layout |
 //! | [`arch`] | the table of architectures: names, metadata and transforms of their tensors | the names and shapes of a checkpoint |
 //! | [`tokenizer`] | vocabularies: Hugging Face tokenizer files to GGUF metadata | tokenizer files |
 //! | [`model`] | the forward pass: layer by layer over all chunks, each input of a matrix shown to who watches | weights, through `input`; a temporary file |
@@ -21,6 +22,7 @@
 
 pub mod arch;
 pub mod convert;
+pub mod evaluate;
 pub mod format;
 pub mod imatrix;
 pub mod input;

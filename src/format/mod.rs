@@ -7,6 +7,7 @@
 pub mod gguf;
 pub mod imatrix;
 pub mod json;
+pub mod logits;
 pub mod map;
 pub mod output;
 pub mod safetensors;
