@@ -2,6 +2,7 @@
 
 mod convert;
 mod inspect;
+mod measure;
 mod quantize;
 mod terminal;
 mod text;
@@ -26,6 +27,9 @@ struct Cli {
 enum Command {
     Convert(convert::Args),
     Quantize(Box<quantize::Args>),
+    Imatrix(measure::ImatrixArgs),
+    Perplexity(measure::PerplexityArgs),
+    Kld(measure::KldArgs),
     Inspect(inspect::Args),
     Tokenize(tokenize::Args),
     Verify(verify::Args),
@@ -39,6 +43,9 @@ pub fn run() -> anyhow::Result<ExitCode> {
     match (cli.command, matches.subcommand()) {
         (Command::Quantize(args), Some((_, matches))) => quantize::run(*args, matches),
         (Command::Convert(args), _) => convert::run(&args),
+        (Command::Imatrix(args), _) => measure::imatrix(&args),
+        (Command::Perplexity(args), _) => measure::perplexity(&args),
+        (Command::Kld(args), _) => measure::kld(&args),
         (Command::Inspect(args), _) => inspect::run(&args),
         (Command::Tokenize(args), _) => tokenize::run(&args),
         (Command::Verify(args), _) => verify::run(&args),

@@ -7,6 +7,7 @@
 //!
 //! All figures are those of llama-perplexity, under the same names.
 
+pub mod measure;
 pub mod score;
 pub mod statistics;
 pub mod windows;

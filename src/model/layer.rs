@@ -72,7 +72,7 @@ pub(super) struct Pass<'a> {
 impl Pass<'_> {
     /// The product of activations `[rows, columns]` with a matrix, which is observed.
     pub(super) fn times(&self, x: &Tensor, matrix: &Matrix) -> Result<Tensor> {
-        self.see(x, &matrix.name, 0)?;
+        self.see(x, matrix, 0)?;
         let y = product(x, &matrix.weight, self.split)?;
         Ok(match &matrix.bias {
             Some(bias) => y.broadcast_add(bias)?,
@@ -82,15 +82,16 @@ impl Pass<'_> {
 
     /// The product with one expert's matrix.
     fn times_expert(&self, x: &Tensor, matrix: &Matrix, expert: usize) -> Result<Tensor> {
-        self.see(x, &matrix.name, expert)?;
+        self.see(x, matrix, expert)?;
         Ok(product(x, &matrix.weight.get(expert)?, self.split)?)
     }
 
-    fn see(&self, x: &Tensor, name: &str, matrix: usize) -> Result<()> {
+    fn see(&self, x: &Tensor, of: &Matrix, matrix: usize) -> Result<()> {
         let Some(observer) = self.observer else { return Ok(()) };
         let columns = x.dim(D::Minus1)?;
         let rows = x.flatten_all()?.to_vec1::<f32>()?;
-        observer.input(Seen { chunk: self.chunk, name, matrix, rows: &rows, columns });
+        let matrices = if of.weight.rank() == 3 { of.weight.dim(0)? } else { 1 };
+        observer.input(Seen { chunk: self.chunk, name: &of.name, matrix, matrices, rows: &rows, columns });
         Ok(())
     }
 }

@@ -73,6 +73,8 @@ pub struct Seen<'a> {
     pub name: &'a str,
     /// Which matrix of it: the expert, or 0.
     pub matrix: usize,
+    /// How many matrices it has.
+    pub matrices: usize,
     /// The activations that it is multiplied by, row by row.
     pub rows: &'a [f32],
     /// The length of a row.
@@ -260,6 +262,13 @@ impl Hidden {
     /// Rows that are kept of every chunk.
     pub fn rows(&self) -> usize {
         self.rows
+    }
+
+    /// The rows of a chunk: `[rows, hidden]`.
+    pub fn rows_of(&self, chunk: usize) -> Result<Tensor> {
+        let rows = self.states.take(chunk)?;
+        self.states.put(chunk, rows.clone())?;
+        Ok(Tensor::from_vec(rows, (self.rows, self.width), &self.device)?)
     }
 
     /// The rows of a chunk: `[rows, hidden]`. They are gone from here afterwards.
