@@ -59,7 +59,7 @@ fn inputs_that_cannot_be_read() {
     let dir = with_model();
     fails(dir.path(), "quantize nowhere.gguf Q4_0", &["cannot open nowhere.gguf"]);
     fails(dir.path(), "inspect .", &["directory"]);
-    fails(dir.path(), "quantize . out.gguf Q4_0", &["directory", "name a .gguf file"]);
+    fails(dir.path(), "quantize . out.gguf Q4_0", &["no config.json", "name the directory of a Hugging Face model"]);
     fails(dir.path(), "quantize --imatrix nowhere.dat m.gguf Q4_0", &["nowhere.dat"]);
     fails(dir.path(), "quantize --tensor-type-file nowhere.txt m.gguf Q4_0", &["nowhere.txt"]);
     Command::new("mkfifo").arg(dir.path().join("pipe")).status().unwrap();

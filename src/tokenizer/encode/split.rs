@@ -229,7 +229,7 @@ impl Part<'_> {
             let mut left = self.text[at..end].chars().count();
             // What stands before goes with the first group.
             while left > 0 {
-                let group = if left % 3 > 0 { left % 3 } else { 3 };
+                let group = if left.is_multiple_of(3) { 3 } else { left % 3 };
                 at = self.group(at, group);
                 self.ends.push(at);
                 left -= group;
