@@ -1,6 +1,6 @@
 //! What one row of logits says.
 //!
-//! Exponentials are taken in f32, eight lanes at a time ([`exp`], relative error below 3e-7); sums are kept in f64.
+//! Exponentials are taken in f32, eight lanes at a time (relative error below 3e-7); sums are kept in f64.
 
 /// Values handled together; the compiler makes vectors of them.
 const LANES: usize = 8;
