@@ -1,8 +1,11 @@
 //! The command line: one file per command. What was typed becomes a job; only this module prints.
 
 mod convert;
+mod imatrix;
 mod inspect;
+mod kld;
 mod measure;
+mod perplexity;
 mod quantize;
 mod terminal;
 mod text;
@@ -27,9 +30,9 @@ struct Cli {
 enum Command {
     Convert(convert::Args),
     Quantize(Box<quantize::Args>),
-    Imatrix(measure::ImatrixArgs),
-    Perplexity(measure::PerplexityArgs),
-    Kld(measure::KldArgs),
+    Imatrix(imatrix::Args),
+    Perplexity(perplexity::Args),
+    Kld(kld::Args),
     Inspect(inspect::Args),
     Tokenize(tokenize::Args),
     Verify(verify::Args),
@@ -43,9 +46,9 @@ pub fn run() -> anyhow::Result<ExitCode> {
     match (cli.command, matches.subcommand()) {
         (Command::Quantize(args), Some((_, matches))) => quantize::run(*args, matches),
         (Command::Convert(args), _) => convert::run(&args),
-        (Command::Imatrix(args), _) => measure::imatrix(&args),
-        (Command::Perplexity(args), _) => measure::perplexity(&args),
-        (Command::Kld(args), _) => measure::kld(&args),
+        (Command::Imatrix(args), _) => imatrix::run(&args),
+        (Command::Perplexity(args), _) => perplexity::run(&args),
+        (Command::Kld(args), _) => kld::run(&args),
         (Command::Inspect(args), _) => inspect::run(&args),
         (Command::Tokenize(args), _) => tokenize::run(&args),
         (Command::Verify(args), _) => verify::run(&args),
