@@ -24,6 +24,7 @@ pub mod arch;
 pub mod convert;
 pub mod evaluate;
 pub mod format;
+pub mod frontier;
 pub mod imatrix;
 pub mod input;
 pub mod model;

@@ -166,6 +166,20 @@ impl fmt::Debug for GgmlType {
     }
 }
 
+/// Files of ours name types as ggml does: `q4_K`.
+impl serde::Serialize for GgmlType {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for GgmlType {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<GgmlType, D::Error> {
+        let name = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
+        GgmlType::from_name(&name).ok_or_else(|| serde::de::Error::custom(format!("'{name}' is no ggml type")))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

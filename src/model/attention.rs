@@ -18,7 +18,7 @@ impl Scores {
     /// queries may follow each other in one batch.
     pub(super) fn softmax(&self, scores: &Tensor) -> Result<Tensor> {
         if scores.device().is_cpu() {
-            return scores.contiguous()?.apply_op1_no_bwd(self);
+            return scores.contiguous()?.apply_op1(*self);
         }
         let keys = scores.dim(D::Minus1)?;
         let mut scores = (scores * f64::from(self.scale))?;
@@ -30,7 +30,7 @@ impl Scores {
             .collect();
         let repeats = scores.dim(D::Minus2)? / keys;
         let mask = Tensor::from_vec(mask, (keys, keys), scores.device())?.repeat((repeats, 1))?;
-        candle_nn::ops::softmax_last_dim(&scores.broadcast_add(&mask)?)
+        candle_nn::ops::softmax(&scores.broadcast_add(&mask)?, D::Minus1)
     }
 
     fn seen(&self, query: usize) -> std::ops::Range<usize> {
@@ -54,6 +54,19 @@ impl CustomOp1 for Scores {
             self.row(&scores[seen.clone()], &mut out[seen]);
         }
         Ok((CpuStorage::F32(out), layout.shape().clone()))
+    }
+
+    /// Of probabilities `p` with their gradient `g`: `p (g - sum of p g)`, times the slope of scale and cap.
+    fn bwd(&self, scores: &Tensor, p: &Tensor, g: &Tensor) -> Result<Option<Tensor>> {
+        let mean = (p * g)?.sum_keepdim(D::Minus1)?;
+        let slope = ((p * g.broadcast_sub(&mean)?)? * f64::from(self.scale))?;
+        Ok(Some(match self.cap {
+            None => slope,
+            Some(cap) => {
+                let bent = (scores * f64::from(self.scale / cap))?.tanh()?;
+                (slope * (1.0 - bent.sqr()?)?)?
+            }
+        }))
     }
 }
 

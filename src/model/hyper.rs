@@ -10,6 +10,8 @@ const LIMIT: u64 = 1 << 24;
 /// Everything about a decoder that is not a matrix. Lengths are counted in numbers.
 #[derive(Clone, Debug)]
 pub struct Hyper {
+    /// Its name in GGUF.
+    pub architecture: String,
     /// What the architecture's table says.
     pub decoder: Decoder,
     /// Layers.
@@ -180,6 +182,7 @@ impl Hyper {
         let positive = |x: Option<f32>| x.filter(|x| *x != 0.0);
         let embedding_scale = if decoder.scaled_embeddings { (hidden as f32).sqrt() } else { 1.0 };
         Ok(Hyper {
+            architecture: name.to_owned(),
             decoder,
             layers,
             hidden,

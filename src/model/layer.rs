@@ -4,6 +4,7 @@ use super::attention::Scores;
 use super::hyper::{Hyper, Rotation};
 use super::product::product;
 use super::weights::{Matrix, Weights};
+use super::backward::Probes;
 use super::{Observer, Result, Seen};
 use crate::arch::{Activation, Norm, Rope};
 use candle_core::{D, Tensor};
@@ -61,12 +62,13 @@ struct Shared {
     ffn: Box<Ffn>,
 }
 
-/// Which chunk goes through, who watches, and how many threads one product may take.
+/// Which chunk goes through, who watches, how many threads one product may take, and where gradients are caught.
 #[derive(Clone, Copy)]
 pub(super) struct Pass<'a> {
     pub chunk: usize,
     pub observer: Option<&'a dyn Observer>,
     pub split: usize,
+    pub probes: Option<&'a Probes>,
 }
 
 impl Pass<'_> {
@@ -74,24 +76,30 @@ impl Pass<'_> {
     pub(super) fn times(&self, x: &Tensor, matrix: &Matrix) -> Result<Tensor> {
         self.see(x, matrix, 0)?;
         let y = product(x, &matrix.weight, self.split)?;
+        let y = self.probes.map_or_else(|| Ok(y.clone()), |probes| probes.catch(x, matrix, None, &y))?;
         Ok(match &matrix.bias {
             Some(bias) => y.broadcast_add(bias)?,
             None => y,
         })
     }
 
-    /// The product with one expert's matrix.
-    fn times_expert(&self, x: &Tensor, matrix: &Matrix, expert: usize) -> Result<Tensor> {
+    /// The product with one expert's matrix, of the activations of these positions.
+    fn times_expert(&self, x: &Tensor, matrix: &Matrix, (expert, positions): (usize, &[u32])) -> Result<Tensor> {
         self.see(x, matrix, expert)?;
-        Ok(product(x, &matrix.weight.get(expert)?, self.split)?)
+        let y = product(x, &matrix.weight.get(expert)?, self.split)?;
+        match self.probes {
+            Some(probes) => probes.catch(x, matrix, Some((expert, positions)), &y),
+            None => Ok(y),
+        }
     }
 
     fn see(&self, x: &Tensor, of: &Matrix, matrix: usize) -> Result<()> {
         let Some(observer) = self.observer else { return Ok(()) };
         let columns = x.dim(D::Minus1)?;
         let rows = x.flatten_all()?.to_vec1::<f32>()?;
-        let matrices = if of.weight.rank() == 3 { of.weight.dim(0)? } else { 1 };
-        observer.input(Seen { chunk: self.chunk, name: &of.name, matrix, matrices, rows: &rows, columns });
+        let seen =
+            Seen { chunk: self.chunk, name: &of.name, matrix, matrices: of.matrices(), rows: &rows, columns };
+        observer.input(seen);
         Ok(())
     }
 }
@@ -129,10 +137,14 @@ impl Normalizer {
     }
 
     pub(super) fn apply(&self, x: &Tensor) -> Result<Tensor> {
+        use candle_nn::ops::{layer_norm, layer_norm_slow, rms_norm, rms_norm_slow};
         let x = x.contiguous()?;
-        Ok(match self.kind {
-            Norm::Rms => candle_nn::ops::rms_norm(&x, &self.weight, self.epsilon)?,
-            Norm::Layer => candle_nn::ops::layer_norm(&x, &self.weight, &self.bias, self.epsilon)?,
+        // The fast ones have no derivative.
+        Ok(match (self.kind, x.track_op()) {
+            (Norm::Rms, false) => rms_norm(&x, &self.weight, self.epsilon)?,
+            (Norm::Rms, true) => rms_norm_slow(&x, &self.weight, self.epsilon)?,
+            (Norm::Layer, false) => layer_norm(&x, &self.weight, &self.bias, self.epsilon)?,
+            (Norm::Layer, true) => layer_norm_slow(&x, &self.weight, &self.bias, self.epsilon)?,
         })
     }
 
@@ -160,13 +172,17 @@ impl Angles {
 
     /// Rotates heads `[heads, positions, length]`, as far as the angles go.
     fn rotate(&self, x: &Tensor, rope: Rope) -> Result<Tensor> {
+        use candle_nn::rotary_emb::{rope as halves, rope_i as pairs, rope_i_slow, rope_slow};
         let length = x.dim(D::Minus1)?;
         let rotated = self.cosines.dim(1)? * 2;
         let first = x.narrow(D::Minus1, 0, rotated)?.contiguous()?.unsqueeze(0)?;
-        let turned = match rope {
-            Rope::Pairs => candle_nn::rotary_emb::rope_i(&first, &self.cosines, &self.sines)?,
-            Rope::Halves => candle_nn::rotary_emb::rope(&first, &self.cosines, &self.sines)?,
-            Rope::None => first,
+        // The fast ones have no derivative.
+        let turned = match (rope, first.track_op()) {
+            (Rope::Pairs, false) => pairs(&first, &self.cosines, &self.sines)?,
+            (Rope::Pairs, true) => rope_i_slow(&first, &self.cosines, &self.sines)?,
+            (Rope::Halves, false) => halves(&first, &self.cosines, &self.sines)?,
+            (Rope::Halves, true) => rope_slow(&first, &self.cosines, &self.sines)?,
+            (Rope::None, _) => first,
         };
         let turned = turned.squeeze(0)?;
         match rotated == length {
@@ -343,19 +359,19 @@ impl Ffn {
             }
             Ffn::Plain { up, down } => pass.times(&activated(&pass.times(x, up)?, activation)?, down),
             Ffn::Experts { router, gate, up, down, shared } => {
-                let logits = pass.times(x, router)?;
-                let mut y = x.zeros_like()?;
-                for (expert, (positions, weights)) in route(&logits, hyper)?.into_iter().enumerate() {
-                    if positions.is_empty() {
+                let routing = Routing::new(&pass.times(x, router)?, hyper)?;
+                let mut y = Tensor::zeros(x.dims(), x.dtype(), x.device())?;
+                for (expert, seen) in routing.positions.iter().enumerate() {
+                    if seen.is_empty() {
                         continue;
                     }
-                    let count = positions.len();
-                    let positions = Tensor::from_vec(positions, count, x.device())?;
+                    let positions = Tensor::from_slice(seen, seen.len(), x.device())?;
                     let x = x.index_select(&positions, 0)?;
-                    let gated = activated(&pass.times_expert(&x, gate, expert)?, activation)?;
-                    let inner = (gated * pass.times_expert(&x, up, expert)?)?;
-                    let out = pass.times_expert(&inner, down, expert)?;
-                    let weights = Tensor::from_vec(weights, (count, 1), x.device())?;
+                    let at = (expert, &**seen);
+                    let gated = activated(&pass.times_expert(&x, gate, at)?, activation)?;
+                    let inner = (gated * pass.times_expert(&x, up, at)?)?;
+                    let out = pass.times_expert(&inner, down, at)?;
+                    let weights = routing.weights.narrow(1, expert, 1)?.index_select(&positions, 0)?;
                     y = y.index_add(&positions, &out.broadcast_mul(&weights)?, 0)?;
                 }
                 if let Some(shared) = shared {
@@ -375,25 +391,43 @@ fn activated(x: &Tensor, activation: Activation) -> Result<Tensor> {
     })
 }
 
-/// Which positions each expert sees, and with which weight: the experts of a token are the most probable ones.
-fn route(logits: &Tensor, hyper: &Hyper) -> Result<Vec<(Vec<u32>, Vec<f32>)>> {
-    /// What the sum of weights is at least: the smallest normal number of f16, as in llama.cpp.
-    const LEAST_SUM: f32 = 6.103_515_6e-5;
-    let probabilities = candle_nn::ops::softmax_last_dim(logits)?.to_vec2::<f32>()?;
-    let experts = logits.dim(1)?;
-    let mut routed = vec![(Vec::new(), Vec::new()); experts];
-    let mut order: Vec<usize> = Vec::new();
-    for (position, row) in probabilities.iter().enumerate() {
-        order.clear();
-        order.extend(0..experts);
-        order.sort_by(|a, b| row[*b].total_cmp(&row[*a]));
-        order.truncate(hyper.experts_used.max(1));
-        let sum: f32 = order.iter().map(|e| row[*e]).sum();
-        let divisor = if hyper.decoder.normalized_experts { sum.max(LEAST_SUM) } else { 1.0 };
-        for expert in &order {
-            routed[*expert].0.push(position as u32);
-            routed[*expert].1.push(row[*expert] / divisor * hyper.expert_scale);
+/// Which experts see which positions.
+struct Routing {
+    /// By expert.
+    positions: Vec<Vec<u32>>,
+    /// `[positions, experts]`; only those of an expert that sees the position mean something.
+    weights: Tensor,
+}
+
+impl Routing {
+    /// The experts of a token are the most probable ones.
+    fn new(logits: &Tensor, hyper: &Hyper) -> Result<Routing> {
+        /// What the sum of weights is at least: the smallest normal number of f16, as in llama.cpp.
+        const LEAST_SUM: f32 = 6.103_515_6e-5;
+        let probabilities = match logits.track_op() {
+            true => candle_nn::ops::softmax(logits, 1)?,
+            false => candle_nn::ops::softmax_last_dim(logits)?,
+        };
+        let (rows, experts) = probabilities.dims2()?;
+        let mut positions = vec![Vec::new(); experts];
+        let mut chosen = vec![0.0f32; rows * experts];
+        let mut order: Vec<usize> = Vec::new();
+        for (position, row) in probabilities.to_vec2::<f32>()?.iter().enumerate() {
+            order.clear();
+            order.extend(0..experts);
+            order.sort_by(|a, b| row[*b].total_cmp(&row[*a]));
+            order.truncate(hyper.experts_used.max(1));
+            for expert in &order {
+                positions[*expert].push(position as u32);
+                chosen[position * experts + expert] = 1.0;
+            }
         }
+        let mut weights = (&probabilities * f64::from(hyper.expert_scale))?;
+        if hyper.decoder.normalized_experts {
+            let chosen = Tensor::from_vec(chosen, (rows, experts), logits.device())?;
+            let sums = (probabilities * chosen)?.sum_keepdim(1)?;
+            weights = weights.broadcast_div(&sums.maximum(LEAST_SUM)?)?;
+        }
+        Ok(Routing { positions, weights })
     }
-    Ok(routed)
 }

@@ -10,6 +10,7 @@
 //! weights alone. Results do not depend on how many chunks there are or on the order in which they are computed.
 
 mod attention;
+pub mod backward;
 mod hyper;
 mod layer;
 mod product;
@@ -26,6 +27,7 @@ use std::ops::Range;
 use weights::{Matrix, Weights};
 
 pub use hyper::{Hyper, Rotation};
+pub use product::multiply;
 
 /// Rows of hidden activations that are turned into logits at a time.
 pub const LOGIT_ROWS: usize = 64;
@@ -45,6 +47,16 @@ pub enum Error {
          large for f32"
     )]
     NotFinite {
+        /// The layer, counted from 0.
+        layer: usize,
+        /// The chunk, counted from 0.
+        chunk: usize,
+    },
+    /// A gradient is no number any more.
+    #[error(
+        "layer {layer}, chunk {chunk}: the gradients are not finite; choose types by --score imatrix, which needs none"
+    )]
+    GradientNotFinite {
         /// The layer, counted from 0.
         layer: usize,
         /// The chunk, counted from 0.
@@ -132,6 +144,8 @@ pub struct Head<'e> {
     hyper: &'e Hyper,
     norm: Option<Normalizer>,
     output: Matrix,
+    /// That of the output matrix, as plain numbers.
+    bias: Option<Vec<f32>>,
 }
 
 impl<'a> Engine<'a> {
@@ -155,7 +169,8 @@ impl<'a> Engine<'a> {
         self.weights.row_count(self.output_name()).unwrap_or(0)
     }
 
-    fn output_name(&self) -> &'static str {
+    /// The tensor that makes logits.
+    pub fn output_name(&self) -> &'static str {
         if self.weights.has("output.weight") { "output.weight" } else { "token_embd.weight" }
     }
 
@@ -177,11 +192,34 @@ impl<'a> Engine<'a> {
         }
         let width = self.hyper.hidden;
         let budget = self.budget();
+        let states = States::new(chunks.len(), positions * width, budget)?;
+        self.stream(chunks, &states, false, observer, progress)?;
+        let spilled_bytes = states.spilled_bytes(chunks.len());
+        let kept = States::new(chunks.len(), keep.len() * width, budget)?;
+        for chunk in 0..chunks.len() {
+            kept.put(chunk, states.take(chunk)?[keep.start * width..keep.end * width].to_vec())?;
+        }
+        Ok(Hidden { states: kept, rows: keep.len(), width, device: self.weights.device().clone(), spilled_bytes })
+    }
+
+    /// All layers over all chunks. Each chunk has one slot of `states`, or, where the input of every layer is kept, one
+    /// for each layer and one for what comes out.
+    fn stream(
+        &self,
+        chunks: &[Vec<u32>],
+        states: &States,
+        keep_inputs: bool,
+        observer: Option<&dyn Observer>,
+        progress: &dyn Progress,
+    ) -> Result<()> {
+        let positions = chunks.first().map_or(0, Vec::len);
+        if chunks.iter().any(|c| c.len() != positions) {
+            return Err(Error::Model("chunks differ in length".into()));
+        }
+        let slot = |layer: usize, chunk: usize| if keep_inputs { layer * chunks.len() + chunk } else { chunk };
         self.pool.install(|| {
-            let states = States::new(chunks.len(), positions * width, budget)?;
             chunks.par_iter().enumerate().try_for_each(|(i, tokens)| states.put(i, self.embed(tokens)?))?;
             let (angles, windowed) = self.angles(positions)?;
-            let split = (self.pool.current_num_threads() / chunks.len().max(1)).max(1);
             progress.begin((self.hyper.layers * chunks.len()) as u64);
             for number in 0..self.hyper.layers {
                 progress.at(&format!("layer {number}"));
@@ -190,26 +228,28 @@ impl<'a> Engine<'a> {
                     if progress.cancelled() {
                         return Err(Error::Cancelled);
                     }
-                    let x = Tensor::from_vec(states.take(chunk)?, (positions, width), self.weights.device())?;
-                    let y = layer.forward(&x, Pass { chunk, observer, split })?;
+                    let from = slot(number, chunk);
+                    let x = if keep_inputs { states.copy(from)? } else { states.take(from)? };
+                    let x = Tensor::from_vec(x, (positions, self.hyper.hidden), self.weights.device())?;
+                    let y = layer.forward(&x, Pass { chunk, observer, split: self.split(chunks.len()), probes: None })?;
                     let y = y.flatten_all()?.to_vec1::<f32>()?;
                     if !y.iter().fold(true, |all, y| all & y.is_finite()) {
                         return Err(Error::NotFinite { layer: number, chunk });
                     }
                     progress.advance(1);
-                    states.put(chunk, y)
+                    states.put(slot(number + 1, chunk), y)
                 })?;
                 if let Some(observer) = observer {
                     observer.layer_done(number);
                 }
             }
-            let spilled_bytes = states.spilled_bytes(chunks.len());
-            let kept = States::new(chunks.len(), keep.len() * width, budget)?;
-            for chunk in 0..chunks.len() {
-                kept.put(chunk, states.take(chunk)?[keep.start * width..keep.end * width].to_vec())?;
-            }
-            Ok(Hidden { states: kept, rows: keep.len(), width, device: self.weights.device().clone(), spilled_bytes })
+            Ok(())
         })
+    }
+
+    /// Threads that one product may take when so many chunks run side by side.
+    fn split(&self, chunks: usize) -> usize {
+        (self.pool.current_num_threads() / chunks.max(1)).max(1)
     }
 
     /// Bytes that activations may take.
@@ -224,7 +264,8 @@ impl<'a> Engine<'a> {
         self.pool.install(|| {
             let name = self.output_name().trim_end_matches(".weight");
             let output = self.weights.matrix(name, &[vocabulary, hyper.hidden])?;
-            Ok(Head { hyper, norm: Normalizer::output(&self.weights, hyper)?, output })
+            let bias = output.bias.as_ref().map(Tensor::to_vec1).transpose()?;
+            Ok(Head { hyper, norm: Normalizer::output(&self.weights, hyper)?, output, bias })
         })
     }
 
@@ -278,10 +319,27 @@ impl Hidden {
 }
 
 impl Head<'_> {
+    /// What the output matrix is multiplied by: hidden activations `[rows, hidden]`, normalized.
+    pub fn normalized(&self, hidden: &Tensor) -> Result<Tensor> {
+        self.norm.as_ref().map_or_else(|| Ok(hidden.clone()), |norm| norm.apply(hidden))
+    }
+
+    /// The logit that a product with a row of the output matrix becomes, and its derivative.
+    pub fn bend(&self, row: usize, product: f32) -> (f32, f32) {
+        let z = (product + self.bias.as_ref().map_or(0.0, |bias| bias[row])) * self.hyper.logit_scale;
+        match self.hyper.logit_cap {
+            None => (z, self.hyper.logit_scale),
+            Some(cap) => {
+                let bent = (z / cap).tanh();
+                (bent * cap, self.hyper.logit_scale * (1.0 - bent * bent))
+            }
+        }
+    }
+
     /// Logits `[rows, vocabulary]` of hidden activations `[rows, hidden]` of a chunk, on the calling thread.
     pub fn logits(&self, hidden: &Tensor, chunk: usize, observer: Option<&dyn Observer>) -> Result<Tensor> {
-        let normalized = self.norm.as_ref().map_or_else(|| Ok(hidden.clone()), |norm| norm.apply(hidden))?;
-        let pass = Pass { chunk, observer, split: 1 };
+        let normalized = self.normalized(hidden)?;
+        let pass = Pass { chunk, observer, split: 1, probes: None };
         let mut logits = pass.times(&normalized, &self.output)?;
         if self.hyper.logit_scale != 1.0 {
             logits = (logits * f64::from(self.hyper.logit_scale))?;

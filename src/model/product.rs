@@ -9,7 +9,7 @@ use gemm::Parallelism;
 /// `split` is how many threads one product may take.
 pub(super) fn product(a: &Tensor, b: &Tensor, split: usize) -> Result<Tensor> {
     match a.device().is_cpu() {
-        true => a.contiguous()?.apply_op2_no_bwd(&b.contiguous()?, &Product { split }),
+        true => a.contiguous()?.apply_op2(&b.contiguous()?, Product { split }),
         false if b.rank() == 2 => a.broadcast_matmul(&b.t()?),
         false => a.matmul(&b.transpose(b.rank() - 2, b.rank() - 1)?),
     }
@@ -43,35 +43,57 @@ impl CustomOp2 for Product {
         if k > 0 {
             let parts = out.chunks_exact_mut(m * n).zip(a.chunks_exact(m * k)).zip(b.chunks_exact(n * k));
             for ((out, a), b) in parts {
-                // SAFETY: `out` is m x n, `a` m x k and `b` n x k, each row by row without gaps.
-                unsafe {
-                    gemm::gemm(
-                        m,
-                        n,
-                        k,
-                        out.as_mut_ptr(),
-                        1,
-                        n as isize,
-                        false,
-                        a.as_ptr(),
-                        1,
-                        k as isize,
-                        b.as_ptr(),
-                        k as isize,
-                        1,
-                        0.0,
-                        1.0,
-                        false,
-                        false,
-                        false,
-                        parallelism,
-                    );
-                }
+                rows_times_rows(a, b, [m, n, k], out, parallelism);
             }
         }
         let mut dims = outer.to_vec();
         dims.extend([da[da.len() - 2], n]);
         Ok((CpuStorage::F32(out), Shape::from(dims)))
+    }
+
+    /// Of `y = a b^T` with the gradient `g` of `y`: `g b` for `a` and `g^T a` for `b`.
+    fn bwd(&self, a: &Tensor, b: &Tensor, _: &Tensor, g: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let turned = |x: &Tensor| x.transpose(x.rank() - 2, x.rank() - 1);
+        let tracked = |x: &Tensor| x.is_variable() || x.track_op();
+        let of_a = tracked(a).then(|| product(g, &turned(b)?, self.split)).transpose()?;
+        let of_b = tracked(b).then(|| product(&turned(g)?, &turned(a)?, self.split)).transpose()?;
+        Ok((of_a, of_b))
+    }
+}
+
+/// `[m, k]` times the transpose of `[n, k]`, into `[m, n]`, on the calling thread.
+///
+/// # Panics
+/// If the lengths do not fit the dimensions `[m, n, k]`.
+pub fn multiply(a: &[f32], b: &[f32], dims: [usize; 3], out: &mut [f32]) {
+    rows_times_rows(a, b, dims, out, Parallelism::None);
+}
+
+fn rows_times_rows(a: &[f32], b: &[f32], [m, n, k]: [usize; 3], out: &mut [f32], parallelism: Parallelism) {
+    assert_eq!((a.len(), b.len(), out.len()), (m * k, n * k, m * n), "a product of [{m}, {k}] and [{n}, {k}]");
+    // SAFETY: `out` is m x n, `a` m x k and `b` n x k, each row by row without gaps.
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            out.as_mut_ptr(),
+            1,
+            n as isize,
+            false,
+            a.as_ptr(),
+            1,
+            k as isize,
+            b.as_ptr(),
+            k as isize,
+            1,
+            0.0,
+            1.0,
+            false,
+            false,
+            false,
+            parallelism,
+        );
     }
 }
 

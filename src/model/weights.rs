@@ -29,6 +29,13 @@ pub(super) struct Matrix {
     pub bias: Option<Tensor>,
 }
 
+impl Matrix {
+    /// How many matrices it is.
+    pub(super) fn matrices(&self) -> usize {
+        if self.weight.rank() == 3 { self.weight.dims()[0] } else { 1 }
+    }
+}
+
 impl<'a> Weights<'a> {
     pub(super) fn new(input: &'a Input<'a>, device: &Device) -> Weights<'a> {
         let by_name = input.tensors.iter().map(|t| (&*t.info.name, t)).collect();

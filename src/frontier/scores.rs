@@ -1,0 +1,311 @@
+//! What each type would cost each tensor, in nats of KL divergence per token, from the real quantized bytes.
+//!
+//! To second order, changing a matrix by `dW` costs `1/2 E[u^2]` per token, with `u = G . (dW x)`: `x` is what the
+//! matrix is multiplied by at a position, `G` the gradient of the log-likelihood of labels that are drawn from the
+//! model itself, with respect to the product. Squares are taken position by position and averaged over positions and
+//! draws. Two tensors need less: of the output matrix the variance of the change of the logits under the model's own
+//! distribution is known without any draw, and a row of the embedding is met by its token only.
+//!
+//! The work: each matrix is quantized to every candidate, a band of rows at a time, and each difference multiplied
+//! once by the inputs; every draw is then a sum of products.
+
+use super::{Error, Result};
+use crate::format::types::GgmlType;
+use crate::input::{Input, Tensor};
+use crate::model::backward::{Backward, Embedded, Met};
+use crate::model::{Head, multiply};
+use crate::progress::Progress;
+use crate::quant::Codec;
+use rayon::prelude::*;
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+/// Rows of a matrix that are quantized and multiplied at a time.
+const BAND_ROWS: u64 = 64;
+/// Rows of activations that are multiplied at a time.
+const BLOCK_ROWS: usize = 256;
+
+/// A tensor, its importance weights, and the types that it may take.
+pub(super) struct Candidate<'a> {
+    pub(super) tensor: &'a Tensor<'a>,
+    /// One importance weight per column, for each matrix after another.
+    pub(super) importance: Option<&'a [f32]>,
+    pub(super) types: Vec<&'static Codec>,
+}
+
+/// A band of rows of one matrix.
+struct Band {
+    /// Number of its first row within the matrix.
+    first: usize,
+    columns: usize,
+    weights: Vec<f32>,
+}
+
+impl Band {
+    /// What a type makes of the weights, less the weights.
+    fn change(&self, codec: &Codec, importance: Option<&[f32]>, bytes: &mut Vec<u8>, out: &mut Vec<f32>) {
+        let row_bytes = codec.ggml_type.row_bytes(self.columns as u64).unwrap_or(0) as usize;
+        bytes.resize(row_bytes, 0);
+        out.resize(self.weights.len(), 0.0);
+        for (weights, out) in self.weights.chunks_exact(self.columns).zip(out.chunks_exact_mut(self.columns)) {
+            codec.quantize_row(weights, importance, bytes);
+            codec.dequantize_row(bytes, out);
+            out.iter_mut().zip(weights).for_each(|(out, w)| *out -= w);
+        }
+    }
+}
+
+impl Candidate<'_> {
+    /// Runs `see` on every band of these rows, side by side; what it returns is added up in the order of the bands.
+    fn bands(
+        &self,
+        input: &Input<'_>,
+        rows: Range<u64>,
+        len: usize,
+        progress: &dyn Progress,
+        see: impl Fn(Band) -> Vec<f64> + Sync,
+    ) -> Result<Vec<f64>> {
+        let info = &self.tensor.info;
+        let columns = info.shape.row_len() as usize;
+        let decoder = Codec::of(info.ggml_type).ok_or_else(|| Error::NoWeights(info.name.to_string()))?;
+        let mut total = vec![0.0f64; len];
+        let (mut buffer, first) = (Vec::new(), rows.start);
+        // As many bands at a time as keep all threads busy.
+        let step = BAND_ROWS * rayon::current_num_threads() as u64 * 2;
+        for start in (rows.start..rows.end).step_by(step as usize) {
+            if progress.cancelled() {
+                return Err(crate::model::Error::Cancelled.into());
+            }
+            let here = start..(start + step).min(rows.end);
+            let raw = input.read(self.tensor, here.clone(), &mut buffer)?;
+            let band_bytes = raw.len() / (here.end - here.start) as usize * BAND_ROWS as usize;
+            let sums: Vec<Vec<f64>> = raw
+                .par_chunks(band_bytes)
+                .enumerate()
+                .map(|(i, raw)| {
+                    let weights_len = raw.len() / info.ggml_type.block_bytes() * info.ggml_type.block_len();
+                    let mut weights = vec![0.0f32; weights_len];
+                    decoder.dequantize_row(raw, &mut weights);
+                    see(Band { first: (start - first) as usize + i * BAND_ROWS as usize, columns, weights })
+                })
+                .collect();
+            for sums in sums {
+                total.iter_mut().zip(sums).for_each(|(total, sum)| *total += sum);
+            }
+        }
+        Ok(total)
+    }
+
+    /// The rows of one matrix, and its importance weights.
+    fn matrix(&self, matrix: usize) -> (Range<u64>, Option<&[f32]>) {
+        let [columns, rows, ..] = self.tensor.info.shape.four();
+        let importance = self.importance.map(|all| &all[matrix * columns as usize..][..columns as usize]);
+        (matrix as u64 * rows..(matrix as u64 + 1) * rows, importance)
+    }
+
+    /// The sum of `u^2 / 2` over positions, averaged over draws, for each type.
+    pub(super) fn of_matrix(&self, input: &Input<'_>, met: &Met, progress: &dyn Progress) -> Result<Vec<f64>> {
+        let (rows, importance) = self.matrix(met.matrix);
+        let (n, m) = (met.columns, met.width);
+        let draws = met.pieces.first().map_or(0, |piece| piece.gradients.len());
+        let positions: usize = met.pieces.iter().map(|piece| piece.inputs.len() / n).sum();
+        // By type, then piece, then draw, then position.
+        let len = self.types.len() * draws * positions;
+        let u = self.bands(input, rows, len, progress, |band| {
+            let (mut bytes, mut change, mut product) = (Vec::new(), Vec::new(), Vec::new());
+            let wide = band.weights.len() / n;
+            let mut u = Vec::with_capacity(len);
+            for codec in &self.types {
+                band.change(codec, importance, &mut bytes, &mut change);
+                for piece in &met.pieces {
+                    let rows = piece.inputs.len() / n;
+                    product.resize(rows * wide, 0.0);
+                    multiply(&piece.inputs, &change, [rows, wide, n], &mut product);
+                    for gradients in &piece.gradients {
+                        let of_row = |(product, gradient): (&[f32], &[f32])| dot(product, &gradient[band.first..]);
+                        u.extend(product.chunks_exact(wide).zip(gradients.chunks_exact(m)).map(of_row));
+                    }
+                }
+            }
+            u
+        })?;
+        let of_type = |u: &[f64]| u.iter().map(|u| u * u).sum::<f64>() / (2 * draws.max(1)) as f64;
+        Ok(u.chunks(draws * positions).map(of_type).collect())
+    }
+
+    /// The same for the output matrix: half the variance of the change of the logits. `rows` are what it is multiplied
+    /// by, `[positions, columns]`, and `log_z` the logarithms of the sums of the exponentials of the logits.
+    pub(super) fn of_output(
+        &self,
+        input: &Input<'_>,
+        head: &Head<'_>,
+        (inputs, log_z): (&[f32], &[f64]),
+        progress: &dyn Progress,
+    ) -> Result<Vec<f64>> {
+        let (rows, importance) = self.matrix(0);
+        let (n, positions) = (self.tensor.info.shape.row_len() as usize, log_z.len());
+        // First and second moment of the change, by type, then position.
+        let len = self.types.len() * positions * 2;
+        let moments = self.bands(input, rows, len, progress, |band| {
+            let (mut bytes, mut change) = (Vec::new(), Vec::new());
+            let (mut logits, mut product) = (Vec::new(), Vec::new());
+            let wide = band.weights.len() / n;
+            let mut moments = vec![0.0f64; len];
+            // Probabilities and slopes of the logits, for all positions: [positions, wide].
+            let mut weighted = Vec::with_capacity(positions * wide);
+            for (block, log_z) in inputs.chunks(BLOCK_ROWS * n).zip(log_z.chunks(BLOCK_ROWS)) {
+                logits.resize(log_z.len() * wide, 0.0);
+                multiply(block, &band.weights, [log_z.len(), wide, n], &mut logits);
+                for (logits, log_z) in logits.chunks_exact(wide).zip(log_z) {
+                    weighted.extend(logits.iter().enumerate().map(|(i, product)| {
+                        let (logit, slope) = head.bend(band.first + i, *product);
+                        ((f64::from(logit) - log_z).exp() as f32, slope)
+                    }));
+                }
+            }
+            for (codec, moments) in self.types.iter().zip(moments.chunks_exact_mut(positions * 2)) {
+                band.change(codec, importance, &mut bytes, &mut change);
+                let blocks = inputs.chunks(BLOCK_ROWS * n).zip(weighted.chunks(BLOCK_ROWS * wide));
+                for ((block, weighted), moments) in blocks.zip(moments.chunks_mut(BLOCK_ROWS * 2)) {
+                    product.resize(block.len() / n * wide, 0.0);
+                    multiply(block, &change, [block.len() / n, wide, n], &mut product);
+                    let rows = product.chunks_exact(wide).zip(weighted.chunks_exact(wide));
+                    for ((product, weighted), moments) in rows.zip(moments.chunks_exact_mut(2)) {
+                        let (mut mean, mut square) = (0.0f32, 0.0f32);
+                        for (product, (p, slope)) in product.iter().zip(weighted) {
+                            let d = product * slope;
+                            mean += p * d;
+                            square += p * d * d;
+                        }
+                        moments[0] += f64::from(mean);
+                        moments[1] += f64::from(square);
+                    }
+                }
+            }
+            moments
+        })?;
+        let of_type = |m: &[f64]| m.chunks_exact(2).map(|m| (m[1] - m[0] * m[0]).max(0.0) / 2.0).sum::<f64>();
+        Ok(moments.chunks(positions * 2).map(of_type).collect())
+    }
+
+    /// The same for the embedding: each row is met by its token only.
+    pub(super) fn of_embedding(
+        &self,
+        input: &Input<'_>,
+        embedded: &[Embedded],
+        progress: &dyn Progress,
+    ) -> Result<Vec<f64>> {
+        let columns = self.tensor.info.shape.row_len() as usize;
+        let mut met: BTreeMap<u64, Vec<(usize, usize)>> = BTreeMap::new();
+        for (chunk, embedded) in embedded.iter().enumerate() {
+            for (position, token) in embedded.tokens.iter().enumerate() {
+                met.entry(u64::from(*token)).or_default().push((chunk, position));
+            }
+        }
+        let draws = embedded.first().map_or(0, |e| e.gradients.len());
+        let decoder = Codec::of(self.tensor.info.ggml_type);
+        let decoder = decoder.ok_or_else(|| Error::NoWeights(self.tensor.info.name.to_string()))?;
+        let met: Vec<_> = met.into_iter().collect();
+        let of_row = |(row, places): &(u64, Vec<(usize, usize)>)| -> Result<Vec<f64>> {
+            let mut buffer = Vec::new();
+            let mut weights = vec![0.0f32; columns];
+            decoder.dequantize_row(input.read(self.tensor, *row..*row + 1, &mut buffer)?, &mut weights);
+            let band = Band { first: 0, columns, weights };
+            let (mut bytes, mut change) = (Vec::new(), Vec::new());
+            let of_type = |codec: &&'static Codec| {
+                band.change(codec, self.importance, &mut bytes, &mut change);
+                let places = places.iter().flat_map(|(chunk, position)| {
+                    let at = position * columns..(position + 1) * columns;
+                    embedded[*chunk].gradients.iter().map(move |g| &g[at.clone()])
+                });
+                places.map(|g| dot(&change, g).powi(2)).sum::<f64>() / (2 * draws.max(1)) as f64
+            };
+            Ok(self.types.iter().map(of_type).collect())
+        };
+        let mut total = vec![0.0f64; self.types.len()];
+        for rows in met.chunks(256) {
+            if progress.cancelled() {
+                return Err(crate::model::Error::Cancelled.into());
+            }
+            let sums: Result<Vec<_>> = rows.par_iter().map(of_row).collect();
+            for sums in sums? {
+                total.iter_mut().zip(sums).for_each(|(total, sum)| *total += sum);
+            }
+        }
+        Ok(total)
+    }
+
+    /// The error of the weights alone: the sum of the squares of the changes, each times its column's importance
+    /// weight.
+    pub(super) fn weighted_error(&self, input: &Input<'_>, progress: &dyn Progress) -> Result<Vec<f64>> {
+        let mut total = vec![0.0f64; self.types.len()];
+        for matrix in 0..self.tensor.info.shape.four()[2] as usize {
+            let (rows, importance) = self.matrix(matrix);
+            let errors = self.bands(input, rows, self.types.len(), progress, |band| {
+                let (mut bytes, mut change) = (Vec::new(), Vec::new());
+                let of_type = |codec: &&'static Codec| {
+                    band.change(codec, importance, &mut bytes, &mut change);
+                    let of_row = |row: &[f32]| match importance {
+                        Some(importance) => row.iter().zip(importance).map(|(d, w)| f64::from(d * d * w)).sum::<f64>(),
+                        None => row.iter().map(|d| f64::from(d * d)).sum(),
+                    };
+                    change.chunks_exact(band.columns).map(of_row).sum()
+                };
+                self.types.iter().map(of_type).collect()
+            })?;
+            total.iter_mut().zip(errors).for_each(|(total, error)| *total += error);
+        }
+        Ok(total)
+    }
+}
+
+/// The sum of products, of the shorter's length, in eight lanes.
+fn dot(a: &[f32], b: &[f32]) -> f64 {
+    let len = a.len().min(b.len());
+    let (a, a_rest) = a[..len].as_chunks::<8>();
+    let (b, b_rest) = b[..len].as_chunks::<8>();
+    let mut lanes = [0.0f32; 8];
+    for (a, b) in a.iter().zip(b) {
+        for i in 0..8 {
+            lanes[i] += a[i] * b[i];
+        }
+    }
+    let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
+    f64::from(lanes.iter().sum::<f32>() + rest)
+}
+
+/// Scores of the matrices of all layers, the last layer first: `done` hears of each layer's tensors by name.
+pub(super) fn of_layers(
+    input: &Input<'_>,
+    backward: &mut Backward<'_, '_>,
+    candidates: &BTreeMap<&str, Candidate<'_>>,
+    progress: &dyn Progress,
+    mut done: impl FnMut(usize, BTreeMap<String, Vec<f64>>) -> Result<()>,
+) -> Result<()> {
+    while let Some((number, met)) = backward.layer(progress)? {
+        let mut sums: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+        for met in &met {
+            let Some(candidate) = candidates.get(&*met.name) else { continue };
+            let of_matrix = candidate.of_matrix(input, met, progress)?;
+            if of_matrix.iter().any(|x| !x.is_finite()) {
+                return Err(Error::NotFinite(met.name.clone()));
+            }
+            let sum = sums.entry(met.name.clone()).or_insert_with(|| vec![0.0; of_matrix.len()]);
+            sum.iter_mut().zip(of_matrix).for_each(|(sum, x)| *sum += x);
+        }
+        done(number, sums)?;
+    }
+    Ok(())
+}
+
+/// The types that a tensor may take at all: whole blocks in its rows, importance weights where they are needed.
+pub(super) fn possible(
+    types: &[GgmlType],
+    tensor: &Tensor<'_>,
+    has_importance: bool,
+    unwise: impl Fn(GgmlType) -> bool,
+) -> Vec<&'static Codec> {
+    let fits = |t: &&GgmlType| tensor.info.shape.row_len().is_multiple_of(t.block_len() as u64);
+    let codecs = types.iter().filter(fits).filter_map(|t| Codec::of(*t));
+    codecs.filter(|codec| has_importance || !(codec.needs_importance || unwise(codec.ggml_type))).collect()
+}
