@@ -47,6 +47,11 @@ impl Role {
         matches!(self, Role::AttentionV | Role::AttentionQkv | Role::AttentionKvB)
     }
 
+    /// The role with this short name.
+    pub fn from_label(label: &str) -> Option<Role> {
+        ALL.iter().copied().find(|role| role.label() == label)
+    }
+
     /// A short name for tables: `attn_q`, `ffn_down`, ...
     pub fn label(self) -> &'static str {
         match self {
@@ -65,6 +70,22 @@ impl Role {
         }
     }
 }
+
+/// Every role.
+const ALL: [Role; 12] = [
+    Role::TokenEmbedding,
+    Role::AttentionQ,
+    Role::AttentionK,
+    Role::AttentionV,
+    Role::AttentionQkv,
+    Role::AttentionKvB,
+    Role::AttentionOutput,
+    Role::FfnUp,
+    Role::FfnGate,
+    Role::FfnDown,
+    Role::Output,
+    Role::Other,
+];
 
 /// Gemma's second embedding table, which follows the first in everything but an explicit override.
 pub const PER_LAYER_EMBEDDING: &str = "per_layer_token_embd.weight";
