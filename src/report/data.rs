@@ -50,6 +50,95 @@ pub struct Frontier {
     pub commands: Vec<Command>,
 }
 
+/// Why a text is no `frontier.json`.
+#[derive(Debug, thiserror::Error)]
+pub enum DataError {
+    /// Not JSON, or a field is missing or of the wrong kind; the place is in the message.
+    #[error("this is no frontier.json: {0}")]
+    Malformed(#[from] serde_json::Error),
+    /// Of another version.
+    #[error("the frontier.json has format {0}; this program reads format {FORMAT}: make it anew with this version")]
+    Format(u32),
+}
+
+impl Frontier {
+    /// Reads `frontier.json`. Unknown fields are passed over.
+    pub fn parse(text: &str) -> Result<Frontier, DataError> {
+        /// The version alone, since another one may have other fields.
+        #[derive(Deserialize)]
+        struct Version {
+            format: u32,
+        }
+        match serde_json::from_str::<Version>(text)?.format {
+            FORMAT => Ok(serde_json::from_str(text)?),
+            other => Err(DataError::Format(other)),
+        }
+    }
+
+    /// Writes `frontier.json`: one line for each tensor, point, preset and file.
+    pub fn to_json(&self) -> String {
+        let mut out = Vec::new();
+        let mut serializer = serde_json::Serializer::with_formatter(&mut out, Lines::default());
+        self.serialize(&mut serializer).expect("names and numbers can be written, and memory takes them");
+        out.push(b'\n');
+        String::from_utf8(out).expect("JSON is text")
+    }
+}
+
+/// JSON with a line for each field of the outermost object and each item of its arrays.
+#[derive(Default)]
+struct Lines {
+    depth: usize,
+}
+
+impl Lines {
+    fn open<W: std::io::Write + ?Sized>(&mut self, out: &mut W, bracket: &[u8]) -> std::io::Result<()> {
+        self.depth += 1;
+        out.write_all(bracket)
+    }
+
+    /// Between two items or before the first; `broken` is the depth down to which lines are broken.
+    fn next<W: std::io::Write + ?Sized>(&self, out: &mut W, first: bool, broken: usize) -> std::io::Result<()> {
+        out.write_all(if first { b"" } else { b"," })?;
+        match self.depth <= broken {
+            true => write!(out, "\n{:width$}", "", width = self.depth),
+            false => out.write_all(if first { b"" } else { b" " }),
+        }
+    }
+}
+
+impl serde_json::ser::Formatter for Lines {
+    fn begin_object<W: std::io::Write + ?Sized>(&mut self, out: &mut W) -> std::io::Result<()> {
+        self.open(out, b"{")
+    }
+
+    fn end_object<W: std::io::Write + ?Sized>(&mut self, out: &mut W) -> std::io::Result<()> {
+        self.depth -= 1;
+        out.write_all(if self.depth == 0 { b"\n}" } else { b"}" })
+    }
+
+    fn begin_object_key<W: std::io::Write + ?Sized>(&mut self, out: &mut W, first: bool) -> std::io::Result<()> {
+        self.next(out, first, 1)
+    }
+
+    fn begin_object_value<W: std::io::Write + ?Sized>(&mut self, out: &mut W) -> std::io::Result<()> {
+        out.write_all(b": ")
+    }
+
+    fn begin_array<W: std::io::Write + ?Sized>(&mut self, out: &mut W) -> std::io::Result<()> {
+        self.open(out, b"[")
+    }
+
+    fn end_array<W: std::io::Write + ?Sized>(&mut self, out: &mut W) -> std::io::Result<()> {
+        self.depth -= 1;
+        out.write_all(b"]")
+    }
+
+    fn begin_array_value<W: std::io::Write + ?Sized>(&mut self, out: &mut W, first: bool) -> std::io::Result<()> {
+        self.next(out, first, 2)
+    }
+}
+
 /// The model before quantization.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Model {
