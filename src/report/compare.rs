@@ -2,26 +2,24 @@
 
 use super::data::{Choice, File, Frontier, Preset, Tensor};
 
-/// A preset counts as being of a file's size if it is at most this much smaller (rounding of headers) ...
-const SMALLER: f64 = 0.001;
-/// ... or at most this much larger: a file that is smaller *and* better is compared all the same.
-const LARGER: f64 = 0.05;
+/// A preset has a file's size if it is at most this much smaller (the header differs by that) or larger.
+const SAME_SIZE: (f64, f64) = (0.001, 0.01);
 /// What a tensor's precision is worth is read off between the types nearest to these bits per weight.
 const FEW_BITS: f64 = 3.4;
 const MORE_BITS: f64 = 5.5;
 
-/// A file beside the preset nearest to it in size.
+/// A file beside llama.cpp's presets at its size.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Comparison<'a> {
-    /// The preset.
+    /// The preset of the file's size; or the nearest smaller one of those that no other preset beats.
     pub preset: &'a Preset,
+    /// The nearest larger one, if none has the file's size.
+    pub next: Option<&'a Preset>,
     /// Nats of the file.
     pub ours: f64,
-    /// Nats of the preset.
+    /// Nats of the preset; between two presets, on the line that joins them (nats logarithmic, bytes linear).
     pub theirs: f64,
-    /// Bytes of the file over bytes of the preset, less 1.
-    pub larger: f64,
-    /// Whether both were measured; else both are predicted.
+    /// Whether all were measured; else all are predicted.
     pub measured: bool,
 }
 
@@ -43,35 +41,20 @@ impl Frontier {
         self.fit.map_or(predicted, |fit| fit.apply(predicted))
     }
 
-    /// A file beside the preset that is nearest in size, of those that are not smaller than it and at most 5% larger.
-    /// Those that were measured come first if the file was measured. None if no preset is near.
+    /// A file beside the presets at its size: by what was measured if that is enough, else by what is predicted.
+    /// None if the file is smaller or larger than all presets.
     pub fn comparison<'a>(&'a self, file: &File) -> Option<Comparison<'a>> {
-        let larger = |preset: &Preset| file.bytes as f64 / preset.bytes.max(1) as f64 - 1.0;
-        let near = |preset: &&Preset| (-LARGER..=SMALLER).contains(&larger(preset));
-        let with = |nats: fn(&Preset) -> Option<f64>| {
-            let known = self.presets.iter().filter(near).filter_map(|preset| Some((preset, nats(preset)?)));
-            known.filter(|(_, theirs)| *theirs > 0.0).min_by_key(|(preset, _)| preset.bytes.abs_diff(file.bytes))
-        };
-        let both_measured = file.measured.as_ref().and_then(|measured| {
-            let (preset, theirs) = with(|preset| preset.measured.as_ref().map(|m| m.kld))?;
-            Some(Comparison { preset, ours: measured.kld, theirs, larger: larger(preset), measured: true })
-        });
-        both_measured.or_else(|| {
-            let (preset, theirs) = with(|preset| preset.predicted)?;
-            let (ours, theirs) = (self.corrected(file.predicted), self.corrected(theirs));
-            Some(Comparison { preset, ours, theirs, larger: larger(preset), measured: false })
-        })
+        let measured = self.presets.iter().filter_map(|preset| Some((preset, preset.measured.as_ref()?.kld)));
+        let predicted = self.presets.iter().filter_map(|preset| Some((preset, self.corrected(preset.predicted?))));
+        let by_measurement = file.measured.as_ref().and_then(|m| compare(file.bytes, m.kld, true, measured.collect()));
+        by_measurement
+            .or_else(|| compare(file.bytes, self.corrected(file.predicted), false, predicted.collect()))
     }
 
     /// Predicted nats of the frontier at a size, linear between its points in the logarithm; none outside of it.
     pub fn nats_at(&self, bytes: u64) -> Option<f64> {
         let pair = self.frontier.windows(2).find(|pair| pair[0].bytes <= bytes && bytes <= pair[1].bytes)?;
-        let (a, b) = (pair[0], pair[1]);
-        let part = (bytes - a.bytes) as f64 / (b.bytes - a.bytes).max(1) as f64;
-        match a.nats > 0.0 && b.nats > 0.0 {
-            true => Some((a.nats.ln() * (1.0 - part) + b.nats.ln() * part).exp()),
-            false => Some(a.nats * (1.0 - part) + b.nats * part),
-        }
+        Some(between((pair[0].bytes, pair[0].nats), (pair[1].bytes, pair[1].nats), bytes))
     }
 
     /// What precision is worth, tensor by tensor, the most first; ties in the order of the file.
@@ -79,6 +62,40 @@ impl Frontier {
         let mut all: Vec<Worth> = self.tensors.iter().filter_map(Worth::of).collect();
         all.sort_by(|a, b| b.nats_per_byte.total_cmp(&a.nats_per_byte));
         all
+    }
+}
+
+/// A file of so many bytes and nats beside presets with their nats.
+fn compare<'a>(bytes: u64, ours: f64, measured: bool, mut presets: Vec<(&'a Preset, f64)>) -> Option<Comparison<'a>> {
+    presets.retain(|(_, nats)| nats.is_finite() && *nats > 0.0);
+    presets.sort_by(|a, b| a.0.bytes.cmp(&b.0.bytes).then(a.1.total_cmp(&b.1)));
+    let same = |preset: &Preset| {
+        let larger = preset.bytes as f64 / bytes.max(1) as f64 - 1.0;
+        (-SAME_SIZE.0..=SAME_SIZE.1).contains(&larger)
+    };
+    let nearest = presets.iter().filter(|(preset, _)| same(preset)).min_by_key(|(preset, _)| preset.bytes.abs_diff(bytes));
+    if let Some(&(preset, theirs)) = nearest {
+        return Some(Comparison { preset, next: None, ours, theirs, measured });
+    }
+    // Those that no smaller preset beats.
+    let mut least = f64::INFINITY;
+    presets.retain(|(_, nats)| {
+        let unbeaten = *nats < least;
+        least = least.min(*nats);
+        unbeaten
+    });
+    let pair = presets.windows(2).find(|pair| pair[0].0.bytes <= bytes && bytes <= pair[1].0.bytes)?;
+    let [(small, small_nats), (large, large_nats)] = [pair[0], pair[1]];
+    let theirs = between((small.bytes, small_nats), (large.bytes, large_nats), bytes);
+    Some(Comparison { preset: small, next: Some(large), ours, theirs, measured })
+}
+
+/// Nats at a size between two points: linear in the bytes and in the logarithm of the nats (in the nats if one is 0).
+fn between(a: (u64, f64), b: (u64, f64), bytes: u64) -> f64 {
+    let part = (bytes - a.0) as f64 / (b.0 - a.0).max(1) as f64;
+    match a.1 > 0.0 && b.1 > 0.0 {
+        true => (a.1.ln() * (1.0 - part) + b.1.ln() * part).exp(),
+        false => a.1 * (1.0 - part) + b.1 * part,
     }
 }
 

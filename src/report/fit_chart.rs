@@ -38,9 +38,12 @@ fn marks(data: &Frontier) -> Vec<Mark> {
     ours.chain(theirs).filter(|mark| drawable(mark.predicted) && drawable(mark.measured)).collect()
 }
 
-/// The picture; none if nothing was measured.
+/// The picture; none if fewer than two were measured.
 pub fn fit_chart(data: &Frontier, place: Place) -> Option<String> {
     let marks = marks(data);
+    if marks.len() < 2 {
+        return None;
+    }
     let values = || marks.iter().flat_map(|mark| [mark.predicted, mark.measured]);
     let low = values().min_by(f64::total_cmp)? / ROOM;
     let high = values().max_by(f64::total_cmp)? * ROOM;

@@ -4,20 +4,21 @@ use super::data::{File, Frontier, Tensor};
 use super::numbers::{nats, shorten, size, type_name};
 use super::svg::{Anchor, Area, Place, Svg, text_width};
 
-const WIDTH: f64 = 960.0;
+/// Widest the picture gets.
+const WIDTH: f64 = 1032.0;
 const RIGHT: f64 = 8.0;
 const HEAD: f64 = 22.0;
 const ROW: f64 = 27.0;
 const GAP: f64 = 1.5;
-const KEY: f64 = 40.0;
-/// Widest a cell gets.
-const CELL_MOST: f64 = 96.0;
+const FOOT: f64 = 6.0;
+/// Widest a cell gets: the longest name of a type fits.
+const CELL_MOST: f64 = 66.0;
 /// Size of the names of rows, as in the style sheet.
 const ROW_SIZE: f64 = 12.0;
 const ROW_CHARACTERS: usize = 20;
 
 /// Ends of the scale of colours, bits per weight.
-const SCALE: (f64, f64) = (1.5, 9.0);
+const SCALE: (f64, f64) = (1.6, 8.5);
 /// The colours, evenly spaced: viridis (van der Walt and Smith, 2015), which is even for the colour-blind too.
 const COLOURS: [[u8; 3]; 9] = [
     [0x44, 0x01, 0x54],
@@ -31,8 +32,11 @@ const COLOURS: [[u8; 3]; 9] = [
     [0xfd, 0xe7, 0x25],
 ];
 
+/// Below this relative luminance, white text has more contrast than black (WCAG's contrast ratio: sqrt(1.05 x 0.05) - 0.05).
+const LIGHT_TEXT: f64 = 0.18;
+
 /// Colour of so many bits per weight, logarithmic, and whether text on it should be light.
-fn colour(bpw: f64) -> (String, bool) {
+pub(super) fn colour(bpw: f64) -> (String, bool) {
     let part = ((bpw / SCALE.0).ln() / (SCALE.1 / SCALE.0).ln()).clamp(0.0, 1.0);
     let place = part * (COLOURS.len() - 1) as f64;
     let i = (place as usize).min(COLOURS.len() - 2);
@@ -41,8 +45,9 @@ fn colour(bpw: f64) -> (String, bool) {
         (a + (b - a) * (place - i as f64)).round()
     };
     let [r, g, b] = [mix(0), mix(1), mix(2)];
-    let brightness = 0.299 * r + 0.587 * g + 0.114 * b;
-    (format!("#{:02x}{:02x}{:02x}", r as u8, g as u8, b as u8), brightness < 128.0)
+    let linear = |c: f64| (c / 255.0).powf(2.2);
+    let luminance = 0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b);
+    (format!("#{:02x}{:02x}{:02x}", r as u8, g as u8, b as u8), luminance < LIGHT_TEXT)
 }
 
 /// Rows in the order of the forward pass; others follow in the order of the file.
@@ -110,8 +115,8 @@ impl Cell {
     }
 }
 
-/// The picture of one file's recipe.
-pub fn heat_map(data: &Frontier, file: &File, place: Place) -> String {
+/// The picture of one file's recipe, and its width.
+pub fn heat_map(data: &Frontier, file: &File, place: Place) -> (String, f64) {
     let rows = Rows::of(&data.tensors);
     let names = rows.first.iter().chain(&rows.last).map(|tensor| row_of(tensor)).chain(rows.layered.iter().copied());
     let widest = names.map(|name| shorten(name, ROW_CHARACTERS).chars().count()).max().unwrap_or(0);
@@ -119,9 +124,10 @@ pub fn heat_map(data: &Frontier, file: &File, place: Place) -> String {
     let columns = rows.layers.len().max(1);
     let cell = ((WIDTH - left - RIGHT) / columns as f64).min(CELL_MOST);
     let right = left + cell * columns as f64;
-    let height = HEAD + ROW * rows.count() as f64 + KEY;
+    let width = right + RIGHT;
+    let height = HEAD + ROW * rows.count() as f64 + FOOT;
     let label = format!("Types of the tensors of {}, layer by layer", shorten(&file.name, 80));
-    let mut svg = Svg::new(WIDTH, height, &label, place);
+    let mut svg = Svg::new(width, height, &label, place);
 
     let every = (20.0 / cell).ceil().max(1.0) as usize;
     for (column, layer) in rows.layers.iter().enumerate().step_by(every) {
@@ -130,71 +136,81 @@ pub fn heat_map(data: &Frontier, file: &File, place: Place) -> String {
     }
     svg.text("q-layer", (left - 10.0, HEAD - 7.0), Anchor::End, "layer");
 
+    let cells = |name: &str| -> Vec<(usize, Cell)> {
+        let row = data.tensors.iter().filter(|tensor| tensor.layer.is_some() && row_of(tensor) == name);
+        row.filter_map(|tensor| Some((rows.layers.binary_search(&tensor.layer?).ok()?, Cell::of(tensor, file)?))).collect()
+    };
+    let layered: Vec<(&str, Vec<(usize, Cell)>)> = rows.layered.iter().map(|name| (*name, cells(name))).collect();
+    let texts = layered.iter().flat_map(|(_, cells)| cells.iter().map(|(_, cell)| cell.text.as_str()));
+    let letters = Lettering::of(texts, cell - GAP);
+
     let mut y = HEAD;
-    let mut seen: Vec<(f64, String)> = Vec::new();
-    let mut row = |svg: &mut Svg, name: &str, cells: &[(f64, f64, Option<Cell>)]| {
+    let mut name_row = |svg: &mut Svg, name: &str| {
         svg.text("q-row", (left - 10.0, y + ROW / 2.0 + 4.0), Anchor::End, &shorten(name, ROW_CHARACTERS));
-        for (x0, x1, cell) in cells {
-            let area = Area { x0: x0 + GAP / 2.0, y0: y + GAP / 2.0, x1: x1 - GAP / 2.0, y1: y + ROW - GAP / 2.0 };
-            let Some(cell) = cell else { continue };
-            draw_cell(svg, area, cell);
-            if !seen.iter().any(|(_, text)| *text == cell.text) {
-                seen.push((cell.bpw, cell.text.clone()));
-            }
-        }
         y += ROW;
+        (y - ROW + GAP / 2.0, y - GAP / 2.0)
+    };
+    let wide_row = |svg: &mut Svg, (y0, y1): (f64, f64), tensor: &Tensor| {
+        let area = Area { x0: left + GAP / 2.0, y0, x1: right - GAP / 2.0, y1 };
+        Cell::of(tensor, file).iter().for_each(|cell| draw_cell(svg, area, cell, Some(LARGE)));
     };
     for tensor in &rows.first {
-        row(&mut svg, row_of(tensor), &[(left, right, Cell::of(tensor, file))]);
+        let edges = name_row(&mut svg, row_of(tensor));
+        wide_row(&mut svg, edges, tensor);
     }
-    for name in &rows.layered {
-        let mut cells = Vec::new();
-        for tensor in data.tensors.iter().filter(|tensor| row_of(tensor) == *name) {
-            if let Some(column) = tensor.layer.and_then(|layer| rows.layers.binary_search(&layer).ok()) {
-                let x = left + cell * column as f64;
-                cells.push((x, x + cell, Cell::of(tensor, file)));
-            }
+    for (name, cells) in &layered {
+        let (y0, y1) = name_row(&mut svg, name);
+        for (column, shown) in cells {
+            let x = left + cell * *column as f64;
+            draw_cell(&mut svg, Area { x0: x + GAP / 2.0, y0, x1: x + (cell - GAP / 2.0).max(GAP), y1 }, shown, letters);
         }
-        row(&mut svg, name, &cells);
     }
     for tensor in &rows.last {
-        row(&mut svg, row_of(tensor), &[(left, right, Cell::of(tensor, file))]);
+        let edges = name_row(&mut svg, row_of(tensor));
+        wide_row(&mut svg, edges, tensor);
     }
-    key(&mut svg, left, y + 14.0, seen);
-    svg.finish()
+    (svg.finish(), width)
 }
 
-fn draw_cell(svg: &mut Svg, area: Area, cell: &Cell) {
+/// How the names of types are written into the cells of a picture.
+#[derive(Clone, Copy)]
+struct Lettering {
+    size: f64,
+    class: &'static str,
+    /// In two lines, parted at the underscore.
+    parted: bool,
+}
+
+/// Sizes of letters, as in the style sheet.
+const SIZES: [(f64, &str); 4] = [(11.0, "q-cell-11"), (9.5, "q-cell-9"), (8.0, "q-cell-8"), (7.0, "q-cell-7")];
+/// Letters for cells that span all layers.
+const LARGE: Lettering = Lettering { size: SIZES[0].0, class: SIZES[0].1, parted: false };
+
+impl Lettering {
+    fn lines<'a>(&self, text: &'a str) -> Vec<&'a str> {
+        let parts = text.split_once('_').filter(|_| self.parted);
+        parts.map_or_else(|| vec![text], |(head, tail)| vec![head, tail])
+    }
+
+    /// The largest in which every text fits into a width; in one line if that is not much smaller. None if none does.
+    fn of<'a>(texts: impl Iterator<Item = &'a str> + Clone, width: f64) -> Option<Lettering> {
+        let sizes = |parted| SIZES.into_iter().map(move |(size, class)| Lettering { size, class, parted });
+        let fits = |letters: &Lettering| {
+            let mut lines = texts.clone().flat_map(|text| letters.lines(text));
+            lines.all(|line| text_width(line, letters.size) <= width - 1.0)
+        };
+        sizes(false).take(2).chain(sizes(true)).find(fits)
+    }
+}
+
+fn draw_cell(svg: &mut Svg, area: Area, cell: &Cell, letters: Option<Lettering>) {
     let (fill, dark) = colour(cell.bpw);
     svg.rect("q-cell", area, Some(&fill), &cell.tip);
-    let (width, middle) = (area.x1 - area.x0, (area.x0 + area.x1) / 2.0);
-    let tone = if dark { "q-on-dark" } else { "q-on-light" };
-    // In one line if it fits; else in two, parted at the underscore.
-    let two = cell.text.split_once('_').map_or(vec![cell.text.as_str()], |(a, b)| vec![a, b]);
-    let sizes = [(11.0, "q-cell-11"), (9.5, "q-cell-9"), (8.0, "q-cell-8")];
-    let fits = |lines: &[&str], size: f64| lines.iter().all(|line| text_width(line, size) <= width - 1.0);
-    let one = [cell.text.as_str()];
-    let choice = sizes[..2].iter().find(|(size, _)| fits(&one, *size)).map(|size| (&one[..], size));
-    let choice = choice.or_else(|| sizes.iter().find(|(size, _)| fits(&two, *size)).map(|size| (&two[..], size)));
-    let Some((lines, (size, class))) = choice else { return };
-    let top = (area.y0 + area.y1) / 2.0 - size * (lines.len() as f64 - 1.0) / 2.0 + 0.36 * size;
+    let Some(letters) = letters else { return };
+    let class = format!("{} {}", letters.class, if dark { "q-on-dark" } else { "q-on-light" });
+    let lines = letters.lines(&cell.text);
+    let top = (area.y0 + area.y1) / 2.0 - letters.size * (lines.len() as f64 - 1.0) / 2.0 + 0.36 * letters.size;
     for (i, line) in lines.iter().enumerate() {
-        svg.text(&format!("{class} {tone}"), (middle, top + size * i as f64), Anchor::Middle, line);
-    }
-}
-
-/// The types that occur, by rising bits per weight.
-fn key(svg: &mut Svg, left: f64, y: f64, mut seen: Vec<(f64, String)>) {
-    seen.sort_by(|a, b| a.0.total_cmp(&b.0).then_with(|| a.1.cmp(&b.1)));
-    let mut x = left;
-    for (bpw, name) in seen {
-        let text = format!("{name} {bpw:.2}");
-        let width = 18.0 + text_width(&text, 10.5) + 12.0;
-        if x + width > WIDTH {
-            break;
-        }
-        svg.rect("q-cell", Area { x0: x, y0: y - 9.0, x1: x + 13.0, y1: y + 4.0 }, Some(&colour(bpw).0), "");
-        svg.text("q-layer", (x + 18.0, y + 2.0), Anchor::Start, &text);
-        x += width;
+        svg.text(&class, ((area.x0 + area.x1) / 2.0, top + letters.size * i as f64), Anchor::Middle, line);
     }
 }

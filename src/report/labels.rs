@@ -13,8 +13,8 @@ const DISTANCES: [f64; 7] = [8.0, 13.0, 20.0, 30.0, 42.0, 58.0, 78.0];
 const DIRECTIONS: u32 = 16;
 /// From this distance on, a line leads from the point to its name.
 const LEADER_FROM: f64 = 14.0;
-/// Room between names.
-const MARGIN: f64 = 2.0;
+/// Room between names, sideways and up and down.
+const MARGIN: (f64, f64) = (5.0, 1.0);
 /// What lying on a line costs, in units of distance.
 const LINE_COST: f64 = 35.0;
 /// What pointing away from the favoured direction costs, in units of distance.
@@ -80,7 +80,7 @@ impl Labels {
         }
         let (_, spot, area) = best?;
         let Area { x0, y0, x1, y1 } = area;
-        self.taken.push(Area { x0: x0 - MARGIN, y0: y0 - MARGIN, x1: x1 + MARGIN, y1: y1 + MARGIN });
+        self.taken.push(Area { x0: x0 - MARGIN.0, y0: y0 - MARGIN.1, x1: x1 + MARGIN.0, y1: y1 + MARGIN.1 });
         if let Some(end) = spot.leader {
             self.lines.push((point, end));
         }
@@ -137,7 +137,12 @@ mod tests {
         let names = &labels.taken[before..];
         assert!(named >= 20 && names.len() == named, "{named}");
         for (i, name) in names.iter().enumerate() {
-            let inner = Area { x0: name.x0 + 2.0, y0: name.y0 + 2.0, x1: name.x1 - 2.0, y1: name.y1 - 2.0 };
+            let inner = Area {
+                x0: name.x0 + MARGIN.0,
+                y0: name.y0 + MARGIN.1,
+                x1: name.x1 - MARGIN.0,
+                y1: name.y1 - MARGIN.1,
+            };
             assert!(bounds.holds(&inner));
             assert!(points.iter().all(|&point| !Area::around(point, 5.0).overlaps(&inner)));
             assert!(names[..i].iter().all(|other| !other.overlaps(&inner)));

@@ -70,11 +70,12 @@ pub fn nats(x: f64) -> String {
     }
 }
 
-/// A figure with its standard error, which has two significant digits: `0.01803 ± 0.00018`.
-pub fn figure(value: f64, uncertainty: Option<f64>) -> String {
-    match uncertainty.and_then(|u| Some((u, decimals(u, 2)?))) {
-        Some((u, digits)) if u > 0.0 => format!("{value:.digits$} ± {u:.digits$}"),
-        _ => nats(value),
+/// A figure and its standard error, which has two significant digits: `0.01803` and `0.00018`. Without an error the
+/// figure has three.
+pub fn figure(value: f64, uncertainty: Option<f64>) -> (String, Option<String>) {
+    match uncertainty.filter(|u| *u > 0.0).and_then(|u| Some((u, decimals(u, 2)?))) {
+        Some((u, digits)) => (format!("{value:.digits$}"), Some(format!("{u:.digits$}"))),
+        None => (nats(value), None),
     }
 }
 
@@ -145,9 +146,9 @@ mod tests {
         assert_eq!(nats(0.0000124), "0.0000124");
         assert_eq!(nats(2.1e-7), "2.1e-7");
         assert_eq!(nats(0.0), "0.000");
-        assert_eq!(figure(0.018611, Some(0.00019)), "0.01861 ± 0.00019");
-        assert_eq!(figure(0.018611, None), "0.0186");
-        assert_eq!(figure(0.018611, Some(0.0)), "0.0186");
+        assert_eq!(figure(0.018611, Some(0.00019)), ("0.01861".into(), Some("0.00019".into())));
+        assert_eq!(figure(0.018611, None), ("0.0186".into(), None));
+        assert_eq!(figure(0.018611, Some(0.0)), ("0.0186".into(), None));
         assert_eq!(change(-0.482), "−48%");
         assert_eq!(change(0.0213), "+2.1%");
         assert_eq!(duration(0.42), "0.4 s");

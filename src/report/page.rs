@@ -3,7 +3,7 @@
 use super::compare::{Comparison, geometric_mean};
 use super::data::{File, Frontier, Measured, Text};
 use super::fit_chart::fit_chart;
-use super::heat_map::heat_map;
+use super::heat_map::{colour, heat_map};
 use super::numbers::{
     Unit, change, clean, count, duration, figure, nats, percent, shorten, size, type_name, weights,
 };
@@ -37,7 +37,7 @@ pub fn page(data: &Frontier) -> String {
 
 fn values(data: &Frontier) -> Value {
     let comparisons: Vec<Option<Comparison>> = data.files.iter().map(|file| data.comparison(file)).collect();
-    let maps: Vec<Value> = data.files.iter().filter(|file| !file.recipe.is_empty()).map(|file| map(data, file)).collect();
+    let maps: Vec<Value> = mapped(data).map(|file| map(data, file)).collect();
     context! {
         generator => clean(&data.generator),
         title => shorten(&data.model.name, NAME),
@@ -52,6 +52,7 @@ fn values(data: &Frontier) -> Value {
         files_note => files_note(data),
         presets => presets(data),
         maps,
+        key => key(data),
         experts => data.model.experts.is_some(),
         fit_chart => fit_chart(data, Place::Page),
         fit_text => fit_text(data),
@@ -99,7 +100,9 @@ fn lede(data: &Frontier, comparisons: &[Option<Comparison>]) -> Option<Value> {
         (false, _) => "the files are predicted to have ",
     };
     let before = match counted.as_slice() {
-        [only] => format!("At the size of llama.cpp’s {} preset, {have}", shorten(&only.preset.name, 24)),
+        [only] if only.next.is_none() => {
+            format!("At the size of llama.cpp’s {} preset, {have}", shorten(&only.preset.name, 24))
+        }
         _ => format!("At the sizes of llama.cpp’s presets, {have}"),
     };
     let of_what = if counted.len() == 1 { "its KL divergence" } else { "their KL divergence" };
@@ -116,8 +119,8 @@ fn lede(data: &Frontier, comparisons: &[Option<Comparison>]) -> Option<Value> {
 
 fn size_text(data: &Frontier) -> String {
     let mut text = String::from(
-        "The curve is the least KL divergence that any mixture of types is predicted to have at each size. \
-         Lower is better, and each step down of one line is a model closer to the original.",
+        "How far the model’s output is from the original’s, at every size: the curve is the best mixture of types \
+         that was found, as predicted. Lower is better.",
     );
     if !data.presets.is_empty() {
         text += " Dotted lines lead from llama.cpp’s presets to the curve at the same size.";
@@ -132,8 +135,9 @@ fn known(value: Option<f64>, show: fn(f64) -> String) -> String {
     value.map_or(NONE.into(), show)
 }
 
-fn kld(measured: Option<&Measured>) -> String {
-    measured.map_or(NONE.into(), |m| figure(m.kld, m.uncertainty))
+/// Mean divergence and its standard error.
+fn kld(measured: Option<&Measured>) -> (String, Option<String>) {
+    measured.map_or((NONE.into(), None), |m| figure(m.kld, m.uncertainty))
 }
 
 fn file_row(data: &Frontier, file: &File, comparison: Option<&Comparison>) -> Value {
@@ -145,7 +149,8 @@ fn file_row(data: &Frontier, file: &File, comparison: Option<&Comparison>) -> Va
         size => size(file.bytes),
         bpw => format!("{:.2}", file.bpw),
         predicted => nats(file.corrected.unwrap_or_else(|| data.corrected(file.predicted))),
-        kld => kld(measured),
+        kld => kld(measured).0,
+        kld_error => kld(measured).1,
         p999 => known(measured.and_then(|m| m.p999), nats),
         same_top => known(measured.and_then(|m| m.same_top), percent),
         ratio => known(ratio, |ratio| format!("{ratio:.4}")),
@@ -154,16 +159,21 @@ fn file_row(data: &Frontier, file: &File, comparison: Option<&Comparison>) -> Va
 }
 
 fn against(comparison: &Comparison) -> Value {
-    let size_differs = comparison.larger.abs() >= 0.0005;
-    let of_size = if size_differs { format!(", {} bytes", change(comparison.larger)) } else { String::new() };
     let (saved, verb) = (comparison.saved(), if comparison.saved() < 0.0 { "lost" } else { "saved" });
     context! {
         class => if saved < 0.0 { "worse" } else { "better" },
         change => change(comparison.ratio() - 1.0),
-        preset => shorten(&comparison.preset.name, 24),
-        saved => format!("{} nats {verb}{of_size}", nats(saved.abs())),
+        presets => preset_names(comparison),
+        saved => format!("{} nats {verb}", nats(saved.abs())),
         how => if comparison.measured { "" } else { ", predicted" },
     }
+}
+
+/// `Q4_K_M`, or `Q4_K_M … Q5_K_S`.
+pub(super) fn preset_names(comparison: &Comparison) -> String {
+    let names = [Some(comparison.preset), comparison.next];
+    let names: Vec<String> = names.into_iter().flatten().map(|preset| shorten(&preset.name, 20)).collect();
+    names.join(" … ")
 }
 
 fn files_note(data: &Frontier) -> String {
@@ -171,7 +181,10 @@ fn files_note(data: &Frontier) -> String {
     if data.fit.is_some() {
         note += " Predictions are those after the fit.";
     }
-    note += " A file is compared with the preset nearest in size that is not smaller than it, and at most 5% larger.";
+    if !data.presets.is_empty() {
+        note += " A file is compared with the preset of its size (at most 1% larger than the file); if there is none, \
+                 with what lies between its two neighbours at its size, on a straight line in the picture above.";
+    }
     note
 }
 
@@ -183,7 +196,8 @@ fn presets(data: &Frontier) -> Vec<Value> {
             size => size(preset.bytes),
             bpw => format!("{:.2}", preset.bpw),
             predicted => known(preset.predicted.map(|p| data.corrected(p)), nats),
-            kld => kld(measured),
+            kld => kld(measured).0,
+            kld_error => kld(measured).1,
             p999 => known(measured.and_then(|m| m.p999), nats),
             same_top => known(measured.and_then(|m| m.same_top), percent),
             frontier => known(data.nats_at(preset.bytes).map(|p| data.corrected(p)), nats),
@@ -192,9 +206,30 @@ fn presets(data: &Frontier) -> Vec<Value> {
     data.presets.iter().map(row).collect()
 }
 
+/// The files whose recipes are shown.
+fn mapped(data: &Frontier) -> impl Iterator<Item = &File> {
+    data.files.iter().filter(|file| !file.recipe.is_empty() && !data.tensors.is_empty())
+}
+
 fn map(data: &Frontier, file: &File) -> Value {
-    let title = format!("{} · {:.2} bpw · {}", shorten(&file.name, NAME), file.bpw, size(file.bytes));
-    context! { title, svg => heat_map(data, file, Place::Page) }
+    let title = format!("{:.2} bpw · {}", file.bpw, size(file.bytes));
+    let (svg, width) = heat_map(data, file, Place::Page);
+    context! { name => shorten(&file.name, NAME), title, svg, width => format!("{width:.0}") }
+}
+
+/// What the colours of the maps mean: the types that occur, by rising bits per weight.
+fn key(data: &Frontier) -> Vec<Value> {
+    let mut seen: Vec<(f64, String)> = Vec::new();
+    for (file, tensor) in mapped(data).flat_map(|file| data.tensors.iter().map(move |tensor| (file, tensor))) {
+        let Some(choice) = file.recipe.get(&tensor.name).and_then(|name| tensor.choice(name)) else { continue };
+        let name = type_name(&choice.ggml_type);
+        if !seen.iter().any(|(_, known)| *known == name) {
+            seen.push((choice.bpw(tensor.weights), name));
+        }
+    }
+    seen.sort_by(|a, b| a.0.total_cmp(&b.0).then_with(|| a.1.cmp(&b.1)));
+    let item = |(bpw, name): &(f64, String)| context! { name, bpw => format!("{bpw:.2}"), colour => colour(*bpw).0 };
+    seen.iter().map(item).collect()
 }
 
 fn fit_text(data: &Frontier) -> Vec<String> {
@@ -229,14 +264,14 @@ fn worth(data: &Frontier) -> Value {
     let shown = spread(&data.files, WORTH_FILES);
     let row = |worth: &super::compare::Worth| {
         let tensor = worth.tensor;
-        let choice = |choice: &super::data::Choice| format!("{} {}", type_name(&choice.ggml_type), nats(choice.nats));
+        let (few, more) = (worth.few, worth.more);
         let types = shown.iter().map(|file| file.recipe.get(&tensor.name).map_or(NONE.into(), |t| type_name(t)));
         context! {
-            name => shorten(&tensor.name, 60),
+            name => shorten(tensor.name.strip_suffix(".weight").unwrap_or(&tensor.name), 60),
             weights => weights(tensor.weights),
-            few => choice(worth.few),
-            more => choice(worth.more),
-            added => size(worth.more.bytes - worth.few.bytes),
+            nats => format!("{} → {}", nats(few.nats), nats(more.nats)),
+            change => format!("{} → {}", type_name(&few.ggml_type), type_name(&more.ggml_type)),
+            added => size(more.bytes - few.bytes),
             rate => rate(worth.nats_per_byte),
             bar => format!("{:.1}", (100.0 * worth.nats_per_byte / first.nats_per_byte).clamp(0.0, 100.0)),
             types => types.collect::<Vec<String>>(),

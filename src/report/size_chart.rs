@@ -141,7 +141,7 @@ pub fn size_chart(data: &Frontier, place: Place) -> String {
     let x = Axis::new(sizes.1 / sizes.0 > LOG_FROM, sizes, (plot.x0, plot.x1));
     let y = Axis::new(true, divergences, (plot.y1, plot.y0));
     axes(&mut svg, data, plot, &x, &y, sizes.1);
-    legend(&mut svg, data, top - 58.0, &marks);
+    legend(&mut svg, data, (if place == Place::Alone { 24.0 } else { LEFT }, top - 58.0), &marks);
 
     let mut line: Vec<(f64, f64)> = Vec::new();
     for &(bytes, nats) in curve.iter().filter(|(bytes, nats)| x.holds(*bytes) && y.holds(*nats)) {
@@ -201,33 +201,32 @@ fn axes(svg: &mut Svg, data: &Frontier, plot: Area, x: &Axis, y: &Axis, most: f6
 }
 
 /// What the shapes mean; only those that occur.
-fn legend(svg: &mut Svg, data: &Frontier, y: f64, marks: &[Mark]) {
-    let mut x = LEFT;
+fn legend(svg: &mut Svg, data: &Frontier, (mut x, y): (f64, f64), marks: &[Mark]) {
     let mut entry = |svg: &mut Svg, draw: &dyn Fn(&mut Svg, (f64, f64)), text: &str| {
         draw(svg, (x + 8.0, y));
         svg.text("q-note", (x + 24.0, y + 4.0), Anchor::Start, text);
         x += 24.0 + text_width(text, NAME_SIZE) + 14.0;
     };
     if data.frontier.len() > 1 {
-        let text = if data.fit.is_some() { "frontier, predicted, after the fit" } else { "frontier, predicted" };
+        let text = if data.fit.is_some() { "frontier, predicted (fitted)" } else { "frontier, predicted" };
         entry(svg, &|svg, (x, y)| svg.line("q-curve", (x - 9.0, y), (x + 9.0, y)), text);
     }
-    for (ours, known, text) in [
-        (true, Known::Measured, "Quantier, measured"),
-        (true, Known::Predicted, "Quantier, predicted"),
-        (false, Known::Measured, "llama.cpp preset, measured"),
-        (false, Known::Predicted, "llama.cpp preset, predicted"),
-    ] {
-        if marks.iter().any(|mark| mark.ours == ours && mark.known == known) {
-            entry(svg, &|svg, at| shape(svg, ours, known, at, ""), text);
+    for (ours, name) in [(true, "Quantier"), (false, "llama.cpp preset")] {
+        let mut named = false;
+        for (known, how) in [(Known::Measured, "measured"), (Known::Predicted, "predicted")] {
+            if marks.iter().any(|mark| mark.ours == ours && mark.known == known) {
+                let text = if named { how.into() } else { format!("{name}, {how}") };
+                entry(svg, &|svg, at| shape(svg, ours, known, at, ""), &text);
+                named = true;
+            }
         }
     }
 }
 
 fn shape(svg: &mut Svg, ours: bool, known: Known, at: (f64, f64), tip: &str) {
     match (ours, known) {
-        (true, Known::Measured) => svg.diamond("q-ours", at, RADIUS + 2.0, tip),
-        (true, Known::Predicted) => svg.diamond("q-ours-open", at, RADIUS, tip),
+        (true, Known::Measured) => svg.diamond("q-ours", at, RADIUS, tip),
+        (true, Known::Predicted) => svg.diamond("q-ours-open", at, RADIUS + 2.5, tip),
         (false, Known::Measured) => svg.circle("q-theirs", at, RADIUS, tip),
         (false, Known::Predicted) => svg.circle("q-theirs-open", at, RADIUS - 0.75, tip),
     }
@@ -259,8 +258,8 @@ fn draw_marks(svg: &mut Svg, plot: Area, line: &[(f64, f64)], marks: &[Mark], x:
     for (mark, end) in names.iter().filter_map(|(mark, spot)| Some((mark, spot.as_ref()?.leader?))) {
         svg.line("q-lead", place(mark), end);
     }
-    // The predicted ones last: they are smaller.
-    for known in [Known::Measured, Known::Predicted] {
+    // The measured ones last: they are smaller, and fill the predicted ones where both agree.
+    for known in [Known::Predicted, Known::Measured] {
         for mark in marks.iter().rev().filter(|mark| mark.known == known) {
             shape(svg, mark.ours, mark.known, place(mark), &mark.tip);
         }

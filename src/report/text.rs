@@ -1,6 +1,7 @@
 //! The report as a table for a terminal.
 
 use super::data::{File, Frontier};
+use super::page::preset_names;
 use super::numbers::{change, figure, nats, percent, shorten, size, type_name, weights};
 use std::fmt::Write;
 
@@ -58,11 +59,14 @@ fn columns(data: &Frontier) -> Vec<Column> {
         column("size", &|file| Some(size(file.bytes))),
         column("bpw", &|file| Some(format!("{:.2}", file.bpw))),
         column("predicted", &|file| Some(nats(file.corrected.unwrap_or_else(|| data.corrected(file.predicted))))),
-        measured("mean KLD", &|m| Some(figure(m.kld, m.uncertainty))),
+        measured("mean KLD", &|m| {
+            let (value, error) = figure(m.kld, m.uncertainty);
+            Some(error.map_or(value.clone(), |error| format!("{value} ± {error}")))
+        }),
         measured("99.9%", &|m| m.p999.map(nats)),
         measured("same top", &|m| m.same_top.map(percent)),
         measured("PPL ratio", &|m| Some(format!("{:.4}", m.ppl? / m.ppl_base?))),
-        Column { left: true, ..column("KLD against the preset of this size", &|file| against(data, file)) },
+        Column { left: true, ..column("KLD against presets of this size", &|file| against(data, file)) },
     ];
     columns.retain(|column| column.cells.iter().any(|cell| !cell.is_empty()));
     columns
@@ -70,7 +74,7 @@ fn columns(data: &Frontier) -> Vec<Column> {
 
 fn against(data: &Frontier, file: &File) -> Option<String> {
     let comparison = data.comparison(file)?;
-    let (ratio, preset) = (change(comparison.ratio() - 1.0), shorten(&comparison.preset.name, 24));
+    let (ratio, preset) = (change(comparison.ratio() - 1.0), preset_names(&comparison));
     let how = if comparison.measured { "" } else { " (predicted)" };
     Some(format!("{ratio} {preset}{how}"))
 }
