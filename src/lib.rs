@@ -9,6 +9,7 @@
 //! | [`imatrix`] | sums of squared activations: collecting, merging, coverage, statistics | numbers and names only |
 //! | [`evaluate`] | scored tokens, rows of logits and statistics: perplexity, KL divergence | numbers; a logits file's layout |
 //! | [`arch`] | the table of architectures: names, metadata and transforms of their tensors | the names and shapes of a checkpoint |
+//! | [`report`] | the evidence: the frontier's JSON, pictures, the page, the table for a terminal | nothing: data in, text out |
 //! | [`tokenizer`] | vocabularies: Hugging Face tokenizer files to GGUF metadata | tokenizer files |
 //! | [`model`] | the forward pass: layer by layer over all chunks, each input of a matrix shown to who watches | weights, through `input`; a temporary file |
 //! | [`plan`] | numbers in, recipe out: roles, file types, preset rules, fallbacks | numbers and names only |
@@ -32,5 +33,6 @@ pub mod plan;
 pub mod progress;
 pub mod quant;
 pub mod quantize;
+pub mod report;
 pub mod tokenizer;
 pub mod verify;

@@ -1,0 +1,355 @@
+//! `report.html`: one page without anything outside it.
+
+use super::compare::{Comparison, geometric_mean};
+use super::data::{File, Frontier, Measured, Text};
+use super::fit_chart::fit_chart;
+use super::heat_map::{colour, heat_map};
+use super::numbers::{
+    Unit, change, clean, count, duration, figure, nats, percent, shorten, size, type_name, weights,
+};
+use super::size_chart::size_chart;
+use super::svg::{COLOURS, Place, style};
+use minijinja::{AutoEscape, Environment, Value, context};
+use std::fmt::Write;
+
+const TEMPLATE: &str = include_str!("page.html");
+const STYLE: &str = include_str!("page.css");
+/// Tensors that the table of the worthiest has.
+const WORTHIEST: usize = 15;
+/// Files whose choices it shows.
+const WORTH_FILES: usize = 5;
+/// Longest name on the page, characters.
+const NAME: usize = 120;
+/// What stands where a number is not known.
+const NONE: &str = "–";
+
+/// The page.
+///
+/// # Panics
+/// Never, but for an error in the template, which the tests would find.
+pub fn page(data: &Frontier) -> String {
+    let mut environment = Environment::new();
+    environment.set_auto_escape_callback(|_| AutoEscape::Html);
+    environment.add_template("page", TEMPLATE).expect("the template is tested");
+    let page = environment.get_template("page").and_then(|template| template.render(values(data)));
+    page.expect("the template is tested")
+}
+
+fn values(data: &Frontier) -> Value {
+    let comparisons: Vec<Option<Comparison>> = data.files.iter().map(|file| data.comparison(file)).collect();
+    let maps: Vec<Value> = mapped(data).map(|file| map(data, file)).collect();
+    context! {
+        generator => clean(&data.generator),
+        title => shorten(&data.model.name, NAME),
+        facts => facts(data),
+        lede => lede(data, &comparisons),
+        style => page_style(),
+        size_text => size_text(data),
+        size_chart => size_chart(data, Place::Page),
+        measured => data.files.iter().any(|file| file.measured.is_some()),
+        compared => comparisons.iter().any(Option::is_some),
+        files => data.files.iter().zip(&comparisons).map(|(file, c)| file_row(data, file, c.as_ref())).collect::<Vec<_>>(),
+        files_note => files_note(data),
+        presets => presets(data),
+        maps,
+        key => key(data),
+        experts => data.model.experts.is_some(),
+        fit_chart => fit_chart(data, Place::Page),
+        fit_text => fit_text(data),
+        commands => commands(data),
+        settings => settings(data),
+        stages => stages(data),
+        ..worth(data)
+    }
+}
+
+/// The colours of both themes, then the rules of pictures and page.
+fn page_style() -> String {
+    let (mut light, mut dark) = (String::new(), String::new());
+    for (name, on_light, on_dark) in COLOURS {
+        let _ = write!(light, " --{name}: {on_light};");
+        let _ = write!(dark, " --{name}: {on_dark};");
+    }
+    format!(
+        ":root {{ color-scheme: light dark;{light} }}\n@media (prefers-color-scheme: dark) {{ :root {{{dark} }} }}\n{STYLE}{}",
+        style(Place::Page)
+    )
+}
+
+fn facts(data: &Frontier) -> Vec<String> {
+    let model = &data.model;
+    let mut facts = vec![
+        shorten(&model.architecture, 30),
+        format!("{} weights", weights(model.parameters)),
+        format!("{} layers", model.layers),
+    ];
+    facts.extend(model.experts.map(|experts| format!("{experts} experts a layer")));
+    facts.push(format!("{} original: {}", type_name(&model.base_type), size(model.base_bytes)));
+    facts
+}
+
+/// The one sentence that tells what was gained; none if there is nothing to compare.
+fn lede(data: &Frontier, comparisons: &[Option<Comparison>]) -> Option<Value> {
+    let measured = comparisons.iter().flatten().any(|c| c.measured);
+    let counted: Vec<&Comparison> = comparisons.iter().flatten().filter(|c| c.measured == measured).collect();
+    let mean = geometric_mean(counted.iter().map(|c| c.ratio()))?;
+    let have = match (measured, counted.len()) {
+        (true, 1) => "the file has ",
+        (true, _) => "the files have ",
+        (false, 1) => "the file is predicted to have ",
+        (false, _) => "the files are predicted to have ",
+    };
+    let before = match counted.as_slice() {
+        [only] if only.next.is_none() => {
+            format!("At the size of llama.cpp’s {} preset, {have}", shorten(&only.preset.name, 24))
+        }
+        _ => format!("At the sizes of llama.cpp’s presets, {have}"),
+    };
+    let of_what = if counted.len() == 1 { "its KL divergence" } else { "their KL divergence" };
+    let how = match (counted.len(), &data.evaluation, measured) {
+        (1, Some(evaluation), true) => format!(", measured on {} tokens", count(evaluation.tokens)),
+        (1, ..) => String::new(),
+        (n, Some(evaluation), true) => {
+            format!(" (geometric mean of {n} comparisons, measured on {} tokens)", count(evaluation.tokens))
+        }
+        (n, ..) => format!(" (geometric mean of {n} comparisons)"),
+    };
+    Some(context! { before, figure => format!("{mean:.2} times"), after => format!(" {of_what}{how}.") })
+}
+
+fn size_text(data: &Frontier) -> String {
+    let mut text = String::from(
+        "How far the model’s output is from the original’s, at every size: the curve is the best mixture of types \
+         that was found, as predicted. Lower is better.",
+    );
+    if !data.presets.is_empty() {
+        text += " Dotted lines lead from llama.cpp’s presets to the curve at the same size.";
+    }
+    if data.evaluation.is_none() {
+        text += " Nothing has been measured yet: every figure is a prediction.";
+    }
+    text
+}
+
+fn known(value: Option<f64>, show: fn(f64) -> String) -> String {
+    value.map_or(NONE.into(), show)
+}
+
+/// Mean divergence and its standard error.
+fn kld(measured: Option<&Measured>) -> (String, Option<String>) {
+    measured.map_or((NONE.into(), None), |m| figure(m.kld, m.uncertainty))
+}
+
+fn file_row(data: &Frontier, file: &File, comparison: Option<&Comparison>) -> Value {
+    let measured = file.measured.as_ref();
+    let ratio = measured.and_then(|m| Some(m.ppl? / m.ppl_base?));
+    context! {
+        name => shorten(&file.name, NAME),
+        budget => shorten(&file.budget, 80),
+        size => size(file.bytes),
+        bpw => format!("{:.2}", file.bpw),
+        predicted => nats(file.corrected.unwrap_or_else(|| data.corrected(file.predicted))),
+        kld => kld(measured).0,
+        kld_error => kld(measured).1,
+        p999 => known(measured.and_then(|m| m.p999), nats),
+        same_top => known(measured.and_then(|m| m.same_top), percent),
+        ratio => known(ratio, |ratio| format!("{ratio:.4}")),
+        against => comparison.map(against),
+    }
+}
+
+fn against(comparison: &Comparison) -> Value {
+    let (saved, verb) = (comparison.saved(), if comparison.saved() < 0.0 { "lost" } else { "saved" });
+    context! {
+        class => if saved < 0.0 { "worse" } else { "better" },
+        change => change(comparison.ratio() - 1.0),
+        presets => preset_names(comparison),
+        saved => format!("{} nats {verb}", nats(saved.abs())),
+        how => if comparison.measured { "" } else { ", predicted" },
+    }
+}
+
+/// `Q4_K_M`, or `Q4_K_M … Q5_K_S`.
+pub(super) fn preset_names(comparison: &Comparison) -> String {
+    let names = [Some(comparison.preset), comparison.next];
+    let names: Vec<String> = names.into_iter().flatten().map(|preset| shorten(&preset.name, 20)).collect();
+    names.join(" … ")
+}
+
+fn files_note(data: &Frontier) -> String {
+    let mut note = String::from("KL divergences are in nats per token, with their standard errors.");
+    if data.fit.is_some() {
+        note += " Predictions are those after the fit.";
+    }
+    if !data.presets.is_empty() {
+        note += " A file is compared with the preset of its size (at most 1% larger than the file); if there is none, \
+                 with what lies between its two neighbours at its size, on a straight line in the picture above.";
+    }
+    note
+}
+
+fn presets(data: &Frontier) -> Vec<Value> {
+    let row = |preset: &super::data::Preset| {
+        let measured = preset.measured.as_ref();
+        context! {
+            name => shorten(&preset.name, 40),
+            size => size(preset.bytes),
+            bpw => format!("{:.2}", preset.bpw),
+            predicted => known(preset.predicted.map(|p| data.corrected(p)), nats),
+            kld => kld(measured).0,
+            kld_error => kld(measured).1,
+            p999 => known(measured.and_then(|m| m.p999), nats),
+            same_top => known(measured.and_then(|m| m.same_top), percent),
+            frontier => known(data.nats_at(preset.bytes).map(|p| data.corrected(p)), nats),
+        }
+    };
+    data.presets.iter().map(row).collect()
+}
+
+/// The files whose recipes are shown.
+fn mapped(data: &Frontier) -> impl Iterator<Item = &File> {
+    data.files.iter().filter(|file| !file.recipe.is_empty() && !data.tensors.is_empty())
+}
+
+fn map(data: &Frontier, file: &File) -> Value {
+    let title = format!("{:.2} bpw · {}", file.bpw, size(file.bytes));
+    let (svg, width) = heat_map(data, file, Place::Page);
+    context! { name => shorten(&file.name, NAME), title, svg, width => format!("{width:.0}") }
+}
+
+/// What the colours of the maps mean: the types that occur, by rising bits per weight.
+fn key(data: &Frontier) -> Vec<Value> {
+    let mut seen: Vec<(f64, String)> = Vec::new();
+    for (file, tensor) in mapped(data).flat_map(|file| data.tensors.iter().map(move |tensor| (file, tensor))) {
+        let Some(choice) = file.recipe.get(&tensor.name).and_then(|name| tensor.choice(name)) else { continue };
+        let name = type_name(&choice.ggml_type);
+        if !seen.iter().any(|(_, known)| *known == name) {
+            seen.push((choice.bpw(tensor.weights), name));
+        }
+    }
+    seen.sort_by(|a, b| a.0.total_cmp(&b.0).then_with(|| a.1.cmp(&b.1)));
+    let item = |(bpw, name): &(f64, String)| context! { name, bpw => format!("{bpw:.2}"), colour => colour(*bpw).0 };
+    seen.iter().map(item).collect()
+}
+
+fn fit_text(data: &Frontier) -> Vec<String> {
+    let mut text = Vec::new();
+    match data.fit {
+        Some(fit) => {
+            let files = if fit.points == 1 { "file" } else { "files" };
+            text.push(format!(
+                "Fitted to {} {files}: measured = {:.3} × predicted to the power {:.3}.",
+                fit.points, fit.scale, fit.exponent
+            ));
+            let rank = fit.rank_correlation.map(|r| format!("The rank correlation is {r:.3}."));
+            let error = fit.median_error.map(|e| format!("After the fit, half of the predictions are within {}.", percent(e)));
+            text.extend([rank, error].into_iter().flatten());
+        }
+        None => text.push("No line was fitted: too few files were measured.".into()),
+    }
+    text.push(
+        "Points on the dashed line were predicted exactly. Predictions come from the scores of single tensors, added \
+         up, and from other text than the measurements."
+            .into(),
+    );
+    text
+}
+
+/// The tensors whose precision is worth most, as the template's `worth*` values.
+fn worth(data: &Frontier) -> Value {
+    let all = data.worth();
+    let unit = Unit::of(data.model.base_bytes);
+    let rate = |nats_per_byte: f64| nats(nats_per_byte * unit.bytes());
+    let (Some(first), Some(median)) = (all.first(), all.get(all.len() / 2)) else { return context! {} };
+    let shown = spread(&data.files, WORTH_FILES);
+    let row = |worth: &super::compare::Worth| {
+        let tensor = worth.tensor;
+        let (few, more) = (worth.few, worth.more);
+        let types = shown.iter().map(|file| file.recipe.get(&tensor.name).map_or(NONE.into(), |t| type_name(t)));
+        context! {
+            name => shorten(tensor.name.strip_suffix(".weight").unwrap_or(&tensor.name), 60),
+            weights => weights(tensor.weights),
+            nats => format!("{} → {}", nats(few.nats), nats(more.nats)),
+            change => format!("{} → {}", type_name(&few.ggml_type), type_name(&more.ggml_type)),
+            added => size(more.bytes - few.bytes),
+            rate => rate(worth.nats_per_byte),
+            bar => format!("{:.1}", (100.0 * worth.nats_per_byte / first.nats_per_byte).clamp(0.0, 100.0)),
+            types => types.collect::<Vec<String>>(),
+        }
+    };
+    let text = format!(
+        "The nats that each byte saves when a tensor gets about 5.5 bits per weight instead of about 3.4, with \
+         everything else at full precision: the {} highest of {} tensors. The median tensor saves {} per {}.",
+        all.len().min(WORTHIEST),
+        all.len(),
+        rate(median.nats_per_byte),
+        unit.name()
+    );
+    context! {
+        worth => all.iter().take(WORTHIEST).map(row).collect::<Vec<Value>>(),
+        worth_text => text,
+        worth_unit => unit.name(),
+        worth_files => shown.iter().map(|file| shorten(&file.label, 14)).collect::<Vec<String>>(),
+    }
+}
+
+/// At most `most` of the files, evenly from the first to the last.
+fn spread(files: &[File], most: usize) -> Vec<&File> {
+    match files.len() <= most {
+        true => files.iter().collect(),
+        false => (0..most).map(|i| &files[i * (files.len() - 1) / (most - 1)]).collect(),
+    }
+}
+
+fn commands(data: &Frontier) -> Vec<Value> {
+    let lines = |text: &str| text.lines().map(clean).collect::<Vec<String>>().join("\n");
+    let command = |c: &super::data::Command| context! { purpose => clean(&c.purpose), command => lines(&c.command) };
+    data.commands.iter().map(command).collect()
+}
+
+fn settings(data: &Frontier) -> Vec<Value> {
+    let texts = |texts: &[Text]| {
+        let one = |text: &Text| format!("{} ({} tokens)", shorten(&text.name, 60), count(text.tokens));
+        texts.iter().map(one).collect::<Vec<String>>().join(", ")
+    };
+    let scoring = &data.scoring;
+    let draws = if scoring.draws == 1 { "label draw" } else { "label draws" };
+    let mut all = vec![
+        ("scored on", texts(&scoring.texts)),
+        (
+            "sequences",
+            format!(
+                "{} of {} tokens, {} {draws}, seed {}",
+                count(scoring.sequences),
+                count(scoring.context),
+                scoring.draws,
+                scoring.seed
+            ),
+        ),
+        ("score", scoring.score.label().into()),
+        ("types considered", data.types.iter().map(|t| type_name(t)).collect::<Vec<String>>().join(", ")),
+    ];
+    if let Some(evaluation) = &data.evaluation {
+        let how = format!(
+            "; {} tokens scored, in windows of {}, by {}",
+            count(evaluation.tokens),
+            count(evaluation.context),
+            shorten(&evaluation.tool, 40)
+        );
+        all.push(("measured on", texts(&evaluation.texts) + &how));
+    }
+    let own = all.into_iter().map(|(name, value)| context! { name, value });
+    let given = data.settings.iter().map(|s| context! { name => shorten(&s.name, 60), value => clean(&s.value) });
+    own.chain(given).collect()
+}
+
+fn stages(data: &Frontier) -> Vec<Value> {
+    let stage = |stage: &super::data::Stage| {
+        context! {
+            name => shorten(&stage.name, 60),
+            time => duration(stage.seconds),
+            memory => stage.peak_bytes.map_or(NONE.into(), size),
+        }
+    };
+    data.stages.iter().map(stage).collect()
+}

@@ -1,0 +1,245 @@
+//! Writing SVG: elements with escaped attributes and text, and how wide a text will be.
+
+use super::numbers::clean;
+use std::fmt::Write;
+
+/// Rules for all pictures; `$name` stands for a colour.
+const STYLE: &str = include_str!("chart.css");
+
+/// The colours of a picture on a light and on a dark page.
+pub(super) const COLOURS: [(&str, &str, &str); 8] = [
+    ("surface", "#ffffff", "#16191d"),
+    ("ink", "#1b1f24", "#e8eaed"),
+    ("muted", "#59636e", "#9aa4af"),
+    ("grid", "#e4e7eb", "#2b3138"),
+    ("axis", "#aab2bb", "#4c545d"),
+    ("ours", "#0b62b0", "#62b0f5"),
+    ("theirs", "#bf4f0f", "#f39a5e"),
+    ("empty", "#eef0f2", "#22272d"),
+];
+
+/// Where a picture will stand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// In a file of its own: brings its style, its title and a light card to stand on, so that it looks the same on
+    /// a white and on a dark page.
+    Alone,
+    /// In the report, whose style sheet it shares and whose headings name it.
+    Page,
+}
+
+/// Style sheet of the pictures: colours are literal for [`Place::Alone`] (not every renderer knows variables), and
+/// variables of the page for [`Place::Page`].
+pub(super) fn style(place: Place) -> String {
+    COLOURS.iter().fold(STYLE.to_string(), |style, (name, light, _)| match place {
+        Place::Alone => style.replace(&format!("${name}"), light),
+        Place::Page => style.replace(&format!("${name}"), &format!("var(--{name})")),
+    })
+}
+
+/// `&`, `<`, `>` and quotes as entities; control characters replaced.
+pub(super) fn escape(text: &str) -> String {
+    clean(text)
+        .replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
+        .replace('"', "&quot;")
+        .replace('\'', "&#39;")
+}
+
+/// A coordinate with at most one decimal.
+pub(super) fn at(x: f64) -> String {
+    let x = (x * 10.0).round() / 10.0;
+    format!("{}", if x == 0.0 { 0.0 } else { x })
+}
+
+/// Which end of a text its position means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Anchor {
+    Start,
+    Middle,
+    End,
+}
+
+/// A picture being written.
+pub(super) struct Svg(String);
+
+impl Svg {
+    /// A picture of this size, in its own units. `label` is what a screen reader says.
+    pub(super) fn new(width: f64, height: f64, label: &str, place: Place) -> Svg {
+        let (w, h) = (at(width), at(height));
+        let mut svg = Svg(format!(
+            r#"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {w} {h}" width="{w}" height="{h}" class="q-chart" role="img" aria-label="{}">"#,
+            escape(label)
+        ));
+        if place == Place::Alone {
+            let style = style(place);
+            let _ = write!(svg.0, "\n<style>\n{style}</style>");
+            let (w, h) = (at(width - 1.0), at(height - 1.0));
+            svg.leaf("rect", "q-card", &[("x", "0.5"), ("y", "0.5"), ("width", &w), ("height", &h), ("rx", "10")], "");
+        }
+        svg
+    }
+
+    /// An element without children but a tooltip, if it has one.
+    pub(super) fn leaf(&mut self, name: &str, class: &str, attributes: &[(&str, &str)], tip: &str) {
+        let _ = write!(self.0, "\n<{name} class=\"{class}\"");
+        for (key, value) in attributes {
+            let _ = write!(self.0, " {key}=\"{}\"", escape(value));
+        }
+        match tip.is_empty() {
+            true => self.0.push_str("/>"),
+            false => {
+                let _ = write!(self.0, "><title>{}</title></{name}>", escape(tip));
+            }
+        }
+    }
+
+    /// A straight line.
+    pub(super) fn line(&mut self, class: &str, (x1, y1): (f64, f64), (x2, y2): (f64, f64)) {
+        self.leaf("line", class, &[("x1", &at(x1)), ("y1", &at(y1)), ("x2", &at(x2)), ("y2", &at(y2))], "");
+    }
+
+    /// A line through points.
+    pub(super) fn polyline(&mut self, class: &str, points: &[(f64, f64)]) {
+        let points: Vec<String> = points.iter().map(|&(x, y)| format!("{},{}", at(x), at(y))).collect();
+        self.leaf("polyline", class, &[("points", &points.join(" "))], "");
+    }
+
+    /// A circle with a tooltip.
+    pub(super) fn circle(&mut self, class: &str, (x, y): (f64, f64), r: f64, tip: &str) {
+        self.leaf("circle", class, &[("cx", &at(x)), ("cy", &at(y)), ("r", &at(r))], tip);
+    }
+
+    /// A square standing on its corner, with a tooltip.
+    pub(super) fn diamond(&mut self, class: &str, (x, y): (f64, f64), r: f64, tip: &str) {
+        let d = format!("M{} {}L{} {}L{} {}L{} {}Z", at(x), at(y - r), at(x + r), at(y), at(x), at(y + r), at(x - r), at(y));
+        self.leaf("path", class, &[("d", &d)], tip);
+    }
+
+    /// A rectangle of a given colour (none: by its class), with a tooltip.
+    pub(super) fn rect(&mut self, class: &str, area: Area, fill: Option<&str>, tip: &str) {
+        let Area { x0, y0, x1, y1 } = area;
+        let (x, y, w, h) = (at(x0), at(y0), at(x1 - x0), at(y1 - y0));
+        let mut attributes = vec![("x", x.as_str()), ("y", &y), ("width", &w), ("height", &h), ("rx", "2")];
+        attributes.extend(fill.map(|fill| ("fill", fill)));
+        self.leaf("rect", class, &attributes, tip);
+    }
+
+    /// A text; `y` is its baseline.
+    pub(super) fn text(&mut self, class: &str, (x, y): (f64, f64), anchor: Anchor, text: &str) {
+        let anchor = match anchor {
+            Anchor::Start => "",
+            Anchor::Middle => " text-anchor=\"middle\"",
+            Anchor::End => " text-anchor=\"end\"",
+        };
+        let (x, y, text) = (at(x), at(y), escape(text));
+        let _ = write!(self.0, "\n<text class=\"{class}\" x=\"{x}\" y=\"{y}\"{anchor}>{text}</text>");
+    }
+
+    /// A text that reads upwards, centred at a point.
+    pub(super) fn upright_text(&mut self, class: &str, (x, y): (f64, f64), text: &str) {
+        let (x, y, text) = (at(x), at(y), escape(text));
+        let _ = write!(
+            self.0,
+            "\n<text class=\"{class}\" transform=\"translate({x} {y}) rotate(-90)\" text-anchor=\"middle\">{text}</text>"
+        );
+    }
+
+    /// The whole picture.
+    pub(super) fn finish(mut self) -> String {
+        self.0.push_str("\n</svg>\n");
+        self.0
+    }
+}
+
+/// A rectangle by its edges; y grows downwards.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Area {
+    pub(super) x0: f64,
+    pub(super) y0: f64,
+    pub(super) x1: f64,
+    pub(super) y1: f64,
+}
+
+impl Area {
+    /// A square around a point.
+    pub(super) fn around((x, y): (f64, f64), r: f64) -> Area {
+        Area { x0: x - r, y0: y - r, x1: x + r, y1: y + r }
+    }
+
+    pub(super) fn overlaps(&self, other: &Area) -> bool {
+        self.x0 < other.x1 && other.x0 < self.x1 && self.y0 < other.y1 && other.y0 < self.y1
+    }
+
+    pub(super) fn holds(&self, inner: &Area) -> bool {
+        self.x0 <= inner.x0 && self.y0 <= inner.y0 && inner.x1 <= self.x1 && inner.y1 <= self.y1
+    }
+
+    /// Whether a straight line has a part within.
+    pub(super) fn meets(&self, (ax, ay): (f64, f64), (bx, by): (f64, f64)) -> bool {
+        // The part of the line, as fractions of its length, that is inside the edges met so far.
+        let (mut from, mut to) = (0.0_f64, 1.0_f64);
+        for (start, step, low, high) in [(ax, bx - ax, self.x0, self.x1), (ay, by - ay, self.y0, self.y1)] {
+            if step == 0.0 {
+                if start < low || start > high {
+                    return false;
+                }
+                continue;
+            }
+            let (s, t) = ((low - start) / step, (high - start) / step);
+            (from, to) = (from.max(s.min(t)), to.min(s.max(t)));
+        }
+        from <= to
+    }
+}
+
+/// About how wide a text is in a sans-serif face of this size; rather too wide than too narrow.
+pub(super) fn text_width(text: &str, size: f64) -> f64 {
+    let em = |c: char| match c {
+        'i' | 'j' | 'l' | 'I' | '.' | ',' | ':' | ';' | '\'' | '|' | '!' | ' ' | '(' | ')' => 0.33,
+        'f' | 'r' | 't' | '-' | '/' => 0.4,
+        'm' | 'w' | 'M' | 'W' | '@' | '%' => 0.92,
+        'A'..='Z' => 0.7,
+        ' '..='~' => 0.58,
+        _ if (c as u32) < 0x1100 => 0.68,
+        _ => 1.05,
+    };
+    text.chars().map(em).sum::<f64>() * size
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_escapes() {
+        assert_eq!(escape("<b>&'\"\u{1}"), "&lt;b&gt;&amp;&#39;&quot;\u{fffd}");
+        let mut svg = Svg::new(10.0, 10.0, "\"><script>", Place::Page);
+        svg.leaf("rect", "q", &[("fill", "\"/><script>")], "</title><script>");
+        svg.text("q", (0.0, 0.0), Anchor::Start, "</text><script>");
+        assert!(!svg.finish().contains("<script"));
+    }
+
+    #[test]
+    fn lines_meet_areas() {
+        let area = Area { x0: 1.0, y0: 1.0, x1: 3.0, y1: 2.0 };
+        assert!(area.meets((0.0, 0.0), (4.0, 3.0)));
+        assert!(area.meets((2.0, 1.5), (2.0, 9.0)));
+        assert!(area.meets((2.0, 0.0), (2.0, 9.0)));
+        assert!(!area.meets((0.0, 0.0), (0.9, 9.0)));
+        assert!(!area.meets((0.0, 2.5), (9.0, 2.5)));
+        assert!(!area.meets((0.0, 1.5), (0.5, 1.5)));
+    }
+
+    #[test]
+    fn coordinates_are_short() {
+        assert_eq!((at(1.04), at(-0.01), at(2.35)), ("1".into(), "0".into(), "2.4".into()));
+    }
+
+    #[test]
+    fn every_colour_is_named_in_the_style() {
+        assert!(!style(Place::Alone).contains(['$']) && !style(Place::Page).contains('$'));
+        assert!(!style(Place::Alone).contains("var("));
+    }
+}
