@@ -101,7 +101,7 @@ fn interleaved(set: Set) -> Vec<(&'static str, &'static str)> {
     // given / total of two queues are compared by multiplying crosswise; min_by takes the first of equals.
     while let Some(queue) = queues
         .iter_mut()
-        .filter(|queue| queue.documents.len() > 0)
+        .filter(|queue| !queue.documents.as_slice().is_empty())
         .min_by(|a, b| (a.given * b.total).cmp(&(b.given * a.total)))
     {
         let document = queue.documents.next().expect("only queues with documents left were looked at");
