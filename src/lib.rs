@@ -15,6 +15,7 @@
 //! | [`plan`] | numbers in, recipe out: roles, file types, preset rules, fallbacks | numbers and names only |
 //! | [`quant`] | block layouts, quantizers, dequantizers, block validation | numbers only |
 //! | [`mod@format`] | GGUF, safetensors, JSON and importance-matrix files, output files, the table of tensor types | files; the only reader of untrusted bytes |
+//! | [`text`] | the built-in texts for calibration and evaluation, ten domains each | nothing |
 //! | [`progress`] | what a long job tells the one who started it, and how it is stopped | nothing |
 //!
 //! `src/main.rs` and `src/cli/` are the program: one file per command, and the only place that prints.
@@ -34,5 +35,6 @@ pub mod progress;
 pub mod quant;
 pub mod quantize;
 pub mod report;
+pub mod text;
 pub mod tokenizer;
 pub mod verify;
