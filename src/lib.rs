@@ -6,7 +6,7 @@
 //! |---|---|---|
 //! | [`convert`], [`quantize`], [`verify`] | the pipelines, to be read top-down like a story | files, through `format` |
 //! | [`input`] | a model to be read: a GGUF, or a checkpoint that is converted on the fly | files, through `format` |
-//! | [`imatrix`] | sums of squared activations: collecting, merging, coverage, statistics | numbers and names only |
+//! | [`imatrix`] | sums of squared activations: collecting, merging, coverage, statistics | numbers and names; `model` to collect |
 //! | [`evaluate`] | scored tokens, rows of logits and statistics: perplexity, KL divergence | numbers; a logits file's layout |
 //! | [`arch`] | the table of architectures: names, metadata and transforms of their tensors | the names and shapes of a checkpoint |
 //! | [`tokenizer`] | vocabularies: Hugging Face tokenizer files to GGUF metadata | tokenizer files |
@@ -14,6 +14,7 @@
 //! | [`plan`] | numbers in, recipe out: roles, file types, preset rules, fallbacks | numbers and names only |
 //! | [`quant`] | block layouts, quantizers, dequantizers, block validation | numbers only |
 //! | [`mod@format`] | GGUF, safetensors, JSON and importance-matrix files, output files, the table of tensor types | files; the only reader of untrusted bytes |
+//! | [`resume`] | long jobs that survive being killed | a checkpoint beside the output, through `format` |
 //! | [`progress`] | what a long job tells the one who started it, and how it is stopped | nothing |
 //!
 //! `src/main.rs` and `src/cli/` are the program: one file per command, and the only place that prints.
@@ -31,5 +32,6 @@ pub mod plan;
 pub mod progress;
 pub mod quant;
 pub mod quantize;
+pub mod resume;
 pub mod tokenizer;
 pub mod verify;

@@ -12,6 +12,7 @@
 mod attention;
 mod hyper;
 mod layer;
+mod order;
 mod product;
 mod states;
 mod weights;
@@ -39,6 +40,9 @@ pub enum Error {
     /// A file could not be read.
     #[error(transparent)]
     Convert(#[from] crate::convert::Error),
+    /// What a former run has left could not be read.
+    #[error(transparent)]
+    Format(#[from] crate::format::Error),
     /// Activations are not numbers any more.
     #[error(
         "layer {layer}, chunk {chunk}: the activations are not finite; the model is damaged, or its numbers are too \
@@ -81,14 +85,35 @@ pub struct Seen<'a> {
     pub columns: usize,
 }
 
-/// Watches the inputs of matrices.
+/// Takes activations, or gives them, slot by slot: one slot per chunk.
+pub type Put<'p> = &'p mut dyn FnMut(usize, Vec<f32>) -> Result<()>;
+/// Gives the activations of a slot.
+pub type Get<'g> = &'g dyn Fn(usize) -> Result<Vec<f32>>;
+
+/// Watches the inputs of matrices, and may keep the run between two layers so that another process can go on.
 pub trait Observer: Sync {
     /// A matrix is about to be multiplied by these. Chunks come from several threads at a time, but the inputs of one
     /// chunk always in the same order.
     fn input(&self, seen: Seen<'_>);
 
+    /// A chunk has met all matrices of the layer. Chunks end about in their order. An error ends the run.
+    fn chunk_done(&self, _chunk: usize) -> Result<()> {
+        Ok(())
+    }
+
     /// All chunks have met all matrices of this layer.
     fn layer_done(&self, _layer: usize) {}
+
+    /// How many layers a former run has done. If there are any, the activations `[positions, hidden]` behind them are
+    /// handed to `put`, those of every chunk.
+    fn resume(&self, _put: Put<'_>) -> Result<usize> {
+        Ok(0)
+    }
+
+    /// So many layers are done: the time to keep the activations, which `get` gives. An error ends the run.
+    fn keep(&self, _done: usize, _get: Get<'_>) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// How a model is run.
@@ -179,14 +204,18 @@ impl<'a> Engine<'a> {
         let budget = self.budget();
         self.pool.install(|| {
             let states = States::new(chunks.len(), positions * width, budget)?;
-            chunks.par_iter().enumerate().try_for_each(|(i, tokens)| states.put(i, self.embed(tokens)?))?;
+            let done = observer.map_or(Ok(0), |observer| observer.resume(&mut |chunk, x| states.put(chunk, x)))?;
+            if done == 0 {
+                chunks.par_iter().enumerate().try_for_each(|(i, tokens)| states.put(i, self.embed(tokens)?))?;
+            }
             let (angles, windowed) = self.angles(positions)?;
             let split = (self.pool.current_num_threads() / chunks.len().max(1)).max(1);
             progress.begin((self.hyper.layers * chunks.len()) as u64);
-            for number in 0..self.hyper.layers {
+            progress.advance((done * chunks.len()) as u64);
+            for number in done..self.hyper.layers {
                 progress.at(&format!("layer {number}"));
                 let layer = Layer::load(&self.weights, &self.hyper, number, &angles, &windowed)?;
-                (0..chunks.len()).into_par_iter().try_for_each(|chunk| {
+                order::in_order(chunks.len(), |chunk| {
                     if progress.cancelled() {
                         return Err(Error::Cancelled);
                     }
@@ -197,10 +226,12 @@ impl<'a> Engine<'a> {
                         return Err(Error::NotFinite { layer: number, chunk });
                     }
                     progress.advance(1);
-                    states.put(chunk, y)
+                    states.put(chunk, y)?;
+                    observer.map_or(Ok(()), |observer| observer.chunk_done(chunk))
                 })?;
                 if let Some(observer) = observer {
                     observer.layer_done(number);
+                    observer.keep(number + 1, &|chunk| states.copy(chunk))?;
                 }
             }
             let spilled_bytes = states.spilled_bytes(chunks.len());

@@ -36,6 +36,14 @@ impl States {
         Ok(state)
     }
 
+    /// The same; they stay here.
+    pub(super) fn copy(&self, chunk: usize) -> Result<Vec<f32>> {
+        match self.memory.get(chunk) {
+            Some(slot) => Ok(slot.lock().unwrap_or_else(|e| e.into_inner()).clone()),
+            None => self.take(chunk),
+        }
+    }
+
     /// Keeps them.
     pub(super) fn put(&self, chunk: usize, state: Vec<f32>) -> Result<()> {
         debug_assert_eq!(state.len(), self.len);
