@@ -1,6 +1,6 @@
 //! `quantier imatrix`.
 
-use super::measure::{Common, input, open, source};
+use super::measure::{Common, input, open, read_text, source};
 use super::terminal::Bar;
 use super::text::{say, size};
 use anyhow::Context;
@@ -16,6 +16,9 @@ pub struct Args {
     /// The model
     #[arg(short, long, value_name = "MODEL")]
     model: PathBuf,
+    /// The text, UTF-8
+    #[arg(short, long, value_name = "TEXT")]
+    file: PathBuf,
     /// Where the importance matrix goes
     #[arg(short, long, value_name = "FILE", default_value = "imatrix.gguf")]
     output: PathBuf,
@@ -39,19 +42,19 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     /// Experts that meet less than this part of the mean are told.
     const HARDLY: f64 = 0.05;
     let common = &args.common;
-    let text = common.text()?;
+    let text = read_text(&args.file)?;
     let source = source(&args.model)?;
     let input = input(&source)?;
     let opened = open(&args.model, &input, &common.options())?;
     let tokens = opened.tokenizer.encode(&text, true, args.parse_special);
     let first = (args.chunk * common.ctx_size).min(tokens.len());
-    let windows = opened.windows(&tokens[first..], common)?;
+    let windows = opened.windows(&tokens[first..], common, &args.file)?;
     let chunks: Vec<_> = (0..windows.chunks()).map(|chunk| windows.input(chunk)).collect();
     let bar = Bar::new();
     let collected = collect(&opened.engine, &chunks, args.process_output, &bar);
     let (mut sums, _) = collected.with_context(|| args.model.display().to_string())?;
     drop(bar);
-    sums.datasets = vec![common.file.display().to_string()];
+    sums.datasets = vec![args.file.display().to_string()];
     let imatrix = sums.to_file(common.ctx_size as u32);
     let format = if args.output_format == "dat" { Format::Dat } else { Format::Gguf };
     imatrix.write(&args.output, format, &input.paths())?;

@@ -1,6 +1,7 @@
 //! The command line: one file per command. What was typed becomes a job; only this module prints.
 
 mod convert;
+mod corpus;
 mod imatrix;
 mod inspect;
 mod kld;
