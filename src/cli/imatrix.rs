@@ -5,6 +5,8 @@ use super::terminal::Bar;
 use super::text::{say, size};
 use super::wrong_usage;
 use anyhow::{Context, ensure};
+use clap::ArgMatches;
+use clap::parser::ValueSource;
 use quantier::evaluate::statistics::Perplexity;
 use quantier::evaluate::windows::Windows;
 use quantier::format::imatrix::{Format, Imatrix};
@@ -91,7 +93,7 @@ pub struct Args {
     output_frequency: Option<usize>,
     /// Keep the state of the run at most so often; it has the size of all activations between two layers, 4 x tokens x
     /// width bytes, and room for two is needed. 0 for after every layer
-    #[arg(long, value_name = "SECONDS", default_value_t = 30, env = "QUANTIER_CHECKPOINT_EVERY")]
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     checkpoint_every: u64,
     /// Neither keep the state of the run nor use one that was kept
     #[arg(long)]
@@ -100,7 +102,7 @@ pub struct Args {
     common: Common,
 }
 
-pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+pub fn run(args: &Args, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
     let model = args.positional.as_deref().or(args.model.as_deref());
     if args.file.is_empty() && args.in_file.is_empty() {
         wrong_usage("imatrix", "give a text (--file), or importance matrices to merge (--in-file)");
@@ -113,7 +115,8 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
     let source = model.map(source).transpose()?;
     let input = source.as_ref().map(input).transpose()?;
-    let before = Before::read(args, model.zip(input.as_ref()))?;
+    let own_size = matches.value_source("ctx_size") == Some(ValueSource::CommandLine) || !args.file.is_empty();
+    let before = Before::read(args, own_size, model.zip(input.as_ref()))?;
     let report = match (model, &input) {
         (Some(model), Some(input)) if !args.file.is_empty() => collected(args, model, input, before)?,
         _ if args.show_statistics => {
@@ -139,19 +142,18 @@ struct Before {
 }
 
 impl Before {
-    /// Reads and merges the files, which must be of the model if there is one.
-    fn read(args: &Args, model: Option<(&Path, &Input<'_>)>) -> anyhow::Result<Before> {
+    /// Reads and merges the files, which must be of the model if there is one. Chunks are counted in the length that the
+    /// files agree on, unless the command has its own.
+    fn read(args: &Args, own_size: bool, model: Option<(&Path, &Input<'_>)>) -> anyhow::Result<Before> {
         let name = |path: &Path| path.display().to_string();
         let mut chunk_size = u32::try_from(args.common.ctx_size).context("--ctx-size is too large")?;
         ensure!(chunk_size > 0, "--ctx-size 0 leaves no chunk; the default is 512");
         let files = args.in_file.iter().map(|path| Imatrix::read(path)).collect::<Result<Vec<_>, _>>()?;
-        // Chunks are counted in the length that the files agree on, unless a run says another.
-        if let (true, [first, rest @ ..]) = (args.file.is_empty(), &files[..]) {
-            let said = std::env::args().any(|arg| arg.starts_with("-c") || arg.starts_with("--ctx-size"));
-            let agreed = first.chunk_size != 0 && rest.iter().all(|file| file.chunk_size == first.chunk_size);
-            if agreed && !said {
-                chunk_size = first.chunk_size;
-            }
+        if let (false, [first, rest @ ..]) = (own_size, &files[..])
+            && first.chunk_size != 0
+            && rest.iter().all(|file| file.chunk_size == first.chunk_size)
+        {
+            chunk_size = first.chunk_size;
         }
         let mut sums = Sums::default();
         for (path, file) in args.in_file.iter().zip(&files) {
@@ -252,9 +254,8 @@ fn collected<'a>(args: &'a Args, model: &Path, input: &Input<'_>, before: Before
             if error.is_final() {
                 resume.remove();
             }
-            let again = resume.kept().map(|path| {
-                format!("; the same command goes on from what {} keeps", path.display())
-            });
+            let again =
+                resume.kept().map(|path| format!("; the same command goes on from what {} keeps", path.display()));
             return Err(anyhow::anyhow!("{}: {error}{}", model.display(), again.unwrap_or_default()));
         }
         (Err(error), None) => return Err(error).with_context(|| model.display().to_string()),

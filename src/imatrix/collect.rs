@@ -15,7 +15,7 @@ use crate::evaluate::windows::Windows;
 use crate::format;
 use crate::format::checkpoint::{Checkpoint, Packer, Unpacker};
 use crate::model::{self, Engine, Get, Hidden, LOGIT_ROWS, Observer, Put, Seen};
-use crate::progress::Progress;
+use crate::progress::{Progress, Unit};
 use crate::resume::Resume;
 use rayon::prelude::*;
 use std::collections::BTreeMap;
@@ -88,7 +88,7 @@ fn place(tensor: &str, chunk: usize) -> String {
 }
 
 /// Where a run shows what it has after some chunks.
-pub type Snapshot<'s> = &'s dyn Fn(&Sums) -> format::Result<()>;
+pub type Snapshot<'s> = &'s (dyn Fn(&Sums) -> format::Result<()> + Sync);
 
 /// How to collect.
 #[derive(Default)]
@@ -239,7 +239,8 @@ impl Collector<'_> {
         if keep.is_empty() {
             return Ok(());
         }
-        progress.at("output");
+        progress.begin(self.chunks.len() as u64, Unit::Steps);
+        progress.at("logits");
         let head = engine.head()?;
         let labels = |chunk: usize| match options.score {
             true => windows.labels(self.start + chunk),
@@ -249,7 +250,9 @@ impl Collector<'_> {
             if progress.cancelled() {
                 return Err(model::Error::Cancelled.into());
             }
-            self.output(&head, &hidden, chunk, scored.start - keep.start, labels(chunk))
+            let nll = self.output(&head, &hidden, chunk, scored.start - keep.start, labels(chunk))?;
+            progress.advance(1);
+            Ok(nll)
         };
         let found: Result<Vec<_>, _> =
             engine.pool().install(|| (0..self.chunks.len()).into_par_iter().map(one).collect());

@@ -38,7 +38,9 @@ pub enum Error {
         theirs: String,
     },
     /// Importance matrices of models with different blocks.
-    #[error("it has tensors of {theirs} blocks, and what it is added to has {ours}; only importance matrices of the same model can be added")]
+    #[error(
+        "it has tensors of {theirs} blocks, and what it is added to has {ours}; only importance matrices of the same model can be added"
+    )]
     OtherBlocks {
         /// Blocks that are known.
         ours: usize,

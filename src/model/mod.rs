@@ -18,7 +18,7 @@ mod states;
 mod weights;
 
 use crate::input::Input;
-use crate::progress::Progress;
+use crate::progress::{Progress, Unit};
 use candle_core::{Device, Tensor};
 use layer::{Angles, Layer, Normalizer, Pass};
 use rayon::prelude::*;
@@ -140,6 +140,7 @@ pub struct Engine<'a> {
     weights: Weights<'a>,
     pool: rayon::ThreadPool,
     max_memory: Option<u64>,
+    reserved: u64,
 }
 
 /// The activations behind the last layer, for some rows of every chunk.
@@ -167,7 +168,13 @@ impl<'a> Engine<'a> {
             .build()
             .map_err(|e| Error::Model(format!("cannot start {} threads: {e}", options.threads)))?;
         let hyper = Hyper::new(input.metadata())?;
-        Ok(Engine { hyper, weights: Weights::new(input, &options.device), pool, max_memory: options.max_memory })
+        Ok(Engine {
+            hyper,
+            weights: Weights::new(input, &options.device),
+            pool,
+            max_memory: options.max_memory,
+            reserved: 0,
+        })
     }
 
     /// The threads that this runs on.
@@ -178,6 +185,21 @@ impl<'a> Engine<'a> {
     /// The number of tokens that the output matrix knows.
     pub fn vocabulary(&self) -> usize {
         self.weights.row_count(self.output_name()).unwrap_or(0)
+    }
+
+    /// Bytes of the output matrix when it is widened.
+    pub fn head_bytes(&self) -> u64 {
+        self.vocabulary() as u64 * self.hyper.hidden as u64 * 4
+    }
+
+    /// The memory that this may use, in bytes; `None` for all of it.
+    pub fn max_memory(&self) -> Option<u64> {
+        self.max_memory
+    }
+
+    /// Leaves so many bytes of the memory to others from now on.
+    pub fn reserve(&mut self, bytes: u64) {
+        self.reserved = bytes;
     }
 
     fn output_name(&self) -> &'static str {
@@ -201,7 +223,7 @@ impl<'a> Engine<'a> {
             return Err(Error::Model("chunks differ in length".into()));
         }
         let width = self.hyper.hidden;
-        let budget = self.budget();
+        let budget = self.budget(self.weights.largest_layer(self.hyper.layers));
         self.pool.install(|| {
             let states = States::new(chunks.len(), positions * width, budget)?;
             let done = observer.map_or(Ok(0), |observer| observer.resume(&mut |chunk, x| states.put(chunk, x)))?;
@@ -210,10 +232,10 @@ impl<'a> Engine<'a> {
             }
             let (angles, windowed) = self.angles(positions)?;
             let split = (self.pool.current_num_threads() / chunks.len().max(1)).max(1);
-            progress.begin((self.hyper.layers * chunks.len()) as u64);
+            progress.begin((self.hyper.layers * chunks.len()) as u64, Unit::Steps);
             progress.advance((done * chunks.len()) as u64);
             for number in done..self.hyper.layers {
-                progress.at(&format!("layer {number}"));
+                progress.at(&format!("layer {} of {}", number + 1, self.hyper.layers));
                 let layer = Layer::load(&self.weights, &self.hyper, number, &angles, &windowed)?;
                 order::in_order(chunks.len(), |chunk| {
                     if progress.cancelled() {
@@ -235,7 +257,7 @@ impl<'a> Engine<'a> {
                 }
             }
             let spilled_bytes = states.spilled_bytes(chunks.len());
-            let kept = States::new(chunks.len(), keep.len() * width, budget)?;
+            let kept = States::new(chunks.len(), keep.len() * width, self.budget(self.head_bytes()))?;
             for chunk in 0..chunks.len() {
                 kept.put(chunk, states.take(chunk)?[keep.start * width..keep.end * width].to_vec())?;
             }
@@ -243,10 +265,9 @@ impl<'a> Engine<'a> {
         })
     }
 
-    /// Bytes that activations may take.
-    fn budget(&self) -> u64 {
-        let weights = self.weights.largest_layer(self.hyper.layers);
-        self.max_memory.map_or(u64::MAX, |all| all.saturating_sub(weights))
+    /// Bytes that activations may take beside weights of so many.
+    fn budget(&self, weights: u64) -> u64 {
+        self.max_memory.map_or(u64::MAX, |all| all.saturating_sub(weights.saturating_add(self.reserved)))
     }
 
     /// Widens the last norm and the output matrix.
@@ -293,6 +314,11 @@ impl Hidden {
     /// Rows that are kept of every chunk.
     pub fn rows(&self) -> usize {
         self.rows
+    }
+
+    /// Bytes of them that are in memory.
+    pub fn memory_bytes(&self) -> u64 {
+        self.states.memory_bytes()
     }
 
     /// The rows of a chunk: `[rows, hidden]`.
