@@ -6,7 +6,7 @@
 //! |---|---|---|
 //! | [`convert`], [`quantize`], [`verify`] | the pipelines, to be read top-down like a story | files, through `format` |
 //! | [`input`] | a model to be read: a GGUF, or a checkpoint that is converted on the fly | files, through `format` |
-//! | [`imatrix`] | sums of squared activations: collecting, merging, coverage, statistics | numbers and names only |
+//! | [`imatrix`] | sums of squared activations: collecting, merging, coverage, statistics | numbers and names; `model` to collect |
 //! | [`evaluate`] | scored tokens, rows of logits and statistics: perplexity, KL divergence | numbers; a logits file's layout |
 //! | [`arch`] | the table of architectures: names, metadata and transforms of their tensors | the names and shapes of a checkpoint |
 //! | [`report`] | the evidence: the frontier's JSON, pictures, the page, the table for a terminal | nothing: data in, text out |
@@ -16,6 +16,7 @@
 //! | [`quant`] | block layouts, quantizers, dequantizers, block validation | numbers only |
 //! | [`mod@format`] | GGUF, safetensors, JSON and importance-matrix files, output files, the table of tensor types | files; the only reader of untrusted bytes |
 //! | [`text`] | the built-in texts for calibration and evaluation, ten domains each | nothing |
+//! | [`resume`] | long jobs that survive being killed | a checkpoint beside the output, through `format` |
 //! | [`progress`] | what a long job tells the one who started it, and how it is stopped | nothing |
 //!
 //! `src/main.rs` and `src/cli/` are the program: one file per command, and the only place that prints.
@@ -36,5 +37,6 @@ pub mod quant;
 pub mod quantize;
 pub mod report;
 pub mod text;
+pub mod resume;
 pub mod tokenizer;
 pub mod verify;

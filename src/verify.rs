@@ -4,7 +4,7 @@
 
 use crate::format::gguf::Model;
 use crate::format::{self, types::GgmlType};
-use crate::progress::Progress;
+use crate::progress::{Progress, Unit};
 use crate::quant::{Codec, Fault};
 use rayon::prelude::*;
 use std::path::PathBuf;
@@ -37,7 +37,7 @@ pub struct BadTensor {
 /// If the file becomes shorter meanwhile. `None` if the job was cancelled.
 pub fn verify(model: &Model<'_>, all: bool, progress: &dyn Progress) -> format::Result<Option<Vec<BadTensor>>> {
     let mut bad = Vec::new();
-    progress.begin(model.tensors.iter().map(|t| t.info.bytes()).sum());
+    progress.begin(model.tensors.iter().map(|t| t.info.bytes()).sum(), Unit::Bytes);
     for tensor in &model.tensors {
         let info = &tensor.info;
         let map = &model.files.maps()[tensor.shard];

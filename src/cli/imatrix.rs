@@ -1,29 +1,74 @@
 //! `quantier imatrix`.
 
-use super::measure::{Common, input, open, source};
+use super::measure::{Common, Opened, input, open, read_text, source};
 use super::terminal::Bar;
 use super::text::{say, size};
-use anyhow::Context;
-use quantier::format::imatrix::Format;
-use quantier::imatrix::{collect::collect, coverage};
+use super::wrong_usage;
+use anyhow::{Context, ensure};
+use clap::ArgMatches;
+use clap::parser::ValueSource;
+use quantier::evaluate::statistics::Perplexity;
+use quantier::evaluate::windows::Windows;
+use quantier::format::imatrix::{Format, Imatrix};
+use quantier::format::output::Output;
+use quantier::imatrix::collect::{Collected, Options, collect};
+use quantier::imatrix::coverage::{self, Gap};
+use quantier::imatrix::statistics::Statistics;
+use quantier::imatrix::sums::Sums;
+use quantier::input::Input;
+use quantier::resume::{Job, Resume};
 use serde_json::json;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 /// Compute the importance matrix of a model from a text, as llama-imatrix does
+///
+/// For every matrix of the model's blocks it sums the squares of what the matrix is multiplied by, channel by channel
+/// and expert by expert; `quantier quantize --imatrix` and llama-quantize take the file. MODEL is a GGUF, the first
+/// shard of a split one, or a Hugging Face checkpoint.
+///
+/// A run that was stopped or killed goes on from where it was when the same command is given again: every so often it
+/// keeps what it has in OUTPUT.resume, which is gone when the run has ended.
 #[derive(clap::Args)]
+#[command(
+    override_usage = "quantier imatrix [OPTIONS] --file <TEXT> <MODEL>
+       quantier imatrix [OPTIONS] --in-file <FILE> [--in-file <FILE>]...
+       quantier imatrix --show-statistics --in-file <FILE>",
+    after_help = "Examples:
+  quantier imatrix -f calibration.txt -o imatrix.gguf model-bf16.gguf
+
+  # Three machines with a third of the chunks each, then one file of the three:
+  quantier imatrix -f calibration.txt --chunk 0 --chunks 100 -o part0.gguf model-bf16.gguf
+  quantier imatrix -f calibration.txt --chunk 100 --chunks 100 -o part1.gguf model-bf16.gguf
+  quantier imatrix -f calibration.txt --chunk 200 -o part2.gguf model-bf16.gguf
+  quantier imatrix --in-file part0.gguf,part1.gguf,part2.gguf -o imatrix.gguf
+
+  # What an importance matrix says about its model:
+  quantier imatrix --show-statistics --in-file imatrix.gguf"
+)]
 pub struct Args {
     /// The model
+    #[arg(value_name = "MODEL", conflicts_with = "model")]
+    positional: Option<PathBuf>,
+    /// The model, as llama-imatrix takes it
     #[arg(short, long, value_name = "MODEL")]
-    model: PathBuf,
+    model: Option<PathBuf>,
+    /// A text, UTF-8; several are used one after another, each cut into chunks on its own
+    #[arg(short, long, value_name = "TEXT")]
+    file: Vec<PathBuf>,
     /// Where the importance matrix goes
-    #[arg(short, long, value_name = "FILE", default_value = "imatrix.gguf")]
+    #[arg(short, long, value_name = "FILE", default_value = "imatrix.gguf", alias = "output-file")]
     output: PathBuf,
     /// gguf, or dat for old programs
-    #[arg(long, value_name = "FORMAT", default_value = "gguf", value_parser = ["gguf", "dat"])]
-    output_format: String,
-    /// The chunk to begin with, counted from 0
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "FORMAT", value_parser = ["gguf", "dat"])]
+    output_format: Option<String>,
+    /// Importance matrices of the same model to add to; several are separated by commas or named one by one. Without a
+    /// text they are merged and nothing else
+    #[arg(long, value_name = "FILE", value_delimiter = ',')]
+    in_file: Vec<PathBuf>,
+    /// The chunk of each text to begin with, counted from 0
+    #[arg(long, value_name = "N", default_value_t = 0, alias = "from-chunk")]
     chunk: usize,
     /// Collect for the output matrix too
     #[arg(long)]
@@ -31,41 +76,311 @@ pub struct Args {
     /// Take control tokens in the text for what they are
     #[arg(long)]
     parse_special: bool,
+    /// Do not measure the perplexity on the way, which takes the output matrix for half of the tokens
+    #[arg(long, overrides_with = "ppl")]
+    no_ppl: bool,
+    /// The default, for llama-imatrix's sake
+    #[arg(long, hide = true)]
+    ppl: bool,
+    /// Print figures of every tensor: after a run, or of a single --in-file without a text
+    #[arg(long)]
+    show_statistics: bool,
+    /// Also write FILE.at_N after every N chunks; the weights are then read once for every N chunks. 0 for never
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    save_frequency: usize,
+    /// Taken and not used: what llama-imatrix saves on the way, this keeps in OUTPUT.resume
+    #[arg(long, value_name = "N", hide = true)]
+    output_frequency: Option<usize>,
+    /// Keep the state of the run at most so often; it has the size of all activations between two layers, 4 x tokens x
+    /// width bytes, and room for two is needed. 0 for after every layer
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    checkpoint_every: u64,
+    /// Neither keep the state of the run nor use one that was kept
+    #[arg(long)]
+    no_checkpoint: bool,
     #[command(flatten)]
     common: Common,
 }
 
-pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    /// Experts that meet less than this part of the mean are told.
-    const HARDLY: f64 = 0.05;
-    let common = &args.common;
-    let text = common.text()?;
-    let source = source(&args.model)?;
-    let input = input(&source)?;
-    let opened = open(&args.model, &input, &common.options())?;
-    let tokens = opened.tokenizer.encode(&text, true, args.parse_special);
-    let first = (args.chunk * common.ctx_size).min(tokens.len());
-    let windows = opened.windows(&tokens[first..], common)?;
-    let chunks: Vec<_> = (0..windows.chunks()).map(|chunk| windows.input(chunk)).collect();
-    let bar = Bar::new();
-    let collected = collect(&opened.engine, &chunks, args.process_output, &bar);
-    let (mut sums, _) = collected.with_context(|| args.model.display().to_string())?;
-    drop(bar);
-    sums.datasets = vec![common.file.display().to_string()];
-    let imatrix = sums.to_file(common.ctx_size as u32);
-    let format = if args.output_format == "dat" { Format::Dat } else { Format::Gguf };
-    imatrix.write(&args.output, format, &input.paths())?;
-    let gaps = coverage::gaps(&imatrix, HARDLY);
-    if common.json {
-        say!(
-            "{}",
-            json!({ "output": args.output, "chunks": chunks.len(), "tensors": imatrix.entries.len(), "gaps": gaps })
-        )?;
-        return Ok(ExitCode::SUCCESS);
+pub fn run(args: &Args, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
+    let model = args.positional.as_deref().or(args.model.as_deref());
+    if args.file.is_empty() && args.in_file.is_empty() {
+        wrong_usage("imatrix", "give a text (--file), or importance matrices to merge (--in-file)");
     }
-    gaps.iter().for_each(|gap| eprintln!("warning: {gap}"));
-    let bytes = std::fs::metadata(&args.output).map_or(0, |m| m.len());
-    let (path, count) = (args.output.display(), imatrix.entries.len());
-    say!("{path}: {count} tensors, {} chunks of {} tokens, {}", chunks.len(), common.ctx_size, size(bytes))?;
+    if args.show_statistics && args.file.is_empty() && args.in_file.len() != 1 {
+        wrong_usage("imatrix", "--show-statistics without a text takes a single --in-file");
+    }
+    if model.is_none() && !args.file.is_empty() {
+        wrong_usage("imatrix", "the model is missing");
+    }
+    let source = model.map(source).transpose()?;
+    let input = source.as_ref().map(input).transpose()?;
+    let own_size = matches.value_source("ctx_size") == Some(ValueSource::CommandLine) || !args.file.is_empty();
+    let before = Before::read(args, own_size, model.zip(input.as_ref()))?;
+    let report = match (model, &input) {
+        (Some(model), Some(input)) if !args.file.is_empty() => collected(args, model, input, before)?,
+        _ if args.show_statistics => {
+            let file = before.sums.to_file(before.chunk_size);
+            Report { file, chunks: 0, perplexity: None, resumed: None, written: None }
+        }
+        _ => {
+            let file = before.sums.to_file(before.chunk_size);
+            let inputs = input.as_ref().map_or(Vec::new(), Input::paths);
+            file.write(&args.output, format(args), &inputs)?;
+            Report { file, chunks: 0, perplexity: None, resumed: None, written: Some(&args.output) }
+        }
+    };
+    report.print(args)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// What there was before this run.
+struct Before {
+    sums: Sums,
+    /// Tokens in a chunk of the output.
+    chunk_size: u32,
+}
+
+impl Before {
+    /// Reads and merges the files, which must be of the model if there is one. Chunks are counted in the length that the
+    /// files agree on, unless the command has its own.
+    fn read(args: &Args, own_size: bool, model: Option<(&Path, &Input<'_>)>) -> anyhow::Result<Before> {
+        let name = |path: &Path| path.display().to_string();
+        let mut chunk_size = u32::try_from(args.common.ctx_size).context("--ctx-size is too large")?;
+        ensure!(chunk_size > 0, "--ctx-size 0 leaves no chunk; the default is 512");
+        let files = args.in_file.iter().map(|path| Imatrix::read(path)).collect::<Result<Vec<_>, _>>()?;
+        if let (false, [first, rest @ ..]) = (own_size, &files[..])
+            && first.chunk_size != 0
+            && rest.iter().all(|file| file.chunk_size == first.chunk_size)
+        {
+            chunk_size = first.chunk_size;
+        }
+        let mut sums = Sums::default();
+        for (path, file) in args.in_file.iter().zip(&files) {
+            let theirs = Sums::of_file(file, chunk_size);
+            if let Some((model, input)) = model {
+                let dims = |wanted: &str| {
+                    let tensor = input.tensors.iter().find(|t| *t.info.name == *wanted)?;
+                    Some(tensor.info.shape.dims().to_vec())
+                };
+                theirs.check_model(dims).with_context(|| format!("{}, against {}", name(path), name(model)))?;
+            }
+            sums.merge_file(&theirs).with_context(|| name(path))?;
+        }
+        Ok(Before { sums, chunk_size })
+    }
+}
+
+fn format(args: &Args) -> Format {
+    let dat = args.output_format.as_deref() == Some("dat");
+    if args.output_format.is_none() && args.output.extension().is_some_and(|e| e == "dat") {
+        let path = args.output.display();
+        eprintln!("note: {path} will be a GGUF file whatever its name; --output-format dat writes the old format");
+    }
+    if dat { Format::Dat } else { Format::Gguf }
+}
+
+/// The chunks of all texts.
+struct Chunks {
+    tokens: Vec<u32>,
+    bos: Option<u32>,
+    /// The texts that have chunks in the wanted range.
+    datasets: Vec<String>,
+}
+
+impl Chunks {
+    fn read(args: &Args, opened: &Opened<'_>) -> anyhow::Result<Chunks> {
+        let n_ctx = args.common.ctx_size;
+        let mut chunks = Chunks { tokens: Vec::new(), bos: opened.chunk_bos(), datasets: Vec::new() };
+        let mut most = 0;
+        for path in &args.file {
+            let tokens = opened.tokenizer.encode(&read_text(path)?, true, args.parse_special);
+            let all = Windows::of_text(&tokens, n_ctx, None, chunks.bos).with_context(|| path.display().to_string())?;
+            most = most.max(all.chunks());
+            let end = args.common.chunks.map_or(all.chunks(), |n| args.chunk.saturating_add(n).min(all.chunks()));
+            if args.chunk < end {
+                chunks.tokens.extend_from_slice(&all.tokens()[args.chunk * n_ctx..end * n_ctx]);
+                chunks.datasets.push(path.display().to_string());
+            }
+        }
+        ensure!(args.common.chunks != Some(0), "--chunks 0 leaves nothing to do; ask for at least one");
+        ensure!(
+            args.chunk < most,
+            "--chunk {} is beyond the end: the text has {most} chunks of {n_ctx} tokens, the first of which is 0",
+            args.chunk
+        );
+        Ok(chunks)
+    }
+}
+
+fn collected<'a>(args: &'a Args, model: &Path, input: &Input<'_>, before: Before) -> anyhow::Result<Report<'a>> {
+    let opened = open(model, input, &args.common.options())?;
+    let chunks = Chunks::read(args, &opened)?;
+    let windows = Windows::of_chunks(&chunks.tokens, args.common.ctx_size, chunks.bos)?;
+    let (format, mut inputs) = (format(args), input.paths());
+    inputs.extend(args.file.iter().map(PathBuf::as_path));
+    // What cannot be written is found out before the work, not after it.
+    drop(Output::create(&args.output, 0, &inputs)?);
+
+    let finished = |sums: &Sums| {
+        let mut all = before.sums.clone();
+        all.datasets.extend_from_slice(&chunks.datasets);
+        all.merge(sums)?;
+        anyhow::Ok(all.to_file(before.chunk_size))
+    };
+    let snapshot = |sums: &Sums| {
+        let bad = |what: String| quantier::format::Error::Bad { path: args.output.clone(), what };
+        let file = finished(sums).map_err(|e| bad(e.to_string()))?;
+        let path = beside(&args.output, &format!(".at_{}", file.chunk_count));
+        file.write(&path, format, &inputs)
+    };
+    let resume = resume(args, input, &windows)?;
+    let options = Options {
+        process_output: args.process_output,
+        score: !args.no_ppl,
+        snapshots: (args.save_frequency > 0).then_some((args.save_frequency, &snapshot)),
+        first_chunk: args.chunk,
+        resume: resume.as_ref(),
+    };
+    let bar = Bar::new();
+    let collected = collect(&opened.engine, &windows, &options, &bar);
+    drop(bar);
+    if let Some(why) = resume.as_ref().and_then(Resume::failed) {
+        eprintln!("warning: the state of the run could not be kept: {why}");
+    }
+    let Collected { sums, nll, resumed } = match (collected, &resume) {
+        (Ok(collected), _) => collected,
+        (Err(error), Some(resume)) => {
+            if error.is_final() {
+                resume.remove();
+            }
+            let again =
+                resume.kept().map(|path| format!("; the same command goes on from what {} keeps", path.display()));
+            return Err(anyhow::anyhow!("{}: {error}{}", model.display(), again.unwrap_or_default()));
+        }
+        (Err(error), None) => return Err(error).with_context(|| model.display().to_string()),
+    };
+    let file = finished(&sums).with_context(|| format!("adding to {}", names(&args.in_file)))?;
+    file.write(&args.output, format, &inputs)?;
+    if let Some(resume) = resume {
+        resume.remove();
+    }
+    let perplexity = Perplexity::of(&[&nll]);
+    Ok(Report { file, chunks: windows.chunks(), perplexity, resumed, written: Some(&args.output) })
+}
+
+/// Where the run is kept, unless that is not wanted or cannot be.
+fn resume(args: &Args, input: &Input<'_>, windows: &Windows<'_>) -> anyhow::Result<Option<Resume>> {
+    let regular = !args.output.exists() || args.output.is_file();
+    if args.no_checkpoint || !regular {
+        return Ok(None);
+    }
+    let number = |n: usize| (n as u64).to_le_bytes();
+    let tokens: Vec<u8> = (0..windows.chunks()).flat_map(|c| windows.input(c)).flat_map(u32::to_le_bytes).collect();
+    let labels: Vec<u8> = windows.tokens().iter().flat_map(|token| token.to_le_bytes()).collect();
+    let job = Job::new("imatrix")
+        .with_model(input)?
+        .with("input", &tokens)
+        .with("text", &labels)
+        .with("context", &number(windows.n_ctx()))
+        .with("output", &[args.process_output.into(), args.no_ppl.into()])
+        .with("group", &number(args.save_frequency))
+        .with("device", format!("{:?}", args.common.options().device).as_bytes());
+    let path = beside(&args.output, ".resume");
+    let (resume, note) = Resume::open(&path, job.key(), Duration::from_secs(args.checkpoint_every))?;
+    if let Some(note) = note {
+        eprintln!("note: {note}");
+    }
+    Ok(Some(resume))
+}
+
+/// A name with something appended.
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+fn names(paths: &[PathBuf]) -> String {
+    paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
+}
+
+/// What is told at the end.
+struct Report<'a> {
+    file: Imatrix,
+    /// Chunks that this run went through; 0 where it only read files.
+    chunks: usize,
+    perplexity: Option<Perplexity>,
+    /// The first chunk of the group, and the layers that a former run had done.
+    resumed: Option<[usize; 2]>,
+    written: Option<&'a Path>,
+}
+
+impl Report<'_> {
+    fn print(&self, args: &Args) -> anyhow::Result<()> {
+        /// Experts that meet less than this part of the mean are told.
+        const HARDLY: f64 = 0.05;
+        /// Layers whose experts are told one by one.
+        const SHOWN: usize = 12;
+        let file = &self.file;
+        let gaps = coverage::gaps(file, HARDLY);
+        let statistics = args.show_statistics.then(|| Statistics::of(file));
+        if let Some(of) = statistics.as_ref().filter(|of| of.tensors.is_empty()) {
+            ensure!(!of.tensors.is_empty(), "{}: no tensor met any token", names(&args.in_file));
+        }
+        if args.common.json {
+            return say!(
+                "{}",
+                json!({
+                    "output": self.written,
+                    "tensors": file.entries.len(),
+                    "datasets": file.datasets,
+                    "chunks": self.chunks,
+                    "chunk_count": file.chunk_count,
+                    "chunk_size": file.chunk_size,
+                    "perplexity": self.perplexity,
+                    "resumed": self.resumed.map(|[chunk, layers]| json!({ "chunk": chunk, "layers": layers })),
+                    "gaps": gaps,
+                    "statistics": statistics,
+                })
+            );
+        }
+        if let Some([chunk, layers]) = self.resumed {
+            let group = if chunk > 0 { format!(" of the chunks from {chunk} on") } else { String::new() };
+            eprintln!("note: a former run had done {layers} layers{group}; this one went on from there");
+        }
+        if let Some(perplexity) = &self.perplexity {
+            say!("Final estimate: PPL = {}", perplexity.perplexity)?;
+        }
+        if let Some(statistics) = &statistics {
+            say!("{}", statistics.text())?;
+        }
+        if let Some(path) = self.written {
+            let bytes = std::fs::metadata(path).map_or(0, |m| m.len());
+            say!(
+                "{}: {} tensors, {} chunks of {} tokens, {}",
+                path.display(),
+                file.entries.len(),
+                file.chunk_count,
+                file.chunk_size,
+                size(bytes)
+            )?;
+            warn(&gaps, SHOWN);
+        }
+        Ok(())
+    }
+}
+
+/// Tells of experts that the text hardly reached.
+fn warn(gaps: &[Gap], shown: usize) {
+    if gaps.is_empty() {
+        return;
+    }
+    gaps.iter().take(shown).for_each(|gap| eprintln!("warning: {gap}"));
+    if gaps.len() > shown {
+        eprintln!("warning: and so in {} more places; --json lists all", gaps.len() - shown);
+    }
+    let never = gaps.iter().any(|gap| !gap.never.is_empty());
+    let so = if never { "; those that no token met are quantized as if all their channels were alike" } else { "" };
+    eprintln!("warning: the weights of such experts are chosen on little or nothing{so}: use a longer or richer text");
 }

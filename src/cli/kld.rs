@@ -1,70 +1,191 @@
 //! `quantier kld`.
 
-use super::measure::{Common, input, open, source};
+use super::corpus::Corpus;
+use super::measure::{Common, Opened, input, open, source};
 use super::terminal::Bar;
 use super::text::say;
+use super::wrong_usage;
 use anyhow::{Context, ensure};
-use quantier::evaluate::measure;
-use quantier::evaluate::statistics::Statistics;
+use quantier::evaluate::measure::{self, Base, Measured};
+use quantier::evaluate::score::Comparison;
+use quantier::evaluate::statistics::{Figure, Statistics};
+use quantier::format::logits::{Logits, Writer};
+use quantier::input::Input;
 use serde_json::json;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Measure how far quantized models are from their base: KL divergence in nats, and what comes with it
 ///
 /// One pass of the base serves all the others, and no logits file lies in between: both sides have full f32 logits.
+/// A logits file of llama-perplexity can take the base's place; it holds 16 bits per log-probability, and nothing that
+/// is less probable than e^-16 of the most probable token.
 #[derive(clap::Args)]
+#[command(override_usage = "quantier kld [OPTIONS] --file <TEXT> <BASE> <QUANT>...
+       quantier kld [OPTIONS] --logits <FILE> <QUANT>...")]
 pub struct Args {
-    /// The base model
-    #[arg(value_name = "BASE")]
-    base: PathBuf,
-    /// The models to compare with it
-    #[arg(value_name = "QUANT", required = true)]
-    quants: Vec<PathBuf>,
+    /// The base model (not with --logits), and the models to compare with it
+    #[arg(value_name = "MODEL", required = true)]
+    models: Vec<PathBuf>,
+    /// A text, UTF-8; several give a table with a line for each
+    #[arg(short, long, value_name = "TEXT", required_unless_present = "logits")]
+    file: Vec<PathBuf>,
+    /// Take the base's log-probabilities and the text's tokens from a file of llama-perplexity --kl-divergence-base or
+    /// of --save-logits
+    #[arg(long, value_name = "FILE", aliases = ["kl-divergence-base"], conflicts_with = "save_logits")]
+    logits: Option<PathBuf>,
+    /// Write the base's log-probabilities too, for llama-perplexity --kl-divergence or for --logits
+    #[arg(long, value_name = "FILE", aliases = ["save-all-logits"])]
+    save_logits: Option<PathBuf>,
     #[command(flatten)]
     common: Common,
 }
 
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let common = &args.common;
-    let text = common.text()?;
-    let base_source = source(&args.base)?;
-    let base_input = input(&base_source)?;
-    let base = open(&args.base, &base_input, &common.options())?;
-    let tokens = base.tokenizer.encode(&text, true, false);
-    let windows = base.windows(&tokens, common)?;
+    let file = args.logits.as_deref().map(Logits::open).transpose()?;
+    let logits = args.logits.as_deref().zip(file.as_ref());
+    if logits.is_none() && args.models.len() < 2 {
+        wrong_usage("kld", "a model to compare with the base is missing");
+    }
     // All are looked at before the first is run.
-    let sources = args.quants.iter().map(|path| source(path)).collect::<anyhow::Result<Vec<_>>>()?;
+    let sources = args.models.iter().map(|path| source(path)).collect::<anyhow::Result<Vec<_>>>()?;
     let inputs = sources.iter().map(input).collect::<anyhow::Result<Vec<_>>>()?;
-    let mut quants = Vec::new();
-    for (path, input) in args.quants.iter().zip(&inputs) {
-        let quant = open(path, input, &common.options())?;
+    let opened = args.models.iter().zip(&inputs).map(|(path, input)| open(path, input, &args.common.options()));
+    let mut opened = opened.collect::<anyhow::Result<Vec<_>>>()?;
+    let corpus = read(args, &opened, logits)?;
+    let found = compare(args, &inputs, &mut opened, &corpus, logits)?;
+    report(args, &corpus, &found)
+}
+
+/// The chunks, which all models must read as the same tokens.
+fn read(args: &Args, opened: &[Opened<'_>], logits: Option<(&Path, &Logits)>) -> anyhow::Result<Corpus> {
+    let (first, chunks) = (&opened[0], args.common.chunks);
+    let corpus = match logits {
+        Some(file) => Corpus::of_logits(first, file, &args.file, chunks)?,
+        None => Corpus::of_texts(first, &args.file, args.common.ctx_size, chunks)?,
+    };
+    for (path, other) in args.models.iter().zip(opened).skip(1) {
+        let sizes = (first.engine.vocabulary(), other.engine.vocabulary());
         ensure!(
-            quant.engine.vocabulary() == base.engine.vocabulary()
-                && quant.tokenizer.encode(&text, true, false) == tokens,
-            "{} has another vocabulary than {}; compare models of one family",
+            sizes.0 == sizes.1,
+            "{}: it has a vocabulary of {} tokens and {} one of {}; compare models of one family",
             path.display(),
-            args.base.display()
+            sizes.1,
+            args.models[0].display(),
+            sizes.0
         );
-        quants.push((path, quant));
+        corpus.check(other, &args.file, chunks).with_context(|| path.display().to_string())?;
     }
+    Ok(corpus)
+}
+
+/// A model and its rows beside the base's.
+type Found<'a> = (&'a PathBuf, Vec<Comparison>);
+
+/// Runs the layers of one model after the other, then compares all in one sweep.
+fn compare<'a>(
+    args: &'a Args,
+    inputs: &[Input<'_>],
+    opened: &mut [Opened<'_>],
+    corpus: &Corpus,
+    logits: Option<(&Path, &Logits)>,
+) -> anyhow::Result<Vec<Found<'a>>> {
+    let windows = corpus.windows()?;
+    let quants = &args.models[usize::from(logits.is_none())..];
+    let mut save = match &args.save_logits {
+        Some(file) => {
+            let mut others: Vec<&Path> = inputs.iter().flat_map(Input::paths).collect();
+            others.extend(args.file.iter().map(|f| &**f));
+            Some(Writer::create(file, measure::shape(&opened[0].engine, &windows), windows.tokens(), &others)?)
+        }
+        None => None,
+    };
+    // While a model runs, the activations of those before it are kept; in the end, two output matrices at least.
+    let head = opened.iter().map(|model| model.engine.head_bytes()).max().unwrap_or(0);
+    let mut kept = 0;
+    let mut measured = Vec::new();
     let bar = Bar::new();
-    let base_hidden = measure::hidden(&base.engine, &windows, &bar).with_context(|| args.base.display().to_string())?;
-    let mut found: Vec<(&PathBuf, Statistics)> = Vec::new();
-    for (path, quant) in &quants {
-        let rows = measure::compare((&base.engine, &base_hidden), &quant.engine, &windows, &bar);
-        let rows = rows.with_context(|| path.display().to_string())?;
-        let statistics = Statistics::of(&[&rows]);
-        found.push((path, statistics.with_context(|| format!("{}: nothing to score", common.file.display()))?));
+    for (path, opened) in args.models.iter().zip(opened) {
+        let name = path.display().to_string();
+        bar.about(&path.file_name().unwrap_or_default().to_string_lossy());
+        opened.engine.reserve(head.saturating_add(kept));
+        let model = Measured::new(name, &opened.engine, &windows, &bar)?;
+        kept += model.memory_bytes();
+        measured.push(model);
     }
+    bar.about("all");
+    let base = match logits {
+        Some((path, logits)) => Base::Stored { name: path.display().to_string(), logits },
+        None => Base::Model(measured.remove(0)),
+    };
+    let rows = measure::compare(&base, &measured, &windows, save.as_mut(), &bar)?;
     drop(bar);
-    if common.json {
-        let models: Vec<_> = found.iter().map(|(path, s)| json!({ "model": path, "statistics": s })).collect();
-        say!("{}", json!({ "base": args.base, "text": common.file, "chunks": windows.chunks(), "models": models }))?;
+    save.map_or(Ok(()), Writer::finish)?;
+    Ok(quants.iter().zip(rows).collect())
+}
+
+fn report(args: &Args, corpus: &Corpus, found: &[Found<'_>]) -> anyhow::Result<ExitCode> {
+    let of = |rows: &[Comparison]| Statistics::of(&[rows]).context("there is nothing to score");
+    let mut models = Vec::new();
+    for (path, rows) in found {
+        let texts = corpus.parts.iter().map(|(text, part)| Ok((text, of(corpus.rows(part, rows))?)));
+        models.push((path, of(rows)?, texts.collect::<anyhow::Result<Vec<_>>>()?));
+    }
+    if args.common.json {
+        let one = |(path, all, texts): &(&&PathBuf, Statistics, Vec<(&PathBuf, Statistics)>)| {
+            let texts: Vec<_> = texts.iter().map(|(text, s)| json!({ "text": text, "statistics": s })).collect();
+            json!({ "model": path, "statistics": all, "texts": texts })
+        };
+        let windows = corpus.windows()?;
+        let texts: Vec<_> =
+            corpus.parts.iter().map(|(text, part)| json!({ "text": text, "chunks": part.len() })).collect();
+        let base = args.models.first().filter(|_| args.logits.is_none());
+        say!(
+            "{}",
+            json!({
+                "base": base, "logits": args.logits, "ctx_size": windows.n_ctx(), "chunks": windows.chunks(),
+                "texts": texts, "models": models.iter().map(one).collect::<Vec<_>>(),
+            })
+        )?;
         return Ok(ExitCode::SUCCESS);
     }
-    for (path, statistics) in &found {
-        say!("{}\n{statistics}", path.display())?;
+    for (path, all, texts) in &models {
+        say!("{}\n{all}", path.display())?;
+        if texts.len() > 1 {
+            let names = texts.iter().map(|(text, s)| (text.display().to_string(), s));
+            table("text", names.chain([("all".to_owned(), all)]))?;
+            say!("")?;
+        }
+    }
+    if models.len() > 1 {
+        table("model", models.iter().map(|(path, all, _)| (path.display().to_string(), all)))?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// One line for each text or model.
+fn table<'s>(what: &str, lines: impl Iterator<Item = (String, &'s Statistics)> + Clone) -> anyhow::Result<()> {
+    let width = lines.clone().map(|(name, _)| name.chars().count()).max().unwrap_or(0).max(what.len());
+    let heads = ["mean KLD", "99.9% KLD", "PPL(base)", "PPL(Q)", "RMS Δp", "same top p"];
+    let [kld, tail, base, ppl, rms, top] = heads;
+    say!("{what:<width$}  {kld:>20}  {tail:>10}  {base:>10}  {ppl:>10}  {rms:>9}  {top:>10}")?;
+    for (name, s) in lines {
+        let high = s.kld_spread.percentiles.iter().find(|(percent, _)| *percent == 99.9).map_or(f64::NAN, |p| p.1);
+        say!(
+            "{name:<width$}  {:>20}  {high:>10.6}  {:>10.4}  {:>10.4}  {:>7.3} %  {:>8.3} %",
+            short(s.kld),
+            s.perplexity_base.value,
+            s.perplexity.value,
+            100.0 * s.delta_p_rms.value,
+            100.0 * s.same_top.value
+        )?;
+    }
+    Ok(())
+}
+
+fn short(figure: Figure) -> String {
+    match figure.uncertainty {
+        Some(u) => format!("{:.6} ± {u:.6}", figure.value),
+        None => format!("{:.6}", figure.value),
+    }
 }

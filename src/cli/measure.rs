@@ -2,28 +2,24 @@
 
 use anyhow::{Context, ensure};
 use quantier::convert;
-use quantier::evaluate::windows::Windows;
 use quantier::input::{Input, Source};
 use quantier::model::{Engine, Options};
 use quantier::tokenizer::Tokenizer;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// What all of them take.
 #[derive(clap::Args)]
 pub struct Common {
-    /// The text, UTF-8
-    #[arg(short, long, value_name = "TEXT")]
-    pub file: PathBuf,
     /// Tokens in a chunk
     #[arg(short, long, value_name = "N", default_value_t = 512)]
     pub ctx_size: usize,
-    /// The most chunks of the text that are used; all without it
+    /// The most chunks of each text that are used; all without it
     #[arg(long, value_name = "N")]
     pub chunks: Option<usize>,
     /// How many threads to use; 0 takes one per core
     #[arg(short, long, value_name = "N", default_value_t = 0)]
     pub threads: usize,
-    /// Memory for a layer's weights and the activations of all chunks, in MiB; activations beyond it go to a temporary
+    /// Memory for widened weights and the activations of all chunks, in MiB; activations beyond it go to a temporary
     /// file
     #[arg(long, value_name = "MIB")]
     pub max_memory: Option<u64>,
@@ -34,18 +30,22 @@ pub struct Common {
 
 impl Common {
     pub fn options(&self) -> Options {
-        let max_memory = self.max_memory.map(|mib| mib << 20);
+        let max_memory = self.max_memory.map(|mib| mib.saturating_mul(1 << 20));
         Options { threads: self.threads, max_memory, ..Options::default() }
     }
+}
 
-    pub fn text(&self) -> anyhow::Result<String> {
-        let path = self.file.display();
-        let bytes = std::fs::read(&self.file).with_context(|| format!("cannot read {path}"))?;
-        String::from_utf8(bytes).map_err(|e| {
-            let at = e.utf8_error().valid_up_to();
-            anyhow::anyhow!("{path}: not UTF-8 at byte {at}; convert the text to UTF-8")
-        })
+/// A text as the reference reads it: without the line break at its end, if there is one.
+pub fn read_text(path: &Path) -> anyhow::Result<String> {
+    let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let mut text = String::from_utf8(bytes).map_err(|e| {
+        let at = e.utf8_error().valid_up_to();
+        anyhow::anyhow!("{}: not UTF-8 at byte {at}; convert the text to UTF-8", path.display())
+    })?;
+    if text.ends_with('\n') {
+        text.pop();
     }
+    Ok(text)
 }
 
 /// A model that is open, with its tokenizer.
@@ -56,8 +56,8 @@ pub struct Opened<'a> {
 
 pub fn open<'a>(path: &Path, input: &'a Input<'a>, options: &Options) -> anyhow::Result<Opened<'a>> {
     let name = || path.display().to_string();
-    let tokenizer = Tokenizer::from_gguf(input.metadata()).with_context(name)?;
     let engine = Engine::new(input, options).with_context(name)?;
+    let tokenizer = Tokenizer::from_gguf(input.metadata()).with_context(name)?;
     ensure!(
         tokenizer.vocab_size() <= engine.vocabulary(),
         "{}: its tokenizer has {} tokens and its output matrix {} rows",
@@ -77,9 +77,8 @@ pub fn input(source: &Source) -> anyhow::Result<Input<'_>> {
 }
 
 impl Opened<'_> {
-    pub fn windows<'t>(&self, tokens: &'t [u32], common: &Common) -> anyhow::Result<Windows<'t>> {
-        let bos = self.tokenizer.bos().filter(|_| self.tokenizer.adds_bos());
-        let cut = Windows::of_text(tokens, common.ctx_size, common.chunks, bos);
-        cut.with_context(|| common.file.display().to_string())
+    /// The BOS that stands at the beginning of every chunk, if the vocabulary asks for one.
+    pub fn chunk_bos(&self) -> Option<u32> {
+        self.tokenizer.bos().filter(|_| self.tokenizer.adds_bos())
     }
 }

@@ -1,6 +1,7 @@
 //! The command line: one file per command. What was typed becomes a job; only this module prints.
 
 mod convert;
+mod corpus;
 mod imatrix;
 mod inspect;
 mod kld;
@@ -30,7 +31,7 @@ struct Cli {
 enum Command {
     Convert(convert::Args),
     Quantize(Box<quantize::Args>),
-    Imatrix(imatrix::Args),
+    Imatrix(Box<imatrix::Args>),
     Perplexity(perplexity::Args),
     Kld(kld::Args),
     Inspect(inspect::Args),
@@ -45,14 +46,14 @@ pub fn run() -> anyhow::Result<ExitCode> {
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|e| e.exit());
     match (cli.command, matches.subcommand()) {
         (Command::Quantize(args), Some((_, matches))) => quantize::run(*args, matches),
+        (Command::Imatrix(args), Some((_, matches))) => imatrix::run(&args, matches),
         (Command::Convert(args), _) => convert::run(&args),
-        (Command::Imatrix(args), _) => imatrix::run(&args),
         (Command::Perplexity(args), _) => perplexity::run(&args),
         (Command::Kld(args), _) => kld::run(&args),
         (Command::Inspect(args), _) => inspect::run(&args),
         (Command::Tokenize(args), _) => tokenize::run(&args),
         (Command::Verify(args), _) => verify::run(&args),
-        (Command::Quantize(_), None) => Ok(ExitCode::from(2)),
+        (Command::Quantize(_) | Command::Imatrix(_), None) => Ok(ExitCode::from(2)),
     }
 }
 

@@ -1,47 +1,78 @@
 //! `quantier perplexity`.
 
+use super::corpus::Corpus;
 use super::measure::{Common, input, open, source};
 use super::terminal::Bar;
 use super::text::say;
 use anyhow::{Context, bail};
-use quantier::evaluate::measure;
+use quantier::evaluate::measure::{self, Measured};
 use quantier::evaluate::statistics::Perplexity;
+use quantier::format::logits::Writer;
 use serde_json::json;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-/// Measure the perplexity of a model on a text, as llama-perplexity does
+/// Measure the perplexity of a model on texts, as llama-perplexity does
 ///
 /// MODEL is a GGUF, the first shard of a split one, or a Hugging Face checkpoint. The second half of every chunk is
 /// scored. Quantized weights are dequantized and multiplied in f32, so that the figure is that of the weights alone.
 #[derive(clap::Args)]
 pub struct Args {
     /// The model
-    #[arg(short, long, value_name = "MODEL")]
-    model: PathBuf,
+    #[arg(value_name = "MODEL", required_unless_present = "model")]
+    positional: Option<PathBuf>,
+    /// The model, as llama-perplexity is told
+    #[arg(short, long, value_name = "MODEL", conflicts_with = "positional")]
+    model: Option<PathBuf>,
+    /// A text, UTF-8; several give a figure each and one for all together
+    #[arg(short, long, value_name = "TEXT", required = true)]
+    file: Vec<PathBuf>,
+    /// Write the log-probabilities of all scored rows too, as llama-perplexity --kl-divergence-base does
+    #[arg(long, value_name = "FILE", aliases = ["save-all-logits", "kl-divergence-base"])]
+    save_logits: Option<PathBuf>,
     #[command(flatten)]
     common: Common,
 }
 
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let common = &args.common;
-    let text = common.text()?;
-    let source = source(&args.model)?;
+    let Some(path) = args.positional.as_ref().or(args.model.as_ref()) else { bail!("no model is given") };
+    let source = source(path)?;
     let input = input(&source)?;
-    let opened = open(&args.model, &input, &common.options())?;
-    let tokens = opened.tokenizer.encode(&text, true, false);
-    let windows = opened.windows(&tokens, common)?;
+    let opened = open(path, &input, &common.options())?;
+    let corpus = Corpus::of_texts(&opened, &args.file, common.ctx_size, common.chunks)?;
+    let windows = corpus.windows()?;
+    let mut save = match &args.save_logits {
+        Some(file) => {
+            let inputs: Vec<&Path> = input.paths().into_iter().chain(args.file.iter().map(|f| &**f)).collect();
+            Some(Writer::create(file, measure::shape(&opened.engine, &windows), windows.tokens(), &inputs)?)
+        }
+        None => None,
+    };
     let bar = Bar::new();
-    let nll = measure::nll(&opened.engine, &windows, &bar).with_context(|| args.model.display().to_string())?;
+    let measured = Measured::new(path.display().to_string(), &opened.engine, &windows, &bar)?;
+    let nll = measure::nll(&measured, &windows, save.as_mut(), &bar)?;
     drop(bar);
-    let Some(found) = Perplexity::of(&[&nll]) else { bail!("{}: nothing to score", common.file.display()) };
+    save.map_or(Ok(()), Writer::finish)?;
+    let of = |rows: &[f64]| Perplexity::of(&[rows]).context("there is nothing to score");
+    let texts = corpus.parts.iter().map(|(text, part)| Ok((text, part.len(), of(corpus.rows(part, &nll))?)));
+    let texts = texts.collect::<anyhow::Result<Vec<_>>>()?;
+    let all = of(&nll)?;
     if common.json {
+        let texts: Vec<_> = texts.iter().map(|(t, n, p)| json!({ "text": t, "chunks": n, "perplexity": p })).collect();
+        let sizes = (windows.chunks(), windows.n_ctx());
         say!(
             "{}",
-            json!({ "model": args.model, "text": common.file, "chunks": windows.chunks(), "perplexity": found })
+            json!({ "model": path, "ctx_size": sizes.1, "chunks": sizes.0, "perplexity": all, "texts": texts })
         )?;
-    } else {
-        say!("Final estimate: PPL = {}, {} chunks of {} tokens", found.perplexity, windows.chunks(), windows.n_ctx())?;
+        return Ok(ExitCode::SUCCESS);
     }
+    if texts.len() > 1 {
+        let width = texts.iter().map(|(text, ..)| text.display().to_string().chars().count()).max().unwrap_or(0);
+        for (text, chunks, found) in &texts {
+            say!("{:<width$}  PPL = {}, {chunks} chunks", text.display().to_string(), found.perplexity)?;
+        }
+    }
+    say!("Final estimate: PPL = {}, {} chunks of {} tokens", all.perplexity, windows.chunks(), windows.n_ctx())?;
     Ok(ExitCode::SUCCESS)
 }

@@ -1,7 +1,7 @@
 //! The terminal: progress bars, and Ctrl-C.
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use quantier::progress::Progress;
+use quantier::progress::{Progress, Unit};
 use std::io::IsTerminal;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -20,24 +20,37 @@ impl Bar {
                 std::process::exit(1);
             }
         });
-        let style = ProgressStyle::with_template("{bar:32} {bytes}/{total_bytes} {bytes_per_sec} ETA {eta} {wide_msg}");
         let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
-        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
         Bar(if std::io::stderr().is_terminal() { bar } else { ProgressBar::hidden() })
+    }
+
+    /// Which of several things the job is at from now on (a model).
+    pub fn about(&self, name: &str) {
+        self.0.set_prefix(format!("{name}: "));
+    }
+}
+
+/// How a bar looks that counts this.
+fn template(unit: Unit) -> &'static str {
+    match unit {
+        Unit::Bytes => "{prefix}{bar:32} {bytes}/{total_bytes} {bytes_per_sec} ETA {eta} {wide_msg}",
+        Unit::Steps => "{prefix}{bar:32} {percent:>3}% ETA {eta} {wide_msg}",
     }
 }
 
 impl Progress for Bar {
-    fn begin(&self, bytes: u64) {
-        self.0.set_length(bytes);
+    fn begin(&self, amount: u64, unit: Unit) {
+        self.0.set_style(ProgressStyle::with_template(template(unit)).unwrap_or_else(|_| ProgressStyle::default_bar()));
+        self.0.reset();
+        self.0.set_length(amount);
     }
 
     fn at(&self, name: &str) {
         self.0.set_message(name.to_owned());
     }
 
-    fn advance(&self, bytes: u64) {
-        self.0.inc(bytes);
+    fn advance(&self, amount: u64) {
+        self.0.inc(amount);
     }
 
     fn cancelled(&self) -> bool {
@@ -48,5 +61,17 @@ impl Progress for Bar {
 impl Drop for Bar {
     fn drop(&mut self) {
         self.0.finish_and_clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_templates_are_well_formed() {
+        for unit in [Unit::Bytes, Unit::Steps] {
+            assert!(ProgressStyle::with_template(template(unit)).is_ok(), "{unit:?}");
+        }
     }
 }

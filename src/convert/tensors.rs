@@ -11,7 +11,7 @@ use super::weights::{Part, View};
 use super::{Error, Result};
 use crate::format::gguf::Writer;
 use crate::format::safetensors::Dtype;
-use crate::progress::Progress;
+use crate::progress::{Progress, Unit};
 use rayon::prelude::*;
 use std::ops::Range;
 use std::path::Path;
@@ -50,7 +50,7 @@ impl Plan<'_> {
         for (path, layout) in self.paths().zip(self.layouts()) {
             writers.push(Writer::create(path, layout, &inputs)?);
         }
-        progress.begin(self.tensor_bytes());
+        progress.begin(self.tensor_bytes(), Unit::Bytes);
         let (to_writer, from_stream) = sync_channel::<Band<'_>>(WAITING);
         let (to_stream, from_writer) = sync_channel(WAITING + 2);
         let writers = std::thread::scope(|scope| {

@@ -4,6 +4,7 @@
 //! lies gives an [`Error`] with the name of the bad thing and its place, never a panic, and never an allocation
 //! larger than the file itself warrants.
 
+pub mod checkpoint;
 pub mod gguf;
 pub mod imatrix;
 pub mod json;

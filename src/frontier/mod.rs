@@ -18,7 +18,7 @@ use crate::model::backward::{Labels, mixed};
 use crate::model::{Engine, Head, LOGIT_ROWS};
 use crate::plan::presets::requires_imatrix;
 use crate::plan::role::{Role, may_be_quantized};
-use crate::progress::Progress;
+use crate::progress::{Progress, Unit};
 use crate::quant::Codec;
 use rayon::prelude::*;
 use scores::Candidate;
@@ -158,7 +158,7 @@ pub fn score(
     let positions = match settings.measure {
         Measure::Divergence => divergence(input, engine, &candidates, chunks, settings, progress, &mut nats)?,
         Measure::Imatrix => {
-            progress.begin(candidates.len() as u64);
+            progress.begin(candidates.len() as u64, Unit::Steps);
             for (name, candidate) in &candidates {
                 progress.at(name);
                 let errors = engine.pool().install(|| candidate.weighted_error(input, progress))?;

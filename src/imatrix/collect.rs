@@ -1,108 +1,436 @@
 //! Collecting: what the matrices of a model meet when a text goes through it.
+//!
+//! ```text
+//! collect          for each group of chunks: all layers, then the output matrix where it is wanted
+//! Collector        sums of one chunk and layer on their own, added to the total in the order of the chunks
+//! ```
+//!
+//! Between two layers the sums, the activations of all chunks and the scores so far are all that there is of a run:
+//! they are kept where [`Options::resume`] says.
 
 use super::collected;
 use super::sums::{self, Sums};
-use crate::model;
-use crate::model::{Engine, Hidden, LOGIT_ROWS, Observer, Seen};
-use crate::progress::Progress;
+use crate::evaluate::score::{self, Distribution};
+use crate::evaluate::windows::Windows;
+use crate::format;
+use crate::format::checkpoint::{Checkpoint, Packer, Unpacker};
+use crate::model::{self, Engine, Get, Hidden, LOGIT_ROWS, Observer, Put, Seen};
+use crate::progress::{Progress, Unit};
+use crate::resume::Resume;
 use rayon::prelude::*;
-use std::sync::{Mutex, PoisonError};
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Why nothing could be collected.
+/// Why nothing could be collected. Chunks are counted from 0, from the beginning of the text.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The model could not be run.
     #[error(transparent)]
     Model(#[from] model::Error),
     /// What a matrix met cannot be summed.
-    #[error("chunk {chunk}: {error}")]
+    #[error("{}: {error}", place(.error.tensor(), *.chunk))]
     Sums {
-        /// The chunk, counted from 0.
+        /// The chunk.
         chunk: usize,
-        /// What is wrong; it names the tensor and with it the layer.
+        /// What is wrong; it names the tensor.
         error: sums::Error,
     },
+    /// What a layer makes of finite activations is not finite.
+    #[error(
+        "layer {layer}, chunk {chunk}: what the layer makes is not finite, and the last matrix that met finite \
+         activations is '{tensor}'; it is damaged, or its numbers are too large for f32"
+    )]
+    NotFinite {
+        /// The layer.
+        layer: usize,
+        /// The chunk.
+        chunk: usize,
+        /// The tensor.
+        tensor: String,
+    },
+    /// A row of logits cannot be scored.
+    #[error("chunk {chunk}, scored row {row}: {error}")]
+    Row {
+        /// The chunk.
+        chunk: usize,
+        /// The row, counted from the first one that is scored.
+        row: usize,
+        /// What is wrong.
+        error: score::Error,
+    },
+    /// A snapshot could not be written.
+    #[error(transparent)]
+    Snapshot(format::Error),
 }
 
-/// Sums of the squares of all that the matrices meet, and the activations behind the last layer.
+impl Error {
+    /// Whether the same run, started again, would come to the same end.
+    pub fn is_final(&self) -> bool {
+        !matches!(
+            self,
+            Error::Snapshot(_)
+                | Error::Model(
+                    model::Error::Cancelled
+                        | model::Error::Spill(_)
+                        | model::Error::Convert(_)
+                        | model::Error::Format(_)
+                )
+        )
+    }
+}
+
+/// `layer 3, chunk 7`; the chunk alone for a tensor of no layer.
+fn place(tensor: &str, chunk: usize) -> String {
+    match sums::block(tensor) {
+        Some(layer) => format!("layer {layer}, chunk {chunk}"),
+        None => format!("chunk {chunk}"),
+    }
+}
+
+/// Where a run shows what it has after some chunks.
+pub type Snapshot<'s> = &'s (dyn Fn(&Sums) -> format::Result<()> + Sync);
+
+/// How to collect.
+#[derive(Default)]
+pub struct Options<'o> {
+    /// Watch the output matrix too.
+    pub process_output: bool,
+    /// Score the second half of each chunk.
+    pub score: bool,
+    /// Whether the chunks go through the model in groups of so many, each of which reads all weights again, with a
+    /// snapshot after each group but the last.
+    pub snapshots: Option<(usize, Snapshot<'o>)>,
+    /// The number of the first chunk in the text, for errors.
+    pub first_chunk: usize,
+    /// Where the run is kept, and what a former one has left.
+    pub resume: Option<&'o Resume>,
+}
+
+/// What was collected.
+pub struct Collected {
+    /// The sums; they name no texts.
+    pub sums: Sums,
+    /// The -ln p of every scored token, in nats, chunk by chunk; empty without [`Options::score`].
+    pub nll: Vec<f64>,
+    /// Where a former run had come to: the first chunk of a group, and layers that it had done.
+    pub resumed: Option<[usize; 2]>,
+}
+
+/// Sums of the squares of all that the matrices meet.
 ///
-/// `chunks` are the tokens, all of one length. The sums do not depend on threads: those of a layer are made for each
-/// chunk, then added in the order of the chunks. With `process_output` the output matrix is watched too.
+/// They depend neither on threads nor on groups nor on where a run was interrupted: those of a layer are made for each
+/// chunk, then added in f64 in the order of the chunks.
+///
+/// # Errors
+/// A model that cannot be run, activations that are not finite, a snapshot that cannot be written.
 pub fn collect(
     engine: &Engine<'_>,
-    chunks: &[Vec<u32>],
-    process_output: bool,
+    windows: &Windows<'_>,
+    options: &Options<'_>,
     progress: &dyn Progress,
-) -> Result<(Sums, Hidden), Error> {
-    let collector = Collector {
-        process_output,
-        chunks: chunks.iter().map(|_| Mutex::default()).collect(),
-        total: Mutex::default(),
+) -> Result<Collected, Error> {
+    let all = windows.chunks();
+    let group = options.snapshots.map_or(all, |(chunks, _)| chunks.clamp(1, all));
+    let found = options.resume.and_then(Resume::take);
+    let found = found.and_then(|checkpoint| Found::of(checkpoint, windows, group, engine.hyper.layers));
+    let resumed = found.as_ref().map(|found| [found.start, found.checkpoint.done()]);
+    let mut first = 0;
+    let mut collector = Collector {
+        process_output: options.process_output,
+        resume: options.resume,
+        length: windows.n_ctx() * engine.hyper.hidden,
+        start: 0,
+        chunks: Vec::new(),
+        turn: Mutex::default(),
         failed: Mutex::default(),
+        nll: Vec::new(),
+        found: Mutex::default(),
     };
-    let positions = chunks.first().map_or(0, Vec::len);
-    let hidden = engine.run(chunks, 0..positions, Some(&collector), progress)?;
-    if process_output {
-        let head = engine.head()?;
-        engine.pool().install(|| {
-            (0..chunks.len()).into_par_iter().try_for_each(|chunk| -> model::Result<()> {
-                let rows = hidden.rows_of(chunk)?;
-                for start in (0..positions).step_by(LOGIT_ROWS) {
-                    let rows = rows.narrow(0, start, LOGIT_ROWS.min(positions - start))?;
-                    head.logits(&rows, chunk, Some(&collector))?;
-                }
-                Ok(())
-            })
-        })?;
-        collector.add_up();
+    if let Some(Found { start, sums, nll, checkpoint }) = found {
+        (first, collector.nll) = (start, nll);
+        collector.turn.get_mut().unwrap_or_else(PoisonError::into_inner).total = sums;
+        collector.found = Mutex::new(Some(checkpoint));
     }
-    match collector.failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
-        Some((chunk, error)) => Err(Error::Sums { chunk, error }),
-        None => Ok((collector.total.into_inner().unwrap_or_else(PoisonError::into_inner), hidden)),
+    for start in (first..all).step_by(group) {
+        let end = (start + group).min(all);
+        collector.begin(start, end - start);
+        collector.group(engine, windows, options, progress).map_err(|e| collector.explained(e, options.first_chunk))?;
+        if let Some((_, snapshot)) = options.snapshots.filter(|_| end < all) {
+            snapshot(&lock(&collector.turn).total).map_err(Error::Snapshot)?;
+        }
     }
+    let turn = collector.turn.into_inner().unwrap_or_else(PoisonError::into_inner);
+    Ok(Collected { sums: turn.total, nll: collector.nll, resumed })
 }
 
-struct Collector {
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+struct Collector<'o> {
     process_output: bool,
-    /// Sums of the current layer, by chunk.
-    chunks: Vec<Mutex<Sums>>,
-    total: Mutex<Sums>,
-    /// The first failure by chunk.
+    resume: Option<&'o Resume>,
+    /// Numbers in the activations of a chunk.
+    length: usize,
+    /// The first chunk of the group.
+    start: usize,
+    /// What the chunks of the group have met in the current layer.
+    chunks: Vec<Mutex<Met>>,
+    turn: Mutex<Turn>,
+    /// The first failure by chunk of the group.
     failed: Mutex<Option<(usize, sums::Error)>>,
+    nll: Vec<f64>,
+    /// What a former run has left.
+    found: Mutex<Option<Checkpoint>>,
 }
 
-impl Collector {
+#[derive(Default)]
+struct Met {
+    sums: Sums,
+    /// The tensor that came last.
+    last: String,
+}
+
+/// Adds up what chunks bring, in their order.
+#[derive(Default)]
+struct Turn {
+    total: Sums,
+    /// The chunk of the group whose turn it is.
+    next: usize,
+    /// Those that came before their turn.
+    early: BTreeMap<usize, Sums>,
+}
+
+impl Turn {
+    /// Takes what a chunk brings. The error comes with the chunk that could not be added.
+    fn take(&mut self, chunk: usize, sums: Sums) -> Result<(), (usize, sums::Error)> {
+        self.early.insert(chunk, sums);
+        while let Some(sums) = self.early.remove(&self.next) {
+            self.total.merge(&sums).map_err(|error| (self.next, error))?;
+            self.next += 1;
+        }
+        Ok(())
+    }
+}
+
+impl Collector<'_> {
+    fn begin(&mut self, start: usize, chunks: usize) {
+        self.start = start;
+        self.chunks = (0..chunks).map(|_| Mutex::default()).collect();
+        lock(&self.turn).next = 0;
+    }
+
+    /// Runs the chunks of a group.
+    fn group(
+        &mut self,
+        engine: &Engine<'_>,
+        windows: &Windows<'_>,
+        options: &Options<'_>,
+        progress: &dyn Progress,
+    ) -> Result<(), Error> {
+        let chunks: Vec<_> = (self.start..self.start + self.chunks.len()).map(|chunk| windows.input(chunk)).collect();
+        let scored = windows.first_scored()..windows.first_scored() + windows.scored();
+        let keep = match (options.process_output, options.score) {
+            (true, _) => 0..windows.n_ctx(),
+            (false, true) => scored.clone(),
+            (false, false) => 0..0,
+        };
+        let hidden = engine.run(&chunks, keep.clone(), Some(&*self), progress)?;
+        if keep.is_empty() {
+            return Ok(());
+        }
+        progress.begin(self.chunks.len() as u64, Unit::Steps);
+        progress.at("logits");
+        let head = engine.head()?;
+        let labels = |chunk: usize| match options.score {
+            true => windows.labels(self.start + chunk),
+            false => &[],
+        };
+        let one = |chunk: usize| -> Result<Vec<f64>, Error> {
+            if progress.cancelled() {
+                return Err(model::Error::Cancelled.into());
+            }
+            let nll = self.output(&head, &hidden, chunk, scored.start - keep.start, labels(chunk))?;
+            progress.advance(1);
+            Ok(nll)
+        };
+        let found: Result<Vec<_>, _> =
+            engine.pool().install(|| (0..self.chunks.len()).into_par_iter().map(one).collect());
+        self.nll.extend(found?.concat());
+        Ok(())
+    }
+
+    /// The output matrix on all rows that are kept of a chunk. Row `first + i` of them predicts `labels[i]`.
+    fn output(
+        &self,
+        head: &model::Head<'_>,
+        hidden: &Hidden,
+        chunk: usize,
+        first: usize,
+        labels: &[u32],
+    ) -> Result<Vec<f64>, Error> {
+        let rows = hidden.take(chunk)?;
+        let mut nll = Vec::with_capacity(labels.len());
+        for start in (0..hidden.rows()).step_by(LOGIT_ROWS) {
+            let count = LOGIT_ROWS.min(hidden.rows() - start);
+            let logits = head.logits(&rows.narrow(0, start, count).map_err(model::Error::from)?, chunk, Some(self))?;
+            let width = logits.dim(1).map_err(model::Error::from)?;
+            if labels.is_empty() || start + count <= first {
+                continue;
+            }
+            let logits = logits.flatten_all().and_then(|all| all.to_vec1::<f32>()).map_err(model::Error::from)?;
+            for (i, logits) in logits.chunks_exact(width).enumerate() {
+                let Some(row) = (start + i).checked_sub(first).filter(|row| *row < labels.len()) else { continue };
+                let at = |error| Error::Row { chunk, row, error };
+                nll.push(Distribution::of_logits(logits).and_then(|d| d.nll(labels[row])).map_err(at)?);
+            }
+        }
+        if self.process_output {
+            self.chunk_done(chunk)?;
+        }
+        Ok(nll)
+    }
+
     fn fail(&self, chunk: usize, error: sums::Error) {
-        let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut failed = lock(&self.failed);
         if failed.as_ref().is_none_or(|(first, _)| chunk < *first) {
             *failed = Some((chunk, error));
         }
     }
 
-    /// Adds the chunks' sums to the total, in their order.
-    fn add_up(&self) {
-        let mut total = self.total.lock().unwrap_or_else(PoisonError::into_inner);
-        for (chunk, sums) in self.chunks.iter().enumerate() {
-            let sums = std::mem::take(&mut *sums.lock().unwrap_or_else(PoisonError::into_inner));
-            if let Err(error) = total.merge(&sums) {
-                self.fail(chunk, error);
+    /// An error with what is known here: the tensor, and the chunk's number in the text.
+    fn explained(&self, error: Error, first_chunk: usize) -> Error {
+        let number = |chunk: usize| first_chunk + self.start + chunk;
+        if let Some((chunk, error)) = lock(&self.failed).take() {
+            return Error::Sums { chunk: number(chunk), error };
+        }
+        match error {
+            Error::Model(model::Error::NotFinite { layer, chunk }) => {
+                let tensor = std::mem::take(&mut lock(&self.chunks[chunk]).last);
+                Error::NotFinite { layer, chunk: number(chunk), tensor }
             }
+            Error::Row { chunk, row, error } => Error::Row { chunk: number(chunk), row, error },
+            error => error,
         }
     }
 }
 
-impl Observer for Collector {
+impl Observer for Collector<'_> {
     fn input(&self, seen: Seen<'_>) {
+        let mut met = lock(&self.chunks[seen.chunk]);
+        met.last.clear();
+        met.last.push_str(seen.name);
         if seen.matrices == 1 && !collected(seen.name, self.process_output) {
             return;
         }
-        let mut sums = self.chunks[seen.chunk].lock().unwrap_or_else(PoisonError::into_inner);
-        if let Err(error) = sums.add_rows(seen.name, [seen.matrix, seen.matrices], seen.rows, seen.columns) {
+        let added = met.sums.add_rows(seen.name, [seen.matrix, seen.matrices], seen.rows, seen.columns);
+        drop(met);
+        if let Err(error) = added {
             self.fail(seen.chunk, error);
         }
     }
 
+    fn chunk_done(&self, chunk: usize) -> model::Result<()> {
+        if lock(&self.failed).is_none() {
+            let sums = std::mem::take(&mut lock(&self.chunks[chunk]).sums);
+            match lock(&self.turn).take(chunk, sums) {
+                Ok(()) => return Ok(()),
+                Err((chunk, error)) => self.fail(chunk, error),
+            }
+        }
+        // What is wrong is in `failed`.
+        Err(model::Error::Cancelled)
+    }
+
     fn layer_done(&self, _: usize) {
-        self.add_up();
+        lock(&self.turn).next = 0;
+    }
+
+    fn resume(&self, put: Put<'_>) -> model::Result<usize> {
+        let Some(checkpoint) = lock(&self.found).take() else { return Ok(0) };
+        for chunk in 0..self.chunks.len() {
+            put(chunk, checkpoint.state(chunk)?)?;
+        }
+        Ok(checkpoint.done())
+    }
+
+    fn keep(&self, done: usize, get: Get<'_>) -> model::Result<()> {
+        let Some(resume) = self.resume.filter(|resume| resume.due()) else { return Ok(()) };
+        let packed = pack(self.start, &lock(&self.turn).total, &self.nll);
+        resume.save(done, &packed, [self.chunks.len(), self.length], get)
+    }
+}
+
+/// What a former run has left.
+struct Found {
+    start: usize,
+    sums: Sums,
+    nll: Vec<f64>,
+    checkpoint: Checkpoint,
+}
+
+impl Found {
+    /// `None` if it does not fit this run, which the key rules out.
+    fn of(checkpoint: Checkpoint, windows: &Windows<'_>, group: usize, layers: usize) -> Option<Found> {
+        let (start, sums, nll) = unpack(checkpoint.extra())?;
+        let chunks = windows.chunks().checked_sub(start).filter(|left| *left > 0)?.min(group);
+        let fits = start % group == 0 && checkpoint.shape()[0] == chunks && (1..=layers).contains(&checkpoint.done());
+        fits.then_some(Found { start, sums, nll, checkpoint })
+    }
+}
+
+fn pack(start: usize, sums: &Sums, nll: &[f64]) -> Vec<u8> {
+    let mut packed = Packer::default();
+    packed.number(start).list(nll.iter().map(|x| x.to_le_bytes())).number(sums.tensors.len());
+    for (name, tensor) in &sums.tensors {
+        packed.text(name).list(tensor.sums.iter().map(|x| x.to_le_bytes()));
+        packed.list(tensor.counts.iter().map(|x| x.to_le_bytes()));
+    }
+    packed.0
+}
+
+fn unpack(bytes: &[u8]) -> Option<(usize, Sums, Vec<f64>)> {
+    let mut fields = Unpacker(bytes);
+    let (start, nll) = (fields.number()?, fields.list(f64::from_le_bytes)?);
+    let mut sums = Sums::default();
+    for _ in 0..fields.number()? {
+        let name = fields.text()?.to_owned();
+        let (values, counts) = (fields.list(f64::from_le_bytes)?, fields.list(i64::from_le_bytes)?);
+        sums.tensors.insert(name, sums::TensorSums { sums: values, counts });
+    }
+    fields.0.is_empty().then_some((start, sums, nll))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_that_come_early_wait_for_their_turn() {
+        let of = |x: f32| {
+            let mut sums = Sums::default();
+            sums.add_rows("blk.0.attn_q.weight", [0, 1], &[x], 1).unwrap();
+            sums
+        };
+        let in_order = [1.0, 1e-9, 3e8, 7.0].map(of);
+        let mut want = Sums::default();
+        in_order.iter().for_each(|sums| want.merge(sums).unwrap());
+        for order in [[0, 1, 2, 3], [3, 2, 1, 0], [1, 0, 3, 2]] {
+            let mut turn = Turn::default();
+            order.iter().for_each(|&chunk| turn.take(chunk, in_order[chunk].clone()).unwrap());
+            assert_eq!((turn.total, turn.next), (want.clone(), 4), "{order:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_packed_comes_back() {
+        let mut sums = Sums::default();
+        sums.add_rows("blk.0.ffn_up_exps.weight", [1, 3], &[0.1, 0.2, 0.3, 0.4], 2).unwrap();
+        sums.add_rows("blk.0.attn_q.weight", [0, 1], &[1e-30, 0.2], 2).unwrap();
+        let packed = pack(8, &sums, &[0.1, 2.0]);
+        assert_eq!(unpack(&packed), Some((8, sums, vec![0.1, 2.0])));
+        for cut in 0..packed.len() {
+            assert_eq!(unpack(&packed[..cut]), None, "cut at {cut}");
+        }
     }
 }

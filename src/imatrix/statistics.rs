@@ -155,7 +155,7 @@ fn of_tensor(name: &str, entry: &Entry) -> Option<TensorStatistics> {
     let far = values.iter().filter(|x| (**x - mean) / std > 1.0).count();
     Some(TensorStatistics {
         tensor: name.to_owned(),
-        layer: name.strip_prefix("blk.").and_then(|rest| rest.split('.').next()?.parse().ok()),
+        layer: super::sums::block(name),
         total,
         min: values.iter().copied().fold(f32::INFINITY, f32::min),
         max: values.iter().copied().fold(f32::NEG_INFINITY, f32::max),

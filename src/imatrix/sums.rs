@@ -2,7 +2,7 @@
 //! shows in the f32 that a file keeps.
 
 use crate::format::imatrix::{Entry, Imatrix};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Why sums cannot grow.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -27,6 +27,43 @@ pub enum Error {
         /// What was to be added.
         theirs: String,
     },
+    /// A tensor that the model does not have, or has in another shape.
+    #[error("'{tensor}' has {theirs}, and the model {ours}; only importance matrices of the same model can be added")]
+    OtherTensor {
+        /// The tensor.
+        tensor: String,
+        /// What the model has.
+        ours: String,
+        /// What is known of it.
+        theirs: String,
+    },
+    /// Importance matrices of models with different blocks.
+    #[error(
+        "it has tensors of {theirs} blocks, and what it is added to has {ours}; only importance matrices of the same model can be added"
+    )]
+    OtherBlocks {
+        /// Blocks that are known.
+        ours: usize,
+        /// Blocks of what was to be added.
+        theirs: usize,
+    },
+}
+
+impl Error {
+    /// The tensor that it is about; empty where it is about all.
+    pub fn tensor(&self) -> &str {
+        match self {
+            Error::NonFinite { tensor, .. } | Error::OtherModel { tensor, .. } | Error::OtherTensor { tensor, .. } => {
+                tensor
+            }
+            Error::OtherBlocks { .. } => "",
+        }
+    }
+}
+
+/// The block that a tensor belongs to: 3 of `blk.3.attn_q.weight`.
+pub fn block(tensor: &str) -> Option<u32> {
+    tensor.strip_prefix("blk.")?.split('.').next()?.parse().ok()
 }
 
 /// The sums of one tensor.
@@ -106,9 +143,37 @@ impl Sums {
             let mut counts = theirs.counts.clone();
             broadcast(&mut counts, ours.counts.len());
             broadcast(&mut ours.counts, counts.len());
-            ours.counts.iter_mut().zip(counts).for_each(|(count, n)| *count += n);
+            ours.counts.iter_mut().zip(counts).for_each(|(count, n)| *count = count.saturating_add(n));
         }
         self.datasets.extend_from_slice(&other.datasets);
+        Ok(())
+    }
+
+    /// Adds what a file holds. Its tensors must belong to as many blocks as ours do; see [`Sums::merge`] for the rest.
+    pub fn merge_file(&mut self, theirs: &Sums) -> Result<(), Error> {
+        let blocks = |sums: &Sums| sums.tensors.keys().filter_map(|name| block(name)).collect::<BTreeSet<_>>();
+        let (ours, other) = (blocks(self), blocks(theirs));
+        if !self.tensors.is_empty() && ours != other {
+            return Err(Error::OtherBlocks { ours: ours.len(), theirs: other.len() });
+        }
+        self.merge(theirs)
+    }
+
+    /// Fails unless these can be the sums of a model. `dims` gives the dimensions of its tensors, row length first.
+    pub fn check_model(&self, dims: impl Fn(&str) -> Option<Vec<u64>>) -> Result<(), Error> {
+        for (name, tensor) in &self.tensors {
+            let other = |ours: String| {
+                let theirs = format!("{} sums for {} counts", tensor.sums.len(), tensor.counts.len());
+                Err(Error::OtherTensor { tensor: name.clone(), ours, theirs })
+            };
+            let Some(dims) = dims(name) else { return other("has no such tensor".into()) };
+            let matrices = dims.iter().skip(2).product::<u64>();
+            let columns = dims.first().copied().unwrap_or(0);
+            let counts = tensor.counts.len() as u64;
+            if columns.checked_mul(matrices) != Some(tensor.sums.len() as u64) || (counts != 1 && counts != matrices) {
+                return other(format!("{columns} input channels in each of {matrices} matrices"));
+            }
+        }
         Ok(())
     }
 
@@ -132,7 +197,7 @@ impl Sums {
         Imatrix {
             entries: self.tensors.iter().map(|(name, t)| (name.clone(), entry(t))).collect(),
             datasets: self.datasets.clone(),
-            chunk_count: (most / i64::from(chunk_size.max(1))) as u32,
+            chunk_count: u32::try_from(most / i64::from(chunk_size.max(1))).unwrap_or(u32::MAX),
             chunk_size,
         }
     }
@@ -183,6 +248,28 @@ mod tests {
         other.add_rows("blk.0.ffn_down_exps.weight", [0, 2], &[1.0, 2.0], 2).unwrap();
         assert!(matches!(sums.merge(&other), Err(Error::OtherModel { .. })));
         assert_eq!(sums, before);
+    }
+
+    #[test]
+    fn another_model_is_told_by_its_tensors() {
+        let sums = |names: &[&str]| {
+            let mut sums = Sums::default();
+            names.iter().for_each(|name| sums.add_rows(name, [0, 1], &[1.0, 2.0], 2).unwrap());
+            sums
+        };
+        let mut two = sums(&["blk.0.attn_q.weight", "blk.1.attn_q.weight"]);
+        let error = two.merge_file(&sums(&["blk.0.attn_q.weight"])).unwrap_err();
+        assert_eq!(error, Error::OtherBlocks { ours: 2, theirs: 1 });
+        two.merge_file(&sums(&["blk.0.attn_k.weight", "blk.1.attn_q.weight", "output.weight"])).unwrap();
+        let dims = |dims: &[u64]| {
+            let dims = dims.to_vec();
+            move |_: &str| Some(dims.clone())
+        };
+        two.check_model(dims(&[2, 9])).unwrap();
+        assert!(two.check_model(dims(&[3, 9])).unwrap_err().to_string().contains("3 input channels"));
+        assert!(two.check_model(|_| None).unwrap_err().to_string().contains("no such tensor"));
+        of(&[1.0, 2.0], 0).check_model(dims(&[2, 9, 3])).unwrap();
+        assert!(of(&[1.0, 2.0], 0).check_model(dims(&[2, 9, 2])).is_err());
     }
 
     proptest! {

@@ -16,7 +16,7 @@ use super::layer::{Angles, Layer, Pass};
 use super::states::States;
 use super::weights::Matrix;
 use super::{Engine, Error, LOGIT_ROWS, Result};
-use crate::progress::Progress;
+use crate::progress::{Progress, Unit};
 use candle_core::backprop::GradStore;
 use candle_core::{Tensor, TensorId, Var};
 use rayon::prelude::*;
@@ -129,7 +129,7 @@ impl<'a> Engine<'a> {
     ) -> Result<Trace<'c>> {
         let positions = chunks.first().map_or(0, Vec::len);
         let slots = (self.hyper.layers + 1) * chunks.len();
-        let states = States::new(slots, positions * self.hyper.hidden, self.budget())?;
+        let states = States::new(slots, positions * self.hyper.hidden, self.budget(self.weights.largest_layer(self.hyper.layers)))?;
         self.stream(chunks, &states, true, observer, progress)?;
         Ok(Trace { chunks, states, positions })
     }
@@ -148,9 +148,9 @@ impl<'a> Engine<'a> {
     {
         let (chunks, positions, layers) = (trace.chunks.len(), trace.positions, self.hyper.layers);
         let width = self.hyper.hidden;
-        let gradients = States::new(chunks * labels.draws, positions * width, self.budget())?;
+        let gradients = States::new(chunks * labels.draws, positions * width, self.budget(self.weights.largest_layer(self.hyper.layers)))?;
         let head = self.head()?;
-        progress.begin((layers + 1) as u64 * chunks as u64);
+        progress.begin((layers + 1) as u64 * chunks as u64, Unit::Steps);
         progress.at("output");
         self.pool.install(|| -> Result<()> {
             (0..chunks).into_par_iter().try_for_each(|chunk| {

@@ -13,12 +13,13 @@ mod attention;
 pub mod backward;
 mod hyper;
 mod layer;
+mod order;
 mod product;
 mod states;
 mod weights;
 
 use crate::input::Input;
-use crate::progress::Progress;
+use crate::progress::{Progress, Unit};
 use candle_core::{Device, Tensor};
 use layer::{Angles, Layer, Normalizer, Pass};
 use rayon::prelude::*;
@@ -41,6 +42,9 @@ pub enum Error {
     /// A file could not be read.
     #[error(transparent)]
     Convert(#[from] crate::convert::Error),
+    /// What a former run has left could not be read.
+    #[error(transparent)]
+    Format(#[from] crate::format::Error),
     /// Activations are not numbers any more.
     #[error(
         "layer {layer}, chunk {chunk}: the activations are not finite; the model is damaged, or its numbers are too \
@@ -93,14 +97,35 @@ pub struct Seen<'a> {
     pub columns: usize,
 }
 
-/// Watches the inputs of matrices.
+/// Takes activations, or gives them, slot by slot: one slot per chunk.
+pub type Put<'p> = &'p mut dyn FnMut(usize, Vec<f32>) -> Result<()>;
+/// Gives the activations of a slot.
+pub type Get<'g> = &'g dyn Fn(usize) -> Result<Vec<f32>>;
+
+/// Watches the inputs of matrices, and may keep the run between two layers so that another process can go on.
 pub trait Observer: Sync {
     /// A matrix is about to be multiplied by these. Chunks come from several threads at a time, but the inputs of one
     /// chunk always in the same order.
     fn input(&self, seen: Seen<'_>);
 
+    /// A chunk has met all matrices of the layer. Chunks end about in their order. An error ends the run.
+    fn chunk_done(&self, _chunk: usize) -> Result<()> {
+        Ok(())
+    }
+
     /// All chunks have met all matrices of this layer.
     fn layer_done(&self, _layer: usize) {}
+
+    /// How many layers a former run has done. If there are any, the activations `[positions, hidden]` behind them are
+    /// handed to `put`, those of every chunk.
+    fn resume(&self, _put: Put<'_>) -> Result<usize> {
+        Ok(0)
+    }
+
+    /// So many layers are done: the time to keep the activations, which `get` gives. An error ends the run.
+    fn keep(&self, _done: usize, _get: Get<'_>) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// How a model is run.
@@ -127,6 +152,7 @@ pub struct Engine<'a> {
     weights: Weights<'a>,
     pool: rayon::ThreadPool,
     max_memory: Option<u64>,
+    reserved: u64,
 }
 
 /// The activations behind the last layer, for some rows of every chunk.
@@ -156,7 +182,13 @@ impl<'a> Engine<'a> {
             .build()
             .map_err(|e| Error::Model(format!("cannot start {} threads: {e}", options.threads)))?;
         let hyper = Hyper::new(input.metadata())?;
-        Ok(Engine { hyper, weights: Weights::new(input, &options.device), pool, max_memory: options.max_memory })
+        Ok(Engine {
+            hyper,
+            weights: Weights::new(input, &options.device),
+            pool,
+            max_memory: options.max_memory,
+            reserved: 0,
+        })
     }
 
     /// The threads that this runs on.
@@ -167,6 +199,21 @@ impl<'a> Engine<'a> {
     /// The number of tokens that the output matrix knows.
     pub fn vocabulary(&self) -> usize {
         self.weights.row_count(self.output_name()).unwrap_or(0)
+    }
+
+    /// Bytes of the output matrix when it is widened.
+    pub fn head_bytes(&self) -> u64 {
+        self.vocabulary() as u64 * self.hyper.hidden as u64 * 4
+    }
+
+    /// The memory that this may use, in bytes; `None` for all of it.
+    pub fn max_memory(&self) -> Option<u64> {
+        self.max_memory
+    }
+
+    /// Leaves so many bytes of the memory to others from now on.
+    pub fn reserve(&mut self, bytes: u64) {
+        self.reserved = bytes;
     }
 
     /// The tensor that makes logits.
@@ -191,11 +238,11 @@ impl<'a> Engine<'a> {
             return Err(Error::Model("chunks differ in length".into()));
         }
         let width = self.hyper.hidden;
-        let budget = self.budget();
+        let budget = self.budget(self.weights.largest_layer(self.hyper.layers));
         let states = States::new(chunks.len(), positions * width, budget)?;
         self.stream(chunks, &states, false, observer, progress)?;
         let spilled_bytes = states.spilled_bytes(chunks.len());
-        let kept = States::new(chunks.len(), keep.len() * width, budget)?;
+        let kept = States::new(chunks.len(), keep.len() * width, self.budget(self.head_bytes()))?;
         for chunk in 0..chunks.len() {
             kept.put(chunk, states.take(chunk)?[keep.start * width..keep.end * width].to_vec())?;
         }
@@ -218,13 +265,18 @@ impl<'a> Engine<'a> {
         }
         let slot = |layer: usize, chunk: usize| if keep_inputs { layer * chunks.len() + chunk } else { chunk };
         self.pool.install(|| {
-            chunks.par_iter().enumerate().try_for_each(|(i, tokens)| states.put(i, self.embed(tokens)?))?;
+            let resume = observer.filter(|_| !keep_inputs);
+            let done = resume.map_or(Ok(0), |observer| observer.resume(&mut |chunk, x| states.put(chunk, x)))?;
+            if done == 0 {
+                chunks.par_iter().enumerate().try_for_each(|(i, tokens)| states.put(i, self.embed(tokens)?))?;
+            }
             let (angles, windowed) = self.angles(positions)?;
-            progress.begin((self.hyper.layers * chunks.len()) as u64);
-            for number in 0..self.hyper.layers {
-                progress.at(&format!("layer {number}"));
+            progress.begin((self.hyper.layers * chunks.len()) as u64, Unit::Steps);
+            progress.advance((done * chunks.len()) as u64);
+            for number in done..self.hyper.layers {
+                progress.at(&format!("layer {} of {}", number + 1, self.hyper.layers));
                 let layer = Layer::load(&self.weights, &self.hyper, number, &angles, &windowed)?;
-                (0..chunks.len()).into_par_iter().try_for_each(|chunk| {
+                order::in_order(chunks.len(), |chunk| {
                     if progress.cancelled() {
                         return Err(Error::Cancelled);
                     }
@@ -237,10 +289,12 @@ impl<'a> Engine<'a> {
                         return Err(Error::NotFinite { layer: number, chunk });
                     }
                     progress.advance(1);
-                    states.put(slot(number + 1, chunk), y)
+                    states.put(slot(number + 1, chunk), y)?;
+                    observer.map_or(Ok(()), |observer| observer.chunk_done(chunk))
                 })?;
                 if let Some(observer) = observer {
                     observer.layer_done(number);
+                    observer.keep(number + 1, &|chunk| states.copy(slot(number + 1, chunk)))?;
                 }
             }
             Ok(())
@@ -252,10 +306,9 @@ impl<'a> Engine<'a> {
         (self.pool.current_num_threads() / chunks.max(1)).max(1)
     }
 
-    /// Bytes that activations may take.
-    fn budget(&self) -> u64 {
-        let weights = self.weights.largest_layer(self.hyper.layers);
-        self.max_memory.map_or(u64::MAX, |all| all.saturating_sub(weights))
+    /// Bytes that activations may take beside weights of so many.
+    fn budget(&self, weights: u64) -> u64 {
+        self.max_memory.map_or(u64::MAX, |all| all.saturating_sub(weights.saturating_add(self.reserved)))
     }
 
     /// Widens the last norm and the output matrix.
@@ -303,6 +356,11 @@ impl Hidden {
     /// Rows that are kept of every chunk.
     pub fn rows(&self) -> usize {
         self.rows
+    }
+
+    /// Bytes of them that are in memory.
+    pub fn memory_bytes(&self) -> u64 {
+        self.states.memory_bytes()
     }
 
     /// The rows of a chunk: `[rows, hidden]`.

@@ -62,6 +62,11 @@ impl States {
         (chunks - self.memory.len()) as u64 * self.len as u64 * 4
     }
 
+    /// Bytes that are in memory.
+    pub(super) fn memory_bytes(&self) -> u64 {
+        self.memory.len() as u64 * self.len as u64 * 4
+    }
+
     fn offset(&self, chunk: usize) -> u64 {
         (chunk - self.memory.len()) as u64 * self.len as u64 * 4
     }

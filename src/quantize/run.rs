@@ -6,7 +6,7 @@ use crate::format::gguf::Writer;
 use crate::format::types::GgmlType;
 use crate::input::Input;
 use crate::plan::recipe::Problem;
-use crate::progress::Progress;
+use crate::progress::{Progress, Unit};
 use crate::quant::Codec;
 use rayon::prelude::*;
 use std::path::Path;
@@ -33,7 +33,7 @@ impl Plan<'_> {
         for output in &self.outputs {
             writers.push(open(output, &inputs)?);
         }
-        progress.begin(self.input_bytes());
+        progress.begin(self.input_bytes(), Unit::Bytes);
         for (index, source) in self.tensors.iter().enumerate() {
             progress.at(&source.name);
             let mut sinks: Vec<Sink<'_>> = self

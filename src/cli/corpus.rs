@@ -1,0 +1,135 @@
+//! The texts that models are measured on, in chunks.
+
+use super::measure::{Opened, read_text};
+use anyhow::{Context, bail, ensure};
+use quantier::evaluate::windows::Windows;
+use quantier::format::logits::Logits;
+use quantier::tokenizer::Tokenizer;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+/// Texts that are measured together: the chunks of each follow those of the one before.
+pub struct Corpus {
+    /// What was read, and which chunks are its own.
+    pub parts: Vec<(PathBuf, Range<usize>)>,
+    tokens: Vec<u32>,
+    n_ctx: usize,
+    bos: Option<u32>,
+}
+
+impl Corpus {
+    /// Reads texts and cuts them into chunks of `n_ctx` tokens.
+    pub fn of_texts(
+        model: &Opened<'_>,
+        paths: &[PathBuf],
+        n_ctx: usize,
+        chunks: Option<usize>,
+    ) -> anyhow::Result<Corpus> {
+        let mut corpus = Corpus { parts: Vec::new(), tokens: Vec::new(), n_ctx, bos: model.chunk_bos() };
+        for path in paths {
+            let tokens = model.tokenizer.encode(&read_text(path)?, true, false);
+            let cut = Windows::of_text(&tokens, n_ctx, chunks, corpus.bos);
+            corpus.push(path, cut.with_context(|| path.display().to_string())?.tokens());
+        }
+        Ok(corpus)
+    }
+
+    /// The chunks of a logits file, the first `chunks` of them. If texts are named, they must be what it was made of.
+    pub fn of_logits(
+        model: &Opened<'_>,
+        (path, logits): (&Path, &Logits),
+        texts: &[PathBuf],
+        chunks: Option<usize>,
+    ) -> anyhow::Result<Corpus> {
+        let (shape, file) = (logits.shape(), path.display());
+        let (n_ctx, n_vocab) = (shape.n_ctx as usize, shape.n_vocab as usize);
+        ensure!(
+            n_vocab == model.engine.vocabulary(),
+            "{file}: it was made with a model of {n_vocab} tokens, and this one has {}; make it again with the base of \
+             this model",
+            model.engine.vocabulary()
+        );
+        if texts.is_empty() {
+            check_vocabulary(&model.tokenizer, logits.tokens()).with_context(|| file.to_string())?;
+            let mut corpus = Corpus { parts: Vec::new(), tokens: Vec::new(), n_ctx, bos: model.chunk_bos() };
+            let used = chunks.map_or(shape.n_chunk as usize, |chunks| chunks.min(shape.n_chunk as usize));
+            corpus.push(path, &logits.tokens()[..used * n_ctx]);
+            ensure!(used > 0, "0 chunks leave nothing to score; ask for at least one");
+            return Ok(corpus);
+        }
+        let mut corpus = Corpus::of_texts(model, texts, n_ctx, chunks)?;
+        let stored = logits.tokens();
+        if let Some(i) = corpus.tokens.iter().zip(stored).position(|(a, b)| a != b) {
+            bail!(
+                "{file}: it was made of another text, or with another vocabulary: token {} of chunk {} is {} there and \
+                 {} here; give the text that it was made of, or none to take it from the file",
+                i % n_ctx,
+                i / n_ctx,
+                stored[i],
+                corpus.tokens[i]
+            );
+        }
+        // A file may hold fewer chunks than its text has: --chunks was given when it was made.
+        match (corpus.tokens.len() > stored.len(), texts.len()) {
+            (true, 1) => {
+                corpus.tokens.truncate(stored.len());
+                corpus.parts[0].1.end = shape.n_chunk as usize;
+            }
+            (true, _) => bail!("{file}: it has {} chunks and the texts {}", shape.n_chunk, corpus.chunks()),
+            (false, _) => {}
+        }
+        Ok(corpus)
+    }
+
+    fn push(&mut self, path: &Path, tokens: &[u32]) {
+        let start = self.chunks();
+        self.tokens.extend_from_slice(tokens);
+        self.parts.push((path.to_owned(), start..self.chunks()));
+    }
+
+    fn chunks(&self) -> usize {
+        self.tokens.len() / self.n_ctx
+    }
+
+    /// All chunks.
+    pub fn windows(&self) -> anyhow::Result<Windows<'_>> {
+        Ok(Windows::of_chunks(&self.tokens, self.n_ctx, self.bos)?)
+    }
+
+    /// Fails unless another model reads the same texts as the same tokens.
+    pub fn check(&self, model: &Opened<'_>, texts: &[PathBuf], chunks: Option<usize>) -> anyhow::Result<()> {
+        let same = match texts {
+            [] => check_vocabulary(&model.tokenizer, &self.tokens).is_ok(),
+            texts => {
+                let other = Corpus::of_texts(model, texts, self.n_ctx, chunks);
+                other.is_ok_and(|other| other.bos == self.bos && other.tokens.starts_with(&self.tokens))
+            }
+        };
+        ensure!(same, "it has another vocabulary: it reads the text as other tokens; compare models of one family");
+        Ok(())
+    }
+
+    /// The rows of a text among those of all, where every chunk has equally many.
+    pub fn rows<'r, T>(&self, part: &Range<usize>, all: &'r [T]) -> &'r [T] {
+        let per_chunk = all.len() / self.chunks().max(1);
+        &all[part.start * per_chunk..part.end * per_chunk]
+    }
+}
+
+/// Fails if tokens do not read as a text in a vocabulary: those of another vocabulary of the same size give a jumble
+/// that takes many more tokens to write down again.
+fn check_vocabulary(tokenizer: &Tokenizer, tokens: &[u32]) -> anyhow::Result<()> {
+    /// Tokens that are looked at.
+    const SAMPLE: usize = 4096;
+    /// How many times as many tokens a text may take when it is read again. Cut words and unusual spaces cost some.
+    const AGAIN: f64 = 1.25;
+    let tokens = &tokens[..tokens.len().min(SAMPLE)];
+    let text = tokenizer.decode(tokens);
+    let again = tokenizer.encode(&String::from_utf8_lossy(&text), false, true).len();
+    ensure!(
+        again as f64 <= AGAIN * tokens.len() as f64,
+        "it was made with another vocabulary: its tokens are no text in this model's; make it again with the base of \
+         this model"
+    );
+    Ok(())
+}

@@ -1,0 +1,282 @@
+//! What a long job has come to, so that another process can go on from there.
+//!
+//! ```text
+//! magic u8 x 8     "QNTCKPT" and the version of this layout
+//! key u8 x 32      the job: SHA-256 of all that its result depends on
+//! done u64         steps that are done (layers)
+//! slots u64, len u64, extra u64
+//! extra bytes      what the job has found so far, packed by the job itself
+//! f32 x slots x len                  activations between two steps, in the machine's byte order
+//! SHA-256 of all bytes before        u8 x 32
+//! ```
+//!
+//! Integers are little-endian. Such a file never leaves the machine, or the shared disk, that the job runs on.
+
+use super::map::Map;
+use super::output::Output;
+use super::{Error, Result};
+use sha2::{Digest, Sha256};
+use std::ops::Range;
+use std::path::Path;
+
+const MAGIC: &[u8; 8] = b"QNTCKPT1";
+/// Bytes of a SHA-256.
+const DIGEST: usize = 32;
+/// Bytes before what the job has packed.
+const HEAD: usize = MAGIC.len() + DIGEST + 4 * 8;
+
+/// A job: a SHA-256 of all that its result depends on.
+pub type Key = [u8; DIGEST];
+
+/// What lies under a checkpoint's name.
+pub enum Found {
+    /// Nothing.
+    Nothing,
+    /// The checkpoint of another job.
+    Other,
+    /// Something that is no whole checkpoint, and why.
+    Damaged(String),
+    /// This job's.
+    Ours(Checkpoint),
+}
+
+/// A checkpoint whose checksum is right.
+pub struct Checkpoint {
+    map: Map,
+    done: usize,
+    slots: usize,
+    len: usize,
+    extra: Range<usize>,
+}
+
+impl Checkpoint {
+    /// Looks for the checkpoint of a job.
+    ///
+    /// # Errors
+    /// If the file is there and cannot be read.
+    pub fn open(path: &Path, key: &Key) -> Result<Found> {
+        if !path.exists() {
+            return Ok(Found::Nothing);
+        }
+        let map = Map::open(path)?;
+        Ok(match parse(map.bytes()) {
+            Err(what) => Found::Damaged(what),
+            Ok(head) if head.key != *key => Found::Other,
+            Ok(Head { done, slots, len, extra, .. }) => Found::Ours(Checkpoint { map, done, slots, len, extra }),
+        })
+    }
+
+    /// Steps that are done.
+    pub fn done(&self) -> usize {
+        self.done
+    }
+
+    /// What the job had packed.
+    pub fn extra(&self) -> &[u8] {
+        &self.map.bytes()[self.extra.clone()]
+    }
+
+    /// Number and length of the activations' slots.
+    pub fn shape(&self) -> [usize; 2] {
+        [self.slots, self.len]
+    }
+
+    /// The activations of one slot.
+    ///
+    /// # Errors
+    /// If the file has become shorter.
+    ///
+    /// # Panics
+    /// If there is no such slot.
+    pub fn state(&self, slot: usize) -> Result<Vec<f32>> {
+        assert!(slot < self.slots, "slot {slot} of {}", self.slots);
+        self.map.check_length()?;
+        let bytes = &self.map.bytes()[self.extra.end + slot * self.len * 4..][..self.len * 4];
+        Ok(bytes.as_chunks().0.iter().map(|b| f32::from_ne_bytes(*b)).collect())
+    }
+}
+
+struct Head {
+    key: Key,
+    done: usize,
+    slots: usize,
+    len: usize,
+    extra: Range<usize>,
+}
+
+fn parse(bytes: &[u8]) -> std::result::Result<Head, String> {
+    if !bytes.starts_with(MAGIC) {
+        return Err("it does not begin as a checkpoint does".into());
+    }
+    let short = || format!("it ends at byte {}, before its end", bytes.len());
+    let (body, digest) = bytes.len().checked_sub(DIGEST).and_then(|at| bytes.split_at_checked(at)).ok_or_else(short)?;
+    let mut fields = Unpacker(body.get(MAGIC.len()..).ok_or_else(short)?);
+    let key = fields.take(DIGEST).and_then(|b| b.try_into().ok()).ok_or_else(short)?;
+    let mut number = || fields.number().ok_or_else(short);
+    let (done, slots, len, extra) = (number()?, number()?, number()?, number()?);
+    let states = slots.checked_mul(len).and_then(|n| n.checked_mul(4));
+    let end = states.and_then(|n| n.checked_add(extra)?.checked_add(HEAD));
+    if end != Some(body.len()) {
+        return Err(format!("it has {} bytes, which its header does not add up to", bytes.len()));
+    }
+    if Sha256::digest(body)[..] != *digest {
+        return Err("its checksum is wrong".into());
+    }
+    Ok(Head { key, done, slots, len, extra: HEAD..HEAD + extra })
+}
+
+/// Writes a checkpoint: beside its name, then renamed, so that a killed process leaves the one before.
+///
+/// `state` gives the activations of each of `slots` slots, `[len]`.
+///
+/// # Errors
+/// Those of the disk and those of `state`.
+pub fn write<E: From<Error>>(
+    path: &Path,
+    key: &Key,
+    done: usize,
+    extra: &[u8],
+    [slots, len]: [usize; 2],
+    state: &dyn Fn(usize) -> std::result::Result<Vec<f32>, E>,
+) -> std::result::Result<(), E> {
+    let bytes = HEAD + extra.len() + slots * len * 4 + DIGEST;
+    let mut output = Output::create(path, bytes as u64, &[])?;
+    let mut digest = Sha256::new();
+    let mut head = Packer::default();
+    head.bytes(MAGIC).bytes(key).number(done).number(slots).number(len).number(extra.len());
+    let mut write = |bytes: &[u8]| {
+        digest.update(bytes);
+        output.write(bytes)
+    };
+    write(&head.0)?;
+    write(extra)?;
+    for slot in 0..slots {
+        let state = state(slot)?;
+        assert_eq!(state.len(), len, "activations of slot {slot}");
+        write(bytemuck::cast_slice(&state))?;
+    }
+    let digest = digest.finalize();
+    output.write(&digest)?;
+    Ok(output.finish()?)
+}
+
+/// Numbers and texts as bytes, for what a job keeps.
+#[derive(Default)]
+pub struct Packer(pub Vec<u8>);
+
+impl Packer {
+    /// Bytes as they are.
+    pub fn bytes(&mut self, bytes: &[u8]) -> &mut Packer {
+        self.0.extend_from_slice(bytes);
+        self
+    }
+
+    /// A number.
+    pub fn number(&mut self, n: usize) -> &mut Packer {
+        self.bytes(&(n as u64).to_le_bytes())
+    }
+
+    /// A text and its length.
+    pub fn text(&mut self, text: &str) -> &mut Packer {
+        self.number(text.len()).bytes(text.as_bytes())
+    }
+
+    /// Numbers of 8 bytes and how many they are.
+    pub fn list(&mut self, numbers: impl ExactSizeIterator<Item = [u8; 8]>) -> &mut Packer {
+        self.number(numbers.len());
+        self.0.extend(numbers.flatten());
+        self
+    }
+}
+
+/// Reads what a [`Packer`] wrote; `None` where it ends too early.
+pub struct Unpacker<'a>(pub &'a [u8]);
+
+impl<'a> Unpacker<'a> {
+    fn take(&mut self, n: usize) -> Option<&'a [u8]> {
+        let (taken, rest) = self.0.split_at_checked(n)?;
+        self.0 = rest;
+        Some(taken)
+    }
+
+    /// A number.
+    pub fn number(&mut self) -> Option<usize> {
+        let bytes = self.take(8)?.try_into().ok()?;
+        usize::try_from(u64::from_le_bytes(bytes)).ok()
+    }
+
+    /// A text.
+    pub fn text(&mut self) -> Option<&'a str> {
+        let len = self.number()?;
+        std::str::from_utf8(self.take(len)?).ok()
+    }
+
+    /// Numbers of 8 bytes.
+    pub fn list<T>(&mut self, number: impl Fn([u8; 8]) -> T) -> Option<Vec<T>> {
+        let bytes = self.number()?.checked_mul(8)?;
+        Some(self.take(bytes)?.as_chunks().0.iter().map(|b| number(*b)).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: Key = [7; 32];
+
+    fn written(dir: &Path) -> std::path::PathBuf {
+        let path = dir.join("a.resume");
+        write::<Error>(&path, &KEY, 3, b"extra", [2, 5], &|slot| Ok(vec![slot as f32 + 0.5; 5])).unwrap();
+        path
+    }
+
+    #[test]
+    fn what_was_kept_comes_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = written(dir.path());
+        let Found::Ours(found) = Checkpoint::open(&path, &KEY).unwrap() else { panic!("it is ours") };
+        assert_eq!((found.done(), found.extra(), found.shape()), (3, &b"extra"[..], [2, 5]));
+        assert_eq!(found.state(1).unwrap(), [1.5; 5]);
+        assert!(matches!(Checkpoint::open(&path, &[8; 32]).unwrap(), Found::Other));
+        assert!(matches!(Checkpoint::open(&dir.path().join("b"), &KEY).unwrap(), Found::Nothing));
+    }
+
+    #[test]
+    fn every_change_and_every_cut_is_damage() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = written(dir.path());
+        let bytes = std::fs::read(&path).unwrap();
+        let damaged = |bytes: &[u8]| {
+            std::fs::write(&path, bytes).unwrap();
+            matches!(Checkpoint::open(&path, &KEY).unwrap(), Found::Damaged(_))
+        };
+        for at in 0..bytes.len() {
+            assert!(damaged(&bytes[..at]), "cut at byte {at}");
+            let mut changed = bytes.clone();
+            changed[at] ^= 0x40;
+            assert!(damaged(&changed), "changed at byte {at}");
+        }
+        assert!(damaged(&[&bytes[..], b"x"].concat()));
+    }
+
+    #[test]
+    fn a_failure_leaves_the_one_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = written(dir.path());
+        let before = std::fs::read(&path).unwrap();
+        let fail = |_| Err(Error::Bad { path: path.clone(), what: "no".into() });
+        assert!(write(&path, &KEY, 4, b"", [1, 1], &fail).is_err());
+        assert_eq!(std::fs::read(&path).unwrap(), before);
+    }
+
+    #[test]
+    fn packed_fields_come_back() {
+        let mut packed = Packer::default();
+        packed.number(9).text("a b").list([1.5f64, -2.0].iter().map(|x| x.to_le_bytes()));
+        let mut fields = Unpacker(&packed.0);
+        assert_eq!((fields.number(), fields.text()), (Some(9), Some("a b")));
+        assert_eq!(fields.list(f64::from_le_bytes), Some(vec![1.5, -2.0]));
+        assert_eq!(fields.number(), None);
+        assert_eq!(Unpacker(&packed.0[..20]).list(u64::from_le_bytes), None);
+    }
+}
