@@ -5,6 +5,7 @@ mod corpus;
 mod imatrix;
 mod inspect;
 mod kld;
+mod make;
 mod measure;
 mod perplexity;
 mod quantize;
@@ -29,6 +30,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Make(Box<make::Args>),
+    Frontier(Box<make::FrontierArgs>),
     Convert(convert::Args),
     Quantize(Box<quantize::Args>),
     Imatrix(Box<imatrix::Args>),
@@ -47,6 +50,8 @@ pub fn run() -> anyhow::Result<ExitCode> {
     match (cli.command, matches.subcommand()) {
         (Command::Quantize(args), Some((_, matches))) => quantize::run(*args, matches),
         (Command::Imatrix(args), Some((_, matches))) => imatrix::run(&args, matches),
+        (Command::Make(args), _) => make::run(&args),
+        (Command::Frontier(args), _) => make::frontier(&args),
         (Command::Convert(args), _) => convert::run(&args),
         (Command::Perplexity(args), _) => perplexity::run(&args),
         (Command::Kld(args), _) => kld::run(&args),

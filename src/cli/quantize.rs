@@ -191,8 +191,12 @@ fn job(args: Args, matches: &clap::ArgMatches) -> anyhow::Result<Job> {
             _ => wrong_usage(NAME, format!("'{}' is not TYPE=PATH", also.display())),
         }
     }
-    let imatrix =
-        args.imatrix.map(|path| ImatrixRequest { path, include: args.include_weights, exclude: args.exclude_weights });
+    let imatrix = args.imatrix.map(|path| ImatrixRequest {
+        path,
+        shown: None,
+        include: args.include_weights,
+        exclude: args.exclude_weights,
+    });
     Ok(Job {
         input,
         outputs,

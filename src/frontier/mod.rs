@@ -20,6 +20,7 @@ use crate::plan::presets::requires_imatrix;
 use crate::plan::role::{Role, may_be_quantized};
 use crate::progress::{Progress, Unit};
 use crate::quant::Codec;
+use crate::resume::Resume;
 use rayon::prelude::*;
 use scores::Candidate;
 use serde::{Deserialize, Serialize};
@@ -44,7 +45,9 @@ pub enum Error {
     )]
     NotFinite(String),
     /// The importance matrix does not fit.
-    #[error("tensor '{tensor}': the importance matrix has {found} values and {needed} are needed; it is of another model")]
+    #[error(
+        "tensor '{tensor}': the importance matrix has {found} values and {needed} are needed; it is of another model"
+    )]
     Imatrix {
         /// The tensor.
         tensor: String,
@@ -119,7 +122,11 @@ pub struct Scores {
     pub fixed_bytes: u64,
     /// Weights of those.
     pub fixed_weights: u64,
-    /// Positions that were looked at.
+    /// By what they were judged.
+    pub measure: Measure,
+    /// Chunks that were looked at.
+    pub sequences: usize,
+    /// Positions that were looked at in them.
     pub positions: usize,
 }
 
@@ -133,6 +140,8 @@ pub fn score(
     imatrix: &Imatrix,
     chunks: &[Vec<u32>],
     settings: &Settings,
+    allowed: &dyn Fn(&str, GgmlType) -> bool,
+    _resume: Option<&Resume>,
     progress: &dyn Progress,
 ) -> Result<Scores> {
     let importance = importance(input, imatrix)?;
@@ -151,7 +160,7 @@ pub fn score(
         let importance = importance.get(name).map(Vec::as_slice);
         let unwise = |t| requires_imatrix(Role::of(name), t, None);
         let mut types = scores::possible(&settings.types, tensor, importance.is_some(), unwise);
-        types.retain(|codec| codec.ggml_type != info.ggml_type);
+        types.retain(|codec| codec.ggml_type != info.ggml_type && allowed(name, codec.ggml_type));
         candidates.insert(name, Candidate { tensor, importance, types });
     }
     let mut nats: BTreeMap<String, Vec<f64>> = BTreeMap::new();
@@ -172,7 +181,8 @@ pub fn score(
         let candidate = candidates.get(&*tensor.info.name)?;
         Some(scored(tensor, candidate, nats.get(&*tensor.info.name)))
     });
-    Ok(Scores { tensors: tensors.collect(), fixed_bytes, fixed_weights, positions })
+    let (measure, sequences) = (settings.measure, chunks.len());
+    Ok(Scores { tensors: tensors.collect(), fixed_bytes, fixed_weights, measure, sequences, positions })
 }
 
 fn scored(tensor: &Tensor<'_>, candidate: &Candidate<'_>, nats: Option<&Vec<f64>>) -> Scored {

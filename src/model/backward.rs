@@ -129,7 +129,11 @@ impl<'a> Engine<'a> {
     ) -> Result<Trace<'c>> {
         let positions = chunks.first().map_or(0, Vec::len);
         let slots = (self.hyper.layers + 1) * chunks.len();
-        let states = States::new(slots, positions * self.hyper.hidden, self.budget(self.weights.largest_layer(self.hyper.layers)))?;
+        let states = States::new(
+            slots,
+            positions * self.hyper.hidden,
+            self.budget(self.weights.largest_layer(self.hyper.layers)),
+        )?;
         self.stream(chunks, &states, true, observer, progress)?;
         Ok(Trace { chunks, states, positions })
     }
@@ -148,7 +152,11 @@ impl<'a> Engine<'a> {
     {
         let (chunks, positions, layers) = (trace.chunks.len(), trace.positions, self.hyper.layers);
         let width = self.hyper.hidden;
-        let gradients = States::new(chunks * labels.draws, positions * width, self.budget(self.weights.largest_layer(self.hyper.layers)))?;
+        let gradients = States::new(
+            chunks * labels.draws,
+            positions * width,
+            self.budget(self.weights.largest_layer(self.hyper.layers)),
+        )?;
         let head = self.head()?;
         progress.begin((layers + 1) as u64 * chunks as u64, Unit::Steps);
         progress.at("output");
@@ -166,8 +174,11 @@ impl<'a> Engine<'a> {
                     for (draw, out) in out.iter_mut().enumerate() {
                         let first = block * LOGIT_ROWS;
                         let seeds = (0..values.len()).map(|row| labels.random(chunk, first + row, draw));
-                        let gradient: Vec<f32> =
-                            values.iter().zip(seeds).flat_map(|(logits, random)| label_gradient(logits, random)).collect();
+                        let gradient: Vec<f32> = values
+                            .iter()
+                            .zip(seeds)
+                            .flat_map(|(logits, random)| label_gradient(logits, random))
+                            .collect();
                         let gradient = Tensor::from_vec(gradient, logits.dims(), logits.device())?;
                         out.extend(numbers_at(&(&logits * gradient)?.sum_all()?.backward()?, &rows)?);
                     }

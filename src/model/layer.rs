@@ -1,10 +1,10 @@
 //! One layer of a decoder: its matrices in f32, and what it makes of the activations of one chunk.
 
 use super::attention::Scores;
+use super::backward::Probes;
 use super::hyper::{Hyper, Rotation};
 use super::product::product;
 use super::weights::{Matrix, Weights};
-use super::backward::Probes;
 use super::{Observer, Result, Seen};
 use crate::arch::{Activation, Norm, Rope};
 use candle_core::{D, Tensor};
@@ -97,8 +97,7 @@ impl Pass<'_> {
         let Some(observer) = self.observer else { return Ok(()) };
         let columns = x.dim(D::Minus1)?;
         let rows = x.flatten_all()?.to_vec1::<f32>()?;
-        let seen =
-            Seen { chunk: self.chunk, name: &of.name, matrix, matrices: of.matrices(), rows: &rows, columns };
+        let seen = Seen { chunk: self.chunk, name: &of.name, matrix, matrices: of.matrices(), rows: &rows, columns };
         observer.input(seen);
         Ok(())
     }

@@ -53,6 +53,8 @@ pub struct Job {
 pub struct ImatrixRequest {
     /// The file, as the user named it; its name goes into the output's metadata.
     pub path: PathBuf,
+    /// Another name for the metadata.
+    pub shown: Option<String>,
     /// Use it only for tensors whose name contains one of these; empty for all.
     pub include: Vec<String>,
     /// Do not use it for tensors whose name contains one of these.

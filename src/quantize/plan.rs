@@ -215,7 +215,7 @@ fn read_imatrix(job: &Job) -> Result<Option<UsedImatrix>> {
     imatrix
         .entries
         .retain(|name, _| !any(&request.exclude, name) && (request.include.is_empty() || any(&request.include, name)));
-    let file = request.path.to_string_lossy().into_owned();
+    let file = request.shown.clone().unwrap_or_else(|| request.path.to_string_lossy().into_owned());
     Ok((!imatrix.entries.is_empty()).then_some(UsedImatrix { file, imatrix }))
 }
 

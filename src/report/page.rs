@@ -4,9 +4,7 @@ use super::compare::{Comparison, geometric_mean};
 use super::data::{File, Frontier, Measured, Text};
 use super::fit_chart::fit_chart;
 use super::heat_map::{colour, heat_map};
-use super::numbers::{
-    Unit, change, clean, count, duration, figure, nats, percent, shorten, size, type_name, weights,
-};
+use super::numbers::{Unit, change, clean, count, duration, figure, nats, percent, shorten, size, type_name, weights};
 use super::size_chart::size_chart;
 use super::svg::{COLOURS, Place, style};
 use minijinja::{AutoEscape, Environment, Value, context};
@@ -242,7 +240,8 @@ fn fit_text(data: &Frontier) -> Vec<String> {
                 fit.points, fit.scale, fit.exponent
             ));
             let rank = fit.rank_correlation.map(|r| format!("The rank correlation is {r:.3}."));
-            let error = fit.median_error.map(|e| format!("After the fit, half of the predictions are within {}.", percent(e)));
+            let error =
+                fit.median_error.map(|e| format!("After the fit, half of the predictions are within {}.", percent(e)));
             text.extend([rank, error].into_iter().flatten());
         }
         None => text.push("No line was fitted: too few files were measured.".into()),

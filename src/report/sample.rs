@@ -78,7 +78,16 @@ pub(super) fn eight_billion() -> Shape {
         ("ffn_down", 14336, 4096),
     ];
     let name = "Atlas-8B-Instruct";
-    Shape { name, architecture: "llama", layers: 32, hidden: 4096, vocabulary: 128_256, matrices, experts: None, level: 1.3 }
+    Shape {
+        name,
+        architecture: "llama",
+        layers: 32,
+        hidden: 4096,
+        vocabulary: 128_256,
+        matrices,
+        experts: None,
+        level: 1.3,
+    }
 }
 
 /// 48 layers of 128 experts, 30 B weights.
@@ -228,9 +237,14 @@ pub(super) fn frontier(shape: &Shape, budgets: &[f64]) -> Frontier {
             median_error: Some(0.014),
         }),
         files,
-        stages: [("importance matrix and scores", 312.4, 3), ("choice", 0.4, 3), ("files", 95.0, 1), ("measuring", 140.0, 2)]
-            .map(|(name, seconds, gib)| Stage { name: name.into(), seconds, peak_bytes: Some(gib << 30) })
-            .into(),
+        stages: [
+            ("importance matrix and scores", 312.4, 3),
+            ("choice", 0.4, 3),
+            ("files", 95.0, 1),
+            ("measuring", 140.0, 2),
+        ]
+        .map(|(name, seconds, gib)| Stage { name: name.into(), seconds, peak_bytes: Some(gib << 30) })
+        .into(),
         settings: vec![
             Setting { name: "types".into(), value: "all of llama.cpp's".into() },
             Setting { name: "pins".into(), value: "none".into() },

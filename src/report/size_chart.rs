@@ -101,7 +101,8 @@ fn window(curve: &[(f64, f64)], marks: &[Mark]) -> Option<((f64, f64), (f64, f64
     let (low, high) = ((low - room).max(0.9 * low), high + room);
     // The curve may leave at the top, where predictions mean little, but not between the points.
     let top = marks.iter().map(|mark| mark.nats).fold(TELLING.1, f64::max) * 1.3;
-    let shown = curve.iter().filter(|(bytes, nats)| (low..=high).contains(bytes) && *nats <= top).map(|(_, nats)| *nats);
+    let shown =
+        curve.iter().filter(|(bytes, nats)| (low..=high).contains(bytes) && *nats <= top).map(|(_, nats)| *nats);
     let (least, most) = range(marks.iter().map(|mark| mark.nats).chain(shown))
         .or_else(|| range(curve.iter().map(|(_, nats)| *nats)))?;
     Some(((low, high), (least / 1.4, most * 1.4)))

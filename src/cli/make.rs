@@ -1,0 +1,273 @@
+//! `quantier make` and `quantier frontier`.
+
+use super::measure::{open, read_text, source};
+use super::terminal::Bar;
+use super::text::say;
+use super::wrong_usage;
+use anyhow::{Context, bail};
+use quantier::convert;
+use quantier::format::types::GgmlType;
+use quantier::frontier::{Measure, Settings};
+use quantier::input::Input;
+use quantier::make::{self, Job, Text, Texts};
+use quantier::model::Options;
+use quantier::plan::frontier::{Budget, Constraints};
+use quantier::quant::Codec;
+use quantier::report;
+use quantier::text::{Set, joined};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// What both take.
+#[derive(clap::Args)]
+pub struct Common {
+    /// The model: a Hugging Face directory, a .safetensors file, a GGUF, or the first shard of a split one
+    #[arg(value_name = "MODEL")]
+    model: PathBuf,
+    /// A calibration text, UTF-8; repeat it for more. Without it a small built-in text is used; text of the kind that the
+    /// model will meet is better
+    #[arg(short, long, value_name = "TEXT")]
+    file: Vec<PathBuf>,
+    /// A text to judge the result on; repeat it for more. Without it every fifth part of each calibration text is kept
+    /// for that
+    #[arg(long, value_name = "TEXT")]
+    eval: Vec<PathBuf>,
+    /// An importance matrix to use instead of a new one
+    #[arg(long, value_name = "FILE")]
+    imatrix: Option<PathBuf>,
+    /// Give tensors a type: NAMES=TYPE, where NAMES is a role (token_embd, output, attn_q, attn_k, attn_v, attn_output,
+    /// ffn_gate, ffn_up, ffn_down) or a regular expression
+    #[arg(long, value_name = "NAMES=TYPE")]
+    pin: Vec<String>,
+    /// No type of fewer bits: TYPE for all tensors or NAMES=TYPE for some
+    #[arg(long, value_name = "[NAMES=]TYPE")]
+    min: Vec<String>,
+    /// No type of more bits: TYPE for all tensors or NAMES=TYPE for some
+    #[arg(long, value_name = "[NAMES=]TYPE")]
+    max: Vec<String>,
+    /// The types to choose from, separated by commas: names or k, iq, legacy, all; for all tensors or for some
+    #[arg(long, value_name = "[NAMES=]LIST")]
+    types: Vec<String>,
+    /// How types are judged: by the divergence that they cause downstream, or by the importance-weighted error of the
+    /// weights alone (faster and worse)
+    #[arg(long, value_name = "HOW", default_value = "divergence", value_parser = ["divergence", "imatrix"])]
+    score: String,
+    /// The most chunks of the calibration text that types are judged on, evenly from all of it
+    #[arg(long, value_name = "N", default_value_t = 40)]
+    score_chunks: usize,
+    /// Positions in these chunks at which types are judged; 0 for all
+    #[arg(long, value_name = "N", default_value_t = 2048)]
+    score_positions: usize,
+    /// Labels that are drawn from the model for each position
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    draws: usize,
+    /// Chooses labels and positions
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    seed: u64,
+    /// Tokens in a chunk
+    #[arg(short, long, value_name = "N", default_value_t = 512)]
+    ctx_size: usize,
+    /// The most chunks of the evaluation texts
+    #[arg(long, value_name = "N")]
+    eval_chunks: Option<usize>,
+    /// What the files are called; the model's own name without it
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    /// Take a model that is quantized already; what it has lost stays lost
+    #[arg(long)]
+    allow_requantize: bool,
+    /// How many threads to use; 0 takes one per core
+    #[arg(short, long, value_name = "N", default_value_t = 0)]
+    threads: usize,
+    /// Memory for widened weights and activations, in MiB; activations beyond it go to a temporary file
+    #[arg(long, value_name = "MIB")]
+    max_memory: Option<u64>,
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Make the best GGUF files for their sizes: measure, choose, write, prove
+///
+/// Measures what every tensor's precision is worth to the model's output, chooses a type for each along the frontier of
+/// size against KL divergence, writes a file for every budget, and measures its divergence on text that the choice never
+/// saw. The files run on unmodified llama.cpp and Ollama. DIR then holds the GGUFs, their recipes (llama-quantize's
+/// --tensor-type-file), the importance matrix, frontier.json, frontier.svg and report.html.
+///
+/// Budgets can be repeated and mixed. A run that was killed goes on where it was, and another budget for the same model
+/// and text needs no new measurement.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  quantier make ./Qwen3-4B --bpw 4.25 -o out
+  quantier make ./Qwen3-4B --like Q4_K_M --like Q3_K_M -f calibration.txt --eval held-out.txt -o out
+  quantier make model-bf16.gguf --fit 8GiB --ctx 8192 --types k --pin token_embd=q8_0 -o out")]
+pub struct Args {
+    #[command(flatten)]
+    common: Common,
+    /// So many bits per weight, over all tensors
+    #[arg(long, value_name = "BITS")]
+    bpw: Vec<String>,
+    /// A file of this size: 4.5GiB, 4500MB, or bytes
+    #[arg(long, value_name = "SIZE")]
+    size: Vec<String>,
+    /// The smallest file of at most so many nats
+    #[arg(long, value_name = "NATS")]
+    kld: Vec<String>,
+    /// The size of one of llama.cpp's presets
+    #[arg(long, value_name = "PRESET")]
+    like: Vec<String>,
+    /// Weights, KV cache and compute buffers within this memory
+    #[arg(long, value_name = "MEMORY", requires = "ctx")]
+    fit: Vec<String>,
+    /// Tokens of context for --fit
+    #[arg(long, value_name = "TOKENS")]
+    ctx: Option<u64>,
+    /// The directory for all that is written
+    #[arg(short, long, value_name = "DIR")]
+    output: PathBuf,
+}
+
+/// Measure the frontier of size against KL divergence of a model, and write no model
+///
+/// Writes DIR/frontier.json, DIR/report.html and DIR/frontier.svg: for every tensor and type bytes and predicted nats, the
+/// best recipes of all sizes, and llama.cpp's presets beside them. `quantier make` with the same DIR goes on from there.
+#[derive(clap::Args)]
+pub struct FrontierArgs {
+    #[command(flatten)]
+    common: Common,
+    /// The directory for all that is written
+    #[arg(short, long, value_name = "DIR")]
+    output: PathBuf,
+}
+
+pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let mut budgets = Vec::new();
+    let mut add = |option: &str, texts: &[String], parse: &dyn Fn(&str) -> Result<Budget, String>| {
+        for text in texts {
+            match parse(text) {
+                Ok(budget) => budgets.push((format!("--{option} {text}"), budget)),
+                Err(what) => wrong_usage("make", format!("--{option}: {what}")),
+            }
+        }
+    };
+    let ctx = args.ctx.unwrap_or(0);
+    add("bpw", &args.bpw, &Budget::bpw);
+    add("size", &args.size, &Budget::size);
+    add("kld", &args.kld, &Budget::kld);
+    add("like", &args.like, &Budget::like);
+    add("fit", &args.fit, &|text| Budget::fit(text, ctx));
+    if budgets.is_empty() {
+        wrong_usage("make", "say how large the file may be: --bpw, --size, --like, --kld or --fit");
+    }
+    go("make", &args.common, budgets, &args.output, false)
+}
+
+pub fn frontier(args: &FrontierArgs) -> anyhow::Result<ExitCode> {
+    go("frontier", &args.common, Vec::new(), &args.output, true)
+}
+
+fn go(
+    command: &str,
+    args: &Common,
+    budgets: Vec<(String, Budget)>,
+    directory: &Path,
+    frontier_only: bool,
+) -> anyhow::Result<ExitCode> {
+    let constraints = constraints(command, args);
+    let texts = texts(args)?;
+    let options = Options {
+        threads: args.threads,
+        max_memory: args.max_memory.map(|mib| mib.saturating_mul(1 << 20)),
+        ..Options::default()
+    };
+    let source = source(&args.model)?;
+    let input = Input::new(&source, &convert::Job { threads: args.threads, ..convert::Job::default() })?;
+    let opened = open(&args.model, &input, &options)?;
+    let measure = if args.score == "imatrix" { Measure::Imatrix } else { Measure::Divergence };
+    let job = Job {
+        texts,
+        imatrix: args.imatrix.clone(),
+        budgets,
+        constraints,
+        settings: Settings {
+            measure,
+            types: candidates(),
+            positions: args.score_positions,
+            draws: args.draws.max(1),
+            seed: args.seed,
+        },
+        score_chunks: args.score_chunks,
+        directory: directory.to_owned(),
+        name: args.name.clone().unwrap_or_else(|| make::model_name(&input)),
+        frontier_only,
+        threads: args.threads,
+        options,
+        allow_requantize: args.allow_requantize,
+    };
+    let model = make::Opened { input: &input, engine: &opened.engine, tokenizer: &opened.tokenizer };
+    let bar = Bar::new();
+    let made = make::run(model, &job, &bar, &|note| eprintln!("note: {note}"));
+    drop(bar);
+    let made = made.with_context(|| args.model.display().to_string())?;
+    made.notes.iter().for_each(|note| eprintln!("note: {note}"));
+    if args.json {
+        say!("{}", made.report.to_json())?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    say!("{}", report::text::table(&made.report))?;
+    say!("{} has the report, the recipes and all figures.", directory.join("report.html").display())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// All types that a model can be written in, but f32, and those that every other of their size beats.
+fn candidates() -> Vec<GgmlType> {
+    let stored = |t: &GgmlType| *t != GgmlType::F32;
+    Codec::all().iter().map(|codec| codec.ggml_type).filter(stored).collect()
+}
+
+fn constraints(command: &str, args: &Common) -> Constraints {
+    let mut constraints = Constraints::default();
+    let failed = |option: &str, text: &str, result: Result<(), String>| {
+        if let Err(what) = result {
+            wrong_usage(command, format!("--{option} {text}: {what}"));
+        }
+    };
+    args.pin.iter().for_each(|text| failed("pin", text, constraints.pin(text)));
+    args.min.iter().for_each(|text| failed("min", text, constraints.min(text)));
+    args.max.iter().for_each(|text| failed("max", text, constraints.max(text)));
+    args.types.iter().for_each(|text| failed("types", text, constraints.types(text)));
+    constraints
+}
+
+fn texts(args: &Common) -> anyhow::Result<Texts> {
+    let read = |paths: &[PathBuf]| -> anyhow::Result<Vec<Text>> {
+        let one = |path: &PathBuf| {
+            let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
+            Ok(Text { name, content: read_text(path)? })
+        };
+        paths.iter().map(one).collect()
+    };
+    let built_in = |set, name: &str| vec![Text { name: name.into(), content: joined(set) }];
+    let (mut calibration, mut evaluation) = (read(&args.file)?, read(&args.eval)?);
+    if let Some(both) = args.file.iter().find(|path| args.eval.contains(path)) {
+        bail!(
+            "{}: one text cannot be both calibration and evaluation; give it as -f alone, and a part of it is held out",
+            both.display()
+        );
+    }
+    if calibration.is_empty() {
+        eprintln!("note: measured on the built-in text; text of the kind that the model will meet (-f) is better");
+        calibration = built_in(Set::Calibration, "built-in calibration text");
+        if evaluation.is_empty() {
+            evaluation = built_in(Set::Evaluation, "built-in evaluation text");
+        }
+    }
+    if evaluation.is_empty() {
+        for text in &mut calibration {
+            let (kept, held_out) = make::split(&text.content);
+            text.content = kept;
+            evaluation.push(Text { name: format!("{} (held out)", text.name), content: held_out });
+        }
+    }
+    Ok(Texts { calibration, evaluation, context: args.ctx_size, evaluation_chunks: args.eval_chunks })
+}

@@ -1,0 +1,156 @@
+//! The proof: the divergence of every written file on text that nothing was chosen by, and how well it was predicted.
+
+use super::{Job, Kept, Opened, Result, texts};
+use crate::convert;
+use crate::evaluate::measure::{Base, Measured, compare};
+use crate::evaluate::statistics::Statistics;
+use crate::input::{Input, Source};
+use crate::model::Engine;
+use crate::progress::Progress;
+use crate::report;
+use crate::resume;
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// Files whose activations are kept beside those of the base at a time.
+const TOGETHER: usize = 4;
+
+/// What was measured of one file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Found {
+    pub(super) measured: report::data::Measured,
+    pub(super) rows: u64,
+}
+
+/// Measures the files, those that were not measured before, against the model.
+pub(super) fn measure(
+    model: Opened<'_>,
+    job: &Job,
+    windows: &texts::Cut,
+    files: &[PathBuf],
+    kept: &Kept,
+    progress: &dyn Progress,
+) -> Result<Vec<Found>> {
+    let mut found: Vec<Option<Found>> = Vec::new();
+    let mut missing = Vec::new();
+    for (i, path) in files.iter().enumerate() {
+        let source = Source::open(path)?;
+        let input = Input::new(&source, &convert::Job::default())?;
+        let key = resume::Job::new("make: proof").with_model(model.input)?.with_model(&input)?;
+        let key = key.with("tokens", windows.evaluation_bytes()).key();
+        let name = format!("{}.measured", path.file_name().unwrap_or_default().to_string_lossy());
+        let known = kept.read(&name, &key);
+        if known.is_none() {
+            missing.push((i, name, key));
+        }
+        found.push(known);
+    }
+    if !missing.is_empty() {
+        let windows = windows.evaluation()?;
+        let base = Base::Model(Measured::new("the base".into(), model.engine, &windows, progress)?);
+        for group in missing.chunks(TOGETHER) {
+            let sources = group.iter().map(|(i, ..)| Source::open(&files[*i])).collect::<convert::Result<Vec<_>>>()?;
+            let inputs = sources.iter().map(|source| Input::new(source, &convert::Job::default()));
+            let inputs = inputs.collect::<convert::Result<Vec<_>>>()?;
+            let engines = inputs.iter().map(|input| Engine::new(input, &job.options));
+            let engines = engines.collect::<crate::model::Result<Vec<_>>>()?;
+            let mut models = Vec::new();
+            for (engine, (i, ..)) in engines.iter().zip(group) {
+                models.push(Measured::new(files[*i].display().to_string(), engine, &windows, progress)?);
+            }
+            let compared = compare(&base, &models, &windows, None, progress)?;
+            for (rows, (i, name, key)) in compared.iter().zip(group) {
+                let Some(statistics) = Statistics::of(&[rows]) else { continue };
+                let one = of(&statistics);
+                kept.write(name, key, &one)?;
+                found[*i] = Some(one);
+            }
+        }
+    }
+    Ok(found.into_iter().flatten().collect())
+}
+
+fn of(statistics: &Statistics) -> Found {
+    let percentile = |wanted: f64| {
+        let spread = &statistics.kld_spread.percentiles;
+        spread.iter().find(|(percent, _)| *percent == wanted).map(|(_, value)| *value)
+    };
+    let measured = report::data::Measured {
+        kld: statistics.kld.value,
+        uncertainty: statistics.kld.uncertainty,
+        median: percentile(50.0),
+        p999: percentile(99.9),
+        same_top: Some(statistics.same_top.value),
+        ppl: Some(statistics.perplexity.value),
+        ppl_base: Some(statistics.perplexity_base.value),
+    };
+    Found { measured, rows: statistics.rows as u64 }
+}
+
+/// Measured against predicted nats.
+pub use report::data::Fit;
+
+/// Fits `measured = scale x predicted ^ exponent` to pairs of predicted and measured nats, by least squares of the
+/// logarithms. With fewer than three pairs the exponent is 1. None without any pair above 0.
+pub fn fit(pairs: &[(f64, f64)]) -> Option<Fit> {
+    let logs: Vec<(f64, f64)> =
+        pairs.iter().filter(|(p, m)| *p > 0.0 && *m > 0.0).map(|(p, m)| (p.ln(), m.ln())).collect();
+    if logs.is_empty() {
+        return None;
+    }
+    let n = logs.len() as f64;
+    let (x, y) = (logs.iter().map(|l| l.0).sum::<f64>() / n, logs.iter().map(|l| l.1).sum::<f64>() / n);
+    let (over, under) =
+        logs.iter().fold((0.0, 0.0), |(a, b), l| (a + (l.0 - x) * (l.1 - y), b + (l.0 - x) * (l.0 - x)));
+    let exponent = if logs.len() < 3 || under < 1e-9 { 1.0 } else { over / under };
+    let mut fit = Fit {
+        scale: (y - exponent * x).exp(),
+        exponent,
+        points: logs.len() as u32,
+        rank_correlation: None,
+        median_error: None,
+    };
+    let mut errors: Vec<f64> = logs.iter().map(|(p, m)| (fit.apply(p.exp()) / m.exp() - 1.0).abs()).collect();
+    errors.sort_by(f64::total_cmp);
+    if errors.len() > 2 {
+        let (low, high) = (errors[(errors.len() - 1) / 2], errors[errors.len() / 2]);
+        fit.median_error = Some((low + high) / 2.0);
+        fit.rank_correlation = Some(rank_correlation(&logs));
+    }
+    Some(fit)
+}
+
+/// Spearman's, of values without ties.
+fn rank_correlation(pairs: &[(f64, f64)]) -> f64 {
+    let rank = |of: fn(&(f64, f64)) -> f64, x: f64| pairs.iter().filter(|p| of(p) < x).count() as f64;
+    let square = |p: &(f64, f64)| (rank(|p| p.0, p.0) - rank(|p| p.1, p.1)).powi(2);
+    let n = pairs.len() as f64;
+    1.0 - 6.0 * pairs.iter().map(square).sum::<f64>() / (n * (n * n - 1.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_power_law_is_found_again() {
+        let pairs: Vec<(f64, f64)> = [0.001, 0.01, 0.02, 0.3, 0.9].map(|p: f64| (p, 1.3 * p.powf(0.95))).to_vec();
+        let fit = fit(&pairs).unwrap();
+        assert!((fit.scale - 1.3).abs() < 1e-9 && (fit.exponent - 0.95).abs() < 1e-9, "{fit:?}");
+        assert!(fit.median_error.unwrap() < 1e-9 && fit.rank_correlation == Some(1.0) && fit.points == 5);
+    }
+
+    #[test]
+    fn few_points_give_a_factor_only() {
+        let one = fit(&[(0.1, 0.2)]).unwrap();
+        assert!((one.scale - 2.0).abs() < 1e-12 && one.exponent == 1.0 && one.median_error.is_none());
+        assert_eq!(fit(&[(0.0, 0.2)]), None);
+    }
+
+    #[test]
+    fn order_is_what_the_rank_correlation_sees() {
+        assert_eq!(rank_correlation(&[(1.0, 5.0), (2.0, 6.0), (3.0, 70.0)]), 1.0);
+        assert_eq!(rank_correlation(&[(1.0, 7.0), (2.0, 6.0), (3.0, 5.0)]), -1.0);
+        assert_eq!(rank_correlation(&[(1.0, 6.0), (2.0, 5.0), (3.0, 7.0)]), 0.5);
+    }
+}

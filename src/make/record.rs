@@ -1,0 +1,199 @@
+//! The evidence, put down: frontier.json, report.html, a picture, a recipe for each file.
+
+use super::choice::Choices;
+use super::proof::{Found, fit};
+use super::{Job, Opened, Result, texts, write_text};
+use crate::format::gguf::Value;
+use crate::frontier::{Measure, Scores};
+use crate::plan::role::{Role, layer_of};
+use crate::report::data;
+use crate::report::page::page;
+use crate::report::size_chart::size_chart;
+use crate::report::svg::Place;
+
+/// Points of the frontier that are written down.
+const POINTS: usize = 400;
+
+pub(super) fn new(
+    model: Opened<'_>,
+    job: &Job,
+    windows: &texts::Cut,
+    scores: &Scores,
+    choices: &Choices,
+) -> data::Frontier {
+    let mut types: Vec<String> = Vec::new();
+    for choice in choices.problem.items.iter().flat_map(|item| &item.choices) {
+        let name = choice.ggml_type.name().to_owned();
+        if !types.contains(&name) {
+            types.push(name);
+        }
+    }
+    let relative = scores.measure != Measure::Divergence;
+    data::Frontier {
+        format: data::FORMAT,
+        generator: format!("quantier {}", env!("CARGO_PKG_VERSION")),
+        model: of_model(model, choices),
+        scoring: data::Scoring {
+            texts: used(&windows.calibration_tokens),
+            sequences: scores.sequences as u64,
+            context: job.texts.context as u64,
+            draws: job.settings.draws as u32,
+            seed: job.settings.seed,
+            score: if relative { data::Score::WeightedError } else { data::Score::PerToken },
+        },
+        evaluation: None,
+        types,
+        tensors: choices.problem.items.iter().map(|item| tensor(scores, item)).collect(),
+        frontier: points(choices),
+        presets: choices
+            .presets
+            .iter()
+            .map(|preset| data::Preset {
+                name: preset.file_type.name().into(),
+                bytes: preset.file_bytes,
+                bpw: choices.problem.bpw(preset.tensor_bytes),
+                predicted: preset.nats,
+                measured: None,
+            })
+            .collect(),
+        fit: None,
+        files: choices.chosen.iter().map(file).collect(),
+        stages: Vec::new(),
+        settings: vec![data::Setting { name: "positions judged on".into(), value: scores.positions.to_string() }],
+        commands: commands(job, choices),
+    }
+}
+
+/// The texts that something was taken of.
+fn used(tokens: &[(String, u64)]) -> Vec<data::Text> {
+    let used = tokens.iter().filter(|(_, tokens)| *tokens > 0);
+    used.map(|(name, tokens)| data::Text { name: name.clone(), tokens: *tokens }).collect()
+}
+
+fn of_model(model: Opened<'_>, choices: &Choices) -> data::Model {
+    let metadata = model.input.metadata();
+    let tensors = &model.input.tensors;
+    let base_type = tensors.iter().max_by_key(|t| t.info.shape.elements()).map(|t| t.info.ggml_type.name());
+    let key = format!("{}.expert_count", model.engine.hyper.architecture);
+    data::Model {
+        name: metadata
+            .get(super::GENERAL_NAME)
+            .and_then(Value::as_str)
+            .map_or_else(|| super::model_name(model.input), str::to_owned),
+        architecture: model.engine.hyper.architecture.clone(),
+        parameters: tensors.iter().map(|t| t.info.shape.elements()).sum(),
+        layers: model.engine.hyper.layers as u32,
+        experts: metadata.get(&key).and_then(Value::as_u64).filter(|n| *n > 0).map(|n| n as u32),
+        base_type: base_type.unwrap_or_default().into(),
+        base_bytes: choices.header_bytes + tensors.iter().map(|t| t.info.bytes()).sum::<u64>(),
+    }
+}
+
+fn tensor(scores: &Scores, item: &crate::plan::frontier::Item) -> data::Tensor {
+    let dims = scores.tensors.iter().find(|t| t.name == item.name).map(|t| t.dims.clone());
+    let mut choices: Vec<_> = item.choices.iter().collect();
+    choices.sort_by(|a, b| a.bytes.cmp(&b.bytes).then(a.nats.total_cmp(&b.nats)));
+    data::Tensor {
+        name: item.name.clone(),
+        role: role(&item.name),
+        layer: layer_of(&item.name).and_then(|layer| u32::try_from(layer).ok()),
+        shape: dims.unwrap_or_default(),
+        weights: item.weights,
+        choices: choices
+            .into_iter()
+            .map(|c| data::Choice { ggml_type: c.ggml_type.name().into(), bytes: c.bytes, nats: c.nats })
+            .collect(),
+    }
+}
+
+/// A short name of what a tensor does; that of the tensor itself where the quantizer knows no role.
+fn role(name: &str) -> String {
+    let of_layer = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')).map_or(name, |(_, rest)| rest);
+    match Role::of(name) {
+        Role::Output => "output".into(),
+        Role::TokenEmbedding => "token_embd".into(),
+        _ => of_layer.trim_end_matches(".weight").into(),
+    }
+}
+
+/// The frontier, thinned to what a picture shows: the smallest, the largest, and points evenly between.
+fn points(choices: &Choices) -> Vec<data::Point> {
+    let all = choices.frontier.points();
+    let step = all.len().div_ceil(POINTS).max(1);
+    let last = all.len().saturating_sub(1);
+    let shown = all.iter().enumerate().filter(|(i, _)| i % step == 0 || *i == last);
+    shown
+        .map(|(_, p)| data::Point {
+            bytes: choices.header_bytes + p.bytes,
+            bpw: choices.problem.bpw(p.bytes),
+            nats: p.nats,
+        })
+        .collect()
+}
+
+fn file(chosen: &super::choice::Chosen) -> data::File {
+    data::File {
+        name: chosen.path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        budget: chosen.budget.clone(),
+        label: format!("{:.2} bpw", chosen.bpw),
+        bytes: chosen.file_bytes,
+        bpw: chosen.bpw,
+        recipe: chosen.recipe.iter().map(|(name, t)| (name.clone(), t.name().to_owned())).collect(),
+        predicted: chosen.solution.nats,
+        corrected: None,
+        measured: None,
+    }
+}
+
+fn commands(job: &Job, choices: &Choices) -> Vec<data::Command> {
+    let of = |chosen: &super::choice::Chosen| {
+        let name = chosen.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let imatrix = job.imatrix.as_ref().and_then(|path| path.file_name()).map(|n| n.to_string_lossy().into_owned());
+        data::Command {
+            purpose: format!("{name}, by llama.cpp alone"),
+            command: format!(
+                "llama-quantize --imatrix {} --tensor-type-file {name}.recipe.txt BASE.gguf {name} {}",
+                imatrix.unwrap_or_else(|| "imatrix.gguf".into()),
+                chosen.label.name()
+            ),
+        }
+    };
+    choices.chosen.iter().map(of).collect()
+}
+
+/// Adds what was measured, and fits the predictions to it.
+pub(super) fn measured(report: &mut data::Frontier, found: Vec<Found>, windows: &texts::Cut) {
+    report.evaluation = found.first().map(|first| data::Evaluation {
+        texts: used(&windows.evaluation_tokens),
+        context: report.scoring.context,
+        tokens: first.rows,
+        tool: "quantier".into(),
+    });
+    for (file, found) in report.files.iter_mut().zip(found) {
+        file.measured = Some(found.measured);
+    }
+    if report.scoring.score == data::Score::WeightedError {
+        return;
+    }
+    let pairs: Vec<_> = report.files.iter().filter_map(|f| Some((f.predicted, f.measured.as_ref()?.kld))).collect();
+    report.fit = fit(&pairs);
+    if let Some(fit) = report.fit {
+        for file in &mut report.files {
+            file.corrected = Some(fit.apply(file.predicted));
+        }
+    }
+}
+
+/// Writes everything; files by rising size.
+pub(super) fn write(job: &Job, report: &mut data::Frontier, choices: &Choices) -> Result<()> {
+    for chosen in choices.chosen.iter().filter(|_| !job.frontier_only) {
+        let mut name = chosen.path.file_name().unwrap_or_default().to_owned();
+        name.push(".recipe.txt");
+        write_text(&job.directory.join(name), &Choices::recipe_text(chosen))?;
+    }
+    report.files.sort_by_key(|file| file.bytes);
+    write_text(&job.directory.join("frontier.json"), &report.to_json())?;
+    write_text(&job.directory.join("frontier.svg"), &size_chart(report, Place::Alone))?;
+    write_text(&job.directory.join("report.html"), &page(report))?;
+    Ok(())
+}

@@ -1,0 +1,146 @@
+//! The texts of a run, in chunks of tokens; and how one text is divided so that what is judged on was never seen.
+
+use super::{Error, Opened, Result};
+use crate::evaluate::windows::{self, Windows};
+use serde::Serialize;
+
+/// A text by its name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Text {
+    /// What to call it.
+    pub name: String,
+    /// All of it.
+    pub content: String,
+}
+
+/// The texts of a run.
+#[derive(Clone, Debug)]
+pub struct Texts {
+    /// To choose by.
+    pub calibration: Vec<Text>,
+    /// To judge the choice by.
+    pub evaluation: Vec<Text>,
+    /// Tokens in a chunk.
+    pub context: usize,
+    /// The most chunks of the evaluation texts, all together.
+    pub evaluation_chunks: Option<usize>,
+}
+
+/// Parts that a text is divided into, of which one in so many is held out.
+const PARTS: usize = 40;
+const HELD_OUT_EVERY: usize = 5;
+
+/// Divides a text by its documents: two texts of which no paragraph is in both. The second has about a fifth, taken
+/// from places all over the text. Parts end at form feeds where there are enough, else at empty lines, else at the ends
+/// of lines.
+pub fn split(text: &str) -> (String, String) {
+    let pieces = ["\n\x0c\n", "\n\n", "\n"].iter().map(|end| text.split_inclusive(end).collect::<Vec<_>>());
+    let pieces = pieces.clone().find(|p| p.len() >= PARTS).or_else(|| pieces.last()).unwrap_or_default();
+    let (mut kept, mut held_out) = (String::new(), String::new());
+    let mut before = 0;
+    for piece in pieces {
+        let part = before * PARTS / text.len().max(1);
+        before += piece.len();
+        let to = if part % HELD_OUT_EVERY == HELD_OUT_EVERY - 1 { &mut held_out } else { &mut kept };
+        to.push_str(piece);
+    }
+    (kept, held_out)
+}
+
+/// The texts in chunks.
+pub(super) struct Cut {
+    calibration: Vec<u32>,
+    evaluation: Vec<u32>,
+    context: usize,
+    bos: Option<u32>,
+    /// Tokens of each text that are used.
+    pub(super) calibration_tokens: Vec<(String, u64)>,
+    pub(super) evaluation_tokens: Vec<(String, u64)>,
+}
+
+impl Cut {
+    pub(super) fn new(model: Opened<'_>, texts: &Texts) -> Result<Cut> {
+        let bos = model.tokenizer.bos().filter(|_| model.tokenizer.adds_bos());
+        let cut = |which: &str, texts_of: &[Text]| -> Result<(Vec<u32>, Vec<(String, u64)>)> {
+            let (mut all, mut used, mut found) = (Vec::new(), Vec::new(), 0);
+            for text in texts_of {
+                let tokens = model.tokenizer.encode(&text.content, true, false);
+                found += tokens.len();
+                let whole = tokens.len() / texts.context * texts.context;
+                all.extend_from_slice(&tokens[..whole]);
+                used.push((text.name.clone(), whole as u64));
+            }
+            if all.len() < texts.context * windows::MIN_CHUNKS {
+                let error = windows::Error::TooShort {
+                    tokens: found,
+                    needed: texts.context * windows::MIN_CHUNKS,
+                    n_ctx: texts.context,
+                };
+                return Err(Error::Text { name: format!("the {which} text"), error });
+            }
+            Ok((all, used))
+        };
+        let (calibration, calibration_tokens) = cut("calibration", &texts.calibration)?;
+        let (mut evaluation, mut evaluation_tokens) = cut("evaluation", &texts.evaluation)?;
+        if let Some(chunks) = texts.evaluation_chunks {
+            evaluation.truncate(chunks.max(1) * texts.context);
+            let mut left = evaluation.len() as u64;
+            for (_, tokens) in &mut evaluation_tokens {
+                *tokens = left.min(*tokens);
+                left -= *tokens;
+            }
+        }
+        Ok(Cut { calibration, evaluation, context: texts.context, bos, calibration_tokens, evaluation_tokens })
+    }
+
+    pub(super) fn calibration(&self) -> Result<Windows<'_>> {
+        self.windows("the calibration text", &self.calibration)
+    }
+
+    pub(super) fn evaluation(&self) -> Result<Windows<'_>> {
+        self.windows("the evaluation text", &self.evaluation)
+    }
+
+    fn windows<'t>(&self, name: &str, tokens: &'t [u32]) -> Result<Windows<'t>> {
+        let cut = Windows::of_chunks(tokens, self.context, self.bos);
+        cut.map_err(|error| Error::Text { name: name.into(), error })
+    }
+
+    /// At most so many chunks of the calibration text, evenly from all of it.
+    pub(super) fn score_chunks(&self, most: usize) -> Result<Vec<Vec<u32>>> {
+        let windows = self.calibration()?;
+        let (all, most) = (windows.chunks(), most.clamp(1, windows.chunks()));
+        Ok((0..most).map(|i| windows.input((2 * i + 1) * all / (2 * most))).collect())
+    }
+
+    /// Everything that the calibration text's chunks are, for a key.
+    pub(super) fn calibration_bytes(&self) -> &[u8] {
+        bytemuck::cast_slice(&self.calibration)
+    }
+
+    /// The same of the evaluation text.
+    pub(super) fn evaluation_bytes(&self) -> &[u8] {
+        bytemuck::cast_slice(&self.evaluation)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_in_both_parts() {
+        for end in ["\n\x0c\n", "\n\n", "\n"] {
+            let pieces: Vec<String> = (0..500).map(|i| format!("piece {i} of the text{end}")).collect();
+            let (kept, held_out) = split(&pieces.concat());
+            assert_eq!(kept.len() + held_out.len(), pieces.concat().len());
+            let share = held_out.len() as f64 / (kept.len() + held_out.len()) as f64;
+            assert!((0.15..0.25).contains(&share), "{share}");
+            for piece in &pieces {
+                assert!(kept.contains(piece.as_str()) != held_out.contains(piece.as_str()), "{piece}");
+            }
+        }
+        assert_eq!(split("one line without an end"), ("one line without an end".into(), String::new()));
+        assert_eq!(split(""), (String::new(), String::new()));
+    }
+}
