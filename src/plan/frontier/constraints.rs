@@ -294,3 +294,154 @@ fn parse_list(text: &str) -> Result<Vec<GgmlType>, String> {
     }
     Ok(types)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::frontier::Choice;
+
+    /// Tensors of one layer and the ends of a model; rows of `attn_k` are whole blocks of 32 only.
+    fn problem() -> Problem {
+        use GgmlType as T;
+        let names = ["token_embd", "blk.0.attn_k", "blk.0.attn_output", "blk.0.ffn_down", "output"];
+        let item = |name: &str| {
+            let row_len = if name.ends_with("attn_k") { 320 } else { 512 };
+            let all = [T::IQ2_XXS, T::Q4_0, T::IQ4_XS, T::Q4_K, T::Q6_K, T::Q8_0];
+            let choices = all.into_iter().filter_map(|ggml_type| {
+                Some(Choice { ggml_type, bytes: ggml_type.row_bytes(row_len)?, nats: 1.0 / ggml_type.bpw() })
+            });
+            Item { name: format!("{name}.weight"), row_len, weights: row_len, choices: choices.collect() }
+        };
+        Problem { items: names.map(item).to_vec(), ..Problem::default() }
+    }
+
+    /// The types that stay, by the part of the name before `.weight`.
+    fn left(problem: &Problem, name: &str) -> Vec<&'static str> {
+        let item = problem.items.iter().find(|item| item.name == format!("{name}.weight")).unwrap();
+        item.choices.iter().map(|c| c.ggml_type.name()).collect()
+    }
+
+    fn constraints(options: &[(&str, &str)]) -> Constraints {
+        let mut constraints = Constraints::default();
+        for (option, text) in options {
+            match *option {
+                "--pin" => constraints.pin(text),
+                "--min" => constraints.min(text),
+                "--max" => constraints.max(text),
+                _ => constraints.types(text),
+            }
+            .unwrap();
+        }
+        constraints
+    }
+
+    fn applied(options: &[(&str, &str)]) -> Problem {
+        let mut problem = problem();
+        constraints(options).apply(&mut problem).unwrap();
+        problem
+    }
+
+    /// The sentences of what is wrong, after which nothing has changed.
+    fn errors(options: &[(&str, &str)]) -> Vec<String> {
+        let mut narrowed = problem();
+        let errors = constraints(options).apply(&mut narrowed).unwrap_err();
+        assert_eq!(narrowed, problem());
+        errors.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn a_pin_beats_every_other_constraint_and_the_first_pin_decides() {
+        let options = [("--types", "k,legacy"), ("--min", "q4_K"), ("--pin", "down=iq2_xxs"), ("--pin", "ffn.*=Q8_0")];
+        let problem = applied(&options);
+        assert_eq!(left(&problem, "blk.0.ffn_down"), ["iq2_xxs"]);
+        assert_eq!(left(&problem, "blk.0.attn_output"), ["q4_0", "q4_K", "q6_K", "q8_0"]);
+    }
+
+    #[test]
+    fn a_role_is_meant_where_its_label_is_named() {
+        let problem = applied(&[("--pin", "output=q6_K")]);
+        assert_eq!(left(&problem, "output"), ["q6_K"]);
+        assert_eq!(left(&problem, "blk.0.attn_output").len(), 6, "'output' occurs in its name, but is another role");
+        assert_eq!(left(&applied(&[("--pin", "output.weight=q6_K")]), "blk.0.attn_output"), ["q6_K"], "a pattern");
+    }
+
+    #[test]
+    fn bounds_are_by_bits_and_hold_together() {
+        let problem = applied(&[("--min", "iq4_xs"), ("--max", "ffn_down=q4_0"), ("--max", "q6_K")]);
+        assert_eq!(left(&problem, "blk.0.ffn_down"), ["q4_0", "iq4_xs", "q4_K"], "all of 4.25 to 4.5 bits");
+        assert_eq!(left(&problem, "output"), ["q4_0", "iq4_xs", "q4_K", "q6_K"]);
+    }
+
+    #[test]
+    fn a_list_for_some_stands_before_the_list_for_all() {
+        for options in [
+            [("--types", "iq, q8_0"), ("--types", "ffn_down=q4_K,Q6_k")],
+            [("--types", "ffn_down=q4_K,Q6_k"), ("--types", "iq, q8_0")],
+        ] {
+            let problem = applied(&options);
+            assert_eq!(left(&problem, "blk.0.ffn_down"), ["q4_K", "q6_K"]);
+            assert_eq!(left(&problem, "token_embd"), ["iq2_xxs", "iq4_xs", "q8_0"]);
+        }
+        assert_eq!(applied(&[("--types", "all")]), problem());
+    }
+
+    #[test]
+    fn what_may_not_be_chosen_need_not_be_scored() {
+        let constraints = constraints(&[("--types", "k"), ("--pin", "output=q8_0")]);
+        assert!(constraints.allows("output.weight", GgmlType::Q8_0));
+        assert!(!constraints.allows("output.weight", GgmlType::Q6_K));
+        assert!(!constraints.allows("blk.0.ffn_down.weight", GgmlType::Q8_0));
+    }
+
+    #[test]
+    fn every_unmet_constraint_is_told_with_names() {
+        let all = errors(&[("--pin", "ffn_dwon=q8_0"), ("--min", "blk.7=q8_0"), ("--types", "attn_q=q4_K")]);
+        assert_eq!(all.len(), 3, "{all:?}");
+        assert!(all[0].contains("--pin ffn_dwon=q8_0 covers none") && all[0].ends_with("is ffn_down"), "{}", all[0]);
+        assert!(all[1].contains("--min blk.7=q8_0"), "{}", all[1]);
+        assert!(all[2].contains("--types attn_q=q4_K") && all[2].ends_with("is attn_k"), "{}", all[2]);
+
+        let all = errors(&[("--pin", "attn=q4_K")]);
+        assert_eq!(all.len(), 1, "only attn_k has odd rows");
+        for part in ["blk.0.attn_k.weight", "rows of 320", "blocks of q4_K (256 weights)", "can be q4_0, q8_0"] {
+            assert!(all[0].contains(part), "{}", all[0]);
+        }
+        let all = errors(&[("--pin", "output=q5_1")]);
+        assert!(
+            all[0].contains("--pin output=q5_1 leaves it no type") && all[0].contains("iq2_xxs, q4_0"),
+            "{}",
+            all[0]
+        );
+
+        let all = errors(&[("--max", "ffn_down=iq2_xxs"), ("--min", "q4_K"), ("--types", "k,q4_0,q8_0")]);
+        let together = "blk.0.ffn_down.weight: --max ffn_down=iq2_xxs with --min q4_K with --types k,q4_0,q8_0 leaves";
+        assert!(all.len() == 1 && all[0].starts_with(together), "{all:?}");
+    }
+
+    #[test]
+    fn typing_errors_are_told() {
+        let mut c = Constraints::default();
+        assert!(c.pin("q8_0").unwrap_err().contains("NAMES=TYPE"));
+        assert!(c.pin("=q8_0").unwrap_err().contains("missing"));
+        assert!(c.pin("attn(=q8_0").unwrap_err().contains("'attn('"));
+        assert!(c.min("q4k").unwrap_err().contains("nearest is q4_K"));
+        assert!(c.types("k,i").unwrap_err().contains("groups are k, iq"));
+        assert!(c.types("").is_err());
+        c.types("k").unwrap();
+        assert!(c.types("iq").unwrap_err().contains("commas"));
+        c.pin("(?=blk)x=q8_0").unwrap();
+    }
+
+    #[test]
+    fn groups_are_of_types_that_files_have() {
+        for (name, group) in GROUPS {
+            assert!(!group.is_empty() && GgmlType::from_name(name).is_none());
+            let prefix = |t: &GgmlType| match *name {
+                "k" => t.name().ends_with("_K"),
+                "iq" => t.name().starts_with("iq"),
+                _ => t.name().starts_with('q') && t.block_len() == 32,
+            };
+            assert!(group.iter().all(prefix), "{name}");
+        }
+    }
+}

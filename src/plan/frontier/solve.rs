@@ -1,9 +1,9 @@
 //! What fills the bytes between two optima of the frontier.
 //!
 //! Let a recipe of the frontier and the one after its next step be D bytes and U nats apart, and look at changes of
-//! the first, in any number of items. Written as (bytes added, nats added), a change (b, n) *strays* by n + b U/D from the
-//! straight line between the two. No change strays below it, and strays of items add up: an item that strays by
-//! much is in no good recipe. So:
+//! the first, in any number of items. A change that adds b bytes and n nats *strays* by n + b U/D from the straight
+//! line between the two. None strays below it, and strays of items add up: a change of an item that strays by much is
+//! in no good recipe. So:
 //!
 //! ```text
 //! states = {no change}; found = {no change}
@@ -15,9 +15,9 @@
 //! ```
 //!
 //! This is the dynamic programme over a growing core of Pisinger, "A minimal algorithm for the multiple-choice
-//! knapsack problem" (1995), for all sizes between two optima at once. Two departures bound the work: gaps below
-//! [`TOLERANCE`] of the nats count as none, and where states grow too many, one per band of nats stays, the one with the fewest
-//! bytes.
+//! knapsack problem" (1995), for all sizes between two optima at once. Two departures bound the work: a gap below a
+//! ten-thousandth of the nats counts as none, and where states grow too many, of every band of nats one stays, the
+//! one with the fewest bytes.
 //!
 //! More bytes never predict more nats: the recipes between two optima depend on those two, not on the budget, and an
 //! optimum is no worse than anything smaller.
@@ -25,11 +25,11 @@
 use super::hull::{Frontier, Rung, Sums, keep_unbeaten};
 use super::problem::Solution;
 
-/// A gap between the best recipe found and the bound below it counts as none at this part of the nats.
+/// A gap between the best recipe found and the bound counts as none if it is the nats divided by this, or less.
 const TOLERANCE: i128 = 10_000;
 
 /// About how many combinations are looked at between two optima.
-const WORK: usize = 1 << 22;
+const WORK: usize = 1 << 20;
 
 impl Frontier {
     /// The best recipe found within so many bytes, those of the fixed tensors included; `None` below the smallest.
