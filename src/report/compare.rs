@@ -47,8 +47,7 @@ impl Frontier {
         let measured = self.presets.iter().filter_map(|preset| Some((preset, preset.measured.as_ref()?.kld)));
         let predicted = self.presets.iter().filter_map(|preset| Some((preset, self.corrected(preset.predicted?))));
         let by_measurement = file.measured.as_ref().and_then(|m| compare(file.bytes, m.kld, true, measured.collect()));
-        by_measurement
-            .or_else(|| compare(file.bytes, self.corrected(file.predicted), false, predicted.collect()))
+        by_measurement.or_else(|| compare(file.bytes, self.corrected(file.predicted), false, predicted.collect()))
     }
 
     /// Predicted nats of the frontier at a size, linear between its points in the logarithm; none outside of it.
@@ -73,7 +72,8 @@ fn compare<'a>(bytes: u64, ours: f64, measured: bool, mut presets: Vec<(&'a Pres
         let larger = preset.bytes as f64 / bytes.max(1) as f64 - 1.0;
         (-SAME_SIZE.0..=SAME_SIZE.1).contains(&larger)
     };
-    let nearest = presets.iter().filter(|(preset, _)| same(preset)).min_by_key(|(preset, _)| preset.bytes.abs_diff(bytes));
+    let nearest =
+        presets.iter().filter(|(preset, _)| same(preset)).min_by_key(|(preset, _)| preset.bytes.abs_diff(bytes));
     if let Some(&(preset, theirs)) = nearest {
         return Some(Comparison { preset, next: None, ours, theirs, measured });
     }

@@ -1,6 +1,6 @@
 //! Predicted against measured nats: how far the prediction can be trusted.
 
-use super::axis::{Axis, tick};
+use super::axis::{Axis, drawable, tick};
 use super::data::Frontier;
 use super::labels::Labels;
 use super::numbers::{nats, shorten};
@@ -34,7 +34,6 @@ fn marks(data: &Frontier) -> Vec<Mark> {
         let (name, measured) = (shorten(&preset.name, 20), preset.measured.as_ref()?.kld);
         Some(Mark { name, predicted: preset.predicted?, measured, ours: false })
     });
-    let drawable = |x: f64| x.is_finite() && x > 0.0;
     ours.chain(theirs).filter(|mark| drawable(mark.predicted) && drawable(mark.measured)).collect()
 }
 

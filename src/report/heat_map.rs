@@ -52,8 +52,20 @@ pub(super) fn colour(bpw: f64) -> (String, bool) {
 
 /// Rows in the order of the forward pass; others follow in the order of the file.
 const ORDER: [&str; 14] = [
-    "attn_q", "attn_k", "attn_v", "attn_qkv", "attn_kv_b", "attn_output", "ffn_gate", "ffn_up", "ffn_down",
-    "ffn_gate_shexp", "ffn_up_shexp", "ffn_down_shexp", "ffn_gate_exps", "ffn_up_exps",
+    "attn_q",
+    "attn_k",
+    "attn_v",
+    "attn_qkv",
+    "attn_kv_b",
+    "attn_output",
+    "ffn_gate",
+    "ffn_up",
+    "ffn_down",
+    "ffn_gate_shexp",
+    "ffn_up_shexp",
+    "ffn_down_shexp",
+    "ffn_gate_exps",
+    "ffn_up_exps",
 ];
 
 /// The row of a tensor: its name without layer and `.weight`, so that a layer's matrices of one role stay apart.
@@ -138,7 +150,8 @@ pub fn heat_map(data: &Frontier, file: &File, place: Place) -> (String, f64) {
 
     let cells = |name: &str| -> Vec<(usize, Cell)> {
         let row = data.tensors.iter().filter(|tensor| tensor.layer.is_some() && row_of(tensor) == name);
-        row.filter_map(|tensor| Some((rows.layers.binary_search(&tensor.layer?).ok()?, Cell::of(tensor, file)?))).collect()
+        row.filter_map(|tensor| Some((rows.layers.binary_search(&tensor.layer?).ok()?, Cell::of(tensor, file)?)))
+            .collect()
     };
     let layered: Vec<(&str, Vec<(usize, Cell)>)> = rows.layered.iter().map(|name| (*name, cells(name))).collect();
     let texts = layered.iter().flat_map(|(_, cells)| cells.iter().map(|(_, cell)| cell.text.as_str()));
@@ -162,7 +175,12 @@ pub fn heat_map(data: &Frontier, file: &File, place: Place) -> (String, f64) {
         let (y0, y1) = name_row(&mut svg, name);
         for (column, shown) in cells {
             let x = left + cell * *column as f64;
-            draw_cell(&mut svg, Area { x0: x + GAP / 2.0, y0, x1: x + (cell - GAP / 2.0).max(GAP), y1 }, shown, letters);
+            draw_cell(
+                &mut svg,
+                Area { x0: x + GAP / 2.0, y0, x1: x + (cell - GAP / 2.0).max(GAP), y1 },
+                shown,
+                letters,
+            );
         }
     }
     for tensor in &rows.last {

@@ -137,12 +137,8 @@ mod tests {
         let names = &labels.taken[before..];
         assert!(named >= 20 && names.len() == named, "{named}");
         for (i, name) in names.iter().enumerate() {
-            let inner = Area {
-                x0: name.x0 + MARGIN.0,
-                y0: name.y0 + MARGIN.1,
-                x1: name.x1 - MARGIN.0,
-                y1: name.y1 - MARGIN.1,
-            };
+            let inner =
+                Area { x0: name.x0 + MARGIN.0, y0: name.y0 + MARGIN.1, x1: name.x1 - MARGIN.0, y1: name.y1 - MARGIN.1 };
             assert!(bounds.holds(&inner));
             assert!(points.iter().all(|&point| !Area::around(point, 5.0).overlaps(&inner)));
             assert!(names[..i].iter().all(|other| !other.overlaps(&inner)));

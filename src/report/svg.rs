@@ -113,7 +113,17 @@ impl Svg {
 
     /// A square standing on its corner, with a tooltip.
     pub(super) fn diamond(&mut self, class: &str, (x, y): (f64, f64), r: f64, tip: &str) {
-        let d = format!("M{} {}L{} {}L{} {}L{} {}Z", at(x), at(y - r), at(x + r), at(y), at(x), at(y + r), at(x - r), at(y));
+        let d = format!(
+            "M{} {}L{} {}L{} {}L{} {}Z",
+            at(x),
+            at(y - r),
+            at(x + r),
+            at(y),
+            at(x),
+            at(y + r),
+            at(x - r),
+            at(y)
+        );
         self.leaf("path", class, &[("d", &d)], tip);
     }
 

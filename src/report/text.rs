@@ -1,8 +1,8 @@
 //! The report as a table for a terminal.
 
 use super::data::{File, Frontier};
-use super::page::preset_names;
 use super::numbers::{change, figure, nats, percent, shorten, size, type_name, weights};
+use super::page::preset_names;
 use std::fmt::Write;
 
 /// Longest name of a file that is shown whole, characters.
