@@ -18,6 +18,8 @@ const FOOT: f64 = 58.0;
 
 /// Font size of names of points, as in the style sheet.
 const NAME_SIZE: f64 = 12.5;
+/// Bold letters are about this much wider.
+const BOLD: f64 = 1.07;
 const RADIUS: f64 = 5.0;
 /// Largest sizes over smallest from which on the axis of sizes is logarithmic.
 const LOG_FROM: f64 = 8.0;
@@ -255,7 +257,8 @@ fn draw_marks(svg: &mut Svg, plot: Area, line: &[(f64, f64)], marks: &[Mark], x:
     let mut names = Vec::new();
     for mark in marks.iter().filter(|mark| !mark.name.is_empty()) {
         let favoured = if mark.ours { 2.5 } else { -0.65 };
-        names.push((mark, labels.place(place(mark), &mark.name, NAME_SIZE, favoured)));
+        let letters = if mark.ours { BOLD * NAME_SIZE } else { NAME_SIZE };
+        names.push((mark, labels.place(place(mark), &mark.name, letters, favoured)));
     }
     for (mark, end) in names.iter().filter_map(|(mark, spot)| Some((mark, spot.as_ref()?.leader?))) {
         svg.line("q-lead", place(mark), end);

@@ -69,6 +69,31 @@ fn json_keeps_everything() {
     assert_eq!(Frontier::parse(&longer).unwrap(), sample("one"));
 }
 
+/// Every field is in the documentation.
+#[test]
+fn the_documentation_names_every_field() {
+    fn names(value: &serde_json::Value, into: &mut std::collections::BTreeSet<String>) {
+        match value {
+            serde_json::Value::Object(fields) => fields.iter().for_each(|(name, value)| {
+                into.insert(name.clone());
+                if name != "recipe" {
+                    names(value, into);
+                }
+            }),
+            serde_json::Value::Array(items) => items.iter().for_each(|item| names(item, into)),
+            _ => {}
+        }
+    }
+    let documented = include_str!("../../docs/frontier-json.md");
+    let mut fields = Default::default();
+    names(&serde_json::from_str(&sample("experts").to_json()).unwrap(), &mut fields);
+    assert!(fields.len() > 50);
+    for field in fields {
+        let word = regex::Regex::new(&format!("`[^`]*\\b{field}\\b[^`]*`")).unwrap();
+        assert!(word.is_match(documented), "{field} is not documented");
+    }
+}
+
 /// Panics unless `xml` is well-formed as far as tags, quotes, entities and characters go.
 fn assert_well_formed(xml: &str) {
     let mut open: Vec<&str> = Vec::new();
