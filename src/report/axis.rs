@@ -5,6 +5,11 @@ const LOG_STEPS: [&[u32]; 4] = [&[1], &[1, 3], &[1, 2, 5], &[1, 2, 3, 4, 5, 6, 8
 /// Steps of a linear axis, per power of ten.
 const LINEAR_STEPS: [f64; 4] = [1.0, 2.0, 2.5, 5.0];
 
+/// Whether nats can be drawn on a logarithmic axis beside others: not 0, and not beyond all sense.
+pub(super) fn drawable(nats: f64) -> bool {
+    (1e-12..=1e6).contains(&nats)
+}
+
 /// A map from values to places along a line.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Axis {

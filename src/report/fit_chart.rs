@@ -1,6 +1,6 @@
 //! Predicted against measured nats: how far the prediction can be trusted.
 
-use super::axis::{Axis, tick};
+use super::axis::{Axis, drawable, tick};
 use super::data::Frontier;
 use super::labels::Labels;
 use super::numbers::{nats, shorten};
@@ -13,6 +13,8 @@ const HEAD: f64 = 40.0;
 const FOOT: f64 = 56.0;
 const RADIUS: f64 = 5.0;
 const NAME_SIZE: f64 = 12.5;
+/// Bold letters are about this much wider.
+const BOLD: f64 = 1.07;
 /// The axes reach this much further than the points, as a factor.
 const ROOM: f64 = 1.6;
 
@@ -34,7 +36,6 @@ fn marks(data: &Frontier) -> Vec<Mark> {
         let (name, measured) = (shorten(&preset.name, 20), preset.measured.as_ref()?.kld);
         Some(Mark { name, predicted: preset.predicted?, measured, ours: false })
     });
-    let drawable = |x: f64| x.is_finite() && x > 0.0;
     ours.chain(theirs).filter(|mark| drawable(mark.predicted) && drawable(mark.measured)).collect()
 }
 
@@ -77,7 +78,8 @@ pub fn fit_chart(data: &Frontier, place: Place) -> Option<String> {
     let mut names = Vec::new();
     for mark in &marks {
         let favoured = if mark.ours { 0.7 } else { 3.8 };
-        let Some(spot) = labels.place(at(mark), &mark.name, NAME_SIZE, favoured) else { continue };
+        let letters = if mark.ours { BOLD * NAME_SIZE } else { NAME_SIZE };
+        let Some(spot) = labels.place(at(mark), &mark.name, letters, favoured) else { continue };
         if let Some(end) = spot.leader {
             svg.line("q-lead", at(mark), end);
         }

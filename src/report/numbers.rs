@@ -142,6 +142,7 @@ mod tests {
         assert_eq!(size(u64::MAX), "16384.00 PiB");
         assert_eq!(weights(6_843_392), "6.84 M");
         assert_eq!(count(6_843_392), "6,843,392");
+        assert_eq!(count(92), "92");
         assert_eq!(nats(0.368868), "0.369");
         assert_eq!(nats(0.0000124), "0.0000124");
         assert_eq!(nats(2.1e-7), "2.1e-7");

@@ -1,7 +1,7 @@
 //! `report.html`: one page without anything outside it.
 
 use super::compare::{Comparison, geometric_mean};
-use super::data::{File, Frontier, Measured, Text};
+use super::data::{File, Frontier, Measured, Score, Text};
 use super::fit_chart::fit_chart;
 use super::heat_map::{colour, heat_map};
 use super::numbers::{Unit, change, clean, count, duration, figure, nats, percent, shorten, size, type_name, weights};
@@ -15,7 +15,7 @@ const STYLE: &str = include_str!("page.css");
 /// Tensors that the table of the worthiest has.
 const WORTHIEST: usize = 15;
 /// Files whose choices it shows.
-const WORTH_FILES: usize = 5;
+const WORTH_FILES: usize = 4;
 /// Longest name on the page, characters.
 const NAME: usize = 120;
 /// What stands where a number is not known.
@@ -122,6 +122,10 @@ fn size_text(data: &Frontier) -> String {
     );
     if !data.presets.is_empty() {
         text += " Dotted lines lead from llama.cpp’s presets to the curve at the same size.";
+    }
+    if data.scoring.score == Score::WeightedError {
+        text += " Predictions here are weighted errors of the matrices: their order means something, their size only \
+                 after the fit.";
     }
     if data.evaluation.is_none() {
         text += " Nothing has been measured yet: every figure is a prediction.";

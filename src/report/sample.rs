@@ -1,7 +1,6 @@
 //! Made-up models for tests and for looking at: tensors whose nats behave as real ones do, and the frontier of those.
 
 use super::data::*;
-use std::collections::BTreeMap;
 
 /// Types, bits per weight, and about what a whole model in this type loses, nats.
 const TYPES: [(&str, f64, f64); 12] = [
@@ -144,16 +143,12 @@ fn tensors(shape: &Shape) -> Vec<Tensor> {
 }
 
 /// For every tensor the choice that is cheapest at a price of `price` nats per byte.
-fn choose(tensors: &[Tensor], price: f64) -> (u64, f64, BTreeMap<String, String>) {
-    let (mut bytes, mut nats, mut recipe) = (0, 0.0, BTreeMap::new());
-    for tensor in tensors {
-        let cost = |choice: &Choice| choice.nats + price * choice.bytes as f64;
-        let best = tensor.choices.iter().min_by(|a, b| cost(a).total_cmp(&cost(b))).unwrap();
-        bytes += best.bytes;
-        nats += best.nats;
-        recipe.insert(tensor.name.clone(), best.ggml_type.clone());
-    }
-    (bytes, nats, recipe)
+fn choose(tensors: &[Tensor], price: f64) -> Vec<&Choice> {
+    let cost = |choice: &Choice| choice.nats + price * choice.bytes as f64;
+    let best = |tensor: &'_ Tensor| {
+        tensor.choices.iter().position(|choice| tensor.choices.iter().all(|other| cost(choice) <= cost(other)))
+    };
+    tensors.iter().map(|tensor| &tensor.choices[best(tensor).unwrap()]).collect()
 }
 
 /// What measuring would find where `predicted` nats are predicted.
@@ -177,23 +172,30 @@ pub(super) fn frontier(shape: &Shape, budgets: &[f64]) -> Frontier {
     let header = 120_000 + 30 * shape.vocabulary;
     let bpw = |bytes: u64| 8.0 * bytes as f64 / weights as f64;
     let unit = shape.level / weights as f64;
-    let chosen: Vec<_> = (0..700).map(|i| choose(&tensors, unit * 30.0 * 0.975_f64.powi(i))).collect();
-    let mut points: Vec<Point> =
-        chosen.iter().map(|(bytes, nats, _)| Point { bytes: bytes + header, bpw: bpw(*bytes), nats: *nats }).collect();
+    let price = |i: usize| unit * 30.0 * 0.96_f64.powi(i as i32);
+    let point = |i: usize| {
+        let chosen = choose(&tensors, price(i));
+        let bytes: u64 = chosen.iter().map(|choice| choice.bytes).sum();
+        Point { bytes: bytes + header, bpw: bpw(bytes), nats: chosen.iter().map(|choice| choice.nats).sum() }
+    };
+    let mut points: Vec<Point> = (0..430).map(point).collect();
+    let chosen = points.clone();
     points.dedup_by_key(|point| point.bytes);
     let mut files: Vec<File> = Vec::new();
     for (i, budget) in budgets.iter().enumerate() {
-        let (bytes, predicted, recipe) = chosen.iter().rfind(|(bytes, ..)| bpw(*bytes) <= *budget).unwrap();
+        let at = chosen.iter().rposition(|point| point.bpw <= *budget).unwrap();
+        let predicted = chosen[at].nats;
+        let types = choose(&tensors, price(at)).into_iter().map(|choice| choice.ggml_type.clone());
         files.push(File {
             name: format!("{}-{budget}bpw-Q4_K_M.gguf", shape.name.replace(' ', "-")),
             budget: format!("--bpw {budget}"),
             label: format!("{budget} bpw"),
-            bytes: bytes + header,
-            bpw: bpw(*bytes),
-            recipe: recipe.clone(),
-            predicted: *predicted,
+            bytes: chosen[at].bytes,
+            bpw: chosen[at].bpw,
+            recipe: tensors.iter().map(|tensor| tensor.name.clone()).zip(types).collect(),
+            predicted,
             corrected: Some(1.04 * predicted.powf(0.985)),
-            measured: Some(measure(*predicted, 25_000.0, i as u64)),
+            measured: Some(measure(predicted, 25_000.0, i as u64)),
         });
     }
     Frontier {

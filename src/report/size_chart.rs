@@ -1,6 +1,6 @@
 //! The main picture: nats against size; the frontier, our files, llama.cpp's presets.
 
-use super::axis::{Axis, tick};
+use super::axis::{Axis, drawable, tick};
 use super::data::Frontier;
 use super::labels::Labels;
 use super::numbers::{Unit, nats, percent, shorten, size};
@@ -18,6 +18,8 @@ const FOOT: f64 = 58.0;
 
 /// Font size of names of points, as in the style sheet.
 const NAME_SIZE: f64 = 12.5;
+/// Bold letters are about this much wider.
+const BOLD: f64 = 1.07;
 const RADIUS: f64 = 5.0;
 /// Largest sizes over smallest from which on the axis of sizes is logarithmic.
 const LOG_FROM: f64 = 8.0;
@@ -74,14 +76,14 @@ fn marks(data: &Frontier) -> Vec<Mark> {
         let name = shorten(&preset.name, 20);
         marks.push(Mark { name, tip, bytes: preset.bytes as f64, nats, known, ours: false });
     }
-    marks.retain(|mark| mark.nats.is_finite() && mark.nats > 0.0);
+    marks.retain(|mark| drawable(mark.nats));
     marks
 }
 
 /// The frontier after the fit: (bytes, nats), what cannot be drawn on a logarithmic axis left out.
 fn curve(data: &Frontier) -> Vec<(f64, f64)> {
     let all = data.frontier.iter().map(|point| (point.bytes as f64, data.corrected(point.nats)));
-    all.filter(|(_, nats)| nats.is_finite() && *nats > 0.0).collect()
+    all.filter(|(_, nats)| drawable(*nats)).collect()
 }
 
 /// Least and greatest of some values; none of none.
@@ -97,7 +99,7 @@ fn window(curve: &[(f64, f64)], marks: &[Mark]) -> Option<((f64, f64), (f64, f64
     let telling = curve.iter().filter(|(_, nats)| (TELLING.0..=TELLING.1).contains(nats)).map(|(bytes, _)| *bytes);
     let sizes = marks.iter().map(|mark| mark.bytes);
     let (low, high) = range(sizes.clone().chain(telling)).or_else(|| range(curve.iter().map(|(bytes, _)| *bytes)))?;
-    let room = (0.04 * (high - low)).max(0.01 * high);
+    let room = (0.04 * (high - low)).max(0.01 * high).max(1.0);
     let (low, high) = ((low - room).max(0.9 * low), high + room);
     // The curve may leave at the top, where predictions mean little, but not between the points.
     let top = marks.iter().map(|mark| mark.nats).fold(TELLING.1, f64::max) * 1.3;
@@ -113,8 +115,9 @@ fn bytes_per_bit(data: &Frontier) -> Option<(f64, f64)> {
     let points = data.frontier.iter().map(|p| (p.bytes as f64, p.bpw));
     let points = points.chain(data.presets.iter().map(|p| (p.bytes as f64, p.bpw)));
     let points: Vec<(f64, f64)> = points.chain(data.files.iter().map(|p| (p.bytes as f64, p.bpw))).collect();
-    let low = points.iter().copied().min_by(|a, b| a.0.total_cmp(&b.0))?;
-    let high = points.iter().copied().max_by(|a, b| a.0.total_cmp(&b.0))?;
+    let known = || points.iter().copied().filter(|point| point.1.is_finite());
+    let low = known().min_by(|a, b| a.0.total_cmp(&b.0))?;
+    let high = known().max_by(|a, b| a.0.total_cmp(&b.0))?;
     match high.1 - low.1 {
         bits if bits > 0.0 => {
             let slope = (high.0 - low.0) / bits;
@@ -139,7 +142,7 @@ pub fn size_chart(data: &Frontier, place: Place) -> String {
         return svg.finish();
     };
     let plot = Area { x0: LEFT, y0: top, x1: WIDTH - RIGHT, y1: top + PLOT_HEIGHT };
-    let x = Axis::new(sizes.1 / sizes.0 > LOG_FROM, sizes, (plot.x0, plot.x1));
+    let x = Axis::new(sizes.0 >= 1.0 && sizes.1 / sizes.0 > LOG_FROM, sizes, (plot.x0, plot.x1));
     let y = Axis::new(true, divergences, (plot.y1, plot.y0));
     axes(&mut svg, data, plot, &x, &y, sizes.1);
     legend(&mut svg, data, (if place == Place::Alone { 24.0 } else { LEFT }, top - 58.0), &marks);
@@ -254,7 +257,8 @@ fn draw_marks(svg: &mut Svg, plot: Area, line: &[(f64, f64)], marks: &[Mark], x:
     let mut names = Vec::new();
     for mark in marks.iter().filter(|mark| !mark.name.is_empty()) {
         let favoured = if mark.ours { 2.5 } else { -0.65 };
-        names.push((mark, labels.place(place(mark), &mark.name, NAME_SIZE, favoured)));
+        let letters = if mark.ours { BOLD * NAME_SIZE } else { NAME_SIZE };
+        names.push((mark, labels.place(place(mark), &mark.name, letters, favoured)));
     }
     for (mark, end) in names.iter().filter_map(|(mark, spot)| Some((mark, spot.as_ref()?.leader?))) {
         svg.line("q-lead", place(mark), end);
