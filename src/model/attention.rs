@@ -1,6 +1,12 @@
-//! From scores to probabilities: scale, soft cap, mask and softmax in one pass over the row.
+//! From queries, keys and values to what the heads say: scores, scale, soft cap, mask, softmax, the mix of values.
 
-use candle_core::{CpuStorage, CustomOp1, D, Error, Layout, Result, Shape, Tensor};
+use super::product::{View, multiply, numbers, product};
+use crate::vector::{LANES, exp, sum, vectorized};
+use candle_core::{D, Result, Tensor};
+use rayon::prelude::*;
+
+/// Queries that are taken together. Keys behind the last of them are never looked at.
+const BLOCK: usize = 64;
 
 /// What is done to the scores of a layer.
 #[derive(Clone, Copy, Debug)]
@@ -14,13 +20,90 @@ pub(super) struct Scores {
 }
 
 impl Scores {
+    /// What each head sees, side by side: `[positions, heads * value_length]`, of queries `[heads, positions,
+    /// length]`, keys `[kv_heads, positions, length]` and values `[positions, kv_heads * value_length]`.
+    ///
+    /// `split` is how many threads may share the heads.
+    pub(super) fn attend(&self, query: &Tensor, key: &Tensor, value: &Tensor, split: usize) -> Result<Tensor> {
+        let (heads, positions, length) = query.dims3()?;
+        let kv_heads = key.dim(0)?;
+        let value_length = value.dim(1)? / kv_heads;
+        if !query.device().is_cpu() {
+            // All heads of queries that share keys follow each other as rows.
+            let query = query.reshape((kv_heads, heads / kv_heads * positions, length))?;
+            let value = value.reshape((positions, kv_heads, value_length))?.permute((1, 2, 0))?;
+            let mixed = product(&self.softmax(&product(&query, key, split)?)?, &value, split)?;
+            let mixed = mixed.reshape((heads, positions, value_length))?.transpose(0, 1)?.contiguous()?;
+            return mixed.reshape((positions, heads * value_length));
+        }
+        let mut mixed = vec![0.0f32; heads * positions * value_length];
+        numbers(query, |query| {
+            numbers(key, |key| {
+                numbers(value, |value| {
+                    let one = |(head, out): (usize, &mut [f32])| {
+                        let shared = head / (heads / kv_heads);
+                        let query = View::new(&query[head * positions * length..], positions, length, length);
+                        let key = View::new(&key[shared * positions * length..], positions, length, length);
+                        let step = kv_heads * value_length;
+                        let value = View::new(&value[shared * value_length..], positions, value_length, step);
+                        self.head(query, key, value, out);
+                    };
+                    match split > 1 {
+                        true => mixed.par_chunks_mut(positions * value_length).enumerate().for_each(one),
+                        false => mixed.chunks_mut(positions * value_length).enumerate().for_each(one),
+                    }
+                    Ok(())
+                })
+            })
+        })?;
+        let mut out = vec![0.0f32; mixed.len()];
+        for (head, mixed) in mixed.chunks_exact(positions * value_length).enumerate() {
+            let places = out.chunks_exact_mut(heads * value_length);
+            for (place, mixed) in places.zip(mixed.chunks_exact(value_length)) {
+                place[head * value_length..][..value_length].copy_from_slice(mixed);
+            }
+        }
+        Tensor::from_vec(out, (positions, heads * value_length), query.device())
+    }
+
+    /// One head: `[positions, value_length]`.
+    fn head(&self, query: View<'_>, key: View<'_>, value: View<'_>, out: &mut [f32]) {
+        let positions = query.rows();
+        let value_length = value.columns();
+        let mut scores = vec![0.0f32; BLOCK.min(positions) * positions];
+        for first in (0..positions).step_by(BLOCK) {
+            let end = (first + BLOCK).min(positions);
+            // All that one of these queries sees.
+            let keys = self.seen(first).start..end;
+            let (rows, columns) = (end - first, keys.len());
+            let scores = &mut scores[..rows * columns];
+            multiply(query.range(first..end), key.range(keys.clone()).transposed(), scores, columns, 1);
+            for (query, row) in (first..end).zip(scores.chunks_exact_mut(columns)) {
+                let seen = self.seen(query);
+                let seen = seen.start - keys.start..seen.end - keys.start;
+                row[..seen.start].fill(0.0);
+                row[seen.end..].fill(0.0);
+                self.row(&mut row[seen]);
+            }
+            let out = &mut out[first * value_length..];
+            multiply(View::new(scores, rows, columns, columns), value.range(keys), out, value_length, 1);
+        }
+    }
+
     /// Probabilities of `[.., queries, keys]`; query `i` of each `keys` queries sees keys up to `i`. Several heads of
     /// queries may follow each other in one batch.
     pub(super) fn softmax(&self, scores: &Tensor) -> Result<Tensor> {
-        if scores.device().is_cpu() {
-            return scores.contiguous()?.apply_op1_no_bwd(self);
-        }
         let keys = scores.dim(D::Minus1)?;
+        if scores.device().is_cpu() {
+            let mut out = numbers(scores, |scores| Ok(scores.to_vec()))?;
+            for (row, scores) in out.chunks_exact_mut(keys).enumerate() {
+                let seen = self.seen(row % keys);
+                scores[..seen.start].fill(0.0);
+                scores[seen.end..].fill(0.0);
+                self.row(&mut scores[seen]);
+            }
+            return Tensor::from_vec(out, scores.shape(), scores.device());
+        }
         let mut scores = (scores * f64::from(self.scale))?;
         if let Some(cap) = self.cap {
             scores = ((scores / f64::from(cap))?.tanh()? * f64::from(cap))?;
@@ -37,43 +120,95 @@ impl Scores {
         let first = self.window.map_or(0, |window| (query + 1).saturating_sub(window));
         first..query + 1
     }
-}
 
-impl CustomOp1 for Scores {
-    fn name(&self) -> &'static str {
-        "scores"
-    }
-
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (start, end) = layout.contiguous_offsets().ok_or_else(|| Error::Msg("scores with gaps".into()))?;
-        let scores = &storage.as_slice::<f32>()?[start..end];
-        let keys = layout.dims().last().copied().unwrap_or(0);
-        let mut out = vec![0.0f32; scores.len()];
-        for (row, (scores, out)) in scores.chunks_exact(keys).zip(out.chunks_exact_mut(keys)).enumerate() {
-            let seen = self.seen(row % keys);
-            self.row(&scores[seen.clone()], &mut out[seen]);
+    /// Scores of the keys that a query sees, to probabilities.
+    fn row(&self, scores: &mut [f32]) {
+        if let Some(cap) = self.cap {
+            scores.iter_mut().for_each(|x| *x = (*x * self.scale / cap).tanh() * cap);
         }
-        Ok((CpuStorage::F32(out), layout.shape().clone()))
+        let scale = if self.cap.is_some() { 1.0 } else { self.scale };
+        vectorized(|| softmax_in_place(scores, scale));
     }
 }
 
-impl Scores {
-    fn row(&self, scores: &[f32], out: &mut [f32]) {
-        let mut max = f32::NEG_INFINITY;
-        for (out, score) in out.iter_mut().zip(scores) {
-            let mut x = score * self.scale;
-            if let Some(cap) = self.cap {
-                x = (x / cap).tanh() * cap;
+/// Softmax of `scale` times what is there.
+#[inline(always)]
+fn softmax_in_place(xs: &mut [f32], scale: f32) {
+    let (chunks, rest) = xs.as_chunks_mut::<LANES>();
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    for chunk in chunks {
+        for (max, x) in lanes.iter_mut().zip(chunk) {
+            *x *= scale;
+            *max = if *x > *max { *x } else { *max };
+        }
+    }
+    let mut max = f32::NEG_INFINITY;
+    rest.iter_mut().for_each(|x| *x *= scale);
+    for x in lanes.iter().chain(&*rest) {
+        max = if *x > max { *x } else { max };
+    }
+    // What is not a number stays so, and spreads.
+    xs.iter_mut().for_each(|x| *x = exp(*x - max));
+    let scale = (1.0 / sum(xs)) as f32;
+    xs.iter_mut().for_each(|x| *x *= scale);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    fn random(shape: &[usize], seed: u32) -> Tensor {
+        let mut state = seed;
+        let numbers: Vec<f32> = (0..shape.iter().product())
+            .map(|_| {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+            })
+            .collect();
+        Tensor::from_vec(numbers, shape, &Device::Cpu).unwrap()
+    }
+
+    /// Blocks and lanes against sums in f64, one at a time.
+    #[test]
+    fn every_query_sees_what_it_may() {
+        let (heads, kv_heads, length, value_length) = (4, 2, 6, 5);
+        for (positions, window, cap) in
+            [(1, None, None), (3, None, None), (64, Some(7), None), (150, None, Some(2.0)), (150, Some(70), None)]
+        {
+            let scores = Scores { scale: 1.7, cap, window };
+            let (q, k) = (random(&[heads, positions, length], 1), random(&[kv_heads, positions, length], 2));
+            let v = random(&[positions, kv_heads * value_length], 3);
+            let one = scores.attend(&q, &k, &v, 1).unwrap().to_vec2::<f32>().unwrap();
+            assert_eq!(one, scores.attend(&q, &k, &v, 3).unwrap().to_vec2::<f32>().unwrap());
+            let (q, k) = (q.to_vec3::<f32>().unwrap(), k.to_vec3::<f32>().unwrap());
+            let v = v.to_vec2::<f32>().unwrap();
+            for (position, row) in one.iter().enumerate() {
+                for head in 0..heads {
+                    let shared = head / 2;
+                    let first = window.map_or(0, |w: usize| (position + 1).saturating_sub(w));
+                    let weight = |key: usize| {
+                        let dot = q[head][position].iter().zip(&k[shared][key]).map(|(a, b)| f64::from(a * b));
+                        let score = dot.sum::<f64>() * f64::from(scores.scale);
+                        cap.map_or(score, |c| (score / f64::from(c)).tanh() * f64::from(c)).exp()
+                    };
+                    let weights: Vec<f64> = (first..=position).map(weight).collect();
+                    let sum: f64 = weights.iter().sum();
+                    for i in 0..value_length {
+                        let value = |key: usize| f64::from(v[key][shared * value_length + i]);
+                        let want: f64 = weights.iter().zip(first..).map(|(w, key)| w / sum * value(key)).sum();
+                        let got = f64::from(row[head * value_length + i]);
+                        assert!((got - want).abs() < 2e-6, "{positions} {window:?} {position} {head}: {got} {want}");
+                    }
+                }
             }
-            max = max.max(x);
-            *out = x;
         }
-        let mut sum = 0.0f64;
-        for x in out.iter_mut() {
-            *x = (*x - max).exp();
-            sum += f64::from(*x);
-        }
-        let scale = (1.0 / sum) as f32;
-        out.iter_mut().for_each(|x| *x *= scale);
+    }
+
+    #[test]
+    fn what_is_not_a_number_shows() {
+        let mut row = [0.5, f32::NAN, 1.0, 2.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0];
+        softmax_in_place(&mut row, 1.0);
+        assert!(row.iter().all(|x| x.is_nan()));
     }
 }

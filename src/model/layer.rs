@@ -2,10 +2,11 @@
 
 use super::attention::Scores;
 use super::hyper::{Hyper, Rotation};
-use super::product::product;
+use super::product::{numbers, product};
+use super::rows::{activated, gated, layer_norm, rms_norm};
 use super::weights::{Matrix, Weights};
 use super::{Observer, Result, Seen};
-use crate::arch::{Activation, Norm, Rope};
+use crate::arch::{Norm, Rope};
 use candle_core::{D, Tensor};
 
 /// A layer, widened.
@@ -72,7 +73,7 @@ pub(super) struct Pass<'a> {
 impl Pass<'_> {
     /// The product of activations `[rows, columns]` with a matrix, which is observed.
     pub(super) fn times(&self, x: &Tensor, matrix: &Matrix) -> Result<Tensor> {
-        self.see(x, matrix, 0)?;
+        self.see(x, &matrix.name, [0, 1])?;
         let y = product(x, &matrix.weight, self.split)?;
         Ok(match &matrix.bias {
             Some(bias) => y.broadcast_add(bias)?,
@@ -82,17 +83,18 @@ impl Pass<'_> {
 
     /// The product with one expert's matrix.
     fn times_expert(&self, x: &Tensor, matrix: &Matrix, expert: usize) -> Result<Tensor> {
-        self.see(x, matrix, expert)?;
+        self.see(x, &matrix.name, [expert, matrix.weight.dim(0)?])?;
         Ok(product(x, &matrix.weight.get(expert)?, self.split)?)
     }
 
-    fn see(&self, x: &Tensor, of: &Matrix, matrix: usize) -> Result<()> {
+    /// Shows what matrix `matrix` of `matrices` of a tensor is about to meet.
+    pub(super) fn see(&self, x: &Tensor, name: &str, [matrix, matrices]: [usize; 2]) -> Result<()> {
         let Some(observer) = self.observer else { return Ok(()) };
         let columns = x.dim(D::Minus1)?;
-        let rows = x.flatten_all()?.to_vec1::<f32>()?;
-        let matrices = if of.weight.rank() == 3 { of.weight.dim(0)? } else { 1 };
-        observer.input(Seen { chunk: self.chunk, name: &of.name, matrix, matrices, rows: &rows, columns });
-        Ok(())
+        Ok(numbers(x, |rows| {
+            observer.input(Seen { chunk: self.chunk, name, matrix, matrices, rows, columns });
+            Ok(())
+        })?)
     }
 }
 
@@ -129,10 +131,9 @@ impl Normalizer {
     }
 
     pub(super) fn apply(&self, x: &Tensor) -> Result<Tensor> {
-        let x = x.contiguous()?;
         Ok(match self.kind {
-            Norm::Rms => candle_nn::ops::rms_norm(&x, &self.weight, self.epsilon)?,
-            Norm::Layer => candle_nn::ops::layer_norm(&x, &self.weight, &self.bias, self.epsilon)?,
+            Norm::Rms => rms_norm(x, &self.weight, self.epsilon)?,
+            Norm::Layer => layer_norm(x, &self.weight, &self.bias, self.epsilon)?,
         })
     }
 
@@ -236,7 +237,6 @@ impl<'a> Layer<'a> {
     fn attention(&self, x: &Tensor, pass: Pass<'_>) -> Result<Tensor> {
         let hyper = self.hyper;
         let (heads, kv_heads, length) = (hyper.heads, hyper.kv_heads, hyper.key_length);
-        let positions = x.dim(0)?;
         let (query, key, value) = match &self.projections {
             Projections::Apart { query, key, value } => {
                 (pass.times(x, query)?, pass.times(x, key)?, pass.times(x, value)?)
@@ -252,14 +252,8 @@ impl<'a> Layer<'a> {
         let (query, key, value) = (clamp(query)?, clamp(key)?, clamp(value)?);
         let query = self.heads(&query, heads, &self.query_norm)?;
         let key = self.heads(&key, kv_heads, &self.key_norm)?;
-        let value = value.reshape((positions, kv_heads, hyper.value_length))?.permute((1, 2, 0))?;
-        // All heads of queries that share keys follow each other as rows.
-        let query = query.reshape((kv_heads, heads / kv_heads * positions, length))?;
         let scores = Scores { scale: hyper.score_scale, cap: hyper.score_cap, window: hyper.window_of(self.number) };
-        let probabilities = scores.softmax(&product(&query, &key, pass.split)?)?;
-        let mixed = product(&probabilities, &value, pass.split)?;
-        let mixed = mixed.reshape((heads, positions, hyper.value_length))?.transpose(0, 1)?.contiguous()?;
-        pass.times(&mixed.reshape((positions, heads * hyper.value_length))?, &self.output)
+        pass.times(&scores.attend(&query, &key, &value, pass.split)?, &self.output)
     }
 
     /// `[positions, heads * length]` as normalized and rotated `[heads, positions, length]`.
@@ -332,14 +326,13 @@ impl Ffn {
         let activation = hyper.decoder.activation;
         match self {
             Ffn::Gated { gate, up, down } => {
-                let gate = activated(&pass.times(x, gate)?, activation)?;
-                pass.times(&(gate * pass.times(x, up)?)?, down)
+                pass.times(&gated(&pass.times(x, gate)?, &pass.times(x, up)?, activation)?, down)
             }
             Ffn::Fused { gate_up, down } => {
                 let both = pass.times(x, gate_up)?;
                 let length = both.dim(1)? / 2;
-                let gate = activated(&both.narrow(1, 0, length)?.contiguous()?, activation)?;
-                pass.times(&(gate * both.narrow(1, length, length)?)?, down)
+                let (gate, up) = (both.narrow(1, 0, length)?, both.narrow(1, length, length)?);
+                pass.times(&gated(&gate, &up, activation)?, down)
             }
             Ffn::Plain { up, down } => pass.times(&activated(&pass.times(x, up)?, activation)?, down),
             Ffn::Experts { router, gate, up, down, shared } => {
@@ -352,9 +345,8 @@ impl Ffn {
                     let count = positions.len();
                     let positions = Tensor::from_vec(positions, count, x.device())?;
                     let x = x.index_select(&positions, 0)?;
-                    let gated = activated(&pass.times_expert(&x, gate, expert)?, activation)?;
-                    let inner = (gated * pass.times_expert(&x, up, expert)?)?;
-                    let out = pass.times_expert(&inner, down, expert)?;
+                    let (gate, up) = (pass.times_expert(&x, gate, expert)?, pass.times_expert(&x, up, expert)?);
+                    let out = pass.times_expert(&gated(&gate, &up, activation)?, down, expert)?;
                     let weights = Tensor::from_vec(weights, (count, 1), x.device())?;
                     y = y.index_add(&positions, &out.broadcast_mul(&weights)?, 0)?;
                 }
@@ -366,13 +358,6 @@ impl Ffn {
             }
         }
     }
-}
-
-fn activated(x: &Tensor, activation: Activation) -> Result<Tensor> {
-    Ok(match activation {
-        Activation::Silu => x.silu()?,
-        Activation::Gelu => x.gelu()?,
-    })
 }
 
 /// Which positions each expert sees, and with which weight: the experts of a token are the most probable ones.

@@ -1,0 +1,134 @@
+//! What is done to each row or number on its own: norms and activations. On this computer each call stays on its
+//! thread, since chunks run side by side; on other devices candle does it.
+
+use super::product::numbers;
+use crate::arch::Activation;
+use crate::vector::{sigmoid, sum, sum_of_squares, vectorized};
+use candle_core::{D, Result, Tensor};
+
+/// Every row divided by the root of its mean square, times `weight`.
+pub(super) fn rms_norm(x: &Tensor, weight: &Tensor, epsilon: f32) -> Result<Tensor> {
+    if !x.device().is_cpu() {
+        return candle_nn::ops::rms_norm(&x.contiguous()?, weight, epsilon);
+    }
+    let columns = x.dim(D::Minus1)?;
+    let mut out = numbers(x, |x| Ok(x.to_vec()))?;
+    numbers(weight, |weight| {
+        for row in out.chunks_exact_mut(columns) {
+            vectorized(|| {
+                let mean = sum_of_squares(row) / columns as f64;
+                let scale = 1.0 / (mean as f32 + epsilon).sqrt();
+                row.iter_mut().zip(weight).for_each(|(x, weight)| *x = *x * scale * weight);
+            });
+        }
+        Ok(())
+    })?;
+    Tensor::from_vec(out, x.shape(), x.device())
+}
+
+/// Every row less its mean, divided by its standard deviation, times `weight`, plus `bias`.
+pub(super) fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, epsilon: f32) -> Result<Tensor> {
+    if !x.device().is_cpu() {
+        return candle_nn::ops::layer_norm(&x.contiguous()?, weight, bias, epsilon);
+    }
+    let columns = x.dim(D::Minus1)?;
+    let mut out = numbers(x, |x| Ok(x.to_vec()))?;
+    numbers(weight, |weight| {
+        numbers(bias, |bias| {
+            for row in out.chunks_exact_mut(columns) {
+                vectorized(|| {
+                    let mean = (sum(row) / columns as f64) as f32;
+                    row.iter_mut().for_each(|x| *x -= mean);
+                    let variance = sum_of_squares(row) / columns as f64;
+                    let scale = 1.0 / (variance as f32 + epsilon).sqrt();
+                    let places = row.iter_mut().zip(weight).zip(bias);
+                    places.for_each(|((x, weight), bias)| *x = *x * scale * weight + bias);
+                });
+            }
+            Ok(())
+        })
+    })?;
+    Tensor::from_vec(out, x.shape(), x.device())
+}
+
+/// The activation of each number.
+pub(super) fn activated(x: &Tensor, activation: Activation) -> Result<Tensor> {
+    if !x.device().is_cpu() {
+        return match activation {
+            Activation::Silu => x.silu(),
+            Activation::Gelu => x.gelu(),
+        };
+    }
+    let mut out = numbers(x, |x| Ok(x.to_vec()))?;
+    vectorized(|| match activation {
+        Activation::Silu => out.iter_mut().for_each(|x| *x = silu(*x)),
+        Activation::Gelu => out.iter_mut().for_each(|x| *x = gelu(*x)),
+    });
+    Tensor::from_vec(out, x.shape(), x.device())
+}
+
+/// The activation of each number of `gate`, times that of `up`.
+pub(super) fn gated(gate: &Tensor, up: &Tensor, activation: Activation) -> Result<Tensor> {
+    if !gate.device().is_cpu() {
+        return activated(&gate.contiguous()?, activation)? * up;
+    }
+    let mut out = numbers(gate, |gate| Ok(gate.to_vec()))?;
+    numbers(up, |up| {
+        vectorized(|| match activation {
+            Activation::Silu => out.iter_mut().zip(up).for_each(|(x, up)| *x = silu(*x) * up),
+            Activation::Gelu => out.iter_mut().zip(up).for_each(|(x, up)| *x = gelu(*x) * up),
+        });
+        Ok(())
+    })?;
+    Tensor::from_vec(out, gate.shape(), gate.device())
+}
+
+#[inline(always)]
+fn silu(x: f32) -> f32 {
+    x * sigmoid(x)
+}
+
+/// The form with a hyperbolic tangent: x / 2 (1 + tanh u) = x sigmoid(2 u).
+#[inline(always)]
+fn gelu(x: f32) -> f32 {
+    const TWICE_ROOT: f32 = 1.595_769_1; // 2 sqrt(2 / pi)
+    const CUBIC: f32 = 0.044_715;
+    x * sigmoid(TWICE_ROOT * x * (1.0 + CUBIC * x * x))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    fn tensor(n: usize) -> Tensor {
+        let numbers: Vec<f32> = (0..3 * n).map(|i| ((i * 7919) % 1000) as f32 / 50.0 - 10.0).collect();
+        Tensor::from_vec(numbers, (3, n), &Device::Cpu).unwrap()
+    }
+
+    fn near(ours: &Tensor, theirs: &Tensor, bound: f32) {
+        let pairs = ours.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let theirs = theirs.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        for (i, (a, b)) in pairs.iter().zip(&theirs).enumerate() {
+            assert!((a - b).abs() <= bound * b.abs().max(1e-3), "{i}: {a} {b}");
+        }
+    }
+
+    /// candle's own operations as the second opinion.
+    #[test]
+    fn rows_agree_with_candle() {
+        for n in [1, 7, 64, 101] {
+            let x = tensor(n);
+            let (weight, bias) = (x.get(1).unwrap(), x.get(2).unwrap());
+            near(&rms_norm(&x, &weight, 1e-5).unwrap(), &candle_nn::ops::rms_norm(&x, &weight, 1e-5).unwrap(), 1e-5);
+            if n > 1 {
+                let ours = layer_norm(&x, &weight, &bias, 1e-5).unwrap();
+                near(&ours, &candle_nn::ops::layer_norm_slow(&x, &weight, &bias, 1e-5).unwrap(), 1e-4);
+            }
+            near(&activated(&x, Activation::Silu).unwrap(), &x.silu().unwrap(), 1e-6);
+            near(&activated(&x, Activation::Gelu).unwrap(), &x.gelu().unwrap(), 1e-4);
+            let (up, both) = ((&x + 1.0).unwrap(), gated(&x, &(&x + 1.0).unwrap(), Activation::Silu).unwrap());
+            near(&both, &(x.silu().unwrap() * up).unwrap(), 1e-6);
+        }
+    }
+}
