@@ -138,6 +138,15 @@ impl<'a> Input<'a> {
         }
     }
 
+    /// Tells the system that a tensor is needed soon, so that it begins to read it. Only a hint, and none for a
+    /// checkpoint.
+    pub fn prefetch(&self, tensor: &Tensor<'_>) {
+        if let Reader::Gguf(model) = &self.reader {
+            let start = model.tensors[tensor.index].offset as usize;
+            model.files.maps()[tensor.shard].prefetch(start..start + tensor.info.bytes() as usize);
+        }
+    }
+
     /// Tells the system that these rows are not needed again soon. Only a hint.
     pub fn release(&self, tensor: &Tensor<'_>, rows: Range<u64>) {
         match &self.reader {

@@ -17,6 +17,7 @@
 //! | [`mod@format`] | GGUF, safetensors, JSON and importance-matrix files, output files, the table of tensor types | files; the only reader of untrusted bytes |
 //! | [`text`] | the built-in texts for calibration and evaluation, ten domains each | nothing |
 //! | [`resume`] | long jobs that survive being killed | a checkpoint beside the output, through `format` |
+//! | `vector` | loops that the compiler makes vectors of, at the CPU's highest level | nothing |
 //! | [`progress`] | what a long job tells the one who started it, and how it is stopped | nothing |
 //!
 //! `src/main.rs` and `src/cli/` are the program: one file per command, and the only place that prints.
@@ -40,4 +41,5 @@ pub mod report;
 pub mod resume;
 pub mod text;
 pub mod tokenizer;
+mod vector;
 pub mod verify;

@@ -5,10 +5,13 @@
 //! synthetic OUT_DIR                      every small model: NAME.gguf, NAME.imatrix.gguf, NAME.imatrix.dat
 //! synthetic --imatrix MODEL PREFIX       only an importance matrix for a model: PREFIX.gguf, PREFIX.dat
 //! synthetic --large BYTES FILE [bf16]    a llama of about so many bytes, F16 unless told otherwise
+//! synthetic --engine SIZE LIKE FILE      a llama in F16 that can be run, with the tokenizer of the GGUF `LIKE`;
+//!                                        SIZE is one of engine.rs's
 //! ```
 //!
 //! `scripts/parity.sh` quantizes the small ones with llama-quantize and with us and compares the files.
 
+mod engine;
 #[allow(dead_code)] // the tests use the rest
 #[path = "../../tests/support/inputs.rs"]
 mod inputs;
@@ -19,7 +22,8 @@ mod write;
 use quantier::format::types::GgmlType;
 use std::path::Path;
 
-const USAGE: &str = "usage: synthetic OUT_DIR | --imatrix MODEL PREFIX | --large BYTES FILE [bf16]";
+const USAGE: &str = "usage: synthetic OUT_DIR | --imatrix MODEL PREFIX | --large BYTES FILE [bf16] | \
+                     --engine SIZE LIKE FILE";
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -27,6 +31,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     match args[..] {
         ["--large", bytes, file] => large::write(bytes.parse()?, Path::new(file), GgmlType::F16)?,
         ["--large", bytes, file, "bf16"] => large::write(bytes.parse()?, Path::new(file), GgmlType::BF16)?,
+        ["--engine", name, like, file] => {
+            let size = engine::SIZES.iter().find(|size| size.name == name);
+            let names: Vec<_> = engine::SIZES.iter().map(|size| size.name).collect();
+            let size = size.ok_or_else(|| format!("no size '{name}'; there are {}", names.join(", ")))?;
+            engine::write(size, Path::new(like), Path::new(file))?;
+        }
         ["--imatrix", model, prefix] => write::imatrix_for_file(Path::new(model), prefix)?,
         [dir] if !dir.starts_with('-') => {
             std::fs::create_dir_all(dir)?;

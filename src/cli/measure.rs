@@ -3,7 +3,7 @@
 use anyhow::{Context, ensure};
 use quantier::convert;
 use quantier::input::{Input, Source};
-use quantier::model::{Engine, Options};
+use quantier::model::{Device, Engine, Options, device};
 use quantier::tokenizer::Tokenizer;
 use std::path::Path;
 
@@ -23,6 +23,9 @@ pub struct Common {
     /// file
     #[arg(long, value_name = "MIB")]
     pub max_memory: Option<u64>,
+    /// Where to compute: cpu, cuda[:N] or metal[:N], as far as the build has them
+    #[arg(long, value_name = "DEVICE", default_value = "cpu", value_parser = device)]
+    pub device: Device,
     /// Print the result as JSON
     #[arg(long)]
     pub json: bool,
@@ -31,7 +34,7 @@ pub struct Common {
 impl Common {
     pub fn options(&self) -> Options {
         let max_memory = self.max_memory.map(|mib| mib.saturating_mul(1 << 20));
-        Options { threads: self.threads, max_memory, ..Options::default() }
+        Options { threads: self.threads, max_memory, device: self.device.clone() }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Read-only file mappings: the only place that maps memory.
 
 use super::{Error, Result};
-use memmap2::{Mmap, UncheckedAdvice};
+use memmap2::{Advice, Mmap, UncheckedAdvice};
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -57,6 +57,11 @@ impl Map {
             return Err(Error::Shrunk { path: self.path.clone(), was: self.bytes.len() as u64, now });
         }
         Ok(())
+    }
+
+    /// Tells the system that these bytes are needed soon, so that it begins to read them. Only a hint.
+    pub fn prefetch(&self, range: Range<usize>) {
+        let _ = self.bytes.advise_range(Advice::WillNeed, range.start, range.len());
     }
 
     /// Tells the system that these bytes are not needed again soon, so that a model larger than memory does not

@@ -13,7 +13,7 @@ use super::{Error, Result};
 use crate::format::types::GgmlType;
 use crate::input::{Input, Tensor};
 use crate::model::backward::{Backward, Embedded, Met};
-use crate::model::{Head, multiply};
+use crate::model::{Head, rows_times_rows};
 use crate::progress::Progress;
 use crate::quant::Codec;
 use rayon::prelude::*;
@@ -120,7 +120,7 @@ impl Candidate<'_> {
                 for piece in &met.pieces {
                     let rows = piece.inputs.len() / n;
                     product.resize(rows * wide, 0.0);
-                    multiply(&piece.inputs, &change, [rows, wide, n], &mut product);
+                    rows_times_rows(&piece.inputs, &change, [rows, wide, n], &mut product);
                     for gradients in &piece.gradients {
                         let of_row = |(product, gradient): (&[f32], &[f32])| dot(product, &gradient[band.first..]);
                         u.extend(product.chunks_exact(wide).zip(gradients.chunks_exact(m)).map(of_row));
@@ -155,7 +155,7 @@ impl Candidate<'_> {
             let mut weighted = Vec::with_capacity(positions * wide);
             for (block, log_z) in inputs.chunks(BLOCK_ROWS * n).zip(log_z.chunks(BLOCK_ROWS)) {
                 logits.resize(log_z.len() * wide, 0.0);
-                multiply(block, &band.weights, [log_z.len(), wide, n], &mut logits);
+                rows_times_rows(block, &band.weights, [log_z.len(), wide, n], &mut logits);
                 for (logits, log_z) in logits.chunks_exact(wide).zip(log_z) {
                     weighted.extend(logits.iter().enumerate().map(|(i, product)| {
                         let (logit, slope) = head.bend(band.first + i, *product);
@@ -168,7 +168,7 @@ impl Candidate<'_> {
                 let blocks = inputs.chunks(BLOCK_ROWS * n).zip(weighted.chunks(BLOCK_ROWS * wide));
                 for ((block, weighted), moments) in blocks.zip(moments.chunks_mut(BLOCK_ROWS * 2)) {
                     product.resize(block.len() / n * wide, 0.0);
-                    multiply(block, &change, [block.len() / n, wide, n], &mut product);
+                    rows_times_rows(block, &change, [block.len() / n, wide, n], &mut product);
                     let rows = product.chunks_exact(wide).zip(weighted.chunks_exact(wide));
                     for ((product, weighted), moments) in rows.zip(moments.chunks_exact_mut(2)) {
                         let (mut mean, mut square) = (0.0f32, 0.0f32);

@@ -129,11 +129,7 @@ impl<'a> Engine<'a> {
     ) -> Result<Trace<'c>> {
         let positions = chunks.first().map_or(0, Vec::len);
         let slots = (self.hyper.layers + 1) * chunks.len();
-        let states = States::new(
-            slots,
-            positions * self.hyper.hidden,
-            self.budget(self.weights.largest_layer(self.hyper.layers)),
-        )?;
+        let states = States::new(slots, positions * self.hyper.hidden, self.layer_budget(positions))?;
         self.stream(chunks, &states, true, observer, progress)?;
         Ok(Trace { chunks, states, positions })
     }
@@ -152,11 +148,7 @@ impl<'a> Engine<'a> {
     {
         let (chunks, positions, layers) = (trace.chunks.len(), trace.positions, self.hyper.layers);
         let width = self.hyper.hidden;
-        let gradients = States::new(
-            chunks * labels.draws,
-            positions * width,
-            self.budget(self.weights.largest_layer(self.hyper.layers)),
-        )?;
+        let gradients = States::new(chunks * labels.draws, positions * width, self.layer_budget(positions))?;
         let head = self.head()?;
         progress.begin((layers + 1) as u64 * chunks as u64, Unit::Steps);
         progress.at("output");

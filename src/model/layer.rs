@@ -2,11 +2,13 @@
 
 use super::attention::Scores;
 use super::backward::Probes;
+use super::derived;
 use super::hyper::{Hyper, Rotation};
-use super::product::product;
+use super::product::{numbers, product};
+use super::rows::{activated, gated, layer_norm, rms_norm};
 use super::weights::{Matrix, Weights};
 use super::{Observer, Result, Seen};
-use crate::arch::{Activation, Norm, Rope};
+use crate::arch::{Norm, Rope};
 use candle_core::{D, Tensor};
 
 /// A layer, widened.
@@ -74,7 +76,7 @@ pub(super) struct Pass<'a> {
 impl Pass<'_> {
     /// The product of activations `[rows, columns]` with a matrix, which is observed.
     pub(super) fn times(&self, x: &Tensor, matrix: &Matrix) -> Result<Tensor> {
-        self.see(x, matrix, 0)?;
+        self.see(x, &matrix.name, [0, 1])?;
         let y = product(x, &matrix.weight, self.split)?;
         let y = self.probes.map_or_else(|| Ok(y.clone()), |probes| probes.catch(x, matrix, None, &y))?;
         Ok(match &matrix.bias {
@@ -85,7 +87,7 @@ impl Pass<'_> {
 
     /// The product with one expert's matrix, of the activations of these positions.
     fn times_expert(&self, x: &Tensor, matrix: &Matrix, (expert, positions): (usize, &[u32])) -> Result<Tensor> {
-        self.see(x, matrix, expert)?;
+        self.see(x, &matrix.name, [expert, matrix.matrices()])?;
         let y = product(x, &matrix.weight.get(expert)?, self.split)?;
         match self.probes {
             Some(probes) => probes.catch(x, matrix, Some((expert, positions)), &y),
@@ -93,13 +95,14 @@ impl Pass<'_> {
         }
     }
 
-    fn see(&self, x: &Tensor, of: &Matrix, matrix: usize) -> Result<()> {
+    /// Shows what matrix `matrix` of `matrices` of a tensor is about to meet.
+    pub(super) fn see(&self, x: &Tensor, name: &str, [matrix, matrices]: [usize; 2]) -> Result<()> {
         let Some(observer) = self.observer else { return Ok(()) };
         let columns = x.dim(D::Minus1)?;
-        let rows = x.flatten_all()?.to_vec1::<f32>()?;
-        let seen = Seen { chunk: self.chunk, name: &of.name, matrix, matrices: of.matrices(), rows: &rows, columns };
-        observer.input(seen);
-        Ok(())
+        Ok(numbers(x, |rows| {
+            observer.input(Seen { chunk: self.chunk, name, matrix, matrices, rows, columns });
+            Ok(())
+        })?)
     }
 }
 
@@ -136,14 +139,9 @@ impl Normalizer {
     }
 
     pub(super) fn apply(&self, x: &Tensor) -> Result<Tensor> {
-        use candle_nn::ops::{layer_norm, layer_norm_slow, rms_norm, rms_norm_slow};
-        let x = x.contiguous()?;
-        // The fast ones have no derivative.
-        Ok(match (self.kind, x.track_op()) {
-            (Norm::Rms, false) => rms_norm(&x, &self.weight, self.epsilon)?,
-            (Norm::Rms, true) => rms_norm_slow(&x, &self.weight, self.epsilon)?,
-            (Norm::Layer, false) => layer_norm(&x, &self.weight, &self.bias, self.epsilon)?,
-            (Norm::Layer, true) => layer_norm_slow(&x, &self.weight, &self.bias, self.epsilon)?,
+        Ok(match self.kind {
+            Norm::Rms => rms_norm(x, &self.weight, self.epsilon)?,
+            Norm::Layer => layer_norm(x, &self.weight, &self.bias, self.epsilon)?,
         })
     }
 
@@ -171,24 +169,44 @@ impl Angles {
 
     /// Rotates heads `[heads, positions, length]`, as far as the angles go.
     fn rotate(&self, x: &Tensor, rope: Rope) -> Result<Tensor> {
-        use candle_nn::rotary_emb::{rope as halves, rope_i as pairs, rope_i_slow, rope_slow};
         let length = x.dim(D::Minus1)?;
         let rotated = self.cosines.dim(1)? * 2;
-        let first = x.narrow(D::Minus1, 0, rotated)?.contiguous()?.unsqueeze(0)?;
-        // The fast ones have no derivative.
-        let turned = match (rope, first.track_op()) {
-            (Rope::Pairs, false) => pairs(&first, &self.cosines, &self.sines)?,
-            (Rope::Pairs, true) => rope_i_slow(&first, &self.cosines, &self.sines)?,
-            (Rope::Halves, false) => halves(&first, &self.cosines, &self.sines)?,
-            (Rope::Halves, true) => rope_slow(&first, &self.cosines, &self.sines)?,
-            (Rope::None, _) => first,
+        let first = x.narrow(D::Minus1, 0, rotated)?.contiguous()?;
+        let turned = match first.track_op() {
+            false => turned(&first, &self.cosines, &self.sines, rope)?,
+            true if first.device().is_cpu() => {
+                let y = turned(&first.detach(), &self.cosines, &self.sines, rope)?;
+                // Backwards is the other way round.
+                let (cosines, sines) = (self.cosines.clone(), self.sines.neg()?);
+                derived::of_one(&first, &y, move |_, g| turned(&g.contiguous()?, &cosines, &sines, rope))?
+            }
+            true => {
+                use candle_nn::rotary_emb::{rope_i_slow, rope_slow};
+                let first = first.unsqueeze(0)?;
+                match rope {
+                    Rope::Pairs => rope_i_slow(&first, &self.cosines, &self.sines)?,
+                    Rope::Halves => rope_slow(&first, &self.cosines, &self.sines)?,
+                    Rope::None => first,
+                }
+                .squeeze(0)?
+            }
         };
-        let turned = turned.squeeze(0)?;
         match rotated == length {
             true => Ok(turned),
             false => Ok(Tensor::cat(&[&turned, &x.narrow(D::Minus1, rotated, length - rotated)?], D::Minus1)?),
         }
     }
+}
+
+/// `[heads, positions, length]`, rotated.
+fn turned(x: &Tensor, cosines: &Tensor, sines: &Tensor, rope: Rope) -> candle_core::Result<Tensor> {
+    let x = x.unsqueeze(0)?;
+    match rope {
+        Rope::Pairs => candle_nn::rotary_emb::rope_i(&x, cosines, sines)?,
+        Rope::Halves => candle_nn::rotary_emb::rope(&x, cosines, sines)?,
+        Rope::None => x,
+    }
+    .squeeze(0)
 }
 
 impl<'a> Layer<'a> {
@@ -251,7 +269,6 @@ impl<'a> Layer<'a> {
     fn attention(&self, x: &Tensor, pass: Pass<'_>) -> Result<Tensor> {
         let hyper = self.hyper;
         let (heads, kv_heads, length) = (hyper.heads, hyper.kv_heads, hyper.key_length);
-        let positions = x.dim(0)?;
         let (query, key, value) = match &self.projections {
             Projections::Apart { query, key, value } => {
                 (pass.times(x, query)?, pass.times(x, key)?, pass.times(x, value)?)
@@ -267,14 +284,8 @@ impl<'a> Layer<'a> {
         let (query, key, value) = (clamp(query)?, clamp(key)?, clamp(value)?);
         let query = self.heads(&query, heads, &self.query_norm)?;
         let key = self.heads(&key, kv_heads, &self.key_norm)?;
-        let value = value.reshape((positions, kv_heads, hyper.value_length))?.permute((1, 2, 0))?;
-        // All heads of queries that share keys follow each other as rows.
-        let query = query.reshape((kv_heads, heads / kv_heads * positions, length))?;
         let scores = Scores { scale: hyper.score_scale, cap: hyper.score_cap, window: hyper.window_of(self.number) };
-        let probabilities = scores.softmax(&product(&query, &key, pass.split)?)?;
-        let mixed = product(&probabilities, &value, pass.split)?;
-        let mixed = mixed.reshape((heads, positions, hyper.value_length))?.transpose(0, 1)?.contiguous()?;
-        pass.times(&mixed.reshape((positions, heads * hyper.value_length))?, &self.output)
+        pass.times(&scores.attend(&query, &key, &value, pass.split)?, &self.output)
     }
 
     /// `[positions, heads * length]` as normalized and rotated `[heads, positions, length]`.
@@ -347,14 +358,13 @@ impl Ffn {
         let activation = hyper.decoder.activation;
         match self {
             Ffn::Gated { gate, up, down } => {
-                let gate = activated(&pass.times(x, gate)?, activation)?;
-                pass.times(&(gate * pass.times(x, up)?)?, down)
+                pass.times(&gated(&pass.times(x, gate)?, &pass.times(x, up)?, activation)?, down)
             }
             Ffn::Fused { gate_up, down } => {
                 let both = pass.times(x, gate_up)?;
                 let length = both.dim(1)? / 2;
-                let gate = activated(&both.narrow(1, 0, length)?.contiguous()?, activation)?;
-                pass.times(&(gate * both.narrow(1, length, length)?)?, down)
+                let (gate, up) = (both.narrow(1, 0, length)?, both.narrow(1, length, length)?);
+                pass.times(&gated(&gate, &up, activation)?, down)
             }
             Ffn::Plain { up, down } => pass.times(&activated(&pass.times(x, up)?, activation)?, down),
             Ffn::Experts { router, gate, up, down, shared } => {
@@ -367,9 +377,8 @@ impl Ffn {
                     let positions = Tensor::from_slice(seen, seen.len(), x.device())?;
                     let x = x.index_select(&positions, 0)?;
                     let at = (expert, &**seen);
-                    let gated = activated(&pass.times_expert(&x, gate, at)?, activation)?;
-                    let inner = (gated * pass.times_expert(&x, up, at)?)?;
-                    let out = pass.times_expert(&inner, down, at)?;
+                    let (gate, up) = (pass.times_expert(&x, gate, at)?, pass.times_expert(&x, up, at)?);
+                    let out = pass.times_expert(&gated(&gate, &up, activation)?, down, at)?;
                     let weights = routing.weights.narrow(1, expert, 1)?.index_select(&positions, 0)?;
                     y = y.index_add(&positions, &out.broadcast_mul(&weights)?, 0)?;
                 }
@@ -381,13 +390,6 @@ impl Ffn {
             }
         }
     }
-}
-
-fn activated(x: &Tensor, activation: Activation) -> Result<Tensor> {
-    Ok(match activation {
-        Activation::Silu => x.silu()?,
-        Activation::Gelu => x.gelu()?,
-    })
 }
 
 /// Which experts see which positions.

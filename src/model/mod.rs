@@ -11,24 +11,31 @@
 
 mod attention;
 pub mod backward;
+mod derived;
+mod device;
+mod head;
 mod hyper;
 mod layer;
 mod order;
 mod product;
+mod rows;
 mod states;
 mod weights;
 
 use crate::input::Input;
 use crate::progress::{Progress, Unit};
-use candle_core::{Device, Tensor};
-use layer::{Angles, Layer, Normalizer, Pass};
+use candle_core::Tensor;
+use layer::{Angles, Layer, Pass};
 use rayon::prelude::*;
 use states::States;
 use std::ops::Range;
-use weights::{Matrix, Weights};
+use weights::Weights;
 
+pub use candle_core::Device;
+pub use device::device;
+pub use head::Head;
 pub use hyper::{Hyper, Rotation};
-pub use product::multiply;
+pub use product::rows_times_rows;
 
 /// Rows of hidden activations that are turned into logits at a time.
 pub const LOGIT_ROWS: usize = 64;
@@ -165,15 +172,6 @@ pub struct Hidden {
     pub spilled_bytes: u64,
 }
 
-/// From hidden activations to logits.
-pub struct Head<'e> {
-    hyper: &'e Hyper,
-    norm: Option<Normalizer>,
-    output: Matrix,
-    /// That of the output matrix, as plain numbers.
-    bias: Option<Vec<f32>>,
-}
-
 impl<'a> Engine<'a> {
     /// Reads the metadata and checks that the architecture is known.
     pub fn new(input: &'a Input<'a>, options: &Options) -> Result<Engine<'a>> {
@@ -199,11 +197,6 @@ impl<'a> Engine<'a> {
     /// The number of tokens that the output matrix knows.
     pub fn vocabulary(&self) -> usize {
         self.weights.row_count(self.output_name()).unwrap_or(0)
-    }
-
-    /// Bytes of the output matrix when it is widened.
-    pub fn head_bytes(&self) -> u64 {
-        self.vocabulary() as u64 * self.hyper.hidden as u64 * 4
     }
 
     /// The memory that this may use, in bytes; `None` for all of it.
@@ -238,11 +231,11 @@ impl<'a> Engine<'a> {
             return Err(Error::Model("chunks differ in length".into()));
         }
         let width = self.hyper.hidden;
-        let budget = self.budget(self.weights.largest_layer(self.hyper.layers));
+        let budget = self.layer_budget(positions);
         let states = States::new(chunks.len(), positions * width, budget)?;
         self.stream(chunks, &states, false, observer, progress)?;
         let spilled_bytes = states.spilled_bytes(chunks.len());
-        let kept = States::new(chunks.len(), keep.len() * width, self.budget(self.head_bytes()))?;
+        let kept = States::new(chunks.len(), keep.len() * width, self.budget(self.head_bytes() + self.logit_bytes()))?;
         for chunk in 0..chunks.len() {
             kept.put(chunk, states.take(chunk)?[keep.start * width..keep.end * width].to_vec())?;
         }
@@ -276,6 +269,7 @@ impl<'a> Engine<'a> {
             for number in done..self.hyper.layers {
                 progress.at(&format!("layer {} of {}", number + 1, self.hyper.layers));
                 let layer = Layer::load(&self.weights, &self.hyper, number, &angles, &windowed)?;
+                self.weights.prefetch_layer(number + 1);
                 order::in_order(chunks.len(), |chunk| {
                     if progress.cancelled() {
                         return Err(Error::Cancelled);
@@ -307,20 +301,16 @@ impl<'a> Engine<'a> {
         (self.pool.current_num_threads() / chunks.max(1)).max(1)
     }
 
+    /// Bytes that activations between layers may take.
+    fn layer_budget(&self, positions: usize) -> u64 {
+        let working = self.weights.working_bytes(positions, self.hyper.hidden);
+        let working = working * self.pool.current_num_threads() as u64;
+        self.budget(self.weights.largest_layer(self.hyper.layers) + working)
+    }
+
     /// Bytes that activations may take beside weights of so many.
     fn budget(&self, weights: u64) -> u64 {
         self.max_memory.map_or(u64::MAX, |all| all.saturating_sub(weights.saturating_add(self.reserved)))
-    }
-
-    /// Widens the last norm and the output matrix.
-    pub fn head(&self) -> Result<Head<'_>> {
-        let (hyper, vocabulary) = (&self.hyper, self.vocabulary());
-        self.pool.install(|| {
-            let name = self.output_name().trim_end_matches(".weight");
-            let output = self.weights.matrix(name, &[vocabulary, hyper.hidden])?;
-            let bias = output.bias.as_ref().map(Tensor::to_vec1).transpose()?;
-            Ok(Head { hyper, norm: Normalizer::output(&self.weights, hyper)?, output, bias })
-        })
     }
 
     fn embed(&self, tokens: &[u32]) -> Result<Vec<f32>> {
@@ -374,38 +364,5 @@ impl Hidden {
     /// The rows of a chunk: `[rows, hidden]`. They are gone from here afterwards.
     pub fn take(&self, chunk: usize) -> Result<Tensor> {
         Ok(Tensor::from_vec(self.states.take(chunk)?, (self.rows, self.width), &self.device)?)
-    }
-}
-
-impl Head<'_> {
-    /// What the output matrix is multiplied by: hidden activations `[rows, hidden]`, normalized.
-    pub fn normalized(&self, hidden: &Tensor) -> Result<Tensor> {
-        self.norm.as_ref().map_or_else(|| Ok(hidden.clone()), |norm| norm.apply(hidden))
-    }
-
-    /// The logit that a product with a row of the output matrix becomes, and its derivative.
-    pub fn bend(&self, row: usize, product: f32) -> (f32, f32) {
-        let z = (product + self.bias.as_ref().map_or(0.0, |bias| bias[row])) * self.hyper.logit_scale;
-        match self.hyper.logit_cap {
-            None => (z, self.hyper.logit_scale),
-            Some(cap) => {
-                let bent = (z / cap).tanh();
-                (bent * cap, self.hyper.logit_scale * (1.0 - bent * bent))
-            }
-        }
-    }
-
-    /// Logits `[rows, vocabulary]` of hidden activations `[rows, hidden]` of a chunk, on the calling thread.
-    pub fn logits(&self, hidden: &Tensor, chunk: usize, observer: Option<&dyn Observer>) -> Result<Tensor> {
-        let normalized = self.normalized(hidden)?;
-        let pass = Pass { chunk, observer, split: 1, probes: None };
-        let mut logits = pass.times(&normalized, &self.output)?;
-        if self.hyper.logit_scale != 1.0 {
-            logits = (logits * f64::from(self.hyper.logit_scale))?;
-        }
-        if let Some(cap) = self.hyper.logit_cap {
-            logits = ((logits / f64::from(cap))?.tanh()? * f64::from(cap))?;
-        }
-        Ok(logits)
     }
 }

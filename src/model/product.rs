@@ -1,77 +1,63 @@
 //! The matrix product, on one thread per call: the caller runs chunks side by side, which loses less than splitting
 //! each product does.
 
-use candle_core::{CpuStorage, CustomOp2, Error, Layout, Result, Shape, Tensor};
+use super::derived;
+use candle_core::{Error, Result, Storage, Tensor};
 use gemm::Parallelism;
 
-/// `[batch.., m, k]` times the transpose of `[batch.., n, k]` (or of `[n, k]`, the same for all): rows times rows.
-///
-/// `split` is how many threads one product may take.
-pub(super) fn product(a: &Tensor, b: &Tensor, split: usize) -> Result<Tensor> {
-    match a.device().is_cpu() {
-        true => a.contiguous()?.apply_op2(&b.contiguous()?, Product { split }),
-        false if b.rank() == 2 => a.broadcast_matmul(&b.t()?),
-        false => a.matmul(&b.transpose(b.rank() - 2, b.rank() - 1)?),
+/// A matrix whose numbers lie somewhere in a slice.
+#[derive(Clone, Copy)]
+pub(super) struct View<'a> {
+    numbers: &'a [f32],
+    rows: usize,
+    columns: usize,
+    /// From a row to the next, and from a column to the next.
+    steps: (usize, usize),
+}
+
+impl<'a> View<'a> {
+    /// `rows` rows of `columns` numbers, of which each begins `step` numbers after the one before.
+    pub(super) fn new(numbers: &'a [f32], rows: usize, columns: usize, step: usize) -> View<'a> {
+        View { numbers, rows, columns, steps: (step, 1) }
+    }
+
+    pub(super) fn transposed(self) -> View<'a> {
+        View { numbers: self.numbers, rows: self.columns, columns: self.rows, steps: (self.steps.1, self.steps.0) }
+    }
+
+    /// Some of the rows.
+    pub(super) fn range(self, rows: std::ops::Range<usize>) -> View<'a> {
+        View { numbers: &self.numbers[rows.start * self.steps.0..], rows: rows.len(), ..self }
+    }
+
+    pub(super) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    pub(super) fn columns(&self) -> usize {
+        self.columns
+    }
+
+    fn is_inside(&self) -> bool {
+        let last = self.rows.wrapping_sub(1) * self.steps.0 + self.columns.wrapping_sub(1) * self.steps.1;
+        self.rows == 0 || self.columns == 0 || last < self.numbers.len()
     }
 }
 
-struct Product {
-    split: usize,
-}
-
-impl CustomOp2 for Product {
-    fn name(&self) -> &'static str {
-        "product"
-    }
-
-    fn cpu_fwd(&self, a: &CpuStorage, la: &Layout, b: &CpuStorage, lb: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (a, b) = (contiguous(a, la)?, contiguous(b, lb)?);
-        let (da, db) = (la.dims(), lb.dims());
-        let ([outer @ .., m, k], [outer_b @ .., n, k_b]) = (da, db) else {
-            return Err(Error::Msg(format!("a product of {da:?} and {db:?}")));
-        };
-        let (mut m, n, k) = (*m, *n, *k);
-        let mut batch: usize = outer.iter().product();
-        if outer_b.is_empty() {
-            (m, batch) = (m * batch, 1);
-        }
-        if k != *k_b || (!outer_b.is_empty() && outer != outer_b) {
-            return Err(Error::Msg(format!("a product of {da:?} and {db:?}")));
-        }
-        let mut out = vec![0.0f32; batch * m * n];
-        let parallelism = if self.split > 1 { Parallelism::Rayon(self.split) } else { Parallelism::None };
-        if k > 0 {
-            let parts = out.chunks_exact_mut(m * n).zip(a.chunks_exact(m * k)).zip(b.chunks_exact(n * k));
-            for ((out, a), b) in parts {
-                rows_times_rows(a, b, [m, n, k], out, parallelism);
-            }
-        }
-        let mut dims = outer.to_vec();
-        dims.extend([da[da.len() - 2], n]);
-        Ok((CpuStorage::F32(out), Shape::from(dims)))
-    }
-
-    /// Of `y = a b^T` with the gradient `g` of `y`: `g b` for `a` and `g^T a` for `b`.
-    fn bwd(&self, a: &Tensor, b: &Tensor, _: &Tensor, g: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let turned = |x: &Tensor| x.transpose(x.rank() - 2, x.rank() - 1);
-        let tracked = |x: &Tensor| x.is_variable() || x.track_op();
-        let of_a = tracked(a).then(|| product(g, &turned(b)?, self.split)).transpose()?;
-        let of_b = tracked(b).then(|| product(&turned(g)?, &turned(a)?, self.split)).transpose()?;
-        Ok((of_a, of_b))
-    }
-}
-
-/// `[m, k]` times the transpose of `[n, k]`, into `[m, n]`, on the calling thread.
+/// `out = a b`, row by row with `step` numbers from one to the next; what is between rows stays as it is. `split` is
+/// how many threads may share the work, which changes no result.
 ///
 /// # Panics
-/// If the lengths do not fit the dimensions `[m, n, k]`.
-pub fn multiply(a: &[f32], b: &[f32], dims: [usize; 3], out: &mut [f32]) {
-    rows_times_rows(a, b, dims, out, Parallelism::None);
-}
-
-fn rows_times_rows(a: &[f32], b: &[f32], [m, n, k]: [usize; 3], out: &mut [f32], parallelism: Parallelism) {
-    assert_eq!((a.len(), b.len(), out.len()), (m * k, n * k, m * n), "a product of [{m}, {k}] and [{n}, {k}]");
-    // SAFETY: `out` is m x n, `a` m x k and `b` n x k, each row by row without gaps.
+/// If the shapes do not fit each other or the slices.
+pub(super) fn multiply(a: View<'_>, b: View<'_>, out: &mut [f32], step: usize, split: usize) {
+    let (m, k, n) = (a.rows, a.columns, b.columns);
+    assert!(b.rows == k && a.is_inside() && b.is_inside(), "a product of {m} x {k} and {} x {n}", b.rows);
+    assert!(m == 0 || n == 0 || (step >= n && (m - 1) * step + n <= out.len()), "a product of {m} x {n} does not fit");
+    if m == 0 || n == 0 || k == 0 {
+        return out.chunks_mut(step.max(1)).take(m).for_each(|row| row[..n].fill(0.0));
+    }
+    let parallelism = if split > 1 { Parallelism::Rayon(split) } else { Parallelism::None };
+    // SAFETY: every number of the three matrices is inside its slice, as was checked above, and `out` is ours alone.
     unsafe {
         gemm::gemm(
             m,
@@ -79,14 +65,14 @@ fn rows_times_rows(a: &[f32], b: &[f32], [m, n, k]: [usize; 3], out: &mut [f32],
             k,
             out.as_mut_ptr(),
             1,
-            n as isize,
+            step as isize,
             false,
-            a.as_ptr(),
-            1,
-            k as isize,
-            b.as_ptr(),
-            k as isize,
-            1,
+            a.numbers.as_ptr(),
+            a.steps.1 as isize,
+            a.steps.0 as isize,
+            b.numbers.as_ptr(),
+            b.steps.1 as isize,
+            b.steps.0 as isize,
             0.0,
             1.0,
             false,
@@ -97,7 +83,114 @@ fn rows_times_rows(a: &[f32], b: &[f32], [m, n, k]: [usize; 3], out: &mut [f32],
     }
 }
 
-fn contiguous<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
-    let (start, end) = layout.contiguous_offsets().ok_or_else(|| Error::Msg("numbers with gaps".into()))?;
-    Ok(&storage.as_slice::<f32>()?[start..end])
+/// `[batch.., m, k]` times the transpose of `[batch.., n, k]` (or of `[n, k]`, the same for all): rows times rows.
+///
+/// `split` is how many threads one product may take.
+pub(super) fn product(a: &Tensor, b: &Tensor, split: usize) -> Result<Tensor> {
+    // candle has the product of the system's library then, which is faster than ours and has threads of its own.
+    let library = cfg!(any(feature = "mkl", feature = "accelerate"));
+    match a.device().is_cpu() && !library {
+        true if a.track_op() || b.track_op() => {
+            derived::of_two([a, b], &product_on_cpu(&a.detach(), &b.detach(), split)?, derivative(a, b, split))
+        }
+        true => product_on_cpu(a, b, split),
+        false if b.rank() == 2 => a.broadcast_matmul(&b.t()?),
+        false => a.matmul(&b.transpose(b.rank() - 2, b.rank() - 1)?),
+    }
+}
+
+/// Of `y = a b^T` with the gradient `g` of `y`: `g b` for `a` and `g^T a` for `b`.
+fn derivative(
+    a: &Tensor,
+    b: &Tensor,
+    split: usize,
+) -> impl Fn([&Tensor; 2], &Tensor) -> Result<[Option<Tensor>; 2]> + use<> {
+    let (a_tracked, b_tracked) = (a.track_op(), b.track_op());
+    move |[a, b], g| {
+        let turned = |x: &Tensor| x.transpose(x.rank() - 2, x.rank() - 1);
+        let of_a = a_tracked.then(|| product_on_cpu(g, &turned(b)?, split)).transpose()?;
+        let of_b = b_tracked.then(|| product_on_cpu(&turned(g)?, &turned(a)?, split)).transpose()?;
+        Ok([of_a, of_b])
+    }
+}
+
+fn product_on_cpu(a: &Tensor, b: &Tensor, split: usize) -> Result<Tensor> {
+    let (da, db) = (a.dims(), b.dims());
+    let unfit = || Error::Msg(format!("a product of {da:?} and {db:?}"));
+    let ([outer @ .., rows, k], [outer_b @ .., n, k_b]) = (da, db) else { return Err(unfit()) };
+    let (mut m, n, k) = (*rows, *n, *k);
+    let mut batch: usize = outer.iter().product();
+    if outer_b.is_empty() {
+        (m, batch) = (m * batch, 1);
+    }
+    if k != *k_b || (!outer_b.is_empty() && outer != outer_b) {
+        return Err(unfit());
+    }
+    let mut out = vec![0.0f32; batch * m * n];
+    numbers(a, |a| {
+        numbers(b, |b| {
+            for i in 0..batch {
+                let a = View::new(&a[i * m * k..][..m * k], m, k, k);
+                let b = View::new(&b[i * n * k..][..n * k], n, k, k);
+                multiply(a, b.transposed(), &mut out[i * m * n..][..m * n], n, split);
+            }
+            Ok(())
+        })
+    })?;
+    let mut dims = outer.to_vec();
+    dims.extend([*rows, n]);
+    Tensor::from_vec(out, dims, a.device())
+}
+
+/// `[m, k]` times the transpose of `[n, k]`, into `[m, n]`, on the calling thread.
+///
+/// # Panics
+/// If the lengths do not fit the dimensions `[m, n, k]`.
+pub fn rows_times_rows(a: &[f32], b: &[f32], [m, n, k]: [usize; 3], out: &mut [f32]) {
+    multiply(View::new(a, m, k, k), View::new(b, n, k, k).transposed(), out, n, 1);
+}
+
+/// Shows the numbers of a tensor, row by row; without a copy if they lie so in this computer's memory.
+pub(super) fn numbers<R>(x: &Tensor, then: impl FnOnce(&[f32]) -> Result<R>) -> Result<R> {
+    let x = x.contiguous()?;
+    let (storage, layout) = x.storage_and_layout();
+    let (Storage::Cpu(storage), Some((start, end))) = (&*storage, layout.contiguous_offsets()) else {
+        return then(&x.flatten_all()?.to_vec1::<f32>()?);
+    };
+    then(&storage.as_slice::<f32>()?[start..end])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn derivatives_are_those_that_differences_show() {
+        derived::tests::check(|x| product(&x[0], &x[1], 1), &[&[5, 3], &[4, 3]]);
+        derived::tests::check(|x| product(&x[0], &x[1], 1), &[&[2, 5, 3], &[2, 4, 3]]);
+    }
+
+    #[test]
+    fn views_with_gaps_are_multiplied() {
+        // 2 x 3 in rows of 4, times 3 x 2 as the transpose of 2 x 3, into rows of 3.
+        let a = [1.0, 2.0, 3.0, 99.0, 4.0, 5.0, 6.0];
+        let b = [1.0, 0.0, 2.0, 0.0, 1.0, 1.0];
+        let mut out = [7.0; 5];
+        multiply(View::new(&a, 2, 3, 4), View::new(&b, 2, 3, 3).transposed(), &mut out, 3, 1);
+        assert_eq!(out, [7.0, 5.0, 7.0, 16.0, 11.0]);
+        multiply(View::new(&a, 2, 0, 4), View::new(&b, 0, 2, 2), &mut out, 3, 1);
+        assert_eq!(out, [0.0, 0.0, 7.0, 0.0, 0.0]);
+    }
+
+    #[test]
+    #[should_panic(expected = "does not fit")]
+    fn a_product_beyond_its_slice_is_refused() {
+        multiply(View::new(&[1.0; 4], 2, 2, 2), View::new(&[1.0; 4], 2, 2, 2), &mut [0.0; 3], 2, 1);
+    }
+
+    #[test]
+    #[should_panic(expected = "a product of")]
+    fn a_view_beyond_its_slice_is_refused() {
+        multiply(View::new(&[1.0; 4], 2, 2, 3), View::new(&[1.0; 4], 2, 2, 2), &mut [0.0; 4], 2, 1);
+    }
 }

@@ -56,6 +56,24 @@ impl<'a> Weights<'a> {
         (0..layers).map(bytes).max().unwrap_or(0)
     }
 
+    /// About the bytes of activations that a layer has at a time while a chunk of `positions` goes through it.
+    pub(super) fn working_bytes(&self, positions: usize, hidden: usize) -> u64 {
+        /// What the matrix of most rows makes, its neighbour, and what comes of both.
+        const WIDEST: u64 = 3;
+        /// The layer's input, normalized, its output, and copies of them.
+        const HIDDEN: u64 = 6;
+        let of_layers = self.input.tensors.iter().filter(|t| t.info.name.starts_with("blk."));
+        let rows = of_layers.filter_map(|t| t.info.shape.dims().get(1).copied());
+        (WIDEST * rows.max().unwrap_or(0) + HIDDEN * hidden as u64) * positions as u64 * 4
+    }
+
+    /// Tells the system that a layer's tensors are needed soon, so that it reads them meanwhile. Only a hint.
+    pub(super) fn prefetch_layer(&self, layer: usize) {
+        let prefix = format!("blk.{layer}.");
+        let of_layer = self.input.tensors.iter().filter(|t| t.info.name.starts_with(&prefix));
+        of_layer.for_each(|tensor| self.input.prefetch(tensor));
+    }
+
     /// A tensor of these dimensions, outermost first.
     ///
     /// # Errors
@@ -75,7 +93,8 @@ impl<'a> Weights<'a> {
             let what = format!("has shape {shape}; {dims:?}, outermost first, is what the metadata leads to");
             return Err(self.bad(name, what));
         }
-        let weights = self.widen(stored, 0..shape.rows())?;
+        let mut weights = vec![0.0; shape.elements() as usize];
+        self.widen(stored, 0..shape.rows(), &mut weights, true)?;
         Ok(Some(Tensor::from_vec(weights, dims, &self.device)?))
     }
 
@@ -92,19 +111,33 @@ impl<'a> Weights<'a> {
 
     /// Some rows of a table, by number: `[numbers, columns]`.
     pub(super) fn rows(&self, name: &str, numbers: &[u32], columns: usize) -> Result<Tensor> {
-        let stored = self.by_name.get(name).ok_or_else(|| self.bad(name, "is missing".into()))?;
-        let shape = &stored.info.shape;
-        if shape.row_len() != columns as u64 {
-            return Err(self.bad(name, format!("has shape {shape}; rows of {columns} are expected")));
-        }
-        let mut out = Vec::with_capacity(numbers.len() * columns);
-        for number in numbers {
-            if u64::from(*number) >= shape.rows() {
-                return Err(self.bad(name, format!("has {} rows, and row {number} is asked for", shape.rows())));
+        let stored = self.table(name, columns)?;
+        let mut out = vec![0.0; numbers.len() * columns];
+        for (number, row) in numbers.iter().zip(out.chunks_exact_mut(columns)) {
+            let (number, rows) = (u64::from(*number), stored.info.shape.rows());
+            if number >= rows {
+                return Err(self.bad(name, format!("has {rows} rows, and row {number} is asked for")));
             }
-            out.extend(self.widen(stored, u64::from(*number)..u64::from(*number) + 1)?);
+            self.widen(stored, number..number + 1, row, false)?;
         }
         Ok(Tensor::from_vec(out, (numbers.len(), columns), &self.device)?)
+    }
+
+    /// Rows of a table that follow each other, widened by the calling thread: `[rows, columns]`.
+    pub(super) fn band(&self, name: &str, rows: std::ops::Range<usize>, columns: usize) -> Result<Vec<f32>> {
+        let stored = self.table(name, columns)?;
+        let mut out = vec![0.0; rows.len() * columns];
+        self.widen(stored, rows.start as u64..rows.end as u64, &mut out, false)?;
+        Ok(out)
+    }
+
+    fn table(&self, name: &str, columns: usize) -> Result<&'a Stored<'a>> {
+        let stored = self.by_name.get(name).ok_or_else(|| self.bad(name, "is missing".into()))?;
+        let shape = &stored.info.shape;
+        match shape.row_len() == columns as u64 && columns > 0 {
+            true => Ok(stored),
+            false => Err(self.bad(name, format!("has shape {shape}; rows of {columns} are expected"))),
+        }
     }
 
     /// How many rows a table has.
@@ -127,13 +160,13 @@ impl<'a> Weights<'a> {
         Some(self.by_name.get(name)?.info.shape.elements() as usize)
     }
 
-    fn widen(&self, stored: &Stored<'_>, rows: std::ops::Range<u64>) -> Result<Vec<f32>> {
+    /// Widens rows into `out`; on all threads if it is told so.
+    fn widen(&self, stored: &Stored<'_>, rows: std::ops::Range<u64>, out: &mut [f32], together: bool) -> Result<()> {
         let info = &stored.info;
         let codec = Codec::of(info.ggml_type)
             .ok_or_else(|| self.bad(&info.name, format!("is of type {}, which holds no weights", info.ggml_type)))?;
         let row_len = info.shape.row_len() as usize;
         let row_bytes = (info.bytes() / info.shape.rows()) as usize;
-        let mut out = vec![0.0f32; (rows.end - rows.start) as usize * row_len];
         let band_rows = (BAND_WEIGHTS / row_len as u64).max(1);
         let task_rows = (TASK_WEIGHTS / row_len).max(1);
         let mut buffer = Vec::new();
@@ -141,11 +174,16 @@ impl<'a> Weights<'a> {
             let start = rows.start + i as u64 * band_rows;
             let here = start..start + (band.len() / row_len) as u64;
             let raw = self.input.read(stored, here.clone(), &mut buffer)?;
-            let tasks = band.par_chunks_mut(task_rows * row_len).zip(raw.par_chunks(task_rows * row_bytes));
-            tasks.for_each(|(weights, raw)| codec.dequantize_row(raw, weights));
-            self.input.release(stored, here);
+            if together {
+                let tasks = band.par_chunks_mut(task_rows * row_len).zip(raw.par_chunks(task_rows * row_bytes));
+                tasks.for_each(|(weights, raw)| codec.dequantize_row(raw, weights));
+                // A table whose rows are asked for one by one, or again and again, stays.
+                self.input.release(stored, here);
+            } else {
+                codec.dequantize_row(raw, band);
+            }
         }
-        Ok(out)
+        Ok(())
     }
 
     fn bad(&self, name: &str, what: String) -> Error {

@@ -20,6 +20,7 @@ mod search;
 mod ternary;
 
 use crate::format::types::GgmlType;
+use crate::vector::vectorized;
 
 /// A block of `N` weights, in ggml's memory layout.
 ///
@@ -157,9 +158,7 @@ fn quantize_row<B: Block<N>, const N: usize>(weights: &[f32], importance: Option
 
 fn dequantize_row<B: Block<N>, const N: usize>(row: &[u8], weights: &mut [f32]) {
     let blocks: &[B] = bytemuck::cast_slice(row);
-    for (block, out) in blocks.iter().zip(weights.as_chunks_mut().0) {
-        block.dequantize(out);
-    }
+    vectorized(|| blocks.iter().zip(weights.as_chunks_mut().0).for_each(|(block, out)| block.dequantize(out)));
 }
 
 fn first_fault<B: Block<N>, const N: usize>(bytes: &[u8]) -> Option<(usize, Fault)> {
