@@ -53,7 +53,7 @@ pub struct Common {
     #[arg(long, value_name = "HOW", default_value = "divergence", value_parser = ["divergence", "imatrix"])]
     score: String,
     /// The most chunks of the calibration text that types are judged on, evenly from all of it
-    #[arg(long, value_name = "N", default_value_t = 40)]
+    #[arg(long, value_name = "N", default_value_t = 24)]
     score_chunks: usize,
     /// Positions in these chunks at which types are judged; 0 for all
     #[arg(long, value_name = "N", default_value_t = 2048)]
