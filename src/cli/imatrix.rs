@@ -380,7 +380,8 @@ fn warn(gaps: &[Gap], shown: usize) {
     if gaps.len() > shown {
         eprintln!("warning: and so in {} more places; --json lists all", gaps.len() - shown);
     }
-    let never = gaps.iter().any(|gap| !gap.never.is_empty());
-    let so = if never { "; those that no token met are quantized as if all their channels were alike" } else { "" };
-    eprintln!("warning: the weights of such experts are chosen on little or nothing{so}: use a longer or richer text");
+    let none = if gaps.iter().any(|gap| !gap.never.is_empty()) { ", those that no token met on none" } else { "" };
+    eprintln!(
+        "warning: such experts are quantized on little evidence{none}; a longer or more varied text reaches more"
+    );
 }

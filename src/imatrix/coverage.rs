@@ -41,7 +41,7 @@ pub fn gaps(imatrix: &Imatrix, fraction: f64) -> Vec<Gap> {
             None => found.push(gap),
         }
     }
-    found.sort_by(|a, b| a.layer.cmp(&b.layer));
+    found.sort_by_key(|gap| gap.layer);
     found
 }
 

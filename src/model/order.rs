@@ -4,8 +4,8 @@ use super::Result;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Does `one` with 0, 1, .. `count` - 1 on the threads of the pool that it is called in. Each thread takes the next
-/// number, so that what must be put together in order waits for few others. After an error nothing new is begun; the
-/// first one by thread is returned.
+/// number, so that what must be put together in order waits for few others. After an error nothing new is begun, and
+/// that of the lowest number is returned.
 pub(super) fn in_order(count: usize, one: impl Fn(usize) -> Result<()> + Sync) -> Result<()> {
     let next = AtomicUsize::new(0);
     // One loop per thread, and not one per task: a thread that waits within `one` would take another task, and its own
@@ -18,11 +18,12 @@ pub(super) fn in_order(count: usize, one: impl Fn(usize) -> Result<()> + Sync) -
             }
             if let Err(error) = one(number) {
                 next.store(count, Ordering::Relaxed);
-                return Err(error);
+                return Err((number, error));
             }
         }
     });
-    ended.into_iter().collect()
+    let first = ended.into_iter().filter_map(|ended| ended.err()).min_by_key(|(number, _)| *number);
+    first.map_or(Ok(()), |(_, error)| Err(error))
 }
 
 #[cfg(test)]
@@ -47,9 +48,9 @@ mod tests {
         let last = AtomicUsize::new(0);
         let stop = in_order(1_000_000, |n| {
             last.fetch_max(n, Ordering::Relaxed);
-            if n == 5 { Err(Error::Cancelled) } else { Ok(()) }
+            if n >= 5 { Err(Error::Model(n.to_string())) } else { Ok(()) }
         });
-        assert!(matches!(stop, Err(Error::Cancelled)));
+        assert_eq!(stop.unwrap_err().to_string(), "5");
         assert!(last.into_inner() < 1_000_000 - 1);
     }
 }

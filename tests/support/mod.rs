@@ -4,4 +4,5 @@
 pub mod ggml;
 pub mod gguf;
 pub mod inputs;
+pub mod models;
 pub mod program;

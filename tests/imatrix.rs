@@ -1,0 +1,278 @@
+//! `quantier imatrix` from outside: what it writes, in one run or in several.
+#![cfg(unix)]
+
+mod support;
+
+use quantier::format::imatrix::Imatrix;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+use support::models;
+use support::program::{json, listing, quantier, succeeds};
+use tempfile::TempDir;
+
+/// A directory with the text, and the model under a short name.
+fn place() -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("t.txt"), models::text()).unwrap();
+    std::os::unix::fs::symlink(models::refmodel_path(), dir.path().join("m.gguf")).unwrap();
+    dir
+}
+
+fn bytes(dir: &Path, name: &str) -> Vec<u8> {
+    fs::read(dir.join(name)).unwrap()
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    let name = |path: PathBuf| path.file_name().unwrap().to_string_lossy().into_owned();
+    listing(dir).into_iter().map(|(path, _)| name(path)).collect()
+}
+
+/// A run that keeps its state after every layer.
+fn begin(dir: &Path, args: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_quantier"));
+    command.current_dir(dir).args(args.split_whitespace()).args(["--checkpoint-every", "0"]);
+    command.stdout(Stdio::null()).stderr(Stdio::piped());
+    command
+}
+
+/// Layers that are done by what `out.gguf.resume` says, and the first chunk of its group.
+fn kept(dir: &Path) -> Option<[u64; 2]> {
+    let bytes = fs::read(dir.join("out.gguf.resume")).ok()?;
+    let number = |at: usize| Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
+    Some([number(40)?, number(72)?])
+}
+
+/// Kills a run as soon as its state is beyond `reached`; says whether it was killed before it ended.
+fn killed_after(dir: &Path, args: &str, reached: [u64; 2]) -> bool {
+    let mut child = begin(dir, args).spawn().unwrap();
+    let patience = Instant::now() + Duration::from_secs(120);
+    loop {
+        if child.try_wait().unwrap().is_some() {
+            return false;
+        }
+        if kept(dir).is_some_and(|[layers, start]| (start, layers) >= (reached[1], reached[0])) {
+            child.kill().unwrap();
+            child.wait().unwrap();
+            return true;
+        }
+        assert!(Instant::now() < patience, "{reached:?} was never reached");
+        std::thread::sleep(Duration::from_micros(200));
+    }
+}
+
+#[test]
+fn a_killed_run_goes_on_and_writes_the_same_file() {
+    let dir = place();
+    let dir = dir.path();
+    let args = "imatrix -m m.gguf -f t.txt -c 64 --process-output";
+    let want = json(dir, &format!("{args} -o want.gguf --json"));
+    let run = format!("{args} -o out.gguf");
+    // Once after every layer, each time from where the one before was.
+    let kills = (1..=6).filter(|layers| killed_after(dir, &run, [*layers, 0])).count();
+    assert!(kills >= 3, "only {kills} runs were killed");
+    let resumed = begin(dir, &format!("{run} --json")).stdout(Stdio::piped()).output().unwrap();
+    let told: serde_json::Value = serde_json::from_slice(&resumed.stdout).unwrap();
+    assert!(told["resumed"]["layers"].as_u64() >= Some(3), "{told}");
+    assert_eq!(told["perplexity"], want["perplexity"]);
+    assert!(bytes(dir, "out.gguf") == bytes(dir, "want.gguf"));
+    assert_eq!(names(dir), ["m.gguf", "out.gguf", "t.txt", "want.gguf"]);
+
+    // At any moment, within layers and while files are written.
+    fs::remove_file(dir.join("out.gguf")).unwrap();
+    let begun = Instant::now();
+    assert!(begin(dir, &run).status().unwrap().success());
+    let whole = begun.elapsed();
+    fs::remove_file(dir.join("out.gguf")).unwrap();
+    for part in 1..12 {
+        let mut child = begin(dir, &run).spawn().unwrap();
+        std::thread::sleep(whole * part / 16);
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    assert!(begin(dir, &run).status().unwrap().success());
+    assert!(bytes(dir, "out.gguf") == bytes(dir, "want.gguf"));
+    assert_eq!(names(dir), ["m.gguf", "out.gguf", "t.txt", "want.gguf"]);
+}
+
+#[test]
+fn a_killed_run_in_groups_goes_on_too() {
+    let dir = place();
+    let dir = dir.path();
+    let args = "imatrix -m m.gguf -f t.txt -c 64 --chunks 20";
+    let want = json(dir, &format!("{args} -o want.gguf --json"));
+    let run = format!("{args} --save-frequency 8 -o out.gguf");
+    assert!(killed_after(dir, &run, [3, 8]), "it ended before");
+    // Spilled activations are kept like those in memory.
+    let resumed = begin(dir, &format!("{run} --json --max-memory 0")).stdout(Stdio::piped()).output().unwrap();
+    let told: serde_json::Value = serde_json::from_slice(&resumed.stdout).unwrap();
+    assert!(told["resumed"]["chunk"].as_u64() >= Some(8), "{told}");
+    assert_eq!(told["perplexity"], want["perplexity"]);
+    assert!(bytes(dir, "out.gguf") == bytes(dir, "want.gguf"));
+    assert_eq!(names(dir), ["m.gguf", "out.gguf", "out.gguf.at_16", "out.gguf.at_8", "t.txt", "want.gguf"]);
+}
+
+#[test]
+fn what_another_job_kept_is_not_used() {
+    let dir = place();
+    let dir = dir.path();
+    let run = "imatrix -m m.gguf -f t.txt -c 64 --chunks 6 -o out.gguf";
+    assert!(killed_after(dir, run, [1, 0]), "it ended before");
+    let others = bytes(dir, "out.gguf.resume");
+    let note = |args: &str| {
+        let output = quantier(args).current_dir(dir).assert().success();
+        String::from_utf8(output.get_output().stderr.clone()).unwrap()
+    };
+    let others_jobs =
+        ["-c 64 --chunks 5", "-c 64 --chunk 1 --chunks 6", "-c 64 --chunks 6 --no-ppl", "-c 65 --chunks 6"];
+    for change in others_jobs {
+        let stderr = note(&run.replace("-c 64 --chunks 6", change));
+        assert!(stderr.contains("out.gguf.resume is of another job"), "{change}: {stderr}");
+        assert!(bytes(dir, "out.gguf.resume") == others);
+    }
+    assert!(note(&format!("{run} --no-checkpoint")).is_empty());
+    assert!(bytes(dir, "out.gguf.resume") == others);
+    let want = bytes(dir, "out.gguf");
+
+    // A damaged one is found out, and is of no use to anybody.
+    let mut damaged = others.clone();
+    let middle = damaged.len() / 2;
+    damaged[middle] ^= 1;
+    fs::write(dir.join("out.gguf.resume"), damaged).unwrap();
+    assert!(note(run).contains("out.gguf.resume is damaged"));
+    assert!(bytes(dir, "out.gguf") == want);
+    assert_eq!(names(dir), ["m.gguf", "out.gguf", "t.txt"]);
+
+    // The model has been written again: the same name and size, another time.
+    fs::remove_file(dir.join("m.gguf")).unwrap();
+    fs::copy(models::refmodel_path(), dir.join("m.gguf")).unwrap();
+    fs::write(dir.join("out.gguf.resume"), others).unwrap();
+    assert!(note(run).contains("is of another job or another model"));
+}
+
+#[test]
+fn snapshots_are_what_a_shorter_run_writes_and_change_nothing() {
+    let dir = place();
+    let dir = dir.path();
+    let run = |rest: &str| succeeds(dir, &format!("imatrix -m m.gguf -f t.txt -c 64 --no-ppl {rest}"));
+    run("--chunks 7 -o seven.gguf");
+    run("--chunks 7 --save-frequency 3 -o out.gguf -t 3");
+    run("--chunks 3 -o three.gguf -t 1");
+    run("--chunks 6 -o six.gguf");
+    assert!(bytes(dir, "out.gguf") == bytes(dir, "seven.gguf"));
+    assert!(bytes(dir, "out.gguf.at_3") == bytes(dir, "three.gguf"));
+    assert!(bytes(dir, "out.gguf.at_6") == bytes(dir, "six.gguf"));
+    assert!(!dir.join("out.gguf.at_7").exists());
+    // One chunk at a time is split over threads within; on top of a file, the count goes on.
+    run("--chunks 2 --chunk 3 --save-frequency 1 --in-file three.gguf -o more.gguf");
+    run("--chunks 5 -o five.gguf");
+    assert!(dir.join("more.gguf.at_4").exists());
+    let (more, five) = (Imatrix::read(&dir.join("more.gguf")).unwrap(), Imatrix::read(&dir.join("five.gguf")).unwrap());
+    assert_eq!(more.datasets, ["t.txt", "t.txt"]);
+    close(&more, &five);
+}
+
+/// The same counts, and sums that differ by what f32 rounds away: half a unit in the last place per part and for the
+/// whole.
+#[track_caller]
+fn close(a: &Imatrix, b: &Imatrix) {
+    assert_eq!((a.chunk_count, a.chunk_size), (b.chunk_count, b.chunk_size));
+    assert!(a.entries.keys().eq(b.entries.keys()));
+    for (name, entry) in &a.entries {
+        let other = &b.entries[name];
+        assert_eq!(entry.counts, other.counts, "{name}");
+        for (x, y) in entry.sums.iter().zip(&other.sums) {
+            assert!((x - y).abs() <= f32::EPSILON * y.abs(), "{name}: {x} {y}");
+        }
+    }
+}
+
+#[test]
+fn shards_merge_into_what_one_run_writes() {
+    let dir = place();
+    let dir = dir.path();
+    let run = |rest: &str| succeeds(dir, &format!("imatrix m.gguf -f t.txt -c 64 --no-ppl --process-output {rest}"));
+    run("-o whole.gguf");
+    let whole = Imatrix::read(&dir.join("whole.gguf")).unwrap();
+    // The last shard begins with the last chunk.
+    let last = whole.chunk_count - 1;
+    run("--chunks 9 -o part0.gguf");
+    run(&format!("--chunk 9 --chunks {} -o part1.gguf", last - 9));
+    run(&format!("--from-chunk {last} --chunks 9 --output-file part2.gguf"));
+    succeeds(dir, "imatrix --in-file part0.gguf,part1.gguf --in-file part2.gguf -o merged.gguf");
+    let merged = Imatrix::read(&dir.join("merged.gguf")).unwrap();
+    close(&merged, &whole);
+    assert_eq!(merged.datasets, ["t.txt"; 3]);
+    // Whole numbers survive any order: a merge of one file is that file.
+    succeeds(dir, "imatrix --in-file whole.gguf -o again.gguf");
+    assert!(bytes(dir, "again.gguf") == bytes(dir, "whole.gguf"));
+    // In the old format and back: the means stay.
+    succeeds(dir, "imatrix --in-file whole.gguf --output-format dat -o whole.dat");
+    succeeds(dir, "imatrix --in-file whole.dat -c 64 -o back.gguf");
+    let back = Imatrix::read(&dir.join("back.gguf")).unwrap();
+    for (name, entry) in &whole.entries {
+        for (x, y) in entry.means().iter().zip(back.entries[name].means()) {
+            assert!((x - y).abs() <= 4.0 * f32::EPSILON * y, "{name}: {x} {y}");
+        }
+    }
+}
+
+#[test]
+fn several_texts_give_their_chunks_one_after_another() {
+    let dir = place();
+    let dir = dir.path();
+    fs::write(dir.join("short.txt"), &models::text()[..1500]).unwrap();
+    let run = |rest: &str| succeeds(dir, &format!("imatrix -m m.gguf -c 64 --no-ppl {rest}"));
+    run("-f short.txt -o a.gguf --chunk 2");
+    run("-f t.txt -o b.gguf --chunk 2 --chunks 12");
+    run("-f short.txt -f t.txt --chunk 2 --chunks 12 -o both.gguf");
+    succeeds(dir, "imatrix --in-file a.gguf,b.gguf -o merged.gguf");
+    let read = |name: &str| Imatrix::read(&dir.join(name)).unwrap();
+    close(&read("merged.gguf"), &read("both.gguf"));
+    assert_eq!(read("both.gguf").datasets, ["short.txt", "t.txt"]);
+    // A text without chunks in the range is no part of the file.
+    run("-f short.txt -f t.txt --chunk 12 --chunks 2 -o late.gguf");
+    assert_eq!(read("late.gguf").datasets, ["t.txt"]);
+}
+
+#[test]
+fn a_run_tells_what_it_found() {
+    let dir = place();
+    let dir = dir.path();
+    let text = succeeds(dir, "imatrix m.gguf -f t.txt -c 64 --chunks 4 --show-statistics");
+    for part in ["Final estimate: PPL = ", "ffn_down", "imatrix.gguf: 42 tensors, 4 chunks of 64 tokens"] {
+        assert!(text.contains(part), "no {part:?} in {text}");
+    }
+    let shown = json(dir, "imatrix --show-statistics --in-file imatrix.gguf --json");
+    assert_eq!(shown["statistics"]["tensors"].as_array().map(Vec::len), Some(42));
+    assert_eq!(shown["output"], serde_json::Value::Null);
+    // What is measured on the way is what `perplexity` measures.
+    let ours = json(dir, "imatrix m.gguf -f t.txt -c 64 --chunks 4 --json");
+    let theirs = json(dir, "perplexity -m m.gguf -f t.txt -c 64 --chunks 4 --json");
+    assert_eq!(ours["perplexity"], theirs["perplexity"], "{theirs}");
+    assert!(ours["perplexity"]["rows"] == 4 * 31 && ours["statistics"].is_null());
+}
+
+#[test]
+fn experts_that_the_text_does_not_reach_are_told() {
+    let dir = place();
+    let dir = dir.path();
+    models::experts().write(&dir.join("e.gguf"));
+    let ran = quantier("imatrix e.gguf -f t.txt -c 64 --chunks 4 -t 2").current_dir(dir).assert().success();
+    let told = String::from_utf8(ran.get_output().stderr.clone()).unwrap();
+    assert!(told.contains("warning: layer 0, 4 experts of 64.0 tokens on average: no token met 3\n"), "{told}");
+    assert!(told.ends_with("a longer or more varied text reaches more\n") && told.lines().count() == 3, "{told}");
+    let gaps = json(dir, "imatrix -m e.gguf --in-file imatrix.gguf -o copy.gguf --json")["gaps"].clone();
+    for (layer, gap) in gaps.as_array().unwrap().iter().enumerate() {
+        assert!(gap["layer"] == layer && gap["tensors"].as_array().unwrap().len() == 3, "{gap}");
+        assert!(gap["never"].as_array().unwrap().contains(&3.into()), "{gap}");
+    }
+    let found = Imatrix::read(&dir.join("imatrix.gguf")).unwrap();
+    let counts = &found.entries["blk.1.ffn_down_exps.weight"].counts;
+    assert_eq!((counts.len(), counts.iter().sum::<i64>(), counts[3]), (4, 256, 0));
+    // Sums of experts are merged and kept like all others.
+    let want = bytes(dir, "imatrix.gguf");
+    succeeds(dir, "imatrix e.gguf -f t.txt -c 64 --chunks 4 -t 1 --save-frequency 1 -o one.gguf --max-memory 0");
+    assert!(bytes(dir, "one.gguf") == want);
+}
