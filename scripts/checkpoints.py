@@ -5,7 +5,7 @@ fixed seed, a small tokenizer.
     scripts/checkpoints.py [--lively] OUT [NAME ...]     all of them, or those named
     scripts/checkpoints.py --list                        the names
 
-With --lively, norms are near 1 and embeddings larger, so that the output of the model depends on its input.
+With --lively, weights are such that the output of the model depends on its input: norms near 1, no outliers.
 
 Needs torch, safetensors and sentencepiece. The tokenizer.model is the reference model's (testdata/refmodel or
 QUANTIER_REFMODEL); byte-level vocabularies are made here. Equal versions of this script make equal files.
@@ -339,12 +339,14 @@ def quantize_fp8(tensors):
 
 
 def enliven(name, tensors):
-    """Weights near 1 for norms (Gemma's are added to 1 as they are), and logits that differ by a few nats."""
+    """Weights near 1 for norms (Gemma's are added to 1 as they are), no outliers, and logits that differ by a nat."""
     for key, w in tensors.items():
+        w32 = w.float().clamp(-0.2, 0.2)
         if w.dim() == 1 and key.endswith(".weight") and not name.startswith("gemma"):
-            tensors[key] = (w.float() + 1.0).to(w.dtype)
+            w32 += 1.0
         elif "embed_tokens" in key or "lm_head" in key or key.endswith("wte.weight"):
-            tensors[key] = (w.float() * 3.0).to(w.dtype)
+            w32 *= 2.0
+        tensors[key] = w32.to(w.dtype)
     return tensors
 
 

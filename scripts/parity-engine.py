@@ -27,7 +27,7 @@ CASES |= {"phi3-beyond-4096": ("phi3-long", 4608, 2), "llama3-odd-context": ("ll
 # Nothing is rounded to f16 but what the reference always rounds (its table of GELU).
 EXACT = ["-ctk", "f32", "-ctv", "f32", "-fa", "off"]
 # The reference's last lines are lost now and then; it is asked again so often.
-TRIES = 5
+TRIES = 20
 
 
 def run(command):
