@@ -2,8 +2,10 @@
 """Makes a tiny Hugging Face checkpoint for every architecture: real config fields, small dimensions, weights from a
 fixed seed, a small tokenizer.
 
-    scripts/checkpoints.py OUT [NAME ...]     all of them, or those named
-    scripts/checkpoints.py --list             the names
+    scripts/checkpoints.py [--lively] OUT [NAME ...]     all of them, or those named
+    scripts/checkpoints.py --list                        the names
+
+With --lively, weights are such that the output of the model depends on its input: norms near 1, no outliers.
 
 Needs torch, safetensors and sentencepiece. The tokenizer.model is the reference model's (testdata/refmodel or
 QUANTIER_REFMODEL); byte-level vocabularies are made here. Equal versions of this script make equal files.
@@ -163,6 +165,12 @@ def qwen3():
     return config, model(BPE_VOCAB, layer, tied=True), "bpe"
 
 
+def qwen3_yarn():
+    config, shapes, tokenizer = qwen3()
+    scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048}
+    return config | {"rope_scaling": scaling, "max_position_embeddings": 8192}, shapes, tokenizer
+
+
 def qwen3moe():
     config = base("Qwen3MoeForCausalLM", "qwen3_moe", BPE_VOCAB, head_dim=128, num_experts=8, num_experts_per_tok=2,
                   moe_intermediate_size=96, norm_topk_prob=True)
@@ -193,12 +201,13 @@ def gemma2():
     return config, model(SPM_VOCAB, gemma_layer, tied=True), "gemma"
 
 
-def gemma3():
+def gemma3(layers=LAYERS):
     # Two rows more than tokens: the reference leaves them out.
     config = base("Gemma3ForCausalLM", "gemma3_text", SPM_VOCAB, head_dim=HEAD, query_pre_attn_scalar=HEAD,
                   bos_token_id=2, eos_token_id=1, sliding_window=512, rope_local_base_freq=10000.0,
-                  rope_theta=1000000.0, sliding_window_pattern=6, rope_scaling={"factor": 8.0, "rope_type": "linear"})
-    shapes = model(SPM_VOCAB, lambda p: gemma_layer(p, qk=True), tied=True)
+                  rope_theta=1000000.0, sliding_window_pattern=6, rope_scaling={"factor": 8.0, "rope_type": "linear"},
+                  num_hidden_layers=layers)
+    shapes = model(SPM_VOCAB, lambda p: gemma_layer(p, qk=True), tied=True, layers=layers)
     shapes["model.embed_tokens.weight"] = (SPM_VOCAB + 2, HIDDEN)
     return config, shapes, "gemma"
 
@@ -268,10 +277,10 @@ def gpt2(prefix="transformer."):
     return config, shapes | norms(prefix, "ln_f", bias=True), "bpe"
 
 
-def smollm3():
+def smollm3(layers=LAYERS):
     config = base("SmolLM3ForCausalLM", "smollm3", BPE_VOCAB, rope_theta=5000000.0, no_rope_layer_interval=4,
-                  tie_word_embeddings=True)
-    return config, model(BPE_VOCAB, llama_layer, tied=True), "bpe"
+                  tie_word_embeddings=True, num_hidden_layers=layers)
+    return config, model(BPE_VOCAB, llama_layer, tied=True, layers=layers), "bpe"
 
 
 def fp8():
@@ -292,10 +301,13 @@ CHECKPOINTS = {
     "qwen2": (qwen2, torch.bfloat16, 1),
     "qwen2moe": (qwen2moe, torch.bfloat16, 2),
     "qwen3": (qwen3, torch.bfloat16, 1),
+    "qwen3-yarn": (qwen3_yarn, torch.bfloat16, 1),
     "qwen3moe": (qwen3moe, torch.bfloat16, 2),
     "gemma2": (gemma2, torch.bfloat16, 1),
     "gemma2-f16": (gemma2, torch.float16, 1),
     "gemma3": (gemma3, torch.bfloat16, 1),
+    # The sixth layer is the first that sees everything.
+    "gemma3-deep": (lambda: gemma3(7), torch.bfloat16, 1),
     "phi3": (phi3, torch.bfloat16, 1),
     "phi3-long": (lambda: phi3(True), torch.float16, 1),
     "olmo": (olmo, torch.float32, 1),
@@ -305,6 +317,8 @@ CHECKPOINTS = {
     "gpt2": (gpt2, torch.float32, 1),
     "gpt2-bare": (lambda: gpt2(""), torch.float16, 1),
     "smollm3": (smollm3, torch.bfloat16, 1),
+    # The fourth layer is the first that does not rotate.
+    "smollm3-deep": (lambda: smollm3(5), torch.bfloat16, 1),
 }
 
 
@@ -322,6 +336,18 @@ def quantize_fp8(tensors):
         out[name] = (blocks / scale[:, None, :, None]).reshape(rows, cols).to(torch.float8_e4m3fn)
         out[name + "_scale_inv"] = scale
     return out
+
+
+def enliven(name, tensors):
+    """Weights near 1 for norms (Gemma's are added to 1 as they are), no outliers, and logits that differ by a nat."""
+    for key, w in tensors.items():
+        w32 = w.float().clamp(-0.2, 0.2)
+        if w.dim() == 1 and key.endswith(".weight") and not name.startswith("gemma"):
+            w32 += 1.0
+        elif "embed_tokens" in key or "lm_head" in key or key.endswith("wte.weight"):
+            w32 *= 2.0
+        tensors[key] = w32.to(w.dtype)
+    return tensors
 
 
 def write_weights(folder, tensors, files):
@@ -417,12 +443,14 @@ def write_phi3(folder):
     write_spm_config(folder, eos_token="<|endoftext|>", pad_token="<|endoftext|>", added_tokens_decoder=decoder)
 
 
-def make(out, name):
+def make(out, name, lively=False):
     maker, dtype, files = CHECKPOINTS[name]
     config, shapes, tokenizer = maker()
     folder = out / name
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {n: tensor(n, shape, dtype) for n, shape in shapes.items()}
+    if lively:
+        tensors = enliven(name, tensors)
     if name.endswith("fp8"):
         tensors = quantize_fp8(tensors)
     (folder / "config.json").write_text(json.dumps(config, indent=2))
@@ -434,10 +462,12 @@ def main():
     if sys.argv[1:] == ["--list"]:
         print("\n".join(CHECKPOINTS))
         return
-    if len(sys.argv) < 2:
+    lively = "--lively" in sys.argv
+    arguments = [a for a in sys.argv[1:] if a != "--lively"]
+    if not arguments:
         sys.exit(__doc__)
-    for name in sys.argv[2:] or CHECKPOINTS:
-        make(Path(sys.argv[1]), name)
+    for name in arguments[1:] or CHECKPOINTS:
+        make(Path(arguments[0]), name, lively)
 
 
 if __name__ == "__main__":

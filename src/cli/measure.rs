@@ -60,6 +60,7 @@ pub struct Opened<'a> {
 pub fn open<'a>(path: &Path, input: &'a Input<'a>, options: &Options) -> anyhow::Result<Opened<'a>> {
     let name = || path.display().to_string();
     let engine = Engine::new(input, options).with_context(name)?;
+    engine.check().with_context(name)?;
     let tokenizer = Tokenizer::from_gguf(input.metadata()).with_context(name)?;
     ensure!(
         tokenizer.vocab_size() <= engine.vocabulary(),

@@ -189,6 +189,22 @@ impl<'a> Engine<'a> {
         })
     }
 
+    /// Looks for every tensor that a run needs, without reading any.
+    ///
+    /// # Errors
+    /// Tensors that are missing or of the wrong shape.
+    pub fn check(&self) -> Result<()> {
+        let (weights, hyper) = (self.weights.shapes_only(), &self.hyper);
+        let embeddings = self.weights.row_count("token_embd.weight").unwrap_or(0);
+        weights.tensor("token_embd.weight", &[embeddings, hyper.hidden])?;
+        for number in 0..hyper.layers {
+            Layer::load(&weights, hyper, number, &None, &None)?;
+        }
+        weights.matrix(self.output_name().trim_end_matches(".weight"), &[self.vocabulary(), hyper.hidden])?;
+        Normalizer::output(&weights, hyper)?;
+        Ok(())
+    }
+
     /// The threads that this runs on.
     pub fn pool(&self) -> &rayon::ThreadPool {
         &self.pool

@@ -3,7 +3,7 @@
 use super::{Error, Result};
 use crate::input::{Input, Tensor as Stored};
 use crate::quant::Codec;
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 use std::collections::HashMap;
 
@@ -17,6 +17,8 @@ pub(super) struct Weights<'a> {
     input: &'a Input<'a>,
     by_name: HashMap<&'a str, &'a Stored<'a>>,
     device: Device,
+    /// Whether shapes are all that is wanted.
+    shapes_only: bool,
 }
 
 /// A matrix, or one for each expert, and what is added to its product.
@@ -39,7 +41,12 @@ impl Matrix {
 impl<'a> Weights<'a> {
     pub(super) fn new(input: &'a Input<'a>, device: &Device) -> Weights<'a> {
         let by_name = input.tensors.iter().map(|t| (&*t.info.name, t)).collect();
-        Weights { input, by_name, device: device.clone() }
+        Weights { input, by_name, device: device.clone(), shapes_only: false }
+    }
+
+    /// The same tensors, of which none is read: each gives zeros that take no memory.
+    pub(super) fn shapes_only(&self) -> Weights<'a> {
+        Weights { input: self.input, by_name: self.by_name.clone(), device: Device::Cpu, shapes_only: true }
     }
 
     pub(super) fn has(&self, name: &str) -> bool {
@@ -92,6 +99,9 @@ impl<'a> Weights<'a> {
         if wanted != held {
             let what = format!("has shape {shape}; {dims:?}, outermost first, is what the metadata leads to");
             return Err(self.bad(name, what));
+        }
+        if self.shapes_only {
+            return Ok(Some(Tensor::zeros((), DType::F32, &self.device)?.broadcast_as(dims)?));
         }
         let mut weights = vec![0.0; shape.elements() as usize];
         self.widen(stored, 0..shape.rows(), &mut weights, true)?;

@@ -6,3 +6,4 @@ pub mod gguf;
 pub mod inputs;
 pub mod models;
 pub mod program;
+pub mod text;

@@ -1,0 +1,157 @@
+#!/usr/bin/env python3
+"""The cases of scripts/parity-engine.sh, which see."""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import gguf
+import numpy as np
+
+# What may differ: perplexity, sums over their tensor's mean, KL divergence; all as fractions.
+PPL, SUMS, KLD = 0.0005, 0.002, 0.02
+
+# Case -> (checkpoint, tokens in a chunk, chunks). Where a window or a stretched context begins to matter, chunks are
+# longer than it.
+CASES = {name: (name, 512, 4) for name in (
+    "llama", "llama3", "llama-yarn", "mistral", "mixtral", "qwen2", "qwen2moe", "qwen3", "qwen3-yarn", "qwen3moe",
+    "phi3", "phi3-long", "olmo", "olmo2", "granite", "starcoder2", "gpt2", "gpt2-bare", "smollm3", "smollm3-deep")}
+CASES |= {name: (name, 1024, 3) for name in ("gemma2", "gemma3", "gemma3-deep")}
+CASES |= {"phi3-beyond-4096": ("phi3-long", 4608, 2), "llama3-odd-context": ("llama3", 333, 5),
+          "refmodel": ("refmodel", 512, 8)}
+
+# Nothing is rounded to f16 but what the reference always rounds (its table of GELU).
+EXACT = ["-ctk", "f32", "-ctv", "f32", "-fa", "off"]
+# The reference's last lines are lost now and then; it is asked again so often.
+TRIES = 20
+
+
+def run(command):
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, errors="replace")
+    if done.returncode != 0:
+        tail = (done.stderr or done.stdout).strip().splitlines()[-1:]
+        raise RuntimeError(f"{Path(command[0]).name} fails with {done.returncode}: {' '.join(tail)}")
+    return done
+
+
+class Case:
+    def __init__(self, options, name):
+        self.o, self.name = options, name
+        self.checkpoint, self.ctx, self.chunks = CASES[name]
+        self.folder = options.work / name
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.f32, self.quantized, self.dequantized = (self.folder / f"{n}.gguf" for n in ("f32", "q", "dequantized"))
+        self.sizes = ["-f", options.text, "-c", self.ctx, "--chunks", self.chunks]
+
+    def reference(self, program, *arguments):
+        # One thread: several wait for each other at every step, which takes minutes on a machine that is busy.
+        done = run([self.o.reference / program, "-t", 1, *EXACT, *arguments])
+        return done.stdout + done.stderr
+
+    def make(self):
+        if self.checkpoint == "refmodel":
+            checkpoint = Path(os.environ["QUANTIER_REFMODEL"])
+        else:
+            checkpoint = self.o.work / "checkpoints" / self.checkpoint
+            if not checkpoint.exists():
+                maker = Path(__file__).with_name("checkpoints.py")
+                run([self.o.python, maker, "--lively", checkpoint.parent, self.checkpoint])
+        run([self.o.ours, "convert", checkpoint, "--outfile", self.f32, "--outtype", "f32", "--pre", "gpt-2"])
+        run([self.o.ours, "quantize", self.f32, self.quantized, "Q4_K_M"])
+        run([self.o.ours, "quantize", "--allow-requantize", self.quantized, self.dequantized, "F32"])
+
+    def ours(self):
+        """Perplexity of the F32 file and KL divergence of the quantized one."""
+        out = json.loads(run([self.o.ours, "kld", self.f32, self.quantized, *self.sizes, "--json",
+                              "--save-logits", self.folder / "ours.kld"]).stdout)
+        found = out["models"][0]["statistics"]
+        return found["perplexity_base"]["value"], found["kld"]["value"]
+
+    def ours_of_stored(self):
+        """KL divergence of the quantized file from the reference's logits file."""
+        out = json.loads(run([self.o.ours, "kld", "--logits", self.folder / "reference.kld", self.quantized, "-f",
+                              self.o.text, "--chunks", self.chunks, "--json"]).stdout)
+        return out["models"][0]["statistics"]["kld"]["value"]
+
+    def reference_says(self, pattern, *arguments):
+        for _ in range(TRIES):
+            out = self.reference("llama-perplexity", "-c", self.ctx, *arguments)
+            if found := re.search(pattern + r" +([0-9.]+)", out):
+                return float(found[1])
+        raise RuntimeError(f"llama-perplexity prints no '{pattern}'")
+
+    def reference_perplexity(self):
+        return self.reference_says("Final estimate: PPL =", "-m", self.f32, *self.sizes, "--kl-divergence-base",
+                                   self.folder / "reference.kld")
+
+    def reference_kld(self, base):
+        return self.reference_says("Mean +KLD:", "-m", self.dequantized, "--kl-divergence", "--kl-divergence-base",
+                                   self.folder / base)
+
+    def imatrix(self):
+        """The largest difference of a sum, over its tensor's mean, and whether all counts agree."""
+        theirs, ours = self.folder / "theirs.imatrix.gguf", self.folder / "ours.imatrix.gguf"
+        self.reference("llama-imatrix", "-m", self.f32, *self.sizes, "--no-ppl", "--process-output", "-o", theirs)
+        run([self.o.ours, "imatrix", "-m", self.f32, *self.sizes, "--process-output", "-o", ours])
+        theirs, ours = tensors(theirs), tensors(ours)
+        if theirs.keys() != ours.keys():
+            raise RuntimeError(f"imatrix: only one side has {sorted(theirs.keys() ^ ours.keys())[:3]}")
+        worst, where, counts = 0.0, "", True
+        for name, expected in theirs.items():
+            if name.endswith(".counts"):
+                counts &= np.array_equal(expected.flatten(), ours[name].flatten())
+                continue
+            difference = np.abs(expected.flatten() - ours[name].flatten()).max() / expected.mean()
+            if not difference <= worst:
+                worst, where = float(difference), name.removesuffix(".in_sum2")
+        return worst, where, counts
+
+    def line(self):
+        """Whether all is within its bounds, and the figures."""
+        self.make()
+        expected_ppl = self.reference_perplexity()
+        ppl, kld = self.ours()
+        stored = self.ours_of_stored()
+        expected_kld, of_ours = self.reference_kld("reference.kld"), self.reference_kld("ours.kld")
+        sums, where, counts = self.imatrix()
+        off = lambda found, expected: found / expected - 1
+        good = [abs(off(ppl, expected_ppl)) <= PPL, sums <= SUMS and counts, abs(off(kld, expected_kld)) <= KLD,
+                abs(off(stored, expected_kld)) <= KLD, abs(off(kld, of_ours)) <= KLD]
+        return all(good), (
+            f"PPL {ppl:.4f} / {expected_ppl:.4f} ({off(ppl, expected_ppl):+.4%}); imatrix off by {sums:.4%}"
+            f"{' in ' + where if sums > SUMS else ''}, counts {'identical' if counts else 'DIFFER'}; KLD {kld:.6f} / "
+            f"{expected_kld:.6f} ({off(kld, expected_kld):+.3%}), with its logits file {off(stored, expected_kld):+.3%}, "
+            f"it with ours {off(kld, of_ours):+.3%}")
+
+
+def tensors(path):
+    return {t.name: np.array(t.data, dtype=np.float64) for t in gguf.GGUFReader(path).tensors}
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    for name in ("reference", "ours", "text", "work"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--python", required=True)
+    parser.add_argument("names", nargs="*")
+    options = parser.parse_args()
+    if unknown := set(options.names) - set(CASES):
+        sys.exit(f"parity-engine: no case {', '.join(sorted(unknown))}; there are {', '.join(CASES)}")
+    count = {True: 0, False: 0}
+    for name in options.names or CASES:
+        try:
+            good, figures = Case(options, name).line()
+        except (RuntimeError, OSError, KeyError, ValueError) as error:
+            good, figures = False, str(error)
+        count[good] += 1
+        print(f"{'within' if good else 'not   '}  {name}: {figures}", flush=True)
+    print(f"{count[True]} within, {count[False]} not")
+    sys.exit(0 if count[False] == 0 else 1)
+
+
+if __name__ == "__main__":
+    main()

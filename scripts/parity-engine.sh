@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# Compares what the engine computes with what the reference computes, on F32 GGUFs of a tiny random checkpoint of every
+# architecture (scripts/checkpoints.py) and of the reference model: perplexity within 0.05%, sums of importance matrices
+# within 0.2% of their tensor's mean with identical counts, KL divergence of a quantized file within 2%. The reference
+# is given that file dequantized, since it would round activations to 8 bits before it multiplies by quantized weights.
+#
+#   scripts/parity-engine.sh [NAME ...]      all cases, or those named
+#
+# One line per case, then `N within, N not`. Exit code 1 if any is not. The first call builds the reference and installs
+# its Python packages (5 GB).
+#
+# QUANTIER            the program (default: target/release/quantier, built first)
+# QUANTIER_REFMODEL   the reference model as a Hugging Face directory (default: testdata/refmodel)
+# QUANTIER_PARITY     where the files go (default: a temporary directory, removed afterwards)
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+bin=$(scripts/reference.sh)
+python=$(scripts/reference.sh --python)
+export QUANTIER_REFMODEL=${QUANTIER_REFMODEL:-$PWD/testdata/refmodel}
+if [ -z "${QUANTIER:-}" ]; then
+    cargo build --release --quiet --bin quantier
+    QUANTIER=$(cargo metadata --format-version 1 --no-deps |
+        python3 -c 'import json, sys; print(json.load(sys.stdin)["target_directory"])')/release/quantier
+fi
+
+if [ -n "${QUANTIER_PARITY:-}" ]; then
+    work=$QUANTIER_PARITY
+    mkdir -p "$work"
+else
+    work=$(mktemp -d)
+    trap 'rm -rf "$work"' EXIT
+fi
+# Our own words are the text: all prose and some code of this repository.
+cat README.md CONTRIBUTING.md docs/*.md src/lib.rs src/*/mod.rs >"$work/text.txt"
+"$python" scripts/parity-engine.py --reference "$bin" --ours "$QUANTIER" --python "$python" --text "$work/text.txt" \
+    --work "$work" "$@"
