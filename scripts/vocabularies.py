@@ -126,13 +126,14 @@ class Vocabulary:
             return {}
         if names is None:
             return {"chat_template": field.contents()}
-        named = [{"name": "default", "template": field.contents()}]
-        named += [{"name": name, "template": self.fields[f"tokenizer.chat_template.{name}"].contents()}
-                  for name in names.contents()]
-        return {"chat_template": named}
+        # One beside the default: the reference lists several in the order of a set, which changes from run to run.
+        name = names.contents()[0]
+        named = self.fields[f"tokenizer.chat_template.{name}"].contents()
+        return {"chat_template": [{"name": "default", "template": field.contents()}, {"name": name, "template": named}]}
 
     def is_padding(self, id):
-        return self.types[id] == UNUSED and self.texts[id] == f"[PAD{id}]"
+        # Older converters called what fills a hole unknown.
+        return self.types[id] in (UNUSED, UNKNOWN) and self.texts[id] == f"[PAD{id}]"
 
     def added(self):
         """Ids of the tokens that are split off before anything else."""
@@ -148,7 +149,8 @@ def write_sentencepiece(folder, vocabulary, name):
     piece = sentencepiece_model_pb2.ModelProto.SentencePiece
     kinds = {NORMAL: piece.NORMAL, UNKNOWN: piece.UNKNOWN, CONTROL: piece.CONTROL, USER_DEFINED: piece.USER_DEFINED,
              UNUSED: piece.UNUSED, BYTE: piece.BYTE}
-    added = {id: text for id, text in enumerate(vocabulary.texts) if vocabulary.scores[id] == SCORE_OF_ADDED}
+    added = {id: text for id, text in enumerate(vocabulary.texts)
+             if vocabulary.scores[id] == SCORE_OF_ADDED and vocabulary.types[id] != NORMAL}
     # Tokens behind the last that is not added are no pieces.
     size = max(id for id in range(len(vocabulary.texts)) if id not in added and not vocabulary.is_padding(id)) + 1
     for id in range(size):
@@ -212,7 +214,8 @@ def write_tokenizer_json(folder, source, vocabulary, name, tokenizer_class):
                {"version": "1.0", "truncation": None, "padding": None, "added_tokens": entries,
                 "normalizer": normalizer, "pre_tokenizer": pre, "post_processor": post, "decoder": decoder,
                 "model": model})
-    config = {"tokenizer_class": tokenizer_class} | roles | vocabulary.template()
+    # The class would bring an <unk> of its own.
+    config = {"tokenizer_class": tokenizer_class, "unk_token": None} | roles | vocabulary.template()
     for key in "add_bos_token", "add_eos_token":
         if (adds := vocabulary.get(key)) is not None:
             config[key] = adds
