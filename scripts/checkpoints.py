@@ -279,45 +279,9 @@ def fp8():
     return config | {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}, shapes, tokenizer
 
 
-CARD_README = """---
-license: [mit, apache-2.0]
-license_name: both
-license_link: https://example.org/license
-language: [en, de]
-tags:
-- tiny
-- "2024"
-pipeline_tag: text-generation
-library_name: transformers
-base_model: Some-Org/Big-Llama-13B-v2
-datasets:
-- https://huggingface.co/datasets/some-org/text-set-v1.0
-- some-org/other
-model_creator: A Person
-model_description: >
-  Made to be read
-  by a converter.
-model-index: 3
----
-# A card
-"""
-CARD_SAMPLING = {"_from_model_config": True, "bos_token_id": 1, "do_sample": True, "temperature": 0.7, "top_k": 40,
-                 "top_p": 0.95, "min_p": 0.05, "repetition_penalty": 1.1, "transformers_version": "4.50.0"}
-CARD_METADATA = {"general.name": "Metadata's name", "general.author": "Somebody", "general.description": None,
-                 "general.license.name": "mine", "general.tags": ["x", "y"], "general.sampling.temp": 0.25,
-                 "general.sampling.top_k": None, "general.version": "v9", "general.url": "https://example.org"}
-
-
-def card():
-    """Everything that describes a model beside its weights; the directory's name has parts too."""
-    config, shapes, _ = llama(_name_or_path="some-org/Card-Llama-7B", torch_dtype="bfloat16")
-    return config, shapes, "card"
-
-
 # Name -> (maker, type of the weights, number of files).
 CHECKPOINTS = {
     "llama": (llama, torch.bfloat16, 1),
-    "Card-Llama-5M-Chat-v0.3": (card, torch.bfloat16, 1),
     "llama-f16": (llama, torch.float16, 3),
     "llama-f32": (lambda: llama(rope_theta=10000), torch.float32, 2),
     "llama-fp8": (fp8, torch.bfloat16, 1),
@@ -342,6 +306,9 @@ CHECKPOINTS = {
     "gpt2-bare": (lambda: gpt2(""), torch.float16, 1),
     "smollm3": (smollm3, torch.bfloat16, 1),
 }
+
+
+CARD = "Card-Llama-7M-Chat-v0.3"
 
 
 def quantize_fp8(tensors):
@@ -425,16 +392,6 @@ def write_spm_config(folder, **more):
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
 
 
-def write_card(folder):
-    (folder / "README.md").write_text(CARD_README)
-    (folder / "generation_config.json").write_text(json.dumps(CARD_SAMPLING))
-    (folder / "metadata.json").write_text(json.dumps(CARD_METADATA))
-    write_spm(folder)
-    # One name beside the default: the reference lists several in the order of a set, which changes from run to run.
-    templates = [{"name": "tool use", "template": "{{ tools }}"}, {"name": "default", "template": "{{ messages }}"}]
-    write_spm_config(folder, chat_template=templates)
-
-
 def write_gemma(folder):
     """Gemma's tokenizers put no space before a text, and begin with special tokens of their own."""
     proto = sentencepiece_model_pb2.ModelProto.FromString((REFMODEL / "tokenizer.model").read_bytes())
@@ -463,7 +420,17 @@ def write_phi3(folder):
     write_spm_config(folder, eos_token="<|endoftext|>", pad_token="<|endoftext|>", added_tokens_decoder=decoder)
 
 
+def make_card(folder):
+    """The reference model under a name with parts, with everything that describes a model beside its weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for source in REFMODEL, HERE.parent / "testdata" / "card":
+        for file in source.iterdir():
+            shutil.copyfile(file, folder / file.name)
+
+
 def make(out, name):
+    if name == CARD:
+        return make_card(out / name)
     maker, dtype, files = CHECKPOINTS[name]
     config, shapes, tokenizer = maker()
     folder = out / name
@@ -473,16 +440,16 @@ def make(out, name):
         tensors = quantize_fp8(tensors)
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     write_weights(folder, tensors, files)
-    {"spm": write_spm, "bpe": write_bpe, "gemma": write_gemma, "phi3": write_phi3, "card": write_card}[tokenizer](folder)
+    {"spm": write_spm, "bpe": write_bpe, "gemma": write_gemma, "phi3": write_phi3}[tokenizer](folder)
 
 
 def main():
     if sys.argv[1:] == ["--list"]:
-        print("\n".join(CHECKPOINTS))
+        print("\n".join([*CHECKPOINTS, CARD]))
         return
     if len(sys.argv) < 2:
         sys.exit(__doc__)
-    for name in sys.argv[2:] or CHECKPOINTS:
+    for name in sys.argv[2:] or [*CHECKPOINTS, CARD]:
         make(Path(sys.argv[1]), name)
 
 

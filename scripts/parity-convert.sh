@@ -9,6 +9,9 @@
 # (scripts/convert-runs.py): one line per checkpoint, then `N run, N do not`. Exit code 1 if anything is different or
 # does not run. The first call builds the reference and installs its Python packages (5 GB).
 #
+# QUANTIER_WRITE_GOLDENS=1 stops after the reference has written its files and puts the SHA-256 of those that the plain
+# tests can make (tests/convert_golden.rs) into testdata/convert.sha256.
+#
 # QUANTIER            the program (default: target/release/quantier, built if it is not there)
 # QUANTIER_REFMODEL   the reference model as a Hugging Face directory (default: testdata/refmodel)
 # QUANTIER_PARITY     where the files go (default: a temporary directory, removed afterwards)
@@ -35,17 +38,21 @@ fi
 mkdir -p "$work/checkpoints"
 
 names=("$@")
-[ ${#names[@]} -gt 0 ] || mapfile -t names < <("$python" scripts/checkpoints.py --list; echo refmodel)
+[ ${#names[@]} -gt 0 ] || mapfile -t names < <("$python" scripts/checkpoints.py --list; echo refmodel; echo bpe)
 
 # case <TAB> checkpoint <TAB> name of the output, a dot for the default <TAB> further arguments
 cases() {
     local name type
     for name in "${names[@]}"; do
+        if [ "$name" = bpe ]; then
+            printf 'bpe-vocab\tbpe\tout.gguf\t--vocab-only\n'
+            continue
+        fi
         for type in f32 f16 bf16 q8_0 auto; do
             printf '%s-%s\t%s\tout.gguf\t--outtype\t%s\n' "$name" "$type" "$name" "$type"
         done
         case $name in
-            llama | mixtral | phi3-long)
+            refmodel | llama | mixtral | phi3-long)
                 printf '%s-tensors\t%s\tout.gguf\t--split-max-tensors\t5\n' "$name" "$name"
                 printf '%s-size\t%s\tout.gguf\t--split-max-size\t1M\n' "$name" "$name"
                 printf '%s-unsplit\t%s\tout.gguf\t--split-max-size\t1G\n' "$name" "$name"
@@ -64,11 +71,11 @@ cases() {
 
 made=()
 for name in "${names[@]}"; do
-    if [ "$name" = refmodel ]; then
-        ln -sfn "$QUANTIER_REFMODEL" "$work/checkpoints/refmodel"
-    else
-        made+=("$name")
-    fi
+    case $name in
+        refmodel) ln -sfn "$QUANTIER_REFMODEL" "$work/checkpoints/refmodel" ;;
+        bpe) ln -sfn "$PWD/testdata/bpe" "$work/checkpoints/bpe" ;;
+        *) made+=("$name") ;;
+    esac
 done
 [ ${#made[@]} = 0 ] || "$python" scripts/checkpoints.py "$work/checkpoints" "${made[@]}"
 rm -rf "$work/expected" "$work/ours"
@@ -81,6 +88,11 @@ if ! "$python" scripts/convert-reference.py "$source" <"$work/jobs" >"$work/refe
     tail -n 20 "$work/reference.log" >&2
     echo "parity-convert.sh: the reference failed" >&2
     exit 1
+fi
+
+if [ -n "${QUANTIER_WRITE_GOLDENS:-}" ]; then
+    (cd "$work/expected" && sha256sum refmodel-*/* Card-*/* bpe-*/*) >testdata/convert.sha256
+    exit
 fi
 
 identical=0 different=0
