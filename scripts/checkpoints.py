@@ -322,6 +322,9 @@ CHECKPOINTS = {
 }
 
 
+CARD = "Card-Llama-7M-Chat-v0.3"
+
+
 def quantize_fp8(tensors):
     """Matrices of the layers as F8_E4M3 with one scale for 128 x 128 weights."""
     out = {}
@@ -443,7 +446,17 @@ def write_phi3(folder):
     write_spm_config(folder, eos_token="<|endoftext|>", pad_token="<|endoftext|>", added_tokens_decoder=decoder)
 
 
+def make_card(folder):
+    """The reference model under a name with parts, with everything that describes a model beside its weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for source in REFMODEL, HERE.parent / "testdata" / "card":
+        for file in source.iterdir():
+            shutil.copyfile(file, folder / file.name)
+
+
 def make(out, name, lively=False):
+    if name == CARD:
+        return make_card(out / name)
     maker, dtype, files = CHECKPOINTS[name]
     config, shapes, tokenizer = maker()
     folder = out / name
@@ -460,13 +473,13 @@ def make(out, name, lively=False):
 
 def main():
     if sys.argv[1:] == ["--list"]:
-        print("\n".join(CHECKPOINTS))
+        print("\n".join([*CHECKPOINTS, CARD]))
         return
     lively = "--lively" in sys.argv
     arguments = [a for a in sys.argv[1:] if a != "--lively"]
     if not arguments:
         sys.exit(__doc__)
-    for name in arguments[1:] or CHECKPOINTS:
+    for name in arguments[1:] or [*CHECKPOINTS, CARD]:
         make(Path(arguments[0]), name, lively)
 
 

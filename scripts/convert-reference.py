@@ -5,7 +5,8 @@
 
 SOURCE is the reference's directory; every line of JOBS is the arguments of one conversion, separated by tabs.
 Nothing of the reference is changed but one answer: it cannot know the hash of a tiny vocabulary, so it is told the
-name of the pre-tokenizer, which the environment's QUANTIER_PRE holds (default: gpt-2).
+name of the pre-tokenizer, which the environment's QUANTIER_PRE holds (default: gpt-2; if it is empty, nothing is
+changed).
 """
 
 import logging
@@ -21,7 +22,8 @@ def main():
     import convert_hf_to_gguf
     from conversion.base import TextModel
 
-    TextModel.get_vocab_base_pre = lambda self, tokenizer: os.environ.get("QUANTIER_PRE", "gpt-2")
+    if told := os.environ.get("QUANTIER_PRE", "gpt-2"):
+        TextModel.get_vocab_base_pre = lambda self, tokenizer: told
     for line in sys.stdin.read().splitlines():
         sys.argv = ["convert_hf_to_gguf.py", *line.split("\t")]
         try:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Compares `quantier convert` with the reference's convert_hf_to_gguf.py, byte for byte: a tiny checkpoint of every
-# architecture in every output type, splits, vocabularies alone, and the reference model.
+# architecture in every output type, splits, vocabularies alone, metadata and names, and the reference model.
 #
 #   scripts/parity-convert.sh [NAME ...]      all checkpoints, or those named
 #
@@ -8,6 +8,9 @@
 # and the first of each checkpoint must tokenize a text to the ids of the checkpoint's own tokenizer
 # (scripts/convert-runs.py): one line per checkpoint, then `N run, N do not`. Exit code 1 if anything is different or
 # does not run. The first call builds the reference and installs its Python packages (5 GB).
+#
+# QUANTIER_WRITE_GOLDENS=1 stops after the reference has written its files and puts the SHA-256 of those that the plain
+# tests can make (tests/convert_golden.rs) into testdata/convert.sha256.
 #
 # QUANTIER            the program (default: target/release/quantier, built if it is not there)
 # QUANTIER_REFMODEL   the reference model as a Hugging Face directory (default: testdata/refmodel)
@@ -32,24 +35,35 @@ else
     work=$(mktemp -d)
     trap 'rm -rf "$work"' EXIT
 fi
-mkdir -p "$work/checkpoints" "$work/expected" "$work/ours"
+mkdir -p "$work/checkpoints"
 
 names=("$@")
-[ ${#names[@]} -gt 0 ] || mapfile -t names < <("$python" scripts/checkpoints.py --list; echo refmodel)
+[ ${#names[@]} -gt 0 ] || mapfile -t names < <("$python" scripts/checkpoints.py --list; echo refmodel; echo bpe)
 
-# case <TAB> checkpoint <TAB> further arguments
+# case <TAB> checkpoint <TAB> name of the output, a dot for the default <TAB> further arguments
 cases() {
     local name type
     for name in "${names[@]}"; do
+        if [ "$name" = bpe ]; then
+            printf 'bpe-vocab\tbpe\tout.gguf\t--vocab-only\n'
+            continue
+        fi
         for type in f32 f16 bf16 q8_0 auto; do
-            printf '%s-%s\t%s\t--outtype\t%s\n' "$name" "$type" "$name" "$type"
+            printf '%s-%s\t%s\tout.gguf\t--outtype\t%s\n' "$name" "$type" "$name" "$type"
         done
         case $name in
-            llama | mixtral | phi3-long)
-                printf '%s-tensors\t%s\t--split-max-tensors\t5\n' "$name" "$name"
-                printf '%s-size\t%s\t--split-max-size\t1M\n' "$name" "$name"
-                printf '%s-unsplit\t%s\t--split-max-size\t1G\n' "$name" "$name"
-                printf '%s-vocab\t%s\t--vocab-only\n' "$name" "$name"
+            refmodel | llama | mixtral | phi3-long)
+                printf '%s-tensors\t%s\tout.gguf\t--split-max-tensors\t5\n' "$name" "$name"
+                printf '%s-size\t%s\tout.gguf\t--split-max-size\t1M\n' "$name" "$name"
+                printf '%s-unsplit\t%s\tout.gguf\t--split-max-size\t1G\n' "$name" "$name"
+                printf '%s-vocab\t%s\tout.gguf\t--vocab-only\n' "$name" "$name"
+                ;;
+            Card-*)
+                printf '%s-default\t%s\t.\t--outtype\tf16\n' "$name" "$name"
+                printf '%s-default-vocab\t%s\t.\t--vocab-only\n' "$name" "$name"
+                printf '%s-template\t%s\t{ftype}-{FTYPE}.gguf\t--outtype\tq8_0\n' "$name" "$name"
+                printf '%s-name\t%s\t.\t--model-name\tGiven Name\n' "$name" "$name"
+                printf '%s-metadata\t%s\t.\t--metadata\t%s\n' "$name" "$name" "$work/checkpoints/$name/metadata.json"
                 ;;
         esac
     done
@@ -57,15 +71,17 @@ cases() {
 
 made=()
 for name in "${names[@]}"; do
-    if [ "$name" = refmodel ]; then
-        ln -sfn "$QUANTIER_REFMODEL" "$work/checkpoints/refmodel"
-    else
-        made+=("$name")
-    fi
+    case $name in
+        refmodel) ln -sfn "$QUANTIER_REFMODEL" "$work/checkpoints/refmodel" ;;
+        bpe) ln -sfn "$PWD/testdata/bpe" "$work/checkpoints/bpe" ;;
+        *) made+=("$name") ;;
+    esac
 done
 [ ${#made[@]} = 0 ] || "$python" scripts/checkpoints.py "$work/checkpoints" "${made[@]}"
-cases | while IFS=$'\t' read -r case name arguments; do
-    printf '%s\t--outfile\t%s\t%s\n' "$work/checkpoints/$name" "$work/expected/$case.gguf" "$arguments"
+rm -rf "$work/expected" "$work/ours"
+cases | while IFS=$'\t' read -r case name output arguments; do
+    mkdir -p "$work/expected/$case" "$work/ours/$case"
+    printf '%s\t--outfile\t%s\t%s\n' "$work/checkpoints/$name" "$work/expected/$case/$output" "$arguments"
 done >"$work/jobs"
 if ! "$python" scripts/convert-reference.py "$source" <"$work/jobs" >"$work/reference.log" 2>&1 ||
     grep '^failed:' "$work/reference.log" >&2; then
@@ -74,22 +90,19 @@ if ! "$python" scripts/convert-reference.py "$source" <"$work/jobs" >"$work/refe
     exit 1
 fi
 
+if [ -n "${QUANTIER_WRITE_GOLDENS:-}" ]; then
+    (cd "$work/expected" && sha256sum refmodel-*/* Card-*/* bpe-*/*) >testdata/convert.sha256
+    exit
+fi
+
 identical=0 different=0
-# Compares all files of a case: `NAME.gguf`, or its shards.
+# Whether both sides made the same files of a case, by names and bytes.
 compare() {
-    local case=$1 expected other=0 found=0
-    for expected in "$work/expected/$case".gguf "$work/expected/$case"-*-of-*.gguf; do
-        [ -e "$expected" ] || continue
-        found=$((found + 1))
-        cmp "$expected" "$work/ours/${expected##*/}" || other=1
-    done
-    [ "$found" = "$(find "$work/ours" -name "$case.gguf" -o -name "$case-*-of-*.gguf" | wc -l)" ] || other=1
-    [ "$other" = 0 ] && [ "$found" -gt 0 ]
+    [ -n "$(ls "$work/expected/$1")" ] && diff -r "$work/expected/$1" "$work/ours/$1"
 }
-while IFS=$'\t' read -r case name arguments; do
+while IFS=$'\t' read -r case name output arguments; do
     IFS=$'\t' read -ra more <<<"$arguments"
-    rm -f "$work/ours/$case".gguf "$work/ours/$case"-*-of-*.gguf
-    if "$quantier" convert "$work/checkpoints/$name" --outfile "$work/ours/$case.gguf" "${more[@]}" \
+    if "$quantier" convert "$work/checkpoints/$name" --outfile "$work/ours/$case/$output" "${more[@]}" \
         --pre "$QUANTIER_PRE" >"$work/ours.log" 2>&1 && compare "$case" >"$work/cmp.log" 2>&1; then
         identical=$((identical + 1))
         echo "identical  $case"
@@ -101,9 +114,8 @@ done < <(cases)
 echo "$identical identical, $different different"
 
 # Of a split model, the first file is opened; a vocabulary alone cannot generate.
-cases | while IFS=$'\t' read -r case name arguments; do
-    for file in "$work/ours/$case".gguf "$work/ours/$case"-00001-of-*.gguf; do
-        [ "$arguments" = --vocab-only ] || [ ! -e "$file" ] || printf '%s\t%s\n' "$name" "$file"
-    done
+cases | while IFS=$'\t' read -r case name output arguments; do
+    files=("$work/ours/$case"/*.gguf)
+    [ "$arguments" = --vocab-only ] || [ ! -e "${files[0]}" ] || printf '%s\t%s\n' "$name" "${files[0]}"
 done >"$work/files"
 "$python" scripts/convert-runs.py "$bin" "$work/checkpoints" <"$work/files" && [ "$different" = 0 ]

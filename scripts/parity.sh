@@ -7,6 +7,7 @@
 #   scripts/parity.sh [quantize] --quick    every file type, every flag and every model, but not all with all
 #   scripts/parity.sh convert [NAME ...]    conversions of Hugging Face checkpoints instead, and whether they run
 #                                           (scripts/parity-convert.sh)
+#   scripts/parity.sh vocabularies [NAME ...]   real vocabularies instead (scripts/parity-vocabularies.sh)
 #   scripts/parity.sh tokenize [NAME ...]   tokens of texts instead (scripts/parity-tokenize.sh)
 #   scripts/parity.sh engine [NAME ...]     perplexity, importance matrices and KL divergence instead
 #                                           (scripts/parity-engine.sh)
@@ -18,6 +19,9 @@ set -euo pipefail
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 if [ "${1:-}" = convert ]; then
     exec "$repository/scripts/parity-convert.sh" "${@:2}"
+fi
+if [ "${1:-}" = vocabularies ]; then
+    exec "$repository/scripts/parity-vocabularies.sh" "${@:2}"
 fi
 if [ "${1:-}" = tokenize ]; then
     exec "$repository/scripts/parity-tokenize.sh" "${@:2}"

@@ -210,6 +210,36 @@ fn tensors_without_a_rule_are_all_listed() {
 }
 
 #[test]
+fn layers_without_tensors_are_missed() {
+    let mut model = Model::llama();
+    model.config["num_hidden_layers"] = json!(3);
+    fails(model.write().path(), &[], &["has 3 layers, and there is no tensor of layer 1"]);
+}
+
+#[test]
+fn experts_must_be_complete() {
+    let mut model = Model::llama();
+    model.config["architectures"] = json!(["MixtralForCausalLM"]);
+    model.config["num_local_experts"] = json!(2);
+    for expert in [0, 1] {
+        let prefix = format!("model.layers.0.block_sparse_moe.experts.{expert}");
+        model.add(&format!("{prefix}.w1.weight"), &[FFN, HIDDEN]);
+        model.add(&format!("{prefix}.w2.weight"), &[HIDDEN, FFN]);
+        model.add(&format!("{prefix}.w3.weight"), &[FFN, HIDDEN]);
+    }
+    plan(model.write().path(), &["--dry-run"]);
+    model.tensors.remove("model.layers.0.block_sparse_moe.experts.1.w2.weight");
+    fails(model.write().path(), &[], &["some experts of layer 0 are missing", "experts.1.w1.weight"]);
+}
+
+#[test]
+fn quantized_checkpoints_of_other_kinds_are_refused_by_name() {
+    let mut model = Model::llama();
+    model.config["quantization_config"] = json!({ "quant_method": "gptq" });
+    fails(model.write().path(), &[], &["'gptq'", "convert the original model"]);
+}
+
+#[test]
 fn shapes_must_be_those_of_the_config() {
     let mut model = Model::llama();
     model.config["intermediate_size"] = json!(48);
@@ -250,10 +280,15 @@ fn a_vocabulary_is_cut_and_padded_to_the_config() {
 #[test]
 fn files_that_are_not_what_their_names_say_are_named() {
     let lying = [&u64::MAX.to_le_bytes()[..], b"{}"].concat();
-    let cases: [(&str, &[u8], &[&str]); 5] = [
+    let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n";
+    let cases: [(&str, &[u8], &[&str]); 9] = [
         ("model.safetensors", &lying, &["model.safetensors", "more than any"]),
         ("model.safetensors", b"\x02\0\0\0\0\0\0\0{]", &["model.safetensors", "line 1 column 2"]),
-        ("tokenizer.model", b"version https://git-lfs.github.com/spec/v1\n", &["tokenizer.model"]),
+        ("model.safetensors", pointer, &["model.safetensors", "Git LFS pointer"]),
+        ("tokenizer.model", pointer, &["tokenizer.model", "Git LFS pointer"]),
+        ("tokenizer_config.json", pointer, &["tokenizer_config.json", "Git LFS pointer"]),
+        ("tokenizer.model", b"\x0a\xff\x01", &["tokenizer.model", "not a SentencePiece model: at byte 0"]),
+        ("README.md", b"---\na: [\n---\n", &["README.md", "line 3"]),
         ("tokenizer_config.json", b"{\n\n", &["tokenizer_config.json", "line 3 column 0"]),
         ("chat_template.jinja", b"{{ \xff }}", &["chat_template.jinja", "UTF-8"]),
     ];
@@ -264,6 +299,23 @@ fn files_that_are_not_what_their_names_say_are_named() {
         std::fs::write(dir.path().join(file), bytes).unwrap();
         fails(dir.path(), &[], parts);
     }
+}
+
+#[test]
+fn what_cannot_be_an_output_is_left_alone() {
+    let dir = Model::llama().write();
+    let weights = dir.path().join("model.safetensors");
+    let before = std::fs::read(&weights).unwrap();
+    let refused = |output: &Path, part: &str| {
+        let mut command = Command::cargo_bin("quantier").unwrap();
+        let output = command.arg("convert").arg(dir.path()).arg("-o").arg(output).output().unwrap();
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.code() == Some(1) && error.contains(part), "{error}");
+    };
+    refused(&weights, "is an input of this command");
+    refused(&dir.path().join("no/such/out.gguf"), "create the directory");
+    refused(&dir.path().join("{type}.gguf"), "{ftype} and {FTYPE} are");
+    assert!(std::fs::read(&weights).unwrap() == before, "the input has changed");
 }
 
 #[test]

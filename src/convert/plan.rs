@@ -194,6 +194,8 @@ struct Tensors<'a> {
     architecture: &'static Architecture,
     problems: Vec<Problem>,
     planned: Vec<PlannedTensor>,
+    /// Layers that tensors have come by of.
+    seen_layers: HashSet<u32>,
     /// Experts of a layer that have come by so far: which stack of it, which expert, which source.
     experts: HashMap<u32, Vec<(u8, u32, usize, String)>>,
 }
@@ -201,7 +203,8 @@ struct Tensors<'a> {
 impl<'a> Tensors<'a> {
     fn new(checkpoint: &'a Checkpoint, architecture: &'static Architecture) -> Tensors<'a> {
         let (problems, planned, experts) = (Vec::new(), Vec::new(), HashMap::new());
-        Tensors { checkpoint, config: &checkpoint.config, architecture, problems, planned, experts }
+        let (config, seen_layers) = (&checkpoint.config, HashSet::new());
+        Tensors { checkpoint, config, architecture, problems, planned, seen_layers, experts }
     }
 
     /// Every tensor of the output in its order: those that are computed, then the checkpoint's as they come.
@@ -224,6 +227,7 @@ impl<'a> Tensors<'a> {
             if rule.transform == Transform::Skip {
                 continue;
             }
+            self.seen_layers.extend(found.layer);
             if found.layer.is_some_and(|layer| layer >= layers) {
                 self.problem(source, format!("config.json has only {layers} layers"));
             } else if let Err(what) = self.check_dims(rule, source) {
@@ -239,6 +243,11 @@ impl<'a> Tensors<'a> {
                 let what = format!("some experts of layer {layer} are missing beside these");
                 self.problem(&self.checkpoint.tensors[source], what);
             }
+        }
+        if let Some(first) = (0..layers).find(|layer| !self.seen_layers.contains(layer)) {
+            let what =
+                format!("config.json has {layers} layers, and there is no tensor of layer {first}; files are missing");
+            self.problems.push(Problem::of("", what));
         }
         self.check_names();
         self.problems.sort();

@@ -25,16 +25,20 @@ const TASK_WEIGHTS: u64 = 64 << 10;
 const WAITING: usize = 1;
 
 /// Bytes on their way to a file.
-struct Band<'a> {
-    bytes: Bytes<'a>,
+struct Band {
+    bytes: Bytes,
     /// The file.
     shard: usize,
     /// Mapped bytes that are not needed any more once this is written: in which file, and where.
     release: Vec<(usize, Range<usize>)>,
 }
 
-enum Bytes<'a> {
-    Mapped(&'a [u8]),
+enum Bytes {
+    /// Those of a mapped file.
+    Mapped {
+        file: usize,
+        range: Range<usize>,
+    },
     Made(Vec<u8>),
 }
 
@@ -51,7 +55,7 @@ impl Plan<'_> {
             writers.push(Writer::create(path, layout, &inputs)?);
         }
         progress.begin(self.tensor_bytes(), Unit::Bytes);
-        let (to_writer, from_stream) = sync_channel::<Band<'_>>(WAITING);
+        let (to_writer, from_stream) = sync_channel::<Band>(WAITING);
         let (to_stream, from_writer) = sync_channel(WAITING + 2);
         let writers = std::thread::scope(|scope| {
             let writing = scope.spawn(|| self.write(writers, from_stream, to_stream, progress));
@@ -70,17 +74,23 @@ impl Plan<'_> {
     fn write(
         &self,
         mut writers: Vec<Writer>,
-        bands: Receiver<Band<'_>>,
+        bands: Receiver<Band>,
         buffers: SyncSender<Vec<u8>>,
         progress: &dyn Progress,
     ) -> Result<Vec<Writer>> {
         for band in bands {
-            let bytes = match &band.bytes {
-                Bytes::Mapped(bytes) => bytes,
-                Bytes::Made(bytes) => &**bytes,
+            let writer = &mut writers[band.shard];
+            let count = match &band.bytes {
+                Bytes::Mapped { file, range } => {
+                    writer.copy(&self.checkpoint.maps()[*file], range.clone())?;
+                    range.len()
+                }
+                Bytes::Made(bytes) => {
+                    writer.write(bytes)?;
+                    bytes.len()
+                }
             };
-            writers[band.shard].write(bytes)?;
-            progress.advance(bytes.len() as u64);
+            progress.advance(count as u64);
             for (file, range) in band.release {
                 self.checkpoint.maps()[file].release(range);
             }
@@ -92,9 +102,9 @@ impl Plan<'_> {
     }
 
     /// Works through all tensors, band by band.
-    fn stream<'s>(
-        &'s self,
-        bands: &SyncSender<Band<'s>>,
+    fn stream(
+        &self,
+        bands: &SyncSender<Band>,
         buffers: &Receiver<Vec<u8>>,
         pool: &rayon::ThreadPool,
         progress: &dyn Progress,
@@ -122,7 +132,7 @@ impl Plan<'_> {
     }
 
     /// Rows of a tensor as they are in the output, in the threads of the pool that this is called in.
-    fn band<'s>(&'s self, tensor: &'s PlannedTensor, rows: Range<u64>, mut buffer: Vec<u8>) -> Result<Band<'s>> {
+    fn band(&self, tensor: &PlannedTensor, rows: Range<u64>, mut buffer: Vec<u8>) -> Result<Band> {
         let (weights, shard) = (&tensor.weights, tensor.shard);
         if weights.parts().is_empty() {
             let all = weights.generated_weights();
@@ -137,7 +147,8 @@ impl Plan<'_> {
             let mapped = &self.checkpoint.maps()[*file].bytes()[range.clone()];
             let intact = source.dtype != Dtype::Bf16 || mapped.par_chunks(TASK_WEIGHTS as usize * 2).all(is_quiet_bf16);
             if intact {
-                return Ok(Band { bytes: Bytes::Mapped(mapped), shard, release });
+                let bytes = Bytes::Mapped { file: *file, range: range.clone() };
+                return Ok(Band { bytes, shard, release });
             }
         }
         let row_bytes =
@@ -163,7 +174,7 @@ impl Plan<'_> {
     ) -> Result<&'b [u8]> {
         let band = self.band(tensor, rows_of_weights(tensor, rows), std::mem::take(buffer))?;
         Ok(match band.bytes {
-            Bytes::Mapped(bytes) => bytes,
+            Bytes::Mapped { file, range } => &self.checkpoint.maps()[file].bytes()[range],
             Bytes::Made(bytes) => {
                 *buffer = bytes;
                 buffer

@@ -3,14 +3,18 @@
 use super::{Error, Result};
 use memmap2::{Advice, Mmap, UncheckedAdvice};
 use std::fs::File;
+use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 /// A whole file, mapped read-only.
 pub struct Map {
     path: PathBuf,
     file: File,
     bytes: Mmap,
+    /// Held by whoever moves the file's position.
+    position: Mutex<()>,
 }
 
 impl Map {
@@ -33,7 +37,7 @@ impl Map {
         // would make reads beyond its end fault; `check_length` catches that between reads, and every consumer
         // of tensor data calls it before it touches a band of rows.
         let bytes = unsafe { Mmap::map(&file) }.map_err(io)?;
-        Ok(Map { path: path.to_owned(), file, bytes })
+        Ok(Map { path: path.to_owned(), file, bytes, position: Mutex::new(()) })
     }
 
     /// Where the file is.
@@ -44,6 +48,19 @@ impl Map {
     /// The file's bytes.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
+    }
+
+    /// Appends bytes of the file to another, within the system where it can do that (`copy_file_range`): less than half
+    /// the work of writing mapped bytes.
+    pub(super) fn copy_to(&self, range: Range<usize>, out: &mut File) -> std::io::Result<()> {
+        let _held = self.position.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut file = &self.file;
+        file.seek(SeekFrom::Start(range.start as u64))?;
+        let copied = std::io::copy(&mut file.take(range.len() as u64), out)?;
+        match copied == range.len() as u64 {
+            true => Ok(()),
+            false => Err(std::io::Error::new(ErrorKind::UnexpectedEof, format!("{} has changed", self.path.display()))),
+        }
     }
 
     /// Fails if the file has become shorter than it was when it was mapped.

@@ -1,10 +1,12 @@
 //! Output files: written beside the target, flushed to the disk, renamed. Whatever happens before the rename, the
 //! target is what it was.
 
+use super::map::Map;
 use super::{Error, Result};
 use fs4::fs_std::FileExt;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{BufWriter, ErrorKind, Write};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 
@@ -87,7 +89,24 @@ impl Output {
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
         let io = |source| Error::Io { path: self.target.clone(), action: "write", source };
         self.writer.write_all(bytes).map_err(io)?;
-        self.unflushed += bytes.len() as u64;
+        self.written(bytes.len() as u64)
+    }
+
+    /// Appends bytes of an input as they are.
+    pub fn copy(&mut self, input: &Map, range: Range<usize>) -> Result<()> {
+        if range.len() < BUFFER {
+            return self.write(&input.bytes()[range]);
+        }
+        let io = |source| Error::Io { path: self.target.clone(), action: "write", source };
+        self.writer.flush().map_err(io)?;
+        input.copy_to(range.clone(), self.writer.get_mut()).map_err(io)?;
+        self.written(range.len() as u64)
+    }
+
+    /// Sets the disk to work now and then.
+    fn written(&mut self, bytes: u64) -> Result<()> {
+        let io = |source| Error::Io { path: self.target.clone(), action: "write", source };
+        self.unflushed += bytes;
         let idle = self.flushing.as_ref().is_none_or(JoinHandle::is_finished);
         if self.partial.is_some() && self.unflushed >= FLUSH_EVERY && idle {
             flushed(self.flushing.take()).map_err(io)?;
@@ -231,6 +250,30 @@ mod tests {
         output.finish().unwrap();
         assert_eq!(std::fs::read(&target).unwrap(), b"new");
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn bytes_of_an_input_are_copied_in_their_turn() {
+        let dir = tempfile::tempdir().unwrap();
+        let (input, target) = (dir.path().join("in"), dir.path().join("out"));
+        let bytes: Vec<u8> = (0..3 * BUFFER).map(|i| (i % 251) as u8).collect();
+        std::fs::write(&input, &bytes).unwrap();
+        let map = Map::open(&input).unwrap();
+        let mut output = Output::create(&target, 0, &[&input]).unwrap();
+        output.write(b"head").unwrap();
+        let (long, short) = (BUFFER - 3..3 * BUFFER - 1, 5..9);
+        output.copy(&map, long.clone()).unwrap();
+        output.copy(&map, short.clone()).unwrap();
+        output.write(b"tail").unwrap();
+        output.copy(&map, long.clone()).unwrap();
+        output.finish().unwrap();
+        let expected = [b"head", &bytes[long.clone()], &bytes[short], b"tail", &bytes[long]].concat();
+        assert!(std::fs::read(&target).unwrap() == expected);
+
+        // Bytes that are gone are an error, not a shorter output.
+        let mut output = Output::create(&target, 0, &[&input]).unwrap();
+        File::options().write(true).open(&input).unwrap().set_len(BUFFER as u64).unwrap();
+        assert!(output.copy(&map, BUFFER / 2..2 * BUFFER).is_err());
     }
 
     #[test]

@@ -100,12 +100,21 @@ pub struct Header {
     pub tensors: Vec<TensorInfo>,
 }
 
+/// What to say of a file that is only Git LFS's note of where the true one lies, as a clone without LFS has it.
+pub(crate) fn lfs_pointer(file: &[u8]) -> Option<String> {
+    let is_pointer = file.starts_with(b"version https://git-lfs");
+    is_pointer.then(|| "it is a Git LFS pointer, not the file itself; run git lfs pull, or download it".to_owned())
+}
+
 /// Parses and checks the header of a whole file. The error says what is wrong and where; the caller adds the
 /// file's name.
 pub fn parse(file: &[u8]) -> Result<Header, String> {
     let Some((prefix, rest)) = file.split_first_chunk::<PREFIX>() else {
         return Err(format!("it has {} bytes and is no safetensors file; download it again", file.len()));
     };
+    if let Some(pointer) = lfs_pointer(file) {
+        return Err(pointer);
+    }
     let length = u64::from_le_bytes(*prefix);
     if length > MAX_HEADER {
         return Err(format!(

@@ -25,7 +25,7 @@ mod weights;
 use crate::input::Input;
 use crate::progress::{Progress, Unit};
 use candle_core::Tensor;
-use layer::{Angles, Layer, Pass};
+use layer::{Angles, Layer, Normalizer, Pass};
 use rayon::prelude::*;
 use states::States;
 use std::ops::Range;

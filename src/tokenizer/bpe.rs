@@ -8,6 +8,7 @@ use super::{checked_size, pre};
 use crate::format::Result;
 use crate::format::gguf::Entries;
 use serde_json::Value;
+use std::collections::HashSet;
 
 /// Writes a byte-level vocabulary: tokens, types, pre-tokenizer, merges, special tokens. Returns how many tokens.
 pub(super) fn write_byte_level(
@@ -73,7 +74,7 @@ pub(super) fn is_like_sentencepiece(files: &Files) -> bool {
 pub(super) fn like_sentencepiece(files: &Files) -> Result<Vec<Token>> {
     let tokenizer = HfTokenizer::load(files)?;
     let base = tokenizer.base_size();
-    let special_ids: Vec<u32> = tokenizer.special.iter().filter_map(|text| tokenizer.id(text)).collect();
+    let special_ids: HashSet<u32> = tokenizer.special.iter().filter_map(|text| tokenizer.id(text)).collect();
     let type_of = |id: u32, text: &str| match () {
         () if is_byte(text) => TokenType::Byte,
         () if special_ids.contains(&id) => TokenType::Control,

@@ -46,20 +46,47 @@ const KNOWN: [(&str, &[&str]); 4] = [
 ];
 /// The fields in which a sequence has its parts.
 const PARTS: [&str; 4] = ["normalizers", "pretokenizers", "processors", "decoders"];
+/// The most parts in one field; real ones have about ten.
+const MAX_PARTS: usize = 64;
+/// How many times longer a text may become on its way through one field: each part multiplies.
+const MAX_GROWTH: usize = 1024;
+/// Bytes that a part may put before a text.
+const MAX_PREPENDED: usize = 64;
+/// Bytes of all patterns together; the longest real one has about 600.
+const MAX_PATTERNS: usize = 8192;
+/// Sum of the numbers in counted repetitions such as `{1,3}`: each copies a part of the compiled pattern.
+const MAX_REPEATED: usize = 256;
+/// Slots of a template, and ids of one of its tokens.
+const MAX_SLOTS: usize = 64;
+/// Bytes of an added token, which is encoded as a text.
+pub(super) const MAX_ADDED: usize = 1024;
 
 /// Refuses what the library should not see.
 pub(super) fn check(json: &Map<String, Value>) -> Result<(), String> {
+    let mut patterns = Patterns::default();
     for (field, known) in KNOWN {
-        check_part(field, known, json.get(field).unwrap_or(&Value::Null))?;
+        let mut found = Vec::new();
+        parts(field, known, json.get(field).unwrap_or(&Value::Null), &mut found)?;
+        let mut growth = 1usize;
+        for part in found {
+            check_part(field, part)?;
+            patterns.add(part)?;
+            growth = growth.saturating_mul(growth_of(field, part));
+        }
+        if growth > MAX_GROWTH {
+            return Err(format!("its {field} makes a text more than {MAX_GROWTH} times longer"));
+        }
     }
     check_model(json.get("model").ok_or("it has no model")?)?;
     match json.get("added_tokens") {
-        None | Some(Value::Null | Value::Array(_)) => Ok(()),
+        None | Some(Value::Null) => Ok(()),
+        Some(Value::Array(added)) => added.iter().try_for_each(check_added),
         Some(other) => Err(format!("added_tokens is {}, not an array", kind(other))),
     }
 }
 
-fn check_part(field: &str, known: &[&str], part: &Value) -> Result<(), String> {
+/// The parts of a field, those of sequences within sequences too.
+fn parts<'a>(field: &str, known: &[&str], part: &'a Value, found: &mut Vec<&'a Value>) -> Result<(), String> {
     if part.is_null() {
         return Ok(());
     }
@@ -67,24 +94,104 @@ fn check_part(field: &str, known: &[&str], part: &Value) -> Result<(), String> {
     if !known.contains(&name) {
         return Err(format!("the {field} {name} is not one that byte-pair encoders of language models use"));
     }
-    if name == "TemplateProcessing" {
-        check_template(part)?;
+    if found.len() == MAX_PARTS {
+        return Err(format!("the {field} has more than {MAX_PARTS} parts"));
     }
-    let parts = PARTS.iter().filter_map(|parts| part.get(*parts)?.as_array()).flatten();
-    parts.into_iter().try_for_each(|part| check_part(field, known, part))
+    found.push(part);
+    let inner = PARTS.iter().filter_map(|parts| part.get(*parts)?.as_array()).flatten();
+    inner.into_iter().try_for_each(|part| parts(field, known, part, found))
 }
 
-/// Every special token of a template must have its ids.
+fn check_part(field: &str, part: &Value) -> Result<(), String> {
+    match part.get("type").and_then(Value::as_str) {
+        Some("TemplateProcessing") => check_template(part),
+        Some("Prepend") if text(part, "prepend").len() > MAX_PREPENDED => {
+            Err(format!("the {field} puts more than {MAX_PREPENDED} bytes before a text"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn text<'a>(part: &'a Value, name: &str) -> &'a str {
+    part.get(name).and_then(Value::as_str).unwrap_or_default()
+}
+
+/// How many times longer a part can make a text, apart from what is added once and from normal forms, whose growth
+/// has an end.
+fn growth_of(field: &str, part: &Value) -> usize {
+    match (field, text(part, "type")) {
+        (_, "Replace") => {
+            let content = text(part, "content").len();
+            match part.get("pattern").map_or("", |pattern| text(pattern, "String")) {
+                // A pattern may match nothing, between any two letters.
+                "" => content + 1,
+                string => content.div_ceil(string.len()).max(1),
+            }
+        }
+        // A letter of two bytes for each byte, or a sign of three for what is no text.
+        ("decoder", "ByteLevel") => 3,
+        (_, "ByteLevel" | "BertNormalizer" | "BPEDecoder") => 2,
+        (_, "Metaspace") => text(part, "replacement").len().max(1),
+        _ => 1,
+    }
+}
+
+/// The regular expressions of a file: the library compiles each, whatever that takes.
+#[derive(Default)]
+struct Patterns {
+    bytes: usize,
+    repeated: usize,
+}
+
+impl Patterns {
+    fn add(&mut self, part: &Value) -> Result<(), String> {
+        let Some(pattern) = part.get("pattern") else { return Ok(()) };
+        let regex = text(pattern, "Regex");
+        self.bytes += regex.len() + text(pattern, "String").len();
+        // What stands in braces is a name (`\p{Lu}`) or a count.
+        let counts = regex.split('{').skip(1).filter_map(|rest| rest.split_once('}')).flat_map(|(in_braces, _)| {
+            in_braces.split(',').filter_map(|number| number.trim().parse().ok()).collect::<Vec<usize>>()
+        });
+        self.repeated = counts.fold(self.repeated, usize::saturating_add);
+        if self.bytes > MAX_PATTERNS {
+            return Err(format!("its patterns have more than {MAX_PATTERNS} bytes"));
+        }
+        if self.repeated > MAX_REPEATED {
+            return Err(format!("the counted repetitions of its patterns add up to more than {MAX_REPEATED}"));
+        }
+        Ok(())
+    }
+}
+
+/// A template holds the text once, and every special token of it must have its ids.
 fn check_template(part: &Value) -> Result<(), String> {
-    let slots = ["single", "pair"].iter().filter_map(|name| part.get(*name)?.as_array()).flatten();
-    for slot in slots {
-        if let Some(token) = slot.get("SpecialToken").and_then(|s| s.get("id")?.as_str())
-            && part.get("special_tokens").and_then(|tokens| tokens.get(token)).is_none()
-        {
+    let slots = |name| part.get(name).and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    let (single, pair) = (slots("single"), slots("pair"));
+    if single.iter().filter(|slot| slot.get("Sequence").is_some()).count() > 1 {
+        return Err("the post_processor repeats the text".to_owned());
+    }
+    if single.len() > MAX_SLOTS || pair.len() > MAX_SLOTS {
+        return Err(format!("a template of the post_processor has more than {MAX_SLOTS} slots"));
+    }
+    let special = |token: &str| part.get("special_tokens").and_then(|tokens| tokens.get(token));
+    for slot in single.iter().chain(pair) {
+        let Some(token) = slot.get("SpecialToken").and_then(|s| s.get("id")?.as_str()) else { continue };
+        let Some(special) = special(token) else {
             return Err(format!("the post_processor adds {token:?}, which is not among its special_tokens"));
+        };
+        if special.get("ids").and_then(Value::as_array).is_some_and(|ids| ids.len() > MAX_SLOTS) {
+            return Err(format!("the post_processor's {token:?} has more than {MAX_SLOTS} ids"));
         }
     }
     Ok(())
+}
+
+fn check_added(entry: &Value) -> Result<(), String> {
+    let content = text(entry, "content");
+    match content.len() > MAX_ADDED {
+        true => Err(format!("an added token has {} bytes; the most that is taken is {MAX_ADDED}", content.len())),
+        false => Ok(()),
+    }
 }
 
 fn check_model(model: &Value) -> Result<(), String> {

@@ -1,5 +1,6 @@
 //! The small files of a checkpoint directory, read once.
 
+use crate::format::safetensors::lfs_pointer;
 use crate::format::{Error, Result};
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
@@ -31,7 +32,8 @@ pub(crate) fn read_text(path: &Path) -> Result<Option<String>> {
 /// A JSON file; what is wrong is told with line and column.
 pub(crate) fn read_json(path: &Path) -> Result<Option<Value>> {
     let Some(bytes) = read_bytes(path)? else { return Ok(None) };
-    serde_json::from_slice(&bytes).map(Some).map_err(|e| bad(path, format!("not valid JSON: {e}")))
+    let refused = |e| bad(path, lfs_pointer(&bytes).unwrap_or_else(|| format!("not valid JSON: {e}")));
+    serde_json::from_slice(&bytes).map(Some).map_err(refused)
 }
 
 /// A JSON file that holds an object.

@@ -10,7 +10,8 @@ use super::files::{Files, bad, kind, read_object};
 use super::{MAX_TOKENS, checked};
 use crate::format::{Error, Result};
 use serde_json::{Map, Value};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use tokenizers::{AddedToken, Tokenizer};
 
 /// The attributes that hold one special token, in the order of transformers.
@@ -52,7 +53,7 @@ impl Added {
 type Decoder = Vec<(u64, Added)>;
 
 /// A special token: only its text, or with flags.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 enum Special {
     Text(String),
     Added(Added),
@@ -79,7 +80,7 @@ impl Special {
 pub(super) struct HfTokenizer {
     inner: Tokenizer,
     /// Texts of all special tokens that have a role.
-    pub special: Vec<String>,
+    pub special: HashSet<String>,
     /// Ids in front of and behind every text; `None` if `tokenizer.json` itself says what to add.
     bounds: Option<(Vec<u32>, Vec<u32>)>,
     /// Whether decoding removes spaces before punctuation.
@@ -114,17 +115,27 @@ impl HfTokenizer {
             }
         }
         let mut all: Vec<Special> = Vec::new();
+        let mut seen: HashSet<String> = HashSet::new();
         let more = settings.get(MORE_SPECIAL).and_then(Value::as_array);
         let more = more.into_iter().flatten().filter_map(Special::parse);
         let of_class = class.more_special().iter().map(|text| Special::Text((*text).to_owned()));
         for special in roles.iter().map(|(_, special)| special.clone()).chain(more).chain(of_class) {
-            if !all.iter().any(|s| s.text() == special.text()) {
+            if seen.insert(special.text().to_owned()) {
                 all.push(special);
             }
         }
 
+        let texts = decoder.iter().map(|(_, added)| &*added.token.content).chain(all.iter().map(Special::text));
+        if let Some(long) = texts.map(str::len).find(|&length| length > checked::MAX_ADDED) {
+            let what = format!("a token has {long} bytes; the most that is taken is {}", checked::MAX_ADDED);
+            return Err(bad(&files.dir.join("tokenizer_config.json"), what));
+        }
         let mut inner = parse(files, json, class, &settings)?;
-        add_tokens(&mut inner, decoder, &all);
+        guarded(|| {
+            add_tokens(&mut inner, decoder, &all);
+            Ok(())
+        })
+        .map_err(|what| files.bad_tokenizer(format!("the tokenizers library cannot add its tokens: {what}")))?;
         if settings.get("split_special_tokens").and_then(Value::as_bool) == Some(true) {
             inner.set_encode_special_tokens(true);
         }
@@ -139,8 +150,7 @@ impl HfTokenizer {
             (bound(adds("add_bos_token", bos), "bos_token"), bound(adds("add_eos_token", false), "eos_token"))
         });
         let cleans_up = settings.get("clean_up_tokenization_spaces").and_then(Value::as_bool).unwrap_or(false);
-        let special = all.iter().map(|s| s.text().to_owned()).collect();
-        Ok(HfTokenizer { inner, special, bounds, cleans_up })
+        Ok(HfTokenizer { inner, special: seen, bounds, cleans_up })
     }
 
     /// The tokenizer inside, as the tokenizers library has it.
@@ -170,7 +180,7 @@ impl HfTokenizer {
 
     /// The ids of a text, with what is added in front and behind.
     pub fn encode(&self, text: &str) -> std::result::Result<Vec<u32>, String> {
-        let encoding = self.inner.encode(text, self.bounds.is_none()).map_err(|e| e.to_string())?;
+        let encoding = guarded(|| self.inner.encode(text, self.bounds.is_none()))?;
         let ids = encoding.get_ids();
         Ok(match &self.bounds {
             None => ids.to_vec(),
@@ -180,9 +190,16 @@ impl HfTokenizer {
 
     /// What a token's text becomes when it is encoded and decoded again.
     pub fn round_trip(&self, text: &str) -> std::result::Result<String, String> {
-        let encoding = self.inner.encode(text, false).map_err(|e| e.to_string())?;
-        let text = self.inner.decode(encoding.get_ids(), false).map_err(|e| e.to_string())?;
+        let text = guarded(|| self.inner.decode(self.inner.encode(text, false)?.get_ids(), false))?;
         Ok(if self.cleans_up { cleaned_up(&text) } else { text })
+    }
+}
+
+/// Calls the tokenizers library. It is not written for hostile files; what it cannot take must not end the program.
+pub(super) fn guarded<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> std::result::Result<T, String> {
+    match catch_unwind(AssertUnwindSafe(call)) {
+        Ok(result) => result.map_err(|e| e.to_string()),
+        Err(_) => Err("it panics".to_owned()),
     }
 }
 
@@ -228,7 +245,7 @@ fn settings(files: &Files) -> Result<(Map<String, Value>, Decoder)> {
                 }
                 settings.insert(key, value);
             }
-            let special: Vec<String> = ROLES
+            let special: HashSet<String> = ROLES
                 .iter()
                 .filter_map(|role| settings.get(*role))
                 .chain(settings.get(MORE_SPECIAL).and_then(Value::as_array).into_iter().flatten())
@@ -241,11 +258,17 @@ fn settings(files: &Files) -> Result<(Map<String, Value>, Decoder)> {
                 let added = Added { token: AddedToken::from(text, special), normalized: Some(!special) };
                 decoder.push((id, added));
             }
+            let mut place_of: HashMap<u64, usize> = decoder.iter().enumerate().map(|(at, (id, _))| (*id, at)).collect();
             for entry in files.added_tokens() {
                 let id = entry.get("id").and_then(Value::as_u64);
                 if let (Some(id), Some(added)) = (id, Added::parse(entry)) {
-                    decoder.retain(|(other, _)| *other != id);
-                    decoder.push((id, added));
+                    match place_of.get(&id) {
+                        Some(&at) => decoder[at] = (id, added),
+                        None => {
+                            place_of.insert(id, decoder.len());
+                            decoder.push((id, added));
+                        }
+                    }
                 }
             }
         }
@@ -283,50 +306,39 @@ fn parse(files: &Files, json: &Map<String, Value>, class: &Class, settings: &Map
         text += &format!("{separator}{}:{value}", Value::from(key.as_str()));
     }
     text.push('}');
-    // The library is not written for hostile files; what it cannot take must not end the program.
-    let parsed = std::panic::catch_unwind(|| text.parse::<Tokenizer>());
-    let refused = |why: String| files.bad_tokenizer(format!("the tokenizers library cannot read it: {why}"));
-    match parsed {
-        Ok(Ok(tokenizer)) if tokenizer.get_vocab_size(true) > MAX_TOKENS => Err(refused("too many tokens".to_owned())),
-        Ok(Ok(tokenizer)) => Ok(tokenizer),
-        Ok(Err(error)) => Err(refused(error.to_string())),
-        Err(_) => Err(refused("it panics".to_owned())),
+    match guarded(|| text.parse::<Tokenizer>()) {
+        Ok(tokenizer) if tokenizer.get_vocab_size(true) > MAX_TOKENS => Err("too many tokens".to_owned()),
+        other => other,
     }
+    .map_err(|why| files.bad_tokenizer(format!("the tokenizers library cannot read it: {why}")))
 }
 
 /// Adds the tokens of the configuration that are not in `tokenizer.json`, or have other flags there, and the special
 /// tokens that are missing.
 fn add_tokens(inner: &mut Tokenizer, mut decoder: Decoder, all_special: &[Special]) {
-    let present: Vec<AddedToken> = inner.get_added_tokens_decoder().into_values().collect();
+    let present: HashSet<AddedToken> = inner.get_added_tokens_decoder().into_values().collect();
     decoder.sort_by_key(|(id, _)| *id);
-    let mut missing: Vec<Special> = Vec::new();
-    for (_, added) in decoder {
-        if !present.contains(&added.resolved()) {
-            missing.push(Special::Added(added));
-        }
-    }
-    let mut known: Vec<String> = present.iter().map(|t| t.content.clone()).collect();
-    known.extend(missing.iter().map(|t| t.text().to_owned()));
+    let missing: Vec<Added> =
+        decoder.into_iter().map(|(_, added)| added).filter(|added| !present.contains(&added.resolved())).collect();
+    let given: HashSet<(&AddedToken, Option<bool>)> = missing.iter().map(|a| (&a.token, a.normalized)).collect();
+    let known: HashSet<&str> =
+        present.iter().map(|t| &*t.content).chain(missing.iter().map(|added| &*added.token.content)).collect();
     // A token with flags is never taken for one of the known texts, so its flags are set anew.
-    let anew: Vec<Special> = all_special
-        .iter()
-        .filter(|special| match special {
-            Special::Text(text) => !known.contains(text),
-            added @ Special::Added(_) => !missing.contains(added),
-        })
-        .cloned()
-        .collect();
-    missing.extend(anew);
-    let is_special = |text: &str| all_special.iter().any(|s| s.text() == text);
-    let tokens: Vec<AddedToken> = missing
-        .into_iter()
+    let anew = all_special.iter().filter(|special| match special {
+        Special::Text(text) => !known.contains(&**text),
+        Special::Added(added) => !given.contains(&(&added.token, added.normalized)),
+    });
+    let special: HashSet<&str> = all_special.iter().map(Special::text).collect();
+    let of_files = missing.iter().cloned().map(Special::Added);
+    let tokens: Vec<AddedToken> = of_files
+        .chain(anew.cloned())
         .map(|token| match token {
             Special::Text(text) => {
-                let special = is_special(&text);
+                let special = special.contains(&*text);
                 AddedToken::from(text, special)
             }
             Special::Added(mut added) => {
-                added.token.special |= is_special(&added.token.content);
+                added.token.special |= special.contains(&*added.token.content);
                 added.resolved()
             }
         })

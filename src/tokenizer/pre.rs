@@ -6,7 +6,7 @@
 //! whose pieces are the same is the answer.
 
 use super::files::Files;
-use super::hf::{HfTokenizer, library_error};
+use super::hf::{HfTokenizer, guarded, library_error};
 use crate::format::Result;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -183,7 +183,8 @@ pub(super) fn find(
     }
     let model = files.tokenizer.as_ref().and_then(|t| t.get("model"));
     let ignores_merges = model.and_then(|m| m.get("ignore_merges")?.as_bool()).unwrap_or(false);
-    match nearest(tokenizer, ignores_merges) {
+    let nearest = guarded(|| Ok(nearest(tokenizer, ignores_merges)));
+    match nearest.map_err(|what| library_error(files, "the probe text", &what))? {
         Some((name, true)) => {
             notes.push(format!(
                 "the tokenizer's fingerprint {fingerprint} is not known; its pre-tokenizer splits text like {name}'s, \

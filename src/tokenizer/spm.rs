@@ -11,6 +11,7 @@ use super::token::{self, SCORE_OF_ADDED, Token, TokenType};
 use super::{MAX_TOKENS, special::Special};
 use crate::format::Result;
 use crate::format::gguf::Entries;
+use crate::format::safetensors::lfs_pointer;
 use serde_json::Value;
 use std::collections::HashSet;
 use std::path::Path;
@@ -21,6 +22,9 @@ pub(super) const FILE: &str = "tokenizer.model";
 /// Reads the pieces of a model.
 pub(super) fn parse(bytes: &[u8]) -> std::result::Result<Vec<Token>, String> {
     const PIECES: u64 = 1;
+    if let Some(pointer) = lfs_pointer(bytes) {
+        return Err(pointer);
+    }
     let mut pieces = Vec::new();
     let mut fields = Fields::new(bytes);
     loop {

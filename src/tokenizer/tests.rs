@@ -98,6 +98,18 @@ fn a_tokenizer_that_cannot_be_read_says_why() {
         tokenizer
     };
     let template = json!({"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<x>", "type_id": 0}}], "pair": [], "special_tokens": {}});
+    let slot = json!({"Sequence": {"id": "A", "type_id": 0}});
+    let twice = json!({"type": "TemplateProcessing", "single": [slot, slot], "pair": [], "special_tokens": {}});
+    let double = json!({"type": "Replace", "pattern": {"String": "a"}, "content": "aa"});
+    let doubled = json!({"type": "Sequence", "normalizers": vec![double; 11]});
+    let step = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
+    let steps = json!({"type": "Sequence", "pretokenizers": vec![step; 11]});
+    let digits =
+        json!({"type": "Sequence", "pretokenizers": vec![json!({"type": "Digits", "individual_digits": true}); 64]});
+    // The library looks for the sign beyond the token's beginning.
+    let strip = json!({"type": "Strip", "content": "d", "start": 0, "stop": 9});
+    let mut stripped = with("/decoder", strip);
+    stripped["added_tokens"][0]["content"] = json!("d");
     for (tokenizer, what) in [
         (with("/model/type", json!("Unigram")), "its model is Unigram; only BPE"),
         (with("/model/vocab", json!([1])), "its vocabulary is an array"),
@@ -111,6 +123,18 @@ fn a_tokenizer_that_cannot_be_read_says_why() {
         (with("/pre_tokenizer/pretokenizers/0/pattern", json!({"Regex": "\\s"})), "splits the probe text differently"),
         (with("/pre_tokenizer", json!(null)), "--pre NAME"),
         (with("/post_processor", template), "adds \"<x>\""),
+        (with("/post_processor", twice), "repeats the text"),
+        (with("/normalizer", doubled), "its normalizer makes a text more than 1024 times longer"),
+        (with("/pre_tokenizer", steps), "its pre_tokenizer makes a text"),
+        (with("/pre_tokenizer", digits), "more than 64 parts"),
+        (
+            with("/normalizer", json!({"type": "Prepend", "prepend": "x".repeat(99)})),
+            "more than 64 bytes before a text",
+        ),
+        (with("/pre_tokenizer/pretokenizers/0/pattern", json!({"Regex": "(a{20,200}){99}"})), "counted repetitions"),
+        (with("/pre_tokenizer/pretokenizers/0/pattern", json!({"Regex": "a".repeat(9000)})), "more than 8192 bytes"),
+        (with("/added_tokens/0/content", json!("x".repeat(2000))), "an added token has 2000 bytes"),
+        (stripped, "\"d\" cannot be encoded: it panics"),
         (with("/added_tokens", json!({})), "added_tokens is an object"),
         (with("/model", json!(null)), "only BPE"),
         (json!({}), "it has no model"),

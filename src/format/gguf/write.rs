@@ -3,7 +3,9 @@
 use super::read::TensorInfo;
 use super::value::Metadata;
 use crate::format::Result;
+use crate::format::map::Map;
 use crate::format::output::Output;
+use std::ops::Range;
 use std::path::Path;
 
 /// The version that is written.
@@ -97,10 +99,30 @@ impl Writer {
     /// # Panics
     /// If there is more data than the layout has room for.
     pub fn write(&mut self, data: &[u8]) -> Result<()> {
-        let bytes = self.layout.tensor_bytes[self.tensor];
-        self.done += data.len() as u64;
-        assert!(self.done <= bytes, "more data than tensor {} was laid out for", self.tensor);
+        self.count(data.len());
         self.output.write(data)?;
+        self.pad()
+    }
+
+    /// The same with bytes of an input as they are.
+    ///
+    /// # Panics
+    /// If there is more data than the layout has room for.
+    pub fn copy(&mut self, input: &Map, range: Range<usize>) -> Result<()> {
+        self.count(range.len());
+        self.output.copy(input, range)?;
+        self.pad()
+    }
+
+    fn count(&mut self, more: usize) {
+        self.done += more as u64;
+        let bytes = self.layout.tensor_bytes[self.tensor];
+        assert!(self.done <= bytes, "more data than tensor {} was laid out for", self.tensor);
+    }
+
+    /// Pads if the tensor is complete, whose turn is over then.
+    fn pad(&mut self) -> Result<()> {
+        let bytes = self.layout.tensor_bytes[self.tensor];
         if self.done == bytes {
             let padding = bytes.next_multiple_of(self.layout.alignment) - bytes;
             self.output.write(&vec![0; padding as usize])?;
