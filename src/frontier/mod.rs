@@ -67,7 +67,8 @@ pub type Result<T> = std::result::Result<T, Error>;
 pub enum Measure {
     /// The KL divergence that it causes downstream, to second order, in nats per token.
     Divergence,
-    /// The squared error of the weights, times the importance weights: no more than relative numbers.
+    /// The squared error of the weights relative to their squares, both times the importance weights: an order of types,
+    /// in no unit.
     Imatrix,
 }
 

@@ -235,25 +235,34 @@ impl Candidate<'_> {
         Ok(total)
     }
 
-    /// The error of the weights alone: the sum of the squares of the changes, each times its column's importance
-    /// weight.
+    /// The error of the weights alone: the squares of the changes beside the squares of the weights, each times its
+    /// column's importance weight; the mean over the matrices. What comes of it downstream is not in it.
     pub(super) fn weighted_error(&self, input: &Input<'_>, progress: &dyn Progress) -> Result<Vec<f64>> {
-        let mut total = vec![0.0f64; self.types.len()];
-        for matrix in 0..self.tensor.info.shape.four()[2] as usize {
+        let types = self.types.len();
+        let matrices = self.tensor.info.shape.four()[2] as usize;
+        let mut total = vec![0.0f64; types];
+        for matrix in 0..matrices {
             let (rows, importance) = self.matrix(matrix);
-            let errors = self.bands(input, rows, self.types.len(), progress, |band| {
+            // The errors, and the squares of the weights behind them.
+            let sums = self.bands(input, rows, types + 1, progress, |band| {
                 let (mut bytes, mut change) = (Vec::new(), Vec::new());
-                let of_type = |codec: &&'static Codec| {
-                    band.change(codec, importance, &mut bytes, &mut change);
+                let squares = |rows: &[f32]| {
                     let of_row = |row: &[f32]| match importance {
                         Some(importance) => row.iter().zip(importance).map(|(d, w)| f64::from(d * d * w)).sum::<f64>(),
                         None => row.iter().map(|d| f64::from(d * d)).sum(),
                     };
-                    change.chunks_exact(band.columns).map(of_row).sum()
+                    rows.chunks_exact(band.columns).map(of_row).sum::<f64>()
                 };
-                self.types.iter().map(of_type).collect()
+                let of_type = |codec: &&'static Codec| {
+                    band.change(codec, importance, &mut bytes, &mut change);
+                    squares(&change)
+                };
+                let mut sums: Vec<f64> = self.types.iter().map(of_type).collect();
+                sums.push(squares(&band.weights));
+                sums
             })?;
-            total.iter_mut().zip(errors).for_each(|(total, error)| *total += error);
+            let whole = sums[types].max(f64::MIN_POSITIVE) * matrices as f64;
+            total.iter_mut().zip(&sums).for_each(|(total, error)| *total += error / whole);
         }
         Ok(total)
     }
