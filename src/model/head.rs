@@ -2,9 +2,11 @@
 
 use super::hyper::Hyper;
 use super::layer::{Normalizer, Pass};
-use super::product::{View, multiply, numbers};
+use super::product::{View, is_ours, multiply, numbers, product_numbers};
+use super::rows::bend;
 use super::weights::{Matrix, Weights};
 use super::{Engine, LOGIT_ROWS, Observer, Result};
+use crate::vector::vectorized;
 use candle_core::Tensor;
 
 /// From hidden activations to logits.
@@ -70,27 +72,38 @@ impl Engine<'_> {
 impl Head<'_> {
     /// Logits `[rows, vocabulary]` of hidden activations `[rows, hidden]` of a chunk, on the calling thread.
     pub fn logits(&self, hidden: &Tensor, chunk: usize, observer: Option<&dyn Observer>) -> Result<Tensor> {
-        let normalized = self.norm.as_ref().map_or_else(|| Ok(hidden.clone()), |norm| norm.apply(hidden))?;
+        let logits = self.numbers(hidden, chunk, observer)?;
+        let rows = hidden.dim(0)?;
+        let vocabulary = logits.len() / rows.max(1);
+        Ok(Tensor::from_vec(logits, (rows, vocabulary), hidden.device())?)
+    }
+
+    /// The same as numbers of this computer, row by row.
+    pub fn numbers(&self, hidden: &Tensor, chunk: usize, observer: Option<&dyn Observer>) -> Result<Vec<f32>> {
+        let x = self.norm.as_ref().map_or_else(|| Ok(hidden.clone()), |norm| norm.apply(hidden))?;
         let pass = Pass { chunk, observer, split: 1 };
         let mut logits = match &self.output {
-            Output::Whole(matrix) => pass.times(&normalized, matrix)?,
+            Output::Whole(matrix) if is_ours(&x) && matrix.bias.is_none() => {
+                pass.see(&x, &matrix.name, [0, 1])?;
+                product_numbers(&x, &matrix.weight, 1)?
+            }
+            Output::Whole(matrix) => pass.times(&x, matrix)?.flatten_all()?.to_vec1()?,
             Output::Bands { weights, name, rows, band } => {
-                pass.see(&normalized, name, [0, 1])?;
-                in_bands(&normalized, weights, name, *rows, *band)?
+                pass.see(&x, name, [0, 1])?;
+                in_bands(&x, weights, name, *rows, *band)?
             }
         };
-        if self.hyper.logit_scale != 1.0 {
-            logits = (logits * f64::from(self.hyper.logit_scale))?;
+        let scale = self.hyper.logit_scale;
+        if scale != 1.0 {
+            vectorized(|| logits.iter_mut().for_each(|x| *x *= scale));
         }
-        if let Some(cap) = self.hyper.logit_cap {
-            logits = ((logits / f64::from(cap))?.tanh()? * f64::from(cap))?;
-        }
+        bend(&mut logits, self.hyper.logit_cap);
         Ok(logits)
     }
 }
 
 /// The product with the rows of a table, of which `band` are widened at a time.
-fn in_bands(x: &Tensor, weights: &Weights<'_>, name: &str, rows: usize, band: usize) -> Result<Tensor> {
+fn in_bands(x: &Tensor, weights: &Weights<'_>, name: &str, rows: usize, band: usize) -> Result<Vec<f32>> {
     let (count, columns) = x.dims2()?;
     let mut out = vec![0.0f32; count * rows];
     for start in (0..rows).step_by(band) {
@@ -102,5 +115,5 @@ fn in_bands(x: &Tensor, weights: &Weights<'_>, name: &str, rows: usize, band: us
             Ok(())
         })?;
     }
-    Ok(Tensor::from_vec(out, (count, rows), x.device())?)
+    Ok(out)
 }

@@ -86,16 +86,26 @@ pub(super) fn multiply(a: View<'_>, b: View<'_>, out: &mut [f32], step: usize, s
 ///
 /// `split` is how many threads one product may take.
 pub(super) fn product(a: &Tensor, b: &Tensor, split: usize) -> Result<Tensor> {
-    // candle has the product of the system's library then, which is faster than ours and has threads of its own.
-    let library = cfg!(any(feature = "mkl", feature = "accelerate"));
-    match a.device().is_cpu() && !library {
-        true => product_on_cpu(a, b, split),
+    match is_ours(a) {
+        true => {
+            let mut dims = a.dims().to_vec();
+            dims.pop();
+            dims.push(b.dim(b.rank().saturating_sub(2))?);
+            Tensor::from_vec(product_numbers(a, b, split)?, dims, a.device())
+        }
         false if b.rank() == 2 => a.broadcast_matmul(&b.t()?),
         false => a.matmul(&b.transpose(b.rank() - 2, b.rank() - 1)?),
     }
 }
 
-fn product_on_cpu(a: &Tensor, b: &Tensor, split: usize) -> Result<Tensor> {
+/// Whether [`product_numbers`] is how this tensor is multiplied. Built with a library for products, candle's are faster
+/// than ours, on threads of their own.
+pub(super) fn is_ours(a: &Tensor) -> bool {
+    a.device().is_cpu() && !cfg!(any(feature = "mkl", feature = "accelerate"))
+}
+
+/// The numbers of [`product`], computed by this computer.
+pub(super) fn product_numbers(a: &Tensor, b: &Tensor, split: usize) -> Result<Vec<f32>> {
     let (da, db) = (a.dims(), b.dims());
     let unfit = || Error::Msg(format!("a product of {da:?} and {db:?}"));
     let ([outer @ .., rows, k], [outer_b @ .., n, k_b]) = (da, db) else { return Err(unfit()) };
@@ -118,9 +128,7 @@ fn product_on_cpu(a: &Tensor, b: &Tensor, split: usize) -> Result<Tensor> {
             Ok(())
         })
     })?;
-    let mut dims = outer.to_vec();
-    dims.extend([*rows, n]);
-    Tensor::from_vec(out, dims, a.device())
+    Ok(out)
 }
 
 /// Shows the numbers of a tensor, row by row; without a copy if they lie so in this computer's memory.

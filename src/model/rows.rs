@@ -12,18 +12,14 @@ pub(super) fn rms_norm(x: &Tensor, weight: &Tensor, epsilon: f32) -> Result<Tens
         return candle_nn::ops::rms_norm(&x.contiguous()?, weight, epsilon);
     }
     let columns = x.dim(D::Minus1)?;
-    let mut out = numbers(x, |x| Ok(x.to_vec()))?;
+    let normalize = |row: &mut [f32], weight: &[f32]| {
+        let mean = sum_of_squares(row) / columns as f64;
+        let scale = 1.0 / (mean as f32 + epsilon).sqrt();
+        row.iter_mut().zip(weight).for_each(|(x, weight)| *x = *x * scale * weight);
+    };
     numbers(weight, |weight| {
-        for row in out.chunks_exact_mut(columns) {
-            vectorized(|| {
-                let mean = sum_of_squares(row) / columns as f64;
-                let scale = 1.0 / (mean as f32 + epsilon).sqrt();
-                row.iter_mut().zip(weight).for_each(|(x, weight)| *x = *x * scale * weight);
-            });
-        }
-        Ok(())
-    })?;
-    Tensor::from_vec(out, x.shape(), x.device())
+        changed(x, |out| vectorized(|| out.chunks_exact_mut(columns).for_each(|row| normalize(row, weight))))
+    })
 }
 
 /// Every row less its mean, divided by its standard deviation, times `weight`, plus `bias`.
@@ -32,22 +28,65 @@ pub(super) fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, epsilon: f3
         return candle_nn::ops::layer_norm(&x.contiguous()?, weight, bias, epsilon);
     }
     let columns = x.dim(D::Minus1)?;
-    let mut out = numbers(x, |x| Ok(x.to_vec()))?;
+    let normalize = |row: &mut [f32], weight: &[f32], bias: &[f32]| {
+        let mean = (sum(row) / columns as f64) as f32;
+        row.iter_mut().for_each(|x| *x -= mean);
+        let variance = sum_of_squares(row) / columns as f64;
+        let scale = 1.0 / (variance as f32 + epsilon).sqrt();
+        let places = row.iter_mut().zip(weight).zip(bias);
+        places.for_each(|((x, weight), bias)| *x = *x * scale * weight + bias);
+    };
     numbers(weight, |weight| {
         numbers(bias, |bias| {
-            for row in out.chunks_exact_mut(columns) {
-                vectorized(|| {
-                    let mean = (sum(row) / columns as f64) as f32;
-                    row.iter_mut().for_each(|x| *x -= mean);
-                    let variance = sum_of_squares(row) / columns as f64;
-                    let scale = 1.0 / (variance as f32 + epsilon).sqrt();
-                    let places = row.iter_mut().zip(weight).zip(bias);
-                    places.for_each(|((x, weight), bias)| *x = *x * scale * weight + bias);
-                });
-            }
-            Ok(())
+            let rows = |out: &mut [f32]| out.chunks_exact_mut(columns).for_each(|row| normalize(row, weight, bias));
+            changed(x, |out| vectorized(|| rows(out)))
         })
-    })?;
+    })
+}
+
+/// `x` plus `scale` times `y`.
+pub(super) fn add(x: &Tensor, y: &Tensor, scale: f32) -> Result<Tensor> {
+    if !x.device().is_cpu() {
+        return if scale == 1.0 { x + y } else { x + (y * f64::from(scale))? };
+    }
+    numbers(y, |y| changed(x, |out| vectorized(|| out.iter_mut().zip(y).for_each(|(out, y)| *out += y * scale))))
+}
+
+/// Every row plus `bias`.
+pub(super) fn add_to_rows(x: &Tensor, bias: &Tensor) -> Result<Tensor> {
+    if !x.device().is_cpu() {
+        return x.broadcast_add(bias);
+    }
+    let add = |row: &mut [f32], bias: &[f32]| row.iter_mut().zip(bias).for_each(|(x, bias)| *x += bias);
+    let columns = x.dim(D::Minus1)?.max(1);
+    numbers(bias, |bias| changed(x, |out| vectorized(|| out.chunks_exact_mut(columns).for_each(|row| add(row, bias)))))
+}
+
+/// Every row of `[rows, columns]` times its number of `[rows, 1]`.
+pub(super) fn scale_rows(x: &Tensor, scales: &Tensor) -> Result<Tensor> {
+    if !x.device().is_cpu() {
+        return x.broadcast_mul(scales);
+    }
+    let columns = x.dim(D::Minus1)?.max(1);
+    numbers(scales, |scales| {
+        changed(x, |out| {
+            let rows = out.chunks_exact_mut(columns).zip(scales);
+            vectorized(|| rows.for_each(|(row, scale)| row.iter_mut().for_each(|x| *x *= scale)));
+        })
+    })
+}
+
+/// Bends each number to stay below `cap`.
+pub(super) fn bend(xs: &mut [f32], cap: Option<f32>) {
+    if let Some(cap) = cap {
+        xs.iter_mut().for_each(|x| *x = (*x / cap).tanh() * cap);
+    }
+}
+
+/// A copy of the numbers, changed.
+fn changed(x: &Tensor, change: impl FnOnce(&mut [f32])) -> Result<Tensor> {
+    let mut out = numbers(x, |x| Ok(x.to_vec()))?;
+    change(&mut out);
     Tensor::from_vec(out, x.shape(), x.device())
 }
 
@@ -59,12 +98,12 @@ pub(super) fn activated(x: &Tensor, activation: Activation) -> Result<Tensor> {
             Activation::Gelu => x.gelu(),
         };
     }
-    let mut out = numbers(x, |x| Ok(x.to_vec()))?;
-    vectorized(|| match activation {
-        Activation::Silu => out.iter_mut().for_each(|x| *x = silu(*x)),
-        Activation::Gelu => out.iter_mut().for_each(|x| *x = gelu(*x)),
-    });
-    Tensor::from_vec(out, x.shape(), x.device())
+    changed(x, |out| {
+        vectorized(|| match activation {
+            Activation::Silu => out.iter_mut().for_each(|x| *x = silu(*x)),
+            Activation::Gelu => out.iter_mut().for_each(|x| *x = gelu(*x)),
+        });
+    })
 }
 
 /// The activation of each number of `gate`, times that of `up`.
@@ -72,15 +111,14 @@ pub(super) fn gated(gate: &Tensor, up: &Tensor, activation: Activation) -> Resul
     if !gate.device().is_cpu() {
         return activated(&gate.contiguous()?, activation)? * up;
     }
-    let mut out = numbers(gate, |gate| Ok(gate.to_vec()))?;
     numbers(up, |up| {
-        vectorized(|| match activation {
-            Activation::Silu => out.iter_mut().zip(up).for_each(|(x, up)| *x = silu(*x) * up),
-            Activation::Gelu => out.iter_mut().zip(up).for_each(|(x, up)| *x = gelu(*x) * up),
-        });
-        Ok(())
-    })?;
-    Tensor::from_vec(out, gate.shape(), gate.device())
+        changed(gate, |out| {
+            vectorized(|| match activation {
+                Activation::Silu => out.iter_mut().zip(up).for_each(|(x, up)| *x = silu(*x) * up),
+                Activation::Gelu => out.iter_mut().zip(up).for_each(|(x, up)| *x = gelu(*x) * up),
+            });
+        })
+    })
 }
 
 #[inline(always)]
@@ -129,6 +167,10 @@ mod tests {
             near(&activated(&x, Activation::Gelu).unwrap(), &x.gelu().unwrap(), 1e-4);
             let (up, both) = ((&x + 1.0).unwrap(), gated(&x, &(&x + 1.0).unwrap(), Activation::Silu).unwrap());
             near(&both, &(x.silu().unwrap() * up).unwrap(), 1e-6);
+            near(&add(&x, &both, 0.5).unwrap(), &(&x + (&both * 0.5).unwrap()).unwrap(), 1e-6);
+            near(&add_to_rows(&x, &bias).unwrap(), &x.broadcast_add(&bias).unwrap(), 0.0);
+            let scales = x.narrow(1, 0, 1).unwrap();
+            near(&scale_rows(&x, &scales).unwrap(), &x.broadcast_mul(&scales).unwrap(), 0.0);
         }
     }
 }
