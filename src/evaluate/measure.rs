@@ -133,7 +133,7 @@ impl Output<'_> {
     fn logits(&self, rows: &Tensor, chunk: usize, range: &Range<usize>) -> Result<Vec<f32>> {
         let compute = || {
             let rows = rows.narrow(0, range.start, range.len())?;
-            Ok(self.head.logits(&rows, chunk, None)?.flatten_all()?.to_vec1()?)
+            self.head.numbers(&rows, chunk, None)
         };
         compute().map_err(|e| self.measured.failed(e))
     }

@@ -136,8 +136,7 @@ pub struct Scores {
 /// # Errors
 /// Anything that is not finite, an importance matrix of another model, a model that cannot be run.
 pub fn score(
-    input: &Input<'_>,
-    engine: &Engine<'_>,
+    (input, engine): (&Input<'_>, &Engine<'_>),
     imatrix: &Imatrix,
     chunks: &[Vec<u32>],
     settings: &Settings,

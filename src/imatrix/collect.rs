@@ -273,13 +273,11 @@ impl Collector<'_> {
         let mut nll = Vec::with_capacity(labels.len());
         for start in (0..hidden.rows()).step_by(LOGIT_ROWS) {
             let count = LOGIT_ROWS.min(hidden.rows() - start);
-            let logits = head.logits(&rows.narrow(0, start, count).map_err(model::Error::from)?, chunk, Some(self))?;
-            let width = logits.dim(1).map_err(model::Error::from)?;
+            let logits = head.numbers(&rows.narrow(0, start, count).map_err(model::Error::from)?, chunk, Some(self))?;
             if labels.is_empty() || start + count <= first {
                 continue;
             }
-            let logits = logits.flatten_all().and_then(|all| all.to_vec1::<f32>()).map_err(model::Error::from)?;
-            for (i, logits) in logits.chunks_exact(width).enumerate() {
+            for (i, logits) in logits.chunks_exact(logits.len() / count).enumerate() {
                 let Some(row) = (start + i).checked_sub(first).filter(|row| *row < labels.len()) else { continue };
                 let at = |error| Error::Row { chunk, row, error };
                 nll.push(Distribution::of_logits(logits).and_then(|d| d.nll(labels[row])).map_err(at)?);

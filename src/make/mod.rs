@@ -260,8 +260,15 @@ fn scores(
     let (resume, note) = Resume::open(&kept.path("scores.resume"), key, KEEP_EVERY)?;
     note.iter().for_each(|note| tell(note));
     let allowed = |name: &str, t| job.constraints.allows(name, t);
-    let scores =
-        frontier::score(model.input, model.engine, imatrix, &chunks, &job.settings, &allowed, Some(&resume), progress)?;
+    let scores = frontier::score(
+        (model.input, model.engine),
+        imatrix,
+        &chunks,
+        &job.settings,
+        &allowed,
+        Some(&resume),
+        progress,
+    )?;
     kept.write("scores", &key, &scores)?;
     resume.remove();
     Ok(scores)

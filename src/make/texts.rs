@@ -34,8 +34,8 @@ const HELD_OUT_EVERY: usize = 5;
 /// from places all over the text. Parts end at form feeds where there are enough, else at empty lines, else at the ends
 /// of lines.
 pub fn split(text: &str) -> (String, String) {
-    let pieces = ["\n\x0c\n", "\n\n", "\n"].iter().map(|end| text.split_inclusive(end).collect::<Vec<_>>());
-    let pieces = pieces.clone().find(|p| p.len() >= PARTS).or_else(|| pieces.last()).unwrap_or_default();
+    let mut pieces = ["\n\x0c\n", "\n\n", "\n"].iter().map(|end| text.split_inclusive(end).collect::<Vec<_>>());
+    let pieces = pieces.clone().find(|p| p.len() >= PARTS).or_else(|| pieces.next_back()).unwrap_or_default();
     let (mut kept, mut held_out) = (String::new(), String::new());
     let mut before = 0;
     for piece in pieces {
@@ -47,21 +47,23 @@ pub fn split(text: &str) -> (String, String) {
     (kept, held_out)
 }
 
+/// Tokens of each text that are used.
+pub(super) type Used = Vec<(String, u64)>;
+
 /// The texts in chunks.
 pub(super) struct Cut {
     calibration: Vec<u32>,
     evaluation: Vec<u32>,
     context: usize,
     bos: Option<u32>,
-    /// Tokens of each text that are used.
-    pub(super) calibration_tokens: Vec<(String, u64)>,
-    pub(super) evaluation_tokens: Vec<(String, u64)>,
+    pub(super) calibration_tokens: Used,
+    pub(super) evaluation_tokens: Used,
 }
 
 impl Cut {
     pub(super) fn new(model: Opened<'_>, texts: &Texts) -> Result<Cut> {
         let bos = model.tokenizer.bos().filter(|_| model.tokenizer.adds_bos());
-        let cut = |which: &str, texts_of: &[Text]| -> Result<(Vec<u32>, Vec<(String, u64)>)> {
+        let cut = |which: &str, texts_of: &[Text]| -> Result<(Vec<u32>, Used)> {
             let (mut all, mut used, mut found) = (Vec::new(), Vec::new(), 0);
             for text in texts_of {
                 let tokens = model.tokenizer.encode(&text.content, true, false);

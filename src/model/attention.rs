@@ -2,6 +2,7 @@
 
 use super::derived;
 use super::product::{View, multiply, numbers, product};
+use super::rows::bend;
 use crate::vector::{LANES, exp, sum, vectorized};
 use candle_core::{D, Result, Tensor};
 use rayon::prelude::*;
@@ -162,11 +163,9 @@ impl Scores {
 
     /// Scores of the keys that a query sees, to probabilities.
     fn row(&self, scores: &mut [f32]) {
-        if let Some(cap) = self.cap {
-            scores.iter_mut().for_each(|x| *x = (*x * self.scale / cap).tanh() * cap);
-        }
-        let scale = if self.cap.is_some() { 1.0 } else { self.scale };
-        vectorized(|| softmax_in_place(scores, scale));
+        vectorized(|| scores.iter_mut().for_each(|x| *x *= self.scale));
+        bend(scores, self.cap);
+        vectorized(|| softmax_in_place(scores));
     }
 }
 
@@ -235,20 +234,17 @@ impl Backward<'_> {
     }
 }
 
-/// Softmax of `scale` times what is there.
 #[inline(always)]
-fn softmax_in_place(xs: &mut [f32], scale: f32) {
-    let (chunks, rest) = xs.as_chunks_mut::<LANES>();
+fn softmax_in_place(xs: &mut [f32]) {
+    let (chunks, rest) = xs.as_chunks::<LANES>();
     let mut lanes = [f32::NEG_INFINITY; LANES];
     for chunk in chunks {
         for (max, x) in lanes.iter_mut().zip(chunk) {
-            *x *= scale;
             *max = if *x > *max { *x } else { *max };
         }
     }
     let mut max = f32::NEG_INFINITY;
-    rest.iter_mut().for_each(|x| *x *= scale);
-    for x in lanes.iter().chain(&*rest) {
+    for x in lanes.iter().chain(rest) {
         max = if *x > max { *x } else { max };
     }
     // What is not a number stays so, and spreads.
@@ -312,7 +308,7 @@ mod tests {
     #[test]
     fn what_is_not_a_number_shows() {
         let mut row = [0.5, f32::NAN, 1.0, 2.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0];
-        softmax_in_place(&mut row, 1.0);
+        softmax_in_place(&mut row);
         assert!(row.iter().all(|x| x.is_nan()));
     }
 }

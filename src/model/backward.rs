@@ -160,19 +160,15 @@ impl<'a> Engine<'a> {
                 let hidden = trace.states.copy(layers * chunks + chunk)?;
                 let mut out = vec![Vec::with_capacity(positions * width); labels.draws];
                 for (block, rows) in hidden.chunks(LOGIT_ROWS * width).enumerate() {
-                    let rows = Var::from_slice(rows, (rows.len() / width, width), self.weights.device())?;
-                    let logits = head.logits(rows.as_tensor(), chunk, None)?;
-                    let values = logits.to_vec2::<f32>()?;
+                    let rows = Tensor::from_slice(rows, (rows.len() / width, width), self.weights.device())?;
+                    let logits = head.numbers(&rows, chunk, None)?;
+                    let vocabulary = logits.len() / rows.dim(0)?;
                     for (draw, out) in out.iter_mut().enumerate() {
-                        let first = block * LOGIT_ROWS;
-                        let seeds = (0..values.len()).map(|row| labels.random(chunk, first + row, draw));
-                        let gradient: Vec<f32> = values
-                            .iter()
-                            .zip(seeds)
-                            .flat_map(|(logits, random)| label_gradient(logits, random))
-                            .collect();
-                        let gradient = Tensor::from_vec(gradient, logits.dims(), logits.device())?;
-                        out.extend(numbers_at(&(&logits * gradient)?.sum_all()?.backward()?, &rows)?);
+                        let of_row = |(row, logits): (usize, &[f32])| {
+                            label_gradient(logits, labels.random(chunk, block * LOGIT_ROWS + row, draw))
+                        };
+                        let gradient = logits.chunks_exact(vocabulary).enumerate().flat_map(of_row).collect();
+                        out.extend(head.derivative(&rows, &logits, gradient)?);
                     }
                 }
                 progress.advance(1);

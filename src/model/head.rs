@@ -2,9 +2,11 @@
 
 use super::hyper::Hyper;
 use super::layer::{Normalizer, Pass};
-use super::product::{View, multiply, numbers};
+use super::product::{View, is_ours, multiply, numbers, product_numbers};
+use super::rows::bend;
 use super::weights::{Matrix, Weights};
 use super::{Engine, LOGIT_ROWS, Observer, Result};
+use crate::vector::vectorized;
 use candle_core::Tensor;
 
 /// From hidden activations to logits.
@@ -91,29 +93,76 @@ impl Head<'_> {
         }
     }
 
+    /// The gradient of hidden activations `[rows, hidden]`, of that of their logits: `[rows * vocabulary]` each.
+    pub(super) fn derivative(&self, hidden: &Tensor, logits: &[f32], mut gradient: Vec<f32>) -> Result<Vec<f32>> {
+        let (rows, columns) = hidden.dims2()?;
+        let scale = self.hyper.logit_scale;
+        if let Some(cap) = self.hyper.logit_cap {
+            gradient.iter_mut().zip(logits).for_each(|(g, logit)| *g *= 1.0 - (logit / cap).powi(2));
+        }
+        if scale != 1.0 {
+            gradient.iter_mut().for_each(|g| *g *= scale);
+        }
+        let vocabulary = gradient.len() / rows.max(1);
+        let mut of_inputs = vec![0.0f32; rows * columns];
+        let all = View::new(&gradient, rows, vocabulary, vocabulary);
+        match &self.output {
+            Output::Whole(matrix) => numbers(&matrix.weight, |table| {
+                multiply(all, View::new(table, vocabulary, columns, columns), &mut of_inputs, columns, 1);
+                Ok(())
+            })?,
+            Output::Bands { weights, name, rows: vocabulary, band } => {
+                let mut part = vec![0.0f32; rows * columns];
+                for start in (0..*vocabulary).step_by(*band) {
+                    let end = (start + band).min(*vocabulary);
+                    let table = weights.band(name, start..end, columns)?;
+                    let some = View::new(&gradient[start..], rows, end - start, *vocabulary);
+                    multiply(some, View::new(&table, end - start, columns, columns), &mut part, columns, 1);
+                    of_inputs.iter_mut().zip(&part).for_each(|(sum, part)| *sum += part);
+                }
+            }
+        }
+        let of_inputs = Tensor::from_vec(of_inputs, (rows, columns), hidden.device())?;
+        let hidden = candle_core::Var::from_tensor(hidden)?;
+        let store = (self.normalized(hidden.as_tensor())? * of_inputs)?.sum_all()?.backward()?;
+        let of_hidden = store.get(hidden.as_tensor()).map(|g| g.flatten_all()?.to_vec1());
+        Ok(of_hidden.unwrap_or_else(|| Ok(vec![0.0; rows * columns]))?)
+    }
+
     /// Logits `[rows, vocabulary]` of hidden activations `[rows, hidden]` of a chunk, on the calling thread.
     pub fn logits(&self, hidden: &Tensor, chunk: usize, observer: Option<&dyn Observer>) -> Result<Tensor> {
-        let normalized = self.normalized(hidden)?;
+        let logits = self.numbers(hidden, chunk, observer)?;
+        let rows = hidden.dim(0)?;
+        let vocabulary = logits.len() / rows.max(1);
+        Ok(Tensor::from_vec(logits, (rows, vocabulary), hidden.device())?)
+    }
+
+    /// The same as numbers of this computer, row by row.
+    pub fn numbers(&self, hidden: &Tensor, chunk: usize, observer: Option<&dyn Observer>) -> Result<Vec<f32>> {
+        let x = self.normalized(hidden)?;
         let pass = Pass { chunk, observer, split: 1, probes: None };
         let mut logits = match &self.output {
-            Output::Whole(matrix) => pass.times(&normalized, matrix)?,
+            Output::Whole(matrix) if is_ours(&x) && matrix.bias.is_none() => {
+                pass.see(&x, &matrix.name, [0, 1])?;
+                product_numbers(&x, &matrix.weight, 1)?
+            }
+            Output::Whole(matrix) => pass.times(&x, matrix)?.flatten_all()?.to_vec1()?,
             Output::Bands { weights, name, rows, band } => {
-                pass.see(&normalized, name, [0, 1])?;
-                in_bands(&normalized, weights, name, *rows, *band)?
+                pass.see(&x, name, [0, 1])?;
+                in_bands(&x, weights, name, *rows, *band)?
             }
         };
-        if self.hyper.logit_scale != 1.0 {
-            logits = (logits * f64::from(self.hyper.logit_scale))?;
+        let scale = self.hyper.logit_scale;
+        if scale != 1.0 {
+            vectorized(|| logits.iter_mut().for_each(|x| *x *= scale));
         }
-        if let Some(cap) = self.hyper.logit_cap {
-            logits = ((logits / f64::from(cap))?.tanh()? * f64::from(cap))?;
-        }
+        bend(&mut logits, self.hyper.logit_cap);
         Ok(logits)
     }
 }
 
 /// The product with the rows of a table, of which `band` are widened at a time.
-fn in_bands(x: &Tensor, weights: &Weights<'_>, name: &str, rows: usize, band: usize) -> Result<Tensor> {
+fn in_bands(x: &Tensor, weights: &Weights<'_>, name: &str, rows: usize, band: usize) -> Result<Vec<f32>> {
     let (count, columns) = x.dims2()?;
     let mut out = vec![0.0f32; count * rows];
     for start in (0..rows).step_by(band) {
@@ -125,5 +174,5 @@ fn in_bands(x: &Tensor, weights: &Weights<'_>, name: &str, rows: usize, band: us
             Ok(())
         })?;
     }
-    Ok(Tensor::from_vec(out, (count, rows), x.device())?)
+    Ok(out)
 }

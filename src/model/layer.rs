@@ -5,7 +5,7 @@ use super::backward::Probes;
 use super::derived;
 use super::hyper::{Hyper, Rotation};
 use super::product::{numbers, product};
-use super::rows::{activated, gated, layer_norm, rms_norm};
+use super::rows::{activated, add, add_to_rows, gated, layer_norm, rms_norm, scale_rows};
 use super::weights::{Matrix, Weights};
 use super::{Observer, Result, Seen};
 use crate::arch::{Norm, Rope};
@@ -80,7 +80,7 @@ impl Pass<'_> {
         let y = product(x, &matrix.weight, self.split)?;
         let y = self.probes.map_or_else(|| Ok(y.clone()), |probes| probes.catch(x, matrix, None, &y))?;
         Ok(match &matrix.bias {
-            Some(bias) => y.broadcast_add(bias)?,
+            Some(bias) => add_to_rows(&y, bias)?,
             None => y,
         })
     }
@@ -258,12 +258,11 @@ impl<'a> Layer<'a> {
 
     /// What the layer makes of the activations `[positions, hidden]` of a chunk.
     pub(super) fn forward(&self, x: &Tensor, pass: Pass<'_>) -> Result<Tensor> {
-        let scale = f64::from(self.hyper.residual_scale);
-        let add = |x: &Tensor, y: Tensor| if scale == 1.0 { x + y } else { x + (y * scale)? };
+        let scale = self.hyper.residual_scale;
         let attended = self.attention(&normalized(&self.attention_norm, x)?, pass)?;
-        let x = add(x, normalized(&self.attention_post_norm, &attended)?)?;
+        let x = add(x, &normalized(&self.attention_post_norm, &attended)?, scale)?;
         let y = self.ffn.forward(&normalized(&self.ffn_norm, &x)?, self.hyper, pass)?;
-        Ok(add(&x, normalized(&self.ffn_post_norm, &y)?)?)
+        Ok(add(&x, &normalized(&self.ffn_post_norm, &y)?, scale)?)
     }
 
     fn attention(&self, x: &Tensor, pass: Pass<'_>) -> Result<Tensor> {
@@ -380,11 +379,11 @@ impl Ffn {
                     let (gate, up) = (pass.times_expert(&x, gate, at)?, pass.times_expert(&x, up, at)?);
                     let out = pass.times_expert(&gated(&gate, &up, activation)?, down, at)?;
                     let weights = routing.weights.narrow(1, expert, 1)?.index_select(&positions, 0)?;
-                    y = y.index_add(&positions, &out.broadcast_mul(&weights)?, 0)?;
+                    y = y.index_add(&positions, &scale_rows(&out, &weights)?, 0)?;
                 }
                 if let Some(shared) = shared {
                     let weight = candle_nn::ops::sigmoid(&pass.times(x, &shared.router)?)?;
-                    y = (y + shared.ffn.forward(x, hyper, pass)?.broadcast_mul(&weight)?)?;
+                    y = add(&y, &scale_rows(&shared.ffn.forward(x, hyper, pass)?, &weight)?, 1.0)?;
                 }
                 Ok(y)
             }

@@ -87,13 +87,17 @@ pub(super) fn multiply(a: View<'_>, b: View<'_>, out: &mut [f32], step: usize, s
 ///
 /// `split` is how many threads one product may take.
 pub(super) fn product(a: &Tensor, b: &Tensor, split: usize) -> Result<Tensor> {
-    // candle has the product of the system's library then, which is faster than ours and has threads of its own.
-    let library = cfg!(any(feature = "mkl", feature = "accelerate"));
-    match a.device().is_cpu() && !library {
-        true if a.track_op() || b.track_op() => {
-            derived::of_two([a, b], &product_on_cpu(&a.detach(), &b.detach(), split)?, derivative(a, b, split))
+    match is_ours(a) {
+        true => {
+            let mut dims = a.dims().to_vec();
+            dims.pop();
+            dims.push(b.dim(b.rank().saturating_sub(2))?);
+            let y = Tensor::from_vec(product_numbers(a, b, split)?, dims, a.device())?;
+            match a.track_op() || b.track_op() {
+                true => derived::of_two([a, b], &y, derivative(a, b, split)),
+                false => Ok(y),
+            }
         }
-        true => product_on_cpu(a, b, split),
         false if b.rank() == 2 => a.broadcast_matmul(&b.t()?),
         false => a.matmul(&b.transpose(b.rank() - 2, b.rank() - 1)?),
     }
@@ -108,13 +112,20 @@ fn derivative(
     let (a_tracked, b_tracked) = (a.track_op(), b.track_op());
     move |[a, b], g| {
         let turned = |x: &Tensor| x.transpose(x.rank() - 2, x.rank() - 1);
-        let of_a = a_tracked.then(|| product_on_cpu(g, &turned(b)?, split)).transpose()?;
-        let of_b = b_tracked.then(|| product_on_cpu(&turned(g)?, &turned(a)?, split)).transpose()?;
+        let of_a = a_tracked.then(|| product(g, &turned(b)?, split)).transpose()?;
+        let of_b = b_tracked.then(|| product(&turned(g)?, &turned(a)?, split)).transpose()?;
         Ok([of_a, of_b])
     }
 }
 
-fn product_on_cpu(a: &Tensor, b: &Tensor, split: usize) -> Result<Tensor> {
+/// Whether [`product_numbers`] is how this tensor is multiplied. Built with a library for products, candle's are faster
+/// than ours, on threads of their own.
+pub(super) fn is_ours(a: &Tensor) -> bool {
+    a.device().is_cpu() && !cfg!(any(feature = "mkl", feature = "accelerate"))
+}
+
+/// The numbers of [`product`], computed by this computer.
+pub(super) fn product_numbers(a: &Tensor, b: &Tensor, split: usize) -> Result<Vec<f32>> {
     let (da, db) = (a.dims(), b.dims());
     let unfit = || Error::Msg(format!("a product of {da:?} and {db:?}"));
     let ([outer @ .., rows, k], [outer_b @ .., n, k_b]) = (da, db) else { return Err(unfit()) };
@@ -137,9 +148,7 @@ fn product_on_cpu(a: &Tensor, b: &Tensor, split: usize) -> Result<Tensor> {
             Ok(())
         })
     })?;
-    let mut dims = outer.to_vec();
-    dims.extend([*rows, n]);
-    Tensor::from_vec(out, dims, a.device())
+    Ok(out)
 }
 
 /// `[m, k]` times the transpose of `[n, k]`, into `[m, n]`, on the calling thread.

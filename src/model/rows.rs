@@ -7,7 +7,7 @@ use crate::arch::Activation;
 use crate::vector::{sigmoid, sum, sum_of_squares, vectorized};
 use candle_core::{D, Result, Tensor};
 
-const TWICE_ROOT: f32 = 1.595_769_1; // 2 sqrt(2 / pi)
+const TWICE_ROOT: f32 = 1.595_769; // 2 sqrt(2 / pi)
 const CUBIC: f32 = 0.044_715;
 
 /// Every row divided by the root of its mean square, times `weight`.
@@ -23,18 +23,14 @@ pub(super) fn rms_norm(x: &Tensor, weight: &Tensor, epsilon: f32) -> Result<Tens
         return derived::of_one(x, &y, move |x, g| norm_derivative(x, g, &weight, epsilon, false));
     }
     let columns = x.dim(D::Minus1)?;
-    let mut out = numbers(x, |x| Ok(x.to_vec()))?;
+    let normalize = |row: &mut [f32], weight: &[f32]| {
+        let mean = sum_of_squares(row) / columns as f64;
+        let scale = 1.0 / (mean as f32 + epsilon).sqrt();
+        row.iter_mut().zip(weight).for_each(|(x, weight)| *x = *x * scale * weight);
+    };
     numbers(weight, |weight| {
-        for row in out.chunks_exact_mut(columns) {
-            vectorized(|| {
-                let mean = sum_of_squares(row) / columns as f64;
-                let scale = 1.0 / (mean as f32 + epsilon).sqrt();
-                row.iter_mut().zip(weight).for_each(|(x, weight)| *x = *x * scale * weight);
-            });
-        }
-        Ok(())
-    })?;
-    Tensor::from_vec(out, x.shape(), x.device())
+        changed(x, |out| vectorized(|| out.chunks_exact_mut(columns).for_each(|row| normalize(row, weight))))
+    })
 }
 
 /// Every row less its mean, divided by its standard deviation, times `weight`, plus `bias`.
@@ -50,22 +46,86 @@ pub(super) fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, epsilon: f3
         return derived::of_one(x, &y, move |x, g| norm_derivative(x, g, &weight, epsilon, true));
     }
     let columns = x.dim(D::Minus1)?;
-    let mut out = numbers(x, |x| Ok(x.to_vec()))?;
+    let normalize = |row: &mut [f32], weight: &[f32], bias: &[f32]| {
+        let mean = (sum(row) / columns as f64) as f32;
+        row.iter_mut().for_each(|x| *x -= mean);
+        let variance = sum_of_squares(row) / columns as f64;
+        let scale = 1.0 / (variance as f32 + epsilon).sqrt();
+        let places = row.iter_mut().zip(weight).zip(bias);
+        places.for_each(|((x, weight), bias)| *x = *x * scale * weight + bias);
+    };
     numbers(weight, |weight| {
         numbers(bias, |bias| {
-            for row in out.chunks_exact_mut(columns) {
-                vectorized(|| {
-                    let mean = (sum(row) / columns as f64) as f32;
-                    row.iter_mut().for_each(|x| *x -= mean);
-                    let variance = sum_of_squares(row) / columns as f64;
-                    let scale = 1.0 / (variance as f32 + epsilon).sqrt();
-                    let places = row.iter_mut().zip(weight).zip(bias);
-                    places.for_each(|((x, weight), bias)| *x = *x * scale * weight + bias);
-                });
-            }
-            Ok(())
+            let rows = |out: &mut [f32]| out.chunks_exact_mut(columns).for_each(|row| normalize(row, weight, bias));
+            changed(x, |out| vectorized(|| rows(out)))
         })
-    })?;
+    })
+}
+
+/// `x` plus `scale` times `y`.
+pub(super) fn add(x: &Tensor, y: &Tensor, scale: f32) -> Result<Tensor> {
+    if !x.device().is_cpu() {
+        return if scale == 1.0 { x + y } else { x + (y * f64::from(scale))? };
+    }
+    if x.track_op() || y.track_op() {
+        let sum = add(&x.detach(), &y.detach(), scale)?;
+        return derived::of_two([x, y], &sum, move |_, g| {
+            let of_y = if scale == 1.0 { g.clone() } else { changed(g, |g| g.iter_mut().for_each(|g| *g *= scale))? };
+            Ok([Some(g.clone()), Some(of_y)])
+        });
+    }
+    numbers(y, |y| changed(x, |out| vectorized(|| out.iter_mut().zip(y).for_each(|(out, y)| *out += y * scale))))
+}
+
+/// Every row plus `bias`.
+pub(super) fn add_to_rows(x: &Tensor, bias: &Tensor) -> Result<Tensor> {
+    if !x.device().is_cpu() {
+        return x.broadcast_add(bias);
+    }
+    if x.track_op() {
+        return derived::of_one(x, &add_to_rows(&x.detach(), bias)?, |_, g| Ok(g.clone()));
+    }
+    let add = |row: &mut [f32], bias: &[f32]| row.iter_mut().zip(bias).for_each(|(x, bias)| *x += bias);
+    let columns = x.dim(D::Minus1)?.max(1);
+    numbers(bias, |bias| changed(x, |out| vectorized(|| out.chunks_exact_mut(columns).for_each(|row| add(row, bias)))))
+}
+
+/// Every row of `[rows, columns]` times its number of `[rows, 1]`.
+pub(super) fn scale_rows(x: &Tensor, scales: &Tensor) -> Result<Tensor> {
+    if !x.device().is_cpu() {
+        return x.broadcast_mul(scales);
+    }
+    let columns = x.dim(D::Minus1)?.max(1);
+    if x.track_op() || scales.track_op() {
+        let y = scale_rows(&x.detach(), &scales.detach())?;
+        return derived::of_two([x, scales], &y, move |[x, scales], g| {
+            let dot = |(x, g): (&[f32], &[f32])| x.iter().zip(g).map(|(x, g)| x * g).sum::<f32>();
+            let of_scales: Vec<f32> = numbers(x, |x| {
+                numbers(g, |g| Ok(x.chunks_exact(columns).zip(g.chunks_exact(columns)).map(dot).collect()))
+            })?;
+            let of_scales = Tensor::from_vec(of_scales, scales.shape(), scales.device())?;
+            Ok([Some(scale_rows(g, scales)?), Some(of_scales)])
+        });
+    }
+    numbers(scales, |scales| {
+        changed(x, |out| {
+            let rows = out.chunks_exact_mut(columns).zip(scales);
+            vectorized(|| rows.for_each(|(row, scale)| row.iter_mut().for_each(|x| *x *= scale)));
+        })
+    })
+}
+
+/// Bends each number to stay below `cap`.
+pub(super) fn bend(xs: &mut [f32], cap: Option<f32>) {
+    if let Some(cap) = cap {
+        xs.iter_mut().for_each(|x| *x = (*x / cap).tanh() * cap);
+    }
+}
+
+/// A copy of the numbers, changed.
+fn changed(x: &Tensor, change: impl FnOnce(&mut [f32])) -> Result<Tensor> {
+    let mut out = numbers(x, |x| Ok(x.to_vec()))?;
+    change(&mut out);
     Tensor::from_vec(out, x.shape(), x.device())
 }
 
@@ -106,23 +166,22 @@ pub(super) fn activated(x: &Tensor, activation: Activation) -> Result<Tensor> {
     }
     if x.track_op() {
         return derived::of_one(x, &activated(&x.detach(), activation)?, move |x, g| {
-            let mut out = numbers(x, |x| Ok(x.to_vec()))?;
             numbers(g, |g| {
-                vectorized(|| match activation {
-                    Activation::Silu => out.iter_mut().zip(g).for_each(|(x, g)| *x = silu_slope(*x) * g),
-                    Activation::Gelu => out.iter_mut().zip(g).for_each(|(x, g)| *x = gelu_slope(*x) * g),
-                });
-                Ok(())
-            })?;
-            Tensor::from_vec(out, x.shape(), x.device())
+                changed(x, |out| {
+                    vectorized(|| match activation {
+                        Activation::Silu => out.iter_mut().zip(g).for_each(|(x, g)| *x = silu_slope(*x) * g),
+                        Activation::Gelu => out.iter_mut().zip(g).for_each(|(x, g)| *x = gelu_slope(*x) * g),
+                    });
+                })
+            })
         });
     }
-    let mut out = numbers(x, |x| Ok(x.to_vec()))?;
-    vectorized(|| match activation {
-        Activation::Silu => out.iter_mut().for_each(|x| *x = silu(*x)),
-        Activation::Gelu => out.iter_mut().for_each(|x| *x = gelu(*x)),
-    });
-    Tensor::from_vec(out, x.shape(), x.device())
+    changed(x, |out| {
+        vectorized(|| match activation {
+            Activation::Silu => out.iter_mut().for_each(|x| *x = silu(*x)),
+            Activation::Gelu => out.iter_mut().for_each(|x| *x = gelu(*x)),
+        });
+    })
 }
 
 /// The activation of each number of `gate`, times that of `up`.
@@ -138,31 +197,30 @@ pub(super) fn gated(gate: &Tensor, up: &Tensor, activation: Activation) -> Resul
             Ok([Some(of_gate), Some(of_up)])
         });
     }
-    let mut out = numbers(gate, |gate| Ok(gate.to_vec()))?;
     numbers(up, |up| {
-        vectorized(|| match activation {
-            Activation::Silu => out.iter_mut().zip(up).for_each(|(x, up)| *x = silu(*x) * up),
-            Activation::Gelu => out.iter_mut().zip(up).for_each(|(x, up)| *x = gelu(*x) * up),
-        });
-        Ok(())
-    })?;
-    Tensor::from_vec(out, gate.shape(), gate.device())
+        changed(gate, |out| {
+            vectorized(|| match activation {
+                Activation::Silu => out.iter_mut().zip(up).for_each(|(x, up)| *x = silu(*x) * up),
+                Activation::Gelu => out.iter_mut().zip(up).for_each(|(x, up)| *x = gelu(*x) * up),
+            });
+        })
+    })
 }
 
 /// The slope of the activation at `gate`, times `up`, times the gradient.
 fn gate_derivative(gate: &Tensor, up: &Tensor, g: &Tensor, activation: Activation) -> Result<Tensor> {
-    let mut out = numbers(gate, |gate| Ok(gate.to_vec()))?;
     numbers(up, |up| {
         numbers(g, |g| {
             let rest = up.iter().zip(g);
-            vectorized(|| match activation {
-                Activation::Silu => out.iter_mut().zip(rest).for_each(|(x, (up, g))| *x = silu_slope(*x) * up * g),
-                Activation::Gelu => out.iter_mut().zip(rest).for_each(|(x, (up, g))| *x = gelu_slope(*x) * up * g),
-            });
-            Ok(())
+            changed(gate, |out| {
+                let places = out.iter_mut().zip(rest);
+                vectorized(|| match activation {
+                    Activation::Silu => places.for_each(|(x, (up, g))| *x = silu_slope(*x) * up * g),
+                    Activation::Gelu => places.for_each(|(x, (up, g))| *x = gelu_slope(*x) * up * g),
+                });
+            })
         })
-    })?;
-    Tensor::from_vec(out, gate.shape(), gate.device())
+    })
 }
 
 #[inline(always)]
@@ -212,6 +270,9 @@ mod tests {
         let check = |f: &dyn Fn(&[Tensor]) -> Result<Tensor>, shapes: &[&[usize]]| derived::tests::check(f, shapes);
         check(&|x| rms_norm(&x[0], &weight, 1e-3), &[&[3, 7]]);
         check(&|x| layer_norm(&x[0], &weight, &bias, 1e-3), &[&[3, 7]]);
+        check(&|x| add(&x[0], &x[1], 0.3), &[&[3, 7], &[3, 7]]);
+        check(&|x| add_to_rows(&x[0], &bias), &[&[3, 7]]);
+        check(&|x| scale_rows(&x[0], &x[1]), &[&[3, 7], &[3, 1]]);
         for activation in [Activation::Silu, Activation::Gelu] {
             check(&|x| activated(&(&x[0] * 3.0)?, activation), &[&[3, 7]]);
             check(&|x| gated(&(&x[0] * 3.0)?, &x[1], activation), &[&[3, 7], &[3, 7]]);
@@ -233,6 +294,10 @@ mod tests {
             near(&activated(&x, Activation::Gelu).unwrap(), &x.gelu().unwrap(), 1e-4);
             let (up, both) = ((&x + 1.0).unwrap(), gated(&x, &(&x + 1.0).unwrap(), Activation::Silu).unwrap());
             near(&both, &(x.silu().unwrap() * up).unwrap(), 1e-6);
+            near(&add(&x, &both, 0.5).unwrap(), &(&x + (&both * 0.5).unwrap()).unwrap(), 1e-6);
+            near(&add_to_rows(&x, &bias).unwrap(), &x.broadcast_add(&bias).unwrap(), 0.0);
+            let scales = x.narrow(1, 0, 1).unwrap();
+            near(&scale_rows(&x, &scales).unwrap(), &x.broadcast_mul(&scales).unwrap(), 0.0);
         }
     }
 }
