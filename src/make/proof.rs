@@ -91,32 +91,30 @@ fn of(statistics: &Statistics) -> Found {
 pub use report::data::Fit;
 
 /// Fits `measured = scale x predicted ^ exponent` to pairs of predicted and measured nats, by least squares of the
-/// logarithms. With fewer than three pairs the exponent is 1. None without any pair above 0.
+/// logarithms. None with fewer than three pairs above 0: a curve through one or two points says nothing of the others.
 pub fn fit(pairs: &[(f64, f64)]) -> Option<Fit> {
+    const FEWEST: usize = 3;
     let logs: Vec<(f64, f64)> =
         pairs.iter().filter(|(p, m)| *p > 0.0 && *m > 0.0).map(|(p, m)| (p.ln(), m.ln())).collect();
-    if logs.is_empty() {
+    if logs.len() < FEWEST {
         return None;
     }
     let n = logs.len() as f64;
     let (x, y) = (logs.iter().map(|l| l.0).sum::<f64>() / n, logs.iter().map(|l| l.1).sum::<f64>() / n);
     let (over, under) =
         logs.iter().fold((0.0, 0.0), |(a, b), l| (a + (l.0 - x) * (l.1 - y), b + (l.0 - x) * (l.0 - x)));
-    let exponent = if logs.len() < 3 || under < 1e-9 { 1.0 } else { over / under };
+    // Files of one size say nothing of the exponent.
+    let exponent = if under < 1e-9 { 1.0 } else { over / under };
     let mut fit = Fit {
         scale: (y - exponent * x).exp(),
         exponent,
         points: logs.len() as u32,
-        rank_correlation: None,
+        rank_correlation: Some(rank_correlation(&logs)),
         median_error: None,
     };
     let mut errors: Vec<f64> = logs.iter().map(|(p, m)| (fit.apply(p.exp()) / m.exp() - 1.0).abs()).collect();
     errors.sort_by(f64::total_cmp);
-    if errors.len() > 2 {
-        let (low, high) = (errors[(errors.len() - 1) / 2], errors[errors.len() / 2]);
-        fit.median_error = Some((low + high) / 2.0);
-        fit.rank_correlation = Some(rank_correlation(&logs));
-    }
+    fit.median_error = Some((errors[(errors.len() - 1) / 2] + errors[errors.len() / 2]) / 2.0);
     Some(fit)
 }
 
@@ -141,10 +139,10 @@ mod tests {
     }
 
     #[test]
-    fn few_points_give_a_factor_only() {
-        let one = fit(&[(0.1, 0.2)]).unwrap();
-        assert!((one.scale - 2.0).abs() < 1e-12 && one.exponent == 1.0 && one.median_error.is_none());
-        assert_eq!(fit(&[(0.0, 0.2)]), None);
+    fn two_points_are_no_curve() {
+        assert_eq!(fit(&[(0.1, 0.2), (0.2, 0.4), (0.0, 0.2)]), None);
+        let one_size = fit(&[(0.1, 0.2), (0.1, 0.2), (0.1, 0.2)]).unwrap();
+        assert!((one_size.scale - 2.0).abs() < 1e-12 && one_size.exponent == 1.0);
     }
 
     #[test]
