@@ -4,15 +4,17 @@
 //!
 //! | module | what it does | what it may touch |
 //! |---|---|---|
-//! | [`convert`], [`quantize`], [`verify`] | the pipelines, to be read top-down like a story | files, through `format` |
+//! | [`make`] | the main job, to be read top-down like a story: measure, choose, write, prove, report | files, through `format` |
+//! | [`convert`], [`quantize`], [`verify`] | the other pipelines | files, through `format` |
+//! | [`frontier`] | what every type would cost every tensor, in nats, from gradients and real quantized bytes | weights, through `input`; what a killed run has kept |
 //! | [`input`] | a model to be read: a GGUF, or a checkpoint that is converted on the fly | files, through `format` |
 //! | [`imatrix`] | sums of squared activations: collecting, merging, coverage, statistics | numbers and names; `model` to collect |
 //! | [`evaluate`] | scored tokens, rows of logits and statistics: perplexity, KL divergence | numbers; a logits file's layout |
 //! | [`arch`] | the table of architectures: names, metadata and transforms of their tensors | the names and shapes of a checkpoint |
 //! | [`report`] | the evidence: the frontier's JSON, pictures, the page, the table for a terminal | nothing: data in, text out |
 //! | [`tokenizer`] | vocabularies: Hugging Face tokenizer files to GGUF metadata | tokenizer files |
-//! | [`model`] | the forward pass: layer by layer over all chunks, each input of a matrix shown to who watches | weights, through `input`; a temporary file |
-//! | [`plan`] | numbers in, recipe out: roles, file types, preset rules, fallbacks | numbers and names only |
+//! | [`model`] | the forward pass, layer by layer over all chunks, and the backward stream; each input of a matrix shown to who watches | weights, through `input`; a temporary file |
+//! | [`plan`] | numbers in, recipe out: roles, file types, preset rules, the frontier's solver | numbers and names only |
 //! | [`quant`] | block layouts, quantizers, dequantizers, block validation | numbers only |
 //! | [`mod@format`] | GGUF, safetensors, JSON and importance-matrix files, output files, the table of tensor types | files; the only reader of untrusted bytes |
 //! | [`text`] | the built-in texts for calibration and evaluation, ten domains each | nothing |
