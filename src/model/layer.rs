@@ -378,7 +378,7 @@ impl Ffn {
                     let at = (expert, &**seen);
                     let (gate, up) = (pass.times_expert(&x, gate, at)?, pass.times_expert(&x, up, at)?);
                     let out = pass.times_expert(&gated(&gate, &up, activation)?, down, at)?;
-                    let weights = routing.weights.narrow(1, expert, 1)?.index_select(&positions, 0)?;
+                    let weights = routing.weights.narrow(1, expert, 1)?.contiguous()?.index_select(&positions, 0)?;
                     y = y.index_add(&positions, &scale_rows(&out, &weights)?, 0)?;
                 }
                 if let Some(shared) = shared {
