@@ -5,6 +5,7 @@ use anyhow::{Context, bail, ensure};
 use quantier::evaluate::windows::Windows;
 use quantier::format::logits::Logits;
 use quantier::tokenizer::Tokenizer;
+use std::collections::HashSet;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -116,18 +117,20 @@ impl Corpus {
     }
 }
 
-/// Fails if tokens do not read as a text in a vocabulary: those of another vocabulary of the same size give a jumble
-/// that takes many more tokens to write down again.
+/// Fails if tokens do not read as a text in a vocabulary: those of a text are what it gives when it is read again, but
+/// for its edges; those of another vocabulary are a jumble of pieces that join in other ways.
 fn check_vocabulary(tokenizer: &Tokenizer, tokens: &[u32]) -> anyhow::Result<()> {
     /// Tokens that are looked at.
     const SAMPLE: usize = 4096;
-    /// How many times as many tokens a text may take when it is read again. Cut words and unusual spaces cost some.
-    const AGAIN: f64 = 1.25;
-    let tokens = &tokens[..tokens.len().min(SAMPLE)];
-    let text = tokenizer.decode(tokens);
-    let again = tokenizer.encode(&String::from_utf8_lossy(&text), false, true).len();
+    /// How many of the pairs of neighbours must come again.
+    const SAME: f64 = 0.9;
+    let tokens: Vec<u32> = tokens.iter().copied().filter(|&t| !tokenizer.is_control(t)).take(SAMPLE).collect();
+    let text = tokenizer.decode(&tokens);
+    let again = tokenizer.encode(&String::from_utf8_lossy(&text), false, false);
+    let found: HashSet<&[u32]> = again.windows(2).collect();
+    let same = tokens.windows(2).filter(|pair| found.contains(pair)).count();
     ensure!(
-        again as f64 <= AGAIN * tokens.len() as f64,
+        same as f64 >= SAME * (tokens.len() as f64 - 2.0),
         "it was made with another vocabulary: its tokens are no text in this model's; make it again with the base of \
          this model"
     );

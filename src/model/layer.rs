@@ -310,7 +310,7 @@ impl Ffn {
         let hidden = hyper.hidden;
         let rows = |name: &str| weights.dims(&stem(&format!("{name}.weight")));
         if weights.has(&stem("ffn_gate_inp.weight")) {
-            let dims = rows("ffn_up_exps").unwrap_or_default();
+            let dims = rows("ffn_up_exps").or_else(|| rows("ffn_gate_exps")).unwrap_or_default();
             let (length, experts) = (dims.get(1).copied().unwrap_or(0), dims.get(2).copied().unwrap_or(0));
             let shared = match weights.has(&stem("ffn_gate_inp_shexp.weight")) {
                 true => Some(Shared {
@@ -344,7 +344,8 @@ impl Ffn {
 
     fn gated(weights: &Weights<'_>, hidden: usize, stem: &dyn Fn(&str) -> String, suffix: &str) -> Result<Ffn> {
         let stem = |name: &str| stem(&format!("{name}{suffix}"));
-        let dims = weights.dims(&format!("{}.weight", stem("ffn_up"))).unwrap_or_default();
+        let dims = ["ffn_up", "ffn_gate"].iter().find_map(|name| weights.dims(&format!("{}.weight", stem(name))));
+        let dims = dims.unwrap_or_default();
         let length = dims.get(1).copied().unwrap_or(0);
         Ok(Ffn::Gated {
             gate: weights.matrix(&stem("ffn_gate"), &[length, hidden])?,
