@@ -367,8 +367,10 @@ impl Sweep<'_> {
                 return Err(Error::Cancelled);
             }
             let batch = start..(start + pool.current_num_threads()).min(chunks);
-            let found: Result<Vec<_>> = pool.install(|| batch.into_par_iter().map(&one).collect());
-            for (found, saved) in found? {
+            // Of several errors the first chunk's is told.
+            let found: Vec<Result<_>> = pool.install(|| batch.into_par_iter().map(&one).collect());
+            for found in found {
+                let (found, saved) = found?;
                 if let Some(writer) = &mut self.save {
                     writer.write(&saved)?;
                 }

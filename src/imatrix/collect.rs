@@ -19,6 +19,7 @@ use crate::progress::{Progress, Unit};
 use crate::resume::Resume;
 use rayon::prelude::*;
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Why nothing could be collected. Chunks are counted from 0, from the beginning of the text.
@@ -246,17 +247,25 @@ impl Collector<'_> {
             true => windows.labels(self.start + chunk),
             false => &[],
         };
+        // Of several errors the first chunk's is told; chunks behind it are not needed any more.
+        let failed = AtomicUsize::new(usize::MAX);
         let one = |chunk: usize| -> Result<Vec<f64>, Error> {
             if progress.cancelled() {
                 return Err(model::Error::Cancelled.into());
             }
-            let nll = self.output(&head, &hidden, chunk, scored.start - keep.start, labels(chunk))?;
+            if chunk > failed.load(Ordering::Relaxed) {
+                return Ok(Vec::new());
+            }
+            let nll = self.output(&head, &hidden, chunk, scored.start - keep.start, labels(chunk));
+            if nll.is_err() {
+                failed.fetch_min(chunk, Ordering::Relaxed);
+            }
             progress.advance(1);
-            Ok(nll)
+            nll
         };
-        let found: Result<Vec<_>, _> =
+        let found: Vec<Result<_, _>> =
             engine.pool().install(|| (0..self.chunks.len()).into_par_iter().map(one).collect());
-        self.nll.extend(found?.concat());
+        self.nll.extend(found.into_iter().collect::<Result<Vec<_>, _>>()?.concat());
         Ok(())
     }
 
