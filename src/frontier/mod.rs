@@ -10,6 +10,7 @@
 //! What comes out is a [`Scores`]: numbers for the solver in `plan`.
 
 mod scores;
+pub(crate) mod sweep;
 
 use crate::format::imatrix::Imatrix;
 use crate::format::types::GgmlType;
@@ -67,6 +68,8 @@ pub type Result<T> = std::result::Result<T, Error>;
 pub enum Measure {
     /// The KL divergence that it causes downstream, to second order, in nats per token.
     Divergence,
+    /// The KL divergence that is measured with this tensor alone in that type, in nats per token.
+    Sweep,
     /// The squared error of the weights, times the importance weights: no more than relative numbers.
     Imatrix,
 }
@@ -79,6 +82,7 @@ pub struct Settings {
     /// The types that are tried, beside the one that a tensor has.
     pub types: Vec<GgmlType>,
     /// Positions whose inputs and gradients are kept, over all chunks; 0 for all. Gradients flow through all.
+    /// A sweep takes all.
     pub positions: usize,
     /// Labels that are drawn for each position.
     pub draws: usize,
@@ -166,6 +170,7 @@ pub fn score(
     let mut nats: BTreeMap<String, Vec<f64>> = BTreeMap::new();
     let positions = match settings.measure {
         Measure::Divergence => divergence(input, engine, &candidates, chunks, settings, progress, &mut nats)?,
+        Measure::Sweep => sweep::sweep(input, engine, &candidates, chunks, progress, &mut nats)?,
         Measure::Imatrix => {
             progress.begin(candidates.len() as u64, Unit::Steps);
             for (name, candidate) in &candidates {

@@ -42,16 +42,21 @@ struct Band {
 }
 
 impl Band {
-    /// What a type makes of the weights, less the weights.
-    fn change(&self, codec: &Codec, importance: Option<&[f32]>, bytes: &mut Vec<u8>, out: &mut Vec<f32>) {
+    /// What a type makes of the weights.
+    fn rounded(&self, codec: &Codec, importance: Option<&[f32]>, bytes: &mut Vec<u8>, out: &mut [f32]) {
         let row_bytes = codec.ggml_type.row_bytes(self.columns as u64).unwrap_or(0) as usize;
         bytes.resize(row_bytes, 0);
-        out.resize(self.weights.len(), 0.0);
         for (weights, out) in self.weights.chunks_exact(self.columns).zip(out.chunks_exact_mut(self.columns)) {
             codec.quantize_row(weights, importance, bytes);
             codec.dequantize_row(bytes, out);
-            out.iter_mut().zip(weights).for_each(|(out, w)| *out -= w);
         }
+    }
+
+    /// The same less the weights.
+    fn change(&self, codec: &Codec, importance: Option<&[f32]>, bytes: &mut Vec<u8>, out: &mut Vec<f32>) {
+        out.resize(self.weights.len(), 0.0);
+        self.rounded(codec, importance, bytes, out);
+        out.iter_mut().zip(&self.weights).for_each(|(out, w)| *out -= w);
     }
 }
 
@@ -101,6 +106,31 @@ impl Candidate<'_> {
         let [columns, rows, ..] = self.tensor.info.shape.four();
         let importance = self.importance.map(|all| &all[matrix * columns as usize..][..columns as usize]);
         (matrix as u64 * rows..(matrix as u64 + 1) * rows, importance)
+    }
+
+    /// What a type makes of all weights, in the order of the file.
+    pub(super) fn in_type(&self, input: &Input<'_>, codec: &Codec, progress: &dyn Progress) -> Result<Vec<f32>> {
+        let info = &self.tensor.info;
+        let columns = info.shape.row_len() as usize;
+        let decoder = Codec::of(info.ggml_type).ok_or_else(|| Error::NoWeights(info.name.to_string()))?;
+        let row_bytes = (info.bytes() / info.shape.rows()) as usize;
+        let mut all = vec![0.0f32; info.shape.elements() as usize];
+        let mut buffer = Vec::new();
+        for (matrix, all) in all.chunks_mut(columns * info.shape.four()[1] as usize).enumerate() {
+            if progress.cancelled() {
+                return Err(crate::model::Error::Cancelled.into());
+            }
+            let (rows, importance) = self.matrix(matrix);
+            let raw = input.read(self.tensor, rows, &mut buffer)?;
+            let band = BAND_ROWS as usize;
+            let bands = raw.par_chunks(row_bytes * band).zip(all.par_chunks_mut(columns * band));
+            bands.for_each(|(raw, out)| {
+                let mut weights = vec![0.0f32; out.len()];
+                decoder.dequantize_row(raw, &mut weights);
+                Band { first: 0, columns, weights }.rounded(codec, importance, &mut Vec::new(), out);
+            });
+        }
+        Ok(all)
     }
 
     /// The sum of `u^2 / 2` over positions, averaged over draws, for each type.

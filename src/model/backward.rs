@@ -26,10 +26,10 @@ use std::sync::Arc;
 
 /// A forward pass of which every layer's input is kept.
 pub struct Trace<'c> {
-    chunks: &'c [Vec<u32>],
+    pub(super) chunks: &'c [Vec<u32>],
     /// By layer, then by chunk; behind the last layer's input its output.
     states: States,
-    positions: usize,
+    pub(super) positions: usize,
 }
 
 /// How labels are drawn.
@@ -289,6 +289,11 @@ impl Trace<'_> {
     pub fn output(&self, engine: &Engine<'_>, chunk: usize) -> Result<Tensor> {
         let hidden = self.states.copy(engine.hyper.layers * self.chunks.len() + chunk)?;
         Ok(Tensor::from_vec(hidden, (self.positions, engine.hyper.hidden), engine.weights.device())?)
+    }
+
+    /// What a layer reads of a chunk, or, behind the last layer, what comes out: `[positions * hidden]`.
+    pub(super) fn input(&self, layer: usize, chunk: usize) -> Result<Vec<f32>> {
+        self.states.copy(layer * self.chunks.len() + chunk)
     }
 
     /// The chunks of tokens.
