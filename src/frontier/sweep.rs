@@ -11,13 +11,15 @@
 //! No approximation, but a run of the rest of the model for each tensor and type, where the second-order score takes
 //! one product. It is here to be compared with.
 
-use super::scores::Candidate;
+use super::kept::{self, Nats};
+use super::scores::{Candidate, go_on};
 use super::{Error, Result};
 use crate::evaluate::score::{Distribution, compare};
 use crate::input::Input;
 use crate::model::{Engine, Head, LOGIT_ROWS, Replaced};
 use crate::plan::role::layer_of;
 use crate::progress::{Progress, Unit};
+use crate::resume::Resume;
 use candle_core::Tensor;
 use rayon::prelude::*;
 use std::collections::BTreeMap;
@@ -33,19 +35,28 @@ impl Progress for Within<'_> {
     }
 }
 
-/// The mean divergence per token, for every candidate; returns the positions that were looked at.
+/// The mean divergence per token, for every candidate, and the positions that were looked at. A tensor that the text
+/// never meets is left out.
 pub(super) fn sweep(
     input: &Input<'_>,
     engine: &Engine<'_>,
     candidates: &BTreeMap<&str, Candidate<'_>>,
     chunks: &[Vec<u32>],
+    resume: Option<&Resume>,
     progress: &dyn Progress,
-    nats: &mut BTreeMap<String, Vec<f64>>,
-) -> Result<usize> {
+) -> Result<(Nats, usize)> {
     let trace = engine.trace(chunks, None, progress)?;
     let head = engine.head()?;
-    progress.begin(candidates.values().map(|candidate| candidate.types.len() as u64).sum(), Unit::Steps);
+    let left = resume.and_then(Resume::take).and_then(|left| kept::unpack(left.extra()));
+    let mut nats = left.unwrap_or_default();
+    nats.retain(|name, found| candidates.get(&**name).is_some_and(|candidate| candidate.types.len() == found.len()));
+    let steps = |candidate: &Candidate<'_>| candidate.types.len() as u64;
+    progress.begin(candidates.values().map(steps).sum(), Unit::Steps);
     for (name, candidate) in candidates {
+        if nats.contains_key(*name) {
+            progress.advance(steps(candidate));
+            continue;
+        }
         let mut found = Vec::with_capacity(candidate.types.len());
         for codec in &candidate.types {
             progress.at(&format!("{name} as {}", codec.ggml_type));
@@ -55,14 +66,19 @@ pub(super) fn sweep(
             let hidden = changed.rerun(&trace, first_layer(engine, name), &Within(progress))?;
             let base = Side { head: &head, rows: &|chunk| trace.output(engine, chunk) };
             let other = Side { head: &changed.head()?, rows: &|chunk| hidden.rows_of(chunk) };
-            let by_chunk = divergence(engine, base, other, chunks.len(), name)?;
+            let by_chunk = divergence(engine, base, other, chunks.len(), name, progress)?;
             // Of a type that loses nothing, rounding can leave a crumb below zero.
             found.push((by_chunk.iter().sum::<f64>() / by_chunk.len() as f64).max(0.0));
             progress.advance(1);
         }
-        nats.insert((*name).to_owned(), found);
+        if found.is_empty() || found.iter().any(|nats| *nats > 0.0) {
+            nats.insert((*name).to_owned(), found);
+        }
+        if let Some(resume) = resume.filter(|resume| resume.due()) {
+            resume.save::<Error>(nats.len(), &kept::pack(&nats), [0, 0], &|_| Ok(Vec::new()))?;
+        }
     }
-    Ok(chunks.iter().map(Vec::len).sum())
+    Ok((nats, chunks.iter().map(Vec::len).sum()))
 }
 
 /// The layer from which on a model differs if this tensor does.
@@ -98,11 +114,13 @@ pub(crate) fn divergence(
     other: Side<'_>,
     chunks: usize,
     what: &str,
+    progress: &dyn Progress,
 ) -> Result<Vec<f64>> {
     let one = |chunk: usize| -> Result<f64> {
         let (theirs, ours) = ((base.rows)(chunk)?, (other.rows)(chunk)?);
         let (rows, mut sum) = (theirs.dims()[0], 0.0);
         for start in (0..rows).step_by(LOGIT_ROWS) {
+            go_on(progress)?;
             let range = start..(start + LOGIT_ROWS).min(rows);
             let (theirs, ours) = (base.logits(&theirs, chunk, &range)?, other.logits(&ours, chunk, &range)?);
             let vocabulary = ours.len() / range.len();

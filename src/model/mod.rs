@@ -280,8 +280,8 @@ impl<'a> Engine<'a> {
                     let from = slot(number, chunk);
                     let x = if keep_inputs { states.copy(from)? } else { states.take(from)? };
                     let x = Tensor::from_vec(x, (positions, self.hyper.hidden), self.weights.device())?;
-                    let y =
-                        layer.forward(&x, Pass { chunk, observer, split: self.split(chunks.len()), probes: None })?;
+                    let pass = Pass { chunk, observer, split: self.split(chunks.len()), probes: None, progress };
+                    let y = layer.forward(&x, pass)?;
                     let y = y.flatten_all()?.to_vec1::<f32>()?;
                     if !y.iter().fold(true, |all, y| all & y.is_finite()) {
                         return Err(Error::NotFinite { layer: number, chunk });
