@@ -48,9 +48,10 @@ pub struct Common {
     /// The types to choose from, separated by commas: names or k, iq, legacy, all; for all tensors or for some
     #[arg(long, value_name = "[NAMES=]LIST")]
     types: Vec<String>,
-    /// How types are judged: by the divergence that they cause downstream, or by the importance-weighted error of the
-    /// weights alone (faster and worse)
-    #[arg(long, value_name = "HOW", default_value = "divergence", value_parser = ["divergence", "imatrix"])]
+    /// How types are judged: by the divergence that they cause downstream, to second order; by the importance-weighted
+    /// error of the weights alone (faster and worse); or by a sweep, which runs the model once for every tensor in every
+    /// type and measures: to compare with, and for small models with few --types and --score-chunks only
+    #[arg(long, value_name = "HOW", default_value = "divergence", value_parser = ["divergence", "imatrix", "sweep"])]
     score: String,
     /// The most chunks of the calibration text that types are judged on, evenly from all of it
     #[arg(long, value_name = "N", default_value_t = 24)]
@@ -183,7 +184,11 @@ fn go(
     let source = source(&args.model)?;
     let input = Input::new(&source, &convert::Job { threads: args.threads, ..convert::Job::default() })?;
     let opened = open(&args.model, &input, &options)?;
-    let measure = if args.score == "imatrix" { Measure::Imatrix } else { Measure::Divergence };
+    let measure = match &*args.score {
+        "imatrix" => Measure::Imatrix,
+        "sweep" => Measure::Sweep,
+        _ => Measure::Divergence,
+    };
     let job = Job {
         texts,
         imatrix: args.imatrix.clone(),

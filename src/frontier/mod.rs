@@ -7,20 +7,25 @@
 //! scores       each candidate's quantized bytes against what its matrix met on the way
 //! ```
 //!
-//! What comes out is a [`Scores`]: numbers for the solver in `plan`.
+//! What comes out is a [`Scores`]: numbers for the solver in `plan`. Behind every layer of the backward stream, what there
+//! is of a run is kept where a [`Resume`] says.
 
+mod kept;
 mod scores;
+pub(crate) mod sweep;
 
+use crate::format::gguf::{Value, keys};
 use crate::format::imatrix::Imatrix;
 use crate::format::types::GgmlType;
 use crate::input::{Input, Tensor};
-use crate::model::backward::{Labels, mixed};
+use crate::model::backward::{Backward, Labels, mixed};
 use crate::model::{Engine, Head, LOGIT_ROWS};
 use crate::plan::presets::requires_imatrix;
 use crate::plan::role::{Role, may_be_quantized};
 use crate::progress::{Progress, Unit};
 use crate::quant::Codec;
 use crate::resume::Resume;
+use kept::Nats;
 use rayon::prelude::*;
 use scores::Candidate;
 use serde::{Deserialize, Serialize};
@@ -35,6 +40,9 @@ pub enum Error {
     /// A file could not be read.
     #[error(transparent)]
     Convert(#[from] crate::convert::Error),
+    /// What a former run has left could not be read.
+    #[error(transparent)]
+    Format(#[from] crate::format::Error),
     /// A tensor of integers.
     #[error("tensor '{0}' holds no weights")]
     NoWeights(String),
@@ -44,6 +52,12 @@ pub enum Error {
          --score imatrix, which needs no gradients"
     )]
     NotFinite(String),
+    /// The importance matrix has nothing for any tensor.
+    #[error(
+        "the importance matrix names none of this model's matrices (it has '{0}', for one); it is of another model, or \
+         its names are not those of a GGUF"
+    )]
+    Foreign(String),
     /// The importance matrix does not fit.
     #[error(
         "tensor '{tensor}': the importance matrix has {found} values and {needed} are needed; it is of another model"
@@ -58,6 +72,20 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// Whether the same run, started again, would come to the same end.
+    pub fn is_final(&self) -> bool {
+        use crate::model::Error as Model;
+        let passing =
+            |e: &Model| matches!(e, Model::Cancelled | Model::Spill(_) | Model::Convert(_) | Model::Format(_));
+        match self {
+            Error::Model(error) => !passing(error),
+            Error::Convert(_) | Error::Format(_) => false,
+            Error::NoWeights(_) | Error::NotFinite(_) | Error::Foreign(_) | Error::Imatrix { .. } => true,
+        }
+    }
+}
+
 /// Result of this module.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -67,8 +95,10 @@ pub type Result<T> = std::result::Result<T, Error>;
 pub enum Measure {
     /// The KL divergence that it causes downstream, to second order, in nats per token.
     Divergence,
-    /// The squared error of the weights relative to their squares, both times the importance weights: an order of types,
-    /// in no unit.
+    /// The KL divergence that is measured with this tensor alone in that type, in nats per token.
+    Sweep,
+    /// The squared error of the weights, times the importance weights, as a part of their own squares: no nats, but numbers
+    /// that rise and fall with them.
     Imatrix,
 }
 
@@ -80,6 +110,7 @@ pub struct Settings {
     /// The types that are tried, beside the one that a tensor has.
     pub types: Vec<GgmlType>,
     /// Positions whose inputs and gradients are kept, over all chunks; 0 for all. Gradients flow through all.
+    /// A sweep takes all.
     pub positions: usize,
     /// Labels that are drawn for each position.
     pub draws: usize,
@@ -119,6 +150,10 @@ pub struct Scored {
 pub struct Scores {
     /// In the order of the model.
     pub tensors: Vec<Scored>,
+    /// Those of them that are multiplied by nothing as the text goes through the model, so that nothing is known of them:
+    /// they have one choice, the most precise.
+    #[serde(default)]
+    pub never_met: Vec<String>,
     /// Bytes of the tensors that stay what they are.
     pub fixed_bytes: u64,
     /// Weights of those.
@@ -131,7 +166,11 @@ pub struct Scores {
     pub positions: usize,
 }
 
-/// Scores every tensor of a model on chunks of text, all of one length.
+/// Which types tensors may take: by the name of a tensor and a type.
+pub type Allowed<'a> = &'a dyn Fn(&str, GgmlType) -> bool;
+
+/// Scores every tensor of a model on chunks of text, all of one length. With `resume`, a run that was killed goes on
+/// behind the last layer that it had kept, and comes to the same numbers.
 ///
 /// # Errors
 /// Anything that is not finite, an importance matrix of another model, a model that cannot be run.
@@ -140,57 +179,142 @@ pub fn score(
     imatrix: &Imatrix,
     chunks: &[Vec<u32>],
     settings: &Settings,
-    allowed: &dyn Fn(&str, GgmlType) -> bool,
-    _resume: Option<&Resume>,
+    allowed: Allowed<'_>,
+    resume: Option<&Resume>,
+    progress: &dyn Progress,
+) -> Result<Scores> {
+    if settings.measure == Measure::Imatrix {
+        return weighted(input, engine.pool(), imatrix, settings, allowed, progress);
+    }
+    let importance = importance(input, imatrix)?;
+    let candidates = candidates(input, &importance, settings, allowed);
+    let (nats, positions) = match settings.measure {
+        Measure::Sweep => sweep::sweep(input, engine, &candidates, chunks, resume, progress)?,
+        _ => divergence(input, engine, &candidates, chunks, settings, resume, progress)?,
+    };
+    Ok(Scores { sequences: chunks.len(), positions, ..collected(input, &candidates, &nats, settings.measure, allowed) })
+}
+
+/// Scores every tensor by the importance-weighted error of its weights: without running the model.
+///
+/// # Errors
+/// An importance matrix of another model.
+pub fn weighted(
+    input: &Input<'_>,
+    pool: &rayon::ThreadPool,
+    imatrix: &Imatrix,
+    settings: &Settings,
+    allowed: Allowed<'_>,
     progress: &dyn Progress,
 ) -> Result<Scores> {
     let importance = importance(input, imatrix)?;
-    let architecture = &*engine.hyper.architecture;
-    let mut candidates = BTreeMap::new();
-    let (mut fixed_bytes, mut fixed_weights) = (0, 0);
-    for tensor in &input.tensors {
-        let info = &tensor.info;
-        let name = &*info.name;
-        let dims = info.shape.four();
-        let dimensions = dims.iter().rposition(|d| *d > 1).unwrap_or(0) + 1;
+    let candidates = candidates(input, &importance, settings, allowed);
+    let mut errors = Nats::new();
+    progress.begin(candidates.len() as u64, Unit::Steps);
+    for (name, candidate) in &candidates {
+        progress.at(name);
+        let of_types = pool.install(|| candidate.weighted_error(input, progress))?;
+        if of_types.iter().any(|x| !x.is_finite()) {
+            return Err(Error::NotFinite((*name).to_owned()));
+        }
+        errors.insert((*name).to_owned(), of_types);
+        progress.advance(1);
+    }
+    Ok(collected(input, &candidates, &errors, Measure::Imatrix, allowed))
+}
+
+/// What [`score`] would score, from metadata alone: every tensor that has a choice, with the bytes of its types and, in
+/// place of nats, a guess that falls by 4 with every bit. `has_importance` says which tensors will have importance
+/// weights.
+pub fn guess(
+    input: &Input<'_>,
+    has_importance: &dyn Fn(&str) -> bool,
+    settings: &Settings,
+    allowed: Allowed<'_>,
+) -> Scores {
+    let with: BTreeMap<String, Vec<f32>> = input
+        .tensors
+        .iter()
+        .filter(|t| has_importance(&t.info.name))
+        .map(|t| (t.info.name.to_string(), Vec::new()))
+        .collect();
+    let candidates = candidates(input, &with, settings, allowed);
+    let of = |(name, candidate): (&&str, &Candidate<'_>)| {
+        let weights = candidate.tensor.info.shape.elements() as f64;
+        let of_type = |codec: &&'static Codec| weights * 0.25f64.powf(codec.ggml_type.bpw());
+        ((*name).to_owned(), candidate.types.iter().map(of_type).collect())
+    };
+    let nats: Nats = candidates.iter().map(of).collect();
+    collected(input, &candidates, &nats, settings.measure, allowed)
+}
+
+/// The tensors that may take several types, and which.
+fn candidates<'a>(
+    input: &'a Input<'_>,
+    importance: &'a BTreeMap<String, Vec<f32>>,
+    settings: &Settings,
+    allowed: Allowed<'_>,
+) -> BTreeMap<&'a str, Candidate<'a>> {
+    let architecture = input.metadata().get(keys::ARCHITECTURE).and_then(Value::as_str).unwrap_or_default();
+    let of = |tensor: &'a Tensor<'_>| {
+        let (info, name) = (&tensor.info, &*tensor.info.name);
+        let dimensions = info.shape.four().iter().rposition(|d| *d > 1).unwrap_or(0) + 1;
         if !may_be_quantized(architecture, name, dimensions, true) || Codec::of(info.ggml_type).is_none() {
-            (fixed_bytes, fixed_weights) = (fixed_bytes + info.bytes(), fixed_weights + info.shape.elements());
-            continue;
+            return None;
         }
         let importance = importance.get(name).map(Vec::as_slice);
         let unwise = |t| requires_imatrix(Role::of(name), t, None);
         let mut types = scores::possible(&settings.types, tensor, importance.is_some(), unwise);
         types.retain(|codec| codec.ggml_type != info.ggml_type && allowed(name, codec.ggml_type));
-        candidates.insert(name, Candidate { tensor, importance, types });
-    }
-    let mut nats: BTreeMap<String, Vec<f64>> = BTreeMap::new();
-    let positions = match settings.measure {
-        Measure::Divergence => divergence(input, engine, &candidates, chunks, settings, progress, &mut nats)?,
-        Measure::Imatrix => {
-            progress.begin(candidates.len() as u64, Unit::Steps);
-            for (name, candidate) in &candidates {
-                progress.at(name);
-                let errors = engine.pool().install(|| candidate.weighted_error(input, progress))?;
-                nats.insert((*name).to_owned(), errors);
-                progress.advance(1);
-            }
-            0
-        }
+        Some((name, Candidate { tensor, importance, types }))
     };
-    let tensors = input.tensors.iter().filter_map(|tensor| {
-        let candidate = candidates.get(&*tensor.info.name)?;
-        Some(scored(tensor, candidate, nats.get(&*tensor.info.name)))
-    });
-    let (measure, sequences) = (settings.measure, chunks.len());
-    Ok(Scores { tensors: tensors.collect(), fixed_bytes, fixed_weights, measure, sequences, positions })
+    input.tensors.iter().filter_map(of).collect()
 }
 
-fn scored(tensor: &Tensor<'_>, candidate: &Candidate<'_>, nats: Option<&Vec<f64>>) -> Scored {
+/// Scores from nats by tensor.
+fn collected(
+    input: &Input<'_>,
+    candidates: &BTreeMap<&str, Candidate<'_>>,
+    nats: &Nats,
+    measure: Measure,
+    allowed: Allowed<'_>,
+) -> Scores {
+    let mut scores = Scores {
+        tensors: Vec::new(),
+        never_met: Vec::new(),
+        fixed_bytes: 0,
+        fixed_weights: 0,
+        measure,
+        sequences: 0,
+        positions: 0,
+    };
+    for tensor in &input.tensors {
+        let info = &tensor.info;
+        let Some(candidate) = candidates.get(&*info.name) else {
+            scores.fixed_bytes += info.bytes();
+            scores.fixed_weights += info.shape.elements();
+            continue;
+        };
+        let nats = nats.get(&*info.name);
+        if nats.is_none() {
+            scores.never_met.push(info.name.to_string());
+        }
+        scores.tensors.push(scored(tensor, candidate, nats, allowed));
+    }
+    scores
+}
+
+fn scored(tensor: &Tensor<'_>, candidate: &Candidate<'_>, nats: Option<&Vec<f64>>, allowed: Allowed<'_>) -> Scored {
     let info = &tensor.info;
     let bytes = |t: GgmlType| t.row_bytes(info.shape.row_len()).unwrap_or(0) * info.shape.rows();
     let mut choices = vec![Choice { ggml_type: info.ggml_type, bytes: info.bytes(), nats: 0.0 }];
     for (codec, nats) in candidate.types.iter().zip(nats.into_iter().flatten()) {
         choices.push(Choice { ggml_type: codec.ggml_type, bytes: bytes(codec.ggml_type), nats: *nats });
+    }
+    // Nothing is known of a tensor that met nothing: it stays as precise as it may be, and none is weighed against another.
+    let finest = candidate.types.iter().map(|codec| codec.ggml_type).max_by(|a, b| a.bpw().total_cmp(&b.bpw()));
+    if let (None, false, Some(finest)) = (nats, allowed(&info.name, info.ggml_type), finest) {
+        choices = vec![Choice { ggml_type: finest, bytes: bytes(finest), nats: 0.0 }];
     }
     Scored {
         name: info.name.to_string(),
@@ -213,50 +337,76 @@ fn importance(input: &Input<'_>, imatrix: &Imatrix) -> Result<BTreeMap<String, V
         }
         found.insert(tensor.info.name.to_string(), entry.means());
     }
-    Ok(found)
+    match imatrix.entries.keys().next() {
+        Some(name) if found.is_empty() => Err(Error::Foreign(name.clone())),
+        _ => Ok(found),
+    }
 }
 
-/// The mean divergence per token, for every candidate; returns the positions that were looked at.
+/// The mean divergence per token, for every candidate; with it the positions that were looked at.
 fn divergence(
     input: &Input<'_>,
     engine: &Engine<'_>,
     candidates: &BTreeMap<&str, Candidate<'_>>,
     chunks: &[Vec<u32>],
     settings: &Settings,
+    resume: Option<&Resume>,
     progress: &dyn Progress,
-    nats: &mut BTreeMap<String, Vec<f64>>,
-) -> Result<usize> {
+) -> Result<(Nats, usize)> {
+    const EMBEDDING: &str = "token_embd.weight";
     let trace = engine.trace(chunks, None, progress)?;
     let sample = sample(chunks, settings);
     let positions: usize = sample.iter().map(Vec::len).sum();
-    let mut add = |name: &str, sums: &[f64], per: usize| {
+    let add = |nats: &mut Nats, name: &str, sums: &[f64], per: usize| -> Result<()> {
+        if sums.iter().any(|x| !x.is_finite()) {
+            return Err(Error::NotFinite(name.to_owned()));
+        }
         let mean = nats.entry(name.to_owned()).or_insert_with(|| vec![0.0; sums.len()]);
         mean.iter_mut().zip(sums).for_each(|(mean, sum)| *mean += sum / per as f64);
+        Ok(())
     };
-    if let Some(candidate) = candidates.get(engine.output_name()) {
-        progress.at("output");
-        let head = engine.head()?;
-        let (rows, log_z) = output_rows(engine, &head, &trace, &sample)?;
-        let sums = engine.pool().install(|| candidate.of_output(input, &head, (&rows, &log_z), progress))?;
-        add(engine.output_name(), &sums, positions);
+    let fits = |name: &str, types: usize| candidates.get(name).is_some_and(|c| c.types.len() == types);
+    let found = resume.and_then(Resume::take).and_then(|left| {
+        let nats = kept::unpack(left.extra()).filter(|nats| nats.iter().all(|(name, of)| fits(name, of.len())))?;
+        Some((nats, left))
+    });
+    let (mut backward, mut nats) = match found {
+        Some((nats, left)) => (engine.backward_again(&trace, settings.draws, &sample, &left, progress)?, nats),
+        None => {
+            let mut nats = Nats::new();
+            if let Some(candidate) = candidates.get(engine.output_name()) {
+                progress.at("output");
+                let head = engine.head()?;
+                let (rows, log_z) = output_rows(engine, &head, &trace, &sample, progress)?;
+                let of_output = || candidate.of_output(input, &head, (&rows, &log_z), progress);
+                add(&mut nats, engine.output_name(), &engine.pool().install(of_output)?, positions)?;
+            }
+            let labels = Labels { draws: settings.draws, seed: settings.seed };
+            let backward = engine.backward(&trace, labels, &sample, progress)?;
+            keep(resume, &backward, &nats)?;
+            (backward, nats)
+        }
+    };
+    while let Some((_, met)) = backward.layer(progress)? {
+        let sums = engine.pool().install(|| scores::of_layer(input, &met, candidates, progress))?;
+        sums.iter().try_for_each(|(name, sums)| add(&mut nats, name, sums, positions))?;
+        keep(resume, &backward, &nats)?;
     }
-    let labels = Labels { draws: settings.draws, seed: settings.seed };
-    let mut backward = engine.backward(&trace, labels, &sample, progress)?;
-    engine.pool().install(|| {
-        scores::of_layers(input, &mut backward, candidates, progress, |_, sums| {
-            sums.iter().for_each(|(name, sums)| add(name, sums, positions));
-            Ok(())
-        })
-    })?;
-    const EMBEDDING: &str = "token_embd.weight";
     if let Some(candidate) = candidates.get(EMBEDDING) {
         progress.at("embedding");
         let embedded = backward.embeddings()?;
         let tokens = embedded.iter().map(|e| e.tokens.len()).sum();
         let sums = engine.pool().install(|| candidate.of_embedding(input, &embedded, progress))?;
-        add(EMBEDDING, &sums, tokens);
+        add(&mut nats, EMBEDDING, &sums, tokens)?;
     }
-    Ok(positions)
+    Ok((nats, positions))
+}
+
+/// Keeps what there is of a run between two layers, if it is time to.
+fn keep(resume: Option<&Resume>, backward: &Backward<'_, '_>, nats: &Nats) -> Result<()> {
+    let Some(resume) = resume.filter(|resume| resume.due()) else { return Ok(()) };
+    let gradients = |slot: usize| backward.gradient(slot);
+    Ok(resume.save(backward.done(), &kept::pack(nats), backward.shape(), &gradients)?)
 }
 
 /// Positions of each chunk that are looked at, rising: the same number in all, drawn without regard to what is there.
@@ -281,6 +431,7 @@ fn output_rows(
     head: &Head<'_>,
     trace: &crate::model::backward::Trace<'_>,
     sample: &[Vec<u32>],
+    progress: &dyn Progress,
 ) -> Result<(Vec<f32>, Vec<f64>)> {
     let one = |(chunk, positions): (usize, &Vec<u32>)| -> crate::model::Result<(Vec<f32>, Vec<f64>)> {
         let hidden = trace.output(engine, chunk)?;
@@ -289,6 +440,9 @@ fn output_rows(
         let rows = head.normalized(&hidden)?.flatten_all()?.to_vec1()?;
         let mut log_z = Vec::with_capacity(positions.len());
         for start in (0..positions.len()).step_by(LOGIT_ROWS) {
+            if progress.cancelled() {
+                return Err(crate::model::Error::Cancelled);
+            }
             let block = hidden.narrow(0, start, LOGIT_ROWS.min(positions.len() - start))?;
             for logits in head.logits(&block, chunk, None)?.to_vec2::<f32>()? {
                 let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);

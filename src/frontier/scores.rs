@@ -12,7 +12,7 @@
 use super::{Error, Result};
 use crate::format::types::GgmlType;
 use crate::input::{Input, Tensor};
-use crate::model::backward::{Backward, Embedded, Met};
+use crate::model::backward::{Embedded, Met};
 use crate::model::{Head, rows_times_rows};
 use crate::progress::Progress;
 use crate::quant::Codec;
@@ -24,6 +24,14 @@ use std::ops::Range;
 const BAND_ROWS: u64 = 64;
 /// Rows of activations that are multiplied at a time.
 const BLOCK_ROWS: usize = 256;
+
+/// An error if the job is to stop.
+pub(super) fn go_on(progress: &dyn Progress) -> Result<()> {
+    match progress.cancelled() {
+        true => Err(crate::model::Error::Cancelled.into()),
+        false => Ok(()),
+    }
+}
 
 /// A tensor, its importance weights, and the types that it may take.
 pub(super) struct Candidate<'a> {
@@ -42,16 +50,37 @@ struct Band {
 }
 
 impl Band {
-    /// What a type makes of the weights, less the weights.
-    fn change(&self, codec: &Codec, importance: Option<&[f32]>, bytes: &mut Vec<u8>, out: &mut Vec<f32>) {
+    /// What a type makes of the weights. A band can take seconds in the slowest types: who wants to stop is heard between
+    /// rows.
+    fn rounded(
+        &self,
+        codec: &Codec,
+        importance: Option<&[f32]>,
+        (bytes, out): (&mut Vec<u8>, &mut [f32]),
+        progress: &dyn Progress,
+    ) -> Result<()> {
         let row_bytes = codec.ggml_type.row_bytes(self.columns as u64).unwrap_or(0) as usize;
         bytes.resize(row_bytes, 0);
-        out.resize(self.weights.len(), 0.0);
         for (weights, out) in self.weights.chunks_exact(self.columns).zip(out.chunks_exact_mut(self.columns)) {
+            go_on(progress)?;
             codec.quantize_row(weights, importance, bytes);
             codec.dequantize_row(bytes, out);
-            out.iter_mut().zip(weights).for_each(|(out, w)| *out -= w);
         }
+        Ok(())
+    }
+
+    /// The same less the weights.
+    fn change(
+        &self,
+        codec: &Codec,
+        importance: Option<&[f32]>,
+        (bytes, out): (&mut Vec<u8>, &mut Vec<f32>),
+        progress: &dyn Progress,
+    ) -> Result<()> {
+        out.resize(self.weights.len(), 0.0);
+        self.rounded(codec, importance, (bytes, out), progress)?;
+        out.iter_mut().zip(&self.weights).for_each(|(out, w)| *out -= w);
+        Ok(())
     }
 }
 
@@ -63,7 +92,7 @@ impl Candidate<'_> {
         rows: Range<u64>,
         len: usize,
         progress: &dyn Progress,
-        see: impl Fn(Band) -> Vec<f64> + Sync,
+        see: impl Fn(Band) -> Result<Vec<f64>> + Sync,
     ) -> Result<Vec<f64>> {
         let info = &self.tensor.info;
         let columns = info.shape.row_len() as usize;
@@ -73,13 +102,11 @@ impl Candidate<'_> {
         // As many bands at a time as keep all threads busy.
         let step = BAND_ROWS * rayon::current_num_threads() as u64 * 2;
         for start in (rows.start..rows.end).step_by(step as usize) {
-            if progress.cancelled() {
-                return Err(crate::model::Error::Cancelled.into());
-            }
+            go_on(progress)?;
             let here = start..(start + step).min(rows.end);
             let raw = input.read(self.tensor, here.clone(), &mut buffer)?;
             let band_bytes = raw.len() / (here.end - here.start) as usize * BAND_ROWS as usize;
-            let sums: Vec<Vec<f64>> = raw
+            let sums: Result<Vec<Vec<f64>>> = raw
                 .par_chunks(band_bytes)
                 .enumerate()
                 .map(|(i, raw)| {
@@ -89,7 +116,7 @@ impl Candidate<'_> {
                     see(Band { first: (start - first) as usize + i * BAND_ROWS as usize, columns, weights })
                 })
                 .collect();
-            for sums in sums {
+            for sums in sums? {
                 total.iter_mut().zip(sums).for_each(|(total, sum)| *total += sum);
             }
         }
@@ -101,6 +128,28 @@ impl Candidate<'_> {
         let [columns, rows, ..] = self.tensor.info.shape.four();
         let importance = self.importance.map(|all| &all[matrix * columns as usize..][..columns as usize]);
         (matrix as u64 * rows..(matrix as u64 + 1) * rows, importance)
+    }
+
+    /// What a type makes of all weights, in the order of the file.
+    pub(super) fn in_type(&self, input: &Input<'_>, codec: &Codec, progress: &dyn Progress) -> Result<Vec<f32>> {
+        let info = &self.tensor.info;
+        let columns = info.shape.row_len() as usize;
+        let decoder = Codec::of(info.ggml_type).ok_or_else(|| Error::NoWeights(info.name.to_string()))?;
+        let row_bytes = (info.bytes() / info.shape.rows()) as usize;
+        let mut all = vec![0.0f32; info.shape.elements() as usize];
+        let mut buffer = Vec::new();
+        for (matrix, all) in all.chunks_mut(columns * info.shape.four()[1] as usize).enumerate() {
+            let (rows, importance) = self.matrix(matrix);
+            let raw = input.read(self.tensor, rows, &mut buffer)?;
+            let band = BAND_ROWS as usize;
+            let bands = raw.par_chunks(row_bytes * band).zip(all.par_chunks_mut(columns * band));
+            bands.try_for_each(|(raw, out)| {
+                let mut weights = vec![0.0f32; out.len()];
+                decoder.dequantize_row(raw, &mut weights);
+                Band { first: 0, columns, weights }.rounded(codec, importance, (&mut Vec::new(), out), progress)
+            })?;
+        }
+        Ok(all)
     }
 
     /// The sum of `u^2 / 2` over positions, averaged over draws, for each type.
@@ -116,8 +165,9 @@ impl Candidate<'_> {
             let wide = band.weights.len() / n;
             let mut u = Vec::with_capacity(len);
             for codec in &self.types {
-                band.change(codec, importance, &mut bytes, &mut change);
+                band.change(codec, importance, (&mut bytes, &mut change), progress)?;
                 for piece in &met.pieces {
+                    go_on(progress)?;
                     let rows = piece.inputs.len() / n;
                     product.resize(rows * wide, 0.0);
                     rows_times_rows(&piece.inputs, &change, [rows, wide, n], &mut product);
@@ -127,7 +177,7 @@ impl Candidate<'_> {
                     }
                 }
             }
-            u
+            Ok(u)
         })?;
         let of_type = |u: &[f64]| u.iter().map(|u| u * u).sum::<f64>() / (2 * draws.max(1)) as f64;
         Ok(u.chunks(draws * positions).map(of_type).collect())
@@ -154,6 +204,7 @@ impl Candidate<'_> {
             // Probabilities and slopes of the logits, for all positions: [positions, wide].
             let mut weighted = Vec::with_capacity(positions * wide);
             for (block, log_z) in inputs.chunks(BLOCK_ROWS * n).zip(log_z.chunks(BLOCK_ROWS)) {
+                go_on(progress)?;
                 logits.resize(log_z.len() * wide, 0.0);
                 rows_times_rows(block, &band.weights, [log_z.len(), wide, n], &mut logits);
                 for (logits, log_z) in logits.chunks_exact(wide).zip(log_z) {
@@ -164,9 +215,10 @@ impl Candidate<'_> {
                 }
             }
             for (codec, moments) in self.types.iter().zip(moments.chunks_exact_mut(positions * 2)) {
-                band.change(codec, importance, &mut bytes, &mut change);
+                band.change(codec, importance, (&mut bytes, &mut change), progress)?;
                 let blocks = inputs.chunks(BLOCK_ROWS * n).zip(weighted.chunks(BLOCK_ROWS * wide));
                 for ((block, weighted), moments) in blocks.zip(moments.chunks_mut(BLOCK_ROWS * 2)) {
+                    go_on(progress)?;
                     product.resize(block.len() / n * wide, 0.0);
                     rows_times_rows(block, &change, [block.len() / n, wide, n], &mut product);
                     let rows = product.chunks_exact(wide).zip(weighted.chunks_exact(wide));
@@ -182,7 +234,7 @@ impl Candidate<'_> {
                     }
                 }
             }
-            moments
+            Ok(moments)
         })?;
         let of_type = |m: &[f64]| m.chunks_exact(2).map(|m| (m[1] - m[0] * m[0]).max(0.0) / 2.0).sum::<f64>();
         Ok(moments.chunks(positions * 2).map(of_type).collect())
@@ -212,21 +264,18 @@ impl Candidate<'_> {
             decoder.dequantize_row(input.read(self.tensor, *row..*row + 1, &mut buffer)?, &mut weights);
             let band = Band { first: 0, columns, weights };
             let (mut bytes, mut change) = (Vec::new(), Vec::new());
-            let of_type = |codec: &&'static Codec| {
-                band.change(codec, self.importance, &mut bytes, &mut change);
+            let of_type = |codec: &&'static Codec| -> Result<f64> {
+                band.change(codec, self.importance, (&mut bytes, &mut change), progress)?;
                 let places = places.iter().flat_map(|(chunk, position)| {
                     let at = position * columns..(position + 1) * columns;
                     embedded[*chunk].gradients.iter().map(move |g| &g[at.clone()])
                 });
-                places.map(|g| dot(&change, g).powi(2)).sum::<f64>() / (2 * draws.max(1)) as f64
+                Ok(places.map(|g| dot(&change, g).powi(2)).sum::<f64>() / (2 * draws.max(1)) as f64)
             };
-            Ok(self.types.iter().map(of_type).collect())
+            self.types.iter().map(of_type).collect()
         };
         let mut total = vec![0.0f64; self.types.len()];
         for rows in met.chunks(256) {
-            if progress.cancelled() {
-                return Err(crate::model::Error::Cancelled.into());
-            }
             let sums: Result<Vec<_>> = rows.par_iter().map(of_row).collect();
             for sums in sums? {
                 total.iter_mut().zip(sums).for_each(|(total, sum)| *total += sum);
@@ -235,36 +284,34 @@ impl Candidate<'_> {
         Ok(total)
     }
 
-    /// The error of the weights alone: the squares of the changes beside the squares of the weights, each times its
-    /// column's importance weight; the mean over the matrices. What comes of it downstream is not in it.
+    /// The error of the weights alone: the sum of the squares of the changes, each times its column's importance weight,
+    /// as a part of the same sum over the weights themselves. That is how much noise there is in what the tensor makes,
+    /// whatever its size and scale, so that tensors can be weighed against each other.
     pub(super) fn weighted_error(&self, input: &Input<'_>, progress: &dyn Progress) -> Result<Vec<f64>> {
-        let types = self.types.len();
-        let matrices = self.tensor.info.shape.four()[2] as usize;
-        let mut total = vec![0.0f64; types];
-        for matrix in 0..matrices {
+        let mut total = vec![0.0f64; self.types.len() + 1];
+        for matrix in 0..self.tensor.info.shape.four()[2] as usize {
             let (rows, importance) = self.matrix(matrix);
-            // The errors, and the squares of the weights behind them.
-            let sums = self.bands(input, rows, types + 1, progress, |band| {
+            let of_rows = |rows: &[f32], columns: usize| -> f64 {
+                let of_row = |row: &[f32]| match importance {
+                    Some(importance) => row.iter().zip(importance).map(|(d, w)| f64::from(d * d * w)).sum::<f64>(),
+                    None => row.iter().map(|d| f64::from(d * d)).sum(),
+                };
+                rows.chunks_exact(columns).map(of_row).sum()
+            };
+            let sums = self.bands(input, rows, total.len(), progress, |band| {
                 let (mut bytes, mut change) = (Vec::new(), Vec::new());
-                let squares = |rows: &[f32]| {
-                    let of_row = |row: &[f32]| match importance {
-                        Some(importance) => row.iter().zip(importance).map(|(d, w)| f64::from(d * d * w)).sum::<f64>(),
-                        None => row.iter().map(|d| f64::from(d * d)).sum(),
-                    };
-                    rows.chunks_exact(band.columns).map(of_row).sum::<f64>()
-                };
-                let of_type = |codec: &&'static Codec| {
-                    band.change(codec, importance, &mut bytes, &mut change);
-                    squares(&change)
-                };
-                let mut sums: Vec<f64> = self.types.iter().map(of_type).collect();
-                sums.push(squares(&band.weights));
-                sums
+                let mut sums = vec![of_rows(&band.weights, band.columns)];
+                for codec in &self.types {
+                    band.change(codec, importance, (&mut bytes, &mut change), progress)?;
+                    sums.push(of_rows(&change, band.columns));
+                }
+                Ok(sums)
             })?;
-            let whole = sums[types].max(f64::MIN_POSITIVE) * matrices as f64;
-            total.iter_mut().zip(&sums).for_each(|(total, error)| *total += error / whole);
+            total.iter_mut().zip(sums).for_each(|(total, sum)| *total += sum);
         }
-        Ok(total)
+        // Weights of zeros have no errors either.
+        let all = if total[0] > 0.0 { total[0] } else { 1.0 };
+        Ok(total[1..].iter().map(|error| error / all).collect())
     }
 }
 
@@ -283,28 +330,21 @@ fn dot(a: &[f32], b: &[f32]) -> f64 {
     f64::from(lanes.iter().sum::<f32>() + rest)
 }
 
-/// Scores of the matrices of all layers, the last layer first: `done` hears of each layer's tensors by name.
-pub(super) fn of_layers(
+/// Scores of the matrices of a layer: those of a tensor's matrices added up.
+pub(super) fn of_layer(
     input: &Input<'_>,
-    backward: &mut Backward<'_, '_>,
+    met: &[Met],
     candidates: &BTreeMap<&str, Candidate<'_>>,
     progress: &dyn Progress,
-    mut done: impl FnMut(usize, BTreeMap<String, Vec<f64>>) -> Result<()>,
-) -> Result<()> {
-    while let Some((number, met)) = backward.layer(progress)? {
-        let mut sums: BTreeMap<String, Vec<f64>> = BTreeMap::new();
-        for met in &met {
-            let Some(candidate) = candidates.get(&*met.name) else { continue };
-            let of_matrix = candidate.of_matrix(input, met, progress)?;
-            if of_matrix.iter().any(|x| !x.is_finite()) {
-                return Err(Error::NotFinite(met.name.clone()));
-            }
-            let sum = sums.entry(met.name.clone()).or_insert_with(|| vec![0.0; of_matrix.len()]);
-            sum.iter_mut().zip(of_matrix).for_each(|(sum, x)| *sum += x);
-        }
-        done(number, sums)?;
+) -> Result<BTreeMap<String, Vec<f64>>> {
+    let mut sums: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+    for met in met {
+        let Some(candidate) = candidates.get(&*met.name) else { continue };
+        let of_matrix = candidate.of_matrix(input, met, progress)?;
+        let sum = sums.entry(met.name.clone()).or_insert_with(|| vec![0.0; of_matrix.len()]);
+        sum.iter_mut().zip(of_matrix).for_each(|(sum, x)| *sum += x);
     }
-    Ok(())
+    Ok(sums)
 }
 
 /// The types that a tensor may take at all: whole blocks in its rows, importance weights where they are needed.

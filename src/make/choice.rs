@@ -137,7 +137,7 @@ fn presets(model: Opened<'_>, job: &Job, scores: &Scores, imatrix: &Path, alignm
     let all = CHOICES.iter().filter(|choice| !choice.is_alias).filter_map(|choice| choice.file_type);
     let mut presets: Vec<_> = all.filter(|t| t.default_type().is_quantized()).filter_map(of).collect();
     presets.sort_by_key(|preset| preset.file_bytes);
-    if scores.measure != Measure::Divergence {
+    if scores.measure == Measure::Imatrix {
         presets.iter_mut().for_each(|preset| preset.nats = None);
     }
     presets

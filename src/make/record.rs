@@ -28,7 +28,6 @@ pub(super) fn new(
             types.push(name);
         }
     }
-    let relative = scores.measure != Measure::Divergence;
     data::Frontier {
         format: data::FORMAT,
         generator: format!("quantier {}", env!("CARGO_PKG_VERSION")),
@@ -39,7 +38,11 @@ pub(super) fn new(
             context: job.texts.context as u64,
             draws: job.settings.draws as u32,
             seed: job.settings.seed,
-            score: if relative { data::Score::WeightedError } else { data::Score::PerToken },
+            score: match scores.measure {
+                Measure::Divergence => data::Score::PerToken,
+                Measure::Sweep => data::Score::Sweep,
+                Measure::Imatrix => data::Score::WeightedError,
+            },
         },
         evaluation: None,
         types,

@@ -16,6 +16,7 @@ use super::layer::{Angles, Layer, Pass};
 use super::states::States;
 use super::weights::Matrix;
 use super::{Engine, Error, LOGIT_ROWS, Result};
+use crate::format::checkpoint::Checkpoint;
 use crate::progress::{Progress, Unit};
 use candle_core::backprop::GradStore;
 use candle_core::{Tensor, TensorId, Var};
@@ -26,10 +27,10 @@ use std::sync::Arc;
 
 /// A forward pass of which every layer's input is kept.
 pub struct Trace<'c> {
-    chunks: &'c [Vec<u32>],
+    pub(super) chunks: &'c [Vec<u32>],
     /// By layer, then by chunk; behind the last layer's input its output.
     states: States,
-    positions: usize,
+    pub(super) positions: usize,
 }
 
 /// How labels are drawn.
@@ -148,18 +149,18 @@ impl<'a> Engine<'a> {
     {
         let (chunks, positions, layers) = (trace.chunks.len(), trace.positions, self.hyper.layers);
         let width = self.hyper.hidden;
-        let gradients = States::new(chunks * labels.draws, positions * width, self.layer_budget(positions))?;
+        let gradients = self.gradients(trace, labels.draws)?;
         let head = self.head()?;
         progress.begin((layers + 1) as u64 * chunks as u64, Unit::Steps);
         progress.at("output");
         self.pool.install(|| -> Result<()> {
             (0..chunks).into_par_iter().try_for_each(|chunk| {
-                if progress.cancelled() {
-                    return Err(Error::Cancelled);
-                }
                 let hidden = trace.states.copy(layers * chunks + chunk)?;
                 let mut out = vec![Vec::with_capacity(positions * width); labels.draws];
                 for (block, rows) in hidden.chunks(LOGIT_ROWS * width).enumerate() {
+                    if progress.cancelled() {
+                        return Err(Error::Cancelled);
+                    }
                     let rows = Tensor::from_slice(rows, (rows.len() / width, width), self.weights.device())?;
                     let logits = head.numbers(&rows, chunk, None)?;
                     let vocabulary = logits.len() / rows.dim(0)?;
@@ -178,9 +179,58 @@ impl<'a> Engine<'a> {
         let angles = self.angles(positions)?;
         Ok(Backward { engine: self, trace, gradients, draws: labels.draws, sample, angles, left: layers })
     }
+
+    /// Goes on where a former process had come to: `kept` has how many layers were done and the gradients behind them, as
+    /// [`Backward::done`] and [`Backward::gradient`] gave them.
+    ///
+    /// # Errors
+    /// If it does not fit the trace, or cannot be read.
+    pub fn backward_again<'e, 'c>(
+        &'e self,
+        trace: &'e Trace<'c>,
+        draws: usize,
+        sample: &'e [Vec<u32>],
+        kept: &Checkpoint,
+        progress: &dyn Progress,
+    ) -> Result<Backward<'e, 'c>>
+    where
+        'a: 'e,
+    {
+        let (chunks, layers, width) = (trace.chunks.len(), self.hyper.layers, self.hyper.hidden);
+        let shape = [chunks * draws, trace.positions * width];
+        let left = layers.checked_sub(kept.done()).filter(|_| kept.shape() == shape);
+        let left = left.ok_or_else(|| Error::Model("what was kept is of another run".into()))?;
+        progress.begin((layers + 1) as u64 * chunks as u64, Unit::Steps);
+        progress.advance(((kept.done() + 1) * chunks) as u64);
+        let gradients = self.gradients(trace, draws)?;
+        (0..shape[0]).try_for_each(|slot| gradients.put(slot, kept.state(slot)?))?;
+        let angles = self.angles(trace.positions)?;
+        Ok(Backward { engine: self, trace, gradients, draws, sample, angles, left })
+    }
+
+    /// Room for the gradients of one layer's output.
+    fn gradients(&self, trace: &Trace<'_>, draws: usize) -> Result<States> {
+        let len = trace.positions * self.hyper.hidden;
+        States::new(trace.chunks.len() * draws, len, self.layer_budget(trace.positions))
+    }
 }
 
 impl Backward<'_, '_> {
+    /// Layers that are done.
+    pub fn done(&self) -> usize {
+        self.engine.hyper.layers - self.left
+    }
+
+    /// How many gradients there are between two layers, and how many numbers each has.
+    pub fn shape(&self) -> [usize; 2] {
+        [self.trace.chunks.len() * self.draws, self.trace.positions * self.engine.hyper.hidden]
+    }
+
+    /// One of the gradients between two layers.
+    pub fn gradient(&self, slot: usize) -> Result<Vec<f32>> {
+        self.gradients.copy(slot)
+    }
+
     /// What the matrices of the next layer towards the input met; the number of the layer with it.
     ///
     /// # Errors
@@ -196,7 +246,7 @@ impl Backward<'_, '_> {
                 if progress.cancelled() {
                     return Err(Error::Cancelled);
                 }
-                let told = self.chunk(&layer, number, chunk)?;
+                let told = self.chunk(&layer, [number, chunk], progress)?;
                 progress.advance(1);
                 Ok(told)
             };
@@ -219,12 +269,17 @@ impl Backward<'_, '_> {
     }
 
     /// One chunk through one layer and back.
-    fn chunk(&self, layer: &Layer<'_>, number: usize, chunk: usize) -> Result<Vec<(Probe, Piece)>> {
+    fn chunk(
+        &self,
+        layer: &Layer<'_>,
+        [number, chunk]: [usize; 2],
+        progress: &dyn Progress,
+    ) -> Result<Vec<(Probe, Piece)>> {
         let (chunks, shape) = (self.trace.chunks.len(), (self.trace.positions, self.engine.hyper.hidden));
         let device = self.engine.weights.device();
         let x = Var::from_vec(self.trace.states.copy(number * chunks + chunk)?, shape, device)?;
         let probes = Probes::default();
-        let pass = Pass { chunk, observer: None, split: self.engine.split(chunks), probes: Some(&probes) };
+        let pass = Pass { chunk, observer: None, split: self.engine.split(chunks), probes: Some(&probes), progress };
         let y = layer.forward(x.as_tensor(), pass)?;
         let probes = probes.0.into_inner();
         let rows: Vec<_> = probes.iter().map(|p| rows_of(p, &self.sample[chunk])).collect();
@@ -235,6 +290,9 @@ impl Backward<'_, '_> {
         let mut gradients = vec![Vec::with_capacity(self.draws); probes.len()];
         for draw in 0..self.draws {
             let slot = chunk * self.draws + draw;
+            if progress.cancelled() {
+                return Err(Error::Cancelled);
+            }
             let upstream = Tensor::from_vec(self.gradients.take(slot)?, shape, device)?;
             let store = (&y * upstream)?.sum_all()?.backward()?;
             let below = numbers_at(&store, &x)?;
@@ -285,6 +343,11 @@ impl Trace<'_> {
     pub fn output(&self, engine: &Engine<'_>, chunk: usize) -> Result<Tensor> {
         let hidden = self.states.copy(engine.hyper.layers * self.chunks.len() + chunk)?;
         Ok(Tensor::from_vec(hidden, (self.positions, engine.hyper.hidden), engine.weights.device())?)
+    }
+
+    /// What a layer reads of a chunk, or, behind the last layer, what comes out: `[positions * hidden]`.
+    pub(super) fn input(&self, layer: usize, chunk: usize) -> Result<Vec<f32>> {
+        self.states.copy(layer * self.chunks.len() + chunk)
     }
 
     /// The chunks of tokens.

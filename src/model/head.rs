@@ -6,6 +6,7 @@ use super::product::{View, is_ours, multiply, numbers, product_numbers};
 use super::rows::bend;
 use super::weights::{Matrix, Weights};
 use super::{Engine, LOGIT_ROWS, Observer, Result};
+use crate::progress::Silent;
 use crate::vector::vectorized;
 use candle_core::Tensor;
 
@@ -140,7 +141,7 @@ impl Head<'_> {
     /// The same as numbers of this computer, row by row.
     pub fn numbers(&self, hidden: &Tensor, chunk: usize, observer: Option<&dyn Observer>) -> Result<Vec<f32>> {
         let x = self.normalized(hidden)?;
-        let pass = Pass { chunk, observer, split: 1, probes: None };
+        let pass = Pass { chunk, observer, split: 1, probes: None, progress: &Silent };
         let mut logits = match &self.output {
             Output::Whole(matrix) if is_ours(&x) && matrix.bias.is_none() => {
                 pass.see(&x, &matrix.name, [0, 1])?;

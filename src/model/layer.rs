@@ -7,8 +7,9 @@ use super::hyper::{Hyper, Rotation};
 use super::product::{numbers, product};
 use super::rows::{activated, add, add_to_rows, gated, layer_norm, rms_norm, scale_rows};
 use super::weights::{Matrix, Weights};
-use super::{Observer, Result, Seen};
+use super::{Error, Observer, Result, Seen};
 use crate::arch::{Norm, Rope};
+use crate::progress::Progress;
 use candle_core::{D, Tensor};
 
 /// A layer, widened.
@@ -71,6 +72,8 @@ pub(super) struct Pass<'a> {
     pub observer: Option<&'a dyn Observer>,
     pub split: usize,
     pub probes: Option<&'a Probes>,
+    /// Who may ask to stop: heard before each product.
+    pub progress: &'a dyn Progress,
 }
 
 impl Pass<'_> {
@@ -97,6 +100,9 @@ impl Pass<'_> {
 
     /// Shows what matrix `matrix` of `matrices` of a tensor is about to meet.
     pub(super) fn see(&self, x: &Tensor, name: &str, [matrix, matrices]: [usize; 2]) -> Result<()> {
+        if self.progress.cancelled() {
+            return Err(Error::Cancelled);
+        }
         let Some(observer) = self.observer else { return Ok(()) };
         let columns = x.dim(D::Minus1)?;
         Ok(numbers(x, |rows| {

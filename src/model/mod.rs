@@ -18,6 +18,7 @@ mod hyper;
 mod layer;
 mod order;
 mod product;
+mod rerun;
 mod rows;
 mod states;
 mod weights;
@@ -29,6 +30,7 @@ use layer::{Angles, Layer, Normalizer, Pass};
 use rayon::prelude::*;
 use states::States;
 use std::ops::Range;
+use std::sync::Arc;
 use weights::Weights;
 
 pub use candle_core::Device;
@@ -36,6 +38,7 @@ pub use device::device;
 pub use head::Head;
 pub use hyper::{Hyper, Rotation};
 pub use product::rows_times_rows;
+pub use weights::Replaced;
 
 /// Rows of hidden activations that are turned into logits at a time.
 pub const LOGIT_ROWS: usize = 64;
@@ -157,7 +160,7 @@ pub struct Engine<'a> {
     /// What its metadata says.
     pub hyper: Hyper,
     weights: Weights<'a>,
-    pool: rayon::ThreadPool,
+    pool: Arc<rayon::ThreadPool>,
     max_memory: Option<u64>,
     reserved: u64,
 }
@@ -183,7 +186,7 @@ impl<'a> Engine<'a> {
         Ok(Engine {
             hyper,
             weights: Weights::new(input, &options.device),
-            pool,
+            pool: Arc::new(pool),
             max_memory: options.max_memory,
             reserved: 0,
         })
@@ -293,8 +296,8 @@ impl<'a> Engine<'a> {
                     let from = slot(number, chunk);
                     let x = if keep_inputs { states.copy(from)? } else { states.take(from)? };
                     let x = Tensor::from_vec(x, (positions, self.hyper.hidden), self.weights.device())?;
-                    let y =
-                        layer.forward(&x, Pass { chunk, observer, split: self.split(chunks.len()), probes: None })?;
+                    let pass = Pass { chunk, observer, split: self.split(chunks.len()), probes: None, progress };
+                    let y = layer.forward(&x, pass)?;
                     let y = y.flatten_all()?.to_vec1::<f32>()?;
                     if !y.iter().fold(true, |all, y| all & y.is_finite()) {
                         return Err(Error::NotFinite { layer: number, chunk });

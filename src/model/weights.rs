@@ -6,6 +6,7 @@ use crate::quant::Codec;
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 use std::collections::HashMap;
+use std::sync::Arc;
 
 /// Weights that are read at a time (one row at least).
 const BAND_WEIGHTS: u64 = 8 << 20;
@@ -16,9 +17,20 @@ const TASK_WEIGHTS: usize = 64 << 10;
 pub(super) struct Weights<'a> {
     input: &'a Input<'a>,
     by_name: HashMap<&'a str, &'a Stored<'a>>,
+    /// Weights that are taken instead of the file's.
+    replaced: HashMap<String, Arc<Vec<f32>>>,
     device: Device,
     /// Whether shapes are all that is wanted.
     shapes_only: bool,
+}
+
+/// Weights to be used in place of a tensor's own: all of them, in the order of the file.
+#[derive(Clone, Debug)]
+pub struct Replaced {
+    /// The tensor.
+    pub name: String,
+    /// As many as it has.
+    pub weights: Arc<Vec<f32>>,
 }
 
 /// A matrix, or one for each expert, and what is added to its product.
@@ -41,12 +53,35 @@ impl Matrix {
 impl<'a> Weights<'a> {
     pub(super) fn new(input: &'a Input<'a>, device: &Device) -> Weights<'a> {
         let by_name = input.tensors.iter().map(|t| (&*t.info.name, t)).collect();
-        Weights { input, by_name, device: device.clone(), shapes_only: false }
+        Weights { input, by_name, replaced: HashMap::new(), device: device.clone(), shapes_only: false }
     }
 
     /// The same tensors, of which none is read: each gives zeros that take no memory.
     pub(super) fn shapes_only(&self) -> Weights<'a> {
-        Weights { input: self.input, by_name: self.by_name.clone(), device: Device::Cpu, shapes_only: true }
+        Weights {
+            input: self.input,
+            by_name: self.by_name.clone(),
+            replaced: HashMap::new(),
+            device: Device::Cpu,
+            shapes_only: true,
+        }
+    }
+
+    /// The same, with other weights in some tensors; what was replaced here stays replaced.
+    pub(super) fn replacing(&self, replaced: &[Replaced]) -> Result<Weights<'a>> {
+        let mut all = self.replaced.clone();
+        for Replaced { name, weights } in replaced {
+            let (needed, found) = (self.len(name), weights.len());
+            match needed {
+                Some(needed) if needed == found => all.insert(name.clone(), weights.clone()),
+                Some(needed) => {
+                    return Err(self.bad(name, format!("has {needed} weights, and {found} should replace them")));
+                }
+                None => return Err(self.bad(name, "is missing; its weights cannot be replaced".into())),
+            };
+        }
+        let (by_name, device) = (self.by_name.clone(), self.device.clone());
+        Ok(Weights { input: self.input, by_name, replaced: all, device, shapes_only: false })
     }
 
     pub(super) fn has(&self, name: &str) -> bool {
@@ -176,6 +211,10 @@ impl<'a> Weights<'a> {
         let codec = Codec::of(info.ggml_type)
             .ok_or_else(|| self.bad(&info.name, format!("is of type {}, which holds no weights", info.ggml_type)))?;
         let row_len = info.shape.row_len() as usize;
+        if let Some(weights) = self.replaced.get(&*info.name) {
+            out.copy_from_slice(&weights[rows.start as usize * row_len..][..out.len()]);
+            return Ok(());
+        }
         let row_bytes = (info.bytes() / info.shape.rows()) as usize;
         let band_rows = (BAND_WEIGHTS / row_len as u64).max(1);
         let task_rows = (TASK_WEIGHTS / row_len).max(1);

@@ -1,0 +1,283 @@
+"""The evidence of bench-frontier.sh: makes the files, lets llama-perplexity judge them, prints Markdown."""
+
+import argparse
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+CTX = 512
+PRESETS = ["IQ2_XXS", "IQ2_M", "Q2_K", "IQ3_XXS", "Q3_K_S", "Q3_K_M", "IQ4_XS", "Q4_K_S", "Q4_K_M", "Q5_K_M", "Q6_K"]
+QUICK_PRESETS = ["Q2_K", "Q4_K_M", "Q6_K"]
+SIZES = ["2", "2.5", "3", "3.25", "3.75", "4.25", "5", "6", "7", "8"]
+QUICK_SIZES = ["2.5", "3.5", "4.5", "6"]
+EVALUATION = "wiki.txt"
+CALIBRATION_BYTES = 60_000
+TRIES = 4
+THREADS = os.environ.get("THREADS", str(os.cpu_count()))
+
+
+class Bench:
+    """Where things are, and what has been measured already."""
+
+    def __init__(self, options):
+        self.quantier, self.reference = options.quantier.resolve(), options.reference.resolve()
+        self.work, self.model = options.work.resolve(), options.model.resolve()
+        self.quick = options.quick
+        self.presets = QUICK_PRESETS if options.quick else PRESETS
+        self.cut_texts(options)
+        self.imatrix = self.made(self.work / "imatrix.gguf", self.make_imatrix)
+        self.stages = {}
+
+    def cut_texts(self, options):
+        source = options.texts or Path("../shared/text")
+        source = source if source.is_absolute() else (options.start / source if options.texts else source)
+        if not (source / EVALUATION).exists():
+            sys.exit(f"bench-frontier: {source}: there is no {EVALUATION}; name a directory of texts")
+        self.evaluation = self.cut(source / EVALUATION, self.work / "eval.txt", 40_000 if self.quick else 200_000)
+        folder = self.work / "calibration"
+        folder.mkdir(exist_ok=True)
+        others = sorted(p for p in source.glob("*.txt") if p.name != EVALUATION)
+        self.calibration = [self.cut(p, folder / p.name, CALIBRATION_BYTES) for p in others]
+        if not self.calibration:
+            sys.exit(f"bench-frontier: {source}: there is no text beside {EVALUATION} to calibrate with")
+
+    @staticmethod
+    def cut(source, path, size):
+        """The first bytes of a text, whole characters only."""
+        path.write_bytes(source.read_bytes()[:size].decode(errors="ignore").encode())
+        return path
+
+    def made(self, path, make):
+        """A file, made beside and renamed if it is not there yet."""
+        if not path.exists():
+            beside = path.with_name("unfinished-" + path.name)
+            beside.unlink(missing_ok=True)
+            make(beside)
+            if not beside.exists():
+                sys.exit(f"bench-frontier: {path.name} was not written")
+            beside.rename(path)
+        return path
+
+    def texts(self):
+        return [part for text in self.calibration for part in ("-f", text)]
+
+    def make_imatrix(self, path):
+        run([self.quantier, "imatrix", self.model, *self.texts(), "-o", path, "-c", CTX, "--process-output", "--no-ppl",
+             "-t", THREADS])
+
+    def preset(self, name):
+        def make(path):
+            for _ in range(TRIES):
+                command = [self.reference / "llama-quantize", "--imatrix", self.imatrix, self.model, path, name, THREADS]
+                if run(command, check=False).returncode == 0 and path.exists():
+                    return
+                path.unlink(missing_ok=True)
+            sys.exit(f"bench-frontier: llama-quantize {name} failed {TRIES} times")
+
+        (self.work / "presets").mkdir(exist_ok=True)
+        return self.made(self.work / "presets" / f"{name}.gguf", make)
+
+    def make(self, name, budgets, *more):
+        """Runs `quantier make`; returns its frontier.json. Runs with the same settings share a directory."""
+        kept = self.work / f"{name}.json"
+        if not kept.exists():
+            folder = self.work / ("made" if not more else name)
+            run([self.quantier, "make", self.model, *self.texts(), "--eval", self.evaluation, "--imatrix", self.imatrix,
+                 "-c", CTX, "-t", THREADS, "-o", folder, "--name", name, *budgets, *more])
+            shutil.copy(folder / "frontier.json", kept)
+        frontier = json.loads(kept.read_text())
+        self.stages[name] = frontier.get("stages", [])
+        folder = self.work / ("made" if not more else name)
+        for file in frontier["files"]:
+            file["path"] = folder / file["name"]
+        return frontier
+
+    def base(self):
+        def make(path):
+            run([self.reference / "llama-perplexity", "-m", self.model, "-f", self.evaluation, "-c", CTX, "-t", THREADS,
+                 "--kl-divergence-base", path])
+
+        return self.made(self.work / "base.kld", make)
+
+    def judge(self, path):
+        """Mean divergence, its uncertainty, 99.9th percentile (nats), same top token (percent): of llama-perplexity.
+
+        Its last lines are lost now and then as it ends; then it is asked again, and nothing is made up.
+        """
+        kept = path.with_name(path.name + ".judged.json")
+        if kept.exists():
+            return json.loads(kept.read_text())
+        number = r"\s*(-?[\d.]+)"
+        patterns = {"kld": rf"Mean\s+KLD:{number}\s*±", "uncertainty": r"Mean\s+KLD:\s*-?[\d.]+\s*±" + number,
+                    "p999": rf"99\.9%\s+KLD:{number}", "top": rf"Same top p:{number}"}
+        for _ in range(TRIES):
+            done = run([self.reference / "llama-perplexity", "-m", path, "--kl-divergence-base", self.base(),
+                        "--kl-divergence", "-c", CTX, "-t", THREADS], check=False)
+            found = {name: re.search(pattern, done.stdout) for name, pattern in patterns.items()}
+            if all(found.values()):
+                found = {name: float(match[1]) for name, match in found.items()}
+                kept.write_text(json.dumps(found))
+                return found
+        sys.exit(f"bench-frontier: llama-perplexity told no result for {path} in {TRIES} tries; its end was\n"
+                 f"{done.stdout[-2000:]}")
+
+
+def run(command, check=True):
+    command = [str(c) for c in command]
+    start = time.time()
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                          errors="replace")
+    shown = " ".join(Path(c).name if c.startswith("/") else c for c in command)
+    print(f"[{time.strftime('%H:%M:%S')}] {time.time() - start:.0f} s: {shown}", file=sys.stderr, flush=True)
+    if check and done.returncode != 0:
+        sys.exit(f"bench-frontier: {shown}: exit {done.returncode}\n{done.stdout[-2000:]}")
+    return done
+
+
+def geometric_mean(ratios):
+    return math.exp(sum(map(math.log, ratios)) / len(ratios))
+
+
+def table(header, rows):
+    print("| " + " | ".join(header) + " |")
+    print("|" + "---|" * len(header))
+    for row in rows:
+        print("| " + " | ".join(row) + " |")
+    print(flush=True)
+
+
+def likes(bench):
+    return [part for preset in bench.presets for part in ("--like", preset)]
+
+
+def file_of(frontier, preset, most):
+    """The file for a preset's budget; where one file serves two budgets, that one."""
+    files = [f for f in frontier["files"] if f["budget"] == f"--like {preset}"]
+    files = files or [f for f in frontier["files"] if f["bytes"] <= most][-1:]
+    return files[0] if files else sys.exit(f"bench-frontier: there is no file for --like {preset}")
+
+
+def like(bench):
+    print("## At the bytes of llama.cpp's presets\n")
+    print("The same importance matrix for both; divergence as llama-perplexity measures it.\n", flush=True)
+    frontier = bench.make("like", likes(bench))
+    rows, ratios, held = [], [], True
+    for preset in bench.presets:
+        path = bench.preset(preset)
+        theirs, size = bench.judge(path), path.stat().st_size
+        file = file_of(frontier, preset, size)
+        ours, our_size = bench.judge(file["path"]), file["path"].stat().st_size
+        ratios.append(ours["kld"] / theirs["kld"])
+        held &= our_size <= size and ours["kld"] < theirs["kld"]
+        rows.append([preset, str(size), str(our_size), f"{theirs['kld']:.6f} ± {theirs['uncertainty']:.6f}",
+                     f"{ours['kld']:.6f} ± {ours['uncertainty']:.6f}", f"{ratios[-1]:.3f}", f"{theirs['p999']:.4f}",
+                     f"{ours['p999']:.4f}", f"{theirs['top']:.2f}", f"{ours['top']:.2f}"])
+    table(["preset", "bytes", "ours", "mean KLD", "ours", "ratio", "99.9% KLD", "ours", "same top %", "ours"], rows)
+    print(f"Geometric mean of the ratios: **{geometric_mean(ratios):.3f}**. Every file is at most as large as the preset "
+          f"and diverges less: {'yes' if held else 'NO'}.\n", flush=True)
+
+
+def measures(bench):
+    print("## Against other ways to choose\n")
+    types, chunks = os.environ.get("SWEEP_TYPES"), os.environ.get("SWEEP_CHUNKS", "24")
+    print(f"The same budgets; `--score sweep` with {types or 'all types'} on {chunks} chunks"
+          f"{', and our own choice from the same types' if types else ''}. Ratios are ours (`divergence`) to theirs.\n",
+          flush=True)
+    narrowed = ["--types", types] if types else []
+    ways = {"divergence": bench.make("like", likes(bench)),
+            "imatrix": bench.make("imatrix", likes(bench), "--score", "imatrix")}
+    ways["sweep"] = bench.make("sweep", likes(bench), "--score", "sweep", "--score-chunks", chunks, *narrowed)
+    if types:
+        ways["divergence, these types"] = bench.make("narrowed", likes(bench), *narrowed)
+    rows, ratios = [], {way: [] for way in ways}
+    for preset in bench.presets:
+        size = bench.preset(preset).stat().st_size
+        files = {way: file_of(frontier, preset, size) for way, frontier in ways.items()}
+        found = {way: bench.judge(file["path"])["kld"] for way, file in files.items()}
+        for way in ways:
+            ours = found["divergence, these types" if types and way == "sweep" else "divergence"]
+            ratios[way].append(ours / found[way])
+        rows.append([preset, str(size)] + [f"{found[way]:.6f} ({files[way]['bytes']})" for way in ways]
+                    + [f"{ratios[way][-1]:.3f}" for way in ("imatrix", "sweep")])
+    table(["size of", "bytes", *(f"`{way}` (bytes)" for way in ways), "ours/imatrix", "ours/sweep"], rows)
+    for way in "imatrix", "sweep":
+        print(f"Geometric mean of the ratios to `{way}`: **{geometric_mean(ratios[way]):.3f}**.")
+    print(flush=True)
+
+
+def ranks(values):
+    return [sum(other < value for other in values) for value in values]
+
+
+def predict(bench):
+    print("## Predicted against measured\n")
+    print("Divergence as Quantier measures it, which is that of the weights alone; llama-perplexity's, which rounds "
+          "activations to 8 bits too, beside it.\n", flush=True)
+    budgets = [part for size in (QUICK_SIZES if bench.quick else SIZES) for part in ("--bpw", size)]
+    frontier = bench.make("predict", budgets)
+    fit, rows = frontier["fit"], []
+    for file in frontier["files"]:
+        measured = file["measured"]
+        rows.append([file["budget"].removeprefix("--bpw "), f"{file['bpw']:.3f}", str(file["bytes"]),
+                     f"{file['predicted']:.6f}", f"{file['corrected']:.6f}", f"{measured['kld']:.6f}",
+                     f"{measured['kld'] / file['predicted']:.3f}", f"{file['corrected'] / measured['kld'] - 1:+.1%}",
+                     f"{bench.judge(file['path'])['kld']:.6f}"])
+    table(["asked bpw", "bpw", "bytes", "predicted", "after the fit", "measured", "measured/predicted", "error of the fit",
+           "llama-perplexity"], rows)
+    above = [f for f in frontier["files"] if f["bpw"] > 3]
+    predicted, measured = (ranks(v) for v in zip(*((f["predicted"], f["measured"]["kld"]) for f in above)))
+    n = len(above)
+    rank = 1 - 6 * sum((a - b) ** 2 for a, b in zip(predicted, measured)) / (n * (n * n - 1))
+    print(f"Fit: measured = {fit['scale']:.3f} x predicted ^ {fit['exponent']:.3f}. Rank correlation above 3 bpw: "
+          f"**{rank:.3f}** ({n} files); median error after the fit: **{fit['median_error']:.1%}**.\n", flush=True)
+
+
+def stages(bench):
+    print("## Time and memory of `quantier make`\n")
+    rows = []
+    for name, done in bench.stages.items():
+        for stage in done:
+            peak = f"{stage['peak_bytes'] / 2**20:.0f} MiB" if "peak_bytes" in stage else "not known"
+            rows.append([name, stage["name"], f"{stage['seconds']:.1f} s", peak])
+    table(["run", "stage", "time", "peak memory so far"], rows)
+
+
+def header(bench):
+    name = re.search(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text())
+    version = run([bench.quantier, "--version"]).stdout.strip()
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    print(f"{time.strftime('%Y-%m-%d')}; {name[1] if name else 'unknown processor'}, {os.cpu_count()} cores, {THREADS} "
+          f"threads, load {os.getloadavg()[0]:.1f}; {version} ({commit}).")
+    print(f"Calibration: the first {CALIBRATION_BYTES // 1000} kB each of {', '.join(p.name for p in bench.calibration)}. "
+          f"Evaluation: the first {bench.evaluation.stat().st_size // 1000} kB of {EVALUATION}, {CTX} tokens.\n", flush=True)
+
+
+PARTS = {"like": like, "measures": measures, "predict": predict}
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    for name in "quantier", "reference", "work", "model", "start":
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--parts", default=",".join(PARTS))
+    parser.add_argument("texts", type=Path, nargs="?")
+    options = parser.parse_args()
+    parts = options.parts.split(",")
+    if unknown := [part for part in parts if part not in PARTS]:
+        sys.exit(f"bench-frontier: unknown part '{unknown[0]}'; there are {', '.join(PARTS)}")
+    bench = Bench(options)
+    header(bench)
+    for part in parts:
+        PARTS[part](bench)
+    stages(bench)
+
+
+if __name__ == "__main__":
+    main()

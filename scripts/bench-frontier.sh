@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# The evidence for the frontier, on the model of testdata/refmodel-f16.gguf, with llama-perplexity as the judge:
+#
+#   like      llama-quantize's presets beside the files of `quantier make --like PRESET`, all with one importance matrix
+#   measures  the same budgets chosen by the importance-weighted error alone and by a sweep (each tensor measured alone)
+#   predict   ten budgets from 2 to 8 bits per weight: predicted against measured divergence
+#
+#   scripts/bench-frontier.sh [--quick] [--parts like,measures,predict] [TEXTS]
+#
+# TEXTS is a directory with wiki.txt, whose first 200 kB everything is judged on, and at least one other .txt, of each of
+# which the first 60 kB calibrate (default: ../shared/text). --quick takes 3 presets, 40 kB and 4 sizes.
+# Prints Markdown; a table of times and memory of every stage of `make` is the last.
+#
+# QUANTIER          the program (default: target/release/quantier, built if it is not there)
+# QUANTIER_BENCH    where the files go; what is there already is not made again (default: a temporary directory, removed
+#                   afterwards)
+# MODEL             another model, a GGUF of full precision
+# SWEEP_TYPES       the types of the sweep (default: all);  SWEEP_CHUNKS  the chunks that it measures (default: 24)
+# THREADS           of all programs (default: all cores)
+set -euo pipefail
+here=$PWD
+cd "$(dirname "$0")/.."
+
+reference=$(scripts/reference.sh)
+quantier=${QUANTIER:-target/release/quantier}
+[ -x "$quantier" ] || cargo build --release --quiet
+if [ -n "${QUANTIER_BENCH:-}" ]; then
+    work=$QUANTIER_BENCH
+    mkdir -p "$work"
+else
+    work=$(mktemp -d)
+    trap 'rm -rf "$work"' EXIT
+fi
+python3 scripts/bench-frontier.py --quantier "$quantier" --reference "$reference" --work "$work" --start "$here" \
+    --model "${MODEL:-testdata/refmodel-f16.gguf}" "$@"

@@ -1,0 +1,137 @@
+//! The plain way to know what a type costs a tensor: run the model with that tensor alone in that type, and measure.
+//!
+//! ```text
+//! trace      the base's forward pass, every layer's input kept
+//! for each tensor, for each type:
+//!     replace the tensor by what the type makes of it
+//!     run from its layer on, from the kept input
+//!     mean over all positions of the divergence from the base's logits
+//! ```
+//!
+//! No approximation, but a run of the rest of the model for each tensor and type, where the second-order score takes
+//! one product. It is here to be compared with.
+
+use super::kept::{self, Nats};
+use super::scores::{Candidate, go_on};
+use super::{Error, Result};
+use crate::evaluate::score::{Distribution, compare};
+use crate::input::Input;
+use crate::model::{Engine, Head, LOGIT_ROWS, Replaced};
+use crate::plan::role::layer_of;
+use crate::progress::{Progress, Unit};
+use crate::resume::Resume;
+use candle_core::Tensor;
+use rayon::prelude::*;
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Passes on nothing but the wish to stop: one run of many counts as one step.
+pub(crate) struct Within<'p>(pub(crate) &'p dyn Progress);
+
+impl Progress for Within<'_> {
+    fn cancelled(&self) -> bool {
+        self.0.cancelled()
+    }
+}
+
+/// The mean divergence per token, for every candidate, and the positions that were looked at. A tensor that the text
+/// never meets is left out.
+pub(super) fn sweep(
+    input: &Input<'_>,
+    engine: &Engine<'_>,
+    candidates: &BTreeMap<&str, Candidate<'_>>,
+    chunks: &[Vec<u32>],
+    resume: Option<&Resume>,
+    progress: &dyn Progress,
+) -> Result<(Nats, usize)> {
+    let trace = engine.trace(chunks, None, progress)?;
+    let head = engine.head()?;
+    let left = resume.and_then(Resume::take).and_then(|left| kept::unpack(left.extra()));
+    let mut nats = left.unwrap_or_default();
+    nats.retain(|name, found| candidates.get(&**name).is_some_and(|candidate| candidate.types.len() == found.len()));
+    let steps = |candidate: &Candidate<'_>| candidate.types.len() as u64;
+    progress.begin(candidates.values().map(steps).sum(), Unit::Steps);
+    for (name, candidate) in candidates {
+        if nats.contains_key(*name) {
+            progress.advance(steps(candidate));
+            continue;
+        }
+        let mut found = Vec::with_capacity(candidate.types.len());
+        for codec in &candidate.types {
+            progress.at(&format!("{name} as {}", codec.ggml_type));
+            let weights = engine.pool().install(|| candidate.in_type(input, codec, progress))?;
+            let replaced = Replaced { name: (*name).to_owned(), weights: Arc::new(weights) };
+            let changed = engine.replacing(&[replaced])?;
+            let hidden = changed.rerun(&trace, first_layer(engine, name), &Within(progress))?;
+            let base = Side { head: &head, rows: &|chunk| trace.output(engine, chunk) };
+            let other = Side { head: &changed.head()?, rows: &|chunk| hidden.rows_of(chunk) };
+            let by_chunk = divergence(engine, base, other, chunks.len(), name, progress)?;
+            // Of a type that loses nothing, rounding can leave a crumb below zero.
+            found.push((by_chunk.iter().sum::<f64>() / by_chunk.len() as f64).max(0.0));
+            progress.advance(1);
+        }
+        if found.is_empty() || found.iter().any(|nats| *nats > 0.0) {
+            nats.insert((*name).to_owned(), found);
+        }
+        if let Some(resume) = resume.filter(|resume| resume.due()) {
+            resume.save::<Error>(nats.len(), &kept::pack(&nats), [0, 0], &|_| Ok(Vec::new()))?;
+        }
+    }
+    Ok((nats, chunks.iter().map(Vec::len).sum()))
+}
+
+/// The layer from which on a model differs if this tensor does.
+pub(crate) fn first_layer(engine: &Engine<'_>, name: &str) -> usize {
+    match layer_of(name).and_then(|layer| usize::try_from(layer).ok()) {
+        Some(layer) => layer,
+        None if name == "output.weight" => engine.hyper.layers,
+        None => 0,
+    }
+}
+
+/// One of two models whose rows are compared.
+#[derive(Clone, Copy)]
+pub(crate) struct Side<'s> {
+    /// What makes logits.
+    pub(crate) head: &'s Head<'s>,
+    /// What it reads of a chunk: `[positions, hidden]`.
+    pub(crate) rows: &'s (dyn Fn(usize) -> crate::model::Result<Tensor> + Sync),
+}
+
+impl Side<'_> {
+    /// Logits of some rows: `[rows * vocabulary]`.
+    fn logits(&self, rows: &Tensor, chunk: usize, range: &Range<usize>) -> crate::model::Result<Vec<f32>> {
+        let rows = rows.narrow(0, range.start, range.len())?;
+        Ok(self.head.logits(&rows, chunk, None)?.flatten_all()?.to_vec1()?)
+    }
+}
+
+/// The mean divergence of the rows of each chunk from the base's, in nats. `what` has another type than in the base.
+pub(crate) fn divergence(
+    engine: &Engine<'_>,
+    base: Side<'_>,
+    other: Side<'_>,
+    chunks: usize,
+    what: &str,
+    progress: &dyn Progress,
+) -> Result<Vec<f64>> {
+    let one = |chunk: usize| -> Result<f64> {
+        let (theirs, ours) = ((base.rows)(chunk)?, (other.rows)(chunk)?);
+        let (rows, mut sum) = (theirs.dims()[0], 0.0);
+        for start in (0..rows).step_by(LOGIT_ROWS) {
+            go_on(progress)?;
+            let range = start..(start + LOGIT_ROWS).min(rows);
+            let (theirs, ours) = (base.logits(&theirs, chunk, &range)?, other.logits(&ours, chunk, &range)?);
+            let vocabulary = ours.len() / range.len();
+            for (theirs, ours) in theirs.chunks_exact(vocabulary).zip(ours.chunks_exact(vocabulary)) {
+                let both = Distribution::of_logits(theirs).and_then(|b| Ok((b, Distribution::of_logits(ours)?)));
+                // The label is for the perplexity, which nobody asks for here.
+                let compared = both.and_then(|(b, r)| compare(&b, &r, 0));
+                sum += compared.map_err(|_| Error::NotFinite(what.to_owned()))?.kld;
+            }
+        }
+        Ok(sum / rows as f64)
+    };
+    engine.pool().install(|| (0..chunks).into_par_iter().map(one).collect())
+}
