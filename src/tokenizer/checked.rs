@@ -54,6 +54,8 @@ const MAX_GROWTH: usize = 1024;
 const MAX_PREPENDED: usize = 64;
 /// Bytes of all patterns together; the longest real one has about 600.
 const MAX_PATTERNS: usize = 8192;
+/// Regular expressions: each may backtrack a million times before the library gives up. Real files have up to seven.
+const MAX_REGEXES: usize = 16;
 /// Sum of the numbers in counted repetitions such as `{1,3}`: each copies a part of the compiled pattern.
 const MAX_REPEATED: usize = 256;
 /// Slots of a template, and ids of one of its tokens.
@@ -139,6 +141,7 @@ fn growth_of(field: &str, part: &Value) -> usize {
 /// The regular expressions of a file: the library compiles each, whatever that takes.
 #[derive(Default)]
 struct Patterns {
+    regexes: usize,
     bytes: usize,
     repeated: usize,
 }
@@ -147,12 +150,16 @@ impl Patterns {
     fn add(&mut self, part: &Value) -> Result<(), String> {
         let Some(pattern) = part.get("pattern") else { return Ok(()) };
         let regex = text(pattern, "Regex");
+        self.regexes += usize::from(!regex.is_empty());
         self.bytes += regex.len() + text(pattern, "String").len();
         // What stands in braces is a name (`\p{Lu}`) or a count.
         let counts = regex.split('{').skip(1).filter_map(|rest| rest.split_once('}')).flat_map(|(in_braces, _)| {
             in_braces.split(',').filter_map(|number| number.trim().parse().ok()).collect::<Vec<usize>>()
         });
         self.repeated = counts.fold(self.repeated, usize::saturating_add);
+        if self.regexes > MAX_REGEXES {
+            return Err(format!("it has more than {MAX_REGEXES} regular expressions"));
+        }
         if self.bytes > MAX_PATTERNS {
             return Err(format!("its patterns have more than {MAX_PATTERNS} bytes"));
         }

@@ -106,6 +106,8 @@ fn a_tokenizer_that_cannot_be_read_says_why() {
     let steps = json!({"type": "Sequence", "pretokenizers": vec![step; 11]});
     let digits =
         json!({"type": "Sequence", "pretokenizers": vec![json!({"type": "Digits", "individual_digits": true}); 64]});
+    let split = json!({"type": "Split", "pattern": {"Regex": "a"}, "behavior": "Isolated", "invert": false});
+    let splits = json!({"type": "Sequence", "pretokenizers": vec![split; 17]});
     // The library looks for the sign beyond the token's beginning.
     let strip = json!({"type": "Strip", "content": "d", "start": 0, "stop": 9});
     let mut stripped = with("/decoder", strip);
@@ -126,6 +128,7 @@ fn a_tokenizer_that_cannot_be_read_says_why() {
         (with("/post_processor", twice), "repeats the text"),
         (with("/normalizer", doubled), "its normalizer makes a text more than 1024 times longer"),
         (with("/pre_tokenizer", steps), "its pre_tokenizer makes a text"),
+        (with("/pre_tokenizer", splits), "more than 16 regular expressions"),
         (with("/pre_tokenizer", digits), "more than 64 parts"),
         (
             with("/normalizer", json!({"type": "Prepend", "prepend": "x".repeat(99)})),
