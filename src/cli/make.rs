@@ -11,6 +11,7 @@ use quantier::frontier::{Measure, Settings};
 use quantier::input::Input;
 use quantier::make::{self, Job, Text, Texts};
 use quantier::model::Options;
+use quantier::plan::file_type::FileType;
 use quantier::plan::frontier::{Budget, Constraints};
 use quantier::quant::Codec;
 use quantier::report;
@@ -123,6 +124,14 @@ pub struct Args {
     /// Tokens of context for --fit
     #[arg(long, value_name = "TOKENS")]
     ctx: Option<u64>,
+    /// Presets of llama.cpp to be quantized and measured as well, so that the report compares what is measured with what
+    /// is measured: names separated by commas, or `like` for those of --like. Their files are not kept
+    #[arg(long, value_name = "PRESETS", value_delimiter = ',')]
+    compare: Vec<String>,
+    /// Measure at most N swaps of a few tensors of each file on a part of the calibration text, and take those that are
+    /// better beyond chance
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    refine: usize,
     /// The directory for all that is written
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
@@ -160,11 +169,30 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if budgets.is_empty() {
         wrong_usage("make", "say how large the file may be: --bpw, --size, --like, --kld or --fit");
     }
-    go("make", &args.common, budgets, &args.output, false)
+    let mut compare = Vec::new();
+    for name in &args.compare {
+        let presets = match name.as_str() {
+            "like" => Ok(budgets.iter().filter_map(|(_, budget)| preset_of(budget)).collect()),
+            name => Budget::like(name).map(|budget| preset_of(&budget).into_iter().collect::<Vec<_>>()),
+        };
+        match presets {
+            Ok(presets) => compare.extend(presets),
+            Err(what) => wrong_usage("make", format!("--compare {name}: {what}")),
+        }
+    }
+    compare.dedup();
+    go("make", &args.common, budgets, &args.output, Some((compare, args.refine)))
+}
+
+fn preset_of(budget: &Budget) -> Option<FileType> {
+    match budget {
+        Budget::Like(preset) => Some(*preset),
+        _ => None,
+    }
 }
 
 pub fn frontier(args: &FrontierArgs) -> anyhow::Result<ExitCode> {
-    go("frontier", &args.common, Vec::new(), &args.output, true)
+    go("frontier", &args.common, Vec::new(), &args.output, None)
 }
 
 fn go(
@@ -172,7 +200,7 @@ fn go(
     args: &Common,
     budgets: Vec<(String, Budget)>,
     directory: &Path,
-    frontier_only: bool,
+    files: Option<(Vec<FileType>, usize)>,
 ) -> anyhow::Result<ExitCode> {
     let constraints = constraints(command, args);
     let texts = texts(args)?;
@@ -189,6 +217,8 @@ fn go(
         "sweep" => Measure::Sweep,
         _ => Measure::Divergence,
     };
+    let frontier_only = files.is_none();
+    let (compare, refine) = files.unwrap_or_default();
     let job = Job {
         texts,
         imatrix: args.imatrix.clone(),
@@ -208,6 +238,8 @@ fn go(
         threads: args.threads,
         options,
         allow_requantize: args.allow_requantize,
+        compare,
+        refine,
     };
     let model = make::Opened { input: &input, engine: &opened.engine, tokenizer: &opened.tokenizer };
     let bar = Bar::new();

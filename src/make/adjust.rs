@@ -70,10 +70,10 @@ pub(super) fn target(wish: f64, predicted: f64, measured: f64) -> Option<f64> {
     (usable && !good).then(|| AIM * wish * predicted / measured)
 }
 
-/// Chooses anew where a wish for nats is not met well enough; returns the numbers of the recipes that changed.
-pub(super) fn closer(job: &Job, choices: &mut Choices, measured: &[f64]) -> Vec<usize> {
+/// Chooses anew where a wish for nats is not met well enough, but for those that are `done`; returns the numbers of the recipes that changed.
+pub(super) fn closer(job: &Job, choices: &mut Choices, measured: &[f64], done: &[bool]) -> Vec<usize> {
     let mut changed = Vec::new();
-    for (index, measured) in measured.iter().enumerate().take(choices.chosen.len()) {
+    for (index, measured) in measured.iter().enumerate().filter(|(index, _)| !done[*index]) {
         let chosen = &choices.chosen[index];
         let Some(target) = chosen.wish.and_then(|wish| target(wish, chosen.solution.nats, *measured)) else { continue };
         let Some(solution) = choices.frontier.for_nats(target) else { continue };

@@ -38,6 +38,8 @@ pub(super) struct Preset {
 pub(super) struct Chosen {
     /// The budget, as the user put it.
     pub(super) budget: String,
+    /// The most nats that are to be measured, if that is the budget.
+    pub(super) wish: Option<f64>,
     pub(super) solution: Solution,
     pub(super) recipe: Vec<(String, GgmlType)>,
     /// The preset whose size is nearest: it names the file, for readers that know names only.
@@ -67,25 +69,61 @@ impl Choices {
                 _ => None,
             };
             let solution = budget.solve(&problem, &frontier, &around)?;
-            let recipe: Vec<_> = problem.recipe(&solution).map(|(name, t)| (name.to_owned(), t)).collect();
-            let file_bytes = header_bytes + solution.bytes;
-            let bpw = problem.bpw(solution.bytes);
-            let distance = |p: &&Preset| p.file_bytes.abs_diff(file_bytes);
-            let label = all_presets.iter().min_by_key(distance).map_or(FileType::Q4_K_M, |p| p.file_type);
-            let path = job.directory.join(format!("{}-{bpw:.2}bpw-{}.gguf", job.name, label.name()));
-            if let Some(same) = chosen.iter().find(|c| c.path == path) {
+            let wish = match budget {
+                Budget::Kld(nats) => Some(*nats),
+                _ => None,
+            };
+            let new = of_solution(&problem, (&all_presets, header_bytes), job, (text, wish), solution);
+            if let Some(same) = chosen.iter().find(|c| c.path == new.path) {
                 notes.push(format!("{text} comes to the size of {}: one file serves both", same.budget));
                 continue;
             }
-            chosen.push(Chosen { budget: text.clone(), solution, recipe, label, path, file_bytes, bpw });
+            chosen.push(new);
         }
         Ok(Choices { problem, frontier, presets: all_presets, chosen, header_bytes, notes })
+    }
+
+    /// Gives a budget another recipe: a choice for each item. Whether it can have it: each choice is there, and no other
+    /// budget's file has its name.
+    pub(super) fn set(&mut self, job: &Job, index: usize, choices: &[usize]) -> bool {
+        let items = &self.problem.items;
+        let picked = items.iter().zip(choices).map(|(item, choice)| item.choices.get(*choice));
+        let Some(picked) = picked.collect::<Option<Vec<_>>>().filter(|picked| picked.len() == items.len()) else {
+            return false;
+        };
+        let bytes = self.problem.fixed_bytes + picked.iter().map(|c| c.bytes).sum::<u64>();
+        let nats = picked.iter().map(|c| c.nats).sum();
+        let solution = Solution { choices: choices.to_vec(), bytes, nats };
+        let budget = (&*self.chosen[index].budget, self.chosen[index].wish);
+        let new = of_solution(&self.problem, (&self.presets, self.header_bytes), job, budget, solution);
+        let taken = self.chosen.iter().enumerate().any(|(i, other)| i != index && other.path == new.path);
+        if !taken {
+            self.chosen[index] = new;
+        }
+        !taken
     }
 
     /// Lines of llama-quantize's `--tensor-type-file`.
     pub(super) fn recipe_text(chosen: &Chosen) -> String {
         chosen.recipe.iter().map(|(name, t)| format!("{}={}\n", pattern(name), t.name())).collect()
     }
+}
+
+/// The file of a recipe.
+fn of_solution(
+    problem: &Problem,
+    (presets, header_bytes): (&[Preset], u64),
+    job: &Job,
+    (budget, wish): (&str, Option<f64>),
+    solution: Solution,
+) -> Chosen {
+    let recipe = problem.recipe(&solution).map(|(name, t)| (name.to_owned(), t)).collect();
+    let file_bytes = header_bytes + solution.bytes;
+    let bpw = problem.bpw(solution.bytes);
+    let distance = |p: &&Preset| p.file_bytes.abs_diff(file_bytes);
+    let label = presets.iter().min_by_key(distance).map_or(FileType::Q4_K_M, |p| p.file_type);
+    let path = job.directory.join(format!("{}-{bpw:.2}bpw-{}.gguf", job.name, label.name()));
+    Chosen { budget: budget.to_owned(), wish, solution, recipe, label, path, file_bytes, bpw }
 }
 
 /// A regular expression that this name alone matches.
@@ -155,12 +193,14 @@ fn request(job: &Job, imatrix: &Path, outputs: Vec<OutputRequest>) -> quantize::
     }
 }
 
-/// Writes the files of all recipes that are not there yet, from one pass over the model. Returns all.
+/// Writes the files of all recipes that are not there yet, and `more`, from one pass over the model. Returns the former,
+/// all of them.
 pub(super) fn write(
     model: Opened<'_>,
     job: &Job,
     choices: &Choices,
     imatrix: &Path,
+    more: Vec<OutputRequest>,
     kept: &super::Kept,
     progress: &dyn Progress,
 ) -> Result<Vec<PathBuf>> {
@@ -182,7 +222,7 @@ pub(super) fn write(
     }
     let outputs =
         missing.iter().map(|(chosen, ..)| OutputRequest { path: chosen.path.clone(), wishes: wishes(chosen) });
-    let outputs: Vec<_> = outputs.collect();
+    let outputs: Vec<_> = outputs.chain(more).collect();
     if !outputs.is_empty() {
         let plan = quantize::Plan::new(model.input, &request(job, imatrix, outputs))?;
         for (output, (chosen, ..)) in plan.outputs.iter().zip(&missing) {

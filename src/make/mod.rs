@@ -13,12 +13,16 @@
 //! Every result that takes long is kept in the output directory under a key of all that it depends on: a run that was
 //! killed goes on where it was, and a second run with another budget begins with the choice.
 
+mod adjust;
 mod choice;
+mod compare;
 mod kept;
 mod proof;
 mod record;
+mod refine;
 mod texts;
 
+use crate::format::checkpoint::Key;
 use crate::format::gguf::Value;
 use crate::format::imatrix::{Format, Imatrix};
 use crate::format::output::Output;
@@ -27,6 +31,7 @@ use crate::frontier::{self, Scores, Settings};
 use crate::imatrix::collect;
 use crate::input::Input;
 use crate::model::Engine;
+use crate::plan::file_type::FileType;
 use crate::plan::frontier::{Budget, BudgetError, ConstraintError, Constraints, Invalid};
 use crate::progress::Progress;
 use crate::quantize;
@@ -36,6 +41,7 @@ use crate::tokenizer::Tokenizer;
 use crate::{evaluate, format};
 use choice::Choices;
 use kept::Kept;
+use proof::{Found, Subject};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -68,6 +74,10 @@ pub struct Job {
     pub options: crate::model::Options,
     /// Whether a model that is quantized already may be quantized anew.
     pub allow_requantize: bool,
+    /// Presets of llama.cpp that are quantized and measured too.
+    pub compare: Vec<FileType>,
+    /// The most swaps of each file's recipe that are measured end to end.
+    pub refine: usize,
 }
 
 /// What was done.
@@ -175,19 +185,119 @@ pub fn run(model: Opened<'_>, job: &Job, progress: &dyn Progress, tell: &dyn Fn(
     let (imatrix, imatrix_path) =
         stages.run("importance matrix", || imatrix(model, job, &windows, &kept, progress, tell))?;
     let scores = stages.run("scores", || scores(model, job, &windows, &imatrix, &kept, progress, tell))?;
-    let choices = stages.run("choice", || Choices::new(model, job, &scores, &imatrix_path))?;
+    let mut choices = stages.run("choice", || Choices::new(model, job, &scores, &imatrix_path))?;
 
-    let mut report = record::new(model, job, &windows, &scores, &choices);
-    let notes = choices.notes.clone();
-    let mut files = Vec::new();
+    let mut notes = choices.notes.clone();
+    let mut proven = None;
     if !job.frontier_only {
-        files = stages.run("files", || choice::write(model, job, &choices, &imatrix_path, &kept, progress))?;
-        let measured = stages.run("proof", || proof::measure(model, job, &windows, &files, &kept, progress))?;
-        record::measured(&mut report, measured, &windows);
+        let proof = Proof { model, job, windows: &windows, imatrix: (&imatrix, &imatrix_path), kept: &kept, progress };
+        let key = adjust::key(model.input, job, &windows, &scores)?;
+        proven = Some(proof.of(&mut choices, &key, &mut stages, &mut notes)?);
+    }
+    let mut report = record::new(model, job, &windows, &scores, &choices);
+    let mut files = Vec::new();
+    if let Some(Proven { found, presets, of_files }) = proven {
+        files = of_files;
+        record::measured(&mut report, found, presets, &windows);
     }
     report.stages = stages.0;
     record::write(job, &mut report, &choices)?;
     Ok(Made { report, files, notes })
+}
+
+/// What it takes to write files and measure them.
+struct Proof<'p> {
+    model: Opened<'p>,
+    job: &'p Job,
+    windows: &'p texts::Cut,
+    imatrix: (&'p Imatrix, &'p Path),
+    kept: &'p Kept,
+    progress: &'p dyn Progress,
+}
+
+/// What was measured.
+struct Proven {
+    found: Vec<Found>,
+    presets: Vec<(FileType, Found)>,
+    of_files: Vec<PathBuf>,
+}
+
+impl Proof<'_> {
+    /// Writes and measures the files, and those again whose recipes the measurement changes.
+    fn of(&self, choices: &mut Choices, key: &Key, stages: &mut Stages, notes: &mut Vec<String>) -> Result<Proven> {
+        let Proof { model, job, windows, imatrix, kept, progress } = *self;
+        let mut adjusted = adjust::apply(job, choices, kept, key);
+        let compared = compare::Compared::new(model.input, job, choices, windows, imatrix.1, kept, notes)?;
+        let mut of_files = stages.run("files", || self.write(choices, compared.outputs()))?;
+        let (mut found, presets) = stages.run("proof", || {
+            let presets: Vec<_> = compared.presets.iter().map(|(_, subject)| subject.clone()).collect();
+            let mut found = self.measure(&of_files, &presets)?;
+            let presets = found.split_off(of_files.len());
+            Ok((found, compared.presets.iter().map(|(preset, _)| *preset).zip(presets).collect()))
+        })?;
+        drop(compared);
+        let done: Vec<_> = choices.chosen.iter().map(|c| adjusted.contains_key(&c.budget)).collect();
+        for _ in 0..adjust::ROUNDS {
+            let nats: Vec<f64> = found.iter().map(|found| found.measured.kld).collect();
+            let changed = adjust::closer(job, choices, &nats, &done);
+            if changed.is_empty() {
+                break;
+            }
+            (of_files, found) = stages.run("nearer to the wish", || self.again(choices, &of_files))?;
+            for index in changed {
+                adjust::keep(&mut adjusted, &choices.chosen[index], None, kept, key)?;
+            }
+        }
+        let open: Vec<_> = (0..choices.chosen.len()).filter(|i| !done[*i] && job.refine > 0).collect();
+        if !open.is_empty() {
+            stages.run("refinement", || {
+                let chunks = windows.other_chunks(job.score_chunks)?;
+                if chunks.len() < 2 {
+                    notes.push("--refine has no text: every chunk of the calibration text was judged on".into());
+                    return Ok(());
+                }
+                for index in open {
+                    let recipe = (&*choices.chosen[index].solution.choices, &*of_files[index]);
+                    let refined = refine::refine(model, job, &choices.problem, recipe, &chunks, imatrix.0, progress)?;
+                    let note = refined.note(&choices.chosen[index].budget);
+                    choices.set(job, index, &refined.choices);
+                    adjust::keep(&mut adjusted, &choices.chosen[index], Some(note), kept, key)?;
+                }
+                (of_files, found) = self.again(choices, &of_files)?;
+                Ok(())
+            })?;
+        }
+        notes.extend(adjusted.values().filter_map(|adjusted| adjusted.note.clone()));
+        for (chosen, found) in choices.chosen.iter().zip(&found) {
+            if chosen.wish.is_some_and(|wish| found.measured.kld > wish) {
+                notes.push(format!("{}: {:.6} nats were measured", chosen.budget, found.measured.kld));
+            }
+        }
+        Ok(Proven { found, presets, of_files })
+    }
+
+    /// Writes and measures what has changed, and removes the files that were there in its place.
+    fn again(&self, choices: &Choices, before: &[PathBuf]) -> Result<(Vec<PathBuf>, Vec<Found>)> {
+        let files = self.write(choices, Vec::new())?;
+        for old in before.iter().filter(|old| !files.contains(old)) {
+            // Whoever cannot remove it can leave it: nothing refers to it any more.
+            let _ = std::fs::remove_file(old);
+        }
+        let found = self.measure(&files, &[])?;
+        Ok((files, found))
+    }
+
+    fn write(&self, choices: &Choices, more: Vec<quantize::OutputRequest>) -> Result<Vec<PathBuf>> {
+        choice::write(self.model, self.job, choices, self.imatrix.1, more, self.kept, self.progress)
+    }
+
+    /// What is measured of the files, then of the presets.
+    fn measure(&self, files: &[PathBuf], presets: &[Subject]) -> Result<Vec<Found>> {
+        let subjects = files.iter().map(|path| Subject::of_file(self.model.input, self.windows, path));
+        let mut subjects = subjects.collect::<Result<Vec<_>>>()?;
+        subjects.extend_from_slice(presets);
+        proof::measure(self.model, self.job, self.windows, &subjects, self.kept, self.progress)
+    }
 }
 
 /// A model whose matrices are quantized is no base to measure against.

@@ -5,6 +5,7 @@ use super::proof::{Found, fit};
 use super::{Job, Opened, Result, texts, write_text};
 use crate::format::gguf::Value;
 use crate::frontier::{Measure, Scores};
+use crate::plan::file_type::FileType;
 use crate::plan::role::{Role, layer_of};
 use crate::report::data;
 use crate::report::page::page;
@@ -164,8 +165,18 @@ fn commands(job: &Job, choices: &Choices) -> Vec<data::Command> {
     choices.chosen.iter().map(of).collect()
 }
 
-/// Adds what was measured, and fits the predictions to it.
-pub(super) fn measured(report: &mut data::Frontier, found: Vec<Found>, windows: &texts::Cut) {
+/// Adds what was measured of the files and of some presets, and fits the predictions of the files to it.
+pub(super) fn measured(
+    report: &mut data::Frontier,
+    found: Vec<Found>,
+    presets: Vec<(FileType, Found)>,
+    windows: &texts::Cut,
+) {
+    for (preset, found) in presets {
+        if let Some(of) = report.presets.iter_mut().find(|of| of.name == preset.name()) {
+            of.measured = Some(found.measured);
+        }
+    }
     report.evaluation = found.first().map(|first| data::Evaluation {
         texts: used(&windows.evaluation_tokens),
         context: report.scoring.context,

@@ -113,6 +113,16 @@ impl Cut {
         Ok((0..most).map(|i| windows.input((2 * i + 1) * all / (2 * most))).collect())
     }
 
+    /// At most so many chunks of the calibration text that `score_chunks(most)` has not, evenly from all of them.
+    pub(super) fn other_chunks(&self, most: usize) -> Result<Vec<Vec<u32>>> {
+        let windows = self.calibration()?;
+        let (all, most) = (windows.chunks(), most.clamp(1, windows.chunks()));
+        let scored: Vec<usize> = (0..most).map(|i| (2 * i + 1) * all / (2 * most)).collect();
+        let others: Vec<usize> = (0..all).filter(|chunk| !scored.contains(chunk)).collect();
+        let n = most.min(others.len());
+        Ok((0..n).map(|i| windows.input(others[(2 * i + 1) * others.len() / (2 * n)])).collect())
+    }
+
     /// Everything that the calibration text's chunks are, for a key.
     pub(super) fn calibration_bytes(&self) -> &[u8] {
         bytemuck::cast_slice(&self.calibration)

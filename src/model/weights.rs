@@ -61,7 +61,9 @@ impl<'a> Weights<'a> {
             let (needed, found) = (self.len(name), weights.len());
             match needed {
                 Some(needed) if needed == found => all.insert(name.clone(), weights.clone()),
-                Some(needed) => return Err(self.bad(name, format!("has {needed} weights, and {found} should replace them"))),
+                Some(needed) => {
+                    return Err(self.bad(name, format!("has {needed} weights, and {found} should replace them")));
+                }
                 None => return Err(self.bad(name, "is missing; its weights cannot be replaced".into())),
             };
         }
