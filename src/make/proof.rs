@@ -4,16 +4,17 @@ use super::{Job, Kept, Opened, Result, texts};
 use crate::convert;
 use crate::evaluate::measure::{Base, Measured, compare};
 use crate::evaluate::statistics::Statistics;
+use crate::format::checkpoint::Key;
 use crate::input::{Input, Source};
 use crate::model::Engine;
 use crate::progress::Progress;
 use crate::report;
 use crate::resume;
 use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Files whose activations are kept beside those of the base at a time.
-const TOGETHER: usize = 4;
+pub(super) const TOGETHER: usize = 4;
 
 /// What was measured of one file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -34,11 +35,7 @@ pub(super) fn measure(
     let mut found: Vec<Option<Found>> = Vec::new();
     let mut missing = Vec::new();
     for (i, path) in files.iter().enumerate() {
-        let source = Source::open(path)?;
-        let input = Input::new(&source, &convert::Job::default())?;
-        let key = resume::Job::new("make: proof").with_model(model.input)?.with_model(&input)?;
-        let key = key.with("tokens", windows.evaluation_bytes()).key();
-        let name = format!("{}.measured", path.file_name().unwrap_or_default().to_string_lossy());
+        let (name, key) = kept_as(model.input, windows, path)?;
         let known = kept.read(&name, &key);
         if known.is_none() {
             missing.push((i, name, key));
@@ -68,6 +65,25 @@ pub(super) fn measure(
         }
     }
     Ok(found.into_iter().flatten().collect())
+}
+
+/// Under which name and key it is kept what was measured of a file.
+fn kept_as(base: &Input<'_>, windows: &texts::Cut, path: &Path) -> Result<(String, Key)> {
+    let source = Source::open(path)?;
+    let input = Input::new(&source, &convert::Job::default())?;
+    let key = resume::Job::new("make: proof").with_model(base)?.with_model(&input)?;
+    let name = format!("{}.measured", path.file_name().unwrap_or_default().to_string_lossy());
+    Ok((name, key.with("tokens", windows.evaluation_bytes()).key()))
+}
+
+/// How many of these files an earlier run has measured.
+pub(super) fn known(base: &Input<'_>, windows: &texts::Cut, files: &[PathBuf], kept: &Kept) -> Result<usize> {
+    let mut known = 0;
+    for path in files {
+        let (name, key) = kept_as(base, windows, path)?;
+        known += usize::from(kept.read::<Found>(&name, &key).is_some());
+    }
+    Ok(known)
 }
 
 fn of(statistics: &Statistics) -> Found {

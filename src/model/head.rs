@@ -1,5 +1,6 @@
 //! From hidden activations to logits: the last norm and the output matrix.
 
+use crate::progress::Silent;
 use super::hyper::Hyper;
 use super::layer::{Normalizer, Pass};
 use super::product::{View, multiply, numbers};
@@ -94,7 +95,7 @@ impl Head<'_> {
     /// Logits `[rows, vocabulary]` of hidden activations `[rows, hidden]` of a chunk, on the calling thread.
     pub fn logits(&self, hidden: &Tensor, chunk: usize, observer: Option<&dyn Observer>) -> Result<Tensor> {
         let normalized = self.normalized(hidden)?;
-        let pass = Pass { chunk, observer, split: 1, probes: None };
+        let pass = Pass { chunk, observer, split: 1, probes: None, progress: &Silent };
         let mut logits = match &self.output {
             Output::Whole(matrix) => pass.times(&normalized, matrix)?,
             Output::Bands { weights, name, rows, band } => {
