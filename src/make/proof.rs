@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
 /// Files whose activations are kept beside those of the base at a time.
-const TOGETHER: usize = 4;
+pub(super) const TOGETHER: usize = 4;
 
 /// What was measured of one file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -91,6 +91,15 @@ pub(super) fn measure(
         }
     }
     Ok(found.into_iter().flatten().collect())
+}
+
+/// How many of these files an earlier run has measured.
+pub(super) fn known(base: &Input<'_>, windows: &texts::Cut, files: &[PathBuf], kept: &Kept) -> Result<usize> {
+    let mut known = 0;
+    for path in files {
+        known += usize::from(Subject::of_file(base, windows, path)?.is_known(kept));
+    }
+    Ok(known)
 }
 
 fn of(statistics: &Statistics) -> Found {

@@ -26,6 +26,11 @@ pub struct Texts {
     pub evaluation_chunks: Option<usize>,
 }
 
+/// What stands behind the name of a text whose held-out part it is.
+pub const HELD_OUT: &str = " (held out)";
+const OF_ITS_OWN: &str = "; it is a fifth part of the calibration text, so that five times as many are needed there, or a \
+                          text of its own for the evaluation (--eval)";
+
 /// Parts that a text is divided into, of which one in so many is held out.
 const PARTS: usize = 40;
 const HELD_OUT_EVERY: usize = 5;
@@ -60,6 +65,10 @@ pub(super) struct Cut {
 
 impl Cut {
     pub(super) fn new(model: Opened<'_>, texts: &Texts) -> Result<Cut> {
+        if texts.context < windows::MIN_CONTEXT {
+            let error = windows::Error::Context(texts.context);
+            return Err(Error::Text { name: "--ctx-size".into(), error, advice: "" });
+        }
         let bos = model.tokenizer.bos().filter(|_| model.tokenizer.adds_bos());
         let cut = |which: &str, texts_of: &[Text]| -> Result<(Vec<u32>, Vec<(String, u64)>)> {
             let (mut all, mut used, mut found) = (Vec::new(), Vec::new(), 0);
@@ -76,7 +85,9 @@ impl Cut {
                     needed: texts.context * windows::MIN_CHUNKS,
                     n_ctx: texts.context,
                 };
-                return Err(Error::Text { name: format!("the {which} text"), error });
+                let names: Vec<_> = texts_of.iter().map(|text| &*text.name).collect();
+                let advice = if texts_of.iter().any(|t| t.name.ends_with(HELD_OUT)) { OF_ITS_OWN } else { "" };
+                return Err(Error::Text { name: format!("the {which} text ({})", names.join(", ")), error, advice });
             }
             Ok((all, used))
         };
@@ -103,7 +114,7 @@ impl Cut {
 
     fn windows<'t>(&self, name: &str, tokens: &'t [u32]) -> Result<Windows<'t>> {
         let cut = Windows::of_chunks(tokens, self.context, self.bos);
-        cut.map_err(|error| Error::Text { name: name.into(), error })
+        cut.map_err(|error| Error::Text { name: name.into(), error, advice: "" })
     }
 
     /// At most so many chunks of the calibration text, evenly from all of it.
