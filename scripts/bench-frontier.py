@@ -109,21 +109,22 @@ class Bench:
         """Mean divergence, its uncertainty, 99.9th percentile (nats), same top token (percent): of llama-perplexity.
 
         Its last lines are lost now and then as it ends. Then it is asked again; each figure is one that it has printed
-        itself, in any of the runs, which all compute the same.
+        itself, in any of the runs, which all compute the same. The same top token also stands, with as many digits, at the
+        end of the line of the last chunk, which comes right before the statistics.
         """
         kept = path.with_name(path.name + ".judged.json")
         if kept.exists():
             return json.loads(kept.read_text())
         number = r"\s*(-?[\d.]+)"
         patterns = {"kld": rf"Mean\s+KLD:{number}\s*±", "uncertainty": r"Mean\s+KLD:\s*-?[\d.]+\s*±" + number,
-                    "p999": rf"99\.9%\s+KLD:{number}", "top": rf"Same top p:{number}"}
+                    "p999": rf"99\.9%\s+KLD:{number}", "top": rf"Same top p:{number}|{number} ±\s*[\d.]+ %\n+=+ Perplexity statistics"}
         found = {}
         for _ in range(TRIES):
             done = run([self.reference / "llama-perplexity", "-m", path, "--kl-divergence-base", self.base(),
                         "--kl-divergence", "-c", CTX, "-t", THREADS], check=False)
             for name, pattern in patterns.items():
                 if match := re.search(pattern, done.stdout):
-                    found[name] = float(match[1])
+                    found[name] = float(next(figure for figure in match.groups() if figure))
             if len(found) == len(patterns):
                 kept.write_text(json.dumps(found))
                 return found
