@@ -18,7 +18,7 @@ SIZES = ["2", "2.5", "3", "3.25", "3.75", "4.25", "5", "6", "7", "8"]
 QUICK_SIZES = ["2.5", "3.5", "4.5", "6"]
 EVALUATION = "wiki.txt"
 CALIBRATION_BYTES = 60_000
-TRIES = 4
+TRIES = 8
 THREADS = os.environ.get("THREADS", str(os.cpu_count()))
 
 
@@ -108,23 +108,28 @@ class Bench:
     def judge(self, path):
         """Mean divergence, its uncertainty, 99.9th percentile (nats), same top token (percent): of llama-perplexity.
 
-        Its last lines are lost now and then as it ends; then it is asked again, and nothing is made up.
+        Its last lines are lost now and then as it ends. Then it is asked again; each figure is one that it has printed
+        itself, in any of the runs, which all compute the same. The same top token also stands, with as many digits, at the
+        end of the line of the last chunk, which comes right before the statistics.
         """
         kept = path.with_name(path.name + ".judged.json")
         if kept.exists():
             return json.loads(kept.read_text())
         number = r"\s*(-?[\d.]+)"
         patterns = {"kld": rf"Mean\s+KLD:{number}\s*±", "uncertainty": r"Mean\s+KLD:\s*-?[\d.]+\s*±" + number,
-                    "p999": rf"99\.9%\s+KLD:{number}", "top": rf"Same top p:{number}"}
+                    "p999": rf"99\.9%\s+KLD:{number}", "top": rf"Same top p:{number}|{number} ±\s*[\d.]+ %\n+=+ Perplexity statistics"}
+        found = {}
         for _ in range(TRIES):
             done = run([self.reference / "llama-perplexity", "-m", path, "--kl-divergence-base", self.base(),
                         "--kl-divergence", "-c", CTX, "-t", THREADS], check=False)
-            found = {name: re.search(pattern, done.stdout) for name, pattern in patterns.items()}
-            if all(found.values()):
-                found = {name: float(match[1]) for name, match in found.items()}
+            for name, pattern in patterns.items():
+                if match := re.search(pattern, done.stdout):
+                    found[name] = float(next(figure for figure in match.groups() if figure))
+            if len(found) == len(patterns):
                 kept.write_text(json.dumps(found))
                 return found
-        sys.exit(f"bench-frontier: llama-perplexity told no result for {path} in {TRIES} tries; its end was\n"
+            print(f"  it told {', '.join(found) or 'nothing'}; its end: {done.stdout[-150:]!r}", file=sys.stderr, flush=True)
+        sys.exit(f"bench-frontier: llama-perplexity told {sorted(found)} for {path} in {TRIES} tries; its end was\n"
                  f"{done.stdout[-2000:]}")
 
 

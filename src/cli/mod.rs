@@ -6,6 +6,7 @@ mod imatrix;
 mod inspect;
 mod kld;
 mod make;
+mod make_plan;
 mod measure;
 mod perplexity;
 mod quantize;

@@ -325,8 +325,29 @@ fn scored(tensor: &Tensor<'_>, candidate: &Candidate<'_>, nats: Option<&Vec<f64>
     }
 }
 
+impl Scores {
+    /// Whether these have everything that `wanted` lists, as [`guess`] makes it.
+    pub fn cover(&self, wanted: &Scores) -> bool {
+        let of = |wanted: &Scored| {
+            let Some(found) = self.tensors.iter().find(|t| t.name == wanted.name) else { return false };
+            let has = |c: &Choice| found.choices.iter().any(|f| f.ggml_type == c.ggml_type);
+            match self.never_met.contains(&found.name) {
+                // Its one choice followed from the types that were allowed.
+                true => {
+                    wanted.choices.iter().all(|c| found.choices.iter().any(|f| f.ggml_type.bpw() >= c.ggml_type.bpw()))
+                }
+                false => wanted.choices.iter().all(has),
+            }
+        };
+        wanted.tensors.iter().all(of)
+    }
+}
+
 /// The importance weights of every tensor that has some.
-fn importance(input: &Input<'_>, imatrix: &Imatrix) -> Result<BTreeMap<String, Vec<f32>>> {
+///
+/// # Errors
+/// If the matrix is of another model.
+pub fn importance(input: &Input<'_>, imatrix: &Imatrix) -> Result<BTreeMap<String, Vec<f32>>> {
     let mut found = BTreeMap::new();
     for tensor in &input.tensors {
         let Some(entry) = imatrix.entries.get(&*tensor.info.name) else { continue };

@@ -15,10 +15,13 @@ use super::kept::{self, Nats};
 use super::scores::{Candidate, go_on};
 use super::{Error, Result};
 use crate::evaluate::score::{Distribution, compare};
+use crate::format::imatrix::Imatrix;
+use crate::format::types::GgmlType;
 use crate::input::Input;
 use crate::model::{Engine, Head, LOGIT_ROWS, Replaced};
 use crate::plan::role::layer_of;
 use crate::progress::{Progress, Unit};
+use crate::quant::Codec;
 use crate::resume::Resume;
 use candle_core::Tensor;
 use rayon::prelude::*;
@@ -134,4 +137,22 @@ pub(crate) fn divergence(
         Ok(sum / rows as f64)
     };
     engine.pool().install(|| (0..chunks).into_par_iter().map(one).collect())
+}
+
+/// What a type makes of a tensor of a model.
+pub(crate) fn rounded(
+    input: &Input<'_>,
+    engine: &Engine<'_>,
+    imatrix: &Imatrix,
+    name: &str,
+    ggml_type: GgmlType,
+    progress: &dyn Progress,
+) -> Result<Replaced> {
+    let of = |tensor: &&crate::input::Tensor<'_>| &*tensor.info.name == name;
+    let tensor = input.tensors.iter().find(of).zip(Codec::of(ggml_type));
+    let (tensor, codec) = tensor.ok_or_else(|| Error::NoWeights(name.to_owned()))?;
+    let means = imatrix.entries.get(name).map(|entry| entry.means());
+    let candidate = Candidate { tensor, importance: means.as_deref(), types: Vec::new() };
+    let weights = engine.pool().install(|| candidate.in_type(input, codec, progress))?;
+    Ok(Replaced { name: name.to_owned(), weights: Arc::new(weights) })
 }

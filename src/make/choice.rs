@@ -1,9 +1,11 @@
 //! From scores to recipes, and from recipes to files.
 
 use super::{Error, Job, Opened, Result};
+use crate::format::checkpoint::Key;
 use crate::format::gguf::{DEFAULT_ALIGNMENT, Value, keys};
 use crate::format::types::GgmlType;
 use crate::frontier::{Measure, Scores};
+use crate::input::Input;
 use crate::plan::file_type::{CHOICES, FileType};
 use crate::plan::frontier::{Budget, Choice, Frontier, Item, LayerCache, Memory, Problem, Solution, Surroundings};
 use crate::plan::recipe::{Pattern, Wishes};
@@ -38,6 +40,8 @@ pub(super) struct Preset {
 pub(super) struct Chosen {
     /// The budget, as the user put it.
     pub(super) budget: String,
+    /// The most nats that are to be measured, if that is the budget.
+    pub(super) wish: Option<f64>,
     pub(super) solution: Solution,
     pub(super) recipe: Vec<(String, GgmlType)>,
     /// The preset whose size is nearest: it names the file, for readers that know names only.
@@ -49,37 +53,62 @@ pub(super) struct Chosen {
 }
 
 impl Choices {
-    pub(super) fn new(model: Opened<'_>, job: &Job, scores: &Scores, imatrix: &Path) -> Result<Choices> {
-        let alignment = model.input.metadata().get(keys::ALIGNMENT).and_then(Value::as_u64);
-        let alignment = alignment.filter(|a| *a > 0).unwrap_or(DEFAULT_ALIGNMENT);
-        let mut problem = problem(model, scores, alignment);
-        let all_presets = presets(model, job, scores, imatrix, alignment);
-        let mut notes = Vec::new();
+    /// Without an importance matrix, sizes of presets are those that they have without one.
+    pub(super) fn new(
+        input: &Input<'_>,
+        opened: Option<Opened<'_>>,
+        job: &Job,
+        budgets: &[(String, Budget)],
+        scores: &Scores,
+        imatrix: Option<&Path>,
+    ) -> Result<Choices> {
+        let mut problem = problem(input, scores);
+        let all_presets = presets(input, job, scores, imatrix);
+        let mut notes: Vec<_> = never_met(scores).into_iter().collect();
         job.constraints.apply(&mut problem).map_err(Error::Constraints)?;
         let frontier = Frontier::of(&problem)?;
         // The header does not depend on types: that of any preset is that of all.
         let header_bytes = all_presets.first().map_or(0, |p| p.file_bytes - p.tensor_bytes);
-        let mut around = Surroundings { header_bytes, preset_bytes: None, memory: Some(memory(model)) };
+        let mut around = Surroundings { header_bytes, preset_bytes: None, memory: opened.map(memory) };
         let mut chosen: Vec<Chosen> = Vec::new();
-        for (text, budget) in &job.budgets {
+        for (text, budget) in budgets {
             around.preset_bytes = match budget {
                 Budget::Like(wanted) => all_presets.iter().find(|p| p.file_type == *wanted).map(|p| p.tensor_bytes),
                 _ => None,
             };
             let solution = budget.solve(&problem, &frontier, &around)?;
-            let recipe: Vec<_> = problem.recipe(&solution).map(|(name, t)| (name.to_owned(), t)).collect();
-            let file_bytes = header_bytes + solution.bytes;
-            let bpw = problem.bpw(solution.bytes);
-            let distance = |p: &&Preset| p.file_bytes.abs_diff(file_bytes);
-            let label = all_presets.iter().min_by_key(distance).map_or(FileType::Q4_K_M, |p| p.file_type);
-            let path = job.directory.join(format!("{}-{bpw:.2}bpw-{}.gguf", job.name, label.name()));
-            if let Some(same) = chosen.iter().find(|c| c.path == path) {
+            let wish = match budget {
+                Budget::Kld(nats) => Some(*nats),
+                _ => None,
+            };
+            let new = of_solution(&problem, (&all_presets, header_bytes), job, (text, wish), solution);
+            if let Some(same) = chosen.iter().find(|c| c.path == new.path) {
                 notes.push(format!("{text} comes to the size of {}: one file serves both", same.budget));
                 continue;
             }
-            chosen.push(Chosen { budget: text.clone(), solution, recipe, label, path, file_bytes, bpw });
+            chosen.push(new);
         }
         Ok(Choices { problem, frontier, presets: all_presets, chosen, header_bytes, notes })
+    }
+
+    /// Gives a budget another recipe: a choice for each item. Whether it can have it: each choice is there, and no other
+    /// budget's file has its name.
+    pub(super) fn set(&mut self, job: &Job, index: usize, choices: &[usize]) -> bool {
+        let items = &self.problem.items;
+        let picked = items.iter().zip(choices).map(|(item, choice)| item.choices.get(*choice));
+        let Some(picked) = picked.collect::<Option<Vec<_>>>().filter(|picked| picked.len() == items.len()) else {
+            return false;
+        };
+        let bytes = self.problem.fixed_bytes + picked.iter().map(|c| c.bytes).sum::<u64>();
+        let nats = picked.iter().map(|c| c.nats).sum();
+        let solution = Solution { choices: choices.to_vec(), bytes, nats };
+        let budget = (&*self.chosen[index].budget, self.chosen[index].wish);
+        let new = of_solution(&self.problem, (&self.presets, self.header_bytes), job, budget, solution);
+        let taken = self.chosen.iter().enumerate().any(|(i, other)| i != index && other.path == new.path);
+        if !taken {
+            self.chosen[index] = new;
+        }
+        !taken
     }
 
     /// Lines of llama-quantize's `--tensor-type-file`.
@@ -88,12 +117,75 @@ impl Choices {
     }
 }
 
+/// The file of a recipe.
+fn of_solution(
+    problem: &Problem,
+    (presets, header_bytes): (&[Preset], u64),
+    job: &Job,
+    (budget, wish): (&str, Option<f64>),
+    solution: Solution,
+) -> Chosen {
+    let recipe = problem.recipe(&solution).map(|(name, t)| (name.to_owned(), t)).collect();
+    let file_bytes = header_bytes + solution.bytes;
+    let bpw = problem.bpw(solution.bytes);
+    let distance = |p: &&Preset| p.file_bytes.abs_diff(file_bytes);
+    let label = presets.iter().min_by_key(distance).map_or(FileType::Q4_K_M, |p| p.file_type);
+    let path = job.directory.join(format!("{}-{bpw:.2}bpw-{}.gguf", job.name, label.name()));
+    Chosen { budget: budget.to_owned(), wish, solution, recipe, label, path, file_bytes, bpw }
+}
+
+/// Fails if constraints or budgets cannot be met, whatever the nats turn out to be. `guess` has every type that may be
+/// chosen.
+pub(super) fn check(input: &Input<'_>, opened: Option<Opened<'_>>, job: &Job, guess: &Scores) -> Result<()> {
+    let mut problem = problem(input, guess);
+    job.constraints.apply(&mut problem).map_err(Error::Constraints)?;
+    let frontier = Frontier::of(&problem)?;
+    let of_files = |(_, budget): &(String, Budget)| matches!(budget, Budget::Size(_) | Budget::Fit { .. });
+    let presets = match job.budgets.iter().any(of_files) {
+        true => presets(input, job, guess, job.imatrix.as_deref()),
+        false => Vec::new(),
+    };
+    let header_bytes = presets.first().map_or(0, |p| p.file_bytes - p.tensor_bytes);
+    let around = Surroundings { header_bytes, preset_bytes: None, memory: opened.map(memory) };
+    // The nats are not known yet, and the bytes of a preset only roughly.
+    let known = job.budgets.iter().filter(|(_, budget)| !matches!(budget, Budget::Kld(_) | Budget::Like(_)));
+    for (_, budget) in known {
+        budget.target(&problem, &frontier, &around)?;
+    }
+    Ok(())
+}
+
+/// What is said of tensors that nothing is known of.
+fn never_met(scores: &Scores) -> Option<String> {
+    /// Names that are said.
+    const SHOWN: usize = 3;
+    let names = &scores.never_met;
+    let shown: Vec<_> = names.iter().take(SHOWN).map(String::as_str).collect();
+    let more = if names.len() > SHOWN { " and others" } else { "" };
+    (!names.is_empty()).then(|| {
+        format!(
+            "{} of {} tensors ({}{more}) are multiplied by nothing when a text goes through the model, so that nothing is \
+             known of them: they get the most precise type that is allowed; --pin gives them another",
+            names.len(),
+            scores.tensors.len(),
+            shown.join(", ")
+        )
+    })
+}
+
 /// A regular expression that this name alone matches.
 fn pattern(name: &str) -> String {
     format!("^{}$", name.replace('.', "\\."))
 }
 
-fn problem(model: Opened<'_>, scores: &Scores, alignment: u64) -> Problem {
+/// What tensors are aligned to in the files.
+fn alignment(input: &Input<'_>) -> u64 {
+    let alignment = input.metadata().get(keys::ALIGNMENT).and_then(Value::as_u64);
+    alignment.filter(|a| *a > 0).unwrap_or(DEFAULT_ALIGNMENT)
+}
+
+fn problem(input: &Input<'_>, scores: &Scores) -> Problem {
+    let alignment = alignment(input);
     let padded = |bytes: u64| bytes.div_ceil(alignment) * alignment;
     let items: Vec<Item> = scores
         .tensors
@@ -110,22 +202,23 @@ fn problem(model: Opened<'_>, scores: &Scores, alignment: u64) -> Problem {
         })
         .collect();
     let scored = |name: &str| items.iter().any(|item| item.name == name);
-    let fixed = model.input.tensors.iter().filter(|t| !scored(&t.info.name));
+    let fixed = input.tensors.iter().filter(|t| !scored(&t.info.name));
     let (fixed_bytes, fixed_weights) =
         fixed.fold((0, 0), |(bytes, n), t| (bytes + padded(t.info.bytes()), n + t.info.shape.elements()));
     Problem { items, fixed_bytes, fixed_weights }
 }
 
 /// The presets that this model can have with this importance matrix, by rising size.
-fn presets(model: Opened<'_>, job: &Job, scores: &Scores, imatrix: &Path, alignment: u64) -> Vec<Preset> {
+fn presets(input: &Input<'_>, job: &Job, scores: &Scores, imatrix: Option<&Path>) -> Vec<Preset> {
+    let alignment = alignment(input);
     let nats: BTreeMap<(&str, GgmlType), f64> =
         scores.tensors.iter().flat_map(|t| t.choices.iter().map(|c| ((&*t.name, c.ggml_type), c.nats))).collect();
     let of = |file_type: FileType| {
         let wishes = Wishes { file_type: Some(file_type), ..Wishes::default() };
         let job = request(job, imatrix, vec![OutputRequest { path: job.directory.join("preset"), wishes }]);
-        let plan = quantize::Plan::new(model.input, &job).ok()?;
+        let plan = quantize::Plan::new(input, &job).ok()?;
         let output = plan.outputs.first()?;
-        if output.imatrix_missing().next().is_some() {
+        if imatrix.is_some() && output.imatrix_missing().next().is_some() {
             return None;
         }
         let tensors = output.tensors.iter().filter(|t| scores.tensors.iter().any(|s| s.name == t.name));
@@ -143,48 +236,73 @@ fn presets(model: Opened<'_>, job: &Job, scores: &Scores, imatrix: &Path, alignm
     presets
 }
 
-fn request(job: &Job, imatrix: &Path, outputs: Vec<OutputRequest>) -> quantize::Job {
+fn request(job: &Job, imatrix: Option<&Path>, outputs: Vec<OutputRequest>) -> quantize::Job {
     // The path of this machine is nobody's business: the file lies beside the outputs.
-    let shown = imatrix.file_name().map(|name| name.to_string_lossy().into_owned());
+    let of = |path: &Path| {
+        let shown = path.file_name().map(|name| name.to_string_lossy().into_owned());
+        ImatrixRequest { path: path.to_owned(), shown, ..ImatrixRequest::default() }
+    };
     quantize::Job {
         outputs,
-        imatrix: Some(ImatrixRequest { path: imatrix.to_owned(), shown, ..ImatrixRequest::default() }),
+        imatrix: imatrix.map(of),
         allow_requantize: job.allow_requantize,
         threads: job.threads,
         ..quantize::Job::default()
     }
 }
 
-/// Writes the files of all recipes that are not there yet, from one pass over the model. Returns all.
+fn bytes_of(imatrix: &Path) -> Result<Vec<u8>> {
+    let io = |source| crate::format::Error::Io { path: imatrix.to_owned(), action: "read", source };
+    Ok(std::fs::read(imatrix).map_err(io)?)
+}
+
+/// Under which name and key it is kept that a file is written.
+fn kept_as(input: &Input<'_>, chosen: &Chosen, imatrix: &[u8]) -> Result<(String, Key)> {
+    let key = crate::resume::Job::new("make: file").with_model(input)?;
+    let key = key.with("recipe", Choices::recipe_text(chosen).as_bytes());
+    let key = key.with("label", chosen.label.name().as_bytes()).with("imatrix", imatrix).key();
+    Ok((chosen.path.file_name().unwrap_or_default().to_string_lossy().into_owned(), key))
+}
+
+fn is_there(chosen: &Chosen, kept: &super::Kept, name: &str, key: &Key) -> bool {
+    chosen.path.metadata().is_ok_and(|meta| meta.len() == chosen.file_bytes) && kept.has(name, key)
+}
+
+/// How many of the files an earlier run has written.
+pub(super) fn written(input: &Input<'_>, choices: &Choices, imatrix: &Path, kept: &super::Kept) -> Result<usize> {
+    let imatrix = bytes_of(imatrix)?;
+    let mut written = 0;
+    for chosen in &choices.chosen {
+        let (name, key) = kept_as(input, chosen, &imatrix)?;
+        written += usize::from(is_there(chosen, kept, &name, &key));
+    }
+    Ok(written)
+}
+
+/// Writes the files of all recipes that are not there yet, and `more`, from one pass over the model. Returns the former,
+/// all of them.
 pub(super) fn write(
-    model: Opened<'_>,
+    input: &Input<'_>,
     job: &Job,
     choices: &Choices,
     imatrix: &Path,
+    more: Vec<OutputRequest>,
     kept: &super::Kept,
     progress: &dyn Progress,
 ) -> Result<Vec<PathBuf>> {
-    let imatrix_bytes = std::fs::read(imatrix).map_err(|source| crate::format::Error::Io {
-        path: imatrix.to_owned(),
-        action: "read",
-        source,
-    })?;
+    let imatrix_bytes = bytes_of(imatrix)?;
     let mut missing = Vec::new();
     for chosen in &choices.chosen {
-        let key = crate::resume::Job::new("make: file").with_model(model.input)?;
-        let key = key.with("recipe", Choices::recipe_text(chosen).as_bytes());
-        let key = key.with("label", chosen.label.name().as_bytes()).with("imatrix", &imatrix_bytes).key();
-        let there = chosen.path.metadata().is_ok_and(|meta| meta.len() == chosen.file_bytes);
-        let name = chosen.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        if !(there && kept.has(&name, &key)) {
+        let (name, key) = kept_as(input, chosen, &imatrix_bytes)?;
+        if !is_there(chosen, kept, &name, &key) {
             missing.push((chosen, name, key));
         }
     }
     let outputs =
         missing.iter().map(|(chosen, ..)| OutputRequest { path: chosen.path.clone(), wishes: wishes(chosen) });
-    let outputs: Vec<_> = outputs.collect();
+    let outputs: Vec<_> = outputs.chain(more).collect();
     if !outputs.is_empty() {
-        let plan = quantize::Plan::new(model.input, &request(job, imatrix, outputs))?;
+        let plan = quantize::Plan::new(input, &request(job, Some(imatrix), outputs))?;
         for (output, (chosen, ..)) in plan.outputs.iter().zip(&missing) {
             let recipe: BTreeMap<_, _> = chosen.recipe.iter().map(|(name, t)| (&**name, *t)).collect();
             for tensor in &output.tensors {

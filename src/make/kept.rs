@@ -29,6 +29,11 @@ impl Kept {
         Ok(Kept { folder })
     }
 
+    /// What is there, without making the folder: to look into it only.
+    pub(super) fn look(directory: &Path) -> Kept {
+        Kept { folder: directory.join(FOLDER) }
+    }
+
     /// A file of this folder.
     pub(super) fn path(&self, name: &str) -> PathBuf {
         self.folder.join(name)

@@ -13,20 +13,27 @@
 //! Every result that takes long is kept in the output directory under a key of all that it depends on: a run that was
 //! killed goes on where it was, and a second run with another budget begins with the choice.
 
+mod adjust;
 mod choice;
+mod compare;
+mod estimate;
 mod kept;
 mod proof;
+mod prove;
 mod record;
+mod refine;
 mod texts;
 
+use crate::format::checkpoint::Key;
 use crate::format::gguf::Value;
 use crate::format::imatrix::{Format, Imatrix};
 use crate::format::output::Output;
 use crate::format::types::GgmlType;
-use crate::frontier::{self, Scores, Settings};
+use crate::frontier::{self, Measure, Scores, Settings};
 use crate::imatrix::collect;
 use crate::input::Input;
 use crate::model::Engine;
+use crate::plan::file_type::FileType;
 use crate::plan::frontier::{Budget, BudgetError, ConstraintError, Constraints, Invalid};
 use crate::progress::Progress;
 use crate::quantize;
@@ -36,11 +43,13 @@ use crate::tokenizer::Tokenizer;
 use crate::{evaluate, format};
 use choice::Choices;
 use kept::Kept;
+use prove::Prover;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+pub use estimate::{Estimate, Stage, estimate};
 pub use proof::{Fit, fit};
-pub use texts::{Text, Texts, split};
+pub use texts::{HELD_OUT, Text, Texts, split};
 
 /// What to do.
 pub struct Job {
@@ -68,6 +77,12 @@ pub struct Job {
     pub options: crate::model::Options,
     /// Whether a model that is quantized already may be quantized anew.
     pub allow_requantize: bool,
+    /// Presets of llama.cpp that are quantized and measured too.
+    pub compare: Vec<FileType>,
+    /// The most swaps of each file's recipe that are measured end to end.
+    pub refine: usize,
+    /// How often a long stage keeps what it has come to.
+    pub keep_every: Duration,
 }
 
 /// What was done.
@@ -105,13 +120,24 @@ pub enum Error {
     #[error(transparent)]
     Measure(#[from] evaluate::measure::Error),
     /// A text cannot be cut into chunks.
-    #[error("{name}: {error}")]
+    #[error("{name}: {error}{advice}")]
     Text {
-        /// The text, or which of both it is.
+        /// Which of both texts, with its names.
         name: String,
         /// What is wrong.
         error: evaluate::windows::Error,
+        /// What else can be done about it.
+        advice: &'static str,
     },
+    /// The place for the results is no directory.
+    #[error("{}: this is a file; name a directory, which is made if it is not there", .0.display())]
+    NoDirectory(PathBuf),
+    /// The model cannot be run, and there is nothing else to choose by.
+    #[error("a model that cannot be run needs an importance matrix from elsewhere (--imatrix FILE)")]
+    NeedsImatrix,
+    /// Nats are asked for, and there are none.
+    #[error("{0} asks for nats, and types are judged by their weighted error alone, which is no nats: ask for a size")]
+    NoNats(String),
     /// A budget that no recipe meets.
     #[error("{0}")]
     Budget(#[from] BudgetError),
@@ -148,6 +174,22 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// Whether the run was asked to stop, and would go on if it were started again.
+    pub fn is_stop(&self) -> bool {
+        use crate::model::Error::Cancelled;
+        matches!(
+            self,
+            Error::Model(Cancelled)
+                | Error::Collect(collect::Error::Model(Cancelled))
+                | Error::Score(frontier::Error::Model(Cancelled))
+                | Error::Measure(evaluate::measure::Error::Model { error: Cancelled, .. })
+                | Error::Measure(evaluate::measure::Error::Cancelled)
+                | Error::Quantize(quantize::Error::Cancelled)
+        )
+    }
+}
+
 /// Result of this module.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -162,32 +204,83 @@ pub struct Opened<'m> {
     pub tokenizer: &'m Tokenizer,
 }
 
-/// How often a long stage keeps what it has come to.
-const KEEP_EVERY: Duration = Duration::from_secs(30);
-
 /// Does it all. `tell` hears what the user should know on the way.
-pub fn run(model: Opened<'_>, job: &Job, progress: &dyn Progress, tell: &dyn Fn(&str)) -> Result<Made> {
-    refuse_quantized(model.input, job)?;
+///
+/// A model that cannot be run is not opened: then types are judged by the weighted error of an importance matrix that is
+/// there already, and no file is measured.
+pub fn run(
+    input: &Input<'_>,
+    opened: Option<Opened<'_>>,
+    job: &Job,
+    progress: &dyn Progress,
+    tell: &dyn Fn(&str),
+) -> Result<Made> {
+    let windows = check(input, opened, job)?;
     let kept = Kept::new(&job.directory)?;
     let mut stages = Stages::default();
-    let windows = texts::Cut::new(model, &job.texts)?;
 
     let (imatrix, imatrix_path) =
-        stages.run("importance matrix", || imatrix(model, job, &windows, &kept, progress, tell))?;
-    let scores = stages.run("scores", || scores(model, job, &windows, &imatrix, &kept, progress, tell))?;
-    let choices = stages.run("choice", || Choices::new(model, job, &scores, &imatrix_path))?;
+        stages.run("importance matrix", || match (&job.imatrix, opened.zip(windows.as_ref())) {
+            (Some(path), _) => Ok((Imatrix::read(path)?, path.clone())),
+            (None, Some((model, windows))) => imatrix(model, job, windows, &kept, progress, tell),
+            (None, None) => Err(Error::NeedsImatrix),
+        })?;
+    let opened = opened.zip(windows.as_ref());
+    let scores = stages.run("scores", || scores(input, opened, job, &imatrix, &kept, progress, tell))?;
+    let mut choices = stages
+        .run("choice", || Choices::new(input, opened.map(|o| o.0), job, &job.budgets, &scores, Some(&imatrix_path)))?;
 
-    let mut report = record::new(model, job, &windows, &scores, &choices);
-    let notes = choices.notes.clone();
-    let mut files = Vec::new();
-    if !job.frontier_only {
-        files = stages.run("files", || choice::write(model, job, &choices, &imatrix_path, &kept, progress))?;
-        let measured = stages.run("proof", || proof::measure(model, job, &windows, &files, &kept, progress))?;
-        record::measured(&mut report, measured, &windows);
+    let mut notes = choices.notes.clone();
+    let (mut files, mut proven) = (Vec::new(), None);
+    match opened {
+        _ if job.frontier_only => {}
+        Some((model, windows)) => {
+            let prover = Prover { model, job, windows, imatrix: (&imatrix, &imatrix_path), kept: &kept, progress };
+            let all = prover.prove(&mut choices, &scores, &mut stages, &mut notes)?;
+            files.clone_from(&all.files);
+            proven = Some((all, windows));
+        }
+        None => {
+            let written = || choice::write(input, job, &choices, &imatrix_path, Vec::new(), &kept, progress);
+            files = stages.run("files", written)?;
+            notes.push("the model cannot be run here, so the files were not measured".into());
+        }
+    }
+    let mut report = record::new(input, job, windows.as_ref(), &scores, &choices);
+    if let Some((proven, windows)) = proven {
+        record::measured(&mut report, proven, windows);
     }
     report.stages = stages.0;
     record::write(job, &mut report, &choices)?;
     Ok(Made { report, files, notes })
+}
+
+/// Everything that can be refused before anything is written or measured. Returns the texts in chunks.
+fn check(input: &Input<'_>, opened: Option<Opened<'_>>, job: &Job) -> Result<Option<texts::Cut>> {
+    refuse_quantized(input, job)?;
+    if job.directory.exists() && !job.directory.is_dir() {
+        return Err(Error::NoDirectory(job.directory.clone()));
+    }
+    let nats = job.budgets.iter().find(|(_, budget)| matches!(budget, Budget::Kld(_)));
+    if let (Some((text, _)), Measure::Imatrix) = (nats, job.settings.measure) {
+        return Err(Error::NoNats(text.clone()));
+    }
+    let imatrix = job.imatrix.as_ref().map(|path| Imatrix::read(path)).transpose()?;
+    if let Some(imatrix) = &imatrix {
+        frontier::importance(input, imatrix)?;
+    }
+    choice::check(input, opened, job, &guess(input, job, imatrix.as_ref()))?;
+    opened.map(|model| texts::Cut::new(model, &job.texts)).transpose()
+}
+
+/// What there will be to choose from, as far as metadata tell. Without an importance matrix, every matrix that one is
+/// collected for is presumed to have its values.
+fn guess(input: &Input<'_>, job: &Job, imatrix: Option<&Imatrix>) -> Scores {
+    let has_importance = |name: &str| match imatrix {
+        Some(imatrix) => imatrix.entries.contains_key(name),
+        None => crate::imatrix::collected(name, true),
+    };
+    frontier::guess(input, &has_importance, &job.settings, &|name, t| job.constraints.allows(name, t))
 }
 
 /// A model whose matrices are quantized is no base to measure against.
@@ -204,7 +297,13 @@ fn refuse_quantized(input: &Input<'_>, job: &Job) -> Result<()> {
     }
 }
 
-/// The importance matrix: the user's, one that an earlier run has left, or a new one.
+/// All that the importance matrix depends on.
+fn imatrix_key(input: &Input<'_>, windows: &texts::Cut) -> Result<Key> {
+    let key = resume::Job::new("make: imatrix").with_model(input)?.with("tokens", windows.calibration_bytes());
+    Ok(key.key())
+}
+
+/// The importance matrix: one that an earlier run has left, or a new one.
 fn imatrix(
     model: Opened<'_>,
     job: &Job,
@@ -213,20 +312,15 @@ fn imatrix(
     progress: &dyn Progress,
     tell: &dyn Fn(&str),
 ) -> Result<(Imatrix, PathBuf)> {
-    if let Some(path) = &job.imatrix {
-        return Ok((Imatrix::read(path)?, path.clone()));
-    }
-    let path = job.directory.join("imatrix.gguf");
-    let key = resume::Job::new("make: imatrix").with_model(model.input)?.with("tokens", windows.calibration_bytes());
-    let key = key.key();
+    let path = job.directory.join(IMATRIX);
+    let key = imatrix_key(model.input, windows)?;
     if path.exists() && kept.has("imatrix", &key) {
         return Ok((Imatrix::read(&path)?, path));
     }
-    let (resume, note) = Resume::open(&kept.path("imatrix.resume"), key, KEEP_EVERY)?;
-    note.iter().for_each(|note| tell(note));
+    let resume = resume(&kept.path("imatrix.resume"), key, job, tell)?;
     let options = collect::Options { process_output: true, resume: Some(&resume), ..collect::Options::default() };
-    let collected = collect::collect(model.engine, &windows.calibration()?, &options, progress)?;
-    let mut sums = collected.sums;
+    let collected = collect::collect(model.engine, &windows.calibration()?, &options, progress);
+    let mut sums = ended(collected, collect::Error::is_final, &resume, tell)?.sums;
     sums.datasets = job.texts.calibration.iter().map(|text| text.name.clone()).collect();
     let imatrix = sums.to_file(job.texts.context as u32);
     imatrix.write(&path, Format::Gguf, &model.input.paths())?;
@@ -236,42 +330,85 @@ fn imatrix(
     Ok((Imatrix::read(&path)?, path))
 }
 
-/// The scores: those that an earlier run has left, or new ones.
-fn scores(
-    model: Opened<'_>,
-    job: &Job,
-    windows: &texts::Cut,
-    imatrix: &Imatrix,
-    kept: &Kept,
-    progress: &dyn Progress,
-    tell: &dyn Fn(&str),
-) -> Result<Scores> {
-    let chunks = windows.score_chunks(job.score_chunks)?;
+/// What the importance matrix is called in the directory.
+const IMATRIX: &str = "imatrix.gguf";
+
+/// All that scores depend on, but which types are wanted.
+fn scores_key(input: &Input<'_>, job: &Job, chunks: &[Vec<u32>], imatrix: &Imatrix) -> Result<Key> {
     let tokens: Vec<u8> = chunks.iter().flatten().flat_map(|t| t.to_le_bytes()).collect();
     let values = imatrix.entries.iter().flat_map(|(name, entry)| {
         name.bytes().chain(entry.means().into_iter().flat_map(f32::to_le_bytes)).collect::<Vec<u8>>()
     });
     let settings = serde_json::to_vec(&job.settings).unwrap_or_default();
-    let key = resume::Job::new("make: scores").with_model(model.input)?.with("tokens", &tokens);
-    let key = key.with("imatrix", &values.collect::<Vec<u8>>()).with("settings", &settings).key();
-    if let Some(scores) = kept.read("scores", &key) {
+    let key = resume::Job::new("make: scores").with_model(input)?.with("tokens", &tokens);
+    Ok(key.with("imatrix", &values.collect::<Vec<u8>>()).with("settings", &settings).key())
+}
+
+/// The scores: those that an earlier run has left, if they have all that is wanted, or new ones.
+fn scores(
+    input: &Input<'_>,
+    opened: Option<(Opened<'_>, &texts::Cut)>,
+    job: &Job,
+    imatrix: &Imatrix,
+    kept: &Kept,
+    progress: &dyn Progress,
+    tell: &dyn Fn(&str),
+) -> Result<Scores> {
+    let chunks = match opened {
+        Some((_, windows)) if job.settings.measure != Measure::Imatrix => windows.score_chunks(job.score_chunks)?,
+        _ => Vec::new(),
+    };
+    let key = scores_key(input, job, &chunks, imatrix)?;
+    let wanted = guess(input, job, Some(imatrix));
+    if let Some(scores) = kept.read::<Scores>("scores", &key).filter(|scores| scores.cover(&wanted)) {
         return Ok(scores);
     }
-    let (resume, note) = Resume::open(&kept.path("scores.resume"), key, KEEP_EVERY)?;
-    note.iter().for_each(|note| tell(note));
     let allowed = |name: &str, t| job.constraints.allows(name, t);
-    let scores = frontier::score(
-        (model.input, model.engine),
-        imatrix,
-        &chunks,
-        &job.settings,
-        &allowed,
-        Some(&resume),
-        progress,
-    )?;
+    let scores = match opened {
+        Some((model, _)) => {
+            let types = serde_json::to_vec(&wanted).unwrap_or_default();
+            let run_key = resume::Job::new("make: scores").with("all", &key).with("types", &types).key();
+            let resume = resume(&kept.path("scores.resume"), run_key, job, tell)?;
+            let (settings, engine) = (&job.settings, model.engine);
+            let scores =
+                frontier::score((input, engine), imatrix, &chunks, settings, &allowed, Some(&resume), progress);
+            let scores = ended(scores, frontier::Error::is_final, &resume, tell)?;
+            kept.write("scores", &key, &scores)?;
+            resume.remove();
+            return Ok(scores);
+        }
+        None => {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(job.threads).build();
+            let pool = pool.map_err(|e| crate::model::Error::Model(format!("cannot start threads: {e}")))?;
+            frontier::weighted(input, &pool, imatrix, &job.settings, &allowed, progress)?
+        }
+    };
     kept.write("scores", &key, &scores)?;
-    resume.remove();
     Ok(scores)
+}
+
+/// Where a stage keeps what it has come to.
+fn resume(path: &Path, key: Key, job: &Job, tell: &dyn Fn(&str)) -> Result<Resume> {
+    let (resume, note) = Resume::open(path, key, job.keep_every)?;
+    note.iter().for_each(|note| tell(note));
+    Ok(resume)
+}
+
+/// The end of such a stage: what would only fail again is not kept.
+fn ended<T, E>(
+    result: std::result::Result<T, E>,
+    is_final: impl Fn(&E) -> bool,
+    resume: &Resume,
+    tell: &dyn Fn(&str),
+) -> std::result::Result<T, E> {
+    if let Some(why) = resume.failed() {
+        tell(&format!("the state of the run could not be kept: {why}"));
+    }
+    result.inspect_err(|error| {
+        if is_final(error) {
+            resume.remove();
+        }
+    })
 }
 
 /// The stages that are done, with their time and memory.

@@ -4,16 +4,17 @@ use super::{Job, Kept, Opened, Result, texts};
 use crate::convert;
 use crate::evaluate::measure::{Base, Measured, compare};
 use crate::evaluate::statistics::Statistics;
+use crate::format::checkpoint::Key;
 use crate::input::{Input, Source};
 use crate::model::Engine;
 use crate::progress::Progress;
 use crate::report;
 use crate::resume;
 use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Files whose activations are kept beside those of the base at a time.
-const TOGETHER: usize = 4;
+pub(super) const TOGETHER: usize = 4;
 
 /// What was measured of one file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -22,26 +23,47 @@ pub(super) struct Found {
     pub(super) rows: u64,
 }
 
+/// A file to be measured, and under which name and key it is kept what was.
+#[derive(Clone)]
+pub(super) struct Subject {
+    /// It need not be there if it has been measured.
+    pub(super) path: PathBuf,
+    pub(super) name: String,
+    pub(super) key: Key,
+}
+
+impl Subject {
+    /// A file that is there.
+    pub(super) fn of_file(base: &Input<'_>, windows: &texts::Cut, path: &Path) -> Result<Subject> {
+        let source = Source::open(path)?;
+        let input = Input::new(&source, &convert::Job::default())?;
+        let key = resume::Job::new("make: proof").with_model(base)?.with_model(&input)?;
+        let key = key.with("tokens", windows.evaluation_bytes()).key();
+        let name = format!("{}.measured", path.file_name().unwrap_or_default().to_string_lossy());
+        Ok(Subject { path: path.to_owned(), name, key })
+    }
+
+    /// Whether an earlier run has measured it.
+    pub(super) fn is_known(&self, kept: &Kept) -> bool {
+        kept.read::<Found>(&self.name, &self.key).is_some()
+    }
+}
+
 /// Measures the files, those that were not measured before, against the model.
 pub(super) fn measure(
     model: Opened<'_>,
     job: &Job,
     windows: &texts::Cut,
-    files: &[PathBuf],
+    files: &[Subject],
     kept: &Kept,
     progress: &dyn Progress,
 ) -> Result<Vec<Found>> {
     let mut found: Vec<Option<Found>> = Vec::new();
     let mut missing = Vec::new();
-    for (i, path) in files.iter().enumerate() {
-        let source = Source::open(path)?;
-        let input = Input::new(&source, &convert::Job::default())?;
-        let key = resume::Job::new("make: proof").with_model(model.input)?.with_model(&input)?;
-        let key = key.with("tokens", windows.evaluation_bytes()).key();
-        let name = format!("{}.measured", path.file_name().unwrap_or_default().to_string_lossy());
-        let known = kept.read(&name, &key);
+    for (i, file) in files.iter().enumerate() {
+        let known = kept.read(&file.name, &file.key);
         if known.is_none() {
-            missing.push((i, name, key));
+            missing.push((i, file));
         }
         found.push(known);
     }
@@ -49,25 +71,35 @@ pub(super) fn measure(
         let windows = windows.evaluation()?;
         let base = Base::Model(Measured::new("the base".into(), model.engine, &windows, progress)?);
         for group in missing.chunks(TOGETHER) {
-            let sources = group.iter().map(|(i, ..)| Source::open(&files[*i])).collect::<convert::Result<Vec<_>>>()?;
+            let sources =
+                group.iter().map(|(_, file)| Source::open(&file.path)).collect::<convert::Result<Vec<_>>>()?;
             let inputs = sources.iter().map(|source| Input::new(source, &convert::Job::default()));
             let inputs = inputs.collect::<convert::Result<Vec<_>>>()?;
             let engines = inputs.iter().map(|input| Engine::new(input, &job.options));
             let engines = engines.collect::<crate::model::Result<Vec<_>>>()?;
             let mut models = Vec::new();
-            for (engine, (i, ..)) in engines.iter().zip(group) {
-                models.push(Measured::new(files[*i].display().to_string(), engine, &windows, progress)?);
+            for (engine, (_, file)) in engines.iter().zip(group) {
+                models.push(Measured::new(file.path.display().to_string(), engine, &windows, progress)?);
             }
             let compared = compare(&base, &models, &windows, None, progress)?;
-            for (rows, (i, name, key)) in compared.iter().zip(group) {
+            for (rows, (i, file)) in compared.iter().zip(group) {
                 let Some(statistics) = Statistics::of(&[rows]) else { continue };
                 let one = of(&statistics);
-                kept.write(name, key, &one)?;
+                kept.write(&file.name, &file.key, &one)?;
                 found[*i] = Some(one);
             }
         }
     }
     Ok(found.into_iter().flatten().collect())
+}
+
+/// How many of these files an earlier run has measured.
+pub(super) fn known(base: &Input<'_>, windows: &texts::Cut, files: &[PathBuf], kept: &Kept) -> Result<usize> {
+    let mut known = 0;
+    for path in files {
+        known += usize::from(Subject::of_file(base, windows, path)?.is_known(kept));
+    }
+    Ok(known)
 }
 
 fn of(statistics: &Statistics) -> Found {

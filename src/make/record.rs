@@ -1,10 +1,12 @@
 //! The evidence, put down: frontier.json, report.html, a picture, a recipe for each file.
 
 use super::choice::Choices;
-use super::proof::{Found, fit};
-use super::{Job, Opened, Result, texts, write_text};
-use crate::format::gguf::Value;
+use super::proof::fit;
+use super::prove::Proven;
+use super::{Job, Result, texts, write_text};
+use crate::format::gguf::{Value, keys};
 use crate::frontier::{Measure, Scores};
+use crate::input::Input;
 use crate::plan::role::{Role, layer_of};
 use crate::report::data;
 use crate::report::page::page;
@@ -15,9 +17,9 @@ use crate::report::svg::Place;
 const POINTS: usize = 400;
 
 pub(super) fn new(
-    model: Opened<'_>,
+    input: &Input<'_>,
     job: &Job,
-    windows: &texts::Cut,
+    windows: Option<&texts::Cut>,
     scores: &Scores,
     choices: &Choices,
 ) -> data::Frontier {
@@ -31,9 +33,9 @@ pub(super) fn new(
     data::Frontier {
         format: data::FORMAT,
         generator: format!("quantier {}", env!("CARGO_PKG_VERSION")),
-        model: of_model(model, choices),
+        model: of_model(input, choices),
         scoring: data::Scoring {
-            texts: used(&windows.calibration_tokens),
+            texts: windows.map_or_else(Vec::new, |windows| used(&windows.calibration_tokens)),
             sequences: scores.sequences as u64,
             context: job.texts.context as u64,
             draws: job.settings.draws as u32,
@@ -73,20 +75,24 @@ fn used(tokens: &[(String, u64)]) -> Vec<data::Text> {
     used.map(|(name, tokens)| data::Text { name: name.clone(), tokens: *tokens }).collect()
 }
 
-fn of_model(model: Opened<'_>, choices: &Choices) -> data::Model {
-    let metadata = model.input.metadata();
-    let tensors = &model.input.tensors;
+fn of_model(input: &Input<'_>, choices: &Choices) -> data::Model {
+    let metadata = input.metadata();
+    let tensors = &input.tensors;
     let base_type = tensors.iter().max_by_key(|t| t.info.shape.elements()).map(|t| t.info.ggml_type.name());
-    let key = format!("{}.expert_count", model.engine.hyper.architecture);
+    let architecture = metadata.get(keys::ARCHITECTURE).and_then(Value::as_str).unwrap_or_default();
+    let number = |key: &str| {
+        let value = metadata.get(&format!("{architecture}.{key}")).and_then(Value::as_u64);
+        value.and_then(|n| u32::try_from(n).ok())
+    };
     data::Model {
         name: metadata
             .get(super::GENERAL_NAME)
             .and_then(Value::as_str)
-            .map_or_else(|| super::model_name(model.input), str::to_owned),
-        architecture: model.engine.hyper.architecture.clone(),
+            .map_or_else(|| super::model_name(input), str::to_owned),
+        architecture: architecture.into(),
         parameters: tensors.iter().map(|t| t.info.shape.elements()).sum(),
-        layers: model.engine.hyper.layers as u32,
-        experts: metadata.get(&key).and_then(Value::as_u64).filter(|n| *n > 0).map(|n| n as u32),
+        layers: number("block_count").unwrap_or(0),
+        experts: number("expert_count").filter(|n| *n > 0),
         base_type: base_type.unwrap_or_default().into(),
         base_bytes: choices.header_bytes + tensors.iter().map(|t| t.info.bytes()).sum::<u64>(),
     }
@@ -164,8 +170,14 @@ fn commands(job: &Job, choices: &Choices) -> Vec<data::Command> {
     choices.chosen.iter().map(of).collect()
 }
 
-/// Adds what was measured, and fits the predictions to it.
-pub(super) fn measured(report: &mut data::Frontier, found: Vec<Found>, windows: &texts::Cut) {
+/// Adds what was measured of the files and of some presets, and fits the predictions of the files to it.
+pub(super) fn measured(report: &mut data::Frontier, proven: Proven, windows: &texts::Cut) {
+    let Proven { found, presets, .. } = proven;
+    for (preset, found) in presets {
+        if let Some(of) = report.presets.iter_mut().find(|of| of.name == preset.name()) {
+            of.measured = Some(found.measured);
+        }
+    }
     report.evaluation = found.first().map(|first| data::Evaluation {
         texts: used(&windows.evaluation_tokens),
         context: report.scoring.context,

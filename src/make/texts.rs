@@ -26,6 +26,11 @@ pub struct Texts {
     pub evaluation_chunks: Option<usize>,
 }
 
+/// What stands behind the name of a text whose held-out part it is.
+pub const HELD_OUT: &str = " (held out)";
+const OF_ITS_OWN: &str = "; it is a fifth part of the calibration text, so that five times as many are needed there, or a \
+                          text of its own for the evaluation (--eval)";
+
 /// Parts that a text is divided into, of which one in so many is held out.
 const PARTS: usize = 40;
 const HELD_OUT_EVERY: usize = 5;
@@ -62,6 +67,10 @@ pub(super) struct Cut {
 
 impl Cut {
     pub(super) fn new(model: Opened<'_>, texts: &Texts) -> Result<Cut> {
+        if texts.context < windows::MIN_CONTEXT {
+            let error = windows::Error::Context(texts.context);
+            return Err(Error::Text { name: "--ctx-size".into(), error, advice: "" });
+        }
         let bos = model.tokenizer.bos().filter(|_| model.tokenizer.adds_bos());
         let cut = |which: &str, texts_of: &[Text]| -> Result<(Vec<u32>, Used)> {
             let (mut all, mut used, mut found) = (Vec::new(), Vec::new(), 0);
@@ -78,7 +87,9 @@ impl Cut {
                     needed: texts.context * windows::MIN_CHUNKS,
                     n_ctx: texts.context,
                 };
-                return Err(Error::Text { name: format!("the {which} text"), error });
+                let names: Vec<_> = texts_of.iter().map(|text| &*text.name).collect();
+                let advice = if texts_of.iter().any(|t| t.name.ends_with(HELD_OUT)) { OF_ITS_OWN } else { "" };
+                return Err(Error::Text { name: format!("the {which} text ({})", names.join(", ")), error, advice });
             }
             Ok((all, used))
         };
@@ -105,7 +116,7 @@ impl Cut {
 
     fn windows<'t>(&self, name: &str, tokens: &'t [u32]) -> Result<Windows<'t>> {
         let cut = Windows::of_chunks(tokens, self.context, self.bos);
-        cut.map_err(|error| Error::Text { name: name.into(), error })
+        cut.map_err(|error| Error::Text { name: name.into(), error, advice: "" })
     }
 
     /// At most so many chunks of the calibration text, evenly from all of it.
@@ -113,6 +124,16 @@ impl Cut {
         let windows = self.calibration()?;
         let (all, most) = (windows.chunks(), most.clamp(1, windows.chunks()));
         Ok((0..most).map(|i| windows.input((2 * i + 1) * all / (2 * most))).collect())
+    }
+
+    /// At most so many chunks of the calibration text that `score_chunks(most)` has not, evenly from all of them.
+    pub(super) fn other_chunks(&self, most: usize) -> Result<Vec<Vec<u32>>> {
+        let windows = self.calibration()?;
+        let (all, most) = (windows.chunks(), most.clamp(1, windows.chunks()));
+        let scored: Vec<usize> = (0..most).map(|i| (2 * i + 1) * all / (2 * most)).collect();
+        let others: Vec<usize> = (0..all).filter(|chunk| !scored.contains(chunk)).collect();
+        let n = most.min(others.len());
+        Ok((0..n).map(|i| windows.input(others[(2 * i + 1) * others.len() / (2 * n)])).collect())
     }
 
     /// Everything that the calibration text's chunks are, for a key.

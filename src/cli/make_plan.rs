@@ -1,0 +1,66 @@
+//! What `quantier make --dry-run` says.
+
+use super::text::size;
+use quantier::make::Estimate;
+
+/// The estimate as a person reads it.
+pub fn text(e: &Estimate) -> String {
+    let mut lines = vec![
+        format!(
+            "{} tensors with {} matrices, {} types to choose from: {} pairs to try",
+            e.tensors, e.matrices, e.types, e.trials
+        ),
+        format!(
+            "tokens: {} for the importance matrix, {} to judge types on, {} to measure the files on",
+            e.calibration_tokens, e.scoring_tokens, e.evaluation_tokens
+        ),
+        String::new(),
+        format!("{:<20}{:>16}{:>12}", "stage", "operations", "time"),
+    ];
+    for stage in &e.stages {
+        let time = if stage.done { "done".into() } else { duration(stage.seconds) };
+        lines.push(format!("{:<20}{:>16}{:>12}", stage.name, format!("{:.3e}", stage.flops), time));
+    }
+    let total = e.stages.iter().map(|stage| stage.seconds).sum();
+    lines.push(format!("{:<20}{:>16}{:>12}", "all", "", duration(total)));
+    lines.push(format!(
+        "(an estimate: {:.1} GFLOP/s in a short product here, and a row of every type, tried just now)",
+        e.flops_per_second / 1e9
+    ));
+    lines.push(String::new());
+    for (budget, bytes) in &e.files {
+        lines.push(match bytes {
+            Some(bytes) => format!("{budget}: about {}", size(*bytes)),
+            None => format!("{budget}: the size shows when types are judged"),
+        });
+    }
+    lines.push(format!(
+        "disk: {} for files, {} for the importance matrix, up to {} in work/ while it runs",
+        size(e.files_bytes),
+        size(e.imatrix_bytes),
+        size(e.work_bytes)
+    ));
+    if e.temporary_bytes > 0 {
+        lines.push(format!("temporary file: {} beyond --max-memory", size(e.temporary_bytes)));
+    }
+    lines.push(format!("memory: about {}, beside the mapped model", size(e.memory_bytes)));
+    lines.join("\n")
+}
+
+fn duration(seconds: f64) -> String {
+    match seconds {
+        ..90.0 => format!("{seconds:.1} s"),
+        ..5400.0 => format!("{:.0} min", seconds / 60.0),
+        _ => format!("{:.1} h", seconds / 3600.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::duration;
+
+    #[test]
+    fn durations_have_a_unit_that_fits() {
+        assert_eq!([0.04, 89.0, 600.0, 36_000.0].map(duration), ["0.0 s", "89.0 s", "10 min", "10.0 h"]);
+    }
+}

@@ -1,0 +1,243 @@
+//! The last step of the choice, if it is asked for: swaps that the predictions hold for near-ties, each measured end to
+//! end.
+//!
+//! ```text
+//! text       chunks of the calibration text that no type was judged on, and nothing of the evaluation text
+//! swaps      one tensor up, one or more down, within the bytes of the file; those first that are predicted to lose least
+//!            per byte exchanged
+//! try        the file's model with these tensors replaced, from the first of their layers on
+//! take       if the divergence falls by more than the standard error of the paired differences, chunk by chunk
+//! ```
+
+use super::{Job, Opened, Result};
+use crate::convert;
+use crate::format::imatrix::Imatrix;
+use crate::format::types::GgmlType;
+use crate::frontier::sweep::{Side, Within, divergence, first_layer, rounded};
+use crate::input::{Input, Source};
+use crate::model::{Engine, Replaced};
+use crate::plan::frontier::Problem;
+use crate::progress::{Progress, Unit};
+use std::collections::BTreeSet;
+use std::path::Path;
+
+/// The most tensors that go down for one that goes up.
+const MOST_DOWN: usize = 3;
+/// How many of a tensor's next better and next worse types are tried.
+const NEAR: usize = 3;
+
+/// What became of the recipe of a file.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Refined {
+    /// The choice for each item of the problem.
+    pub(super) choices: Vec<usize>,
+    pub(super) tried: usize,
+    pub(super) taken: usize,
+    /// Mean divergence on the text of the search before and after, in nats.
+    pub(super) before: f64,
+    pub(super) after: f64,
+}
+
+impl Refined {
+    /// What the user is told.
+    pub(super) fn note(&self, budget: &str) -> String {
+        let Refined { tried, taken, before, after, .. } = self;
+        let effect = match taken {
+            0 => String::new(),
+            _ => format!(": from {before:.6} to {after:.6} nats on a part of the calibration text"),
+        };
+        format!("{budget}: of {tried} swaps that were measured, {taken} were taken{effect}")
+    }
+}
+
+/// Tensors that take other types than they have.
+#[derive(Clone, Debug, PartialEq)]
+struct Swap {
+    /// Items of the problem and their new choices, by rising item.
+    changes: Vec<(usize, usize)>,
+    /// What it is predicted to lose, in nats per byte exchanged.
+    loss: f64,
+}
+
+/// Tries at most `job.refine` swaps on the file at `path`, whose recipe is `choices`.
+pub(super) fn refine(
+    model: Opened<'_>,
+    job: &Job,
+    problem: &Problem,
+    (choices, path): (&[usize], &Path),
+    chunks: &[Vec<u32>],
+    imatrix: &Imatrix,
+    progress: &dyn Progress,
+) -> Result<Refined> {
+    let source = Source::open(path)?;
+    let input = Input::new(&source, &convert::Job::default())?;
+    let mut engine = Engine::new(&input, &job.options)?;
+    let within = Within(progress);
+    let base = model.engine.trace(chunks, None, &within)?;
+    let base_head = model.engine.head()?;
+    let base_side = Side { head: &base_head, rows: &|chunk| base.output(model.engine, chunk) };
+    let mut trace = engine.trace(chunks, None, &within)?;
+    let mut now = {
+        let head = engine.head()?;
+        let side = Side { head: &head, rows: &|chunk| trace.output(&engine, chunk) };
+        divergence(model.engine, base_side, side, chunks.len(), "file", progress)?
+    };
+    let limit = bytes(problem, choices);
+    let before = mean(&now);
+    let mut refined = Refined { choices: choices.to_vec(), tried: 0, taken: 0, before, after: before };
+    let mut seen = BTreeSet::new();
+    progress.begin(job.refine as u64, Unit::Steps);
+    'search: while refined.tried < job.refine {
+        for swap in swaps(problem, &refined.choices, limit) {
+            if refined.tried == job.refine {
+                break 'search;
+            }
+            if !seen.insert(swap.changes.clone()) {
+                continue;
+            }
+            let names: Vec<_> = swap.changes.iter().map(|(item, _)| &*problem.items[*item].name).collect();
+            progress.at(&names.join(", "));
+            let replaced = swap.changes.iter().map(|(item, choice)| {
+                let item = &problem.items[*item];
+                Ok(rounded(model.input, model.engine, imatrix, &item.name, type_of(item, *choice), progress)?)
+            });
+            let changed = engine.replacing(&replaced.collect::<Result<Vec<Replaced>>>()?)?;
+            let first = names.iter().map(|name| first_layer(&engine, name)).min().unwrap_or(0);
+            let hidden = changed.rerun(&trace, first, &within)?;
+            let then = {
+                let head = changed.head()?;
+                let side = Side { head: &head, rows: &|chunk| hidden.rows_of(chunk) };
+                divergence(model.engine, base_side, side, chunks.len(), &names.join(", "), progress)?
+            };
+            refined.tried += 1;
+            progress.advance(1);
+            if is_better(&now, &then) {
+                swap.changes.iter().for_each(|(item, choice)| refined.choices[*item] = *choice);
+                refined.taken += 1;
+                refined.after = mean(&then);
+                (now, engine) = (then, changed);
+                trace = engine.trace(chunks, None, &within)?;
+                continue 'search;
+            }
+        }
+        break;
+    }
+    Ok(refined)
+}
+
+fn type_of(item: &crate::plan::frontier::Item, choice: usize) -> GgmlType {
+    item.choices[choice].ggml_type
+}
+
+fn bytes(problem: &Problem, choices: &[usize]) -> u64 {
+    problem.items.iter().zip(choices).map(|(item, choice)| item.choices[*choice].bytes).sum()
+}
+
+fn mean(x: &[f64]) -> f64 {
+    x.iter().sum::<f64>() / x.len().max(1) as f64
+}
+
+/// Whether the mean of paired numbers falls by more than its standard error.
+fn is_better(now: &[f64], then: &[f64]) -> bool {
+    let differences: Vec<f64> = then.iter().zip(now).map(|(then, now)| then - now).collect();
+    let n = differences.len() as f64;
+    let mean = mean(&differences);
+    let squares: f64 = differences.iter().map(|d| (d - mean).powi(2)).sum();
+    differences.len() > 1 && mean < -(squares / (n * (n - 1.0))).sqrt()
+}
+
+/// Swaps that fit within so many bytes of all items, those that are predicted to lose least per byte first.
+fn swaps(problem: &Problem, choices: &[usize], limit: u64) -> Vec<Swap> {
+    struct Move {
+        item: usize,
+        choice: usize,
+        bytes: i64,
+        nats: f64,
+    }
+    let (mut up, mut down) = (Vec::new(), Vec::new());
+    for (item, (of, now)) in problem.items.iter().zip(choices).enumerate() {
+        let at = of.choices[*now];
+        let moved = |(choice, to): (usize, &crate::plan::frontier::Choice)| Move {
+            item,
+            choice,
+            bytes: to.bytes as i64 - at.bytes as i64,
+            nats: to.nats - at.nats,
+        };
+        let moves = || of.choices.iter().enumerate().map(moved);
+        let mut better: Vec<_> = moves().filter(|m| m.bytes > 0 && m.nats < 0.0).collect();
+        let mut worse: Vec<_> = moves().filter(|m| m.bytes < 0 && m.nats > 0.0).collect();
+        better.sort_by(|a, b| a.bytes.cmp(&b.bytes).then(a.nats.total_cmp(&b.nats)));
+        worse.sort_by(|a, b| b.bytes.cmp(&a.bytes).then(a.nats.total_cmp(&b.nats)));
+        up.extend(better.into_iter().take(NEAR));
+        down.extend(worse.into_iter().take(NEAR));
+    }
+    // What loses least for the bytes that it gives back goes down first.
+    down.sort_by(|a, b| (a.nats / a.bytes as f64).total_cmp(&(b.nats / b.bytes as f64)).reverse());
+    let slack = limit as i64 - bytes(problem, choices) as i64;
+    let mut swaps: Vec<Swap> = Vec::new();
+    for up in &up {
+        for (first, one) in down.iter().enumerate().filter(|(_, one)| one.item != up.item) {
+            let mut changes = vec![(up.item, up.choice), (one.item, one.choice)];
+            let (mut bytes, mut nats) = (up.bytes + one.bytes, up.nats + one.nats);
+            for more in &down[first + 1..] {
+                if bytes <= slack || changes.len() > MOST_DOWN {
+                    break;
+                }
+                if changes.iter().all(|(item, _)| *item != more.item) {
+                    changes.push((more.item, more.choice));
+                    (bytes, nats) = (bytes + more.bytes, nats + more.nats);
+                }
+            }
+            if bytes <= slack {
+                changes.sort_unstable();
+                swaps.push(Swap { changes, loss: nats / up.bytes as f64 });
+            }
+        }
+    }
+    swaps.sort_by(|a, b| a.loss.total_cmp(&b.loss).then_with(|| a.changes.cmp(&b.changes)));
+    swaps.dedup_by(|a, b| a.changes == b.changes);
+    swaps
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::frontier::{Choice, Item};
+
+    fn item(name: &str, choices: &[(u64, f64)]) -> Item {
+        let types = [GgmlType::Q2_K, GgmlType::Q4_K, GgmlType::Q6_K];
+        let choices = choices.iter().zip(types);
+        let choices = choices.map(|(&(bytes, nats), ggml_type)| Choice { ggml_type, bytes, nats }).collect();
+        Item { name: name.into(), row_len: 256, weights: 256, choices }
+    }
+
+    #[test]
+    fn swaps_keep_the_bytes_and_come_by_their_loss() {
+        let items = vec![
+            item("a", &[(10, 5.0), (20, 2.0), (30, 1.0)]),
+            item("b", &[(10, 4.0), (20, 1.9), (30, 1.0)]),
+            item("c", &[(5, 0.7), (10, 0.3), (15, 0.1)]),
+        ];
+        let problem = Problem { items, ..Problem::default() };
+        let now = [1, 1, 1];
+        let found = swaps(&problem, &now, 50);
+        assert!(!found.is_empty() && found.windows(2).all(|pair| pair[0].loss <= pair[1].loss));
+        for swap in &found {
+            let mut then = now;
+            swap.changes.iter().for_each(|(item, choice)| then[*item] = *choice);
+            assert!(bytes(&problem, &then) <= 50, "{swap:?}");
+            assert!(swap.changes.len() > 1 && swap.changes.windows(2).all(|pair| pair[0].0 < pair[1].0), "{swap:?}");
+        }
+        // c goes up for less than b goes down; the other way round, a or b up needs both others down.
+        assert!(found.iter().any(|swap| swap.changes == [(1, 0), (2, 2)]), "{found:?}");
+        assert!(swaps(&problem, &[0, 0, 0], 25).is_empty(), "nothing can go down");
+    }
+
+    #[test]
+    fn only_what_is_better_beyond_its_error_is_taken() {
+        assert!(is_better(&[1.0, 2.0, 3.0], &[0.9, 1.9, 2.9]));
+        assert!(!is_better(&[1.0, 2.0, 3.0], &[1.0, 2.0, 3.0]));
+        assert!(!is_better(&[1.0, 2.0, 3.0], &[1.1, 1.7, 3.0]), "the mean falls by less than its error");
+        assert!(!is_better(&[1.0], &[0.5]), "one chunk has no error to compare with");
+    }
+}
