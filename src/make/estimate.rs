@@ -109,7 +109,7 @@ pub fn estimate(input: &Input<'_>, opened: Option<Opened<'_>>, job: &Job) -> Res
     let machine = Machine::new(input, &expected, job.threads)?;
     let products = |flops: f64| flops / machine.flops_per_second;
     let files = job.budgets.len();
-    let written_all = scores.is_some() && written == choices.chosen.len();
+    let all_written = scores.is_some() && written == choices.chosen.len();
     let mut stages = Vec::new();
     let mut add = |name, flops: f64, seconds: f64, done: bool| {
         stages.push(Stage { name, flops, seconds: if done { 0.0 } else { products(flops) + seconds }, done });
@@ -119,13 +119,13 @@ pub fn estimate(input: &Input<'_>, opened: Option<Opened<'_>>, job: &Job) -> Res
     }
     add("scores", if judged { count.scores(&expected) } else { 0.0 }, machine.trials(&count, &expected), scores.is_some());
     if !job.frontier_only {
-        let quantized = |chosen: &choice::Chosen| chosen.recipe.iter().map(|(name, t)| machine.tensor(input, name, *t));
-        let seconds: f64 = choices.chosen.iter().flat_map(quantized).sum();
+        let recipes = choices.chosen.iter().flat_map(|chosen| &chosen.recipe);
+        let seconds: f64 = recipes.map(|(name, t)| machine.tensor(input, name, *t)).sum();
         // Files whose recipe is not known yet are taken for the mean of the others.
         let unknown = (files - budgets.len()) as f64 / choices.chosen.len().max(1) as f64;
-        add("files", 0.0, seconds * (1.0 + unknown), written_all);
+        add("files", 0.0, seconds * (1.0 + unknown), all_written);
         if texts.is_some() {
-            add("proof", count.proof(files), 0.0, written_all && measured == choices.chosen.len());
+            add("proof", count.proof(files), 0.0, all_written && measured == choices.chosen.len());
         }
     }
     let file_bytes = |text: &String| choices.chosen.iter().find(|c| c.budget == *text).map(|c| c.file_bytes);
@@ -213,7 +213,7 @@ impl<'a> Count<'a> {
         let matrices = |t: &&Tensor<'_>| t.info.shape.dims().len() > 1;
         let in_layers: Vec<_> = input.tensors.iter().filter(|t| t.info.name.starts_with("blk.")).collect();
         let in_layers: Vec<&Tensor<'_>> = in_layers.into_iter().filter(matrices).collect();
-        let mut by_layer: BTreeMap<Option<usize>, (f64, f64, f64)> = BTreeMap::new();
+        let mut by_layer: BTreeMap<Option<i32>, (f64, f64, f64)> = BTreeMap::new();
         for tensor in &in_layers {
             let layer = by_layer.entry(crate::plan::role::layer_of(&tensor.info.name)).or_default();
             let [columns, rows, ..] = tensor.info.shape.four();

@@ -71,7 +71,130 @@ pub struct Job {
     pub options: crate::model::Options,
     /// Whether a model that is quantized already may be quantized anew.
     pub allow_requantize: bool,
-    /// Does it all. `tell` hears what the user should know on the way.
+    /// How often a long stage keeps what it has come to.
+    pub keep_every: Duration,
+}
+
+/// What was done.
+pub struct Made {
+    /// What is in frontier.json.
+    pub report: report::data::Frontier,
+    /// The files that were written, in the order of the budgets.
+    pub files: Vec<PathBuf>,
+    /// What the user should know.
+    pub notes: Vec<String>,
+}
+
+/// Why it could not be done.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file could not be read or written.
+    #[error(transparent)]
+    Format(#[from] format::Error),
+    /// No importance matrix.
+    #[error(transparent)]
+    Collect(#[from] collect::Error),
+    /// No scores.
+    #[error(transparent)]
+    Score(#[from] frontier::Error),
+    /// Files could not be planned or written.
+    #[error(transparent)]
+    Quantize(#[from] quantize::Error),
+    /// A model that was written could not be read again.
+    #[error(transparent)]
+    Convert(#[from] crate::convert::Error),
+    /// A model that was written could not be run.
+    #[error(transparent)]
+    Model(#[from] crate::model::Error),
+    /// Nothing could be measured.
+    #[error(transparent)]
+    Measure(#[from] evaluate::measure::Error),
+    /// A text cannot be cut into chunks.
+    #[error("{name}: {error}{advice}")]
+    Text {
+        /// Which of both texts, with its names.
+        name: String,
+        /// What is wrong.
+        error: evaluate::windows::Error,
+        /// What else can be done about it.
+        advice: &'static str,
+    },
+    /// The place for the results is no directory.
+    #[error("{}: this is a file; name a directory, which is made if it is not there", .0.display())]
+    NoDirectory(PathBuf),
+    /// The model cannot be run, and there is nothing else to choose by.
+    #[error("a model that cannot be run needs an importance matrix from elsewhere (--imatrix FILE)")]
+    NeedsImatrix,
+    /// Nats are asked for, and there are none.
+    #[error("{0} asks for nats, and types are judged by their weighted error alone, which is no nats: ask for a size")]
+    NoNats(String),
+    /// A budget that no recipe meets.
+    #[error("{0}")]
+    Budget(#[from] BudgetError),
+    /// Constraints that leave no recipe.
+    #[error("no recipe keeps these constraints:\n{}", .0.iter().map(|e| format!("  - {e}")).collect::<Vec<_>>().join("\n"))]
+    Constraints(Vec<ConstraintError>),
+    /// Numbers that cannot be chosen by.
+    #[error("{0}")]
+    Scores(#[from] Invalid),
+    /// A model that is quantized already.
+    #[error(
+        "{} of {} matrices are quantized already ({example}): what was rounded once is lost, and the divergence from the \
+         original cannot be measured any more. Start from the original model, or accept that with --allow-requantize",
+        quantized,
+        matrices
+    )]
+    Quantized {
+        /// Matrices that are.
+        quantized: usize,
+        /// All matrices.
+        matrices: usize,
+        /// One of them, with its type.
+        example: String,
+    },
+    /// A tensor came out in another type than was chosen.
+    #[error("tensor '{tensor}': {chosen} was chosen and {planned} would be written; report this")]
+    Recipe {
+        /// The tensor.
+        tensor: String,
+        /// What was chosen.
+        chosen: GgmlType,
+        /// What the quantizer would write.
+        planned: GgmlType,
+    },
+}
+
+impl Error {
+    /// Whether the run was asked to stop, and would go on if it were started again.
+    pub fn is_stop(&self) -> bool {
+        use crate::model::Error::Cancelled;
+        matches!(
+            self,
+            Error::Model(Cancelled)
+                | Error::Collect(collect::Error::Model(Cancelled))
+                | Error::Score(frontier::Error::Model(Cancelled))
+                | Error::Measure(evaluate::measure::Error::Model { error: Cancelled, .. })
+                | Error::Measure(evaluate::measure::Error::Cancelled)
+                | Error::Quantize(quantize::Error::Cancelled)
+        )
+    }
+}
+
+/// Result of this module.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// The model, open.
+#[derive(Clone, Copy)]
+pub struct Opened<'m> {
+    /// Its tensors.
+    pub input: &'m Input<'m>,
+    /// What runs it.
+    pub engine: &'m Engine<'m>,
+    /// Its vocabulary.
+    pub tokenizer: &'m Tokenizer,
+}
+
+/// Does it all. `tell` hears what the user should know on the way.
 ///
 /// A model that cannot be run is not opened: then types are judged by the weighted error of an importance matrix that is
 /// there already, and no file is measured.
