@@ -11,24 +11,16 @@
 #   scripts/parity.sh tokenize [NAME ...]   tokens of texts instead (scripts/parity-tokenize.sh)
 #   scripts/parity.sh engine [NAME ...]     perplexity, importance matrices and KL divergence instead
 #                                           (scripts/parity-engine.sh)
+#   scripts/parity.sh make [NAME ...]       files and recipes of quantier make instead (scripts/parity-make.sh)
 #
 # Where the reference refuses, we must refuse too and leave no file. Ends with "N identical, N different", and with
 # exit code 1 if anything differs. Temporary files go to $TMPDIR and are removed.
 set -euo pipefail
 
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-if [ "${1:-}" = convert ]; then
-    exec "$repository/scripts/parity-convert.sh" "${@:2}"
-fi
-if [ "${1:-}" = vocabularies ]; then
-    exec "$repository/scripts/parity-vocabularies.sh" "${@:2}"
-fi
-if [ "${1:-}" = tokenize ]; then
-    exec "$repository/scripts/parity-tokenize.sh" "${@:2}"
-fi
-if [ "${1:-}" = engine ]; then
-    exec "$repository/scripts/parity-engine.sh" "${@:2}"
-fi
+case "${1:-}" in
+    convert | vocabularies | tokenize | engine | make) exec "$repository/scripts/parity-$1.sh" "${@:2}" ;;
+esac
 quick=()
 for arg in "$@"; do
     case "$arg" in
