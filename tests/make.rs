@@ -246,7 +246,7 @@ fn texts_that_cannot_be_used() {
     run("-f cal.txt --eval cal.txt", &["cal.txt", "both calibration and evaluation"]);
     run("-f cal.txt --eval ./cal.txt", &["both calibration and evaluation"]);
     run("-f cal.txt --eval copy.txt", &["both calibration and evaluation"]);
-    run("-f cal.txt --eval eval.txt -c 0", &["a context of 0 tokens"]);
+    fails(dir.path(), "make m.gguf --bpw 4 -f cal.txt --eval eval.txt -c 0 -o out", &["a context of 0 tokens"]);
 }
 
 #[test]
@@ -301,7 +301,10 @@ fn noise(seed: u64, dims: &[u64]) -> Vec<f32> {
 fn a_model_that_cannot_run_is_chosen_for_by_weighted_error() {
     let dir = place();
     succeeds(dir.path(), "imatrix m.gguf -f cal.txt -c 64 -o i.gguf");
-    succeeds(dir.path(), "quantize --override-kv general.architecture=str:rwkv6 m.gguf r.gguf COPY");
+    succeeds(
+        dir.path(),
+        "quantize --override-kv general.architecture=str:rwkv6 --override-kv rwkv6.block_count=int:6 m.gguf r.gguf COPY",
+    );
     let parts = ["rwkv6", "--score imatrix --imatrix FILE"];
     fails(dir.path(), &format!("make r.gguf {SMALL} --bpw 4 -o out"), &parts);
     for how in ["", "--score imatrix"] {

@@ -77,8 +77,9 @@ fn a_sweep_agrees_with_the_second_order() {
     for part in ["attn_v", "ffn_down"] {
         let (sweep, second) = (nats(&sweep, part), nats(&second, part));
         assert_eq!((sweep.len(), second.len()), (6, 6));
-        for (layer, (sweep, second)) in sweep.iter().zip(&second).enumerate() {
-            assert!((0.4..2.5).contains(&(second / sweep)), "{part} of layer {layer}: {sweep} {second}");
-        }
+        // Single tensors on so few tokens are far more uncertain than all of a kind together; and what an error of the
+        // values of attention adds up to over positions is not in the squares of single positions.
+        let (sweep, second) = (sweep.iter().sum::<f64>(), second.iter().sum::<f64>());
+        assert!((0.4..2.5).contains(&(second / sweep)), "{part}: {sweep} {second}");
     }
 }

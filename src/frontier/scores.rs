@@ -158,6 +158,10 @@ impl Candidate<'_> {
         let (n, m) = (met.columns, met.width);
         let draws = met.pieces.first().map_or(0, |piece| piece.gradients.len());
         let positions: usize = met.pieces.iter().map(|piece| piece.inputs.len() / n).sum();
+        // An expert that none of the positions reached.
+        if draws * positions == 0 {
+            return Ok(vec![0.0; self.types.len()]);
+        }
         // By type, then piece, then draw, then position.
         let len = self.types.len() * draws * positions;
         let u = self.bands(input, rows, len, progress, |band| {
