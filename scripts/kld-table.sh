@@ -5,12 +5,14 @@
 #
 # QUANTIER         the program (default: target/release/quantier, built first)
 # QUANTIER_MODEL   the base, a GGUF (default: testdata/refmodel-f16.gguf)
+# QUANTIER_CHUNKS  the most chunks of 512 tokens of each text (default: all)
 # QUANTIER_TYPES   the types (default: Q2_K Q3_K_M Q4_K_M Q5_K_M Q6_K Q8_0)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 reference=$(scripts/reference.sh)
 model=${QUANTIER_MODEL:-testdata/refmodel-f16.gguf}
+chunks=${QUANTIER_CHUNKS:--1}
 read -ra types <<<"${QUANTIER_TYPES:-Q2_K Q3_K_M Q4_K_M Q5_K_M Q6_K Q8_0}"
 quantier=${QUANTIER:-target/release/quantier}
 [ -n "${QUANTIER:-}" ] || cargo build --release --quiet --bin quantier
@@ -38,9 +40,10 @@ echo "| text | type | Quantier | Quantier, reference's logits file | llama-perpl
 echo "|---|---|---|---|---|---|"
 for text in "$@"; do
     head -c 200000 "$text" | iconv -c -f utf-8 -t utf-8 >"$work/text.txt"
-    "$reference/llama-perplexity" -t 1 -m "$model" -f "$work/text.txt" -c 512 --kl-divergence-base "$work/base.kld" \
-        >/dev/null 2>&1
-    "$quantier" kld "$model" "${files[@]}" -f "$work/text.txt" --json >"$work/ours.json"
+    "$reference/llama-perplexity" -t 1 -m "$model" -f "$work/text.txt" -c 512 --chunks "$chunks" \
+        --kl-divergence-base "$work/base.kld" >/dev/null 2>&1
+    "$quantier" kld "$model" "${files[@]}" -f "$work/text.txt" ${QUANTIER_CHUNKS:+--chunks "$chunks"} --json \
+        >"$work/ours.json"
     "$quantier" kld --logits "$work/base.kld" "${files[@]}" --json >"$work/stored.json"
     for i in "${!types[@]}"; do
         python3 - "$work" "$i" "$(basename "$text" .txt)" "${types[i]}" "$(divergence "${files[i]}")" <<'PYTHON'

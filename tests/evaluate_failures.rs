@@ -95,9 +95,9 @@ fn vocabularies_that_differ() {
     });
     let parts = ["x.gguf: it has another vocabulary", "compare models of one family"];
     fails(dir.path(), &format!("kld m.gguf x.gguf {ON_A}"), &parts);
-    // Its logits file is refused with and without the text.
+    // Its logits file is refused with the text, and beside it a model that reads the file's tokens as another text.
     succeeds(dir.path(), &format!("perplexity x.gguf {ON_A} --save-logits x.kld"));
-    fails(dir.path(), "kld --logits x.kld m.gguf", &["x.kld: it was made with another vocabulary"]);
+    fails(dir.path(), "kld --logits x.kld x.gguf m.gguf", &["m.gguf: it has another vocabulary"]);
     fails(dir.path(), "kld --logits x.kld m.gguf -f a.txt", &["x.kld: it was made of another text, or with another"]);
     // Another number of tokens.
     let dir = with_changed(|model| {
@@ -110,6 +110,15 @@ fn vocabularies_that_differ() {
     fails(dir.path(), &format!("kld m.gguf x.gguf {ON_A}"), &["x.gguf: it has a vocabulary of 4097 tokens", "4096"]);
     succeeds(dir.path(), &format!("perplexity x.gguf {ON_A} --save-logits x.kld"));
     fails(dir.path(), "kld --logits x.kld m.gguf", &["x.kld: it was made with a model of 4097 tokens", "4096"]);
+}
+
+#[test]
+fn a_logits_file_of_a_stranger_is_told() {
+    let dir = with_changed(|model| tensor(model, "output.weight").rotate_left(512 * 1000));
+    succeeds(dir.path(), &format!("perplexity x.gguf {ON_A} --save-logits x.kld"));
+    let ran = quantier("kld --logits x.kld m.gguf").current_dir(dir.path()).assert().success();
+    let warning = String::from_utf8_lossy(&ran.get_output().stderr).into_owned();
+    assert!(warning.starts_with("warning: m.gguf and the logits file agree on "), "{warning}");
 }
 
 #[test]

@@ -4,8 +4,6 @@ use super::measure::{Opened, read_text};
 use anyhow::{Context, bail, ensure};
 use quantier::evaluate::windows::Windows;
 use quantier::format::logits::Logits;
-use quantier::tokenizer::Tokenizer;
-use std::collections::HashSet;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -51,7 +49,6 @@ impl Corpus {
             model.engine.vocabulary()
         );
         if texts.is_empty() {
-            check_vocabulary(&model.tokenizer, logits.tokens()).with_context(|| file.to_string())?;
             let mut corpus = Corpus { parts: Vec::new(), tokens: Vec::new(), n_ctx, bos: model.chunk_bos() };
             let used = chunks.map_or(shape.n_chunk as usize, |chunks| chunks.min(shape.n_chunk as usize));
             corpus.push(path, &logits.tokens()[..used * n_ctx]);
@@ -97,13 +94,19 @@ impl Corpus {
         Ok(Windows::of_chunks(&self.tokens, self.n_ctx, self.bos)?)
     }
 
-    /// Fails unless another model reads the same texts as the same tokens.
-    pub fn check(&self, model: &Opened<'_>, texts: &[PathBuf], chunks: Option<usize>) -> anyhow::Result<()> {
+    /// Fails unless another model reads the same texts as the same tokens as `first`, or without texts the same tokens
+    /// as the same text.
+    pub fn check(
+        &self,
+        (first, other): (&Opened<'_>, &Opened<'_>),
+        texts: &[PathBuf],
+        chunks: Option<usize>,
+    ) -> anyhow::Result<()> {
         let same = match texts {
-            [] => check_vocabulary(&model.tokenizer, &self.tokens).is_ok(),
+            [] => first.tokenizer.decode(&self.tokens) == other.tokenizer.decode(&self.tokens),
             texts => {
-                let other = Corpus::of_texts(model, texts, self.n_ctx, chunks);
-                other.is_ok_and(|other| other.bos == self.bos && other.tokens.starts_with(&self.tokens))
+                let read = Corpus::of_texts(other, texts, self.n_ctx, chunks);
+                read.is_ok_and(|read| read.bos == self.bos && read.tokens.starts_with(&self.tokens))
             }
         };
         ensure!(same, "it has another vocabulary: it reads the text as other tokens; compare models of one family");
@@ -115,24 +118,4 @@ impl Corpus {
         let per_chunk = all.len() / self.chunks().max(1);
         &all[part.start * per_chunk..part.end * per_chunk]
     }
-}
-
-/// Fails if tokens do not read as a text in a vocabulary: those of a text are what it gives when it is read again, but
-/// for its edges; those of another vocabulary are a jumble of pieces that join in other ways.
-fn check_vocabulary(tokenizer: &Tokenizer, tokens: &[u32]) -> anyhow::Result<()> {
-    /// Tokens that are looked at.
-    const SAMPLE: usize = 4096;
-    /// How many of the pairs of neighbours must come again.
-    const SAME: f64 = 0.9;
-    let tokens: Vec<u32> = tokens.iter().copied().filter(|&t| !tokenizer.is_control(t)).take(SAMPLE).collect();
-    let text = tokenizer.decode(&tokens);
-    let again = tokenizer.encode(&String::from_utf8_lossy(&text), false, false);
-    let found: HashSet<&[u32]> = again.windows(2).collect();
-    let same = tokens.windows(2).filter(|pair| found.contains(pair)).count();
-    ensure!(
-        same as f64 >= SAME * (tokens.len() as f64 - 2.0),
-        "it was made with another vocabulary: its tokens are no text in this model's; make it again with the base of \
-         this model"
-    );
-    Ok(())
 }

@@ -74,10 +74,13 @@ fn read(args: &Args, opened: &[Opened<'_>], logits: Option<(&Path, &Logits)>) ->
             args.models[0].display(),
             sizes.0
         );
-        corpus.check(other, &args.file, chunks).with_context(|| path.display().to_string())?;
+        corpus.check((first, other), &args.file, chunks).with_context(|| path.display().to_string())?;
     }
     Ok(corpus)
 }
+
+/// Models that agree on the most probable token in a smaller part of the rows have hardly anything in common.
+const UNRELATED: f64 = 0.05;
 
 /// A model and its rows beside the base's.
 type Found<'a> = (&'a PathBuf, Vec<Comparison>);
@@ -130,6 +133,17 @@ fn report(args: &Args, corpus: &Corpus, found: &[Found<'_>]) -> anyhow::Result<E
     for (path, rows) in found {
         let texts = corpus.parts.iter().map(|(text, part)| Ok((text, of(corpus.rows(part, rows))?)));
         models.push((path, of(rows)?, texts.collect::<anyhow::Result<Vec<_>>>()?));
+    }
+    if args.logits.is_some() && args.file.is_empty() {
+        // Without the text, only the size of the vocabulary could be compared.
+        for (path, all, _) in models.iter().filter(|(_, all, _)| all.same_top.value < UNRELATED) {
+            eprintln!(
+                "warning: {} and the logits file agree on the most probable token of {:.1}% of the rows; are they of one \
+                 vocabulary? With --file, this is checked",
+                path.display(),
+                100.0 * all.same_top.value
+            );
+        }
     }
     if args.common.json {
         let one = |(path, all, texts): &(&&PathBuf, Statistics, Vec<(&PathBuf, Statistics)>)| {
