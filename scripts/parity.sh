@@ -8,6 +8,7 @@
 #   scripts/parity.sh convert [NAME ...]    conversions of Hugging Face checkpoints instead, and whether they run
 #                                           (scripts/parity-convert.sh)
 #   scripts/parity.sh tokenize [NAME ...]   tokens of texts instead (scripts/parity-tokenize.sh)
+#   scripts/parity.sh make [NAME ...]       files and recipes of quantier make instead (scripts/parity-make.sh)
 #
 # Where the reference refuses, we must refuse too and leave no file. Ends with "N identical, N different", and with
 # exit code 1 if anything differs. Temporary files go to $TMPDIR and are removed.
@@ -19,6 +20,9 @@ if [ "${1:-}" = convert ]; then
 fi
 if [ "${1:-}" = tokenize ]; then
     exec "$repository/scripts/parity-tokenize.sh" "${@:2}"
+fi
+if [ "${1:-}" = make ]; then
+    exec "$repository/scripts/parity-make.sh" "${@:2}"
 fi
 quick=()
 for arg in "$@"; do
