@@ -19,6 +19,8 @@ QUICK_SIZES = ["2.5", "3.5", "4.5", "6"]
 EVALUATION = "wiki.txt"
 CALIBRATION_BYTES = 60_000
 TRIES = 8
+# llama-perplexity ends without waiting for the thread that prints its log; this makes the end of any process take longer.
+LINGER = "#include <unistd.h>\n__attribute__((destructor)) static void linger(void) { sleep(3); }\n"
 THREADS = os.environ.get("THREADS", str(os.cpu_count()))
 
 
@@ -105,10 +107,19 @@ class Bench:
 
         return self.made(self.work / "base.kld", make)
 
+    def linger(self):
+        """What llama-perplexity is started with, so that the thread that prints its log has time to."""
+        def make(path):
+            source = self.work / "linger.c"
+            source.write_text(LINGER)
+            run(["gcc", "-shared", "-fPIC", "-o", path, source])
+
+        return {**os.environ, "LD_PRELOAD": str(self.made(self.work / "linger.so", make))}
+
     def judge(self, path):
         """Mean divergence, its uncertainty, 99.9th percentile (nats), same top token (percent): of llama-perplexity.
 
-        Its last lines are lost now and then as it ends. Then it is asked again; each figure is one that it has printed
+        Its last lines can be lost as it ends. Then it is asked again; each figure is one that it has printed
         itself, in any of the runs, which all compute the same. The same top token also stands, with as many digits, at the
         end of the line of the last chunk, which comes right before the statistics.
         """
@@ -121,7 +132,7 @@ class Bench:
         found = {}
         for _ in range(TRIES):
             done = run([self.reference / "llama-perplexity", "-m", path, "--kl-divergence-base", self.base(),
-                        "--kl-divergence", "-c", CTX, "-t", THREADS], check=False)
+                        "--kl-divergence", "-c", CTX, "-t", THREADS], check=False, env=self.linger())
             for name, pattern in patterns.items():
                 if match := re.search(pattern, done.stdout):
                     found[name] = float(next(figure for figure in match.groups() if figure))
@@ -133,11 +144,11 @@ class Bench:
                  f"{done.stdout[-2000:]}")
 
 
-def run(command, check=True):
+def run(command, check=True, env=None):
     command = [str(c) for c in command]
     start = time.time()
     done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                          errors="replace")
+                          errors="replace", env=env)
     shown = " ".join(Path(c).name if c.startswith("/") else c for c in command)
     print(f"[{time.strftime('%H:%M:%S')}] {time.time() - start:.0f} s: {shown}", file=sys.stderr, flush=True)
     if check and done.returncode != 0:
