@@ -342,10 +342,10 @@ fn scores(
     };
     let key = scores_key(input, job, &chunks, imatrix)?;
     let wanted = guess(input, job, Some(imatrix));
-    if let Some(scores) = kept.read::<Scores>("scores", &key).filter(|scores| scores.cover(&wanted)) {
+    let allowed = |name: &str, t| job.constraints.allows(name, t);
+    if let Some(scores) = kept.read::<Scores>("scores", &key).filter(|scores| scores.cover(&wanted, &allowed)) {
         return Ok(scores);
     }
-    let allowed = |name: &str, t| job.constraints.allows(name, t);
     let scores = match opened {
         Some((model, _)) => {
             let types = serde_json::to_vec(&wanted).unwrap_or_default();
