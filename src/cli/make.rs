@@ -230,8 +230,7 @@ fn go(
         allow_requantize: args.allow_requantize,
         keep_every: Duration::from_secs(args.checkpoint_every),
     };
-    let model =
-        opened.as_ref().map(|o| make::Opened { input: &input, engine: &o.engine, tokenizer: &o.tokenizer });
+    let model = opened.as_ref().map(|o| make::Opened { input: &input, engine: &o.engine, tokenizer: &o.tokenizer });
     if args.dry_run {
         let estimate = make::estimate(&input, model, &job).with_context(|| args.model.display().to_string())?;
         return match args.json {

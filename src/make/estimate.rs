@@ -119,7 +119,12 @@ pub fn estimate(input: &Input<'_>, opened: Option<Opened<'_>>, job: &Job) -> Res
     if job.imatrix.is_none() {
         add("importance matrix", count.imatrix(), 0.0, imatrix.is_some());
     }
-    add("scores", if judged { count.scores(&expected) } else { 0.0 }, machine.trials(&count, &expected), scores.is_some());
+    add(
+        "scores",
+        if judged { count.scores(&expected) } else { 0.0 },
+        machine.trials(&count, &expected),
+        scores.is_some(),
+    );
     if !job.frontier_only {
         let recipes = choices.chosen.iter().flat_map(|chosen| &chosen.recipe);
         let seconds: f64 = recipes.map(|(name, t)| machine.tensor(input, name, *t)).sum();

@@ -1,11 +1,11 @@
 //! From hidden activations to logits: the last norm and the output matrix.
 
-use crate::progress::Silent;
 use super::hyper::Hyper;
 use super::layer::{Normalizer, Pass};
 use super::product::{View, multiply, numbers};
 use super::weights::{Matrix, Weights};
 use super::{Engine, LOGIT_ROWS, Observer, Result};
+use crate::progress::Silent;
 use candle_core::Tensor;
 
 /// From hidden activations to logits.
