@@ -390,7 +390,7 @@ fn experts_of_a_layer_are_chosen_for_together() {
     experts().write(&dir.path().join("moe.gguf"));
     let run = |rest: &str| json(dir.path(), &format!("make moe.gguf {SMALL} {rest} --json"));
     let plan = run("--bpw 5 -o out --dry-run");
-    // Attention, router, three tensors of four experts in two layers, embedding and output.
+    // Attention, three tensors of four experts in two layers, embedding and output; routers stay.
     assert_eq!((plan["tensors"].as_u64(), plan["matrices"].as_u64()), (Some(16), Some(34)), "{plan}");
     let made = run("--bpw 3.5 --bpw 5 --bpw 7 -o out");
     let files = made["files"].as_array().unwrap();

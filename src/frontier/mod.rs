@@ -311,10 +311,10 @@ fn scored(tensor: &Tensor<'_>, candidate: &Candidate<'_>, nats: Option<&Vec<f64>
     for (codec, nats) in candidate.types.iter().zip(nats.into_iter().flatten()) {
         choices.push(Choice { ggml_type: codec.ggml_type, bytes: bytes(codec.ggml_type), nats: *nats });
     }
-    // Nothing is known of a tensor that met nothing: it stays as precise as it may be, and none is weighed against another.
-    let finest = candidate.types.iter().map(|codec| codec.ggml_type).max_by(|a, b| a.bpw().total_cmp(&b.bpw()));
-    if let (None, false, Some(finest)) = (nats, allowed(&info.name, info.ggml_type), finest) {
-        choices = vec![Choice { ggml_type: finest, bytes: bytes(finest), nats: 0.0 }];
+    if nats.is_none() {
+        let others = candidate.types.iter().map(|codec| codec.ggml_type);
+        let only = only_choice(&info.name, info.ggml_type, others, allowed);
+        choices = vec![Choice { ggml_type: only, bytes: bytes(only), nats: 0.0 }];
     }
     Scored {
         name: info.name.to_string(),
@@ -326,21 +326,29 @@ fn scored(tensor: &Tensor<'_>, candidate: &Candidate<'_>, nats: Option<&Vec<f64>
 }
 
 impl Scores {
-    /// Whether these have everything that `wanted` lists, as [`guess`] makes it.
-    pub fn cover(&self, wanted: &Scores) -> bool {
+    /// Whether these have everything that `wanted` lists, as [`guess`] makes it for the types that are `allowed`.
+    pub fn cover(&self, wanted: &Scores, allowed: Allowed<'_>) -> bool {
         let of = |wanted: &Scored| {
             let Some(found) = self.tensors.iter().find(|t| t.name == wanted.name) else { return false };
             let has = |c: &Choice| found.choices.iter().any(|f| f.ggml_type == c.ggml_type);
             match self.never_met.contains(&found.name) {
-                // Its one choice followed from the types that were allowed.
                 true => {
-                    wanted.choices.iter().all(|c| found.choices.iter().any(|f| f.ggml_type.bpw() >= c.ggml_type.bpw()))
+                    let others = wanted.choices.iter().map(|c| c.ggml_type).filter(|t| *t != wanted.base_type);
+                    let only = only_choice(&wanted.name, wanted.base_type, others, allowed);
+                    found.choices.iter().map(|c| c.ggml_type).eq([only])
                 }
                 false => wanted.choices.iter().all(has),
             }
         };
         wanted.tensors.iter().all(of)
     }
+}
+
+/// The type of a tensor that nothing is known of: its own, or else the most precise one that it may have, so that it is
+/// not weighed against others.
+fn only_choice(name: &str, own: GgmlType, others: impl Iterator<Item = GgmlType>, allowed: Allowed<'_>) -> GgmlType {
+    let finest = others.max_by(|a, b| a.bpw().total_cmp(&b.bpw()));
+    finest.filter(|_| !allowed(name, own)).unwrap_or(own)
 }
 
 /// The importance weights of every tensor that has some.

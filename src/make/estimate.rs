@@ -86,7 +86,9 @@ pub fn estimate(input: &Input<'_>, opened: Option<Opened<'_>>, job: &Job) -> Res
         _ => Vec::new(),
     };
     let key = imatrix.as_ref().map(|imatrix| scores_key(input, job, &chunks, imatrix)).transpose()?;
-    let scores = key.and_then(|key| kept.read::<Scores>("scores", &key)).filter(|scores| scores.cover(&expected));
+    let allowed = |name: &str, t| job.constraints.allows(name, t);
+    let scores = key.and_then(|key| kept.read::<Scores>("scores", &key));
+    let scores = scores.filter(|scores| scores.cover(&expected, &allowed));
     let known = |(_, budget): &&(String, Budget)| scores.is_some() || !matches!(budget, Budget::Kld(_));
     let budgets: Vec<_> = job.budgets.iter().filter(known).cloned().collect();
     let model = opened.filter(|_| texts.is_some());

@@ -219,16 +219,16 @@ pub fn run(
     let kept = Kept::new(&job.directory)?;
     let mut stages = Stages::default();
 
-    let (imatrix, imatrix_path) = stages.run("importance matrix", || match (&job.imatrix, opened.zip(windows.as_ref())) {
-        (Some(path), _) => Ok((Imatrix::read(path)?, path.clone())),
-        (None, Some((model, windows))) => imatrix(model, job, windows, &kept, progress, tell),
-        (None, None) => Err(Error::NeedsImatrix),
-    })?;
+    let (imatrix, imatrix_path) =
+        stages.run("importance matrix", || match (&job.imatrix, opened.zip(windows.as_ref())) {
+            (Some(path), _) => Ok((Imatrix::read(path)?, path.clone())),
+            (None, Some((model, windows))) => imatrix(model, job, windows, &kept, progress, tell),
+            (None, None) => Err(Error::NeedsImatrix),
+        })?;
     let opened = opened.zip(windows.as_ref());
     let scores = stages.run("scores", || scores(input, opened, job, &imatrix, &kept, progress, tell))?;
-    let mut choices = stages.run("choice", || {
-        Choices::new(input, opened.map(|o| o.0), job, &job.budgets, &scores, Some(&imatrix_path))
-    })?;
+    let mut choices = stages
+        .run("choice", || Choices::new(input, opened.map(|o| o.0), job, &job.budgets, &scores, Some(&imatrix_path)))?;
 
     let mut notes = choices.notes.clone();
     let (mut files, mut proven) = (Vec::new(), None);
@@ -360,10 +360,10 @@ fn scores(
     };
     let key = scores_key(input, job, &chunks, imatrix)?;
     let wanted = guess(input, job, Some(imatrix));
-    if let Some(scores) = kept.read::<Scores>("scores", &key).filter(|scores| scores.cover(&wanted)) {
+    let allowed = |name: &str, t| job.constraints.allows(name, t);
+    if let Some(scores) = kept.read::<Scores>("scores", &key).filter(|scores| scores.cover(&wanted, &allowed)) {
         return Ok(scores);
     }
-    let allowed = |name: &str, t| job.constraints.allows(name, t);
     let scores = match opened {
         Some((model, _)) => {
             let types = serde_json::to_vec(&wanted).unwrap_or_default();
