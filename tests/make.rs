@@ -34,8 +34,8 @@ fn refmodel() -> PathBuf {
 /// Some text that repeats nothing word by word.
 fn text(seed: u64, words: usize) -> String {
     const WORDS: [&str; 16] = [
-        "the", "river", "was", "old", "and", "a", "house", "stood", "near", "it", "with", "many", "windows", "of", "green",
-        "glass",
+        "the", "river", "was", "old", "and", "a", "house", "stood", "near", "it", "with", "many", "windows", "of",
+        "green", "glass",
     ];
     let mut rng = Rng::new(seed);
     let mut all = String::new();
@@ -147,7 +147,8 @@ fn files_are_what_was_asked_for_and_proven() {
     for (path, file) in files.iter().zip(&frontier.files) {
         let label = file.name.trim_end_matches(".gguf").rsplit_once("bpw-").unwrap().1;
         let recipe = recipe_of(path);
-        let args = format!("--imatrix out/imatrix.gguf --tensor-type-file {} m.gguf again.gguf {label}", recipe.display());
+        let args =
+            format!("--imatrix out/imatrix.gguf --tensor-type-file {} m.gguf again.gguf {label}", recipe.display());
         succeeds(dir.path(), &format!("quantize {args}"));
         assert!(tensors(&dir.path().join("again.gguf")) == tensors(path), "{}", file.name);
     }
@@ -235,7 +236,8 @@ fn texts_that_cannot_be_used() {
     write("latin.txt", b"caf\xe9 au lait");
     write("copy.txt", text(1, 400).as_bytes());
     write("some.txt", text(5, 150).as_bytes());
-    let run = |rest: &str, parts: &[&str]| fails(dir.path(), &format!("make m.gguf -c 64 --bpw 4 {rest} -o out"), parts);
+    let run =
+        |rest: &str, parts: &[&str]| fails(dir.path(), &format!("make m.gguf -c 64 --bpw 4 {rest} -o out"), parts);
     run("-f short.txt --eval eval.txt", &["the calibration text (short.txt)", "128 are needed"]);
     run("-f cal.txt --eval short.txt", &["the evaluation text (short.txt)", "128 are needed"]);
     run("-f some.txt", &["the evaluation text (some.txt (held out))", "--eval"]);
@@ -303,7 +305,9 @@ fn a_model_that_cannot_run_is_chosen_for_by_weighted_error() {
     let parts = ["rwkv6", "--score imatrix --imatrix FILE"];
     fails(dir.path(), &format!("make r.gguf {SMALL} --bpw 4 -o out"), &parts);
     for how in ["", "--score imatrix"] {
-        let ran = quantier(&format!("make r.gguf {SMALL} --bpw 4 --imatrix i.gguf {how} -o out")).current_dir(dir.path()).assert();
+        let ran = quantier(&format!("make r.gguf {SMALL} --bpw 4 --imatrix i.gguf {how} -o out"))
+            .current_dir(dir.path())
+            .assert();
         let error = String::from_utf8_lossy(&ran.get_output().stderr).into_owned();
         ran.success();
         assert!(error.contains("warning: ") && error.contains("times the divergence"), "{error}");
@@ -355,8 +359,10 @@ fn a_tensor_that_meets_nothing_is_told_and_kept() {
 fn experts() -> Tiny {
     const LAYERS: [&str; 2] = ["blk.0.", "blk.1."];
     let stays = |name: &str| !name.starts_with("blk.") || LAYERS.iter().any(|l| name.starts_with(l));
-    let mut model = changed(|name, weights| (stays(name) && !name.contains("ffn_") || name.contains("0.ffn_norm")
-        || name.contains("1.ffn_norm")).then_some(weights))
+    let mut model = changed(|name, weights| {
+        (stays(name) && !name.contains("ffn_") || name.contains("0.ffn_norm") || name.contains("1.ffn_norm"))
+            .then_some(weights)
+    })
     .set("llama.block_count", Value::U32(2))
     .set("llama.feed_forward_length", Value::U32(256))
     .set("llama.expert_count", Value::U32(4))

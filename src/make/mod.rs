@@ -219,16 +219,16 @@ pub fn run(
     let kept = Kept::new(&job.directory)?;
     let mut stages = Stages::default();
 
-    let (imatrix, imatrix_path) = stages.run("importance matrix", || match (&job.imatrix, opened.zip(windows.as_ref())) {
-        (Some(path), _) => Ok((Imatrix::read(path)?, path.clone())),
-        (None, Some((model, windows))) => imatrix(model, job, windows, &kept, progress, tell),
-        (None, None) => Err(Error::NeedsImatrix),
-    })?;
+    let (imatrix, imatrix_path) =
+        stages.run("importance matrix", || match (&job.imatrix, opened.zip(windows.as_ref())) {
+            (Some(path), _) => Ok((Imatrix::read(path)?, path.clone())),
+            (None, Some((model, windows))) => imatrix(model, job, windows, &kept, progress, tell),
+            (None, None) => Err(Error::NeedsImatrix),
+        })?;
     let opened = opened.zip(windows.as_ref());
     let scores = stages.run("scores", || scores(input, opened, job, &imatrix, &kept, progress, tell))?;
-    let mut choices = stages.run("choice", || {
-        Choices::new(input, opened.map(|o| o.0), job, &job.budgets, &scores, Some(&imatrix_path))
-    })?;
+    let mut choices = stages
+        .run("choice", || Choices::new(input, opened.map(|o| o.0), job, &job.budgets, &scores, Some(&imatrix_path)))?;
 
     let mut notes = choices.notes.clone();
     let (mut files, mut proven) = (Vec::new(), None);
@@ -370,8 +370,7 @@ fn scores(
             let run_key = resume::Job::new("make: scores").with("all", &key).with("types", &types).key();
             let resume = resume(&kept.path("scores.resume"), run_key, job, tell)?;
             let (settings, engine) = (&job.settings, model.engine);
-            let scores =
-                frontier::score(input, engine, imatrix, &chunks, settings, &allowed, Some(&resume), progress);
+            let scores = frontier::score(input, engine, imatrix, &chunks, settings, &allowed, Some(&resume), progress);
             let scores = ended(scores, frontier::Error::is_final, &resume, tell)?;
             kept.write("scores", &key, &scores)?;
             resume.remove();
