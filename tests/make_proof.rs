@@ -74,12 +74,12 @@ fn a_sweep_agrees_with_the_second_order() {
         };
         tensors.filter_map(of).collect()
     };
-    for part in ["attn_v", "ffn_down"] {
+    // Errors of values at several positions meet in the same output; the second order leaves out what they have in common.
+    for (part, least) in [("attn_v", 0.1), ("ffn_down", 0.4)] {
         let (sweep, second) = (nats(&sweep, part), nats(&second, part));
         assert_eq!((sweep.len(), second.len()), (6, 6));
-        // Single tensors on so few tokens are far more uncertain than all of a kind together; and what an error of the
-        // values of attention adds up to over positions is not in the squares of single positions.
-        let (sweep, second) = (sweep.iter().sum::<f64>(), second.iter().sum::<f64>());
-        assert!((0.4..2.5).contains(&(second / sweep)), "{part}: {sweep} {second}");
+        for (layer, (sweep, second)) in sweep.iter().zip(&second).enumerate() {
+            assert!((least..2.5).contains(&(second / sweep)), "{part} of layer {layer}: {sweep} {second}");
+        }
     }
 }
