@@ -59,8 +59,9 @@ pub struct Common {
     /// The most chunks of the calibration text that types are judged on, evenly from all of it
     #[arg(long, value_name = "N", default_value_t = 24)]
     score_chunks: usize,
-    /// Positions in these chunks at which types are judged; 0 for all
-    #[arg(long, value_name = "N", default_value_t = 2048)]
+    /// Positions in these chunks at which types are judged; 0 for all. Fewer are faster, and leave out what errors at
+    /// different positions have in common
+    #[arg(long, value_name = "N", default_value_t = 0)]
     score_positions: usize,
     /// Labels that are drawn from the model for each position
     #[arg(long, value_name = "N", default_value_t = 2)]

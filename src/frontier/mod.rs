@@ -386,6 +386,7 @@ fn divergence(
     let trace = engine.trace(chunks, None, progress)?;
     let sample = sample(chunks, settings);
     let positions: usize = sample.iter().map(Vec::len).sum();
+    let whole = positions == chunks.iter().map(Vec::len).sum::<usize>();
     let add = |nats: &mut Nats, name: &str, sums: &[f64], per: usize| -> Result<()> {
         if sums.iter().any(|x| !x.is_finite()) {
             return Err(Error::NotFinite(name.to_owned()));
@@ -417,7 +418,7 @@ fn divergence(
         }
     };
     while let Some((_, met)) = backward.layer(progress)? {
-        let sums = engine.pool().install(|| scores::of_layer(input, &met, candidates, progress))?;
+        let sums = engine.pool().install(|| scores::of_layer(input, (&met, whole), candidates, progress))?;
         sums.iter().try_for_each(|(name, sums)| add(&mut nats, name, sums, positions))?;
         keep(resume, &backward, &nats)?;
     }

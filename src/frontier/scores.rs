@@ -152,8 +152,15 @@ impl Candidate<'_> {
         Ok(all)
     }
 
-    /// The sum of `u^2 / 2` over positions, averaged over draws, for each type.
-    pub(super) fn of_matrix(&self, input: &Input<'_>, met: &Met, progress: &dyn Progress) -> Result<Vec<f64>> {
+    /// The sum of `u^2 / 2` over positions, averaged over draws, for each type; with what errors at different positions
+    /// have in common if `met` has the `whole` of each chunk.
+    pub(super) fn of_matrix(
+        &self,
+        input: &Input<'_>,
+        met: &Met,
+        whole: bool,
+        progress: &dyn Progress,
+    ) -> Result<Vec<f64>> {
         let (rows, importance) = self.matrix(met.matrix);
         let (n, m) = (met.columns, met.width);
         let draws = met.pieces.first().map_or(0, |piece| piece.gradients.len());
@@ -183,8 +190,24 @@ impl Candidate<'_> {
             }
             Ok(u)
         })?;
-        let of_type = |u: &[f64]| u.iter().map(|u| u * u).sum::<f64>() / (2 * draws.max(1)) as f64;
-        Ok(u.chunks(draws * positions).map(of_type).collect())
+        let mut squares: Vec<f64> = u.chunks(draws * positions).map(|u| u.iter().map(|u| u * u).sum()).collect();
+        if whole {
+            let of_type = |u: &[f64]| -> f64 {
+                let (mut left, mut sum) = (u, 0.0);
+                for piece in &met.pieces {
+                    let (here, rest) = left.split_at(draws * (piece.inputs.len() / n));
+                    sum += here
+                        .chunks((piece.inputs.len() / n).max(1))
+                        .map(|u| u.iter().sum::<f64>().powi(2))
+                        .sum::<f64>();
+                    left = rest;
+                }
+                sum
+            };
+            in_common(&mut squares, &u.chunks(draws * positions).map(of_type).collect::<Vec<_>>());
+        }
+        squares.iter_mut().for_each(|sum| *sum /= (2 * draws) as f64);
+        Ok(squares)
     }
 
     /// The same for the output matrix: half the variance of the change of the logits. `rows` are what it is multiplied
@@ -262,30 +285,38 @@ impl Candidate<'_> {
         let decoder = Codec::of(self.tensor.info.ggml_type);
         let decoder = decoder.ok_or_else(|| Error::NoWeights(self.tensor.info.name.to_string()))?;
         let met: Vec<_> = met.into_iter().collect();
+        // Squares by type, then sums by type, chunk and draw.
+        let (types, sequences) = (self.types.len(), embedded.len() * draws);
         let of_row = |(row, places): &(u64, Vec<(usize, usize)>)| -> Result<Vec<f64>> {
             let mut buffer = Vec::new();
             let mut weights = vec![0.0f32; columns];
             decoder.dequantize_row(input.read(self.tensor, *row..*row + 1, &mut buffer)?, &mut weights);
             let band = Band { first: 0, columns, weights };
             let (mut bytes, mut change) = (Vec::new(), Vec::new());
-            let of_type = |codec: &&'static Codec| -> Result<f64> {
+            let mut found = vec![0.0f64; types * (1 + sequences)];
+            for (i, codec) in self.types.iter().enumerate() {
                 band.change(codec, self.importance, (&mut bytes, &mut change), progress)?;
-                let places = places.iter().flat_map(|(chunk, position)| {
-                    let at = position * columns..(position + 1) * columns;
-                    embedded[*chunk].gradients.iter().map(move |g| &g[at.clone()])
-                });
-                Ok(places.map(|g| dot(&change, g).powi(2)).sum::<f64>() / (2 * draws.max(1)) as f64)
-            };
-            self.types.iter().map(of_type).collect()
+                for (chunk, position) in places {
+                    for (draw, g) in embedded[*chunk].gradients.iter().enumerate() {
+                        let u = dot(&change, &g[position * columns..][..columns]);
+                        found[i] += u * u;
+                        found[types + i * sequences + chunk * draws + draw] += u;
+                    }
+                }
+            }
+            Ok(found)
         };
-        let mut total = vec![0.0f64; self.types.len()];
+        let mut total = vec![0.0f64; types * (1 + sequences)];
         for rows in met.chunks(256) {
             let sums: Result<Vec<_>> = rows.par_iter().map(of_row).collect();
             for sums in sums? {
                 total.iter_mut().zip(sums).for_each(|(total, sum)| *total += sum);
             }
         }
-        Ok(total)
+        let (squares, sums) = total.split_at_mut(types);
+        let of_type = |u: &[f64]| u.iter().map(|u| u * u).sum::<f64>();
+        in_common(squares, &sums.chunks(sequences.max(1)).map(of_type).collect::<Vec<_>>());
+        Ok(squares.iter().map(|sum| sum / (2 * draws.max(1)) as f64).collect())
     }
 
     /// The error of the weights alone: the sum of the squares of the changes, each times its column's importance weight,
@@ -319,6 +350,23 @@ impl Candidate<'_> {
     }
 }
 
+/// Adds to the squares of single positions what errors at different positions have in common.
+///
+/// The exact second order squares the sum over a sequence. That is one number for each sequence and draw, and for a single
+/// type mostly noise; but by how much it exceeds the squares of single positions is a property of the tensor, and every type
+/// is another experiment on it: the mean ratio over all types is taken for each.
+fn in_common(squares: &mut [f64], of_sequences: &[f64]) {
+    /// A ratio outside of this is noise.
+    const BOUNDS: (f64, f64) = (0.5, 20.0);
+    let pairs = squares.iter().zip(of_sequences).filter(|(squares, _)| **squares > 0.0);
+    let ratios: Vec<f64> = pairs.map(|(squares, sums)| sums / squares).collect();
+    if !ratios.is_empty() {
+        let mean = ratios.iter().sum::<f64>() / ratios.len() as f64;
+        let ratio = mean.clamp(BOUNDS.0, BOUNDS.1);
+        squares.iter_mut().for_each(|squares| *squares *= ratio);
+    }
+}
+
 /// The sum of products, of the shorter's length, in eight lanes.
 fn dot(a: &[f32], b: &[f32]) -> f64 {
     let len = a.len().min(b.len());
@@ -334,17 +382,17 @@ fn dot(a: &[f32], b: &[f32]) -> f64 {
     f64::from(lanes.iter().sum::<f32>() + rest)
 }
 
-/// Scores of the matrices of a layer: those of a tensor's matrices added up.
+/// Scores of the matrices of a layer, those of a tensor's matrices added up; `whole` if every position is in what they met.
 pub(super) fn of_layer(
     input: &Input<'_>,
-    met: &[Met],
+    (met, whole): (&[Met], bool),
     candidates: &BTreeMap<&str, Candidate<'_>>,
     progress: &dyn Progress,
 ) -> Result<BTreeMap<String, Vec<f64>>> {
     let mut sums: BTreeMap<String, Vec<f64>> = BTreeMap::new();
     for met in met {
         let Some(candidate) = candidates.get(&*met.name) else { continue };
-        let of_matrix = candidate.of_matrix(input, met, progress)?;
+        let of_matrix = candidate.of_matrix(input, met, whole, progress)?;
         let sum = sums.entry(met.name.clone()).or_insert_with(|| vec![0.0; of_matrix.len()]);
         sum.iter_mut().zip(of_matrix).for_each(|(sum, x)| *sum += x);
     }
