@@ -58,7 +58,7 @@ fn a_sweep_agrees_with_the_second_order() {
     let model = format!("{}/testdata/refmodel-f16.gguf", env!("CARGO_MANIFEST_DIR"));
     let run = |score: &str| {
         let args = format!(
-            "frontier {model} -c 128 --types attn_v=q4_k --types ffn_down=q4_k --score {score} --score-chunks 2 \
+            "frontier {model} -c 128 --types attn_v=q4_k --types ffn_down=q4_k --types q8_0 --score {score} --score-chunks 2 \
              --score-positions 0 --json -o {score}"
         );
         json(dir.path(), &args)

@@ -204,7 +204,8 @@ impl Candidate<'_> {
                 }
                 sum
             };
-            in_common(&mut squares, &u.chunks(draws * positions).map(of_type).collect::<Vec<_>>());
+            let sums: Vec<f64> = u.chunks(draws * positions).map(of_type).collect();
+            in_common(&mut squares, &sums, met.pieces.len() * draws);
         }
         squares.iter_mut().for_each(|sum| *sum /= (2 * draws) as f64);
         Ok(squares)
@@ -315,7 +316,8 @@ impl Candidate<'_> {
         }
         let (squares, sums) = total.split_at_mut(types);
         let of_type = |u: &[f64]| u.iter().map(|u| u * u).sum::<f64>();
-        in_common(squares, &sums.chunks(sequences.max(1)).map(of_type).collect::<Vec<_>>());
+        let sums: Vec<f64> = sums.chunks(sequences.max(1)).map(of_type).collect();
+        in_common(squares, &sums, sequences);
         Ok(squares.iter().map(|sum| sum / (2 * draws.max(1)) as f64).collect())
     }
 
@@ -355,14 +357,18 @@ impl Candidate<'_> {
 /// The exact second order squares the sum over a sequence. That is one number for each sequence and draw, and for a single
 /// type mostly noise; but by how much it exceeds the squares of single positions is a property of the tensor, and every type
 /// is another experiment on it: the mean ratio over all types is taken for each.
-fn in_common(squares: &mut [f64], of_sequences: &[f64]) {
+/// With few `sequences` (chunks times draws) and types the ratio is held near 1.
+fn in_common(squares: &mut [f64], of_sequences: &[f64], sequences: usize) {
     /// A ratio outside of this is noise.
     const BOUNDS: (f64, f64) = (0.5, 20.0);
+    /// As many experiments as these count for a ratio of 1.
+    const PRIOR: f64 = 50.0;
     let pairs = squares.iter().zip(of_sequences).filter(|(squares, _)| **squares > 0.0);
     let ratios: Vec<f64> = pairs.map(|(squares, sums)| sums / squares).collect();
     if !ratios.is_empty() {
-        let mean = ratios.iter().sum::<f64>() / ratios.len() as f64;
-        let ratio = mean.clamp(BOUNDS.0, BOUNDS.1);
+        let experiments = (ratios.len() * sequences) as f64;
+        let sum = ratios.iter().sum::<f64>() * sequences as f64;
+        let ratio = ((sum + PRIOR) / (experiments + PRIOR)).clamp(BOUNDS.0, BOUNDS.1);
         squares.iter_mut().for_each(|squares| *squares *= ratio);
     }
 }
@@ -409,4 +415,23 @@ pub(super) fn possible(
     let fits = |t: &&GgmlType| tensor.info.shape.row_len().is_multiple_of(t.block_len() as u64);
     let codecs = types.iter().filter(fits).filter_map(|t| Codec::of(*t));
     codecs.filter(|codec| has_importance || !(codec.needs_importance || unwise(codec.ggml_type))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::in_common;
+
+    #[test]
+    fn what_positions_have_in_common_needs_many_experiments() {
+        let (squares, sums) = ([1.0, 2.0, 0.0], [3.0, 6.0, 0.0]);
+        let ratio = |sequences| {
+            let mut squares = squares;
+            in_common(&mut squares, &sums, sequences);
+            assert!((squares[1] / squares[0] - 2.0).abs() < 1e-12 && squares[2] == 0.0, "{squares:?}");
+            squares[0]
+        };
+        assert!((ratio(25) - 2.0).abs() < 1e-12, "half of the way");
+        assert!(ratio(1) < 1.1 && ratio(100_000) > 2.99);
+        assert_eq!(ratio(0), 1.0);
+    }
 }
