@@ -12,16 +12,10 @@
 # QUANTIER_BENCH   where the files go, about 6 GB (default: a temporary directory, removed afterwards)
 set -euo pipefail
 cd "$(dirname "$0")/.."
+. scripts/common.sh
 
 python=$(scripts/reference.sh --python)
 source=$(scripts/reference.sh --source)
-quantier=${QUANTIER:-target/release/quantier}
-[ -x "$quantier" ] || cargo build --release --quiet
-if [ -n "${QUANTIER_BENCH:-}" ]; then
-    work=$QUANTIER_BENCH
-    mkdir -p "$work"
-else
-    work=$(mktemp -d)
-    trap 'rm -rf "$work"' EXIT
-fi
+find_quantier
+work_in "${QUANTIER_BENCH:-}"
 "$python" scripts/bench-convert.py "$quantier" "$source" "$work" "${1:-5}"

@@ -17,19 +17,13 @@
 # THREADS           of both (default: 2);  CHUNKS  of 512 tokens (default: 12);  LIMIT  of `memory`, MiB (default: 1536)
 set -euo pipefail
 cd "$(dirname "$0")/.."
+. scripts/common.sh
 
 reference=$(scripts/reference.sh)
-quantier=${QUANTIER:-target/release/quantier}
-[ -x "$quantier" ] || cargo build --release --quiet
+find_quantier
 synthetic=${SYNTHETIC:-target/release/examples/synthetic}
 [ -x "$synthetic" ] || cargo build --release --quiet --example synthetic
-if [ -n "${QUANTIER_BENCH:-}" ]; then
-    work=$QUANTIER_BENCH
-    mkdir -p "$work"
-else
-    work=$(mktemp -d)
-    trap 'rm -rf "$work"' EXIT
-fi
+work_in "${QUANTIER_BENCH:-}"
 rounds=${1:-3}
 shift || true
 python3 scripts/bench-engine.py "$quantier" "$synthetic" "$reference" "$work" "$rounds" "${@:-imatrix kld}"

@@ -20,16 +20,10 @@
 set -euo pipefail
 here=$PWD
 cd "$(dirname "$0")/.."
+. scripts/common.sh
 
 reference=$(scripts/reference.sh)
-quantier=${QUANTIER:-target/release/quantier}
-[ -x "$quantier" ] || cargo build --release --quiet
-if [ -n "${QUANTIER_BENCH:-}" ]; then
-    work=$QUANTIER_BENCH
-    mkdir -p "$work"
-else
-    work=$(mktemp -d)
-    trap 'rm -rf "$work"' EXIT
-fi
+find_quantier
+work_in "${QUANTIER_BENCH:-}"
 python3 scripts/bench-frontier.py --quantier "$quantier" --reference "$reference" --work "$work" --start "$here" \
     --model "${MODEL:-testdata/refmodel-f16.gguf}" "$@"

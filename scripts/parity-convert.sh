@@ -17,6 +17,7 @@
 # QUANTIER_PARITY     where the files go (default: a temporary directory, removed afterwards)
 set -euo pipefail
 cd "$(dirname "$0")/.."
+. scripts/common.sh
 
 bin=$(scripts/reference.sh)
 python=$(scripts/reference.sh --python)
@@ -25,16 +26,9 @@ source=$(scripts/reference.sh --source)
 export QUANTIER_PRE=gpt-2
 export QUANTIER_REFMODEL=${QUANTIER_REFMODEL:-$PWD/testdata/refmodel}
 
-quantier=${QUANTIER:-target/release/quantier}
-[ -x "$quantier" ] || cargo build --release --quiet
+find_quantier
 
-if [ -n "${QUANTIER_PARITY:-}" ]; then
-    work=$QUANTIER_PARITY
-    mkdir -p "$work"
-else
-    work=$(mktemp -d)
-    trap 'rm -rf "$work"' EXIT
-fi
+work_in "${QUANTIER_PARITY:-}"
 mkdir -p "$work/checkpoints"
 
 names=("$@")

@@ -14,6 +14,7 @@
 # QUANTIER_PARITY     where the files go (default: a temporary directory, removed afterwards)
 set -euo pipefail
 cd "$(dirname "$0")/.."
+. scripts/common.sh
 
 bin=$(scripts/reference.sh)
 python=$(scripts/reference.sh --python)
@@ -24,13 +25,7 @@ if [ -z "${QUANTIER:-}" ]; then
         python3 -c 'import json, sys; print(json.load(sys.stdin)["target_directory"])')/release/quantier
 fi
 
-if [ -n "${QUANTIER_PARITY:-}" ]; then
-    work=$QUANTIER_PARITY
-    mkdir -p "$work"
-else
-    work=$(mktemp -d)
-    trap 'rm -rf "$work"' EXIT
-fi
+work_in "${QUANTIER_PARITY:-}"
 # Our own words are the text: all prose and some code of this repository.
 cat README.md CONTRIBUTING.md docs/*.md src/lib.rs src/*/mod.rs >"$work/text.txt"
 "$python" scripts/parity-engine.py --reference "$bin" --ours "$QUANTIER" --python "$python" --text "$work/text.txt" \

@@ -12,19 +12,13 @@
 # QUANTIER_PARITY   where the files go (default: a temporary directory, removed afterwards)
 set -euo pipefail
 cd "$(dirname "$0")/.."
+. scripts/common.sh
 
 bin=$(scripts/reference.sh)
 python=$(scripts/reference.sh --python)
-quantier=${QUANTIER:-target/release/quantier}
-[ -x "$quantier" ] || cargo build --release --quiet
+find_quantier
 
-if [ -n "${QUANTIER_PARITY:-}" ]; then
-    work=$QUANTIER_PARITY
-    mkdir -p "$work"
-else
-    work=$(mktemp -d)
-    trap 'rm -rf "$work"' EXIT
-fi
+work_in "${QUANTIER_PARITY:-}"
 mkdir -p "$work/checkpoints"
 
 names=("$@")
