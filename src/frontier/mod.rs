@@ -14,6 +14,7 @@ mod kept;
 mod scores;
 pub(crate) mod sweep;
 
+use crate::evaluate::score::Distribution;
 use crate::format::gguf::{Value, keys};
 use crate::format::imatrix::Imatrix;
 use crate::format::types::GgmlType;
@@ -154,10 +155,6 @@ pub struct Scores {
     /// they have one choice, the most precise.
     #[serde(default)]
     pub never_met: Vec<String>,
-    /// Bytes of the tensors that stay what they are.
-    pub fixed_bytes: u64,
-    /// Weights of those.
-    pub fixed_weights: u64,
     /// By what they were judged.
     pub measure: Measure,
     /// Chunks that were looked at.
@@ -279,22 +276,10 @@ fn collected(
     measure: Measure,
     allowed: Allowed<'_>,
 ) -> Scores {
-    let mut scores = Scores {
-        tensors: Vec::new(),
-        never_met: Vec::new(),
-        fixed_bytes: 0,
-        fixed_weights: 0,
-        measure,
-        sequences: 0,
-        positions: 0,
-    };
+    let mut scores = Scores { tensors: Vec::new(), never_met: Vec::new(), measure, sequences: 0, positions: 0 };
     for tensor in &input.tensors {
         let info = &tensor.info;
-        let Some(candidate) = candidates.get(&*info.name) else {
-            scores.fixed_bytes += info.bytes();
-            scores.fixed_weights += info.shape.elements();
-            continue;
-        };
+        let Some(candidate) = candidates.get(&*info.name) else { continue };
         let nats = nats.get(&*info.name);
         if nats.is_none() {
             scores.never_met.push(info.name.to_string());
@@ -475,9 +460,8 @@ fn output_rows(
             }
             let block = hidden.narrow(0, start, LOGIT_ROWS.min(positions.len() - start))?;
             for logits in head.logits(&block, chunk, None)?.to_vec2::<f32>()? {
-                let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-                let sum: f64 = logits.iter().map(|x| f64::from((x - max).exp())).sum();
-                log_z.push(f64::from(max) + sum.ln());
+                // What is not finite makes scores that are not, and those are refused.
+                log_z.push(Distribution::of_logits(&logits).map_or(f64::NAN, |row| row.log_z()));
             }
         }
         Ok((rows, log_z))
