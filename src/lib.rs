@@ -19,6 +19,7 @@
 //! | [`mod@format`] | GGUF, safetensors, JSON and importance-matrix files, output files, the table of tensor types | files; the only reader of untrusted bytes |
 //! | [`text`] | the built-in texts for calibration and evaluation, ten domains each | nothing |
 //! | [`resume`] | long jobs that survive being killed | a checkpoint beside the output, through `format` |
+//! | [`simd`] | eight lanes of f32 with the same results on every CPU: plain, AVX2, NEON | nothing |
 //! | `vector` | loops that the compiler makes vectors of, at the CPU's highest level | nothing |
 //! | [`progress`] | what a long job tells the one who started it, and how it is stopped | nothing |
 //!
@@ -41,6 +42,7 @@ pub mod quant;
 pub mod quantize;
 pub mod report;
 pub mod resume;
+pub mod simd;
 pub mod text;
 pub mod tokenizer;
 mod vector;

@@ -3,6 +3,7 @@
 use super::num::Half;
 use super::{Block, Fault};
 use crate::format::types::GgmlType;
+use crate::simd::Simd;
 
 /// An f32, copied bit by bit.
 ///
@@ -17,7 +18,8 @@ pub struct BlockF32([u8; 4]);
 impl Block<1> for BlockF32 {
     const TYPE: GgmlType = GgmlType::F32;
 
-    fn quantize_row(weights: &[[f32; 1]], _importance: Option<&[[f32; 1]]>, row: &mut [Self]) {
+    #[inline(always)]
+    fn quantize_row<S: Simd>(_: S, weights: &[[f32; 1]], _importance: Option<&[[f32; 1]]>, row: &mut [Self]) {
         for ([x], number) in weights.iter().zip(row) {
             *number = BlockF32(x.to_le_bytes());
         }
@@ -45,7 +47,8 @@ pub struct BlockF16(Half);
 impl Block<1> for BlockF16 {
     const TYPE: GgmlType = GgmlType::F16;
 
-    fn quantize_row(weights: &[[f32; 1]], _importance: Option<&[[f32; 1]]>, row: &mut [Self]) {
+    #[inline(always)]
+    fn quantize_row<S: Simd>(_: S, weights: &[[f32; 1]], _importance: Option<&[[f32; 1]]>, row: &mut [Self]) {
         for ([x], number) in weights.iter().zip(row) {
             *number = BlockF16(Half::from_f32(*x));
         }
@@ -73,7 +76,8 @@ pub struct BlockBf16([u8; 2]);
 impl Block<1> for BlockBf16 {
     const TYPE: GgmlType = GgmlType::BF16;
 
-    fn quantize_row(weights: &[[f32; 1]], _importance: Option<&[[f32; 1]]>, row: &mut [Self]) {
+    #[inline(always)]
+    fn quantize_row<S: Simd>(_: S, weights: &[[f32; 1]], _importance: Option<&[[f32; 1]]>, row: &mut [Self]) {
         /// Set in a NaN, it makes a quiet one of it.
         const QUIET: u32 = 0x40;
         for ([x], number) in weights.iter().zip(row) {

@@ -6,6 +6,7 @@ use super::num::{floor_log2, largest_magnitude};
 use super::planes;
 use super::{Block, Fault};
 use crate::format::types::GgmlType;
+use crate::simd::Simd;
 
 /// Twice the numbers of E2M1, by their code.
 const NUMBERS: [f32; 16] = [0., 1., 2., 3., 4., 6., 8., 12., 0., -1., -2., -3., -4., -6., -8., -12.];
@@ -30,7 +31,8 @@ pub struct BlockMxfp4 {
 impl Block<32> for BlockMxfp4 {
     const TYPE: GgmlType = GgmlType::MXFP4;
 
-    fn quantize_row(weights: &[[f32; 32]], _importance: Option<&[[f32; 32]]>, row: &mut [Self]) {
+    #[inline(always)]
+    fn quantize_row<S: Simd>(_: S, weights: &[[f32; 32]], _importance: Option<&[[f32; 32]]>, row: &mut [Self]) {
         /// The exponent of E2M1's largest number, 6 = 1.5 * 2^2.
         const LARGEST_EXPONENT: i32 = 2;
         const BIAS: i32 = 127;
@@ -72,7 +74,8 @@ pub struct BlockNvfp4 {
 impl Block<64> for BlockNvfp4 {
     const TYPE: GgmlType = GgmlType::NVFP4;
 
-    fn quantize_row(weights: &[[f32; 64]], _importance: Option<&[[f32; 64]]>, row: &mut [Self]) {
+    #[inline(always)]
+    fn quantize_row<S: Simd>(_: S, weights: &[[f32; 64]], _importance: Option<&[[f32; 64]]>, row: &mut [Self]) {
         /// The largest E2M1 number, onto which the largest magnitude falls.
         const LARGEST: f32 = 6.0;
         for (x, block) in weights.iter().zip(row) {

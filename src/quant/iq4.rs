@@ -7,6 +7,7 @@ use super::planes;
 use super::search::{Best, Scores, VANISHING, extreme, score, sum_of_squares, weigh};
 use super::{Block, Fault};
 use crate::format::types::GgmlType;
+use crate::simd::Simd;
 
 /// The sixteen levels.
 const LEVELS: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
@@ -30,7 +31,8 @@ pub struct BlockIq4Nl {
 impl Block<SUB> for BlockIq4Nl {
     const TYPE: GgmlType = GgmlType::IQ4_NL;
 
-    fn quantize_row(weights: &[Sub], importance: Option<&[Sub]>, row: &mut [Self]) {
+    #[inline(always)]
+    fn quantize_row<S: Simd>(_: S, weights: &[Sub], importance: Option<&[Sub]>, row: &mut [Self]) {
         for (i, (x, block)) in weights.iter().zip(row).enumerate() {
             let w = sub_weights(x, importance.map(|w| (&w[i], twice_mean_square(x))));
             let d = best_scale(x, &w);
@@ -71,7 +73,8 @@ const FACTORS: i32 = 32;
 impl Block<256> for BlockIq4Xs {
     const TYPE: GgmlType = GgmlType::IQ4_XS;
 
-    fn quantize_row(weights: &[[f32; 256]], importance: Option<&[[f32; 256]]>, row: &mut [Self]) {
+    #[inline(always)]
+    fn quantize_row<S: Simd>(_: S, weights: &[[f32; 256]], importance: Option<&[[f32; 256]]>, row: &mut [Self]) {
         for (i, (x, block)) in weights.iter().zip(row).enumerate() {
             let subs: &[Sub; 8] = bytemuck::cast_ref(x);
             let importance: Option<&[Sub; 8]> = importance.map(|w| bytemuck::cast_ref(&w[i]));

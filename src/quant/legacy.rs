@@ -8,6 +8,7 @@ use super::planes;
 use super::search::{WITH_IMPORTANCE, affine, bounds, extreme, sum_of_squares, symmetric, weigh};
 use super::{Block, Fault};
 use crate::format::types::GgmlType;
+use crate::simd::Simd;
 
 /// Weights in a block of every type of this file.
 const LEN: usize = 32;
@@ -30,7 +31,8 @@ pub struct BlockQ8_0 {
 impl Block<LEN> for BlockQ8_0 {
     const TYPE: GgmlType = GgmlType::Q8_0;
 
-    fn quantize_row(weights: &[Weights], _importance: Option<&[Weights]>, row: &mut [Self]) {
+    #[inline(always)]
+    fn quantize_row<S: Simd>(_: S, weights: &[Weights], _importance: Option<&[Weights]>, row: &mut [Self]) {
         for (x, block) in weights.iter().zip(row) {
             let amax = x.iter().fold(0.0, |amax, v| max(amax, v.abs()));
             let d = amax / 127.0;
@@ -68,7 +70,8 @@ pub struct BlockQ4_0 {
 impl Block<LEN> for BlockQ4_0 {
     const TYPE: GgmlType = GgmlType::Q4_0;
 
-    fn quantize_row(weights: &[Weights], importance: Option<&[Weights]>, row: &mut [Self]) {
+    #[inline(always)]
+    fn quantize_row<S: Simd>(_: S, weights: &[Weights], importance: Option<&[Weights]>, row: &mut [Self]) {
         signed_row::<_, 8>(weights, importance, row, |d, levels| BlockQ4_0 {
             d: Half::from_f32(d),
             qs: planes::pack::<4, 16, _, _>(levels, 0),
@@ -102,7 +105,8 @@ pub struct BlockQ5_0 {
 impl Block<LEN> for BlockQ5_0 {
     const TYPE: GgmlType = GgmlType::Q5_0;
 
-    fn quantize_row(weights: &[Weights], importance: Option<&[Weights]>, row: &mut [Self]) {
+    #[inline(always)]
+    fn quantize_row<S: Simd>(_: S, weights: &[Weights], importance: Option<&[Weights]>, row: &mut [Self]) {
         signed_row::<_, 16>(weights, importance, row, |d, levels| BlockQ5_0 {
             d: Half::from_f32(d),
             qh: fifth_bits(levels),
@@ -136,7 +140,8 @@ pub struct BlockQ4_1 {
 impl Block<LEN> for BlockQ4_1 {
     const TYPE: GgmlType = GgmlType::Q4_1;
 
-    fn quantize_row(weights: &[Weights], importance: Option<&[Weights]>, row: &mut [Self]) {
+    #[inline(always)]
+    fn quantize_row<S: Simd>(_: S, weights: &[Weights], importance: Option<&[Weights]>, row: &mut [Self]) {
         offset_row::<_, 15>(weights, importance, row, |d, m, levels| BlockQ4_1 {
             d: Half::from_f32(d),
             m: Half::from_f32(m),
@@ -172,7 +177,8 @@ pub struct BlockQ5_1 {
 impl Block<LEN> for BlockQ5_1 {
     const TYPE: GgmlType = GgmlType::Q5_1;
 
-    fn quantize_row(weights: &[Weights], importance: Option<&[Weights]>, row: &mut [Self]) {
+    #[inline(always)]
+    fn quantize_row<S: Simd>(_: S, weights: &[Weights], importance: Option<&[Weights]>, row: &mut [Self]) {
         offset_row::<_, 31>(weights, importance, row, |d, m, levels| BlockQ5_1 {
             d: Half::from_f32(d),
             m: Half::from_f32(m),

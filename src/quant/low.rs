@@ -3,6 +3,7 @@
 use super::num::{Half, inverse_or_zero, largest_magnitude, round_i32};
 use super::{Block, Fault};
 use crate::format::types::GgmlType;
+use crate::simd::Simd;
 
 const Q1_0_LEN: usize = 128;
 const Q2_0_LEN: usize = 64;
@@ -23,7 +24,13 @@ pub struct BlockQ1_0 {
 impl Block<Q1_0_LEN> for BlockQ1_0 {
     const TYPE: GgmlType = GgmlType::Q1_0;
 
-    fn quantize_row(weights: &[[f32; Q1_0_LEN]], _importance: Option<&[[f32; Q1_0_LEN]]>, row: &mut [Self]) {
+    #[inline(always)]
+    fn quantize_row<S: Simd>(
+        _: S,
+        weights: &[[f32; Q1_0_LEN]],
+        _importance: Option<&[[f32; Q1_0_LEN]]>,
+        row: &mut [Self],
+    ) {
         for (x, block) in weights.iter().zip(row) {
             let sum: f32 = x.iter().fold(0.0, |sum, v| sum + v.abs());
             block.d = Half::from_f32(sum / Q1_0_LEN as f32);
@@ -61,7 +68,13 @@ pub struct BlockQ2_0 {
 impl Block<Q2_0_LEN> for BlockQ2_0 {
     const TYPE: GgmlType = GgmlType::Q2_0;
 
-    fn quantize_row(weights: &[[f32; Q2_0_LEN]], _importance: Option<&[[f32; Q2_0_LEN]]>, row: &mut [Self]) {
+    #[inline(always)]
+    fn quantize_row<S: Simd>(
+        _: S,
+        weights: &[[f32; Q2_0_LEN]],
+        _importance: Option<&[[f32; Q2_0_LEN]]>,
+        row: &mut [Self],
+    ) {
         for (x, block) in weights.iter().zip(row) {
             let d = largest_magnitude(x);
             let inverse = inverse_or_zero(d);

@@ -20,7 +20,7 @@ mod search;
 mod ternary;
 
 use crate::format::types::GgmlType;
-use crate::vector::vectorized;
+use crate::simd::{Isa, Kernel, Simd};
 
 /// A block of `N` weights, in ggml's memory layout.
 ///
@@ -31,8 +31,9 @@ pub trait Block<const N: usize>: bytemuck::Pod {
     /// Whether the reference refuses to quantize to this type without importance weights.
     const NEEDS_IMPORTANCE: bool = false;
 
-    /// Quantizes one row: `weights` and `importance` have one array per block of `row`.
-    fn quantize_row(weights: &[[f32; N]], importance: Option<&[[f32; N]]>, row: &mut [Self]);
+    /// Quantizes one row: `weights` and `importance` have one array per block of `row`. The instructions that `simd`
+    /// stands for change nothing but the time.
+    fn quantize_row<S: Simd>(simd: S, weights: &[[f32; N]], importance: Option<&[[f32; N]]>, row: &mut [Self]);
 
     /// The weights that the block stands for.
     fn dequantize(&self, weights: &mut [f32; N]);
@@ -68,8 +69,8 @@ pub struct Codec {
     pub ggml_type: GgmlType,
     /// Whether quantizing without importance weights is impossible, as in the reference.
     pub needs_importance: bool,
-    quantize: fn(&[f32], Option<&[f32]>, &mut [u8]),
-    dequantize: fn(&[u8], &mut [f32]),
+    quantize: fn(Isa, &[f32], Option<&[f32]>, &mut [u8]),
+    dequantize: fn(Isa, &[u8], &mut [f32]),
     first_fault: fn(&[u8]) -> Option<(usize, Fault)>,
 }
 
@@ -131,10 +132,18 @@ impl Codec {
     /// If the row is not whole blocks, the lengths do not fit each other, or importance weights are missing where
     /// [`Codec::needs_importance`] is set.
     pub fn quantize_row(&self, weights: &[f32], importance: Option<&[f32]>, row: &mut [u8]) {
+        self.quantize_row_with(Isa::best(), weights, importance, row);
+    }
+
+    /// [`Codec::quantize_row`] with the instructions of `isa`, which change nothing but the time.
+    ///
+    /// # Panics
+    /// As [`Codec::quantize_row`].
+    pub fn quantize_row_with(&self, isa: Isa, weights: &[f32], importance: Option<&[f32]>, row: &mut [u8]) {
         assert!(importance.is_none_or(|w| w.len() == weights.len()), "importance weights do not fit the row");
         assert!(importance.is_some() || !self.needs_importance, "{} needs importance weights", self.ggml_type);
         assert_eq!(self.ggml_type.row_bytes(weights.len() as u64), Some(row.len() as u64), "row length");
-        (self.quantize)(weights, importance, row);
+        (self.quantize)(isa, weights, importance, row);
     }
 
     /// Turns one row of blocks (or any whole number of blocks) back into weights.
@@ -142,8 +151,16 @@ impl Codec {
     /// # Panics
     /// If the lengths do not fit each other.
     pub fn dequantize_row(&self, row: &[u8], weights: &mut [f32]) {
+        self.dequantize_row_with(Isa::best(), row, weights);
+    }
+
+    /// [`Codec::dequantize_row`] with the instructions of `isa`, which change nothing but the time.
+    ///
+    /// # Panics
+    /// As [`Codec::dequantize_row`].
+    pub fn dequantize_row_with(&self, isa: Isa, row: &[u8], weights: &mut [f32]) {
         assert_eq!(self.ggml_type.row_bytes(weights.len() as u64), Some(row.len() as u64), "row length");
-        (self.dequantize)(row, weights);
+        (self.dequantize)(isa, row, weights);
     }
 
     /// The first unusable block, if any: its index and what is wrong. A rest that is no whole block is ignored.
@@ -152,13 +169,44 @@ impl Codec {
     }
 }
 
-fn quantize_row<B: Block<N>, const N: usize>(weights: &[f32], importance: Option<&[f32]>, row: &mut [u8]) {
-    B::quantize_row(weights.as_chunks().0, importance.map(|w| w.as_chunks().0), bytemuck::cast_slice_mut(row));
+/// [`Block::quantize_row`], to be compiled for every instruction set.
+struct Quantize<'a, B, const N: usize> {
+    weights: &'a [[f32; N]],
+    importance: Option<&'a [[f32; N]]>,
+    row: &'a mut [B],
 }
 
-fn dequantize_row<B: Block<N>, const N: usize>(row: &[u8], weights: &mut [f32]) {
-    let blocks: &[B] = bytemuck::cast_slice(row);
-    vectorized(|| blocks.iter().zip(weights.as_chunks_mut().0).for_each(|(block, out)| block.dequantize(out)));
+impl<B: Block<N>, const N: usize> Kernel for Quantize<'_, B, N> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        B::quantize_row(simd, self.weights, self.importance, self.row);
+    }
+}
+
+fn quantize_row<B: Block<N>, const N: usize>(isa: Isa, weights: &[f32], importance: Option<&[f32]>, row: &mut [u8]) {
+    let importance = importance.map(|w| w.as_chunks().0);
+    isa.run(Quantize::<B, N> { weights: weights.as_chunks().0, importance, row: bytemuck::cast_slice_mut(row) });
+}
+
+/// [`Block::dequantize`] of a row. The compiler finds the lanes in it.
+struct Dequantize<'a, B, const N: usize> {
+    row: &'a [B],
+    weights: &'a mut [[f32; N]],
+}
+
+impl<B: Block<N>, const N: usize> Kernel for Dequantize<'_, B, N> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        self.row.iter().zip(self.weights).for_each(|(block, weights)| block.dequantize(weights));
+    }
+}
+
+fn dequantize_row<B: Block<N>, const N: usize>(isa: Isa, row: &[u8], weights: &mut [f32]) {
+    isa.run(Dequantize::<B, N> { row: bytemuck::cast_slice(row), weights: weights.as_chunks_mut().0 });
 }
 
 fn first_fault<B: Block<N>, const N: usize>(bytes: &[u8]) -> Option<(usize, Fault)> {

@@ -4,6 +4,7 @@ use super::num::{Half, inverse_or_zero, max, round_i32};
 use super::planes;
 use super::{Block, Fault};
 use crate::format::types::GgmlType;
+use crate::simd::Simd;
 
 const LEN: usize = 256;
 /// 3^5, the numbers that five ternary digits make.
@@ -30,7 +31,8 @@ pub struct BlockTq1_0 {
 impl Block<LEN> for BlockTq1_0 {
     const TYPE: GgmlType = GgmlType::TQ1_0;
 
-    fn quantize_row(weights: &[[f32; LEN]], _importance: Option<&[[f32; LEN]]>, row: &mut [Self]) {
+    #[inline(always)]
+    fn quantize_row<S: Simd>(_: S, weights: &[[f32; LEN]], _importance: Option<&[[f32; LEN]]>, row: &mut [Self]) {
         for (x, block) in weights.iter().zip(row) {
             let (d, digits) = digits(x);
             let (wide, rest) = digits.as_slice().split_at(5 * 32);
@@ -75,7 +77,8 @@ pub struct BlockTq2_0 {
 impl Block<LEN> for BlockTq2_0 {
     const TYPE: GgmlType = GgmlType::TQ2_0;
 
-    fn quantize_row(weights: &[[f32; LEN]], _importance: Option<&[[f32; LEN]]>, row: &mut [Self]) {
+    #[inline(always)]
+    fn quantize_row<S: Simd>(_: S, weights: &[[f32; LEN]], _importance: Option<&[[f32; LEN]]>, row: &mut [Self]) {
         for (x, block) in weights.iter().zip(row) {
             let (d, digits) = digits(x);
             *block = BlockTq2_0 { qs: planes::pack::<2, 32, _, _>(&digits, 0), d: Half::from_f32(d) };

@@ -5,6 +5,7 @@ use super::{BLOCK, grade, squares, sum_of_squares, weigh};
 use crate::format::types::GgmlType;
 use crate::quant::num::Half;
 use crate::quant::{Block, Fault};
+use crate::simd::Simd;
 
 /// Points in a block.
 const POINTS: usize = BLOCK / 8;
@@ -95,7 +96,8 @@ impl Block<BLOCK> for BlockIq1S {
     const TYPE: GgmlType = GgmlType::IQ1_S;
     const NEEDS_IMPORTANCE: bool = true;
 
-    fn quantize_row(weights: &[[f32; BLOCK]], importance: Option<&[[f32; BLOCK]]>, row: &mut [Self]) {
+    #[inline(always)]
+    fn quantize_row<S: Simd>(_: S, weights: &[[f32; BLOCK]], importance: Option<&[[f32; BLOCK]]>, row: &mut [Self]) {
         let importance = importance.expect("IQ1_S needs importance weights");
         let map = BOOK.map();
         for ((x, importance), block) in weights.iter().zip(importance).zip(row) {
@@ -212,7 +214,8 @@ impl BlockIq1M {
 impl Block<BLOCK> for BlockIq1M {
     const TYPE: GgmlType = GgmlType::IQ1_M;
 
-    fn quantize_row(weights: &[[f32; BLOCK]], importance: Option<&[[f32; BLOCK]]>, row: &mut [Self]) {
+    #[inline(always)]
+    fn quantize_row<S: Simd>(_: S, weights: &[[f32; BLOCK]], importance: Option<&[[f32; BLOCK]]>, row: &mut [Self]) {
         let map = BOOK.map();
         for (i, (x, block)) in weights.iter().zip(row).enumerate() {
             let errors = match importance {

@@ -6,6 +6,7 @@ use super::{BLOCK, grade, sum_of_squares, weigh};
 use crate::format::types::GgmlType;
 use crate::quant::num::{Half, nearest_int};
 use crate::quant::{Block, Fault};
+use crate::simd::Simd;
 
 /// Points in a block.
 const POINTS: usize = BLOCK / 8;
@@ -84,7 +85,8 @@ impl Block<BLOCK> for BlockIq2Xxs {
     const TYPE: GgmlType = GgmlType::IQ2_XXS;
     const NEEDS_IMPORTANCE: bool = true;
 
-    fn quantize_row(weights: &[[f32; BLOCK]], importance: Option<&[[f32; BLOCK]]>, row: &mut [Self]) {
+    #[inline(always)]
+    fn quantize_row<S: Simd>(_: S, weights: &[[f32; BLOCK]], importance: Option<&[[f32; BLOCK]]>, row: &mut [Self]) {
         let importance = importance.expect("IQ2_XXS needs importance weights");
         for ((x, importance), block) in weights.iter().zip(importance).zip(row) {
             let errors = weigh(x, importance, sum_of_squares(x) / BLOCK as f32);
@@ -206,7 +208,8 @@ impl Block<BLOCK> for BlockIq2Xs {
     const TYPE: GgmlType = GgmlType::IQ2_XS;
     const NEEDS_IMPORTANCE: bool = true;
 
-    fn quantize_row(weights: &[[f32; BLOCK]], importance: Option<&[[f32; BLOCK]]>, row: &mut [Self]) {
+    #[inline(always)]
+    fn quantize_row<S: Simd>(_: S, weights: &[[f32; BLOCK]], importance: Option<&[[f32; BLOCK]]>, row: &mut [Self]) {
         let importance = importance.expect("IQ2_XS needs importance weights");
         for ((x, importance), block) in weights.iter().zip(importance).zip(row) {
             let errors = weigh(x, importance, sum_of_squares(x) / BLOCK as f32);
@@ -261,7 +264,8 @@ const S_VARIANCE_SHARE: f32 = 0.25;
 impl Block<BLOCK> for BlockIq2S {
     const TYPE: GgmlType = GgmlType::IQ2_S;
 
-    fn quantize_row(weights: &[[f32; BLOCK]], importance: Option<&[[f32; BLOCK]]>, row: &mut [Self]) {
+    #[inline(always)]
+    fn quantize_row<S: Simd>(_: S, weights: &[[f32; BLOCK]], importance: Option<&[[f32; BLOCK]]>, row: &mut [Self]) {
         for (i, (x, block)) in weights.iter().zip(row).enumerate() {
             let variance = 2.0 * sum_of_squares(x) / BLOCK as f32;
             let errors = match importance {

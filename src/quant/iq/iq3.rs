@@ -6,6 +6,7 @@ use super::{BLOCK, grade, squares, sum_of_squares, weigh};
 use crate::format::types::GgmlType;
 use crate::quant::num::Half;
 use crate::quant::{Block, Fault};
+use crate::simd::Simd;
 
 /// Weights under one scale.
 const SUB: usize = 32;
@@ -68,7 +69,8 @@ pub struct BlockIq3Xxs {
 impl Block<BLOCK> for BlockIq3Xxs {
     const TYPE: GgmlType = GgmlType::IQ3_XXS;
 
-    fn quantize_row(weights: &[[f32; BLOCK]], importance: Option<&[[f32; BLOCK]]>, row: &mut [Self]) {
+    #[inline(always)]
+    fn quantize_row<S: Simd>(_: S, weights: &[[f32; BLOCK]], importance: Option<&[[f32; BLOCK]]>, row: &mut [Self]) {
         for (i, (x, block)) in weights.iter().zip(row).enumerate() {
             let errors = error_weights(x, importance.map(|w| &w[i]));
             let fit: Fit<POINTS, SUBS> = XXS.fit(&XXS_PLAN, x, &errors, from_largest::<SUB, LEVELS>);
@@ -124,7 +126,8 @@ pub struct BlockIq3S {
 impl Block<BLOCK> for BlockIq3S {
     const TYPE: GgmlType = GgmlType::IQ3_S;
 
-    fn quantize_row(weights: &[[f32; BLOCK]], importance: Option<&[[f32; BLOCK]]>, row: &mut [Self]) {
+    #[inline(always)]
+    fn quantize_row<S: Simd>(_: S, weights: &[[f32; BLOCK]], importance: Option<&[[f32; BLOCK]]>, row: &mut [Self]) {
         for (i, (x, block)) in weights.iter().zip(row).enumerate() {
             let errors = error_weights(x, importance.map(|w| &w[i]));
             let fit: Fit<POINTS, SUBS> = S.fit(&S_PLAN, x, &errors, from_largest::<SUB, LEVELS>);
@@ -172,7 +175,7 @@ mod tests {
             *v = (i % SUB) as f32 - 15.5;
         }
         let mut block: [BlockIq3S; 1] = [bytemuck::Zeroable::zeroed()];
-        BlockIq3S::quantize_row(&[x], None, &mut block);
+        BlockIq3S::quantize_row(crate::simd::Scalar, &[x], None, &mut block);
         assert_ne!(block[0].points[0], [0; POINTS]);
         assert_eq!(block[0].points[1], block[0].points[0]);
         assert_eq!(block[0].points[SUBS - 1], [0; POINTS]);

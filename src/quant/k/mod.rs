@@ -47,7 +47,7 @@ mod tests {
         let x: [f32; LEN] = std::array::from_fn(|i| ((i * i * 31 + 7 * i) % 509) as f32 / 254.0 - 1.0);
         let ones = [[1.0; LEN]];
         let mut row = [B::zeroed()];
-        B::quantize_row(&[x], importance.then_some(&ones[..]), &mut row);
+        B::quantize_row(crate::simd::Scalar, &[x], importance.then_some(&ones[..]), &mut row);
         assert_eq!(row[0].fault(), None);
         let mut back = [0.0; LEN];
         row[0].dequantize(&mut back);
@@ -75,7 +75,7 @@ mod tests {
         let ones = [[1.0; LEN]];
         for importance in [None, Some(&ones[..])] {
             let mut row = [B::zeroed()];
-            B::quantize_row(&[[0.0; LEN]], importance, &mut row);
+            B::quantize_row(crate::simd::Scalar, &[[0.0; LEN]], importance, &mut row);
             let mut back = [1.0; LEN];
             row[0].dequantize(&mut back);
             assert_eq!(back, [0.0; LEN], "{}", B::TYPE);

@@ -7,6 +7,7 @@ use crate::quant::num::Half;
 use crate::quant::planes;
 use crate::quant::search::{Candidates, WITH_IMPORTANCE, sum_of_squares, weigh};
 use crate::quant::{Block, Fault};
+use crate::simd::Simd;
 
 /// Weights in a sub-block, and sub-blocks.
 const N: usize = 16;
@@ -78,7 +79,8 @@ impl BlockQ2K {
 impl Block<LEN> for BlockQ2K {
     const TYPE: GgmlType = GgmlType::Q2_K;
 
-    fn quantize_row(weights: &[[f32; LEN]], importance: Option<&[[f32; LEN]]>, row: &mut [Self]) {
+    #[inline(always)]
+    fn quantize_row<S: Simd>(_: S, weights: &[[f32; LEN]], importance: Option<&[[f32; LEN]]>, row: &mut [Self]) {
         for (i, (x, block)) in weights.iter().zip(row).enumerate() {
             *block = Self::quantize(x, importance.map(|w| &w[i]));
         }

@@ -6,6 +6,7 @@ use crate::quant::num::{Half, nearest_int};
 use crate::quant::planes;
 use crate::quant::search::{self, Symmetric, extreme, sum_of_squares, weigh};
 use crate::quant::{Block, Fault};
+use crate::simd::Simd;
 
 /// Weights in a sub-block, and sub-blocks.
 const N: usize = 16;
@@ -124,7 +125,8 @@ fn unpack_scales(packed: &[u8; 12]) -> [u8; S] {
 impl Block<LEN> for BlockQ3K {
     const TYPE: GgmlType = GgmlType::Q3_K;
 
-    fn quantize_row(weights: &[[f32; LEN]], importance: Option<&[[f32; LEN]]>, row: &mut [Self]) {
+    #[inline(always)]
+    fn quantize_row<S: Simd>(_: S, weights: &[[f32; LEN]], importance: Option<&[[f32; LEN]]>, row: &mut [Self]) {
         for (i, (x, block)) in weights.iter().zip(row).enumerate() {
             *block = Self::quantize(x, importance.map(|w| &w[i]));
         }

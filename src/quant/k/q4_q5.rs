@@ -7,6 +7,7 @@ use crate::quant::num::Half;
 use crate::quant::planes;
 use crate::quant::search::{Candidates, WITH_IMPORTANCE, sum_of_squares, weigh};
 use crate::quant::{Block, Fault};
+use crate::simd::Simd;
 
 /// Weights in a sub-block, and sub-blocks.
 const N: usize = 32;
@@ -138,7 +139,8 @@ impl BlockQ4K {
 impl Block<LEN> for BlockQ4K {
     const TYPE: GgmlType = GgmlType::Q4_K;
 
-    fn quantize_row(weights: &[[f32; LEN]], importance: Option<&[[f32; LEN]]>, row: &mut [Self]) {
+    #[inline(always)]
+    fn quantize_row<S: Simd>(_: S, weights: &[[f32; LEN]], importance: Option<&[[f32; LEN]]>, row: &mut [Self]) {
         for (i, (x, block)) in weights.iter().zip(row).enumerate() {
             let importance = importance.map(|w| &w[i]);
             let (head, levels) = quantize::<{ Self::MAX_LEVEL }>(x, importance, Self::CANDIDATES, Self::CEILING);
@@ -182,7 +184,8 @@ impl BlockQ5K {
 impl Block<LEN> for BlockQ5K {
     const TYPE: GgmlType = GgmlType::Q5_K;
 
-    fn quantize_row(weights: &[[f32; LEN]], importance: Option<&[[f32; LEN]]>, row: &mut [Self]) {
+    #[inline(always)]
+    fn quantize_row<S: Simd>(_: S, weights: &[[f32; LEN]], importance: Option<&[[f32; LEN]]>, row: &mut [Self]) {
         for (i, (x, block)) in weights.iter().zip(row).enumerate() {
             let importance = importance.map(|w| &w[i]);
             let (head, levels) = quantize::<{ Self::MAX_LEVEL }>(x, importance, Self::CANDIDATES, Self::CEILING);

@@ -6,6 +6,7 @@ use crate::quant::num::{Half, nearest_int};
 use crate::quant::planes;
 use crate::quant::search::{self, VANISHING, extreme};
 use crate::quant::{Block, Fault};
+use crate::simd::Simd;
 
 /// Weights in a sub-block, and sub-blocks.
 const N: usize = 16;
@@ -76,7 +77,8 @@ impl BlockQ6K {
 impl Block<LEN> for BlockQ6K {
     const TYPE: GgmlType = GgmlType::Q6_K;
 
-    fn quantize_row(weights: &[[f32; LEN]], importance: Option<&[[f32; LEN]]>, row: &mut [Self]) {
+    #[inline(always)]
+    fn quantize_row<S: Simd>(_: S, weights: &[[f32; LEN]], importance: Option<&[[f32; LEN]]>, row: &mut [Self]) {
         for (i, (x, block)) in weights.iter().zip(row).enumerate() {
             // The importance weights count as they are here, and squares take their place.
             *block = match importance {
