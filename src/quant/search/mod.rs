@@ -13,7 +13,7 @@ mod affine;
 mod symmetric;
 mod unsigned;
 
-pub(super) use affine::{Affine, Candidates, WITH_IMPORTANCE, affine, affine_levels};
+pub(super) use affine::{Candidates, Measure, Origin, VECTORS, WITH_IMPORTANCE, affine, affine_levels, side_by_side};
 pub(super) use symmetric::{Best, Scores, Symmetric, score, symmetric, symmetric_by_descent, symmetric_levels};
 pub(super) use unsigned::unsigned;
 
