@@ -5,7 +5,7 @@ use super::{LEN, Levels};
 use crate::format::types::GgmlType;
 use crate::quant::num::Half;
 use crate::quant::planes;
-use crate::quant::search::{Candidates, Measure, WITH_IMPORTANCE, sum_of_squares, weigh};
+use crate::quant::search::{Candidates, Measure, WITH_IMPORTANCE, eight, sums_of_squares, weigh};
 use crate::quant::{Block, Fault};
 use crate::simd::Simd;
 
@@ -40,11 +40,14 @@ impl BlockQ2K {
     #[inline(always)]
     fn quantize<I: Simd>(simd: I, x: &[[f32; LEN]], importance: Option<&[[f32; LEN]]>, row: &mut [Self]) {
         let mut weights = [[0.0; LEN]; TOGETHER];
-        for (i, (weights, x)) in weights.iter_mut().zip(x).enumerate() {
-            *weights = match importance {
-                Some(importance) => weigh(x, &importance[i], sum_of_squares(x) / LEN as f32),
-                None => x.map(f32::abs),
-            };
+        match importance {
+            Some(importance) => {
+                let squares = simd.store(sums_of_squares(simd, eight(x)));
+                for (((weights, x), importance), squares) in weights.iter_mut().zip(x).zip(importance).zip(squares) {
+                    *weights = weigh(x, importance, squares / LEN as f32);
+                }
+            }
+            None => weights.iter_mut().zip(x).for_each(|(weights, x)| *weights = x.map(f32::abs)),
         }
         let (candidates, measure) = match importance {
             Some(_) => (WITH_IMPORTANCE, Measure::Square),

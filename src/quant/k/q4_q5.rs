@@ -5,7 +5,7 @@ use super::{LEN, Levels};
 use crate::format::types::GgmlType;
 use crate::quant::num::Half;
 use crate::quant::planes;
-use crate::quant::search::{Candidates, Measure, WITH_IMPORTANCE, sum_of_squares, weigh};
+use crate::quant::search::{Candidates, Measure, WITH_IMPORTANCE, eight, sum_of_squares, sums_of_squares, weigh};
 use crate::quant::{Block, Fault};
 use crate::simd::Simd;
 
@@ -86,8 +86,9 @@ fn quantize<I: Simd, const MAX: i32>(
     let mut weights = [[0.0; LEN]; TOGETHER];
     match importance {
         Some(importance) => {
-            for ((weights, x), importance) in weights.iter_mut().zip(x).zip(importance) {
-                *weights = weigh(x, importance, 2.0 * sum_of_squares(x) / LEN as f32);
+            let squares = simd.store(sums_of_squares(simd, eight(x)));
+            for (((weights, x), importance), squares) in weights.iter_mut().zip(x).zip(importance).zip(squares) {
+                *weights = weigh(x, importance, 2.0 * squares / LEN as f32);
             }
         }
         None => {
