@@ -2,6 +2,7 @@
 
 use super::{ROUNDS, VANISHING, extreme};
 use crate::quant::num::nearest_int;
+use crate::simd::Simd;
 
 /// Levels `0 ..= 2 * HALF - 1` with `x ~ scale * (level - HALF)`.
 pub(in crate::quant) struct Symmetric<const N: usize> {
@@ -74,6 +75,30 @@ impl Best {
         if better {
             *self = Best::new(wxl / wll, wxl);
         }
+        better
+    }
+}
+
+/// The best scale so far in each lane, and by how much it lessens the error.
+pub(in crate::quant) struct BestLanes<S: Simd> {
+    pub(in crate::quant) scale: S::F32,
+    gain: S::F32,
+}
+
+impl<S: Simd> BestLanes<S> {
+    /// Starts from the first candidate, whose sums gave `scale` and `wxl`.
+    #[inline(always)]
+    pub(in crate::quant) fn new(_: S, scale: S::F32, wxl: S::F32) -> Self {
+        BestLanes { scale, gain: scale * wxl }
+    }
+
+    /// Takes the candidate where it gains more, and says where.
+    #[inline(always)]
+    pub(in crate::quant) fn offer(&mut self, simd: S, wxl: S::F32, wll: S::F32) -> S::Mask {
+        let better = simd.both(simd.gt(wll, simd.splat(0.0)), simd.gt(wxl * wxl, self.gain * wll));
+        let scale = wxl / wll;
+        self.scale = simd.select(better, scale, self.scale);
+        self.gain = simd.select(better, scale * wxl, self.gain);
         better
     }
 }
