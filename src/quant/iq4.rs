@@ -4,7 +4,7 @@
 
 use super::num::{Half, inverse_or_zero, nearest_int};
 use super::planes;
-use super::search::{BestLanes, VANISHING, eight, extreme, extremes, sums_of_squares, weigh_lanes};
+use super::search::{Best, VANISHING, eight, extreme, extremes, sums_of_squares, weigh_lanes};
 use super::{Block, Fault};
 use crate::format::types::GgmlType;
 use crate::simd::{LANES, Simd};
@@ -210,7 +210,7 @@ fn best_scales<S: Simd>(simd: S, x: &Lanes<S>, w: &Lanes<S>) -> S::F32 {
             choices[i].wll[side] = wl * l;
         }
     }
-    let mut best = BestLanes::new(simd, simd.select(simd.gt(first_wll, zero), first_wxl / first_wll, zero), first_wxl);
+    let mut best = Best::new(simd, simd.select(simd.gt(first_wll, zero), first_wxl / first_wll, zero), first_wxl);
     for inverses in inverses.as_chunks::<SIDE_BY_SIDE>().0 {
         let (mut wxl, mut wll) = ([zero; SIDE_BY_SIDE], [zero; SIDE_BY_SIDE]);
         for choice in &choices {

@@ -5,10 +5,12 @@
 
 use super::num::{Half, floor_small, inverse_or_zero, max, round_i32};
 use super::planes;
-use super::search::{WITH_IMPORTANCE, affine, bounds, extreme, sum_of_squares, symmetric, weigh};
+use super::search::{
+    WITH_IMPORTANCE, affine, bounds, eight, extreme, levels_of_inverse, sum_of_squares, symmetric, weigh, weigh_lanes,
+};
 use super::{Block, Fault};
 use crate::format::types::GgmlType;
-use crate::simd::Simd;
+use crate::simd::{LANES, Simd};
 
 /// Weights in a block of every type of this file.
 const LEN: usize = 32;
@@ -71,8 +73,8 @@ impl Block<LEN> for BlockQ4_0 {
     const TYPE: GgmlType = GgmlType::Q4_0;
 
     #[inline(always)]
-    fn quantize_row<S: Simd>(_: S, weights: &[Weights], importance: Option<&[Weights]>, row: &mut [Self]) {
-        signed_row::<_, 8>(weights, importance, row, |d, levels| BlockQ4_0 {
+    fn quantize_row<S: Simd>(simd: S, weights: &[Weights], importance: Option<&[Weights]>, row: &mut [Self]) {
+        signed_row::<_, _, 8>(simd, weights, importance, row, |d, levels| BlockQ4_0 {
             d: Half::from_f32(d),
             qs: planes::pack::<4, 16, _, _>(levels, 0),
         });
@@ -106,8 +108,8 @@ impl Block<LEN> for BlockQ5_0 {
     const TYPE: GgmlType = GgmlType::Q5_0;
 
     #[inline(always)]
-    fn quantize_row<S: Simd>(_: S, weights: &[Weights], importance: Option<&[Weights]>, row: &mut [Self]) {
-        signed_row::<_, 16>(weights, importance, row, |d, levels| BlockQ5_0 {
+    fn quantize_row<S: Simd>(simd: S, weights: &[Weights], importance: Option<&[Weights]>, row: &mut [Self]) {
+        signed_row::<_, _, 16>(simd, weights, importance, row, |d, levels| BlockQ5_0 {
             d: Half::from_f32(d),
             qh: fifth_bits(levels),
             qs: planes::pack::<4, 16, _, _>(levels, 0),
@@ -197,18 +199,28 @@ impl Block<LEN> for BlockQ5_1 {
 }
 
 /// Quantizes a row to `2 * HALF` levels around zero; `pack` makes a block of the scale and the levels.
-#[inline]
-fn signed_row<B, const HALF: i32>(
+#[inline(always)]
+fn signed_row<S: Simd, B, const HALF: i32>(
+    simd: S,
     weights: &[Weights],
     importance: Option<&[Weights]>,
     row: &mut [B],
     pack: impl Fn(f32, &Levels) -> B,
 ) {
     if let Some(importance) = importance {
-        let variance = mean_square(weights);
-        for ((x, importance), block) in weights.iter().zip(importance).zip(row) {
-            let fit = symmetric::<LEN, HALF>(x, &weigh(x, importance, variance));
-            *block = pack(fit.scale, &fit.levels);
+        let variance = simd.splat(mean_square(weights));
+        let groups = weights.chunks(LANES).zip(importance.chunks(LANES));
+        for ((blocks, importance), row) in groups.zip(row.chunks_mut(LANES)) {
+            let (x, mut w) = (simd.gather(eight(blocks)), simd.gather(eight(importance)));
+            for (w, &x) in w.iter_mut().zip(&x) {
+                *w = weigh_lanes(simd, x, *w, variance);
+            }
+            let fit = symmetric::<S, LEN, HALF>(simd, &x, &w);
+            let (scales, inverses) = (simd.store(fit.scale), simd.store(fit.inverse));
+            for (lane, (x, block)) in blocks.iter().zip(row).enumerate() {
+                let levels = levels_of_inverse::<S, LEN, HALF>(simd, x, inverses[lane]);
+                *block = pack(scales[lane], &levels);
+            }
         }
     } else {
         for (x, block) in weights.iter().zip(row) {

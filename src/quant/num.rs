@@ -67,11 +67,13 @@ impl Half {
     }
 }
 
-/// Rounds to the nearest integer, ties to even, for |x| < 2^22: adding 1.5 * 2^23 leaves the integer in the
-/// mantissa. Outside that range the result is what the same bits give in ggml's `nearest_int`.
+/// 1.5 * 2^23. Added to a number between -2^22 and 2^22, it leaves the nearest integer in the mantissa, ties to even.
+pub(super) const MAGIC: f32 = 12_582_912.0;
+
+/// Rounds to the nearest integer, ties to even, for |x| < 2^22. Outside that range the result is
+/// what the same bits give in ggml's `nearest_int`.
 #[inline]
 pub(crate) fn nearest_int(x: f32) -> i32 {
-    const MAGIC: f32 = 12_582_912.0;
     ((x + MAGIC).to_bits() & 0x007f_ffff) as i32 - 0x0040_0000
 }
 
