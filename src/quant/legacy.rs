@@ -3,7 +3,7 @@
 //! Q4_0 and Q5_0 are one algorithm with 16 and 32 levels around zero, Q4_1 and Q5_1 one with 16 and 32 levels above
 //! an offset.
 
-use super::num::{Half, floor_small, inverse_or_zero, max, round_i32};
+use super::num::{Half, floor_small, inverse_or_zero, max, round_ints};
 use super::planes;
 use super::search::{
     WITH_IMPORTANCE, affine, bounds, eight, extreme, levels_of_inverse, sum_of_squares, symmetric, weigh, weigh_lanes,
@@ -34,13 +34,19 @@ impl Block<LEN> for BlockQ8_0 {
     const TYPE: GgmlType = GgmlType::Q8_0;
 
     #[inline(always)]
-    fn quantize_row<S: Simd>(_: S, weights: &[Weights], _importance: Option<&[Weights]>, row: &mut [Self]) {
-        for (x, block) in weights.iter().zip(row) {
-            let amax = x.iter().fold(0.0, |amax, v| max(amax, v.abs()));
-            let d = amax / 127.0;
-            let inverse = inverse_or_zero(d);
-            block.d = Half::from_f32(d);
-            block.qs = x.map(|v| round_i32(v * inverse) as i8);
+    fn quantize_row<S: Simd>(simd: S, weights: &[Weights], _importance: Option<&[Weights]>, row: &mut [Self]) {
+        for (blocks, row) in weights.chunks(LANES).zip(row.chunks_mut(LANES)) {
+            let d = largest_magnitudes(simd, blocks) / simd.splat(127.0);
+            let zero = simd.splat(0.0);
+            let inverses = simd.store(simd.select(simd.eq(d, zero), zero, simd.splat(1.0) / d));
+            let d = simd.store(d);
+            for (lane, (x, block)) in blocks.iter().zip(row).enumerate() {
+                let mut levels = [[0; LANES]; LEN / LANES];
+                for (levels, x) in levels.iter_mut().zip(x.as_chunks().0) {
+                    *levels = simd.store_u8(round_ints(simd, simd.load(x) * simd.splat(inverses[lane])));
+                }
+                *block = BlockQ8_0 { d: Half::from_f32(d[lane]), qs: bytemuck::cast(levels) };
+            }
         }
     }
 
@@ -54,6 +60,34 @@ impl Block<LEN> for BlockQ8_0 {
     fn fault(&self) -> Option<Fault> {
         self.d.fault()
     }
+}
+
+/// The largest magnitude in each of up to eight blocks, as comparing from first to last finds it: a NaN makes it forget
+/// what came before.
+#[inline(always)]
+fn largest_magnitudes<S: Simd>(simd: S, blocks: &[Weights]) -> S::F32 {
+    // As integers, magnitudes have the same order, and a NaN is above them all.
+    let mut largest = [simd.splat(0.0); LANES];
+    for (largest, x) in largest.iter_mut().zip(eight(blocks)) {
+        let mut bits = simd.splat_i32(0);
+        for x in x.as_chunks().0 {
+            bits = simd.max_i32(bits, simd.bits(simd.abs(simd.load(x))));
+        }
+        *largest = simd.from_bits(bits);
+    }
+    let mut bits = simd.splat_i32(0);
+    for largest in simd.transpose(largest) {
+        bits = simd.max_i32(bits, simd.bits(largest));
+    }
+    let largest = simd.from_bits(bits);
+    if simd.all(simd.eq(largest, largest)) {
+        return largest;
+    }
+    let mut serial = [0.0; LANES];
+    for (largest, x) in serial.iter_mut().zip(blocks) {
+        *largest = x.iter().fold(0.0, |largest, v| max(largest, v.abs()));
+    }
+    simd.load(&serial)
 }
 
 /// 4-bit levels around zero: `w = d * (q - 8)`.

@@ -17,7 +17,6 @@ pub(super) use affine::{Affine, Candidates, WITH_IMPORTANCE, affine, affine_leve
 pub(super) use symmetric::{Best, levels_of_inverse, levels_of_scale, symmetric, symmetric_by_descent};
 pub(super) use unsigned::unsigned;
 
-use super::num::MAGIC;
 use crate::simd::{LANES, Simd};
 
 /// Groups whose largest magnitude lies below this count as zero (ggml's `GROUP_MAX_EPS`).
@@ -32,12 +31,6 @@ const ROUNDS: usize = 5;
 pub(super) fn eight<T>(items: &[T]) -> [&T; LANES] {
     let last = items.len() - 1;
     std::array::from_fn(|lane| &items[lane.min(last)])
-}
-
-/// [`nearest_int`](super::num::nearest_int) in every lane.
-#[inline(always)]
-pub(super) fn nearest_ints<S: Simd>(simd: S, x: S::F32) -> S::I32 {
-    simd.and(simd.bits(x + simd.splat(MAGIC)), simd.splat_i32(0x007f_ffff)) - simd.splat_i32(0x0040_0000)
 }
 
 /// The sum of the squares, from first to last.

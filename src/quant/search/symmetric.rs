@@ -1,7 +1,7 @@
 //! Levels on both sides of zero.
 
-use super::{ROUNDS, VANISHING, extremes, nearest_ints};
-use crate::quant::num::MAGIC;
+use super::{ROUNDS, VANISHING, extremes};
+use crate::quant::num::{MAGIC, nearest_ints};
 use crate::simd::{LANES, Simd};
 
 /// Scales with `x ~ scale * level` for eight groups side by side, levels being `-HALF ..= HALF - 1`.
