@@ -243,6 +243,11 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn trunc(self, x: F32) -> I32 {
+        I32(avx2!(_mm256_cvttps_epi32(x.0)))
+    }
+
+    #[inline(always)]
     fn lt(self, a: F32, b: F32) -> Mask {
         Mask(avx2!(_mm256_cmp_ps::<_CMP_LT_OQ>(a.0, b.0)))
     }

@@ -86,6 +86,8 @@ pub(crate) trait Simd: Copy {
     fn from_bits(self, x: Self::I32) -> Self::F32;
     /// The number as f32, rounded to nearest.
     fn to_f32(self, x: Self::I32) -> Self::F32;
+    /// The integer part; `i32::MIN` for NaN and for what does not fit.
+    fn trunc(self, x: Self::F32) -> Self::I32;
 
     fn lt(self, a: Self::F32, b: Self::F32) -> Self::Mask;
     fn le(self, a: Self::F32, b: Self::F32) -> Self::Mask;

@@ -258,6 +258,14 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
+    fn trunc(self, x: F32) -> I32 {
+        // The conversion makes 0 of NaN, and the largest integer of what is too large; too small becomes `i32::MIN`.
+        let fits = self.lt(x, self.splat(2_147_483_648.0));
+        let whole = I32(neon!(vcvtq_s32_f32(x.0)), neon!(vcvtq_s32_f32(x.1)));
+        self.select_i32(fits, whole, self.splat_i32(i32::MIN))
+    }
+
+    #[inline(always)]
     fn lt(self, a: F32, b: F32) -> Mask {
         Mask(neon!(vcltq_f32(a.0, b.0)), neon!(vcltq_f32(a.1, b.1)))
     }

@@ -171,6 +171,12 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    fn trunc(self, x: Eight<f32>) -> Eight<i32> {
+        const LIMIT: f32 = 2_147_483_648.0;
+        each(x, |x| if (-LIMIT..LIMIT).contains(&x) { x as i32 } else { i32::MIN })
+    }
+
+    #[inline(always)]
     fn lt(self, a: Eight<f32>, b: Eight<f32>) -> Eight<bool> {
         pairs(a, b, |a, b| a < b)
     }

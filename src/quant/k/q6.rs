@@ -4,9 +4,9 @@ use super::{LEN, Levels};
 use crate::format::types::GgmlType;
 use crate::quant::num::{Half, nearest_int};
 use crate::quant::planes;
-use crate::quant::search::{self, VANISHING, extreme};
+use crate::quant::search::{self, VANISHING, eight, extreme};
 use crate::quant::{Block, Fault};
-use crate::simd::Simd;
+use crate::simd::{LANES, Simd};
 
 /// Weights in a sub-block, and sub-blocks.
 const N: usize = 16;
@@ -34,16 +34,29 @@ pub struct BlockQ6K {
 }
 
 impl BlockQ6K {
-    /// `weights` say what the error of each `x` counts.
-    #[inline]
-    fn quantize(x: &[f32; LEN], weights: &[f32; LEN]) -> Self {
+    #[inline(always)]
+    fn quantize<V: Simd>(simd: V, x: &[f32; LEN], importance: Option<&[f32; LEN]>) -> Self {
         let blocks: &[[f32; N]; S] = bytemuck::cast_ref(x);
-        let weights: &[[f32; N]; S] = bytemuck::cast_ref(weights);
-        let mut levels = [[0u8; N]; S];
-        let mut scales = [0.0f32; S];
-        for j in 0..S {
-            let fit = search::symmetric::<N, HALF_LEVELS>(&blocks[j], &weights[j]);
-            (scales[j], levels[j]) = (fit.scale, fit.levels);
+        let (mut scales, mut inverses) = ([0.0; S], [0.0; S]);
+        for h in 0..S / LANES {
+            let of_lanes = h * LANES..(h + 1) * LANES;
+            let x = simd.gather(eight(&blocks[of_lanes.clone()]));
+            // The importance weights count as they are here, and squares take their place.
+            let mut weights = x;
+            match importance {
+                Some(importance) => {
+                    let importance: &[[f32; N]; S] = bytemuck::cast_ref(importance);
+                    weights = simd.gather(eight(&importance[of_lanes.clone()]));
+                }
+                None => {
+                    for v in &mut weights {
+                        *v = *v * *v;
+                    }
+                }
+            }
+            let fit = search::symmetric::<V, N, HALF_LEVELS>(simd, &x, &weights);
+            scales[of_lanes.clone()].copy_from_slice(&simd.store(fit.scale));
+            inverses[of_lanes].copy_from_slice(&simd.store(fit.inverse));
         }
         let extreme = extreme(&scales);
         if extreme.abs() < VANISHING {
@@ -56,10 +69,13 @@ impl BlockQ6K {
             scales: scales.map(|s| nearest_int(inverse * s).min(MAX_SCALE) as i8),
             d: Half::from_f32(1.0 / inverse),
         };
+        let mut levels = [[0u8; N]; S];
         for (j, d) in block.sub_scales().into_iter().enumerate() {
-            if d != 0.0 {
-                levels[j] = search::symmetric_levels::<N, HALF_LEVELS>(&blocks[j], d);
-            }
+            levels[j] = if d != 0.0 {
+                search::levels_of_scale::<V, N, HALF_LEVELS>(simd, &blocks[j], d)
+            } else {
+                search::levels_of_inverse::<V, N, HALF_LEVELS>(simd, &blocks[j], inverses[j])
+            };
         }
         let levels: Levels = bytemuck::cast(levels);
         block.ql = planes::pack::<4, 64, _, _>(&levels, 0);
@@ -78,12 +94,11 @@ impl Block<LEN> for BlockQ6K {
     const TYPE: GgmlType = GgmlType::Q6_K;
 
     #[inline(always)]
-    fn quantize_row<S: Simd>(_: S, weights: &[[f32; LEN]], importance: Option<&[[f32; LEN]]>, row: &mut [Self]) {
+    fn quantize_row<V: Simd>(simd: V, weights: &[[f32; LEN]], importance: Option<&[[f32; LEN]]>, row: &mut [Self]) {
         for (i, (x, block)) in weights.iter().zip(row).enumerate() {
-            // The importance weights count as they are here, and squares take their place.
             *block = match importance {
-                Some(importance) => Self::quantize(x, &importance[i]),
-                None => Self::quantize(x, &x.map(|v| v * v)),
+                Some(importance) => Self::quantize(simd, x, Some(&importance[i])),
+                None => Self::quantize(simd, x, None),
             };
         }
     }
