@@ -131,7 +131,12 @@ pub(crate) trait Simd: Copy {
         const { assert!(N.is_multiple_of(LANES)) };
         let mut out = [self.splat(0.0); N];
         for (part, out) in out.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
-            *out = self.transpose(std::array::from_fn(|lane| self.load(&rows[lane].as_chunks().0[part])));
+            // A loop: what `std::array::from_fn` calls is not always inlined, and then compiled without vectors.
+            let mut square = *out;
+            for (row, lanes) in square.iter_mut().zip(rows) {
+                *row = self.load(&lanes.as_chunks().0[part]);
+            }
+            *out = self.transpose(square);
         }
         out
     }
