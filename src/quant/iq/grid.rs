@@ -48,26 +48,30 @@ impl<const D: usize, const N: usize> Codebook<D, N> {
             number_of[digits(point, base)] = Some(number as u32);
         }
         let packed = self.levels.each_ref().map(pack);
+        // The book itself comes first.
         let (mut points, mut numbers) = (Vec::new(), Vec::new());
+        let mut append = |list: &[u16]| {
+            for eight in list.chunks(LANES) {
+                // The last one again, where the list ends before the lanes do: it never wins.
+                let eight: [u16; LANES] = std::array::from_fn(|i| eight[i.min(eight.len() - 1)]);
+                numbers.push(eight);
+                points.push(eight.map(|n| packed[usize::from(n)]));
+            }
+            points.len() as u32
+        };
+        let mut end = append(&std::array::from_fn::<_, N, _>(|n| n as u16));
         let mut list = Vec::new();
-        let mut cells = vec![Cell(0); number_of.len()];
+        let mut cells = Vec::with_capacity(number_of.len());
         for (code, number) in number_of.into_iter().enumerate() {
-            let from = decode(code, base);
-            cells[place(&from)] = match number {
+            cells.push(match number {
                 Some(number) => Cell::new(number, 0),
                 None => {
                     list.clear();
-                    self.list_neighbours(from, &mut list);
-                    let start = points.len() as u32;
-                    for eight in list.chunks(LANES) {
-                        // The last one again, where the list ends before the lanes do: it never wins.
-                        let numbers_here = std::array::from_fn(|i| eight[i.min(eight.len() - 1)]);
-                        numbers.push(numbers_here);
-                        points.push(numbers_here.map(|n| packed[usize::from(n)]));
-                    }
-                    Cell::new(start, points.len() as u32 - start)
+                    self.list_neighbours(decode(code, base), &mut list);
+                    let start = std::mem::replace(&mut end, append(&list));
+                    Cell::new(start, end - start)
                 }
-            };
+            });
         }
         Map { cells: cells.into(), points: points.into(), numbers: numbers.into() }
     }
@@ -170,7 +174,7 @@ pub(super) fn cheapest<S: Simd, const D: usize>(
 /// The way from every point of a lattice into a codebook.
 pub(super) struct Map {
     cells: Box<[Cell]>,
-    /// The neighbours of all lists, packed, eight in a row.
+    /// The book's points, then the neighbours of all lists: packed, eight in a row.
     points: Box<[[i32; LANES]]>,
     /// The numbers of the same points.
     numbers: Box<[[u16; LANES]]>,
@@ -201,6 +205,7 @@ pub(super) enum Place<'a> {
 pub(super) struct Neighbours<'a> {
     points: &'a [[i32; LANES]],
     numbers: &'a [[u16; LANES]],
+    first: u32,
 }
 
 impl Neighbours<'_> {
@@ -210,15 +215,15 @@ impl Neighbours<'_> {
         self.numbers.as_flattened()[at]
     }
 
-    /// The point itself, as [`pack`] makes it.
+    /// Where in the map the list begins: never before the end of the book.
     #[inline(always)]
-    pub(super) fn packed(&self, at: usize) -> i32 {
-        self.points.as_flattened()[at]
+    pub(super) fn first(&self) -> u32 {
+        self.first
     }
 }
 
 impl Map {
-    /// Looks up the point with this [`place`].
+    /// Looks up the point whose levels have these [`digits`].
     #[inline(always)]
     pub(super) fn at(&self, place: usize) -> Place<'_> {
         let cell = self.cells[place].0;
@@ -228,8 +233,22 @@ impl Map {
             _ => Place::Among(Neighbours {
                 points: &self.points[start..start + rows],
                 numbers: &self.numbers[start..start + rows],
+                first: (start * LANES) as u32,
             }),
         }
+    }
+
+    /// The point that lies here in the map, as [`pack`] makes it: a point of the book under its number, a neighbour
+    /// behind the first of its list.
+    #[inline(always)]
+    pub(super) fn packed(&self, at: u32) -> i32 {
+        self.points.as_flattened()[at as usize]
+    }
+
+    /// The number of the point that lies here in the map.
+    #[inline(always)]
+    pub(super) fn number(&self, at: u32) -> u16 {
+        self.numbers.as_flattened()[at as usize]
     }
 }
 
@@ -244,28 +263,11 @@ static POWERS: [u16; 256] = {
     sums
 };
 
-/// The place of a point of eight levels 0 to 2: from the positions above level 0 and from those above level 1, a bit
+/// The [`digits`] of a point of eight levels 0 to 2: from the positions above level 0 and from those above level 1, a bit
 /// for each.
 #[inline(always)]
 pub(super) fn place_of_eight(above_0: u8, above_1: u8) -> usize {
     usize::from(POWERS[usize::from(above_0)]) + usize::from(POWERS[usize::from(above_1)])
-}
-
-/// The place of a point of four levels 0 to 7: from the lowest, middle and highest bits of all levels, each in the
-/// low half of its byte.
-#[inline(always)]
-pub(super) fn place_of_four(bits: [u8; 3]) -> usize {
-    bits.iter().rev().fold(0, |place, bits| place << 4 | usize::from(bits & 0x0f))
-}
-
-/// The place of a point, whatever its size.
-fn place<const D: usize>(levels: &[u8; D]) -> usize {
-    let all =
-        |holds: &dyn Fn(u8) -> bool| levels.iter().rev().fold(0, |bits: u8, &level| bits << 1 | u8::from(holds(level)));
-    match D {
-        4 => place_of_four([0, 1, 2].map(|bit| all(&|level| level >> bit & 1 == 1))),
-        _ => place_of_eight(all(&|level| level > 0), all(&|level| level > 1)),
-    }
 }
 
 /// The number of a point among all points of its lattice: its levels as digits, the first one lowest.
@@ -345,10 +347,10 @@ mod tests {
     #[test]
     fn neighbours_come_by_distance_then_number_and_the_last_fills_the_lanes() {
         let book = corners();
-        let list = |a, b| match book.map().at(place(&[a, b, 0, 0, 0, 0, 0, 0])) {
+        let list = |a, b| match book.map().at(digits(&[a, b, 0, 0, 0, 0, 0, 0], 3)) {
             Place::Known(_) => panic!("{a} {b} is in the book"),
             Place::Among(list) => {
-                let points: Vec<_> = (0..LANES).map(|i| list.packed(i)).collect();
+                let points: Vec<_> = (0..LANES).map(|i| book.map().packed(list.first() + i as u32)).collect();
                 let numbers: Vec<_> = (0..LANES).map(|i| list.number(i)).collect();
                 assert_eq!(points, numbers.iter().map(|&n| pack(&book.levels[usize::from(n)])).collect::<Vec<_>>());
                 assert_eq!(numbers[3..], [numbers[2]; 5]);
@@ -364,18 +366,16 @@ mod tests {
     #[test]
     fn a_point_of_the_book_is_its_own_place() {
         let book = corners();
-        assert!(matches!(book.map().at(place(&[2, 2, 0, 0, 0, 0, 0, 0])), Place::Known(2)));
+        assert!(matches!(book.map().at(digits(&[2, 2, 0, 0, 0, 0, 0, 0], 3)), Place::Known(2)));
     }
 
     #[test]
-    fn every_point_of_a_lattice_has_a_place_of_its_own() {
-        let all = |places: Vec<usize>| {
-            let mut sorted = places;
-            sorted.sort_unstable();
-            assert!(sorted.iter().enumerate().all(|(i, &place)| i == place));
-        };
-        all((0..4096).map(|n| place::<4>(&decode(n, 8))).collect());
-        all((0..6561).map(|n| place::<8>(&decode(n, 3))).collect());
+    fn the_place_of_eight_levels_is_their_digits() {
+        for n in 0..6561 {
+            let levels: [u8; 8] = decode(n, 3);
+            let above = |limit| levels.iter().rev().fold(0, |bits: u8, &l| bits << 1 | u8::from(l > limit));
+            assert_eq!((place_of_eight(above(0), above(1)), digits(&levels, 3)), (n, n));
+        }
     }
 
     #[test]
@@ -385,7 +385,7 @@ mod tests {
         let levels = |level: u8| pack(&[0, 0, 0, 0, 0, level, 0, 0]);
         let mut points = [[levels(3); LANES]; 3];
         (points[1][6], points[1][2], points[2][1]) = (levels(1), levels(1), levels(1));
-        let list = Neighbours { points: &points, numbers: &[[0; LANES]; 3] };
+        let list = Neighbours { points: &points, numbers: &[[0; LANES]; 3], first: 0 };
         let mut tables = [s.splat(0.5); TABLES];
         tables[1] = s.load(&[9.0, 9.0, 9.0, 9.0, 4.0, 1.0, f32::NAN, 2.0]);
         assert_eq!(cheapest::<_, 8>(s, &list, &tables), Some(LANES + 2));
