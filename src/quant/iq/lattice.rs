@@ -197,7 +197,10 @@ impl<const D: usize, const N: usize> Lattice<D, N> {
         let mut refitted = [0.0; LANES];
         let inverse = simd.splat(1.0) / scale;
         let last_scales = simd.store(scale);
-        let places: [_; G] = std::array::from_fn(|g| self.places(simd, subs, g, inverse));
+        let mut places = [[0; LANES]; G];
+        for (g, places) in places.iter_mut().enumerate() {
+            *places = self.places(simd, subs, g, inverse);
+        }
         for lane in 0..LANES {
             let any = chosen[lane] >= 0;
             if any {
@@ -260,10 +263,11 @@ impl<const D: usize, const N: usize> Lattice<D, N> {
             Place::Known(number) => Some(number.into()),
             Place::Among(list) => {
                 let levels = simd.splat(scale) * simd.load(&odd_table::<D>());
-                let tables = std::array::from_fn(|i| {
+                let mut tables = [levels; TABLES];
+                for i in 0..TABLES {
                     let off = levels - group.magnitudes[i];
-                    group.roots[i] * off * off
-                });
+                    tables[i] = group.roots[i] * off * off;
+                }
                 cheapest::<S, D>(simd, &list, &tables).map(|at| list.first() + at as u32)
             }
         }
@@ -280,17 +284,16 @@ impl<S: Simd> Group<S> {
     #[inline(always)]
     fn new<const L: usize>(simd: S, subs: &Subs<L>, g: usize, lane: usize, size: usize) -> Self {
         let low = simd.lt(simd.load(&[0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0]), simd.splat(1.0));
-        let spread = |x: &[[f32; LANES]; L], i: usize| match size {
-            TABLES => simd.splat(x[g * size + i][lane]),
-            _ => {
-                let (one, other) = (x[g * size + i][lane], x[g * size + i + TABLES][lane]);
-                simd.select(low, simd.splat(one), simd.splat(other))
+        let mut group = Group { magnitudes: [simd.splat(0.0); TABLES], roots: [simd.splat(0.0); TABLES] };
+        for (from, to) in [(&subs.magnitudes, &mut group.magnitudes), (&subs.roots, &mut group.roots)] {
+            for i in 0..TABLES {
+                to[i] = simd.splat(from[g * size + i][lane]);
+                if size > TABLES {
+                    to[i] = simd.select(low, to[i], simd.splat(from[g * size + i + TABLES][lane]));
+                }
             }
-        };
-        Group {
-            magnitudes: std::array::from_fn(|i| spread(&subs.magnitudes, i)),
-            roots: std::array::from_fn(|i| spread(&subs.roots, i)),
         }
+        group
     }
 }
 
