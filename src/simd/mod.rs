@@ -55,6 +55,9 @@ pub(crate) trait Simd: Copy {
     fn min(self, a: Self::F32, b: Self::F32) -> Self::F32;
     /// `a` where `a > b`, else `b`: of a NaN and of two zeros it is `b`.
     fn max(self, a: Self::F32, b: Self::F32) -> Self::F32;
+    /// The least of all lanes, in every lane: each takes the [`Simd::min`] of itself and of the lane four away, then
+    /// two away, then one.
+    fn min_across(self, x: Self::F32) -> Self::F32;
     fn abs(self, x: Self::F32) -> Self::F32;
     fn neg(self, x: Self::F32) -> Self::F32;
     /// The table's entry whose number is in the three lowest bits of each lane of `index`.

@@ -2,11 +2,11 @@
 
 use super::lattice::{Fit, Lattice, Plan, Resnap, from_largest};
 use super::signs::{EVEN_MASK, Signs, complete, signed};
-use super::{BLOCK, grade, sum_of_squares, weigh};
+use super::{BLOCK, eight, grade, sums_of_squares, weigh};
 use crate::format::types::GgmlType;
-use crate::quant::num::{Half, nearest_int};
+use crate::quant::num::Half;
 use crate::quant::{Block, Fault};
-use crate::simd::Simd;
+use crate::simd::{LANES, Simd};
 
 /// Points in a block.
 const POINTS: usize = BLOCK / 8;
@@ -14,21 +14,25 @@ const POINTS: usize = BLOCK / 8;
 const LEVELS: usize = 3;
 /// What the levels stand for: roughly 1, 3 and 5 times eight.
 const VALUES: [f32; LEVELS] = [8.0, 25.0, 43.0];
+/// Candidates for a scale in IQ2_XXS: six on either side.
+const XXS_CANDIDATES: usize = 13;
+/// Candidates for a scale in the other two types: nine on either side.
+const CANDIDATES: usize = 19;
 /// Scales in a block of IQ2_XXS.
 const XXS_SUBS: usize = BLOCK / 32;
 /// Scales in a block of the other two types.
 const SUBS: usize = BLOCK / 16;
 
-static XXS: Lattice<8, 256, 4> = Lattice::new(include_bytes!("data/iq2_xxs.hex"), 2, VALUES);
-static XS: Lattice<8, 512, 4> = Lattice::new(include_bytes!("data/iq2_xs.hex"), 2, VALUES);
-static S: Lattice<8, 1024, 4> = Lattice::new(include_bytes!("data/iq2_s.hex"), 1, VALUES);
+static XXS: Lattice<8, 256> = Lattice::new(include_bytes!("data/iq2_xxs.hex"), 2, VALUES);
+static XS: Lattice<8, 512> = Lattice::new(include_bytes!("data/iq2_xs.hex"), 2, VALUES);
+static S: Lattice<8, 1024> = Lattice::new(include_bytes!("data/iq2_s.hex"), 1, VALUES);
 
 /// ggml's search range for IQ2_XXS.
-const XXS_PLAN: Plan = Plan { reach: 6, stride: 0.1, least: 1.0e-15, resnap: Resnap::Always, signs: Signs::Even };
+const XXS_PLAN: Plan = Plan { stride: 0.1, least: 1.0e-15, resnap: Resnap::Always, signs: Signs::Even };
 /// ggml's search range for IQ2_XS.
-const XS_PLAN: Plan = Plan { reach: 9, stride: 0.1, least: 1.0e-15, resnap: Resnap::Strays, signs: Signs::Even };
+const XS_PLAN: Plan = Plan { stride: 0.1, least: 1.0e-15, resnap: Resnap::Strays, signs: Signs::Even };
 /// ggml's search range for IQ2_S.
-const S_PLAN: Plan = Plan { reach: 9, stride: 0.1, least: 1.0e-8, resnap: Resnap::Strays, signs: Signs::Free };
+const S_PLAN: Plan = Plan { stride: 0.1, least: 1.0e-8, resnap: Resnap::Strays, signs: Signs::Free };
 
 /// The largest scale of a block is stored as this many steps.
 const LARGEST_SCALE: f32 = 31.0;
@@ -86,19 +90,24 @@ impl Block<BLOCK> for BlockIq2Xxs {
     const NEEDS_IMPORTANCE: bool = true;
 
     #[inline(always)]
-    fn quantize_row<S: Simd>(_: S, weights: &[[f32; BLOCK]], importance: Option<&[[f32; BLOCK]]>, row: &mut [Self]) {
+    fn quantize_row<V: Simd>(simd: V, weights: &[[f32; BLOCK]], importance: Option<&[[f32; BLOCK]]>, row: &mut [Self]) {
         let importance = importance.expect("IQ2_XXS needs importance weights");
-        for ((x, importance), block) in weights.iter().zip(importance).zip(row) {
-            let errors = weigh(x, importance, sum_of_squares(x) / BLOCK as f32);
-            let fit: Fit<4, XXS_SUBS> = XXS.fit::<32, 4, XXS_SUBS>(&XXS_PLAN, x, &errors, from_plain_levels);
-            *block = bytemuck::Zeroable::zeroed();
-            let Some((step, codes)) = grade(&fit.scales, LARGEST_SCALE, TOP_SCALE) else { continue };
-            block.d = Half::from_f32(step);
-            let signs = fit.signs.as_chunks::<4>().0;
-            for (i, group) in block.groups.iter_mut().enumerate() {
-                group.points = fit.points[i].map(|p| p as u8);
-                let signs = signs[i].iter().rev().fold(0, |word, &s| word << 7 | u32::from(s));
-                group.word = (signs | u32::from(codes[i]) << 28).to_le_bytes();
+        for (first, (weights, row)) in weights.chunks(LANES).zip(row.chunks_mut(LANES)).enumerate() {
+            let squares = simd.store(sums_of_squares(simd, eight(weights)));
+            for (i, (x, block)) in weights.iter().zip(row).enumerate() {
+                let variance = squares[i] / BLOCK as f32;
+                let errors = weigh(x, &importance[first * LANES + i], variance);
+                let fit: Fit<4, XXS_SUBS> =
+                    XXS.fit::<V, 32, 4, XXS_CANDIDATES, XXS_SUBS>(simd, &XXS_PLAN, x, &errors, from_plain_levels);
+                *block = bytemuck::Zeroable::zeroed();
+                let Some((step, codes)) = grade(&fit.scales, LARGEST_SCALE, TOP_SCALE) else { continue };
+                block.d = Half::from_f32(step);
+                let signs = fit.signs.as_chunks::<4>().0;
+                for (i, group) in block.groups.iter_mut().enumerate() {
+                    group.points = fit.points[i].map(|p| p as u8);
+                    let signs = signs[i].iter().rev().fold(0, |word, &s| word << 7 | u32::from(s));
+                    group.word = (signs | u32::from(codes[i]) << 28).to_le_bytes();
+                }
             }
         }
     }
@@ -132,56 +141,69 @@ const PLAIN_ROUNDS: usize = 5;
 ///
 /// Levels are kept in bytes, as in ggml, so that those of the few negative magnitudes wrap round. A weight on a
 /// wrapped level counts with the level itself when the sums begin, but with the byte when it might move.
-fn from_plain_levels(x: &[f32; 32], weights: &[f32; 32], largest: f32) -> Option<(f32, f32)> {
-    let middle = PLAIN_TOP as f32 / largest;
-    let mut inverse = middle;
-    let mut least = squared_error(x, weights, 1.0 / middle, |v| f32::from(nearest_int(middle * v) as u8));
+#[inline(always)]
+fn from_plain_levels<V: Simd>(simd: V, x: &[V::F32; 32], weights: &[V::F32; 32], largest: V::F32) -> (V::F32, V::F32) {
+    let (zero, one, top) = (simd.splat(0.0), simd.splat(1.0), simd.splat_i32(PLAIN_TOP));
+    let byte = simd.splat_i32(u8::MAX.into());
+    let mut inverse = simd.to_f32(top) / largest;
+    let mut least = squared_error(simd, x, weights, one / inverse, |v| simd.and(nearest(simd, inverse * v), byte));
     for candidate in (-PLAIN_REACH..=PLAIN_REACH).filter(|&c| c != 0) {
-        let trial = (0.1 * f32::from(candidate) + PLAIN_TOP as f32) / largest;
-        let error = squared_error(x, weights, 1.0 / trial, |v| nearest_int(trial * v).min(PLAIN_TOP) as f32);
-        if error < least {
-            (least, inverse) = (error, trial);
-        }
+        let trial = simd.splat(0.1 * f32::from(candidate) + PLAIN_TOP as f32) / largest;
+        let error = squared_error(simd, x, weights, one / trial, |v| simd.min_i32(nearest(simd, trial * v), top));
+        inverse = simd.select(simd.lt(error, least), trial, inverse);
+        least = simd.min(error, least);
     }
 
-    let mut levels = [0u8; 32];
-    let (mut lx, mut ll) = (0.0, 0.0);
-    for ((level, v), w) in levels.iter_mut().zip(x).zip(weights) {
-        let l = nearest_int(inverse * v).min(PLAIN_TOP);
-        *level = l as u8;
-        lx += w * v * l as f32;
-        ll += w * l as f32 * l as f32;
+    let mut levels = [top; 32];
+    let (mut lx, mut ll) = (zero, zero);
+    for ((level, &v), &w) in levels.iter_mut().zip(x).zip(weights) {
+        let l = simd.min_i32(nearest(simd, inverse * v), top);
+        *level = simd.and(l, byte);
+        let l = simd.to_f32(l);
+        lx = lx + w * v * l;
+        ll = ll + w * l * l;
     }
     for _ in 0..PLAIN_ROUNDS {
-        let mut moved = false;
-        for ((level, v), w) in levels.iter_mut().zip(x).zip(weights) {
-            let old = f32::from(*level);
+        let mut moved = simd.lt(zero, zero);
+        for ((level, &v), &w) in levels.iter_mut().zip(x).zip(weights) {
+            let old = simd.to_f32(*level);
             let (rest_lx, rest_ll) = (lx - w * v * old, ll - w * old * old);
-            if rest_lx > 0.0 && rest_ll > 0.0 {
-                let better = nearest_int(v * rest_ll / rest_lx).min(PLAIN_TOP);
-                let new = better as f32;
-                let (new_lx, new_ll) = (rest_lx + w * v * new, rest_ll + w * new * new);
-                if better != i32::from(*level) && new_lx * new_lx * ll > lx * lx * new_ll {
-                    *level = better as u8;
-                    (lx, ll, moved) = (new_lx, new_ll, true);
-                }
-            }
+            let better = simd.min_i32(nearest(simd, v * rest_ll / rest_lx), top);
+            let new = simd.to_f32(better);
+            let (new_lx, new_ll) = (rest_lx + w * v * new, rest_ll + w * new * new);
+            let moves = simd.both(
+                simd.both(simd.gt(rest_lx, zero), simd.gt(rest_ll, zero)),
+                simd.both(simd.not(simd.eq_i32(better, *level)), simd.gt(new_lx * new_lx * ll, lx * lx * new_ll)),
+            );
+            *level = simd.select_i32(moves, simd.and(better, byte), *level);
+            (lx, ll) = (simd.select(moves, new_lx, lx), simd.select(moves, new_ll, ll));
+            moved = simd.either(moved, moves);
         }
-        if !moved {
+        if !simd.any(moved) {
             break;
         }
     }
-    let scale = if ll > 0.0 { lx / ll } else { 0.0 };
-    let extreme = scale * LEVELS as f32;
-    // Written so that a NaN goes on, as in ggml.
-    if extreme <= 0.0 { None } else { Some((scale, extreme)) }
+    let scale = simd.select(simd.gt(ll, zero), lx / ll, zero);
+    (scale, scale * simd.splat(LEVELS as f32))
+}
+
+/// [`nearest_int`](crate::quant::num::nearest_int) of each lane.
+#[inline(always)]
+fn nearest<V: Simd>(simd: V, x: V::F32) -> V::I32 {
+    simd.and(simd.bits(x + simd.splat(12_582_912.0)), simd.splat_i32(0x007f_ffff)) - simd.splat_i32(0x0040_0000)
 }
 
 /// The weighted squared error of magnitudes at some plain levels.
 #[inline(always)]
-fn squared_error(x: &[f32; 32], weights: &[f32; 32], scale: f32, level: impl Fn(f32) -> f32) -> f32 {
-    x.iter().zip(weights).fold(0.0, |sum, (&v, w)| {
-        let off = v - scale * level(v);
+fn squared_error<V: Simd>(
+    simd: V,
+    x: &[V::F32; 32],
+    weights: &[V::F32; 32],
+    scale: V::F32,
+    level: impl Fn(V::F32) -> V::I32,
+) -> V::F32 {
+    x.iter().zip(weights).fold(simd.splat(0.0), |sum, (&v, &w)| {
+        let off = v - scale * simd.to_f32(level(v));
         sum + w * off * off
     })
 }
@@ -209,17 +231,24 @@ impl Block<BLOCK> for BlockIq2Xs {
     const NEEDS_IMPORTANCE: bool = true;
 
     #[inline(always)]
-    fn quantize_row<S: Simd>(_: S, weights: &[[f32; BLOCK]], importance: Option<&[[f32; BLOCK]]>, row: &mut [Self]) {
+    fn quantize_row<V: Simd>(simd: V, weights: &[[f32; BLOCK]], importance: Option<&[[f32; BLOCK]]>, row: &mut [Self]) {
         let importance = importance.expect("IQ2_XS needs importance weights");
-        for ((x, importance), block) in weights.iter().zip(importance).zip(row) {
-            let errors = weigh(x, importance, sum_of_squares(x) / BLOCK as f32);
-            let fit: Fit<2, SUBS> = XS.fit(&XS_PLAN, x, &errors, from_largest::<16, LEVELS>);
-            *block = bytemuck::Zeroable::zeroed();
-            let Some((step, codes)) = grade(&fit.scales, LARGEST_SCALE, TOP_SCALE) else { continue };
-            block.d = Half::from_f32(step);
-            block.codes = pack_codes(codes);
-            for ((q, point), signs) in block.points_and_signs.iter_mut().zip(fit.points.as_flattened()).zip(fit.signs) {
-                *q = (point | u16::from(signs) << 9).to_le_bytes();
+        for (first, (weights, row)) in weights.chunks(LANES).zip(row.chunks_mut(LANES)).enumerate() {
+            let squares = simd.store(sums_of_squares(simd, eight(weights)));
+            for (i, (x, block)) in weights.iter().zip(row).enumerate() {
+                let variance = squares[i] / BLOCK as f32;
+                let errors = weigh(x, &importance[first * LANES + i], variance);
+                let fit: Fit<2, SUBS> =
+                    XS.fit::<V, 16, 2, CANDIDATES, SUBS>(simd, &XS_PLAN, x, &errors, from_largest::<V, 16, LEVELS>);
+                *block = bytemuck::Zeroable::zeroed();
+                let Some((step, codes)) = grade(&fit.scales, LARGEST_SCALE, TOP_SCALE) else { continue };
+                block.d = Half::from_f32(step);
+                block.codes = pack_codes(codes);
+                for ((q, point), signs) in
+                    block.points_and_signs.iter_mut().zip(fit.points.as_flattened()).zip(fit.signs)
+                {
+                    *q = (point | u16::from(signs) << 9).to_le_bytes();
+                }
             }
         }
     }
@@ -265,23 +294,27 @@ impl Block<BLOCK> for BlockIq2S {
     const TYPE: GgmlType = GgmlType::IQ2_S;
 
     #[inline(always)]
-    fn quantize_row<S: Simd>(_: S, weights: &[[f32; BLOCK]], importance: Option<&[[f32; BLOCK]]>, row: &mut [Self]) {
-        for (i, (x, block)) in weights.iter().zip(row).enumerate() {
-            let variance = 2.0 * sum_of_squares(x) / BLOCK as f32;
-            let errors = match importance {
-                Some(importance) => weigh(x, &importance[i], variance),
-                None => x.map(|v| S_VARIANCE_SHARE * variance + v * v),
-            };
-            let fit: Fit<2, SUBS> = S.fit(&S_PLAN, x, &errors, from_largest::<16, LEVELS>);
-            *block = bytemuck::Zeroable::zeroed();
-            block.signs = fit.signs;
-            for (i, point) in fit.points.as_flattened().iter().enumerate() {
-                block.points[i] = *point as u8;
-                block.high_bits[i / 4] |= ((point >> 8) as u8) << (2 * (i % 4));
+    fn quantize_row<V: Simd>(simd: V, weights: &[[f32; BLOCK]], importance: Option<&[[f32; BLOCK]]>, row: &mut [Self]) {
+        for (first, (weights, row)) in weights.chunks(LANES).zip(row.chunks_mut(LANES)).enumerate() {
+            let squares = simd.store(sums_of_squares(simd, eight(weights)));
+            for (i, (x, block)) in weights.iter().zip(row).enumerate() {
+                let variance = 2.0 * squares[i] / BLOCK as f32;
+                let errors = match importance {
+                    Some(importance) => weigh(x, &importance[first * LANES + i], variance),
+                    None => x.map(|v| S_VARIANCE_SHARE * variance + v * v),
+                };
+                let fit: Fit<2, SUBS> =
+                    S.fit::<V, 16, 2, CANDIDATES, SUBS>(simd, &S_PLAN, x, &errors, from_largest::<V, 16, LEVELS>);
+                *block = bytemuck::Zeroable::zeroed();
+                block.signs = fit.signs;
+                for (i, point) in fit.points.as_flattened().iter().enumerate() {
+                    block.points[i] = *point as u8;
+                    block.high_bits[i / 4] |= ((point >> 8) as u8) << (2 * (i % 4));
+                }
+                let Some((step, codes)) = grade(&fit.scales, LARGEST_SCALE, TOP_SCALE) else { continue };
+                block.d = Half::from_f32(step * S_CORRECTION);
+                block.codes = pack_codes(codes);
             }
-            let Some((step, codes)) = grade(&fit.scales, LARGEST_SCALE, TOP_SCALE) else { continue };
-            block.d = Half::from_f32(step * S_CORRECTION);
-            block.codes = pack_codes(codes);
         }
     }
 

@@ -2,11 +2,11 @@
 
 use super::lattice::{Fit, Lattice, Plan, Resnap, from_largest};
 use super::signs::{EVEN_MASK, Signs, complete, signed};
-use super::{BLOCK, grade, squares, sum_of_squares, weigh};
+use super::{BLOCK, eight, grade, squares, sums_of_squares, weigh};
 use crate::format::types::GgmlType;
 use crate::quant::num::Half;
 use crate::quant::{Block, Fault};
-use crate::simd::Simd;
+use crate::simd::{LANES, Simd};
 
 /// Weights under one scale.
 const SUB: usize = 32;
@@ -18,16 +18,21 @@ const SUBS: usize = BLOCK / SUB;
 const LEVELS: usize = 8;
 
 /// The values of IQ3_XXS. They are near multiples of eight, but the outermost lies farther out.
-static XXS: Lattice<4, 256, 8> =
+static XXS: Lattice<4, 256> =
     Lattice::new(include_bytes!("data/iq3_xxs.hex"), 2, [4.0, 12.0, 20.0, 28.0, 36.0, 44.0, 52.0, 62.0]);
-static S: Lattice<4, 512, 8> =
+static S: Lattice<4, 512> =
     Lattice::new(include_bytes!("data/iq3_s.hex"), 3, [1.0, 3.0, 5.0, 7.0, 9.0, 11.0, 13.0, 15.0]);
 
+/// Candidates for a scale in IQ3_XXS: fifteen on either side.
+const XXS_CANDIDATES: usize = 31;
+/// Candidates for a scale in IQ3_S: nine on either side.
+const S_CANDIDATES: usize = 19;
+
 /// ggml's search range for IQ3_XXS.
-const XXS_PLAN: Plan = Plan { reach: 15, stride: 0.2, least: 1.0e-8, resnap: Resnap::Strays, signs: Signs::Even };
+const XXS_PLAN: Plan = Plan { stride: 0.2, least: 1.0e-8, resnap: Resnap::Strays, signs: Signs::Even };
 /// ggml's search range for IQ3_S, where only zeros are taken for zero.
 const S_PLAN: Plan =
-    Plan { reach: 9, stride: 0.2, least: f32::from_bits(1), resnap: Resnap::AllIfAnyStrayed, signs: Signs::Free };
+    Plan { stride: 0.2, least: f32::from_bits(1), resnap: Resnap::AllIfAnyStrayed, signs: Signs::Free };
 
 /// The largest scale of a block is stored as this many steps.
 const LARGEST_SCALE: f32 = 31.0;
@@ -38,10 +43,11 @@ const XXS_CORRECTION: f32 = 1.0125;
 /// ggml's correction of the block scale of IQ3_S, found by trial.
 const S_CORRECTION: f32 = 1.033;
 
-/// The weights of errors in both types.
-fn error_weights(x: &[f32; BLOCK], importance: Option<&[f32; BLOCK]>) -> [f32; BLOCK] {
+/// The weights of errors in both types; `sum_of_squares` is that of the block.
+#[inline(always)]
+fn error_weights(x: &[f32; BLOCK], importance: Option<&[f32; BLOCK]>, sum_of_squares: f32) -> [f32; BLOCK] {
     match importance {
-        Some(importance) => weigh(x, importance, 2.0 * sum_of_squares(x) / BLOCK as f32),
+        Some(importance) => weigh(x, importance, 2.0 * sum_of_squares / BLOCK as f32),
         None => squares(x),
     }
 }
@@ -70,17 +76,26 @@ impl Block<BLOCK> for BlockIq3Xxs {
     const TYPE: GgmlType = GgmlType::IQ3_XXS;
 
     #[inline(always)]
-    fn quantize_row<S: Simd>(_: S, weights: &[[f32; BLOCK]], importance: Option<&[[f32; BLOCK]]>, row: &mut [Self]) {
-        for (i, (x, block)) in weights.iter().zip(row).enumerate() {
-            let errors = error_weights(x, importance.map(|w| &w[i]));
-            let fit: Fit<POINTS, SUBS> = XXS.fit(&XXS_PLAN, x, &errors, from_largest::<SUB, LEVELS>);
-            *block = bytemuck::Zeroable::zeroed();
-            let Some((step, codes)) = grade(&fit.scales, LARGEST_SCALE, TOP_SCALE) else { continue };
-            block.d = Half::from_f32(step * XXS_CORRECTION);
-            block.points = fit.points.map(|points| points.map(|p| p as u8));
-            for ((word, signs), code) in block.words.iter_mut().zip(fit.signs.as_chunks::<4>().0).zip(codes) {
-                let signs = signs.iter().rev().fold(0, |word, &s| word << 7 | u32::from(s));
-                *word = (signs | u32::from(code) << 28).to_le_bytes();
+    fn quantize_row<V: Simd>(simd: V, weights: &[[f32; BLOCK]], importance: Option<&[[f32; BLOCK]]>, row: &mut [Self]) {
+        for (first, (weights, row)) in weights.chunks(LANES).zip(row.chunks_mut(LANES)).enumerate() {
+            let squares = simd.store(sums_of_squares(simd, eight(weights)));
+            for (i, (x, block)) in weights.iter().zip(row).enumerate() {
+                let errors = error_weights(x, importance.map(|w| &w[first * LANES + i]), squares[i]);
+                let fit: Fit<POINTS, SUBS> = XXS.fit::<V, SUB, POINTS, XXS_CANDIDATES, SUBS>(
+                    simd,
+                    &XXS_PLAN,
+                    x,
+                    &errors,
+                    from_largest::<V, SUB, LEVELS>,
+                );
+                *block = bytemuck::Zeroable::zeroed();
+                let Some((step, codes)) = grade(&fit.scales, LARGEST_SCALE, TOP_SCALE) else { continue };
+                block.d = Half::from_f32(step * XXS_CORRECTION);
+                block.points = fit.points.map(|points| points.map(|p| p as u8));
+                for ((word, signs), code) in block.words.iter_mut().zip(fit.signs.as_chunks::<4>().0).zip(codes) {
+                    let signs = signs.iter().rev().fold(0, |word, &s| word << 7 | u32::from(s));
+                    *word = (signs | u32::from(code) << 28).to_le_bytes();
+                }
             }
         }
     }
@@ -127,22 +142,31 @@ impl Block<BLOCK> for BlockIq3S {
     const TYPE: GgmlType = GgmlType::IQ3_S;
 
     #[inline(always)]
-    fn quantize_row<S: Simd>(_: S, weights: &[[f32; BLOCK]], importance: Option<&[[f32; BLOCK]]>, row: &mut [Self]) {
-        for (i, (x, block)) in weights.iter().zip(row).enumerate() {
-            let errors = error_weights(x, importance.map(|w| &w[i]));
-            let fit: Fit<POINTS, SUBS> = S.fit(&S_PLAN, x, &errors, from_largest::<SUB, LEVELS>);
-            *block = bytemuck::Zeroable::zeroed();
-            block.ninth_bits =
-                fit.points.map(|points| points.iter().rev().fold(0, |bits, p| bits << 1 | (p >> 8) as u8));
-            // ggml does not leave room for the points and signs of a sub-block of zeros: those behind it move up,
-            // although their ninth bits and scales stay, and so come back as other weights. The bytes are what counts.
-            for (place, i) in (0..SUBS).filter(|&i| !fit.empty[i]).enumerate() {
-                block.points[place] = fit.points[i].map(|p| p as u8);
-                block.signs[place] = fit.signs.as_chunks().0[i];
+    fn quantize_row<V: Simd>(simd: V, weights: &[[f32; BLOCK]], importance: Option<&[[f32; BLOCK]]>, row: &mut [Self]) {
+        for (first, (weights, row)) in weights.chunks(LANES).zip(row.chunks_mut(LANES)).enumerate() {
+            let squares = simd.store(sums_of_squares(simd, eight(weights)));
+            for (i, (x, block)) in weights.iter().zip(row).enumerate() {
+                let errors = error_weights(x, importance.map(|w| &w[first * LANES + i]), squares[i]);
+                let fit: Fit<POINTS, SUBS> = S.fit::<V, SUB, POINTS, S_CANDIDATES, SUBS>(
+                    simd,
+                    &S_PLAN,
+                    x,
+                    &errors,
+                    from_largest::<V, SUB, LEVELS>,
+                );
+                *block = bytemuck::Zeroable::zeroed();
+                block.ninth_bits =
+                    fit.points.map(|points| points.iter().rev().fold(0, |bits, p| bits << 1 | (p >> 8) as u8));
+                // ggml does not leave room for the points and signs of a sub-block of zeros: those behind it move up,
+                // although their ninth bits and scales stay, and so come back as other weights. The bytes are what counts.
+                for (place, i) in (0..SUBS).filter(|&i| !fit.empty[i]).enumerate() {
+                    block.points[place] = fit.points[i].map(|p| p as u8);
+                    block.signs[place] = fit.signs.as_chunks().0[i];
+                }
+                let Some((step, codes)) = grade(&fit.scales, LARGEST_SCALE, TOP_SCALE) else { continue };
+                block.d = Half::from_f32(step * S_CORRECTION);
+                block.codes = std::array::from_fn(|i| codes[2 * i] | codes[2 * i + 1] << 4);
             }
-            let Some((step, codes)) = grade(&fit.scales, LARGEST_SCALE, TOP_SCALE) else { continue };
-            block.d = Half::from_f32(step * S_CORRECTION);
-            block.codes = std::array::from_fn(|i| codes[2 * i] | codes[2 * i + 1] << 4);
         }
     }
 

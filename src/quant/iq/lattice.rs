@@ -10,18 +10,25 @@
 //! snap the groups again at that scale, and refit it
 //! ```
 //!
-//! Sums run in source order and comparisons are strict, as in ggml.
+//! Sums run in source order and comparisons are strict, as in ggml. For speed:
+//!
+//! 1. Lanes are eight sub-blocks, of which every step but one treats one position at a time. So a sum over a
+//!    sub-block keeps its order, and there is no candidate or sub-block left over to fill lanes with.
+//! 2. That one step is the search of neighbours, where the lanes are neighbours (see [`grid`](super::grid)). It goes
+//!    through all candidates of one group of one sub-block before the next, so that the group stays in registers.
+//! 3. Rounding, searching and summing are loops of their own over all candidates: the first and the last have no
+//!    branches, and all have much that does not wait for each other.
+//!
+//! What the candidates led to waits in memory in between, 8 KiB for the types with 31 candidates.
 
-use super::grid::{Codebook, Map, Place, cheapest, code, read_points, spelled};
+use super::BLOCK;
+use super::grid::{Codebook, Map, Place, TABLES, cheapest, entry, read_points, spelled};
 use super::signs::Signs;
-use crate::quant::num::{max, nearest_int};
+use crate::simd::{LANES, Simd};
 
-/// A codebook with its points as odd numbers (what the search measures with) and as the format's values.
-///
-/// `W` is the number of levels, rounded up to a power of two.
-pub(super) struct Lattice<const D: usize, const N: usize, const W: usize> {
+/// A codebook and the format's values of its points.
+pub(super) struct Lattice<const D: usize, const N: usize> {
     book: Codebook<D, N>,
-    points: [[f32; D]; N],
     /// What the points stand for, in units of the scale.
     pub(super) values: [[f32; D]; N],
 }
@@ -29,12 +36,12 @@ pub(super) struct Lattice<const D: usize, const N: usize, const W: usize> {
 /// 2 * level + 1 for every level that a book may have.
 const ODD: [f32; 8] = [1.0, 3.0, 5.0, 7.0, 9.0, 11.0, 13.0, 15.0];
 
-impl<const D: usize, const N: usize, const W: usize> Lattice<D, N, W> {
+impl<const D: usize, const N: usize> Lattice<D, N> {
     /// A lattice of `K` levels that stand for `values`; `hex` is the data file; `shells` as in [`Codebook::new`].
     pub(super) const fn new<const K: usize>(hex: &[u8], shells: usize, values: [f32; K]) -> Self {
         let levels = read_points(hex, K as u8);
         let book = Codebook::new(levels, K as u8, shells);
-        Lattice { book, points: spelled(&levels, ODD), values: spelled(&levels, values) }
+        Lattice { book, values: spelled(&levels, values) }
     }
 }
 
@@ -51,24 +58,12 @@ pub(super) enum Resnap {
 
 /// The constants by which the searches of the types differ.
 pub(super) struct Plan {
-    /// Candidates on either side of the middle one.
-    pub(super) reach: i8,
     /// Distance between candidates, in half steps of the top level.
     pub(super) stride: f32,
     /// Sub-blocks without a magnitude as large as this are taken for zero.
     pub(super) least: f32,
     pub(super) resnap: Resnap,
     pub(super) signs: Signs,
-}
-
-/// A sub-block of magnitudes, prepared for the search.
-struct Sub<const S: usize> {
-    magnitudes: [f32; S],
-    weights: [f32; S],
-    /// Square roots of the weights, by which neighbours are compared.
-    roots: [f32; S],
-    /// Weight times magnitude.
-    products: [f32; S],
 }
 
 /// What the search finds for a block of `B` sub-blocks of `G` groups.
@@ -82,157 +77,267 @@ pub(super) struct Fit<const G: usize, const B: usize> {
     pub(super) signs: [u8; 32],
 }
 
-/// A scale to begin with and the magnitude that the candidates take to the top level, from magnitudes, weights and
-/// the largest magnitude; `None` to take the sub-block for zero.
-pub(super) type Start<const S: usize> = fn(&[f32; S], &[f32; S], f32) -> Option<(f32, f32)>;
+/// Eight sub-blocks of `L` magnitudes: by position, one in each lane.
+struct Subs<const L: usize> {
+    magnitudes: [[f32; LANES]; L],
+    weights: [[f32; LANES]; L],
+    /// Square roots of the weights, by which neighbours are compared.
+    roots: [[f32; LANES]; L],
+    /// Weight times magnitude.
+    products: [[f32; LANES]; L],
+}
 
-impl<const D: usize, const N: usize, const W: usize> Lattice<D, N, W> {
-    /// Searches a block of `B * S` = 256 weights, `S` = `G * D` to a sub-block.
+/// Points for eight sub-blocks, by group: where they lie in the map.
+type Chosen<const G: usize> = [[u32; LANES]; G];
+
+impl<const D: usize, const N: usize> Lattice<D, N> {
+    /// Searches a block of `B` sub-blocks of `L` = `G * D` weights, with `C` candidates for each.
+    ///
+    /// `start` takes magnitudes and weights of eight sub-blocks, by position, and the largest magnitudes. It gives the
+    /// scale to begin with and the magnitude that the middle candidate takes to the top level; where that is not
+    /// positive, the sub-block is taken for zero.
     #[inline(always)]
-    pub(super) fn fit<const S: usize, const G: usize, const B: usize>(
+    pub(super) fn fit<S: Simd, const L: usize, const G: usize, const C: usize, const B: usize>(
         &self,
+        simd: S,
         plan: &Plan,
-        x: &[f32; 256],
-        weights: &[f32; 256],
-        start: Start<S>,
+        x: &[f32; BLOCK],
+        weights: &[f32; BLOCK],
+        start: impl Fn(S, &[S::F32; L], &[S::F32; L], S::F32) -> (S::F32, S::F32),
     ) -> Fit<G, B> {
-        const { assert!(G * D == S && S * B == 256 && S.is_multiple_of(8)) };
-        let map = self.book.map();
+        const { assert!(G * D == L && L * B == BLOCK && L.is_multiple_of(8) && B.is_multiple_of(LANES) && C % 2 == 1) };
         let mut fit = Fit { scales: [0.0; B], points: [[0; G]; B], empty: [false; B], signs: [0; 32] };
-        let subs = x.as_chunks::<S>().0.iter().zip(weights.as_chunks::<S>().0);
-        for (i, (x, weights)) in subs.enumerate() {
-            let signs = &mut fit.signs[i * (S / 8)..][..S / 8];
-            let sub = Sub::new(plan.signs, x, weights, signs);
-            let largest = sub.magnitudes[1..].iter().fold(sub.magnitudes[0], |largest, &v| max(largest, v));
-            let begin = if largest < plan.least { None } else { start(&sub.magnitudes, weights, largest) };
-            let Some((scale, extreme)) = begin else {
-                signs.fill(0);
-                fit.empty[i] = true;
-                continue;
+        let batches = x.as_chunks::<L>().0.as_chunks::<LANES>().0.iter();
+        let batches = batches.zip(weights.as_chunks::<L>().0.as_chunks::<LANES>().0);
+        for (batch, (x, weights)) in batches.enumerate() {
+            let weights = simd.gather(weights.each_ref());
+            let mut magnitudes = simd.gather(x.each_ref());
+            // By group of eight and lane.
+            let mut signs = [[0; LANES]; 4];
+            let eights = magnitudes.as_chunks_mut::<8>().0.iter_mut().zip(weights.as_chunks::<8>().0);
+            for ((magnitudes, weights), signs) in eights.zip(&mut signs) {
+                *signs = simd.store_u8(plan.signs.split(simd, magnitudes, weights));
+            }
+            let largest = magnitudes[1..].iter().fold(magnitudes[0], |largest, &v| simd.max(largest, v));
+            let (scale, extreme) = start(simd, &magnitudes, &weights, largest);
+            let vanishes = simd.either(simd.lt(largest, simd.splat(plan.least)), simd.le(extreme, simd.splat(0.0)));
+            let empty = simd.mask_bits(vanishes);
+
+            let subs = Subs {
+                magnitudes: magnitudes.map(|v| simd.store(v)),
+                weights: weights.map(|w| simd.store(w)),
+                roots: weights.map(|w| simd.store(simd.sqrt(w))),
+                products: std::array::from_fn(|i| simd.store(weights[i] * magnitudes[i])),
             };
-            // ggml gives up without a nearest point; here, a NaN lets the block show its fault.
-            (fit.scales[i], fit.points[i]) =
-                self.fit_sub(map, plan, &sub, scale, extreme).unwrap_or((f32::NAN, [0; G]));
-            if fit.scales[i] < 0.0 {
-                fit.scales[i] = -fit.scales[i];
-                signs.iter_mut().for_each(|s| *s = plan.signs.flipped(*s));
+            let (scales, points) = self.search::<S, L, G, C>(simd, plan, &subs, scale, extreme);
+            for lane in 0..LANES {
+                let i = batch * LANES + lane;
+                if empty >> lane & 1 == 1 {
+                    fit.empty[i] = true;
+                    continue;
+                }
+                let turned = scales[lane] < 0.0;
+                fit.scales[i] = if turned { -scales[lane] } else { scales[lane] };
+                fit.points[i] = points.map(|points| self.book.map().number(points[lane]));
+                for (to, from) in fit.signs[i * (L / 8)..][..L / 8].iter_mut().zip(&signs) {
+                    *to = if turned { plan.signs.flipped(from[lane]) } else { from[lane] };
+                }
             }
         }
         fit
     }
 
-    /// The best scale of a sub-block (negative if all signs should be turned) and the points of its groups. `None`
-    /// where a group has no nearest point.
+    /// The best scales of eight sub-blocks (negative if all signs should be turned) and the points of their groups.
+    /// NaN where a group has no nearest point.
     #[inline(always)]
-    fn fit_sub<const S: usize, const G: usize>(
+    fn search<S: Simd, const L: usize, const G: usize, const C: usize>(
         &self,
-        map: &Map,
+        simd: S,
         plan: &Plan,
-        sub: &Sub<S>,
-        mut scale: f32,
-        extreme: f32,
-    ) -> Option<(f32, [u16; G])> {
+        subs: &Subs<L>,
+        mut scale: S::F32,
+        extreme: S::F32,
+    ) -> ([f32; LANES], Chosen<G>) {
+        let map = self.book.map();
+        let zero = simd.splat(0.0);
         let top = ODD[usize::from(self.book.base()) - 1];
-        let mut points = [0; G];
-        let mut strayed = [plan.resnap != Resnap::Strays; G];
-        let mut best = 0.0;
-        for candidate in -plan.reach..=plan.reach {
-            let inverse = (top + f32::from(candidate) * plan.stride) / extreme;
-            let mut trial = [0; G];
-            let mut trial_strayed = [false; G];
+        let mut scales = [[0.0; LANES]; C];
+        let mut trials = [[[0; LANES]; C]; G];
+        for c in 0..C {
+            let inverse = simd.splat(top + (c as f32 - (C / 2) as f32) * plan.stride) / extreme;
+            scales[c] = simd.store(simd.splat(1.0) / inverse);
             for g in 0..G {
-                (trial[g], trial_strayed[g]) = self.snap(map, sub, g, inverse, 1.0 / inverse)?;
-            }
-            let (qx, qq) = self.moments(sub, &trial);
-            if qq > 0.0 && qx * qx > best * qq {
-                scale = qx / qq;
-                best = scale * qx;
-                (points, strayed) = (trial, trial_strayed);
+                trials[g][c] = self.places(simd, subs, g, inverse);
             }
         }
-        let wanted = plan.resnap == Resnap::Always || strayed.contains(&true);
-        if wanted && scale > 0.0 {
-            let inverse = 1.0 / scale;
-            for g in 0..G {
-                if plan.resnap != Resnap::Strays || strayed[g] {
-                    points[g] = self.snap(map, sub, g, inverse, scale)?.0;
+        let mut lost = 0u8;
+        for (g, trials) in trials.iter_mut().enumerate() {
+            for lane in 0..LANES {
+                let group = Group::new(simd, subs, g, lane, D);
+                for c in 0..C {
+                    let point = self.snap(simd, map, trials[c][lane], &group, scales[c][lane]);
+                    lost |= u8::from(point.is_none()) << lane;
+                    trials[c][lane] = point.unwrap_or(0);
                 }
             }
-            let (qx, qq) = self.moments(sub, &points);
-            if qq > 0.0 {
-                scale = qx / qq;
+        }
+        let mut best = zero;
+        let mut chosen = simd.splat_i32(-1);
+        for c in 0..C {
+            let (qx, qq) = moments::<S, D, L, G>(simd, map, subs, |g| &trials[g][c]);
+            let better = simd.both(simd.gt(qq, zero), simd.gt(qx * qx, best * qq));
+            let fitted = qx / qq;
+            scale = simd.select(better, fitted, scale);
+            best = simd.select(better, fitted * qx, best);
+            chosen = simd.select_i32(better, simd.splat_i32(c as i32), chosen);
+        }
+
+        let chosen = simd.store_i32(chosen);
+        let mut points: Chosen<G> = [[0; LANES]; G];
+        let mut refitted = [0.0; LANES];
+        let inverse = simd.splat(1.0) / scale;
+        let last_scales = simd.store(scale);
+        let mut places = [[0; LANES]; G];
+        for (g, places) in places.iter_mut().enumerate() {
+            *places = self.places(simd, subs, g, inverse);
+        }
+        for lane in 0..LANES {
+            let any = chosen[lane] >= 0;
+            if any {
+                (0..G).for_each(|g| points[g][lane] = trials[g][chosen[lane] as usize][lane]);
+            }
+            let strayed = |point: u32| if any { point as usize >= N } else { plan.resnap != Resnap::Strays };
+            let wanted = plan.resnap == Resnap::Always || points.iter().any(|points| strayed(points[lane]));
+            if wanted && last_scales[lane] > 0.0 {
+                refitted[lane] = 1.0;
+                for g in 0..G {
+                    if plan.resnap != Resnap::Strays || strayed(points[g][lane]) {
+                        let group = Group::new(simd, subs, g, lane, D);
+                        let point = self.snap(simd, map, places[g][lane], &group, last_scales[lane]);
+                        lost |= u8::from(point.is_none()) << lane;
+                        points[g][lane] = point.unwrap_or(0);
+                    }
+                }
             }
         }
-        Some((scale, points))
+        let (qx, qq) = moments::<S, D, L, G>(simd, map, subs, |g| &points[g]);
+        let refits = simd.both(simd.gt(simd.load(&refitted), zero), simd.gt(qq, zero));
+        let mut scales = simd.store(simd.select(refits, qx / qq, scale));
+        // ggml gives up without a nearest point; here, a NaN lets the block show its fault.
+        for lane in (0..LANES).filter(|lane| lost >> lane & 1 == 1) {
+            scales[lane] = f32::NAN;
+            points.iter_mut().for_each(|points| points[lane] = 0);
+        }
+        (scales, points)
     }
 
-    /// The book's point for group `g`, and whether the group had to leave the lattice point that it was rounded to.
+    /// Where in the lattice group `g` of each sub-block is rounded to: levels as digits, the first one lowest.
     #[inline(always)]
-    fn snap<const S: usize>(&self, map: &Map, sub: &Sub<S>, g: usize, inverse: f32, scale: f32) -> Option<(u16, bool)> {
-        let x = &sub.magnitudes.as_chunks::<D>().0[g];
-        let highest = i32::from(self.book.base()) - 1;
-        let levels = x.map(|v| nearest_int(0.5 * (inverse * v - 1.0)).clamp(0, highest) as usize);
-        match map.place(code(levels, self.book.base().into())) {
-            Place::Known(point) => Some((point, false)),
-            Place::Among(neighbours) => {
-                let point = self.nearest(neighbours, x, &sub.roots.as_chunks::<D>().0[g], scale)?;
-                Some((point, true))
+    fn places<S: Simd, const L: usize>(&self, simd: S, subs: &Subs<L>, g: usize, inverse: S::F32) -> [u32; LANES] {
+        /// Where [`nearest_int`](crate::quant::num::nearest_int) adds 1.5 * 2^23 to a half, twice as much added to
+        /// twice as much leaves the same mantissa: the integer plus 2^22.
+        const MAGIC: f32 = 2.0 * 12_582_912.0;
+        const MANTISSA: i32 = 0x007f_ffff;
+        const ZERO: i32 = 0x0040_0000;
+        let base = i32::from(self.book.base());
+        let mut place = simd.splat_i32(0);
+        let mut excess = 0i32;
+        for x in subs.magnitudes[g * D..][..D].iter().rev() {
+            let twice = inverse * simd.load(x) - simd.splat(1.0);
+            let nearest = simd.and(simd.bits(twice + simd.splat(MAGIC)), simd.splat_i32(MANTISSA));
+            let level = simd.min_i32(simd.max_i32(nearest, simd.splat_i32(ZERO)), simd.splat_i32(ZERO + base - 1));
+            place = match base {
+                8 => simd.shift_left::<3>(place),
+                _ => simd.shift_left::<1>(place) + place,
+            } + level;
+            excess = excess.wrapping_mul(base).wrapping_add(ZERO);
+        }
+        simd.store_i32(place - simd.splat_i32(excess)).map(|place| place as u32)
+    }
+
+    /// Where the map has the book's point for a group that was rounded to this place; below `N` if that is the point
+    /// itself. `None` where no neighbour's distance is a number that f32 can hold.
+    #[inline(always)]
+    fn snap<S: Simd>(&self, simd: S, map: &Map, place: u32, group: &Group<S>, scale: f32) -> Option<u32> {
+        match map.at(place as usize) {
+            Place::Known(number) => Some(number.into()),
+            Place::Among(list) => {
+                let levels = simd.splat(scale) * simd.load(&odd_table::<D>());
+                let mut tables = [levels; TABLES];
+                for i in 0..TABLES {
+                    let off = levels - group.magnitudes[i];
+                    tables[i] = group.roots[i] * off * off;
+                }
+                cheapest::<S, D>(simd, &list, &tables).map(|at| list.first() + at as u32)
             }
         }
-    }
-
-    /// The neighbour with the least weighted distance, the first one if several have. `None` if no distance is a
-    /// number that f32 can hold.
-    #[inline(always)]
-    fn nearest(&self, neighbours: &[u16], x: &[f32; D], roots: &[f32; D], scale: f32) -> Option<u16> {
-        let costs: [[f32; W]; D] = std::array::from_fn(|i| {
-            std::array::from_fn(|level| {
-                let off = scale * ODD[level] - x[i];
-                roots[i] * off * off
-            })
-        });
-        cheapest(&self.book.levels, neighbours, &costs)
-    }
-
-    /// The weighted sums of (magnitude * level) and (level * level), whose quotient is the least-squares scale.
-    #[inline(always)]
-    fn moments<const S: usize, const G: usize>(&self, sub: &Sub<S>, points: &[u16; G]) -> (f32, f32) {
-        let (mut qx, mut qq) = (0.0, 0.0);
-        let groups = sub.products.as_chunks::<D>().0.iter().zip(sub.weights.as_chunks::<D>().0);
-        for (&point, (products, weights)) in points.iter().zip(groups) {
-            let levels = &self.points[usize::from(point)];
-            for i in 0..D {
-                qx += products[i] * levels[i];
-                qq += weights[i] * levels[i] * levels[i];
-            }
-        }
-        (qx, qq)
     }
 }
 
-impl<const S: usize> Sub<S> {
+/// A group of one sub-block, spread over the lanes as the tables of costs are.
+struct Group<S: Simd> {
+    magnitudes: [S::F32; TABLES],
+    roots: [S::F32; TABLES],
+}
+
+impl<S: Simd> Group<S> {
     #[inline(always)]
-    fn new(rule: Signs, x: &[f32; S], weights: &[f32; S], signs: &mut [u8]) -> Self {
-        let mut magnitudes = *x;
-        for ((eight, weights), signs) in
-            magnitudes.as_chunks_mut::<8>().0.iter_mut().zip(weights.as_chunks::<8>().0).zip(signs)
-        {
-            (*signs, *eight) = rule.split(eight, weights);
+    fn new<const L: usize>(simd: S, subs: &Subs<L>, g: usize, lane: usize, size: usize) -> Self {
+        let low = simd.lt(simd.load(&[0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0]), simd.splat(1.0));
+        let mut group = Group { magnitudes: [simd.splat(0.0); TABLES], roots: [simd.splat(0.0); TABLES] };
+        for (from, to) in [(&subs.magnitudes, &mut group.magnitudes), (&subs.roots, &mut group.roots)] {
+            for i in 0..TABLES {
+                to[i] = simd.splat(from[g * size + i][lane]);
+                if size > TABLES {
+                    to[i] = simd.select(low, to[i], simd.splat(from[g * size + i + TABLES][lane]));
+                }
+            }
         }
-        Sub {
-            magnitudes,
-            weights: *weights,
-            roots: weights.map(f32::sqrt),
-            products: std::array::from_fn(|i| weights[i] * magnitudes[i]),
+        group
+    }
+}
+
+/// The odd numbers that a table of costs is for: all eight, or the first four twice.
+const fn odd_table<const D: usize>() -> [f32; LANES] {
+    let mut table = ODD;
+    if D != TABLES {
+        let mut i = 0;
+        while i < TABLES {
+            table[TABLES + i] = ODD[i];
+            i += 1;
         }
     }
+    table
+}
+
+/// The weighted sums of (magnitude * level) and (level * level), whose quotient is the least-squares scale.
+#[inline(always)]
+fn moments<'a, S: Simd, const D: usize, const L: usize, const G: usize>(
+    simd: S,
+    map: &Map,
+    subs: &Subs<L>,
+    points: impl Fn(usize) -> &'a [u32; LANES],
+) -> (S::F32, S::F32) {
+    let tables = [simd.load(&odd_table::<D>()); TABLES];
+    let (mut qx, mut qq) = (simd.splat(0.0), simd.splat(0.0));
+    for g in 0..G {
+        let packed = simd.load_i32(&points(g).map(|at| map.packed(at)));
+        for i in 0..D {
+            let level = entry(simd, &tables, packed, i);
+            qx = qx + simd.load(&subs.products[g * D + i]) * level;
+            qq = qq + simd.load(&subs.weights[g * D + i]) * level * level;
+        }
+    }
+    (qx, qq)
 }
 
 /// The start of most types: the largest magnitude at the top level of `K`.
-pub(super) fn from_largest<const S: usize, const K: usize>(
-    _: &[f32; S],
-    _: &[f32; S],
-    largest: f32,
-) -> Option<(f32, f32)> {
-    Some((largest / const { ODD[K - 1] }, largest))
+#[inline(always)]
+pub(super) fn from_largest<S: Simd, const L: usize, const K: usize>(
+    simd: S,
+    _: &[S::F32; L],
+    _: &[S::F32; L],
+    largest: S::F32,
+) -> (S::F32, S::F32) {
+    (largest / simd.splat(const { ODD[K - 1] }), largest)
 }

@@ -12,7 +12,7 @@ mod signs;
 mod ternary;
 
 use super::num::{max, nearest_int};
-use super::search::{sum_of_squares, weigh};
+use super::search::{eight, sum_of_squares, sums_of_squares, weigh};
 
 pub use iq1::{BlockIq1M, BlockIq1S};
 pub use iq2::{BlockIq2S, BlockIq2Xs, BlockIq2Xxs};

@@ -1,5 +1,7 @@
 //! Signs of eight weights in a byte (bit i set: weight i is negative), or in seven bits where their parity is even.
 
+use crate::simd::Simd;
+
 /// Seven sign bits, when the eighth is what makes the number of negative weights even.
 pub(super) const EVEN_MASK: u8 = 0x7f;
 
@@ -13,29 +15,39 @@ pub(super) enum Signs {
 }
 
 impl Signs {
-    /// Splits weights into signs and magnitudes. The weight that got the wrong sign has a negative magnitude.
-    #[inline]
-    pub(super) fn split(self, x: &[f32; 8], importance: &[f32; 8]) -> (u8, [f32; 8]) {
-        let mut signs = 0;
-        let mut magnitudes = *x;
-        for (i, v) in magnitudes.iter_mut().enumerate() {
+    /// Makes magnitudes of eight weights in each lane and returns their signs. The weight that got the wrong sign has
+    /// a negative magnitude.
+    #[inline(always)]
+    pub(super) fn split<S: Simd>(self, simd: S, x: &mut [S::F32; 8], importance: &[S::F32; 8]) -> S::I32 {
+        let (zero, none) = (simd.splat(0.0), simd.splat_i32(0));
+        let bit = |i: usize| simd.splat_i32(1 << i);
+        // The bit of the weight that it would cost least to turn, the first one of equals.
+        let cost = |x: S::F32, importance: S::F32| importance * x * x;
+        let (mut least, mut cheapest) = (cost(x[0], importance[0]), bit(0));
+        let (mut signs, mut count) = (none, none);
+        for (i, (v, &importance)) in x.iter_mut().zip(importance).enumerate() {
             // Written so that a NaN counts as negative, as in ggml.
-            let positive = *v >= 0.0;
-            if !positive {
-                *v = -*v;
-                signs |= 1 << i;
+            let negative = simd.not(simd.ge(*v, zero));
+            signs = simd.or(signs, simd.select_i32(negative, bit(i), none));
+            if self == Signs::Even {
+                count = count + simd.select_i32(negative, bit(0), none);
+                let cost = cost(*v, importance);
+                cheapest = simd.select_i32(simd.lt(cost, least), bit(i), cheapest);
+                least = simd.min(cost, least);
             }
+            *v = simd.select(negative, simd.neg(*v), *v);
         }
         if self == Signs::Free {
-            return (signs, magnitudes);
+            return signs;
         }
-        if signs.count_ones() % 2 == 1 {
-            let cost = |i: usize| importance[i] * x[i] * x[i];
-            let cheapest = (1..8).fold(0, |cheapest, i| if cost(i) < cost(cheapest) { i } else { cheapest });
-            magnitudes[cheapest] = -magnitudes[cheapest];
-            signs ^= 1 << cheapest;
+        let odd = simd.eq_i32(simd.and(count, bit(0)), bit(0));
+        let turned = simd.select_i32(odd, cheapest, none);
+        for (i, v) in x.iter_mut().enumerate() {
+            *v = simd.select(simd.eq_i32(turned, bit(i)), simd.neg(*v), *v);
         }
-        (signs & EVEN_MASK, magnitudes)
+        // One or the other, but not both.
+        let other = simd.or(signs, turned) - simd.and(signs, turned);
+        simd.and(other, simd.splat_i32(EVEN_MASK.into()))
     }
 
     /// The signs of the same weights, all turned round.
@@ -65,11 +77,19 @@ pub(super) fn signed<const D: usize>(scale: f32, values: &[f32; D], signs: u8, o
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::simd::Scalar;
+
+    /// Signs and magnitudes of one group.
+    fn split(rule: Signs, x: [f32; 8], importance: [f32; 8]) -> (u8, [f32; 8]) {
+        let mut lanes = x.map(|v| Scalar.splat(v));
+        let signs = rule.split(Scalar, &mut lanes, &importance.map(|w| Scalar.splat(w)));
+        (Scalar.store_u8(signs)[7], lanes.map(|v| Scalar.store(v)[7]))
+    }
 
     #[test]
     fn even_signs_come_back_complete() {
         let x = [1.0, -2.0, 3.0, -4.0, 5.0, 6.0, -7.0, -8.0];
-        let (signs, magnitudes) = Signs::Even.split(&x, &[1.0; 8]);
+        let (signs, magnitudes) = split(Signs::Even, x, [1.0; 8]);
         assert_eq!(magnitudes, x.map(f32::abs));
         assert_eq!(complete(signs), 0b1100_1010);
         assert_eq!(complete(Signs::Even.flipped(signs)), 0b0011_0101);
@@ -78,10 +98,10 @@ mod tests {
     #[test]
     fn an_odd_number_of_signs_costs_the_cheapest_weight_its_own() {
         let x = [1.0, -2.0, 3.0, 4.0, 0.5, 6.0, 7.0, 8.0];
-        let (signs, magnitudes) = Signs::Even.split(&x, &[1.0; 8]);
+        let (signs, magnitudes) = split(Signs::Even, x, [1.0; 8]);
         assert_eq!(magnitudes, [1.0, 2.0, 3.0, 4.0, -0.5, 6.0, 7.0, 8.0]);
         assert_eq!(complete(signs), 0b0001_0010);
-        let (_, magnitudes) = Signs::Even.split(&x, &[0.01, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]);
+        let (_, magnitudes) = split(Signs::Even, x, [0.01, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]);
         assert_eq!(magnitudes[0], -1.0);
     }
 }
