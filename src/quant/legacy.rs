@@ -42,7 +42,8 @@ impl Block<LEN> for BlockQ8_0 {
         }
     }
 
-    fn dequantize(&self, weights: &mut Weights) {
+    #[inline(always)]
+    fn dequantize<S: Simd>(&self, _: S, weights: &mut Weights) {
         let d = self.d.to_f32();
         for (w, &q) in weights.iter_mut().zip(&self.qs) {
             *w = f32::from(q) * d;
@@ -78,7 +79,8 @@ impl Block<LEN> for BlockQ4_0 {
         });
     }
 
-    fn dequantize(&self, weights: &mut Weights) {
+    #[inline(always)]
+    fn dequantize<S: Simd>(&self, _: S, weights: &mut Weights) {
         signed_weights(8, self.d, &levels(&self.qs, 0), weights);
     }
 
@@ -114,7 +116,8 @@ impl Block<LEN> for BlockQ5_0 {
         });
     }
 
-    fn dequantize(&self, weights: &mut Weights) {
+    #[inline(always)]
+    fn dequantize<S: Simd>(&self, _: S, weights: &mut Weights) {
         signed_weights(16, self.d, &levels(&self.qs, u32::from_le_bytes(self.qh)), weights);
     }
 
@@ -149,7 +152,8 @@ impl Block<LEN> for BlockQ4_1 {
         });
     }
 
-    fn dequantize(&self, weights: &mut Weights) {
+    #[inline(always)]
+    fn dequantize<S: Simd>(&self, _: S, weights: &mut Weights) {
         offset_weights(self.d, self.m, &levels(&self.qs, 0), weights);
     }
 
@@ -187,7 +191,8 @@ impl Block<LEN> for BlockQ5_1 {
         });
     }
 
-    fn dequantize(&self, weights: &mut Weights) {
+    #[inline(always)]
+    fn dequantize<S: Simd>(&self, _: S, weights: &mut Weights) {
         offset_weights(self.d, self.m, &levels(&self.qs, u32::from_le_bytes(self.qh)), weights);
     }
 

@@ -118,7 +118,8 @@ impl Block<BLOCK> for BlockIq1S {
         }
     }
 
-    fn dequantize(&self, weights: &mut [f32; BLOCK]) {
+    #[inline(always)]
+    fn dequantize<S: Simd>(&self, _: S, weights: &mut [f32; BLOCK]) {
         let d = self.d.to_f32();
         for ((out, points), word) in weights.as_chunks_mut::<S_SUB>().0.iter_mut().zip(&self.points).zip(self.words) {
             let word = u16::from_le_bytes(word);
@@ -255,7 +256,8 @@ impl Block<BLOCK> for BlockIq1M {
         }
     }
 
-    fn dequantize(&self, weights: &mut [f32; BLOCK]) {
+    #[inline(always)]
+    fn dequantize<S: Simd>(&self, _: S, weights: &mut [f32; BLOCK]) {
         let d = self.d().to_f32();
         for (g, out) in weights.as_chunks_mut::<8>().0.iter_mut().enumerate() {
             let code = u16::from_le_bytes(self.words[g / 8]) >> (3 * (g / 2 % 4)) & 7;
