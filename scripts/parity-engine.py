@@ -14,6 +14,8 @@ import numpy as np
 
 # What may differ: perplexity, sums over their tensor's mean, KL divergence; all as fractions.
 PPL, SUMS, KLD = 0.0005, 0.002, 0.02
+# Half the last digit of a divergence that the reference prints, which is more than KLD of the smallest ones.
+PRINTED = 0.5e-6
 
 # Case -> (checkpoint, tokens in a chunk, chunks). Where a window or a stretched context begins to matter, chunks are
 # longer than it.
@@ -119,8 +121,9 @@ class Case:
         expected_kld, of_ours = self.reference_kld("reference.kld"), self.reference_kld("ours.kld")
         sums, where, counts = self.imatrix()
         off = lambda found, expected: found / expected - 1
-        good = [abs(off(ppl, expected_ppl)) <= PPL, sums <= SUMS and counts, abs(off(kld, expected_kld)) <= KLD,
-                abs(off(stored, expected_kld)) <= KLD, abs(off(kld, of_ours)) <= KLD]
+        near = lambda found, expected: abs(found - expected) <= KLD * expected + PRINTED
+        good = [abs(off(ppl, expected_ppl)) <= PPL, sums <= SUMS and counts, near(kld, expected_kld),
+                near(stored, expected_kld), near(kld, of_ours)]
         return all(good), (
             f"PPL {ppl:.4f} / {expected_ppl:.4f} ({off(ppl, expected_ppl):+.4%}); imatrix off by {sums:.4%}"
             f"{' in ' + where if sums > SUMS else ''}, counts {'identical' if counts else 'DIFFER'}; KLD {kld:.6f} / "

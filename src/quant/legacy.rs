@@ -5,15 +5,19 @@
 
 use super::num::{Half, floor_small, inverse_or_zero, max, round_i32};
 use super::planes;
-use super::search::{WITH_IMPORTANCE, affine, bounds, extreme, sum_of_squares, symmetric, weigh};
+use super::search::{
+    Measure, VECTORS, WITH_IMPORTANCE, affine, bounds, extreme, side_by_side, sum_of_squares, symmetric, weigh,
+};
 use super::{Block, Fault};
 use crate::format::types::GgmlType;
-use crate::simd::Simd;
+use crate::simd::{LANES, Simd};
 
 /// Weights in a block of every type of this file.
 const LEN: usize = 32;
 type Weights = [f32; LEN];
 type Levels = [u8; LEN];
+/// Blocks that are searched side by side.
+const TOGETHER: usize = VECTORS * LANES;
 
 /// 32 signed bytes and a scale: `w = d * q`.
 ///
@@ -144,8 +148,8 @@ impl Block<LEN> for BlockQ4_1 {
     const TYPE: GgmlType = GgmlType::Q4_1;
 
     #[inline(always)]
-    fn quantize_row<S: Simd>(_: S, weights: &[Weights], importance: Option<&[Weights]>, row: &mut [Self]) {
-        offset_row::<_, 15>(weights, importance, row, |d, m, levels| BlockQ4_1 {
+    fn quantize_row<I: Simd>(simd: I, weights: &[Weights], importance: Option<&[Weights]>, row: &mut [Self]) {
+        offset_row::<I, _, 15>(simd, weights, importance, row, |d, m, levels| BlockQ4_1 {
             d: Half::from_f32(d),
             m: Half::from_f32(m),
             qs: planes::pack::<4, 16, _, _>(levels, 0),
@@ -182,8 +186,8 @@ impl Block<LEN> for BlockQ5_1 {
     const TYPE: GgmlType = GgmlType::Q5_1;
 
     #[inline(always)]
-    fn quantize_row<S: Simd>(_: S, weights: &[Weights], importance: Option<&[Weights]>, row: &mut [Self]) {
-        offset_row::<_, 31>(weights, importance, row, |d, m, levels| BlockQ5_1 {
+    fn quantize_row<I: Simd>(simd: I, weights: &[Weights], importance: Option<&[Weights]>, row: &mut [Self]) {
+        offset_row::<I, _, 31>(simd, weights, importance, row, |d, m, levels| BlockQ5_1 {
             d: Half::from_f32(d),
             m: Half::from_f32(m),
             qh: fifth_bits(levels),
@@ -229,8 +233,9 @@ fn signed_row<B, const HALF: i32>(
 }
 
 /// Quantizes a row to levels `0 ..= MAX` above an offset; `pack` makes a block of scale, offset and levels.
-#[inline]
-fn offset_row<B, const MAX: i32>(
+#[inline(always)]
+fn offset_row<I: Simd, B, const MAX: i32>(
+    simd: I,
     weights: &[Weights],
     importance: Option<&[Weights]>,
     row: &mut [B],
@@ -238,10 +243,23 @@ fn offset_row<B, const MAX: i32>(
 ) {
     if let Some(importance) = importance {
         let variance = mean_square(weights);
-        for ((x, importance), block) in weights.iter().zip(importance).zip(row) {
-            let weights = weigh(x, importance, variance);
-            let fit = affine::<LEN, MAX>(x, &weights, WITH_IMPORTANCE, |e| e * e);
-            *block = pack(fit.scale, fit.low, &fit.levels);
+        let parts = weights.chunks(TOGETHER).zip(importance.chunks(TOGETHER)).zip(row.chunks_mut(TOGETHER));
+        for ((x, importance), row) in parts {
+            let mut errors = [[0.0; LEN]; TOGETHER];
+            for ((errors, x), importance) in errors.iter_mut().zip(x).zip(importance) {
+                *errors = weigh(x, importance, variance);
+            }
+            let (lanes, errors) = (side_by_side(simd, x, 0), side_by_side(simd, &errors[..x.len()], 0));
+            let found = affine::<I, LEN, VECTORS, MAX>(simd, &lanes, &errors, WITH_IMPORTANCE, Measure::Square);
+            let (mut scales, mut lows) = ([[0.0; LANES]; VECTORS], [[0.0; LANES]; VECTORS]);
+            for v in 0..VECTORS {
+                (scales[v], lows[v]) = (simd.store(found.scale[v]), simd.store(found.low[v]));
+            }
+            let origins = found.origins(simd);
+            for (i, (x, block)) in x.iter().zip(row).enumerate() {
+                let levels = origins.as_flattened()[i].levels::<LEN, MAX>(x);
+                *block = pack(scales.as_flattened()[i], lows.as_flattened()[i], &levels);
+            }
         }
     } else {
         for (x, block) in weights.iter().zip(row) {

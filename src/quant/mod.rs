@@ -25,7 +25,7 @@ use crate::simd::{Isa, Kernel, Simd};
 /// A block of `N` weights, in ggml's memory layout.
 ///
 /// All fields are bytes (alignment 1), so that a row of a file is a slice of blocks without a copy.
-pub trait Block<const N: usize>: bytemuck::Pod {
+pub(crate) trait Block<const N: usize>: bytemuck::Pod {
     /// The tensor type that this is a block of.
     const TYPE: GgmlType;
     /// Whether the reference refuses to quantize to this type without importance weights.

@@ -114,6 +114,15 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn min_across(self, x: F32) -> F32 {
+        F32(avx2!({
+            let x = _mm256_min_ps(x.0, _mm256_permute2f128_ps::<0x01>(x.0, x.0));
+            let x = _mm256_min_ps(x, _mm256_permute_ps::<0x4e>(x));
+            _mm256_min_ps(x, _mm256_permute_ps::<0xb1>(x))
+        }))
+    }
+
+    #[inline(always)]
     fn abs(self, x: F32) -> F32 {
         F32(avx2!(_mm256_and_ps(x.0, _mm256_castsi256_ps(_mm256_set1_epi32(MAGNITUDE)))))
     }

@@ -55,6 +55,9 @@ pub(crate) trait Simd: Copy {
     fn min(self, a: Self::F32, b: Self::F32) -> Self::F32;
     /// `a` where `a > b`, else `b`: of a NaN and of two zeros it is `b`.
     fn max(self, a: Self::F32, b: Self::F32) -> Self::F32;
+    /// The least of all lanes, in every lane: each takes the [`Simd::min`] of itself and of the lane four away, then
+    /// two away, then one.
+    fn min_across(self, x: Self::F32) -> Self::F32;
     fn abs(self, x: Self::F32) -> Self::F32;
     fn neg(self, x: Self::F32) -> Self::F32;
     /// The table's entry whose number is in the three lowest bits of each lane of `index`.
@@ -128,7 +131,12 @@ pub(crate) trait Simd: Copy {
         const { assert!(N.is_multiple_of(LANES)) };
         let mut out = [self.splat(0.0); N];
         for (part, out) in out.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
-            *out = self.transpose(std::array::from_fn(|lane| self.load(&rows[lane].as_chunks().0[part])));
+            // A loop: what `std::array::from_fn` calls is not always inlined, and then compiled without vectors.
+            let mut square = *out;
+            for (row, lanes) in square.iter_mut().zip(rows) {
+                *row = self.load(&lanes.as_chunks().0[part]);
+            }
+            *out = self.transpose(square);
         }
         out
     }

@@ -127,6 +127,13 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
+    fn min_across(self, x: F32) -> F32 {
+        let x = self.min(x, F32(x.1, x.0));
+        let x = self.min(x, F32(neon!(vextq_f32::<2>(x.0, x.0)), neon!(vextq_f32::<2>(x.1, x.1))));
+        self.min(x, F32(neon!(vrev64q_f32(x.0)), neon!(vrev64q_f32(x.1))))
+    }
+
+    #[inline(always)]
     fn abs(self, x: F32) -> F32 {
         F32(neon!(vabsq_f32(x.0)), neon!(vabsq_f32(x.1)))
     }

@@ -76,6 +76,11 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    fn min_across(self, x: Eight<f32>) -> Eight<f32> {
+        [4, 2, 1].iter().fold(x, |x, away| self.min(x, Eight(std::array::from_fn(|i| x.0[i ^ away]))))
+    }
+
+    #[inline(always)]
     fn abs(self, x: Eight<f32>) -> Eight<f32> {
         each(x, f32::abs)
     }

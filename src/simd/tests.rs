@@ -81,6 +81,7 @@ impl Kernel for Everything {
                 out.push(s.store(s.lookup(a, s.shift_right::<3>(k))).map(f32::to_bits));
                 out.push(s.store_u8(k).map(u32::from));
             }
+            out.push(canonical(s.store(s.min_across(s.load(x)))));
             let bytes: [u8; LANES] = std::array::from_fn(|j| (i * 31 + j * 41) as u8);
             let words: [u16; LANES] = std::array::from_fn(|j| (i * 3101 + j * 9041) as u16);
             out.push(s.store_i32(s.load_u8(&bytes)).map(|x| x as u32));
@@ -117,6 +118,8 @@ fn the_plain_one_means_what_it_says() {
             assert_eq!(s.store(zeros).map(f32::to_bits), [(-0.0f32).to_bits(); 8]);
             assert!(s.store(s.max(s.splat(1.0), s.splat(f32::NAN)))[0].is_nan());
             assert_eq!(s.store(s.max(s.splat(f32::NAN), s.splat(1.0)))[0], 1.0);
+            let least = s.min_across(s.load(&[3.0, 4.0, 2.5, 7.0, 3.0, f32::INFINITY, 6.0, 9.0]));
+            assert_eq!(s.store(least), [2.5; 8]);
             let table = s.load(&[0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]);
             let index = s.load_i32(&[7, 8, 9, 3, -1, 2, 0, 5]);
             assert_eq!(s.store(s.lookup(table, index)), [7.0, 0.0, 1.0, 3.0, 7.0, 2.0, 0.0, 5.0]);

@@ -3,6 +3,7 @@
 //! A point has `D` levels. The points of each codebook are a fact of its format; they lie under `data/`, written by
 //! `scripts/grids.py`.
 
+use crate::simd::{LANES, Simd};
 use std::sync::OnceLock;
 
 /// Hexadecimal digits in a line of a data file.
@@ -10,7 +11,7 @@ const DIGITS_PER_LINE: usize = 120;
 /// One more than the greatest squared distance of two points in steps: 4 * 7 * 7, for the octal books.
 const DISTANCES: usize = 4 * 7 * 7 + 1;
 
-/// `N` points of `D` levels each, every level below `base`.
+/// `N` points of `D` levels each, every level below `base`: eight of up to four levels, or four of eight.
 pub(super) struct Codebook<const D: usize, const N: usize> {
     pub(super) levels: [[u8; D]; N],
     base: u8,
@@ -31,6 +32,7 @@ impl<const D: usize, const N: usize> Codebook<D, N> {
     }
 
     /// The map of the whole lattice, built on first use (some tens of milliseconds for the largest book).
+    #[inline]
     pub(super) fn map(&self) -> &Map {
         self.map.get_or_init(|| self.build_map())
     }
@@ -38,24 +40,36 @@ impl<const D: usize, const N: usize> Codebook<D, N> {
     /// Lists, for every point of the lattice that is not in the book, the book's points on the nearest `shells`
     /// distances: nearer ones first, lower numbers first among equals. A search that keeps the first of equally good
     /// points depends on that order.
+    #[cold]
     fn build_map(&self) -> Map {
-        let mut number_of = vec![None; usize::from(self.base).pow(D as u32)];
+        let base = usize::from(self.base);
+        let mut number_of = vec![None; base.pow(D as u32)];
         for (number, point) in self.levels.iter().enumerate() {
-            number_of[code(point.map(usize::from), self.base.into())] = Some(number as u32);
+            number_of[digits(point, base)] = Some(number as u32);
         }
-        let mut neighbours = Vec::new();
-        let mut cells = Vec::with_capacity(number_of.len());
+        let packed = self.levels.each_ref().map(pack);
+        let (mut points, mut numbers) = (Vec::new(), Vec::new());
+        let mut list = Vec::new();
+        let mut cells = vec![Cell(0); number_of.len()];
         for (code, number) in number_of.into_iter().enumerate() {
-            let start = neighbours.len() as u32;
-            cells.push(match number {
-                Some(number) => Cell { start: number, len: 0 },
+            let from = decode(code, base);
+            cells[place(&from)] = match number {
+                Some(number) => Cell::new(number, 0),
                 None => {
-                    self.list_neighbours(decode(code, self.base.into()), &mut neighbours);
-                    Cell { start, len: neighbours.len() as u32 - start }
+                    list.clear();
+                    self.list_neighbours(from, &mut list);
+                    let start = points.len() as u32;
+                    for eight in list.chunks(LANES) {
+                        // The last one again, where the list ends before the lanes do: it never wins.
+                        let numbers_here = std::array::from_fn(|i| eight[i.min(eight.len() - 1)]);
+                        numbers.push(numbers_here);
+                        points.push(numbers_here.map(|n| packed[usize::from(n)]));
+                    }
+                    Cell::new(start, points.len() as u32 - start)
                 }
-            });
+            };
         }
-        Map { cells: cells.into(), neighbours: neighbours.into() }
+        Map { cells: cells.into(), points: points.into(), numbers: numbers.into() }
     }
 
     fn list_neighbours(&self, from: [u8; D], list: &mut Vec<u16>) {
@@ -73,71 +87,193 @@ impl<const D: usize, const N: usize> Codebook<D, N> {
     }
 }
 
-/// The first of the cheapest points among `candidates`, given the cost of every level in every position and summed
-/// from the first position on. `None` where no sum is a number below the largest f32.
-///
-/// `W` is the number of levels, rounded up to a power of two.
+/// The bits of a packed point that hold one position.
+const FIELD: i32 = 3;
+/// Tables of costs: one for a position of eight levels, or for two positions `i` and `i + 4` of up to four levels.
+pub(super) const TABLES: usize = 4;
+
+/// The levels of a point in one number, position `i` in three bits from bit `3 i` on. Where there are eight positions,
+/// the second four have the highest of their bits set: so they look up the second half of their tables.
+pub(super) fn pack<const D: usize>(levels: &[u8; D]) -> i32 {
+    let field = |(i, &level): (usize, &u8)| i32::from(level) | if i < TABLES { 0 } else { TABLES as i32 };
+    levels.iter().enumerate().map(|position| field(position) << (FIELD * position.0 as i32)).sum()
+}
+
+/// Tables from the costs of `D` positions by level.
 #[inline(always)]
-pub(super) fn cheapest<const D: usize, const N: usize, const W: usize>(
-    levels: &[[u8; D]; N],
-    candidates: &[u16],
-    costs: &[[f32; W]; D],
-) -> Option<u16> {
-    let mut least = f32::MAX;
-    let mut cheapest = None;
-    for &n in candidates {
-        let point = &levels[usize::from(n)];
-        let mut cost = 0.0;
-        for i in 0..D {
-            cost += costs[i][usize::from(point[i]) % W];
-        }
-        if cost < least {
-            least = cost;
-            cheapest = Some(n);
-        }
+pub(super) fn tables<S: Simd, const D: usize, const W: usize>(simd: S, costs: &[[f32; W]; D]) -> [S::F32; TABLES] {
+    const { assert!(D * W == TABLES * LANES) };
+    std::array::from_fn(|i| simd.load(&std::array::from_fn(|j| costs[i + j / W * TABLES][j % W])))
+}
+
+/// What `tables` say for position `i` of eight points that are packed.
+#[inline(always)]
+pub(super) fn entry<S: Simd>(simd: S, tables: &[S::F32; TABLES], points: S::I32, i: usize) -> S::F32 {
+    let field = match i {
+        0 => points,
+        1 => simd.shift_right::<FIELD>(points),
+        2 => simd.shift_right::<{ 2 * FIELD }>(points),
+        3 => simd.shift_right::<{ 3 * FIELD }>(points),
+        4 => simd.shift_right::<{ 4 * FIELD }>(points),
+        5 => simd.shift_right::<{ 5 * FIELD }>(points),
+        6 => simd.shift_right::<{ 6 * FIELD }>(points),
+        _ => simd.shift_right::<{ 7 * FIELD }>(points),
+    };
+    simd.lookup(tables[i % TABLES], field)
+}
+
+/// The costs of eight points: those of their levels, summed from the first position on.
+#[inline(always)]
+fn costs<S: Simd, const D: usize>(simd: S, tables: &[S::F32; TABLES], points: S::I32) -> S::F32 {
+    let mut sum = entry(simd, tables, points, 0);
+    for i in 1..D {
+        sum = sum + entry(simd, tables, points, i);
     }
-    cheapest
+    sum
+}
+
+/// The place in the list of the cheapest point, the first of equals, given the cost of every level: of position `i`
+/// of four in table `i`, and of positions `i` and `i + 4` of eight in the halves of table `i`. `None` where no sum is
+/// a number below the largest f32.
+///
+/// Lanes are neighbours, so that each sum has the order of its positions.
+#[inline(always)]
+pub(super) fn cheapest<S: Simd, const D: usize>(
+    simd: S,
+    list: &Neighbours<'_>,
+    tables: &[S::F32; TABLES],
+) -> Option<usize> {
+    const { assert!(D == TABLES || D == 2 * TABLES) };
+    let dearest = simd.splat(f32::MAX);
+    let mut least = dearest;
+    let mut turn = simd.splat_i32(0);
+    for (i, points) in list.points.iter().enumerate() {
+        let cost = costs::<S, D>(simd, tables, simd.load_i32(points));
+        turn = simd.select_i32(simd.lt(cost, least), simd.splat_i32(i as i32), turn);
+        least = simd.min(cost, least);
+    }
+    let all = simd.min_across(least);
+    let mut lanes = simd.mask_bits(simd.both(simd.eq(least, all), simd.lt(all, dearest)));
+    if lanes == 0 {
+        return None;
+    }
+    let turns = simd.store_i32(turn);
+    let mut first = usize::MAX;
+    while lanes != 0 {
+        let lane = lanes.trailing_zeros() as usize;
+        first = first.min(turns[lane] as usize * LANES + lane);
+        lanes &= lanes - 1;
+    }
+    Some(first)
 }
 
 /// The way from every point of a lattice into a codebook.
 pub(super) struct Map {
     cells: Box<[Cell]>,
-    neighbours: Box<[u16]>,
+    /// The neighbours of all lists, packed, eight in a row.
+    points: Box<[[i32; LANES]]>,
+    /// The numbers of the same points.
+    numbers: Box<[[u16; LANES]]>,
 }
 
-/// A point of the book if `len` is 0, and then `start` is its number; else a list of neighbours.
-struct Cell {
-    start: u32,
-    len: u32,
+/// Eight low bits: the number of rows of eight neighbours, or 0 for a point of the book. The others: the first row, or
+/// the number of the point.
+#[derive(Clone, Copy)]
+struct Cell(u32);
+
+impl Cell {
+    fn new(start: u32, rows: u32) -> Cell {
+        assert!(rows < 1 << 8 && start < 1 << 24);
+        Cell(start << 8 | rows)
+    }
 }
 
 /// Where a point of the lattice lies.
 pub(super) enum Place<'a> {
     /// In the book, under this number.
     Known(u16),
-    /// Near these points of the book; never empty.
-    Among(&'a [u16]),
+    /// Near these points of the book.
+    Among(Neighbours<'a>),
+}
+
+/// The points of a book near a point that it lacks: the nearer ones first, lower numbers first among equals. Never
+/// empty; the last one is there several times where it takes that to fill the lanes.
+pub(super) struct Neighbours<'a> {
+    points: &'a [[i32; LANES]],
+    numbers: &'a [[u16; LANES]],
+}
+
+impl Neighbours<'_> {
+    /// The number of the point at this place of the list.
+    #[inline(always)]
+    pub(super) fn number(&self, at: usize) -> u16 {
+        self.numbers.as_flattened()[at]
+    }
+
+    /// The point itself, as [`pack`] makes it.
+    #[inline(always)]
+    pub(super) fn packed(&self, at: usize) -> i32 {
+        self.points.as_flattened()[at]
+    }
 }
 
 impl Map {
-    /// Looks up the point whose levels have this [`code`].
-    #[inline]
-    pub(super) fn place(&self, code: usize) -> Place<'_> {
-        let Cell { start, len } = self.cells[code];
-        match len {
+    /// Looks up the point with this [`place`].
+    #[inline(always)]
+    pub(super) fn at(&self, place: usize) -> Place<'_> {
+        let cell = self.cells[place].0;
+        let (start, rows) = ((cell >> 8) as usize, (cell & 0xff) as usize);
+        match rows {
             0 => Place::Known(start as u16),
-            _ => Place::Among(&self.neighbours[start as usize..][..len as usize]),
+            _ => Place::Among(Neighbours {
+                points: &self.points[start..start + rows],
+                numbers: &self.numbers[start..start + rows],
+            }),
         }
     }
 }
 
-/// The number of a point among all points of its lattice: its levels as digits, the first one lowest.
-#[inline]
-pub(super) fn code<const D: usize>(levels: [usize; D], base: usize) -> usize {
-    levels.iter().rev().fold(0, |code, level| code * base + level)
+/// What three to the power of `i` sums up to, over the bits `i` of a byte.
+static POWERS: [u16; 256] = {
+    let mut sums = [0; 256];
+    let mut bits = 1;
+    while bits < 256usize {
+        sums[bits] = 3u16.pow(bits.trailing_zeros()) + sums[bits & (bits - 1)];
+        bits += 1;
+    }
+    sums
+};
+
+/// The place of a point of eight levels 0 to 2: from the positions above level 0 and from those above level 1, a bit
+/// for each.
+#[inline(always)]
+pub(super) fn place_of_eight(above_0: u8, above_1: u8) -> usize {
+    usize::from(POWERS[usize::from(above_0)]) + usize::from(POWERS[usize::from(above_1)])
 }
 
-/// The levels of the point with this [`code`].
+/// The place of a point of four levels 0 to 7: from the lowest, middle and highest bits of all levels, each in the
+/// low half of its byte.
+#[inline(always)]
+pub(super) fn place_of_four(bits: [u8; 3]) -> usize {
+    bits.iter().rev().fold(0, |place, bits| place << 4 | usize::from(bits & 0x0f))
+}
+
+/// The place of a point, whatever its size.
+fn place<const D: usize>(levels: &[u8; D]) -> usize {
+    let all =
+        |holds: &dyn Fn(u8) -> bool| levels.iter().rev().fold(0, |bits: u8, &level| bits << 1 | u8::from(holds(level)));
+    match D {
+        4 => place_of_four([0, 1, 2].map(|bit| all(&|level| level >> bit & 1 == 1))),
+        _ => place_of_eight(all(&|level| level > 0), all(&|level| level > 1)),
+    }
+}
+
+/// The number of a point among all points of its lattice: its levels as digits, the first one lowest.
+fn digits<const D: usize>(levels: &[u8; D], base: usize) -> usize {
+    levels.iter().rev().fold(0, |code, &level| code * base + usize::from(level))
+}
+
+/// The levels of the point whose [`digits`] these are.
 const fn decode<const D: usize>(mut code: usize, base: usize) -> [u8; D] {
     let mut levels = [0; D];
     let mut i = 0;
@@ -198,36 +334,72 @@ const fn hex_value(digit: u8) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::simd::Scalar;
 
-    /// Four points on the corners of a square of three levels, but for one: 00, 20 and 22, lower level first.
-    fn corners() -> Codebook<2, 3> {
-        Codebook { levels: [[0, 0], [2, 0], [2, 2]], base: 3, shells: 2, map: OnceLock::new() }
+    /// Three points of eight positions: 0 all over, 2 in the first, 2 in the first two.
+    fn corners() -> Codebook<8, 3> {
+        let point = |a, b| [a, b, 0, 0, 0, 0, 0, 0];
+        Codebook { levels: [point(0, 0), point(2, 0), point(2, 2)], base: 3, shells: 2, map: OnceLock::new() }
     }
 
     #[test]
-    fn neighbours_come_by_distance_then_number() {
+    fn neighbours_come_by_distance_then_number_and_the_last_fills_the_lanes() {
         let book = corners();
-        let list = |levels: [usize; 2]| match book.map().place(code(levels, 3)) {
-            Place::Known(_) => panic!("{levels:?} is in the book"),
-            Place::Among(list) => list.to_vec(),
+        let list = |a, b| match book.map().at(place(&[a, b, 0, 0, 0, 0, 0, 0])) {
+            Place::Known(_) => panic!("{a} {b} is in the book"),
+            Place::Among(list) => {
+                let points: Vec<_> = (0..LANES).map(|i| list.packed(i)).collect();
+                let numbers: Vec<_> = (0..LANES).map(|i| list.number(i)).collect();
+                assert_eq!(points, numbers.iter().map(|&n| pack(&book.levels[usize::from(n)])).collect::<Vec<_>>());
+                assert_eq!(numbers[3..], [numbers[2]; 5]);
+                [numbers[0], numbers[1], numbers[2]]
+            }
         };
-        assert_eq!(list([1, 1]), [0, 1, 2]); // all at distance 2: one shell
-        assert_eq!(list([1, 0]), [0, 1, 2]); // 1, 1, 5
-        assert_eq!(list([0, 2]), [0, 2, 1]); // 4, 8, 4
-        assert_eq!(list([2, 1]), [1, 2, 0]); // 5, 1, 1
+        assert_eq!(list(1, 1), [0, 1, 2]); // all at distance 2: one shell
+        assert_eq!(list(1, 0), [0, 1, 2]); // 1, 1, 5
+        assert_eq!(list(0, 2), [0, 2, 1]); // 4, 8, 4
+        assert_eq!(list(2, 1), [1, 2, 0]); // 5, 1, 1
     }
 
     #[test]
     fn a_point_of_the_book_is_its_own_place() {
         let book = corners();
-        assert!(matches!(book.map().place(code([2, 2], 3)), Place::Known(2)));
+        assert!(matches!(book.map().at(place(&[2, 2, 0, 0, 0, 0, 0, 0])), Place::Known(2)));
     }
 
     #[test]
-    fn codes_and_levels_are_each_others_inverse() {
+    fn every_point_of_a_lattice_has_a_place_of_its_own() {
+        let all = |places: Vec<usize>| {
+            let mut sorted = places;
+            sorted.sort_unstable();
+            assert!(sorted.iter().enumerate().all(|(i, &place)| i == place));
+        };
+        all((0..4096).map(|n| place::<4>(&decode(n, 8))).collect());
+        all((0..6561).map(|n| place::<8>(&decode(n, 3))).collect());
+    }
+
+    #[test]
+    fn the_first_of_the_cheapest_wins_over_several_rows() {
+        let s = Scalar;
+        // Row 1 has the cheapest point in lanes 2 and 6, row 2 in lane 1: levels of position 5.
+        let levels = |level: u8| pack(&[0, 0, 0, 0, 0, level, 0, 0]);
+        let mut points = [[levels(3); LANES]; 3];
+        (points[1][6], points[1][2], points[2][1]) = (levels(1), levels(1), levels(1));
+        let list = Neighbours { points: &points, numbers: &[[0; LANES]; 3] };
+        let mut tables = [s.splat(0.5); TABLES];
+        tables[1] = s.load(&[9.0, 9.0, 9.0, 9.0, 4.0, 1.0, f32::NAN, 2.0]);
+        assert_eq!(cheapest::<_, 8>(s, &list, &tables), Some(LANES + 2));
+        tables[1] = s.splat(f32::NAN);
+        assert_eq!(cheapest::<_, 8>(s, &list, &tables), None);
+        tables[1] = s.splat(f32::MAX);
+        assert_eq!(cheapest::<_, 8>(s, &list, &tables), None);
+    }
+
+    #[test]
+    fn digits_and_levels_are_each_others_inverse() {
         for n in 0..4096 {
             let levels: [u8; 4] = decode(n, 8);
-            assert_eq!(code(levels.map(usize::from), 8), n);
+            assert_eq!(digits(&levels, 8), n);
         }
     }
 }

@@ -12,7 +12,9 @@
 //!
 //! Sums run in source order and comparisons are strict, as in ggml.
 
-use super::grid::{Codebook, Map, Place, cheapest, code, read_points, spelled};
+use super::grid::{
+    Codebook, Map, Neighbours, Place, cheapest, place_of_eight, place_of_four, read_points, spelled, tables,
+};
 use super::signs::Signs;
 use crate::quant::num::{max, nearest_int};
 
@@ -172,10 +174,17 @@ impl<const D: usize, const N: usize, const W: usize> Lattice<D, N, W> {
         let x = &sub.magnitudes.as_chunks::<D>().0[g];
         let highest = i32::from(self.book.base()) - 1;
         let levels = x.map(|v| nearest_int(0.5 * (inverse * v - 1.0)).clamp(0, highest) as usize);
-        match map.place(code(levels, self.book.base().into())) {
+        let all = |holds: &dyn Fn(usize) -> bool| {
+            levels.iter().rev().fold(0, |bits: u8, &level| bits << 1 | u8::from(holds(level)))
+        };
+        let place = match D {
+            4 => place_of_four([0, 1, 2].map(|bit| all(&|level| level >> bit & 1 == 1))),
+            _ => place_of_eight(all(&|level| level > 0), all(&|level| level > 1)),
+        };
+        match map.at(place) {
             Place::Known(point) => Some((point, false)),
             Place::Among(neighbours) => {
-                let point = self.nearest(neighbours, x, &sub.roots.as_chunks::<D>().0[g], scale)?;
+                let point = self.nearest(&neighbours, x, &sub.roots.as_chunks::<D>().0[g], scale)?;
                 Some((point, true))
             }
         }
@@ -184,14 +193,15 @@ impl<const D: usize, const N: usize, const W: usize> Lattice<D, N, W> {
     /// The neighbour with the least weighted distance, the first one if several have. `None` if no distance is a
     /// number that f32 can hold.
     #[inline(always)]
-    fn nearest(&self, neighbours: &[u16], x: &[f32; D], roots: &[f32; D], scale: f32) -> Option<u16> {
+    fn nearest(&self, neighbours: &Neighbours<'_>, x: &[f32; D], roots: &[f32; D], scale: f32) -> Option<u16> {
         let costs: [[f32; W]; D] = std::array::from_fn(|i| {
             std::array::from_fn(|level| {
                 let off = scale * ODD[level] - x[i];
                 roots[i] * off * off
             })
         });
-        cheapest(&self.book.levels, neighbours, &costs)
+        let simd = crate::simd::Scalar;
+        Some(neighbours.number(cheapest::<_, D>(simd, neighbours, &tables(simd, &costs))?))
     }
 
     /// The weighted sums of (magnitude * level) and (level * level), whose quotient is the least-squares scale.

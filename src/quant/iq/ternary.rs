@@ -14,7 +14,7 @@
 //! Sums run in source order and comparisons are strict, as in ggml.
 
 use super::BLOCK;
-use super::grid::{Codebook, Map, Place, cheapest, code, read_points, spelled};
+use super::grid::{Codebook, Map, Neighbours, Place, cheapest, place_of_eight, read_points, spelled, tables};
 use crate::quant::num::max;
 
 const LEVELS: [[u8; 8]; 2048] = read_points(include_bytes!("data/iq1.hex"), 3);
@@ -113,11 +113,12 @@ pub(super) trait Search<const S: usize, const G: usize, const C: usize> {
         let mut points = [0; G];
         let mut strayed = false;
         for (g, trits) in trits.as_chunks::<8>().0.iter().enumerate() {
-            points[g] = match map.place(code(trits.map(usize::from), 3)) {
+            let above = |limit| trits.iter().rev().fold(0, |bits: u8, &trit| bits << 1 | u8::from(trit > limit));
+            points[g] = match map.at(place_of_eight(above(0), above(1))) {
                 Place::Known(point) => point,
                 Place::Among(neighbours) => {
                     strayed = true;
-                    let point = nearest(neighbours, &x[g], &weights[g], scale, values(g));
+                    let point = nearest(&neighbours, &x[g], &weights[g], scale, values(g));
                     let Some(point) = point else { return Some((f32::NAN, points, choice)) };
                     point
                 }
@@ -191,7 +192,13 @@ fn ascending<const S: usize>(x: &[f32; S]) -> [usize; S] {
 /// its result means nothing; we let the block show its fault. It takes weights above some 1e12, for which no f16 scale
 /// would do.
 #[inline(always)]
-fn nearest(neighbours: &[u16], x: &[f32; 8], weights: &[f32; 8], scale: f32, values: &[f32; 3]) -> Option<u16> {
+fn nearest(
+    neighbours: &Neighbours<'_>,
+    x: &[f32; 8],
+    weights: &[f32; 8],
+    scale: f32,
+    values: &[f32; 3],
+) -> Option<u16> {
     let values = [values[0], values[1], values[2], 0.0];
     let costs: [[f32; 4]; 8] = std::array::from_fn(|i| {
         values.map(|v| {
@@ -199,7 +206,8 @@ fn nearest(neighbours: &[u16], x: &[f32; 8], weights: &[f32; 8], scale: f32, val
             weights[i] * off * off
         })
     });
-    cheapest(&BOOK.levels, neighbours, &costs)
+    let simd = crate::simd::Scalar;
+    Some(neighbours.number(cheapest::<_, 8>(simd, neighbours, &tables(simd, &costs))?))
 }
 
 #[cfg(test)]

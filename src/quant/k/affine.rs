@@ -1,29 +1,61 @@
 //! What Q2_K, Q4_K and Q5_K share: super-blocks of `S` sub-blocks of `N` weights, each with a scale and an offset.
 
+use super::LEN;
 use crate::quant::num::{Half, nearest_int};
-use crate::quant::search::{self, Affine, Candidates};
+use crate::quant::search::{self, Candidates, Measure, Origin, VECTORS, side_by_side};
+use crate::simd::{LANES, Simd};
 
-/// The scales and offsets of the sub-blocks, and the levels that were found with them.
-pub(super) struct Fits<const N: usize, const S: usize> {
-    pub(super) scales: [f32; S],
-    pub(super) offsets: [f32; S],
-    pub(super) levels: [[u8; N]; S],
+/// Super-blocks that are quantized together. The sub-blocks of a few of them are searched side by side.
+pub(super) const TOGETHER: usize = LANES;
+
+/// The scales and offsets of the sub-blocks of some super-blocks.
+pub(super) struct Fits<const S: usize> {
+    pub(super) scales: [[f32; S]; TOGETHER],
+    pub(super) offsets: [[f32; S]; TOGETHER],
+    /// What the errors of a sub-block count together.
+    pub(super) totals: [[f32; S]; TOGETHER],
+    /// What the levels follow from that were found with them.
+    pub(super) origins: [[Origin; S]; TOGETHER],
 }
 
-/// Fits every sub-block, with the weights and the measure of errors given for each.
-#[inline]
-pub(super) fn fit<const N: usize, const S: usize, const MAX: i32>(
-    x: &[[f32; N]; S],
-    weights: &[[f32; N]; S],
+/// Fits every sub-block of up to [`TOGETHER`] super-blocks. `weights` say what the error of each `x` counts, `measure`
+/// what an error counts.
+#[inline(always)]
+pub(super) fn fit<I: Simd, const N: usize, const S: usize, const MAX: i32>(
+    simd: I,
+    x: &[[f32; LEN]],
+    weights: &[[f32; LEN]; TOGETHER],
     candidates: Candidates,
-    measure: impl Fn(f32) -> f32,
-) -> Fits<N, S> {
-    let mut fits = Fits { scales: [0.0; S], offsets: [0.0; S], levels: [[0; N]; S] };
-    for j in 0..S {
-        let Affine { scale, low, levels } = search::affine::<N, MAX>(&x[j], &weights[j], candidates, &measure);
-        (fits.scales[j], fits.offsets[j], fits.levels[j]) = (scale, -low, levels);
+    measure: Measure,
+) -> Fits<S> {
+    let mut fits = Fits {
+        scales: [[0.0; S]; TOGETHER],
+        offsets: [[0.0; S]; TOGETHER],
+        totals: [[0.0; S]; TOGETHER],
+        origins: [[Origin::default(); S]; TOGETHER],
+    };
+    let (subs, weights) = (x.as_flattened().as_chunks::<N>().0, weights.as_flattened().as_chunks::<N>().0);
+    for start in (0..subs.len()).step_by(VECTORS * LANES) {
+        let (x, w) = (side_by_side(simd, subs, start), side_by_side(simd, weights, start));
+        let found = search::affine::<I, N, VECTORS, MAX>(simd, &x, &w, candidates, measure);
+        let origins = found.origins(simd);
+        for v in 0..VECTORS {
+            let (scales, lows, totals) = (found.scale[v], found.low[v], found.total[v]);
+            store(simd.store(scales), &mut fits.scales, start + v * LANES);
+            store(simd.store(simd.neg(lows)), &mut fits.offsets, start + v * LANES);
+            store(simd.store(totals), &mut fits.totals, start + v * LANES);
+            store(origins[v], &mut fits.origins, start + v * LANES);
+        }
     }
     fits
+}
+
+/// What belongs to the sub-blocks from number `at` on.
+#[inline(always)]
+fn store<T: Copy, const S: usize>(lanes: [T; LANES], to: &mut [[T; S]; TOGETHER], at: usize) {
+    for (to, lane) in to.as_flattened_mut()[at..].iter_mut().zip(lanes) {
+        *to = lane;
+    }
 }
 
 /// Scales as multiples of one: `scale ~ unit * code`, codes of `0 ..= MAX`.
@@ -34,7 +66,7 @@ pub(super) struct Codes<const S: usize> {
 
 impl<const S: usize> Codes<S> {
     /// The largest scale gets the code `MAX`. Negative scales, which only rounding errors bring about, wrap.
-    #[inline]
+    #[inline(always)]
     pub(super) fn of_largest<const MAX: i32>(scales: &[f32; S]) -> Self {
         let largest = scales.iter().fold(0.0, |largest, &s| if s > largest { s } else { largest });
         let inverse = if largest > 0.0 { MAX as f32 / largest } else { 0.0 };
@@ -43,37 +75,36 @@ impl<const S: usize> Codes<S> {
     }
 
     /// The unit with the least error, where `weights` say what each scale's error counts.
-    #[inline]
+    #[inline(always)]
     pub(super) fn of_least_error<const MAX: i32>(scales: &[f32; S], weights: &[f32; S]) -> Self {
         let fit = search::unsigned::<S, MAX>(scales, weights);
         Codes { unit: Half::from_f32(fit.scale), codes: fit.levels }
     }
 
     /// With no code above `ceiling`.
-    #[inline]
+    #[inline(always)]
     pub(super) fn up_to(self, ceiling: u8) -> Self {
         Codes { unit: self.unit, codes: self.codes.map(|code| code.min(ceiling)) }
     }
 }
 
 /// Rounds the weights to the levels that the quantized scales and offsets stand for. Sub-blocks whose scale is
-/// zero keep their levels.
-#[inline]
+/// zero keep the levels of the search.
+#[inline(always)]
 pub(super) fn round<const N: usize, const S: usize, const MAX: i32>(
     x: &[[f32; N]; S],
     scales: &[f32; S],
     offsets: &[f32; S],
-    levels: &mut [[u8; N]; S],
-) {
-    for j in 0..S {
-        if scales[j] != 0.0 {
-            levels[j] = search::affine_levels::<N, MAX>(&x[j], scales[j], offsets[j]);
-        }
-    }
+    origins: &[Origin; S],
+) -> [[u8; N]; S] {
+    std::array::from_fn(|j| match scales[j] != 0.0 {
+        true => search::affine_levels::<N, MAX>(&x[j], scales[j], offsets[j]),
+        false => origins[j].levels::<N, MAX>(&x[j]),
+    })
 }
 
 /// The weights that the levels stand for.
-#[inline]
+#[inline(always)]
 pub(super) fn dequantize<const N: usize, const S: usize>(
     levels: &[[u8; N]; S],
     scales: &[f32; S],

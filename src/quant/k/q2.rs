@@ -1,11 +1,11 @@
 //! Q2_K.
 
-use super::affine::{self, Codes};
-use super::{LEN, Levels, sum};
+use super::affine::{self, Codes, TOGETHER};
+use super::{LEN, Levels};
 use crate::format::types::GgmlType;
 use crate::quant::num::Half;
 use crate::quant::planes;
-use crate::quant::search::{Candidates, WITH_IMPORTANCE, sum_of_squares, weigh};
+use crate::quant::search::{Candidates, Measure, WITH_IMPORTANCE, eight, sums_of_squares, weigh};
 use crate::quant::{Block, Fault};
 use crate::simd::Simd;
 
@@ -36,40 +36,43 @@ pub struct BlockQ2K {
 }
 
 impl BlockQ2K {
-    fn quantize(x: &[f32; LEN], importance: Option<&[f32; LEN]>) -> Self {
-        let blocks: &[[f32; N]; S] = bytemuck::cast_ref(x);
-        let (scales, offsets, mut levels) = match importance {
+    /// Quantizes up to [`TOGETHER`] super-blocks.
+    #[inline(always)]
+    fn quantize<I: Simd>(simd: I, x: &[[f32; LEN]], importance: Option<&[[f32; LEN]]>, row: &mut [Self]) {
+        let mut weights = [[0.0; LEN]; TOGETHER];
+        match importance {
             Some(importance) => {
-                let importance: &[[f32; N]; S] = bytemuck::cast_ref(importance);
-                let variance = sum_of_squares(x) / LEN as f32;
-                let weights: [[f32; N]; S] = std::array::from_fn(|j| weigh(&blocks[j], &importance[j], variance));
-                let totals = weights.each_ref().map(|w| sum(w));
-                let fits = affine::fit::<N, S, MAX_LEVEL>(blocks, &weights, WITH_IMPORTANCE, |e| e * e);
-                let scales = Codes::of_least_error::<MAX_SCALE>(&fits.scales, &totals);
-                let offsets = Codes::of_least_error::<MAX_SCALE>(&fits.offsets, &totals);
-                (scales, offsets, fits.levels)
+                let squares = simd.store(sums_of_squares(simd, eight(x)));
+                for (((weights, x), importance), squares) in weights.iter_mut().zip(x).zip(importance).zip(squares) {
+                    *weights = weigh(x, importance, squares / LEN as f32);
+                }
             }
-            None => {
-                let weights = blocks.map(|block| block.map(f32::abs));
-                let fits = affine::fit::<N, S, MAX_LEVEL>(blocks, &weights, WITHOUT_IMPORTANCE, f32::abs);
-                let scales = Codes::of_largest::<MAX_SCALE>(&fits.scales);
-                let offsets = Codes::of_largest::<MAX_SCALE>(&fits.offsets);
-                (scales, offsets, fits.levels)
-            }
+            None => weights.iter_mut().zip(x).for_each(|(weights, x)| *weights = x.map(f32::abs)),
+        }
+        let (candidates, measure) = match importance {
+            Some(_) => (WITH_IMPORTANCE, Measure::Square),
+            None => (WITHOUT_IMPORTANCE, Measure::Magnitude),
         };
-        let mut block = BlockQ2K {
-            scales: std::array::from_fn(|j| scales.codes[j] | (offsets.codes[j] << 4)),
-            qs: [0; LEN / 4],
-            d: scales.unit,
-            dmin: offsets.unit,
-        };
-        let (scales, offsets) = block.scales_and_offsets();
-        affine::round::<N, S, MAX_LEVEL>(blocks, &scales, &offsets, &mut levels);
-        block.qs = planes::pack::<2, 32, LEN, _>(bytemuck::cast_ref(&levels), 0);
-        block
+        let fits = affine::fit::<I, N, S, MAX_LEVEL>(simd, x, &weights, candidates, measure);
+        for (i, (x, block)) in x.iter().zip(row).enumerate() {
+            let (scales, offsets) = match importance {
+                Some(_) => (
+                    Codes::of_least_error::<MAX_SCALE>(&fits.scales[i], &fits.totals[i]),
+                    Codes::of_least_error::<MAX_SCALE>(&fits.offsets[i], &fits.totals[i]),
+                ),
+                None => {
+                    (Codes::of_largest::<MAX_SCALE>(&fits.scales[i]), Codes::of_largest::<MAX_SCALE>(&fits.offsets[i]))
+                }
+            };
+            block.scales = std::array::from_fn(|j| scales.codes[j] | (offsets.codes[j] << 4));
+            (block.d, block.dmin) = (scales.unit, offsets.unit);
+            let (scales, offsets) = block.scales_and_offsets();
+            let levels = affine::round::<N, S, MAX_LEVEL>(bytemuck::cast_ref(x), &scales, &offsets, &fits.origins[i]);
+            block.qs = planes::pack::<2, 32, LEN, _>(bytemuck::cast_ref(&levels), 0);
+        }
     }
 
-    #[inline]
+    #[inline(always)]
     fn scales_and_offsets(&self) -> ([f32; S], [f32; S]) {
         let (d, dmin) = (self.d.to_f32(), self.dmin.to_f32());
         (self.scales.map(|s| d * f32::from(s & 15)), self.scales.map(|s| dmin * f32::from(s >> 4)))
@@ -80,9 +83,10 @@ impl Block<LEN> for BlockQ2K {
     const TYPE: GgmlType = GgmlType::Q2_K;
 
     #[inline(always)]
-    fn quantize_row<S: Simd>(_: S, weights: &[[f32; LEN]], importance: Option<&[[f32; LEN]]>, row: &mut [Self]) {
-        for (i, (x, block)) in weights.iter().zip(row).enumerate() {
-            *block = Self::quantize(x, importance.map(|w| &w[i]));
+    fn quantize_row<I: Simd>(simd: I, weights: &[[f32; LEN]], importance: Option<&[[f32; LEN]]>, row: &mut [Self]) {
+        for (i, row) in row.chunks_mut(TOGETHER).enumerate() {
+            let some = i * TOGETHER..i * TOGETHER + row.len();
+            Self::quantize(simd, &weights[some.clone()], importance.map(|w| &w[some]), row);
         }
     }
 

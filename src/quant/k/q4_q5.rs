@@ -1,11 +1,11 @@
 //! Q4_K and Q5_K: one method, four or five bits.
 
-use super::affine::{self, Codes};
-use super::{LEN, Levels, sum};
+use super::affine::{self, Codes, TOGETHER};
+use super::{LEN, Levels};
 use crate::format::types::GgmlType;
 use crate::quant::num::Half;
 use crate::quant::planes;
-use crate::quant::search::{Candidates, WITH_IMPORTANCE, sum_of_squares, weigh};
+use crate::quant::search::{Candidates, Measure, WITH_IMPORTANCE, eight, sum_of_squares, sums_of_squares, weigh};
 use crate::quant::{Block, Fault};
 use crate::simd::Simd;
 
@@ -33,7 +33,7 @@ struct Head {
 
 impl Head {
     /// Codes above 63, where the reference lets them through, spoil their neighbours' high bits as they do there.
-    #[inline]
+    #[inline(always)]
     fn new(scales: &Codes<S>, offsets: &Codes<S>) -> Self {
         let (s, m) = (&scales.codes, &offsets.codes);
         let mut packed = [0; 12];
@@ -45,7 +45,7 @@ impl Head {
         Head { d: scales.unit, dmin: offsets.unit, scales: packed }
     }
 
-    #[inline]
+    #[inline(always)]
     fn scales_and_offsets(&self) -> ([f32; S], [f32; S]) {
         let (d, dmin) = (self.d.to_f32(), self.dmin.to_f32());
         let packed = &self.scales;
@@ -59,50 +59,70 @@ impl Head {
         (scales, offsets)
     }
 
-    #[inline]
+    #[inline(always)]
     fn fault(&self) -> Option<Fault> {
         self.d.fault().or(self.dmin.fault())
     }
 }
 
-/// Quantizes a super-block to levels of `0 ..= MAX`. `candidates` are those without importance weights, `ceiling`
-/// the highest scale code let through with them.
-#[inline]
-fn quantize<const MAX: i32>(
-    x: &[f32; LEN],
-    importance: Option<&[f32; LEN]>,
+/// What the two types do differently.
+#[derive(Clone, Copy)]
+struct Rules {
+    /// The candidates without importance weights.
     candidates: Candidates,
+    /// The highest scale code let through with them.
     ceiling: u8,
-) -> (Head, Levels) {
-    let blocks: &[[f32; N]; S] = bytemuck::cast_ref(x);
-    let (head, mut levels) = match importance {
-        Some(importance) => {
-            let importance: &[[f32; N]; S] = bytemuck::cast_ref(importance);
-            let variance = 2.0 * sum_of_squares(x) / LEN as f32;
-            let weights: [[f32; N]; S] = std::array::from_fn(|j| weigh(&blocks[j], &importance[j], variance));
-            let totals = weights.each_ref().map(|w| sum(w));
-            let fits = affine::fit::<N, S, MAX>(blocks, &weights, WITH_IMPORTANCE, |e| e * e);
-            let scales = Codes::of_least_error::<MAX_SCALE>(&fits.scales, &totals).up_to(ceiling);
-            let offsets = Codes::of_least_error::<MAX_SCALE>(&fits.offsets, &totals).up_to(ceiling);
-            (Head::new(&scales, &offsets), fits.levels)
-        }
-        None => {
-            let weights = blocks.each_ref().map(|block| {
-                let rms = (sum_of_squares(block) / N as f32).sqrt();
-                block.map(|v| rms + v.abs())
-            });
-            let fits = affine::fit::<N, S, MAX>(blocks, &weights, candidates, |e| e * e);
-            let scales = Codes::of_largest::<MAX_SCALE>(&fits.scales).up_to(MAX_SCALE as u8);
-            let offsets = Codes::of_largest::<MAX_SCALE>(&fits.offsets).up_to(MAX_SCALE as u8);
-            (Head::new(&scales, &offsets), fits.levels)
-        }
-    };
-    let (scales, offsets) = head.scales_and_offsets();
-    affine::round::<N, S, MAX>(blocks, &scales, &offsets, &mut levels);
-    (head, bytemuck::cast(levels))
 }
 
-#[inline]
+/// Quantizes up to [`TOGETHER`] super-blocks to levels of `0 ..= MAX`; `store` takes what comes of each.
+#[inline(always)]
+fn quantize<I: Simd, const MAX: i32>(
+    simd: I,
+    x: &[[f32; LEN]],
+    importance: Option<&[[f32; LEN]]>,
+    rules: Rules,
+    mut store: impl FnMut(usize, Head, &Levels),
+) {
+    let mut weights = [[0.0; LEN]; TOGETHER];
+    match importance {
+        Some(importance) => {
+            let squares = simd.store(sums_of_squares(simd, eight(x)));
+            for (((weights, x), importance), squares) in weights.iter_mut().zip(x).zip(importance).zip(squares) {
+                *weights = weigh(x, importance, 2.0 * squares / LEN as f32);
+            }
+        }
+        None => {
+            for (weights, x) in
+                weights.as_flattened_mut().as_chunks_mut::<N>().0.iter_mut().zip(x.as_flattened().as_chunks::<N>().0)
+            {
+                let rms = (sum_of_squares(x) / N as f32).sqrt();
+                *weights = x.map(|v| rms + v.abs());
+            }
+        }
+    }
+    let candidates = if importance.is_some() { WITH_IMPORTANCE } else { rules.candidates };
+    let fits = affine::fit::<I, N, S, MAX>(simd, x, &weights, candidates, Measure::Square);
+    for (i, x) in x.iter().enumerate() {
+        let (scales, offsets, ceiling) = match importance {
+            Some(_) => (
+                Codes::of_least_error::<MAX_SCALE>(&fits.scales[i], &fits.totals[i]),
+                Codes::of_least_error::<MAX_SCALE>(&fits.offsets[i], &fits.totals[i]),
+                rules.ceiling,
+            ),
+            None => (
+                Codes::of_largest::<MAX_SCALE>(&fits.scales[i]),
+                Codes::of_largest::<MAX_SCALE>(&fits.offsets[i]),
+                MAX_SCALE as u8,
+            ),
+        };
+        let head = Head::new(&scales.up_to(ceiling), &offsets.up_to(ceiling));
+        let (scales, offsets) = head.scales_and_offsets();
+        let levels = affine::round::<N, S, MAX>(bytemuck::cast_ref(x), &scales, &offsets, &fits.origins[i]);
+        store(i, head, bytemuck::cast_ref(&levels));
+    }
+}
+
+#[inline(always)]
 fn dequantize(head: &Head, levels: &Levels, weights: &mut [f32; LEN]) {
     let (scales, offsets) = head.scales_and_offsets();
     affine::dequantize::<N, S>(
@@ -129,22 +149,22 @@ pub struct BlockQ4K {
 
 impl BlockQ4K {
     const MAX_LEVEL: i32 = 15;
-    /// ggml's candidates for Q4_K without importance weights.
-    const CANDIDATES: Candidates = Candidates { first: -1.0, step: 0.1, last: 20 };
-    /// Here ggml packs the codes of its search as they are, in Q5_K it does not. It matters for negative scales,
+    /// ggml packs the codes of its search as they are here, in Q5_K it does not. It matters for negative scales,
     /// which wrap: they come about where hardly any weight of a sub-block has importance.
-    const CEILING: u8 = u8::MAX;
+    const RULES: Rules = Rules { candidates: Candidates { first: -1.0, step: 0.1, last: 20 }, ceiling: u8::MAX };
 }
 
 impl Block<LEN> for BlockQ4K {
     const TYPE: GgmlType = GgmlType::Q4_K;
 
     #[inline(always)]
-    fn quantize_row<S: Simd>(_: S, weights: &[[f32; LEN]], importance: Option<&[[f32; LEN]]>, row: &mut [Self]) {
-        for (i, (x, block)) in weights.iter().zip(row).enumerate() {
-            let importance = importance.map(|w| &w[i]);
-            let (head, levels) = quantize::<{ Self::MAX_LEVEL }>(x, importance, Self::CANDIDATES, Self::CEILING);
-            *block = BlockQ4K { head, qs: planes::pack::<4, 32, _, _>(&levels, 0) };
+    fn quantize_row<I: Simd>(simd: I, weights: &[[f32; LEN]], importance: Option<&[[f32; LEN]]>, row: &mut [Self]) {
+        for (i, row) in row.chunks_mut(TOGETHER).enumerate() {
+            let some = i * TOGETHER..i * TOGETHER + row.len();
+            let importance = importance.map(|w| &w[some.clone()]);
+            quantize::<I, { Self::MAX_LEVEL }>(simd, &weights[some], importance, Self::RULES, |i, head, levels| {
+                row[i] = BlockQ4K { head, qs: planes::pack::<4, 32, _, _>(levels, 0) };
+            });
         }
     }
 
@@ -177,24 +197,25 @@ pub struct BlockQ5K {
 
 impl BlockQ5K {
     const MAX_LEVEL: i32 = 31;
-    /// ggml's candidates for Q5_K without importance weights.
-    const CANDIDATES: Candidates = Candidates { first: -0.5, step: 0.1, last: 15 };
-    const CEILING: u8 = MAX_SCALE as u8;
+    const RULES: Rules =
+        Rules { candidates: Candidates { first: -0.5, step: 0.1, last: 15 }, ceiling: MAX_SCALE as u8 };
 }
 
 impl Block<LEN> for BlockQ5K {
     const TYPE: GgmlType = GgmlType::Q5_K;
 
     #[inline(always)]
-    fn quantize_row<S: Simd>(_: S, weights: &[[f32; LEN]], importance: Option<&[[f32; LEN]]>, row: &mut [Self]) {
-        for (i, (x, block)) in weights.iter().zip(row).enumerate() {
-            let importance = importance.map(|w| &w[i]);
-            let (head, levels) = quantize::<{ Self::MAX_LEVEL }>(x, importance, Self::CANDIDATES, Self::CEILING);
-            *block = BlockQ5K {
-                head,
-                qh: planes::pack::<1, 32, _, _>(&levels, 4),
-                qs: planes::pack::<4, 32, _, _>(&levels, 0),
-            };
+    fn quantize_row<I: Simd>(simd: I, weights: &[[f32; LEN]], importance: Option<&[[f32; LEN]]>, row: &mut [Self]) {
+        for (i, row) in row.chunks_mut(TOGETHER).enumerate() {
+            let some = i * TOGETHER..i * TOGETHER + row.len();
+            let importance = importance.map(|w| &w[some.clone()]);
+            quantize::<I, { Self::MAX_LEVEL }>(simd, &weights[some], importance, Self::RULES, |i, head, levels| {
+                row[i] = BlockQ5K {
+                    head,
+                    qh: planes::pack::<1, 32, _, _>(levels, 4),
+                    qs: planes::pack::<4, 32, _, _>(levels, 0),
+                };
+            });
         }
     }
 

@@ -13,9 +13,11 @@ mod affine;
 mod symmetric;
 mod unsigned;
 
-pub(super) use affine::{Affine, Candidates, WITH_IMPORTANCE, affine, affine_levels};
+pub(super) use affine::{Candidates, Measure, Origin, VECTORS, WITH_IMPORTANCE, affine, affine_levels, side_by_side};
 pub(super) use symmetric::{Best, Scores, Symmetric, score, symmetric, symmetric_by_descent, symmetric_levels};
 pub(super) use unsigned::unsigned;
+
+use crate::simd::{LANES, Simd};
 
 /// Groups whose largest magnitude lies below this count as zero (ggml's `GROUP_MAX_EPS`).
 pub(super) const VANISHING: f32 = 1e-15;
@@ -23,10 +25,33 @@ pub(super) const VANISHING: f32 = 1e-15;
 /// Rounds of improving one level at a time, at most, in the searches that do so.
 const ROUNDS: usize = 5;
 
+/// The first eight items; fewer are filled up with the last one. The lanes of a group that is not full do the work of
+/// its last member again, and nobody asks for what they find.
+#[inline(always)]
+pub(super) fn eight<T>(items: &[T]) -> [&T; LANES] {
+    let last = items.len() - 1;
+    std::array::from_fn(|lane| &items[lane.min(last)])
+}
+
 /// The sum of the squares, from first to last.
 #[inline]
 pub(super) fn sum_of_squares(x: &[f32]) -> f32 {
     x.iter().fold(0.0, |sum, v| sum + v * v)
+}
+
+/// [`sum_of_squares`] of eight blocks, one in each lane. A sum in its order waits for every single addition; eight of
+/// them wait together.
+#[inline(always)]
+pub(super) fn sums_of_squares<S: Simd, const N: usize>(simd: S, blocks: [&[f32; N]; LANES]) -> S::F32 {
+    const { assert!(N.is_multiple_of(LANES)) };
+    let mut sums = simd.splat(0.0);
+    for part in 0..N / LANES {
+        let rows = std::array::from_fn(|lane| simd.load(&blocks[lane].as_chunks().0[part]));
+        for v in simd.transpose(rows) {
+            sums = sums + v * v;
+        }
+    }
+    sums
 }
 
 /// What the error of each weight counts: the importance of its column times its size, `sqrt(variance + x^2)`.
@@ -34,6 +59,12 @@ pub(super) fn sum_of_squares(x: &[f32]) -> f32 {
 #[inline]
 pub(super) fn weigh<const N: usize>(x: &[f32; N], importance: &[f32; N], variance: f32) -> [f32; N] {
     std::array::from_fn(|i| importance[i] * (variance + x[i] * x[i]).sqrt())
+}
+
+/// [`weigh`] of a weight in each lane.
+#[inline(always)]
+pub(super) fn weigh_lanes<S: Simd>(simd: S, x: S::F32, importance: S::F32, variance: S::F32) -> S::F32 {
+    importance * simd.sqrt(variance + x * x)
 }
 
 /// The lowest and the highest weight, no higher than `low` and no lower than `high`; NaN does not count. Of zeros of
