@@ -48,7 +48,8 @@ impl Block<32> for BlockMxfp4 {
         }
     }
 
-    fn dequantize(&self, weights: &mut [f32; 32]) {
+    #[inline(always)]
+    fn dequantize<S: Simd>(&self, _: S, weights: &mut [f32; 32]) {
         unpack(&self.qs, half_power_of_two(self.e), weights);
     }
 
@@ -87,7 +88,8 @@ impl Block<64> for BlockNvfp4 {
         }
     }
 
-    fn dequantize(&self, weights: &mut [f32; 64]) {
+    #[inline(always)]
+    fn dequantize<S: Simd>(&self, _: S, weights: &mut [f32; 64]) {
         for (s, out) in weights.as_chunks_mut::<16>().0.iter_mut().enumerate() {
             unpack(&self.qs[s], half_ue4m3(self.d[s]), out);
         }

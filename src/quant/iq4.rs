@@ -52,7 +52,8 @@ impl Block<SUB> for BlockIq4Nl {
         }
     }
 
-    fn dequantize(&self, weights: &mut Sub) {
+    #[inline(always)]
+    fn dequantize<S: Simd>(&self, _: S, weights: &mut Sub) {
         unpack(&self.qs, self.d.to_f32(), weights);
     }
 
@@ -119,7 +120,8 @@ impl Block<256> for BlockIq4Xs {
         }
     }
 
-    fn dequantize(&self, weights: &mut [f32; 256]) {
+    #[inline(always)]
+    fn dequantize<S: Simd>(&self, _: S, weights: &mut [f32; 256]) {
         let d = self.d.to_f32();
         let high = u16::from_le_bytes(self.scales_high);
         for (s, out) in weights.as_chunks_mut::<SUB>().0.iter_mut().enumerate() {

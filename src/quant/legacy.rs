@@ -53,7 +53,8 @@ impl Block<LEN> for BlockQ8_0 {
         }
     }
 
-    fn dequantize(&self, weights: &mut Weights) {
+    #[inline(always)]
+    fn dequantize<S: Simd>(&self, _: S, weights: &mut Weights) {
         let d = self.d.to_f32();
         for (w, &q) in weights.iter_mut().zip(&self.qs) {
             *w = f32::from(q) * d;
@@ -117,7 +118,8 @@ impl Block<LEN> for BlockQ4_0 {
         });
     }
 
-    fn dequantize(&self, weights: &mut Weights) {
+    #[inline(always)]
+    fn dequantize<S: Simd>(&self, _: S, weights: &mut Weights) {
         signed_weights(8, self.d, &levels(&self.qs, 0), weights);
     }
 
@@ -153,7 +155,8 @@ impl Block<LEN> for BlockQ5_0 {
         });
     }
 
-    fn dequantize(&self, weights: &mut Weights) {
+    #[inline(always)]
+    fn dequantize<S: Simd>(&self, _: S, weights: &mut Weights) {
         signed_weights(16, self.d, &levels(&self.qs, u32::from_le_bytes(self.qh)), weights);
     }
 
@@ -188,7 +191,8 @@ impl Block<LEN> for BlockQ4_1 {
         });
     }
 
-    fn dequantize(&self, weights: &mut Weights) {
+    #[inline(always)]
+    fn dequantize<S: Simd>(&self, _: S, weights: &mut Weights) {
         offset_weights(self.d, self.m, &levels(&self.qs, 0), weights);
     }
 
@@ -226,7 +230,8 @@ impl Block<LEN> for BlockQ5_1 {
         });
     }
 
-    fn dequantize(&self, weights: &mut Weights) {
+    #[inline(always)]
+    fn dequantize<S: Simd>(&self, _: S, weights: &mut Weights) {
         offset_weights(self.d, self.m, &levels(&self.qs, u32::from_le_bytes(self.qh)), weights);
     }
 

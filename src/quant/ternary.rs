@@ -46,7 +46,8 @@ impl Block<LEN> for BlockTq1_0 {
         }
     }
 
-    fn dequantize(&self, weights: &mut [f32; LEN]) {
+    #[inline(always)]
+    fn dequantize<S: Simd>(&self, _: S, weights: &mut [f32; LEN]) {
         let d = self.d.to_f32();
         let (wide, rest) = weights.as_mut_slice().split_at_mut(5 * 32);
         let (middle, narrow) = rest.split_at_mut(5 * 16);
@@ -85,7 +86,8 @@ impl Block<LEN> for BlockTq2_0 {
         }
     }
 
-    fn dequantize(&self, weights: &mut [f32; LEN]) {
+    #[inline(always)]
+    fn dequantize<S: Simd>(&self, _: S, weights: &mut [f32; LEN]) {
         let d = self.d.to_f32();
         let mut digits = [0; LEN];
         planes::unpack::<2, 32, _, _>(&self.qs, 0, &mut digits);

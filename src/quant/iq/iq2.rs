@@ -112,7 +112,8 @@ impl Block<BLOCK> for BlockIq2Xxs {
         }
     }
 
-    fn dequantize(&self, weights: &mut [f32; BLOCK]) {
+    #[inline(always)]
+    fn dequantize<S: Simd>(&self, _: S, weights: &mut [f32; BLOCK]) {
         let d = self.d.to_f32();
         for (out, group) in weights.as_chunks_mut::<32>().0.iter_mut().zip(&self.groups) {
             let word = u32::from_le_bytes(group.word);
@@ -253,7 +254,8 @@ impl Block<BLOCK> for BlockIq2Xs {
         }
     }
 
-    fn dequantize(&self, weights: &mut [f32; BLOCK]) {
+    #[inline(always)]
+    fn dequantize<S: Simd>(&self, _: S, weights: &mut [f32; BLOCK]) {
         let d = self.d.to_f32();
         for (i, (out, q)) in weights.as_chunks_mut::<8>().0.iter_mut().zip(self.points_and_signs).enumerate() {
             let q = u16::from_le_bytes(q);
@@ -318,7 +320,8 @@ impl Block<BLOCK> for BlockIq2S {
         }
     }
 
-    fn dequantize(&self, weights: &mut [f32; BLOCK]) {
+    #[inline(always)]
+    fn dequantize<S: Simd>(&self, _: S, weights: &mut [f32; BLOCK]) {
         let d = self.d.to_f32();
         for (i, out) in weights.as_chunks_mut::<8>().0.iter_mut().enumerate() {
             let high = u16::from(self.high_bits[i / 4] >> (2 * (i % 4)) & 0x03);

@@ -100,7 +100,8 @@ impl Block<BLOCK> for BlockIq3Xxs {
         }
     }
 
-    fn dequantize(&self, weights: &mut [f32; BLOCK]) {
+    #[inline(always)]
+    fn dequantize<S: Simd>(&self, _: S, weights: &mut [f32; BLOCK]) {
         let d = self.d.to_f32();
         for ((out, points), word) in weights.as_chunks_mut::<SUB>().0.iter_mut().zip(&self.points).zip(&self.words) {
             let word = u32::from_le_bytes(*word);
@@ -170,7 +171,8 @@ impl Block<BLOCK> for BlockIq3S {
         }
     }
 
-    fn dequantize(&self, weights: &mut [f32; BLOCK]) {
+    #[inline(always)]
+    fn dequantize<S: Simd>(&self, _: S, weights: &mut [f32; BLOCK]) {
         let d = self.d.to_f32();
         for (i, out) in weights.as_chunks_mut::<SUB>().0.iter_mut().enumerate() {
             let code = self.codes[i / 2] >> (4 * (i % 2)) & 0x0f;

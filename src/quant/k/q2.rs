@@ -90,7 +90,8 @@ impl Block<LEN> for BlockQ2K {
         }
     }
 
-    fn dequantize(&self, weights: &mut [f32; LEN]) {
+    #[inline(always)]
+    fn dequantize<L: Simd>(&self, _: L, weights: &mut [f32; LEN]) {
         let mut levels: Levels = [0; LEN];
         planes::unpack::<2, 32, _, _>(&self.qs, 0, &mut levels);
         let (scales, offsets) = self.scales_and_offsets();

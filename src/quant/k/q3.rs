@@ -180,7 +180,8 @@ impl Block<LEN> for BlockQ3K {
         }
     }
 
-    fn dequantize(&self, weights: &mut [f32; LEN]) {
+    #[inline(always)]
+    fn dequantize<S: Simd>(&self, _: S, weights: &mut [f32; LEN]) {
         let mut levels: Levels = [0; LEN];
         planes::unpack::<2, 32, _, _>(&self.qs, 0, &mut levels);
         planes::unpack::<1, 32, _, _>(&self.hmask, 2, &mut levels);

@@ -168,7 +168,8 @@ impl Block<LEN> for BlockQ4K {
         }
     }
 
-    fn dequantize(&self, weights: &mut [f32; LEN]) {
+    #[inline(always)]
+    fn dequantize<S: Simd>(&self, _: S, weights: &mut [f32; LEN]) {
         let mut levels: Levels = [0; LEN];
         planes::unpack::<4, 32, _, _>(&self.qs, 0, &mut levels);
         dequantize(&self.head, &levels, weights);
@@ -218,7 +219,8 @@ impl Block<LEN> for BlockQ5K {
         }
     }
 
-    fn dequantize(&self, weights: &mut [f32; LEN]) {
+    #[inline(always)]
+    fn dequantize<S: Simd>(&self, _: S, weights: &mut [f32; LEN]) {
         let mut levels: Levels = [0; LEN];
         planes::unpack::<4, 32, _, _>(&self.qs, 0, &mut levels);
         planes::unpack::<1, 32, _, _>(&self.qh, 4, &mut levels);

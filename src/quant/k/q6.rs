@@ -103,7 +103,8 @@ impl Block<LEN> for BlockQ6K {
         }
     }
 
-    fn dequantize(&self, weights: &mut [f32; LEN]) {
+    #[inline(always)]
+    fn dequantize<S: Simd>(&self, _: S, weights: &mut [f32; LEN]) {
         let mut levels: Levels = [0; LEN];
         planes::unpack::<4, 64, _, _>(&self.ql, 0, &mut levels);
         planes::unpack::<2, 32, _, _>(&self.qh, 4, &mut levels);
