@@ -53,8 +53,8 @@ impl Block<SUB> for BlockIq4Nl {
     }
 
     #[inline(always)]
-    fn dequantize<S: Simd>(&self, _: S, weights: &mut Sub) {
-        unpack(&self.qs, self.d.to_f32(), weights);
+    fn dequantize<S: Simd>(&self, simd: S, weights: &mut Sub) {
+        planes::looked_up(simd, &self.qs, table(simd), self.d.to_f32(), weights);
     }
 
     fn fault(&self) -> Option<Fault> {
@@ -121,13 +121,13 @@ impl Block<256> for BlockIq4Xs {
     }
 
     #[inline(always)]
-    fn dequantize<S: Simd>(&self, _: S, weights: &mut [f32; 256]) {
+    fn dequantize<S: Simd>(&self, simd: S, weights: &mut [f32; 256]) {
         let d = self.d.to_f32();
         let high = u16::from_le_bytes(self.scales_high);
         for (s, out) in weights.as_chunks_mut::<SUB>().0.iter_mut().enumerate() {
             let low = self.scales_low[s / 2] >> (4 * (s % 2)) & 0x0f;
             let code = i32::from(low) | i32::from(high >> (2 * s) & 3) << 4;
-            unpack(&self.qs[s], d * (code - FACTORS) as f32, out);
+            planes::looked_up(simd, &self.qs[s], table(simd), d * (code - FACTORS) as f32, out);
         }
     }
 
@@ -336,11 +336,9 @@ fn pack<S: Simd>(simd: S, x: &Sub, inverse: f32) -> [u8; SUB / 2] {
     bytemuck::cast(bytes)
 }
 
-#[inline]
-fn unpack(qs: &[u8; SUB / 2], d: f32, weights: &mut Sub) {
-    let mut levels = [0; SUB];
-    planes::unpack::<4, 16, _, _>(qs, 0, &mut levels);
-    for (w, &level) in weights.iter_mut().zip(&levels) {
-        *w = d * f32::from(LEVELS[usize::from(level)]);
-    }
+/// The halves of [`LEVELS`].
+#[inline(always)]
+fn table<S: Simd>(simd: S) -> [S::F32; 2] {
+    let [low, high] = bytemuck::cast::<_, [[i8; LANES]; 2]>(LEVELS);
+    [simd.to_f32(simd.load_i8(&low)), simd.to_f32(simd.load_i8(&high))]
 }

@@ -54,10 +54,10 @@ impl Block<LEN> for BlockQ8_0 {
     }
 
     #[inline(always)]
-    fn dequantize<S: Simd>(&self, _: S, weights: &mut Weights) {
-        let d = self.d.to_f32();
-        for (w, &q) in weights.iter_mut().zip(&self.qs) {
-            *w = f32::from(q) * d;
+    fn dequantize<S: Simd>(&self, simd: S, weights: &mut Weights) {
+        let d = simd.splat(self.d.to_f32());
+        for (w, q) in weights.as_chunks_mut().0.iter_mut().zip(self.qs.as_chunks().0) {
+            *w = simd.store(simd.to_f32(simd.load_i8(q)) * d);
         }
     }
 
@@ -119,8 +119,8 @@ impl Block<LEN> for BlockQ4_0 {
     }
 
     #[inline(always)]
-    fn dequantize<S: Simd>(&self, _: S, weights: &mut Weights) {
-        signed_weights(8, self.d, &levels(&self.qs, 0), weights);
+    fn dequantize<S: Simd>(&self, simd: S, weights: &mut Weights) {
+        signed_weights::<_, 8>(simd, self.d, &levels(simd, &self.qs, None), weights);
     }
 
     fn fault(&self) -> Option<Fault> {
@@ -156,8 +156,8 @@ impl Block<LEN> for BlockQ5_0 {
     }
 
     #[inline(always)]
-    fn dequantize<S: Simd>(&self, _: S, weights: &mut Weights) {
-        signed_weights(16, self.d, &levels(&self.qs, u32::from_le_bytes(self.qh)), weights);
+    fn dequantize<S: Simd>(&self, simd: S, weights: &mut Weights) {
+        signed_weights::<_, 16>(simd, self.d, &levels(simd, &self.qs, Some(self.qh)), weights);
     }
 
     fn fault(&self) -> Option<Fault> {
@@ -192,8 +192,8 @@ impl Block<LEN> for BlockQ4_1 {
     }
 
     #[inline(always)]
-    fn dequantize<S: Simd>(&self, _: S, weights: &mut Weights) {
-        offset_weights(self.d, self.m, &levels(&self.qs, 0), weights);
+    fn dequantize<S: Simd>(&self, simd: S, weights: &mut Weights) {
+        offset_weights(simd, self.d, self.m, &levels(simd, &self.qs, None), weights);
     }
 
     fn fault(&self) -> Option<Fault> {
@@ -231,8 +231,8 @@ impl Block<LEN> for BlockQ5_1 {
     }
 
     #[inline(always)]
-    fn dequantize<S: Simd>(&self, _: S, weights: &mut Weights) {
-        offset_weights(self.d, self.m, &levels(&self.qs, u32::from_le_bytes(self.qh)), weights);
+    fn dequantize<S: Simd>(&self, simd: S, weights: &mut Weights) {
+        offset_weights(simd, self.d, self.m, &levels(simd, &self.qs, Some(self.qh)), weights);
     }
 
     fn fault(&self) -> Option<Fault> {
@@ -348,29 +348,33 @@ fn fifth_bits(levels: &Levels) -> [u8; 4] {
     })
 }
 
-/// The levels of a block; `fifth_bits` is 0 where there are none.
-#[inline]
-fn levels(qs: &[u8; LEN / 2], fifth_bits: u32) -> Levels {
-    let mut levels = [0; LEN];
-    planes::unpack::<4, 16, _, _>(qs, 0, &mut levels);
-    for (i, level) in levels.iter_mut().enumerate() {
-        *level |= ((fifth_bits >> i & 1) << 4) as u8;
+/// The levels of a block, with the fifth bits where there are any.
+#[inline(always)]
+fn levels<S: Simd>(simd: S, qs: &[u8; LEN / 2], fifth_bits: Option<[u8; 4]>) -> [S::I32; LEN / LANES] {
+    let [first, second] = [0, 1].map(|half| qs.as_chunks().0[half]);
+    let ([l0, l2], [l1, l3]) = (planes::nibbles(simd, &first), planes::nibbles(simd, &second));
+    let mut levels = [l0, l1, l2, l3];
+    if let Some(fifth_bits) = fifth_bits {
+        let (fifth, none) = (simd.splat_i32(16), simd.splat_i32(0));
+        for (levels, bits) in levels.iter_mut().zip(fifth_bits) {
+            *levels = simd.or(*levels, simd.select_i32(simd.lanes_of(bits), fifth, none));
+        }
     }
     levels
 }
 
-#[inline]
-fn signed_weights(half: u8, d: Half, levels: &Levels, weights: &mut Weights) {
-    let d = d.to_f32();
-    for (w, &l) in weights.iter_mut().zip(levels) {
-        *w = f32::from(l as i8 - half as i8) * d;
+#[inline(always)]
+fn signed_weights<S: Simd, const HALF: i32>(simd: S, d: Half, levels: &[S::I32; LEN / LANES], weights: &mut Weights) {
+    let (d, half) = (simd.splat(d.to_f32()), simd.splat_i32(HALF));
+    for (w, &l) in weights.as_chunks_mut().0.iter_mut().zip(levels) {
+        *w = simd.store(simd.to_f32(l - half) * d);
     }
 }
 
-#[inline]
-fn offset_weights(d: Half, m: Half, levels: &Levels, weights: &mut Weights) {
-    let (d, m) = (d.to_f32(), m.to_f32());
-    for (w, &l) in weights.iter_mut().zip(levels) {
-        *w = f32::from(l) * d + m;
+#[inline(always)]
+fn offset_weights<S: Simd>(simd: S, d: Half, m: Half, levels: &[S::I32; LEN / LANES], weights: &mut Weights) {
+    let (d, m) = (simd.splat(d.to_f32()), simd.splat(m.to_f32()));
+    for (w, &l) in weights.as_chunks_mut().0.iter_mut().zip(levels) {
+        *w = simd.store(simd.to_f32(l) * d + m);
     }
 }

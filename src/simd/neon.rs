@@ -191,6 +191,13 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
+    fn load_i8(self, x: &[i8; LANES]) -> I32 {
+        // SAFETY: the array has the 8 bytes that are read; the token is here.
+        let wide = unsafe { vmovl_s8(vld1_s8(x.as_ptr())) };
+        neon!(I32(vmovl_s16(vget_low_s16(wide)), vmovl_s16(vget_high_s16(wide))))
+    }
+
+    #[inline(always)]
     fn load_u16(self, x: &[u16; LANES]) -> I32 {
         // SAFETY: the array has the 16 bytes that are read, aligned as u16 are; the token is here.
         widened(unsafe { vld1q_u16(x.as_ptr()) })

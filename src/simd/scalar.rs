@@ -116,6 +116,11 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    fn load_i8(self, x: &[i8; LANES]) -> Eight<i32> {
+        each(Eight(*x), i32::from)
+    }
+
+    #[inline(always)]
     fn load_u16(self, x: &[u16; LANES]) -> Eight<i32> {
         each(Eight(*x), i32::from)
     }

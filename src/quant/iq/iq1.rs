@@ -38,10 +38,10 @@ fn lanes<V: Simd>(simd: V, columns: &[f32], from: usize) -> V::F32 {
 }
 
 /// What a point's weights are in units of the scale.
-#[inline]
-fn shifted(point: u16, minus: bool) -> [f32; 8] {
+#[inline(always)]
+fn shifted<V: Simd>(simd: V, point: u16, minus: bool) -> V::F32 {
     let shift = if minus { MINUS[1] } else { PLUS[1] };
-    TRITS[usize::from(point)].map(|trit| f32::from(trit) + shift)
+    simd.to_f32(simd.load_i8(&TRITS[usize::from(point)])) + simd.splat(shift)
 }
 
 /// 1.5625 bits: points from a book of 2048, one shift and one scale for 32 weights.
@@ -147,14 +147,14 @@ impl Block<BLOCK> for BlockIq1S {
     }
 
     #[inline(always)]
-    fn dequantize<S: Simd>(&self, _: S, weights: &mut [f32; BLOCK]) {
+    fn dequantize<S: Simd>(&self, simd: S, weights: &mut [f32; BLOCK]) {
         let d = self.d.to_f32();
         for ((out, points), word) in weights.as_chunks_mut::<S_SUB>().0.iter_mut().zip(&self.points).zip(self.words) {
             let word = u16::from_le_bytes(word);
             let scale = d * f32::from(2 * (word >> 12 & 7) + 1);
             for (g, (out, &low)) in out.as_chunks_mut::<8>().0.iter_mut().zip(points).enumerate() {
                 let point = u16::from(low) | (word >> (3 * g) & 7) << 8;
-                *out = shifted(point, word >> 15 == 1).map(|v| scale * v);
+                *out = simd.store(simd.splat(scale) * shifted(simd, point, word >> 15 == 1));
             }
         }
     }
@@ -285,12 +285,13 @@ impl Block<BLOCK> for BlockIq1M {
             let groups = x.as_chunks::<8>().0.iter().zip(errors.as_chunks::<8>().0);
             for (g, (x, errors)) in groups.enumerate() {
                 let (sub, group) = (g / 2, g % 2);
-                let scale = f32::from(2 * codes[sub] + 1);
-                let levels = shifted(fit.points[sub][group], TwoShifts::shifted_down(fit.choices[sub], group));
-                for ((x, w), level) in x.iter().zip(errors).zip(levels) {
-                    let q = level * scale;
-                    qx += w * q * x;
-                    qq += w * q * q;
+                let minus = TwoShifts::shifted_down(fit.choices[sub], group);
+                let q = shifted(simd, fit.points[sub][group], minus) * simd.splat(f32::from(2 * codes[sub] + 1));
+                let wq = simd.load(errors) * q;
+                let (x_terms, q_terms) = (simd.store(wq * simd.load(x)), simd.store(wq * q));
+                for i in 0..8 {
+                    qx += x_terms[i];
+                    qq += q_terms[i];
                 }
             }
             let refitted = if qq > 0.0 && !step.is_nan() { qx / qq } else { step };
@@ -303,14 +304,17 @@ impl Block<BLOCK> for BlockIq1M {
     }
 
     #[inline(always)]
-    fn dequantize<S: Simd>(&self, _: S, weights: &mut [f32; BLOCK]) {
+    fn dequantize<S: Simd>(&self, simd: S, weights: &mut [f32; BLOCK]) {
         let d = self.d().to_f32();
-        for (g, out) in weights.as_chunks_mut::<8>().0.iter_mut().enumerate() {
-            let code = u16::from_le_bytes(self.words[g / 8]) >> (3 * (g / 2 % 4)) & 7;
-            let scale = d * f32::from(2 * code + 1);
-            let half = u16::from(self.halves[g / 2] >> (4 * (g % 2)));
-            let point = u16::from(self.points[g]) | (half & 7) << 8;
-            *out = shifted(point, half >> 3 & 1 == 1).map(|v| scale * v);
+        let subs = weights.as_chunks_mut::<M_SUB>().0.iter_mut().zip(self.points.as_chunks::<2>().0);
+        for (i, ((out, points), &halves)) in subs.zip(&self.halves).enumerate() {
+            let code = u16::from_le_bytes(self.words[i / 4]) >> (3 * (i % 4)) & 7;
+            let scale = simd.splat(d * f32::from(2 * code + 1));
+            for (g, (out, &low)) in out.as_chunks_mut().0.iter_mut().zip(points).enumerate() {
+                let half = u16::from(halves >> (4 * g));
+                let point = u16::from(low) | (half & 7) << 8;
+                *out = simd.store(scale * shifted(simd, point, half >> 3 & 1 == 1));
+            }
         }
     }
 

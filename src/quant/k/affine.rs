@@ -103,17 +103,8 @@ pub(super) fn round<const N: usize, const S: usize, const MAX: i32>(
     })
 }
 
-/// The weights that the levels stand for.
+/// The weights that eight levels of a sub-block stand for.
 #[inline(always)]
-pub(super) fn dequantize<const N: usize, const S: usize>(
-    levels: &[[u8; N]; S],
-    scales: &[f32; S],
-    offsets: &[f32; S],
-    weights: &mut [[f32; N]; S],
-) {
-    for j in 0..S {
-        for (w, &level) in weights[j].iter_mut().zip(&levels[j]) {
-            *w = scales[j] * f32::from(level) - offsets[j];
-        }
-    }
+pub(super) fn weights<V: Simd>(simd: V, scale: f32, levels: V::I32, offset: f32) -> [f32; LANES] {
+    simd.store(simd.splat(scale) * simd.to_f32(levels) - simd.splat(offset))
 }

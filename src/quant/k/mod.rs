@@ -26,6 +26,8 @@ pub use q6::BlockQ6K;
 
 /// Weights in a super-block, ggml's `QK_K`.
 const LEN: usize = 256;
+/// Bytes in a run of most planes.
+const RUN: usize = 32;
 
 /// A level or a scale code for every weight of a super-block.
 type Levels = [u8; LEN];

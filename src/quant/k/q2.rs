@@ -1,13 +1,13 @@
 //! Q2_K.
 
 use super::affine::{self, Codes, TOGETHER};
-use super::{LEN, Levels};
+use super::{LEN, RUN};
 use crate::format::types::GgmlType;
 use crate::quant::num::Half;
 use crate::quant::planes;
 use crate::quant::search::{Candidates, Measure, WITH_IMPORTANCE, eight, sums_of_squares, weigh};
 use crate::quant::{Block, Fault};
-use crate::simd::Simd;
+use crate::simd::{LANES, Simd};
 
 /// Weights in a sub-block, and sub-blocks.
 const N: usize = 16;
@@ -91,16 +91,18 @@ impl Block<LEN> for BlockQ2K {
     }
 
     #[inline(always)]
-    fn dequantize<L: Simd>(&self, _: L, weights: &mut [f32; LEN]) {
-        let mut levels: Levels = [0; LEN];
-        planes::unpack::<2, 32, _, _>(&self.qs, 0, &mut levels);
+    fn dequantize<L: Simd>(&self, simd: L, weights: &mut [f32; LEN]) {
         let (scales, offsets) = self.scales_and_offsets();
-        affine::dequantize::<N, S>(
-            bytemuck::cast_ref(&levels),
-            &scales,
-            &offsets,
-            bytemuck::cast_mut::<_, [[f32; N]; S]>(weights),
-        );
+        let halves = self.qs.as_chunks::<RUN>().0.iter().zip(weights.as_chunks_mut::<{ 4 * RUN }>().0);
+        for (half, (bytes, weights)) in halves.enumerate() {
+            for (i, bytes) in bytes.as_chunks().0.iter().enumerate() {
+                for (run, levels) in planes::quarters(simd, bytes).into_iter().enumerate() {
+                    let at = run * RUN + i * LANES;
+                    let sub = (half * 4 * RUN + at) / N;
+                    weights.as_chunks_mut().0[at / LANES] = affine::weights(simd, scales[sub], levels, offsets[sub]);
+                }
+            }
+        }
     }
 
     fn fault(&self) -> Option<Fault> {

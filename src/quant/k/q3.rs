@@ -1,6 +1,6 @@
 //! Q3_K.
 
-use super::{LEN, Levels};
+use super::{LEN, Levels, RUN};
 use crate::format::types::GgmlType;
 use crate::quant::num::{Half, nearest_int};
 use crate::quant::planes;
@@ -181,13 +181,23 @@ impl Block<LEN> for BlockQ3K {
     }
 
     #[inline(always)]
-    fn dequantize<S: Simd>(&self, _: S, weights: &mut [f32; LEN]) {
-        let mut levels: Levels = [0; LEN];
-        planes::unpack::<2, 32, _, _>(&self.qs, 0, &mut levels);
-        planes::unpack::<1, 32, _, _>(&self.hmask, 2, &mut levels);
+    fn dequantize<L: Simd>(&self, simd: L, weights: &mut [f32; LEN]) {
         let scales = self.sub_scales();
-        for (i, (w, &level)) in weights.iter_mut().zip(&levels).enumerate() {
-            *w = scales[i / N] * (i32::from(level) - HALF_LEVELS) as f32;
+        let half_levels = simd.splat_i32(HALF_LEVELS);
+        for i in 0..RUN / LANES {
+            // The high bits of four runs, each in its turn in bit 2.
+            let four = simd.splat_i32(4);
+            let mut high = simd.shift_left::<2>(simd.load_u8(&self.hmask.as_chunks().0[i]));
+            for half in 0..2 {
+                let quarters = planes::quarters(simd, &self.qs.as_chunks().0[half * RUN / LANES + i]);
+                for (run, low) in quarters.into_iter().enumerate() {
+                    let levels = simd.or(low, simd.and(high, four)) - half_levels;
+                    high = simd.shift_right::<1>(high);
+                    let at = (half * 4 + run) * RUN + i * LANES;
+                    let scale = simd.splat(scales[at / N]);
+                    weights.as_chunks_mut().0[at / LANES] = simd.store(scale * simd.to_f32(levels));
+                }
+            }
         }
     }
 

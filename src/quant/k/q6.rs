@@ -1,6 +1,6 @@
 //! Q6_K.
 
-use super::{LEN, Levels};
+use super::{LEN, Levels, RUN};
 use crate::format::types::GgmlType;
 use crate::quant::num::{Half, nearest_int};
 use crate::quant::planes;
@@ -104,13 +104,21 @@ impl Block<LEN> for BlockQ6K {
     }
 
     #[inline(always)]
-    fn dequantize<S: Simd>(&self, _: S, weights: &mut [f32; LEN]) {
-        let mut levels: Levels = [0; LEN];
-        planes::unpack::<4, 64, _, _>(&self.ql, 0, &mut levels);
-        planes::unpack::<2, 32, _, _>(&self.qh, 4, &mut levels);
+    fn dequantize<L: Simd>(&self, simd: L, weights: &mut [f32; LEN]) {
         let scales = self.sub_scales();
-        for (i, (w, &level)) in weights.iter_mut().zip(&levels).enumerate() {
-            *w = scales[i / N] * (i32::from(level) - HALF_LEVELS) as f32;
+        let half_levels = simd.splat_i32(HALF_LEVELS);
+        for half in 0..2 {
+            for i in 0..RUN / LANES {
+                let low = [0, 1].map(|j| self.ql.as_chunks().0[(2 * half + j) * RUN / LANES + i]);
+                let ([l0, l2], [l1, l3]) = (planes::nibbles(simd, &low[0]), planes::nibbles(simd, &low[1]));
+                let high = planes::quarters(simd, &self.qh.as_chunks().0[half * RUN / LANES + i]);
+                for (run, (low, high)) in [l0, l1, l2, l3].into_iter().zip(high).enumerate() {
+                    let levels = simd.or(low, simd.shift_left::<4>(high)) - half_levels;
+                    let at = (half * 4 + run) * RUN + i * LANES;
+                    let scale = simd.splat(scales[at / N]);
+                    weights.as_chunks_mut().0[at / LANES] = simd.store(scale * simd.to_f32(levels));
+                }
+            }
         }
     }
 
