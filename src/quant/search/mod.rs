@@ -16,8 +16,6 @@ mod unsigned;
 pub(super) use affine::{Candidates, Measure, Origin, VECTORS, WITH_IMPORTANCE, affine, affine_levels, side_by_side};
 pub(super) use symmetric::{Best, levels_of_inverse, levels_of_scale, symmetric, symmetric_by_descent};
 pub(super) use unsigned::unsigned;
-#[allow(unused_imports)]
-pub(super) use unsigned::{UnsignedLanes, unsigned_lanes};
 
 use crate::simd::{LANES, Simd};
 

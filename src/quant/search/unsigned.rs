@@ -1,90 +1,17 @@
 //! Levels above zero.
 
 use super::{ROUNDS, VANISHING};
-use crate::quant::num::{max, nearest_int, nearest_ints};
+use crate::quant::num::nearest_ints;
 use crate::simd::Simd;
 
-/// Levels `0 ..= MAX` with `x ~ scale * level`.
-///
-/// A negative `x`, which only rounding errors bring about, gives a level below zero, wrapped into a byte.
-pub(in crate::quant) struct Unsigned<const N: usize> {
-    pub(in crate::quant) scale: f32,
-    pub(in crate::quant) levels: [u8; N],
-}
-
-/// Searches an [`Unsigned`] scale: first among nine that put the largest `x` on `MAX` or beside it, then by moving
-/// one level at a time. `w` says what the error of each `x` counts (ggml's `make_qp_quants`).
-pub(in crate::quant) fn unsigned<const N: usize, const MAX: i32>(x: &[f32; N], w: &[f32; N]) -> Unsigned<N> {
-    /// Candidates on either side, and how far apart they lie, in levels.
-    const REACH: i32 = 4;
-    const STEP: f32 = 0.1;
-
-    let largest = x.iter().fold(0.0, |largest, &v| max(largest, v));
-    if largest < VANISHING {
-        return Unsigned { scale: 0.0, levels: [0; N] };
-    }
-    let error_of = |scale: f32, level: &dyn Fn(f32) -> i32| {
-        let mut error = 0.0;
-        for (&v, &w) in x.iter().zip(w) {
-            let difference = v - scale * level(v) as f32;
-            error += w * difference * difference;
-        }
-        error
-    };
-
-    let mut inverse = MAX as f32 / largest;
-    // The first candidate is judged by levels that went through a byte unclamped.
-    let mut best_error = error_of(1.0 / inverse, &|v| i32::from(nearest_int(inverse * v) as u8));
-    for offset in (-REACH..=REACH).filter(|&offset| offset != 0) {
-        let candidate = (STEP * offset as f32 + MAX as f32) / largest;
-        let error = error_of(1.0 / candidate, &|v| nearest_int(candidate * v).min(MAX));
-        if error < best_error {
-            best_error = error;
-            inverse = candidate;
-        }
-    }
-
-    let mut levels = [0u8; N];
-    let (mut xl, mut ll) = (0.0, 0.0);
-    for ((level, &v), &w) in levels.iter_mut().zip(x).zip(w) {
-        let nearest = nearest_int(inverse * v).min(MAX);
-        *level = nearest as u8;
-        let l = nearest as f32;
-        xl += w * v * l;
-        ll += w * l * l;
-    }
-    for _ in 0..ROUNDS {
-        let mut changed = false;
-        for ((level, &v), &w) in levels.iter_mut().zip(x).zip(w) {
-            let l = f32::from(*level);
-            let (rest_xl, rest_ll) = (xl - w * v * l, ll - w * l * l);
-            if rest_xl > 0.0 && rest_ll > 0.0 {
-                let moved = nearest_int(v * rest_ll / rest_xl).min(MAX);
-                if moved != i32::from(*level) {
-                    let l = moved as f32;
-                    let (new_xl, new_ll) = (rest_xl + w * v * l, rest_ll + w * l * l);
-                    if new_xl * new_xl * ll > xl * xl * new_ll {
-                        (*level, xl, ll) = (moved as u8, new_xl, new_ll);
-                        changed = true;
-                    }
-                }
-            }
-        }
-        if !changed {
-            break;
-        }
-    }
-    Unsigned { scale: if ll > 0.0 { xl / ll } else { 0.0 }, levels }
-}
-
-/// What [`unsigned_lanes`] finds for `G` times eight groups.
-pub(in crate::quant) struct UnsignedLanes<S: Simd, const N: usize, const G: usize> {
+/// What [`unsigned`] finds for `G` times eight groups.
+pub(in crate::quant) struct Unsigned<S: Simd, const N: usize, const G: usize> {
     pub(in crate::quant) scales: [S::F32; G],
     /// As bytes, `0 ..= 255`.
     pub(in crate::quant) levels: [[S::I32; N]; G],
 }
 
-/// Candidates of [`unsigned_lanes`] beside the one that puts the largest `x` on `MAX`, in steps of so many levels.
+/// Candidates of [`unsigned`] beside the one that puts the largest `x` on `MAX`, in steps of so many levels.
 const OFFSETS: [f32; 8] = [-4., -3., -2., -1., 1., 2., 3., 4.];
 const STEP: f32 = 0.1;
 
@@ -96,11 +23,11 @@ const STEP: f32 = 0.1;
 ///
 /// Every move waits for the one before it, hence `G`: what a super-block's scales and its offsets go through, for one.
 #[inline(always)]
-pub(in crate::quant) fn unsigned_lanes<S: Simd, const N: usize, const G: usize, const MAX: i32>(
+pub(in crate::quant) fn unsigned<S: Simd, const N: usize, const G: usize, const MAX: i32>(
     simd: S,
     x: &[[S::F32; N]; G],
     w: &[[S::F32; N]; G],
-) -> UnsignedLanes<S, N, G> {
+) -> Unsigned<S, N, G> {
     let (zero, one) = (simd.splat(0.0), simd.splat(1.0));
     let (highest, byte) = (simd.splat_i32(MAX), simd.splat_i32(0xff));
     let mut vanishing = [simd.lt(zero, zero); G];
@@ -180,13 +107,76 @@ pub(in crate::quant) fn unsigned_lanes<S: Simd, const N: usize, const G: usize, 
             *level = simd.select_i32(vanishing[g], simd.splat_i32(0), *level);
         }
     }
-    UnsignedLanes { scales, levels }
+    Unsigned { scales, levels }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::quant::num::{max, nearest_int};
     use crate::simd::{Isa, Kernel, LANES};
+
+    /// The same of one group, without lanes: scale and levels.
+    fn plain<const N: usize, const MAX: i32>(x: &[f32; N], w: &[f32; N]) -> (f32, [u8; N]) {
+        const REACH: i32 = 4;
+
+        let largest = x.iter().fold(0.0, |largest, &v| max(largest, v));
+        if largest < VANISHING {
+            return (0.0, [0; N]);
+        }
+        let error_of = |scale: f32, level: &dyn Fn(f32) -> i32| {
+            let mut error = 0.0;
+            for (&v, &w) in x.iter().zip(w) {
+                let difference = v - scale * level(v) as f32;
+                error += w * difference * difference;
+            }
+            error
+        };
+
+        let mut inverse = MAX as f32 / largest;
+        // The first candidate is judged by levels that went through a byte unclamped.
+        let mut best_error = error_of(1.0 / inverse, &|v| i32::from(nearest_int(inverse * v) as u8));
+        for offset in (-REACH..=REACH).filter(|&offset| offset != 0) {
+            let candidate = (STEP * offset as f32 + MAX as f32) / largest;
+            let error = error_of(1.0 / candidate, &|v| nearest_int(candidate * v).min(MAX));
+            if error < best_error {
+                best_error = error;
+                inverse = candidate;
+            }
+        }
+
+        let mut levels = [0u8; N];
+        let (mut xl, mut ll) = (0.0, 0.0);
+        for ((level, &v), &w) in levels.iter_mut().zip(x).zip(w) {
+            let nearest = nearest_int(inverse * v).min(MAX);
+            *level = nearest as u8;
+            let l = nearest as f32;
+            xl += w * v * l;
+            ll += w * l * l;
+        }
+        for _ in 0..ROUNDS {
+            let mut changed = false;
+            for ((level, &v), &w) in levels.iter_mut().zip(x).zip(w) {
+                let l = f32::from(*level);
+                let (rest_xl, rest_ll) = (xl - w * v * l, ll - w * l * l);
+                if rest_xl > 0.0 && rest_ll > 0.0 {
+                    let moved = nearest_int(v * rest_ll / rest_xl).min(MAX);
+                    if moved != i32::from(*level) {
+                        let l = moved as f32;
+                        let (new_xl, new_ll) = (rest_xl + w * v * l, rest_ll + w * l * l);
+                        if new_xl * new_xl * ll > xl * xl * new_ll {
+                            (*level, xl, ll) = (moved as u8, new_xl, new_ll);
+                            changed = true;
+                        }
+                    }
+                }
+            }
+            if !changed {
+                break;
+            }
+        }
+        (if ll > 0.0 { xl / ll } else { 0.0 }, levels)
+    }
 
     /// Eight groups, and as many of error weights.
     type Groups<const N: usize> = [[f32; N]; LANES];
@@ -199,7 +189,7 @@ mod tests {
         #[inline(always)]
         fn run<S: Simd>(self, simd: S) -> Self::Output {
             let gather = |groups: [&Groups<N>; 2]| groups.map(|groups| simd.gather(groups.each_ref()));
-            let found = unsigned_lanes::<S, N, 2, MAX>(simd, &gather(self.0), &gather(self.1));
+            let found = unsigned::<S, N, 2, MAX>(simd, &gather(self.0), &gather(self.1));
             std::array::from_fn(|g| {
                 let (scales, levels) = (simd.store(found.scales[g]), found.levels[g].map(|l| simd.store_i32(l)));
                 std::array::from_fn(|lane| (scales[lane], levels.map(|l| u8::try_from(l[lane]).unwrap())))
@@ -241,18 +231,17 @@ mod tests {
                 let found = isa.run(Search::<N, MAX>(x.each_ref(), w.each_ref()));
                 for g in 0..2 {
                     for lane in 0..LANES {
-                        let expected = unsigned::<N, MAX>(&x[g][lane], &w[g][lane]);
+                        let (expected, expected_levels) = plain::<N, MAX>(&x[g][lane], &w[g][lane]);
                         let (scale, levels) = found[g][lane];
-                        let same = scale.to_bits() == expected.scale.to_bits()
-                            || scale.is_nan() && expected.scale.is_nan();
+                        let same = scale.to_bits() == expected.to_bits() || scale.is_nan() && expected.is_nan();
                         assert!(
-                            same && levels == expected.levels,
+                            same && levels == expected_levels,
                             "{}: {:?} {:?}: {scale} {levels:?}, not {} {:?}",
                             isa.name(),
                             x[g][lane],
                             w[g][lane],
-                            expected.scale,
-                            expected.levels
+                            expected,
+                            expected_levels
                         );
                     }
                 }
