@@ -296,8 +296,8 @@ fn go(
 }
 
 /// What a choice by weighted errors is worth.
-const WEIGHTED: &str = "That is worse: in a prototype on a small model, such files had 1.4 times the divergence of those \
-                        chosen by their divergence";
+const WEIGHTED: &str = "That is worse: on a small model, such files had about twice the divergence of those chosen by \
+                        their divergence (benches/frontier.md)";
 
 /// All types that a model can be written in, but f32, and those that every other of their size beats.
 fn candidates() -> Vec<GgmlType> {

@@ -44,7 +44,7 @@ pub(super) struct Chosen {
     pub(super) wish: Option<f64>,
     pub(super) solution: Solution,
     pub(super) recipe: Vec<(String, GgmlType)>,
-    /// The preset whose size is nearest: it names the file, for readers that know names only.
+    /// The usual preset whose size is nearest: it names the file, for readers that know names only.
     pub(super) label: FileType,
     pub(super) path: PathBuf,
     /// Bytes of the whole file.
@@ -129,9 +129,18 @@ fn of_solution(
     let file_bytes = header_bytes + solution.bytes;
     let bpw = problem.bpw(solution.bytes);
     let distance = |p: &&Preset| p.file_bytes.abs_diff(file_bytes);
-    let label = presets.iter().min_by_key(distance).map_or(FileType::Q4_K_M, |p| p.file_type);
+    let usual = presets.iter().filter(|p| is_usual(p.file_type));
+    let label = usual.min_by_key(distance).map_or(FileType::Q4_K_M, |p| p.file_type);
     let path = job.directory.join(format!("{}-{bpw:.2}bpw-{}.gguf", job.name, label.name()));
     Chosen { budget: budget.to_owned(), wish, solution, recipe, label, path, file_bytes, bpw }
+}
+
+/// Whether a preset is one that mixed files go by: of K-quants, i-quants of two bits and more, or Q8_0. The others stand
+/// for one type that readers of the name would expect to find, such as MXFP4_MOE or TQ1_0.
+fn is_usual(file_type: FileType) -> bool {
+    let name = file_type.name();
+    let i_quant = name.starts_with("IQ") && !name.starts_with("IQ1") && name != "IQ4_NL";
+    i_quant || name.contains("_K") || name == "Q8_0"
 }
 
 /// Fails if constraints or budgets cannot be met, whatever the nats turn out to be. `guess` has every type that may be
@@ -178,15 +187,15 @@ fn pattern(name: &str) -> String {
     format!("^{}$", name.replace('.', "\\."))
 }
 
-/// What tensors are aligned to in the files.
-fn alignment(input: &Input<'_>) -> u64 {
+/// Bytes of a tensor with those that fill it up to what tensors are aligned to in the files.
+fn padding(input: &Input<'_>) -> impl Fn(u64) -> u64 {
     let alignment = input.metadata().get(keys::ALIGNMENT).and_then(Value::as_u64);
-    alignment.filter(|a| *a > 0).unwrap_or(DEFAULT_ALIGNMENT)
+    let alignment = alignment.filter(|a| *a > 0).unwrap_or(DEFAULT_ALIGNMENT);
+    move |bytes| bytes.div_ceil(alignment) * alignment
 }
 
 fn problem(input: &Input<'_>, scores: &Scores) -> Problem {
-    let alignment = alignment(input);
-    let padded = |bytes: u64| bytes.div_ceil(alignment) * alignment;
+    let padded = padding(input);
     let items: Vec<Item> = scores
         .tensors
         .iter()
@@ -210,7 +219,7 @@ fn problem(input: &Input<'_>, scores: &Scores) -> Problem {
 
 /// The presets that this model can have with this importance matrix, by rising size.
 fn presets(input: &Input<'_>, job: &Job, scores: &Scores, imatrix: Option<&Path>) -> Vec<Preset> {
-    let alignment = alignment(input);
+    let padded = padding(input);
     let nats: BTreeMap<(&str, GgmlType), f64> =
         scores.tensors.iter().flat_map(|t| t.choices.iter().map(|c| ((&*t.name, c.ggml_type), c.nats))).collect();
     let of = |file_type: FileType| {
@@ -223,7 +232,6 @@ fn presets(input: &Input<'_>, job: &Job, scores: &Scores, imatrix: Option<&Path>
         }
         let tensors = output.tensors.iter().filter(|t| scores.tensors.iter().any(|s| s.name == t.name));
         let predicted = tensors.map(|t| nats.get(&(&*t.name, t.chosen.target)).copied()).sum::<Option<f64>>();
-        let padded = |bytes: u64| bytes.div_ceil(alignment) * alignment;
         let tensor_bytes = output.tensors.iter().map(|t| padded(t.bytes_after)).sum();
         Some(Preset { file_type, file_bytes: output.file_bytes(), tensor_bytes, nats: predicted })
     };
