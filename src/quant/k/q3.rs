@@ -107,9 +107,7 @@ impl BlockQ3K {
         for (scales, &fit) in scales.as_chunks_mut().0.iter_mut().zip(&fit.scales) {
             *scales = simd.store(fit);
         }
-        self.write(simd, x, &Scales::of_extreme(&scales), |_, j| {
-            fit.levels[j / LANES].map(|eight| eight[j % LANES])
-        });
+        self.write(simd, x, &Scales::of_extreme(&scales), |_, j| fit.levels[j / LANES].map(|eight| eight[j % LANES]));
     }
 
     /// Fills the block in. `found` gives the levels of the search for a sub-block, which stay if its scale is zero.
@@ -127,11 +125,12 @@ impl BlockQ3K {
         let mut levels = [[0u8; N]; S];
         let scales = self.sub_scales();
         for j in 0..S {
-            levels[j] = if scales[j] != 0.0 {
-                search::levels_of_scale::<V, N, HALF_LEVELS>(simd, &blocks[j], scales[j])
-            } else {
-                found(&blocks[j], j)
-            };
+            levels[j] = search::levels_of_scale::<V, N, HALF_LEVELS>(simd, &blocks[j], scales[j]);
+        }
+        for j in 0..S {
+            if scales[j] == 0.0 {
+                levels[j] = found(&blocks[j], j);
+            }
         }
         let levels: Levels = bytemuck::cast(levels);
         self.hmask = planes::pack::<1, 32, _, _>(&levels, 2);

@@ -73,7 +73,7 @@ pub(super) fn weigh_lanes<S: Simd>(simd: S, x: S::F32, importance: S::F32, varia
 /// both signs it may be either.
 ///
 /// Minima do not depend on the order, so that eight run side by side.
-#[inline]
+#[inline(always)]
 pub(super) fn bounds<const N: usize>(x: &[f32; N], low: f32, high: f32) -> (f32, f32) {
     const { assert!(N.is_multiple_of(8)) };
     let lower = |a: f32, b: f32| if b < a { b } else { a };
@@ -96,7 +96,7 @@ pub(super) fn bounds<const N: usize>(x: &[f32; N], low: f32, high: f32) -> (f32,
 
 /// The number of largest magnitude, with its sign, the first of equals; 0 if there is none above 0. NaN does not
 /// count.
-#[inline]
+#[inline(always)]
 pub(super) fn extreme<const N: usize>(x: &[f32; N]) -> f32 {
     let (low, high) = bounds(x, 0.0, 0.0);
     if high > -low {

@@ -103,15 +103,16 @@ pub(in crate::quant) fn symmetric<S: Simd, const N: usize, const HALF: i32>(
     x: &[S::F32; N],
     w: &[S::F32; N],
 ) -> Symmetric<S> {
+    let extreme = extremes(simd, x);
     let zero = simd.splat(0.0);
     let mut rests = zero;
     for &v in x {
         rests = rests + (v - v);
     }
     if simd.all(simd.eq(rests, zero)) {
-        search::<S, N, HALF, true>(simd, x, w)
+        search::<S, N, HALF, true>(simd, x, w, extreme)
     } else {
-        search::<S, N, HALF, false>(simd, x, w)
+        search::<S, N, HALF, false>(simd, x, w, extreme)
     }
 }
 
@@ -121,9 +122,9 @@ fn search<S: Simd, const N: usize, const HALF: i32, const FINITE: bool>(
     simd: S,
     x: &[S::F32; N],
     w: &[S::F32; N],
+    extreme: S::F32,
 ) -> Symmetric<S> {
     let zero = simd.splat(0.0);
-    let extreme = extremes(simd, x);
     let mut wx = *w;
     for i in 0..N {
         wx[i] = w[i] * x[i];
