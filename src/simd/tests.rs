@@ -121,7 +121,8 @@ fn the_plain_one_means_what_it_says() {
             let table = s.load(&[0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]);
             let index = s.load_i32(&[7, 8, 9, 3, -1, 2, 0, 5]);
             assert_eq!(s.store(s.lookup(table, index)), [7.0, 0.0, 1.0, 3.0, 7.0, 2.0, 0.0, 5.0]);
-            let numbers = s.load(&[-1.9, 1.9, -0.0, 2_147_483_520.0, 2_147_483_648.0, -2_147_483_648.0, -3e9, f32::NAN]);
+            let numbers =
+                s.load(&[-1.9, 1.9, -0.0, 2_147_483_520.0, 2_147_483_648.0, -2_147_483_648.0, -3e9, f32::NAN]);
             let (lowest, high) = (i32::MIN, 2_147_483_520);
             assert_eq!(s.store_i32(s.trunc(numbers)), [-1, 1, 0, high, lowest, lowest, lowest, lowest]);
             assert_eq!(s.mask_bits(s.gt_i32(index, s.splat_i32(4))), 0b1000_0111);

@@ -243,8 +243,8 @@ mod tests {
                     for lane in 0..LANES {
                         let expected = unsigned::<N, MAX>(&x[g][lane], &w[g][lane]);
                         let (scale, levels) = found[g][lane];
-                        let same = scale.to_bits() == expected.scale.to_bits()
-                            || scale.is_nan() && expected.scale.is_nan();
+                        let same =
+                            scale.to_bits() == expected.scale.to_bits() || scale.is_nan() && expected.scale.is_nan();
                         assert!(
                             same && levels == expected.levels,
                             "{}: {:?} {:?}: {scale} {levels:?}, not {} {:?}",
