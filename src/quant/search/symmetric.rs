@@ -110,7 +110,7 @@ pub(in crate::quant) fn symmetric<S: Simd, const N: usize, const HALF: i32>(
     let zero = simd.splat(0.0);
     let mut rests = zero;
     for &v in x {
-        rests = rests + (v - v);
+        rests = rests + v * zero;
     }
     if simd.all(simd.eq(rests, zero)) {
         search::<S, N, HALF, true>(simd, x, w, extreme)
