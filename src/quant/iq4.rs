@@ -37,12 +37,14 @@ impl Block<SUB> for BlockIq4Nl {
     fn quantize_row<S: Simd>(simd: S, weights: &[Sub], importance: Option<&[Sub]>, row: &mut [Self]) {
         for (i, (blocks, row)) in weights.chunks(LANES).zip(row.chunks_mut(LANES)).enumerate() {
             let x = simd.gather(eight(blocks));
-            let mut sums = simd.splat(0.0);
-            for &v in &x {
-                sums = sums + v * v;
-            }
             let importance = match importance {
-                Some(w) => Some((eight(&w[i * LANES..][..blocks.len()]), variances(simd, sums, SUB))),
+                Some(w) => {
+                    let mut sums = simd.splat(0.0);
+                    for &v in &x {
+                        sums = sums + v * v;
+                    }
+                    Some((eight(&w[i * LANES..][..blocks.len()]), variances(simd, sums, SUB)))
+                }
                 None => None,
             };
             let scales = simd.store(best_scales(simd, &x, &error_weights(simd, &x, importance)));
@@ -180,11 +182,24 @@ struct Choice<F32> {
 /// The scale of least weighted error for each of eight sub-blocks, among those that put the extreme weight near the
 /// lowest level; and one, the first, that puts it opposite.
 ///
-/// From the first of [`TRIES`] to the last, a weight in units of the scale shrinks by a factor of 134/120, less than
-/// the ratio of any two middles between levels: on its way it passes one of them at most. Which one, and what the
-/// weight adds to the sums before and after, is looked up once. A try is then left with a comparison and two choices.
+/// From the first of [`TRIES`] to the last, a weight in units of the scale shrinks to 120/134 of itself, which is more
+/// than the ratio of any two middles between levels: on its way it passes one of them at most. Which one, and what the
+/// weight adds to the sums on either side, is looked up once. A try is then left with a comparison and two choices.
+/// The price is an array of six vectors per weight, which stays in the first cache.
 #[inline(always)]
 fn best_scales<S: Simd>(simd: S, x: &Lanes<S>, w: &Lanes<S>) -> S::F32 {
+    const {
+        let lowest = LEVELS[0] as f32;
+        let shrinks_to = (lowest + TRIES[TRIES.len() - 1]) / (lowest + TRIES[0]);
+        let mut i = 0;
+        while i < 14 {
+            let (a, b) = (MIDDLES[i], MIDDLES[i + 1]);
+            // Smaller over larger magnitude; a weight does not change its sign.
+            let ratio = if b < 0.0 { b / a } else { a / b };
+            assert!(ratio < 0.99 * shrinks_to);
+            i += 1;
+        }
+    }
     let extreme = extremes(simd, x);
     let lowest = f32::from(LEVELS[0]);
     let zero = simd.splat(0.0);
@@ -212,7 +227,7 @@ fn best_scales<S: Simd>(simd: S, x: &Lanes<S>, w: &Lanes<S>) -> S::F32 {
             choices[i].wll[side] = wl * l;
         }
     }
-    let mut best = Best::new(simd, simd.select(simd.gt(first_wll, zero), first_wxl / first_wll, zero), first_wxl);
+    let mut best = Best::<S>::new(simd.select(simd.gt(first_wll, zero), first_wxl / first_wll, zero), first_wxl);
     for inverses in inverses.as_chunks::<SIDE_BY_SIDE>().0 {
         let (mut wxl, mut wll) = ([zero; SIDE_BY_SIDE], [zero; SIDE_BY_SIDE]);
         for choice in &choices {
@@ -341,4 +356,44 @@ fn pack<S: Simd>(simd: S, x: &Sub, inverse: f32) -> [u8; SUB / 2] {
 fn table<S: Simd>(simd: S) -> [S::F32; 2] {
     let [low, high] = bytemuck::cast::<_, [[i8; LANES]; 2]>(LEVELS);
     [simd.to_f32(simd.load_i8(&low)), simd.to_f32(simd.load_i8(&high))]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::simd::{Isa, Kernel};
+
+    struct Numbers([f32; LANES]);
+
+    impl Kernel for Numbers {
+        type Output = [(i32, f32, f32, f32); LANES];
+
+        #[inline(always)]
+        fn run<S: Simd>(self, simd: S) -> Self::Output {
+            let place = Place::of(simd, simd.load(&self.0));
+            let numbers = simd.store_i32(place.number(simd));
+            let [levels, next, middles] =
+                [place.level(simd), place.next_level(simd), place.next_middle(simd)].map(|x| simd.store(x));
+            std::array::from_fn(|i| (numbers[i], levels[i], next[i], middles[i]))
+        }
+    }
+
+    /// Every middle and its neighbours, every level, and numbers beyond all of them.
+    #[test]
+    fn the_nearest_level_is_found_by_halves() {
+        let mut numbers = vec![0.0, -0.0, f32::MAX, f32::MIN, f32::INFINITY, f32::NEG_INFINITY, f32::NAN];
+        numbers.extend(MIDDLES[..15].iter().flat_map(|m| [m.next_down(), *m, m.next_up()]));
+        numbers.extend(LEVELS.map(f32::from));
+        numbers.resize(numbers.len().next_multiple_of(LANES), 1e-30);
+        for eight in numbers.as_chunks().0 {
+            for isa in Isa::available() {
+                for (x, found) in eight.iter().zip(isa.run(Numbers(*eight))) {
+                    let number = MIDDLES[..15].iter().filter(|m| !(x < m)).count();
+                    let level = |i: usize| f32::from(LEVELS[i.min(15)]);
+                    let expected = (number as i32, level(number), level(number + 1), MIDDLES[number]);
+                    assert_eq!(found, expected, "{x} with {}", isa.name());
+                }
+            }
+        }
+    }
 }

@@ -268,10 +268,13 @@ fn signed_row<S: Simd, B, const HALF: i32>(
         for (x, block) in weights.iter().zip(row) {
             // The extreme becomes level 0.
             let d = extreme(x) / -HALF as f32;
-            let inverse = inverse_or_zero(d);
+            let inverse = simd.splat(inverse_or_zero(d));
             // One addition both centres and rounds.
-            let centre = HALF as f32 + 0.5;
-            let levels = levels_of(x, 2 * HALF as u8 - 1, |v| v * inverse + centre);
+            let centre = simd.splat(HALF as f32 + 0.5);
+            let mut levels = [0; LEN];
+            for (levels, x) in levels.as_chunks_mut().0.iter_mut().zip(x.as_chunks().0) {
+                *levels = level_bytes(simd, simd.load(x) * inverse + centre, 2 * HALF - 1);
+            }
             *block = pack(d, &levels);
         }
     }
@@ -326,6 +329,14 @@ fn mean_square(row: &[Weights]) -> f32 {
     sum_of_squares(row) / row.len() as f32
 }
 
+/// Levels from numbers of steps. These are 0 to `top` and less than one more, or infinite or NaN where the scale
+/// overflowed or vanished: C's conversion then makes 0 of them.
+#[inline(always)]
+fn level_bytes<S: Simd>(simd: S, steps: S::F32, top: i32) -> [u8; LANES] {
+    let finite = simd.select(simd.lt(steps, simd.splat(top as f32 + 2.0)), steps, simd.splat(0.0));
+    simd.store_u8(simd.min_i32(simd.trunc(finite), simd.splat_i32(top)))
+}
+
 /// Levels from the numbers of steps that `steps` gives. These are 0 to `top` and less than one more, or infinite or
 /// NaN where the scale overflowed or vanished: C's conversion then makes 0 of them.
 #[inline]
@@ -339,13 +350,17 @@ fn levels_of(x: &Weights, top: u8, steps: impl Fn(f32) -> f32) -> Levels {
     levels
 }
 
+#[inline]
 fn fifth_bits(levels: &Levels) -> [u8; 4] {
+    /// The lowest bit of every byte.
+    const LOWEST: u64 = 0x0101_0101_0101_0101;
     /// Multiplied by it, the lowest bit of byte `i` arrives at bit `56 + i`, and nothing else above bit 55.
     const GATHER: u64 = 0x0102_0408_1020_4080;
-    std::array::from_fn(|byte| {
-        let eight: [u8; 8] = std::array::from_fn(|i| levels[8 * byte + i] >> 4 & 1);
-        (u64::from_le_bytes(eight).wrapping_mul(GATHER) >> 56) as u8
-    })
+    let mut bits = [0; 4];
+    for (bits, eight) in bits.iter_mut().zip(levels.as_chunks().0) {
+        *bits = ((u64::from_le_bytes(*eight) >> 4 & LOWEST).wrapping_mul(GATHER) >> 56) as u8;
+    }
+    bits
 }
 
 /// The levels of a block, with the fifth bits where there are any.

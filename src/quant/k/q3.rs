@@ -125,11 +125,12 @@ impl BlockQ3K {
         let mut levels = [[0u8; N]; S];
         let scales = self.sub_scales();
         for j in 0..S {
-            levels[j] = if scales[j] != 0.0 {
-                search::levels_of_scale::<V, N, HALF_LEVELS>(simd, &blocks[j], scales[j])
-            } else {
-                found(&blocks[j], j)
-            };
+            levels[j] = search::levels_of_scale::<V, N, HALF_LEVELS>(simd, &blocks[j], scales[j]);
+        }
+        for j in 0..S {
+            if scales[j] == 0.0 {
+                levels[j] = found(&blocks[j], j);
+            }
         }
         let levels: Levels = bytemuck::cast(levels);
         self.hmask = planes::pack::<1, 32, _, _>(&levels, 2);

@@ -70,12 +70,14 @@ impl BlockQ6K {
             d: Half::from_f32(1.0 / inverse),
         };
         let mut levels = [[0u8; N]; S];
-        for (j, d) in block.sub_scales().into_iter().enumerate() {
-            levels[j] = if d != 0.0 {
-                search::levels_of_scale::<V, N, HALF_LEVELS>(simd, &blocks[j], d)
-            } else {
-                search::levels_of_inverse::<V, N, HALF_LEVELS>(simd, &blocks[j], inverses[j])
-            };
+        let scales = block.sub_scales();
+        for j in 0..S {
+            levels[j] = search::levels_of_scale::<V, N, HALF_LEVELS>(simd, &blocks[j], scales[j]);
+        }
+        for j in 0..S {
+            if scales[j] == 0.0 {
+                levels[j] = search::levels_of_inverse::<V, N, HALF_LEVELS>(simd, &blocks[j], inverses[j]);
+            }
         }
         let levels: Levels = bytemuck::cast(levels);
         block.ql = planes::pack::<4, 64, _, _>(&levels, 0);

@@ -3,8 +3,13 @@
 //! All of them go one way. A candidate scale rounds the weights `x` to integer levels `l`; for these levels, the
 //! best scale has a closed form from weighted sums, and so has the error that it leaves; the candidate with the
 //! least error wins. The order is the reference's, since every sum depends on its order, and the first of two
-//! equally good candidates wins. Candidates that do not depend on each other are tried side by side, each with sums
-//! of its own.
+//! equally good candidates wins.
+//!
+//! A lane is a group of weights, so that each search runs for eight at once, and every sum has an order of its own.
+//! Candidates that do not depend on each other are tried side by side besides, as many as hide the time that a sum
+//! waits for its additions. What groups would do differently, such as taking a candidate, becomes a choice in each
+//! lane: the work is done for all, and one that has nothing to gain does it in vain. The weights have to be turned
+//! from rows to lanes for that ([`Simd::gather`]), at a few operations per weight.
 //!
 //! [`symmetric`] searches levels on both sides of zero, [`affine`] levels above an offset, [`unsigned`] levels
 //! above zero.
@@ -71,7 +76,7 @@ pub(super) fn weigh_lanes<S: Simd>(simd: S, x: S::F32, importance: S::F32, varia
 /// both signs it may be either.
 ///
 /// Minima do not depend on the order, so that eight run side by side.
-#[inline]
+#[inline(always)]
 pub(super) fn bounds<const N: usize>(x: &[f32; N], low: f32, high: f32) -> (f32, f32) {
     const { assert!(N.is_multiple_of(8)) };
     let lower = |a: f32, b: f32| if b < a { b } else { a };
@@ -94,7 +99,7 @@ pub(super) fn bounds<const N: usize>(x: &[f32; N], low: f32, high: f32) -> (f32,
 
 /// The number of largest magnitude, with its sign, the first of equals; 0 if there is none above 0. NaN does not
 /// count.
-#[inline]
+#[inline(always)]
 pub(super) fn extreme<const N: usize>(x: &[f32; N]) -> f32 {
     let (low, high) = bounds(x, 0.0, 0.0);
     if high > -low {

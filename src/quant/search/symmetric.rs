@@ -30,7 +30,7 @@ pub(in crate::quant) struct Best<S: Simd> {
 impl<S: Simd> Best<S> {
     /// Starts from the first candidate, whose sums gave `scale` and `wxl`.
     #[inline(always)]
-    pub(in crate::quant) fn new(_: S, scale: S::F32, wxl: S::F32) -> Self {
+    pub(in crate::quant) fn new(scale: S::F32, wxl: S::F32) -> Self {
         Best { scale, gain: scale * wxl }
     }
 
@@ -97,40 +97,44 @@ const SIDE_BY_SIDE: usize = 3;
 
 /// Searches [`Symmetric`] scales: the extreme weight lands on `-HALF`, or up to 0.9 levels beside it.
 /// `w` says what the error of each `x` counts (ggml's `make_qx_quants`).
+///
+/// Each candidate costs ten operations per weight. They keep all units for floating point busy, so that more
+/// candidates side by side gain nothing.
 #[inline(always)]
 pub(in crate::quant) fn symmetric<S: Simd, const N: usize, const HALF: i32>(
     simd: S,
     x: &[S::F32; N],
     w: &[S::F32; N],
 ) -> Symmetric<S> {
+    let extreme = extremes(simd, x);
     let zero = simd.splat(0.0);
     let mut rests = zero;
     for &v in x {
-        rests = rests + (v - v);
+        rests = rests + v * zero;
     }
     if simd.all(simd.eq(rests, zero)) {
-        search::<S, N, HALF, true>(simd, x, w)
+        search::<S, N, HALF, true>(simd, x, w, extreme)
     } else {
-        search::<S, N, HALF, false>(simd, x, w)
+        search::<S, N, HALF, false>(simd, x, w, extreme)
     }
 }
 
-/// [`symmetric`], for weights that are `FINITE` or not.
+/// [`symmetric`]. If the weights are `FINITE`, rounding takes a short way.
 #[inline(always)]
 fn search<S: Simd, const N: usize, const HALF: i32, const FINITE: bool>(
     simd: S,
     x: &[S::F32; N],
     w: &[S::F32; N],
+    extreme: S::F32,
 ) -> Symmetric<S> {
     let zero = simd.splat(0.0);
-    let extreme = extremes(simd, x);
     let mut wx = *w;
     for i in 0..N {
         wx[i] = w[i] * x[i];
     }
     let mut inverse = simd.splat(-HALF as f32) / extreme;
     let ([wxl], [wll]) = score::<S, N, 1, HALF, FINITE>(simd, x, w, &wx, &[inverse]);
-    let mut best = Best::new(simd, simd.select(simd.eq(wll, zero), zero, wxl / wll), wxl);
+    let mut best = Best::<S>::new(simd.select(simd.eq(wll, zero), zero, wxl / wll), wxl);
     for offsets in OFFSETS.as_chunks::<SIDE_BY_SIDE>().0 {
         let mut candidates = [zero; SIDE_BY_SIDE];
         for (candidate, offset) in candidates.iter_mut().zip(offsets) {
@@ -163,7 +167,8 @@ fn score<S: Simd, const N: usize, const C: usize, const HALF: i32, const FINITE:
         for c in 0..C {
             let v = inverses[c] * x[i];
             let l = if FINITE {
-                // No number is larger than the extreme one, hence `v` hardly larger than HALF + 0.9.
+                // No weight is larger than the extreme one, hence `v` hardly larger than HALF + 0.9: the sum's bits
+                // count integers, and are clamped as such.
                 let magic = simd.splat(MAGIC);
                 let bits = simd.bits(v + magic);
                 let bits = simd.min_i32(bits, simd.splat_i32((MAGIC + (HALF - 1) as f32).to_bits() as i32));
@@ -239,4 +244,63 @@ pub(in crate::quant) fn symmetric_by_descent<S: Simd, const N: usize, const G: u
         }
     }
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::simd::{Isa, Kernel};
+
+    /// Scales and inverses of eight groups, once by the short way and once by the long one.
+    struct BothWays<'a, const N: usize, const HALF: i32>(&'a [[f32; N]; LANES], &'a [[f32; N]; LANES]);
+
+    impl<const N: usize, const HALF: i32> Kernel for BothWays<'_, N, HALF> {
+        type Output = [[[u32; LANES]; 2]; 2];
+
+        #[inline(always)]
+        fn run<S: Simd>(self, simd: S) -> Self::Output {
+            let (x, w) = (simd.gather(self.0.each_ref()), simd.gather(self.1.each_ref()));
+            let extreme = extremes(simd, &x);
+            let short = search::<S, N, HALF, true>(simd, &x, &w, extreme);
+            let long = search::<S, N, HALF, false>(simd, &x, &w, extreme);
+            [short, long].map(|fit| [fit.scale, fit.inverse].map(|v| simd.store(v).map(f32::to_bits)))
+        }
+    }
+
+    fn both_ways_agree<const N: usize, const HALF: i32>() {
+        let mut state = 1u32;
+        let mut next = || {
+            state ^= state << 13;
+            state ^= state >> 17;
+            state ^= state << 5;
+            (state >> 8) as f32 / (1 << 24) as f32
+        };
+        // The ends of the range, where an inverse scale is all but infinite or subnormal, and what lies between.
+        for magnitude in [3.4e38, 1e30, 1.0, 0.03, 1e-14, 1.1e-15, 1e-15, 1e-40] {
+            for _ in 0..200 {
+                let x = std::array::from_fn(|lane| {
+                    std::array::from_fn(|_| match lane {
+                        0 => magnitude,
+                        1 => [magnitude, -magnitude][usize::from(next() < 0.5)],
+                        2 if next() < 0.8 => 0.0,
+                        3 => magnitude * (((next() - 0.5) * HALF as f32 * 2.0).round() / HALF as f32),
+                        _ => magnitude * (2.0 * next() - 1.0),
+                    })
+                });
+                let w = std::array::from_fn(|_| std::array::from_fn(|_| next()));
+                for isa in Isa::available() {
+                    let [short, long] = isa.run(BothWays::<N, HALF>(&x, &w));
+                    assert_eq!(short, long, "{}: {x:?} {w:?}", isa.name());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn finite_weights_round_the_short_way_as_the_long_one() {
+        both_ways_agree::<16, 4>();
+        both_ways_agree::<32, 8>();
+        both_ways_agree::<32, 16>();
+        both_ways_agree::<16, 32>();
+    }
 }
