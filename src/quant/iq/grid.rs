@@ -8,8 +8,8 @@ use std::sync::OnceLock;
 
 /// Hexadecimal digits in a line of a data file.
 const DIGITS_PER_LINE: usize = 120;
-/// One more than the greatest squared distance of two points in steps: 4 * 7 * 7, for the octal books.
-const DISTANCES: usize = 4 * 7 * 7 + 1;
+/// Distances that are looked through together.
+const PART: usize = 32;
 
 /// `N` points of `D` levels each, every level below `base`: eight of up to four levels, or four of eight.
 pub(super) struct Codebook<const D: usize, const N: usize> {
@@ -60,14 +60,20 @@ impl<const D: usize, const N: usize> Codebook<D, N> {
             points.len() as u32
         };
         let mut end = append(&std::array::from_fn::<_, N, _>(|n| n as u16));
+        // A squared distance is that of the first half of the positions and that of the second.
+        let half = base.pow(D as u32 / 2);
+        let [first, second] = [0, D / 2].map(|from| {
+            let points = (0..half).map(|code| self.half_distances(decode(code, base), from));
+            points.collect::<Vec<_>>()
+        });
         let mut list = Vec::new();
         let mut cells = Vec::with_capacity(number_of.len());
         for (code, number) in number_of.into_iter().enumerate() {
             cells.push(match number {
                 Some(number) => Cell::new(number, 0),
                 None => {
-                    list.clear();
-                    self.list_neighbours(decode(code, base), &mut list);
+                    let (first, second) = (&first[code % half], &second[code / half]);
+                    self.list_neighbours(&std::array::from_fn(|n| first[n] + second[n]), &mut list);
                     let start = std::mem::replace(&mut end, append(&list));
                     Cell::new(start, end - start)
                 }
@@ -76,18 +82,31 @@ impl<const D: usize, const N: usize> Codebook<D, N> {
         Map { cells: cells.into(), points: points.into(), numbers: numbers.into() }
     }
 
-    fn list_neighbours(&self, from: [u8; D], list: &mut Vec<u16>) {
-        let distance = |point: &[u8; D]| -> usize {
-            point.iter().zip(&from).map(|(&a, &b)| usize::from(a.abs_diff(b)).pow(2)).sum()
-        };
-        let distances = self.levels.each_ref().map(|point| distance(point) as u8);
-        let mut occurs = [false; DISTANCES];
-        for &d in &distances {
-            occurs[usize::from(d)] = true;
+    /// The squared distances of the book's points from these levels in the positions `from` to `from + D / 2`. All of
+    /// a distance is at most 4 * 7 * 7, in the octal books.
+    fn half_distances(&self, levels: [u8; D], from: usize) -> [u8; N] {
+        std::array::from_fn(|n| {
+            let positions = self.levels[n][from..][..D / 2].iter().zip(levels);
+            positions.map(|(&a, b)| a.abs_diff(b).pow(2)).sum()
+        })
+    }
+
+    /// Lists the points on the nearest shells, given the distances of all.
+    fn list_neighbours(&self, distances: &[u8; N], list: &mut Vec<u16>) {
+        let mut last = None;
+        for _ in 0..self.shells {
+            let beyond = |&d: &u8| if Some(d) > last { d } else { u8::MAX };
+            last = Some(distances.iter().map(beyond).min().unwrap_or(u8::MAX));
         }
-        for shell in (0..DISTANCES).filter(|&d| occurs[d]).take(self.shells) {
-            list.extend((0..N).filter(|&n| usize::from(distances[n]) == shell).map(|n| n as u16));
+        let last = last.unwrap_or(0);
+        list.clear();
+        for (i, some) in distances.chunks(PART).enumerate() {
+            if some.iter().any(|&d| d <= last) {
+                list.extend((0..some.len()).filter(|&j| some[j] <= last).map(|j| (i * PART + j) as u16));
+            }
         }
+        // Stable: equal distances stay in the order of the numbers.
+        list.sort_by_key(|&n| distances[usize::from(n)]);
     }
 }
 
