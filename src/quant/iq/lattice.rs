@@ -173,14 +173,20 @@ impl<const D: usize, const N: usize> Lattice<D, N> {
                 trials[g][c] = self.places(simd, subs, g, inverse);
             }
         }
+        let odd = simd.load(&odd_table::<D>());
+        let first = map.point(0);
         let mut lost = 0u8;
-        for (g, trials) in trials.iter_mut().enumerate() {
-            for lane in 0..LANES {
+        for lane in 0..LANES {
+            let mut levels = [zero; C];
+            for c in 0..C {
+                levels[c] = simd.splat(scales[c][lane]) * odd;
+            }
+            for (g, trials) in trials.iter_mut().enumerate() {
                 let group = Group::new(simd, subs, g, lane, D);
                 for c in 0..C {
-                    let point = self.snap(simd, map, trials[c][lane], &group, scales[c][lane]);
+                    let point = self.snap(simd, map, trials[c][lane], &group, levels[c]);
                     lost |= u8::from(point.is_none()) << lane;
-                    trials[c][lane] = point.unwrap_or(0);
+                    trials[c][lane] = point.unwrap_or(first);
                 }
             }
         }
@@ -196,7 +202,7 @@ impl<const D: usize, const N: usize> Lattice<D, N> {
         }
 
         // Without a candidate, the first point of the book.
-        let unchosen = map.point(0) | if plan.resnap == Resnap::Strays { 0 } else { STRAYED };
+        let unchosen = first | if plan.resnap == Resnap::Strays { 0 } else { STRAYED };
         let chosen = simd.store_i32(chosen);
         let mut points: Points<G> = [[unchosen; LANES]; G];
         let mut refitted = [0.0; LANES];
@@ -218,9 +224,9 @@ impl<const D: usize, const N: usize> Lattice<D, N> {
                 for g in 0..G {
                     if plan.resnap != Resnap::Strays || points[g][lane] & STRAYED != 0 {
                         let group = Group::new(simd, subs, g, lane, D);
-                        let point = self.snap(simd, map, places[g][lane], &group, last_scales[lane]);
+                        let point = self.snap(simd, map, places[g][lane], &group, simd.splat(last_scales[lane]) * odd);
                         lost |= u8::from(point.is_none()) << lane;
-                        points[g][lane] = point.unwrap_or(0);
+                        points[g][lane] = point.unwrap_or(first);
                     }
                 }
             }
@@ -280,11 +286,10 @@ impl<const D: usize, const N: usize> Lattice<D, N> {
     /// The book's point for a group that was rounded to this place. `None` where no neighbour's distance is a number
     /// that f32 can hold.
     #[inline(always)]
-    fn snap<S: Simd>(&self, simd: S, map: &Map, place: i32, group: &Group<S>, scale: f32) -> Option<i32> {
+    fn snap<S: Simd>(&self, simd: S, map: &Map, place: i32, group: &Group<S>, levels: S::F32) -> Option<i32> {
         match map.at(place as usize) {
             Place::Known(number) => Some(map.point(number)),
             Place::Among(list) => {
-                let levels = simd.splat(scale) * simd.load(&odd_table::<D>());
                 let mut tables = [levels; TABLES];
                 for i in 0..TABLES {
                     let off = levels - group.magnitudes[i];
