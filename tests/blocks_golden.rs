@@ -10,17 +10,21 @@
 //!
 //! Only the reference renews it: `scripts/goldens.sh`.
 
+#[path = "support/blocks.rs"]
 mod support;
 
 use quantier::quant::Codec;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use support::ggml::Ggml;
 use support::inputs::{Importance, Rng, Weights};
 
 const RENEW: &str = "to renew it from the real ggml, run scripts/goldens.sh";
 
+/// In the package, or in the one around it.
 fn path() -> PathBuf {
-    [env!("CARGO_MANIFEST_DIR"), "testdata", "blocks.golden"].iter().collect()
+    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut places = package.ancestors().map(|dir| dir.join("testdata").join("blocks.golden"));
+    places.find(|path| path.exists()).unwrap_or(package.join("testdata").join("blocks.golden"))
 }
 
 /// What makes one row.
@@ -96,6 +100,13 @@ fn blocks_are_the_golden_ones() {
         let (weights, importance) = case.inputs();
         let mut ours = vec![0xa5; case.row_bytes()];
         case.codec.quantize_row(&weights, importance.as_deref(), &mut ours);
+        // A scale that is no number has the sign that the processor gives it, and such a block never reaches a file:
+        // elsewhere than where the file was written, the fault itself must be the same.
+        let fault = case.codec.first_fault(golden);
+        if !cfg!(target_arch = "x86_64") && fault.is_some() {
+            assert_eq!(case.codec.first_fault(&ours), fault, "{line}");
+            continue;
+        }
         if let Some(at) = ours.iter().zip(golden).position(|(a, b)| a != b) {
             let size = case.codec.ggml_type.block_bytes();
             let (block, byte) = (at / size, at % size);

@@ -9,6 +9,7 @@
 //! `QUANTIER_BLOCKS` says how many blocks per type (default 20,000; the full comparison takes 1,000,000), and
 //! `QUANTIER_TYPES` (comma-separated) which types.
 
+#[path = "support/blocks.rs"]
 mod support;
 
 use quantier::format::types::GgmlType;

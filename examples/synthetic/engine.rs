@@ -25,9 +25,10 @@ pub struct Size {
     tied: bool,
 }
 
-/// Half a billion weights with the vocabulary of Llama 3; Llama 2's and Llama 3's shapes with fewer layers; a tiny one.
-pub const SIZES: [Size; 4] = [
+/// Half a billion weights with the vocabulary of Llama 3; the shape of Llama 3.2 1B; Llama 2's and Llama 3's shapes with fewer layers; a tiny one.
+pub const SIZES: [Size; 5] = [
     Size { name: "0.5b", layers: 24, width: 1024, ffn: 4096, heads: 16, kv_heads: 4, vocabulary: 128_256, tied: true },
+    Size { name: "1b", layers: 16, width: 2048, ffn: 8192, heads: 32, kv_heads: 8, vocabulary: 128_256, tied: true },
     Size {
         name: "2.5b",
         layers: 11,

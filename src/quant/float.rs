@@ -25,7 +25,8 @@ impl Block<1> for BlockF32 {
         }
     }
 
-    fn dequantize(&self, [weight]: &mut [f32; 1]) {
+    #[inline(always)]
+    fn dequantize<S: Simd>(&self, _: S, [weight]: &mut [f32; 1]) {
         *weight = f32::from_le_bytes(self.0);
     }
 
@@ -54,7 +55,8 @@ impl Block<1> for BlockF16 {
         }
     }
 
-    fn dequantize(&self, [weight]: &mut [f32; 1]) {
+    #[inline(always)]
+    fn dequantize<S: Simd>(&self, _: S, [weight]: &mut [f32; 1]) {
         *weight = self.0.to_f32();
     }
 
@@ -88,7 +90,8 @@ impl Block<1> for BlockBf16 {
         }
     }
 
-    fn dequantize(&self, [weight]: &mut [f32; 1]) {
+    #[inline(always)]
+    fn dequantize<S: Simd>(&self, _: S, [weight]: &mut [f32; 1]) {
         *weight = f32::from_bits(u32::from(u16::from_le_bytes(self.0)) << 16);
     }
 

@@ -48,8 +48,9 @@ impl Block<32> for BlockMxfp4 {
         }
     }
 
-    fn dequantize(&self, weights: &mut [f32; 32]) {
-        unpack(&self.qs, half_power_of_two(self.e), weights);
+    #[inline(always)]
+    fn dequantize<S: Simd>(&self, simd: S, weights: &mut [f32; 32]) {
+        planes::looked_up(simd, &self.qs, numbers(simd), half_power_of_two(self.e), weights);
     }
 
     fn fault(&self) -> Option<Fault> {
@@ -87,9 +88,10 @@ impl Block<64> for BlockNvfp4 {
         }
     }
 
-    fn dequantize(&self, weights: &mut [f32; 64]) {
+    #[inline(always)]
+    fn dequantize<S: Simd>(&self, simd: S, weights: &mut [f32; 64]) {
         for (s, out) in weights.as_chunks_mut::<16>().0.iter_mut().enumerate() {
-            unpack(&self.qs[s], half_ue4m3(self.d[s]), out);
+            planes::looked_up(simd, &self.qs[s], numbers(simd), half_ue4m3(self.d[s]), out);
         }
     }
 
@@ -133,11 +135,11 @@ fn pack<const N: usize, const BYTES: usize>(codes: &[u8; N]) -> [u8; BYTES] {
     planes::pack::<4, BYTES, _, _>(codes, 0)
 }
 
-#[inline]
-fn unpack<const N: usize, const BYTES: usize>(qs: &[u8; BYTES], step: f32, weights: &mut [f32; N]) {
-    let mut codes = [0; N];
-    planes::unpack::<4, BYTES, _, _>(qs, 0, &mut codes);
-    *weights = codes.map(|code| NUMBERS[usize::from(code)] * step);
+/// The halves of [`NUMBERS`].
+#[inline(always)]
+fn numbers<S: Simd>(simd: S) -> [S::F32; 2] {
+    let [low, high] = bytemuck::cast::<_, [[f32; 8]; 2]>(NUMBERS);
+    [simd.load(&low), simd.load(&high)]
 }
 
 /// Half of the E8M0 number `2^(e - 127)`; also for e = 255, which stands for no number but has this value in ggml.

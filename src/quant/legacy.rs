@@ -3,10 +3,11 @@
 //! Q4_0 and Q5_0 are one algorithm with 16 and 32 levels around zero, Q4_1 and Q5_1 one with 16 and 32 levels above
 //! an offset.
 
-use super::num::{Half, floor_small, inverse_or_zero, max, round_i32};
+use super::num::{Half, floor_small, inverse_or_zero, max, round_ints};
 use super::planes;
 use super::search::{
-    Measure, VECTORS, WITH_IMPORTANCE, affine, bounds, extreme, side_by_side, sum_of_squares, symmetric, weigh,
+    Measure, VECTORS, WITH_IMPORTANCE, affine, bounds, eight, extreme, levels_of_inverse, side_by_side, sum_of_squares,
+    symmetric, weigh, weigh_lanes,
 };
 use super::{Block, Fault};
 use crate::format::types::GgmlType;
@@ -36,26 +37,61 @@ impl Block<LEN> for BlockQ8_0 {
     const TYPE: GgmlType = GgmlType::Q8_0;
 
     #[inline(always)]
-    fn quantize_row<S: Simd>(_: S, weights: &[Weights], _importance: Option<&[Weights]>, row: &mut [Self]) {
-        for (x, block) in weights.iter().zip(row) {
-            let amax = x.iter().fold(0.0, |amax, v| max(amax, v.abs()));
-            let d = amax / 127.0;
-            let inverse = inverse_or_zero(d);
-            block.d = Half::from_f32(d);
-            block.qs = x.map(|v| round_i32(v * inverse) as i8);
+    fn quantize_row<S: Simd>(simd: S, weights: &[Weights], _importance: Option<&[Weights]>, row: &mut [Self]) {
+        for (blocks, row) in weights.chunks(LANES).zip(row.chunks_mut(LANES)) {
+            let d = largest_magnitudes(simd, blocks) / simd.splat(127.0);
+            let zero = simd.splat(0.0);
+            let inverses = simd.store(simd.select(simd.eq(d, zero), zero, simd.splat(1.0) / d));
+            let d = simd.store(d);
+            for (lane, (x, block)) in blocks.iter().zip(row).enumerate() {
+                let mut levels = [[0; LANES]; LEN / LANES];
+                for (levels, x) in levels.iter_mut().zip(x.as_chunks().0) {
+                    *levels = simd.store_u8(round_ints(simd, simd.load(x) * simd.splat(inverses[lane])));
+                }
+                *block = BlockQ8_0 { d: Half::from_f32(d[lane]), qs: bytemuck::cast(levels) };
+            }
         }
     }
 
-    fn dequantize(&self, weights: &mut Weights) {
-        let d = self.d.to_f32();
-        for (w, &q) in weights.iter_mut().zip(&self.qs) {
-            *w = f32::from(q) * d;
+    #[inline(always)]
+    fn dequantize<S: Simd>(&self, simd: S, weights: &mut Weights) {
+        let d = simd.splat(self.d.to_f32());
+        for (w, q) in weights.as_chunks_mut().0.iter_mut().zip(self.qs.as_chunks().0) {
+            *w = simd.store(simd.to_f32(simd.load_i8(q)) * d);
         }
     }
 
     fn fault(&self) -> Option<Fault> {
         self.d.fault()
     }
+}
+
+/// The largest magnitude in each of up to eight blocks, as comparing from first to last finds it: a NaN makes it forget
+/// what came before.
+#[inline(always)]
+fn largest_magnitudes<S: Simd>(simd: S, blocks: &[Weights]) -> S::F32 {
+    // As integers, magnitudes have the same order, and a NaN is above them all.
+    let mut largest = [simd.splat(0.0); LANES];
+    for (largest, x) in largest.iter_mut().zip(eight(blocks)) {
+        let mut bits = simd.splat_i32(0);
+        for x in x.as_chunks().0 {
+            bits = simd.max_i32(bits, simd.bits(simd.abs(simd.load(x))));
+        }
+        *largest = simd.from_bits(bits);
+    }
+    let mut bits = simd.splat_i32(0);
+    for largest in simd.transpose(largest) {
+        bits = simd.max_i32(bits, simd.bits(largest));
+    }
+    let largest = simd.from_bits(bits);
+    if simd.all(simd.eq(largest, largest)) {
+        return largest;
+    }
+    let mut serial = [0.0; LANES];
+    for (largest, x) in serial.iter_mut().zip(blocks) {
+        *largest = x.iter().fold(0.0, |largest, v| max(largest, v.abs()));
+    }
+    simd.load(&serial)
 }
 
 /// 4-bit levels around zero: `w = d * (q - 8)`.
@@ -75,15 +111,16 @@ impl Block<LEN> for BlockQ4_0 {
     const TYPE: GgmlType = GgmlType::Q4_0;
 
     #[inline(always)]
-    fn quantize_row<S: Simd>(_: S, weights: &[Weights], importance: Option<&[Weights]>, row: &mut [Self]) {
-        signed_row::<_, 8>(weights, importance, row, |d, levels| BlockQ4_0 {
+    fn quantize_row<S: Simd>(simd: S, weights: &[Weights], importance: Option<&[Weights]>, row: &mut [Self]) {
+        signed_row::<_, _, 8>(simd, weights, importance, row, |d, levels| BlockQ4_0 {
             d: Half::from_f32(d),
             qs: planes::pack::<4, 16, _, _>(levels, 0),
         });
     }
 
-    fn dequantize(&self, weights: &mut Weights) {
-        signed_weights(8, self.d, &levels(&self.qs, 0), weights);
+    #[inline(always)]
+    fn dequantize<S: Simd>(&self, simd: S, weights: &mut Weights) {
+        signed_weights::<_, 8>(simd, self.d, &levels(simd, &self.qs, None), weights);
     }
 
     fn fault(&self) -> Option<Fault> {
@@ -110,16 +147,17 @@ impl Block<LEN> for BlockQ5_0 {
     const TYPE: GgmlType = GgmlType::Q5_0;
 
     #[inline(always)]
-    fn quantize_row<S: Simd>(_: S, weights: &[Weights], importance: Option<&[Weights]>, row: &mut [Self]) {
-        signed_row::<_, 16>(weights, importance, row, |d, levels| BlockQ5_0 {
+    fn quantize_row<S: Simd>(simd: S, weights: &[Weights], importance: Option<&[Weights]>, row: &mut [Self]) {
+        signed_row::<_, _, 16>(simd, weights, importance, row, |d, levels| BlockQ5_0 {
             d: Half::from_f32(d),
             qh: fifth_bits(levels),
             qs: planes::pack::<4, 16, _, _>(levels, 0),
         });
     }
 
-    fn dequantize(&self, weights: &mut Weights) {
-        signed_weights(16, self.d, &levels(&self.qs, u32::from_le_bytes(self.qh)), weights);
+    #[inline(always)]
+    fn dequantize<S: Simd>(&self, simd: S, weights: &mut Weights) {
+        signed_weights::<_, 16>(simd, self.d, &levels(simd, &self.qs, Some(self.qh)), weights);
     }
 
     fn fault(&self) -> Option<Fault> {
@@ -153,8 +191,9 @@ impl Block<LEN> for BlockQ4_1 {
         });
     }
 
-    fn dequantize(&self, weights: &mut Weights) {
-        offset_weights(self.d, self.m, &levels(&self.qs, 0), weights);
+    #[inline(always)]
+    fn dequantize<S: Simd>(&self, simd: S, weights: &mut Weights) {
+        offset_weights(simd, self.d, self.m, &levels(simd, &self.qs, None), weights);
     }
 
     fn fault(&self) -> Option<Fault> {
@@ -191,8 +230,9 @@ impl Block<LEN> for BlockQ5_1 {
         });
     }
 
-    fn dequantize(&self, weights: &mut Weights) {
-        offset_weights(self.d, self.m, &levels(&self.qs, u32::from_le_bytes(self.qh)), weights);
+    #[inline(always)]
+    fn dequantize<S: Simd>(&self, simd: S, weights: &mut Weights) {
+        offset_weights(simd, self.d, self.m, &levels(simd, &self.qs, Some(self.qh)), weights);
     }
 
     fn fault(&self) -> Option<Fault> {
@@ -201,18 +241,28 @@ impl Block<LEN> for BlockQ5_1 {
 }
 
 /// Quantizes a row to `2 * HALF` levels around zero; `pack` makes a block of the scale and the levels.
-#[inline]
-fn signed_row<B, const HALF: i32>(
+#[inline(always)]
+fn signed_row<S: Simd, B, const HALF: i32>(
+    simd: S,
     weights: &[Weights],
     importance: Option<&[Weights]>,
     row: &mut [B],
     pack: impl Fn(f32, &Levels) -> B,
 ) {
     if let Some(importance) = importance {
-        let variance = mean_square(weights);
-        for ((x, importance), block) in weights.iter().zip(importance).zip(row) {
-            let fit = symmetric::<LEN, HALF>(x, &weigh(x, importance, variance));
-            *block = pack(fit.scale, &fit.levels);
+        let variance = simd.splat(mean_square(weights));
+        let groups = weights.chunks(LANES).zip(importance.chunks(LANES));
+        for ((blocks, importance), row) in groups.zip(row.chunks_mut(LANES)) {
+            let (x, mut w) = (simd.gather(eight(blocks)), simd.gather(eight(importance)));
+            for (w, &x) in w.iter_mut().zip(&x) {
+                *w = weigh_lanes(simd, x, *w, variance);
+            }
+            let fit = symmetric::<S, LEN, HALF>(simd, &x, &w);
+            let (scales, inverses) = (simd.store(fit.scale), simd.store(fit.inverse));
+            for (lane, (x, block)) in blocks.iter().zip(row).enumerate() {
+                let levels = levels_of_inverse::<S, LEN, HALF>(simd, x, inverses[lane]);
+                *block = pack(scales[lane], &levels);
+            }
         }
     } else {
         for (x, block) in weights.iter().zip(row) {
@@ -298,29 +348,33 @@ fn fifth_bits(levels: &Levels) -> [u8; 4] {
     })
 }
 
-/// The levels of a block; `fifth_bits` is 0 where there are none.
-#[inline]
-fn levels(qs: &[u8; LEN / 2], fifth_bits: u32) -> Levels {
-    let mut levels = [0; LEN];
-    planes::unpack::<4, 16, _, _>(qs, 0, &mut levels);
-    for (i, level) in levels.iter_mut().enumerate() {
-        *level |= ((fifth_bits >> i & 1) << 4) as u8;
+/// The levels of a block, with the fifth bits where there are any.
+#[inline(always)]
+fn levels<S: Simd>(simd: S, qs: &[u8; LEN / 2], fifth_bits: Option<[u8; 4]>) -> [S::I32; LEN / LANES] {
+    let [first, second] = [0, 1].map(|half| qs.as_chunks().0[half]);
+    let ([l0, l2], [l1, l3]) = (planes::nibbles(simd, &first), planes::nibbles(simd, &second));
+    let mut levels = [l0, l1, l2, l3];
+    if let Some(fifth_bits) = fifth_bits {
+        let (fifth, none) = (simd.splat_i32(16), simd.splat_i32(0));
+        for (levels, bits) in levels.iter_mut().zip(fifth_bits) {
+            *levels = simd.or(*levels, simd.select_i32(simd.lanes_of(bits), fifth, none));
+        }
     }
     levels
 }
 
-#[inline]
-fn signed_weights(half: u8, d: Half, levels: &Levels, weights: &mut Weights) {
-    let d = d.to_f32();
-    for (w, &l) in weights.iter_mut().zip(levels) {
-        *w = f32::from(l as i8 - half as i8) * d;
+#[inline(always)]
+fn signed_weights<S: Simd, const HALF: i32>(simd: S, d: Half, levels: &[S::I32; LEN / LANES], weights: &mut Weights) {
+    let (d, half) = (simd.splat(d.to_f32()), simd.splat_i32(HALF));
+    for (w, &l) in weights.as_chunks_mut().0.iter_mut().zip(levels) {
+        *w = simd.store(simd.to_f32(l - half) * d);
     }
 }
 
-#[inline]
-fn offset_weights(d: Half, m: Half, levels: &Levels, weights: &mut Weights) {
-    let (d, m) = (d.to_f32(), m.to_f32());
-    for (w, &l) in weights.iter_mut().zip(levels) {
-        *w = f32::from(l) * d + m;
+#[inline(always)]
+fn offset_weights<S: Simd>(simd: S, d: Half, m: Half, levels: &[S::I32; LEN / LANES], weights: &mut Weights) {
+    let (d, m) = (simd.splat(d.to_f32()), simd.splat(m.to_f32()));
+    for (w, &l) in weights.as_chunks_mut().0.iter_mut().zip(levels) {
+        *w = simd.store(simd.to_f32(l) * d + m);
     }
 }

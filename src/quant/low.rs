@@ -40,7 +40,8 @@ impl Block<Q1_0_LEN> for BlockQ1_0 {
         }
     }
 
-    fn dequantize(&self, weights: &mut [f32; Q1_0_LEN]) {
+    #[inline(always)]
+    fn dequantize<S: Simd>(&self, _: S, weights: &mut [f32; Q1_0_LEN]) {
         let d = self.d.to_f32();
         for (eight, byte) in weights.as_chunks_mut::<8>().0.iter_mut().zip(self.bits) {
             *eight = std::array::from_fn(|i| if byte >> i & 1 == 1 { d } else { -d });
@@ -86,7 +87,8 @@ impl Block<Q2_0_LEN> for BlockQ2_0 {
         }
     }
 
-    fn dequantize(&self, weights: &mut [f32; Q2_0_LEN]) {
+    #[inline(always)]
+    fn dequantize<S: Simd>(&self, _: S, weights: &mut [f32; Q2_0_LEN]) {
         let d = self.d.to_f32();
         for (four, byte) in weights.as_chunks_mut::<4>().0.iter_mut().zip(self.qs) {
             *four = std::array::from_fn(|i| f32::from((byte >> (2 * i) & 3) as i8 - 1) * d);

@@ -35,8 +35,8 @@ pub(crate) trait Block<const N: usize>: bytemuck::Pod {
     /// stands for change nothing but the time.
     fn quantize_row<S: Simd>(simd: S, weights: &[[f32; N]], importance: Option<&[[f32; N]]>, row: &mut [Self]);
 
-    /// The weights that the block stands for.
-    fn dequantize(&self, weights: &mut [f32; N]);
+    /// The weights that the block stands for, by the instructions that `simd` stands for.
+    fn dequantize<S: Simd>(&self, simd: S, weights: &mut [f32; N]);
 
     /// What makes the block unusable, judged as the reference's `ggml_validate_row_data` does.
     fn fault(&self) -> Option<Fault>;
@@ -190,7 +190,7 @@ fn quantize_row<B: Block<N>, const N: usize>(isa: Isa, weights: &[f32], importan
     isa.run(Quantize::<B, N> { weights: weights.as_chunks().0, importance, row: bytemuck::cast_slice_mut(row) });
 }
 
-/// [`Block::dequantize`] of a row. The compiler finds the lanes in it.
+/// [`Block::dequantize`] of a row, to be compiled for every instruction set.
 struct Dequantize<'a, B, const N: usize> {
     row: &'a [B],
     weights: &'a mut [[f32; N]],
@@ -200,8 +200,8 @@ impl<B: Block<N>, const N: usize> Kernel for Dequantize<'_, B, N> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
-        self.row.iter().zip(self.weights).for_each(|(block, weights)| block.dequantize(weights));
+    fn run<S: Simd>(self, simd: S) {
+        self.row.iter().zip(self.weights).for_each(|(block, weights)| block.dequantize(simd, weights));
     }
 }
 

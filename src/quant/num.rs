@@ -1,6 +1,7 @@
 //! The few number conversions that all block formats share, exact to the bit.
 
 use super::Fault;
+use crate::simd::Simd;
 
 /// From the exponent of a half (bias 15) to that of an f32 (bias 127), in the place of an f32's exponent.
 const EXPONENT_SHIFT: u32 = 112 << 23;
@@ -67,12 +68,20 @@ impl Half {
     }
 }
 
-/// Rounds to the nearest integer, ties to even, for |x| < 2^22: adding 1.5 * 2^23 leaves the integer in the
-/// mantissa. Outside that range the result is what the same bits give in ggml's `nearest_int`.
+/// 1.5 * 2^23. Added to a number between -2^22 and 2^22, it leaves the nearest integer in the mantissa, ties to even.
+pub(super) const MAGIC: f32 = 12_582_912.0;
+
+/// Rounds to the nearest integer, ties to even, for |x| < 2^22. Outside that range the result is
+/// what the same bits give in ggml's `nearest_int`.
 #[inline]
 pub(crate) fn nearest_int(x: f32) -> i32 {
-    const MAGIC: f32 = 12_582_912.0;
     ((x + MAGIC).to_bits() & 0x007f_ffff) as i32 - 0x0040_0000
+}
+
+/// [`nearest_int`] in every lane.
+#[inline(always)]
+pub(super) fn nearest_ints<S: Simd>(simd: S, x: S::F32) -> S::I32 {
+    simd.and(simd.bits(x + simd.splat(MAGIC)), simd.splat_i32(0x007f_ffff)) - simd.splat_i32(0x0040_0000)
 }
 
 /// C's `(int) x` as x86-64 does it: towards zero, and `i32::MIN` for NaN and everything that does not fit.
@@ -119,6 +128,16 @@ pub(crate) fn round_i32(x: f32) -> i32 {
     whole + i32::from((0.5..1.0).contains(&rest)) - i32::from((0.5..1.0).contains(&-rest))
 }
 
+/// [`round_i32`] in every lane.
+#[inline(always)]
+pub(super) fn round_ints<S: Simd>(simd: S, x: S::F32) -> S::I32 {
+    /// The bits of the largest number below a half. Added, it lifts halves to the next integer, since the sum is
+    /// rounded, and nothing that lies below a half.
+    const HALF: i32 = 0x3eff_ffff;
+    let sign = simd.and(simd.bits(x), simd.splat_i32(i32::MIN));
+    simd.trunc(x + simd.from_bits(simd.or(sign, simd.splat_i32(HALF))))
+}
+
 /// C's `floorf(log2f(x))` for positive finite `x`, as a correctly rounded `log2f` gives it.
 ///
 /// That is the exponent of x, except for a few numbers just below a power of two, whose logarithm rounds up to the
@@ -147,6 +166,7 @@ pub(crate) fn floor_log2(x: f32) -> i32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::simd::Scalar;
     use half::f16;
 
     #[test]
@@ -190,6 +210,20 @@ mod tests {
         }
         for x in [8_388_607.5, 8_388_608.0, 2_147_483_520.0, 2_147_483_648.0, -2_147_483_648.0, -2_147_483_904.0] {
             assert_eq!(round_i32(x), trunc_i32(x.round()), "{x:e}");
+        }
+    }
+
+    #[test]
+    fn lanes_round_as_single_numbers_do() {
+        let mut bits: Vec<u32> = (0..=u32::MAX).step_by(4099).collect();
+        for n in -20_000..20_000 {
+            let half = n as f32 * 0.5;
+            bits.extend([half, half.next_up(), half.next_down()].map(f32::to_bits));
+        }
+        for eight in bits.as_chunks::<8>().0 {
+            let x = eight.map(f32::from_bits);
+            assert_eq!(Scalar.store_i32(nearest_ints(Scalar, Scalar.load(&x))), x.map(nearest_int), "{x:?}");
+            assert_eq!(Scalar.store_i32(round_ints(Scalar, Scalar.load(&x))), x.map(round_i32), "{x:?}");
         }
     }
 

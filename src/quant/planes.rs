@@ -15,6 +15,8 @@
 //! Four bits in runs of half the levels are the nibbles of the 32-weight types: level `j` and level `j + 16` share
 //! byte `j`.
 
+use crate::simd::{LANES, Simd};
+
 /// Packs `BITS` bits of every level, those from bit `low` upwards.
 #[inline]
 pub(super) fn pack<const BITS: usize, const RUN: usize, const N: usize, const BYTES: usize>(
@@ -50,6 +52,44 @@ pub(super) fn unpack<const BITS: usize, const RUN: usize, const N: usize, const 
             }
         }
     }
+}
+
+/// What eight bytes hold of both their runs of four bits.
+#[inline(always)]
+pub(super) fn nibbles<V: Simd>(simd: V, bytes: &[u8; LANES]) -> [V::I32; 2] {
+    let bytes = simd.load_u8(bytes);
+    [simd.and(bytes, simd.splat_i32(15)), simd.shift_right::<4>(bytes)]
+}
+
+/// What nibbles in runs of half the weights stand for: `step * table[nibble]`, given the halves of a table of sixteen.
+#[inline(always)]
+pub(super) fn looked_up<V: Simd, const N: usize, const BYTES: usize>(
+    simd: V,
+    bytes: &[u8; BYTES],
+    table: [V::F32; 2],
+    step: f32,
+    weights: &mut [f32; N],
+) {
+    const { assert!(BYTES * 2 == N && BYTES.is_multiple_of(LANES)) };
+    let step = simd.splat(step);
+    let (first, second) = weights.as_chunks_mut().0.split_at_mut(BYTES / LANES);
+    for ((first, second), bytes) in first.iter_mut().zip(second).zip(bytes.as_chunks().0) {
+        let [low, high] = nibbles(simd, bytes);
+        *first = simd.store(step * simd.lookup_of_16(table, low));
+        *second = simd.store(step * simd.lookup_of_16(table, high));
+    }
+}
+
+/// What eight bytes hold of their four runs of two bits.
+#[inline(always)]
+pub(super) fn quarters<V: Simd>(simd: V, bytes: &[u8; LANES]) -> [V::I32; 4] {
+    let (bytes, three) = (simd.load_u8(bytes), simd.splat_i32(3));
+    [
+        simd.and(bytes, three),
+        simd.and(simd.shift_right::<2>(bytes), three),
+        simd.and(simd.shift_right::<4>(bytes), three),
+        simd.shift_right::<6>(bytes),
+    ]
 }
 
 #[cfg(test)]

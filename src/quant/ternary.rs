@@ -4,9 +4,11 @@ use super::num::{Half, inverse_or_zero, max, round_i32};
 use super::planes;
 use super::{Block, Fault};
 use crate::format::types::GgmlType;
-use crate::simd::Simd;
+use crate::simd::{LANES, Simd};
 
 const LEN: usize = 256;
+/// Bytes in a run of digits of TQ2_0.
+const RUN: usize = 32;
 /// 3^5, the numbers that five ternary digits make.
 const FIVE_DIGITS: u16 = 243;
 
@@ -46,7 +48,8 @@ impl Block<LEN> for BlockTq1_0 {
         }
     }
 
-    fn dequantize(&self, weights: &mut [f32; LEN]) {
+    #[inline(always)]
+    fn dequantize<S: Simd>(&self, _: S, weights: &mut [f32; LEN]) {
         let d = self.d.to_f32();
         let (wide, rest) = weights.as_mut_slice().split_at_mut(5 * 32);
         let (middle, narrow) = rest.split_at_mut(5 * 16);
@@ -85,12 +88,16 @@ impl Block<LEN> for BlockTq2_0 {
         }
     }
 
-    fn dequantize(&self, weights: &mut [f32; LEN]) {
-        let d = self.d.to_f32();
-        let mut digits = [0; LEN];
-        planes::unpack::<2, 32, _, _>(&self.qs, 0, &mut digits);
-        for (w, &digit) in weights.iter_mut().zip(&digits) {
-            *w = f32::from(digit as i8 - 1) * d;
+    #[inline(always)]
+    fn dequantize<S: Simd>(&self, simd: S, weights: &mut [f32; LEN]) {
+        let (d, one) = (simd.splat(self.d.to_f32()), simd.splat_i32(1));
+        for (half, weights) in weights.as_chunks_mut::<{ LEN / 2 }>().0.iter_mut().enumerate() {
+            for i in 0..RUN / LANES {
+                let runs = planes::quarters(simd, &self.qs.as_chunks().0[half * RUN / LANES + i]);
+                for (run, digits) in runs.into_iter().enumerate() {
+                    weights.as_chunks_mut().0[run * RUN / LANES + i] = simd.store(simd.to_f32(digits - one) * d);
+                }
+            }
         }
     }
 

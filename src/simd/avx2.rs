@@ -181,6 +181,12 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn load_i8(self, x: &[i8; LANES]) -> I32 {
+        // SAFETY: the array has the 8 bytes that are read, which need no alignment; the token is here.
+        I32(unsafe { _mm256_cvtepi8_epi32(_mm_loadl_epi64(x.as_ptr().cast())) })
+    }
+
+    #[inline(always)]
     fn load_u16(self, x: &[u16; LANES]) -> I32 {
         // SAFETY: the array has the 16 bytes that are read, which need no alignment; the token is here.
         I32(unsafe { _mm256_cvtepu16_epi32(_mm_loadu_si128(x.as_ptr().cast())) })
@@ -249,6 +255,11 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn to_f32(self, x: I32) -> F32 {
         F32(avx2!(_mm256_cvtepi32_ps(x.0)))
+    }
+
+    #[inline(always)]
+    fn trunc(self, x: F32) -> I32 {
+        I32(avx2!(_mm256_cvttps_epi32(x.0)))
     }
 
     #[inline(always)]

@@ -69,6 +69,8 @@ pub(crate) trait Simd: Copy {
     fn load_i32(self, x: &[i32; LANES]) -> Self::I32;
     /// The lanes from unsigned bytes.
     fn load_u8(self, x: &[u8; LANES]) -> Self::I32;
+    /// The lanes from signed bytes.
+    fn load_i8(self, x: &[i8; LANES]) -> Self::I32;
     /// The lanes from unsigned 16-bit numbers.
     fn load_u16(self, x: &[u16; LANES]) -> Self::I32;
     fn store_i32(self, x: Self::I32) -> [i32; LANES];
@@ -89,6 +91,8 @@ pub(crate) trait Simd: Copy {
     fn from_bits(self, x: Self::I32) -> Self::F32;
     /// The number as f32, rounded to nearest.
     fn to_f32(self, x: Self::I32) -> Self::F32;
+    /// The integer part; `i32::MIN` for NaN and for what does not fit.
+    fn trunc(self, x: Self::F32) -> Self::I32;
 
     fn lt(self, a: Self::F32, b: Self::F32) -> Self::Mask;
     fn le(self, a: Self::F32, b: Self::F32) -> Self::Mask;
@@ -113,6 +117,26 @@ pub(crate) trait Simd: Copy {
     #[inline(always)]
     fn ge(self, a: Self::F32, b: Self::F32) -> Self::Mask {
         self.le(b, a)
+    }
+
+    /// The entry of a table of sixteen, whose halves these are, for numbers below 16.
+    #[inline(always)]
+    fn lookup_of_16(self, [low, high]: [Self::F32; 2], index: Self::I32) -> Self::F32 {
+        let upper = self.gt_i32(index, self.splat_i32(LANES as i32 - 1));
+        self.select(upper, self.lookup(high, index), self.lookup(low, index))
+    }
+
+    /// Minus `x` where bit `i` of `signs` is set for lane `i`, else `x`.
+    #[inline(always)]
+    fn negate_where(self, signs: u8, x: Self::F32) -> Self::F32 {
+        self.select(self.lanes_of(signs), self.neg(x), x)
+    }
+
+    /// The mask whose [`Simd::mask_bits`] these are.
+    #[inline(always)]
+    fn lanes_of(self, bits: u8) -> Self::Mask {
+        let own = self.load_i32(&[1, 2, 4, 8, 16, 32, 64, 128]);
+        self.eq_i32(self.and(self.splat_i32(bits.into()), own), own)
     }
 
     #[inline(always)]

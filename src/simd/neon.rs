@@ -191,6 +191,13 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
+    fn load_i8(self, x: &[i8; LANES]) -> I32 {
+        // SAFETY: the array has the 8 bytes that are read; the token is here.
+        let wide = unsafe { vmovl_s8(vld1_s8(x.as_ptr())) };
+        neon!(I32(vmovl_s16(vget_low_s16(wide)), vmovl_s16(vget_high_s16(wide))))
+    }
+
+    #[inline(always)]
     fn load_u16(self, x: &[u16; LANES]) -> I32 {
         // SAFETY: the array has the 16 bytes that are read, aligned as u16 are; the token is here.
         widened(unsafe { vld1q_u16(x.as_ptr()) })
@@ -262,6 +269,14 @@ impl Simd for Neon {
     #[inline(always)]
     fn to_f32(self, x: I32) -> F32 {
         F32(neon!(vcvtq_f32_s32(x.0)), neon!(vcvtq_f32_s32(x.1)))
+    }
+
+    #[inline(always)]
+    fn trunc(self, x: F32) -> I32 {
+        // The conversion makes 0 of NaN, and the largest integer of what is too large; too small becomes `i32::MIN`.
+        let fits = self.lt(x, self.splat(2_147_483_648.0));
+        let whole = I32(neon!(vcvtq_s32_f32(x.0)), neon!(vcvtq_s32_f32(x.1)));
+        self.select_i32(fits, whole, self.splat_i32(i32::MIN))
     }
 
     #[inline(always)]

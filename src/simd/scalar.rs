@@ -116,6 +116,11 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    fn load_i8(self, x: &[i8; LANES]) -> Eight<i32> {
+        each(Eight(*x), i32::from)
+    }
+
+    #[inline(always)]
     fn load_u16(self, x: &[u16; LANES]) -> Eight<i32> {
         each(Eight(*x), i32::from)
     }
@@ -173,6 +178,12 @@ impl Simd for Scalar {
     #[inline(always)]
     fn to_f32(self, x: Eight<i32>) -> Eight<f32> {
         each(x, |x| x as f32)
+    }
+
+    #[inline(always)]
+    fn trunc(self, x: Eight<f32>) -> Eight<i32> {
+        const LIMIT: f32 = 2_147_483_648.0;
+        each(x, |x| if (-LIMIT..LIMIT).contains(&x) { x as i32 } else { i32::MIN })
     }
 
     #[inline(always)]

@@ -78,6 +78,7 @@ impl Kernel for Everything {
                     out.push([u32::from(s.mask_bits(mask)); LANES]);
                 }
                 out.push(canonical(s.store(s.to_f32(j))));
+                out.push(s.store_i32(s.trunc(a)).map(|x| x as u32));
                 out.push(s.store(s.lookup(a, s.shift_right::<3>(k))).map(f32::to_bits));
                 out.push(s.store_u8(k).map(u32::from));
             }
@@ -85,7 +86,13 @@ impl Kernel for Everything {
             let bytes: [u8; LANES] = std::array::from_fn(|j| (i * 31 + j * 41) as u8);
             let words: [u16; LANES] = std::array::from_fn(|j| (i * 3101 + j * 9041) as u16);
             out.push(s.store_i32(s.load_u8(&bytes)).map(|x| x as u32));
+            out.push(s.store_i32(s.load_i8(&bytes.map(|x| x as i8))).map(|x| x as u32));
             out.push(s.store_i32(s.load_u16(&words)).map(|x| x as u32));
+            let (a, next) = (s.load(x), s.load(&vectors[(i + 1) % vectors.len()]));
+            let codes = s.and(s.load_u8(&bytes), s.splat_i32(15));
+            out.push(s.store(s.lookup_of_16([a, next], codes)).map(f32::to_bits));
+            out.push([u32::from(s.mask_bits(s.lanes_of(bytes[1]))); LANES]);
+            out.push(s.store(s.negate_where(bytes[1], a)).map(f32::to_bits));
             out.push(s.store_i32(s.load_i32(&words.map(i32::from))).map(|x| x as u32));
             out.push(s.store_i32(s.splat_i32(i as i32 - 9)).map(|x| x as u32));
             out.push(s.store(s.splat(x[3])).map(f32::to_bits));
@@ -118,11 +125,19 @@ fn the_plain_one_means_what_it_says() {
             assert_eq!(s.store(zeros).map(f32::to_bits), [(-0.0f32).to_bits(); 8]);
             assert!(s.store(s.max(s.splat(1.0), s.splat(f32::NAN)))[0].is_nan());
             assert_eq!(s.store(s.max(s.splat(f32::NAN), s.splat(1.0)))[0], 1.0);
+            let table = s.load(&[0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]);
+            let codes = s.load_i32(&[0, 7, 8, 15, 9, 1, 2, 3]);
+            let looked_up = s.lookup_of_16([table, s.splat(9.0) + table], codes);
+            assert_eq!(s.store(looked_up), [0.0, 7.0, 9.0, 16.0, 10.0, 1.0, 2.0, 3.0]);
+            assert_eq!(s.store(s.negate_where(0b1000_0010, table)), [0.0, -1.0, 2.0, 3.0, 4.0, 5.0, 6.0, -7.0]);
             let least = s.min_across(s.load(&[3.0, 4.0, 2.5, 7.0, 3.0, f32::INFINITY, 6.0, 9.0]));
             assert_eq!(s.store(least), [2.5; 8]);
-            let table = s.load(&[0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]);
             let index = s.load_i32(&[7, 8, 9, 3, -1, 2, 0, 5]);
             assert_eq!(s.store(s.lookup(table, index)), [7.0, 0.0, 1.0, 3.0, 7.0, 2.0, 0.0, 5.0]);
+            let numbers =
+                s.load(&[-1.9, 1.9, -0.0, 2_147_483_520.0, 2_147_483_648.0, -2_147_483_648.0, -3e9, f32::NAN]);
+            let (lowest, high) = (i32::MIN, 2_147_483_520);
+            assert_eq!(s.store_i32(s.trunc(numbers)), [-1, 1, 0, high, lowest, lowest, lowest, lowest]);
             assert_eq!(s.mask_bits(s.gt_i32(index, s.splat_i32(4))), 0b1000_0111);
         }
     }

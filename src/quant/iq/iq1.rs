@@ -1,11 +1,11 @@
 //! The ternary types: eight weights of -1, 0 or 1 to a point, all of them shifted up or down by an eighth.
 
-use super::ternary::{BOOK, MINUS, PLUS, Search, Split, TRITS};
+use super::ternary::{BOOK, MINUS, PLUS, Search, Sub, Sums, TRITS};
 use super::{BLOCK, grade, squares, sum_of_squares, weigh};
 use crate::format::types::GgmlType;
 use crate::quant::num::Half;
 use crate::quant::{Block, Fault};
-use crate::simd::Simd;
+use crate::simd::{LANES, Simd};
 
 /// Points in a block.
 const POINTS: usize = BLOCK / 8;
@@ -31,11 +31,17 @@ const S_LEAST: f32 = 1.0e-12;
 /// ggml takes a sub-block of IQ1_M for zero below this magnitude.
 const M_LEAST: f32 = 1.0e-7;
 
+/// Eight columns from `from` on.
+#[inline(always)]
+fn lanes<V: Simd>(simd: V, columns: &[f32], from: usize) -> V::F32 {
+    simd.load(columns[from..].first_chunk().expect("columns reach beyond the last boundary"))
+}
+
 /// What a point's weights are in units of the scale.
-#[inline]
-fn shifted(point: u16, minus: bool) -> [f32; 8] {
+#[inline(always)]
+fn shifted<V: Simd>(simd: V, point: u16, minus: bool) -> V::F32 {
     let shift = if minus { MINUS[1] } else { PLUS[1] };
-    TRITS[usize::from(point)].map(|trit| f32::from(trit) + shift)
+    simd.to_f32(simd.load_i8(&TRITS[usize::from(point)])) + simd.splat(shift)
 }
 
 /// 1.5625 bits: points from a book of 2048, one shift and one scale for 32 weights.
@@ -59,35 +65,57 @@ pub struct BlockIq1S {
 }
 
 /// IQ1_S: all of a sub-block is shifted up or down.
-struct OneShift;
+pub(super) struct OneShift;
+
+/// Boundaries in a sub-block of IQ1_S, as many columns as the eight from the last one take.
+const S_COLUMNS: usize = S_SUB + LANES;
+
+/// What the sums of IQ1_S are made of.
+pub(super) struct OneShiftParts {
+    /// Running sums of (weight * x) and of the weights.
+    x: [f32; S_COLUMNS],
+    w: [f32; S_COLUMNS],
+    /// By shift: the terms of the weights above a boundary.
+    x_above: [[f32; S_COLUMNS]; 2],
+    w_above: [[f32; S_COLUMNS]; 2],
+}
 
 impl Search<S_SUB, 4, 2> for OneShift {
     const LEAST: f32 = S_LEAST;
+    type Parts = OneShiftParts;
 
     fn shifted_down(choice: usize, _group: usize) -> bool {
         choice == 1
     }
 
     #[inline(always)]
-    fn splits(x: &[f32; S_SUB], weights: &[f32; S_SUB], order: &[usize; S_SUB], mut row: impl FnMut(usize, &Split<2>)) {
-        // Sums over the i smallest weights.
-        let (mut sx, mut sw) = ([0.0; S_SUB + 1], [0.0; S_SUB + 1]);
-        for (j, &i) in order.iter().enumerate() {
-            sx[j + 1] = sx[j] + weights[i] * x[i];
-            sw[j + 1] = sw[j] + weights[i];
-        }
-        let mut split = Split::default();
-        for first in 0..S_SUB + 1 {
-            for (choice, v) in [&PLUS, &MINUS].into_iter().enumerate() {
-                let (qx, qq) = (&mut split.qx[choice], &mut split.qq[choice]);
-                for last in first..S_SUB + 1 {
-                    let (x1, x2, x3) = (sx[first], sx[last] - sx[first], sx[S_SUB] - sx[last]);
-                    let (w1, w2, w3) = (sw[first], sw[last] - sw[first], sw[S_SUB] - sw[last]);
-                    qx[last] = x1 * v[0] + x2 * v[1] + x3 * v[2];
-                    qq[last] = w1 * v[0] * v[0] + w2 * v[1] * v[1] + w3 * v[2] * v[2];
-                }
+    fn parts<V: Simd>(simd: V, sub: &Sub<4>) -> OneShiftParts {
+        let [x, w] = sub.running::<S_SUB, S_COLUMNS>(0..4);
+        let (mut x_above, mut w_above) = ([[0.0; S_COLUMNS]; 2], [[0.0; S_COLUMNS]; 2]);
+        for (shift, v) in [PLUS[2], MINUS[2]].into_iter().enumerate() {
+            let v = simd.splat(v);
+            for at in (0..S_COLUMNS).step_by(LANES) {
+                let x3 = simd.splat(x[S_SUB]) - lanes(simd, &x, at);
+                let w3 = simd.splat(w[S_SUB]) - lanes(simd, &w, at);
+                x_above[shift][at..][..LANES].copy_from_slice(&simd.store(x3 * v));
+                w_above[shift][at..][..LANES].copy_from_slice(&simd.store(w3 * v * v));
             }
-            row(first, &split);
+        }
+        OneShiftParts { x, w, x_above, w_above }
+    }
+
+    #[inline(always)]
+    fn sums<V: Simd>(simd: V, parts: &OneShiftParts, first: usize, last: usize) -> Sums<V, 2> {
+        let below = |v: f32| (simd.splat(parts.x[first] * v), simd.splat(parts.w[first] * v * v));
+        let ((x_plus, w_plus), (x_minus, w_minus)) = (below(PLUS[0]), below(MINUS[0]));
+        // The value of those between the boundaries is the shift: only the sign differs.
+        let shift = simd.splat(PLUS[1]);
+        let x = (lanes(simd, &parts.x, last) - simd.splat(parts.x[first])) * shift;
+        let w = (lanes(simd, &parts.w, last) - simd.splat(parts.w[first])) * shift * shift;
+        let ([x3_plus, x3_minus], [w3_plus, w3_minus]) = (&parts.x_above, &parts.w_above);
+        Sums {
+            qx: [x_plus + x + lanes(simd, x3_plus, last), x_minus - x + lanes(simd, x3_minus, last)],
+            qq: [w_plus + w + lanes(simd, w3_plus, last), w_minus + w + lanes(simd, w3_minus, last)],
         }
     }
 }
@@ -97,12 +125,12 @@ impl Block<BLOCK> for BlockIq1S {
     const NEEDS_IMPORTANCE: bool = true;
 
     #[inline(always)]
-    fn quantize_row<S: Simd>(_: S, weights: &[[f32; BLOCK]], importance: Option<&[[f32; BLOCK]]>, row: &mut [Self]) {
+    fn quantize_row<S: Simd>(simd: S, weights: &[[f32; BLOCK]], importance: Option<&[[f32; BLOCK]]>, row: &mut [Self]) {
         let importance = importance.expect("IQ1_S needs importance weights");
         let map = BOOK.map();
         for ((x, importance), block) in weights.iter().zip(importance).zip(row) {
             let errors = weigh(x, importance, 2.0 * sum_of_squares(x) / BLOCK as f32);
-            let fit = OneShift::fit::<S_SUBS>(map, x, &errors);
+            let fit = OneShift::fit::<S, S_SUBS>(simd, map, x, &errors);
             *block = bytemuck::Zeroable::zeroed();
             block.points = fit.points.map(|points| points.map(|p| p as u8));
             let grades = grade(&fit.scales, LARGEST_SCALE, TOP_SCALE);
@@ -118,14 +146,15 @@ impl Block<BLOCK> for BlockIq1S {
         }
     }
 
-    fn dequantize(&self, weights: &mut [f32; BLOCK]) {
+    #[inline(always)]
+    fn dequantize<S: Simd>(&self, simd: S, weights: &mut [f32; BLOCK]) {
         let d = self.d.to_f32();
         for ((out, points), word) in weights.as_chunks_mut::<S_SUB>().0.iter_mut().zip(&self.points).zip(self.words) {
             let word = u16::from_le_bytes(word);
             let scale = d * f32::from(2 * (word >> 12 & 7) + 1);
             for (g, (out, &low)) in out.as_chunks_mut::<8>().0.iter_mut().zip(points).enumerate() {
                 let point = u16::from(low) | (word >> (3 * g) & 7) << 8;
-                *out = shifted(point, word >> 15 == 1).map(|v| scale * v);
+                *out = simd.store(simd.splat(scale) * shifted(simd, point, word >> 15 == 1));
             }
         }
     }
@@ -159,47 +188,65 @@ pub struct BlockIq1M {
 /// IQ1_M: each half of a sub-block is shifted up or down. Bit 1 of the choice is the first half's.
 struct TwoShifts;
 
+/// Boundaries in a sub-block of IQ1_M, as many columns as the eight from the last one take.
+const M_COLUMNS: usize = M_SUB + LANES;
+
+/// What the sums of a half are made of in IQ1_M.
+///
+/// Neighbouring values differ by one, so the sum over all three parts is that of the greatest value, less one for each
+/// boundary that a weight is below. For squares, there are other differences.
+#[derive(Clone, Copy, Default)]
+struct Part {
+    /// Running sums of (weight * x), and by shift what they come to if all weights had the greatest value.
+    x: [f32; M_COLUMNS],
+    x_all: [f32; 2],
+    /// By shift: what the sum of (weight * value * value) has from all weights and those below the first boundary, and
+    /// from those below the second.
+    w_first: [[f32; M_COLUMNS]; 2],
+    w_last: [[f32; M_COLUMNS]; 2],
+}
+
 impl Search<M_SUB, 2, 4> for TwoShifts {
     const LEAST: f32 = M_LEAST;
+    type Parts = [Part; 2];
 
     fn shifted_down(choice: usize, group: usize) -> bool {
         choice >> (1 - group) & 1 == 1
     }
 
     #[inline(always)]
-    fn splits(x: &[f32; M_SUB], weights: &[f32; M_SUB], order: &[usize; M_SUB], mut row: impl FnMut(usize, &Split<4>)) {
-        // Sums over those of the i smallest weights that lie in either half.
-        let (mut sx, mut sw) = ([[0.0; M_SUB + 1]; 2], [[0.0; M_SUB + 1]; 2]);
-        for (j, &i) in order.iter().enumerate() {
-            let (half, other) = (i / 8, 1 - i / 8);
-            sx[half][j + 1] = sx[half][j] + weights[i] * x[i];
-            sx[other][j + 1] = sx[other][j];
-            sw[half][j + 1] = sw[half][j] + weights[i];
-            sw[other][j + 1] = sw[other][j];
+    fn parts<V: Simd>(_: V, sub: &Sub<2>) -> [Part; 2] {
+        let mut parts = [Part::default(); 2];
+        for (half, part) in parts.iter_mut().enumerate() {
+            let [x, w] = sub.running::<M_SUB, M_COLUMNS>(half..half + 1);
+            part.x = x;
+            for (shift, v) in [PLUS, MINUS].iter().enumerate() {
+                part.x_all[shift] = x[M_SUB] * v[2];
+                let w_all = w[M_SUB] * v[2] * v[2];
+                for i in 0..M_COLUMNS {
+                    part.w_first[shift][i] = w_all + w[i] * (v[0] * v[0] - v[1] * v[1]);
+                    part.w_last[shift][i] = w[i] * (v[1] * v[1] - v[2] * v[2]);
+                }
+            }
         }
-        // Neighbouring values differ by one, so the sum over all three parts is that of the greatest value, less one
-        // for each boundary that a weight is below. For squares, the differences are these:
-        let below = |v: &[f32; 3]| [v[0] * v[0] - v[1] * v[1], v[1] * v[1] - v[2] * v[2]];
-        let mut split = Split::default();
+        parts
+    }
+
+    #[inline(always)]
+    fn sums<V: Simd>(simd: V, parts: &[Part; 2], first: usize, last: usize) -> Sums<V, 4> {
         // By half and shift.
-        let (mut qx, mut qq) = ([[[0.0; M_SUB + 1]; 2]; 2], [[[0.0; M_SUB + 1]; 2]; 2]);
-        for first in 0..M_SUB + 1 {
-            for (half, (sx, sw)) in sx.iter().zip(&sw).enumerate() {
-                for (down, v) in [&PLUS, &MINUS].into_iter().enumerate() {
-                    let [to_first, to_last] = below(v);
-                    for last in first..M_SUB + 1 {
-                        qx[half][down][last] = sx[M_SUB] * v[2] - (sx[first] + sx[last]);
-                        qq[half][down][last] = sw[M_SUB] * v[2] * v[2] + sw[first] * to_first + sw[last] * to_last;
-                    }
-                }
+        let (mut x, mut w) = ([[simd.splat(0.0); 2]; 2], [[simd.splat(0.0); 2]; 2]);
+        for (half, parts) in parts.iter().enumerate() {
+            let below = simd.splat(parts.x[first]) + lanes(simd, &parts.x, last);
+            for shift in 0..2 {
+                x[half][shift] = simd.splat(parts.x_all[shift]) - below;
+                w[half][shift] = simd.splat(parts.w_first[shift][first]) + lanes(simd, &parts.w_last[shift], last);
             }
-            for choice in 0..4 {
-                for last in first..M_SUB + 1 {
-                    split.qx[choice][last] = qx[0][choice >> 1][last] + qx[1][choice & 1][last];
-                    split.qq[choice][last] = qq[0][choice >> 1][last] + qq[1][choice & 1][last];
-                }
-            }
-            row(first, &split);
+        }
+        let ([x0, x1], [w0, w1]) = (x, w);
+        Sums {
+            qx: [x0[0] + x1[0], x0[0] + x1[1], x0[1] + x1[0], x0[1] + x1[1]],
+            qq: [w0[0] + w1[0], w0[0] + w1[1], w0[1] + w1[0], w0[1] + w1[1]],
         }
     }
 }
@@ -215,14 +262,14 @@ impl Block<BLOCK> for BlockIq1M {
     const TYPE: GgmlType = GgmlType::IQ1_M;
 
     #[inline(always)]
-    fn quantize_row<S: Simd>(_: S, weights: &[[f32; BLOCK]], importance: Option<&[[f32; BLOCK]]>, row: &mut [Self]) {
+    fn quantize_row<S: Simd>(simd: S, weights: &[[f32; BLOCK]], importance: Option<&[[f32; BLOCK]]>, row: &mut [Self]) {
         let map = BOOK.map();
         for (i, (x, block)) in weights.iter().zip(row).enumerate() {
             let errors = match importance {
                 Some(importance) => weigh(x, &importance[i], 2.0 * sum_of_squares(x) / BLOCK as f32),
                 None => squares(x),
             };
-            let fit = TwoShifts::fit::<M_SUBS>(map, x, &errors);
+            let fit = TwoShifts::fit::<S, M_SUBS>(simd, map, x, &errors);
             *block = bytemuck::Zeroable::zeroed();
             block.points = bytemuck::cast(fit.points.map(|points| points.map(|p| p as u8)));
             block.halves = fit.points.map(|[p0, p1]| (p0 >> 8 | p1 >> 8 << 4) as u8);
@@ -238,12 +285,13 @@ impl Block<BLOCK> for BlockIq1M {
             let groups = x.as_chunks::<8>().0.iter().zip(errors.as_chunks::<8>().0);
             for (g, (x, errors)) in groups.enumerate() {
                 let (sub, group) = (g / 2, g % 2);
-                let scale = f32::from(2 * codes[sub] + 1);
-                let levels = shifted(fit.points[sub][group], TwoShifts::shifted_down(fit.choices[sub], group));
-                for ((x, w), level) in x.iter().zip(errors).zip(levels) {
-                    let q = level * scale;
-                    qx += w * q * x;
-                    qq += w * q * q;
+                let minus = TwoShifts::shifted_down(fit.choices[sub], group);
+                let q = shifted(simd, fit.points[sub][group], minus) * simd.splat(f32::from(2 * codes[sub] + 1));
+                let wq = simd.load(errors) * q;
+                let (x_terms, q_terms) = (simd.store(wq * simd.load(x)), simd.store(wq * q));
+                for i in 0..8 {
+                    qx += x_terms[i];
+                    qq += q_terms[i];
                 }
             }
             let refitted = if qq > 0.0 && !step.is_nan() { qx / qq } else { step };
@@ -255,14 +303,18 @@ impl Block<BLOCK> for BlockIq1M {
         }
     }
 
-    fn dequantize(&self, weights: &mut [f32; BLOCK]) {
+    #[inline(always)]
+    fn dequantize<S: Simd>(&self, simd: S, weights: &mut [f32; BLOCK]) {
         let d = self.d().to_f32();
-        for (g, out) in weights.as_chunks_mut::<8>().0.iter_mut().enumerate() {
-            let code = u16::from_le_bytes(self.words[g / 8]) >> (3 * (g / 2 % 4)) & 7;
-            let scale = d * f32::from(2 * code + 1);
-            let half = u16::from(self.halves[g / 2] >> (4 * (g % 2)));
-            let point = u16::from(self.points[g]) | (half & 7) << 8;
-            *out = shifted(point, half >> 3 & 1 == 1).map(|v| scale * v);
+        let subs = weights.as_chunks_mut::<M_SUB>().0.iter_mut().zip(self.points.as_chunks::<2>().0);
+        for (i, ((out, points), &halves)) in subs.zip(&self.halves).enumerate() {
+            let code = u16::from_le_bytes(self.words[i / 4]) >> (3 * (i % 4)) & 7;
+            let scale = simd.splat(d * f32::from(2 * code + 1));
+            for (g, (out, &low)) in out.as_chunks_mut().0.iter_mut().zip(points).enumerate() {
+                let half = u16::from(halves >> (4 * g));
+                let point = u16::from(low) | (half & 7) << 8;
+                *out = simd.store(scale * shifted(simd, point, half >> 3 & 1 == 1));
+            }
         }
     }
 

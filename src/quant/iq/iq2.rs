@@ -112,14 +112,15 @@ impl Block<BLOCK> for BlockIq2Xxs {
         }
     }
 
-    fn dequantize(&self, weights: &mut [f32; BLOCK]) {
+    #[inline(always)]
+    fn dequantize<V: Simd>(&self, simd: V, weights: &mut [f32; BLOCK]) {
         let d = self.d.to_f32();
         for (out, group) in weights.as_chunks_mut::<32>().0.iter_mut().zip(&self.groups) {
             let word = u32::from_le_bytes(group.word);
             let scale = scale_of(d, (word >> 28) as u8);
             for (i, (out, &point)) in out.as_chunks_mut::<8>().0.iter_mut().zip(&group.points).enumerate() {
                 let signs = complete((word >> (7 * i)) as u8 & EVEN_MASK);
-                signed(scale, &XXS.values[usize::from(point)], signs, out);
+                *out = signed(simd, scale, &XXS.values[usize::from(point)], signs);
             }
         }
     }
@@ -253,12 +254,16 @@ impl Block<BLOCK> for BlockIq2Xs {
         }
     }
 
-    fn dequantize(&self, weights: &mut [f32; BLOCK]) {
+    #[inline(always)]
+    fn dequantize<V: Simd>(&self, simd: V, weights: &mut [f32; BLOCK]) {
         let d = self.d.to_f32();
-        for (i, (out, q)) in weights.as_chunks_mut::<8>().0.iter_mut().zip(self.points_and_signs).enumerate() {
-            let q = u16::from_le_bytes(q);
-            let scale = scale_of(d, code_at(&self.codes, i / 2));
-            signed(scale, &XS.values[usize::from(q & 0x1ff)], complete((q >> 9) as u8), out);
+        let groups = weights.as_chunks_mut::<16>().0.iter_mut().zip(self.points_and_signs.as_chunks::<2>().0);
+        for (i, (out, pairs)) in groups.enumerate() {
+            let scale = scale_of(d, code_at(&self.codes, i));
+            for (out, &q) in out.as_chunks_mut().0.iter_mut().zip(pairs) {
+                let q = u16::from_le_bytes(q);
+                *out = signed(simd, scale, &XS.values[usize::from(q & 0x1ff)], complete((q >> 9) as u8));
+            }
         }
     }
 
@@ -318,13 +323,16 @@ impl Block<BLOCK> for BlockIq2S {
         }
     }
 
-    fn dequantize(&self, weights: &mut [f32; BLOCK]) {
+    #[inline(always)]
+    fn dequantize<V: Simd>(&self, simd: V, weights: &mut [f32; BLOCK]) {
         let d = self.d.to_f32();
-        for (i, out) in weights.as_chunks_mut::<8>().0.iter_mut().enumerate() {
-            let high = u16::from(self.high_bits[i / 4] >> (2 * (i % 4)) & 0x03);
-            let point = u16::from(self.points[i]) | high << 8;
-            let scale = scale_of(d, code_at(&self.codes, i / 2));
-            signed(scale, &S.values[usize::from(point)], self.signs[i], out);
+        for (i, out) in weights.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+            let scale = scale_of(d, code_at(&self.codes, i));
+            let high_bits = u16::from(self.high_bits[i / 2] >> (4 * (i % 2)));
+            for (g, out) in out.as_chunks_mut().0.iter_mut().enumerate() {
+                let point = u16::from(self.points[2 * i + g]) | (high_bits >> (2 * g) & 0x03) << 8;
+                *out = signed(simd, scale, &S.values[usize::from(point)], self.signs[2 * i + g]);
+            }
         }
     }
 

@@ -52,6 +52,12 @@ fn error_weights(x: &[f32; BLOCK], importance: Option<&[f32; BLOCK]>, sum_of_squ
     }
 }
 
+/// The values of two points.
+#[inline(always)]
+fn side_by_side(first: &[f32; 4], second: &[f32; 4]) -> [f32; 8] {
+    bytemuck::cast([*first, *second])
+}
+
 /// 3.0625 bits: points from a book of 256, seven signs for eight weights.
 ///
 /// ```text
@@ -100,14 +106,16 @@ impl Block<BLOCK> for BlockIq3Xxs {
         }
     }
 
-    fn dequantize(&self, weights: &mut [f32; BLOCK]) {
+    #[inline(always)]
+    fn dequantize<V: Simd>(&self, simd: V, weights: &mut [f32; BLOCK]) {
         let d = self.d.to_f32();
         for ((out, points), word) in weights.as_chunks_mut::<SUB>().0.iter_mut().zip(&self.points).zip(&self.words) {
             let word = u32::from_le_bytes(*word);
             let scale = d * (0.5 + (word >> 28) as f32) * 0.5;
-            for (g, (out, &point)) in out.as_chunks_mut::<4>().0.iter_mut().zip(points).enumerate() {
-                let signs = complete((word >> (7 * (g / 2))) as u8 & EVEN_MASK);
-                signed(scale, &XXS.values[usize::from(point)], signs >> (4 * (g % 2)), out);
+            for (g, out) in out.as_chunks_mut().0.iter_mut().enumerate() {
+                let signs = complete((word >> (7 * g)) as u8 & EVEN_MASK);
+                let [p0, p1] = [points[2 * g], points[2 * g + 1]].map(usize::from);
+                *out = signed(simd, scale, &side_by_side(&XXS.values[p0], &XXS.values[p1]), signs);
             }
         }
     }
@@ -170,15 +178,17 @@ impl Block<BLOCK> for BlockIq3S {
         }
     }
 
-    fn dequantize(&self, weights: &mut [f32; BLOCK]) {
+    #[inline(always)]
+    fn dequantize<V: Simd>(&self, simd: V, weights: &mut [f32; BLOCK]) {
         let d = self.d.to_f32();
         for (i, out) in weights.as_chunks_mut::<SUB>().0.iter_mut().enumerate() {
             let code = self.codes[i / 2] >> (4 * (i % 2)) & 0x0f;
             let scale = d * f32::from(1 + 2 * code);
-            for (g, out) in out.as_chunks_mut::<4>().0.iter_mut().enumerate() {
-                let ninth = u16::from(self.ninth_bits[i] >> g & 1);
-                let point = u16::from(self.points[i][g]) | ninth << 8;
-                signed(scale, &S.values[usize::from(point)], self.signs[i][g / 2] >> (4 * (g % 2)), out);
+            let ninth_bits = u16::from(self.ninth_bits[i]);
+            for (g, out) in out.as_chunks_mut().0.iter_mut().enumerate() {
+                let point = |p: usize| usize::from(u16::from(self.points[i][p]) | (ninth_bits >> p & 1) << 8);
+                let (p0, p1) = (point(2 * g), point(2 * g + 1));
+                *out = signed(simd, scale, &side_by_side(&S.values[p0], &S.values[p1]), self.signs[i][g]);
             }
         }
     }

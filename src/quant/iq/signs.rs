@@ -67,11 +67,9 @@ pub(super) fn complete(seven: u8) -> u8 {
 }
 
 /// `scale * value`, with the signs put on.
-#[inline]
-pub(super) fn signed<const D: usize>(scale: f32, values: &[f32; D], signs: u8, out: &mut [f32; D]) {
-    for (i, (w, value)) in out.iter_mut().zip(values).enumerate() {
-        *w = f32::from_bits((scale * value).to_bits() ^ u32::from(signs >> i & 1) << 31);
-    }
+#[inline(always)]
+pub(super) fn signed<V: Simd>(simd: V, scale: f32, values: &[f32; 8], signs: u8) -> [f32; 8] {
+    simd.store(simd.negate_where(signs, simd.splat(scale) * simd.load(values)))
 }
 
 #[cfg(test)]

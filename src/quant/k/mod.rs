@@ -26,6 +26,8 @@ pub use q6::BlockQ6K;
 
 /// Weights in a super-block, ggml's `QK_K`.
 const LEN: usize = 256;
+/// Bytes in a run of most planes.
+const RUN: usize = 32;
 
 /// A level or a scale code for every weight of a super-block.
 type Levels = [u8; LEN];
@@ -50,7 +52,7 @@ mod tests {
         B::quantize_row(crate::simd::Scalar, &[x], importance.then_some(&ones[..]), &mut row);
         assert_eq!(row[0].fault(), None);
         let mut back = [0.0; LEN];
-        row[0].dequantize(&mut back);
+        row[0].dequantize(crate::simd::Scalar, &mut back);
         let changes: [f32; LEN] = std::array::from_fn(|i| x[i] - back[i]);
         (sum_of_squares(&changes) / LEN as f32).sqrt() * levels / 2.0
     }
@@ -77,7 +79,7 @@ mod tests {
             let mut row = [B::zeroed()];
             B::quantize_row(crate::simd::Scalar, &[[0.0; LEN]], importance, &mut row);
             let mut back = [1.0; LEN];
-            row[0].dequantize(&mut back);
+            row[0].dequantize(crate::simd::Scalar, &mut back);
             assert_eq!(back, [0.0; LEN], "{}", B::TYPE);
         }
     }

@@ -1,13 +1,13 @@
 //! Q2_K.
 
-use super::affine::{self, Codes, TOGETHER};
-use super::{LEN, Levels};
+use super::affine::{self, TOGETHER};
+use super::{LEN, RUN};
 use crate::format::types::GgmlType;
 use crate::quant::num::Half;
 use crate::quant::planes;
 use crate::quant::search::{Candidates, Measure, WITH_IMPORTANCE, eight, sums_of_squares, weigh};
 use crate::quant::{Block, Fault};
-use crate::simd::Simd;
+use crate::simd::{LANES, Simd};
 
 /// Weights in a sub-block, and sub-blocks.
 const N: usize = 16;
@@ -54,16 +54,11 @@ impl BlockQ2K {
             None => (WITHOUT_IMPORTANCE, Measure::Magnitude),
         };
         let fits = affine::fit::<I, N, S, MAX_LEVEL>(simd, x, &weights, candidates, measure);
-        for (i, (x, block)) in x.iter().zip(row).enumerate() {
-            let (scales, offsets) = match importance {
-                Some(_) => (
-                    Codes::of_least_error::<MAX_SCALE>(&fits.scales[i], &fits.totals[i]),
-                    Codes::of_least_error::<MAX_SCALE>(&fits.offsets[i], &fits.totals[i]),
-                ),
-                None => {
-                    (Codes::of_largest::<MAX_SCALE>(&fits.scales[i]), Codes::of_largest::<MAX_SCALE>(&fits.offsets[i]))
-                }
-            };
+        let codes = match importance {
+            Some(_) => affine::codes_of_least_error::<I, S, MAX_SCALE>(simd, &fits),
+            None => affine::codes_of_largest::<S, MAX_SCALE>(&fits),
+        };
+        for (i, ((x, block), [scales, offsets])) in x.iter().zip(row).zip(codes).enumerate() {
             block.scales = std::array::from_fn(|j| scales.codes[j] | (offsets.codes[j] << 4));
             (block.d, block.dmin) = (scales.unit, offsets.unit);
             let (scales, offsets) = block.scales_and_offsets();
@@ -90,16 +85,19 @@ impl Block<LEN> for BlockQ2K {
         }
     }
 
-    fn dequantize(&self, weights: &mut [f32; LEN]) {
-        let mut levels: Levels = [0; LEN];
-        planes::unpack::<2, 32, _, _>(&self.qs, 0, &mut levels);
+    #[inline(always)]
+    fn dequantize<L: Simd>(&self, simd: L, weights: &mut [f32; LEN]) {
         let (scales, offsets) = self.scales_and_offsets();
-        affine::dequantize::<N, S>(
-            bytemuck::cast_ref(&levels),
-            &scales,
-            &offsets,
-            bytemuck::cast_mut::<_, [[f32; N]; S]>(weights),
-        );
+        let halves = self.qs.as_chunks::<RUN>().0.iter().zip(weights.as_chunks_mut::<{ 4 * RUN }>().0);
+        for (half, (bytes, weights)) in halves.enumerate() {
+            for (i, bytes) in bytes.as_chunks().0.iter().enumerate() {
+                for (run, levels) in planes::quarters(simd, bytes).into_iter().enumerate() {
+                    let at = run * RUN + i * LANES;
+                    let sub = (half * 4 * RUN + at) / N;
+                    weights.as_chunks_mut().0[at / LANES] = affine::weights(simd, scales[sub], levels, offsets[sub]);
+                }
+            }
+        }
     }
 
     fn fault(&self) -> Option<Fault> {

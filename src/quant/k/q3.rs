@@ -1,12 +1,12 @@
 //! Q3_K.
 
-use super::{LEN, Levels, sum};
+use super::{LEN, Levels, RUN};
 use crate::format::types::GgmlType;
 use crate::quant::num::{Half, nearest_int};
 use crate::quant::planes;
-use crate::quant::search::{self, Symmetric, extreme, sum_of_squares, weigh};
+use crate::quant::search::{self, eight, extreme, sums_of_squares, weigh_lanes};
 use crate::quant::{Block, Fault};
-use crate::simd::Simd;
+use crate::simd::{LANES, Simd};
 
 /// Weights in a sub-block, and sub-blocks.
 const N: usize = 16;
@@ -58,44 +58,82 @@ impl Scales {
     }
 }
 
+/// The sub-blocks of a super-block, eight side by side.
+#[inline(always)]
+fn halves<V: Simd>(simd: V, x: &[f32; LEN]) -> [[V::F32; N]; 2] {
+    let blocks: &[[f32; N]; S] = bytemuck::cast_ref(x);
+    let (first, second) = blocks.split_at(LANES);
+    [simd.gather(eight(first)), simd.gather(eight(second))]
+}
+
 impl BlockQ3K {
-    fn quantize(x: &[f32; LEN], importance: Option<&[f32; LEN]>) -> Self {
-        let blocks: &[[f32; N]; S] = bytemuck::cast_ref(x);
-        let mut levels = [[0u8; N]; S];
-        let mut scales = [0.0; S];
-        let Scales { d, codes } = match importance {
-            Some(importance) => {
-                let importance: &[[f32; N]; S] = bytemuck::cast_ref(importance);
-                let variance = 2.0 * sum_of_squares(x) / LEN as f32;
-                let mut totals = [0.0; S];
-                for j in 0..S {
-                    let weights = weigh(&blocks[j], &importance[j], variance);
-                    totals[j] = sum(&weights);
-                    let fit = search::symmetric::<N, HALF_LEVELS>(&blocks[j], &weights);
-                    (scales[j], levels[j]) = (fit.scale, fit.levels);
+    /// Quantizes up to eight super-blocks, with importance weights: their scales are searched side by side, too.
+    #[inline(always)]
+    fn quantize_eight<V: Simd>(simd: V, x: &[[f32; LEN]], importance: &[[f32; LEN]], row: &mut [Self]) {
+        let variances = simd.splat(2.0) * sums_of_squares(simd, eight(x)) / simd.splat(LEN as f32);
+        let variances = simd.store(variances);
+        // Of every super-block, for every sub-block.
+        let (mut scales, mut inverses, mut totals) = ([[0.0; S]; LANES], [[0.0; S]; LANES], [[0.0; S]; LANES]);
+        for (i, (x, importance)) in x.iter().zip(importance).enumerate() {
+            let (x, mut weights) = (halves(simd, x), halves(simd, importance));
+            for h in 0..2 {
+                let mut total = simd.splat(0.0);
+                for (w, &x) in weights[h].iter_mut().zip(&x[h]) {
+                    *w = weigh_lanes(simd, x, *w, simd.splat(variances[i]));
+                    total = total + *w;
                 }
-                let Symmetric { scale, levels } = search::symmetric::<S, HALF_SCALES>(&scales, &totals);
-                Scales { d: scale, codes: levels }
-            }
-            None => {
-                for j in 0..S {
-                    let fit = search::symmetric_by_descent::<N, HALF_LEVELS>(&blocks[j]);
-                    (scales[j], levels[j]) = (fit.scale, fit.levels);
-                }
-                Scales::of_extreme(&scales)
-            }
-        };
-        let mut block =
-            BlockQ3K { hmask: [0; LEN / 8], qs: [0; LEN / 4], scales: pack_scales(&codes), d: Half::from_f32(d) };
-        for (j, d) in block.sub_scales().into_iter().enumerate() {
-            if d != 0.0 {
-                levels[j] = search::symmetric_levels::<N, HALF_LEVELS>(&blocks[j], d);
+                let fit = search::symmetric::<V, N, HALF_LEVELS>(simd, &x[h], &weights[h]);
+                scales[i].as_chunks_mut().0[h] = simd.store(fit.scale);
+                inverses[i].as_chunks_mut().0[h] = simd.store(fit.inverse);
+                totals[i].as_chunks_mut().0[h] = simd.store(total);
             }
         }
+        let (of_scales, of_totals) = (simd.gather(scales.each_ref()), simd.gather(totals.each_ref()));
+        let fit = search::symmetric::<V, S, HALF_SCALES>(simd, &of_scales, &of_totals);
+        let (units, inverse_units) = (simd.store(fit.scale), simd.store(fit.inverse));
+        for (i, (x, block)) in x.iter().zip(row).enumerate() {
+            let codes = search::levels_of_inverse::<V, S, HALF_SCALES>(simd, &scales[i], inverse_units[i]);
+            block.write(simd, x, &Scales { d: units[i], codes }, |sub_block, j| {
+                search::levels_of_inverse::<V, N, HALF_LEVELS>(simd, sub_block, inverses[i][j])
+            });
+        }
+    }
+
+    /// Quantizes without importance weights.
+    #[inline(always)]
+    fn quantize<V: Simd>(&mut self, simd: V, x: &[f32; LEN]) {
+        let fit = search::symmetric_by_descent::<V, N, 2, HALF_LEVELS>(simd, &halves(simd, x));
+        let mut scales = [0.0; S];
+        for (scales, &fit) in scales.as_chunks_mut().0.iter_mut().zip(&fit.scales) {
+            *scales = simd.store(fit);
+        }
+        self.write(simd, x, &Scales::of_extreme(&scales), |_, j| fit.levels[j / LANES].map(|eight| eight[j % LANES]));
+    }
+
+    /// Fills the block in. `found` gives the levels of the search for a sub-block, which stay if its scale is zero.
+    #[inline(always)]
+    fn write<V: Simd>(
+        &mut self,
+        simd: V,
+        x: &[f32; LEN],
+        scales: &Scales,
+        found: impl Fn(&[f32; N], usize) -> [u8; N],
+    ) {
+        self.scales = pack_scales(&scales.codes);
+        self.d = Half::from_f32(scales.d);
+        let blocks: &[[f32; N]; S] = bytemuck::cast_ref(x);
+        let mut levels = [[0u8; N]; S];
+        let scales = self.sub_scales();
+        for j in 0..S {
+            levels[j] = if scales[j] != 0.0 {
+                search::levels_of_scale::<V, N, HALF_LEVELS>(simd, &blocks[j], scales[j])
+            } else {
+                found(&blocks[j], j)
+            };
+        }
         let levels: Levels = bytemuck::cast(levels);
-        block.hmask = planes::pack::<1, 32, _, _>(&levels, 2);
-        block.qs = planes::pack::<2, 32, _, _>(&levels, 0);
-        block
+        self.hmask = planes::pack::<1, 32, _, _>(&levels, 2);
+        self.qs = planes::pack::<2, 32, _, _>(&levels, 0);
     }
 
     #[inline]
@@ -126,19 +164,40 @@ impl Block<LEN> for BlockQ3K {
     const TYPE: GgmlType = GgmlType::Q3_K;
 
     #[inline(always)]
-    fn quantize_row<S: Simd>(_: S, weights: &[[f32; LEN]], importance: Option<&[[f32; LEN]]>, row: &mut [Self]) {
-        for (i, (x, block)) in weights.iter().zip(row).enumerate() {
-            *block = Self::quantize(x, importance.map(|w| &w[i]));
+    fn quantize_row<V: Simd>(simd: V, weights: &[[f32; LEN]], importance: Option<&[[f32; LEN]]>, row: &mut [Self]) {
+        match importance {
+            Some(importance) => {
+                let groups = weights.chunks(LANES).zip(importance.chunks(LANES));
+                for ((x, importance), row) in groups.zip(row.chunks_mut(LANES)) {
+                    Self::quantize_eight(simd, x, importance, row);
+                }
+            }
+            None => {
+                for (x, block) in weights.iter().zip(row) {
+                    block.quantize(simd, x);
+                }
+            }
         }
     }
 
-    fn dequantize(&self, weights: &mut [f32; LEN]) {
-        let mut levels: Levels = [0; LEN];
-        planes::unpack::<2, 32, _, _>(&self.qs, 0, &mut levels);
-        planes::unpack::<1, 32, _, _>(&self.hmask, 2, &mut levels);
+    #[inline(always)]
+    fn dequantize<L: Simd>(&self, simd: L, weights: &mut [f32; LEN]) {
         let scales = self.sub_scales();
-        for (i, (w, &level)) in weights.iter_mut().zip(&levels).enumerate() {
-            *w = scales[i / N] * (i32::from(level) - HALF_LEVELS) as f32;
+        let half_levels = simd.splat_i32(HALF_LEVELS);
+        for i in 0..RUN / LANES {
+            // The high bits of four runs, each in its turn in bit 2.
+            let four = simd.splat_i32(4);
+            let mut high = simd.shift_left::<2>(simd.load_u8(&self.hmask.as_chunks().0[i]));
+            for half in 0..2 {
+                let quarters = planes::quarters(simd, &self.qs.as_chunks().0[half * RUN / LANES + i]);
+                for (run, low) in quarters.into_iter().enumerate() {
+                    let levels = simd.or(low, simd.and(high, four)) - half_levels;
+                    high = simd.shift_right::<1>(high);
+                    let at = (half * 4 + run) * RUN + i * LANES;
+                    let scale = simd.splat(scales[at / N]);
+                    weights.as_chunks_mut().0[at / LANES] = simd.store(scale * simd.to_f32(levels));
+                }
+            }
         }
     }
 

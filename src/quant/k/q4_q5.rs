@@ -7,7 +7,7 @@ use crate::quant::num::Half;
 use crate::quant::planes;
 use crate::quant::search::{Candidates, Measure, WITH_IMPORTANCE, eight, sum_of_squares, sums_of_squares, weigh};
 use crate::quant::{Block, Fault};
-use crate::simd::Simd;
+use crate::simd::{LANES, Simd};
 
 /// Weights in a sub-block, and sub-blocks.
 const N: usize = 32;
@@ -102,19 +102,11 @@ fn quantize<I: Simd, const MAX: i32>(
     }
     let candidates = if importance.is_some() { WITH_IMPORTANCE } else { rules.candidates };
     let fits = affine::fit::<I, N, S, MAX>(simd, x, &weights, candidates, Measure::Square);
-    for (i, x) in x.iter().enumerate() {
-        let (scales, offsets, ceiling) = match importance {
-            Some(_) => (
-                Codes::of_least_error::<MAX_SCALE>(&fits.scales[i], &fits.totals[i]),
-                Codes::of_least_error::<MAX_SCALE>(&fits.offsets[i], &fits.totals[i]),
-                rules.ceiling,
-            ),
-            None => (
-                Codes::of_largest::<MAX_SCALE>(&fits.scales[i]),
-                Codes::of_largest::<MAX_SCALE>(&fits.offsets[i]),
-                MAX_SCALE as u8,
-            ),
-        };
+    let (codes, ceiling) = match importance {
+        Some(_) => (affine::codes_of_least_error::<I, S, MAX_SCALE>(simd, &fits), rules.ceiling),
+        None => (affine::codes_of_largest::<S, MAX_SCALE>(&fits), MAX_SCALE as u8),
+    };
+    for (i, (x, [scales, offsets])) in x.iter().zip(codes).enumerate() {
         let head = Head::new(&scales.up_to(ceiling), &offsets.up_to(ceiling));
         let (scales, offsets) = head.scales_and_offsets();
         let levels = affine::round::<N, S, MAX>(bytemuck::cast_ref(x), &scales, &offsets, &fits.origins[i]);
@@ -122,15 +114,33 @@ fn quantize<I: Simd, const MAX: i32>(
     }
 }
 
+/// `high` holds the fifth bits, where there are any.
 #[inline(always)]
-fn dequantize(head: &Head, levels: &Levels, weights: &mut [f32; LEN]) {
+fn dequantize<V: Simd>(
+    simd: V,
+    head: &Head,
+    qs: &[u8; LEN / 2],
+    high: Option<&[u8; LEN / 8]>,
+    weights: &mut [f32; LEN],
+) {
     let (scales, offsets) = head.scales_and_offsets();
-    affine::dequantize::<N, S>(
-        bytemuck::cast_ref(levels),
-        &scales,
-        &offsets,
-        bytemuck::cast_mut::<_, [[f32; N]; S]>(weights),
-    );
+    let sixteen = simd.splat_i32(16);
+    for i in 0..N / LANES {
+        // Those of two runs, each in its turn in bit 4.
+        let mut high = high.map(|high| simd.shift_left::<4>(simd.load_u8(&high.as_chunks().0[i])));
+        for pair in 0..S / 2 {
+            let nibbles = planes::nibbles(simd, &qs.as_chunks().0[pair * N / LANES + i]);
+            for (run, mut levels) in nibbles.into_iter().enumerate() {
+                if let Some(high) = &mut high {
+                    levels = simd.or(levels, simd.and(*high, sixteen));
+                    *high = simd.shift_right::<1>(*high);
+                }
+                let sub = 2 * pair + run;
+                weights.as_chunks_mut().0[sub * N / LANES + i] =
+                    affine::weights(simd, scales[sub], levels, offsets[sub]);
+            }
+        }
+    }
 }
 
 /// 8 sub-blocks of 32 levels of 4 bits, with a 6-bit scale and a 6-bit offset each: `w = d * s * q - dmin * m`.
@@ -168,10 +178,9 @@ impl Block<LEN> for BlockQ4K {
         }
     }
 
-    fn dequantize(&self, weights: &mut [f32; LEN]) {
-        let mut levels: Levels = [0; LEN];
-        planes::unpack::<4, 32, _, _>(&self.qs, 0, &mut levels);
-        dequantize(&self.head, &levels, weights);
+    #[inline(always)]
+    fn dequantize<S: Simd>(&self, simd: S, weights: &mut [f32; LEN]) {
+        dequantize(simd, &self.head, &self.qs, None, weights);
     }
 
     fn fault(&self) -> Option<Fault> {
@@ -218,11 +227,9 @@ impl Block<LEN> for BlockQ5K {
         }
     }
 
-    fn dequantize(&self, weights: &mut [f32; LEN]) {
-        let mut levels: Levels = [0; LEN];
-        planes::unpack::<4, 32, _, _>(&self.qs, 0, &mut levels);
-        planes::unpack::<1, 32, _, _>(&self.qh, 4, &mut levels);
-        dequantize(&self.head, &levels, weights);
+    #[inline(always)]
+    fn dequantize<S: Simd>(&self, simd: S, weights: &mut [f32; LEN]) {
+        dequantize(simd, &self.head, &self.qs, Some(&self.qh), weights);
     }
 
     fn fault(&self) -> Option<Fault> {

@@ -1,12 +1,12 @@
 //! Q6_K.
 
-use super::{LEN, Levels};
+use super::{LEN, Levels, RUN};
 use crate::format::types::GgmlType;
 use crate::quant::num::{Half, nearest_int};
 use crate::quant::planes;
-use crate::quant::search::{self, VANISHING, extreme};
+use crate::quant::search::{self, VANISHING, eight, extreme};
 use crate::quant::{Block, Fault};
-use crate::simd::Simd;
+use crate::simd::{LANES, Simd};
 
 /// Weights in a sub-block, and sub-blocks.
 const N: usize = 16;
@@ -34,16 +34,29 @@ pub struct BlockQ6K {
 }
 
 impl BlockQ6K {
-    /// `weights` say what the error of each `x` counts.
-    #[inline]
-    fn quantize(x: &[f32; LEN], weights: &[f32; LEN]) -> Self {
+    #[inline(always)]
+    fn quantize<V: Simd>(simd: V, x: &[f32; LEN], importance: Option<&[f32; LEN]>) -> Self {
         let blocks: &[[f32; N]; S] = bytemuck::cast_ref(x);
-        let weights: &[[f32; N]; S] = bytemuck::cast_ref(weights);
-        let mut levels = [[0u8; N]; S];
-        let mut scales = [0.0f32; S];
-        for j in 0..S {
-            let fit = search::symmetric::<N, HALF_LEVELS>(&blocks[j], &weights[j]);
-            (scales[j], levels[j]) = (fit.scale, fit.levels);
+        let (mut scales, mut inverses) = ([0.0; S], [0.0; S]);
+        for h in 0..S / LANES {
+            let of_lanes = h * LANES..(h + 1) * LANES;
+            let x = simd.gather(eight(&blocks[of_lanes.clone()]));
+            // The importance weights count as they are here, and squares take their place.
+            let mut weights = x;
+            match importance {
+                Some(importance) => {
+                    let importance: &[[f32; N]; S] = bytemuck::cast_ref(importance);
+                    weights = simd.gather(eight(&importance[of_lanes.clone()]));
+                }
+                None => {
+                    for v in &mut weights {
+                        *v = *v * *v;
+                    }
+                }
+            }
+            let fit = search::symmetric::<V, N, HALF_LEVELS>(simd, &x, &weights);
+            scales[of_lanes.clone()].copy_from_slice(&simd.store(fit.scale));
+            inverses[of_lanes].copy_from_slice(&simd.store(fit.inverse));
         }
         let extreme = extreme(&scales);
         if extreme.abs() < VANISHING {
@@ -56,10 +69,13 @@ impl BlockQ6K {
             scales: scales.map(|s| nearest_int(inverse * s).min(MAX_SCALE) as i8),
             d: Half::from_f32(1.0 / inverse),
         };
+        let mut levels = [[0u8; N]; S];
         for (j, d) in block.sub_scales().into_iter().enumerate() {
-            if d != 0.0 {
-                levels[j] = search::symmetric_levels::<N, HALF_LEVELS>(&blocks[j], d);
-            }
+            levels[j] = if d != 0.0 {
+                search::levels_of_scale::<V, N, HALF_LEVELS>(simd, &blocks[j], d)
+            } else {
+                search::levels_of_inverse::<V, N, HALF_LEVELS>(simd, &blocks[j], inverses[j])
+            };
         }
         let levels: Levels = bytemuck::cast(levels);
         block.ql = planes::pack::<4, 64, _, _>(&levels, 0);
@@ -78,23 +94,31 @@ impl Block<LEN> for BlockQ6K {
     const TYPE: GgmlType = GgmlType::Q6_K;
 
     #[inline(always)]
-    fn quantize_row<S: Simd>(_: S, weights: &[[f32; LEN]], importance: Option<&[[f32; LEN]]>, row: &mut [Self]) {
+    fn quantize_row<V: Simd>(simd: V, weights: &[[f32; LEN]], importance: Option<&[[f32; LEN]]>, row: &mut [Self]) {
         for (i, (x, block)) in weights.iter().zip(row).enumerate() {
-            // The importance weights count as they are here, and squares take their place.
             *block = match importance {
-                Some(importance) => Self::quantize(x, &importance[i]),
-                None => Self::quantize(x, &x.map(|v| v * v)),
+                Some(importance) => Self::quantize(simd, x, Some(&importance[i])),
+                None => Self::quantize(simd, x, None),
             };
         }
     }
 
-    fn dequantize(&self, weights: &mut [f32; LEN]) {
-        let mut levels: Levels = [0; LEN];
-        planes::unpack::<4, 64, _, _>(&self.ql, 0, &mut levels);
-        planes::unpack::<2, 32, _, _>(&self.qh, 4, &mut levels);
+    #[inline(always)]
+    fn dequantize<L: Simd>(&self, simd: L, weights: &mut [f32; LEN]) {
         let scales = self.sub_scales();
-        for (i, (w, &level)) in weights.iter_mut().zip(&levels).enumerate() {
-            *w = scales[i / N] * (i32::from(level) - HALF_LEVELS) as f32;
+        let half_levels = simd.splat_i32(HALF_LEVELS);
+        for half in 0..2 {
+            for i in 0..RUN / LANES {
+                let low = [0, 1].map(|j| self.ql.as_chunks().0[(2 * half + j) * RUN / LANES + i]);
+                let ([l0, l2], [l1, l3]) = (planes::nibbles(simd, &low[0]), planes::nibbles(simd, &low[1]));
+                let high = planes::quarters(simd, &self.qh.as_chunks().0[half * RUN / LANES + i]);
+                for (run, (low, high)) in [l0, l1, l2, l3].into_iter().zip(high).enumerate() {
+                    let levels = simd.or(low, simd.shift_left::<4>(high)) - half_levels;
+                    let at = (half * 4 + run) * RUN + i * LANES;
+                    let scale = simd.splat(scales[at / N]);
+                    weights.as_chunks_mut().0[at / LANES] = simd.store(scale * simd.to_f32(levels));
+                }
+            }
         }
     }
 

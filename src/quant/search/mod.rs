@@ -14,7 +14,7 @@ mod symmetric;
 mod unsigned;
 
 pub(super) use affine::{Candidates, Measure, Origin, VECTORS, WITH_IMPORTANCE, affine, affine_levels, side_by_side};
-pub(super) use symmetric::{Best, Scores, Symmetric, score, symmetric, symmetric_by_descent, symmetric_levels};
+pub(super) use symmetric::{Best, levels_of_inverse, levels_of_scale, symmetric, symmetric_by_descent};
 pub(super) use unsigned::unsigned;
 
 use crate::simd::{LANES, Simd};
@@ -105,4 +105,24 @@ pub(super) fn extreme<const N: usize>(x: &[f32; N]) -> f32 {
         // Both signs reach it, or all are zero.
         x.iter().copied().find(|v| v.abs() == high && high > 0.0).unwrap_or(0.0)
     }
+}
+
+/// [`extreme`] of the numbers in each lane.
+#[inline(always)]
+pub(super) fn extremes<S: Simd, const N: usize>(simd: S, x: &[S::F32; N]) -> S::F32 {
+    let (mut low, mut high) = (simd.splat(0.0), simd.splat(0.0));
+    for &v in x {
+        low = simd.min(v, low);
+        high = simd.max(v, high);
+    }
+    let mirrored = simd.neg(low);
+    let mut extreme = simd.select(simd.lt(high, mirrored), low, high);
+    let tied = simd.both(simd.eq(high, mirrored), simd.lt(low, high));
+    if simd.any(tied) {
+        for &v in x.iter().rev() {
+            let reaches = simd.both(tied, simd.eq(simd.abs(v), high));
+            extreme = simd.select(reaches, v, extreme);
+        }
+    }
+    extreme
 }

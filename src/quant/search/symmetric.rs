@@ -1,147 +1,242 @@
 //! Levels on both sides of zero.
 
-use super::{ROUNDS, VANISHING, extreme};
-use crate::quant::num::nearest_int;
+use super::{ROUNDS, VANISHING, extremes};
+use crate::quant::num::{MAGIC, nearest_ints};
+use crate::simd::{LANES, Simd};
 
-/// Levels `0 ..= 2 * HALF - 1` with `x ~ scale * (level - HALF)`.
-pub(in crate::quant) struct Symmetric<const N: usize> {
-    pub(in crate::quant) scale: f32,
-    pub(in crate::quant) levels: [u8; N],
+/// Scales with `x ~ scale * level` for eight groups side by side, levels being `-HALF ..= HALF - 1`.
+pub(in crate::quant) struct Symmetric<S: Simd> {
+    pub(in crate::quant) scale: S::F32,
+    /// The levels are those nearest to `inverse * x` ([`levels_of_inverse`]). Infinite for a group of zeros.
+    pub(in crate::quant) inverse: S::F32,
 }
 
-impl<const N: usize> Symmetric<N> {
-    /// What stands for a group of zeros. Its levels mean `-HALF`, but the scale makes that nothing.
-    const ZERO: Self = Symmetric { scale: 0.0, levels: [0; N] };
+/// What [`symmetric_by_descent`] finds for `G` times eight groups.
+pub(in crate::quant) struct Descent<S: Simd, const N: usize, const G: usize> {
+    pub(in crate::quant) scales: [S::F32; G],
+    /// The levels with `HALF` added, 0 for a group of zeros; those of eight groups side by side.
+    pub(in crate::quant) levels: [[[u8; LANES]; N]; G],
 }
 
-/// The signed level `-HALF ..= HALF - 1` nearest to `v`.
-#[inline]
-fn signed_level<const HALF: i32>(v: f32) -> i32 {
-    nearest_int(v).clamp(-HALF, HALF - 1)
+/// The best scale so far in each lane, and by how much it lessens the error.
+///
+/// With levels `l` and weights `w`, the best scale for these levels is `wxl / wll`, the sums of `w * x * l` over that
+/// of `w * l * l`, and it lessens the error by `wxl * wxl / wll`.
+pub(in crate::quant) struct Best<S: Simd> {
+    pub(in crate::quant) scale: S::F32,
+    gain: S::F32,
 }
 
-/// Levels for `x ~ d * (level - HALF)`.
-#[inline]
-pub(in crate::quant) fn symmetric_levels<const N: usize, const HALF: i32>(x: &[f32; N], d: f32) -> [u8; N] {
-    std::array::from_fn(|i| (signed_level::<HALF>(x[i] / d) + HALF) as u8)
-}
-
-/// The sums over a group that tell how good each of `C` candidate scales is: with levels `l` and weights `w`, the
-/// best scale for these levels is `wxl / wll`, and it lessens the error by `wxl * wxl / wll`.
-pub(in crate::quant) struct Scores<const C: usize> {
-    pub(in crate::quant) wxl: [f32; C],
-    pub(in crate::quant) wll: [f32; C],
-}
-
-/// Scores `C` inverse scales. `level` gives the level nearest to a number in units of the scale, `product` multiplies
-/// `w`, `x` and `l` in the type's own order.
-#[inline]
-pub(in crate::quant) fn score<const N: usize, const C: usize>(
-    x: &[f32; N],
-    w: &[f32; N],
-    inverses: &[f32; C],
-    level: impl Fn(f32) -> f32,
-    product: impl Fn(f32, f32, f32) -> f32,
-) -> Scores<C> {
-    let mut scores = Scores { wxl: [0.0; C], wll: [0.0; C] };
-    for (&x, &w) in x.iter().zip(w) {
-        for (c, inverse) in inverses.iter().enumerate() {
-            let l = level(inverse * x);
-            scores.wxl[c] += product(w, x, l);
-            scores.wll[c] += w * l * l;
-        }
-    }
-    scores
-}
-
-/// The best scale so far, and by how much it lessens the error.
-pub(in crate::quant) struct Best {
-    pub(in crate::quant) scale: f32,
-    gain: f32,
-}
-
-impl Best {
+impl<S: Simd> Best<S> {
     /// Starts from the first candidate, whose sums gave `scale` and `wxl`.
-    #[inline]
-    pub(in crate::quant) fn new(scale: f32, wxl: f32) -> Best {
+    #[inline(always)]
+    pub(in crate::quant) fn new(_: S, scale: S::F32, wxl: S::F32) -> Self {
         Best { scale, gain: scale * wxl }
     }
 
-    /// Takes the candidate if it gains more, and says so.
-    #[inline]
-    pub(in crate::quant) fn offer(&mut self, wxl: f32, wll: f32) -> bool {
-        let better = wll > 0.0 && wxl * wxl > self.gain * wll;
-        if better {
-            *self = Best::new(wxl / wll, wxl);
-        }
+    /// Takes the candidate where it gains more, and says where.
+    #[inline(always)]
+    pub(in crate::quant) fn offer(&mut self, simd: S, wxl: S::F32, wll: S::F32) -> S::Mask {
+        let better = simd.both(simd.gt(wll, simd.splat(0.0)), simd.gt(wxl * wxl, self.gain * wll));
+        let scale = wxl / wll;
+        self.scale = simd.select(better, scale, self.scale);
+        self.gain = simd.select(better, scale * wxl, self.gain);
         better
     }
 }
 
-/// Searches a [`Symmetric`] scale: the extreme weight lands on `-HALF`, or up to 0.9 levels beside it.
-/// `w` says what the error of each `x` counts (ggml's `make_qx_quants`).
-#[inline]
-pub(in crate::quant) fn symmetric<const N: usize, const HALF: i32>(x: &[f32; N], w: &[f32; N]) -> Symmetric<N> {
-    /// Where ggml looks beside `-HALF`, in steps of so many levels.
-    const OFFSETS: [f32; 18] = [-9., -8., -7., -6., -5., -4., -3., -2., -1., 1., 2., 3., 4., 5., 6., 7., 8., 9.];
-    const STEP: f32 = 0.1;
-
-    let extreme = extreme(x);
-    if extreme.abs() < VANISHING {
-        return Symmetric::ZERO;
-    }
-    let level = |v: f32| signed_level::<HALF>(v) as f32;
-    let product = |w: f32, x: f32, l: f32| w * x * l;
-
-    let mut inverse = -HALF as f32 / extreme;
-    let Scores { wxl: [wxl], wll: [wll] } = score(x, w, &[inverse], level, product);
-    let mut best = Best::new(if wll != 0.0 { wxl / wll } else { 0.0 }, wxl);
-    let candidates = OFFSETS.map(|offset| -(HALF as f32 + STEP * offset) / extreme);
-    let scores = score(x, w, &candidates, level, product);
-    for (c, &candidate) in candidates.iter().enumerate() {
-        if best.offer(scores.wxl[c], scores.wll[c]) {
-            inverse = candidate;
-        }
-    }
-    Symmetric { scale: best.scale, levels: x.map(|v| (signed_level::<HALF>(inverse * v) + HALF) as u8) }
+/// The signed levels `-HALF ..= HALF - 1` nearest to `v`, as `nearest_int` has them.
+#[inline(always)]
+fn signed_levels<S: Simd, const HALF: i32>(simd: S, v: S::F32) -> S::I32 {
+    simd.max_i32(simd.min_i32(nearest_ints(simd, v), simd.splat_i32(HALF - 1)), simd.splat_i32(-HALF))
 }
 
-/// Searches a [`Symmetric`] scale by moving one level at a time from where the extreme weight lands on `-HALF`;
-/// every error counts `x^2` (ggml's `make_q3_quants`).
-pub(in crate::quant) fn symmetric_by_descent<const N: usize, const HALF: i32>(x: &[f32; N]) -> Symmetric<N> {
-    let extreme = extreme(x);
-    if extreme.abs() < VANISHING {
-        return Symmetric::ZERO;
+/// The same, counted from 0.
+#[inline(always)]
+fn level_bytes<S: Simd, const HALF: i32>(simd: S, v: S::F32) -> [u8; LANES] {
+    simd.store_u8(signed_levels::<S, HALF>(simd, v) + simd.splat_i32(HALF))
+}
+
+/// Levels `0 ..= 2 * HALF - 1` for `x ~ d * (level - HALF)`.
+#[inline(always)]
+pub(in crate::quant) fn levels_of_scale<S: Simd, const N: usize, const HALF: i32>(
+    simd: S,
+    x: &[f32; N],
+    d: f32,
+) -> [u8; N] {
+    let d = simd.splat(d);
+    let mut levels = [0; N];
+    for (levels, x) in levels.as_chunks_mut().0.iter_mut().zip(x.as_chunks().0) {
+        *levels = level_bytes::<S, HALF>(simd, simd.load(x) / d);
     }
-    let inverse = -HALF as f32 / extreme;
-    let mut levels: [i32; N] = std::array::from_fn(|i| signed_level::<HALF>(inverse * x[i]));
-    let (mut xl, mut ll) = (0.0, 0.0);
-    for (&v, &level) in x.iter().zip(&levels) {
-        let (w, l) = (v * v, level as f32);
-        xl += w * v * l;
-        ll += w * l * l;
+    levels
+}
+
+/// Levels `0 ..= 2 * HALF - 1` for what a search found in one lane ([`Symmetric::inverse`]).
+#[inline(always)]
+pub(in crate::quant) fn levels_of_inverse<S: Simd, const N: usize, const HALF: i32>(
+    simd: S,
+    x: &[f32; N],
+    inverse: f32,
+) -> [u8; N] {
+    let mut levels = [0; N];
+    if inverse.is_finite() {
+        let inverse = simd.splat(inverse);
+        for (levels, x) in levels.as_chunks_mut().0.iter_mut().zip(x.as_chunks().0) {
+            *levels = level_bytes::<S, HALF>(simd, inverse * simd.load(x));
+        }
+    }
+    levels
+}
+
+/// Where ggml looks beside `-HALF`, in steps of so many levels.
+const OFFSETS: [f32; 18] = [-9., -8., -7., -6., -5., -4., -3., -2., -1., 1., 2., 3., 4., 5., 6., 7., 8., 9.];
+const STEP: f32 = 0.1;
+/// Candidates that are scored side by side.
+const SIDE_BY_SIDE: usize = 3;
+
+/// Searches [`Symmetric`] scales: the extreme weight lands on `-HALF`, or up to 0.9 levels beside it.
+/// `w` says what the error of each `x` counts (ggml's `make_qx_quants`).
+#[inline(always)]
+pub(in crate::quant) fn symmetric<S: Simd, const N: usize, const HALF: i32>(
+    simd: S,
+    x: &[S::F32; N],
+    w: &[S::F32; N],
+) -> Symmetric<S> {
+    let zero = simd.splat(0.0);
+    let mut rests = zero;
+    for &v in x {
+        rests = rests + (v - v);
+    }
+    if simd.all(simd.eq(rests, zero)) {
+        search::<S, N, HALF, true>(simd, x, w)
+    } else {
+        search::<S, N, HALF, false>(simd, x, w)
+    }
+}
+
+/// [`symmetric`], for weights that are `FINITE` or not.
+#[inline(always)]
+fn search<S: Simd, const N: usize, const HALF: i32, const FINITE: bool>(
+    simd: S,
+    x: &[S::F32; N],
+    w: &[S::F32; N],
+) -> Symmetric<S> {
+    let zero = simd.splat(0.0);
+    let extreme = extremes(simd, x);
+    let mut wx = *w;
+    for i in 0..N {
+        wx[i] = w[i] * x[i];
+    }
+    let mut inverse = simd.splat(-HALF as f32) / extreme;
+    let ([wxl], [wll]) = score::<S, N, 1, HALF, FINITE>(simd, x, w, &wx, &[inverse]);
+    let mut best = Best::new(simd, simd.select(simd.eq(wll, zero), zero, wxl / wll), wxl);
+    for offsets in OFFSETS.as_chunks::<SIDE_BY_SIDE>().0 {
+        let mut candidates = [zero; SIDE_BY_SIDE];
+        for (candidate, offset) in candidates.iter_mut().zip(offsets) {
+            *candidate = simd.splat(-(HALF as f32 + STEP * offset)) / extreme;
+        }
+        let (wxl, wll) = score::<S, N, SIDE_BY_SIDE, HALF, FINITE>(simd, x, w, &wx, &candidates);
+        for c in 0..SIDE_BY_SIDE {
+            let better = best.offer(simd, wxl[c], wll[c]);
+            inverse = simd.select(better, candidates[c], inverse);
+        }
+    }
+    let vanishing = simd.lt(simd.abs(extreme), simd.splat(VANISHING));
+    Symmetric {
+        scale: simd.select(vanishing, zero, best.scale),
+        inverse: simd.select(vanishing, simd.splat(f32::INFINITY), inverse),
+    }
+}
+
+/// Scores `C` candidates: the sums of `w * x * l` and of `w * l * l`.
+#[inline(always)]
+fn score<S: Simd, const N: usize, const C: usize, const HALF: i32, const FINITE: bool>(
+    simd: S,
+    x: &[S::F32; N],
+    w: &[S::F32; N],
+    wx: &[S::F32; N],
+    inverses: &[S::F32; C],
+) -> ([S::F32; C], [S::F32; C]) {
+    let (mut wxl, mut wll) = ([simd.splat(0.0); C], [simd.splat(0.0); C]);
+    for i in 0..N {
+        for c in 0..C {
+            let v = inverses[c] * x[i];
+            let l = if FINITE {
+                // No number is larger than the extreme one, hence `v` hardly larger than HALF + 0.9.
+                let magic = simd.splat(MAGIC);
+                let bits = simd.bits(v + magic);
+                let bits = simd.min_i32(bits, simd.splat_i32((MAGIC + (HALF - 1) as f32).to_bits() as i32));
+                let bits = simd.max_i32(bits, simd.splat_i32((MAGIC - HALF as f32).to_bits() as i32));
+                simd.from_bits(bits) - magic
+            } else {
+                simd.to_f32(signed_levels::<S, HALF>(simd, v))
+            };
+            wxl[c] = wxl[c] + wx[i] * l;
+            wll[c] = wll[c] + w[i] * l * l;
+        }
+    }
+    (wxl, wll)
+}
+
+/// Searches scales for `x ~ scale * level`, levels being `-HALF ..= HALF - 1`, by moving one level at a time from where the extreme weight lands on `-HALF`; every
+/// error counts `x^2` (ggml's `make_q3_quants`).
+///
+/// Every move waits for the one before it; `G` times eight groups wait together.
+#[inline(always)]
+pub(in crate::quant) fn symmetric_by_descent<S: Simd, const N: usize, const G: usize, const HALF: i32>(
+    simd: S,
+    x: &[[S::F32; N]; G],
+) -> Descent<S, N, G> {
+    let zero = simd.splat(0.0);
+    let mut vanishing = [simd.lt(zero, zero); G];
+    let mut levels = [[simd.splat_i32(0); N]; G];
+    let (mut xl, mut ll) = ([zero; G], [zero; G]);
+    for g in 0..G {
+        let extreme = extremes(simd, &x[g]);
+        vanishing[g] = simd.lt(simd.abs(extreme), simd.splat(VANISHING));
+        let inverse = simd.splat(-HALF as f32) / extreme;
+        for i in 0..N {
+            let v = x[g][i];
+            levels[g][i] = signed_levels::<S, HALF>(simd, inverse * v);
+            let (w, l) = (v * v, simd.to_f32(levels[g][i]));
+            xl[g] = xl[g] + w * v * l;
+            ll[g] = ll[g] + w * l * l;
+        }
     }
     for _ in 0..ROUNDS {
-        let mut changed = false;
-        for (&v, level) in x.iter().zip(&mut levels) {
-            let (w, l) = (v * v, *level as f32);
-            let rest_xl = xl - w * v * l;
-            if rest_xl > 0.0 {
-                let rest_ll = ll - w * l * l;
-                let moved = signed_level::<HALF>(v * rest_ll / rest_xl);
-                if moved != *level {
-                    let l = moved as f32;
-                    let (new_xl, new_ll) = (rest_xl + w * v * l, rest_ll + w * l * l);
-                    if new_ll > 0.0 && new_xl * new_xl * ll > xl * xl * new_ll {
-                        (*level, xl, ll) = (moved, new_xl, new_ll);
-                        changed = true;
-                    }
-                }
+        let mut changed = simd.lt(zero, zero);
+        for i in 0..N {
+            for g in 0..G {
+                let v = x[g][i];
+                let (w, l) = (v * v, simd.to_f32(levels[g][i]));
+                let rest_xl = xl[g] - w * v * l;
+                let rest_ll = ll[g] - w * l * l;
+                let moved = signed_levels::<S, HALF>(simd, v * rest_ll / rest_xl);
+                let l = simd.to_f32(moved);
+                let (new_xl, new_ll) = (rest_xl + w * v * l, rest_ll + w * l * l);
+                let possible = simd.both(simd.gt(rest_xl, zero), simd.gt(new_ll, zero));
+                let better = simd.gt(new_xl * new_xl * ll[g], xl[g] * xl[g] * new_ll);
+                let stays = simd.either(vanishing[g], simd.eq_i32(moved, levels[g][i]));
+                let takes = simd.both(simd.both(possible, better), simd.not(stays));
+                levels[g][i] = simd.select_i32(takes, moved, levels[g][i]);
+                xl[g] = simd.select(takes, new_xl, xl[g]);
+                ll[g] = simd.select(takes, new_ll, ll[g]);
+                changed = simd.either(changed, takes);
             }
         }
-        if !changed {
+        if !simd.any(changed) {
             break;
         }
     }
-    Symmetric { scale: if ll > 0.0 { xl / ll } else { 0.0 }, levels: levels.map(|level| (level + HALF) as u8) }
+    let mut found = Descent { scales: [zero; G], levels: [[[0; LANES]; N]; G] };
+    for g in 0..G {
+        let scale = simd.select(simd.gt(ll[g], zero), xl[g] / ll[g], zero);
+        found.scales[g] = simd.select(vanishing[g], zero, scale);
+        for (bytes, &levels) in found.levels[g].iter_mut().zip(&levels[g]) {
+            let levels = levels + simd.splat_i32(HALF);
+            *bytes = simd.store_u8(simd.select_i32(vanishing[g], simd.splat_i32(0), levels));
+        }
+    }
+    found
 }
