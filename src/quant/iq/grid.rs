@@ -8,8 +8,8 @@ use std::sync::OnceLock;
 
 /// Hexadecimal digits in a line of a data file.
 const DIGITS_PER_LINE: usize = 120;
-/// One more than the greatest squared distance of two points in steps: 4 * 7 * 7, for the octal books.
-const DISTANCES: usize = 4 * 7 * 7 + 1;
+/// Distances that are looked through together.
+const PART: usize = 32;
 
 /// `N` points of `D` levels each, every level below `base`: eight of up to four levels, or four of eight.
 pub(super) struct Codebook<const D: usize, const N: usize> {
@@ -60,14 +60,20 @@ impl<const D: usize, const N: usize> Codebook<D, N> {
             points.len() as u32
         };
         let mut end = append(&std::array::from_fn::<_, N, _>(|n| n as u16));
+        // A squared distance is that of the first half of the positions and that of the second.
+        let half = base.pow(D as u32 / 2);
+        let [first, second] = [0, D / 2].map(|from| {
+            let points = (0..half).map(|code| self.half_distances(decode(code, base), from));
+            points.collect::<Vec<_>>()
+        });
         let mut list = Vec::new();
         let mut cells = Vec::with_capacity(number_of.len());
         for (code, number) in number_of.into_iter().enumerate() {
             cells.push(match number {
                 Some(number) => Cell::new(number, 0),
                 None => {
-                    list.clear();
-                    self.list_neighbours(decode(code, base), &mut list);
+                    let (first, second) = (&first[code % half], &second[code / half]);
+                    self.list_neighbours(&std::array::from_fn(|n| first[n] + second[n]), &mut list);
                     let start = std::mem::replace(&mut end, append(&list));
                     Cell::new(start, end - start)
                 }
@@ -76,18 +82,31 @@ impl<const D: usize, const N: usize> Codebook<D, N> {
         Map { cells: cells.into(), points: points.into(), numbers: numbers.into() }
     }
 
-    fn list_neighbours(&self, from: [u8; D], list: &mut Vec<u16>) {
-        let distance = |point: &[u8; D]| -> usize {
-            point.iter().zip(&from).map(|(&a, &b)| usize::from(a.abs_diff(b)).pow(2)).sum()
-        };
-        let distances = self.levels.each_ref().map(|point| distance(point) as u8);
-        let mut occurs = [false; DISTANCES];
-        for &d in &distances {
-            occurs[usize::from(d)] = true;
+    /// The squared distances of the book's points from these levels in the positions `from` to `from + D / 2`. All of
+    /// a distance is at most 4 * 7 * 7, in the octal books.
+    fn half_distances(&self, levels: [u8; D], from: usize) -> [u8; N] {
+        std::array::from_fn(|n| {
+            let positions = self.levels[n][from..][..D / 2].iter().zip(levels);
+            positions.map(|(&a, b)| a.abs_diff(b).pow(2)).sum()
+        })
+    }
+
+    /// Lists the points on the nearest shells, given the distances of all.
+    fn list_neighbours(&self, distances: &[u8; N], list: &mut Vec<u16>) {
+        let mut last = None;
+        for _ in 0..self.shells {
+            let beyond = |&d: &u8| if Some(d) > last { d } else { u8::MAX };
+            last = Some(distances.iter().map(beyond).min().unwrap_or(u8::MAX));
         }
-        for shell in (0..DISTANCES).filter(|&d| occurs[d]).take(self.shells) {
-            list.extend((0..N).filter(|&n| usize::from(distances[n]) == shell).map(|n| n as u16));
+        let last = last.unwrap_or(0);
+        list.clear();
+        for (i, some) in distances.chunks(PART).enumerate() {
+            if some.iter().any(|&d| d <= last) {
+                list.extend((0..some.len()).filter(|&j| some[j] <= last).map(|j| (i * PART + j) as u16));
+            }
         }
+        // Stable: equal distances stay in the order of the numbers.
+        list.sort_by_key(|&n| distances[usize::from(n)]);
     }
 }
 
@@ -110,10 +129,10 @@ pub(super) fn tables<S: Simd, const D: usize, const W: usize>(simd: S, costs: &[
     std::array::from_fn(|i| simd.load(&std::array::from_fn(|j| costs[i + j / W * TABLES][j % W])))
 }
 
-/// What `tables` say for position `i` of eight points that are packed.
+/// Position `i` of eight points that are packed, in the three lowest bits; others follow.
 #[inline(always)]
-pub(super) fn entry<S: Simd>(simd: S, tables: &[S::F32; TABLES], points: S::I32, i: usize) -> S::F32 {
-    let field = match i {
+pub(super) fn field<S: Simd>(simd: S, points: S::I32, i: usize) -> S::I32 {
+    match i {
         0 => points,
         1 => simd.shift_right::<FIELD>(points),
         2 => simd.shift_right::<{ 2 * FIELD }>(points),
@@ -122,18 +141,25 @@ pub(super) fn entry<S: Simd>(simd: S, tables: &[S::F32; TABLES], points: S::I32,
         5 => simd.shift_right::<{ 5 * FIELD }>(points),
         6 => simd.shift_right::<{ 6 * FIELD }>(points),
         _ => simd.shift_right::<{ 7 * FIELD }>(points),
-    };
-    simd.lookup(tables[i % TABLES], field)
+    }
 }
 
-/// The costs of eight points: those of their levels, summed from the first position on.
+/// What `tables` say for position `i` of eight points that are packed.
 #[inline(always)]
-fn costs<S: Simd, const D: usize>(simd: S, tables: &[S::F32; TABLES], points: S::I32) -> S::F32 {
+pub(super) fn entry<S: Simd>(simd: S, tables: &[S::F32; TABLES], points: S::I32, i: usize) -> S::F32 {
+    simd.lookup(tables[i % TABLES], field(simd, points, i))
+}
+
+/// The costs of eight points: those of their levels, summed from the first position on; the largest f32 where that is
+/// no number below it.
+#[inline(always)]
+fn costs<S: Simd, const D: usize>(simd: S, tables: &[S::F32; TABLES], points: &[i32; LANES]) -> S::F32 {
+    let points = simd.load_i32(points);
     let mut sum = entry(simd, tables, points, 0);
     for i in 1..D {
         sum = sum + entry(simd, tables, points, i);
     }
-    sum
+    simd.min(sum, simd.splat(f32::MAX))
 }
 
 /// The place in the list of the cheapest point, the first of equals, given the cost of every level: of position `i`
@@ -150,29 +176,29 @@ pub(super) fn cheapest<S: Simd, const D: usize>(
     const { assert!(D == TABLES || D == 2 * TABLES) };
     let dearest = simd.splat(f32::MAX);
     if let [points] = list.points {
-        // Most lists fit in one row, and need no more than this.
-        let cost = costs::<S, D>(simd, tables, simd.load_i32(points));
-        let least = simd.min_across(simd.min(cost, dearest));
+        // Many lists fit in one row, and need no more than this.
+        let cost = costs::<S, D>(simd, tables, points);
+        let least = simd.min_across(cost);
         let lanes = simd.mask_bits(simd.both(simd.eq(cost, least), simd.lt(cost, dearest)));
         return (lanes != 0).then_some(lanes.trailing_zeros() as usize);
     }
     let mut least = dearest;
-    let mut turn = simd.splat_i32(0);
+    let mut row = simd.splat_i32(0);
     for (i, points) in list.points.iter().enumerate() {
-        let cost = costs::<S, D>(simd, tables, simd.load_i32(points));
-        turn = simd.select_i32(simd.lt(cost, least), simd.splat_i32(i as i32), turn);
+        let cost = costs::<S, D>(simd, tables, points);
+        row = simd.select_i32(simd.lt(cost, least), simd.splat_i32(i as i32), row);
         least = simd.min(cost, least);
     }
     let all = simd.min_across(least);
-    let mut lanes = simd.mask_bits(simd.both(simd.eq(least, all), simd.lt(all, dearest)));
+    let mut lanes = simd.mask_bits(simd.both(simd.eq(least, all), simd.lt(least, dearest)));
     if lanes == 0 {
         return None;
     }
-    let turns = simd.store_i32(turn);
+    let rows = simd.store_i32(row);
     let mut first = usize::MAX;
     while lanes != 0 {
         let lane = lanes.trailing_zeros() as usize;
-        first = first.min(turns[lane] as usize * LANES + lane);
+        first = first.min(rows[lane] as usize * LANES + lane);
         lanes &= lanes - 1;
     }
     Some(first)
@@ -212,7 +238,6 @@ pub(super) enum Place<'a> {
 pub(super) struct Neighbours<'a> {
     points: &'a [[i32; LANES]],
     numbers: &'a [[u16; LANES]],
-    first: u32,
 }
 
 impl Neighbours<'_> {
@@ -222,10 +247,10 @@ impl Neighbours<'_> {
         self.numbers.as_flattened()[at]
     }
 
-    /// Where in the map the list begins: never before the end of the book.
+    /// The point at this place of the list, as [`pack`] makes it.
     #[inline(always)]
-    pub(super) fn first(&self) -> u32 {
-        self.first
+    pub(super) fn point(&self, at: usize) -> i32 {
+        self.points.as_flattened()[at]
     }
 }
 
@@ -240,22 +265,14 @@ impl Map {
             _ => Place::Among(Neighbours {
                 points: &self.points[start..start + rows],
                 numbers: &self.numbers[start..start + rows],
-                first: (start * LANES) as u32,
             }),
         }
     }
 
-    /// The point that lies here in the map, as [`pack`] makes it: a point of the book under its number, a neighbour
-    /// behind the first of its list.
+    /// The point of the book with this number, as [`pack`] makes it.
     #[inline(always)]
-    pub(super) fn packed(&self, at: u32) -> i32 {
-        self.points.as_flattened()[at as usize]
-    }
-
-    /// The number of the point that lies here in the map.
-    #[inline(always)]
-    pub(super) fn number(&self, at: u32) -> u16 {
-        self.numbers.as_flattened()[at as usize]
+    pub(super) fn point(&self, number: u16) -> i32 {
+        self.points.as_flattened()[usize::from(number)]
     }
 }
 
@@ -357,7 +374,7 @@ mod tests {
         let list = |a, b| match book.map().at(digits(&[a, b, 0, 0, 0, 0, 0, 0], 3)) {
             Place::Known(_) => panic!("{a} {b} is in the book"),
             Place::Among(list) => {
-                let points: Vec<_> = (0..LANES).map(|i| book.map().packed(list.first() + i as u32)).collect();
+                let points: Vec<_> = (0..LANES).map(|i| list.point(i)).collect();
                 let numbers: Vec<_> = (0..LANES).map(|i| list.number(i)).collect();
                 assert_eq!(points, numbers.iter().map(|&n| pack(&book.levels[usize::from(n)])).collect::<Vec<_>>());
                 assert_eq!(numbers[3..], [numbers[2]; 5]);
@@ -392,10 +409,11 @@ mod tests {
         let levels = |level: u8| pack(&[0, 0, 0, 0, 0, level, 0, 0]);
         let mut points = [[levels(3); LANES]; 3];
         (points[1][6], points[1][2], points[2][1]) = (levels(1), levels(1), levels(1));
-        let list = Neighbours { points: &points, numbers: &[[0; LANES]; 3], first: 0 };
+        let list = Neighbours { points: &points, numbers: &[[0; LANES]; 3] };
         let mut tables = [s.splat(0.5); TABLES];
         tables[1] = s.load(&[9.0, 9.0, 9.0, 9.0, 4.0, 1.0, f32::NAN, 2.0]);
         assert_eq!(cheapest::<_, 8>(s, &list, &tables), Some(LANES + 2));
+        assert_eq!(cheapest::<_, 8>(s, &Neighbours { points: &points[1..2], ..list }, &tables), Some(2));
         tables[1] = s.splat(f32::NAN);
         assert_eq!(cheapest::<_, 8>(s, &list, &tables), None);
         tables[1] = s.splat(f32::MAX);

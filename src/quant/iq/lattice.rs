@@ -22,7 +22,7 @@
 //! What the candidates led to waits in memory in between, 8 KiB for the types with 31 candidates.
 
 use super::BLOCK;
-use super::grid::{Codebook, Map, Place, TABLES, cheapest, entry, read_points, spelled};
+use super::grid::{Codebook, Map, Place, TABLES, cheapest, entry, field, read_points, spelled};
 use super::signs::Signs;
 use crate::simd::{LANES, Simd};
 
@@ -87,8 +87,11 @@ struct Subs<const L: usize> {
     products: [[f32; LANES]; L],
 }
 
-/// Points for eight sub-blocks, by group: where they lie in the map.
-type Chosen<const G: usize> = [[u32; LANES]; G];
+/// Where eight sub-blocks lie in the lattice, or their points of the book, packed; by group.
+type Points<const G: usize> = [[i32; LANES]; G];
+
+/// Marks a point that is not the one that the group was rounded to.
+const STRAYED: i32 = i32::MIN;
 
 impl<const D: usize, const N: usize> Lattice<D, N> {
     /// Searches a block of `B` sub-blocks of `L` = `G * D` weights, with `C` candidates for each.
@@ -138,7 +141,7 @@ impl<const D: usize, const N: usize> Lattice<D, N> {
                 }
                 let turned = scales[lane] < 0.0;
                 fit.scales[i] = if turned { -scales[lane] } else { scales[lane] };
-                fit.points[i] = points.map(|points| self.book.map().number(points[lane]));
+                fit.points[i] = points.map(|numbers| numbers[lane] as u16);
                 for (to, from) in fit.signs[i * (L / 8)..][..L / 8].iter_mut().zip(&signs) {
                     *to = if turned { plan.signs.flipped(from[lane]) } else { from[lane] };
                 }
@@ -157,7 +160,7 @@ impl<const D: usize, const N: usize> Lattice<D, N> {
         subs: &Subs<L>,
         mut scale: S::F32,
         extreme: S::F32,
-    ) -> ([f32; LANES], Chosen<G>) {
+    ) -> ([f32; LANES], Points<G>) {
         let map = self.book.map();
         let zero = simd.splat(0.0);
         let top = ODD[usize::from(self.book.base()) - 1];
@@ -170,21 +173,27 @@ impl<const D: usize, const N: usize> Lattice<D, N> {
                 trials[g][c] = self.places(simd, subs, g, inverse);
             }
         }
+        let odd = simd.load(&odd_table::<D>());
+        let first = map.point(0);
         let mut lost = 0u8;
-        for (g, trials) in trials.iter_mut().enumerate() {
-            for lane in 0..LANES {
+        for lane in 0..LANES {
+            let mut levels = [zero; C];
+            for c in 0..C {
+                levels[c] = simd.splat(scales[c][lane]) * odd;
+            }
+            for (g, trials) in trials.iter_mut().enumerate() {
                 let group = Group::new(simd, subs, g, lane, D);
                 for c in 0..C {
-                    let point = self.snap(simd, map, trials[c][lane], &group, scales[c][lane]);
+                    let point = self.snap(simd, map, trials[c][lane], &group, levels[c]);
                     lost |= u8::from(point.is_none()) << lane;
-                    trials[c][lane] = point.unwrap_or(0);
+                    trials[c][lane] = point.unwrap_or(first);
                 }
             }
         }
         let mut best = zero;
         let mut chosen = simd.splat_i32(-1);
         for c in 0..C {
-            let (qx, qq) = moments::<S, D, L, G>(simd, map, subs, |g| &trials[g][c]);
+            let (qx, qq) = moments::<S, D, L, G>(simd, subs, |g| &trials[g][c]);
             let better = simd.both(simd.gt(qq, zero), simd.gt(qx * qx, best * qq));
             let fitted = qx / qq;
             scale = simd.select(better, fitted, scale);
@@ -192,8 +201,10 @@ impl<const D: usize, const N: usize> Lattice<D, N> {
             chosen = simd.select_i32(better, simd.splat_i32(c as i32), chosen);
         }
 
+        // Without a candidate, the first point of the book.
+        let unchosen = first | if plan.resnap == Resnap::Strays { 0 } else { STRAYED };
         let chosen = simd.store_i32(chosen);
-        let mut points: Chosen<G> = [[0; LANES]; G];
+        let mut points: Points<G> = [[unchosen; LANES]; G];
         let mut refitted = [0.0; LANES];
         let inverse = simd.splat(1.0) / scale;
         let last_scales = simd.store(scale);
@@ -202,27 +213,30 @@ impl<const D: usize, const N: usize> Lattice<D, N> {
             *places = self.places(simd, subs, g, inverse);
         }
         for lane in 0..LANES {
-            let any = chosen[lane] >= 0;
-            if any {
-                (0..G).for_each(|g| points[g][lane] = trials[g][chosen[lane] as usize][lane]);
+            if chosen[lane] >= 0 {
+                for g in 0..G {
+                    points[g][lane] = trials[g][chosen[lane] as usize][lane];
+                }
             }
-            let strayed = |point: u32| if any { point as usize >= N } else { plan.resnap != Resnap::Strays };
-            let wanted = plan.resnap == Resnap::Always || points.iter().any(|points| strayed(points[lane]));
+            let wanted = plan.resnap == Resnap::Always || points.iter().any(|points| points[lane] & STRAYED != 0);
             if wanted && last_scales[lane] > 0.0 {
                 refitted[lane] = 1.0;
                 for g in 0..G {
-                    if plan.resnap != Resnap::Strays || strayed(points[g][lane]) {
+                    if plan.resnap != Resnap::Strays || points[g][lane] & STRAYED != 0 {
                         let group = Group::new(simd, subs, g, lane, D);
-                        let point = self.snap(simd, map, places[g][lane], &group, last_scales[lane]);
+                        let point = self.snap(simd, map, places[g][lane], &group, simd.splat(last_scales[lane]) * odd);
                         lost |= u8::from(point.is_none()) << lane;
-                        points[g][lane] = point.unwrap_or(0);
+                        points[g][lane] = point.unwrap_or(first);
                     }
                 }
             }
         }
-        let (qx, qq) = moments::<S, D, L, G>(simd, map, subs, |g| &points[g]);
+        let (qx, qq) = moments::<S, D, L, G>(simd, subs, |g| &points[g]);
         let refits = simd.both(simd.gt(simd.load(&refitted), zero), simd.gt(qq, zero));
         let mut scales = simd.store(simd.select(refits, qx / qq, scale));
+        for points in &mut points {
+            *points = self.numbers(simd, map, points);
+        }
         // ggml gives up without a nearest point; here, a NaN lets the block show its fault.
         for lane in (0..LANES).filter(|lane| lost >> lane & 1 == 1) {
             scales[lane] = f32::NAN;
@@ -233,7 +247,7 @@ impl<const D: usize, const N: usize> Lattice<D, N> {
 
     /// Where in the lattice group `g` of each sub-block is rounded to: levels as digits, the first one lowest.
     #[inline(always)]
-    fn places<S: Simd, const L: usize>(&self, simd: S, subs: &Subs<L>, g: usize, inverse: S::F32) -> [u32; LANES] {
+    fn places<S: Simd, const L: usize>(&self, simd: S, subs: &Subs<L>, g: usize, inverse: S::F32) -> [i32; LANES] {
         /// Where [`nearest_int`](crate::quant::num::nearest_int) adds 1.5 * 2^23 to a half, twice as much added to
         /// twice as much leaves the same mantissa: the integer plus 2^22.
         const MAGIC: f32 = 2.0 * 12_582_912.0;
@@ -246,31 +260,53 @@ impl<const D: usize, const N: usize> Lattice<D, N> {
             let twice = inverse * simd.load(x) - simd.splat(1.0);
             let nearest = simd.and(simd.bits(twice + simd.splat(MAGIC)), simd.splat_i32(MANTISSA));
             let level = simd.min_i32(simd.max_i32(nearest, simd.splat_i32(ZERO)), simd.splat_i32(ZERO + base - 1));
-            place = match base {
-                8 => simd.shift_left::<3>(place),
-                _ => simd.shift_left::<1>(place) + place,
-            } + level;
+            place = times(simd, place, base) + level;
             excess = excess.wrapping_mul(base).wrapping_add(ZERO);
         }
-        simd.store_i32(place - simd.splat_i32(excess)).map(|place| place as u32)
+        simd.store_i32(place - simd.splat_i32(excess))
     }
 
-    /// Where the map has the book's point for a group that was rounded to this place; below `N` if that is the point
-    /// itself. `None` where no neighbour's distance is a number that f32 can hold.
+    /// The numbers of packed points of the book.
     #[inline(always)]
-    fn snap<S: Simd>(&self, simd: S, map: &Map, place: u32, group: &Group<S>, scale: f32) -> Option<u32> {
+    fn numbers<S: Simd>(&self, simd: S, map: &Map, points: &[i32; LANES]) -> [i32; LANES] {
+        let points = simd.load_i32(points);
+        let base = i32::from(self.book.base());
+        let mut place = simd.splat_i32(0);
+        for i in (0..D).rev() {
+            // Fields of positions of up to four levels have two bits.
+            let level = simd.and(field(simd, points, i), simd.splat_i32(if D == TABLES { 7 } else { 3 }));
+            place = times(simd, place, base) + level;
+        }
+        simd.store_i32(place).map(|place| match map.at(place as usize) {
+            Place::Known(number) => number.into(),
+            Place::Among(_) => unreachable!("a point of the book is not in its map"),
+        })
+    }
+
+    /// The book's point for a group that was rounded to this place. `None` where no neighbour's distance is a number
+    /// that f32 can hold.
+    #[inline(always)]
+    fn snap<S: Simd>(&self, simd: S, map: &Map, place: i32, group: &Group<S>, levels: S::F32) -> Option<i32> {
         match map.at(place as usize) {
-            Place::Known(number) => Some(number.into()),
+            Place::Known(number) => Some(map.point(number)),
             Place::Among(list) => {
-                let levels = simd.splat(scale) * simd.load(&odd_table::<D>());
                 let mut tables = [levels; TABLES];
                 for i in 0..TABLES {
                     let off = levels - group.magnitudes[i];
                     tables[i] = group.roots[i] * off * off;
                 }
-                cheapest::<S, D>(simd, &list, &tables).map(|at| list.first() + at as u32)
+                Some(list.point(cheapest::<S, D>(simd, &list, &tables)?) | STRAYED)
             }
         }
+    }
+}
+
+/// `base` times each lane, for bases 3 and 8.
+#[inline(always)]
+fn times<S: Simd>(simd: S, x: S::I32, base: i32) -> S::I32 {
+    match base {
+        8 => simd.shift_left::<3>(x),
+        _ => simd.shift_left::<1>(x) + x,
     }
 }
 
@@ -314,14 +350,13 @@ const fn odd_table<const D: usize>() -> [f32; LANES] {
 #[inline(always)]
 fn moments<'a, S: Simd, const D: usize, const L: usize, const G: usize>(
     simd: S,
-    map: &Map,
     subs: &Subs<L>,
-    points: impl Fn(usize) -> &'a [u32; LANES],
+    points: impl Fn(usize) -> &'a [i32; LANES],
 ) -> (S::F32, S::F32) {
     let tables = [simd.load(&odd_table::<D>()); TABLES];
     let (mut qx, mut qq) = (simd.splat(0.0), simd.splat(0.0));
     for g in 0..G {
-        let packed = simd.load_i32(&points(g).map(|at| map.packed(at)));
+        let packed = simd.load_i32(points(g));
         for i in 0..D {
             let level = entry(simd, &tables, packed, i);
             qx = qx + simd.load(&subs.products[g * D + i]) * level;
