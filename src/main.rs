@@ -9,6 +9,10 @@ fn main() -> ExitCode {
     // by side, each on one thread: with two pools, threads would take the cores from each other.
     // SAFETY: no other thread runs yet that could read the environment.
     unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") };
+    if let Err(error) = quantier::simd::Isa::requested() {
+        eprintln!("error: {error}");
+        return ExitCode::from(2);
+    }
     match cli::run() {
         Ok(code) => code,
         Err(error) => {

@@ -3,14 +3,24 @@
 //! The compiler makes the vectors. It neither reorders sums nor contracts products into them, so the result is the
 //! same on every CPU.
 
+use crate::simd::{Isa, Kernel, Simd};
+
 /// Values handled together where a loop keeps several sums; the compiler makes vectors of them.
 pub(crate) const LANES: usize = 8;
 
-/// Runs `f`, compiled once for each level of vector instructions, at the highest level that the CPU has. What `f`
-/// calls gains from it where it is inlined.
+/// Runs `f`, compiled once for each instruction set of [`simd`](crate::simd), with the best that this CPU has. What
+/// `f` calls gains from it where it is inlined.
 #[inline(always)]
 pub(crate) fn vectorized<R>(f: impl FnOnce() -> R) -> R {
-    pulp::Arch::new().dispatch(f)
+    struct Plain<F>(F);
+    impl<R, F: FnOnce() -> R> Kernel for Plain<F> {
+        type Output = R;
+        #[inline(always)]
+        fn run<S: Simd>(self, _: S) -> R {
+            (self.0)()
+        }
+    }
+    Isa::best().run(Plain(f))
 }
 
 /// e^x for x <= 0, with a relative error below 3e-7; x below -87 counts as -87, which is nothing beside a sum of 1.

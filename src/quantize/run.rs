@@ -1,4 +1,6 @@
 //! The stream: bands of rows in, every output's blocks out. Memory is bounded by the band, not by the model.
+//!
+//! While a band is read and quantized, the blocks of the one before are written.
 
 use super::plan::{Plan, PlannedOutput, PlannedTensor, Source};
 use super::{Error, Result};
@@ -29,27 +31,20 @@ impl Plan<'_> {
             .map_err(|e| Error::impossible(format!("cannot start {} threads: {e}", self.threads)))?;
         let mut inputs = self.input.paths();
         inputs.extend(self.imatrix_path.as_deref());
-        let mut writers = Vec::new();
+        let mut sinks = Vec::new();
         for output in &self.outputs {
-            writers.push(open(output, &inputs)?);
+            sinks.push(Sink::new(output, open(output, &inputs)?));
         }
         progress.begin(self.input_bytes(), Unit::Bytes);
         for (index, source) in self.tensors.iter().enumerate() {
             progress.at(&source.name);
-            let mut sinks: Vec<Sink<'_>> = self
-                .outputs
-                .iter()
-                .zip(&mut writers)
-                .map(|(output, files)| {
-                    let planned = &output.tensors[index];
-                    Sink { target: planned.chosen.target, writer: &mut files[planned.shard], band: Vec::new() }
-                })
-                .collect();
-            pool.install(|| stream(source, self.input, &mut sinks, progress))?;
+            pool.install(|| stream(index, source, self.input, &mut sinks, progress))?;
         }
+        sinks.iter_mut().try_for_each(Sink::flush)?;
         // All or none: what can fail fails before the first output has its name.
-        writers.iter_mut().flatten().try_for_each(Writer::settle)?;
-        writers.into_iter().flatten().try_for_each(Writer::finish)?;
+        let mut writers: Vec<_> = sinks.into_iter().flat_map(|sink| sink.files).collect();
+        writers.iter_mut().try_for_each(Writer::settle)?;
+        writers.into_iter().try_for_each(Writer::finish)?;
         Ok(())
     }
 }
@@ -69,16 +64,55 @@ fn open(output: &PlannedOutput<'_>, inputs: &[&Path]) -> Result<Vec<Writer>> {
     output.paths().map(std::path::PathBuf::as_path).zip(output.layouts()).map(create).collect()
 }
 
-/// Where one output's version of the current tensor goes.
-struct Sink<'w> {
-    target: GgmlType,
-    writer: &'w mut Writer,
+/// One output on its way.
+struct Sink<'p> {
+    output: &'p PlannedOutput<'p>,
+    files: Vec<Writer>,
     /// The blocks of the current band; stays empty where the type does not change.
     band: Vec<u8>,
+    /// Those of the band before, which are not written yet, and the file that they belong to.
+    ready: Vec<u8>,
+    shard: usize,
 }
 
-/// Streams one tensor.
-fn stream(source: &Source<'_>, input: &Input<'_>, sinks: &mut [Sink<'_>], progress: &dyn Progress) -> Result<()> {
+impl<'p> Sink<'p> {
+    fn new(output: &'p PlannedOutput<'p>, files: Vec<Writer>) -> Sink<'p> {
+        Sink { output, files, band: Vec::new(), ready: Vec::new(), shard: 0 }
+    }
+
+    /// What a tensor becomes here.
+    fn target(&self, index: usize) -> GgmlType {
+        self.output.tensors[index].chosen.target
+    }
+
+    /// Writes what is ready.
+    fn flush(&mut self) -> Result<()> {
+        write_ready(&mut self.files, self.shard, &mut self.ready)
+    }
+}
+
+fn write_ready(files: &mut [Writer], shard: usize, ready: &mut Vec<u8>) -> Result<()> {
+    if !ready.is_empty() {
+        files[shard].write(ready)?;
+        ready.clear();
+    }
+    Ok(())
+}
+
+/// A band of one output that is being made.
+struct Making<'b> {
+    target: GgmlType,
+    band: &'b mut Vec<u8>,
+}
+
+/// Streams one tensor. The last band stays ready, to be written beside the next tensor's first.
+fn stream(
+    index: usize,
+    source: &Source<'_>,
+    input: &Input<'_>,
+    sinks: &mut [Sink<'_>],
+    progress: &dyn Progress,
+) -> Result<()> {
     let info = &source.tensor.info;
     let (row_len, rows) = (info.shape.row_len(), info.shape.rows());
     let path = input.path_of(source.tensor);
@@ -90,10 +124,28 @@ fn stream(source: &Source<'_>, input: &Input<'_>, sinks: &mut [Sink<'_>], progre
             return Err(Error::Cancelled);
         }
         let rows_here = first_row..(first_row + rows_per_band).min(rows);
-        let raw = input.read(source.tensor, rows_here.clone(), &mut buffer)?;
-        quantize_band(source, path, raw, first_row, sinks, progress)?;
+        let (mut before, mut now) = (Vec::new(), Vec::new());
         for sink in sinks.iter_mut() {
-            sink.writer.write(if sink.target == info.ggml_type { raw } else { &sink.band })?;
+            now.push(Making { target: sink.target(index), band: &mut sink.band });
+            before.push((&mut sink.files, sink.shard, &mut sink.ready));
+        }
+        let (written, made) = rayon::join(
+            || before.into_iter().try_for_each(|(files, shard, ready)| write_ready(files, shard, ready)),
+            || {
+                let raw = input.read(source.tensor, rows_here.clone(), &mut buffer)?;
+                quantize_band(source, path, raw, first_row, now, progress)?;
+                Ok::<_, Error>(raw)
+            },
+        );
+        written?;
+        let raw = made?;
+        for sink in sinks.iter_mut() {
+            sink.shard = sink.output.tensors[index].shard;
+            if sink.target(index) == info.ggml_type {
+                sink.files[sink.shard].write(raw)?;
+            } else {
+                std::mem::swap(&mut sink.band, &mut sink.ready);
+            }
         }
         progress.advance(raw.len() as u64);
         first_row = rows_here.end;
@@ -102,13 +154,13 @@ fn stream(source: &Source<'_>, input: &Input<'_>, sinks: &mut [Sink<'_>], progre
     Ok(())
 }
 
-/// Checks a band's weights and quantizes them for every sink that wants another type, in parallel over rows.
+/// Checks a band's weights and quantizes them for every output that wants another type, in parallel over rows.
 fn quantize_band(
     source: &Source<'_>,
     path: &Path,
     raw: &[u8],
     first_row: u64,
-    sinks: &mut [Sink<'_>],
+    outputs: Vec<Making<'_>>,
     progress: &dyn Progress,
 ) -> Result<()> {
     let info = &source.tensor.info;
@@ -123,11 +175,11 @@ fn quantize_band(
         .enumerate()
         .map(|(i, raw)| Task { raw, first_row: first_row + (i * task_rows) as u64, outputs: Vec::new() })
         .collect();
-    for sink in sinks.iter_mut() {
-        let Some(codec) = Codec::of(sink.target).filter(|_| sink.target != info.ggml_type) else { continue };
-        let out_row_bytes = row_len / sink.target.block_len() * sink.target.block_bytes();
-        sink.band.resize(raw.len() / row_bytes * out_row_bytes, 0);
-        for (task, rows) in tasks.iter_mut().zip(sink.band.chunks_mut(task_rows * out_row_bytes)) {
+    for Making { target, band } in outputs {
+        let Some(codec) = Codec::of(target).filter(|_| target != info.ggml_type) else { continue };
+        let out_row_bytes = row_len / target.block_len() * target.block_bytes();
+        band.resize(raw.len() / row_bytes * out_row_bytes, 0);
+        for (task, rows) in tasks.iter_mut().zip(band.chunks_mut(task_rows * out_row_bytes)) {
             task.outputs.push((codec, rows));
         }
     }

@@ -149,6 +149,13 @@ pub(super) fn cheapest<S: Simd, const D: usize>(
 ) -> Option<usize> {
     const { assert!(D == TABLES || D == 2 * TABLES) };
     let dearest = simd.splat(f32::MAX);
+    if let [points] = list.points {
+        // Most lists fit in one row, and need no more than this.
+        let cost = costs::<S, D>(simd, tables, simd.load_i32(points));
+        let least = simd.min_across(simd.min(cost, dearest));
+        let lanes = simd.mask_bits(simd.both(simd.eq(cost, least), simd.lt(cost, dearest)));
+        return (lanes != 0).then_some(lanes.trailing_zeros() as usize);
+    }
     let mut least = dearest;
     let mut turn = simd.splat_i32(0);
     for (i, points) in list.points.iter().enumerate() {

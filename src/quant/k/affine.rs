@@ -59,6 +59,7 @@ fn store<T: Copy, const S: usize>(lanes: [T; LANES], to: &mut [[T; S]; TOGETHER]
 }
 
 /// Scales as multiples of one: `scale ~ unit * code`, codes of `0 ..= MAX`.
+#[derive(Clone, Copy)]
 pub(super) struct Codes<const S: usize> {
     pub(super) unit: Half,
     pub(super) codes: [u8; S],
@@ -67,18 +68,11 @@ pub(super) struct Codes<const S: usize> {
 impl<const S: usize> Codes<S> {
     /// The largest scale gets the code `MAX`. Negative scales, which only rounding errors bring about, wrap.
     #[inline(always)]
-    pub(super) fn of_largest<const MAX: i32>(scales: &[f32; S]) -> Self {
+    fn of_largest<const MAX: i32>(scales: &[f32; S]) -> Self {
         let largest = scales.iter().fold(0.0, |largest, &s| if s > largest { s } else { largest });
         let inverse = if largest > 0.0 { MAX as f32 / largest } else { 0.0 };
         let codes = scales.map(|s| nearest_int(inverse * s) as u8);
         Codes { unit: Half::from_f32(largest / MAX as f32), codes }
-    }
-
-    /// The unit with the least error, where `weights` say what each scale's error counts.
-    #[inline(always)]
-    pub(super) fn of_least_error<const MAX: i32>(scales: &[f32; S], weights: &[f32; S]) -> Self {
-        let fit = search::unsigned::<S, MAX>(scales, weights);
-        Codes { unit: Half::from_f32(fit.scale), codes: fit.levels }
     }
 
     /// With no code above `ceiling`.
@@ -86,6 +80,37 @@ impl<const S: usize> Codes<S> {
     pub(super) fn up_to(self, ceiling: u8) -> Self {
         Codes { unit: self.unit, codes: self.codes.map(|code| code.min(ceiling)) }
     }
+}
+
+/// Scales and offsets of every super-block, the largest of each with the code `MAX`.
+#[inline(always)]
+pub(super) fn codes_of_largest<const S: usize, const MAX: i32>(fits: &Fits<S>) -> [[Codes<S>; 2]; TOGETHER] {
+    std::array::from_fn(|i| [Codes::of_largest::<MAX>(&fits.scales[i]), Codes::of_largest::<MAX>(&fits.offsets[i])])
+}
+
+/// Scales and offsets of every super-block in the units with the least error, where each counts what its sub-block's
+/// errors do.
+#[inline(always)]
+pub(super) fn codes_of_least_error<I: Simd, const S: usize, const MAX: i32>(
+    simd: I,
+    fits: &Fits<S>,
+) -> [[Codes<S>; 2]; TOGETHER] {
+    // Lanes are super-blocks.
+    let x = [simd.gather(fits.scales.each_ref()), simd.gather(fits.offsets.each_ref())];
+    let totals = simd.gather(fits.totals.each_ref());
+    let found = search::unsigned::<I, S, 2, MAX>(simd, &x, &[totals; 2]);
+    let mut codes = [[Codes { unit: Half::from_f32(0.0), codes: [0; S] }; 2]; TOGETHER];
+    for g in 0..2 {
+        for (codes, unit) in codes.iter_mut().zip(simd.store(found.scales[g])) {
+            codes[g].unit = Half::from_f32(unit);
+        }
+        for (i, levels) in found.levels[g].into_iter().enumerate() {
+            for (codes, level) in codes.iter_mut().zip(simd.store_u8(levels)) {
+                codes[g].codes[i] = level;
+            }
+        }
+    }
+    codes
 }
 
 /// Rounds the weights to the levels that the quantized scales and offsets stand for. Sub-blocks whose scale is

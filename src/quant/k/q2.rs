@@ -1,6 +1,6 @@
 //! Q2_K.
 
-use super::affine::{self, Codes, TOGETHER};
+use super::affine::{self, TOGETHER};
 use super::{LEN, RUN};
 use crate::format::types::GgmlType;
 use crate::quant::num::Half;
@@ -54,16 +54,11 @@ impl BlockQ2K {
             None => (WITHOUT_IMPORTANCE, Measure::Magnitude),
         };
         let fits = affine::fit::<I, N, S, MAX_LEVEL>(simd, x, &weights, candidates, measure);
-        for (i, (x, block)) in x.iter().zip(row).enumerate() {
-            let (scales, offsets) = match importance {
-                Some(_) => (
-                    Codes::of_least_error::<MAX_SCALE>(&fits.scales[i], &fits.totals[i]),
-                    Codes::of_least_error::<MAX_SCALE>(&fits.offsets[i], &fits.totals[i]),
-                ),
-                None => {
-                    (Codes::of_largest::<MAX_SCALE>(&fits.scales[i]), Codes::of_largest::<MAX_SCALE>(&fits.offsets[i]))
-                }
-            };
+        let codes = match importance {
+            Some(_) => affine::codes_of_least_error::<I, S, MAX_SCALE>(simd, &fits),
+            None => affine::codes_of_largest::<S, MAX_SCALE>(&fits),
+        };
+        for (i, ((x, block), [scales, offsets])) in x.iter().zip(row).zip(codes).enumerate() {
             block.scales = std::array::from_fn(|j| scales.codes[j] | (offsets.codes[j] << 4));
             (block.d, block.dmin) = (scales.unit, offsets.unit);
             let (scales, offsets) = block.scales_and_offsets();

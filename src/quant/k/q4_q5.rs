@@ -102,19 +102,11 @@ fn quantize<I: Simd, const MAX: i32>(
     }
     let candidates = if importance.is_some() { WITH_IMPORTANCE } else { rules.candidates };
     let fits = affine::fit::<I, N, S, MAX>(simd, x, &weights, candidates, Measure::Square);
-    for (i, x) in x.iter().enumerate() {
-        let (scales, offsets, ceiling) = match importance {
-            Some(_) => (
-                Codes::of_least_error::<MAX_SCALE>(&fits.scales[i], &fits.totals[i]),
-                Codes::of_least_error::<MAX_SCALE>(&fits.offsets[i], &fits.totals[i]),
-                rules.ceiling,
-            ),
-            None => (
-                Codes::of_largest::<MAX_SCALE>(&fits.scales[i]),
-                Codes::of_largest::<MAX_SCALE>(&fits.offsets[i]),
-                MAX_SCALE as u8,
-            ),
-        };
+    let (codes, ceiling) = match importance {
+        Some(_) => (affine::codes_of_least_error::<I, S, MAX_SCALE>(simd, &fits), rules.ceiling),
+        None => (affine::codes_of_largest::<S, MAX_SCALE>(&fits), MAX_SCALE as u8),
+    };
+    for (i, (x, [scales, offsets])) in x.iter().zip(codes).enumerate() {
         let head = Head::new(&scales.up_to(ceiling), &offsets.up_to(ceiling));
         let (scales, offsets) = head.scales_and_offsets();
         let levels = affine::round::<N, S, MAX>(bytemuck::cast_ref(x), &scales, &offsets, &fits.origins[i]);
