@@ -90,7 +90,7 @@ impl Search<S_SUB, 4, 2> for OneShift {
 
     #[inline(always)]
     fn parts<V: Simd>(simd: V, sub: &Sub<4>) -> OneShiftParts {
-        let [x, w] = sub.running::<S_SUB, S_COLUMNS>(0..4);
+        let [[x, w]] = sub.running::<1, S_SUB, S_COLUMNS>();
         let (mut x_above, mut w_above) = ([[0.0; S_COLUMNS]; 2], [[0.0; S_COLUMNS]; 2]);
         for (shift, v) in [PLUS[2], MINUS[2]].into_iter().enumerate() {
             let v = simd.splat(v);
@@ -217,8 +217,7 @@ impl Search<M_SUB, 2, 4> for TwoShifts {
     #[inline(always)]
     fn parts<V: Simd>(_: V, sub: &Sub<2>) -> [Part; 2] {
         let mut parts = [Part::default(); 2];
-        for (half, part) in parts.iter_mut().enumerate() {
-            let [x, w] = sub.running::<M_SUB, M_COLUMNS>(half..half + 1);
+        for (part, [x, w]) in parts.iter_mut().zip(sub.running::<2, M_SUB, M_COLUMNS>()) {
             part.x = x;
             for (shift, v) in [PLUS, MINUS].iter().enumerate() {
                 part.x_all[shift] = x[M_SUB] * v[2];

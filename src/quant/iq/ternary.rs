@@ -154,27 +154,29 @@ pub(super) struct Sub<'a, const G: usize> {
 }
 
 impl<const G: usize> Sub<'_, G> {
-    /// Running sums of (weight * x) and of the weights over the groups in `groups`, the smallest x first: entry `i` is
-    /// the sum over the `i` smallest of all `S`. What lies behind is NaN, which compares as no better than anything.
+    /// For `P` parts of the sub-block, the running sums of (weight * x) and of the weights, the smallest x first: entry
+    /// `i` is the sum over those of the `i` smallest of all `S` that lie in the part. What lies behind is NaN, which
+    /// compares as no better than anything.
     #[inline(always)]
-    pub(super) fn running<const S: usize, const COLUMNS: usize>(
-        &self,
-        groups: std::ops::Range<usize>,
-    ) -> [[f32; COLUMNS]; 2] {
+    pub(super) fn running<const P: usize, const S: usize, const COLUMNS: usize>(&self) -> [[[f32; COLUMNS]; 2]; P] {
         const { assert!(S == 8 * G && COLUMNS > S && COLUMNS.is_multiple_of(LANES)) };
-        // A weight of another group adds zero, which changes no sum that began with zero.
-        let mut terms = [[0.0; 2]; S];
-        for g in groups {
+        // A weight of another part adds zero, which changes no sum that began with zero.
+        let mut terms = [[[0.0; 2]; P]; S];
+        for g in 0..G {
             for i in 0..8 {
-                terms[self.ranks[g][i] as usize % S] = [self.weights[g][i] * self.x[g][i], self.weights[g][i]];
+                let (x, weight) = (self.x[g][i], self.weights[g][i]);
+                terms[self.ranks[g][i] as usize % S][g * P / G] = [weight * x, weight];
             }
         }
-        let mut sums = [[f32::NAN; COLUMNS]; 2];
-        let mut sum = [0.0; 2];
-        [sums[0][0], sums[1][0]] = sum;
-        for (i, term) in terms.iter().enumerate() {
-            sum = [sum[0] + term[0], sum[1] + term[1]];
-            [sums[0][i + 1], sums[1][i + 1]] = sum;
+        let mut sums = [[[f32::NAN; COLUMNS]; 2]; P];
+        let mut sum = [[0.0; 2]; P];
+        for i in 0..S + 1 {
+            for part in 0..P {
+                for k in 0..2 {
+                    sums[part][k][i] = sum[part][k];
+                    sum[part][k] += if i < S { terms[i][part][k] } else { 0.0 };
+                }
+            }
         }
         sums
     }
@@ -227,25 +229,24 @@ pub(super) trait Search<const S: usize, const G: usize, const C: usize> {
     fn floor<V: Simd>(simd: V, sub: &Sub<G>, parts: &Self::Parts) -> f32 {
         const BELOW: f32 = 1.0 - 1.0 / 512.0;
         const STRIDE: usize = 4;
-        // Between these, the sums of (weight * value * value), which are at least 1/64 of that of the weights, the
-        // squares of the others and the products that are compared keep clear of f32's limits.
+        // Between these, lane by lane, the sums of (weight * value * value), which are at least 1/64 of that of the
+        // weights, the squares of the others and the products that are compared keep clear of f32's limits.
         const LEAST: f32 = 1.0 / (1u64 << 40) as f32;
         const MOST: f32 = (1u64 << 36) as f32;
         const FAINTEST: f32 = 1.0 / (1u64 << 60) as f32;
-        let (mut least, mut weight, mut extent) = (simd.splat(0.0), simd.splat(0.0), simd.splat(0.0));
+        let zero = simd.splat(0.0);
+        let (mut least, mut weight, mut extent) = (zero, zero, zero);
         for (weights, x) in sub.weights.iter().zip(sub.x) {
             let (w, x) = (simd.load(weights), simd.load(x));
             least = simd.min(w, least);
             weight = weight + w;
             extent = extent + simd.abs(w * x);
         }
-        let weight = simd.store(weight).iter().sum::<f32>();
-        let extent = simd.store(extent).iter().sum::<f32>();
-        let clear = simd.all(simd.eq(least, simd.splat(0.0))) && weight > LEAST && weight < MOST && extent < MOST;
-        if !clear {
+        let small = simd.both(simd.lt(weight, simd.splat(MOST)), simd.lt(extent, simd.splat(MOST)));
+        if !simd.all(simd.both(small, simd.eq(least, zero))) || !simd.any(simd.gt(weight, simd.splat(LEAST))) {
             return -f32::MAX;
         }
-        let (mut tops, mut bottoms) = ([simd.splat(0.0); C], [simd.splat(1.0); C]);
+        let (mut tops, mut bottoms) = ([zero; C], [simd.splat(1.0); C]);
         for first in (STRIDE / 2..S).step_by(STRIDE) {
             for last in (first..S + 1).step_by(LANES) {
                 let Sums { qx, qq } = Self::sums(simd, parts, first, last);
@@ -261,7 +262,7 @@ pub(super) trait Search<const S: usize, const G: usize, const C: usize> {
         for c in 1..C {
             scores = simd.max(scores, tops[c] / bottoms[c]);
         }
-        let score = simd.store(scores).into_iter().fold(0.0, max);
+        let [score, ..] = simd.store(simd.neg(simd.min_across(simd.neg(scores))));
         if score > FAINTEST { score * BELOW } else { -f32::MAX }
     }
 
