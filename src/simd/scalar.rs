@@ -182,8 +182,8 @@ impl Simd for Scalar {
 
     #[inline(always)]
     fn trunc(self, x: Eight<f32>) -> Eight<i32> {
-        const LIMIT: f32 = 2_147_483_648.0;
-        each(x, |x| if (-LIMIT..LIMIT).contains(&x) { x as i32 } else { i32::MIN })
+        // The conversion makes `i32::MIN` of what is too small.
+        each(x, |x| if x < 2_147_483_648.0 { x as i32 } else { i32::MIN })
     }
 
     #[inline(always)]
