@@ -3,7 +3,7 @@
 //! Q4_0 and Q5_0 are one algorithm with 16 and 32 levels around zero, Q4_1 and Q5_1 one with 16 and 32 levels above
 //! an offset.
 
-use super::num::{Half, floor_small, inverse_or_zero, max, round_ints};
+use super::num::{Half, inverse_or_zero, max, round_ints};
 use super::planes;
 use super::search::{
     Measure, VECTORS, WITH_IMPORTANCE, affine, bounds, eight, extreme, levels_of_inverse, side_by_side, sum_of_squares,
@@ -317,8 +317,12 @@ fn offset_row<I: Simd, B, const MAX: i32>(
                 low = x.iter().copied().find(|v| *v == 0.0).unwrap_or(low);
             }
             let d = (high - low) / MAX as f32;
-            let inverse = inverse_or_zero(d);
-            *block = pack(d, low, &levels_of(x, MAX as u8, |v| (v - low) * inverse + 0.5));
+            let (inverse, half) = (simd.splat(inverse_or_zero(d)), simd.splat(0.5));
+            let mut levels = [0; LEN];
+            for (levels, x) in levels.as_chunks_mut().0.iter_mut().zip(x.as_chunks().0) {
+                *levels = level_bytes(simd, (simd.load(x) - simd.splat(low)) * inverse + half, MAX);
+            }
+            *block = pack(d, low, &levels);
         }
     }
 }
@@ -335,19 +339,6 @@ fn mean_square(row: &[Weights]) -> f32 {
 fn level_bytes<S: Simd>(simd: S, steps: S::F32, top: i32) -> [u8; LANES] {
     let finite = simd.select(simd.lt(steps, simd.splat(top as f32 + 2.0)), steps, simd.splat(0.0));
     simd.store_u8(simd.min_i32(simd.trunc(finite), simd.splat_i32(top)))
-}
-
-/// Levels from the numbers of steps that `steps` gives. These are 0 to `top` and less than one more, or infinite or
-/// NaN where the scale overflowed or vanished: C's conversion then makes 0 of them.
-#[inline]
-fn levels_of(x: &Weights, top: u8, steps: impl Fn(f32) -> f32) -> Levels {
-    let mut levels = [0; LEN];
-    for (level, &v) in levels.iter_mut().zip(x) {
-        let steps = steps(v);
-        let finite = if steps < f32::from(top) + 2.0 { steps } else { 0.0 };
-        *level = (floor_small(finite) as u8).min(top);
-    }
-    levels
 }
 
 #[inline]

@@ -7,6 +7,9 @@
 //! Importance weights (the importance matrix's mean squares, one per column) are optional, except for the types
 //! whose [`Codec::needs_importance`] is set.
 
+// Lanes go through several arrays by one number.
+#![allow(clippy::needless_range_loop)]
+
 mod float;
 mod fp4;
 mod iq;
@@ -63,13 +66,16 @@ impl std::fmt::Display for Fault {
     }
 }
 
+/// [`Codec::quantize_row_with`] of one type.
+type QuantizeRow = fn(Isa, &[f32], Option<&[f32]>, &mut [u8]);
+
 /// The row functions of one tensor type.
 pub struct Codec {
     /// The tensor type.
     pub ggml_type: GgmlType,
     /// Whether quantizing without importance weights is impossible, as in the reference.
     pub needs_importance: bool,
-    quantize: fn(Isa, &[f32], Option<&[f32]>, &mut [u8]),
+    quantize: QuantizeRow,
     dequantize: fn(Isa, &[u8], &mut [f32]),
     first_fault: fn(&[u8]) -> Option<(usize, Fault)>,
 }

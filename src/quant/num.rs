@@ -109,15 +109,6 @@ pub(crate) fn inverse_or_zero(d: f32) -> f32 {
     if d != 0.0 { 1.0 / d } else { 0.0 }
 }
 
-/// The integer part of 0 <= x < 2^22. Unlike a cast, it is vectorized: casts saturate, which SSE2 lacks.
-#[inline]
-pub(crate) fn floor_small(x: f32) -> u32 {
-    /// Added to 2^23, no fraction is left: the sum is the nearest integer.
-    const MAGIC: f32 = 8_388_608.0;
-    let nearest = x + MAGIC;
-    (nearest.to_bits() & 0x007f_ffff) - u32::from(nearest - MAGIC > x)
-}
-
 /// C's `(int) roundf(x)` (and the low bytes of `lroundf(x)`) as x86-64 does it: ties away from zero, and
 /// `i32::MIN` for NaN and everything that does not fit. Without the call into the math library.
 #[inline]
@@ -224,18 +215,6 @@ mod tests {
             let x = eight.map(f32::from_bits);
             assert_eq!(Scalar.store_i32(nearest_ints(Scalar, Scalar.load(&x))), x.map(nearest_int), "{x:?}");
             assert_eq!(Scalar.store_i32(round_ints(Scalar, Scalar.load(&x))), x.map(round_i32), "{x:?}");
-        }
-    }
-
-    #[test]
-    fn the_integer_part_is_that_of_a_cast() {
-        for bits in (0..4_194_304.0f32.to_bits()).step_by(1009) {
-            let x = f32::from_bits(bits);
-            assert_eq!(floor_small(x), x as u32, "{x:e}");
-        }
-        for n in 1..70_000u32 {
-            let x = n as f32 * 0.5;
-            assert_eq!([floor_small(x.next_down()), floor_small(x)], [(n - 1) / 2, n / 2], "{x:e}");
         }
     }
 

@@ -32,11 +32,6 @@ const RUN: usize = 32;
 /// A level or a scale code for every weight of a super-block.
 type Levels = [u8; LEN];
 
-#[inline]
-fn sum(x: &[f32]) -> f32 {
-    x.iter().fold(0.0, |sum, v| sum + v)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

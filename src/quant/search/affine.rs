@@ -20,7 +20,7 @@
 //!    tell for all (`Level::Quick`). Others go the way of the bits.
 //! 3. Levels are not kept, but what they follow from: hardly any sub-block needs them in the end.
 
-use super::super::num::nearest_int;
+use crate::quant::num::{MAGIC, nearest_int, nearest_ints};
 use crate::simd::{LANES, Simd};
 
 /// Vectors of sub-blocks that are searched side by side.
@@ -109,8 +109,6 @@ pub(in crate::quant) enum Measure {
     Magnitude,
 }
 
-/// 1.5 * 2^23: added to a number below 2^22, it leaves no fraction.
-const MAGIC: f32 = 12_582_912.0;
 /// What a number stays below to be rounded so.
 const QUICK: f32 = 4_194_304.0;
 
@@ -137,9 +135,7 @@ struct ByBits;
 impl<S: Simd> Level<S> for ByBits {
     #[inline(always)]
     fn of(s: S, v: S::F32, max: S::F32) -> S::F32 {
-        let mantissa = s.and(s.bits(v + s.splat(MAGIC)), s.splat_i32(0x007f_ffff));
-        let nearest = s.to_f32(mantissa - s.splat_i32(0x0040_0000));
-        s.min(s.max(nearest, s.splat(0.0)), max)
+        s.min(s.max(s.to_f32(nearest_ints(s, v)), s.splat(0.0)), max)
     }
 }
 
