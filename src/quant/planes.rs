@@ -36,24 +36,6 @@ pub(super) fn pack<const BITS: usize, const RUN: usize, const N: usize, const BY
     bytes
 }
 
-/// Undoes [`pack`]: adds the bits to `levels`, which must be clear from bit `low` upwards.
-#[inline]
-pub(super) fn unpack<const BITS: usize, const RUN: usize, const N: usize, const BYTES: usize>(
-    bytes: &[u8; BYTES],
-    low: u32,
-    levels: &mut [u8; N],
-) {
-    const { assert!(BYTES * 8 == N * BITS && BYTES.is_multiple_of(RUN)) };
-    let mask = ((1u16 << BITS) - 1) as u8;
-    for (bytes, runs) in bytes.chunks_exact(RUN).zip(levels.chunks_exact_mut(RUN * 8 / BITS)) {
-        for (run, levels) in runs.chunks_exact_mut(RUN).enumerate() {
-            for (&byte, level) in bytes.iter().zip(levels) {
-                *level |= ((byte >> (run * BITS)) & mask) << low;
-            }
-        }
-    }
-}
-
 /// What eight bytes hold of both their runs of four bits.
 #[inline(always)]
 pub(super) fn nibbles<V: Simd>(simd: V, bytes: &[u8; LANES]) -> [V::I32; 2] {
@@ -95,14 +77,23 @@ pub(super) fn quarters<V: Simd>(simd: V, bytes: &[u8; LANES]) -> [V::I32; 4] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::simd::Scalar;
+
+    /// The bits of every level, one after the other as drawn.
+    fn unpack<const BITS: usize, const RUN: usize, const N: usize>(bytes: &[u8], low: u32) -> [u8; N] {
+        let runs = 8 / BITS;
+        std::array::from_fn(|i| {
+            let byte = bytes[i / (RUN * runs) * RUN + i % RUN];
+            let bits = byte >> (i / RUN % runs * BITS) & ((1u16 << BITS) - 1) as u8;
+            bits << low
+        })
+    }
 
     fn round_trip<const BITS: usize, const RUN: usize, const N: usize, const BYTES: usize>(low: u32) {
         let mask = ((1u16 << BITS) - 1) as u8;
         // 251 is prime, so that no two runs are alike.
         let levels: [u8; N] = std::array::from_fn(|i| (i % 251) as u8 & (mask << low));
-        let mut back = [0; N];
-        unpack::<BITS, RUN, N, BYTES>(&pack::<BITS, RUN, N, BYTES>(&levels, low), low, &mut back);
-        assert_eq!(back, levels);
+        assert_eq!(unpack::<BITS, RUN, N>(&pack::<BITS, RUN, N, BYTES>(&levels, low), low), levels);
     }
 
     #[test]
@@ -115,6 +106,26 @@ mod tests {
         round_trip::<4, 64, 256, 128>(0);
         round_trip::<4, 16, 32, 16>(0);
         round_trip::<4, 8, 16, 8>(0);
+    }
+
+    #[test]
+    fn lanes_are_taken_out_as_they_were_packed() {
+        let bytes: [u8; LANES] = std::array::from_fn(|i| (i * 89 + 37) as u8);
+        let nibbles = nibbles(Scalar, &bytes).map(|run| Scalar.store_u8(run));
+        assert_eq!(*nibbles.as_flattened(), unpack::<4, 8, 16>(&bytes, 0));
+        let quarters = quarters(Scalar, &bytes).map(|run| Scalar.store_u8(run));
+        assert_eq!(*quarters.as_flattened(), unpack::<2, 8, 32>(&bytes, 0));
+    }
+
+    #[test]
+    fn nibbles_look_up_both_halves_of_a_table() {
+        let table =
+            [Scalar.load(&std::array::from_fn(|i| i as f32)), Scalar.load(&std::array::from_fn(|i| 50.0 + i as f32))];
+        let mut weights = [0.0; 16];
+        looked_up(Scalar, &[0x80, 0x21, 0xf7, 0x00, 0, 0, 0, 0x9a], table, 0.5, &mut weights);
+        assert_eq!(weights[..3], [0.0, 0.5, 3.5]);
+        assert_eq!(weights[7..11], [26.0, 25.0, 1.0, 28.5]);
+        assert_eq!(weights[15], 25.5);
     }
 
     #[test]

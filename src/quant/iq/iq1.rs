@@ -222,9 +222,9 @@ impl Search<M_SUB, 2, 4> for TwoShifts {
             for (shift, v) in [PLUS, MINUS].iter().enumerate() {
                 part.x_all[shift] = x[M_SUB] * v[2];
                 let w_all = w[M_SUB] * v[2] * v[2];
-                for i in 0..M_COLUMNS {
-                    part.w_first[shift][i] = w_all + w[i] * (v[0] * v[0] - v[1] * v[1]);
-                    part.w_last[shift][i] = w[i] * (v[1] * v[1] - v[2] * v[2]);
+                for ((first, last), w) in part.w_first[shift].iter_mut().zip(&mut part.w_last[shift]).zip(&w) {
+                    *first = w_all + w * (v[0] * v[0] - v[1] * v[1]);
+                    *last = w * (v[1] * v[1] - v[2] * v[2]);
                 }
             }
         }

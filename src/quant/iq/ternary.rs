@@ -296,8 +296,8 @@ pub(super) trait Search<const S: usize, const G: usize, const C: usize> {
     ) -> Option<(f32, [u16; G], usize)> {
         let ranks = ranks(simd, x);
         let mut sub = Sub { x, weights, ranks: [[0; 8]; G] };
-        for g in 0..G {
-            sub.ranks[g] = simd.store_i32(ranks[g]);
+        for (stored, &ranks) in sub.ranks.iter_mut().zip(&ranks) {
+            *stored = simd.store_i32(ranks);
         }
         let Split { mut scale, first, last, mut choice } = Self::best_split(simd, &sub)?;
         let turned = scale < 0.0;
