@@ -5,6 +5,7 @@ use super::signs::{EVEN_MASK, Signs, complete, signed};
 use super::{BLOCK, eight, grade, sums_of_squares, weigh};
 use crate::format::types::GgmlType;
 use crate::quant::num::Half;
+use crate::quant::search::unsigned;
 use crate::quant::{Block, Fault};
 use crate::simd::{LANES, Simd};
 
@@ -130,83 +131,14 @@ impl Block<BLOCK> for BlockIq2Xxs {
     }
 }
 
-/// Plain levels that the first scale of IQ2_XXS is fitted to: 0 to 4.
+/// The highest of the plain levels that the first scale of IQ2_XXS is fitted to.
 const PLAIN_TOP: i32 = LEVELS as i32 + 1;
-/// ggml's candidates for the plain levels' 1/scale, in levels from the one that takes the largest weight to the top:
-/// tenths, this many either way.
-const PLAIN_REACH: i8 = 4;
-/// ggml's limit on rounds of moving single weights to better levels.
-const PLAIN_ROUNDS: usize = 5;
 
 /// The start of IQ2_XXS: the scale of the best fit with plain levels 0 to 4, and three times that.
-///
-/// Levels are kept in bytes, as in ggml, so that those of the few negative magnitudes wrap round. A weight on a
-/// wrapped level counts with the level itself when the sums begin, but with the byte when it might move.
 #[inline(always)]
-fn from_plain_levels<V: Simd>(simd: V, x: &[V::F32; 32], weights: &[V::F32; 32], largest: V::F32) -> (V::F32, V::F32) {
-    let (zero, one, top) = (simd.splat(0.0), simd.splat(1.0), simd.splat_i32(PLAIN_TOP));
-    let byte = simd.splat_i32(u8::MAX.into());
-    let mut inverse = simd.to_f32(top) / largest;
-    let mut least = squared_error(simd, x, weights, one / inverse, |v| simd.and(nearest(simd, inverse * v), byte));
-    for candidate in (-PLAIN_REACH..=PLAIN_REACH).filter(|&c| c != 0) {
-        let trial = simd.splat(0.1 * f32::from(candidate) + PLAIN_TOP as f32) / largest;
-        let error = squared_error(simd, x, weights, one / trial, |v| simd.min_i32(nearest(simd, trial * v), top));
-        inverse = simd.select(simd.lt(error, least), trial, inverse);
-        least = simd.min(error, least);
-    }
-
-    let mut levels = [top; 32];
-    let (mut lx, mut ll) = (zero, zero);
-    for ((level, &v), &w) in levels.iter_mut().zip(x).zip(weights) {
-        let l = simd.min_i32(nearest(simd, inverse * v), top);
-        *level = simd.and(l, byte);
-        let l = simd.to_f32(l);
-        lx = lx + w * v * l;
-        ll = ll + w * l * l;
-    }
-    for _ in 0..PLAIN_ROUNDS {
-        let mut moved = simd.lt(zero, zero);
-        for ((level, &v), &w) in levels.iter_mut().zip(x).zip(weights) {
-            let old = simd.to_f32(*level);
-            let (rest_lx, rest_ll) = (lx - w * v * old, ll - w * old * old);
-            let better = simd.min_i32(nearest(simd, v * rest_ll / rest_lx), top);
-            let new = simd.to_f32(better);
-            let (new_lx, new_ll) = (rest_lx + w * v * new, rest_ll + w * new * new);
-            let moves = simd.both(
-                simd.both(simd.gt(rest_lx, zero), simd.gt(rest_ll, zero)),
-                simd.both(simd.not(simd.eq_i32(better, *level)), simd.gt(new_lx * new_lx * ll, lx * lx * new_ll)),
-            );
-            *level = simd.select_i32(moves, simd.and(better, byte), *level);
-            (lx, ll) = (simd.select(moves, new_lx, lx), simd.select(moves, new_ll, ll));
-            moved = simd.either(moved, moves);
-        }
-        if !simd.any(moved) {
-            break;
-        }
-    }
-    let scale = simd.select(simd.gt(ll, zero), lx / ll, zero);
+fn from_plain_levels<V: Simd>(simd: V, x: &[V::F32; 32], weights: &[V::F32; 32], _: V::F32) -> (V::F32, V::F32) {
+    let [scale] = unsigned::<V, 32, 1, PLAIN_TOP>(simd, &[*x], &[*weights]).scales;
     (scale, scale * simd.splat(LEVELS as f32))
-}
-
-/// [`nearest_int`](crate::quant::num::nearest_int) of each lane.
-#[inline(always)]
-fn nearest<V: Simd>(simd: V, x: V::F32) -> V::I32 {
-    simd.and(simd.bits(x + simd.splat(12_582_912.0)), simd.splat_i32(0x007f_ffff)) - simd.splat_i32(0x0040_0000)
-}
-
-/// The weighted squared error of magnitudes at some plain levels.
-#[inline(always)]
-fn squared_error<V: Simd>(
-    simd: V,
-    x: &[V::F32; 32],
-    weights: &[V::F32; 32],
-    scale: V::F32,
-    level: impl Fn(V::F32) -> V::I32,
-) -> V::F32 {
-    x.iter().zip(weights).fold(simd.splat(0.0), |sum, (&v, &w)| {
-        let off = v - scale * simd.to_f32(level(v));
-        sum + w * off * off
-    })
 }
 
 /// 2.3125 bits: points from a book of 512, seven signs for eight weights.

@@ -165,12 +165,12 @@ impl<const D: usize, const N: usize> Lattice<D, N> {
         let zero = simd.splat(0.0);
         let top = ODD[usize::from(self.book.base()) - 1];
         let mut scales = [[0.0; LANES]; C];
-        let mut trials = [[[0; LANES]; C]; G];
-        for c in 0..C {
+        let mut trials: [Points<G>; C] = [[[0; LANES]; G]; C];
+        for (c, (scale, trial)) in scales.iter_mut().zip(&mut trials).enumerate() {
             let inverse = simd.splat(top + (c as f32 - (C / 2) as f32) * plan.stride) / extreme;
-            scales[c] = simd.store(simd.splat(1.0) / inverse);
-            for g in 0..G {
-                trials[g][c] = self.places(simd, subs, g, inverse);
+            *scale = simd.store(simd.splat(1.0) / inverse);
+            for (g, place) in trial.iter_mut().enumerate() {
+                *place = self.places(simd, subs, g, inverse);
             }
         }
         let odd = simd.load(&odd_table::<D>());
@@ -178,22 +178,22 @@ impl<const D: usize, const N: usize> Lattice<D, N> {
         let mut lost = 0u8;
         for lane in 0..LANES {
             let mut levels = [zero; C];
-            for c in 0..C {
-                levels[c] = simd.splat(scales[c][lane]) * odd;
+            for (levels, scale) in levels.iter_mut().zip(&scales) {
+                *levels = simd.splat(scale[lane]) * odd;
             }
-            for (g, trials) in trials.iter_mut().enumerate() {
+            for g in 0..G {
                 let group = Group::new(simd, subs, g, lane, D);
-                for c in 0..C {
-                    let point = self.snap(simd, map, trials[c][lane], &group, levels[c]);
+                for (trial, &levels) in trials.iter_mut().zip(&levels) {
+                    let point = self.snap(simd, map, trial[g][lane], &group, levels);
                     lost |= u8::from(point.is_none()) << lane;
-                    trials[c][lane] = point.unwrap_or(first);
+                    trial[g][lane] = point.unwrap_or(first);
                 }
             }
         }
         let mut best = zero;
         let mut chosen = simd.splat_i32(-1);
-        for c in 0..C {
-            let (qx, qq) = moments::<S, D, L, G>(simd, subs, |g| &trials[g][c]);
+        for (c, trial) in trials.iter().enumerate() {
+            let (qx, qq) = moments::<S, D, L, G>(simd, subs, trial);
             let better = simd.both(simd.gt(qq, zero), simd.gt(qx * qx, best * qq));
             let fitted = qx / qq;
             scale = simd.select(better, fitted, scale);
@@ -214,8 +214,8 @@ impl<const D: usize, const N: usize> Lattice<D, N> {
         }
         for lane in 0..LANES {
             if chosen[lane] >= 0 {
-                for g in 0..G {
-                    points[g][lane] = trials[g][chosen[lane] as usize][lane];
+                for (point, trial) in points.iter_mut().zip(&trials[chosen[lane] as usize]) {
+                    point[lane] = trial[lane];
                 }
             }
             let wanted = plan.resnap == Resnap::Always || points.iter().any(|points| points[lane] & STRAYED != 0);
@@ -231,7 +231,7 @@ impl<const D: usize, const N: usize> Lattice<D, N> {
                 }
             }
         }
-        let (qx, qq) = moments::<S, D, L, G>(simd, subs, |g| &points[g]);
+        let (qx, qq) = moments::<S, D, L, G>(simd, subs, &points);
         let refits = simd.both(simd.gt(simd.load(&refitted), zero), simd.gt(qq, zero));
         let mut scales = simd.store(simd.select(refits, qx / qq, scale));
         for points in &mut points {
@@ -291,9 +291,9 @@ impl<const D: usize, const N: usize> Lattice<D, N> {
             Place::Known(number) => Some(map.point(number)),
             Place::Among(list) => {
                 let mut tables = [levels; TABLES];
-                for i in 0..TABLES {
-                    let off = levels - group.magnitudes[i];
-                    tables[i] = group.roots[i] * off * off;
+                for (table, (&x, &root)) in tables.iter_mut().zip(group.magnitudes.iter().zip(&group.roots)) {
+                    let off = levels - x;
+                    *table = root * off * off;
                 }
                 Some(list.point(cheapest::<S, D>(simd, &list, &tables)?) | STRAYED)
             }
@@ -348,15 +348,15 @@ const fn odd_table<const D: usize>() -> [f32; LANES] {
 
 /// The weighted sums of (magnitude * level) and (level * level), whose quotient is the least-squares scale.
 #[inline(always)]
-fn moments<'a, S: Simd, const D: usize, const L: usize, const G: usize>(
+fn moments<S: Simd, const D: usize, const L: usize, const G: usize>(
     simd: S,
     subs: &Subs<L>,
-    points: impl Fn(usize) -> &'a [i32; LANES],
+    points: &Points<G>,
 ) -> (S::F32, S::F32) {
     let tables = [simd.load(&odd_table::<D>()); TABLES];
     let (mut qx, mut qq) = (simd.splat(0.0), simd.splat(0.0));
-    for g in 0..G {
-        let packed = simd.load_i32(points(g));
+    for (g, points) in points.iter().enumerate() {
+        let packed = simd.load_i32(points);
         for i in 0..D {
             let level = entry(simd, &tables, packed, i);
             qx = qx + simd.load(&subs.products[g * D + i]) * level;
