@@ -77,13 +77,13 @@ fn largest_magnitudes<S: Simd>(simd: S, blocks: &[Weights]) -> S::F32 {
         for x in x.as_chunks().0 {
             bits = simd.max_i32(bits, simd.bits(simd.abs(simd.load(x))));
         }
-        *largest = simd.from_bits(bits);
+        *largest = simd.of_bits(bits);
     }
     let mut bits = simd.splat_i32(0);
     for largest in simd.transpose(largest) {
         bits = simd.max_i32(bits, simd.bits(largest));
     }
-    let largest = simd.from_bits(bits);
+    let largest = simd.of_bits(bits);
     if simd.all(simd.eq(largest, largest)) {
         return largest;
     }

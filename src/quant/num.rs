@@ -126,7 +126,7 @@ pub(super) fn round_ints<S: Simd>(simd: S, x: S::F32) -> S::I32 {
     /// rounded, and nothing that lies below a half.
     const HALF: i32 = 0x3eff_ffff;
     let sign = simd.and(simd.bits(x), simd.splat_i32(i32::MIN));
-    simd.trunc(x + simd.from_bits(simd.or(sign, simd.splat_i32(HALF))))
+    simd.trunc(x + simd.of_bits(simd.or(sign, simd.splat_i32(HALF))))
 }
 
 /// C's `floorf(log2f(x))` for positive finite `x`, as a correctly rounded `log2f` gives it.

@@ -187,12 +187,6 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn load_u16(self, x: &[u16; LANES]) -> I32 {
-        // SAFETY: the array has the 16 bytes that are read, which need no alignment; the token is here.
-        I32(unsafe { _mm256_cvtepu16_epi32(_mm_loadu_si128(x.as_ptr().cast())) })
-    }
-
-    #[inline(always)]
     fn store_i32(self, x: I32) -> [i32; LANES] {
         let mut out = [0; LANES];
         // SAFETY: the array has the 32 bytes that are written, which need no alignment; the token is here.
@@ -248,7 +242,7 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn from_bits(self, x: I32) -> F32 {
+    fn of_bits(self, x: I32) -> F32 {
         F32(avx2!(_mm256_castsi256_ps(x.0)))
     }
 
@@ -314,7 +308,7 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn select_i32(self, mask: Mask, yes: I32, no: I32) -> I32 {
-        let (yes, no) = (self.from_bits(yes), self.from_bits(no));
+        let (yes, no) = (self.of_bits(yes), self.of_bits(no));
         self.bits(self.select(mask, yes, no))
     }
 }

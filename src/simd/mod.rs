@@ -71,8 +71,6 @@ pub(crate) trait Simd: Copy {
     fn load_u8(self, x: &[u8; LANES]) -> Self::I32;
     /// The lanes from signed bytes.
     fn load_i8(self, x: &[i8; LANES]) -> Self::I32;
-    /// The lanes from unsigned 16-bit numbers.
-    fn load_u16(self, x: &[u16; LANES]) -> Self::I32;
     fn store_i32(self, x: Self::I32) -> [i32; LANES];
     /// The low byte of each lane.
     fn store_u8(self, x: Self::I32) -> [u8; LANES];
@@ -88,7 +86,7 @@ pub(crate) trait Simd: Copy {
     /// The f32's bits.
     fn bits(self, x: Self::F32) -> Self::I32;
     /// The f32 with these bits.
-    fn from_bits(self, x: Self::I32) -> Self::F32;
+    fn of_bits(self, x: Self::I32) -> Self::F32;
     /// The number as f32, rounded to nearest.
     fn to_f32(self, x: Self::I32) -> Self::F32;
     /// The integer part; `i32::MIN` for NaN and for what does not fit.

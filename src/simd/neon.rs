@@ -198,12 +198,6 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
-    fn load_u16(self, x: &[u16; LANES]) -> I32 {
-        // SAFETY: the array has the 16 bytes that are read, aligned as u16 are; the token is here.
-        widened(unsafe { vld1q_u16(x.as_ptr()) })
-    }
-
-    #[inline(always)]
     fn store_i32(self, x: I32) -> [i32; LANES] {
         let mut out = [0; LANES];
         // SAFETY: the array has the 32 bytes that are written, aligned as i32 are; the token is here.
@@ -262,7 +256,7 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
-    fn from_bits(self, x: I32) -> F32 {
+    fn of_bits(self, x: I32) -> F32 {
         F32(neon!(vreinterpretq_f32_s32(x.0)), neon!(vreinterpretq_f32_s32(x.1)))
     }
 

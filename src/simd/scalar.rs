@@ -121,11 +121,6 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
-    fn load_u16(self, x: &[u16; LANES]) -> Eight<i32> {
-        each(Eight(*x), i32::from)
-    }
-
-    #[inline(always)]
     fn store_i32(self, x: Eight<i32>) -> [i32; LANES] {
         x.0
     }
@@ -171,7 +166,7 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
-    fn from_bits(self, x: Eight<i32>) -> Eight<f32> {
+    fn of_bits(self, x: Eight<i32>) -> Eight<f32> {
         each(x, |x| f32::from_bits(x as u32))
     }
 

@@ -71,7 +71,7 @@ impl Kernel for Everything {
                     s.shift_left::<5>(j),
                     s.shift_right::<0>(j),
                     s.shift_right::<5>(j),
-                    s.bits(s.from_bits(j)),
+                    s.bits(s.of_bits(j)),
                 ];
                 out.extend(ints.map(|z| s.store_i32(z).map(|z| z as u32)));
                 for mask in [s.eq_i32(j, k), s.gt_i32(j, k)] {
@@ -84,16 +84,14 @@ impl Kernel for Everything {
             }
             out.push(canonical(s.store(s.min_across(s.load(x)))));
             let bytes: [u8; LANES] = std::array::from_fn(|j| (i * 31 + j * 41) as u8);
-            let words: [u16; LANES] = std::array::from_fn(|j| (i * 3101 + j * 9041) as u16);
             out.push(s.store_i32(s.load_u8(&bytes)).map(|x| x as u32));
             out.push(s.store_i32(s.load_i8(&bytes.map(|x| x as i8))).map(|x| x as u32));
-            out.push(s.store_i32(s.load_u16(&words)).map(|x| x as u32));
             let (a, next) = (s.load(x), s.load(&vectors[(i + 1) % vectors.len()]));
             let codes = s.and(s.load_u8(&bytes), s.splat_i32(15));
             out.push(s.store(s.lookup_of_16([a, next], codes)).map(f32::to_bits));
             out.push([u32::from(s.mask_bits(s.lanes_of(bytes[1]))); LANES]);
             out.push(s.store(s.negate_where(bytes[1], a)).map(f32::to_bits));
-            out.push(s.store_i32(s.load_i32(&words.map(i32::from))).map(|x| x as u32));
+            out.push(s.store_i32(s.load_i32(&bytes.map(|x| i32::from(x) * 0x0101_0101))).map(|x| x as u32));
             out.push(s.store_i32(s.splat_i32(i as i32 - 9)).map(|x| x as u32));
             out.push(s.store(s.splat(x[3])).map(f32::to_bits));
         }

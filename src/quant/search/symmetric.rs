@@ -173,7 +173,7 @@ fn score<S: Simd, const N: usize, const C: usize, const HALF: i32, const FINITE:
                 let bits = simd.bits(v + magic);
                 let bits = simd.min_i32(bits, simd.splat_i32((MAGIC + (HALF - 1) as f32).to_bits() as i32));
                 let bits = simd.max_i32(bits, simd.splat_i32((MAGIC - HALF as f32).to_bits() as i32));
-                simd.from_bits(bits) - magic
+                simd.of_bits(bits) - magic
             } else {
                 simd.to_f32(signed_levels::<S, HALF>(simd, v))
             };
