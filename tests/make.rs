@@ -313,7 +313,7 @@ fn a_model_that_cannot_run_is_chosen_for_by_weighted_error() {
             .assert();
         let error = String::from_utf8_lossy(&ran.get_output().stderr).into_owned();
         ran.success();
-        assert!(error.contains("warning: ") && error.contains("times the divergence"), "{error}");
+        assert!(error.contains("warning: ") && error.contains("twice the divergence"), "{error}");
         assert!(error.contains("were not measured"), "{error}");
     }
     let frontier = frontier_of(&dir.path().join("out"));
