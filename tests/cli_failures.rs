@@ -31,6 +31,20 @@ fn wrong(dir: &Path, args: &str, parts: &[&str]) {
 }
 
 #[test]
+fn instructions_that_the_cpu_lacks_are_refused_and_others_change_nothing() {
+    let dir = with_model();
+    let with = |isa: &str, args: &str| quantier(args).env("QUANTIER_ISA", isa).current_dir(dir.path()).assert();
+    let ran = with("sse9", "quantize m.gguf o.gguf Q4_K_M").code(2);
+    let error = String::from_utf8_lossy(&ran.get_output().stderr).into_owned();
+    assert!(error.contains("QUANTIER_ISA=sse9") && error.contains("scalar"), "{error}");
+    assert!(!dir.path().join("o.gguf").exists());
+    with("scalar", "quantize m.gguf plain.gguf Q4_K_M").success();
+    succeeds(dir.path(), "quantize m.gguf best.gguf Q4_K_M");
+    let read = |name: &str| fs::read(dir.path().join(name)).unwrap();
+    assert!(read("plain.gguf") == read("best.gguf"));
+}
+
+#[test]
 fn wrong_usage() {
     let dir = with_model();
     wrong(dir.path(), "", &["Usage"]);
