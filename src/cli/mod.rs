@@ -2,6 +2,7 @@
 
 mod convert;
 mod corpus;
+mod hub;
 mod imatrix;
 mod inspect;
 mod kld;

@@ -1,5 +1,6 @@
 //! `quantier quantize`: llama-quantize's command line.
 
+use super::hub::{self, Need};
 use super::terminal::Bar;
 use super::text::{say, size};
 use super::wrong_usage;
@@ -149,11 +150,16 @@ pub fn run(args: Args, matches: &clap::ArgMatches) -> anyhow::Result<ExitCode> {
 /// From what was typed to what is meant.
 fn job(args: Args, matches: &clap::ArgMatches) -> anyhow::Result<Job> {
     let named = |text: &OsString| text.to_str().and_then(Choice::parse);
-    let input = PathBuf::from(&args.args[0]);
+    let model = hub::model(Path::new(&args.args[0]), Need::Everything)?;
+    let input = model.path;
     let (path, choice, threads) = match (named(&args.args[1]), args.args.get(2)) {
         (Some(choice), threads) if args.args.len() <= 3 => {
             let file = format!("ggml-model-{}{}", choice.name, if args.keep_split { "" } else { ".gguf" });
-            let path = if input.is_dir() { input.join(file) } else { input.with_file_name(file) };
+            let path = match (&model.address, input.is_dir()) {
+                (Some(_), _) => PathBuf::from(file),
+                (None, true) => input.join(file),
+                (None, false) => input.with_file_name(file),
+            };
             (path, choice, threads)
         }
         (Some(_), _) => wrong_usage(NAME, "there is an argument too many after the type"),

@@ -24,6 +24,11 @@ impl Bar {
         Bar(if std::io::stderr().is_terminal() { bar } else { ProgressBar::hidden() })
     }
 
+    /// A line that stays, above the bar.
+    pub fn note(&self, text: &str) {
+        self.0.suspend(|| eprintln!("note: {text}"));
+    }
+
     /// Which of several things the job is at from now on (a model).
     pub fn about(&self, name: &str) {
         self.0.set_prefix(format!("{name}: "));
