@@ -1,6 +1,7 @@
 //! `quantier convert`.
 
 use super::hub::{self, Need};
+use super::messages::{note, warning};
 use super::terminal::Bar;
 use super::text::{say, size};
 use quantier::convert::{Checkpoint, Job, OutType, Plan};
@@ -105,10 +106,10 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
 
 /// What the user should know before a long run.
 fn warn(plan: &Plan<'_>) {
-    plan.notes.iter().for_each(|note| eprintln!("note: {note}"));
+    plan.notes.iter().for_each(|note| note!("{note}"));
     for t in plan.tensors.iter().filter(|t| t.wanted != t.target) {
         let (name, len, wanted, target) = (&t.name, t.shape.row_len(), t.wanted, t.target);
-        eprintln!("warning: {name}: rows of {len} weights do not fit {wanted}; {target} is used instead");
+        warning!("{name}: rows of {len} weights do not fit {wanted}; {target} is used instead");
     }
 }
 

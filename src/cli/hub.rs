@@ -45,13 +45,14 @@ pub fn model(named: &Path, need: Need) -> anyhow::Result<Model> {
 
 #[cfg(feature = "hub")]
 fn fetched(address: &Address, need: Need) -> anyhow::Result<PathBuf> {
+    use super::messages::note;
     use quantier::hub::{self, Settings, fetch};
     let need = match need {
         Need::Everything => hub::Need::Everything,
         Need::Vocabulary => hub::Need::Vocabulary,
     };
     let bar = super::terminal::Bar::new();
-    Ok(fetch(address, &Settings::from_env()?, need, &bar, &|note| bar.note(note))?)
+    Ok(fetch(address, &Settings::from_env()?, need, &bar, &|note| note!("{note}"))?)
 }
 
 #[cfg(not(feature = "hub"))]

@@ -1,6 +1,7 @@
 //! `quantier inspect`.
 
 use super::measure::{input, source};
+use super::messages::note;
 use super::text::{count, say, size};
 use quantier::format::gguf::{Array, Metadata, Model, TensorInfo, Value};
 use quantier::input::{Input, Source};
@@ -113,7 +114,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         Source::Gguf(files) => show(&Held::of_gguf(&Model::parse(files)?), args)?,
         Source::Checkpoint(checkpoint) => {
             let input = input(&source)?;
-            input.notes().iter().for_each(|note| eprintln!("note: {note}"));
+            input.notes().iter().for_each(|note| note!("{note}"));
             show(&Held::of_checkpoint(&checkpoint.dir, &input), args)?;
         }
     }

@@ -1,6 +1,7 @@
 //! `quantier quantize`: llama-quantize's command line.
 
 use super::hub::{self, Need};
+use super::messages::{note, warning};
 use super::terminal::Bar;
 use super::text::{say, size};
 use super::wrong_usage;
@@ -23,9 +24,9 @@ const OVERRIDE_LIMIT: usize = 127;
 /// Quantize a GGUF or a Hugging Face checkpoint, byte for byte as llama-quantize does, with the same arguments
 ///
 /// MODEL is a GGUF, the first shard of a split one, or a checkpoint: a directory with config.json, safetensors and a
-/// tokenizer, or one .safetensors file. A checkpoint is converted on the way, without a file in between. TYPE is a
-/// preset's name or number in any case, or COPY. Without OUT the output is ggml-model-TYPE.gguf beside the input, or
-/// in the checkpoint's directory.
+/// tokenizer, one .safetensors file, or hf://ORG/NAME. A checkpoint is converted on the way, without a file in between. TYPE is a
+/// preset's name or number in any case, or COPY. Without OUT the output is ggml-model-TYPE.gguf beside the input, in
+/// the checkpoint's directory, or here if the model came from the Hub.
 #[derive(clap::Args)]
 #[command(
     override_usage = "quantier quantize [OPTIONS] MODEL [OUT] TYPE [THREADS]",
@@ -133,7 +134,7 @@ pub fn run(args: Args, matches: &clap::ArgMatches) -> anyhow::Result<ExitCode> {
     let job = job(args, matches)?;
     let source = Source::open(&job.input)?;
     let input = Input::new(&source, &conversion)?;
-    input.notes().iter().for_each(|note| eprintln!("note: {note}"));
+    input.notes().iter().for_each(|note| note!("{note}"));
     let plan = Plan::new(&input, &job)?;
     if dry_run {
         show(&plan, &job, json, true)?;
@@ -247,8 +248,8 @@ fn tensor_type(text: &str) -> Result<(Pattern, GgmlType), String> {
 fn warn(plan: &Plan<'_>) {
     for output in &plan.outputs {
         for t in output.substituted() {
-            eprintln!(
-                "warning: {}: rows of {} weights do not fit {}; {} is used instead",
+            warning!(
+                "{}: rows of {} weights do not fit {}; {} is used instead",
                 t.name,
                 t.shape.row_len(),
                 t.chosen.wanted,

@@ -2,6 +2,7 @@
 
 use super::{Address, Error, Result, Settings};
 use crate::progress::Progress;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use ureq::http::{HeaderMap, Method, Request, Uri, header};
 use ureq::{Agent, Body};
@@ -10,6 +11,8 @@ use ureq::{Agent, Body};
 const MAX_REDIRECTS: usize = 8;
 /// Tries without any progress between them.
 const MAX_TRIES: u32 = 6;
+/// Tries while nobody has answered yet: mostly there is no network then.
+const MAX_FIRST_TRIES: u32 = 3;
 /// The longest that a server can make us wait, and the longest pause between two tries.
 const MAX_PAUSE: Duration = Duration::from_secs(120);
 /// How often a pause looks whether the job was stopped.
@@ -21,6 +24,8 @@ const SILENCE: Duration = Duration::from_secs(30);
 pub(super) struct Client<'a> {
     agent: Agent,
     endpoint: Uri,
+    /// Whether anybody has answered.
+    reached: AtomicBool,
     pub settings: &'a Settings,
     pub address: &'a Address,
 }
@@ -67,7 +72,7 @@ impl<'a> Client<'a> {
             .timeout_recv_response(Some(2 * SILENCE))
             .timeout_per_read(Some(SILENCE))
             .build();
-        Ok(Client { agent: config.new_agent(), endpoint, settings, address })
+        Ok(Client { agent: config.new_agent(), endpoint, reached: AtomicBool::new(false), settings, address })
     }
 
     /// Where a path below the endpoint is; it is [`escaped`] already.
@@ -96,6 +101,7 @@ impl<'a> Client<'a> {
             }
             let request = request.body(()).map_err(|e| Failure::Final(self.wrong(e.to_string())))?;
             let answer = self.agent.run(request).map_err(|e| self.lost(&url, e))?;
+            self.reached.store(true, Ordering::Relaxed);
             let (parts, body) = answer.into_parts();
             let (status, headers) = (parts.status.as_u16(), parts.headers);
             let is_redirect = matches!(status, 301 | 302 | 303 | 307 | 308);
@@ -202,8 +208,9 @@ impl<'a> Patience<'a> {
             Failure::Status { status: 408 | 429 | 500 | 502 | 503 | 504, wait, .. } => *wait,
             _ => return Err(self.client.explained(failure, file)),
         };
+        let most = if self.client.reached.load(Ordering::Relaxed) { MAX_TRIES } else { MAX_FIRST_TRIES };
         self.tries += 1;
-        if self.tries >= MAX_TRIES || asked.is_some_and(|wait| wait > MAX_PAUSE) {
+        if self.tries >= most || asked.is_some_and(|wait| wait > MAX_PAUSE) {
             return Err(self.client.explained(failure, file));
         }
         let own = self.client.settings.patience * (1 << (self.tries - 1));
