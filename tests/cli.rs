@@ -300,9 +300,9 @@ fn shells_and_manuals_know_every_command() {
     let examples = help.split("Examples:").nth(1).unwrap();
     assert!(examples.lines().find(|l| l.trim_start().starts_with("quantier")).unwrap().contains("quantier make"));
     let commands = help.split("Commands:\n").nth(1).unwrap().lines().take_while(|l| !l.is_empty());
-    let names: Vec<&str> = commands.filter_map(|l| l.strip_prefix("  ")?.split_whitespace().next()).collect();
+    let names: Vec<&str> = commands.filter_map(|l| l.strip_prefix("  ")?.split(' ').next()).collect();
     assert!(names.contains(&"make") && names.contains(&"man"), "{names:?}");
-    for name in names.iter().filter(|name| **name != "help" && name.chars().all(|c| c.is_ascii_lowercase())) {
+    for name in names.iter().filter(|name| !["", "help"].contains(name)) {
         let page = std::fs::read_to_string(dir.path().join(format!("quantier-{name}.1"))).unwrap();
         assert!(page.contains(&format!(".TH quantier-{name} 1")) && page.contains("SYNOPSIS"), "{name}: {page}");
     }

@@ -73,7 +73,7 @@ impl<'a> Held<'a> {
         Held {
             heads: model.headers.iter().zip(&paths).map(head).collect(),
             paths,
-            version: model.headers.first().map(|header| (header.version, header.alignment as u64)),
+            version: model.headers.first().map(|header| (header.version, header.alignment)),
             metadata: model.metadata(),
             tensors: tensors.collect(),
         }

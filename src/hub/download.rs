@@ -89,7 +89,7 @@ impl Blob<'_> {
                     // What an earlier run left may have been wrong; what this one has brought all of may not.
                     part.restart()?;
                     if wrong.replace(is.clone()).is_some() {
-                        let (address, file) = (self.client.address.clone(), file.clone());
+                        let (address, file) = (self.client.address.to_string(), file.clone());
                         let _ = std::fs::remove_file(&part.path);
                         return Err(Error::Sum { address, file, is, should: should.to_owned() });
                     }

@@ -1,6 +1,5 @@
 //! What can go wrong with a download, each with what to do about it.
 
-use super::Address;
 use crate::format;
 use std::path::PathBuf;
 
@@ -13,9 +12,6 @@ const TOKENS: &str = "https://huggingface.co/settings/tokens";
 /// Why a model could not be brought here.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// No address at all.
-    #[error("{0}")]
-    Address(String),
     /// A variable of the environment, or the token, is wrong.
     #[error("{0}")]
     Setting(String),
@@ -24,7 +20,7 @@ pub enum Error {
         "{0}: the Hub asks who you are (401): the model does not exist, or is private or gated; check the name, and set \
          HF_TOKEN to a token that may read it ({TOKENS})"
     )]
-    WhoAreYou(Address),
+    WhoAreYou(String),
     /// 401 with a token.
     #[error(
         "{address}: the Hub does not know the token from {from} (401): it has expired or was mistyped; make a new one at \
@@ -32,7 +28,7 @@ pub enum Error {
     )]
     BadToken {
         /// What was asked for.
-        address: Address,
+        address: String,
         /// Where the token came from.
         from: String,
     },
@@ -43,21 +39,21 @@ pub enum Error {
     )]
     Forbidden {
         /// What was asked for.
-        address: Address,
+        address: String,
         /// The model's page.
         page: String,
     },
     /// 404 for the model.
     #[error("{0}: the Hub has no such model (404); check owner and name")]
-    NoModel(Address),
+    NoModel(String),
     /// 404 for the revision.
     #[error("{0}: the model has no such branch, tag or commit (404); without @REVISION, main is taken")]
-    NoRevision(Address),
+    NoRevision(String),
     /// A file that is not in the listing, or 404 for it.
     #[error("{address}: the model has no file '{file}'{there}")]
     NoFile {
         /// What was asked for.
-        address: Address,
+        address: String,
         /// The file.
         file: String,
         /// What there is instead, if that helps.
@@ -68,12 +64,12 @@ pub enum Error {
         "{0}: the Hub asks to slow down (429), also after several tries; wait some minutes and run again, which goes on \
          from what is there. With HF_TOKEN set, the Hub allows more"
     )]
-    TooMany(Address),
+    TooMany(String),
     /// Another status.
     #[error("{address}: {url} answers with status {status}; try again later, which goes on from what is there")]
     Status {
         /// What was asked for.
-        address: Address,
+        address: String,
         /// Who answered.
         url: String,
         /// The status.
@@ -86,7 +82,7 @@ pub enum Error {
     )]
     Lost {
         /// What was asked for.
-        address: Address,
+        address: String,
         /// Who was asked.
         host: String,
         /// The last reason.
@@ -99,7 +95,7 @@ pub enum Error {
     )]
     Offline {
         /// What was asked for.
-        address: Address,
+        address: String,
         /// The cache.
         cache: PathBuf,
     },
@@ -107,7 +103,7 @@ pub enum Error {
     #[error("{address}: {what}")]
     Answer {
         /// What was asked for.
-        address: Address,
+        address: String,
         /// What is wrong and what to do.
         what: String,
     },
@@ -118,7 +114,7 @@ pub enum Error {
     )]
     Sum {
         /// What was asked for.
-        address: Address,
+        address: String,
         /// The file.
         file: String,
         /// Its sum.
@@ -130,7 +126,7 @@ pub enum Error {
     #[error("{address}: {what}")]
     Unusable {
         /// What was asked for.
-        address: Address,
+        address: String,
         /// Why, and what to do.
         what: String,
     },

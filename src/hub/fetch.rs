@@ -42,7 +42,7 @@ pub fn fetch(
 ) -> Result<PathBuf> {
     let cache = Cache::new(&settings.cache, &address.repository);
     if settings.offline {
-        let offline = || Error::Offline { address: address.clone(), cache: settings.cache.clone() };
+        let offline = || Error::Offline { address: address.to_string(), cache: settings.cache.clone() };
         return cached(&cache, address, need).ok_or_else(offline);
     }
     let client = Client::new(settings, address)?;
@@ -70,7 +70,7 @@ pub fn fetch(
             let there: HashSet<&String> = listing.files.iter().collect();
             if let Some(file) = files.iter().find(|file| !there.contains(file)) {
                 let there = format!(", and {INDEX} names it");
-                return Err(Error::NoFile { address: address.clone(), file: file.clone(), there });
+                return Err(Error::NoFile { address: address.to_string(), file: file.clone(), there });
             }
             job.all(&files, None)?;
         }

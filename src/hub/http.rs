@@ -83,7 +83,7 @@ impl<'a> Client<'a> {
 
     /// An error about something that the server said.
     pub fn wrong(&self, what: impl Into<String>) -> Error {
-        Error::Answer { address: self.address.clone(), what: what.into() }
+        Error::Answer { address: self.address.to_string(), what: what.into() }
     }
 
     /// Asks once, and follows redirects. `from` asks for the rest of a file.
@@ -148,7 +148,7 @@ impl<'a> Client<'a> {
 
     /// What a failure means in the end.
     pub fn explained(&self, failure: Failure, file: Option<&str>) -> Error {
-        let address = self.address.clone();
+        let address = self.address.to_string();
         match (failure, &self.settings.token) {
             (Failure::Final(error), _) => error,
             (Failure::Lost { host, why }, _) => Error::Lost { address, host, why },

@@ -46,7 +46,7 @@ pub(super) enum Weights {
 /// Chooses among the files of a model.
 pub(super) fn wanted(address: &Address, files: &[String], vocabulary_only: bool) -> Result<Wanted> {
     let has = |name: &str| files.iter().any(|file| file == name);
-    let unusable = |what: String| Error::Unusable { address: address.clone(), what };
+    let unusable = |what: String| Error::Unusable { address: address.to_string(), what };
     let ggufs: Vec<&String> = files.iter().filter(|file| file.ends_with(".gguf")).collect();
     let one = match &address.file {
         Some(file) if !has(file) => {
@@ -54,7 +54,7 @@ pub(super) fn wanted(address: &Address, files: &[String], vocabulary_only: bool)
                 true => String::new(),
                 false => format!("; its GGUFs are {}", listed(&ggufs)),
             };
-            return Err(Error::NoFile { address: address.clone(), file: file.clone(), there });
+            return Err(Error::NoFile { address: address.to_string(), file: file.clone(), there });
         }
         Some(file) if file.ends_with(".safetensors") && !file.contains('/') => Some(file),
         Some(file) if file.ends_with(".gguf") => return gguf(address, file, files),
@@ -108,7 +108,7 @@ fn gguf(address: &Address, file: &str, files: &[String]) -> Result<Wanted> {
     let shards = shard_siblings(file).unwrap_or_else(|| vec![file.to_owned()]);
     if let Some(missing) = shards.iter().find(|shard| !files.contains(shard)) {
         let there = format!(", and {file} is one of {} shards", shards.len());
-        return Err(Error::NoFile { address: address.clone(), file: missing.clone(), there });
+        return Err(Error::NoFile { address: address.to_string(), file: missing.clone(), there });
     }
     Ok(Wanted { small: Vec::new(), weights: Weights::Files(shards), model: Some(file.to_owned()) })
 }
