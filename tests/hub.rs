@@ -436,7 +436,7 @@ fn commands_take_models_from_the_hub() {
     assert!(program.work.path().join("ggml-model-Q8_0.gguf").is_file());
     program.prints("quantize hf://org/name/refmodel-f16.gguf q4_0.gguf Q4_0");
     program.prints("convert hf://org/name --outtype f16");
-    assert_eq!(fs::read_dir(program.work.path()).unwrap().filter(|e| is_gguf(e)).count(), 5);
+    assert_eq!(fs::read_dir(program.work.path()).unwrap().filter(is_gguf).count(), 5);
     assert!(program.prints("verify hf://org/name/refmodel-f16.gguf").contains("no fault"));
 }
 
