@@ -7,6 +7,7 @@
 //! | [`make`] | the main job, to be read top-down like a story: measure, choose, write, prove, report | files, through `format` |
 //! | [`convert`], [`quantize`], [`verify`] | the other pipelines | files, through `format` |
 //! | [`frontier`] | what every type would cost every tensor, in nats, from gradients and real quantized bytes | weights, through `input`; what a killed run has kept |
+//! | [`hub`] | `hf://`: models on the Hugging Face Hub, into its own cache | the network; the cache |
 //! | [`input`] | a model to be read: a GGUF, or a checkpoint that is converted on the fly | files, through `format` |
 //! | [`imatrix`] | sums of squared activations: collecting, merging, coverage, statistics | numbers and names; `model` to collect |
 //! | [`evaluate`] | scored tokens, rows of logits and statistics: perplexity, KL divergence | numbers; a logits file's layout |
@@ -32,6 +33,7 @@ pub mod convert;
 pub mod evaluate;
 pub mod format;
 pub mod frontier;
+pub mod hub;
 pub mod imatrix;
 pub mod input;
 pub mod make;

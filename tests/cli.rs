@@ -249,3 +249,61 @@ fn a_reader_that_has_seen_enough_is_no_failure() {
         assert_eq!(String::from_utf8_lossy(&ran.get_output().stderr), "");
     }
 }
+
+/// The program's standard error, after it has succeeded.
+#[track_caller]
+fn told(dir: &std::path::Path, args: &str) -> String {
+    let ran = quantier(args).current_dir(dir).assert().success();
+    String::from_utf8(ran.get_output().stderr.clone()).unwrap()
+}
+
+#[test]
+fn messages_are_for_people_scripts_or_a_log() {
+    let dir = tempfile::tempdir().unwrap();
+    model().write(&dir.path().join("m.gguf"));
+    let dir = dir.path();
+    assert_eq!(told(dir, "quantize m.gguf out.gguf Q8_0"), "", "nothing that a script did not ask for");
+
+    let events = told(dir, "quantize --progress json m.gguf out.gguf Q8_0");
+    let events: Vec<serde_json::Value> = events.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let kinds: Vec<&str> = events.iter().map(|e| e["event"].as_str().unwrap()).collect();
+    assert_eq!((kinds[0], kinds[kinds.len() - 1]), ("begin", "end"), "{kinds:?}");
+    assert!(kinds.contains(&"at") && kinds.contains(&"advance"), "{kinds:?}");
+    let last = events.iter().rfind(|e| e["event"] == "advance").unwrap();
+    assert_eq!(last["done"], last["amount"], "{last}");
+
+    let lines = told(dir, "-v quantize m.gguf out.gguf Q8_0");
+    assert!(lines.contains(" s  blk.0.ffn_up.weight"), "{lines}");
+
+    told(dir, "quantize --log run.log m.gguf out.gguf Q8_0");
+    let failed = quantier("verify absent.gguf --log run.log").current_dir(dir).assert().code(1);
+    let error = String::from_utf8(failed.get_output().stderr.clone()).unwrap();
+    let log = std::fs::read_to_string(dir.join("run.log")).unwrap();
+    let kinds: Vec<&str> = log.lines().skip(1).map(|line| line.split_whitespace().nth(1).unwrap()).collect();
+    assert_eq!((kinds[0], kinds[kinds.len() - 2]), ("begin", "error"), "{log}");
+    assert!(kinds.contains(&"stage") && kinds.iter().filter(|k| **k == "end").count() == 2, "{log}");
+    assert!(error.starts_with("error: ") && log.contains(error["error: ".len()..].trim_end()), "{error}\n{log}");
+    let refused = quantier("verify m.gguf --log out.gguf").current_dir(dir).assert().code(1);
+    assert!(String::from_utf8_lossy(&refused.get_output().stderr).contains("no log of this program"));
+}
+
+#[test]
+fn shells_and_manuals_know_every_command() {
+    let dir = tempfile::tempdir().unwrap();
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let script = succeeds(dir.path(), &format!("completions {shell}"));
+        ["quantize", "imatrix", "perplexity"].iter().for_each(|w| assert!(script.contains(w), "{shell}: {w}"));
+    }
+    assert!(succeeds(dir.path(), "man").contains(".TH quantier 1"));
+    succeeds(dir.path(), "man .");
+    let help = succeeds(dir.path(), "--help");
+    let examples = help.split("Examples:").nth(1).unwrap();
+    assert!(examples.lines().find(|l| l.trim_start().starts_with("quantier")).unwrap().contains("quantier make"));
+    let commands = help.split("Commands:\n").nth(1).unwrap().lines().take_while(|l| !l.is_empty());
+    let names: Vec<&str> = commands.filter_map(|l| l.strip_prefix("  ")?.split(' ').next()).collect();
+    assert!(names.contains(&"make") && names.contains(&"man"), "{names:?}");
+    for name in names.iter().filter(|name| !["", "help"].contains(name)) {
+        let page = std::fs::read_to_string(dir.path().join(format!("quantier-{name}.1"))).unwrap();
+        assert!(page.contains(&format!(".TH quantier-{name} 1")) && page.contains("SYNOPSIS"), "{name}: {page}");
+    }
+}

@@ -1,5 +1,7 @@
 //! `quantier convert`.
 
+use super::hub::{self, Need};
+use super::messages::{note, warning};
 use super::terminal::Bar;
 use super::text::{say, size};
 use quantier::convert::{Checkpoint, Job, OutType, Plan};
@@ -9,14 +11,15 @@ use std::process::ExitCode;
 
 /// Convert a Hugging Face checkpoint to GGUF, byte for byte as convert_hf_to_gguf.py does
 ///
-/// MODEL is a directory with config.json, safetensors and a tokenizer, or one .safetensors file beside its config.
+/// MODEL is a directory with config.json, safetensors and a tokenizer, one .safetensors file beside its config, or
+/// hf://ORG/NAME, which is downloaded first.
 #[derive(clap::Args)]
 pub struct Args {
     /// The checkpoint
-    #[arg(value_name = "HF_DIR")]
+    #[arg(value_name = "MODEL")]
     model: PathBuf,
-    /// Where the output goes; {ftype} in the name becomes the output type. Without it, or in a directory, the file is
-    /// named after the model
+    /// Where the output goes; {ftype} in the name becomes the output type. In a directory, the file is named after the
+    /// model; without it, that is the model's directory, or this one for hf://
     #[arg(short, long, value_name = "FILE")]
     outfile: Option<PathBuf>,
     /// How matrices are stored: auto takes the 16-bit type of the checkpoint
@@ -70,8 +73,14 @@ fn split_size(text: &str) -> Result<u64, String> {
 }
 
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let checkpoint = Checkpoint::open(&args.model)?;
-    let dir = if args.model.is_dir() { args.model.clone() } else { args.model.with_file_name("") };
+    let need = if args.vocab_only { Need::Vocabulary } else { Need::Everything };
+    let model = hub::model(&args.model, need)?;
+    let checkpoint = Checkpoint::open(&model.path)?;
+    let dir = match (&model.address, model.path.is_dir()) {
+        (Some(_), _) => PathBuf::from("."),
+        (None, true) => model.path,
+        (None, false) => model.path.with_file_name(""),
+    };
     let job = Job {
         output: args.outfile.clone().unwrap_or(dir),
         metadata: args.metadata.clone(),
@@ -97,10 +106,10 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
 
 /// What the user should know before a long run.
 fn warn(plan: &Plan<'_>) {
-    plan.notes.iter().for_each(|note| eprintln!("note: {note}"));
+    plan.notes.iter().for_each(|note| note!("{note}"));
     for t in plan.tensors.iter().filter(|t| t.wanted != t.target) {
         let (name, len, wanted, target) = (&t.name, t.shape.row_len(), t.wanted, t.target);
-        eprintln!("warning: {name}: rows of {len} weights do not fit {wanted}; {target} is used instead");
+        warning!("{name}: rows of {len} weights do not fit {wanted}; {target} is used instead");
     }
 }
 

@@ -1,6 +1,7 @@
 //! `quantier imatrix`.
 
 use super::measure::{Common, Opened, input, open, read_text, source};
+use super::messages::{note, warning};
 use super::terminal::Bar;
 use super::text::{say, size};
 use super::wrong_usage;
@@ -26,7 +27,7 @@ use std::time::Duration;
 ///
 /// For every matrix of the model's blocks it sums the squares of what the matrix is multiplied by, channel by channel
 /// and expert by expert; `quantier quantize --imatrix` and llama-quantize take the file. MODEL is a GGUF, the first
-/// shard of a split one, or a Hugging Face checkpoint.
+/// shard of a split one, a Hugging Face checkpoint, or hf://ORG/NAME.
 ///
 /// A run that was stopped or killed goes on from where it was when the same command is given again: every so often it
 /// keeps what it has in OUTPUT.resume, which is gone when the run has ended.
@@ -175,7 +176,7 @@ fn format(args: &Args) -> Format {
     let dat = args.output_format.as_deref() == Some("dat");
     if args.output_format.is_none() && args.output.extension().is_some_and(|e| e == "dat") {
         let path = args.output.display();
-        eprintln!("note: {path} will be a GGUF file whatever its name; --output-format dat writes the old format");
+        note!("{path} will be a GGUF file whatever its name; --output-format dat writes the old format");
     }
     if dat { Format::Dat } else { Format::Gguf }
 }
@@ -246,7 +247,7 @@ fn collected<'a>(args: &'a Args, model: &Path, input: &Input<'_>, before: Before
     let collected = collect(&opened.engine, &windows, &options, &bar);
     drop(bar);
     if let Some(why) = resume.as_ref().and_then(Resume::failed) {
-        eprintln!("warning: the state of the run could not be kept: {why}");
+        warning!("the state of the run could not be kept: {why}");
     }
     let Collected { sums, nll, resumed } = match (collected, &resume) {
         (Ok(collected), _) => collected,
@@ -289,7 +290,7 @@ fn resume(args: &Args, input: &Input<'_>, windows: &Windows<'_>) -> anyhow::Resu
     let path = beside(&args.output, ".resume");
     let (resume, note) = Resume::open(&path, job.key(), Duration::from_secs(args.checkpoint_every))?;
     if let Some(note) = note {
-        eprintln!("note: {note}");
+        note!("{note}");
     }
     Ok(Some(resume))
 }
@@ -347,7 +348,7 @@ impl Report<'_> {
         }
         if let Some([chunk, layers]) = self.resumed {
             let group = if chunk > 0 { format!(" of the chunks from {chunk} on") } else { String::new() };
-            eprintln!("note: a former run had done {layers} layers{group}; this one went on from there");
+            note!("a former run had done {layers} layers{group}; this one went on from there");
         }
         if let Some(perplexity) = &self.perplexity {
             say!("Final estimate: PPL = {}", perplexity.perplexity)?;
@@ -376,12 +377,10 @@ fn warn(gaps: &[Gap], shown: usize) {
     if gaps.is_empty() {
         return;
     }
-    gaps.iter().take(shown).for_each(|gap| eprintln!("warning: {gap}"));
+    gaps.iter().take(shown).for_each(|gap| warning!("{gap}"));
     if gaps.len() > shown {
-        eprintln!("warning: and so in {} more places; --json lists all", gaps.len() - shown);
+        warning!("and so in {} more places; --json lists all", gaps.len() - shown);
     }
     let none = if gaps.iter().any(|gap| !gap.never.is_empty()) { ", those that no token met on none" } else { "" };
-    eprintln!(
-        "warning: such experts are quantized on little evidence{none}; a longer or more varied text reaches more"
-    );
+    warning!("such experts are quantized on little evidence{none}; a longer or more varied text reaches more");
 }

@@ -1,17 +1,26 @@
 //! `quantier inspect`.
 
+use super::measure::{input, source};
+use super::messages::note;
 use super::text::{count, say, size};
-use quantier::format::gguf::{Array, Files, Model, Value};
+use quantier::format::gguf::{Array, Metadata, Model, TensorInfo, Value};
+use quantier::input::{Input, Source};
 use quantier::plan::role::Role;
 use serde_json::{Map, json};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-/// Show what a GGUF holds: metadata, tensors, sizes and bits per weight by role
+/// Show what a model holds: metadata, tensors, sizes and bits per weight by role
+///
+/// A Hugging Face checkpoint is shown as the GGUF that `quantier convert` would write.
 #[derive(clap::Args)]
+#[command(after_help = "Examples:
+  quantier inspect model-Q4_K_M.gguf
+  quantier inspect --json model.gguf | jq -r '.metadata.\"tokenizer.chat_template\".value'
+  quantier inspect hf://Qwen/Qwen3-0.6B")]
 pub struct Args {
-    /// A GGUF file, or any shard of a split one
+    /// A GGUF file, any shard of a split one, a Hugging Face directory, a .safetensors file, or hf://ORG/NAME
     model: PathBuf,
     /// Print everything as JSON, arrays in full
     #[arg(long)]
@@ -36,11 +45,59 @@ impl Sum {
     }
 }
 
-fn sums(model: &Model<'_>) -> (Sum, BTreeMap<Role, Sum>) {
+/// What is shown of a model, whatever files it is in.
+struct Held<'a> {
+    paths: Vec<&'a Path>,
+    /// A line for each file of a GGUF, or one for a checkpoint.
+    heads: Vec<String>,
+    /// Version and alignment of a GGUF.
+    version: Option<(u32, u64)>,
+    metadata: &'a Metadata<'a>,
+    tensors: Vec<Tensor<'a>>,
+}
+
+struct Tensor<'a> {
+    info: &'a TensorInfo<'a>,
+    shard: usize,
+    offset: u64,
+}
+
+impl<'a> Held<'a> {
+    fn of_gguf(model: &'a Model<'a>) -> Held<'a> {
+        let paths = model.files.paths();
+        let head = |(header, path): (&quantier::format::gguf::Header<'a>, &&Path)| {
+            let (keys, tensors) = (header.metadata.len(), header.tensors.len());
+            format!("{}: GGUF version {}, {keys} keys, {tensors} tensors", path.display(), header.version)
+        };
+        let tensors = model.tensors.iter().map(|t| Tensor { info: &t.info, shard: t.shard, offset: t.offset });
+        Held {
+            heads: model.headers.iter().zip(&paths).map(head).collect(),
+            paths,
+            version: model.headers.first().map(|header| (header.version, header.alignment)),
+            metadata: model.metadata(),
+            tensors: tensors.collect(),
+        }
+    }
+
+    fn of_checkpoint(dir: &Path, input: &'a Input<'a>) -> Held<'a> {
+        let (metadata, tensors) = (input.metadata(), &input.tensors);
+        let (name, keys, n) = (dir.display(), metadata.len(), tensors.len());
+        let tensors = tensors.iter().map(|t| Tensor { info: &t.info, shard: t.shard, offset: t.offset });
+        Held {
+            heads: vec![format!("{name}: a checkpoint, which becomes a GGUF of {keys} keys and {n} tensors")],
+            paths: input.paths(),
+            version: None,
+            metadata,
+            tensors: tensors.collect(),
+        }
+    }
+}
+
+fn sums(held: &Held<'_>) -> (Sum, BTreeMap<Role, Sum>) {
     let mut all = Sum::default();
     let mut by_role: BTreeMap<Role, Sum> = BTreeMap::new();
-    for tensor in &model.tensors {
-        let info = &tensor.info;
+    for tensor in &held.tensors {
+        let info = tensor.info;
         for sum in [&mut all, by_role.entry(Role::of(&info.name)).or_default()] {
             sum.tensors += 1;
             sum.weights += info.shape.elements();
@@ -52,29 +109,30 @@ fn sums(model: &Model<'_>) -> (Sum, BTreeMap<Role, Sum>) {
 }
 
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let files = Files::open(&args.model)?;
-    let model = Model::parse(&files)?;
-    if args.json {
-        say!("{}", serde_json::to_string_pretty(&to_json(&model))?)?;
-    } else {
-        print(&model, args)?;
+    let source = source(&args.model)?;
+    match &source {
+        Source::Gguf(files) => show(&Held::of_gguf(&Model::parse(files)?), args)?,
+        Source::Checkpoint(checkpoint) => {
+            let input = input(&source)?;
+            input.notes().iter().for_each(|note| note!("{note}"));
+            show(&Held::of_checkpoint(&checkpoint.dir, &input), args)?;
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn print(model: &Model<'_>, args: &Args) -> anyhow::Result<()> {
-    let (all, by_role) = sums(model);
-    for (header, path) in model.headers.iter().zip(model.files.paths()) {
-        say!(
-            "{}: GGUF version {}, {} keys, {} tensors",
-            path.display(),
-            header.version,
-            header.metadata.len(),
-            header.tensors.len()
-        )?;
+fn show(held: &Held<'_>, args: &Args) -> anyhow::Result<()> {
+    match args.json {
+        true => say!("{}", serde_json::to_string_pretty(&to_json(held))?),
+        false => print(held, args),
     }
+}
+
+fn print(held: &Held<'_>, args: &Args) -> anyhow::Result<()> {
+    let (all, by_role) = sums(held);
+    held.heads.iter().try_for_each(|head| say!("{head}"))?;
     say!("\nMetadata")?;
-    for (key, value) in model.metadata().iter() {
+    for (key, value) in held.metadata.iter() {
         say!("  {key:<44} {:<4} {}", value.value_type().name(), shortened(value))?;
     }
     say!("\nTensors by role")?;
@@ -94,8 +152,7 @@ fn print(model: &Model<'_>, args: &Args) -> anyhow::Result<()> {
     row("all", &all)?;
     if args.tensors {
         say!("\nTensors")?;
-        for tensor in &model.tensors {
-            let info = &tensor.info;
+        for Tensor { info, .. } in &held.tensors {
             say!("  {:<44} {:<22} {:<8} {:>12}", info.name, info.shape, info.ggml_type, size(info.bytes()))?;
         }
     }
@@ -123,15 +180,15 @@ fn shortened(value: &Value<'_>) -> String {
     }
 }
 
-fn to_json(model: &Model<'_>) -> serde_json::Value {
-    let (all, by_role) = sums(model);
+fn to_json(held: &Held<'_>) -> serde_json::Value {
+    let (all, by_role) = sums(held);
     let sum_json = |sum: &Sum| json!({ "tensors": sum.tensors, "weights": sum.weights, "bytes": sum.bytes, "bpw": sum.bpw(), "types": sum.types });
-    let metadata: Map<_, _> = model
-        .metadata()
+    let metadata: Map<_, _> = held
+        .metadata
         .iter()
         .map(|(key, value)| (key.to_owned(), json!({ "type": value.value_type().name(), "value": value_json(value) })))
         .collect();
-    let tensors: Vec<_> = model
+    let tensors: Vec<_> = held
         .tensors
         .iter()
         .map(|t| {
@@ -143,7 +200,7 @@ fn to_json(model: &Model<'_>) -> serde_json::Value {
         .collect();
     let roles: Map<_, _> = by_role.iter().map(|(role, sum)| (role.label().to_owned(), sum_json(sum))).collect();
     json!({
-        "files": model.files.paths(), "version": model.headers[0].version, "alignment": model.headers[0].alignment,
+        "files": held.paths, "version": held.version.map(|v| v.0), "alignment": held.version.map(|v| v.1),
         "metadata": metadata, "all": sum_json(&all), "roles": roles, "tensors": tensors,
     })
 }

@@ -2,6 +2,7 @@
 
 use super::corpus::Corpus;
 use super::measure::{Common, Opened, input, open, source};
+use super::messages::warning;
 use super::terminal::Bar;
 use super::text::say;
 use super::wrong_usage;
@@ -137,8 +138,8 @@ fn report(args: &Args, corpus: &Corpus, found: &[Found<'_>]) -> anyhow::Result<E
     if args.logits.is_some() && args.file.is_empty() {
         // Without the text, only the size of the vocabulary could be compared.
         for (path, all, _) in models.iter().filter(|(_, all, _)| all.same_top.value < UNRELATED) {
-            eprintln!(
-                "warning: {} and the logits file agree on the most probable token of {:.1}% of the rows; are they of one \
+            warning!(
+                "{} and the logits file agree on the most probable token of {:.1}% of the rows; are they of one \
                  vocabulary? With --file, this is checked",
                 path.display(),
                 100.0 * all.same_top.value

@@ -2,6 +2,7 @@
 
 use super::make_plan;
 use super::measure::{open, read_text, source};
+use super::messages::{note, warning};
 use super::terminal::Bar;
 use super::text::say;
 use super::wrong_usage;
@@ -24,7 +25,7 @@ use std::time::Duration;
 /// What both take.
 #[derive(clap::Args)]
 pub struct Common {
-    /// The model: a Hugging Face directory, a .safetensors file, a GGUF, or the first shard of a split one
+    /// The model: a Hugging Face directory, a .safetensors file, a GGUF, the first shard of a split one, or hf://ORG/NAME
     #[arg(value_name = "MODEL")]
     model: PathBuf,
     /// A calibration text, UTF-8; repeat it for more. Without it a small built-in text is used; text of the kind that the
@@ -228,8 +229,8 @@ fn go(
     let opened = match (open(&args.model, &input, &options), &args.imatrix) {
         (Ok(opened), _) => Some(opened),
         (Err(error), Some(imatrix)) => {
-            eprintln!(
-                "warning: {error:#}; types are chosen by the error of the weights alone, weighted by {}. {WEIGHTED}",
+            warning!(
+                "{error:#}; types are chosen by the error of the weights alone, weighted by {}. {WEIGHTED}",
                 imatrix.display()
             );
             measure = Measure::Imatrix;
@@ -241,7 +242,7 @@ fn go(
         ),
     };
     if let (Some(_), Measure::Imatrix) = (&opened, measure) {
-        eprintln!("note: types are chosen by the weighted error of the weights alone. {WEIGHTED}");
+        note!("types are chosen by the weighted error of the weights alone. {WEIGHTED}");
     }
     let frontier_only = files.is_none();
     let (compare, refine) = files.unwrap_or_default();
@@ -278,14 +279,14 @@ fn go(
         .map(|()| ExitCode::SUCCESS);
     }
     let bar = Bar::new();
-    let made = make::run(&input, model, &job, &bar, &|note| eprintln!("note: {note}"));
+    let made = make::run(&input, model, &job, &bar, &|note| note!("{note}"));
     drop(bar);
     if made.as_ref().is_err_and(make::Error::is_stop) {
         let directory = directory.display();
         bail!("stopped; {directory}/work keeps what is done, and the same command goes on from there");
     }
     let made = made.with_context(|| args.model.display().to_string())?;
-    made.notes.iter().for_each(|note| eprintln!("note: {note}"));
+    made.notes.iter().for_each(|note| note!("{note}"));
     if args.json {
         say!("{}", made.report.to_json())?;
         return Ok(ExitCode::SUCCESS);
@@ -342,7 +343,7 @@ fn texts(args: &Common) -> anyhow::Result<Texts> {
         );
     }
     if calibration.is_empty() {
-        eprintln!("note: measured on the built-in text; text of the kind that the model will meet (-f) is better");
+        note!("measured on the built-in text; text of the kind that the model will meet (-f) is better");
         calibration = built_in(Set::Calibration, "built-in calibration text");
         if evaluation.is_empty() {
             evaluation = built_in(Set::Evaluation, "built-in evaluation text");

@@ -1,5 +1,6 @@
 //! What the commands have in common that run a model on a text.
 
+use super::hub;
 use anyhow::{Context, ensure};
 use quantier::convert;
 use quantier::input::{Input, Source};
@@ -72,8 +73,9 @@ pub fn open<'a>(path: &Path, input: &'a Input<'a>, options: &Options) -> anyhow:
     Ok(Opened { engine, tokenizer })
 }
 
+/// The files of a model, from wherever it was named.
 pub fn source(path: &Path) -> anyhow::Result<Source> {
-    Ok(Source::open(path)?)
+    Ok(Source::open(&hub::local(path)?)?)
 }
 
 pub fn input(source: &Source) -> anyhow::Result<Input<'_>> {

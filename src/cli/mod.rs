@@ -2,12 +2,15 @@
 
 mod convert;
 mod corpus;
+mod hub;
 mod imatrix;
 mod inspect;
 mod kld;
 mod make;
 mod make_plan;
+mod manual;
 mod measure;
+mod messages;
 mod perplexity;
 mod quantize;
 mod terminal;
@@ -20,11 +23,14 @@ use std::process::ExitCode;
 
 /// Turns a model checkpoint into the best GGUF for its size.
 ///
-/// Every command that takes a GGUF takes any shard of a split one, and every output is written beside its target
-/// before it is renamed, so that a failed or stopped run leaves nothing behind.
+/// MODEL is a Hugging Face directory, a .safetensors file, a GGUF, any shard of a split one, or hf://ORG/NAME, which is
+/// downloaded into the Hub's cache. Every output is written beside its target before it is renamed, so that a failed or
+/// stopped run leaves nothing behind.
 #[derive(Parser)]
-#[command(name = "quantier", version, arg_required_else_help = true, max_term_width = 110)]
+#[command(name = "quantier", version, arg_required_else_help = true, max_term_width = 110, after_help = EXAMPLES)]
 struct Cli {
+    #[command(flatten)]
+    messages: messages::Options,
     #[command(subcommand)]
     command: Command,
 }
@@ -41,14 +47,45 @@ enum Command {
     Inspect(inspect::Args),
     Tokenize(tokenize::Args),
     Verify(verify::Args),
+    Completions(manual::CompletionsArgs),
+    Man(manual::ManArgs),
 }
+
+const EXAMPLES: &str = "Examples:
+  # The main job: measure, mix types, write, prove. Then open out/report.html
+  quantier make hf://Qwen/Qwen3-0.6B --bpw 4.25 -o out
+
+  # Several sizes from one measurement, with your own text
+  quantier make ./Qwen3-0.6B -f calibration.txt --like Q4_K_M --size 400MiB -o out
+
+  # One of llama.cpp's presets, as llama-quantize makes it
+  quantier quantize ./Qwen3-0.6B Qwen3-0.6B-Q4_K_M.gguf Q4_K_M
+
+  # How far is a quantized model from its base?
+  quantier kld ./Qwen3-0.6B Qwen3-0.6B-Q4_K_M.gguf -f held-out.txt
+
+'quantier COMMAND --help' tells everything about a command, -h the same in short.
+Exit codes: 0 done, 1 failed, 2 wrong usage.";
 
 /// Parses the command line and runs the command.
 pub fn run() -> anyhow::Result<ExitCode> {
     // Clap's own matches are kept beside the typed arguments: they alone know the order of different flags.
     let matches = Cli::command().get_matches();
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|e| e.exit());
-    match (cli.command, matches.subcommand()) {
+    messages::begin(&cli.messages)?;
+    let ran = command(cli.command, &matches);
+    match &ran {
+        Ok(code) => messages::end(*code == ExitCode::SUCCESS),
+        Err(error) => {
+            messages::tell("error", &format!("{error:#}"));
+            messages::end(false);
+        }
+    }
+    Ok(ran.unwrap_or(ExitCode::FAILURE))
+}
+
+fn command(command: Command, matches: &clap::ArgMatches) -> anyhow::Result<ExitCode> {
+    match (command, matches.subcommand()) {
         (Command::Quantize(args), Some((_, matches))) => quantize::run(*args, matches),
         (Command::Imatrix(args), Some((_, matches))) => imatrix::run(&args, matches),
         (Command::Make(args), _) => make::run(&args),
@@ -59,6 +96,8 @@ pub fn run() -> anyhow::Result<ExitCode> {
         (Command::Inspect(args), _) => inspect::run(&args),
         (Command::Tokenize(args), _) => tokenize::run(&args),
         (Command::Verify(args), _) => verify::run(&args),
+        (Command::Completions(args), _) => manual::completions(&args),
+        (Command::Man(args), _) => manual::man(&args),
         (Command::Quantize(_) | Command::Imatrix(_), None) => Ok(ExitCode::from(2)),
     }
 }

@@ -14,7 +14,7 @@ use std::process::ExitCode;
 
 /// Measure the perplexity of a model on texts, as llama-perplexity does
 ///
-/// MODEL is a GGUF, the first shard of a split one, or a Hugging Face checkpoint. The second half of every chunk is
+/// MODEL is a GGUF, the first shard of a split one, a Hugging Face checkpoint, or hf://ORG/NAME. The second half of every chunk is
 /// scored. Quantized weights are dequantized and multiplied in f32, so that the figure is that of the weights alone.
 #[derive(clap::Args)]
 pub struct Args {

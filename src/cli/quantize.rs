@@ -1,5 +1,7 @@
 //! `quantier quantize`: llama-quantize's command line.
 
+use super::hub::{self, Need};
+use super::messages::{note, warning};
 use super::terminal::Bar;
 use super::text::{say, size};
 use super::wrong_usage;
@@ -22,9 +24,9 @@ const OVERRIDE_LIMIT: usize = 127;
 /// Quantize a GGUF or a Hugging Face checkpoint, byte for byte as llama-quantize does, with the same arguments
 ///
 /// MODEL is a GGUF, the first shard of a split one, or a checkpoint: a directory with config.json, safetensors and a
-/// tokenizer, or one .safetensors file. A checkpoint is converted on the way, without a file in between. TYPE is a
-/// preset's name or number in any case, or COPY. Without OUT the output is ggml-model-TYPE.gguf beside the input, or
-/// in the checkpoint's directory.
+/// tokenizer, one .safetensors file, or hf://ORG/NAME. A checkpoint is converted on the way, without a file in between. TYPE is a
+/// preset's name or number in any case, or COPY. Without OUT the output is ggml-model-TYPE.gguf beside the input, in
+/// the checkpoint's directory, or here if the model came from the Hub.
 #[derive(clap::Args)]
 #[command(
     override_usage = "quantier quantize [OPTIONS] MODEL [OUT] TYPE [THREADS]",
@@ -132,7 +134,7 @@ pub fn run(args: Args, matches: &clap::ArgMatches) -> anyhow::Result<ExitCode> {
     let job = job(args, matches)?;
     let source = Source::open(&job.input)?;
     let input = Input::new(&source, &conversion)?;
-    input.notes().iter().for_each(|note| eprintln!("note: {note}"));
+    input.notes().iter().for_each(|note| note!("{note}"));
     let plan = Plan::new(&input, &job)?;
     if dry_run {
         show(&plan, &job, json, true)?;
@@ -149,11 +151,16 @@ pub fn run(args: Args, matches: &clap::ArgMatches) -> anyhow::Result<ExitCode> {
 /// From what was typed to what is meant.
 fn job(args: Args, matches: &clap::ArgMatches) -> anyhow::Result<Job> {
     let named = |text: &OsString| text.to_str().and_then(Choice::parse);
-    let input = PathBuf::from(&args.args[0]);
+    let model = hub::model(Path::new(&args.args[0]), Need::Everything)?;
+    let input = model.path;
     let (path, choice, threads) = match (named(&args.args[1]), args.args.get(2)) {
         (Some(choice), threads) if args.args.len() <= 3 => {
             let file = format!("ggml-model-{}{}", choice.name, if args.keep_split { "" } else { ".gguf" });
-            let path = if input.is_dir() { input.join(file) } else { input.with_file_name(file) };
+            let path = match (&model.address, input.is_dir()) {
+                (Some(_), _) => PathBuf::from(file),
+                (None, true) => input.join(file),
+                (None, false) => input.with_file_name(file),
+            };
             (path, choice, threads)
         }
         (Some(_), _) => wrong_usage(NAME, "there is an argument too many after the type"),
@@ -241,8 +248,8 @@ fn tensor_type(text: &str) -> Result<(Pattern, GgmlType), String> {
 fn warn(plan: &Plan<'_>) {
     for output in &plan.outputs {
         for t in output.substituted() {
-            eprintln!(
-                "warning: {}: rows of {} weights do not fit {}; {} is used instead",
+            warning!(
+                "{}: rows of {} weights do not fit {}; {} is used instead",
                 t.name,
                 t.shape.row_len(),
                 t.chosen.wanted,

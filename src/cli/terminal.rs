@@ -1,8 +1,8 @@
 //! The terminal: progress bars, and Ctrl-C.
 
+use super::messages;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use quantier::progress::{Progress, Unit};
-use std::io::IsTerminal;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 static STOP: AtomicBool = AtomicBool::new(false);
@@ -21,7 +21,11 @@ impl Bar {
             }
         });
         let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
-        Bar(if std::io::stderr().is_terminal() { bar } else { ProgressBar::hidden() })
+        if !messages::wants_bar() {
+            return Bar(ProgressBar::hidden());
+        }
+        messages::set_bar(Some(bar.clone()));
+        Bar(bar)
     }
 
     /// Which of several things the job is at from now on (a model).
@@ -43,14 +47,17 @@ impl Progress for Bar {
         self.0.set_style(ProgressStyle::with_template(template(unit)).unwrap_or_else(|_| ProgressStyle::default_bar()));
         self.0.reset();
         self.0.set_length(amount);
+        messages::stage_begins(amount, unit);
     }
 
     fn at(&self, name: &str) {
         self.0.set_message(name.to_owned());
+        messages::stage_at(name);
     }
 
     fn advance(&self, amount: u64) {
         self.0.inc(amount);
+        messages::stage_advances(amount);
     }
 
     fn cancelled(&self) -> bool {
@@ -60,7 +67,9 @@ impl Progress for Bar {
 
 impl Drop for Bar {
     fn drop(&mut self) {
+        messages::set_bar(None);
         self.0.finish_and_clear();
+        messages::stages_end();
     }
 }
 

@@ -14,6 +14,14 @@ pub fn line(text: std::fmt::Arguments<'_>) -> anyhow::Result<()> {
     }
 }
 
+/// Prints bytes to standard output as they are.
+pub fn bytes(bytes: &[u8]) -> anyhow::Result<()> {
+    match std::io::stdout().write_all(bytes) {
+        Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(()),
+        written => written.context("cannot write to standard output"),
+    }
+}
+
 macro_rules! say {
     ($($text:tt)*) => { $crate::cli::text::line(format_args!($($text)*)) };
 }

@@ -1,8 +1,10 @@
 //! `quantier tokenize`.
 
+use super::hub::{self, Need};
 use super::text::say;
 use anyhow::{Context, bail};
-use quantier::format::gguf::{Files, Model};
+use quantier::convert;
+use quantier::input::{Input, Source};
 use quantier::tokenizer::Tokenizer;
 use serde_json::json;
 use std::io::Read;
@@ -12,7 +14,8 @@ use std::process::ExitCode;
 /// Show the tokens of a text, as llama-tokenize does
 #[derive(clap::Args)]
 pub struct Args {
-    /// A GGUF file, or any shard of a split one
+    /// A GGUF file, any shard of a split one, a Hugging Face directory, or hf://ORG/NAME, of which the vocabulary is
+    /// enough
     #[arg(short, long)]
     model: PathBuf,
     /// The text
@@ -48,9 +51,11 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let files = Files::open(&args.model)?;
-    let model = Model::parse(&files)?;
-    let tokenizer = Tokenizer::from_gguf(model.metadata()).with_context(|| args.model.display().to_string())?;
+    let model = hub::model(&args.model, Need::Vocabulary)?;
+    let source = Source::open(&model.path)?;
+    // No weight is read, and none need be there.
+    let input = Input::new(&source, &convert::Job { vocab_only: true, ..convert::Job::default() })?;
+    let tokenizer = Tokenizer::from_gguf(input.metadata()).with_context(|| args.model.display().to_string())?;
     let (bytes, from) = match (&args.prompt, &args.file) {
         (Some(text), _) => (text.clone().into_bytes(), "the prompt".to_owned()),
         (None, Some(path)) => {

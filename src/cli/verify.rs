@@ -1,5 +1,6 @@
 //! `quantier verify`.
 
+use super::hub;
 use super::terminal::Bar;
 use super::text::{count, say, size};
 use quantier::format::gguf::{Files, Model};
@@ -13,7 +14,7 @@ use std::process::ExitCode;
 /// or infinite, as llama.cpp judges them. Exit code 0 if all is well, 1 at the first fault.
 #[derive(clap::Args)]
 pub struct Args {
-    /// A GGUF file, or any shard of a split one
+    /// A GGUF file, any shard of a split one, or hf://ORG/NAME/FILE.gguf
     model: PathBuf,
     /// Report every tensor with a fault, not only the first
     #[arg(long)]
@@ -24,7 +25,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let files = Files::open(&args.model)?;
+    let files = Files::open(&hub::local(&args.model)?)?;
     let model = Model::parse(&files)?;
     let bar = Bar::new();
     let Some(bad) = verify(&model, args.all, &bar)? else { anyhow::bail!("stopped before the end") };

@@ -182,6 +182,14 @@ impl Index {
     }
 }
 
+/// The files of weights that a model.safetensors.index.json names, sorted; `None` if there is no such file.
+///
+/// # Errors
+/// If it is no index, or a name in it would lead out of its directory.
+pub fn files_of_index(path: &Path) -> Result<Option<Vec<String>>> {
+    Ok(Index::read(path)?.map(|index| index.parts()))
+}
+
 /// Names in a directory with this beginning and this end, sorted.
 fn list(dir: &Path, prefix: &str, suffix: &str) -> Result<Vec<String>> {
     let io = |source| crate::format::Error::Io { path: dir.to_owned(), action: "list", source };

@@ -7,11 +7,18 @@ use std::path::Path;
 /// Reads a file that holds one JSON object.
 pub fn read_object(path: &Path) -> Result<Map<String, Value>> {
     let text = std::fs::read(path).map_err(|source| Error::Io { path: path.to_owned(), action: "read", source })?;
-    let bad = |what: String| Error::Bad { path: path.to_owned(), what };
-    match serde_json::from_slice(&text) {
+    object(&text).map_err(|what| Error::Bad { path: path.to_owned(), what })
+}
+
+/// Parses text that is one JSON object; how deep it can be is limited.
+///
+/// # Errors
+/// What is wrong, with line and column.
+pub fn object(text: &[u8]) -> std::result::Result<Map<String, Value>, String> {
+    match serde_json::from_slice(text) {
         Ok(Value::Object(object)) => Ok(object),
-        Ok(other) => Err(bad(format!("it holds {}, and an object {{...}} is expected", kind(&other)))),
-        Err(e) => Err(bad(format!("bad JSON: {e}"))),
+        Ok(other) => Err(format!("it holds {}, and an object {{...}} is expected", kind(&other))),
+        Err(e) => Err(format!("bad JSON: {e}")),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Block formats: rows of f32 weights to the bytes of a ggml tensor type, and back.
 //!
-//! Every type is one struct with ggml's exact memory layout, which implements [`Block`]; [`Codec::of`] is the
+//! Every type is one struct with ggml's exact memory layout, which implements `Block`; [`Codec::of`] is the
 //! table that leads from a [`GgmlType`] to it. The bytes are those of the reference's `ggml_quantize_chunk`:
 //! plain IEEE f32 arithmetic, sums in source order, no fused multiply-add, on every CPU.
 //!

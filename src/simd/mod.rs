@@ -8,7 +8,7 @@
 //! Isa       which of them this CPU has; `Isa::best` once, or lower if QUANTIER_ISA says so
 //! ```
 //!
-//! A kernel is written once, over `S: Simd`, and entered through [`Isa::run`], which compiles it for each of the
+//! A kernel is written once, over `S: Simd`, and entered through `Isa::run`, which compiles it for each of the
 //! three. Lanes are sub-blocks, candidates or codebook points, never positions inside one sum: every sum keeps the
 //! order that it has in the reference, and no operation here rounds otherwise than the scalar one. Nothing is fused.
 //!

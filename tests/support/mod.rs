@@ -3,6 +3,7 @@
 
 pub mod ggml;
 pub mod gguf;
+pub mod hub;
 pub mod inputs;
 pub mod models;
 pub mod program;

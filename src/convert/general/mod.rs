@@ -324,8 +324,12 @@ impl General {
     }
 }
 
-/// The name of a directory; where the path ends in `.`, the name that it stands for is not looked up.
+/// The name of a directory, in the Hub's cache that of the model instead of the commit's; where the path ends in `.`, the name that it stands for is not looked up.
 fn directory_name(dir: &Path) -> String {
+    if let Some(origin) = crate::hub::origin(dir) {
+        let name = origin.repository.rsplit('/').next().unwrap_or_default();
+        return name.to_owned();
+    }
     match dir.components().next_back() {
         Some(std::path::Component::Normal(name)) => name.to_string_lossy().into_owned(),
         Some(std::path::Component::ParentDir) => "..".to_owned(),

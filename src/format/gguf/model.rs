@@ -165,6 +165,15 @@ pub fn shard_path(prefix: &Path, no: u64, count: u64) -> PathBuf {
     PathBuf::from(name)
 }
 
+/// The names of all shards of a model, the first one first; `None` if the name is not one of several.
+pub fn shard_siblings(name: &str) -> Option<Vec<String>> {
+    let (directory, name) = name.rsplit_once('/').map_or(("", name), |(directory, name)| (directory, name));
+    let (prefix, _, count) = shard_name(Path::new(name))?;
+    let slash = if directory.is_empty() { "" } else { "/" };
+    let one = |no| format!("{directory}{slash}{}", shard_path(&prefix, no, count).display());
+    Some((0..count).map(one).collect())
+}
+
 /// Takes `PREFIX-00002-of-00003.gguf` apart into the prefix, the shard's number from 0, and the count.
 fn shard_name(path: &Path) -> Option<(PathBuf, u64, u64)> {
     let name = path.file_name()?.to_str()?.strip_suffix(".gguf")?;
@@ -189,6 +198,10 @@ mod tests {
             ["a.gguf", "a-00004-of-00003.gguf", "a-00000-of-00003.gguf", "a-2-of-3.gguf", "a-00001-of-00001.gguf"]
         {
             assert_eq!(shard_name(Path::new(other)), None, "{other}");
+            assert_eq!(shard_siblings(other), None, "{other}");
         }
+        let all = ["d/e/a-00001-of-00002.gguf", "d/e/a-00002-of-00002.gguf"];
+        assert_eq!(shard_siblings(all[1]).unwrap(), all);
+        assert_eq!(shard_siblings("a-00001-of-00002.gguf").unwrap().len(), 2);
     }
 }

@@ -1,0 +1,187 @@
+//! What names a model on the Hub, and which model a directory of the Hub's cache is.
+
+use std::fmt;
+use std::path::{Component, Path};
+
+/// How an address begins.
+pub const SCHEME: &str = "hf://";
+/// Longest names that the Hub gives.
+const MAX_NAME: usize = 96;
+/// Longest revisions and paths of files that are taken.
+const MAX_PATH: usize = 512;
+
+/// A model on the Hub, or one file of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Address {
+    /// `ORG/NAME`, or `NAME` for the few that have no owner.
+    pub repository: String,
+    /// A branch, a tag, a commit or `refs/pr/N`.
+    pub revision: String,
+    /// The file that is meant, if it is one.
+    pub file: Option<String>,
+}
+
+impl Address {
+    /// Takes `hf://ORG/NAME[@REVISION][/FILE]` apart. A slash in a revision is written `%2F`, but for `refs/pr/N`.
+    ///
+    /// # Errors
+    /// What is wrong with it, in a sentence.
+    pub fn parse(text: &str) -> Result<Address, String> {
+        let bad = |what: &str| format!("{text}: {what}; hf://ORG/NAME, hf://ORG/NAME@REVISION or either with /FILE");
+        let rest = text.strip_prefix(SCHEME).ok_or_else(|| bad("an address begins with hf://"))?;
+        let rest = rest.trim_end_matches('/');
+        let (before, at) = match rest.split_once('@') {
+            Some((before, at)) => (before, Some(at)),
+            None => (rest, None),
+        };
+        let mut parts = before.splitn(3, '/');
+        let (owner, name) = (parts.next().unwrap_or_default(), parts.next());
+        let repository = name.map_or(owner.to_owned(), |name| format!("{owner}/{name}"));
+        let mut file = parts.next().map(str::to_owned);
+        let mut revision = "main".to_owned();
+        if let Some(at) = at {
+            if file.is_some() {
+                return Err(bad("a revision stands behind the name, before the file"));
+            }
+            // refs/pr/7 and refs/convert/parquet are written as they are.
+            let slashes = if at.starts_with("refs/") { 3 } else { 1 };
+            let end = at.match_indices('/').nth(slashes - 1).map_or(at.len(), |(i, _)| i);
+            revision = at[..end].replace("%2F", "/").replace("%2f", "/");
+            file = at.get(end + 1..).map(str::to_owned);
+        }
+        if !repository.split('/').all(is_name) {
+            return Err(bad("that is no name of a model"));
+        }
+        if !is_inside(&revision) || revision.contains([' ', ':', '~', '^', '?', '*', '[', '#', '%']) {
+            return Err(bad("that is no revision"));
+        }
+        if file.as_deref().is_some_and(|file| !is_inside(file)) {
+            return Err(bad("that is no file of a model"));
+        }
+        Ok(Address { repository, revision, file })
+    }
+
+    /// Whether a text is meant to be an address.
+    pub fn is_meant(text: &Path) -> bool {
+        text.to_str().is_some_and(|text| text.starts_with(SCHEME))
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{SCHEME}{}", self.repository)?;
+        if self.revision != "main" {
+            write!(f, "@{}", self.revision)?;
+        }
+        self.file.iter().try_for_each(|file| write!(f, "/{file}"))
+    }
+}
+
+/// Whether the Hub could have given this name to an owner or a model.
+fn is_name(name: &str) -> bool {
+    let known = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    let ends = |c: char| c == '-' || c == '.';
+    (1..=MAX_NAME).contains(&name.len())
+        && name.chars().all(known)
+        && !name.starts_with(ends)
+        && !name.ends_with(ends)
+        && !name.contains("--")
+        && !name.contains("..")
+}
+
+/// Whether a path with slashes stays inside the directory that it is appended to, on every system.
+pub(super) fn is_inside(path: &str) -> bool {
+    let plain = |c: char| !c.is_control() && !"\\:<>|\"".contains(c);
+    let part = |part: &str| !part.is_empty() && part != "." && part != ".." && part.len() <= 255;
+    path.len() <= MAX_PATH
+        && path.chars().all(plain)
+        && path.split('/').all(part)
+        && Path::new(path).components().all(|c| matches!(c, Component::Normal(_)))
+}
+
+/// The model that a directory of the Hub's cache holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// `ORG/NAME`.
+    pub repository: String,
+    /// The commit.
+    pub commit: String,
+}
+
+/// Which model a path inside `models--ORG--NAME/snapshots/COMMIT` belongs to; `None` for any other path.
+pub fn origin(path: &Path) -> Option<Origin> {
+    let parts: Vec<&str> = path.components().map(|c| c.as_os_str().to_str().unwrap_or_default()).collect();
+    let snapshot = parts.windows(3).find(|w| w[0].starts_with("models--") && w[1] == "snapshots" && is_commit(w[2]))?;
+    let repository = snapshot[0].strip_prefix("models--")?.replace("--", "/");
+    let is_repository = repository.split('/').count() <= 2 && repository.split('/').all(is_name);
+    is_repository.then(|| Origin { repository, commit: snapshot[2].to_owned() })
+}
+
+/// Whether this is the name of a git commit.
+pub(super) fn is_commit(text: &str) -> bool {
+    text.len() == 40 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(text: &str) -> (String, String, Option<String>) {
+        let address = Address::parse(text).unwrap();
+        (address.repository, address.revision, address.file)
+    }
+
+    #[test]
+    fn addresses_are_taken_apart() {
+        let of = |repository: &str, revision: &str, file: Option<&str>| {
+            (repository.to_owned(), revision.to_owned(), file.map(str::to_owned))
+        };
+        assert_eq!(parsed("hf://org/name"), of("org/name", "main", None));
+        assert_eq!(parsed("hf://gpt2/"), of("gpt2", "main", None));
+        assert_eq!(parsed("hf://org/na.me-1.5@v1"), of("org/na.me-1.5", "v1", None));
+        assert_eq!(parsed("hf://org/name/Q4/a.gguf"), of("org/name", "main", Some("Q4/a.gguf")));
+        assert_eq!(parsed("hf://org/name@refs/pr/7/a.gguf"), of("org/name", "refs/pr/7", Some("a.gguf")));
+        assert_eq!(parsed("hf://org/name@feature%2Fx/a.gguf"), of("org/name", "feature/x", Some("a.gguf")));
+        for text in ["hf://org/name", "hf://org/name@v1", "hf://org/name@refs/pr/7/d/a.gguf"] {
+            assert_eq!(Address::parse(text).unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn addresses_that_would_leave_the_cache_are_refused() {
+        for text in [
+            "hf://",
+            "hf:///name",
+            "hf://org/..",
+            "hf://../name",
+            "hf://org/na--me",
+            "hf://org/na me",
+            "hf://org/name@",
+            "hf://org/name@..",
+            "hf://org/name@a%2F..%2Fb",
+            "hf://org/name@a b",
+            "hf://org/name/../x",
+            "hf://org/name//x",
+            "hf://org/name/a\\b",
+            "hf://org/name/c:x",
+            "hf://org/name/a\n.gguf",
+            "hf://org/name/f@main",
+            "org/name",
+        ] {
+            assert!(Address::parse(text).is_err(), "{text}");
+        }
+        assert!(Address::parse(&format!("hf://org/{}", "n".repeat(97))).is_err());
+    }
+
+    #[test]
+    fn a_snapshot_leads_back_to_its_model() {
+        let commit = "0123456789abcdef0123456789abcdef01234567";
+        let path = format!("/c/hub/models--org--na.me/snapshots/{commit}");
+        let is = Origin { repository: "org/na.me".into(), commit: commit.into() };
+        assert_eq!(origin(Path::new(&path)), Some(is.clone()));
+        assert_eq!(origin(&Path::new(&path).join("Q4/a.gguf")), Some(is));
+        for other in ["/c/models--org--name", "/c/models--org--name/snapshots/main", "models", ""] {
+            assert_eq!(origin(Path::new(other)), None, "{other}");
+        }
+    }
+}
