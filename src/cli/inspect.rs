@@ -1,7 +1,8 @@
 //! `quantier inspect`.
 
 use super::text::{count, say, size};
-use quantier::format::gguf::{Array, Files, Model, Value};
+use super::values::{shortened, value_json};
+use quantier::format::gguf::{Files, Model};
 use quantier::plan::role::Role;
 use serde_json::{Map, json};
 use std::collections::BTreeMap;
@@ -102,27 +103,6 @@ fn print(model: &Model<'_>, args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A value on one line of readable length.
-fn shortened(value: &Value<'_>) -> String {
-    const SHOWN: usize = 100;
-    let text = match value {
-        Value::Array(array) => {
-            let first: Vec<String> = array
-                .strings()
-                .map(|s| format!("{:?}", String::from_utf8_lossy(s)))
-                .chain(array.values().map(|v| v.to_string()))
-                .take(4)
-                .collect();
-            format!("{value}: {}{}", first.join(", "), if array.len() > 4 { ", ..." } else { "" })
-        }
-        other => other.to_string().replace('\n', "\\n"),
-    };
-    match text.char_indices().nth(SHOWN) {
-        Some((at, _)) => format!("{}...", &text[..at]),
-        None => text,
-    }
-}
-
 fn to_json(model: &Model<'_>) -> serde_json::Value {
     let (all, by_role) = sums(model);
     let sum_json = |sum: &Sum| json!({ "tensors": sum.tensors, "weights": sum.weights, "bytes": sum.bytes, "bpw": sum.bpw(), "types": sum.types });
@@ -146,27 +126,4 @@ fn to_json(model: &Model<'_>) -> serde_json::Value {
         "files": model.files.paths(), "version": model.headers[0].version, "alignment": model.headers[0].alignment,
         "metadata": metadata, "all": sum_json(&all), "roles": roles, "tensors": tensors,
     })
-}
-
-fn value_json(value: &Value<'_>) -> serde_json::Value {
-    match value {
-        Value::Bool(v) => json!(v),
-        // The shortest decimal number that reads back as this f32, not all the digits of its double.
-        Value::F32(v) => json!(v.to_string().parse::<f64>().unwrap_or(f64::NAN)),
-        Value::F64(v) => json!(v),
-        Value::String(v) => json!(String::from_utf8_lossy(v)),
-        Value::Array(array) => array_json(array),
-        Value::I8(v) => json!(v),
-        Value::I16(v) => json!(v),
-        Value::I32(v) => json!(v),
-        Value::I64(v) => json!(v),
-        unsigned => json!(unsigned.as_u64()),
-    }
-}
-
-fn array_json(array: &Array<'_>) -> serde_json::Value {
-    let strings = array.strings().map(|s| json!(String::from_utf8_lossy(s)));
-    let values = array.values().map(|v| value_json(&v));
-    let arrays = array.arrays().map(|a| array_json(&a)).collect::<Vec<_>>();
-    strings.chain(values).chain(arrays).collect()
 }

@@ -2,17 +2,22 @@
 
 mod convert;
 mod corpus;
+mod diff;
 mod imatrix;
 mod inspect;
 mod kld;
 mod make;
 mod make_plan;
 mod measure;
+mod merge;
 mod perplexity;
 mod quantize;
+mod set;
+mod split;
 mod terminal;
 mod text;
 mod tokenize;
+mod values;
 mod verify;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -41,6 +46,10 @@ enum Command {
     Inspect(inspect::Args),
     Tokenize(tokenize::Args),
     Verify(verify::Args),
+    Diff(diff::Args),
+    Set(set::Args),
+    Split(split::Args),
+    Merge(merge::Args),
 }
 
 /// Parses the command line and runs the command.
@@ -59,6 +68,10 @@ pub fn run() -> anyhow::Result<ExitCode> {
         (Command::Inspect(args), _) => inspect::run(&args),
         (Command::Tokenize(args), _) => tokenize::run(&args),
         (Command::Verify(args), _) => verify::run(&args),
+        (Command::Diff(args), _) => Ok(diff::run(&args)),
+        (Command::Set(args), _) => set::run(&args),
+        (Command::Split(args), _) => split::run(&args),
+        (Command::Merge(args), _) => merge::run(&args),
         (Command::Quantize(_) | Command::Imatrix(_), None) => Ok(ExitCode::from(2)),
     }
 }
