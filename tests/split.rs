@@ -61,7 +61,7 @@ fn shards_merge_to_the_file_that_was_split() {
                 last,
                 [
                     format!("split.no u16 {no}"),
-                    "split.tensors.count i32 56".into(),
+                    "split.tensors.count i32 57".into(),
                     format!("split.count u16 {}", paths.len())
                 ],
                 "{options}"
@@ -307,4 +307,20 @@ fn hundreds_of_shards() {
     let error = String::from_utf8_lossy(&ran.get_output().stderr).into_owned();
     assert!(error.contains("ulimit -n"), "{error}");
     assert_eq!(listing(dir.path()), before);
+}
+
+#[test]
+fn the_commands_of_the_page_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let page = include_str!("../docs/files.md").replace("/tmp/files", &dir.path().display().to_string());
+    let blocks: Vec<_> = page.split("```sh\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
+    assert!(blocks.len() >= 5, "the page has its commands in blocks");
+    let program = Path::new(env!("CARGO_BIN_EXE_quantier")).parent().unwrap().display().to_string();
+    let path = format!("{program}:{}", std::env::var("PATH").unwrap());
+    assert_cmd::Command::new("bash")
+        .args(["-euo", "pipefail", "-c", &blocks.concat()])
+        .env("PATH", path)
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .assert()
+        .success();
 }

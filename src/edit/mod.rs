@@ -9,7 +9,7 @@ mod split;
 
 pub use split::{Limit, merge, split};
 
-use crate::format::gguf::{Layout, Metadata, Model, Tensor, TensorInfo, Writer};
+use crate::format::gguf::{DEFAULT_ALIGNMENT, Layout, Metadata, Model, Tensor, TensorInfo, Writer};
 use crate::format::output::check_new;
 use crate::format::{self};
 use crate::plan::recipe::Problem;
@@ -81,6 +81,8 @@ impl<'a> Plan<'a> {
         let infos: Vec<_> = self.tensors(file).iter().map(info).collect();
         match file.header {
             Header::Bare => Layout::of_metadata(&file.metadata),
+            // Nothing follows that would have to be aligned, and the reference pads for 32 bytes.
+            Header::Ggml if infos.is_empty() => Layout::new(&file.metadata, &infos, DEFAULT_ALIGNMENT),
             _ => Layout::new(&file.metadata, &infos, file.metadata.alignment()),
         }
     }
