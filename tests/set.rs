@@ -20,6 +20,7 @@ fn with_tokens() -> Tiny {
         .set("tokenizer.ggml.eos_token_id", Value::U32(1))
         .set("tokenizer.ggml.add_bos_token", Value::Bool(true))
         .set("tokenizer.chat_template", Value::str("{{ old }}"))
+        .set("general.alignment", Value::U32(32))
 }
 
 fn with_model() -> TempDir {
@@ -108,12 +109,15 @@ fn in_place_nothing_moves() {
     let before = read(dir.path(), "m.gguf");
     fs::write(dir.path().join("t.jinja"), "{{ a longer one }}").unwrap();
     for (edit, part) in [
-        ("--name longer", "'general.name' would have 14 bytes (str) in place of 12"),
+        ("--name longer", "'general.name' would have 14 bytes (str) in place of 12 (str)"),
         ("--chat-template t.jinja", "'tokenizer.chat_template' would have"),
         ("--pad 3", "'tokenizer.ggml.padding_token_id' would be a new key"),
         ("--remove general.name", "'general.name' would be removed"),
-        ("--key general.name=u32:1 --force", "'general.name' would have 4 bytes (u32)"),
+        ("--key general.name=u32:1 --force", "'general.name' would have 4 bytes (u32) in place of 12 (str)"),
         ("--eos 3 --pad 3", "padding_token_id"),
+        // As many bytes, but lengths among them: half of this would be unreadable.
+        (r#"--key tokenizer.ggml.tokens=str[]:["<s","></s>","a","b","c","d"]"#, "'tokenizer.ggml.tokens' would have"),
+        ("--key general.alignment=u32:64", "where tensors begin"),
     ] {
         fails(dir.path(), &format!("set m.gguf --in-place {edit}"), &["m.gguf", part, "killed", "-o OUT"]);
         assert!(read(dir.path(), "m.gguf") == before, "{edit}");

@@ -142,7 +142,8 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         let patches = match found {
             Ok(patches) => patches,
             Err(why) => bail!(
-                "{}: {why}: that cannot be changed in place, since what is behind it would move, and a run that is killed meanwhile would leave no readable file; write a copy with -o OUT",
+                "{}: {why}; that cannot be done in place: a run that is killed in the middle would leave no readable \
+                 file. Write a copy with -o OUT",
                 first.display()
             ),
         };

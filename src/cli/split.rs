@@ -2,7 +2,7 @@
 
 use super::terminal::Bar;
 use super::text::{count, say, size};
-use quantier::edit::{self, Limit, Plan};
+use quantier::edit::{self, Limit, Plan, PlannedFile};
 use quantier::format::gguf::{Files, Model};
 use serde_json::json;
 use std::path::PathBuf;
@@ -73,8 +73,8 @@ pub(super) fn write(plan: &Plan<'_>, dry_run: bool, force: bool) -> anyhow::Resu
 /// One line for each file.
 pub(super) fn show(plan: &Plan<'_>, dry_run: bool, as_json: bool) -> anyhow::Result<()> {
     if as_json {
-        let file = |f: &edit::PlannedFile<'_>| json!({ "path": f.path, "tensors": f.tensors.len(), "bytes": plan.file_bytes(f) });
-        let files: Vec<_> = plan.files.iter().map(file).collect();
+        X!({ "path": f.path, "tensors": f.tensors.len(), "bytes": plan.file_bytes(f) });
+        let files: Vec<_> = plan.files.iter().map(one).collect();
         return say!("{}", json!({ "written": !dry_run, "files": files, "notes": plan.notes }));
     }
     for file in &plan.files {

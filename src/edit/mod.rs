@@ -9,9 +9,9 @@ mod split;
 
 pub use split::{Limit, merge, split};
 
+use crate::format;
 use crate::format::gguf::{DEFAULT_ALIGNMENT, Layout, Metadata, Model, Tensor, TensorInfo, Writer};
 use crate::format::output::check_new;
-use crate::format::{self};
 use crate::plan::recipe::Problem;
 use crate::progress::{Progress, Unit};
 use std::ops::Range;

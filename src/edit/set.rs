@@ -1,7 +1,7 @@
 //! Metadata edits: which make sense, what the header becomes, and whether that can be written where it is.
 
 use super::{Error, Header, Plan, PlannedFile, Result};
-use crate::format::gguf::{Layout, MAX_ALIGNMENT, Metadata, Model, Value, keys, shard_name, shard_path};
+use crate::format::gguf::{Layout, MAX_ALIGNMENT, Metadata, Model, Value, ValueType, keys, shard_name, shard_path};
 use crate::format::output::Patch;
 use crate::plan::recipe::Problem;
 use std::path::Path;
@@ -94,10 +94,6 @@ fn problem(old: &Metadata<'_>, edit: &Edit, force: bool) -> Option<Problem> {
     if force {
         return None;
     }
-    let kind = |v: &Value<'_>| match v {
-        Value::Array(array) => format!("{}[]", array.element().name()),
-        other => other.value_type().name().to_owned(),
-    };
     if let Some(before) = before
         && kind(before) != kind(value)
     {
@@ -111,6 +107,26 @@ fn problem(old: &Metadata<'_>, edit: &Edit, force: bool) -> Option<Problem> {
         return refused(format!("'{key}' cannot be {value}: the vocabulary has {tokens} tokens, counted from 0"));
     }
     None
+}
+
+/// A value's type as it is typed: `u32`, or `u32[]` for an array.
+fn kind(value: &Value<'_>) -> String {
+    match value {
+        Value::Array(array) => format!("{}[]", array.element().name()),
+        other => other.value_type().name().to_owned(),
+    }
+}
+
+/// Whether two values have their types and all lengths in common, so that any mixture of their bytes can be read.
+fn alike(a: &Value<'_>, b: &Value<'_>) -> bool {
+    match (a, b) {
+        (Value::String(a), Value::String(b)) => a.len() == b.len(),
+        (Value::Array(a), Value::Array(b)) => {
+            let lengths = a.strings().map(<[u8]>::len).eq(b.strings().map(<[u8]>::len));
+            a.element() == b.element() && a.len() == b.len() && lengths && a.element() != ValueType::Array
+        }
+        _ => a.value_type() == b.value_type(),
+    }
 }
 
 /// Plans a copy of the model with other metadata. The shards of a split model keep their cut: `path` is then the name
@@ -144,9 +160,9 @@ pub fn copy<'a>(model: &'a Model<'a>, metadata: Metadata<'a>, path: &Path) -> Re
 }
 
 /// What to change in the model's first file where it is. Whatever moment a run is killed at, the file must be
-/// readable; so nothing may move: every changed value has as many bytes as before. The values of several keys are
-/// separate writes, and a run that is killed between them has changed some of them; the same command changes the
-/// rest.
+/// readable; so nothing may move: every changed value has its type and all lengths in common with the one before. The
+/// values of several keys are separate writes, and a run that is killed between them has changed some of them; the
+/// same command changes the rest.
 ///
 /// # Errors
 /// The reason why it cannot be done, for a person.
@@ -163,9 +179,16 @@ pub fn patches(model: &Model<'_>, edited: &Edited<'_>) -> std::result::Result<Ve
             (None, _) => return Err(format!("'{key}' would be a new key")),
             (_, None) => return Err(format!("'{key}' would be removed")),
         };
-        let (was, is) = (encoded(before).len(), encoded(after).len());
-        if before.value_type() != after.value_type() || was != is || key == keys::ALIGNMENT {
-            return Err(format!("'{key}' would have {is} bytes ({}) in place of {was}", after.value_type().name()));
+        if key == keys::ALIGNMENT {
+            return Err(format!("'{key}' says where tensors begin"));
+        }
+        if !alike(before, after) {
+            let (was, is) = (encoded(before).len(), encoded(after).len());
+            return Err(format!(
+                "'{key}' would have {is} bytes ({}) in place of {was} ({})",
+                kind(after),
+                kind(before)
+            ));
         }
     }
     let header = &model.headers[0];
