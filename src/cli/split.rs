@@ -73,7 +73,8 @@ pub(super) fn write(plan: &Plan<'_>, dry_run: bool, force: bool) -> anyhow::Resu
 /// One line for each file.
 pub(super) fn show(plan: &Plan<'_>, dry_run: bool, as_json: bool) -> anyhow::Result<()> {
     if as_json {
-        X!({ "path": f.path, "tensors": f.tensors.len(), "bytes": plan.file_bytes(f) });
+        let one =
+            |f: &PlannedFile<'_>| json!({ "path": f.path, "tensors": f.tensors.len(), "bytes": plan.file_bytes(f) });
         let files: Vec<_> = plan.files.iter().map(one).collect();
         return say!("{}", json!({ "written": !dry_run, "files": files, "notes": plan.notes }));
     }
