@@ -6,6 +6,7 @@ use super::text::{count, say};
 use super::values::{shortened, value_json};
 use quantier::diff::{Diff, KeyChange, Stored, TensorChange, diff};
 use quantier::format::gguf::Value;
+use quantier::report::numbers::nats;
 use serde_json::json;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -146,7 +147,7 @@ fn tensor_line(change: &TensorChange) -> String {
     let (a, b) = (&change.a, &change.b);
     let of = |x: String, y: String| if x == y { x } else { format!("{x} -> {y}") };
     let error = match change.error {
-        Some(error) => format!("{:.6}", error.relative),
+        Some(error) => nats(error.relative),
         None if a.shape != b.shape => "other shapes".into(),
         None => "other bytes".into(),
     };

@@ -321,7 +321,11 @@ impl<'a> Array<'a> {
     /// The elements, whatever they are.
     pub fn elements(&self) -> impl Iterator<Item = Value<'_>> {
         let strings = self.strings().map(|s| Value::String(Cow::Borrowed(s)));
-        let values = self.values().map(|value| -> Value<'_> { value });
+        // All parts of a chain must live equally long.
+        fn shorter<'s>(value: Value<'static>) -> Value<'s> {
+            value
+        }
+        let values = self.values().map(shorter);
         strings.chain(values).chain(self.arrays().map(Value::Array))
     }
 
