@@ -12,6 +12,8 @@
 #   scripts/parity.sh engine [NAME ...]     perplexity, importance matrices and KL divergence instead
 #                                           (scripts/parity-engine.sh)
 #   scripts/parity.sh make [NAME ...]       files and recipes of quantier make instead (scripts/parity-make.sh)
+#   scripts/parity.sh split [NAME ...]      shards and what is merged of them instead, against llama-gguf-split
+#                                           (scripts/parity-split.sh)
 #
 # Where the reference refuses, we must refuse too and leave no file. Ends with "N identical, N different", and with
 # exit code 1 if anything differs. Temporary files go to $TMPDIR and are removed.
@@ -19,7 +21,7 @@ set -euo pipefail
 
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 case "${1:-}" in
-    convert | vocabularies | tokenize | engine | make) exec "$repository/scripts/parity-$1.sh" "${@:2}" ;;
+    convert | vocabularies | tokenize | engine | make | split) exec "$repository/scripts/parity-$1.sh" "${@:2}" ;;
 esac
 quick=()
 for arg in "$@"; do

@@ -64,7 +64,7 @@ pub(super) fn out_type(name: &str) -> Result<OutType, String> {
     })
 }
 
-fn split_size(text: &str) -> Result<u64, String> {
+pub(super) fn split_size(text: &str) -> Result<u64, String> {
     let units = [("K", 1000), ("M", 1000 * 1000), ("G", 1000 * 1000 * 1000)];
     let found = units.iter().find_map(|(unit, factor)| Some((text.strip_suffix(unit)?, *factor)));
     let (digits, factor) = found.unwrap_or((text, 1));

@@ -3,7 +3,8 @@
 use super::measure::{input, source};
 use super::messages::note;
 use super::text::{count, say, size};
-use quantier::format::gguf::{Array, Metadata, Model, TensorInfo, Value};
+use super::values::{shortened, value_json};
+use quantier::format::gguf::{Metadata, Model, TensorInfo};
 use quantier::input::{Input, Source};
 use quantier::plan::role::Role;
 use serde_json::{Map, json};
@@ -159,27 +160,6 @@ fn print(held: &Held<'_>, args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A value on one line of readable length.
-fn shortened(value: &Value<'_>) -> String {
-    const SHOWN: usize = 100;
-    let text = match value {
-        Value::Array(array) => {
-            let first: Vec<String> = array
-                .strings()
-                .map(|s| format!("{:?}", String::from_utf8_lossy(s)))
-                .chain(array.values().map(|v| v.to_string()))
-                .take(4)
-                .collect();
-            format!("{value}: {}{}", first.join(", "), if array.len() > 4 { ", ..." } else { "" })
-        }
-        other => other.to_string().replace('\n', "\\n"),
-    };
-    match text.char_indices().nth(SHOWN) {
-        Some((at, _)) => format!("{}...", &text[..at]),
-        None => text,
-    }
-}
-
 fn to_json(held: &Held<'_>) -> serde_json::Value {
     let (all, by_role) = sums(held);
     let sum_json = |sum: &Sum| json!({ "tensors": sum.tensors, "weights": sum.weights, "bytes": sum.bytes, "bpw": sum.bpw(), "types": sum.types });
@@ -203,27 +183,4 @@ fn to_json(held: &Held<'_>) -> serde_json::Value {
         "files": held.paths, "version": held.version.map(|v| v.0), "alignment": held.version.map(|v| v.1),
         "metadata": metadata, "all": sum_json(&all), "roles": roles, "tensors": tensors,
     })
-}
-
-fn value_json(value: &Value<'_>) -> serde_json::Value {
-    match value {
-        Value::Bool(v) => json!(v),
-        // The shortest decimal number that reads back as this f32, not all the digits of its double.
-        Value::F32(v) => json!(v.to_string().parse::<f64>().unwrap_or(f64::NAN)),
-        Value::F64(v) => json!(v),
-        Value::String(v) => json!(String::from_utf8_lossy(v)),
-        Value::Array(array) => array_json(array),
-        Value::I8(v) => json!(v),
-        Value::I16(v) => json!(v),
-        Value::I32(v) => json!(v),
-        Value::I64(v) => json!(v),
-        unsigned => json!(unsigned.as_u64()),
-    }
-}
-
-fn array_json(array: &Array<'_>) -> serde_json::Value {
-    let strings = array.strings().map(|s| json!(String::from_utf8_lossy(s)));
-    let values = array.values().map(|v| value_json(&v));
-    let arrays = array.arrays().map(|a| array_json(&a)).collect::<Vec<_>>();
-    strings.chain(values).chain(arrays).collect()
 }

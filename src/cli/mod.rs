@@ -2,6 +2,7 @@
 
 mod convert;
 mod corpus;
+mod diff;
 mod hub;
 mod imatrix;
 mod inspect;
@@ -10,12 +11,16 @@ mod make;
 mod make_plan;
 mod manual;
 mod measure;
+mod merge;
 mod messages;
 mod perplexity;
 mod quantize;
+mod set;
+mod split;
 mod terminal;
 mod text;
 mod tokenize;
+mod values;
 mod verify;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -49,6 +54,10 @@ enum Command {
     Verify(verify::Args),
     Completions(manual::CompletionsArgs),
     Man(manual::ManArgs),
+    Diff(diff::Args),
+    Set(set::Args),
+    Split(split::Args),
+    Merge(merge::Args),
 }
 
 const EXAMPLES: &str = "Examples:
@@ -98,6 +107,10 @@ fn command(command: Command, matches: &clap::ArgMatches) -> anyhow::Result<ExitC
         (Command::Verify(args), _) => verify::run(&args),
         (Command::Completions(args), _) => manual::completions(&args),
         (Command::Man(args), _) => manual::man(&args),
+        (Command::Diff(args), _) => Ok(diff::run(&args)),
+        (Command::Set(args), _) => set::run(&args),
+        (Command::Split(args), _) => split::run(&args),
+        (Command::Merge(args), _) => merge::run(&args),
         (Command::Quantize(_) | Command::Imatrix(_), None) => Ok(ExitCode::from(2)),
     }
 }

@@ -6,8 +6,7 @@ use super::weights::Weights;
 use super::{Checkpoint, Error, Job, Result, Source};
 use crate::arch::{Architecture, Config, Keys, Match, Rule, Transform};
 use crate::format::gguf::{
-    DEFAULT_ALIGNMENT, Entries, Layout, MAX_NAME, Metadata, QUANTIZATION_VERSION, Shape, TensorInfo, Value, keys,
-    shard_path,
+    self, DEFAULT_ALIGNMENT, Entries, Layout, MAX_NAME, Metadata, QUANTIZATION_VERSION, Shape, TensorInfo, Value, keys,
 };
 use crate::format::types::GgmlType;
 use crate::plan::file_type::FileType;
@@ -447,13 +446,5 @@ fn files(
         return vec![(output.to_owned(), metadata)];
     }
     let prefix = output.with_file_name(output.file_stem().unwrap_or_default());
-    let mut first = Some(metadata);
-    let one = |shard: usize| {
-        let mut metadata = first.take().unwrap_or_default();
-        metadata.set(keys::SPLIT_NO, Value::U16(shard as u16));
-        metadata.set(keys::SPLIT_COUNT, Value::U16(shards as u16));
-        metadata.set(keys::SPLIT_TENSORS, Value::I32(tensors as i32));
-        (shard_path(&prefix, shard as u64, shards as u64), metadata)
-    };
-    (0..shards).map(one).collect()
+    gguf::shards(&prefix, metadata, shards, tensors)
 }

@@ -52,11 +52,11 @@ impl Map {
 
     /// Appends bytes of the file to another, within the system where it can do that (`copy_file_range`): less than half
     /// the work of writing mapped bytes.
-    pub(super) fn copy_to(&self, range: Range<usize>, out: &mut File) -> std::io::Result<()> {
+    pub(super) fn copy_to(&self, range: Range<usize>, mut out: &File) -> std::io::Result<()> {
         let _held = self.position.lock().unwrap_or_else(PoisonError::into_inner);
         let mut file = &self.file;
         file.seek(SeekFrom::Start(range.start as u64))?;
-        let copied = std::io::copy(&mut file.take(range.len() as u64), out)?;
+        let copied = std::io::copy(&mut file.take(range.len() as u64), &mut out)?;
         match copied == range.len() as u64 {
             true => Ok(()),
             false => Err(std::io::Error::new(ErrorKind::UnexpectedEof, format!("{} has changed", self.path.display()))),

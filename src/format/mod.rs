@@ -61,6 +61,12 @@ pub enum Error {
         /// Bytes that are free.
         free: u64,
     },
+    /// An output that is there already and would be replaced.
+    #[error("{} exists already; choose another output, or replace it with --force", path.display())]
+    Exists {
+        /// The file.
+        path: PathBuf,
+    },
     /// An output that would destroy an input.
     #[error("{} is an input of this command and would be overwritten; choose another output", path.display())]
     OutputIsInput {

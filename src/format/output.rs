@@ -5,9 +5,10 @@ use super::map::Map;
 use super::{Error, Result};
 use fs4::fs_std::FileExt;
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{BufWriter, ErrorKind, Write};
+use std::io::{BufWriter, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 
 /// Large enough that a system call costs nothing beside its bytes.
@@ -23,7 +24,7 @@ pub struct Output {
     target: PathBuf,
     /// `None` where the target is no regular file (a device, a pipe): that is written directly.
     partial: Option<PathBuf>,
-    writer: BufWriter<File>,
+    writer: BufWriter<Arc<File>>,
     /// Brings to the disk what is written so far, so that little is left to wait for at the end.
     flushing: Option<JoinHandle<std::io::Result<()>>>,
     /// Bytes written since that began.
@@ -63,6 +64,7 @@ impl Output {
             Err(TryLockError::WouldBlock) => {
                 return Err(taken(
                     partial,
+                    "create",
                     "another process is writing it; wait for that one, or choose another output",
                 ));
             }
@@ -72,7 +74,11 @@ impl Output {
         // Between the opening and the lock, another process may have renamed the file to its target, finished; and a
         // link leads to a file that is none of ours. Only what lies under the name itself is emptied.
         if !is_at(&file, &partial) {
-            return Err(taken(partial, "it is a link, or another process has just moved it; choose another output"));
+            return Err(taken(
+                partial,
+                "create",
+                "it is a link, or another process has just moved it; choose another output",
+            ));
         }
         let output = Output::new(target, Some(partial), file);
         output.writer.get_ref().set_len(0).map_err(fail(&output.target, "write"))?;
@@ -81,7 +87,7 @@ impl Output {
     }
 
     fn new(target: PathBuf, partial: Option<PathBuf>, file: File) -> Output {
-        let writer = BufWriter::with_capacity(BUFFER, file);
+        let writer = BufWriter::with_capacity(BUFFER, Arc::new(file));
         Output { target, partial, writer, flushing: None, unflushed: 0 }
     }
 
@@ -99,7 +105,7 @@ impl Output {
         }
         let io = |source| Error::Io { path: self.target.clone(), action: "write", source };
         self.writer.flush().map_err(io)?;
-        input.copy_to(range.clone(), self.writer.get_mut()).map_err(io)?;
+        input.copy_to(range.clone(), self.writer.get_ref()).map_err(io)?;
         self.written(range.len() as u64)
     }
 
@@ -110,7 +116,7 @@ impl Output {
         let idle = self.flushing.as_ref().is_none_or(JoinHandle::is_finished);
         if self.partial.is_some() && self.unflushed >= FLUSH_EVERY && idle {
             flushed(self.flushing.take()).map_err(io)?;
-            let file = self.writer.get_ref().try_clone().map_err(io)?;
+            let file = Arc::clone(self.writer.get_ref());
             // Without a thread, all is left to the end.
             self.flushing = std::thread::Builder::new().spawn(move || file.sync_data()).ok();
             self.unflushed = 0;
@@ -119,10 +125,12 @@ impl Output {
     }
 
     /// Brings everything to the disk, still without its name: whoever has several outputs settles all of them before
-    /// the first is finished, since a full disk shows here.
+    /// the first is finished, since a full disk shows here. The buffer is given back too: outputs that wait for others,
+    /// of which there can be many, hold no memory.
     pub fn settle(&mut self) -> Result<()> {
         let io = |source| Error::Io { path: self.target.clone(), action: "write", source };
         self.writer.flush().map_err(io)?;
+        self.writer = BufWriter::with_capacity(0, Arc::clone(self.writer.get_ref()));
         flushed(self.flushing.take()).map_err(io)?;
         match self.partial {
             Some(_) => self.writer.get_ref().sync_all().map_err(io),
@@ -178,8 +186,15 @@ fn flushed(flushing: Option<JoinHandle<std::io::Result<()>>>) -> std::io::Result
 }
 
 /// The error of an output that is somebody else's.
-fn taken(partial: PathBuf, why: &str) -> Error {
-    Error::Io { path: partial, action: "create", source: std::io::Error::other(why) }
+fn taken(path: PathBuf, action: &'static str, why: &str) -> Error {
+    Error::Io { path, action, source: std::io::Error::other(why) }
+}
+
+/// Whether the process or the system has no room for another open file; the standard library has no name for it.
+fn too_many_open(error: &std::io::Error) -> bool {
+    const ENFILE: i32 = 23;
+    const EMFILE: i32 = 24;
+    cfg!(unix) && matches!(error.raw_os_error(), Some(ENFILE | EMFILE))
 }
 
 /// Adds to a refusal what to do about it.
@@ -190,9 +205,58 @@ fn with_advice(error: std::io::Error, path: &Path) -> std::io::Error {
         std::io::ErrorKind::PermissionDenied => {
             format!("choose a directory that you may write to, not {}", dir.display())
         }
+        _ if too_many_open(&error) => "write fewer files at once, or allow more open ones (ulimit -n)".into(),
         _ => return error,
     };
     std::io::Error::new(error.kind(), format!("{error}; {advice}"))
+}
+
+/// Fails if something has the name of an output already: what must not be replaced unasked.
+pub fn check_new(target: &Path) -> Result<()> {
+    match target.symlink_metadata() {
+        Ok(meta) if meta.is_file() || meta.is_dir() || meta.is_symlink() => {
+            Err(Error::Exists { path: target.to_owned() })
+        }
+        // A device or a pipe is written to, not replaced.
+        _ => Ok(()),
+    }
+}
+
+/// Some bytes of a file that are to become others.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Patch {
+    /// Where, from the file's start.
+    pub offset: u64,
+    /// What is there.
+    pub before: Vec<u8>,
+    /// What is to be there; as long.
+    pub after: Vec<u8>,
+}
+
+/// Changes some bytes of a file where they are: the one way in which a file is written that is not a new one. Each
+/// patch is one write, and the file is sound between any two of them only if the caller has seen to that.
+///
+/// # Errors
+/// If a patch does not find what it expects; nothing has been written then. The file must not be mapped.
+pub fn patch(path: &Path, patches: &[Patch]) -> Result<()> {
+    let io = |action| move |source| Error::Io { path: path.to_owned(), action, source };
+    let mut file = OpenOptions::new().read(true).write(true).open(path).map_err(io("write"))?;
+    if let Err(TryLockError::WouldBlock) = file.try_lock() {
+        return Err(taken(path.to_owned(), "write", "another process is writing it; wait for that one"));
+    }
+    for patch in patches {
+        let mut found = vec![0; patch.before.len()];
+        file.seek(SeekFrom::Start(patch.offset)).map_err(io("read"))?;
+        file.read_exact(&mut found).map_err(io("read"))?;
+        if found != patch.before || patch.before.len() != patch.after.len() {
+            return Err(taken(path.to_owned(), "change", "it has changed since it was read; run the command again"));
+        }
+    }
+    for patch in patches {
+        file.seek(SeekFrom::Start(patch.offset)).map_err(io("write"))?;
+        file.write_all(&patch.after).map_err(io("write"))?;
+    }
+    file.sync_all().map_err(io("write"))
 }
 
 /// Fails if the target is one of the inputs, under whatever name.
@@ -299,6 +363,29 @@ mod tests {
         std::os::unix::fs::symlink(&victim, dir.path().join("a.gguf.partial")).unwrap();
         assert!(Output::create(&target, 0, &[]).is_err());
         assert_eq!(std::fs::read(&victim).unwrap(), b"precious");
+    }
+
+    #[test]
+    fn a_patch_finds_what_it_expects_or_changes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("a");
+        std::fs::write(&target, b"abcdef").unwrap();
+        let new = |offset, before: &[u8], after: &[u8]| Patch { offset, before: before.into(), after: after.into() };
+        assert!(patch(&target, &[new(0, b"a", b"A"), new(3, b"x", b"D")]).is_err());
+        assert!(patch(&target, &[new(5, b"fg", b"FG")]).is_err());
+        assert_eq!(std::fs::read(&target).unwrap(), b"abcdef");
+        patch(&target, &[new(0, b"a", b"A"), new(3, b"de", b"DE")]).unwrap();
+        assert_eq!(std::fs::read(&target).unwrap(), b"AbcDEf");
+    }
+
+    #[test]
+    fn what_is_there_is_told_from_what_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("a");
+        assert!(check_new(&target).is_ok());
+        std::fs::write(&target, b"").unwrap();
+        assert!(matches!(check_new(&target), Err(Error::Exists { .. })));
+        assert!(matches!(check_new(dir.path()), Err(Error::Exists { .. })));
     }
 
     #[test]

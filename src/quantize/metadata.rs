@@ -139,10 +139,7 @@ pub(super) fn output_metadata<'a>(
     imatrix: Option<&UsedImatrix>,
     block_count: Option<(&str, u32)>,
 ) -> Metadata<'a> {
-    let mut out = Metadata::new();
-    for (key, value) in metadata.iter() {
-        out.set(key.to_owned(), value.cut_at_zeros());
-    }
+    let mut out = metadata.cut_at_zeros();
     out.set(keys::QUANTIZATION_VERSION, Value::U32(QUANTIZATION_VERSION));
     out.set(keys::FILE_TYPE, Value::U32(file_type));
     for key in [keys::SPLIT_NO, keys::SPLIT_COUNT, keys::SPLIT_TENSORS] {

@@ -2,9 +2,7 @@
 
 use super::metadata::{KvOverride, OverrideValue, UsedImatrix, facts, file_type_of_copy, output_metadata};
 use super::{Error, Job, Result};
-use crate::format::gguf::{
-    DEFAULT_ALIGNMENT, Layout, MAX_ALIGNMENT, Metadata, Shape, TensorInfo, Value, keys, shard_path,
-};
+use crate::format::gguf::{self, Layout, MAX_ALIGNMENT, Metadata, Shape, TensorInfo, keys, shard_path};
 use crate::format::imatrix::Imatrix;
 use crate::format::types::GgmlType;
 use crate::input::{Input, Tensor};
@@ -78,7 +76,7 @@ impl<'a> PlannedOutput<'a> {
     pub(super) fn layouts(&self) -> Vec<Layout> {
         let of = |(shard, (_, metadata)): (usize, &(PathBuf, Metadata<'_>))| {
             let tensors: Vec<_> = self.tensors.iter().filter(|t| t.shard == shard).map(PlannedTensor::info).collect();
-            Layout::new(metadata, &tensors, alignment(metadata))
+            Layout::new(metadata, &tensors, metadata.alignment())
         };
         self.files.iter().enumerate().map(of).collect()
     }
@@ -120,11 +118,6 @@ impl PlannedTensor {
     fn info(&self) -> TensorInfo<'_> {
         TensorInfo { name: (&*self.name).into(), shape: self.shape.trimmed(), ggml_type: self.chosen.target }
     }
-}
-
-/// The alignment that a reader of this metadata will expect.
-fn alignment(metadata: &Metadata<'_>) -> u64 {
-    metadata.get(keys::ALIGNMENT).and_then(Value::as_u64).unwrap_or(DEFAULT_ALIGNMENT)
 }
 
 impl<'a> Plan<'a> {
@@ -321,17 +314,10 @@ fn files<'a>(
     if !keep_split {
         return vec![(path.to_owned(), metadata)];
     }
-    let mut first = Some(metadata);
-    let one = |shard: usize| {
-        let mut metadata = first.take().unwrap_or_default();
-        if shards > 1 {
-            metadata.set(keys::SPLIT_NO, Value::U16(shard as u16));
-            metadata.set(keys::SPLIT_COUNT, Value::U16(shards as u16));
-            metadata.set(keys::SPLIT_TENSORS, Value::I32(n_tensors as i32));
-        }
-        (shard_path(path, shard as u64, shards as u64), metadata)
-    };
-    (0..shards).map(one).collect()
+    match shards {
+        0 | 1 => vec![(shard_path(path, 0, 1), metadata)],
+        _ => gguf::shards(path, metadata, shards, n_tensors),
+    }
 }
 
 /// Why a tensor cannot become what was chosen for it.

@@ -17,7 +17,7 @@ mod value;
 mod write;
 
 pub use entries::Entries;
-pub use model::{Files, Model, Tensor, shard_path, shard_siblings};
+pub use model::{Files, MAX_SHARDS, Model, Tensor, shard_name, shard_path, shard_siblings, shards};
 pub use read::{DEFAULT_ALIGNMENT, Header, MAX_ALIGNMENT, MAX_NAME, TensorInfo, parse};
 pub(crate) use value::until_zero;
 pub use value::{Array, Metadata, Shape, Value, ValueType};

@@ -2,14 +2,14 @@
 
 use super::keys;
 use super::read::{Header, TensorInfo, parse};
-use super::value::Metadata;
+use super::value::{Metadata, Value};
 use crate::format::map::Map;
 use crate::format::{Error, Result};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 /// Most shards that the names `-00001-of-99999.gguf` can count.
-const MAX_SHARDS: u64 = 65_535;
+pub const MAX_SHARDS: u64 = 65_535;
 /// Missing shards that an error names; it counts the others.
 const NAMED_SHARDS: usize = 5;
 
@@ -124,13 +124,20 @@ impl<'a> Model<'a> {
                 return Err(bad(tensor.shard, what));
             }
         }
-        match self.metadata().get(keys::SPLIT_TENSORS) {
-            Some(said) if said.as_u64() != Some(self.tensors.len() as u64) => {
-                let held = self.tensors.len();
-                Err(bad(0, format!("'{}' is {said}, but the shards hold {held} tensors", keys::SPLIT_TENSORS)))
+        let held = self.tensors.len();
+        for (shard, header) in self.headers.iter().enumerate() {
+            match header.metadata.get(keys::SPLIT_TENSORS) {
+                Some(said) if said.as_u64() != Some(held as u64) => {
+                    let what = format!(
+                        "'{}' is {said}, but the shards hold {held} tensors; are they all of one model?",
+                        keys::SPLIT_TENSORS
+                    );
+                    return Err(bad(shard, what));
+                }
+                _ => {}
             }
-            _ => Ok(()),
         }
+        Ok(())
     }
 }
 
@@ -174,8 +181,23 @@ pub fn shard_siblings(name: &str) -> Option<Vec<String>> {
     Some((0..count).map(one).collect())
 }
 
-/// Takes `PREFIX-00002-of-00003.gguf` apart into the prefix, the shard's number from 0, and the count.
-fn shard_name(path: &Path) -> Option<(PathBuf, u64, u64)> {
+/// The files of a split model and their metadata: `first` for the first one; the others have nothing but their place in
+/// the split.
+pub fn shards<'a>(prefix: &Path, first: Metadata<'a>, count: usize, tensors: usize) -> Vec<(PathBuf, Metadata<'a>)> {
+    let mut first = Some(first);
+    let one = |no: usize| {
+        let mut metadata = first.take().unwrap_or_default();
+        metadata.set(keys::SPLIT_NO, Value::U16(no as u16));
+        metadata.set(keys::SPLIT_COUNT, Value::U16(count as u16));
+        metadata.set(keys::SPLIT_TENSORS, Value::I32(tensors as i32));
+        (shard_path(prefix, no as u64, count as u64), metadata)
+    };
+    (0..count).map(one).collect()
+}
+
+/// Takes `PREFIX-00002-of-00003.gguf` apart into the prefix, the shard's number from 0, and the count; `None` for any
+/// other name, and for the only shard of one.
+pub fn shard_name(path: &Path) -> Option<(PathBuf, u64, u64)> {
     let name = path.file_name()?.to_str()?.strip_suffix(".gguf")?;
     let (rest, count) = name.rsplit_once("-of-")?;
     let (prefix, no) = rest.rsplit_once('-')?;

@@ -1,5 +1,7 @@
 //! Metadata: typed values in the order of the file, strings and arrays borrowed from it.
 
+use super::keys;
+use super::read::DEFAULT_ALIGNMENT;
 use std::borrow::Cow;
 use std::fmt;
 
@@ -316,6 +318,17 @@ impl<'a> Array<'a> {
         })
     }
 
+    /// The elements, whatever they are.
+    pub fn elements(&self) -> impl Iterator<Item = Value<'_>> {
+        let strings = self.strings().map(|s| Value::String(Cow::Borrowed(s)));
+        // All parts of a chain must live equally long.
+        fn shorter<'s>(value: Value<'static>) -> Value<'s> {
+            value
+        }
+        let values = self.values().map(shorter);
+        strings.chain(values).chain(self.arrays().map(Value::Array))
+    }
+
     fn write(&self, out: &mut Vec<u8>) {
         out.extend((self.element as u32).to_le_bytes());
         out.extend((self.len as u64).to_le_bytes());
@@ -364,6 +377,16 @@ impl<'a> Metadata<'a> {
     /// Keys and values in order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Value<'a>)> {
         self.entries.iter().map(|(k, v)| (&**k, v))
+    }
+
+    /// The alignment that a reader of this metadata will expect.
+    pub fn alignment(&self) -> u64 {
+        self.get(keys::ALIGNMENT).and_then(Value::as_u64).unwrap_or(DEFAULT_ALIGNMENT)
+    }
+
+    /// The same as ggml copies it, value by value: see [`Value::cut_at_zeros`].
+    pub fn cut_at_zeros(&self) -> Metadata<'a> {
+        Metadata { entries: self.entries.iter().map(|(k, v)| (k.clone(), v.cut_at_zeros())).collect() }
     }
 
     /// How many keys.

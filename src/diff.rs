@@ -1,0 +1,326 @@
+//! `diff`: what two models differ in. Metadata key by key, tensors by name, and how far the weights of a tensor that
+//! both have are apart.
+//!
+//! The order of keys and tensors does not count, nor does where a model is cut into shards.
+
+use crate::convert;
+use crate::format::gguf::{Array, Shape, Value, keys};
+use crate::format::types::GgmlType;
+use crate::input::{Input, Tensor};
+use crate::progress::{Progress, Unit};
+use crate::quant::Codec;
+use rayon::prelude::*;
+use std::collections::HashMap;
+
+/// Weights that are read and compared at a time (one row at least).
+const BAND_WEIGHTS: u64 = 8 << 20;
+/// Weights that one thread takes at a time (one row at least): small enough to stay in its cache.
+const TASK_WEIGHTS: u64 = 64 << 10;
+
+/// What two models, A and B, differ in.
+pub struct Diff<'a> {
+    /// Keys of either that are not the same in both: first those of A in its order, then those of B alone.
+    pub keys: Vec<KeyChange<'a>>,
+    /// Tensors of A alone.
+    pub only_a: Vec<Stored>,
+    /// Tensors of B alone.
+    pub only_b: Vec<Stored>,
+    /// Tensors of both that are not the same, most changed first: other shapes, then what is no number, then by
+    /// relative error.
+    pub changed: Vec<TensorChange>,
+    /// How many tensors are the same, byte for byte.
+    pub same: usize,
+}
+
+/// A key that is not the same in both.
+#[derive(Clone, Debug)]
+pub struct KeyChange<'a> {
+    /// The key.
+    pub key: String,
+    /// Its value in A.
+    pub a: Option<Value<'a>>,
+    /// Its value in B.
+    pub b: Option<Value<'a>>,
+    /// Of two arrays of one type: where they differ.
+    pub elements: Option<Elements<'a>>,
+}
+
+/// Where two arrays differ.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Elements<'a> {
+    /// The first element that is not the same, or that only one has.
+    pub first: usize,
+    /// It in A.
+    pub a: Option<Value<'a>>,
+    /// It in B.
+    pub b: Option<Value<'a>>,
+    /// How many are not the same, those that only one has among them.
+    pub differing: usize,
+}
+
+/// A tensor and how it is stored.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Stored {
+    /// Its name.
+    pub name: String,
+    /// Its dimensions, row length first.
+    pub shape: Shape,
+    /// Its type.
+    pub ggml_type: GgmlType,
+}
+
+/// A tensor of both that is not the same.
+#[derive(Clone, Debug)]
+pub struct TensorChange {
+    /// It in A.
+    pub a: Stored,
+    /// It in B.
+    pub b: Stored,
+    /// How far the weights are apart; `None` for other shapes and for types that hold no weights.
+    pub error: Option<WeightError>,
+}
+
+/// How far the weights of B are from those of A.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct WeightError {
+    /// Root of the mean square of the differences.
+    pub rmse: f64,
+    /// The same, divided by the root of the mean square of A's weights. Infinite if these are all 0 and B's are not.
+    pub relative: f64,
+}
+
+impl Diff<'_> {
+    /// Whether there is nothing to tell.
+    pub fn is_empty(&self) -> bool {
+        self.keys.is_empty() && self.only_a.is_empty() && self.only_b.is_empty() && self.changed.is_empty()
+    }
+}
+
+/// Compares two models; `None` if the job was cancelled. Memory is bounded by the band, not by the models.
+pub fn diff<'a>(a: &'a Input<'a>, b: &'a Input<'a>, progress: &dyn Progress) -> convert::Result<Option<Diff<'a>>> {
+    let in_b: HashMap<&str, &Tensor<'_>> = b.tensors.iter().map(|t| (&*t.info.name, t)).collect();
+    let mut left: HashMap<&str, &Tensor<'_>> = in_b.clone();
+    let (mut pairs, mut only_a) = (Vec::new(), Vec::new());
+    for tensor in &a.tensors {
+        match left.remove(&*tensor.info.name) {
+            Some(other) => pairs.push((tensor, other)),
+            None => only_a.push(stored(tensor)),
+        }
+    }
+    let only_b = b.tensors.iter().filter(|t| left.contains_key(&*t.info.name)).map(stored).collect();
+    progress.begin(pairs.iter().map(|(a, b)| a.info.bytes() + b.info.bytes()).sum(), Unit::Bytes);
+    let (mut changed, mut same) = (Vec::new(), 0);
+    for (tensor, other) in pairs {
+        if progress.cancelled() {
+            return Ok(None);
+        }
+        progress.at(&tensor.info.name);
+        let alike = shape(tensor) == shape(other);
+        if alike && tensor.info.ggml_type == other.info.ggml_type && identical(a, tensor, b, other)? {
+            same += 1;
+        } else {
+            let error = if alike { weight_error(a, tensor, b, other)? } else { None };
+            changed.push(TensorChange { a: stored(tensor), b: stored(other), error });
+        }
+        progress.advance(tensor.info.bytes() + other.info.bytes());
+    }
+    // Stable: what is equally far keeps the order of A.
+    changed.sort_by(|x, y| rank(y).total_cmp(&rank(x)));
+    Ok(Some(Diff { keys: key_changes(a, b), only_a, only_b, changed, same }))
+}
+
+/// The shape without what readers leave out.
+fn shape(tensor: &Tensor<'_>) -> Shape {
+    tensor.info.shape.trimmed()
+}
+
+fn stored(tensor: &Tensor<'_>) -> Stored {
+    Stored { name: tensor.info.name.to_string(), shape: shape(tensor), ggml_type: tensor.info.ggml_type }
+}
+
+/// The larger, the earlier in the list. A positive NaN is larger than infinity in the total order.
+fn rank(change: &TensorChange) -> f64 {
+    match change.error {
+        _ if change.a.shape != change.b.shape => f64::NAN.copysign(1.0),
+        None => f64::NAN.copysign(1.0),
+        Some(error) if error.relative.is_nan() => f64::NAN.copysign(1.0),
+        Some(error) => error.relative,
+    }
+}
+
+/// Rows of a band.
+fn band_rows(tensor: &Tensor<'_>) -> u64 {
+    (BAND_WEIGHTS / tensor.info.shape.row_len()).clamp(1, tensor.info.shape.rows())
+}
+
+/// Bands of rows.
+fn bands(tensor: &Tensor<'_>) -> impl Iterator<Item = std::ops::Range<u64>> {
+    let (rows, step) = (tensor.info.shape.rows(), band_rows(tensor));
+    (0..rows).step_by(step as usize).map(move |first| first..(first + step).min(rows))
+}
+
+/// Whether two tensors of one shape and type have the same bytes.
+fn identical(a: &Input<'_>, tensor: &Tensor<'_>, b: &Input<'_>, other: &Tensor<'_>) -> convert::Result<bool> {
+    let (mut buffer_a, mut buffer_b) = (Vec::new(), Vec::new());
+    for rows in bands(tensor) {
+        let bytes_a = a.read(tensor, rows.clone(), &mut buffer_a)?;
+        let bytes_b = b.read(other, rows.clone(), &mut buffer_b)?;
+        if bytes_a != bytes_b {
+            return Ok(false);
+        }
+        a.release(tensor, rows.clone());
+        b.release(other, rows);
+    }
+    Ok(true)
+}
+
+/// How far two tensors of one shape are apart; `None` if either is of a type that holds no weights. Sums are in f64,
+/// in the same order whatever the threads.
+fn weight_error(
+    a: &Input<'_>,
+    tensor: &Tensor<'_>,
+    b: &Input<'_>,
+    other: &Tensor<'_>,
+) -> convert::Result<Option<WeightError>> {
+    let (Some(codec_a), Some(codec_b)) = (Codec::of(tensor.info.ggml_type), Codec::of(other.info.ggml_type)) else {
+        return Ok(None);
+    };
+    let row_len = tensor.info.shape.row_len() as usize;
+    let task_rows = (TASK_WEIGHTS as usize / row_len).max(1);
+    let row_bytes = |t: &Tensor<'_>| (t.info.bytes() / t.info.shape.rows()) as usize;
+    let (mut buffer_a, mut buffer_b) = (Vec::new(), Vec::new());
+    let (mut error, mut power) = (0.0, 0.0);
+    for rows in bands(tensor) {
+        let bytes_a = a.read(tensor, rows.clone(), &mut buffer_a)?;
+        let bytes_b = b.read(other, rows.clone(), &mut buffer_b)?;
+        let tasks =
+            bytes_a.par_chunks(task_rows * row_bytes(tensor)).zip(bytes_b.par_chunks(task_rows * row_bytes(other)));
+        let room = || (vec![0.0f32; task_rows * row_len], vec![0.0f32; task_rows * row_len]);
+        let sums: Vec<(f64, f64)> = tasks
+            .map_init(room, |(x, y), (bytes_a, bytes_b)| {
+                let n = bytes_a.len() / row_bytes(tensor) * row_len;
+                codec_a.dequantize_row(bytes_a, &mut x[..n]);
+                codec_b.dequantize_row(bytes_b, &mut y[..n]);
+                sums(&x[..n], &y[..n])
+            })
+            .collect();
+        for (of_error, of_power) in sums {
+            error += of_error;
+            power += of_power;
+        }
+        a.release(tensor, rows.clone());
+        b.release(other, rows);
+    }
+    let rmse = (error / tensor.info.shape.elements() as f64).sqrt();
+    let relative = if error == 0.0 { 0.0 } else { (error / power).sqrt() };
+    Ok(Some(WeightError { rmse, relative }))
+}
+
+/// Squares of the differences, and of the first; eight sums side by side.
+fn sums(x: &[f32], y: &[f32]) -> (f64, f64) {
+    let (mut error, mut power) = ([0.0f64; 8], [0.0f64; 8]);
+    let mut add = |lane: usize, x: f32, y: f32| {
+        let (x, difference) = (f64::from(x), f64::from(x) - f64::from(y));
+        error[lane] += difference * difference;
+        power[lane] += x * x;
+    };
+    let ((whole_x, rest_x), (whole_y, rest_y)) = (x.as_chunks::<8>(), y.as_chunks::<8>());
+    for (x, y) in whole_x.iter().zip(whole_y) {
+        (0..8).for_each(|lane| add(lane, x[lane], y[lane]));
+    }
+    rest_x.iter().zip(rest_y).enumerate().for_each(|(lane, (x, y))| add(lane, *x, *y));
+    (error.iter().sum(), power.iter().sum())
+}
+
+fn key_changes<'a>(a: &'a Input<'a>, b: &'a Input<'a>) -> Vec<KeyChange<'a>> {
+    let counts = |key: &str| ![keys::SPLIT_NO, keys::SPLIT_COUNT, keys::SPLIT_TENSORS].contains(&key);
+    let (of_a, of_b) = (a.metadata(), b.metadata());
+    let by_key: HashMap<&str, &Value<'_>> = of_b.iter().collect();
+    let known: HashMap<&str, &Value<'_>> = of_a.iter().collect();
+    let mut changes = Vec::new();
+    for (key, value) in of_a.iter().filter(|(key, _)| counts(key)) {
+        let other = by_key.get(key).copied();
+        if other.is_some_and(|other| same(value, other)) {
+            continue;
+        }
+        let elements = match (value, other) {
+            (Value::Array(a), Some(Value::Array(b))) if a.element() == b.element() => Some(elements(a, b)),
+            _ => None,
+        };
+        changes.push(KeyChange { key: key.to_owned(), a: Some(value.clone()), b: other.cloned(), elements });
+    }
+    for (key, value) in of_b.iter().filter(|(key, _)| counts(key) && !known.contains_key(key)) {
+        changes.push(KeyChange { key: key.to_owned(), a: None, b: Some(value.clone()), elements: None });
+    }
+    changes
+}
+
+/// Whether two values are the same in type and bytes: a NaN is itself, and 0 is not -0.
+fn same(a: &Value<'_>, b: &Value<'_>) -> bool {
+    let bytes = |value: &Value<'_>| {
+        let mut bytes = Vec::new();
+        value.write(&mut bytes);
+        bytes
+    };
+    a.value_type() == b.value_type() && bytes(a) == bytes(b)
+}
+
+/// Where two arrays that are not the same differ.
+fn elements<'a>(a: &'a Array<'_>, b: &'a Array<'_>) -> Elements<'a> {
+    let mut found = Elements { first: a.len().min(b.len()), a: None, b: None, differing: 0 };
+    let (mut in_a, mut in_b) = (a.elements(), b.elements());
+    for index in 0.. {
+        let (x, y) = (in_a.next(), in_b.next());
+        match (&x, &y) {
+            (None, None) => break,
+            (Some(x), Some(y)) if same(x, y) => continue,
+            _ => {}
+        }
+        if found.differing == 0 {
+            found = Elements { first: index, a: x, b: y, differing: 0 };
+        }
+        found.differing += 1;
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::gguf::ValueType;
+
+    fn numbers(values: &[f32]) -> Array<'static> {
+        Array::of_values(ValueType::F32, values.iter().map(|&v| Value::F32(v)))
+    }
+
+    #[test]
+    fn arrays_differ_where_they_do() {
+        let (a, b) = (numbers(&[1.0, f32::NAN, 3.0, 4.0]), numbers(&[1.0, f32::NAN, 2.0]));
+        let found = elements(&a, &b);
+        assert_eq!(found, Elements { first: 2, a: Some(Value::F32(3.0)), b: Some(Value::F32(2.0)), differing: 2 });
+        let (a, b) = (Array::of_strings(["a"]), Array::of_strings(["a", "b"]));
+        let found = elements(&a, &b);
+        assert_eq!(found, Elements { first: 1, a: None, b: Some(Value::str("b")), differing: 1 });
+    }
+
+    #[test]
+    fn sums_are_those_of_the_definition() {
+        let x: Vec<f32> = (0..21).map(|i| i as f32 - 10.0).collect();
+        let y: Vec<f32> = x.iter().map(|v| v + 0.5).collect();
+        assert_eq!(sums(&x, &y), (21.0 * 0.25, 770.0));
+    }
+
+    #[test]
+    fn the_most_changed_come_first() {
+        let one = |relative: f64| {
+            let shape = Shape::new(&[1]).unwrap();
+            let stored = Stored { name: String::new(), shape, ggml_type: GgmlType::F32 };
+            TensorChange { a: stored.clone(), b: stored, error: Some(WeightError { rmse: 0.0, relative }) }
+        };
+        let mut all = [0.5, -f64::NAN, 0.0, f64::INFINITY, 1.0].map(one);
+        all.sort_by(|x, y| rank(y).total_cmp(&rank(x)));
+        let order = all.map(|change| change.error.unwrap().relative);
+        assert!(order[0].is_nan());
+        assert_eq!(order[1..], [f64::INFINITY, 1.0, 0.5, 0.0]);
+    }
+}
