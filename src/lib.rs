@@ -38,6 +38,7 @@ pub mod make;
 pub mod model;
 pub mod plan;
 pub mod progress;
+pub mod publish;
 pub mod quant;
 pub mod quantize;
 pub mod report;
