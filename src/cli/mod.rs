@@ -1,5 +1,6 @@
 //! The command line: one file per command. What was typed becomes a job; only this module prints.
 
+mod command;
 mod convert;
 mod corpus;
 mod imatrix;
@@ -9,6 +10,7 @@ mod make;
 mod make_plan;
 mod measure;
 mod perplexity;
+mod publish;
 mod quantize;
 mod terminal;
 mod text;
@@ -32,6 +34,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Make(Box<make::Args>),
+    Publish(Box<publish::Args>),
     Frontier(Box<make::FrontierArgs>),
     Convert(convert::Args),
     Quantize(Box<quantize::Args>),
@@ -52,6 +55,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
         (Command::Quantize(args), Some((_, matches))) => quantize::run(*args, matches),
         (Command::Imatrix(args), Some((_, matches))) => imatrix::run(&args, matches),
         (Command::Make(args), _) => make::run(&args),
+        (Command::Publish(args), _) => publish::run(&args),
         (Command::Frontier(args), _) => make::frontier(&args),
         (Command::Convert(args), _) => convert::run(&args),
         (Command::Perplexity(args), _) => perplexity::run(&args),

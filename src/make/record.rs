@@ -167,7 +167,11 @@ fn commands(job: &Job, choices: &Choices) -> Vec<data::Command> {
             ),
         }
     };
-    choices.chosen.iter().map(of).collect()
+    let all = job.command.iter().map(|command| data::Command {
+        purpose: format!("Everything, with quantier {}", env!("CARGO_PKG_VERSION")),
+        command: command.clone(),
+    });
+    all.chain(choices.chosen.iter().map(of)).collect()
 }
 
 /// Adds what was measured of the files and of some presets, and fits the predictions of the files to it.
