@@ -1,6 +1,6 @@
 //! The command line that was typed, as others can repeat it.
 
-use quantier::publish::card::shell;
+use quantier::report::numbers::shell;
 
 /// The arguments of this process as one line. Of paths the last part stays: where a file lies on this machine says nothing
 /// to others, and is nobody's business.

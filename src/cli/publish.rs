@@ -6,6 +6,7 @@ use super::wrong_usage;
 use anyhow::{Context, bail};
 use quantier::publish::facts::{Said, hub_id};
 use quantier::publish::{self, Done, Job, card};
+use quantier::report::numbers::shell;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -134,5 +135,5 @@ pub fn tell(job: &Job, done: &Done, json: bool) -> anyhow::Result<()> {
         say!("{:>12}  {name} ({how})", size(*bytes))?;
     }
     let repo = job.said.repo.as_deref().unwrap_or("USER/NAME");
-    say!("{} is ready: hf upload {repo} {} .", job.output.display(), card::shell(&job.output.to_string_lossy()))
+    say!("{} is ready: hf upload {repo} {} .", job.output.display(), shell(&job.output.to_string_lossy()))
 }

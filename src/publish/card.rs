@@ -3,6 +3,7 @@
 use super::facts::Facts;
 use super::front_matter::front_matter;
 use crate::report::data::{File, Frontier, Score, Text};
+pub use crate::report::numbers::shell;
 use crate::report::numbers::{clean, count, figure, nats, percent, size, type_name, weights};
 use minijinja::{Environment, Value, context};
 use std::borrow::Cow;
@@ -199,8 +200,7 @@ fn dominated(data: &Frontier, relative: bool) -> (Vec<Value>, bool) {
 fn calibration(data: &Frontier) -> String {
     let scoring = &data.scoring;
     if scoring.texts.is_empty() {
-        return "The importance matrix came from elsewhere; tensors were judged by the error of their weights, weighted by \
-                it."
+        return "The importance matrix came from elsewhere; tensors were judged by the error of their weights, weighted by it"
             .into();
     }
     let text = |text: &Text| {
@@ -216,7 +216,7 @@ fn calibration(data: &Frontier) -> String {
     };
     let texts: Vec<String> = scoring.texts.iter().map(text).collect();
     format!(
-        "Calibrated on\n\n{}\n\nThe importance matrix takes all of it. Tensors were judged on {} sequences of {} tokens: {}.",
+        "Calibrated on\n\n{}\n\nThe importance matrix takes all of it. Tensors were judged on {} sequences of {} tokens: {}",
         texts.join("\n"),
         count(scoring.sequences),
         count(scoring.context),
@@ -224,25 +224,21 @@ fn calibration(data: &Frontier) -> String {
     )
 }
 
-/// Text that Markdown shows as it is, also within a table.
+/// Text that Markdown shows as it is, also within a table. Underlines within words mean nothing to it.
 fn markdown(text: &str) -> String {
+    let text = clean(text);
     let mut out = String::new();
-    for c in clean(text).chars() {
-        if "\\`*_[]<>|#~&".contains(c) {
+    let mut before = ' ';
+    let mut rest = text.chars().peekable();
+    while let Some(c) = rest.next() {
+        let within = before.is_alphanumeric() && rest.peek().is_some_and(|next| next.is_alphanumeric());
+        if "\\`*[]<>|#~&".contains(c) || (c == '_' && !within) {
             out.push('\\');
         }
         out.push(c);
+        before = c;
     }
     out
-}
-
-/// A word of a shell's command line.
-pub fn shell(word: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,+@%".contains(c);
-    match !word.is_empty() && word.chars().all(plain) {
-        true => word.to_owned(),
-        false => format!("'{}'", word.replace('\'', "'\\''")),
-    }
 }
 
 /// The address of a file in the same directory.
@@ -254,7 +250,6 @@ fn link(name: &str) -> String {
             false => out += &format!("%{byte:02X}"),
         }
     }
-    // A name with a colon would be an address of its own, one that begins with a slash another place; both are quoted.
     out
 }
 
@@ -269,7 +264,7 @@ mod tests {
 
     #[test]
     fn names_cannot_break_out() {
-        assert_eq!(markdown("a|b_[c](d)<e>"), "a\\|b\\_\\[c\\](d)\\<e\\>");
+        assert_eq!(markdown("a_b|c_[d](e)<f>"), "a_b\\|c\\_\\[d\\](e)\\<f\\>");
         assert_eq!(shell("a.gguf"), "a.gguf");
         assert_eq!(shell("it's a.gguf"), "'it'\\''s a.gguf'");
         assert_eq!(link("ü a#(b).gguf"), "%C3%BC%20a%23%28b%29.gguf");

@@ -30,7 +30,7 @@ impl Message {
 /// A chat template that has been parsed.
 pub struct ChatTemplate {
     environment: Environment<'static>,
-    /// Whether it marks what the assistant wrote, which only Transformers understands.
+    /// Whether it marks what the assistant wrote (`{% generation %}`), which is no Jinja.
     pub marks_generation: bool,
     bos: String,
     eos: String,

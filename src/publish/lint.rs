@@ -28,8 +28,8 @@ pub fn lint(parsed: Option<&Result<ChatTemplate, String>>) -> Findings {
     let mut found = Vec::new();
     if template.marks_generation {
         found.push(
-            "the chat template has {% generation %} tags, which Transformers alone understands: llama.cpp and others fail \
-             on them; take them out"
+            "the chat template has {% generation %} tags, which mark what a training would learn: Transformers and a recent \
+             llama.cpp pass over them, others fail; take them out"
                 .into(),
         );
     }
