@@ -5,6 +5,7 @@
 //! | module | what it does | what it may touch |
 //! |---|---|---|
 //! | [`make`] | the main job, to be read top-down like a story: measure, choose, write, prove, report | files, through `format` |
+//! | [`publish`] | from what `make` wrote to a directory for the Hub: card, Modelfiles, sums; chat templates linted and taken apart | files, through `format`; it links and renames |
 //! | [`convert`], [`quantize`], [`verify`] | the other pipelines | files, through `format` |
 //! | [`frontier`] | what every type would cost every tensor, in nats, from gradients and real quantized bytes | weights, through `input`; what a killed run has kept |
 //! | [`input`] | a model to be read: a GGUF, or a checkpoint that is converted on the fly | files, through `format` |

@@ -92,6 +92,9 @@ pub enum Error {
     /// No directory.
     #[error("{}: this is no directory that can be written; name another", .0.display())]
     NoDirectory(PathBuf),
+    /// A directory that is in the way.
+    #[error("{}: this directory is in the way and none of ours; move it, or choose another output", .0.display())]
+    Foreign(PathBuf),
     /// Another process.
     #[error("{}: another process is writing it; wait for that one, or choose another output", .0.display())]
     Taken(PathBuf),

@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 
 /// What the sums of all other files are called.
 pub const SUMS: &str = "SHA256SUMS";
+/// Lies in a directory that is not finished, and tells it from one that is somebody else's.
+const MARK: &str = ".quantier-unfinished";
 /// Bytes that are read or copied at once.
 const PIECE: usize = 4 << 20;
 
@@ -59,10 +61,16 @@ impl Place {
         if let Some(Err(TryLockError::WouldBlock)) = lock.as_ref().map(File::try_lock) {
             return Err(Error::Taken(staging));
         }
-        for entry in fs::read_dir(&staging).map_err(io(&staging, "read"))? {
-            let path = entry.map_err(io(&staging, "read"))?.path();
-            fs::remove_file(&path).map_err(io(&path, "remove the unfinished"))?;
+        let entries = fs::read_dir(&staging).map_err(io(&staging, "read"))?;
+        let left: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+        let mark = staging.join(MARK);
+        if !left.is_empty() && !mark.exists() {
+            return Err(Error::Foreign(staging));
         }
+        for path in left.iter().filter(|path| **path != mark) {
+            fs::remove_file(path).map_err(io(path, "remove the unfinished"))?;
+        }
+        fs::write(&mark, "").map_err(io(&mark, "create"))?;
         Ok(Place { staging, target, sums: Vec::new(), _lock: lock })
     }
 
@@ -103,6 +111,8 @@ impl Place {
         self.sums.sort();
         let sums: String = self.sums.iter().map(|(name, sum)| sum_line(name, sum)).collect();
         self.text(SUMS, &sums)?;
+        let mark = self.staging.join(MARK);
+        fs::remove_file(&mark).map_err(io(&mark, "remove"))?;
         if !self.target.exists() {
             return fs::rename(&self.staging, &self.target)
                 .map_err(io(&self.target, "rename the finished directory to"));
@@ -199,6 +209,14 @@ mod tests {
         assert!(matches!(Place::new(&target, false), Err(Error::Taken(_))));
         drop(place);
         assert_eq!(names(dir.path()), ["big"]);
+
+        // What a killed run has left is taken over; what is somebody else's is not.
+        let unfinished = dir.path().join("out.partial");
+        fs::create_dir(&unfinished).unwrap();
+        fs::write(unfinished.join("mine"), "").unwrap();
+        assert!(matches!(Place::new(&target, false), Err(Error::Foreign(_))));
+        assert_eq!(names(&unfinished), ["mine"]);
+        fs::write(unfinished.join(MARK), "").unwrap();
 
         let mut place = Place::new(&target, false).unwrap();
         place.text("a", "text").unwrap();
