@@ -137,7 +137,7 @@ pub struct Args {
     #[arg(long, value_name = "TOKENS")]
     ctx: Option<u64>,
     /// N files of sizes spread over the frontier so that each step is worth it: from the smallest that is of use to one that
-    /// is as good as the original
+    /// is next to the original
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=40))]
     variants: Option<u8>,
     /// Presets of llama.cpp to be quantized and measured as well, so that the report compares what is measured with what

@@ -19,7 +19,7 @@ const REFERENCE: &str = "llama.cpp (commit 0c1e57098)";
 const NONE: &str = "–";
 /// Up to which mean KL divergence a file is good for what: nats, and the words.
 const PURPOSES: [(f64, &str); 6] = [
-    (0.003, "as good as the original, for all that can be measured"),
+    (0.003, "next to the original: where size hardly matters"),
     (0.012, "hardly to be told from the original"),
     (0.035, "the usual choice: small losses"),
     (0.1, "where memory is short: losses that show now and then"),
