@@ -122,7 +122,7 @@ mod tests {
         );
         has(
             &ALL.replace("<{{ m.role }}>", "{% if m.role == 'system' %}{{ raise_exception('No system!') }}{% endif %}"),
-            "cannot render a system's text and a question: line 1: No system!",
+            "cannot render a system's text and a question: line 2: No system!",
         );
         has(
             &ALL.replace("{{ m.content }}", "{% if m.role != 'system' %}{{ m.content }}{% endif %}"),
