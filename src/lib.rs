@@ -5,6 +5,7 @@
 //! | module | what it does | what it may touch |
 //! |---|---|---|
 //! | [`make`] | the main job, to be read top-down like a story: measure, choose, write, prove, report | files, through `format` |
+//! | [`publish`] | from what `make` wrote to a directory for the Hub: card, Modelfiles, sums; chat templates linted and taken apart | files, through `format`; it links and renames |
 //! | [`convert`], [`quantize`], [`verify`] | the other pipelines | files, through `format` |
 //! | [`edit`] | models cut into shards, joined, or under other metadata; tensors as they are | files, through `format` |
 //! | [`diff`] | what two models differ in: metadata, shapes, types, the error of every tensor | weights, through `input` |
@@ -44,6 +45,7 @@ pub mod make;
 pub mod model;
 pub mod plan;
 pub mod progress;
+pub mod publish;
 pub mod quant;
 pub mod quantize;
 pub mod report;

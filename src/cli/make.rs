@@ -1,8 +1,10 @@
 //! `quantier make` and `quantier frontier`.
 
+use super::command;
 use super::make_plan;
 use super::measure::{open, read_text, source};
 use super::messages::{note, warning};
+use super::publish::{self, CardArgs};
 use super::terminal::Bar;
 use super::text::say;
 use super::wrong_usage;
@@ -112,6 +114,7 @@ pub struct Common {
 #[command(after_help = "Examples:
   quantier make ./Qwen3-4B --bpw 4.25 -o out
   quantier make ./Qwen3-4B --like Q4_K_M --like Q3_K_M -f calibration.txt --eval held-out.txt -o out
+  quantier make ./Qwen3-4B --variants 8 --publish --repo me/Qwen3-4B-GGUF --base-model Qwen/Qwen3-4B -o out
   quantier make model-bf16.gguf --fit 8GiB --ctx 8192 --types k --pin token_embd=q8_0 -o out")]
 pub struct Args {
     #[command(flatten)]
@@ -134,6 +137,10 @@ pub struct Args {
     /// Tokens of context for --fit
     #[arg(long, value_name = "TOKENS")]
     ctx: Option<u64>,
+    /// N files of sizes spread over the frontier so that each step is worth it: from the smallest that is of use to one that
+    /// is next to the original
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=40))]
+    variants: Option<u8>,
     /// Presets of llama.cpp to be quantized and measured as well, so that the report compares what is measured with what
     /// is measured: names separated by commas, or `like` for those of --like. Their files are not kept
     #[arg(long, value_name = "PRESETS", value_delimiter = ',')]
@@ -145,6 +152,11 @@ pub struct Args {
     /// The directory for all that is written
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
+    /// Publish as well: DIR/publish can then be uploaded to the Hub as it is. See `quantier publish`
+    #[arg(long, help_heading = "Publishing")]
+    publish: bool,
+    #[command(flatten)]
+    card: CardArgs,
 }
 
 /// Measure the frontier of size against KL divergence of a model, and write no model
@@ -176,8 +188,11 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     add("kld", &args.kld, &Budget::kld);
     add("like", &args.like, &Budget::like);
     add("fit", &args.fit, &|text| Budget::fit(text, ctx));
-    if budgets.is_empty() {
-        wrong_usage("make", "say how large the file may be: --bpw, --size, --like, --kld or --fit");
+    if budgets.is_empty() && args.variants.is_none() {
+        wrong_usage(
+            "make",
+            "say how large the file may be: --bpw, --size, --like, --kld or --fit, or how many sizes are wanted: --variants",
+        );
     }
     let mut compare = Vec::new();
     for name in &args.compare {
@@ -191,7 +206,25 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         }
     }
     compare.dedup();
-    go("make", &args.common, budgets, &args.output, Some((compare, args.refine)))
+    if !args.publish && args.card != CardArgs::default() {
+        wrong_usage("make", "--base-model, --license and what else a model card says go with --publish");
+    }
+    // What would be refused is refused before the long job.
+    let publication = match args.publish {
+        true => Some(publish::job("make", &args.output, None, &args.card)?),
+        false => None,
+    };
+    let files = Files { compare, refine: args.refine, variants: args.variants.unwrap_or(0).into(), publication };
+    go("make", &args.common, budgets, &args.output, Some(files))
+}
+
+/// What `make` has beside `frontier`.
+#[derive(Default)]
+struct Files {
+    compare: Vec<FileType>,
+    refine: usize,
+    variants: usize,
+    publication: Option<quantier::publish::Job>,
 }
 
 fn preset_of(budget: &Budget) -> Option<FileType> {
@@ -210,7 +243,7 @@ fn go(
     args: &Common,
     budgets: Vec<(String, Budget)>,
     directory: &Path,
-    files: Option<(Vec<FileType>, usize)>,
+    files: Option<Files>,
 ) -> anyhow::Result<ExitCode> {
     let constraints = constraints(command, args);
     let texts = texts(args)?;
@@ -245,11 +278,12 @@ fn go(
         note!("types are chosen by the weighted error of the weights alone. {WEIGHTED}");
     }
     let frontier_only = files.is_none();
-    let (compare, refine) = files.unwrap_or_default();
+    let Files { compare, refine, variants, publication } = files.unwrap_or_default();
     let job = Job {
         texts,
         imatrix: args.imatrix.clone(),
         budgets,
+        variants,
         constraints,
         settings: Settings {
             measure,
@@ -267,6 +301,7 @@ fn go(
         allow_requantize: args.allow_requantize,
         compare,
         refine,
+        command: Some(command::shown()),
         keep_every: Duration::from_secs(args.checkpoint_every),
     };
     let model = opened.as_ref().map(|o| make::Opened { input: &input, engine: &o.engine, tokenizer: &o.tokenizer });
@@ -289,10 +324,20 @@ fn go(
     made.notes.iter().for_each(|note| note!("{note}"));
     if args.json {
         say!("{}", made.report.to_json())?;
-        return Ok(ExitCode::SUCCESS);
+    } else {
+        say!("{}", report::text::table(&made.report))?;
+        say!("{} has the report, the recipes and all figures.", directory.join("report.html").display())?;
     }
-    say!("{}", report::text::table(&made.report))?;
-    say!("{} has the report, the recipes and all figures.", directory.join("report.html").display())?;
+    if let Some(job) = publication {
+        let bar = Bar::new();
+        let done = quantier::publish::run(&job, &bar);
+        drop(bar);
+        let done = done.with_context(|| "all was made, and publishing failed: `quantier publish` does that alone")?;
+        match args.json {
+            true => done.notes.iter().for_each(|text| note!("{text}")),
+            false => publish::tell(&job, &done, false)?,
+        }
+    }
     Ok(ExitCode::SUCCESS)
 }
 

@@ -1,5 +1,6 @@
 //! The command line: one file per command. What was typed becomes a job; only this module prints.
 
+mod command;
 mod convert;
 mod corpus;
 mod diff;
@@ -14,6 +15,7 @@ mod measure;
 mod merge;
 mod messages;
 mod perplexity;
+mod publish;
 mod quantize;
 mod set;
 mod split;
@@ -43,6 +45,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Make(Box<make::Args>),
+    Publish(Box<publish::Args>),
     Frontier(Box<make::FrontierArgs>),
     Convert(convert::Args),
     Quantize(Box<quantize::Args>),
@@ -98,6 +101,7 @@ fn command(command: Command, matches: &clap::ArgMatches) -> anyhow::Result<ExitC
         (Command::Quantize(args), Some((_, matches))) => quantize::run(*args, matches),
         (Command::Imatrix(args), Some((_, matches))) => imatrix::run(&args, matches),
         (Command::Make(args), _) => make::run(&args),
+        (Command::Publish(args), _) => publish::run(&args),
         (Command::Frontier(args), _) => make::frontier(&args),
         (Command::Convert(args), _) => convert::run(&args),
         (Command::Perplexity(args), _) => perplexity::run(&args),

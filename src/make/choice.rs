@@ -7,7 +7,9 @@ use crate::format::types::GgmlType;
 use crate::frontier::{Measure, Scores};
 use crate::input::Input;
 use crate::plan::file_type::{CHOICES, FileType};
-use crate::plan::frontier::{Budget, Choice, Frontier, Item, LayerCache, Memory, Problem, Solution, Surroundings};
+use crate::plan::frontier::{
+    Budget, Choice, Frontier, Item, LayerCache, Memory, Problem, Solution, Surroundings, spread,
+};
 use crate::plan::recipe::{Pattern, Wishes};
 use crate::progress::Progress;
 use crate::quantize::{self, ImatrixRequest, OutputRequest};
@@ -58,7 +60,7 @@ impl Choices {
         input: &Input<'_>,
         opened: Option<Opened<'_>>,
         job: &Job,
-        budgets: &[(String, Budget)],
+        (budgets, variants): (&[(String, Budget)], usize),
         scores: &Scores,
         imatrix: Option<&Path>,
     ) -> Result<Choices> {
@@ -71,17 +73,30 @@ impl Choices {
         let header_bytes = all_presets.first().map_or(0, |p| p.file_bytes - p.tensor_bytes);
         let mut around = Surroundings { header_bytes, preset_bytes: None, memory: opened.map(memory) };
         let mut chosen: Vec<Chosen> = Vec::new();
+        let mut wanted: Vec<(String, Option<f64>, Solution)> = Vec::new();
         for (text, budget) in budgets {
             around.preset_bytes = match budget {
                 Budget::Like(wanted) => all_presets.iter().find(|p| p.file_type == *wanted).map(|p| p.tensor_bytes),
                 _ => None,
             };
-            let solution = budget.solve(&problem, &frontier, &around)?;
             let wish = match budget {
                 Budget::Kld(nats) => Some(*nats),
                 _ => None,
             };
-            let new = of_solution(&problem, (&all_presets, header_bytes), job, (text, wish), solution);
+            wanted.push((text.clone(), wish, budget.solve(&problem, &frontier, &around)?));
+        }
+        let spread = spread(&problem, &frontier, variants, scores.measure != Measure::Imatrix);
+        if spread.len() < variants {
+            notes.push(format!(
+                "--variants {variants}: the frontier has {} sizes that are worth a file each",
+                spread.len()
+            ));
+        }
+        let of_spread = |(i, solution)| (format!("--variants {variants} (no. {})", i + 1), None, solution);
+        wanted.extend(spread.into_iter().enumerate().map(of_spread));
+        for (text, wish, solution) in &wanted {
+            let solution = solution.clone();
+            let new = of_solution(&problem, (&all_presets, header_bytes), job, (text, *wish), solution);
             if let Some(same) = chosen.iter().find(|c| c.path == new.path) {
                 notes.push(format!("{text} comes to the size of {}: one file serves both", same.budget));
                 continue;

@@ -93,7 +93,8 @@ pub fn estimate(input: &Input<'_>, opened: Option<Opened<'_>>, job: &Job) -> Res
     let budgets: Vec<_> = job.budgets.iter().filter(known).cloned().collect();
     let model = opened.filter(|_| texts.is_some());
     let choices = scores.as_ref().unwrap_or(&expected);
-    let choices = Choices::new(input, model, job, &budgets, choices, imatrix_path.as_deref())?;
+    let variants = if scores.is_some() { job.variants } else { 0 };
+    let choices = Choices::new(input, model, job, (&budgets, variants), choices, imatrix_path.as_deref())?;
     let (written, measured) = match (&scores, &imatrix_path) {
         (Some(_), Some(path)) => {
             let written = choice::written(input, &choices, path, &kept)?;
@@ -110,7 +111,8 @@ pub fn estimate(input: &Input<'_>, opened: Option<Opened<'_>>, job: &Job) -> Res
     let count = Count::new(input, model, job, &expected, windows.as_ref(), chunks.len());
     let machine = Machine::new(input, &expected, job.threads)?;
     let products = |flops: f64| flops / (REACHED * machine.flops_per_second);
-    let files = job.budgets.len();
+    let files = job.budgets.len() + job.variants;
+    let unknown = files - budgets.len() - variants;
     let all_written = scores.is_some() && written == choices.chosen.len();
     let mut stages = Vec::new();
     let mut add = |name, flops: f64, seconds: f64, done: bool| {
@@ -129,16 +131,20 @@ pub fn estimate(input: &Input<'_>, opened: Option<Opened<'_>>, job: &Job) -> Res
         let recipes = choices.chosen.iter().flat_map(|chosen| &chosen.recipe);
         let seconds: f64 = recipes.map(|(name, t)| machine.tensor(input, name, *t)).sum();
         // Files whose recipe is not known yet are taken for the mean of the others.
-        let unknown = (files - budgets.len()) as f64 / choices.chosen.len().max(1) as f64;
-        add("files", 0.0, seconds * (1.0 + unknown), all_written);
+        let more = unknown as f64 / choices.chosen.len().max(1) as f64;
+        add("files", 0.0, seconds * (1.0 + more), all_written);
         if texts.is_some() {
             add("proof", count.proof(files), 0.0, all_written && measured == choices.chosen.len());
         }
     }
     let file_bytes = |text: &String| choices.chosen.iter().find(|c| c.budget == *text).map(|c| c.file_bytes);
     let largest = choices.header_bytes + choices.frontier.largest().bytes;
-    let shown: Vec<_> = job.budgets.iter().map(|(text, _)| (text.clone(), file_bytes(text))).collect();
-    let unknown = (files - budgets.len()) as u64;
+    let mut shown: Vec<_> = job.budgets.iter().map(|(text, _)| (text.clone(), file_bytes(text))).collect();
+    let of_variants = choices.chosen.iter().filter(|c| !job.budgets.iter().any(|(text, _)| *text == c.budget));
+    shown.extend(of_variants.map(|c| (c.budget.clone(), Some(c.file_bytes))));
+    if variants < job.variants {
+        shown.push((format!("--variants {}", job.variants), None));
+    }
     let memory = count.memory(job, files);
     Ok(Estimate {
         tensors: expected.tensors.len(),
@@ -151,7 +157,7 @@ pub fn estimate(input: &Input<'_>, opened: Option<Opened<'_>>, job: &Job) -> Res
         flops_per_second: machine.flops_per_second,
         stages,
         files: shown,
-        files_bytes: choices.chosen.iter().map(|c| c.file_bytes).sum::<u64>() + unknown * largest,
+        files_bytes: choices.chosen.iter().map(|c| c.file_bytes).sum::<u64>() + unknown as u64 * largest,
         imatrix_bytes: count.imatrix_bytes,
         // One while it is written beside the one before.
         work_bytes: 2 * count.state_bytes(job),

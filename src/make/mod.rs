@@ -59,6 +59,8 @@ pub struct Job {
     pub imatrix: Option<PathBuf>,
     /// What to write: each budget as the user put it, and what it means. None leaves it at the frontier.
     pub budgets: Vec<(String, Budget)>,
+    /// So many files more, of sizes spread over the frontier so that each step is worth it.
+    pub variants: usize,
     /// Which tensors may take which types.
     pub constraints: Constraints,
     /// How types are judged.
@@ -81,6 +83,8 @@ pub struct Job {
     pub compare: Vec<FileType>,
     /// The most swaps of each file's recipe that are measured end to end.
     pub refine: usize,
+    /// The command line that this is the job of, as others can repeat it: no path of this machine.
+    pub command: Option<String>,
     /// How often a long stage keeps what it has come to.
     pub keep_every: Duration,
 }
@@ -227,8 +231,10 @@ pub fn run(
         })?;
     let opened = opened.zip(windows.as_ref());
     let scores = stages.run("scores", || scores(input, opened, job, &imatrix, &kept, progress, tell))?;
-    let mut choices = stages
-        .run("choice", || Choices::new(input, opened.map(|o| o.0), job, &job.budgets, &scores, Some(&imatrix_path)))?;
+    let mut choices = stages.run("choice", || {
+        let budgets = (&*job.budgets, job.variants);
+        Choices::new(input, opened.map(|o| o.0), job, budgets, &scores, Some(&imatrix_path))
+    })?;
 
     let mut notes = choices.notes.clone();
     let (mut files, mut proven) = (Vec::new(), None);

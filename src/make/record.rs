@@ -9,6 +9,7 @@ use crate::frontier::{Measure, Scores};
 use crate::input::Input;
 use crate::plan::role::{Role, layer_of};
 use crate::report::data;
+use crate::report::numbers::shell;
 use crate::report::page::page;
 use crate::report::size_chart::size_chart;
 use crate::report::svg::Place;
@@ -161,13 +162,19 @@ fn commands(job: &Job, choices: &Choices) -> Vec<data::Command> {
         data::Command {
             purpose: format!("{name}, by llama.cpp alone"),
             command: format!(
-                "llama-quantize --imatrix {} --tensor-type-file {name}.recipe.txt BASE.gguf {name} {}",
-                imatrix.unwrap_or_else(|| "imatrix.gguf".into()),
+                "llama-quantize --imatrix {} --tensor-type-file {} BASE.gguf {} {}",
+                shell(&imatrix.unwrap_or_else(|| "imatrix.gguf".into())),
+                shell(&format!("{name}.recipe.txt")),
+                shell(&name),
                 chosen.label.name()
             ),
         }
     };
-    choices.chosen.iter().map(of).collect()
+    let all = job.command.iter().map(|command| data::Command {
+        purpose: format!("Everything, with quantier {}", env!("CARGO_PKG_VERSION")),
+        command: command.clone(),
+    });
+    all.chain(choices.chosen.iter().map(of)).collect()
 }
 
 /// Adds what was measured of the files and of some presets, and fits the predictions of the files to it.

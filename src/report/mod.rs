@@ -19,6 +19,8 @@ pub mod numbers;
 pub mod page;
 #[cfg(test)]
 mod sample;
+#[cfg(test)]
+pub(crate) use sample::small;
 pub mod size_chart;
 pub mod svg;
 #[cfg(test)]

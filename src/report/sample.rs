@@ -50,6 +50,11 @@ pub(super) struct Shape {
     pub(super) level: f64,
 }
 
+/// A report of the model in testdata/.
+pub(crate) fn small() -> Frontier {
+    frontier(&refmodel(), &[2.6, 3.1, 3.6, 4.25, 5.0, 6.0])
+}
+
 /// The model in testdata/.
 pub(super) fn refmodel() -> Shape {
     let matrices = vec![

@@ -1,0 +1,67 @@
+//! The command line that was typed, as others can repeat it.
+
+use quantier::report::numbers::shell;
+
+/// The arguments of this process as one line. Of paths the last part stays: where a file lies on this machine says nothing
+/// to others, and is nobody's business.
+pub fn shown() -> String {
+    let arguments = std::env::args_os().skip(1).map(|argument| argument.to_string_lossy().into_owned());
+    line(arguments)
+}
+
+fn line(arguments: impl Iterator<Item = String>) -> String {
+    let mut line = String::from("quantier");
+    let mut is_name = false;
+    for argument in arguments {
+        line.push(' ');
+        line += &shell(&if is_name { argument.clone() } else { without_path(&argument) });
+        is_name = NAMES.contains(&&*argument);
+    }
+    line
+}
+
+/// Options whose values are names on the Hub, which only look like paths.
+const NAMES: [&str; 2] = ["--base-model", "--repo"];
+
+fn without_path(argument: &str) -> String {
+    let (option, value) = match argument.split_once('=') {
+        Some((option, value)) if option.starts_with("--") => (&argument[..option.len() + 1], value),
+        // A short option and its value in one.
+        _ if argument.starts_with('-') && !argument.starts_with("--") => {
+            argument.split_at(argument.char_indices().nth(2).map_or(argument.len(), |(at, _)| at))
+        }
+        _ => ("", argument),
+    };
+    let is_address =
+        NAMES.contains(&option.trim_end_matches('=')) || value.starts_with("hf://") || value.starts_with("https://");
+    match value.trim_end_matches(['/', std::path::MAIN_SEPARATOR]).rsplit_once(['/', std::path::MAIN_SEPARATOR]) {
+        Some((_, last)) if !is_address => format!("{option}{last}"),
+        _ => argument.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_lose_their_directories() {
+        let typed = [
+            "make",
+            "/home/me/Model/",
+            "-f/texts/a b.txt",
+            "--eval=../c.txt",
+            "--bpw",
+            "4.25",
+            "-o",
+            "out/x",
+            "hf://a/b",
+            "--repo",
+            "a/b",
+            "--base-model=c/d",
+        ];
+        let expected =
+            "quantier make Model '-fa b.txt' --eval=c.txt --bpw 4.25 -o x hf://a/b --repo a/b --base-model=c/d";
+        assert_eq!(line(typed.iter().map(|s| s.to_string())), expected);
+    }
+}

@@ -1,0 +1,140 @@
+//! `quantier publish`, and what `quantier make --publish` has in common with it.
+
+use super::messages::note;
+use super::terminal::Bar;
+use super::text::{say, size};
+use super::wrong_usage;
+use anyhow::{Context, bail};
+use quantier::publish::facts::{Said, hub_id};
+use quantier::publish::{self, Done, Job, card};
+use quantier::report::numbers::shell;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// What the card says, and how it is written.
+#[derive(clap::Args, Default, PartialEq)]
+pub struct CardArgs {
+    /// The model that was quantized, as the Hub names it; without it, what the GGUF's metadata say
+    #[arg(long, value_name = "ORG/NAME", help_heading = "Publishing")]
+    pub base_model: Option<String>,
+    /// The license: one of the Hub's identifiers (apache-2.0, mit, llama3.1 ...), or another name
+    #[arg(long, value_name = "LICENSE", help_heading = "Publishing")]
+    pub license: Option<String>,
+    /// Who publishes: a name on the Hub
+    #[arg(long, value_name = "NAME", help_heading = "Publishing")]
+    pub quantized_by: Option<String>,
+    /// A language of the model (en, no, multilingual); repeat it for more
+    #[arg(long, value_name = "LANGUAGE", help_heading = "Publishing")]
+    pub language: Vec<String>,
+    /// A further tag; repeat it for more
+    #[arg(long, value_name = "TAG", help_heading = "Publishing")]
+    pub tag: Vec<String>,
+    /// The repository that the files will go to: the card's commands then fetch them from there
+    #[arg(long, value_name = "USER/NAME", help_heading = "Publishing")]
+    pub repo: Option<String>,
+    /// A template for the card instead of the built-in one; `quantier publish --print-template` shows that and what
+    /// variables there are
+    #[arg(long, value_name = "FILE", help_heading = "Publishing")]
+    pub template: Option<PathBuf>,
+    /// Publish into a directory that is there already: files of an earlier publication are replaced, others stay
+    #[arg(long, help_heading = "Publishing")]
+    pub force: bool,
+    /// Copy the models; without it they are hard links where the file system can do that, which take no space
+    #[arg(long, help_heading = "Publishing")]
+    pub copy: bool,
+}
+
+/// Make a directory for the Hub of what `make` has written
+///
+/// DIR is what `quantier make` has written. The result can be uploaded as it is: README.md with the Hub's metadata, a table
+/// of the files and how to run them; the models (hard links or copies, never moved), recipes, importance matrix, picture,
+/// report, a Modelfile for each model, Ollama's template and params, SHA256SUMS. What is not known of the model is asked for
+/// by a note and left out.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  quantier make ./Qwen3-4B --variants 8 -o out
+  quantier publish out --base-model Qwen/Qwen3-4B --license apache-2.0 --quantized-by me --language en --repo me/Qwen3-4B-GGUF
+  hf upload me/Qwen3-4B-GGUF out/publish .")]
+pub struct Args {
+    /// What `quantier make` has written
+    #[arg(value_name = "DIR", required_unless_present = "print_template")]
+    directory: Option<PathBuf>,
+    /// The directory to be uploaded; DIR/publish without it
+    #[arg(short, long, value_name = "OUT")]
+    output: Option<PathBuf>,
+    #[command(flatten)]
+    card: CardArgs,
+    /// Print the built-in template of the card and the variables that one can use, and do nothing
+    #[arg(long)]
+    print_template: bool,
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    if args.print_template {
+        say!("{}", card::printed().trim_end())?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let directory = args.directory.as_deref().unwrap_or(Path::new("."));
+    let job = job("publish", directory, args.output.as_deref(), &args.card)?;
+    let bar = Bar::new();
+    let done = publish::run(&job, &bar);
+    drop(bar);
+    tell(&job, &done?, args.json)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What was typed, as a job. What can be refused is refused.
+pub fn job(command: &str, directory: &Path, output: Option<&Path>, args: &CardArgs) -> anyhow::Result<Job> {
+    let id = |option: &str, given: &Option<String>| match given.as_deref().map(|text| (text, hub_id(text))) {
+        None => None,
+        Some((_, Some(id))) => Some(id),
+        Some((text, None)) => wrong_usage(command, format!("{option} '{text}': a name on the Hub is like org/name")),
+    };
+    for (option, texts) in [("--language", &args.language), ("--tag", &args.tag)] {
+        if let Some(bad) = texts.iter().find(|text| text.trim().is_empty() || text.contains(['\n', '/', '\\'])) {
+            wrong_usage(command, format!("{option} '{bad}': one word is expected"));
+        }
+    }
+    let template = match &args.template {
+        Some(path) => Some(std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?),
+        None => None,
+    };
+    let job = Job {
+        directory: directory.to_owned(),
+        output: output.map_or_else(|| directory.join("publish"), Path::to_owned),
+        said: Said {
+            base_model: id("--base-model", &args.base_model),
+            license: args.license.clone(),
+            quantized_by: args.quantized_by.clone(),
+            languages: args.language.clone(),
+            tags: args.tag.clone(),
+            repo: id("--repo", &args.repo),
+        },
+        template,
+        force: args.force,
+        copy: args.copy,
+    };
+    match publish::check(&job) {
+        Ok(()) => Ok(job),
+        Err(error) => bail!(error),
+    }
+}
+
+/// What was done, for a person or a script.
+pub fn tell(job: &Job, done: &Done, json: bool) -> anyhow::Result<()> {
+    done.notes.iter().for_each(|text| note!("{text}"));
+    if json {
+        let file = |(name, sha256, bytes, linked): &(String, String, u64, bool)| serde_json::json!({ "name": name, "sha256": sha256, "bytes": bytes, "linked": linked });
+        let files: Vec<_> = done.files.iter().map(file).collect();
+        return say!("{}", serde_json::json!({ "directory": job.output, "files": files, "notes": done.notes }));
+    }
+    for (name, _, bytes, linked) in &done.files {
+        let how = if *linked { "hard link" } else { "copy" };
+        say!("{:>12}  {name} ({how})", size(*bytes))?;
+    }
+    let repo = job.said.repo.as_deref().unwrap_or("USER/NAME");
+    say!("{} is ready: hf upload {repo} {} .", job.output.display(), shell(&job.output.to_string_lossy()))
+}

@@ -1,0 +1,294 @@
+//! The model card: a template of Markdown, filled in.
+
+use super::facts::Facts;
+use super::front_matter::front_matter;
+use crate::report::data::{File, Frontier, Score, Text};
+pub use crate::report::numbers::shell;
+use crate::report::numbers::{clean, count, figure, nats, percent, size, type_name, weights};
+use minijinja::{Environment, Value, context};
+use std::borrow::Cow;
+
+/// The card that is made where the user has no template.
+pub const TEMPLATE: &str = include_str!("card.md");
+/// What a user's template can use: printed before the template by `--print-template`.
+pub const VARIABLES: &str = include_str!("card-variables.txt");
+
+/// The reference, as a reader finds it.
+const REFERENCE: &str = "llama.cpp (commit 0c1e57098)";
+/// What is not known.
+const NONE: &str = "–";
+/// Up to which mean KL divergence a file is good for what: nats, and the words.
+const PURPOSES: [(f64, &str); 6] = [
+    (0.003, "next to the original: where size hardly matters"),
+    (0.012, "hardly to be told from the original"),
+    (0.035, "the usual choice: small losses"),
+    (0.1, "where memory is short: losses that show now and then"),
+    (0.3, "where nothing larger fits: clear losses"),
+    (f64::INFINITY, "the last resort"),
+];
+
+/// A file that is published.
+pub struct Published<'f> {
+    /// What frontier.json says of it.
+    pub file: &'f File,
+    /// Its SHA-256.
+    pub sha256: String,
+    /// The name of its Modelfile.
+    pub modelfile: String,
+}
+
+/// Fails if a template cannot be parsed; tells where.
+pub fn check(template: &str) -> Result<(), String> {
+    environment(template).map(|_| ())
+}
+
+fn environment(template: &str) -> Result<Environment<'_>, String> {
+    let mut environment = Environment::new();
+    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    environment.add_filter("text", |text: &str| markdown(text));
+    environment.add_filter("shell", |text: &str| shell(text));
+    environment.add_filter("link", |text: &str| link(text));
+    environment.add_template("card", template).map_err(|error| told(&error))?;
+    Ok(environment)
+}
+
+fn told(error: &minijinja::Error) -> String {
+    let what = error.detail().map_or_else(|| error.kind().to_string(), str::to_owned);
+    error.line().map_or_else(|| what.clone(), |line| format!("line {line}: {what}"))
+}
+
+/// The card.
+pub fn card(
+    template: &str,
+    data: &Frontier,
+    files: &[Published<'_>],
+    facts: &Facts,
+    imatrix: bool,
+) -> Result<String, String> {
+    let environment = environment(template)?;
+    let card = environment.get_template("card").and_then(|card| card.render(values(data, files, facts, imatrix)));
+    let mut card = card.map_err(|error| told(&error))?;
+    card.truncate(card.trim_end().len());
+    card.push('\n');
+    Ok(card)
+}
+
+fn values(data: &Frontier, files: &[Published<'_>], facts: &Facts, imatrix: bool) -> Value {
+    let relative = data.scoring.score == Score::WeightedError;
+    let measured = || files.iter().filter_map(|f| f.file.measured.as_ref());
+    let (dominated, dominated_predicted) = dominated(data, relative);
+    context! {
+        front_matter => front_matter(facts),
+        name => clean(&data.model.name),
+        base_model => facts.base_model,
+        license => facts.license.as_ref().map(|license| license.name.clone().unwrap_or_else(|| license.id.clone())),
+        quantized_by => facts.quantized_by,
+        repo => facts.repo,
+        languages => facts.languages,
+        tags => facts.tags,
+        architecture => clean(&data.model.architecture),
+        parameters => weights(data.model.parameters),
+        base_type => type_name(&data.model.base_type),
+        base_size => size(data.model.base_bytes),
+        files => files.iter().map(|file| file_values(data, file, relative)).collect::<Vec<_>>(),
+        with_ppl => measured().any(|m| m.ppl.is_some()),
+        with_kld => measured().next().is_some(),
+        ppl_base => measured().find_map(|m| m.ppl_base).map(|ppl| format!("{ppl:.4}")),
+        relative,
+        evaluation => data.evaluation.as_ref().map(|e| context! {
+            texts => names(&e.texts),
+            tokens => count(e.tokens),
+            context => e.context,
+        }),
+        dominated,
+        dominated_predicted,
+        calibration => calibration(data),
+        remarks => facts.ollama.remarks(),
+        commands => data.commands.iter().map(|c| context! {
+            purpose => clean(&c.purpose),
+            command => c.command.lines().map(clean).collect::<Vec<_>>().join("\n"),
+        }).collect::<Vec<_>>(),
+        generator => clean(&data.generator),
+        reference => REFERENCE,
+        imatrix,
+    }
+}
+
+fn names(texts: &[Text]) -> String {
+    texts.iter().map(|text| clean(&text.name)).collect::<Vec<_>>().join(", ")
+}
+
+/// The preset's name at the end of a file's.
+fn label(name: &str) -> &str {
+    let stem = name.strip_suffix(".gguf").unwrap_or(name);
+    stem.rsplit_once('-').map_or(stem, |(_, label)| label)
+}
+
+fn file_values(data: &Frontier, published: &Published<'_>, relative: bool) -> Value {
+    let file = published.file;
+    let measured = file.measured.as_ref();
+    let predicted = file.corrected.unwrap_or_else(|| data.corrected(file.predicted));
+    let shown = |value: Option<String>| value.unwrap_or_else(|| NONE.into());
+    let kld = measured.map(|m| {
+        let (value, error) = figure(m.kld, m.uncertainty);
+        error.map_or(value.clone(), |error| format!("{value} ± {error}"))
+    });
+    let nats_known = measured.map(|m| m.kld).or((!relative).then_some(predicted));
+    let purpose = nats_known.and_then(|nats| PURPOSES.iter().find(|(most, _)| nats <= *most));
+    context! {
+        name => file.name,
+        url => link(&file.name),
+        label => markdown(label(&file.name)),
+        model => model_name(&file.name),
+        size => size(file.bytes),
+        bytes => file.bytes,
+        bpw => format!("{:.2}", file.bpw),
+        ppl => shown(measured.and_then(|m| m.ppl).map(|ppl| format!("{ppl:.4}"))),
+        kld => shown(kld),
+        p999 => shown(measured.and_then(|m| m.p999).map(nats)),
+        same_top => shown(measured.and_then(|m| m.same_top).map(percent)),
+        predicted => shown((!relative).then(|| nats(predicted))),
+        purpose => purpose.map_or(NONE, |(_, words)| words),
+        budget => clean(&file.budget),
+        sha256 => published.sha256,
+        modelfile => published.modelfile,
+        recipe => format!("{}.recipe.txt", file.name),
+    }
+}
+
+/// A name for Ollama: lower case, and nothing that it does not take.
+fn model_name(file: &str) -> String {
+    let stem = file.strip_suffix(".gguf").unwrap_or(file).to_lowercase();
+    let kept = stem.chars().map(|c| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '-' });
+    let name: String = kept.collect();
+    match name.trim_matches(['-', '.', '_']) {
+        "" => "model".into(),
+        name => name.to_owned(),
+    }
+}
+
+/// Presets that one of our files beats: no larger, and nearer to the original. By what was measured where both are, else
+/// by what is predicted of both; the second value tells whether that happened.
+fn dominated(data: &Frontier, relative: bool) -> (Vec<Value>, bool) {
+    let mut any_predicted = false;
+    let mut all = Vec::new();
+    for preset in data.presets.iter().filter(|_| !relative) {
+        let by_measure = preset.measured.as_ref().map(|m| m.kld);
+        let Some(theirs) = by_measure.or_else(|| Some(data.corrected(preset.predicted?))) else { continue };
+        let ours = |file: &File| match by_measure {
+            Some(_) => file.measured.as_ref().map(|m| m.kld),
+            None => Some(file.corrected.unwrap_or_else(|| data.corrected(file.predicted))),
+        };
+        let fitting = data.files.iter().filter(|file| file.bytes <= preset.bytes);
+        let better = fitting.filter_map(|file| Some((file, ours(file)?))).filter(|(_, kld)| *kld <= theirs);
+        let Some((file, kld)) = better.min_by(|a, b| a.1.total_cmp(&b.1)) else { continue };
+        any_predicted |= by_measure.is_none();
+        all.push(context! {
+            name => clean(&preset.name),
+            size => size(preset.bytes),
+            kld => nats(theirs),
+            label => clean(&file.label),
+            url => link(&file.name),
+            our_size => size(file.bytes),
+            our_kld => nats(kld),
+        });
+    }
+    (all, any_predicted)
+}
+
+/// What the importance matrix and the scores were taken from.
+fn calibration(data: &Frontier) -> String {
+    let scoring = &data.scoring;
+    if scoring.texts.is_empty() {
+        return "The importance matrix came from elsewhere; tensors were judged by the error of their weights, weighted by it"
+            .into();
+    }
+    let text = |text: &Text| {
+        let what = match &*text.name {
+            "built-in calibration text" => {
+                "Quantier's built-in calibration text: short documents of ten domains (prose, knowledge, dialogue, \
+                 instructions, mathematics, data, code, several languages and scripts), written for it"
+                    .into()
+            }
+            name => markdown(name),
+        };
+        format!("- {what} ({} tokens)", count(text.tokens))
+    };
+    let texts: Vec<String> = scoring.texts.iter().map(text).collect();
+    format!(
+        "Calibrated on\n\n{}\n\nThe importance matrix takes all of it. Tensors were judged on {} sequences of {} tokens: {}",
+        texts.join("\n"),
+        count(scoring.sequences),
+        count(scoring.context),
+        scoring.score.label()
+    )
+}
+
+/// Text that Markdown shows as it is, also within a table. Underlines within words mean nothing to it.
+fn markdown(text: &str) -> String {
+    let text = clean(text);
+    let mut out = String::new();
+    let mut before = ' ';
+    let mut rest = text.chars().peekable();
+    while let Some(c) = rest.next() {
+        let within = before.is_alphanumeric() && rest.peek().is_some_and(|next| next.is_alphanumeric());
+        if "\\`*[]<>|#~&".contains(c) || (c == '_' && !within) {
+            out.push('\\');
+        }
+        out.push(c);
+        before = c;
+    }
+    out
+}
+
+/// The address of a file in the same directory.
+fn link(name: &str) -> String {
+    let mut out = String::new();
+    for byte in name.bytes() {
+        match byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte) {
+            true => out.push(byte as char),
+            false => out += &format!("%{byte:02X}"),
+        }
+    }
+    out
+}
+
+/// The template to be printed: its variables in a comment, then itself.
+pub fn printed() -> Cow<'static, str> {
+    Cow::Owned(format!("{{#\n{VARIABLES}#}}{TEMPLATE}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_cannot_break_out() {
+        assert_eq!(markdown("a_b|c_[d](e)<f>"), "a_b\\|c\\_\\[d\\](e)\\<f\\>");
+        assert_eq!(shell("a.gguf"), "a.gguf");
+        assert_eq!(shell("it's a.gguf"), "'it'\\''s a.gguf'");
+        assert_eq!(link("ü a#(b).gguf"), "%C3%BC%20a%23%28b%29.gguf");
+        assert_eq!(model_name("Ü Model-4.25bpw-Q4_K_M.gguf"), "model-4.25bpw-q4_k_m");
+        assert_eq!(label("A-4.25bpw-Q4_K_M.gguf"), "Q4_K_M");
+    }
+
+    #[test]
+    fn every_variable_is_explained() {
+        let data = crate::report::small();
+        let facts = Facts::new(&crate::format::gguf::Metadata::new(), &Default::default());
+        let of = |file| Published { file, sha256: "0".repeat(64), modelfile: "M".into() };
+        let files: Vec<_> = data.files.iter().map(of).collect();
+        let values = serde_json::to_value(values(&data, &files, &facts, true)).unwrap();
+        let explained =
+            |name: &str| VARIABLES.split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| word == name);
+        let mut names: Vec<&String> = values.as_object().unwrap().keys().collect();
+        names.extend(values["files"][0].as_object().unwrap().keys());
+        for name in names {
+            assert!(explained(name), "card-variables.txt does not say what {name} is");
+        }
+        assert!(check(&printed()).is_ok());
+        let card = card(&printed(), &data, &files, &facts, true).unwrap();
+        assert!(card.starts_with("---\n"), "{card}");
+        assert_eq!(check("{{ a }").unwrap_err().split(':').next(), Some("line 1"));
+    }
+}

@@ -1,0 +1,283 @@
+//! What is known of a model for its card: from what the user says, else from the GGUF's metadata. What neither has is left
+//! out, with a note that asks for it.
+
+use super::modelfile::{Ollama, Template};
+use super::turns::Turns;
+use super::{chat::ChatTemplate, lint::lint};
+use crate::format::gguf::{Metadata, Value, keys};
+use crate::report::numbers::clean;
+
+/// What the user says.
+#[derive(Clone, Debug, Default)]
+pub struct Said {
+    /// The model that was quantized, as the Hub names it: `org/name`, or its address there.
+    pub base_model: Option<String>,
+    /// The license.
+    pub license: Option<String>,
+    /// Who publishes.
+    pub quantized_by: Option<String>,
+    /// Languages; instead of the metadata's.
+    pub languages: Vec<String>,
+    /// Further tags.
+    pub tags: Vec<String>,
+    /// The repository that the files go to, `user/name`: then the card has commands that fetch them from there.
+    pub repo: Option<String>,
+}
+
+/// A license as the Hub wants it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct License {
+    /// One of the Hub's identifiers.
+    pub id: String,
+    /// Its name, where the identifier is `other`.
+    pub name: Option<String>,
+    /// Where it can be read.
+    pub link: Option<String>,
+}
+
+/// What the card says of the model.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    /// The model that was quantized.
+    pub base_model: Option<String>,
+    /// The license.
+    pub license: Option<License>,
+    /// Who publishes.
+    pub quantized_by: Option<String>,
+    /// The repository that the files go to.
+    pub repo: Option<String>,
+    /// Languages.
+    pub languages: Vec<String>,
+    /// Tags.
+    pub tags: Vec<String>,
+    /// What the model is for.
+    pub pipeline_tag: String,
+    /// What Ollama is told.
+    pub ollama: Ollama,
+    /// What the user should know.
+    pub notes: Vec<String>,
+}
+
+/// Identifiers of licenses that the Hub knows (its documentation, "Licenses").
+const LICENSES: &str = "apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0 \
+    bigcode-openrail-m afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear c-uda cc cc0-1.0 \
+    cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 \
+    cc-by-nd-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cdla-sharing-1.0 \
+    cdla-permissive-1.0 cdla-permissive-2.0 wtfpl ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 eupl-1.2 agpl-3.0 gfdl \
+    gpl gpl-2.0 gpl-3.0 lgpl lgpl-2.1 lgpl-3.0 isc h-research intel-research lppl-1.3c ms-pl apple-ascl apple-amlr \
+    mpl-2.0 odc-by odbl openmdw-1.0 openrail++ osl-3.0 postgresql ofl-1.1 ncsa unlicense zlib pddl lgpl-lr \
+    deepfloyd-if-license llama2 llama3 llama3.1 llama3.2 llama3.3 llama4 gemma unknown other";
+/// The longest license that is an identifier or a name, and no text of one.
+const MAX_LICENSE: usize = 96;
+/// Tasks of the Hub that models with a decoder serve.
+const TASKS: [&str; 4] = ["text-generation", "image-text-to-text", "any-to-any", "translation"];
+/// Tags that every model gets.
+const TAGS: [&str; 3] = ["gguf", "imatrix", "quantier"];
+/// Sampling parameters: key after `general.sampling.`, name in Ollama.
+const SAMPLING: [(&str, &str); 5] = [
+    ("temp", "temperature"),
+    ("top_k", "top_k"),
+    ("top_p", "top_p"),
+    ("min_p", "min_p"),
+    ("penalty_repeat", "repeat_penalty"),
+];
+
+/// A model's name on the Hub, out of itself or its address there.
+pub fn hub_id(text: &str) -> Option<String> {
+    let text = text.trim().trim_end_matches('/');
+    let of_address = ["https://huggingface.co/", "https://hf.co/", "http://huggingface.co/", "hf://"];
+    let id = of_address.iter().find_map(|start| text.strip_prefix(start)).unwrap_or(text);
+    let good = |part: &str| {
+        let inside = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        !part.is_empty() && part.len() <= MAX_LICENSE && part.chars().all(inside) && !part.starts_with(['.', '-'])
+    };
+    let parts: Vec<&str> = id.split('/').collect();
+    (parts.len() == 2 && parts.iter().all(|part| good(part))).then(|| id.to_owned())
+}
+
+impl Facts {
+    /// From the metadata of one of the files.
+    pub fn new(metadata: &Metadata<'_>, said: &Said) -> Facts {
+        let mut notes = Vec::new();
+        let base_model = said.base_model.clone().or_else(|| base_model(metadata, &mut notes));
+        if base_model.is_none() {
+            notes.push("the card names no base model: say it with --base-model ORG/NAME".into());
+        }
+        let license = license(metadata, said, &mut notes);
+        if said.quantized_by.is_none() {
+            notes.push("the card does not say who quantized: say it with --quantized-by NAME".into());
+        }
+        let given = list(metadata, "general.languages");
+        let languages = if said.languages.is_empty() { given } else { said.languages.clone() };
+        if languages.is_empty() {
+            notes.push("the card names no language: say it with --language en".into());
+        }
+        let mut known = list(metadata, "general.tags");
+        let task = known.iter().find(|tag| TASKS.contains(&&***tag)).cloned();
+        known.retain(|tag| !TASKS.contains(&&**tag));
+        let mut tags: Vec<String> = Vec::new();
+        for tag in TAGS.iter().map(|tag| tag.to_string()).chain(known).chain(said.tags.iter().cloned()) {
+            if !tags.contains(&tag) {
+                tags.push(tag);
+            }
+        }
+        let ollama = ollama(metadata, &mut notes);
+        Facts {
+            base_model,
+            license,
+            quantized_by: said.quantized_by.clone(),
+            repo: said.repo.clone(),
+            languages,
+            tags,
+            // All architectures that are quantized here continue texts.
+            pipeline_tag: task.unwrap_or_else(|| TASKS[0].into()),
+            ollama,
+            notes,
+        }
+    }
+}
+
+fn text<'m>(metadata: &'m Metadata<'_>, key: &str) -> Option<&'m str> {
+    metadata.get(key).and_then(Value::as_str).map(str::trim).filter(|text| !text.is_empty())
+}
+
+fn list(metadata: &Metadata<'_>, key: &str) -> Vec<String> {
+    let array = metadata.get(key).and_then(Value::as_array);
+    let strings = array.into_iter().flat_map(|array| array.strings());
+    strings.map(|text| clean(&String::from_utf8_lossy(text))).filter(|text| !text.is_empty()).collect()
+}
+
+/// The model itself, where the metadata say where it is. What it was made of (`general.base_model`) is another model, as a
+/// rule the one that it was fine-tuned from, and would be wrong here.
+fn base_model(metadata: &Metadata<'_>, notes: &mut Vec<String>) -> Option<String> {
+    let own = ["general.source.repo_url", "general.source.url", "general.repo_url", "general.url"];
+    if let Some(id) = own.iter().find_map(|key| hub_id(text(metadata, key)?)) {
+        return Some(id);
+    }
+    let parent = hub_id(text(metadata, "general.base_model.0.repo_url")?)?;
+    let same = |a: &str, b: &str| a.to_lowercase().replace(' ', "-") == b.to_lowercase().replace(' ', "-");
+    let name = text(metadata, "general.name").unwrap_or_default();
+    let parent_name = parent.rsplit('/').next().unwrap_or_default();
+    if same(name, parent_name) {
+        return Some(parent);
+    }
+    notes.push(format!(
+        "the model was made from {parent}, as its metadata say; base_model is the model that was quantized itself"
+    ));
+    None
+}
+
+fn license(metadata: &Metadata<'_>, said: &Said, notes: &mut Vec<String>) -> Option<License> {
+    let given = said.license.as_deref().or_else(|| text(metadata, "general.license"));
+    let usable = given.filter(|given| given.len() <= MAX_LICENSE && !given.contains(['\n', '\r']));
+    let Some(given) = usable else {
+        notes.push("the card names no license: say it with --license apache-2.0, or whatever it is".into());
+        return None;
+    };
+    let id = given.to_lowercase();
+    let link = || text(metadata, "general.license.link").map(clean);
+    if id != "other" && LICENSES.split_whitespace().any(|known| known == id) {
+        return Some(License { id, name: None, link: None });
+    }
+    let own_name = if id == "other" { text(metadata, "general.license.name") } else { Some(given) };
+    if own_name.is_none() || link().is_none() {
+        notes.push(format!(
+            "license '{}' is none of the Hub's: its text belongs into the directory as LICENSE",
+            clean(given)
+        ));
+    }
+    Some(License { id: "other".into(), name: own_name.map(clean), link: link() })
+}
+
+fn ollama(metadata: &Metadata<'_>, notes: &mut Vec<String>) -> Ollama {
+    let token = |key: &str| {
+        let id = metadata.get(key).and_then(Value::as_u64)?;
+        let tokens = metadata.get("tokenizer.ggml.tokens").and_then(Value::as_array)?;
+        let bytes = tokens.strings().nth(usize::try_from(id).ok()?)?;
+        String::from_utf8(bytes.to_vec()).ok()
+    };
+    let (bos, eos) = (token("tokenizer.ggml.bos_token_id"), token("tokenizer.ggml.eos_token_id"));
+    let source = metadata.get("tokenizer.chat_template").and_then(Value::as_str);
+    let (bos, end) = (bos.unwrap_or_default(), eos.clone().unwrap_or_default());
+    let parsed = source.map(|source| ChatTemplate::parse(source, &bos, &end));
+    notes.extend(lint(parsed.as_ref()).0);
+    let template = match parsed {
+        None => Template::Missing,
+        Some(Err(why)) => Template::Unknown(why),
+        Some(Ok(template)) => match Turns::of(&template) {
+            Ok(turns) => Template::Derived(Box::new(turns)),
+            Err(why) => Template::Unknown(why),
+        },
+    };
+    if let Template::Unknown(why) = &template {
+        notes.push(format!("the chat template could not be turned into one of Ollama's: {why}; Modelfiles say so"));
+    }
+    let stops = match &template {
+        Template::Derived(turns) => turns.stops(eos.as_deref()),
+        _ => eos.into_iter().filter(|eos| eos.len() > 2).collect(),
+    };
+    let architecture = text(metadata, keys::ARCHITECTURE).unwrap_or_default();
+    let context = metadata.get(&format!("{architecture}.context_length")).and_then(Value::as_u64);
+    let sampling = SAMPLING.iter().filter_map(|(key, name)| {
+        let value = match metadata.get(&format!("general.sampling.{key}"))? {
+            Value::F32(x) if x.is_finite() => serde_json::from_str(&x.to_string()).ok()?,
+            value => value.as_u64()?.into(),
+        };
+        Some((*name, value))
+    });
+    Ollama { template, stops, context, sampling: sampling.collect() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn metadata(pairs: &[(&'static str, &'static str)]) -> Metadata<'static> {
+        let mut metadata = Metadata::new();
+        pairs.iter().for_each(|(key, value)| metadata.set(*key, Value::str(*value)));
+        metadata
+    }
+
+    #[test]
+    fn ids_are_found_in_addresses_and_paths_are_none() {
+        assert_eq!(hub_id("https://huggingface.co/Org/Model-1.5B/").as_deref(), Some("Org/Model-1.5B"));
+        assert_eq!(hub_id("Org/Model").as_deref(), Some("Org/Model"));
+        for none in ["/home/me/model", "./model", "../model", "a/b/c", "https://example.org/a/b", "", "model", "a b/c"]
+        {
+            assert_eq!(hub_id(none), None, "{none}");
+        }
+    }
+
+    #[test]
+    fn what_the_model_was_made_from_is_not_what_was_quantized() {
+        let parent = ("general.base_model.0.repo_url", "https://huggingface.co/Org/Model-Base");
+        let facts = Facts::new(&metadata(&[("general.name", "Model Chat"), parent]), &Said::default());
+        assert_eq!(facts.base_model, None);
+        assert!(facts.notes.iter().any(|note| note.contains("made from Org/Model-Base")));
+        let facts = Facts::new(&metadata(&[("general.name", "Model Base"), parent]), &Said::default());
+        assert_eq!(facts.base_model.as_deref(), Some("Org/Model-Base"));
+        let source = ("general.source.url", "https://huggingface.co/Org/Model-Chat");
+        let facts = Facts::new(&metadata(&[source, parent]), &Said::default());
+        assert_eq!(facts.base_model.as_deref(), Some("Org/Model-Chat"));
+    }
+
+    #[test]
+    fn licenses_are_the_hubs_or_other() {
+        let of = |pairs: &[(&'static str, &'static str)]| Facts::new(&metadata(pairs), &Said::default()).license;
+        assert_eq!(of(&[]), None);
+        assert_eq!(of(&[("general.license", "Apache-2.0")]).unwrap().id, "apache-2.0");
+        let other = of(&[
+            ("general.license", "other"),
+            ("general.license.name", "our-license"),
+            ("general.license.link", "https://example.org/l"),
+        ]);
+        let expected = License {
+            id: "other".into(),
+            name: Some("our-license".into()),
+            link: Some("https://example.org/l".into()),
+        };
+        assert_eq!(other, Some(expected));
+        assert_eq!(of(&[("general.license", "my own")]).unwrap().name.as_deref(), Some("my own"));
+        assert_eq!(of(&[("general.license", "first line\nand a whole text")]), None);
+    }
+}

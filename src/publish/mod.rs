@@ -1,0 +1,191 @@
+//! `publish`: from what `make` has written to a directory that can be uploaded to the Hub as it is.
+//!
+//! ```text
+//! frontier.json   what was made, and what was measured of it
+//! facts           what the files' metadata and the user say of the model
+//! chat            its chat template: linted, and taken apart for Ollama
+//! place           a directory beside its target: models linked or copied, texts written, sums taken
+//! card            README.md
+//! ```
+//!
+//! Nothing in it names a path of the machine that it was made on.
+
+pub mod card;
+pub mod chat;
+pub mod facts;
+pub mod front_matter;
+pub mod go_template;
+pub mod lint;
+pub mod modelfile;
+mod place;
+pub mod turns;
+
+use crate::format;
+use crate::format::gguf::{Files, Model};
+use crate::progress::{Progress, Unit};
+use crate::report::data::{DataError, Frontier};
+use crate::report::page::page;
+use crate::report::size_chart::size_chart;
+use crate::report::svg::Place as Shown;
+use card::Published;
+use facts::{Facts, Said};
+use modelfile::Template;
+use place::Place;
+pub use place::SUMS;
+use std::path::{Path, PathBuf};
+
+/// What to do.
+pub struct Job {
+    /// What `make` has written.
+    pub directory: PathBuf,
+    /// What is to be uploaded.
+    pub output: PathBuf,
+    /// What the user says of the model.
+    pub said: Said,
+    /// The card's template; the built-in one without it.
+    pub template: Option<String>,
+    /// Write into a directory that is there already.
+    pub force: bool,
+    /// Copy the models, even where a second name for the same bytes would do.
+    pub copy: bool,
+}
+
+/// What was done.
+pub struct Done {
+    /// The models: name, SHA-256, bytes, and whether it is a hard link.
+    pub files: Vec<(String, String, u64, bool)>,
+    /// What the user should know.
+    pub notes: Vec<String>,
+}
+
+/// Why it could not be done.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file could not be read or written.
+    #[error(transparent)]
+    Format(#[from] format::Error),
+    /// Nothing that `make` has written.
+    #[error("{}: there is no frontier.json in it; name a directory that `quantier make` has written", .0.display())]
+    NothingMade(PathBuf),
+    /// Not readable.
+    #[error("{}: {error}", path.display())]
+    Data {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        error: DataError,
+    },
+    /// Only the frontier.
+    #[error("{}: it has a frontier and no model; `quantier make` with a budget and the same directory writes some", .0.display())]
+    NoFiles(PathBuf),
+    /// A model that is gone, or another one.
+    #[error("{}: {what}; run the same `quantier make` again", path.display())]
+    Changed {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        what: String,
+    },
+    /// There is something already.
+    #[error("{}: it is there already, and not empty; --force replaces what an earlier publication has put there", .0.display())]
+    Exists(PathBuf),
+    /// No directory.
+    #[error("{}: this is no directory that can be written; name another", .0.display())]
+    NoDirectory(PathBuf),
+    /// A directory that is in the way.
+    #[error("{}: this directory is in the way and none of ours; move it, or choose another output", .0.display())]
+    Foreign(PathBuf),
+    /// Another process.
+    #[error("{}: another process is writing it; wait for that one, or choose another output", .0.display())]
+    Taken(PathBuf),
+    /// The card's template.
+    #[error("the card's template: {0}")]
+    Template(String),
+    /// It was asked to stop.
+    #[error("stopped before the end; nothing was published")]
+    Cancelled,
+}
+
+/// Result of this module.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What the report, the figures and the importance matrix are called, here and there.
+const FRONTIER: &str = "frontier.json";
+const IMATRIX: &str = "imatrix.gguf";
+
+/// Everything that can be refused before there is anything to publish.
+pub fn check(job: &Job) -> Result<()> {
+    place::check(&job.output, job.force)?;
+    job.template.as_deref().map_or(Ok(()), |template| card::check(template).map_err(Error::Template))
+}
+
+/// Does it all.
+pub fn run(job: &Job, progress: &dyn Progress) -> Result<Done> {
+    check(job)?;
+    let data = read(&job.directory)?;
+    let paths: Vec<PathBuf> = data.files.iter().map(|file| job.directory.join(&file.name)).collect();
+    for (file, path) in data.files.iter().zip(&paths) {
+        let changed = |what: String| Error::Changed { path: path.clone(), what };
+        let len = path.metadata().map_err(|_| changed("frontier.json names this file, and it is gone".into()))?.len();
+        if len != file.bytes {
+            return Err(changed(format!("it has {len} bytes, and frontier.json says {}", file.bytes)));
+        }
+    }
+    let Some(first) = paths.first() else { return Err(Error::NoFiles(job.directory.clone())) };
+    let mapped = Files::open(first)?;
+    let facts = Facts::new(Model::parse(&mapped)?.metadata(), &job.said);
+    let mut notes = facts.notes.clone();
+
+    let mut place = Place::new(&job.output, job.force)?;
+    let imatrix = Some(job.directory.join(IMATRIX)).filter(|path| path.is_file());
+    if imatrix.is_none() {
+        notes
+            .push("there is no imatrix.gguf, since another importance matrix was used: add it to the directory".into());
+    }
+    progress.begin(data.files.iter().map(|file| file.bytes).sum(), Unit::Bytes);
+    let (mut published, mut files) = (Vec::new(), Vec::new());
+    for (file, path) in data.files.iter().zip(&paths) {
+        let (sha256, linked) = place.file(path, &file.name, job.copy, progress)?;
+        let stem = file.name.strip_suffix(".gguf").unwrap_or(&file.name);
+        let modelfile = format!("{stem}.Modelfile");
+        place.text(&modelfile, &facts.ollama.modelfile(&file.name))?;
+        let recipe = format!("{}.recipe.txt", file.name);
+        place.file(&job.directory.join(&recipe), &recipe, true, progress)?;
+        files.push((file.name.clone(), sha256.clone(), file.bytes, linked));
+        published.push(Published { file, sha256, modelfile });
+    }
+    if let Some(imatrix) = &imatrix {
+        place.file(imatrix, IMATRIX, job.copy, progress)?;
+    }
+    place.text("frontier.svg", &size_chart(&data, Shown::Alone))?;
+    place.text("report.html", &page(&data))?;
+    place.text(FRONTIER, &data.to_json())?;
+    // A model that continues texts needs no template on the Hub, and one that none was found for has its own.
+    if let (Template::Derived(_), Some(go)) = (&facts.ollama.template, facts.ollama.go()) {
+        place.text("template", &go)?;
+    }
+    place.text("params", &facts.ollama.params())?;
+    let template = job.template.as_deref().unwrap_or(card::TEMPLATE);
+    let readme = card::card(template, &data, &published, &facts, imatrix.is_some()).map_err(Error::Template)?;
+    place.text("README.md", &readme)?;
+    place.finish()?;
+    Ok(Done { files, notes })
+}
+
+fn read(directory: &Path) -> Result<Frontier> {
+    let path = directory.join(FRONTIER);
+    let text = match std::fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Err(Error::NothingMade(directory.to_owned()));
+        }
+        Err(source) => return Err(format::Error::Io { path, action: "read", source }.into()),
+    };
+    let data = Frontier::parse(&text).map_err(|error| Error::Data { path: path.clone(), error })?;
+    // Names are names, and lead nowhere else.
+    let stray = data.files.iter().find(|file| Path::new(&file.name).file_name() != Some(file.name.as_ref()));
+    match stray {
+        Some(file) => Err(Error::Changed { path, what: format!("'{}' is no name of a file", file.name) }),
+        None => Ok(data),
+    }
+}
