@@ -208,26 +208,28 @@ impl Isa {
     pub fn best() -> Isa {
         static BEST: OnceLock<Isa> = OnceLock::new();
         *BEST.get_or_init(|| {
-            let available = Isa::available();
-            let wanted = std::env::var(Isa::VARIABLE).ok();
-            let named = wanted.and_then(|name| available.iter().copied().find(|isa| isa.name() == name));
-            named.unwrap_or(available[available.len() - 1])
+            let fastest = Isa::available().pop().unwrap_or(Isa::SCALAR);
+            Isa::requested().ok().flatten().unwrap_or(fastest)
         })
     }
 
-    /// Checks that `QUANTIER_ISA`, if it is set, names an instruction set that this CPU has.
-    pub fn requested() -> Result<(), String> {
-        let Some(wanted) = std::env::var_os(Isa::VARIABLE) else { return Ok(()) };
-        let names: Vec<_> = Isa::available().iter().map(|isa| isa.name()).collect();
-        match names.iter().any(|name| wanted == *name) {
-            true => Ok(()),
-            false => Err(format!(
+    /// What `QUANTIER_ISA` names, if it is set.
+    ///
+    /// # Errors
+    /// If that is no instruction set of this CPU.
+    pub fn requested() -> Result<Option<Isa>, String> {
+        let Some(wanted) = std::env::var_os(Isa::VARIABLE) else { return Ok(None) };
+        let available = Isa::available();
+        let named = available.iter().find(|isa| wanted == isa.name());
+        named.map(|isa| Some(*isa)).ok_or_else(|| {
+            let names: Vec<_> = available.iter().map(|isa| isa.name()).collect();
+            format!(
                 "{}={} names no instruction set of this CPU, which has {}",
                 Isa::VARIABLE,
                 wanted.to_string_lossy(),
                 names.join(" and ")
-            )),
-        }
+            )
+        })
     }
 
     /// Its name, as in `QUANTIER_ISA`.

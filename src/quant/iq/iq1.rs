@@ -1,7 +1,7 @@
 //! The ternary types: eight weights of -1, 0 or 1 to a point, all of them shifted up or down by an eighth.
 
 use super::ternary::{BOOK, MINUS, PLUS, Search, Sub, Sums, TRITS};
-use super::{BLOCK, grade, squares, sum_of_squares, weigh};
+use super::{BLOCK, error_weights, grade, sum_of_squares, weigh};
 use crate::format::types::GgmlType;
 use crate::quant::num::Half;
 use crate::quant::{Block, Fault};
@@ -264,10 +264,7 @@ impl Block<BLOCK> for BlockIq1M {
     fn quantize_row<S: Simd>(simd: S, weights: &[[f32; BLOCK]], importance: Option<&[[f32; BLOCK]]>, row: &mut [Self]) {
         let map = BOOK.map();
         for (i, (x, block)) in weights.iter().zip(row).enumerate() {
-            let errors = match importance {
-                Some(importance) => weigh(x, &importance[i], 2.0 * sum_of_squares(x) / BLOCK as f32),
-                None => squares(x),
-            };
+            let errors = error_weights(x, importance.map(|w| &w[i]), sum_of_squares(x));
             let fit = TwoShifts::fit::<S, M_SUBS>(simd, map, x, &errors);
             *block = bytemuck::Zeroable::zeroed();
             block.points = bytemuck::cast(fit.points.map(|points| points.map(|p| p as u8)));

@@ -2,12 +2,12 @@
 
 use super::lattice::{Fit, Lattice, Plan, Resnap, from_largest};
 use super::signs::{EVEN_MASK, Signs, complete, signed};
-use super::{BLOCK, eight, grade, sums_of_squares, weigh};
+use super::{BLOCK, grade, weigh, with_squares};
 use crate::format::types::GgmlType;
 use crate::quant::num::Half;
 use crate::quant::search::unsigned;
 use crate::quant::{Block, Fault};
-use crate::simd::{LANES, Simd};
+use crate::simd::Simd;
 
 /// Points in a block.
 const POINTS: usize = BLOCK / 8;
@@ -93,22 +93,20 @@ impl Block<BLOCK> for BlockIq2Xxs {
     #[inline(always)]
     fn quantize_row<V: Simd>(simd: V, weights: &[[f32; BLOCK]], importance: Option<&[[f32; BLOCK]]>, row: &mut [Self]) {
         let importance = importance.expect("IQ2_XXS needs importance weights");
-        for (first, (weights, row)) in weights.chunks(LANES).zip(row.chunks_mut(LANES)).enumerate() {
-            let squares = simd.store(sums_of_squares(simd, eight(weights)));
-            for (i, (x, block)) in weights.iter().zip(row).enumerate() {
-                let variance = squares[i] / BLOCK as f32;
-                let errors = weigh(x, &importance[first * LANES + i], variance);
-                let fit: Fit<4, XXS_SUBS> =
-                    XXS.fit::<V, 32, 4, XXS_CANDIDATES, XXS_SUBS>(simd, &XXS_PLAN, x, &errors, from_plain_levels);
-                *block = bytemuck::Zeroable::zeroed();
-                let Some((step, codes)) = grade(&fit.scales, LARGEST_SCALE, TOP_SCALE) else { continue };
-                block.d = Half::from_f32(step);
-                let signs = fit.signs.as_chunks::<4>().0;
-                for (i, group) in block.groups.iter_mut().enumerate() {
-                    group.points = fit.points[i].map(|p| p as u8);
-                    let signs = signs[i].iter().rev().fold(0, |word, &s| word << 7 | u32::from(s));
-                    group.word = (signs | u32::from(codes[i]) << 28).to_le_bytes();
-                }
+        for (i, x, sum_of_squares) in with_squares(simd, weights) {
+            let block = &mut row[i];
+            let variance = sum_of_squares / BLOCK as f32;
+            let errors = weigh(x, &importance[i], variance);
+            let fit: Fit<4, XXS_SUBS> =
+                XXS.fit::<V, 32, 4, XXS_CANDIDATES, XXS_SUBS>(simd, &XXS_PLAN, x, &errors, from_plain_levels);
+            *block = bytemuck::Zeroable::zeroed();
+            let Some((step, codes)) = grade(&fit.scales, LARGEST_SCALE, TOP_SCALE) else { continue };
+            block.d = Half::from_f32(step);
+            let signs = fit.signs.as_chunks::<4>().0;
+            for (i, group) in block.groups.iter_mut().enumerate() {
+                group.points = fit.points[i].map(|p| p as u8);
+                let signs = signs[i].iter().rev().fold(0, |word, &s| word << 7 | u32::from(s));
+                group.word = (signs | u32::from(codes[i]) << 28).to_le_bytes();
             }
         }
     }
@@ -166,22 +164,18 @@ impl Block<BLOCK> for BlockIq2Xs {
     #[inline(always)]
     fn quantize_row<V: Simd>(simd: V, weights: &[[f32; BLOCK]], importance: Option<&[[f32; BLOCK]]>, row: &mut [Self]) {
         let importance = importance.expect("IQ2_XS needs importance weights");
-        for (first, (weights, row)) in weights.chunks(LANES).zip(row.chunks_mut(LANES)).enumerate() {
-            let squares = simd.store(sums_of_squares(simd, eight(weights)));
-            for (i, (x, block)) in weights.iter().zip(row).enumerate() {
-                let variance = squares[i] / BLOCK as f32;
-                let errors = weigh(x, &importance[first * LANES + i], variance);
-                let fit: Fit<2, SUBS> =
-                    XS.fit::<V, 16, 2, CANDIDATES, SUBS>(simd, &XS_PLAN, x, &errors, from_largest::<V, 16, LEVELS>);
-                *block = bytemuck::Zeroable::zeroed();
-                let Some((step, codes)) = grade(&fit.scales, LARGEST_SCALE, TOP_SCALE) else { continue };
-                block.d = Half::from_f32(step);
-                block.codes = pack_codes(codes);
-                for ((q, point), signs) in
-                    block.points_and_signs.iter_mut().zip(fit.points.as_flattened()).zip(fit.signs)
-                {
-                    *q = (point | u16::from(signs) << 9).to_le_bytes();
-                }
+        for (i, x, sum_of_squares) in with_squares(simd, weights) {
+            let block = &mut row[i];
+            let variance = sum_of_squares / BLOCK as f32;
+            let errors = weigh(x, &importance[i], variance);
+            let fit: Fit<2, SUBS> =
+                XS.fit::<V, 16, 2, CANDIDATES, SUBS>(simd, &XS_PLAN, x, &errors, from_largest::<V, 16, LEVELS>);
+            *block = bytemuck::Zeroable::zeroed();
+            let Some((step, codes)) = grade(&fit.scales, LARGEST_SCALE, TOP_SCALE) else { continue };
+            block.d = Half::from_f32(step);
+            block.codes = pack_codes(codes);
+            for ((q, point), signs) in block.points_and_signs.iter_mut().zip(fit.points.as_flattened()).zip(fit.signs) {
+                *q = (point | u16::from(signs) << 9).to_le_bytes();
             }
         }
     }
@@ -232,26 +226,24 @@ impl Block<BLOCK> for BlockIq2S {
 
     #[inline(always)]
     fn quantize_row<V: Simd>(simd: V, weights: &[[f32; BLOCK]], importance: Option<&[[f32; BLOCK]]>, row: &mut [Self]) {
-        for (first, (weights, row)) in weights.chunks(LANES).zip(row.chunks_mut(LANES)).enumerate() {
-            let squares = simd.store(sums_of_squares(simd, eight(weights)));
-            for (i, (x, block)) in weights.iter().zip(row).enumerate() {
-                let variance = 2.0 * squares[i] / BLOCK as f32;
-                let errors = match importance {
-                    Some(importance) => weigh(x, &importance[first * LANES + i], variance),
-                    None => x.map(|v| S_VARIANCE_SHARE * variance + v * v),
-                };
-                let fit: Fit<2, SUBS> =
-                    S.fit::<V, 16, 2, CANDIDATES, SUBS>(simd, &S_PLAN, x, &errors, from_largest::<V, 16, LEVELS>);
-                *block = bytemuck::Zeroable::zeroed();
-                block.signs = fit.signs;
-                for (i, point) in fit.points.as_flattened().iter().enumerate() {
-                    block.points[i] = *point as u8;
-                    block.high_bits[i / 4] |= ((point >> 8) as u8) << (2 * (i % 4));
-                }
-                let Some((step, codes)) = grade(&fit.scales, LARGEST_SCALE, TOP_SCALE) else { continue };
-                block.d = Half::from_f32(step * S_CORRECTION);
-                block.codes = pack_codes(codes);
+        for (i, x, sum_of_squares) in with_squares(simd, weights) {
+            let block = &mut row[i];
+            let variance = 2.0 * sum_of_squares / BLOCK as f32;
+            let errors = match importance {
+                Some(importance) => weigh(x, &importance[i], variance),
+                None => x.map(|v| S_VARIANCE_SHARE * variance + v * v),
+            };
+            let fit: Fit<2, SUBS> =
+                S.fit::<V, 16, 2, CANDIDATES, SUBS>(simd, &S_PLAN, x, &errors, from_largest::<V, 16, LEVELS>);
+            *block = bytemuck::Zeroable::zeroed();
+            block.signs = fit.signs;
+            for (i, point) in fit.points.as_flattened().iter().enumerate() {
+                block.points[i] = *point as u8;
+                block.high_bits[i / 4] |= ((point >> 8) as u8) << (2 * (i % 4));
             }
+            let Some((step, codes)) = grade(&fit.scales, LARGEST_SCALE, TOP_SCALE) else { continue };
+            block.d = Half::from_f32(step * S_CORRECTION);
+            block.codes = pack_codes(codes);
         }
     }
 

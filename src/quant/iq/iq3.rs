@@ -2,11 +2,11 @@
 
 use super::lattice::{Fit, Lattice, Plan, Resnap, from_largest};
 use super::signs::{EVEN_MASK, Signs, complete, signed};
-use super::{BLOCK, eight, grade, squares, sums_of_squares, weigh};
+use super::{BLOCK, error_weights, grade, with_squares};
 use crate::format::types::GgmlType;
 use crate::quant::num::Half;
 use crate::quant::{Block, Fault};
-use crate::simd::{LANES, Simd};
+use crate::simd::Simd;
 
 /// Weights under one scale.
 const SUB: usize = 32;
@@ -43,15 +43,6 @@ const XXS_CORRECTION: f32 = 1.0125;
 /// ggml's correction of the block scale of IQ3_S, found by trial.
 const S_CORRECTION: f32 = 1.033;
 
-/// The weights of errors in both types; `sum_of_squares` is that of the block.
-#[inline(always)]
-fn error_weights(x: &[f32; BLOCK], importance: Option<&[f32; BLOCK]>, sum_of_squares: f32) -> [f32; BLOCK] {
-    match importance {
-        Some(importance) => weigh(x, importance, 2.0 * sum_of_squares / BLOCK as f32),
-        None => squares(x),
-    }
-}
-
 /// The values of two points.
 #[inline(always)]
 fn side_by_side(first: &[f32; 4], second: &[f32; 4]) -> [f32; 8] {
@@ -83,25 +74,23 @@ impl Block<BLOCK> for BlockIq3Xxs {
 
     #[inline(always)]
     fn quantize_row<V: Simd>(simd: V, weights: &[[f32; BLOCK]], importance: Option<&[[f32; BLOCK]]>, row: &mut [Self]) {
-        for (first, (weights, row)) in weights.chunks(LANES).zip(row.chunks_mut(LANES)).enumerate() {
-            let squares = simd.store(sums_of_squares(simd, eight(weights)));
-            for (i, (x, block)) in weights.iter().zip(row).enumerate() {
-                let errors = error_weights(x, importance.map(|w| &w[first * LANES + i]), squares[i]);
-                let fit: Fit<POINTS, SUBS> = XXS.fit::<V, SUB, POINTS, XXS_CANDIDATES, SUBS>(
-                    simd,
-                    &XXS_PLAN,
-                    x,
-                    &errors,
-                    from_largest::<V, SUB, LEVELS>,
-                );
-                *block = bytemuck::Zeroable::zeroed();
-                let Some((step, codes)) = grade(&fit.scales, LARGEST_SCALE, TOP_SCALE) else { continue };
-                block.d = Half::from_f32(step * XXS_CORRECTION);
-                block.points = fit.points.map(|points| points.map(|p| p as u8));
-                for ((word, signs), code) in block.words.iter_mut().zip(fit.signs.as_chunks::<4>().0).zip(codes) {
-                    let signs = signs.iter().rev().fold(0, |word, &s| word << 7 | u32::from(s));
-                    *word = (signs | u32::from(code) << 28).to_le_bytes();
-                }
+        for (i, x, sum_of_squares) in with_squares(simd, weights) {
+            let block = &mut row[i];
+            let errors = error_weights(x, importance.map(|w| &w[i]), sum_of_squares);
+            let fit: Fit<POINTS, SUBS> = XXS.fit::<V, SUB, POINTS, XXS_CANDIDATES, SUBS>(
+                simd,
+                &XXS_PLAN,
+                x,
+                &errors,
+                from_largest::<V, SUB, LEVELS>,
+            );
+            *block = bytemuck::Zeroable::zeroed();
+            let Some((step, codes)) = grade(&fit.scales, LARGEST_SCALE, TOP_SCALE) else { continue };
+            block.d = Half::from_f32(step * XXS_CORRECTION);
+            block.points = fit.points.map(|points| points.map(|p| p as u8));
+            for ((word, signs), code) in block.words.iter_mut().zip(fit.signs.as_chunks::<4>().0).zip(codes) {
+                let signs = signs.iter().rev().fold(0, |word, &s| word << 7 | u32::from(s));
+                *word = (signs | u32::from(code) << 28).to_le_bytes();
             }
         }
     }
@@ -151,30 +140,23 @@ impl Block<BLOCK> for BlockIq3S {
 
     #[inline(always)]
     fn quantize_row<V: Simd>(simd: V, weights: &[[f32; BLOCK]], importance: Option<&[[f32; BLOCK]]>, row: &mut [Self]) {
-        for (first, (weights, row)) in weights.chunks(LANES).zip(row.chunks_mut(LANES)).enumerate() {
-            let squares = simd.store(sums_of_squares(simd, eight(weights)));
-            for (i, (x, block)) in weights.iter().zip(row).enumerate() {
-                let errors = error_weights(x, importance.map(|w| &w[first * LANES + i]), squares[i]);
-                let fit: Fit<POINTS, SUBS> = S.fit::<V, SUB, POINTS, S_CANDIDATES, SUBS>(
-                    simd,
-                    &S_PLAN,
-                    x,
-                    &errors,
-                    from_largest::<V, SUB, LEVELS>,
-                );
-                *block = bytemuck::Zeroable::zeroed();
-                block.ninth_bits =
-                    fit.points.map(|points| points.iter().rev().fold(0, |bits, p| bits << 1 | (p >> 8) as u8));
-                // ggml does not leave room for the points and signs of a sub-block of zeros: those behind it move up,
-                // although their ninth bits and scales stay, and so come back as other weights. The bytes are what counts.
-                for (place, i) in (0..SUBS).filter(|&i| !fit.empty[i]).enumerate() {
-                    block.points[place] = fit.points[i].map(|p| p as u8);
-                    block.signs[place] = fit.signs.as_chunks().0[i];
-                }
-                let Some((step, codes)) = grade(&fit.scales, LARGEST_SCALE, TOP_SCALE) else { continue };
-                block.d = Half::from_f32(step * S_CORRECTION);
-                block.codes = std::array::from_fn(|i| codes[2 * i] | codes[2 * i + 1] << 4);
+        for (i, x, sum_of_squares) in with_squares(simd, weights) {
+            let block = &mut row[i];
+            let errors = error_weights(x, importance.map(|w| &w[i]), sum_of_squares);
+            let fit: Fit<POINTS, SUBS> =
+                S.fit::<V, SUB, POINTS, S_CANDIDATES, SUBS>(simd, &S_PLAN, x, &errors, from_largest::<V, SUB, LEVELS>);
+            *block = bytemuck::Zeroable::zeroed();
+            block.ninth_bits =
+                fit.points.map(|points| points.iter().rev().fold(0, |bits, p| bits << 1 | (p >> 8) as u8));
+            // ggml does not leave room for the points and signs of a sub-block of zeros: those behind it move up,
+            // although their ninth bits and scales stay, and so come back as other weights. The bytes are what counts.
+            for (place, i) in (0..SUBS).filter(|&i| !fit.empty[i]).enumerate() {
+                block.points[place] = fit.points[i].map(|p| p as u8);
+                block.signs[place] = fit.signs.as_chunks().0[i];
             }
+            let Some((step, codes)) = grade(&fit.scales, LARGEST_SCALE, TOP_SCALE) else { continue };
+            block.d = Half::from_f32(step * S_CORRECTION);
+            block.codes = std::array::from_fn(|i| codes[2 * i] | codes[2 * i + 1] << 4);
         }
     }
 

@@ -12,7 +12,7 @@ mod signs;
 mod ternary;
 
 use super::num::{max, nearest_int};
-use super::search::{eight, sum_of_squares, sums_of_squares, weigh};
+use super::search::{sum_of_squares, weigh, with_squares};
 
 pub use iq1::{BlockIq1M, BlockIq1S};
 pub use iq2::{BlockIq2S, BlockIq2Xs, BlockIq2Xxs};
@@ -24,6 +24,15 @@ const BLOCK: usize = 256;
 /// The squares of the weights, as which 3-bit types and IQ1_M weigh errors without importance.
 fn squares(x: &[f32; BLOCK]) -> [f32; BLOCK] {
     x.map(|v| v * v)
+}
+
+/// The weights of errors of the 3-bit types and IQ1_M; `sum_of_squares` is that of the block.
+#[inline(always)]
+fn error_weights(x: &[f32; BLOCK], importance: Option<&[f32; BLOCK]>, sum_of_squares: f32) -> [f32; BLOCK] {
+    match importance {
+        Some(importance) => weigh(x, importance, 2.0 * sum_of_squares / BLOCK as f32),
+        None => squares(x),
+    }
 }
 
 /// Stores scales as odd multiples `2 * code + 1`, `code <= top`, of the returned step, the largest of them as `odd`.

@@ -114,6 +114,23 @@ fn quantize<I: Simd, const MAX: i32>(
     }
 }
 
+/// Quantizes a row to levels of `0 ..= MAX`; `block` makes a block of what comes of each super-block.
+#[inline(always)]
+fn quantize_row<I: Simd, B, const MAX: i32>(
+    simd: I,
+    weights: &[[f32; LEN]],
+    importance: Option<&[[f32; LEN]]>,
+    row: &mut [B],
+    rules: Rules,
+    block: impl Fn(Head, &Levels) -> B,
+) {
+    for (i, row) in row.chunks_mut(TOGETHER).enumerate() {
+        let some = i * TOGETHER..i * TOGETHER + row.len();
+        let importance = importance.map(|w| &w[some.clone()]);
+        quantize::<I, MAX>(simd, &weights[some], importance, rules, |i, head, levels| row[i] = block(head, levels));
+    }
+}
+
 /// `high` holds the fifth bits, where there are any.
 #[inline(always)]
 fn dequantize<V: Simd>(
@@ -169,13 +186,9 @@ impl Block<LEN> for BlockQ4K {
 
     #[inline(always)]
     fn quantize_row<I: Simd>(simd: I, weights: &[[f32; LEN]], importance: Option<&[[f32; LEN]]>, row: &mut [Self]) {
-        for (i, row) in row.chunks_mut(TOGETHER).enumerate() {
-            let some = i * TOGETHER..i * TOGETHER + row.len();
-            let importance = importance.map(|w| &w[some.clone()]);
-            quantize::<I, { Self::MAX_LEVEL }>(simd, &weights[some], importance, Self::RULES, |i, head, levels| {
-                row[i] = BlockQ4K { head, qs: planes::pack::<4, 32, _, _>(levels, 0) };
-            });
-        }
+        quantize_row::<I, _, { Self::MAX_LEVEL }>(simd, weights, importance, row, Self::RULES, |head, levels| {
+            BlockQ4K { head, qs: planes::pack::<4, 32, _, _>(levels, 0) }
+        });
     }
 
     #[inline(always)]
@@ -214,17 +227,9 @@ impl Block<LEN> for BlockQ5K {
 
     #[inline(always)]
     fn quantize_row<I: Simd>(simd: I, weights: &[[f32; LEN]], importance: Option<&[[f32; LEN]]>, row: &mut [Self]) {
-        for (i, row) in row.chunks_mut(TOGETHER).enumerate() {
-            let some = i * TOGETHER..i * TOGETHER + row.len();
-            let importance = importance.map(|w| &w[some.clone()]);
-            quantize::<I, { Self::MAX_LEVEL }>(simd, &weights[some], importance, Self::RULES, |i, head, levels| {
-                row[i] = BlockQ5K {
-                    head,
-                    qh: planes::pack::<1, 32, _, _>(levels, 4),
-                    qs: planes::pack::<4, 32, _, _>(levels, 0),
-                };
-            });
-        }
+        quantize_row::<I, _, { Self::MAX_LEVEL }>(simd, weights, importance, row, Self::RULES, |head, levels| {
+            BlockQ5K { head, qh: planes::pack::<1, 32, _, _>(levels, 4), qs: planes::pack::<4, 32, _, _>(levels, 0) }
+        });
     }
 
     #[inline(always)]

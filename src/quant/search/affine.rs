@@ -20,6 +20,7 @@
 //!    tell for all (`Level::Quick`). Others go the way of the bits.
 //! 3. Levels are not kept, but what they follow from: hardly any sub-block needs them in the end.
 
+use super::eight;
 use crate::quant::num::{MAGIC, nearest_int, nearest_ints};
 use crate::simd::{LANES, Simd};
 
@@ -35,11 +36,8 @@ pub(in crate::quant) fn side_by_side<S: Simd, const N: usize>(
 ) -> [[S::F32; VECTORS]; N] {
     let mut out = [[s.splat(0.0); VECTORS]; N];
     for v in 0..VECTORS {
-        let mut rows = [&subs[0]; LANES];
-        for (lane, row) in rows.iter_mut().enumerate() {
-            *row = &subs[(start + v * LANES + lane).min(subs.len() - 1)];
-        }
-        for (out, x) in out.iter_mut().zip(s.gather(rows)) {
+        let from = (start + v * LANES).min(subs.len() - 1);
+        for (out, x) in out.iter_mut().zip(s.gather(eight(&subs[from..]))) {
             out[v] = x;
         }
     }

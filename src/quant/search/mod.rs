@@ -59,6 +59,35 @@ pub(super) fn sums_of_squares<S: Simd, const N: usize>(simd: S, blocks: [&[f32; 
     sums
 }
 
+/// The blocks of a row, each with its number and [`sum_of_squares`], which is taken of eight at a time.
+pub(super) struct WithSquares<'a, S, const N: usize> {
+    simd: S,
+    row: &'a [[f32; N]],
+    next: usize,
+    squares: [f32; LANES],
+}
+
+/// What [`WithSquares`] says.
+#[inline(always)]
+pub(super) fn with_squares<S: Simd, const N: usize>(simd: S, row: &[[f32; N]]) -> WithSquares<'_, S, N> {
+    WithSquares { simd, row, next: 0, squares: [0.0; LANES] }
+}
+
+impl<'a, S: Simd, const N: usize> Iterator for WithSquares<'a, S, N> {
+    type Item = (usize, &'a [f32; N], f32);
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<Self::Item> {
+        let i = self.next;
+        let block = self.row.get(i)?;
+        if i.is_multiple_of(LANES) {
+            self.squares = self.simd.store(sums_of_squares(self.simd, eight(&self.row[i..])));
+        }
+        self.next += 1;
+        Some((i, block, self.squares[i % LANES]))
+    }
+}
+
 /// What the error of each weight counts: the importance of its column times its size, `sqrt(variance + x^2)`.
 /// `variance`, the mean square of the surroundings or twice that, keeps small weights from counting for nothing.
 #[inline]
