@@ -6,23 +6,9 @@ use quantier::format::gguf::{Files, Model, Value};
 use std::fs;
 use std::path::Path;
 use support::gguf::Tiny;
-use support::program::{LAYERS, fails, importance, json, listing, model, quantier, succeeds};
-use tempfile::TempDir;
-
-/// A directory with the small model in it, `m.gguf`.
-fn with_model() -> TempDir {
-    let dir = tempfile::tempdir().unwrap();
-    model().write(&dir.path().join("m.gguf"));
-    dir
-}
-
-fn read(dir: &Path, name: &str) -> Vec<u8> {
-    fs::read(dir.join(name)).unwrap_or_else(|e| panic!("{name}: {e}"))
-}
-
-fn refmodel() -> String {
-    format!("{}/testdata/refmodel-f16.gguf", env!("CARGO_MANIFEST_DIR"))
-}
+use support::program::{
+    LAYERS, fails, importance, json, listing, model, quantier, read, refmodel, succeeds, with_model,
+};
 
 /// Name and type of every tensor of a file.
 fn types(dir: &Path, name: &str) -> Vec<(String, String)> {

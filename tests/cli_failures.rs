@@ -10,14 +10,8 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use support::gguf::{dat, info};
-use support::program::{fails, importance, listing, model, quantier, sparse, succeeds};
+use support::program::{fails, importance, listing, model, quantier, sparse, succeeds, with_model};
 use tempfile::TempDir;
-
-fn with_model() -> TempDir {
-    let dir = tempfile::tempdir().unwrap();
-    model().write(&dir.path().join("m.gguf"));
-    dir
-}
 
 /// The command, in whatever words, must fail as wrong usage: exit code 2 and how to use it right.
 #[track_caller]

@@ -7,14 +7,7 @@ use quantier::format::types::GgmlType;
 use serde_json::Value as Json;
 use std::path::Path;
 use support::gguf::Tiny;
-use support::program::{listing, model, quantier, succeeds};
-use tempfile::TempDir;
-
-fn with_model() -> TempDir {
-    let dir = tempfile::tempdir().unwrap();
-    model().write(&dir.path().join("m.gguf"));
-    dir
-}
+use support::program::{listing, model, quantier, succeeds, with_model};
 
 /// Runs the comparison; the models must differ.
 #[track_caller]

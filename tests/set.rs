@@ -9,7 +9,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 use support::gguf::Tiny;
-use support::program::{fails, json as ran, listing, model, quantier, succeeds};
+use support::program::{fails, json as ran, listing, model, quantier, read, succeeds};
 use tempfile::TempDir;
 
 /// The small model, with a vocabulary of six tokens.
@@ -27,10 +27,6 @@ fn with_model() -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     with_tokens().write(&dir.path().join("m.gguf"));
     dir
-}
-
-fn read(dir: &Path, name: &str) -> Vec<u8> {
-    fs::read(dir.join(name)).unwrap_or_else(|e| panic!("{name}: {e}"))
 }
 
 /// A key's type and value.

@@ -9,22 +9,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 use support::gguf::Tiny;
-use support::program::{fails, json, listing, model, quantier, sparse, succeeds};
-use tempfile::TempDir;
-
-fn with_model() -> TempDir {
-    let dir = tempfile::tempdir().unwrap();
-    model().write(&dir.path().join("m.gguf"));
-    dir
-}
-
-fn read(dir: &Path, name: &str) -> Vec<u8> {
-    fs::read(dir.join(name)).unwrap_or_else(|e| panic!("{name}: {e}"))
-}
-
-fn refmodel() -> String {
-    format!("{}/testdata/refmodel-f16.gguf", env!("CARGO_MANIFEST_DIR"))
-}
+use support::program::{fails, json, listing, model, quantier, read, refmodel, sparse, succeeds, with_model};
 
 /// Keys and values of one file, and how many tensors it has.
 fn keys(path: &Path) -> (Vec<(String, String)>, usize) {

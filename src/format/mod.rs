@@ -19,6 +19,11 @@ use std::path::PathBuf;
 /// Result of this module.
 pub type Result<T> = std::result::Result<T, Error>;
 
+/// Bytes in hexadecimal, as checksums are written.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// What is wrong with a file.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {

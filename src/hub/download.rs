@@ -5,6 +5,7 @@ use super::cache::Cache;
 use super::http::{Answer, Client, Failure, Follow, Patience, header, paused, unquoted};
 use super::{Error, Result};
 use crate::format;
+use crate::format::hex;
 use crate::progress::Progress;
 use sha2::{Digest, Sha256};
 use std::fs::{File, OpenOptions, TryLockError};
@@ -288,8 +289,4 @@ fn range(answer: &Answer) -> Option<(u64, Option<u64>)> {
     let (range, total) = text.strip_prefix("bytes ")?.split_once('/')?;
     let first = range.split_once('-')?.0.trim().parse().ok()?;
     Some((first, total.trim().parse().ok()))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }

@@ -3,6 +3,7 @@
 use super::{Error, Result, write_text};
 use crate::format;
 use crate::format::checkpoint::Key;
+use crate::format::hex;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::path::{Path, PathBuf};
@@ -68,10 +69,6 @@ impl Kept {
     fn json(&self, name: &str) -> PathBuf {
         self.folder.join(format!("{name}.json"))
     }
-}
-
-fn hex(key: &Key) -> String {
-    key.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -1,9 +1,9 @@
 //! The directory that is written: beside its place first, then renamed.
 
 use super::{Error, Result};
-use crate::format;
 use crate::format::map::Map;
 use crate::format::output::Output;
+use crate::format::{self, hex};
 use crate::progress::Progress;
 use sha2::{Digest, Sha256};
 use std::fs::{self, File, TryLockError};
@@ -148,10 +148,6 @@ fn sum_line(name: &str, sum: &str) -> String {
         }
         false => format!("{sum}  {name}\n"),
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn sum_of(path: &Path, progress: &dyn Progress) -> Result<String> {

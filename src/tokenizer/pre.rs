@@ -31,7 +31,7 @@ fn lookup(fingerprint: &str) -> Option<&'static str> {
 /// The fingerprint of the ids that the probe text has: SHA-256 of the list as Python prints it.
 fn fingerprint(ids: &[u32]) -> String {
     let list = format!("{ids:?}");
-    Sha256::digest(list).iter().map(|byte| format!("{byte:02x}")).collect()
+    crate::format::hex(&Sha256::digest(list))
 }
 
 /// A pre-tokenizer that llama.cpp has, as `tokenizer.json` would spell it.

@@ -6,6 +6,7 @@ use assert_cmd::Command;
 use quantier::format::gguf::Value;
 use quantier::format::types::GgmlType;
 use std::path::{Path, PathBuf};
+use tempfile::TempDir;
 
 /// Every row of the model is one superblock.
 pub const WIDTH: u64 = 256;
@@ -43,6 +44,23 @@ pub fn fails(dir: &Path, args: &str, parts: &[&str]) -> String {
     assert!(error.lines().filter(|line| line.trim().is_empty()).count() == 0, "more than one paragraph: {error}");
     assert_eq!(listing(dir), before, "after: {error}");
     error
+}
+
+/// A directory with [`model`] in it, `m.gguf`.
+pub fn with_model() -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    model().write(&dir.path().join("m.gguf"));
+    dir
+}
+
+/// The bytes of a file in a directory.
+pub fn read(dir: &Path, name: &str) -> Vec<u8> {
+    std::fs::read(dir.join(name)).unwrap_or_else(|e| panic!("{name}: {e}"))
+}
+
+/// The path of the trained model in testdata/.
+pub fn refmodel() -> String {
+    format!("{}/testdata/refmodel-f16.gguf", env!("CARGO_MANIFEST_DIR"))
 }
 
 /// Names and lengths of the files in a directory.
