@@ -1,12 +1,22 @@
 //! The command line that was typed, as others can repeat it.
 
 use quantier::report::numbers::shell;
+use std::ffi::OsString;
+use std::sync::OnceLock;
 
-/// The arguments of this process as one line. Of paths the last part stays: where a file lies on this machine says nothing
-/// to others, and is nobody's business.
+/// The arguments that count, where a file of defaults has added some.
+static ALL: OnceLock<Vec<OsString>> = OnceLock::new();
+
+/// Sets the arguments that count instead of those of this process.
+pub fn set(all: Vec<OsString>) {
+    let _ = ALL.set(all);
+}
+
+/// The arguments of this process as one line, with what a file of defaults has added. Of paths the last part stays: where a
+/// file lies on this machine says nothing to others, and is nobody's business.
 pub fn shown() -> String {
-    let arguments = std::env::args_os().skip(1).map(|argument| argument.to_string_lossy().into_owned());
-    line(arguments)
+    let all = ALL.get().cloned().unwrap_or_else(|| std::env::args_os().collect());
+    line(all.iter().skip(1).map(|argument| argument.to_string_lossy().into_owned()))
 }
 
 fn line(arguments: impl Iterator<Item = String>) -> String {

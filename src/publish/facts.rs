@@ -20,7 +20,8 @@ pub struct Said {
     pub languages: Vec<String>,
     /// Further tags.
     pub tags: Vec<String>,
-    /// The repository that the files go to, `user/name`: then the card has commands that fetch them from there.
+    /// The repository that the files go to, `user/name`: then the card has commands that fetch them from there. `{name}` in
+    /// it is the base model's name, or else the model's own.
     pub repo: Option<String>,
 }
 
@@ -95,6 +96,13 @@ pub fn hub_id(text: &str) -> Option<String> {
     (parts.len() == 2 && parts.iter().all(|part| good(part))).then(|| id.to_owned())
 }
 
+/// The repository that a pattern means for a model of this name; what a name on the Hub cannot have becomes `-`.
+pub fn repository(pattern: &str, name: &str) -> Option<String> {
+    let kept = |c: char| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '-' };
+    let name: String = name.trim().chars().map(kept).collect();
+    hub_id(&pattern.replace("{name}", name.trim_matches(['-', '.'])))
+}
+
 impl Facts {
     /// From the metadata of one of the files.
     pub fn new(metadata: &Metadata<'_>, said: &Said) -> Facts {
@@ -122,11 +130,14 @@ impl Facts {
             }
         }
         let ollama = ollama(metadata, &mut notes);
+        let own_name = text(metadata, "general.name").unwrap_or("model");
+        let name = base_model.as_deref().and_then(|id| id.rsplit('/').next()).unwrap_or(own_name);
+        let repo = said.repo.as_deref().and_then(|pattern| repository(pattern, name));
         Facts {
             base_model,
             license,
             quantized_by: said.quantized_by.clone(),
-            repo: said.repo.clone(),
+            repo,
             languages,
             tags,
             // All architectures that are quantized here continue texts.
@@ -246,6 +257,21 @@ mod tests {
         {
             assert_eq!(hub_id(none), None, "{none}");
         }
+    }
+
+    #[test]
+    fn a_repository_can_be_a_pattern() {
+        assert_eq!(repository("me/X-GGUF", "Y").as_deref(), Some("me/X-GGUF"));
+        assert_eq!(repository("me/{name}-GGUF", "Té st (1)").as_deref(), Some("me/T--st--1-GGUF"));
+        assert_eq!(repository("me/{name}", "/"), None);
+        let said = |base: Option<&str>| Said {
+            repo: Some("me/{name}-GGUF".into()),
+            base_model: base.map(str::to_owned),
+            ..Said::default()
+        };
+        let named = metadata(&[("general.name", "My Model")]);
+        assert_eq!(Facts::new(&named, &said(None)).repo.as_deref(), Some("me/My-Model-GGUF"));
+        assert_eq!(Facts::new(&named, &said(Some("org/Other"))).repo.as_deref(), Some("me/Other-GGUF"));
     }
 
     #[test]

@@ -54,6 +54,8 @@ pub struct Job {
 pub struct Done {
     /// The models: name, SHA-256, bytes, and whether it is a hard link.
     pub files: Vec<(String, String, u64, bool)>,
+    /// The repository that they go to, if it was said.
+    pub repo: Option<String>,
     /// What the user should know.
     pub notes: Vec<String>,
 }
@@ -169,7 +171,7 @@ pub fn run(job: &Job, progress: &dyn Progress) -> Result<Done> {
     let readme = card::card(template, &data, &published, &facts, imatrix.is_some()).map_err(Error::Template)?;
     place.text("README.md", &readme)?;
     place.finish()?;
-    Ok(Done { files, notes })
+    Ok(Done { files, repo: facts.repo, notes })
 }
 
 fn read(directory: &Path) -> Result<Frontier> {
