@@ -21,8 +21,14 @@ pub fn shown() -> String {
 
 fn line(arguments: impl Iterator<Item = String>) -> String {
     let mut line = String::from("quantier");
-    let mut is_name = false;
+    let (mut is_name, mut is_file) = (false, false);
     for argument in arguments {
+        // Where defaults came from says nothing to others: they are written out.
+        let skipped = is_file || argument == "--no-config" || argument.split('=').next() == Some("--config");
+        is_file = argument == "--config";
+        if skipped {
+            continue;
+        }
         line.push(' ');
         line += &shell(&if is_name { argument.clone() } else { without_path(&argument) });
         is_name = NAMES.contains(&&*argument);
@@ -69,9 +75,14 @@ mod tests {
             "--repo",
             "a/b",
             "--base-model=c/d",
+            "--config",
+            "/c.toml",
+            "--config=d",
+            "--no-config",
+            "--seed=2",
         ];
-        let expected =
-            "quantier make Model '-fa b.txt' --eval=c.txt --bpw 4.25 -o x hf://a/b --repo a/b --base-model=c/d";
+        let expected = "quantier make Model '-fa b.txt' --eval=c.txt --bpw 4.25 -o x hf://a/b --repo a/b --base-model=c/d \
+             --seed=2";
         assert_eq!(line(typed.iter().map(|s| s.to_string())), expected);
     }
 }

@@ -29,8 +29,8 @@ const SHORT_TEXT: usize = 48;
 /// Exit code 0 if the models are the same, 1 if they differ, 2 if they could not be compared.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
-  quantier diff model-F16.gguf model-Q4_K_M.gguf      what quantization did to each tensor
-  quantier diff ./Qwen3-4B model-BF16.gguf            a checkpoint against its GGUF
+  quantier diff model-F16.gguf model-Q4_K_M.gguf   # what quantization did to each tensor
+  quantier diff ./Qwen3-4B model-BF16.gguf         # a checkpoint against its GGUF
   quantier diff old.gguf new.gguf --json | jq .metadata")]
 pub struct Args {
     /// A GGUF, any shard of a split one, or a Hugging Face checkpoint

@@ -54,7 +54,8 @@ pub struct CardArgs {
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   quantier make ./Qwen3-4B --variants 8 -o out
-  quantier publish out --base-model Qwen/Qwen3-4B --license apache-2.0 --quantized-by me --language en --repo me/Qwen3-4B-GGUF
+  quantier publish out --base-model Qwen/Qwen3-4B --license apache-2.0 --language en \\
+      --quantized-by me --repo me/Qwen3-4B-GGUF
   hf upload me/Qwen3-4B-GGUF out/publish .")]
 pub struct Args {
     /// What `quantier make` has written

@@ -98,10 +98,16 @@ pub struct Args {
     json: bool,
 }
 
+const EXAMPLES: &str = "Examples:
+  quantier quantize model-bf16.gguf model-IQ4_XS.gguf IQ4_XS
+  quantier quantize --also Q8_0=model-Q8_0.gguf model-bf16.gguf model-Q5_K_M.gguf Q5_K_M
+  quantier quantize --dry-run ./Qwen3-4B Q4_K_M   # how large it would be
+  quantier quantize --tensor-type ffn_down=q6_k ./Qwen3-4B mixed.gguf Q4_K_S";
+
 fn types_help() -> String {
     let names: Vec<_> =
         CHOICES.iter().map(|c| c.file_type.map_or(c.name.to_owned(), |f| format!("{} ({})", c.name, f.id()))).collect();
-    format!("Types, with their numbers: {}", names.join(", "))
+    format!("{EXAMPLES}\n\nTypes, with their numbers: {}", names.join(", "))
 }
 
 fn ggml_type(name: &str) -> Result<GgmlType, String> {

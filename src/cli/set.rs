@@ -24,9 +24,10 @@ use std::process::ExitCode;
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   quantier set model.gguf -o fixed.gguf --chat-template template.jinja
-  quantier set model.gguf --in-place --eos 128009
+  quantier set model.gguf --in-place --eos 2
   quantier set model.gguf -o named.gguf --name 'My Model' --key general.url=str:https://example.org
-  quantier set model.gguf -o tagged.gguf --key 'general.tags=str[]:[\"chat\", \"en\"]' --remove general.description
+  quantier set model.gguf -o tagged.gguf --key 'general.tags=str[]:[\"chat\", \"en\"]' \\
+      --remove general.description
 
 Types: u8, i8, u16, i16, u32, i32, u64, i64, f32, f64, bool, str; TYPE[] is an array, its value in JSON.
 quantier inspect shows a model's keys with their types.")]

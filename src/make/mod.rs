@@ -143,13 +143,13 @@ pub enum Error {
     #[error("{0} asks for nats, and types are judged by their weighted error alone, which is no nats: ask for a size")]
     NoNats(String),
     /// A budget that no recipe meets.
-    #[error("{0}")]
+    #[error(transparent)]
     Budget(#[from] BudgetError),
     /// Constraints that leave no recipe.
     #[error("no recipe keeps these constraints:\n{}", .0.iter().map(|e| format!("  - {e}")).collect::<Vec<_>>().join("\n"))]
     Constraints(Vec<ConstraintError>),
     /// Numbers that cannot be chosen by.
-    #[error("{0}")]
+    #[error(transparent)]
     Scores(#[from] Invalid),
     /// A model that is quantized already.
     #[error(
