@@ -159,6 +159,7 @@ impl Place {
         for (name, is) in [
             ("testdata", root().join("testdata")),
             ("README.md", root().join("README.md")),
+            ("docs", root().join("docs")),
             ("target/release/quantier", env!("CARGO_BIN_EXE_quantier").into()),
             ("Qwen3-4B", small("checkpoint")),
             ("calibration.txt", small(text)),
@@ -197,7 +198,8 @@ impl Place {
         let line = command.replace("/tmp/", &format!("{}/tmp/", here.display()));
         let line = SIZES.iter().fold(line, |line, (theirs, ours)| line.replace(theirs, ours));
         bash.args(["-euo", "pipefail", "-c", &line]);
-        for name in ["HF_TOKEN", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_TOKEN_PATH", "XDG_CONFIG_HOME"] {
+        for name in ["HF_TOKEN", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_TOKEN_PATH", "XDG_CONFIG_HOME", "SSL_CERT_FILE"]
+        {
             bash.env_remove(name);
         }
         bash.env("PATH", path).env("HOME", self.dir.path().join("home")).env("HF_HOME", self.dir.path().join("hf"));
@@ -290,4 +292,29 @@ fn has_what_it_says(made: &Path, page: &str) {
     let names: Vec<&str> = cells.flat_map(|cell| cell.split('`').skip(1).step_by(2)).collect();
     assert!(names.len() >= 5, "{names:?}");
     names.iter().for_each(|name| assert!(made.join(name).exists(), "{name} is not there"));
+}
+
+#[test]
+fn the_pages_lead_to_each_other() {
+    let index = fs::read_to_string(root().join("docs/README.md")).unwrap();
+    for (page, text) in pages() {
+        let name = page.trim_start_matches("docs/");
+        assert!(page == "README.md" || name == "README.md" || index.contains(&format!("]({name})")), "{page} is not listed");
+        // Links to files, but for addresses and places in the same page.
+        for target in text.split("](").skip(1).filter_map(|rest| rest.split([')', '#']).next()) {
+            let dir = root().join(&page).parent().unwrap().to_owned();
+            let inside = !target.is_empty() && !target.contains("://") && !target.contains(char::is_whitespace);
+            assert!(!inside || dir.join(target).exists(), "{page} leads to {target}, which is not there");
+        }
+    }
+}
+
+#[test]
+fn every_architecture_is_listed() {
+    let page = fs::read_to_string(root().join("docs/architectures.md")).unwrap();
+    for architecture in quantier::arch::ARCHITECTURES {
+        let row = page.lines().find(|line| line.contains(&format!("| `{}` |", architecture.name)));
+        let row = row.unwrap_or_else(|| panic!("docs/architectures.md has no {}", architecture.name));
+        architecture.classes.iter().for_each(|class| assert!(row.contains(&format!("`{class}`")), "{class}"));
+    }
 }

@@ -1,7 +1,7 @@
 //! `quantier diff`.
 
 use super::measure::{input, source};
-use super::messages::note;
+use super::messages::{self, note};
 use super::terminal::Bar;
 use super::text::{count, say};
 use super::values::{shortened, value_json};
@@ -52,7 +52,7 @@ pub fn run(args: &Args) -> ExitCode {
     match compare(args) {
         Ok(same) => ExitCode::from(if same { 0 } else { DIFFERENT }),
         Err(error) => {
-            eprintln!("error: {error:#}");
+            messages::tell("error", &format!("{error:#}"));
             ExitCode::from(TROUBLE)
         }
     }

@@ -112,6 +112,7 @@ pub fn job(command: &str, directory: &Path, output: Option<&Path>, args: &CardAr
         output: output.map_or_else(|| directory.join("publish"), Path::to_owned),
         said: Said {
             base_model: id("--base-model", &args.base_model),
+            found: None,
             license: args.license.clone(),
             quantized_by: args.quantized_by.clone(),
             languages: args.language.clone(),

@@ -1,5 +1,6 @@
 //! `quantier set`.
 
+use super::messages::note;
 use super::split::write;
 use super::text::{say, size};
 use super::values::{shortened, typed, value_json};
@@ -8,6 +9,8 @@ use anyhow::{Context, bail, ensure};
 use quantier::edit::set::{Change, Edit, copy, edit, patches};
 use quantier::format::gguf::{Files, Model, Value};
 use quantier::format::output;
+use quantier::publish::facts::chat_template;
+use quantier::publish::lint::lint;
 use serde_json::json;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -18,6 +21,8 @@ use std::process::ExitCode;
 /// new ones come last. --in-place writes into the file itself, without touching the tensors, and only where nothing has
 /// to move for it: numbers, flags, and texts of the same length. A run that is killed then leaves a readable file;
 /// anything else would not, and is refused.
+///
+/// A new chat template is tried with conversations of all kinds, and what it cannot render or leaves out is noted.
 ///
 /// A split model keeps its cut: with --in-place only its first shard is changed; OUT is the name of the new first
 /// shard, and all others are copied beside it.
@@ -88,6 +93,9 @@ pub struct Args {
     json: bool,
 }
 
+/// Where a model has its chat template.
+const CHAT_TEMPLATE: &str = "tokenizer.chat_template";
+
 fn key_value(text: &str) -> Result<Edit, String> {
     let (key, value) = text.split_once('=').ok_or("KEY=TYPE:VALUE is expected")?;
     Ok(Edit { key: key.to_owned(), value: Some(typed(value)?) })
@@ -102,7 +110,7 @@ fn edits(args: &Args) -> anyhow::Result<Vec<Edit>> {
     if let Some(path) = &args.chat_template {
         let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
         ensure!(!text.trim().is_empty(), "{} is empty; --remove tokenizer.chat_template removes it", path.display());
-        set("tokenizer.chat_template", Some(Value::str(text)));
+        set(CHAT_TEMPLATE, Some(Value::str(text)));
     }
     set("general.name", args.name.clone().map(Value::str));
     let ids = [
@@ -133,6 +141,10 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let files = Files::open(&args.model)?;
     let model = Model::parse(&files)?;
     let edited = edit(&model, &edits, args.force)?;
+    let is_template = |change: &Change<'_>| change.key == CHAT_TEMPLATE && change.after.is_some();
+    if edited.changes.iter().any(is_template) {
+        lint(chat_template(&edited.metadata).as_ref()).0.iter().for_each(|found| note!("{found}"));
+    }
     let lines: Vec<_> = edited.changes.iter().map(line).collect();
     let changes: Vec<_> = edited.changes.iter().map(change_json).collect();
     let mut report = json!({ "input": args.model, "written": !args.dry_run, "changes": changes });

@@ -96,7 +96,15 @@ fn of_model(input: &Input<'_>, choices: &Choices) -> data::Model {
         experts: number("expert_count").filter(|n| *n > 0),
         base_type: base_type.unwrap_or_default().into(),
         base_bytes: choices.header_bytes + tensors.iter().map(|t| t.info.bytes()).sum::<u64>(),
+        source: source(input),
     }
+}
+
+/// The checkpoint in the Hub's cache that this is. GGUFs there are others' conversions of something that they name.
+fn source(input: &Input<'_>) -> Option<data::Source> {
+    let path = input.paths().first().filter(|path| path.extension().is_none_or(|e| e != "gguf"))?.to_path_buf();
+    let crate::hub::Origin { repository, commit } = crate::hub::origin(&path)?;
+    Some(data::Source { repository, commit })
 }
 
 fn tensor(scores: &Scores, item: &crate::plan::frontier::Item) -> data::Tensor {

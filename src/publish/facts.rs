@@ -12,6 +12,8 @@ use crate::report::numbers::clean;
 pub struct Said {
     /// The model that was quantized, as the Hub names it: `org/name`, or its address there.
     pub base_model: Option<String>,
+    /// Where the model was found, if it came from the Hub: the base model, unless something else is said.
+    pub found: Option<String>,
     /// The license.
     pub license: Option<String>,
     /// Who publishes.
@@ -107,7 +109,7 @@ impl Facts {
     /// From the metadata of one of the files.
     pub fn new(metadata: &Metadata<'_>, said: &Said) -> Facts {
         let mut notes = Vec::new();
-        let base_model = said.base_model.clone().or_else(|| base_model(metadata, &mut notes));
+        let base_model = said.base_model.clone().or_else(|| base_model(metadata, said, &mut notes));
         if base_model.is_none() {
             notes.push("the card names no base model: say it with --base-model ORG/NAME".into());
         }
@@ -158,11 +160,14 @@ fn list(metadata: &Metadata<'_>, key: &str) -> Vec<String> {
     strings.map(|text| clean(&String::from_utf8_lossy(text))).filter(|text| !text.is_empty()).collect()
 }
 
-/// The model itself, where the metadata say where it is. What it was made of (`general.base_model`) is another model, as a
+/// The model itself, where the metadata say where it is, or where it was found. What it was made of (`general.base_model`) is another model, as a
 /// rule the one that it was fine-tuned from, and would be wrong here.
-fn base_model(metadata: &Metadata<'_>, notes: &mut Vec<String>) -> Option<String> {
+fn base_model(metadata: &Metadata<'_>, said: &Said, notes: &mut Vec<String>) -> Option<String> {
     let own = ["general.source.repo_url", "general.source.url", "general.repo_url", "general.url"];
     if let Some(id) = own.iter().find_map(|key| hub_id(text(metadata, key)?)) {
+        return Some(id);
+    }
+    if let Some(id) = said.found.as_deref().and_then(hub_id) {
         return Some(id);
     }
     let parent = hub_id(text(metadata, "general.base_model.0.repo_url")?)?;
@@ -200,17 +205,24 @@ fn license(metadata: &Metadata<'_>, said: &Said, notes: &mut Vec<String>) -> Opt
     Some(License { id: "other".into(), name: own_name.map(clean), link: link() })
 }
 
+/// The text of the token that a key names.
+fn token(metadata: &Metadata<'_>, key: &str) -> Option<String> {
+    let id = metadata.get(key).and_then(Value::as_u64)?;
+    let tokens = metadata.get("tokenizer.ggml.tokens").and_then(Value::as_array)?;
+    let bytes = tokens.strings().nth(usize::try_from(id).ok()?)?;
+    String::from_utf8(bytes.to_vec()).ok()
+}
+
+/// A model's chat template, parsed; or why it cannot be.
+pub fn chat_template(metadata: &Metadata<'_>) -> Option<Result<ChatTemplate, String>> {
+    let source = metadata.get("tokenizer.chat_template").and_then(Value::as_str)?;
+    let text = |key: &str| token(metadata, key).unwrap_or_default();
+    Some(ChatTemplate::parse(source, &text("tokenizer.ggml.bos_token_id"), &text("tokenizer.ggml.eos_token_id")))
+}
+
 fn ollama(metadata: &Metadata<'_>, notes: &mut Vec<String>) -> Ollama {
-    let token = |key: &str| {
-        let id = metadata.get(key).and_then(Value::as_u64)?;
-        let tokens = metadata.get("tokenizer.ggml.tokens").and_then(Value::as_array)?;
-        let bytes = tokens.strings().nth(usize::try_from(id).ok()?)?;
-        String::from_utf8(bytes.to_vec()).ok()
-    };
-    let (bos, eos) = (token("tokenizer.ggml.bos_token_id"), token("tokenizer.ggml.eos_token_id"));
-    let source = metadata.get("tokenizer.chat_template").and_then(Value::as_str);
-    let (bos, end) = (bos.unwrap_or_default(), eos.clone().unwrap_or_default());
-    let parsed = source.map(|source| ChatTemplate::parse(source, &bos, &end));
+    let eos = token(metadata, "tokenizer.ggml.eos_token_id");
+    let parsed = chat_template(metadata);
     notes.extend(lint(parsed.as_ref()).0);
     let template = match parsed {
         None => Template::Missing,
@@ -285,6 +297,10 @@ mod tests {
         let source = ("general.source.url", "https://huggingface.co/Org/Model-Chat");
         let facts = Facts::new(&metadata(&[source, parent]), &Said::default());
         assert_eq!(facts.base_model.as_deref(), Some("Org/Model-Chat"));
+        let found = Said { found: Some("Org/Found".into()), ..Said::default() };
+        let facts = Facts::new(&metadata(&[("general.name", "Model Chat"), parent]), &found);
+        assert_eq!(facts.base_model.as_deref(), Some("Org/Found"));
+        assert_eq!(Facts::new(&metadata(&[source]), &found).base_model.as_deref(), Some("Org/Model-Chat"));
     }
 
     #[test]

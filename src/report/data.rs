@@ -157,6 +157,18 @@ pub struct Model {
     pub base_type: String,
     /// Bytes of the file with all matrices in that type.
     pub base_bytes: u64,
+    /// Where it came from, if that was the Hub.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<Source>,
+}
+
+/// A model on the Hugging Face Hub.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Source {
+    /// `ORG/NAME`.
+    pub repository: String,
+    /// The commit.
+    pub commit: String,
 }
 
 /// A text by name, and how many tokens of it were used.

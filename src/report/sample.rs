@@ -214,6 +214,7 @@ pub(super) fn frontier(shape: &Shape, budgets: &[f64]) -> Frontier {
             experts: shape.experts,
             base_type: "bf16".into(),
             base_bytes: 2 * weights + header,
+            source: None,
         },
         scoring: Scoring {
             texts: vec![
