@@ -299,7 +299,10 @@ fn the_pages_lead_to_each_other() {
     let index = fs::read_to_string(root().join("docs/README.md")).unwrap();
     for (page, text) in pages() {
         let name = page.trim_start_matches("docs/");
-        assert!(page == "README.md" || name == "README.md" || index.contains(&format!("]({name})")), "{page} is not listed");
+        assert!(
+            page == "README.md" || name == "README.md" || index.contains(&format!("]({name})")),
+            "{page} is not listed"
+        );
         // Links to files, but for addresses and places in the same page.
         for target in text.split("](").skip(1).filter_map(|rest| rest.split([')', '#']).next()) {
             let dir = root().join(&page).parent().unwrap().to_owned();

@@ -142,9 +142,10 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let model = Model::parse(&files)?;
     let edited = edit(&model, &edits, args.force)?;
     let is_template = |change: &Change<'_>| change.key == CHAT_TEMPLATE && change.after.is_some();
-    if edited.changes.iter().any(is_template) {
-        lint(chat_template(&edited.metadata).as_ref()).0.iter().for_each(|found| note!("{found}"));
-    }
+    let found = match edited.changes.iter().any(is_template) {
+        true => lint(chat_template(&edited.metadata).as_ref()).0,
+        false => Vec::new(),
+    };
     let lines: Vec<_> = edited.changes.iter().map(line).collect();
     let changes: Vec<_> = edited.changes.iter().map(change_json).collect();
     let mut report = json!({ "input": args.model, "written": !args.dry_run, "changes": changes });
@@ -182,6 +183,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         report["in_place"] = json!(false);
         report["paths"] = json!(paths);
     }
+    found.iter().for_each(|text| note!("{text}"));
     if args.json {
         say!("{report}")?;
     } else {
