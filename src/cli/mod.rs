@@ -3,6 +3,7 @@
 mod command;
 mod config;
 mod config_command;
+mod config_keys;
 mod convert;
 mod corpus;
 mod diff;
