@@ -24,6 +24,7 @@
 //! | [`text`] | the built-in texts for calibration and evaluation, ten domains each | nothing |
 //! | [`resume`] | long jobs that survive being killed | a checkpoint beside the output, through `format` |
 //! | [`simd`] | eight lanes of f32 with the same results on every CPU: plain, AVX2, NEON | nothing |
+//! | `matrix` | dense matrices in slices, and their products | nothing |
 //! | `vector` | loops that the compiler makes vectors of, at the CPU's highest level | nothing |
 //! | [`progress`] | what a long job tells the one who started it, and how it is stopped | nothing |
 //!
@@ -42,6 +43,7 @@ pub mod hub;
 pub mod imatrix;
 pub mod input;
 pub mod make;
+mod matrix;
 pub mod model;
 pub mod plan;
 pub mod progress;
