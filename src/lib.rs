@@ -9,6 +9,7 @@
 //! | [`convert`], [`quantize`], [`verify`] | the other pipelines | files, through `format` |
 //! | [`edit`] | models cut into shards, joined, or under other metadata; tensors as they are | files, through `format` |
 //! | [`diff`] | what two models differ in: metadata, shapes, types, the error of every tensor | weights, through `input` |
+//! | [`feedback`] | rounding with error feedback: each error made good by the columns still open | numbers only |
 //! | [`frontier`] | what every type would cost every tensor, in nats, from gradients and real quantized bytes | weights, through `input`; what a killed run has kept |
 //! | [`hub`] | `hf://`: models on the Hugging Face Hub, into its own cache | the network; the cache |
 //! | [`input`] | a model to be read: a GGUF, or a checkpoint that is converted on the fly | files, through `format` |
@@ -37,6 +38,7 @@ pub mod convert;
 pub mod diff;
 pub mod edit;
 pub mod evaluate;
+pub mod feedback;
 pub mod format;
 pub mod frontier;
 pub mod hub;

@@ -24,13 +24,16 @@
 use super::BLOCK;
 use super::grid::{Codebook, Map, Place, TABLES, cheapest, entry, field, read_points, spelled};
 use super::signs::Signs;
+use crate::quant::feedback::Book;
 use crate::simd::{LANES, Simd};
+use std::sync::OnceLock;
 
 /// A codebook and the format's values of its points.
 pub(super) struct Lattice<const D: usize, const N: usize> {
     book: Codebook<D, N>,
     /// What the points stand for, in units of the scale.
     pub(super) values: [[f32; D]; N],
+    by_eights: OnceLock<Book<D>>,
 }
 
 /// 2 * level + 1 for every level that a book may have.
@@ -41,7 +44,12 @@ impl<const D: usize, const N: usize> Lattice<D, N> {
     pub(super) const fn new<const K: usize>(hex: &[u8], shells: usize, values: [f32; K]) -> Self {
         let levels = read_points(hex, K as u8);
         let book = Codebook::new(levels, K as u8, shells);
-        Lattice { book, values: spelled(&levels, values) }
+        Lattice { book, values: spelled(&levels, values), by_eights: OnceLock::new() }
+    }
+
+    /// The points for rounding with error feedback, arranged on first use.
+    pub(super) fn by_eights(&self) -> &Book<D> {
+        self.by_eights.get_or_init(|| Book::new(&self.values))
     }
 }
 
