@@ -50,10 +50,18 @@ impl<'a> View<'a> {
 /// # Panics
 /// If the shapes do not fit each other or the slices.
 pub(super) fn multiply(a: View<'_>, b: View<'_>, out: &mut [f32], step: usize, split: usize) {
+    multiplied(a, b, out, step, split, false);
+}
+
+/// As [`multiply`]; with `add`, the product is added to what is there.
+fn multiplied(a: View<'_>, b: View<'_>, out: &mut [f32], step: usize, split: usize, add: bool) {
     let (m, k, n) = (a.rows, a.columns, b.columns);
     assert!(b.rows == k && a.is_inside() && b.is_inside(), "a product of {m} x {k} and {} x {n}", b.rows);
     assert!(m == 0 || n == 0 || (step >= n && (m - 1) * step + n <= out.len()), "a product of {m} x {n} does not fit");
     if m == 0 || n == 0 || k == 0 {
+        if add {
+            return;
+        }
         return out.chunks_mut(step.max(1)).take(m).for_each(|row| row[..n].fill(0.0));
     }
     let parallelism = if split > 1 { Parallelism::Rayon(split) } else { Parallelism::None };
@@ -66,14 +74,14 @@ pub(super) fn multiply(a: View<'_>, b: View<'_>, out: &mut [f32], step: usize, s
             out.as_mut_ptr(),
             1,
             step as isize,
-            false,
+            add,
             a.numbers.as_ptr(),
             a.steps.1 as isize,
             a.steps.0 as isize,
             b.numbers.as_ptr(),
             b.steps.1 as isize,
             b.steps.0 as isize,
-            0.0,
+            if add { 1.0 } else { 0.0 },
             1.0,
             false,
             false,
@@ -159,6 +167,23 @@ pub fn rows_times_rows(a: &[f32], b: &[f32], [m, n, k]: [usize; 3], out: &mut [f
     multiply(View::new(a, m, k, k), View::new(b, n, k, k).transposed(), out, n, 1);
 }
 
+/// Adds to `out[i][j]`, for `i` in `some` and `j` from `some.start` on, the product of columns `i` and `j` of `rows`
+/// `[n, columns]`: a panel of rows times their transpose, from the block on the diagonal to the right. On the calling
+/// thread; `out` is `[some.len(), columns - some.start]`.
+///
+/// # Panics
+/// If the lengths do not fit.
+pub(crate) fn add_columns_times_columns(rows: &[f32], columns: usize, some: std::ops::Range<usize>, out: &mut [f32]) {
+    let (n, width) = (rows.len() / columns, columns - some.start);
+    assert!(rows.len().is_multiple_of(columns) && some.end <= columns, "columns {some:?} of {columns}");
+    if n == 0 {
+        return;
+    }
+    let right = View::new(&rows[some.start..], n, width, columns);
+    let left = View::new(&rows[some.start..], n, some.len(), columns);
+    multiplied(left.transposed(), right, out, width, 1, true);
+}
+
 /// Shows the numbers of a tensor, row by row; without a copy if they lie so in this computer's memory.
 pub(super) fn numbers<R>(x: &Tensor, then: impl FnOnce(&[f32]) -> Result<R>) -> Result<R> {
     let x = x.contiguous()?;
@@ -189,6 +214,16 @@ mod tests {
         assert_eq!(out, [7.0, 5.0, 7.0, 16.0, 11.0]);
         multiply(View::new(&a, 2, 0, 4), View::new(&b, 0, 2, 2), &mut out, 3, 1);
         assert_eq!(out, [0.0, 0.0, 7.0, 0.0, 0.0]);
+    }
+
+    #[test]
+    fn panels_of_columns_are_added() {
+        let rows = [1.0, 2.0, 3.0, -1.0, 0.5, 4.0];
+        let mut out = [100.0; 2];
+        add_columns_times_columns(&rows, 3, 1..2, &mut out);
+        assert_eq!(out, [100.0 + 4.0 + 0.25, 100.0 + 6.0 + 2.0]);
+        add_columns_times_columns(&[], 3, 1..2, &mut out);
+        assert_eq!(out, [104.25, 108.0]);
     }
 
     #[test]
