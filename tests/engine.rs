@@ -90,6 +90,7 @@ impl Observer for Watcher {
 
     fn layer_done(&self, layer: usize) -> quantier::model::Result<()> {
         self.layers.lock().unwrap().push(layer);
+        Ok(())
     }
 }
 

@@ -1,9 +1,10 @@
 //! Collecting: each distinct input of a layer summed once, in the order of the chunks, and written when the layer ends.
 
 use super::sample::Sample;
+use super::store::check_free;
 use super::sums::{Panel, Work, rows};
 use super::{EXPERT_SAMPLE, Job, LEAST_ROWS, SAMPLE, is_held_out};
-use crate::format::covariance::{AGAIN, File, Head, INDEX, Index, Part, Writing, write};
+use crate::format::covariance::{File, Head, INDEX, Index, Part, Writing, write};
 use crate::format::{Error, Result};
 use crate::model::{InputId, Seen};
 use rayon::prelude::*;
@@ -14,6 +15,13 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Rows that are multiplied at a time, at least: each product reads and writes the whole sum.
 const TOGETHER: usize = 512;
+/// The same for experts, of which each keeps so many rows waiting.
+const EXPERT_TOGETHER: usize = 128;
+
+/// Rows that may wait for a product, over all matrices of a tensor.
+pub(super) fn waiting_rows(matrices: usize, apart: bool) -> usize {
+    if matrices > 1 && apart { matrices * EXPERT_TOGETHER } else { TOGETHER }
+}
 
 /// What a run has written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -29,7 +37,7 @@ pub struct Written {
 /// Sums covariances while chunks go through a model, from several threads.
 ///
 /// The files depend neither on threads nor on interruptions: activations are added in the order of the chunks, in f32,
-/// at least [`TOGETHER`] rows by each product. (An f64 sum would take twice the memory and, for 600 chunks, would change
+/// at least 512 rows by each product (128 of an expert). (An f64 sum would take twice the memory and, for 600 chunks, would change
 /// the mean by a millionth, where the choice of the text changes it by a thousandth.)
 pub(crate) struct Recorder<'j> {
     job: &'j Job,
@@ -90,12 +98,13 @@ struct Sum {
 }
 
 impl Sum {
-    fn add(&mut self, rows: Vec<f32>, columns: usize, work: &Work) {
+    /// Adds rows, at once if at least `together` are waiting.
+    fn add(&mut self, rows: Vec<f32>, columns: usize, together: usize, work: &Work) {
         if self.panels.is_empty() {
             self.panels = work.begin(columns);
         }
         self.waiting.push(rows);
-        if self.waiting.iter().map(Vec::len).sum::<usize>() >= TOGETHER * columns {
+        if self.waiting.iter().map(Vec::len).sum::<usize>() >= together * columns {
             self.flush(work);
         }
     }
@@ -139,7 +148,10 @@ impl Summed {
             return;
         }
         self.rows[input.matrix] += (input.rows.len() / self.columns) as u64;
-        self.each.get_mut(input.matrix).unwrap_or(&mut self.all).add(input.rows, self.columns, work);
+        match self.each.get_mut(input.matrix) {
+            Some(sum) => sum.add(input.rows, self.columns, EXPERT_TOGETHER, work),
+            None => self.all.add(input.rows, self.columns, TOGETHER, work),
+        }
     }
 
     fn write(self, path: &Path, job: &Job, panels: &[Panel]) -> Result<Done> {
@@ -198,16 +210,7 @@ impl<'j> Recorder<'j> {
         let directory = &job.directory;
         let io = |source| Error::Io { path: directory.clone(), action: "create", source };
         std::fs::create_dir_all(directory).map_err(io)?;
-        for path in super::store::gguf_files(directory)? {
-            let key = match path.file_name().is_some_and(|name| name == INDEX) {
-                true => Index::read(directory).ok().map(|index| index.key),
-                false => File::open(&path).ok().map(|file| file.head().key),
-            };
-            if key.is_some_and(|key| key != job.key) {
-                let what = format!("it is of another model, text or setting; choose another directory, or {AGAIN}");
-                return Err(Error::Bad { path, what });
-            }
-        }
+        check_free(directory, &job.key)?;
         Ok(Recorder {
             job,
             chunks: (0..chunks).map(|_| Mutex::default()).collect(),

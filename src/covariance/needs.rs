@@ -1,14 +1,16 @@
 //! What collecting takes, told from the shapes of a model before anything is read.
 
+use super::collect::waiting_rows;
+use super::store::check_free;
 use super::sums::panel_numbers;
-use super::{EXPERT_SAMPLE, Job, SAMPLE, wanted};
+use super::{EXPERT_SAMPLE, Job, SAMPLE, is_held_out, wanted};
 use crate::format::covariance::triangle;
 use crate::format::{Error, Result};
 use crate::imatrix::sums::block;
 use crate::input::Input;
 use crate::model::Engine;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// What collecting the covariances of a model takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,8 +36,8 @@ struct Distinct {
 }
 
 impl Needs {
-    /// Of a model that is run on chunks of `positions` tokens.
-    pub fn of(engine: &Engine<'_>, input: &Input<'_>, process_output: bool, positions: usize) -> Needs {
+    /// Of a model that is run on so many chunks of so many tokens.
+    pub fn of(engine: &Engine<'_>, input: &Input<'_>, process_output: bool, [chunks, positions]: [usize; 2]) -> Needs {
         let inputs = distinct(engine, input, process_output);
         let most = |of: &dyn Fn(&Distinct) -> u64| {
             let mut layers: BTreeMap<Option<u32>, u64> = BTreeMap::new();
@@ -43,20 +45,22 @@ impl Needs {
             layers.into_values().max().unwrap_or(0)
         };
         let numbers = |n: usize| n as u64 * 4;
-        let each = |input: &Distinct| input.matrices as u64 * numbers(panel_numbers(input.columns));
+        let sums = |input: &Distinct, apart: bool| {
+            let sums = if apart { input.matrices } else { 1 };
+            numbers(sums * panel_numbers(input.columns) + waiting_rows(input.matrices, apart) * input.columns)
+        };
         let limit = engine.max_memory().map_or(EXPERTS, |all| all / PART_OF_MEMORY);
-        let experts_apart = most(&|input| if input.matrices > 1 { each(input) } else { 0 }) <= limit;
+        let experts_apart = most(&|input| if input.matrices > 1 { sums(input, true) } else { 0 }) <= limit;
+        let seen = |input: &Distinct| positions * if input.matrices > 1 { engine.hyper.experts_used.max(1) } else { 1 };
+        let held_out = (0..chunks).filter(|chunk| is_held_out(*chunk, chunks)).count();
         let samples = |input: &Distinct| {
-            let of_each = if input.matrices > 1 { input.matrices * EXPERT_SAMPLE } else { 0 };
-            numbers((SAMPLE + of_each) * input.columns)
+            let rows = held_out * seen(input);
+            let of_each = if input.matrices > 1 { input.matrices * EXPERT_SAMPLE.min(rows) } else { 0 };
+            numbers((SAMPLE.min(rows) + of_each) * input.columns)
         };
         let threads = engine.pool().current_num_threads();
         // Each thread has a chunk in the layer, and about as many wait for their turn or for a panel.
-        let waiting = |input: &Distinct| {
-            let seen = if input.matrices > 1 { engine.hyper.experts_used.max(1) } else { 1 };
-            numbers((2 * threads + 1) * positions * seen * input.columns)
-        };
-        let sums = |input: &Distinct| if experts_apart { each(input) } else { numbers(panel_numbers(input.columns)) };
+        let waiting = |input: &Distinct| numbers((2 * threads + 1) * seen(input) * input.columns);
         /// A header, with room for the names of experts' tensors and their checksums.
         const HEADER: u64 = 1024;
         const OF_MATRIX: u64 = 512;
@@ -67,22 +71,18 @@ impl Needs {
         };
         Needs {
             files: inputs.iter().map(file).sum(),
-            memory: most(&|input| sums(input) + samples(input) + waiting(input)),
+            memory: most(&|input| sums(input, experts_apart) + samples(input) + waiting(input)),
             experts_apart,
         }
     }
 
-    /// Fails unless the disk has room for the files, those of an earlier run of the same names not counted.
+    /// Fails if the directory holds covariances of another job, or the disk has no room for these. Nothing is written.
     ///
     /// # Errors
-    /// If there is too little room, or the directory cannot be read.
-    pub fn check_room(&self, job: &Job) -> Result<()> {
+    /// If it is so, or the directory cannot be read.
+    pub fn check(&self, job: &Job) -> Result<()> {
         let directory: &Path = &job.directory;
-        let length = |path: PathBuf| path.metadata().map_or(0, |meta| meta.len());
-        let there: u64 = match directory.is_dir() {
-            true => super::store::gguf_files(directory)?.into_iter().map(length).sum(),
-            false => 0,
-        };
+        let there = check_free(directory, &job.key)?;
         let above = |path: &&Path| path.as_os_str().is_empty() || path.exists();
         let disk = directory.ancestors().find(above).filter(|path| !path.as_os_str().is_empty());
         // Where room cannot be counted, a full disk is found out by writing.

@@ -80,7 +80,7 @@ mod tests {
             let widest = numbers.windows(2).map(|pair| pair[1] - pair[0]).fold(0.0, f32::max);
             assert!(numbers.windows(2).all(|pair| pair[0] < pair[1]), "{numbers:?}");
             assert!(widest <= 3.0 * count as f32 / limit.min(count) as f32, "{widest} of {count}");
-            let firsts = numbers.iter().filter(|x| **x as usize % 512 == 0).count();
+            let firsts = numbers.iter().filter(|x| (**x as usize).is_multiple_of(512)).count();
             assert!(firsts * 64 <= kept.max(64), "{firsts} first tokens of {kept}");
         }
     }

@@ -154,21 +154,44 @@ pub fn clear(directory: &Path) -> Result<()> {
     }
     // The index first: without it, the rest is known to be incomplete.
     let mut files = gguf_files(directory)?;
-    files.sort_by_key(|path| path.file_name().is_none_or(|name| name != INDEX));
-    for path in files {
-        let ours = match path.file_name().is_some_and(|name| name == INDEX) {
-            true => Index::read(directory).is_ok(),
-            false => File::open(&path).is_ok(),
-        };
-        if ours {
-            std::fs::remove_file(&path).map_err(|source| Error::Io { path, action: "remove", source })?;
-        }
+    files.sort_by_key(|path| !is_index(path));
+    for path in files.into_iter().filter(|path| key_of(path).is_some()) {
+        std::fs::remove_file(&path).map_err(|source| Error::Io { path, action: "remove", source })?;
     }
     Ok(())
 }
 
+/// Fails if a directory holds covariances of another job than this one. Returns how many bytes those of this one have.
+pub(super) fn check_free(directory: &Path, key: &Key) -> Result<u64> {
+    let files = if directory.exists() { gguf_files(directory)? } else { Vec::new() };
+    let mut bytes = 0;
+    for path in files {
+        match key_of(&path) {
+            Some(found) if found != *key => {
+                let what = format!("it is of another model, text or setting; choose another directory, or {AGAIN}");
+                return Err(Error::Bad { path, what });
+            }
+            Some(_) => bytes += path.metadata().map_or(0, |meta| meta.len()),
+            None => {}
+        }
+    }
+    Ok(bytes)
+}
+
+/// The job that a file is of; `None` if it is no covariance, or a damaged one.
+fn key_of(path: &Path) -> Option<Key> {
+    match is_index(path) {
+        true => Index::read(path.parent()?).ok().map(|index| index.key),
+        false => File::open(path).ok().map(|file| file.head().key),
+    }
+}
+
+fn is_index(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name == INDEX)
+}
+
 /// The files of a directory whose names end as those of covariances do.
-pub(super) fn gguf_files(directory: &Path) -> Result<Vec<PathBuf>> {
+fn gguf_files(directory: &Path) -> Result<Vec<PathBuf>> {
     let io = |source| Error::Io { path: directory.to_owned(), action: "read", source };
     let entries = std::fs::read_dir(directory).map_err(io)?;
     let mut files: Vec<PathBuf> = entries.map(|e| e.map(|e| e.path())).collect::<std::io::Result<_>>().map_err(io)?;
