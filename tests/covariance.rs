@@ -54,9 +54,12 @@ fn collected(engine: &Engine<'_>, chunks: usize, process_output: bool, job: &cov
     collect(engine, &windows, &options, &Silent).unwrap()
 }
 
-/// All that each matrix meets: rows by tensor, matrix and chunk.
+/// Rows by chunk.
+type Rows = BTreeMap<usize, Vec<f32>>;
+
+/// All that each matrix meets, by tensor and matrix.
 #[derive(Default)]
-struct Met(Mutex<BTreeMap<(String, usize), BTreeMap<usize, Vec<f32>>>>);
+struct Met(Mutex<BTreeMap<(String, usize), Rows>>);
 
 impl Observer for Met {
     fn input(&self, seen: Seen<'_>) {
@@ -67,7 +70,7 @@ impl Observer for Met {
 }
 
 /// What the matrices of a model meet in some chunks.
-fn met(engine: &Engine<'_>, chunks: usize) -> BTreeMap<(String, usize), BTreeMap<usize, Vec<f32>>> {
+fn met(engine: &Engine<'_>, chunks: usize) -> BTreeMap<(String, usize), Rows> {
     let all: Vec<_> = tokens(chunks).chunks(CONTEXT).map(<[u32]>::to_vec).collect();
     let watcher = Met::default();
     let hidden = engine.run(&all, 0..CONTEXT, Some(&watcher), &Silent).unwrap();
@@ -77,7 +80,7 @@ fn met(engine: &Engine<'_>, chunks: usize) -> BTreeMap<(String, usize), BTreeMap
 }
 
 /// The mean of `x x^T` over the chunks that are summed, in f64, and how many rows that are.
-fn plain(met: &BTreeMap<usize, Vec<f32>>, chunks: usize, columns: usize) -> (Vec<f64>, u64) {
+fn plain(met: &Rows, chunks: usize, columns: usize) -> (Vec<f64>, u64) {
     let mut sums = vec![0.0; columns * columns];
     let mut count = 0;
     for row in met.iter().filter(|(c, _)| !is_held_out(**c, chunks)).flat_map(|(_, rows)| rows.chunks(columns)) {
@@ -336,8 +339,10 @@ fn small(path: &Path) -> Head {
     head
 }
 
-/// All that a file holds.
-fn contents(path: &Path) -> quantier::format::Result<(Head, String, Vec<Option<Vec<f32>>>)> {
+/// All that a file holds: its head, its checksum, and the numbers of some parts.
+type Contents = (Head, String, Vec<Option<Vec<f32>>>);
+
+fn contents(path: &Path) -> quantier::format::Result<Contents> {
     let file = File::open(path)?;
     let parts = [Part::Mean(None), Part::Mean(Some(0)), Part::Mean(Some(1)), Part::Sample(None), Part::Sample(Some(0))];
     let numbers = parts.into_iter().map(|part| file.read(part)).collect::<Result<Vec<_>, _>>()?;
