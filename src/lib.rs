@@ -13,6 +13,7 @@
 //! | [`frontier`] | what every type would cost every tensor, in nats, from gradients and real quantized bytes | weights, through `input`; what a killed run has kept |
 //! | [`hub`] | `hf://`: models on the Hugging Face Hub, into its own cache | the network; the cache |
 //! | [`input`] | a model to be read: a GGUF, or a checkpoint that is converted on the fly | files, through `format` |
+//! | [`covariance`] | the mean of `x x^T` of what matrices meet: summed beside the importance matrix, kept, read | numbers and names; a directory, through `format` |
 //! | [`imatrix`] | sums of squared activations: collecting, merging, coverage, statistics | numbers and names; `model` to collect |
 //! | [`evaluate`] | scored tokens, rows of logits and statistics: perplexity, KL divergence | numbers; a logits file's layout |
 //! | [`arch`] | the table of architectures: names, metadata and transforms of their tensors | the names and shapes of a checkpoint |
@@ -35,6 +36,7 @@
 
 pub mod arch;
 pub mod convert;
+pub mod covariance;
 pub mod diff;
 pub mod edit;
 pub mod evaluate;

@@ -62,6 +62,8 @@ impl Number for f64 {
 pub(crate) enum Effect {
     /// It takes their place.
     Replace,
+    /// It is added to them.
+    Add,
     /// It is taken away from them.
     Subtract,
 }
@@ -83,6 +85,23 @@ pub(crate) fn subtract_product<T: Number>(a: View<'_, T>, b: View<'_, T>, out: &
     product(a, b, out, step, split, Effect::Subtract);
 }
 
+/// Adds to `out[i][j]`, for `i` in `some` and `j` from `some.start` on, the product of columns `i` and `j` of `rows`
+/// `[n, columns]`: a panel of rows times their transpose, from the block on the diagonal to the right. On the calling
+/// thread; `out` is `[some.len(), columns - some.start]`.
+///
+/// # Panics
+/// If the lengths do not fit.
+pub(crate) fn add_columns_times_columns(rows: &[f32], columns: usize, some: std::ops::Range<usize>, out: &mut [f32]) {
+    let (n, width) = (rows.len() / columns, columns - some.start);
+    assert!(rows.len().is_multiple_of(columns) && some.end <= columns, "columns {some:?} of {columns}");
+    if n == 0 {
+        return;
+    }
+    let right = View::new(&rows[some.start..], n, width, columns);
+    let left = View::new(&rows[some.start..], n, some.len(), columns);
+    product(left.transposed(), right, out, width, 1, Effect::Add);
+}
+
 fn product<T: Number>(a: View<'_, T>, b: View<'_, T>, out: &mut [T], step: usize, split: usize, effect: Effect) {
     let (m, k, n) = (a.rows, a.columns, b.columns);
     assert!(b.rows == k && a.is_inside() && b.is_inside(), "a product of {m} x {k} and {} x {n}", b.rows);
@@ -95,7 +114,11 @@ fn product<T: Number>(a: View<'_, T>, b: View<'_, T>, out: &mut [T], step: usize
         return;
     }
     let parallelism = if split > 1 { Parallelism::Rayon(split) } else { Parallelism::None };
-    let (keep, factor) = if effect == Effect::Replace { (zero, one) } else { (one, minus_one) };
+    let (keep, factor) = match effect {
+        Effect::Replace => (zero, one),
+        Effect::Add => (one, one),
+        Effect::Subtract => (one, minus_one),
+    };
     // SAFETY: every number of the three matrices is inside its slice, as was checked above, and `out` is ours alone.
     unsafe {
         gemm::gemm(
@@ -105,7 +128,7 @@ fn product<T: Number>(a: View<'_, T>, b: View<'_, T>, out: &mut [T], step: usize
             out.as_mut_ptr(),
             1,
             step as isize,
-            effect == Effect::Subtract,
+            effect != Effect::Replace,
             a.numbers.as_ptr(),
             a.steps.1 as isize,
             a.steps.0 as isize,
@@ -148,6 +171,16 @@ mod tests {
     #[should_panic(expected = "a product of")]
     fn a_view_beyond_its_slice_is_refused() {
         multiply(View::new(&[1.0; 4], 2, 2, 3), View::new(&[1.0; 4], 2, 2, 2), &mut [0.0; 4], 2, 1);
+    }
+
+    #[test]
+    fn panels_of_columns_are_added() {
+        let rows = [1.0, 2.0, 3.0, -1.0, 0.5, 4.0];
+        let mut out = [100.0; 2];
+        add_columns_times_columns(&rows, 3, 1..2, &mut out);
+        assert_eq!(out, [100.0 + 4.0 + 0.25, 100.0 + 6.0 + 2.0]);
+        add_columns_times_columns(&[], 3, 1..2, &mut out);
+        assert_eq!(out, [104.25, 108.0]);
     }
 
     #[test]
