@@ -19,7 +19,7 @@ mod sums;
 pub(crate) use collect::Recorder;
 pub use collect::Written;
 pub use needs::Needs;
-pub use store::{Covariance, Identity, Store, clear};
+pub use store::{Covariance, Identity, Store, clear, holds_others};
 
 use crate::format::checkpoint::Key;
 use crate::plan::role::may_be_quantized;

@@ -161,6 +161,15 @@ pub fn clear(directory: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Whether a directory holds covariances of another job than this one.
+///
+/// # Errors
+/// If it cannot be read.
+pub fn holds_others(directory: &Path, key: &Key) -> Result<bool> {
+    let files = if directory.exists() { gguf_files(directory)? } else { Vec::new() };
+    Ok(files.iter().filter_map(|path| key_of(path)).any(|found| found != *key))
+}
+
 /// Fails if a directory holds covariances of another job than this one. Returns how many bytes those of this one have.
 pub(super) fn check_free(directory: &Path, key: &Key) -> Result<u64> {
     let files = if directory.exists() { gguf_files(directory)? } else { Vec::new() };

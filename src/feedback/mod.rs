@@ -1,6 +1,7 @@
 //! Rounding with error feedback inside the blocks of llama.cpp's types.
 //!
 //! ```text
+//! Feedback     a directory of covariances; Inputs: what is known of one matrix's
 //! Factor       of the covariance of what a matrix meets: how the errors of columns act on each other
 //! round_rows   panel after panel of columns: blocks with the errors of those before them, then all columns behind
 //! ```
@@ -9,8 +10,10 @@
 //! becomes is chosen here. See [`crate::quant`] for what happens within a block.
 
 mod factor;
+mod round;
 
 pub use factor::{DAMPING, Factor, NoFactor};
+pub use round::{Feedback, Inputs, Proof, Proved, Rounding};
 
 use crate::matrix::{View, subtract_product};
 use crate::quant::Codec;
