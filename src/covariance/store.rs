@@ -27,7 +27,8 @@ pub struct Covariance {
     pub rows: u64,
     /// The mean of `x x^T`: `[n, n]`, symmetric.
     pub mean: Vec<f32>,
-    /// Rows that were not summed: `[k, n]`; `k` is 0 where there was a single chunk.
+    /// Rows that were not summed: `[k, n]`; `k` is 0 where there was a single chunk. Those of all experts together, if
+    /// this one met fewer than 16.
     pub sample: Vec<f32>,
     /// Which mean it is.
     pub identity: Identity,
