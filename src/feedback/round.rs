@@ -180,7 +180,7 @@ impl Inputs {
         let n = self.factor.columns();
         let row_bytes = out.len() / (weights.len() / n).max(1);
         let mut rounded = weights.to_vec();
-        round_rows(codec, &self.factor, importance, &mut rounded, out);
+        round_rows(codec, &self.factor, &mut rounded, out);
         let mut proof = Proof { rows: (weights.len() / n) as u64, ..Proof::default() };
         if self.sample.is_empty() {
             return proof;
