@@ -7,7 +7,7 @@ use super::text::{say, size};
 use super::wrong_usage;
 use anyhow::Context;
 use quantier::convert::{self, OutType};
-use quantier::feedback::{Proved, Rounding};
+use quantier::feedback::{Proved, Rounding, spread};
 use quantier::format::types::GgmlType;
 use quantier::input::{Input, Source};
 use quantier::plan::file_type::{CHOICES, Choice};
@@ -318,13 +318,11 @@ fn show(plan: &Plan<'_>, job: &Job, as_json: bool, proved: Option<&[Vec<Proved>]
 /// What rounding with error feedback did, in a line; tensor by tensor it is in --json.
 fn feedback_text(proved: &[Proved]) -> Option<String> {
     let ratios: Vec<f64> = proved.iter().filter_map(|p| p.proof.ratio()).collect();
-    if ratios.is_empty() {
+    let Some([mean, least, most]) = spread(&ratios) else {
         return (!proved.is_empty()).then(|| {
             format!("{} tensors rounded with error feedback; no chunk was held out to prove it", proved.len())
         });
-    }
-    let mean = (ratios.iter().map(|r| r.max(f64::MIN_POSITIVE).ln()).sum::<f64>() / ratios.len() as f64).exp();
-    let (least, most) = ratios.iter().fold((f64::MAX, 0.0f64), |(low, high), r| (low.min(*r), high.max(*r)));
+    };
     let (rows, kept) = proved.iter().fold((0, 0), |(rows, kept), p| (rows + p.proof.rows, kept + p.proof.by_reference));
     Some(format!(
         "{} tensors rounded with error feedback: on held-out text, the errors of what they make are {mean:.2} times those of \

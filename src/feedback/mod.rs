@@ -13,7 +13,7 @@ mod factor;
 mod round;
 
 pub use factor::{DAMPING, Factor, NoFactor};
-pub use round::{Feedback, Inputs, Proof, Proved, Rounding};
+pub use round::{Feedback, Inputs, Proof, Proved, Rounding, spread};
 
 use crate::matrix::{View, subtract_product};
 use crate::quant::Codec;

@@ -256,6 +256,9 @@ pub fn run(
     let mut report = record::new(input, job, windows.as_ref(), &scores, &choices);
     if let Some((proven, windows)) = proven {
         record::measured(&mut report, proven, windows);
+        if feedback.is_some() {
+            record::rounded(&mut report, choice::proved(input, &choices, (&imatrix_path, feedback), &kept)?);
+        }
     }
     report.stages = stages.0;
     record::write(job, &mut report, &choices)?;
