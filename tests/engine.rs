@@ -88,8 +88,9 @@ impl Observer for Watcher {
         entry.1 += seen.rows.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>();
     }
 
-    fn layer_done(&self, layer: usize) {
+    fn layer_done(&self, layer: usize) -> quantier::model::Result<()> {
         self.layers.lock().unwrap().push(layer);
+        Ok(())
     }
 }
 

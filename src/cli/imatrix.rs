@@ -8,6 +8,7 @@ use super::wrong_usage;
 use anyhow::{Context, ensure};
 use clap::ArgMatches;
 use clap::parser::ValueSource;
+use quantier::covariance::{self, Needs};
 use quantier::evaluate::statistics::Perplexity;
 use quantier::evaluate::windows::Windows;
 use quantier::format::imatrix::{Format, Imatrix};
@@ -45,6 +46,9 @@ use std::time::Duration;
   quantier imatrix -f calibration.txt --chunk 200 -o part2.gguf model-bf16.gguf
   quantier imatrix --in-file part0.gguf,part1.gguf,part2.gguf -o imatrix.gguf
 
+  # Also what rounding with error feedback needs, of the same text:
+  quantier imatrix -f calibration.txt -o imatrix.gguf --covariance covariance model-bf16.gguf
+
   # What an importance matrix says about its model:
   quantier imatrix --show-statistics --in-file imatrix.gguf"
 )]
@@ -77,6 +81,10 @@ pub struct Args {
     /// Take control tokens in the text for what they are
     #[arg(long)]
     parse_special: bool,
+    /// Also write covariances: for each distinct input of the matrices the mean of x x^T, a file in DIR. One chunk of
+    /// eight is not summed; some of its rows are kept to judge by. With n input channels, a file has 2 n^2 bytes
+    #[arg(long, value_name = "DIR")]
+    covariance: Option<PathBuf>,
     /// Do not measure the perplexity on the way, which takes the output matrix for half of the tokens
     #[arg(long, overrides_with = "ppl")]
     no_ppl: bool,
@@ -114,6 +122,9 @@ pub fn run(args: &Args, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
     if model.is_none() && !args.file.is_empty() {
         wrong_usage("imatrix", "the model is missing");
     }
+    if args.covariance.is_some() && (args.file.is_empty() || args.save_frequency > 0) {
+        wrong_usage("imatrix", "--covariance takes a text (--file), and no --save-frequency");
+    }
     let source = model.map(source).transpose()?;
     let input = source.as_ref().map(input).transpose()?;
     let own_size = matches.value_source("ctx_size") == Some(ValueSource::CommandLine) || !args.file.is_empty();
@@ -122,13 +133,14 @@ pub fn run(args: &Args, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
         (Some(model), Some(input)) if !args.file.is_empty() => collected(args, model, input, before)?,
         _ if args.show_statistics => {
             let file = before.sums.to_file(before.chunk_size);
-            Report { file, chunks: 0, perplexity: None, resumed: None, written: None }
+            Report { file, chunks: 0, perplexity: None, resumed: None, written: None, covariance: None }
         }
         _ => {
             let file = before.sums.to_file(before.chunk_size);
             let inputs = input.as_ref().map_or(Vec::new(), Input::paths);
             file.write(&args.output, format(args), &inputs)?;
-            Report { file, chunks: 0, perplexity: None, resumed: None, written: Some(&args.output) }
+            let written = Some(&*args.output);
+            Report { file, chunks: 0, perplexity: None, resumed: None, written, covariance: None }
         }
     };
     report.print(args)?;
@@ -215,7 +227,7 @@ impl Chunks {
 }
 
 fn collected<'a>(args: &'a Args, model: &Path, input: &Input<'_>, before: Before) -> anyhow::Result<Report<'a>> {
-    let opened = open(model, input, &args.common.options())?;
+    let mut opened = open(model, input, &args.common.options())?;
     let chunks = Chunks::read(args, &opened)?;
     let windows = Windows::of_chunks(&chunks.tokens, args.common.ctx_size, chunks.bos)?;
     let (format, mut inputs) = (format(args), input.paths());
@@ -235,13 +247,18 @@ fn collected<'a>(args: &'a Args, model: &Path, input: &Input<'_>, before: Before
         let path = beside(&args.output, &format!(".at_{}", file.chunk_count));
         file.write(&path, format, &inputs)
     };
-    let resume = resume(args, input, &windows)?;
+    let covariances = match &args.covariance {
+        Some(directory) => Some(covariances(args, directory, input, &mut opened, &windows)?),
+        None => None,
+    };
+    let resume = resume(args, input, &windows, covariances.as_ref())?;
     let options = Options {
         process_output: args.process_output,
         score: !args.no_ppl,
         snapshots: (args.save_frequency > 0).then_some((args.save_frequency, &snapshot)),
         first_chunk: args.chunk,
         resume: resume.as_ref(),
+        covariance: covariances.as_ref(),
     };
     let bar = Bar::new();
     let collected = collect(&opened.engine, &windows, &options, &bar);
@@ -249,7 +266,7 @@ fn collected<'a>(args: &'a Args, model: &Path, input: &Input<'_>, before: Before
     if let Some(why) = resume.as_ref().and_then(Resume::failed) {
         warning!("the state of the run could not be kept: {why}");
     }
-    let Collected { sums, nll, resumed } = match (collected, &resume) {
+    let Collected { sums, nll, resumed, covariance } = match (collected, &resume) {
         (Ok(collected), _) => collected,
         (Err(error), Some(resume)) => {
             if error.is_final() {
@@ -267,26 +284,73 @@ fn collected<'a>(args: &'a Args, model: &Path, input: &Input<'_>, before: Before
         resume.remove();
     }
     let perplexity = Perplexity::of(&[&nll]);
-    Ok(Report { file, chunks: windows.chunks(), perplexity, resumed, written: Some(&args.output) })
+    let covariance = covariances.zip(covariance);
+    Ok(Report { file, chunks: windows.chunks(), perplexity, resumed, written: Some(&args.output), covariance })
+}
+
+/// All that the result of a run depends on, as far as its tokens and their chunks go.
+fn job(kind: &str, args: &Args, input: &Input<'_>, windows: &Windows<'_>) -> anyhow::Result<Job> {
+    let tokens: Vec<u8> = (0..windows.chunks()).flat_map(|c| windows.input(c)).flat_map(u32::to_le_bytes).collect();
+    Ok(Job::new(kind)
+        .with_model(input)?
+        .with("input", &tokens)
+        .with("context", &number(windows.n_ctx()))
+        .with("output", &[args.process_output.into()])
+        .with("device", format!("{:?}", args.common.options().device).as_bytes()))
+}
+
+fn number(n: usize) -> [u8; 8] {
+    (n as u64).to_le_bytes()
+}
+
+/// What is to be collected for `--covariance`. The memory that it takes is taken off the engine's.
+fn covariances(
+    args: &Args,
+    directory: &Path,
+    input: &Input<'_>,
+    opened: &mut Opened<'_>,
+    windows: &Windows<'_>,
+) -> anyhow::Result<covariance::Job> {
+    let needs = Needs::of(&opened.engine, input, args.process_output, [windows.chunks(), windows.n_ctx()]);
+    let experts_apart = needs.experts_apart;
+    let key = job("covariance", args, input, windows)?.with("experts apart", &[experts_apart.into()]).key();
+    let job = covariance::Job { directory: directory.to_owned(), key, experts_apart };
+    needs.check(&job)?;
+    note!("covariances take at most {} in {}", size(needs.files), directory.display());
+    if !experts_apart {
+        note!(
+            "the experts of a layer share one covariance: one for each would take more than a quarter of --max-memory, \
+             or than 2 GiB where that is not given"
+        );
+    }
+    if let Some(limit) = opened.engine.max_memory().filter(|limit| *limit < needs.memory) {
+        warning!(
+            "the covariances of a layer take {} of memory, and --max-memory is {}",
+            size(needs.memory),
+            size(limit)
+        );
+    }
+    opened.engine.reserve(needs.memory);
+    Ok(job)
 }
 
 /// Where the run is kept, unless that is not wanted or cannot be.
-fn resume(args: &Args, input: &Input<'_>, windows: &Windows<'_>) -> anyhow::Result<Option<Resume>> {
+fn resume(
+    args: &Args,
+    input: &Input<'_>,
+    windows: &Windows<'_>,
+    covariances: Option<&covariance::Job>,
+) -> anyhow::Result<Option<Resume>> {
     let regular = !args.output.exists() || args.output.is_file();
     if args.no_checkpoint || !regular {
         return Ok(None);
     }
-    let number = |n: usize| (n as u64).to_le_bytes();
-    let tokens: Vec<u8> = (0..windows.chunks()).flat_map(|c| windows.input(c)).flat_map(u32::to_le_bytes).collect();
     let labels: Vec<u8> = windows.tokens().iter().flat_map(|token| token.to_le_bytes()).collect();
-    let job = Job::new("imatrix")
-        .with_model(input)?
-        .with("input", &tokens)
+    let job = job("imatrix", args, input, windows)?
         .with("text", &labels)
-        .with("context", &number(windows.n_ctx()))
-        .with("output", &[args.process_output.into(), args.no_ppl.into()])
+        .with("no perplexity", &[args.no_ppl.into()])
         .with("group", &number(args.save_frequency))
-        .with("device", format!("{:?}", args.common.options().device).as_bytes());
+        .with("covariance", covariances.map_or(&[], |job| &job.key));
     let path = beside(&args.output, ".resume");
     let (resume, note) = Resume::open(&path, job.key(), Duration::from_secs(args.checkpoint_every))?;
     if let Some(note) = note {
@@ -315,6 +379,7 @@ struct Report<'a> {
     /// The first chunk of the group, and the layers that a former run had done.
     resumed: Option<[usize; 2]>,
     written: Option<&'a Path>,
+    covariance: Option<(covariance::Job, covariance::Written)>,
 }
 
 impl Report<'_> {
@@ -340,6 +405,13 @@ impl Report<'_> {
                     "chunk_count": file.chunk_count,
                     "chunk_size": file.chunk_size,
                     "perplexity": self.perplexity,
+                    "covariance": self.covariance.as_ref().map(|(job, written)| json!({
+                        "directory": job.directory,
+                        "files": written.files,
+                        "tensors": written.tensors,
+                        "bytes": written.bytes,
+                        "experts_apart": job.experts_apart,
+                    })),
                     "resumed": self.resumed.map(|[chunk, layers]| json!({ "chunk": chunk, "layers": layers })),
                     "gaps": gaps,
                     "statistics": statistics,
@@ -366,6 +438,9 @@ impl Report<'_> {
                 file.chunk_size,
                 size(bytes)
             )?;
+            if let Some((job, covariance::Written { files, tensors, bytes })) = &self.covariance {
+                say!("{}: {files} covariances for {tensors} tensors, {}", job.directory.display(), size(*bytes))?;
+            }
             warn(&gaps, SHOWN);
         }
         Ok(())

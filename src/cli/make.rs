@@ -10,6 +10,7 @@ use super::text::say;
 use super::wrong_usage;
 use anyhow::{Context, bail};
 use quantier::convert;
+use quantier::feedback::Rounding;
 use quantier::format::types::GgmlType;
 use quantier::frontier::{Measure, Settings};
 use quantier::input::Input;
@@ -72,6 +73,10 @@ pub struct Common {
     /// Chooses labels and positions
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
+    /// How weights are rounded: feedback (each error made good by the weights beside it: about half the divergence at the same
+    /// size), or reference (each by itself, the bytes of llama-quantize)
+    #[arg(long, value_name = "HOW", default_value = "feedback", value_parser = super::quantize::rounding)]
+    rounding: Rounding,
     /// Tokens in a chunk
     #[arg(short, long, value_name = "N", default_value_t = 512)]
     ctx_size: usize,
@@ -280,6 +285,7 @@ fn go(
     if let (Some(_), Measure::Imatrix) = (&opened, measure) {
         note!("types are chosen by the weighted error of the weights alone. {WEIGHTED}");
     }
+    let rounding = if opened.is_some() { args.rounding } else { Rounding::Reference };
     let frontier_only = files.is_none();
     let Files { compare, refine, variants, publication } = files.unwrap_or_default();
     let job = Job {
@@ -294,6 +300,7 @@ fn go(
             positions: args.score_positions,
             draws: args.draws.max(1),
             seed: args.seed,
+            rounding,
         },
         score_chunks: args.score_chunks,
         directory: directory.to_owned(),

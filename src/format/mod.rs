@@ -5,6 +5,7 @@
 //! larger than the file itself warrants.
 
 pub mod checkpoint;
+pub mod covariance;
 pub mod gguf;
 pub mod imatrix;
 pub mod json;

@@ -15,6 +15,7 @@ mod scores;
 pub(crate) mod sweep;
 
 use crate::evaluate::score::Distribution;
+use crate::feedback::{Feedback, Rounding};
 use crate::format::gguf::{Value, keys};
 use crate::format::imatrix::Imatrix;
 use crate::format::types::GgmlType;
@@ -117,6 +118,9 @@ pub struct Settings {
     pub draws: usize,
     /// Chooses labels and positions.
     pub seed: u64,
+    /// How weights are rounded.
+    #[serde(default)]
+    pub rounding: Rounding,
 }
 
 /// A type that a tensor may take.
@@ -129,6 +133,9 @@ pub struct Choice {
     pub bytes: u64,
     /// What it is predicted to cost, in nats per token.
     pub nats: f64,
+    /// What it would cost if it were rounded as the reference does, where that is not what it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plain_nats: Option<f64>,
 }
 
 /// A tensor that may take several types.
@@ -167,13 +174,14 @@ pub struct Scores {
 pub type Allowed<'a> = &'a dyn Fn(&str, GgmlType) -> bool;
 
 /// Scores every tensor of a model on chunks of text, all of one length. With `resume`, a run that was killed goes on
-/// behind the last layer that it had kept, and comes to the same numbers.
+/// behind the last layer that it had kept, and comes to the same numbers. With `feedback`, types are judged as they are
+/// when rounded with it.
 ///
 /// # Errors
 /// Anything that is not finite, an importance matrix of another model, a model that cannot be run.
 pub fn score(
     (input, engine): (&Input<'_>, &Engine<'_>),
-    imatrix: &Imatrix,
+    (imatrix, feedback): (&Imatrix, Option<&Feedback>),
     chunks: &[Vec<u32>],
     settings: &Settings,
     allowed: Allowed<'_>,
@@ -184,7 +192,7 @@ pub fn score(
         return weighted(input, engine.pool(), imatrix, settings, allowed, progress);
     }
     let importance = importance(input, imatrix)?;
-    let candidates = candidates(input, &importance, settings, allowed);
+    let candidates = candidates(input, (&importance, feedback), settings, allowed);
     let (nats, positions) = match settings.measure {
         Measure::Sweep => sweep::sweep(input, engine, &candidates, chunks, resume, progress)?,
         _ => divergence(input, engine, &candidates, chunks, settings, resume, progress)?,
@@ -205,7 +213,7 @@ pub fn weighted(
     progress: &dyn Progress,
 ) -> Result<Scores> {
     let importance = importance(input, imatrix)?;
-    let candidates = candidates(input, &importance, settings, allowed);
+    let candidates = candidates(input, (&importance, None), settings, allowed);
     let mut errors = Nats::new();
     progress.begin(candidates.len() as u64, Unit::Steps);
     for (name, candidate) in &candidates {
@@ -235,7 +243,7 @@ pub fn guess(
         .filter(|t| has_importance(&t.info.name))
         .map(|t| (t.info.name.to_string(), Vec::new()))
         .collect();
-    let candidates = candidates(input, &with, settings, allowed);
+    let candidates = candidates(input, (&with, None), settings, allowed);
     let of = |(name, candidate): (&&str, &Candidate<'_>)| {
         let weights = candidate.tensor.info.shape.elements() as f64;
         let of_type = |codec: &&'static Codec| weights * 0.25f64.powf(codec.ggml_type.bpw());
@@ -248,7 +256,7 @@ pub fn guess(
 /// The tensors that may take several types, and which.
 fn candidates<'a>(
     input: &'a Input<'_>,
-    importance: &'a BTreeMap<String, Vec<f32>>,
+    (importance, feedback): (&'a BTreeMap<String, Vec<f32>>, Option<&'a Feedback>),
     settings: &Settings,
     allowed: Allowed<'_>,
 ) -> BTreeMap<&'a str, Candidate<'a>> {
@@ -263,7 +271,7 @@ fn candidates<'a>(
         let unwise = |t| requires_imatrix(Role::of(name), t, None);
         let mut types = scores::possible(&settings.types, tensor, importance.is_some(), unwise);
         types.retain(|codec| codec.ggml_type != info.ggml_type && allowed(name, codec.ggml_type));
-        Some((name, Candidate { tensor, importance, types }))
+        Some((name, Candidate { tensor, importance, types, feedback }))
     };
     input.tensors.iter().filter_map(of).collect()
 }
@@ -292,14 +300,20 @@ fn collected(
 fn scored(tensor: &Tensor<'_>, candidate: &Candidate<'_>, nats: Option<&Vec<f64>>, allowed: Allowed<'_>) -> Scored {
     let info = &tensor.info;
     let bytes = |t: GgmlType| t.row_bytes(info.shape.row_len()).unwrap_or(0) * info.shape.rows();
-    let mut choices = vec![Choice { ggml_type: info.ggml_type, bytes: info.bytes(), nats: 0.0 }];
-    for (codec, nats) in candidate.types.iter().zip(nats.into_iter().flatten()) {
-        choices.push(Choice { ggml_type: codec.ggml_type, bytes: bytes(codec.ggml_type), nats: *nats });
+    let choice = |ggml_type, bytes, nats| Choice { ggml_type, bytes, nats, plain_nats: None };
+    let mut choices = vec![choice(info.ggml_type, info.bytes(), 0.0)];
+    if let Some(nats) = nats {
+        // With error feedback, behind them what they would be without.
+        let (nats, plain) = nats.split_at(candidate.types.len().min(nats.len()));
+        for (i, (codec, nats)) in candidate.types.iter().zip(nats).enumerate() {
+            let choice = choice(codec.ggml_type, bytes(codec.ggml_type), *nats);
+            choices.push(Choice { plain_nats: plain.get(i).copied(), ..choice });
+        }
     }
     if nats.is_none() {
         let others = candidate.types.iter().map(|codec| codec.ggml_type);
         let only = only_choice(&info.name, info.ggml_type, others, allowed);
-        choices = vec![Choice { ggml_type: only, bytes: bytes(only), nats: 0.0 }];
+        choices = vec![choice(only, bytes(only), 0.0)];
     }
     Scored {
         name: info.name.to_string(),
@@ -380,7 +394,7 @@ fn divergence(
         mean.iter_mut().zip(sums).for_each(|(mean, sum)| *mean += sum / per as f64);
         Ok(())
     };
-    let fits = |name: &str, types: usize| candidates.get(name).is_some_and(|c| c.types.len() == types);
+    let fits = |name: &str, numbers: usize| candidates.get(name).is_some_and(|c| c.numbers() == numbers);
     let found = resume.and_then(Resume::take).and_then(|left| {
         let nats = kept::unpack(left.extra()).filter(|nats| nats.iter().all(|(name, of)| fits(name, of.len())))?;
         Some((nats, left))

@@ -10,6 +10,7 @@
 //! once by the inputs; every draw is then a sum of products.
 
 use super::{Error, Result};
+use crate::feedback::{Feedback, Inputs, Proof};
 use crate::format::types::GgmlType;
 use crate::input::{Input, Tensor};
 use crate::model::backward::{Embedded, Met};
@@ -19,9 +20,12 @@ use crate::quant::Codec;
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// Rows of a matrix that are quantized and multiplied at a time.
 const BAND_ROWS: u64 = 64;
+/// Errors that are kept of a type: the reference's, and those that are left.
+const ERRORS: usize = 2;
 /// Rows of activations that are multiplied at a time.
 const BLOCK_ROWS: usize = 256;
 
@@ -39,34 +43,53 @@ pub(super) struct Candidate<'a> {
     /// One importance weight per column, for each matrix after another.
     pub(super) importance: Option<&'a [f32]>,
     pub(super) types: Vec<&'static Codec>,
+    /// What is known of the inputs of matrices, if types are rounded with error feedback.
+    pub(super) feedback: Option<&'a Feedback>,
 }
 
 /// A band of rows of one matrix.
-struct Band {
+struct Band<'i> {
     /// Number of its first row within the matrix.
     first: usize,
     columns: usize,
     weights: Vec<f32>,
+    /// Errors are fed back with what is known of these.
+    inputs: Option<&'i Inputs>,
 }
 
-impl Band {
+impl Band<'_> {
     /// What a type makes of the weights. A band can take seconds in the slowest types: who wants to stop is heard between
-    /// rows.
+    /// rows, or before a band with error feedback.
     fn rounded(
         &self,
         codec: &Codec,
         importance: Option<&[f32]>,
         (bytes, out): (&mut Vec<u8>, &mut [f32]),
         progress: &dyn Progress,
-    ) -> Result<()> {
+    ) -> Result<Proof> {
         let row_bytes = codec.ggml_type.row_bytes(self.columns as u64).unwrap_or(0) as usize;
+        if let Some(inputs) = self.inputs.filter(|_| codec.takes_feedback()) {
+            go_on(progress)?;
+            bytes.resize(self.weights.len() / self.columns * row_bytes, 0);
+            let proof = inputs.round(codec, importance, &self.weights, bytes);
+            if std::env::var_os("QX_PLAIN").is_some() {
+                let mut b = vec![0u8; row_bytes];
+                for (w, o) in self.weights.chunks_exact(self.columns).zip(out.chunks_exact_mut(self.columns)) {
+                    codec.quantize_row(w, importance, &mut b);
+                    codec.dequantize_row(&b, o);
+                }
+                return Ok(proof);
+            }
+            codec.dequantize_row(bytes, out);
+            return Ok(proof);
+        }
         bytes.resize(row_bytes, 0);
         for (weights, out) in self.weights.chunks_exact(self.columns).zip(out.chunks_exact_mut(self.columns)) {
             go_on(progress)?;
             codec.quantize_row(weights, importance, bytes);
             codec.dequantize_row(bytes, out);
         }
-        Ok(())
+        Ok(Proof::default())
     }
 
     /// The same less the weights.
@@ -76,11 +99,11 @@ impl Band {
         importance: Option<&[f32]>,
         (bytes, out): (&mut Vec<u8>, &mut Vec<f32>),
         progress: &dyn Progress,
-    ) -> Result<()> {
+    ) -> Result<Proof> {
         out.resize(self.weights.len(), 0.0);
-        self.rounded(codec, importance, (bytes, out), progress)?;
+        let proof = self.rounded(codec, importance, (bytes, out), progress)?;
         out.iter_mut().zip(&self.weights).for_each(|(out, w)| *out -= w);
-        Ok(())
+        Ok(proof)
     }
 }
 
@@ -89,10 +112,10 @@ impl Candidate<'_> {
     fn bands(
         &self,
         input: &Input<'_>,
-        rows: Range<u64>,
+        (rows, inputs): (Range<u64>, Option<&Inputs>),
         len: usize,
         progress: &dyn Progress,
-        see: impl Fn(Band) -> Result<Vec<f64>> + Sync,
+        see: impl Fn(Band<'_>) -> Result<Vec<f64>> + Sync,
     ) -> Result<Vec<f64>> {
         let info = &self.tensor.info;
         let columns = info.shape.row_len() as usize;
@@ -113,7 +136,8 @@ impl Candidate<'_> {
                     let weights_len = raw.len() / info.ggml_type.block_bytes() * info.ggml_type.block_len();
                     let mut weights = vec![0.0f32; weights_len];
                     decoder.dequantize_row(raw, &mut weights);
-                    see(Band { first: (start - first) as usize + i * BAND_ROWS as usize, columns, weights })
+                    let first = (start - first) as usize + i * BAND_ROWS as usize;
+                    see(Band { first, columns, weights, inputs })
                 })
                 .collect();
             for sums in sums? {
@@ -130,6 +154,15 @@ impl Candidate<'_> {
         (matrix as u64 * rows..(matrix as u64 + 1) * rows, importance)
     }
 
+    /// What is known of what a matrix is multiplied by, if errors are fed back.
+    fn inputs(&self, matrix: usize) -> Result<Option<Arc<Inputs>>> {
+        let info = &self.tensor.info;
+        let Some(feedback) = self.feedback.filter(|_| self.types.iter().any(|t| t.takes_feedback())) else {
+            return Ok(None);
+        };
+        Ok(feedback.inputs(&info.name, matrix, info.shape.row_len() as usize)?)
+    }
+
     /// What a type makes of all weights, in the order of the file.
     pub(super) fn in_type(&self, input: &Input<'_>, codec: &Codec, progress: &dyn Progress) -> Result<Vec<f32>> {
         let info = &self.tensor.info;
@@ -140,20 +173,24 @@ impl Candidate<'_> {
         let mut buffer = Vec::new();
         for (matrix, all) in all.chunks_mut(columns * info.shape.four()[1] as usize).enumerate() {
             let (rows, importance) = self.matrix(matrix);
+            let inputs = self.inputs(matrix)?;
+            let inputs = inputs.as_deref();
             let raw = input.read(self.tensor, rows, &mut buffer)?;
             let band = BAND_ROWS as usize;
             let bands = raw.par_chunks(row_bytes * band).zip(all.par_chunks_mut(columns * band));
             bands.try_for_each(|(raw, out)| {
                 let mut weights = vec![0.0f32; out.len()];
                 decoder.dequantize_row(raw, &mut weights);
-                Band { first: 0, columns, weights }.rounded(codec, importance, (&mut Vec::new(), out), progress)
+                let band = Band { first: 0, columns, weights, inputs };
+                band.rounded(codec, importance, (&mut Vec::new(), out), progress).map(|_| ())
             })?;
         }
         Ok(all)
     }
 
     /// The sum of `u^2 / 2` over positions, averaged over draws, for each type; with what errors at different positions
-    /// have in common if `met` has the `whole` of each chunk.
+    /// have in common if `met` has the `whole` of each chunk. With error feedback, what it would be for each type without
+    /// follows.
     pub(super) fn of_matrix(
         &self,
         input: &Input<'_>,
@@ -167,16 +204,19 @@ impl Candidate<'_> {
         let positions: usize = met.pieces.iter().map(|piece| piece.inputs.len() / n).sum();
         // An expert that none of the positions reached.
         if draws * positions == 0 {
-            return Ok(vec![0.0; self.types.len()]);
+            return Ok(vec![0.0; self.numbers()]);
         }
-        // By type, then piece, then draw, then position.
+        // By type, then piece, then draw, then position; behind them errors on held-out inputs.
         let len = self.types.len() * draws * positions;
-        let u = self.bands(input, rows, len, progress, |band| {
+        let inputs = self.inputs(met.matrix)?;
+        let all = len + self.types.len() * ERRORS;
+        let mut u = self.bands(input, (rows, inputs.as_deref()), all, progress, |band| {
             let (mut bytes, mut change, mut product) = (Vec::new(), Vec::new(), Vec::new());
             let wide = band.weights.len() / n;
-            let mut u = Vec::with_capacity(len);
+            let (mut u, mut errors) = (Vec::with_capacity(all), Vec::new());
             for codec in &self.types {
-                band.change(codec, importance, (&mut bytes, &mut change), progress)?;
+                let proof = band.change(codec, importance, (&mut bytes, &mut change), progress)?;
+                errors.extend([proof.reference, proof.taken]);
                 for piece in &met.pieces {
                     go_on(progress)?;
                     let rows = piece.inputs.len() / n;
@@ -188,8 +228,10 @@ impl Candidate<'_> {
                     }
                 }
             }
+            u.append(&mut errors);
             Ok(u)
         })?;
+        let errors = u.split_off(len);
         let mut squares: Vec<f64> = u.chunks(draws * positions).map(|u| u.iter().map(|u| u * u).sum()).collect();
         if whole {
             let of_type = |u: &[f64]| -> f64 {
@@ -208,7 +250,30 @@ impl Candidate<'_> {
             in_common(&mut squares, &sums, met.pieces.len() * draws);
         }
         squares.iter_mut().for_each(|sum| *sum /= (2 * draws) as f64);
-        Ok(squares)
+        Ok(self.with_plain(squares, &errors))
+    }
+
+    /// How many numbers are found: what each type costs, and with error feedback what it would cost without.
+    pub(super) fn numbers(&self) -> usize {
+        self.types.len() * if self.feedback.is_some() { 2 } else { 1 }
+    }
+
+    /// With error feedback, appends what types would cost without: more by as much as errors on held-out inputs are.
+    fn with_plain(&self, mut nats: Vec<f64>, errors: &[f64]) -> Vec<f64> {
+        if self.feedback.is_some() {
+            let ratio = |errors: &[f64]| if errors[1] > 0.0 { errors[0] / errors[1] } else { 1.0 };
+            let plain: Vec<f64> = nats.iter().zip(errors.chunks(ERRORS)).map(|(n, errors)| n * ratio(errors)).collect();
+            if std::env::var_os("QX_PLAIN").is_some() {
+                let fed: Vec<f64> = nats
+                    .iter()
+                    .zip(errors.chunks(ERRORS))
+                    .map(|(n, e)| if e[0] > 0.0 { n * e[1] / e[0] } else { *n })
+                    .collect();
+                return fed.into_iter().chain(nats).collect();
+            }
+            nats.extend(plain);
+        }
+        nats
     }
 
     /// The same for the output matrix: half the variance of the change of the logits. `rows` are what it is multiplied
@@ -224,11 +289,14 @@ impl Candidate<'_> {
         let (n, positions) = (self.tensor.info.shape.row_len() as usize, log_z.len());
         // First and second moment of the change, by type, then position.
         let len = self.types.len() * positions * 2;
-        let moments = self.bands(input, rows, len, progress, |band| {
+        let known = self.inputs(0)?;
+        let all = len + self.types.len() * ERRORS;
+        let mut moments = self.bands(input, (rows, known.as_deref()), all, progress, |band| {
             let (mut bytes, mut change) = (Vec::new(), Vec::new());
             let (mut logits, mut product) = (Vec::new(), Vec::new());
             let wide = band.weights.len() / n;
             let mut moments = vec![0.0f64; len];
+            let mut errors = Vec::new();
             // Probabilities and slopes of the logits, for all positions: [positions, wide].
             let mut weighted = Vec::with_capacity(positions * wide);
             for (block, log_z) in inputs.chunks(BLOCK_ROWS * n).zip(log_z.chunks(BLOCK_ROWS)) {
@@ -243,7 +311,8 @@ impl Candidate<'_> {
                 }
             }
             for (codec, moments) in self.types.iter().zip(moments.chunks_exact_mut(positions * 2)) {
-                band.change(codec, importance, (&mut bytes, &mut change), progress)?;
+                let proof = band.change(codec, importance, (&mut bytes, &mut change), progress)?;
+                errors.extend([proof.reference, proof.taken]);
                 let blocks = inputs.chunks(BLOCK_ROWS * n).zip(weighted.chunks(BLOCK_ROWS * wide));
                 for ((block, weighted), moments) in blocks.zip(moments.chunks_mut(BLOCK_ROWS * 2)) {
                     go_on(progress)?;
@@ -262,10 +331,12 @@ impl Candidate<'_> {
                     }
                 }
             }
+            moments.append(&mut errors);
             Ok(moments)
         })?;
+        let errors = moments.split_off(len);
         let of_type = |m: &[f64]| m.chunks_exact(2).map(|m| (m[1] - m[0] * m[0]).max(0.0) / 2.0).sum::<f64>();
-        Ok(moments.chunks(positions * 2).map(of_type).collect())
+        Ok(self.with_plain(moments.chunks(positions * 2).map(of_type).collect(), &errors))
     }
 
     /// The same for the embedding: each row is met by its token only.
@@ -292,7 +363,7 @@ impl Candidate<'_> {
             let mut buffer = Vec::new();
             let mut weights = vec![0.0f32; columns];
             decoder.dequantize_row(input.read(self.tensor, *row..*row + 1, &mut buffer)?, &mut weights);
-            let band = Band { first: 0, columns, weights };
+            let band = Band { first: 0, columns, weights, inputs: None };
             let (mut bytes, mut change) = (Vec::new(), Vec::new());
             let mut found = vec![0.0f64; types * (1 + sequences)];
             for (i, codec) in self.types.iter().enumerate() {
@@ -318,7 +389,9 @@ impl Candidate<'_> {
         let of_type = |u: &[f64]| u.iter().map(|u| u * u).sum::<f64>();
         let sums: Vec<f64> = sums.chunks(sequences.max(1)).map(of_type).collect();
         in_common(squares, &sums, sequences);
-        Ok(squares.iter().map(|sum| sum / (2 * draws.max(1)) as f64).collect())
+        let nats = squares.iter().map(|sum| sum / (2 * draws.max(1)) as f64).collect();
+        // Of the inputs of an embedding nothing is known: there are none.
+        Ok(self.with_plain(nats, &vec![1.0; types * ERRORS]))
     }
 
     /// The error of the weights alone: the sum of the squares of the changes, each times its column's importance weight,
@@ -335,7 +408,7 @@ impl Candidate<'_> {
                 };
                 rows.chunks_exact(columns).map(of_row).sum()
             };
-            let sums = self.bands(input, rows, total.len(), progress, |band| {
+            let sums = self.bands(input, (rows, None), total.len(), progress, |band| {
                 let (mut bytes, mut change) = (Vec::new(), Vec::new());
                 let mut sums = vec![of_rows(&band.weights, band.columns)];
                 for codec in &self.types {

@@ -15,6 +15,7 @@ use super::kept::{self, Nats};
 use super::scores::{Candidate, go_on};
 use super::{Error, Result};
 use crate::evaluate::score::{Distribution, compare};
+use crate::feedback::Feedback;
 use crate::format::imatrix::Imatrix;
 use crate::format::types::GgmlType;
 use crate::input::Input;
@@ -143,7 +144,7 @@ pub(crate) fn divergence(
 pub(crate) fn rounded(
     input: &Input<'_>,
     engine: &Engine<'_>,
-    imatrix: &Imatrix,
+    (imatrix, feedback): (&Imatrix, Option<&Feedback>),
     name: &str,
     ggml_type: GgmlType,
     progress: &dyn Progress,
@@ -152,7 +153,7 @@ pub(crate) fn rounded(
     let tensor = input.tensors.iter().find(of).zip(Codec::of(ggml_type));
     let (tensor, codec) = tensor.ok_or_else(|| Error::NoWeights(name.to_owned()))?;
     let means = imatrix.entries.get(name).map(|entry| entry.means());
-    let candidate = Candidate { tensor, importance: means.as_deref(), types: Vec::new() };
+    let candidate = Candidate { tensor, importance: means.as_deref(), types: vec![codec], feedback };
     let weights = engine.pool().install(|| candidate.in_type(input, codec, progress))?;
     Ok(Replaced { name: name.to_owned(), weights: Arc::new(weights) })
 }

@@ -10,16 +10,15 @@
 
 use super::collected;
 use super::sums::{self, Sums};
+use crate::covariance::{self, Recorder};
 use crate::evaluate::score::{self, Distribution};
 use crate::evaluate::windows::Windows;
 use crate::format;
 use crate::format::checkpoint::{Checkpoint, Packer, Unpacker};
-use crate::model::{self, Engine, Get, Hidden, LOGIT_ROWS, Observer, Put, Seen};
+use crate::model::{self, Engine, Get, Hidden, LOGIT_ROWS, Observer, Put, Seen, in_order};
 use crate::progress::{Progress, Unit};
 use crate::resume::Resume;
-use rayon::prelude::*;
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Why nothing could be collected. Chunks are counted from 0, from the beginning of the text.
@@ -62,6 +61,9 @@ pub enum Error {
     /// A snapshot could not be written.
     #[error(transparent)]
     Snapshot(format::Error),
+    /// Covariances cannot be kept.
+    #[error(transparent)]
+    Covariance(format::Error),
 }
 
 impl Error {
@@ -70,6 +72,7 @@ impl Error {
         !matches!(
             self,
             Error::Snapshot(_)
+                | Error::Covariance(_)
                 | Error::Model(
                     model::Error::Cancelled
                         | model::Error::Spill(_)
@@ -105,6 +108,8 @@ pub struct Options<'o> {
     pub first_chunk: usize,
     /// Where the run is kept, and what a former one has left.
     pub resume: Option<&'o Resume>,
+    /// Whether covariances are summed too, of the same chunks; not with snapshots.
+    pub covariance: Option<&'o covariance::Job>,
 }
 
 /// What was collected.
@@ -115,6 +120,8 @@ pub struct Collected {
     pub nll: Vec<f64>,
     /// Where a former run had come to: the first chunk of a group, and layers that it had done.
     pub resumed: Option<[usize; 2]>,
+    /// Covariances that were written.
+    pub covariance: Option<covariance::Written>,
 }
 
 /// Sums of the squares of all that the matrices meet.
@@ -123,7 +130,8 @@ pub struct Collected {
 /// chunk, then added in f64 in the order of the chunks.
 ///
 /// # Errors
-/// A model that cannot be run, activations that are not finite, a snapshot that cannot be written.
+/// A model that cannot be run, activations that are not finite, a snapshot or a covariance that cannot be written, a
+/// directory with covariances of another job.
 pub fn collect(
     engine: &Engine<'_>,
     windows: &Windows<'_>,
@@ -132,8 +140,18 @@ pub fn collect(
 ) -> Result<Collected, Error> {
     let all = windows.chunks();
     let group = options.snapshots.map_or(all, |(chunks, _)| chunks.clamp(1, all));
+    if options.covariance.is_some() && group < all {
+        let what = "covariances are summed over all chunks, layer by layer: not together with snapshots";
+        return Err(model::Error::Model(what.into()).into());
+    }
+    let recorder = options.covariance.map(|job| Recorder::new(job, all)).transpose().map_err(Error::Covariance)?;
     let found = options.resume.and_then(Resume::take);
     let found = found.and_then(|checkpoint| Found::of(checkpoint, windows, group, engine.hyper.layers));
+    // Layers whose covariances are not there any more have to be done again.
+    let found = found.filter(|found| recorder.as_ref().is_none_or(|recorder| recorder.resume(&found.files)));
+    if let (None, Some(recorder)) = (&found, &recorder) {
+        recorder.begin().map_err(Error::Covariance)?;
+    }
     let resumed = found.as_ref().map(|found| [found.start, found.checkpoint.done()]);
     let mut first = 0;
     let mut collector = Collector {
@@ -146,8 +164,9 @@ pub fn collect(
         failed: Mutex::default(),
         nll: Vec::new(),
         found: Mutex::default(),
+        recorder,
     };
-    if let Some(Found { start, sums, nll, checkpoint }) = found {
+    if let Some(Found { start, sums, nll, checkpoint, .. }) = found {
         (first, collector.nll) = (start, nll);
         collector.turn.get_mut().unwrap_or_else(PoisonError::into_inner).total = sums;
         collector.found = Mutex::new(Some(checkpoint));
@@ -161,7 +180,8 @@ pub fn collect(
         }
     }
     let turn = collector.turn.into_inner().unwrap_or_else(PoisonError::into_inner);
-    Ok(Collected { sums: turn.total, nll: collector.nll, resumed })
+    let covariance = collector.recorder.map(Recorder::finish).transpose().map_err(Error::Covariance)?;
+    Ok(Collected { sums: turn.total, nll: collector.nll, resumed, covariance })
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -183,6 +203,7 @@ struct Collector<'o> {
     nll: Vec<f64>,
     /// What a former run has left.
     found: Mutex<Option<Checkpoint>>,
+    recorder: Option<Recorder<'o>>,
 }
 
 #[derive(Default)]
@@ -247,25 +268,21 @@ impl Collector<'_> {
             true => windows.labels(self.start + chunk),
             false => &[],
         };
-        // Of several errors the first chunk's is told; chunks behind it are not needed any more.
-        let failed = AtomicUsize::new(usize::MAX);
-        let one = |chunk: usize| -> Result<Vec<f64>, Error> {
+        let nll: Vec<Mutex<Vec<f64>>> = (0..self.chunks.len()).map(|_| Mutex::default()).collect();
+        // In their order, since what a chunk brings waits for those before it.
+        let one = |chunk: usize| -> Result<(), Error> {
             if progress.cancelled() {
                 return Err(model::Error::Cancelled.into());
             }
-            if chunk > failed.load(Ordering::Relaxed) {
-                return Ok(Vec::new());
-            }
-            let nll = self.output(&head, &hidden, chunk, scored.start - keep.start, labels(chunk));
-            if nll.is_err() {
-                failed.fetch_min(chunk, Ordering::Relaxed);
-            }
+            *lock(&nll[chunk]) = self.output(&head, &hidden, chunk, scored.start - keep.start, labels(chunk))?;
             progress.advance(1);
-            nll
+            Ok(())
         };
-        let found: Vec<Result<_, _>> =
-            engine.pool().install(|| (0..self.chunks.len()).into_par_iter().map(one).collect());
-        self.nll.extend(found.into_iter().collect::<Result<Vec<_>, _>>()?.concat());
+        engine.pool().install(|| {
+            in_order(self.chunks.len(), one)?;
+            self.recorder.as_ref().map_or(Ok(()), Recorder::layer_done).map_err(Error::Covariance)
+        })?;
+        self.nll.extend(nll.into_iter().flat_map(|nll| nll.into_inner().unwrap_or_else(PoisonError::into_inner)));
         Ok(())
     }
 
@@ -327,6 +344,9 @@ impl Observer for Collector<'_> {
         let mut met = lock(&self.chunks[seen.chunk]);
         met.last.clear();
         met.last.push_str(seen.name);
+        if let Some(recorder) = self.recorder.as_ref().filter(|_| covariance::wanted(seen.name, self.process_output)) {
+            recorder.input(&seen);
+        }
         if seen.matrices == 1 && !collected(seen.name, self.process_output) {
             return;
         }
@@ -341,7 +361,12 @@ impl Observer for Collector<'_> {
         if lock(&self.failed).is_none() {
             let sums = std::mem::take(&mut lock(&self.chunks[chunk]).sums);
             match lock(&self.turn).take(chunk, sums) {
-                Ok(()) => return Ok(()),
+                Ok(()) => {
+                    if let Some(recorder) = &self.recorder {
+                        recorder.chunk_done(chunk);
+                    }
+                    return Ok(());
+                }
                 Err((chunk, error)) => self.fail(chunk, error),
             }
         }
@@ -349,8 +374,9 @@ impl Observer for Collector<'_> {
         Err(model::Error::Cancelled)
     }
 
-    fn layer_done(&self, _: usize) {
+    fn layer_done(&self, _: usize) -> model::Result<()> {
         lock(&self.turn).next = 0;
+        Ok(self.recorder.as_ref().map_or(Ok(()), Recorder::layer_done)?)
     }
 
     fn resume(&self, put: Put<'_>) -> model::Result<usize> {
@@ -363,7 +389,8 @@ impl Observer for Collector<'_> {
 
     fn keep(&self, done: usize, get: Get<'_>) -> model::Result<()> {
         let Some(resume) = self.resume.filter(|resume| resume.due()) else { return Ok(()) };
-        let packed = pack(self.start, &lock(&self.turn).total, &self.nll);
+        let files = self.recorder.as_ref().map_or(Vec::new(), Recorder::files);
+        let packed = pack(self.start, &lock(&self.turn).total, &self.nll, &files);
         resume.save(done, &packed, [self.chunks.len(), self.length], get)
     }
 }
@@ -373,30 +400,38 @@ struct Found {
     start: usize,
     sums: Sums,
     nll: Vec<f64>,
+    /// Names and checksums of the covariances of the layers that are done.
+    files: Files,
     checkpoint: Checkpoint,
 }
+
+type Files = Vec<(String, String)>;
 
 impl Found {
     /// `None` if it does not fit this run, which the key rules out.
     fn of(checkpoint: Checkpoint, windows: &Windows<'_>, group: usize, layers: usize) -> Option<Found> {
-        let (start, sums, nll) = unpack(checkpoint.extra())?;
+        let (start, sums, nll, files) = unpack(checkpoint.extra())?;
         let chunks = windows.chunks().checked_sub(start).filter(|left| *left > 0)?.min(group);
         let fits = start % group == 0 && checkpoint.shape()[0] == chunks && (1..=layers).contains(&checkpoint.done());
-        fits.then_some(Found { start, sums, nll, checkpoint })
+        fits.then_some(Found { start, sums, nll, files, checkpoint })
     }
 }
 
-fn pack(start: usize, sums: &Sums, nll: &[f64]) -> Vec<u8> {
+fn pack(start: usize, sums: &Sums, nll: &[f64], files: &Files) -> Vec<u8> {
     let mut packed = Packer::default();
     packed.number(start).list(nll.iter().map(|x| x.to_le_bytes())).number(sums.tensors.len());
     for (name, tensor) in &sums.tensors {
         packed.text(name).list(tensor.sums.iter().map(|x| x.to_le_bytes()));
         packed.list(tensor.counts.iter().map(|x| x.to_le_bytes()));
     }
+    packed.number(files.len());
+    for (name, checksum) in files {
+        packed.text(name).text(checksum);
+    }
     packed.0
 }
 
-fn unpack(bytes: &[u8]) -> Option<(usize, Sums, Vec<f64>)> {
+fn unpack(bytes: &[u8]) -> Option<(usize, Sums, Vec<f64>, Files)> {
     let mut fields = Unpacker(bytes);
     let (start, nll) = (fields.number()?, fields.list(f64::from_le_bytes)?);
     let mut sums = Sums::default();
@@ -405,7 +440,11 @@ fn unpack(bytes: &[u8]) -> Option<(usize, Sums, Vec<f64>)> {
         let (values, counts) = (fields.list(f64::from_le_bytes)?, fields.list(i64::from_le_bytes)?);
         sums.tensors.insert(name, sums::TensorSums { sums: values, counts });
     }
-    fields.0.is_empty().then_some((start, sums, nll))
+    let mut files = Files::new();
+    for _ in 0..fields.number()? {
+        files.push((fields.text()?.to_owned(), fields.text()?.to_owned()));
+    }
+    fields.0.is_empty().then_some((start, sums, nll, files))
 }
 
 #[cfg(test)]
@@ -434,8 +473,9 @@ mod tests {
         let mut sums = Sums::default();
         sums.add_rows("blk.0.ffn_up_exps.weight", [1, 3], &[0.1, 0.2, 0.3, 0.4], 2).unwrap();
         sums.add_rows("blk.0.attn_q.weight", [0, 1], &[1e-30, 0.2], 2).unwrap();
-        let packed = pack(8, &sums, &[0.1, 2.0]);
-        assert_eq!(unpack(&packed), Some((8, sums, vec![0.1, 2.0])));
+        let files = vec![("blk.0.attn_q.gguf".to_owned(), "ab".to_owned())];
+        let packed = pack(8, &sums, &[0.1, 2.0], &files);
+        assert_eq!(unpack(&packed), Some((8, sums, vec![0.1, 2.0], files)));
         for cut in 0..packed.len() {
             assert_eq!(unpack(&packed[..cut]), None, "cut at {cut}");
         }

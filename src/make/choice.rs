@@ -1,6 +1,7 @@
 //! From scores to recipes, and from recipes to files.
 
 use super::{Error, Job, Opened, Result};
+use crate::feedback::{Feedback, Proved, Rounding};
 use crate::format::checkpoint::Key;
 use crate::format::gguf::{DEFAULT_ALIGNMENT, Value, keys};
 use crate::format::types::GgmlType;
@@ -224,14 +225,21 @@ fn problem(input: &Input<'_>, scores: &Scores) -> Problem {
     Problem { items, fixed_bytes, fixed_weights }
 }
 
+fn plain(choice: &crate::frontier::Choice) -> f64 {
+    choice.plain_nats.unwrap_or(choice.nats)
+}
+
 /// The presets that this model can have with this importance matrix, by rising size.
 fn presets(input: &Input<'_>, job: &Job, scores: &Scores, imatrix: Option<&Path>) -> Vec<Preset> {
     let padded = padding(input);
     let nats: BTreeMap<(&str, GgmlType), f64> =
-        scores.tensors.iter().flat_map(|t| t.choices.iter().map(|c| ((&*t.name, c.ggml_type), c.nats))).collect();
+        scores.tensors.iter().flat_map(|t| t.choices.iter().map(|c| ((&*t.name, c.ggml_type), plain(c)))).collect();
+    // As llama-quantize rounds.
+    let rounding = Rounding::Reference;
     let of = |file_type: FileType| {
         let wishes = Wishes { file_type: Some(file_type), ..Wishes::default() };
-        let job = request(job, imatrix, vec![OutputRequest { path: job.directory.join("preset"), wishes }]);
+        let path = job.directory.join("preset");
+        let job = request(job, (imatrix, None), vec![OutputRequest { path, wishes, rounding }]);
         let plan = quantize::Plan::new(input, &job).ok()?;
         let output = plan.outputs.first()?;
         if imatrix.is_some() && output.imatrix_missing().next().is_some() {
@@ -251,7 +259,11 @@ fn presets(input: &Input<'_>, job: &Job, scores: &Scores, imatrix: Option<&Path>
     presets
 }
 
-fn request(job: &Job, imatrix: Option<&Path>, outputs: Vec<OutputRequest>) -> quantize::Job {
+fn request(
+    job: &Job,
+    (imatrix, covariance): (Option<&Path>, Option<&Path>),
+    outputs: Vec<OutputRequest>,
+) -> quantize::Job {
     // The path of this machine is nobody's business: the file lies beside the outputs.
     let of = |path: &Path| {
         let shown = path.file_name().map(|name| name.to_string_lossy().into_owned());
@@ -260,6 +272,7 @@ fn request(job: &Job, imatrix: Option<&Path>, outputs: Vec<OutputRequest>) -> qu
     quantize::Job {
         outputs,
         imatrix: imatrix.map(of),
+        covariance: covariance.map(Path::to_owned),
         allow_requantize: job.allow_requantize,
         threads: job.threads,
         ..quantize::Job::default()
@@ -272,11 +285,32 @@ fn bytes_of(imatrix: &Path) -> Result<Vec<u8>> {
 }
 
 /// Under which name and key it is kept that a file is written.
-fn kept_as(input: &Input<'_>, chosen: &Chosen, imatrix: &[u8]) -> Result<(String, Key)> {
+fn kept_as(input: &Input<'_>, chosen: &Chosen, imatrix: &[u8], covariance: Option<Key>) -> Result<(String, Key)> {
     let key = crate::resume::Job::new("make: file").with_model(input)?;
+    let key = key.with("covariance", covariance.as_ref().map_or(&[][..], |key| key));
     let key = key.with("recipe", Choices::recipe_text(chosen).as_bytes());
     let key = key.with("label", chosen.label.name().as_bytes()).with("imatrix", imatrix).key();
     Ok((chosen.path.file_name().unwrap_or_default().to_string_lossy().into_owned(), key))
+}
+
+/// Under which name it is kept what rounding with error feedback did to a file.
+fn rounded_as(name: &str) -> String {
+    format!("{name}.rounding")
+}
+
+/// What rounding with error feedback did to each file, tensor by tensor.
+pub(super) fn proved(
+    input: &Input<'_>,
+    choices: &Choices,
+    (imatrix, feedback): (&Path, Option<&Feedback>),
+    kept: &super::Kept,
+) -> Result<Vec<Vec<Proved>>> {
+    let imatrix = bytes_of(imatrix)?;
+    let of = |chosen: &Chosen| {
+        let (name, key) = kept_as(input, chosen, &imatrix, feedback.map(|feedback| *feedback.key()))?;
+        Ok(kept.read(&rounded_as(&name), &key).unwrap_or_default())
+    };
+    choices.chosen.iter().map(of).collect()
 }
 
 fn is_there(chosen: &Chosen, kept: &super::Kept, name: &str, key: &Key) -> bool {
@@ -284,11 +318,16 @@ fn is_there(chosen: &Chosen, kept: &super::Kept, name: &str, key: &Key) -> bool 
 }
 
 /// How many of the files an earlier run has written.
-pub(super) fn written(input: &Input<'_>, choices: &Choices, imatrix: &Path, kept: &super::Kept) -> Result<usize> {
+pub(super) fn written(
+    input: &Input<'_>,
+    choices: &Choices,
+    (imatrix, covariance): (&Path, Option<Key>),
+    kept: &super::Kept,
+) -> Result<usize> {
     let imatrix = bytes_of(imatrix)?;
     let mut written = 0;
     for chosen in &choices.chosen {
-        let (name, key) = kept_as(input, chosen, &imatrix)?;
+        let (name, key) = kept_as(input, chosen, &imatrix, covariance)?;
         written += usize::from(is_there(chosen, kept, &name, &key));
     }
     Ok(written)
@@ -300,24 +339,29 @@ pub(super) fn write(
     input: &Input<'_>,
     job: &Job,
     choices: &Choices,
-    imatrix: &Path,
+    (imatrix, feedback): (&Path, Option<&Feedback>),
     more: Vec<OutputRequest>,
     kept: &super::Kept,
     progress: &dyn Progress,
 ) -> Result<Vec<PathBuf>> {
     let imatrix_bytes = bytes_of(imatrix)?;
+    let rounding = if feedback.is_some() { Rounding::Feedback } else { Rounding::Reference };
     let mut missing = Vec::new();
     for chosen in &choices.chosen {
-        let (name, key) = kept_as(input, chosen, &imatrix_bytes)?;
+        let (name, key) = kept_as(input, chosen, &imatrix_bytes, feedback.map(|feedback| *feedback.key()))?;
         if !is_there(chosen, kept, &name, &key) {
             missing.push((chosen, name, key));
         }
     }
-    let outputs =
-        missing.iter().map(|(chosen, ..)| OutputRequest { path: chosen.path.clone(), wishes: wishes(chosen) });
+    let outputs = missing.iter().map(|(chosen, ..)| OutputRequest {
+        path: chosen.path.clone(),
+        wishes: wishes(chosen),
+        rounding,
+    });
     let outputs: Vec<_> = outputs.chain(more).collect();
     if !outputs.is_empty() {
-        let plan = quantize::Plan::new(input, &request(job, Some(imatrix), outputs))?;
+        let plan =
+            quantize::Plan::new(input, &request(job, (Some(imatrix), feedback.map(Feedback::directory)), outputs))?;
         for (output, (chosen, ..)) in plan.outputs.iter().zip(&missing) {
             let recipe: BTreeMap<_, _> = chosen.recipe.iter().map(|(name, t)| (&**name, *t)).collect();
             for tensor in &output.tensors {
@@ -330,7 +374,10 @@ pub(super) fn write(
                 }
             }
         }
-        plan.run(progress)?;
+        let proved = plan.run(progress)?;
+        for (proved, (_, name, key)) in proved.into_iter().zip(&missing) {
+            kept.write(&rounded_as(name), key, &proved)?;
+        }
     }
     for (_, name, key) in &missing {
         kept.remember(name, key)?;

@@ -4,6 +4,7 @@
 use super::choice::Choices;
 use super::proof::Subject;
 use super::{Job, Kept, Result, texts};
+use crate::feedback::Rounding;
 use crate::format;
 use crate::input::Input;
 use crate::plan::file_type::FileType;
@@ -79,6 +80,8 @@ impl Compared {
         let of = |preset: &FileType| OutputRequest {
             path: self.folder.0.join(format!("{}.gguf", preset.name())),
             wishes: Wishes { file_type: Some(*preset), ..Wishes::default() },
+            // As llama-quantize writes it.
+            rounding: Rounding::Reference,
         };
         self.missing.iter().map(of).collect()
     }

@@ -1,7 +1,9 @@
 //! What a run would do: counted from metadata, timed by trying a product and a few rows of every type on this machine.
 
 use super::choice::{self, Choices};
-use super::{IMATRIX, Job, Kept, Opened, Result, check, guess, imatrix_key, proof, scores_key};
+use super::{IMATRIX, Job, Kept, Opened, Result, check, covariance_job, guess, imatrix_key, proof, scores_key};
+use crate::covariance::Needs;
+use crate::feedback::Rounding;
 use crate::format::imatrix::Imatrix;
 use crate::format::types::GgmlType;
 use crate::frontier::{Measure, Scores};
@@ -78,6 +80,14 @@ pub fn estimate(input: &Input<'_>, opened: Option<Opened<'_>>, job: &Job) -> Res
         }
         (None, None) => None,
     };
+    let covariance = match opened.zip(texts).filter(|_| job.settings.rounding == Rounding::Feedback) {
+        Some((model, windows)) => {
+            let calibration = windows.calibration()?;
+            let needs = Needs::of(model.engine, model.input, true, [calibration.chunks(), calibration.n_ctx()]);
+            Some(covariance_job(model, windows, &kept, &needs)?.key)
+        }
+        None => None,
+    };
     let imatrix = imatrix_path.as_ref().map(|path| Imatrix::read(path)).transpose()?;
     let expected = guess(input, job, imatrix.as_ref());
     let judged = job.settings.measure == Measure::Divergence;
@@ -85,7 +95,8 @@ pub fn estimate(input: &Input<'_>, opened: Option<Opened<'_>>, job: &Job) -> Res
         Some(windows) if judged => windows.score_chunks(job.score_chunks)?,
         _ => Vec::new(),
     };
-    let key = imatrix.as_ref().map(|imatrix| scores_key(input, job, &chunks, imatrix)).transpose()?;
+    let key =
+        imatrix.as_ref().map(|imatrix| scores_key(input, job, &chunks, imatrix, covariance.as_ref())).transpose()?;
     let allowed = |name: &str, t| job.constraints.allows(name, t);
     let scores = key.and_then(|key| kept.read::<Scores>("scores", &key));
     let scores = scores.filter(|scores| scores.cover(&expected, &allowed));
@@ -97,7 +108,7 @@ pub fn estimate(input: &Input<'_>, opened: Option<Opened<'_>>, job: &Job) -> Res
     let choices = Choices::new(input, model, job, (&budgets, variants), choices, imatrix_path.as_deref())?;
     let (written, measured) = match (&scores, &imatrix_path) {
         (Some(_), Some(path)) => {
-            let written = choice::written(input, &choices, path, &kept)?;
+            let written = choice::written(input, &choices, (path, covariance), &kept)?;
             let files: Vec<_> = choices.chosen.iter().map(|c| c.path.clone()).filter(|path| path.exists()).collect();
             let measured = match texts {
                 Some(windows) if written == choices.chosen.len() => proof::known(input, windows, &files, &kept)?,

@@ -24,6 +24,8 @@ mod record;
 mod refine;
 mod texts;
 
+use crate::covariance::{self, Needs, Store};
+use crate::feedback::{Feedback, Rounding};
 use crate::format::checkpoint::Key;
 use crate::format::gguf::Value;
 use crate::format::imatrix::{Format, Imatrix};
@@ -223,14 +225,11 @@ pub fn run(
     let kept = Kept::new(&job.directory)?;
     let mut stages = Stages::default();
 
-    let (imatrix, imatrix_path) =
-        stages.run("importance matrix", || match (&job.imatrix, opened.zip(windows.as_ref())) {
-            (Some(path), _) => Ok((Imatrix::read(path)?, path.clone())),
-            (None, Some((model, windows))) => imatrix(model, job, windows, &kept, progress, tell),
-            (None, None) => Err(Error::NeedsImatrix),
-        })?;
     let opened = opened.zip(windows.as_ref());
-    let scores = stages.run("scores", || scores(input, opened, job, &imatrix, &kept, progress, tell))?;
+    let collected = || collected(opened, job, &kept, progress, tell);
+    let (imatrix, imatrix_path, feedback) = stages.run("importance matrix", collected)?;
+    let feedback = feedback.as_ref();
+    let scores = stages.run("scores", || scores(input, opened, job, (&imatrix, feedback), &kept, progress, tell))?;
     let mut choices = stages.run("choice", || {
         let budgets = (&*job.budgets, job.variants);
         Choices::new(input, opened.map(|o| o.0), job, budgets, &scores, Some(&imatrix_path))
@@ -241,13 +240,15 @@ pub fn run(
     match opened {
         _ if job.frontier_only => {}
         Some((model, windows)) => {
-            let prover = Prover { model, job, windows, imatrix: (&imatrix, &imatrix_path), kept: &kept, progress };
+            let imatrix = (&imatrix, &*imatrix_path);
+            let prover = Prover { model, job, windows, imatrix, feedback, kept: &kept, progress };
             let all = prover.prove(&mut choices, &scores, &mut stages, &mut notes)?;
             files.clone_from(&all.files);
             proven = Some((all, windows));
         }
         None => {
-            let written = || choice::write(input, job, &choices, &imatrix_path, Vec::new(), &kept, progress);
+            let known = (&*imatrix_path, None);
+            let written = || choice::write(input, job, &choices, known, Vec::new(), &kept, progress);
             files = stages.run("files", written)?;
             notes.push("the model cannot be run here, so the files were not measured".into());
         }
@@ -255,6 +256,9 @@ pub fn run(
     let mut report = record::new(input, job, windows.as_ref(), &scores, &choices);
     if let Some((proven, windows)) = proven {
         record::measured(&mut report, proven, windows);
+        if feedback.is_some() {
+            record::rounded(&mut report, choice::proved(input, &choices, (&imatrix_path, feedback), &kept)?);
+        }
     }
     report.stages = stages.0;
     record::write(job, &mut report, &choices)?;
@@ -309,44 +313,106 @@ fn imatrix_key(input: &Input<'_>, windows: &texts::Cut) -> Result<Key> {
     Ok(key.key())
 }
 
-/// The importance matrix: one that an earlier run has left, or a new one.
-fn imatrix(
-    model: Opened<'_>,
+/// All that covariances depend on, and how they are collected.
+fn covariance_job(model: Opened<'_>, windows: &texts::Cut, kept: &Kept, needs: &Needs) -> Result<covariance::Job> {
+    let key = resume::Job::new("make: covariance").with_model(model.input)?;
+    let key =
+        key.with("tokens", windows.calibration_bytes()).with("experts apart", &[needs.experts_apart.into()]).key();
+    Ok(covariance::Job { directory: kept.path("covariance"), key, experts_apart: needs.experts_apart })
+}
+
+/// The importance matrix, and what is known of the inputs of matrices where weights are rounded with it: those that an
+/// earlier run has left, or new ones. Both come from one pass.
+fn collected(
+    model: Option<(Opened<'_>, &texts::Cut)>,
     job: &Job,
-    windows: &texts::Cut,
     kept: &Kept,
     progress: &dyn Progress,
     tell: &dyn Fn(&str),
-) -> Result<(Imatrix, PathBuf)> {
-    let path = job.directory.join(IMATRIX);
+) -> Result<(Imatrix, PathBuf, Option<Feedback>)> {
+    let Some((model, windows)) = model else {
+        let path = job.imatrix.clone().ok_or(Error::NeedsImatrix)?;
+        return Ok((Imatrix::read(&path)?, path, None));
+    };
+    let given = job.imatrix.clone();
+    let path = given.clone().unwrap_or_else(|| job.directory.join(IMATRIX));
     let key = imatrix_key(model.input, windows)?;
-    if path.exists() && kept.has("imatrix", &key) {
-        return Ok((Imatrix::read(&path)?, path));
+    let has_imatrix = given.is_some() || (path.exists() && kept.has("imatrix", &key));
+    let wanted = match job.settings.rounding {
+        Rounding::Feedback => {
+            let windows_of = windows.calibration()?;
+            let needs = Needs::of(model.engine, model.input, true, [windows_of.chunks(), windows_of.n_ctx()]);
+            Some((covariance_job(model, windows, kept, &needs)?, needs))
+        }
+        Rounding::Reference => None,
+    };
+    let there = |wanted: &covariance::Job| {
+        Feedback::open(&wanted.directory).ok().filter(|feedback| *feedback.key() == wanted.key)
+    };
+    let feedback = wanted.as_ref().and_then(|(wanted, _)| there(wanted));
+    let missing = wanted.as_ref().filter(|_| feedback.is_none());
+    if has_imatrix && missing.is_none() {
+        return Ok((Imatrix::read(&path)?, path, feedback));
     }
-    let resume = resume(&kept.path("imatrix.resume"), key, job, tell)?;
-    let options = collect::Options { process_output: true, resume: Some(&resume), ..collect::Options::default() };
+    if let Some((wanted, needs)) = missing {
+        // Those of other texts make room.
+        if Store::open(&wanted.directory).map_or(true, |store| *store.key() != wanted.key) {
+            clear_others(wanted)?;
+        }
+        needs.check(wanted)?;
+    }
+    let run_key = resume::Job::new("make: imatrix").with("all", &key);
+    let run_key = run_key.with("covariance", missing.map_or(&[][..], |(wanted, _)| &wanted.key)).key();
+    let resume = resume(&kept.path("imatrix.resume"), run_key, job, tell)?;
+    let options = collect::Options {
+        process_output: true,
+        resume: Some(&resume),
+        covariance: missing.map(|(wanted, _)| wanted),
+        ..collect::Options::default()
+    };
     let collected = collect::collect(model.engine, &windows.calibration()?, &options, progress);
     let mut sums = ended(collected, collect::Error::is_final, &resume, tell)?.sums;
-    sums.datasets = job.texts.calibration.iter().map(|text| text.name.clone()).collect();
-    let imatrix = sums.to_file(job.texts.context as u32);
-    imatrix.write(&path, Format::Gguf, &model.input.paths())?;
-    kept.remember("imatrix", &key)?;
+    if !has_imatrix {
+        sums.datasets = job.texts.calibration.iter().map(|text| text.name.clone()).collect();
+        let imatrix = sums.to_file(job.texts.context as u32);
+        imatrix.write(&path, Format::Gguf, &model.input.paths())?;
+        kept.remember("imatrix", &key)?;
+    }
     resume.remove();
+    let feedback = match (feedback, missing) {
+        (None, Some((wanted, _))) => Some(Feedback::open(&wanted.directory)?),
+        (feedback, _) => feedback,
+    };
     // As it is read by who uses it: sums in f32.
-    Ok((Imatrix::read(&path)?, path))
+    Ok((Imatrix::read(&path)?, path, feedback))
+}
+
+/// Removes covariances of other jobs; those of a run that was killed stay.
+fn clear_others(wanted: &covariance::Job) -> Result<()> {
+    match covariance::holds_others(&wanted.directory, &wanted.key)? {
+        true => Ok(covariance::clear(&wanted.directory)?),
+        false => Ok(()),
+    }
 }
 
 /// What the importance matrix is called in the directory.
 const IMATRIX: &str = "imatrix.gguf";
 
 /// All that scores depend on, but which types are wanted.
-fn scores_key(input: &Input<'_>, job: &Job, chunks: &[Vec<u32>], imatrix: &Imatrix) -> Result<Key> {
+fn scores_key(
+    input: &Input<'_>,
+    job: &Job,
+    chunks: &[Vec<u32>],
+    imatrix: &Imatrix,
+    covariance: Option<&Key>,
+) -> Result<Key> {
     let tokens: Vec<u8> = chunks.iter().flatten().flat_map(|t| t.to_le_bytes()).collect();
     let values = imatrix.entries.iter().flat_map(|(name, entry)| {
         name.bytes().chain(entry.means().into_iter().flat_map(f32::to_le_bytes)).collect::<Vec<u8>>()
     });
     let settings = serde_json::to_vec(&job.settings).unwrap_or_default();
     let key = resume::Job::new("make: scores").with_model(input)?.with("tokens", &tokens);
+    let key = key.with("covariance", covariance.map_or(&[][..], |key| key));
     Ok(key.with("imatrix", &values.collect::<Vec<u8>>()).with("settings", &settings).key())
 }
 
@@ -355,7 +421,7 @@ fn scores(
     input: &Input<'_>,
     opened: Option<(Opened<'_>, &texts::Cut)>,
     job: &Job,
-    imatrix: &Imatrix,
+    (imatrix, feedback): (&Imatrix, Option<&Feedback>),
     kept: &Kept,
     progress: &dyn Progress,
     tell: &dyn Fn(&str),
@@ -364,7 +430,7 @@ fn scores(
         Some((_, windows)) if job.settings.measure != Measure::Imatrix => windows.score_chunks(job.score_chunks)?,
         _ => Vec::new(),
     };
-    let key = scores_key(input, job, &chunks, imatrix)?;
+    let key = scores_key(input, job, &chunks, imatrix, feedback.map(Feedback::key))?;
     let wanted = guess(input, job, Some(imatrix));
     let allowed = |name: &str, t| job.constraints.allows(name, t);
     if let Some(scores) = kept.read::<Scores>("scores", &key).filter(|scores| scores.cover(&wanted, &allowed)) {
@@ -376,8 +442,8 @@ fn scores(
             let run_key = resume::Job::new("make: scores").with("all", &key).with("types", &types).key();
             let resume = resume(&kept.path("scores.resume"), run_key, job, tell)?;
             let (settings, engine) = (&job.settings, model.engine);
-            let scores =
-                frontier::score((input, engine), imatrix, &chunks, settings, &allowed, Some(&resume), progress);
+            let known = (imatrix, feedback);
+            let scores = frontier::score((input, engine), known, &chunks, settings, &allowed, Some(&resume), progress);
             let scores = ended(scores, frontier::Error::is_final, &resume, tell)?;
             kept.write("scores", &key, &scores)?;
             resume.remove();

@@ -10,6 +10,7 @@
 use super::choice::{self, Choices};
 use super::proof::{self, Found, Subject};
 use super::{Job, Kept, Opened, Result, Stages, adjust, compare, refine, texts};
+use crate::feedback::Feedback;
 use crate::format::imatrix::Imatrix;
 use crate::frontier::Scores;
 use crate::plan::file_type::FileType;
@@ -23,6 +24,7 @@ pub(super) struct Prover<'p> {
     pub(super) job: &'p Job,
     pub(super) windows: &'p texts::Cut,
     pub(super) imatrix: (&'p Imatrix, &'p Path),
+    pub(super) feedback: Option<&'p Feedback>,
     pub(super) kept: &'p Kept,
     pub(super) progress: &'p dyn Progress,
 }
@@ -46,7 +48,7 @@ impl Prover<'_> {
         stages: &mut Stages,
         notes: &mut Vec<String>,
     ) -> Result<Proven> {
-        let Prover { model, job, windows, imatrix, kept, progress } = *self;
+        let Prover { model, job, windows, imatrix, feedback, kept, progress } = *self;
         let key = &adjust::key(model.input, job, windows, scores)?;
         let mut adjusted = adjust::apply(job, choices, kept, key);
         let compared = compare::Compared::new(model.input, job, choices, windows, imatrix.1, kept, notes)?;
@@ -80,7 +82,8 @@ impl Prover<'_> {
                 }
                 for index in open {
                     let recipe = (&*choices.chosen[index].solution.choices, &*files[index]);
-                    let refined = refine::refine(model, job, &choices.problem, recipe, &chunks, imatrix.0, progress)?;
+                    let refined =
+                        refine::refine(model, job, &choices.problem, recipe, &chunks, (imatrix.0, feedback), progress)?;
                     let note = refined.note(&choices.chosen[index].budget);
                     choices.set(job, index, &refined.choices);
                     adjust::keep(&mut adjusted, &choices.chosen[index], Some(note), kept, key)?;
@@ -110,7 +113,8 @@ impl Prover<'_> {
     }
 
     fn write(&self, choices: &Choices, more: Vec<OutputRequest>) -> Result<Vec<PathBuf>> {
-        choice::write(self.model.input, self.job, choices, self.imatrix.1, more, self.kept, self.progress)
+        let known = (self.imatrix.1, self.feedback);
+        choice::write(self.model.input, self.job, choices, known, more, self.kept, self.progress)
     }
 
     /// What is measured of the files, then of the presets.

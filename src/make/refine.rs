@@ -11,6 +11,7 @@
 
 use super::{Job, Opened, Result};
 use crate::convert;
+use crate::feedback::Feedback;
 use crate::format::imatrix::Imatrix;
 use crate::format::types::GgmlType;
 use crate::frontier::sweep::{Side, Within, divergence, first_layer, rounded};
@@ -66,7 +67,7 @@ pub(super) fn refine(
     problem: &Problem,
     (choices, path): (&[usize], &Path),
     chunks: &[Vec<u32>],
-    imatrix: &Imatrix,
+    known: (&Imatrix, Option<&Feedback>),
     progress: &dyn Progress,
 ) -> Result<Refined> {
     let source = Source::open(path)?;
@@ -99,7 +100,7 @@ pub(super) fn refine(
             progress.at(&names.join(", "));
             let replaced = swap.changes.iter().map(|(item, choice)| {
                 let item = &problem.items[*item];
-                Ok(rounded(model.input, model.engine, imatrix, &item.name, type_of(item, *choice), progress)?)
+                Ok(rounded(model.input, model.engine, known, &item.name, type_of(item, *choice), progress)?)
             });
             let changed = engine.replacing(&replaced.collect::<Result<Vec<Replaced>>>()?)?;
             let first = names.iter().map(|name| first_layer(&engine, name)).min().unwrap_or(0);

@@ -1,8 +1,9 @@
 //! From queries, keys and values to what the heads say: scores, scale, soft cap, mask, softmax, the mix of values.
 
 use super::derived;
-use super::product::{View, multiply, numbers, product};
+use super::product::{numbers, product};
 use super::rows::bend;
+use crate::matrix::{View, multiply};
 use crate::vector::{LANES, exp, sum, vectorized};
 use candle_core::{D, Result, Tensor};
 use rayon::prelude::*;

@@ -2,10 +2,11 @@
 
 use super::hyper::Hyper;
 use super::layer::{Normalizer, Pass};
-use super::product::{View, is_ours, multiply, numbers, product_numbers};
+use super::product::{is_ours, numbers, product_numbers};
 use super::rows::bend;
 use super::weights::{Matrix, Weights};
 use super::{Engine, LOGIT_ROWS, Observer, Result};
+use crate::matrix::{View, multiply};
 use crate::progress::Silent;
 use crate::vector::vectorized;
 use candle_core::Tensor;

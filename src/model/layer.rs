@@ -106,7 +106,7 @@ impl Pass<'_> {
         let Some(observer) = self.observer else { return Ok(()) };
         let columns = x.dim(D::Minus1)?;
         Ok(numbers(x, |rows| {
-            observer.input(Seen { chunk: self.chunk, name, matrix, matrices, rows, columns });
+            observer.input(Seen { chunk: self.chunk, name, matrix, matrices, rows, columns, input: x.id() });
             Ok(())
         })?)
     }

@@ -34,9 +34,11 @@ use std::sync::Arc;
 use weights::Weights;
 
 pub use candle_core::Device;
+pub use candle_core::TensorId as InputId;
 pub use device::device;
 pub use head::Head;
 pub use hyper::{Hyper, Rotation};
+pub(crate) use order::in_order;
 pub use product::rows_times_rows;
 pub use weights::Replaced;
 
@@ -105,6 +107,9 @@ pub struct Seen<'a> {
     pub rows: &'a [f32],
     /// The length of a row.
     pub columns: usize,
+    /// Which input this is: matrices that are multiplied by the same activations of a chunk see the same one, and no
+    /// others do.
+    pub input: InputId,
 }
 
 /// Takes activations, or gives them, slot by slot: one slot per chunk.
@@ -123,8 +128,10 @@ pub trait Observer: Sync {
         Ok(())
     }
 
-    /// All chunks have met all matrices of this layer.
-    fn layer_done(&self, _layer: usize) {}
+    /// All chunks have met all matrices of this layer. An error ends the run.
+    fn layer_done(&self, _layer: usize) -> Result<()> {
+        Ok(())
+    }
 
     /// How many layers a former run has done. If there are any, the activations `[positions, hidden]` behind them are
     /// handed to `put`, those of every chunk.
@@ -289,7 +296,7 @@ impl<'a> Engine<'a> {
                 progress.at(&format!("layer {} of {}", number + 1, self.hyper.layers));
                 let layer = Layer::load(&self.weights, &self.hyper, number, &angles, &windowed)?;
                 self.weights.prefetch_layer(number + 1);
-                order::in_order(chunks.len(), |chunk| {
+                in_order(chunks.len(), |chunk| {
                     if progress.cancelled() {
                         return Err(Error::Cancelled);
                     }
@@ -307,7 +314,7 @@ impl<'a> Engine<'a> {
                     observer.map_or(Ok(()), |observer| observer.chunk_done(chunk))
                 })?;
                 if let Some(observer) = observer {
-                    observer.layer_done(number);
+                    observer.layer_done(number)?;
                     observer.keep(number + 1, &|chunk| states.copy(slot(number + 1, chunk)))?;
                 }
             }

@@ -1,12 +1,11 @@
 //! Chunks side by side, begun one after another.
 
-use super::Result;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Does `one` with 0, 1, .. `count` - 1 on the threads of the pool that it is called in. Each thread takes the next
 /// number, so that what must be put together in order waits for few others. After an error nothing new is begun, and
 /// that of the lowest number is returned.
-pub(super) fn in_order(count: usize, one: impl Fn(usize) -> Result<()> + Sync) -> Result<()> {
+pub(crate) fn in_order<E: Send>(count: usize, one: impl Fn(usize) -> Result<(), E> + Sync) -> Result<(), E> {
     let next = AtomicUsize::new(0);
     // One loop per thread, and not one per task: a thread that waits within `one` would take another task, and its own
     // number would be the last to end.
@@ -29,14 +28,13 @@ pub(super) fn in_order(count: usize, one: impl Fn(usize) -> Result<()> + Sync) -
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Error;
     use std::sync::Mutex;
 
     #[test]
     fn every_number_once_and_none_after_an_error() {
         for count in [0, 1, 2, 100] {
             let seen = Mutex::new(Vec::new());
-            in_order(count, |n| {
+            in_order::<()>(count, |n| {
                 seen.lock().unwrap().push(n);
                 Ok(())
             })
@@ -48,9 +46,9 @@ mod tests {
         let last = AtomicUsize::new(0);
         let stop = in_order(1_000_000, |n| {
             last.fetch_max(n, Ordering::Relaxed);
-            if n >= 5 { Err(Error::Model(n.to_string())) } else { Ok(()) }
+            if n >= 5 { Err(n) } else { Ok(()) }
         });
-        assert_eq!(stop.unwrap_err().to_string(), "5");
+        assert_eq!(stop, Err(5));
         assert!(last.into_inner() < 1_000_000 - 1);
     }
 }

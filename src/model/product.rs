@@ -2,86 +2,8 @@
 //! each product does.
 
 use super::derived;
+use crate::matrix::{View, multiply};
 use candle_core::{Error, Result, Storage, Tensor};
-use gemm::Parallelism;
-
-/// A matrix whose numbers lie somewhere in a slice.
-#[derive(Clone, Copy)]
-pub(super) struct View<'a> {
-    numbers: &'a [f32],
-    rows: usize,
-    columns: usize,
-    /// From a row to the next, and from a column to the next.
-    steps: (usize, usize),
-}
-
-impl<'a> View<'a> {
-    /// `rows` rows of `columns` numbers, of which each begins `step` numbers after the one before.
-    pub(super) fn new(numbers: &'a [f32], rows: usize, columns: usize, step: usize) -> View<'a> {
-        View { numbers, rows, columns, steps: (step, 1) }
-    }
-
-    pub(super) fn transposed(self) -> View<'a> {
-        View { numbers: self.numbers, rows: self.columns, columns: self.rows, steps: (self.steps.1, self.steps.0) }
-    }
-
-    /// Some of the rows.
-    pub(super) fn range(self, rows: std::ops::Range<usize>) -> View<'a> {
-        View { numbers: &self.numbers[rows.start * self.steps.0..], rows: rows.len(), ..self }
-    }
-
-    pub(super) fn rows(&self) -> usize {
-        self.rows
-    }
-
-    pub(super) fn columns(&self) -> usize {
-        self.columns
-    }
-
-    fn is_inside(&self) -> bool {
-        let last = self.rows.wrapping_sub(1) * self.steps.0 + self.columns.wrapping_sub(1) * self.steps.1;
-        self.rows == 0 || self.columns == 0 || last < self.numbers.len()
-    }
-}
-
-/// `out = a b`, row by row with `step` numbers from one to the next; what is between rows stays as it is. `split` is
-/// how many threads may share the work, which changes no result.
-///
-/// # Panics
-/// If the shapes do not fit each other or the slices.
-pub(super) fn multiply(a: View<'_>, b: View<'_>, out: &mut [f32], step: usize, split: usize) {
-    let (m, k, n) = (a.rows, a.columns, b.columns);
-    assert!(b.rows == k && a.is_inside() && b.is_inside(), "a product of {m} x {k} and {} x {n}", b.rows);
-    assert!(m == 0 || n == 0 || (step >= n && (m - 1) * step + n <= out.len()), "a product of {m} x {n} does not fit");
-    if m == 0 || n == 0 || k == 0 {
-        return out.chunks_mut(step.max(1)).take(m).for_each(|row| row[..n].fill(0.0));
-    }
-    let parallelism = if split > 1 { Parallelism::Rayon(split) } else { Parallelism::None };
-    // SAFETY: every number of the three matrices is inside its slice, as was checked above, and `out` is ours alone.
-    unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            out.as_mut_ptr(),
-            1,
-            step as isize,
-            false,
-            a.numbers.as_ptr(),
-            a.steps.1 as isize,
-            a.steps.0 as isize,
-            b.numbers.as_ptr(),
-            b.steps.1 as isize,
-            b.steps.0 as isize,
-            0.0,
-            1.0,
-            false,
-            false,
-            false,
-            parallelism,
-        );
-    }
-}
 
 /// `[batch.., m, k]` times the transpose of `[batch.., n, k]` (or of `[n, k]`, the same for all): rows times rows.
 ///
@@ -177,29 +99,5 @@ mod tests {
     fn derivatives_are_those_that_differences_show() {
         derived::tests::check(|x| product(&x[0], &x[1], 1), &[&[5, 3], &[4, 3]]);
         derived::tests::check(|x| product(&x[0], &x[1], 1), &[&[2, 5, 3], &[2, 4, 3]]);
-    }
-
-    #[test]
-    fn views_with_gaps_are_multiplied() {
-        // 2 x 3 in rows of 4, times 3 x 2 as the transpose of 2 x 3, into rows of 3.
-        let a = [1.0, 2.0, 3.0, 99.0, 4.0, 5.0, 6.0];
-        let b = [1.0, 0.0, 2.0, 0.0, 1.0, 1.0];
-        let mut out = [7.0; 5];
-        multiply(View::new(&a, 2, 3, 4), View::new(&b, 2, 3, 3).transposed(), &mut out, 3, 1);
-        assert_eq!(out, [7.0, 5.0, 7.0, 16.0, 11.0]);
-        multiply(View::new(&a, 2, 0, 4), View::new(&b, 0, 2, 2), &mut out, 3, 1);
-        assert_eq!(out, [0.0, 0.0, 7.0, 0.0, 0.0]);
-    }
-
-    #[test]
-    #[should_panic(expected = "does not fit")]
-    fn a_product_beyond_its_slice_is_refused() {
-        multiply(View::new(&[1.0; 4], 2, 2, 2), View::new(&[1.0; 4], 2, 2, 2), &mut [0.0; 3], 2, 1);
-    }
-
-    #[test]
-    #[should_panic(expected = "a product of")]
-    fn a_view_beyond_its_slice_is_refused() {
-        multiply(View::new(&[1.0; 4], 2, 2, 3), View::new(&[1.0; 4], 2, 2, 2), &mut [0.0; 4], 2, 1);
     }
 }

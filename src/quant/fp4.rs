@@ -2,7 +2,8 @@
 //!
 //! Both types keep E2M1 numbers doubled, so that they are integers, and halve the scale instead.
 
-use super::num::{floor_log2, largest_magnitude};
+use super::feedback::{Grid, Stepped, Table};
+use super::num::{floor_log2, largest_magnitude, nudged};
 use super::planes;
 use super::{Block, Fault};
 use crate::format::types::GgmlType;
@@ -97,6 +98,47 @@ impl Block<64> for BlockNvfp4 {
 
     fn fault(&self) -> Option<Fault> {
         None
+    }
+}
+
+/// [`NUMBERS`] by size.
+static TABLE: Table = Table::new(&NUMBERS);
+
+impl Stepped<32> for BlockMxfp4 {
+    const SUB: usize = 32;
+    const GRID: Grid = Grid::Table(&TABLE);
+    const TRIES: &'static [[i8; 2]] = &[[0, 0], [-1, 0], [1, 0]];
+
+    fn scale(&self, _: usize) -> [f32; 2] {
+        [half_power_of_two(self.e), 0.0]
+    }
+
+    fn nudge(&mut self, _: usize, [scale, _]: [i8; 2]) {
+        self.e = nudged(self.e, scale, 0xfe);
+    }
+
+    fn set_levels(&mut self, levels: &[u8; 32]) {
+        self.qs = pack(levels);
+    }
+}
+
+impl Stepped<64> for BlockNvfp4 {
+    const SUB: usize = 16;
+    const GRID: Grid = Grid::Table(&TABLE);
+    const TRIES: &'static [[i8; 2]] = &[[0, 0], [-1, 0], [1, 0], [-2, 0], [2, 0]];
+
+    fn scale(&self, sub: usize) -> [f32; 2] {
+        [half_ue4m3(self.d[sub]), 0.0]
+    }
+
+    fn nudge(&mut self, sub: usize, [scale, _]: [i8; 2]) {
+        self.d[sub] = nudged(self.d[sub], scale, 0x7e);
+    }
+
+    fn set_levels(&mut self, levels: &[u8; 64]) {
+        for (qs, levels) in self.qs.iter_mut().zip(levels.as_chunks::<16>().0) {
+            *qs = pack(levels);
+        }
     }
 }
 

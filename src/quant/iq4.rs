@@ -2,7 +2,8 @@
 //!
 //! IQ4_NL has a scale for each block of 32 weights, IQ4_XS one for 256 and a six-bit factor for each 32.
 
-use super::num::{Half, inverse_or_zero, nearest_int};
+use super::feedback::{Grid, Stepped, Table};
+use super::num::{Half, inverse_or_zero, nearest_int, nudged};
 use super::planes;
 use super::search::{Best, VANISHING, eight, extreme, extremes, sums_of_squares, weigh_lanes};
 use super::{Block, Fault};
@@ -125,16 +126,81 @@ impl Block<256> for BlockIq4Xs {
     #[inline(always)]
     fn dequantize<S: Simd>(&self, simd: S, weights: &mut [f32; 256]) {
         let d = self.d.to_f32();
-        let high = u16::from_le_bytes(self.scales_high);
         for (s, out) in weights.as_chunks_mut::<SUB>().0.iter_mut().enumerate() {
-            let low = self.scales_low[s / 2] >> (4 * (s % 2)) & 0x0f;
-            let code = i32::from(low) | i32::from(high >> (2 * s) & 3) << 4;
-            planes::looked_up(simd, &self.qs[s], table(simd), d * (code - FACTORS) as f32, out);
+            let factor = i32::from(self.code(s)) - FACTORS;
+            planes::looked_up(simd, &self.qs[s], table(simd), d * factor as f32, out);
         }
     }
 
     fn fault(&self) -> Option<Fault> {
         self.d.fault()
+    }
+}
+
+/// [`LEVELS`] as a table.
+static TABLE: Table = {
+    let mut numbers = [0.0; 16];
+    let mut i = 0;
+    while i < 16 {
+        numbers[i] = LEVELS[i] as f32;
+        i += 1;
+    }
+    Table::new(&numbers)
+};
+
+/// Levels two to a byte.
+fn pack_levels(levels: &[u8; SUB]) -> [u8; SUB / 2] {
+    planes::pack::<4, 16, _, _>(levels, 0)
+}
+
+impl Stepped<SUB> for BlockIq4Nl {
+    const SUB: usize = SUB;
+    const GRID: Grid = Grid::Table(&TABLE);
+    const TRIES: &'static [[i8; 2]] = &[[0, 0], [-1, 0], [1, 0], [-2, 0], [2, 0]];
+
+    fn scale(&self, _: usize) -> [f32; 2] {
+        [self.d.to_f32(), 0.0]
+    }
+
+    fn nudge(&mut self, _: usize, [scale, _]: [i8; 2]) {
+        self.d = self.d.nudged(scale);
+    }
+
+    fn set_levels(&mut self, levels: &[u8; SUB]) {
+        self.qs = pack_levels(levels);
+    }
+}
+
+impl BlockIq4Xs {
+    /// A factor as it is stored, [`FACTORS`] above itself.
+    #[inline(always)]
+    fn code(&self, sub: usize) -> u8 {
+        let high = u16::from_le_bytes(self.scales_high) >> (2 * sub) & 3;
+        self.scales_low[sub / 2] >> (4 * (sub % 2)) & 0x0f | (high as u8) << 4
+    }
+}
+
+impl Stepped<256> for BlockIq4Xs {
+    const SUB: usize = SUB;
+    const GRID: Grid = Grid::Table(&TABLE);
+    const TRIES: &'static [[i8; 2]] = &[[0, 0], [-1, 0], [1, 0]];
+
+    fn scale(&self, sub: usize) -> [f32; 2] {
+        [self.d.to_f32() * (i32::from(self.code(sub)) - FACTORS) as f32, 0.0]
+    }
+
+    fn nudge(&mut self, sub: usize, [scale, _]: [i8; 2]) {
+        let code = nudged(self.code(sub), scale, 2 * FACTORS as u8 - 1);
+        let (low, high) = (4 * (sub % 2), 2 * sub);
+        self.scales_low[sub / 2] = self.scales_low[sub / 2] & !(0x0f << low) | (code & 0x0f) << low;
+        let scales_high = u16::from_le_bytes(self.scales_high) & !(3 << high) | u16::from(code >> 4) << high;
+        self.scales_high = scales_high.to_le_bytes();
+    }
+
+    fn set_levels(&mut self, levels: &[u8; 256]) {
+        for (qs, levels) in self.qs.iter_mut().zip(levels.as_chunks::<SUB>().0) {
+            *qs = pack_levels(levels);
+        }
     }
 }
 

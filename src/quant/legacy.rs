@@ -3,6 +3,7 @@
 //! Q4_0 and Q5_0 are one algorithm with 16 and 32 levels around zero, Q4_1 and Q5_1 one with 16 and 32 levels above
 //! an offset.
 
+use super::feedback::{Grid, Stepped};
 use super::num::{Half, inverse_or_zero, max, round_ints};
 use super::planes;
 use super::search::{
@@ -17,6 +18,19 @@ use crate::simd::{LANES, Simd};
 const LEN: usize = 32;
 type Weights = [f32; LEN];
 type Levels = [u8; LEN];
+/// What is tried beside the scale that was found, in 32nds of it; and beside scale and offset, that in quarters of a step.
+const HALF_TRIES: &[[i8; 2]] = &[[0, 0], [-1, 0], [1, 0], [-2, 0], [2, 0]];
+const OFFSET_TRIES: &[[i8; 2]] = &[[0, 0], [-1, 0], [1, 0], [0, -1], [0, 1], [-1, 1], [1, -1]];
+
+/// Scale and offset, changed by a little.
+fn nudged_offset(d: Half, m: Half, [scale, offset]: [i8; 2]) -> (Half, Half) {
+    let moved = match offset {
+        0 => m,
+        n => Half::from_f32(m.to_f32() + d.to_f32() * f32::from(n) / 4.0),
+    };
+    (d.nudged(scale), moved)
+}
+
 /// Blocks that are searched side by side.
 const TOGETHER: usize = VECTORS * LANES;
 
@@ -63,6 +77,26 @@ impl Block<LEN> for BlockQ8_0 {
 
     fn fault(&self) -> Option<Fault> {
         self.d.fault()
+    }
+}
+
+impl Stepped<LEN> for BlockQ8_0 {
+    const SUB: usize = LEN;
+    /// From -127, as ggml has them.
+    const GRID: Grid = Grid::Even { top: 254 };
+    const TRIES: &'static [[i8; 2]] = &[[0, 0]];
+
+    fn scale(&self, _: usize) -> [f32; 2] {
+        let d = self.d.to_f32();
+        [d, -127.0 * d]
+    }
+
+    fn nudge(&mut self, _: usize, [scale, _]: [i8; 2]) {
+        self.d = self.d.nudged(scale);
+    }
+
+    fn set_levels(&mut self, levels: &Levels) {
+        self.qs = levels.map(|level| level.wrapping_sub(127) as i8);
     }
 }
 
@@ -128,6 +162,25 @@ impl Block<LEN> for BlockQ4_0 {
     }
 }
 
+impl Stepped<LEN> for BlockQ4_0 {
+    const SUB: usize = LEN;
+    const GRID: Grid = Grid::Even { top: 15 };
+    const TRIES: &'static [[i8; 2]] = HALF_TRIES;
+
+    fn scale(&self, _: usize) -> [f32; 2] {
+        let d = self.d.to_f32();
+        [d, -8.0 * d]
+    }
+
+    fn nudge(&mut self, _: usize, [scale, _]: [i8; 2]) {
+        self.d = self.d.nudged(scale);
+    }
+
+    fn set_levels(&mut self, levels: &Levels) {
+        self.qs = planes::pack::<4, 16, _, _>(levels, 0);
+    }
+}
+
 /// 5-bit levels around zero: `w = d * (q - 16)`.
 ///
 /// ```text
@@ -162,6 +215,26 @@ impl Block<LEN> for BlockQ5_0 {
 
     fn fault(&self) -> Option<Fault> {
         self.d.fault()
+    }
+}
+
+impl Stepped<LEN> for BlockQ5_0 {
+    const SUB: usize = LEN;
+    const GRID: Grid = Grid::Even { top: 31 };
+    const TRIES: &'static [[i8; 2]] = HALF_TRIES;
+
+    fn scale(&self, _: usize) -> [f32; 2] {
+        let d = self.d.to_f32();
+        [d, -16.0 * d]
+    }
+
+    fn nudge(&mut self, _: usize, [scale, _]: [i8; 2]) {
+        self.d = self.d.nudged(scale);
+    }
+
+    fn set_levels(&mut self, levels: &Levels) {
+        self.qh = fifth_bits(levels);
+        self.qs = planes::pack::<4, 16, _, _>(levels, 0);
     }
 }
 
@@ -201,6 +274,24 @@ impl Block<LEN> for BlockQ4_1 {
     }
 }
 
+impl Stepped<LEN> for BlockQ4_1 {
+    const SUB: usize = LEN;
+    const GRID: Grid = Grid::Even { top: 15 };
+    const TRIES: &'static [[i8; 2]] = OFFSET_TRIES;
+
+    fn scale(&self, _: usize) -> [f32; 2] {
+        [self.d.to_f32(), self.m.to_f32()]
+    }
+
+    fn nudge(&mut self, _: usize, change: [i8; 2]) {
+        (self.d, self.m) = nudged_offset(self.d, self.m, change);
+    }
+
+    fn set_levels(&mut self, levels: &Levels) {
+        self.qs = planes::pack::<4, 16, _, _>(levels, 0);
+    }
+}
+
 /// 5-bit levels above an offset: `w = d * q + m`.
 ///
 /// ```text
@@ -237,6 +328,25 @@ impl Block<LEN> for BlockQ5_1 {
 
     fn fault(&self) -> Option<Fault> {
         self.d.fault().or(self.m.fault())
+    }
+}
+
+impl Stepped<LEN> for BlockQ5_1 {
+    const SUB: usize = LEN;
+    const GRID: Grid = Grid::Even { top: 31 };
+    const TRIES: &'static [[i8; 2]] = OFFSET_TRIES;
+
+    fn scale(&self, _: usize) -> [f32; 2] {
+        [self.d.to_f32(), self.m.to_f32()]
+    }
+
+    fn nudge(&mut self, _: usize, change: [i8; 2]) {
+        (self.d, self.m) = nudged_offset(self.d, self.m, change);
+    }
+
+    fn set_levels(&mut self, levels: &Levels) {
+        self.qh = fifth_bits(levels);
+        self.qs = planes::pack::<4, 16, _, _>(levels, 0);
     }
 }
 

@@ -1,9 +1,14 @@
 //! One and two bits per weight, and one scale per block.
 
+use super::feedback::{Grid, Stepped};
 use super::num::{Half, inverse_or_zero, largest_magnitude, round_i32};
 use super::{Block, Fault};
 use crate::format::types::GgmlType;
 use crate::simd::Simd;
+
+/// What is tried beside the largest magnitude, in 32nds of it: it makes most weights the same.
+pub(super) const SMALLER_TRIES: &[[i8; 2]] =
+    &[[0, 0], [-2, 0], [-4, 0], [-6, 0], [-8, 0], [-10, 0], [-12, 0], [-14, 0], [-16, 0], [-18, 0], [-20, 0], [-22, 0]];
 
 const Q1_0_LEN: usize = 128;
 const Q2_0_LEN: usize = 64;
@@ -97,5 +102,47 @@ impl Block<Q2_0_LEN> for BlockQ2_0 {
 
     fn fault(&self) -> Option<Fault> {
         self.d.fault()
+    }
+}
+
+impl Stepped<Q1_0_LEN> for BlockQ1_0 {
+    const SUB: usize = Q1_0_LEN;
+    const GRID: Grid = Grid::Even { top: 1 };
+    const TRIES: &'static [[i8; 2]] = &[[0, 0], [-2, 0], [2, 0], [-4, 0], [4, 0]];
+
+    fn scale(&self, _: usize) -> [f32; 2] {
+        let d = self.d.to_f32();
+        [2.0 * d, -d]
+    }
+
+    fn nudge(&mut self, _: usize, [scale, _]: [i8; 2]) {
+        self.d = self.d.nudged(scale);
+    }
+
+    fn set_levels(&mut self, levels: &[u8; Q1_0_LEN]) {
+        for (byte, eight) in self.bits.iter_mut().zip(levels.as_chunks::<8>().0) {
+            *byte = eight.iter().rev().fold(0, |byte, level| byte << 1 | level);
+        }
+    }
+}
+
+impl Stepped<Q2_0_LEN> for BlockQ2_0 {
+    const SUB: usize = Q2_0_LEN;
+    const GRID: Grid = Grid::Even { top: 3 };
+    const TRIES: &'static [[i8; 2]] = SMALLER_TRIES;
+
+    fn scale(&self, _: usize) -> [f32; 2] {
+        let d = self.d.to_f32();
+        [d, -d]
+    }
+
+    fn nudge(&mut self, _: usize, [scale, _]: [i8; 2]) {
+        self.d = self.d.nudged(scale);
+    }
+
+    fn set_levels(&mut self, levels: &[u8; Q2_0_LEN]) {
+        for (byte, four) in self.qs.iter_mut().zip(levels.as_chunks::<4>().0) {
+            *byte = four[0] | four[1] << 2 | four[2] << 4 | four[3] << 6;
+        }
     }
 }

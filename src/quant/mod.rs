@@ -10,6 +10,7 @@
 // Lanes go through several arrays by one number.
 #![allow(clippy::needless_range_loop)]
 
+pub(crate) mod feedback;
 mod float;
 mod fp4;
 mod iq;
@@ -78,37 +79,39 @@ pub struct Codec {
     quantize: QuantizeRow,
     dequantize: fn(Isa, &[u8], &mut [f32]),
     first_fault: fn(&[u8]) -> Option<(usize, Fault)>,
+    /// Rounding with error feedback, for types that have levels to choose.
+    round_eight: Option<feedback::RoundEight>,
 }
 
 static CODECS: &[Codec] = &[
-    Codec::new::<legacy::BlockQ8_0, 32>(),
-    Codec::new::<k::BlockQ2K, 256>(),
-    Codec::new::<k::BlockQ3K, 256>(),
-    Codec::new::<k::BlockQ4K, 256>(),
-    Codec::new::<k::BlockQ5K, 256>(),
-    Codec::new::<k::BlockQ6K, 256>(),
+    Codec::stepped::<legacy::BlockQ8_0, 32>(),
+    Codec::stepped::<k::BlockQ2K, 256>(),
+    Codec::stepped::<k::BlockQ3K, 256>(),
+    Codec::stepped::<k::BlockQ4K, 256>(),
+    Codec::stepped::<k::BlockQ5K, 256>(),
+    Codec::stepped::<k::BlockQ6K, 256>(),
     Codec::new::<float::BlockF32, 1>(),
     Codec::new::<float::BlockF16, 1>(),
     Codec::new::<float::BlockBf16, 1>(),
-    Codec::new::<legacy::BlockQ4_0, 32>(),
-    Codec::new::<legacy::BlockQ4_1, 32>(),
-    Codec::new::<legacy::BlockQ5_0, 32>(),
-    Codec::new::<legacy::BlockQ5_1, 32>(),
-    Codec::new::<low::BlockQ1_0, 128>(),
-    Codec::new::<low::BlockQ2_0, 64>(),
-    Codec::new::<ternary::BlockTq1_0, 256>(),
-    Codec::new::<ternary::BlockTq2_0, 256>(),
-    Codec::new::<fp4::BlockMxfp4, 32>(),
-    Codec::new::<fp4::BlockNvfp4, 64>(),
-    Codec::new::<iq4::BlockIq4Nl, 32>(),
-    Codec::new::<iq4::BlockIq4Xs, 256>(),
-    Codec::new::<iq::BlockIq1S, 256>(),
-    Codec::new::<iq::BlockIq1M, 256>(),
-    Codec::new::<iq::BlockIq2Xxs, 256>(),
-    Codec::new::<iq::BlockIq2Xs, 256>(),
-    Codec::new::<iq::BlockIq2S, 256>(),
-    Codec::new::<iq::BlockIq3Xxs, 256>(),
-    Codec::new::<iq::BlockIq3S, 256>(),
+    Codec::stepped::<legacy::BlockQ4_0, 32>(),
+    Codec::stepped::<legacy::BlockQ4_1, 32>(),
+    Codec::stepped::<legacy::BlockQ5_0, 32>(),
+    Codec::stepped::<legacy::BlockQ5_1, 32>(),
+    Codec::stepped::<low::BlockQ1_0, 128>(),
+    Codec::stepped::<low::BlockQ2_0, 64>(),
+    Codec::stepped::<ternary::BlockTq1_0, 256>(),
+    Codec::stepped::<ternary::BlockTq2_0, 256>(),
+    Codec::stepped::<fp4::BlockMxfp4, 32>(),
+    Codec::stepped::<fp4::BlockNvfp4, 64>(),
+    Codec::stepped::<iq4::BlockIq4Nl, 32>(),
+    Codec::stepped::<iq4::BlockIq4Xs, 256>(),
+    Codec::pointed::<iq::BlockIq1S>(),
+    Codec::pointed::<iq::BlockIq1M>(),
+    Codec::pointed::<iq::BlockIq2Xxs>(),
+    Codec::pointed::<iq::BlockIq2Xs>(),
+    Codec::pointed::<iq::BlockIq2S>(),
+    Codec::pointed::<iq::BlockIq3Xxs>(),
+    Codec::pointed::<iq::BlockIq3S>(),
 ];
 
 impl Codec {
@@ -119,7 +122,16 @@ impl Codec {
             quantize: quantize_row::<B, N>,
             dequantize: dequantize_row::<B, N>,
             first_fault: first_fault::<B, N>,
+            round_eight: None,
         }
+    }
+
+    const fn stepped<B: feedback::Stepped<N>, const N: usize>() -> Codec {
+        Codec { round_eight: Some(feedback::round_stepped::<B, N>), ..Codec::new::<B, N>() }
+    }
+
+    const fn pointed<B: feedback::Pointed>() -> Codec {
+        Codec { round_eight: Some(feedback::round_pointed::<B>), ..Codec::new::<B, 256>() }
     }
 
     /// The codec of a type; `None` for those that no model stores weights in (integers, q8_1, q8_K).
@@ -150,6 +162,25 @@ impl Codec {
         assert!(importance.is_some() || !self.needs_importance, "{} needs importance weights", self.ggml_type);
         assert_eq!(self.ggml_type.row_bytes(weights.len() as u64), Some(row.len() as u64), "row length");
         (self.quantize)(isa, weights, importance, row);
+    }
+
+    /// Whether rows can be rounded with error feedback: there are levels to choose.
+    pub fn takes_feedback(&self) -> bool {
+        self.round_eight.is_some()
+    }
+
+    /// Rounds a block of eight rows with error feedback: `weights` and `blocks` have eight of each, one after the other.
+    /// On return, `weights` holds what is left to be made good by the columns behind the block: each weight as it was when
+    /// its turn came, less what the block says.
+    ///
+    /// # Panics
+    /// If the type takes no feedback, or the lengths do not fit each other.
+    pub(crate) fn round_eight(&self, coupling: feedback::Coupling<'_>, weights: &mut [f32], blocks: &mut [u8]) {
+        let len = self.ggml_type.block_len();
+        assert!(weights.len() == 8 * len && blocks.len() == 8 * self.ggml_type.block_bytes(), "a block of eight rows");
+        assert!(coupling.costs.len() >= len && coupling.groups.len() * 8 >= len, "the factors do not fit the block");
+        let round = self.round_eight.expect("types without levels take no feedback");
+        round(Isa::best(), coupling, weights, blocks);
     }
 
     /// Turns one row of blocks (or any whole number of blocks) back into weights.

@@ -56,6 +56,15 @@ impl Half {
         f32::from_bits((bits & 0x8000) << 16 | if bits & 0x7c00 == 0x7c00 { special } else { finite })
     }
 
+    /// A little larger or smaller: by so many 32nds of itself.
+    #[inline]
+    pub(crate) fn nudged(self, thirty_seconds: i8) -> Half {
+        match thirty_seconds {
+            0 => self,
+            n => Half::from_f32(self.to_f32() * (1.0 + f32::from(n) / 32.0)),
+        }
+    }
+
     /// What makes this number useless as a scale.
     #[inline]
     pub(crate) fn fault(self) -> Option<Fault> {
@@ -66,6 +75,12 @@ impl Half {
             (true, _) => Some(Fault::NaN),
         }
     }
+}
+
+/// A code, changed by a little within `0 ..= top`.
+#[inline]
+pub(super) fn nudged(code: u8, change: i8, top: u8) -> u8 {
+    code.saturating_add_signed(change).min(top.max(code))
 }
 
 /// 1.5 * 2^23. Added to a number between -2^22 and 2^22, it leaves the nearest integer in the mantissa, ties to even.

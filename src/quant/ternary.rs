@@ -1,5 +1,7 @@
 //! Ternary weights (BitNet b1.58, TriLM): -1, 0 or 1 times the largest magnitude of 256.
 
+use super::feedback::{Grid, Stepped};
+use super::low::SMALLER_TRIES;
 use super::num::{Half, inverse_or_zero, max, round_i32};
 use super::planes;
 use super::{Block, Fault};
@@ -63,6 +65,27 @@ impl Block<LEN> for BlockTq1_0 {
     }
 }
 
+impl Stepped<LEN> for BlockTq1_0 {
+    const SUB: usize = LEN;
+    const GRID: Grid = Grid::Even { top: 2 };
+    const TRIES: &'static [[i8; 2]] = SMALLER_TRIES;
+
+    fn scale(&self, _: usize) -> [f32; 2] {
+        let d = self.d.to_f32();
+        [d, -d]
+    }
+
+    fn nudge(&mut self, _: usize, [scale, _]: [i8; 2]) {
+        self.d = self.d.nudged(scale);
+    }
+
+    fn set_levels(&mut self, levels: &[u8; LEN]) {
+        let (wide, rest) = levels.as_slice().split_at(5 * 32);
+        let (middle, narrow) = rest.split_at(5 * 16);
+        (self.wide, self.middle, self.narrow) = (pack_digits(wide), pack_digits(middle), pack_digits(narrow));
+    }
+}
+
 /// Two bits per weight: `w = d * (t - 1)`. Byte `m` of a half holds weights `m`, `m + 32`, `m + 64`, `m + 96` of that
 /// half of the block, lowest bits first.
 ///
@@ -103,6 +126,25 @@ impl Block<LEN> for BlockTq2_0 {
 
     fn fault(&self) -> Option<Fault> {
         self.d.fault()
+    }
+}
+
+impl Stepped<LEN> for BlockTq2_0 {
+    const SUB: usize = LEN;
+    const GRID: Grid = Grid::Even { top: 2 };
+    const TRIES: &'static [[i8; 2]] = SMALLER_TRIES;
+
+    fn scale(&self, _: usize) -> [f32; 2] {
+        let d = self.d.to_f32();
+        [d, -d]
+    }
+
+    fn nudge(&mut self, _: usize, [scale, _]: [i8; 2]) {
+        self.d = self.d.nudged(scale);
+    }
+
+    fn set_levels(&mut self, levels: &[u8; LEN]) {
+        self.qs = planes::pack::<2, 32, _, _>(levels, 0);
     }
 }
 

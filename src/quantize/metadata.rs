@@ -1,6 +1,7 @@
 //! Metadata of the output, and the facts that the preset rules need from the input's.
 
 use super::{Error, Job, Result};
+use crate::feedback::Rounding;
 use crate::format::gguf::{Metadata, QUANTIZATION_VERSION, Value, keys};
 use crate::format::imatrix::Imatrix;
 use crate::format::types::GgmlType;
@@ -13,6 +14,8 @@ const GUESSED: u32 = 1024;
 const BLOCK_COUNT: &str = "block_count";
 /// The architecture of projector files, which have other keys than language models and are asked for none.
 const VISION_TOWER: &str = "clip";
+/// How the weights were rounded, where that is not as the reference does.
+pub const ROUNDING: &str = "quantier.rounding";
 /// Longest string that llama.cpp's metadata overrides hold.
 const OVERRIDE_STRING: usize = 127;
 
@@ -134,7 +137,7 @@ pub(super) fn facts<'n>(
 /// The metadata of an output's first file. After pruning, `block_count` has the architecture and the layers left.
 pub(super) fn output_metadata<'a>(
     metadata: &Metadata<'a>,
-    job: &Job,
+    (job, rounding): (&Job, Rounding),
     file_type: u32,
     imatrix: Option<&UsedImatrix>,
     block_count: Option<(&str, u32)>,
@@ -159,6 +162,9 @@ pub(super) fn output_metadata<'a>(
         if (1..=i32::MAX as u32).contains(&used.imatrix.chunk_count) {
             out.set("quantize.imatrix.chunks_count", Value::U32(used.imatrix.chunk_count));
         }
+    }
+    if rounding != Rounding::Reference {
+        out.set(ROUNDING, Value::String(rounding.name().as_bytes().to_vec().into()));
     }
     if let Some((architecture, layers)) = block_count {
         out.set(format!("{architecture}.{BLOCK_COUNT}"), Value::U32(layers));

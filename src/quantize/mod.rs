@@ -7,9 +7,10 @@ mod metadata;
 mod plan;
 mod run;
 
-pub use metadata::{KvOverride, OverrideValue};
+pub use metadata::{KvOverride, OverrideValue, ROUNDING};
 pub use plan::{Plan, PlannedOutput, PlannedTensor};
 
+use crate::feedback::Rounding;
 use crate::format;
 use crate::plan::recipe::{Problem, Wishes};
 use crate::quant::Fault;
@@ -23,6 +24,8 @@ pub struct OutputRequest {
     pub path: PathBuf,
     /// Which types it gets.
     pub wishes: Wishes,
+    /// How its weights are rounded. With feedback, [`Job::covariance`] is needed.
+    pub rounding: Rounding,
 }
 
 /// A whole job.
@@ -34,6 +37,8 @@ pub struct Job {
     pub outputs: Vec<OutputRequest>,
     /// The importance matrix.
     pub imatrix: Option<ImatrixRequest>,
+    /// A directory of covariances of what the matrices are multiplied by, for rounding with error feedback.
+    pub covariance: Option<PathBuf>,
     /// Whether tensors that are quantized already may be quantized anew.
     pub allow_requantize: bool,
     /// Write as many shards as the input has.

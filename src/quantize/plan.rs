@@ -2,6 +2,7 @@
 
 use super::metadata::{KvOverride, OverrideValue, UsedImatrix, facts, file_type_of_copy, output_metadata};
 use super::{Error, Job, Result};
+use crate::feedback::{Feedback, Rounding};
 use crate::format::gguf::{self, Layout, MAX_ALIGNMENT, Metadata, Shape, TensorInfo, keys, shard_path};
 use crate::format::imatrix::Imatrix;
 use crate::format::types::GgmlType;
@@ -23,6 +24,8 @@ pub struct Plan<'a> {
     pub(super) threads: usize,
     /// An input too: no output may replace it.
     pub(super) imatrix_path: Option<PathBuf>,
+    /// What is known of the inputs of matrices, if any output is rounded with it.
+    pub(super) feedback: Option<Feedback>,
 }
 
 /// A tensor of the input on its way to the outputs.
@@ -44,6 +47,8 @@ pub struct PlannedOutput<'a> {
     pub file_type: Option<crate::plan::file_type::FileType>,
     /// What happens to each tensor, in the order of the output.
     pub tensors: Vec<PlannedTensor>,
+    /// How its weights are rounded.
+    pub rounding: Rounding,
 }
 
 /// One tensor of an output.
@@ -63,6 +68,8 @@ pub struct PlannedTensor {
     pub bytes_after: u64,
     /// Whether importance weights are used.
     pub has_importance: bool,
+    /// Whether it is rounded with error feedback.
+    pub has_feedback: bool,
     pub(super) shard: usize,
 }
 
@@ -94,6 +101,20 @@ impl<'a> PlannedOutput<'a> {
     /// Bits per weight, over all tensors.
     pub fn bpw(&self) -> f64 {
         8.0 * self.tensor_bytes() as f64 / self.tensors.iter().map(|t| t.shape.elements()).sum::<u64>().max(1) as f64
+    }
+
+    /// Tensors that are rounded with error feedback.
+    pub fn with_feedback(&self) -> impl Iterator<Item = &PlannedTensor> {
+        self.tensors.iter().filter(|t| t.has_feedback)
+    }
+
+    /// Tensors of an output with error feedback that are rounded as the reference does: nothing is known of their inputs.
+    pub fn without_feedback(&self) -> impl Iterator<Item = &PlannedTensor> {
+        let takes = |t: &&PlannedTensor| {
+            let levels = Codec::of(t.chosen.target).is_some_and(Codec::takes_feedback);
+            levels && t.chosen.target != t.from && !t.has_feedback
+        };
+        self.tensors.iter().filter(|_| self.rounding == Rounding::Feedback).filter(takes)
     }
 
     /// Tensors that get another type than was wanted, because their rows do not fit.
@@ -128,6 +149,7 @@ impl<'a> Plan<'a> {
     /// are no error here but listed in the outputs, so that a dry run can show the plan; [`Plan::run`] refuses.
     pub fn new(input: &'a Input<'a>, job: &Job) -> Result<Plan<'a>> {
         let imatrix = read_imatrix(job)?;
+        let feedback = read_covariance(input, job)?;
         let mut problems = Vec::new();
         let (tensors, layers_left) = sources(input, job, imatrix.as_ref());
         let names = tensors.iter().map(|s| &*s.name);
@@ -150,15 +172,21 @@ impl<'a> Plan<'a> {
                 }
             };
             let block_count = layers_left.map(|layers| (&*facts.architecture, layers));
-            let metadata = output_metadata(input.metadata(), job, file_type, imatrix.as_ref(), block_count);
+            let metadata =
+                output_metadata(input.metadata(), (job, request.rounding), file_type, imatrix.as_ref(), block_count);
             let shards = if job.keep_split { tensors.iter().map(|s| s.tensor.shard + 1).max().unwrap_or(1) } else { 1 };
             let files = files(&request.path, metadata, job.keep_split, shards, tensors.len());
-            let planned: Vec<_> =
-                tensors.iter().zip(chosen).map(|(source, chosen)| source.planned(chosen, job.keep_split)).collect();
+            let feedback = feedback.as_ref().filter(|_| request.rounding == Rounding::Feedback);
+            let planned: Vec<_> = tensors
+                .iter()
+                .zip(chosen)
+                .map(|(source, chosen)| source.planned(chosen, job.keep_split, feedback))
+                .collect();
             problems.extend(planned.iter().filter_map(|t| impossible(t, job)));
             let used = planned.iter().zip(&tensors).filter(|(t, _)| t.chosen.target != t.from);
             problems.extend(used.filter_map(|(_, source)| source.misfit.clone()));
-            outputs.push(PlannedOutput { files, file_type: request.wishes.file_type, tensors: planned });
+            let (file_type, rounding) = (request.wishes.file_type, request.rounding);
+            outputs.push(PlannedOutput { files, file_type, tensors: planned, rounding });
         }
         problems.extend(clashes(&outputs));
         problems.extend(bad_alignment(&job.kv_overrides));
@@ -168,7 +196,7 @@ impl<'a> Plan<'a> {
             return Err(Error::Impossible(problems));
         }
         let imatrix_path = job.imatrix.as_ref().map(|request| request.path.clone());
-        Ok(Plan { input, tensors, outputs, threads: job.threads, imatrix_path })
+        Ok(Plan { input, tensors, outputs, threads: job.threads, imatrix_path, feedback })
     }
 
     /// Bytes of the input's tensors.
@@ -183,8 +211,9 @@ impl Source<'_> {
         Candidate { name: &self.name, dims: info.shape.four(), ggml_type: info.ggml_type }
     }
 
-    fn planned(&self, chosen: Chosen, keep_split: bool) -> PlannedTensor {
+    fn planned(&self, chosen: Chosen, keep_split: bool, feedback: Option<&Feedback>) -> PlannedTensor {
         let info = &self.tensor.info;
+        let levels = chosen.target != info.ggml_type && Codec::of(chosen.target).is_some_and(Codec::takes_feedback);
         // The choice has checked that rows fit; a tensor that is kept fits as it is.
         let row_bytes = chosen.target.row_bytes(info.shape.row_len()).unwrap_or(0);
         PlannedTensor {
@@ -195,6 +224,7 @@ impl Source<'_> {
             bytes_before: info.bytes(),
             bytes_after: row_bytes * info.shape.rows(),
             has_importance: self.importance.is_some() && chosen.target != info.ggml_type,
+            has_feedback: levels && feedback.is_some_and(|feedback| feedback.has(&info.name)),
             shard: if keep_split { self.tensor.shard } else { 0 },
         }
     }
@@ -210,6 +240,27 @@ fn read_imatrix(job: &Job) -> Result<Option<UsedImatrix>> {
         .retain(|name, _| !any(&request.exclude, name) && (request.include.is_empty() || any(&request.include, name)));
     let file = request.shown.clone().unwrap_or_else(|| request.path.to_string_lossy().into_owned());
     Ok((!imatrix.entries.is_empty()).then_some(UsedImatrix { file, imatrix }))
+}
+
+/// Opens the covariances, if any output is rounded with them.
+fn read_covariance(input: &Input<'_>, job: &Job) -> Result<Option<Feedback>> {
+    if job.outputs.iter().all(|output| output.rounding == Rounding::Reference) {
+        return Ok(None);
+    }
+    let Some(directory) = &job.covariance else {
+        return Err(Error::impossible("rounding with error feedback needs covariances (--covariance DIR)"));
+    };
+    let feedback = Feedback::open(directory)?;
+    match input.tensors.iter().any(|tensor| feedback.has(&tensor.info.name)) {
+        true => Ok(Some(feedback)),
+        false => {
+            let example = feedback.names().next().map_or(String::new(), |name| format!(" (it has '{name}', for one)"));
+            Err(Error::impossible(format!(
+                "{}: these covariances are of none of this model's tensors{example}; they are of another model",
+                directory.display()
+            )))
+        }
+    }
 }
 
 /// All tensors in the reference's order: by layer, those outside of layers first, then by name.

@@ -4,6 +4,7 @@
 
 use super::plan::{Plan, PlannedOutput, PlannedTensor, Source};
 use super::{Error, Result};
+use crate::feedback::{Feedback, Inputs, Proof, Proved};
 use crate::format::gguf::Writer;
 use crate::format::types::GgmlType;
 use crate::input::Input;
@@ -17,10 +18,13 @@ use std::path::Path;
 const BAND_WEIGHTS: u64 = 8 << 20;
 /// Weights that one thread takes at a time (one row at least): small enough to stay in its cache.
 const TASK_WEIGHTS: u64 = 64 << 10;
+/// Rows that one thread takes at a time with error feedback: as many as share one reading of the factor.
+const FEEDBACK_ROWS: usize = 128;
 
 impl Plan<'_> {
-    /// Writes every output. Each appears under its name only when it is complete.
-    pub fn run(&self, progress: &dyn Progress) -> Result<()> {
+    /// Writes every output. Each appears under its name only when it is complete. Returns what rounding with error feedback
+    /// did, for each output, tensor by tensor.
+    pub fn run(&self, progress: &dyn Progress) -> Result<Vec<Vec<Proved>>> {
         let missing: Vec<_> = self.outputs.iter().flat_map(|o| o.imatrix_missing()).map(without_imatrix).collect();
         if !missing.is_empty() {
             return Err(Error::Impossible(missing));
@@ -38,14 +42,16 @@ impl Plan<'_> {
         progress.begin(self.input_bytes(), Unit::Bytes);
         for (index, source) in self.tensors.iter().enumerate() {
             progress.at(&source.name);
-            pool.install(|| stream(index, source, self.input, &mut sinks, progress))?;
+            let from = From { index, source, input: self.input, feedback: self.feedback.as_ref() };
+            pool.install(|| stream(from, &mut sinks, progress))?;
         }
         sinks.iter_mut().try_for_each(Sink::flush)?;
+        let proved = sinks.iter_mut().map(|sink| std::mem::take(&mut sink.proved)).collect();
         // All or none: what can fail fails before the first output has its name.
         let mut writers: Vec<_> = sinks.into_iter().flat_map(|sink| sink.files).collect();
         writers.iter_mut().try_for_each(Writer::settle)?;
         writers.into_iter().try_for_each(Writer::finish)?;
-        Ok(())
+        Ok(proved)
     }
 }
 
@@ -73,16 +79,29 @@ struct Sink<'p> {
     /// Those of the band before, which are not written yet, and the file that they belong to.
     ready: Vec<u8>,
     shard: usize,
+    proved: Vec<Proved>,
 }
 
 impl<'p> Sink<'p> {
     fn new(output: &'p PlannedOutput<'p>, files: Vec<Writer>) -> Sink<'p> {
-        Sink { output, files, band: Vec::new(), ready: Vec::new(), shard: 0 }
+        Sink { output, files, band: Vec::new(), ready: Vec::new(), shard: 0, proved: Vec::new() }
     }
 
     /// What a tensor becomes here.
     fn target(&self, index: usize) -> GgmlType {
         self.output.tensors[index].chosen.target
+    }
+
+    /// Adds what was proved of some rows of a tensor.
+    fn prove(&mut self, index: usize, proof: &Proof) {
+        let planned = &self.output.tensors[index];
+        match self.proved.last_mut().filter(|last| last.tensor == planned.name) {
+            Some(last) => last.proof.add(proof),
+            None => {
+                let (tensor, ggml_type) = (planned.name.clone(), planned.chosen.target);
+                self.proved.push(Proved { tensor, ggml_type, proof: *proof });
+            }
+        }
     }
 
     /// Writes what is ready.
@@ -99,23 +118,32 @@ fn write_ready(files: &mut [Writer], shard: usize, ready: &mut Vec<u8>) -> Resul
     Ok(())
 }
 
+/// A tensor on its way.
+#[derive(Clone, Copy)]
+struct From<'f> {
+    /// Its number in every output.
+    index: usize,
+    source: &'f Source<'f>,
+    input: &'f Input<'f>,
+    feedback: Option<&'f Feedback>,
+}
+
 /// A band of one output that is being made.
 struct Making<'b> {
     target: GgmlType,
     band: &'b mut Vec<u8>,
+    /// Whether errors are fed back.
+    feedback: bool,
+    proof: &'b mut Proof,
 }
 
 /// Streams one tensor. The last band stays ready, to be written beside the next tensor's first.
-fn stream(
-    index: usize,
-    source: &Source<'_>,
-    input: &Input<'_>,
-    sinks: &mut [Sink<'_>],
-    progress: &dyn Progress,
-) -> Result<()> {
+fn stream(from: From<'_>, sinks: &mut [Sink<'_>], progress: &dyn Progress) -> Result<()> {
+    let From { index, source, input, feedback } = from;
     let info = &source.tensor.info;
-    let (row_len, rows) = (info.shape.row_len(), info.shape.rows());
+    let ([row_len, rows_per_matrix, matrices, _], rows) = (info.shape.four(), info.shape.rows());
     let path = input.path_of(source.tensor);
+    let feedback = feedback.filter(|_| sinks.iter().any(|sink| sink.output.tensors[index].has_feedback));
     let mut buffer = Vec::new();
     let rows_per_band = (BAND_WEIGHTS / row_len).clamp(1, rows);
     let mut first_row = 0;
@@ -123,28 +151,41 @@ fn stream(
         if progress.cancelled() {
             return Err(Error::Cancelled);
         }
-        let rows_here = first_row..(first_row + rows_per_band).min(rows);
+        let mut end = (first_row + rows_per_band).min(rows);
+        let matrix = first_row / rows_per_matrix;
+        let mut inputs = None;
+        if let Some(feedback) = feedback {
+            // Each matrix has inputs of its own.
+            end = end.min((matrix + 1) * rows_per_matrix);
+            inputs = feedback.inputs(&info.name, (matrix % matrices) as usize, row_len as usize)?;
+        }
+        let rows_here = first_row..end;
         let (mut before, mut now) = (Vec::new(), Vec::new());
-        for sink in sinks.iter_mut() {
-            now.push(Making { target: sink.target(index), band: &mut sink.band });
+        let mut proofs = vec![Proof::default(); sinks.len()];
+        for (sink, proof) in sinks.iter_mut().zip(&mut proofs) {
+            let feedback = sink.output.tensors[index].has_feedback;
+            now.push(Making { target: sink.target(index), band: &mut sink.band, feedback, proof });
             before.push((&mut sink.files, sink.shard, &mut sink.ready));
         }
         let (written, made) = rayon::join(
             || before.into_iter().try_for_each(|(files, shard, ready)| write_ready(files, shard, ready)),
             || {
                 let raw = input.read(source.tensor, rows_here.clone(), &mut buffer)?;
-                quantize_band(source, path, raw, first_row, now, progress)?;
+                quantize_band((source, inputs.as_deref()), path, raw, first_row, now, progress)?;
                 Ok::<_, Error>(raw)
             },
         );
         written?;
         let raw = made?;
-        for sink in sinks.iter_mut() {
+        for (sink, proof) in sinks.iter_mut().zip(&proofs) {
             sink.shard = sink.output.tensors[index].shard;
             if sink.target(index) == info.ggml_type {
                 sink.files[sink.shard].write(raw)?;
             } else {
                 std::mem::swap(&mut sink.band, &mut sink.ready);
+            }
+            if proof.rows > 0 {
+                sink.prove(index, proof);
             }
         }
         progress.advance(raw.len() as u64);
@@ -156,11 +197,11 @@ fn stream(
 
 /// Checks a band's weights and quantizes them for every output that wants another type, in parallel over rows.
 fn quantize_band(
-    source: &Source<'_>,
+    (source, inputs): (&Source<'_>, Option<&Inputs>),
     path: &Path,
     raw: &[u8],
     first_row: u64,
-    outputs: Vec<Making<'_>>,
+    mut outputs: Vec<Making<'_>>,
     progress: &dyn Progress,
 ) -> Result<()> {
     let info = &source.tensor.info;
@@ -168,38 +209,64 @@ fn quantize_band(
     let row_bytes = (info.bytes() / info.shape.rows()) as usize;
     // Integers have no codec: nothing about them can be wrong, and the plan only copies them.
     let Some(decoder) = Codec::of(info.ggml_type) else { return Ok(()) };
-    let task_rows = (TASK_WEIGHTS as usize / row_len).max(1);
+    let fed_back = inputs.is_some() && outputs.iter().any(|output| output.feedback);
+    let task_rows = if fed_back { FEEDBACK_ROWS } else { (TASK_WEIGHTS as usize / row_len).max(1) };
 
     let mut tasks: Vec<Task<'_>> = raw
         .chunks(task_rows * row_bytes)
         .enumerate()
         .map(|(i, raw)| Task { raw, first_row: first_row + (i * task_rows) as u64, outputs: Vec::new() })
         .collect();
-    for Making { target, band } in outputs {
-        let Some(codec) = Codec::of(target).filter(|_| target != info.ggml_type) else { continue };
+    for (number, Making { target, band, feedback, .. }) in outputs.iter_mut().enumerate() {
+        let Some(codec) = Codec::of(*target).filter(|_| *target != info.ggml_type) else { continue };
         let out_row_bytes = row_len / target.block_len() * target.block_bytes();
         band.resize(raw.len() / row_bytes * out_row_bytes, 0);
+        let inputs = inputs.filter(|_| *feedback);
         for (task, rows) in tasks.iter_mut().zip(band.chunks_mut(task_rows * out_row_bytes)) {
-            task.outputs.push((codec, rows));
+            task.outputs.push(Rows { number, codec, inputs, rows });
         }
     }
     let worker = || vec![0.0f32; task_rows * row_len];
     // A band can take a minute in the slowest types: who wants to stop is heard between tasks.
-    tasks.into_par_iter().try_for_each_init(worker, |weights, task| match progress.cancelled() {
-        true => Err(Error::Cancelled),
-        false => task.run(source, path, decoder, weights),
-    })
+    let done: Result<Vec<Vec<(usize, Proof)>>> = tasks
+        .into_par_iter()
+        .map_init(worker, |weights, task| match progress.cancelled() {
+            true => Err(Error::Cancelled),
+            false => task.run(source, path, decoder, weights),
+        })
+        .collect();
+    // In the order of the rows, so that sums do not depend on threads.
+    for (number, proof) in done?.into_iter().flatten() {
+        outputs[number].proof.add(&proof);
+    }
+    Ok(())
+}
+
+/// Rows of one output that are to be made.
+struct Rows<'t> {
+    /// The number of the output.
+    number: usize,
+    codec: &'static Codec,
+    /// With what is known of these inputs; else as the reference rounds.
+    inputs: Option<&'t Inputs>,
+    rows: &'t mut [u8],
 }
 
 /// A few rows that one thread quantizes for all outputs.
 struct Task<'t> {
     raw: &'t [u8],
     first_row: u64,
-    outputs: Vec<(&'static Codec, &'t mut [u8])>,
+    outputs: Vec<Rows<'t>>,
 }
 
 impl Task<'_> {
-    fn run(mut self, source: &Source<'_>, path: &Path, decoder: &Codec, weights: &mut [f32]) -> Result<()> {
+    fn run(
+        self,
+        source: &Source<'_>,
+        path: &Path,
+        decoder: &Codec,
+        weights: &mut [f32],
+    ) -> Result<Vec<(usize, Proof)>> {
         let info = &source.tensor.info;
         let [row_len, rows_per_matrix, matrices, _] = info.shape.four();
         let row_len = row_len as usize;
@@ -215,23 +282,31 @@ impl Task<'_> {
             });
         }
         if self.outputs.is_empty() {
-            return Ok(());
+            return Ok(Vec::new());
         }
         let n_weights = self.raw.len() / info.ggml_type.block_bytes() * info.ggml_type.block_len();
         let weights = &mut weights[..n_weights];
         decoder.dequantize_row(self.raw, weights);
-        for (codec, out) in &mut self.outputs {
-            let out_row_bytes = out.len() / (n_weights / row_len);
-            for (i, (x, y)) in weights.chunks_exact(row_len).zip(out.chunks_exact_mut(out_row_bytes)).enumerate() {
-                let matrix = (self.first_row + i as u64) / rows_per_matrix % matrices;
-                let importance = source.importance.as_deref().map(|all| &all[matrix as usize * row_len..][..row_len]);
-                codec.quantize_row(x, importance, y);
+        let importance = |row: usize| {
+            let matrix = (self.first_row + row as u64) / rows_per_matrix % matrices;
+            source.importance.as_deref().map(|all| &all[matrix as usize * row_len..][..row_len])
+        };
+        let mut proofs = Vec::new();
+        for Rows { number, codec, inputs, rows: out } in self.outputs {
+            match inputs {
+                // All of one matrix.
+                Some(inputs) => proofs.push((number, inputs.round(codec, importance(0), weights, out))),
+                None => {
+                    let out_row_bytes = out.len() / (n_weights / row_len);
+                    let rows = weights.chunks_exact(row_len).zip(out.chunks_exact_mut(out_row_bytes));
+                    rows.enumerate().for_each(|(i, (x, y))| codec.quantize_row(x, importance(i), y));
+                }
             }
             if let Some((block, fault)) = codec.first_fault(out) {
                 let row = row_at(block, row_len / codec.ggml_type.block_len());
                 return Err(Error::Overflow { tensor: source.name.clone(), row, target: codec.ggml_type, fault });
             }
         }
-        Ok(())
+        Ok(proofs)
     }
 }

@@ -1,9 +1,10 @@
 //! The ternary types: eight weights of -1, 0 or 1 to a point, all of them shifted up or down by an eighth.
 
-use super::ternary::{BOOK, MINUS, PLUS, Search, Sub, Sums, TRITS};
+use super::ternary::{BOOK, MINUS, PLUS, SHIFT, Search, Sub, Sums, TRITS, eights};
 use super::{BLOCK, error_weights, grade, sum_of_squares, weigh};
 use crate::format::types::GgmlType;
-use crate::quant::num::Half;
+use crate::quant::feedback::{Choice, Pointed, Points};
+use crate::quant::num::{Half, nudged};
 use crate::quant::{Block, Fault};
 use crate::simd::{LANES, Simd};
 
@@ -164,6 +165,37 @@ impl Block<BLOCK> for BlockIq1S {
     }
 }
 
+impl Pointed for BlockIq1S {
+    const SUB: usize = S_SUB;
+    const TRIES: &'static [[i8; 2]] = &[[0, 0], [0, 1], [-1, 0], [1, 0]];
+
+    fn points() -> Points {
+        Points::Shifted(eights(), SHIFT)
+    }
+
+    fn scale(&self, sub: usize) -> f32 {
+        self.d.to_f32() * f32::from(2 * (self.words[sub][1] >> 4 & 7) + 1)
+    }
+
+    fn down(&self, sub: usize) -> bool {
+        self.words[sub][1] >> 7 == 1
+    }
+
+    fn nudge(&mut self, sub: usize, [scale, turn]: [i8; 2]) {
+        let byte = &mut self.words[sub][1];
+        let code = nudged(*byte >> 4 & 7, scale, TOP_SCALE);
+        *byte = (*byte & 0x8f | code << 4) ^ u8::from(turn != 0) << 7;
+    }
+
+    fn set_choices(&mut self, choices: &[Choice; POINTS]) {
+        for (i, choices) in choices.as_chunks::<4>().0.iter().enumerate() {
+            self.points[i] = choices.map(|choice| choice.points[0] as u8);
+            let high = choices.iter().rev().fold(0, |word, choice| word << 3 | choice.points[0] >> 8);
+            self.words[i] = (u16::from_le_bytes(self.words[i]) & 0xf000 | high).to_le_bytes();
+        }
+    }
+}
+
 /// 1.75 bits: points from a book of 2048, a shift for 8 weights, a scale for 16.
 ///
 /// ```text
@@ -316,5 +348,32 @@ impl Block<BLOCK> for BlockIq1M {
 
     fn fault(&self) -> Option<Fault> {
         self.d().fault()
+    }
+}
+
+impl Pointed for BlockIq1M {
+    const SUB: usize = M_SUB;
+    const SHIFTS_GROUPS: bool = true;
+
+    fn points() -> Points {
+        Points::Shifted(eights(), SHIFT)
+    }
+
+    fn scale(&self, sub: usize) -> f32 {
+        self.d().to_f32() * f32::from(2 * (u16::from_le_bytes(self.words[sub / 4]) >> (3 * (sub % 4)) & 7) + 1)
+    }
+
+    fn nudge(&mut self, sub: usize, [scale, _]: [i8; 2]) {
+        let (word, shift) = (u16::from_le_bytes(self.words[sub / 4]), 3 * (sub % 4));
+        let code = u16::from(nudged((word >> shift & 7) as u8, scale, TOP_SCALE));
+        self.words[sub / 4] = (word & !(7 << shift) | code << shift).to_le_bytes();
+    }
+
+    fn set_choices(&mut self, choices: &[Choice; POINTS]) {
+        for (i, pair) in choices.as_chunks::<2>().0.iter().enumerate() {
+            let half = |choice: &Choice| (choice.points[0] >> 8) as u8 | u8::from(choice.down) << 3;
+            self.points[2 * i..][..2].copy_from_slice(&pair.map(|choice| choice.points[0] as u8));
+            self.halves[i] = half(&pair[0]) | half(&pair[1]) << 4;
+        }
     }
 }

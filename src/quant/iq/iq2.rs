@@ -1,10 +1,11 @@
 //! The 2-bit codebook types: eight magnitudes to a point.
 
 use super::lattice::{Fit, Lattice, Plan, Resnap, from_largest};
-use super::signs::{EVEN_MASK, Signs, complete, signed};
+use super::signs::{EVEN_MASK, Signs, complete, signed, signs_and_code};
 use super::{BLOCK, grade, weigh, with_squares};
 use crate::format::types::GgmlType;
-use crate::quant::num::Half;
+use crate::quant::feedback::{Choice, Pointed, Points};
+use crate::quant::num::{Half, nudged};
 use crate::quant::search::unsigned;
 use crate::quant::{Block, Fault};
 use crate::simd::Simd;
@@ -52,6 +53,12 @@ fn scale_of(d: f32, code: u8) -> f32 {
 #[inline]
 fn code_at(codes: &[u8; SUBS / 2], i: usize) -> u8 {
     codes[i / 2] >> (4 * (i % 2)) & 0x0f
+}
+
+/// Changes that code.
+fn nudge_code(codes: &mut [u8; SUBS / 2], i: usize, change: i8) {
+    let (byte, shift) = (&mut codes[i / 2], 4 * (i % 2));
+    *byte = *byte & !(0x0f << shift) | nudged(*byte >> shift & 0x0f, change, TOP_SCALE) << shift;
 }
 
 /// Packs four-bit codes two to a byte, low half first.
@@ -105,8 +112,7 @@ impl Block<BLOCK> for BlockIq2Xxs {
             let signs = fit.signs.as_chunks::<4>().0;
             for (i, group) in block.groups.iter_mut().enumerate() {
                 group.points = fit.points[i].map(|p| p as u8);
-                let signs = signs[i].iter().rev().fold(0, |word, &s| word << 7 | u32::from(s));
-                group.word = (signs | u32::from(codes[i]) << 28).to_le_bytes();
+                group.word = signs_and_code(signs[i], codes[i]);
             }
         }
     }
@@ -126,6 +132,31 @@ impl Block<BLOCK> for BlockIq2Xxs {
 
     fn fault(&self) -> Option<Fault> {
         self.d.fault()
+    }
+}
+
+impl Pointed for BlockIq2Xxs {
+    const SUB: usize = 32;
+    const EVEN_SIGNS: bool = true;
+
+    fn points() -> Points {
+        Points::Eight(XXS.eights())
+    }
+
+    fn scale(&self, sub: usize) -> f32 {
+        scale_of(self.d.to_f32(), self.groups[sub].word[3] >> 4)
+    }
+
+    fn nudge(&mut self, sub: usize, [scale, _]: [i8; 2]) {
+        let byte = &mut self.groups[sub].word[3];
+        *byte = *byte & 0x0f | nudged(*byte >> 4, scale, TOP_SCALE) << 4;
+    }
+
+    fn set_choices(&mut self, choices: &[Choice; POINTS]) {
+        for (group, choices) in self.groups.iter_mut().zip(choices.as_chunks::<4>().0) {
+            group.points = choices.map(|choice| choice.points[0] as u8);
+            group.word = signs_and_code(choices.map(|choice| choice.signs & EVEN_MASK), group.word[3] >> 4);
+        }
     }
 }
 
@@ -198,6 +229,29 @@ impl Block<BLOCK> for BlockIq2Xs {
     }
 }
 
+impl Pointed for BlockIq2Xs {
+    const SUB: usize = 16;
+    const EVEN_SIGNS: bool = true;
+
+    fn points() -> Points {
+        Points::Eight(XS.eights())
+    }
+
+    fn scale(&self, sub: usize) -> f32 {
+        scale_of(self.d.to_f32(), code_at(&self.codes, sub))
+    }
+
+    fn nudge(&mut self, sub: usize, [scale, _]: [i8; 2]) {
+        nudge_code(&mut self.codes, sub, scale);
+    }
+
+    fn set_choices(&mut self, choices: &[Choice; POINTS]) {
+        for (q, choice) in self.points_and_signs.iter_mut().zip(choices) {
+            *q = (choice.points[0] | u16::from(choice.signs & EVEN_MASK) << 9).to_le_bytes();
+        }
+    }
+}
+
 /// 2.5625 bits: points from a book of 1024, a sign for every weight.
 ///
 /// ```text
@@ -262,5 +316,31 @@ impl Block<BLOCK> for BlockIq2S {
 
     fn fault(&self) -> Option<Fault> {
         self.d.fault()
+    }
+}
+
+impl Pointed for BlockIq2S {
+    const SUB: usize = 16;
+
+    fn points() -> Points {
+        Points::Eight(S.eights())
+    }
+
+    fn scale(&self, sub: usize) -> f32 {
+        scale_of(self.d.to_f32(), code_at(&self.codes, sub))
+    }
+
+    fn nudge(&mut self, sub: usize, [scale, _]: [i8; 2]) {
+        nudge_code(&mut self.codes, sub, scale);
+    }
+
+    fn set_choices(&mut self, choices: &[Choice; POINTS]) {
+        self.high_bits = [0; POINTS / 4];
+        for (i, choice) in choices.iter().enumerate() {
+            let [point, _] = choice.points;
+            self.points[i] = point as u8;
+            self.high_bits[i / 4] |= ((point >> 8) as u8) << (2 * (i % 4));
+            self.signs[i] = choice.signs;
+        }
     }
 }

@@ -1,10 +1,11 @@
 //! The 3-bit codebook types: four magnitudes to a point.
 
 use super::lattice::{Fit, Lattice, Plan, Resnap, from_largest};
-use super::signs::{EVEN_MASK, Signs, complete, signed};
+use super::signs::{EVEN_MASK, Signs, complete, signed, signs_and_code};
 use super::{BLOCK, error_weights, grade, with_squares};
 use crate::format::types::GgmlType;
-use crate::quant::num::Half;
+use crate::quant::feedback::{Choice, Pointed, Points};
+use crate::quant::num::{Half, nudged};
 use crate::quant::{Block, Fault};
 use crate::simd::Simd;
 
@@ -89,8 +90,7 @@ impl Block<BLOCK> for BlockIq3Xxs {
             block.d = Half::from_f32(step * XXS_CORRECTION);
             block.points = fit.points.map(|points| points.map(|p| p as u8));
             for ((word, signs), code) in block.words.iter_mut().zip(fit.signs.as_chunks::<4>().0).zip(codes) {
-                let signs = signs.iter().rev().fold(0, |word, &s| word << 7 | u32::from(s));
-                *word = (signs | u32::from(code) << 28).to_le_bytes();
+                *word = signs_and_code(*signs, code);
             }
         }
     }
@@ -111,6 +111,31 @@ impl Block<BLOCK> for BlockIq3Xxs {
 
     fn fault(&self) -> Option<Fault> {
         self.d.fault()
+    }
+}
+
+impl Pointed for BlockIq3Xxs {
+    const SUB: usize = SUB;
+    const EVEN_SIGNS: bool = true;
+
+    fn points() -> Points {
+        Points::Four(XXS.fours())
+    }
+
+    fn scale(&self, sub: usize) -> f32 {
+        self.d.to_f32() * (0.5 + f32::from(self.words[sub][3] >> 4)) * 0.5
+    }
+
+    fn nudge(&mut self, sub: usize, [scale, _]: [i8; 2]) {
+        let byte = &mut self.words[sub][3];
+        *byte = *byte & 0x0f | nudged(*byte >> 4, scale, TOP_SCALE) << 4;
+    }
+
+    fn set_choices(&mut self, choices: &[Choice; BLOCK / 8]) {
+        for (i, choices) in choices.as_chunks::<4>().0.iter().enumerate() {
+            self.points[i] = bytemuck::cast(choices.map(|choice| choice.points.map(|p| p as u8)));
+            self.words[i] = signs_and_code(choices.map(|choice| choice.signs & EVEN_MASK), self.words[i][3] >> 4);
+        }
     }
 }
 
@@ -177,6 +202,32 @@ impl Block<BLOCK> for BlockIq3S {
 
     fn fault(&self) -> Option<Fault> {
         self.d.fault()
+    }
+}
+
+impl Pointed for BlockIq3S {
+    const SUB: usize = SUB;
+
+    fn points() -> Points {
+        Points::Four(S.fours())
+    }
+
+    fn scale(&self, sub: usize) -> f32 {
+        self.d.to_f32() * f32::from(1 + 2 * (self.codes[sub / 2] >> (4 * (sub % 2)) & 0x0f))
+    }
+
+    fn nudge(&mut self, sub: usize, [scale, _]: [i8; 2]) {
+        let (byte, shift) = (&mut self.codes[sub / 2], 4 * (sub % 2));
+        *byte = *byte & !(0x0f << shift) | nudged(*byte >> shift & 0x0f, scale, TOP_SCALE) << shift;
+    }
+
+    fn set_choices(&mut self, choices: &[Choice; BLOCK / 8]) {
+        for (i, choices) in choices.as_chunks::<4>().0.iter().enumerate() {
+            let points: [u16; POINTS] = bytemuck::cast(choices.map(|choice| choice.points));
+            self.points[i] = points.map(|p| p as u8);
+            self.ninth_bits[i] = points.iter().rev().fold(0, |bits, p| bits << 1 | (p >> 8) as u8);
+            self.signs[i] = choices.map(|choice| choice.signs);
+        }
     }
 }
 

@@ -66,6 +66,13 @@ pub(super) fn complete(seven: u8) -> u8 {
     seven | ((seven.count_ones() as u8 & 1) << 7)
 }
 
+/// The little-endian word of 32 weights: four times seven signs, then a code of four bits.
+#[inline]
+pub(super) fn signs_and_code(signs: [u8; 4], code: u8) -> [u8; 4] {
+    let signs = signs.iter().rev().fold(0, |word, &s| word << 7 | u32::from(s));
+    (signs | u32::from(code) << 28).to_le_bytes()
+}
+
 /// `scale * value`, with the signs put on.
 #[inline(always)]
 pub(super) fn signed<V: Simd>(simd: V, scale: f32, values: &[f32; 8], signs: u8) -> [f32; 8] {

@@ -21,8 +21,10 @@
 
 use super::BLOCK;
 use super::grid::{Codebook, Map, Neighbours, Place, cheapest, place_of_eight, read_points, spelled};
+use crate::quant::feedback::Eights;
 use crate::quant::num::max;
 use crate::simd::{LANES, Simd};
+use std::sync::OnceLock;
 
 const LEVELS: [[u8; 8]; 2048] = read_points(include_bytes!("data/iq1.hex"), 3);
 /// The codebook of both types.
@@ -30,8 +32,14 @@ pub(super) static BOOK: Codebook<8, 2048> = Codebook::new(LEVELS, 3, 3);
 /// Its points in trits.
 pub(super) static TRITS: [[i8; 8]; 2048] = spelled(&LEVELS, [-1, 0, 1]);
 
+/// They for rounding with error feedback, arranged on first use.
+pub(super) fn eights() -> &'static Eights {
+    static POINTS: OnceLock<Eights> = OnceLock::new();
+    POINTS.get_or_init(|| Eights::new(&TRITS.map(|point| point.map(f32::from))))
+}
+
 /// How far all values are shifted, up or down.
-const SHIFT: f32 = 0.125;
+pub(super) const SHIFT: f32 = 0.125;
 /// The three values, shifted up.
 pub(super) const PLUS: [f32; 3] = [-1.0 + SHIFT, SHIFT, 1.0 + SHIFT];
 /// The three values, shifted down.

@@ -29,6 +29,10 @@ const LEN: usize = 256;
 /// Bytes in a run of most planes.
 const RUN: usize = 32;
 
+/// Codes of scale and offset, of scale alone, that are tried beside those found: see `feedback`.
+const AFFINE_TRIES: &[[i8; 2]] = &[[0, 0], [-1, 0], [1, 0], [0, -1], [0, 1], [-1, -1], [1, 1], [-1, 1], [1, -1]];
+const SCALE_TRIES: &[[i8; 2]] = &[[0, 0], [-1, 0], [1, 0]];
+
 /// A level or a scale code for every weight of a super-block.
 type Levels = [u8; LEN];
 

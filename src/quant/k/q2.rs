@@ -1,9 +1,10 @@
 //! Q2_K.
 
 use super::affine::{self, TOGETHER};
-use super::{LEN, RUN};
+use super::{AFFINE_TRIES, LEN, Levels, RUN};
 use crate::format::types::GgmlType;
-use crate::quant::num::Half;
+use crate::quant::feedback::{Grid, Stepped};
+use crate::quant::num::{Half, nudged};
 use crate::quant::planes;
 use crate::quant::search::{Candidates, Measure, WITH_IMPORTANCE, eight, sums_of_squares, weigh};
 use crate::quant::{Block, Fault};
@@ -102,5 +103,25 @@ impl Block<LEN> for BlockQ2K {
 
     fn fault(&self) -> Option<Fault> {
         self.d.fault().or(self.dmin.fault())
+    }
+}
+
+impl Stepped<LEN> for BlockQ2K {
+    const SUB: usize = N;
+    const GRID: Grid = Grid::Even { top: MAX_LEVEL as u8 };
+    const TRIES: &'static [[i8; 2]] = AFFINE_TRIES;
+
+    fn scale(&self, sub: usize) -> [f32; 2] {
+        let code = self.scales[sub];
+        [self.d.to_f32() * f32::from(code & 15), -self.dmin.to_f32() * f32::from(code >> 4)]
+    }
+
+    fn nudge(&mut self, sub: usize, [scale, offset]: [i8; 2]) {
+        let code = self.scales[sub];
+        self.scales[sub] = nudged(code & 15, scale, MAX_SCALE as u8) | nudged(code >> 4, offset, MAX_SCALE as u8) << 4;
+    }
+
+    fn set_levels(&mut self, levels: &Levels) {
+        self.qs = planes::pack::<2, 32, _, _>(levels, 0);
     }
 }

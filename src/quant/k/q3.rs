@@ -1,8 +1,9 @@
 //! Q3_K.
 
-use super::{LEN, Levels, RUN};
+use super::{LEN, Levels, RUN, SCALE_TRIES};
 use crate::format::types::GgmlType;
-use crate::quant::num::{Half, nearest_int};
+use crate::quant::feedback::{Grid, Stepped};
+use crate::quant::num::{Half, nearest_int, nudged};
 use crate::quant::planes;
 use crate::quant::search::{self, eight, extreme, sums_of_squares, weigh_lanes};
 use crate::quant::{Block, Fault};
@@ -133,8 +134,7 @@ impl BlockQ3K {
             }
         }
         let levels: Levels = bytemuck::cast(levels);
-        self.hmask = planes::pack::<1, 32, _, _>(&levels, 2);
-        self.qs = planes::pack::<2, 32, _, _>(&levels, 0);
+        self.set_levels(&levels);
     }
 
     #[inline]
@@ -204,6 +204,28 @@ impl Block<LEN> for BlockQ3K {
 
     fn fault(&self) -> Option<Fault> {
         self.d.fault()
+    }
+}
+
+impl Stepped<LEN> for BlockQ3K {
+    const SUB: usize = N;
+    const GRID: Grid = Grid::Even { top: 2 * HALF_LEVELS as u8 - 1 };
+    const TRIES: &'static [[i8; 2]] = SCALE_TRIES;
+
+    fn scale(&self, sub: usize) -> [f32; 2] {
+        let step = self.sub_scales()[sub];
+        [step, -HALF_LEVELS as f32 * step]
+    }
+
+    fn nudge(&mut self, sub: usize, [scale, _]: [i8; 2]) {
+        let mut codes = unpack_scales(&self.scales);
+        codes[sub] = nudged(codes[sub], scale, 2 * HALF_SCALES as u8 - 1);
+        self.scales = pack_scales(&codes);
+    }
+
+    fn set_levels(&mut self, levels: &Levels) {
+        self.hmask = planes::pack::<1, 32, _, _>(levels, 2);
+        self.qs = planes::pack::<2, 32, _, _>(levels, 0);
     }
 }
 

@@ -1,9 +1,10 @@
 //! Q4_K and Q5_K: one method, four or five bits.
 
 use super::affine::{self, Codes, TOGETHER};
-use super::{LEN, Levels};
+use super::{AFFINE_TRIES, LEN, Levels};
 use crate::format::types::GgmlType;
-use crate::quant::num::Half;
+use crate::quant::feedback::{Grid, Stepped};
+use crate::quant::num::{Half, nudged};
 use crate::quant::planes;
 use crate::quant::search::{Candidates, Measure, WITH_IMPORTANCE, eight, sum_of_squares, sums_of_squares, weigh};
 use crate::quant::{Block, Fault};
@@ -45,18 +46,45 @@ impl Head {
         Head { d: scales.unit, dmin: offsets.unit, scales: packed }
     }
 
+    /// The codes of the scales and those of the offsets.
+    #[inline(always)]
+    fn codes(&self) -> [[u8; S]; 2] {
+        let packed = &self.scales;
+        let (mut scales, mut offsets) = ([0; S], [0; S]);
+        for j in 0..4 {
+            scales[j] = packed[j] & 63;
+            offsets[j] = packed[j + 4] & 63;
+            scales[j + 4] = (packed[j + 8] & 15) | ((packed[j] >> 6) << 4);
+            offsets[j + 4] = (packed[j + 8] >> 4) | ((packed[j + 4] >> 6) << 4);
+        }
+        [scales, offsets]
+    }
+
     #[inline(always)]
     fn scales_and_offsets(&self) -> ([f32; S], [f32; S]) {
         let (d, dmin) = (self.d.to_f32(), self.dmin.to_f32());
-        let packed = &self.scales;
+        let codes = self.codes();
         let (mut scales, mut offsets) = ([0.0; S], [0.0; S]);
-        for j in 0..4 {
-            scales[j] = d * f32::from(packed[j] & 63);
-            offsets[j] = dmin * f32::from(packed[j + 4] & 63);
-            scales[j + 4] = d * f32::from((packed[j + 8] & 15) | ((packed[j] >> 6) << 4));
-            offsets[j + 4] = dmin * f32::from((packed[j + 8] >> 4) | ((packed[j + 4] >> 6) << 4));
+        for j in 0..S {
+            scales[j] = d * f32::from(codes[0][j]);
+            offsets[j] = dmin * f32::from(codes[1][j]);
         }
         (scales, offsets)
+    }
+
+    /// Step and base of a sub-block.
+    fn scale(&self, sub: usize) -> [f32; 2] {
+        let [scales, offsets] = self.codes();
+        [self.d.to_f32() * f32::from(scales[sub]), -self.dmin.to_f32() * f32::from(offsets[sub])]
+    }
+
+    fn nudge(&mut self, sub: usize, change: [i8; 2]) {
+        let mut codes = self.codes();
+        for (codes, change) in codes.iter_mut().zip(change) {
+            codes[sub] = nudged(codes[sub], change, MAX_SCALE as u8);
+        }
+        let [scales, offsets] = codes;
+        *self = Head::new(&Codes { unit: self.d, codes: scales }, &Codes { unit: self.dmin, codes: offsets });
     }
 
     #[inline(always)]
@@ -201,6 +229,24 @@ impl Block<LEN> for BlockQ4K {
     }
 }
 
+impl Stepped<LEN> for BlockQ4K {
+    const SUB: usize = N;
+    const GRID: Grid = Grid::Even { top: Self::MAX_LEVEL as u8 };
+    const TRIES: &'static [[i8; 2]] = AFFINE_TRIES;
+
+    fn scale(&self, sub: usize) -> [f32; 2] {
+        self.head.scale(sub)
+    }
+
+    fn nudge(&mut self, sub: usize, change: [i8; 2]) {
+        self.head.nudge(sub, change);
+    }
+
+    fn set_levels(&mut self, levels: &Levels) {
+        self.qs = planes::pack::<4, 32, _, _>(levels, 0);
+    }
+}
+
 /// 8 sub-blocks of 32 levels of 5 bits, with a 6-bit scale and a 6-bit offset each: `w = d * s * q - dmin * m`.
 ///
 /// ```text
@@ -239,5 +285,24 @@ impl Block<LEN> for BlockQ5K {
 
     fn fault(&self) -> Option<Fault> {
         self.head.fault()
+    }
+}
+
+impl Stepped<LEN> for BlockQ5K {
+    const SUB: usize = N;
+    const GRID: Grid = Grid::Even { top: Self::MAX_LEVEL as u8 };
+    const TRIES: &'static [[i8; 2]] = AFFINE_TRIES;
+
+    fn scale(&self, sub: usize) -> [f32; 2] {
+        self.head.scale(sub)
+    }
+
+    fn nudge(&mut self, sub: usize, change: [i8; 2]) {
+        self.head.nudge(sub, change);
+    }
+
+    fn set_levels(&mut self, levels: &Levels) {
+        self.qh = planes::pack::<1, 32, _, _>(levels, 4);
+        self.qs = planes::pack::<4, 32, _, _>(levels, 0);
     }
 }

@@ -1,7 +1,8 @@
 //! Q6_K.
 
-use super::{LEN, Levels, RUN};
+use super::{LEN, Levels, RUN, SCALE_TRIES};
 use crate::format::types::GgmlType;
+use crate::quant::feedback::{Grid, Stepped};
 use crate::quant::num::{Half, nearest_int};
 use crate::quant::planes;
 use crate::quant::search::{self, VANISHING, eight, extreme};
@@ -80,8 +81,7 @@ impl BlockQ6K {
             }
         }
         let levels: Levels = bytemuck::cast(levels);
-        block.ql = planes::pack::<4, 64, _, _>(&levels, 0);
-        block.qh = planes::pack::<2, 32, _, _>(&levels, 4);
+        block.set_levels(&levels);
         block
     }
 
@@ -126,5 +126,25 @@ impl Block<LEN> for BlockQ6K {
 
     fn fault(&self) -> Option<Fault> {
         self.d.fault()
+    }
+}
+
+impl Stepped<LEN> for BlockQ6K {
+    const SUB: usize = N;
+    const GRID: Grid = Grid::Even { top: 2 * HALF_LEVELS as u8 - 1 };
+    const TRIES: &'static [[i8; 2]] = SCALE_TRIES;
+
+    fn scale(&self, sub: usize) -> [f32; 2] {
+        let step = self.sub_scales()[sub];
+        [step, -HALF_LEVELS as f32 * step]
+    }
+
+    fn nudge(&mut self, sub: usize, [scale, _]: [i8; 2]) {
+        self.scales[sub] = self.scales[sub].saturating_add(scale);
+    }
+
+    fn set_levels(&mut self, levels: &Levels) {
+        self.ql = planes::pack::<4, 64, _, _>(levels, 0);
+        self.qh = planes::pack::<2, 32, _, _>(levels, 4);
     }
 }

@@ -1,0 +1,112 @@
+//! What collecting takes, told from the shapes of a model before anything is read.
+
+use super::collect::waiting_rows;
+use super::store::check_free;
+use super::sums::panel_numbers;
+use super::{EXPERT_SAMPLE, Job, SAMPLE, is_held_out, wanted};
+use crate::format::covariance::triangle;
+use crate::format::{Error, Result};
+use crate::imatrix::sums::block;
+use crate::input::Input;
+use crate::model::Engine;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// What collecting the covariances of a model takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Needs {
+    /// Bytes of all files, at most.
+    pub files: u64,
+    /// Bytes of memory, at most: the sums of a layer, and activations that wait to be added.
+    pub memory: u64,
+    /// Whether every expert can have a sum of its own. For a model without experts, it is `true`.
+    pub experts_apart: bool,
+}
+
+/// Sums of experts may take one part in so many of the memory allowed.
+const PART_OF_MEMORY: u64 = 4;
+/// What they may take where no limit is set.
+const EXPERTS: u64 = 2 << 30;
+
+/// An input that some matrices share.
+struct Distinct {
+    layer: Option<u32>,
+    columns: usize,
+    matrices: usize,
+}
+
+impl Needs {
+    /// Of a model that is run on so many chunks of so many tokens.
+    pub fn of(engine: &Engine<'_>, input: &Input<'_>, process_output: bool, [chunks, positions]: [usize; 2]) -> Needs {
+        let inputs = distinct(engine, input, process_output);
+        let most = |of: &dyn Fn(&Distinct) -> u64| {
+            let mut layers: BTreeMap<Option<u32>, u64> = BTreeMap::new();
+            inputs.iter().for_each(|input| *layers.entry(input.layer).or_default() += of(input));
+            layers.into_values().max().unwrap_or(0)
+        };
+        let numbers = |n: usize| n as u64 * 4;
+        let sums = |input: &Distinct, apart: bool| {
+            let sums = if apart { input.matrices } else { 1 };
+            numbers(sums * panel_numbers(input.columns) + waiting_rows(input.matrices, apart) * input.columns)
+        };
+        let limit = engine.max_memory().map_or(EXPERTS, |all| all / PART_OF_MEMORY);
+        let experts_apart = most(&|input| if input.matrices > 1 { sums(input, true) } else { 0 }) <= limit;
+        let seen = |input: &Distinct| positions * if input.matrices > 1 { engine.hyper.experts_used.max(1) } else { 1 };
+        let held_out = (0..chunks).filter(|chunk| is_held_out(*chunk, chunks)).count();
+        let samples = |input: &Distinct| {
+            let rows = held_out * seen(input);
+            let of_each = if input.matrices > 1 { input.matrices * EXPERT_SAMPLE.min(rows) } else { 0 };
+            numbers((SAMPLE.min(rows) + of_each) * input.columns)
+        };
+        let threads = engine.pool().current_num_threads();
+        // Each thread has a chunk in the layer, and about as many wait for their turn or for a panel.
+        let waiting = |input: &Distinct| numbers((2 * threads + 1) * seen(input) * input.columns);
+        /// A header, with room for the names of experts' tensors and their checksums.
+        const HEADER: u64 = 1024;
+        const OF_MATRIX: u64 = 512;
+        let file = |input: &Distinct| {
+            let apart = if experts_apart && input.matrices > 1 { input.matrices } else { 0 };
+            let means = (1 + apart) as u64 * numbers(triangle(input.columns));
+            means + samples(input) + HEADER + OF_MATRIX * input.matrices as u64
+        };
+        Needs {
+            files: inputs.iter().map(file).sum(),
+            memory: most(&|input| sums(input, experts_apart) + samples(input) + waiting(input)),
+            experts_apart,
+        }
+    }
+
+    /// Fails if the directory holds covariances of another job, or the disk has no room for these. Nothing is written.
+    ///
+    /// # Errors
+    /// If it is so, or the directory cannot be read.
+    pub fn check(&self, job: &Job) -> Result<()> {
+        let directory: &Path = &job.directory;
+        let there = check_free(directory, &job.key)?;
+        let above = |path: &&Path| path.as_os_str().is_empty() || path.exists();
+        let disk = directory.ancestors().find(above).filter(|path| !path.as_os_str().is_empty());
+        // Where room cannot be counted, a full disk is found out by writing.
+        let free = fs4::available_space(disk.unwrap_or(Path::new("."))).unwrap_or(u64::MAX).saturating_add(there);
+        match free < self.files {
+            true => Err(Error::NoSpace { path: directory.to_owned(), needed: self.files, free }),
+            false => Ok(()),
+        }
+    }
+}
+
+/// The distinct inputs, as far as names tell; too many rather than too few.
+fn distinct(engine: &Engine<'_>, input: &Input<'_>, process_output: bool) -> Vec<Distinct> {
+    let mut found: BTreeMap<String, Distinct> = BTreeMap::new();
+    for tensor in &input.tensors {
+        let (name, dims) = (&*tensor.info.name, tensor.info.shape.dims());
+        let layer = block(name);
+        let met = layer.map_or(name == engine.output_name(), |layer| (layer as usize) < engine.hyper.layers);
+        if !met || !name.ends_with(".weight") || dims.len() < 2 || !wanted(name, process_output) {
+            continue;
+        }
+        let shared = name.replace("attn_k.", "attn_q.").replace("attn_v.", "attn_q.").replace("ffn_up", "ffn_gate");
+        let matrices = dims[2..].iter().product::<u64>() as usize;
+        found.entry(shared).or_insert(Distinct { layer, columns: dims[0] as usize, matrices });
+    }
+    found.into_values().collect()
+}

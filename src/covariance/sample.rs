@@ -1,0 +1,92 @@
+//! A few of many rows, evenly spread, without knowing how many will come.
+
+use std::collections::BinaryHeap;
+
+/// 2^64 over the golden ratio: multiples of it, modulo 2^64, are spread as evenly as can be however many there are.
+const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// Keeps the rows whose number, times [`GOLDEN`], is least. Their distances take three values at most, and none of them
+/// is in step with the length of a chunk, so that first tokens come no more often than others.
+pub(super) struct Sample {
+    limit: usize,
+    offered: u64,
+    kept: BinaryHeap<(u64, u64, Row)>,
+}
+
+/// A row; all are equal, since the numbers before it decide.
+struct Row(Vec<f32>);
+
+impl PartialEq for Row {
+    fn eq(&self, _: &Row) -> bool {
+        true
+    }
+}
+
+impl Eq for Row {}
+
+impl PartialOrd for Row {
+    fn partial_cmp(&self, other: &Row) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Row {
+    fn cmp(&self, _: &Row) -> std::cmp::Ordering {
+        std::cmp::Ordering::Equal
+    }
+}
+
+impl Sample {
+    pub(super) fn new(limit: usize) -> Sample {
+        Sample { limit, offered: 0, kept: BinaryHeap::new() }
+    }
+
+    /// Offers rows `[n, columns]`.
+    pub(super) fn offer(&mut self, rows: &[f32], columns: usize) {
+        for row in rows.chunks_exact(columns) {
+            // From 1 on, since the multiple of 0 would always be the least.
+            self.offered += 1;
+            let rank = self.offered.wrapping_mul(GOLDEN);
+            if self.kept.len() == self.limit {
+                match self.kept.peek() {
+                    Some((most, ..)) if rank < *most => drop(self.kept.pop()),
+                    _ => continue,
+                }
+            }
+            self.kept.push((rank, self.offered, Row(row.to_vec())));
+        }
+    }
+
+    /// The rows that were kept, in the order in which they came: how many, and their numbers.
+    pub(super) fn finish(self) -> (usize, Vec<f32>) {
+        let mut kept = self.kept.into_vec();
+        kept.sort_unstable_by_key(|(_, number, _)| *number);
+        (kept.len(), kept.into_iter().flat_map(|(.., row)| row.0).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_rows_are_kept_and_evenly_spread() {
+        for (count, limit) in [(3, 8), (8, 8), (512 * 9, 64), (512 * 40, 512)] {
+            let mut sample = Sample::new(limit);
+            let rows: Vec<f32> = (0..count).map(|i| i as f32).collect();
+            rows.chunks(512).for_each(|chunk| sample.offer(chunk, 1));
+            let (kept, numbers) = sample.finish();
+            assert_eq!(kept, limit.min(count));
+            let widest = numbers.windows(2).map(|pair| pair[1] - pair[0]).fold(0.0, f32::max);
+            assert!(numbers.windows(2).all(|pair| pair[0] < pair[1]), "{numbers:?}");
+            assert!(widest <= 3.0 * count as f32 / limit.min(count) as f32, "{widest} of {count}");
+            let firsts = numbers.iter().filter(|x| (**x as usize).is_multiple_of(512)).count();
+            assert!(firsts * 64 <= kept.max(64), "{firsts} first tokens of {kept}");
+        }
+    }
+
+    #[test]
+    fn nothing_offered_is_nothing_kept() {
+        assert_eq!(Sample::new(4).finish(), (0, Vec::new()));
+    }
+}

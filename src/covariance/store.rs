@@ -1,0 +1,228 @@
+//! Reading: a directory of covariances by tensor name.
+
+use crate::format::checkpoint::Key;
+use crate::format::covariance::{AGAIN, File, INDEX, Index, Part, triangle};
+use crate::format::{Error, Result, shown};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// An expert with fewer rows in its own sample is given that of all experts.
+const LEAST_SAMPLE: usize = 16;
+
+/// A directory of covariances. Only what the files say of their numbers is in memory.
+pub struct Store {
+    directory: PathBuf,
+    index: Index,
+    tensors: BTreeMap<String, usize>,
+    /// The matrices of each file that have a mean of their own.
+    apart: Vec<Vec<bool>>,
+}
+
+/// The covariance of what one matrix is multiplied by.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Covariance {
+    /// The length `n` of an input row.
+    pub columns: usize,
+    /// Rows that were summed; of an expert, its own.
+    pub rows: u64,
+    /// The mean of `x x^T`: `[n, n]`, symmetric.
+    pub mean: Vec<f32>,
+    /// Rows that were not summed: `[k, n]`; `k` is 0 where there was a single chunk. Those of all experts together, if
+    /// this one met fewer than 16.
+    pub sample: Vec<f32>,
+    /// Which mean it is.
+    pub identity: Identity,
+}
+
+/// Tells whether two matrices have the same mean, within one store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Identity {
+    file: usize,
+    matrix: Option<usize>,
+}
+
+impl Store {
+    /// Opens a directory that [`crate::imatrix::collect`] has completed.
+    ///
+    /// # Errors
+    /// If it is not complete, or one of its files is missing, damaged or of another run.
+    pub fn open(directory: &Path) -> Result<Store> {
+        let index = Index::read(directory)?;
+        let mut store = Store { directory: directory.to_owned(), index, tensors: BTreeMap::new(), apart: Vec::new() };
+        for number in 0..store.index.files.len() {
+            let file = store.file(number)?;
+            for tensor in &file.head().tensors {
+                if store.tensors.insert(tensor.clone(), number).is_some() {
+                    let what = format!("tensor {} is in another file too; {AGAIN}", shown(tensor));
+                    return Err(Error::Bad { path: store.path(number), what });
+                }
+            }
+            let own = |matrix| file.has(Part::Mean(Some(matrix)));
+            store.apart.push((0..file.head().rows.len()).map(own).collect());
+        }
+        Ok(store)
+    }
+
+    /// The job that made it.
+    pub fn key(&self) -> &Key {
+        &self.index.key
+    }
+
+    /// The tensors whose covariances are here, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// Which mean a matrix has, without reading it: what is made of one serves all of the same. `None` if there is none.
+    pub fn identity(&self, tensor: &str, matrix: usize) -> Option<Identity> {
+        let file = *self.tensors.get(tensor)?;
+        let own = *self.apart[file].get(matrix)?;
+        Some(Identity { file, matrix: own.then_some(matrix) })
+    }
+
+    /// The covariance of matrix `matrix` (the expert, or 0) of a tensor; `None` if there is none.
+    ///
+    /// An expert's mean is drawn to that of all experts: the one of its own `r` rows weighs `r / (r + n)`, and the other
+    /// the rest, with `n` the length of a row. So few rows as a singular covariance has never decide alone, and the
+    /// weights are even where an expert has just met as many rows as its covariance needs to have full rank. An
+    /// expert without a mean of its own has that of all.
+    ///
+    /// # Errors
+    /// If the file is damaged, or has been changed since the store was opened.
+    pub fn get(&self, tensor: &str, matrix: usize) -> Result<Option<Covariance>> {
+        let Some(identity) = self.identity(tensor, matrix) else { return Ok(None) };
+        let file = self.file(identity.file)?;
+        let (columns, rows) = (file.head().columns, file.head().rows[matrix]);
+        let mut mean = file.read(Part::Mean(None))?.unwrap_or_default();
+        if let Some(own) = identity.matrix.map(|own| file.read(Part::Mean(Some(own)))).transpose()?.flatten() {
+            let weight = rows as f64 / (rows as f64 + columns as f64);
+            let between = |all: f32, own: f32| (f64::from(own) * weight + f64::from(all) * (1.0 - weight)) as f32;
+            mean.iter_mut().zip(&own).for_each(|(mean, own)| *mean = between(*mean, *own));
+        }
+        let own = file.read(Part::Sample(Some(matrix)))?.filter(|own| own.len() >= LEAST_SAMPLE * columns);
+        let sample = match own {
+            Some(own) => own,
+            None => file.read(Part::Sample(None))?.unwrap_or_default(),
+        };
+        Ok(Some(Covariance { columns, rows, mean: symmetric(&mean, columns), sample, identity }))
+    }
+
+    fn path(&self, number: usize) -> PathBuf {
+        self.directory.join(&self.index.files[number].0)
+    }
+
+    fn file(&self, number: usize) -> Result<File> {
+        let file = File::open(&self.path(number))?;
+        match file.head().key == self.index.key && file.checksum() == self.index.files[number].1 {
+            true => Ok(file),
+            false => {
+                let what = format!("it is not the file that {INDEX} beside it lists; {AGAIN}");
+                Err(Error::Bad { path: self.path(number), what })
+            }
+        }
+    }
+}
+
+/// The whole matrix of an upper triangle.
+fn symmetric(upper: &[f32], n: usize) -> Vec<f32> {
+    /// Numbers of a row that are turned at a time, so that what is written stays in the cache.
+    const BLOCK: usize = 64;
+    debug_assert_eq!(upper.len(), triangle(n));
+    let mut whole = vec![0.0; n * n];
+    let mut rest = upper;
+    for i in 0..n {
+        let (row, behind) = rest.split_at(n - i);
+        whole[i * n + i..(i + 1) * n].copy_from_slice(row);
+        rest = behind;
+    }
+    for first in (0..n).step_by(BLOCK) {
+        for j in 0..n {
+            for i in first..(first + BLOCK).min(j) {
+                whole[j * n + i] = whole[i * n + j];
+            }
+        }
+    }
+    whole
+}
+
+/// Removes the covariances in a directory, and nothing else. A directory that does not exist has none.
+///
+/// # Errors
+/// If it cannot be read or written.
+pub fn clear(directory: &Path) -> Result<()> {
+    if !directory.exists() {
+        return Ok(());
+    }
+    // The index first: without it, the rest is known to be incomplete.
+    let mut files = gguf_files(directory)?;
+    files.sort_by_key(|path| !is_index(path));
+    for path in files.into_iter().filter(|path| key_of(path).is_some()) {
+        std::fs::remove_file(&path).map_err(|source| Error::Io { path, action: "remove", source })?;
+    }
+    Ok(())
+}
+
+/// Whether a directory holds covariances of another job than this one.
+///
+/// # Errors
+/// If it cannot be read.
+pub fn holds_others(directory: &Path, key: &Key) -> Result<bool> {
+    let files = if directory.exists() { gguf_files(directory)? } else { Vec::new() };
+    Ok(files.iter().filter_map(|path| key_of(path)).any(|found| found != *key))
+}
+
+/// Fails if a directory holds covariances of another job than this one. Returns how many bytes those of this one have.
+pub(super) fn check_free(directory: &Path, key: &Key) -> Result<u64> {
+    let files = if directory.exists() { gguf_files(directory)? } else { Vec::new() };
+    let mut bytes = 0;
+    for path in files {
+        match key_of(&path) {
+            Some(found) if found != *key => {
+                let what = format!("it is of another model, text or setting; choose another directory, or {AGAIN}");
+                return Err(Error::Bad { path, what });
+            }
+            Some(_) => bytes += path.metadata().map_or(0, |meta| meta.len()),
+            None => {}
+        }
+    }
+    Ok(bytes)
+}
+
+/// The job that a file is of; `None` if it is no covariance, or a damaged one.
+fn key_of(path: &Path) -> Option<Key> {
+    match is_index(path) {
+        true => Index::read(path.parent()?).ok().map(|index| index.key),
+        false => File::open(path).ok().map(|file| file.head().key),
+    }
+}
+
+fn is_index(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name == INDEX)
+}
+
+/// The files of a directory whose names end as those of covariances do.
+fn gguf_files(directory: &Path) -> Result<Vec<PathBuf>> {
+    let io = |source| Error::Io { path: directory.to_owned(), action: "read", source };
+    let entries = std::fs::read_dir(directory).map_err(io)?;
+    let mut files: Vec<PathBuf> = entries.map(|e| e.map(|e| e.path())).collect::<std::io::Result<_>>().map_err(io)?;
+    files.retain(|path| path.extension().is_some_and(|e| e == "gguf") && path.is_file());
+    Ok(files)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_triangle_is_mirrored() {
+        assert_eq!(symmetric(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 3), [1.0, 2.0, 3.0, 2.0, 4.0, 5.0, 3.0, 5.0, 6.0]);
+        let n = 150;
+        let upper: Vec<f32> = (0..n).flat_map(|i| (i..n).map(move |j| (i * n + j) as f32)).collect();
+        let whole = symmetric(&upper, n);
+        for i in 0..n {
+            for j in 0..n {
+                assert_eq!(whole[i * n + j], (i.min(j) * n + i.max(j)) as f32);
+            }
+        }
+    }
+}

@@ -1,0 +1,266 @@
+//! The factor of a covariance: how the errors of columns act on each other.
+//!
+//! With `C` the mean of `x x^T` over inputs `x`, an error `e` of a row of weights costs `e^T C e`. Take columns in their
+//! order, and let those that are still open be what is best for the errors made so far: then column `j`, whose weight has
+//! become `w'_j`, costs `costs[j] (w'_j - q_j)^2` and changes `w'_k` of every open column by `-coupling[j][k] (w'_j - q_j)`.
+//! With `C^-1 = U^T U`, `U` upper triangular, these are `1 / U_jj^2` and `U_jk / U_jj` (GPTQ, Frantar et al. 2022).
+
+use crate::matrix::{View, multiply, subtract_product};
+use crate::quant::feedback::{Coupling, Metric};
+use rayon::prelude::*;
+
+/// The mean of the diagonal that is added to it, as a part of it: a covariance of few inputs has directions in which
+/// nothing was seen, and errors there are not free.
+pub const DAMPING: f64 = 0.01;
+/// Columns that are eliminated together.
+const PANEL: usize = 128;
+
+/// Why a covariance has no factor.
+#[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
+pub enum NoFactor {
+    /// It has a number that is none.
+    #[error("the covariance of its inputs is not finite at [{row}, {column}]")]
+    NotFinite {
+        /// Input channel.
+        row: usize,
+        /// Input channel.
+        column: usize,
+    },
+    /// Its inputs were all zero.
+    #[error("its inputs were all zero")]
+    Zero,
+    /// It is none: some combination of inputs would have a negative square.
+    #[error("the covariance of its inputs is not one: eliminating input channel {column} leaves a negative square")]
+    Negative {
+        /// Input channel.
+        column: usize,
+    },
+}
+
+/// The factor of a covariance.
+pub struct Factor {
+    columns: usize,
+    /// `[columns, columns]`; what is not above the diagonal does not count.
+    coupling: Vec<f32>,
+    costs: Vec<f32>,
+    groups: Vec<Metric>,
+}
+
+impl Factor {
+    /// The factor of a covariance `[columns, columns]`, with [`DAMPING`] times the mean of its diagonal added to the
+    /// diagonal, in f64. Channels whose inputs were all zero are coupled to none, and so are rounded as if by themselves.
+    ///
+    /// Takes `2/3 columns^3` multiplications and additions, and 12 bytes for each of its numbers meanwhile. `split` is how
+    /// many threads may share the work.
+    ///
+    /// # Errors
+    /// Numbers that are not finite, inputs that were all zero, a matrix that is no covariance.
+    ///
+    /// # Panics
+    /// If `mean` has not `columns` times `columns` numbers.
+    pub fn new(mean: &[f32], columns: usize, damping: f64, split: usize) -> Result<Factor, NoFactor> {
+        assert_eq!(mean.len(), columns * columns, "a covariance of {columns} columns");
+        if let Some(at) = mean.iter().position(|x| !x.is_finite()) {
+            return Err(NoFactor::NotFinite { row: at / columns, column: at % columns });
+        }
+        let trace: f64 = mean.iter().step_by(columns + 1).map(|x| f64::from(*x)).sum();
+        if trace <= 0.0 {
+            return Err(NoFactor::Zero);
+        }
+        // From last to first: then the lower triangular factor, turned round, is the upper one that is wanted.
+        let mut a: Vec<f64> = mean.iter().rev().map(|x| f64::from(*x)).collect();
+        let added = damping * trace / columns as f64;
+        a.iter_mut().step_by(columns + 1).for_each(|x| *x += added);
+        lower_factor(&mut a, columns, split).map_err(|at| NoFactor::Negative { column: columns - 1 - at })?;
+        invert_lower(&mut a, columns, split);
+        let mut coupling = vec![0.0f32; columns * columns];
+        let mut costs = vec![0.0f32; columns];
+        let rows = coupling.par_chunks_mut(columns.max(1)).zip(a.par_chunks(columns.max(1)).rev()).zip(&mut costs);
+        rows.enumerate().for_each(|(j, ((coupling, a), cost))| {
+            let diagonal = a[columns - 1 - j];
+            *cost = (1.0 / (diagonal * diagonal)) as f32;
+            for (k, coupling) in coupling.iter_mut().enumerate().skip(j) {
+                *coupling = (a[columns - 1 - k] / diagonal) as f32;
+            }
+        });
+        let group = |g: usize| {
+            let row = |j: usize| &coupling[(8 * g + j) * columns + 8 * g..][..8];
+            Metric::new(std::array::from_fn(row), &costs[8 * g..][..8])
+        };
+        let groups = (0..columns / 8).map(group).collect();
+        Ok(Factor { columns, coupling, costs, groups })
+    }
+
+    /// How many columns it is for.
+    pub fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// What it takes in memory.
+    pub fn bytes(&self) -> u64 {
+        (self.coupling.len() + self.costs.len()) as u64 * 4 + size_of_val(&*self.groups) as u64
+    }
+
+    /// That of the columns from `from` on.
+    pub(super) fn coupling(&self, from: usize) -> Coupling<'_> {
+        Coupling {
+            rows: &self.coupling[from * self.columns + from..],
+            stride: self.columns,
+            costs: &self.costs[from..],
+            groups: &self.groups[from / 8..],
+        }
+    }
+
+    /// How errors of the columns `from .. to` act on those from `to` on.
+    pub(super) fn behind(&self, from: usize, to: usize, end: usize) -> View<'_> {
+        View::new(&self.coupling[from * self.columns + to..], to - from, end - to, self.columns)
+    }
+}
+
+/// `a = L L^T` in place, from the lower triangle of a symmetric matrix; what is above the diagonal becomes 0. The error is
+/// the first column that leaves nothing positive.
+fn lower_factor(a: &mut [f64], n: usize, split: usize) -> Result<(), usize> {
+    for from in (0..n).step_by(PANEL) {
+        let to = (from + PANEL).min(n);
+        let width = to - from;
+        let mut corner = vec![0.0f64; width * width];
+        for (row, corner) in corner.chunks_exact_mut(width).enumerate() {
+            corner.copy_from_slice(&a[(from + row) * n + from..][..width]);
+        }
+        for j in 0..width {
+            let above: f64 = corner[j * width..][..j].iter().map(|x| x * x).sum();
+            let square = corner[j * width + j] - above;
+            if square <= 0.0 || !square.is_finite() {
+                return Err(from + j);
+            }
+            let diagonal = square.sqrt();
+            corner[j * width + j] = diagonal;
+            for i in j + 1..width {
+                let product: f64 = (0..j).map(|k| corner[i * width + k] * corner[j * width + k]).sum();
+                corner[i * width + j] = (corner[i * width + j] - product) / diagonal;
+            }
+        }
+        for (row, corner) in corner.chunks_exact_mut(width).enumerate() {
+            corner[row + 1..].fill(0.0);
+            a[(from + row) * n..][from..to].copy_from_slice(corner);
+            a[(from + row) * n..][to..n].fill(0.0);
+        }
+        // The rows below, times the inverse of the corner's transpose.
+        let mut panel = vec![0.0f64; (n - to) * width];
+        let below = &mut a[to * n..];
+        below.par_chunks_mut(n).zip(panel.par_chunks_mut(width)).for_each(|(row, copy)| {
+            let row = &mut row[from..to];
+            for j in 0..width {
+                let product: f64 = (0..j).map(|k| row[k] * corner[j * width + k]).sum();
+                row[j] = (row[j] - product) / corner[j * width + j];
+            }
+            copy.copy_from_slice(row);
+        });
+        // What is left, its lower triangle in bands.
+        for (band, rows) in below.chunks_mut(n * 2 * PANEL).enumerate() {
+            let (first, count) = (band * 2 * PANEL, rows.len() / n);
+            let view = |from: usize, count: usize| View::new(&panel[from * width..], count, width, width);
+            let end = first + count;
+            subtract_product(view(first, count), view(0, end).transposed(), &mut rows[to..], n, split);
+        }
+    }
+    Ok(())
+}
+
+/// The inverse of a lower triangular matrix in place, zeros above the diagonal.
+fn invert_lower(a: &mut [f64], n: usize, split: usize) {
+    for from in (0..n).step_by(PANEL) {
+        let to = (from + PANEL).min(n);
+        let width = to - from;
+        let (above, here) = a.split_at_mut(from * n);
+        let here = &mut here[..width * n];
+        let mut corner = vec![0.0f64; width * width];
+        for j in 0..width {
+            corner[j * width + j] = 1.0 / here[j * n + from + j];
+            for i in j + 1..width {
+                let product: f64 = (j..i).map(|k| here[i * n + from + k] * corner[k * width + j]).sum();
+                corner[i * width + j] = -product / here[i * n + from + i];
+            }
+        }
+        if from > 0 {
+            let mut product = vec![0.0f64; width * from];
+            multiply(View::new(here, width, from, n), View::new(above, from, from, n), &mut product, from, split);
+            here.chunks_exact_mut(n).for_each(|row| row[..from].fill(0.0));
+            subtract_product(
+                View::new(&corner, width, width, width),
+                View::new(&product, width, from, from),
+                here,
+                n,
+                split,
+            );
+        }
+        for (row, corner) in here.chunks_exact_mut(n).zip(corner.chunks_exact(width)) {
+            row[from..to].copy_from_slice(corner);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A covariance of few more vectors than columns.
+    fn covariance(n: usize) -> Vec<f32> {
+        let mut state = 1u64;
+        let mut next = || {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5
+        };
+        let vectors: Vec<f32> = (0..(n + 3) * n).map(|_| next()).collect();
+        let mut mean = vec![0.0; n * n];
+        for x in vectors.chunks(n) {
+            for i in 0..n {
+                for j in 0..n {
+                    mean[i * n + j] += x[i] * x[j] * (1.0 + i as f32 / 10.0) * (1.0 + j as f32 / 10.0);
+                }
+            }
+        }
+        mean
+    }
+
+    /// In whatever way errors come about, what they cost in turn is what they cost together.
+    #[test]
+    fn the_costs_of_columns_add_up() {
+        for n in [8, 136, 300] {
+            let mean = covariance(n);
+            let factor = Factor::new(&mean, n, 0.0, 1).unwrap();
+            let wanted: Vec<f64> = (0..n).map(|i| ((i * 37 % 19) as f64 - 9.0) / 7.0).collect();
+            let chosen: Vec<f64> = wanted.iter().map(|x| (x * 2.0).round() / 2.0).collect();
+            let (mut open, mut in_turn) = (wanted.clone(), 0.0);
+            for j in 0..n {
+                let error = open[j] - chosen[j];
+                in_turn += f64::from(factor.costs[j]) * error * error;
+                for k in j + 1..n {
+                    open[k] -= f64::from(factor.coupling[j * n + k]) * error;
+                }
+            }
+            let errors: Vec<f64> = wanted.iter().zip(&chosen).map(|(a, b)| a - b).collect();
+            let row = |i: usize| (0..n).map(|j| f64::from(mean[i * n + j]) * errors[j]).sum::<f64>();
+            let together: f64 = (0..n).map(|i| errors[i] * row(i)).sum();
+            assert!((in_turn / together - 1.0).abs() < 2e-3, "{n}: {in_turn} in turn, {together} together");
+        }
+    }
+
+    #[test]
+    fn threads_change_nothing() {
+        let mean = covariance(300);
+        let [one, two] = [1, 2].map(|split| Factor::new(&mean, 300, 0.01, split).unwrap().coupling);
+        assert!(one == two);
+    }
+
+    #[test]
+    fn what_is_no_covariance_is_refused() {
+        let factor = |mean: &[f32], damping| Factor::new(mean, 2, damping, 1).map(|f| f.costs);
+        assert_eq!(factor(&[0.0; 4], 0.01), Err(NoFactor::Zero));
+        assert_eq!(factor(&[1.0, 0.0, f32::NAN, 1.0], 0.01), Err(NoFactor::NotFinite { row: 1, column: 0 }));
+        assert_eq!(factor(&[1.0, 2.0, 2.0, 1.0], 0.01), Err(NoFactor::Negative { column: 0 }));
+        // A channel that was never met costs what is added to it.
+        let costs = factor(&[2.0, 0.0, 0.0, 0.0], 0.01).unwrap();
+        assert!((costs[0] - 2.01).abs() < 1e-6 && (costs[1] - 0.01).abs() < 1e-6, "{costs:?}");
+    }
+}

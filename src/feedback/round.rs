@@ -1,0 +1,230 @@
+//! Rounding a tensor's rows with what is known of its inputs, and the proof that it was worth it.
+
+use super::{DAMPING, Factor, NoFactor, round_rows};
+use crate::covariance::{Identity, Store};
+use crate::format;
+use crate::format::checkpoint::Key;
+use crate::format::types::GgmlType;
+use crate::matrix::{View, multiply};
+use crate::quant::Codec;
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// How the levels of blocks are chosen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Rounding {
+    /// Each weight by itself, byte for byte as the reference does.
+    #[default]
+    Reference,
+    /// With error feedback, from the covariances of what matrices are multiplied by.
+    Feedback,
+}
+
+impl Rounding {
+    /// Its name, as on the command line and in the metadata.
+    pub fn name(self) -> &'static str {
+        match self {
+            Rounding::Reference => "reference",
+            Rounding::Feedback => "feedback",
+        }
+    }
+}
+
+/// The inputs of all matrices of a model, as far as they were collected.
+pub struct Feedback {
+    directory: PathBuf,
+    store: Store,
+    /// What was asked for last: matrices that share an input follow each other.
+    last: Mutex<Option<(Identity, Option<Arc<Inputs>>)>>,
+}
+
+/// What is known of the inputs of one matrix.
+pub struct Inputs {
+    factor: Factor,
+    /// Rows that the factor has not seen: `[rows, columns]`.
+    sample: Vec<f32>,
+}
+
+/// What rounding did to rows: the errors of their products with inputs that it has not seen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Proof {
+    /// Sum of the squared errors, as the reference rounds.
+    pub reference: f64,
+    /// The same of what was taken.
+    pub taken: f64,
+    /// Sum of the squares of the products themselves.
+    pub power: f64,
+    /// Rows that were rounded.
+    pub rows: u64,
+    /// Rows where the reference's rounding was taken, since its error was smaller.
+    pub by_reference: u64,
+}
+
+impl Proof {
+    /// That of more rows.
+    pub fn add(&mut self, other: &Proof) {
+        self.reference += other.reference;
+        self.taken += other.taken;
+        self.power += other.power;
+        self.rows += other.rows;
+        self.by_reference += other.by_reference;
+    }
+
+    /// The error that is left, as a part of the reference's; `None` where that had none, or nothing was held out.
+    pub fn ratio(&self) -> Option<f64> {
+        (self.reference > 0.0).then(|| self.taken / self.reference)
+    }
+}
+
+/// The geometric mean of ratios, the least and the largest; `None` if there are none.
+pub fn spread(ratios: &[f64]) -> Option<[f64; 3]> {
+    let logarithms = ratios.iter().map(|r| r.max(f64::MIN_POSITIVE).ln());
+    let mean = (logarithms.sum::<f64>() / ratios.len() as f64).exp();
+    let least = ratios.iter().copied().fold(f64::INFINITY, f64::min);
+    let most = ratios.iter().copied().fold(0.0, f64::max);
+    (!ratios.is_empty()).then_some([mean, least, most])
+}
+
+/// What was proved of one tensor in one type.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Proved {
+    /// The tensor, as it is called in the output.
+    pub tensor: String,
+    /// Its type there.
+    #[serde(rename = "type")]
+    pub ggml_type: GgmlType,
+    /// What was measured.
+    #[serde(flatten)]
+    pub proof: Proof,
+}
+
+impl Feedback {
+    /// Opens a directory of covariances.
+    ///
+    /// # Errors
+    /// If it is not complete, or damaged.
+    pub fn open(directory: &Path) -> format::Result<Feedback> {
+        let store = Store::open(directory)?;
+        Ok(Feedback { directory: directory.to_owned(), store, last: Mutex::default() })
+    }
+
+    /// The directory.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// All that it depends on.
+    pub fn key(&self) -> &Key {
+        self.store.key()
+    }
+
+    /// Whether there is something for a tensor.
+    pub fn has(&self, tensor: &str) -> bool {
+        self.store.identity(tensor, 0).is_some()
+    }
+
+    /// The tensors that there is something for, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.store.names()
+    }
+
+    /// What is known of the inputs of matrix `matrix` of a tensor, factored on the threads of the pool that it is called
+    /// in; `None` if nothing is, or its inputs were all zero.
+    ///
+    /// # Errors
+    /// Files that are damaged or of another model.
+    pub fn inputs(&self, tensor: &str, matrix: usize, columns: usize) -> format::Result<Option<Arc<Inputs>>> {
+        let Some(identity) = self.store.identity(tensor, matrix) else { return Ok(None) };
+        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some((_, inputs)) = last.filter(|(of, _)| *of == identity) {
+            return Ok(inputs);
+        }
+        let bad = |what: String| format::Error::Bad {
+            path: self.directory.clone(),
+            what: format!("the covariance of the inputs of '{tensor}': {what}"),
+        };
+        let Some(of) = self.store.get(tensor, matrix)? else { return Ok(None) };
+        if of.columns != columns {
+            return Err(bad(format!(
+                "it is of {} channels and {columns} are needed; it is of another model",
+                of.columns
+            )));
+        }
+        let split = rayon::current_num_threads();
+        let mut damping = damping(columns, of.rows);
+        let factor = loop {
+            match Factor::new(&of.mean, columns, damping, split) {
+                Ok(factor) => break Some(factor),
+                Err(NoFactor::Zero) => break None,
+                // Of so few rows that rounding errors show: a covariance has no negative squares.
+                Err(NoFactor::Negative { .. }) if damping < 1.0 => damping *= 10.0,
+                Err(error) => return Err(bad(error.to_string())),
+            }
+        };
+        let inputs = factor.map(|factor| Arc::new(Inputs { factor, sample: of.sample }));
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some((identity, inputs.clone()));
+        Ok(inputs)
+    }
+}
+
+/// What is added to the diagonal of a covariance, as a part of its mean: more where fewer rows than columns were seen.
+fn damping(columns: usize, rows: u64) -> f64 {
+    DAMPING * (1.0 + columns as f64 / rows.max(1) as f64)
+}
+
+impl Inputs {
+    /// How the errors of columns act on each other.
+    pub fn factor(&self) -> &Factor {
+        &self.factor
+    }
+
+    /// Rounds rows of weights, `[rows, columns]`, with error feedback; and as the reference does where that has the smaller
+    /// error with inputs that were held out.
+    ///
+    /// # Panics
+    /// As [`round_rows`].
+    pub fn round(&self, codec: &Codec, importance: Option<&[f32]>, weights: &[f32], out: &mut [u8]) -> Proof {
+        let n = self.factor.columns();
+        let row_bytes = out.len() / (weights.len() / n).max(1);
+        let mut rounded = weights.to_vec();
+        round_rows(codec, &self.factor, &mut rounded, out);
+        let mut proof = Proof { rows: (weights.len() / n) as u64, ..Proof::default() };
+        if self.sample.is_empty() {
+            return proof;
+        }
+        codec.dequantize_row(out, &mut rounded);
+        let feedback = self.error(weights, &mut rounded);
+        let mut other = vec![0; out.len()];
+        for (x, y) in weights.chunks_exact(n).zip(other.chunks_exact_mut(row_bytes)) {
+            codec.quantize_row(x, importance, y);
+        }
+        codec.dequantize_row(&other, &mut rounded);
+        proof.reference = self.error(weights, &mut rounded);
+        proof.power = self.products(weights);
+        proof.taken = feedback;
+        // Not a number is not smaller.
+        if !(feedback <= proof.reference) {
+            (proof.taken, proof.by_reference) = (proof.reference, proof.rows);
+            out.copy_from_slice(&other);
+        }
+        proof
+    }
+
+    /// The squared error of the products, of weights that became `rounded`, which is lost.
+    fn error(&self, weights: &[f32], rounded: &mut [f32]) -> f64 {
+        rounded.iter_mut().zip(weights).for_each(|(rounded, w)| *rounded -= w);
+        self.products(rounded)
+    }
+
+    /// The sum of the squares of the products of rows with the sample.
+    fn products(&self, rows: &[f32]) -> f64 {
+        let n = self.factor.columns();
+        let (count, sampled) = (rows.len() / n, self.sample.len() / n);
+        let mut products = vec![0.0f32; count * sampled];
+        let sample = View::new(&self.sample, sampled, n, n);
+        multiply(View::new(rows, count, n, n), sample.transposed(), &mut products, sampled, 1);
+        products.chunks(sampled).map(|row| f64::from(row.iter().map(|x| x * x).sum::<f32>())).sum()
+    }
+}

@@ -1,0 +1,196 @@
+//! Dense matrices in slices, and their products.
+//!
+//! Each product runs on the thread that calls it, or on some threads of its pool; how many changes no result.
+
+use gemm::Parallelism;
+
+/// A matrix whose numbers lie somewhere in a slice.
+#[derive(Clone, Copy)]
+pub(crate) struct View<'a, T = f32> {
+    numbers: &'a [T],
+    rows: usize,
+    columns: usize,
+    /// From a row to the next, and from a column to the next.
+    steps: (usize, usize),
+}
+
+impl<'a, T> View<'a, T> {
+    /// `rows` rows of `columns` numbers, of which each begins `step` numbers after the one before.
+    pub(crate) fn new(numbers: &'a [T], rows: usize, columns: usize, step: usize) -> View<'a, T> {
+        View { numbers, rows, columns, steps: (step, 1) }
+    }
+
+    pub(crate) fn transposed(self) -> View<'a, T> {
+        View { numbers: self.numbers, rows: self.columns, columns: self.rows, steps: (self.steps.1, self.steps.0) }
+    }
+
+    /// Some of the rows.
+    pub(crate) fn range(self, rows: std::ops::Range<usize>) -> View<'a, T> {
+        View { numbers: &self.numbers[rows.start * self.steps.0..], rows: rows.len(), ..self }
+    }
+
+    pub(crate) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    pub(crate) fn columns(&self) -> usize {
+        self.columns
+    }
+
+    fn is_inside(&self) -> bool {
+        let last = self.rows.wrapping_sub(1) * self.steps.0 + self.columns.wrapping_sub(1) * self.steps.1;
+        self.rows == 0 || self.columns == 0 || last < self.numbers.len()
+    }
+}
+
+/// f32 or f64.
+pub(crate) trait Number: Copy + Default + Send + Sync + 'static {
+    /// 0, 1 and -1.
+    const SIGNS: [Self; 3];
+}
+
+impl Number for f32 {
+    const SIGNS: [f32; 3] = [0.0, 1.0, -1.0];
+}
+
+impl Number for f64 {
+    const SIGNS: [f64; 3] = [0.0, 1.0, -1.0];
+}
+
+/// What a product does to the numbers where it goes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Effect {
+    /// It takes their place.
+    Replace,
+    /// It is added to them.
+    Add,
+    /// It is taken away from them.
+    Subtract,
+}
+
+/// `out = a b`, row by row with `step` numbers from one to the next; what is between rows stays as it is. `split` is
+/// how many threads may share the work, which changes no result.
+///
+/// # Panics
+/// If the shapes do not fit each other or the slices.
+pub(crate) fn multiply<T: Number>(a: View<'_, T>, b: View<'_, T>, out: &mut [T], step: usize, split: usize) {
+    product(a, b, out, step, split, Effect::Replace);
+}
+
+/// `out -= a b`; the rest as [`multiply`].
+///
+/// # Panics
+/// If the shapes do not fit each other or the slices.
+pub(crate) fn subtract_product<T: Number>(a: View<'_, T>, b: View<'_, T>, out: &mut [T], step: usize, split: usize) {
+    product(a, b, out, step, split, Effect::Subtract);
+}
+
+/// Adds to `out[i][j]`, for `i` in `some` and `j` from `some.start` on, the product of columns `i` and `j` of `rows`
+/// `[n, columns]`: a panel of rows times their transpose, from the block on the diagonal to the right. On the calling
+/// thread; `out` is `[some.len(), columns - some.start]`.
+///
+/// # Panics
+/// If the lengths do not fit.
+pub(crate) fn add_columns_times_columns(rows: &[f32], columns: usize, some: std::ops::Range<usize>, out: &mut [f32]) {
+    let (n, width) = (rows.len() / columns, columns - some.start);
+    assert!(rows.len().is_multiple_of(columns) && some.end <= columns, "columns {some:?} of {columns}");
+    if n == 0 {
+        return;
+    }
+    let right = View::new(&rows[some.start..], n, width, columns);
+    let left = View::new(&rows[some.start..], n, some.len(), columns);
+    product(left.transposed(), right, out, width, 1, Effect::Add);
+}
+
+fn product<T: Number>(a: View<'_, T>, b: View<'_, T>, out: &mut [T], step: usize, split: usize, effect: Effect) {
+    let (m, k, n) = (a.rows, a.columns, b.columns);
+    assert!(b.rows == k && a.is_inside() && b.is_inside(), "a product of {m} x {k} and {} x {n}", b.rows);
+    assert!(m == 0 || n == 0 || (step >= n && (m - 1) * step + n <= out.len()), "a product of {m} x {n} does not fit");
+    let [zero, one, minus_one] = T::SIGNS;
+    if m == 0 || n == 0 || k == 0 {
+        if effect == Effect::Replace {
+            out.chunks_mut(step.max(1)).take(m).for_each(|row| row[..n].fill(zero));
+        }
+        return;
+    }
+    let parallelism = if split > 1 { Parallelism::Rayon(split) } else { Parallelism::None };
+    let (keep, factor) = match effect {
+        Effect::Replace => (zero, one),
+        Effect::Add => (one, one),
+        Effect::Subtract => (one, minus_one),
+    };
+    // SAFETY: every number of the three matrices is inside its slice, as was checked above, and `out` is ours alone.
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            out.as_mut_ptr(),
+            1,
+            step as isize,
+            effect != Effect::Replace,
+            a.numbers.as_ptr(),
+            a.steps.1 as isize,
+            a.steps.0 as isize,
+            b.numbers.as_ptr(),
+            b.steps.1 as isize,
+            b.steps.0 as isize,
+            keep,
+            factor,
+            false,
+            false,
+            false,
+            parallelism,
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn views_with_gaps_are_multiplied() {
+        // 2 x 3 in rows of 4, times 3 x 2 as the transpose of 2 x 3, into rows of 3.
+        let a = [1.0, 2.0, 3.0, 99.0, 4.0, 5.0, 6.0];
+        let b = [1.0, 0.0, 2.0, 0.0, 1.0, 1.0];
+        let mut out = [7.0; 5];
+        multiply(View::new(&a, 2, 3, 4), View::new(&b, 2, 3, 3).transposed(), &mut out, 3, 1);
+        assert_eq!(out, [7.0, 5.0, 7.0, 16.0, 11.0]);
+        multiply(View::new(&a, 2, 0, 4), View::new(&b, 0, 2, 2), &mut out, 3, 1);
+        assert_eq!(out, [0.0, 0.0, 7.0, 0.0, 0.0]);
+    }
+
+    #[test]
+    #[should_panic(expected = "does not fit")]
+    fn a_product_beyond_its_slice_is_refused() {
+        multiply(View::new(&[1.0; 4], 2, 2, 2), View::new(&[1.0; 4], 2, 2, 2), &mut [0.0; 3], 2, 1);
+    }
+
+    #[test]
+    #[should_panic(expected = "a product of")]
+    fn a_view_beyond_its_slice_is_refused() {
+        multiply(View::new(&[1.0; 4], 2, 2, 3), View::new(&[1.0; 4], 2, 2, 2), &mut [0.0; 4], 2, 1);
+    }
+
+    #[test]
+    fn panels_of_columns_are_added() {
+        let rows = [1.0, 2.0, 3.0, -1.0, 0.5, 4.0];
+        let mut out = [100.0; 2];
+        add_columns_times_columns(&rows, 3, 1..2, &mut out);
+        assert_eq!(out, [100.0 + 4.0 + 0.25, 100.0 + 6.0 + 2.0]);
+        add_columns_times_columns(&[], 3, 1..2, &mut out);
+        assert_eq!(out, [104.25, 108.0]);
+    }
+
+    #[test]
+    fn a_product_is_taken_away_in_either_precision() {
+        let (a, b) = ([1.0f64, 2.0, 3.0, 4.0], [1.0f64, 0.0, 1.0, 1.0]);
+        let mut out = [10.0f64; 5];
+        subtract_product(View::new(&a, 2, 2, 2), View::new(&b, 2, 2, 2), &mut out, 3, 1);
+        assert_eq!(out, [7.0, 8.0, 10.0, 3.0, 6.0]);
+        let mut kept = [1.0f32; 4];
+        subtract_product(View::new(&[1.0; 4], 2, 0, 2), View::new(&[], 0, 2, 2), &mut kept, 2, 1);
+        assert_eq!(kept, [1.0; 4]);
+    }
+}
