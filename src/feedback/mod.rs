@@ -11,6 +11,8 @@
 
 mod factor;
 mod round;
+#[cfg(test)]
+mod tests;
 
 pub use factor::{DAMPING, Factor, NoFactor};
 pub use round::{Feedback, Inputs, Proof, Proved, Rounding, spread};
