@@ -83,7 +83,8 @@ fn what_cannot_be_rounded_so_is_said() {
     let dir = dir.path();
     fails(dir, "quantize --rounding feedback --covariance nothing m.gguf x.gguf Q4_K", &["nothing"]);
     support::program::model().write(&dir.join("other.gguf"));
-    fails(dir, &format!("{FEEDBACK} other.gguf x.gguf Q4_0"), &["cov", "other model"]);
+    let feedback = "quantize --rounding feedback --covariance cov";
+    fails(dir, &format!("{feedback} other.gguf x.gguf Q4_0"), &["cov", "another model", "blk.0.ffn_down.weight"]);
     let wrong = support::program::quantier("quantize --rounding feedback m.gguf x.gguf Q4_K").current_dir(dir).assert();
     wrong.code(2);
     // A covariance that is damaged.
@@ -104,7 +105,7 @@ fn make_rounds_with_feedback() {
     let small = "-c 128 --score-chunks 2 --eval-chunks 12 -f cal.txt --eval eval.txt --types q2_K,q3_K,q4_K,q6_K,q8_0";
     let made = |rest: &str| -> Frontier {
         let text = succeeds(dir, &format!("make m.gguf {small} --json {rest}"));
-        Frontier::parse(text.as_bytes()).unwrap()
+        Frontier::parse(&text).unwrap()
     };
     let fed = made("--bpw 3.5 -o fed");
     let again = made("--bpw 3.5 --bpw 4.5 -o fed");
@@ -114,6 +115,11 @@ fn make_rounds_with_feedback() {
     assert!(fed.files[0].bytes.abs_diff(plain.files[0].bytes) < plain.files[0].bytes / 50);
     assert!(fed.files[0].rounding.len() > 40 && plain.files[0].rounding.is_empty());
     assert_eq!(again.files[0], fed.files[0]);
+    let size = |of: &Frontier| fs::metadata(dir.join("fed").join(&of.files[0].name)).unwrap().len();
+    assert_eq!(size(&fed), fed.files[0].bytes, "the size is as it was planned");
+    let like = made("--like Q4_K_M -o fed");
+    let preset = like.presets.iter().find(|p| p.name == "Q4_K_M").unwrap();
+    assert!(like.files[0].bytes <= preset.bytes, "no larger than the preset");
     let seconds = |of: &Frontier, name: &str| of.stages.iter().find(|s| s.name == name).unwrap().seconds;
     assert!(seconds(&again, "scores") < seconds(&fed, "scores") / 2.0, "scores were kept");
     assert!(!dir.join("plain/work/covariance").exists());

@@ -16,6 +16,8 @@ pub struct Store {
     tensors: BTreeMap<String, usize>,
     /// The matrices of each file that have a mean of their own.
     apart: Vec<Vec<bool>>,
+    /// The length of an input row of each file.
+    columns: Vec<usize>,
 }
 
 /// The covariance of what one matrix is multiplied by.
@@ -48,7 +50,8 @@ impl Store {
     /// If it is not complete, or one of its files is missing, damaged or of another run.
     pub fn open(directory: &Path) -> Result<Store> {
         let index = Index::read(directory)?;
-        let mut store = Store { directory: directory.to_owned(), index, tensors: BTreeMap::new(), apart: Vec::new() };
+        let (tensors, apart, columns) = (BTreeMap::new(), Vec::new(), Vec::new());
+        let mut store = Store { directory: directory.to_owned(), index, tensors, apart, columns };
         for number in 0..store.index.files.len() {
             let file = store.file(number)?;
             for tensor in &file.head().tensors {
@@ -57,6 +60,7 @@ impl Store {
                     return Err(Error::Bad { path: store.path(number), what });
                 }
             }
+            store.columns.push(file.head().columns);
             let own = |matrix| file.has(Part::Mean(Some(matrix)));
             store.apart.push((0..file.head().rows.len()).map(own).collect());
         }
@@ -71,6 +75,13 @@ impl Store {
     /// The tensors whose covariances are here, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
+    }
+
+    /// How long the rows are that a tensor is multiplied by, and how many matrices of it there are; `None` if it is not
+    /// here.
+    pub fn shape(&self, tensor: &str) -> Option<[usize; 2]> {
+        let file = *self.tensors.get(tensor)?;
+        Some([self.columns[file], self.apart[file].len()])
     }
 
     /// Which mean a matrix has, without reading it: what is made of one serves all of the same. `None` if there is none.

@@ -125,6 +125,11 @@ impl Feedback {
         self.store.identity(tensor, 0).is_some()
     }
 
+    /// How many input channels and matrices a tensor has here; `None` if there is nothing for it.
+    pub fn shape(&self, tensor: &str) -> Option<[usize; 2]> {
+        self.store.shape(tensor)
+    }
+
     /// The tensors that there is something for, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.store.names()

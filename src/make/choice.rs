@@ -35,6 +35,8 @@ pub(super) struct Preset {
     pub(super) file_bytes: u64,
     /// Bytes of the tensors, each padded to the file's alignment.
     pub(super) tensor_bytes: u64,
+    /// Bytes before the tensors in a file of ours with the same types.
+    header_bytes: u64,
     /// What its recipe is predicted to cost; None if a tensor's type was not scored.
     pub(super) nats: Option<f64>,
 }
@@ -66,18 +68,21 @@ impl Choices {
         imatrix: Option<&Path>,
     ) -> Result<Choices> {
         let mut problem = problem(input, scores);
-        let all_presets = presets(input, job, scores, imatrix);
+        let all_presets = presets(input, (job, opened.is_some()), scores, imatrix);
         let mut notes: Vec<_> = never_met(scores).into_iter().collect();
         job.constraints.apply(&mut problem).map_err(Error::Constraints)?;
         let frontier = Frontier::of(&problem)?;
         // The header does not depend on types: that of any preset is that of all.
-        let header_bytes = all_presets.first().map_or(0, |p| p.file_bytes - p.tensor_bytes);
+        let header_bytes = all_presets.first().map_or(0, |p| p.header_bytes);
         let mut around = Surroundings { header_bytes, preset_bytes: None, memory: opened.map(memory) };
         let mut chosen: Vec<Chosen> = Vec::new();
         let mut wanted: Vec<(String, Option<f64>, Solution)> = Vec::new();
         for (text, budget) in budgets {
             around.preset_bytes = match budget {
-                Budget::Like(wanted) => all_presets.iter().find(|p| p.file_type == *wanted).map(|p| p.tensor_bytes),
+                Budget::Like(wanted) => {
+                    let preset = all_presets.iter().find(|p| p.file_type == *wanted);
+                    preset.map(|p| p.file_bytes - p.header_bytes)
+                }
                 _ => None,
             };
             let wish = match budget {
@@ -159,10 +164,10 @@ pub(super) fn check(input: &Input<'_>, opened: Option<Opened<'_>>, job: &Job, gu
     let frontier = Frontier::of(&problem)?;
     let of_files = |(_, budget): &(String, Budget)| matches!(budget, Budget::Size(_) | Budget::Fit { .. });
     let presets = match job.budgets.iter().any(of_files) {
-        true => presets(input, job, guess, job.imatrix.as_deref()),
+        true => presets(input, (job, opened.is_some()), guess, job.imatrix.as_deref()),
         false => Vec::new(),
     };
-    let header_bytes = presets.first().map_or(0, |p| p.file_bytes - p.tensor_bytes);
+    let header_bytes = presets.first().map_or(0, |p| p.header_bytes);
     let around = Surroundings { header_bytes, preset_bytes: None, memory: opened.map(memory) };
     // The nats are not known yet, and the bytes of a preset only roughly.
     let known = job.budgets.iter().filter(|(_, budget)| !matches!(budget, Budget::Kld(_) | Budget::Like(_)));
@@ -230,12 +235,14 @@ fn plain(choice: &crate::frontier::Choice) -> f64 {
 }
 
 /// The presets that this model can have with this importance matrix, by rising size.
-fn presets(input: &Input<'_>, job: &Job, scores: &Scores, imatrix: Option<&Path>) -> Vec<Preset> {
+fn presets(input: &Input<'_>, (job, can_run): (&Job, bool), scores: &Scores, imatrix: Option<&Path>) -> Vec<Preset> {
     let padded = padding(input);
     let nats: BTreeMap<(&str, GgmlType), f64> =
         scores.tensors.iter().flat_map(|t| t.choices.iter().map(|c| ((&*t.name, c.ggml_type), plain(c)))).collect();
     // As llama-quantize rounds.
     let rounding = Rounding::Reference;
+    // What cannot be run has no covariances.
+    let ours = if can_run { job.settings.rounding } else { Rounding::Reference };
     let of = |file_type: FileType| {
         let wishes = Wishes { file_type: Some(file_type), ..Wishes::default() };
         let path = job.directory.join("preset");
@@ -248,7 +255,8 @@ fn presets(input: &Input<'_>, job: &Job, scores: &Scores, imatrix: Option<&Path>
         let tensors = output.tensors.iter().filter(|t| scores.tensors.iter().any(|s| s.name == t.name));
         let predicted = tensors.map(|t| nats.get(&(&*t.name, t.chosen.target)).copied()).sum::<Option<f64>>();
         let tensor_bytes = output.tensors.iter().map(|t| padded(t.bytes_after)).sum();
-        Some(Preset { file_type, file_bytes: output.file_bytes(), tensor_bytes, nats: predicted })
+        let header_bytes = output.file_bytes_rounded(ours) - tensor_bytes;
+        Some(Preset { file_type, file_bytes: output.file_bytes(), tensor_bytes, header_bytes, nats: predicted })
     };
     let all = CHOICES.iter().filter(|choice| !choice.is_alias).filter_map(|choice| choice.file_type);
     let mut presets: Vec<_> = all.filter(|t| t.default_type().is_quantized()).filter_map(of).collect();

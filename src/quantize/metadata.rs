@@ -163,13 +163,19 @@ pub(super) fn output_metadata<'a>(
             out.set("quantize.imatrix.chunks_count", Value::U32(used.imatrix.chunk_count));
         }
     }
-    if rounding != Rounding::Reference {
-        out.set(ROUNDING, Value::String(rounding.name().as_bytes().to_vec().into()));
-    }
+    set_rounding(&mut out, rounding);
     if let Some((architecture, layers)) = block_count {
         out.set(format!("{architecture}.{BLOCK_COUNT}"), Value::U32(layers));
     }
     out
+}
+
+/// Says how weights are rounded, if that is not as the reference does.
+pub(super) fn set_rounding(metadata: &mut Metadata<'_>, rounding: Rounding) {
+    match rounding {
+        Rounding::Reference => drop(metadata.remove(ROUNDING)),
+        rounding => drop(metadata.set(ROUNDING, Value::String(rounding.name().as_bytes().to_vec().into()))),
+    }
 }
 
 /// An importance matrix after its filters, with the name that the user gave.

@@ -1,6 +1,8 @@
 //! The plan: every decision and every refusal, before the first byte is written.
 
-use super::metadata::{KvOverride, OverrideValue, UsedImatrix, facts, file_type_of_copy, output_metadata};
+use super::metadata::{
+    KvOverride, OverrideValue, UsedImatrix, facts, file_type_of_copy, output_metadata, set_rounding,
+};
 use super::{Error, Job, Result};
 use crate::feedback::{Feedback, Rounding};
 use crate::format::gguf::{self, Layout, MAX_ALIGNMENT, Metadata, Shape, TensorInfo, keys, shard_path};
@@ -91,6 +93,16 @@ impl<'a> PlannedOutput<'a> {
     /// Bytes of all its files, headers included.
     pub fn file_bytes(&self) -> u64 {
         self.layouts().iter().map(Layout::file_bytes).sum()
+    }
+
+    /// Bytes of all its files if its weights were rounded so: only the metadata say how they were.
+    pub fn file_bytes_rounded(&self, rounding: Rounding) -> u64 {
+        let files: Vec<_> = self.files.iter().map(|(path, metadata)| (path.clone(), metadata.clone())).collect();
+        let mut other = PlannedOutput { files, tensors: self.tensors.clone(), ..*self };
+        if let Some((_, metadata)) = other.files.first_mut() {
+            set_rounding(metadata, rounding);
+        }
+        other.file_bytes()
     }
 
     /// Bytes of tensor data.
@@ -251,6 +263,25 @@ fn read_covariance(input: &Input<'_>, job: &Job) -> Result<Option<Feedback>> {
         return Err(Error::impossible("rounding with error feedback needs covariances (--covariance DIR)"));
     };
     let feedback = Feedback::open(directory)?;
+    let misfit = |tensor: &Tensor<'_>| {
+        let [columns, _, matrices, _] = tensor.info.shape.four();
+        let found = feedback.shape(&tensor.info.name)?;
+        (found != [columns as usize, matrices as usize]).then(|| {
+            let of = |[columns, matrices]: [usize; 2]| format!("{columns} channels x {matrices} matrices");
+            let (ours, theirs) = (of([columns as usize, matrices as usize]), of(found));
+            Problem::of(
+                &tensor.info.name,
+                format!(
+                    "{}: these covariances are of {theirs} and {ours} are needed; they are of another model",
+                    directory.display()
+                ),
+            )
+        })
+    };
+    let misfits: Vec<_> = input.tensors.iter().filter_map(misfit).collect();
+    if !misfits.is_empty() {
+        return Err(Error::Impossible(misfits));
+    }
     match input.tensors.iter().any(|tensor| feedback.has(&tensor.info.name)) {
         true => Ok(Some(feedback)),
         false => {

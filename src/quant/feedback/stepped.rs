@@ -223,7 +223,9 @@ fn round_sub<S: Simd, B: Stepped<N>, const N: usize>(
     let (zero, half) = (simd.splat(0.0), simd.splat(0.5));
     let mut tried = Tried { cost: zero, errors: [zero; N], levels: [simd.splat_i32(0); N] };
     tried.errors[..B::SUB].copy_from_slice(&x[from..to]);
-    let inverse = simd.select(simd.eq(step, zero), zero, simd.splat(1.0) / step);
+    // Of a subnormal step the inverse would be infinite.
+    let vanishes = simd.lt(simd.abs(step), simd.splat(f32::MIN_POSITIVE));
+    let inverse = simd.select(vanishes, zero, simd.splat(1.0) / step);
     for j in 0..B::SUB {
         let x = tried.errors[j];
         let steps = (x - base) * inverse;
