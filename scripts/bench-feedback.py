@@ -4,7 +4,6 @@ import argparse
 import json
 import math
 import os
-import sys
 from pathlib import Path
 
 from bench import THREADS, cut, fail, geometric_mean, machine, made, run, stages_table, table
@@ -13,6 +12,7 @@ CTX = 512
 KINDS = ["c4", "code", "technical", "multilingual"]
 OTHERS = ["wiki", "groups_merged"]
 CALIBRATION_BYTES = 60_000
+EXPERTS_BYTES = 12_000
 # Of a text, at its end, which nothing calibrates on.
 JUDGED_BYTES = int(os.environ.get("JUDGED_BYTES", "24000"))
 WIKI_BYTES = int(os.environ.get("WIKI_BYTES", "200000"))
@@ -40,9 +40,9 @@ class Bench:
     def text(self, name):
         return self.texts / f"{name}.txt"
 
-    def calibration(self):
+    def calibration(self, size=CALIBRATION_BYTES):
         """The beginnings of the texts that calibrate."""
-        return [cut(self.text(name), self.work / f"calibration-{name}.txt", 0, CALIBRATION_BYTES) for name in KINDS]
+        return [cut(self.text(name), self.work / f"calibration-{size}-{name}.txt", 0, size) for name in KINDS]
 
     def judged(self, name):
         """The end of a text."""
@@ -179,7 +179,8 @@ def tokens(bench):
 def experts(bench):
     print("## A Mixture of Experts\n")
     model = bench.work / "experts-f16.gguf"
-    collected, tokens = bench.collected("calibrated-experts", model, bench.calibration())
+    calibration = bench.calibration(EXPERTS_BYTES)
+    collected, tokens = bench.collected("calibrated-experts", model, calibration)
     texts = [bench.judged(name) for name in ("wiki", "code", "multilingual")]
     files = {(kind, rounding): bench.quantized(model, collected, kind, rounding, "f16")[0]
              for kind in EXPERT_TYPES for rounding in ROUNDINGS}
@@ -188,13 +189,14 @@ def experts(bench):
         folder = bench.work / f"experts-{rounding}"
         kept = folder / "frontier.json"
         if not kept.exists():
-            named = [part for text in bench.calibration() for part in ("-f", text)]
-            run([bench.quantier, "make", model, *named, "--bpw", "4.5", "--rounding", rounding, "-c", CTX, "-t", THREADS,
-                 "--score-chunks", 8, "--eval-chunks", 24, "-o", folder])
+            named = [part for text in calibration for part in ("-f", text)]
+            run([bench.quantier, "make", model, *named, "--eval", texts[0], "--bpw", "4.5", "--rounding", rounding, "-c", CTX,
+                 "-t", THREADS, "--score-chunks", 8, "-o", folder])
         frontiers[rounding] = json.loads(kept.read_text())
         files["make --bpw 4.5", rounding] = folder / frontiers[rounding]["files"][0]["name"]
     found, rows = bench.divergences("experts", model, files.values(), texts)
-    print(f"scripts/experts.py's model: 4 experts of which each token meets 2. {tokens} tokens calibrate; judged on the last "
+    print(f"scripts/experts.py's model: 4 experts of which each token meets 2. {tokens} tokens calibrate, from "
+          f"the first {EXPERTS_BYTES // 1000} kB each of {', '.join(KINDS)}; judged on the last "
           f"{JUDGED_BYTES // 1000} kB of each text ({', '.join(f'{text} {n} tokens' for text, n in rows.items())}). Mean KL "
           f"divergence in nats, standard errors {errors(found)} of it.\n")
     lines = []
