@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Compares what `quantier make` writes with what the real llama-quantize makes of the same model by the recipe and the
-# importance matrix that lie beside it: every tensor, byte for byte. The files, those of tiny Mixture-of-Experts models
-# among them, must also load and generate in llama-completion.
+# importance matrix that lie beside it: every tensor, byte for byte, with --rounding reference. The files, those of tiny
+# Mixture-of-Experts models among them, and files rounded with error feedback, must also load and generate in
+# llama-completion.
 #
 #   scripts/parity-make.sh [NAME ...]      refmodel and the checkpoints mixtral, qwen2moe and qwen3moe, or those named
 #
@@ -45,10 +46,18 @@ for name in "${names[@]}"; do
     fi
     out=$work/$name
     rm -rf "$out"
-    if ! "$quantier" make "$base" "${settings[@]}" "${budgets[@]}" -o "$out" >"$work/log" 2>&1; then
+    if ! "$quantier" make "$base" "${settings[@]}" "${budgets[@]}" --rounding reference -o "$out" >"$work/log" 2>&1; then
         different=$((different + 1))
         echo "different  $name: $(tail -n 1 "$work/log")"
         continue
+    fi
+    # What error feedback makes is nothing that llama-quantize could: it must run.
+    if "$quantier" make "$base" "${settings[@]}" "${budgets[@]:0:2}" "${budgets[@]:$((${#budgets[@]} - 2))}" \
+        -o "$out-feedback" >"$work/log" 2>&1; then
+        for file in "$out-feedback"/*bpw-*.gguf; do printf '%s\t%s\n' "$name" "$file" >>"$work/files"; done
+    else
+        different=$((different + 1))
+        echo "different  $name, with error feedback: $(tail -n 1 "$work/log")"
     fi
     for recipe in "$out"/*.recipe.txt; do
         file=${recipe%.recipe.txt}

@@ -199,4 +199,8 @@ fn trouble_is_no_difference() {
     std::fs::write(dir.path().join("cut.gguf"), &whole[..whole.len() - 4000]).unwrap();
     trouble(dir.path(), "m.gguf cut.gguf", "cut.gguf");
     assert_eq!(listing(dir.path()).len(), 2);
+    // Programs read it as they read all else.
+    let ran = quantier("diff m.gguf nowhere.gguf --progress json").current_dir(dir.path()).assert().code(2);
+    let line: Json = serde_json::from_slice(&ran.get_output().stderr).unwrap();
+    assert!(line["event"] == "error" && line["text"].as_str().unwrap().contains("nowhere.gguf"), "{line}");
 }

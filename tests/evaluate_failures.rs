@@ -58,6 +58,10 @@ fn texts_that_cannot_be_measured() {
     run(b"long enough for a context of two", "-c 2", &["must be at least 3"]);
     run(b"long enough for a context of three, surely", "-c 3 --chunks 0", &["0 chunks"]);
     fails(dir.path(), "perplexity m.gguf -f nowhere.txt", &["cannot read nowhere.txt"]);
+    // As *.gguf in a directory of `make` names it.
+    support::gguf::imatrix().write(&dir.path().join("imatrix.gguf"));
+    let named = format!("kld m.gguf imatrix.gguf {ON_A}");
+    fails(dir.path(), &named, &["imatrix.gguf: this is an importance matrix, and no model"]);
 }
 
 #[test]

@@ -58,6 +58,7 @@ impl Place {
             endpoint: self.hub.endpoint.clone(),
             token: None,
             cache: self.dir.path().join("hub"),
+            authorities: None,
             offline: false,
             patience: Duration::from_millis(1),
         }
@@ -383,6 +384,7 @@ impl Program {
         for name in ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_TOKEN_PATH"] {
             command.env_remove(name);
         }
+        command.env_remove("SSL_CERT_FILE").env_remove("REQUESTS_CA_BUNDLE");
         command.env("HF_ENDPOINT", &self.place.hub.endpoint).env("HF_HOME", self.place.dir.path()).env("NO_PROXY", "*");
         command.current_dir(self.work.path());
         command
@@ -440,6 +442,25 @@ fn commands_take_models_from_the_hub() {
     assert!(program.prints("verify hf://org/name/refmodel-f16.gguf").contains("no fault"));
 }
 
+#[test]
+fn a_card_names_the_model_that_came_from_the_hub() {
+    let program = Program::new();
+    let text = support::models::text();
+    fs::write(program.work.path().join("cal.txt"), &text[..2000]).unwrap();
+    fs::write(program.work.path().join("eval.txt"), &text[3000..4000]).unwrap();
+    let small = "-f cal.txt --eval eval.txt -c 64 --score-chunks 1 --eval-chunks 2 --types q4_K,q8_0 --score imatrix";
+    program.prints(&format!("make hf://org/name {small} --bpw 6 --publish -o out"));
+    let card = fs::read_to_string(program.work.path().join("out/publish/README.md")).unwrap();
+    assert!(card.contains("\nbase_model: org/name\n"), "{card}");
+    let data = fs::read_to_string(program.work.path().join("out/publish/frontier.json")).unwrap();
+    assert!(data.contains(COMMIT));
+    assert!(!data.contains(program.place.dir.path().to_str().unwrap()), "no path of the cache");
+    // A GGUF on the Hub is somebody's conversion: what it was made from is not known.
+    program.prints(&format!("make hf://org/name/refmodel-f16.gguf {small} --bpw 6 --publish -o other"));
+    let card = fs::read_to_string(program.work.path().join("other/publish/README.md")).unwrap();
+    assert!(!card.contains("\nbase_model:"), "{card}");
+}
+
 fn is_gguf(entry: &std::io::Result<fs::DirEntry>) -> bool {
     entry.as_ref().unwrap().path().extension().is_some_and(|e| e == "gguf")
 }
@@ -455,6 +476,10 @@ fn the_program_says_what_to_do() {
     program.fails(inspect("hf://org/name").env("HF_HUB_OFFLINE", "1"), &["HF_HUB_OFFLINE", "run once without it"]);
     program.fails(inspect("hf://org/name").env("HF_TOKEN", "a b"), &["HF_TOKEN", "no blanks"]);
     program.fails(inspect("hf://org/name").env("HF_ENDPOINT", "mirror"), &["HF_ENDPOINT", "https://huggingface.co"]);
+    for (name, part) in [("nowhere.pem", "No such file"), ("/", "no file of certificates"), ("Cargo.toml", "PEM")] {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
+        program.fails(inspect("hf://org/name").env("SSL_CERT_FILE", path), &["SSL_CERT_FILE", name, part]);
+    }
     program.place.hub.state().token = Some("hf_secret".into());
     program.fails(&mut inspect("hf://org/name"), &["401", "set HF_TOKEN"]);
     fs::write(program.place.dir.path().join("token"), "hf_secret\n").unwrap();

@@ -412,6 +412,7 @@ fn start(dir: &Path, out: &str, settings: &str) -> std::process::Child {
     let args = format!("make m.gguf {settings} --bpw 3.2 --bpw 5 --checkpoint-every 0 -o {out}");
     let mut command = Command::new(env!("CARGO_BIN_EXE_quantier"));
     command.args(args.split_whitespace()).current_dir(dir).stdout(Stdio::null()).stderr(Stdio::piped());
+    command.env("QUANTIER_CONFIG", support::program::no_defaults());
     command.spawn().unwrap()
 }
 

@@ -35,6 +35,21 @@ fn key(dir: &Path, file: &str, key: &str) -> Json {
 }
 
 #[test]
+fn a_chat_template_is_tried() {
+    let dir = with_model();
+    let notes = |template: &str| {
+        fs::write(dir.path().join("t.jinja"), template).unwrap();
+        let ran = quantier("set m.gguf -o n.gguf --force --chat-template t.jinja").current_dir(dir.path()).assert();
+        String::from_utf8(ran.success().get_output().stderr.clone()).unwrap()
+    };
+    assert!(notes("{% for m in messages %}").contains("note: the chat template cannot be parsed: line 1"));
+    let plain = notes("{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{{ bos_token }}");
+    assert!(plain.contains("takes no tools") && !plain.contains("cannot"), "{plain}");
+    let ran = quantier("set m.gguf --dry-run --remove tokenizer.chat_template").current_dir(dir.path()).assert();
+    assert!(ran.success().get_output().stderr.is_empty());
+}
+
+#[test]
 fn a_copy_has_the_new_keys_and_the_old_tensors() {
     let dir = with_model();
     let template = "{% for m in messages %}\n{{ m.content }}\n{% endfor %}\n";

@@ -293,19 +293,3 @@ fn hundreds_of_shards() {
     assert!(error.contains("ulimit -n"), "{error}");
     assert_eq!(listing(dir.path()), before);
 }
-
-#[test]
-fn the_commands_of_the_page_run() {
-    let dir = tempfile::tempdir().unwrap();
-    let page = include_str!("../docs/files.md").replace("/tmp/files", &dir.path().display().to_string());
-    let blocks: Vec<_> = page.split("```sh\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
-    assert!(blocks.len() >= 5, "the page has its commands in blocks");
-    let program = Path::new(env!("CARGO_BIN_EXE_quantier")).parent().unwrap().display().to_string();
-    let path = format!("{program}:{}", std::env::var("PATH").unwrap());
-    assert_cmd::Command::new("bash")
-        .args(["-euo", "pipefail", "-c", &blocks.concat()])
-        .env("PATH", path)
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .assert()
-        .success();
-}

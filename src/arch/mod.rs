@@ -104,7 +104,7 @@ fn nothing_generated(_: &Config, _: &mut Keys) -> config::Result<Vec<Generated>>
 }
 
 /// How many letters have to be added, removed or replaced to make one word of the other (Levenshtein 1965).
-pub(crate) fn distance(a: &str, b: &str) -> usize {
+pub fn distance(a: &str, b: &str) -> usize {
     let mut row: Vec<usize> = (0..=b.len()).collect();
     for (i, x) in a.bytes().enumerate() {
         let mut diagonal = row[0];

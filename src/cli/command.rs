@@ -1,18 +1,34 @@
 //! The command line that was typed, as others can repeat it.
 
 use quantier::report::numbers::shell;
+use std::ffi::OsString;
+use std::sync::OnceLock;
 
-/// The arguments of this process as one line. Of paths the last part stays: where a file lies on this machine says nothing
-/// to others, and is nobody's business.
+/// The arguments that count, where a file of defaults has added some.
+static ALL: OnceLock<Vec<OsString>> = OnceLock::new();
+
+/// Sets the arguments that count instead of those of this process.
+pub fn set(all: Vec<OsString>) {
+    let _ = ALL.set(all);
+}
+
+/// The arguments of this process as one line, with what a file of defaults has added. Of paths the last part stays: where a
+/// file lies on this machine says nothing to others, and is nobody's business.
 pub fn shown() -> String {
-    let arguments = std::env::args_os().skip(1).map(|argument| argument.to_string_lossy().into_owned());
-    line(arguments)
+    let all = ALL.get().cloned().unwrap_or_else(|| std::env::args_os().collect());
+    line(all.iter().skip(1).map(|argument| argument.to_string_lossy().into_owned()))
 }
 
 fn line(arguments: impl Iterator<Item = String>) -> String {
     let mut line = String::from("quantier");
-    let mut is_name = false;
+    let (mut is_name, mut is_file) = (false, false);
     for argument in arguments {
+        // Where defaults came from says nothing to others: they are written out.
+        let skipped = is_file || argument == "--no-config" || argument.split('=').next() == Some("--config");
+        is_file = argument == "--config";
+        if skipped {
+            continue;
+        }
         line.push(' ');
         line += &shell(&if is_name { argument.clone() } else { without_path(&argument) });
         is_name = NAMES.contains(&&*argument);
@@ -59,9 +75,14 @@ mod tests {
             "--repo",
             "a/b",
             "--base-model=c/d",
+            "--config",
+            "/c.toml",
+            "--config=d",
+            "--no-config",
+            "--seed=2",
         ];
-        let expected =
-            "quantier make Model '-fa b.txt' --eval=c.txt --bpw 4.25 -o x hf://a/b --repo a/b --base-model=c/d";
+        let expected = "quantier make Model '-fa b.txt' --eval=c.txt --bpw 4.25 -o x hf://a/b --repo a/b --base-model=c/d \
+             --seed=2";
         assert_eq!(line(typed.iter().map(|s| s.to_string())), expected);
     }
 }

@@ -14,6 +14,10 @@ use std::process::ExitCode;
 /// MODEL is a directory with config.json, safetensors and a tokenizer, one .safetensors file beside its config, or
 /// hf://ORG/NAME, which is downloaded first.
 #[derive(clap::Args)]
+#[command(after_help = "Examples:
+  quantier convert ./Qwen3-4B -o model-bf16.gguf
+  quantier convert ./Qwen3-4B --outtype q8_0 -o '{ftype}.gguf'
+  quantier convert hf://Qwen/Qwen3-0.6B")]
 pub struct Args {
     /// The checkpoint
     #[arg(value_name = "MODEL")]

@@ -1,7 +1,7 @@
 //! `quantier diff`.
 
 use super::measure::{input, source};
-use super::messages::note;
+use super::messages::{self, note};
 use super::terminal::Bar;
 use super::text::{count, say};
 use super::values::{shortened, value_json};
@@ -29,8 +29,8 @@ const SHORT_TEXT: usize = 48;
 /// Exit code 0 if the models are the same, 1 if they differ, 2 if they could not be compared.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
-  quantier diff model-F16.gguf model-Q4_K_M.gguf      what quantization did to each tensor
-  quantier diff ./Qwen3-4B model-BF16.gguf            a checkpoint against its GGUF
+  quantier diff model-F16.gguf model-Q4_K_M.gguf   # what quantization did to each tensor
+  quantier diff ./Qwen3-4B model-BF16.gguf         # a checkpoint against its GGUF
   quantier diff old.gguf new.gguf --json | jq .metadata")]
 pub struct Args {
     /// A GGUF, any shard of a split one, or a Hugging Face checkpoint
@@ -52,7 +52,7 @@ pub fn run(args: &Args) -> ExitCode {
     match compare(args) {
         Ok(same) => ExitCode::from(if same { 0 } else { DIFFERENT }),
         Err(error) => {
-            eprintln!("error: {error:#}");
+            messages::tell("error", &format!("{error:#}"));
             ExitCode::from(TROUBLE)
         }
     }

@@ -22,8 +22,16 @@ use std::process::ExitCode;
 /// A logits file of llama-perplexity can take the base's place; it holds 16 bits per log-probability, and nothing that
 /// is less probable than e^-16 of the most probable token.
 #[derive(clap::Args)]
-#[command(override_usage = "quantier kld [OPTIONS] --file <TEXT> <BASE> <QUANT>...
-       quantier kld [OPTIONS] --logits <FILE> <QUANT>...")]
+#[command(
+    override_usage = "quantier kld [OPTIONS] --file <TEXT> <BASE> <QUANT>...
+       quantier kld [OPTIONS] --logits <FILE> <QUANT>...",
+    after_help = "Examples:
+  quantier kld model-F16.gguf model-Q4_K_M.gguf model-Q6_K.gguf -f wiki.txt -f code.txt
+
+  # The base runs once, and its log-probabilities serve later:
+  quantier kld model-F16.gguf model-Q4_K_M.gguf -f wiki.txt --save-logits wiki.logits
+  quantier kld --logits wiki.logits model-Q6_K.gguf"
+)]
 pub struct Args {
     /// The base model (not with --logits), and the models to compare with it
     #[arg(value_name = "MODEL", required = true)]

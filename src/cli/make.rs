@@ -119,7 +119,7 @@ pub struct Common {
 #[command(after_help = "Examples:
   quantier make ./Qwen3-4B --bpw 4.25 -o out
   quantier make ./Qwen3-4B --like Q4_K_M --like Q3_K_M -f calibration.txt --eval held-out.txt -o out
-  quantier make ./Qwen3-4B --variants 8 --publish --repo me/Qwen3-4B-GGUF --base-model Qwen/Qwen3-4B -o out
+  quantier make ./Qwen3-4B --variants 8 --publish --base-model Qwen/Qwen3-4B -o out
   quantier make model-bf16.gguf --fit 8GiB --ctx 8192 --types k --pin token_embd=q8_0 -o out")]
 pub struct Args {
     #[command(flatten)]
@@ -169,6 +169,9 @@ pub struct Args {
 /// Writes DIR/frontier.json, DIR/report.html and DIR/frontier.svg: for every tensor and type bytes and predicted nats, the
 /// best recipes of all sizes, and llama.cpp's presets beside them. `quantier make` with the same DIR goes on from there.
 #[derive(clap::Args)]
+#[command(after_help = "Examples:
+  quantier frontier ./Qwen3-4B -f calibration.txt -o out
+  quantier make ./Qwen3-4B -f calibration.txt --bpw 4.25 -o out   # needs no new measurement")]
 pub struct FrontierArgs {
     #[command(flatten)]
     common: Common,

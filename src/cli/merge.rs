@@ -12,8 +12,8 @@ use std::process::ExitCode;
 /// of having been split (split.no, split.tensors.count, and a split.count of 0), which no program minds.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
-  quantier merge model-00001-of-00003.gguf model.gguf
-  quantier merge model-00001-of-00003.gguf model.gguf --no-split-keys    the very file that was split")]
+  quantier merge model-00001-of-00003.gguf merged.gguf
+  quantier merge model-00001-of-00003.gguf original.gguf --no-split-keys   # the file that was split")]
 pub struct Args {
     /// The first shard; any other will do
     first_shard: PathBuf,

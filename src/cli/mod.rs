@@ -1,6 +1,9 @@
 //! The command line: one file per command. What was typed becomes a job; only this module prints.
 
 mod command;
+mod config;
+mod config_command;
+mod config_keys;
 mod convert;
 mod corpus;
 mod diff;
@@ -38,6 +41,8 @@ use std::process::ExitCode;
 struct Cli {
     #[command(flatten)]
     messages: messages::Options,
+    #[command(flatten)]
+    defaults: config::Options,
     #[command(subcommand)]
     command: Command,
 }
@@ -55,6 +60,7 @@ enum Command {
     Inspect(inspect::Args),
     Tokenize(tokenize::Args),
     Verify(verify::Args),
+    Config(config_command::Args),
     Completions(manual::CompletionsArgs),
     Man(manual::ManArgs),
     Diff(diff::Args),
@@ -82,10 +88,19 @@ Exit codes: 0 done, 1 failed, 2 wrong usage.";
 /// Parses the command line and runs the command.
 pub fn run() -> anyhow::Result<ExitCode> {
     // Clap's own matches are kept beside the typed arguments: they alone know the order of different flags.
-    let matches = Cli::command().get_matches();
+    let typed: Vec<_> = std::env::args_os().collect();
+    let matches = Cli::command().get_matches_from(&typed);
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|e| e.exit());
+    cli.defaults.check();
     messages::begin(&cli.messages)?;
-    let ran = command(cli.command, &matches);
+    let ran = match config::with_defaults(&cli.defaults, &typed, &matches) {
+        Ok(None) => command(cli, &matches),
+        Ok(Some((all, matches))) => {
+            command::set(all);
+            command(Cli::from_arg_matches(&matches).unwrap_or_else(|e| e.exit()), &matches)
+        }
+        Err(error) => Err(error),
+    };
     match &ran {
         Ok(code) => messages::end(*code == ExitCode::SUCCESS),
         Err(error) => {
@@ -96,8 +111,8 @@ pub fn run() -> anyhow::Result<ExitCode> {
     Ok(ran.unwrap_or(ExitCode::FAILURE))
 }
 
-fn command(command: Command, matches: &clap::ArgMatches) -> anyhow::Result<ExitCode> {
-    match (command, matches.subcommand()) {
+fn command(cli: Cli, matches: &clap::ArgMatches) -> anyhow::Result<ExitCode> {
+    match (cli.command, matches.subcommand()) {
         (Command::Quantize(args), Some((_, matches))) => quantize::run(*args, matches),
         (Command::Imatrix(args), Some((_, matches))) => imatrix::run(&args, matches),
         (Command::Make(args), _) => make::run(&args),
@@ -109,6 +124,7 @@ fn command(command: Command, matches: &clap::ArgMatches) -> anyhow::Result<ExitC
         (Command::Inspect(args), _) => inspect::run(&args),
         (Command::Tokenize(args), _) => tokenize::run(&args),
         (Command::Verify(args), _) => verify::run(&args),
+        (Command::Config(args), _) => config_command::run(&args, &cli.defaults),
         (Command::Completions(args), _) => manual::completions(&args),
         (Command::Man(args), _) => manual::man(&args),
         (Command::Diff(args), _) => Ok(diff::run(&args)),

@@ -17,6 +17,9 @@ use std::process::ExitCode;
 /// MODEL is a GGUF, the first shard of a split one, a Hugging Face checkpoint, or hf://ORG/NAME. The second half of every chunk is
 /// scored. Quantized weights are dequantized and multiplied in f32, so that the figure is that of the weights alone.
 #[derive(clap::Args)]
+#[command(after_help = "Examples:
+  quantier perplexity model-Q4_K_M.gguf -f wiki.txt
+  quantier perplexity ./Qwen3-4B -f wiki.txt -f code.txt --chunks 20")]
 pub struct Args {
     /// The model
     #[arg(value_name = "MODEL", required_unless_present = "model")]

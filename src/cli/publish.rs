@@ -5,7 +5,7 @@ use super::terminal::Bar;
 use super::text::{say, size};
 use super::wrong_usage;
 use anyhow::{Context, bail};
-use quantier::publish::facts::{Said, hub_id};
+use quantier::publish::facts::{Said, hub_id, repository};
 use quantier::publish::{self, Done, Job, card};
 use quantier::report::numbers::shell;
 use std::path::{Path, PathBuf};
@@ -29,7 +29,8 @@ pub struct CardArgs {
     /// A further tag; repeat it for more
     #[arg(long, value_name = "TAG", help_heading = "Publishing")]
     pub tag: Vec<String>,
-    /// The repository that the files will go to: the card's commands then fetch them from there
+    /// The repository that the files will go to: the card's commands then fetch them from there. {name} in it stands for
+    /// the model's name
     #[arg(long, value_name = "USER/NAME", help_heading = "Publishing")]
     pub repo: Option<String>,
     /// A template for the card instead of the built-in one; `quantier publish --print-template` shows that and what
@@ -53,7 +54,8 @@ pub struct CardArgs {
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   quantier make ./Qwen3-4B --variants 8 -o out
-  quantier publish out --base-model Qwen/Qwen3-4B --license apache-2.0 --quantized-by me --language en --repo me/Qwen3-4B-GGUF
+  quantier publish out --base-model Qwen/Qwen3-4B --license apache-2.0 --language en \\
+      --quantized-by me --repo me/Qwen3-4B-GGUF
   hf upload me/Qwen3-4B-GGUF out/publish .")]
 pub struct Args {
     /// What `quantier make` has written
@@ -94,9 +96,12 @@ pub fn job(command: &str, directory: &Path, output: Option<&Path>, args: &CardAr
         Some((text, None)) => wrong_usage(command, format!("{option} '{text}': a name on the Hub is like org/name")),
     };
     for (option, texts) in [("--language", &args.language), ("--tag", &args.tag)] {
-        if let Some(bad) = texts.iter().find(|text| text.trim().is_empty() || text.contains(['\n', '/', '\\'])) {
-            wrong_usage(command, format!("{option} '{bad}': one word is expected"));
+        if let Err(what) = texts.iter().try_for_each(|text| check_word(text)) {
+            wrong_usage(command, format!("{option} {what}"));
         }
+    }
+    if let Some(Err(what)) = args.repo.as_deref().map(check_repo) {
+        wrong_usage(command, format!("--repo {what}"));
     }
     let template = match &args.template {
         Some(path) => Some(std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?),
@@ -107,11 +112,12 @@ pub fn job(command: &str, directory: &Path, output: Option<&Path>, args: &CardAr
         output: output.map_or_else(|| directory.join("publish"), Path::to_owned),
         said: Said {
             base_model: id("--base-model", &args.base_model),
+            found: None,
             license: args.license.clone(),
             quantized_by: args.quantized_by.clone(),
             languages: args.language.clone(),
             tags: args.tag.clone(),
-            repo: id("--repo", &args.repo),
+            repo: args.repo.clone(),
         },
         template,
         force: args.force,
@@ -120,6 +126,22 @@ pub fn job(command: &str, directory: &Path, output: Option<&Path>, args: &CardAr
     match publish::check(&job) {
         Ok(()) => Ok(job),
         Err(error) => bail!(error),
+    }
+}
+
+/// Fails unless this can be a language or a tag.
+pub fn check_word(text: &str) -> Result<(), String> {
+    match text.trim().is_empty() || text.contains(['\n', '/', '\\']) {
+        true => Err(format!("'{text}': one word is expected")),
+        false => Ok(()),
+    }
+}
+
+/// Fails unless this can be a repository, or a pattern of one.
+pub fn check_repo(text: &str) -> Result<(), String> {
+    match repository(text, "name") {
+        Some(_) => Ok(()),
+        None => Err(format!("'{text}': a name on the Hub is like org/name, or like org/{{name}}-GGUF")),
     }
 }
 
@@ -135,6 +157,6 @@ pub fn tell(job: &Job, done: &Done, json: bool) -> anyhow::Result<()> {
         let how = if *linked { "hard link" } else { "copy" };
         say!("{:>12}  {name} ({how})", size(*bytes))?;
     }
-    let repo = job.said.repo.as_deref().unwrap_or("USER/NAME");
+    let repo = done.repo.as_deref().unwrap_or("USER/NAME");
     say!("{} is ready: hf upload {repo} {} .", job.output.display(), shell(&job.output.to_string_lossy()))
 }

@@ -7,7 +7,7 @@ use super::text::{say, size};
 use super::wrong_usage;
 use anyhow::Context;
 use quantier::convert::{self, OutType};
-use quantier::feedback::{Proved, Rounding};
+use quantier::feedback::{Proved, Rounding, spread};
 use quantier::format::types::GgmlType;
 use quantier::input::{Input, Source};
 use quantier::plan::file_type::{CHOICES, Choice};
@@ -106,10 +106,16 @@ pub struct Args {
     json: bool,
 }
 
+const EXAMPLES: &str = "Examples:
+  quantier quantize model-bf16.gguf model-IQ4_XS.gguf IQ4_XS
+  quantier quantize --also Q8_0=model-Q8_0.gguf model-bf16.gguf model-Q5_K_M.gguf Q5_K_M
+  quantier quantize --dry-run ./Qwen3-4B Q4_K_M   # how large it would be
+  quantier quantize --tensor-type ffn_down=q6_k ./Qwen3-4B mixed.gguf Q4_K_S";
+
 fn types_help() -> String {
     let names: Vec<_> =
         CHOICES.iter().map(|c| c.file_type.map_or(c.name.to_owned(), |f| format!("{} ({})", c.name, f.id()))).collect();
-    format!("Types, with their numbers: {}", names.join(", "))
+    format!("{EXAMPLES}\n\nTypes, with their numbers: {}", names.join(", "))
 }
 
 /// `reference` or `feedback`.
@@ -318,13 +324,11 @@ fn show(plan: &Plan<'_>, job: &Job, as_json: bool, proved: Option<&[Vec<Proved>]
 /// What rounding with error feedback did, in a line; tensor by tensor it is in --json.
 fn feedback_text(proved: &[Proved]) -> Option<String> {
     let ratios: Vec<f64> = proved.iter().filter_map(|p| p.proof.ratio()).collect();
-    if ratios.is_empty() {
+    let Some([mean, least, most]) = spread(&ratios) else {
         return (!proved.is_empty()).then(|| {
             format!("{} tensors rounded with error feedback; no chunk was held out to prove it", proved.len())
         });
-    }
-    let mean = (ratios.iter().map(|r| r.max(f64::MIN_POSITIVE).ln()).sum::<f64>() / ratios.len() as f64).exp();
-    let (least, most) = ratios.iter().fold((f64::MAX, 0.0f64), |(low, high), r| (low.min(*r), high.max(*r)));
+    };
     let (rows, kept) = proved.iter().fold((0, 0), |(rows, kept), p| (rows + p.proof.rows, kept + p.proof.by_reference));
     Some(format!(
         "{} tensors rounded with error feedback: on held-out text, the errors of what they make are {mean:.2} times those of \

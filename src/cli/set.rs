@@ -1,5 +1,6 @@
 //! `quantier set`.
 
+use super::messages::note;
 use super::split::write;
 use super::text::{say, size};
 use super::values::{shortened, typed, value_json};
@@ -8,6 +9,8 @@ use anyhow::{Context, bail, ensure};
 use quantier::edit::set::{Change, Edit, copy, edit, patches};
 use quantier::format::gguf::{Files, Model, Value};
 use quantier::format::output;
+use quantier::publish::facts::chat_template;
+use quantier::publish::lint::lint;
 use serde_json::json;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -19,14 +22,17 @@ use std::process::ExitCode;
 /// to move for it: numbers, flags, and texts of the same length. A run that is killed then leaves a readable file;
 /// anything else would not, and is refused.
 ///
+/// A new chat template is tried with conversations of all kinds, and what it cannot render or leaves out is noted.
+///
 /// A split model keeps its cut: with --in-place only its first shard is changed; OUT is the name of the new first
 /// shard, and all others are copied beside it.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   quantier set model.gguf -o fixed.gguf --chat-template template.jinja
-  quantier set model.gguf --in-place --eos 128009
+  quantier set model.gguf --in-place --eos 2
   quantier set model.gguf -o named.gguf --name 'My Model' --key general.url=str:https://example.org
-  quantier set model.gguf -o tagged.gguf --key 'general.tags=str[]:[\"chat\", \"en\"]' --remove general.description
+  quantier set model.gguf -o tagged.gguf --key 'general.tags=str[]:[\"chat\", \"en\"]' \\
+      --remove general.description
 
 Types: u8, i8, u16, i16, u32, i32, u64, i64, f32, f64, bool, str; TYPE[] is an array, its value in JSON.
 quantier inspect shows a model's keys with their types.")]
@@ -87,6 +93,9 @@ pub struct Args {
     json: bool,
 }
 
+/// Where a model has its chat template.
+const CHAT_TEMPLATE: &str = "tokenizer.chat_template";
+
 fn key_value(text: &str) -> Result<Edit, String> {
     let (key, value) = text.split_once('=').ok_or("KEY=TYPE:VALUE is expected")?;
     Ok(Edit { key: key.to_owned(), value: Some(typed(value)?) })
@@ -101,7 +110,7 @@ fn edits(args: &Args) -> anyhow::Result<Vec<Edit>> {
     if let Some(path) = &args.chat_template {
         let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
         ensure!(!text.trim().is_empty(), "{} is empty; --remove tokenizer.chat_template removes it", path.display());
-        set("tokenizer.chat_template", Some(Value::str(text)));
+        set(CHAT_TEMPLATE, Some(Value::str(text)));
     }
     set("general.name", args.name.clone().map(Value::str));
     let ids = [
@@ -132,6 +141,11 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let files = Files::open(&args.model)?;
     let model = Model::parse(&files)?;
     let edited = edit(&model, &edits, args.force)?;
+    let is_template = |change: &Change<'_>| change.key == CHAT_TEMPLATE && change.after.is_some();
+    let found = match edited.changes.iter().any(is_template) {
+        true => lint(chat_template(&edited.metadata).as_ref()).0,
+        false => Vec::new(),
+    };
     let lines: Vec<_> = edited.changes.iter().map(line).collect();
     let changes: Vec<_> = edited.changes.iter().map(change_json).collect();
     let mut report = json!({ "input": args.model, "written": !args.dry_run, "changes": changes });
@@ -169,6 +183,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         report["in_place"] = json!(false);
         report["paths"] = json!(paths);
     }
+    found.iter().for_each(|text| note!("{text}"));
     if args.json {
         say!("{report}")?;
     } else {

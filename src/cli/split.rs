@@ -16,9 +16,9 @@ use std::process::ExitCode;
 /// or none does; the model stays what it is.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
-  quantier split model-BF16.gguf model-BF16 --split-max-size 48G    files that the Hub takes
+  quantier split model-BF16.gguf model-BF16 --split-max-size 48G   # files that the Hub takes
   quantier split model.gguf model --split-max-tensors 64
-  quantier split model.gguf model --split-max-size 2G --dry-run     what would come out")]
+  quantier split model.gguf model --split-max-size 2G --dry-run    # what would come out")]
 pub struct Args {
     /// A GGUF file, or any shard of a split one
     model: PathBuf,

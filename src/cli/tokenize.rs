@@ -13,6 +13,9 @@ use std::process::ExitCode;
 
 /// Show the tokens of a text, as llama-tokenize does
 #[derive(clap::Args)]
+#[command(after_help = "Examples:
+  quantier tokenize -m model.gguf -p 'Hello world'
+  quantier tokenize -m hf://Qwen/Qwen3-0.6B -f wiki.txt --show-count")]
 pub struct Args {
     /// A GGUF file, any shard of a split one, a Hugging Face directory, or hf://ORG/NAME, of which the vocabulary is
     /// enough

@@ -13,6 +13,9 @@ use std::process::ExitCode;
 /// Structure: magic, version, counts, types, names, offsets, overlaps, lengths. Blocks: scales that are no numbers
 /// or infinite, as llama.cpp judges them. Exit code 0 if all is well, 1 at the first fault.
 #[derive(clap::Args)]
+#[command(after_help = "Examples:
+  quantier verify model-Q4_K_M.gguf
+  quantier verify model-00001-of-00003.gguf --all")]
 pub struct Args {
     /// A GGUF file, any shard of a split one, or hf://ORG/NAME/FILE.gguf
     model: PathBuf,

@@ -11,9 +11,11 @@
 
 mod factor;
 mod round;
+#[cfg(test)]
+mod tests;
 
 pub use factor::{DAMPING, Factor, NoFactor};
-pub use round::{Feedback, Inputs, Proof, Proved, Rounding};
+pub use round::{Feedback, Inputs, Proof, Proved, Rounding, spread};
 
 use crate::matrix::{View, subtract_product};
 use crate::quant::Codec;
@@ -26,9 +28,8 @@ const PANEL: usize = 256;
 /// alone.
 ///
 /// # Panics
-/// If the type takes no feedback, lengths do not fit each other, or importance weights are missing where the type needs
-/// them.
-pub fn round_rows(codec: &Codec, factor: &Factor, importance: Option<&[f32]>, weights: &mut [f32], out: &mut [u8]) {
+/// If the type takes no feedback, or lengths do not fit each other.
+pub fn round_rows(codec: &Codec, factor: &Factor, weights: &mut [f32], out: &mut [u8]) {
     let (n, len, block_bytes) = (factor.columns(), codec.ggml_type.block_len(), codec.ggml_type.block_bytes());
     assert!(n > 0 && n.is_multiple_of(len) && weights.len().is_multiple_of(n), "rows of {n} columns");
     let (rows, row_bytes) = (weights.len() / n, n / len * block_bytes);
@@ -44,7 +45,7 @@ pub fn round_rows(codec: &Codec, factor: &Factor, importance: Option<&[f32]>, we
                 for (row, x) in (first..first + here).zip(x.chunks_exact_mut(len)) {
                     x.copy_from_slice(&weights[row * n + at..][..len]);
                 }
-                codec.round_eight(factor.coupling(at), importance.map(|w| &w[at..at + len]), &mut x, &mut blocks);
+                codec.round_eight(factor.coupling(at), &mut x, &mut blocks);
                 let of_rows = x.chunks_exact(len).zip(blocks.chunks_exact(block_bytes));
                 for (row, (x, block)) in (first..first + here).zip(of_rows) {
                     errors[row * PANEL + at - from..][..len].copy_from_slice(x);

@@ -78,6 +78,15 @@ impl Proof {
     }
 }
 
+/// The geometric mean of ratios, the least and the largest; `None` if there are none.
+pub fn spread(ratios: &[f64]) -> Option<[f64; 3]> {
+    let logarithms = ratios.iter().map(|r| r.max(f64::MIN_POSITIVE).ln());
+    let mean = (logarithms.sum::<f64>() / ratios.len() as f64).exp();
+    let least = ratios.iter().copied().fold(f64::INFINITY, f64::min);
+    let most = ratios.iter().copied().fold(0.0, f64::max);
+    (!ratios.is_empty()).then_some([mean, least, most])
+}
+
 /// What was proved of one tensor in one type.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Proved {
@@ -180,7 +189,7 @@ impl Inputs {
         let n = self.factor.columns();
         let row_bytes = out.len() / (weights.len() / n).max(1);
         let mut rounded = weights.to_vec();
-        round_rows(codec, &self.factor, importance, &mut rounded, out);
+        round_rows(codec, &self.factor, &mut rounded, out);
         let mut proof = Proof { rows: (weights.len() / n) as u64, ..Proof::default() };
         if self.sample.is_empty() {
             return proof;

@@ -2,9 +2,11 @@
 
 use super::{Address, Error, Result, Settings};
 use crate::progress::Progress;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use ureq::http::{HeaderMap, Method, Request, Uri, header};
+use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, Body};
 
 /// Redirects that are followed in a row.
@@ -57,12 +59,40 @@ pub(super) enum Follow {
     AtHome,
 }
 
+/// The longest file of certificates that is read, in bytes; Mozilla's whole list has a quarter of a MB.
+const MAX_AUTHORITIES: u64 = 16 << 20;
+
+/// The certificates in a file.
+fn authorities(path: &Path) -> Result<RootCerts> {
+    let wrong =
+        |what: &str| Error::Setting(format!("SSL_CERT_FILE or REQUESTS_CA_BUNDLE names {}: {what}", path.display()));
+    let meta = path.metadata().map_err(|e| wrong(&e.to_string()))?;
+    if !meta.is_file() || meta.len() > MAX_AUTHORITIES {
+        return Err(wrong("that is no file of certificates"));
+    }
+    let bytes = std::fs::read(path).map_err(|e| wrong(&e.to_string()))?;
+    let mut all = Vec::new();
+    for item in parse_pem(&bytes) {
+        match item {
+            Ok(PemItem::Certificate(certificate)) => all.push(certificate),
+            Ok(_) => {}
+            Err(error) => return Err(wrong(&error.to_string())),
+        }
+    }
+    match all.is_empty() {
+        true => Err(wrong("there is no certificate in it; PEM is expected")),
+        false => Ok(RootCerts::from(all)),
+    }
+}
+
 impl<'a> Client<'a> {
     pub fn new(settings: &'a Settings, address: &'a Address) -> Result<Client<'a>> {
         let wrong = |e| Error::Setting(format!("HF_ENDPOINT '{}' is no address: {e}", settings.endpoint));
         let endpoint: Uri = settings.endpoint.parse().map_err(wrong)?;
+        let roots = settings.authorities.as_deref().map_or(Ok(RootCerts::WebPki), authorities)?;
         // Redirects are followed here, since the token must not be.
         let config = Agent::config_builder()
+            .tls_config(TlsConfig::builder().root_certs(roots).build())
             .http_status_as_error(false)
             .max_redirects(0)
             .max_redirects_will_error(false)

@@ -27,6 +27,8 @@ pub struct Settings {
     pub token: Option<Token>,
     /// The directory with `models--ORG--NAME`.
     pub cache: PathBuf,
+    /// A file of certificates (PEM) of those who may vouch for a server, in place of Mozilla's list.
+    pub authorities: Option<PathBuf>,
     /// Ask nobody.
     pub offline: bool,
     /// How long to wait before the second try; each further one waits twice as long.
@@ -59,7 +61,8 @@ impl fmt::Debug for Token {
 
 impl Settings {
     /// What the environment says: `HF_ENDPOINT`, `HF_TOKEN` or the file that `HF_TOKEN_PATH` names or `HF_HOME` has,
-    /// `HF_HUB_CACHE`, `HF_HOME`, `XDG_CACHE_HOME`, `HF_HUB_OFFLINE`, `HF_HUB_DISABLE_IMPLICIT_TOKEN`.
+    /// `HF_HUB_CACHE`, `HF_HOME`, `XDG_CACHE_HOME`, `HF_HUB_OFFLINE`, `HF_HUB_DISABLE_IMPLICIT_TOKEN`, `SSL_CERT_FILE` or
+    /// `REQUESTS_CA_BUNDLE`.
     ///
     /// # Errors
     /// If there is no home directory, or the token or the endpoint cannot be one.
@@ -96,6 +99,7 @@ impl Settings {
             cache: path("HF_HUB_CACHE")
                 .or_else(|| path("HUGGINGFACE_HUB_CACHE"))
                 .unwrap_or_else(|| hf_home.join("hub")),
+            authorities: path("SSL_CERT_FILE").or_else(|| path("REQUESTS_CA_BUNDLE")),
             offline: is_set("HF_HUB_OFFLINE") || is_set("TRANSFORMERS_OFFLINE"),
             patience: Duration::from_secs(1),
         })
@@ -149,6 +153,10 @@ mod tests {
         let set = settings(&[("HF_HOME", "/a"), ("HF_ENDPOINT", "http://m.example/hf/"), ("HF_HUB_OFFLINE", "yes")]);
         let set = set.unwrap();
         assert_eq!((set.endpoint.as_str(), set.offline), ("http://m.example/hf", true));
+        let authorities = |name: &str| settings(&[("HOME", "/h"), (name, "~/ca.pem")]).unwrap().authorities;
+        for name in ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"] {
+            assert_eq!(authorities(name).as_deref(), Some(Path::new("/h/ca.pem")));
+        }
         assert!(settings(&[]).unwrap_err().to_string().contains("HF_HOME"));
         assert!(settings(&[("HF_HOME", "/a"), ("HF_ENDPOINT", "mirror")]).unwrap_err().to_string().contains("mirror"));
     }

@@ -145,18 +145,10 @@ fn of_solution(
     let file_bytes = header_bytes + solution.bytes;
     let bpw = problem.bpw(solution.bytes);
     let distance = |p: &&Preset| p.file_bytes.abs_diff(file_bytes);
-    let usual = presets.iter().filter(|p| is_usual(p.file_type));
+    let usual = presets.iter().filter(|p| p.file_type.is_usual());
     let label = usual.min_by_key(distance).map_or(FileType::Q4_K_M, |p| p.file_type);
     let path = job.directory.join(format!("{}-{bpw:.2}bpw-{}.gguf", job.name, label.name()));
     Chosen { budget: budget.to_owned(), wish, solution, recipe, label, path, file_bytes, bpw }
-}
-
-/// Whether a preset is one that mixed files go by: of K-quants, i-quants of two bits and more, or Q8_0. The others stand
-/// for one type that readers of the name would expect to find, such as MXFP4_MOE or TQ1_0.
-fn is_usual(file_type: FileType) -> bool {
-    let name = file_type.name();
-    let i_quant = name.starts_with("IQ") && !name.starts_with("IQ1") && name != "IQ4_NL";
-    i_quant || name.contains("_K") || name == "Q8_0"
 }
 
 /// Fails if constraints or budgets cannot be met, whatever the nats turn out to be. `guess` has every type that may be

@@ -145,13 +145,13 @@ pub enum Error {
     #[error("{0} asks for nats, and types are judged by their weighted error alone, which is no nats: ask for a size")]
     NoNats(String),
     /// A budget that no recipe meets.
-    #[error("{0}")]
+    #[error(transparent)]
     Budget(#[from] BudgetError),
     /// Constraints that leave no recipe.
     #[error("no recipe keeps these constraints:\n{}", .0.iter().map(|e| format!("  - {e}")).collect::<Vec<_>>().join("\n"))]
     Constraints(Vec<ConstraintError>),
     /// Numbers that cannot be chosen by.
-    #[error("{0}")]
+    #[error(transparent)]
     Scores(#[from] Invalid),
     /// A model that is quantized already.
     #[error(
@@ -256,6 +256,9 @@ pub fn run(
     let mut report = record::new(input, job, windows.as_ref(), &scores, &choices);
     if let Some((proven, windows)) = proven {
         record::measured(&mut report, proven, windows);
+        if feedback.is_some() {
+            record::rounded(&mut report, choice::proved(input, &choices, (&imatrix_path, feedback), &kept)?);
+        }
     }
     report.stages = stages.0;
     record::write(job, &mut report, &choices)?;

@@ -4,6 +4,7 @@ use super::choice::Choices;
 use super::proof::fit;
 use super::prove::Proven;
 use super::{Job, Result, texts, write_text};
+use crate::feedback::{Proof, Proved, Rounding, spread};
 use crate::format::gguf::{Value, keys};
 use crate::frontier::{Measure, Scores};
 use crate::input::Input;
@@ -96,7 +97,15 @@ fn of_model(input: &Input<'_>, choices: &Choices) -> data::Model {
         experts: number("expert_count").filter(|n| *n > 0),
         base_type: base_type.unwrap_or_default().into(),
         base_bytes: choices.header_bytes + tensors.iter().map(|t| t.info.bytes()).sum::<u64>(),
+        source: source(input),
     }
+}
+
+/// The checkpoint in the Hub's cache that this is. GGUFs there are others' conversions of something that they name.
+fn source(input: &Input<'_>) -> Option<data::Source> {
+    let path = input.paths().first().filter(|path| path.extension().is_none_or(|e| e != "gguf"))?.to_path_buf();
+    let crate::hub::Origin { repository, commit } = crate::hub::origin(&path)?;
+    Some(data::Source { repository, commit })
 }
 
 fn tensor(scores: &Scores, item: &crate::plan::frontier::Item) -> data::Tensor {
@@ -152,7 +161,31 @@ fn file(chosen: &super::choice::Chosen) -> data::File {
         predicted: chosen.solution.nats,
         corrected: None,
         measured: None,
+        rounding: Vec::new(),
     }
+}
+
+/// Adds what rounding with error feedback did, for each file in the order of the budgets.
+pub(super) fn rounded(report: &mut data::Frontier, proved: Vec<Vec<Proved>>) {
+    for (file, proved) in report.files.iter_mut().zip(proved) {
+        let of = |proved: Proved| {
+            let Proof { reference, taken, power, rows, by_reference } = proved.proof;
+            let part = |error: f64| (power > 0.0).then(|| error / power);
+            let kept_plain = by_reference as f64 / rows.max(1) as f64;
+            data::Rounded { tensor: proved.tensor, plain: part(reference), taken: part(taken), kept_plain }
+        };
+        file.rounding = proved.into_iter().map(of).collect();
+    }
+    let all = report.files.iter().flat_map(|file| &file.rounding);
+    let ratios: Vec<f64> = all.filter_map(|r| Some(r.taken? / r.plain.filter(|plain| *plain > 0.0)?)).collect();
+    let value = match spread(&ratios) {
+        Some([mean, least, most]) => format!(
+            "error feedback; on held-out text the errors of products are {mean:.2} times those of plain rounding \
+             ({least:.2} to {most:.2}, tensor by tensor)"
+        ),
+        None => "error feedback".into(),
+    };
+    report.settings.push(data::Setting { name: "rounding".into(), value });
 }
 
 fn commands(job: &Job, choices: &Choices) -> Vec<data::Command> {
@@ -160,7 +193,10 @@ fn commands(job: &Job, choices: &Choices) -> Vec<data::Command> {
         let name = chosen.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let imatrix = job.imatrix.as_ref().and_then(|path| path.file_name()).map(|n| n.to_string_lossy().into_owned());
         data::Command {
-            purpose: format!("{name}, by llama.cpp alone"),
+            purpose: match job.settings.rounding {
+                Rounding::Reference => format!("{name}, by llama.cpp alone"),
+                Rounding::Feedback => format!("The types of {name} by llama.cpp alone, without error feedback"),
+            },
             command: format!(
                 "llama-quantize --imatrix {} --tensor-type-file {} BASE.gguf {} {}",
                 shell(&imatrix.unwrap_or_else(|| "imatrix.gguf".into())),

@@ -144,7 +144,10 @@ impl Hyper {
     /// Reads the metadata. The error names the key.
     pub fn new(metadata: &Metadata<'_>) -> Result<Hyper> {
         let name = metadata.get(keys::ARCHITECTURE).and_then(Value::as_str);
-        let name = name.ok_or_else(|| Error::Model(format!("'{}' is missing", keys::ARCHITECTURE)))?;
+        let name = name.ok_or_else(|| match metadata.get("general.type").and_then(Value::as_str) {
+            Some("imatrix") => Error::Model("this is an importance matrix, and no model".into()),
+            _ => Error::Model(format!("'{}' is missing", keys::ARCHITECTURE)),
+        })?;
         let decoder = Architecture::of_gguf(name).map_err(Error::Model)?.decoder;
         let keys = Keys { metadata, architecture: name };
         let (layers, hidden, heads) =

@@ -71,6 +71,19 @@ impl FileType {
         let named = |o: &&Choice| o.file_type == Some(self) && !o.is_alias;
         CHOICES.iter().find(named).map_or("?", |o| o.name)
     }
+
+    /// The preset that has this very name.
+    pub fn of_name(name: &str) -> Option<FileType> {
+        CHOICES.iter().find(|choice| choice.name == name)?.file_type
+    }
+
+    /// Whether it is a preset that people choose sizes by: of K-quants, i-quants of two bits and more, or Q8_0. The others
+    /// stand for one type that readers of the name would expect to find, such as MXFP4_MOE or TQ1_0.
+    pub fn is_usual(self) -> bool {
+        let name = self.name();
+        let i_quant = name.starts_with("IQ") && !name.starts_with("IQ1") && name != "IQ4_NL";
+        i_quant || name.contains("_K") || name == "Q8_0"
+    }
 }
 
 /// What a person may ask for on the command line.

@@ -2,7 +2,8 @@
 
 use super::facts::Facts;
 use super::front_matter::front_matter;
-use crate::report::data::{File, Frontier, Score, Text};
+use crate::plan::file_type::FileType;
+use crate::report::data::{File, Frontier, Preset, Score, Text};
 pub use crate::report::numbers::shell;
 use crate::report::numbers::{clean, count, figure, nats, percent, size, type_name, weights};
 use minijinja::{Environment, Value, context};
@@ -167,12 +168,13 @@ fn model_name(file: &str) -> String {
     }
 }
 
-/// Presets that one of our files beats: no larger, and nearer to the original. By what was measured where both are, else
+/// Presets that people choose by and that one of our files beats: no larger, and nearer to the original. By what was measured where both are, else
 /// by what is predicted of both; the second value tells whether that happened.
 fn dominated(data: &Frontier, relative: bool) -> (Vec<Value>, bool) {
     let mut any_predicted = false;
     let mut all = Vec::new();
-    for preset in data.presets.iter().filter(|_| !relative) {
+    let usual = |preset: &&Preset| FileType::of_name(&preset.name).is_some_and(FileType::is_usual);
+    for preset in data.presets.iter().filter(usual).filter(|_| !relative) {
         let by_measure = preset.measured.as_ref().map(|m| m.kld);
         let Some(theirs) = by_measure.or_else(|| Some(data.corrected(preset.predicted?))) else { continue };
         let ours = |file: &File| match by_measure {
@@ -285,6 +287,12 @@ mod tests {
         names.extend(values["files"][0].as_object().unwrap().keys());
         for name in names {
             assert!(explained(name), "card-variables.txt does not say what {name} is");
+        }
+        let beaten = values["dominated"].as_array().unwrap();
+        assert!(!beaten.is_empty());
+        for preset in beaten {
+            let name = preset["name"].as_str().unwrap();
+            assert!(FileType::of_name(name).unwrap().is_usual(), "{name} is nobody's choice");
         }
         assert!(check(&printed()).is_ok());
         let card = card(&printed(), &data, &files, &facts, true).unwrap();

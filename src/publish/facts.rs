@@ -12,6 +12,8 @@ use crate::report::numbers::clean;
 pub struct Said {
     /// The model that was quantized, as the Hub names it: `org/name`, or its address there.
     pub base_model: Option<String>,
+    /// Where the model was found, if it came from the Hub: the base model, unless something else is said.
+    pub found: Option<String>,
     /// The license.
     pub license: Option<String>,
     /// Who publishes.
@@ -20,7 +22,8 @@ pub struct Said {
     pub languages: Vec<String>,
     /// Further tags.
     pub tags: Vec<String>,
-    /// The repository that the files go to, `user/name`: then the card has commands that fetch them from there.
+    /// The repository that the files go to, `user/name`: then the card has commands that fetch them from there. `{name}` in
+    /// it is the base model's name, or else the model's own.
     pub repo: Option<String>,
 }
 
@@ -95,11 +98,18 @@ pub fn hub_id(text: &str) -> Option<String> {
     (parts.len() == 2 && parts.iter().all(|part| good(part))).then(|| id.to_owned())
 }
 
+/// The repository that a pattern means for a model of this name; what a name on the Hub cannot have becomes `-`.
+pub fn repository(pattern: &str, name: &str) -> Option<String> {
+    let kept = |c: char| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '-' };
+    let name: String = name.trim().chars().map(kept).collect();
+    hub_id(&pattern.replace("{name}", name.trim_matches(['-', '.'])))
+}
+
 impl Facts {
     /// From the metadata of one of the files.
     pub fn new(metadata: &Metadata<'_>, said: &Said) -> Facts {
         let mut notes = Vec::new();
-        let base_model = said.base_model.clone().or_else(|| base_model(metadata, &mut notes));
+        let base_model = said.base_model.clone().or_else(|| base_model(metadata, said, &mut notes));
         if base_model.is_none() {
             notes.push("the card names no base model: say it with --base-model ORG/NAME".into());
         }
@@ -122,11 +132,14 @@ impl Facts {
             }
         }
         let ollama = ollama(metadata, &mut notes);
+        let own_name = text(metadata, "general.name").unwrap_or("model");
+        let name = base_model.as_deref().and_then(|id| id.rsplit('/').next()).unwrap_or(own_name);
+        let repo = said.repo.as_deref().and_then(|pattern| repository(pattern, name));
         Facts {
             base_model,
             license,
             quantized_by: said.quantized_by.clone(),
-            repo: said.repo.clone(),
+            repo,
             languages,
             tags,
             // All architectures that are quantized here continue texts.
@@ -147,11 +160,14 @@ fn list(metadata: &Metadata<'_>, key: &str) -> Vec<String> {
     strings.map(|text| clean(&String::from_utf8_lossy(text))).filter(|text| !text.is_empty()).collect()
 }
 
-/// The model itself, where the metadata say where it is. What it was made of (`general.base_model`) is another model, as a
+/// The model itself, where the metadata say where it is, or where it was found. What it was made of (`general.base_model`) is another model, as a
 /// rule the one that it was fine-tuned from, and would be wrong here.
-fn base_model(metadata: &Metadata<'_>, notes: &mut Vec<String>) -> Option<String> {
+fn base_model(metadata: &Metadata<'_>, said: &Said, notes: &mut Vec<String>) -> Option<String> {
     let own = ["general.source.repo_url", "general.source.url", "general.repo_url", "general.url"];
     if let Some(id) = own.iter().find_map(|key| hub_id(text(metadata, key)?)) {
+        return Some(id);
+    }
+    if let Some(id) = said.found.as_deref().and_then(hub_id) {
         return Some(id);
     }
     let parent = hub_id(text(metadata, "general.base_model.0.repo_url")?)?;
@@ -189,17 +205,24 @@ fn license(metadata: &Metadata<'_>, said: &Said, notes: &mut Vec<String>) -> Opt
     Some(License { id: "other".into(), name: own_name.map(clean), link: link() })
 }
 
+/// The text of the token that a key names.
+fn token(metadata: &Metadata<'_>, key: &str) -> Option<String> {
+    let id = metadata.get(key).and_then(Value::as_u64)?;
+    let tokens = metadata.get("tokenizer.ggml.tokens").and_then(Value::as_array)?;
+    let bytes = tokens.strings().nth(usize::try_from(id).ok()?)?;
+    String::from_utf8(bytes.to_vec()).ok()
+}
+
+/// A model's chat template, parsed; or why it cannot be.
+pub fn chat_template(metadata: &Metadata<'_>) -> Option<Result<ChatTemplate, String>> {
+    let source = metadata.get("tokenizer.chat_template").and_then(Value::as_str)?;
+    let text = |key: &str| token(metadata, key).unwrap_or_default();
+    Some(ChatTemplate::parse(source, &text("tokenizer.ggml.bos_token_id"), &text("tokenizer.ggml.eos_token_id")))
+}
+
 fn ollama(metadata: &Metadata<'_>, notes: &mut Vec<String>) -> Ollama {
-    let token = |key: &str| {
-        let id = metadata.get(key).and_then(Value::as_u64)?;
-        let tokens = metadata.get("tokenizer.ggml.tokens").and_then(Value::as_array)?;
-        let bytes = tokens.strings().nth(usize::try_from(id).ok()?)?;
-        String::from_utf8(bytes.to_vec()).ok()
-    };
-    let (bos, eos) = (token("tokenizer.ggml.bos_token_id"), token("tokenizer.ggml.eos_token_id"));
-    let source = metadata.get("tokenizer.chat_template").and_then(Value::as_str);
-    let (bos, end) = (bos.unwrap_or_default(), eos.clone().unwrap_or_default());
-    let parsed = source.map(|source| ChatTemplate::parse(source, &bos, &end));
+    let eos = token(metadata, "tokenizer.ggml.eos_token_id");
+    let parsed = chat_template(metadata);
     notes.extend(lint(parsed.as_ref()).0);
     let template = match parsed {
         None => Template::Missing,
@@ -249,6 +272,21 @@ mod tests {
     }
 
     #[test]
+    fn a_repository_can_be_a_pattern() {
+        assert_eq!(repository("me/X-GGUF", "Y").as_deref(), Some("me/X-GGUF"));
+        assert_eq!(repository("me/{name}-GGUF", "Té st (1)").as_deref(), Some("me/T--st--1-GGUF"));
+        assert_eq!(repository("me/{name}", "/"), None);
+        let said = |base: Option<&str>| Said {
+            repo: Some("me/{name}-GGUF".into()),
+            base_model: base.map(str::to_owned),
+            ..Said::default()
+        };
+        let named = metadata(&[("general.name", "My Model")]);
+        assert_eq!(Facts::new(&named, &said(None)).repo.as_deref(), Some("me/My-Model-GGUF"));
+        assert_eq!(Facts::new(&named, &said(Some("org/Other"))).repo.as_deref(), Some("me/Other-GGUF"));
+    }
+
+    #[test]
     fn what_the_model_was_made_from_is_not_what_was_quantized() {
         let parent = ("general.base_model.0.repo_url", "https://huggingface.co/Org/Model-Base");
         let facts = Facts::new(&metadata(&[("general.name", "Model Chat"), parent]), &Said::default());
@@ -259,6 +297,10 @@ mod tests {
         let source = ("general.source.url", "https://huggingface.co/Org/Model-Chat");
         let facts = Facts::new(&metadata(&[source, parent]), &Said::default());
         assert_eq!(facts.base_model.as_deref(), Some("Org/Model-Chat"));
+        let found = Said { found: Some("Org/Found".into()), ..Said::default() };
+        let facts = Facts::new(&metadata(&[("general.name", "Model Chat"), parent]), &found);
+        assert_eq!(facts.base_model.as_deref(), Some("Org/Found"));
+        assert_eq!(Facts::new(&metadata(&[source]), &found).base_model.as_deref(), Some("Org/Model-Chat"));
     }
 
     #[test]

@@ -23,7 +23,7 @@ pub mod turns;
 use crate::format;
 use crate::format::gguf::{Files, Model};
 use crate::progress::{Progress, Unit};
-use crate::report::data::{DataError, Frontier};
+use crate::report::data::{DataError, File, Frontier};
 use crate::report::page::page;
 use crate::report::size_chart::size_chart;
 use crate::report::svg::Place as Shown;
@@ -54,6 +54,8 @@ pub struct Job {
 pub struct Done {
     /// The models: name, SHA-256, bytes, and whether it is a hard link.
     pub files: Vec<(String, String, u64, bool)>,
+    /// The repository that they go to, if it was said.
+    pub repo: Option<String>,
     /// What the user should know.
     pub notes: Vec<String>,
 }
@@ -133,7 +135,9 @@ pub fn run(job: &Job, progress: &dyn Progress) -> Result<Done> {
     }
     let Some(first) = paths.first() else { return Err(Error::NoFiles(job.directory.clone())) };
     let mapped = Files::open(first)?;
-    let facts = Facts::new(Model::parse(&mapped)?.metadata(), &job.said);
+    let found = data.model.source.as_ref().map(|source| source.repository.clone());
+    let said = Said { found, ..job.said.clone() };
+    let facts = Facts::new(Model::parse(&mapped)?.metadata(), &said);
     let mut notes = facts.notes.clone();
 
     let mut place = Place::new(&job.output, job.force)?;
@@ -142,14 +146,17 @@ pub fn run(job: &Job, progress: &dyn Progress) -> Result<Done> {
         notes
             .push("there is no imatrix.gguf, since another importance matrix was used: add it to the directory".into());
     }
-    progress.begin(data.files.iter().map(|file| file.bytes).sum(), Unit::Bytes);
+    let recipe_of = |file: &File| format!("{}.recipe.txt", file.name);
+    let beside = data.files.iter().map(|file| job.directory.join(recipe_of(file))).chain(imatrix.clone());
+    let small: u64 = beside.filter_map(|path| path.metadata().ok()).map(|meta| meta.len()).sum();
+    progress.begin(small + data.files.iter().map(|file| file.bytes).sum::<u64>(), Unit::Bytes);
     let (mut published, mut files) = (Vec::new(), Vec::new());
     for (file, path) in data.files.iter().zip(&paths) {
         let (sha256, linked) = place.file(path, &file.name, job.copy, progress)?;
         let stem = file.name.strip_suffix(".gguf").unwrap_or(&file.name);
         let modelfile = format!("{stem}.Modelfile");
         place.text(&modelfile, &facts.ollama.modelfile(&file.name))?;
-        let recipe = format!("{}.recipe.txt", file.name);
+        let recipe = recipe_of(file);
         place.file(&job.directory.join(&recipe), &recipe, true, progress)?;
         files.push((file.name.clone(), sha256.clone(), file.bytes, linked));
         published.push(Published { file, sha256, modelfile });
@@ -169,7 +176,7 @@ pub fn run(job: &Job, progress: &dyn Progress) -> Result<Done> {
     let readme = card::card(template, &data, &published, &facts, imatrix.is_some()).map_err(Error::Template)?;
     place.text("README.md", &readme)?;
     place.finish()?;
-    Ok(Done { files, notes })
+    Ok(Done { files, repo: facts.repo, notes })
 }
 
 fn read(directory: &Path) -> Result<Frontier> {

@@ -156,9 +156,11 @@ fn sum_of(path: &Path, progress: &dyn Progress) -> Result<String> {
     loop {
         match file.read(&mut buffer).map_err(io(path, "read"))? {
             0 => return Ok(hex(&hash.finalize())),
-            n => hash.update(&buffer[..n]),
+            n => {
+                hash.update(&buffer[..n]);
+                progress.advance(n as u64);
+            }
         }
-        progress.advance(PIECE as u64);
         if progress.cancelled() {
             return Err(Error::Cancelled);
         }

@@ -174,22 +174,13 @@ impl Codec {
     /// its turn came, less what the block says.
     ///
     /// # Panics
-    /// If the type takes no feedback, the lengths do not fit each other, or importance weights are missing where
-    /// [`Codec::needs_importance`] is set.
-    pub(crate) fn round_eight(
-        &self,
-        coupling: feedback::Coupling<'_>,
-        importance: Option<&[f32]>,
-        weights: &mut [f32],
-        blocks: &mut [u8],
-    ) {
+    /// If the type takes no feedback, or the lengths do not fit each other.
+    pub(crate) fn round_eight(&self, coupling: feedback::Coupling<'_>, weights: &mut [f32], blocks: &mut [u8]) {
         let len = self.ggml_type.block_len();
         assert!(weights.len() == 8 * len && blocks.len() == 8 * self.ggml_type.block_bytes(), "a block of eight rows");
-        assert!(importance.is_none_or(|w| w.len() == len), "importance weights do not fit the block");
-        assert!(importance.is_some() || !self.needs_importance, "{} needs importance weights", self.ggml_type);
         assert!(coupling.costs.len() >= len && coupling.groups.len() * 8 >= len, "the factors do not fit the block");
         let round = self.round_eight.expect("types without levels take no feedback");
-        round(Isa::best(), coupling, importance, weights, blocks);
+        round(Isa::best(), coupling, weights, blocks);
     }
 
     /// Turns one row of blocks (or any whole number of blocks) back into weights.

@@ -157,6 +157,18 @@ pub struct Model {
     pub base_type: String,
     /// Bytes of the file with all matrices in that type.
     pub base_bytes: u64,
+    /// Where it came from, if that was the Hub.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<Source>,
+}
+
+/// A model on the Hugging Face Hub.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Source {
+    /// `ORG/NAME`.
+    pub repository: String,
+    /// The commit.
+    pub commit: String,
 }
 
 /// A text by name, and how many tokens of it were used.
@@ -354,6 +366,26 @@ pub struct File {
     /// What was measured; absent if nothing was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub measured: Option<Measured>,
+    /// What rounding with error feedback did, tensor by tensor; empty where weights were rounded as llama.cpp does.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rounding: Vec<Rounded>,
+}
+
+/// What rounding with error feedback did to a tensor: squared errors of its products with inputs that it has not seen.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Rounded {
+    /// The tensor.
+    pub tensor: String,
+    /// The sum of the squared errors as llama.cpp rounds, as a part of the products' own squares; absent if nothing was
+    /// held out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plain: Option<f64>,
+    /// The same of the rounding that was taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub taken: Option<f64>,
+    /// The part of its rows in which llama.cpp's rounding was better, and was taken.
+    #[serde(default)]
+    pub kept_plain: f64,
 }
 
 /// A stage of the run.

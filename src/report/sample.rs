@@ -201,6 +201,7 @@ pub(super) fn frontier(shape: &Shape, budgets: &[f64]) -> Frontier {
             predicted,
             corrected: Some(1.04 * predicted.powf(0.985)),
             measured: Some(measure(predicted, 25_000.0, i as u64)),
+            rounding: Vec::new(),
         });
     }
     Frontier {
@@ -214,6 +215,7 @@ pub(super) fn frontier(shape: &Shape, budgets: &[f64]) -> Frontier {
             experts: shape.experts,
             base_type: "bf16".into(),
             base_bytes: 2 * weights + header,
+            source: None,
         },
         scoring: Scoring {
             texts: vec![

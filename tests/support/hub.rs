@@ -26,6 +26,8 @@ pub struct Asked {
 /// What the servers have, what they were asked, and what they do wrong.
 pub struct State {
     pub model: String,
+    /// Other models with the same files.
+    pub others: Vec<String>,
     pub revisions: Vec<String>,
     pub files: BTreeMap<String, Vec<u8>>,
     /// In place of the names of `files`.
@@ -68,6 +70,7 @@ impl Hub {
     pub fn start(files: BTreeMap<String, Vec<u8>>) -> Hub {
         let state = State {
             model: "org/name".into(),
+            others: Vec::new(),
             revisions: vec!["main".into(), COMMIT.into()],
             files,
             listing: None,
@@ -193,7 +196,7 @@ fn hub(state: &mut State, asked: &Asked, store: &str) -> Answer {
     }
     if let Some(rest) = asked.path.strip_prefix("/api/models/") {
         let Some((model, revision)) = rest.split_once("/revision/") else { return plain(404, "") };
-        if model != state.model {
+        if model != state.model && !state.others.iter().any(|other| other == model) {
             return plain(404, "X-Error-Code: RepoNotFound");
         }
         if !state.revisions.contains(&revision.replace("%2F", "/")) {
@@ -204,9 +207,11 @@ fn hub(state: &mut State, asked: &Asked, store: &str) -> Answer {
         let body = serde_json::json!({ "id": model, "sha": COMMIT, "siblings": siblings }).to_string();
         return Answer { status: 200, headers: vec!["Content-Type: application/json".into()], body: body.into() };
     }
-    let prefix = format!("/{}/resolve/{COMMIT}/", state.model);
-    let file =
-        asked.path.strip_prefix(&prefix).and_then(|name| Some((name.to_owned(), state.files.get(name)?.clone())));
+    let named = std::iter::once(&state.model).chain(&state.others).find_map(|model| {
+        let prefix = format!("/{model}/resolve/{COMMIT}/");
+        asked.path.strip_prefix(&prefix)
+    });
+    let file = named.and_then(|name| Some((name.to_owned(), state.files.get(name)?.clone())));
     let Some((name, bytes)) = file else { return plain(404, "X-Error-Code: EntryNotFound") };
     let etag = etag(&bytes);
     if bytes.len() >= LARGE {

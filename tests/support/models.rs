@@ -60,3 +60,36 @@ pub fn experts() -> Tiny {
 pub fn text() -> &'static str {
     concat!(include_str!("../../CONTRIBUTING.md"), include_str!("../../src/model/layer.rs"))
 }
+
+/// Writes the first `layers` layers of the trained checkpoint into a new directory.
+pub fn shortened_checkpoint(dir: &Path, layers: u32) {
+    let of = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/refmodel");
+    std::fs::create_dir(dir).unwrap();
+    for entry in std::fs::read_dir(&of).unwrap().map(|entry| entry.unwrap()) {
+        std::fs::copy(entry.path(), dir.join(entry.file_name())).unwrap();
+    }
+    let mut config: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(of.join("config.json")).unwrap()).unwrap();
+    config["num_hidden_layers"] = layers.into();
+    std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
+
+    let bytes = std::fs::read(of.join("model.safetensors")).unwrap();
+    let (length, rest) = bytes.split_at(8);
+    let (header, data) = rest.split_at(u64::from_le_bytes(length.try_into().unwrap()) as usize);
+    let header: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(header).unwrap();
+    let (mut kept, mut weights) = (serde_json::Map::new(), Vec::new());
+    for (name, mut tensor) in header {
+        let layer = name.strip_prefix("model.layers.").and_then(|rest| rest.split('.').next()?.parse::<u32>().ok());
+        if name == "__metadata__" || layer.is_some_and(|layer| layer >= layers) {
+            continue;
+        }
+        let at = |i: usize| tensor["data_offsets"][i].as_u64().unwrap() as usize;
+        let begin = weights.len();
+        weights.extend_from_slice(&data[at(0)..at(1)]);
+        tensor["data_offsets"] = serde_json::json!([begin, weights.len()]);
+        kept.insert(name, tensor);
+    }
+    let header = serde_json::Value::from(kept).to_string();
+    let file = [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &weights].concat();
+    std::fs::write(dir.join("model.safetensors"), file).unwrap();
+}

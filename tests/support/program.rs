@@ -15,8 +15,13 @@ pub const LAYERS: u32 = 3;
 /// The program with arguments given as one string, separated by blanks.
 pub fn quantier(args: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_quantier"));
-    command.args(args.split_whitespace());
+    command.args(args.split_whitespace()).env("QUANTIER_CONFIG", no_defaults());
     command
+}
+
+/// An empty file of defaults, so that those of whoever runs the tests do not count.
+pub fn no_defaults() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/no-defaults.toml")
 }
 
 /// Runs the program in a directory; it must succeed. Returns what it printed.

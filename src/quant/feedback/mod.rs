@@ -7,7 +7,8 @@
 //! Here is the step for one block in eight rows; what lies before and behind a block is `crate::feedback`'s.
 //!
 //! ```text
-//! the reference's search chooses the block's scales, for the weights as errors so far have changed them
+//! the reference's search chooses the block's scales, for the weights as errors so far have changed them, with what errors
+//!     of columns cost for their importance
 //! for each sub-block: for its scale and for those beside it (Stepped::TRIES, Pointed::TRIES):
 //!     for each column (or each group of a codebook): the level of least cost; its error goes to the columns behind it
 //!     keep the scale of least cost
@@ -20,7 +21,7 @@ mod stepped;
 #[cfg(test)]
 mod tests;
 
-pub(super) use pointed::{Book, Choice, Pointed, Points, round_pointed};
+pub(super) use pointed::{Choice, Eights, Fours, Pointed, Points, round_pointed};
 pub(super) use stepped::{Grid, Stepped, Table, round_stepped};
 
 /// How the errors of a block's columns act on each other, and what they cost.
@@ -55,7 +56,7 @@ impl Coupling<'_> {
 
 /// Rounds one block of eight rows: `weights` and `blocks` have one array per row. On return, `weights` holds the errors:
 /// each weight as it was when its turn came, less what the block says.
-pub(super) type RoundEight = fn(crate::simd::Isa, Coupling<'_>, Option<&[f32]>, &mut [f32], &mut [u8]);
+pub(super) type RoundEight = fn(crate::simd::Isa, Coupling<'_>, &mut [f32], &mut [u8]);
 
 impl Metric {
     /// From the factors among eight columns (`coupling[j][k]` for `k > j`) and their costs.

@@ -1,7 +1,7 @@
 //! Types with codebooks: group after group of eight columns, each row for itself.
 //!
 //! The errors of a group act on each other, so its points are not those nearest to its weights: the whole codebook is
-//! gone through with the group's quadratic form ([`Metric`](super::Metric)), eight points at a time. Signs are those of the weights, a forbidden
+//! gone through with the group's quadratic form ([`Metric`]), eight points at a time. Signs are those of the weights, a forbidden
 //! parity mended where that costs least; then signs are turned and points looked for again as long as it helps.
 
 use super::{Coupling, Metric};
@@ -12,16 +12,20 @@ use crate::simd::{Isa, Kernel, LANES, Simd};
 const N: usize = 256;
 const GROUPS: usize = N / 8;
 
-/// The points of a codebook, eight at a time, by position.
-pub(in crate::quant) struct Book<const D: usize> {
-    eights: Vec<[[f32; LANES]; D]>,
+/// A codebook whose points have four values, eight points at a time, by position.
+pub(in crate::quant) struct Fours {
+    eights: Vec<[[f32; LANES]; 4]>,
 }
 
-impl<const D: usize> Book<D> {
+impl Fours {
     /// From the values of the points, in units of the scale; there are a multiple of eight.
-    pub(in crate::quant) fn new(points: &[[f32; D]]) -> Book<D> {
-        let eight = |points: &[[f32; D]; LANES]| std::array::from_fn(|i| std::array::from_fn(|lane| points[lane][i]));
-        Book { eights: points.as_chunks().0.iter().map(eight).collect() }
+    pub(in crate::quant) fn new(points: &[[f32; 4]]) -> Fours {
+        Fours { eights: points.as_chunks().0.iter().map(by_position).collect() }
+    }
+
+    pub(super) fn point(&self, number: u16) -> [f32; 4] {
+        let (eight, lane) = (usize::from(number) / LANES, usize::from(number) % LANES);
+        std::array::from_fn(|i| self.eights[eight][i][lane])
     }
 
     #[cfg(test)]
@@ -29,52 +33,220 @@ impl<const D: usize> Book<D> {
         self.eights.len() * LANES
     }
 
-    pub(super) fn point(&self, number: u16) -> [f32; D] {
-        let (eight, lane) = (usize::from(number) / LANES, usize::from(number) % LANES);
-        std::array::from_fn(|i| self.eights[eight][i][lane])
-    }
-
-    /// The point `v` with the least `v^T m v - 2 h^T v`, and that.
+    /// The point `v` with the least `v^T m v - 2 h^T v`.
     #[inline(always)]
-    fn cheapest<S: Simd>(&self, simd: S, m: &[[f32; D]; D], h: &[f32; D]) -> (u16, f32) {
-        let zero = simd.splat(0.0);
-        let mut twice = [[zero; D]; D];
-        for i in 0..D {
-            for j in i..D {
-                twice[i][j] = simd.splat(if i == j { m[i][i] } else { 2.0 * m[i][j] });
-            }
-        }
-        let mut twice_h = [zero; D];
-        for i in 0..D {
-            twice_h[i] = simd.splat(2.0 * h[i]);
-        }
+    fn cheapest<S: Simd>(&self, simd: S, m: &[[f32; 4]; 4], h: &[f32; 4]) -> u16 {
+        let form = Form::new(simd, m, h);
         let (mut least, mut at) = (simd.splat(f32::INFINITY), simd.splat_i32(0));
         for (number, eight) in self.eights.iter().enumerate() {
-            let mut v = [zero; D];
-            for i in 0..D {
-                v[i] = simd.load(&eight[i]);
-            }
-            let mut cost = zero;
-            for i in 0..D {
-                let mut slope = v[i] * twice[i][i] - twice_h[i];
-                for j in i + 1..D {
-                    slope = slope + v[j] * twice[i][j];
-                }
-                cost = cost + v[i] * slope;
-            }
+            let cost = form.of(simd, eight);
             let better = simd.lt(cost, least);
             least = simd.select(better, cost, least);
             at = simd.select_i32(better, simd.splat_i32(number as i32), at);
         }
-        let (costs, at) = (simd.store(least), simd.store_i32(at));
-        let mut best = 0;
-        for lane in 1..LANES {
-            if costs[lane] < costs[best] {
-                best = lane;
+        let (_, lane) = least_lane(simd, least);
+        (simd.store_i32(at)[lane] as usize * LANES + lane) as u16
+    }
+}
+
+/// Four numbers of eight points each, by position.
+fn by_position(points: &[[f32; 4]; LANES]) -> [[f32; LANES]; 4] {
+    std::array::from_fn(|i| std::array::from_fn(|lane| points[lane][i]))
+}
+
+/// The least of eight numbers, and the first lane that has it.
+#[inline(always)]
+fn least_lane<S: Simd>(simd: S, numbers: S::F32) -> (f32, usize) {
+    let numbers = simd.store(numbers);
+    let mut best = 0;
+    for lane in 1..LANES {
+        if numbers[lane] < numbers[best] {
+            best = lane;
+        }
+    }
+    (numbers[best], best)
+}
+
+/// `v^T m v - 2 h^T v` of four values.
+#[derive(Clone, Copy)]
+struct Form<S: Simd> {
+    /// The diagonal, and twice what is above it.
+    m: [[S::F32; 4]; 4],
+    twice_h: [S::F32; 4],
+}
+
+impl<S: Simd> Form<S> {
+    #[inline(always)]
+    fn new(simd: S, m: &[[f32; 4]; 4], h: &[f32; 4]) -> Form<S> {
+        let zero = simd.splat(0.0);
+        let mut form = Form { m: [[zero; 4]; 4], twice_h: [zero; 4] };
+        for i in 0..4 {
+            form.twice_h[i] = simd.splat(2.0 * h[i]);
+            for j in i..4 {
+                form.m[i][j] = simd.splat(if i == j { m[i][i] } else { 2.0 * m[i][j] });
             }
         }
-        ((at[best] as usize * LANES + best) as u16, costs[best])
+        form
     }
+
+    /// Of eight points.
+    #[inline(always)]
+    fn of(&self, simd: S, points: &[[f32; LANES]; 4]) -> S::F32 {
+        let mut v = [simd.splat(0.0); 4];
+        for i in 0..4 {
+            v[i] = simd.load(&points[i]);
+        }
+        let mut cost = simd.splat(0.0);
+        for i in 0..4 {
+            let mut slope = v[i] * self.m[i][i] - self.twice_h[i];
+            for j in i + 1..4 {
+                slope = slope + v[j] * self.m[i][j];
+            }
+            cost = cost + v[i] * slope;
+        }
+        cost
+    }
+}
+
+/// A codebook whose points have eight values, by the first four of them.
+///
+/// What the first four cost if the other four could be anything is less than what a point costs: where that is not below
+/// the best point so far, none of the points with these first values is looked at.
+pub(in crate::quant) struct Eights {
+    points: Vec<[f32; 8]>,
+    /// The distinct first halves, eight at a time; the last one again where they end.
+    firsts: Vec<[[f32; LANES]; 4]>,
+    /// For each first half the rows of `seconds`: from its entry to the next.
+    starts: Vec<u32>,
+    /// The other halves, eight at a time, the last of a first half again where its points end; and their numbers.
+    seconds: Vec<([[f32; LANES]; 4], [u16; LANES])>,
+}
+
+/// A quadratic form of eight values, and the one of the first four if the other four are the best.
+struct Forms<'f> {
+    m: &'f [[f32; 8]; 8],
+    h: &'f [f32; 8],
+    first: (&'f [[f32; 4]; 4], &'f [f32; 4]),
+    /// What the second says more than the first, at the same values.
+    offset: f32,
+    /// How much rounding can be in it.
+    slack: f32,
+}
+
+impl Eights {
+    /// From the values of the points, in units of the scale.
+    pub(in crate::quant) fn new(points: &[[f32; 8]]) -> Eights {
+        let half = |point: &[f32; 8], from: usize| -> [f32; 4] { std::array::from_fn(|i| point[from + i]) };
+        let mut order: Vec<u16> = (0..points.len() as u16).collect();
+        let key = |n: &u16| half(&points[usize::from(*n)], 0).map(f32::to_bits);
+        order.sort_by_key(key);
+        let mut eights =
+            Eights { points: points.to_vec(), firsts: Vec::new(), starts: Vec::new(), seconds: Vec::new() };
+        let mut firsts = Vec::new();
+        for same in order.chunk_by(|a, b| key(a) == key(b)) {
+            firsts.push(half(&points[usize::from(same[0])], 0));
+            eights.starts.push(eights.seconds.len() as u32);
+            for some in same.chunks(LANES) {
+                let numbers: [u16; LANES] = std::array::from_fn(|i| some[i.min(some.len() - 1)]);
+                let others = numbers.map(|n| half(&points[usize::from(n)], 4));
+                eights.seconds.push((by_position(&others), numbers));
+            }
+        }
+        eights.starts.push(eights.seconds.len() as u32);
+        let padded = |some: &[[f32; 4]]| by_position(&std::array::from_fn(|i| some[i.min(some.len() - 1)]));
+        eights.firsts = firsts.chunks(LANES).map(padded).collect();
+        eights
+    }
+
+    pub(super) fn point(&self, number: u16) -> [f32; 8] {
+        self.points[usize::from(number)]
+    }
+
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.points.len()
+    }
+
+    /// The point with the least `v^T m v - 2 h^T v`.
+    #[inline(always)]
+    fn cheapest<S: Simd>(&self, simd: S, forms: &Forms<'_>) -> u16 {
+        /// More than any codebook has: three values in four places.
+        const MOST: usize = 11;
+        let form = Form::new(simd, forms.first.0, forms.first.1);
+        let offset = simd.splat(forms.offset - forms.slack);
+        let mut bounds = [[f32::INFINITY; LANES]; MOST];
+        let (mut least, mut at) = (simd.splat(f32::INFINITY), simd.splat_i32(0));
+        for (i, firsts) in self.firsts.iter().enumerate() {
+            let bound = form.of(simd, firsts) + offset;
+            bounds[i] = simd.store(bound);
+            let better = simd.lt(bound, least);
+            least = simd.select(better, bound, least);
+            at = simd.select_i32(better, simd.splat_i32(i as i32), at);
+        }
+        let (_, lane) = least_lane(simd, least);
+        // The most promising first, so that few others are left.
+        let likely = simd.store_i32(at)[lane] as usize * LANES + lane;
+        let own = (sub_form(forms.m, 4), quarter(forms.h, 4));
+        let (mut number, mut cost) = self.cheapest_of(simd, forms, &own, likely, (0, f32::INFINITY));
+        let halves = self.starts.len() - 1;
+        for first in 0..halves {
+            if bounds[first / LANES][first % LANES] < cost && first != likely {
+                (number, cost) = self.cheapest_of(simd, forms, &own, first, (number, cost));
+            }
+        }
+        number
+    }
+
+    /// The cheapest of the points with this first half and of one that is known, with its cost.
+    #[inline(always)]
+    fn cheapest_of<S: Simd>(
+        &self,
+        simd: S,
+        forms: &Forms<'_>,
+        (own, own_h): &([[f32; 4]; 4], [f32; 4]),
+        first: usize,
+        known: (u16, f32),
+    ) -> (u16, f32) {
+        let v: [f32; 4] = std::array::from_fn(|i| self.firsts[first / LANES][i][first % LANES]);
+        let (mut base, mut h) = (0.0, *own_h);
+        for i in 0..4 {
+            let row: f32 = (0..4).map(|j| forms.m[i][j] * v[j]).sum();
+            base += v[i] * (row - 2.0 * forms.h[i]);
+            for j in 0..4 {
+                h[j] -= forms.m[4 + j][i] * v[i];
+            }
+        }
+        let form = Form::new(simd, own, &h);
+        let rows = &self.seconds[self.starts[first] as usize..self.starts[first + 1] as usize];
+        let (mut least, mut at) = (simd.splat(f32::INFINITY), simd.splat_i32(0));
+        for (i, (others, _)) in rows.iter().enumerate() {
+            let cost = form.of(simd, others);
+            let better = simd.lt(cost, least);
+            least = simd.select(better, cost, least);
+            at = simd.select_i32(better, simd.splat_i32(i as i32), at);
+        }
+        let (cost, lane) = least_lane(simd, least);
+        match base + cost < known.1 {
+            true => (rows[simd.store_i32(at)[lane] as usize].1[lane], base + cost),
+            false => known,
+        }
+    }
+}
+
+/// The square of a form that is about four values from `from` on.
+#[inline(always)]
+fn sub_form(m: &[[f32; 8]; 8], from: usize) -> [[f32; 4]; 4] {
+    let mut own = [[0.0; 4]; 4];
+    for i in 0..4 {
+        own[i].copy_from_slice(&m[from + i][from..from + 4]);
+    }
+    own
+}
+
+/// Four of eight numbers.
+#[inline(always)]
+fn quarter(x: &[f32; 8], from: usize) -> [f32; 4] {
+    [x[from], x[from + 1], x[from + 2], x[from + 3]]
 }
 
 /// What is chosen for a group of eight columns.
@@ -91,11 +263,11 @@ pub(in crate::quant) struct Choice {
 /// The points of a type.
 pub(in crate::quant) enum Points {
     /// One for eight magnitudes, with signs apart.
-    Eight(&'static Book<8>),
+    Eight(&'static Eights),
     /// Two for four magnitudes each, with signs apart.
-    Four(&'static Book<4>),
+    Four(&'static Fours),
     /// One for eight values with their signs, shifted up or down by so much.
-    Shifted(&'static Book<8>, f32),
+    Shifted(&'static Eights, f32),
 }
 
 /// A type with a codebook.
@@ -131,12 +303,11 @@ pub(in crate::quant) trait Pointed: Block<N> {
 pub(in crate::quant) fn round_pointed<B: Pointed>(
     isa: Isa,
     coupling: Coupling<'_>,
-    importance: Option<&[f32]>,
     weights: &mut [f32],
     blocks: &mut [u8],
 ) {
     for (x, block) in weights.as_chunks_mut::<N>().0.iter_mut().zip(blocks.chunks_exact_mut(size_of::<B>())) {
-        quantize_row::<B, N>(isa, x, importance, block);
+        quantize_row::<B, N>(isa, x, Some(&coupling.costs[..N]), block);
         if let [block] = bytemuck::cast_slice_mut::<u8, B>(block) {
             isa.run(Round { coupling, x, block });
         }
@@ -257,7 +428,7 @@ fn times<const D: usize>(m: &[[f32; D]; D], x: &[f32; D]) -> [f32; D] {
 #[inline(always)]
 fn shifted<S: Simd>(
     simd: S,
-    book: &Book<8>,
+    book: &Eights,
     metric: &Metric,
     x: &[f32; 8],
     scale: f32,
@@ -266,10 +437,7 @@ fn shifted<S: Simd>(
     let m = &metric.eight;
     // Of scale * (point + shift): the shift's part is taken away first.
     let rest = x.map(|x| x - scale * shift);
-    let h = times(m, &rest).map(|h| h * scale);
-    let mut of_points = *m;
-    of_points.as_flattened_mut().iter_mut().for_each(|m| *m *= scale * scale);
-    let (number, _) = book.cheapest(simd, &of_points, &h);
+    let number = cheapest_of_eight(simd, book, metric, &rest, &[scale; 8]);
     let values = book.point(number).map(|v| scale * (v + shift));
     (number, values, cost(m, x, &values))
 }
@@ -287,17 +455,31 @@ trait Magnitudes {
     fn find<S: Simd>(&self, simd: S, metric: &Metric, x: &[f32; 8], scales: &[f32; 8]) -> ([u16; 2], [f32; 8]);
 }
 
-impl Magnitudes for Book<8> {
+/// The best point for eight weights, each of which is a value of the point times its scale.
+#[inline(always)]
+fn cheapest_of_eight<S: Simd>(simd: S, book: &Eights, metric: &Metric, x: &[f32; 8], scales: &[f32; 8]) -> u16 {
+    /// Of the size of what is compared.
+    const SLACK: f32 = 1e-4;
+    let slopes = times(&metric.eight, x);
+    let (x4, scales4) = (quarter(x, 0), quarter(scales, 0));
+    let slopes4 = times(&metric.first_four, &x4);
+    let (m, h) = in_units(&metric.eight, &slopes, scales);
+    let (m4, h4) = in_units(&metric.first_four, &slopes4, &scales4);
+    let all: f32 = x.iter().zip(slopes).map(|(x, s)| x * s).sum();
+    let first: f32 = x4.iter().zip(slopes4).map(|(x, s)| x * s).sum();
+    book.cheapest(simd, &Forms { m: &m, h: &h, first: (&m4, &h4), offset: first - all, slack: SLACK * all })
+}
+
+impl Magnitudes for Eights {
     #[inline(always)]
     fn find<S: Simd>(&self, simd: S, metric: &Metric, x: &[f32; 8], scales: &[f32; 8]) -> ([u16; 2], [f32; 8]) {
-        let (m, h) = in_units(&metric.eight, &times(&metric.eight, x), scales);
-        let (number, _) = self.cheapest(simd, &m, &h);
+        let number = cheapest_of_eight(simd, self, metric, x, scales);
         let point = self.point(number);
         ([number, 0], std::array::from_fn(|i| scales[i] * point[i]))
     }
 }
 
-impl Magnitudes for Book<4> {
+impl Magnitudes for Fours {
     #[inline(always)]
     fn find<S: Simd>(&self, simd: S, metric: &Metric, x: &[f32; 8], scales: &[f32; 8]) -> ([u16; 2], [f32; 8]) {
         /// Times that either half is chosen anew, the other one given.
@@ -305,7 +487,7 @@ impl Magnitudes for Book<4> {
         let ([x0, _], [s0, s1]): ([[f32; 4]; 2], [[f32; 4]; 2]) = (bytemuck::cast(*x), bytemuck::cast(*scales));
         // The first half as if the second could make good what it can.
         let (m, h) = in_units(&metric.first_four, &times(&metric.first_four, &x0), &s0);
-        let mut numbers = [self.cheapest(simd, &m, &h).0, 0];
+        let mut numbers = [self.cheapest(simd, &m, &h), 0];
         let mut values = [self.values(numbers[0], &s0), [0.0; 4]];
         for turn in 0..2 * ROUNDS - 1 {
             let half = (turn + 1) % 2;
@@ -315,13 +497,9 @@ impl Magnitudes for Book<4> {
                 open[1 - half][i] -= values[1 - half][i];
             }
             let slopes: [[f32; 4]; 2] = bytemuck::cast(times(&metric.eight, &bytemuck::cast(open)));
-            let mut own = [[0.0; 4]; 4];
-            for i in 0..4 {
-                own[i].copy_from_slice(&metric.eight[4 * half + i][4 * half..][..4]);
-            }
             let scales = if half == 0 { &s0 } else { &s1 };
-            let (m, h) = in_units(&own, &slopes[half], scales);
-            let number = self.cheapest(simd, &m, &h).0;
+            let (m, h) = in_units(&sub_form(&metric.eight, 4 * half), &slopes[half], scales);
+            let number = self.cheapest(simd, &m, &h);
             if turn > 0 && number == numbers[half] {
                 break;
             }
@@ -331,7 +509,7 @@ impl Magnitudes for Book<4> {
     }
 }
 
-impl Book<4> {
+impl Fours {
     fn values(&self, number: u16, scales: &[f32; 4]) -> [f32; 4] {
         let point = self.point(number);
         std::array::from_fn(|i| scales[i] * point[i])
@@ -410,4 +588,35 @@ fn turned(m: &[[f32; 8]; 8], x: &[f32; 8], values: &[f32; 8], signs: u8, even: b
         }
     }
     signs ^ best
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::simd::Scalar;
+
+    /// What is passed over costs more than what is found.
+    #[test]
+    fn no_point_is_cheaper_than_the_one_that_is_found() {
+        let mut state = 5u64;
+        let mut next = || {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5
+        };
+        let points: Vec<[f32; 8]> =
+            (0..600).map(|_| std::array::from_fn(|_| [8.0, 25.0, 43.0][(next() * 2.999 + 1.5) as usize])).collect();
+        let book = Eights::new(&points);
+        for _ in 0..200 {
+            let mut coupling = [[0.0f32; 8]; 8];
+            coupling.as_flattened_mut().iter_mut().for_each(|c| *c = next() * 1.5);
+            let costs: [f32; 8] = std::array::from_fn(|_| next() + 0.6);
+            let metric = Metric::new(std::array::from_fn(|j| &coupling[j][..]), &costs);
+            let x: [f32; 8] = std::array::from_fn(|_| next() * 2.0);
+            let scales: [f32; 8] = std::array::from_fn(|_| if next() < 0.0 { -0.03 } else { 0.03 });
+            let of = |point: &[f32; 8]| cost(&metric.eight, &x, &std::array::from_fn(|i| scales[i] * point[i]));
+            let found = of(&book.point(cheapest_of_eight(Scalar, &book, &metric, &x, &scales)));
+            let least = points.iter().map(of).fold(f32::INFINITY, f32::min);
+            assert!(found <= least * 1.001 + 1e-4, "{found} was found and {least} is there");
+        }
+    }
 }

@@ -100,12 +100,11 @@ pub(in crate::quant) trait Stepped<const N: usize>: Block<N> {
 pub(in crate::quant) fn round_stepped<B: Stepped<N>, const N: usize>(
     isa: Isa,
     coupling: Coupling<'_>,
-    importance: Option<&[f32]>,
     weights: &mut [f32],
     blocks: &mut [u8],
 ) {
     for (x, block) in weights.chunks_exact(N).zip(blocks.chunks_exact_mut(size_of::<B>())) {
-        quantize_row::<B, N>(isa, x, importance, block);
+        quantize_row::<B, N>(isa, x, Some(&coupling.costs[..N]), block);
     }
     let (Some(x), Some(blocks)) = (
         weights.as_chunks_mut::<N>().0.first_chunk_mut::<LANES>(),

@@ -1,6 +1,6 @@
 //! The ternary types: eight weights of -1, 0 or 1 to a point, all of them shifted up or down by an eighth.
 
-use super::ternary::{BOOK, MINUS, PLUS, SHIFT, Search, Sub, Sums, TRITS, by_eights};
+use super::ternary::{BOOK, MINUS, PLUS, SHIFT, Search, Sub, Sums, TRITS, eights};
 use super::{BLOCK, error_weights, grade, sum_of_squares, weigh};
 use crate::format::types::GgmlType;
 use crate::quant::feedback::{Choice, Pointed, Points};
@@ -170,7 +170,7 @@ impl Pointed for BlockIq1S {
     const TRIES: &'static [[i8; 2]] = &[[0, 0], [0, 1], [-1, 0], [1, 0]];
 
     fn points() -> Points {
-        Points::Shifted(by_eights(), SHIFT)
+        Points::Shifted(eights(), SHIFT)
     }
 
     fn scale(&self, sub: usize) -> f32 {
@@ -356,7 +356,7 @@ impl Pointed for BlockIq1M {
     const SHIFTS_GROUPS: bool = true;
 
     fn points() -> Points {
-        Points::Shifted(by_eights(), SHIFT)
+        Points::Shifted(eights(), SHIFT)
     }
 
     fn scale(&self, sub: usize) -> f32 {

@@ -140,7 +140,7 @@ impl Pointed for BlockIq2Xxs {
     const EVEN_SIGNS: bool = true;
 
     fn points() -> Points {
-        Points::Eight(XXS.by_eights())
+        Points::Eight(XXS.eights())
     }
 
     fn scale(&self, sub: usize) -> f32 {
@@ -234,7 +234,7 @@ impl Pointed for BlockIq2Xs {
     const EVEN_SIGNS: bool = true;
 
     fn points() -> Points {
-        Points::Eight(XS.by_eights())
+        Points::Eight(XS.eights())
     }
 
     fn scale(&self, sub: usize) -> f32 {
@@ -323,7 +323,7 @@ impl Pointed for BlockIq2S {
     const SUB: usize = 16;
 
     fn points() -> Points {
-        Points::Eight(S.by_eights())
+        Points::Eight(S.eights())
     }
 
     fn scale(&self, sub: usize) -> f32 {

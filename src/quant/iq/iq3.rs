@@ -119,7 +119,7 @@ impl Pointed for BlockIq3Xxs {
     const EVEN_SIGNS: bool = true;
 
     fn points() -> Points {
-        Points::Four(XXS.by_eights())
+        Points::Four(XXS.fours())
     }
 
     fn scale(&self, sub: usize) -> f32 {
@@ -209,7 +209,7 @@ impl Pointed for BlockIq3S {
     const SUB: usize = SUB;
 
     fn points() -> Points {
-        Points::Four(S.by_eights())
+        Points::Four(S.fours())
     }
 
     fn scale(&self, sub: usize) -> f32 {

@@ -24,7 +24,7 @@
 use super::BLOCK;
 use super::grid::{Codebook, Map, Place, TABLES, cheapest, entry, field, read_points, spelled};
 use super::signs::Signs;
-use crate::quant::feedback::Book;
+use crate::quant::feedback::{Eights, Fours};
 use crate::simd::{LANES, Simd};
 use std::sync::OnceLock;
 
@@ -33,7 +33,8 @@ pub(super) struct Lattice<const D: usize, const N: usize> {
     book: Codebook<D, N>,
     /// What the points stand for, in units of the scale.
     pub(super) values: [[f32; D]; N],
-    by_eights: OnceLock<Book<D>>,
+    eights: OnceLock<Eights>,
+    fours: OnceLock<Fours>,
 }
 
 /// 2 * level + 1 for every level that a book may have.
@@ -44,12 +45,21 @@ impl<const D: usize, const N: usize> Lattice<D, N> {
     pub(super) const fn new<const K: usize>(hex: &[u8], shells: usize, values: [f32; K]) -> Self {
         let levels = read_points(hex, K as u8);
         let book = Codebook::new(levels, K as u8, shells);
-        Lattice { book, values: spelled(&levels, values), by_eights: OnceLock::new() }
+        Lattice { book, values: spelled(&levels, values), eights: OnceLock::new(), fours: OnceLock::new() }
     }
+}
 
+impl<const N: usize> Lattice<8, N> {
     /// The points for rounding with error feedback, arranged on first use.
-    pub(super) fn by_eights(&self) -> &Book<D> {
-        self.by_eights.get_or_init(|| Book::new(&self.values))
+    pub(super) fn eights(&self) -> &Eights {
+        self.eights.get_or_init(|| Eights::new(&self.values))
+    }
+}
+
+impl<const N: usize> Lattice<4, N> {
+    /// The points for rounding with error feedback, arranged on first use.
+    pub(super) fn fours(&self) -> &Fours {
+        self.fours.get_or_init(|| Fours::new(&self.values))
     }
 }
 

@@ -21,7 +21,7 @@
 
 use super::BLOCK;
 use super::grid::{Codebook, Map, Neighbours, Place, cheapest, place_of_eight, read_points, spelled};
-use crate::quant::feedback::Book;
+use crate::quant::feedback::Eights;
 use crate::quant::num::max;
 use crate::simd::{LANES, Simd};
 use std::sync::OnceLock;
@@ -33,9 +33,9 @@ pub(super) static BOOK: Codebook<8, 2048> = Codebook::new(LEVELS, 3, 3);
 pub(super) static TRITS: [[i8; 8]; 2048] = spelled(&LEVELS, [-1, 0, 1]);
 
 /// They for rounding with error feedback, arranged on first use.
-pub(super) fn by_eights() -> &'static Book<8> {
-    static POINTS: OnceLock<Book<8>> = OnceLock::new();
-    POINTS.get_or_init(|| Book::new(&TRITS.map(|point| point.map(f32::from))))
+pub(super) fn eights() -> &'static Eights {
+    static POINTS: OnceLock<Eights> = OnceLock::new();
+    POINTS.get_or_init(|| Eights::new(&TRITS.map(|point| point.map(f32::from))))
 }
 
 /// How far all values are shifted, up or down.

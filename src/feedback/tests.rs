@@ -1,0 +1,120 @@
+use super::*;
+use crate::quant::Codec;
+
+const N: usize = 512;
+
+fn numbers(seed: u64) -> impl FnMut() -> f32 {
+    let mut state = seed;
+    move || {
+        // Twelve of them are nearly normal.
+        let mut uniform = || {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (state >> 40) as f32 / (1u64 << 24) as f32
+        };
+        (0..12).map(|_| uniform()).sum::<f32>() - 6.0
+    }
+}
+
+/// Inputs with much in common: each channel is a mixture of a few strong directions and some noise; two channels are dead.
+fn inputs(rows: usize) -> Vec<f32> {
+    const DIRECTIONS: usize = 24;
+    let mut next = numbers(3);
+    let mixture: Vec<f32> = (0..DIRECTIONS * N).map(|_| next()).collect();
+    let mut x = vec![0.0; rows * N];
+    for row in x.chunks_exact_mut(N) {
+        for (d, direction) in mixture.chunks_exact(N).enumerate() {
+            let strength = next() / (1.0 + d as f32).sqrt();
+            row.iter_mut().zip(direction).for_each(|(x, m)| *x += strength * m);
+        }
+        row.iter_mut().for_each(|x| *x += 0.3 * next());
+        (row[7], row[300]) = (0.0, 0.0);
+    }
+    x
+}
+
+fn covariance(x: &[f32]) -> Vec<f32> {
+    let mut mean = vec![0.0f32; N * N];
+    let view = crate::matrix::View::new(x, x.len() / N, N, N);
+    crate::matrix::multiply(view.transposed(), view, &mut mean, N, 1);
+    mean.iter_mut().for_each(|c| *c /= (x.len() / N) as f32);
+    mean
+}
+
+fn weights(rows: usize) -> Vec<f32> {
+    let mut next = numbers(9);
+    (0..rows * N).map(|i| next() * 0.02 * if i % 97 == 0 { 6.0 } else { 1.0 }).collect()
+}
+
+/// The squared error of products with inputs.
+fn error(x: &[f32], w: &[f32], codec: &Codec, blocks: &[u8]) -> f64 {
+    let mut back = vec![0.0; w.len()];
+    codec.dequantize_row(blocks, &mut back);
+    back.iter_mut().zip(w).for_each(|(b, w)| *b -= w);
+    let (rows, seen) = (w.len() / N, x.len() / N);
+    let mut products = vec![0.0; rows * seen];
+    crate::model::rows_times_rows(&back, x, [rows, seen, N], &mut products);
+    products.iter().map(|p| f64::from(p * p)).sum()
+}
+
+/// Every type, on inputs that the factor has not seen, with rows that do not fill the last eight.
+#[test]
+fn every_type_loses_less() {
+    const ROWS: usize = 11;
+    let x = inputs(1400);
+    let (seen, unseen) = x.split_at(1200 * N);
+    let mean = covariance(seen);
+    let factor = Factor::new(&mean, N, DAMPING, 1).unwrap();
+    let importance: Vec<f32> = mean.iter().step_by(N + 1).copied().collect();
+    let w = weights(ROWS);
+    let mut tried = 0;
+    for codec in Codec::all().iter().filter(|codec| codec.takes_feedback()) {
+        let row_bytes = codec.ggml_type.row_bytes(N as u64).unwrap() as usize;
+        let (mut plain, mut fed) = (vec![0; ROWS * row_bytes], vec![0; ROWS * row_bytes]);
+        for (x, y) in w.chunks_exact(N).zip(plain.chunks_exact_mut(row_bytes)) {
+            codec.quantize_row(x, Some(&importance), y);
+        }
+        round_rows(codec, &factor, &mut w.clone(), &mut fed);
+        assert_eq!(codec.first_fault(&fed), None);
+        let [before, after] = [&plain, &fed].map(|blocks| error(unseen, &w, codec, blocks));
+        assert!(after < 0.8 * before, "{}: {:.3} of the error", codec.ggml_type, after / before);
+        tried += 1;
+    }
+    assert_eq!(tried, 25);
+}
+
+/// Nothing is lost or mixed up between rows: each is what it is alone.
+#[test]
+fn a_row_does_not_depend_on_those_beside_it() {
+    let factor = Factor::new(&covariance(&inputs(700)), N, DAMPING, 1).unwrap();
+    let w = weights(11);
+    for name in ["q4_K", "q5_0", "iq3_xxs", "iq1_m", "nvfp4"] {
+        let codec = Codec::of(crate::format::types::GgmlType::from_name(name).unwrap()).unwrap();
+        let row_bytes = codec.ggml_type.row_bytes(N as u64).unwrap() as usize;
+        let (mut all, mut one) = (vec![0; 11 * row_bytes], vec![0; row_bytes]);
+        round_rows(codec, &factor, &mut w.clone(), &mut all);
+        for row in [0, 9, 10] {
+            round_rows(codec, &factor, &mut w[row * N..][..N].to_vec(), &mut one);
+            let weights = |blocks: &[u8]| {
+                let mut back = vec![0.0; N];
+                codec.dequantize_row(blocks, &mut back);
+                back
+            };
+            let (alone, among) = (weights(&one), weights(&all[row * row_bytes..][..row_bytes]));
+            // Products of other shapes may round otherwise, and a tie fall to the other side.
+            let same = alone.iter().zip(&among).filter(|(a, b)| a == b).count();
+            assert!(same > N * 9 / 10, "{name}, row {row}: {same} of {N} weights are the same");
+        }
+    }
+}
+
+#[test]
+fn zeros_stay_zeros() {
+    let factor = Factor::new(&covariance(&inputs(700)), N, DAMPING, 1).unwrap();
+    for codec in Codec::all().iter().filter(|codec| codec.takes_feedback()) {
+        let mut out = vec![1; codec.ggml_type.row_bytes(N as u64).unwrap() as usize];
+        round_rows(codec, &factor, &mut [0.0; N], &mut out);
+        let mut back = vec![1.0; N];
+        codec.dequantize_row(&out, &mut back);
+        assert!(back.iter().all(|w| *w == 0.0), "{}", codec.ggml_type);
+    }
+}

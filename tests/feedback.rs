@@ -1,0 +1,120 @@
+//! Rounding with error feedback from outside: covariances, files, proofs, and what `make` does with them.
+#![cfg(unix)]
+
+mod support;
+
+use quantier::report::data::Frontier;
+use serde_json::Value as Json;
+use std::fs;
+use std::path::Path;
+use support::program::{fails, json, read, refmodel, succeeds};
+use tempfile::TempDir;
+
+/// A directory with the trained model, and two texts that have no paragraph in common.
+fn place() -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink(refmodel(), dir.path().join("m.gguf")).unwrap();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let text = |names: &[&str]| names.iter().map(|n| fs::read_to_string(root.join(n)).unwrap()).collect::<String>();
+    fs::write(dir.path().join("cal.txt"), text(&["README.md", "docs/frontier.md", "docs/exactness.md"])).unwrap();
+    fs::write(dir.path().join("eval.txt"), text(&["docs/publishing.md"])).unwrap();
+    dir
+}
+
+/// The same with importance matrix and covariances.
+fn measured() -> TempDir {
+    let dir = place();
+    succeeds(dir.path(), "imatrix m.gguf -f cal.txt -c 128 --process-output --no-ppl --covariance cov -o imatrix.gguf");
+    dir
+}
+
+const FEEDBACK: &str = "quantize --imatrix imatrix.gguf --rounding feedback --covariance cov";
+
+fn divergence(dir: &Path, file: &str) -> f64 {
+    let found = json(dir, &format!("kld m.gguf {file} -f eval.txt -c 128 --chunks 12 --json"));
+    let find = |found: &Json| -> Option<f64> { found.pointer("/models/0/statistics/kld/value").and_then(Json::as_f64) };
+    find(&found).unwrap_or_else(|| panic!("no divergence in {found}"))
+}
+
+#[test]
+fn fewer_nats_at_the_same_types_and_bytes() {
+    let dir = measured();
+    let dir = dir.path();
+    for (name, bound) in [("Q2_K", 0.8), ("Q4_K_M", 0.8), ("IQ2_S", 0.8)] {
+        succeeds(dir, &format!("quantize --imatrix imatrix.gguf m.gguf plain.gguf {name}"));
+        let done = json(dir, &format!("{FEEDBACK} --json m.gguf fed.gguf {name}"));
+        let proved = done["outputs"][0]["feedback"].as_array().unwrap();
+        assert!(proved.len() > 40, "{name}: {} tensors", proved.len());
+        for proof in proved {
+            let [plain, taken] = ["reference", "taken"].map(|of| proof[of].as_f64().unwrap());
+            assert!(taken <= plain && plain > 0.0, "{name}: {proof}");
+        }
+        let [plain, fed] = ["plain.gguf", "fed.gguf"].map(|file| divergence(dir, file));
+        assert!(fed < bound * plain, "{name}: {fed} nats with feedback, {plain} without");
+        succeeds(dir, "verify fed.gguf");
+        let types = |file: &str| -> Vec<(String, Json)> {
+            let tensors = json(dir, &format!("inspect --json {file}"));
+            let one = |t: &Json| (t["name"].as_str().unwrap().to_owned(), t["type"].clone());
+            tensors["tensors"].as_array().unwrap().iter().map(one).collect()
+        };
+        assert_eq!(types("plain.gguf"), types("fed.gguf"), "{name}");
+    }
+}
+
+#[test]
+fn threads_change_no_byte_and_the_file_says_how_it_was_rounded() {
+    let dir = measured();
+    let dir = dir.path();
+    succeeds(dir, &format!("{FEEDBACK} m.gguf one.gguf Q3_K_M 1"));
+    succeeds(dir, &format!("{FEEDBACK} --also Q8_0=also.gguf m.gguf two.gguf Q3_K_M 2"));
+    assert!(read(dir, "one.gguf") == read(dir, "two.gguf"));
+    let rounding = |file: &str| {
+        let held = json(dir, &format!("inspect --json {file}"));
+        held.pointer("/metadata/quantier.rounding/value").and_then(Json::as_str).map(str::to_owned)
+    };
+    assert_eq!(rounding("two.gguf").as_deref(), Some("feedback"));
+    succeeds(dir, "quantize --imatrix imatrix.gguf m.gguf plain.gguf Q3_K_M");
+    assert_eq!(rounding("plain.gguf"), None);
+}
+
+#[test]
+fn what_cannot_be_rounded_so_is_said() {
+    let dir = measured();
+    let dir = dir.path();
+    fails(dir, "quantize --rounding feedback --covariance nothing m.gguf x.gguf Q4_K", &["nothing"]);
+    support::program::model().write(&dir.join("other.gguf"));
+    fails(dir, &format!("{FEEDBACK} other.gguf x.gguf Q4_0"), &["cov", "other model"]);
+    let wrong = support::program::quantier("quantize --rounding feedback m.gguf x.gguf Q4_K").current_dir(dir).assert();
+    wrong.code(2);
+    // A covariance that is damaged.
+    let file = fs::read_dir(dir.join("cov")).unwrap().map(|e| e.unwrap().path());
+    let file = file.into_iter().find(|p| p.ends_with("blk.0.ffn_down.gguf")).unwrap();
+    let mut bytes = fs::read(&file).unwrap();
+    let at = bytes.len() - 1000;
+    bytes[at] ^= 0x40;
+    fs::write(&file, bytes).unwrap();
+    fails(dir, &format!("{FEEDBACK} m.gguf x.gguf Q4_K"), &["blk.0.ffn_down.gguf"]);
+}
+
+/// Files of `make` are rounded with feedback unless it is told otherwise; another run takes what is there.
+#[test]
+fn make_rounds_with_feedback() {
+    let dir = place();
+    let dir = dir.path();
+    let small = "-c 128 --score-chunks 2 --eval-chunks 12 -f cal.txt --eval eval.txt --types q2_K,q3_K,q4_K,q6_K,q8_0";
+    let made = |rest: &str| -> Frontier {
+        let text = succeeds(dir, &format!("make m.gguf {small} --json {rest}"));
+        Frontier::parse(text.as_bytes()).unwrap()
+    };
+    let fed = made("--bpw 3.5 -o fed");
+    let again = made("--bpw 3.5 --bpw 4.5 -o fed");
+    let plain = made("--bpw 3.5 -o plain --rounding reference");
+    let kld = |of: &Frontier| of.files[0].measured.as_ref().unwrap().kld;
+    assert!(kld(&fed) < 0.8 * kld(&plain), "{} with feedback, {} without", kld(&fed), kld(&plain));
+    assert!(fed.files[0].bytes.abs_diff(plain.files[0].bytes) < plain.files[0].bytes / 50);
+    assert!(fed.files[0].rounding.len() > 40 && plain.files[0].rounding.is_empty());
+    assert_eq!(again.files[0], fed.files[0]);
+    let seconds = |of: &Frontier, name: &str| of.stages.iter().find(|s| s.name == name).unwrap().seconds;
+    assert!(seconds(&again, "scores") < seconds(&fed, "scores") / 2.0, "scores were kept");
+    assert!(!dir.join("plain/work/covariance").exists());
+}
