@@ -2,14 +2,13 @@
 
 import argparse
 import json
-import math
 import os
 import re
 import shutil
-import subprocess
 import sys
-import time
 from pathlib import Path
+
+from bench import THREADS, cut, fail, geometric_mean, machine, made, run, stages_table, table
 
 CTX = 512
 PRESETS = ["IQ2_XXS", "IQ2_M", "Q2_K", "IQ3_XXS", "Q3_K_S", "Q3_K_M", "IQ4_XS", "Q4_K_S", "Q4_K_M", "Q5_K_M", "Q6_K"]
@@ -21,7 +20,6 @@ CALIBRATION_BYTES = 60_000
 TRIES = 8
 # llama-perplexity ends without waiting for the thread that prints its log; this makes the end of any process take longer.
 LINGER = "#include <unistd.h>\n__attribute__((destructor)) static void linger(void) { sleep(3); }\n"
-THREADS = os.environ.get("THREADS", str(os.cpu_count()))
 
 
 class Bench:
@@ -33,38 +31,21 @@ class Bench:
         self.quick = options.quick
         self.presets = QUICK_PRESETS if options.quick else PRESETS
         self.cut_texts(options)
-        self.imatrix = self.made(self.work / "imatrix.gguf", self.make_imatrix)
+        self.imatrix = made(self.work / "imatrix.gguf", self.make_imatrix)
         self.stages = {}
 
     def cut_texts(self, options):
         source = options.texts or Path("../shared/text")
         source = source if source.is_absolute() else (options.start / source if options.texts else source)
         if not (source / EVALUATION).exists():
-            sys.exit(f"bench-frontier: {source}: there is no {EVALUATION}; name a directory of texts")
-        self.evaluation = self.cut(source / EVALUATION, self.work / "eval.txt", 40_000 if self.quick else 200_000)
+            fail(f"{source}: there is no {EVALUATION}; name a directory of texts")
+        self.evaluation = cut(source / EVALUATION, self.work / "eval.txt", 0, 40_000 if self.quick else 200_000)
         folder = self.work / "calibration"
         folder.mkdir(exist_ok=True)
         others = sorted(p for p in source.glob("*.txt") if p.name != EVALUATION)
-        self.calibration = [self.cut(p, folder / p.name, CALIBRATION_BYTES) for p in others]
+        self.calibration = [cut(p, folder / p.name, 0, CALIBRATION_BYTES) for p in others]
         if not self.calibration:
-            sys.exit(f"bench-frontier: {source}: there is no text beside {EVALUATION} to calibrate with")
-
-    @staticmethod
-    def cut(source, path, size):
-        """The first bytes of a text, whole characters only."""
-        path.write_bytes(source.read_bytes()[:size].decode(errors="ignore").encode())
-        return path
-
-    def made(self, path, make):
-        """A file, made beside and renamed if it is not there yet."""
-        if not path.exists():
-            beside = path.with_name("unfinished-" + path.name)
-            beside.unlink(missing_ok=True)
-            make(beside)
-            if not beside.exists():
-                sys.exit(f"bench-frontier: {path.name} was not written")
-            beside.rename(path)
-        return path
+            fail(f"{source}: there is no text beside {EVALUATION} to calibrate with")
 
     def texts(self):
         return [part for text in self.calibration for part in ("-f", text)]
@@ -80,10 +61,10 @@ class Bench:
                 if run(command, check=False).returncode == 0 and path.exists():
                     return
                 path.unlink(missing_ok=True)
-            sys.exit(f"bench-frontier: llama-quantize {name} failed {TRIES} times")
+            fail(f"llama-quantize {name} failed {TRIES} times")
 
         (self.work / "presets").mkdir(exist_ok=True)
-        return self.made(self.work / "presets" / f"{name}.gguf", make)
+        return made(self.work / "presets" / f"{name}.gguf", make)
 
     def make(self, name, budgets, *more):
         """Runs `quantier make`; returns its frontier.json. Runs with the same settings share a directory."""
@@ -105,7 +86,7 @@ class Bench:
             run([self.reference / "llama-perplexity", "-m", self.model, "-f", self.evaluation, "-c", CTX, "-t", THREADS,
                  "--kl-divergence-base", path])
 
-        return self.made(self.work / "base.kld", make)
+        return made(self.work / "base.kld", make)
 
     def linger(self):
         """What llama-perplexity is started with, so that the thread that prints its log has time to."""
@@ -114,7 +95,7 @@ class Bench:
             source.write_text(LINGER)
             run(["gcc", "-shared", "-fPIC", "-o", path, source])
 
-        return {**os.environ, "LD_PRELOAD": str(self.made(self.work / "linger.so", make))}
+        return {**os.environ, "LD_PRELOAD": str(made(self.work / "linger.so", make))}
 
     def judge(self, path):
         """Mean divergence, its uncertainty, 99.9th percentile (nats), same top token (percent): of llama-perplexity.
@@ -140,32 +121,8 @@ class Bench:
                 kept.write_text(json.dumps(found))
                 return found
             print(f"  it told {', '.join(found) or 'nothing'}; its end: {done.stdout[-150:]!r}", file=sys.stderr, flush=True)
-        sys.exit(f"bench-frontier: llama-perplexity told {sorted(found)} for {path} in {TRIES} tries; its end was\n"
+        fail(f"llama-perplexity told {sorted(found)} for {path} in {TRIES} tries; its end was\n"
                  f"{done.stdout[-2000:]}")
-
-
-def run(command, check=True, env=None):
-    command = [str(c) for c in command]
-    start = time.time()
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                          errors="replace", env=env)
-    shown = " ".join(Path(c).name if c.startswith("/") else c for c in command)
-    print(f"[{time.strftime('%H:%M:%S')}] {time.time() - start:.0f} s: {shown}", file=sys.stderr, flush=True)
-    if check and done.returncode != 0:
-        sys.exit(f"bench-frontier: {shown}: exit {done.returncode}\n{done.stdout[-2000:]}")
-    return done
-
-
-def geometric_mean(ratios):
-    return math.exp(sum(map(math.log, ratios)) / len(ratios))
-
-
-def table(header, rows):
-    print("| " + " | ".join(header) + " |")
-    print("|" + "---|" * len(header))
-    for row in rows:
-        print("| " + " | ".join(row) + " |")
-    print(flush=True)
 
 
 def likes(bench):
@@ -176,7 +133,7 @@ def file_of(frontier, preset, most):
     """The file for a preset's budget; where one file serves two budgets, that one."""
     files = [f for f in frontier["files"] if f["budget"] == f"--like {preset}"]
     files = files or [f for f in frontier["files"] if f["bytes"] <= most][-1:]
-    return files[0] if files else sys.exit(f"bench-frontier: there is no file for --like {preset}")
+    return files[0] if files else fail(f"there is no file for --like {preset}")
 
 
 def like(bench):
@@ -254,22 +211,8 @@ def predict(bench):
           f"**{rank:.3f}** ({n} files); median error after the fit: **{fit['median_error']:.1%}**.\n", flush=True)
 
 
-def stages(bench):
-    print("## Time and memory of `quantier make`\n")
-    rows = []
-    for name, done in bench.stages.items():
-        for stage in done:
-            peak = f"{stage['peak_bytes'] / 2**20:.0f} MiB" if "peak_bytes" in stage else "not known"
-            rows.append([name, stage["name"], f"{stage['seconds']:.1f} s", peak])
-    table(["run", "stage", "time", "peak memory so far"], rows)
-
-
 def header(bench):
-    name = re.search(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text())
-    version = run([bench.quantier, "--version"]).stdout.strip()
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    print(f"{time.strftime('%Y-%m-%d')}; {name[1] if name else 'unknown processor'}, {os.cpu_count()} cores, {THREADS} "
-          f"threads, load {os.getloadavg()[0]:.1f}; {version} ({commit}).")
+    machine(bench.quantier)
     print(f"Calibration: the first {CALIBRATION_BYTES // 1000} kB each of {', '.join(p.name for p in bench.calibration)}. "
           f"Evaluation: the first {bench.evaluation.stat().st_size // 1000} kB of {EVALUATION}, {CTX} tokens.\n", flush=True)
 
@@ -287,12 +230,13 @@ def main():
     options = parser.parse_args()
     parts = options.parts.split(",")
     if unknown := [part for part in parts if part not in PARTS]:
-        sys.exit(f"bench-frontier: unknown part '{unknown[0]}'; there are {', '.join(PARTS)}")
+        fail(f"unknown part '{unknown[0]}'; there are {', '.join(PARTS)}")
     bench = Bench(options)
     header(bench)
     for part in parts:
         PARTS[part](bench)
-    stages(bench)
+    print("## Time and memory of `quantier make`\n")
+    stages_table(bench.stages)
 
 
 if __name__ == "__main__":
