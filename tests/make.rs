@@ -143,13 +143,13 @@ fn files_are_what_was_asked_for_and_proven() {
     assert!(nats.windows(2).all(|w| w[0].0 > w[1].0 && w[0].1 > w[1].1), "{nats:?}");
     assert!(frontier.frontier.windows(2).all(|w| w[0].bytes < w[1].bytes && w[0].nats > w[1].nats));
 
-    // The quantizer alone, with recipe and importance matrix, comes to the same bytes.
+    // The quantizer alone, with recipe, importance matrix and covariances, comes to the same bytes.
     for (path, file) in files.iter().zip(&frontier.files) {
         let label = file.name.trim_end_matches(".gguf").rsplit_once("bpw-").unwrap().1;
         let recipe = recipe_of(path);
         let args =
             format!("--imatrix out/imatrix.gguf --tensor-type-file {} m.gguf again.gguf {label}", recipe.display());
-        succeeds(dir.path(), &format!("quantize {args}"));
+        succeeds(dir.path(), &format!("quantize --rounding feedback --covariance out/work/covariance {args}"));
         assert!(tensors(&dir.path().join("again.gguf")) == tensors(path), "{}", file.name);
     }
 
