@@ -161,7 +161,7 @@ fn files_are_what_was_asked_for_and_proven() {
     make(dir.path(), "--bpw 5 -o out");
     let after = times(&out.join("work"));
     assert!(before.iter().all(|(path, time)| after[path] == *time), "something was measured anew");
-    assert_eq!(after.len(), before.len() + 2, "the file and its proof");
+    assert_eq!(after.len(), before.len() + 3, "the file, its proof and what its rounding did");
     assert!(fs::read(out.join("imatrix.gguf")).unwrap() == imatrix);
     // Nor do fewer types.
     make(dir.path(), "--bpw 5 --pin output=q6_K -o out");
