@@ -268,7 +268,13 @@ fn go(
         _ => Measure::Divergence,
     };
     let opened = match (open(&args.model, &input, &options), &args.imatrix) {
-        (Ok(opened), _) => Some(opened),
+        (Ok(mut opened), _) => {
+            if args.rounding == Rounding::Feedback {
+                let bytes = make::rounding_bytes(&opened.engine, &input, args.ctx_size);
+                opened.engine.reserve(bytes);
+            }
+            Some(opened)
+        }
         (Err(error), Some(imatrix)) => {
             warning!(
                 "{error:#}; types are chosen by the error of the weights alone, weighted by {}. {WEIGHTED}",

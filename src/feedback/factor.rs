@@ -50,8 +50,8 @@ impl Factor {
     /// The factor of a covariance `[columns, columns]`, with [`DAMPING`] times the mean of its diagonal added to the
     /// diagonal, in f64. Channels whose inputs were all zero are coupled to none, and so are rounded as if by themselves.
     ///
-    /// Takes `2/3 columns^3` multiplications and additions, and 12 bytes for each of its numbers meanwhile. `split` is how
-    /// many threads may share the work.
+    /// Takes `2/3 columns^3` multiplications and additions, and [`Factor::working_bytes`] meanwhile. `split` is how many
+    /// threads may share the work.
     ///
     /// # Errors
     /// Numbers that are not finite, inputs that were all zero, a matrix that is no covariance.
@@ -91,14 +91,14 @@ impl Factor {
         Ok(Factor { columns, coupling, costs, groups })
     }
 
+    /// What making the factor of so many columns takes: the covariance, its copy in f64, and the factor.
+    pub fn working_bytes(columns: u64) -> u64 {
+        16 * columns * columns
+    }
+
     /// How many columns it is for.
     pub fn columns(&self) -> usize {
         self.columns
-    }
-
-    /// What it takes in memory.
-    pub fn bytes(&self) -> u64 {
-        (self.coupling.len() + self.costs.len()) as u64 * 4 + size_of_val(&*self.groups) as u64
     }
 
     /// That of the columns from `from` on.

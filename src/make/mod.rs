@@ -25,7 +25,7 @@ mod refine;
 mod texts;
 
 use crate::covariance::{self, Needs, Store};
-use crate::feedback::{Feedback, Rounding};
+use crate::feedback::{Factor, Feedback, Rounding};
 use crate::format::checkpoint::Key;
 use crate::format::gguf::Value;
 use crate::format::imatrix::{Format, Imatrix};
@@ -319,6 +319,16 @@ fn covariance_job(model: Opened<'_>, windows: &texts::Cut, kept: &Kept, needs: &
     let key =
         key.with("tokens", windows.calibration_bytes()).with("experts apart", &[needs.experts_apart.into()]).key();
     Ok(covariance::Job { directory: kept.path("covariance"), key, experts_apart: needs.experts_apart })
+}
+
+/// Memory that rounding with error feedback takes beside weights and activations: the sums of a layer while they are
+/// collected, or later the factor of the widest matrix.
+pub fn rounding_bytes(engine: &Engine<'_>, input: &Input<'_>, context: usize) -> u64 {
+    // As many chunks as fill the samples.
+    let needs = Needs::of(engine, input, true, [covariance::HELD_OUT * covariance::SAMPLE, context]);
+    let met = input.tensors.iter().filter(|t| covariance::wanted(&t.info.name, true) && t.info.shape.dims().len() > 1);
+    let widest = met.map(|t| t.info.shape.row_len()).max().unwrap_or(0);
+    needs.memory.max(Factor::working_bytes(widest))
 }
 
 /// The importance matrix, and what is known of the inputs of matrices where weights are rounded with it: those that an
