@@ -210,7 +210,7 @@ impl Inputs {
         proof.power = self.products(weights);
         proof.taken = feedback;
         // Not a number is not smaller.
-        if !(feedback <= proof.reference) {
+        if feedback > proof.reference || feedback.is_nan() {
             (proof.taken, proof.by_reference) = (proof.reference, proof.rows);
             out.copy_from_slice(&other);
         }

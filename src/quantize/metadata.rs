@@ -173,8 +173,8 @@ pub(super) fn output_metadata<'a>(
 /// Says how weights are rounded, if that is not as the reference does.
 pub(super) fn set_rounding(metadata: &mut Metadata<'_>, rounding: Rounding) {
     match rounding {
-        Rounding::Reference => drop(metadata.remove(ROUNDING)),
-        rounding => drop(metadata.set(ROUNDING, Value::String(rounding.name().as_bytes().to_vec().into()))),
+        Rounding::Reference => metadata.remove(ROUNDING),
+        Rounding::Feedback => metadata.set(ROUNDING, Value::String(rounding.name().as_bytes().to_vec().into())),
     }
 }
 

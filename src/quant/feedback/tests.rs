@@ -111,7 +111,8 @@ fn pointed<B: Pointed>() {
             choice.points = [number(count), number(count)];
             choice.signs = number(256) as u8;
             if B::EVEN_SIGNS {
-                choice.signs = choice.signs & 0x7f | (choice.signs & 0x7f).count_ones() as u8 % 2 << 7;
+                let seven = choice.signs & 0x7f;
+                choice.signs = seven | ((seven.count_ones() as u8 & 1) << 7);
             }
             choice.down = number(2) == 1;
         }
