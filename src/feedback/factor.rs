@@ -235,9 +235,8 @@ mod tests {
             for j in 0..n {
                 let error = open[j] - chosen[j];
                 in_turn += f64::from(factor.costs[j]) * error * error;
-                for k in j + 1..n {
-                    open[k] -= f64::from(factor.coupling[j * n + k]) * error;
-                }
+                let factors = &factor.coupling[j * n..(j + 1) * n];
+                open.iter_mut().zip(factors).skip(j + 1).for_each(|(open, f)| *open -= f64::from(*f) * error);
             }
             let errors: Vec<f64> = wanted.iter().zip(&chosen).map(|(a, b)| a - b).collect();
             let row = |i: usize| (0..n).map(|j| f64::from(mean[i * n + j]) * errors[j]).sum::<f64>();
