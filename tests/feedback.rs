@@ -100,6 +100,23 @@ fn what_cannot_be_rounded_so_is_said() {
     assert!(!dir.join("x.gguf").exists());
 }
 
+#[test]
+fn too_few_tokens_are_told_and_do_no_harm() {
+    let dir = place();
+    let dir = dir.path();
+    succeeds(
+        dir,
+        "imatrix m.gguf -f cal.txt -c 128 --chunks 3 --process-output --no-ppl --covariance cov -o imatrix.gguf",
+    );
+    let ran = quantier(&format!("{FEEDBACK} m.gguf fed.gguf Q3_K_M")).current_dir(dir).assert().success();
+    let told = String::from_utf8(ran.get_output().stderr.clone()).unwrap();
+    // Two chunks of 128 were summed, and the third was held out.
+    assert!(told.contains("256 tokens, 768 channels") && told.contains("at least 878 tokens"), "{told}");
+    succeeds(dir, "quantize --imatrix imatrix.gguf m.gguf plain.gguf Q3_K_M");
+    let [plain, fed] = ["plain.gguf", "fed.gguf"].map(|file| divergence(dir, file));
+    assert!(fed < plain, "{fed} nats with feedback, {plain} without");
+}
+
 /// Files of `make` are rounded with feedback unless it is told otherwise; another run takes what is there.
 #[test]
 fn make_rounds_with_feedback() {

@@ -269,6 +269,7 @@ fn tensor_type(text: &str) -> Result<(Pattern, GgmlType), String> {
 
 /// What the user should know before a long run.
 fn warn(plan: &Plan<'_>) {
+    plan.few_tokens().iter().for_each(|what| warning!("{what}"));
     for output in &plan.outputs {
         let plain: Vec<_> = output.without_feedback().map(|t| &*t.name).collect();
         if !plain.is_empty() {

@@ -18,6 +18,8 @@ pub struct Store {
     apart: Vec<Vec<bool>>,
     /// The length of an input row of each file.
     columns: Vec<usize>,
+    /// Rows that were summed for each file, over all its matrices.
+    rows: Vec<u64>,
 }
 
 /// The covariance of what one matrix is multiplied by.
@@ -50,8 +52,8 @@ impl Store {
     /// If it is not complete, or one of its files is missing, damaged or of another run.
     pub fn open(directory: &Path) -> Result<Store> {
         let index = Index::read(directory)?;
-        let (tensors, apart, columns) = (BTreeMap::new(), Vec::new(), Vec::new());
-        let mut store = Store { directory: directory.to_owned(), index, tensors, apart, columns };
+        let (tensors, apart, columns, rows) = (BTreeMap::new(), Vec::new(), Vec::new(), Vec::new());
+        let mut store = Store { directory: directory.to_owned(), index, tensors, apart, columns, rows };
         for number in 0..store.index.files.len() {
             let file = store.file(number)?;
             for tensor in &file.head().tensors {
@@ -61,6 +63,7 @@ impl Store {
                 }
             }
             store.columns.push(file.head().columns);
+            store.rows.push(file.head().rows.iter().fold(0, |sum, rows| sum.saturating_add(*rows)));
             let own = |matrix| file.has(Part::Mean(Some(matrix)));
             store.apart.push((0..file.head().rows.len()).map(own).collect());
         }
@@ -82,6 +85,12 @@ impl Store {
     pub fn shape(&self, tensor: &str) -> Option<[usize; 2]> {
         let file = *self.tensors.get(tensor)?;
         Some([self.columns[file], self.apart[file].len()])
+    }
+
+    /// The tensors whose mean is of fewer rows than it has columns, with both numbers: nothing is known in some directions.
+    pub fn of_few_rows(&self) -> impl Iterator<Item = (&str, u64, usize)> {
+        let all = self.tensors.iter().map(|(name, file)| (&**name, self.rows[*file], self.columns[*file]));
+        all.filter(|(_, rows, columns)| *rows < *columns as u64)
     }
 
     /// Which mean a matrix has, without reading it: what is made of one serves all of the same. `None` if there is none.

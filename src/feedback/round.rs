@@ -130,6 +130,20 @@ impl Feedback {
         self.store.shape(tensor)
     }
 
+    /// What the user should know where fewer tokens were seen than a matrix has input channels.
+    pub fn few_tokens(&self) -> Option<String> {
+        let few: Vec<_> = self.store.of_few_rows().collect();
+        let (name, rows, columns) = few.iter().max_by_key(|(_, rows, columns)| *columns as u64 - rows)?;
+        Some(format!(
+            "the covariances of {} tensors are of fewer tokens than they have input channels ('{name}': {rows} tokens, \
+             {columns} channels), so that errors are fed back only in part: at least {} tokens are needed, and several \
+             times as many are better",
+            few.len(),
+            // One chunk of so many is held out.
+            columns + columns.div_ceil(crate::covariance::HELD_OUT - 1)
+        ))
+    }
+
     /// The tensors that there is something for, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.store.names()

@@ -229,6 +229,7 @@ pub fn run(
     let collected = || collected(opened, job, &kept, progress, tell);
     let (imatrix, imatrix_path, feedback) = stages.run("importance matrix", collected)?;
     let feedback = feedback.as_ref();
+    feedback.and_then(Feedback::few_tokens).iter().for_each(|what| tell(what));
     let scores = stages.run("scores", || scores(input, opened, job, (&imatrix, feedback), &kept, progress, tell))?;
     let mut choices = stages.run("choice", || {
         let budgets = (&*job.budgets, job.variants);

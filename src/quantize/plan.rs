@@ -211,6 +211,11 @@ impl<'a> Plan<'a> {
         Ok(Plan { input, tensors, outputs, threads: job.threads, imatrix_path, feedback })
     }
 
+    /// What the user should know of the covariances, if there are too few tokens in them.
+    pub fn few_tokens(&self) -> Option<String> {
+        self.feedback.as_ref().and_then(Feedback::few_tokens)
+    }
+
     /// Bytes of the input's tensors.
     pub fn input_bytes(&self) -> u64 {
         self.tensors.iter().map(|s| s.tensor.info.bytes()).sum()
