@@ -194,13 +194,9 @@ fn damping(columns: usize, rows: u64) -> f64 {
 }
 
 impl Inputs {
-    /// How the errors of columns act on each other.
-    pub fn factor(&self) -> &Factor {
-        &self.factor
-    }
-
     /// Rounds rows of weights, `[rows, columns]`, with error feedback; and as the reference does where that has the smaller
-    /// error with inputs that were held out.
+    /// error with inputs that were held out. The proof has no [`Proof::power`], which is the same for all types:
+    /// [`Inputs::power`] gives it.
     ///
     /// # Panics
     /// As [`round_rows`].
@@ -221,7 +217,6 @@ impl Inputs {
         }
         codec.dequantize_row(&other, &mut rounded);
         proof.reference = self.error(weights, &mut rounded);
-        proof.power = self.products(weights);
         proof.taken = feedback;
         // Not a number is not smaller.
         if feedback > proof.reference || feedback.is_nan() {
@@ -229,6 +224,11 @@ impl Inputs {
             out.copy_from_slice(&other);
         }
         proof
+    }
+
+    /// The sum of the squares of the products of rows of weights with inputs that were held out.
+    pub fn power(&self, weights: &[f32]) -> f64 {
+        if self.sample.is_empty() { 0.0 } else { self.products(weights) }
     }
 
     /// The squared error of the products, of weights that became `rounded`, which is lost.

@@ -138,6 +138,13 @@ pub struct Choice {
     pub plain_nats: Option<f64>,
 }
 
+impl Choice {
+    /// What it costs if it is rounded as the reference does.
+    pub fn plain(&self) -> f64 {
+        self.plain_nats.unwrap_or(self.nats)
+    }
+}
+
 /// A tensor that may take several types.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Scored {

@@ -14,6 +14,7 @@ use crate::plan::frontier::{
 use crate::plan::recipe::{Pattern, Wishes};
 use crate::progress::Progress;
 use crate::quantize::{self, ImatrixRequest, OutputRequest};
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -72,7 +73,6 @@ impl Choices {
         let mut notes: Vec<_> = never_met(scores).into_iter().collect();
         job.constraints.apply(&mut problem).map_err(Error::Constraints)?;
         let frontier = Frontier::of(&problem)?;
-        // The header does not depend on types: that of any preset is that of all.
         let header_bytes = all_presets.first().map_or(0, |p| p.header_bytes);
         let mut around = Surroundings { header_bytes, preset_bytes: None, memory: opened.map(memory) };
         let mut chosen: Vec<Chosen> = Vec::new();
@@ -230,15 +230,13 @@ fn problem(input: &Input<'_>, scores: &Scores) -> Problem {
     Problem { items, fixed_bytes, fixed_weights }
 }
 
-fn plain(choice: &crate::frontier::Choice) -> f64 {
-    choice.plain_nats.unwrap_or(choice.nats)
-}
-
 /// The presets that this model can have with this importance matrix, by rising size.
 fn presets(input: &Input<'_>, (job, can_run): (&Job, bool), scores: &Scores, imatrix: Option<&Path>) -> Vec<Preset> {
     let padded = padding(input);
     let nats: BTreeMap<(&str, GgmlType), f64> =
-        scores.tensors.iter().flat_map(|t| t.choices.iter().map(|c| ((&*t.name, c.ggml_type), plain(c)))).collect();
+        scores.tensors.iter().flat_map(|t| t.choices.iter().map(|c| ((&*t.name, c.ggml_type), c.plain()))).collect();
+    // It does not depend on types: that of any preset is that of all.
+    let header = OnceCell::new();
     // As llama-quantize rounds.
     let rounding = Rounding::Reference;
     // What cannot be run has no covariances.
@@ -255,7 +253,7 @@ fn presets(input: &Input<'_>, (job, can_run): (&Job, bool), scores: &Scores, ima
         let tensors = output.tensors.iter().filter(|t| scores.tensors.iter().any(|s| s.name == t.name));
         let predicted = tensors.map(|t| nats.get(&(&*t.name, t.chosen.target)).copied()).sum::<Option<f64>>();
         let tensor_bytes = output.tensors.iter().map(|t| padded(t.bytes_after)).sum();
-        let header_bytes = output.file_bytes_rounded(ours) - tensor_bytes;
+        let header_bytes = *header.get_or_init(|| output.file_bytes_rounded(ours) - tensor_bytes);
         Some(Preset { file_type, file_bytes: output.file_bytes(), tensor_bytes, header_bytes, nats: predicted })
     };
     let all = CHOICES.iter().filter(|choice| !choice.is_alias).filter_map(|choice| choice.file_type);

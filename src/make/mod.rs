@@ -24,7 +24,7 @@ mod record;
 mod refine;
 mod texts;
 
-use crate::covariance::{self, Needs, Store};
+use crate::covariance::{self, Needs};
 use crate::feedback::{Factor, Feedback, Rounding};
 use crate::format::checkpoint::Key;
 use crate::format::gguf::Value;
@@ -366,9 +366,9 @@ fn collected(
         return Ok((Imatrix::read(&path)?, path, feedback));
     }
     if let Some((wanted, needs)) = missing {
-        // Those of other texts make room.
-        if Store::open(&wanted.directory).map_or(true, |store| *store.key() != wanted.key) {
-            clear_others(wanted)?;
+        // Those of other texts make room; those of a run that was killed stay.
+        if covariance::holds_others(&wanted.directory, &wanted.key)? {
+            covariance::clear(&wanted.directory)?;
         }
         needs.check(wanted)?;
     }
@@ -396,14 +396,6 @@ fn collected(
     };
     // As it is read by who uses it: sums in f32.
     Ok((Imatrix::read(&path)?, path, feedback))
-}
-
-/// Removes covariances of other jobs; those of a run that was killed stay.
-fn clear_others(wanted: &covariance::Job) -> Result<()> {
-    match covariance::holds_others(&wanted.directory, &wanted.key)? {
-        true => Ok(covariance::clear(&wanted.directory)?),
-        false => Ok(()),
-    }
 }
 
 /// What the importance matrix is called in the directory.

@@ -167,6 +167,7 @@ fn file(chosen: &super::choice::Chosen) -> data::File {
 
 /// Adds what rounding with error feedback did, for each file in the order of the budgets.
 pub(super) fn rounded(report: &mut data::Frontier, proved: Vec<Vec<Proved>>) {
+    let ratios: Vec<f64> = proved.iter().flatten().filter_map(|proved| proved.proof.ratio()).collect();
     for (file, proved) in report.files.iter_mut().zip(proved) {
         let of = |proved: Proved| {
             let Proof { reference, taken, power, rows, by_reference } = proved.proof;
@@ -176,8 +177,6 @@ pub(super) fn rounded(report: &mut data::Frontier, proved: Vec<Vec<Proved>>) {
         };
         file.rounding = proved.into_iter().map(of).collect();
     }
-    let all = report.files.iter().flat_map(|file| &file.rounding);
-    let ratios: Vec<f64> = all.filter_map(|r| Some(r.taken? / r.plain.filter(|plain| *plain > 0.0)?)).collect();
     let value = match spread(&ratios) {
         Some([mean, least, most]) => format!(
             "error feedback; on held-out text the errors of products are {mean:.2} times those of plain rounding \

@@ -109,8 +109,8 @@ impl Stepped<32> for BlockMxfp4 {
     const GRID: Grid = Grid::Table(&TABLE);
     const TRIES: &'static [[i8; 2]] = &[[0, 0], [-1, 0], [1, 0]];
 
-    fn scale(&self, _: usize) -> [f32; 2] {
-        [half_power_of_two(self.e), 0.0]
+    fn step(&self, _: usize) -> f32 {
+        half_power_of_two(self.e)
     }
 
     fn nudge(&mut self, _: usize, [scale, _]: [i8; 2]) {
@@ -127,8 +127,8 @@ impl Stepped<64> for BlockNvfp4 {
     const GRID: Grid = Grid::Table(&TABLE);
     const TRIES: &'static [[i8; 2]] = &[[0, 0], [-1, 0], [1, 0], [-2, 0], [2, 0]];
 
-    fn scale(&self, sub: usize) -> [f32; 2] {
-        [half_ue4m3(self.d[sub]), 0.0]
+    fn step(&self, sub: usize) -> f32 {
+        half_ue4m3(self.d[sub])
     }
 
     fn nudge(&mut self, sub: usize, [scale, _]: [i8; 2]) {

@@ -158,8 +158,8 @@ impl Stepped<SUB> for BlockIq4Nl {
     const GRID: Grid = Grid::Table(&TABLE);
     const TRIES: &'static [[i8; 2]] = &[[0, 0], [-1, 0], [1, 0], [-2, 0], [2, 0]];
 
-    fn scale(&self, _: usize) -> [f32; 2] {
-        [self.d.to_f32(), 0.0]
+    fn step(&self, _: usize) -> f32 {
+        self.d.to_f32()
     }
 
     fn nudge(&mut self, _: usize, [scale, _]: [i8; 2]) {
@@ -185,8 +185,8 @@ impl Stepped<256> for BlockIq4Xs {
     const GRID: Grid = Grid::Table(&TABLE);
     const TRIES: &'static [[i8; 2]] = &[[0, 0], [-1, 0], [1, 0]];
 
-    fn scale(&self, sub: usize) -> [f32; 2] {
-        [self.d.to_f32() * (i32::from(self.code(sub)) - FACTORS) as f32, 0.0]
+    fn step(&self, sub: usize) -> f32 {
+        self.d.to_f32() * (i32::from(self.code(sub)) - FACTORS) as f32
     }
 
     fn nudge(&mut self, sub: usize, [scale, _]: [i8; 2]) {

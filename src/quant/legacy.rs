@@ -84,11 +84,11 @@ impl Stepped<LEN> for BlockQ8_0 {
     const SUB: usize = LEN;
     /// From -127, as ggml has them.
     const GRID: Grid = Grid::Even { top: 254 };
+    const ZERO: f32 = 127.0;
     const TRIES: &'static [[i8; 2]] = &[[0, 0]];
 
-    fn scale(&self, _: usize) -> [f32; 2] {
-        let d = self.d.to_f32();
-        [d, -127.0 * d]
+    fn step(&self, _: usize) -> f32 {
+        self.d.to_f32()
     }
 
     fn nudge(&mut self, _: usize, [scale, _]: [i8; 2]) {
@@ -165,11 +165,11 @@ impl Block<LEN> for BlockQ4_0 {
 impl Stepped<LEN> for BlockQ4_0 {
     const SUB: usize = LEN;
     const GRID: Grid = Grid::Even { top: 15 };
+    const ZERO: f32 = 8.0;
     const TRIES: &'static [[i8; 2]] = HALF_TRIES;
 
-    fn scale(&self, _: usize) -> [f32; 2] {
-        let d = self.d.to_f32();
-        [d, -8.0 * d]
+    fn step(&self, _: usize) -> f32 {
+        self.d.to_f32()
     }
 
     fn nudge(&mut self, _: usize, [scale, _]: [i8; 2]) {
@@ -221,11 +221,11 @@ impl Block<LEN> for BlockQ5_0 {
 impl Stepped<LEN> for BlockQ5_0 {
     const SUB: usize = LEN;
     const GRID: Grid = Grid::Even { top: 31 };
+    const ZERO: f32 = 16.0;
     const TRIES: &'static [[i8; 2]] = HALF_TRIES;
 
-    fn scale(&self, _: usize) -> [f32; 2] {
-        let d = self.d.to_f32();
-        [d, -16.0 * d]
+    fn step(&self, _: usize) -> f32 {
+        self.d.to_f32()
     }
 
     fn nudge(&mut self, _: usize, [scale, _]: [i8; 2]) {
@@ -279,8 +279,12 @@ impl Stepped<LEN> for BlockQ4_1 {
     const GRID: Grid = Grid::Even { top: 15 };
     const TRIES: &'static [[i8; 2]] = OFFSET_TRIES;
 
-    fn scale(&self, _: usize) -> [f32; 2] {
-        [self.d.to_f32(), self.m.to_f32()]
+    fn step(&self, _: usize) -> f32 {
+        self.d.to_f32()
+    }
+
+    fn base(&self, _: usize) -> f32 {
+        self.m.to_f32()
     }
 
     fn nudge(&mut self, _: usize, change: [i8; 2]) {
@@ -336,8 +340,12 @@ impl Stepped<LEN> for BlockQ5_1 {
     const GRID: Grid = Grid::Even { top: 31 };
     const TRIES: &'static [[i8; 2]] = OFFSET_TRIES;
 
-    fn scale(&self, _: usize) -> [f32; 2] {
-        [self.d.to_f32(), self.m.to_f32()]
+    fn step(&self, _: usize) -> f32 {
+        self.d.to_f32()
+    }
+
+    fn base(&self, _: usize) -> f32 {
+        self.m.to_f32()
     }
 
     fn nudge(&mut self, _: usize, change: [i8; 2]) {

@@ -85,10 +85,7 @@ impl Block<Q2_0_LEN> for BlockQ2_0 {
             let d = largest_magnitude(x);
             let inverse = inverse_or_zero(d);
             block.d = Half::from_f32(d);
-            let levels = x.map(|v| (round_i32(v * inverse) + 1).clamp(0, 3) as u8);
-            for (byte, four) in block.qs.iter_mut().zip(levels.as_chunks::<4>().0) {
-                *byte = four[0] | four[1] << 2 | four[2] << 4 | four[3] << 6;
-            }
+            block.set_levels(&x.map(|v| (round_i32(v * inverse) + 1).clamp(0, 3) as u8));
         }
     }
 
@@ -108,17 +105,19 @@ impl Block<Q2_0_LEN> for BlockQ2_0 {
 impl Stepped<Q1_0_LEN> for BlockQ1_0 {
     const SUB: usize = Q1_0_LEN;
     const GRID: Grid = Grid::Even { top: 1 };
+    /// Between both: one is above it, the other below.
+    const ZERO: f32 = 0.5;
     const TRIES: &'static [[i8; 2]] = &[[0, 0], [-2, 0], [2, 0], [-4, 0], [4, 0]];
 
-    fn scale(&self, _: usize) -> [f32; 2] {
-        let d = self.d.to_f32();
-        [2.0 * d, -d]
+    fn step(&self, _: usize) -> f32 {
+        2.0 * self.d.to_f32()
     }
 
     fn nudge(&mut self, _: usize, [scale, _]: [i8; 2]) {
         self.d = self.d.nudged(scale);
     }
 
+    #[inline(always)]
     fn set_levels(&mut self, levels: &[u8; Q1_0_LEN]) {
         for (byte, eight) in self.bits.iter_mut().zip(levels.as_chunks::<8>().0) {
             *byte = eight.iter().rev().fold(0, |byte, level| byte << 1 | level);
@@ -129,17 +128,18 @@ impl Stepped<Q1_0_LEN> for BlockQ1_0 {
 impl Stepped<Q2_0_LEN> for BlockQ2_0 {
     const SUB: usize = Q2_0_LEN;
     const GRID: Grid = Grid::Even { top: 3 };
+    const ZERO: f32 = 1.0;
     const TRIES: &'static [[i8; 2]] = SMALLER_TRIES;
 
-    fn scale(&self, _: usize) -> [f32; 2] {
-        let d = self.d.to_f32();
-        [d, -d]
+    fn step(&self, _: usize) -> f32 {
+        self.d.to_f32()
     }
 
     fn nudge(&mut self, _: usize, [scale, _]: [i8; 2]) {
         self.d = self.d.nudged(scale);
     }
 
+    #[inline(always)]
     fn set_levels(&mut self, levels: &[u8; Q2_0_LEN]) {
         for (byte, four) in self.qs.iter_mut().zip(levels.as_chunks::<4>().0) {
             *byte = four[0] | four[1] << 2 | four[2] << 4 | four[3] << 6;

@@ -39,14 +39,8 @@ impl Block<LEN> for BlockTq1_0 {
     fn quantize_row<S: Simd>(_: S, weights: &[[f32; LEN]], _importance: Option<&[[f32; LEN]]>, row: &mut [Self]) {
         for (x, block) in weights.iter().zip(row) {
             let (d, digits) = digits(x);
-            let (wide, rest) = digits.as_slice().split_at(5 * 32);
-            let (middle, narrow) = rest.split_at(5 * 16);
-            *block = BlockTq1_0 {
-                wide: pack_digits(wide),
-                middle: pack_digits(middle),
-                narrow: pack_digits(narrow),
-                d: Half::from_f32(d),
-            };
+            block.d = Half::from_f32(d);
+            block.set_levels(&digits);
         }
     }
 
@@ -68,17 +62,18 @@ impl Block<LEN> for BlockTq1_0 {
 impl Stepped<LEN> for BlockTq1_0 {
     const SUB: usize = LEN;
     const GRID: Grid = Grid::Even { top: 2 };
+    const ZERO: f32 = 1.0;
     const TRIES: &'static [[i8; 2]] = SMALLER_TRIES;
 
-    fn scale(&self, _: usize) -> [f32; 2] {
-        let d = self.d.to_f32();
-        [d, -d]
+    fn step(&self, _: usize) -> f32 {
+        self.d.to_f32()
     }
 
     fn nudge(&mut self, _: usize, [scale, _]: [i8; 2]) {
         self.d = self.d.nudged(scale);
     }
 
+    #[inline(always)]
     fn set_levels(&mut self, levels: &[u8; LEN]) {
         let (wide, rest) = levels.as_slice().split_at(5 * 32);
         let (middle, narrow) = rest.split_at(5 * 16);
@@ -107,7 +102,8 @@ impl Block<LEN> for BlockTq2_0 {
     fn quantize_row<S: Simd>(_: S, weights: &[[f32; LEN]], _importance: Option<&[[f32; LEN]]>, row: &mut [Self]) {
         for (x, block) in weights.iter().zip(row) {
             let (d, digits) = digits(x);
-            *block = BlockTq2_0 { qs: planes::pack::<2, 32, _, _>(&digits, 0), d: Half::from_f32(d) };
+            block.d = Half::from_f32(d);
+            block.set_levels(&digits);
         }
     }
 
@@ -132,17 +128,18 @@ impl Block<LEN> for BlockTq2_0 {
 impl Stepped<LEN> for BlockTq2_0 {
     const SUB: usize = LEN;
     const GRID: Grid = Grid::Even { top: 2 };
+    const ZERO: f32 = 1.0;
     const TRIES: &'static [[i8; 2]] = SMALLER_TRIES;
 
-    fn scale(&self, _: usize) -> [f32; 2] {
-        let d = self.d.to_f32();
-        [d, -d]
+    fn step(&self, _: usize) -> f32 {
+        self.d.to_f32()
     }
 
     fn nudge(&mut self, _: usize, [scale, _]: [i8; 2]) {
         self.d = self.d.nudged(scale);
     }
 
+    #[inline(always)]
     fn set_levels(&mut self, levels: &[u8; LEN]) {
         self.qs = planes::pack::<2, 32, _, _>(levels, 0);
     }

@@ -15,7 +15,7 @@ const BLOCK_COUNT: &str = "block_count";
 /// The architecture of projector files, which have other keys than language models and are asked for none.
 const VISION_TOWER: &str = "clip";
 /// How the weights were rounded, where that is not as the reference does.
-pub const ROUNDING: &str = "quantier.rounding";
+const ROUNDING: &str = "quantier.rounding";
 /// Longest string that llama.cpp's metadata overrides hold.
 const OVERRIDE_STRING: usize = 127;
 

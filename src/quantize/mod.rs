@@ -7,7 +7,7 @@ mod metadata;
 mod plan;
 mod run;
 
-pub use metadata::{KvOverride, OverrideValue, ROUNDING};
+pub use metadata::{KvOverride, OverrideValue};
 pub use plan::{Plan, PlannedOutput, PlannedTensor};
 
 use crate::feedback::Rounding;

@@ -115,11 +115,6 @@ impl<'a> PlannedOutput<'a> {
         8.0 * self.tensor_bytes() as f64 / self.tensors.iter().map(|t| t.shape.elements()).sum::<u64>().max(1) as f64
     }
 
-    /// Tensors that are rounded with error feedback.
-    pub fn with_feedback(&self) -> impl Iterator<Item = &PlannedTensor> {
-        self.tensors.iter().filter(|t| t.has_feedback)
-    }
-
     /// Tensors of an output with error feedback that are rounded as the reference does: nothing is known of their inputs.
     pub fn without_feedback(&self) -> impl Iterator<Item = &PlannedTensor> {
         let takes = |t: &&PlannedTensor| {

@@ -291,11 +291,15 @@ impl Task<'_> {
             let matrix = (self.first_row + row as u64) / rows_per_matrix % matrices;
             source.importance.as_deref().map(|all| &all[matrix as usize * row_len..][..row_len])
         };
+        // The same for all outputs.
+        let power = self.outputs.iter().find_map(|rows| rows.inputs).map_or(0.0, |inputs| inputs.power(weights));
         let mut proofs = Vec::new();
         for Rows { number, codec, inputs, rows: out } in self.outputs {
             match inputs {
                 // All of one matrix.
-                Some(inputs) => proofs.push((number, inputs.round(codec, importance(0), weights, out))),
+                Some(inputs) => {
+                    proofs.push((number, Proof { power, ..inputs.round(codec, importance(0), weights, out) }));
+                }
                 None => {
                     let out_row_bytes = out.len() / (n_weights / row_len);
                     let rows = weights.chunks_exact(row_len).zip(out.chunks_exact_mut(out_row_bytes));

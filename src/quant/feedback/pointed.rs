@@ -359,12 +359,17 @@ impl<B: Pointed> Kernel for Round<'_, B> {
             x[from..to].copy_from_slice(&best.errors[..B::SUB]);
             for j in from..to {
                 let error = x[j];
-                let factors = coupling.row(j, to, N);
-                x[to..].iter_mut().zip(factors).for_each(|(x, factor)| *x -= error * factor);
+                feed_back(error, coupling.row(j, to, N), &mut x[to..]);
             }
         }
         block.set_choices(&choices);
     }
+}
+
+/// Lets open columns make good what they can of an error.
+#[inline(always)]
+fn feed_back(error: f32, factors: &[f32], open: &mut [f32]) {
+    open.iter_mut().zip(factors).for_each(|(x, factor)| *x -= error * factor);
 }
 
 /// Rounds a sub-block that begins at column `first`; its errors go to the columns within it.
@@ -405,7 +410,7 @@ fn round_sub<S: Simd, B: Pointed>(
             tried.cost += coupling.costs[first + at + i] * error * error;
             y[at + i] = error;
             let factors = coupling.row(first + at + i, first + at + i + 1, first + B::SUB);
-            y[at + i + 1..].iter_mut().zip(factors).for_each(|(y, factor)| *y -= error * factor);
+            feed_back(error, factors, &mut y[at + i + 1..]);
         }
     }
     tried

@@ -86,8 +86,16 @@ pub(in crate::quant) trait Stepped<const N: usize>: Block<N> {
     /// is none.
     const TRIES: &'static [[i8; 2]];
 
-    /// Step and base of a sub-block.
-    fn scale(&self, sub: usize) -> [f32; 2];
+    /// The level that stands for 0, where levels are evenly spaced and have no offset of their own.
+    const ZERO: f32 = 0.0;
+
+    /// The step of a sub-block.
+    fn step(&self, sub: usize) -> f32;
+
+    /// What level 0 of a sub-block stands for.
+    fn base(&self, sub: usize) -> f32 {
+        -Self::ZERO * self.step(sub)
+    }
 
     /// Changes scale and offset of a sub-block, as far as the type can.
     fn nudge(&mut self, sub: usize, change: [i8; 2]);
@@ -153,10 +161,7 @@ impl<B: Stepped<N>, const N: usize> Kernel for Round<'_, B, N> {
             }
             for j in from..from + B::SUB {
                 let error = x[j];
-                let factors = coupling.row(j, from + B::SUB, N);
-                for (x, &factor) in x[from + B::SUB..].iter_mut().zip(factors) {
-                    *x = *x - error * simd.splat(factor);
-                }
+                feed_back(simd, error, coupling.row(j, from + B::SUB, N), &mut x[from + B::SUB..]);
             }
         }
         if let Grid::Table(table) = B::GRID {
@@ -170,6 +175,14 @@ impl<B: Stepped<N>, const N: usize> Kernel for Round<'_, B, N> {
                 row.as_chunks_mut().0[part] = simd.store(errors);
             }
         }
+    }
+}
+
+/// Lets open columns make good what they can of an error, in every lane its own.
+#[inline(always)]
+fn feed_back<S: Simd>(simd: S, error: S::F32, factors: &[f32], open: &mut [S::F32]) {
+    for (x, &factor) in open.iter_mut().zip(factors) {
+        *x = *x - error * simd.splat(factor);
     }
 }
 
@@ -190,7 +203,7 @@ fn best_try<S: Simd, B: Stepped<N>, const N: usize>(
         for lane in 0..LANES {
             let mut block = blocks[lane];
             block.nudge(sub, *change);
-            [steps[lane], bases[lane]] = block.scale(sub);
+            (steps[lane], bases[lane]) = (block.step(sub), block.base(sub));
         }
         let tried = round_sub::<S, B, N>(simd, coupling, x, sub, [simd.load(&steps), simd.load(&bases)]);
         if number == 0 {
@@ -249,10 +262,7 @@ fn round_sub<S: Simd, B: Stepped<N>, const N: usize>(
         tried.cost = tried.cost + simd.splat(coupling.costs[from + j]) * error * error;
         tried.errors[j] = error;
         tried.levels[j] = level;
-        let factors = coupling.row(from + j, from + j + 1, to);
-        for (x, &factor) in tried.errors[j + 1..B::SUB].iter_mut().zip(factors) {
-            *x = *x - error * simd.splat(factor);
-        }
+        feed_back(simd, error, coupling.row(from + j, from + j + 1, to), &mut tried.errors[j + 1..B::SUB]);
     }
     tried
 }

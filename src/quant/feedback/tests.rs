@@ -44,11 +44,11 @@ fn stepped<B: Stepped<N>, const N: usize>() {
         let mut levels = [0u8; N];
         levels.iter_mut().for_each(|level| *level = (u16::from(next()) * (u16::from(top) + 1) / 256) as u8);
         let changes: Vec<_> = (0..N / B::SUB).map(|_| B::TRIES[usize::from(next()) % B::TRIES.len()]).collect();
-        let scales: Vec<_> = (0..N / B::SUB).map(|sub| block.scale(sub)).collect();
+        let scales: Vec<_> = (0..N / B::SUB).map(|sub| [block.step(sub), block.base(sub)]).collect();
         for (sub, change) in changes.iter().enumerate() {
             block.nudge(sub, *change);
             if *change == [0, 0] {
-                assert_eq!(block.scale(sub), scales[sub], "{}: no change", B::TYPE);
+                assert_eq!([block.step(sub), block.base(sub)], scales[sub], "{}: no change", B::TYPE);
             }
         }
         let written = match table {
@@ -57,7 +57,7 @@ fn stepped<B: Stepped<N>, const N: usize>() {
         };
         block.set_levels(&written);
         for (i, w) in weights(&block).into_iter().enumerate() {
-            let [step, base] = block.scale(i / B::SUB);
+            let (step, base) = (block.step(i / B::SUB), block.base(i / B::SUB));
             let number = table.map_or(f32::from(levels[i]), |table| table.number(levels[i]));
             let size = (step * number).abs() + base.abs();
             assert!(near(w, base + step * number, size), "{}: weight {i} is {w}", B::TYPE);

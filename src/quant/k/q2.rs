@@ -111,9 +111,12 @@ impl Stepped<LEN> for BlockQ2K {
     const GRID: Grid = Grid::Even { top: MAX_LEVEL as u8 };
     const TRIES: &'static [[i8; 2]] = AFFINE_TRIES;
 
-    fn scale(&self, sub: usize) -> [f32; 2] {
-        let code = self.scales[sub];
-        [self.d.to_f32() * f32::from(code & 15), -self.dmin.to_f32() * f32::from(code >> 4)]
+    fn step(&self, sub: usize) -> f32 {
+        self.d.to_f32() * f32::from(self.scales[sub] & 15)
+    }
+
+    fn base(&self, sub: usize) -> f32 {
+        -self.dmin.to_f32() * f32::from(self.scales[sub] >> 4)
     }
 
     fn nudge(&mut self, sub: usize, [scale, offset]: [i8; 2]) {

@@ -210,11 +210,11 @@ impl Block<LEN> for BlockQ3K {
 impl Stepped<LEN> for BlockQ3K {
     const SUB: usize = N;
     const GRID: Grid = Grid::Even { top: 2 * HALF_LEVELS as u8 - 1 };
+    const ZERO: f32 = HALF_LEVELS as f32;
     const TRIES: &'static [[i8; 2]] = SCALE_TRIES;
 
-    fn scale(&self, sub: usize) -> [f32; 2] {
-        let step = self.sub_scales()[sub];
-        [step, -HALF_LEVELS as f32 * step]
+    fn step(&self, sub: usize) -> f32 {
+        self.sub_scales()[sub]
     }
 
     fn nudge(&mut self, sub: usize, [scale, _]: [i8; 2]) {
@@ -223,6 +223,7 @@ impl Stepped<LEN> for BlockQ3K {
         self.scales = pack_scales(&codes);
     }
 
+    #[inline(always)]
     fn set_levels(&mut self, levels: &Levels) {
         self.hmask = planes::pack::<1, 32, _, _>(levels, 2);
         self.qs = planes::pack::<2, 32, _, _>(levels, 0);

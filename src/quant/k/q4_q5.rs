@@ -72,10 +72,12 @@ impl Head {
         (scales, offsets)
     }
 
-    /// Step and base of a sub-block.
-    fn scale(&self, sub: usize) -> [f32; 2] {
-        let [scales, offsets] = self.codes();
-        [self.d.to_f32() * f32::from(scales[sub]), -self.dmin.to_f32() * f32::from(offsets[sub])]
+    fn step(&self, sub: usize) -> f32 {
+        self.d.to_f32() * f32::from(self.codes()[0][sub])
+    }
+
+    fn base(&self, sub: usize) -> f32 {
+        -self.dmin.to_f32() * f32::from(self.codes()[1][sub])
     }
 
     fn nudge(&mut self, sub: usize, change: [i8; 2]) {
@@ -234,8 +236,12 @@ impl Stepped<LEN> for BlockQ4K {
     const GRID: Grid = Grid::Even { top: Self::MAX_LEVEL as u8 };
     const TRIES: &'static [[i8; 2]] = AFFINE_TRIES;
 
-    fn scale(&self, sub: usize) -> [f32; 2] {
-        self.head.scale(sub)
+    fn step(&self, sub: usize) -> f32 {
+        self.head.step(sub)
+    }
+
+    fn base(&self, sub: usize) -> f32 {
+        self.head.base(sub)
     }
 
     fn nudge(&mut self, sub: usize, change: [i8; 2]) {
@@ -293,8 +299,12 @@ impl Stepped<LEN> for BlockQ5K {
     const GRID: Grid = Grid::Even { top: Self::MAX_LEVEL as u8 };
     const TRIES: &'static [[i8; 2]] = AFFINE_TRIES;
 
-    fn scale(&self, sub: usize) -> [f32; 2] {
-        self.head.scale(sub)
+    fn step(&self, sub: usize) -> f32 {
+        self.head.step(sub)
+    }
+
+    fn base(&self, sub: usize) -> f32 {
+        self.head.base(sub)
     }
 
     fn nudge(&mut self, sub: usize, change: [i8; 2]) {

@@ -132,17 +132,18 @@ impl Block<LEN> for BlockQ6K {
 impl Stepped<LEN> for BlockQ6K {
     const SUB: usize = N;
     const GRID: Grid = Grid::Even { top: 2 * HALF_LEVELS as u8 - 1 };
+    const ZERO: f32 = HALF_LEVELS as f32;
     const TRIES: &'static [[i8; 2]] = SCALE_TRIES;
 
-    fn scale(&self, sub: usize) -> [f32; 2] {
-        let step = self.sub_scales()[sub];
-        [step, -HALF_LEVELS as f32 * step]
+    fn step(&self, sub: usize) -> f32 {
+        self.sub_scales()[sub]
     }
 
     fn nudge(&mut self, sub: usize, [scale, _]: [i8; 2]) {
         self.scales[sub] = self.scales[sub].saturating_add(scale);
     }
 
+    #[inline(always)]
     fn set_levels(&mut self, levels: &Levels) {
         self.ql = planes::pack::<4, 64, _, _>(levels, 0);
         self.qh = planes::pack::<2, 32, _, _>(levels, 4);
