@@ -85,21 +85,34 @@ pub(crate) fn subtract_product<T: Number>(a: View<'_, T>, b: View<'_, T>, out: &
     product(a, b, out, step, split, Effect::Subtract);
 }
 
-/// Adds to `out[i][j]`, for `i` in `some` and `j` from `some.start` on, the product of columns `i` and `j` of `rows`
-/// `[n, columns]`: a panel of rows times their transpose, from the block on the diagonal to the right. On the calling
-/// thread; `out` is `[some.len(), columns - some.start]`.
+/// `out += a b`; the rest as [`multiply`].
+///
+/// # Panics
+/// If the shapes do not fit each other or the slices.
+pub(crate) fn add_product<T: Number>(a: View<'_, T>, b: View<'_, T>, out: &mut [T], step: usize, split: usize) {
+    product(a, b, out, step, split, Effect::Add);
+}
+
+/// Adds to `out[i][j]` the product of column `i` of `left` with column `j` of `right`, for `i` in `some` and `j` from `from`
+/// on: some rows of `left^T right`, both `[n, columns]`. On the calling thread; `out` is `[some.len(), columns - from]`.
 ///
 /// # Panics
 /// If the lengths do not fit.
-pub(crate) fn add_columns_times_columns(rows: &[f32], columns: usize, some: std::ops::Range<usize>, out: &mut [f32]) {
-    let (n, width) = (rows.len() / columns, columns - some.start);
-    assert!(rows.len().is_multiple_of(columns) && some.end <= columns, "columns {some:?} of {columns}");
+pub(crate) fn add_columns_times_columns(
+    [left, right]: [&[f32]; 2],
+    columns: usize,
+    (some, from): (std::ops::Range<usize>, usize),
+    out: &mut [f32],
+) {
+    let n = left.len() / columns;
+    assert!(left.len().is_multiple_of(columns) && left.len() == right.len(), "rows of {columns} columns");
+    assert!(some.end <= columns && from < columns, "columns {some:?} and from {from} on, of {columns}");
     if n == 0 {
         return;
     }
-    let right = View::new(&rows[some.start..], n, width, columns);
-    let left = View::new(&rows[some.start..], n, some.len(), columns);
-    product(left.transposed(), right, out, width, 1, Effect::Add);
+    let right = View::new(&right[from..], n, columns - from, columns);
+    let left = View::new(&left[some.start..], n, some.len(), columns);
+    product(left.transposed(), right, out, columns - from, 1, Effect::Add);
 }
 
 fn product<T: Number>(a: View<'_, T>, b: View<'_, T>, out: &mut [T], step: usize, split: usize, effect: Effect) {
@@ -177,10 +190,13 @@ mod tests {
     fn panels_of_columns_are_added() {
         let rows = [1.0, 2.0, 3.0, -1.0, 0.5, 4.0];
         let mut out = [100.0; 2];
-        add_columns_times_columns(&rows, 3, 1..2, &mut out);
+        add_columns_times_columns([&rows, &rows], 3, (1..2, 1), &mut out);
         assert_eq!(out, [100.0 + 4.0 + 0.25, 100.0 + 6.0 + 2.0]);
-        add_columns_times_columns(&[], 3, 1..2, &mut out);
+        add_columns_times_columns([&[], &[]], 3, (1..2, 1), &mut out);
         assert_eq!(out, [104.25, 108.0]);
+        let mut other = [0.0; 6];
+        add_columns_times_columns([&rows, &[1.0, 0.0, 2.0, 0.0, 1.0, 0.0]], 3, (1..3, 0), &mut other);
+        assert_eq!(other, [2.0, 0.5, 4.0, 3.0, 4.0, 6.0]);
     }
 
     #[test]

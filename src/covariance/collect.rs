@@ -2,11 +2,11 @@
 
 use super::sample::Sample;
 use super::store::check_free;
-use super::sums::{Panel, Work, rows};
+use super::sums::{Kind, Panel, Rows, Work, rows};
 use super::{EXPERT_SAMPLE, Job, LEAST_ROWS, SAMPLE, is_held_out};
 use crate::format::covariance::{File, Head, INDEX, Index, Part, Writing, write};
 use crate::format::{Error, Result};
-use crate::model::{InputId, Seen};
+use crate::model::{InputId, Seen, Turns};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -14,7 +14,7 @@ use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Rows that are multiplied at a time, at least: each product reads and writes the whole sum.
-const TOGETHER: usize = 512;
+pub(super) const TOGETHER: usize = 512;
 /// The same for experts, of which each keeps so many rows waiting.
 const EXPERT_TOGETHER: usize = 128;
 
@@ -68,10 +68,7 @@ struct Input {
 
 #[derive(Default)]
 struct Turn {
-    /// The chunk whose turn it is.
-    next: usize,
-    /// What came before its turn.
-    early: BTreeMap<usize, Vec<Input>>,
+    turns: Turns<Vec<Input>>,
     /// By the first tensor's name.
     inputs: BTreeMap<String, Summed>,
 }
@@ -101,7 +98,7 @@ impl Sum {
     /// Adds rows, at once if at least `together` are waiting.
     fn add(&mut self, rows: Vec<f32>, columns: usize, together: usize, work: &Work) {
         if self.panels.is_empty() {
-            self.panels = work.begin(columns);
+            self.panels = work.begin(columns, Kind::Square);
         }
         self.waiting.push(rows);
         if self.waiting.iter().map(Vec::len).sum::<usize>() >= together * columns {
@@ -111,11 +108,12 @@ impl Sum {
 
     fn flush(&mut self, work: &Work) {
         let mut waiting = std::mem::take(&mut self.waiting);
-        match waiting.len() {
-            0 => {}
-            1 => work.add(self.panels.clone(), waiting.remove(0)),
-            _ => work.add(self.panels.clone(), waiting.concat()),
-        }
+        let rows = match waiting.len() {
+            0 => return,
+            1 => waiting.remove(0),
+            _ => waiting.concat(),
+        };
+        work.add(self.panels.clone(), [&Rows::new(rows); 2]);
     }
 }
 
@@ -284,11 +282,10 @@ impl<'j> Recorder<'j> {
     pub(crate) fn chunk_done(&self, chunk: usize) {
         let inputs = std::mem::take(&mut *lock(&self.chunks[chunk]));
         let mut turn = lock(&self.turn);
-        let Turn { next, early, inputs: summed } = &mut *turn;
-        early.insert(chunk, inputs);
-        while let Some(inputs) = early.remove(next) {
-            let held_out = is_held_out(*next, self.chunks.len());
-            *next += 1;
+        let Turn { turns, inputs: summed } = &mut *turn;
+        turns.put(chunk, inputs);
+        while let Some((chunk, inputs)) = turns.pop() {
+            let held_out = is_held_out(chunk, self.chunks.len());
             for input in inputs {
                 let fresh = || Summed::new(&input, self.job.experts_apart);
                 let summed = summed.entry(input.tensors[0].clone()).or_insert_with(fresh);

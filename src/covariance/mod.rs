@@ -5,6 +5,7 @@
 //! Needs::of        bytes on the disk and in memory, from the shapes of a model alone
 //! Recorder         sums while an importance matrix is collected: each distinct input once, a layer at a time
 //! Store            a directory of them, to be read by tensor name
+//! Pairs            of what matrices meet in two models, kept in memory
 //! ```
 //!
 //! Of every [`HELD_OUT`] chunks the last is not summed. Some rows of it are kept as they are, so that what is made of a
@@ -12,6 +13,7 @@
 
 mod collect;
 mod needs;
+mod pairs;
 mod sample;
 mod store;
 mod sums;
@@ -19,6 +21,8 @@ mod sums;
 pub(crate) use collect::Recorder;
 pub use collect::Written;
 pub use needs::Needs;
+pub use pairs::Paired;
+pub(crate) use pairs::Pairs;
 pub use store::{Covariance, Identity, Store, clear, holds_others};
 
 use crate::format::checkpoint::Key;

@@ -144,7 +144,7 @@ impl Store {
 }
 
 /// The whole matrix of an upper triangle.
-fn symmetric(upper: &[f32], n: usize) -> Vec<f32> {
+pub(super) fn symmetric(upper: &[f32], n: usize) -> Vec<f32> {
     /// Numbers of a row that are turned at a time, so that what is written stays in the cache.
     const BLOCK: usize = 64;
     debug_assert_eq!(upper.len(), triangle(n));

@@ -18,26 +18,46 @@ pub(super) fn panel_numbers(columns: usize) -> usize {
     (0..columns).step_by(PANEL).map(|first| PANEL.min(columns - first) * (columns - first)).sum()
 }
 
-/// Some rows of a sum: `[some.len(), columns - some.start]`.
+/// Activations `[n, columns]`, whose products with each other, or with others, are summed.
+pub(super) type Rows = Arc<Vec<f32>>;
+
+/// What is summed of pairs of activations `x` and `y`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// `x x^T`, of which the upper triangle is enough; `y` is `x`.
+    #[default]
+    Square,
+    /// `x y^T`, the whole of it.
+    Cross,
+}
+
+/// Some rows of a sum: `[some.len(), columns]`; of a square without the columns before `some`.
 #[derive(Default)]
 pub(super) struct Panel {
     columns: usize,
     some: Range<usize>,
+    kind: Kind,
     sums: Vec<f32>,
-    queue: VecDeque<Arc<Vec<f32>>>,
+    queue: VecDeque<[Rows; 2]>,
     /// Whether a thread has it, or it is among those that are ready.
     taken: bool,
 }
 
 impl Panel {
-    /// The numbers of row `i` from its diagonal on.
+    /// The first column that is there.
+    fn from(&self) -> usize {
+        if self.kind == Kind::Square { self.some.start } else { 0 }
+    }
+
+    /// The numbers of row `i`; of a square from the diagonal on.
     fn row(&self, i: usize) -> &[f32] {
-        let (below, width) = (i - self.some.start, self.columns - self.some.start);
-        &self.sums[below * width..][..width][below..]
+        let (below, width) = (i - self.some.start, self.columns - self.from());
+        let row = &self.sums[below * width..][..width];
+        if self.kind == Kind::Square { &row[below..] } else { row }
     }
 }
 
-/// The rows of the upper triangle of a finished sum, each from the diagonal on.
+/// The rows of a finished sum; of a square those of its upper triangle, each from the diagonal on.
 pub(super) fn rows(panels: &[Panel]) -> impl Iterator<Item = &[f32]> {
     panels.iter().flat_map(|panel| panel.some.clone().map(|i| panel.row(i)))
 }
@@ -55,23 +75,23 @@ struct State {
 
 impl Work {
     /// Makes room for a sum of `columns` columns: the numbers of its panels.
-    pub(super) fn begin(&self, columns: usize) -> Range<usize> {
+    pub(super) fn begin(&self, columns: usize, kind: Kind) -> Range<usize> {
         let mut state = self.state();
         let start = state.panels.len();
         for first in (0..columns).step_by(PANEL) {
             let some = first..(first + PANEL).min(columns);
-            let sums = vec![0.0; some.len() * (columns - first)];
-            state.panels.push(Panel { columns, some, sums, ..Panel::default() });
+            let mut panel = Panel { columns, some, kind, ..Panel::default() };
+            panel.sums = vec![0.0; panel.some.len() * (columns - panel.from())];
+            state.panels.push(panel);
         }
         start..state.panels.len()
     }
 
-    /// Queues activations `[n, columns]` for a sum.
-    pub(super) fn add(&self, panels: Range<usize>, rows: Vec<f32>) {
-        let rows = Arc::new(rows);
+    /// Queues pairs of activations for a sum.
+    pub(super) fn add(&self, panels: Range<usize>, rows: [&Rows; 2]) {
         let mut state = self.state();
         for i in panels {
-            state.panels[i].queue.push_back(Arc::clone(&rows));
+            state.panels[i].queue.push_back(rows.map(Arc::clone));
             if !std::mem::replace(&mut state.panels[i].taken, true) {
                 state.ready.push_back(i);
             }
@@ -83,11 +103,11 @@ impl Work {
         let mut state = self.state();
         while let Some(i) = state.ready.pop_front() {
             let panel = &mut state.panels[i];
-            let (columns, some) = (panel.columns, panel.some.clone());
+            let (columns, some) = (panel.columns, (panel.some.clone(), panel.from()));
             let (mut sums, queue) = (std::mem::take(&mut panel.sums), std::mem::take(&mut panel.queue));
             drop(state);
-            for rows in queue {
-                add_columns_times_columns(&rows, columns, some.clone(), &mut sums);
+            for [left, right] in queue {
+                add_columns_times_columns([&left, &right], columns, some.clone(), &mut sums);
             }
             state = self.state();
             let panel = &mut state.panels[i];
@@ -126,8 +146,8 @@ mod tests {
             let sums = |threads: usize| {
                 let work = Work::default();
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-                let sum = work.begin(columns);
-                pieces.iter().for_each(|rows| work.add(sum.clone(), rows.clone()));
+                let sum = work.begin(columns, Kind::Square);
+                pieces.iter().map(|rows| Arc::new(rows.clone())).for_each(|rows| work.add(sum.clone(), [&rows; 2]));
                 pool.install(|| work.finish())
             };
             let (found, again) = (sums(1), sums(3));

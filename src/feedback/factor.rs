@@ -40,7 +40,7 @@ pub enum NoFactor {
 /// The factor of a covariance.
 pub struct Factor {
     columns: usize,
-    /// `[columns, columns]`; what is not above the diagonal does not count.
+    /// `[columns, columns]`: 1 on the diagonal, 0 below it.
     coupling: Vec<f32>,
     costs: Vec<f32>,
     groups: Vec<Metric>,
@@ -94,6 +94,19 @@ impl Factor {
     /// What making the factor of so many columns takes: the covariance, its copy in f64, and the factor.
     pub fn working_bytes(columns: u64) -> u64 {
         16 * columns * columns
+    }
+
+    /// Multiplies rows `[any, columns]` by the inverse of the covariance from the right. `split` is how many threads may share
+    /// the work: `4 rows columns^2` operations.
+    pub(super) fn divide(&self, rows: &mut [f32], split: usize) {
+        let n = self.columns;
+        let count = rows.len() / n.max(1);
+        // The inverse is U^T U, and U the coupling times the root of 1 / costs, row by row.
+        let mut products = vec![0.0f32; rows.len()];
+        let coupling = View::new(&self.coupling, n, n, n);
+        multiply(View::new(rows, count, n, n), coupling.transposed(), &mut products, n, split);
+        products.chunks_exact_mut(n).for_each(|row| row.iter_mut().zip(&self.costs).for_each(|(x, cost)| *x /= cost));
+        multiply(View::new(&products, count, n, n), coupling, rows, n, split);
     }
 
     /// How many columns it is for.
@@ -243,6 +256,21 @@ mod tests {
             let together: f64 = (0..n).map(|i| errors[i] * row(i)).sum();
             assert!((in_turn / together - 1.0).abs() < 2e-3, "{n}: {in_turn} in turn, {together} together");
         }
+    }
+
+    /// What is multiplied by the inverse is what it was when it is multiplied by the covariance again.
+    #[test]
+    fn rows_are_divided_by_the_covariance() {
+        let n = 136;
+        let mean = covariance(n);
+        let (factor, rows) = (Factor::new(&mean, n, 0.0, 1).unwrap(), 3);
+        let wanted: Vec<f32> = (0..rows * n).map(|i| ((i * 37 % 19) as f32 - 9.0) / 7.0).collect();
+        let mut divided = wanted.clone();
+        factor.divide(&mut divided, 2);
+        let mut again = vec![0.0; rows * n];
+        multiply(View::new(&divided, rows, n, n), View::new(&mean, n, n, n), &mut again, n, 1);
+        let off = wanted.iter().zip(&again).map(|(w, a)| (w - a).abs()).fold(0.0, f32::max);
+        assert!(off < 5e-3, "{off}");
     }
 
     #[test]

@@ -1,11 +1,11 @@
 //! Rounding a tensor's rows with what is known of its inputs, and the proof that it was worth it.
 
 use super::{DAMPING, Factor, NoFactor, round_rows};
-use crate::covariance::{Identity, Store};
+use crate::covariance::{Identity, Paired, Store};
 use crate::format;
 use crate::format::checkpoint::Key;
 use crate::format::types::GgmlType;
-use crate::matrix::{View, multiply};
+use crate::matrix::{View, add_product, multiply, subtract_product};
 use crate::quant::Codec;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -20,14 +20,22 @@ pub enum Rounding {
     Reference,
     /// With error feedback, from the covariances of what matrices are multiplied by.
     Feedback,
+    /// The same, each matrix for what it is multiplied by behind those that were rounded before it.
+    Propagated,
 }
 
 impl Rounding {
-    /// Its name, as on the command line and in the metadata.
+    /// Whether errors are fed back.
+    pub fn feeds_back(self) -> bool {
+        self != Rounding::Reference
+    }
+
+    /// Its name, as in the metadata.
     pub fn name(self) -> &'static str {
         match self {
             Rounding::Reference => "reference",
             Rounding::Feedback => "feedback",
+            Rounding::Propagated => "propagated",
         }
     }
 }
@@ -44,6 +52,16 @@ pub struct Feedback {
 pub struct Inputs {
     factor: Factor,
     /// Rows that the factor has not seen: `[rows, columns]`.
+    sample: Vec<f32>,
+    /// What is known of the inputs of the matrix as it is, if the rounded one has others.
+    moved: Option<Moved>,
+}
+
+/// Of a matrix that meets `x`, and whose rounded form meets `z`, since what is before it was rounded too.
+struct Moved {
+    /// `E[(x - z) z^T] E[z z^T]^-1`, `[columns, columns]`: the linear map that makes of `z` what is best known of `x - z`.
+    map: Vec<f32>,
+    /// Those `x` whose `z` is in the sample: `[rows, columns]`.
     sample: Vec<f32>,
 }
 
@@ -171,20 +189,25 @@ impl Feedback {
                 of.columns
             )));
         }
-        let split = rayon::current_num_threads();
-        let mut damping = damping(columns, of.rows);
-        let factor = loop {
-            match Factor::new(&of.mean, columns, damping, split) {
-                Ok(factor) => break Some(factor),
-                Err(NoFactor::Zero) => break None,
-                // Of so few rows that rounding errors show: a covariance has no negative squares.
-                Err(NoFactor::Negative { .. }) if damping < 1.0 => damping *= 10.0,
-                Err(error) => return Err(bad(error.to_string())),
-            }
-        };
-        let inputs = factor.map(|factor| Arc::new(Inputs { factor, sample: of.sample }));
+        let factor = factored(&of.mean, columns, of.rows).map_err(|error| bad(error.to_string()))?;
+        let inputs = factor.map(|factor| Arc::new(Inputs { factor, sample: of.sample, moved: None }));
         *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some((identity, inputs.clone()));
         Ok(inputs)
+    }
+}
+
+/// The factor of a covariance of so many rows, made on the threads of the pool that this is called in; `None` if all rows
+/// were zero.
+fn factored(mean: &[f32], columns: usize, rows: u64) -> Result<Option<Factor>, NoFactor> {
+    let mut damping = damping(columns, rows);
+    loop {
+        match Factor::new(mean, columns, damping, rayon::current_num_threads()) {
+            Ok(factor) => return Ok(Some(factor)),
+            Err(NoFactor::Zero) => return Ok(None),
+            // Of so few rows that rounding errors show: a covariance has no negative squares.
+            Err(NoFactor::Negative { .. }) if damping < 1.0 => damping *= 10.0,
+            Err(error) => return Err(error),
+        }
     }
 }
 
@@ -194,6 +217,22 @@ fn damping(columns: usize, rows: u64) -> f64 {
 }
 
 impl Inputs {
+    /// Of a matrix that meets something else when it is rounded than it does as it is. Then it is not its weights that are
+    /// rounded but those that make, of what the rounded one meets, what comes nearest to the products as they were
+    /// (GPTAQ, Li et al. 2025). `None` if all it meets is zero. Made on the threads of the pool that this is called in.
+    ///
+    /// # Errors
+    /// Numbers that are not finite.
+    pub fn of_pairs(paired: Paired) -> Result<Option<Inputs>, NoFactor> {
+        let Paired { columns, rows, mean, mut cross, samples: [sample, of_rounded] } = paired;
+        let Some(factor) = factored(&mean, columns, rows)? else { return Ok(None) };
+        if let Some(at) = cross.iter().position(|x| !x.is_finite()) {
+            return Err(NoFactor::NotFinite { row: at / columns, column: at % columns });
+        }
+        factor.divide(&mut cross, rayon::current_num_threads());
+        Ok(Some(Inputs { factor, sample: of_rounded, moved: Some(Moved { map: cross, sample }) }))
+    }
+
     /// Rounds rows of weights, `[rows, columns]`, with error feedback; and as the reference does where that has the smaller
     /// error with inputs that were held out. The proof has no [`Proof::power`], which is the same for all types:
     /// [`Inputs::power`] gives it.
@@ -202,10 +241,14 @@ impl Inputs {
     /// As [`round_rows`].
     pub fn round(&self, codec: &Codec, importance: Option<&[f32]>, weights: &[f32], out: &mut [u8]) -> Proof {
         let n = self.factor.columns();
-        let row_bytes = out.len() / (weights.len() / n).max(1);
+        let rows = weights.len() / n;
+        let row_bytes = out.len() / rows.max(1);
         let mut rounded = weights.to_vec();
+        if let Some(moved) = &self.moved {
+            add_product(View::new(weights, rows, n, n), View::new(&moved.map, n, n, n), &mut rounded, n, 1);
+        }
         round_rows(codec, &self.factor, &mut rounded, out);
-        let mut proof = Proof { rows: (weights.len() / n) as u64, ..Proof::default() };
+        let mut proof = Proof { rows: rows as u64, ..Proof::default() };
         if self.sample.is_empty() {
             return proof;
         }
@@ -228,22 +271,35 @@ impl Inputs {
 
     /// The sum of the squares of the products of rows of weights with inputs that were held out.
     pub fn power(&self, weights: &[f32]) -> f64 {
-        if self.sample.is_empty() { 0.0 } else { self.products(weights) }
+        let sample = self.moved.as_ref().map_or(&self.sample, |moved| &moved.sample);
+        squares(&self.products(weights, sample))
     }
 
     /// The squared error of the products, of weights that became `rounded`, which is lost.
     fn error(&self, weights: &[f32], rounded: &mut [f32]) -> f64 {
-        rounded.iter_mut().zip(weights).for_each(|(rounded, w)| *rounded -= w);
-        self.products(rounded)
+        let Some(moved) = &self.moved else {
+            rounded.iter_mut().zip(weights).for_each(|(rounded, w)| *rounded -= w);
+            return squares(&self.products(rounded, &self.sample));
+        };
+        let mut errors = self.products(weights, &moved.sample);
+        let (n, sampled) = (self.factor.columns(), self.sample.len() / self.factor.columns());
+        let rows = View::new(rounded, rounded.len() / n, n, n);
+        subtract_product(rows, View::new(&self.sample, sampled, n, n).transposed(), &mut errors, sampled, 1);
+        squares(&errors)
     }
 
-    /// The sum of the squares of the products of rows with the sample.
-    fn products(&self, rows: &[f32]) -> f64 {
+    /// The products of rows with those of a sample: `[rows, sampled]`.
+    fn products(&self, rows: &[f32], sample: &[f32]) -> Vec<f32> {
         let n = self.factor.columns();
-        let (count, sampled) = (rows.len() / n, self.sample.len() / n);
+        let (count, sampled) = (rows.len() / n, sample.len() / n);
         let mut products = vec![0.0f32; count * sampled];
-        let sample = View::new(&self.sample, sampled, n, n);
+        let sample = View::new(sample, sampled, n, n);
         multiply(View::new(rows, count, n, n), sample.transposed(), &mut products, sampled, 1);
-        products.chunks(sampled).map(|row| f64::from(row.iter().map(|x| x * x).sum::<f32>())).sum()
+        products
     }
+}
+
+/// Their sum; a few hundred at a time in f32.
+fn squares(numbers: &[f32]) -> f64 {
+    numbers.chunks(512).map(|some| f64::from(some.iter().map(|x| x * x).sum::<f32>())).sum()
 }

@@ -15,10 +15,9 @@ use crate::evaluate::score::{self, Distribution};
 use crate::evaluate::windows::Windows;
 use crate::format;
 use crate::format::checkpoint::{Checkpoint, Packer, Unpacker};
-use crate::model::{self, Engine, Get, Hidden, LOGIT_ROWS, Observer, Put, Seen, in_order};
+use crate::model::{self, Engine, Get, Hidden, LOGIT_ROWS, Observer, Put, Seen, Turns, in_order};
 use crate::progress::{Progress, Unit};
 use crate::resume::Resume;
-use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Why nothing could be collected. Chunks are counted from 0, from the beginning of the text.
@@ -217,19 +216,15 @@ struct Met {
 #[derive(Default)]
 struct Turn {
     total: Sums,
-    /// The chunk of the group whose turn it is.
-    next: usize,
-    /// Those that came before their turn.
-    early: BTreeMap<usize, Sums>,
+    turns: Turns<Sums>,
 }
 
 impl Turn {
     /// Takes what a chunk brings. The error comes with the chunk that could not be added.
     fn take(&mut self, chunk: usize, sums: Sums) -> Result<(), (usize, sums::Error)> {
-        self.early.insert(chunk, sums);
-        while let Some(sums) = self.early.remove(&self.next) {
-            self.total.merge(&sums).map_err(|error| (self.next, error))?;
-            self.next += 1;
+        self.turns.put(chunk, sums);
+        while let Some((chunk, sums)) = self.turns.pop() {
+            self.total.merge(&sums).map_err(|error| (chunk, error))?;
         }
         Ok(())
     }
@@ -239,7 +234,7 @@ impl Collector<'_> {
     fn begin(&mut self, start: usize, chunks: usize) {
         self.start = start;
         self.chunks = (0..chunks).map(|_| Mutex::default()).collect();
-        lock(&self.turn).next = 0;
+        lock(&self.turn).turns = Turns::default();
     }
 
     /// Runs the chunks of a group.
@@ -375,7 +370,7 @@ impl Observer for Collector<'_> {
     }
 
     fn layer_done(&self, _: usize) -> model::Result<()> {
-        lock(&self.turn).next = 0;
+        lock(&self.turn).turns = Turns::default();
         Ok(self.recorder.as_ref().map_or(Ok(()), Recorder::layer_done)?)
     }
 
@@ -464,7 +459,7 @@ mod tests {
         for order in [[0, 1, 2, 3], [3, 2, 1, 0], [1, 0, 3, 2]] {
             let mut turn = Turn::default();
             order.iter().for_each(|&chunk| turn.take(chunk, in_order[chunk].clone()).unwrap());
-            assert_eq!((turn.total, turn.next), (want.clone(), 4), "{order:?}");
+            assert_eq!(turn.total, want, "{order:?}");
         }
     }
 

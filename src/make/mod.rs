@@ -25,7 +25,7 @@ mod refine;
 mod texts;
 
 use crate::covariance::{self, Needs};
-use crate::feedback::{Factor, Feedback, Rounding};
+use crate::feedback::{Factor, Feedback};
 use crate::format::checkpoint::Key;
 use crate::format::gguf::Value;
 use crate::format::imatrix::{Format, Imatrix};
@@ -349,13 +349,13 @@ fn collected(
     let path = given.clone().unwrap_or_else(|| job.directory.join(IMATRIX));
     let key = imatrix_key(model.input, windows)?;
     let has_imatrix = given.is_some() || (path.exists() && kept.has("imatrix", &key));
-    let wanted = match job.settings.rounding {
-        Rounding::Feedback => {
+    let wanted = match job.settings.rounding.feeds_back() {
+        true => {
             let windows_of = windows.calibration()?;
             let needs = Needs::of(model.engine, model.input, true, [windows_of.chunks(), windows_of.n_ctx()]);
             Some((covariance_job(model, windows, kept, &needs)?, needs))
         }
-        Rounding::Reference => None,
+        false => None,
     };
     let there = |wanted: &covariance::Job| {
         Feedback::open(&wanted.directory).ok().filter(|feedback| *feedback.key() == wanted.key)

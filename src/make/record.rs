@@ -4,7 +4,7 @@ use super::choice::Choices;
 use super::proof::fit;
 use super::prove::Proven;
 use super::{Job, Result, texts, write_text};
-use crate::feedback::{Proof, Proved, Rounding, spread};
+use crate::feedback::{Proof, Proved, spread};
 use crate::format::gguf::{Value, keys};
 use crate::frontier::{Measure, Scores};
 use crate::input::Input;
@@ -192,9 +192,9 @@ fn commands(job: &Job, choices: &Choices) -> Vec<data::Command> {
         let name = chosen.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let imatrix = job.imatrix.as_ref().and_then(|path| path.file_name()).map(|n| n.to_string_lossy().into_owned());
         data::Command {
-            purpose: match job.settings.rounding {
-                Rounding::Reference => format!("{name}, by llama.cpp alone"),
-                Rounding::Feedback => format!("The types of {name} by llama.cpp alone, without error feedback"),
+            purpose: match job.settings.rounding.feeds_back() {
+                false => format!("{name}, by llama.cpp alone"),
+                true => format!("The types of {name} by llama.cpp alone, without error feedback"),
             },
             command: format!(
                 "llama-quantize --imatrix {} --tensor-type-file {} BASE.gguf {} {}",

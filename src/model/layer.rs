@@ -3,9 +3,10 @@
 use super::attention::Scores;
 use super::backward::Probes;
 use super::derived;
+use super::ffn::Ffn;
 use super::hyper::{Hyper, Rotation};
 use super::product::{numbers, product};
-use super::rows::{activated, add, add_to_rows, gated, layer_norm, rms_norm, scale_rows};
+use super::rows::{add, add_to_rows, layer_norm, rms_norm};
 use super::weights::{Matrix, Weights};
 use super::{Error, Observer, Result, Seen};
 use crate::arch::{Norm, Rope};
@@ -13,6 +14,7 @@ use crate::progress::Progress;
 use candle_core::{D, Tensor};
 
 /// A layer, widened.
+#[derive(Clone)]
 pub(super) struct Layer<'a> {
     hyper: &'a Hyper,
     number: usize,
@@ -36,6 +38,7 @@ pub(super) struct Angles {
 }
 
 /// A norm; without weights if the model has none.
+#[derive(Clone)]
 pub(super) struct Normalizer {
     kind: Norm,
     epsilon: f32,
@@ -43,26 +46,41 @@ pub(super) struct Normalizer {
     bias: Tensor,
 }
 
+/// A part of a layer: matrices that can be multiplied when the parts before are done, and what is made of the products.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// Queries, keys and values, and what attention makes of them.
+    Attention,
+    /// The attention's output matrix.
+    Output,
+    /// The first half of a feed-forward network; nothing of experts.
+    Gate,
+    /// The second half; all of experts.
+    Down,
+}
+
+/// In their order.
+pub(super) const STEPS: [Step; 4] = [Step::Attention, Step::Output, Step::Gate, Step::Down];
+
+impl Step {
+    /// Whether what its matrices meet is made of the residual stream by a norm alone.
+    pub(super) fn begins_a_block(self) -> bool {
+        matches!(self, Step::Attention | Step::Gate)
+    }
+}
+
+/// A chunk in front of a step.
+pub(super) struct Before {
+    /// The residual stream: `[positions, hidden]`.
+    pub(super) stream: Tensor,
+    /// What the step's matrices meet: `[positions, their columns]`.
+    pub(super) met: Tensor,
+}
+
+#[derive(Clone)]
 enum Projections {
     Apart { query: Matrix, key: Matrix, value: Matrix },
     Fused(Matrix),
-}
-
-enum Ffn {
-    /// `down(activation(gate) * up)`.
-    Gated { gate: Matrix, up: Matrix, down: Matrix },
-    /// The same with the rows of gate before those of up in one matrix.
-    Fused { gate_up: Matrix, down: Matrix },
-    /// `down(activation(up))`.
-    Plain { up: Matrix, down: Matrix },
-    /// Several of the first kind, of which a token sees a few.
-    Experts { router: Matrix, gate: Matrix, up: Matrix, down: Matrix, shared: Option<Shared> },
-}
-
-/// The expert that sees every token, and the matrix of one row that weighs it.
-struct Shared {
-    router: Matrix,
-    ffn: Box<Ffn>,
 }
 
 /// Which chunk goes through, who watches, how many threads one product may take, and where gradients are caught.
@@ -89,7 +107,12 @@ impl Pass<'_> {
     }
 
     /// The product with one expert's matrix, of the activations of these positions.
-    fn times_expert(&self, x: &Tensor, matrix: &Matrix, (expert, positions): (usize, &[u32])) -> Result<Tensor> {
+    pub(super) fn times_expert(
+        &self,
+        x: &Tensor,
+        matrix: &Matrix,
+        (expert, positions): (usize, &[u32]),
+    ) -> Result<Tensor> {
         self.see(x, &matrix.name, [expert, matrix.matrices()])?;
         let y = product(x, &matrix.weight.get(expert)?, self.split)?;
         match self.probes {
@@ -264,13 +287,57 @@ impl<'a> Layer<'a> {
 
     /// What the layer makes of the activations `[positions, hidden]` of a chunk.
     pub(super) fn forward(&self, x: &Tensor, pass: Pass<'_>) -> Result<Tensor> {
-        let scale = self.hyper.residual_scale;
-        let attended = self.attention(&normalized(&self.attention_norm, x)?, pass)?;
-        let x = add(x, &normalized(&self.attention_post_norm, &attended)?, scale)?;
-        let y = self.ffn.forward(&normalized(&self.ffn_norm, &x)?, self.hyper, pass)?;
-        Ok(add(&x, &normalized(&self.ffn_post_norm, &y)?, scale)?)
+        let mut at = Before { stream: x.clone(), met: self.met(Step::Attention, x)? };
+        for step in STEPS {
+            at = self.step(step, at, pass)?;
+        }
+        Ok(at.stream)
     }
 
+    /// What the matrices of a step meet that [begins a block](Step::begins_a_block), of the residual stream.
+    pub(super) fn met(&self, step: Step, stream: &Tensor) -> Result<Tensor> {
+        match step {
+            Step::Attention => normalized(&self.attention_norm, stream),
+            _ => normalized(&self.ffn_norm, stream),
+        }
+    }
+
+    /// What a step makes of a chunk: that in front of the next one. Behind the last, nothing is met.
+    pub(super) fn step(&self, step: Step, at: Before, pass: Pass<'_>) -> Result<Before> {
+        let Before { stream, met } = at;
+        let scale = self.hyper.residual_scale;
+        Ok(match step {
+            Step::Attention => Before { met: self.attention(&met, pass)?, stream },
+            Step::Output => {
+                let y = pass.times(&met, &self.output)?;
+                let stream = add(&stream, &normalized(&self.attention_post_norm, &y)?, scale)?;
+                Before { met: self.met(Step::Gate, &stream)?, stream }
+            }
+            Step::Gate => Before { met: self.ffn.gate(&met, self.hyper, pass)?, stream },
+            Step::Down => {
+                let y = self.ffn.down(&met, self.hyper, pass)?;
+                let stream = add(&stream, &normalized(&self.ffn_post_norm, &y)?, scale)?;
+                Before { met: stream.clone(), stream }
+            }
+        })
+    }
+
+    /// The matrices of a step: those that meet what stands [before](Before) it, and those behind them.
+    pub(super) fn matrices(&mut self, step: Step) -> [Vec<&mut Matrix>; 2] {
+        match (step, &mut self.projections) {
+            (Step::Attention, Projections::Apart { query, key, value }) => [vec![query, key, value], vec![]],
+            (Step::Attention, Projections::Fused(all)) => [vec![all], vec![]],
+            (Step::Output, _) => [vec![&mut self.output], vec![]],
+            (Step::Gate | Step::Down, _) => self.ffn.matrices(step),
+        }
+    }
+
+    /// How long a row is behind the first half of the feed-forward network.
+    pub(super) fn gated_columns(&self) -> usize {
+        self.ffn.gated_columns().unwrap_or(self.hyper.hidden)
+    }
+
+    /// What attention makes of what is normalized, in front of its output matrix: `[positions, heads * length]`.
     fn attention(&self, x: &Tensor, pass: Pass<'_>) -> Result<Tensor> {
         let hyper = self.hyper;
         let (heads, kv_heads, length) = (hyper.heads, hyper.kv_heads, hyper.key_length);
@@ -290,7 +357,7 @@ impl<'a> Layer<'a> {
         let query = self.heads(&query, heads, &self.query_norm)?;
         let key = self.heads(&key, kv_heads, &self.key_norm)?;
         let scores = Scores { scale: hyper.score_scale, cap: hyper.score_cap, window: hyper.window_of(self.number) };
-        pass.times(&scores.attend(&query, &key, &value, pass.split)?, &self.output)
+        Ok(scores.attend(&query, &key, &value, pass.split)?)
     }
 
     /// `[positions, heads * length]` as normalized and rotated `[heads, positions, length]`.
@@ -308,133 +375,5 @@ impl<'a> Layer<'a> {
             Some(angles) => angles.rotate(&x, self.hyper.decoder.rope),
             None => Ok(x),
         }
-    }
-}
-
-impl Ffn {
-    fn load(weights: &Weights<'_>, hyper: &Hyper, stem: &dyn Fn(&str) -> String) -> Result<Ffn> {
-        let hidden = hyper.hidden;
-        let rows = |name: &str| weights.dims(&stem(&format!("{name}.weight")));
-        if weights.has(&stem("ffn_gate_inp.weight")) {
-            let dims = rows("ffn_up_exps").or_else(|| rows("ffn_gate_exps")).unwrap_or_default();
-            let (length, experts) = (dims.get(1).copied().unwrap_or(0), dims.get(2).copied().unwrap_or(0));
-            let shared = match weights.has(&stem("ffn_gate_inp_shexp.weight")) {
-                true => Some(Shared {
-                    router: weights.matrix(&stem("ffn_gate_inp_shexp"), &[1, hidden])?,
-                    ffn: Box::new(Ffn::gated(weights, hidden, stem, "_shexp")?),
-                }),
-                false => None,
-            };
-            return Ok(Ffn::Experts {
-                router: weights.matrix(&stem("ffn_gate_inp"), &[experts, hidden])?,
-                gate: weights.matrix(&stem("ffn_gate_exps"), &[experts, length, hidden])?,
-                up: weights.matrix(&stem("ffn_up_exps"), &[experts, length, hidden])?,
-                down: weights.matrix(&stem("ffn_down_exps"), &[experts, hidden, length])?,
-                shared,
-            });
-        }
-        if weights.has(&stem("ffn_gate.weight")) {
-            return Ffn::gated(weights, hidden, stem, "");
-        }
-        let up_rows = rows("ffn_up").and_then(|d| d.get(1).copied()).unwrap_or(0);
-        let length = rows("ffn_down").and_then(|d| d.first().copied()).unwrap_or(0);
-        let (up, down) = (
-            weights.matrix(&stem("ffn_up"), &[up_rows, hidden])?,
-            weights.matrix(&stem("ffn_down"), &[hidden, length])?,
-        );
-        Ok(match up_rows == 2 * length {
-            true => Ffn::Fused { gate_up: up, down },
-            false => Ffn::Plain { up, down },
-        })
-    }
-
-    fn gated(weights: &Weights<'_>, hidden: usize, stem: &dyn Fn(&str) -> String, suffix: &str) -> Result<Ffn> {
-        let stem = |name: &str| stem(&format!("{name}{suffix}"));
-        let dims = ["ffn_up", "ffn_gate"].iter().find_map(|name| weights.dims(&format!("{}.weight", stem(name))));
-        let dims = dims.unwrap_or_default();
-        let length = dims.get(1).copied().unwrap_or(0);
-        Ok(Ffn::Gated {
-            gate: weights.matrix(&stem("ffn_gate"), &[length, hidden])?,
-            up: weights.matrix(&stem("ffn_up"), &[length, hidden])?,
-            down: weights.matrix(&stem("ffn_down"), &[hidden, length])?,
-        })
-    }
-
-    fn forward(&self, x: &Tensor, hyper: &Hyper, pass: Pass<'_>) -> Result<Tensor> {
-        let activation = hyper.decoder.activation;
-        match self {
-            Ffn::Gated { gate, up, down } => {
-                pass.times(&gated(&pass.times(x, gate)?, &pass.times(x, up)?, activation)?, down)
-            }
-            Ffn::Fused { gate_up, down } => {
-                let both = pass.times(x, gate_up)?;
-                let length = both.dim(1)? / 2;
-                let (gate, up) = (both.narrow(1, 0, length)?, both.narrow(1, length, length)?);
-                pass.times(&gated(&gate, &up, activation)?, down)
-            }
-            Ffn::Plain { up, down } => pass.times(&activated(&pass.times(x, up)?, activation)?, down),
-            Ffn::Experts { router, gate, up, down, shared } => {
-                let routing = Routing::new(&pass.times(x, router)?, hyper)?;
-                let mut y = Tensor::zeros(x.dims(), x.dtype(), x.device())?;
-                for (expert, seen) in routing.positions.iter().enumerate() {
-                    if seen.is_empty() {
-                        continue;
-                    }
-                    let positions = Tensor::from_slice(seen, seen.len(), x.device())?;
-                    let x = x.index_select(&positions, 0)?;
-                    let at = (expert, &**seen);
-                    let (gate, up) = (pass.times_expert(&x, gate, at)?, pass.times_expert(&x, up, at)?);
-                    let out = pass.times_expert(&gated(&gate, &up, activation)?, down, at)?;
-                    let weights = routing.weights.narrow(1, expert, 1)?.contiguous()?.index_select(&positions, 0)?;
-                    y = y.index_add(&positions, &scale_rows(&out, &weights)?, 0)?;
-                }
-                if let Some(shared) = shared {
-                    let weight = candle_nn::ops::sigmoid(&pass.times(x, &shared.router)?)?;
-                    y = add(&y, &scale_rows(&shared.ffn.forward(x, hyper, pass)?, &weight)?, 1.0)?;
-                }
-                Ok(y)
-            }
-        }
-    }
-}
-
-/// Which experts see which positions.
-struct Routing {
-    /// By expert.
-    positions: Vec<Vec<u32>>,
-    /// `[positions, experts]`; only those of an expert that sees the position mean something.
-    weights: Tensor,
-}
-
-impl Routing {
-    /// The experts of a token are the most probable ones.
-    fn new(logits: &Tensor, hyper: &Hyper) -> Result<Routing> {
-        /// What the sum of weights is at least: the smallest normal number of f16, as in llama.cpp.
-        const LEAST_SUM: f32 = 6.103_515_6e-5;
-        let probabilities = match logits.track_op() {
-            true => candle_nn::ops::softmax(logits, 1)?,
-            false => candle_nn::ops::softmax_last_dim(logits)?,
-        };
-        let (rows, experts) = probabilities.dims2()?;
-        let mut positions = vec![Vec::new(); experts];
-        let mut chosen = vec![0.0f32; rows * experts];
-        let mut order: Vec<usize> = Vec::new();
-        for (position, row) in probabilities.to_vec2::<f32>()?.iter().enumerate() {
-            order.clear();
-            order.extend(0..experts);
-            order.sort_by(|a, b| row[*b].total_cmp(&row[*a]));
-            order.truncate(hyper.experts_used.max(1));
-            for expert in &order {
-                positions[*expert].push(position as u32);
-                chosen[position * experts + expert] = 1.0;
-            }
-        }
-        let mut weights = (&probabilities * f64::from(hyper.expert_scale))?;
-        if hyper.decoder.normalized_experts {
-            let chosen = Tensor::from_vec(chosen, (rows, experts), logits.device())?;
-            let sums = (probabilities * chosen)?.sum_keepdim(1)?;
-            weights = weights.broadcast_div(&sums.maximum(LEAST_SUM)?)?;
-        }
-        Ok(Routing { positions, weights })
     }
 }

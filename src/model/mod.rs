@@ -13,11 +13,13 @@ mod attention;
 pub mod backward;
 mod derived;
 mod device;
+mod ffn;
 mod head;
 mod hyper;
 mod layer;
 mod order;
 mod product;
+mod propagate;
 mod rerun;
 mod rows;
 mod states;
@@ -38,8 +40,9 @@ pub use candle_core::TensorId as InputId;
 pub use device::device;
 pub use head::Head;
 pub use hyper::{Hyper, Rotation};
-pub(crate) use order::in_order;
+pub(crate) use order::{Turns, in_order};
 pub use product::rows_times_rows;
+pub use propagate::Rounder;
 pub use weights::Replaced;
 
 /// Rows of hidden activations that are turned into logits at a time.
@@ -340,16 +343,32 @@ impl<'a> Engine<'a> {
     }
 
     fn embed(&self, tokens: &[u32]) -> Result<Vec<f32>> {
-        let width = self.hyper.hidden;
-        let mut x = self.weights.rows("token_embd.weight", tokens, width)?;
-        if self.hyper.embedding_scale != 1.0 {
-            x = (x * f64::from(self.hyper.embedding_scale))?;
+        self.embed_rows(tokens, |_, _, _| Ok(()))
+    }
+
+    /// What the first layer reads of some tokens, with other numbers in rows of its tables: `change` is given a table's name,
+    /// the numbers of the rows, and the rows.
+    fn embed_rows<E: From<Error>>(
+        &self,
+        tokens: &[u32],
+        change: impl Fn(&str, &[u32], &mut [f32]) -> std::result::Result<(), E>,
+    ) -> std::result::Result<Vec<f32>, E> {
+        let rows = |table: &str, numbers: &[u32]| {
+            let mut rows = self.weights.rows(table, numbers, self.hyper.hidden)?;
+            change(table, numbers, &mut rows)?;
+            Ok::<_, E>(rows)
+        };
+        let mut x = rows("token_embd.weight", tokens)?;
+        let scale = self.hyper.embedding_scale;
+        if scale != 1.0 {
+            x.iter_mut().for_each(|x| *x *= scale);
         }
         if self.weights.has("position_embd.weight") {
             let positions: Vec<u32> = (0..tokens.len() as u32).collect();
-            x = (x + self.weights.rows("position_embd.weight", &positions, width)?)?;
+            let at = rows("position_embd.weight", &positions)?;
+            x.iter_mut().zip(&at).for_each(|(x, at)| *x += at);
         }
-        Ok(x.flatten_all()?.to_vec1()?)
+        Ok(x)
     }
 
     /// The angles of layers that see everything, and of those with a window.

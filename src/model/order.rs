@@ -1,5 +1,6 @@
-//! Chunks side by side, begun one after another.
+//! Chunks side by side, begun one after another, and what they bring put in order again.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Does `one` with 0, 1, .. `count` - 1 on the threads of the pool that it is called in. Each thread takes the next
@@ -23,6 +24,34 @@ pub(crate) fn in_order<E: Send>(count: usize, one: impl Fn(usize) -> Result<(), 
     });
     let first = ended.into_iter().filter_map(|ended| ended.err()).min_by_key(|(number, _)| *number);
     first.map_or(Ok(()), |(_, error)| Err(error))
+}
+
+/// Puts in order what comes from several threads: each item waits until all before it have come.
+pub(crate) struct Turns<T> {
+    /// The number whose turn it is.
+    next: usize,
+    /// Those that came before their turn.
+    early: BTreeMap<usize, T>,
+}
+
+impl<T> Default for Turns<T> {
+    fn default() -> Turns<T> {
+        Turns { next: 0, early: BTreeMap::new() }
+    }
+}
+
+impl<T> Turns<T> {
+    /// Takes the item of a number.
+    pub(crate) fn put(&mut self, number: usize, item: T) {
+        self.early.insert(number, item);
+    }
+
+    /// The next item with its number, if it has come.
+    pub(crate) fn pop(&mut self) -> Option<(usize, T)> {
+        let item = self.early.remove(&self.next)?;
+        self.next += 1;
+        Some((self.next - 1, item))
+    }
 }
 
 #[cfg(test)]
@@ -50,5 +79,17 @@ mod tests {
         });
         assert_eq!(stop, Err(5));
         assert!(last.into_inner() < 1_000_000 - 1);
+    }
+
+    #[test]
+    fn what_comes_early_waits_for_its_turn() {
+        for order in [[0, 1, 2, 3], [3, 2, 1, 0], [1, 0, 3, 2]] {
+            let (mut turns, mut seen) = (Turns::default(), Vec::new());
+            for number in order {
+                turns.put(number, number * 10);
+                seen.extend(std::iter::from_fn(|| turns.pop()));
+            }
+            assert_eq!(seen, [(0, 0), (1, 10), (2, 20), (3, 30)], "{order:?}");
+        }
     }
 }

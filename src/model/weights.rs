@@ -34,6 +34,7 @@ pub struct Replaced {
 }
 
 /// A matrix, or one for each expert, and what is added to its product.
+#[derive(Clone)]
 pub(super) struct Matrix {
     /// Its name in the file.
     pub name: String,
@@ -155,7 +156,7 @@ impl<'a> Weights<'a> {
     }
 
     /// Some rows of a table, by number: `[numbers, columns]`.
-    pub(super) fn rows(&self, name: &str, numbers: &[u32], columns: usize) -> Result<Tensor> {
+    pub(super) fn rows(&self, name: &str, numbers: &[u32], columns: usize) -> Result<Vec<f32>> {
         let stored = self.table(name, columns)?;
         let mut out = vec![0.0; numbers.len() * columns];
         for (number, row) in numbers.iter().zip(out.chunks_exact_mut(columns)) {
@@ -165,7 +166,7 @@ impl<'a> Weights<'a> {
             }
             self.widen(stored, number..number + 1, row, false)?;
         }
-        Ok(Tensor::from_vec(out, (numbers.len(), columns), &self.device)?)
+        Ok(out)
     }
 
     /// Rows of a table that follow each other, widened by the calling thread: `[rows, columns]`.

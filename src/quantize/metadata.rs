@@ -174,7 +174,7 @@ pub(super) fn output_metadata<'a>(
 pub(super) fn set_rounding(metadata: &mut Metadata<'_>, rounding: Rounding) {
     match rounding {
         Rounding::Reference => metadata.remove(ROUNDING),
-        Rounding::Feedback => metadata.set(ROUNDING, Value::String(rounding.name().as_bytes().to_vec().into())),
+        _ => metadata.set(ROUNDING, Value::String(rounding.name().as_bytes().to_vec().into())),
     }
 }
 

@@ -5,10 +5,13 @@
 
 mod metadata;
 mod plan;
+mod propagate;
+mod rounded;
 mod run;
 
 pub use metadata::{KvOverride, OverrideValue};
 pub use plan::{Plan, PlannedOutput, PlannedTensor};
+pub use propagate::Propagation;
 
 use crate::feedback::Rounding;
 use crate::format;
@@ -75,6 +78,17 @@ pub enum Error {
     /// A checkpoint could not be converted on the way.
     #[error(transparent)]
     Convert(#[from] crate::convert::Error),
+    /// The model could not be run.
+    #[error(transparent)]
+    Model(crate::model::Error),
+    /// What a matrix meets cannot be used.
+    #[error("tensor '{tensor}': {error}; the model is damaged, or its activations are too large for f32")]
+    Inputs {
+        /// The tensor.
+        tensor: String,
+        /// What is wrong.
+        error: crate::feedback::NoFactor,
+    },
     /// The plan cannot work; one sentence per reason.
     #[error("this cannot be done, and nothing was written:\n{}", by_reason(.0))]
     Impossible(Vec<Problem>),
@@ -114,6 +128,15 @@ pub enum Error {
 
 /// Result of this module.
 pub type Result<T> = std::result::Result<T, Error>;
+
+impl From<crate::model::Error> for Error {
+    fn from(error: crate::model::Error) -> Error {
+        match error {
+            crate::model::Error::Cancelled => Error::Cancelled,
+            error => Error::Model(error),
+        }
+    }
+}
 
 impl Error {
     /// A reason that concerns no single tensor.

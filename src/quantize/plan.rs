@@ -3,6 +3,7 @@
 use super::metadata::{
     KvOverride, OverrideValue, UsedImatrix, facts, file_type_of_copy, output_metadata, set_rounding,
 };
+use super::rounded::Rounded;
 use super::{Error, Job, Result};
 use crate::feedback::{Feedback, Rounding};
 use crate::format::gguf::{self, Layout, MAX_ALIGNMENT, Metadata, Shape, TensorInfo, keys, shard_path};
@@ -51,6 +52,8 @@ pub struct PlannedOutput<'a> {
     pub tensors: Vec<PlannedTensor>,
     /// How its weights are rounded.
     pub rounding: Rounding,
+    /// Those tensors that are rounded already, one behind the other.
+    pub(super) rounded: Option<Rounded>,
 }
 
 /// One tensor of an output.
@@ -98,7 +101,8 @@ impl<'a> PlannedOutput<'a> {
     /// Bytes of all its files if its weights were rounded so: only the metadata say how they were.
     pub fn file_bytes_rounded(&self, rounding: Rounding) -> u64 {
         let files: Vec<_> = self.files.iter().map(|(path, metadata)| (path.clone(), metadata.clone())).collect();
-        let mut other = PlannedOutput { files, tensors: self.tensors.clone(), ..*self };
+        let (tensors, file_type) = (self.tensors.clone(), self.file_type);
+        let mut other = PlannedOutput { files, tensors, file_type, rounding, rounded: None };
         if let Some((_, metadata)) = other.files.first_mut() {
             set_rounding(metadata, rounding);
         }
@@ -121,7 +125,7 @@ impl<'a> PlannedOutput<'a> {
             let levels = Codec::of(t.chosen.target).is_some_and(Codec::takes_feedback);
             levels && t.chosen.target != t.from && !t.has_feedback
         };
-        self.tensors.iter().filter(|_| self.rounding == Rounding::Feedback).filter(takes)
+        self.tensors.iter().filter(|_| self.rounding.feeds_back()).filter(takes)
     }
 
     /// Tensors that get another type than was wanted, because their rows do not fit.
@@ -183,7 +187,7 @@ impl<'a> Plan<'a> {
                 output_metadata(input.metadata(), (job, request.rounding), file_type, imatrix.as_ref(), block_count);
             let shards = if job.keep_split { tensors.iter().map(|s| s.tensor.shard + 1).max().unwrap_or(1) } else { 1 };
             let files = files(&request.path, metadata, job.keep_split, shards, tensors.len());
-            let feedback = feedback.as_ref().filter(|_| request.rounding == Rounding::Feedback);
+            let feedback = feedback.as_ref().filter(|_| request.rounding.feeds_back());
             let planned: Vec<_> = tensors
                 .iter()
                 .zip(chosen)
@@ -193,7 +197,7 @@ impl<'a> Plan<'a> {
             let used = planned.iter().zip(&tensors).filter(|(t, _)| t.chosen.target != t.from);
             problems.extend(used.filter_map(|(_, source)| source.misfit.clone()));
             let (file_type, rounding) = (request.wishes.file_type, request.rounding);
-            outputs.push(PlannedOutput { files, file_type, tensors: planned, rounding });
+            outputs.push(PlannedOutput { files, file_type, tensors: planned, rounding, rounded: None });
         }
         problems.extend(clashes(&outputs));
         problems.extend(bad_alignment(&job.kv_overrides));
@@ -256,7 +260,7 @@ fn read_imatrix(job: &Job) -> Result<Option<UsedImatrix>> {
 
 /// Opens the covariances, if any output is rounded with them.
 fn read_covariance(input: &Input<'_>, job: &Job) -> Result<Option<Feedback>> {
-    if job.outputs.iter().all(|output| output.rounding == Rounding::Reference) {
+    if !job.outputs.iter().any(|output| output.rounding.feeds_back()) {
         return Ok(None);
     }
     let Some(directory) = &job.covariance else {

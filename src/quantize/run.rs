@@ -3,6 +3,7 @@
 //! While a band is read and quantized, the blocks of the one before are written.
 
 use super::plan::{Plan, PlannedOutput, PlannedTensor, Source};
+use super::rounded::Rounded;
 use super::{Error, Result};
 use crate::feedback::{Feedback, Inputs, Proof, Proved};
 use crate::format::gguf::Writer;
@@ -12,7 +13,9 @@ use crate::plan::recipe::Problem;
 use crate::progress::{Progress, Unit};
 use crate::quant::Codec;
 use rayon::prelude::*;
+use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 
 /// Weights that are read, quantized and written at a time (one row at least).
 const BAND_WEIGHTS: u64 = 8 << 20;
@@ -55,6 +58,86 @@ impl Plan<'_> {
     }
 }
 
+impl Plan<'_> {
+    /// Rounds a whole tensor for one output as `inputs` of each of its matrices say, on all threads of the pool that this is
+    /// called in: its blocks, and what was proved of them.
+    pub(super) fn round(
+        &self,
+        index: usize,
+        output: usize,
+        inputs: &dyn Fn(usize) -> Result<Option<Arc<Inputs>>>,
+        progress: &dyn Progress,
+    ) -> Result<(Vec<u8>, Proof)> {
+        let (source, planned) = (&self.tensors[index], &self.outputs[output].tensors[index]);
+        let tensor = source.tensor;
+        let path = self.input.path_of(tensor);
+        let (mut blocks, mut band, mut buffer) = (Vec::new(), Vec::new(), Vec::new());
+        let mut proof = Proof::default();
+        let mut bands = Bands::new(source, true);
+        while let Some((rows, matrix)) = bands.next() {
+            if progress.cancelled() {
+                return Err(Error::Cancelled);
+            }
+            let inputs = inputs(matrix)?;
+            let making = Making {
+                target: planned.chosen.target,
+                band: &mut band,
+                feedback: inputs.is_some(),
+                proof: &mut proof,
+            };
+            let raw = self.input.read(tensor, rows.clone(), &mut buffer)?;
+            quantize_band((source, inputs.as_deref()), path, raw, rows.start, vec![making], progress)?;
+            blocks.extend_from_slice(&band);
+            self.input.release(tensor, rows);
+        }
+        Ok((blocks, proof))
+    }
+}
+
+/// The rows of a tensor, a band at a time, with the number of the matrix that they begin in.
+struct Bands {
+    next: u64,
+    rows: u64,
+    rows_per_band: u64,
+    rows_per_matrix: u64,
+    matrices: u64,
+    /// Whether no band reaches into a second matrix.
+    apart: bool,
+}
+
+impl Bands {
+    fn new(source: &Source<'_>, apart: bool) -> Bands {
+        let info = &source.tensor.info;
+        let ([row_len, rows_per_matrix, matrices, _], rows) = (info.shape.four(), info.shape.rows());
+        Bands {
+            next: 0,
+            rows,
+            rows_per_band: (BAND_WEIGHTS / row_len).clamp(1, rows),
+            rows_per_matrix,
+            matrices,
+            apart,
+        }
+    }
+}
+
+impl Iterator for Bands {
+    type Item = (Range<u64>, usize);
+
+    fn next(&mut self) -> Option<(Range<u64>, usize)> {
+        let first = self.next;
+        if first >= self.rows {
+            return None;
+        }
+        let matrix = first / self.rows_per_matrix;
+        let mut end = (first + self.rows_per_band).min(self.rows);
+        if self.apart {
+            end = end.min((matrix + 1) * self.rows_per_matrix);
+        }
+        self.next = end;
+        Some((first..end, (matrix % self.matrices) as usize))
+    }
+}
+
 fn without_imatrix(tensor: &PlannedTensor) -> Problem {
     let target = tensor.chosen.target;
     Problem::of(
@@ -90,6 +173,17 @@ impl<'p> Sink<'p> {
     /// What a tensor becomes here.
     fn target(&self, index: usize) -> GgmlType {
         self.output.tensors[index].chosen.target
+    }
+
+    /// Those blocks of a tensor that are there already.
+    fn rounded(&self, index: usize) -> Option<&'p Rounded> {
+        let planned = &self.output.tensors[index];
+        self.output.rounded.as_ref().filter(|rounded| rounded.has(&planned.name))
+    }
+
+    /// Whether errors of a tensor are fed back here.
+    fn feeds_back(&self, index: usize) -> bool {
+        self.output.tensors[index].has_feedback && self.rounded(index).is_none()
     }
 
     /// Adds what was proved of some rows of a tensor.
@@ -141,37 +235,43 @@ struct Making<'b> {
 fn stream(from: From<'_>, sinks: &mut [Sink<'_>], progress: &dyn Progress) -> Result<()> {
     let From { index, source, input, feedback } = from;
     let info = &source.tensor.info;
-    let ([row_len, rows_per_matrix, matrices, _], rows) = (info.shape.four(), info.shape.rows());
+    let row_len = info.shape.row_len();
     let path = input.path_of(source.tensor);
-    let feedback = feedback.filter(|_| sinks.iter().any(|sink| sink.output.tensors[index].has_feedback));
+    let feedback = feedback.filter(|_| sinks.iter().any(|sink| sink.feeds_back(index)));
     let mut buffer = Vec::new();
-    let rows_per_band = (BAND_WEIGHTS / row_len).clamp(1, rows);
-    let mut first_row = 0;
-    while first_row < rows {
+    // Each matrix has inputs of its own.
+    for (rows, matrix) in Bands::new(source, feedback.is_some()) {
         if progress.cancelled() {
             return Err(Error::Cancelled);
         }
-        let mut end = (first_row + rows_per_band).min(rows);
-        let matrix = first_row / rows_per_matrix;
-        let mut inputs = None;
-        if let Some(feedback) = feedback {
-            // Each matrix has inputs of its own.
-            end = end.min((matrix + 1) * rows_per_matrix);
-            inputs = feedback.inputs(&info.name, (matrix % matrices) as usize, row_len as usize)?;
-        }
-        let rows_here = first_row..end;
-        let (mut before, mut now) = (Vec::new(), Vec::new());
+        let inputs = match feedback {
+            Some(feedback) => feedback.inputs(&info.name, matrix, row_len as usize)?,
+            None => None,
+        };
+        let (mut before, mut now, mut given) = (Vec::new(), Vec::new(), Vec::new());
         let mut proofs = vec![Proof::default(); sinks.len()];
         for (sink, proof) in sinks.iter_mut().zip(&mut proofs) {
-            let feedback = sink.output.tensors[index].has_feedback;
-            now.push(Making { target: sink.target(index), band: &mut sink.band, feedback, proof });
+            let (target, feedback) = (sink.target(index), sink.feeds_back(index));
+            match sink.rounded(index) {
+                Some(rounded) => {
+                    let row_bytes = target.row_bytes(row_len).unwrap_or(0);
+                    sink.band.resize((row_bytes * (rows.end - rows.start)) as usize, 0);
+                    given.push((rounded, row_bytes * rows.start, &mut sink.band));
+                    // Of the whole tensor.
+                    if rows.start == 0 {
+                        *proof = rounded.proof(&source.name).copied().unwrap_or_default();
+                    }
+                }
+                None => now.push(Making { target, band: &mut sink.band, feedback, proof }),
+            }
             before.push((&mut sink.files, sink.shard, &mut sink.ready));
         }
         let (written, made) = rayon::join(
             || before.into_iter().try_for_each(|(files, shard, ready)| write_ready(files, shard, ready)),
             || {
-                let raw = input.read(source.tensor, rows_here.clone(), &mut buffer)?;
-                quantize_band((source, inputs.as_deref()), path, raw, first_row, now, progress)?;
+                let raw = input.read(source.tensor, rows.clone(), &mut buffer)?;
+                quantize_band((source, inputs.as_deref()), path, raw, rows.start, now, progress)?;
+                given.into_iter().try_for_each(|(rounded, at, band)| rounded.read(&source.name, at, band))?;
                 Ok::<_, Error>(raw)
             },
         );
@@ -189,8 +289,7 @@ fn stream(from: From<'_>, sinks: &mut [Sink<'_>], progress: &dyn Progress) -> Re
             }
         }
         progress.advance(raw.len() as u64);
-        first_row = rows_here.end;
-        input.release(source.tensor, rows_here);
+        input.release(source.tensor, rows);
     }
     Ok(())
 }

@@ -1,0 +1,165 @@
+//! What a matrix meets in the model as it is, beside what it meets behind matrices that are rounded already: how much the
+//! one can be told from the other.
+
+use super::collect::TOGETHER;
+use super::sample::Sample;
+use super::store::symmetric;
+use super::sums::{Kind, Rows, Work, panel_numbers, rows};
+use super::{SAMPLE, is_held_out};
+use crate::model::Turns;
+use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
+
+/// Sums over pairs of activations, while chunks go through both models: from several threads, in the order of the chunks.
+pub(crate) struct Pairs {
+    columns: usize,
+    chunks: usize,
+    turn: Mutex<Turn>,
+    work: Work,
+    /// Panels of the squares, then of the products of the differences.
+    panels: [Range<usize>; 2],
+}
+
+struct Turn {
+    turns: Turns<[Vec<f32>; 2]>,
+    /// Differences that are not yet enough for a product, and the activations that belong to them.
+    waiting: [Vec<f32>; 2],
+    rows: u64,
+    /// Rows of both, one behind the other.
+    sample: Sample,
+}
+
+/// What was summed of pairs of activations: `x` of the model as it is, `z` of the rounded one.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Paired {
+    /// The length `n` of an input row.
+    pub columns: usize,
+    /// Rows that were summed.
+    pub rows: u64,
+    /// The mean of `z z^T`: `[n, n]`.
+    pub mean: Vec<f32>,
+    /// The mean of `(x - z) z^T`: `[n, n]`.
+    pub cross: Vec<f32>,
+    /// `x` and `z` of rows that were not summed: `[k, n]` each; `k` is 0 where there was a single chunk.
+    pub samples: [Vec<f32>; 2],
+}
+
+impl Pairs {
+    /// For so many chunks of activations of `columns` channels.
+    pub(crate) fn new(columns: usize, chunks: usize) -> Pairs {
+        let work = Work::default();
+        let panels = [Kind::Square, Kind::Cross].map(|kind| work.begin(columns, kind));
+        let turn =
+            Turn { turns: Turns::default(), waiting: [Vec::new(), Vec::new()], rows: 0, sample: Sample::new(SAMPLE) };
+        Pairs { columns, chunks, turn: Mutex::new(turn), work, panels }
+    }
+
+    /// Bytes that the sums of so many channels take, with what is made of them.
+    pub(crate) fn bytes(columns: usize) -> u64 {
+        4 * (panel_numbers(columns) + 3 * columns * columns) as u64
+    }
+
+    /// What a matrix is about to meet of a chunk: in the model as it is, and in the rounded one. `[positions, columns]`
+    /// both.
+    pub(crate) fn add(&self, chunk: usize, of_original: Vec<f32>, of_rounded: Vec<f32>) {
+        let mut turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let turn = &mut *turn;
+        turn.turns.put(chunk, [of_original, of_rounded]);
+        while let Some((chunk, [mut x, z])) = turn.turns.pop() {
+            if is_held_out(chunk, self.chunks) {
+                for (x, z) in x.chunks_exact(self.columns).zip(z.chunks_exact(self.columns)) {
+                    turn.sample.offer(&[x, z].concat(), 2 * self.columns);
+                }
+                continue;
+            }
+            x.iter_mut().zip(&z).for_each(|(x, z)| *x -= z);
+            turn.rows += (z.len() / self.columns) as u64;
+            for (waiting, new) in turn.waiting.iter_mut().zip([x, z]) {
+                if waiting.is_empty() { *waiting = new } else { waiting.extend(new) }
+            }
+            if turn.waiting[1].len() >= TOGETHER * self.columns {
+                self.flush(turn);
+            }
+        }
+    }
+
+    /// Adds what is queued, as far as other threads leave something.
+    pub(crate) fn help(&self) {
+        self.work.help();
+    }
+
+    fn flush(&self, turn: &mut Turn) {
+        let [differences, z] = turn.waiting.each_mut().map(|rows| Rows::new(std::mem::take(rows)));
+        if !z.is_empty() {
+            self.work.add(self.panels[0].clone(), [&z; 2]);
+            self.work.add(self.panels[1].clone(), [&differences, &z]);
+        }
+    }
+
+    /// What it comes to; on all threads of the pool that this is called in.
+    pub(crate) fn finish(self) -> Paired {
+        let mut turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        self.flush(&mut turn);
+        let panels = self.work.finish();
+        let count = turn.rows.max(1) as f64;
+        let mean = |of: &Range<usize>| -> Vec<f32> {
+            let sums = rows(&panels[of.clone()]).flatten();
+            sums.map(|sum| (f64::from(*sum) / count) as f32).collect()
+        };
+        let [squares, cross] = self.panels.each_ref().map(mean);
+        let n = self.columns;
+        let (kept, both) = std::mem::replace(&mut turn.sample, Sample::new(0)).finish();
+        debug_assert_eq!(both.len(), 2 * kept * n);
+        let of =
+            |first: usize| both.chunks_exact(2 * n).flat_map(|row| row[first..first + n].iter().copied()).collect();
+        Paired { columns: n, rows: turn.rows, mean: symmetric(&squares, n), cross, samples: [of(0), of(n)] }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::covariance::HELD_OUT;
+
+    #[test]
+    fn pairs_are_summed_in_their_order_and_some_held_out() {
+        const N: usize = 100;
+        const ROWS: usize = 40;
+        let mut state = 5u32;
+        let mut number = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 24) as f32 - 0.5
+        };
+        let chunks = HELD_OUT + 1;
+        let mut piece = || (0..ROWS * N).map(|_| number()).collect::<Vec<f32>>();
+        let all: Vec<[Vec<f32>; 2]> = (0..chunks).map(|_| [piece(), piece()]).collect();
+        let paired = |order: &mut dyn Iterator<Item = usize>| {
+            let pairs = Pairs::new(N, chunks);
+            order.for_each(|chunk| pairs.add(chunk, all[chunk][0].clone(), all[chunk][1].clone()));
+            pairs.finish()
+        };
+        let found = paired(&mut (0..chunks));
+        assert_eq!(found, paired(&mut (0..chunks).rev()));
+        let held = HELD_OUT - 1;
+        assert_eq!((found.rows, &found.samples), (((chunks - 1) * ROWS) as u64, &all[held]));
+        let summed = || (0..chunks).filter(|c| *c != held).flat_map(|c| all[c][0].chunks(N).zip(all[c][1].chunks(N)));
+        for (i, j) in [(0, 0), (3, 97), (97, 3), (N - 1, N - 2)] {
+            let mean = |of: &dyn Fn(&[f32], &[f32]) -> f64| {
+                summed().map(|(x, z)| of(x, z)).sum::<f64>() / ((chunks - 1) * ROWS) as f64
+            };
+            let square = mean(&|_, z| f64::from(z[i]) * f64::from(z[j]));
+            let cross = mean(&|x, z| f64::from(x[i] - z[i]) * f64::from(z[j]));
+            assert!((f64::from(found.mean[i * N + j]) - square).abs() < 1e-6, "{i} {j}");
+            assert!((f64::from(found.cross[i * N + j]) - cross).abs() < 1e-6, "{i} {j}");
+        }
+    }
+
+    #[test]
+    fn a_single_chunk_is_summed() {
+        let pairs = Pairs::new(2, 1);
+        pairs.add(0, vec![1.0, 2.0], vec![1.0, 1.0]);
+        let found = pairs.finish();
+        assert_eq!((found.mean, found.cross, found.rows), (vec![1.0; 4], vec![0.0, 0.0, 1.0, 1.0], 1));
+        assert_eq!(found.samples, [vec![], vec![]]);
+    }
+}
