@@ -1,7 +1,7 @@
 //! Rounding a tensor's rows with what is known of its inputs, and the proof that it was worth it.
 
 use super::{DAMPING, Factor, NoFactor, round_rows};
-use crate::covariance::{Identity, Paired, Store};
+use crate::covariance::{Identity, Paired, Pairs, Store};
 use crate::format;
 use crate::format::checkpoint::Key;
 use crate::format::types::GgmlType;
@@ -231,6 +231,11 @@ impl Inputs {
         }
         factor.divide(&mut cross, rayon::current_num_threads());
         Ok(Some(Inputs { factor, sample: of_rounded, moved: Some(Moved { map: cross, sample }) }))
+    }
+
+    /// What making those of so many columns takes at most: the sums of pairs, and then the factor beside what was made of them.
+    pub fn working_bytes(columns: u64) -> u64 {
+        Pairs::bytes(columns as usize).max(Factor::working_bytes(columns) + 4 * columns * columns)
     }
 
     /// Rounds rows of weights, `[rows, columns]`, with error feedback; and as the reference does where that has the smaller

@@ -77,11 +77,8 @@ pub enum Error {
 impl Error {
     /// Whether the same run, started again, would come to the same end.
     pub fn is_final(&self) -> bool {
-        use crate::model::Error as Model;
-        let passing =
-            |e: &Model| matches!(e, Model::Cancelled | Model::Spill(_) | Model::Convert(_) | Model::Format(_));
         match self {
-            Error::Model(error) => !passing(error),
+            Error::Model(error) => error.is_final(),
             Error::Convert(_) | Error::Format(_) => false,
             Error::NoWeights(_) | Error::NotFinite(_) | Error::Foreign(_) | Error::Imatrix { .. } => true,
         }

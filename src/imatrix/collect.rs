@@ -68,17 +68,11 @@ pub enum Error {
 impl Error {
     /// Whether the same run, started again, would come to the same end.
     pub fn is_final(&self) -> bool {
-        !matches!(
-            self,
-            Error::Snapshot(_)
-                | Error::Covariance(_)
-                | Error::Model(
-                    model::Error::Cancelled
-                        | model::Error::Spill(_)
-                        | model::Error::Convert(_)
-                        | model::Error::Format(_)
-                )
-        )
+        match self {
+            Error::Model(error) => error.is_final(),
+            Error::Snapshot(_) | Error::Covariance(_) => false,
+            _ => true,
+        }
     }
 }
 

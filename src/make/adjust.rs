@@ -34,6 +34,7 @@ pub(super) fn key(input: &Input<'_>, job: &Job, windows: &texts::Cut, scores: &S
     let scores = serde_json::to_vec(scores).unwrap_or_default();
     let key = resume::Job::new("make: adjusted").with_model(input)?.with("tokens", windows.evaluation_bytes());
     let key = key.with("calibration", windows.calibration_bytes()).with("scores", &scores);
+    let key = key.with("rounding", job.rounding().name().as_bytes());
     Ok(key.with("refine", &job.refine.to_le_bytes()).key())
 }
 

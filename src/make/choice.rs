@@ -1,8 +1,7 @@
-//! From scores to recipes, and from recipes to files.
+//! From scores to recipes.
 
 use super::{Error, Job, Opened, Result};
-use crate::feedback::{Feedback, Proved, Rounding};
-use crate::format::checkpoint::Key;
+use crate::feedback::Rounding;
 use crate::format::gguf::{DEFAULT_ALIGNMENT, Value, keys};
 use crate::format::types::GgmlType;
 use crate::frontier::{Measure, Scores};
@@ -11,8 +10,7 @@ use crate::plan::file_type::{CHOICES, FileType};
 use crate::plan::frontier::{
     Budget, Choice, Frontier, Item, LayerCache, Memory, Problem, Solution, Surroundings, spread,
 };
-use crate::plan::recipe::{Pattern, Wishes};
-use crate::progress::Progress;
+use crate::plan::recipe::Wishes;
 use crate::quantize::{self, ImatrixRequest, OutputRequest};
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
@@ -196,7 +194,7 @@ fn never_met(scores: &Scores) -> Option<String> {
 }
 
 /// A regular expression that this name alone matches.
-fn pattern(name: &str) -> String {
+pub(super) fn pattern(name: &str) -> String {
     format!("^{}$", name.replace('.', "\\."))
 }
 
@@ -240,7 +238,7 @@ fn presets(input: &Input<'_>, (job, can_run): (&Job, bool), scores: &Scores, ima
     // As llama-quantize rounds.
     let rounding = Rounding::Reference;
     // What cannot be run has no covariances.
-    let ours = if can_run { job.settings.rounding } else { Rounding::Reference };
+    let ours = if can_run { job.rounding() } else { Rounding::Reference };
     let of = |file_type: FileType| {
         let wishes = Wishes { file_type: Some(file_type), ..Wishes::default() };
         let path = job.directory.join("preset");
@@ -265,7 +263,7 @@ fn presets(input: &Input<'_>, (job, can_run): (&Job, bool), scores: &Scores, ima
     presets
 }
 
-fn request(
+pub(super) fn request(
     job: &Job,
     (imatrix, covariance): (Option<&Path>, Option<&Path>),
     outputs: Vec<OutputRequest>,
@@ -282,122 +280,6 @@ fn request(
         allow_requantize: job.allow_requantize,
         threads: job.threads,
         ..quantize::Job::default()
-    }
-}
-
-fn bytes_of(imatrix: &Path) -> Result<Vec<u8>> {
-    let io = |source| crate::format::Error::Io { path: imatrix.to_owned(), action: "read", source };
-    Ok(std::fs::read(imatrix).map_err(io)?)
-}
-
-/// Under which name and key it is kept that a file is written.
-fn kept_as(input: &Input<'_>, chosen: &Chosen, imatrix: &[u8], covariance: Option<Key>) -> Result<(String, Key)> {
-    let key = crate::resume::Job::new("make: file").with_model(input)?;
-    let key = key.with("covariance", covariance.as_ref().map_or(&[][..], |key| key));
-    let key = key.with("recipe", Choices::recipe_text(chosen).as_bytes());
-    let key = key.with("label", chosen.label.name().as_bytes()).with("imatrix", imatrix).key();
-    Ok((chosen.path.file_name().unwrap_or_default().to_string_lossy().into_owned(), key))
-}
-
-/// Under which name it is kept what rounding with error feedback did to a file.
-fn rounded_as(name: &str) -> String {
-    format!("{name}.rounding")
-}
-
-/// What rounding with error feedback did to each file, tensor by tensor.
-pub(super) fn proved(
-    input: &Input<'_>,
-    choices: &Choices,
-    (imatrix, feedback): (&Path, Option<&Feedback>),
-    kept: &super::Kept,
-) -> Result<Vec<Vec<Proved>>> {
-    let imatrix = bytes_of(imatrix)?;
-    let of = |chosen: &Chosen| {
-        let (name, key) = kept_as(input, chosen, &imatrix, feedback.map(|feedback| *feedback.key()))?;
-        Ok(kept.read(&rounded_as(&name), &key).unwrap_or_default())
-    };
-    choices.chosen.iter().map(of).collect()
-}
-
-fn is_there(chosen: &Chosen, kept: &super::Kept, name: &str, key: &Key) -> bool {
-    chosen.path.metadata().is_ok_and(|meta| meta.len() == chosen.file_bytes) && kept.has(name, key)
-}
-
-/// How many of the files an earlier run has written.
-pub(super) fn written(
-    input: &Input<'_>,
-    choices: &Choices,
-    (imatrix, covariance): (&Path, Option<Key>),
-    kept: &super::Kept,
-) -> Result<usize> {
-    let imatrix = bytes_of(imatrix)?;
-    let mut written = 0;
-    for chosen in &choices.chosen {
-        let (name, key) = kept_as(input, chosen, &imatrix, covariance)?;
-        written += usize::from(is_there(chosen, kept, &name, &key));
-    }
-    Ok(written)
-}
-
-/// Writes the files of all recipes that are not there yet, and `more`, from one pass over the model. Returns the former,
-/// all of them.
-pub(super) fn write(
-    input: &Input<'_>,
-    job: &Job,
-    choices: &Choices,
-    (imatrix, feedback): (&Path, Option<&Feedback>),
-    more: Vec<OutputRequest>,
-    kept: &super::Kept,
-    progress: &dyn Progress,
-) -> Result<Vec<PathBuf>> {
-    let imatrix_bytes = bytes_of(imatrix)?;
-    let rounding = if feedback.is_some() { Rounding::Feedback } else { Rounding::Reference };
-    let mut missing = Vec::new();
-    for chosen in &choices.chosen {
-        let (name, key) = kept_as(input, chosen, &imatrix_bytes, feedback.map(|feedback| *feedback.key()))?;
-        if !is_there(chosen, kept, &name, &key) {
-            missing.push((chosen, name, key));
-        }
-    }
-    let outputs = missing.iter().map(|(chosen, ..)| OutputRequest {
-        path: chosen.path.clone(),
-        wishes: wishes(chosen),
-        rounding,
-    });
-    let outputs: Vec<_> = outputs.chain(more).collect();
-    if !outputs.is_empty() {
-        let plan =
-            quantize::Plan::new(input, &request(job, (Some(imatrix), feedback.map(Feedback::directory)), outputs))?;
-        for (output, (chosen, ..)) in plan.outputs.iter().zip(&missing) {
-            let recipe: BTreeMap<_, _> = chosen.recipe.iter().map(|(name, t)| (&**name, *t)).collect();
-            for tensor in &output.tensors {
-                match recipe.get(&*tensor.name) {
-                    Some(t) if *t != tensor.chosen.target => {
-                        let (tensor, planned) = (tensor.name.clone(), tensor.chosen.target);
-                        return Err(Error::Recipe { tensor, chosen: *t, planned });
-                    }
-                    _ => {}
-                }
-            }
-        }
-        let proved = plan.run(progress)?;
-        for (proved, (_, name, key)) in proved.into_iter().zip(&missing) {
-            kept.write(&rounded_as(name), key, &proved)?;
-        }
-    }
-    for (_, name, key) in &missing {
-        kept.remember(name, key)?;
-    }
-    Ok(choices.chosen.iter().map(|chosen| chosen.path.clone()).collect())
-}
-
-fn wishes(chosen: &Chosen) -> Wishes {
-    // Names of tensors have no letters that a pattern could trip over, once their dots are quoted.
-    let of = |(name, t): &(String, GgmlType)| Some((Pattern::new(&pattern(name)).ok()?, *t));
-    Wishes {
-        file_type: Some(chosen.label),
-        overrides: chosen.recipe.iter().filter_map(of).collect(),
-        ..Wishes::default()
     }
 }
 

@@ -1,7 +1,7 @@
 //! What a run would do: counted from metadata, timed by trying a product and a few rows of every type on this machine.
 
-use super::choice::{self, Choices};
-use super::{IMATRIX, Job, Kept, Opened, Result, check, covariance_job, guess, imatrix_key, proof, scores_key};
+use super::choice::Choices;
+use super::{IMATRIX, Job, Kept, Opened, Result, check, covariance_job, files, guess, imatrix_key, proof, scores_key};
 use crate::covariance::Needs;
 use crate::feedback::Rounding;
 use crate::format::imatrix::Imatrix;
@@ -108,7 +108,7 @@ pub fn estimate(input: &Input<'_>, opened: Option<Opened<'_>>, job: &Job) -> Res
     let choices = Choices::new(input, model, job, (&budgets, variants), choices, imatrix_path.as_deref())?;
     let (written, measured) = match (&scores, &imatrix_path) {
         (Some(_), Some(path)) => {
-            let written = choice::written(input, &choices, (path, covariance), &kept)?;
+            let written = files::written(input, job, &choices, (path, covariance), &kept)?;
             let files: Vec<_> = choices.chosen.iter().map(|c| c.path.clone()).filter(|path| path.exists()).collect();
             let measured = match texts {
                 Some(windows) if written == choices.chosen.len() => proof::known(input, windows, &files, &kept)?,

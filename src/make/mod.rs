@@ -5,7 +5,7 @@
 //! imatrix    what every matrix is multiplied by
 //! scores     what every type would cost every tensor, in nats
 //! choice     a recipe for every budget
-//! files      all from one pass over the model
+//! files      all from one pass over the model, or each of one of its own over the text
 //! proof      their divergence on the evaluation text, beside what was predicted
 //! report     frontier.json, report.html, recipes
 //! ```
@@ -17,6 +17,7 @@ mod adjust;
 mod choice;
 mod compare;
 mod estimate;
+mod files;
 mod kept;
 mod proof;
 mod prove;
@@ -25,7 +26,7 @@ mod refine;
 mod texts;
 
 use crate::covariance::{self, Needs};
-use crate::feedback::{Factor, Feedback};
+use crate::feedback::{Feedback, Inputs, Rounding};
 use crate::format::checkpoint::Key;
 use crate::format::gguf::Value;
 use crate::format::imatrix::{Format, Imatrix};
@@ -44,6 +45,7 @@ use crate::resume::{self, Resume};
 use crate::tokenizer::Tokenizer;
 use crate::{evaluate, format};
 use choice::Choices;
+use files::Writing;
 use kept::Kept;
 use prove::Prover;
 use std::path::{Path, PathBuf};
@@ -79,6 +81,8 @@ pub struct Job {
     pub threads: usize,
     /// How the files are run that are written.
     pub options: crate::model::Options,
+    /// Whether each matrix is rounded for what it meets behind those that were rounded before it, where errors are fed back.
+    pub propagate: bool,
     /// Whether a model that is quantized already may be quantized anew.
     pub allow_requantize: bool,
     /// Presets of llama.cpp that are quantized and measured too.
@@ -89,6 +93,16 @@ pub struct Job {
     pub command: Option<String>,
     /// How often a long stage keeps what it has come to.
     pub keep_every: Duration,
+}
+
+impl Job {
+    /// How the weights of files are rounded.
+    pub fn rounding(&self) -> Rounding {
+        match (self.settings.rounding, self.propagate) {
+            (Rounding::Feedback, true) => Rounding::Propagated,
+            (rounding, _) => rounding,
+        }
+    }
 }
 
 /// What was done.
@@ -237,20 +251,27 @@ pub fn run(
     })?;
 
     let mut notes = choices.notes.clone();
+    let writing = Writing {
+        input,
+        job,
+        imatrix: &imatrix_path,
+        feedback,
+        propagated: opened.filter(|_| job.propagate).map(|(model, windows)| (model.engine, windows)),
+        kept: &kept,
+        progress,
+        tell,
+    };
     let (mut files, mut proven) = (Vec::new(), None);
     match opened {
         _ if job.frontier_only => {}
         Some((model, windows)) => {
-            let imatrix = (&imatrix, &*imatrix_path);
-            let prover = Prover { model, job, windows, imatrix, feedback, kept: &kept, progress };
+            let prover = Prover { model, windows, imatrix: &imatrix, writing };
             let all = prover.prove(&mut choices, &scores, &mut stages, &mut notes)?;
             files.clone_from(&all.files);
             proven = Some((all, windows));
         }
         None => {
-            let known = (&*imatrix_path, None);
-            let written = || choice::write(input, job, &choices, known, Vec::new(), &kept, progress);
-            files = stages.run("files", written)?;
+            files = stages.run("files", || writing.write(&choices, Vec::new()))?;
             notes.push("the model cannot be run here, so the files were not measured".into());
         }
     }
@@ -258,7 +279,7 @@ pub fn run(
     if let Some((proven, windows)) = proven {
         record::measured(&mut report, proven, windows);
         if feedback.is_some() {
-            record::rounded(&mut report, choice::proved(input, &choices, (&imatrix_path, feedback), &kept)?);
+            record::rounded(&mut report, job, writing.proved(&choices)?);
         }
     }
     report.stages = stages.0;
@@ -323,13 +344,13 @@ fn covariance_job(model: Opened<'_>, windows: &texts::Cut, kept: &Kept, needs: &
 }
 
 /// Memory that rounding with error feedback takes beside weights and activations: the sums of a layer while they are
-/// collected, or later the factor of the widest matrix.
+/// collected, or later what is made of the inputs of the widest matrix.
 pub fn rounding_bytes(engine: &Engine<'_>, input: &Input<'_>, context: usize) -> u64 {
     // As many chunks as fill the samples.
     let needs = Needs::of(engine, input, true, [covariance::HELD_OUT * covariance::SAMPLE, context]);
     let met = input.tensors.iter().filter(|t| covariance::wanted(&t.info.name, true) && t.info.shape.dims().len() > 1);
     let widest = met.map(|t| t.info.shape.row_len()).max().unwrap_or(0);
-    needs.memory.max(Factor::working_bytes(widest))
+    needs.memory.max(Inputs::working_bytes(widest))
 }
 
 /// The importance matrix, and what is known of the inputs of matrices where weights are rounded with it: those that an

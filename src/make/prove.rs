@@ -7,26 +7,21 @@
 //! refinement    where it is asked for: near-ties, measured end to end on calibration text
 //! ```
 
-use super::choice::{self, Choices};
+use super::choice::Choices;
+use super::files::Writing;
 use super::proof::{self, Found, Subject};
-use super::{Job, Kept, Opened, Result, Stages, adjust, compare, refine, texts};
-use crate::feedback::Feedback;
+use super::{Opened, Result, Stages, adjust, compare, refine, texts};
 use crate::format::imatrix::Imatrix;
 use crate::frontier::Scores;
 use crate::plan::file_type::FileType;
-use crate::progress::Progress;
-use crate::quantize::OutputRequest;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// What it takes to write files and measure them.
 pub(super) struct Prover<'p> {
     pub(super) model: Opened<'p>,
-    pub(super) job: &'p Job,
     pub(super) windows: &'p texts::Cut,
-    pub(super) imatrix: (&'p Imatrix, &'p Path),
-    pub(super) feedback: Option<&'p Feedback>,
-    pub(super) kept: &'p Kept,
-    pub(super) progress: &'p dyn Progress,
+    pub(super) imatrix: &'p Imatrix,
+    pub(super) writing: Writing<'p>,
 }
 
 /// What was measured.
@@ -48,11 +43,12 @@ impl Prover<'_> {
         stages: &mut Stages,
         notes: &mut Vec<String>,
     ) -> Result<Proven> {
-        let Prover { model, job, windows, imatrix, feedback, kept, progress } = *self;
+        let Prover { model, windows, imatrix, writing } = *self;
+        let Writing { job, feedback, kept, progress, .. } = writing;
         let key = &adjust::key(model.input, job, windows, scores)?;
         let mut adjusted = adjust::apply(job, choices, kept, key);
-        let compared = compare::Compared::new(model.input, job, choices, windows, imatrix.1, kept, notes)?;
-        let mut files = stages.run("files", || self.write(choices, compared.outputs()))?;
+        let compared = compare::Compared::new(model.input, job, choices, windows, writing.imatrix, kept, notes)?;
+        let mut files = stages.run("files", || writing.write(choices, compared.outputs()))?;
         let (mut found, presets) = stages.run("proof", || {
             let presets: Vec<_> = compared.presets.iter().map(|(_, subject)| subject.clone()).collect();
             let mut found = self.measure(&files, &presets)?;
@@ -83,7 +79,7 @@ impl Prover<'_> {
                 for index in open {
                     let recipe = (&*choices.chosen[index].solution.choices, &*files[index]);
                     let refined =
-                        refine::refine(model, job, &choices.problem, recipe, &chunks, (imatrix.0, feedback), progress)?;
+                        refine::refine(model, job, &choices.problem, recipe, &chunks, (imatrix, feedback), progress)?;
                     let note = refined.note(&choices.chosen[index].budget);
                     choices.set(job, index, &refined.choices);
                     adjust::keep(&mut adjusted, &choices.chosen[index], Some(note), kept, key)?;
@@ -103,7 +99,7 @@ impl Prover<'_> {
 
     /// Writes and measures what has changed, and removes the files that were there in its place.
     fn again(&self, choices: &Choices, before: &[PathBuf]) -> Result<(Vec<PathBuf>, Vec<Found>)> {
-        let files = self.write(choices, Vec::new())?;
+        let files = self.writing.write(choices, Vec::new())?;
         for old in before.iter().filter(|old| !files.contains(old)) {
             // Whoever cannot remove it can leave it: nothing refers to it any more.
             let _ = std::fs::remove_file(old);
@@ -112,16 +108,12 @@ impl Prover<'_> {
         Ok((files, found))
     }
 
-    fn write(&self, choices: &Choices, more: Vec<OutputRequest>) -> Result<Vec<PathBuf>> {
-        let known = (self.imatrix.1, self.feedback);
-        choice::write(self.model.input, self.job, choices, known, more, self.kept, self.progress)
-    }
-
     /// What is measured of the files, then of the presets.
     fn measure(&self, files: &[PathBuf], presets: &[Subject]) -> Result<Vec<Found>> {
+        let Writing { job, kept, progress, .. } = self.writing;
         let subjects = files.iter().map(|path| Subject::of_file(self.model.input, self.windows, path));
         let mut subjects = subjects.collect::<Result<Vec<_>>>()?;
         subjects.extend_from_slice(presets);
-        proof::measure(self.model, self.job, self.windows, &subjects, self.kept, self.progress)
+        proof::measure(self.model, job, self.windows, &subjects, kept, progress)
     }
 }

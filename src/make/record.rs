@@ -4,7 +4,7 @@ use super::choice::Choices;
 use super::proof::fit;
 use super::prove::Proven;
 use super::{Job, Result, texts, write_text};
-use crate::feedback::{Proof, Proved, spread};
+use crate::feedback::{Proof, Proved, Rounding, spread};
 use crate::format::gguf::{Value, keys};
 use crate::frontier::{Measure, Scores};
 use crate::input::Input;
@@ -166,7 +166,7 @@ fn file(chosen: &super::choice::Chosen) -> data::File {
 }
 
 /// Adds what rounding with error feedback did, for each file in the order of the budgets.
-pub(super) fn rounded(report: &mut data::Frontier, proved: Vec<Vec<Proved>>) {
+pub(super) fn rounded(report: &mut data::Frontier, job: &Job, proved: Vec<Vec<Proved>>) {
     let ratios: Vec<f64> = proved.iter().flatten().filter_map(|proved| proved.proof.ratio()).collect();
     for (file, proved) in report.files.iter_mut().zip(proved) {
         let of = |proved: Proved| {
@@ -177,12 +177,16 @@ pub(super) fn rounded(report: &mut data::Frontier, proved: Vec<Vec<Proved>>) {
         };
         file.rounding = proved.into_iter().map(of).collect();
     }
+    let how = match job.rounding() {
+        Rounding::Propagated => "error feedback, each matrix behind those that were rounded before it",
+        _ => "error feedback",
+    };
     let value = match spread(&ratios) {
         Some([mean, least, most]) => format!(
-            "error feedback; on held-out text the errors of products are {mean:.2} times those of plain rounding \
-             ({least:.2} to {most:.2}, tensor by tensor)"
+            "{how}; on held-out text the errors of products are {mean:.2} times those of plain rounding ({least:.2} to \
+             {most:.2}, tensor by tensor)"
         ),
-        None => "error feedback".into(),
+        None => how.into(),
     };
     report.settings.push(data::Setting { name: "rounding".into(), value });
 }

@@ -92,6 +92,13 @@ pub enum Error {
     Cancelled,
 }
 
+impl Error {
+    /// Whether the same run, started again, would come to the same end.
+    pub fn is_final(&self) -> bool {
+        !matches!(self, Error::Cancelled | Error::Spill(_) | Error::Convert(_) | Error::Format(_))
+    }
+}
+
 /// Result of this module.
 pub type Result<T> = std::result::Result<T, Error>;
 

@@ -139,6 +139,15 @@ impl From<crate::model::Error> for Error {
 }
 
 impl Error {
+    /// Whether the same run would only fail again in the same way.
+    pub fn is_final(&self) -> bool {
+        match self {
+            Error::BadInput { .. } | Error::Overflow { .. } | Error::Inputs { .. } | Error::Impossible(_) => true,
+            Error::Model(error) => error.is_final(),
+            Error::Format(_) | Error::Convert(_) | Error::Cancelled => false,
+        }
+    }
+
     /// A reason that concerns no single tensor.
     fn impossible(reason: impl Into<String>) -> Error {
         Error::Impossible(vec![Problem::of("", reason)])
