@@ -21,7 +21,9 @@ TYPES = os.environ.get("TYPES", "q4_0 q4_1 q5_0 q5_1 q8_0 q1_0 q2_0 tq1_0 tq2_0 
 COUNTS = [int(count) for count in os.environ.get("COUNTS", "5000 20000 80000 320000").split()]
 COUNTED_TYPES = ["q4_K", "q2_K", "iq2_s"]
 EXPERT_TYPES = ["q4_K", "q2_K", "iq2_s"]
-ROUNDINGS = ["reference", "feedback"]
+ROUNDINGS = ["reference", "feedback", "propagated"]
+# How `make` is told.
+MAKE = {"reference": ["--rounding", "reference"], "feedback": ["--no-propagate"], "propagated": []}
 # The most of the reference's divergence that each is to have.
 TARGETS = {"q4_K": 0.45, "q2_K": 0.55, **dict.fromkeys(["iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s"], 0.7)}
 
@@ -33,6 +35,8 @@ class Bench:
         self.quantier, self.reference = options.quantier.resolve(), options.reference
         self.work, self.texts = options.work.resolve(), options.texts
         self.model = Path("testdata/refmodel-f16.gguf").resolve()
+        # By directory, what its covariances are of: texts, and the most chunks of each.
+        self.sources = {}
         for name in [*KINDS, *OTHERS]:
             if not self.text(name).exists():
                 fail(f"{self.text(name)}: there is no such file; name a directory of texts")
@@ -51,6 +55,7 @@ class Bench:
     def collected(self, name, model, texts, *more):
         """Importance matrix and covariances of texts, in a directory; and how many tokens these had."""
         folder = self.work / name
+        self.sources[folder] = (texts, more)
         log = folder / "log.txt"
         if not log.exists():
             folder.mkdir(exist_ok=True)
@@ -66,15 +71,18 @@ class Bench:
         path = collected / f"{kind}-{rounding}.gguf"
         plan = path.with_suffix(".json")
         if not path.exists():
-            feedback = ["--rounding", "feedback", "--covariance", collected / "covariance"]
+            feedback = [] if rounding == "reference" else ["--rounding", "feedback", "--covariance", collected / "covariance"]
+            if rounding == "propagated":
+                texts, more = self.sources[collected]
+                feedback += [*(part for text in texts for part in ("--propagate", text)), "-c", CTX, *more]
             plan.write_text(run([self.quantier, "quantize", "--imatrix", collected / "imatrix.gguf",
-                                 *(feedback if rounding == "feedback" else []), "--token-embedding-type", embeddings,
+                                 *feedback, "--token-embedding-type", embeddings,
                                  "--output-tensor-type", kind, "--tensor-type", f"^blk={kind}", "--no-fallback", "--json",
                                  model, path, "Q8_0", THREADS]).stdout)
         output = json.loads(plan.read_text().splitlines()[-1])["outputs"][0]
         matrices = [t for t in output["tensors"] if len(t["shape"]) > 1 and t["role"] not in ("token_embd", "other")
                     and "ffn_gate_inp" not in t["name"]]
-        wrong = [t["name"] for t in matrices if t["to"].lower() != kind.lower() or t["feedback"] != (rounding == "feedback")]
+        wrong = [t["name"] for t in matrices if t["to"].lower() != kind.lower() or t["feedback"] != (rounding != "reference")]
         if wrong or not matrices:
             fail(f"{path.name}: {wrong[:3]} are not {kind}, rounded with {rounding}")
         return path, output
@@ -120,22 +128,25 @@ def types(bench):
           f"chunk of eight is held out. Judged on the first {WIKI_BYTES // 1000} kB of wiki ({rows['wiki']} tokens) and the last "
           f"{JUDGED_BYTES // 1000} kB of code ({rows['code']}) and of multilingual ({rows['multilingual']}). All matrices of the layers and the "
           "output matrix are in the type; the token embeddings stay in F16, since rounding with feedback does not reach them. "
-          f"Mean KL divergence in nats, both with the same importance matrix: `reference`, then `feedback`; standard errors are "
+          f"Mean KL divergence in nats, all with the same importance matrix: as the reference rounds, with feedback, and the same "
+          f"one behind the other (`--propagate`, the same texts); then what is left of the first, and of feedback alone. Standard errors are "
           f"{errors(found)} of them.\n")
-    lines, ratios, worse, missed = [], {text: [] for text in rows}, [], []
+    lines, ratios, worse, missed = [], {(text, of): [] for of in ROUNDINGS[:2] for text in rows}, [], []
     for kind in TYPES:
-        theirs, ours = (found[files[kind, rounding]] for rounding in ROUNDINGS)
+        theirs, alone, ours = (found[files[kind, rounding]] for rounding in ROUNDINGS)
         line = [kind]
         for text in rows:
-            ratio = ours[text][0] / theirs[text][0]
-            ratios[text].append(ratio)
+            ratio, again = (ours[text][0] / of[text][0] for of in (theirs, alone))
+            ratios[text, "reference"].append(ratio)
+            ratios[text, "feedback"].append(again)
             worse += [f"{kind} on {text}"] if ratio > 1 else []
+            worse += [f"{kind} on {text} (than feedback)"] if again > 1 else []
             missed += [f"{kind} on {text} ({ratio:.3f})"] if ratio > TARGETS.get(kind, 1) else []
-            line += [nats(theirs[text]), nats(ours[text]), f"{ratio:.3f}"]
+            line += [nats(of[text]) for of in (theirs, alone, ours)] + [f"{ratio:.3f}", f"{again:.3f}"]
         lines.append(line)
-    table(["type", *(head for text in rows for head in (text, "feedback", "ratio"))], lines)
-    print("Geometric means of the ratios: " + ", ".join(f"{text} **{geometric_mean(r):.3f}**" for text, r in ratios.items())
-          + f". Worse than the reference: {', '.join(worse) or 'none'}. Above its target (q4_K 0.45, q2_K 0.55, i-quants of 2 and "
+    table(["type", *(head for text in rows for head in (text, "feedback", "propagated", "left", "of feedback"))], lines)
+    print("Geometric means: " + ", ".join(f"{text} of the {of} **{geometric_mean(r):.3f}**" for (text, of), r in ratios.items())
+          + f". Worse: {', '.join(worse) or 'none'}. Above its target (q4_K 0.45, q2_K 0.55, i-quants of 2 and "
           f"3 bits 0.7): {', '.join(missed) or 'none'}.\n", flush=True)
 
 
@@ -165,15 +176,14 @@ def tokens(bench):
     for kind in COUNTED_TYPES:
         for count in COUNTS:
             line = [kind, str(sets[count][1])]
-            theirs, ours = (found[files[count, kind, rounding]] for rounding in ROUNDINGS)
+            all_three = [found[files[count, kind, rounding]] for rounding in ROUNDINGS]
             # Every chunk has as many positions, so the mean over texts weighs them by their chunks.
             weights = {k: rows[k] for k in KINDS}
             mean = lambda of: sum(of[k][0] * w for k, w in weights.items()) / sum(weights.values())
-            for a, b in [(mean(theirs), mean(ours)), *((theirs[text][0], ours[text][0]) for text in OTHERS)]:
-                line += [f"{a:.5f}", f"{b:.5f}", f"{b / a:.3f}"]
+            for a, b, c in [[mean(of) for of in all_three], *([of[text][0] for of in all_three] for text in OTHERS)]:
+                line += [f"{a:.5f}", f"{b:.5f}", f"{c:.5f}", f"{c / a:.3f}"]
             lines.append(line)
-    table(["type", "tokens", "same kinds", "feedback", "ratio", "wiki", "feedback", "ratio", "groups_merged", "feedback", "ratio"],
-          lines)
+    table(["type", "tokens", *(head for text in ("same kinds", *OTHERS) for head in (text, "feedback", "propagated", "left"))], lines)
 
 
 def experts(bench):
@@ -190,8 +200,8 @@ def experts(bench):
         kept = folder / "frontier.json"
         if not kept.exists():
             named = [part for text in calibration for part in ("-f", text)]
-            run([bench.quantier, "make", model, *named, "--eval", texts[0], "--bpw", "4.5", "--rounding", rounding, "-c", CTX,
-                 "-t", THREADS, "--score-chunks", 8, "-o", folder])
+            run([bench.quantier, "make", model, *named, "--eval", texts[0], "--bpw", "4.5", *MAKE[rounding], "-c", CTX, "-t", THREADS,
+                 "--score-chunks", 8, "-o", folder])
         frontiers[rounding] = json.loads(kept.read_text())
         files["make --bpw 4.5", rounding] = folder / frontiers[rounding]["files"][0]["name"]
     found, rows = bench.divergences("experts", model, files.values(), texts)
@@ -201,12 +211,12 @@ def experts(bench):
           f"divergence in nats, standard errors {errors(found)} of it.\n")
     lines = []
     for kind in dict.fromkeys(kind for kind, _ in files):
-        theirs, ours = (found[files[kind, rounding]] for rounding in ROUNDINGS)
+        all_three = [found[files[kind, rounding]] for rounding in ROUNDINGS]
         line = [f"`{kind}`" if " " in kind else kind]
         for text in rows:
-            line += [nats(theirs[text]), nats(ours[text]), f"{ours[text][0] / theirs[text][0]:.3f}"]
-        lines.append(line + ["yes" if loads(bench, files[kind, "feedback"]) else "NO"])
-    table(["files", *(head for text in rows for head in (text, "feedback", "ratio")), "llama.cpp runs it"], lines)
+            line += [nats(of[text]) for of in all_three] + [f"{all_three[2][text][0] / all_three[0][text][0]:.3f}"]
+        lines.append(line + ["yes" if loads(bench, files[kind, "propagated"]) else "NO"])
+    table(["files", *(head for text in rows for head in (text, "feedback", "propagated", "left")), "llama.cpp runs it"], lines)
 
 
 def loads(bench, path):
@@ -224,11 +234,11 @@ def make(bench):
         for rounding in ROUNDINGS:
             folder = bench.work / f"make-{budget[1]}-{rounding}"
             if not (folder / "frontier.json").exists():
-                run([bench.quantier, "make", "testdata/refmodel", *budget, "--rounding", rounding, "-t", THREADS, "-o", folder])
+                run([bench.quantier, "make", "testdata/refmodel", *budget, *MAKE[rounding], "-t", THREADS, "-o", folder])
             frontier = json.loads((folder / "frontier.json").read_text())
             stages[f"{' '.join(budget)}, {rounding}"] = frontier["stages"]
             file = frontier["files"][0]
-            print(f"- `{' '.join(budget)} --rounding {rounding}`: {file['bytes']} bytes, {file['measured']['kld']:.6f} nats")
+            print(f"- `{' '.join([*budget, *MAKE[rounding]])}`: {file['bytes']} bytes, {file['measured']['kld']:.6f} nats")
     print(flush=True)
     stages_table(stages)
 

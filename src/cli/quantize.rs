@@ -60,6 +60,9 @@ pub struct Args {
     /// Tokens in a chunk of the text for --propagate
     #[arg(short, long, value_name = "N", default_value_t = 512)]
     ctx_size: usize,
+    /// The most chunks of each text for --propagate; all without it
+    #[arg(long, value_name = "N")]
+    chunks: Option<usize>,
     /// Memory for the weights and activations of --propagate, in MiB; activations beyond it go to a temporary file
     #[arg(long, value_name = "MIB")]
     max_memory: Option<u64>,
@@ -177,13 +180,13 @@ pub fn run(args: Args, matches: &clap::ArgMatches) -> anyhow::Result<ExitCode> {
         show(&plan, &job, json, None)?;
         return Ok(ExitCode::SUCCESS);
     }
-    warn(&plan);
-    if !propagation.texts.is_empty() {
-        propagation.round(&mut plan, &job, &input)?;
-    }
-    let bar = Bar::new();
-    let proved = plan.run(&bar)?;
-    drop(bar);
+    let proved = match propagation.texts.is_empty() {
+        true => {
+            warn(&plan);
+            plan.run(&Bar::new())?
+        }
+        false => propagation.run(&mut plan, &job, &input)?,
+    };
     show(&plan, &job, json, Some(&proved))?;
     Ok(ExitCode::SUCCESS)
 }
@@ -192,31 +195,35 @@ pub fn run(args: Args, matches: &clap::ArgMatches) -> anyhow::Result<ExitCode> {
 struct Propagated {
     texts: Vec<PathBuf>,
     ctx_size: usize,
+    chunks: Option<usize>,
     max_memory: Option<u64>,
 }
 
 impl Propagated {
     fn new(args: &Args) -> Propagated {
-        Propagated { texts: args.propagate.clone(), ctx_size: args.ctx_size, max_memory: args.max_memory }
+        let Args { ctx_size, chunks, max_memory, .. } = *args;
+        Propagated { texts: args.propagate.clone(), ctx_size, chunks, max_memory }
     }
 
-    /// Rounds what the text goes through.
-    fn round(&self, plan: &mut Plan<'_>, job: &Job, input: &Input<'_>) -> anyhow::Result<()> {
+    /// Takes the text through the model for every output, and then writes them.
+    fn run(&self, plan: &mut Plan<'_>, job: &Job, input: &Input<'_>) -> anyhow::Result<Vec<Vec<Proved>>> {
         let max_memory = self.max_memory.map(|mib| mib.saturating_mul(1 << 20));
         let options = Options { threads: job.threads, max_memory, ..Options::default() };
         let opened = open(&job.input, input, &options)?;
         let mut chunks = Vec::new();
         for path in &self.texts {
             let tokens = opened.tokenizer.encode(&read_text(path)?, true, false);
-            let windows = Windows::of_text(&tokens, self.ctx_size, None, opened.chunk_bos());
+            let windows = Windows::of_text(&tokens, self.ctx_size, self.chunks, opened.chunk_bos());
             let windows = windows.with_context(|| path.display().to_string())?;
             chunks.extend((0..windows.chunks()).map(|chunk| windows.input(chunk)));
         }
+        warn(plan);
         let with = Propagation { engine: &opened.engine, chunks: &chunks, file: None, resume: None };
+        let bar = Bar::new();
         for output in 0..plan.outputs.len() {
-            plan.propagate(output, &with, &Bar::new())?;
+            plan.propagate(output, &with, &bar)?;
         }
-        Ok(())
+        Ok(plan.run(&bar)?)
     }
 }
 

@@ -50,11 +50,11 @@ pub struct Feedback {
 
 /// What is known of the inputs of one matrix.
 pub struct Inputs {
-    factor: Factor,
+    factor: Arc<Factor>,
     /// Rows that the factor has not seen: `[rows, columns]`.
-    sample: Vec<f32>,
+    sample: Arc<Vec<f32>>,
     /// What is known of the inputs of the matrix as it is, if the rounded one has others.
-    moved: Option<Moved>,
+    moved: Option<Arc<Moved>>,
 }
 
 /// Of a matrix that meets `x`, and whose rounded form meets `z`, since what is before it was rounded too.
@@ -190,7 +190,8 @@ impl Feedback {
             )));
         }
         let factor = factored(&of.mean, columns, of.rows).map_err(|error| bad(error.to_string()))?;
-        let inputs = factor.map(|factor| Arc::new(Inputs { factor, sample: of.sample, moved: None }));
+        let inputs =
+            factor.map(|factor| Arc::new(Inputs { factor: factor.into(), sample: of.sample.into(), moved: None }));
         *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some((identity, inputs.clone()));
         Ok(inputs)
     }
@@ -230,7 +231,14 @@ impl Inputs {
             return Err(NoFactor::NotFinite { row: at / columns, column: at % columns });
         }
         factor.divide(&mut cross, rayon::current_num_threads());
-        Ok(Some(Inputs { factor, sample: of_rounded, moved: Some(Moved { map: cross, sample }) }))
+        let moved = Some(Moved { map: cross, sample }.into());
+        Ok(Some(Inputs { factor: factor.into(), sample: of_rounded.into(), moved }))
+    }
+
+    /// Of one expert, of whose own inputs in the model as it is these are, with what `all` positions tell of what the rounded
+    /// experts meet. The held-out rows are those of all positions.
+    pub fn moved_as(&self, all: &Inputs) -> Inputs {
+        Inputs { factor: self.factor.clone(), sample: all.sample.clone(), moved: all.moved.clone() }
     }
 
     /// What making those of so many columns takes at most: the sums of pairs, and then the factor beside what was made of them.
@@ -276,7 +284,7 @@ impl Inputs {
 
     /// The sum of the squares of the products of rows of weights with inputs that were held out.
     pub fn power(&self, weights: &[f32]) -> f64 {
-        let sample = self.moved.as_ref().map_or(&self.sample, |moved| &moved.sample);
+        let sample = self.moved.as_ref().map_or(self.sample.as_slice(), |moved| moved.sample.as_slice());
         squares(&self.products(weights, sample))
     }
 

@@ -31,8 +31,8 @@ impl Plan<'_> {
     /// Rounds the matrices of an output that errors can be fed back in, layer by layer and within a layer step by step, for
     /// what they meet behind those that were rounded before. [`Plan::run`] then writes what this has come to.
     ///
-    /// The experts of a layer, and an output matrix that is the embedding too, are rounded for what they meet in the model as
-    /// it is.
+    /// The last matrices of experts, and an output matrix that is the embedding too, are rounded for what they meet in the
+    /// model as it is.
     ///
     /// # Errors
     /// Those of running the model and of rounding; activations that are not finite.
@@ -97,12 +97,6 @@ impl Pass<'_> {
         self.plan.outputs[self.output].tensors[index].has_feedback
     }
 
-    /// Whether a tensor is rounded by what it meets in this pass. Experts are not: each meets a few positions only, and
-    /// not those that it would meet in the model as it is.
-    fn is_paired(&self, index: usize) -> bool {
-        self.feeds_back(index) && self.plan.tensors[index].tensor.info.shape.four()[2] == 1
-    }
-
     /// Rounds what the first layer reads.
     fn round_tables(&self) -> Result<()> {
         for index in TABLES.iter().filter_map(|table| self.open(table)) {
@@ -111,16 +105,22 @@ impl Pass<'_> {
         Ok(())
     }
 
-    /// Rounds a tensor for these inputs, or for those of the model as it is.
-    fn round(&self, index: usize, inputs: Option<&Arc<Inputs>>) -> Result<Vec<u8>> {
+    /// Rounds a tensor for what it meets in this pass, or for what it meets in the model as it is. Each expert meets a few
+    /// positions only: its own are those of the model as it is, and all together tell how far the rounded one's are from them.
+    fn round(&self, index: usize, met: Option<&Arc<Inputs>>) -> Result<Vec<u8>> {
         let source = &self.plan.tensors[index];
-        let columns = source.tensor.info.shape.row_len() as usize;
-        let inputs_of = |matrix: usize| match (inputs, &self.plan.feedback) {
-            (Some(inputs), _) => Ok(Some(inputs.clone())),
-            (None, Some(feedback)) if self.feeds_back(index) => {
-                Ok(feedback.inputs(&source.tensor.info.name, matrix, columns)?)
+        let [columns, _, matrices, _] = source.tensor.info.shape.four();
+        let inputs_of = |matrix: usize| match (met, &self.plan.feedback) {
+            _ if !self.feeds_back(index) => Ok(None),
+            (Some(met), _) if matrices == 1 => Ok(Some(met.clone())),
+            (met, Some(feedback)) => {
+                let own = feedback.inputs(&source.tensor.info.name, matrix, columns as usize)?;
+                Ok(match (own, met) {
+                    (Some(own), Some(met)) => Some(Arc::new(own.moved_as(met))),
+                    (own, _) => own,
+                })
             }
-            _ => Ok(None),
+            (_, None) => Ok(None),
         };
         let (blocks, proof) = self.plan.round(index, self.output, &inputs_of, self.progress)?;
         self.rounded().add(&source.name, &blocks, proof)?;
@@ -136,7 +136,7 @@ impl Rounder for Pass<'_> {
     type Error = Error;
 
     fn wants(&self, tensors: &[String]) -> bool {
-        tensors.iter().filter_map(|name| self.open(name)).any(|index| self.is_paired(index))
+        tensors.iter().filter_map(|name| self.open(name)).any(|index| self.feeds_back(index))
     }
 
     fn rows(&self, table: &str, rows: &[u32], columns: usize, numbers: &mut [f32]) -> Result<()> {
@@ -170,8 +170,7 @@ impl Rounder for Pass<'_> {
         let mut replaced = Vec::new();
         for (number, name) in met.iter().chain(behind).enumerate() {
             let Some(index) = self.open(name) else { continue };
-            let paired = inputs.as_ref().filter(|_| number < met.len() && self.is_paired(index));
-            let blocks = self.round(index, paired)?;
+            let blocks = self.round(index, inputs.as_ref().filter(|_| number < met.len()))?;
             // Nothing is computed with the output matrix.
             if let Some(codec) = self.target(index).filter(|_| name.starts_with("blk.")) {
                 let mut weights = vec![0.0; self.plan.tensors[index].tensor.info.shape.elements() as usize];
