@@ -19,6 +19,7 @@ mod sums;
 pub(crate) use collect::Recorder;
 pub use collect::Written;
 pub use needs::Needs;
+pub(crate) use needs::input_of;
 pub use store::{Covariance, Identity, Store, clear, holds_others};
 
 use crate::format::checkpoint::Key;
