@@ -111,6 +111,7 @@ pub(crate) fn input_of(engine: &Engine<'_>, tensor: &Tensor<'_>, process_output:
     Some(name.replace("attn_k.", "attn_q.").replace("attn_v.", "attn_q.").replace("ffn_up", "ffn_gate"))
 }
 
+/// The distinct inputs of a model.
 fn distinct(engine: &Engine<'_>, input: &Input<'_>, process_output: bool) -> Vec<Distinct> {
     let mut found: BTreeMap<String, Distinct> = BTreeMap::new();
     for tensor in &input.tensors {
