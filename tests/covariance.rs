@@ -300,7 +300,7 @@ fn what_cannot_be_done_is_refused() {
     assert_eq!(files(&dir.join("b")).keys().collect::<Vec<_>>(), ["model.gguf"]);
     covariance::clear(&dir.join("nowhere")).unwrap();
 
-    let needs = Needs { files: u64::MAX, memory: 0, experts_apart: true };
+    let needs = Needs { files: u64::MAX, memory: 0, operations: 0.0, experts_apart: true };
     let error = needs.check(&job(&dir.join("new/deep"))).unwrap_err().to_string();
     assert!(error.contains("new/deep") && error.contains("free"), "{error}");
     assert!(!dir.join("new").exists());

@@ -2,6 +2,8 @@
 
 mod support;
 
+use quantier::feedback::Feedback;
+use quantier::format::covariance::{File, Head, INDEX, Index, Part, Writing, triangle, write};
 use quantier::format::safetensors;
 use quantier::tokenizer::{VocabKind, import};
 use serde_json::{Value, json};
@@ -88,6 +90,37 @@ fn fallback() -> Vec<u8> {
     )
 }
 
+/// Covariances of a plain matrix and of two experts, and the index of both, by their names.
+fn covariances() -> Vec<(String, Vec<u8>)> {
+    let dir = tempfile::tempdir().unwrap();
+    let key = [9; 32];
+    let of = |name: &str, columns: usize, rows: &[u64], parts: &[(Part, usize)]| {
+        let head = Head { key, columns, rows: rows.to_vec(), tensors: vec![format!("{name}.a"), format!("{name}.b")] };
+        let writing = |(part, rows): &(Part, usize)| {
+            let numbers: Vec<f32> = match part {
+                // The identity, so that it has a factor.
+                Part::Mean(_) => {
+                    (0..columns).flat_map(|i| (i..columns).map(move |j| f32::from(u8::from(i == j)))).collect()
+                }
+                Part::Sample(_) => (0..rows * columns).map(|i| i as f32 / 4.0).collect(),
+            };
+            assert!(matches!(part, Part::Sample(_)) || numbers.len() == triangle(columns));
+            Writing { part: *part, rows: *rows, pieces: Box::new(move |put| put(&numbers)) }
+        };
+        let parts: Vec<_> = parts.iter().map(writing).collect();
+        let file = format!("{name}.gguf");
+        let (checksum, _) = write(&dir.path().join(&file), &head, &parts).unwrap();
+        (file, checksum)
+    };
+    let plain = of("plain", 8, &[40], &[(Part::Mean(None), 0), (Part::Sample(None), 2)]);
+    let of_experts =
+        [(Part::Mean(None), 0), (Part::Mean(Some(1)), 0), (Part::Sample(None), 1), (Part::Sample(Some(1)), 16)];
+    let experts = of("experts", 3, &[2, 40], &of_experts);
+    Index { key, files: vec![plain, experts] }.write(dir.path()).unwrap();
+    let read = |name: &str| (format!("covariance/{name}"), std::fs::read(dir.path().join(name)).unwrap());
+    ["plain.gguf", "experts.gguf", INDEX].map(read).into()
+}
+
 #[test]
 fn the_seeds_are_current() {
     let seeds = [
@@ -103,8 +136,9 @@ fn the_seeds_are_current() {
         ("tokenizer_json/fallback.json", fallback()),
     ];
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds");
-    for (name, bytes) in seeds {
-        let path = dir.join(name);
+    let seeds = seeds.map(|(name, bytes)| (name.to_owned(), bytes));
+    for (name, bytes) in seeds.into_iter().chain(covariances()) {
+        let path = dir.join(&name);
         if std::env::var_os("QUANTIER_RENEW").is_some() {
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(&path, &bytes).unwrap();
@@ -117,6 +151,17 @@ fn the_seeds_are_current() {
 /// A seed that the first check refuses would lead the fuzzer nowhere.
 #[test]
 fn the_seeds_are_read_to_the_end() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, bytes) in covariances() {
+        std::fs::write(dir.path().join(Path::new(&name).file_name().unwrap()), bytes).unwrap();
+    }
+    let feedback = Feedback::open(dir.path()).unwrap();
+    assert_eq!(feedback.names().count(), 4);
+    assert!(
+        feedback.inputs("plain.a", 0, 8).unwrap().is_some() && feedback.inputs("experts.b", 1, 3).unwrap().is_some()
+    );
+    let sample = File::open(&dir.path().join("experts.gguf")).unwrap().read(Part::Sample(Some(1))).unwrap();
+    assert_eq!(sample.map(|numbers| numbers.len()), Some(48));
     assert_eq!(safetensors::parse(&tensors()).unwrap().tensors.len(), 3);
     for (name, kind, bytes, tokens) in [
         ("tokenizer.model", VocabKind::Gemma2, pieces(), 8),

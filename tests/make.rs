@@ -199,7 +199,41 @@ fn a_dry_run_counts_and_writes_nothing() {
     let stages = told["stages"].as_array().unwrap();
     assert!(stages.iter().all(|s| s["done"] == false) && stages.len() == 4, "{stages:?}");
     assert!(stages[1]["seconds"].as_f64().unwrap() > 0.0 && told["memory_bytes"].as_u64().unwrap() > 1 << 20);
+    // What error feedback takes, and what is left without it.
+    let stage = |told: &serde_json::Value, name: &str, of: &str| {
+        let stages = told["stages"].as_array().unwrap();
+        stages.iter().find(|s| s["name"] == name).map(|s| s[of].as_f64().unwrap_or(f64::from(u8::from(s[of] == true))))
+    };
+    let without = json(
+        dir.path(),
+        &format!("make m.gguf {SMALL} --bpw 4.5 --kld 0.01 --rounding reference -o out --dry-run --json"),
+    );
+    for name in ["importance matrix", "scores", "files"] {
+        assert!(stage(&told, name, "flops") > stage(&without, name, "flops"), "{name}: {told} {without}");
+    }
+    let tokens = told["calibration_tokens"].as_f64().unwrap();
+    let sums =
+        stage(&told, "importance matrix", "flops").unwrap() - stage(&without, "importance matrix", "flops").unwrap();
+    // Three inputs of 288 channels and one of 768 in each of six layers, and that of the output.
+    let squares = 6.0 * (3.0 * 288f64.powi(2) + 768f64.powi(2)) + 288f64.powi(2);
+    assert!((0.8..1.2).contains(&(sums / (tokens * squares))), "{sums} for {tokens} tokens");
+    assert_eq!(without["covariance_bytes"].as_u64(), Some(0));
     make(dir.path(), "--bpw 4.5 -o out");
+    let there: u64 = fs::read_dir(dir.path().join("out/work/covariance"))
+        .unwrap()
+        .map(|e| e.unwrap().metadata().unwrap().len())
+        .sum();
+    let bytes = told["covariance_bytes"].as_u64().unwrap();
+    assert!(there <= bytes && bytes < there + there / 4, "{bytes} were expected and {there} came");
+    // An importance matrix that is given has no covariances.
+    let given = |rounding: &str| {
+        let args = format!(
+            "make m.gguf {SMALL} --bpw 4.5 --imatrix out/imatrix.gguf --rounding {rounding} -o new --dry-run --json"
+        );
+        json(dir.path(), &args)
+    };
+    assert_eq!(stage(&given("feedback"), "importance matrix", "done"), Some(0.0));
+    assert_eq!(stage(&given("reference"), "importance matrix", "done"), None);
     let size = models(&dir.path().join("out"))[0].metadata().unwrap().len() as f64;
     let expected = told["files"][0][1].as_f64().unwrap();
     assert!((expected / size - 1.0).abs() < 0.02, "{expected} was expected and {size} came");

@@ -11,7 +11,7 @@ pub fn text(e: &Estimate) -> String {
             e.tensors, e.matrices, e.types, e.trials
         ),
         format!(
-            "tokens: {} for the importance matrix, {} to judge types on, {} to measure the files on",
+            "tokens: {} to calibrate, {} to judge types on, {} to measure the files on",
             e.calibration_tokens, e.scoring_tokens, e.evaluation_tokens
         ),
         String::new(),
@@ -35,9 +35,10 @@ pub fn text(e: &Estimate) -> String {
         });
     }
     lines.push(format!(
-        "disk: {} for files, {} for the importance matrix, up to {} in work/ while it runs",
+        "disk: {} for files, {} for the importance matrix, {} for covariances, up to {} more in work/ while it runs",
         size(e.files_bytes),
         size(e.imatrix_bytes),
+        size(e.covariance_bytes),
         size(e.work_bytes)
     ));
     if e.temporary_bytes > 0 {

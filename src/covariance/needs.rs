@@ -7,13 +7,13 @@ use super::{EXPERT_SAMPLE, Job, SAMPLE, is_held_out, wanted};
 use crate::format::covariance::triangle;
 use crate::format::{Error, Result};
 use crate::imatrix::sums::block;
-use crate::input::Input;
+use crate::input::{Input, Tensor};
 use crate::model::Engine;
 use std::collections::BTreeMap;
 use std::path::Path;
 
 /// What collecting the covariances of a model takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Needs {
     /// Bytes of all files, at most.
     pub files: u64,
@@ -21,6 +21,9 @@ pub struct Needs {
     pub memory: u64,
     /// Whether every expert can have a sum of its own. For a model without experts, it is `true`.
     pub experts_apart: bool,
+    /// Floating-point operations of the sums: `n^2` for each row of an input of `n` channels, and what panels do below the
+    /// diagonal.
+    pub operations: f64,
 }
 
 /// Sums of experts may take one part in so many of the memory allowed.
@@ -69,7 +72,10 @@ impl Needs {
             let means = (1 + apart) as u64 * numbers(triangle(input.columns));
             means + samples(input) + HEADER + OF_MATRIX * input.matrices as u64
         };
+        let operations =
+            |input: &Distinct| 2.0 * ((chunks - held_out) * seen(input)) as f64 * panel_numbers(input.columns) as f64;
         Needs {
+            operations: inputs.iter().map(operations).sum(),
             files: inputs.iter().map(file).sum(),
             memory: most(&|input| sums(input, experts_apart) + samples(input) + waiting(input)),
             experts_apart,
@@ -94,18 +100,25 @@ impl Needs {
     }
 }
 
-/// The distinct inputs, as far as names tell; too many rather than too few.
+/// The name of the input that the matrices of a tensor are multiplied by, as far as names tell: one too many rather than
+/// too few. `None` if its covariance is not collected.
+pub(crate) fn input_of(engine: &Engine<'_>, tensor: &Tensor<'_>, process_output: bool) -> Option<String> {
+    let name = &*tensor.info.name;
+    let met = block(name).map_or(name == engine.output_name(), |layer| (layer as usize) < engine.hyper.layers);
+    if !met || !name.ends_with(".weight") || tensor.info.shape.dims().len() < 2 || !wanted(name, process_output) {
+        return None;
+    }
+    Some(name.replace("attn_k.", "attn_q.").replace("attn_v.", "attn_q.").replace("ffn_up", "ffn_gate"))
+}
+
+/// The distinct inputs of a model.
 fn distinct(engine: &Engine<'_>, input: &Input<'_>, process_output: bool) -> Vec<Distinct> {
     let mut found: BTreeMap<String, Distinct> = BTreeMap::new();
     for tensor in &input.tensors {
-        let (name, dims) = (&*tensor.info.name, tensor.info.shape.dims());
-        let layer = block(name);
-        let met = layer.map_or(name == engine.output_name(), |layer| (layer as usize) < engine.hyper.layers);
-        if !met || !name.ends_with(".weight") || dims.len() < 2 || !wanted(name, process_output) {
-            continue;
-        }
-        let shared = name.replace("attn_k.", "attn_q.").replace("attn_v.", "attn_q.").replace("ffn_up", "ffn_gate");
+        let Some(shared) = input_of(engine, tensor, process_output) else { continue };
+        let dims = tensor.info.shape.dims();
         let matrices = dims[2..].iter().product::<u64>() as usize;
+        let layer = block(&tensor.info.name);
         found.entry(shared).or_insert(Distinct { layer, columns: dims[0] as usize, matrices });
     }
     found.into_values().collect()

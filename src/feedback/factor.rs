@@ -50,8 +50,8 @@ impl Factor {
     /// The factor of a covariance `[columns, columns]`, with [`DAMPING`] times the mean of its diagonal added to the
     /// diagonal, in f64. Channels whose inputs were all zero are coupled to none, and so are rounded as if by themselves.
     ///
-    /// Takes `2/3 columns^3` multiplications and additions, and [`Factor::working_bytes`] meanwhile. `split` is how many
-    /// threads may share the work.
+    /// Takes [`Factor::operations`], and [`Factor::working_bytes`] meanwhile. `split` is how many threads may share the
+    /// work.
     ///
     /// # Errors
     /// Numbers that are not finite, inputs that were all zero, a matrix that is no covariance.
@@ -89,6 +89,12 @@ impl Factor {
         };
         let groups = (0..columns / 8).map(group).collect();
         Ok(Factor { columns, coupling, costs, groups })
+    }
+
+    /// Multiplications and additions in f64 that making the factor of so many columns takes: a third of `columns^3` for the
+    /// triangle, and two thirds for its inverse, which multiplies zeros too.
+    pub fn operations(columns: u64) -> f64 {
+        (columns as f64).powi(3)
     }
 
     /// What making the factor of so many columns takes: the covariance, its copy in f64, and the factor.

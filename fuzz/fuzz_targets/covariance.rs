@@ -1,0 +1,74 @@
+//! Any bytes as a file of covariances, and as the index of a directory of them: errors, or finite numbers as many as the
+//! heads say, with a factor or a reason why they have none.
+#![no_main]
+
+mod scratch;
+
+use libfuzzer_sys::fuzz_target;
+use quantier::feedback::Feedback;
+use quantier::format::covariance::{File, INDEX, Index, Part, triangle};
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
+
+/// Holds the bytes as a file, with an index that lists it.
+static FILE: LazyLock<PathBuf> = LazyLock::new(|| scratch::directory("covariance-file"));
+/// Holds the bytes as an index, beside files that are sound.
+static INDEXED: LazyLock<PathBuf> = LazyLock::new(|| {
+    let dir = scratch::directory("covariance-index");
+    let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("seeds/covariance");
+    for name in ["plain.gguf", "experts.gguf"] {
+        std::fs::copy(seeds.join(name), dir.join(name)).expect("a seed");
+    }
+    dir
+});
+
+/// Matrices that are looked at, and channels of those that are factored.
+const MOST: usize = 8;
+const CHANNELS: usize = 64;
+
+fuzz_target!(|bytes: &[u8]| {
+    let path = FILE.join("a.gguf");
+    std::fs::write(&path, bytes).expect("write");
+    if let Ok(file) = File::open(&path) {
+        read(&file);
+        let files = vec![("a.gguf".into(), file.checksum().to_owned())];
+        Index { key: file.head().key, files }.write(&FILE).expect("write");
+        // A tensor that is named twice is refused.
+        if let Ok(feedback) = Feedback::open(&FILE) {
+            look(&feedback);
+        }
+    }
+    std::fs::write(INDEXED.join(INDEX), bytes).expect("write");
+    if Index::read(&INDEXED).is_ok()
+        && let Ok(feedback) = Feedback::open(&INDEXED)
+    {
+        look(&feedback);
+    }
+});
+
+/// Every part of a file.
+fn read(file: &File) {
+    let head = file.head();
+    assert!(head.columns > 0 && !head.rows.is_empty() && !head.tensors.is_empty());
+    assert!(file.has(Part::Mean(None)));
+    for matrix in std::iter::once(None).chain((0..head.rows.len()).map(Some)) {
+        if let Ok(Some(mean)) = file.read(Part::Mean(matrix)) {
+            assert_eq!(mean.len(), triangle(head.columns));
+            assert!(mean.iter().all(|x| x.is_finite()));
+        }
+        if let Ok(Some(sample)) = file.read(Part::Sample(matrix)) {
+            assert!(sample.len().is_multiple_of(head.columns) && sample.iter().all(|x| x.is_finite()));
+        }
+    }
+}
+
+/// Some matrices of a directory.
+fn look(feedback: &Feedback) {
+    for name in feedback.names().take(MOST) {
+        let [columns, matrices] = feedback.shape(name).expect("it is named");
+        for matrix in (0..matrices).take(MOST).filter(|_| columns <= CHANNELS) {
+            let _ = feedback.inputs(name, matrix, columns);
+        }
+        assert!(feedback.inputs(name, matrices, columns).is_ok_and(|inputs| inputs.is_none()));
+    }
+}
