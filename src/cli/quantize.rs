@@ -8,6 +8,7 @@ use super::text::{say, size};
 use super::wrong_usage;
 use anyhow::Context;
 use quantier::convert::{self, OutType};
+use quantier::covariance::Store;
 use quantier::evaluate::windows::Windows;
 use quantier::feedback::{Proved, Rounding, spread};
 use quantier::format::types::GgmlType;
@@ -57,6 +58,10 @@ pub struct Args {
     /// text that the covariances are of
     #[arg(long, value_name = "TEXT", requires = "covariance", conflicts_with = "prune_layers")]
     propagate: Vec<PathBuf>,
+    /// Covariances of gradients for --propagate, as `quantier frontier` and `quantier make` leave them in DIR/work/gradients:
+    /// rows of a matrix are then rounded for what they do together to what the model says, for about a tenth less again
+    #[arg(long, value_name = "DIR", requires = "propagate")]
+    gradients: Option<PathBuf>,
     /// Tokens in a chunk of the text for --propagate
     #[arg(short, long, value_name = "N", default_value_t = 512)]
     ctx_size: usize,
@@ -196,13 +201,15 @@ struct Propagated {
     texts: Vec<PathBuf>,
     ctx_size: usize,
     chunks: Option<usize>,
+    gradients: Option<PathBuf>,
     max_memory: Option<u64>,
 }
 
 impl Propagated {
     fn new(args: &Args) -> Propagated {
         let Args { ctx_size, chunks, max_memory, .. } = *args;
-        Propagated { texts: args.propagate.clone(), ctx_size, chunks, max_memory }
+        let gradients = args.gradients.clone();
+        Propagated { texts: args.propagate.clone(), ctx_size, chunks, gradients, max_memory }
     }
 
     /// Takes the text through the model for every output, and then writes them.
@@ -218,7 +225,14 @@ impl Propagated {
             chunks.extend((0..windows.chunks()).map(|chunk| windows.input(chunk)));
         }
         warn(plan);
-        let with = Propagation { engine: &opened.engine, chunks: &chunks, file: None, resume: None };
+        let gradients = self.gradients.as_deref().map(Store::open).transpose()?;
+        let with = Propagation {
+            engine: &opened.engine,
+            chunks: &chunks,
+            gradients: gradients.as_ref(),
+            file: None,
+            resume: None,
+        };
         let bar = Bar::new();
         for output in 0..plan.outputs.len() {
             plan.propagate(output, &with, &bar)?;

@@ -57,7 +57,8 @@ struct Done {
 
 /// What matrices of one chunk have met.
 struct Input {
-    id: InputId,
+    /// Which, if several matrices can meet the same.
+    id: Option<InputId>,
     /// Those that met it, in their order; the first names it.
     tensors: Vec<String>,
     matrix: usize,
@@ -256,7 +257,7 @@ impl<'j> Recorder<'j> {
     pub(crate) fn input(&self, seen: &Seen<'_>) {
         let mut inputs = lock(&self.chunks[seen.chunk]);
         let of_matrix = |input: &&mut Input| input.matrix == seen.matrix && input.matrices == seen.matrices;
-        if let Some(same) = inputs.iter_mut().filter(of_matrix).find(|input| input.id == seen.input) {
+        if let Some(same) = inputs.iter_mut().filter(of_matrix).find(|input| input.id == Some(seen.input)) {
             if !same.tensors.iter().any(|tensor| tensor == seen.name) {
                 same.tensors.push(seen.name.to_owned());
             }
@@ -264,18 +265,25 @@ impl<'j> Recorder<'j> {
         }
         // The output matrix meets the rows of a chunk in several parts.
         if let Some(begun) = inputs.iter_mut().filter(of_matrix).find(|input| input.tensors[0] == seen.name) {
-            begun.id = seen.input;
+            begun.id = Some(seen.input);
             begun.rows.extend_from_slice(seen.rows);
             return;
         }
         inputs.push(Input {
-            id: seen.input,
+            id: Some(seen.input),
             tensors: vec![seen.name.to_owned()],
             matrix: seen.matrix,
             matrices: seen.matrices,
             columns: seen.columns,
             rows: seen.rows.to_vec(),
         });
+    }
+
+    /// Takes the gradients of what a matrix made of a chunk: `[rows, columns]` for each draw. They are summed as inputs are, and
+    /// no two matrices share them.
+    pub(crate) fn gradients(&self, chunk: usize, tensor: &str, columns: usize, of_draws: &[Vec<f32>]) {
+        let (tensors, rows) = (vec![tensor.to_owned()], of_draws.concat());
+        lock(&self.chunks[chunk]).push(Input { id: None, tensors, matrix: 0, matrices: 1, columns, rows });
     }
 
     /// A chunk has met all matrices of the layer.

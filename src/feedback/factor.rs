@@ -60,16 +60,9 @@ impl Factor {
     /// If `mean` has not `columns` times `columns` numbers.
     pub fn new(mean: &[f32], columns: usize, damping: f64, split: usize) -> Result<Factor, NoFactor> {
         assert_eq!(mean.len(), columns * columns, "a covariance of {columns} columns");
-        if let Some(at) = mean.iter().position(|x| !x.is_finite()) {
-            return Err(NoFactor::NotFinite { row: at / columns, column: at % columns });
-        }
-        let trace: f64 = mean.iter().step_by(columns + 1).map(|x| f64::from(*x)).sum();
-        if trace <= 0.0 {
-            return Err(NoFactor::Zero);
-        }
+        let added = Factor::added(mean, columns, damping)?;
         // From last to first: then the lower triangular factor, turned round, is the upper one that is wanted.
         let mut a: Vec<f64> = mean.iter().rev().map(|x| f64::from(*x)).collect();
-        let added = damping * trace / columns as f64;
         a.iter_mut().step_by(columns + 1).for_each(|x| *x += added);
         lower_factor(&mut a, columns, split).map_err(|at| NoFactor::Negative { column: columns - 1 - at })?;
         invert_lower(&mut a, columns, split);
@@ -95,6 +88,21 @@ impl Factor {
     /// triangle, and two thirds for its inverse, which multiplies zeros too.
     pub fn operations(columns: u64) -> f64 {
         (columns as f64).powi(3)
+    }
+
+    /// What is added to the diagonal of a covariance: `damping` times its mean.
+    ///
+    /// # Errors
+    /// Numbers that are not finite, and a diagonal of zeros.
+    pub(super) fn added(mean: &[f32], columns: usize, damping: f64) -> Result<f64, NoFactor> {
+        if let Some(at) = mean.iter().position(|x| !x.is_finite()) {
+            return Err(NoFactor::NotFinite { row: at / columns, column: at % columns });
+        }
+        let trace: f64 = mean.iter().step_by(columns + 1).map(|x| f64::from(*x)).sum();
+        if trace <= 0.0 {
+            return Err(NoFactor::Zero);
+        }
+        Ok(damping * trace / columns as f64)
     }
 
     /// What making the factor of so many columns takes: the covariance, its copy in f64, and the factor.
@@ -138,7 +146,7 @@ impl Factor {
 
 /// `a = L L^T` in place, from the lower triangle of a symmetric matrix; what is above the diagonal becomes 0. The error is
 /// the first column that leaves nothing positive.
-fn lower_factor(a: &mut [f64], n: usize, split: usize) -> Result<(), usize> {
+pub(super) fn lower_factor(a: &mut [f64], n: usize, split: usize) -> Result<(), usize> {
     for from in (0..n).step_by(PANEL) {
         let to = (from + PANEL).min(n);
         let width = to - from;

@@ -3,6 +3,7 @@
 //! ```text
 //! Feedback     a directory of covariances; Inputs: what is known of one matrix's
 //! Factor       of the covariance of what a matrix meets: how the errors of columns act on each other
+//! RowFactor    of the covariance of gradients at what a matrix makes: how the errors of rows act on each other
 //! round_rows   panel after panel of columns: blocks with the errors of those before them, then all columns behind
 //! ```
 //!
@@ -11,11 +12,13 @@
 
 mod factor;
 mod round;
+mod rows;
 #[cfg(test)]
 mod tests;
 
 pub use factor::{DAMPING, Factor, NoFactor};
 pub use round::{Feedback, Inputs, Proof, Proved, Rounding, spread};
+pub use rows::{ROW_DAMPING, RowFactor};
 
 use crate::matrix::{View, subtract_product};
 use crate::quant::Codec;

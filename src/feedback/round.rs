@@ -1,12 +1,14 @@
 //! Rounding a tensor's rows with what is known of its inputs, and the proof that it was worth it.
 
-use super::{DAMPING, Factor, NoFactor, round_rows};
+use super::{DAMPING, Factor, NoFactor, RowFactor, round_rows};
 use crate::covariance::{Identity, Paired, Pairs, Store};
 use crate::format;
 use crate::format::checkpoint::Key;
 use crate::format::types::GgmlType;
 use crate::matrix::{View, add_product, multiply, subtract_product};
 use crate::quant::Codec;
+use crate::simd::LANES;
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -282,32 +284,94 @@ impl Inputs {
         proof
     }
 
+    /// Rounds a whole matrix of weights, `[rows, columns]`, with error feedback along its rows and between them; and as the
+    /// reference does if that costs less with inputs that were held out. On all threads of the pool that this is called in,
+    /// whose number changes nothing. Errors and powers of the proof are weighted by the gradients.
+    ///
+    /// # Panics
+    /// As [`round_rows`].
+    pub fn round_together(
+        &self,
+        rows: &RowFactor,
+        codec: &Codec,
+        importance: Option<&[f32]>,
+        weights: &[f32],
+        out: &mut [u8],
+    ) -> Proof {
+        let (n, m, threads) = (self.factor.columns(), rows.rows(), rayon::current_num_threads());
+        assert_eq!((weights.len(), out.len() % m), (m * n, 0), "a matrix of {m} rows");
+        let row_bytes = out.len() / m;
+        let mut wanted = weights.to_vec();
+        if let Some(moved) = &self.moved {
+            add_product(View::new(weights, m, n, n), View::new(&moved.map, n, n, n), &mut wanted, n, threads);
+        }
+        rows.through(&wanted, n, threads, |of, numbers| {
+            let here = of.len().div_ceil(threads).next_multiple_of(LANES);
+            let mut blocks = vec![0u8; of.len() * row_bytes];
+            numbers.par_chunks_mut(here * n).zip(blocks.par_chunks_mut(here * row_bytes)).for_each(|(x, y)| {
+                round_rows(codec, &self.factor, x, y);
+                codec.dequantize_row(y, x);
+            });
+            let of_rows = of.iter().zip(blocks.chunks_exact(row_bytes));
+            of_rows.for_each(|(row, blocks)| out[row * row_bytes..][..row_bytes].copy_from_slice(blocks));
+        });
+        let mut proof = Proof { rows: m as u64, ..Proof::default() };
+        if self.sample.is_empty() {
+            return proof;
+        }
+        let cost = |blocks: &[u8]| {
+            let mut rounded = vec![0.0; m * n];
+            codec.dequantize_row(blocks, &mut rounded);
+            rows.cost(&self.errors(weights, &mut rounded, threads), threads)
+        };
+        let mut other = vec![0; out.len()];
+        let of_rows = weights.par_chunks_exact(n).zip(other.par_chunks_exact_mut(row_bytes));
+        of_rows.for_each(|(x, y)| codec.quantize_row(x, importance, y));
+        (proof.reference, proof.taken) = (cost(&other), cost(out));
+        proof.power = rows.cost(&self.products(weights, self.as_it_is(), threads), threads);
+        // Not a number is not smaller.
+        if proof.taken > proof.reference || proof.taken.is_nan() {
+            (proof.taken, proof.by_reference) = (proof.reference, proof.rows);
+            out.copy_from_slice(&other);
+        }
+        proof
+    }
+
+    /// Held-out rows that the matrix as it is meets.
+    fn as_it_is(&self) -> &[f32] {
+        self.moved.as_ref().map_or(self.sample.as_slice(), |moved| moved.sample.as_slice())
+    }
+
     /// The sum of the squares of the products of rows of weights with inputs that were held out.
     pub fn power(&self, weights: &[f32]) -> f64 {
-        let sample = self.moved.as_ref().map_or(self.sample.as_slice(), |moved| moved.sample.as_slice());
-        squares(&self.products(weights, sample))
+        squares(&self.products(weights, self.as_it_is(), 1))
     }
 
     /// The squared error of the products, of weights that became `rounded`, which is lost.
     fn error(&self, weights: &[f32], rounded: &mut [f32]) -> f64 {
+        squares(&self.errors(weights, rounded, 1))
+    }
+
+    /// The errors of the products with what was held out, `[rows, held out]`, of weights that became `rounded`, which is lost.
+    fn errors(&self, weights: &[f32], rounded: &mut [f32], split: usize) -> Vec<f32> {
         let Some(moved) = &self.moved else {
             rounded.iter_mut().zip(weights).for_each(|(rounded, w)| *rounded -= w);
-            return squares(&self.products(rounded, &self.sample));
+            return self.products(rounded, &self.sample, split);
         };
-        let mut errors = self.products(weights, &moved.sample);
+        let mut errors = self.products(weights, &moved.sample, split);
         let (n, sampled) = (self.factor.columns(), self.sample.len() / self.factor.columns());
         let rows = View::new(rounded, rounded.len() / n, n, n);
-        subtract_product(rows, View::new(&self.sample, sampled, n, n).transposed(), &mut errors, sampled, 1);
-        squares(&errors)
+        subtract_product(rows, View::new(&self.sample, sampled, n, n).transposed(), &mut errors, sampled, split);
+        errors
     }
 
     /// The products of rows with those of a sample: `[rows, sampled]`.
-    fn products(&self, rows: &[f32], sample: &[f32]) -> Vec<f32> {
+    fn products(&self, rows: &[f32], sample: &[f32], split: usize) -> Vec<f32> {
         let n = self.factor.columns();
         let (count, sampled) = (rows.len() / n, sample.len() / n);
         let mut products = vec![0.0f32; count * sampled];
         let sample = View::new(sample, sampled, n, n);
-        multiply(View::new(rows, count, n, n), sample.transposed(), &mut products, sampled, 1);
+        multiply(View::new(rows, count, n, n), sample.transposed(), &mut products, sampled, split);
         products
     }
 }

@@ -14,13 +14,14 @@ mod kept;
 mod scores;
 pub(crate) mod sweep;
 
+use crate::covariance::{self, Recorder};
 use crate::evaluate::score::Distribution;
-use crate::feedback::{Feedback, Rounding};
+use crate::feedback::{Feedback, Rounding, RowFactor};
 use crate::format::gguf::{Value, keys};
 use crate::format::imatrix::Imatrix;
 use crate::format::types::GgmlType;
 use crate::input::{Input, Tensor};
-use crate::model::backward::{Backward, Labels, mixed};
+use crate::model::backward::{Backward, Labels, Met, mixed};
 use crate::model::{Engine, Head, LOGIT_ROWS};
 use crate::plan::presets::requires_imatrix;
 use crate::plan::role::{Role, may_be_quantized};
@@ -179,13 +180,13 @@ pub type Allowed<'a> = &'a dyn Fn(&str, GgmlType) -> bool;
 
 /// Scores every tensor of a model on chunks of text, all of one length. With `resume`, a run that was killed goes on
 /// behind the last layer that it had kept, and comes to the same numbers. With `feedback`, types are judged as they are
-/// when rounded with it.
+/// when rounded with it. With `gradients`, what those at the products of each matrix have in common is summed beside.
 ///
 /// # Errors
 /// Anything that is not finite, an importance matrix of another model, a model that cannot be run.
 pub fn score(
     (input, engine): (&Input<'_>, &Engine<'_>),
-    (imatrix, feedback): (&Imatrix, Option<&Feedback>),
+    (imatrix, feedback, gradients): (&Imatrix, Option<&Feedback>, Option<&covariance::Job>),
     chunks: &[Vec<u32>],
     settings: &Settings,
     allowed: Allowed<'_>,
@@ -199,9 +200,23 @@ pub fn score(
     let candidates = candidates(input, (&importance, feedback), settings, allowed);
     let (nats, positions) = match settings.measure {
         Measure::Sweep => sweep::sweep(input, engine, &candidates, chunks, resume, progress)?,
-        _ => divergence(input, engine, &candidates, chunks, settings, resume, progress)?,
+        _ => divergence((input, engine, gradients), &candidates, chunks, settings, resume, progress)?,
     };
     Ok(Scores { sequences: chunks.len(), positions, ..collected(input, &candidates, &nats, settings.measure, allowed) })
+}
+
+/// Sums what the gradients at the products of each matrix have in common, and scores nothing.
+///
+/// # Errors
+/// As [`score`].
+pub fn gradients(
+    (input, engine): (&Input<'_>, &Engine<'_>),
+    gradients: &covariance::Job,
+    chunks: &[Vec<u32>],
+    settings: &Settings,
+    progress: &dyn Progress,
+) -> Result<()> {
+    divergence((input, engine, Some(gradients)), &BTreeMap::new(), chunks, settings, None, progress).map(drop)
 }
 
 /// Scores every tensor by the importance-weighted error of its weights: without running the model.
@@ -377,8 +392,7 @@ pub fn importance(input: &Input<'_>, imatrix: &Imatrix) -> Result<BTreeMap<Strin
 
 /// The mean divergence per token, for every candidate; with it the positions that were looked at.
 fn divergence(
-    input: &Input<'_>,
-    engine: &Engine<'_>,
+    (input, engine, gradients): (&Input<'_>, &Engine<'_>, Option<&covariance::Job>),
     candidates: &BTreeMap<&str, Candidate<'_>>,
     chunks: &[Vec<u32>],
     settings: &Settings,
@@ -398,11 +412,17 @@ fn divergence(
         mean.iter_mut().zip(sums).for_each(|(mean, sum)| *mean += sum / per as f64);
         Ok(())
     };
+    let recorder = gradients.map(|job| Recorder::new(job, chunks.len())).transpose()?;
     let fits = |name: &str, numbers: usize| candidates.get(name).is_some_and(|c| c.numbers() == numbers);
     let found = resume.and_then(Resume::take).and_then(|left| {
-        let nats = kept::unpack(left.extra()).filter(|nats| nats.iter().all(|(name, of)| fits(name, of.len())))?;
-        Some((nats, left))
+        let (nats, files) = kept::unpack(left.extra())?;
+        let there = recorder.as_ref().is_none_or(|recorder| recorder.resume(&files));
+        (there && nats.iter().all(|(name, of)| fits(name, of.len()))).then_some((nats, left))
     });
+    if let (None, Some(recorder)) = (&found, &recorder) {
+        recorder.begin()?;
+    }
+    let keep = |backward: &Backward<'_, '_>, nats: &Nats| keep(resume, backward, (nats, recorder.as_ref()));
     let (mut backward, mut nats) = match found {
         Some((nats, left)) => (engine.backward_again(&trace, settings.draws, &sample, &left, progress)?, nats),
         None => {
@@ -416,15 +436,19 @@ fn divergence(
             }
             let labels = Labels { draws: settings.draws, seed: settings.seed };
             let backward = engine.backward(&trace, labels, &sample, progress)?;
-            keep(resume, &backward, &nats)?;
+            keep(&backward, &nats)?;
             (backward, nats)
         }
     };
     while let Some((_, met)) = backward.layer(progress)? {
         let sums = engine.pool().install(|| scores::of_layer(input, (&met, whole), candidates, progress))?;
         sums.iter().try_for_each(|(name, sums)| add(&mut nats, name, sums, positions))?;
-        keep(resume, &backward, &nats)?;
+        if let Some(recorder) = &recorder {
+            engine.pool().install(|| record(recorder, &met, chunks.len(), most_rows(engine)))?;
+        }
+        keep(&backward, &nats)?;
     }
+    recorder.map(Recorder::finish).transpose()?;
     if let Some(candidate) = candidates.get(EMBEDDING) {
         progress.at("embedding");
         let embedded = backward.embeddings()?;
@@ -436,10 +460,39 @@ fn divergence(
 }
 
 /// Keeps what there is of a run between two layers, if it is time to.
-fn keep(resume: Option<&Resume>, backward: &Backward<'_, '_>, nats: &Nats) -> Result<()> {
+fn keep(
+    resume: Option<&Resume>,
+    backward: &Backward<'_, '_>,
+    (nats, recorder): (&Nats, Option<&Recorder<'_>>),
+) -> Result<()> {
     let Some(resume) = resume.filter(|resume| resume.due()) else { return Ok(()) };
     let gradients = |slot: usize| backward.gradient(slot);
-    Ok(resume.save(backward.done(), &kept::pack(nats), backward.shape(), &gradients)?)
+    let files = recorder.map_or(Vec::new(), Recorder::files);
+    Ok(resume.save(backward.done(), &kept::pack(nats, &files), backward.shape(), &gradients)?)
+}
+
+/// The most rows of a matrix whose gradients are summed: what is made of them later, in f64, must fit into a quarter of the
+/// memory allowed, or 2 GiB.
+fn most_rows(engine: &Engine<'_>) -> usize {
+    const PART_OF_MEMORY: u64 = 4;
+    const OTHERWISE: u64 = 2 << 30;
+    let limit = engine.max_memory().map_or(OTHERWISE, |all| all / PART_OF_MEMORY);
+    (limit / RowFactor::working_bytes(1)).isqrt() as usize
+}
+
+/// Sums the gradients at the products of a layer's matrices, experts' not among them: each meets its own positions.
+fn record(recorder: &Recorder<'_>, met: &[Met], chunks: usize, most_rows: usize) -> Result<()> {
+    let met: Vec<_> = met.iter().filter(|met| met.matrices == 1 && met.width <= most_rows).collect();
+    let met: Vec<_> = met.into_iter().filter(|met| covariance::wanted(&met.name, false)).collect();
+    (0..chunks).into_par_iter().for_each(|chunk| {
+        for met in &met {
+            if let Some(piece) = met.pieces.get(chunk) {
+                recorder.gradients(chunk, &met.name, met.width, &piece.gradients);
+            }
+        }
+        recorder.chunk_done(chunk);
+    });
+    Ok(recorder.layer_done()?)
 }
 
 /// Positions of each chunk that are looked at, rising: the same number in all, drawn without regard to what is there.

@@ -52,7 +52,7 @@ pub(super) fn sweep(
     let trace = engine.trace(chunks, None, progress)?;
     let head = engine.head()?;
     let left = resume.and_then(Resume::take).and_then(|left| kept::unpack(left.extra()));
-    let mut nats = left.unwrap_or_default();
+    let (mut nats, _) = left.unwrap_or_default();
     nats.retain(|name, found| candidates.get(&**name).is_some_and(|candidate| candidate.types.len() == found.len()));
     let steps = |candidate: &Candidate<'_>| candidate.types.len() as u64;
     progress.begin(candidates.values().map(steps).sum(), Unit::Steps);
@@ -79,7 +79,7 @@ pub(super) fn sweep(
             nats.insert((*name).to_owned(), found);
         }
         if let Some(resume) = resume.filter(|resume| resume.due()) {
-            resume.save::<Error>(nats.len(), &kept::pack(&nats), [0, 0], &|_| Ok(Vec::new()))?;
+            resume.save::<Error>(nats.len(), &kept::pack(&nats, &Vec::new()), [0, 0], &|_| Ok(Vec::new()))?;
         }
     }
     Ok((nats, chunks.iter().map(Vec::len).sum()))

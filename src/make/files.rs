@@ -2,6 +2,7 @@
 
 use super::choice::{Choices, Chosen, pattern, request};
 use super::{Error, Job, Kept, Result, ended, resume, texts};
+use crate::covariance::Store;
 use crate::feedback::{Feedback, Proved, Rounding};
 use crate::format::checkpoint::Key;
 use crate::format::types::GgmlType;
@@ -22,6 +23,8 @@ pub(super) struct Writing<'w> {
     pub(super) feedback: Option<&'w Feedback>,
     /// What tensors are rounded one behind the other with, if they are.
     pub(super) propagated: Option<(&'w Engine<'w>, &'w texts::Cut)>,
+    /// What is known of the gradients at what matrices make.
+    pub(super) gradients: Option<&'w Store>,
     pub(super) kept: &'w Kept,
     pub(super) progress: &'w dyn Progress,
     pub(super) tell: &'w dyn Fn(&str),
@@ -38,10 +41,11 @@ fn kept_as(
     job: &Job,
     chosen: &Chosen,
     imatrix: &[u8],
-    covariance: Option<Key>,
+    [covariance, gradients]: [Option<Key>; 2],
 ) -> Result<(String, Key)> {
     let key = crate::resume::Job::new("make: file").with_model(input)?;
     let key = key.with("covariance", covariance.as_ref().map_or(&[][..], |key| key));
+    let key = key.with("gradients", gradients.as_ref().map_or(&[][..], |key| key));
     let key = key.with("propagated", &[job.propagate.into()]);
     let key = key.with("recipe", Choices::recipe_text(chosen).as_bytes());
     let key = key.with("label", chosen.label.name().as_bytes()).with("imatrix", imatrix).key();
@@ -62,13 +66,13 @@ pub(super) fn written(
     input: &Input<'_>,
     job: &Job,
     choices: &Choices,
-    (imatrix, covariance): (&Path, Option<Key>),
+    (imatrix, known): (&Path, [Option<Key>; 2]),
     kept: &Kept,
 ) -> Result<usize> {
     let imatrix = bytes_of(imatrix)?;
     let mut written = 0;
     for chosen in &choices.chosen {
-        let (name, key) = kept_as(input, job, chosen, &imatrix, covariance)?;
+        let (name, key) = kept_as(input, job, chosen, &imatrix, known)?;
         written += usize::from(is_there(chosen, kept, &name, &key));
     }
     Ok(written)
@@ -78,8 +82,8 @@ impl Writing<'_> {
     /// Under which name and key it is kept that each file is written, in the order of the budgets.
     fn keys(&self, choices: &Choices) -> Result<Vec<(String, Key)>> {
         let imatrix = bytes_of(self.imatrix)?;
-        let covariance = self.feedback.map(|feedback| *feedback.key());
-        choices.chosen.iter().map(|chosen| kept_as(self.input, self.job, chosen, &imatrix, covariance)).collect()
+        let known = [self.feedback.map(Feedback::key), self.gradients.map(Store::key)].map(|key| key.copied());
+        choices.chosen.iter().map(|chosen| kept_as(self.input, self.job, chosen, &imatrix, known)).collect()
     }
 
     /// What rounding with error feedback did to each file, tensor by tensor.
@@ -172,7 +176,8 @@ impl Writing<'_> {
     ) -> Result<[PathBuf; 2]> {
         let [blocks, state] = ["blocks", "resume"].map(|what| self.kept.path(&format!("{name}.{what}")));
         let resume = resume(&state, *key, self.job, self.tell)?;
-        let with = Propagation { engine, chunks, file: Some(&blocks), resume: Some(&resume) };
+        let gradients = self.gradients;
+        let with = Propagation { engine, chunks, gradients, file: Some(&blocks), resume: Some(&resume) };
         let done = plan.propagate(output, &with, self.progress);
         ended(done, quantize::Error::is_final, &resume, self.tell)?;
         Ok([blocks, state])

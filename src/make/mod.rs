@@ -25,7 +25,7 @@ mod record;
 mod refine;
 mod texts;
 
-use crate::covariance::{self, Needs};
+use crate::covariance::{self, Needs, Store};
 use crate::feedback::{Feedback, Inputs, Rounding};
 use crate::format::checkpoint::Key;
 use crate::format::gguf::Value;
@@ -83,6 +83,8 @@ pub struct Job {
     pub options: crate::model::Options,
     /// Whether each matrix is rounded for what it meets behind those that were rounded before it, where errors are fed back.
     pub propagate: bool,
+    /// Whether rows are rounded without regard to what their errors do together to what the model says.
+    pub one_sided: bool,
     /// Whether a model that is quantized already may be quantized anew.
     pub allow_requantize: bool,
     /// Presets of llama.cpp that are quantized and measured too.
@@ -244,7 +246,8 @@ pub fn run(
     let (imatrix, imatrix_path, feedback) = stages.run("importance matrix", collected)?;
     let feedback = feedback.as_ref();
     feedback.and_then(Feedback::few_tokens).iter().for_each(|what| tell(what));
-    let scores = stages.run("scores", || scores(input, opened, job, (&imatrix, feedback), &kept, progress, tell))?;
+    let judged = || scores(input, opened, job, (&imatrix, feedback), &kept, progress, tell);
+    let (scores, gradients) = stages.run("scores", judged)?;
     let mut choices = stages.run("choice", || {
         let budgets = (&*job.budgets, job.variants);
         Choices::new(input, opened.map(|o| o.0), job, budgets, &scores, Some(&imatrix_path))
@@ -257,6 +260,7 @@ pub fn run(
         imatrix: &imatrix_path,
         feedback,
         propagated: opened.filter(|_| job.propagate).map(|(model, windows)| (model.engine, windows)),
+        gradients: gradients.as_ref(),
         kept: &kept,
         progress,
         tell,
@@ -440,7 +444,22 @@ fn scores_key(
     Ok(key.with("imatrix", &values.collect::<Vec<u8>>()).with("settings", &settings).key())
 }
 
-/// The scores: those that an earlier run has left, if they have all that is wanted, or new ones.
+/// What the covariances of gradients depend on, and where they go, where files are rounded with them: both sides of a matrix
+/// are looked at where its tensors are rounded one behind the other and the backward stream runs anyway.
+fn gradient_job(model: Opened<'_>, job: &Job, chunks: &[Vec<u32>], kept: &Kept) -> Result<Option<covariance::Job>> {
+    if job.settings.measure != Measure::Divergence || job.rounding() != Rounding::Propagated || job.one_sided {
+        return Ok(None);
+    }
+    let tokens: Vec<u8> = chunks.iter().flatten().flat_map(|token| token.to_le_bytes()).collect();
+    let Settings { positions, draws, seed, .. } = job.settings;
+    let key = resume::Job::new("make: gradients").with_model(model.input)?.with("tokens", &tokens);
+    let key = key.with("context", &job.texts.context.to_le_bytes()).with("draws", &draws.to_le_bytes());
+    let key = key.with("positions", &positions.to_le_bytes()).with("seed", &seed.to_le_bytes());
+    let key = key.with("memory", &model.engine.max_memory().unwrap_or(0).to_le_bytes()).key();
+    Ok(Some(covariance::Job { directory: kept.path("gradients"), key, experts_apart: false }))
+}
+
+/// The scores, and what is known of gradients: what an earlier run has left, if it has all that is wanted, or new.
 fn scores(
     input: &Input<'_>,
     opened: Option<(Opened<'_>, &texts::Cut)>,
@@ -449,7 +468,7 @@ fn scores(
     kept: &Kept,
     progress: &dyn Progress,
     tell: &dyn Fn(&str),
-) -> Result<Scores> {
+) -> Result<(Scores, Option<Store>)> {
     let chunks = match opened {
         Some((_, windows)) if job.settings.measure != Measure::Imatrix => windows.score_chunks(job.score_chunks)?,
         _ => Vec::new(),
@@ -457,8 +476,19 @@ fn scores(
     let key = scores_key(input, job, &chunks, imatrix, feedback.map(Feedback::key))?;
     let wanted = guess(input, job, Some(imatrix));
     let allowed = |name: &str, t| job.constraints.allows(name, t);
+    let gradients = opened.map(|(model, _)| gradient_job(model, job, &chunks, kept)).transpose()?.flatten();
+    let there = |of: &covariance::Job| Store::open(&of.directory).ok().filter(|store| *store.key() == of.key);
+    let store = gradients.as_ref().and_then(there);
+    let missing = gradients.as_ref().filter(|_| store.is_none());
+    if let Some(of) = missing.filter(|of| covariance::holds_others(&of.directory, &of.key).unwrap_or(false)) {
+        covariance::clear(&of.directory)?;
+    }
+    let opened_gradients = || gradients.as_ref().map(|of| Store::open(&of.directory)).transpose();
     if let Some(scores) = kept.read::<Scores>("scores", &key).filter(|scores| scores.cover(&wanted, &allowed)) {
-        return Ok(scores);
+        if let Some((missing, (model, _))) = missing.zip(opened) {
+            frontier::gradients((input, model.engine), missing, &chunks, &job.settings, progress)?;
+        }
+        return Ok((scores, opened_gradients()?));
     }
     let scores = match opened {
         Some((model, _)) => {
@@ -466,12 +496,12 @@ fn scores(
             let run_key = resume::Job::new("make: scores").with("all", &key).with("types", &types).key();
             let resume = resume(&kept.path("scores.resume"), run_key, job, tell)?;
             let (settings, engine) = (&job.settings, model.engine);
-            let known = (imatrix, feedback);
+            let known = (imatrix, feedback, missing);
             let scores = frontier::score((input, engine), known, &chunks, settings, &allowed, Some(&resume), progress);
             let scores = ended(scores, frontier::Error::is_final, &resume, tell)?;
             kept.write("scores", &key, &scores)?;
             resume.remove();
-            return Ok(scores);
+            return Ok((scores, opened_gradients()?));
         }
         None => {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(job.threads).build();
@@ -480,7 +510,7 @@ fn scores(
         }
     };
     kept.write("scores", &key, &scores)?;
-    Ok(scores)
+    Ok((scores, None))
 }
 
 /// Where a stage keeps what it has come to.

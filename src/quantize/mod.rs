@@ -81,8 +81,8 @@ pub enum Error {
     /// The model could not be run.
     #[error(transparent)]
     Model(crate::model::Error),
-    /// What a matrix meets cannot be used.
-    #[error("tensor '{tensor}': {error}; the model is damaged, or its activations are too large for f32")]
+    /// What a matrix meets, or the gradients at what it makes, cannot be used.
+    #[error("tensor '{tensor}': {error}; the model is damaged, or its numbers are too large for f32")]
     Inputs {
         /// The tensor.
         tensor: String,

@@ -4,8 +4,8 @@
 use super::plan::Plan;
 use super::rounded::Rounded;
 use super::{Error, Result};
-use crate::covariance::Pairs;
-use crate::feedback::Inputs;
+use crate::covariance::{Pairs, Store};
+use crate::feedback::{Inputs, NoFactor, RowFactor};
 use crate::format;
 use crate::model::{self, Engine, Get, Put, Replaced, Rounder};
 use crate::progress::Progress;
@@ -20,6 +20,9 @@ pub struct Propagation<'p> {
     pub engine: &'p Engine<'p>,
     /// Chunks of tokens, all of one length, of which some are held out to judge by.
     pub chunks: &'p [Vec<u32>],
+    /// Covariances of the gradients at what matrices make, by tensor, as [`crate::frontier::score`] sums them. A matrix that is
+    /// here is rounded for what its rows do together to what the model says; the others row by row.
+    pub gradients: Option<&'p Store>,
     /// Where blocks are kept until their file is written, and where a killed run has left some; whoever calls removes it. A
     /// temporary file beside the output without.
     pub file: Option<&'p Path>,
@@ -122,9 +125,26 @@ impl Pass<'_> {
             }
             (_, None) => Ok(None),
         };
-        let (blocks, proof) = self.plan.round(index, self.output, &inputs_of, self.progress)?;
+        let rows = met.filter(|_| matrices == 1 && self.feeds_back(index)).zip(self.row_factor(index)?);
+        let (blocks, proof) = match rows {
+            Some((met, rows)) => self.plan.round_together(index, self.output, (met, &rows), self.progress)?,
+            None => self.plan.round(index, self.output, &inputs_of, self.progress)?,
+        };
         self.rounded().add(&source.name, &blocks, proof)?;
         Ok(blocks)
+    }
+
+    /// How the errors of a matrix's rows act on each other; `None` if nothing is known of it.
+    fn row_factor(&self, index: usize) -> Result<Option<RowFactor>> {
+        let info = &self.plan.tensors[index].tensor.info;
+        let of = self.with.gradients.map(|store| store.get(&info.name, 0)).transpose()?.flatten();
+        let Some(of) = of.filter(|of| of.columns as u64 == info.shape.rows()) else { return Ok(None) };
+        match RowFactor::new(of.mean, of.columns, rayon::current_num_threads()) {
+            Ok(factor) => Ok(Some(factor)),
+            // No gradient came there, or of so few positions that rounding errors show.
+            Err(NoFactor::Zero | NoFactor::Negative { .. }) => Ok(None),
+            Err(error) => Err(Error::Inputs { tensor: info.name.to_string(), error }),
+        }
     }
 
     fn target(&self, index: usize) -> Option<&'static Codec> {

@@ -5,7 +5,7 @@
 use super::plan::{Plan, PlannedOutput, PlannedTensor, Source};
 use super::rounded::Rounded;
 use super::{Error, Result};
-use crate::feedback::{Feedback, Inputs, Proof, Proved};
+use crate::feedback::{Feedback, Inputs, Proof, Proved, RowFactor};
 use crate::format::gguf::Writer;
 use crate::format::types::GgmlType;
 use crate::input::Input;
@@ -73,8 +73,7 @@ impl Plan<'_> {
         let path = self.input.path_of(tensor);
         let (mut blocks, mut band, mut buffer) = (Vec::new(), Vec::new(), Vec::new());
         let mut proof = Proof::default();
-        let mut bands = Bands::new(source, true);
-        while let Some((rows, matrix)) = bands.next() {
+        for (rows, matrix) in Bands::new(source, true) {
             if progress.cancelled() {
                 return Err(Error::Cancelled);
             }
@@ -92,6 +91,59 @@ impl Plan<'_> {
         }
         Ok((blocks, proof))
     }
+}
+
+impl Plan<'_> {
+    /// Rounds a tensor of a single matrix for one output, with what is known of its inputs and of the gradients at what it
+    /// makes: its blocks, and what was proved of them.
+    pub(super) fn round_together(
+        &self,
+        index: usize,
+        output: usize,
+        (inputs, rows): (&Inputs, &RowFactor),
+        progress: &dyn Progress,
+    ) -> Result<(Vec<u8>, Proof)> {
+        let (source, target) = (&self.tensors[index], self.outputs[output].tensors[index].chosen.target);
+        let tensor = source.tensor;
+        let info = &tensor.info;
+        let codecs = Codec::of(info.ggml_type).zip(Codec::of(target));
+        let (decoder, codec) = codecs.ok_or_else(|| Error::impossible(format!("'{}' holds no weights", info.name)))?;
+        let (mut weights, mut buffer) = (vec![0.0; info.shape.elements() as usize], Vec::new());
+        let row_len = info.shape.row_len() as usize;
+        for (some, _) in Bands::new(source, true) {
+            if progress.cancelled() {
+                return Err(Error::Cancelled);
+            }
+            let raw = self.input.read(tensor, some.clone(), &mut buffer)?;
+            check_input(source, self.input.path_of(tensor), decoder, raw, some.start)?;
+            decoder.dequantize_row(
+                raw,
+                &mut weights[some.start as usize * row_len..]
+                    [..raw.len() / info.ggml_type.block_bytes() * info.ggml_type.block_len()],
+            );
+            self.input.release(tensor, some);
+        }
+        let mut blocks = vec![0; weights.len() / target.block_len() * target.block_bytes()];
+        let proof = inputs.round_together(rows, codec, source.importance.as_deref(), &weights, &mut blocks);
+        check_output(source, codec, &blocks, 0)?;
+        Ok((blocks, proof))
+    }
+}
+
+/// Fails if a band's blocks hold what is no number.
+fn check_input(source: &Source<'_>, path: &Path, decoder: &Codec, raw: &[u8], first_row: u64) -> Result<()> {
+    let info = &source.tensor.info;
+    let Some((block, fault)) = decoder.first_fault(raw) else { return Ok(()) };
+    let row = first_row + (block / (info.shape.row_len() as usize / info.ggml_type.block_len())) as u64;
+    Err(Error::BadInput { path: path.to_owned(), tensor: info.name.to_string(), row, fault })
+}
+
+/// Fails if what a band's rows have become is no number.
+fn check_output(source: &Source<'_>, codec: &Codec, blocks: &[u8], first_row: u64) -> Result<()> {
+    let Some((block, fault)) = codec.first_fault(blocks) else { return Ok(()) };
+    let per_row = source.tensor.info.shape.row_len() as usize / codec.ggml_type.block_len();
+    let row = first_row + (block / per_row) as u64;
+    Err(Error::Overflow { tensor: source.name.clone(), row, target: codec.ggml_type, fault })
 }
 
 /// The rows of a tensor, a band at a time, with the number of the matrix that they begin in.
@@ -369,17 +421,7 @@ impl Task<'_> {
         let info = &source.tensor.info;
         let [row_len, rows_per_matrix, matrices, _] = info.shape.four();
         let row_len = row_len as usize;
-        let blocks_per_row = row_len / info.ggml_type.block_len();
-        let row_at = |block: usize, per_row: usize| self.first_row + (block / per_row) as u64;
-        if let Some((block, fault)) = decoder.first_fault(self.raw) {
-            let row = row_at(block, blocks_per_row);
-            return Err(Error::BadInput {
-                path: path.to_owned(),
-                tensor: source.tensor.info.name.to_string(),
-                row,
-                fault,
-            });
-        }
+        check_input(source, path, decoder, self.raw, self.first_row)?;
         if self.outputs.is_empty() {
             return Ok(Vec::new());
         }
@@ -405,10 +447,7 @@ impl Task<'_> {
                     rows.enumerate().for_each(|(i, (x, y))| codec.quantize_row(x, importance(i), y));
                 }
             }
-            if let Some((block, fault)) = codec.first_fault(out) {
-                let row = row_at(block, row_len / codec.ggml_type.block_len());
-                return Err(Error::Overflow { tensor: source.name.clone(), row, target: codec.ggml_type, fault });
-            }
+            check_output(source, codec, out, self.first_row)?;
         }
         Ok(proofs)
     }

@@ -94,6 +94,8 @@ pub fn estimate(input: &Input<'_>, opened: Option<Opened<'_>>, job: &Job) -> Res
         Some(windows) if judged => windows.score_chunks(job.score_chunks)?,
         _ => Vec::new(),
     };
+    let gradients = opened.map(|model| super::gradient_job(model, job, &chunks, &kept)).transpose()?.flatten();
+    let gradients = gradients.map(|of| of.key);
     let key =
         imatrix.as_ref().map(|imatrix| scores_key(input, job, &chunks, imatrix, covariance.as_ref())).transpose()?;
     let allowed = |name: &str, t| job.constraints.allows(name, t);
@@ -107,7 +109,7 @@ pub fn estimate(input: &Input<'_>, opened: Option<Opened<'_>>, job: &Job) -> Res
     let choices = Choices::new(input, model, job, (&budgets, variants), choices, imatrix_path.as_deref())?;
     let (written, measured) = match (&scores, &imatrix_path) {
         (Some(_), Some(path)) => {
-            let written = files::written(input, job, &choices, (path, covariance), &kept)?;
+            let written = files::written(input, job, &choices, (path, [covariance, gradients]), &kept)?;
             let there: Vec<_> = choices.chosen.iter().map(|c| c.path.clone()).filter(|path| path.exists()).collect();
             let measured = match texts {
                 Some(windows) if written == choices.chosen.len() => proof::known(input, windows, &there, &kept)?,
