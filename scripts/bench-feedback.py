@@ -21,9 +21,9 @@ TYPES = os.environ.get("TYPES", "q4_0 q4_1 q5_0 q5_1 q8_0 q1_0 q2_0 tq1_0 tq2_0 
 COUNTS = [int(count) for count in os.environ.get("COUNTS", "5000 20000 80000 320000").split()]
 COUNTED_TYPES = ["q4_K", "q2_K", "iq2_s"]
 EXPERT_TYPES = ["q4_K", "q2_K", "iq2_s"]
-ROUNDINGS = ["reference", "feedback", "propagated"]
+ROUNDINGS = ["reference", "feedback", "propagated", "both"]
 # How `make` is told.
-MAKE = {"reference": ["--rounding", "reference"], "feedback": ["--no-propagate"], "propagated": []}
+MAKE = {"reference": ["--rounding", "reference"], "feedback": ["--no-propagate"], "propagated": ["--one-sided"], "both": []}
 # The most of the reference's divergence that each is to have.
 TARGETS = {"q4_K": 0.45, "q2_K": 0.55, **dict.fromkeys(["iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s"], 0.7)}
 
@@ -66,15 +66,25 @@ class Bench:
         chunks = json.loads(log.read_text().splitlines()[-1])["chunks"]
         return folder, chunks * CTX
 
-    def quantized(self, model, collected, kind, rounding, embeddings):
+    def gradients(self, name, model, texts):
+        """Covariances of gradients, as `quantier frontier` leaves them; of one type, since only they are wanted."""
+        folder = self.work / name
+        if not (folder / "frontier.json").exists():
+            named = [part for text in texts for part in ("-f", text)]
+            run([self.quantier, "frontier", model, *named, "-c", CTX, "-t", THREADS, "--types", "q8_0,f16", "-o", folder])
+        return folder / "work/gradients"
+
+    def quantized(self, model, collected, kind, rounding, embeddings, gradients=None):
         """All layers' matrices and the output in one type; and what error feedback did to each."""
         path = collected / f"{kind}-{rounding}.gguf"
         plan = path.with_suffix(".json")
         if not path.exists():
             feedback = [] if rounding == "reference" else ["--rounding", "feedback", "--covariance", collected / "covariance"]
-            if rounding == "propagated":
+            if rounding in ("propagated", "both"):
                 texts, more = self.sources[collected]
                 feedback += [*(part for text in texts for part in ("--propagate", text)), "-c", CTX, *more]
+            if rounding == "both":
+                feedback += ["--gradients", gradients]
             plan.write_text(run([self.quantier, "quantize", "--imatrix", collected / "imatrix.gguf",
                                  *feedback, "--token-embedding-type", embeddings,
                                  "--output-tensor-type", kind, "--tensor-type", f"^blk={kind}", "--no-fallback", "--json",
@@ -121,31 +131,32 @@ def types(bench):
     print("## Every type\n")
     collected, tokens = bench.collected("calibrated", bench.model, bench.calibration())
     texts = [cut(bench.text("wiki"), bench.work / "judged-wiki.txt", 0, WIKI_BYTES), *map(bench.judged, ("code", "multilingual"))]
-    files = {(kind, rounding): bench.quantized(bench.model, collected, kind, rounding, "f16")[0]
+    gradients = bench.gradients("gradients", bench.model, bench.calibration())
+    files = {(kind, rounding): bench.quantized(bench.model, collected, kind, rounding, "f16", gradients)[0]
              for kind in TYPES for rounding in ROUNDINGS}
     found, rows = bench.divergences("types", bench.model, files.values(), texts)
     print(f"Calibrated on the first {CALIBRATION_BYTES // 1000} kB each of {', '.join(KINDS)}: {tokens} tokens, of which one "
           f"chunk of eight is held out. Judged on the first {WIKI_BYTES // 1000} kB of wiki ({rows['wiki']} tokens) and the last "
           f"{JUDGED_BYTES // 1000} kB of code ({rows['code']}) and of multilingual ({rows['multilingual']}). All matrices of the layers and the "
           "output matrix are in the type; the token embeddings stay in F16, since rounding with feedback does not reach them. "
-          f"Mean KL divergence in nats, all with the same importance matrix: as the reference rounds, with feedback, and the same "
-          f"one behind the other (`--propagate`, the same texts); then what is left of the first, and of feedback alone. Standard errors are "
-          f"{errors(found)} of them.\n")
-    lines, ratios, worse, missed = [], {(text, of): [] for of in ROUNDINGS[:2] for text in rows}, [], []
+          f"Mean KL divergence in nats, all with the same importance matrix: as the reference rounds, with feedback, the same "
+          f"one behind the other (`--propagate`, the same texts), and both sides of each matrix (`--gradients`, the same texts); "
+          f"then what the last leaves of the first. Standard errors are {errors(found)} of them.\n")
+    lines, ratios, worse, missed = [], {(text, of): [] for text in rows for of in ROUNDINGS[:3]}, [], []
     for kind in TYPES:
-        theirs, alone, ours = (found[files[kind, rounding]] for rounding in ROUNDINGS)
+        *before, ours = (found[files[kind, rounding]] for rounding in ROUNDINGS)
         line = [kind]
         for text in rows:
-            ratio, again = (ours[text][0] / of[text][0] for of in (theirs, alone))
-            ratios[text, "reference"].append(ratio)
-            ratios[text, "feedback"].append(again)
-            worse += [f"{kind} on {text}"] if ratio > 1 else []
-            worse += [f"{kind} on {text} (than feedback)"] if again > 1 else []
-            missed += [f"{kind} on {text} ({ratio:.3f})"] if ratio > TARGETS.get(kind, 1) else []
-            line += [nats(of[text]) for of in (theirs, alone, ours)] + [f"{ratio:.3f}", f"{again:.3f}"]
+            left = [ours[text][0] / of[text][0] for of in before]
+            for rounding, ratio in zip(ROUNDINGS, left):
+                ratios[text, rounding].append(ratio)
+                worse += [f"{kind} on {text} than {rounding} ({ratio:.3f})"] if ratio > 1 else []
+            missed += [f"{kind} on {text} ({left[0]:.3f})"] if left[0] > TARGETS.get(kind, 1) else []
+            line += [nats(of[text]) for of in (*before, ours)] + [f"{left[0]:.3f}"]
         lines.append(line)
-    table(["type", *(head for text in rows for head in (text, "feedback", "propagated", "left", "of feedback"))], lines)
-    print("Geometric means: " + ", ".join(f"{text} of the {of} **{geometric_mean(r):.3f}**" for (text, of), r in ratios.items())
+    table(["type", *(head for text in rows for head in (text, *ROUNDINGS[1:], "left"))], lines)
+    print("Geometric means of what both sides leave: "
+          + ", ".join(f"{text} of {of} **{geometric_mean(r):.3f}**" for (text, of), r in ratios.items())
           + f". Worse: {', '.join(worse) or 'none'}. Above its target (q4_K 0.45, q2_K 0.55, i-quants of 2 and "
           f"3 bits 0.7): {', '.join(missed) or 'none'}.\n", flush=True)
 
@@ -154,6 +165,7 @@ def tokens(bench):
     print("## More and more calibration\n")
     texts = [bench.judged(name) for name in [*KINDS, *OTHERS]]
     sets, files = {}, {}
+    gradients = bench.gradients("gradients", bench.model, bench.calibration())
     for count in COUNTS:
         chunks = max(1, round(count / CTX / len(KINDS)))
         # What is judged on does not calibrate, whatever the number of chunks.
@@ -166,24 +178,25 @@ def tokens(bench):
             fail(f"{count} tokens: the texts give {sets[count][1]} in parts of {chunks} chunks")
         for kind in COUNTED_TYPES:
             for rounding in ROUNDINGS:
-                files[count, kind, rounding] = bench.quantized(bench.model, sets[count][0], kind, rounding, "f16")[0]
+                made_of = bench.quantized(bench.model, sets[count][0], kind, rounding, "f16", gradients)
+                files[count, kind, rounding] = made_of[0]
     found, rows = bench.divergences("tokens", bench.model, files.values(), texts)
     print(f"Calibrated on {', '.join(KINDS)} from their beginnings, as many tokens of each; judged on the last "
           f"{JUDGED_BYTES // 1000} kB of each of these (the mean over {sum(rows[k] for k in KINDS)} tokens) and of wiki "
           f"({rows['wiki']}) and groups_merged ({rows['groups_merged']}). Importance matrix and covariances are of the same "
-          "tokens. Mean KL divergence in nats.\n")
+          "tokens; the gradients of both sides are of 24 chunks, whatever the number. Mean KL divergence in nats.\n")
     lines = []
     for kind in COUNTED_TYPES:
         for count in COUNTS:
             line = [kind, str(sets[count][1])]
-            all_three = [found[files[count, kind, rounding]] for rounding in ROUNDINGS]
+            each = [found[files[count, kind, rounding]] for rounding in ROUNDINGS]
             # Every chunk has as many positions, so the mean over texts weighs them by their chunks.
             weights = {k: rows[k] for k in KINDS}
             mean = lambda of: sum(of[k][0] * w for k, w in weights.items()) / sum(weights.values())
-            for a, b, c in [[mean(of) for of in all_three], *([of[text][0] for of in all_three] for text in OTHERS)]:
-                line += [f"{a:.5f}", f"{b:.5f}", f"{c:.5f}", f"{c / a:.3f}"]
+            for of_text in [[mean(of) for of in each], *([of[text][0] for of in each] for text in OTHERS)]:
+                line += [*(f"{nats:.5f}" for nats in of_text), f"{of_text[-1] / of_text[0]:.3f}"]
             lines.append(line)
-    table(["type", "tokens", *(head for text in ("same kinds", *OTHERS) for head in (text, "feedback", "propagated", "left"))], lines)
+    table(["type", "tokens", *(head for text in ("same kinds", *OTHERS) for head in (text, *ROUNDINGS[1:], "left"))], lines)
 
 
 def experts(bench):
@@ -192,7 +205,8 @@ def experts(bench):
     calibration = bench.calibration(EXPERTS_BYTES)
     collected, tokens = bench.collected("calibrated-experts", model, calibration)
     texts = [bench.judged(name) for name in ("wiki", "code", "multilingual")]
-    files = {(kind, rounding): bench.quantized(model, collected, kind, rounding, "f16")[0]
+    gradients = bench.gradients("gradients-experts", model, calibration)
+    files = {(kind, rounding): bench.quantized(model, collected, kind, rounding, "f16", gradients)[0]
              for kind in EXPERT_TYPES for rounding in ROUNDINGS}
     frontiers = {}
     for rounding in ROUNDINGS:
@@ -211,12 +225,12 @@ def experts(bench):
           f"divergence in nats, standard errors {errors(found)} of it.\n")
     lines = []
     for kind in dict.fromkeys(kind for kind, _ in files):
-        all_three = [found[files[kind, rounding]] for rounding in ROUNDINGS]
+        each = [found[files[kind, rounding]] for rounding in ROUNDINGS]
         line = [f"`{kind}`" if " " in kind else kind]
         for text in rows:
-            line += [nats(of[text]) for of in all_three] + [f"{all_three[2][text][0] / all_three[0][text][0]:.3f}"]
-        lines.append(line + ["yes" if loads(bench, files[kind, "propagated"]) else "NO"])
-    table(["files", *(head for text in rows for head in (text, "feedback", "propagated", "left")), "llama.cpp runs it"], lines)
+            line += [nats(of[text]) for of in each] + [f"{each[-1][text][0] / each[0][text][0]:.3f}"]
+        lines.append(line + ["yes" if loads(bench, files[kind, "both"]) else "NO"])
+    table(["files", *(head for text in rows for head in (text, *ROUNDINGS[1:], "left")), "llama.cpp runs it"], lines)
 
 
 def loads(bench, path):

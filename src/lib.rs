@@ -9,17 +9,17 @@
 //! | [`convert`], [`quantize`], [`verify`] | the other pipelines | files, through `format` |
 //! | [`edit`] | models cut into shards, joined, or under other metadata; tensors as they are | files, through `format` |
 //! | [`diff`] | what two models differ in: metadata, shapes, types, the error of every tensor | weights, through `input` |
-//! | [`feedback`] | rounding with error feedback: each error made good by the columns still open | numbers only |
+//! | [`feedback`] | rounding with error feedback: each error made good by the columns and rows still open | numbers only |
 //! | [`frontier`] | what every type would cost every tensor, in nats, from gradients and real quantized bytes | weights, through `input`; what a killed run has kept |
 //! | [`hub`] | `hf://`: models on the Hugging Face Hub, into its own cache | the network; the cache |
 //! | [`input`] | a model to be read: a GGUF, or a checkpoint that is converted on the fly | files, through `format` |
-//! | [`covariance`] | the mean of `x x^T` of what matrices meet: summed beside the importance matrix, kept, read | numbers and names; a directory, through `format` |
+//! | [`covariance`] | the mean of `x x^T` of what matrices meet, and of gradients at what they make: summed, kept, read | numbers and names; a directory, through `format` |
 //! | [`imatrix`] | sums of squared activations: collecting, merging, coverage, statistics | numbers and names; `model` to collect |
 //! | [`evaluate`] | scored tokens, rows of logits and statistics: perplexity, KL divergence | numbers; a logits file's layout |
 //! | [`arch`] | the table of architectures: names, metadata and transforms of their tensors | the names and shapes of a checkpoint |
 //! | [`report`] | the evidence: the frontier's JSON, pictures, the page, the table for a terminal | nothing: data in, text out |
 //! | [`tokenizer`] | vocabularies: Hugging Face tokenizer files to GGUF metadata | tokenizer files |
-//! | [`model`] | the forward pass, layer by layer over all chunks, and the backward stream; each input of a matrix shown to who watches | weights, through `input`; a temporary file |
+//! | [`model`] | the forward pass, layer by layer over all chunks, and the backward stream; each input of a matrix shown to who watches; a model and its rounded form side by side | weights, through `input`; a temporary file |
 //! | [`plan`] | numbers in, recipe out: roles, file types, preset rules, the frontier's solver | numbers and names only |
 //! | [`quant`] | block layouts, quantizers, dequantizers, block validation | numbers only |
 //! | [`mod@format`] | GGUF, safetensors, JSON and importance-matrix files, output files, the table of tensor types | files; the only reader of untrusted bytes |

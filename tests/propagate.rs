@@ -4,7 +4,12 @@
 mod support;
 
 use quantier::convert;
+use quantier::covariance::{self, Store};
+use quantier::feedback::Rounding;
+use quantier::format::types::GgmlType;
+use quantier::frontier::{self, Measure, Settings};
 use quantier::input::{Input, Source};
+use quantier::model::backward::Labels;
 use quantier::model::{Engine, Error, Observer, Options, Replaced, Rounder, Seen};
 use quantier::progress::Silent;
 use quantier::report::data::Frontier;
@@ -220,9 +225,46 @@ fn what_does_not_go_together_is_said() {
         .assert()
         .code(2);
     fails(dir, &format!("{QUANTIZE} --propagate none.txt m.gguf x.gguf Q4_K"), &["none.txt"]);
+    quantier(&format!("{QUANTIZE} --gradients cov m.gguf x.gguf Q4_K")).current_dir(dir).assert().code(2);
+    fails(dir, &format!("{QUANTIZE} --propagate cal.txt --gradients nothing m.gguf x.gguf Q4_K"), &["nothing"]);
     fs::write(dir.join("short.txt"), "A few words.").unwrap();
     fails(dir, &format!("{QUANTIZE} --propagate short.txt m.gguf x.gguf Q4_K"), &["short.txt"]);
     assert!(!dir.join("x.gguf").exists());
+}
+
+/// What is summed of gradients is what the backward stream gives, chunk by chunk, but for those that are held out.
+#[test]
+fn gradients_are_those_of_the_backward_stream() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = Source::open(Path::new(&refmodel())).unwrap();
+    let input = Input::new(&source, &convert::Job::default()).unwrap();
+    let engine = Engine::new(&input, &Options { threads: 2, ..Options::default() }).unwrap();
+    let chunks: Vec<Vec<u32>> = (0..9u32).map(|c| (0..20).map(|i| (i * 37 + c * 1009) % 4096).collect()).collect();
+    let job = covariance::Job { directory: dir.path().join("gradients"), key: [7; 32], experts_apart: false };
+    let (measure, types, rounding) = (Measure::Divergence, vec![GgmlType::Q4_K], Rounding::Feedback);
+    let settings = Settings { measure, types, positions: 0, draws: 2, seed: 3, rounding };
+    frontier::gradients((&input, &engine), &job, &chunks, &settings, &Silent).unwrap();
+    let store = Store::open(&job.directory).unwrap();
+    assert_eq!(store.names().count(), 7 * 6, "the output matrix is not among them");
+
+    let trace = engine.trace(&chunks, None, &Silent).unwrap();
+    let sample: Vec<Vec<u32>> = chunks.iter().map(|c| (0..c.len() as u32).collect()).collect();
+    let mut backward = engine.backward(&trace, Labels { draws: 2, seed: 3 }, &sample, &Silent).unwrap();
+    let (_, met) = backward.layer(&Silent).unwrap().unwrap();
+    for name in ["blk.5.attn_k.weight", "blk.5.ffn_gate.weight"] {
+        let of = met.iter().find(|met| met.name == name).unwrap();
+        let found = store.get(name, 0).unwrap().unwrap();
+        assert_eq!((found.columns, found.rows), (of.width, 8 * 20 * 2), "{name}");
+        let m = of.width;
+        let summed = of.pieces.iter().enumerate().filter(|(chunk, _)| *chunk != 7);
+        let rows: Vec<&[f32]> = summed.flat_map(|(_, p)| &p.gradients).flat_map(|of_draw| of_draw.chunks(m)).collect();
+        for (i, j) in [(0, 0), (1, 5), (m - 1, 2)] {
+            let sum: f64 = rows.iter().map(|g| f64::from(g[i]) * f64::from(g[j])).sum();
+            let scale: f64 = rows.iter().map(|g| f64::from(g[i] * g[j]).abs()).sum();
+            let off = (f64::from(found.mean[i * m + j]) * rows.len() as f64 - sum).abs();
+            assert!(off <= 1e-5 * scale, "{name} {i} {j}: {sum}, off by {off}");
+        }
+    }
 }
 
 const SMALL: &str =
@@ -244,6 +286,10 @@ fn make_propagates() {
     let rounding = |of: &Frontier| of.settings.iter().find(|s| s.name == "rounding").unwrap().value.clone();
     assert!(rounding(&whole).contains("behind those that were rounded before it"), "{}", rounding(&whole));
     let bytes = fs::read(&name).unwrap();
+    assert!(dir.join("out/work/gradients/blk.0.attn_q.gguf").exists());
+    let rows = made("--bpw 3.5 -o out --one-sided");
+    assert!(fs::read(&name).unwrap() != bytes, "the file of rows by themselves is another");
+    assert_eq!(whole.files[0].rounding.len(), rows.files[0].rounding.len());
     let without = made("--bpw 3.5 -o out --no-propagate");
     assert!(!rounding(&without).contains("behind"), "{}", rounding(&without));
     assert!(fs::read(&name).unwrap() != bytes, "the file of the other rounding was taken for this one's");

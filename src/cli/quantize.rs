@@ -224,8 +224,8 @@ impl Propagated {
             let windows = windows.with_context(|| path.display().to_string())?;
             chunks.extend((0..windows.chunks()).map(|chunk| windows.input(chunk)));
         }
-        warn(plan);
         let gradients = self.gradients.as_deref().map(Store::open).transpose()?;
+        warn(plan);
         let with = Propagation {
             engine: &opened.engine,
             chunks: &chunks,

@@ -21,7 +21,7 @@ mod sums;
 pub(crate) use collect::Recorder;
 pub use collect::Written;
 pub use needs::Needs;
-pub(crate) use needs::input_of;
+pub(crate) use needs::{check_room, gradient_bytes, input_of};
 pub use pairs::Paired;
 pub(crate) use pairs::Pairs;
 pub use store::{Covariance, Identity, Store, clear, holds_others};

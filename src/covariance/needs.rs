@@ -87,17 +87,28 @@ impl Needs {
     /// # Errors
     /// If it is so, or the directory cannot be read.
     pub fn check(&self, job: &Job) -> Result<()> {
-        let directory: &Path = &job.directory;
-        let there = check_free(directory, &job.key)?;
-        let above = |path: &&Path| path.as_os_str().is_empty() || path.exists();
-        let disk = directory.ancestors().find(above).filter(|path| !path.as_os_str().is_empty());
-        // Where room cannot be counted, a full disk is found out by writing.
-        let free = fs4::available_space(disk.unwrap_or(Path::new("."))).unwrap_or(u64::MAX).saturating_add(there);
-        match free < self.files {
-            true => Err(Error::NoSpace { path: directory.to_owned(), needed: self.files, free }),
-            false => Ok(()),
-        }
+        check_room(job, self.files)
     }
+}
+
+/// Fails if the directory holds covariances of another job, or the disk has no room for so many bytes.
+pub(crate) fn check_room(job: &Job, needed: u64) -> Result<()> {
+    let directory: &Path = &job.directory;
+    let there = check_free(directory, &job.key)?;
+    let above = |path: &&Path| path.as_os_str().is_empty() || path.exists();
+    let disk = directory.ancestors().find(above).filter(|path| !path.as_os_str().is_empty());
+    // Where room cannot be counted, a full disk is found out by writing.
+    let free = fs4::available_space(disk.unwrap_or(Path::new("."))).unwrap_or(u64::MAX).saturating_add(there);
+    match free < needed {
+        true => Err(Error::NoSpace { path: directory.to_owned(), needed, free }),
+        false => Ok(()),
+    }
+}
+
+/// Bytes of a file of gradients of so many channels, with the rows that are kept as they are.
+pub(crate) fn gradient_bytes(rows: u64) -> u64 {
+    const HEADER: u64 = 2048;
+    4 * (triangle(rows as usize) as u64 + SAMPLE as u64 * rows) + HEADER
 }
 
 /// The name of the input that the matrices of a tensor are multiplied by, as far as names tell: one too many rather than

@@ -176,21 +176,18 @@ impl Feedback {
     /// Files that are damaged or of another model.
     pub fn inputs(&self, tensor: &str, matrix: usize, columns: usize) -> format::Result<Option<Arc<Inputs>>> {
         let Some(identity) = self.store.identity(tensor, matrix) else { return Ok(None) };
-        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some((_, inputs)) = last.filter(|(of, _)| *of == identity) {
-            return Ok(inputs);
-        }
         let bad = |what: String| format::Error::Bad {
             path: self.directory.clone(),
             what: format!("the covariance of the inputs of '{tensor}': {what}"),
         };
-        let Some(of) = self.store.get(tensor, matrix)? else { return Ok(None) };
-        if of.columns != columns {
-            return Err(bad(format!(
-                "it is of {} channels and {columns} are needed; it is of another model",
-                of.columns
-            )));
+        if let Some([of, _]) = self.store.shape(tensor).filter(|[of, _]| *of != columns) {
+            return Err(bad(format!("it is of {of} channels and {columns} are needed; it is of another model")));
         }
+        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some((_, inputs)) = last.filter(|(of, _)| *of == identity) {
+            return Ok(inputs);
+        }
+        let Some(of) = self.store.get(tensor, matrix)? else { return Ok(None) };
         let factor = factored(&of.mean, columns, of.rows).map_err(|error| bad(error.to_string()))?;
         let inputs =
             factor.map(|factor| Arc::new(Inputs { factor: factor.into(), sample: of.sample.into(), moved: None }));

@@ -480,6 +480,16 @@ fn most_rows(engine: &Engine<'_>) -> usize {
     (limit / RowFactor::working_bytes(1)).isqrt() as usize
 }
 
+/// The rows of each matrix whose gradients are summed, as far as metadata tell.
+pub(crate) fn gradient_rows(input: &Input<'_>, engine: &Engine<'_>) -> Vec<u64> {
+    let summed = |t: &&Tensor<'_>| {
+        let dims = t.info.shape.dims();
+        let fits = dims.len() == 2 && dims[1] <= most_rows(engine) as u64;
+        fits && t.info.name.starts_with("blk.") && covariance::wanted(&t.info.name, false)
+    };
+    input.tensors.iter().filter(summed).map(|t| t.info.shape.rows()).collect()
+}
+
 /// Sums the gradients at the products of a layer's matrices, experts' not among them: each meets its own positions.
 fn record(recorder: &Recorder<'_>, met: &[Met], chunks: usize, most_rows: usize) -> Result<()> {
     let met: Vec<_> = met.iter().filter(|met| met.matrices == 1 && met.width <= most_rows).collect();

@@ -26,7 +26,7 @@ mod refine;
 mod texts;
 
 use crate::covariance::{self, Needs, Store};
-use crate::feedback::{Feedback, Inputs, Rounding};
+use crate::feedback::{Feedback, Inputs, Rounding, RowFactor};
 use crate::format::checkpoint::Key;
 use crate::format::gguf::Value;
 use crate::format::imatrix::{Format, Imatrix};
@@ -348,13 +348,19 @@ fn covariance_job(model: Opened<'_>, windows: &texts::Cut, kept: &Kept, needs: &
 }
 
 /// Memory that rounding with error feedback takes beside weights and activations: the sums of a layer while they are
-/// collected, or later what is made of the inputs of the widest matrix.
+/// collected, those of gradients, or later what is made of the inputs of the widest matrix and of the gradients of the longest.
 pub fn rounding_bytes(engine: &Engine<'_>, input: &Input<'_>, context: usize) -> u64 {
     // As many chunks as fill the samples.
     let needs = Needs::of(engine, input, true, [covariance::HELD_OUT * covariance::SAMPLE, context]);
     let met = input.tensors.iter().filter(|t| covariance::wanted(&t.info.name, true) && t.info.shape.dims().len() > 1);
     let widest = met.map(|t| t.info.shape.row_len()).max().unwrap_or(0);
-    needs.memory.max(Inputs::working_bytes(widest))
+    let rows = frontier::gradient_rows(input, engine);
+    // Half a square of each matrix of a layer.
+    let sums = rows.iter().map(|rows| 2 * rows * rows).sum::<u64>() / (engine.hyper.layers as u64).max(1);
+    let longest = rows.iter().copied().max().unwrap_or(0);
+    // The matrix as it is to be rounded, and its errors.
+    let together = RowFactor::working_bytes(longest) + 8 * longest * widest;
+    needs.memory.max(sums).max(Inputs::working_bytes(widest) + together)
 }
 
 /// The importance matrix, and what is known of the inputs of matrices where weights are rounded with it: those that an
@@ -482,6 +488,10 @@ fn scores(
     let missing = gradients.as_ref().filter(|_| store.is_none());
     if let Some(of) = missing.filter(|of| covariance::holds_others(&of.directory, &of.key).unwrap_or(false)) {
         covariance::clear(&of.directory)?;
+    }
+    if let Some((of, (model, _))) = missing.zip(opened) {
+        let bytes = frontier::gradient_rows(input, model.engine).into_iter().map(covariance::gradient_bytes);
+        covariance::check_room(of, bytes.sum())?;
     }
     let opened_gradients = || gradients.as_ref().map(|of| Store::open(&of.directory)).transpose();
     if let Some(scores) = kept.read::<Scores>("scores", &key).filter(|scores| scores.cover(&wanted, &allowed)) {

@@ -149,6 +149,12 @@ impl<'a> Count<'a> {
         stream + output + self.trials.iter().map(trial).sum::<f64>()
     }
 
+    /// Operations of summing what the gradients at matrices of so many rows have in common: for each position and draw, half of
+    /// a square.
+    pub(super) fn gradients(&self, rows: &[u64]) -> f64 {
+        self.positions * self.draws * rows.iter().map(|rows| (rows * rows) as f64).sum::<f64>()
+    }
+
     /// Operations of proving every trial with error feedback: the products of the errors of both roundings.
     pub(super) fn proved_trials(&self) -> f64 {
         let fed = self.fed.into_iter().flat_map(|fed| self.trials.iter().filter(|t| t.fed).map(move |t| (fed, t)));

@@ -96,6 +96,10 @@ pub fn estimate(input: &Input<'_>, opened: Option<Opened<'_>>, job: &Job) -> Res
     };
     let gradients = opened.map(|model| super::gradient_job(model, job, &chunks, &kept)).transpose()?.flatten();
     let gradients = gradients.map(|of| of.key);
+    let gradient_rows = match opened.filter(|_| gradients.is_some()) {
+        Some(model) => crate::frontier::gradient_rows(input, model.engine),
+        None => Vec::new(),
+    };
     let key =
         imatrix.as_ref().map(|imatrix| scores_key(input, job, &chunks, imatrix, covariance.as_ref())).transpose()?;
     let allowed = |name: &str, t| job.constraints.allows(name, t);
@@ -135,7 +139,7 @@ pub fn estimate(input: &Input<'_>, opened: Option<Opened<'_>>, job: &Job) -> Res
     }
     add(
         "scores",
-        count.proved_trials() + if judged { count.scores(&expected) } else { 0.0 },
+        count.proved_trials() + count.gradients(&gradient_rows) + if judged { count.scores(&expected) } else { 0.0 },
         machine.trials(&count, &expected) + machine.factors(count.trial_factors()),
         scores.is_some(),
     );
@@ -171,7 +175,8 @@ pub fn estimate(input: &Input<'_>, opened: Option<Opened<'_>>, job: &Job) -> Res
         files: shown,
         files_bytes: choices.chosen.iter().map(|c| c.file_bytes).sum::<u64>() + unknown as u64 * largest,
         imatrix_bytes: count.imatrix_bytes,
-        covariance_bytes: fed.map_or(0, |fed| fed.needs.files),
+        covariance_bytes: fed.map_or(0, |fed| fed.needs.files)
+            + gradient_rows.iter().map(|rows| crate::covariance::gradient_bytes(*rows)).sum::<u64>(),
         // One while it is written beside the one before.
         work_bytes: 2 * count.state_bytes(),
         temporary_bytes: memory.1,
