@@ -206,6 +206,10 @@ impl<'a> Count<'a> {
         let models = 1.0 + files.min(proof::TOGETHER) as f64;
         let of_evaluation = (models / 2.0 + 1.0) * self.evaluation * self.hidden;
         let proof = (of_evaluation, (self.largest + models * self.output) * 4.0 + work(1.0));
+        // Both models between two steps: the streams, and what the widest matrices meet.
+        let widest = self.fed.filter(|_| job.propagate).map_or(0.0, |fed| fed.widest as f64);
+        let states = if widest > 0.0 { 2.0 * self.calibration * (self.hidden + widest) } else { 0.0 };
+        let propagated = (states, 2.0 * self.largest * 4.0 + work(2.0));
         // What error feedback takes has been taken off the limit.
         let reserved = self.fed.map_or(0, |fed| fed.reserved);
         let limit = job.options.max_memory.map_or(f64::INFINITY, |limit| limit.saturating_sub(reserved) as f64);
@@ -216,7 +220,7 @@ impl<'a> Count<'a> {
             let room = (limit - other).max(0.0);
             (states.min(room) + other + fed, (states - room).max(0.0))
         };
-        let all = [(imatrix, sums), (scores, factor), (proof, 0.0)].map(one);
+        let all = [(imatrix, sums), (scores, factor), (propagated, factor), (proof, 0.0)].map(one);
         let most = |of: fn(&(f64, f64)) -> f64| all.iter().map(of).fold(0.0, f64::max) as u64;
         (most(|m| m.0), most(|m| m.1))
     }

@@ -20,7 +20,7 @@ pub(super) struct Fed {
     /// The input of every tensor that has one.
     inputs: BTreeMap<String, String>,
     /// Channels of the widest.
-    widest: u64,
+    pub(super) widest: u64,
     /// Positions that were held out of the sums.
     held_out: usize,
 }
