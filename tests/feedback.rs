@@ -7,21 +7,10 @@ use quantier::report::data::Frontier;
 use serde_json::Value as Json;
 use std::fs;
 use std::path::Path;
-use support::program::{fails, json, quantier, read, refmodel, succeeds};
+use support::program::{divergence, fails, json, place, quantier, read, succeeds};
 use tempfile::TempDir;
 
-/// A directory with the trained model, and two texts that have no paragraph in common.
-fn place() -> TempDir {
-    let dir = tempfile::tempdir().unwrap();
-    std::os::unix::fs::symlink(refmodel(), dir.path().join("m.gguf")).unwrap();
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let text = |names: &[&str]| names.iter().map(|n| fs::read_to_string(root.join(n)).unwrap()).collect::<String>();
-    fs::write(dir.path().join("cal.txt"), text(&["README.md", "docs/frontier.md", "docs/exactness.md"])).unwrap();
-    fs::write(dir.path().join("eval.txt"), text(&["docs/publishing.md"])).unwrap();
-    dir
-}
-
-/// The same with importance matrix and covariances.
+/// The trained model and two texts, with importance matrix and covariances.
 fn measured() -> TempDir {
     let dir = place();
     succeeds(dir.path(), "imatrix m.gguf -f cal.txt -c 128 --process-output --no-ppl --covariance cov -o imatrix.gguf");
@@ -29,12 +18,6 @@ fn measured() -> TempDir {
 }
 
 const FEEDBACK: &str = "quantize --imatrix imatrix.gguf --rounding feedback --covariance cov";
-
-fn divergence(dir: &Path, file: &str) -> f64 {
-    let found = json(dir, &format!("kld m.gguf {file} -f eval.txt -c 128 --chunks 12 --json"));
-    let find = |found: &Json| -> Option<f64> { found.pointer("/models/0/statistics/kld/value").and_then(Json::as_f64) };
-    find(&found).unwrap_or_else(|| panic!("no divergence in {found}"))
-}
 
 #[test]
 fn fewer_nats_at_the_same_types_and_bytes() {

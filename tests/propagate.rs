@@ -20,8 +20,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use support::program::{fails, json, no_defaults, quantier, read, refmodel, succeeds};
-use tempfile::TempDir;
+use support::program::{divergence, fails, json, no_defaults, place, quantier, read, refmodel, succeeds};
 
 /// What whole matrices meet, by name and chunk.
 type Met = BTreeMap<(String, usize), Vec<f32>>;
@@ -138,24 +137,8 @@ fn both_models_go_through_the_text_as_each_does_alone() {
     }
 }
 
-/// A directory with the trained model, texts that have no paragraph in common, importance matrix and covariances.
-fn place() -> TempDir {
-    let dir = tempfile::tempdir().unwrap();
-    std::os::unix::fs::symlink(refmodel(), dir.path().join("m.gguf")).unwrap();
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let text = |names: &[&str]| names.iter().map(|n| fs::read_to_string(root.join(n)).unwrap()).collect::<String>();
-    fs::write(dir.path().join("cal.txt"), text(&["README.md", "docs/frontier.md", "docs/exactness.md"])).unwrap();
-    fs::write(dir.path().join("eval.txt"), text(&["docs/publishing.md"])).unwrap();
-    dir
-}
-
 const IMATRIX: &str = "imatrix m.gguf -f cal.txt -c 128 --process-output --no-ppl --covariance cov -o imatrix.gguf";
 const QUANTIZE: &str = "quantize --imatrix imatrix.gguf --rounding feedback --covariance cov -c 128";
-
-fn divergence(dir: &Path, file: &str) -> f64 {
-    let found = json(dir, &format!("kld m.gguf {file} -f eval.txt -c 128 --chunks 12 --json"));
-    found.pointer("/models/0/statistics/kld/value").and_then(Json::as_f64).unwrap()
-}
 
 #[test]
 fn fewer_nats_again_at_the_same_types() {

@@ -137,3 +137,24 @@ pub fn sparse(path: &Path, mib: u64) {
     std::fs::write(path, layout.header()).unwrap();
     std::fs::OpenOptions::new().write(true).open(path).unwrap().set_len(layout.file_bytes()).unwrap();
 }
+
+/// A directory with the trained model, and two texts that have no paragraph in common.
+pub fn place() -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink(refmodel(), dir.path().join("m.gguf")).unwrap();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let text =
+        |names: &[&str]| names.iter().map(|n| std::fs::read_to_string(root.join(n)).unwrap()).collect::<String>();
+    std::fs::write(dir.path().join("cal.txt"), text(&["README.md", "docs/frontier.md", "docs/exactness.md"])).unwrap();
+    std::fs::write(dir.path().join("eval.txt"), text(&["docs/publishing.md"])).unwrap();
+    dir
+}
+
+/// The mean divergence of a file there from the model, on the second text.
+pub fn divergence(dir: &Path, file: &str) -> f64 {
+    let found = json(dir, &format!("kld m.gguf {file} -f eval.txt -c 128 --chunks 12 --json"));
+    let find = |found: &serde_json::Value| -> Option<f64> {
+        found.pointer("/models/0/statistics/kld/value").and_then(serde_json::Value::as_f64)
+    };
+    find(&found).unwrap_or_else(|| panic!("no divergence in {found}"))
+}
