@@ -6,7 +6,6 @@ mod support;
 use quantier::report::data::Frontier;
 use serde_json::Value as Json;
 use std::fs;
-use std::path::Path;
 use support::program::{divergence, fails, json, place, quantier, read, succeeds};
 use tempfile::TempDir;
 
