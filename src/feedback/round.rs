@@ -219,7 +219,7 @@ fn damping(columns: usize, rows: u64) -> f64 {
 impl Inputs {
     /// Of a matrix that meets something else when it is rounded than it does as it is. Then it is not its weights that are
     /// rounded but those that make, of what the rounded one meets, what comes nearest to the products as they were
-    /// (GPTAQ, Li et al. 2025). `None` if all it meets is zero. Made on the threads of the pool that this is called in.
+    /// (GPTAQ, Li et al. 2025); as much of the way there as holds for rows that were held out. `None` if all it meets is zero. Made on the threads of the pool that this is called in.
     ///
     /// # Errors
     /// Numbers that are not finite.
@@ -229,7 +229,10 @@ impl Inputs {
         if let Some(at) = cross.iter().position(|x| !x.is_finite()) {
             return Err(NoFactor::NotFinite { row: at / columns, column: at % columns });
         }
-        factor.divide(&mut cross, rayon::current_num_threads());
+        let split = rayon::current_num_threads();
+        factor.divide(&mut cross, split);
+        let part = part_that_holds(&cross, [&sample, &of_rounded], columns, split);
+        cross.iter_mut().for_each(|x| *x *= part);
         let moved = Some(Moved { map: cross, sample }.into());
         Ok(Some(Inputs { factor: factor.into(), sample: of_rounded.into(), moved }))
     }
@@ -371,6 +374,18 @@ impl Inputs {
         multiply(View::new(rows, count, n, n), sample.transposed(), &mut products, sampled, split);
         products
     }
+}
+
+/// How much of the map `[n, n]` from `z` to `x - z` is to be believed, 0 to 1: the part of it that comes nearest on these rows
+/// of `x` and `z`, which it was not made of. All of it, where there are none.
+fn part_that_holds(map: &[f32], [x, z]: [&[f32]; 2], n: usize, split: usize) -> f32 {
+    let rows = z.len() / n;
+    let mut told = vec![0.0f32; z.len()];
+    multiply(View::new(z, rows, n, n), View::new(map, n, n, n).transposed(), &mut told, n, split);
+    let dot =
+        |of: &dyn Fn(usize) -> f32| -> f64 { (0..told.len()).map(|i| f64::from(told[i]) * f64::from(of(i))).sum() };
+    let (both, own) = (dot(&|i| x[i] - z[i]), dot(&|i| told[i]));
+    if own > 0.0 { (both / own).clamp(0.0, 1.0) as f32 } else { 1.0 }
 }
 
 /// Their sum; a few hundred at a time in f32.

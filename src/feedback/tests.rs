@@ -118,3 +118,28 @@ fn zeros_stay_zeros() {
         assert!(back.iter().all(|w| *w == 0.0), "{}", codec.ggml_type);
     }
 }
+
+/// Inputs that the rounded matrix meets with half of their strength, and what is told of them is made good: the products come
+/// out as they were. Of a map that held-out rows contradict, nothing is left.
+#[test]
+fn what_pairs_tell_is_made_good() {
+    let z = inputs(1200);
+    let paired = |sign: f32| {
+        let (summed, held) = z.split_at(1000 * N);
+        let cross: Vec<f32> = covariance(summed).iter().map(|c| c * 0.5).collect();
+        let samples = [held.iter().map(|z| z * (1.0 + 0.5 * sign)).collect(), held.to_vec()];
+        crate::covariance::Paired { columns: N, rows: 1000, mean: covariance(summed), cross, samples }
+    };
+    let w = weights(8);
+    let codec = Codec::of(crate::format::types::GgmlType::Q8_0).unwrap();
+    let mut out = vec![0; 8 * N / 32 * 34];
+    let told = Inputs::of_pairs(paired(1.0)).unwrap().unwrap();
+    let proof = told.round(codec, None, &w, &mut out);
+    // The reference knows nothing of the lost half; what damping leaves of it is little.
+    assert!(proof.by_reference == 0 && proof.taken < 1e-2 * proof.reference, "{proof:?}");
+    let untold = Inputs::of_pairs(paired(-1.0)).unwrap().unwrap();
+    let (mut plain, of_none) = (vec![0; out.len()], untold.round(codec, None, &w, &mut out));
+    let unmoved = crate::covariance::Paired { cross: vec![0.0; N * N], ..paired(-1.0) };
+    let same = Inputs::of_pairs(unmoved).unwrap().unwrap().round(codec, None, &w, &mut plain);
+    assert!(out == plain && of_none == same, "{of_none:?}, {same:?}");
+}
