@@ -461,7 +461,9 @@ fn gradient_job(model: Opened<'_>, job: &Job, chunks: &[Vec<u32>], kept: &Kept) 
     let key = resume::Job::new("make: gradients").with_model(model.input)?.with("tokens", &tokens);
     let key = key.with("context", &job.texts.context.to_le_bytes()).with("draws", &draws.to_le_bytes());
     let key = key.with("positions", &positions.to_le_bytes()).with("seed", &seed.to_le_bytes());
-    let key = key.with("memory", &model.engine.max_memory().unwrap_or(0).to_le_bytes()).key();
+    // Which matrices there are depends on the memory.
+    let rows = frontier::gradient_rows(model.input, model.engine);
+    let key = key.with("rows", &rows.iter().flat_map(|rows| rows.to_le_bytes()).collect::<Vec<u8>>()).key();
     Ok(Some(covariance::Job { directory: kept.path("gradients"), key, experts_apart: false }))
 }
 
