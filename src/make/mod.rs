@@ -505,7 +505,8 @@ fn scores(
     let scores = match opened {
         Some((model, _)) => {
             let types = serde_json::to_vec(&wanted).unwrap_or_default();
-            let run_key = resume::Job::new("make: scores").with("all", &key).with("types", &types).key();
+            let run_key = resume::Job::new("make: scores").with("all", &key).with("types", &types);
+            let run_key = run_key.with("gradients", missing.map_or(&[][..], |of| &of.key)).key();
             let resume = resume(&kept.path("scores.resume"), run_key, job, tell)?;
             let (settings, engine) = (&job.settings, model.engine);
             let known = (imatrix, feedback, missing);

@@ -91,9 +91,7 @@ impl Plan<'_> {
         }
         Ok((blocks, proof))
     }
-}
 
-impl Plan<'_> {
     /// Rounds a tensor of a single matrix for one output, with what is known of its inputs and of the gradients at what it
     /// makes: its blocks, and what was proved of them.
     pub(super) fn round_together(
@@ -116,11 +114,8 @@ impl Plan<'_> {
             }
             let raw = self.input.read(tensor, some.clone(), &mut buffer)?;
             check_input(source, self.input.path_of(tensor), decoder, raw, some.start)?;
-            decoder.dequantize_row(
-                raw,
-                &mut weights[some.start as usize * row_len..]
-                    [..raw.len() / info.ggml_type.block_bytes() * info.ggml_type.block_len()],
-            );
+            let [first, end] = [some.start, some.end].map(|row| row as usize * row_len);
+            decoder.dequantize_row(raw, &mut weights[first..end]);
             self.input.release(tensor, some);
         }
         let mut blocks = vec![0; weights.len() / target.block_len() * target.block_bytes()];
