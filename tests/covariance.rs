@@ -44,7 +44,7 @@ fn with_engine<T>(path: &Path, threads: usize, then: impl FnOnce(&Engine<'_>, &I
 }
 
 fn job(directory: &Path) -> covariance::Job {
-    covariance::Job { directory: directory.to_owned(), key: [7; 32], experts_apart: true }
+    covariance::Job { directory: directory.to_owned(), key: [7; 32], experts_apart: true, hold_out: true }
 }
 
 fn collected(engine: &Engine<'_>, chunks: usize, process_output: bool, job: &covariance::Job) -> Collected {

@@ -143,13 +143,14 @@ fn files_are_what_was_asked_for_and_proven() {
     assert!(nats.windows(2).all(|w| w[0].0 > w[1].0 && w[0].1 > w[1].1), "{nats:?}");
     assert!(frontier.frontier.windows(2).all(|w| w[0].bytes < w[1].bytes && w[0].nats > w[1].nats));
 
-    // The quantizer alone, with recipe, importance matrix and covariances, comes to the same bytes.
+    // The quantizer alone, with recipe, importance matrix, covariances, text and gradients, comes to the same bytes.
     for (path, file) in files.iter().zip(&frontier.files) {
         let label = file.name.trim_end_matches(".gguf").rsplit_once("bpw-").unwrap().1;
         let recipe = recipe_of(path);
         let args =
             format!("--imatrix out/imatrix.gguf --tensor-type-file {} m.gguf again.gguf {label}", recipe.display());
-        succeeds(dir.path(), &format!("quantize --rounding feedback --covariance out/work/covariance {args}"));
+        let known = "--covariance out/work/covariance --propagate cal.txt -c 64 --gradients out/work/gradients";
+        succeeds(dir.path(), &format!("quantize --rounding feedback {known} {args}"));
         assert!(tensors(&dir.path().join("again.gguf")) == tensors(path), "{}", file.name);
     }
 
@@ -219,10 +220,8 @@ fn a_dry_run_counts_and_writes_nothing() {
     assert!((0.8..1.2).contains(&(sums / (tokens * squares))), "{sums} for {tokens} tokens");
     assert_eq!(without["covariance_bytes"].as_u64(), Some(0));
     make(dir.path(), "--bpw 4.5 -o out");
-    let there: u64 = fs::read_dir(dir.path().join("out/work/covariance"))
-        .unwrap()
-        .map(|e| e.unwrap().metadata().unwrap().len())
-        .sum();
+    let files = ["covariance", "gradients"].map(|of| fs::read_dir(dir.path().join("out/work").join(of)).unwrap());
+    let there: u64 = files.into_iter().flatten().map(|e| e.unwrap().metadata().unwrap().len()).sum();
     let bytes = told["covariance_bytes"].as_u64().unwrap();
     assert!(there <= bytes && bytes < there + there / 4, "{bytes} were expected and {there} came");
     // An importance matrix that is given has no covariances.

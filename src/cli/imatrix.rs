@@ -314,7 +314,7 @@ fn covariances(
     let needs = Needs::of(&opened.engine, input, args.process_output, [windows.chunks(), windows.n_ctx()]);
     let experts_apart = needs.experts_apart;
     let key = job("covariance", args, input, windows)?.with("experts apart", &[experts_apart.into()]).key();
-    let job = covariance::Job { directory: directory.to_owned(), key, experts_apart };
+    let job = covariance::Job { directory: directory.to_owned(), key, experts_apart, hold_out: true };
     needs.check(&job)?;
     note!("covariances take at most {} in {}", size(needs.files), directory.display());
     if !experts_apart {

@@ -293,7 +293,7 @@ impl<'j> Recorder<'j> {
         let Turn { turns, inputs: summed } = &mut *turn;
         turns.put(chunk, inputs);
         while let Some((chunk, inputs)) = turns.pop() {
-            let held_out = is_held_out(chunk, self.chunks.len());
+            let held_out = self.job.hold_out && is_held_out(chunk, self.chunks.len());
             for input in inputs {
                 let fresh = || Summed::new(&input, self.job.experts_apart);
                 let summed = summed.entry(input.tensors[0].clone()).or_insert_with(fresh);

@@ -48,6 +48,8 @@ pub struct Job {
     pub key: Key,
     /// Whether each expert gets a sum of its own, not only all of a tensor together; see [`Needs`].
     pub experts_apart: bool,
+    /// Whether [some chunks](is_held_out) are left out of the sums, to judge by.
+    pub hold_out: bool,
 }
 
 /// Whether a chunk of so many is held out: the last of every [`HELD_OUT`], or the last of fewer, if there are two.

@@ -105,10 +105,10 @@ pub(crate) fn check_room(job: &Job, needed: u64) -> Result<()> {
     }
 }
 
-/// Bytes of a file of gradients of so many channels, with the rows that are kept as they are.
+/// Bytes of a file of gradients of so many channels.
 pub(crate) fn gradient_bytes(rows: u64) -> u64 {
     const HEADER: u64 = 2048;
-    4 * (triangle(rows as usize) as u64 + SAMPLE as u64 * rows) + HEADER
+    4 * triangle(rows as usize) as u64 + HEADER
 }
 
 /// The name of the input that the matrices of a tensor are multiplied by, as far as names tell: one too many rather than

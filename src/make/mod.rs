@@ -344,7 +344,8 @@ fn covariance_job(model: Opened<'_>, windows: &texts::Cut, kept: &Kept, needs: &
     let key = resume::Job::new("make: covariance").with_model(model.input)?;
     let key =
         key.with("tokens", windows.calibration_bytes()).with("experts apart", &[needs.experts_apart.into()]).key();
-    Ok(covariance::Job { directory: kept.path("covariance"), key, experts_apart: needs.experts_apart })
+    let (directory, experts_apart) = (kept.path("covariance"), needs.experts_apart);
+    Ok(covariance::Job { directory, key, experts_apart, hold_out: true })
 }
 
 /// Memory that rounding with error feedback takes beside weights and activations: the sums of a layer while they are
@@ -464,7 +465,7 @@ fn gradient_job(model: Opened<'_>, job: &Job, chunks: &[Vec<u32>], kept: &Kept) 
     // Which matrices there are depends on the memory.
     let rows = frontier::gradient_rows(model.input, model.engine);
     let key = key.with("rows", &rows.iter().flat_map(|rows| rows.to_le_bytes()).collect::<Vec<u8>>()).key();
-    Ok(Some(covariance::Job { directory: kept.path("gradients"), key, experts_apart: false }))
+    Ok(Some(covariance::Job { directory: kept.path("gradients"), key, experts_apart: false, hold_out: false }))
 }
 
 /// The scores, and what is known of gradients: what an earlier run has left, if it has all that is wanted, or new.
