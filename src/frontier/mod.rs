@@ -490,10 +490,18 @@ pub(crate) fn gradient_rows(input: &Input<'_>, engine: &Engine<'_>) -> Vec<u64> 
     input.tensors.iter().filter(summed).map(|t| t.info.shape.rows()).collect()
 }
 
+/// Whether the products of gradients can be summed in f32. Where they cannot, a matrix is rounded without them.
+fn are_summable(met: &Met) -> bool {
+    const MOST: f32 = 1e15;
+    let all = met.pieces.par_iter().flat_map_iter(|piece| &piece.gradients);
+    all.all(|of_draw| of_draw.iter().fold(true, |all, g| all & (g.abs() < MOST)))
+}
+
 /// Sums the gradients at the products of a layer's matrices, experts' not among them: each meets its own positions.
 fn record(recorder: &Recorder<'_>, met: &[Met], chunks: usize, most_rows: usize) -> Result<()> {
     let met: Vec<_> = met.iter().filter(|met| met.matrices == 1 && met.width <= most_rows).collect();
-    let met: Vec<_> = met.into_iter().filter(|met| covariance::wanted(&met.name, false)).collect();
+    let summable = |met: &&Met| covariance::wanted(&met.name, false) && are_summable(met);
+    let met: Vec<_> = met.into_iter().filter(summable).collect();
     (0..chunks).into_par_iter().for_each(|chunk| {
         for met in &met {
             if let Some(piece) = met.pieces.get(chunk) {
