@@ -5,10 +5,10 @@ mod support;
 use std::path::{Path, PathBuf};
 use support::program::{json, listing};
 
-/// A quick run on the model of testdata: few chunks, few types. A budget of the preset makes the scale known.
+/// A quick run on the model of testdata: few chunks, few types, no pass over the text for each file. A budget of the preset makes the scale known.
 fn make(dir: &Path, more: &str) -> serde_json::Value {
     let model = format!("{}/testdata/refmodel-f16.gguf", env!("CARGO_MANIFEST_DIR"));
-    let quick = "-c 128 --types q2_k,q3_k,q4_k,q6_k --score-chunks 2 --eval-chunks 6";
+    let quick = "-c 128 --types q2_k,q3_k,q4_k,q6_k --score-chunks 2 --eval-chunks 6 --no-propagate";
     json(dir, &format!("make {model} {quick} --json -o out {more}"))
 }
 
