@@ -219,7 +219,8 @@ fn damping(columns: usize, rows: u64) -> f64 {
 impl Inputs {
     /// Of a matrix that meets something else when it is rounded than it does as it is. Then it is not its weights that are
     /// rounded but those that make, of what the rounded one meets, what comes nearest to the products as they were
-    /// (GPTAQ, Li et al. 2025); as much of the way there as holds for rows that were held out. `None` if all it meets is zero. Made on the threads of the pool that this is called in.
+    /// (GPTAQ, Li et al. 2025); as much of the way there as holds for rows that were held out. `None` if all it meets is zero.
+    /// Made on the threads of the pool that this is called in.
     ///
     /// # Errors
     /// Numbers that are not finite.
@@ -258,14 +259,10 @@ impl Inputs {
         let n = self.factor.columns();
         let rows = weights.len() / n;
         let row_bytes = out.len() / rows.max(1);
-        let mut rounded = weights.to_vec();
-        if let Some(moved) = &self.moved {
-            add_product(View::new(weights, rows, n, n), View::new(&moved.map, n, n, n), &mut rounded, n, 1);
-        }
+        let mut rounded = self.target(weights, 1);
         round_rows(codec, &self.factor, &mut rounded, out);
-        let mut proof = Proof { rows: rows as u64, ..Proof::default() };
         if self.sample.is_empty() {
-            return proof;
+            return Proof { rows: rows as u64, ..Proof::default() };
         }
         codec.dequantize_row(out, &mut rounded);
         let feedback = self.error(weights, &mut rounded);
@@ -274,14 +271,17 @@ impl Inputs {
             codec.quantize_row(x, importance, y);
         }
         codec.dequantize_row(&other, &mut rounded);
-        proof.reference = self.error(weights, &mut rounded);
-        proof.taken = feedback;
-        // Not a number is not smaller.
-        if feedback > proof.reference || feedback.is_nan() {
-            (proof.taken, proof.by_reference) = (proof.reference, proof.rows);
-            out.copy_from_slice(&other);
+        better([feedback, self.error(weights, &mut rounded)], rows, out, &other)
+    }
+
+    /// What rows of weights `[rows, columns]` are to be rounded to.
+    fn target(&self, weights: &[f32], split: usize) -> Vec<f32> {
+        let (n, mut target) = (self.factor.columns(), weights.to_vec());
+        if let Some(moved) = &self.moved {
+            let rows = View::new(weights, weights.len() / n, n, n);
+            add_product(rows, View::new(&moved.map, n, n, n), &mut target, n, split);
         }
-        proof
+        target
     }
 
     /// Rounds a whole matrix of weights, `[rows, columns]`, with error feedback along its rows and between them; and as the
@@ -301,11 +301,7 @@ impl Inputs {
         let (n, m, threads) = (self.factor.columns(), rows.rows(), rayon::current_num_threads());
         assert_eq!((weights.len(), out.len() % m), (m * n, 0), "a matrix of {m} rows");
         let row_bytes = out.len() / m;
-        let mut wanted = weights.to_vec();
-        if let Some(moved) = &self.moved {
-            add_product(View::new(weights, m, n, n), View::new(&moved.map, n, n, n), &mut wanted, n, threads);
-        }
-        rows.through(&wanted, n, threads, |of, numbers| {
+        rows.through(&self.target(weights, threads), n, threads, |of, numbers| {
             let here = of.len().div_ceil(threads).next_multiple_of(LANES);
             let mut blocks = vec![0u8; of.len() * row_bytes];
             numbers.par_chunks_mut(here * n).zip(blocks.par_chunks_mut(here * row_bytes)).for_each(|(x, y)| {
@@ -315,9 +311,8 @@ impl Inputs {
             let of_rows = of.iter().zip(blocks.chunks_exact(row_bytes));
             of_rows.for_each(|(row, blocks)| out[row * row_bytes..][..row_bytes].copy_from_slice(blocks));
         });
-        let mut proof = Proof { rows: m as u64, ..Proof::default() };
         if self.sample.is_empty() {
-            return proof;
+            return Proof { rows: m as u64, ..Proof::default() };
         }
         let cost = |blocks: &[u8]| {
             let mut rounded = vec![0.0; m * n];
@@ -327,14 +322,8 @@ impl Inputs {
         let mut other = vec![0; out.len()];
         let of_rows = weights.par_chunks_exact(n).zip(other.par_chunks_exact_mut(row_bytes));
         of_rows.for_each(|(x, y)| codec.quantize_row(x, importance, y));
-        (proof.reference, proof.taken) = (cost(&other), cost(out));
-        proof.power = rows.cost(&self.products(weights, self.as_it_is(), threads), threads);
-        // Not a number is not smaller.
-        if proof.taken > proof.reference || proof.taken.is_nan() {
-            (proof.taken, proof.by_reference) = (proof.reference, proof.rows);
-            out.copy_from_slice(&other);
-        }
-        proof
+        let power = rows.cost(&self.products(weights, self.as_it_is(), threads), threads);
+        Proof { power, ..better([cost(out), cost(&other)], m, out, &other) }
     }
 
     /// Held-out rows that the matrix as it is meets.
@@ -386,6 +375,17 @@ fn part_that_holds(map: &[f32], [x, z]: [&[f32]; 2], n: usize, split: usize) -> 
         |of: &dyn Fn(usize) -> f32| -> f64 { (0..told.len()).map(|i| f64::from(told[i]) * f64::from(of(i))).sum() };
     let (both, own) = (dot(&|i| x[i] - z[i]), dot(&|i| told[i]));
     if own > 0.0 { (both / own).clamp(0.0, 1.0) as f32 } else { 1.0 }
+}
+
+/// Takes what the reference makes of rows, if its error is the smaller of both: that of feedback, whose blocks are there, then its.
+fn better([feedback, reference]: [f64; 2], rows: usize, out: &mut [u8], other: &[u8]) -> Proof {
+    let rows = rows as u64;
+    // Not a number is not smaller.
+    if feedback > reference || feedback.is_nan() {
+        out.copy_from_slice(other);
+        return Proof { reference, taken: reference, rows, by_reference: rows, ..Proof::default() };
+    }
+    Proof { reference, taken: feedback, rows, ..Proof::default() }
 }
 
 /// Their sum; a few hundred at a time in f32.

@@ -499,9 +499,8 @@ fn are_summable(met: &Met) -> bool {
 
 /// Sums the gradients at the products of a layer's matrices, experts' not among them: each meets its own positions.
 fn record(recorder: &Recorder<'_>, met: &[Met], chunks: usize, most_rows: usize) -> Result<()> {
-    let met: Vec<_> = met.iter().filter(|met| met.matrices == 1 && met.width <= most_rows).collect();
-    let summable = |met: &&Met| covariance::wanted(&met.name, false) && are_summable(met);
-    let met: Vec<_> = met.into_iter().filter(summable).collect();
+    let wanted = |met: &&Met| met.matrices == 1 && met.width <= most_rows && covariance::wanted(&met.name, false);
+    let met: Vec<_> = met.iter().filter(wanted).filter(|met| are_summable(met)).collect();
     (0..chunks).into_par_iter().for_each(|chunk| {
         for met in &met {
             if let Some(piece) = met.pieces.get(chunk) {

@@ -496,12 +496,16 @@ fn scores(
         let bytes = frontier::gradient_rows(input, model.engine).into_iter().map(covariance::gradient_bytes);
         covariance::check_room(of, bytes.sum())?;
     }
-    let opened_gradients = || gradients.as_ref().map(|of| Store::open(&of.directory)).transpose();
+    // Those that an earlier run has left, or those that have come meanwhile.
+    let opened_gradients = |store: Option<Store>| match (store, missing) {
+        (None, Some(of)) => Store::open(&of.directory).map(Some),
+        (store, _) => Ok(store),
+    };
     if let Some(scores) = kept.read::<Scores>("scores", &key).filter(|scores| scores.cover(&wanted, &allowed)) {
         if let Some((missing, (model, _))) = missing.zip(opened) {
             frontier::gradients((input, model.engine), missing, &chunks, &job.settings, progress)?;
         }
-        return Ok((scores, opened_gradients()?));
+        return Ok((scores, opened_gradients(store)?));
     }
     let scores = match opened {
         Some((model, _)) => {
@@ -515,7 +519,7 @@ fn scores(
             let scores = ended(scores, frontier::Error::is_final, &resume, tell)?;
             kept.write("scores", &key, &scores)?;
             resume.remove();
-            return Ok((scores, opened_gradients()?));
+            return Ok((scores, opened_gradients(store)?));
         }
         None => {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(job.threads).build();

@@ -125,8 +125,9 @@ impl Pass<'_> {
             }
             (_, None) => Ok(None),
         };
-        let rows = met.filter(|_| matrices == 1 && self.feeds_back(index)).zip(self.row_factor(index)?);
-        let (blocks, proof) = match rows {
+        let met_by_all = met.filter(|_| matrices == 1 && self.feeds_back(index));
+        let rows = met_by_all.map(|_| self.row_factor(index)).transpose()?.flatten();
+        let (blocks, proof) = match met_by_all.zip(rows) {
             Some((met, rows)) => self.plan.round_together(index, self.output, (met, &rows), self.progress)?,
             None => self.plan.round(index, self.output, &inputs_of, self.progress)?,
         };

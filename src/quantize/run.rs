@@ -56,9 +56,7 @@ impl Plan<'_> {
         writers.into_iter().try_for_each(Writer::finish)?;
         Ok(proved)
     }
-}
 
-impl Plan<'_> {
     /// Rounds a whole tensor for one output as `inputs` of each of its matrices say, on all threads of the pool that this is
     /// called in: its blocks, and what was proved of them.
     pub(super) fn round(
