@@ -58,7 +58,7 @@ pub fn experts() -> Tiny {
 
 /// A text of some thousand tokens.
 pub fn text() -> &'static str {
-    concat!(include_str!("../../CONTRIBUTING.md"), include_str!("../../src/model/layer.rs"))
+    include_str!("../../testdata/texts/mixed.txt")
 }
 
 /// Writes the first `layers` layers of the trained checkpoint into a new directory.

@@ -142,11 +142,9 @@ pub fn sparse(path: &Path, mib: u64) {
 pub fn place() -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     std::os::unix::fs::symlink(refmodel(), dir.path().join("m.gguf")).unwrap();
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let text =
-        |names: &[&str]| names.iter().map(|n| std::fs::read_to_string(root.join(n)).unwrap()).collect::<String>();
-    std::fs::write(dir.path().join("cal.txt"), text(&["README.md", "docs/frontier.md", "docs/exactness.md"])).unwrap();
-    std::fs::write(dir.path().join("eval.txt"), text(&["docs/publishing.md"])).unwrap();
+    let texts = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/texts");
+    std::fs::copy(texts.join("calibration.txt"), dir.path().join("cal.txt")).unwrap();
+    std::fs::copy(texts.join("evaluation.txt"), dir.path().join("eval.txt")).unwrap();
     dir
 }
 
