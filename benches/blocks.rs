@@ -1,6 +1,7 @@
-//! Weights per second of one core: every block format quantized (with importance weights) by each instruction set and,
-//! if `QUANTIER_REFERENCE_BIN` names it (`scripts/reference.sh` prints it), by the real ggml, on the same rows; and
-//! dequantized into a matrix that no cache holds, beside a plain copy of as many f32.
+//! Weights per second of one core: every block format quantized (with importance weights) by each
+//! instruction set and, if `QUANTIER_REFERENCE_BIN` names it (`scripts/reference.sh` prints it), by
+//! the real ggml, on the same rows; and dequantized into a matrix that no cache holds, beside a
+//! plain copy of as many f32.
 //!
 //! ```text
 //! QUANTIER_REFERENCE_BIN=$(scripts/reference.sh) cargo bench --bench blocks [-- FILTER]
@@ -38,13 +39,19 @@ fn quantize(c: &mut Criterion) {
         let t = codec.ggml_type;
         let mut group = c.benchmark_group(format!("quantize {t}"));
         group.throughput(Throughput::Elements((COLUMNS * ROWS) as u64));
-        group.sample_size(10).warm_up_time(Duration::from_millis(200)).measurement_time(Duration::from_millis(600));
+        group
+            .sample_size(10)
+            .warm_up_time(Duration::from_millis(200))
+            .measurement_time(Duration::from_millis(600));
         let row_bytes = t.row_bytes(COLUMNS as u64).expect("whole blocks") as usize;
         let mut out = vec![0; row_bytes * ROWS];
         for isa in Isa::available() {
             group.bench_function(isa.name(), |b| {
                 b.iter(|| {
-                    for (x, row) in weights.chunks_exact(COLUMNS).zip(out.chunks_exact_mut(row_bytes)) {
+                    for (x, row) in weights
+                        .chunks_exact(COLUMNS)
+                        .zip(out.chunks_exact_mut(row_bytes))
+                    {
                         codec.quantize_row_with(isa, x, Some(&importance), row);
                     }
                 });
@@ -55,7 +62,10 @@ fn quantize(c: &mut Criterion) {
             group.bench_function("ggml", |b| {
                 b.iter(|| theirs = ggml.quantize(t, &weights, COLUMNS, Some(&importance)));
             });
-            assert!(theirs.is_none_or(|theirs| theirs == out), "{t}: the bytes differ");
+            assert!(
+                theirs.is_none_or(|theirs| theirs == out),
+                "{t}: the bytes differ"
+            );
         }
         group.finish();
     }
@@ -67,19 +77,37 @@ fn dequantize(c: &mut Criterion) {
     let plain: Vec<f32> = (0..LARGE).map(|i| i as f32).collect();
     let mut group = c.benchmark_group("dequantize");
     group.throughput(Throughput::Bytes(LARGE as u64 * 4));
-    group.sample_size(10).warm_up_time(Duration::from_millis(200)).measurement_time(Duration::from_secs(1));
-    group.bench_function("copy", |b| b.iter_batched(|| (), |()| back.copy_from_slice(&plain), BatchSize::PerIteration));
+    group
+        .sample_size(10)
+        .warm_up_time(Duration::from_millis(200))
+        .measurement_time(Duration::from_secs(1));
+    group.bench_function("copy", |b| {
+        b.iter_batched(
+            || (),
+            |()| back.copy_from_slice(&plain),
+            BatchSize::PerIteration,
+        )
+    });
     drop(plain);
     for codec in Codec::all() {
-        let row_bytes = codec.ggml_type.row_bytes(COLUMNS as u64).expect("whole blocks") as usize;
+        let row_bytes = codec
+            .ggml_type
+            .row_bytes(COLUMNS as u64)
+            .expect("whole blocks") as usize;
         let mut rows = vec![0; row_bytes * ROWS];
-        for (x, row) in weights.chunks_exact(COLUMNS).zip(rows.chunks_exact_mut(row_bytes)) {
+        for (x, row) in weights
+            .chunks_exact(COLUMNS)
+            .zip(rows.chunks_exact_mut(row_bytes))
+        {
             codec.quantize_row(x, Some(&importance), row);
         }
         let matrix = rows.repeat(LARGE / COLUMNS / ROWS);
         group.bench_function(codec.ggml_type.to_string(), |b| {
             b.iter(|| {
-                for (row, x) in matrix.chunks_exact(row_bytes).zip(back.chunks_exact_mut(COLUMNS)) {
+                for (row, x) in matrix
+                    .chunks_exact(row_bytes)
+                    .zip(back.chunks_exact_mut(COLUMNS))
+                {
                     codec.dequantize_row(row, x);
                 }
             });

@@ -1,12 +1,13 @@
-//! Rounding with error feedback: its time beside plain rounding, and what it leaves of the error of real matrices.
+//! Rounding with error feedback: its time beside plain rounding, and what it leaves of the error of
+//! real matrices.
 //!
 //! ```text
 //! [QUANTIER_WEIGHTS=FILE.safetensors] cargo bench --bench feedback
 //! ```
 //!
-//! Inputs are made up: their covariance has eigenvalues that fall as a power of their number, in directions that mix all
-//! channels, and a few channels far above the others, as activations of language models have them. The error is judged on
-//! inputs that the covariance has not seen.
+//! Inputs are made up: their covariance has eigenvalues that fall as a power of their number, in
+//! directions that mix all channels, and a few channels far above the others, as activations of
+//! language models have them. The error is judged on inputs that the covariance has not seen.
 
 #[path = "../tests/support/inputs.rs"]
 #[allow(dead_code)]
@@ -26,7 +27,9 @@ const BAND: usize = 128;
 
 /// `[count, n]` inputs.
 fn made_up(rng: &mut Rng, mixture: &[f32], count: usize, n: usize) -> Vec<f32> {
-    let strengths: Vec<f32> = (0..count * n).map(|i| rng.gaussian() * ((i % n + 1) as f32).powf(-0.4)).collect();
+    let strengths: Vec<f32> = (0..count * n)
+        .map(|i| rng.gaussian() * ((i % n + 1) as f32).powf(-0.4))
+        .collect();
     let mut x = vec![0.0; count * n];
     let bands = x.par_chunks_mut(64 * n).zip(strengths.par_chunks(64 * n));
     bands.for_each(|(x, s)| rows_times_rows(s, mixture, [s.len() / n, n, n], x));
@@ -41,21 +44,34 @@ fn covariance(x: &[f32], n: usize) -> Vec<f32> {
     let rows = x.len() / n;
     let mut turned = vec![0.0f32; x.len()];
     for (i, row) in x.chunks_exact(n).enumerate() {
-        row.iter().enumerate().for_each(|(j, x)| turned[j * rows + i] = *x);
+        row.iter()
+            .enumerate()
+            .for_each(|(j, x)| turned[j * rows + i] = *x);
     }
     let mut mean = vec![0.0f32; n * n];
-    let bands = mean.par_chunks_mut(64 * n).zip(turned.par_chunks(64 * rows));
-    bands.for_each(|(mean, some)| rows_times_rows(some, &turned, [some.len() / rows, n, rows], mean));
+    let bands = mean
+        .par_chunks_mut(64 * n)
+        .zip(turned.par_chunks(64 * rows));
+    bands.for_each(|(mean, some)| {
+        rows_times_rows(some, &turned, [some.len() / rows, n, rows], mean)
+    });
     mean.iter_mut().for_each(|c| *c /= rows as f32);
     mean
 }
 
 /// Rounds all rows, on all threads.
-fn rounded(codec: &Codec, w: &[f32], n: usize, one: impl Fn(&[f32], &mut [u8]) + Sync) -> (Vec<u8>, f64) {
+fn rounded(
+    codec: &Codec,
+    w: &[f32],
+    n: usize,
+    one: impl Fn(&[f32], &mut [u8]) + Sync,
+) -> (Vec<u8>, f64) {
     let row_bytes = codec.ggml_type.row_bytes(n as u64).expect("whole blocks") as usize;
     let mut out = vec![0; w.len() / n * row_bytes];
     let start = Instant::now();
-    w.par_chunks(BAND * n).zip(out.par_chunks_mut(BAND * row_bytes)).for_each(|(w, out)| one(w, out));
+    w.par_chunks(BAND * n)
+        .zip(out.par_chunks_mut(BAND * row_bytes))
+        .for_each(|(w, out)| one(w, out));
     (out, start.elapsed().as_secs_f64())
 }
 
@@ -79,9 +95,16 @@ fn compare(name: &str, w: &[f32], n: usize, mixture: &[f32], types: &[GgmlType])
     let unseen = made_up(&mut rng, mixture, 512, n);
     let mean = covariance(&x, n);
     let start = Instant::now();
-    let factor = Factor::new(&mean, n, DAMPING, rayon::current_num_threads()).expect("a covariance");
-    println!("\n{name}, {} x {n}: the factor took {:.2} s\n", w.len() / n, start.elapsed().as_secs_f64());
-    println!("| type | error, plain | error, feedback | ratio | s, plain | s, feedback |\n|---|---|---|---|---|---|");
+    let factor =
+        Factor::new(&mean, n, DAMPING, rayon::current_num_threads()).expect("a covariance");
+    println!(
+        "\n{name}, {} x {n}: the factor took {:.2} s\n",
+        w.len() / n,
+        start.elapsed().as_secs_f64()
+    );
+    println!(
+        "| type | error, plain | error, feedback | ratio | s, plain | s, feedback |\n|---|---|---|---|---|---|"
+    );
     let importance: Vec<f32> = mean.iter().step_by(n + 1).copied().collect();
     for codec in types.iter().filter_map(|t| Codec::of(*t)) {
         let row_bytes = codec.ggml_type.row_bytes(n as u64).expect("whole blocks") as usize;
@@ -89,10 +112,15 @@ fn compare(name: &str, w: &[f32], n: usize, mixture: &[f32], types: &[GgmlType])
             let rows = w.chunks_exact(n).zip(out.chunks_exact_mut(row_bytes));
             rows.for_each(|(w, out)| codec.quantize_row(w, Some(&importance), out));
         });
-        let (fed, fed_s) = rounded(codec, w, n, |w, out| round_rows(codec, &factor, &mut w.to_vec(), out));
+        let (fed, fed_s) = rounded(codec, w, n, |w, out| {
+            round_rows(codec, &factor, &mut w.to_vec(), out)
+        });
         let [before, after] = [&plain, &fed].map(|blocks| error(codec, w, n, blocks, &unseen));
         let ratio = after / before;
-        println!("| {} | {before:.3e} | {after:.3e} | {ratio:.3} | {plain_s:.2} | {fed_s:.2} |", codec.ggml_type);
+        println!(
+            "| {} | {before:.3e} | {after:.3e} | {ratio:.3} | {plain_s:.2} | {fed_s:.2} |",
+            codec.ggml_type
+        );
     }
 }
 
@@ -106,16 +134,26 @@ fn matrices(path: &std::path::Path) -> Vec<(String, usize, Vec<f32>)> {
             .chunks_exact(4)
             .map(|b| f32::from_le_bytes(b.try_into().expect("four bytes")))
             .collect();
-        (t.dtype == safetensors::Dtype::F32 && n % 256 == 0).then_some((t.name.clone(), n as usize, numbers))
+        (t.dtype == safetensors::Dtype::F32 && n % 256 == 0).then_some((
+            t.name.clone(),
+            n as usize,
+            numbers,
+        ))
     };
     header.tensors.iter().filter_map(of).collect()
 }
 
 fn main() {
-    let with_levels: Vec<GgmlType> =
-        Codec::all().iter().filter(|codec| codec.takes_feedback()).map(|codec| codec.ggml_type).collect();
-    let mix =
-        |rng: &mut Rng, n: usize| -> Vec<f32> { (0..n * n).map(|_| rng.gaussian() / (n as f32).sqrt()).collect() };
+    let with_levels: Vec<GgmlType> = Codec::all()
+        .iter()
+        .filter(|codec| codec.takes_feedback())
+        .map(|codec| codec.ggml_type)
+        .collect();
+    let mix = |rng: &mut Rng, n: usize| -> Vec<f32> {
+        (0..n * n)
+            .map(|_| rng.gaussian() / (n as f32).sqrt())
+            .collect()
+    };
     let mut rng = Rng::new(17);
     if let Some(path) = std::env::var_os("QUANTIER_WEIGHTS") {
         let mut mixtures = std::collections::BTreeMap::new();

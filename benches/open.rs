@@ -1,7 +1,10 @@
-//! How long a model with a large vocabulary takes to open: 260,000 tokens with scores and types, and 500,000 merges.
+//! How long a model with a large vocabulary takes to open: 260,000 tokens with scores and types,
+//! and 500,000 merges.
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use quantier::format::gguf::{Array, DEFAULT_ALIGNMENT, Files, Layout, Metadata, Model, Value, ValueType, Writer};
+use quantier::format::gguf::{
+    Array, DEFAULT_ALIGNMENT, Files, Layout, Metadata, Model, Value, ValueType, Writer,
+};
 
 const TOKENS: u32 = 260_000;
 const MERGES: u32 = 500_000;
@@ -11,7 +14,10 @@ fn vocabulary() -> Metadata<'static> {
     let token = |i: u32| format!("{}{i:x}", &"tokenization"[..(i % 12) as usize]);
     let mut metadata = Metadata::new();
     metadata.set("general.architecture", Value::str("llama"));
-    metadata.set("tokenizer.ggml.tokens", Value::Array(Array::of_strings((0..TOKENS).map(token))));
+    metadata.set(
+        "tokenizer.ggml.tokens",
+        Value::Array(Array::of_strings((0..TOKENS).map(token))),
+    );
     let scores = Array::of_values(ValueType::F32, (0..TOKENS).map(|i| Value::F32(-(i as f32))));
     metadata.set("tokenizer.ggml.scores", Value::Array(scores));
     let types = Array::of_values(ValueType::I32, (0..TOKENS).map(|_| Value::I32(1)));
@@ -25,7 +31,9 @@ fn open(c: &mut Criterion) {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("vocabulary.gguf");
     let layout = Layout::new(&vocabulary(), &[], DEFAULT_ALIGNMENT);
-    Writer::create(&path, layout, &[]).and_then(Writer::finish).expect("a file");
+    Writer::create(&path, layout, &[])
+        .and_then(Writer::finish)
+        .expect("a file");
 
     c.bench_function("open a vocabulary of 260,000 tokens", |b| {
         b.iter(|| {
@@ -37,8 +45,14 @@ fn open(c: &mut Criterion) {
         b.iter(|| {
             let files = Files::open(&path).expect("the file");
             let model = Model::parse(&files).expect("a model");
-            let arrays = model.metadata().iter().filter_map(|(_, value)| value.as_array());
-            arrays.flat_map(Array::strings).map(<[u8]>::len).sum::<usize>()
+            let arrays = model
+                .metadata()
+                .iter()
+                .filter_map(|(_, value)| value.as_array());
+            arrays
+                .flat_map(Array::strings)
+                .map(<[u8]>::len)
+                .sum::<usize>()
         });
     });
 }

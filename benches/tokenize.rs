@@ -1,7 +1,8 @@
 //! Bytes of text per second that become tokens, on one thread.
 //!
-//! QUANTIER_BENCH_TEXT          a text of some megabytes (default: this repository's prose, which is too short to be fair)
-//! QUANTIER_BENCH_VOCABULARIES  GGUF files, separated by colons (default: the small trained model's)
+//! QUANTIER_BENCH_TEXT          a text of some megabytes (default: this repository's prose, which
+//! is too short to be fair) QUANTIER_BENCH_VOCABULARIES  GGUF files, separated by colons (default:
+//! the small trained model's)
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use quantier::format::gguf::{Files, Model};
@@ -19,13 +20,21 @@ fn tokenize(c: &mut Criterion) {
     let vocabularies = std::env::var_os("QUANTIER_BENCH_VOCABULARIES")
         .unwrap_or_else(|| here.join("testdata/refmodel-f16.gguf").into_os_string());
     let mut group = c.benchmark_group("tokenize");
-    group.throughput(Throughput::Bytes(text.len() as u64)).sample_size(10);
+    group
+        .throughput(Throughput::Bytes(text.len() as u64))
+        .sample_size(10);
     for path in std::env::split_paths(&vocabularies) {
         let files = Files::open(&path).expect("a GGUF");
         let model = Model::parse(&files).expect("a model");
         let tokenizer = Tokenizer::from_gguf(model.metadata()).expect("a vocabulary");
-        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        group.bench_function(name, |b| b.iter(|| tokenizer.encode(&text, true, false).len()));
+        let name = path
+            .file_stem()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        group.bench_function(name, |b| {
+            b.iter(|| tokenizer.encode(&text, true, false).len())
+        });
     }
     group.finish();
 }

@@ -1,5 +1,5 @@
-//! `diff`: what two models differ in. Metadata key by key, tensors by name, and how far the weights of a tensor that
-//! both have are apart.
+//! `diff`: what two models differ in. Metadata key by key, tensors by name, and how far the weights
+//! of a tensor that both have are apart.
 //!
 //! The order of keys and tensors does not count, nor does where a model is cut into shards.
 
@@ -19,14 +19,15 @@ const TASK_WEIGHTS: u64 = 64 << 10;
 
 /// What two models, A and B, differ in.
 pub struct Diff<'a> {
-    /// Keys of either that are not the same in both: first those of A in its order, then those of B alone.
+    /// Keys of either that are not the same in both: first those of A in its order, then those of B
+    /// alone.
     pub keys: Vec<KeyChange<'a>>,
     /// Tensors of A alone.
     pub only_a: Vec<Stored>,
     /// Tensors of B alone.
     pub only_b: Vec<Stored>,
-    /// Tensors of both that are not the same, most changed first: other shapes, then what is no number, then by
-    /// relative error.
+    /// Tensors of both that are not the same, most changed first: other shapes, then what is no
+    /// number, then by relative error.
     pub changed: Vec<TensorChange>,
     /// How many tensors are the same, byte for byte.
     pub same: usize,
@@ -85,19 +86,28 @@ pub struct TensorChange {
 pub struct WeightError {
     /// Root of the mean square of the differences.
     pub rmse: f64,
-    /// The same, divided by the root of the mean square of A's weights. Infinite if these are all 0 and B's are not.
+    /// The same, divided by the root of the mean square of A's weights. Infinite if these are all 0
+    /// and B's are not.
     pub relative: f64,
 }
 
 impl Diff<'_> {
     /// Whether there is nothing to tell.
     pub fn is_empty(&self) -> bool {
-        self.keys.is_empty() && self.only_a.is_empty() && self.only_b.is_empty() && self.changed.is_empty()
+        self.keys.is_empty()
+            && self.only_a.is_empty()
+            && self.only_b.is_empty()
+            && self.changed.is_empty()
     }
 }
 
-/// Compares two models; `None` if the job was cancelled. Memory is bounded by the band, not by the models.
-pub fn diff<'a>(a: &'a Input<'a>, b: &'a Input<'a>, progress: &dyn Progress) -> convert::Result<Option<Diff<'a>>> {
+/// Compares two models; `None` if the job was cancelled. Memory is bounded by the band, not by the
+/// models.
+pub fn diff<'a>(
+    a: &'a Input<'a>,
+    b: &'a Input<'a>,
+    progress: &dyn Progress,
+) -> convert::Result<Option<Diff<'a>>> {
     let in_b: HashMap<&str, &Tensor<'_>> = b.tensors.iter().map(|t| (&*t.info.name, t)).collect();
     let mut left: HashMap<&str, &Tensor<'_>> = in_b.clone();
     let (mut pairs, mut only_a) = (Vec::new(), Vec::new());
@@ -107,8 +117,19 @@ pub fn diff<'a>(a: &'a Input<'a>, b: &'a Input<'a>, progress: &dyn Progress) -> 
             None => only_a.push(stored(tensor)),
         }
     }
-    let only_b = b.tensors.iter().filter(|t| left.contains_key(&*t.info.name)).map(stored).collect();
-    progress.begin(pairs.iter().map(|(a, b)| a.info.bytes() + b.info.bytes()).sum(), Unit::Bytes);
+    let only_b = b
+        .tensors
+        .iter()
+        .filter(|t| left.contains_key(&*t.info.name))
+        .map(stored)
+        .collect();
+    progress.begin(
+        pairs
+            .iter()
+            .map(|(a, b)| a.info.bytes() + b.info.bytes())
+            .sum(),
+        Unit::Bytes,
+    );
     let (mut changed, mut same) = (Vec::new(), 0);
     for (tensor, other) in pairs {
         if progress.cancelled() {
@@ -116,17 +137,32 @@ pub fn diff<'a>(a: &'a Input<'a>, b: &'a Input<'a>, progress: &dyn Progress) -> 
         }
         progress.at(&tensor.info.name);
         let alike = shape(tensor) == shape(other);
-        if alike && tensor.info.ggml_type == other.info.ggml_type && identical(a, tensor, b, other)? {
+        if alike && tensor.info.ggml_type == other.info.ggml_type && identical(a, tensor, b, other)?
+        {
             same += 1;
         } else {
-            let error = if alike { weight_error(a, tensor, b, other)? } else { None };
-            changed.push(TensorChange { a: stored(tensor), b: stored(other), error });
+            let error = if alike {
+                weight_error(a, tensor, b, other)?
+            } else {
+                None
+            };
+            changed.push(TensorChange {
+                a: stored(tensor),
+                b: stored(other),
+                error,
+            });
         }
         progress.advance(tensor.info.bytes() + other.info.bytes());
     }
     // Stable: what is equally far keeps the order of A.
     changed.sort_by(|x, y| rank(y).total_cmp(&rank(x)));
-    Ok(Some(Diff { keys: key_changes(a, b), only_a, only_b, changed, same }))
+    Ok(Some(Diff {
+        keys: key_changes(a, b),
+        only_a,
+        only_b,
+        changed,
+        same,
+    }))
 }
 
 /// The shape without what readers leave out.
@@ -135,7 +171,11 @@ fn shape(tensor: &Tensor<'_>) -> Shape {
 }
 
 fn stored(tensor: &Tensor<'_>) -> Stored {
-    Stored { name: tensor.info.name.to_string(), shape: shape(tensor), ggml_type: tensor.info.ggml_type }
+    Stored {
+        name: tensor.info.name.to_string(),
+        shape: shape(tensor),
+        ggml_type: tensor.info.ggml_type,
+    }
 }
 
 /// The larger, the earlier in the list. A positive NaN is larger than infinity in the total order.
@@ -156,11 +196,18 @@ fn band_rows(tensor: &Tensor<'_>) -> u64 {
 /// Bands of rows.
 fn bands(tensor: &Tensor<'_>) -> impl Iterator<Item = std::ops::Range<u64>> {
     let (rows, step) = (tensor.info.shape.rows(), band_rows(tensor));
-    (0..rows).step_by(step as usize).map(move |first| first..(first + step).min(rows))
+    (0..rows)
+        .step_by(step as usize)
+        .map(move |first| first..(first + step).min(rows))
 }
 
 /// Whether two tensors of one shape and type have the same bytes.
-fn identical(a: &Input<'_>, tensor: &Tensor<'_>, b: &Input<'_>, other: &Tensor<'_>) -> convert::Result<bool> {
+fn identical(
+    a: &Input<'_>,
+    tensor: &Tensor<'_>,
+    b: &Input<'_>,
+    other: &Tensor<'_>,
+) -> convert::Result<bool> {
     let (mut buffer_a, mut buffer_b) = (Vec::new(), Vec::new());
     for rows in bands(tensor) {
         let bytes_a = a.read(tensor, rows.clone(), &mut buffer_a)?;
@@ -174,15 +221,18 @@ fn identical(a: &Input<'_>, tensor: &Tensor<'_>, b: &Input<'_>, other: &Tensor<'
     Ok(true)
 }
 
-/// How far two tensors of one shape are apart; `None` if either is of a type that holds no weights. Sums are in f64,
-/// in the same order whatever the threads.
+/// How far two tensors of one shape are apart; `None` if either is of a type that holds no weights.
+/// Sums are in f64, in the same order whatever the threads.
 fn weight_error(
     a: &Input<'_>,
     tensor: &Tensor<'_>,
     b: &Input<'_>,
     other: &Tensor<'_>,
 ) -> convert::Result<Option<WeightError>> {
-    let (Some(codec_a), Some(codec_b)) = (Codec::of(tensor.info.ggml_type), Codec::of(other.info.ggml_type)) else {
+    let (Some(codec_a), Some(codec_b)) = (
+        Codec::of(tensor.info.ggml_type),
+        Codec::of(other.info.ggml_type),
+    ) else {
         return Ok(None);
     };
     let row_len = tensor.info.shape.row_len() as usize;
@@ -193,9 +243,15 @@ fn weight_error(
     for rows in bands(tensor) {
         let bytes_a = a.read(tensor, rows.clone(), &mut buffer_a)?;
         let bytes_b = b.read(other, rows.clone(), &mut buffer_b)?;
-        let tasks =
-            bytes_a.par_chunks(task_rows * row_bytes(tensor)).zip(bytes_b.par_chunks(task_rows * row_bytes(other)));
-        let room = || (vec![0.0f32; task_rows * row_len], vec![0.0f32; task_rows * row_len]);
+        let tasks = bytes_a
+            .par_chunks(task_rows * row_bytes(tensor))
+            .zip(bytes_b.par_chunks(task_rows * row_bytes(other)));
+        let room = || {
+            (
+                vec![0.0f32; task_rows * row_len],
+                vec![0.0f32; task_rows * row_len],
+            )
+        };
         let sums: Vec<(f64, f64)> = tasks
             .map_init(room, |(x, y), (bytes_a, bytes_b)| {
                 let n = bytes_a.len() / row_bytes(tensor) * row_len;
@@ -212,7 +268,11 @@ fn weight_error(
         b.release(other, rows);
     }
     let rmse = (error / tensor.info.shape.elements() as f64).sqrt();
-    let relative = if error == 0.0 { 0.0 } else { (error / power).sqrt() };
+    let relative = if error == 0.0 {
+        0.0
+    } else {
+        (error / power).sqrt()
+    };
     Ok(Some(WeightError { rmse, relative }))
 }
 
@@ -228,12 +288,17 @@ fn sums(x: &[f32], y: &[f32]) -> (f64, f64) {
     for (x, y) in whole_x.iter().zip(whole_y) {
         (0..8).for_each(|lane| add(lane, x[lane], y[lane]));
     }
-    rest_x.iter().zip(rest_y).enumerate().for_each(|(lane, (x, y))| add(lane, *x, *y));
+    rest_x
+        .iter()
+        .zip(rest_y)
+        .enumerate()
+        .for_each(|(lane, (x, y))| add(lane, *x, *y));
     (error.iter().sum(), power.iter().sum())
 }
 
 fn key_changes<'a>(a: &'a Input<'a>, b: &'a Input<'a>) -> Vec<KeyChange<'a>> {
-    let counts = |key: &str| ![keys::SPLIT_NO, keys::SPLIT_COUNT, keys::SPLIT_TENSORS].contains(&key);
+    let counts =
+        |key: &str| ![keys::SPLIT_NO, keys::SPLIT_COUNT, keys::SPLIT_TENSORS].contains(&key);
     let (of_a, of_b) = (a.metadata(), b.metadata());
     let by_key: HashMap<&str, &Value<'_>> = of_b.iter().collect();
     let known: HashMap<&str, &Value<'_>> = of_a.iter().collect();
@@ -244,13 +309,28 @@ fn key_changes<'a>(a: &'a Input<'a>, b: &'a Input<'a>) -> Vec<KeyChange<'a>> {
             continue;
         }
         let elements = match (value, other) {
-            (Value::Array(a), Some(Value::Array(b))) if a.element() == b.element() => Some(elements(a, b)),
+            (Value::Array(a), Some(Value::Array(b))) if a.element() == b.element() => {
+                Some(elements(a, b))
+            }
             _ => None,
         };
-        changes.push(KeyChange { key: key.to_owned(), a: Some(value.clone()), b: other.cloned(), elements });
+        changes.push(KeyChange {
+            key: key.to_owned(),
+            a: Some(value.clone()),
+            b: other.cloned(),
+            elements,
+        });
     }
-    for (key, value) in of_b.iter().filter(|(key, _)| counts(key) && !known.contains_key(key)) {
-        changes.push(KeyChange { key: key.to_owned(), a: None, b: Some(value.clone()), elements: None });
+    for (key, value) in of_b
+        .iter()
+        .filter(|(key, _)| counts(key) && !known.contains_key(key))
+    {
+        changes.push(KeyChange {
+            key: key.to_owned(),
+            a: None,
+            b: Some(value.clone()),
+            elements: None,
+        });
     }
     changes
 }
@@ -267,7 +347,12 @@ fn same(a: &Value<'_>, b: &Value<'_>) -> bool {
 
 /// Where two arrays that are not the same differ.
 fn elements<'a>(a: &'a Array<'_>, b: &'a Array<'_>) -> Elements<'a> {
-    let mut found = Elements { first: a.len().min(b.len()), a: None, b: None, differing: 0 };
+    let mut found = Elements {
+        first: a.len().min(b.len()),
+        a: None,
+        b: None,
+        differing: 0,
+    };
     let (mut in_a, mut in_b) = (a.elements(), b.elements());
     for index in 0.. {
         let (x, y) = (in_a.next(), in_b.next());
@@ -277,7 +362,12 @@ fn elements<'a>(a: &'a Array<'_>, b: &'a Array<'_>) -> Elements<'a> {
             _ => {}
         }
         if found.differing == 0 {
-            found = Elements { first: index, a: x, b: y, differing: 0 };
+            found = Elements {
+                first: index,
+                a: x,
+                b: y,
+                differing: 0,
+            };
         }
         found.differing += 1;
     }
@@ -295,12 +385,31 @@ mod tests {
 
     #[test]
     fn arrays_differ_where_they_do() {
-        let (a, b) = (numbers(&[1.0, f32::NAN, 3.0, 4.0]), numbers(&[1.0, f32::NAN, 2.0]));
+        let (a, b) = (
+            numbers(&[1.0, f32::NAN, 3.0, 4.0]),
+            numbers(&[1.0, f32::NAN, 2.0]),
+        );
         let found = elements(&a, &b);
-        assert_eq!(found, Elements { first: 2, a: Some(Value::F32(3.0)), b: Some(Value::F32(2.0)), differing: 2 });
+        assert_eq!(
+            found,
+            Elements {
+                first: 2,
+                a: Some(Value::F32(3.0)),
+                b: Some(Value::F32(2.0)),
+                differing: 2
+            }
+        );
         let (a, b) = (Array::of_strings(["a"]), Array::of_strings(["a", "b"]));
         let found = elements(&a, &b);
-        assert_eq!(found, Elements { first: 1, a: None, b: Some(Value::str("b")), differing: 1 });
+        assert_eq!(
+            found,
+            Elements {
+                first: 1,
+                a: None,
+                b: Some(Value::str("b")),
+                differing: 1
+            }
+        );
     }
 
     #[test]
@@ -314,8 +423,19 @@ mod tests {
     fn the_most_changed_come_first() {
         let one = |relative: f64| {
             let shape = Shape::new(&[1]).unwrap();
-            let stored = Stored { name: String::new(), shape, ggml_type: GgmlType::F32 };
-            TensorChange { a: stored.clone(), b: stored, error: Some(WeightError { rmse: 0.0, relative }) }
+            let stored = Stored {
+                name: String::new(),
+                shape,
+                ggml_type: GgmlType::F32,
+            };
+            TensorChange {
+                a: stored.clone(),
+                b: stored,
+                error: Some(WeightError {
+                    rmse: 0.0,
+                    relative,
+                }),
+            }
         };
         let mut all = [0.5, -f64::NAN, 0.0, f64::INFINITY, 1.0].map(one);
         all.sort_by(|x, y| rank(y).total_cmp(&rank(x)));

@@ -1,5 +1,5 @@
-//! A model to be read: a GGUF, or a Hugging Face checkpoint that is converted on the fly, band by band, so that no
-//! file lies between it and what is made of it.
+//! A model to be read: a GGUF, or a Hugging Face checkpoint that is converted on the fly, band by
+//! band, so that no file lies between it and what is made of it.
 
 use crate::convert::{self, Checkpoint};
 use crate::format::gguf::{self, Files, Metadata, Model, TensorInfo};
@@ -28,7 +28,8 @@ pub struct Tensor<'a> {
     pub info: TensorInfo<'a>,
     /// Which file of a split GGUF, counted from 0.
     pub shard: usize,
-    /// Where in that file, in bytes; where it would be, without what aligns it, if there is no file.
+    /// Where in that file, in bytes; where it would be, without what aligns it, if there is no
+    /// file.
     pub offset: u64,
     index: usize,
 }
@@ -57,17 +58,25 @@ impl Source {
 }
 
 impl<'a> Input<'a> {
-    /// Checks the files. `conversion` says how a checkpoint is converted; its output is never written.
+    /// Checks the files. `conversion` says how a checkpoint is converted; its output is never
+    /// written.
     pub fn new(source: &'a Source, conversion: &convert::Job) -> convert::Result<Input<'a>> {
         let reader = match source {
             Source::Gguf(files) => Reader::Gguf(Model::parse(files)?),
-            Source::Checkpoint(checkpoint) => Reader::Checkpoint(convert::Plan::new(checkpoint, conversion)?),
+            Source::Checkpoint(checkpoint) => {
+                Reader::Checkpoint(convert::Plan::new(checkpoint, conversion)?)
+            }
         };
         let tensors = match &reader {
             Reader::Gguf(model) => {
                 let one = |(index, t): (usize, &gguf::Tensor<'a>)| {
                     let (info, shard, offset) = (t.info.clone(), t.shard, t.offset);
-                    Tensor { info, shard, offset, index }
+                    Tensor {
+                        info,
+                        shard,
+                        offset,
+                        index,
+                    }
                 };
                 model.tensors.iter().enumerate().map(one).collect()
             }
@@ -76,7 +85,12 @@ impl<'a> Input<'a> {
                 let one = |(index, t): (usize, &convert::PlannedTensor)| {
                     let (info, offset) = (t.info().into_owned(), end);
                     end += t.bytes();
-                    Tensor { info, shard: 0, offset, index }
+                    Tensor {
+                        info,
+                        shard: 0,
+                        offset,
+                        index,
+                    }
                 };
                 plan.tensors.iter().enumerate().map(one).collect()
             }
@@ -116,8 +130,9 @@ impl<'a> Input<'a> {
         }
     }
 
-    /// The bytes of some rows, counted over all the tensor's matrices: the mapped file's own where they are there as
-    /// they are wanted, else made in `buffer`. Uses the threads of the pool that it is called in.
+    /// The bytes of some rows, counted over all the tensor's matrices: the mapped file's own where
+    /// they are there as they are wanted, else made in `buffer`. Uses the threads of the pool that
+    /// it is called in.
     ///
     /// # Errors
     /// If the file has become shorter.
@@ -138,8 +153,8 @@ impl<'a> Input<'a> {
         }
     }
 
-    /// Tells the system that a tensor is needed soon, so that it begins to read it. Only a hint, and none for a
-    /// checkpoint.
+    /// Tells the system that a tensor is needed soon, so that it begins to read it. Only a hint,
+    /// and none for a checkpoint.
     pub fn prefetch(&self, tensor: &Tensor<'_>) {
         if let Reader::Gguf(model) = &self.reader {
             let start = model.tensors[tensor.index].offset as usize;
@@ -151,8 +166,12 @@ impl<'a> Input<'a> {
     pub fn release(&self, tensor: &Tensor<'_>, rows: Range<u64>) {
         match &self.reader {
             Reader::Gguf(model) => {
-                let (start, row_bytes) = (model.tensors[tensor.index].offset as usize, row_bytes(&tensor.info));
-                let range = start + rows.start as usize * row_bytes..start + rows.end as usize * row_bytes;
+                let (start, row_bytes) = (
+                    model.tensors[tensor.index].offset as usize,
+                    row_bytes(&tensor.info),
+                );
+                let range =
+                    start + rows.start as usize * row_bytes..start + rows.end as usize * row_bytes;
                 model.files.maps()[tensor.shard].release(range);
             }
             Reader::Checkpoint(plan) => plan.release(&plan.tensors[tensor.index], rows),

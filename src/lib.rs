@@ -30,7 +30,8 @@
 //! | `vector` | loops that the compiler makes vectors of, at the CPU's highest level | nothing |
 //! | [`progress`] | what a long job tells the one who started it, and how it is stopped | nothing |
 //!
-//! `src/main.rs` and `src/cli/` are the program: one file per command, and the only place that prints.
+//! `src/main.rs` and `src/cli/` are the program: one file per command, and the only place that
+//! prints.
 
 #![warn(missing_docs)]
 

@@ -1,6 +1,7 @@
 //! Dense matrices in slices, and their products.
 //!
-//! Each product runs on the thread that calls it, or on some threads of its pool; how many changes no result.
+//! Each product runs on the thread that calls it, or on some threads of its pool; how many changes
+//! no result.
 
 use gemm::Parallelism;
 
@@ -17,16 +18,30 @@ pub(crate) struct View<'a, T = f32> {
 impl<'a, T> View<'a, T> {
     /// `rows` rows of `columns` numbers, of which each begins `step` numbers after the one before.
     pub(crate) fn new(numbers: &'a [T], rows: usize, columns: usize, step: usize) -> View<'a, T> {
-        View { numbers, rows, columns, steps: (step, 1) }
+        View {
+            numbers,
+            rows,
+            columns,
+            steps: (step, 1),
+        }
     }
 
     pub(crate) fn transposed(self) -> View<'a, T> {
-        View { numbers: self.numbers, rows: self.columns, columns: self.rows, steps: (self.steps.1, self.steps.0) }
+        View {
+            numbers: self.numbers,
+            rows: self.columns,
+            columns: self.rows,
+            steps: (self.steps.1, self.steps.0),
+        }
     }
 
     /// Some of the rows.
     pub(crate) fn range(self, rows: std::ops::Range<usize>) -> View<'a, T> {
-        View { numbers: &self.numbers[rows.start * self.steps.0..], rows: rows.len(), ..self }
+        View {
+            numbers: &self.numbers[rows.start * self.steps.0..],
+            rows: rows.len(),
+            ..self
+        }
     }
 
     pub(crate) fn rows(&self) -> usize {
@@ -38,7 +53,8 @@ impl<'a, T> View<'a, T> {
     }
 
     fn is_inside(&self) -> bool {
-        let last = self.rows.wrapping_sub(1) * self.steps.0 + self.columns.wrapping_sub(1) * self.steps.1;
+        let last =
+            self.rows.wrapping_sub(1) * self.steps.0 + self.columns.wrapping_sub(1) * self.steps.1;
         self.rows == 0 || self.columns == 0 || last < self.numbers.len()
     }
 }
@@ -68,12 +84,18 @@ pub(crate) enum Effect {
     Subtract,
 }
 
-/// `out = a b`, row by row with `step` numbers from one to the next; what is between rows stays as it is. `split` is
-/// how many threads may share the work, which changes no result.
+/// `out = a b`, row by row with `step` numbers from one to the next; what is between rows stays as
+/// it is. `split` is how many threads may share the work, which changes no result.
 ///
 /// # Panics
 /// If the shapes do not fit each other or the slices.
-pub(crate) fn multiply<T: Number>(a: View<'_, T>, b: View<'_, T>, out: &mut [T], step: usize, split: usize) {
+pub(crate) fn multiply<T: Number>(
+    a: View<'_, T>,
+    b: View<'_, T>,
+    out: &mut [T],
+    step: usize,
+    split: usize,
+) {
     product(a, b, out, step, split, Effect::Replace);
 }
 
@@ -81,7 +103,13 @@ pub(crate) fn multiply<T: Number>(a: View<'_, T>, b: View<'_, T>, out: &mut [T],
 ///
 /// # Panics
 /// If the shapes do not fit each other or the slices.
-pub(crate) fn subtract_product<T: Number>(a: View<'_, T>, b: View<'_, T>, out: &mut [T], step: usize, split: usize) {
+pub(crate) fn subtract_product<T: Number>(
+    a: View<'_, T>,
+    b: View<'_, T>,
+    out: &mut [T],
+    step: usize,
+    split: usize,
+) {
     product(a, b, out, step, split, Effect::Subtract);
 }
 
@@ -89,12 +117,19 @@ pub(crate) fn subtract_product<T: Number>(a: View<'_, T>, b: View<'_, T>, out: &
 ///
 /// # Panics
 /// If the shapes do not fit each other or the slices.
-pub(crate) fn add_product<T: Number>(a: View<'_, T>, b: View<'_, T>, out: &mut [T], step: usize, split: usize) {
+pub(crate) fn add_product<T: Number>(
+    a: View<'_, T>,
+    b: View<'_, T>,
+    out: &mut [T],
+    step: usize,
+    split: usize,
+) {
     product(a, b, out, step, split, Effect::Add);
 }
 
-/// Adds to `out[i][j]` the product of column `i` of `left` with column `j` of `right`, for `i` in `some` and `j` from `from`
-/// on: some rows of `left^T right`, both `[n, columns]`. On the calling thread; `out` is `[some.len(), columns - from]`.
+/// Adds to `out[i][j]` the product of column `i` of `left` with column `j` of `right`, for `i` in
+/// `some` and `j` from `from` on: some rows of `left^T right`, both `[n, columns]`. On the calling
+/// thread; `out` is `[some.len(), columns - from]`.
 ///
 /// # Panics
 /// If the lengths do not fit.
@@ -105,34 +140,68 @@ pub(crate) fn add_columns_times_columns(
     out: &mut [f32],
 ) {
     let n = left.len() / columns;
-    assert!(left.len().is_multiple_of(columns) && left.len() == right.len(), "rows of {columns} columns");
-    assert!(some.end <= columns && from < columns, "columns {some:?} and from {from} on, of {columns}");
+    assert!(
+        left.len().is_multiple_of(columns) && left.len() == right.len(),
+        "rows of {columns} columns"
+    );
+    assert!(
+        some.end <= columns && from < columns,
+        "columns {some:?} and from {from} on, of {columns}"
+    );
     if n == 0 {
         return;
     }
     let right = View::new(&right[from..], n, columns - from, columns);
     let left = View::new(&left[some.start..], n, some.len(), columns);
-    product(left.transposed(), right, out, columns - from, 1, Effect::Add);
+    product(
+        left.transposed(),
+        right,
+        out,
+        columns - from,
+        1,
+        Effect::Add,
+    );
 }
 
-fn product<T: Number>(a: View<'_, T>, b: View<'_, T>, out: &mut [T], step: usize, split: usize, effect: Effect) {
+fn product<T: Number>(
+    a: View<'_, T>,
+    b: View<'_, T>,
+    out: &mut [T],
+    step: usize,
+    split: usize,
+    effect: Effect,
+) {
     let (m, k, n) = (a.rows, a.columns, b.columns);
-    assert!(b.rows == k && a.is_inside() && b.is_inside(), "a product of {m} x {k} and {} x {n}", b.rows);
-    assert!(m == 0 || n == 0 || (step >= n && (m - 1) * step + n <= out.len()), "a product of {m} x {n} does not fit");
+    assert!(
+        b.rows == k && a.is_inside() && b.is_inside(),
+        "a product of {m} x {k} and {} x {n}",
+        b.rows
+    );
+    assert!(
+        m == 0 || n == 0 || (step >= n && (m - 1) * step + n <= out.len()),
+        "a product of {m} x {n} does not fit"
+    );
     let [zero, one, minus_one] = T::SIGNS;
     if m == 0 || n == 0 || k == 0 {
         if effect == Effect::Replace {
-            out.chunks_mut(step.max(1)).take(m).for_each(|row| row[..n].fill(zero));
+            out.chunks_mut(step.max(1))
+                .take(m)
+                .for_each(|row| row[..n].fill(zero));
         }
         return;
     }
-    let parallelism = if split > 1 { Parallelism::Rayon(split) } else { Parallelism::None };
+    let parallelism = if split > 1 {
+        Parallelism::Rayon(split)
+    } else {
+        Parallelism::None
+    };
     let (keep, factor) = match effect {
         Effect::Replace => (zero, one),
         Effect::Add => (one, one),
         Effect::Subtract => (one, minus_one),
     };
-    // SAFETY: every number of the three matrices is inside its slice, as was checked above, and `out` is ours alone.
+    // SAFETY: every number of the three matrices is inside its slice, as was checked above, and
+    // `out` is ours alone.
     unsafe {
         gemm::gemm(
             m,
@@ -168,22 +237,46 @@ mod tests {
         let a = [1.0, 2.0, 3.0, 99.0, 4.0, 5.0, 6.0];
         let b = [1.0, 0.0, 2.0, 0.0, 1.0, 1.0];
         let mut out = [7.0; 5];
-        multiply(View::new(&a, 2, 3, 4), View::new(&b, 2, 3, 3).transposed(), &mut out, 3, 1);
+        multiply(
+            View::new(&a, 2, 3, 4),
+            View::new(&b, 2, 3, 3).transposed(),
+            &mut out,
+            3,
+            1,
+        );
         assert_eq!(out, [7.0, 5.0, 7.0, 16.0, 11.0]);
-        multiply(View::new(&a, 2, 0, 4), View::new(&b, 0, 2, 2), &mut out, 3, 1);
+        multiply(
+            View::new(&a, 2, 0, 4),
+            View::new(&b, 0, 2, 2),
+            &mut out,
+            3,
+            1,
+        );
         assert_eq!(out, [0.0, 0.0, 7.0, 0.0, 0.0]);
     }
 
     #[test]
     #[should_panic(expected = "does not fit")]
     fn a_product_beyond_its_slice_is_refused() {
-        multiply(View::new(&[1.0; 4], 2, 2, 2), View::new(&[1.0; 4], 2, 2, 2), &mut [0.0; 3], 2, 1);
+        multiply(
+            View::new(&[1.0; 4], 2, 2, 2),
+            View::new(&[1.0; 4], 2, 2, 2),
+            &mut [0.0; 3],
+            2,
+            1,
+        );
     }
 
     #[test]
     #[should_panic(expected = "a product of")]
     fn a_view_beyond_its_slice_is_refused() {
-        multiply(View::new(&[1.0; 4], 2, 2, 3), View::new(&[1.0; 4], 2, 2, 2), &mut [0.0; 4], 2, 1);
+        multiply(
+            View::new(&[1.0; 4], 2, 2, 3),
+            View::new(&[1.0; 4], 2, 2, 2),
+            &mut [0.0; 4],
+            2,
+            1,
+        );
     }
 
     #[test]
@@ -195,7 +288,12 @@ mod tests {
         add_columns_times_columns([&[], &[]], 3, (1..2, 1), &mut out);
         assert_eq!(out, [104.25, 108.0]);
         let mut other = [0.0; 6];
-        add_columns_times_columns([&rows, &[1.0, 0.0, 2.0, 0.0, 1.0, 0.0]], 3, (1..3, 0), &mut other);
+        add_columns_times_columns(
+            [&rows, &[1.0, 0.0, 2.0, 0.0, 1.0, 0.0]],
+            3,
+            (1..3, 0),
+            &mut other,
+        );
         assert_eq!(other, [2.0, 0.5, 4.0, 3.0, 4.0, 6.0]);
     }
 
@@ -203,10 +301,22 @@ mod tests {
     fn a_product_is_taken_away_in_either_precision() {
         let (a, b) = ([1.0f64, 2.0, 3.0, 4.0], [1.0f64, 0.0, 1.0, 1.0]);
         let mut out = [10.0f64; 5];
-        subtract_product(View::new(&a, 2, 2, 2), View::new(&b, 2, 2, 2), &mut out, 3, 1);
+        subtract_product(
+            View::new(&a, 2, 2, 2),
+            View::new(&b, 2, 2, 2),
+            &mut out,
+            3,
+            1,
+        );
         assert_eq!(out, [7.0, 8.0, 10.0, 3.0, 6.0]);
         let mut kept = [1.0f32; 4];
-        subtract_product(View::new(&[1.0; 4], 2, 0, 2), View::new(&[], 0, 2, 2), &mut kept, 2, 1);
+        subtract_product(
+            View::new(&[1.0; 4], 2, 0, 2),
+            View::new(&[], 0, 2, 2),
+            &mut kept,
+            2,
+            1,
+        );
         assert_eq!(kept, [1.0; 4]);
     }
 }

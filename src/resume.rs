@@ -1,5 +1,5 @@
-//! Long jobs that survive being killed: every so often they keep what they have come to beside their output, and the
-//! same job, started again, goes on from there.
+//! Long jobs that survive being killed: every so often they keep what they have come to beside
+//! their output, and the same job, started again, goes on from there.
 //!
 //! ```text
 //! Job              all that the result depends on -> a key
@@ -39,20 +39,29 @@ impl Job {
         self
     }
 
-    /// A model: its files, their sizes and times, its metadata and the description of its tensors. That a weight is
-    /// another is seen by the file's time.
+    /// A model: its files, their sizes and times, its metadata and the description of its tensors.
+    /// That a weight is another is seen by the file's time.
     ///
     /// # Errors
     /// If the files cannot be looked at.
     pub fn with_model(mut self, input: &Input<'_>) -> Result<Job> {
         for path in input.paths() {
-            let io = |source| Error::Io { path: path.to_owned(), action: "look at", source };
+            let io = |source| Error::Io {
+                path: path.to_owned(),
+                action: "look at",
+                source,
+            };
             let meta = path.metadata().map_err(io)?;
             let modified = meta.modified().map_err(io)?;
-            let time = modified.duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_nanos();
+            let time = modified
+                .duration_since(std::time::UNIX_EPOCH)
+                .unwrap_or_default()
+                .as_nanos();
             let real = path.canonicalize().map_err(io)?;
             self = self.with("file", real.as_os_str().as_encoded_bytes());
-            self = self.with("size", &meta.len().to_le_bytes()).with("time", &time.to_le_bytes());
+            self = self
+                .with("size", &meta.len().to_le_bytes())
+                .with("time", &time.to_le_bytes());
         }
         let infos: Vec<_> = input.tensors.iter().map(|t| t.info.clone()).collect();
         Ok(self.with("header", Layout::new(input.metadata(), &infos, 1).header()))
@@ -85,31 +94,57 @@ struct Clock {
 }
 
 impl Resume {
-    /// Looks for what a former run of the job `key` has left in `path`. The second value is what the user should know.
+    /// Looks for what a former run of the job `key` has left in `path`. The second value is what
+    /// the user should know.
     ///
-    /// Something is kept at most once `every` so long, and more seldom where it takes long; after every step if that
-    /// is 0.
+    /// Something is kept at most once `every` so long, and more seldom where it takes long; after
+    /// every step if that is 0.
     ///
     /// # Errors
-    /// If the file cannot be read, the directory cannot be written to, or another process is keeping something there.
+    /// If the file cannot be read, the directory cannot be written to, or another process is
+    /// keeping something there.
     pub fn open(path: &Path, key: Key, every: Duration) -> Result<(Resume, Option<String>)> {
         // What a killed process has left half-written is removed by this too.
         drop(Output::create(path, 0, &[])?);
         let shown = path.display();
         let (found, ours, note) = match Checkpoint::open(path, &key)? {
             Found::Nothing => (None, false, None),
-            Found::Other => (None, false, Some(format!("{shown} is of another job or another model and is not used"))),
-            Found::Damaged(what) => (None, true, Some(format!("{shown} is damaged and is not used: {what}"))),
+            Found::Other => (
+                None,
+                false,
+                Some(format!(
+                    "{shown} is of another job or another model and is not used"
+                )),
+            ),
+            Found::Damaged(what) => (
+                None,
+                true,
+                Some(format!("{shown} is damaged and is not used: {what}")),
+            ),
             Found::Ours(checkpoint) => (Some(checkpoint), true, None),
         };
-        let clock = Clock { last: Instant::now(), took: Duration::ZERO, ours, failed: None };
-        let resume = Resume { path: path.to_owned(), key, every, found: Mutex::new(found), clock: Mutex::new(clock) };
+        let clock = Clock {
+            last: Instant::now(),
+            took: Duration::ZERO,
+            ours,
+            failed: None,
+        };
+        let resume = Resume {
+            path: path.to_owned(),
+            key,
+            every,
+            found: Mutex::new(found),
+            clock: Mutex::new(clock),
+        };
         Ok((resume, note))
     }
 
     /// What a former run has left. It is handed out once.
     pub fn take(&self) -> Option<Checkpoint> {
-        self.found.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.found
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
     }
 
     /// Whether it is time to keep something.
@@ -118,8 +153,8 @@ impl Resume {
         self.every.is_zero() || clock.last.elapsed() >= self.every.max(clock.took * SHARE)
     }
 
-    /// Keeps that `done` steps are done, with `extra` and the activations of `shape` = [slots, length]. A disk that is
-    /// full does not end the job: see [`Resume::failed`].
+    /// Keeps that `done` steps are done, with `extra` and the activations of `shape` = [slots,
+    /// length]. A disk that is full does not end the job: see [`Resume::failed`].
     ///
     /// # Errors
     /// Those of `state`.
@@ -136,7 +171,10 @@ impl Resume {
         let state = |slot| {
             state(slot).map_err(|e| {
                 *broken.lock().unwrap_or_else(PoisonError::into_inner) = Some(e);
-                Error::Bad { path: self.path.clone(), what: "no activations".into() }
+                Error::Bad {
+                    path: self.path.clone(),
+                    what: "no activations".into(),
+                }
             })
         };
         let written = checkpoint::write::<Error>(&self.path, &self.key, done, extra, shape, &state);
@@ -193,7 +231,9 @@ mod tests {
         let key = |value: &[u8]| Job::new("test").with("value", value).key();
         let (resume, note) = open(&path, key(b"a"), 0);
         assert!(note.is_none() && resume.take().is_none() && resume.due());
-        resume.save::<Error>(2, b"x", [1, 1], &|_| Ok(vec![1.0])).unwrap();
+        resume
+            .save::<Error>(2, b"x", [1, 1], &|_| Ok(vec![1.0]))
+            .unwrap();
         assert_eq!(resume.kept(), Some(&*path));
 
         let (other, note) = open(&path, key(b"b"), 0);
@@ -219,10 +259,31 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("out.resume");
         let (resume, _) = open(&path, [0; 32], 0);
-        resume.save::<Error>(0, b"", [1 << 50, 1], &|_| Ok(vec![1.0])).unwrap();
-        assert!(resume.failed().unwrap().contains("free there"), "{:?}", resume.failed());
-        assert_eq!((resume.kept(), std::fs::read_dir(dir.path()).unwrap().count()), (None, 0));
-        let bad = || Error::Bad { path: path.clone(), what: "gone".into() };
-        assert!(resume.save(0, b"", [1, 1], &|_| Err(bad())).unwrap_err().to_string().contains("gone"));
+        resume
+            .save::<Error>(0, b"", [1 << 50, 1], &|_| Ok(vec![1.0]))
+            .unwrap();
+        assert!(
+            resume.failed().unwrap().contains("free there"),
+            "{:?}",
+            resume.failed()
+        );
+        assert_eq!(
+            (
+                resume.kept(),
+                std::fs::read_dir(dir.path()).unwrap().count()
+            ),
+            (None, 0)
+        );
+        let bad = || Error::Bad {
+            path: path.clone(),
+            what: "gone".into(),
+        };
+        assert!(
+            resume
+                .save(0, b"", [1, 1], &|_| Err(bad()))
+                .unwrap_err()
+                .to_string()
+                .contains("gone")
+        );
     }
 }

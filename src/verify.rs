@@ -1,6 +1,7 @@
 //! `verify`: are all the weights of a model usable?
 //!
-//! The structure (offsets, overlaps, names, sizes) is checked when a model is opened; here every block is.
+//! The structure (offsets, overlaps, names, sizes) is checked when a model is opened; here every
+//! block is.
 
 use crate::format::gguf::Model;
 use crate::format::{self, types::GgmlType};
@@ -35,9 +36,16 @@ pub struct BadTensor {
 ///
 /// # Errors
 /// If the file becomes shorter meanwhile. `None` if the job was cancelled.
-pub fn verify(model: &Model<'_>, all: bool, progress: &dyn Progress) -> format::Result<Option<Vec<BadTensor>>> {
+pub fn verify(
+    model: &Model<'_>,
+    all: bool,
+    progress: &dyn Progress,
+) -> format::Result<Option<Vec<BadTensor>>> {
     let mut bad = Vec::new();
-    progress.begin(model.tensors.iter().map(|t| t.info.bytes()).sum(), Unit::Bytes);
+    progress.begin(
+        model.tensors.iter().map(|t| t.info.bytes()).sum(),
+        Unit::Bytes,
+    );
     for tensor in &model.tensors {
         let info = &tensor.info;
         let map = &model.files.maps()[tensor.shard];
@@ -79,5 +87,9 @@ fn first_fault(ggml_type: GgmlType, bytes: &[u8], task_bytes: usize) -> Option<(
     bytes
         .par_chunks(task_bytes)
         .enumerate()
-        .find_map_first(|(i, chunk)| codec.first_fault(chunk).map(|(block, fault)| (i * per_task + block, fault)))
+        .find_map_first(|(i, chunk)| {
+            codec
+                .first_fault(chunk)
+                .map(|(block, fault)| (i * per_task + block, fault))
+        })
 }

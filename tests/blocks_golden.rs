@@ -1,7 +1,7 @@
 //! Every block format against bytes that the real ggml wrote, kept in `testdata/blocks.golden`.
 //!
-//! The weights are not in the file: they are made again from the seed. The file is a list of cases, each a line of
-//! text and the bytes that follow it:
+//! The weights are not in the file: they are made again from the seed. The file is a list of cases,
+//! each a line of text and the bytes that follow it:
 //!
 //! ```text
 //! <type> <kind of weights> <kind of importance weights> <seed> <weights in the row> <bytes>\n
@@ -23,8 +23,12 @@ const RENEW: &str = "to renew it from the real ggml, run scripts/goldens.sh";
 /// In the package, or in the one around it.
 fn path() -> PathBuf {
     let package = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut places = package.ancestors().map(|dir| dir.join("testdata").join("blocks.golden"));
-    places.find(|path| path.exists()).unwrap_or(package.join("testdata").join("blocks.golden"))
+    let mut places = package
+        .ancestors()
+        .map(|dir| dir.join("testdata").join("blocks.golden"));
+    places
+        .find(|path| path.exists())
+        .unwrap_or(package.join("testdata").join("blocks.golden"))
 }
 
 /// What makes one row.
@@ -51,7 +55,13 @@ impl Case {
             for (seed, weights) in (0..).zip(Weights::ALL) {
                 for importance in [Importance::None, weighted[seed as usize % weighted.len()]] {
                     if importance != Importance::None || !codec.needs_importance {
-                        cases.push(Case { codec, weights, importance, seed, row_len });
+                        cases.push(Case {
+                            codec,
+                            weights,
+                            importance,
+                            seed,
+                            row_len,
+                        });
                     }
                 }
             }
@@ -65,8 +75,17 @@ impl Case {
 
     /// The line that stands before the row's bytes, without their number.
     fn line(&self) -> String {
-        let Case { weights, importance, seed, row_len, .. } = self;
-        format!("{} {weights:?} {importance:?} {seed} {row_len}", self.codec.ggml_type)
+        let Case {
+            weights,
+            importance,
+            seed,
+            row_len,
+            ..
+        } = self;
+        format!(
+            "{} {weights:?} {importance:?} {seed} {row_len}",
+            self.codec.ggml_type
+        )
     }
 
     fn inputs(&self) -> (Vec<f32>, Option<Vec<f32>>) {
@@ -86,10 +105,17 @@ fn blocks_are_the_golden_ones() {
     for case in Case::all() {
         let end = rest.iter().position(|b| *b == b'\n').unwrap_or(rest.len());
         let line = String::from_utf8_lossy(&rest[..end]);
-        let bytes = line.strip_prefix(&case.line()).and_then(|bytes| bytes.trim_start().parse::<usize>().ok());
+        let bytes = line
+            .strip_prefix(&case.line())
+            .and_then(|bytes| bytes.trim_start().parse::<usize>().ok());
         let bytes = bytes.filter(|&bytes| bytes == 0 || bytes == case.row_bytes());
-        let bytes =
-            bytes.unwrap_or_else(|| panic!("{}: '{line}' stands for '{}'; {RENEW}", path.display(), case.line()));
+        let bytes = bytes.unwrap_or_else(|| {
+            panic!(
+                "{}: '{line}' stands for '{}'; {RENEW}",
+                path.display(),
+                case.line()
+            )
+        });
         let (golden, after) = rest
             .get(end + 1..)
             .unwrap_or_default()
@@ -99,9 +125,11 @@ fn blocks_are_the_golden_ones() {
 
         let (weights, importance) = case.inputs();
         let mut ours = vec![0xa5; case.row_bytes()];
-        case.codec.quantize_row(&weights, importance.as_deref(), &mut ours);
-        // A scale that is no number has the sign that the processor gives it, and such a block never reaches a file:
-        // elsewhere than where the file was written, the fault itself must be the same.
+        case.codec
+            .quantize_row(&weights, importance.as_deref(), &mut ours);
+        // A scale that is no number has the sign that the processor gives it, and such a block
+        // never reaches a file: elsewhere than where the file was written, the fault itself must be
+        // the same.
         let fault = case.codec.first_fault(golden);
         if !cfg!(target_arch = "x86_64") && fault.is_some() {
             assert_eq!(case.codec.first_fault(&ours), fault, "{line}");
@@ -110,10 +138,17 @@ fn blocks_are_the_golden_ones() {
         if let Some(at) = ours.iter().zip(golden).position(|(a, b)| a != b) {
             let size = case.codec.ggml_type.block_bytes();
             let (block, byte) = (at / size, at % size);
-            panic!("{line}: block {block}, byte {byte}: {:#04x}, ggml's is {:#04x}", ours[at], golden[at]);
+            panic!(
+                "{line}: block {block}, byte {byte}: {:#04x}, ggml's is {:#04x}",
+                ours[at], golden[at]
+            );
         }
     }
-    assert!(rest.is_empty(), "{} holds more cases than this test; {RENEW}", path.display());
+    assert!(
+        rest.is_empty(),
+        "{} holds more cases than this test; {RENEW}",
+        path.display()
+    );
 }
 
 /// Writes the file; `scripts/goldens.sh` sets `QUANTIER_WRITE_GOLDENS`.
@@ -127,13 +162,24 @@ fn write_goldens() {
     let mut file = Vec::new();
     for case in Case::all() {
         let (weights, importance) = case.inputs();
-        let row =
-            ggml.quantize(case.codec.ggml_type, &weights, case.row_len, importance.as_deref()).unwrap_or_default();
+        let row = ggml
+            .quantize(
+                case.codec.ggml_type,
+                &weights,
+                case.row_len,
+                importance.as_deref(),
+            )
+            .unwrap_or_default();
         file.extend_from_slice(format!("{} {}\n", case.line(), row.len()).as_bytes());
         file.extend(row);
     }
     let path = path();
     std::fs::create_dir_all(path.parent().unwrap()).unwrap();
     std::fs::write(&path, &file).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    println!("{}: {} cases, {} bytes", path.display(), Case::all().len(), file.len());
+    println!(
+        "{}: {} cases, {} bytes",
+        path.display(),
+        Case::all().len(),
+        file.len()
+    );
 }

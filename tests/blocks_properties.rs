@@ -8,7 +8,11 @@ use quantier::quant::Codec;
 fn finite() -> impl Strategy<Value = f32> {
     any::<u32>().prop_map(|bits| {
         let x = f32::from_bits(bits);
-        if x.is_finite() { x } else { f32::from_bits(bits & 0x807f_ffff) }
+        if x.is_finite() {
+            x
+        } else {
+            f32::from_bits(bits & 0x807f_ffff)
+        }
     })
 }
 
@@ -48,7 +52,8 @@ proptest! {
         }
     }
 
-    /// Half a step for the rounding of a weight, and 127 steps times half a place of an f16 for that of the scale.
+    /// Half a step for the rounding of a weight, and 127 steps times half a place of an f16 for
+    /// that of the scale.
     #[test]
     fn q8_0_is_off_by_less_than_its_step(weights in prop::collection::vec(-100.0f32..100.0, 32)) {
         let codec = Codec::of(GgmlType::Q8_0).unwrap();

@@ -6,8 +6,8 @@
 //! QUANTIER_REFERENCE_BIN=$(scripts/reference.sh) cargo test --release --test blocks_vs_ggml -- --ignored
 //! ```
 //!
-//! `QUANTIER_BLOCKS` says how many blocks per type (default 20,000; the full comparison takes 1,000,000), and
-//! `QUANTIER_TYPES` (comma-separated) which types.
+//! `QUANTIER_BLOCKS` says how many blocks per type (default 20,000; the full comparison takes
+//! 1,000,000), and `QUANTIER_TYPES` (comma-separated) which types.
 
 #[path = "support/blocks.rs"]
 mod support;
@@ -17,14 +17,15 @@ use quantier::quant::Codec;
 use support::ggml::{Ggml, stays_within};
 use support::inputs::{Importance, Rng, Weights};
 
-/// Blocks in a row, one of these per seed: 3 catches state carried from block to block, and odd counts; the other
-/// lengths show in what is summed over a whole row.
+/// Blocks in a row, one of these per seed: 3 catches state carried from block to block, and odd
+/// counts; the other lengths show in what is summed over a whole row.
 const BLOCKS_PER_ROW: [usize; 5] = [3, 1, 8, 5, 33];
 /// Rows that share importance weights, as the rows of a matrix do.
 const ROWS: usize = 8;
 
 fn blocks_wanted() -> usize {
-    std::env::var("QUANTIER_BLOCKS").map_or(20_000, |n| n.parse().expect("QUANTIER_BLOCKS is a number"))
+    std::env::var("QUANTIER_BLOCKS")
+        .map_or(20_000, |n| n.parse().expect("QUANTIER_BLOCKS is a number"))
 }
 
 fn types_wanted() -> Vec<&'static Codec> {
@@ -32,16 +33,29 @@ fn types_wanted() -> Vec<&'static Codec> {
     let wanted: Vec<&str> = names.split(',').filter(|n| !n.is_empty()).collect();
     let codecs: Vec<_> = Codec::all()
         .iter()
-        .filter(|c| wanted.is_empty() || wanted.iter().any(|n| n.eq_ignore_ascii_case(c.ggml_type.name())))
+        .filter(|c| {
+            wanted.is_empty()
+                || wanted
+                    .iter()
+                    .any(|n| n.eq_ignore_ascii_case(c.ggml_type.name()))
+        })
         .collect();
     assert!(!codecs.is_empty(), "QUANTIER_TYPES names no type: {names}");
     codecs
 }
 
-fn quantize_rows(codec: &Codec, weights: &[f32], row_len: usize, importance: Option<&[f32]>) -> Vec<u8> {
+fn quantize_rows(
+    codec: &Codec,
+    weights: &[f32],
+    row_len: usize,
+    importance: Option<&[f32]>,
+) -> Vec<u8> {
     let row_bytes = codec.ggml_type.row_bytes(row_len as u64).unwrap() as usize;
     let mut blocks = vec![0xa5u8; weights.len() / row_len * row_bytes];
-    for (x, y) in weights.chunks_exact(row_len).zip(blocks.chunks_exact_mut(row_bytes)) {
+    for (x, y) in weights
+        .chunks_exact(row_len)
+        .zip(blocks.chunks_exact_mut(row_bytes))
+    {
         codec.quantize_row(x, importance, y);
     }
     blocks
@@ -63,7 +77,11 @@ fn defined_rows(
     }
     let rows = weights.chunks_exact(row_len).filter(|row| {
         let accepted = ggml.quantize(t, row, row_len, importance).is_some();
-        let faulty = || codec.first_fault(&quantize_rows(codec, row, row_len, importance)).is_some();
+        let faulty = || {
+            codec
+                .first_fault(&quantize_rows(codec, row, row_len, importance))
+                .is_some()
+        };
         assert!(
             accepted || !stays_within(t, row, importance) || faulty(),
             "{t}: no fault where ggml gives up: {row:?}"
@@ -71,11 +89,14 @@ fn defined_rows(
         accepted
     });
     let accepted: Vec<f32> = rows.flatten().copied().collect();
-    let theirs = ggml.quantize(t, &accepted, row_len, importance).expect("each of these rows is accepted");
+    let theirs = ggml
+        .quantize(t, &accepted, row_len, importance)
+        .expect("each of these rows is accepted");
     (accepted, theirs)
 }
 
-/// Compares one type on `wanted` blocks; returns how many were compared, and how many had no defined result.
+/// Compares one type on `wanted` blocks; returns how many were compared, and how many had no
+/// defined result.
 fn compare(ggml: &Ggml, codec: &Codec, wanted: usize) -> (usize, usize) {
     let t = codec.ggml_type;
     let (mut compared, mut undefined) = (0, 0);
@@ -88,14 +109,19 @@ fn compare(ggml: &Ggml, codec: &Codec, wanted: usize) -> (usize, usize) {
                 }
                 let mut rng = Rng::new(seed);
                 let mut weights = vec![0.0; row_len * ROWS];
-                weights.chunks_exact_mut(row_len).for_each(|row| kind.fill(&mut rng, row));
+                weights
+                    .chunks_exact_mut(row_len)
+                    .for_each(|row| kind.fill(&mut rng, row));
                 let importance = importance_kind.make(&mut rng, row_len);
-                let context = || format!("{t}: {kind:?} weights, {importance_kind:?} importance, seed {seed}");
+                let context = || {
+                    format!("{t}: {kind:?} weights, {importance_kind:?} importance, seed {seed}")
+                };
 
                 let mut ours = quantize_rows(codec, &weights, row_len, importance.as_deref());
                 let total = weights.len();
                 let theirs;
-                (weights, theirs) = defined_rows(ggml, codec, &weights, row_len, importance.as_deref());
+                (weights, theirs) =
+                    defined_rows(ggml, codec, &weights, row_len, importance.as_deref());
                 if weights.len() < total {
                     assert_eq!(kind, Weights::Huge, "{}: ggml gives up", context());
                     undefined += (total - weights.len()) / t.block_len();
@@ -122,7 +148,12 @@ fn compare(ggml: &Ggml, codec: &Codec, wanted: usize) -> (usize, usize) {
                         .all(|(a, b)| a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan()));
                     assert!(same, "{}: dequantized weights differ", context());
                 }
-                assert_eq!(codec.first_fault(&ours).is_none(), ggml.validate(t, &theirs), "{}: validity", context());
+                assert_eq!(
+                    codec.first_fault(&ours).is_none(),
+                    ggml.validate(t, &theirs),
+                    "{}: validity",
+                    context()
+                );
                 compared += weights.len() / t.block_len();
             }
         }
@@ -148,13 +179,14 @@ fn blocks_are_those_of_ggml() {
     }
 }
 
-/// Rounding to halves and bfloat16: around every number that they have and every tie between two, from subnormals
-/// to overflow, infinities and NaN; and for f32 the same numbers.
+/// Rounding to halves and bfloat16: around every number that they have and every tie between two,
+/// from subnormals to overflow, infinities and NaN; and for f32 the same numbers.
 #[test]
 #[ignore = "needs the reference: see the top of this file"]
 fn plain_numbers_round_as_in_ggml() {
     let ggml = Ggml::load();
-    // The lowest 13 bits decide for halves, 16 for bfloat16; below 2^-14, more of them decide for halves.
+    // The lowest 13 bits decide for halves, 16 for bfloat16; below 2^-14, more of them decide for
+    // halves.
     let ends = [0u32, 1, 0x0800, 0x0fff, 0x1000, 0x1001, 0x1800, 0x1fff];
     let of_half = (0..=u32::MAX >> 13).flat_map(|top| ends.map(|end| top << 13 | end));
     let ends = [0x7fffu32, 0x8000, 0x8001];
@@ -162,12 +194,20 @@ fn plain_numbers_round_as_in_ggml() {
     let numbers: Vec<f32> = of_half.chain(of_bf16).map(f32::from_bits).collect();
     for t in [GgmlType::F32, GgmlType::F16, GgmlType::BF16] {
         let codec = Codec::of(t).unwrap();
-        let theirs = ggml.quantize(t, &numbers, numbers.len(), None).expect("ggml accepts plain numbers");
+        let theirs = ggml
+            .quantize(t, &numbers, numbers.len(), None)
+            .expect("ggml accepts plain numbers");
         let mut ours = vec![0; theirs.len()];
         codec.quantize_row(&numbers, None, &mut ours);
         let size = t.block_bytes();
         for (i, (a, b)) in ours.chunks(size).zip(theirs.chunks(size)).enumerate() {
-            assert_eq!(a, b, "{t}: {:e} ({:#010x})", numbers[i], numbers[i].to_bits());
+            assert_eq!(
+                a,
+                b,
+                "{t}: {:e} ({:#010x})",
+                numbers[i],
+                numbers[i].to_bits()
+            );
         }
         println!("{t:8} {:9} numbers compared, 0 different", numbers.len());
     }
@@ -182,8 +222,14 @@ fn random_bytes_dequantize_and_validate_as_in_ggml() {
         let t = codec.ggml_type;
         let mut rng = Rng::new(7);
         for round in 0..2000 {
-            let blocks: Vec<u8> = (0..t.block_bytes() * 2).map(|_| rng.next_u64() as u8).collect();
-            assert_eq!(codec.first_fault(&blocks).is_none(), ggml.validate(t, &blocks), "{t}: validity, round {round}");
+            let blocks: Vec<u8> = (0..t.block_bytes() * 2)
+                .map(|_| rng.next_u64() as u8)
+                .collect();
+            assert_eq!(
+                codec.first_fault(&blocks).is_none(),
+                ggml.validate(t, &blocks),
+                "{t}: validity, round {round}"
+            );
             let mut ours = vec![0.0; t.block_len() * 2];
             codec.dequantize_row(&blocks, &mut ours);
             if let Some(theirs) = ggml.dequantize(t, &blocks) {

@@ -19,18 +19,31 @@ fn wrong(dir: &Path, args: &str, parts: &[&str]) {
     let before = listing(dir);
     let ran = quantier(args).current_dir(dir).assert().code(2);
     let error = String::from_utf8_lossy(&ran.get_output().stderr).into_owned();
-    parts.iter().for_each(|part| assert!(error.contains(part), "no {part:?} in: {error}"));
-    assert!(error.contains("Usage: ") || error.contains("try '--help'"), "{error}");
+    parts
+        .iter()
+        .for_each(|part| assert!(error.contains(part), "no {part:?} in: {error}"));
+    assert!(
+        error.contains("Usage: ") || error.contains("try '--help'"),
+        "{error}"
+    );
     assert_eq!(listing(dir), before);
 }
 
 #[test]
 fn instructions_that_the_cpu_lacks_are_refused_and_others_change_nothing() {
     let dir = with_model();
-    let with = |isa: &str, args: &str| quantier(args).env("QUANTIER_ISA", isa).current_dir(dir.path()).assert();
+    let with = |isa: &str, args: &str| {
+        quantier(args)
+            .env("QUANTIER_ISA", isa)
+            .current_dir(dir.path())
+            .assert()
+    };
     let ran = with("sse9", "quantize m.gguf o.gguf Q4_K_M").code(2);
     let error = String::from_utf8_lossy(&ran.get_output().stderr).into_owned();
-    assert!(error.contains("QUANTIER_ISA=sse9") && error.contains("scalar"), "{error}");
+    assert!(
+        error.contains("QUANTIER_ISA=sse9") && error.contains("scalar"),
+        "{error}"
+    );
     assert!(!dir.path().join("o.gguf").exists());
     with("scalar", "quantize m.gguf plain.gguf Q4_K_M").success();
     succeeds(dir.path(), "quantize m.gguf best.gguf Q4_K_M");
@@ -45,41 +58,123 @@ fn wrong_usage() {
     wrong(dir.path(), "quantise m.gguf", &["quantise"]);
     wrong(dir.path(), "quantize", &["Usage"]);
     wrong(dir.path(), "quantize m.gguf", &["Usage"]);
-    wrong(dir.path(), "quantize m.gguf out.gguf Q4_X_M", &["'Q4_X_M' is no type"]);
-    wrong(dir.path(), "quantize m.gguf out.gguf", &["'out.gguf' is no type"]);
-    wrong(dir.path(), "quantize m.gguf out.gguf 999", &["'999' is no type"]);
-    wrong(dir.path(), "quantize m.gguf out.gguf Q4_0 many", &["threads"]);
+    wrong(
+        dir.path(),
+        "quantize m.gguf out.gguf Q4_X_M",
+        &["'Q4_X_M' is no type"],
+    );
+    wrong(
+        dir.path(),
+        "quantize m.gguf out.gguf",
+        &["'out.gguf' is no type"],
+    );
+    wrong(
+        dir.path(),
+        "quantize m.gguf out.gguf 999",
+        &["'999' is no type"],
+    );
+    wrong(
+        dir.path(),
+        "quantize m.gguf out.gguf Q4_0 many",
+        &["threads"],
+    );
     wrong(dir.path(), "quantize m.gguf Q4_0 4 5", &["Usage"]);
     wrong(dir.path(), "quantize --pur m.gguf Q4_0", &["--pur"]);
-    wrong(dir.path(), "quantize --tensor-type ffn_up m.gguf Q4_0", &["'ffn_up'", "NAME=GGML_TYPE"]);
-    wrong(dir.path(), "quantize --tensor-type ffn_up=q9_9 m.gguf Q4_0", &["q9_9", "no such type"]);
-    wrong(dir.path(), "quantize --tensor-type (=q4_0 m.gguf Q4_0", &["regular expression"]);
-    wrong(dir.path(), "quantize --output-tensor-type nothing m.gguf Q4_0", &["no such type"]);
-    wrong(dir.path(), "quantize --override-kv a=u8:1 m.gguf Q4_0", &["'u8' is no type"]);
-    wrong(dir.path(), "quantize --override-kv a=int:x m.gguf Q4_0", &["'x'"]);
-    wrong(dir.path(), "quantize --also Q4_0 m.gguf Q8_0", &["'Q4_0' is not TYPE=PATH"]);
-    wrong(dir.path(), "quantize --prune-layers 1,x m.gguf Q8_0", &["x"]);
-    wrong(dir.path(), "quantize --include-weights a --exclude-weights b m.gguf Q8_0", &["cannot be used with"]);
+    wrong(
+        dir.path(),
+        "quantize --tensor-type ffn_up m.gguf Q4_0",
+        &["'ffn_up'", "NAME=GGML_TYPE"],
+    );
+    wrong(
+        dir.path(),
+        "quantize --tensor-type ffn_up=q9_9 m.gguf Q4_0",
+        &["q9_9", "no such type"],
+    );
+    wrong(
+        dir.path(),
+        "quantize --tensor-type (=q4_0 m.gguf Q4_0",
+        &["regular expression"],
+    );
+    wrong(
+        dir.path(),
+        "quantize --output-tensor-type nothing m.gguf Q4_0",
+        &["no such type"],
+    );
+    wrong(
+        dir.path(),
+        "quantize --override-kv a=u8:1 m.gguf Q4_0",
+        &["'u8' is no type"],
+    );
+    wrong(
+        dir.path(),
+        "quantize --override-kv a=int:x m.gguf Q4_0",
+        &["'x'"],
+    );
+    wrong(
+        dir.path(),
+        "quantize --also Q4_0 m.gguf Q8_0",
+        &["'Q4_0' is not TYPE=PATH"],
+    );
+    wrong(
+        dir.path(),
+        "quantize --prune-layers 1,x m.gguf Q8_0",
+        &["x"],
+    );
+    wrong(
+        dir.path(),
+        "quantize --include-weights a --exclude-weights b m.gguf Q8_0",
+        &["cannot be used with"],
+    );
 }
 
 #[test]
 fn inputs_that_cannot_be_read() {
     let dir = with_model();
-    fails(dir.path(), "quantize nowhere.gguf Q4_0", &["cannot open nowhere.gguf"]);
+    fails(
+        dir.path(),
+        "quantize nowhere.gguf Q4_0",
+        &["cannot open nowhere.gguf"],
+    );
     fails(dir.path(), "inspect .", &["directory"]);
-    fails(dir.path(), "quantize . out.gguf Q4_0", &["no config.json", "name the directory of a Hugging Face model"]);
-    fails(dir.path(), "quantize --imatrix nowhere.dat m.gguf Q4_0", &["nowhere.dat"]);
-    fails(dir.path(), "quantize --tensor-type-file nowhere.txt m.gguf Q4_0", &["nowhere.txt"]);
-    Command::new("mkfifo").arg(dir.path().join("pipe")).status().unwrap();
+    fails(
+        dir.path(),
+        "quantize . out.gguf Q4_0",
+        &[
+            "no config.json",
+            "name the directory of a Hugging Face model",
+        ],
+    );
+    fails(
+        dir.path(),
+        "quantize --imatrix nowhere.dat m.gguf Q4_0",
+        &["nowhere.dat"],
+    );
+    fails(
+        dir.path(),
+        "quantize --tensor-type-file nowhere.txt m.gguf Q4_0",
+        &["nowhere.txt"],
+    );
+    Command::new("mkfifo")
+        .arg(dir.path().join("pipe"))
+        .status()
+        .unwrap();
     fails(dir.path(), "inspect pipe", &["pipe", "save it to a file"]);
     let whole = fs::read(dir.path().join("m.gguf")).unwrap();
     for len in [0, 3, 100, whole.len() / 2, whole.len() - 40] {
         fs::write(dir.path().join("cut.gguf"), &whole[..len]).unwrap();
-        for command in ["quantize cut.gguf out.gguf Q4_0", "inspect cut.gguf", "verify cut.gguf"] {
+        for command in [
+            "quantize cut.gguf out.gguf Q4_0",
+            "inspect cut.gguf",
+            "verify cut.gguf",
+        ] {
             fails(dir.path(), command, &["cut.gguf"]);
         }
     }
-    fails(dir.path(), "quantize cut.gguf out.gguf Q4_0", &["beyond the end", "get it again"]);
+    fails(
+        dir.path(),
+        "quantize cut.gguf out.gguf Q4_0",
+        &["beyond the end", "get it again"],
+    );
 }
 
 #[test]
@@ -91,21 +186,52 @@ fn outputs_that_cannot_be_written() {
         &["create", "out.gguf", "create the directory no/such/dir"],
     );
     fs::create_dir(dir.path().join("folder.gguf")).unwrap();
-    fails(dir.path(), "quantize m.gguf folder.gguf Q4_0", &["folder.gguf", "directory"]);
-    fails(dir.path(), "quantize m.gguf /dev/full Q4_0", &["cannot write /dev/full", "No space left"]);
-    fails(dir.path(), "quantize m.gguf a.gguf Q4_0 --also Q8_0=/dev/full", &["/dev/full"]);
-    fails(dir.path(), "quantize m.gguf a.gguf Q4_0 --also Q8_0=a.gguf", &["two outputs", "a.gguf"]);
-    fails(dir.path(), "quantize m.gguf a.gguf Q4_0 --also Q8_0=./a.gguf", &["a.gguf"]);
+    fails(
+        dir.path(),
+        "quantize m.gguf folder.gguf Q4_0",
+        &["folder.gguf", "directory"],
+    );
+    fails(
+        dir.path(),
+        "quantize m.gguf /dev/full Q4_0",
+        &["cannot write /dev/full", "No space left"],
+    );
+    fails(
+        dir.path(),
+        "quantize m.gguf a.gguf Q4_0 --also Q8_0=/dev/full",
+        &["/dev/full"],
+    );
+    fails(
+        dir.path(),
+        "quantize m.gguf a.gguf Q4_0 --also Q8_0=a.gguf",
+        &["two outputs", "a.gguf"],
+    );
+    fails(
+        dir.path(),
+        "quantize m.gguf a.gguf Q4_0 --also Q8_0=./a.gguf",
+        &["a.gguf"],
+    );
     let locked = dir.path().join("locked");
     fs::create_dir(&locked).unwrap();
     fs::set_permissions(&locked, fs::Permissions::from_mode(0o555)).unwrap();
     // Root may write anywhere.
     if fs::write(locked.join("probe"), b"").is_err() {
-        fails(dir.path(), "quantize m.gguf locked/out.gguf Q4_0", &["locked", "choose a directory"]);
+        fails(
+            dir.path(),
+            "quantize m.gguf locked/out.gguf Q4_0",
+            &["locked", "choose a directory"],
+        );
     }
     // Standard output that takes nothing.
-    let shell = format!("{} inspect m.gguf > /dev/full", env!("CARGO_BIN_EXE_quantier"));
-    let ran = assert_cmd::Command::new("sh").args(["-c", &shell]).current_dir(dir.path()).assert().code(1);
+    let shell = format!(
+        "{} inspect m.gguf > /dev/full",
+        env!("CARGO_BIN_EXE_quantier")
+    );
+    let ran = assert_cmd::Command::new("sh")
+        .args(["-c", &shell])
+        .current_dir(dir.path())
+        .assert()
+        .code(1);
     let error = String::from_utf8_lossy(&ran.get_output().stderr).into_owned();
     assert!(error.contains("cannot write to standard output"), "{error}");
 }
@@ -119,12 +245,28 @@ fn an_input_is_never_overwritten() {
     symlink("m.gguf", at("soft.gguf")).unwrap();
     importance(|_| true).write(&at("i.gguf"));
     for name in ["m.gguf", "./m.gguf", "hard.gguf", "soft.gguf"] {
-        fails(dir.path(), &format!("quantize m.gguf {name} Q4_0"), &[name, "is an input"]);
-        fails(dir.path(), &format!("quantize m.gguf new.gguf Q4_0 --also Q8_0={name}"), &[name, "is an input"]);
+        fails(
+            dir.path(),
+            &format!("quantize m.gguf {name} Q4_0"),
+            &[name, "is an input"],
+        );
+        fails(
+            dir.path(),
+            &format!("quantize m.gguf new.gguf Q4_0 --also Q8_0={name}"),
+            &[name, "is an input"],
+        );
     }
-    fails(dir.path(), "quantize --imatrix i.gguf m.gguf i.gguf Q4_0", &["i.gguf is an input"]);
+    fails(
+        dir.path(),
+        "quantize --imatrix i.gguf m.gguf i.gguf Q4_0",
+        &["i.gguf is an input"],
+    );
     fs::rename(at("m.gguf"), at("m.gguf.partial")).unwrap();
-    fails(dir.path(), "quantize m.gguf.partial m.gguf Q4_0", &["m.gguf.partial is an input"]);
+    fails(
+        dir.path(),
+        "quantize m.gguf.partial m.gguf Q4_0",
+        &["m.gguf.partial is an input"],
+    );
     assert!(fs::read(at("m.gguf.partial")).unwrap() == before);
 }
 
@@ -133,16 +275,31 @@ fn weights_that_are_no_numbers() {
     let dir = with_model();
     for (value, said) in [(f32::NAN, "NaN"), (f32::INFINITY, "infinit")] {
         let mut broken = model();
-        let (name, data) = broken.tensors.iter_mut().map(|(info, data)| (info.name.to_string(), data)).nth(2).unwrap();
+        let (name, data) = broken
+            .tensors
+            .iter_mut()
+            .map(|(info, data)| (info.name.to_string(), data))
+            .nth(2)
+            .unwrap();
         let at = 4 * (2 * 256 + 100); // row 2
         data[at..at + 4].copy_from_slice(&value.to_le_bytes());
         broken.write(&dir.path().join("broken.gguf"));
         let named = format!("'{name}'");
         for preset in ["Q4_K_M", "Q8_0", "F16", "COPY"] {
-            let error = fails(dir.path(), &format!("quantize broken.gguf out.gguf {preset}"), &[&named, "row 2"]);
-            assert!(error.to_lowercase().contains(&said.to_lowercase()), "{error}");
+            let error = fails(
+                dir.path(),
+                &format!("quantize broken.gguf out.gguf {preset}"),
+                &[&named, "row 2"],
+            );
+            assert!(
+                error.to_lowercase().contains(&said.to_lowercase()),
+                "{error}"
+            );
         }
-        quantier("verify broken.gguf").current_dir(dir.path()).assert().code(1);
+        quantier("verify broken.gguf")
+            .current_dir(dir.path())
+            .assert()
+            .code(1);
     }
 }
 
@@ -150,29 +307,71 @@ fn weights_that_are_no_numbers() {
 fn quantized_models_are_not_quantized_again_unasked() {
     let dir = with_model();
     succeeds(dir.path(), "quantize m.gguf q8.gguf Q8_0");
-    fails(dir.path(), "quantize q8.gguf q4.gguf Q4_0", &["quantized already", "--allow-requantize"]);
-    succeeds(dir.path(), "quantize --allow-requantize q8.gguf q4.gguf Q4_0");
+    fails(
+        dir.path(),
+        "quantize q8.gguf q4.gguf Q4_0",
+        &["quantized already", "--allow-requantize"],
+    );
+    succeeds(
+        dir.path(),
+        "quantize --allow-requantize q8.gguf q4.gguf Q4_0",
+    );
 }
 
 #[test]
 fn importance_of_another_model() {
     let dir = with_model();
     let mut other = importance(|_| true);
-    let at = other.tensors.iter().position(|(info, _)| info.name == "blk.1.ffn_up.weight.in_sum2").unwrap();
-    other.tensors[at] = (info("blk.1.ffn_up.weight.in_sum2", &[128], GgmlType::F32), vec![0; 512]);
+    let at = other
+        .tensors
+        .iter()
+        .position(|(info, _)| info.name == "blk.1.ffn_up.weight.in_sum2")
+        .unwrap();
+    other.tensors[at] = (
+        info("blk.1.ffn_up.weight.in_sum2", &[128], GgmlType::F32),
+        vec![0; 512],
+    );
     other.write(&dir.path().join("other.gguf"));
-    let parts = ["blk.1.ffn_up.weight", "128 values and 256 are needed", "another model"];
-    fails(dir.path(), "quantize --imatrix other.gguf m.gguf out.gguf Q4_K_M", &parts);
+    let parts = [
+        "blk.1.ffn_up.weight",
+        "128 values and 256 are needed",
+        "another model",
+    ];
+    fails(
+        dir.path(),
+        "quantize --imatrix other.gguf m.gguf out.gguf Q4_K_M",
+        &parts,
+    );
 }
 
 #[test]
 fn importance_that_is_no_number() {
     let dir = with_model();
-    fs::write(dir.path().join("nan.dat"), dat(&[("blk.0.ffn_up.weight", 1, &[1.0, f32::NAN])])).unwrap();
-    let parts = ["nan.dat", "value 1 of 'blk.0.ffn_up.weight' is NaN", "again"];
-    fails(dir.path(), "quantize --imatrix nan.dat m.gguf out.gguf Q4_K_M", &parts);
-    fs::write(dir.path().join("cut.dat"), &dat(&[("blk.0.ffn_up.weight", 1, &[1.0; 256])])[..700]).unwrap();
-    fails(dir.path(), "quantize --imatrix cut.dat m.gguf out.gguf Q4_K_M", &["cut.dat", "ends at byte 700"]);
+    fs::write(
+        dir.path().join("nan.dat"),
+        dat(&[("blk.0.ffn_up.weight", 1, &[1.0, f32::NAN])]),
+    )
+    .unwrap();
+    let parts = [
+        "nan.dat",
+        "value 1 of 'blk.0.ffn_up.weight' is NaN",
+        "again",
+    ];
+    fails(
+        dir.path(),
+        "quantize --imatrix nan.dat m.gguf out.gguf Q4_K_M",
+        &parts,
+    );
+    fs::write(
+        dir.path().join("cut.dat"),
+        &dat(&[("blk.0.ffn_up.weight", 1, &[1.0; 256])])[..700],
+    )
+    .unwrap();
+    fails(
+        dir.path(),
+        "quantize --imatrix cut.dat m.gguf out.gguf Q4_K_M",
+        &["cut.dat", "ends at byte 700"],
+    );
 }
 
 #[test]
@@ -183,10 +382,20 @@ fn importance_that_is_missing_where_it_is_needed() {
     let error = fails(
         dir.path(),
         "quantize --imatrix i.gguf m.gguf out.gguf IQ2_XXS",
-        &[needy[0], needy[1], "importance matrix", "--imatrix", "nothing was written"],
+        &[
+            needy[0],
+            needy[1],
+            "importance matrix",
+            "--imatrix",
+            "nothing was written",
+        ],
     );
     assert!(!error.contains("blk.1.ffn_up.weight"), "{error}");
-    fails(dir.path(), "quantize m.gguf out.gguf IQ2_XXS", &["blk.1.ffn_up.weight", "blk.0.attn_q.weight", "--imatrix"]);
+    fails(
+        dir.path(),
+        "quantize m.gguf out.gguf IQ2_XXS",
+        &["blk.1.ffn_up.weight", "blk.0.attn_q.weight", "--imatrix"],
+    );
     let shown = succeeds(dir.path(), "quantize --dry-run m.gguf out.gguf IQ2_XXS");
     assert!(shown.contains("needs an importance matrix for"), "{shown}");
 }
@@ -208,10 +417,17 @@ fn start(dir: &Path) -> Child {
 }
 
 fn signal(child: &Child, name: &str) {
-    assert!(Command::new("kill").args([&format!("-{name}"), &child.id().to_string()]).status().unwrap().success());
+    assert!(
+        Command::new("kill")
+            .args([&format!("-{name}"), &child.id().to_string()])
+            .status()
+            .unwrap()
+            .success()
+    );
 }
 
-/// A model of zeros would be done in no time in most types; this one is 2 GiB, and its disk blocks are never written.
+/// A model of zeros would be done in no time in most types; this one is 2 GiB, and its disk blocks
+/// are never written.
 fn big() -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     sparse(&dir.path().join("big.gguf"), 2048);
@@ -228,7 +444,11 @@ fn a_run_that_is_stopped_leaves_nothing() {
         let asked = Instant::now();
         let status = child.wait().unwrap();
         assert_eq!(status.code(), Some(1), "{name}");
-        assert!(asked.elapsed() < Duration::from_secs(20), "{:?} to stop", asked.elapsed());
+        assert!(
+            asked.elapsed() < Duration::from_secs(20),
+            "{:?} to stop",
+            asked.elapsed()
+        );
         let mut error = String::new();
         std::io::Read::read_to_string(&mut child.stderr.unwrap(), &mut error).unwrap();
         assert!(error.contains("stopped; nothing was written"), "{error}");
@@ -254,7 +474,10 @@ fn a_run_that_is_killed_can_be_run_again() {
 fn two_runs_do_not_write_one_file() {
     let dir = big();
     let mut child = start(dir.path());
-    let ran = quantier("quantize big.gguf out.gguf Q8_0 1").current_dir(dir.path()).assert().code(1);
+    let ran = quantier("quantize big.gguf out.gguf Q8_0 1")
+        .current_dir(dir.path())
+        .assert()
+        .code(1);
     let error = String::from_utf8_lossy(&ran.get_output().stderr).into_owned();
     assert!(error.contains("another process is writing it"), "{error}");
     signal(&child, "INT");

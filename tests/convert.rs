@@ -1,4 +1,5 @@
-//! `quantier convert` on checkpoints made here: what it makes of them, and what it says about broken ones.
+//! `quantier convert` on checkpoints made here: what it makes of them, and what it says about
+//! broken ones.
 
 use assert_cmd::Command;
 use serde_json::{Value, json};
@@ -25,7 +26,10 @@ impl Model {
             "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": HIDDEN,
             "intermediate_size": FFN, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": VOCAB,
         });
-        let mut model = Model { config, tensors: BTreeMap::new() };
+        let mut model = Model {
+            config,
+            tensors: BTreeMap::new(),
+        };
         model.add("model.embed_tokens.weight", &[VOCAB, HIDDEN]);
         model.add("model.norm.weight", &[HIDDEN]);
         for (name, shape) in [
@@ -47,12 +51,17 @@ impl Model {
     /// Adds a tensor; the n-th weight is n, as far as bf16 can hold it.
     fn add(&mut self, name: &str, shape: &[u64]) {
         let count: u64 = shape.iter().product();
-        let bytes = (0..count).flat_map(|i| ((i as f32).to_bits() >> 16).to_le_bytes()[..2].to_vec()).collect();
-        self.tensors.insert(name.into(), ("BF16", shape.to_vec(), bytes));
+        let bytes = (0..count)
+            .flat_map(|i| ((i as f32).to_bits() >> 16).to_le_bytes()[..2].to_vec())
+            .collect();
+        self.tensors
+            .insert(name.into(), ("BF16", shape.to_vec(), bytes));
     }
 
     fn layer(&mut self, name: &str) -> &mut (&'static str, Vec<u64>, Vec<u8>) {
-        self.tensors.get_mut(&format!("model.layers.0.{name}")).unwrap()
+        self.tensors
+            .get_mut(&format!("model.layers.0.{name}"))
+            .unwrap()
     }
 
     /// The bytes of a safetensors file with all tensors whose name passes.
@@ -61,18 +70,27 @@ impl Model {
         let mut data = Vec::new();
         for (name, (dtype, shape, bytes)) in self.tensors.iter().filter(|(name, _)| keep(name)) {
             let end = data.len() + bytes.len();
-            let entry = json!({ "dtype": dtype, "shape": shape, "data_offsets": [data.len(), end] });
+            let entry =
+                json!({ "dtype": dtype, "shape": shape, "data_offsets": [data.len(), end] });
             header.insert(name.clone(), entry);
             data.extend(bytes);
         }
         let header = Value::Object(header).to_string();
-        [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &data].concat()
+        [
+            &(header.len() as u64).to_le_bytes(),
+            header.as_bytes(),
+            &data,
+        ]
+        .concat()
     }
 
     /// Writes config.json and a tokenizer.
     fn write_without_weights(&self) -> TempDir {
         let dir = tempfile::tempdir().unwrap();
-        let tokenizer = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/refmodel/tokenizer.model");
+        let tokenizer = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/testdata/refmodel/tokenizer.model"
+        );
         std::fs::copy(tokenizer, dir.path().join("tokenizer.model")).unwrap();
         std::fs::write(dir.path().join("config.json"), self.config.to_string()).unwrap();
         dir
@@ -81,14 +99,23 @@ impl Model {
     /// Writes config.json, a tokenizer and one model.safetensors.
     fn write(&self) -> TempDir {
         let dir = self.write_without_weights();
-        std::fs::write(dir.path().join("model.safetensors"), self.safetensors(|_| true)).unwrap();
+        std::fs::write(
+            dir.path().join("model.safetensors"),
+            self.safetensors(|_| true),
+        )
+        .unwrap();
         dir
     }
 }
 
 fn quantier(dir: &Path, args: &[&str]) -> Command {
     let mut command = Command::cargo_bin("quantier").unwrap();
-    command.arg("convert").arg(dir).arg("-o").arg(dir.join("out.gguf")).args(args);
+    command
+        .arg("convert")
+        .arg(dir)
+        .arg("-o")
+        .arg(dir.join("out.gguf"))
+        .args(args);
     command
 }
 
@@ -100,13 +127,21 @@ fn fails(dir: &Path, args: &[&str], parts: &[&str]) {
     for part in parts {
         assert!(error.contains(part), "{part:?} is not in: {error}");
     }
-    let written = std::fs::read_dir(dir).unwrap().any(|e| e.unwrap().file_name().to_string_lossy().contains("gguf"));
+    let written = std::fs::read_dir(dir)
+        .unwrap()
+        .any(|e| e.unwrap().file_name().to_string_lossy().contains("gguf"));
     assert!(!written, "something was written");
 }
 
 fn plan(dir: &Path, args: &[&str]) -> Value {
-    let output = quantier(dir, &[args, &["--json"]].concat()).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let output = quantier(dir, &[args, &["--json"]].concat())
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
@@ -114,10 +149,16 @@ fn plan(dir: &Path, args: &[&str]) -> Value {
 fn weights(dir: &Path, name: &str) -> Vec<f32> {
     let file = std::fs::read(dir.join("out.gguf")).unwrap();
     let header = quantier::format::gguf::parse(&file).unwrap();
-    let (info, offset) = header.tensors.iter().find(|(info, _)| info.name == name).unwrap();
+    let (info, offset) = header
+        .tensors
+        .iter()
+        .find(|(info, _)| info.name == name)
+        .unwrap();
     let bytes = &file[*offset as usize..][..info.bytes() as usize];
     let mut weights = vec![0.0; info.shape.elements() as usize];
-    quantier::quant::Codec::of(info.ggml_type).unwrap().dequantize_row(bytes, &mut weights);
+    quantier::quant::Codec::of(info.ggml_type)
+        .unwrap()
+        .dequantize_row(bytes, &mut weights);
     weights
 }
 
@@ -125,11 +166,24 @@ fn weights(dir: &Path, name: &str) -> Vec<f32> {
 fn a_dry_run_shows_types_and_writes_nothing() {
     let dir = Model::llama().write();
     let plan = plan(dir.path(), &["--outtype", "q8_0", "--dry-run"]);
-    assert_eq!((&plan["architecture"], &plan["file_type"]), (&json!("llama"), &json!("Q8_0")));
-    let types: BTreeMap<_, _> =
-        plan["tensors"].as_array().unwrap().iter().map(|t| (t["name"].as_str().unwrap(), &t["to"])).collect();
+    assert_eq!(
+        (&plan["architecture"], &plan["file_type"]),
+        (&json!("llama"), &json!("Q8_0"))
+    );
+    let types: BTreeMap<_, _> = plan["tensors"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|t| (t["name"].as_str().unwrap(), &t["to"]))
+        .collect();
     assert_eq!(types.len(), 11);
-    assert_eq!((types["blk.0.attn_norm.weight"], types["blk.0.ffn_down.weight"]), (&json!("f32"), &json!("q8_0")));
+    assert_eq!(
+        (
+            types["blk.0.attn_norm.weight"],
+            types["blk.0.ffn_down.weight"]
+        ),
+        (&json!("f32"), &json!("q8_0"))
+    );
     assert!(!dir.path().join("out.gguf").exists());
 }
 
@@ -143,9 +197,16 @@ fn auto_takes_the_type_of_the_checkpoint() {
 fn halves_of_query_heads_are_interleaved() {
     let dir = Model::llama().write();
     plan(dir.path(), &["--outtype", "f32"]);
-    let rows: Vec<_> = weights(dir.path(), "blk.0.attn_q.weight").chunks(HIDDEN as usize).map(|row| row[0]).collect();
-    // Two heads of 32 rows; the n-th row begins with 64 n. 64 * 17 = 1088 and so on are whole in bf16.
-    let expected: Vec<_> = [0, 16, 1, 17, 2, 18].iter().map(|row| (row * HIDDEN) as f32).collect();
+    let rows: Vec<_> = weights(dir.path(), "blk.0.attn_q.weight")
+        .chunks(HIDDEN as usize)
+        .map(|row| row[0])
+        .collect();
+    // Two heads of 32 rows; the n-th row begins with 64 n. 64 * 17 = 1088 and so on are whole in
+    // bf16.
+    let expected: Vec<_> = [0, 16, 1, 17, 2, 18]
+        .iter()
+        .map(|row| (row * HIDDEN) as f32)
+        .collect();
     assert_eq!(&rows[..6], expected);
     assert_eq!(rows[32], 32.0 * HIDDEN as f32);
 }
@@ -157,17 +218,39 @@ fn shards_are_read_as_one_model_and_written_as_asked() {
     plan(whole.path(), &[]);
     let dir = model.write_without_weights();
     let second = |name: &str| name.contains("mlp");
-    std::fs::write(dir.path().join("model-1.safetensors"), model.safetensors(|n| !second(n))).unwrap();
-    std::fs::write(dir.path().join("model-2.safetensors"), model.safetensors(second)).unwrap();
+    std::fs::write(
+        dir.path().join("model-1.safetensors"),
+        model.safetensors(|n| !second(n)),
+    )
+    .unwrap();
+    std::fs::write(
+        dir.path().join("model-2.safetensors"),
+        model.safetensors(second),
+    )
+    .unwrap();
     let file_of = |name: &String| format!("model-{}.safetensors", 1 + u8::from(second(name)));
-    let map: serde_json::Map<_, _> = model.tensors.keys().map(|n| (n.clone(), file_of(n).into())).collect();
+    let map: serde_json::Map<_, _> = model
+        .tensors
+        .keys()
+        .map(|n| (n.clone(), file_of(n).into()))
+        .collect();
     let index = dir.path().join("model.safetensors.index.json");
     std::fs::write(&index, json!({ "weight_map": map }).to_string()).unwrap();
 
     let split = plan(dir.path(), &["--split-max-tensors", "4"]);
-    let names: Vec<_> = split["paths"].as_array().unwrap().iter().map(|p| p.as_str().unwrap().to_owned()).collect();
-    assert!(names.len() == 3 && names[2].ends_with("out-00003-of-00003.gguf"), "{names:?}");
-    names.iter().for_each(|path| std::fs::remove_file(path).unwrap());
+    let names: Vec<_> = split["paths"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|p| p.as_str().unwrap().to_owned())
+        .collect();
+    assert!(
+        names.len() == 3 && names[2].ends_with("out-00003-of-00003.gguf"),
+        "{names:?}"
+    );
+    names
+        .iter()
+        .for_each(|path| std::fs::remove_file(path).unwrap());
     plan(dir.path(), &[]);
     for name in ["blk.0.ffn_up.weight", "output_norm.weight"] {
         assert_eq!(weights(dir.path(), name), weights(whole.path(), name));
@@ -177,8 +260,19 @@ fn shards_are_read_as_one_model_and_written_as_asked() {
     // A shard is gone, then one lacks a tensor.
     std::fs::remove_file(dir.path().join("model-2.safetensors")).unwrap();
     fails(dir.path(), &[], &["model-2.safetensors", "missing"]);
-    std::fs::write(dir.path().join("model-2.safetensors"), model.safetensors(|n| n.contains("mlp.up"))).unwrap();
-    fails(dir.path(), &[], &["mlp.down_proj.weight, model.layers.0.mlp.gate_proj.weight", "index.json says"]);
+    std::fs::write(
+        dir.path().join("model-2.safetensors"),
+        model.safetensors(|n| n.contains("mlp.up")),
+    )
+    .unwrap();
+    fails(
+        dir.path(),
+        &[],
+        &[
+            "mlp.down_proj.weight, model.layers.0.mlp.gate_proj.weight",
+            "index.json says",
+        ],
+    );
     let cut = &model.safetensors(second)[..4000];
     std::fs::write(dir.path().join("model-2.safetensors"), cut).unwrap();
     fails(dir.path(), &[], &["model-2.safetensors", "lies at"]);
@@ -189,14 +283,23 @@ fn a_single_file_beside_its_config_will_do() {
     let dir = Model::llama().write();
     let file = dir.path().join("model.safetensors");
     let mut command = Command::cargo_bin("quantier").unwrap();
-    command.arg("convert").arg(&file).arg("--dry-run").assert().success();
+    command
+        .arg("convert")
+        .arg(&file)
+        .arg("--dry-run")
+        .assert()
+        .success();
 }
 
 #[test]
 fn unknown_architectures_are_named_with_the_nearest() {
     let mut model = Model::llama();
     model.config["architectures"] = json!(["Llama9ForCausalLM"]);
-    fails(model.write().path(), &[], &["'Llama9ForCausalLM'", "LlamaForCausalLM", "config.json"]);
+    fails(
+        model.write().path(),
+        &[],
+        &["'Llama9ForCausalLM'", "LlamaForCausalLM", "config.json"],
+    );
 }
 
 #[test]
@@ -205,7 +308,10 @@ fn tensors_without_a_rule_are_all_listed() {
     model.add("model.layers.0.self_attn.gate.weight", &[4]);
     model.add("model.extra", &[4]);
     model.add("model.layers.1.input_layernorm.weight", &[HIDDEN]);
-    let parts = ["no such tensors: model.extra, model.layers.0.self_attn.gate.weight", "only 1 layers"];
+    let parts = [
+        "no such tensors: model.extra, model.layers.0.self_attn.gate.weight",
+        "only 1 layers",
+    ];
     fails(model.write().path(), &[], &parts);
 }
 
@@ -213,7 +319,11 @@ fn tensors_without_a_rule_are_all_listed() {
 fn layers_without_tensors_are_missed() {
     let mut model = Model::llama();
     model.config["num_hidden_layers"] = json!(3);
-    fails(model.write().path(), &[], &["has 3 layers, and there is no tensor of layer 1"]);
+    fails(
+        model.write().path(),
+        &[],
+        &["has 3 layers, and there is no tensor of layer 1"],
+    );
 }
 
 #[test]
@@ -228,31 +338,53 @@ fn experts_must_be_complete() {
         model.add(&format!("{prefix}.w3.weight"), &[FFN, HIDDEN]);
     }
     plan(model.write().path(), &["--dry-run"]);
-    model.tensors.remove("model.layers.0.block_sparse_moe.experts.1.w2.weight");
-    fails(model.write().path(), &[], &["some experts of layer 0 are missing", "experts.1.w1.weight"]);
+    model
+        .tensors
+        .remove("model.layers.0.block_sparse_moe.experts.1.w2.weight");
+    fails(
+        model.write().path(),
+        &[],
+        &["some experts of layer 0 are missing", "experts.1.w1.weight"],
+    );
 }
 
 #[test]
 fn quantized_checkpoints_of_other_kinds_are_refused_by_name() {
     let mut model = Model::llama();
     model.config["quantization_config"] = json!({ "quant_method": "gptq" });
-    fails(model.write().path(), &[], &["'gptq'", "convert the original model"]);
+    fails(
+        model.write().path(),
+        &[],
+        &["'gptq'", "convert the original model"],
+    );
 }
 
 #[test]
 fn shapes_must_be_those_of_the_config() {
     let mut model = Model::llama();
     model.config["intermediate_size"] = json!(48);
-    fails(model.write().path(), &[], &["mlp.down_proj", "must be 48 by config.json"]);
+    fails(
+        model.write().path(),
+        &[],
+        &["mlp.down_proj", "must be 48 by config.json"],
+    );
 }
 
 #[test]
 fn fields_of_the_config_are_checked() {
     let mut model = Model::llama();
     model.config["rms_norm_eps"] = json!("small");
-    fails(model.write().path(), &[], &["'rms_norm_eps' is a text", "config.json"]);
+    fails(
+        model.write().path(),
+        &[],
+        &["'rms_norm_eps' is a text", "config.json"],
+    );
     let mut model = Model::llama();
-    model.config.as_object_mut().unwrap().remove("architectures");
+    model
+        .config
+        .as_object_mut()
+        .unwrap()
+        .remove("architectures");
     fails(model.write().path(), &[], &["architectures", "config.json"]);
     let dir = Model::llama().write();
     std::fs::write(dir.path().join("config.json"), "{\n  \"hidden_size\": }").unwrap();
@@ -270,9 +402,16 @@ fn a_vocabulary_is_cut_and_padded_to_the_config() {
         plan(dir.path(), &["--vocab-only"]);
         let file = std::fs::read(dir.path().join("out.gguf")).unwrap();
         let header = quantier::format::gguf::parse(&file).unwrap();
-        let tokens = header.metadata.get("tokenizer.ggml.tokens").and_then(|tokens| tokens.as_array()).unwrap();
+        let tokens = header
+            .metadata
+            .get("tokenizer.ggml.tokens")
+            .and_then(|tokens| tokens.as_array())
+            .unwrap();
         assert_eq!(tokens.len() as u64, vocab_size);
-        let padded = tokens.strings().filter(|token| token.starts_with(b"[PAD")).count();
+        let padded = tokens
+            .strings()
+            .filter(|token| token.starts_with(b"[PAD"))
+            .count();
         assert_eq!(padded as u64, vocab_size.saturating_sub(VOCAB));
     }
 }
@@ -282,20 +421,56 @@ fn files_that_are_not_what_their_names_say_are_named() {
     let lying = [&u64::MAX.to_le_bytes()[..], b"{}"].concat();
     let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n";
     let cases: [(&str, &[u8], &[&str]); 9] = [
-        ("model.safetensors", &lying, &["model.safetensors", "more than any"]),
-        ("model.safetensors", b"\x02\0\0\0\0\0\0\0{]", &["model.safetensors", "line 1 column 2"]),
-        ("model.safetensors", pointer, &["model.safetensors", "Git LFS pointer"]),
-        ("tokenizer.model", pointer, &["tokenizer.model", "Git LFS pointer"]),
-        ("tokenizer_config.json", pointer, &["tokenizer_config.json", "Git LFS pointer"]),
-        ("tokenizer.model", b"\x0a\xff\x01", &["tokenizer.model", "not a SentencePiece model: at byte 0"]),
+        (
+            "model.safetensors",
+            &lying,
+            &["model.safetensors", "more than any"],
+        ),
+        (
+            "model.safetensors",
+            b"\x02\0\0\0\0\0\0\0{]",
+            &["model.safetensors", "line 1 column 2"],
+        ),
+        (
+            "model.safetensors",
+            pointer,
+            &["model.safetensors", "Git LFS pointer"],
+        ),
+        (
+            "tokenizer.model",
+            pointer,
+            &["tokenizer.model", "Git LFS pointer"],
+        ),
+        (
+            "tokenizer_config.json",
+            pointer,
+            &["tokenizer_config.json", "Git LFS pointer"],
+        ),
+        (
+            "tokenizer.model",
+            b"\x0a\xff\x01",
+            &["tokenizer.model", "not a SentencePiece model: at byte 0"],
+        ),
         ("README.md", b"---\na: [\n---\n", &["README.md", "line 3"]),
-        ("tokenizer_config.json", b"{\n\n", &["tokenizer_config.json", "line 3 column 0"]),
-        ("chat_template.jinja", b"{{ \xff }}", &["chat_template.jinja", "UTF-8"]),
+        (
+            "tokenizer_config.json",
+            b"{\n\n",
+            &["tokenizer_config.json", "line 3 column 0"],
+        ),
+        (
+            "chat_template.jinja",
+            b"{{ \xff }}",
+            &["chat_template.jinja", "UTF-8"],
+        ),
     ];
     for (file, bytes, parts) in cases {
         let dir = Model::llama().write();
         // Without this, the reference looks for no chat template.
-        std::fs::write(dir.path().join("tokenizer_config.json"), r#"{"add_bos_token": true}"#).unwrap();
+        std::fs::write(
+            dir.path().join("tokenizer_config.json"),
+            r#"{"add_bos_token": true}"#,
+        )
+        .unwrap();
         std::fs::write(dir.path().join(file), bytes).unwrap();
         fails(dir.path(), &[], parts);
     }
@@ -308,20 +483,36 @@ fn what_cannot_be_an_output_is_left_alone() {
     let before = std::fs::read(&weights).unwrap();
     let refused = |output: &Path, part: &str| {
         let mut command = Command::cargo_bin("quantier").unwrap();
-        let output = command.arg("convert").arg(dir.path()).arg("-o").arg(output).output().unwrap();
+        let output = command
+            .arg("convert")
+            .arg(dir.path())
+            .arg("-o")
+            .arg(output)
+            .output()
+            .unwrap();
         let error = String::from_utf8(output.stderr).unwrap();
-        assert!(output.status.code() == Some(1) && error.contains(part), "{error}");
+        assert!(
+            output.status.code() == Some(1) && error.contains(part),
+            "{error}"
+        );
     };
     refused(&weights, "is an input of this command");
     refused(&dir.path().join("no/such/out.gguf"), "create the directory");
     refused(&dir.path().join("{type}.gguf"), "{ftype} and {FTYPE} are");
-    assert!(std::fs::read(&weights).unwrap() == before, "the input has changed");
+    assert!(
+        std::fs::read(&weights).unwrap() == before,
+        "the input has changed"
+    );
 }
 
 #[test]
 fn pytorch_files_are_explained() {
     let dir = Model::llama().write();
-    std::fs::rename(dir.path().join("model.safetensors"), dir.path().join("pytorch_model.bin")).unwrap();
+    std::fs::rename(
+        dir.path().join("model.safetensors"),
+        dir.path().join("pytorch_model.bin"),
+    )
+    .unwrap();
     fails(dir.path(), &[], &["pytorch_model*.bin", "save_pretrained"]);
 }
 
@@ -331,23 +522,41 @@ fn check_finds_weights_that_are_no_numbers() {
     let at = 2 * (5 * HIDDEN as usize + 3);
     model.layer("mlp.up_proj.weight").2[at..at + 2].copy_from_slice(&0x7fc0u16.to_le_bytes());
     let dir = model.write();
-    fails(dir.path(), &["--check"], &["model.layers.0.mlp.up_proj.weight", "row 5", "NaN"]);
+    fails(
+        dir.path(),
+        &["--check"],
+        &["model.layers.0.mlp.up_proj.weight", "row 5", "NaN"],
+    );
     plan(dir.path(), &[]);
 }
 
 #[test]
 fn eight_bit_weights_are_multiplied_by_their_scales() {
     let mut model = Model::llama();
-    model.config["quantization_config"] = json!({ "quant_method": "fp8", "weight_block_size": [64, 32] });
+    model.config["quantization_config"] =
+        json!({ "quant_method": "fp8", "weight_block_size": [64, 32] });
     // 1.0 everywhere; scales 2, 3 and, for the last half of a block's rows, 4, 5.
-    *model.layer("mlp.up_proj.weight") = ("F8_E4M3", vec![FFN, HIDDEN], vec![0x38; (FFN * HIDDEN) as usize]);
-    let scales = [2.0f32, 3.0, 4.0, 5.0].iter().flat_map(|s| s.to_le_bytes()).collect();
-    model.tensors.insert("model.layers.0.mlp.up_proj.weight_scale_inv".into(), ("F32", vec![2, 2], scales));
+    *model.layer("mlp.up_proj.weight") = (
+        "F8_E4M3",
+        vec![FFN, HIDDEN],
+        vec![0x38; (FFN * HIDDEN) as usize],
+    );
+    let scales = [2.0f32, 3.0, 4.0, 5.0]
+        .iter()
+        .flat_map(|s| s.to_le_bytes())
+        .collect();
+    model.tensors.insert(
+        "model.layers.0.mlp.up_proj.weight_scale_inv".into(),
+        ("F32", vec![2, 2], scales),
+    );
     let dir = model.write();
     plan(dir.path(), &["--outtype", "f32"]);
     let weights = weights(dir.path(), "blk.0.ffn_up.weight");
     let at = |row: usize, column: usize| weights[row * HIDDEN as usize + column];
-    assert_eq!([at(0, 0), at(63, 31), at(0, 32), at(64, 0), at(95, 63)], [2.0, 2.0, 3.0, 4.0, 5.0]);
+    assert_eq!(
+        [at(0, 0), at(63, 31), at(0, 32), at(64, 0), at(95, 63)],
+        [2.0, 2.0, 3.0, 4.0, 5.0]
+    );
 }
 
 #[test]
@@ -357,11 +566,24 @@ fn quantizing_a_checkpoint_is_converting_and_quantizing_at_once() {
     quantier(dir, &["--outtype", "f32"]).assert().success();
     let quantize = |from: &Path, arguments: &[&str]| {
         let mut command = Command::cargo_bin("quantier").unwrap();
-        command.args(["quantize", "--override-kv", "general.name=str:a"]).args(arguments).arg(from);
+        command
+            .args(["quantize", "--override-kv", "general.name=str:a"])
+            .args(arguments)
+            .arg(from);
         command
     };
-    quantize(&dir.join("out.gguf"), &[]).arg(dir.join("two.gguf")).arg("q8_0").assert().success();
-    quantize(dir, &["--outtype", "f32"]).arg("q8_0").assert().success();
+    quantize(&dir.join("out.gguf"), &[])
+        .arg(dir.join("two.gguf"))
+        .arg("q8_0")
+        .assert()
+        .success();
+    quantize(dir, &["--outtype", "f32"])
+        .arg("q8_0")
+        .assert()
+        .success();
     let read = |name| std::fs::read(dir.join(name)).unwrap();
-    assert!(read("two.gguf") == read("ggml-model-Q8_0.gguf"), "the files differ");
+    assert!(
+        read("two.gguf") == read("ggml-model-Q8_0.gguf"),
+        "the files differ"
+    );
 }

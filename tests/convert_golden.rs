@@ -1,6 +1,7 @@
-//! Conversions against the SHA-256 of what the reference's converter wrote (`scripts/goldens.sh` renews them): the
-//! reference model in every type, split and as a vocabulary alone; the same model with a card, sampling parameters
-//! and named templates, under every kind of name; and a byte-level vocabulary.
+//! Conversions against the SHA-256 of what the reference's converter wrote (`scripts/goldens.sh`
+//! renews them): the reference model in every type, split and as a vocabulary alone; the same model
+//! with a card, sampling parameters and named templates, under every kind of name; and a byte-level
+//! vocabulary.
 //!
 //! `scripts/parity.sh convert` compares far more, and needs the reference.
 
@@ -12,21 +13,30 @@ use std::path::{Path, PathBuf};
 const CARD: &str = "Card-Llama-7M-Chat-v0.3";
 
 fn testdata(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("testdata")
+        .join(name)
 }
 
 /// File and SHA-256 by case, as the reference wrote them.
 fn goldens() -> BTreeMap<String, BTreeMap<String, String>> {
     let mut goldens: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
-    for line in std::fs::read_to_string(testdata("convert.sha256")).unwrap().lines() {
+    for line in std::fs::read_to_string(testdata("convert.sha256"))
+        .unwrap()
+        .lines()
+    {
         let (hash, path) = line.split_once("  ").unwrap();
         let (case, file) = path.split_once('/').unwrap();
-        goldens.entry(case.into()).or_default().insert(file.into(), hash.into());
+        goldens
+            .entry(case.into())
+            .or_default()
+            .insert(file.into(), hash.into());
     }
     goldens
 }
 
-/// The reference model under a name with parts, with the files of the card beside it or in place of its own.
+/// The reference model under a name with parts, with the files of the card beside it or in place of
+/// its own.
 fn card(root: &Path) -> PathBuf {
     let dir = root.join(CARD);
     std::fs::create_dir(&dir).unwrap();
@@ -47,7 +57,12 @@ fn conversions_are_the_references() {
     let mut cases: Vec<(String, PathBuf, &str, Vec<&str>)> = Vec::new();
     for (name, dir) in [("refmodel", testdata("refmodel")), (CARD, card.clone())] {
         for out_type in ["f32", "f16", "bf16", "q8_0", "auto"] {
-            cases.push((format!("{name}-{out_type}"), dir.clone(), "out.gguf", vec!["--outtype", out_type]));
+            cases.push((
+                format!("{name}-{out_type}"),
+                dir.clone(),
+                "out.gguf",
+                vec!["--outtype", out_type],
+            ));
         }
     }
     let of_refmodel: [(&str, &[&str]); 4] = [
@@ -57,7 +72,12 @@ fn conversions_are_the_references() {
         ("vocab", &["--vocab-only"]),
     ];
     for (case, arguments) in of_refmodel {
-        cases.push((format!("refmodel-{case}"), testdata("refmodel"), "out.gguf", arguments.to_vec()));
+        cases.push((
+            format!("refmodel-{case}"),
+            testdata("refmodel"),
+            "out.gguf",
+            arguments.to_vec(),
+        ));
     }
     let of_card: [(&str, &str, &[&str]); 5] = [
         ("default", ".", &["--outtype", "f16"]),
@@ -67,22 +87,46 @@ fn conversions_are_the_references() {
         ("metadata", ".", &["--metadata", metadata.to_str().unwrap()]),
     ];
     for (case, output, arguments) in of_card {
-        cases.push((format!("{CARD}-{case}"), card.clone(), output, arguments.to_vec()));
+        cases.push((
+            format!("{CARD}-{case}"),
+            card.clone(),
+            output,
+            arguments.to_vec(),
+        ));
     }
     // The reference was told the name of the pre-tokenizer; here it is found out.
-    cases.push(("bpe-vocab".into(), testdata("bpe"), "out.gguf", vec!["--vocab-only"]));
+    cases.push((
+        "bpe-vocab".into(),
+        testdata("bpe"),
+        "out.gguf",
+        vec!["--vocab-only"],
+    ));
 
     let goldens = goldens();
     let names: BTreeSet<_> = cases.iter().map(|(case, ..)| case.clone()).collect();
-    assert_eq!(names, goldens.keys().cloned().collect(), "cases, and those of testdata/convert.sha256");
+    assert_eq!(
+        names,
+        goldens.keys().cloned().collect(),
+        "cases, and those of testdata/convert.sha256"
+    );
     for (case, dir, output, arguments) in cases {
         let out = root.path().join("out");
         std::fs::create_dir(&out).unwrap();
         let mut command = Command::cargo_bin("quantier").unwrap();
-        command.arg("convert").arg(dir).arg("-o").arg(out.join(output)).args(arguments).assert().success();
+        command
+            .arg("convert")
+            .arg(dir)
+            .arg("-o")
+            .arg(out.join(output))
+            .args(arguments)
+            .assert()
+            .success();
         let hash = |path: PathBuf| {
             let digest = Sha256::digest(std::fs::read(path).unwrap());
-            digest.iter().map(|byte| format!("{byte:02x}")).collect::<String>()
+            digest
+                .iter()
+                .map(|byte| format!("{byte:02x}"))
+                .collect::<String>()
         };
         let made: BTreeMap<String, String> = out
             .read_dir()

@@ -36,21 +36,42 @@ fn tokens(chunks: usize) -> Vec<u32> {
     (0..chunks * CONTEXT).map(|_| token()).collect()
 }
 
-fn with_engine<T>(path: &Path, threads: usize, then: impl FnOnce(&Engine<'_>, &Input<'_>) -> T) -> T {
+fn with_engine<T>(
+    path: &Path,
+    threads: usize,
+    then: impl FnOnce(&Engine<'_>, &Input<'_>) -> T,
+) -> T {
     let source = Source::open(path).unwrap();
     let input = Input::new(&source, &convert::Job::default()).unwrap();
-    let options = model::Options { threads, ..model::Options::default() };
+    let options = model::Options {
+        threads,
+        ..model::Options::default()
+    };
     then(&Engine::new(&input, &options).unwrap(), &input)
 }
 
 fn job(directory: &Path) -> covariance::Job {
-    covariance::Job { directory: directory.to_owned(), key: [7; 32], experts_apart: true, hold_out: true }
+    covariance::Job {
+        directory: directory.to_owned(),
+        key: [7; 32],
+        experts_apart: true,
+        hold_out: true,
+    }
 }
 
-fn collected(engine: &Engine<'_>, chunks: usize, process_output: bool, job: &covariance::Job) -> Collected {
+fn collected(
+    engine: &Engine<'_>,
+    chunks: usize,
+    process_output: bool,
+    job: &covariance::Job,
+) -> Collected {
     let tokens = tokens(chunks);
     let windows = Windows::of_chunks(&tokens, CONTEXT, None).unwrap();
-    let options = Options { process_output, covariance: Some(job), ..Options::default() };
+    let options = Options {
+        process_output,
+        covariance: Some(job),
+        ..Options::default()
+    };
     collect(engine, &windows, &options, &Silent).unwrap()
 }
 
@@ -65,17 +86,30 @@ impl Observer for Met {
     fn input(&self, seen: Seen<'_>) {
         let mut met = self.0.lock().unwrap();
         let chunks = met.entry((seen.name.to_owned(), seen.matrix)).or_default();
-        chunks.entry(seen.chunk).or_default().extend_from_slice(seen.rows);
+        chunks
+            .entry(seen.chunk)
+            .or_default()
+            .extend_from_slice(seen.rows);
     }
 }
 
 /// What the matrices of a model meet in some chunks.
 fn met(engine: &Engine<'_>, chunks: usize) -> BTreeMap<(String, usize), Rows> {
-    let all: Vec<_> = tokens(chunks).chunks(CONTEXT).map(<[u32]>::to_vec).collect();
+    let all: Vec<_> = tokens(chunks)
+        .chunks(CONTEXT)
+        .map(<[u32]>::to_vec)
+        .collect();
     let watcher = Met::default();
-    let hidden = engine.run(&all, 0..CONTEXT, Some(&watcher), &Silent).unwrap();
+    let hidden = engine
+        .run(&all, 0..CONTEXT, Some(&watcher), &Silent)
+        .unwrap();
     let head = engine.head().unwrap();
-    (0..chunks).for_each(|c| drop(head.numbers(&hidden.take(c).unwrap(), c, Some(&watcher)).unwrap()));
+    (0..chunks).for_each(|c| {
+        drop(
+            head.numbers(&hidden.take(c).unwrap(), c, Some(&watcher))
+                .unwrap(),
+        )
+    });
     watcher.0.into_inner().unwrap()
 }
 
@@ -83,10 +117,16 @@ fn met(engine: &Engine<'_>, chunks: usize) -> BTreeMap<(String, usize), Rows> {
 fn plain(met: &Rows, chunks: usize, columns: usize) -> (Vec<f64>, u64) {
     let mut sums = vec![0.0; columns * columns];
     let mut count = 0;
-    for row in met.iter().filter(|(c, _)| !is_held_out(**c, chunks)).flat_map(|(_, rows)| rows.chunks(columns)) {
+    for row in met
+        .iter()
+        .filter(|(c, _)| !is_held_out(**c, chunks))
+        .flat_map(|(_, rows)| rows.chunks(columns))
+    {
         count += 1;
         for (x, sums) in row.iter().zip(sums.chunks_mut(columns)) {
-            sums.iter_mut().zip(row).for_each(|(sum, y)| *sum += f64::from(*x) * f64::from(*y));
+            sums.iter_mut()
+                .zip(row)
+                .for_each(|(sum, y)| *sum += f64::from(*x) * f64::from(*y));
         }
     }
     sums.iter_mut().for_each(|sum| *sum /= count.max(1) as f64);
@@ -100,14 +140,18 @@ fn close(found: &[f32], want: &[f64], columns: usize, what: &str) {
     for (i, (found, this)) in found.iter().zip(want).enumerate() {
         let [row, column] = [i / columns, i % columns];
         let scale = (want[row * (columns + 1)] * want[column * (columns + 1)]).sqrt();
-        assert!((f64::from(*found) - this).abs() <= 3e-6 * scale + 1e-30, "{what}: {row} {column}: {found} {this}");
+        assert!(
+            (f64::from(*found) - this).abs() <= 3e-6 * scale + 1e-30,
+            "{what}: {row} {column}: {found} {this}"
+        );
     }
 }
 
 fn files(directory: &Path) -> BTreeMap<String, Vec<u8>> {
     let name = |path: &PathBuf| path.file_name().unwrap().to_string_lossy().into_owned();
     let all = fs::read_dir(directory).unwrap().map(|e| e.unwrap().path());
-    all.map(|path| (name(&path), fs::read(&path).unwrap())).collect()
+    all.map(|path| (name(&path), fs::read(&path).unwrap()))
+        .collect()
 }
 
 #[test]
@@ -117,46 +161,99 @@ fn means_are_those_of_a_plain_sum_and_inputs_are_shared() {
     models::shortened(2).write(&dir.path().join("m.gguf"));
     let out = dir.path().join("out");
     let (met, written, needs) = with_engine(&dir.path().join("m.gguf"), 2, |engine, input| {
-        let written = collected(engine, CHUNKS, true, &job(&out)).covariance.unwrap();
-        (met(engine, CHUNKS), written, Needs::of(engine, input, true, [CHUNKS, CONTEXT]))
+        let written = collected(engine, CHUNKS, true, &job(&out))
+            .covariance
+            .unwrap();
+        (
+            met(engine, CHUNKS),
+            written,
+            Needs::of(engine, input, true, [CHUNKS, CONTEXT]),
+        )
     });
     let store = Store::open(&out).unwrap();
-    assert_eq!((store.key(), written.files, written.tensors), (&[7; 32], 2 * 4 + 1, 2 * 7 + 1));
-    let bytes: usize = files(&out).iter().filter(|(name, _)| *name != "index.gguf").map(|(_, b)| b.len()).sum();
+    assert_eq!(
+        (store.key(), written.files, written.tensors),
+        (&[7; 32], 2 * 4 + 1, 2 * 7 + 1)
+    );
+    let bytes: usize = files(&out)
+        .iter()
+        .filter(|(name, _)| *name != "index.gguf")
+        .map(|(_, b)| b.len())
+        .sum();
     assert_eq!(written.bytes, bytes as u64);
-    assert!((written.bytes..written.bytes + written.bytes / 100).contains(&needs.files), "{needs:?} {written:?}");
+    assert!(
+        (written.bytes..written.bytes + written.bytes / 100).contains(&needs.files),
+        "{needs:?} {written:?}"
+    );
 
     let mut identities: BTreeMap<_, BTreeSet<String>> = BTreeMap::new();
     for ((name, matrix), met) in &met {
-        let found: Covariance = store.get(name, *matrix).unwrap().unwrap_or_else(|| panic!("no {name}"));
+        let found: Covariance = store
+            .get(name, *matrix)
+            .unwrap()
+            .unwrap_or_else(|| panic!("no {name}"));
         let (want, count) = plain(met, CHUNKS, found.columns);
-        assert_eq!((found.rows, count), (15 * CONTEXT as u64, 15 * CONTEXT as u64));
+        assert_eq!(
+            (found.rows, count),
+            (15 * CONTEXT as u64, 15 * CONTEXT as u64)
+        );
         close(&found.mean, &want, found.columns, name);
-        let held_out: Vec<&[f32]> = [7, 15].iter().flat_map(|chunk| met[chunk].chunks(found.columns)).collect();
-        assert!(found.sample.chunks(found.columns).eq(held_out.iter().copied()), "the sample of {name}");
+        let held_out: Vec<&[f32]> = [7, 15]
+            .iter()
+            .flat_map(|chunk| met[chunk].chunks(found.columns))
+            .collect();
+        assert!(
+            found
+                .sample
+                .chunks(found.columns)
+                .eq(held_out.iter().copied()),
+            "the sample of {name}"
+        );
         assert_eq!(store.identity(name, 0), Some(found.identity));
-        identities.entry(found.identity).or_default().insert(name.clone());
+        identities
+            .entry(found.identity)
+            .or_default()
+            .insert(name.clone());
     }
     assert_eq!(store.names().count(), met.len());
-    let shared: Vec<_> = identities.into_values().filter(|names| names.contains("blk.1.attn_k.weight")).collect();
+    let shared: Vec<_> = identities
+        .into_values()
+        .filter(|names| names.contains("blk.1.attn_k.weight"))
+        .collect();
     let want = ["attn_k", "attn_q", "attn_v"].map(|name| format!("blk.1.{name}.weight"));
     assert_eq!(shared, [BTreeSet::from(want)]);
-    assert_eq!((store.get("blk.0.attn_q.weight", 1).unwrap(), store.identity("x", 0)), (None, None));
+    assert_eq!(
+        (
+            store.get("blk.0.attn_q.weight", 1).unwrap(),
+            store.identity("x", 0)
+        ),
+        (None, None)
+    );
 }
 
 #[test]
 fn a_tied_output_matrix_has_one_and_a_single_chunk_no_sample() {
     let dir = tempfile::tempdir().unwrap();
     let mut tied = models::shortened(1);
-    tied.tensors.retain(|(info, _)| info.name != "output.weight");
+    tied.tensors
+        .retain(|(info, _)| info.name != "output.weight");
     tied.write(&dir.path().join("m.gguf"));
     let out = dir.path().join("out");
-    let sums = with_engine(&dir.path().join("m.gguf"), 1, |engine, _| collected(engine, 1, true, &job(&out)).sums);
-    assert!(!sums.tensors.contains_key("token_embd.weight"), "importance matrices have none");
+    let sums = with_engine(&dir.path().join("m.gguf"), 1, |engine, _| {
+        collected(engine, 1, true, &job(&out)).sums
+    });
+    assert!(
+        !sums.tensors.contains_key("token_embd.weight"),
+        "importance matrices have none"
+    );
     let store = Store::open(&out).unwrap();
     for name in ["token_embd.weight", "blk.0.ffn_down.weight"] {
         let found = store.get(name, 0).unwrap().unwrap();
-        assert_eq!((found.rows, found.sample.len()), (CONTEXT as u64, 0), "{name}");
+        assert_eq!(
+            (found.rows, found.sample.len()),
+            (CONTEXT as u64, 0),
+            "{name}"
+        );
     }
 }
 
@@ -166,31 +263,59 @@ fn experts_have_their_own_and_lean_on_all() {
     let dir = tempfile::tempdir().unwrap();
     let path = models::experts().write(&dir.path().join("m.gguf"));
     let [apart, pooled] = ["apart", "pooled"].map(|name| job(&dir.path().join(name)));
-    let pooled = covariance::Job { experts_apart: false, ..pooled };
+    let pooled = covariance::Job {
+        experts_apart: false,
+        ..pooled
+    };
     let (met, needs) = with_engine(&path, 2, |engine, input| {
         collected(engine, CHUNKS, false, &apart);
         collected(engine, CHUNKS, false, &pooled);
-        (met(engine, CHUNKS), Needs::of(engine, input, false, [CHUNKS, CONTEXT]))
+        (
+            met(engine, CHUNKS),
+            Needs::of(engine, input, false, [CHUNKS, CONTEXT]),
+        )
     });
     let bytes: usize = files(&apart.directory).values().map(Vec::len).sum();
-    assert!(needs.experts_apart && (bytes..2 * bytes).contains(&(needs.files as usize)), "{needs:?} {bytes}");
+    assert!(
+        needs.experts_apart && (bytes..2 * bytes).contains(&(needs.files as usize)),
+        "{needs:?} {bytes}"
+    );
     let [apart, pooled] = [apart, pooled].map(|job| Store::open(&job.directory).unwrap());
     for name in ["ffn_gate", "ffn_up", "ffn_down"].map(|name| format!("blk.1.{name}_exps.weight")) {
         let columns = if name.contains("down") { 64 } else { 256 };
         let none = BTreeMap::new();
-        let of = |expert: usize| plain(met.get(&(name.clone(), expert)).unwrap_or(&none), CHUNKS, columns);
+        let of = |expert: usize| {
+            plain(
+                met.get(&(name.clone(), expert)).unwrap_or(&none),
+                CHUNKS,
+                columns,
+            )
+        };
         let experts = [0, 1, 2, 3].map(of);
         let total: u64 = experts.iter().map(|(_, rows)| rows).sum();
         assert_eq!(total, 14 * CONTEXT as u64);
-        let weighed = |i: usize| experts.iter().map(|(mean, rows)| mean[i] * *rows as f64).sum::<f64>() / total as f64;
+        let weighed = |i: usize| {
+            experts
+                .iter()
+                .map(|(mean, rows)| mean[i] * *rows as f64)
+                .sum::<f64>()
+                / total as f64
+        };
         let all: Vec<f64> = (0..columns * columns).map(weighed).collect();
         let mut leaning = 0;
         for (expert, (own, rows)) in experts.iter().enumerate() {
             let found = apart.get(&name, expert).unwrap().unwrap();
-            let weight =
-                if *rows < covariance::LEAST_ROWS { 0.0 } else { *rows as f64 / (rows + columns as u64) as f64 };
+            let weight = if *rows < covariance::LEAST_ROWS {
+                0.0
+            } else {
+                *rows as f64 / (rows + columns as u64) as f64
+            };
             leaning += usize::from(weight > 0.0);
-            let want: Vec<f64> = own.iter().zip(&all).map(|(own, all)| weight * own + (1.0 - weight) * all).collect();
+            let want: Vec<f64> = own
+                .iter()
+                .zip(&all)
+                .map(|(own, all)| weight * own + (1.0 - weight) * all)
+                .collect();
             assert_eq!((found.columns, found.rows), (columns, *rows));
             close(&found.mean, &want, columns, &name);
             assert!(!found.sample.is_empty() && found.sample.len() <= covariance::SAMPLE * columns);
@@ -201,8 +326,14 @@ fn experts_have_their_own_and_lean_on_all() {
             assert_eq!(Some(together.identity), pooled.identity(&name, 0));
         }
         assert!(leaning >= 2 && experts[3].1 == 0, "{name}: {leaning}");
-        assert_eq!(apart.identity(&name, 3), apart.identity(&name.replace("gate", "up"), 3));
-        assert!(apart.identity(&name, 0) != apart.identity(&name, 3) && apart.identity(&name, 4).is_none());
+        assert_eq!(
+            apart.identity(&name, 3),
+            apart.identity(&name.replace("gate", "up"), 3)
+        );
+        assert!(
+            apart.identity(&name, 0) != apart.identity(&name, 3)
+                && apart.identity(&name, 4).is_none()
+        );
     }
     assert_eq!(apart.identity("blk.1.ffn_gate_inp.weight", 0), None);
 }
@@ -221,12 +352,25 @@ const RUN: &str = "imatrix -m m.gguf -f t.txt -c 64 --chunks 60 --no-ppl -o out.
 fn threads_memory_and_the_importance_matrix_do_not_show() {
     let dir = place();
     let dir = dir.path();
-    let told = json(dir, &format!("{RUN} --json --process-output --covariance a -t 1"));
+    let told = json(
+        dir,
+        &format!("{RUN} --json --process-output --covariance a -t 1"),
+    );
     let told = &told["covariance"];
-    assert_eq!((&told["directory"], &told["files"], &told["tensors"]), (&"a".into(), &25.into(), &43.into()), "{told}");
+    assert_eq!(
+        (&told["directory"], &told["files"], &told["tensors"]),
+        (&"a".into(), &25.into(), &43.into()),
+        "{told}"
+    );
     let imatrix = fs::read(dir.join("out.gguf")).unwrap();
-    let text = succeeds(dir, &format!("{RUN} --process-output --covariance b -t 3 --max-memory 1"));
-    assert!(text.contains("b: 25 covariances for 43 tensors, "), "{text}");
+    let text = succeeds(
+        dir,
+        &format!("{RUN} --process-output --covariance b -t 3 --max-memory 1"),
+    );
+    assert!(
+        text.contains("b: 25 covariances for 43 tensors, "),
+        "{text}"
+    );
     assert!(files(&dir.join("a")) == files(&dir.join("b")));
     succeeds(dir, &format!("{RUN} --process-output"));
     assert!(fs::read(dir.join("out.gguf")).unwrap() == imatrix);
@@ -238,12 +382,22 @@ fn threads_memory_and_the_importance_matrix_do_not_show() {
 /// Kills a run that keeps its state after every layer once so many files are there.
 fn killed(dir: &Path, args: &str, reached: usize) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_quantier"));
-    command.current_dir(dir).args(args.split_whitespace()).args(["--checkpoint-every", "0"]);
-    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    command
+        .current_dir(dir)
+        .args(args.split_whitespace())
+        .args(["--checkpoint-every", "0"]);
+    let mut child = command
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
     let patience = Instant::now() + Duration::from_secs(120);
     let covariances = || fs::read_dir(dir.join("cov")).map_or(0, Iterator::count);
     while covariances() < reached || !dir.join("out.gguf.resume").exists() {
-        assert!(child.try_wait().unwrap().is_none() && Instant::now() < patience, "{reached} files were never there");
+        assert!(
+            child.try_wait().unwrap().is_none() && Instant::now() < patience,
+            "{reached} files were never there"
+        );
         std::thread::sleep(Duration::from_micros(200));
     }
     child.kill().unwrap();
@@ -257,7 +411,13 @@ fn a_killed_run_goes_on_with_what_it_has() {
     succeeds(dir, &format!("{RUN} --covariance want"));
     let run = format!("{RUN} --covariance cov");
     killed(dir, &run, 9);
-    assert!(Store::open(&dir.join("cov")).err().unwrap().to_string().contains("no finished covariances"));
+    assert!(
+        Store::open(&dir.join("cov"))
+            .err()
+            .unwrap()
+            .to_string()
+            .contains("no finished covariances")
+    );
     let told = json(dir, &format!("{run} --json"));
     assert!(told["resumed"]["layers"].as_u64() >= Some(1), "{told}");
     assert_eq!(told["covariance"]["files"], 24);
@@ -276,33 +436,68 @@ fn a_killed_run_goes_on_with_what_it_has() {
 fn what_cannot_be_done_is_refused() {
     let dir = place();
     let dir = dir.path();
-    for args in [&format!("{RUN} --covariance a --save-frequency 2"), "imatrix --in-file x --covariance a"] {
+    for args in [
+        &format!("{RUN} --covariance a --save-frequency 2"),
+        "imatrix --in-file x --covariance a",
+    ] {
         let ran = quantier(args).current_dir(dir).assert().code(2);
-        assert!(String::from_utf8_lossy(&ran.get_output().stderr).contains("--covariance takes a text"));
+        assert!(
+            String::from_utf8_lossy(&ran.get_output().stderr).contains("--covariance takes a text")
+        );
     }
     succeeds(dir, &format!("{RUN} --covariance a"));
     let before = files(&dir.join("a"));
     let other = RUN.replace("60", "59");
-    fails(dir, &format!("{other} --covariance a"), &["a/", "of another model, text or setting", "choose another"]);
-    fails(dir, &format!("{other} --covariance t.txt"), &["cannot read t.txt"]);
+    fails(
+        dir,
+        &format!("{other} --covariance a"),
+        &["a/", "of another model, text or setting", "choose another"],
+    );
+    fails(
+        dir,
+        &format!("{other} --covariance t.txt"),
+        &["cannot read t.txt"],
+    );
     assert!(files(&dir.join("a")) == before);
     // A directory whose files are of two runs, one that lacks a file, and one that is none.
     succeeds(dir, &format!("{other} --covariance b"));
-    fs::copy(dir.join("b/blk.1.attn_q.gguf"), dir.join("a/blk.1.attn_q.gguf")).unwrap();
+    fs::copy(
+        dir.join("b/blk.1.attn_q.gguf"),
+        dir.join("a/blk.1.attn_q.gguf"),
+    )
+    .unwrap();
     let refused = |name: &str| Store::open(&dir.join(name)).err().unwrap().to_string();
-    assert!(refused("a").contains("blk.1.attn_q.gguf: it is not the file"), "{}", refused("a"));
+    assert!(
+        refused("a").contains("blk.1.attn_q.gguf: it is not the file"),
+        "{}",
+        refused("a")
+    );
     fs::remove_file(dir.join("b/blk.1.attn_q.gguf")).unwrap();
     assert!(refused("b").contains("blk.1.attn_q.gguf") && !refused("nowhere").is_empty());
     assert!(refused(".").contains("no finished covariances"));
 
     fs::copy(dir.join("m.gguf"), dir.join("b/model.gguf")).unwrap();
     covariance::clear(&dir.join("b")).unwrap();
-    assert_eq!(files(&dir.join("b")).keys().collect::<Vec<_>>(), ["model.gguf"]);
+    assert_eq!(
+        files(&dir.join("b")).keys().collect::<Vec<_>>(),
+        ["model.gguf"]
+    );
     covariance::clear(&dir.join("nowhere")).unwrap();
 
-    let needs = Needs { files: u64::MAX, memory: 0, operations: 0.0, experts_apart: true };
-    let error = needs.check(&job(&dir.join("new/deep"))).unwrap_err().to_string();
-    assert!(error.contains("new/deep") && error.contains("free"), "{error}");
+    let needs = Needs {
+        files: u64::MAX,
+        memory: 0,
+        operations: 0.0,
+        experts_apart: true,
+    };
+    let error = needs
+        .check(&job(&dir.join("new/deep")))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("new/deep") && error.contains("free"),
+        "{error}"
+    );
     assert!(!dir.join("new").exists());
 }
 
@@ -310,14 +505,24 @@ fn what_cannot_be_done_is_refused() {
 fn activations_that_are_not_finite_are_named() {
     let dir = tempfile::tempdir().unwrap();
     let mut model = models::shortened(2);
-    let (info, data) = model.tensors.iter_mut().find(|(info, _)| info.name == "blk.1.attn_norm.weight").unwrap();
+    let (info, data) = model
+        .tensors
+        .iter_mut()
+        .find(|(info, _)| info.name == "blk.1.attn_norm.weight")
+        .unwrap();
     assert_eq!(data.len() as u64, info.bytes());
     data[..4].copy_from_slice(&f32::NAN.to_le_bytes());
     model.write(&dir.path().join("m.gguf"));
     fs::write(dir.path().join("t.txt"), models::text()).unwrap();
-    let ran = quantier("imatrix -m m.gguf -f t.txt -c 64 --covariance a").current_dir(dir.path()).assert().code(1);
+    let ran = quantier("imatrix -m m.gguf -f t.txt -c 64 --covariance a")
+        .current_dir(dir.path())
+        .assert()
+        .code(1);
     let error = String::from_utf8_lossy(&ran.get_output().stderr).into_owned();
-    assert!(error.contains("layer 1, chunk 0: the input of 'blk.1.attn_q.weight'"), "{error}");
+    assert!(
+        error.contains("layer 1, chunk 0: the input of 'blk.1.attn_q.weight'"),
+        "{error}"
+    );
     assert!(!dir.path().join("a/index.gguf").exists());
 }
 
@@ -327,13 +532,30 @@ fn pieces(numbers: Vec<f32>) -> quantier::format::covariance::Pieces<'static> {
 
 /// A small file of two experts: its head, and what is in it.
 fn small(path: &Path) -> Head {
-    let head = Head { key: [9; 32], columns: 3, rows: vec![40, 2], tensors: vec!["a".into(), "b".into()] };
+    let head = Head {
+        key: [9; 32],
+        columns: 3,
+        rows: vec![40, 2],
+        tensors: vec!["a".into(), "b".into()],
+    };
     let mean = |x: f32| pieces((0..6).map(|i| x + i as f32).collect());
     let sample = |n: usize| pieces((0..3 * n).map(|i| i as f32).collect());
     let parts = [
-        Writing { part: Part::Mean(None), rows: 0, pieces: mean(1.0) },
-        Writing { part: Part::Mean(Some(0)), rows: 0, pieces: mean(2.0) },
-        Writing { part: Part::Sample(None), rows: 4, pieces: sample(4) },
+        Writing {
+            part: Part::Mean(None),
+            rows: 0,
+            pieces: mean(1.0),
+        },
+        Writing {
+            part: Part::Mean(Some(0)),
+            rows: 0,
+            pieces: mean(2.0),
+        },
+        Writing {
+            part: Part::Sample(None),
+            rows: 4,
+            pieces: sample(4),
+        },
     ];
     write(path, &head, &parts).unwrap();
     head
@@ -344,8 +566,17 @@ type Contents = (Head, String, Vec<Option<Vec<f32>>>);
 
 fn contents(path: &Path) -> quantier::format::Result<Contents> {
     let file = File::open(path)?;
-    let parts = [Part::Mean(None), Part::Mean(Some(0)), Part::Mean(Some(1)), Part::Sample(None), Part::Sample(Some(0))];
-    let numbers = parts.into_iter().map(|part| file.read(part)).collect::<Result<Vec<_>, _>>()?;
+    let parts = [
+        Part::Mean(None),
+        Part::Mean(Some(0)),
+        Part::Mean(Some(1)),
+        Part::Sample(None),
+        Part::Sample(Some(0)),
+    ];
+    let numbers = parts
+        .into_iter()
+        .map(|part| file.read(part))
+        .collect::<Result<Vec<_>, _>>()?;
     Ok((file.head().clone(), file.checksum().to_owned(), numbers))
 }
 
@@ -354,12 +585,27 @@ fn every_change_and_every_cut_is_found_out() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a.gguf");
     let head = small(&path);
-    let index = Index { key: head.key, files: vec![("a.gguf".into(), "x".into())] };
+    let index = Index {
+        key: head.key,
+        files: vec![("a.gguf".into(), "x".into())],
+    };
     index.write(dir.path()).unwrap();
-    let (sound, listed) = (fs::read(&path).unwrap(), fs::read(dir.path().join("index.gguf")).unwrap());
+    let (sound, listed) = (
+        fs::read(&path).unwrap(),
+        fs::read(dir.path().join("index.gguf")).unwrap(),
+    );
     let want = contents(&path).unwrap();
-    assert_eq!((&want.0, want.2[1].as_ref().unwrap()[5], want.2[2].is_none()), (&head, 7.0, true));
-    assert!(Store::open(dir.path()).err().unwrap().to_string().contains("not the file that index.gguf"));
+    assert_eq!(
+        (&want.0, want.2[1].as_ref().unwrap()[5], want.2[2].is_none()),
+        (&head, 7.0, true)
+    );
+    assert!(
+        Store::open(dir.path())
+            .err()
+            .unwrap()
+            .to_string()
+            .contains("not the file that index.gguf")
+    );
     let check = |bytes: &[u8], at: usize| {
         fs::write(&path, bytes).unwrap();
         let (found, largest) = allocation::largest(|| contents(&path));
@@ -377,13 +623,19 @@ fn every_change_and_every_cut_is_found_out() {
             check(&changed, at);
         }
         fs::write(&path, &sound[..at]).unwrap();
-        assert!(contents(&path).is_err() || at > sound.len() - 32, "cut at byte {at}");
+        assert!(
+            contents(&path).is_err() || at > sound.len() - 32,
+            "cut at byte {at}"
+        );
     }
     for at in 0..listed.len() {
         let mut changed = listed.clone();
         changed[at] ^= 1;
         fs::write(dir.path().join("index.gguf"), &changed).unwrap();
-        assert!(Index::read(dir.path()).is_ok_and(|found| found == index) || Index::read(dir.path()).is_err());
+        assert!(
+            Index::read(dir.path()).is_ok_and(|found| found == index)
+                || Index::read(dir.path()).is_err()
+        );
         fs::write(dir.path().join("index.gguf"), &listed[..at]).unwrap();
         assert!(Index::read(dir.path()).is_err(), "cut at byte {at}");
     }
@@ -393,30 +645,90 @@ fn every_change_and_every_cut_is_found_out() {
 fn heads_that_lie_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a.gguf");
-    let sound = Head { key: [9; 32], columns: 2, rows: vec![5], tensors: vec!["a".into()] };
-    let mean = |n: usize| Writing { part: Part::Mean(None), rows: 0, pieces: pieces(vec![1.0; triangle(n)]) };
+    let sound = Head {
+        key: [9; 32],
+        columns: 2,
+        rows: vec![5],
+        tensors: vec!["a".into()],
+    };
+    let mean = |n: usize| Writing {
+        part: Part::Mean(None),
+        rows: 0,
+        pieces: pieces(vec![1.0; triangle(n)]),
+    };
     // Numbers that are not finite are not even written.
-    let nan = Writing { part: Part::Mean(None), rows: 0, pieces: pieces(vec![1.0, f32::NAN, 1.0]) };
-    assert!(write(&path, &sound, &[nan]).unwrap_err().to_string().contains("the input of 'a'"));
+    let nan = Writing {
+        part: Part::Mean(None),
+        rows: 0,
+        pieces: pieces(vec![1.0, f32::NAN, 1.0]),
+    };
+    assert!(
+        write(&path, &sound, &[nan])
+            .unwrap_err()
+            .to_string()
+            .contains("the input of 'a'")
+    );
     let refused = |head: &Head, parts: &[Writing<'_>], part: &str| {
         write(&path, head, parts).unwrap();
         let error = File::open(&path).err().unwrap().to_string();
-        assert!(error.contains(part) && error.contains("collect the covariances again"), "{part}: {error}");
+        assert!(
+            error.contains(part) && error.contains("collect the covariances again"),
+            "{part}: {error}"
+        );
     };
-    refused(&Head { rows: vec![0], ..sound.clone() }, &[mean(2)], "covariance.rows");
-    refused(&Head { rows: vec![u64::MAX, 2], ..sound.clone() }, &[mean(2)], "covariance.rows");
-    refused(&Head { tensors: Vec::new(), ..sound.clone() }, &[mean(2)], "covariance.tensors");
+    refused(
+        &Head {
+            rows: vec![0],
+            ..sound.clone()
+        },
+        &[mean(2)],
+        "covariance.rows",
+    );
+    refused(
+        &Head {
+            rows: vec![u64::MAX, 2],
+            ..sound.clone()
+        },
+        &[mean(2)],
+        "covariance.rows",
+    );
+    refused(
+        &Head {
+            tensors: Vec::new(),
+            ..sound.clone()
+        },
+        &[mean(2)],
+        "covariance.tensors",
+    );
     refused(&sound, &[], "no tensor 'mean'");
-    let other =
-        |part| Writing { part, rows: 1, pieces: pieces(vec![1.0; if matches!(part, Part::Mean(_)) { 3 } else { 2 }]) };
+    let other = |part| Writing {
+        part,
+        rows: 1,
+        pieces: pieces(vec![1.0; if matches!(part, Part::Mean(_)) { 3 } else { 2 }]),
+    };
     refused(&sound, &[mean(2), other(Part::Mean(Some(1)))], "'mean.1'");
-    refused(&sound, &[mean(2), other(Part::Sample(Some(usize::MAX)))], "'sample.18446744073709551615'");
+    refused(
+        &sound,
+        &[mean(2), other(Part::Sample(Some(usize::MAX)))],
+        "'sample.18446744073709551615'",
+    );
     // Another container: a model, and one whose numbers of columns and rows would take all memory.
     models::refmodel().write(&path);
-    assert!(File::open(&path).err().unwrap().to_string().contains("general.type"));
+    assert!(
+        File::open(&path)
+            .err()
+            .unwrap()
+            .to_string()
+            .contains("general.type")
+    );
     write(&path, &sound, &[mean(2)]).unwrap();
     let bytes = fs::read(&path).unwrap();
-    let at = bytes.windows(18).position(|w| w == b"covariance.columns").unwrap() + 18 + 4;
+    let at = bytes
+        .windows(18)
+        .position(|w| w == b"covariance.columns")
+        .unwrap()
+        + 18
+        + 4;
     let mut lying = bytes.clone();
     lying[at..at + 4].copy_from_slice(&u32::MAX.to_le_bytes());
     fs::write(&path, lying).unwrap();
@@ -424,10 +736,26 @@ fn heads_that_lie_are_refused() {
     assert!(found.is_err() && largest < 1 << 16, "{largest}");
     // An index that leads elsewhere.
     for name in ["../a.gguf", "/a.gguf", "", ".hidden", "b\\a.gguf"] {
-        Index { key: [9; 32], files: vec![(name.into(), "x".into())] }.write(dir.path()).unwrap();
-        assert!(Index::read(dir.path()).unwrap_err().to_string().contains("covariance.files"), "{name}");
+        Index {
+            key: [9; 32],
+            files: vec![(name.into(), "x".into())],
+        }
+        .write(dir.path())
+        .unwrap();
+        assert!(
+            Index::read(dir.path())
+                .unwrap_err()
+                .to_string()
+                .contains("covariance.files"),
+            "{name}"
+        );
     }
     let tiny = support::gguf::Tiny::default().set("general.type", Value::str("covariance-index"));
     tiny.write(&dir.path().join("index.gguf"));
-    assert!(Index::read(dir.path()).unwrap_err().to_string().contains("covariance.files"));
+    assert!(
+        Index::read(dir.path())
+            .unwrap_err()
+            .to_string()
+            .contains("covariance.files")
+    );
 }

@@ -13,7 +13,12 @@ const HIDDEN: usize = 256;
 const VOCABULARY: u32 = 4096;
 
 fn with_engine<T>(model: &str, options: &Options, then: impl FnOnce(&Engine<'_>) -> T) -> T {
-    let source = Source::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata").join(model)).unwrap();
+    let source = Source::open(
+        &Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("testdata")
+            .join(model),
+    )
+    .unwrap();
     let input = Input::new(&source, &convert::Job::default()).unwrap();
     then(&Engine::new(&input, options).unwrap())
 }
@@ -25,25 +30,50 @@ fn chunks(count: usize, len: usize) -> Vec<Vec<u32>> {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         (state >> 8) % VOCABULARY
     };
-    (0..count).map(|_| (0..len).map(|_| token()).collect()).collect()
+    (0..count)
+        .map(|_| (0..len).map(|_| token()).collect())
+        .collect()
 }
 
 /// The activations behind the last layer, chunk by chunk.
 fn hidden(engine: &Engine<'_>, chunks: &[Vec<u32>]) -> Vec<Vec<f32>> {
-    let hidden = engine.run(chunks, 0..chunks[0].len(), None, &Silent).unwrap();
-    (0..chunks.len()).map(|c| hidden.take(c).unwrap().flatten_all().unwrap().to_vec1().unwrap()).collect()
+    let hidden = engine
+        .run(chunks, 0..chunks[0].len(), None, &Silent)
+        .unwrap();
+    (0..chunks.len())
+        .map(|c| {
+            hidden
+                .take(c)
+                .unwrap()
+                .flatten_all()
+                .unwrap()
+                .to_vec1()
+                .unwrap()
+        })
+        .collect()
 }
 
 #[test]
 fn chunks_threads_and_memory_change_nothing() {
     let chunks = chunks(5, 40);
-    let two = Options { threads: 2, ..Options::default() };
-    let (all, split) =
-        with_engine("refmodel-f16.gguf", &two, |engine| (hidden(engine, &chunks), hidden(engine, &chunks[3..4])));
+    let two = Options {
+        threads: 2,
+        ..Options::default()
+    };
+    let (all, split) = with_engine("refmodel-f16.gguf", &two, |engine| {
+        (hidden(engine, &chunks), hidden(engine, &chunks[3..4]))
+    });
     assert!(split[0] == all[3]);
-    let one = Options { threads: 1, max_memory: Some(1), ..Options::default() };
+    let one = Options {
+        threads: 1,
+        max_memory: Some(1),
+        ..Options::default()
+    };
     with_engine("refmodel-f16.gguf", &one, |engine| {
-        let spilled = engine.run(&chunks, 0..1, None, &Silent).unwrap().spilled_bytes;
+        let spilled = engine
+            .run(&chunks, 0..1, None, &Silent)
+            .unwrap()
+            .spilled_bytes;
         assert_eq!(spilled, 5 * 40 * HIDDEN as u64 * 4);
         assert!(hidden(engine, &chunks) == all);
         assert!(hidden(engine, &chunks[3..4])[0] == all[3]);
@@ -56,19 +86,35 @@ fn later_tokens_do_not_reach_back() {
     let mut other = both[0].clone();
     other[20] = (other[20] + 1) % VOCABULARY;
     both.push(other);
-    let out = with_engine("refmodel-f16.gguf", &Options::default(), |engine| hidden(engine, &both));
+    let out = with_engine("refmodel-f16.gguf", &Options::default(), |engine| {
+        hidden(engine, &both)
+    });
     let (same, different) = (&out[0][..20 * HIDDEN], &out[0][20 * HIDDEN..]);
     assert!(same == &out[1][..20 * HIDDEN]);
-    assert!(different.chunks(HIDDEN).zip(out[1][20 * HIDDEN..].chunks(HIDDEN)).all(|(a, b)| a != b));
+    assert!(
+        different
+            .chunks(HIDDEN)
+            .zip(out[1][20 * HIDDEN..].chunks(HIDDEN))
+            .all(|(a, b)| a != b)
+    );
 }
 
 #[test]
 fn a_checkpoint_runs_like_its_gguf() {
-    // The checkpoint is bf16, and few of its weights are too small for f16: the two differ by next to nothing.
+    // The checkpoint is bf16, and few of its weights are too small for f16: the two differ by next
+    // to nothing.
     let chunks = chunks(1, 16);
-    let gguf = with_engine("refmodel-f16.gguf", &Options::default(), |engine| hidden(engine, &chunks));
-    let checkpoint = with_engine("refmodel", &Options::default(), |engine| hidden(engine, &chunks));
-    let distance: f32 = gguf[0].iter().zip(&checkpoint[0]).map(|(a, b)| (a - b).powi(2)).sum();
+    let gguf = with_engine("refmodel-f16.gguf", &Options::default(), |engine| {
+        hidden(engine, &chunks)
+    });
+    let checkpoint = with_engine("refmodel", &Options::default(), |engine| {
+        hidden(engine, &chunks)
+    });
+    let distance: f32 = gguf[0]
+        .iter()
+        .zip(&checkpoint[0])
+        .map(|(a, b)| (a - b).powi(2))
+        .sum();
     let norm: f32 = gguf[0].iter().map(|a| a * a).sum();
     assert!(distance < 1e-6 * norm, "{distance} of {norm}");
 }
@@ -98,17 +144,36 @@ impl Observer for Watcher {
 fn every_matrix_is_observed_with_every_row() {
     let watcher = Watcher::default();
     with_engine("refmodel-f16.gguf", &Options::default(), |engine| {
-        let hidden = engine.run(&chunks(3, 20), 10..20, Some(&watcher), &Silent).unwrap();
+        let hidden = engine
+            .run(&chunks(3, 20), 10..20, Some(&watcher), &Silent)
+            .unwrap();
         let head = engine.head().unwrap();
-        let logits = head.logits(&hidden.take(1).unwrap(), 1, Some(&watcher)).unwrap();
+        let logits = head
+            .logits(&hidden.take(1).unwrap(), 1, Some(&watcher))
+            .unwrap();
         assert_eq!(logits.dims(), [10, VOCABULARY as usize]);
     });
-    assert_eq!(*watcher.layers.lock().unwrap(), (0..LAYERS).collect::<Vec<_>>());
+    assert_eq!(
+        *watcher.layers.lock().unwrap(),
+        (0..LAYERS).collect::<Vec<_>>()
+    );
     let met = watcher.met.into_inner().unwrap();
     assert_eq!(met.len(), 7 * LAYERS + 1);
     for ((name, columns), (rows, squares)) in &met {
-        assert_eq!(*columns, if name.contains("ffn_down") { 768 } else { HIDDEN }, "{name}");
-        assert_eq!(*rows, if name == "output.weight" { 10 } else { 60 }, "{name}");
+        assert_eq!(
+            *columns,
+            if name.contains("ffn_down") {
+                768
+            } else {
+                HIDDEN
+            },
+            "{name}"
+        );
+        assert_eq!(
+            *rows,
+            if name == "output.weight" { 10 } else { 60 },
+            "{name}"
+        );
         assert!(*squares > 0.0, "{name}");
     }
     let squares = |name: &str| met[&(format!("blk.2.{name}.weight"), HIDDEN)].1;
@@ -119,7 +184,13 @@ fn every_matrix_is_observed_with_every_row() {
 #[test]
 fn what_cannot_run_is_named() {
     with_engine("refmodel-f16.gguf", &Options::default(), |engine| {
-        let run = |chunks: &[Vec<u32>], keep| engine.run(chunks, keep, None, &Silent).err().unwrap().to_string();
+        let run = |chunks: &[Vec<u32>], keep| {
+            engine
+                .run(chunks, keep, None, &Silent)
+                .err()
+                .unwrap()
+                .to_string()
+        };
         assert!(run(&[vec![1, VOCABULARY]], 0..1).contains("row 4096 is asked for"));
         assert!(run(&[vec![1, 2], vec![1]], 0..1).contains("differ in length"));
         assert!(run(&[vec![1, 2]], 0..3).contains("differ in length"));

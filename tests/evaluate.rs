@@ -1,5 +1,5 @@
-//! `perplexity` and `kld` from outside: what several texts, several models and a logits file give, on the small trained
-//! model and files quantized from it.
+//! `perplexity` and `kld` from outside: what several texts, several models and a logits file give,
+//! on the small trained model and files quantized from it.
 
 mod support;
 
@@ -27,7 +27,10 @@ fn with_models() -> TempDir {
 }
 
 fn number(value: &Value, path: &str) -> f64 {
-    value.pointer(path).and_then(Value::as_f64).unwrap_or_else(|| panic!("{path} in {value}"))
+    value
+        .pointer(path)
+        .and_then(Value::as_f64)
+        .unwrap_or_else(|| panic!("{path} in {value}"))
 }
 
 #[track_caller]
@@ -38,33 +41,65 @@ fn near(a: f64, b: f64, off: f64) {
 #[test]
 fn many_models_and_texts_in_one_run_are_those_of_single_runs() {
     let dir = with_models();
-    let all = json(dir.path(), &format!("kld m.gguf q3.gguf q8.gguf -f a.txt -f b.txt {CTX} --json"));
+    let all = json(
+        dir.path(),
+        &format!("kld m.gguf q3.gguf q8.gguf -f a.txt -f b.txt {CTX} --json"),
+    );
     assert_eq!(all["chunks"], 8);
     for (i, model) in ["q3.gguf", "q8.gguf"].iter().enumerate() {
         for (j, text) in ["a.txt", "b.txt"].iter().enumerate() {
-            let one = json(dir.path(), &format!("kld m.gguf {model} -f {text} {CTX} --json"));
-            assert_eq!(one["models"][0]["statistics"], all["models"][i]["texts"][j]["statistics"]);
+            let one = json(
+                dir.path(),
+                &format!("kld m.gguf {model} -f {text} {CTX} --json"),
+            );
+            assert_eq!(
+                one["models"][0]["statistics"],
+                all["models"][i]["texts"][j]["statistics"]
+            );
             assert_eq!(all["models"][i]["texts"][j]["text"], *text);
             assert_eq!(one["models"][0]["statistics"]["rows"], 4 * 23);
         }
         // Equally many rows of each text: the mean is the mean of both.
         let kld = |at: &str| number(&all, &format!("/models/{i}{at}/statistics/kld/value"));
         near(kld(""), (kld("/texts/0") + kld("/texts/1")) / 2.0, 1e-12);
-        let base = |at: &str| number(&all, &format!("/models/{i}{at}/statistics/perplexity_base/value"));
-        let ppl = json(dir.path(), &format!("perplexity m.gguf -f a.txt -f b.txt {CTX} --json"));
+        let base = |at: &str| {
+            number(
+                &all,
+                &format!("/models/{i}{at}/statistics/perplexity_base/value"),
+            )
+        };
+        let ppl = json(
+            dir.path(),
+            &format!("perplexity m.gguf -f a.txt -f b.txt {CTX} --json"),
+        );
         near(base(""), number(&ppl, "/perplexity/perplexity/value"), 1e-9);
-        near(base("/texts/1"), number(&ppl, "/texts/1/perplexity/perplexity/value"), 1e-9);
+        near(
+            base("/texts/1"),
+            number(&ppl, "/texts/1/perplexity/perplexity/value"),
+            1e-9,
+        );
     }
     let kld = |i: usize| number(&all, &format!("/models/{i}/statistics/kld/value"));
-    assert!(kld(0) > 10.0 * kld(1) && kld(1) > 0.0, "{} {}", kld(0), kld(1));
+    assert!(
+        kld(0) > 10.0 * kld(1) && kld(1) > 0.0,
+        "{} {}",
+        kld(0),
+        kld(1)
+    );
 }
 
 #[test]
 fn memory_and_threads_change_nothing() {
     let dir = with_models();
-    let run = |more: &str| json(dir.path(), &format!("kld m.gguf q3.gguf q8.gguf -f a.txt {CTX} --json {more}"));
+    let run = |more: &str| {
+        json(
+            dir.path(),
+            &format!("kld m.gguf q3.gguf q8.gguf -f a.txt {CTX} --json {more}"),
+        )
+    };
     let all = run("--threads 2");
-    // One MiB is less than any layer: all activations go to the temporary file, and models are compared one by one.
+    // One MiB is less than any layer: all activations go to the temporary file, and models are
+    // compared one by one.
     assert_eq!(run("--max-memory 1 --threads 1"), all);
     assert_eq!(run("--max-memory 12"), all);
 }
@@ -72,7 +107,10 @@ fn memory_and_threads_change_nothing() {
 #[test]
 fn a_model_is_at_no_distance_from_itself() {
     let dir = with_models();
-    let same = json(dir.path(), &format!("kld m.gguf m.gguf -f a.txt {CTX} --json"));
+    let same = json(
+        dir.path(),
+        &format!("kld m.gguf m.gguf -f a.txt {CTX} --json"),
+    );
     let statistics = &same["models"][0]["statistics"];
     assert_eq!(statistics["kld"]["value"], 0.0);
     assert_eq!(statistics["same_top"]["value"], 1.0);
@@ -82,20 +120,40 @@ fn a_model_is_at_no_distance_from_itself() {
 #[test]
 fn a_logits_file_takes_the_base_s_place() {
     let dir = with_models();
-    let direct = json(dir.path(), &format!("kld m.gguf q3.gguf -f a.txt -f b.txt {CTX} --json --save-logits a.kld"));
-    succeeds(dir.path(), &format!("perplexity -m m.gguf -f a.txt -f b.txt {CTX} --save-logits b.kld"));
+    let direct = json(
+        dir.path(),
+        &format!("kld m.gguf q3.gguf -f a.txt -f b.txt {CTX} --json --save-logits a.kld"),
+    );
+    succeeds(
+        dir.path(),
+        &format!("perplexity -m m.gguf -f a.txt -f b.txt {CTX} --save-logits b.kld"),
+    );
     let bytes = |name: &str| std::fs::read(dir.path().join(name)).unwrap();
     assert!(bytes("a.kld") == bytes("b.kld"));
     let stored = json(dir.path(), "kld --logits a.kld q3.gguf --json");
-    let pick = |value: &Value, what: &str| number(value, &format!("/models/0/statistics/{what}/value"));
+    let pick =
+        |value: &Value, what: &str| number(value, &format!("/models/0/statistics/{what}/value"));
     // 16 nats in 65,535 steps; the rows' own figures do not pass through the file.
     near(pick(&stored, "kld"), pick(&direct, "kld"), 2e-4);
     assert_eq!(pick(&stored, "perplexity"), pick(&direct, "perplexity"));
-    near(pick(&stored, "perplexity_base") / pick(&direct, "perplexity_base"), 1.0, 1e-4);
+    near(
+        pick(&stored, "perplexity_base") / pick(&direct, "perplexity_base"),
+        1.0,
+        1e-4,
+    );
     // With the texts, the figures come text by text again.
-    let with_texts = json(dir.path(), &format!("kld --logits a.kld q3.gguf -f a.txt -f b.txt {CTX} --json"));
-    assert_eq!(with_texts["models"][0]["statistics"], stored["models"][0]["statistics"]);
-    assert_eq!(with_texts["models"][0]["texts"].as_array().unwrap().len(), 2);
+    let with_texts = json(
+        dir.path(),
+        &format!("kld --logits a.kld q3.gguf -f a.txt -f b.txt {CTX} --json"),
+    );
+    assert_eq!(
+        with_texts["models"][0]["statistics"],
+        stored["models"][0]["statistics"]
+    );
+    assert_eq!(
+        with_texts["models"][0]["texts"].as_array().unwrap().len(),
+        2
+    );
     // Fewer chunks than the file has.
     let fewer = json(dir.path(), "kld --logits a.kld q3.gguf --chunks 3 --json");
     assert_eq!(fewer["chunks"], 3);
@@ -105,12 +163,27 @@ fn a_logits_file_takes_the_base_s_place() {
 #[test]
 fn tables_have_a_line_for_each_text_and_model() {
     let dir = with_models();
-    let text = succeeds(dir.path(), &format!("kld m.gguf q3.gguf q8.gguf -f a.txt -f b.txt {CTX}"));
-    for (start, count) in [("a.txt ", 2), ("b.txt ", 2), ("all ", 2), ("q8.gguf ", 1), ("Mean    KLD:", 2)] {
+    let text = succeeds(
+        dir.path(),
+        &format!("kld m.gguf q3.gguf q8.gguf -f a.txt -f b.txt {CTX}"),
+    );
+    for (start, count) in [
+        ("a.txt ", 2),
+        ("b.txt ", 2),
+        ("all ", 2),
+        ("q8.gguf ", 1),
+        ("Mean    KLD:", 2),
+    ] {
         let lines = text.lines().filter(|line| line.starts_with(start)).count();
         assert_eq!(lines, count, "{start:?} in\n{text}");
     }
-    let text = succeeds(dir.path(), &format!("perplexity m.gguf -f a.txt -f b.txt {CTX}"));
+    let text = succeeds(
+        dir.path(),
+        &format!("perplexity m.gguf -f a.txt -f b.txt {CTX}"),
+    );
     assert_eq!(text.lines().count(), 3, "{text}");
-    assert!(text.contains("Final estimate: PPL = ") && text.contains("8 chunks of 48 tokens"), "{text}");
+    assert!(
+        text.contains("Final estimate: PPL = ") && text.contains("8 chunks of 48 tokens"),
+        "{text}"
+    );
 }

@@ -1,4 +1,5 @@
-//! What `perplexity` and `kld` refuse: exit code 1, one error that says what to do, and nothing left behind.
+//! What `perplexity` and `kld` refuse: exit code 1, one error that says what to do, and nothing
+//! left behind.
 
 mod support;
 
@@ -16,8 +17,15 @@ fn changed(change: impl FnOnce(&mut Tiny)) -> Tiny {
     static FILES: OnceLock<Files> = OnceLock::new();
     let path: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/refmodel-f16.gguf");
     let model = Model::parse(FILES.get_or_init(|| Files::open(&path).unwrap())).unwrap();
-    let tensors = model.tensors.iter().map(|t| (t.info.clone(), t.data().to_vec())).collect();
-    let mut tiny = Tiny { metadata: model.metadata().clone(), tensors };
+    let tensors = model
+        .tensors
+        .iter()
+        .map(|t| (t.info.clone(), t.data().to_vec()))
+        .collect();
+    let mut tiny = Tiny {
+        metadata: model.metadata().clone(),
+        tensors,
+    };
     change(&mut tiny);
     tiny
 }
@@ -39,7 +47,12 @@ fn with_changed(change: impl FnOnce(&mut Tiny)) -> TempDir {
 }
 
 fn tensor<'t>(model: &'t mut Tiny, name: &str) -> &'t mut Vec<u8> {
-    &mut model.tensors.iter_mut().find(|(info, _)| info.name == name).unwrap().1
+    &mut model
+        .tensors
+        .iter_mut()
+        .find(|(info, _)| info.name == name)
+        .unwrap()
+        .1
 }
 
 const ON_A: &str = "-f a.txt -c 32 --chunks 2";
@@ -49,98 +62,243 @@ fn texts_that_cannot_be_measured() {
     let dir = with_model();
     let run = |text: &[u8], more: &str, parts: &[&str]| {
         std::fs::write(dir.path().join("t.txt"), text).unwrap();
-        fails(dir.path(), &format!("perplexity m.gguf -f t.txt {more}"), parts);
-        fails(dir.path(), &format!("kld m.gguf m.gguf -f a.txt -f t.txt {more}"), parts);
+        fails(
+            dir.path(),
+            &format!("perplexity m.gguf -f t.txt {more}"),
+            parts,
+        );
+        fails(
+            dir.path(),
+            &format!("kld m.gguf m.gguf -f a.txt -f t.txt {more}"),
+            parts,
+        );
     };
-    run(b"Too short.", "-c 64", &["t.txt", "128 are needed (2 chunks of 64)"]);
+    run(
+        b"Too short.",
+        "-c 64",
+        &["t.txt", "128 are needed (2 chunks of 64)"],
+    );
     run(b"", "-c 64", &["t.txt", "has 1 tokens and 128 are needed"]);
     run(b"abc \xff def", "-c 64", &["t.txt: not UTF-8 at byte 4"]);
-    run(b"long enough for a context of two", "-c 2", &["must be at least 3"]);
-    run(b"long enough for a context of three, surely", "-c 3 --chunks 0", &["0 chunks"]);
-    fails(dir.path(), "perplexity m.gguf -f nowhere.txt", &["cannot read nowhere.txt"]);
+    run(
+        b"long enough for a context of two",
+        "-c 2",
+        &["must be at least 3"],
+    );
+    run(
+        b"long enough for a context of three, surely",
+        "-c 3 --chunks 0",
+        &["0 chunks"],
+    );
+    fails(
+        dir.path(),
+        "perplexity m.gguf -f nowhere.txt",
+        &["cannot read nowhere.txt"],
+    );
     // As *.gguf in a directory of `make` names it.
     support::gguf::imatrix().write(&dir.path().join("imatrix.gguf"));
     let named = format!("kld m.gguf imatrix.gguf {ON_A}");
-    fails(dir.path(), &named, &["imatrix.gguf: this is an importance matrix, and no model"]);
+    fails(
+        dir.path(),
+        &named,
+        &["imatrix.gguf: this is an importance matrix, and no model"],
+    );
 }
 
 #[test]
 fn an_architecture_that_the_engine_lacks() {
-    let dir = with_changed(|model| model.metadata.set("general.architecture", Value::str("rwkv7")));
-    let parts = ["x.gguf: models of architecture 'rwkv7' cannot be run here yet (convert and quantize work)", "llama"];
+    let dir = with_changed(|model| {
+        model
+            .metadata
+            .set("general.architecture", Value::str("rwkv7"))
+    });
+    let parts = [
+        "x.gguf: models of architecture 'rwkv7' cannot be run here yet (convert and quantize work)",
+        "llama",
+    ];
     fails(dir.path(), &format!("perplexity x.gguf {ON_A}"), &parts);
-    fails(dir.path(), &format!("kld m.gguf x.gguf {ON_A} --save-logits base.kld"), &parts);
+    fails(
+        dir.path(),
+        &format!("kld m.gguf x.gguf {ON_A} --save-logits base.kld"),
+        &parts,
+    );
 }
 
 #[test]
 fn tensors_that_are_missing_or_of_the_wrong_shape() {
-    let dir = with_changed(|model| model.tensors.retain(|(info, _)| info.name != "blk.4.ffn_up.weight"));
+    let dir = with_changed(|model| {
+        model
+            .tensors
+            .retain(|(info, _)| info.name != "blk.4.ffn_up.weight")
+    });
     let parts = ["x.gguf: tensor 'blk.4.ffn_up.weight' ", "missing"];
-    fails(dir.path(), &format!("perplexity x.gguf {ON_A} --save-logits base.kld"), &parts);
+    fails(
+        dir.path(),
+        &format!("perplexity x.gguf {ON_A} --save-logits base.kld"),
+        &parts,
+    );
     fails(dir.path(), &format!("kld m.gguf x.gguf {ON_A}"), &parts);
     let dir = with_changed(|model| {
-        let (info, data) = model.tensors.iter_mut().find(|(info, _)| info.name == "blk.2.attn_k.weight").unwrap();
+        let (info, data) = model
+            .tensors
+            .iter_mut()
+            .find(|(info, _)| info.name == "blk.2.attn_k.weight")
+            .unwrap();
         *info = self::info("blk.2.attn_k.weight", &[256, 64], GgmlType::F16);
         data.truncate(256 * 64 * 2);
     });
-    fails(dir.path(), &format!("perplexity x.gguf {ON_A}"), &["x.gguf: tensor 'blk.2.attn_k.weight' has shape", "64"]);
-    let dir = with_changed(|model| model.tensors.retain(|(info, _)| info.name != "token_embd.weight"));
-    fails(dir.path(), &format!("perplexity x.gguf {ON_A}"), &["x.gguf: ", "'token_embd.weight'", "missing"]);
+    fails(
+        dir.path(),
+        &format!("perplexity x.gguf {ON_A}"),
+        &["x.gguf: tensor 'blk.2.attn_k.weight' has shape", "64"],
+    );
+    let dir = with_changed(|model| {
+        model
+            .tensors
+            .retain(|(info, _)| info.name != "token_embd.weight")
+    });
+    fails(
+        dir.path(),
+        &format!("perplexity x.gguf {ON_A}"),
+        &["x.gguf: ", "'token_embd.weight'", "missing"],
+    );
 }
 
 #[test]
 fn vocabularies_that_differ() {
     // As many tokens, but the pieces stand at other numbers.
     let dir = with_changed(|model| {
-        let tokens = model.metadata.get("tokenizer.ggml.tokens").and_then(Value::as_array).unwrap();
+        let tokens = model
+            .metadata
+            .get("tokenizer.ggml.tokens")
+            .and_then(Value::as_array)
+            .unwrap();
         let mut tokens: Vec<Vec<u8>> = tokens.strings().map(<[u8]>::to_vec).collect();
         tokens[300..].rotate_left(1000);
-        model.metadata.set("tokenizer.ggml.tokens", Value::Array(Array::of_strings(tokens)));
+        model.metadata.set(
+            "tokenizer.ggml.tokens",
+            Value::Array(Array::of_strings(tokens)),
+        );
     });
-    let parts = ["x.gguf: it has another vocabulary", "compare models of one family"];
+    let parts = [
+        "x.gguf: it has another vocabulary",
+        "compare models of one family",
+    ];
     fails(dir.path(), &format!("kld m.gguf x.gguf {ON_A}"), &parts);
-    // Its logits file is refused with the text, and beside it a model that reads the file's tokens as another text.
-    succeeds(dir.path(), &format!("perplexity x.gguf {ON_A} --save-logits x.kld"));
-    fails(dir.path(), "kld --logits x.kld x.gguf m.gguf", &["m.gguf: it has another vocabulary"]);
-    fails(dir.path(), "kld --logits x.kld m.gguf -f a.txt", &["x.kld: it was made of another text, or with another"]);
+    // Its logits file is refused with the text, and beside it a model that reads the file's tokens
+    // as another text.
+    succeeds(
+        dir.path(),
+        &format!("perplexity x.gguf {ON_A} --save-logits x.kld"),
+    );
+    fails(
+        dir.path(),
+        "kld --logits x.kld x.gguf m.gguf",
+        &["m.gguf: it has another vocabulary"],
+    );
+    fails(
+        dir.path(),
+        "kld --logits x.kld m.gguf -f a.txt",
+        &["x.kld: it was made of another text, or with another"],
+    );
     // Another number of tokens.
     let dir = with_changed(|model| {
         for name in ["token_embd.weight", "output.weight"] {
-            let (info, data) = model.tensors.iter_mut().find(|(info, _)| info.name == name).unwrap();
+            let (info, data) = model
+                .tensors
+                .iter_mut()
+                .find(|(info, _)| info.name == name)
+                .unwrap();
             *info = self::info(name, &[256, 4097], GgmlType::F16);
             data.resize(256 * 4097 * 2, 0);
         }
     });
-    fails(dir.path(), &format!("kld m.gguf x.gguf {ON_A}"), &["x.gguf: it has a vocabulary of 4097 tokens", "4096"]);
-    succeeds(dir.path(), &format!("perplexity x.gguf {ON_A} --save-logits x.kld"));
-    fails(dir.path(), "kld --logits x.kld m.gguf", &["x.kld: it was made with a model of 4097 tokens", "4096"]);
+    fails(
+        dir.path(),
+        &format!("kld m.gguf x.gguf {ON_A}"),
+        &["x.gguf: it has a vocabulary of 4097 tokens", "4096"],
+    );
+    succeeds(
+        dir.path(),
+        &format!("perplexity x.gguf {ON_A} --save-logits x.kld"),
+    );
+    fails(
+        dir.path(),
+        "kld --logits x.kld m.gguf",
+        &["x.kld: it was made with a model of 4097 tokens", "4096"],
+    );
 }
 
 #[test]
 fn a_logits_file_of_a_stranger_is_told() {
     let dir = with_changed(|model| tensor(model, "output.weight").rotate_left(512 * 1000));
-    succeeds(dir.path(), &format!("perplexity x.gguf {ON_A} --save-logits x.kld"));
-    let ran = quantier("kld --logits x.kld m.gguf").current_dir(dir.path()).assert().success();
+    succeeds(
+        dir.path(),
+        &format!("perplexity x.gguf {ON_A} --save-logits x.kld"),
+    );
+    let ran = quantier("kld --logits x.kld m.gguf")
+        .current_dir(dir.path())
+        .assert()
+        .success();
     let warning = String::from_utf8_lossy(&ran.get_output().stderr).into_owned();
-    assert!(warning.starts_with("warning: m.gguf and the logits file agree on "), "{warning}");
+    assert!(
+        warning.starts_with("warning: m.gguf and the logits file agree on "),
+        "{warning}"
+    );
 }
 
 #[test]
 fn logits_files_of_another_text_and_damaged_ones() {
     let dir = with_model();
-    succeeds(dir.path(), &format!("perplexity m.gguf {ON_A} --save-logits a.kld"));
-    let another = fails(dir.path(), "kld --logits a.kld m.gguf -f b.txt", &["a.kld: it was made of another text"]);
+    succeeds(
+        dir.path(),
+        &format!("perplexity m.gguf {ON_A} --save-logits a.kld"),
+    );
+    let another = fails(
+        dir.path(),
+        "kld --logits a.kld m.gguf -f b.txt",
+        &["a.kld: it was made of another text"],
+    );
     assert!(another.contains("of chunk 0 is "), "{another}");
-    fails(dir.path(), "kld --logits a.kld m.gguf -f a.txt -f b.txt", &["a.kld: it has 2 chunks and the texts "]);
+    fails(
+        dir.path(),
+        "kld --logits a.kld m.gguf -f a.txt -f b.txt",
+        &["a.kld: it has 2 chunks and the texts "],
+    );
     let bytes = std::fs::read(dir.path().join("a.kld")).unwrap();
     std::fs::write(dir.path().join("cut.kld"), &bytes[..bytes.len() - 9]).unwrap();
-    fails(dir.path(), "kld --logits cut.kld m.gguf", &["cut.kld", "cut short"]);
-    fails(dir.path(), "kld --logits a.txt m.gguf", &["a.txt", "'_logits_'"]);
-    fails(dir.path(), "kld --logits nowhere.kld m.gguf", &["nowhere.kld"]);
+    fails(
+        dir.path(),
+        "kld --logits cut.kld m.gguf",
+        &["cut.kld", "cut short"],
+    );
+    fails(
+        dir.path(),
+        "kld --logits a.txt m.gguf",
+        &["a.txt", "'_logits_'"],
+    );
+    fails(
+        dir.path(),
+        "kld --logits nowhere.kld m.gguf",
+        &["nowhere.kld"],
+    );
     // What is read is never written.
-    fails(dir.path(), &format!("perplexity m.gguf {ON_A} --save-logits m.gguf"), &["m.gguf"]);
-    fails(dir.path(), &format!("kld m.gguf m.gguf {ON_A} --save-logits a.txt"), &["a.txt"]);
-    for wrong in ["kld m.gguf -f a.txt", "kld m.gguf m.gguf", "perplexity -f a.txt", "perplexity m.gguf"] {
+    fails(
+        dir.path(),
+        &format!("perplexity m.gguf {ON_A} --save-logits m.gguf"),
+        &["m.gguf"],
+    );
+    fails(
+        dir.path(),
+        &format!("kld m.gguf m.gguf {ON_A} --save-logits a.txt"),
+        &["a.txt"],
+    );
+    for wrong in [
+        "kld m.gguf -f a.txt",
+        "kld m.gguf m.gguf",
+        "perplexity -f a.txt",
+        "perplexity m.gguf",
+    ] {
         quantier(wrong).current_dir(dir.path()).assert().code(2);
     }
 }
@@ -153,11 +311,31 @@ fn numbers_that_are_none_name_the_first_layer() {
         tensor(model, "blk.5.ffn_down.weight")[..2].copy_from_slice(&nan);
     });
     let parts = ["x.gguf: layer 3, chunk ", "not finite"];
-    fails(dir.path(), &format!("perplexity x.gguf {ON_A} --save-logits base.kld"), &parts);
-    fails(dir.path(), &format!("kld m.gguf x.gguf {ON_A} --save-logits base.kld"), &parts);
+    fails(
+        dir.path(),
+        &format!("perplexity x.gguf {ON_A} --save-logits base.kld"),
+        &parts,
+    );
+    fails(
+        dir.path(),
+        &format!("kld m.gguf x.gguf {ON_A} --save-logits base.kld"),
+        &parts,
+    );
     // Behind the last layer.
-    let dir = with_changed(|model| tensor(model, "output.weight")[512 * 7..][..2].copy_from_slice(&nan));
-    let parts = ["x.gguf: chunk 0, scored row 0: the logit of token 7 is NaN", "output matrix"];
-    fails(dir.path(), &format!("perplexity x.gguf {ON_A} --save-logits base.kld"), &parts);
-    fails(dir.path(), &format!("kld m.gguf m.gguf x.gguf {ON_A} --save-logits base.kld"), &parts);
+    let dir =
+        with_changed(|model| tensor(model, "output.weight")[512 * 7..][..2].copy_from_slice(&nan));
+    let parts = [
+        "x.gguf: chunk 0, scored row 0: the logit of token 7 is NaN",
+        "output matrix",
+    ];
+    fails(
+        dir.path(),
+        &format!("perplexity x.gguf {ON_A} --save-logits base.kld"),
+        &parts,
+    );
+    fails(
+        dir.path(),
+        &format!("kld m.gguf m.gguf x.gguf {ON_A} --save-logits base.kld"),
+        &parts,
+    );
 }

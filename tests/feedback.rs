@@ -1,4 +1,5 @@
-//! Rounding with error feedback from outside: covariances, files, proofs, and what `make` does with them.
+//! Rounding with error feedback from outside: covariances, files, proofs, and what `make` does with
+//! them.
 #![cfg(unix)]
 
 mod support;
@@ -12,7 +13,10 @@ use tempfile::TempDir;
 /// The trained model and two texts, with importance matrix and covariances.
 fn measured() -> TempDir {
     let dir = place();
-    succeeds(dir.path(), "imatrix m.gguf -f cal.txt -c 128 --process-output --no-ppl --covariance cov -o imatrix.gguf");
+    succeeds(
+        dir.path(),
+        "imatrix m.gguf -f cal.txt -c 128 --process-output --no-ppl --covariance cov -o imatrix.gguf",
+    );
     dir
 }
 
@@ -23,7 +27,10 @@ fn fewer_nats_at_the_same_types_and_bytes() {
     let dir = measured();
     let dir = dir.path();
     for (name, bound) in [("Q2_K", 0.8), ("Q4_K_M", 0.8), ("IQ2_S", 0.8)] {
-        succeeds(dir, &format!("quantize --imatrix imatrix.gguf m.gguf plain.gguf {name}"));
+        succeeds(
+            dir,
+            &format!("quantize --imatrix imatrix.gguf m.gguf plain.gguf {name}"),
+        );
         let done = json(dir, &format!("{FEEDBACK} --json m.gguf fed.gguf {name}"));
         let proved = done["outputs"][0]["feedback"].as_array().unwrap();
         assert!(proved.len() > 40, "{name}: {} tensors", proved.len());
@@ -32,12 +39,20 @@ fn fewer_nats_at_the_same_types_and_bytes() {
             assert!(taken <= plain && plain > 0.0, "{name}: {proof}");
         }
         let [plain, fed] = ["plain.gguf", "fed.gguf"].map(|file| divergence(dir, file));
-        assert!(fed < bound * plain, "{name}: {fed} nats with feedback, {plain} without");
+        assert!(
+            fed < bound * plain,
+            "{name}: {fed} nats with feedback, {plain} without"
+        );
         succeeds(dir, "verify fed.gguf");
         let types = |file: &str| -> Vec<(String, Json)> {
             let tensors = json(dir, &format!("inspect --json {file}"));
             let one = |t: &Json| (t["name"].as_str().unwrap().to_owned(), t["type"].clone());
-            tensors["tensors"].as_array().unwrap().iter().map(one).collect()
+            tensors["tensors"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(one)
+                .collect()
         };
         assert_eq!(types("plain.gguf"), types("fed.gguf"), "{name}");
     }
@@ -48,14 +63,22 @@ fn threads_change_no_byte_and_the_file_says_how_it_was_rounded() {
     let dir = measured();
     let dir = dir.path();
     succeeds(dir, &format!("{FEEDBACK} m.gguf one.gguf Q3_K_M 1"));
-    succeeds(dir, &format!("{FEEDBACK} --also Q8_0=also.gguf m.gguf two.gguf Q3_K_M 2"));
+    succeeds(
+        dir,
+        &format!("{FEEDBACK} --also Q8_0=also.gguf m.gguf two.gguf Q3_K_M 2"),
+    );
     assert!(read(dir, "one.gguf") == read(dir, "two.gguf"));
     let rounding = |file: &str| {
         let held = json(dir, &format!("inspect --json {file}"));
-        held.pointer("/metadata/quantier.rounding/value").and_then(Json::as_str).map(str::to_owned)
+        held.pointer("/metadata/quantier.rounding/value")
+            .and_then(Json::as_str)
+            .map(str::to_owned)
     };
     assert_eq!(rounding("two.gguf").as_deref(), Some("feedback"));
-    succeeds(dir, "quantize --imatrix imatrix.gguf m.gguf plain.gguf Q3_K_M");
+    succeeds(
+        dir,
+        "quantize --imatrix imatrix.gguf m.gguf plain.gguf Q3_K_M",
+    );
     assert_eq!(rounding("plain.gguf"), None);
 }
 
@@ -63,22 +86,49 @@ fn threads_change_no_byte_and_the_file_says_how_it_was_rounded() {
 fn what_cannot_be_rounded_so_is_said() {
     let dir = measured();
     let dir = dir.path();
-    fails(dir, "quantize --rounding feedback --covariance nothing m.gguf x.gguf Q4_K", &["nothing"]);
+    fails(
+        dir,
+        "quantize --rounding feedback --covariance nothing m.gguf x.gguf Q4_K",
+        &["nothing"],
+    );
     support::program::model().write(&dir.join("other.gguf"));
     let feedback = "quantize --rounding feedback --covariance cov";
-    fails(dir, &format!("{feedback} other.gguf x.gguf Q4_0"), &["cov", "another model", "blk.0.ffn_down.weight"]);
-    quantier("quantize --rounding feedback m.gguf x.gguf Q4_K").current_dir(dir).assert().code(2);
+    fails(
+        dir,
+        &format!("{feedback} other.gguf x.gguf Q4_0"),
+        &["cov", "another model", "blk.0.ffn_down.weight"],
+    );
+    quantier("quantize --rounding feedback m.gguf x.gguf Q4_K")
+        .current_dir(dir)
+        .assert()
+        .code(2);
     // A covariance that is damaged.
-    let file = fs::read_dir(dir.join("cov")).unwrap().map(|e| e.unwrap().path());
-    let file = file.into_iter().find(|p| p.ends_with("blk.0.ffn_down.gguf")).unwrap();
+    let file = fs::read_dir(dir.join("cov"))
+        .unwrap()
+        .map(|e| e.unwrap().path());
+    let file = file
+        .into_iter()
+        .find(|p| p.ends_with("blk.0.ffn_down.gguf"))
+        .unwrap();
     let mut bytes = fs::read(&file).unwrap();
     let at = bytes.len() - 1000;
     bytes[at] ^= 0x40;
     fs::write(&file, bytes).unwrap();
-    let ran = quantier(&format!("{FEEDBACK} m.gguf x.gguf Q4_K")).current_dir(dir).assert().code(1);
+    let ran = quantier(&format!("{FEEDBACK} m.gguf x.gguf Q4_K"))
+        .current_dir(dir)
+        .assert()
+        .code(1);
     let told = String::from_utf8(ran.get_output().stderr.clone()).unwrap();
-    assert!(told.contains("error: ") && told.contains("blk.0.ffn_down.gguf") && !told.contains("panicked"), "{told}");
-    assert!(told.contains("note: no covariance of their inputs") && told.contains("token_embd.weight"), "{told}");
+    assert!(
+        told.contains("error: ")
+            && told.contains("blk.0.ffn_down.gguf")
+            && !told.contains("panicked"),
+        "{told}"
+    );
+    assert!(
+        told.contains("note: no covariance of their inputs") && told.contains("token_embd.weight"),
+        "{told}"
+    );
     assert!(!dir.join("x.gguf").exists());
 }
 
@@ -90,16 +140,26 @@ fn too_few_tokens_are_told_and_do_no_harm() {
         dir,
         "imatrix m.gguf -f cal.txt -c 128 --chunks 3 --process-output --no-ppl --covariance cov -o imatrix.gguf",
     );
-    let ran = quantier(&format!("{FEEDBACK} m.gguf fed.gguf Q3_K_M")).current_dir(dir).assert().success();
+    let ran = quantier(&format!("{FEEDBACK} m.gguf fed.gguf Q3_K_M"))
+        .current_dir(dir)
+        .assert()
+        .success();
     let told = String::from_utf8(ran.get_output().stderr.clone()).unwrap();
     // Two chunks of 128 were summed, and the third was held out.
-    assert!(told.contains("256 tokens, 768 channels") && told.contains("at least 878 tokens"), "{told}");
-    succeeds(dir, "quantize --imatrix imatrix.gguf m.gguf plain.gguf Q3_K_M");
+    assert!(
+        told.contains("256 tokens, 768 channels") && told.contains("at least 878 tokens"),
+        "{told}"
+    );
+    succeeds(
+        dir,
+        "quantize --imatrix imatrix.gguf m.gguf plain.gguf Q3_K_M",
+    );
     let [plain, fed] = ["plain.gguf", "fed.gguf"].map(|file| divergence(dir, file));
     assert!(fed < plain, "{fed} nats with feedback, {plain} without");
 }
 
-/// Files of `make` are rounded with feedback unless it is told otherwise; another run takes what is there.
+/// Files of `make` are rounded with feedback unless it is told otherwise; another run takes what is
+/// there.
 #[test]
 fn make_rounds_with_feedback() {
     let dir = place();
@@ -113,16 +173,36 @@ fn make_rounds_with_feedback() {
     let again = made("--bpw 3.5 --bpw 4.5 -o fed");
     let plain = made("--bpw 3.5 -o plain --rounding reference");
     let kld = |of: &Frontier| of.files[0].measured.as_ref().unwrap().kld;
-    assert!(kld(&fed) < 0.8 * kld(&plain), "{} with feedback, {} without", kld(&fed), kld(&plain));
+    assert!(
+        kld(&fed) < 0.8 * kld(&plain),
+        "{} with feedback, {} without",
+        kld(&fed),
+        kld(&plain)
+    );
     assert!(fed.files[0].bytes.abs_diff(plain.files[0].bytes) < plain.files[0].bytes / 50);
     assert!(fed.files[0].rounding.len() > 40 && plain.files[0].rounding.is_empty());
     assert_eq!(again.files[0], fed.files[0]);
-    let size = |of: &Frontier| fs::metadata(dir.join("fed").join(&of.files[0].name)).unwrap().len();
-    assert_eq!(size(&fed), fed.files[0].bytes, "the size is as it was planned");
+    let size = |of: &Frontier| {
+        fs::metadata(dir.join("fed").join(&of.files[0].name))
+            .unwrap()
+            .len()
+    };
+    assert_eq!(
+        size(&fed),
+        fed.files[0].bytes,
+        "the size is as it was planned"
+    );
     let like = made("--like Q4_K_M -o fed");
     let preset = like.presets.iter().find(|p| p.name == "Q4_K_M").unwrap();
-    assert!(like.files[0].bytes <= preset.bytes, "no larger than the preset");
-    let seconds = |of: &Frontier, name: &str| of.stages.iter().find(|s| s.name == name).unwrap().seconds;
-    assert!(seconds(&again, "scores") < seconds(&fed, "scores") / 2.0, "scores were kept");
+    assert!(
+        like.files[0].bytes <= preset.bytes,
+        "no larger than the preset"
+    );
+    let seconds =
+        |of: &Frontier, name: &str| of.stages.iter().find(|s| s.name == name).unwrap().seconds;
+    assert!(
+        seconds(&again, "scores") < seconds(&fed, "scores") / 2.0,
+        "scores were kept"
+    );
     assert!(!dir.join("plain/work/covariance").exists());
 }

@@ -19,15 +19,36 @@ fn tensors() -> Vec<u8> {
         "none": {"dtype": "U8", "shape": [0, 4], "data_offsets": [16, 16]},
     })
     .to_string();
-    [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &[7; 16]].concat()
+    [
+        &(header.len() as u64).to_le_bytes()[..],
+        header.as_bytes(),
+        &[7; 16],
+    ]
+    .concat()
 }
 
-/// A SentencePiece model with a piece of every type, a training field, and a piece that is text alone.
+/// A SentencePiece model with a piece of every type, a training field, and a piece that is text
+/// alone.
 fn pieces() -> Vec<u8> {
     let mut model = Vec::new();
-    for (text, kind) in [("<unk>", 2), ("<s>", 3), ("</s>", 3), ("<0x0A>", 6), ("\u{2581}a", 1), ("x", 4), ("u", 5)] {
+    for (text, kind) in [
+        ("<unk>", 2),
+        ("<s>", 3),
+        ("</s>", 3),
+        ("<0x0A>", 6),
+        ("\u{2581}a", 1),
+        ("x", 4),
+        ("u", 5),
+    ] {
         let score = (-1.5f32).to_le_bytes();
-        let piece = [&[0x0a, text.len() as u8], text.as_bytes(), &[0x15], &score, &[0x18, kind]].concat();
+        let piece = [
+            &[0x0a, text.len() as u8],
+            text.as_bytes(),
+            &[0x15],
+            &score,
+            &[0x18, kind],
+        ]
+        .concat();
         model.extend([0x0a, piece.len() as u8]);
         model.extend(piece);
     }
@@ -54,14 +75,18 @@ fn tokenizer(parts: Value, byte_fallback: bool) -> Vec<u8> {
 fn byte_level() -> Vec<u8> {
     let step = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
     let nfc = json!({"type": "NFC"});
-    tokenizer(json!({"normalizer": nfc, "pre_tokenizer": step, "post_processor": step, "decoder": step}), false)
+    tokenizer(
+        json!({"normalizer": nfc, "pre_tokenizer": step, "post_processor": step, "decoder": step}),
+        false,
+    )
 }
 
 /// Split by a pattern, with a template around.
 fn split() -> Vec<u8> {
     let step = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
     let pattern = json!({"Regex": r"\p{N}{1,3}|\s+(?!\S)"});
-    let pattern = json!({"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": false});
+    let pattern =
+        json!({"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": false});
     let digits = json!({"type": "Digits", "individual_digits": true});
     let end = json!({"SpecialToken": {"id": "<end>", "type_id": 0}});
     let text = json!({"Sequence": {"id": "A", "type_id": 0}});
@@ -95,29 +120,57 @@ fn covariances() -> Vec<(String, Vec<u8>)> {
     let dir = tempfile::tempdir().unwrap();
     let key = [9; 32];
     let of = |name: &str, columns: usize, rows: &[u64], parts: &[(Part, usize)]| {
-        let head = Head { key, columns, rows: rows.to_vec(), tensors: vec![format!("{name}.a"), format!("{name}.b")] };
+        let head = Head {
+            key,
+            columns,
+            rows: rows.to_vec(),
+            tensors: vec![format!("{name}.a"), format!("{name}.b")],
+        };
         let writing = |(part, rows): &(Part, usize)| {
             let numbers: Vec<f32> = match part {
                 // The identity, so that it has a factor.
-                Part::Mean(_) => {
-                    (0..columns).flat_map(|i| (i..columns).map(move |j| f32::from(u8::from(i == j)))).collect()
-                }
+                Part::Mean(_) => (0..columns)
+                    .flat_map(|i| (i..columns).map(move |j| f32::from(u8::from(i == j))))
+                    .collect(),
                 Part::Sample(_) => (0..rows * columns).map(|i| i as f32 / 4.0).collect(),
             };
             assert!(matches!(part, Part::Sample(_)) || numbers.len() == triangle(columns));
-            Writing { part: *part, rows: *rows, pieces: Box::new(move |put| put(&numbers)) }
+            Writing {
+                part: *part,
+                rows: *rows,
+                pieces: Box::new(move |put| put(&numbers)),
+            }
         };
         let parts: Vec<_> = parts.iter().map(writing).collect();
         let file = format!("{name}.gguf");
         let (checksum, _) = write(&dir.path().join(&file), &head, &parts).unwrap();
         (file, checksum)
     };
-    let plain = of("plain", 8, &[40], &[(Part::Mean(None), 0), (Part::Sample(None), 2)]);
-    let of_experts =
-        [(Part::Mean(None), 0), (Part::Mean(Some(1)), 0), (Part::Sample(None), 1), (Part::Sample(Some(1)), 16)];
+    let plain = of(
+        "plain",
+        8,
+        &[40],
+        &[(Part::Mean(None), 0), (Part::Sample(None), 2)],
+    );
+    let of_experts = [
+        (Part::Mean(None), 0),
+        (Part::Mean(Some(1)), 0),
+        (Part::Sample(None), 1),
+        (Part::Sample(Some(1)), 16),
+    ];
     let experts = of("experts", 3, &[2, 40], &of_experts);
-    Index { key, files: vec![plain, experts] }.write(dir.path()).unwrap();
-    let read = |name: &str| (format!("covariance/{name}"), std::fs::read(dir.path().join(name)).unwrap());
+    Index {
+        key,
+        files: vec![plain, experts],
+    }
+    .write(dir.path())
+    .unwrap();
+    let read = |name: &str| {
+        (
+            format!("covariance/{name}"),
+            std::fs::read(dir.path().join(name)).unwrap(),
+        )
+    };
     ["plain.gguf", "experts.gguf", INDEX].map(read).into()
 }
 
@@ -128,7 +181,13 @@ fn the_seeds_are_current() {
         ("gguf/small.gguf", small().bytes()),
         ("gguf/imatrix.gguf", imatrix().bytes()),
         ("imatrix/imatrix.gguf", imatrix().bytes()),
-        ("imatrix/imatrix.dat", dat(&[("a.weight", 4, &[1.0, 2.0, 0.0, 0.5]), ("b.weight", 1, &[3.0; 8])])),
+        (
+            "imatrix/imatrix.dat",
+            dat(&[
+                ("a.weight", 4, &[1.0, 2.0, 0.0, 0.5]),
+                ("b.weight", 1, &[3.0; 8]),
+            ]),
+        ),
         ("safetensors/small.safetensors", tensors()),
         ("tokenizer_model/small.model", pieces()),
         ("tokenizer_json/byte_level.json", byte_level()),
@@ -144,7 +203,10 @@ fn the_seeds_are_current() {
             std::fs::write(&path, &bytes).unwrap();
         }
         let now = std::fs::read(&path).unwrap_or_default();
-        assert!(now == bytes, "{name} is stale: QUANTIER_RENEW=1 cargo test --test fuzz_seeds");
+        assert!(
+            now == bytes,
+            "{name} is stale: QUANTIER_RENEW=1 cargo test --test fuzz_seeds"
+        );
     }
 }
 
@@ -153,14 +215,22 @@ fn the_seeds_are_current() {
 fn the_seeds_are_read_to_the_end() {
     let dir = tempfile::tempdir().unwrap();
     for (name, bytes) in covariances() {
-        std::fs::write(dir.path().join(Path::new(&name).file_name().unwrap()), bytes).unwrap();
+        std::fs::write(
+            dir.path().join(Path::new(&name).file_name().unwrap()),
+            bytes,
+        )
+        .unwrap();
     }
     let feedback = Feedback::open(dir.path()).unwrap();
     assert_eq!(feedback.names().count(), 4);
     assert!(
-        feedback.inputs("plain.a", 0, 8).unwrap().is_some() && feedback.inputs("experts.b", 1, 3).unwrap().is_some()
+        feedback.inputs("plain.a", 0, 8).unwrap().is_some()
+            && feedback.inputs("experts.b", 1, 3).unwrap().is_some()
     );
-    let sample = File::open(&dir.path().join("experts.gguf")).unwrap().read(Part::Sample(Some(1))).unwrap();
+    let sample = File::open(&dir.path().join("experts.gguf"))
+        .unwrap()
+        .read(Part::Sample(Some(1)))
+        .unwrap();
     assert_eq!(sample.map(|numbers| numbers.len()), Some(48));
     assert_eq!(safetensors::parse(&tensors()).unwrap().tensors.len(), 3);
     for (name, kind, bytes, tokens) in [
@@ -171,6 +241,12 @@ fn the_seeds_are_read_to_the_end() {
     ] {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join(name), bytes).unwrap();
-        assert_eq!(import(dir.path(), kind, None, Some("named")).unwrap().tokens, tokens, "{name}");
+        assert_eq!(
+            import(dir.path(), kind, None, Some("named"))
+                .unwrap()
+                .tokens,
+            tokens,
+            "{name}"
+        );
     }
 }

@@ -1,5 +1,5 @@
-//! Files that lie. Every attack gives an error that names the lie, without a panic and without memory that the file
-//! itself does not warrant; and whatever our writer writes comes back equal.
+//! Files that lie. Every attack gives an error that names the lie, without a panic and without
+//! memory that the file itself does not warrant; and whatever our writer writes comes back equal.
 
 #[path = "support/allocation.rs"]
 mod allocation;
@@ -21,16 +21,24 @@ const ARRAY: u32 = 9;
 const F32_TYPE: u32 = 0;
 const Q4_K_TYPE: u32 = 12;
 
-/// The error of a file that must not parse; checks that it names all of `parts` and took little memory.
+/// The error of a file that must not parse; checks that it names all of `parts` and took little
+/// memory.
 #[track_caller]
 fn refused(bytes: &[u8], parts: &[&str]) -> String {
     let (result, largest) = allocation::largest(|| parse(bytes).map(|_| ()));
     let error = result.expect_err("the attack passed");
     for part in parts {
-        assert!(error.contains(part), "the error does not say {part:?}: {error}");
+        assert!(
+            error.contains(part),
+            "the error does not say {part:?}: {error}"
+        );
     }
     assert!(error.len() < 600, "{} bytes of error: {error}", error.len());
-    assert!(largest <= 4096 + 64 * bytes.len(), "{largest} bytes at once for a file of {}", bytes.len());
+    assert!(
+        largest <= 4096 + 64 * bytes.len(),
+        "{largest} bytes at once for a file of {}",
+        bytes.len()
+    );
     error
 }
 
@@ -42,7 +50,13 @@ fn le(v: u64) -> [u8; 8] {
 fn truncation_at_every_byte() {
     for file in [small(), everything()] {
         let bytes = file.bytes();
-        let data_end = parse(&bytes).unwrap().tensors.iter().map(|(t, at)| at + t.bytes()).max().unwrap() as usize;
+        let data_end = parse(&bytes)
+            .unwrap()
+            .tensors
+            .iter()
+            .map(|(t, at)| at + t.bytes())
+            .max()
+            .unwrap() as usize;
         for len in 0..data_end {
             refused(&bytes[..len], &[]);
         }
@@ -66,20 +80,35 @@ fn every_byte_changed() {
 
 #[test]
 fn wrong_magic() {
-    let with = |magic: &[u8; 4]| Raw { magic: *magic, ..Raw::default() }.bytes();
+    let with = |magic: &[u8; 4]| {
+        Raw {
+            magic: *magic,
+            ..Raw::default()
+        }
+        .bytes()
+    };
     refused(&with(b"lmgg"), &["before GGUF", "convert"]);
     refused(&with(b"tjgg"), &["before GGUF"]);
     refused(&with(b"FUGG"), &["byte-swapped"]);
     refused(&with(b"PK\x03\x04"), &["PK\\x03\\x04"]);
     refused(b"<!DOCTYPE html><html>404</html>", &["web page"]);
     refused(b"<html><body>Sign in</body></html>", &["web page"]);
-    refused(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", &["Git LFS pointer"]);
+    refused(
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n",
+        &["Git LFS pointer"],
+    );
     refused(b"", &["shorter than a GGUF header"]);
 }
 
 #[test]
 fn unknown_versions() {
-    let with = |version| Raw { version, ..Raw::default() }.bytes();
+    let with = |version| {
+        Raw {
+            version,
+            ..Raw::default()
+        }
+        .bytes()
+    };
     refused(&with(0), &["version 0"]);
     refused(&with(1), &["version 1", "convert the original model"]);
     refused(&with(4), &["version 4", "newer"]);
@@ -91,8 +120,22 @@ fn unknown_versions() {
 #[test]
 fn counts_beyond_the_file() {
     for n in [40, 1 << 32, 1 << 62, u64::MAX] {
-        refused(&Raw { n_keys: Some(n), ..Raw::default() }.bytes(), &[&format!("{n} metadata keys")]);
-        refused(&Raw { n_tensors: Some(n), ..Raw::default() }.bytes(), &[&format!("{n} tensors")]);
+        refused(
+            &Raw {
+                n_keys: Some(n),
+                ..Raw::default()
+            }
+            .bytes(),
+            &[&format!("{n} metadata keys")],
+        );
+        refused(
+            &Raw {
+                n_tensors: Some(n),
+                ..Raw::default()
+            }
+            .bytes(),
+            &[&format!("{n} tensors")],
+        );
     }
 }
 
@@ -101,14 +144,34 @@ fn counts_that_only_a_sparse_file_of_1_tib_has_room_for() {
     const TIB: u64 = 1 << 40;
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("sparse.gguf");
-    let claims = [(Some(TIB / 64), Some(0), "tensor"), (Some(0), Some(TIB / 32), "metadata key 0 is empty")];
+    let claims = [
+        (Some(TIB / 64), Some(0), "tensor"),
+        (Some(0), Some(TIB / 32), "metadata key 0 is empty"),
+    ];
     for (n_tensors, n_keys, named) in claims {
-        std::fs::write(&path, Raw { n_tensors, n_keys, ..Raw::default() }.bytes()).unwrap();
-        std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(TIB).unwrap();
+        std::fs::write(
+            &path,
+            Raw {
+                n_tensors,
+                n_keys,
+                ..Raw::default()
+            }
+            .bytes(),
+        )
+        .unwrap();
+        std::fs::OpenOptions::new()
+            .write(true)
+            .open(&path)
+            .unwrap()
+            .set_len(TIB)
+            .unwrap();
         let files = Files::open(&path).unwrap();
         let (result, largest) = allocation::largest(|| Model::parse(&files).map(|_| ()));
         let error = result.unwrap_err().to_string();
-        assert!(error.contains(named) && error.contains("sparse.gguf"), "{error}");
+        assert!(
+            error.contains(named) && error.contains("sparse.gguf"),
+            "{error}"
+        );
         assert!(largest < 16 << 20, "{largest} bytes at once");
     }
 }
@@ -117,20 +180,42 @@ fn counts_that_only_a_sparse_file_of_1_tib_has_room_for() {
 fn absurd_string_lengths() {
     for len in [300, 1 << 31, 1 << 63, u64::MAX, u64::MAX - 7] {
         let error = format!("a string of {len} bytes");
-        refused(&Raw::default().key(b"k", STRING, &le(len)).bytes(), &[&error, "'k'", "at byte"]);
-        let raw = Raw { keys: vec![le(len).to_vec()], ..Raw::default() };
+        refused(
+            &Raw::default().key(b"k", STRING, &le(len)).bytes(),
+            &[&error, "'k'", "at byte"],
+        );
+        let raw = Raw {
+            keys: vec![le(len).to_vec()],
+            ..Raw::default()
+        };
         refused(&raw.bytes(), &[&error, "metadata key 0 of 1"]);
-        let raw = Raw { tensors: vec![[&le(len)[..], &[0; 32]].concat()], ..Raw::default() };
+        let raw = Raw {
+            tensors: vec![[&le(len)[..], &[0; 32]].concat()],
+            ..Raw::default()
+        };
         refused(&raw.bytes(), &[&error, "tensor 0 of 1"]);
-        refused(&Raw::default().key(b"k", ARRAY, &array(STRING, 1, &le(len))).bytes(), &[&error, "'k'"]);
+        refused(
+            &Raw::default()
+                .key(b"k", ARRAY, &array(STRING, 1, &le(len)))
+                .bytes(),
+            &[&error, "'k'"],
+        );
     }
 }
 
 #[test]
 fn absurd_array_lengths() {
     for len in [1000, 1 << 32, 1 << 61, 1 << 63, u64::MAX] {
-        for (element, name) in [(U8, "u8"), (U32, "u32"), (STRING, "str"), (ARRAY, "arr"), (12, "f64")] {
-            let bytes = Raw::default().key(b"k", ARRAY, &array(element, len, &[])).bytes();
+        for (element, name) in [
+            (U8, "u8"),
+            (U32, "u32"),
+            (STRING, "str"),
+            (ARRAY, "arr"),
+            (12, "f64"),
+        ] {
+            let bytes = Raw::default()
+                .key(b"k", ARRAY, &array(element, len, &[]))
+                .bytes();
             refused(&bytes, &[&format!("{len} x {name}"), "'k'"]);
         }
     }
@@ -138,8 +223,12 @@ fn absurd_array_lengths() {
 
 #[test]
 fn arrays_nested_1000_deep() {
-    let nested = |depth: usize| (0..depth).fold(array(U8, 0, &[]), |inner, _| array(ARRAY, 1, &inner));
-    refused(&Raw::default().key(b"deep", ARRAY, &nested(1000)).bytes(), &["nested", "'deep'"]);
+    let nested =
+        |depth: usize| (0..depth).fold(array(U8, 0, &[]), |inner, _| array(ARRAY, 1, &inner));
+    refused(
+        &Raw::default().key(b"deep", ARRAY, &nested(1000)).bytes(),
+        &["nested", "'deep'"],
+    );
     let bytes = Raw::default().key(b"deep", ARRAY, &nested(7)).bytes();
     assert!(parse(&bytes).is_ok());
 }
@@ -147,32 +236,60 @@ fn arrays_nested_1000_deep() {
 #[test]
 fn unknown_value_types() {
     for id in [13, 255, u32::MAX] {
-        refused(&Raw::default().key(b"k", id, &[0; 8]).bytes(), &[&format!("value type {id}"), "'k'"]);
-        let bytes = Raw::default().key(b"k", ARRAY, &array(id, 1, &[0; 8])).bytes();
+        refused(
+            &Raw::default().key(b"k", id, &[0; 8]).bytes(),
+            &[&format!("value type {id}"), "'k'"],
+        );
+        let bytes = Raw::default()
+            .key(b"k", ARRAY, &array(id, 1, &[0; 8]))
+            .bytes();
         refused(&bytes, &[&format!("value type {id}"), "'k'"]);
     }
 }
 
 #[test]
 fn bad_keys() {
-    let twice = Raw::default().key(b"same", U8, &[1]).key(b"other", U8, &[1]).key(b"same", U32, &[0; 4]);
+    let twice = Raw::default()
+        .key(b"same", U8, &[1])
+        .key(b"other", U8, &[1])
+        .key(b"same", U32, &[0; 4]);
     refused(&twice.bytes(), &["'same'", "twice"]);
-    refused(&Raw::default().key(b"", U8, &[1]).bytes(), &["metadata key 0 is empty"]);
-    refused(&Raw::default().key(b"a\xff\xfeb", U8, &[1]).bytes(), &["not UTF-8", "a\\xff\\xfeb"]);
-    refused(&Raw::default().key(&[b'x'; 1 << 20], 13, &[1]).bytes(), &["xxx...'", "value type 13"]);
+    refused(
+        &Raw::default().key(b"", U8, &[1]).bytes(),
+        &["metadata key 0 is empty"],
+    );
+    refused(
+        &Raw::default().key(b"a\xff\xfeb", U8, &[1]).bytes(),
+        &["not UTF-8", "a\\xff\\xfeb"],
+    );
+    refused(
+        &Raw::default().key(&[b'x'; 1 << 20], 13, &[1]).bytes(),
+        &["xxx...'", "value type 13"],
+    );
 }
 
 #[test]
 fn bad_tensor_names() {
-    let twice = Raw::default().tensor("same", &[1], F32_TYPE, 0).tensor("same", &[1], F32_TYPE, 32);
+    let twice = Raw::default()
+        .tensor("same", &[1], F32_TYPE, 0)
+        .tensor("same", &[1], F32_TYPE, 32);
     refused(&twice.bytes(), &["'same'", "twice"]);
     let long = "n".repeat(64);
-    refused(&Raw::default().tensor(&long, &[1], F32_TYPE, 0).bytes(), &["64 bytes", "limit is 63", &long]);
+    refused(
+        &Raw::default().tensor(&long, &[1], F32_TYPE, 0).bytes(),
+        &["64 bytes", "limit is 63", &long],
+    );
     assert!(parse(&Raw::default().tensor(&long[1..], &[1], F32_TYPE, 0).bytes()).is_ok());
     // A name may be absurdly long; the error is not.
     let endless = "x".repeat(1 << 20);
-    refused(&Raw::default().tensor(&endless, &[1], F32_TYPE, 0).bytes(), &["1048576 bytes"]);
-    let raw = Raw { tensors: vec![[string(b"\xc3\x28"), vec![0; 24]].concat()], ..Raw::default() };
+    refused(
+        &Raw::default().tensor(&endless, &[1], F32_TYPE, 0).bytes(),
+        &["1048576 bytes"],
+    );
+    let raw = Raw {
+        tensors: vec![[string(b"\xc3\x28"), vec![0; 24]].concat()],
+        ..Raw::default()
+    };
     refused(&raw.bytes(), &["not UTF-8", "tensor 0 of 1"]);
 }
 
@@ -183,12 +300,27 @@ fn absurd_dimensions() {
     refused(&with(&[4, 0, 2], F32_TYPE), &["'t'", "dimension 1 is 0"]);
     refused(&with(&[0], F32_TYPE), &["'t'", "dimension 0 is 0"]);
     refused(&with(&[1 << 32, 1 << 32], F32_TYPE), &["'t'", "2^63"]);
-    refused(&with(&[u64::MAX, u64::MAX, u64::MAX, u64::MAX], F32_TYPE), &["'t'", "2^63"]);
+    refused(
+        &with(&[u64::MAX, u64::MAX, u64::MAX, u64::MAX], F32_TYPE),
+        &["'t'", "2^63"],
+    );
     refused(&with(&[0, u64::MAX, u64::MAX, 2], F32_TYPE), &["'t'"]);
-    refused(&with(&[1 << 62], F32_TYPE), &["'t'", "more bytes than can be counted"]);
-    refused(&with(&[1 << 31, 1 << 31], F32_TYPE), &["'t'", "more bytes than can be counted"]);
+    refused(
+        &with(&[1 << 62], F32_TYPE),
+        &["'t'", "more bytes than can be counted"],
+    );
+    refused(
+        &with(&[1 << 31, 1 << 31], F32_TYPE),
+        &["'t'", "more bytes than can be counted"],
+    );
     // As in ggml, no dimensions make a single number.
-    assert_eq!(parse(&with(&[], F32_TYPE)).unwrap().tensors[0].0.shape.dims(), [1]);
+    assert_eq!(
+        parse(&with(&[], F32_TYPE)).unwrap().tensors[0]
+            .0
+            .shape
+            .dims(),
+        [1]
+    );
 }
 
 #[test]
@@ -196,7 +328,14 @@ fn a_billion_dimensions() {
     let mut tensor = string(b"t");
     tensor.extend(u32::MAX.to_le_bytes());
     tensor.extend([0; 40]);
-    refused(&Raw { tensors: vec![tensor], ..Raw::default() }.bytes(), &["'t'", "4294967295 dimensions"]);
+    refused(
+        &Raw {
+            tensors: vec![tensor],
+            ..Raw::default()
+        }
+        .bytes(),
+        &["'t'", "4294967295 dimensions"],
+    );
 }
 
 #[test]
@@ -210,46 +349,81 @@ fn unknown_and_removed_tensor_types() {
 
 #[test]
 fn rows_that_are_no_whole_blocks() {
-    refused(&Raw::default().tensor("t", &[255, 2], Q4_K_TYPE, 0).bytes(), &["'t'", "255", "256"]);
-    refused(&Raw::default().tensor("t", &[128, 2], Q4_K_TYPE, 0).bytes(), &["'t'", "128", "q4_K"]);
+    refused(
+        &Raw::default().tensor("t", &[255, 2], Q4_K_TYPE, 0).bytes(),
+        &["'t'", "255", "256"],
+    );
+    refused(
+        &Raw::default().tensor("t", &[128, 2], Q4_K_TYPE, 0).bytes(),
+        &["'t'", "128", "q4_K"],
+    );
 }
 
 #[test]
 fn bad_offsets() {
     let with = |offset| Raw::default().tensor("t", &[8], F32_TYPE, offset).bytes();
-    refused(&with(8), &["'t'", "offset 8", "multiple of the alignment 32"]);
+    refused(
+        &with(8),
+        &["'t'", "offset 8", "multiple of the alignment 32"],
+    );
     refused(&with(256), &["'t'", "beyond the end"]);
     refused(&with(1 << 62), &["'t'", "beyond the end"]);
     refused(&with(u64::MAX - 31), &["'t'", "beyond the end"]);
     assert!(parse(&with(224)).is_ok());
-    let over = Raw::default().tensor("a", &[16], F32_TYPE, 0).tensor("b", &[8], F32_TYPE, 32);
+    let over = Raw::default()
+        .tensor("a", &[16], F32_TYPE, 0)
+        .tensor("b", &[8], F32_TYPE, 32);
     refused(&over.bytes(), &["'a'", "'b'", "overlap"]);
-    let same = Raw::default().tensor("a", &[8], F32_TYPE, 64).tensor("b", &[8], F32_TYPE, 64);
+    let same = Raw::default()
+        .tensor("a", &[8], F32_TYPE, 64)
+        .tensor("b", &[8], F32_TYPE, 64);
     refused(&same.bytes(), &["'a'", "'b'", "overlap"]);
-    let inside = Raw::default().tensor("in", &[8], F32_TYPE, 32).tensor("out", &[32], F32_TYPE, 0);
+    let inside = Raw::default()
+        .tensor("in", &[8], F32_TYPE, 32)
+        .tensor("out", &[32], F32_TYPE, 0);
     refused(&inside.bytes(), &["'in'", "'out'", "overlap"]);
 }
 
 #[test]
 fn bad_alignments() {
-    let with = |a: u32| Raw::default().key(b"general.alignment", U32, &a.to_le_bytes()).bytes();
+    let with = |a: u32| {
+        Raw::default()
+            .key(b"general.alignment", U32, &a.to_le_bytes())
+            .bytes()
+    };
     for a in [0, 3, 33, 1 << 22, 1 << 31, u32::MAX] {
         refused(&with(a), &["'general.alignment'", &a.to_string()]);
     }
-    refused(&Raw::default().key(b"general.alignment", 10, &le(32)).bytes(), &["'general.alignment'", "u64", "u32"]);
-    refused(&Raw::default().key(b"general.alignment", STRING, &string(b"32")).bytes(), &["'general.alignment'", "str"]);
+    refused(
+        &Raw::default()
+            .key(b"general.alignment", 10, &le(32))
+            .bytes(),
+        &["'general.alignment'", "u64", "u32"],
+    );
+    refused(
+        &Raw::default()
+            .key(b"general.alignment", STRING, &string(b"32"))
+            .bytes(),
+        &["'general.alignment'", "str"],
+    );
 }
 
-/// Writes shards of a model, one tensor in each; `split` gives what each says of itself: number, count, tensors.
-fn shards(dir: &Path, split: &[(Value<'static>, Value<'static>, Value<'static>)], names: &[&str]) -> Vec<PathBuf> {
-    let one = |(i, (no, count, tensors)): (usize, &(Value<'static>, Value<'static>, Value<'static>))| {
-        let path = dir.join(format!("m-{:05}-of-{:05}.gguf", i + 1, split.len()));
-        let file = Tiny::default()
-            .set("split.no", no.clone())
-            .set("split.count", count.clone())
-            .set("split.tensors.count", tensors.clone());
-        file.zeros(names[i], &[8], GgmlType::F32).write(&path)
-    };
+/// Writes shards of a model, one tensor in each; `split` gives what each says of itself: number,
+/// count, tensors.
+fn shards(
+    dir: &Path,
+    split: &[(Value<'static>, Value<'static>, Value<'static>)],
+    names: &[&str],
+) -> Vec<PathBuf> {
+    let one =
+        |(i, (no, count, tensors)): (usize, &(Value<'static>, Value<'static>, Value<'static>))| {
+            let path = dir.join(format!("m-{:05}-of-{:05}.gguf", i + 1, split.len()));
+            let file = Tiny::default()
+                .set("split.no", no.clone())
+                .set("split.count", count.clone())
+                .set("split.tensors.count", tensors.clone());
+            file.zeros(names[i], &[8], GgmlType::F32).write(&path)
+        };
     split.iter().enumerate().map(one).collect()
 }
 
@@ -259,8 +433,16 @@ fn says(no: u16, count: u16, tensors: i32) -> (Value<'static>, Value<'static>, V
 
 #[track_caller]
 fn model_refused(path: &Path, parts: &[&str]) {
-    let error = Files::open(path).and_then(|files| Model::parse(&files).map(|_| ())).unwrap_err().to_string();
-    parts.iter().for_each(|part| assert!(error.contains(part), "the error does not say {part:?}: {error}"));
+    let error = Files::open(path)
+        .and_then(|files| Model::parse(&files).map(|_| ()))
+        .unwrap_err()
+        .to_string();
+    parts.iter().for_each(|part| {
+        assert!(
+            error.contains(part),
+            "the error does not say {part:?}: {error}"
+        )
+    });
     assert!(error.len() < 1000, "{error}");
 }
 
@@ -274,14 +456,26 @@ fn shards_that_contradict_their_names() {
     }
     let write = |split: &[_]| shards(dir.path(), split, &["a", "b"]);
     write(&[says(0, 3, 2), says(1, 2, 2)]);
-    model_refused(&paths[1], &["m-00001-of-00002.gguf", "2 shards", "'split.count' says 3"]);
+    model_refused(
+        &paths[1],
+        &["m-00001-of-00002.gguf", "2 shards", "'split.count' says 3"],
+    );
     write(&[says(0, 2, 2), says(1, 9, 2)]);
-    model_refused(&paths[0], &["m-00002-of-00002.gguf", "'split.count' says 9"]);
+    model_refused(
+        &paths[0],
+        &["m-00002-of-00002.gguf", "'split.count' says 9"],
+    );
     write(&[says(0, 2, 2), says(0, 2, 2)]);
-    model_refused(&paths[0], &["m-00002-of-00002.gguf", "shard 2", "'split.no' says 1"]);
+    model_refused(
+        &paths[0],
+        &["m-00002-of-00002.gguf", "shard 2", "'split.no' says 1"],
+    );
     write(&[says(1, 2, 2), says(0, 2, 2)]);
     model_refused(&paths[0], &["m-00001-of-00002.gguf", "'split.no' says 2"]);
-    write(&[(Value::U16(0), Value::str("2"), Value::I32(2)), says(1, 2, 2)]);
+    write(&[
+        (Value::U16(0), Value::str("2"), Value::I32(2)),
+        says(1, 2, 2),
+    ]);
     model_refused(&paths[0], &["m-00001-of-00002.gguf", "split.count"]);
 }
 
@@ -291,25 +485,49 @@ fn a_shard_under_another_name() {
     let paths = shards(dir.path(), &[says(0, 2, 2), says(1, 2, 2)], &["a", "b"]);
     let renamed = dir.path().join("model.gguf");
     std::fs::rename(&paths[1], &renamed).unwrap();
-    model_refused(&renamed, &["model.gguf", "shard 2 of 2", "-00002-of-00002.gguf"]);
+    model_refused(
+        &renamed,
+        &["model.gguf", "shard 2 of 2", "-00002-of-00002.gguf"],
+    );
 }
 
 #[test]
 fn missing_shards() {
     let dir = tempfile::tempdir().unwrap();
-    let paths = shards(dir.path(), &[says(0, 3, 3), says(1, 3, 3), says(2, 3, 3)], &["a", "b", "c"]);
+    let paths = shards(
+        dir.path(),
+        &[says(0, 3, 3), says(1, 3, 3), says(2, 3, 3)],
+        &["a", "b", "c"],
+    );
     std::fs::remove_file(&paths[1]).unwrap();
-    model_refused(&paths[2], &["one of 3 shards", "missing", "m-00002-of-00003.gguf"]);
+    model_refused(
+        &paths[2],
+        &["one of 3 shards", "missing", "m-00002-of-00003.gguf"],
+    );
     let lone = dir.path().join("m-00001-of-65535.gguf");
     std::fs::copy(&paths[0], &lone).unwrap();
-    model_refused(&lone, &["one of 65535 shards", "m-00002-of-65535.gguf", "and 65529 more"]);
+    model_refused(
+        &lone,
+        &[
+            "one of 65535 shards",
+            "m-00002-of-65535.gguf",
+            "and 65529 more",
+        ],
+    );
 }
 
 #[test]
 fn a_tensor_in_two_shards() {
     let dir = tempfile::tempdir().unwrap();
-    let paths = shards(dir.path(), &[says(0, 2, 2), says(1, 2, 2)], &["same", "same"]);
-    model_refused(&paths[0], &["m-00002-of-00002.gguf", "'same'", "shard 1 already"]);
+    let paths = shards(
+        dir.path(),
+        &[says(0, 2, 2), says(1, 2, 2)],
+        &["same", "same"],
+    );
+    model_refused(
+        &paths[0],
+        &["m-00002-of-00002.gguf", "'same'", "shard 1 already"],
+    );
 }
 
 #[test]
@@ -317,7 +535,14 @@ fn a_wrong_count_of_tensors_over_all_shards() {
     let dir = tempfile::tempdir().unwrap();
     for n in [3, 1, 0, -1, i32::MIN] {
         let paths = shards(dir.path(), &[says(0, 2, n), says(1, 2, n)], &["a", "b"]);
-        model_refused(&paths[0], &["m-00001-of-00002.gguf", &format!("'split.tensors.count' is {n}"), "hold 2"]);
+        model_refused(
+            &paths[0],
+            &[
+                "m-00001-of-00002.gguf",
+                &format!("'split.tensors.count' is {n}"),
+                "hold 2",
+            ],
+        );
     }
 }
 
@@ -325,9 +550,15 @@ fn a_wrong_count_of_tensors_over_all_shards() {
 fn no_regular_file() {
     let dir = tempfile::tempdir().unwrap();
     model_refused(dir.path(), &["cannot read"]);
-    model_refused(&dir.path().join("nowhere.gguf"), &["cannot open", "nowhere.gguf"]);
+    model_refused(
+        &dir.path().join("nowhere.gguf"),
+        &["cannot open", "nowhere.gguf"],
+    );
     std::fs::write(dir.path().join("empty.gguf"), b"").unwrap();
-    model_refused(&dir.path().join("empty.gguf"), &["empty.gguf", "shorter than a GGUF header"]);
+    model_refused(
+        &dir.path().join("empty.gguf"),
+        &["empty.gguf", "shorter than a GGUF header"],
+    );
     if cfg!(unix) {
         model_refused(Path::new("/dev/zero"), &["cannot read /dev/zero"]);
     }
@@ -353,7 +584,8 @@ fn fixed_value() -> impl Strategy<Value = Value<'static>> {
 
 fn some_array() -> impl Strategy<Value = Array<'static>> {
     let leaf = prop_oneof![
-        prop::collection::vec(prop::collection::vec(any::<u8>(), 0..9), 0..9).prop_map(Array::of_strings),
+        prop::collection::vec(prop::collection::vec(any::<u8>(), 0..9), 0..9)
+            .prop_map(Array::of_strings),
         // Copies of one value, so that all have one type.
         (fixed_value(), 0..9usize).prop_map(|(v, n)| Array::of_values(v.value_type(), vec![v; n])),
     ];
@@ -373,11 +605,16 @@ fn some_value() -> impl Strategy<Value = Value<'static>> {
 
 fn some_shape() -> impl Strategy<Value = (GgmlType, Vec<u64>)> {
     let types: Vec<_> = GgmlType::all().collect();
-    (prop::sample::select(types), 1..3u64, prop::collection::vec(1..4u64, 0..4)).prop_map(|(t, blocks, outer)| {
-        let mut dims = vec![blocks * t.block_len() as u64];
-        dims.extend(outer);
-        (t, dims)
-    })
+    (
+        prop::sample::select(types),
+        1..3u64,
+        prop::collection::vec(1..4u64, 0..4),
+    )
+        .prop_map(|(t, blocks, outer)| {
+            let mut dims = vec![blocks * t.block_len() as u64];
+            dims.extend(outer);
+            (t, dims)
+        })
 }
 
 /// A file; its alignment is any power of two that a file may have, up to a page.
@@ -386,9 +623,11 @@ fn some_file() -> impl Strategy<Value = Tiny> {
     let tensors = prop::collection::btree_map("[a-z0-9._]{1,60}", some_shape(), 0..6);
     (metadata, tensors, prop::option::of(0..13u32)).prop_map(|(keys, shapes, shift)| {
         let mut file = Tiny::default();
-        keys.into_iter().for_each(|(key, value)| file.metadata.set(key, value));
+        keys.into_iter()
+            .for_each(|(key, value)| file.metadata.set(key, value));
         if let Some(shift) = shift {
-            file.metadata.set("general.alignment", Value::U32(1 << shift));
+            file.metadata
+                .set("general.alignment", Value::U32(1 << shift));
         }
         for (i, (name, (t, dims))) in shapes.into_iter().enumerate() {
             let info = info(&name, &dims, t);

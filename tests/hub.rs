@@ -1,4 +1,5 @@
-//! `hf://` against a Hub on this machine that drops connections, redirects, changes its mind and lies.
+//! `hf://` against a Hub on this machine that drops connections, redirects, changes its mind and
+//! lies.
 #![cfg(all(unix, feature = "hub"))]
 
 mod support;
@@ -14,10 +15,20 @@ use support::hub::{COMMIT, Hub, LARGE, etag};
 use support::inputs::Rng;
 use tempfile::TempDir;
 
-const SHARDS: [&str; 2] = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"];
+const SHARDS: [&str; 2] = [
+    "model-00001-of-00002.safetensors",
+    "model-00002-of-00002.safetensors",
+];
 const INDEX: &str = "model.safetensors.index.json";
 /// So many names have their files in the cache's snapshot.
-const WANTED: [&str; 6] = ["README.md", "config.json", SHARDS[0], SHARDS[1], INDEX, "tokenizer.json"];
+const WANTED: [&str; 6] = [
+    "README.md",
+    "config.json",
+    SHARDS[0],
+    SHARDS[1],
+    INDEX,
+    "tokenizer.json",
+];
 
 /// Bytes in which every place differs from its neighbours.
 fn bytes(seed: u64, len: usize) -> Vec<u8> {
@@ -27,7 +38,10 @@ fn bytes(seed: u64, len: usize) -> Vec<u8> {
 
 /// A model as a repository has it, with files that nobody needs.
 fn files() -> BTreeMap<String, Vec<u8>> {
-    let index = format!(r#"{{"weight_map": {{"a": "{}", "b": "{}"}}}}"#, SHARDS[0], SHARDS[1]);
+    let index = format!(
+        r#"{{"weight_map": {{"a": "{}", "b": "{}"}}}}"#,
+        SHARDS[0], SHARDS[1]
+    );
     let list: Vec<(&str, Vec<u8>)> = vec![
         ("config.json", b"{}".to_vec()),
         ("README.md", bytes(1, 9000)),
@@ -40,7 +54,9 @@ fn files() -> BTreeMap<String, Vec<u8>> {
         ("original/config.json", bytes(7, 10)),
         ("quants/m-Q4_K_M.gguf", bytes(8, 100_000)),
     ];
-    list.into_iter().map(|(name, bytes)| (name.to_owned(), bytes)).collect()
+    list.into_iter()
+        .map(|(name, bytes)| (name.to_owned(), bytes))
+        .collect()
 }
 
 struct Place {
@@ -50,7 +66,10 @@ struct Place {
 
 impl Place {
     fn new() -> Place {
-        Place { hub: Hub::start(files()), dir: tempfile::tempdir().unwrap() }
+        Place {
+            hub: Hub::start(files()),
+            dir: tempfile::tempdir().unwrap(),
+        }
     }
 
     fn settings(&self) -> Settings {
@@ -68,15 +87,28 @@ impl Place {
         self.fetch_with(address, &self.settings(), &Silent)
     }
 
-    fn fetch_with(&self, address: &str, settings: &Settings, progress: &dyn Progress) -> Result<PathBuf, Error> {
-        fetch(&Address::parse(address).unwrap(), settings, Need::Everything, progress, &|_| {})
+    fn fetch_with(
+        &self,
+        address: &str,
+        settings: &Settings,
+        progress: &dyn Progress,
+    ) -> Result<PathBuf, Error> {
+        fetch(
+            &Address::parse(address).unwrap(),
+            settings,
+            Need::Everything,
+            progress,
+            &|_| {},
+        )
     }
 
     /// The error of a fetch that must fail with all these parts in one sentence.
     #[track_caller]
     fn fails(&self, address: &str, parts: &[&str]) {
         let error = self.fetch(address).unwrap_err().to_string();
-        parts.iter().for_each(|part| assert!(error.contains(part), "no {part:?} in: {error}"));
+        parts
+            .iter()
+            .for_each(|part| assert!(error.contains(part), "no {part:?} in: {error}"));
     }
 
     fn root(&self) -> PathBuf {
@@ -88,7 +120,10 @@ impl Place {
     fn is_whole(&self, snapshot: &Path) {
         assert_eq!(snapshot, self.root().join("snapshots").join(COMMIT));
         for name in WANTED {
-            assert!(fs::read(snapshot.join(name)).unwrap() == self.hub.state().files[name], "{name}");
+            assert!(
+                fs::read(snapshot.join(name)).unwrap() == self.hub.state().files[name],
+                "{name}"
+            );
         }
         for blob in fs::read_dir(self.root().join("blobs")).unwrap() {
             let name = blob.unwrap().file_name().into_string().unwrap();
@@ -102,20 +137,39 @@ fn the_needed_files_come_into_the_hubs_own_layout_once() {
     let place = Place::new();
     let snapshot = place.fetch("hf://org/name").unwrap();
     place.is_whole(&snapshot);
-    let mut names: Vec<_> = fs::read_dir(&snapshot).unwrap().map(|e| e.unwrap().file_name()).collect();
+    let mut names: Vec<_> = fs::read_dir(&snapshot)
+        .unwrap()
+        .map(|e| e.unwrap().file_name())
+        .collect();
     names.sort();
     assert_eq!(names, WANTED, "and no file that nobody reads");
     for name in WANTED {
         let blob = etag(&place.hub.state().files[name]);
-        assert_eq!(fs::read_link(snapshot.join(name)).unwrap(), Path::new("../../blobs").join(blob));
+        assert_eq!(
+            fs::read_link(snapshot.join(name)).unwrap(),
+            Path::new("../../blobs").join(blob)
+        );
     }
-    assert_eq!(fs::read_to_string(place.root().join("refs/main")).unwrap(), COMMIT);
-    assert!(place.dir.path().join("hub/.locks/models--org--name").is_dir());
+    assert_eq!(
+        fs::read_to_string(place.root().join("refs/main")).unwrap(),
+        COMMIT
+    );
+    assert!(
+        place
+            .dir
+            .path()
+            .join("hub/.locks/models--org--name")
+            .is_dir()
+    );
 
     place.hub.asked();
     assert_eq!(place.fetch("hf://org/name").unwrap(), snapshot);
     let asked = place.hub.asked();
-    assert_eq!(asked.len(), 1, "only whether there is a newer commit: {asked:?}");
+    assert_eq!(
+        asked.len(),
+        1,
+        "only whether there is a newer commit: {asked:?}"
+    );
 
     // Another revision of the same commit needs nothing either, and a GGUF is fetched alone.
     place.fetch(&format!("hf://org/name@{COMMIT}")).unwrap();
@@ -129,7 +183,10 @@ fn a_connection_cut_at_random_bytes_fifty_times() {
     let place = Place::new();
     let mut cut = 0;
     while cut < 50 {
-        let fresh = Place { hub: Hub::start(files()), dir: tempfile::tempdir().unwrap() };
+        let fresh = Place {
+            hub: Hub::start(files()),
+            dir: tempfile::tempdir().unwrap(),
+        };
         let cuts = 1 + place.hub.state().rng.below(4) as u32;
         fresh.hub.state().cuts = cuts;
         fresh.hub.state().rng = Rng::new(cut.into());
@@ -144,14 +201,23 @@ fn a_connection_cut_at_random_bytes_fifty_times() {
 #[test]
 fn one_long_download_with_many_cuts() {
     let place = Place::new();
-    place.hub.state().files.insert("big.gguf".into(), bytes(9, 30 << 20));
-    // Cuts lie in the rest of the file, half of which is gone each time: there are always some bytes between two.
+    place
+        .hub
+        .state()
+        .files
+        .insert("big.gguf".into(), bytes(9, 30 << 20));
+    // Cuts lie in the rest of the file, half of which is gone each time: there are always some
+    // bytes between two.
     place.hub.state().cuts = 18;
     let path = place.fetch("hf://org/name/big.gguf").unwrap();
     assert!(fs::read(path).unwrap() == place.hub.state().files["big.gguf"]);
     let state = place.hub.state();
     assert_eq!(state.cuts, 0);
-    assert!(state.sent < (31 << 20), "{} bytes were sent for 30 MiB: what was there was sent again", state.sent);
+    assert!(
+        state.sent < (31 << 20),
+        "{} bytes were sent for 30 MiB: what was there was sent again",
+        state.sent
+    );
 }
 
 /// Stops a job after so many bytes.
@@ -170,18 +236,34 @@ impl Progress for StopsAfter {
 #[test]
 fn a_stopped_download_goes_on_where_it_was() {
     let place = Place::new();
-    place.hub.state().files.insert("big.gguf".into(), bytes(9, 8 << 20));
+    place
+        .hub
+        .state()
+        .files
+        .insert("big.gguf".into(), bytes(9, 8 << 20));
     let stops = StopsAfter(3 << 20, AtomicU64::new(0));
     let stopped = place.fetch_with("hf://org/name/big.gguf", &place.settings(), &stops);
     assert!(matches!(stopped, Err(Error::Stopped)));
-    assert!(!place.root().join("snapshots").exists(), "an unfinished file has no name");
-    let part = place.root().join(format!("blobs/{}.incomplete", etag(&place.hub.state().files["big.gguf"])));
+    assert!(
+        !place.root().join("snapshots").exists(),
+        "an unfinished file has no name"
+    );
+    let part = place.root().join(format!(
+        "blobs/{}.incomplete",
+        etag(&place.hub.state().files["big.gguf"])
+    ));
     let there = fs::metadata(&part).unwrap().len();
     assert!(there >= 3 << 20);
     place.hub.asked();
     let path = place.fetch("hf://org/name/big.gguf").unwrap();
     assert!(fs::read(path).unwrap() == place.hub.state().files["big.gguf"]);
-    let ranges: Vec<_> = place.hub.asked().into_iter().filter(|a| a.store).map(|a| a.range).collect();
+    let ranges: Vec<_> = place
+        .hub
+        .asked()
+        .into_iter()
+        .filter(|a| a.store)
+        .map(|a| a.range)
+        .collect();
     assert_eq!(ranges, [Some(format!("bytes={there}-"))]);
 }
 
@@ -198,7 +280,8 @@ fn a_server_without_ranges_is_asked_for_all_again() {
 fn a_file_that_changes_on_the_way_is_begun_anew() {
     let place = Place::new();
     {
-        // The first answer of the store is cut, and after it every file has other bytes and other ETags.
+        // The first answer of the store is cut, and after it every file has other bytes and other
+        // ETags.
         let mut state = place.hub.state();
         (state.changes_after, state.cuts) = (Some(0), 2);
     }
@@ -214,7 +297,13 @@ fn a_file_that_changes_on_the_way_is_begun_anew() {
     place.hub.state().store_versions = true;
     let path = place.fetch("hf://org/name/quants/m-Q4_K_M.gguf").unwrap();
     assert!(fs::read(path).unwrap() == files()["quants/m-Q4_K_M.gguf"]);
-    let ranges: Vec<_> = place.hub.asked().into_iter().filter(|a| a.store).map(|a| a.range.is_some()).collect();
+    let ranges: Vec<_> = place
+        .hub
+        .asked()
+        .into_iter()
+        .filter(|a| a.store)
+        .map(|a| a.range.is_some())
+        .collect();
     assert_eq!(ranges, [false, true, false]);
 }
 
@@ -223,14 +312,23 @@ fn what_arrives_wrong_is_not_kept() {
     let place = Place::new();
     let address = "hf://org/name/quants/m-Q4_K_M.gguf";
     place.hub.state().wrong_from = Some(60_000);
-    place.fails(address, &["m-Q4_K_M.gguf", "SHA-256", "nothing of it was kept"]);
+    place.fails(
+        address,
+        &["m-Q4_K_M.gguf", "SHA-256", "nothing of it was kept"],
+    );
     assert_eq!(fs::read_dir(place.root().join("blobs")).unwrap().count(), 0);
     place.hub.state().wrong_from = None;
 
     // Bytes that an earlier program has left wrong are found out, and all of it is fetched again.
     let good = files()["quants/m-Q4_K_M.gguf"].clone();
-    let part = place.root().join(format!("blobs/{}.incomplete", etag(&good)));
-    for left in [vec![0; 50_000], vec![0; good.len()], vec![0; good.len() + 9]] {
+    let part = place
+        .root()
+        .join(format!("blobs/{}.incomplete", etag(&good)));
+    for left in [
+        vec![0; 50_000],
+        vec![0; good.len()],
+        vec![0; good.len() + 9],
+    ] {
         fs::write(&part, left).unwrap();
         let path = place.fetch(address).unwrap();
         assert!(fs::read(&path).unwrap() == good);
@@ -241,8 +339,18 @@ fn what_arrives_wrong_is_not_kept() {
     for size in [1 << 40, 99_999] {
         place.hub.state().said_size = Some(size);
         let error = place.fetch(address).unwrap_err().to_string();
-        assert!(error.starts_with("hf://org/name") || error.contains("are free there"), "{error}");
-        assert!(!place.root().join("snapshots").join(COMMIT).join("quants/m-Q4_K_M.gguf").is_file());
+        assert!(
+            error.starts_with("hf://org/name") || error.contains("are free there"),
+            "{error}"
+        );
+        assert!(
+            !place
+                .root()
+                .join("snapshots")
+                .join(COMMIT)
+                .join("quants/m-Q4_K_M.gguf")
+                .is_file()
+        );
     }
 }
 
@@ -250,16 +358,33 @@ fn what_arrives_wrong_is_not_kept() {
 fn the_token_stays_with_the_hub() {
     let place = Place::new();
     place.hub.state().token = Some("hf_secret".into());
-    place.fails("hf://org/name", &["401", "HF_TOKEN", "does not exist, or is private or gated"]);
-    let with = |secret: &str| Settings { token: Some(Token::new(secret, "HF_TOKEN").unwrap()), ..place.settings() };
-    let error = place.fetch_with("hf://org/name", &with("hf_old"), &Silent).unwrap_err().to_string();
-    assert!(error.contains("does not know the token from HF_TOKEN") && !error.contains("hf_old"), "{error}");
+    place.fails(
+        "hf://org/name",
+        &["401", "HF_TOKEN", "does not exist, or is private or gated"],
+    );
+    let with = |secret: &str| Settings {
+        token: Some(Token::new(secret, "HF_TOKEN").unwrap()),
+        ..place.settings()
+    };
+    let error = place
+        .fetch_with("hf://org/name", &with("hf_old"), &Silent)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("does not know the token from HF_TOKEN") && !error.contains("hf_old"),
+        "{error}"
+    );
     place.hub.asked();
-    let snapshot = place.fetch_with("hf://org/name", &with("hf_secret"), &Silent).unwrap();
+    let snapshot = place
+        .fetch_with("hf://org/name", &with("hf_secret"), &Silent)
+        .unwrap();
     place.is_whole(&snapshot);
     let asked = place.hub.asked();
     assert!(asked.iter().any(|a| a.store) && asked.iter().any(|a| !a.store));
-    assert!(asked.iter().all(|a| a.token.is_some() != a.store), "{asked:?}");
+    assert!(
+        asked.iter().all(|a| a.token.is_some() != a.store),
+        "{asked:?}"
+    );
 }
 
 #[test]
@@ -267,11 +392,20 @@ fn each_refusal_has_its_own_sentence() {
     let place = Place::new();
     let refuse = |status, header| place.hub.state().answers = [(status, header)].into();
     refuse(403, "X-Error-Code: GatedRepo");
-    let page = format!("accept the model's conditions at {}/org/name", place.hub.endpoint);
+    let page = format!(
+        "accept the model's conditions at {}/org/name",
+        place.hub.endpoint
+    );
     place.fails("hf://org/name", &["403", &page]);
     place.fails("hf://org/other", &["404", "no such model"]);
-    place.fails("hf://org/name@v9", &["404", "no such branch, tag or commit"]);
-    place.fails("hf://org/name/absent.gguf", &["no file 'absent.gguf'", "quants/m-Q4_K_M.gguf"]);
+    place.fails(
+        "hf://org/name@v9",
+        &["404", "no such branch, tag or commit"],
+    );
+    place.fails(
+        "hf://org/name/absent.gguf",
+        &["no file 'absent.gguf'", "quants/m-Q4_K_M.gguf"],
+    );
     refuse(400, "");
     place.fails("hf://org/name", &["status 400"]);
     refuse(418, "");
@@ -281,7 +415,10 @@ fn each_refusal_has_its_own_sentence() {
     refuse(429, "Retry-After: 86400");
     place.fails("hf://org/name", &["429", "slow down"]);
     place.hub.state().answers = [(503, ""); 6].into();
-    place.fails("hf://org/name", &["status 503", "goes on from what is there"]);
+    place.fails(
+        "hf://org/name",
+        &["status 503", "goes on from what is there"],
+    );
     refuse(307, "Location: ftp://elsewhere/");
     place.fails("hf://org/name", &["redirects to no address"]);
     place.hub.state().answers = [(307, "Location: /api/models/org/name/revision/main"); 20].into();
@@ -302,12 +439,26 @@ fn each_refusal_has_its_own_sentence() {
 #[test]
 fn names_from_the_server_stay_in_the_cache() {
     let place = Place::new();
-    let outside = ["../../../../evil.json", "/tmp/evil.json", "additional_chat_templates/../../../x.jinja"];
-    let names = WANTED.iter().chain(&outside).map(|name| (*name).to_owned()).collect();
+    let outside = [
+        "../../../../evil.json",
+        "/tmp/evil.json",
+        "additional_chat_templates/../../../x.jinja",
+    ];
+    let names = WANTED
+        .iter()
+        .chain(&outside)
+        .map(|name| (*name).to_owned())
+        .collect();
     place.hub.state().listing = Some(names);
     let snapshot = place.fetch("hf://org/name").unwrap();
     place.is_whole(&snapshot);
-    assert!(place.hub.asked().iter().all(|a| !a.path.contains("..") && !a.path.contains("evil")));
+    assert!(
+        place
+            .hub
+            .asked()
+            .iter()
+            .all(|a| !a.path.contains("..") && !a.path.contains("evil"))
+    );
 
     let place = Place::new();
     let index = br#"{"weight_map": {"a": "../../../evil.safetensors"}}"#;
@@ -324,9 +475,16 @@ fn two_at_once_download_each_file_once() {
     let place = Place::new();
     std::thread::scope(|scope| {
         let both = [(); 2].map(|()| scope.spawn(|| place.fetch("hf://org/name").unwrap()));
-        both.into_iter().for_each(|one| place.is_whole(&one.join().unwrap()));
+        both.into_iter()
+            .for_each(|one| place.is_whole(&one.join().unwrap()));
     });
-    let mut gets: Vec<_> = place.hub.asked().into_iter().filter(|a| a.store).map(|a| a.path).collect();
+    let mut gets: Vec<_> = place
+        .hub
+        .asked()
+        .into_iter()
+        .filter(|a| a.store)
+        .map(|a| a.path)
+        .collect();
     gets.sort();
     let once = gets.len();
     gets.dedup();
@@ -336,27 +494,56 @@ fn two_at_once_download_each_file_once() {
 #[test]
 fn without_the_network_the_cache_is_enough() {
     let place = Place::new();
-    let offline = Settings { offline: true, ..place.settings() };
-    let error = place.fetch_with("hf://org/name", &offline, &Silent).unwrap_err().to_string();
-    assert!(error.contains("HF_HUB_OFFLINE") && error.contains("run once without it"), "{error}");
+    let offline = Settings {
+        offline: true,
+        ..place.settings()
+    };
+    let error = place
+        .fetch_with("hf://org/name", &offline, &Silent)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("HF_HUB_OFFLINE") && error.contains("run once without it"),
+        "{error}"
+    );
     let snapshot = place.fetch("hf://org/name").unwrap();
     place.hub.asked();
-    assert_eq!(place.fetch_with("hf://org/name", &offline, &Silent).unwrap(), snapshot);
+    assert_eq!(
+        place
+            .fetch_with("hf://org/name", &offline, &Silent)
+            .unwrap(),
+        snapshot
+    );
     assert!(place.hub.asked().is_empty(), "nobody is asked");
 
     // Nobody listens there: the cache is used, and a note tells it.
-    let gone = Settings { endpoint: "http://127.0.0.1:9".into(), ..place.settings() };
+    let gone = Settings {
+        endpoint: "http://127.0.0.1:9".into(),
+        ..place.settings()
+    };
     let notes = std::cell::RefCell::new(Vec::new());
     let note = |text: &str| notes.borrow_mut().push(text.to_owned());
     let address = Address::parse("hf://org/name").unwrap();
-    assert_eq!(fetch(&address, &gone, Need::Everything, &Silent, &note).unwrap(), snapshot);
+    assert_eq!(
+        fetch(&address, &gone, Need::Everything, &Silent, &note).unwrap(),
+        snapshot
+    );
     assert!(notes.borrow()[0].contains("cannot be reached"), "{notes:?}");
-    let error = place.fetch_with("hf://org/other", &gone, &Silent).unwrap_err().to_string();
-    assert!(error.contains("no connection to 127.0.0.1:9") && error.contains("HTTPS_PROXY"), "{error}");
+    let error = place
+        .fetch_with("hf://org/other", &gone, &Silent)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("no connection to 127.0.0.1:9") && error.contains("HTTPS_PROXY"),
+        "{error}"
+    );
 
     // A shard that is missing is not passed over.
     fs::remove_file(snapshot.join(SHARDS[1])).unwrap();
-    assert!(matches!(place.fetch_with("hf://org/name", &offline, &Silent), Err(Error::Offline { .. })));
+    assert!(matches!(
+        place.fetch_with("hf://org/name", &offline, &Silent),
+        Err(Error::Offline { .. })
+    ));
     place.is_whole(&place.fetch("hf://org/name").unwrap());
 }
 
@@ -371,36 +558,72 @@ impl Program {
         let mut files = BTreeMap::new();
         for entry in fs::read_dir("testdata/refmodel").unwrap() {
             let path = entry.unwrap().path();
-            files.insert(path.file_name().unwrap().to_str().unwrap().to_owned(), fs::read(&path).unwrap());
+            files.insert(
+                path.file_name().unwrap().to_str().unwrap().to_owned(),
+                fs::read(&path).unwrap(),
+            );
         }
-        files.insert("refmodel-f16.gguf".into(), fs::read("testdata/refmodel-f16.gguf").unwrap());
+        files.insert(
+            "refmodel-f16.gguf".into(),
+            fs::read("testdata/refmodel-f16.gguf").unwrap(),
+        );
         files.insert("LICENSE".into(), b"free".to_vec());
-        let place = Place { hub: Hub::start(files), dir: tempfile::tempdir().unwrap() };
-        Program { place, work: tempfile::tempdir().unwrap() }
+        let place = Place {
+            hub: Hub::start(files),
+            dir: tempfile::tempdir().unwrap(),
+        };
+        Program {
+            place,
+            work: tempfile::tempdir().unwrap(),
+        }
     }
 
     fn command(&self, args: &str) -> assert_cmd::Command {
         let mut command = support::program::quantier(args);
-        for name in ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_TOKEN_PATH"] {
+        for name in [
+            "HF_TOKEN",
+            "HUGGING_FACE_HUB_TOKEN",
+            "HF_HUB_CACHE",
+            "HF_HUB_OFFLINE",
+            "HF_TOKEN_PATH",
+        ] {
             command.env_remove(name);
         }
-        command.env_remove("SSL_CERT_FILE").env_remove("REQUESTS_CA_BUNDLE");
-        command.env("HF_ENDPOINT", &self.place.hub.endpoint).env("HF_HOME", self.place.dir.path()).env("NO_PROXY", "*");
+        command
+            .env_remove("SSL_CERT_FILE")
+            .env_remove("REQUESTS_CA_BUNDLE");
+        command
+            .env("HF_ENDPOINT", &self.place.hub.endpoint)
+            .env("HF_HOME", self.place.dir.path())
+            .env("NO_PROXY", "*");
         command.current_dir(self.work.path());
         command
     }
 
     #[track_caller]
     fn prints(&self, args: &str) -> String {
-        String::from_utf8(self.command(args).assert().success().get_output().stdout.clone()).unwrap()
+        String::from_utf8(
+            self.command(args)
+                .assert()
+                .success()
+                .get_output()
+                .stdout
+                .clone(),
+        )
+        .unwrap()
     }
 
     #[track_caller]
     fn fails(&self, command: &mut assert_cmd::Command, parts: &[&str]) {
         let ran = command.assert().code(1);
         let error = String::from_utf8(ran.get_output().stderr.clone()).unwrap();
-        assert!(error.starts_with("error: ") && error.trim_end().lines().count() == 1, "{error}");
-        parts.iter().for_each(|part| assert!(error.contains(part), "no {part:?} in: {error}"));
+        assert!(
+            error.starts_with("error: ") && error.trim_end().lines().count() == 1,
+            "{error}"
+        );
+        parts
+            .iter()
+            .for_each(|part| assert!(error.contains(part), "no {part:?} in: {error}"));
         assert_eq!(fs::read_dir(self.work.path()).unwrap().count(), 0);
     }
 }
@@ -410,12 +633,18 @@ fn commands_take_models_from_the_hub() {
     let program = Program::new();
     let ids = program.prints("tokenize -m hf://org/name -p Hello --ids");
     let asked = program.place.hub.asked();
-    assert!(asked.iter().all(|a| !a.path.contains("model.safetensors")), "tokens need no weights: {asked:?}");
+    assert!(
+        asked.iter().all(|a| !a.path.contains("model.safetensors")),
+        "tokens need no weights: {asked:?}"
+    );
 
     let shown = program.prints("inspect --json hf://org/name");
     let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
     assert_eq!(shown["metadata"]["general.architecture"]["value"], "llama");
-    assert_eq!(shown["all"]["tensors"].as_u64(), Some(shown["tensors"].as_array().unwrap().len() as u64));
+    assert_eq!(
+        shown["all"]["tensors"].as_u64(),
+        Some(shown["tensors"].as_array().unwrap().len() as u64)
+    );
     program.place.hub.asked();
 
     // The very file that a directory of this name gives, and nothing that nobody reads.
@@ -438,8 +667,18 @@ fn commands_take_models_from_the_hub() {
     assert!(program.work.path().join("ggml-model-Q8_0.gguf").is_file());
     program.prints("quantize hf://org/name/refmodel-f16.gguf q4_0.gguf Q4_0");
     program.prints("convert hf://org/name --outtype f16");
-    assert_eq!(fs::read_dir(program.work.path()).unwrap().filter(is_gguf).count(), 5);
-    assert!(program.prints("verify hf://org/name/refmodel-f16.gguf").contains("no fault"));
+    assert_eq!(
+        fs::read_dir(program.work.path())
+            .unwrap()
+            .filter(is_gguf)
+            .count(),
+        5
+    );
+    assert!(
+        program
+            .prints("verify hf://org/name/refmodel-f16.gguf")
+            .contains("no fault")
+    );
 }
 
 #[test]
@@ -449,36 +688,73 @@ fn a_card_names_the_model_that_came_from_the_hub() {
     fs::write(program.work.path().join("cal.txt"), &text[..2000]).unwrap();
     fs::write(program.work.path().join("eval.txt"), &text[3000..4000]).unwrap();
     let small = "-f cal.txt --eval eval.txt -c 64 --score-chunks 1 --eval-chunks 2 --types q4_K,q8_0 --score imatrix";
-    program.prints(&format!("make hf://org/name {small} --bpw 6 --publish -o out"));
+    program.prints(&format!(
+        "make hf://org/name {small} --bpw 6 --publish -o out"
+    ));
     let card = fs::read_to_string(program.work.path().join("out/publish/README.md")).unwrap();
     assert!(card.contains("\nbase_model: org/name\n"), "{card}");
     let data = fs::read_to_string(program.work.path().join("out/publish/frontier.json")).unwrap();
     assert!(data.contains(COMMIT));
-    assert!(!data.contains(program.place.dir.path().to_str().unwrap()), "no path of the cache");
+    assert!(
+        !data.contains(program.place.dir.path().to_str().unwrap()),
+        "no path of the cache"
+    );
     // A GGUF on the Hub is somebody's conversion: what it was made from is not known.
-    program.prints(&format!("make hf://org/name/refmodel-f16.gguf {small} --bpw 6 --publish -o other"));
+    program.prints(&format!(
+        "make hf://org/name/refmodel-f16.gguf {small} --bpw 6 --publish -o other"
+    ));
     let card = fs::read_to_string(program.work.path().join("other/publish/README.md")).unwrap();
     assert!(!card.contains("\nbase_model:"), "{card}");
 }
 
 fn is_gguf(entry: &std::io::Result<fs::DirEntry>) -> bool {
-    entry.as_ref().unwrap().path().extension().is_some_and(|e| e == "gguf")
+    entry
+        .as_ref()
+        .unwrap()
+        .path()
+        .extension()
+        .is_some_and(|e| e == "gguf")
 }
 
 #[test]
 fn the_program_says_what_to_do() {
     let program = Program::new();
     let inspect = |address: &str| program.command(&format!("inspect {address}"));
-    program.fails(&mut inspect("hf://org/other"), &["hf://org/other: the Hub has no such model (404)"]);
+    program.fails(
+        &mut inspect("hf://org/other"),
+        &["hf://org/other: the Hub has no such model (404)"],
+    );
     program.fails(&mut inspect("hf://org"), &["404"]);
-    program.fails(&mut inspect("hf://org/na--me"), &["no name of a model", "hf://ORG/NAME"]);
-    program.fails(&mut inspect("org/name"), &["there is no org/name", "write hf://org/name"]);
-    program.fails(inspect("hf://org/name").env("HF_HUB_OFFLINE", "1"), &["HF_HUB_OFFLINE", "run once without it"]);
-    program.fails(inspect("hf://org/name").env("HF_TOKEN", "a b"), &["HF_TOKEN", "no blanks"]);
-    program.fails(inspect("hf://org/name").env("HF_ENDPOINT", "mirror"), &["HF_ENDPOINT", "https://huggingface.co"]);
-    for (name, part) in [("nowhere.pem", "No such file"), ("/", "no file of certificates"), ("Cargo.toml", "PEM")] {
+    program.fails(
+        &mut inspect("hf://org/na--me"),
+        &["no name of a model", "hf://ORG/NAME"],
+    );
+    program.fails(
+        &mut inspect("org/name"),
+        &["there is no org/name", "write hf://org/name"],
+    );
+    program.fails(
+        inspect("hf://org/name").env("HF_HUB_OFFLINE", "1"),
+        &["HF_HUB_OFFLINE", "run once without it"],
+    );
+    program.fails(
+        inspect("hf://org/name").env("HF_TOKEN", "a b"),
+        &["HF_TOKEN", "no blanks"],
+    );
+    program.fails(
+        inspect("hf://org/name").env("HF_ENDPOINT", "mirror"),
+        &["HF_ENDPOINT", "https://huggingface.co"],
+    );
+    for (name, part) in [
+        ("nowhere.pem", "No such file"),
+        ("/", "no file of certificates"),
+        ("Cargo.toml", "PEM"),
+    ] {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
-        program.fails(inspect("hf://org/name").env("SSL_CERT_FILE", path), &["SSL_CERT_FILE", name, part]);
+        program.fails(
+            inspect("hf://org/name").env("SSL_CERT_FILE", path),
+            &["SSL_CERT_FILE", name, part],
+        );
     }
     program.place.hub.state().token = Some("hf_secret".into());
     program.fails(&mut inspect("hf://org/name"), &["401", "set HF_TOKEN"]);

@@ -26,13 +26,19 @@ fn bytes(dir: &Path, name: &str) -> Vec<u8> {
 
 fn names(dir: &Path) -> Vec<String> {
     let name = |path: PathBuf| path.file_name().unwrap().to_string_lossy().into_owned();
-    listing(dir).into_iter().map(|(path, _)| name(path)).collect()
+    listing(dir)
+        .into_iter()
+        .map(|(path, _)| name(path))
+        .collect()
 }
 
 /// A run that keeps its state after every layer.
 fn begin(dir: &Path, args: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_quantier"));
-    command.current_dir(dir).args(args.split_whitespace()).args(["--checkpoint-every", "0"]);
+    command
+        .current_dir(dir)
+        .args(args.split_whitespace())
+        .args(["--checkpoint-every", "0"]);
     command.stdout(Stdio::null()).stderr(Stdio::piped());
     command
 }
@@ -44,7 +50,8 @@ fn kept(dir: &Path) -> Option<[u64; 2]> {
     Some([number(40)?, number(72)?])
 }
 
-/// Kills a run as soon as its state is beyond `reached`; says whether it was killed before it ended.
+/// Kills a run as soon as its state is beyond `reached`; says whether it was killed before it
+/// ended.
 fn killed_after(dir: &Path, args: &str, reached: [u64; 2]) -> bool {
     let mut child = begin(dir, args).spawn().unwrap();
     let patience = Instant::now() + Duration::from_secs(120);
@@ -70,9 +77,14 @@ fn a_killed_run_goes_on_and_writes_the_same_file() {
     let want = json(dir, &format!("{args} -o want.gguf --json"));
     let run = format!("{args} -o out.gguf");
     // Once after every layer, each time from where the one before was.
-    let kills = (1..=6).filter(|layers| killed_after(dir, &run, [*layers, 0])).count();
+    let kills = (1..=6)
+        .filter(|layers| killed_after(dir, &run, [*layers, 0]))
+        .count();
     assert!(kills >= 3, "only {kills} runs were killed");
-    let resumed = begin(dir, &format!("{run} --json")).stdout(Stdio::piped()).output().unwrap();
+    let resumed = begin(dir, &format!("{run} --json"))
+        .stdout(Stdio::piped())
+        .output()
+        .unwrap();
     let told: serde_json::Value = serde_json::from_slice(&resumed.stdout).unwrap();
     assert!(told["resumed"]["layers"].as_u64() >= Some(3), "{told}");
     assert_eq!(told["perplexity"], want["perplexity"]);
@@ -105,12 +117,25 @@ fn a_killed_run_in_groups_goes_on_too() {
     let run = format!("{args} --save-frequency 8 -o out.gguf");
     assert!(killed_after(dir, &run, [3, 8]), "it ended before");
     // Spilled activations are kept like those in memory.
-    let resumed = begin(dir, &format!("{run} --json --max-memory 0")).stdout(Stdio::piped()).output().unwrap();
+    let resumed = begin(dir, &format!("{run} --json --max-memory 0"))
+        .stdout(Stdio::piped())
+        .output()
+        .unwrap();
     let told: serde_json::Value = serde_json::from_slice(&resumed.stdout).unwrap();
     assert!(told["resumed"]["chunk"].as_u64() >= Some(8), "{told}");
     assert_eq!(told["perplexity"], want["perplexity"]);
     assert!(bytes(dir, "out.gguf") == bytes(dir, "want.gguf"));
-    assert_eq!(names(dir), ["m.gguf", "out.gguf", "out.gguf.at_16", "out.gguf.at_8", "t.txt", "want.gguf"]);
+    assert_eq!(
+        names(dir),
+        [
+            "m.gguf",
+            "out.gguf",
+            "out.gguf.at_16",
+            "out.gguf.at_8",
+            "t.txt",
+            "want.gguf"
+        ]
+    );
 }
 
 #[test]
@@ -124,11 +149,18 @@ fn what_another_job_kept_is_not_used() {
         let output = quantier(args).current_dir(dir).assert().success();
         String::from_utf8(output.get_output().stderr.clone()).unwrap()
     };
-    let others_jobs =
-        ["-c 64 --chunks 5", "-c 64 --chunk 1 --chunks 6", "-c 64 --chunks 6 --no-ppl", "-c 65 --chunks 6"];
+    let others_jobs = [
+        "-c 64 --chunks 5",
+        "-c 64 --chunk 1 --chunks 6",
+        "-c 64 --chunks 6 --no-ppl",
+        "-c 65 --chunks 6",
+    ];
     for change in others_jobs {
         let stderr = note(&run.replace("-c 64 --chunks 6", change));
-        assert!(stderr.contains("out.gguf.resume is of another job"), "{change}: {stderr}");
+        assert!(
+            stderr.contains("out.gguf.resume is of another job"),
+            "{change}: {stderr}"
+        );
         assert!(bytes(dir, "out.gguf.resume") == others);
     }
     assert!(note(&format!("{run} --no-checkpoint")).is_empty());
@@ -155,7 +187,12 @@ fn what_another_job_kept_is_not_used() {
 fn snapshots_are_what_a_shorter_run_writes_and_change_nothing() {
     let dir = place();
     let dir = dir.path();
-    let run = |rest: &str| succeeds(dir, &format!("imatrix -m m.gguf -f t.txt -c 64 --no-ppl {rest}"));
+    let run = |rest: &str| {
+        succeeds(
+            dir,
+            &format!("imatrix -m m.gguf -f t.txt -c 64 --no-ppl {rest}"),
+        )
+    };
     run("--chunks 7 -o seven.gguf");
     run("--chunks 7 --save-frequency 3 -o out.gguf -t 3");
     run("--chunks 3 -o three.gguf -t 1");
@@ -168,13 +205,16 @@ fn snapshots_are_what_a_shorter_run_writes_and_change_nothing() {
     run("--chunks 2 --chunk 3 --save-frequency 1 --in-file three.gguf -o more.gguf");
     run("--chunks 5 -o five.gguf");
     assert!(dir.join("more.gguf.at_4").exists());
-    let (more, five) = (Imatrix::read(&dir.join("more.gguf")).unwrap(), Imatrix::read(&dir.join("five.gguf")).unwrap());
+    let (more, five) = (
+        Imatrix::read(&dir.join("more.gguf")).unwrap(),
+        Imatrix::read(&dir.join("five.gguf")).unwrap(),
+    );
     assert_eq!(more.datasets, ["t.txt", "t.txt"]);
     close(&more, &five);
 }
 
-/// The same counts, and sums that differ by what f32 rounds away: half a unit in the last place per part and for the
-/// whole.
+/// The same counts, and sums that differ by what f32 rounds away: half a unit in the last place per
+/// part and for the whole.
 #[track_caller]
 fn close(a: &Imatrix, b: &Imatrix) {
     assert_eq!((a.chunk_count, a.chunk_size), (b.chunk_count, b.chunk_size));
@@ -192,15 +232,25 @@ fn close(a: &Imatrix, b: &Imatrix) {
 fn shards_merge_into_what_one_run_writes() {
     let dir = place();
     let dir = dir.path();
-    let run = |rest: &str| succeeds(dir, &format!("imatrix m.gguf -f t.txt -c 64 --no-ppl --process-output {rest}"));
+    let run = |rest: &str| {
+        succeeds(
+            dir,
+            &format!("imatrix m.gguf -f t.txt -c 64 --no-ppl --process-output {rest}"),
+        )
+    };
     run("-o whole.gguf");
     let whole = Imatrix::read(&dir.join("whole.gguf")).unwrap();
     // The last shard begins with the last chunk.
     let last = whole.chunk_count - 1;
     run("--chunks 9 -o part0.gguf");
     run(&format!("--chunk 9 --chunks {} -o part1.gguf", last - 9));
-    run(&format!("--from-chunk {last} --chunks 9 --output-file part2.gguf"));
-    succeeds(dir, "imatrix --in-file part0.gguf,part1.gguf --in-file part2.gguf -o merged.gguf");
+    run(&format!(
+        "--from-chunk {last} --chunks 9 --output-file part2.gguf"
+    ));
+    succeeds(
+        dir,
+        "imatrix --in-file part0.gguf,part1.gguf --in-file part2.gguf -o merged.gguf",
+    );
     let merged = Imatrix::read(&dir.join("merged.gguf")).unwrap();
     close(&merged, &whole);
     assert_eq!(merged.datasets, ["t.txt"; 3]);
@@ -208,7 +258,10 @@ fn shards_merge_into_what_one_run_writes() {
     succeeds(dir, "imatrix --in-file whole.gguf -o again.gguf");
     assert!(bytes(dir, "again.gguf") == bytes(dir, "whole.gguf"));
     // In the old format and back: the means stay.
-    succeeds(dir, "imatrix --in-file whole.gguf --output-format dat -o whole.dat");
+    succeeds(
+        dir,
+        "imatrix --in-file whole.gguf --output-format dat -o whole.dat",
+    );
     succeeds(dir, "imatrix --in-file whole.dat -c 64 -o back.gguf");
     let back = Imatrix::read(&dir.join("back.gguf")).unwrap();
     for (name, entry) in &whole.entries {
@@ -240,12 +293,25 @@ fn several_texts_give_their_chunks_one_after_another() {
 fn a_run_tells_what_it_found() {
     let dir = place();
     let dir = dir.path();
-    let text = succeeds(dir, "imatrix m.gguf -f t.txt -c 64 --chunks 4 --show-statistics");
-    for part in ["Final estimate: PPL = ", "ffn_down", "imatrix.gguf: 42 tensors, 4 chunks of 64 tokens"] {
+    let text = succeeds(
+        dir,
+        "imatrix m.gguf -f t.txt -c 64 --chunks 4 --show-statistics",
+    );
+    for part in [
+        "Final estimate: PPL = ",
+        "ffn_down",
+        "imatrix.gguf: 42 tensors, 4 chunks of 64 tokens",
+    ] {
         assert!(text.contains(part), "no {part:?} in {text}");
     }
-    let shown = json(dir, "imatrix --show-statistics --in-file imatrix.gguf --json");
-    assert_eq!(shown["statistics"]["tensors"].as_array().map(Vec::len), Some(42));
+    let shown = json(
+        dir,
+        "imatrix --show-statistics --in-file imatrix.gguf --json",
+    );
+    assert_eq!(
+        shown["statistics"]["tensors"].as_array().map(Vec::len),
+        Some(42)
+    );
     assert_eq!(shown["output"], serde_json::Value::Null);
     // What is measured on the way is what `perplexity` measures.
     let ours = json(dir, "imatrix m.gguf -f t.txt -c 64 --chunks 4 --json");
@@ -259,20 +325,45 @@ fn experts_that_the_text_does_not_reach_are_told() {
     let dir = place();
     let dir = dir.path();
     models::experts().write(&dir.join("e.gguf"));
-    let ran = quantier("imatrix e.gguf -f t.txt -c 64 --chunks 4 -t 2").current_dir(dir).assert().success();
+    let ran = quantier("imatrix e.gguf -f t.txt -c 64 --chunks 4 -t 2")
+        .current_dir(dir)
+        .assert()
+        .success();
     let told = String::from_utf8(ran.get_output().stderr.clone()).unwrap();
-    assert!(told.contains("warning: layer 0, 4 experts of 64.0 tokens on average: no token met 3\n"), "{told}");
-    assert!(told.ends_with("a longer or more varied text reaches more\n") && told.lines().count() == 3, "{told}");
-    let gaps = json(dir, "imatrix -m e.gguf --in-file imatrix.gguf -o copy.gguf --json")["gaps"].clone();
+    assert!(
+        told.contains("warning: layer 0, 4 experts of 64.0 tokens on average: no token met 3\n"),
+        "{told}"
+    );
+    assert!(
+        told.ends_with("a longer or more varied text reaches more\n") && told.lines().count() == 3,
+        "{told}"
+    );
+    let gaps = json(
+        dir,
+        "imatrix -m e.gguf --in-file imatrix.gguf -o copy.gguf --json",
+    )["gaps"]
+        .clone();
     for (layer, gap) in gaps.as_array().unwrap().iter().enumerate() {
-        assert!(gap["layer"] == layer && gap["tensors"].as_array().unwrap().len() == 3, "{gap}");
-        assert!(gap["never"].as_array().unwrap().contains(&3.into()), "{gap}");
+        assert!(
+            gap["layer"] == layer && gap["tensors"].as_array().unwrap().len() == 3,
+            "{gap}"
+        );
+        assert!(
+            gap["never"].as_array().unwrap().contains(&3.into()),
+            "{gap}"
+        );
     }
     let found = Imatrix::read(&dir.join("imatrix.gguf")).unwrap();
     let counts = &found.entries["blk.1.ffn_down_exps.weight"].counts;
-    assert_eq!((counts.len(), counts.iter().sum::<i64>(), counts[3]), (4, 256, 0));
+    assert_eq!(
+        (counts.len(), counts.iter().sum::<i64>(), counts[3]),
+        (4, 256, 0)
+    );
     // Sums of experts are merged and kept like all others.
     let want = bytes(dir, "imatrix.gguf");
-    succeeds(dir, "imatrix e.gguf -f t.txt -c 64 --chunks 4 -t 1 --save-frequency 1 -o one.gguf --max-memory 0");
+    succeeds(
+        dir,
+        "imatrix e.gguf -f t.txt -c 64 --chunks 4 -t 1 --save-frequency 1 -o one.gguf --max-memory 0",
+    );
     assert!(bytes(dir, "one.gguf") == want);
 }

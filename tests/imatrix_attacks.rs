@@ -14,14 +14,26 @@ use support::gguf::{Tiny, dat, imatrix, int};
 fn refused(bytes: &[u8], parts: &[&str]) {
     let (result, largest) = allocation::largest(|| Imatrix::parse(bytes));
     let error = result.expect_err("the attack passed");
-    parts.iter().for_each(|part| assert!(error.contains(part), "the error does not say {part:?}: {error}"));
+    parts.iter().for_each(|part| {
+        assert!(
+            error.contains(part),
+            "the error does not say {part:?}: {error}"
+        )
+    });
     assert!(error.len() < 600, "{} bytes of error: {error}", error.len());
-    assert!(largest <= 4096 + 64 * bytes.len(), "{largest} bytes at once for a file of {}", bytes.len());
+    assert!(
+        largest <= 4096 + 64 * bytes.len(),
+        "{largest} bytes at once for a file of {}",
+        bytes.len()
+    );
 }
 
 /// A sound `.dat` file, and the length of it without its optional tail.
 fn sound() -> (Vec<u8>, usize) {
-    let bytes = dat(&[("a.weight", 4, &[1.0, 2.0, 0.0, 0.5]), ("b.weight", 1, &[3.0; 8])]);
+    let bytes = dat(&[
+        ("a.weight", 4, &[1.0, 2.0, 0.0, 0.5]),
+        ("b.weight", 1, &[3.0; 8]),
+    ]);
     let tail = 4 + 4 + "wiki.txt".len();
     let body = bytes.len() - tail;
     (bytes, body)
@@ -45,13 +57,41 @@ fn dat_truncated_at_every_byte() {
 fn dat_lengths_that_lie() {
     for n in [0, -1, i32::MIN] {
         refused(&int(n), &[&format!("{n} entries")]);
-        refused(&[int(1), int(n), vec![0; 40]].concat(), if n == 0 { &["''"] } else { &["entry 0"] });
+        refused(
+            &[int(1), int(n), vec![0; 40]].concat(),
+            if n == 0 { &["''"] } else { &["entry 0"] },
+        );
         let values = [int(1), int(1), b"a".to_vec(), int(1), int(n), vec![0; 40]].concat();
         refused(&values, &["'a'", &format!("{n} values")]);
     }
-    refused(&[int(i32::MAX), int(1), b"a".to_vec(), int(1), int(1), vec![0; 4]].concat(), &["entry 1"]);
-    refused(&[int(1), int(i32::MAX), vec![0; 40]].concat(), &["the name of entry 0", "2147483647"]);
-    refused(&[int(1), int(1), b"a".to_vec(), int(1), int(i32::MAX), vec![0; 40]].concat(), &["'a'", "8589934588"]);
+    refused(
+        &[
+            int(i32::MAX),
+            int(1),
+            b"a".to_vec(),
+            int(1),
+            int(1),
+            vec![0; 4],
+        ]
+        .concat(),
+        &["entry 1"],
+    );
+    refused(
+        &[int(1), int(i32::MAX), vec![0; 40]].concat(),
+        &["the name of entry 0", "2147483647"],
+    );
+    refused(
+        &[
+            int(1),
+            int(1),
+            b"a".to_vec(),
+            int(1),
+            int(i32::MAX),
+            vec![0; 40],
+        ]
+        .concat(),
+        &["'a'", "8589934588"],
+    );
     // Nobody needs the dataset's name: a wrong length there loses it and nothing else.
     let (mut bytes, body) = sound();
     for n in [-1, i32::MAX, i32::MIN, 0] {
@@ -62,8 +102,14 @@ fn dat_lengths_that_lie() {
 
 #[test]
 fn dat_names_that_are_no_text() {
-    refused(&[int(1), int(2), vec![0xc3, 0x28], int(1), int(1), vec![0; 4]].concat(), &["entry 0", "UTF-8"]);
-    refused(&[int(1), int(0x4000), vec![b'x'; 0x4000], int(1), int(-5)].concat(), &["xxx...", "-5 values"]);
+    refused(
+        &[int(1), int(2), vec![0xc3, 0x28], int(1), int(1), vec![0; 4]].concat(),
+        &["entry 0", "UTF-8"],
+    );
+    refused(
+        &[int(1), int(0x4000), vec![b'x'; 0x4000], int(1), int(-5)].concat(),
+        &["xxx...", "-5 values"],
+    );
 }
 
 #[test]
@@ -77,10 +123,25 @@ fn dat_counts_that_no_run_has() {
 
 #[test]
 fn values_that_no_sum_of_squares_has() {
-    for value in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -1.0, -f32::MIN_POSITIVE] {
-        refused(&dat(&[("a.weight", 4, &[1.0, value])]), &["value 1 of 'a.weight'", &value.to_string()]);
-        let file = imatrix().weights("c.weight.in_sum2", &[2], [0.0, value]).weights("c.weight.counts", &[1], [1.0]);
-        refused(&file.bytes(), &["value 1 of 'c.weight'", &value.to_string()]);
+    for value in [
+        f32::NAN,
+        -f32::NAN,
+        f32::INFINITY,
+        f32::NEG_INFINITY,
+        -1.0,
+        -f32::MIN_POSITIVE,
+    ] {
+        refused(
+            &dat(&[("a.weight", 4, &[1.0, value])]),
+            &["value 1 of 'a.weight'", &value.to_string()],
+        );
+        let file = imatrix()
+            .weights("c.weight.in_sum2", &[2], [0.0, value])
+            .weights("c.weight.counts", &[1], [1.0]);
+        refused(
+            &file.bytes(),
+            &["value 1 of 'c.weight'", &value.to_string()],
+        );
     }
     // Minus zero is zero.
     assert!(Imatrix::parse(&dat(&[("a.weight", 4, &[1.0, -0.0])])).is_ok());
@@ -89,11 +150,17 @@ fn values_that_no_sum_of_squares_has() {
 #[test]
 fn counts_that_are_no_counts() {
     for count in [f32::NAN, f32::INFINITY, -1.0] {
-        let file = imatrix().weights("c.in_sum2", &[2], [0.0, 1.0]).weights("c.counts", &[1], [count]);
+        let file =
+            imatrix()
+                .weights("c.in_sum2", &[2], [0.0, 1.0])
+                .weights("c.counts", &[1], [count]);
         refused(&file.bytes(), &["'c'", &format!("a count of {count}")]);
     }
     // Beyond i64, but a number: the means are tiny, not garbage.
-    let file = imatrix().weights("c.in_sum2", &[2], [0.0, 1.0]).weights("c.counts", &[1], [f32::MAX]);
+    let file =
+        imatrix()
+            .weights("c.in_sum2", &[2], [0.0, 1.0])
+            .weights("c.counts", &[1], [f32::MAX]);
     let means = Imatrix::parse(&file.bytes()).unwrap().entries["c"].means();
     assert!(means[1] > 0.0 && means[1] < 1e-18, "{means:?}");
 }
@@ -101,11 +168,9 @@ fn counts_that_are_no_counts() {
 #[test]
 fn sums_and_counts_that_do_not_fit() {
     let with = |sums: u64, counts: u64| {
-        imatrix().weights("c.in_sum2", &[sums], vec![1.0; sums as usize]).weights(
-            "c.counts",
-            &[1, counts],
-            vec![1.0; counts as usize],
-        )
+        imatrix()
+            .weights("c.in_sum2", &[sums], vec![1.0; sums as usize])
+            .weights("c.counts", &[1, counts], vec![1.0; counts as usize])
     };
     refused(&with(5, 2).bytes(), &["'c'", "5 sums", "2 counts"]);
     refused(&with(2, 4).bytes(), &["'c'", "2 sums", "4 counts"]);
@@ -114,8 +179,14 @@ fn sums_and_counts_that_do_not_fit() {
 
 #[test]
 fn halves_without_the_other() {
-    refused(&imatrix().weights("c.in_sum2", &[2], [0.0, 1.0]).bytes(), &["'c'", "only one of"]);
-    refused(&imatrix().weights("c.counts", &[1], [1.0]).bytes(), &["'c'", "only one of"]);
+    refused(
+        &imatrix().weights("c.in_sum2", &[2], [0.0, 1.0]).bytes(),
+        &["'c'", "only one of"],
+    );
+    refused(
+        &imatrix().weights("c.counts", &[1], [1.0]).bytes(),
+        &["'c'", "only one of"],
+    );
 }
 
 #[test]
@@ -123,23 +194,41 @@ fn no_statistics_at_all() {
     let mut file = imatrix();
     file.tensors.clear();
     refused(&file.bytes(), &["no statistics", ".in_sum2"]);
-    refused(&file.zeros("blk.0.ffn_up.weight", &[32], GgmlType::F32).bytes(), &["no statistics"]);
+    refused(
+        &file
+            .zeros("blk.0.ffn_up.weight", &[32], GgmlType::F32)
+            .bytes(),
+        &["no statistics"],
+    );
 }
 
 #[test]
 fn tensors_of_another_type() {
     for t in [GgmlType::F16, GgmlType::F64, GgmlType::I32, GgmlType::Q8_0] {
-        refused(&imatrix().zeros("c.in_sum2", &[32], t).bytes(), &["'c.in_sum2'", t.name(), "f32"]);
-        refused(&imatrix().zeros("c.counts", &[32], t).bytes(), &["'c.counts'", t.name(), "f32"]);
+        refused(
+            &imatrix().zeros("c.in_sum2", &[32], t).bytes(),
+            &["'c.in_sum2'", t.name(), "f32"],
+        );
+        refused(
+            &imatrix().zeros("c.counts", &[32], t).bytes(),
+            &["'c.counts'", t.name(), "f32"],
+        );
     }
 }
 
 #[test]
 fn keys_missing_or_of_another_type() {
-    for key in ["imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size"] {
+    for key in [
+        "imatrix.datasets",
+        "imatrix.chunk_count",
+        "imatrix.chunk_size",
+    ] {
         let mut file = imatrix();
         file.metadata.remove(key);
-        refused(&file.bytes(), &[key, "missing", "is this an importance matrix?"]);
+        refused(
+            &file.bytes(),
+            &[key, "missing", "is this an importance matrix?"],
+        );
         let mut file = imatrix();
         file.metadata.set(key, Value::F32(1.0));
         refused(&file.bytes(), &[key, "f32"]);
@@ -147,14 +236,22 @@ fn keys_missing_or_of_another_type() {
     let numbers = Array::of_values(ValueType::U32, [Value::U32(1)]);
     let file = imatrix().set("imatrix.datasets", Value::Array(numbers));
     refused(&file.bytes(), &["imatrix.datasets", "array of strings"]);
-    refused(&imatrix().set("imatrix.chunk_count", Value::U64(7)).bytes(), &["imatrix.chunk_count", "u64", "u32"]);
+    refused(
+        &imatrix().set("imatrix.chunk_count", Value::U64(7)).bytes(),
+        &["imatrix.chunk_count", "u64", "u32"],
+    );
 }
 
 #[test]
 fn another_kind_of_file() {
     refused(b"", &["is this an importance matrix?"]);
     refused(b"<!DOCTYPE html><html></html>", &["the name of entry 0"]);
-    refused(&Tiny::default().zeros("blk.0.ffn_up.weight", &[32], GgmlType::F32).bytes(), &["is this an importance"]);
+    refused(
+        &Tiny::default()
+            .zeros("blk.0.ffn_up.weight", &[32], GgmlType::F32)
+            .bytes(),
+        &["is this an importance"],
+    );
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! What `quantier imatrix` refuses: clearly, with a failure's exit code, and with nothing left behind.
+//! What `quantier imatrix` refuses: clearly, with a failure's exit code, and with nothing left
+//! behind.
 
 mod support;
 
@@ -32,10 +33,22 @@ fn wrong(dir: &Path, args: &str, part: &str) {
 fn wrong_usage() {
     let dir = place();
     let dir = dir.path();
-    wrong(dir, "imatrix -m m.gguf", "give a text (--file), or importance matrices to merge (--in-file)");
+    wrong(
+        dir,
+        "imatrix -m m.gguf",
+        "give a text (--file), or importance matrices to merge (--in-file)",
+    );
     wrong(dir, "imatrix -f t.txt", "the model is missing");
-    wrong(dir, "imatrix m.gguf -m m.gguf -f t.txt", "cannot be used with");
-    wrong(dir, "imatrix --show-statistics --in-file a,b", "a single --in-file");
+    wrong(
+        dir,
+        "imatrix m.gguf -m m.gguf -f t.txt",
+        "cannot be used with",
+    );
+    wrong(
+        dir,
+        "imatrix --show-statistics --in-file a,b",
+        "a single --in-file",
+    );
     wrong(dir, "imatrix -m m.gguf -f t.txt --output-format csv", "csv");
 }
 
@@ -45,31 +58,71 @@ fn texts_that_cannot_be_used() {
     let dir = dir.path();
     fs::write(dir.join("short.txt"), "Too short a text.").unwrap();
     fs::write(dir.join("latin.txt"), b"caf\xe9 au lait").unwrap();
-    fails(dir, "imatrix -m m.gguf -f short.txt", &["short.txt: ", "1024 are needed (2 chunks of 512)"]);
-    fails(dir, "imatrix -m m.gguf -f latin.txt", &["latin.txt: not UTF-8 at byte 3"]);
-    fails(dir, "imatrix -m m.gguf -f nowhere.txt", &["cannot read nowhere.txt"]);
-    fails(dir, "imatrix -m m.gguf -f t.txt -c 64 --chunk 9999", &["--chunk 9999 is beyond the end", "chunks of 64"]);
-    fails(dir, "imatrix -m m.gguf -f t.txt -c 64 --chunks 0", &["--chunks 0 leaves nothing"]);
+    fails(
+        dir,
+        "imatrix -m m.gguf -f short.txt",
+        &["short.txt: ", "1024 are needed (2 chunks of 512)"],
+    );
+    fails(
+        dir,
+        "imatrix -m m.gguf -f latin.txt",
+        &["latin.txt: not UTF-8 at byte 3"],
+    );
+    fails(
+        dir,
+        "imatrix -m m.gguf -f nowhere.txt",
+        &["cannot read nowhere.txt"],
+    );
+    fails(
+        dir,
+        "imatrix -m m.gguf -f t.txt -c 64 --chunk 9999",
+        &["--chunk 9999 is beyond the end", "chunks of 64"],
+    );
+    fails(
+        dir,
+        "imatrix -m m.gguf -f t.txt -c 64 --chunks 0",
+        &["--chunks 0 leaves nothing"],
+    );
     fails(dir, "imatrix -m m.gguf -f t.txt -c 0", &["--ctx-size 0"]);
-    fails(dir, "imatrix -m m.gguf -f t.txt -c 2", &["context of 2 tokens"]);
+    fails(
+        dir,
+        "imatrix -m m.gguf -f t.txt -c 2",
+        &["context of 2 tokens"],
+    );
 }
 
 #[test]
 fn models_that_cannot_be_run() {
     let dir = place();
     let dir = dir.path();
-    models::refmodel().set("general.architecture", Value::str("mamba")).write(&dir.join("mamba.gguf"));
-    fails(dir, "imatrix -m mamba.gguf -f t.txt -c 64", &["mamba.gguf", "'mamba'"]);
+    models::refmodel()
+        .set("general.architecture", Value::str("mamba"))
+        .write(&dir.join("mamba.gguf"));
+    fails(
+        dir,
+        "imatrix -m mamba.gguf -f t.txt -c 64",
+        &["mamba.gguf", "'mamba'"],
+    );
     let mut missing = models::shortened(2);
-    missing.tensors.retain(|(info, _)| info.name != "blk.1.attn_k.weight");
+    missing
+        .tensors
+        .retain(|(info, _)| info.name != "blk.1.attn_k.weight");
     missing.write(&dir.join("missing.gguf"));
-    fails(dir, "imatrix -m missing.gguf -f t.txt -c 64", &["missing.gguf", "'blk.1.attn_k.weight' is missing"]);
+    fails(
+        dir,
+        "imatrix -m missing.gguf -f t.txt -c 64",
+        &["missing.gguf", "'blk.1.attn_k.weight' is missing"],
+    );
     fails(dir, "imatrix -m nowhere.gguf -f t.txt", &["nowhere.gguf"]);
 }
 
 /// Puts a value into the data of an F16 or F32 tensor.
 fn spoil(model: &mut Tiny, name: &str, at: usize, half: u16, single: f32) {
-    let (info, data) = model.tensors.iter_mut().find(|(info, _)| info.name == name).unwrap();
+    let (info, data) = model
+        .tensors
+        .iter_mut()
+        .find(|(info, _)| info.name == name)
+        .unwrap();
     match data.len() as u64 / info.shape.elements() {
         2 => data[2 * at..2 * at + 2].copy_from_slice(&half.to_le_bytes()),
         _ => data[4 * at..4 * at + 4].copy_from_slice(&single.to_le_bytes()),
@@ -82,23 +135,45 @@ fn what_is_not_finite_is_named() {
     let dir = dir.path();
     // Met by the next matrix of the layer.
     let mut model = models::shortened(2);
-    spoil(&mut model, "blk.1.ffn_norm.weight", 17, 0x7c00, f32::INFINITY);
+    spoil(
+        &mut model,
+        "blk.1.ffn_norm.weight",
+        17,
+        0x7c00,
+        f32::INFINITY,
+    );
     model.write(&dir.join("norm.gguf"));
-    let parts = ["norm.gguf: layer 1, chunk 3: ", "'blk.1.ffn_gate.weight'", "channel 17"];
+    let parts = [
+        "norm.gguf: layer 1, chunk 3: ",
+        "'blk.1.ffn_gate.weight'",
+        "channel 17",
+    ];
     fails(dir, "imatrix -m norm.gguf -f t.txt -c 64 --chunk 3", &parts);
     // What the last matrix makes is met by none; a kept state is of no use then.
     let mut model = models::shortened(2);
     spoil(&mut model, "blk.0.ffn_down.weight", 5, 0x7e00, f32::NAN);
     model.write(&dir.join("down.gguf"));
     let parts = ["down.gguf: layer 0, chunk 0: ", "'blk.0.ffn_down.weight'"];
-    fails(dir, "imatrix -m down.gguf -f t.txt -c 64 --checkpoint-every 0", &parts);
+    fails(
+        dir,
+        "imatrix -m down.gguf -f t.txt -c 64 --checkpoint-every 0",
+        &parts,
+    );
     // The last norm and the output matrix are only met where they are asked for.
     let mut model = models::shortened(2);
     spoil(&mut model, "output_norm.weight", 0, 0x7e00, f32::NAN);
     model.write(&dir.join("last.gguf"));
-    fails(dir, "imatrix -m last.gguf -f t.txt -c 64 --checkpoint-every 0", &["last.gguf: chunk 0, scored row 0: "]);
+    fails(
+        dir,
+        "imatrix -m last.gguf -f t.txt -c 64 --checkpoint-every 0",
+        &["last.gguf: chunk 0, scored row 0: "],
+    );
     let parts = ["last.gguf: chunk 0: ", "'output.weight'"];
-    fails(dir, "imatrix -m last.gguf -f t.txt -c 64 --no-ppl --process-output --save-frequency 2", &parts);
+    fails(
+        dir,
+        "imatrix -m last.gguf -f t.txt -c 64 --no-ppl --process-output --save-frequency 2",
+        &parts,
+    );
     succeeds(dir, "imatrix -m last.gguf -f t.txt -c 64 --no-ppl");
 }
 
@@ -106,24 +181,66 @@ fn what_is_not_finite_is_named() {
 fn files_that_cannot_be_merged() {
     let dir = place();
     let dir = dir.path();
-    succeeds(dir, "imatrix -m m.gguf -f t.txt -c 64 --chunks 2 --no-ppl -o two.gguf");
+    succeeds(
+        dir,
+        "imatrix -m m.gguf -f t.txt -c 64 --chunks 2 --no-ppl -o two.gguf",
+    );
     models::shortened(3).write(&dir.join("m3.gguf"));
-    succeeds(dir, "imatrix -m m3.gguf -f t.txt -c 64 --chunks 2 --no-ppl -o three.gguf");
+    succeeds(
+        dir,
+        "imatrix -m m3.gguf -f t.txt -c 64 --chunks 2 --no-ppl -o three.gguf",
+    );
     importance(|_| true).write(&dir.join("other.gguf"));
-    fs::write(dir.join("cut.gguf"), &fs::read(dir.join("two.gguf")).unwrap()[..5000]).unwrap();
+    fs::write(
+        dir.join("cut.gguf"),
+        &fs::read(dir.join("two.gguf")).unwrap()[..5000],
+    )
+    .unwrap();
 
-    fails(dir, "imatrix --in-file two.gguf,three.gguf -o o.gguf", &["three.gguf: ", "3 blocks", "has 2"]);
+    fails(
+        dir,
+        "imatrix --in-file two.gguf,three.gguf -o o.gguf",
+        &["three.gguf: ", "3 blocks", "has 2"],
+    );
     let sizes = ["two.gguf: ", "'blk.0.ffn_down.weight' has", "same model"];
-    fails(dir, "imatrix --in-file three.gguf,other.gguf -o o.gguf", &["other.gguf: ", sizes[1], sizes[2]]);
+    fails(
+        dir,
+        "imatrix --in-file three.gguf,other.gguf -o o.gguf",
+        &["other.gguf: ", sizes[1], sizes[2]],
+    );
     // Against the model, before the text is even read.
     let parts = ["three.gguf, against m.gguf: ", "'blk.2.", "no such tensor"];
-    fails(dir, "imatrix -m m.gguf -f nowhere.txt --in-file three.gguf -o o.gguf", &parts);
-    let parts = ["other.gguf, against m3.gguf: ", "'blk.0.ffn_down.weight'", "768 input channels"];
-    fails(dir, "imatrix -m m3.gguf --in-file other.gguf -o o.gguf", &parts);
+    fails(
+        dir,
+        "imatrix -m m.gguf -f nowhere.txt --in-file three.gguf -o o.gguf",
+        &parts,
+    );
+    let parts = [
+        "other.gguf, against m3.gguf: ",
+        "'blk.0.ffn_down.weight'",
+        "768 input channels",
+    ];
+    fails(
+        dir,
+        "imatrix -m m3.gguf --in-file other.gguf -o o.gguf",
+        &parts,
+    );
     fails(dir, "imatrix --in-file cut.gguf -o o.gguf", &["cut.gguf: "]);
-    fails(dir, "imatrix -m m.gguf -f t.txt -c 64 --in-file two.gguf,cut.gguf -o o.gguf", &["cut.gguf: "]);
-    fails(dir, "imatrix --in-file nowhere.gguf -o o.gguf", &["nowhere.gguf"]);
-    fails(dir, "imatrix --show-statistics --in-file t.txt", &["t.txt: "]);
+    fails(
+        dir,
+        "imatrix -m m.gguf -f t.txt -c 64 --in-file two.gguf,cut.gguf -o o.gguf",
+        &["cut.gguf: "],
+    );
+    fails(
+        dir,
+        "imatrix --in-file nowhere.gguf -o o.gguf",
+        &["nowhere.gguf"],
+    );
+    fails(
+        dir,
+        "imatrix --show-statistics --in-file t.txt",
+        &["t.txt: "],
+    );
 }
 
 #[test]
@@ -131,7 +248,11 @@ fn outputs_that_cannot_be_written() {
     let dir = place();
     let dir = dir.path();
     let run = |output: &str| format!("imatrix -m m.gguf -f t.txt -c 64 --chunks 2 -o {output}");
-    fails(dir, &run("nowhere/o.gguf"), &["nowhere/o.gguf", "create the directory nowhere first"]);
+    fails(
+        dir,
+        &run("nowhere/o.gguf"),
+        &["nowhere/o.gguf", "create the directory nowhere first"],
+    );
     fails(dir, &run("m.gguf"), &["m.gguf is an input"]);
     fails(dir, &run("t.txt"), &["t.txt is an input"]);
     fails(dir, &run("."), &["it is a directory"]);

@@ -1,5 +1,5 @@
-//! Statistics of two of llama-perplexity's own logits files (the same text through a model and a quantized one),
-//! beside what `llama-perplexity --kl-divergence` prints:
+//! Statistics of two of llama-perplexity's own logits files (the same text through a model and a
+//! quantized one), beside what `llama-perplexity --kl-divergence` prints:
 //!
 //! QUANTIER_LOGITS_BASE=base.kld QUANTIER_LOGITS=quantized.kld \
 //!     cargo test --release --test logits_vs_reference -- --ignored --nocapture
@@ -14,7 +14,10 @@ fn statistics_of_two_logits_files() {
     let (base, other) = (open("QUANTIER_LOGITS_BASE"), open("QUANTIER_LOGITS"));
     let shape = base.shape();
     assert_eq!((shape, base.tokens()), (other.shape(), other.tokens()));
-    let (mut b, mut o) = (vec![0.0; shape.n_vocab as usize], vec![0.0; shape.n_vocab as usize]);
+    let (mut b, mut o) = (
+        vec![0.0; shape.n_vocab as usize],
+        vec![0.0; shape.n_vocab as usize],
+    );
     let (mut again, mut decoded) = (vec![0; shape.row_bytes()], vec![0.0; b.len()]);
     let mut rows = Vec::new();
     for chunk in 0..shape.n_chunk as usize {
@@ -25,14 +28,18 @@ fn statistics_of_two_logits_files() {
             let stored = score::Distribution::of_stored(&b).unwrap();
             let logits = score::Distribution::of_logits(&o).unwrap();
             rows.push(score::compare(&stored, &logits, label).unwrap());
-            // Encoding what was decoded gives the same codes, so the same values up to the last bits of scale and min.
+            // Encoding what was decoded gives the same codes, so the same values up to the last
+            // bits of scale and min.
             encode(&b, 0.0, &mut again);
             let scale = f32::from_le_bytes(again[..4].try_into().unwrap());
             let min = f32::from_le_bytes(again[4..8].try_into().unwrap());
             for (out, code) in decoded.iter_mut().zip(again[8..].as_chunks().0) {
                 *out = scale * f32::from(u16::from_le_bytes(*code)) + min;
             }
-            assert!(b.iter().zip(&decoded).all(|(x, y)| (x - y).abs() < 2e-5), "chunk {chunk} row {row}");
+            assert!(
+                b.iter().zip(&decoded).all(|(x, y)| (x - y).abs() < 2e-5),
+                "chunk {chunk} row {row}"
+            );
         }
     }
     println!("{}", Statistics::of(&[&rows]).unwrap());

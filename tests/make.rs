@@ -1,4 +1,5 @@
-//! `quantier make` and `quantier frontier` from outside, on the small trained model and on tiny ones made of it.
+//! `quantier make` and `quantier frontier` from outside, on the small trained model and on tiny
+//! ones made of it.
 #![cfg(unix)]
 
 mod support;
@@ -34,8 +35,8 @@ fn refmodel() -> PathBuf {
 /// Some text that repeats nothing word by word.
 fn text(seed: u64, words: usize) -> String {
     const WORDS: [&str; 16] = [
-        "the", "river", "was", "old", "and", "a", "house", "stood", "near", "it", "with", "many", "windows", "of",
-        "green", "glass",
+        "the", "river", "was", "old", "and", "a", "house", "stood", "near", "it", "with", "many",
+        "windows", "of", "green", "glass",
     ];
     let mut rng = Rng::new(seed);
     let mut all = String::new();
@@ -65,16 +66,29 @@ fn fails(dir: &Path, args: &str, parts: &[&str]) -> String {
     let before = listing(dir);
     let ran = quantier(args).current_dir(dir).assert().code(1);
     let error = String::from_utf8_lossy(&ran.get_output().stderr).into_owned();
-    assert!(error.contains("error: ") && !error.contains("panicked"), "{error}");
-    parts.iter().for_each(|part| assert!(error.contains(part), "the error does not say {part:?}: {error}"));
+    assert!(
+        error.contains("error: ") && !error.contains("panicked"),
+        "{error}"
+    );
+    parts.iter().for_each(|part| {
+        assert!(
+            error.contains(part),
+            "the error does not say {part:?}: {error}"
+        )
+    });
     assert_eq!(listing(dir), before, "after: {error}");
     error
 }
 
 /// The GGUFs in a directory, by rising size.
 fn models(dir: &Path) -> Vec<PathBuf> {
-    let is_model = |path: &Path| path.extension().is_some_and(|e| e == "gguf") && !path.ends_with("imatrix.gguf");
-    let mut found: Vec<_> = listing(dir).into_iter().filter(|(path, _)| is_model(path)).collect();
+    let is_model = |path: &Path| {
+        path.extension().is_some_and(|e| e == "gguf") && !path.ends_with("imatrix.gguf")
+    };
+    let mut found: Vec<_> = listing(dir)
+        .into_iter()
+        .filter(|(path, _)| is_model(path))
+        .collect();
     found.sort_by_key(|(_, bytes)| *bytes);
     found.into_iter().map(|(path, _)| path).collect()
 }
@@ -89,7 +103,10 @@ fn tensors(path: &Path) -> BTreeMap<String, (GgmlType, Vec<u8>)> {
     let input = Input::new(&source, &convert::Job::default()).unwrap();
     let one = |t: &quantier::input::Tensor<'_>| {
         let mut buffer = Vec::new();
-        let bytes = input.read(t, 0..t.info.shape.rows(), &mut buffer).unwrap().to_vec();
+        let bytes = input
+            .read(t, 0..t.info.shape.rows(), &mut buffer)
+            .unwrap()
+            .to_vec();
         (t.info.name.to_string(), (t.info.ggml_type, bytes))
     };
     input.tensors.iter().map(one).collect()
@@ -100,7 +117,8 @@ fn frontier_of(dir: &Path) -> Frontier {
 }
 
 fn times(dir: &Path) -> BTreeMap<PathBuf, SystemTime> {
-    let time = |(path, _): (PathBuf, u64)| (path.clone(), path.metadata().unwrap().modified().unwrap());
+    let time =
+        |(path, _): (PathBuf, u64)| (path.clone(), path.metadata().unwrap().modified().unwrap());
     listing(dir).into_iter().map(time).collect()
 }
 
@@ -111,10 +129,19 @@ fn files_are_what_was_asked_for_and_proven() {
     let out = dir.path().join("out");
     let files = models(&out);
     assert_eq!(files.len(), 3, "{files:?}");
-    for name in ["imatrix.gguf", "frontier.json", "frontier.svg", "report.html"] {
+    for name in [
+        "imatrix.gguf",
+        "frontier.json",
+        "frontier.svg",
+        "report.html",
+    ] {
         assert!(out.join(name).metadata().unwrap().len() > 100, "{name}");
     }
-    assert!(listing(&out).iter().all(|(path, _)| !path.to_string_lossy().ends_with(".partial")));
+    assert!(
+        listing(&out)
+            .iter()
+            .all(|(path, _)| !path.to_string_lossy().ends_with(".partial"))
+    );
     let frontier = frontier_of(&out);
     assert_eq!(frontier.files.len(), 3);
     let base = tensors(&refmodel());
@@ -124,8 +151,13 @@ fn files_are_what_was_asked_for_and_proven() {
         assert_eq!(path.metadata().unwrap().len(), file.bytes);
         let own = tensors(path);
         let bytes: usize = own.values().map(|(_, bytes)| bytes.len()).sum();
-        assert!(8.0 * bytes as f64 / weights as f64 <= bpw, "{} is larger than {bpw}", file.name);
-        // The recipe says what is in the file, and what it says is predicted by the sum of its tensors.
+        assert!(
+            8.0 * bytes as f64 / weights as f64 <= bpw,
+            "{} is larger than {bpw}",
+            file.name
+        );
+        // The recipe says what is in the file, and what it says is predicted by the sum of its
+        // tensors.
         let recipe = fs::read_to_string(recipe_of(path)).unwrap();
         assert_eq!(recipe.lines().count(), file.recipe.len());
         let mut nats = 0.0;
@@ -134,24 +166,63 @@ fn files_are_what_was_asked_for_and_proven() {
             assert_eq!(own[&tensor.name].0.name(), chosen, "{}", tensor.name);
             let line = format!("^{}$={chosen}", tensor.name.replace('.', "\\."));
             assert!(recipe.lines().any(|l| l == line), "no {line:?}");
-            nats += tensor.choices.iter().find(|c| c.ggml_type == *chosen).unwrap().nats;
+            nats += tensor
+                .choices
+                .iter()
+                .find(|c| c.ggml_type == *chosen)
+                .unwrap()
+                .nats;
         }
-        assert!((nats - file.predicted).abs() <= 1e-9 * nats, "{nats} and {}", file.predicted);
-        assert_eq!(own.keys().collect::<Vec<_>>(), base.keys().collect::<Vec<_>>());
+        assert!(
+            (nats - file.predicted).abs() <= 1e-9 * nats,
+            "{nats} and {}",
+            file.predicted
+        );
+        assert_eq!(
+            own.keys().collect::<Vec<_>>(),
+            base.keys().collect::<Vec<_>>()
+        );
     }
-    let nats: Vec<_> = frontier.files.iter().map(|f| (f.predicted, f.measured.as_ref().unwrap().kld)).collect();
-    assert!(nats.windows(2).all(|w| w[0].0 > w[1].0 && w[0].1 > w[1].1), "{nats:?}");
-    assert!(frontier.frontier.windows(2).all(|w| w[0].bytes < w[1].bytes && w[0].nats > w[1].nats));
+    let nats: Vec<_> = frontier
+        .files
+        .iter()
+        .map(|f| (f.predicted, f.measured.as_ref().unwrap().kld))
+        .collect();
+    assert!(
+        nats.windows(2).all(|w| w[0].0 > w[1].0 && w[0].1 > w[1].1),
+        "{nats:?}"
+    );
+    assert!(
+        frontier
+            .frontier
+            .windows(2)
+            .all(|w| w[0].bytes < w[1].bytes && w[0].nats > w[1].nats)
+    );
 
-    // The quantizer alone, with recipe, importance matrix, covariances, text and gradients, comes to the same bytes.
+    // The quantizer alone, with recipe, importance matrix, covariances, text and gradients, comes
+    // to the same bytes.
     for (path, file) in files.iter().zip(&frontier.files) {
-        let label = file.name.trim_end_matches(".gguf").rsplit_once("bpw-").unwrap().1;
+        let label = file
+            .name
+            .trim_end_matches(".gguf")
+            .rsplit_once("bpw-")
+            .unwrap()
+            .1;
         let recipe = recipe_of(path);
-        let args =
-            format!("--imatrix out/imatrix.gguf --tensor-type-file {} m.gguf again.gguf {label}", recipe.display());
+        let args = format!(
+            "--imatrix out/imatrix.gguf --tensor-type-file {} m.gguf again.gguf {label}",
+            recipe.display()
+        );
         let known = "--covariance out/work/covariance --propagate cal.txt -c 64 --gradients out/work/gradients";
-        succeeds(dir.path(), &format!("quantize --rounding feedback {known} {args}"));
-        assert!(tensors(&dir.path().join("again.gguf")) == tensors(path), "{}", file.name);
+        succeeds(
+            dir.path(),
+            &format!("quantize --rounding feedback {known} {args}"),
+        );
+        assert!(
+            tensors(&dir.path().join("again.gguf")) == tensors(path),
+            "{}",
+            file.name
+        );
     }
 
     // Once more changes nothing, and another budget needs no new measurement.
@@ -161,8 +232,15 @@ fn files_are_what_was_asked_for_and_proven() {
     let imatrix = fs::read(out.join("imatrix.gguf")).unwrap();
     make(dir.path(), "--bpw 5 -o out");
     let after = times(&out.join("work"));
-    assert!(before.iter().all(|(path, time)| after[path] == *time), "something was measured anew");
-    assert_eq!(after.len(), before.len() + 3, "the file, its proof and what its rounding did");
+    assert!(
+        before.iter().all(|(path, time)| after[path] == *time),
+        "something was measured anew"
+    );
+    assert_eq!(
+        after.len(),
+        before.len() + 3,
+        "the file, its proof and what its rounding did"
+    );
     assert!(fs::read(out.join("imatrix.gguf")).unwrap() == imatrix);
     // Nor do fewer types.
     make(dir.path(), "--bpw 5 --pin output=q6_K -o out");
@@ -180,50 +258,91 @@ fn the_frontier_alone_writes_no_model() {
     let out = dir.path().join("out");
     assert_eq!(models(&out), Vec::<PathBuf>::new());
     let frontier = frontier_of(&out);
-    assert!(frontier.files.is_empty() && frontier.frontier.len() > 10 && out.join("report.html").exists());
+    assert!(
+        frontier.files.is_empty()
+            && frontier.frontier.len() > 10
+            && out.join("report.html").exists()
+    );
     let before = times(&out.join("work"));
-    let made = json(dir.path(), &format!("make m.gguf {SMALL} --kld 0.05 --json -o out"));
+    let made = json(
+        dir.path(),
+        &format!("make m.gguf {SMALL} --kld 0.05 --json -o out"),
+    );
     assert!(made["files"][0]["predicted"].as_f64().unwrap() <= 0.05);
     let after = times(&out.join("work"));
-    assert!(before.iter().all(|(path, time)| after[path] == *time), "make goes on from the frontier");
+    assert!(
+        before.iter().all(|(path, time)| after[path] == *time),
+        "make goes on from the frontier"
+    );
 }
 
 #[test]
 fn a_dry_run_counts_and_writes_nothing() {
     let dir = place();
     let before = listing(dir.path());
-    let told = json(dir.path(), &format!("make m.gguf {SMALL} --bpw 4.5 --kld 0.01 -o out --dry-run --json"));
+    let told = json(
+        dir.path(),
+        &format!("make m.gguf {SMALL} --bpw 4.5 --kld 0.01 -o out --dry-run --json"),
+    );
     assert_eq!(listing(dir.path()), before);
-    assert_eq!((told["tensors"].as_u64(), told["matrices"].as_u64()), (Some(44), Some(44)));
+    assert_eq!(
+        (told["tensors"].as_u64(), told["matrices"].as_u64()),
+        (Some(44), Some(44))
+    );
     assert_eq!(told["scoring_tokens"].as_u64(), Some(128));
     assert_eq!(told["evaluation_tokens"].as_u64(), Some(128));
     let stages = told["stages"].as_array().unwrap();
-    assert!(stages.iter().all(|s| s["done"] == false) && stages.len() == 4, "{stages:?}");
-    assert!(stages[1]["seconds"].as_f64().unwrap() > 0.0 && told["memory_bytes"].as_u64().unwrap() > 1 << 20);
+    assert!(
+        stages.iter().all(|s| s["done"] == false) && stages.len() == 4,
+        "{stages:?}"
+    );
+    assert!(
+        stages[1]["seconds"].as_f64().unwrap() > 0.0
+            && told["memory_bytes"].as_u64().unwrap() > 1 << 20
+    );
     // What error feedback takes, and what is left without it.
     let stage = |told: &serde_json::Value, name: &str, of: &str| {
         let stages = told["stages"].as_array().unwrap();
-        stages.iter().find(|s| s["name"] == name).map(|s| s[of].as_f64().unwrap_or(f64::from(u8::from(s[of] == true))))
+        stages
+            .iter()
+            .find(|s| s["name"] == name)
+            .map(|s| s[of].as_f64().unwrap_or(f64::from(u8::from(s[of] == true))))
     };
     let without = json(
         dir.path(),
-        &format!("make m.gguf {SMALL} --bpw 4.5 --kld 0.01 --rounding reference -o out --dry-run --json"),
+        &format!(
+            "make m.gguf {SMALL} --bpw 4.5 --kld 0.01 --rounding reference -o out --dry-run --json"
+        ),
     );
     for name in ["importance matrix", "scores", "files"] {
-        assert!(stage(&told, name, "flops") > stage(&without, name, "flops"), "{name}: {told} {without}");
+        assert!(
+            stage(&told, name, "flops") > stage(&without, name, "flops"),
+            "{name}: {told} {without}"
+        );
     }
     let tokens = told["calibration_tokens"].as_f64().unwrap();
-    let sums =
-        stage(&told, "importance matrix", "flops").unwrap() - stage(&without, "importance matrix", "flops").unwrap();
+    let sums = stage(&told, "importance matrix", "flops").unwrap()
+        - stage(&without, "importance matrix", "flops").unwrap();
     // Three inputs of 288 channels and one of 768 in each of six layers, and that of the output.
     let squares = 6.0 * (3.0 * 288f64.powi(2) + 768f64.powi(2)) + 288f64.powi(2);
-    assert!((0.8..1.2).contains(&(sums / (tokens * squares))), "{sums} for {tokens} tokens");
+    assert!(
+        (0.8..1.2).contains(&(sums / (tokens * squares))),
+        "{sums} for {tokens} tokens"
+    );
     assert_eq!(without["covariance_bytes"].as_u64(), Some(0));
     make(dir.path(), "--bpw 4.5 -o out");
-    let files = ["covariance", "gradients"].map(|of| fs::read_dir(dir.path().join("out/work").join(of)).unwrap());
-    let there: u64 = files.into_iter().flatten().map(|e| e.unwrap().metadata().unwrap().len()).sum();
+    let files = ["covariance", "gradients"]
+        .map(|of| fs::read_dir(dir.path().join("out/work").join(of)).unwrap());
+    let there: u64 = files
+        .into_iter()
+        .flatten()
+        .map(|e| e.unwrap().metadata().unwrap().len())
+        .sum();
     let bytes = told["covariance_bytes"].as_u64().unwrap();
-    assert!(there <= bytes && bytes < there + there / 4, "{bytes} were expected and {there} came");
+    assert!(
+        there <= bytes && bytes < there + there / 4,
+        "{bytes} were expected and {there} came"
+    );
     // An importance matrix that is given has no covariances.
     let given = |rounding: &str| {
         let args = format!(
@@ -231,33 +350,90 @@ fn a_dry_run_counts_and_writes_nothing() {
         );
         json(dir.path(), &args)
     };
-    assert_eq!(stage(&given("feedback"), "importance matrix", "done"), Some(0.0));
-    assert_eq!(stage(&given("reference"), "importance matrix", "done"), None);
+    assert_eq!(
+        stage(&given("feedback"), "importance matrix", "done"),
+        Some(0.0)
+    );
+    assert_eq!(
+        stage(&given("reference"), "importance matrix", "done"),
+        None
+    );
     let size = models(&dir.path().join("out"))[0].metadata().unwrap().len() as f64;
     let expected = told["files"][0][1].as_f64().unwrap();
-    assert!((expected / size - 1.0).abs() < 0.02, "{expected} was expected and {size} came");
-    let again = json(dir.path(), &format!("make m.gguf {SMALL} --bpw 4.5 -o out --dry-run --json"));
-    assert!(again["stages"].as_array().unwrap().iter().all(|s| s["done"] == true), "{again}");
+    assert!(
+        (expected / size - 1.0).abs() < 0.02,
+        "{expected} was expected and {size} came"
+    );
+    let again = json(
+        dir.path(),
+        &format!("make m.gguf {SMALL} --bpw 4.5 -o out --dry-run --json"),
+    );
+    assert!(
+        again["stages"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .all(|s| s["done"] == true),
+        "{again}"
+    );
     let shown = make(dir.path(), "--bpw 4.5 --bpw 5 -o out --dry-run");
-    assert!(shown.contains("disk: ") && shown.contains("an estimate") && shown.contains("done"), "{shown}");
+    assert!(
+        shown.contains("disk: ") && shown.contains("an estimate") && shown.contains("done"),
+        "{shown}"
+    );
 }
 
 #[test]
 fn budgets_that_cannot_be_met() {
     let dir = place();
-    let run = |rest: &str, parts: &[&str]| fails(dir.path(), &format!("make m.gguf {SMALL} {rest} -o out"), parts);
+    let run = |rest: &str, parts: &[&str]| {
+        fails(
+            dir.path(),
+            &format!("make m.gguf {SMALL} {rest} -o out"),
+            parts,
+        )
+    };
     // q2_K is 2.625 bits, q8_0 8.5: both bounds are named.
-    run("--bpw 1.5", &["1.5 bits per weight is less than", "(2.6", "(8.5"]);
-    run("--bpw 12", &["12 bits per weight is more than", "(2.6", "(8.5"]);
-    run("--size 1MiB", &["a file of 1048576 bytes is less than", "(8.5"]);
+    run(
+        "--bpw 1.5",
+        &["1.5 bits per weight is less than", "(2.6", "(8.5"],
+    );
+    run(
+        "--bpw 12",
+        &["12 bits per weight is more than", "(2.6", "(8.5"],
+    );
+    run(
+        "--size 1MiB",
+        &["a file of 1048576 bytes is less than", "(8.5"],
+    );
     run("--size 1GiB", &["is more than", "(2.6"]);
-    run("--fit 1MiB --ctx 512", &["memory of 1048576 bytes for 512 tokens is less than"]);
+    run(
+        "--fit 1MiB --ctx 512",
+        &["memory of 1048576 bytes for 512 tokens is less than"],
+    );
     run("--kld 0.1 --score imatrix", &["--kld 0.1 asks for nats"]);
-    run("--bpw 4 --pin nothing_like_it=q8_0", &["covers none", "the nearest name is"]);
-    run("--bpw 4 --pin ffn_dwn=q8_0", &["covers none", "the nearest name is ffn_down"]);
+    run(
+        "--bpw 4 --pin nothing_like_it=q8_0",
+        &["covers none", "the nearest name is"],
+    );
+    run(
+        "--bpw 4 --pin ffn_dwn=q8_0",
+        &["covers none", "the nearest name is ffn_down"],
+    );
     run("--bpw 4 --min q6_K --max q4_K", &["leaves it no type"]);
-    for wrong in ["--bpw 0", "--bpw x", "--size 5XB", "--like Q9", "--fit 8GiB", "", "--bpw 4 --types q9"] {
-        quantier(&format!("make m.gguf {SMALL} {wrong} -o out")).current_dir(dir.path()).assert().code(2);
+    for wrong in [
+        "--bpw 0",
+        "--bpw x",
+        "--size 5XB",
+        "--like Q9",
+        "--fit 8GiB",
+        "",
+        "--bpw 4 --types q9",
+    ] {
+        quantier(&format!("make m.gguf {SMALL} {wrong} -o out"))
+            .current_dir(dir.path())
+            .assert()
+            .code(2);
     }
 }
 
@@ -269,54 +445,119 @@ fn texts_that_cannot_be_used() {
     write("latin.txt", b"caf\xe9 au lait");
     write("copy.txt", text(1, 400).as_bytes());
     write("some.txt", text(5, 150).as_bytes());
-    let run =
-        |rest: &str, parts: &[&str]| fails(dir.path(), &format!("make m.gguf -c 64 --bpw 4 {rest} -o out"), parts);
-    run("-f short.txt --eval eval.txt", &["the calibration text (short.txt)", "128 are needed"]);
-    run("-f cal.txt --eval short.txt", &["the evaluation text (short.txt)", "128 are needed"]);
-    run("-f some.txt", &["the evaluation text (some.txt (held out))", "--eval"]);
+    let run = |rest: &str, parts: &[&str]| {
+        fails(
+            dir.path(),
+            &format!("make m.gguf -c 64 --bpw 4 {rest} -o out"),
+            parts,
+        )
+    };
+    run(
+        "-f short.txt --eval eval.txt",
+        &["the calibration text (short.txt)", "128 are needed"],
+    );
+    run(
+        "-f cal.txt --eval short.txt",
+        &["the evaluation text (short.txt)", "128 are needed"],
+    );
+    run(
+        "-f some.txt",
+        &["the evaluation text (some.txt (held out))", "--eval"],
+    );
     run("-f latin.txt", &["latin.txt: not UTF-8 at byte 3"]);
     run("-f nowhere.txt", &["cannot read nowhere.txt"]);
-    run("-f cal.txt --eval cal.txt", &["cal.txt", "both calibration and evaluation"]);
-    run("-f cal.txt --eval ./cal.txt", &["both calibration and evaluation"]);
-    run("-f cal.txt --eval copy.txt", &["both calibration and evaluation"]);
-    fails(dir.path(), "make m.gguf --bpw 4 -f cal.txt --eval eval.txt -c 0 -o out", &["a context of 0 tokens"]);
+    run(
+        "-f cal.txt --eval cal.txt",
+        &["cal.txt", "both calibration and evaluation"],
+    );
+    run(
+        "-f cal.txt --eval ./cal.txt",
+        &["both calibration and evaluation"],
+    );
+    run(
+        "-f cal.txt --eval copy.txt",
+        &["both calibration and evaluation"],
+    );
+    fails(
+        dir.path(),
+        "make m.gguf --bpw 4 -f cal.txt --eval eval.txt -c 0 -o out",
+        &["a context of 0 tokens"],
+    );
 }
 
 #[test]
 fn models_and_places_that_cannot_be_used() {
     let dir = place();
     let run = |args: &str, parts: &[&str]| fails(dir.path(), args, parts);
-    run(&format!("make m.gguf {SMALL} --bpw 4 -o cal.txt"), &["cal.txt: this is a file; name a directory"]);
-    run(&format!("make nowhere.gguf {SMALL} --bpw 4 -o out"), &["nowhere.gguf"]);
+    run(
+        &format!("make m.gguf {SMALL} --bpw 4 -o cal.txt"),
+        &["cal.txt: this is a file; name a directory"],
+    );
+    run(
+        &format!("make nowhere.gguf {SMALL} --bpw 4 -o out"),
+        &["nowhere.gguf"],
+    );
     succeeds(dir.path(), "quantize m.gguf q8.gguf Q8_0");
     let told = ["quantized already", "--allow-requantize", "is q8_0"];
     run(&format!("make q8.gguf {SMALL} --bpw 4 -o out"), &told);
     run(&format!("frontier q8.gguf {SMALL} -o out"), &told);
-    succeeds(dir.path(), &format!("make q8.gguf {SMALL} --bpw 4 -o again --allow-requantize"));
+    succeeds(
+        dir.path(),
+        &format!("make q8.gguf {SMALL} --bpw 4 -o again --allow-requantize"),
+    );
     assert_eq!(models(&dir.path().join("again")).len(), 1);
     // Importance matrices of other models: another width, and other names.
     let own = Imatrix::read(&dir.path().join("again/imatrix.gguf")).unwrap();
     let mut other = own.clone();
-    other.entries.get_mut("blk.1.ffn_up.weight").unwrap().sums.truncate(128);
+    other
+        .entries
+        .get_mut("blk.1.ffn_up.weight")
+        .unwrap()
+        .sums
+        .truncate(128);
     other.write_gguf(&dir.path().join("other.gguf")).unwrap();
     let with = |imatrix: &str| format!("make m.gguf {SMALL} --bpw 4 --imatrix {imatrix} -o out");
-    run(&with("other.gguf"), &["blk.1.ffn_up.weight", "128 values and 256 are needed", "another model"]);
-    other.entries = [("encoder.weight".to_owned(), own.entries["blk.0.attn_q.weight"].clone())].into();
+    run(
+        &with("other.gguf"),
+        &[
+            "blk.1.ffn_up.weight",
+            "128 values and 256 are needed",
+            "another model",
+        ],
+    );
+    other.entries = [(
+        "encoder.weight".to_owned(),
+        own.entries["blk.0.attn_q.weight"].clone(),
+    )]
+    .into();
     other.write_gguf(&dir.path().join("other.gguf")).unwrap();
-    run(&with("other.gguf"), &["names none of this model's matrices", "encoder.weight"]);
+    run(
+        &with("other.gguf"),
+        &["names none of this model's matrices", "encoder.weight"],
+    );
     run(&with("cal.txt"), &["cal.txt"]);
 }
 
-/// The small trained model in F32, to be changed: tensors that `change` gives nothing for are left out.
+/// The small trained model in F32, to be changed: tensors that `change` gives nothing for are left
+/// out.
 fn changed(change: impl Fn(&str, Vec<f32>) -> Option<Vec<f32>>) -> Tiny {
     let source: &'static Source = Box::leak(Box::new(Source::open(&refmodel()).unwrap()));
-    let input: &'static Input<'static> = Box::leak(Box::new(Input::new(source, &convert::Job::default()).unwrap()));
-    let mut tiny = Tiny { metadata: input.metadata().clone(), tensors: Vec::new() };
+    let input: &'static Input<'static> = Box::leak(Box::new(
+        Input::new(source, &convert::Job::default()).unwrap(),
+    ));
+    let mut tiny = Tiny {
+        metadata: input.metadata().clone(),
+        tensors: Vec::new(),
+    };
     for tensor in &input.tensors {
         let mut buffer = Vec::new();
-        let bytes = input.read(tensor, 0..tensor.info.shape.rows(), &mut buffer).unwrap();
+        let bytes = input
+            .read(tensor, 0..tensor.info.shape.rows(), &mut buffer)
+            .unwrap();
         let mut weights = vec![0.0; tensor.info.shape.elements() as usize];
-        Codec::of(tensor.info.ggml_type).unwrap().dequantize_row(bytes, &mut weights);
+        Codec::of(tensor.info.ggml_type)
+            .unwrap()
+            .dequantize_row(bytes, &mut weights);
         if let Some(weights) = change(&tensor.info.name, weights) {
             tiny = tiny.weights(&tensor.info.name, tensor.info.shape.dims(), weights);
         }
@@ -327,7 +568,9 @@ fn changed(change: impl Fn(&str, Vec<f32>) -> Option<Vec<f32>>) -> Tiny {
 /// Small random weights.
 fn noise(seed: u64, dims: &[u64]) -> Vec<f32> {
     let mut rng = Rng::new(seed);
-    (0..dims.iter().product()).map(|_| rng.gaussian() * 0.04).collect()
+    (0..dims.iter().product())
+        .map(|_| rng.gaussian() * 0.04)
+        .collect()
 }
 
 #[test]
@@ -339,20 +582,32 @@ fn a_model_that_cannot_run_is_chosen_for_by_weighted_error() {
         "quantize --override-kv general.architecture=str:rwkv6 --override-kv rwkv6.block_count=int:6 m.gguf r.gguf COPY",
     );
     let parts = ["rwkv6", "--score imatrix --imatrix FILE"];
-    fails(dir.path(), &format!("make r.gguf {SMALL} --bpw 4 -o out"), &parts);
+    fails(
+        dir.path(),
+        &format!("make r.gguf {SMALL} --bpw 4 -o out"),
+        &parts,
+    );
     for how in ["", "--score imatrix"] {
-        let ran = quantier(&format!("make r.gguf {SMALL} --bpw 4 --imatrix i.gguf {how} -o out"))
-            .current_dir(dir.path())
-            .assert();
+        let ran = quantier(&format!(
+            "make r.gguf {SMALL} --bpw 4 --imatrix i.gguf {how} -o out"
+        ))
+        .current_dir(dir.path())
+        .assert();
         let error = String::from_utf8_lossy(&ran.get_output().stderr).into_owned();
         ran.success();
-        assert!(error.contains("warning: ") && error.contains("twice the divergence"), "{error}");
+        assert!(
+            error.contains("warning: ") && error.contains("twice the divergence"),
+            "{error}"
+        );
         assert!(error.contains("were not measured"), "{error}");
     }
     let frontier = frontier_of(&dir.path().join("out"));
     assert!(frontier.files[0].measured.is_none() && frontier.files[0].bytes > 0);
     // The same types, but for the name of the architecture, as where the model runs.
-    make(dir.path(), "--bpw 4 --imatrix i.gguf --score imatrix -o runs");
+    make(
+        dir.path(),
+        "--bpw 4 --imatrix i.gguf --score imatrix -o runs",
+    );
     let runs = frontier_of(&dir.path().join("runs"));
     assert_eq!(runs.files[0].recipe, frontier.files[0].recipe);
     assert!(runs.files[0].measured.is_some());
@@ -368,36 +623,63 @@ fn gradients_that_are_no_numbers_are_named() {
     };
     let model = changed(zero).set("llama.attention.layer_norm_rms_epsilon", Value::F32(1e-38));
     model.write(&dir.path().join("steep.gguf"));
-    let ran = quantier(&format!("make steep.gguf {SMALL} --bpw 4 -o out")).current_dir(dir.path()).assert().code(1);
+    let ran = quantier(&format!("make steep.gguf {SMALL} --bpw 4 -o out"))
+        .current_dir(dir.path())
+        .assert()
+        .code(1);
     let error = String::from_utf8_lossy(&ran.get_output().stderr).into_owned();
-    assert!(error.contains("layer ") && error.contains("chunk ") && error.contains("--score imatrix"), "{error}");
+    assert!(
+        error.contains("layer ") && error.contains("chunk ") && error.contains("--score imatrix"),
+        "{error}"
+    );
     let left = listing(&dir.path().join("out/work"));
-    assert!(left.iter().all(|(path, _)| !path.to_string_lossy().ends_with(".resume")), "{left:?}");
+    assert!(
+        left.iter()
+            .all(|(path, _)| !path.to_string_lossy().ends_with(".resume")),
+        "{left:?}"
+    );
 }
 
 #[test]
 fn a_tensor_that_meets_nothing_is_told_and_kept() {
     let dir = place();
-    let model = changed(|_, weights| Some(weights)).weights("blk.0.idle.weight", &[256, 32], noise(4, &[256, 32]));
+    let model = changed(|_, weights| Some(weights)).weights(
+        "blk.0.idle.weight",
+        &[256, 32],
+        noise(4, &[256, 32]),
+    );
     model.write(&dir.path().join("idle.gguf"));
     let run = |rest: &str, kept: &str| {
-        let ran = quantier(&format!("make idle.gguf {SMALL} --bpw 4 {rest} -o out")).current_dir(dir.path()).assert();
+        let ran = quantier(&format!("make idle.gguf {SMALL} --bpw 4 {rest} -o out"))
+            .current_dir(dir.path())
+            .assert();
         let error = String::from_utf8_lossy(&ran.get_output().stderr).into_owned();
         ran.success();
-        assert!(error.contains("1 of 45 tensors (blk.0.idle.weight) are multiplied by nothing"), "{error}");
-        assert_eq!(frontier_of(&dir.path().join("out")).files[0].recipe["blk.0.idle.weight"], kept, "{rest}");
+        assert!(
+            error.contains("1 of 45 tensors (blk.0.idle.weight) are multiplied by nothing"),
+            "{error}"
+        );
+        assert_eq!(
+            frontier_of(&dir.path().join("out")).files[0].recipe["blk.0.idle.weight"],
+            kept,
+            "{rest}"
+        );
     };
     run("", "q8_0");
     run("--pin idle=q4_K", "q4_K");
 }
 
-/// A Mixture-of-Experts model of two layers: the small trained model with four random experts in place of each FFN.
+/// A Mixture-of-Experts model of two layers: the small trained model with four random experts in
+/// place of each FFN.
 fn experts() -> Tiny {
     const LAYERS: [&str; 2] = ["blk.0.", "blk.1."];
-    let stays = |name: &str| !name.starts_with("blk.") || LAYERS.iter().any(|l| name.starts_with(l));
+    let stays =
+        |name: &str| !name.starts_with("blk.") || LAYERS.iter().any(|l| name.starts_with(l));
     let mut model = changed(|name, weights| {
-        (stays(name) && !name.contains("ffn_") || name.contains("0.ffn_norm") || name.contains("1.ffn_norm"))
-            .then_some(weights)
+        (stays(name) && !name.contains("ffn_")
+            || name.contains("0.ffn_norm")
+            || name.contains("1.ffn_norm"))
+        .then_some(weights)
     })
     .set("llama.block_count", Value::U32(2))
     .set("llama.feed_forward_length", Value::U32(256))
@@ -411,7 +693,11 @@ fn experts() -> Tiny {
             ("ffn_down_exps", &[256, 256, 4]),
         ];
         for (j, (part, dims)) in parts.iter().enumerate() {
-            model = model.weights(&format!("{layer}{part}.weight"), dims, noise((10 * i + j) as u64, dims));
+            model = model.weights(
+                &format!("{layer}{part}.weight"),
+                dims,
+                noise((10 * i + j) as u64, dims),
+            );
         }
     }
     model
@@ -424,10 +710,17 @@ fn experts_of_a_layer_are_chosen_for_together() {
     let run = |rest: &str| json(dir.path(), &format!("make moe.gguf {SMALL} {rest} --json"));
     let plan = run("--bpw 5 -o out --dry-run");
     // Attention, three tensors of four experts in two layers, embedding and output; routers stay.
-    assert_eq!((plan["tensors"].as_u64(), plan["matrices"].as_u64()), (Some(16), Some(34)), "{plan}");
+    assert_eq!(
+        (plan["tensors"].as_u64(), plan["matrices"].as_u64()),
+        (Some(16), Some(34)),
+        "{plan}"
+    );
     let made = run("--bpw 3.5 --bpw 5 --bpw 7 -o out");
     let files = made["files"].as_array().unwrap();
-    let kld: Vec<_> = files.iter().map(|f| f["measured"]["kld"].as_f64().unwrap()).collect();
+    let kld: Vec<_> = files
+        .iter()
+        .map(|f| f["measured"]["kld"].as_f64().unwrap())
+        .collect();
     assert!(kld.len() == 3 && kld.is_sorted_by(|a, b| a > b), "{kld:?}");
     for path in models(&dir.path().join("out")) {
         let types = tensors(&path);
@@ -436,15 +729,29 @@ fn experts_of_a_layer_are_chosen_for_together() {
     }
     let frontier = frontier_of(&dir.path().join("out"));
     assert_eq!(frontier.model.experts, Some(4));
-    let down = frontier.tensors.iter().find(|t| t.name == "blk.0.ffn_down_exps.weight").unwrap();
-    assert!(down.choices.windows(2).all(|c| c[0].nats > c[1].nats || c[0].bytes == c[1].bytes), "{:?}", down.choices);
+    let down = frontier
+        .tensors
+        .iter()
+        .find(|t| t.name == "blk.0.ffn_down_exps.weight")
+        .unwrap();
+    assert!(
+        down.choices
+            .windows(2)
+            .all(|c| c[0].nats > c[1].nats || c[0].bytes == c[1].bytes),
+        "{:?}",
+        down.choices
+    );
 }
 
 /// Starts a run that keeps its state behind every layer.
 fn start(dir: &Path, out: &str, settings: &str) -> std::process::Child {
     let args = format!("make m.gguf {settings} --bpw 3.2 --bpw 5 --checkpoint-every 0 -o {out}");
     let mut command = Command::new(env!("CARGO_BIN_EXE_quantier"));
-    command.args(args.split_whitespace()).current_dir(dir).stdout(Stdio::null()).stderr(Stdio::piped());
+    command
+        .args(args.split_whitespace())
+        .current_dir(dir)
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
     command.env("QUANTIER_CONFIG", support::program::no_defaults());
     command.spawn().unwrap()
 }
@@ -452,7 +759,9 @@ fn start(dir: &Path, out: &str, settings: &str) -> std::process::Child {
 #[test]
 fn a_killed_run_goes_on_and_comes_to_the_same() {
     let dir = place();
-    let whole = start(dir.path(), "whole", SMALL).wait_with_output().unwrap();
+    let whole = start(dir.path(), "whole", SMALL)
+        .wait_with_output()
+        .unwrap();
     assert!(whole.status.success());
     let whole = dir.path().join("whole");
     let layers_done = |state: &Path| fs::read(state).ok().map(|bytes| bytes[40]);
@@ -463,7 +772,10 @@ fn a_killed_run_goes_on_and_comes_to_the_same() {
         let mut child = start(dir.path(), "out", SMALL);
         let begun = Instant::now();
         while child.try_wait().unwrap().is_none() {
-            assert!(begun.elapsed() < Duration::from_secs(300), "it never came to layer {wanted}");
+            assert!(
+                begun.elapsed() < Duration::from_secs(300),
+                "it never came to layer {wanted}"
+            );
             if layers_done(&state).is_some_and(|done| done >= wanted) {
                 child.kill().unwrap();
                 child.wait().unwrap();
@@ -475,16 +787,24 @@ fn a_killed_run_goes_on_and_comes_to_the_same() {
     }
     assert!(kills > 0, "no run was killed in time");
     let last = start(dir.path(), "out", SMALL).wait_with_output().unwrap();
-    assert!(last.status.success(), "{}", String::from_utf8_lossy(&last.stderr));
+    assert!(
+        last.status.success(),
+        "{}",
+        String::from_utf8_lossy(&last.stderr)
+    );
     let out = dir.path().join("out");
     let result = |dir: &Path| {
         let kept: serde_json::Value =
-            serde_json::from_str(&fs::read_to_string(dir.join("work/scores.json")).unwrap()).unwrap();
+            serde_json::from_str(&fs::read_to_string(dir.join("work/scores.json")).unwrap())
+                .unwrap();
         kept["result"].to_string()
     };
     assert_eq!(result(&out), result(&whole));
     for (a, b) in models(&out).iter().zip(models(&whole)) {
-        assert!(a.file_name() == b.file_name() && fs::read(a).unwrap() == fs::read(&b).unwrap(), "{a:?}");
+        assert!(
+            a.file_name() == b.file_name() && fs::read(a).unwrap() == fs::read(&b).unwrap(),
+            "{a:?}"
+        );
     }
     assert!(!state.exists(), "the state is gone when the run has ended");
 }
@@ -495,18 +815,42 @@ fn a_run_that_is_asked_to_stop_keeps_what_it_has() {
     for after in [30, 300, 900] {
         let child = start(dir.path(), "out", SLOW);
         std::thread::sleep(Duration::from_millis(after));
-        Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+        Command::new("kill")
+            .args(["-INT", &child.id().to_string()])
+            .status()
+            .unwrap();
         let asked = Instant::now();
         let ended = child.wait_with_output().unwrap();
         let error = String::from_utf8_lossy(&ended.stderr);
-        assert!(asked.elapsed() < Duration::from_secs(20), "{:?} to stop", asked.elapsed());
+        assert!(
+            asked.elapsed() < Duration::from_secs(20),
+            "{:?} to stop",
+            asked.elapsed()
+        );
         // Before there is a handler, the signal ends the program at once.
         if let Some(code) = ended.status.code() {
             assert_eq!(code, 1, "{error}");
-            assert!(error.contains("stopped; out/work keeps what is done"), "{error}");
+            assert!(
+                error.contains("stopped; out/work keeps what is done"),
+                "{error}"
+            );
         }
-        let left = |dir: PathBuf| if dir.exists() { listing(&dir) } else { Vec::new() };
-        let all = [left(dir.path().join("out")), left(dir.path().join("out/work"))].concat();
-        assert!(all.iter().all(|(path, _)| !path.to_string_lossy().ends_with(".partial")), "{all:?}");
+        let left = |dir: PathBuf| {
+            if dir.exists() {
+                listing(&dir)
+            } else {
+                Vec::new()
+            }
+        };
+        let all = [
+            left(dir.path().join("out")),
+            left(dir.path().join("out/work")),
+        ]
+        .concat();
+        assert!(
+            all.iter()
+                .all(|(path, _)| !path.to_string_lossy().ends_with(".partial")),
+            "{all:?}"
+        );
     }
 }

@@ -1,39 +1,70 @@
-//! What `make` does after its files are measured: nearer to a wish, better by swaps, beside the presets.
+//! What `make` does after its files are measured: nearer to a wish, better by swaps, beside the
+//! presets.
 
 mod support;
 
 use std::path::{Path, PathBuf};
 use support::program::{json, listing};
 
-/// A quick run on the model of testdata: few chunks, few types, no pass over the text for each file. A budget of the preset makes the scale known.
+/// A quick run on the model of testdata: few chunks, few types, no pass over the text for each
+/// file. A budget of the preset makes the scale known.
 fn make(dir: &Path, more: &str) -> serde_json::Value {
     let model = format!("{}/testdata/refmodel-f16.gguf", env!("CARGO_MANIFEST_DIR"));
-    let quick = "-c 128 --types q2_k,q3_k,q4_k,q6_k --score-chunks 2 --eval-chunks 6 --no-propagate";
+    let quick =
+        "-c 128 --types q2_k,q3_k,q4_k,q6_k --score-chunks 2 --eval-chunks 6 --no-propagate";
     json(dir, &format!("make {model} {quick} --json -o out {more}"))
 }
 
 fn file<'f>(frontier: &'f serde_json::Value, budget: &str) -> &'f serde_json::Value {
     let files = frontier["files"].as_array().unwrap();
-    files.iter().find(|f| f["budget"] == budget).unwrap_or_else(|| panic!("no file for {budget}"))
+    files
+        .iter()
+        .find(|f| f["budget"] == budget)
+        .unwrap_or_else(|| panic!("no file for {budget}"))
 }
 
 #[test]
 fn files_are_proven_and_improved() {
     let dir = tempfile::tempdir().unwrap();
     let first = make(dir.path(), "--bpw 4.5 --like Q4_K_M --compare like");
-    let preset = first["presets"].as_array().unwrap().iter().find(|p| p["name"] == "Q4_K_M").unwrap();
-    let (theirs, ours) = (&preset["measured"]["kld"], &file(&first, "--like Q4_K_M")["measured"]["kld"]);
-    assert!(ours.as_f64().unwrap() < theirs.as_f64().unwrap(), "{ours} {theirs}");
-    let others = first["presets"].as_array().unwrap().iter().filter(|p| p["name"] != "Q4_K_M");
-    assert!(others.into_iter().all(|p| p.get("measured").is_none()), "nobody asked for these");
+    let preset = first["presets"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|p| p["name"] == "Q4_K_M")
+        .unwrap();
+    let (theirs, ours) = (
+        &preset["measured"]["kld"],
+        &file(&first, "--like Q4_K_M")["measured"]["kld"],
+    );
+    assert!(
+        ours.as_f64().unwrap() < theirs.as_f64().unwrap(),
+        "{ours} {theirs}"
+    );
+    let others = first["presets"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|p| p["name"] != "Q4_K_M");
+    assert!(
+        others.into_iter().all(|p| p.get("measured").is_none()),
+        "nobody asked for these"
+    );
     let is_gguf = |(path, _): &(PathBuf, u64)| path.extension().is_some_and(|e| e == "gguf");
     let ggufs = |dir: &Path| listing(dir).into_iter().filter(is_gguf).collect::<Vec<_>>();
     let out = dir.path().join("out");
-    assert_eq!(ggufs(&out).len(), 3, "two files and the importance matrix, no preset: {:?}", listing(&out));
+    assert_eq!(
+        ggufs(&out).len(),
+        3,
+        "two files and the importance matrix, no preset: {:?}",
+        listing(&out)
+    );
     assert!(!out.join("work/presets").exists());
 
     // A wish for nats is met by the measurement, not by the prediction, and one file is left of it.
-    let at = file(&first, "--bpw 4.5")["measured"]["kld"].as_f64().unwrap();
+    let at = file(&first, "--bpw 4.5")["measured"]["kld"]
+        .as_f64()
+        .unwrap();
     let wish = format!("--kld {:.5}", at * 1.5);
     let second = make(dir.path(), &wish);
     let met = file(&second, &wish)["measured"]["kld"].as_f64().unwrap() / (at * 1.5);
@@ -43,13 +74,22 @@ fn files_are_proven_and_improved() {
     let again = make(dir.path(), &wish);
     assert_eq!(again["files"], second["files"]);
     let stages = again["stages"].as_array().unwrap();
-    assert!(stages.iter().all(|s| s["name"] != "nearer to the wish"), "{stages:?}");
+    assert!(
+        stages.iter().all(|s| s["name"] != "nearer to the wish"),
+        "{stages:?}"
+    );
 
     // Swaps keep the size.
     let refined = make(dir.path(), "--bpw 4.5 --refine 3");
     let (before, after) = (file(&first, "--bpw 4.5"), file(&refined, "--bpw 4.5"));
     assert!(after["bytes"].as_u64().unwrap() <= before["bytes"].as_u64().unwrap());
-    assert!(refined["stages"].as_array().unwrap().iter().any(|s| s["name"] == "refinement"));
+    assert!(
+        refined["stages"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|s| s["name"] == "refinement")
+    );
 }
 
 #[test]
@@ -70,16 +110,23 @@ fn a_sweep_agrees_with_the_second_order() {
         let tensors = tensors.filter(|t| t["name"].as_str().unwrap().contains(part));
         let of = |t: &serde_json::Value| {
             let choices = t["choices"].as_array().unwrap();
-            choices.iter().find(|c| c["type"] == "q4_K").map(|c| c["nats"].as_f64().unwrap())
+            choices
+                .iter()
+                .find(|c| c["type"] == "q4_K")
+                .map(|c| c["nats"].as_f64().unwrap())
         };
         tensors.filter_map(of).collect()
     };
-    // Errors of values at several positions meet in the same output; the second order leaves out what they have in common.
+    // Errors of values at several positions meet in the same output; the second order leaves out
+    // what they have in common.
     for (part, least) in [("attn_v", 0.1), ("ffn_down", 0.4)] {
         let (sweep, second) = (nats(&sweep, part), nats(&second, part));
         assert_eq!((sweep.len(), second.len()), (6, 6));
         for (layer, (sweep, second)) in sweep.iter().zip(&second).enumerate() {
-            assert!((least..2.5).contains(&(second / sweep)), "{part} of layer {layer}: {sweep} {second}");
+            assert!(
+                (least..2.5).contains(&(second / sweep)),
+                "{part} of layer {layer}: {sweep} {second}"
+            );
         }
     }
 }

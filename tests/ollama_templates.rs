@@ -1,5 +1,6 @@
-//! Go templates of chat templates of every family: what Go's own text/template makes of them is what Jinja makes of the
-//! model's template. Without Go the pieces alone are compared; `scripts/ollama-templates.sh` installs it.
+//! Go templates of chat templates of every family: what Go's own text/template makes of them is
+//! what Jinja makes of the model's template. Without Go the pieces alone are compared;
+//! `scripts/ollama-templates.sh` installs it.
 
 use quantier::publish::chat::{ChatTemplate, Message};
 use quantier::publish::go_template::go_template;
@@ -11,10 +12,26 @@ use std::process::Command;
 
 const FAMILIES: [(&str, Family, &[&str]); 9] = [
     ("chatml", Family::ChatMl, &["<|im_end|>", "<|im_start|>"]),
-    ("chatml-default-system", Family::ChatMl, &["<|im_end|>", "<|im_start|>"]),
-    ("llama3", Family::Llama3, &["<|eot_id|>", "<|start_header_id|>"]),
-    ("gemma", Family::Gemma, &["<end_of_turn>", "<start_of_turn>"]),
-    ("gemma-no-system", Family::Gemma, &["<end_of_turn>", "<start_of_turn>"]),
+    (
+        "chatml-default-system",
+        Family::ChatMl,
+        &["<|im_end|>", "<|im_start|>"],
+    ),
+    (
+        "llama3",
+        Family::Llama3,
+        &["<|eot_id|>", "<|start_header_id|>"],
+    ),
+    (
+        "gemma",
+        Family::Gemma,
+        &["<end_of_turn>", "<start_of_turn>"],
+    ),
+    (
+        "gemma-no-system",
+        Family::Gemma,
+        &["<end_of_turn>", "<start_of_turn>"],
+    ),
     ("mistral", Family::Mistral, &["</s>", "[INST]"]),
     ("mistral-inst-each", Family::Mistral, &["</s>", "[INST]"]),
     ("phi", Family::Phi, &["<|end|>", "<|user|>"]),
@@ -49,14 +66,19 @@ fn every_family_is_recognised() {
         };
         assert_eq!(place, expected, "{name}");
         assert_eq!(turns.trims, ["llama3", "gemma"].contains(&name), "{name}");
-        assert_eq!(!turns.default_system.is_empty(), ["llama3", "chatml-default-system"].contains(&name), "{name}");
+        assert_eq!(
+            !turns.default_system.is_empty(),
+            ["llama3", "chatml-default-system"].contains(&name),
+            "{name}"
+        );
     }
 }
 
 #[test]
 fn what_is_no_row_of_like_turns_is_refused() {
     assert!(Turns::of(&parsed("counts")).is_err());
-    let of = |source: &str| Turns::of(&ChatTemplate::parse(source, "<s>", "</s>").unwrap()).unwrap_err();
+    let of =
+        |source: &str| Turns::of(&ChatTemplate::parse(source, "<s>", "</s>").unwrap()).unwrap_err();
     assert!(of("{{ messages[-1].content }}").contains("left out"));
     assert!(of("{% for m in messages %}{{ m.content | upper }}{% endfor %}").contains("left out"));
     assert!(of("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% if m.content | length > 20 %}!{% endif %}{% endfor %}")
@@ -111,7 +133,10 @@ func main() {
 /// What Go renders; None where there is no Go.
 fn rendered_by_go(cases: &serde_json::Value) -> Option<Vec<Vec<String>>> {
     if Command::new("go").arg("version").output().is_err() {
-        assert!(std::env::var_os("QUANTIER_NEEDS_GO").is_none(), "there is no Go, and QUANTIER_NEEDS_GO is set");
+        assert!(
+            std::env::var_os("QUANTIER_NEEDS_GO").is_none(),
+            "there is no Go, and QUANTIER_NEEDS_GO is set"
+        );
         eprintln!(
             "note: there is no Go here, so its templates are not rendered; scripts/ollama-templates.sh installs it"
         );
@@ -127,7 +152,11 @@ fn rendered_by_go(cases: &serde_json::Value) -> Option<Vec<Vec<String>>> {
         .env("GOCACHE", dir.path().join("cache"))
         .env("GO111MODULE", "off");
     let output = go.stdin(fs::File::open(&input).unwrap()).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     Some(serde_json::from_slice(&output.stdout).unwrap())
 }
 
@@ -139,17 +168,36 @@ fn go_renders_what_jinja_renders() {
         let template = parsed(name);
         let turns = Turns::of(&template).unwrap();
         let mut all = conversations(turns.system != System::None);
-        let mut rendered: Vec<String> = all.iter().map(|turns| template.prompt(turns, true).unwrap()).collect();
+        let mut rendered: Vec<String> = all
+            .iter()
+            .map(|turns| template.prompt(turns, true).unwrap())
+            .collect();
         // Contents that Go must not touch, and more turns than the check has.
-        let odd = ["{{ .Role }} \"x\" \\n", "a\n\n  b\t<|x|>", "ünïcödé 🦊", "`back` 'tick'", "5"];
+        let odd = [
+            "{{ .Role }} \"x\" \\n",
+            "a\n\n  b\t<|x|>",
+            "ünïcödé 🦊",
+            "`back` 'tick'",
+            "5",
+        ];
         let roles = ["user", "assistant"].iter().cycle();
-        all.push(odd.iter().zip(roles).map(|(said, role)| Message::new(role, said)).collect());
+        all.push(
+            odd.iter()
+                .zip(roles)
+                .map(|(said, role)| Message::new(role, said))
+                .collect(),
+        );
         rendered.push(template.prompt(all.last().unwrap(), true).unwrap());
         // An answer that is to be continued: all up to the end of what it says.
-        let begun = [Message::new("user", "Count."), Message::new("assistant", "One, two,")];
+        let begun = [
+            Message::new("user", "Count."),
+            Message::new("assistant", "One, two,"),
+        ];
         rendered.push(format!(
             "{}{}{}{}One, two,",
-            turns.render(&begun[..1]).trim_end_matches(&*turns.generation),
+            turns
+                .render(&begun[..1])
+                .trim_end_matches(&*turns.generation),
             "",
             turns.assistant.0,
             ""
@@ -157,18 +205,32 @@ fn go_renders_what_jinja_renders() {
         all.push(begun.to_vec());
         if turns.system == System::None {
             // The system's text is not lost: it stands before the first question.
-            let led = [Message::new("system", "Be kind."), Message::new("user", "Hello")];
-            rendered.push(template.prompt(&[Message::new("user", "Be kind.\n\nHello")], true).unwrap());
+            let led = [
+                Message::new("system", "Be kind."),
+                Message::new("user", "Hello"),
+            ];
+            rendered.push(
+                template
+                    .prompt(&[Message::new("user", "Be kind.\n\nHello")], true)
+                    .unwrap(),
+            );
             all.push(led.to_vec());
         }
         let messages: Vec<Vec<_>> = all
             .iter()
-            .map(|turns| turns.iter().map(|m| json!({"Role": m.role, "Content": m.content})).collect())
+            .map(|turns| {
+                turns
+                    .iter()
+                    .map(|m| json!({"Role": m.role, "Content": m.content}))
+                    .collect()
+            })
             .collect();
         cases.push(json!({ "Template": go_template(&turns), "Conversations": messages }));
         expected.push(rendered);
     }
-    let Some(rendered) = rendered_by_go(&json!(cases)) else { return };
+    let Some(rendered) = rendered_by_go(&json!(cases)) else {
+        return;
+    };
     for ((name, ..), (go, jinja)) in FAMILIES.iter().zip(rendered.iter().zip(&expected)) {
         assert_eq!(go.len(), jinja.len());
         for (go, jinja) in go.iter().zip(jinja) {

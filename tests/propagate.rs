@@ -20,7 +20,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use support::program::{divergence, fails, json, no_defaults, place, quantier, read, refmodel, succeeds};
+use support::program::{
+    divergence, fails, json, no_defaults, place, quantier, read, refmodel, succeeds,
+};
 
 /// What whole matrices meet, by name and chunk.
 type Met = BTreeMap<(String, usize), Vec<f32>>;
@@ -32,7 +34,10 @@ struct Watcher(Mutex<Met>);
 impl Observer for Watcher {
     fn input(&self, seen: Seen<'_>) {
         if seen.matrices == 1 {
-            self.0.lock().unwrap().insert((seen.name.to_owned(), seen.chunk), seen.rows.to_vec());
+            self.0
+                .lock()
+                .unwrap()
+                .insert((seen.name.to_owned(), seen.chunk), seen.rows.to_vec());
         }
     }
 }
@@ -57,7 +62,13 @@ impl Rounder for Changer<'_> {
         !tensors.is_empty()
     }
 
-    fn rows(&self, table: &str, rows: &[u32], columns: usize, numbers: &mut [f32]) -> Result<(), Error> {
+    fn rows(
+        &self,
+        table: &str,
+        rows: &[u32],
+        columns: usize,
+        numbers: &mut [f32],
+    ) -> Result<(), Error> {
         if let Some(of) = self.of(table) {
             for (row, numbers) in rows.iter().zip(numbers.chunks_exact_mut(columns)) {
                 numbers.copy_from_slice(&of.weights[*row as usize * columns..][..columns]);
@@ -68,7 +79,13 @@ impl Rounder for Changer<'_> {
 
     fn meet(&self, chunk: usize, columns: usize, of_original: Vec<f32>, of_rounded: Vec<f32>) {
         assert!(of_original.len() == of_rounded.len() && of_original.len().is_multiple_of(columns));
-        assert!(self.waiting.lock().unwrap().insert(chunk, [of_original, of_rounded]).is_none());
+        assert!(
+            self.waiting
+                .lock()
+                .unwrap()
+                .insert(chunk, [of_original, of_rounded])
+                .is_none()
+        );
     }
 
     fn round(&self, met: &[String], behind: &[String]) -> Result<Vec<Replaced>, Error> {
@@ -78,28 +95,41 @@ impl Rounder for Changer<'_> {
                 all.extend(met.iter().map(|name| ((name.clone(), chunk), rows.clone())));
             }
         }
-        Ok(met.iter().chain(behind).filter_map(|name| self.of(name).cloned()).collect())
+        Ok(met
+            .iter()
+            .chain(behind)
+            .filter_map(|name| self.of(name).cloned())
+            .collect())
     }
 }
 
 /// What matrices meet in a run, the output matrix among them.
 fn met(engine: &Engine<'_>, chunks: &[Vec<u32>]) -> Met {
     let watcher = Watcher::default();
-    let hidden = engine.run(chunks, 0..chunks[0].len(), Some(&watcher), &Silent).unwrap();
+    let hidden = engine
+        .run(chunks, 0..chunks[0].len(), Some(&watcher), &Silent)
+        .unwrap();
     let head = engine.head().unwrap();
     for chunk in 0..chunks.len() {
-        head.logits(&hidden.take(chunk).unwrap(), chunk, Some(&watcher)).unwrap();
+        head.logits(&hidden.take(chunk).unwrap(), chunk, Some(&watcher))
+            .unwrap();
     }
     watcher.0.into_inner().unwrap()
 }
 
-/// Each matrix meets what it meets in a run of the model as it is, and in one of the model with all weights replaced,
-/// though here those of later matrices are not known yet; with memory for nothing, too.
+/// Each matrix meets what it meets in a run of the model as it is, and in one of the model with all
+/// weights replaced, though here those of later matrices are not known yet; with memory for
+/// nothing, too.
 #[test]
 fn both_models_go_through_the_text_as_each_does_alone() {
     let dir = tempfile::tempdir().unwrap();
-    let chunks: Vec<Vec<u32>> = (0..3u32).map(|c| (0..24).map(|i| (i * 37 + c * 1009) % 4096).collect()).collect();
-    for (name, model) in [("dense", support::models::shortened(2)), ("experts", support::models::experts())] {
+    let chunks: Vec<Vec<u32>> = (0..3u32)
+        .map(|c| (0..24).map(|i| (i * 37 + c * 1009) % 4096).collect())
+        .collect();
+    for (name, model) in [
+        ("dense", support::models::shortened(2)),
+        ("experts", support::models::experts()),
+    ] {
         let path = dir.path().join(format!("{name}.gguf"));
         model.write(&path);
         let source = Source::open(&path).unwrap();
@@ -112,15 +142,33 @@ fn both_models_go_through_the_text_as_each_does_alone() {
             .map(|t| {
                 let number = |i: u64| ((i * 7919 % 4093) as f32 - 2046.0) * 2e-5;
                 let weights = Arc::new((0..t.info.shape.elements()).map(number).collect());
-                Replaced { name: t.info.name.to_string(), weights }
+                Replaced {
+                    name: t.info.name.to_string(),
+                    weights,
+                }
             })
             .collect();
         for max_memory in [None, Some(1)] {
-            let engine = Engine::new(&input, &Options { threads: 2, max_memory, ..Options::default() }).unwrap();
-            let changer = Changer { changed: &changed, waiting: Mutex::default(), met: Mutex::default() };
+            let engine = Engine::new(
+                &input,
+                &Options {
+                    threads: 2,
+                    max_memory,
+                    ..Options::default()
+                },
+            )
+            .unwrap();
+            let changer = Changer {
+                changed: &changed,
+                waiting: Mutex::default(),
+                met: Mutex::default(),
+            };
             engine.propagate(&chunks, &changer, &Silent).unwrap();
             let found = changer.met.into_inner().unwrap();
-            let wanted = [met(&engine, &chunks), met(&engine.replacing(&changed).unwrap(), &chunks)];
+            let wanted = [
+                met(&engine, &chunks),
+                met(&engine.replacing(&changed).unwrap(), &chunks),
+            ];
             let mut compared = 0;
             for (found, wanted) in found.iter().zip(&wanted) {
                 for (of, rows) in wanted {
@@ -132,13 +180,18 @@ fn both_models_go_through_the_text_as_each_does_alone() {
             }
             assert!(compared >= 2 * 3 * 11, "{name}: {compared} inputs");
             let of_rounded = |tensor: &str| &found[1][&(tensor.to_owned(), 0)];
-            assert!(of_rounded("output.weight") != &found[0][&("output.weight".to_owned(), 0)], "{name}");
+            assert!(
+                of_rounded("output.weight") != &found[0][&("output.weight".to_owned(), 0)],
+                "{name}"
+            );
         }
     }
 }
 
-const IMATRIX: &str = "imatrix m.gguf -f cal.txt -c 128 --process-output --no-ppl --covariance cov -o imatrix.gguf";
-const QUANTIZE: &str = "quantize --imatrix imatrix.gguf --rounding feedback --covariance cov -c 128";
+const IMATRIX: &str =
+    "imatrix m.gguf -f cal.txt -c 128 --process-output --no-ppl --covariance cov -o imatrix.gguf";
+const QUANTIZE: &str =
+    "quantize --imatrix imatrix.gguf --rounding feedback --covariance cov -c 128";
 
 #[test]
 fn fewer_nats_again_at_the_same_types() {
@@ -147,22 +200,37 @@ fn fewer_nats_again_at_the_same_types() {
     succeeds(dir, IMATRIX);
     for name in ["Q2_K", "Q4_K_M"] {
         succeeds(dir, &format!("{QUANTIZE} m.gguf fed.gguf {name}"));
-        let done = json(dir, &format!("{QUANTIZE} --propagate cal.txt --json m.gguf propagated.gguf {name}"));
+        let done = json(
+            dir,
+            &format!("{QUANTIZE} --propagate cal.txt --json m.gguf propagated.gguf {name}"),
+        );
         for proof in done["outputs"][0]["feedback"].as_array().unwrap() {
             let [plain, taken] = ["reference", "taken"].map(|of| proof[of].as_f64().unwrap());
             assert!(taken <= plain && plain > 0.0, "{name}: {proof}");
         }
         let [fed, propagated] = ["fed.gguf", "propagated.gguf"].map(|file| divergence(dir, file));
-        assert!(propagated < 0.95 * fed, "{name}: {propagated} nats, {fed} for the inputs of the model as it is");
+        assert!(
+            propagated < 0.95 * fed,
+            "{name}: {propagated} nats, {fed} for the inputs of the model as it is"
+        );
         succeeds(dir, "verify propagated.gguf");
         let tensors = |file: &str| -> Vec<(String, Json)> {
             let held = json(dir, &format!("inspect --json {file}"));
             let one = |t: &Json| (t["name"].as_str().unwrap().to_owned(), t["type"].clone());
-            held["tensors"].as_array().unwrap().iter().map(one).collect()
+            held["tensors"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(one)
+                .collect()
         };
         assert_eq!(tensors("fed.gguf"), tensors("propagated.gguf"), "{name}");
         let held = json(dir, "inspect --json propagated.gguf");
-        assert_eq!(held.pointer("/metadata/quantier.rounding/value").and_then(Json::as_str), Some("propagated"));
+        assert_eq!(
+            held.pointer("/metadata/quantier.rounding/value")
+                .and_then(Json::as_str),
+            Some("propagated")
+        );
     }
 }
 
@@ -172,14 +240,21 @@ fn threads_and_memory_change_no_byte() {
     let dir = dir.path();
     succeeds(dir, IMATRIX);
     let quantize = format!("{QUANTIZE} --propagate cal.txt");
-    succeeds(dir, &format!("{quantize} --also Q2_K=also.gguf m.gguf one.gguf Q3_K_M 1"));
-    succeeds(dir, &format!("{quantize} --max-memory 1 m.gguf two.gguf Q3_K_M 2"));
+    succeeds(
+        dir,
+        &format!("{quantize} --also Q2_K=also.gguf m.gguf one.gguf Q3_K_M 1"),
+    );
+    succeeds(
+        dir,
+        &format!("{quantize} --max-memory 1 m.gguf two.gguf Q3_K_M 2"),
+    );
     succeeds(dir, &format!("{quantize} m.gguf alone.gguf Q2_K 2"));
     assert!(read(dir, "one.gguf") == read(dir, "two.gguf"));
     assert!(read(dir, "also.gguf") == read(dir, "alone.gguf"));
 }
 
-/// An embedding that is the output matrix too is rounded before anything is met; experts for what each meets by itself.
+/// An embedding that is the output matrix too is rounded before anything is met; experts for what
+/// each meets by itself.
 #[test]
 fn experts_and_tied_embeddings() {
     let dir = place();
@@ -187,31 +262,67 @@ fn experts_and_tied_embeddings() {
     support::models::experts().write(&dir.join("experts.gguf"));
     let of = |args: &str| args.replace("m.gguf", "experts.gguf");
     succeeds(dir, &of(IMATRIX));
-    let done = json(dir, &of(&format!("{QUANTIZE} --propagate cal.txt --json m.gguf out.gguf Q4_K")));
-    let proved: Vec<_> =
-        done["outputs"][0]["feedback"].as_array().unwrap().iter().map(|p| p["tensor"].as_str().unwrap()).collect();
-    for tensor in ["blk.0.attn_q.weight", "blk.1.ffn_down_exps.weight", "output.weight"] {
+    let done = json(
+        dir,
+        &of(&format!(
+            "{QUANTIZE} --propagate cal.txt --json m.gguf out.gguf Q4_K"
+        )),
+    );
+    let proved: Vec<_> = done["outputs"][0]["feedback"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|p| p["tensor"].as_str().unwrap())
+        .collect();
+    for tensor in [
+        "blk.0.attn_q.weight",
+        "blk.1.ffn_down_exps.weight",
+        "output.weight",
+    ] {
         assert!(proved.contains(&tensor), "{tensor} is not in {proved:?}");
     }
     succeeds(dir, "verify out.gguf");
-    succeeds(dir, "kld experts.gguf out.gguf -f eval.txt -c 128 --chunks 2");
+    succeeds(
+        dir,
+        "kld experts.gguf out.gguf -f eval.txt -c 128 --chunks 2",
+    );
 }
 
 #[test]
 fn what_does_not_go_together_is_said() {
     let dir = place();
     let dir = dir.path();
-    quantier("quantize --propagate cal.txt m.gguf x.gguf Q4_K").current_dir(dir).assert().code(2);
-    succeeds(dir, IMATRIX);
-    quantier(&format!("{QUANTIZE} --propagate cal.txt --prune-layers 1 m.gguf x.gguf Q4_K"))
+    quantier("quantize --propagate cal.txt m.gguf x.gguf Q4_K")
         .current_dir(dir)
         .assert()
         .code(2);
-    fails(dir, &format!("{QUANTIZE} --propagate none.txt m.gguf x.gguf Q4_K"), &["none.txt"]);
-    quantier(&format!("{QUANTIZE} --gradients cov m.gguf x.gguf Q4_K")).current_dir(dir).assert().code(2);
-    fails(dir, &format!("{QUANTIZE} --propagate cal.txt --gradients nothing m.gguf x.gguf Q4_K"), &["nothing"]);
+    succeeds(dir, IMATRIX);
+    quantier(&format!(
+        "{QUANTIZE} --propagate cal.txt --prune-layers 1 m.gguf x.gguf Q4_K"
+    ))
+    .current_dir(dir)
+    .assert()
+    .code(2);
+    fails(
+        dir,
+        &format!("{QUANTIZE} --propagate none.txt m.gguf x.gguf Q4_K"),
+        &["none.txt"],
+    );
+    quantier(&format!("{QUANTIZE} --gradients cov m.gguf x.gguf Q4_K"))
+        .current_dir(dir)
+        .assert()
+        .code(2);
+    fails(
+        dir,
+        &format!("{QUANTIZE} --propagate cal.txt --gradients nothing m.gguf x.gguf Q4_K"),
+        &["nothing"],
+    );
     fs::write(dir.join("short.txt"), "A few words.").unwrap();
-    fails(dir, &format!("{QUANTIZE} --propagate short.txt m.gguf x.gguf Q4_K"), &["short.txt"]);
+    fails(
+        dir,
+        &format!("{QUANTIZE} --propagate short.txt m.gguf x.gguf Q4_K"),
+        &["short.txt"],
+    );
     assert!(!dir.join("x.gguf").exists());
 }
 
@@ -221,28 +332,61 @@ fn gradients_are_those_of_the_backward_stream() {
     let dir = tempfile::tempdir().unwrap();
     let source = Source::open(Path::new(&refmodel())).unwrap();
     let input = Input::new(&source, &convert::Job::default()).unwrap();
-    let engine = Engine::new(&input, &Options { threads: 2, ..Options::default() }).unwrap();
-    let chunks: Vec<Vec<u32>> = (0..9u32).map(|c| (0..20).map(|i| (i * 37 + c * 1009) % 4096).collect()).collect();
+    let engine = Engine::new(
+        &input,
+        &Options {
+            threads: 2,
+            ..Options::default()
+        },
+    )
+    .unwrap();
+    let chunks: Vec<Vec<u32>> = (0..9u32)
+        .map(|c| (0..20).map(|i| (i * 37 + c * 1009) % 4096).collect())
+        .collect();
     let job = covariance::Job {
         directory: dir.path().join("gradients"),
         key: [7; 32],
         experts_apart: false,
         hold_out: false,
     };
-    let (measure, types, rounding) = (Measure::Divergence, vec![GgmlType::Q4_K], Rounding::Feedback);
-    let settings = Settings { measure, types, positions: 0, draws: 2, seed: 3, rounding };
+    let (measure, types, rounding) = (
+        Measure::Divergence,
+        vec![GgmlType::Q4_K],
+        Rounding::Feedback,
+    );
+    let settings = Settings {
+        measure,
+        types,
+        positions: 0,
+        draws: 2,
+        seed: 3,
+        rounding,
+    };
     frontier::gradients((&input, &engine), &job, &chunks, &settings, &Silent).unwrap();
     let store = Store::open(&job.directory).unwrap();
-    assert_eq!(store.names().count(), 7 * 6, "the output matrix is not among them");
+    assert_eq!(
+        store.names().count(),
+        7 * 6,
+        "the output matrix is not among them"
+    );
 
     let trace = engine.trace(&chunks, None, &Silent).unwrap();
-    let sample: Vec<Vec<u32>> = chunks.iter().map(|c| (0..c.len() as u32).collect()).collect();
-    let mut backward = engine.backward(&trace, Labels { draws: 2, seed: 3 }, &sample, &Silent).unwrap();
+    let sample: Vec<Vec<u32>> = chunks
+        .iter()
+        .map(|c| (0..c.len() as u32).collect())
+        .collect();
+    let mut backward = engine
+        .backward(&trace, Labels { draws: 2, seed: 3 }, &sample, &Silent)
+        .unwrap();
     let (_, met) = backward.layer(&Silent).unwrap().unwrap();
     for name in ["blk.5.attn_k.weight", "blk.5.ffn_gate.weight"] {
         let of = met.iter().find(|met| met.name == name).unwrap();
         let found = store.get(name, 0).unwrap().unwrap();
-        assert_eq!((found.columns, found.rows), (of.width, 9 * 20 * 2), "{name}");
+        assert_eq!(
+            (found.columns, found.rows),
+            (of.width, 9 * 20 * 2),
+            "{name}"
+        );
         let m = of.width;
         let draws = of.pieces.iter().flat_map(|piece| &piece.gradients);
         let rows: Vec<&[f32]> = draws.flat_map(|of_draw| of_draw.chunks(m)).collect();
@@ -255,8 +399,7 @@ fn gradients_are_those_of_the_backward_stream() {
     }
 }
 
-const SMALL: &str =
-    "-c 128 --score-chunks 2 --eval-chunks 12 -f cal.txt --eval eval.txt --types q2_K,q3_K,q4_K,q6_K,q8_0";
+const SMALL: &str = "-c 128 --score-chunks 2 --eval-chunks 12 -f cal.txt --eval eval.txt --types q2_K,q3_K,q4_K,q6_K,q8_0";
 
 /// Files of `make` are rounded so unless it is told otherwise.
 #[test]
@@ -270,27 +413,65 @@ fn make_propagates() {
     let whole = made("--bpw 3.5 -o out");
     let kld = |of: &Frontier| of.files[0].measured.as_ref().unwrap().kld;
     let name = dir.join("out").join(&whole.files[0].name);
-    assert_eq!(fs::metadata(&name).unwrap().len(), whole.files[0].bytes, "the size is as it was planned");
-    let rounding = |of: &Frontier| of.settings.iter().find(|s| s.name == "rounding").unwrap().value.clone();
-    assert!(rounding(&whole).contains("behind those that were rounded before it"), "{}", rounding(&whole));
+    assert_eq!(
+        fs::metadata(&name).unwrap().len(),
+        whole.files[0].bytes,
+        "the size is as it was planned"
+    );
+    let rounding = |of: &Frontier| {
+        of.settings
+            .iter()
+            .find(|s| s.name == "rounding")
+            .unwrap()
+            .value
+            .clone()
+    };
+    assert!(
+        rounding(&whole).contains("behind those that were rounded before it"),
+        "{}",
+        rounding(&whole)
+    );
     let bytes = fs::read(&name).unwrap();
     assert!(dir.join("out/work/gradients/blk.0.attn_q.gguf").exists());
     let rows = made("--bpw 3.5 -o out --one-sided");
-    assert!(fs::read(&name).unwrap() != bytes, "the file of rows by themselves is another");
+    assert!(
+        fs::read(&name).unwrap() != bytes,
+        "the file of rows by themselves is another"
+    );
     assert_eq!(whole.files[0].rounding.len(), rows.files[0].rounding.len());
     let without = made("--bpw 3.5 -o out --no-propagate");
-    assert!(!rounding(&without).contains("behind"), "{}", rounding(&without));
-    assert!(fs::read(&name).unwrap() != bytes, "the file of the other rounding was taken for this one's");
-    assert!(kld(&whole) < 0.95 * kld(&without), "{} and {}", kld(&whole), kld(&without));
-    let left = fs::read_dir(dir.join("out/work")).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
-    let left: Vec<_> = left.filter(|name| name.ends_with(".blocks") || name.ends_with(".resume")).collect();
+    assert!(
+        !rounding(&without).contains("behind"),
+        "{}",
+        rounding(&without)
+    );
+    assert!(
+        fs::read(&name).unwrap() != bytes,
+        "the file of the other rounding was taken for this one's"
+    );
+    assert!(
+        kld(&whole) < 0.95 * kld(&without),
+        "{} and {}",
+        kld(&whole),
+        kld(&without)
+    );
+    let left = fs::read_dir(dir.join("out/work"))
+        .unwrap()
+        .map(|e| e.unwrap().file_name().into_string().unwrap());
+    let left: Vec<_> = left
+        .filter(|name| name.ends_with(".blocks") || name.ends_with(".resume"))
+        .collect();
     assert!(left.is_empty(), "{left:?}");
 }
 
 /// Layers that are done by what a file's state says.
 fn layers_done(work: &Path) -> Option<u8> {
-    let state = fs::read_dir(work).ok()?.filter_map(|e| Some(e.ok()?.path()));
-    let state: PathBuf = state.into_iter().find(|path| path.to_string_lossy().ends_with(".gguf.resume"))?;
+    let state = fs::read_dir(work)
+        .ok()?
+        .filter_map(|e| Some(e.ok()?.path()));
+    let state: PathBuf = state
+        .into_iter()
+        .find(|path| path.to_string_lossy().ends_with(".gguf.resume"))?;
     fs::read(state).ok()?.get(40).copied()
 }
 
@@ -301,17 +482,31 @@ fn a_killed_run_goes_on_and_writes_the_same_file() {
     let start = |out: &str| {
         let args = format!("make m.gguf {SMALL} --bpw 3.2 --checkpoint-every 0 -o {out}");
         let mut command = Command::new(env!("CARGO_BIN_EXE_quantier"));
-        command.args(args.split_whitespace()).current_dir(dir).stdout(Stdio::null()).stderr(Stdio::piped());
-        command.env("QUANTIER_CONFIG", no_defaults()).spawn().unwrap()
+        command
+            .args(args.split_whitespace())
+            .current_dir(dir)
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        command
+            .env("QUANTIER_CONFIG", no_defaults())
+            .spawn()
+            .unwrap()
     };
     let whole = start("whole").wait_with_output().unwrap();
-    assert!(whole.status.success(), "{}", String::from_utf8_lossy(&whole.stderr));
+    assert!(
+        whole.status.success(),
+        "{}",
+        String::from_utf8_lossy(&whole.stderr)
+    );
     let mut kills = 0;
     for wanted in [1, 3, 5] {
         let mut child = start("out");
         let begun = Instant::now();
         while child.try_wait().unwrap().is_none() {
-            assert!(begun.elapsed() < Duration::from_secs(300), "it never came to layer {wanted}");
+            assert!(
+                begun.elapsed() < Duration::from_secs(300),
+                "it never came to layer {wanted}"
+            );
             if layers_done(&dir.join("out/work")).is_some_and(|done| done >= wanted) {
                 child.kill().unwrap();
                 child.wait().unwrap();
@@ -322,8 +517,13 @@ fn a_killed_run_goes_on_and_writes_the_same_file() {
         }
         // A block that is not as it was: its tensor, and all behind it, are rounded again.
         if wanted == 3 {
-            let work = fs::read_dir(dir.join("out/work")).unwrap().map(|e| e.unwrap().path());
-            if let Some(path) = work.into_iter().find(|path| path.extension().is_some_and(|e| e == "blocks")) {
+            let work = fs::read_dir(dir.join("out/work"))
+                .unwrap()
+                .map(|e| e.unwrap().path());
+            if let Some(path) = work
+                .into_iter()
+                .find(|path| path.extension().is_some_and(|e| e == "blocks"))
+            {
                 let mut blocks = fs::read(&path).unwrap();
                 blocks[1000] ^= 1;
                 fs::write(&path, blocks).unwrap();
@@ -332,11 +532,18 @@ fn a_killed_run_goes_on_and_writes_the_same_file() {
     }
     assert!(kills > 0, "no run was killed in time");
     let last = start("out").wait_with_output().unwrap();
-    assert!(last.status.success(), "{}", String::from_utf8_lossy(&last.stderr));
+    assert!(
+        last.status.success(),
+        "{}",
+        String::from_utf8_lossy(&last.stderr)
+    );
     let file = |out: &str| {
-        let files = fs::read_dir(dir.join(out)).unwrap().map(|e| e.unwrap().path());
+        let files = fs::read_dir(dir.join(out))
+            .unwrap()
+            .map(|e| e.unwrap().path());
         let found = files.into_iter().find(|p| {
-            p.file_name().unwrap().to_string_lossy().contains("bpw-") && p.extension().is_some_and(|e| e == "gguf")
+            p.file_name().unwrap().to_string_lossy().contains("bpw-")
+                && p.extension().is_some_and(|e| e == "gguf")
         });
         fs::read(found.unwrap()).unwrap()
     };

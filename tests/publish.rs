@@ -23,7 +23,9 @@ const SMALL: &str = "-c 64 --score-chunks 2 --score-positions 64 --eval-chunks 2
 const ODD: &str = "Tést 'model' #1 [a](b) no";
 
 fn text(seed: u64, words: usize) -> String {
-    const WORDS: [&str; 8] = ["the", "river", "was", "old", "and", "near", "windows", "green"];
+    const WORDS: [&str; 8] = [
+        "the", "river", "was", "old", "and", "near", "windows", "green",
+    ];
     let mut rng = Rng::new(seed);
     let word = |i: usize, rng: &mut Rng| {
         let word = WORDS[(rng.uniform() * WORDS.len() as f32) as usize % WORDS.len()];
@@ -35,11 +37,17 @@ fn text(seed: u64, words: usize) -> String {
 /// A directory with two texts, and two layers of the small model with a chat template.
 fn place() -> TempDir {
     let dir = tempfile::tempdir().unwrap();
-    let chat = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/chat/chatml.jinja")).unwrap();
+    let chat = fs::read_to_string(
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/chat/chatml.jinja"),
+    )
+    .unwrap();
     let model = models::shortened(2)
         .set("tokenizer.chat_template", Value::str(chat))
         .set("general.license", Value::str("apache-2.0"))
-        .set("general.source.url", Value::str("https://huggingface.co/some-org/Some-Model"))
+        .set(
+            "general.source.url",
+            Value::str("https://huggingface.co/some-org/Some-Model"),
+        )
         .set("general.sampling.temp", Value::F32(0.6));
     model.write(&dir.path().join("m.gguf"));
     fs::create_dir(dir.path().join("texts")).unwrap();
@@ -50,13 +58,22 @@ fn place() -> TempDir {
 
 fn make(dir: &Path, rest: &[&str]) -> String {
     let mut command = quantier(&format!("make {}/m.gguf {SMALL} -o out", dir.display()));
-    command.args(["-f", "texts/cal.txt", "--eval"]).arg(dir.join("texts/eval.txt")).args(rest).current_dir(dir);
+    command
+        .args(["-f", "texts/cal.txt", "--eval"])
+        .arg(dir.join("texts/eval.txt"))
+        .args(rest)
+        .current_dir(dir);
     String::from_utf8(command.assert().success().get_output().stderr.clone()).unwrap()
 }
 
 /// The values of a card's front matter; lists with `, ` between.
 fn front_matter(card: &str) -> BTreeMap<String, String> {
-    let yaml = card.strip_prefix("---\n").unwrap().split_once("\n---\n").unwrap().0;
+    let yaml = card
+        .strip_prefix("---\n")
+        .unwrap()
+        .split_once("\n---\n")
+        .unwrap()
+        .0;
     let (mut map, mut key, mut depth) = (BTreeMap::<String, String>::new(), None::<String>, 0);
     for event in Parser::new_from_str(yaml) {
         match event.unwrap().0 {
@@ -65,7 +82,11 @@ fn front_matter(card: &str) -> BTreeMap<String, String> {
             Event::Scalar(text, ..) if key.is_none() => key = Some(text.into_owned()),
             Event::Scalar(text, ..) => {
                 let value = map.entry(key.clone().unwrap()).or_default();
-                *value = if value.is_empty() { text.into_owned() } else { format!("{value}, {text}") };
+                *value = if value.is_empty() {
+                    text.into_owned()
+                } else {
+                    format!("{value}, {text}")
+                };
                 key = key.filter(|_| depth > 0);
             }
             _ => {}
@@ -92,7 +113,10 @@ fn decoded(address: &str) -> String {
 fn checked_sums(dir: &Path) -> BTreeMap<String, String> {
     let mut found = BTreeMap::new();
     for (path, _) in listing(dir) {
-        let sum: String = Sha256::digest(fs::read(&path).unwrap()).iter().map(|b| format!("{b:02x}")).collect();
+        let sum: String = Sha256::digest(fs::read(&path).unwrap())
+            .iter()
+            .map(|b| format!("{b:02x}"))
+            .collect();
         found.insert(path.file_name().unwrap().to_str().unwrap().to_owned(), sum);
     }
     found.remove("SHA256SUMS");
@@ -103,26 +127,47 @@ fn checked_sums(dir: &Path) -> BTreeMap<String, String> {
         .map(|(sum, name)| (name.to_owned(), sum.to_owned()))
         .collect();
     assert_eq!(said, found);
-    if let Ok(run) =
-        std::process::Command::new("sha256sum").args(["--quiet", "-c", "SHA256SUMS"]).current_dir(dir).output()
+    if let Ok(run) = std::process::Command::new("sha256sum")
+        .args(["--quiet", "-c", "SHA256SUMS"])
+        .current_dir(dir)
+        .output()
     {
-        assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+        assert!(
+            run.status.success(),
+            "{}",
+            String::from_utf8_lossy(&run.stderr)
+        );
     }
     found
 }
 
 /// No file may tell where it was made.
 fn names_no_path(dir: &Path, made_in: &Path) {
-    let secret = [made_in.to_str().unwrap().to_owned(), made_in.canonicalize().unwrap().to_str().unwrap().to_owned()];
+    let secret = [
+        made_in.to_str().unwrap().to_owned(),
+        made_in.canonicalize().unwrap().to_str().unwrap().to_owned(),
+    ];
     let parent = made_in.parent().unwrap().to_str().unwrap();
     for (path, _) in listing(dir) {
         let bytes = fs::read(&path).unwrap();
         for secret in &secret {
-            assert!(!bytes.windows(secret.len()).any(|w| w == secret.as_bytes()), "{} has {secret}", path.display());
+            assert!(
+                !bytes.windows(secret.len()).any(|w| w == secret.as_bytes()),
+                "{} has {secret}",
+                path.display()
+            );
         }
         if let Ok(text) = String::from_utf8(bytes) {
-            assert!(!text.contains(&format!("{parent}/")), "{} has {parent}", path.display());
-            assert!(!text.contains("texts/"), "{} has a directory", path.display());
+            assert!(
+                !text.contains(&format!("{parent}/")),
+                "{} has {parent}",
+                path.display()
+            );
+            assert!(
+                !text.contains("texts/"),
+                "{} has a directory",
+                path.display()
+            );
         }
     }
 }
@@ -130,12 +175,29 @@ fn names_no_path(dir: &Path, made_in: &Path) {
 #[test]
 fn what_was_made_is_ready_for_the_hub() {
     let dir = place();
-    let said = ["--variants", "4", "--publish", "--name", ODD, "--language", "no", "--language", "en", "--tag", "tiny"];
+    let said = [
+        "--variants",
+        "4",
+        "--publish",
+        "--name",
+        ODD,
+        "--language",
+        "no",
+        "--language",
+        "en",
+        "--tag",
+        "tiny",
+    ];
     let notes = make(dir.path(), &said);
     let out = dir.path().join("out/publish");
-    assert!(notes.contains("--quantized-by") && notes.contains("takes no tools"), "{notes}");
     assert!(
-        !notes.contains("--license") && !notes.contains("--base-model") && !notes.contains("--language"),
+        notes.contains("--quantized-by") && notes.contains("takes no tools"),
+        "{notes}"
+    );
+    assert!(
+        !notes.contains("--license")
+            && !notes.contains("--base-model")
+            && !notes.contains("--language"),
         "{notes}"
     );
 
@@ -150,65 +212,120 @@ fn what_was_made_is_ready_for_the_hub() {
         ("language", "no, en"),
         ("tags", "gguf, imatrix, quantier, tiny"),
     ];
-    assert_eq!(matter, expected.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect());
+    assert_eq!(
+        matter,
+        expected
+            .iter()
+            .map(|(k, v)| (k.to_string(), v.to_string()))
+            .collect()
+    );
 
     let frontier: Frontier =
-        serde_json::from_str(&fs::read_to_string(dir.path().join("out/frontier.json")).unwrap()).unwrap();
-    assert!((3..=4).contains(&frontier.files.len()), "{}", frontier.files.len());
-    let steps: Vec<f64> = frontier.files.windows(2).map(|w| w[0].predicted / w[1].predicted).collect();
+        serde_json::from_str(&fs::read_to_string(dir.path().join("out/frontier.json")).unwrap())
+            .unwrap();
+    assert!(
+        (3..=4).contains(&frontier.files.len()),
+        "{}",
+        frontier.files.len()
+    );
+    let steps: Vec<f64> = frontier
+        .files
+        .windows(2)
+        .map(|w| w[0].predicted / w[1].predicted)
+        .collect();
     assert!(steps.iter().all(|step| *step > 1.5), "{steps:?}");
 
     let sums = checked_sums(&out);
-    let rows: Vec<&str> = card.lines().filter(|line| line.starts_with("| [T")).collect();
+    let rows: Vec<&str> = card
+        .lines()
+        .filter(|line| line.starts_with("| [T"))
+        .collect();
     assert_eq!(rows.len(), frontier.files.len(), "{card}");
     for (row, file) in rows.iter().zip(&frontier.files) {
         let address = row.split_once("](").unwrap().1.split_once(") |").unwrap().0;
         // The name has brackets of its own, quoted.
         let address = address.rsplit_once("](").map_or(address, |(_, last)| last);
         assert_eq!(decoded(address), file.name, "{row}");
-        assert!(sums.contains_key(&file.name) && sums.contains_key(&format!("{}.recipe.txt", file.name)));
+        assert!(
+            sums.contains_key(&file.name)
+                && sums.contains_key(&format!("{}.recipe.txt", file.name))
+        );
         let cells = row.replace("\\|", "").matches('|').count();
         assert_eq!(cells, 10, "{row}");
         // The same bytes under a second name, and the first is still there.
-        let (made, published) = (dir.path().join("out").join(&file.name), out.join(&file.name));
-        assert_eq!(made.metadata().unwrap().ino(), published.metadata().unwrap().ino());
+        let (made, published) = (
+            dir.path().join("out").join(&file.name),
+            out.join(&file.name),
+        );
+        assert_eq!(
+            made.metadata().unwrap().ino(),
+            published.metadata().unwrap().ino()
+        );
         let modelfile = out.join(format!("{}.Modelfile", file.name.trim_end_matches(".gguf")));
         let modelfile = fs::read_to_string(modelfile).unwrap();
-        let from = modelfile.lines().find_map(|line| line.strip_prefix("FROM ./")).unwrap();
+        let from = modelfile
+            .lines()
+            .find_map(|line| line.strip_prefix("FROM ./"))
+            .unwrap();
         assert!(out.join(from).is_file(), "{from}");
         let template = modelfile.split("\"\"\"").nth(1).unwrap();
         assert_eq!(template, fs::read_to_string(out.join("template")).unwrap());
         assert!(
-            modelfile.contains("PARAMETER stop \"<|im_end|>\"\n") && modelfile.contains("PARAMETER num_ctx 2048\n")
+            modelfile.contains("PARAMETER stop \"<|im_end|>\"\n")
+                && modelfile.contains("PARAMETER num_ctx 2048\n")
         );
-        assert!(card.contains(&file.name.replace('\'', "'\\''")), "a command for each");
+        assert!(
+            card.contains(&file.name.replace('\'', "'\\''")),
+            "a command for each"
+        );
     }
-    let params: serde_json::Value = serde_json::from_str(&fs::read_to_string(out.join("params")).unwrap()).unwrap();
+    let params: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(out.join("params")).unwrap()).unwrap();
     let expected = serde_json::json!({"stop": ["<|im_end|>", "<|im_start|>"], "num_ctx": 2048, "temperature": 0.6});
     assert_eq!(params, expected);
-    for name in ["imatrix.gguf", "frontier.svg", "frontier.json", "report.html"] {
+    for name in [
+        "imatrix.gguf",
+        "frontier.svg",
+        "frontier.json",
+        "report.html",
+    ] {
         assert!(sums.contains_key(name), "{name}");
     }
     assert!(
-        card.contains("cal.txt") && card.contains("quantier make m.gguf") && card.contains("--eval eval.txt"),
+        card.contains("cal.txt")
+            && card.contains("quantier make m.gguf")
+            && card.contains("--eval eval.txt"),
         "{card}"
     );
     assert!(card.contains("llama-quantize --imatrix imatrix.gguf"));
     names_no_path(&out, dir.path());
 
     // The command of the card makes the same files again.
-    let command = card.lines().find(|line| line.starts_with("quantier make ")).unwrap();
+    let command = card
+        .lines()
+        .find(|line| line.starts_with("quantier make "))
+        .unwrap();
     let again = dir.path().join("again");
     fs::create_dir(&again).unwrap();
     for name in ["m.gguf", "texts/cal.txt", "texts/eval.txt"] {
-        fs::copy(dir.path().join(name), again.join(Path::new(name).file_name().unwrap())).unwrap();
+        fs::copy(
+            dir.path().join(name),
+            again.join(Path::new(name).file_name().unwrap()),
+        )
+        .unwrap();
     }
     let program = env!("CARGO_BIN_EXE_quantier");
     let line = command.replacen("quantier", program, 1);
     let mut command = std::process::Command::new("sh");
-    command.args(["-c", &line]).env("QUANTIER_CONFIG", support::program::no_defaults());
+    command
+        .args(["-c", &line])
+        .env("QUANTIER_CONFIG", support::program::no_defaults());
     let run = command.current_dir(&again).output().unwrap();
-    assert!(run.status.success(), "{line}: {}", String::from_utf8_lossy(&run.stderr));
+    assert!(
+        run.status.success(),
+        "{line}: {}",
+        String::from_utf8_lossy(&run.stderr)
+    );
     let same = checked_sums(&again.join("out/publish"));
     for file in &frontier.files {
         assert_eq!(same[&file.name], sums[&file.name], "{}", file.name);
@@ -227,21 +344,33 @@ fn nothing_is_overwritten_unasked_and_nothing_is_lost() {
         assert_eq!(listing(dir.path()), before);
     };
     fails("publish texts -o hub", 1, "no frontier.json");
-    fails("publish out -o hub --base-model /some/where/model", 2, "a name on the Hub is like org/name");
+    fails(
+        "publish out -o hub --base-model /some/where/model",
+        2,
+        "a name on the Hub is like org/name",
+    );
     fails("publish out -o m.gguf", 1, "no directory");
     fs::write(dir.path().join("bad.md"), "a\n{{ b }").unwrap();
-    fails("publish out -o hub --template bad.md", 1, "the card's template: line 2");
+    fails(
+        "publish out -o hub --template bad.md",
+        1,
+        "the card's template: line 2",
+    );
     fails("make m.gguf --bpw 4 -o x --license mit", 2, "--publish");
     fails("publish", 2, "DIR");
 
-    let made = json(dir.path(), "publish out -o hub --json --quantized-by me --repo me/Repo-GGUF");
+    let made = json(
+        dir.path(),
+        "publish out -o hub --json --quantized-by me --repo me/Repo-GGUF",
+    );
     assert_eq!(made["files"].as_array().unwrap().len(), 2);
     assert_eq!(made["files"][0]["linked"], true);
     let hub = dir.path().join("hub");
     let first = checked_sums(&hub);
     let card = fs::read_to_string(hub.join("README.md")).unwrap();
     assert!(
-        card.contains("llama-cli -hf me/Repo-GGUF -hff ") && card.contains("ollama run hf.co/me/Repo-GGUF:"),
+        card.contains("llama-cli -hf me/Repo-GGUF -hff ")
+            && card.contains("ollama run hf.co/me/Repo-GGUF:"),
         "{card}"
     );
     assert_eq!(front_matter(&card)["quantized_by"], "me");
@@ -256,7 +385,10 @@ fn nothing_is_overwritten_unasked_and_nothing_is_lost() {
         "{{ front_matter }}\n{{ files | length }} file, {{ files[0].name | shell }}\n",
     )
     .unwrap();
-    let told = succeeds(dir.path(), "publish out -o hub --force --copy --template own.md");
+    let told = succeeds(
+        dir.path(),
+        "publish out -o hub --force --copy --template own.md",
+    );
     assert!(told.contains("(copy)"), "{told}");
     assert_eq!(fs::read_to_string(hub.join("LICENSE")).unwrap(), "text");
     fs::remove_file(hub.join("LICENSE")).unwrap();
@@ -272,7 +404,15 @@ fn nothing_is_overwritten_unasked_and_nothing_is_lost() {
     assert_eq!((two.len(), one.len()), (2, 1));
     assert!(two.contains(&one[0]));
     let published = hub.join(&one[0].0).metadata().unwrap().ino();
-    assert_ne!(dir.path().join("out").join(&one[0].0).metadata().unwrap().ino(), published);
+    assert_ne!(
+        dir.path()
+            .join("out")
+            .join(&one[0].0)
+            .metadata()
+            .unwrap()
+            .ino(),
+        published
+    );
     let card = fs::read_to_string(hub.join("README.md")).unwrap();
     assert!(card.ends_with(&format!("1 file, {}\n", one[0].0)), "{card}");
 
@@ -287,7 +427,9 @@ fn nothing_is_overwritten_unasked_and_nothing_is_lost() {
 fn make_fails_early(dir: &Path) {
     fs::create_dir(dir.join("out/publish")).unwrap();
     fs::write(dir.join("out/publish/mine"), "").unwrap();
-    let args = format!("make m.gguf {SMALL} -f texts/cal.txt --eval texts/eval.txt --bpw 5 -o out --publish");
+    let args = format!(
+        "make m.gguf {SMALL} -f texts/cal.txt --eval texts/eval.txt --bpw 5 -o out --publish"
+    );
     let output = quantier(&args).current_dir(dir).assert().code(1);
     let error = String::from_utf8_lossy(&output.get_output().stderr).into_owned();
     assert!(error.contains("--force"), "{error}");
@@ -298,12 +440,17 @@ fn make_fails_early(dir: &Path) {
 fn the_template_can_be_printed_and_given_back() {
     let printed = succeeds(Path::new("."), "publish --print-template");
     assert!(
-        printed.starts_with("{#\n") && printed.contains("front_matter") && printed.contains("{% for file in files -%}")
+        printed.starts_with("{#\n")
+            && printed.contains("front_matter")
+            && printed.contains("{% for file in files -%}")
     );
     let dir = place();
     make(dir.path(), &["--bpw", "4.5"]);
     fs::write(dir.path().join("card.md"), printed).unwrap();
     succeeds(dir.path(), "publish out -o a");
     succeeds(dir.path(), "publish out -o b --template card.md");
-    assert_eq!(fs::read(dir.path().join("a/README.md")).unwrap(), fs::read(dir.path().join("b/README.md")).unwrap());
+    assert_eq!(
+        fs::read(dir.path().join("a/README.md")).unwrap(),
+        fs::read(dir.path().join("b/README.md")).unwrap()
+    );
 }

@@ -9,13 +9,18 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 use support::gguf::Tiny;
-use support::program::{fails, json, listing, model, quantier, read, refmodel, sparse, succeeds, with_model};
+use support::program::{
+    fails, json, listing, model, quantier, read, refmodel, sparse, succeeds, with_model,
+};
 
 /// Keys and values of one file, and how many tensors it has.
 fn keys(path: &Path) -> (Vec<(String, String)>, usize) {
     let bytes = fs::read(path).unwrap();
     let header = quantier::format::gguf::parse(&bytes).unwrap();
-    let keys = header.metadata.iter().map(|(k, v)| (k.to_owned(), format!("{} {v}", v.value_type().name())));
+    let keys = header
+        .metadata
+        .iter()
+        .map(|(k, v)| (k.to_owned(), format!("{} {v}", v.value_type().name())));
     (keys.collect(), header.tensors.len())
 }
 
@@ -32,16 +37,38 @@ fn shards_merge_to_the_file_that_was_split() {
         "--split-max-size 5M --no-tensor-first-split",
         "--split-max-size 1G",
     ] {
-        let written = json(dir.path(), &format!("split --json {} s {options}", refmodel()));
-        let paths: Vec<_> = written["files"].as_array().unwrap().iter().map(|f| f["path"].as_str().unwrap()).collect();
-        assert_eq!(listing(dir.path()).len(), paths.len(), "{options}: nothing but the shards");
+        let written = json(
+            dir.path(),
+            &format!("split --json {} s {options}", refmodel()),
+        );
+        let paths: Vec<_> = written["files"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|f| f["path"].as_str().unwrap())
+            .collect();
+        assert_eq!(
+            listing(dir.path()).len(),
+            paths.len(),
+            "{options}: nothing but the shards"
+        );
         for (no, file) in written["files"].as_array().unwrap().iter().enumerate() {
-            assert_eq!(file["path"], format!("s-{:05}-of-{:05}.gguf", no + 1, paths.len()));
-            assert_eq!(file["bytes"], read(dir.path(), paths[no]).len(), "{options}");
+            assert_eq!(
+                file["path"],
+                format!("s-{:05}-of-{:05}.gguf", no + 1, paths.len())
+            );
+            assert_eq!(
+                file["bytes"],
+                read(dir.path(), paths[no]).len(),
+                "{options}"
+            );
             let (keys, tensors) = keys(&dir.path().join(paths[no]));
             assert_eq!(file["tensors"], tensors);
             // As llama-gguf-split orders them.
-            let last: Vec<_> = keys[keys.len() - 3..].iter().map(|(k, v)| format!("{k} {v}")).collect();
+            let last: Vec<_> = keys[keys.len() - 3..]
+                .iter()
+                .map(|(k, v)| format!("{k} {v}"))
+                .collect();
             assert_eq!(
                 last,
                 [
@@ -51,15 +78,31 @@ fn shards_merge_to_the_file_that_was_split() {
                 ],
                 "{options}"
             );
-            assert_eq!(keys.len() > 3, no == 0, "only the first has the model's metadata");
+            assert_eq!(
+                keys.len() > 3,
+                no == 0,
+                "only the first has the model's metadata"
+            );
         }
-        assert_eq!(written["files"][0]["tensors"] == 0, options.contains("--no-tensor-first-split"), "{options}");
+        assert_eq!(
+            written["files"][0]["tensors"] == 0,
+            options.contains("--no-tensor-first-split"),
+            "{options}"
+        );
         if paths.len() > 1 {
-            assert_eq!(json(dir.path(), &format!("verify --json {}", paths[0]))["ok"], true);
-            succeeds(dir.path(), &format!("merge {} back.gguf --no-split-keys", paths[paths.len() - 1]));
+            assert_eq!(
+                json(dir.path(), &format!("verify --json {}", paths[0]))["ok"],
+                true
+            );
+            succeeds(
+                dir.path(),
+                &format!("merge {} back.gguf --no-split-keys", paths[paths.len() - 1]),
+            );
             assert!(read(dir.path(), "back.gguf") == whole, "{options}");
         }
-        fs::read_dir(dir.path()).unwrap().for_each(|file| fs::remove_file(file.unwrap().path()).unwrap());
+        fs::read_dir(dir.path())
+            .unwrap()
+            .for_each(|file| fs::remove_file(file.unwrap().path()).unwrap());
     }
 }
 
@@ -69,19 +112,40 @@ fn what_a_merge_leaves_can_be_split_and_merged_again() {
     succeeds(dir.path(), "split m.gguf a --split-max-tensors 5");
     succeeds(dir.path(), "merge a-00001-of-00005.gguf once.gguf");
     let (keys_once, tensors) = keys(&dir.path().join("once.gguf"));
-    let last: Vec<_> = keys_once.iter().rev().take(3).map(|(k, v)| format!("{k} {v}")).collect();
-    assert_eq!(last, ["split.count u16 0", &format!("split.tensors.count i32 {tensors}"), "split.no u16 0"]);
+    let last: Vec<_> = keys_once
+        .iter()
+        .rev()
+        .take(3)
+        .map(|(k, v)| format!("{k} {v}"))
+        .collect();
+    assert_eq!(
+        last,
+        [
+            "split.count u16 0",
+            &format!("split.tensors.count i32 {tensors}"),
+            "split.no u16 0"
+        ]
+    );
     succeeds(dir.path(), "split once.gguf b --split-max-tensors 5");
     for no in 1..=5 {
         let name = |prefix: &str| format!("{prefix}-0000{no}-of-00005.gguf");
-        assert!(read(dir.path(), &name("a")) == read(dir.path(), &name("b")), "shard {no}");
+        assert!(
+            read(dir.path(), &name("a")) == read(dir.path(), &name("b")),
+            "shard {no}"
+        );
     }
     // A split model is split anew as a whole.
-    succeeds(dir.path(), "split a-00003-of-00005.gguf c --split-max-tensors 12");
+    succeeds(
+        dir.path(),
+        "split a-00003-of-00005.gguf c --split-max-tensors 12",
+    );
     succeeds(dir.path(), "split m.gguf d --split-max-tensors 12");
     for no in 1..=2 {
         let name = |prefix: &str| format!("{prefix}-0000{no}-of-00002.gguf");
-        assert!(read(dir.path(), &name("c")) == read(dir.path(), &name("d")), "shard {no}");
+        assert!(
+            read(dir.path(), &name("c")) == read(dir.path(), &name("d")),
+            "shard {no}"
+        );
     }
 }
 
@@ -89,46 +153,85 @@ fn what_a_merge_leaves_can_be_split_and_merged_again() {
 fn one_shard_is_a_split_model_too() {
     let dir = with_model();
     succeeds(dir.path(), "split m.gguf s");
-    succeeds(dir.path(), "merge s-00001-of-00001.gguf back.gguf --no-split-keys");
+    succeeds(
+        dir.path(),
+        "merge s-00001-of-00001.gguf back.gguf --no-split-keys",
+    );
     assert!(read(dir.path(), "back.gguf") == read(dir.path(), "m.gguf"));
-    fails(dir.path(), "merge m.gguf x.gguf", &["m.gguf", "no shard of a split model", "split.count"]);
+    fails(
+        dir.path(),
+        "merge m.gguf x.gguf",
+        &["m.gguf", "no shard of a split model", "split.count"],
+    );
 }
 
 #[test]
 fn a_dry_run_writes_nothing_and_tells_the_truth() {
     let dir = with_model();
     let before = listing(dir.path());
-    let planned = json(dir.path(), "split m.gguf s --split-max-size 20K --dry-run --json");
+    let planned = json(
+        dir.path(),
+        "split m.gguf s --split-max-size 20K --dry-run --json",
+    );
     let shown = succeeds(dir.path(), "split m.gguf s --split-max-size 20K --dry-run");
-    assert!(shown.contains("s-00001-of-") && shown.contains("(dry run)"), "{shown}");
+    assert!(
+        shown.contains("s-00001-of-") && shown.contains("(dry run)"),
+        "{shown}"
+    );
     assert_eq!(listing(dir.path()), before);
     let written = json(dir.path(), "split m.gguf s --split-max-size 20K --json");
     assert_eq!(planned["files"], written["files"]);
-    assert_eq!((&planned["written"], &written["written"]), (&false.into(), &true.into()));
+    assert_eq!(
+        (&planned["written"], &written["written"]),
+        (&false.into(), &true.into())
+    );
 }
 
 #[test]
 fn an_alignment_of_its_own_stays_with_the_first_shard() {
     let dir = tempfile::tempdir().unwrap();
-    let aligned = Tiny { metadata: model().metadata, tensors: model().tensors };
-    aligned.set("general.alignment", Value::U32(256)).write(&dir.path().join("m.gguf"));
+    let aligned = Tiny {
+        metadata: model().metadata,
+        tensors: model().tensors,
+    };
+    aligned
+        .set("general.alignment", Value::U32(256))
+        .write(&dir.path().join("m.gguf"));
     succeeds(dir.path(), "split m.gguf s --split-max-tensors 9");
-    assert_eq!(json(dir.path(), "verify --json s-00001-of-00003.gguf")["ok"], true);
-    succeeds(dir.path(), "merge s-00001-of-00003.gguf back.gguf --no-split-keys");
+    assert_eq!(
+        json(dir.path(), "verify --json s-00001-of-00003.gguf")["ok"],
+        true
+    );
+    succeeds(
+        dir.path(),
+        "merge s-00001-of-00003.gguf back.gguf --no-split-keys",
+    );
     assert!(read(dir.path(), "back.gguf") == read(dir.path(), "m.gguf"));
 }
 
 #[test]
 fn tensors_that_are_larger_than_a_shard_may_be() {
     let dir = with_model();
-    // token_embd.weight, the first, has 256 x 12 weights of four bytes; ffn_down, among the later ones, 512 x 5.
-    fails(dir.path(), "split m.gguf s --split-max-size 12000", &["token_embd.weight", "12288", "12000", "larger size"]);
+    // token_embd.weight, the first, has 256 x 12 weights of four bytes; ffn_down, among the later
+    // ones, 512 x 5.
+    fails(
+        dir.path(),
+        "split m.gguf s --split-max-size 12000",
+        &["token_embd.weight", "12288", "12000", "larger size"],
+    );
     let mut small_first = model();
     small_first.tensors.rotate_left(1);
     small_first.write(&dir.path().join("n.gguf"));
-    let ran = quantier("split n.gguf s --split-max-size 9000").current_dir(dir.path()).assert().success();
+    let ran = quantier("split n.gguf s --split-max-size 9000")
+        .current_dir(dir.path())
+        .assert()
+        .success();
     let note = String::from_utf8_lossy(&ran.get_output().stderr).into_owned();
-    assert!(note.contains("note: tensor 'token_embd.weight' has 12288 bytes") && note.contains("larger"), "{note}");
+    assert!(
+        note.contains("note: tensor 'token_embd.weight' has 12288 bytes")
+            && note.contains("larger"),
+        "{note}"
+    );
 }
 
 #[test]
@@ -139,7 +242,10 @@ fn wrong_usage() {
         ("split m.gguf s --split-max-tensors 0", "0"),
         ("split m.gguf s --split-max-size 0", "must hold something"),
         ("split m.gguf s --split-max-size 2T", "M or G"),
-        ("split m.gguf s --split-max-size 1G --split-max-tensors 3", "cannot be used with"),
+        (
+            "split m.gguf s --split-max-size 1G --split-max-tensors 3",
+            "cannot be used with",
+        ),
         ("merge m.gguf", "OUT"),
     ] {
         let ran = quantier(args).current_dir(dir.path()).assert().code(2);
@@ -153,16 +259,35 @@ fn wrong_usage() {
 fn what_is_there_is_replaced_only_on_demand() {
     let dir = with_model();
     fs::write(dir.path().join("s-00002-of-00003.gguf"), b"precious").unwrap();
-    fails(dir.path(), "split m.gguf s --split-max-tensors 9", &["s-00002-of-00003.gguf exists already", "--force"]);
+    fails(
+        dir.path(),
+        "split m.gguf s --split-max-tensors 9",
+        &["s-00002-of-00003.gguf exists already", "--force"],
+    );
     succeeds(dir.path(), "split m.gguf s --split-max-tensors 9 --force");
     fs::write(dir.path().join("out.gguf"), b"precious").unwrap();
-    fails(dir.path(), "merge s-00001-of-00003.gguf out.gguf", &["out.gguf exists already", "--force"]);
-    succeeds(dir.path(), "merge s-00001-of-00003.gguf out.gguf --force --no-split-keys");
+    fails(
+        dir.path(),
+        "merge s-00001-of-00003.gguf out.gguf",
+        &["out.gguf exists already", "--force"],
+    );
+    succeeds(
+        dir.path(),
+        "merge s-00001-of-00003.gguf out.gguf --force --no-split-keys",
+    );
     assert!(read(dir.path(), "out.gguf") == read(dir.path(), "m.gguf"));
     // An input is never replaced, whatever is demanded.
     let shard = read(dir.path(), "s-00002-of-00003.gguf");
-    fails(dir.path(), "merge s-00001-of-00003.gguf s-00002-of-00003.gguf --force", &["is an input"]);
-    fails(dir.path(), "split s-00001-of-00003.gguf s --split-max-tensors 9 --force", &["is an input"]);
+    fails(
+        dir.path(),
+        "merge s-00001-of-00003.gguf s-00002-of-00003.gguf --force",
+        &["is an input"],
+    );
+    fails(
+        dir.path(),
+        "split s-00001-of-00003.gguf s --split-max-tensors 9 --force",
+        &["is an input"],
+    );
     assert!(read(dir.path(), "s-00002-of-00003.gguf") == shard);
 }
 
@@ -175,19 +300,35 @@ fn shards_that_do_not_belong_together() {
     let put = |no: u32, bytes: &[u8]| fs::write(dir.path().join(name(no)), bytes).unwrap();
 
     fs::remove_file(dir.path().join(name(2))).unwrap();
-    fails(dir.path(), "merge s-00001-of-00003.gguf o.gguf", &["s-00002-of-00003.gguf", "missing"]);
-    fails(dir.path(), "merge s-00002-of-00003.gguf o.gguf", &["s-00002-of-00003.gguf"]);
+    fails(
+        dir.path(),
+        "merge s-00001-of-00003.gguf o.gguf",
+        &["s-00002-of-00003.gguf", "missing"],
+    );
+    fails(
+        dir.path(),
+        "merge s-00002-of-00003.gguf o.gguf",
+        &["s-00002-of-00003.gguf"],
+    );
 
     // In the wrong order.
     put(2, &keep[2]);
     put(3, &keep[1]);
-    fails(dir.path(), "merge s-00001-of-00003.gguf o.gguf", &["s-00002-of-00003.gguf", "shard 2", "'split.no' says 3"]);
+    fails(
+        dir.path(),
+        "merge s-00001-of-00003.gguf o.gguf",
+        &["s-00002-of-00003.gguf", "shard 2", "'split.no' says 3"],
+    );
 
     // Cut short, in the header and in the data.
     put(3, &keep[2]);
     for len in [0, 40, keep[1].len() / 3, keep[1].len() - 100] {
         put(2, &keep[1][..len]);
-        fails(dir.path(), "merge s-00001-of-00003.gguf o.gguf", &["s-00002-of-00003.gguf"]);
+        fails(
+            dir.path(),
+            "merge s-00001-of-00003.gguf o.gguf",
+            &["s-00002-of-00003.gguf"],
+        );
     }
 
     // Of a model with other tensors.
@@ -197,13 +338,25 @@ fn shards_that_do_not_belong_together() {
     succeeds(dir.path(), "split other.gguf other --split-max-tensors 9");
     put(2, &keep[1]);
     put(3, &read(dir.path(), "other-00003-of-00003.gguf"));
-    let error = fails(dir.path(), "merge s-00001-of-00003.gguf o.gguf", &["split.tensors.count"]);
+    let error = fails(
+        dir.path(),
+        "merge s-00001-of-00003.gguf o.gguf",
+        &["split.tensors.count"],
+    );
     assert!(error.contains("one model"), "{error}");
     // Of the same model, cut elsewhere: tensors come twice.
     put(3, &keep[2]);
     put(2, &read(dir.path(), "other-00002-of-00003.gguf"));
-    fails(dir.path(), "merge s-00001-of-00003.gguf o.gguf", &["s-0000"]);
-    fails(dir.path(), "merge nowhere-00001-of-00003.gguf o.gguf", &["nowhere-00001-of-00003.gguf"]);
+    fails(
+        dir.path(),
+        "merge s-00001-of-00003.gguf o.gguf",
+        &["s-0000"],
+    );
+    fails(
+        dir.path(),
+        "merge nowhere-00001-of-00003.gguf o.gguf",
+        &["nowhere-00001-of-00003.gguf"],
+    );
     fails(dir.path(), "split . s", &["directory"]);
 }
 
@@ -211,26 +364,41 @@ fn shards_that_do_not_belong_together() {
 fn a_full_disk_leaves_nothing() {
     let dir = tempfile::tempdir().unwrap();
     sparse(&dir.path().join("big.gguf"), 1 << 20);
-    // A tensor of 2^40 bytes: no disk here has room for it, and that is known before anything is copied.
+    // A tensor of 2^40 bytes: no disk here has room for it, and that is known before anything is
+    // copied.
     let begun = Instant::now();
-    fails(dir.path(), "split big.gguf s", &["s-00001-of-00001.gguf", "bytes"]);
+    fails(
+        dir.path(),
+        "split big.gguf s",
+        &["s-00001-of-00001.gguf", "bytes"],
+    );
     assert!(begun.elapsed() < Duration::from_secs(10));
     // The disk that is always full.
     let dir = with_model();
     succeeds(dir.path(), "split m.gguf s --split-max-tensors 9");
-    fails(dir.path(), "merge s-00001-of-00003.gguf /dev/full", &["cannot write /dev/full", "No space left"]);
+    fails(
+        dir.path(),
+        "merge s-00001-of-00003.gguf /dev/full",
+        &["cannot write /dev/full", "No space left"],
+    );
 }
 
-/// More than the limit in the middle of the third shard: the first two are complete by then, and go too.
+/// More than the limit in the middle of the third shard: the first two are complete by then, and go
+/// too.
 #[test]
 fn a_write_that_fails_in_the_middle_leaves_nothing() {
     let dir = with_model();
     let before = listing(dir.path());
-    // Blocks of 1024 bytes; the limit is on each file, and the first shard, which has the metadata, stays below.
+    // Blocks of 1024 bytes; the limit is on each file, and the first shard, which has the metadata,
+    // stays below.
     let mut grown = model();
     let last = grown.tensors.len() - 1;
     grown.tensors[last] = (
-        support::gguf::info("output.weight", &[256, 400], quantier::format::types::GgmlType::F32),
+        support::gguf::info(
+            "output.weight",
+            &[256, 400],
+            quantier::format::types::GgmlType::F32,
+        ),
         vec![1; 256 * 400 * 4],
     );
     grown.write(&dir.path().join("m.gguf"));
@@ -238,10 +406,16 @@ fn a_write_that_fails_in_the_middle_leaves_nothing() {
         "trap '' XFSZ; ulimit -f 200; exec {} split m.gguf s --split-max-tensors 9",
         env!("CARGO_BIN_EXE_quantier")
     );
-    let ran = assert_cmd::Command::new("bash").args(["-c", &script]).current_dir(dir.path()).assert().code(1);
+    let ran = assert_cmd::Command::new("bash")
+        .args(["-c", &script])
+        .current_dir(dir.path())
+        .assert()
+        .code(1);
     let error = String::from_utf8_lossy(&ran.get_output().stderr).into_owned();
     assert!(error.contains("s-00003-of-00003.gguf"), "{error}");
-    let names = |all: Vec<(std::path::PathBuf, u64)>| all.into_iter().map(|(path, _)| path).collect::<Vec<_>>();
+    let names = |all: Vec<(std::path::PathBuf, u64)>| {
+        all.into_iter().map(|(path, _)| path).collect::<Vec<_>>()
+    };
     assert_eq!(names(listing(dir.path())), names(before));
 }
 
@@ -277,18 +451,32 @@ fn hundreds_of_shards() {
     let dir = tempfile::tempdir().unwrap();
     let mut many = support::program::head();
     for i in 0..300 {
-        many = many.zeros(&format!("blk.{i}.ffn_up.weight"), &[256, 8], quantier::format::types::GgmlType::F32);
+        many = many.zeros(
+            &format!("blk.{i}.ffn_up.weight"),
+            &[256, 8],
+            quantier::format::types::GgmlType::F32,
+        );
     }
     many.write(&dir.path().join("m.gguf"));
     succeeds(dir.path(), "split m.gguf s --split-max-tensors 1");
     let files = Files::open(&dir.path().join("s-00001-of-00300.gguf")).unwrap();
     assert_eq!(Model::parse(&files).unwrap().tensors.len(), 300);
-    succeeds(dir.path(), "merge s-00300-of-00300.gguf back.gguf --no-split-keys");
+    succeeds(
+        dir.path(),
+        "merge s-00300-of-00300.gguf back.gguf --no-split-keys",
+    );
     assert!(read(dir.path(), "back.gguf") == read(dir.path(), "m.gguf"));
     // More open files than the system grants.
-    let script = format!("ulimit -n 64; exec {} split m.gguf t --split-max-tensors 1", env!("CARGO_BIN_EXE_quantier"));
+    let script = format!(
+        "ulimit -n 64; exec {} split m.gguf t --split-max-tensors 1",
+        env!("CARGO_BIN_EXE_quantier")
+    );
     let before = listing(dir.path());
-    let ran = assert_cmd::Command::new("bash").args(["-c", &script]).current_dir(dir.path()).assert().code(1);
+    let ran = assert_cmd::Command::new("bash")
+        .args(["-c", &script])
+        .current_dir(dir.path())
+        .assert()
+        .code(1);
     let error = String::from_utf8_lossy(&ran.get_output().stderr).into_owned();
     assert!(error.contains("ulimit -n"), "{error}");
     assert_eq!(listing(dir.path()), before);

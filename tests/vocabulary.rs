@@ -1,7 +1,7 @@
 //! Vocabularies and general metadata against files that the reference's converter wrote.
 //!
-//! `QUANTIER_VOCABULARIES` names a directory in which every checkpoint `NAME/` has the file `NAME.gguf` that the
-//! converter wrote for it with `--vocab-only`.
+//! `QUANTIER_VOCABULARIES` names a directory in which every checkpoint `NAME/` has the file
+//! `NAME.gguf` that the converter wrote for it with `--vocab-only`.
 
 use quantier::convert::general::General;
 use quantier::format::gguf::{Files, Model, Value};
@@ -24,18 +24,29 @@ type Entries = Vec<(String, Value<'static>)>;
 
 /// Ours, and what is said about it.
 fn ours(dir: &Path) -> Result<(Entries, Vec<String>), String> {
-    let config: serde_json::Value = serde_json::from_slice(&std::fs::read(dir.join("config.json")).unwrap()).unwrap();
+    let config: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(dir.join("config.json")).unwrap()).unwrap();
     let class = config["architectures"][0].as_str().unwrap();
     let general = General::load(dir, None, None, &Default::default()).map_err(|e| e.to_string())?;
-    let mut entries: Entries = general.entries().map_err(|e| e.to_string())?.into_iter().collect();
-    let vocabulary = import(dir, kind(class), config["vocab_size"].as_u64(), None).map_err(|e| e.to_string())?;
+    let mut entries: Entries = general
+        .entries()
+        .map_err(|e| e.to_string())?
+        .into_iter()
+        .collect();
+    let vocabulary =
+        import(dir, kind(class), config["vocab_size"].as_u64(), None).map_err(|e| e.to_string())?;
     entries.extend(vocabulary.entries);
     Ok((entries, vocabulary.notes))
 }
 
 /// Whether a key is written by what is tested here.
 fn concerns(key: &str) -> bool {
-    let others = ["general.architecture", "general.type", "general.file_type", "general.quantization_version"];
+    let others = [
+        "general.architecture",
+        "general.type",
+        "general.file_type",
+        "general.quantization_version",
+    ];
     (key.starts_with("general.") && !others.contains(&key)) || key.starts_with("tokenizer.")
 }
 
@@ -56,15 +67,29 @@ fn first_difference(ours: &Entries, theirs: &Entries) -> Option<String> {
                 });
                 let of_values = v.as_array().zip(value.as_array()).and_then(|(a, b)| {
                     let at = a.values().zip(b.values()).position(|(a, b)| a != b)?;
-                    Some(format!("element {at}: {}, not {}", a.values().nth(at)?, b.values().nth(at)?))
+                    Some(format!(
+                        "element {at}: {}, not {}",
+                        a.values().nth(at)?,
+                        b.values().nth(at)?
+                    ))
                 });
-                let plain = || format!("{:?}: {v}, not {:?}: {value}", v.value_type(), value.value_type());
-                return Some(format!("{key}: {}", of_strings.or(of_values).unwrap_or_else(plain)));
+                let plain = || {
+                    format!(
+                        "{:?}: {v}, not {:?}: {value}",
+                        v.value_type(),
+                        value.value_type()
+                    )
+                };
+                return Some(format!(
+                    "{key}: {}",
+                    of_strings.or(of_values).unwrap_or_else(plain)
+                ));
             }
             Some(_) => {}
         }
     }
-    ours.get(theirs.len()).map(|(key, _)| format!("{key} is too much"))
+    ours.get(theirs.len())
+        .map(|(key, _)| format!("{key} is too much"))
 }
 
 #[test]
@@ -73,14 +98,22 @@ fn vocabularies_equal_the_references() {
     let root = std::env::var_os("QUANTIER_VOCABULARIES").map(PathBuf::from);
     let root = root.expect("QUANTIER_VOCABULARIES names the directory with the checkpoints");
     let mut differing = 0;
-    let mut dirs: Vec<_> = root.read_dir().unwrap().map(|e| e.unwrap().path()).filter(|p| p.is_dir()).collect();
+    let mut dirs: Vec<_> = root
+        .read_dir()
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .filter(|p| p.is_dir())
+        .collect();
     dirs.sort();
     for dir in dirs {
         let name = dir.file_name().unwrap().to_str().unwrap();
         let ours = ours(&dir);
         let expected = root.join(format!("{name}.gguf"));
         if !expected.is_file() {
-            println!("{name:24} the reference wrote none; ours: {:?}", ours.map(|(_, notes)| notes));
+            println!(
+                "{name:24} the reference wrote none; ours: {:?}",
+                ours.map(|(_, notes)| notes)
+            );
             continue;
         }
         let files = Files::open(&expected).unwrap();
@@ -112,7 +145,9 @@ fn owned(value: &Value<'_>) -> Value<'static> {
     use quantier::format::gguf::{Array, ValueType};
     match value {
         Value::String(s) => Value::String(s.to_vec().into()),
-        Value::Array(a) if a.element() == ValueType::String => Value::Array(Array::of_strings(a.strings())),
+        Value::Array(a) if a.element() == ValueType::String => {
+            Value::Array(Array::of_strings(a.strings()))
+        }
         Value::Array(a) => Value::Array(Array::of_values(a.element(), a.values())),
         Value::Bool(v) => Value::Bool(*v),
         fixed => {

@@ -1,10 +1,12 @@
-//! Models that can be run: a llama of random weights with the tokenizer of `testdata/refmodel`, whose vocabulary is
-//! filled up with tokens that no text leads to. For measurements of the engine beside the reference.
+//! Models that can be run: a llama of random weights with the tokenizer of `testdata/refmodel`,
+//! whose vocabulary is filled up with tokens that no text leads to. For measurements of the engine
+//! beside the reference.
 
 use crate::inputs::Rng;
 use quantier::format::Result;
 use quantier::format::gguf::{
-    Array, DEFAULT_ALIGNMENT, Files, Layout, Metadata, Model, Shape, TensorInfo, Value, ValueType, Writer, keys,
+    Array, DEFAULT_ALIGNMENT, Files, Layout, Metadata, Model, Shape, TensorInfo, Value, ValueType,
+    Writer, keys,
 };
 use quantier::format::types::GgmlType;
 use quantier::quant::Codec;
@@ -25,10 +27,29 @@ pub struct Size {
     tied: bool,
 }
 
-/// Half a billion weights with the vocabulary of Llama 3; the shape of Llama 3.2 1B; Llama 2's and Llama 3's shapes with fewer layers; a tiny one.
+/// Half a billion weights with the vocabulary of Llama 3; the shape of Llama 3.2 1B; Llama 2's and
+/// Llama 3's shapes with fewer layers; a tiny one.
 pub const SIZES: [Size; 5] = [
-    Size { name: "0.5b", layers: 24, width: 1024, ffn: 4096, heads: 16, kv_heads: 4, vocabulary: 128_256, tied: true },
-    Size { name: "1b", layers: 16, width: 2048, ffn: 8192, heads: 32, kv_heads: 8, vocabulary: 128_256, tied: true },
+    Size {
+        name: "0.5b",
+        layers: 24,
+        width: 1024,
+        ffn: 4096,
+        heads: 16,
+        kv_heads: 4,
+        vocabulary: 128_256,
+        tied: true,
+    },
+    Size {
+        name: "1b",
+        layers: 16,
+        width: 2048,
+        ffn: 8192,
+        heads: 32,
+        kv_heads: 8,
+        vocabulary: 128_256,
+        tied: true,
+    },
     Size {
         name: "2.5b",
         layers: 11,
@@ -39,8 +60,26 @@ pub const SIZES: [Size; 5] = [
         vocabulary: 32_000,
         tied: false,
     },
-    Size { name: "5b", layers: 18, width: 4096, ffn: 14_336, heads: 32, kv_heads: 8, vocabulary: 128_256, tied: false },
-    Size { name: "tiny", layers: 2, width: 256, ffn: 512, heads: 4, kv_heads: 2, vocabulary: 5000, tied: false },
+    Size {
+        name: "5b",
+        layers: 18,
+        width: 4096,
+        ffn: 14_336,
+        heads: 32,
+        kv_heads: 8,
+        vocabulary: 128_256,
+        tied: false,
+    },
+    Size {
+        name: "tiny",
+        layers: 2,
+        width: 256,
+        ffn: 512,
+        heads: 4,
+        kv_heads: 2,
+        vocabulary: 5000,
+        tied: false,
+    },
 ];
 
 /// Random numbers that all rows are cut from, each at an offset of its own.
@@ -62,7 +101,11 @@ pub fn write(size: &Size, like: &Path, path: &Path) -> Result<()> {
     let info = |(name, dims): &(String, Vec<u64>)| TensorInfo {
         name: name.clone().into(),
         shape: Shape::new(dims).expect("one or two dimensions"),
-        ggml_type: if dims.len() == 1 { GgmlType::F32 } else { GgmlType::F16 },
+        ggml_type: if dims.len() == 1 {
+            GgmlType::F32
+        } else {
+            GgmlType::F16
+        },
     };
     let infos: Vec<_> = tensors.iter().map(info).collect();
     let layout = Layout::new(&metadata, &infos, DEFAULT_ALIGNMENT);
@@ -75,7 +118,9 @@ pub fn write(size: &Size, like: &Path, path: &Path) -> Result<()> {
     for (_, dims) in &tensors {
         let columns: Vec<f32> = (0..dims[0]).map(|_| 0.5 + rng.uniform()).collect();
         let Some(rows) = dims.get(1) else {
-            columns.iter().try_for_each(|x| writer.write(&x.to_le_bytes()))?;
+            columns
+                .iter()
+                .try_for_each(|x| writer.write(&x.to_le_bytes()))?;
             continue;
         };
         let scale = 1.0 / (dims[0] as f32).sqrt();
@@ -83,7 +128,10 @@ pub fn write(size: &Size, like: &Path, path: &Path) -> Result<()> {
         let mut out = vec![0; 2 * columns.len()];
         for _ in 0..*rows {
             let start = rng.below((POOL - columns.len()) as u64) as usize;
-            row.iter_mut().zip(&pool[start..]).zip(&columns).for_each(|((w, x), column)| *w = x * column * scale);
+            row.iter_mut()
+                .zip(&pool[start..])
+                .zip(&columns)
+                .for_each(|((w, x), column)| *w = x * column * scale);
             codec.quantize_row(&row, None, &mut out);
             writer.write(&out)?;
         }
@@ -112,11 +160,15 @@ fn layer(number: u32, size: &Size) -> Vec<(String, Vec<u64>)> {
     ]
 }
 
-/// The tokenizer's entries are taken over, and one value is added to each list for each token that is added.
+/// The tokenizer's entries are taken over, and one value is added to each list for each token that
+/// is added.
 fn metadata<'a>(size: &Size, like: &Metadata<'a>) -> Metadata<'a> {
     let mut metadata = Metadata::new();
     metadata.set(keys::ARCHITECTURE, Value::str("llama"));
-    metadata.set("general.name", Value::str(format!("Synthetic {}", size.name)));
+    metadata.set(
+        "general.name",
+        Value::str(format!("Synthetic {}", size.name)),
+    );
     metadata.set(keys::FILE_TYPE, Value::U32(1));
     for (key, value) in [
         ("context_length", 2048),
@@ -130,17 +182,25 @@ fn metadata<'a>(size: &Size, like: &Metadata<'a>) -> Metadata<'a> {
         metadata.set(format!("llama.{key}"), Value::U32(value));
     }
     metadata.set("llama.attention.layer_norm_rms_epsilon", Value::F32(1e-5));
-    let known = like.get("tokenizer.ggml.tokens").and_then(Value::as_array).map_or(0, Array::len);
+    let known = like
+        .get("tokenizer.ggml.tokens")
+        .and_then(Value::as_array)
+        .map_or(0, Array::len);
     let added = (size.vocabulary as usize).saturating_sub(known);
     for (key, value) in like.iter().filter(|(key, _)| key.starts_with("tokenizer.")) {
         let value = match (key, value.as_array()) {
             ("tokenizer.ggml.tokens", Some(tokens)) => {
                 let more = (0..added).map(|i| format!("<unused {i}>").into_bytes());
-                Value::Array(Array::of_strings(tokens.strings().map(<[u8]>::to_vec).chain(more)))
+                Value::Array(Array::of_strings(
+                    tokens.strings().map(<[u8]>::to_vec).chain(more),
+                ))
             }
             ("tokenizer.ggml.scores", Some(scores)) => {
                 let more = std::iter::repeat_n(Value::F32(-1e6), added);
-                Value::Array(Array::of_values(ValueType::F32, scores.values().chain(more)))
+                Value::Array(Array::of_values(
+                    ValueType::F32,
+                    scores.values().chain(more),
+                ))
             }
             ("tokenizer.ggml.token_type", Some(types)) => {
                 let more = std::iter::repeat_n(Value::I32(UNUSED), added);

@@ -1,8 +1,11 @@
-//! Models as large as one likes, for measurements of time and memory. Written in pieces; uses a few megabytes.
+//! Models as large as one likes, for measurements of time and memory. Written in pieces; uses a few
+//! megabytes.
 
 use crate::inputs::Rng;
 use quantier::format::Result;
-use quantier::format::gguf::{DEFAULT_ALIGNMENT, Layout, Metadata, Shape, TensorInfo, Value, Writer, keys};
+use quantier::format::gguf::{
+    DEFAULT_ALIGNMENT, Layout, Metadata, Shape, TensorInfo, Value, Writer, keys,
+};
 use quantier::format::types::GgmlType;
 use quantier::quant::Codec;
 use std::path::Path;
@@ -17,8 +20,14 @@ const HEADS: (u32, u32) = (16, 4);
 
 /// Writes a llama of about `bytes` bytes.
 pub fn write(bytes: u64, path: &Path, ggml_type: GgmlType) -> Result<()> {
-    let width = WIDTHS.iter().find(|(_, from)| bytes >= *from).map_or(1024, |(width, _)| *width);
-    let per_layer: u64 = layer(0, width).iter().map(|(_, dims)| dims[0] * dims[1] * 2).sum();
+    let width = WIDTHS
+        .iter()
+        .find(|(_, from)| bytes >= *from)
+        .map_or(1024, |(width, _)| *width);
+    let per_layer: u64 = layer(0, width)
+        .iter()
+        .map(|(_, dims)| dims[0] * dims[1] * 2)
+        .sum();
     let layers = (bytes.saturating_sub(4 * VOCABULARY * width) / per_layer).max(1) as u32;
 
     let mut tensors = vec![("token_embd.weight".to_owned(), [width, VOCABULARY])];
@@ -30,8 +39,16 @@ pub fn write(bytes: u64, path: &Path, ggml_type: GgmlType) -> Result<()> {
         ggml_type,
     };
     let infos: Vec<_> = tensors.iter().map(info).collect();
-    let layout = Layout::new(&metadata(layers, width, ggml_type), &infos, DEFAULT_ALIGNMENT);
-    println!("{}: {layers} layers of {width}, {} bytes", path.display(), layout.file_bytes());
+    let layout = Layout::new(
+        &metadata(layers, width, ggml_type),
+        &infos,
+        DEFAULT_ALIGNMENT,
+    );
+    println!(
+        "{}: {layers} layers of {width}, {} bytes",
+        path.display(),
+        layout.file_bytes()
+    );
 
     let codec = Codec::of(ggml_type).expect("a type of weights");
     let mut rng = Rng::new(bytes);
@@ -43,7 +60,10 @@ pub fn write(bytes: u64, path: &Path, ggml_type: GgmlType) -> Result<()> {
         let mut out = vec![0; 2 * columns.len()];
         for _ in 0..*rows {
             let start = rng.below((POOL - columns.len()) as u64) as usize;
-            row.iter_mut().zip(&pool[start..]).zip(&columns).for_each(|((w, x), scale)| *w = x * scale);
+            row.iter_mut()
+                .zip(&pool[start..])
+                .zip(&columns)
+                .for_each(|((w, x), scale)| *w = x * scale);
             codec.quantize_row(&row, None, &mut out);
             writer.write(&out)?;
         }
@@ -71,11 +91,17 @@ fn metadata(layers: u32, width: u64, ggml_type: GgmlType) -> Metadata<'static> {
     const FILE_TYPES: [u32; 2] = [1, 32];
     let mut metadata = Metadata::new();
     metadata.set(keys::ARCHITECTURE, Value::str("llama"));
-    metadata.set(keys::FILE_TYPE, Value::U32(FILE_TYPES[usize::from(ggml_type == GgmlType::BF16)]));
+    metadata.set(
+        keys::FILE_TYPE,
+        Value::U32(FILE_TYPES[usize::from(ggml_type == GgmlType::BF16)]),
+    );
     metadata.set("llama.context_length", Value::U32(2048));
     metadata.set("llama.embedding_length", Value::U32(width as u32));
     metadata.set("llama.block_count", Value::U32(layers));
-    metadata.set("llama.feed_forward_length", Value::U32(width as u32 * 11 / 4));
+    metadata.set(
+        "llama.feed_forward_length",
+        Value::U32(width as u32 * 11 / 4),
+    );
     metadata.set("llama.attention.head_count", Value::U32(HEADS.0));
     metadata.set("llama.attention.head_count_kv", Value::U32(HEADS.1));
     metadata.set("llama.attention.layer_norm_rms_epsilon", Value::F32(1e-5));

@@ -1,5 +1,6 @@
-//! Writes small models with importance matrices, for the preset rules that only some models reach, and large ones
-//! for measurements. The same bytes on every machine: seeded numbers, no math library.
+//! Writes small models with importance matrices, for the preset rules that only some models reach,
+//! and large ones for measurements. The same bytes on every machine: seeded numbers, no math
+//! library.
 //!
 //! ```text
 //! synthetic OUT_DIR                      every small model: NAME.gguf, NAME.imatrix.gguf, NAME.imatrix.dat
@@ -9,7 +10,8 @@
 //!                                        SIZE is one of engine.rs's
 //! ```
 //!
-//! `scripts/parity.sh` quantizes the small ones with llama-quantize and with us and compares the files.
+//! `scripts/parity.sh` quantizes the small ones with llama-quantize and with us and compares the
+//! files.
 
 mod engine;
 #[allow(dead_code)] // the tests use the rest
@@ -30,11 +32,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     match args[..] {
         ["--large", bytes, file] => large::write(bytes.parse()?, Path::new(file), GgmlType::F16)?,
-        ["--large", bytes, file, "bf16"] => large::write(bytes.parse()?, Path::new(file), GgmlType::BF16)?,
+        ["--large", bytes, file, "bf16"] => {
+            large::write(bytes.parse()?, Path::new(file), GgmlType::BF16)?
+        }
         ["--engine", name, like, file] => {
             let size = engine::SIZES.iter().find(|size| size.name == name);
             let names: Vec<_> = engine::SIZES.iter().map(|size| size.name).collect();
-            let size = size.ok_or_else(|| format!("no size '{name}'; there are {}", names.join(", ")))?;
+            let size =
+                size.ok_or_else(|| format!("no size '{name}'; there are {}", names.join(", ")))?;
             engine::write(size, Path::new(like), Path::new(file))?;
         }
         ["--imatrix", model, prefix] => write::imatrix_for_file(Path::new(model), prefix)?,

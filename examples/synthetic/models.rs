@@ -1,6 +1,7 @@
 //! What each small model is, and which rule it is there for.
 //!
-//! Tensors have few rows: the rules look at names, row lengths and counts, never at whether a model could run.
+//! Tensors have few rows: the rules look at names, row lengths and counts, never at whether a model
+//! could run.
 
 use quantier::format::gguf::{Array, Metadata, Value, ValueType, keys};
 use quantier::format::types::GgmlType;
@@ -32,8 +33,8 @@ pub struct Model {
     /// How many tensors each shard holds; empty for one file.
     pub shards: Vec<usize>,
     pub weights: Weights,
-    /// Values that the importance matrix has for the token embedding; llama-imatrix has some where it is the output
-    /// as well, and a number that does not fit is to be ignored.
+    /// Values that the importance matrix has for the token embedding; llama-imatrix has some where
+    /// it is the output as well, and a number that does not fit is to be ignored.
     pub embedding_statistics: Option<u64>,
     /// A tensor that calibration missed.
     pub without_statistics: Option<&'static str>,
@@ -48,7 +49,10 @@ pub struct Model {
 pub fn all() -> Vec<Model> {
     let mut models = vec![
         dense("gqa4", "llama", 16, 256).heads(8, 2),
-        Model { embedding_statistics: Some(32), ..dense("gqa2", "llama", 16, 256).heads(8, 4) },
+        Model {
+            embedding_statistics: Some(32),
+            ..dense("gqa2", "llama", 16, 256).heads(8, 4)
+        },
         dense("mha", "llama", 8, 256).heads(8, 8),
         tied(),
         mixture("experts8", 8),
@@ -61,7 +65,8 @@ pub fn all() -> Vec<Model> {
         glm5_next(),
         vision_tower(),
         dense("llama-80-layers", "llama", 80, 256).heads(8, 2),
-        values_and_down("llama-80-layers-mha", "llama", 80).set("attention.head_count", Value::U32(8)),
+        values_and_down("llama-80-layers-mha", "llama", 80)
+            .set("attention.head_count", Value::U32(8)),
         values_and_down("qwen2-80-layers-and-a-predicting-one", "qwen2", 81)
             .heads(8, 2)
             .set("nextn_predict_layers", Value::U32(1)),
@@ -72,20 +77,39 @@ pub fn all() -> Vec<Model> {
         odd_tensors(),
         mixed_types(),
         quantized(),
-        Model { weights: Weights::OneNaN, ..dense("nan", "llama", 2, 256).heads(8, 4) },
-        Model { weights: Weights::Huge, ..dense("huge", "llama", 2, 256).heads(8, 4).stored_as(GgmlType::F32) },
+        Model {
+            weights: Weights::OneNaN,
+            ..dense("nan", "llama", 2, 256).heads(8, 4)
+        },
+        Model {
+            weights: Weights::Huge,
+            ..dense("huge", "llama", 2, 256)
+                .heads(8, 4)
+                .stored_as(GgmlType::F32)
+        },
         split("split", 0),
         split("split-empty-first", 1),
         metadata(),
-        Model { version: 2, ..dense("version2", "llama", 2, 256).heads(8, 4) },
+        Model {
+            version: 2,
+            ..dense("version2", "llama", 2, 256).heads(8, 4)
+        },
     ];
-    for (name, width) in
-        [("width-40", 40), ("width-64", 64), ("width-288", 288), ("width-320", 320), ("width-896", 896)]
-    {
+    for (name, width) in [
+        ("width-40", 40),
+        ("width-64", 64),
+        ("width-288", 288),
+        ("width-320", 320),
+        ("width-896", 896),
+    ] {
         models.push(dense(name, "llama", 8, width).heads(8, 4));
     }
     for (name, ggml_type) in [("f32", GgmlType::F32), ("bf16", GgmlType::BF16)] {
-        models.push(dense(name, "llama", 8, 256).heads(8, 4).stored_as(ggml_type));
+        models.push(
+            dense(name, "llama", 8, 256)
+                .heads(8, 4)
+                .stored_as(ggml_type),
+        );
     }
     models
 }
@@ -120,21 +144,28 @@ impl Model {
     }
 
     fn set(mut self, key: &str, value: Value<'static>) -> Model {
-        self.metadata.set(format!("{}.{key}", self.architecture), value);
+        self.metadata
+            .set(format!("{}.{key}", self.architecture), value);
         self
     }
 
     fn heads(self, heads: u32, kv_heads: u32) -> Model {
-        self.set("attention.head_count", Value::U32(heads)).set("attention.head_count_kv", Value::U32(kv_heads))
+        self.set("attention.head_count", Value::U32(heads))
+            .set("attention.head_count_kv", Value::U32(kv_heads))
     }
 
     fn experts(self, experts: u32) -> Model {
-        self.set("expert_count", Value::U32(experts)).set("expert_used_count", Value::U32(2))
+        self.set("expert_count", Value::U32(experts))
+            .set("expert_used_count", Value::U32(2))
     }
 
     /// Adds a tensor of the default type.
     fn add(mut self, name: impl Into<String>, dims: &[u64]) -> Model {
-        self.tensors.push(Tensor { name: name.into(), dims: dims.to_vec(), ggml_type: self.default_type });
+        self.tensors.push(Tensor {
+            name: name.into(),
+            dims: dims.to_vec(),
+            ggml_type: self.default_type,
+        });
         self
     }
 
@@ -149,7 +180,11 @@ impl Model {
 
     /// Adds a vector, which stays F32 in every model.
     fn vector(mut self, name: impl Into<String>) -> Model {
-        self.tensors.push(Tensor { name: name.into(), dims: vec![self.width], ggml_type: GgmlType::F32 });
+        self.tensors.push(Tensor {
+            name: name.into(),
+            dims: vec![self.width],
+            ggml_type: GgmlType::F32,
+        });
         self
     }
 
@@ -160,12 +195,20 @@ impl Model {
 
     fn output(self) -> Model {
         let width = self.width;
-        self.vector("output_norm.weight").add("output.weight", &[width, 16])
+        self.vector("output_norm.weight")
+            .add("output.weight", &[width, 16])
     }
 
     fn attention(self, layer: u32) -> Model {
-        self.vector(format!("blk.{layer}.attn_norm.weight"))
-            .layer(layer, &[("attn_q", 4), ("attn_k", 2), ("attn_v", 2), ("attn_output", 4)])
+        self.vector(format!("blk.{layer}.attn_norm.weight")).layer(
+            layer,
+            &[
+                ("attn_q", 4),
+                ("attn_k", 2),
+                ("attn_v", 2),
+                ("attn_output", 4),
+            ],
+        )
     }
 
     fn ffn(self, layer: u32) -> Model {
@@ -178,14 +221,26 @@ impl Model {
     fn expert_ffn(self, layer: u32, experts: u64) -> Model {
         let width = self.width;
         self.layer(layer, &[("ffn_gate_inp", experts)])
-            .add(format!("blk.{layer}.ffn_gate_exps.weight"), &[width, 2, experts])
-            .add(format!("blk.{layer}.ffn_up_exps.weight"), &[width, 2, experts])
-            .add(format!("blk.{layer}.ffn_down_exps.weight"), &[width, 3, experts])
+            .add(
+                format!("blk.{layer}.ffn_gate_exps.weight"),
+                &[width, 2, experts],
+            )
+            .add(
+                format!("blk.{layer}.ffn_up_exps.weight"),
+                &[width, 2, experts],
+            )
+            .add(
+                format!("blk.{layer}.ffn_down_exps.weight"),
+                &[width, 3, experts],
+            )
     }
 
     /// Stores matrices as another type.
     fn stored_as(mut self, ggml_type: GgmlType) -> Model {
-        self.tensors.iter_mut().filter(|t| t.dims.len() > 1).for_each(|t| t.ggml_type = ggml_type);
+        self.tensors
+            .iter_mut()
+            .filter(|t| t.dims.len() > 1)
+            .for_each(|t| t.ggml_type = ggml_type);
         self
     }
 }
@@ -193,30 +248,50 @@ impl Model {
 /// What most models look like.
 fn dense(name: &'static str, architecture: &'static str, layers: u32, width: u64) -> Model {
     let model = Model::new(name, architecture, layers, width).embedding();
-    (0..layers).fold(model, |model, layer| model.attention(layer).ffn(layer)).output()
+    (0..layers)
+        .fold(model, |model, layer| model.attention(layer).ffn(layer))
+        .output()
 }
 
 /// Only what the rule for models of 70B looks at.
 fn values_and_down(name: &'static str, architecture: &'static str, layers: u32) -> Model {
     let model = Model::new(name, architecture, layers, 256).embedding();
-    (0..layers).fold(model, |model, layer| model.layer(layer, &[("attn_v", 2), ("ffn_down", 2)])).output()
+    (0..layers)
+        .fold(model, |model, layer| {
+            model.layer(layer, &[("attn_v", 2), ("ffn_down", 2)])
+        })
+        .output()
 }
 
 /// The embedding is the output as well; a second embedding beside it, as Gemma 3n has it.
 fn tied() -> Model {
-    let model =
-        Model::new("tied", "llama", 8, 256).heads(8, 4).embedding().add("per_layer_token_embd.weight", &[512, 8]);
+    let model = Model::new("tied", "llama", 8, 256)
+        .heads(8, 4)
+        .embedding()
+        .add("per_layer_token_embd.weight", &[512, 8]);
     let model = (0..8).fold(model, |model, layer| model.attention(layer).ffn(layer));
-    Model { embedding_statistics: Some(256), ..model.vector("output_norm.weight") }
+    Model {
+        embedding_statistics: Some(256),
+        ..model.vector("output_norm.weight")
+    }
 }
 
 fn mixture(name: &'static str, experts: u32) -> Model {
-    let model = Model::new(name, "llama", 16, 256).heads(8, 2).experts(experts).embedding();
-    (0..16).fold(model, |model, layer| model.attention(layer).expert_ffn(layer, experts.into())).output()
+    let model = Model::new(name, "llama", 16, 256)
+        .heads(8, 2)
+        .experts(experts)
+        .embedding();
+    (0..16)
+        .fold(model, |model, layer| {
+            model.attention(layer).expert_ffn(layer, experts.into())
+        })
+        .output()
 }
 
 fn falcon() -> Model {
-    let model = Model::new("falcon", "falcon", 16, 256).heads(8, 1).embedding();
+    let model = Model::new("falcon", "falcon", 16, 256)
+        .heads(8, 1)
+        .embedding();
     let layer = |model: Model, layer| {
         model
             .layer(layer, &[("attn_qkv", 6), ("attn_output", 4), ("ffn_up", 3)])
@@ -227,7 +302,10 @@ fn falcon() -> Model {
 
 /// Positions, biases, joint attention, no output matrix, rows that no K type fits.
 fn gpt2() -> Model {
-    let model = Model::new("gpt2", "gpt2", 12, 192).heads(8, 8).embedding().add("position_embd.weight", &[192, 32]);
+    let model = Model::new("gpt2", "gpt2", 12, 192)
+        .heads(8, 8)
+        .embedding()
+        .add("position_embd.weight", &[192, 32]);
     let layer = |model: Model, layer| {
         model
             .vector(format!("blk.{layer}.attn_qkv.bias"))
@@ -240,15 +318,32 @@ fn gpt2() -> Model {
 fn phi3() -> Model {
     let model = Model::new("phi3", "phi3", 16, 256).heads(8, 4).embedding();
     let layer = |model: Model, layer| {
-        model.layer(layer, &[("attn_qkv", 6), ("attn_output", 4), ("ffn_up", 6), ("ffn_down", 2)])
+        model.layer(
+            layer,
+            &[
+                ("attn_qkv", 6),
+                ("attn_output", 4),
+                ("ffn_up", 6),
+                ("ffn_down", 2),
+            ],
+        )
     };
     (0..16).fold(model, layer).output()
 }
 
-/// Multi-head latent attention: low ranks, 3-D projections that are no experts, and a first layer without experts.
+/// Multi-head latent attention: low ranks, 3-D projections that are no experts, and a first layer
+/// without experts.
 fn latent_attention(model: Model, layer: u32) -> Model {
     model
-        .layer(layer, &[("attn_q_a", 2), ("attn_q_b", 4), ("attn_kv_a_mqa", 3), ("attn_output", 4)])
+        .layer(
+            layer,
+            &[
+                ("attn_q_a", 2),
+                ("attn_q_b", 4),
+                ("attn_kv_a_mqa", 3),
+                ("attn_output", 4),
+            ],
+        )
         .add(format!("blk.{layer}.attn_kv_b.weight"), &[256, 6])
         .add(format!("blk.{layer}.attn_k_b.weight"), &[128, 2, 4])
         .add(format!("blk.{layer}.attn_v_b.weight"), &[256, 2, 4])
@@ -271,7 +366,14 @@ fn with_latent_attention(name: &'static str, architecture: &'static str, experts
         0 => latent_attention(model, 0).ffn(0),
         _ => latent_attention(model, layer)
             .expert_ffn(layer, experts.into())
-            .layer(layer, &[("ffn_gate_shexp", 2), ("ffn_up_shexp", 2), ("ffn_down_shexp", 2)])
+            .layer(
+                layer,
+                &[
+                    ("ffn_gate_shexp", 2),
+                    ("ffn_up_shexp", 2),
+                    ("ffn_down_shexp", 2),
+                ],
+            )
             .vector(format!("blk.{layer}.exp_probs_b.bias")),
     };
     (0..8).fold(model, layer).output()
@@ -300,9 +402,15 @@ fn glm5_next() -> Model {
         .set("hyper_connection.count", Value::U32(4))
         .set("hyper_connection.sinkhorn_iterations", Value::U32(2))
         .set("hyper_connection.epsilon", Value::F32(1e-5));
-    for part in
-        ["hc_attn_fn", "indexer.attn_q_b", "indexer.attn_k", "indexer.proj", "ssm_f_a", "ssm_beta", "nextn.eh_proj"]
-    {
+    for part in [
+        "hc_attn_fn",
+        "indexer.attn_q_b",
+        "indexer.attn_k",
+        "indexer.proj",
+        "ssm_f_a",
+        "ssm_beta",
+        "nextn.eh_proj",
+    ] {
         model = model.layer(7, &[(part, 2)]);
     }
     model
@@ -311,7 +419,12 @@ fn glm5_next() -> Model {
 /// A vision tower, of which llama.cpp asks nothing but the architecture.
 fn vision_tower() -> Model {
     let mut model = Model::new("clip", "clip", 8, 256);
-    for part in ["context_length", "embedding_length", "block_count", "feed_forward_length"] {
+    for part in [
+        "context_length",
+        "embedding_length",
+        "block_count",
+        "feed_forward_length",
+    ] {
         model.metadata.remove(&format!("clip.{part}"));
     }
     for layer in 0..8 {
@@ -319,7 +432,10 @@ fn vision_tower() -> Model {
             model = model.add(format!("v.blk.{layer}.{part}.weight"), &[256, 2]);
         }
     }
-    model.add("v.position_embd.weight", &[256, 4]).add("v.patch_embd.weight", &[256, 4]).add("mm.0.weight", &[256, 4])
+    model
+        .add("v.position_embd.weight", &[256, 4])
+        .add("v.patch_embd.weight", &[256, 4])
+        .add("mm.0.weight", &[256, 4])
 }
 
 /// Head counts in arrays, one per layer; the rules look at the first.
@@ -357,42 +473,70 @@ fn odd_tensors() -> Model {
     ] {
         model = model.add(name, dims);
     }
-    Model { without_statistics: Some("blk.4.ffn_up.weight"), ..model }
+    Model {
+        without_statistics: Some("blk.4.ffn_up.weight"),
+        ..model
+    }
 }
 
 fn mixed_types() -> Model {
     let mut model = dense("mixed", "llama", 8, 256).heads(8, 4);
     let types = [GgmlType::F16, GgmlType::BF16, GgmlType::F32];
     let matrices = model.tensors.iter_mut().filter(|t| t.dims.len() > 1);
-    matrices.enumerate().for_each(|(i, tensor)| tensor.ggml_type = types[i % types.len()]);
+    matrices
+        .enumerate()
+        .for_each(|(i, tensor)| tensor.ggml_type = types[i % types.len()]);
     for (name, dims) in [("blk.0.ids", &[5, 3][..]), ("ids", &[7])] {
-        model.tensors.push(Tensor { name: name.into(), dims: dims.to_vec(), ggml_type: GgmlType::I32 });
+        model.tensors.push(Tensor {
+            name: name.into(),
+            dims: dims.to_vec(),
+            ggml_type: GgmlType::I32,
+        });
     }
     model
 }
 
 fn quantized() -> Model {
-    let mut model = dense("quantized", "llama", 8, 256).heads(8, 4).stored_as(GgmlType::Q8_0);
-    let types = [GgmlType::Q4_K, GgmlType::Q5_0, GgmlType::IQ4_NL, GgmlType::Q6_K];
-    let keys = model.tensors.iter_mut().filter(|t| t.name.contains("attn_k.weight"));
-    keys.enumerate().for_each(|(i, tensor)| tensor.ggml_type = types[i % types.len()]);
+    let mut model = dense("quantized", "llama", 8, 256)
+        .heads(8, 4)
+        .stored_as(GgmlType::Q8_0);
+    let types = [
+        GgmlType::Q4_K,
+        GgmlType::Q5_0,
+        GgmlType::IQ4_NL,
+        GgmlType::Q6_K,
+    ];
+    let keys = model
+        .tensors
+        .iter_mut()
+        .filter(|t| t.name.contains("attn_k.weight"));
+    keys.enumerate()
+        .for_each(|(i, tensor)| tensor.ggml_type = types[i % types.len()]);
     model
 }
 
-/// Three shards, the first `empty` of them without tensors. No file type, and as many tensors of one type as of
-/// another, so that a copy must guess, and the order or a pruned layer could decide.
+/// Three shards, the first `empty` of them without tensors. No file type, and as many tensors of
+/// one type as of another, so that a copy must guess, and the order or a pruned layer could decide.
 fn split(name: &'static str, empty: usize) -> Model {
     let mut model = dense(name, "llama", 12, 256).heads(8, 4);
     model.metadata.remove(keys::FILE_TYPE);
     let half = model.tensors.len() / 2;
     for (i, tensor) in model.tensors.iter_mut().enumerate() {
-        tensor.ggml_type = if i < half { GgmlType::F32 } else { GgmlType::F16 };
+        tensor.ggml_type = if i < half {
+            GgmlType::F32
+        } else {
+            GgmlType::F16
+        };
     }
     // The number is odd; one of a third type makes the others equal.
     model.tensors[2 * half].ggml_type = GgmlType::BF16;
     // The last layers come first, so that the order of the files is not that of the names.
     model.tensors.reverse();
-    let first = if empty > 0 { 0 } else { model.tensors.len() / 4 };
+    let first = if empty > 0 {
+        0
+    } else {
+        model.tensors.len() / 4
+    };
     let second = model.tensors.len() / 3;
     model.shards = vec![first, second, model.tensors.len() - first - second];
     model
@@ -426,17 +570,34 @@ fn metadata() -> Model {
             _ => Array::of_values(kind, []),
         };
         model.metadata.set(format!("test.{}", kind.name()), value);
-        model.metadata.set(format!("test.array.{}", kind.name()), Value::Array(array));
-        model.metadata.set(format!("test.empty.{}", kind.name()), Value::Array(empty));
+        model
+            .metadata
+            .set(format!("test.array.{}", kind.name()), Value::Array(array));
+        model
+            .metadata
+            .set(format!("test.empty.{}", kind.name()), Value::Array(empty));
     }
     let bools = [false, true, false].map(Value::Bool);
-    model.metadata.set("test.bools", Value::Array(Array::of_values(ValueType::Bool, bools)));
-    model.metadata.set("test.zero_inside", Value::String(b"before\0after".into()));
+    model.metadata.set(
+        "test.bools",
+        Value::Array(Array::of_values(ValueType::Bool, bools)),
+    );
+    model
+        .metadata
+        .set("test.zero_inside", Value::String(b"before\0after".into()));
     model.metadata.set("test.empty_string", Value::str(""));
-    model.metadata.set("test.not_utf8", Value::String(b"\xff\xfe \x80".into()));
-    model.metadata.set("test.long", Value::String(vec![b'x'; 70_000].into()));
-    model.metadata.set("quantize.imatrix.file", Value::str("an older one"));
-    model.metadata.set("quantize.imatrix.chunks_count", Value::I32(3));
+    model
+        .metadata
+        .set("test.not_utf8", Value::String(b"\xff\xfe \x80".into()));
+    model
+        .metadata
+        .set("test.long", Value::String(vec![b'x'; 70_000].into()));
+    model
+        .metadata
+        .set("quantize.imatrix.file", Value::str("an older one"));
+    model
+        .metadata
+        .set("quantize.imatrix.chunks_count", Value::I32(3));
     model.metadata.remove(keys::FILE_TYPE);
     model
 }

@@ -4,7 +4,8 @@ use crate::inputs::Rng;
 use crate::models::{Model, Tensor, Weights};
 use quantier::format::Result;
 use quantier::format::gguf::{
-    DEFAULT_ALIGNMENT, Files, Layout, Metadata, Model as Read, Shape, TensorInfo, Value, Writer, keys, shard_path,
+    DEFAULT_ALIGNMENT, Files, Layout, Metadata, Model as Read, Shape, TensorInfo, Value, Writer,
+    keys, shard_path,
 };
 use quantier::format::imatrix::{Entry, Imatrix};
 use quantier::format::types::GgmlType;
@@ -21,21 +22,32 @@ pub fn model(model: &Model, dir: &Path) -> std::result::Result<(), Box<dyn std::
     let prefix = dir.join(model.name);
     let with_suffix = |suffix: &str| dir.join(format!("{}{suffix}", model.name));
     if model.shards.is_empty() {
-        file(model, &with_suffix(".gguf"), &model.metadata, &model.tensors)?;
+        file(
+            model,
+            &with_suffix(".gguf"),
+            &model.metadata,
+            &model.tensors,
+        )?;
     } else {
         shards(model, &prefix)?;
     }
     if model.version != 3 {
         use std::os::unix::fs::FileExt;
-        let file = std::fs::File::options().write(true).open(with_suffix(".gguf"))?;
+        let file = std::fs::File::options()
+            .write(true)
+            .open(with_suffix(".gguf"))?;
         // The version follows the four bytes of the magic.
         file.write_all_at(&model.version.to_le_bytes(), 4)?;
     }
-    let mut matrices: Vec<(&str, &[u64])> = model.tensors.iter().map(|t| (&*t.name, &*t.dims)).collect();
+    let mut matrices: Vec<(&str, &[u64])> =
+        model.tensors.iter().map(|t| (&*t.name, &*t.dims)).collect();
     matrices.retain(|(name, _)| Some(*name) != model.without_statistics);
     let mut imatrix = imatrix(model.name, &matrices);
     if let Some(values) = model.embedding_statistics {
-        imatrix.entries.insert("token_embd.weight".into(), entry(&mut Rng::new(values), values as usize, 1));
+        imatrix.entries.insert(
+            "token_embd.weight".into(),
+            entry(&mut Rng::new(values), values as usize, 1),
+        );
     }
     imatrix.write_gguf(&with_suffix(".imatrix.gguf"))?;
     Ok(imatrix.write_dat(&with_suffix(".imatrix.dat"))?)
@@ -45,7 +57,11 @@ pub fn model(model: &Model, dir: &Path) -> std::result::Result<(), Box<dyn std::
 pub fn imatrix_for_file(path: &Path, prefix: &str) -> Result<()> {
     let files = Files::open(path)?;
     let model = Read::parse(&files)?;
-    let matrices: Vec<(&str, &[u64])> = model.tensors.iter().map(|t| (&*t.info.name, t.info.shape.dims())).collect();
+    let matrices: Vec<(&str, &[u64])> = model
+        .tensors
+        .iter()
+        .map(|t| (&*t.info.name, t.info.shape.dims()))
+        .collect();
     let imatrix = imatrix("file", &matrices);
     imatrix.write_gguf(Path::new(&format!("{prefix}.gguf")))?;
     imatrix.write_dat(Path::new(&format!("{prefix}.dat")))
@@ -57,23 +73,40 @@ fn shards(model: &Model, prefix: &Path) -> Result<()> {
     for (no, size) in model.shards.iter().enumerate() {
         let (here, later) = rest.split_at(*size);
         rest = later;
-        let mut metadata = if no == 0 { model.metadata.clone() } else { Metadata::new() };
+        let mut metadata = if no == 0 {
+            model.metadata.clone()
+        } else {
+            Metadata::new()
+        };
         metadata.set(keys::SPLIT_NO, Value::U16(no as u16));
         metadata.set(keys::SPLIT_COUNT, Value::U16(count as u16));
         metadata.set(keys::SPLIT_TENSORS, Value::I32(model.tensors.len() as i32));
-        file(model, &shard_path(prefix, no as u64, count as u64), &metadata, here)?;
+        file(
+            model,
+            &shard_path(prefix, no as u64, count as u64),
+            &metadata,
+            here,
+        )?;
     }
     Ok(())
 }
 
 fn file(model: &Model, path: &Path, metadata: &Metadata<'_>, tensors: &[Tensor]) -> Result<()> {
-    let info = |t: &Tensor| TensorInfo { name: t.name.clone().into(), shape: shape(&t.dims), ggml_type: t.ggml_type };
+    let info = |t: &Tensor| TensorInfo {
+        name: t.name.clone().into(),
+        shape: shape(&t.dims),
+        ggml_type: t.ggml_type,
+    };
     let infos: Vec<_> = tensors.iter().map(info).collect();
     let mut writer = Writer::create(path, Layout::new(metadata, &infos, DEFAULT_ALIGNMENT), &[])?;
     let last_matrix = tensors.iter().rposition(|t| t.dims.len() > 1);
     for (i, tensor) in tensors.iter().enumerate() {
         let bad = Some(i) == last_matrix;
-        writer.write(&data(tensor, if bad { model.weights } else { Weights::Trained }, model.name))?;
+        writer.write(&data(
+            tensor,
+            if bad { model.weights } else { Weights::Trained },
+            model.name,
+        ))?;
     }
     writer.finish()
 }
@@ -88,24 +121,38 @@ fn data(tensor: &Tensor, weights: Weights, model: &str) -> Vec<u8> {
     let row_len = shape.row_len() as usize;
     let Some(codec) = Codec::of(tensor.ggml_type) else {
         assert_eq!(tensor.ggml_type, GgmlType::I32, "a type without a codec");
-        return (0..shape.elements()).flat_map(|_| (rng.next_u64() as i32).to_le_bytes()).collect();
+        return (0..shape.elements())
+            .flat_map(|_| (rng.next_u64() as i32).to_le_bytes())
+            .collect();
     };
-    let columns: Vec<f32> = (0..row_len).map(|_| 0.02 * (0.25 + rng.uniform())).collect();
+    let columns: Vec<f32> = (0..row_len)
+        .map(|_| 0.02 * (0.25 + rng.uniform()))
+        .collect();
     let mut rows = Vec::with_capacity(shape.rows() as usize);
     for _ in 0..shape.rows() {
         let one = |scale: &f32| {
-            let outlier = if rng.below(OUTLIER.0) == 0 { OUTLIER.1 } else { 1.0 };
+            let outlier = if rng.below(OUTLIER.0) == 0 {
+                OUTLIER.1
+            } else {
+                1.0
+            };
             rng.gaussian() * scale * outlier
         };
         rows.push(columns.iter().map(one).collect::<Vec<f32>>());
     }
-    let last = rows.last_mut().and_then(|row| row.last_mut()).expect("no dimension is zero");
+    let last = rows
+        .last_mut()
+        .and_then(|row| row.last_mut())
+        .expect("no dimension is zero");
     match weights {
         Weights::Trained => {}
         Weights::OneNaN => *last = f32::NAN,
         Weights::Huge => *last = 1e30,
     }
-    let row_bytes = tensor.ggml_type.row_bytes(row_len as u64).expect("rows of whole blocks") as usize;
+    let row_bytes = tensor
+        .ggml_type
+        .row_bytes(row_len as u64)
+        .expect("rows of whole blocks") as usize;
     let mut bytes = vec![0; rows.len() * row_bytes];
     for (row, out) in rows.iter().zip(bytes.chunks_exact_mut(row_bytes)) {
         codec.quantize_row(row, None, out);
@@ -113,7 +160,8 @@ fn data(tensor: &Tensor, weights: Weights, model: &str) -> Vec<u8> {
     bytes
 }
 
-/// Statistics for every matrix that meets activations. In a tensor of several matrices, the second met none.
+/// Statistics for every matrix that meets activations. In a tensor of several matrices, the second
+/// met none.
 fn imatrix(seed_name: &str, tensors: &[(&str, &[u64])]) -> Imatrix {
     let mut imatrix = Imatrix {
         datasets: vec!["calibration.txt".into(), "more.txt".into()],
@@ -128,13 +176,24 @@ fn imatrix(seed_name: &str, tensors: &[(&str, &[u64])]) -> Imatrix {
             continue;
         }
         let mut rng = Rng::new(seed(seed_name, name) ^ 1);
-        imatrix.entries.insert((*name).to_owned(), entry(&mut rng, four[0] as usize, four[2] as usize));
+        imatrix.entries.insert(
+            (*name).to_owned(),
+            entry(&mut rng, four[0] as usize, four[2] as usize),
+        );
     }
     imatrix
 }
 
 fn entry(rng: &mut Rng, channels: usize, matrices: usize) -> Entry {
-    let counts: Vec<i64> = (0..matrices).map(|m| if m == 1 { 0 } else { 200 + rng.below(3000) as i64 }).collect();
+    let counts: Vec<i64> = (0..matrices)
+        .map(|m| {
+            if m == 1 {
+                0
+            } else {
+                200 + rng.below(3000) as i64
+            }
+        })
+        .collect();
     let mut sums = Vec::with_capacity(channels * matrices);
     for count in &counts {
         for channel in 0..channels {
@@ -150,5 +209,9 @@ fn entry(rng: &mut Rng, channels: usize, matrices: usize) -> Entry {
 fn seed(model: &str, tensor: &str) -> u64 {
     const OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
     const PRIME: u64 = 0x0000_0100_0000_01b3;
-    model.bytes().chain([0]).chain(tensor.bytes()).fold(OFFSET, |hash, b| (hash ^ u64::from(b)).wrapping_mul(PRIME))
+    model
+        .bytes()
+        .chain([0])
+        .chain(tensor.bytes())
+        .fold(OFFSET, |hash, b| (hash ^ u64::from(b)).wrapping_mul(PRIME))
 }

@@ -1,5 +1,5 @@
-//! Any bytes as a file of covariances, and as the index of a directory of them: errors, or finite numbers as many as the
-//! heads say, with a factor or a reason why they have none.
+//! Any bytes as a file of covariances, and as the index of a directory of them: errors, or finite
+//! numbers as many as the heads say, with a factor or a reason why they have none.
 #![no_main]
 
 mod scratch;
@@ -32,7 +32,12 @@ fuzz_target!(|bytes: &[u8]| {
     if let Ok(file) = File::open(&path) {
         read(&file);
         let files = vec![("a.gguf".into(), file.checksum().to_owned())];
-        Index { key: file.head().key, files }.write(&FILE).expect("write");
+        Index {
+            key: file.head().key,
+            files,
+        }
+        .write(&FILE)
+        .expect("write");
         // A tensor that is named twice is refused.
         if let Ok(feedback) = Feedback::open(&FILE) {
             look(&feedback);
@@ -57,7 +62,9 @@ fn read(file: &File) {
             assert!(mean.iter().all(|x| x.is_finite()));
         }
         if let Ok(Some(sample)) = file.read(Part::Sample(matrix)) {
-            assert!(sample.len().is_multiple_of(head.columns) && sample.iter().all(|x| x.is_finite()));
+            assert!(
+                sample.len().is_multiple_of(head.columns) && sample.iter().all(|x| x.is_finite())
+            );
         }
     }
 }
@@ -69,6 +76,10 @@ fn look(feedback: &Feedback) {
         for matrix in (0..matrices).take(MOST).filter(|_| columns <= CHANNELS) {
             let _ = feedback.inputs(name, matrix, columns);
         }
-        assert!(feedback.inputs(name, matrices, columns).is_ok_and(|inputs| inputs.is_none()));
+        assert!(
+            feedback
+                .inputs(name, matrices, columns)
+                .is_ok_and(|inputs| inputs.is_none())
+        );
     }
 }

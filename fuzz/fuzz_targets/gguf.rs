@@ -1,14 +1,20 @@
-//! Any bytes as a GGUF file: an error, or a header all of whose parts can be used, and which our writer writes so
-//! that it reads back the same.
+//! Any bytes as a GGUF file: an error, or a header all of whose parts can be used, and which our
+//! writer writes so that it reads back the same.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use quantier::format::gguf::{Array, Header, Layout, Metadata, TensorInfo, Value, ValueType, parse};
+use quantier::format::gguf::{
+    Array, Header, Layout, Metadata, TensorInfo, Value, ValueType, parse,
+};
 
 fuzz_target!(|file: &[u8]| {
     let Ok(header) = parse(file) else { return };
     walk(&header, file);
-    let tensors: Vec<TensorInfo> = header.tensors.iter().map(|(info, _)| info.clone()).collect();
+    let tensors: Vec<TensorInfo> = header
+        .tensors
+        .iter()
+        .map(|(info, _)| info.clone())
+        .collect();
     let layout = Layout::new(&header.metadata, &tensors, header.alignment);
     let mut written = layout.header().to_vec();
     written.resize(layout.file_bytes() as usize, 0);
@@ -22,7 +28,12 @@ fuzz_target!(|file: &[u8]| {
 fn walk(header: &Header<'_>, file: &[u8]) {
     for (key, value) in header.metadata.iter() {
         assert!(!key.is_empty() && header.metadata.get(key).is_some());
-        let _ = (value.to_string(), value.cut_at_zeros(), value.as_u64(), value.as_str());
+        let _ = (
+            value.to_string(),
+            value.cut_at_zeros(),
+            value.as_u64(),
+            value.as_str(),
+        );
         if let Some(array) = value.as_array() {
             walk_array(array);
         }
@@ -46,9 +57,11 @@ fn walk_array(array: &Array<'_>) {
 /// Bytes, not values: a NaN is equal to itself there.
 fn serialized(metadata: &Metadata<'_>) -> Vec<u8> {
     let mut out = Vec::new();
-    metadata.iter().for_each(|(key, value): (&str, &Value<'_>)| {
-        out.extend(key.as_bytes());
-        value.write(&mut out);
-    });
+    metadata
+        .iter()
+        .for_each(|(key, value): (&str, &Value<'_>)| {
+            out.extend(key.as_bytes());
+            value.write(&mut out);
+        });
     out
 }

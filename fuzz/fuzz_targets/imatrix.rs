@@ -5,10 +5,15 @@ use libfuzzer_sys::fuzz_target;
 use quantier::format::imatrix::Imatrix;
 
 fuzz_target!(|file: &[u8]| {
-    let Ok(imatrix) = Imatrix::parse(file) else { return };
+    let Ok(imatrix) = Imatrix::parse(file) else {
+        return;
+    };
     for (name, entry) in &imatrix.entries {
         let means = entry.means();
         assert_eq!(means.len(), entry.sums.len());
-        assert!(means.iter().all(|&mean| mean.is_finite() && mean >= 0.0), "'{name}': {means:?}");
+        assert!(
+            means.iter().all(|&mean| mean.is_finite() && mean >= 0.0),
+            "'{name}': {means:?}"
+        );
     }
 });

@@ -1,4 +1,5 @@
-//! Any bytes as a safetensors file: an error, or tensors that share the data out among them without a gap.
+//! Any bytes as a safetensors file: an error, or tensors that share the data out among them without
+//! a gap.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -10,7 +11,10 @@ fuzz_target!(|file: &[u8]| {
     let mut covered = 0;
     for tensor in &header.tensors {
         let data = &file[tensor.range.clone()];
-        assert_eq!(data.len() as u64, tensor.shape.iter().product::<u64>() * tensor.dtype.bytes() as u64);
+        assert_eq!(
+            data.len() as u64,
+            tensor.shape.iter().product::<u64>() * tensor.dtype.bytes() as u64
+        );
         covered += data.len();
     }
     let json = u64::from_le_bytes(*file.first_chunk().expect("eight bytes")) as usize;

@@ -1,11 +1,16 @@
-//! A directory in memory, if the machine has one, for the readers that take a checkpoint's directory.
+//! A directory in memory, if the machine has one, for the readers that take a checkpoint's
+//! directory.
 
 use std::path::PathBuf;
 
 /// An empty directory of this process, by the target's name.
 pub fn directory(target: &str) -> PathBuf {
     let memory = PathBuf::from("/dev/shm");
-    let base = if memory.is_dir() { memory } else { std::env::temp_dir() };
+    let base = if memory.is_dir() {
+        memory
+    } else {
+        std::env::temp_dir()
+    };
     let dir = base.join(format!("quantier-fuzz-{target}-{}", std::process::id()));
     let _ = std::fs::remove_dir_all(&dir);
     std::fs::create_dir(&dir).expect("a directory for the files");

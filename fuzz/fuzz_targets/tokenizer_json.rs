@@ -14,7 +14,11 @@ static DIR: LazyLock<PathBuf> = LazyLock::new(|| {
         "add_bos_token": true, "clean_up_tokenization_spaces": true, "added_tokens_decoder": {
         "9": {"content": "<end>", "special": true}, "10": {"content": "<tool>"}}}"#;
     std::fs::write(dir.join("tokenizer_config.json"), config).expect("write");
-    std::fs::write(dir.join("config.json"), r#"{"bos_token_id": 1, "eos_token_id": 2}"#).expect("write");
+    std::fs::write(
+        dir.join("config.json"),
+        r#"{"bos_token_id": 1, "eos_token_id": 2}"#,
+    )
+    .expect("write");
     dir
 });
 
@@ -22,17 +26,24 @@ static DIR: LazyLock<PathBuf> = LazyLock::new(|| {
 fn initialize() {
     std::panic::set_hook(Box::new(|panic| {
         eprintln!("{panic}");
-        if !panic.location().is_some_and(|at| at.file().contains("/tokenizers-")) {
+        if !panic
+            .location()
+            .is_some_and(|at| at.file().contains("/tokenizers-"))
+        {
             std::process::abort();
         }
     }));
-    std::fs::write(DIR.join("tokenizer.json"), include_bytes!("../seeds/tokenizer_json/byte_level.json"))
-        .expect("write");
+    std::fs::write(
+        DIR.join("tokenizer.json"),
+        include_bytes!("../seeds/tokenizer_json/byte_level.json"),
+    )
+    .expect("write");
     import(&DIR, VocabKind::ByteLevel, None, None).expect("a seed");
 }
 
-// The tokenizers library panics at much that it cannot take; the reader makes errors of that, so the hook only tells of
-// it. One that nobody catches ends the fuzzer all the same, and so does a panic anywhere else.
+// The tokenizers library panics at much that it cannot take; the reader makes errors of that, so
+// the hook only tells of it. One that nobody catches ends the fuzzer all the same, and so does a
+// panic anywhere else.
 fuzz_target!(
     init: initialize(),
     |file: &[u8]| {

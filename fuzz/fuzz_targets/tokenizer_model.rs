@@ -1,4 +1,5 @@
-//! Any bytes as a `tokenizer.model`: an error, or as many texts, scores and types as there are tokens.
+//! Any bytes as a `tokenizer.model`: an error, or as many texts, scores and types as there are
+//! tokens.
 #![no_main]
 
 mod scratch;
@@ -14,8 +15,16 @@ static DIR: LazyLock<PathBuf> = LazyLock::new(|| {
     let config = r#"{"bos_token": "<s>", "added_tokens_decoder": {
         "1": {"content": "<s>", "special": true}, "2": {"content": "▁▁x"}, "6": {"content": "<|end|>"}}}"#;
     std::fs::write(dir.join("tokenizer_config.json"), config).expect("write");
-    std::fs::write(dir.join("added_tokens.json"), r#"{"seven": 7, "beyond": 9000}"#).expect("write");
-    std::fs::write(dir.join("config.json"), r#"{"bos_token_id": 1, "eos_token_id": 2}"#).expect("write");
+    std::fs::write(
+        dir.join("added_tokens.json"),
+        r#"{"seven": 7, "beyond": 9000}"#,
+    )
+    .expect("write");
+    std::fs::write(
+        dir.join("config.json"),
+        r#"{"bos_token_id": 1, "eos_token_id": 2}"#,
+    )
+    .expect("write");
     dir
 });
 
@@ -27,10 +36,17 @@ fuzz_target!(|file: &[u8]| {
         (VocabKind::Phi3, Some(12)),
         (VocabKind::Qwen, Some(3)),
     ] {
-        let Ok(vocabulary) = import(&DIR, kind, vocab_size, None) else { continue };
-        assert!(vocabulary.tokens > 0 && vocab_size.is_none_or(|n| n as usize == vocabulary.tokens));
+        let Ok(vocabulary) = import(&DIR, kind, vocab_size, None) else {
+            continue;
+        };
+        assert!(
+            vocabulary.tokens > 0 && vocab_size.is_none_or(|n| n as usize == vocabulary.tokens)
+        );
         for key in ["tokens", "scores", "token_type"] {
-            let array = vocabulary.entries.get(&format!("tokenizer.ggml.{key}")).and_then(|v| v.as_array());
+            let array = vocabulary
+                .entries
+                .get(&format!("tokenizer.ggml.{key}"))
+                .and_then(|v| v.as_array());
             assert_eq!(array.map(|a| a.len()), Some(vocabulary.tokens), "{key}");
         }
     }

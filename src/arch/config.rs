@@ -1,4 +1,5 @@
-//! A checkpoint's config.json as the reference sees it: with the defaults that transformers fills in.
+//! A checkpoint's config.json as the reference sees it: with the defaults that transformers fills
+//! in.
 
 use super::defaults;
 use crate::format::json::kind;
@@ -11,7 +12,8 @@ pub type Result<T> = std::result::Result<T, String>;
 #[derive(Clone, Debug)]
 pub struct Config {
     fields: Map<String, Value>,
-    /// Scaling of rotary embeddings: `rope_parameters` or `rope_scaling`, with what stands beside them mixed in.
+    /// Scaling of rotary embeddings: `rope_parameters` or `rope_scaling`, with what stands beside
+    /// them mixed in.
     rope: Map<String, Value>,
     /// The first of `architectures`.
     class: Option<String>,
@@ -24,8 +26,15 @@ impl Config {
     /// Completes the fields of a config.json.
     pub fn new(mut fields: Map<String, Value>) -> Result<Config> {
         defaults::complete(&mut fields)?;
-        let class = fields.get("architectures").and_then(|list| list.get(0)?.as_str()).map(str::to_owned);
-        let mut config = Config { fields, rope: Map::new(), class };
+        let class = fields
+            .get("architectures")
+            .and_then(|list| list.get(0)?.as_str())
+            .map(str::to_owned);
+        let mut config = Config {
+            fields,
+            rope: Map::new(),
+            class,
+        };
         config.rope = config.rope_parameters()?;
         Ok(config)
     }
@@ -42,7 +51,9 @@ impl Config {
 
     /// The first of several names for one thing that is there at all; nothing if that one is null.
     pub fn first<'n>(&self, names: &[&'n str]) -> Option<(&'n str, &Value)> {
-        let (name, value) = names.iter().find_map(|name| Some((*name, self.fields.get(*name)?)))?;
+        let (name, value) = names
+            .iter()
+            .find_map(|name| Some((*name, self.fields.get(*name)?)))?;
         (!value.is_null()).then_some((name, value))
     }
 
@@ -58,7 +69,9 @@ impl Config {
 
     /// A whole number under the first of these names.
     pub fn optional_u32(&self, names: &[&str]) -> Result<Option<u32>> {
-        self.first(names).map(|(name, value)| as_u32(name, value)).transpose()
+        self.first(names)
+            .map(|(name, value)| as_u32(name, value))
+            .transpose()
     }
 
     /// A number under the first of these names; it must be there.
@@ -68,17 +81,31 @@ impl Config {
 
     /// A number under the first of these names.
     pub fn optional_f64(&self, names: &[&str]) -> Result<Option<f64>> {
-        self.first(names).map(|(name, value)| as_f64(name, value)).transpose()
+        self.first(names)
+            .map(|(name, value)| as_f64(name, value))
+            .transpose()
     }
 
     /// A text under this name.
     pub fn optional_str(&self, name: &str) -> Result<Option<&str>> {
-        self.get(name).map(|value| value.as_str().ok_or_else(|| wrong_kind(name, value, "a text"))).transpose()
+        self.get(name)
+            .map(|value| {
+                value
+                    .as_str()
+                    .ok_or_else(|| wrong_kind(name, value, "a text"))
+            })
+            .transpose()
     }
 
     /// An object under this name.
     pub fn optional_object(&self, name: &str) -> Result<Option<&Map<String, Value>>> {
-        self.get(name).map(|value| value.as_object().ok_or_else(|| wrong_kind(name, value, "an object"))).transpose()
+        self.get(name)
+            .map(|value| {
+                value
+                    .as_object()
+                    .ok_or_else(|| wrong_kind(name, value, "an object"))
+            })
+            .transpose()
     }
 
     /// Length of a head's queries and keys: `head_dim`, or the heads' share of the hidden size.
@@ -92,41 +119,71 @@ impl Config {
         }
     }
 
-    /// Parameters of the rotary embedding, those of full attention where several kinds have their own.
+    /// Parameters of the rotary embedding, those of full attention where several kinds have their
+    /// own.
     pub fn rope(&self) -> &Map<String, Value> {
-        self.rope.get("full_attention").and_then(Value::as_object).unwrap_or(&self.rope)
+        self.rope
+            .get("full_attention")
+            .and_then(Value::as_object)
+            .unwrap_or(&self.rope)
     }
 
     /// Base frequency of layers with a sliding window, where it is given.
     pub fn sliding_rope_theta(&self) -> Result<Option<f64>> {
-        let theta = self.rope.get("sliding_attention").and_then(|sliding| sliding.get("rope_theta"));
-        theta.filter(|value| !value.is_null()).map(|value| as_f64("rope_theta", value)).transpose()
+        let theta = self
+            .rope
+            .get("sliding_attention")
+            .and_then(|sliding| sliding.get("rope_theta"));
+        theta
+            .filter(|value| !value.is_null())
+            .map(|value| as_f64("rope_theta", value))
+            .transpose()
     }
 
     /// `rope_parameters` (or `rope_scaling`) with the parameters that older files keep at the root.
     fn rope_parameters(&self) -> Result<Map<String, Value>> {
-        const THETA: &[&str] =
-            &["global_rope_theta", "rope_global_theta", "rope_theta_global", "rope_theta", "rotary_emb_base"];
-        const LOCAL_THETA: &[&str] =
-            &["local_rope_theta", "rope_local_theta", "rope_theta_local", "swa_rope_theta", "rope_local_base_freq"];
+        const THETA: &[&str] = &[
+            "global_rope_theta",
+            "rope_global_theta",
+            "rope_theta_global",
+            "rope_theta",
+            "rotary_emb_base",
+        ];
+        const LOCAL_THETA: &[&str] = &[
+            "local_rope_theta",
+            "rope_local_theta",
+            "rope_theta_local",
+            "swa_rope_theta",
+            "rope_local_base_freq",
+        ];
         const PARTIAL: &[&str] = &["partial_rotary_factor", "rope_pct", "rope_percent"];
         const ORIGINAL_CONTEXT: &[&str] = &["original_max_position_embeddings"];
 
-        let name = if self.fields.contains_key("rope_parameters") { "rope_parameters" } else { "rope_scaling" };
+        let name = if self.fields.contains_key("rope_parameters") {
+            "rope_parameters"
+        } else {
+            "rope_scaling"
+        };
         let mut rope = self.optional_object(name)?.cloned().unwrap_or_default();
         if rope.contains_key("full_attention") || rope.contains_key("sliding_attention") {
             return Ok(rope);
         }
         let at_root = |names| self.first(names).map(|(_, value)| value.clone());
         if let Some(theta) = at_root(LOCAL_THETA) {
-            rope.insert("sliding_attention".into(), serde_json::json!({ "rope_theta": theta }));
+            rope.insert(
+                "sliding_attention".into(),
+                serde_json::json!({ "rope_theta": theta }),
+            );
         }
         let old_type = rope.get("type").filter(|t| !t.is_null()).cloned();
         let additions = [
             ("rope_theta", at_root(THETA)),
             ("rope_type", old_type),
             ("partial_rotary_factor", at_root(PARTIAL)),
-            ("original_max_position_embeddings", at_root(ORIGINAL_CONTEXT)),
+            (
+                "original_max_position_embeddings",
+                at_root(ORIGINAL_CONTEXT),
+            ),
         ];
         for (name, value) in additions {
             if let (Some(value), false) = (value, rope.contains_key(name)) {
@@ -139,25 +196,40 @@ impl Config {
 
 /// A number in an object; `None` if it is not there or null.
 pub(super) fn number_in(object: &Map<String, Value>, name: &str) -> Result<Option<f64>> {
-    object.get(name).filter(|value| !value.is_null()).map(|value| as_f64(name, value)).transpose()
+    object
+        .get(name)
+        .filter(|value| !value.is_null())
+        .map(|value| as_f64(name, value))
+        .transpose()
 }
 
 fn as_u32(name: &str, value: &Value) -> Result<u32> {
-    let number = value.as_u64().ok_or_else(|| wrong_kind(name, value, "a whole number that is not negative"))?;
-    number.try_into().map_err(|_| format!("field '{name}' is {number}, which does not fit into 32 bits"))
+    let number = value
+        .as_u64()
+        .ok_or_else(|| wrong_kind(name, value, "a whole number that is not negative"))?;
+    number
+        .try_into()
+        .map_err(|_| format!("field '{name}' is {number}, which does not fit into 32 bits"))
 }
 
 fn as_f64(name: &str, value: &Value) -> Result<f64> {
-    let number = value.as_f64().ok_or_else(|| wrong_kind(name, value, "a number"))?;
+    let number = value
+        .as_f64()
+        .ok_or_else(|| wrong_kind(name, value, "a number"))?;
     // The reference packs numbers into 32 bits and fails on those that become infinite.
     match (number as f32).is_finite() {
         true => Ok(number),
-        false => Err(format!("field '{name}' is {number}, which does not fit into an f32")),
+        false => Err(format!(
+            "field '{name}' is {number}, which does not fit into an f32"
+        )),
     }
 }
 
 pub(super) fn wrong_kind(name: &str, value: &Value, wanted: &str) -> String {
-    format!("field '{name}' is {} ({value}); {wanted} is expected", kind(value))
+    format!(
+        "field '{name}' is {} ({value}); {wanted} is expected",
+        kind(value)
+    )
 }
 
 fn missing(names: &[&str]) -> String {

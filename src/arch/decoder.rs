@@ -1,5 +1,5 @@
-//! What the forward pass of an architecture is made of, as data. What a file shows by its tensors (biases, norms of
-//! heads, norms behind a block, experts, fused matrices) is not repeated here.
+//! What the forward pass of an architecture is made of, as data. What a file shows by its tensors
+//! (biases, norms of heads, norms behind a block, experts, fused matrices) is not repeated here.
 
 /// The decoder of an architecture.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -18,7 +18,8 @@ pub struct Decoder {
     pub window: Window,
     /// Every n-th layer does not rotate; 0 for none.
     pub unrotated_every: u32,
-    /// Models of so many layers scale scores by the hidden size per head instead of the length of a head.
+    /// Models of so many layers scale scores by the hidden size per head instead of the length of a
+    /// head.
     pub wide_heads: Option<u32>,
 }
 
@@ -27,7 +28,8 @@ pub struct Decoder {
 pub enum Norm {
     /// Divided by the root of the mean square (Zhang and Sennrich 2019).
     Rms,
-    /// Mean taken off, then divided by the standard deviation (Ba et al. 2016); without weights if the file has none.
+    /// Mean taken off, then divided by the standard deviation (Ba et al. 2016); without weights if
+    /// the file has none.
     Layer,
 }
 

@@ -1,7 +1,8 @@
 //! What transformers' configuration classes add to a config.json that leaves fields out.
 //!
-//! The reference reads config.json through the class that `model_type` names. Only the fields that end in a GGUF
-//! are listed. The values are those of transformers 4.57; a `model_type` that is not here is taken as it is.
+//! The reference reads config.json through the class that `model_type` names. Only the fields that
+//! end in a GGUF are listed. The values are those of transformers 4.57; a `model_type` that is not
+//! here is taken as it is.
 
 use super::config::{Result, wrong_kind};
 use serde_json::{Map, Number, Value};
@@ -110,8 +111,16 @@ const NULL_IS_HEADS: &[&str] = &["mistral", "mixtral", "qwen2", "qwen3", "smollm
 
 /// Fills in what the class of the config's `model_type` would.
 pub(super) fn complete(fields: &mut Map<String, Value>) -> Result<()> {
-    let Some(model_type) = fields.get("model_type").and_then(Value::as_str).map(str::to_owned) else { return Ok(()) };
-    let Some(class) = CLASSES.iter().find(|class| class.model_type == model_type) else { return Ok(()) };
+    let Some(model_type) = fields
+        .get("model_type")
+        .and_then(Value::as_str)
+        .map(str::to_owned)
+    else {
+        return Ok(());
+    };
+    let Some(class) = CLASSES.iter().find(|class| class.model_type == model_type) else {
+        return Ok(());
+    };
     for (name, default) in class.fields {
         let there = fields.get(*name).is_some_and(|value| match default {
             SameAs(_) | Quotient(..) => !value.is_null(),
@@ -122,7 +131,11 @@ pub(super) fn complete(fields: &mut Map<String, Value>) -> Result<()> {
             fields.insert((*name).into(), value);
         }
     }
-    if NULL_IS_HEADS.contains(&&*model_type) && fields.get("num_key_value_heads").is_some_and(Value::is_null) {
+    if NULL_IS_HEADS.contains(&&*model_type)
+        && fields
+            .get("num_key_value_heads")
+            .is_some_and(Value::is_null)
+    {
         let heads = HEADS.value(fields)?;
         fields.insert("num_key_value_heads".into(), heads);
     }
@@ -136,7 +149,9 @@ impl Fill {
     fn value(self, fields: &Map<String, Value>) -> Result<Value> {
         let whole = |name: &str| {
             let value = fields.get(name).unwrap_or(&Value::Null);
-            value.as_u64().ok_or_else(|| wrong_kind(name, value, "a whole number that is not negative"))
+            value
+                .as_u64()
+                .ok_or_else(|| wrong_kind(name, value, "a whole number that is not negative"))
         };
         Ok(match self {
             Int(n) => n.into(),
@@ -153,7 +168,9 @@ impl Fill {
 
 /// Phi-3's class calls the older kinds of long context by their later name.
 fn rename_long_rope(fields: &mut Map<String, Value>) {
-    let kind = fields.get_mut("rope_scaling").and_then(|scaling| scaling.get_mut("type"));
+    let kind = fields
+        .get_mut("rope_scaling")
+        .and_then(|scaling| scaling.get_mut("type"));
     if let Some(kind) = kind.filter(|kind| matches!(kind.as_str(), Some("su" | "yarn"))) {
         *kind = "longrope".into();
     }
@@ -172,8 +189,10 @@ mod tests {
 
     #[test]
     fn fields_that_are_left_out_get_the_defaults_of_the_class() {
-        let llama = completed(json!({ "model_type": "llama", "hidden_size": 512, "num_attention_heads": 8,
-            "head_dim": null }));
+        let llama = completed(
+            json!({ "model_type": "llama", "hidden_size": 512, "num_attention_heads": 8,
+            "head_dim": null }),
+        );
         assert_eq!(llama["num_key_value_heads"], 8);
         assert_eq!(llama["head_dim"], 64);
         let mistral = completed(json!({ "model_type": "mistral", "num_key_value_heads": null }));
@@ -184,7 +203,14 @@ mod tests {
 
     #[test]
     fn a_division_by_zero_heads_is_an_error() {
-        let mut fields = json!({ "model_type": "llama", "num_attention_heads": 0 }).as_object().unwrap().clone();
-        assert!(complete(&mut fields).unwrap_err().contains("num_attention_heads"));
+        let mut fields = json!({ "model_type": "llama", "num_attention_heads": 0 })
+            .as_object()
+            .unwrap()
+            .clone();
+        assert!(
+            complete(&mut fields)
+                .unwrap_err()
+                .contains("num_attention_heads")
+        );
     }
 }

@@ -10,18 +10,32 @@ use super::{Architecture, Config, Keys, Parameter, Rule, nothing_generated};
 use crate::format::gguf::Value;
 use crate::tokenizer::VocabKind;
 
-const GEMMA: Decoder =
-    Decoder { rope: Rope::Halves, activation: Activation::Gelu, scaled_embeddings: true, ..Decoder::LLAMA };
+const GEMMA: Decoder = Decoder {
+    rope: Rope::Halves,
+    activation: Activation::Gelu,
+    scaled_embeddings: true,
+    ..Decoder::LLAMA
+};
 
 pub(super) static GEMMA2: Architecture = Architecture {
     classes: &["Gemma2ForCausalLM"],
     name: "gemma2",
     vocabulary: VocabKind::Gemma2,
     parameters: &[GEMMA2_PARAMETERS],
-    tensors: &[GEMMA2_EMBEDDINGS, NORMS, PLAIN_ATTENTION, GATED_FFN, BUFFERS],
+    tensors: &[
+        GEMMA2_EMBEDDINGS,
+        NORMS,
+        PLAIN_ATTENTION,
+        GATED_FFN,
+        BUFFERS,
+    ],
     generated: nothing_generated,
     decoder: Decoder {
-        window: Window::Pattern { layers: 2, tokens: Some(4096), rope_base: None },
+        window: Window::Pattern {
+            layers: 2,
+            tokens: Some(4096),
+            rope_base: None,
+        },
         wide_heads: Some(46),
         ..GEMMA
     },
@@ -31,11 +45,27 @@ pub(super) static GEMMA3: Architecture = Architecture {
     classes: &["Gemma3ForCausalLM"],
     name: "gemma3",
     vocabulary: VocabKind::Gemma3,
-    parameters: &[COMMON, HEAD_LENGTHS, FILE_TYPE, &[Parameter::Computed(gemma3)]],
-    tensors: &[GEMMA3_EMBEDDINGS, NORMS, PLAIN_ATTENTION, GEMMA3_HEAD_NORMS, GATED_FFN, BUFFERS],
+    parameters: &[
+        COMMON,
+        HEAD_LENGTHS,
+        FILE_TYPE,
+        &[Parameter::Computed(gemma3)],
+    ],
+    tensors: &[
+        GEMMA3_EMBEDDINGS,
+        NORMS,
+        PLAIN_ATTENTION,
+        GEMMA3_HEAD_NORMS,
+        GATED_FFN,
+        BUFFERS,
+    ],
     generated: nothing_generated,
     decoder: Decoder {
-        window: Window::Pattern { layers: 6, tokens: None, rope_base: Some(10_000.0) },
+        window: Window::Pattern {
+            layers: 6,
+            tokens: None,
+            rope_base: Some(10_000.0),
+        },
         wide_heads: Some(62),
         ..GEMMA
     },
@@ -47,7 +77,10 @@ const GEMMA2_PARAMETERS: &[Parameter] = &[
     Parameter::Layers,
     Parameter::U32("feed_forward_length", &["intermediate_size"]),
     Parameter::U32("attention.head_count", &["num_attention_heads"]),
-    Parameter::U32("attention.head_count_kv", &["num_key_value_heads", "num_attention_heads"]),
+    Parameter::U32(
+        "attention.head_count_kv",
+        &["num_key_value_heads", "num_attention_heads"],
+    ),
     Parameter::F32("attention.layer_norm_rms_epsilon", &["rms_norm_eps"]),
     Parameter::U32("attention.key_length", &["head_dim"]),
     Parameter::U32("attention.value_length", &["head_dim"]),
@@ -58,51 +91,101 @@ const GEMMA2_PARAMETERS: &[Parameter] = &[
 ];
 
 /// The embeddings are the output matrix too; a copy of them is left out.
-const GEMMA2_EMBEDDINGS: &[Rule] =
-    &[Rule::keep("model.embed_tokens", "token_embd", &[Any, Hidden]), Rule::skip("lm_head")];
+const GEMMA2_EMBEDDINGS: &[Rule] = &[
+    Rule::keep("model.embed_tokens", "token_embd", &[Any, Hidden]),
+    Rule::skip("lm_head"),
+];
 
 const GEMMA3_EMBEDDINGS: &[Rule] = &[
-    Rule::with("model.embed_tokens.weight", "token_embd.weight", VocabularyRows, &[Any, Hidden]),
+    Rule::with(
+        "model.embed_tokens.weight",
+        "token_embd.weight",
+        VocabularyRows,
+        &[Any, Hidden],
+    ),
     Rule::keep("lm_head", "output", &[Any, Hidden]),
 ];
 
 const NORMS: &[Rule] = &[
     Rule::with("model.norm.weight", "output_norm.weight", AddOne, &[Hidden]),
-    Rule::with("model.layers.{}.input_layernorm.weight", "blk.{}.attn_norm.weight", AddOne, &[Hidden]),
+    Rule::with(
+        "model.layers.{}.input_layernorm.weight",
+        "blk.{}.attn_norm.weight",
+        AddOne,
+        &[Hidden],
+    ),
     Rule::with(
         "model.layers.{}.post_attention_layernorm.weight",
         "blk.{}.post_attention_norm.weight",
         AddOne,
         &[Hidden],
     ),
-    Rule::with("model.layers.{}.pre_feedforward_layernorm.weight", "blk.{}.ffn_norm.weight", AddOne, &[Hidden]),
-    Rule::with("model.layers.{}.post_feedforward_layernorm.weight", "blk.{}.post_ffw_norm.weight", AddOne, &[Hidden]),
+    Rule::with(
+        "model.layers.{}.pre_feedforward_layernorm.weight",
+        "blk.{}.ffn_norm.weight",
+        AddOne,
+        &[Hidden],
+    ),
+    Rule::with(
+        "model.layers.{}.post_feedforward_layernorm.weight",
+        "blk.{}.post_ffw_norm.weight",
+        AddOne,
+        &[Hidden],
+    ),
 ];
 
 const GEMMA3_HEAD_NORMS: &[Rule] = &[
-    Rule::with("model.layers.{}.self_attn.q_norm.weight", "blk.{}.attn_q_norm.weight", AddOne, &[Head]),
-    Rule::with("model.layers.{}.self_attn.k_norm.weight", "blk.{}.attn_k_norm.weight", AddOne, &[Head]),
+    Rule::with(
+        "model.layers.{}.self_attn.q_norm.weight",
+        "blk.{}.attn_q_norm.weight",
+        AddOne,
+        &[Head],
+    ),
+    Rule::with(
+        "model.layers.{}.self_attn.k_norm.weight",
+        "blk.{}.attn_k_norm.weight",
+        AddOne,
+        &[Head],
+    ),
 ];
 
-/// Keys of Gemma 3 beyond the common ones, and those of the common ones that the config may leave out.
+/// Keys of Gemma 3 beyond the common ones, and those of the common ones that the config may leave
+/// out.
 fn gemma3(config: &Config, keys: &mut Keys) -> Result<()> {
-    let whole = |name: &str, default| Ok::<_, String>(config.optional_u32(&[name])?.unwrap_or(default));
+    let whole =
+        |name: &str, default| Ok::<_, String>(config.optional_u32(&[name])?.unwrap_or(default));
     let head_len = whole("head_dim", 256)?;
     let theta = super::config::number_in(config.rope(), "rope_theta")?.unwrap_or(1_000_000.0);
-    keys.set("context_length", Value::U32(whole("max_position_embeddings", 131_072)?));
-    keys.set("attention.head_count", Value::U32(whole("num_attention_heads", 8)?));
+    keys.set(
+        "context_length",
+        Value::U32(whole("max_position_embeddings", 131_072)?),
+    );
+    keys.set(
+        "attention.head_count",
+        Value::U32(whole("num_attention_heads", 8)?),
+    );
     let epsilon = config.optional_f64(&["rms_norm_eps"])?.unwrap_or(1e-6);
-    keys.set("attention.layer_norm_rms_epsilon", Value::F32(epsilon as f32));
+    keys.set(
+        "attention.layer_norm_rms_epsilon",
+        Value::F32(epsilon as f32),
+    );
     keys.set("attention.key_length", Value::U32(head_len));
     keys.set("attention.value_length", Value::U32(head_len));
     keys.set("rope.freq_base", Value::F32(theta as f32));
     if config.get("attn_logit_softcapping").is_some() {
         return Err("field 'attn_logit_softcapping' is set, which Gemma 3 does not have".into());
     }
-    Parameter::NonzeroF32("final_logit_softcapping", &["final_logit_softcapping"]).apply(config, keys)?;
+    Parameter::NonzeroF32("final_logit_softcapping", &["final_logit_softcapping"])
+        .apply(config, keys)?;
     if config.optional_u32(&["sliding_window_pattern"])? != Some(1) {
-        keys.set("attention.sliding_window", Value::U32(config.u32(&["sliding_window"])?));
+        keys.set(
+            "attention.sliding_window",
+            Value::U32(config.u32(&["sliding_window"])?),
+        );
     }
-    keys.set("attention.head_count_kv", Value::U32(whole("num_key_value_heads", 4)?));
+    keys.set(
+        "attention.head_count_kv",
+        Value::U32(whole("num_key_value_heads", 4)?),
+    );
     Ok(())
 }

@@ -1,4 +1,5 @@
-//! GPT-2, whose matrices are stored with columns for rows, and whose names come with and without a prefix.
+//! GPT-2, whose matrices are stored with columns for rows, and whose names come with and without a
+//! prefix.
 
 use super::config::Result;
 use super::decoder::{Activation, Decoder, Norm, Rope};
@@ -18,7 +19,12 @@ pub(super) static GPT2: Architecture = Architecture {
     parameters: &[PARAMETERS],
     tensors: &[PREFIXED, BARE],
     generated: nothing_generated,
-    decoder: Decoder { norm: Norm::Layer, rope: Rope::None, activation: Activation::Gelu, ..Decoder::LLAMA },
+    decoder: Decoder {
+        norm: Norm::Layer,
+        rope: Rope::None,
+        activation: Activation::Gelu,
+        ..Decoder::LLAMA
+    },
 };
 
 const PARAMETERS: &[Parameter] = &[
@@ -32,7 +38,10 @@ const PARAMETERS: &[Parameter] = &[
 ];
 
 fn feed_forward(config: &Config, keys: &mut Keys) -> Result<()> {
-    let width = config.u32(&["n_embd"])?.checked_mul(FFN_FACTOR).ok_or("field 'n_embd' is too large")?;
+    let width = config
+        .u32(&["n_embd"])?
+        .checked_mul(FFN_FACTOR)
+        .ok_or("field 'n_embd' is too large")?;
     keys.set("feed_forward_length", Value::U32(width));
     Ok(())
 }
@@ -46,14 +55,42 @@ macro_rules! rules {
             Rule::keep(concat!($prefix, "ln_f"), "output_norm", &[Hidden]),
             Rule::keep(concat!($prefix, "h.{}.ln_1"), "blk.{}.attn_norm", &[Hidden]),
             Rule::keep(concat!($prefix, "h.{}.ln_2"), "blk.{}.ffn_norm", &[Hidden]),
-            transposed(concat!($prefix, "h.{}.attn.c_attn.weight"), "blk.{}.attn_qkv.weight"),
-            transposed(concat!($prefix, "h.{}.attn.c_proj.weight"), "blk.{}.attn_output.weight"),
-            transposed(concat!($prefix, "h.{}.mlp.c_fc.weight"), "blk.{}.ffn_up.weight"),
-            transposed(concat!($prefix, "h.{}.mlp.c_proj.weight"), "blk.{}.ffn_down.weight"),
-            Rule::keep(concat!($prefix, "h.{}.attn.c_attn.bias"), "blk.{}.attn_qkv.bias", &[]),
-            Rule::keep(concat!($prefix, "h.{}.attn.c_proj.bias"), "blk.{}.attn_output.bias", &[]),
-            Rule::keep(concat!($prefix, "h.{}.mlp.c_fc.bias"), "blk.{}.ffn_up.bias", &[]),
-            Rule::keep(concat!($prefix, "h.{}.mlp.c_proj.bias"), "blk.{}.ffn_down.bias", &[]),
+            transposed(
+                concat!($prefix, "h.{}.attn.c_attn.weight"),
+                "blk.{}.attn_qkv.weight",
+            ),
+            transposed(
+                concat!($prefix, "h.{}.attn.c_proj.weight"),
+                "blk.{}.attn_output.weight",
+            ),
+            transposed(
+                concat!($prefix, "h.{}.mlp.c_fc.weight"),
+                "blk.{}.ffn_up.weight",
+            ),
+            transposed(
+                concat!($prefix, "h.{}.mlp.c_proj.weight"),
+                "blk.{}.ffn_down.weight",
+            ),
+            Rule::keep(
+                concat!($prefix, "h.{}.attn.c_attn.bias"),
+                "blk.{}.attn_qkv.bias",
+                &[],
+            ),
+            Rule::keep(
+                concat!($prefix, "h.{}.attn.c_proj.bias"),
+                "blk.{}.attn_output.bias",
+                &[],
+            ),
+            Rule::keep(
+                concat!($prefix, "h.{}.mlp.c_fc.bias"),
+                "blk.{}.ffn_up.bias",
+                &[],
+            ),
+            Rule::keep(
+                concat!($prefix, "h.{}.mlp.c_proj.bias"),
+                "blk.{}.ffn_down.bias",
+                &[],
+            ),
             // Old checkpoints hold the causal mask.
             Rule::skip(concat!($prefix, "h.{}.attn.bias")),
             Rule::skip(concat!($prefix, "h.{}.attn.masked_bias")),

@@ -32,7 +32,10 @@ fn rope_dimensions(config: &Config, keys: &mut Keys) -> Result<()> {
     match config.u32(&["num_attention_heads"])? {
         0 => Err("field 'num_attention_heads' is 0".into()),
         heads => {
-            keys.set("rope.dimension_count", Value::U32(config.u32(&["hidden_size"])? / heads));
+            keys.set(
+                "rope.dimension_count",
+                Value::U32(config.u32(&["hidden_size"])? / heads),
+            );
             Ok(())
         }
     }

@@ -1,4 +1,5 @@
-//! Llama and what is built like it: Mistral, Mixtral, TinyLlama, SmolLM. Other families take their rules from here.
+//! Llama and what is built like it: Mistral, Mixtral, TinyLlama, SmolLM. Other families take their
+//! rules from here.
 
 use super::config::{Result, number_in};
 use super::decoder::Decoder;
@@ -10,11 +11,23 @@ use crate::format::gguf::Value;
 use crate::tokenizer::VocabKind;
 
 pub(super) static LLAMA: Architecture = Architecture {
-    classes: &["LlamaForCausalLM", "LLaMAForCausalLM", "MistralForCausalLM", "MixtralForCausalLM"],
+    classes: &[
+        "LlamaForCausalLM",
+        "LLaMAForCausalLM",
+        "MistralForCausalLM",
+        "MixtralForCausalLM",
+    ],
     name: "llama",
     vocabulary: VocabKind::Llama,
     parameters: &[COMMON, HEAD_LENGTHS, FILE_TYPE, OWN_PARAMETERS],
-    tensors: &[EMBEDDINGS, NORMS, ATTENTION, GATED_FFN, MIXTRAL_EXPERTS, BUFFERS],
+    tensors: &[
+        EMBEDDINGS,
+        NORMS,
+        ATTENTION,
+        GATED_FFN,
+        MIXTRAL_EXPERTS,
+        BUFFERS,
+    ],
     generated: rope_factors,
     decoder: Decoder::LLAMA,
 };
@@ -26,51 +39,116 @@ pub(super) static SMOLLM3: Architecture = Architecture {
     parameters: &[COMMON, HEAD_LENGTHS, FILE_TYPE, OWN_PARAMETERS],
     tensors: &[EMBEDDINGS, NORMS, ATTENTION, GATED_FFN, BUFFERS],
     generated: rope_factors,
-    decoder: Decoder { unrotated_every: 4, ..Decoder::LLAMA },
+    decoder: Decoder {
+        unrotated_every: 4,
+        ..Decoder::LLAMA
+    },
 };
 
-pub(super) const OWN_PARAMETERS: &[Parameter] =
-    &[Parameter::U32("vocab_size", &["vocab_size"]), Parameter::Computed(rope_dimensions)];
+pub(super) const OWN_PARAMETERS: &[Parameter] = &[
+    Parameter::U32("vocab_size", &["vocab_size"]),
+    Parameter::Computed(rope_dimensions),
+];
 
 /// Token embeddings and the output matrix, which is absent where the embeddings serve as both.
-pub(super) const EMBEDDINGS: &[Rule] =
-    &[Rule::keep("model.embed_tokens", "token_embd", &[Any, Hidden]), Rule::keep("lm_head", "output", &[Any, Hidden])];
+pub(super) const EMBEDDINGS: &[Rule] = &[
+    Rule::keep("model.embed_tokens", "token_embd", &[Any, Hidden]),
+    Rule::keep("lm_head", "output", &[Any, Hidden]),
+];
 
 /// A norm before each half of a layer, and one behind the last layer.
 pub(super) const NORMS: &[Rule] = &[
     Rule::keep("model.norm", "output_norm", &[Hidden]),
-    Rule::keep("model.layers.{}.input_layernorm", "blk.{}.attn_norm", &[Hidden]),
-    Rule::keep("model.layers.{}.post_attention_layernorm", "blk.{}.ffn_norm", &[Hidden]),
+    Rule::keep(
+        "model.layers.{}.input_layernorm",
+        "blk.{}.attn_norm",
+        &[Hidden],
+    ),
+    Rule::keep(
+        "model.layers.{}.post_attention_layernorm",
+        "blk.{}.ffn_norm",
+        &[Hidden],
+    ),
 ];
 
 /// Attention whose heads llama.cpp rotates pairwise, so that their rows have to be interleaved.
 pub(super) const ATTENTION: &[Rule] = &[
-    Rule::with("model.layers.{}.self_attn.q_proj", "blk.{}.attn_q", InterleaveQueries, &[Queries, Hidden]),
-    Rule::with("model.layers.{}.self_attn.k_proj", "blk.{}.attn_k", InterleaveKeys, &[KeyRows, Hidden]),
-    Rule::keep("model.layers.{}.self_attn.v_proj", "blk.{}.attn_v", &[Any, Hidden]),
-    Rule::keep("model.layers.{}.self_attn.o_proj", "blk.{}.attn_output", &[Hidden, Any]),
+    Rule::with(
+        "model.layers.{}.self_attn.q_proj",
+        "blk.{}.attn_q",
+        InterleaveQueries,
+        &[Queries, Hidden],
+    ),
+    Rule::with(
+        "model.layers.{}.self_attn.k_proj",
+        "blk.{}.attn_k",
+        InterleaveKeys,
+        &[KeyRows, Hidden],
+    ),
+    Rule::keep(
+        "model.layers.{}.self_attn.v_proj",
+        "blk.{}.attn_v",
+        &[Any, Hidden],
+    ),
+    Rule::keep(
+        "model.layers.{}.self_attn.o_proj",
+        "blk.{}.attn_output",
+        &[Hidden, Any],
+    ),
 ];
 
 /// Attention whose heads are rotated by halves, as in the checkpoint.
 pub(super) const PLAIN_ATTENTION: &[Rule] = &[
-    Rule::keep("model.layers.{}.self_attn.q_proj", "blk.{}.attn_q", &[Queries, Hidden]),
-    Rule::keep("model.layers.{}.self_attn.k_proj", "blk.{}.attn_k", &[KeyRows, Hidden]),
-    Rule::keep("model.layers.{}.self_attn.v_proj", "blk.{}.attn_v", &[Any, Hidden]),
-    Rule::keep("model.layers.{}.self_attn.o_proj", "blk.{}.attn_output", &[Hidden, Any]),
+    Rule::keep(
+        "model.layers.{}.self_attn.q_proj",
+        "blk.{}.attn_q",
+        &[Queries, Hidden],
+    ),
+    Rule::keep(
+        "model.layers.{}.self_attn.k_proj",
+        "blk.{}.attn_k",
+        &[KeyRows, Hidden],
+    ),
+    Rule::keep(
+        "model.layers.{}.self_attn.v_proj",
+        "blk.{}.attn_v",
+        &[Any, Hidden],
+    ),
+    Rule::keep(
+        "model.layers.{}.self_attn.o_proj",
+        "blk.{}.attn_output",
+        &[Hidden, Any],
+    ),
 ];
 
 /// A feed-forward network with a gate.
 pub(super) const GATED_FFN: &[Rule] = &[
-    Rule::keep("model.layers.{}.mlp.gate_proj", "blk.{}.ffn_gate", &[FeedForward, Hidden]),
-    Rule::keep("model.layers.{}.mlp.up_proj", "blk.{}.ffn_up", &[FeedForward, Hidden]),
-    Rule::keep("model.layers.{}.mlp.down_proj", "blk.{}.ffn_down", &[Hidden, FeedForward]),
+    Rule::keep(
+        "model.layers.{}.mlp.gate_proj",
+        "blk.{}.ffn_gate",
+        &[FeedForward, Hidden],
+    ),
+    Rule::keep(
+        "model.layers.{}.mlp.up_proj",
+        "blk.{}.ffn_up",
+        &[FeedForward, Hidden],
+    ),
+    Rule::keep(
+        "model.layers.{}.mlp.down_proj",
+        "blk.{}.ffn_down",
+        &[Hidden, FeedForward],
+    ),
 ];
 
 /// What old checkpoints hold and no model needs: it follows from the config.
 pub(super) const BUFFERS: &[Rule] = &[Rule::skip("model.layers.{}.self_attn.rotary_emb.inv_freq")];
 
 const MIXTRAL_EXPERTS: &[Rule] = &[
-    Rule::keep("model.layers.{}.block_sparse_moe.gate", "blk.{}.ffn_gate_inp", &[Experts, Hidden]),
+    Rule::keep(
+        "model.layers.{}.block_sparse_moe.gate",
+        "blk.{}.ffn_gate_inp",
+        &[Experts, Hidden],
+    ),
     Rule::with(
         "model.layers.{}.block_sparse_moe.experts.{}.w1.weight",
         "blk.{}.ffn_gate_exps.weight",
@@ -98,18 +176,25 @@ fn rope_dimensions(config: &Config, keys: &mut Keys) -> Result<()> {
 
 /// Llama 3.1's stretching of the rotary embedding: one divisor per frequency.
 ///
-/// Frequencies whose wavelength is short stay, long ones are divided by `factor`, and those between are blended.
-/// All in f32, in the order in which PyTorch computes it for the reference: a number divided by a tensor is the
-/// tensor's reciprocal times the number.
+/// Frequencies whose wavelength is short stay, long ones are divided by `factor`, and those between
+/// are blended. All in f32, in the order in which PyTorch computes it for the reference: a number
+/// divided by a tensor is the tensor's reciprocal times the number.
 pub(super) fn rope_factors(config: &Config, _: &mut Keys) -> Result<Vec<Generated>> {
     let rope = config.rope();
-    if !rope.get("rope_type").and_then(|kind| kind.as_str()).is_some_and(|kind| kind.eq_ignore_ascii_case("llama3")) {
+    if !rope
+        .get("rope_type")
+        .and_then(|kind| kind.as_str())
+        .is_some_and(|kind| kind.eq_ignore_ascii_case("llama3"))
+    {
         return Ok(Vec::new());
     }
     let number = |name, default| Ok::<_, String>(number_in(rope, name)?.unwrap_or(default));
     let base = number("rope_theta", 10_000.0)? as f32;
     let factor = number("factor", 8.0)?;
-    let (low, high) = (number("low_freq_factor", 1.0)?, number("high_freq_factor", 4.0)?);
+    let (low, high) = (
+        number("low_freq_factor", 1.0)?,
+        number("high_freq_factor", 4.0)?,
+    );
     let context = number("original_max_position_embeddings", 8192.0)?;
     let (longest, shortest) = ((context / low) as f32, (context / high) as f32);
     let head_len = config.head_len()?;
@@ -127,7 +212,10 @@ pub(super) fn rope_factors(config: &Config, _: &mut Keys) -> Result<Vec<Generate
         1.0 / ((1.0 - smooth) / factor as f32 + smooth)
     };
     let weights = (0..head_len).step_by(2).map(divisor).collect();
-    Ok(vec![Generated { name: "rope_freqs.weight", weights }])
+    Ok(vec![Generated {
+        name: "rope_freqs.weight",
+        weights,
+    }])
 }
 
 #[cfg(test)]
@@ -144,8 +232,10 @@ mod tests {
         };
         let factors = |rope| rope_factors(&config(rope), &mut Keys::default()).unwrap();
         assert_eq!(factors(json!({ "rope_type": "linear", "factor": 2.0 })), []);
-        let llama3 = factors(json!({ "rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0, "original_max_position_embeddings": 8192 }));
+        let llama3 = factors(
+            json!({ "rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0, "original_max_position_embeddings": 8192 }),
+        );
         let weights = &llama3[0].weights;
         assert_eq!((weights.len(), weights[0], weights[31]), (32, 1.0, 32.0));
         assert!(weights.is_sorted(), "{weights:?}");

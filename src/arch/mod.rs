@@ -1,8 +1,8 @@
 //! What is known of model architectures: one table, and one small file per family.
 //!
-//! An [`Architecture`] says which classes of transformers it is for, what it is called in a GGUF, which metadata
-//! its config.json turns into and what becomes of its tensors. All of it is data; only what data cannot say is a
-//! function.
+//! An [`Architecture`] says which classes of transformers it is for, what it is called in a GGUF,
+//! which metadata its config.json turns into and what becomes of its tensors. All of it is data;
+//! only what data cannot say is a function.
 
 mod config;
 mod decoder;
@@ -73,12 +73,20 @@ pub static ARCHITECTURES: &[&Architecture] = &[
 impl Architecture {
     /// The architecture of a class, or a sentence that names the nearest.
     pub fn of_class(class: &str) -> Result<&'static Architecture, String> {
-        let classes = || ARCHITECTURES.iter().flat_map(|a| a.classes.iter().map(move |c| (*a, *c)));
+        let classes = || {
+            ARCHITECTURES
+                .iter()
+                .flat_map(|a| a.classes.iter().map(move |c| (*a, *c)))
+        };
         if let Some((architecture, _)) = classes().find(|(_, known)| *known == class) {
             return Ok(architecture);
         }
-        let nearest = classes().min_by_key(|(_, known)| distance(class, known)).map_or("", |(_, known)| known);
-        Err(format!("architecture '{class}' is not supported; the nearest that is: {nearest}"))
+        let nearest = classes()
+            .min_by_key(|(_, known)| distance(class, known))
+            .map_or("", |(_, known)| known);
+        Err(format!(
+            "architecture '{class}' is not supported; the nearest that is: {nearest}"
+        ))
     }
 
     /// The architecture that a GGUF names, or a sentence that lists those that are known.
@@ -94,7 +102,10 @@ impl Architecture {
 
     /// The rule for a tensor of the checkpoint, and what it makes of the name.
     pub fn rule(&self, name: &str) -> Option<(&'static Rule, Match)> {
-        self.tensors.iter().flat_map(|rules| rules.iter()).find_map(|rule| Some((rule, rule.matches(name)?)))
+        self.tensors
+            .iter()
+            .flat_map(|rules| rules.iter())
+            .find_map(|rule| Some((rule, rule.matches(name)?)))
     }
 }
 
@@ -103,7 +114,8 @@ fn nothing_generated(_: &Config, _: &mut Keys) -> config::Result<Vec<Generated>>
     Ok(Vec::new())
 }
 
-/// How many letters have to be added, removed or replaced to make one word of the other (Levenshtein 1965).
+/// How many letters have to be added, removed or replaced to make one word of the other
+/// (Levenshtein 1965).
 pub fn distance(a: &str, b: &str) -> usize {
     let mut row: Vec<usize> = (0..=b.len()).collect();
     for (i, x) in a.bytes().enumerate() {
@@ -128,23 +140,48 @@ mod tests {
         let mut seen = HashSet::new();
         for class in ARCHITECTURES.iter().flat_map(|a| a.classes) {
             assert!(seen.insert(class), "{class} is listed twice");
-            assert!(Architecture::of_class(class).unwrap().classes.contains(class));
+            assert!(
+                Architecture::of_class(class)
+                    .unwrap()
+                    .classes
+                    .contains(class)
+            );
         }
     }
 
     #[test]
     fn the_nearest_architecture_is_named() {
-        assert!(Architecture::of_class("LLamaForCausalLM").err().unwrap().contains(": LlamaForCausalLM"));
-        assert!(Architecture::of_class("Qwen2MoEForCausalLM").err().unwrap().contains(": Qwen2MoeForCausalLM"));
+        assert!(
+            Architecture::of_class("LLamaForCausalLM")
+                .err()
+                .unwrap()
+                .contains(": LlamaForCausalLM")
+        );
+        assert!(
+            Architecture::of_class("Qwen2MoEForCausalLM")
+                .err()
+                .unwrap()
+                .contains(": Qwen2MoeForCausalLM")
+        );
         assert_eq!(distance("kitten", "sitting"), 3);
     }
 
     #[test]
     fn rules_of_layers_lead_to_names_of_layers() {
-        for rule in ARCHITECTURES.iter().flat_map(|a| a.tensors.iter().flat_map(|rules| rules.iter())) {
-            let (from, to) = (rule.from.matches("{}").count(), rule.to.matches("{}").count());
+        for rule in ARCHITECTURES
+            .iter()
+            .flat_map(|a| a.tensors.iter().flat_map(|rules| rules.iter()))
+        {
+            let (from, to) = (
+                rule.from.matches("{}").count(),
+                rule.to.matches("{}").count(),
+            );
             let experts = usize::from(matches!(rule.transform, Transform::Expert(_)));
-            assert!(rule.transform == Transform::Skip || from == to + experts, "{}", rule.from);
+            assert!(
+                rule.transform == Transform::Skip || from == to + experts,
+                "{}",
+                rule.from
+            );
         }
     }
 }

@@ -18,7 +18,10 @@ pub(super) static OLMO: Architecture = Architecture {
     parameters: &[COMMON, HEAD_LENGTHS, FILE_TYPE, OLMO_PARAMETERS],
     tensors: &[EMBEDDINGS, OLMO_ATTENTION, GATED_FFN, BUFFERS],
     generated: nothing_generated,
-    decoder: Decoder { norm: Norm::Layer, ..Decoder::LLAMA },
+    decoder: Decoder {
+        norm: Norm::Layer,
+        ..Decoder::LLAMA
+    },
 };
 
 pub(super) static OLMO2: Architecture = Architecture {
@@ -28,7 +31,10 @@ pub(super) static OLMO2: Architecture = Architecture {
     parameters: &[COMMON, HEAD_LENGTHS, FILE_TYPE],
     tensors: &[EMBEDDINGS, OLMO2_NORMS, PLAIN_ATTENTION, GATED_FFN, BUFFERS],
     generated: nothing_generated,
-    decoder: Decoder { rope: Rope::Halves, ..Decoder::LLAMA },
+    decoder: Decoder {
+        rope: Rope::Halves,
+        ..Decoder::LLAMA
+    },
 };
 
 const OLMO_PARAMETERS: &[Parameter] = &[
@@ -44,17 +50,54 @@ const OLMO_ATTENTION: &[Rule] = &[
         InterleaveQueries,
         &[Queries, Hidden],
     ),
-    Rule::with("model.layers.{}.self_attn.k_proj.weight", "blk.{}.attn_k.weight", InterleaveKeys, &[KeyRows, Hidden]),
-    Rule::keep("model.layers.{}.self_attn.q_proj.bias", "blk.{}.attn_q.bias", &[Queries]),
-    Rule::keep("model.layers.{}.self_attn.k_proj.bias", "blk.{}.attn_k.bias", &[KeyRows]),
-    Rule::keep("model.layers.{}.self_attn.v_proj", "blk.{}.attn_v", &[Any, Hidden]),
-    Rule::keep("model.layers.{}.self_attn.o_proj", "blk.{}.attn_output", &[Hidden, Any]),
+    Rule::with(
+        "model.layers.{}.self_attn.k_proj.weight",
+        "blk.{}.attn_k.weight",
+        InterleaveKeys,
+        &[KeyRows, Hidden],
+    ),
+    Rule::keep(
+        "model.layers.{}.self_attn.q_proj.bias",
+        "blk.{}.attn_q.bias",
+        &[Queries],
+    ),
+    Rule::keep(
+        "model.layers.{}.self_attn.k_proj.bias",
+        "blk.{}.attn_k.bias",
+        &[KeyRows],
+    ),
+    Rule::keep(
+        "model.layers.{}.self_attn.v_proj",
+        "blk.{}.attn_v",
+        &[Any, Hidden],
+    ),
+    Rule::keep(
+        "model.layers.{}.self_attn.o_proj",
+        "blk.{}.attn_output",
+        &[Hidden, Any],
+    ),
 ];
 
 const OLMO2_NORMS: &[Rule] = &[
     Rule::keep("model.norm", "output_norm", &[Hidden]),
-    Rule::keep("model.layers.{}.post_attention_layernorm", "blk.{}.post_attention_norm", &[Hidden]),
-    Rule::keep("model.layers.{}.post_feedforward_layernorm", "blk.{}.post_ffw_norm", &[Hidden]),
-    Rule::keep("model.layers.{}.self_attn.q_norm", "blk.{}.attn_q_norm", &[Queries]),
-    Rule::keep("model.layers.{}.self_attn.k_norm", "blk.{}.attn_k_norm", &[KeyRows]),
+    Rule::keep(
+        "model.layers.{}.post_attention_layernorm",
+        "blk.{}.post_attention_norm",
+        &[Hidden],
+    ),
+    Rule::keep(
+        "model.layers.{}.post_feedforward_layernorm",
+        "blk.{}.post_ffw_norm",
+        &[Hidden],
+    ),
+    Rule::keep(
+        "model.layers.{}.self_attn.q_norm",
+        "blk.{}.attn_q_norm",
+        &[Queries],
+    ),
+    Rule::keep(
+        "model.layers.{}.self_attn.k_norm",
+        "blk.{}.attn_k_norm",
+        &[KeyRows],
+    ),
 ];

@@ -15,7 +15,11 @@ pub struct Keys {
 impl Keys {
     /// No keys yet, for a model of this architecture and file type.
     pub fn new(architecture: &'static str, file_type: u32) -> Keys {
-        Keys { architecture, file_type, entries: Vec::new() }
+        Keys {
+            architecture,
+            file_type,
+            entries: Vec::new(),
+        }
     }
 
     /// Sets a key; the architecture's name and a dot are put before it.
@@ -96,29 +100,66 @@ pub const COMMON: &[Parameter] = &[
     Layers,
     OptionalU32(
         "context_length",
-        &["max_position_embeddings", "n_ctx", "n_positions", "max_length", "max_sequence_length", "model_max_length"],
+        &[
+            "max_position_embeddings",
+            "n_ctx",
+            "n_positions",
+            "max_length",
+            "max_sequence_length",
+            "model_max_length",
+        ],
     ),
     OptionalU32("embedding_length", &["hidden_size", "n_embd", "dim"]),
     OptionalU32(
         "feed_forward_length",
-        &["prefix_dense_intermediate_size", "dense_intermediate_size", "intermediate_size", "n_inner", "hidden_dim"],
+        &[
+            "prefix_dense_intermediate_size",
+            "dense_intermediate_size",
+            "intermediate_size",
+            "n_inner",
+            "hidden_dim",
+        ],
     ),
-    OptionalU32("attention.head_count", &["num_attention_heads", "n_head", "n_heads"]),
-    OptionalU32("attention.head_count_kv", &["num_key_value_heads", "n_kv_heads"]),
+    OptionalU32(
+        "attention.head_count",
+        &["num_attention_heads", "n_head", "n_heads"],
+    ),
+    OptionalU32(
+        "attention.head_count_kv",
+        &["num_key_value_heads", "n_kv_heads"],
+    ),
     Computed(causal),
     Computed(rope),
-    OptionalF32("attention.layer_norm_rms_epsilon", &["rms_norm_eps", "norm_eps"]),
-    OptionalF32("attention.layer_norm_epsilon", &["layer_norm_eps", "layer_norm_epsilon", "norm_epsilon"]),
-    OptionalU32("expert_count", &["num_local_experts", "num_experts", "n_routed_experts"]),
-    OptionalU32("expert_used_count", &["num_experts_per_tok", "num_experts_per_token", "top_k_experts"]),
+    OptionalF32(
+        "attention.layer_norm_rms_epsilon",
+        &["rms_norm_eps", "norm_eps"],
+    ),
+    OptionalF32(
+        "attention.layer_norm_epsilon",
+        &["layer_norm_eps", "layer_norm_epsilon", "norm_epsilon"],
+    ),
+    OptionalU32(
+        "expert_count",
+        &["num_local_experts", "num_experts", "n_routed_experts"],
+    ),
+    OptionalU32(
+        "expert_used_count",
+        &[
+            "num_experts_per_tok",
+            "num_experts_per_token",
+            "top_k_experts",
+        ],
+    ),
     OptionalU32("expert_group_count", &["n_group"]),
     OptionalU32("expert_group_used_count", &["topk_group"]),
     Computed(expert_gating),
 ];
 
 /// Lengths of a head's key and value, which come after [`COMMON`].
-pub const HEAD_LENGTHS: &[Parameter] =
-    &[OptionalU32("attention.key_length", &["head_dim"]), OptionalU32("attention.value_length", &["head_dim"])];
+pub const HEAD_LENGTHS: &[Parameter] = &[
+    OptionalU32("attention.key_length", &["head_dim"]),
+    OptionalU32("attention.value_length", &["head_dim"]),
+];
 
 /// `general.file_type`, which stands between the common keys and a family's own.
 pub const FILE_TYPE: &[Parameter] = &[FileType];
@@ -135,7 +176,10 @@ fn causal(config: &Config, keys: &mut Keys) -> Result<()> {
 fn rope(config: &Config, keys: &mut Keys) -> Result<()> {
     let parameters = config.rope();
     let number = |name| number_in(parameters, name);
-    let kind = parameters.get("rope_type").and_then(|kind| kind.as_str()).unwrap_or_default();
+    let kind = parameters
+        .get("rope_type")
+        .and_then(|kind| kind.as_str())
+        .unwrap_or_default();
     match (kind, number("factor")?) {
         ("linear", Some(factor)) => {
             keys.set("rope.scaling.type", Value::str("linear"));
@@ -146,12 +190,18 @@ fn rope(config: &Config, keys: &mut Keys) -> Result<()> {
             keys.set("rope.scaling.type", Value::str("yarn"));
             keys.set("rope.scaling.factor", Value::F32(factor as f32));
             let context = parameters.get(CONTEXT).filter(|value| !value.is_null());
-            let context = context.ok_or(format!("'{CONTEXT}' is missing among the parameters of yarn"))?;
+            let context = context.ok_or(format!(
+                "'{CONTEXT}' is missing among the parameters of yarn"
+            ))?;
             let context = context.as_u64().and_then(|n| n.try_into().ok());
-            let context = context.ok_or(format!("'{CONTEXT}' of yarn is no whole number of 32 bits"))?;
+            let context =
+                context.ok_or(format!("'{CONTEXT}' of yarn is no whole number of 32 bits"))?;
             keys.set("rope.scaling.original_context_length", Value::U32(context));
-            let attention =
-                if parameters.contains_key("attention_factor") { "attention_factor" } else { "attn_factor" };
+            let attention = if parameters.contains_key("attention_factor") {
+                "attention_factor"
+            } else {
+                "attn_factor"
+            };
             for (key, name) in [
                 ("yarn_ext_factor", "extrapolation_factor"),
                 ("yarn_attn_factor", attention),
@@ -186,12 +236,20 @@ fn expert_gating(config: &Config, keys: &mut Keys) -> Result<()> {
         "moe_router_activation_func",
         "expert_selection_fn",
     ];
-    let Some((name, function)) = config.first(FIELDS) else { return Ok(()) };
+    let Some((name, function)) = config.first(FIELDS) else {
+        return Ok(());
+    };
     let number = match function.as_str() {
         Some("softmax") => 1,
         Some("sigmoid") => 2,
         Some("sqrtsoftplus") => 4,
-        _ => return Err(wrong_kind(name, function, "'softmax', 'sigmoid' or 'sqrtsoftplus'")),
+        _ => {
+            return Err(wrong_kind(
+                name,
+                function,
+                "'softmax', 'sigmoid' or 'sqrtsoftplus'",
+            ));
+        }
     };
     keys.set("expert_gating_func", Value::U32(number));
     Ok(())
@@ -205,15 +263,24 @@ mod tests {
     fn keys_of(config: serde_json::Value) -> Result<Vec<(String, Value<'static>)>> {
         let config = Config::new(config.as_object().unwrap().clone())?;
         let mut keys = Keys::new("a", 7);
-        [COMMON, FILE_TYPE].concat().iter().try_for_each(|parameter| parameter.apply(&config, &mut keys))?;
+        [COMMON, FILE_TYPE]
+            .concat()
+            .iter()
+            .try_for_each(|parameter| parameter.apply(&config, &mut keys))?;
         Ok(keys.into_entries())
     }
 
     #[test]
     fn common_keys_keep_the_references_order() {
-        let keys = keys_of(json!({ "num_hidden_layers": 2, "rms_norm_eps": 1e-5, "hidden_size": 8,
-            "rope_theta": 5, "rope_scaling": { "type": "linear", "factor": 2 } }));
-        let names: Vec<_> = keys.unwrap().into_iter().map(|(key, value)| format!("{key}={value}")).collect();
+        let keys = keys_of(
+            json!({ "num_hidden_layers": 2, "rms_norm_eps": 1e-5, "hidden_size": 8,
+            "rope_theta": 5, "rope_scaling": { "type": "linear", "factor": 2 } }),
+        );
+        let names: Vec<_> = keys
+            .unwrap()
+            .into_iter()
+            .map(|(key, value)| format!("{key}={value}"))
+            .collect();
         assert_eq!(
             names,
             [

@@ -1,4 +1,5 @@
-//! Phi-3 and what is built like it (Phi-3.5, Phi-4): queries, keys and values in one matrix, gate and up in one.
+//! Phi-3 and what is built like it (Phi-3.5, Phi-4): queries, keys and values in one matrix, gate
+//! and up in one.
 
 use super::config::{Result, number_in, wrong_kind};
 use super::decoder::{Decoder, Rope};
@@ -15,7 +16,10 @@ pub(super) static PHI3: Architecture = Architecture {
     parameters: &[PARAMETERS],
     tensors: &[EMBEDDINGS, NORMS, LAYERS, BUFFERS],
     generated: long_rope_factors,
-    decoder: Decoder { rope: Rope::Halves, ..Decoder::LLAMA },
+    decoder: Decoder {
+        rope: Rope::Halves,
+        ..Decoder::LLAMA
+    },
 };
 
 const CONTEXT: &[&str] = &["n_positions", "max_position_embeddings"];
@@ -30,7 +34,10 @@ const PARAMETERS: &[Parameter] = &[
     Parameter::U32("feed_forward_length", &["intermediate_size"]),
     Parameter::Layers,
     Parameter::U32("attention.head_count", HEADS),
-    Parameter::U32("attention.head_count_kv", &["num_key_value_heads", "n_head_kv"]),
+    Parameter::U32(
+        "attention.head_count_kv",
+        &["num_key_value_heads", "n_head_kv"],
+    ),
     Parameter::F32("attention.layer_norm_rms_epsilon", &["rms_norm_eps"]),
     Parameter::Computed(rope),
     Parameter::FileType,
@@ -38,15 +45,34 @@ const PARAMETERS: &[Parameter] = &[
 ];
 
 const LAYERS: &[Rule] = &[
-    Rule::keep("model.layers.{}.self_attn.qkv_proj", "blk.{}.attn_qkv", &[Any, Hidden]),
-    Rule::keep("model.layers.{}.self_attn.o_proj", "blk.{}.attn_output", &[Hidden, Any]),
-    Rule::keep("model.layers.{}.mlp.gate_up_proj", "blk.{}.ffn_up", &[TwiceFeedForward, Hidden]),
-    Rule::keep("model.layers.{}.mlp.down_proj", "blk.{}.ffn_down", &[Hidden, FeedForward]),
+    Rule::keep(
+        "model.layers.{}.self_attn.qkv_proj",
+        "blk.{}.attn_qkv",
+        &[Any, Hidden],
+    ),
+    Rule::keep(
+        "model.layers.{}.self_attn.o_proj",
+        "blk.{}.attn_output",
+        &[Hidden, Any],
+    ),
+    Rule::keep(
+        "model.layers.{}.mlp.gate_up_proj",
+        "blk.{}.ffn_up",
+        &[TwiceFeedForward, Hidden],
+    ),
+    Rule::keep(
+        "model.layers.{}.mlp.down_proj",
+        "blk.{}.ffn_down",
+        &[Hidden, FeedForward],
+    ),
 ];
 
 /// The context that the model was trained on first.
 fn original_context_of(config: &Config) -> Result<u32> {
-    let value = config.rope().get(ORIGINAL_CONTEXT).filter(|value| !value.is_null());
+    let value = config
+        .rope()
+        .get(ORIGINAL_CONTEXT)
+        .filter(|value| !value.is_null());
     let value = value.ok_or(format!("field '{ORIGINAL_CONTEXT}' is missing"))?;
     let number = value.as_u64().and_then(|n| n.try_into().ok());
     number.ok_or_else(|| wrong_kind(ORIGINAL_CONTEXT, value, "a whole number"))
@@ -62,7 +88,10 @@ fn rotated(config: &Config) -> Result<u32> {
 }
 
 fn original_context(config: &Config, keys: &mut Keys) -> Result<()> {
-    keys.set("rope.scaling.original_context_length", Value::U32(original_context_of(config)?));
+    keys.set(
+        "rope.scaling.original_context_length",
+        Value::U32(original_context_of(config)?),
+    );
     Ok(())
 }
 
@@ -75,39 +104,70 @@ fn rope(config: &Config, keys: &mut Keys) -> Result<()> {
 
 /// 0 says that there is none, which tells Phi-4 from the others.
 fn sliding_window(config: &Config, keys: &mut Keys) -> Result<()> {
-    keys.set("attention.sliding_window", Value::U32(config.optional_u32(&["sliding_window"])?.unwrap_or(0)));
+    keys.set(
+        "attention.sliding_window",
+        Value::U32(config.optional_u32(&["sliding_window"])?.unwrap_or(0)),
+    );
     Ok(())
 }
 
-/// Divisors of the rotary frequencies for long and for short contexts, and what attention is scaled by.
+/// Divisors of the rotary frequencies for long and for short contexts, and what attention is scaled
+/// by.
 fn long_rope_factors(config: &Config, keys: &mut Keys) -> Result<Vec<Generated>> {
     let original = f64::from(original_context_of(config)?);
     let rope = config.rope();
     let factors = |name: &str| {
         let value = rope.get(name).filter(|value| !value.is_null())?;
-        let numbers = value.as_array().map(|list| list.iter().map(|x| Some(x.as_f64()? as f32)).collect());
-        Some(numbers.flatten().ok_or_else(|| wrong_kind(name, value, "a list of numbers")))
+        let numbers = value
+            .as_array()
+            .map(|list| list.iter().map(|x| Some(x.as_f64()? as f32)).collect());
+        Some(
+            numbers
+                .flatten()
+                .ok_or_else(|| wrong_kind(name, value, "a list of numbers")),
+        )
     };
-    let Some(long) = factors("long_factor").transpose()?.filter(|long: &Vec<f32>| !long.is_empty()) else {
+    let Some(long) = factors("long_factor")
+        .transpose()?
+        .filter(|long: &Vec<f32>| !long.is_empty())
+    else {
         return Ok(Vec::new());
     };
-    let short = factors("short_factor").transpose()?.ok_or("'short_factor' is missing beside 'long_factor'")?;
+    let short = factors("short_factor")
+        .transpose()?
+        .ok_or("'short_factor' is missing beside 'long_factor'")?;
     let scale = f64::from(config.u32(CONTEXT)?) / original;
-    let kind = rope.get("rope_type").and_then(|kind| kind.as_str()).unwrap_or_default().to_lowercase();
+    let kind = rope
+        .get("rope_type")
+        .and_then(|kind| kind.as_str())
+        .unwrap_or_default()
+        .to_lowercase();
     let attention = match &*kind {
         "su" | "longrope" if scale > 1.0 => (1.0 + scale.ln() / original.ln()).sqrt(),
         "yarn" if scale > 1.0 => 0.1 * scale.ln() + 1.0,
         "su" | "longrope" | "yarn" => 1.0,
-        other => return Err(format!("rotary scaling of type '{other}' is unknown for this architecture")),
+        other => {
+            return Err(format!(
+                "rotary scaling of type '{other}' is unknown for this architecture"
+            ));
+        }
     };
     let expected = rotated(config)? / 2;
     if long.len() != expected as usize || short.len() != expected as usize {
         let (long, short) = (long.len(), short.len());
-        return Err(format!("'long_factor' has {long} numbers and 'short_factor' {short}; {expected} are needed"));
+        return Err(format!(
+            "'long_factor' has {long} numbers and 'short_factor' {short}; {expected} are needed"
+        ));
     }
     keys.set("rope.scaling.attn_factor", Value::F32(attention as f32));
     Ok(vec![
-        Generated { name: "rope_factors_long.weight", weights: long },
-        Generated { name: "rope_factors_short.weight", weights: short },
+        Generated {
+            name: "rope_factors_long.weight",
+            weights: long,
+        },
+        Generated {
+            name: "rope_factors_short.weight",
+            weights: short,
+        },
     ])
 }

@@ -7,7 +7,10 @@ use super::rules::Dim::{Any, Expert, Experts, Head, Hidden};
 use super::{Architecture, Parameter, Rule, Transform, nothing_generated};
 use crate::tokenizer::VocabKind;
 
-const HALVES: Decoder = Decoder { rope: Rope::Halves, ..Decoder::LLAMA };
+const HALVES: Decoder = Decoder {
+    rope: Rope::Halves,
+    ..Decoder::LLAMA
+};
 
 pub(super) static QWEN2: Architecture = Architecture {
     classes: &["Qwen2ForCausalLM"],
@@ -24,7 +27,14 @@ pub(super) static QWEN3: Architecture = Architecture {
     name: "qwen3",
     vocabulary: VocabKind::Qwen,
     parameters: &[COMMON, HEAD_LENGTHS, FILE_TYPE],
-    tensors: &[EMBEDDINGS, NORMS, PLAIN_ATTENTION, HEAD_NORMS, GATED_FFN, BUFFERS],
+    tensors: &[
+        EMBEDDINGS,
+        NORMS,
+        PLAIN_ATTENTION,
+        HEAD_NORMS,
+        GATED_FFN,
+        BUFFERS,
+    ],
     generated: nothing_generated,
     decoder: HALVES,
 };
@@ -34,9 +44,19 @@ pub(super) static QWEN2_MOE: Architecture = Architecture {
     name: "qwen2moe",
     vocabulary: VocabKind::ByteLevel,
     parameters: &[COMMON, HEAD_LENGTHS, FILE_TYPE, EXPERT_PARAMETERS],
-    tensors: &[EMBEDDINGS, NORMS, PLAIN_ATTENTION, EXPERTS, SHARED_EXPERT, BUFFERS],
+    tensors: &[
+        EMBEDDINGS,
+        NORMS,
+        PLAIN_ATTENTION,
+        EXPERTS,
+        SHARED_EXPERT,
+        BUFFERS,
+    ],
     generated: nothing_generated,
-    decoder: Decoder { normalized_experts: false, ..HALVES },
+    decoder: Decoder {
+        normalized_experts: false,
+        ..HALVES
+    },
 };
 
 pub(super) static QWEN3_MOE: Architecture = Architecture {
@@ -44,24 +64,46 @@ pub(super) static QWEN3_MOE: Architecture = Architecture {
     name: "qwen3moe",
     vocabulary: VocabKind::ByteLevel,
     parameters: &[COMMON, HEAD_LENGTHS, FILE_TYPE, EXPERT_PARAMETERS],
-    tensors: &[EMBEDDINGS, NORMS, PLAIN_ATTENTION, HEAD_NORMS, EXPERTS, BUFFERS],
+    tensors: &[
+        EMBEDDINGS,
+        NORMS,
+        PLAIN_ATTENTION,
+        HEAD_NORMS,
+        EXPERTS,
+        BUFFERS,
+    ],
     generated: nothing_generated,
     decoder: HALVES,
 };
 
 const EXPERT_PARAMETERS: &[Parameter] = &[
     Parameter::OptionalU32("expert_feed_forward_length", &["moe_intermediate_size"]),
-    Parameter::OptionalU32("expert_shared_feed_forward_length", &["shared_expert_intermediate_size"]),
+    Parameter::OptionalU32(
+        "expert_shared_feed_forward_length",
+        &["shared_expert_intermediate_size"],
+    ),
 ];
 
 /// A norm over every head's queries and keys.
 pub(super) const HEAD_NORMS: &[Rule] = &[
-    Rule::keep("model.layers.{}.self_attn.q_norm", "blk.{}.attn_q_norm", &[Head]),
-    Rule::keep("model.layers.{}.self_attn.k_norm", "blk.{}.attn_k_norm", &[Head]),
+    Rule::keep(
+        "model.layers.{}.self_attn.q_norm",
+        "blk.{}.attn_q_norm",
+        &[Head],
+    ),
+    Rule::keep(
+        "model.layers.{}.self_attn.k_norm",
+        "blk.{}.attn_k_norm",
+        &[Head],
+    ),
 ];
 
 const EXPERTS: &[Rule] = &[
-    Rule::keep("model.layers.{}.mlp.gate", "blk.{}.ffn_gate_inp", &[Experts, Hidden]),
+    Rule::keep(
+        "model.layers.{}.mlp.gate",
+        "blk.{}.ffn_gate_inp",
+        &[Experts, Hidden],
+    ),
     Rule::with(
         "model.layers.{}.mlp.experts.{}.down_proj.weight",
         "blk.{}.ffn_down_exps.weight",
@@ -83,8 +125,24 @@ const EXPERTS: &[Rule] = &[
 ];
 
 const SHARED_EXPERT: &[Rule] = &[
-    Rule::keep("model.layers.{}.mlp.shared_expert_gate", "blk.{}.ffn_gate_inp_shexp", &[Any, Hidden]),
-    Rule::keep("model.layers.{}.mlp.shared_expert.gate_proj", "blk.{}.ffn_gate_shexp", &[Any, Hidden]),
-    Rule::keep("model.layers.{}.mlp.shared_expert.up_proj", "blk.{}.ffn_up_shexp", &[Any, Hidden]),
-    Rule::keep("model.layers.{}.mlp.shared_expert.down_proj", "blk.{}.ffn_down_shexp", &[Hidden, Any]),
+    Rule::keep(
+        "model.layers.{}.mlp.shared_expert_gate",
+        "blk.{}.ffn_gate_inp_shexp",
+        &[Any, Hidden],
+    ),
+    Rule::keep(
+        "model.layers.{}.mlp.shared_expert.gate_proj",
+        "blk.{}.ffn_gate_shexp",
+        &[Any, Hidden],
+    ),
+    Rule::keep(
+        "model.layers.{}.mlp.shared_expert.up_proj",
+        "blk.{}.ffn_up_shexp",
+        &[Any, Hidden],
+    ),
+    Rule::keep(
+        "model.layers.{}.mlp.shared_expert.down_proj",
+        "blk.{}.ffn_down_shexp",
+        &[Hidden, Any],
+    ),
 ];

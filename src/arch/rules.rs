@@ -1,11 +1,13 @@
-//! Rules that lead from a checkpoint's tensor names to those of a GGUF, and say what happens on the way.
+//! Rules that lead from a checkpoint's tensor names to those of a GGUF, and say what happens on the
+//! way.
 
 use super::config::Config;
 
 /// A rule for one tensor, or for one tensor of every layer.
 ///
-/// In names `{}` stands for a number: in `from` first the layer's, then the expert's; in `to` the layer's. Unless
-/// `from` ends in `.weight` or `.bias`, the rule is for both, and the ending is carried over to `to`.
+/// In names `{}` stands for a number: in `from` first the layer's, then the expert's; in `to` the
+/// layer's. Unless `from` ends in `.weight` or `.bias`, the rule is for both, and the ending is
+/// carried over to `to`.
 pub struct Rule {
     /// The checkpoint's name.
     pub from: &'static str,
@@ -13,7 +15,8 @@ pub struct Rule {
     pub to: &'static str,
     /// What is done to the weights.
     pub transform: Transform,
-    /// The weight's dimensions, outermost first, where they are known; a bias has the first of them.
+    /// The weight's dimensions, outermost first, where they are known; a bias has the first of
+    /// them.
     pub dims: &'static [Dim],
 }
 
@@ -32,8 +35,8 @@ pub enum Transform {
     Transpose,
     /// 1 is added to every weight.
     AddOne,
-    /// It is one expert's and is stacked with those of the others; the three stacks of a layer are written in
-    /// this order.
+    /// It is one expert's and is stacked with those of the others; the three stacks of a layer are
+    /// written in this order.
     Expert(u8),
     /// Rows beyond the vocabulary are left out.
     VocabularyRows,
@@ -79,26 +82,47 @@ pub struct Match {
 impl Rule {
     /// A tensor that is only renamed.
     pub const fn keep(from: &'static str, to: &'static str, dims: &'static [Dim]) -> Rule {
-        Rule { from, to, transform: Transform::Keep, dims }
+        Rule {
+            from,
+            to,
+            transform: Transform::Keep,
+            dims,
+        }
     }
 
     /// A tensor that is left out.
     pub const fn skip(from: &'static str) -> Rule {
-        Rule { from, to: "", transform: Transform::Skip, dims: &[] }
+        Rule {
+            from,
+            to: "",
+            transform: Transform::Skip,
+            dims: &[],
+        }
     }
 
     /// A tensor that is renamed and changed.
-    pub const fn with(from: &'static str, to: &'static str, transform: Transform, dims: &'static [Dim]) -> Rule {
-        Rule { from, to, transform, dims }
+    pub const fn with(
+        from: &'static str,
+        to: &'static str,
+        transform: Transform,
+        dims: &'static [Dim],
+    ) -> Rule {
+        Rule {
+            from,
+            to,
+            transform,
+            dims,
+        }
     }
 
     /// Whether the rule is for this name, and what the name becomes.
     pub fn matches(&self, name: &str) -> Option<Match> {
         let (base, ending) = match ENDINGS.iter().any(|ending| self.from.ends_with(ending)) {
             true => (name, ""),
-            false => {
-                ENDINGS.iter().find_map(|ending| Some((name.strip_suffix(ending)?, *ending))).unwrap_or((name, ""))
-            }
+            false => ENDINGS
+                .iter()
+                .find_map(|ending| Some((name.strip_suffix(ending)?, *ending)))
+                .unwrap_or((name, "")),
         };
         let numbers = numbers(self.from, base)?;
         let layer = numbers.first().copied();
@@ -106,7 +130,11 @@ impl Rule {
             Some(layer) => self.to.replacen("{}", &layer.to_string(), 1),
             None => self.to.to_owned(),
         };
-        Some(Match { name: name + ending, layer, expert: numbers.get(1).copied() })
+        Some(Match {
+            name: name + ending,
+            layer,
+            expert: numbers.get(1).copied(),
+        })
     }
 }
 
@@ -156,8 +184,21 @@ mod tests {
     fn a_rule_finds_layer_and_expert() {
         let rule = Rule::keep("m.{}.e.{}.w", "blk.{}.w_exps", &[]);
         let found = rule.matches("m.12.e.3.w.bias").unwrap();
-        assert_eq!(found, Match { name: "blk.12.w_exps.bias".into(), layer: Some(12), expert: Some(3) });
-        for other in ["m.12.e.3.w.scale", "m.x.e.3.w.bias", "m.12.e.w.bias", "m.012.e.3.w", "m.99999999999.e.1.w"] {
+        assert_eq!(
+            found,
+            Match {
+                name: "blk.12.w_exps.bias".into(),
+                layer: Some(12),
+                expert: Some(3)
+            }
+        );
+        for other in [
+            "m.12.e.3.w.scale",
+            "m.x.e.3.w.bias",
+            "m.12.e.w.bias",
+            "m.012.e.3.w",
+            "m.99999999999.e.1.w",
+        ] {
             assert_eq!(rule.matches(other), None, "{other}");
         }
     }

@@ -14,10 +14,23 @@ pub(super) static STARCODER2: Architecture = Architecture {
     parameters: &[COMMON, HEAD_LENGTHS, FILE_TYPE],
     tensors: &[EMBEDDINGS, NORMS, PLAIN_ATTENTION, FFN, BUFFERS],
     generated: nothing_generated,
-    decoder: Decoder { norm: Norm::Layer, rope: Rope::Halves, activation: Activation::Gelu, ..Decoder::LLAMA },
+    decoder: Decoder {
+        norm: Norm::Layer,
+        rope: Rope::Halves,
+        activation: Activation::Gelu,
+        ..Decoder::LLAMA
+    },
 };
 
 const FFN: &[Rule] = &[
-    Rule::keep("model.layers.{}.mlp.c_fc", "blk.{}.ffn_up", &[FeedForward, Hidden]),
-    Rule::keep("model.layers.{}.mlp.c_proj", "blk.{}.ffn_down", &[Hidden, FeedForward]),
+    Rule::keep(
+        "model.layers.{}.mlp.c_fc",
+        "blk.{}.ffn_up",
+        &[FeedForward, Hidden],
+    ),
+    Rule::keep(
+        "model.layers.{}.mlp.c_proj",
+        "blk.{}.ffn_down",
+        &[Hidden, FeedForward],
+    ),
 ];

@@ -12,11 +12,19 @@ pub fn set(all: Vec<OsString>) {
     let _ = ALL.set(all);
 }
 
-/// The arguments of this process as one line, with what a file of defaults has added. Of paths the last part stays: where a
-/// file lies on this machine says nothing to others, and is nobody's business.
+/// The arguments of this process as one line, with what a file of defaults has added. Of paths the
+/// last part stays: where a file lies on this machine says nothing to others, and is nobody's
+/// business.
 pub fn shown() -> String {
-    let all = ALL.get().cloned().unwrap_or_else(|| std::env::args_os().collect());
-    line(all.iter().skip(1).map(|argument| argument.to_string_lossy().into_owned()))
+    let all = ALL
+        .get()
+        .cloned()
+        .unwrap_or_else(|| std::env::args_os().collect());
+    line(
+        all.iter()
+            .skip(1)
+            .map(|argument| argument.to_string_lossy().into_owned()),
+    )
 }
 
 fn line(arguments: impl Iterator<Item = String>) -> String {
@@ -24,13 +32,18 @@ fn line(arguments: impl Iterator<Item = String>) -> String {
     let (mut is_name, mut is_file) = (false, false);
     for argument in arguments {
         // Where defaults came from says nothing to others: they are written out.
-        let skipped = is_file || argument == "--no-config" || argument.split('=').next() == Some("--config");
+        let skipped =
+            is_file || argument == "--no-config" || argument.split('=').next() == Some("--config");
         is_file = argument == "--config";
         if skipped {
             continue;
         }
         line.push(' ');
-        line += &shell(&if is_name { argument.clone() } else { without_path(&argument) });
+        line += &shell(&if is_name {
+            argument.clone()
+        } else {
+            without_path(&argument)
+        });
         is_name = NAMES.contains(&&*argument);
     }
     line
@@ -43,14 +56,21 @@ fn without_path(argument: &str) -> String {
     let (option, value) = match argument.split_once('=') {
         Some((option, value)) if option.starts_with("--") => (&argument[..option.len() + 1], value),
         // A short option and its value in one.
-        _ if argument.starts_with('-') && !argument.starts_with("--") => {
-            argument.split_at(argument.char_indices().nth(2).map_or(argument.len(), |(at, _)| at))
-        }
+        _ if argument.starts_with('-') && !argument.starts_with("--") => argument.split_at(
+            argument
+                .char_indices()
+                .nth(2)
+                .map_or(argument.len(), |(at, _)| at),
+        ),
         _ => ("", argument),
     };
-    let is_address =
-        NAMES.contains(&option.trim_end_matches('=')) || value.starts_with("hf://") || value.starts_with("https://");
-    match value.trim_end_matches(['/', std::path::MAIN_SEPARATOR]).rsplit_once(['/', std::path::MAIN_SEPARATOR]) {
+    let is_address = NAMES.contains(&option.trim_end_matches('='))
+        || value.starts_with("hf://")
+        || value.starts_with("https://");
+    match value
+        .trim_end_matches(['/', std::path::MAIN_SEPARATOR])
+        .rsplit_once(['/', std::path::MAIN_SEPARATOR])
+    {
         Some((_, last)) if !is_address => format!("{option}{last}"),
         _ => argument.to_owned(),
     }

@@ -8,8 +8,8 @@
 //! quantized-by = "me"
 //! ```
 //!
-//! What is typed wins. What the file adds becomes part of the command line, before that is parsed: there is one way in
-//! which a flag means something, and a recorded command is the whole one.
+//! What is typed wins. What the file adds becomes part of the command line, before that is parsed:
+//! there is one way in which a flag means something, and a recorded command is the whole one.
 
 use super::Cli;
 use super::config_keys::{Key, Kind, SECTIONS, Section};
@@ -69,13 +69,19 @@ impl Options {
     pub fn check(&self) {
         if self.no_config && self.config.is_some() {
             let kind = clap::error::ErrorKind::ArgumentConflict;
-            Cli::command().error(kind, "--config names a file, and --no-config wants none").exit();
+            Cli::command()
+                .error(kind, "--config names a file, and --no-config wants none")
+                .exit();
         }
     }
 
     /// The file that is meant, and whether it was named: then it has to be there.
     pub fn place(&self) -> Option<(PathBuf, bool)> {
-        let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        let set = |name: &str| {
+            std::env::var_os(name)
+                .filter(|value| !value.is_empty())
+                .map(PathBuf::from)
+        };
         if self.no_config {
             return None;
         }
@@ -83,20 +89,34 @@ impl Options {
             return Some((named, true));
         }
         // The variable's own rule: a relative path in it counts as none.
-        let base = set("XDG_CONFIG_HOME").filter(|path| path.is_absolute()).or_else(|| Some(home()?.join(".config")));
+        let base = set("XDG_CONFIG_HOME")
+            .filter(|path| path.is_absolute())
+            .or_else(|| Some(home()?.join(".config")));
         Some((base?.join("quantier").join("config.toml"), false))
     }
 
     /// The file, if there is one.
     pub fn read(&self) -> anyhow::Result<Option<Config>> {
-        let Some((path, named)) = self.place() else { return Ok(None) };
+        let Some((path, named)) = self.place() else {
+            return Ok(None);
+        };
         let cannot = || format!("cannot read the defaults in {}", path.display());
         match path.metadata() {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound && !named => return Ok(None),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && !named => {
+                return Ok(None);
+            }
             meta => {
                 let meta = meta.with_context(cannot)?;
-                ensure!(meta.is_file(), "{}: this is no file; --no-config leaves it alone", path.display());
-                ensure!(meta.len() <= MAX_BYTES, "{}: too long for a file of defaults", path.display());
+                ensure!(
+                    meta.is_file(),
+                    "{}: this is no file; --no-config leaves it alone",
+                    path.display()
+                );
+                ensure!(
+                    meta.len() <= MAX_BYTES,
+                    "{}: too long for a file of defaults",
+                    path.display()
+                );
             }
         }
         let text = std::fs::read_to_string(&path).with_context(cannot)?;
@@ -111,7 +131,11 @@ impl Options {
 }
 
 fn home() -> Option<PathBuf> {
-    ["HOME", "USERPROFILE"].iter().find_map(std::env::var_os).filter(|home| !home.is_empty()).map(PathBuf::from)
+    ["HOME", "USERPROFILE"]
+        .iter()
+        .find_map(std::env::var_os)
+        .filter(|home| !home.is_empty())
+        .map(PathBuf::from)
 }
 
 type At<T> = Result<T, (usize, String)>;
@@ -121,7 +145,10 @@ fn entries(text: &str, path: &Path) -> At<Vec<Entry>> {
     let line = |at: usize| 1 + text.bytes().take(at).filter(|byte| *byte == b'\n').count();
     let parsed = DeTable::parse(text).map_err(|error| {
         let at = error.span().map_or(0, |span| span.start);
-        (line(at), format!("this is no TOML: {}", error.message().replace('\n', " ")))
+        (
+            line(at),
+            format!("this is no TOML: {}", error.message().replace('\n', " ")),
+        )
     })?;
     let mut all = Vec::new();
     for (name, table) in parsed.get_ref() {
@@ -131,7 +158,10 @@ fn entries(text: &str, path: &Path) -> At<Vec<Entry>> {
             return Err((at, unknown(name, None)));
         };
         let DeValue::Table(table) = table.get_ref() else {
-            return Err((at, format!("'{name}' is the name of a part: write [{name}], and the keys below it")));
+            return Err((
+                at,
+                format!("'{name}' is the name of a part: write [{name}], and the keys below it"),
+            ));
         };
         for (name, value) in table {
             let at = line(name.span().start);
@@ -139,14 +169,32 @@ fn entries(text: &str, path: &Path) -> At<Vec<Entry>> {
             let Some(key) = section.keys.iter().find(|key| key.name == name) else {
                 return Err((at, unknown(name, Some(section))));
             };
-            let wrong = || (at, format!("{name} is to be {}, and is {}", key.kind.words(), said(value.get_ref())));
+            let wrong = || {
+                (
+                    at,
+                    format!(
+                        "{name} is to be {}, and is {}",
+                        key.kind.words(),
+                        said(value.get_ref())
+                    ),
+                )
+            };
             let values = key.kind.typed(value.get_ref()).ok_or_else(wrong)?;
-            values.iter().try_for_each(|text| (key.check)(text)).map_err(|what| (at, format!("{name}: {what}")))?;
+            values
+                .iter()
+                .try_for_each(|text| (key.check)(text))
+                .map_err(|what| (at, format!("{name}: {what}")))?;
             let values = match key.kind {
-                Kind::Path | Kind::Paths => values.iter().map(|value| resolved(value, path)).collect(),
+                Kind::Path | Kind::Paths => {
+                    values.iter().map(|value| resolved(value, path)).collect()
+                }
                 _ => values,
             };
-            let entry = Entry { section, key, values };
+            let entry = Entry {
+                section,
+                key,
+                values,
+            };
             understood(&entry).map_err(|what| (at, format!("{name}: {what}")))?;
             all.push(entry);
         }
@@ -159,27 +207,48 @@ fn entries(text: &str, path: &Path) -> At<Vec<Entry>> {
 
 fn section_and_key(key: &str, section: &str) -> (usize, usize) {
     let s = SECTIONS.iter().position(|s| s.name == section).unwrap_or(0);
-    (s, SECTIONS[s].keys.iter().position(|k| k.name == key).unwrap_or(0))
+    (
+        s,
+        SECTIONS[s]
+            .keys
+            .iter()
+            .position(|k| k.name == key)
+            .unwrap_or(0),
+    )
 }
 
 /// What a key that is none should perhaps be.
 fn unknown(name: &str, section: Option<&Section>) -> String {
-    let near = |section: &'static Section| section.keys.iter().map(move |key| (section.name, key.name));
+    let near =
+        |section: &'static Section| section.keys.iter().map(move |key| (section.name, key.name));
     let known = SECTIONS.iter().flat_map(near);
     match (known.clone().find(|(_, key)| *key == name), section) {
         (Some((home, _)), Some(section)) => {
-            format!("'{name}' belongs below [{home}], and stands below [{}]", section.name)
+            format!(
+                "'{name}' belongs below [{home}], and stands below [{}]",
+                section.name
+            )
         }
         (Some((home, _)), None) => format!("'{name}' belongs below [{home}], and stands before it"),
         (None, Some(section)) => {
             let all = section.keys.iter().map(|key| key.name);
-            let nearest = all.min_by_key(|key| distance(key, name)).unwrap_or_default();
-            format!("there is no key '{name}' in [{}]; the nearest is {nearest}", section.name)
+            let nearest = all
+                .min_by_key(|key| distance(key, name))
+                .unwrap_or_default();
+            format!(
+                "there is no key '{name}' in [{}]; the nearest is {nearest}",
+                section.name
+            )
         }
         (None, None) => {
             let parts = SECTIONS.iter().map(|section| format!("[{}]", section.name));
-            let nearest = parts.chain(known.map(|(_, key)| key.to_owned())).min_by_key(|key| distance(key, name));
-            format!("there is no '{name}'; the nearest is {}", nearest.unwrap_or_default())
+            let nearest = parts
+                .chain(known.map(|(_, key)| key.to_owned()))
+                .min_by_key(|key| distance(key, name));
+            format!(
+                "there is no '{name}'; the nearest is {}",
+                nearest.unwrap_or_default()
+            )
         }
     }
 }
@@ -187,7 +256,10 @@ fn unknown(name: &str, section: Option<&Section>) -> String {
 /// What a value is, in words.
 fn said(value: &DeValue<'_>) -> String {
     match value {
-        DeValue::Array(all) => match all.iter().find(|one| !matches!(one.get_ref(), DeValue::String(_))) {
+        DeValue::Array(all) => match all
+            .iter()
+            .find(|one| !matches!(one.get_ref(), DeValue::String(_)))
+        {
             Some(other) => format!("a list with {} in it", said(other.get_ref())),
             None => "a list".into(),
         },
@@ -212,12 +284,23 @@ fn resolved(value: &str, file: &Path) -> String {
 /// Lets the flag's own parser look at the values.
 fn understood(entry: &Entry) -> Result<(), String> {
     let command = entry.section.commands[0];
-    let needed = if command == "publish" { &["DIR"][..] } else { &["MODEL", "-o", "OUT"] };
-    let line = ["quantier", command].into_iter().chain(needed.iter().copied()).map(str::to_owned);
+    let needed = if command == "publish" {
+        &["DIR"][..]
+    } else {
+        &["MODEL", "-o", "OUT"]
+    };
+    let line = ["quantier", command]
+        .into_iter()
+        .chain(needed.iter().copied())
+        .map(str::to_owned);
     let parsed = Cli::command().try_get_matches_from(line.chain(entry.arguments()));
     parsed.map(drop).map_err(|error| {
         let text = error.to_string();
-        text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned()
+        text.lines()
+            .next()
+            .unwrap_or_default()
+            .trim_start_matches("error: ")
+            .to_owned()
     })
 }
 
@@ -226,11 +309,13 @@ impl Config {
     pub fn arguments(&self, command: &str, matches: &clap::ArgMatches) -> Vec<String> {
         let cli = Cli::command();
         let known = |key: &str| {
-            cli.find_subcommand(command).is_some_and(|c| c.get_arguments().any(|arg| arg.get_long() == Some(key)))
+            cli.find_subcommand(command)
+                .is_some_and(|c| c.get_arguments().any(|arg| arg.get_long() == Some(key)))
         };
         let typed = |key: &str| {
             let id = key.replace('-', "_");
-            matches.try_contains_id(&id).unwrap_or(false) && matches.value_source(&id) == Some(ValueSource::CommandLine)
+            matches.try_contains_id(&id).unwrap_or(false)
+                && matches.value_source(&id) == Some(ValueSource::CommandLine)
         };
         let published = command == "publish" || typed("publish");
         let applies = |entry: &&Entry| {
@@ -241,21 +326,37 @@ impl Config {
                 && (entry.section.name != "publish" || published)
                 && !(SIZES.contains(&key) && SIZES.iter().any(|size| typed(size)))
         };
-        self.entries.iter().filter(applies).flat_map(Entry::arguments).collect()
+        self.entries
+            .iter()
+            .filter(applies)
+            .flat_map(Entry::arguments)
+            .collect()
     }
 
     /// All that it says, part by part.
-    pub fn parts(&self) -> impl Iterator<Item = (&'static str, &'static [&'static str], Vec<String>)> {
+    pub fn parts(
+        &self,
+    ) -> impl Iterator<Item = (&'static str, &'static [&'static str], Vec<String>)> {
         SECTIONS.iter().map(|section| {
-            let own = self.entries.iter().filter(|entry| entry.section.name == section.name);
-            (section.name, section.commands, own.flat_map(Entry::arguments).collect())
+            let own = self
+                .entries
+                .iter()
+                .filter(|entry| entry.section.name == section.name);
+            (
+                section.name,
+                section.commands,
+                own.flat_map(Entry::arguments).collect(),
+            )
         })
     }
 }
 
 /// The arguments with those of the file: at the end, before what `--` keeps from being flags.
 pub fn extended(typed: &[OsString], added: &[String]) -> Vec<OsString> {
-    let end = typed.iter().position(|argument| argument == "--").unwrap_or(typed.len());
+    let end = typed
+        .iter()
+        .position(|argument| argument == "--")
+        .unwrap_or(typed.len());
     let mut all = typed[..end].to_vec();
     all.extend(added.iter().map(OsString::from));
     all.extend_from_slice(&typed[end..]);
@@ -277,8 +378,14 @@ pub fn example() -> String {
         text += &format!("\n# {whose}\n[{}]\n", section.name);
         let command = cli.find_subcommand(section.commands[0]);
         for key in section.keys {
-            let flag = command.and_then(|c| c.get_arguments().find(|arg| arg.get_long() == Some(key.name)));
-            let help = flag.and_then(|flag| flag.get_help()).map(|help| help.to_string()).unwrap_or_default();
+            let flag = command.and_then(|c| {
+                c.get_arguments()
+                    .find(|arg| arg.get_long() == Some(key.name))
+            });
+            let help = flag
+                .and_then(|flag| flag.get_help())
+                .map(|help| help.to_string())
+                .unwrap_or_default();
             let first = help.split(['.', ';', ':']).next().unwrap_or_default();
             text += &format!("\n# {first}\n#{} = {}\n", key.name, key.example);
         }
@@ -286,23 +393,33 @@ pub fn example() -> String {
     text
 }
 
-/// Parses the command line again, with what the file of defaults adds to it, if it adds something. The second value is
-/// what it added.
+/// Parses the command line again, with what the file of defaults adds to it, if it adds something.
+/// The second value is what it added.
 pub fn with_defaults(
     options: &Options,
     typed: &[OsString],
     matches: &clap::ArgMatches,
 ) -> anyhow::Result<Option<(Vec<OsString>, clap::ArgMatches)>> {
-    let Some((command, sub)) = matches.subcommand() else { return Ok(None) };
-    if !SECTIONS.iter().any(|section| section.commands.contains(&command)) {
+    let Some((command, sub)) = matches.subcommand() else {
+        return Ok(None);
+    };
+    if !SECTIONS
+        .iter()
+        .any(|section| section.commands.contains(&command))
+    {
         return Ok(None);
     }
-    let Some(config) = options.read()? else { return Ok(None) };
+    let Some(config) = options.read()? else {
+        return Ok(None);
+    };
     let added = config.arguments(command, sub);
     if added.is_empty() {
         return Ok(None);
     }
-    let words: Vec<String> = added.iter().map(|argument| quantier::report::numbers::shell(argument)).collect();
+    let words: Vec<String> = added
+        .iter()
+        .map(|argument| quantier::report::numbers::shell(argument))
+        .collect();
     super::messages::note!("{} adds {}", config.path.display(), words.join(" "));
     let all = extended(typed, &added);
     match Cli::command().try_get_matches_from(&all) {
@@ -310,7 +427,12 @@ pub fn with_defaults(
         Err(error) => bail!(
             "with the defaults in {}: {}",
             config.path.display(),
-            error.to_string().lines().next().unwrap_or_default().trim_start_matches("error: ")
+            error
+                .to_string()
+                .lines()
+                .next()
+                .unwrap_or_default()
+                .trim_start_matches("error: ")
         ),
     }
 }
@@ -320,12 +442,18 @@ mod tests {
     use super::*;
 
     fn line_and_error(text: &str) -> (usize, String) {
-        entries(text, Path::new("/c/config.toml")).err().unwrap_or_else(|| panic!("no error: {text}"))
+        entries(text, Path::new("/c/config.toml"))
+            .err()
+            .unwrap_or_else(|| panic!("no error: {text}"))
     }
 
     fn arguments(text: &str, typed: &str) -> Vec<String> {
-        let entries = entries(text, Path::new("/c/config.toml")).unwrap_or_else(|error| panic!("{error:?}"));
-        let config = Config { path: "/c/config.toml".into(), entries };
+        let entries =
+            entries(text, Path::new("/c/config.toml")).unwrap_or_else(|error| panic!("{error:?}"));
+        let config = Config {
+            path: "/c/config.toml".into(),
+            entries,
+        };
         let matches = Cli::command().get_matches_from(typed.split(' '));
         let (command, sub) = matches.subcommand().unwrap();
         config.arguments(command, sub)
@@ -345,7 +473,13 @@ variants = 5
 
     #[test]
     fn what_is_typed_wins() {
-        let all = ["--file=/c/t/a.txt", "--file=/abs/b.txt", "--variants=5", "--bpw=3.5", "--bpw=4"];
+        let all = [
+            "--file=/c/t/a.txt",
+            "--file=/abs/b.txt",
+            "--variants=5",
+            "--bpw=3.5",
+            "--bpw=4",
+        ];
         assert_eq!(arguments(FILE, "quantier make M -o O"), all);
         assert_eq!(
             arguments(FILE, "quantier make M -o O --like Q4_K_M"),
@@ -353,53 +487,98 @@ variants = 5
             "one size typed, and no other counts"
         );
         assert_eq!(arguments(FILE, "quantier make M -o O -f x"), all[2..]);
-        assert_eq!(arguments(FILE, "quantier frontier M -o O"), all[..2], "it has no sizes");
+        assert_eq!(
+            arguments(FILE, "quantier frontier M -o O"),
+            all[..2],
+            "it has no sizes"
+        );
         let card = ["--quantized-by=me", "--tag=a", "--tag=b", "--copy"];
         assert_eq!(arguments(FILE, "quantier publish D"), card);
-        assert_eq!(arguments(FILE, "quantier publish D --tag c --copy"), card[..1]);
-        assert_eq!(arguments(FILE, "quantier make M -o O --publish --variants 2 -f x"), card);
+        assert_eq!(
+            arguments(FILE, "quantier publish D --tag c --copy"),
+            card[..1]
+        );
+        assert_eq!(
+            arguments(FILE, "quantier make M -o O --publish --variants 2 -f x"),
+            card
+        );
     }
 
     #[test]
     fn what_is_wrong_is_named_with_its_line() {
         for (text, line, part) in [
             ("a = ", 1, "no TOML"),
-            ("[make]\n\nfile = 7", 3, "file is to be a path in quotes, or a list of them, and is 7"),
+            (
+                "[make]\n\nfile = 7",
+                3,
+                "file is to be a path in quotes, or a list of them, and is 7",
+            ),
             ("[make]\nfile = [\"a\", 7]", 2, "a list with 7 in it"),
-            ("[make]\nvariants = \"8\"", 2, "variants is to be a whole number, and is the text '8'"),
+            (
+                "[make]\nvariants = \"8\"",
+                2,
+                "variants is to be a whole number, and is the text '8'",
+            ),
             ("[make]\nvariants = -1", 2, "a whole number"),
             ("[make]\nvariants = 41", 2, "1..=40"),
             ("[make]\nbpw = [4.25, -1]", 2, "a number, or a list"),
             ("[make]\nbpw = 0", 2, "bpw: "),
             ("[make]\nlike = \"Q4_K_X\"", 2, "Q4_K_M"),
             ("[make]\ntypes = \"k,q9_K\"", 2, "q9_K"),
-            ("[make]\nvariant = 8", 2, "no key 'variant' in [make]; the nearest is variants"),
-            ("[make]\nquantized-by = \"me\"", 2, "belongs below [publish]"),
+            (
+                "[make]\nvariant = 8",
+                2,
+                "no key 'variant' in [make]; the nearest is variants",
+            ),
+            (
+                "[make]\nquantized-by = \"me\"",
+                2,
+                "belongs below [publish]",
+            ),
             ("quantized-by = \"me\"", 1, "belongs below [publish]"),
             ("[publisher]\n", 1, "the nearest is [publish]"),
             ("make = 7", 1, "write [make]"),
-            ("[publish]\nquantized_by = \"me\"", 2, "the nearest is quantized-by"),
+            (
+                "[publish]\nquantized_by = \"me\"",
+                2,
+                "the nearest is quantized-by",
+            ),
             ("[publish]\nrepo = \"me\"", 2, "repo: "),
             ("[publish]\nlanguage = [\"en\", \"a/b\"]", 2, "language: "),
             ("[publish]\ncopy = 1", 2, "true or false"),
             ("[make]\nfile = \"a\"\nfile = \"b\"", 3, "duplicate"),
         ] {
             let (at, what) = line_and_error(text);
-            assert!(at == line && what.contains(part), "{text:?}: line {at}: {what}");
+            assert!(
+                at == line && what.contains(part),
+                "{text:?}: line {at}: {what}"
+            );
         }
     }
 
     #[test]
     fn the_example_is_a_file_that_means_something() {
-        let none = entries(&example(), Path::new("c.toml")).unwrap_or_else(|error| panic!("{error:?}"));
+        let none =
+            entries(&example(), Path::new("c.toml")).unwrap_or_else(|error| panic!("{error:?}"));
         assert!(none.is_empty());
         let lines = example();
         let taken: Vec<_> = lines
             .lines()
-            .map(|line| line.strip_prefix('#').filter(|rest| !rest.starts_with(' ')).unwrap_or(line))
+            .map(|line| {
+                line.strip_prefix('#')
+                    .filter(|rest| !rest.starts_with(' '))
+                    .unwrap_or(line)
+            })
             .collect();
-        let all = entries(&taken.join("\n"), Path::new("c.toml")).unwrap_or_else(|error| panic!("{error:?}"));
-        assert_eq!(all.len(), SECTIONS.iter().map(|section| section.keys.len()).sum::<usize>());
+        let all = entries(&taken.join("\n"), Path::new("c.toml"))
+            .unwrap_or_else(|error| panic!("{error:?}"));
+        assert_eq!(
+            all.len(),
+            SECTIONS
+                .iter()
+                .map(|section| section.keys.len())
+                .sum::<usize>()
+        );
     }
 
     #[test]
@@ -409,7 +588,13 @@ variants = 5
             for command in [section.commands[0], "make"] {
                 let command = cli.find_subcommand(command).unwrap();
                 for key in section.keys {
-                    assert!(command.get_arguments().any(|arg| arg.get_long() == Some(key.name)), "{}", key.name);
+                    assert!(
+                        command
+                            .get_arguments()
+                            .any(|arg| arg.get_long() == Some(key.name)),
+                        "{}",
+                        key.name
+                    );
                 }
             }
         }
@@ -418,6 +603,9 @@ variants = 5
     #[test]
     fn what_is_added_stays_before_what_is_no_flag() {
         let typed: Vec<OsString> = ["quantier", "make", "--", "M"].map(OsString::from).to_vec();
-        assert_eq!(extended(&typed, &["--seed=2".into()]), ["quantier", "make", "--seed=2", "--", "M"]);
+        assert_eq!(
+            extended(&typed, &["--seed=2".into()]),
+            ["quantier", "make", "--seed=2", "--", "M"]
+        );
     }
 }

@@ -64,7 +64,12 @@ pub struct Key {
 }
 
 const fn key(name: &'static str, kind: Kind, example: &'static str) -> Key {
-    Key { name, kind, example, check: |_| Ok(()) }
+    Key {
+        name,
+        kind,
+        example,
+        check: |_| Ok(()),
+    }
 }
 
 /// A part of the file, and whose flags its keys are.
@@ -82,13 +87,31 @@ pub const SECTIONS: [Section; 2] = [
             key("file", Kind::Paths, r#"["texts/calibration.txt"]"#),
             key("eval", Kind::Paths, r#"["texts/held-out.txt"]"#),
             key("variants", Kind::Whole, "8"),
-            Key { check: |text| Budget::bpw(text).map(drop), ..key("bpw", Kind::Numbers, "[3.5, 4.25]") },
-            Key { check: |text| Budget::like(text).map(drop), ..key("like", Kind::Texts, r#"["Q4_K_M", "Q5_K_M"]"#) },
+            Key {
+                check: |text| Budget::bpw(text).map(drop),
+                ..key("bpw", Kind::Numbers, "[3.5, 4.25]")
+            },
+            Key {
+                check: |text| Budget::like(text).map(drop),
+                ..key("like", Kind::Texts, r#"["Q4_K_M", "Q5_K_M"]"#)
+            },
             key("compare", Kind::Texts, r#"["Q4_K_M"]"#),
-            Key { check: |text| Constraints::default().types(text), ..key("types", Kind::Texts, r#""k""#) },
-            Key { check: |text| Constraints::default().pin(text), ..key("pin", Kind::Texts, r#"["token_embd=q8_0"]"#) },
-            Key { check: |text| Constraints::default().min(text), ..key("min", Kind::Texts, r#"["output=q6_K"]"#) },
-            Key { check: |text| Constraints::default().max(text), ..key("max", Kind::Texts, r#"["q6_K"]"#) },
+            Key {
+                check: |text| Constraints::default().types(text),
+                ..key("types", Kind::Texts, r#""k""#)
+            },
+            Key {
+                check: |text| Constraints::default().pin(text),
+                ..key("pin", Kind::Texts, r#"["token_embd=q8_0"]"#)
+            },
+            Key {
+                check: |text| Constraints::default().min(text),
+                ..key("min", Kind::Texts, r#"["output=q6_K"]"#)
+            },
+            Key {
+                check: |text| Constraints::default().max(text),
+                ..key("max", Kind::Texts, r#"["q6_K"]"#)
+            },
             key("refine", Kind::Whole, "6"),
             key("ctx-size", Kind::Whole, "512"),
             key("score-chunks", Kind::Whole, "24"),
@@ -104,10 +127,19 @@ pub const SECTIONS: [Section; 2] = [
         commands: &["publish", "make"],
         keys: &[
             key("quantized-by", Kind::Text, r#""me""#),
-            Key { check: super::publish::check_repo, ..key("repo", Kind::Text, r#""me/{name}-GGUF""#) },
+            Key {
+                check: super::publish::check_repo,
+                ..key("repo", Kind::Text, r#""me/{name}-GGUF""#)
+            },
             key("license", Kind::Text, r#""apache-2.0""#),
-            Key { check: super::publish::check_word, ..key("language", Kind::Texts, r#"["en"]"#) },
-            Key { check: super::publish::check_word, ..key("tag", Kind::Texts, r#"["conversational"]"#) },
+            Key {
+                check: super::publish::check_word,
+                ..key("language", Kind::Texts, r#"["en"]"#)
+            },
+            Key {
+                check: super::publish::check_word,
+                ..key("tag", Kind::Texts, r#"["conversational"]"#)
+            },
             key("template", Kind::Path, r#""card.md""#),
             key("copy", Kind::Flag, "true"),
         ],

@@ -11,8 +11,8 @@ use std::process::ExitCode;
 
 /// Convert a Hugging Face checkpoint to GGUF, byte for byte as convert_hf_to_gguf.py does
 ///
-/// MODEL is a directory with config.json, safetensors and a tokenizer, one .safetensors file beside its config, or
-/// hf://ORG/NAME, which is downloaded first.
+/// MODEL is a directory with config.json, safetensors and a tokenizer, one .safetensors file beside
+/// its config, or hf://ORG/NAME, which is downloaded first.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   quantier convert ./Qwen3-4B -o model-bf16.gguf
@@ -22,8 +22,8 @@ pub struct Args {
     /// The checkpoint
     #[arg(value_name = "MODEL")]
     model: PathBuf,
-    /// Where the output goes; {ftype} in the name becomes the output type. In a directory, the file is named after the
-    /// model; without it, that is the model's directory, or this one for hf://
+    /// Where the output goes; {ftype} in the name becomes the output type. In a directory, the file
+    /// is named after the model; without it, that is the model's directory, or this one for hf://
     #[arg(short, long, value_name = "FILE")]
     outfile: Option<PathBuf>,
     /// How matrices are stored: auto takes the 16-bit type of the checkpoint
@@ -32,7 +32,8 @@ pub struct Args {
     /// Begin another file before one would have more than this many tensors
     #[arg(long, value_name = "N", default_value_t = 0)]
     split_max_tensors: u64,
-    /// Begin another file before one would have more bytes of tensors than this; K, M and G are powers of 1000
+    /// Begin another file before one would have more bytes of tensors than this; K, M and G are
+    /// powers of 1000
     #[arg(long, value_name = "N[K|M|G]", default_value = "0", value_parser = split_size)]
     split_max_size: u64,
     /// Show the plan; write nothing
@@ -62,22 +63,34 @@ pub struct Args {
 }
 
 pub(super) fn out_type(name: &str) -> Result<OutType, String> {
-    OutType::NAMES.iter().find(|(known, _)| *known == name).map(|(_, t)| *t).ok_or_else(|| {
-        let names: Vec<_> = OutType::NAMES.iter().map(|(name, _)| *name).collect();
-        format!("no such type; known are {}", names.join(", "))
-    })
+    OutType::NAMES
+        .iter()
+        .find(|(known, _)| *known == name)
+        .map(|(_, t)| *t)
+        .ok_or_else(|| {
+            let names: Vec<_> = OutType::NAMES.iter().map(|(name, _)| *name).collect();
+            format!("no such type; known are {}", names.join(", "))
+        })
 }
 
 pub(super) fn split_size(text: &str) -> Result<u64, String> {
     let units = [("K", 1000), ("M", 1000 * 1000), ("G", 1000 * 1000 * 1000)];
-    let found = units.iter().find_map(|(unit, factor)| Some((text.strip_suffix(unit)?, *factor)));
+    let found = units
+        .iter()
+        .find_map(|(unit, factor)| Some((text.strip_suffix(unit)?, *factor)));
     let (digits, factor) = found.unwrap_or((text, 1));
     let number: Option<u64> = digits.parse().ok();
-    number.and_then(|n| n.checked_mul(factor)).ok_or_else(|| "a number is expected, and K, M or G behind it".into())
+    number
+        .and_then(|n| n.checked_mul(factor))
+        .ok_or_else(|| "a number is expected, and K, M or G behind it".into())
 }
 
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let need = if args.vocab_only { Need::Vocabulary } else { Need::Everything };
+    let need = if args.vocab_only {
+        Need::Vocabulary
+    } else {
+        Need::Everything
+    };
     let model = hub::model(&args.model, need)?;
     let checkpoint = Checkpoint::open(&model.path)?;
     let dir = match (&model.address, model.path.is_dir()) {
@@ -137,7 +150,13 @@ fn show(plan: &Plan<'_>, args: &Args) -> anyhow::Result<()> {
     }
     if args.dry_run {
         for t in &plan.tensors {
-            say!("  {:<44} {:<22} {:>5} {:>12}", t.name, t.shape, t.target, size(t.bytes()))?;
+            say!(
+                "  {:<44} {:<22} {:>5} {:>12}",
+                t.name,
+                t.shape,
+                t.target,
+                size(t.bytes())
+            )?;
         }
     }
     let paths: Vec<_> = plan.paths().map(|p| p.display().to_string()).collect();
@@ -160,6 +179,10 @@ mod tests {
     fn sizes_of_splits_are_powers_of_a_thousand() {
         assert_eq!(split_size("300"), Ok(300));
         assert_eq!(split_size("2G"), Ok(2_000_000_000));
-        assert!(split_size("2GiB").is_err() && split_size("-1").is_err() && split_size("99999999999G").is_err());
+        assert!(
+            split_size("2GiB").is_err()
+                && split_size("-1").is_err()
+                && split_size("99999999999G").is_err()
+        );
     }
 }

@@ -24,16 +24,25 @@ impl Corpus {
         n_ctx: usize,
         chunks: Option<usize>,
     ) -> anyhow::Result<Corpus> {
-        let mut corpus = Corpus { parts: Vec::new(), tokens: Vec::new(), n_ctx, bos: model.chunk_bos() };
+        let mut corpus = Corpus {
+            parts: Vec::new(),
+            tokens: Vec::new(),
+            n_ctx,
+            bos: model.chunk_bos(),
+        };
         for path in paths {
             let tokens = model.tokenizer.encode(&read_text(path)?, true, false);
             let cut = Windows::of_text(&tokens, n_ctx, chunks, corpus.bos);
-            corpus.push(path, cut.with_context(|| path.display().to_string())?.tokens());
+            corpus.push(
+                path,
+                cut.with_context(|| path.display().to_string())?.tokens(),
+            );
         }
         Ok(corpus)
     }
 
-    /// The chunks of a logits file, the first `chunks` of them. If texts are named, they must be what it was made of.
+    /// The chunks of a logits file, the first `chunks` of them. If texts are named, they must be
+    /// what it was made of.
     pub fn of_logits(
         model: &Opened<'_>,
         (path, logits): (&Path, &Logits),
@@ -49,10 +58,20 @@ impl Corpus {
             model.engine.vocabulary()
         );
         if texts.is_empty() {
-            let mut corpus = Corpus { parts: Vec::new(), tokens: Vec::new(), n_ctx, bos: model.chunk_bos() };
-            let used = chunks.map_or(shape.n_chunk as usize, |chunks| chunks.min(shape.n_chunk as usize));
+            let mut corpus = Corpus {
+                parts: Vec::new(),
+                tokens: Vec::new(),
+                n_ctx,
+                bos: model.chunk_bos(),
+            };
+            let used = chunks.map_or(shape.n_chunk as usize, |chunks| {
+                chunks.min(shape.n_chunk as usize)
+            });
             corpus.push(path, &logits.tokens()[..used * n_ctx]);
-            ensure!(used > 0, "0 chunks leave nothing to score; ask for at least one");
+            ensure!(
+                used > 0,
+                "0 chunks leave nothing to score; ask for at least one"
+            );
             return Ok(corpus);
         }
         let mut corpus = Corpus::of_texts(model, texts, n_ctx, chunks)?;
@@ -73,7 +92,11 @@ impl Corpus {
                 corpus.tokens.truncate(stored.len());
                 corpus.parts[0].1.end = shape.n_chunk as usize;
             }
-            (true, _) => bail!("{file}: it has {} chunks and the texts {}", shape.n_chunk, corpus.chunks()),
+            (true, _) => bail!(
+                "{file}: it has {} chunks and the texts {}",
+                shape.n_chunk,
+                corpus.chunks()
+            ),
             (false, _) => {}
         }
         Ok(corpus)
@@ -94,8 +117,8 @@ impl Corpus {
         Ok(Windows::of_chunks(&self.tokens, self.n_ctx, self.bos)?)
     }
 
-    /// Fails unless another model reads the same texts as the same tokens as `first`, or without texts the same tokens
-    /// as the same text.
+    /// Fails unless another model reads the same texts as the same tokens as `first`, or without
+    /// texts the same tokens as the same text.
     pub fn check(
         &self,
         (first, other): (&Opened<'_>, &Opened<'_>),
@@ -109,7 +132,10 @@ impl Corpus {
                 read.is_ok_and(|read| read.bos == self.bos && read.tokens.starts_with(&self.tokens))
             }
         };
-        ensure!(same, "it has another vocabulary: it reads the text as other tokens; compare models of one family");
+        ensure!(
+            same,
+            "it has another vocabulary: it reads the text as other tokens; compare models of one family"
+        );
         Ok(())
     }
 

@@ -20,11 +20,13 @@ const SHORT_ARRAY: usize = 16;
 /// Texts of more bytes are shown from where they differ.
 const SHORT_TEXT: usize = 48;
 
-/// Show what two models differ in: metadata, tensors, shapes, types, and how far the weights are apart
+/// Show what two models differ in: metadata, tensors, shapes, types, and how far the weights are
+/// apart
 ///
-/// The error of a tensor is the root of the mean square of B - A, divided by that of A's weights; both are dequantized.
-/// 0.01 is one per cent. The most changed tensors come first. Neither the order of keys and tensors nor where a model
-/// is cut into shards counts; cmp compares files byte for byte.
+/// The error of a tensor is the root of the mean square of B - A, divided by that of A's weights;
+/// both are dequantized. 0.01 is one per cent. The most changed tensors come first. Neither the
+/// order of keys and tensors nor where a model is cut into shards counts; cmp compares files byte
+/// for byte.
 ///
 /// Exit code 0 if the models are the same, 1 if they differ, 2 if they could not be compared.
 #[derive(clap::Args)]
@@ -61,9 +63,14 @@ pub fn run(args: &Args) -> ExitCode {
 fn compare(args: &Args) -> anyhow::Result<bool> {
     let (source_a, source_b) = (source(&args.a)?, source(&args.b)?);
     let (a, b) = (input(&source_a)?, input(&source_b)?);
-    a.notes().iter().chain(b.notes()).for_each(|text| note!("{text}"));
+    a.notes()
+        .iter()
+        .chain(b.notes())
+        .for_each(|text| note!("{text}"));
     let bar = Bar::new();
-    let Some(found) = diff(&a, &b, &bar)? else { anyhow::bail!("stopped before the end") };
+    let Some(found) = diff(&a, &b, &bar)? else {
+        anyhow::bail!("stopped before the end")
+    };
     drop(bar);
     match args.json {
         true => say!("{}", to_json(&found))?,
@@ -79,23 +86,48 @@ fn print(found: &Diff<'_>, args: &Args) -> anyhow::Result<()> {
     say!("A: {}\nB: {}", args.a.display(), args.b.display())?;
     if !found.keys.is_empty() {
         say!("\nMetadata: {} keys differ", found.keys.len())?;
-        found.keys.iter().try_for_each(|change| say!("  {}", key_line(change)))?;
+        found
+            .keys
+            .iter()
+            .try_for_each(|change| say!("  {}", key_line(change)))?;
     }
     for (name, tensors) in [("A", &found.only_a), ("B", &found.only_b)] {
         if !tensors.is_empty() {
             say!("\nTensors of {name} alone: {}", count(tensors.len() as u64))?;
         }
-        tensors.iter().try_for_each(|t| say!("  {:<44} {:<22} {}", t.name, t.shape, t.ggml_type))?;
+        tensors
+            .iter()
+            .try_for_each(|t| say!("  {:<44} {:<22} {}", t.name, t.shape, t.ggml_type))?;
     }
-    say!("\nTensors of both: {} differ, {} are the same", count(found.changed.len() as u64), count(found.same as u64))?;
-    let listed = if args.top == 0 { found.changed.len() } else { args.top };
+    say!(
+        "\nTensors of both: {} differ, {} are the same",
+        count(found.changed.len() as u64),
+        count(found.same as u64)
+    )?;
+    let listed = if args.top == 0 {
+        found.changed.len()
+    } else {
+        args.top
+    };
     if !found.changed.is_empty() {
-        say!("  {:<44} {:<22} {:<20} relative RMSE", "tensor", "shape", "type")?;
+        say!(
+            "  {:<44} {:<22} {:<20} relative RMSE",
+            "tensor",
+            "shape",
+            "type"
+        )?;
     }
-    found.changed.iter().take(listed).try_for_each(|change| say!("  {}", tensor_line(change)))?;
+    found
+        .changed
+        .iter()
+        .take(listed)
+        .try_for_each(|change| say!("  {}", tensor_line(change)))?;
     match found.changed.len().saturating_sub(listed) {
         0 => Ok(()),
-        more => say!("  and {} that changed less; --top 0 lists all", count(more as u64)),
+        more => say!(
+            "  and {} that changed less; --top 0 lists all",
+            count(more as u64)
+        ),
     }
 }
 
@@ -108,12 +140,22 @@ fn key_line(change: &KeyChange<'_>) -> String {
                 (a, b) if a == b => format!("of {a}"),
                 (a, b) => format!("({a} in A, {b} in B)"),
             };
-            let element = |value: &Option<Value<'_>>| value.as_ref().map_or("nothing".into(), quoted);
+            let element =
+                |value: &Option<Value<'_>>| value.as_ref().map_or("nothing".into(), quoted);
             let (a, b) = (element(&found.a), element(&found.b));
-            format!("~ {key}: {} elements {lengths} differ, first [{}]: {a} -> {b}", found.differing, found.first)
+            format!(
+                "~ {key}: {} elements {lengths} differ, first [{}]: {a} -> {b}",
+                found.differing, found.first
+            )
         }
-        (Some(Value::String(a)), Some(Value::String(b)), _) if a.len().max(b.len()) > SHORT_TEXT => {
-            let at = a.iter().zip(b.iter()).position(|(x, y)| x != y).unwrap_or(a.len().min(b.len()));
+        (Some(Value::String(a)), Some(Value::String(b)), _)
+            if a.len().max(b.len()) > SHORT_TEXT =>
+        {
+            let at = a
+                .iter()
+                .zip(b.iter())
+                .position(|(x, y)| x != y)
+                .unwrap_or(a.len().min(b.len()));
             let rest = |text: &[u8]| quoted(&Value::String(text[at..].to_vec().into()));
             let (lengths, rests) = ((a.len(), b.len()), (rest(a), rest(b)));
             format!(
@@ -153,7 +195,11 @@ fn tensor_line(change: &TensorChange) -> String {
         None => "other bytes".into(),
     };
     let shapes = of(a.shape.to_string(), b.shape.to_string());
-    format!("{:<44} {shapes:<22} {:<20} {error}", a.name, of(a.ggml_type.to_string(), b.ggml_type.to_string()))
+    format!(
+        "{:<44} {shapes:<22} {:<20} {error}",
+        a.name,
+        of(a.ggml_type.to_string(), b.ggml_type.to_string())
+    )
 }
 
 fn to_json(found: &Diff<'_>) -> serde_json::Value {
@@ -171,7 +217,8 @@ fn to_json(found: &Diff<'_>) -> serde_json::Value {
         });
         json!({ "key": change.key, "a": value(&change.a), "b": value(&change.b), "elements": elements })
     };
-    let stored = |t: &Stored| json!({ "name": t.name, "shape": t.shape.dims(), "type": t.ggml_type.name() });
+    let stored =
+        |t: &Stored| json!({ "name": t.name, "shape": t.shape.dims(), "type": t.ggml_type.name() });
     // What is no number is null in JSON.
     let tensor = |change: &TensorChange| {
         json!({

@@ -29,18 +29,32 @@ pub fn local(named: &Path) -> anyhow::Result<PathBuf> {
 pub fn model(named: &Path, need: Need) -> anyhow::Result<Model> {
     if Address::is_meant(named) {
         let address = Address::parse(&named.display().to_string()).map_err(anyhow::Error::msg)?;
-        return Ok(Model { path: fetched(&address, need)?, address: Some(address) });
+        return Ok(Model {
+            path: fetched(&address, need)?,
+            address: Some(address),
+        });
     }
-    let as_address = || Address::parse(&format!("{}{}", quantier::hub::SCHEME, named.display())).ok();
+    let as_address =
+        || Address::parse(&format!("{}{}", quantier::hub::SCHEME, named.display())).ok();
     // The name of a model where a path is expected is the most likely slip.
     if !named.exists()
-        && named.extension().is_none_or(|e| e != "gguf" && e != "safetensors")
-        && named.parent().is_some_and(|parent| !parent.as_os_str().is_empty() && !parent.exists())
+        && named
+            .extension()
+            .is_none_or(|e| e != "gguf" && e != "safetensors")
+        && named
+            .parent()
+            .is_some_and(|parent| !parent.as_os_str().is_empty() && !parent.exists())
         && let Some(address) = as_address()
     {
-        bail!("there is no {}; for the model of this name on the Hugging Face Hub, write {address}", named.display());
+        bail!(
+            "there is no {}; for the model of this name on the Hugging Face Hub, write {address}",
+            named.display()
+        );
     }
-    Ok(Model { path: named.to_owned(), address: None })
+    Ok(Model {
+        path: named.to_owned(),
+        address: None,
+    })
 }
 
 #[cfg(feature = "hub")]
@@ -52,7 +66,13 @@ fn fetched(address: &Address, need: Need) -> anyhow::Result<PathBuf> {
         Need::Vocabulary => hub::Need::Vocabulary,
     };
     let bar = super::terminal::Bar::new();
-    Ok(fetch(address, &Settings::from_env()?, need, &bar, &|note| note!("{note}"))?)
+    Ok(fetch(
+        address,
+        &Settings::from_env()?,
+        need,
+        &bar,
+        &|note| note!("{note}"),
+    )?)
 }
 
 #[cfg(not(feature = "hub"))]

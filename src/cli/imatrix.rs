@@ -26,12 +26,13 @@ use std::time::Duration;
 
 /// Compute the importance matrix of a model from a text, as llama-imatrix does
 ///
-/// For every matrix of the model's blocks it sums the squares of what the matrix is multiplied by, channel by channel
-/// and expert by expert; `quantier quantize --imatrix` and llama-quantize take the file. MODEL is a GGUF, the first
-/// shard of a split one, a Hugging Face checkpoint, or hf://ORG/NAME.
+/// For every matrix of the model's blocks it sums the squares of what the matrix is multiplied by,
+/// channel by channel and expert by expert; `quantier quantize --imatrix` and llama-quantize take
+/// the file. MODEL is a GGUF, the first shard of a split one, a Hugging Face checkpoint, or
+/// hf://ORG/NAME.
 ///
-/// A run that was stopped or killed goes on from where it was when the same command is given again: every so often it
-/// keeps what it has in OUTPUT.resume, which is gone when the run has ended.
+/// A run that was stopped or killed goes on from where it was when the same command is given again:
+/// every so often it keeps what it has in OUTPUT.resume, which is gone when the run has ended.
 #[derive(clap::Args)]
 #[command(
     override_usage = "quantier imatrix [OPTIONS] --file <TEXT> <MODEL>
@@ -63,13 +64,19 @@ pub struct Args {
     #[arg(short, long, value_name = "TEXT")]
     file: Vec<PathBuf>,
     /// Where the importance matrix goes
-    #[arg(short, long, value_name = "FILE", default_value = "imatrix.gguf", alias = "output-file")]
+    #[arg(
+        short,
+        long,
+        value_name = "FILE",
+        default_value = "imatrix.gguf",
+        alias = "output-file"
+    )]
     output: PathBuf,
     /// gguf, or dat for old programs
     #[arg(long, value_name = "FORMAT", value_parser = ["gguf", "dat"])]
     output_format: Option<String>,
-    /// Importance matrices of the same model to add to; several are separated by commas or named one by one. Without a
-    /// text they are merged and nothing else
+    /// Importance matrices of the same model to add to; several are separated by commas or named
+    /// one by one. Without a text they are merged and nothing else
     #[arg(long, value_name = "FILE", value_delimiter = ',')]
     in_file: Vec<PathBuf>,
     /// The chunk of each text to begin with, counted from 0
@@ -81,11 +88,13 @@ pub struct Args {
     /// Take control tokens in the text for what they are
     #[arg(long)]
     parse_special: bool,
-    /// Also write covariances: for each distinct input of the matrices the mean of x x^T, a file in DIR. One chunk of
-    /// eight is not summed; some of its rows are kept to judge by. With n input channels, a file has 2 n^2 bytes
+    /// Also write covariances: for each distinct input of the matrices the mean of x x^T, a file in
+    /// DIR. One chunk of eight is not summed; some of its rows are kept to judge by. With n input
+    /// channels, a file has 2 n^2 bytes
     #[arg(long, value_name = "DIR")]
     covariance: Option<PathBuf>,
-    /// Do not measure the perplexity on the way, which takes the output matrix for half of the tokens
+    /// Do not measure the perplexity on the way, which takes the output matrix for half of the
+    /// tokens
     #[arg(long, overrides_with = "ppl")]
     no_ppl: bool,
     /// The default, for llama-imatrix's sake
@@ -94,14 +103,15 @@ pub struct Args {
     /// Print figures of every tensor: after a run, or of a single --in-file without a text
     #[arg(long)]
     show_statistics: bool,
-    /// Also write FILE.at_N after every N chunks; the weights are then read once for every N chunks. 0 for never
+    /// Also write FILE.at_N after every N chunks; the weights are then read once for every N
+    /// chunks. 0 for never
     #[arg(long, value_name = "N", default_value_t = 0)]
     save_frequency: usize,
     /// Taken and not used: what llama-imatrix saves on the way, this keeps in OUTPUT.resume
     #[arg(long, value_name = "N", hide = true)]
     output_frequency: Option<usize>,
-    /// Keep the state of the run at most so often; it has the size of all activations between two layers, 4 x tokens x
-    /// width bytes, and room for two is needed. 0 for after every layer
+    /// Keep the state of the run at most so often; it has the size of all activations between two
+    /// layers, 4 x tokens x width bytes, and room for two is needed. 0 for after every layer
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     checkpoint_every: u64,
     /// Neither keep the state of the run nor use one that was kept
@@ -114,33 +124,59 @@ pub struct Args {
 pub fn run(args: &Args, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
     let model = args.positional.as_deref().or(args.model.as_deref());
     if args.file.is_empty() && args.in_file.is_empty() {
-        wrong_usage("imatrix", "give a text (--file), or importance matrices to merge (--in-file)");
+        wrong_usage(
+            "imatrix",
+            "give a text (--file), or importance matrices to merge (--in-file)",
+        );
     }
     if args.show_statistics && args.file.is_empty() && args.in_file.len() != 1 {
-        wrong_usage("imatrix", "--show-statistics without a text takes a single --in-file");
+        wrong_usage(
+            "imatrix",
+            "--show-statistics without a text takes a single --in-file",
+        );
     }
     if model.is_none() && !args.file.is_empty() {
         wrong_usage("imatrix", "the model is missing");
     }
     if args.covariance.is_some() && (args.file.is_empty() || args.save_frequency > 0) {
-        wrong_usage("imatrix", "--covariance takes a text (--file), and no --save-frequency");
+        wrong_usage(
+            "imatrix",
+            "--covariance takes a text (--file), and no --save-frequency",
+        );
     }
     let source = model.map(source).transpose()?;
     let input = source.as_ref().map(input).transpose()?;
-    let own_size = matches.value_source("ctx_size") == Some(ValueSource::CommandLine) || !args.file.is_empty();
+    let own_size =
+        matches.value_source("ctx_size") == Some(ValueSource::CommandLine) || !args.file.is_empty();
     let before = Before::read(args, own_size, model.zip(input.as_ref()))?;
     let report = match (model, &input) {
-        (Some(model), Some(input)) if !args.file.is_empty() => collected(args, model, input, before)?,
+        (Some(model), Some(input)) if !args.file.is_empty() => {
+            collected(args, model, input, before)?
+        }
         _ if args.show_statistics => {
             let file = before.sums.to_file(before.chunk_size);
-            Report { file, chunks: 0, perplexity: None, resumed: None, written: None, covariance: None }
+            Report {
+                file,
+                chunks: 0,
+                perplexity: None,
+                resumed: None,
+                written: None,
+                covariance: None,
+            }
         }
         _ => {
             let file = before.sums.to_file(before.chunk_size);
             let inputs = input.as_ref().map_or(Vec::new(), Input::paths);
             file.write(&args.output, format(args), &inputs)?;
             let written = Some(&*args.output);
-            Report { file, chunks: 0, perplexity: None, resumed: None, written, covariance: None }
+            Report {
+                file,
+                chunks: 0,
+                perplexity: None,
+                resumed: None,
+                written,
+                covariance: None,
+            }
         }
     };
     report.print(args)?;
@@ -155,13 +191,25 @@ struct Before {
 }
 
 impl Before {
-    /// Reads and merges the files, which must be of the model if there is one. Chunks are counted in the length that the
-    /// files agree on, unless the command has its own.
-    fn read(args: &Args, own_size: bool, model: Option<(&Path, &Input<'_>)>) -> anyhow::Result<Before> {
+    /// Reads and merges the files, which must be of the model if there is one. Chunks are counted
+    /// in the length that the files agree on, unless the command has its own.
+    fn read(
+        args: &Args,
+        own_size: bool,
+        model: Option<(&Path, &Input<'_>)>,
+    ) -> anyhow::Result<Before> {
         let name = |path: &Path| path.display().to_string();
-        let mut chunk_size = u32::try_from(args.common.ctx_size).context("--ctx-size is too large")?;
-        ensure!(chunk_size > 0, "--ctx-size 0 leaves no chunk; the default is 512");
-        let files = args.in_file.iter().map(|path| Imatrix::read(path)).collect::<Result<Vec<_>, _>>()?;
+        let mut chunk_size =
+            u32::try_from(args.common.ctx_size).context("--ctx-size is too large")?;
+        ensure!(
+            chunk_size > 0,
+            "--ctx-size 0 leaves no chunk; the default is 512"
+        );
+        let files = args
+            .in_file
+            .iter()
+            .map(|path| Imatrix::read(path))
+            .collect::<Result<Vec<_>, _>>()?;
         if let (false, [first, rest @ ..]) = (own_size, &files[..])
             && first.chunk_size != 0
             && rest.iter().all(|file| file.chunk_size == first.chunk_size)
@@ -176,7 +224,9 @@ impl Before {
                     let tensor = input.tensors.iter().find(|t| *t.info.name == *wanted)?;
                     Some(tensor.info.shape.dims().to_vec())
                 };
-                theirs.check_model(dims).with_context(|| format!("{}, against {}", name(path), name(model)))?;
+                theirs
+                    .check_model(dims)
+                    .with_context(|| format!("{}, against {}", name(path), name(model)))?;
             }
             sums.merge_file(&theirs).with_context(|| name(path))?;
         }
@@ -188,7 +238,9 @@ fn format(args: &Args) -> Format {
     let dat = args.output_format.as_deref() == Some("dat");
     if args.output_format.is_none() && args.output.extension().is_some_and(|e| e == "dat") {
         let path = args.output.display();
-        note!("{path} will be a GGUF file whatever its name; --output-format dat writes the old format");
+        note!(
+            "{path} will be a GGUF file whatever its name; --output-format dat writes the old format"
+        );
     }
     if dat { Format::Dat } else { Format::Gguf }
 }
@@ -204,19 +256,33 @@ struct Chunks {
 impl Chunks {
     fn read(args: &Args, opened: &Opened<'_>) -> anyhow::Result<Chunks> {
         let n_ctx = args.common.ctx_size;
-        let mut chunks = Chunks { tokens: Vec::new(), bos: opened.chunk_bos(), datasets: Vec::new() };
+        let mut chunks = Chunks {
+            tokens: Vec::new(),
+            bos: opened.chunk_bos(),
+            datasets: Vec::new(),
+        };
         let mut most = 0;
         for path in &args.file {
-            let tokens = opened.tokenizer.encode(&read_text(path)?, true, args.parse_special);
-            let all = Windows::of_text(&tokens, n_ctx, None, chunks.bos).with_context(|| path.display().to_string())?;
+            let tokens = opened
+                .tokenizer
+                .encode(&read_text(path)?, true, args.parse_special);
+            let all = Windows::of_text(&tokens, n_ctx, None, chunks.bos)
+                .with_context(|| path.display().to_string())?;
             most = most.max(all.chunks());
-            let end = args.common.chunks.map_or(all.chunks(), |n| args.chunk.saturating_add(n).min(all.chunks()));
+            let end = args.common.chunks.map_or(all.chunks(), |n| {
+                args.chunk.saturating_add(n).min(all.chunks())
+            });
             if args.chunk < end {
-                chunks.tokens.extend_from_slice(&all.tokens()[args.chunk * n_ctx..end * n_ctx]);
+                chunks
+                    .tokens
+                    .extend_from_slice(&all.tokens()[args.chunk * n_ctx..end * n_ctx]);
                 chunks.datasets.push(path.display().to_string());
             }
         }
-        ensure!(args.common.chunks != Some(0), "--chunks 0 leaves nothing to do; ask for at least one");
+        ensure!(
+            args.common.chunks != Some(0),
+            "--chunks 0 leaves nothing to do; ask for at least one"
+        );
         ensure!(
             args.chunk < most,
             "--chunk {} is beyond the end: the text has {most} chunks of {n_ctx} tokens, the first of which is 0",
@@ -226,7 +292,12 @@ impl Chunks {
     }
 }
 
-fn collected<'a>(args: &'a Args, model: &Path, input: &Input<'_>, before: Before) -> anyhow::Result<Report<'a>> {
+fn collected<'a>(
+    args: &'a Args,
+    model: &Path,
+    input: &Input<'_>,
+    before: Before,
+) -> anyhow::Result<Report<'a>> {
     let mut opened = open(model, input, &args.common.options())?;
     let chunks = Chunks::read(args, &opened)?;
     let windows = Windows::of_chunks(&chunks.tokens, args.common.ctx_size, chunks.bos)?;
@@ -242,7 +313,10 @@ fn collected<'a>(args: &'a Args, model: &Path, input: &Input<'_>, before: Before
         anyhow::Ok(all.to_file(before.chunk_size))
     };
     let snapshot = |sums: &Sums| {
-        let bad = |what: String| quantier::format::Error::Bad { path: args.output.clone(), what };
+        let bad = |what: String| quantier::format::Error::Bad {
+            path: args.output.clone(),
+            what,
+        };
         let file = finished(sums).map_err(|e| bad(e.to_string()))?;
         let path = beside(&args.output, &format!(".at_{}", file.chunk_count));
         file.write(&path, format, &inputs)
@@ -266,15 +340,28 @@ fn collected<'a>(args: &'a Args, model: &Path, input: &Input<'_>, before: Before
     if let Some(why) = resume.as_ref().and_then(Resume::failed) {
         warning!("the state of the run could not be kept: {why}");
     }
-    let Collected { sums, nll, resumed, covariance } = match (collected, &resume) {
+    let Collected {
+        sums,
+        nll,
+        resumed,
+        covariance,
+    } = match (collected, &resume) {
         (Ok(collected), _) => collected,
         (Err(error), Some(resume)) => {
             if error.is_final() {
                 resume.remove();
             }
-            let again =
-                resume.kept().map(|path| format!("; the same command goes on from what {} keeps", path.display()));
-            return Err(anyhow::anyhow!("{}: {error}{}", model.display(), again.unwrap_or_default()));
+            let again = resume.kept().map(|path| {
+                format!(
+                    "; the same command goes on from what {} keeps",
+                    path.display()
+                )
+            });
+            return Err(anyhow::anyhow!(
+                "{}: {error}{}",
+                model.display(),
+                again.unwrap_or_default()
+            ));
         }
         (Err(error), None) => return Err(error).with_context(|| model.display().to_string()),
     };
@@ -285,18 +372,31 @@ fn collected<'a>(args: &'a Args, model: &Path, input: &Input<'_>, before: Before
     }
     let perplexity = Perplexity::of(&[&nll]);
     let covariance = covariances.zip(covariance);
-    Ok(Report { file, chunks: windows.chunks(), perplexity, resumed, written: Some(&args.output), covariance })
+    Ok(Report {
+        file,
+        chunks: windows.chunks(),
+        perplexity,
+        resumed,
+        written: Some(&args.output),
+        covariance,
+    })
 }
 
 /// All that the result of a run depends on, as far as its tokens and their chunks go.
 fn job(kind: &str, args: &Args, input: &Input<'_>, windows: &Windows<'_>) -> anyhow::Result<Job> {
-    let tokens: Vec<u8> = (0..windows.chunks()).flat_map(|c| windows.input(c)).flat_map(u32::to_le_bytes).collect();
+    let tokens: Vec<u8> = (0..windows.chunks())
+        .flat_map(|c| windows.input(c))
+        .flat_map(u32::to_le_bytes)
+        .collect();
     Ok(Job::new(kind)
         .with_model(input)?
         .with("input", &tokens)
         .with("context", &number(windows.n_ctx()))
         .with("output", &[args.process_output.into()])
-        .with("device", format!("{:?}", args.common.options().device).as_bytes()))
+        .with(
+            "device",
+            format!("{:?}", args.common.options().device).as_bytes(),
+        ))
 }
 
 fn number(n: usize) -> [u8; 8] {
@@ -311,19 +411,39 @@ fn covariances(
     opened: &mut Opened<'_>,
     windows: &Windows<'_>,
 ) -> anyhow::Result<covariance::Job> {
-    let needs = Needs::of(&opened.engine, input, args.process_output, [windows.chunks(), windows.n_ctx()]);
+    let needs = Needs::of(
+        &opened.engine,
+        input,
+        args.process_output,
+        [windows.chunks(), windows.n_ctx()],
+    );
     let experts_apart = needs.experts_apart;
-    let key = job("covariance", args, input, windows)?.with("experts apart", &[experts_apart.into()]).key();
-    let job = covariance::Job { directory: directory.to_owned(), key, experts_apart, hold_out: true };
+    let key = job("covariance", args, input, windows)?
+        .with("experts apart", &[experts_apart.into()])
+        .key();
+    let job = covariance::Job {
+        directory: directory.to_owned(),
+        key,
+        experts_apart,
+        hold_out: true,
+    };
     needs.check(&job)?;
-    note!("covariances take at most {} in {}", size(needs.files), directory.display());
+    note!(
+        "covariances take at most {} in {}",
+        size(needs.files),
+        directory.display()
+    );
     if !experts_apart {
         note!(
             "the experts of a layer share one covariance: one for each would take more than a quarter of --max-memory, \
              or than 2 GiB where that is not given"
         );
     }
-    if let Some(limit) = opened.engine.max_memory().filter(|limit| *limit < needs.memory) {
+    if let Some(limit) = opened
+        .engine
+        .max_memory()
+        .filter(|limit| *limit < needs.memory)
+    {
         warning!(
             "the covariances of a layer take {} of memory, and --max-memory is {}",
             size(needs.memory),
@@ -345,14 +465,19 @@ fn resume(
     if args.no_checkpoint || !regular {
         return Ok(None);
     }
-    let labels: Vec<u8> = windows.tokens().iter().flat_map(|token| token.to_le_bytes()).collect();
+    let labels: Vec<u8> = windows
+        .tokens()
+        .iter()
+        .flat_map(|token| token.to_le_bytes())
+        .collect();
     let job = job("imatrix", args, input, windows)?
         .with("text", &labels)
         .with("no perplexity", &[args.no_ppl.into()])
         .with("group", &number(args.save_frequency))
         .with("covariance", covariances.map_or(&[], |job| &job.key));
     let path = beside(&args.output, ".resume");
-    let (resume, note) = Resume::open(&path, job.key(), Duration::from_secs(args.checkpoint_every))?;
+    let (resume, note) =
+        Resume::open(&path, job.key(), Duration::from_secs(args.checkpoint_every))?;
     if let Some(note) = note {
         note!("{note}");
     }
@@ -367,7 +492,11 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
 }
 
 fn names(paths: &[PathBuf]) -> String {
-    paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
+    paths
+        .iter()
+        .map(|path| path.display().to_string())
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 /// What is told at the end.
@@ -392,7 +521,11 @@ impl Report<'_> {
         let gaps = coverage::gaps(file, HARDLY);
         let statistics = args.show_statistics.then(|| Statistics::of(file));
         if let Some(of) = statistics.as_ref().filter(|of| of.tensors.is_empty()) {
-            ensure!(!of.tensors.is_empty(), "{}: no tensor met any token", names(&args.in_file));
+            ensure!(
+                !of.tensors.is_empty(),
+                "{}: no tensor met any token",
+                names(&args.in_file)
+            );
         }
         if args.common.json {
             return say!(
@@ -419,7 +552,11 @@ impl Report<'_> {
             );
         }
         if let Some([chunk, layers]) = self.resumed {
-            let group = if chunk > 0 { format!(" of the chunks from {chunk} on") } else { String::new() };
+            let group = if chunk > 0 {
+                format!(" of the chunks from {chunk} on")
+            } else {
+                String::new()
+            };
             note!("a former run had done {layers} layers{group}; this one went on from there");
         }
         if let Some(perplexity) = &self.perplexity {
@@ -438,8 +575,20 @@ impl Report<'_> {
                 file.chunk_size,
                 size(bytes)
             )?;
-            if let Some((job, covariance::Written { files, tensors, bytes })) = &self.covariance {
-                say!("{}: {files} covariances for {tensors} tensors, {}", job.directory.display(), size(*bytes))?;
+            if let Some((
+                job,
+                covariance::Written {
+                    files,
+                    tensors,
+                    bytes,
+                },
+            )) = &self.covariance
+            {
+                say!(
+                    "{}: {files} covariances for {tensors} tensors, {}",
+                    job.directory.display(),
+                    size(*bytes)
+                )?;
             }
             warn(&gaps, SHOWN);
         }
@@ -454,8 +603,17 @@ fn warn(gaps: &[Gap], shown: usize) {
     }
     gaps.iter().take(shown).for_each(|gap| warning!("{gap}"));
     if gaps.len() > shown {
-        warning!("and so in {} more places; --json lists all", gaps.len() - shown);
+        warning!(
+            "and so in {} more places; --json lists all",
+            gaps.len() - shown
+        );
     }
-    let none = if gaps.iter().any(|gap| !gap.never.is_empty()) { ", those that no token met on none" } else { "" };
-    warning!("such experts are quantized on little evidence{none}; a longer or more varied text reaches more");
+    let none = if gaps.iter().any(|gap| !gap.never.is_empty()) {
+        ", those that no token met on none"
+    } else {
+        ""
+    };
+    warning!(
+        "such experts are quantized on little evidence{none}; a longer or more varied text reaches more"
+    );
 }

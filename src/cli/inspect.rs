@@ -21,7 +21,8 @@ use std::process::ExitCode;
   quantier inspect --json model.gguf | jq -r '.metadata.\"tokenizer.chat_template\".value'
   quantier inspect hf://Qwen/Qwen3-0.6B")]
 pub struct Args {
-    /// A GGUF file, any shard of a split one, a Hugging Face directory, a .safetensors file, or hf://ORG/NAME
+    /// A GGUF file, any shard of a split one, a Hugging Face directory, a .safetensors file, or
+    /// hf://ORG/NAME
     model: PathBuf,
     /// Print everything as JSON, arrays in full
     #[arg(long)]
@@ -68,13 +69,24 @@ impl<'a> Held<'a> {
         let paths = model.files.paths();
         let head = |(header, path): (&quantier::format::gguf::Header<'a>, &&Path)| {
             let (keys, tensors) = (header.metadata.len(), header.tensors.len());
-            format!("{}: GGUF version {}, {keys} keys, {tensors} tensors", path.display(), header.version)
+            format!(
+                "{}: GGUF version {}, {keys} keys, {tensors} tensors",
+                path.display(),
+                header.version
+            )
         };
-        let tensors = model.tensors.iter().map(|t| Tensor { info: &t.info, shard: t.shard, offset: t.offset });
+        let tensors = model.tensors.iter().map(|t| Tensor {
+            info: &t.info,
+            shard: t.shard,
+            offset: t.offset,
+        });
         Held {
             heads: model.headers.iter().zip(&paths).map(head).collect(),
             paths,
-            version: model.headers.first().map(|header| (header.version, header.alignment)),
+            version: model
+                .headers
+                .first()
+                .map(|header| (header.version, header.alignment)),
             metadata: model.metadata(),
             tensors: tensors.collect(),
         }
@@ -83,9 +95,15 @@ impl<'a> Held<'a> {
     fn of_checkpoint(dir: &Path, input: &'a Input<'a>) -> Held<'a> {
         let (metadata, tensors) = (input.metadata(), &input.tensors);
         let (name, keys, n) = (dir.display(), metadata.len(), tensors.len());
-        let tensors = tensors.iter().map(|t| Tensor { info: &t.info, shard: t.shard, offset: t.offset });
+        let tensors = tensors.iter().map(|t| Tensor {
+            info: &t.info,
+            shard: t.shard,
+            offset: t.offset,
+        });
         Held {
-            heads: vec![format!("{name}: a checkpoint, which becomes a GGUF of {keys} keys and {n} tensors")],
+            heads: vec![format!(
+                "{name}: a checkpoint, which becomes a GGUF of {keys} keys and {n} tensors"
+            )],
             paths: input.paths(),
             version: None,
             metadata,
@@ -134,12 +152,27 @@ fn print(held: &Held<'_>, args: &Args) -> anyhow::Result<()> {
     held.heads.iter().try_for_each(|head| say!("{head}"))?;
     say!("\nMetadata")?;
     for (key, value) in held.metadata.iter() {
-        say!("  {key:<44} {:<4} {}", value.value_type().name(), shortened(value))?;
+        say!(
+            "  {key:<44} {:<4} {}",
+            value.value_type().name(),
+            shortened(value)
+        )?;
     }
     say!("\nTensors by role")?;
-    say!("  {:<12} {:>7} {:>15} {:>12} {:>7}  types", "role", "tensors", "weights", "size", "bpw")?;
+    say!(
+        "  {:<12} {:>7} {:>15} {:>12} {:>7}  types",
+        "role",
+        "tensors",
+        "weights",
+        "size",
+        "bpw"
+    )?;
     let row = |name: &str, sum: &Sum| -> anyhow::Result<()> {
-        let types: Vec<_> = sum.types.iter().map(|(t, n)| format!("{n} x {t}")).collect();
+        let types: Vec<_> = sum
+            .types
+            .iter()
+            .map(|(t, n)| format!("{n} x {t}"))
+            .collect();
         say!(
             "  {name:<12} {:>7} {:>15} {:>12} {:>7.3}  {}",
             sum.tensors,
@@ -149,12 +182,20 @@ fn print(held: &Held<'_>, args: &Args) -> anyhow::Result<()> {
             types.join(", ")
         )
     };
-    by_role.iter().try_for_each(|(role, sum)| row(role.label(), sum))?;
+    by_role
+        .iter()
+        .try_for_each(|(role, sum)| row(role.label(), sum))?;
     row("all", &all)?;
     if args.tensors {
         say!("\nTensors")?;
         for Tensor { info, .. } in &held.tensors {
-            say!("  {:<44} {:<22} {:<8} {:>12}", info.name, info.shape, info.ggml_type, size(info.bytes()))?;
+            say!(
+                "  {:<44} {:<22} {:<8} {:>12}",
+                info.name,
+                info.shape,
+                info.ggml_type,
+                size(info.bytes())
+            )?;
         }
     }
     Ok(())
@@ -166,7 +207,12 @@ fn to_json(held: &Held<'_>) -> serde_json::Value {
     let metadata: Map<_, _> = held
         .metadata
         .iter()
-        .map(|(key, value)| (key.to_owned(), json!({ "type": value.value_type().name(), "value": value_json(value) })))
+        .map(|(key, value)| {
+            (
+                key.to_owned(),
+                json!({ "type": value.value_type().name(), "value": value_json(value) }),
+            )
+        })
         .collect();
     let tensors: Vec<_> = held
         .tensors
@@ -178,7 +224,10 @@ fn to_json(held: &Held<'_>) -> serde_json::Value {
             })
         })
         .collect();
-    let roles: Map<_, _> = by_role.iter().map(|(role, sum)| (role.label().to_owned(), sum_json(sum))).collect();
+    let roles: Map<_, _> = by_role
+        .iter()
+        .map(|(role, sum)| (role.label().to_owned(), sum_json(sum)))
+        .collect();
     json!({
         "files": held.paths, "version": held.version.map(|v| v.0), "alignment": held.version.map(|v| v.1),
         "metadata": metadata, "all": sum_json(&all), "roles": roles, "tensors": tensors,

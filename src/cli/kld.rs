@@ -16,11 +16,12 @@ use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-/// Measure how far quantized models are from their base: KL divergence in nats, and what comes with it
+/// Measure how far quantized models are from their base: KL divergence in nats, and what comes with
+/// it
 ///
-/// One pass of the base serves all the others, and no logits file lies in between: both sides have full f32 logits.
-/// A logits file of llama-perplexity can take the base's place; it holds 16 bits per log-probability, and nothing that
-/// is less probable than e^-16 of the most probable token.
+/// One pass of the base serves all the others, and no logits file lies in between: both sides have
+/// full f32 logits. A logits file of llama-perplexity can take the base's place; it holds 16 bits
+/// per log-probability, and nothing that is less probable than e^-16 of the most probable token.
 #[derive(clap::Args)]
 #[command(
     override_usage = "quantier kld [OPTIONS] --file <TEXT> <BASE> <QUANT>...
@@ -39,8 +40,8 @@ pub struct Args {
     /// A text, UTF-8; several give a table with a line for each
     #[arg(short, long, value_name = "TEXT", required_unless_present = "logits")]
     file: Vec<PathBuf>,
-    /// Take the base's log-probabilities and the text's tokens from a file of llama-perplexity --kl-divergence-base or
-    /// of --save-logits
+    /// Take the base's log-probabilities and the text's tokens from a file of llama-perplexity
+    /// --kl-divergence-base or of --save-logits
     #[arg(long, value_name = "FILE", aliases = ["kl-divergence-base"], conflicts_with = "save_logits")]
     logits: Option<PathBuf>,
     /// Write the base's log-probabilities too, for llama-perplexity --kl-divergence or for --logits
@@ -57,9 +58,20 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         wrong_usage("kld", "a model to compare with the base is missing");
     }
     // All are looked at before the first is run.
-    let sources = args.models.iter().map(|path| source(path)).collect::<anyhow::Result<Vec<_>>>()?;
-    let inputs = sources.iter().map(input).collect::<anyhow::Result<Vec<_>>>()?;
-    let opened = args.models.iter().zip(&inputs).map(|(path, input)| open(path, input, &args.common.options()));
+    let sources = args
+        .models
+        .iter()
+        .map(|path| source(path))
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    let inputs = sources
+        .iter()
+        .map(input)
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    let opened = args
+        .models
+        .iter()
+        .zip(&inputs)
+        .map(|(path, input)| open(path, input, &args.common.options()));
     let mut opened = opened.collect::<anyhow::Result<Vec<_>>>()?;
     let corpus = read(args, &opened, logits)?;
     let found = compare(args, &inputs, &mut opened, &corpus, logits)?;
@@ -67,7 +79,11 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
 }
 
 /// The chunks, which all models must read as the same tokens.
-fn read(args: &Args, opened: &[Opened<'_>], logits: Option<(&Path, &Logits)>) -> anyhow::Result<Corpus> {
+fn read(
+    args: &Args,
+    opened: &[Opened<'_>],
+    logits: Option<(&Path, &Logits)>,
+) -> anyhow::Result<Corpus> {
     let (first, chunks) = (&opened[0], args.common.chunks);
     let corpus = match logits {
         Some(file) => Corpus::of_logits(first, file, &args.file, chunks)?,
@@ -83,12 +99,15 @@ fn read(args: &Args, opened: &[Opened<'_>], logits: Option<(&Path, &Logits)>) ->
             args.models[0].display(),
             sizes.0
         );
-        corpus.check((first, other), &args.file, chunks).with_context(|| path.display().to_string())?;
+        corpus
+            .check((first, other), &args.file, chunks)
+            .with_context(|| path.display().to_string())?;
     }
     Ok(corpus)
 }
 
-/// Models that agree on the most probable token in a smaller part of the rows have hardly anything in common.
+/// Models that agree on the most probable token in a smaller part of the rows have hardly anything
+/// in common.
 const UNRELATED: f64 = 0.05;
 
 /// A model and its rows beside the base's.
@@ -108,12 +127,22 @@ fn compare<'a>(
         Some(file) => {
             let mut others: Vec<&Path> = inputs.iter().flat_map(Input::paths).collect();
             others.extend(args.file.iter().map(|f| &**f));
-            Some(Writer::create(file, measure::shape(&opened[0].engine, &windows), windows.tokens(), &others)?)
+            Some(Writer::create(
+                file,
+                measure::shape(&opened[0].engine, &windows),
+                windows.tokens(),
+                &others,
+            )?)
         }
         None => None,
     };
-    // While a model runs, the activations of those before it are kept; in the end, two output matrices at least.
-    let head = opened.iter().map(|model| model.engine.head_bytes()).max().unwrap_or(0);
+    // While a model runs, the activations of those before it are kept; in the end, two output
+    // matrices at least.
+    let head = opened
+        .iter()
+        .map(|model| model.engine.head_bytes())
+        .max()
+        .unwrap_or(0);
     let mut kept = 0;
     let mut measured = Vec::new();
     let bar = Bar::new();
@@ -127,7 +156,10 @@ fn compare<'a>(
     }
     bar.about("all");
     let base = match logits {
-        Some((path, logits)) => Base::Stored { name: path.display().to_string(), logits },
+        Some((path, logits)) => Base::Stored {
+            name: path.display().to_string(),
+            logits,
+        },
         None => Base::Model(measured.remove(0)),
     };
     let rows = measure::compare(&base, &measured, &windows, save.as_mut(), &bar)?;
@@ -140,12 +172,18 @@ fn report(args: &Args, corpus: &Corpus, found: &[Found<'_>]) -> anyhow::Result<E
     let of = |rows: &[Comparison]| Statistics::of(&[rows]).context("there is nothing to score");
     let mut models = Vec::new();
     for (path, rows) in found {
-        let texts = corpus.parts.iter().map(|(text, part)| Ok((text, of(corpus.rows(part, rows))?)));
+        let texts = corpus
+            .parts
+            .iter()
+            .map(|(text, part)| Ok((text, of(corpus.rows(part, rows))?)));
         models.push((path, of(rows)?, texts.collect::<anyhow::Result<Vec<_>>>()?));
     }
     if args.logits.is_some() && args.file.is_empty() {
         // Without the text, only the size of the vocabulary could be compared.
-        for (path, all, _) in models.iter().filter(|(_, all, _)| all.same_top.value < UNRELATED) {
+        for (path, all, _) in models
+            .iter()
+            .filter(|(_, all, _)| all.same_top.value < UNRELATED)
+        {
             warning!(
                 "{} and the logits file agree on the most probable token of {:.1}% of the rows; are they of one \
                  vocabulary? With --file, this is checked",
@@ -156,12 +194,18 @@ fn report(args: &Args, corpus: &Corpus, found: &[Found<'_>]) -> anyhow::Result<E
     }
     if args.common.json {
         let one = |(path, all, texts): &(&&PathBuf, Statistics, Vec<(&PathBuf, Statistics)>)| {
-            let texts: Vec<_> = texts.iter().map(|(text, s)| json!({ "text": text, "statistics": s })).collect();
+            let texts: Vec<_> = texts
+                .iter()
+                .map(|(text, s)| json!({ "text": text, "statistics": s }))
+                .collect();
             json!({ "model": path, "statistics": all, "texts": texts })
         };
         let windows = corpus.windows()?;
-        let texts: Vec<_> =
-            corpus.parts.iter().map(|(text, part)| json!({ "text": text, "chunks": part.len() })).collect();
+        let texts: Vec<_> = corpus
+            .parts
+            .iter()
+            .map(|(text, part)| json!({ "text": text, "chunks": part.len() }))
+            .collect();
         let base = args.models.first().filter(|_| args.logits.is_none());
         say!(
             "{}",
@@ -175,25 +219,52 @@ fn report(args: &Args, corpus: &Corpus, found: &[Found<'_>]) -> anyhow::Result<E
     for (path, all, texts) in &models {
         say!("{}\n{all}", path.display())?;
         if texts.len() > 1 {
-            let names = texts.iter().map(|(text, s)| (text.display().to_string(), s));
+            let names = texts
+                .iter()
+                .map(|(text, s)| (text.display().to_string(), s));
             table("text", names.chain([("all".to_owned(), all)]))?;
             say!("")?;
         }
     }
     if models.len() > 1 {
-        table("model", models.iter().map(|(path, all, _)| (path.display().to_string(), all)))?;
+        table(
+            "model",
+            models
+                .iter()
+                .map(|(path, all, _)| (path.display().to_string(), all)),
+        )?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
 /// One line for each text or model.
-fn table<'s>(what: &str, lines: impl Iterator<Item = (String, &'s Statistics)> + Clone) -> anyhow::Result<()> {
-    let width = lines.clone().map(|(name, _)| name.chars().count()).max().unwrap_or(0).max(what.len());
-    let heads = ["mean KLD", "99.9% KLD", "PPL(base)", "PPL(Q)", "RMS Δp", "same top p"];
+fn table<'s>(
+    what: &str,
+    lines: impl Iterator<Item = (String, &'s Statistics)> + Clone,
+) -> anyhow::Result<()> {
+    let width = lines
+        .clone()
+        .map(|(name, _)| name.chars().count())
+        .max()
+        .unwrap_or(0)
+        .max(what.len());
+    let heads = [
+        "mean KLD",
+        "99.9% KLD",
+        "PPL(base)",
+        "PPL(Q)",
+        "RMS Δp",
+        "same top p",
+    ];
     let [kld, tail, base, ppl, rms, top] = heads;
     say!("{what:<width$}  {kld:>20}  {tail:>10}  {base:>10}  {ppl:>10}  {rms:>9}  {top:>10}")?;
     for (name, s) in lines {
-        let high = s.kld_spread.percentiles.iter().find(|(percent, _)| *percent == 99.9).map_or(f64::NAN, |p| p.1);
+        let high = s
+            .kld_spread
+            .percentiles
+            .iter()
+            .find(|(percent, _)| *percent == 99.9)
+            .map_or(f64::NAN, |p| p.1);
         say!(
             "{name:<width$}  {:>20}  {high:>10.6}  {:>10.4}  {:>10.4}  {:>7.3} %  {:>8.3} %",
             short(s.kld),

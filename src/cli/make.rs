@@ -28,22 +28,23 @@ use std::time::Duration;
 /// What both take.
 #[derive(clap::Args)]
 pub struct Common {
-    /// The model: a Hugging Face directory, a .safetensors file, a GGUF, the first shard of a split one, or hf://ORG/NAME
+    /// The model: a Hugging Face directory, a .safetensors file, a GGUF, the first shard of a split
+    /// one, or hf://ORG/NAME
     #[arg(value_name = "MODEL")]
     model: PathBuf,
-    /// A calibration text, UTF-8; repeat it for more. Without it a small built-in text is used; text of the kind that the
-    /// model will meet is better
+    /// A calibration text, UTF-8; repeat it for more. Without it a small built-in text is used;
+    /// text of the kind that the model will meet is better
     #[arg(short, long, value_name = "TEXT")]
     file: Vec<PathBuf>,
-    /// A text to judge the result on; repeat it for more. Without it every fifth part of each calibration text is kept
-    /// for that
+    /// A text to judge the result on; repeat it for more. Without it every fifth part of each
+    /// calibration text is kept for that
     #[arg(long, value_name = "TEXT")]
     eval: Vec<PathBuf>,
     /// An importance matrix to use instead of a new one
     #[arg(long, value_name = "FILE")]
     imatrix: Option<PathBuf>,
-    /// Give tensors a type: NAMES=TYPE, where NAMES is a role (token_embd, output, attn_q, attn_k, attn_v, attn_output,
-    /// ffn_gate, ffn_up, ffn_down) or a regular expression
+    /// Give tensors a type: NAMES=TYPE, where NAMES is a role (token_embd, output, attn_q, attn_k,
+    /// attn_v, attn_output, ffn_gate, ffn_up, ffn_down) or a regular expression
     #[arg(long, value_name = "NAMES=TYPE")]
     pin: Vec<String>,
     /// No type of fewer bits: TYPE for all tensors or NAMES=TYPE for some
@@ -52,19 +53,21 @@ pub struct Common {
     /// No type of more bits: TYPE for all tensors or NAMES=TYPE for some
     #[arg(long, value_name = "[NAMES=]TYPE")]
     max: Vec<String>,
-    /// The types to choose from, separated by commas: names or k, iq, legacy, all; for all tensors or for some
+    /// The types to choose from, separated by commas: names or k, iq, legacy, all; for all tensors
+    /// or for some
     #[arg(long, value_name = "[NAMES=]LIST")]
     types: Vec<String>,
-    /// How types are judged: by the divergence that they cause downstream, to second order; by the importance-weighted
-    /// error of the weights alone (faster and worse); or by a sweep, which runs the model once for every tensor in every
-    /// type and measures: to compare with, and for small models with few --types and --score-chunks only
+    /// How types are judged: by the divergence that they cause downstream, to second order; by the
+    /// importance-weighted error of the weights alone (faster and worse); or by a sweep, which runs
+    /// the model once for every tensor in every type and measures: to compare with, and for small
+    /// models with few --types and --score-chunks only
     #[arg(long, value_name = "HOW", default_value = "divergence", value_parser = ["divergence", "imatrix", "sweep"])]
     score: String,
     /// The most chunks of the calibration text that types are judged on, evenly from all of it
     #[arg(long, value_name = "N", default_value_t = 24)]
     score_chunks: usize,
-    /// Positions in these chunks at which types are judged; 0 for all. Fewer are faster, and leave out what errors at
-    /// different positions have in common
+    /// Positions in these chunks at which types are judged; 0 for all. Fewer are faster, and leave
+    /// out what errors at different positions have in common
     #[arg(long, value_name = "N", default_value_t = 0)]
     score_positions: usize,
     /// Labels that are drawn from the model for each position
@@ -73,16 +76,17 @@ pub struct Common {
     /// Chooses labels and positions
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
-    /// How weights are rounded: feedback (each error made good by the weights beside it: about half the divergence at the same
-    /// size), or reference (each by itself, the bytes of llama-quantize)
+    /// How weights are rounded: feedback (each error made good by the weights beside it: about half
+    /// the divergence at the same size), or reference (each by itself, the bytes of llama-quantize)
     #[arg(long, value_name = "HOW", default_value = "feedback", value_parser = super::quantize::rounding)]
     rounding: Rounding,
-    /// Round each matrix for what it meets in the model as it is, not for what it meets behind the matrices rounded before it.
-    /// Saves a pass over the calibration text for each file, and costs a tenth to a quarter more divergence
+    /// Round each matrix for what it meets in the model as it is, not for what it meets behind the
+    /// matrices rounded before it. Saves a pass over the calibration text for each file, and costs
+    /// a tenth to a quarter more divergence
     #[arg(long)]
     no_propagate: bool,
-    /// Round each row of a matrix by itself, without the gradients that tell what the errors of rows do together to what the
-    /// model says. Saves disk, and costs about a tenth more divergence
+    /// Round each row of a matrix by itself, without the gradients that tell what the errors of
+    /// rows do together to what the model says. Saves disk, and costs about a tenth more divergence
     #[arg(long)]
     one_sided: bool,
     /// Tokens in a chunk
@@ -100,7 +104,8 @@ pub struct Common {
     /// How many threads to use; 0 takes one per core
     #[arg(short, long, value_name = "N", default_value_t = 0)]
     threads: usize,
-    /// Memory for widened weights and activations, in MiB; activations beyond it go to a temporary file
+    /// Memory for widened weights and activations, in MiB; activations beyond it go to a temporary
+    /// file
     #[arg(long, value_name = "MIB")]
     max_memory: Option<u64>,
     /// Keep the state of the run at most so often, in DIR/work; 0 for after every layer
@@ -116,13 +121,14 @@ pub struct Common {
 
 /// Make the best GGUF files for their sizes: measure, choose, write, prove
 ///
-/// Measures what every tensor's precision is worth to the model's output, chooses a type for each along the frontier of
-/// size against KL divergence, writes a file for every budget, and measures its divergence on text that the choice never
-/// saw. The files run on unmodified llama.cpp and Ollama. DIR then holds the GGUFs, their recipes (llama-quantize's
-/// --tensor-type-file), the importance matrix, frontier.json, frontier.svg and report.html.
+/// Measures what every tensor's precision is worth to the model's output, chooses a type for each
+/// along the frontier of size against KL divergence, writes a file for every budget, and measures
+/// its divergence on text that the choice never saw. The files run on unmodified llama.cpp and
+/// Ollama. DIR then holds the GGUFs, their recipes (llama-quantize's --tensor-type-file), the
+/// importance matrix, frontier.json, frontier.svg and report.html.
 ///
-/// Budgets can be repeated and mixed. A run that was killed goes on where it was, and another budget for the same model
-/// and text needs no new measurement.
+/// Budgets can be repeated and mixed. A run that was killed goes on where it was, and another
+/// budget for the same model and text needs no new measurement.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   quantier make ./Qwen3-4B --bpw 4.25 -o out
@@ -150,22 +156,25 @@ pub struct Args {
     /// Tokens of context for --fit
     #[arg(long, value_name = "TOKENS")]
     ctx: Option<u64>,
-    /// N files of sizes spread over the frontier so that each step is worth it: from the smallest that is of use to one that
-    /// is next to the original
+    /// N files of sizes spread over the frontier so that each step is worth it: from the smallest
+    /// that is of use to one that is next to the original
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=40))]
     variants: Option<u8>,
-    /// Presets of llama.cpp to be quantized and measured as well, so that the report compares what is measured with what
-    /// is measured: names separated by commas, or `like` for those of --like. Their files are not kept
+    /// Presets of llama.cpp to be quantized and measured as well, so that the report compares what
+    /// is measured with what is measured: names separated by commas, or `like` for those of --like.
+    /// Their files are not kept
     #[arg(long, value_name = "PRESETS", value_delimiter = ',')]
     compare: Vec<String>,
-    /// Measure at most N swaps of a few tensors of each file on a part of the calibration text, and take those that are
-    /// better beyond their standard error. On a small model, 6 of them gained about half a percent
+    /// Measure at most N swaps of a few tensors of each file on a part of the calibration text, and
+    /// take those that are better beyond their standard error. On a small model, 6 of them gained
+    /// about half a percent
     #[arg(long, value_name = "N", default_value_t = 0)]
     refine: usize,
     /// The directory for all that is written
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
-    /// Publish as well: DIR/publish can then be uploaded to the Hub as it is. See `quantier publish`
+    /// Publish as well: DIR/publish can then be uploaded to the Hub as it is. See `quantier
+    /// publish`
     #[arg(long, help_heading = "Publishing")]
     publish: bool,
     #[command(flatten)]
@@ -174,8 +183,9 @@ pub struct Args {
 
 /// Measure the frontier of size against KL divergence of a model, and write no model
 ///
-/// Writes DIR/frontier.json, DIR/report.html and DIR/frontier.svg: for every tensor and type bytes and predicted nats, the
-/// best recipes of all sizes, and llama.cpp's presets beside them. `quantier make` with the same DIR goes on from there.
+/// Writes DIR/frontier.json, DIR/report.html and DIR/frontier.svg: for every tensor and type bytes
+/// and predicted nats, the best recipes of all sizes, and llama.cpp's presets beside them.
+/// `quantier make` with the same DIR goes on from there.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   quantier frontier ./Qwen3-4B -f calibration.txt -o out
@@ -190,14 +200,15 @@ pub struct FrontierArgs {
 
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let mut budgets = Vec::new();
-    let mut add = |option: &str, texts: &[String], parse: &dyn Fn(&str) -> Result<Budget, String>| {
-        for text in texts {
-            match parse(text) {
-                Ok(budget) => budgets.push((format!("--{option} {text}"), budget)),
-                Err(what) => wrong_usage("make", format!("--{option}: {what}")),
+    let mut add =
+        |option: &str, texts: &[String], parse: &dyn Fn(&str) -> Result<Budget, String>| {
+            for text in texts {
+                match parse(text) {
+                    Ok(budget) => budgets.push((format!("--{option} {text}"), budget)),
+                    Err(what) => wrong_usage("make", format!("--{option}: {what}")),
+                }
             }
-        }
-    };
+        };
     let ctx = args.ctx.unwrap_or(0);
     add("bpw", &args.bpw, &Budget::bpw);
     add("size", &args.size, &Budget::size);
@@ -213,8 +224,13 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let mut compare = Vec::new();
     for name in &args.compare {
         let presets = match name.as_str() {
-            "like" => Ok(budgets.iter().filter_map(|(_, budget)| preset_of(budget)).collect()),
-            name => Budget::like(name).map(|budget| preset_of(&budget).into_iter().collect::<Vec<_>>()),
+            "like" => Ok(budgets
+                .iter()
+                .filter_map(|(_, budget)| preset_of(budget))
+                .collect()),
+            name => {
+                Budget::like(name).map(|budget| preset_of(&budget).into_iter().collect::<Vec<_>>())
+            }
         };
         match presets {
             Ok(presets) => compare.extend(presets),
@@ -223,14 +239,22 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
     compare.dedup();
     if !args.publish && args.card != CardArgs::default() {
-        wrong_usage("make", "--base-model, --license and what else a model card says go with --publish");
+        wrong_usage(
+            "make",
+            "--base-model, --license and what else a model card says go with --publish",
+        );
     }
     // What would be refused is refused before the long job.
     let publication = match args.publish {
         true => Some(publish::job("make", &args.output, None, &args.card)?),
         false => None,
     };
-    let files = Files { compare, refine: args.refine, variants: args.variants.unwrap_or(0).into(), publication };
+    let files = Files {
+        compare,
+        refine: args.refine,
+        variants: args.variants.unwrap_or(0).into(),
+        publication,
+    };
     go("make", &args.common, budgets, &args.output, Some(files))
 }
 
@@ -269,7 +293,13 @@ fn go(
         ..Options::default()
     };
     let source = source(&args.model)?;
-    let input = Input::new(&source, &convert::Job { threads: args.threads, ..convert::Job::default() })?;
+    let input = Input::new(
+        &source,
+        &convert::Job {
+            threads: args.threads,
+            ..convert::Job::default()
+        },
+    )?;
     let mut measure = match &*args.score {
         "imatrix" => Measure::Imatrix,
         "sweep" => Measure::Sweep,
@@ -299,9 +329,18 @@ fn go(
     if let (Some(_), Measure::Imatrix) = (&opened, measure) {
         note!("types are chosen by the weighted error of the weights alone. {WEIGHTED}");
     }
-    let rounding = if opened.is_some() { args.rounding } else { Rounding::Reference };
+    let rounding = if opened.is_some() {
+        args.rounding
+    } else {
+        Rounding::Reference
+    };
     let frontier_only = files.is_none();
-    let Files { compare, refine, variants, publication } = files.unwrap_or_default();
+    let Files {
+        compare,
+        refine,
+        variants,
+        publication,
+    } = files.unwrap_or_default();
     let job = Job {
         texts,
         imatrix: args.imatrix.clone(),
@@ -318,7 +357,10 @@ fn go(
         },
         score_chunks: args.score_chunks,
         directory: directory.to_owned(),
-        name: args.name.clone().unwrap_or_else(|| make::model_name(&input)),
+        name: args
+            .name
+            .clone()
+            .unwrap_or_else(|| make::model_name(&input)),
         frontier_only,
         threads: args.threads,
         options,
@@ -330,9 +372,14 @@ fn go(
         command: Some(command::shown()),
         keep_every: Duration::from_secs(args.checkpoint_every),
     };
-    let model = opened.as_ref().map(|o| make::Opened { input: &input, engine: &o.engine, tokenizer: &o.tokenizer });
+    let model = opened.as_ref().map(|o| make::Opened {
+        input: &input,
+        engine: &o.engine,
+        tokenizer: &o.tokenizer,
+    });
     if args.dry_run {
-        let estimate = make::estimate(&input, model, &job).with_context(|| args.model.display().to_string())?;
+        let estimate = make::estimate(&input, model, &job)
+            .with_context(|| args.model.display().to_string())?;
         return match args.json {
             true => say!("{}", serde_json::to_string_pretty(&estimate)?),
             false => say!("{}", make_plan::text(&estimate)),
@@ -344,7 +391,9 @@ fn go(
     drop(bar);
     if made.as_ref().is_err_and(make::Error::is_stop) {
         let directory = directory.display();
-        bail!("stopped; {directory}/work keeps what is done, and the same command goes on from there");
+        bail!(
+            "stopped; {directory}/work keeps what is done, and the same command goes on from there"
+        );
     }
     let made = made.with_context(|| args.model.display().to_string())?;
     made.notes.iter().for_each(|note| note!("{note}"));
@@ -352,13 +401,18 @@ fn go(
         say!("{}", made.report.to_json())?;
     } else {
         say!("{}", report::text::table(&made.report))?;
-        say!("{} has the report, the recipes and all figures.", directory.join("report.html").display())?;
+        say!(
+            "{} has the report, the recipes and all figures.",
+            directory.join("report.html").display()
+        )?;
     }
     if let Some(job) = publication {
         let bar = Bar::new();
         let done = quantier::publish::run(&job, &bar);
         drop(bar);
-        let done = done.with_context(|| "all was made, and publishing failed: `quantier publish` does that alone")?;
+        let done = done.with_context(
+            || "all was made, and publishing failed: `quantier publish` does that alone",
+        )?;
         match args.json {
             true => done.notes.iter().for_each(|text| note!("{text}")),
             false => publish::tell(&job, &done, false)?,
@@ -371,10 +425,15 @@ fn go(
 const WEIGHTED: &str = "That is worse: on a small model, such files had about twice the divergence of those chosen by \
                         their divergence (benches/frontier.md)";
 
-/// All types that a model can be written in, but f32, and those that every other of their size beats.
+/// All types that a model can be written in, but f32, and those that every other of their size
+/// beats.
 fn candidates() -> Vec<GgmlType> {
     let stored = |t: &GgmlType| *t != GgmlType::F32;
-    Codec::all().iter().map(|codec| codec.ggml_type).filter(stored).collect()
+    Codec::all()
+        .iter()
+        .map(|codec| codec.ggml_type)
+        .filter(stored)
+        .collect()
 }
 
 fn constraints(command: &str, args: &Common) -> Constraints {
@@ -384,27 +443,53 @@ fn constraints(command: &str, args: &Common) -> Constraints {
             wrong_usage(command, format!("--{option} {text}: {what}"));
         }
     };
-    args.pin.iter().for_each(|text| failed("pin", text, constraints.pin(text)));
-    args.min.iter().for_each(|text| failed("min", text, constraints.min(text)));
-    args.max.iter().for_each(|text| failed("max", text, constraints.max(text)));
-    args.types.iter().for_each(|text| failed("types", text, constraints.types(text)));
+    args.pin
+        .iter()
+        .for_each(|text| failed("pin", text, constraints.pin(text)));
+    args.min
+        .iter()
+        .for_each(|text| failed("min", text, constraints.min(text)));
+    args.max
+        .iter()
+        .for_each(|text| failed("max", text, constraints.max(text)));
+    args.types
+        .iter()
+        .for_each(|text| failed("types", text, constraints.types(text)));
     constraints
 }
 
 fn texts(args: &Common) -> anyhow::Result<Texts> {
     let read = |paths: &[PathBuf]| -> anyhow::Result<Vec<Text>> {
         let one = |path: &PathBuf| {
-            let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
-            Ok(Text { name, content: read_text(path)? })
+            let name = path
+                .file_name()
+                .unwrap_or(path.as_os_str())
+                .to_string_lossy()
+                .into_owned();
+            Ok(Text {
+                name,
+                content: read_text(path)?,
+            })
         };
         paths.iter().map(one).collect()
     };
-    let built_in = |set, name: &str| vec![Text { name: name.into(), content: joined(set) }];
+    let built_in = |set, name: &str| {
+        vec![Text {
+            name: name.into(),
+            content: joined(set),
+        }]
+    };
     let (mut calibration, mut evaluation) = (read(&args.file)?, read(&args.eval)?);
     let real = |path: &PathBuf| path.canonicalize().ok();
     let same = |path: &&PathBuf| {
-        let content = calibration.iter().zip(&args.file).find(|(_, of)| of == path).map(|(text, _)| &text.content);
-        let is_same = |(other, text): (&PathBuf, &Text)| real(path) == real(other) || content == Some(&text.content);
+        let content = calibration
+            .iter()
+            .zip(&args.file)
+            .find(|(_, of)| of == path)
+            .map(|(text, _)| &text.content);
+        let is_same = |(other, text): (&PathBuf, &Text)| {
+            real(path) == real(other) || content == Some(&text.content)
+        };
         args.eval.iter().zip(&evaluation).any(is_same)
     };
     if let Some(both) = args.file.iter().find(same) {
@@ -414,7 +499,9 @@ fn texts(args: &Common) -> anyhow::Result<Texts> {
         );
     }
     if calibration.is_empty() {
-        note!("measured on the built-in text; text of the kind that the model will meet (-f) is better");
+        note!(
+            "measured on the built-in text; text of the kind that the model will meet (-f) is better"
+        );
         calibration = built_in(Set::Calibration, "built-in calibration text");
         if evaluation.is_empty() {
             evaluation = built_in(Set::Evaluation, "built-in evaluation text");
@@ -424,8 +511,16 @@ fn texts(args: &Common) -> anyhow::Result<Texts> {
         for text in &mut calibration {
             let (kept, held_out) = make::split(&text.content);
             text.content = kept;
-            evaluation.push(Text { name: format!("{}{}", text.name, make::HELD_OUT), content: held_out });
+            evaluation.push(Text {
+                name: format!("{}{}", text.name, make::HELD_OUT),
+                content: held_out,
+            });
         }
     }
-    Ok(Texts { calibration, evaluation, context: args.ctx_size, evaluation_chunks: args.eval_chunks })
+    Ok(Texts {
+        calibration,
+        evaluation,
+        context: args.ctx_size,
+        evaluation_chunks: args.eval_chunks,
+    })
 }

@@ -18,8 +18,17 @@ pub fn text(e: &Estimate) -> String {
         format!("{:<20}{:>16}{:>12}", "stage", "operations", "time"),
     ];
     for stage in &e.stages {
-        let time = if stage.done { "done".into() } else { duration(stage.seconds) };
-        lines.push(format!("{:<20}{:>16}{:>12}", stage.name, format!("{:.3e}", stage.flops), time));
+        let time = if stage.done {
+            "done".into()
+        } else {
+            duration(stage.seconds)
+        };
+        lines.push(format!(
+            "{:<20}{:>16}{:>12}",
+            stage.name,
+            format!("{:.3e}", stage.flops),
+            time
+        ));
     }
     let total = e.stages.iter().map(|stage| stage.seconds).sum();
     lines.push(format!("{:<20}{:>16}{:>12}", "all", "", duration(total)));
@@ -42,9 +51,15 @@ pub fn text(e: &Estimate) -> String {
         size(e.work_bytes)
     ));
     if e.temporary_bytes > 0 {
-        lines.push(format!("temporary file: {} beyond --max-memory", size(e.temporary_bytes)));
+        lines.push(format!(
+            "temporary file: {} beyond --max-memory",
+            size(e.temporary_bytes)
+        ));
     }
-    lines.push(format!("memory: about {}, beside the mapped model", size(e.memory_bytes)));
+    lines.push(format!(
+        "memory: about {}, beside the mapped model",
+        size(e.memory_bytes)
+    ));
     lines.join("\n")
 }
 
@@ -62,6 +77,9 @@ mod tests {
 
     #[test]
     fn durations_have_a_unit_that_fits() {
-        assert_eq!([0.04, 89.0, 600.0, 36_000.0].map(duration), ["0.0 s", "89.0 s", "10 min", "10.0 h"]);
+        assert_eq!(
+            [0.04, 89.0, 600.0, 36_000.0].map(duration),
+            ["0.0 s", "89.0 s", "10 min", "10.0 h"]
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! `quantier completions` and `quantier man`: what shells and manuals need to know of the command line.
+//! `quantier completions` and `quantier man`: what shells and manuals need to know of the command
+//! line.
 
 use super::Cli;
 use super::text::{bytes, say};
@@ -53,7 +54,10 @@ pub fn man(args: &ManArgs) -> anyhow::Result<ExitCode> {
         written += 1;
         Ok(())
     };
-    for command in cli.get_subcommands().filter(|command| !command.is_hide_set()) {
+    for command in cli
+        .get_subcommands()
+        .filter(|command| !command.is_hide_set())
+    {
         write(command.clone(), &format!("quantier-{}", command.get_name()))?;
     }
     write(cli, "quantier")?;
@@ -63,7 +67,9 @@ pub fn man(args: &ManArgs) -> anyhow::Result<ExitCode> {
 
 fn page(command: clap::Command) -> anyhow::Result<Vec<u8>> {
     let mut page = Vec::new();
-    clap_mangen::Man::new(command).render(&mut page).context("cannot make the manual page")?;
+    clap_mangen::Man::new(command)
+        .render(&mut page)
+        .context("cannot make the manual page")?;
     Ok(page)
 }
 

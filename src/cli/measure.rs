@@ -20,8 +20,8 @@ pub struct Common {
     /// How many threads to use; 0 takes one per core
     #[arg(short, long, value_name = "N", default_value_t = 0)]
     pub threads: usize,
-    /// Memory for widened weights and the activations of all chunks, in MiB; activations beyond it go to a temporary
-    /// file
+    /// Memory for widened weights and the activations of all chunks, in MiB; activations beyond it
+    /// go to a temporary file
     #[arg(long, value_name = "MIB")]
     pub max_memory: Option<u64>,
     /// Where to compute: cpu, cuda[:N] or metal[:N], as far as the build has them
@@ -35,7 +35,11 @@ pub struct Common {
 impl Common {
     pub fn options(&self) -> Options {
         let max_memory = self.max_memory.map(|mib| mib.saturating_mul(1 << 20));
-        Options { threads: self.threads, max_memory, device: self.device.clone() }
+        Options {
+            threads: self.threads,
+            max_memory,
+            device: self.device.clone(),
+        }
     }
 }
 
@@ -44,7 +48,10 @@ pub fn read_text(path: &Path) -> anyhow::Result<String> {
     let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
     let mut text = String::from_utf8(bytes).map_err(|e| {
         let at = e.utf8_error().valid_up_to();
-        anyhow::anyhow!("{}: not UTF-8 at byte {at}; convert the text to UTF-8", path.display())
+        anyhow::anyhow!(
+            "{}: not UTF-8 at byte {at}; convert the text to UTF-8",
+            path.display()
+        )
     })?;
     if text.ends_with('\n') {
         text.pop();
@@ -58,7 +65,11 @@ pub struct Opened<'a> {
     pub tokenizer: Tokenizer,
 }
 
-pub fn open<'a>(path: &Path, input: &'a Input<'a>, options: &Options) -> anyhow::Result<Opened<'a>> {
+pub fn open<'a>(
+    path: &Path,
+    input: &'a Input<'a>,
+    options: &Options,
+) -> anyhow::Result<Opened<'a>> {
     let name = || path.display().to_string();
     let engine = Engine::new(input, options).with_context(name)?;
     engine.check().with_context(name)?;

@@ -8,8 +8,9 @@ use std::process::ExitCode;
 
 /// Join the shards of a split GGUF, byte for byte as llama-gguf-split --merge does
 ///
-/// The other shards are found by their names, beside the one that is named. Like the reference, the file keeps a note
-/// of having been split (split.no, split.tensors.count, and a split.count of 0), which no program minds.
+/// The other shards are found by their names, beside the one that is named. Like the reference, the
+/// file keeps a note of having been split (split.no, split.tensors.count, and a split.count of 0),
+/// which no program minds.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   quantier merge model-00001-of-00003.gguf merged.gguf

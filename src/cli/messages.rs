@@ -1,7 +1,9 @@
-//! What is told beside the results: notes, warnings, errors and progress, to standard error and to a log file.
+//! What is told beside the results: notes, warnings, errors and progress, to standard error and to
+//! a log file.
 //!
-//! On a terminal, words in colour and a bar that they do not tear. Off it, plain lines and no progress; or, on request,
-//! a line of JSON for everything that happens. A log file has all of it with the time.
+//! On a terminal, words in colour and a bar that they do not tear. Off it, plain lines and no
+//! progress; or, on request, a line of JSON for everything that happens. A log file has all of it
+//! with the time.
 
 use indicatif::ProgressBar;
 use quantier::progress::Unit;
@@ -33,7 +35,8 @@ pub struct Options {
     /// Tell what is being worked on, line by line, also where there is no terminal
     #[arg(short, long, global = true)]
     verbose: bool,
-    /// How progress is shown; json is for programs: a line for each event on standard error (docs/messages.md)
+    /// How progress is shown; json is for programs: a line for each event on standard error
+    /// (docs/messages.md)
     #[arg(long, value_name = "HOW", default_value = "auto", global = true)]
     progress: Show,
 }
@@ -66,7 +69,15 @@ impl Messages {
         let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
         let colour = std::io::stderr().is_terminal() && !is_set("NO_COLOR") && !dumb;
         let (log, bar, stage) = (log.map(Mutex::new), Mutex::new(None), Mutex::new(None));
-        Messages { begun: Instant::now(), show, verbose, colour, log, bar, stage }
+        Messages {
+            begun: Instant::now(),
+            show,
+            verbose,
+            colour,
+            log,
+            bar,
+            stage,
+        }
     }
 }
 
@@ -75,19 +86,31 @@ pub fn begin(options: &Options) -> anyhow::Result<()> {
     let log = options.log.as_deref().map(opened).transpose()?;
     let _ = MESSAGES.set(Messages::new(options.progress, options.verbose, log));
     let typed: Vec<String> = std::env::args().skip(1).collect();
-    logged("begin", &format!("quantier {} {}", env!("CARGO_PKG_VERSION"), typed.join(" ")));
+    logged(
+        "begin",
+        &format!("quantier {} {}", env!("CARGO_PKG_VERSION"), typed.join(" ")),
+    );
     Ok(())
 }
 
 /// Opens a log to add to it; a file that is none of ours is left alone.
 fn opened(path: &Path) -> anyhow::Result<File> {
     let fail = |e| anyhow::anyhow!("cannot write the log {}: {e}", path.display());
-    let mut file = OpenOptions::new().create(true).read(true).append(true).open(path).map_err(fail)?;
+    let mut file = OpenOptions::new()
+        .create(true)
+        .read(true)
+        .append(true)
+        .open(path)
+        .map_err(fail)?;
     let mut head = [0; HEAD.len()];
     let meta = file.metadata().map_err(fail)?;
     if meta.is_file() && meta.len() > 0 {
         let ours = file.read_exact(&mut head).is_ok() && head == *HEAD.as_bytes();
-        anyhow::ensure!(ours, "{}: it is no log of this program, and nothing is added to it", path.display());
+        anyhow::ensure!(
+            ours,
+            "{}: it is no log of this program, and nothing is added to it",
+            path.display()
+        );
     } else {
         file.write_all(HEAD.as_bytes()).map_err(fail)?;
     }
@@ -148,7 +171,10 @@ pub fn stage_begins(amount: u64, unit: Unit) {
     let unit_name = unit_name(unit);
     logged("stage", &format!("{amount} {unit_name}"));
     if messages.show == Show::Json {
-        above_the_bar(&event("begin", json!({ "amount": amount, "unit": unit_name })));
+        above_the_bar(&event(
+            "begin",
+            json!({ "amount": amount, "unit": unit_name }),
+        ));
     }
     *locked(&messages.stage) = Some((amount, unit, 0, Instant::now()));
 }
@@ -160,7 +186,10 @@ pub fn stage_at(name: &str) {
     if messages.show == Show::Json {
         above_the_bar(&event("at", json!({ "name": name })));
     } else if messages.verbose {
-        above_the_bar(&format!("{:>9.1} s  {name}", messages.begun.elapsed().as_secs_f64()));
+        above_the_bar(&format!(
+            "{:>9.1} s  {name}",
+            messages.begun.elapsed().as_secs_f64()
+        ));
     }
 }
 
@@ -175,7 +204,10 @@ pub fn stage_advances(more: u64) {
         *done += more;
         if told.elapsed() >= PACE || done >= amount {
             *told = Instant::now();
-            let line = event("advance", json!({ "done": done, "amount": amount, "unit": unit_name(*unit) }));
+            let line = event(
+                "advance",
+                json!({ "done": done, "amount": amount, "unit": unit_name(*unit) }),
+            );
             drop(stage);
             above_the_bar(&line);
         }
@@ -193,7 +225,10 @@ pub fn stages_end() {
 /// The program is about to end.
 pub fn end(ok: bool) {
     let took = messages().begun.elapsed().as_secs_f64();
-    logged("end", &format!("{} after {took:.1} s", if ok { "done" } else { "failed" }));
+    logged(
+        "end",
+        &format!("{} after {took:.1} s", if ok { "done" } else { "failed" }),
+    );
 }
 
 fn unit_name(unit: Unit) -> &'static str {
@@ -237,13 +272,28 @@ fn time(at: SystemTime) -> String {
 
 /// Year, month and day of a day counted from 1970, in the Gregorian calendar.
 fn date(days: u64) -> (u64, u64, u64) {
-    let is_leap = |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
+    let is_leap = |year: u64| {
+        year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400))
+    };
     let (mut year, mut left) = (1970, days);
     while left >= 365 + u64::from(is_leap(year)) {
         left -= 365 + u64::from(is_leap(year));
         year += 1;
     }
-    let lengths = [31, 28 + u64::from(is_leap(year)), 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
+    let lengths = [
+        31,
+        28 + u64::from(is_leap(year)),
+        31,
+        30,
+        31,
+        30,
+        31,
+        31,
+        30,
+        31,
+        30,
+        31,
+    ];
     let mut month = 0;
     while left >= lengths[month] {
         left -= lengths[month];
@@ -258,7 +308,9 @@ mod tests {
 
     #[test]
     fn moments_are_written_as_people_and_programs_read_them() {
-        let at = |seconds: u64, milli: u64| time(UNIX_EPOCH + Duration::from_millis(1000 * seconds + milli));
+        let at = |seconds: u64, milli: u64| {
+            time(UNIX_EPOCH + Duration::from_millis(1000 * seconds + milli))
+        };
         assert_eq!(at(0, 0), "1970-01-01T00:00:00.000Z");
         assert_eq!(at(951_868_799, 7), "2000-02-29T23:59:59.007Z");
         assert_eq!(at(951_868_800, 0), "2000-03-01T00:00:00.000Z");
@@ -271,7 +323,10 @@ mod tests {
         let line = event("note", json!({ "text": "a\nb \"c\"" }));
         assert!(!line.contains('\n'));
         let read: serde_json::Value = serde_json::from_str(&line).unwrap();
-        assert_eq!((read["event"].as_str(), read["text"].as_str()), (Some("note"), Some("a\nb \"c\"")));
+        assert_eq!(
+            (read["event"].as_str(), read["text"].as_str()),
+            (Some("note"), Some("a\nb \"c\""))
+        );
         assert!(read["seconds"].is_number());
     }
 
@@ -280,12 +335,20 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("m.gguf");
         std::fs::write(&path, b"GGUF and more than that").unwrap();
-        assert!(opened(&path).unwrap_err().to_string().contains("no log of this program"));
+        assert!(
+            opened(&path)
+                .unwrap_err()
+                .to_string()
+                .contains("no log of this program")
+        );
         assert_eq!(std::fs::read(&path).unwrap(), b"GGUF and more than that");
         let log = dir.path().join("log");
         for _ in 0..2 {
             opened(&log).unwrap().write_all(b"line\n").unwrap();
         }
-        assert_eq!(std::fs::read_to_string(&log).unwrap(), format!("{HEAD}line\nline\n"));
+        assert_eq!(
+            std::fs::read_to_string(&log).unwrap(),
+            format!("{HEAD}line\nline\n")
+        );
     }
 }

@@ -33,9 +33,9 @@ use std::process::ExitCode;
 
 /// Turns a model checkpoint into the best GGUF for its size.
 ///
-/// MODEL is a Hugging Face directory, a .safetensors file, a GGUF, any shard of a split one, or hf://ORG/NAME, which is
-/// downloaded into the Hub's cache. Every output is written beside its target before it is renamed, so that a failed or
-/// stopped run leaves nothing behind.
+/// MODEL is a Hugging Face directory, a .safetensors file, a GGUF, any shard of a split one, or
+/// hf://ORG/NAME, which is downloaded into the Hub's cache. Every output is written beside its
+/// target before it is renamed, so that a failed or stopped run leaves nothing behind.
 #[derive(Parser)]
 #[command(name = "quantier", version, arg_required_else_help = true, max_term_width = 110, after_help = EXAMPLES)]
 struct Cli {
@@ -87,7 +87,8 @@ Exit codes: 0 done, 1 failed, 2 wrong usage.";
 
 /// Parses the command line and runs the command.
 pub fn run() -> anyhow::Result<ExitCode> {
-    // Clap's own matches are kept beside the typed arguments: they alone know the order of different flags.
+    // Clap's own matches are kept beside the typed arguments: they alone know the order of
+    // different flags.
     let typed: Vec<_> = std::env::args_os().collect();
     let matches = Cli::command().get_matches_from(&typed);
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|e| e.exit());
@@ -97,7 +98,10 @@ pub fn run() -> anyhow::Result<ExitCode> {
         Ok(None) => command(cli, &matches),
         Ok(Some((all, matches))) => {
             command::set(all);
-            command(Cli::from_arg_matches(&matches).unwrap_or_else(|e| e.exit()), &matches)
+            command(
+                Cli::from_arg_matches(&matches).unwrap_or_else(|e| e.exit()),
+                &matches,
+            )
         }
         Err(error) => Err(error),
     };
@@ -139,8 +143,11 @@ fn command(cli: Cli, matches: &clap::ArgMatches) -> anyhow::Result<ExitCode> {
 fn wrong_usage(command: &str, message: impl std::fmt::Display) -> ! {
     let mut cli = Cli::command();
     cli.build();
-    let sub = cli.find_subcommand_mut(command).expect("a command of this program");
-    sub.error(clap::error::ErrorKind::ValueValidation, message).exit()
+    let sub = cli
+        .find_subcommand_mut(command)
+        .expect("a command of this program");
+    sub.error(clap::error::ErrorKind::ValueValidation, message)
+        .exit()
 }
 
 #[cfg(test)]

@@ -14,8 +14,9 @@ use std::process::ExitCode;
 
 /// Measure the perplexity of a model on texts, as llama-perplexity does
 ///
-/// MODEL is a GGUF, the first shard of a split one, a Hugging Face checkpoint, or hf://ORG/NAME. The second half of every chunk is
-/// scored. Quantized weights are dequantized and multiplied in f32, so that the figure is that of the weights alone.
+/// MODEL is a GGUF, the first shard of a split one, a Hugging Face checkpoint, or hf://ORG/NAME.
+/// The second half of every chunk is scored. Quantized weights are dequantized and multiplied in
+/// f32, so that the figure is that of the weights alone.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   quantier perplexity model-Q4_K_M.gguf -f wiki.txt
@@ -30,7 +31,8 @@ pub struct Args {
     /// A text, UTF-8; several give a figure each and one for all together
     #[arg(short, long, value_name = "TEXT", required = true)]
     file: Vec<PathBuf>,
-    /// Write the log-probabilities of all scored rows too, as llama-perplexity --kl-divergence-base does
+    /// Write the log-probabilities of all scored rows too, as llama-perplexity --kl-divergence-base
+    /// does
     #[arg(long, value_name = "FILE", aliases = ["save-all-logits", "kl-divergence-base"])]
     save_logits: Option<PathBuf>,
     #[command(flatten)]
@@ -39,7 +41,9 @@ pub struct Args {
 
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let common = &args.common;
-    let Some(path) = args.positional.as_ref().or(args.model.as_ref()) else { bail!("no model is given") };
+    let Some(path) = args.positional.as_ref().or(args.model.as_ref()) else {
+        bail!("no model is given")
+    };
     let source = source(path)?;
     let input = input(&source)?;
     let opened = open(path, &input, &common.options())?;
@@ -47,8 +51,17 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let windows = corpus.windows()?;
     let mut save = match &args.save_logits {
         Some(file) => {
-            let inputs: Vec<&Path> = input.paths().into_iter().chain(args.file.iter().map(|f| &**f)).collect();
-            Some(Writer::create(file, measure::shape(&opened.engine, &windows), windows.tokens(), &inputs)?)
+            let inputs: Vec<&Path> = input
+                .paths()
+                .into_iter()
+                .chain(args.file.iter().map(|f| &**f))
+                .collect();
+            Some(Writer::create(
+                file,
+                measure::shape(&opened.engine, &windows),
+                windows.tokens(),
+                &inputs,
+            )?)
         }
         None => None,
     };
@@ -58,11 +71,17 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     drop(bar);
     save.map_or(Ok(()), Writer::finish)?;
     let of = |rows: &[f64]| Perplexity::of(&[rows]).context("there is nothing to score");
-    let texts = corpus.parts.iter().map(|(text, part)| Ok((text, part.len(), of(corpus.rows(part, &nll))?)));
+    let texts = corpus
+        .parts
+        .iter()
+        .map(|(text, part)| Ok((text, part.len(), of(corpus.rows(part, &nll))?)));
     let texts = texts.collect::<anyhow::Result<Vec<_>>>()?;
     let all = of(&nll)?;
     if common.json {
-        let texts: Vec<_> = texts.iter().map(|(t, n, p)| json!({ "text": t, "chunks": n, "perplexity": p })).collect();
+        let texts: Vec<_> = texts
+            .iter()
+            .map(|(t, n, p)| json!({ "text": t, "chunks": n, "perplexity": p }))
+            .collect();
         let sizes = (windows.chunks(), windows.n_ctx());
         say!(
             "{}",
@@ -71,11 +90,24 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     if texts.len() > 1 {
-        let width = texts.iter().map(|(text, ..)| text.display().to_string().chars().count()).max().unwrap_or(0);
+        let width = texts
+            .iter()
+            .map(|(text, ..)| text.display().to_string().chars().count())
+            .max()
+            .unwrap_or(0);
         for (text, chunks, found) in &texts {
-            say!("{:<width$}  PPL = {}, {chunks} chunks", text.display().to_string(), found.perplexity)?;
+            say!(
+                "{:<width$}  PPL = {}, {chunks} chunks",
+                text.display().to_string(),
+                found.perplexity
+            )?;
         }
     }
-    say!("Final estimate: PPL = {}, {} chunks of {} tokens", all.perplexity, windows.chunks(), windows.n_ctx())?;
+    say!(
+        "Final estimate: PPL = {}, {} chunks of {} tokens",
+        all.perplexity,
+        windows.chunks(),
+        windows.n_ctx()
+    )?;
     Ok(ExitCode::SUCCESS)
 }

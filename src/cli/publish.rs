@@ -29,28 +29,31 @@ pub struct CardArgs {
     /// A further tag; repeat it for more
     #[arg(long, value_name = "TAG", help_heading = "Publishing")]
     pub tag: Vec<String>,
-    /// The repository that the files will go to: the card's commands then fetch them from there. {name} in it stands for
-    /// the model's name
+    /// The repository that the files will go to: the card's commands then fetch them from there.
+    /// {name} in it stands for the model's name
     #[arg(long, value_name = "USER/NAME", help_heading = "Publishing")]
     pub repo: Option<String>,
-    /// A template for the card instead of the built-in one; `quantier publish --print-template` shows that and what
-    /// variables there are
+    /// A template for the card instead of the built-in one; `quantier publish --print-template`
+    /// shows that and what variables there are
     #[arg(long, value_name = "FILE", help_heading = "Publishing")]
     pub template: Option<PathBuf>,
-    /// Publish into a directory that is there already: files of an earlier publication are replaced, others stay
+    /// Publish into a directory that is there already: files of an earlier publication are
+    /// replaced, others stay
     #[arg(long, help_heading = "Publishing")]
     pub force: bool,
-    /// Copy the models; without it they are hard links where the file system can do that, which take no space
+    /// Copy the models; without it they are hard links where the file system can do that, which
+    /// take no space
     #[arg(long, help_heading = "Publishing")]
     pub copy: bool,
 }
 
 /// Make a directory for the Hub of what `make` has written
 ///
-/// DIR is what `quantier make` has written. The result can be uploaded as it is: README.md with the Hub's metadata, a table
-/// of the files and how to run them; the models (hard links or copies, never moved), recipes, importance matrix, picture,
-/// report, a Modelfile for each model, Ollama's template and params, SHA256SUMS. What is not known of the model is asked for
-/// by a note and left out.
+/// DIR is what `quantier make` has written. The result can be uploaded as it is: README.md with the
+/// Hub's metadata, a table of the files and how to run them; the models (hard links or copies,
+/// never moved), recipes, importance matrix, picture, report, a Modelfile for each model, Ollama's
+/// template and params, SHA256SUMS. What is not known of the model is asked for by a note and left
+/// out.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   quantier make ./Qwen3-4B --variants 8 -o out
@@ -89,11 +92,22 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
 }
 
 /// What was typed, as a job. What can be refused is refused.
-pub fn job(command: &str, directory: &Path, output: Option<&Path>, args: &CardArgs) -> anyhow::Result<Job> {
-    let id = |option: &str, given: &Option<String>| match given.as_deref().map(|text| (text, hub_id(text))) {
+pub fn job(
+    command: &str,
+    directory: &Path,
+    output: Option<&Path>,
+    args: &CardArgs,
+) -> anyhow::Result<Job> {
+    let id = |option: &str, given: &Option<String>| match given
+        .as_deref()
+        .map(|text| (text, hub_id(text)))
+    {
         None => None,
         Some((_, Some(id))) => Some(id),
-        Some((text, None)) => wrong_usage(command, format!("{option} '{text}': a name on the Hub is like org/name")),
+        Some((text, None)) => wrong_usage(
+            command,
+            format!("{option} '{text}': a name on the Hub is like org/name"),
+        ),
     };
     for (option, texts) in [("--language", &args.language), ("--tag", &args.tag)] {
         if let Err(what) = texts.iter().try_for_each(|text| check_word(text)) {
@@ -104,7 +118,10 @@ pub fn job(command: &str, directory: &Path, output: Option<&Path>, args: &CardAr
         wrong_usage(command, format!("--repo {what}"));
     }
     let template = match &args.template {
-        Some(path) => Some(std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?),
+        Some(path) => Some(
+            std::fs::read_to_string(path)
+                .with_context(|| format!("cannot read {}", path.display()))?,
+        ),
         None => None,
     };
     let job = Job {
@@ -141,7 +158,9 @@ pub fn check_word(text: &str) -> Result<(), String> {
 pub fn check_repo(text: &str) -> Result<(), String> {
     match repository(text, "name") {
         Some(_) => Ok(()),
-        None => Err(format!("'{text}': a name on the Hub is like org/name, or like org/{{name}}-GGUF")),
+        None => Err(format!(
+            "'{text}': a name on the Hub is like org/name, or like org/{{name}}-GGUF"
+        )),
     }
 }
 
@@ -151,12 +170,19 @@ pub fn tell(job: &Job, done: &Done, json: bool) -> anyhow::Result<()> {
     if json {
         let file = |(name, sha256, bytes, linked): &(String, String, u64, bool)| serde_json::json!({ "name": name, "sha256": sha256, "bytes": bytes, "linked": linked });
         let files: Vec<_> = done.files.iter().map(file).collect();
-        return say!("{}", serde_json::json!({ "directory": job.output, "files": files, "notes": done.notes }));
+        return say!(
+            "{}",
+            serde_json::json!({ "directory": job.output, "files": files, "notes": done.notes })
+        );
     }
     for (name, _, bytes, linked) in &done.files {
         let how = if *linked { "hard link" } else { "copy" };
         say!("{:>12}  {name} ({how})", size(*bytes))?;
     }
     let repo = done.repo.as_deref().unwrap_or("USER/NAME");
-    say!("{} is ready: hf upload {repo} {} .", job.output.display(), shell(&job.output.to_string_lossy()))
+    say!(
+        "{} is ready: hf upload {repo} {} .",
+        job.output.display(),
+        shell(&job.output.to_string_lossy())
+    )
 }

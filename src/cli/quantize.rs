@@ -28,12 +28,14 @@ const NAME: &str = "quantize";
 /// Longest keys and strings that llama.cpp's overrides hold.
 const OVERRIDE_LIMIT: usize = 127;
 
-/// Quantize a GGUF or a Hugging Face checkpoint, byte for byte as llama-quantize does, with the same arguments
+/// Quantize a GGUF or a Hugging Face checkpoint, byte for byte as llama-quantize does, with the
+/// same arguments
 ///
-/// MODEL is a GGUF, the first shard of a split one, or a checkpoint: a directory with config.json, safetensors and a
-/// tokenizer, one .safetensors file, or hf://ORG/NAME. A checkpoint is converted on the way, without a file in between. TYPE is a
-/// preset's name or number in any case, or COPY. Without OUT the output is ggml-model-TYPE.gguf beside the input, in
-/// the checkpoint's directory, or here if the model came from the Hub.
+/// MODEL is a GGUF, the first shard of a split one, or a checkpoint: a directory with config.json,
+/// safetensors and a tokenizer, one .safetensors file, or hf://ORG/NAME. A checkpoint is converted
+/// on the way, without a file in between. TYPE is a preset's name or number in any case, or COPY.
+/// Without OUT the output is ggml-model-TYPE.gguf beside the input, in the checkpoint's directory,
+/// or here if the model came from the Hub.
 #[derive(clap::Args)]
 #[command(
     override_usage = "quantier quantize [OPTIONS] MODEL [OUT] TYPE [THREADS]",
@@ -46,20 +48,27 @@ pub struct Args {
     /// Importance matrix, GGUF or .dat
     #[arg(long, value_name = "FILE")]
     imatrix: Option<PathBuf>,
-    /// How weights are rounded: reference (each by itself, the bytes of llama-quantize), or feedback (each error made good by
-    /// the weights beside it: the same types and sizes, about half the divergence)
+    /// How weights are rounded: reference (each by itself, the bytes of llama-quantize), or
+    /// feedback (each error made good by the weights beside it: the same types and sizes, about
+    /// half the divergence)
     #[arg(long, value_name = "HOW", default_value = "reference", value_parser = rounding, requires_if("feedback", "covariance"))]
     rounding: Rounding,
     /// The covariances for --rounding feedback, as `quantier imatrix --covariance DIR` writes them
     #[arg(long, value_name = "DIR")]
     covariance: Option<PathBuf>,
-    /// Round with feedback, and each matrix for what it meets behind those rounded before it, while this text goes through both
-    /// models: a tenth to a fifth less divergence again. Takes a pass over the text for each output; repeatable. Best is the
-    /// text that the covariances are of
-    #[arg(long, value_name = "TEXT", requires = "covariance", conflicts_with = "prune_layers")]
+    /// Round with feedback, and each matrix for what it meets behind those rounded before it, while
+    /// this text goes through both models: a tenth to a fifth less divergence again. Takes a pass
+    /// over the text for each output; repeatable. Best is the text that the covariances are of
+    #[arg(
+        long,
+        value_name = "TEXT",
+        requires = "covariance",
+        conflicts_with = "prune_layers"
+    )]
     propagate: Vec<PathBuf>,
-    /// Covariances of gradients for --propagate, as `quantier frontier` and `quantier make` leave them in DIR/work/gradients:
-    /// rows of a matrix are then rounded for what they do together to what the model says, for about a tenth less again
+    /// Covariances of gradients for --propagate, as `quantier frontier` and `quantier make` leave
+    /// them in DIR/work/gradients: rows of a matrix are then rounded for what they do together to
+    /// what the model says, for about a tenth less again
     #[arg(long, value_name = "DIR", requires = "propagate")]
     gradients: Option<PathBuf>,
     /// Tokens in a chunk of the text for --propagate
@@ -68,7 +77,8 @@ pub struct Args {
     /// The most chunks of each text for --propagate; all without it
     #[arg(long, value_name = "N")]
     chunks: Option<usize>,
-    /// Memory for the weights and activations of --propagate, in MiB; activations beyond it go to a temporary file
+    /// Memory for the weights and activations of --propagate, in MiB; activations beyond it go to a
+    /// temporary file
     #[arg(long, value_name = "MIB")]
     max_memory: Option<u64>,
     /// Use the importance matrix only for tensors whose name contains NAME
@@ -92,7 +102,8 @@ pub struct Args {
     /// Type of the token embeddings
     #[arg(long, value_name = "GGML_TYPE", value_parser = ggml_type)]
     token_embedding_type: Option<GgmlType>,
-    /// Type of the tensors whose name matches a regular expression; repeatable, the first match decides
+    /// Type of the tensors whose name matches a regular expression; repeatable, the first match
+    /// decides
     #[arg(long, value_name = "NAME=GGML_TYPE")]
     tensor_type: Vec<String>,
     /// A file of NAME=GGML_TYPE, separated by blanks or lines
@@ -119,7 +130,8 @@ pub struct Args {
     /// Fail where a tensor's rows do not fit its type, instead of taking another type
     #[arg(long)]
     no_fallback: bool,
-    /// What a checkpoint's matrices are before they are quantized: auto takes the 16-bit type of the checkpoint
+    /// What a checkpoint's matrices are before they are quantized: auto takes the 16-bit type of
+    /// the checkpoint
     #[arg(long, value_name = "TYPE", default_value = "auto", value_parser = super::convert::out_type)]
     outtype: OutType,
     /// The pre-tokenizer of a checkpoint's byte-level vocabulary, if it cannot be found out
@@ -137,15 +149,25 @@ const EXAMPLES: &str = "Examples:
   quantier quantize --tensor-type ffn_down=q6_k ./Qwen3-4B mixed.gguf Q4_K_S";
 
 fn types_help() -> String {
-    let names: Vec<_> =
-        CHOICES.iter().map(|c| c.file_type.map_or(c.name.to_owned(), |f| format!("{} ({})", c.name, f.id()))).collect();
-    format!("{EXAMPLES}\n\nTypes, with their numbers: {}", names.join(", "))
+    let names: Vec<_> = CHOICES
+        .iter()
+        .map(|c| {
+            c.file_type
+                .map_or(c.name.to_owned(), |f| format!("{} ({})", c.name, f.id()))
+        })
+        .collect();
+    format!(
+        "{EXAMPLES}\n\nTypes, with their numbers: {}",
+        names.join(", ")
+    )
 }
 
 /// `reference` or `feedback`.
 pub(super) fn rounding(name: &str) -> Result<Rounding, String> {
     let all = [Rounding::Reference, Rounding::Feedback];
-    all.into_iter().find(|r| r.name() == name).ok_or_else(|| "reference and feedback are known".into())
+    all.into_iter()
+        .find(|r| r.name() == name)
+        .ok_or_else(|| "reference and feedback are known".into())
 }
 
 fn ggml_type(name: &str) -> Result<GgmlType, String> {
@@ -164,17 +186,34 @@ fn kv_override(text: &str) -> Result<KvOverride, String> {
     let value = match kind {
         "int" => OverrideValue::Int(value.parse().map_err(|e| format!("'{value}': {e}"))?),
         "float" => OverrideValue::Float(value.parse().map_err(|e| format!("'{value}': {e}"))?),
-        "bool" => OverrideValue::Bool(value.parse().map_err(|_| format!("'{value}' is neither true nor false"))?),
-        "str" if value.len() > OVERRIDE_LIMIT => return Err(format!("a string has at most {OVERRIDE_LIMIT} bytes")),
+        "bool" => OverrideValue::Bool(
+            value
+                .parse()
+                .map_err(|_| format!("'{value}' is neither true nor false"))?,
+        ),
+        "str" if value.len() > OVERRIDE_LIMIT => {
+            return Err(format!("a string has at most {OVERRIDE_LIMIT} bytes"));
+        }
         "str" => OverrideValue::Str(value.as_bytes().to_vec()),
-        other => return Err(format!("'{other}' is no type; int, float, bool and str are")),
+        other => {
+            return Err(format!(
+                "'{other}' is no type; int, float, bool and str are"
+            ));
+        }
     };
-    Ok(KvOverride { key: key.to_owned(), value })
+    Ok(KvOverride {
+        key: key.to_owned(),
+        value,
+    })
 }
 
 pub fn run(args: Args, matches: &clap::ArgMatches) -> anyhow::Result<ExitCode> {
     let (dry_run, json) = (args.dry_run, args.json);
-    let conversion = convert::Job { out_type: args.outtype, pre: args.pre.clone(), ..convert::Job::default() };
+    let conversion = convert::Job {
+        out_type: args.outtype,
+        pre: args.pre.clone(),
+        ..convert::Job::default()
+    };
     let propagation = Propagated::new(&args);
     let job = job(args, matches)?;
     let source = Source::open(&job.input)?;
@@ -207,15 +246,35 @@ struct Propagated {
 
 impl Propagated {
     fn new(args: &Args) -> Propagated {
-        let Args { ctx_size, chunks, max_memory, .. } = *args;
+        let Args {
+            ctx_size,
+            chunks,
+            max_memory,
+            ..
+        } = *args;
         let gradients = args.gradients.clone();
-        Propagated { texts: args.propagate.clone(), ctx_size, chunks, gradients, max_memory }
+        Propagated {
+            texts: args.propagate.clone(),
+            ctx_size,
+            chunks,
+            gradients,
+            max_memory,
+        }
     }
 
     /// Takes the text through the model for every output, and then writes them.
-    fn run(&self, plan: &mut Plan<'_>, job: &Job, input: &Input<'_>) -> anyhow::Result<Vec<Vec<Proved>>> {
+    fn run(
+        &self,
+        plan: &mut Plan<'_>,
+        job: &Job,
+        input: &Input<'_>,
+    ) -> anyhow::Result<Vec<Vec<Proved>>> {
         let max_memory = self.max_memory.map(|mib| mib.saturating_mul(1 << 20));
-        let options = Options { threads: job.threads, max_memory, ..Options::default() };
+        let options = Options {
+            threads: job.threads,
+            max_memory,
+            ..Options::default()
+        };
         let opened = open(&job.input, input, &options)?;
         let mut chunks = Vec::new();
         for path in &self.texts {
@@ -248,7 +307,11 @@ fn job(args: Args, matches: &clap::ArgMatches) -> anyhow::Result<Job> {
     let input = model.path;
     let (path, choice, threads) = match (named(&args.args[1]), args.args.get(2)) {
         (Some(choice), threads) if args.args.len() <= 3 => {
-            let file = format!("ggml-model-{}{}", choice.name, if args.keep_split { "" } else { ".gguf" });
+            let file = format!(
+                "ggml-model-{}{}",
+                choice.name,
+                if args.keep_split { "" } else { ".gguf" }
+            );
             let path = match (&model.address, input.is_dir()) {
                 (Some(_), _) => PathBuf::from(file),
                 (None, true) => input.join(file),
@@ -257,10 +320,19 @@ fn job(args: Args, matches: &clap::ArgMatches) -> anyhow::Result<Job> {
             (path, choice, threads)
         }
         (Some(_), _) => wrong_usage(NAME, "there is an argument too many after the type"),
-        (None, None) => wrong_usage(NAME, format!("'{}' is no type, and none follows it", args.args[1].display())),
+        (None, None) => wrong_usage(
+            NAME,
+            format!(
+                "'{}' is no type, and none follows it",
+                args.args[1].display()
+            ),
+        ),
         (None, Some(text)) => match named(text) {
             Some(choice) => (PathBuf::from(&args.args[1]), choice, args.args.get(3)),
-            None => wrong_usage(NAME, format!("'{}' is no type; see the list in --help", text.display())),
+            None => wrong_usage(
+                NAME,
+                format!("'{}' is no type; see the list in --help", text.display()),
+            ),
         },
     };
     let threads = match threads.map(|t| t.to_str().unwrap_or_default().parse::<i32>()) {
@@ -280,14 +352,28 @@ fn job(args: Args, matches: &clap::ArgMatches) -> anyhow::Result<Job> {
         Some(e) if args.keep_split && e == "gguf" => path.with_extension(""),
         _ => path,
     };
-    let rounding = if args.propagate.is_empty() { args.rounding } else { Rounding::Propagated };
-    let mut outputs = vec![OutputRequest { path: without_suffix(path), wishes: wishes.clone(), rounding }];
+    let rounding = if args.propagate.is_empty() {
+        args.rounding
+    } else {
+        Rounding::Propagated
+    };
+    let mut outputs = vec![OutputRequest {
+        path: without_suffix(path),
+        wishes: wishes.clone(),
+        rounding,
+    }];
     for also in &args.also {
-        let parsed = also.to_str().and_then(|s| s.split_once('=')).map(|(t, path)| (Choice::parse(t), path));
+        let parsed = also
+            .to_str()
+            .and_then(|s| s.split_once('='))
+            .map(|(t, path)| (Choice::parse(t), path));
         match parsed {
             Some((Some(choice), path)) if !path.is_empty() => outputs.push(OutputRequest {
                 path: without_suffix(path.into()),
-                wishes: Wishes { file_type: choice.file_type, ..wishes.clone() },
+                wishes: Wishes {
+                    file_type: choice.file_type,
+                    ..wishes.clone()
+                },
                 rounding,
             }),
             _ => wrong_usage(NAME, format!("'{}' is not TYPE=PATH", also.display())),
@@ -313,7 +399,8 @@ fn job(args: Args, matches: &clap::ArgMatches) -> anyhow::Result<Job> {
     })
 }
 
-/// `--tensor-type` and `--tensor-type-file` in the order in which they were typed, since the first match decides.
+/// `--tensor-type` and `--tensor-type-file` in the order in which they were typed, since the first
+/// match decides.
 fn overrides(args: &Args, matches: &clap::ArgMatches) -> anyhow::Result<Vec<(Pattern, GgmlType)>> {
     let indices = |id| matches.indices_of(id).into_iter().flatten();
     let mut typed: Vec<(usize, Vec<String>)> = Vec::new();
@@ -321,14 +408,23 @@ fn overrides(args: &Args, matches: &clap::ArgMatches) -> anyhow::Result<Vec<(Pat
         typed.push((index, vec![text.clone()]));
     }
     for (index, path) in indices("tensor_type_file").zip(&args.tensor_type_file) {
-        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-        typed.push((index, text.split_ascii_whitespace().map(str::to_owned).collect()));
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("cannot read {}", path.display()))?;
+        typed.push((
+            index,
+            text.split_ascii_whitespace().map(str::to_owned).collect(),
+        ));
     }
     typed.sort_by_key(|(index, _)| *index);
     let parse = |text: String| {
-        tensor_type(&text).unwrap_or_else(|e| wrong_usage(NAME, format!("'{text}' is not NAME=GGML_TYPE: {e}")))
+        tensor_type(&text)
+            .unwrap_or_else(|e| wrong_usage(NAME, format!("'{text}' is not NAME=GGML_TYPE: {e}")))
     };
-    Ok(typed.into_iter().flat_map(|(_, texts)| texts).map(parse).collect())
+    Ok(typed
+        .into_iter()
+        .flat_map(|(_, texts)| texts)
+        .map(parse)
+        .collect())
 }
 
 /// As in llama-quantize, the name ends at the first `=` and is put in lower case.
@@ -346,7 +442,10 @@ fn warn(plan: &Plan<'_>) {
     for output in &plan.outputs {
         let plain: Vec<_> = output.without_feedback().map(|t| &*t.name).collect();
         if !plain.is_empty() {
-            note!("no covariance of their inputs: these are rounded as the reference does: {}", plain.join(", "));
+            note!(
+                "no covariance of their inputs: these are rounded as the reference does: {}",
+                plain.join(", ")
+            );
         }
         for t in output.substituted() {
             warning!(
@@ -361,11 +460,25 @@ fn warn(plan: &Plan<'_>) {
 }
 
 /// Shows what will be written, or what was, with what rounding with error feedback did.
-fn show(plan: &Plan<'_>, job: &Job, as_json: bool, proved: Option<&[Vec<Proved>]>) -> anyhow::Result<()> {
+fn show(
+    plan: &Plan<'_>,
+    job: &Job,
+    as_json: bool,
+    proved: Option<&[Vec<Proved>]>,
+) -> anyhow::Result<()> {
     let dry_run = proved.is_none();
-    let of_output = |i: usize| proved.and_then(|all| all.get(i)).map_or(&[][..], Vec::as_slice);
+    let of_output = |i: usize| {
+        proved
+            .and_then(|all| all.get(i))
+            .map_or(&[][..], Vec::as_slice)
+    };
     if as_json {
-        let outputs: Vec<_> = plan.outputs.iter().enumerate().map(|(i, o)| output_json(o, of_output(i))).collect();
+        let outputs: Vec<_> = plan
+            .outputs
+            .iter()
+            .enumerate()
+            .map(|(i, o)| output_json(o, of_output(i)))
+            .collect();
         return say!(
             "{}",
             json!({ "input": job.input, "input_bytes": plan.input_bytes(), "written": !dry_run, "outputs": outputs })
@@ -400,10 +513,15 @@ fn feedback_text(proved: &[Proved]) -> Option<String> {
     let ratios: Vec<f64> = proved.iter().filter_map(|p| p.proof.ratio()).collect();
     let Some([mean, least, most]) = spread(&ratios) else {
         return (!proved.is_empty()).then(|| {
-            format!("{} tensors rounded with error feedback; no chunk was held out to prove it", proved.len())
+            format!(
+                "{} tensors rounded with error feedback; no chunk was held out to prove it",
+                proved.len()
+            )
         });
     };
-    let (rows, kept) = proved.iter().fold((0, 0), |(rows, kept), p| (rows + p.proof.rows, kept + p.proof.by_reference));
+    let (rows, kept) = proved.iter().fold((0, 0), |(rows, kept), p| {
+        (rows + p.proof.rows, kept + p.proof.by_reference)
+    });
     Some(format!(
         "{} tensors rounded with error feedback: on held-out text, the errors of what they make are {mean:.2} times those of \
          plain rounding ({least:.2} to {most:.2}); plain rounding was better for {kept} of {rows} rows and was kept there",

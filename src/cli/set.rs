@@ -17,15 +17,17 @@ use std::process::ExitCode;
 
 /// Edit a GGUF's metadata: names, token ids, the chat template, any key
 ///
-/// OUT is a copy with other metadata, whose tensors are the model's own, byte for byte; keys keep their places, and
-/// new ones come last. --in-place writes into the file itself, without touching the tensors, and only where nothing has
-/// to move for it: numbers, flags, and texts of the same length. A run that is killed then leaves a readable file;
-/// anything else would not, and is refused.
+/// OUT is a copy with other metadata, whose tensors are the model's own, byte for byte; keys keep
+/// their places, and new ones come last. --in-place writes into the file itself, without touching
+/// the tensors, and only where nothing has to move for it: numbers, flags, and texts of the same
+/// length. A run that is killed then leaves a readable file; anything else would not, and is
+/// refused.
 ///
-/// A new chat template is tried with conversations of all kinds, and what it cannot render or leaves out is noted.
+/// A new chat template is tried with conversations of all kinds, and what it cannot render or
+/// leaves out is noted.
 ///
-/// A split model keeps its cut: with --in-place only its first shard is changed; OUT is the name of the new first
-/// shard, and all others are copied beside it.
+/// A split model keeps its cut: with --in-place only its first shard is changed; OUT is the name of
+/// the new first shard, and all others are copied beside it.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   quantier set model.gguf -o fixed.gguf --chat-template template.jinja
@@ -72,7 +74,8 @@ pub struct Args {
     /// Token for what is unknown (tokenizer.ggml.unknown_token_id)
     #[arg(long, value_name = "ID")]
     unk: Option<u32>,
-    /// Token between two texts (tokenizer.ggml.seperator_token_id, which is how the format spells it)
+    /// Token between two texts (tokenizer.ggml.seperator_token_id, which is how the format spells
+    /// it)
     #[arg(long, value_name = "ID")]
     sep: Option<u32>,
     /// Whether a text gets a BOS (tokenizer.ggml.add_bos_token)
@@ -81,8 +84,8 @@ pub struct Args {
     /// Whether a text gets an EOS (tokenizer.ggml.add_eos_token)
     #[arg(long, value_name = "true|false")]
     add_eos: Option<bool>,
-    /// Do what is refused otherwise: change a key's type, name a token that the vocabulary does not have, remove
-    /// general.architecture, replace an OUT that is there
+    /// Do what is refused otherwise: change a key's type, name a token that the vocabulary does not
+    /// have, remove general.architecture, replace an OUT that is there
     #[arg(long)]
     force: bool,
     /// Show the changes; write nothing
@@ -98,18 +101,29 @@ const CHAT_TEMPLATE: &str = "tokenizer.chat_template";
 
 fn key_value(text: &str) -> Result<Edit, String> {
     let (key, value) = text.split_once('=').ok_or("KEY=TYPE:VALUE is expected")?;
-    Ok(Edit { key: key.to_owned(), value: Some(typed(value)?) })
+    Ok(Edit {
+        key: key.to_owned(),
+        value: Some(typed(value)?),
+    })
 }
 
 /// From what was typed to what is meant.
 fn edits(args: &Args) -> anyhow::Result<Vec<Edit>> {
     let mut all = args.key.clone();
     let mut set = |key: &str, value: Option<Value<'static>>| {
-        all.extend(value.map(|value| Edit { key: key.to_owned(), value: Some(value) }));
+        all.extend(value.map(|value| Edit {
+            key: key.to_owned(),
+            value: Some(value),
+        }));
     };
     if let Some(path) = &args.chat_template {
-        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-        ensure!(!text.trim().is_empty(), "{} is empty; --remove tokenizer.chat_template removes it", path.display());
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("cannot read {}", path.display()))?;
+        ensure!(
+            !text.trim().is_empty(),
+            "{} is empty; --remove tokenizer.chat_template removes it",
+            path.display()
+        );
         set(CHAT_TEMPLATE, Some(Value::str(text)));
     }
     set("general.name", args.name.clone().map(Value::str));
@@ -122,11 +136,23 @@ fn edits(args: &Args) -> anyhow::Result<Vec<Edit>> {
         ("seperator", args.sep),
     ];
     for (token, id) in ids {
-        set(&format!("tokenizer.ggml.{token}_token_id"), id.map(Value::U32));
+        set(
+            &format!("tokenizer.ggml.{token}_token_id"),
+            id.map(Value::U32),
+        );
     }
-    set("tokenizer.ggml.add_bos_token", args.add_bos.map(Value::Bool));
-    set("tokenizer.ggml.add_eos_token", args.add_eos.map(Value::Bool));
-    all.extend(args.remove.iter().map(|key| Edit { key: key.clone(), value: None }));
+    set(
+        "tokenizer.ggml.add_bos_token",
+        args.add_bos.map(Value::Bool),
+    );
+    set(
+        "tokenizer.ggml.add_eos_token",
+        args.add_eos.map(Value::Bool),
+    );
+    all.extend(args.remove.iter().map(|key| Edit {
+        key: key.clone(),
+        value: None,
+    }));
     Ok(all)
 }
 
@@ -136,7 +162,10 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         wrong_usage("set", "nothing is to be set; see --help for what can be");
     }
     if args.output.is_none() && !args.in_place && !args.dry_run {
-        wrong_usage("set", "name a file to write with -o OUT, or change the model itself with --in-place");
+        wrong_usage(
+            "set",
+            "name a file to write with -o OUT, or change the model itself with --in-place",
+        );
     }
     let files = Files::open(&args.model)?;
     let model = Model::parse(&files)?;
@@ -168,7 +197,10 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         drop(files);
         if !args.dry_run {
             output::patch(&first, &patches)?;
-            done = format!("{}: {bytes} bytes changed in place; tensors were not touched", first.display());
+            done = format!(
+                "{}: {bytes} bytes changed in place; tensors were not touched",
+                first.display()
+            );
         }
         report["in_place"] = json!(true);
         report["bytes_changed"] = json!(bytes);
@@ -176,9 +208,17 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         let plan = copy(&model, edited.metadata, path)?;
         write(&plan, args.dry_run, args.force)?;
         let bytes: u64 = plan.files.iter().map(|f| plan.file_bytes(f)).sum();
-        let paths: Vec<_> = plan.files.iter().map(|f| f.path.display().to_string()).collect();
+        let paths: Vec<_> = plan
+            .files
+            .iter()
+            .map(|f| f.path.display().to_string())
+            .collect();
         if !args.dry_run {
-            done = format!("{}: {} written, tensors as they were", paths.join(", "), size(bytes));
+            done = format!(
+                "{}: {} written, tensors as they were",
+                paths.join(", "),
+                size(bytes)
+            );
         }
         report["in_place"] = json!(false);
         report["paths"] = json!(paths);
@@ -196,9 +236,15 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
 fn line(change: &Change<'_>) -> String {
     let typed = |value: &Value<'_>| format!("{} {}", value.value_type().name(), shortened(value));
     match (&change.before, &change.after) {
-        (Some(before), Some(after)) => format!("~ {}: {} -> {}", change.key, typed(before), typed(after)),
+        (Some(before), Some(after)) => {
+            format!("~ {}: {} -> {}", change.key, typed(before), typed(after))
+        }
         (None, Some(after)) => format!("+ {}: {}", change.key, typed(after)),
-        (before, None) => format!("- {}: {}", change.key, before.as_ref().map_or(String::new(), typed)),
+        (before, None) => format!(
+            "- {}: {}",
+            change.key,
+            before.as_ref().map_or(String::new(), typed)
+        ),
     }
 }
 

@@ -7,14 +7,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 static STOP: AtomicBool = AtomicBool::new(false);
 
-/// A progress bar on standard error, or silence where that is no terminal. Ctrl-C and a request to terminate ask
-/// the job to stop; a second one ends the program at once.
+/// A progress bar on standard error, or silence where that is no terminal. Ctrl-C and a request to
+/// terminate ask the job to stop; a second one ends the program at once.
 pub struct Bar(ProgressBar);
 
 impl Bar {
     /// A bar for a job that is about to begin.
     pub fn new() -> Bar {
-        // Without a handler Ctrl-C still ends the program, and the next run takes the partial file over.
+        // Without a handler Ctrl-C still ends the program, and the next run takes the partial file
+        // over.
         let _ = ctrlc::set_handler(|| {
             if STOP.swap(true, Ordering::SeqCst) {
                 std::process::exit(1);
@@ -37,14 +38,19 @@ impl Bar {
 /// How a bar looks that counts this.
 fn template(unit: Unit) -> &'static str {
     match unit {
-        Unit::Bytes => "{prefix}{bar:32} {bytes}/{total_bytes} {bytes_per_sec} ETA {eta} {wide_msg}",
+        Unit::Bytes => {
+            "{prefix}{bar:32} {bytes}/{total_bytes} {bytes_per_sec} ETA {eta} {wide_msg}"
+        }
         Unit::Steps => "{prefix}{bar:32} {percent:>3}% ETA {eta} {wide_msg}",
     }
 }
 
 impl Progress for Bar {
     fn begin(&self, amount: u64, unit: Unit) {
-        self.0.set_style(ProgressStyle::with_template(template(unit)).unwrap_or_else(|_| ProgressStyle::default_bar()));
+        self.0.set_style(
+            ProgressStyle::with_template(template(unit))
+                .unwrap_or_else(|_| ProgressStyle::default_bar()),
+        );
         self.0.reset();
         self.0.set_length(amount);
         messages::stage_begins(amount, unit);
@@ -80,7 +86,10 @@ mod tests {
     #[test]
     fn the_templates_are_well_formed() {
         for unit in [Unit::Bytes, Unit::Steps] {
-            assert!(ProgressStyle::with_template(template(unit)).is_ok(), "{unit:?}");
+            assert!(
+                ProgressStyle::with_template(template(unit)).is_ok(),
+                "{unit:?}"
+            );
         }
     }
 }

@@ -4,7 +4,8 @@ use anyhow::Context;
 pub use quantier::report::numbers::{count, size};
 use std::io::{ErrorKind, Write};
 
-/// Prints a line to standard output; `say!` in place of `println!`, which panics if that cannot be done.
+/// Prints a line to standard output; `say!` in place of `println!`, which panics if that cannot be
+/// done.
 ///
 /// A reader that has seen enough (`| head`) is no failure: the rest goes nowhere.
 pub fn line(text: std::fmt::Arguments<'_>) -> anyhow::Result<()> {

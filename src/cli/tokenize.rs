@@ -17,8 +17,8 @@ use std::process::ExitCode;
   quantier tokenize -m model.gguf -p 'Hello world'
   quantier tokenize -m hf://Qwen/Qwen3-0.6B -f wiki.txt --show-count")]
 pub struct Args {
-    /// A GGUF file, any shard of a split one, a Hugging Face directory, or hf://ORG/NAME, of which the vocabulary is
-    /// enough
+    /// A GGUF file, any shard of a split one, a Hugging Face directory, or hf://ORG/NAME, of which
+    /// the vocabulary is enough
     #[arg(short, long)]
     model: PathBuf,
     /// The text
@@ -57,22 +57,36 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let model = hub::model(&args.model, Need::Vocabulary)?;
     let source = Source::open(&model.path)?;
     // No weight is read, and none need be there.
-    let input = Input::new(&source, &convert::Job { vocab_only: true, ..convert::Job::default() })?;
-    let tokenizer = Tokenizer::from_gguf(input.metadata()).with_context(|| args.model.display().to_string())?;
+    let input = Input::new(
+        &source,
+        &convert::Job {
+            vocab_only: true,
+            ..convert::Job::default()
+        },
+    )?;
+    let tokenizer =
+        Tokenizer::from_gguf(input.metadata()).with_context(|| args.model.display().to_string())?;
     let (bytes, from) = match (&args.prompt, &args.file) {
         (Some(text), _) => (text.clone().into_bytes(), "the prompt".to_owned()),
         (None, Some(path)) => {
-            let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+            let bytes =
+                std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
             (bytes, path.display().to_string())
         }
         (None, None) if args.stdin => {
             let mut bytes = Vec::new();
-            std::io::stdin().read_to_end(&mut bytes).context("cannot read standard input")?;
+            std::io::stdin()
+                .read_to_end(&mut bytes)
+                .context("cannot read standard input")?;
             (bytes, "standard input".to_owned())
         }
         (None, None) => bail!("no text is given; use --prompt, --file or --stdin"),
     };
-    let bytes = if args.no_escape { bytes } else { unescaped(&bytes) };
+    let bytes = if args.no_escape {
+        bytes
+    } else {
+        unescaped(&bytes)
+    };
     let text = String::from_utf8(bytes).map_err(|e| {
         let at = e.utf8_error().valid_up_to();
         anyhow::anyhow!("{from}: not UTF-8 at byte {at}; convert the text to UTF-8")
@@ -80,9 +94,14 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let add_special = tokenizer.adds_bos() && !args.no_bos;
     let tokens = tokenizer.encode(&text, add_special, !args.no_parse_special);
     if args.json {
-        let pieces: Vec<_> =
-            tokens.iter().map(|&t| String::from_utf8_lossy(&tokenizer.piece(t)).into_owned()).collect();
-        say!("{}", json!({ "count": tokens.len(), "ids": tokens, "pieces": pieces }))?;
+        let pieces: Vec<_> = tokens
+            .iter()
+            .map(|&t| String::from_utf8_lossy(&tokenizer.piece(t)).into_owned())
+            .collect();
+        say!(
+            "{}",
+            json!({ "count": tokens.len(), "ids": tokens, "pieces": pieces })
+        )?;
         return Ok(ExitCode::SUCCESS);
     }
     if args.ids {
@@ -90,7 +109,10 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         say!("[{}]", ids.join(", "))?;
     } else {
         for &token in &tokens {
-            say!("{token:6} -> '{}'", String::from_utf8_lossy(&tokenizer.piece(token)))?;
+            say!(
+                "{token:6} -> '{}'",
+                String::from_utf8_lossy(&tokenizer.piece(token))
+            )?;
         }
     }
     if args.show_count {
@@ -126,6 +148,9 @@ fn unescaped(text: &[u8]) -> Vec<u8> {
 mod tests {
     #[test]
     fn escapes() {
-        assert_eq!(super::unescaped(br#"a\n\t\\n\x41\xg1\q\"\"#), b"a\n\t\\nA\\xg1\\q\"\\");
+        assert_eq!(
+            super::unescaped(br#"a\n\t\\n\x41\xg1\q\"\"#),
+            b"a\n\t\\nA\\xg1\\q\"\\"
+        );
     }
 }

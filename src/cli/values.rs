@@ -14,7 +14,11 @@ pub fn shortened(value: &Value<'_>) -> String {
                 .chain(array.values().map(|v| v.to_string()))
                 .take(4)
                 .collect();
-            format!("{value}: {}{}", first.join(", "), if array.len() > 4 { ", ..." } else { "" })
+            format!(
+                "{value}: {}{}",
+                first.join(", "),
+                if array.len() > 4 { ", ..." } else { "" }
+            )
         }
         other => other.to_string().replace('\n', "\\n"),
     };
@@ -28,7 +32,8 @@ pub fn shortened(value: &Value<'_>) -> String {
 pub fn value_json(value: &Value<'_>) -> serde_json::Value {
     match value {
         Value::Bool(v) => json!(v),
-        // The shortest decimal number that reads back as this f32, not all the digits of its double.
+        // The shortest decimal number that reads back as this f32, not all the digits of its
+        // double.
         Value::F32(v) => json!(v.to_string().parse::<f64>().unwrap_or(f64::NAN)),
         Value::F64(v) => json!(v),
         Value::String(v) => json!(String::from_utf8_lossy(v)),
@@ -45,7 +50,8 @@ fn array_json(array: &Array<'_>) -> serde_json::Value {
     array.elements().map(|value| value_json(&value)).collect()
 }
 
-/// A value as it is typed: `TYPE:VALUE`. The types are the format's; `TYPE[]` is an array, its value in JSON.
+/// A value as it is typed: `TYPE:VALUE`. The types are the format's; `TYPE[]` is an array, its
+/// value in JSON.
 pub fn typed(text: &str) -> Result<Value<'static>, String> {
     let (kind, value) = text.split_once(':').ok_or("TYPE:VALUE is expected")?;
     match kind.strip_suffix("[]") {
@@ -55,10 +61,17 @@ pub fn typed(text: &str) -> Result<Value<'static>, String> {
 }
 
 fn scalar_type(name: &str) -> Result<ValueType, String> {
-    let scalars = || (0..).map_while(ValueType::from_id).filter(|t| *t != ValueType::Array);
+    let scalars = || {
+        (0..)
+            .map_while(ValueType::from_id)
+            .filter(|t| *t != ValueType::Array)
+    };
     scalars().find(|t| t.name() == name).ok_or_else(|| {
         let names: Vec<_> = scalars().map(ValueType::name).collect();
-        format!("'{name}' is no type; {} are, and with [] behind it arrays of them", names.join(", "))
+        format!(
+            "'{name}' is no type; {} are, and with [] behind it arrays of them",
+            names.join(", ")
+        )
     })
 }
 
@@ -77,7 +90,10 @@ fn scalar(kind: ValueType, text: &str) -> Result<Value<'static>, String> {
         ValueType::I64 => Value::I64(number(text)?),
         ValueType::F32 => Value::F32(number(text)?),
         ValueType::F64 => Value::F64(number(text)?),
-        ValueType::Bool => Value::Bool(text.parse().map_err(|_| format!("'{text}' is neither true nor false"))?),
+        ValueType::Bool => Value::Bool(
+            text.parse()
+                .map_err(|_| format!("'{text}' is neither true nor false"))?,
+        ),
         ValueType::String => Value::str(text.to_owned()),
         ValueType::Array => return Err("an array of arrays cannot be typed".into()),
     })
@@ -110,11 +126,29 @@ mod tests {
         assert_eq!(typed("f32:0.1"), Ok(Value::F32(0.1)));
         assert_eq!(typed("str:a:b"), Ok(Value::str("a:b")));
         assert_eq!(typed("str:"), Ok(Value::str("")));
-        assert_eq!(typed("i32[]:[1, -2]"), Ok(Value::Array(Array::of_values(ValueType::I32, [1, -2].map(Value::I32)))));
-        assert_eq!(typed(r#"str[]:["a", ""]"#), Ok(Value::Array(Array::of_strings(["a", ""]))));
-        for wrong in
-            ["7", "int:7", "u8:256", "u32:-1", "bool:1", "arr:1", "arr[]:[]", "u32[]:1", "u32[]:[\"1\"]", "str[]:[1]"]
-        {
+        assert_eq!(
+            typed("i32[]:[1, -2]"),
+            Ok(Value::Array(Array::of_values(
+                ValueType::I32,
+                [1, -2].map(Value::I32)
+            )))
+        );
+        assert_eq!(
+            typed(r#"str[]:["a", ""]"#),
+            Ok(Value::Array(Array::of_strings(["a", ""])))
+        );
+        for wrong in [
+            "7",
+            "int:7",
+            "u8:256",
+            "u32:-1",
+            "bool:1",
+            "arr:1",
+            "arr[]:[]",
+            "u32[]:1",
+            "u32[]:[\"1\"]",
+            "str[]:[1]",
+        ] {
             assert!(typed(wrong).is_err(), "{wrong}");
         }
     }

@@ -10,8 +10,9 @@ use std::process::ExitCode;
 
 /// Check a GGUF: its structure, and every block of every tensor
 ///
-/// Structure: magic, version, counts, types, names, offsets, overlaps, lengths. Blocks: scales that are no numbers
-/// or infinite, as llama.cpp judges them. Exit code 0 if all is well, 1 at the first fault.
+/// Structure: magic, version, counts, types, names, offsets, overlaps, lengths. Blocks: scales that
+/// are no numbers or infinite, as llama.cpp judges them. Exit code 0 if all is well, 1 at the first
+/// fault.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   quantier verify model-Q4_K_M.gguf
@@ -31,12 +32,17 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let files = Files::open(&hub::local(&args.model)?)?;
     let model = Model::parse(&files)?;
     let bar = Bar::new();
-    let Some(bad) = verify(&model, args.all, &bar)? else { anyhow::bail!("stopped before the end") };
+    let Some(bad) = verify(&model, args.all, &bar)? else {
+        anyhow::bail!("stopped before the end")
+    };
     drop(bar);
     let bytes: u64 = model.tensors.iter().map(|t| t.info.bytes()).sum();
     if args.json {
         let ok = bad.is_empty();
-        say!("{}", serde_json::json!({ "ok": ok, "tensors": model.tensors.len(), "bytes": bytes, "faults": bad }))?;
+        say!(
+            "{}",
+            serde_json::json!({ "ok": ok, "tensors": model.tensors.len(), "bytes": bytes, "faults": bad })
+        )?;
     } else {
         for b in &bad {
             say!(
@@ -50,8 +56,17 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
             )?;
         }
         if bad.is_empty() {
-            say!("{}: {} tensors, {}: no fault", args.model.display(), count(model.tensors.len() as u64), size(bytes))?;
+            say!(
+                "{}: {} tensors, {}: no fault",
+                args.model.display(),
+                count(model.tensors.len() as u64),
+                size(bytes)
+            )?;
         }
     }
-    Ok(if bad.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if bad.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }

@@ -19,7 +19,8 @@ pub struct Checkpoint {
     pub dir: PathBuf,
     /// config.json.
     pub config: Config,
-    /// Every tensor, in the order in which the reference meets them: by file name, then by tensor name.
+    /// Every tensor, in the order in which the reference meets them: by file name, then by tensor
+    /// name.
     pub tensors: Vec<Source>,
     maps: Vec<Map>,
 }
@@ -40,14 +41,24 @@ pub struct Source {
 }
 
 impl Checkpoint {
-    /// Opens a directory, or one safetensors file with a config.json beside it, and checks that nothing is missing.
+    /// Opens a directory, or one safetensors file with a config.json beside it, and checks that
+    /// nothing is missing.
     ///
     /// # Errors
     /// Everything that is wrong with the files at once, as far as it can be seen.
     pub fn open(path: &Path) -> Result<Checkpoint> {
-        let one_file = path.is_file().then(|| path.file_name().unwrap_or_default().to_string_lossy().into_owned());
+        let one_file = path.is_file().then(|| {
+            path.file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned()
+        });
         let dir = match one_file {
-            Some(_) => path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned(),
+            Some(_) => path
+                .parent()
+                .filter(|dir| !dir.as_os_str().is_empty())
+                .unwrap_or(Path::new("."))
+                .to_owned(),
             None => path.to_owned(),
         };
         let config = json::read_object(&dir.join(CONFIG)).map_err(|e| explain_config(e, path))?;
@@ -61,10 +72,19 @@ impl Checkpoint {
             (None, Some(index)) => index.parts(),
             (None, None) => list(&dir, "model", ".safetensors")?,
         };
-        let mut checkpoint = Checkpoint { dir, config, tensors: Vec::new(), maps: Vec::new() };
+        let mut checkpoint = Checkpoint {
+            dir,
+            config,
+            tensors: Vec::new(),
+            maps: Vec::new(),
+        };
         let mut problems = checkpoint.read(&parts)?;
         if problems.is_empty() {
-            problems.extend(index.iter().flat_map(|index| index.compare(&checkpoint.tensors)));
+            problems.extend(
+                index
+                    .iter()
+                    .flat_map(|index| index.compare(&checkpoint.tensors)),
+            );
         }
         match problems.is_empty() {
             true => Ok(checkpoint),
@@ -115,7 +135,10 @@ impl Checkpoint {
         for part in parts {
             let path = self.dir.join(part);
             if !path.is_file() {
-                problems.push(Problem::of(part, "these files are missing; download them again"));
+                problems.push(Problem::of(
+                    part,
+                    "these files are missing; download them again",
+                ));
                 continue;
             }
             let map = Map::open(&path)?;
@@ -130,10 +153,20 @@ impl Checkpoint {
             for tensor in header.tensors {
                 if let Some(first) = seen.insert(tensor.name.clone(), file) {
                     let first = self.maps[first].path().display();
-                    problems.push(Problem::of(&tensor.name, format!("these tensors are in {first} and in {part}")));
+                    problems.push(Problem::of(
+                        &tensor.name,
+                        format!("these tensors are in {first} and in {part}"),
+                    ));
                 }
-                let (name, dtype, shape, range) = (tensor.name, tensor.dtype, tensor.shape, tensor.range);
-                self.tensors.push(Source { name, dtype, shape, file, range });
+                let (name, dtype, shape, range) =
+                    (tensor.name, tensor.dtype, tensor.shape, tensor.range);
+                self.tensors.push(Source {
+                    name,
+                    dtype,
+                    shape,
+                    file,
+                    range,
+                });
             }
             self.maps.push(map);
         }
@@ -154,12 +187,20 @@ impl Index {
         }
         let index = json::read_object(path)?;
         let entries = index.get("weight_map").and_then(|map| map.as_object());
-        let entries = entries.ok_or_else(|| bad(path, "its 'weight_map' is missing or no object"))?;
+        let entries =
+            entries.ok_or_else(|| bad(path, "its 'weight_map' is missing or no object"))?;
         let mut file_of = BTreeMap::new();
         for (tensor, file) in entries {
             // A name with a directory in it could lead anywhere.
-            let file = file.as_str().filter(|file| Path::new(file).file_name() == Some(file.as_ref()));
-            let file = file.ok_or_else(|| bad(path, format!("the file of tensor '{tensor}' is no file name")))?;
+            let file = file
+                .as_str()
+                .filter(|file| Path::new(file).file_name() == Some(file.as_ref()));
+            let file = file.ok_or_else(|| {
+                bad(
+                    path,
+                    format!("the file of tensor '{tensor}' is no file name"),
+                )
+            })?;
             file_of.insert(tensor.clone(), file.to_owned());
         }
         Ok(Some(Index { file_of }))
@@ -167,22 +208,40 @@ impl Index {
 
     /// The files, sorted by name.
     fn parts(&self) -> Vec<String> {
-        self.file_of.values().collect::<BTreeSet<_>>().into_iter().cloned().collect()
+        self.file_of
+            .values()
+            .collect::<BTreeSet<_>>()
+            .into_iter()
+            .cloned()
+            .collect()
     }
 
     /// What the index has and the files have not, and the other way round.
     fn compare(&self, tensors: &[Source]) -> Vec<Problem> {
         let there: BTreeSet<&str> = tensors.iter().map(|t| &*t.name).collect();
-        let absent = self.file_of.iter().filter(|(name, _)| !there.contains(&***name));
+        let absent = self
+            .file_of
+            .iter()
+            .filter(|(name, _)| !there.contains(&***name));
         let absent = absent.map(|(name, file)| {
-            Problem::of(name, format!("{INDEX} says that {file} holds these tensors, and it does not"))
+            Problem::of(
+                name,
+                format!("{INDEX} says that {file} holds these tensors, and it does not"),
+            )
         });
-        let unknown = there.iter().filter(|name| !self.file_of.contains_key(**name));
-        absent.chain(unknown.map(|name| Problem::of(name, format!("these tensors are not in {INDEX}")))).collect()
+        let unknown = there
+            .iter()
+            .filter(|name| !self.file_of.contains_key(**name));
+        absent
+            .chain(
+                unknown.map(|name| Problem::of(name, format!("these tensors are not in {INDEX}"))),
+            )
+            .collect()
     }
 }
 
-/// The files of weights that a model.safetensors.index.json names, sorted; `None` if there is no such file.
+/// The files of weights that a model.safetensors.index.json names, sorted; `None` if there is no
+/// such file.
 ///
 /// # Errors
 /// If it is no index, or a name in it would lead out of its directory.
@@ -192,26 +251,44 @@ pub fn files_of_index(path: &Path) -> Result<Option<Vec<String>>> {
 
 /// Names in a directory with this beginning and this end, sorted.
 fn list(dir: &Path, prefix: &str, suffix: &str) -> Result<Vec<String>> {
-    let io = |source| crate::format::Error::Io { path: dir.to_owned(), action: "list", source };
+    let io = |source| crate::format::Error::Io {
+        path: dir.to_owned(),
+        action: "list",
+        source,
+    };
     let mut names = Vec::new();
     for entry in std::fs::read_dir(dir).map_err(io)? {
         let name = entry.map_err(io)?.file_name();
-        names
-            .extend(name.to_str().filter(|name| name.starts_with(prefix) && name.ends_with(suffix)).map(str::to_owned));
+        names.extend(
+            name.to_str()
+                .filter(|name| name.starts_with(prefix) && name.ends_with(suffix))
+                .map(str::to_owned),
+        );
     }
     names.sort();
     Ok(names)
 }
 
 fn bad(path: &Path, what: impl Into<String>) -> Error {
-    crate::format::Error::Bad { path: path.to_owned(), what: what.into() }.into()
+    crate::format::Error::Bad {
+        path: path.to_owned(),
+        what: what.into(),
+    }
+    .into()
 }
 
 /// A missing config.json mostly means that the wrong thing was named.
 fn explain_config(error: crate::format::Error, path: &Path) -> Error {
     match error {
-        crate::format::Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound && path.exists() => {
-            bad(path, format!("there is no {CONFIG} beside the weights; name the directory of a Hugging Face model"))
+        crate::format::Error::Io { source, .. }
+            if source.kind() == std::io::ErrorKind::NotFound && path.exists() =>
+        {
+            bad(
+                path,
+                format!(
+                    "there is no {CONFIG} beside the weights; name the directory of a Hugging Face model"
+                ),
+            )
         }
         other => other.into(),
     }

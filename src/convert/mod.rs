@@ -1,4 +1,5 @@
-//! `convert`: a Hugging Face checkpoint in, a GGUF out, byte for byte what convert_hf_to_gguf.py writes.
+//! `convert`: a Hugging Face checkpoint in, a GGUF out, byte for byte what convert_hf_to_gguf.py
+//! writes.
 //!
 //! ```text
 //! Checkpoint::open     config.json and every safetensors header, checked
@@ -43,8 +44,8 @@ pub enum OutType {
 /// A whole job.
 #[derive(Clone, Debug, Default)]
 pub struct Job {
-    /// Where the output goes: a file, `{ftype}` in whose name becomes the output type, or a directory, where the
-    /// file is named after the model.
+    /// Where the output goes: a file, `{ftype}` in whose name becomes the output type, or a
+    /// directory, where the file is named after the model.
     pub output: PathBuf,
     /// A JSON file with `general.*` keys that go over what the checkpoint says.
     pub metadata: Option<PathBuf>,
@@ -121,8 +122,14 @@ impl OutType {
             OutType::Bf16 => FileType::BF16,
             OutType::Q8_0 => FileType::Q8_0,
             OutType::Auto => {
-                let halves = tensors.iter().filter(|t| t.shape.len() > 1).map(|t| t.dtype);
-                match halves.into_iter().find(|dtype| matches!(dtype, Dtype::Bf16 | Dtype::F16)) {
+                let halves = tensors
+                    .iter()
+                    .filter(|t| t.shape.len() > 1)
+                    .map(|t| t.dtype);
+                match halves
+                    .into_iter()
+                    .find(|dtype| matches!(dtype, Dtype::Bf16 | Dtype::F16))
+                {
                     Some(Dtype::Bf16) => FileType::BF16,
                     _ => FileType::F16,
                 }

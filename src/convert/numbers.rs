@@ -1,6 +1,8 @@
-//! From the checkpoint's numbers to f32, and from f32 to the output's, rounded as numpy and gguf-py round.
+//! From the checkpoint's numbers to f32, and from f32 to the output's, rounded as numpy and gguf-py
+//! round.
 //!
-//! For numbers the block codecs do the very same; what differs are the bits of NaNs, most of which numpy keeps.
+//! For numbers the block codecs do the very same; what differs are the bits of NaNs, most of which
+//! numpy keeps.
 
 use crate::format::safetensors::Dtype;
 use crate::format::types::GgmlType;
@@ -30,11 +32,15 @@ pub(super) fn widen(dtype: Dtype, raw: &[u8], out: &mut [f32]) {
     match dtype {
         Dtype::F32 => each(raw, out, f32::from_le_bytes),
         Dtype::F16 => widen_halves(raw, out),
-        Dtype::Bf16 => each(raw, out, |bytes| f32::from_bits(u32::from(u16::from_le_bytes(bytes)) << 16)),
+        Dtype::Bf16 => each(raw, out, |bytes| {
+            f32::from_bits(u32::from(u16::from_le_bytes(bytes)) << 16)
+        }),
         Dtype::F64 => each(raw, out, |bytes| f64::from_le_bytes(bytes) as f32),
         Dtype::F8E4m3 => each(raw, out, |[byte]: [u8; 1]| E4M3[usize::from(byte)]),
         Dtype::F8E5m2 => {
-            each(raw, out, |[byte]: [u8; 1]| half::f16::from_bits(u16::from(byte) << 8).to_f32());
+            each(raw, out, |[byte]: [u8; 1]| {
+                half::f16::from_bits(u16::from(byte) << 8).to_f32()
+            });
         }
         Dtype::I64 => each(raw, out, |bytes| i64::from_le_bytes(bytes) as f32),
         Dtype::I32 => each(raw, out, |bytes| i32::from_le_bytes(bytes) as f32),
@@ -45,7 +51,8 @@ pub(super) fn widen(dtype: Dtype, raw: &[u8], out: &mut [f32]) {
     }
 }
 
-/// Adds 1. Halves are rounded to halves again: PyTorch adds in the checkpoint's type where that is f16.
+/// Adds 1. Halves are rounded to halves again: PyTorch adds in the checkpoint's type where that is
+/// f16.
 pub(super) fn add_one(dtype: Dtype, weights: &mut [f32]) {
     for w in weights {
         *w += 1.0;
@@ -82,7 +89,9 @@ pub(super) fn quiet_bf16(raw: &mut [u8]) {
 /// Whether [`quiet_bf16`] would change nothing.
 pub(super) fn is_quiet_bf16(raw: &[u8]) -> bool {
     let signals = |bits: u16| is_nan_bf16(bits) & (bits & QUIET == 0);
-    !raw.as_chunks().0.iter().fold(false, |any, number| any | signals(u16::from_le_bytes(*number)))
+    !raw.as_chunks().0.iter().fold(false, |any, number| {
+        any | signals(u16::from_le_bytes(*number))
+    })
 }
 
 fn is_nan_bf16(bits: u16) -> bool {
@@ -99,9 +108,17 @@ fn widen_halves(raw: &[u8], out: &mut [f32]) {
     let codec = Codec::of(GgmlType::F16).expect("a type that weights are stored in");
     codec.dequantize_row(raw, out);
     if out.iter().fold(false, |any, x| any | x.is_nan()) {
-        for (bytes, x) in raw.as_chunks().0.iter().zip(out).filter(|(_, x)| x.is_nan()) {
+        for (bytes, x) in raw
+            .as_chunks()
+            .0
+            .iter()
+            .zip(out)
+            .filter(|(_, x)| x.is_nan())
+        {
             let bits = u32::from(u16::from_le_bytes(*bytes));
-            *x = f32::from_bits((bits & 0x8000) << 16 | f32::INFINITY.to_bits() | (bits & 0x03ff) << LOST_BITS);
+            *x = f32::from_bits(
+                (bits & 0x8000) << 16 | f32::INFINITY.to_bits() | (bits & 0x03ff) << LOST_BITS,
+            );
         }
     }
 }
@@ -113,18 +130,27 @@ fn half_of_nan(x: f32) -> u16 {
 }
 
 fn fix_halves(weights: &[f32], out: &mut [u8]) {
-    for (x, half) in weights.iter().zip(out.as_chunks_mut().0).filter(|(x, _)| x.is_nan()) {
+    for (x, half) in weights
+        .iter()
+        .zip(out.as_chunks_mut().0)
+        .filter(|(x, _)| x.is_nan())
+    {
         *half = half_of_nan(*x).to_le_bytes();
     }
 }
 
-/// A block with a NaN has a NaN for a scale, and zeros. Which NaN depends, in numpy, on the CPU's vectors and on the
-/// place in the block; this is the one that vectors give.
+/// A block with a NaN has a NaN for a scale, and zeros. Which NaN depends, in numpy, on the CPU's
+/// vectors and on the place in the block; this is the one that vectors give.
 fn fix_blocks(weights: &[f32], out: &mut [u8]) {
     const LEN: usize = 32;
     const BYTES: usize = 34;
     const SCALE: u16 = 0x7e00;
-    for (x, block) in weights.as_chunks::<LEN>().0.iter().zip(out.as_chunks_mut::<BYTES>().0) {
+    for (x, block) in weights
+        .as_chunks::<LEN>()
+        .0
+        .iter()
+        .zip(out.as_chunks_mut::<BYTES>().0)
+    {
         if x.iter().any(|x| x.is_nan()) {
             *block = [0; BYTES];
             block[..2].copy_from_slice(&SCALE.to_le_bytes());
@@ -132,7 +158,8 @@ fn fix_blocks(weights: &[f32], out: &mut [u8]) {
     }
 }
 
-/// The numbers of F8_E4M3: a sign, four bits of exponent with bias 7, three of mantissa; no infinities.
+/// The numbers of F8_E4M3: a sign, four bits of exponent with bias 7, three of mantissa; no
+/// infinities.
 static E4M3: [f32; 256] = {
     let mut table = [0.0; 256];
     let mut byte = 0;
@@ -164,7 +191,14 @@ mod tests {
 
     #[test]
     fn eight_bit_floats_are_the_formats() {
-        let values = [(0x00, 0.0), (0x01, 1.0 / 512.0), (0x08, 1.0 / 64.0), (0x38, 1.0), (0x7e, 448.0), (0xc0, -2.0)];
+        let values = [
+            (0x00, 0.0),
+            (0x01, 1.0 / 512.0),
+            (0x08, 1.0 / 64.0),
+            (0x38, 1.0),
+            (0x7e, 448.0),
+            (0xc0, -2.0),
+        ];
         for (byte, value) in values {
             assert_eq!(E4M3[byte], value, "{byte:#x}");
         }
@@ -177,15 +211,35 @@ mod tests {
     /// Bits taken from numpy 2.2 on the same inputs.
     #[test]
     fn nans_keep_the_bits_that_numpy_keeps() {
-        let nans = [0x7f80_0001, 0x7fc0_0000, 0xffc1_2345, 0x7fff_ffff, 0x7f80_2000, 0xff80_0001].map(f32::from_bits);
+        let nans = [
+            0x7f80_0001,
+            0x7fc0_0000,
+            0xffc1_2345,
+            0x7fff_ffff,
+            0x7f80_2000,
+            0xff80_0001,
+        ]
+        .map(f32::from_bits);
         let mut halves = [0; 12];
         narrow(GgmlType::F16, &nans, &mut halves);
-        let bits: Vec<_> = halves.as_chunks().0.iter().map(|b| u16::from_le_bytes(*b)).collect();
+        let bits: Vec<_> = halves
+            .as_chunks()
+            .0
+            .iter()
+            .map(|b| u16::from_le_bytes(*b))
+            .collect();
         assert_eq!(bits, [0x7c01, 0x7e00, 0xfe09, 0x7fff, 0x7c01, 0xfc01]);
 
         let mut wide = [0.0; 4];
-        widen(Dtype::F16, &[0x01, 0x7c, 0x00, 0x7e, 0x55, 0xfe, 0x01, 0xfc], &mut wide);
-        assert_eq!(wide.map(f32::to_bits), [0x7f80_2000, 0x7fc0_0000, 0xffca_a000, 0xff80_2000]);
+        widen(
+            Dtype::F16,
+            &[0x01, 0x7c, 0x00, 0x7e, 0x55, 0xfe, 0x01, 0xfc],
+            &mut wide,
+        );
+        assert_eq!(
+            wide.map(f32::to_bits),
+            [0x7f80_2000, 0x7fc0_0000, 0xffca_a000, 0xff80_2000]
+        );
 
         let mut bf16 = [0x81, 0x7f, 0xc0, 0x7f, 0x81, 0xff, 0x80, 0x7f];
         assert!(!is_quiet_bf16(&bf16));
@@ -200,6 +254,9 @@ mod tests {
         weights[3] = f32::from_bits(0xffc1_2345);
         let mut block = [9; 34];
         narrow(GgmlType::Q8_0, &weights, &mut block);
-        assert_eq!((&block[..2], &block[2..]), (&[0x00, 0x7e][..], &[0; 32][..]));
+        assert_eq!(
+            (&block[..2], &block[2..]),
+            (&[0x00, 0x7e][..], &[0; 32][..])
+        );
     }
 }

@@ -6,7 +6,8 @@ use super::weights::Weights;
 use super::{Checkpoint, Error, Job, Result, Source};
 use crate::arch::{Architecture, Config, Keys, Match, Rule, Transform};
 use crate::format::gguf::{
-    self, DEFAULT_ALIGNMENT, Entries, Layout, MAX_NAME, Metadata, QUANTIZATION_VERSION, Shape, TensorInfo, Value, keys,
+    self, DEFAULT_ALIGNMENT, Entries, Layout, MAX_NAME, Metadata, QUANTIZATION_VERSION, Shape,
+    TensorInfo, Value, keys,
 };
 use crate::format::types::GgmlType;
 use crate::plan::file_type::FileType;
@@ -16,9 +17,17 @@ use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 /// Computed by every model from its config; some checkpoints hold them all the same.
-const BUFFERS: &[&str] = &[".attention.masked_bias", ".attention.bias", ".rotary_emb.inv_freq"];
+const BUFFERS: &[&str] = &[
+    ".attention.masked_bias",
+    ".attention.bias",
+    ".rotary_emb.inv_freq",
+];
 /// Matrices that llama.cpp wants in f32, by the end of their name.
-const ALWAYS_F32: &[&str] = &["ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight", "position_embd.weight"];
+const ALWAYS_F32: &[&str] = &[
+    "ffn_gate_inp.weight",
+    "ffn_gate_inp_shexp.weight",
+    "position_embd.weight",
+];
 
 /// A conversion that can work.
 pub struct Plan<'a> {
@@ -55,7 +64,11 @@ pub struct PlannedTensor {
 impl PlannedTensor {
     /// As the output's header describes it.
     pub(crate) fn info(&self) -> TensorInfo<'_> {
-        TensorInfo { name: (&*self.name).into(), shape: self.shape, ggml_type: self.target }
+        TensorInfo {
+            name: (&*self.name).into(),
+            shape: self.shape,
+            ggml_type: self.target,
+        }
     }
 
     /// Bytes in the output.
@@ -76,16 +89,22 @@ impl<'a> Plan<'a> {
     /// [`Error::Impossible`] with every reason at once.
     pub fn new(checkpoint: &'a Checkpoint, job: &Job) -> Result<Plan<'a>> {
         let config = &checkpoint.config;
-        let in_config = |what| crate::format::Error::Bad { path: checkpoint.config_path(), what };
-        let class = config.class().ok_or_else(|| in_config("field 'architectures' is missing or empty".into()))?;
+        let in_config = |what| crate::format::Error::Bad {
+            path: checkpoint.config_path(),
+            what,
+        };
+        let class = config
+            .class()
+            .ok_or_else(|| in_config("field 'architectures' is missing or empty".into()))?;
         let architecture = Architecture::of_class(class).map_err(in_config)?;
         let file_type = job.out_type.file_type(&checkpoint.tensors);
         let mut keys = Keys::new(architecture.name, file_type.id());
         let mut tensors = Vec::new();
         if !job.vocab_only {
             checkpoint.check_has_weights()?;
-            tensors =
-                Tensors::new(checkpoint, architecture).plan(&mut keys, file_type).map_err(in_config_or(in_config))?;
+            tensors = Tensors::new(checkpoint, architecture)
+                .plan(&mut keys, file_type)
+                .map_err(in_config_or(in_config))?;
         }
         let computed = keys.clone().into_entries();
         for parameter in architecture.parameters.iter().flat_map(|list| list.iter()) {
@@ -94,27 +113,51 @@ impl<'a> Plan<'a> {
         let own = keys.into_entries().split_off(computed.len());
         let dir = &*checkpoint.dir;
         let count = ParameterCount::of(&tensors);
-        let general = General::load(dir, job.metadata.as_deref(), job.model_name.as_deref(), &count)?;
-        let vocab_size = config.optional_u32(&["vocab_size"]).map_err(in_config)?.map(u64::from);
-        let vocabulary = tokenizer::import(dir, architecture.vocabulary, vocab_size, job.pre.as_deref())?;
+        let general = General::load(
+            dir,
+            job.metadata.as_deref(),
+            job.model_name.as_deref(),
+            &count,
+        )?;
+        let vocab_size = config
+            .optional_u32(&["vocab_size"])
+            .map_err(in_config)?
+            .map(u64::from);
+        let vocabulary =
+            tokenizer::import(dir, architecture.vocabulary, vocab_size, job.pre.as_deref())?;
 
         let mut entries = Entries::new();
         entries.set(keys::ARCHITECTURE, Value::str(architecture.name));
-        computed.into_iter().for_each(|(key, value)| entries.set(key, value));
+        computed
+            .into_iter()
+            .for_each(|(key, value)| entries.set(key, value));
         entries.set(keys::TYPE, Value::str("model"));
         entries.extend(general.entries()?);
-        own.into_iter().for_each(|(key, value)| entries.set(key, value));
+        own.into_iter()
+            .for_each(|(key, value)| entries.set(key, value));
         entries.set(keys::QUANTIZATION_VERSION, Value::U32(QUANTIZATION_VERSION));
         entries.extend(vocabulary.entries);
         let mut metadata = Metadata::new();
-        entries.into_iter().for_each(|(key, value)| metadata.set(key, value));
+        entries
+            .into_iter()
+            .for_each(|(key, value)| metadata.set(key, value));
 
         let output = output(job, &general, file_type)?;
         let shards = split(&mut tensors, job);
         let files = files(&output, metadata, shards, tensors.len());
         let (vocab_only, check, threads) = (job.vocab_only, job.check, job.threads);
         let notes = vocabulary.notes;
-        Ok(Plan { checkpoint, tensors, file_type, architecture, notes, files, vocab_only, check, threads })
+        Ok(Plan {
+            checkpoint,
+            tensors,
+            file_type,
+            architecture,
+            notes,
+            files,
+            vocab_only,
+            check,
+            threads,
+        })
     }
 
     /// Where the output goes.
@@ -130,7 +173,12 @@ impl<'a> Plan<'a> {
     /// The layout of each file.
     pub(super) fn layouts(&self) -> Vec<Layout> {
         let of = |(shard, (_, metadata)): (usize, &(PathBuf, Metadata<'_>))| {
-            let tensors: Vec<_> = self.tensors.iter().filter(|t| t.shard == shard).map(PlannedTensor::info).collect();
+            let tensors: Vec<_> = self
+                .tensors
+                .iter()
+                .filter(|t| t.shard == shard)
+                .map(PlannedTensor::info)
+                .collect();
             match self.vocab_only {
                 true => Layout::of_metadata(metadata),
                 false => Layout::new(metadata, &tensors, DEFAULT_ALIGNMENT),
@@ -203,15 +251,33 @@ impl<'a> Tensors<'a> {
     fn new(checkpoint: &'a Checkpoint, architecture: &'static Architecture) -> Tensors<'a> {
         let (problems, planned, experts) = (Vec::new(), Vec::new(), HashMap::new());
         let (config, seen_layers) = (&checkpoint.config, HashSet::new());
-        Tensors { checkpoint, config, architecture, problems, planned, seen_layers, experts }
+        Tensors {
+            checkpoint,
+            config,
+            architecture,
+            problems,
+            planned,
+            seen_layers,
+            experts,
+        }
     }
 
-    /// Every tensor of the output in its order: those that are computed, then the checkpoint's as they come.
-    fn plan(mut self, keys: &mut Keys, file_type: FileType) -> std::result::Result<Vec<PlannedTensor>, Fault> {
+    /// Every tensor of the output in its order: those that are computed, then the checkpoint's as
+    /// they come.
+    fn plan(
+        mut self,
+        keys: &mut Keys,
+        file_type: FileType,
+    ) -> std::result::Result<Vec<PlannedTensor>, Fault> {
         let config = self.config;
         for generated in (self.architecture.generated)(config, keys).map_err(Fault::Config)? {
             let dims = [generated.weights.len() as u64];
-            self.push(generated.name.into(), &dims, Weights::generated(generated.weights), file_type);
+            self.push(
+                generated.name.into(),
+                &dims,
+                Weights::generated(generated.weights),
+                file_type,
+            );
         }
         let layers = config.layers().map_err(Fault::Config)?;
         let scales = scale::find(config, &self.checkpoint.tensors).map_err(Fault::Tensors)?;
@@ -220,7 +286,13 @@ impl<'a> Tensors<'a> {
                 continue;
             }
             let Some((rule, found)) = self.architecture.rule(&source.name) else {
-                self.problem(source, format!("architecture {} has no such tensors", self.architecture.name));
+                self.problem(
+                    source,
+                    format!(
+                        "architecture {} has no such tensors",
+                        self.architecture.name
+                    ),
+                );
                 continue;
             };
             if rule.transform == Transform::Skip {
@@ -232,7 +304,8 @@ impl<'a> Tensors<'a> {
             } else if let Err(what) = self.check_dims(rule, source) {
                 self.problem(source, what);
             } else if let Transform::Expert(stack) = rule.transform {
-                self.expert(stack, found, index, &scales, file_type).map_err(Fault::Config)?;
+                self.expert(stack, found, index, &scales, file_type)
+                    .map_err(Fault::Config)?;
             } else if let Err(what) = self.tensor(rule, found, index, scales.of(index), file_type) {
                 self.problem(source, what);
             }
@@ -244,8 +317,9 @@ impl<'a> Tensors<'a> {
             }
         }
         if let Some(first) = (0..layers).find(|layer| !self.seen_layers.contains(layer)) {
-            let what =
-                format!("config.json has {layers} layers, and there is no tensor of layer {first}; files are missing");
+            let what = format!(
+                "config.json has {layers} layers, and there is no tensor of layer {first}; files are missing"
+            );
             self.problems.push(Problem::of("", what));
         }
         self.check_names();
@@ -273,10 +347,14 @@ impl<'a> Tensors<'a> {
         let mut dims = source.shape.clone();
         let weights = Weights::of(index, source, scale);
         let weights = match rule.transform {
-            Transform::InterleaveQueries => weights.interleaved(self.heads(&["n_heads", "num_attention_heads"])?)?,
-            Transform::InterleaveKeys => {
-                weights.interleaved(self.heads(&["n_kv_heads", "num_key_value_heads", "num_attention_heads"])?)?
+            Transform::InterleaveQueries => {
+                weights.interleaved(self.heads(&["n_heads", "num_attention_heads"])?)?
             }
+            Transform::InterleaveKeys => weights.interleaved(self.heads(&[
+                "n_kv_heads",
+                "num_key_value_heads",
+                "num_attention_heads",
+            ])?)?,
             Transform::Transpose => {
                 dims.reverse();
                 weights.transposed()?
@@ -319,16 +397,28 @@ impl<'a> Tensors<'a> {
         for experts in seen.chunk_by(|a, b| a.0 == b.0) {
             let first = &self.checkpoint.tensors[experts[0].2];
             let parts = experts.iter().map(|(_, _, index, _)| *index);
-            let different = parts.clone().find(|&i| self.checkpoint.tensors[i].shape != first.shape);
+            let different = parts
+                .clone()
+                .find(|&i| self.checkpoint.tensors[i].shape != first.shape);
             if let Some(different) = different {
-                let what = format!("it has another shape than {}, {:?}", first.name, first.shape);
+                let what = format!(
+                    "it has another shape than {}, {:?}",
+                    first.name, first.shape
+                );
                 self.problem(&self.checkpoint.tensors[different], what);
                 continue;
             }
             let mut dims = vec![u64::from(count)];
             dims.extend(&first.shape);
-            let weights = parts.map(|i| Weights::of(i, &self.checkpoint.tensors[i], scales.of(i))).collect();
-            self.push(experts[0].3.clone(), &dims, Weights::stacked(weights), file_type);
+            let weights = parts
+                .map(|i| Weights::of(i, &self.checkpoint.tensors[i], scales.of(i)))
+                .collect();
+            self.push(
+                experts[0].3.clone(),
+                &dims,
+                Weights::stacked(weights),
+                file_type,
+            );
         }
         Ok(())
     }
@@ -343,13 +433,23 @@ impl<'a> Tensors<'a> {
         let wanted = wanted_type(&name, dims.len(), file_type);
         let fits = wanted.row_bytes(shape.row_len()).is_some();
         let target = if fits { wanted } else { GgmlType::F16 };
-        self.planned.push(PlannedTensor { name, shape, wanted, target, weights, shard: 0 });
+        self.planned.push(PlannedTensor {
+            name,
+            shape,
+            wanted,
+            target,
+            weights,
+            shard: 0,
+        });
     }
 
     /// How many heads there are, under the first of these names that is not null.
     fn heads(&self, names: &[&str]) -> std::result::Result<u64, String> {
         let found = names.iter().find(|name| self.config.get(name).is_some());
-        Ok(self.config.u32(&[found.copied().unwrap_or(names[0])])?.into())
+        Ok(self
+            .config
+            .u32(&[found.copied().unwrap_or(names[0])])?
+            .into())
     }
 
     /// How many rows of the embeddings stand for tokens.
@@ -358,22 +458,40 @@ impl<'a> Tensors<'a> {
         if dir.join("tokenizer.model").is_file() {
             return Ok(self.config.u32(&["vocab_size"])?.into());
         }
-        let tokenizer = crate::format::json::read_object(&dir.join("tokenizer.json")).map_err(|e| e.to_string())?;
-        let tokens = tokenizer.get("model").and_then(|model| model.get("vocab")?.as_object()).map_or(0, |v| v.len());
-        let added = tokenizer.get("added_tokens").and_then(|added| added.as_array()).map_or(0, Vec::len);
+        let tokenizer = crate::format::json::read_object(&dir.join("tokenizer.json"))
+            .map_err(|e| e.to_string())?;
+        let tokens = tokenizer
+            .get("model")
+            .and_then(|model| model.get("vocab")?.as_object())
+            .map_or(0, |v| v.len());
+        let added = tokenizer
+            .get("added_tokens")
+            .and_then(|added| added.as_array())
+            .map_or(0, Vec::len);
         Ok((tokens + added) as u64)
     }
 
     /// Compares a tensor's dimensions with those that the config leads to.
     fn check_dims(&self, rule: &Rule, source: &Source) -> std::result::Result<(), String> {
         // A bias has one number per row of its matrix.
-        let dims = if source.name.ends_with(".bias") { &rule.dims[..rule.dims.len().min(1)] } else { rule.dims };
+        let dims = if source.name.ends_with(".bias") {
+            &rule.dims[..rule.dims.len().min(1)]
+        } else {
+            rule.dims
+        };
         if !dims.is_empty() && source.shape.len() != dims.len() {
-            return Err(format!("it has shape {:?}, and {} dimensions are expected", source.shape, dims.len()));
+            return Err(format!(
+                "it has shape {:?}, and {} dimensions are expected",
+                source.shape,
+                dims.len()
+            ));
         }
         for (i, (dim, size)) in dims.iter().zip(&source.shape).enumerate() {
             if let Some(expected) = dim.size(self.config).filter(|expected| expected != size) {
-                return Err(format!("dimension {i} of shape {:?} must be {expected} by config.json", source.shape));
+                return Err(format!(
+                    "dimension {i} of shape {:?} must be {expected} by config.json",
+                    source.shape
+                ));
             }
         }
         Ok(())
@@ -382,11 +500,21 @@ impl<'a> Tensors<'a> {
     /// Finds names that occur twice or are too long for ggml.
     fn check_names(&mut self) {
         let mut seen = HashSet::new();
-        let twice: Vec<_> = self.planned.iter().filter(|t| !seen.insert(&t.name)).map(|t| t.name.clone()).collect();
-        self.problems
-            .extend(twice.iter().map(|name| Problem::of(name, "several tensors of the checkpoint become this")));
+        let twice: Vec<_> = self
+            .planned
+            .iter()
+            .filter(|t| !seen.insert(&t.name))
+            .map(|t| t.name.clone())
+            .collect();
+        self.problems.extend(
+            twice
+                .iter()
+                .map(|name| Problem::of(name, "several tensors of the checkpoint become this")),
+        );
         let long = self.planned.iter().filter(|t| t.name.len() >= MAX_NAME);
-        self.problems.extend(long.map(|t| Problem::of(&t.name, format!("names have less than {MAX_NAME} bytes"))));
+        self.problems.extend(
+            long.map(|t| Problem::of(&t.name, format!("names have less than {MAX_NAME} bytes"))),
+        );
     }
 }
 
@@ -432,10 +560,13 @@ fn output(job: &Job, general: &General, file_type: FileType) -> Result<PathBuf> 
         return Ok(job.output.join(name + ".gguf"));
     }
     let name = job.output.file_name().unwrap_or_default().to_string_lossy();
-    Ok(job.output.with_file_name(fill_template(&name, file_type.name()).map_err(Error::impossible)?))
+    Ok(job
+        .output
+        .with_file_name(fill_template(&name, file_type.name()).map_err(Error::impossible)?))
 }
 
-/// The files of the output and their metadata. Later shards have nothing but their place in the split.
+/// The files of the output and their metadata. Later shards have nothing but their place in the
+/// split.
 fn files(
     output: &Path,
     metadata: Metadata<'static>,

@@ -45,48 +45,83 @@ impl Scales {
 /// Finds the scales, where config.json says that the checkpoint has them.
 pub(super) fn find(config: &Config, tensors: &[Source]) -> Result<Scales, Vec<Problem>> {
     let mut scales = Scales::default();
-    let Some(quantization) = config.get("quantization_config") else { return Ok(scales) };
-    match quantization.get("quant_method").and_then(|method| method.as_str()) {
+    let Some(quantization) = config.get("quantization_config") else {
+        return Ok(scales);
+    };
+    match quantization
+        .get("quant_method")
+        .and_then(|method| method.as_str())
+    {
         None => return Ok(scales),
         Some("fp8") => {}
         Some(method) => {
-            let what = format!("checkpoints quantized by '{method}' are not supported; convert the original model");
+            let what = format!(
+                "checkpoints quantized by '{method}' are not supported; convert the original model"
+            );
             return Err(vec![Problem::of("", what)]);
         }
     }
     let block = block(quantization).map_err(|what| vec![Problem::of("", what)])?;
-    let index_of: HashMap<&str, usize> = tensors.iter().enumerate().map(|(i, t)| (&*t.name, i)).collect();
+    let index_of: HashMap<&str, usize> = tensors
+        .iter()
+        .enumerate()
+        .map(|(i, t)| (&*t.name, i))
+        .collect();
     let mut problems = Vec::new();
     for (index, source) in tensors.iter().enumerate() {
         if UNUSED.iter().any(|end| source.name.ends_with(end)) {
             scales.consumed.insert(index);
         }
-        let Some(name) = source.name.strip_suffix(SCALE) else { continue };
+        let Some(name) = source.name.strip_suffix(SCALE) else {
+            continue;
+        };
         scales.consumed.insert(index);
-        let found = index_of.get(name).ok_or("the weights of these scales are missing".to_owned());
+        let found = index_of
+            .get(name)
+            .ok_or("the weights of these scales are missing".to_owned());
         match found.and_then(|&of| Ok((of, fit(index, source, &tensors[of], block)?))) {
             Ok((of, scale)) => drop(scales.of.insert(of, scale)),
             Err(what) => problems.push(Problem::of(&source.name, what)),
         }
     }
-    if problems.is_empty() { Ok(scales) } else { Err(problems) }
+    if problems.is_empty() {
+        Ok(scales)
+    } else {
+        Err(problems)
+    }
 }
 
 /// `weight_block_size`: rows and columns that share a scale.
 fn block(quantization: &serde_json::Value) -> Result<Option<[u64; 2]>, String> {
-    let Some(size) = quantization.get("weight_block_size").filter(|size| !size.is_null()) else { return Ok(None) };
-    let numbers: Option<Option<Vec<u64>>> =
-        size.as_array().map(|list| list.iter().map(|n| n.as_u64().filter(|n| *n > 0)).collect());
+    let Some(size) = quantization
+        .get("weight_block_size")
+        .filter(|size| !size.is_null())
+    else {
+        return Ok(None);
+    };
+    let numbers: Option<Option<Vec<u64>>> = size
+        .as_array()
+        .map(|list| list.iter().map(|n| n.as_u64().filter(|n| *n > 0)).collect());
     match numbers.flatten().as_deref() {
         Some(&[rows, columns]) => Ok(Some([rows, columns])),
-        _ => Err(format!("'weight_block_size' in config.json is {size}; two whole numbers are expected")),
+        _ => Err(format!(
+            "'weight_block_size' in config.json is {size}; two whole numbers are expected"
+        )),
     }
 }
 
 /// Checks that scales fit their weights.
-fn fit(index: usize, scales: &Source, weights: &Source, block: Option<[u64; 2]>) -> Result<Scale, String> {
+fn fit(
+    index: usize,
+    scales: &Source,
+    weights: &Source,
+    block: Option<[u64; 2]>,
+) -> Result<Scale, String> {
     let &[rows, columns] = &*weights.shape else {
-        return Err(format!("its weights have shape {:?}; only matrices can be scaled", weights.shape));
+        return Err(format!(
+            "its weights have shape {:?}; only matrices can be scaled",
+            weights.shape
+        ));
     };
     let [scale_rows, scale_columns] = match *scales.shape {
         [] => [1, 1],
@@ -94,10 +129,20 @@ fn fit(index: usize, scales: &Source, weights: &Source, block: Option<[u64; 2]>)
         [n, m] => [n, m],
         _ => return Err(format!("shape {:?} is no shape of scales", scales.shape)),
     };
-    let misfit = || format!("scales of shape {:?} do not fit weights of shape {:?}", scales.shape, weights.shape);
+    let misfit = || {
+        format!(
+            "scales of shape {:?} do not fit weights of shape {:?}",
+            scales.shape, weights.shape
+        )
+    };
     let [rows_each, columns_each] = match block {
         // Scales may go beyond the weights: the last block need not be whole.
-        Some([r, c]) if scale_rows.saturating_mul(r) >= rows && scale_columns.saturating_mul(c) >= columns => [r, c],
+        Some([r, c])
+            if scale_rows.saturating_mul(r) >= rows
+                && scale_columns.saturating_mul(c) >= columns =>
+        {
+            [r, c]
+        }
         Some(_) => return Err(misfit()),
         None => {
             let each = |scales: u64, weights: u64| match scales {
@@ -108,7 +153,12 @@ fn fit(index: usize, scales: &Source, weights: &Source, block: Option<[u64; 2]>)
             [each(scale_rows, rows)?, each(scale_columns, columns)?]
         }
     };
-    Ok(Scale { source: index, rows: rows_each, columns: columns_each, row_len: scale_columns })
+    Ok(Scale {
+        source: index,
+        rows: rows_each,
+        columns: columns_each,
+        row_len: scale_columns,
+    })
 }
 
 #[cfg(test)]
@@ -117,32 +167,74 @@ mod tests {
     use crate::format::safetensors::Dtype;
 
     fn source(name: &str, dtype: Dtype, shape: &[u64]) -> Source {
-        Source { name: name.into(), dtype, shape: shape.to_vec(), file: 0, range: 0..0 }
+        Source {
+            name: name.into(),
+            dtype,
+            shape: shape.to_vec(),
+            file: 0,
+            range: 0..0,
+        }
     }
 
     fn found(quantization: serde_json::Value, scale_shape: &[u64]) -> Result<Scales, Vec<Problem>> {
         let config = serde_json::json!({ "quantization_config": quantization });
         let config = Config::new(config.as_object().unwrap().clone()).unwrap();
         let weights = source("a.weight", Dtype::F8E4m3, &[256, 300]);
-        find(&config, &[weights, source("a.weight_scale_inv", Dtype::F32, scale_shape)])
+        find(
+            &config,
+            &[
+                weights,
+                source("a.weight_scale_inv", Dtype::F32, scale_shape),
+            ],
+        )
     }
 
     #[test]
     fn scales_are_matched_to_their_weights() {
         let blocks = serde_json::json!({ "quant_method": "fp8", "weight_block_size": [128, 128] });
         let scale = found(blocks.clone(), &[2, 3]).ok().unwrap().of(0).unwrap();
-        assert_eq!(scale, Scale { source: 1, rows: 128, columns: 128, row_len: 3 });
-        assert!(found(blocks, &[2, 2]).err().unwrap()[0].reason.contains("do not fit"));
+        assert_eq!(
+            scale,
+            Scale {
+                source: 1,
+                rows: 128,
+                columns: 128,
+                row_len: 3
+            }
+        );
+        assert!(
+            found(blocks, &[2, 2]).err().unwrap()[0]
+                .reason
+                .contains("do not fit")
+        );
         let whole = serde_json::json!({ "quant_method": "fp8" });
         let scale = found(whole.clone(), &[]).ok().unwrap().of(0).unwrap();
-        assert_eq!(scale, Scale { source: 1, rows: 256, columns: 300, row_len: 1 });
+        assert_eq!(
+            scale,
+            Scale {
+                source: 1,
+                rows: 256,
+                columns: 300,
+                row_len: 1
+            }
+        );
         let scale = found(whole, &[256, 1]).ok().unwrap().of(0).unwrap();
-        assert_eq!(scale, Scale { source: 1, rows: 1, columns: 300, row_len: 1 });
+        assert_eq!(
+            scale,
+            Scale {
+                source: 1,
+                rows: 1,
+                columns: 300,
+                row_len: 1
+            }
+        );
     }
 
     #[test]
     fn other_quantizations_are_refused_by_name() {
-        let refused = found(serde_json::json!({ "quant_method": "awq" }), &[1]).err().unwrap();
+        let refused = found(serde_json::json!({ "quant_method": "awq" }), &[1])
+            .err()
+            .unwrap();
         assert!(refused[0].reason.contains("'awq'"));
     }
 }

@@ -1,7 +1,8 @@
-//! The stream: bands of rows in, the output's bytes out. Memory is bounded by the band, not by the model.
+//! The stream: bands of rows in, the output's bytes out. Memory is bounded by the band, not by the
+//! model.
 //!
-//! One thread writes while the others work on the next band. Where nothing changes, the writer gets the mapped
-//! bytes themselves.
+//! One thread writes while the others work on the next band. Where nothing changes, the writer gets
+//! the mapped bytes themselves.
 
 use super::checkpoint::Source;
 use super::numbers::{add_one, is_quiet_bf16, narrow, quiet_bf16, same_type, widen};
@@ -48,7 +49,9 @@ impl Plan<'_> {
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(self.threads)
             .build()
-            .map_err(|e| Error::impossible(format!("cannot start {} threads: {e}", self.threads)))?;
+            .map_err(|e| {
+                Error::impossible(format!("cannot start {} threads: {e}", self.threads))
+            })?;
         let inputs = self.checkpoint.paths();
         let mut writers = Vec::new();
         for (path, layout) in self.paths().zip(self.layouts()) {
@@ -62,7 +65,9 @@ impl Plan<'_> {
             let streamed = self.stream(&to_writer, &from_writer, &pool, progress);
             // The writer ends when nobody can send to it any more.
             drop(to_writer);
-            let written = writing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            let written = writing
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             // If the writer failed first, its reason is the true one.
             written.and_then(|writers| streamed.map(|()| writers))
         })?;
@@ -112,7 +117,8 @@ impl Plan<'_> {
         for tensor in &self.tensors {
             progress.at(&tensor.name);
             let weights = &tensor.weights;
-            let rows_per_band = (BAND_WEIGHTS / weights.row_len().max(1)).clamp(1, weights.rows().max(1));
+            let rows_per_band =
+                (BAND_WEIGHTS / weights.row_len().max(1)).clamp(1, weights.rows().max(1));
             let mut row = 0;
             while row < weights.rows() {
                 if progress.cancelled() {
@@ -131,48 +137,80 @@ impl Plan<'_> {
         Ok(())
     }
 
-    /// Rows of a tensor as they are in the output, in the threads of the pool that this is called in.
+    /// Rows of a tensor as they are in the output, in the threads of the pool that this is called
+    /// in.
     fn band(&self, tensor: &PlannedTensor, rows: Range<u64>, mut buffer: Vec<u8>) -> Result<Band> {
         let (weights, shard) = (&tensor.weights, tensor.shard);
         if weights.parts().is_empty() {
             let all = weights.generated_weights();
-            let bytes = all[rows.start as usize..rows.end as usize].iter().flat_map(|w| w.to_le_bytes()).collect();
-            return Ok(Band { bytes: Bytes::Made(bytes), shard, release: Vec::new() });
+            let bytes = all[rows.start as usize..rows.end as usize]
+                .iter()
+                .flat_map(|w| w.to_le_bytes())
+                .collect();
+            return Ok(Band {
+                bytes: Bytes::Made(bytes),
+                shard,
+                release: Vec::new(),
+            });
         }
         let release = self.mapped(tensor, rows.clone());
-        release.iter().try_for_each(|(file, _)| self.checkpoint.maps()[*file].check_length())?;
+        release
+            .iter()
+            .try_for_each(|(file, _)| self.checkpoint.maps()[*file].check_length())?;
         let source = self.source(&weights.parts()[(rows.start / weights.rows_per_part()) as usize]);
-        let is_plain = self.is_copied(tensor, source) && weights.view() == View::Rows && !self.check;
+        let is_plain =
+            self.is_copied(tensor, source) && weights.view() == View::Rows && !self.check;
         if let ([(file, range)], true) = (&*release, is_plain) {
             let mapped = &self.checkpoint.maps()[*file].bytes()[range.clone()];
-            let intact = source.dtype != Dtype::Bf16 || mapped.par_chunks(TASK_WEIGHTS as usize * 2).all(is_quiet_bf16);
+            let intact = source.dtype != Dtype::Bf16
+                || mapped
+                    .par_chunks(TASK_WEIGHTS as usize * 2)
+                    .all(is_quiet_bf16);
             if intact {
-                let bytes = Bytes::Mapped { file: *file, range: range.clone() };
-                return Ok(Band { bytes, shard, release });
+                let bytes = Bytes::Mapped {
+                    file: *file,
+                    range: range.clone(),
+                };
+                return Ok(Band {
+                    bytes,
+                    shard,
+                    release,
+                });
             }
         }
-        let row_bytes =
-            tensor.target.row_bytes(tensor.shape.row_len()).unwrap_or(0) * weights.row_len() / tensor.shape.row_len();
+        let row_bytes = tensor.target.row_bytes(tensor.shape.row_len()).unwrap_or(0)
+            * weights.row_len()
+            / tensor.shape.row_len();
         buffer.resize((rows.end - rows.start) as usize * row_bytes as usize, 0);
         let task_rows = (TASK_WEIGHTS / weights.row_len()).max(1);
-        let tasks = buffer.par_chunks_mut((task_rows * row_bytes) as usize).enumerate();
+        let tasks = buffer
+            .par_chunks_mut((task_rows * row_bytes) as usize)
+            .enumerate();
         tasks.try_for_each_init(Scratch::default, |scratch, (i, out)| {
             let start = rows.start + i as u64 * task_rows;
             let task = start..(start + task_rows).min(rows.end);
             self.convert(tensor, task, out, scratch)
         })?;
-        Ok(Band { bytes: Bytes::Made(buffer), shard, release })
+        Ok(Band {
+            bytes: Bytes::Made(buffer),
+            shard,
+            release,
+        })
     }
 
-    /// Some rows, counted over all matrices, as bytes of the type that the tensor becomes: mapped bytes, or made in
-    /// `buffer`. Uses the threads of the pool that this is called in.
+    /// Some rows, counted over all matrices, as bytes of the type that the tensor becomes: mapped
+    /// bytes, or made in `buffer`. Uses the threads of the pool that this is called in.
     pub(crate) fn read<'b>(
         &'b self,
         tensor: &'b PlannedTensor,
         rows: Range<u64>,
         buffer: &'b mut Vec<u8>,
     ) -> Result<&'b [u8]> {
-        let band = self.band(tensor, rows_of_weights(tensor, rows), std::mem::take(buffer))?;
+        let band = self.band(
+            tensor,
+            rows_of_weights(tensor, rows),
+            std::mem::take(buffer),
+        )?;
         Ok(match band.bytes {
             Bytes::Mapped { file, range } => &self.checkpoint.maps()[file].bytes()[range],
             Bytes::Made(bytes) => {
@@ -191,7 +229,11 @@ impl Plan<'_> {
 
     /// The file of a tensor's first part; the first one where it is computed.
     pub(crate) fn path_of(&self, tensor: &PlannedTensor) -> &Path {
-        let file = tensor.weights.parts().first().map_or(0, |part| self.source(part).file);
+        let file = tensor
+            .weights
+            .parts()
+            .first()
+            .map_or(0, |part| self.source(part).file);
         self.checkpoint.maps()[file].path()
     }
 
@@ -202,9 +244,15 @@ impl Plan<'_> {
         }
         let in_file = |(part, rows): (usize, Range<u64>)| {
             let part = &tensor.weights.parts()[part];
-            (self.source(part).file, self.mapped_range(tensor, part, rows))
+            (
+                self.source(part).file,
+                self.mapped_range(tensor, part, rows),
+            )
         };
-        pieces(tensor.weights.rows_per_part(), rows).into_iter().map(in_file).collect()
+        pieces(tensor.weights.rows_per_part(), rows)
+            .into_iter()
+            .map(in_file)
+            .collect()
     }
 
     fn source(&self, part: &Part) -> &Source {
@@ -215,7 +263,11 @@ impl Plan<'_> {
     fn is_copied(&self, tensor: &PlannedTensor, source: &Source) -> bool {
         same_type(source.dtype) == Some(tensor.target)
             && tensor.weights.view() != View::PlusOne
-            && tensor.weights.parts().iter().all(|part| part.scale.is_none())
+            && tensor
+                .weights
+                .parts()
+                .iter()
+                .all(|part| part.scale.is_none())
     }
 
     /// Where rows of a part lie in its file; all of the part where the output reads columns.
@@ -232,7 +284,13 @@ impl Plan<'_> {
     }
 
     /// Converts a few rows of the output.
-    fn convert(&self, tensor: &PlannedTensor, rows: Range<u64>, out: &mut [u8], scratch: &mut Scratch) -> Result<()> {
+    fn convert(
+        &self,
+        tensor: &PlannedTensor,
+        rows: Range<u64>,
+        out: &mut [u8],
+        scratch: &mut Scratch,
+    ) -> Result<()> {
         let row_bytes = out.len() / (rows.end - rows.start) as usize;
         let mut out = out;
         let first_row = rows.start;
@@ -241,20 +299,23 @@ impl Plan<'_> {
             let part = &tensor.weights.parts()[index];
             let count = rows.end - rows.start;
             let (here, rest) = out.split_at_mut(count as usize * row_bytes);
-            self.convert_piece(tensor, part, rows, here, scratch).map_err(|(row, value)| Error::BadWeight {
-                path: self.checkpoint.maps()[self.source(part).file].path().to_owned(),
-                tensor: self.source(part).name.clone(),
-                row: first_row + done + row,
-                value,
-            })?;
+            self.convert_piece(tensor, part, rows, here, scratch)
+                .map_err(|(row, value)| Error::BadWeight {
+                    path: self.checkpoint.maps()[self.source(part).file]
+                        .path()
+                        .to_owned(),
+                    tensor: self.source(part).name.clone(),
+                    row: first_row + done + row,
+                    value,
+                })?;
             done += count;
             out = rest;
         }
         Ok(())
     }
 
-    /// Converts rows of one part. Fails with the row, counted from the first of these, and the value that `--check`
-    /// refuses.
+    /// Converts rows of one part. Fails with the row, counted from the first of these, and the
+    /// value that `--check` refuses.
     fn convert_piece(
         &self,
         tensor: &PlannedTensor,
@@ -276,7 +337,9 @@ impl Plan<'_> {
         let n = (rows.end - rows.start) as usize * row_len;
         let width = source.dtype.bytes();
         let raw = match tensor.weights.view() {
-            View::Rows | View::PlusOne => &data[rows.start as usize * row_len * width..][..n * width],
+            View::Rows | View::PlusOne => {
+                &data[rows.start as usize * row_len * width..][..n * width]
+            }
             View::Interleaved { .. } | View::Transposed => {
                 scratch.raw.resize(n * width, 0);
                 gather(tensor, source.dtype, data, rows.clone(), &mut scratch.raw);
@@ -301,7 +364,13 @@ impl Plan<'_> {
     }
 
     /// Multiplies rows by their scales.
-    fn apply_scale(&self, tensor: &PlannedTensor, scale: &Scale, rows: Range<u64>, weights: &mut [f32]) {
+    fn apply_scale(
+        &self,
+        tensor: &PlannedTensor,
+        scale: &Scale,
+        rows: Range<u64>,
+        weights: &mut [f32],
+    ) {
         let source = &self.checkpoint.tensors[scale.source];
         let (data, width) = (self.checkpoint.data(source), source.dtype.bytes());
         let row_len = tensor.weights.row_len() as usize;
@@ -309,7 +378,11 @@ impl Plan<'_> {
             let scale_row = tensor.weights.source_row(row) / scale.rows * scale.row_len;
             for (i, group) in weights.chunks_mut(scale.columns as usize).enumerate() {
                 let mut factor = [0.0];
-                widen(source.dtype, &data[(scale_row as usize + i) * width..][..width], &mut factor);
+                widen(
+                    source.dtype,
+                    &data[(scale_row as usize + i) * width..][..width],
+                    &mut factor,
+                );
                 group.iter_mut().for_each(|w| *w *= factor[0]);
             }
         }
@@ -336,7 +409,8 @@ fn pieces(rows_per_part: u64, rows: Range<u64>) -> Vec<(usize, Range<u64>)> {
     pieces
 }
 
-/// Rows of the output's shape, in which one dimension is one row, as rows of the weights, where it is many.
+/// Rows of the output's shape, in which one dimension is one row, as rows of the weights, where it
+/// is many.
 fn rows_of_weights(tensor: &PlannedTensor, rows: Range<u64>) -> Range<u64> {
     let per_row = tensor.shape.row_len() / tensor.weights.row_len().max(1);
     rows.start * per_row..rows.end * per_row
@@ -357,10 +431,20 @@ fn gather(tensor: &PlannedTensor, dtype: Dtype, data: &[u8], rows: Range<u64>, o
 }
 
 /// Turns columns, from `first` on, into rows of `row_len` numbers of `width` bytes.
-fn transpose(data: &[u8], columns: usize, first: usize, row_len: usize, width: usize, out: &mut [u8]) {
+fn transpose(
+    data: &[u8],
+    columns: usize,
+    first: usize,
+    row_len: usize,
+    width: usize,
+    out: &mut [u8],
+) {
     let count = out.len() / (row_len * width);
     for (at, row) in data.chunks_exact(columns * width).enumerate() {
-        for (i, number) in row[first * width..][..count * width].chunks_exact(width).enumerate() {
+        for (i, number) in row[first * width..][..count * width]
+            .chunks_exact(width)
+            .enumerate()
+        {
             out[(i * row_len + at) * width..][..width].copy_from_slice(number);
         }
     }

@@ -1,4 +1,5 @@
-//! Where a tensor's weights come from: tensors of the checkpoint, and what is done to them, as data.
+//! Where a tensor's weights come from: tensors of the checkpoint, and what is done to them, as
+//! data.
 
 use super::Source;
 use super::scale::Scale;
@@ -42,7 +43,13 @@ impl Weights {
     /// Weights from the plan itself.
     pub(super) fn generated(weights: Vec<f32>) -> Weights {
         let rows = weights.len() as u64;
-        Weights { generated: weights, parts: Vec::new(), view: View::Rows, rows, row_len: 1 }
+        Weights {
+            generated: weights,
+            parts: Vec::new(),
+            view: View::Rows,
+            rows,
+            row_len: 1,
+        }
     }
 
     /// A tensor as it is. One dimension counts as rows of one weight.
@@ -52,36 +59,64 @@ impl Weights {
             all => (1, all),
         };
         let parts = vec![Part { source, scale }];
-        Weights { generated: Vec::new(), parts, view: View::Rows, rows: outer.iter().product(), row_len }
+        Weights {
+            generated: Vec::new(),
+            parts,
+            view: View::Rows,
+            rows: outer.iter().product(),
+            row_len,
+        }
     }
 
     /// Several tensors of one shape, one behind the other.
     pub(super) fn stacked(mut of: Vec<Weights>) -> Weights {
-        let parts = of.iter().flat_map(|weights| weights.parts.iter().copied()).collect();
-        Weights { parts, ..of.swap_remove(0) }
+        let parts = of
+            .iter()
+            .flat_map(|weights| weights.parts.iter().copied())
+            .collect();
+        Weights {
+            parts,
+            ..of.swap_remove(0)
+        }
     }
 
     /// With the halves of every head's rows interleaved.
     pub(super) fn interleaved(self, heads: u64) -> Result<Weights, String> {
         match heads.checked_mul(2) {
-            Some(halves) if halves > 0 && self.rows.is_multiple_of(halves) => {
-                Ok(Weights { view: View::Interleaved { group: self.rows / heads }, ..self })
-            }
-            _ => Err(format!("its {} rows are not two halves of each of {heads} heads", self.rows)),
+            Some(halves) if halves > 0 && self.rows.is_multiple_of(halves) => Ok(Weights {
+                view: View::Interleaved {
+                    group: self.rows / heads,
+                },
+                ..self
+            }),
+            _ => Err(format!(
+                "its {} rows are not two halves of each of {heads} heads",
+                self.rows
+            )),
         }
     }
 
     /// With rows for columns.
     pub(super) fn transposed(self) -> Result<Weights, String> {
         match self.parts.iter().all(|part| part.scale.is_none()) {
-            true => Ok(Weights { view: View::Transposed, rows: self.row_len, row_len: self.rows, ..self }),
-            false => Err("it is quantized and would have to be transposed, which is not supported".into()),
+            true => Ok(Weights {
+                view: View::Transposed,
+                rows: self.row_len,
+                row_len: self.rows,
+                ..self
+            }),
+            false => Err(
+                "it is quantized and would have to be transposed, which is not supported".into(),
+            ),
         }
     }
 
     /// With 1 added to every weight.
     pub(super) fn plus_one(self) -> Weights {
-        Weights { view: View::PlusOne, ..self }
+        Weights {
+            view: View::PlusOne,
+            ..self
+        }
     }
 
     /// The first rows only.
@@ -135,7 +170,13 @@ mod tests {
 
     #[test]
     fn halves_of_heads_are_interleaved() {
-        let source = Source { name: "q".into(), dtype: Dtype::F32, shape: vec![12, 5], file: 0, range: 0..240 };
+        let source = Source {
+            name: "q".into(),
+            dtype: Dtype::F32,
+            shape: vec![12, 5],
+            file: 0,
+            range: 0..240,
+        };
         let weights = Weights::of(0, &source, None).interleaved(2).unwrap();
         let rows: Vec<_> = (0..12).map(|row| weights.source_row(row)).collect();
         assert_eq!(rows, [0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11]);

@@ -1,4 +1,5 @@
-//! Collecting: each distinct input of a layer summed once, in the order of the chunks, and written when the layer ends.
+//! Collecting: each distinct input of a layer summed once, in the order of the chunks, and written
+//! when the layer ends.
 
 use super::sample::Sample;
 use super::store::check_free;
@@ -20,7 +21,11 @@ const EXPERT_TOGETHER: usize = 128;
 
 /// Rows that may wait for a product, over all matrices of a tensor.
 pub(super) fn waiting_rows(matrices: usize, apart: bool) -> usize {
-    if matrices > 1 && apart { matrices * EXPERT_TOGETHER } else { TOGETHER }
+    if matrices > 1 && apart {
+        matrices * EXPERT_TOGETHER
+    } else {
+        TOGETHER
+    }
 }
 
 /// What a run has written.
@@ -36,9 +41,10 @@ pub struct Written {
 
 /// Sums covariances while chunks go through a model, from several threads.
 ///
-/// The files depend neither on threads nor on interruptions: activations are added in the order of the chunks, in f32,
-/// at least 512 rows by each product (128 of an expert). (An f64 sum would take twice the memory and, for 600 chunks, would change
-/// the mean by a millionth, where the choice of the text changes it by a thousandth.)
+/// The files depend neither on threads nor on interruptions: activations are added in the order of
+/// the chunks, in f32, at least 512 rows by each product (128 of an expert). (An f64 sum would take
+/// twice the memory and, for 600 chunks, would change the mean by a millionth, where the choice of
+/// the text changes it by a thousandth.)
 pub(crate) struct Recorder<'j> {
     job: &'j Job,
     chunks: Vec<Mutex<Vec<Input>>>,
@@ -127,9 +133,13 @@ impl Summed {
             tensors: Vec::new(),
             rows: vec![0; input.matrices],
             all: Sum::default(),
-            each: (0..of_each(several && apart)).map(|_| Sum::default()).collect(),
+            each: (0..of_each(several && apart))
+                .map(|_| Sum::default())
+                .collect(),
             sample: Sample::new(SAMPLE),
-            samples: (0..of_each(several)).map(|_| Sample::new(EXPERT_SAMPLE)).collect(),
+            samples: (0..of_each(several))
+                .map(|_| Sample::new(EXPERT_SAMPLE))
+                .collect(),
         }
     }
 
@@ -154,7 +164,12 @@ impl Summed {
     }
 
     fn write(self, path: &Path, job: &Job, panels: &[Panel]) -> Result<Done> {
-        let head = Head { key: job.key, columns: self.columns, rows: self.rows, tensors: self.tensors };
+        let head = Head {
+            key: job.key,
+            columns: self.columns,
+            rows: self.rows,
+            tensors: self.tensors,
+        };
         let all: u64 = head.rows.iter().sum();
         let filled: Vec<&[Panel]> = std::iter::once(&self.all)
             .chain(&self.each)
@@ -162,28 +177,54 @@ impl Summed {
             .map(|sum| &panels[sum.panels.clone()])
             .collect();
         let mut parts = vec![mean(Part::Mean(None), filled, all)];
-        for (matrix, sum) in self.each.iter().enumerate().filter(|(matrix, _)| head.rows[*matrix] >= LEAST_ROWS) {
-            parts.push(mean(Part::Mean(Some(matrix)), vec![&panels[sum.panels.clone()]], head.rows[matrix]));
+        for (matrix, sum) in self
+            .each
+            .iter()
+            .enumerate()
+            .filter(|(matrix, _)| head.rows[*matrix] >= LEAST_ROWS)
+        {
+            parts.push(mean(
+                Part::Mean(Some(matrix)),
+                vec![&panels[sum.panels.clone()]],
+                head.rows[matrix],
+            ));
         }
-        let samples = self.samples.into_iter().enumerate().map(|(matrix, sample)| (Some(matrix), sample));
+        let samples = self
+            .samples
+            .into_iter()
+            .enumerate()
+            .map(|(matrix, sample)| (Some(matrix), sample));
         for (matrix, sample) in std::iter::once((None, self.sample)).chain(samples) {
             let (rows, numbers) = sample.finish();
             if rows > 0 {
                 let pieces = move |put: &mut dyn FnMut(&[f32]) -> Result<()>| put(&numbers);
-                parts.push(Writing { part: Part::Sample(matrix), rows, pieces: Box::new(pieces) });
+                parts.push(Writing {
+                    part: Part::Sample(matrix),
+                    rows,
+                    pieces: Box::new(pieces),
+                });
             }
         }
         let (checksum, bytes) = write(path, &head, &parts)?;
-        Ok(Done { checksum, tensors: head.tensors.len(), bytes })
+        Ok(Done {
+            checksum,
+            tensors: head.tensors.len(),
+            bytes,
+        })
     }
 }
 
 fn mean<'p>(part: Part, sums: Vec<&'p [Panel]>, count: u64) -> Writing<'p> {
     let pieces = move |put: &mut dyn FnMut(&[f32]) -> Result<()>| means(&sums, count, put);
-    Writing { part, rows: 0, pieces: Box::new(pieces) }
+    Writing {
+        part,
+        rows: 0,
+        pieces: Box::new(pieces),
+    }
 }
 
-/// Gives the mean of `count` rows, whose products these sums have together, row of the triangle by row.
+/// Gives the mean of `count` rows, whose products these sums have together, row of the triangle by
+/// row.
 fn means(sums: &[&[Panel]], count: u64, put: &mut dyn FnMut(&[f32]) -> Result<()>) -> Result<()> {
     let mut sums: Vec<_> = sums.iter().map(|panels| rows(panels)).collect();
     let mut total: Vec<f64> = Vec::new();
@@ -194,7 +235,10 @@ fn means(sums: &[&[Panel]], count: u64, put: &mut dyn FnMut(&[f32]) -> Result<()
         total.extend(row.iter().map(|x| f64::from(*x)));
         for other in others {
             let row = other.next().unwrap_or_default();
-            total.iter_mut().zip(row).for_each(|(sum, x)| *sum += f64::from(*x));
+            total
+                .iter_mut()
+                .zip(row)
+                .for_each(|(sum, x)| *sum += f64::from(*x));
         }
         mean.clear();
         mean.extend(total.iter().map(|sum| (sum / count as f64) as f32));
@@ -207,7 +251,11 @@ impl<'j> Recorder<'j> {
     /// Makes the directory, and looks whether another job has left something there.
     pub(crate) fn new(job: &'j Job, chunks: usize) -> Result<Recorder<'j>> {
         let directory = &job.directory;
-        let io = |source| Error::Io { path: directory.clone(), action: "create", source };
+        let io = |source| Error::Io {
+            path: directory.clone(),
+            action: "create",
+            source,
+        };
         std::fs::create_dir_all(directory).map_err(io)?;
         check_free(directory, &job.key)?;
         Ok(Recorder {
@@ -223,20 +271,27 @@ impl<'j> Recorder<'j> {
     pub(crate) fn begin(&self) -> Result<()> {
         let path = self.job.directory.join(INDEX);
         match std::fs::remove_file(&path) {
-            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-                Err(Error::Io { path, action: "remove", source })
-            }
+            Err(source) if source.kind() != std::io::ErrorKind::NotFound => Err(Error::Io {
+                path,
+                action: "remove",
+                source,
+            }),
             _ => Ok(()),
         }
     }
 
-    /// Goes on from where a former run had written these files; `false` if they are not all there as they were.
+    /// Goes on from where a former run had written these files; `false` if they are not all there
+    /// as they were.
     pub(crate) fn resume(&self, files: &[(String, String)]) -> bool {
         let there = |(name, checksum): &(String, String)| {
             let file = File::open(&self.job.directory.join(name)).ok()?;
             let bytes = self.job.directory.join(name).metadata().ok()?.len();
             let same = file.head().key == self.job.key && file.checksum() == checksum;
-            let done = Done { checksum: checksum.clone(), tensors: file.head().tensors.len(), bytes };
+            let done = Done {
+                checksum: checksum.clone(),
+                tensors: file.head().tensors.len(),
+                bytes,
+            };
             same.then_some((name.clone(), done))
         };
         match files.iter().map(there).collect() {
@@ -250,21 +305,33 @@ impl<'j> Recorder<'j> {
 
     /// Names and checksums of the files that are written.
     pub(crate) fn files(&self) -> Vec<(String, String)> {
-        lock(&self.written).iter().map(|(name, done)| (name.clone(), done.checksum.clone())).collect()
+        lock(&self.written)
+            .iter()
+            .map(|(name, done)| (name.clone(), done.checksum.clone()))
+            .collect()
     }
 
     /// Takes what a matrix meets.
     pub(crate) fn input(&self, seen: &Seen<'_>) {
         let mut inputs = lock(&self.chunks[seen.chunk]);
-        let of_matrix = |input: &&mut Input| input.matrix == seen.matrix && input.matrices == seen.matrices;
-        if let Some(same) = inputs.iter_mut().filter(of_matrix).find(|input| input.id == Some(seen.input)) {
+        let of_matrix =
+            |input: &&mut Input| input.matrix == seen.matrix && input.matrices == seen.matrices;
+        if let Some(same) = inputs
+            .iter_mut()
+            .filter(of_matrix)
+            .find(|input| input.id == Some(seen.input))
+        {
             if !same.tensors.iter().any(|tensor| tensor == seen.name) {
                 same.tensors.push(seen.name.to_owned());
             }
             return;
         }
         // The output matrix meets the rows of a chunk in several parts.
-        if let Some(begun) = inputs.iter_mut().filter(of_matrix).find(|input| input.tensors[0] == seen.name) {
+        if let Some(begun) = inputs
+            .iter_mut()
+            .filter(of_matrix)
+            .find(|input| input.tensors[0] == seen.name)
+        {
             begun.id = Some(seen.input);
             begun.rows.extend_from_slice(seen.rows);
             return;
@@ -279,18 +346,34 @@ impl<'j> Recorder<'j> {
         });
     }
 
-    /// Takes the gradients of what a matrix made of a chunk: `[rows, columns]` for each draw. They are summed as inputs are, and
-    /// no two matrices share them.
-    pub(crate) fn gradients(&self, chunk: usize, tensor: &str, columns: usize, of_draws: &[Vec<f32>]) {
+    /// Takes the gradients of what a matrix made of a chunk: `[rows, columns]` for each draw. They
+    /// are summed as inputs are, and no two matrices share them.
+    pub(crate) fn gradients(
+        &self,
+        chunk: usize,
+        tensor: &str,
+        columns: usize,
+        of_draws: &[Vec<f32>],
+    ) {
         let (tensors, rows) = (vec![tensor.to_owned()], of_draws.concat());
-        lock(&self.chunks[chunk]).push(Input { id: None, tensors, matrix: 0, matrices: 1, columns, rows });
+        lock(&self.chunks[chunk]).push(Input {
+            id: None,
+            tensors,
+            matrix: 0,
+            matrices: 1,
+            columns,
+            rows,
+        });
     }
 
     /// A chunk has met all matrices of the layer.
     pub(crate) fn chunk_done(&self, chunk: usize) {
         let inputs = std::mem::take(&mut *lock(&self.chunks[chunk]));
         let mut turn = lock(&self.turn);
-        let Turn { turns, inputs: summed } = &mut *turn;
+        let Turn {
+            turns,
+            inputs: summed,
+        } = &mut *turn;
         turns.put(chunk, inputs);
         while let Some((chunk, inputs)) = turns.pop() {
             let held_out = self.job.hold_out && is_held_out(chunk, self.chunks.len());
@@ -304,8 +387,8 @@ impl<'j> Recorder<'j> {
         self.work.help();
     }
 
-    /// All chunks have met all matrices of the layer: writes its files, on all threads of the pool that this is called
-    /// in.
+    /// All chunks have met all matrices of the layer: writes its files, on all threads of the pool
+    /// that this is called in.
     pub(crate) fn layer_done(&self) -> Result<()> {
         let Turn { mut inputs, .. } = std::mem::take(&mut *lock(&self.turn));
         for summed in inputs.values_mut() {
@@ -314,7 +397,10 @@ impl<'j> Recorder<'j> {
         }
         let panels = self.work.finish();
         // What was met in held-out chunks alone has no mean.
-        let inputs: Vec<_> = inputs.into_iter().filter(|(_, summed)| summed.rows.iter().any(|n| *n > 0)).collect();
+        let inputs: Vec<_> = inputs
+            .into_iter()
+            .filter(|(_, summed)| summed.rows.iter().any(|n| *n > 0))
+            .collect();
         let written = inputs.into_par_iter().map(|(lead, summed)| {
             let name = format!("{}.gguf", lead.trim_end_matches(".weight"));
             let done = summed.write(&self.job.directory.join(&name), self.job, &panels)?;
@@ -327,7 +413,11 @@ impl<'j> Recorder<'j> {
 
     /// The run has ended: the directory is complete.
     pub(crate) fn finish(self) -> Result<Written> {
-        Index { key: self.job.key, files: self.files() }.write(&self.job.directory)?;
+        Index {
+            key: self.job.key,
+            files: self.files(),
+        }
+        .write(&self.job.directory)?;
         let written = lock(&self.written);
         let sum = |of: fn(&Done) -> u64| written.values().map(of).sum::<u64>();
         Ok(Written {

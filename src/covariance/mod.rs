@@ -1,5 +1,5 @@
-//! Covariances: the mean of `x x^T` over all that a matrix is multiplied by, for roundings that make one weight's error
-//! good by the others (GPTQ, Frantar et al. 2022).
+//! Covariances: the mean of `x x^T` over all that a matrix is multiplied by, for roundings that
+//! make one weight's error good by the others (GPTQ, Frantar et al. 2022).
 //!
 //! ```text
 //! Needs::of        bytes on the disk and in memory, from the shapes of a model alone
@@ -8,8 +8,8 @@
 //! Pairs            of what matrices meet in two models, kept in memory
 //! ```
 //!
-//! Of every [`HELD_OUT`] chunks the last is not summed. Some rows of it are kept as they are, so that what is made of a
-//! covariance can be judged on activations that it has not seen.
+//! Of every [`HELD_OUT`] chunks the last is not summed. Some rows of it are kept as they are, so
+//! that what is made of a covariance can be judged on activations that it has not seen.
 
 mod collect;
 mod needs;
@@ -36,7 +36,8 @@ pub const HELD_OUT: usize = 8;
 pub const SAMPLE: usize = 512;
 /// The same of one expert.
 pub const EXPERT_SAMPLE: usize = 128;
-/// Fewer rows than these give an expert no sum of its own: beside the pooled one, it would weigh nothing.
+/// Fewer rows than these give an expert no sum of its own: beside the pooled one, it would weigh
+/// nothing.
 pub const LEAST_ROWS: u64 = 32;
 
 /// What to collect, and where it goes.
@@ -52,7 +53,8 @@ pub struct Job {
     pub hold_out: bool,
 }
 
-/// Whether a chunk of so many is held out: the last of every [`HELD_OUT`], or the last of fewer, if there are two.
+/// Whether a chunk of so many is held out: the last of every [`HELD_OUT`], or the last of fewer, if
+/// there are two.
 pub fn is_held_out(chunk: usize, chunks: usize) -> bool {
     match chunks {
         0 | 1 => false,
@@ -61,8 +63,9 @@ pub fn is_held_out(chunk: usize, chunks: usize) -> bool {
     }
 }
 
-/// Whether the input of this matrix is wanted: that of the matrices of blocks that can be quantized (routers cannot),
-/// and with `process_output` that of the matrix that makes logits, whatever its name.
+/// Whether the input of this matrix is wanted: that of the matrices of blocks that can be quantized
+/// (routers cannot), and with `process_output` that of the matrix that makes logits, whatever its
+/// name.
 pub fn wanted(name: &str, process_output: bool) -> bool {
     match name.starts_with("blk.") {
         true => may_be_quantized("", name, 2, true),
@@ -76,8 +79,15 @@ mod tests {
 
     #[test]
     fn one_of_eight_chunks_is_held_out_or_the_last_of_few() {
-        let held = |chunks: usize| (0..chunks).filter(|c| is_held_out(*c, chunks)).collect::<Vec<_>>();
-        assert_eq!([held(1), held(2), held(7), held(8), held(17)], [vec![], vec![1], vec![6], vec![7], vec![7, 15]]);
+        let held = |chunks: usize| {
+            (0..chunks)
+                .filter(|c| is_held_out(*c, chunks))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(
+            [held(1), held(2), held(7), held(8), held(17)],
+            [vec![], vec![1], vec![6], vec![7], vec![7, 15]]
+        );
     }
 
     #[test]

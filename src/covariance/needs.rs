@@ -21,8 +21,8 @@ pub struct Needs {
     pub memory: u64,
     /// Whether every expert can have a sum of its own. For a model without experts, it is `true`.
     pub experts_apart: bool,
-    /// Floating-point operations of the sums: `n^2` for each row of an input of `n` channels, and what panels do below the
-    /// diagonal.
+    /// Floating-point operations of the sums: `n^2` for each row of an input of `n` channels, and
+    /// what panels do below the diagonal.
     pub operations: f64,
 }
 
@@ -40,40 +40,77 @@ struct Distinct {
 
 impl Needs {
     /// Of a model that is run on so many chunks of so many tokens.
-    pub fn of(engine: &Engine<'_>, input: &Input<'_>, process_output: bool, [chunks, positions]: [usize; 2]) -> Needs {
+    pub fn of(
+        engine: &Engine<'_>,
+        input: &Input<'_>,
+        process_output: bool,
+        [chunks, positions]: [usize; 2],
+    ) -> Needs {
         let inputs = distinct(engine, input, process_output);
         let most = |of: &dyn Fn(&Distinct) -> u64| {
             let mut layers: BTreeMap<Option<u32>, u64> = BTreeMap::new();
-            inputs.iter().for_each(|input| *layers.entry(input.layer).or_default() += of(input));
+            inputs
+                .iter()
+                .for_each(|input| *layers.entry(input.layer).or_default() += of(input));
             layers.into_values().max().unwrap_or(0)
         };
         let numbers = |n: usize| n as u64 * 4;
         let sums = |input: &Distinct, apart: bool| {
             let sums = if apart { input.matrices } else { 1 };
-            numbers(sums * panel_numbers(input.columns) + waiting_rows(input.matrices, apart) * input.columns)
+            numbers(
+                sums * panel_numbers(input.columns)
+                    + waiting_rows(input.matrices, apart) * input.columns,
+            )
         };
-        let limit = engine.max_memory().map_or(EXPERTS, |all| all / PART_OF_MEMORY);
-        let experts_apart = most(&|input| if input.matrices > 1 { sums(input, true) } else { 0 }) <= limit;
-        let seen = |input: &Distinct| positions * if input.matrices > 1 { engine.hyper.experts_used.max(1) } else { 1 };
-        let held_out = (0..chunks).filter(|chunk| is_held_out(*chunk, chunks)).count();
+        let limit = engine
+            .max_memory()
+            .map_or(EXPERTS, |all| all / PART_OF_MEMORY);
+        let experts_apart = most(&|input| {
+            if input.matrices > 1 {
+                sums(input, true)
+            } else {
+                0
+            }
+        }) <= limit;
+        let seen = |input: &Distinct| {
+            positions
+                * if input.matrices > 1 {
+                    engine.hyper.experts_used.max(1)
+                } else {
+                    1
+                }
+        };
+        let held_out = (0..chunks)
+            .filter(|chunk| is_held_out(*chunk, chunks))
+            .count();
         let samples = |input: &Distinct| {
             let rows = held_out * seen(input);
-            let of_each = if input.matrices > 1 { input.matrices * EXPERT_SAMPLE.min(rows) } else { 0 };
+            let of_each = if input.matrices > 1 {
+                input.matrices * EXPERT_SAMPLE.min(rows)
+            } else {
+                0
+            };
             numbers((SAMPLE.min(rows) + of_each) * input.columns)
         };
         let threads = engine.pool().current_num_threads();
-        // Each thread has a chunk in the layer, and about as many wait for their turn or for a panel.
+        // Each thread has a chunk in the layer, and about as many wait for their turn or for a
+        // panel.
         let waiting = |input: &Distinct| numbers((2 * threads + 1) * seen(input) * input.columns);
         /// A header, with room for the names of experts' tensors and their checksums.
         const HEADER: u64 = 1024;
         const OF_MATRIX: u64 = 512;
         let file = |input: &Distinct| {
-            let apart = if experts_apart && input.matrices > 1 { input.matrices } else { 0 };
+            let apart = if experts_apart && input.matrices > 1 {
+                input.matrices
+            } else {
+                0
+            };
             let means = (1 + apart) as u64 * numbers(triangle(input.columns));
             means + samples(input) + HEADER + OF_MATRIX * input.matrices as u64
         };
-        let operations =
-            |input: &Distinct| 2.0 * ((chunks - held_out) * seen(input)) as f64 * panel_numbers(input.columns) as f64;
+        let operations = |input: &Distinct| {
+            2.0 * ((chunks - held_out) * seen(input)) as f64 * panel_numbers(input.columns) as f64
+        };
         Needs {
             operations: inputs.iter().map(operations).sum(),
             files: inputs.iter().map(file).sum(),
@@ -82,7 +119,8 @@ impl Needs {
         }
     }
 
-    /// Fails if the directory holds covariances of another job, or the disk has no room for these. Nothing is written.
+    /// Fails if the directory holds covariances of another job, or the disk has no room for these.
+    /// Nothing is written.
     ///
     /// # Errors
     /// If it is so, or the directory cannot be read.
@@ -91,16 +129,26 @@ impl Needs {
     }
 }
 
-/// Fails if the directory holds covariances of another job, or the disk has no room for so many bytes.
+/// Fails if the directory holds covariances of another job, or the disk has no room for so many
+/// bytes.
 pub(crate) fn check_room(job: &Job, needed: u64) -> Result<()> {
     let directory: &Path = &job.directory;
     let there = check_free(directory, &job.key)?;
     let above = |path: &&Path| path.as_os_str().is_empty() || path.exists();
-    let disk = directory.ancestors().find(above).filter(|path| !path.as_os_str().is_empty());
+    let disk = directory
+        .ancestors()
+        .find(above)
+        .filter(|path| !path.as_os_str().is_empty());
     // Where room cannot be counted, a full disk is found out by writing.
-    let free = fs4::available_space(disk.unwrap_or(Path::new("."))).unwrap_or(u64::MAX).saturating_add(there);
+    let free = fs4::available_space(disk.unwrap_or(Path::new(".")))
+        .unwrap_or(u64::MAX)
+        .saturating_add(there);
     match free < needed {
-        true => Err(Error::NoSpace { path: directory.to_owned(), needed, free }),
+        true => Err(Error::NoSpace {
+            path: directory.to_owned(),
+            needed,
+            free,
+        }),
         false => Ok(()),
     }
 }
@@ -111,26 +159,46 @@ pub(crate) fn gradient_bytes(rows: u64) -> u64 {
     4 * triangle(rows as usize) as u64 + HEADER
 }
 
-/// The name of the input that the matrices of a tensor are multiplied by, as far as names tell: one too many rather than
-/// too few. `None` if its covariance is not collected.
-pub(crate) fn input_of(engine: &Engine<'_>, tensor: &Tensor<'_>, process_output: bool) -> Option<String> {
+/// The name of the input that the matrices of a tensor are multiplied by, as far as names tell: one
+/// too many rather than too few. `None` if its covariance is not collected.
+pub(crate) fn input_of(
+    engine: &Engine<'_>,
+    tensor: &Tensor<'_>,
+    process_output: bool,
+) -> Option<String> {
     let name = &*tensor.info.name;
-    let met = block(name).map_or(name == engine.output_name(), |layer| (layer as usize) < engine.hyper.layers);
-    if !met || !name.ends_with(".weight") || tensor.info.shape.dims().len() < 2 || !wanted(name, process_output) {
+    let met = block(name).map_or(name == engine.output_name(), |layer| {
+        (layer as usize) < engine.hyper.layers
+    });
+    if !met
+        || !name.ends_with(".weight")
+        || tensor.info.shape.dims().len() < 2
+        || !wanted(name, process_output)
+    {
         return None;
     }
-    Some(name.replace("attn_k.", "attn_q.").replace("attn_v.", "attn_q.").replace("ffn_up", "ffn_gate"))
+    Some(
+        name.replace("attn_k.", "attn_q.")
+            .replace("attn_v.", "attn_q.")
+            .replace("ffn_up", "ffn_gate"),
+    )
 }
 
 /// The distinct inputs of a model.
 fn distinct(engine: &Engine<'_>, input: &Input<'_>, process_output: bool) -> Vec<Distinct> {
     let mut found: BTreeMap<String, Distinct> = BTreeMap::new();
     for tensor in &input.tensors {
-        let Some(shared) = input_of(engine, tensor, process_output) else { continue };
+        let Some(shared) = input_of(engine, tensor, process_output) else {
+            continue;
+        };
         let dims = tensor.info.shape.dims();
         let matrices = dims[2..].iter().product::<u64>() as usize;
         let layer = block(&tensor.info.name);
-        found.entry(shared).or_insert(Distinct { layer, columns: dims[0] as usize, matrices });
+        found.entry(shared).or_insert(Distinct {
+            layer,
+            columns: dims[0] as usize,
+            matrices,
+        });
     }
     found.into_values().collect()
 }

@@ -1,5 +1,5 @@
-//! What a matrix meets in the model as it is, beside what it meets behind matrices that are rounded already: how much the
-//! one can be told from the other.
+//! What a matrix meets in the model as it is, beside what it meets behind matrices that are rounded
+//! already: how much the one can be told from the other.
 
 use super::collect::TOGETHER;
 use super::sample::Sample;
@@ -10,7 +10,8 @@ use crate::model::Turns;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-/// Sums over pairs of activations, while chunks go through both models: from several threads, in the order of the chunks.
+/// Sums over pairs of activations, while chunks go through both models: from several threads, in
+/// the order of the chunks.
 pub(crate) struct Pairs {
     columns: usize,
     chunks: usize,
@@ -40,7 +41,8 @@ pub struct Paired {
     pub mean: Vec<f32>,
     /// The mean of `(x - z) z^T`: `[n, n]`.
     pub cross: Vec<f32>,
-    /// `x` and `z` of rows that were not summed: `[k, n]` each; `k` is 0 where there was a single chunk.
+    /// `x` and `z` of rows that were not summed: `[k, n]` each; `k` is 0 where there was a single
+    /// chunk.
     pub samples: [Vec<f32>; 2],
 }
 
@@ -49,9 +51,19 @@ impl Pairs {
     pub(crate) fn new(columns: usize, chunks: usize) -> Pairs {
         let work = Work::default();
         let panels = [Kind::Square, Kind::Cross].map(|kind| work.begin(columns, kind));
-        let turn =
-            Turn { turns: Turns::default(), waiting: [Vec::new(), Vec::new()], rows: 0, sample: Sample::new(SAMPLE) };
-        Pairs { columns, chunks, turn: Mutex::new(turn), work, panels }
+        let turn = Turn {
+            turns: Turns::default(),
+            waiting: [Vec::new(), Vec::new()],
+            rows: 0,
+            sample: Sample::new(SAMPLE),
+        };
+        Pairs {
+            columns,
+            chunks,
+            turn: Mutex::new(turn),
+            work,
+            panels,
+        }
     }
 
     /// Bytes that the sums of so many channels take, with what is made of them.
@@ -59,15 +71,18 @@ impl Pairs {
         4 * (panel_numbers(columns) + 3 * columns * columns) as u64
     }
 
-    /// What a matrix is about to meet of a chunk: in the model as it is, and in the rounded one. `[positions, columns]`
-    /// both.
+    /// What a matrix is about to meet of a chunk: in the model as it is, and in the rounded one.
+    /// `[positions, columns]` both.
     pub(crate) fn add(&self, chunk: usize, of_original: Vec<f32>, of_rounded: Vec<f32>) {
         let mut turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let turn = &mut *turn;
         turn.turns.put(chunk, [of_original, of_rounded]);
         while let Some((chunk, [mut x, z])) = turn.turns.pop() {
             if is_held_out(chunk, self.chunks) {
-                for (x, z) in x.chunks_exact(self.columns).zip(z.chunks_exact(self.columns)) {
+                for (x, z) in x
+                    .chunks_exact(self.columns)
+                    .zip(z.chunks_exact(self.columns))
+                {
                     turn.sample.offer(&[x, z].concat(), 2 * self.columns);
                 }
                 continue;
@@ -75,7 +90,11 @@ impl Pairs {
             x.iter_mut().zip(&z).for_each(|(x, z)| *x -= z);
             turn.rows += (z.len() / self.columns) as u64;
             for (waiting, new) in turn.waiting.iter_mut().zip([x, z]) {
-                if waiting.is_empty() { *waiting = new } else { waiting.extend(new) }
+                if waiting.is_empty() {
+                    *waiting = new
+                } else {
+                    waiting.extend(new)
+                }
             }
             if turn.waiting[1].len() >= TOGETHER * self.columns {
                 self.flush(turn);
@@ -89,7 +108,10 @@ impl Pairs {
     }
 
     fn flush(&self, turn: &mut Turn) {
-        let [differences, z] = turn.waiting.each_mut().map(|rows| Rows::new(std::mem::take(rows)));
+        let [differences, z] = turn
+            .waiting
+            .each_mut()
+            .map(|rows| Rows::new(std::mem::take(rows)));
         if !z.is_empty() {
             self.work.add(self.panels[0].clone(), [&z; 2]);
             self.work.add(self.panels[1].clone(), [&differences, &z]);
@@ -110,9 +132,18 @@ impl Pairs {
         let n = self.columns;
         let (kept, both) = std::mem::replace(&mut turn.sample, Sample::new(0)).finish();
         debug_assert_eq!(both.len(), 2 * kept * n);
-        let of =
-            |first: usize| both.chunks_exact(2 * n).flat_map(|row| row[first..first + n].iter().copied()).collect();
-        Paired { columns: n, rows: turn.rows, mean: symmetric(&squares, n), cross, samples: [of(0), of(n)] }
+        let of = |first: usize| {
+            both.chunks_exact(2 * n)
+                .flat_map(|row| row[first..first + n].iter().copied())
+                .collect()
+        };
+        Paired {
+            columns: n,
+            rows: turn.rows,
+            mean: symmetric(&squares, n),
+            cross,
+            samples: [of(0), of(n)],
+        }
     }
 }
 
@@ -141,16 +172,29 @@ mod tests {
         let found = paired(&mut (0..chunks));
         assert_eq!(found, paired(&mut (0..chunks).rev()));
         let held = HELD_OUT - 1;
-        assert_eq!((found.rows, &found.samples), (((chunks - 1) * ROWS) as u64, &all[held]));
-        let summed = || (0..chunks).filter(|c| *c != held).flat_map(|c| all[c][0].chunks(N).zip(all[c][1].chunks(N)));
+        assert_eq!(
+            (found.rows, &found.samples),
+            (((chunks - 1) * ROWS) as u64, &all[held])
+        );
+        let summed = || {
+            (0..chunks)
+                .filter(|c| *c != held)
+                .flat_map(|c| all[c][0].chunks(N).zip(all[c][1].chunks(N)))
+        };
         for (i, j) in [(0, 0), (3, 97), (97, 3), (N - 1, N - 2)] {
             let mean = |of: &dyn Fn(&[f32], &[f32]) -> f64| {
                 summed().map(|(x, z)| of(x, z)).sum::<f64>() / ((chunks - 1) * ROWS) as f64
             };
             let square = mean(&|_, z| f64::from(z[i]) * f64::from(z[j]));
             let cross = mean(&|x, z| f64::from(x[i] - z[i]) * f64::from(z[j]));
-            assert!((f64::from(found.mean[i * N + j]) - square).abs() < 1e-6, "{i} {j}");
-            assert!((f64::from(found.cross[i * N + j]) - cross).abs() < 1e-6, "{i} {j}");
+            assert!(
+                (f64::from(found.mean[i * N + j]) - square).abs() < 1e-6,
+                "{i} {j}"
+            );
+            assert!(
+                (f64::from(found.cross[i * N + j]) - cross).abs() < 1e-6,
+                "{i} {j}"
+            );
         }
     }
 
@@ -159,7 +203,10 @@ mod tests {
         let pairs = Pairs::new(2, 1);
         pairs.add(0, vec![1.0, 2.0], vec![1.0, 1.0]);
         let found = pairs.finish();
-        assert_eq!((found.mean, found.cross, found.rows), (vec![1.0; 4], vec![0.0, 0.0, 1.0, 1.0], 1));
+        assert_eq!(
+            (found.mean, found.cross, found.rows),
+            (vec![1.0; 4], vec![0.0, 0.0, 1.0, 1.0], 1)
+        );
         assert!(found.samples.iter().all(Vec::is_empty));
     }
 }

@@ -2,11 +2,13 @@
 
 use std::collections::BinaryHeap;
 
-/// 2^64 over the golden ratio: multiples of it, modulo 2^64, are spread as evenly as can be however many there are.
+/// 2^64 over the golden ratio: multiples of it, modulo 2^64, are spread as evenly as can be however
+/// many there are.
 const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// Keeps the rows whose number, times [`GOLDEN`], is least. Their distances take three values at most, and none of them
-/// is in step with the length of a chunk, so that first tokens come no more often than others.
+/// Keeps the rows whose number, times [`GOLDEN`], is least. Their distances take three values at
+/// most, and none of them is in step with the length of a chunk, so that first tokens come no more
+/// often than others.
 pub(super) struct Sample {
     limit: usize,
     offered: u64,
@@ -38,7 +40,11 @@ impl Ord for Row {
 
 impl Sample {
     pub(super) fn new(limit: usize) -> Sample {
-        Sample { limit, offered: 0, kept: BinaryHeap::new() }
+        Sample {
+            limit,
+            offered: 0,
+            kept: BinaryHeap::new(),
+        }
     }
 
     /// Offers rows `[n, columns]`.
@@ -61,7 +67,10 @@ impl Sample {
     pub(super) fn finish(self) -> (usize, Vec<f32>) {
         let mut kept = self.kept.into_vec();
         kept.sort_unstable_by_key(|(_, number, _)| *number);
-        (kept.len(), kept.into_iter().flat_map(|(.., row)| row.0).collect())
+        (
+            kept.len(),
+            kept.into_iter().flat_map(|(.., row)| row.0).collect(),
+        )
     }
 }
 
@@ -77,11 +86,26 @@ mod tests {
             rows.chunks(512).for_each(|chunk| sample.offer(chunk, 1));
             let (kept, numbers) = sample.finish();
             assert_eq!(kept, limit.min(count));
-            let widest = numbers.windows(2).map(|pair| pair[1] - pair[0]).fold(0.0, f32::max);
-            assert!(numbers.windows(2).all(|pair| pair[0] < pair[1]), "{numbers:?}");
-            assert!(widest <= 3.0 * count as f32 / limit.min(count) as f32, "{widest} of {count}");
-            let firsts = numbers.iter().filter(|x| (**x as usize).is_multiple_of(512)).count();
-            assert!(firsts * 64 <= kept.max(64), "{firsts} first tokens of {kept}");
+            let widest = numbers
+                .windows(2)
+                .map(|pair| pair[1] - pair[0])
+                .fold(0.0, f32::max);
+            assert!(
+                numbers.windows(2).all(|pair| pair[0] < pair[1]),
+                "{numbers:?}"
+            );
+            assert!(
+                widest <= 3.0 * count as f32 / limit.min(count) as f32,
+                "{widest} of {count}"
+            );
+            let firsts = numbers
+                .iter()
+                .filter(|x| (**x as usize).is_multiple_of(512))
+                .count();
+            assert!(
+                firsts * 64 <= kept.max(64),
+                "{firsts} first tokens of {kept}"
+            );
         }
     }
 

@@ -31,8 +31,8 @@ pub struct Covariance {
     pub rows: u64,
     /// The mean of `x x^T`: `[n, n]`, symmetric.
     pub mean: Vec<f32>,
-    /// Rows that were not summed: `[k, n]`; `k` is 0 where there was a single chunk. Those of all experts together, if
-    /// this one met fewer than 16.
+    /// Rows that were not summed: `[k, n]`; `k` is 0 where there was a single chunk. Those of all
+    /// experts together, if this one met fewer than 16.
     pub sample: Vec<f32>,
     /// Which mean it is.
     pub identity: Identity,
@@ -53,19 +53,36 @@ impl Store {
     pub fn open(directory: &Path) -> Result<Store> {
         let index = Index::read(directory)?;
         let (tensors, apart, columns, rows) = (BTreeMap::new(), Vec::new(), Vec::new(), Vec::new());
-        let mut store = Store { directory: directory.to_owned(), index, tensors, apart, columns, rows };
+        let mut store = Store {
+            directory: directory.to_owned(),
+            index,
+            tensors,
+            apart,
+            columns,
+            rows,
+        };
         for number in 0..store.index.files.len() {
             let file = store.file(number)?;
             for tensor in &file.head().tensors {
                 if store.tensors.insert(tensor.clone(), number).is_some() {
                     let what = format!("tensor {} is in another file too; {AGAIN}", shown(tensor));
-                    return Err(Error::Bad { path: store.path(number), what });
+                    return Err(Error::Bad {
+                        path: store.path(number),
+                        what,
+                    });
                 }
             }
             store.columns.push(file.head().columns);
-            store.rows.push(file.head().rows.iter().fold(0, |sum, rows| sum.saturating_add(*rows)));
+            store.rows.push(
+                file.head()
+                    .rows
+                    .iter()
+                    .fold(0, |sum, rows| sum.saturating_add(*rows)),
+            );
             let own = |matrix| file.has(Part::Mean(Some(matrix)));
-            store.apart.push((0..file.head().rows.len()).map(own).collect());
+            store
+                .apart
+                .push((0..file.head().rows.len()).map(own).collect());
         }
         Ok(store)
     }
@@ -80,51 +97,79 @@ impl Store {
         self.tensors.keys().map(String::as_str)
     }
 
-    /// How long the rows are that a tensor is multiplied by, and how many matrices of it there are; `None` if it is not
-    /// here.
+    /// How long the rows are that a tensor is multiplied by, and how many matrices of it there are;
+    /// `None` if it is not here.
     pub fn shape(&self, tensor: &str) -> Option<[usize; 2]> {
         let file = *self.tensors.get(tensor)?;
         Some([self.columns[file], self.apart[file].len()])
     }
 
-    /// The tensors whose mean is of fewer rows than it has columns, with both numbers: nothing is known in some directions.
+    /// The tensors whose mean is of fewer rows than it has columns, with both numbers: nothing is
+    /// known in some directions.
     pub fn of_few_rows(&self) -> impl Iterator<Item = (&str, u64, usize)> {
-        let all = self.tensors.iter().map(|(name, file)| (&**name, self.rows[*file], self.columns[*file]));
+        let all = self
+            .tensors
+            .iter()
+            .map(|(name, file)| (&**name, self.rows[*file], self.columns[*file]));
         all.filter(|(_, rows, columns)| *rows < *columns as u64)
     }
 
-    /// Which mean a matrix has, without reading it: what is made of one serves all of the same. `None` if there is none.
+    /// Which mean a matrix has, without reading it: what is made of one serves all of the same.
+    /// `None` if there is none.
     pub fn identity(&self, tensor: &str, matrix: usize) -> Option<Identity> {
         let file = *self.tensors.get(tensor)?;
         let own = *self.apart[file].get(matrix)?;
-        Some(Identity { file, matrix: own.then_some(matrix) })
+        Some(Identity {
+            file,
+            matrix: own.then_some(matrix),
+        })
     }
 
     /// The covariance of matrix `matrix` (the expert, or 0) of a tensor; `None` if there is none.
     ///
-    /// An expert's mean is drawn to that of all experts: the one of its own `r` rows weighs `r / (r + n)`, and the other
-    /// the rest, with `n` the length of a row. So few rows as a singular covariance has never decide alone, and the
-    /// weights are even where an expert has just met as many rows as its covariance needs to have full rank. An
-    /// expert without a mean of its own has that of all.
+    /// An expert's mean is drawn to that of all experts: the one of its own `r` rows weighs `r / (r
+    /// + n)`, and the other the rest, with `n` the length of a row. So few rows as a singular
+    /// covariance has never decide alone, and the weights are even where an expert has just met as
+    /// many rows as its covariance needs to have full rank. An expert without a mean of its own has
+    /// that of all.
     ///
     /// # Errors
     /// If the file is damaged, or has been changed since the store was opened.
     pub fn get(&self, tensor: &str, matrix: usize) -> Result<Option<Covariance>> {
-        let Some(identity) = self.identity(tensor, matrix) else { return Ok(None) };
+        let Some(identity) = self.identity(tensor, matrix) else {
+            return Ok(None);
+        };
         let file = self.file(identity.file)?;
         let (columns, rows) = (file.head().columns, file.head().rows[matrix]);
         let mut mean = file.read(Part::Mean(None))?.unwrap_or_default();
-        if let Some(own) = identity.matrix.map(|own| file.read(Part::Mean(Some(own)))).transpose()?.flatten() {
+        if let Some(own) = identity
+            .matrix
+            .map(|own| file.read(Part::Mean(Some(own))))
+            .transpose()?
+            .flatten()
+        {
             let weight = rows as f64 / (rows as f64 + columns as f64);
-            let between = |all: f32, own: f32| (f64::from(own) * weight + f64::from(all) * (1.0 - weight)) as f32;
-            mean.iter_mut().zip(&own).for_each(|(mean, own)| *mean = between(*mean, *own));
+            let between = |all: f32, own: f32| {
+                (f64::from(own) * weight + f64::from(all) * (1.0 - weight)) as f32
+            };
+            mean.iter_mut()
+                .zip(&own)
+                .for_each(|(mean, own)| *mean = between(*mean, *own));
         }
-        let own = file.read(Part::Sample(Some(matrix)))?.filter(|own| own.len() >= LEAST_SAMPLE * columns);
+        let own = file
+            .read(Part::Sample(Some(matrix)))?
+            .filter(|own| own.len() >= LEAST_SAMPLE * columns);
         let sample = match own {
             Some(own) => own,
             None => file.read(Part::Sample(None))?.unwrap_or_default(),
         };
-        Ok(Some(Covariance { columns, rows, mean: symmetric(&mean, columns), sample, identity }))
+        Ok(Some(Covariance {
+            columns,
+            rows,
+            mean: symmetric(&mean, columns),
+            sample,
+            identity,
+        }))
     }
 
     fn path(&self, number: usize) -> PathBuf {
@@ -137,7 +182,10 @@ impl Store {
             true => Ok(file),
             false => {
                 let what = format!("it is not the file that {INDEX} beside it lists; {AGAIN}");
-                Err(Error::Bad { path: self.path(number), what })
+                Err(Error::Bad {
+                    path: self.path(number),
+                    what,
+                })
             }
         }
     }
@@ -165,7 +213,8 @@ pub(super) fn symmetric(upper: &[f32], n: usize) -> Vec<f32> {
     whole
 }
 
-/// Removes the covariances in a directory, and nothing else. A directory that does not exist has none.
+/// Removes the covariances in a directory, and nothing else. A directory that does not exist has
+/// none.
 ///
 /// # Errors
 /// If it cannot be read or written.
@@ -177,7 +226,11 @@ pub fn clear(directory: &Path) -> Result<()> {
     let mut files = gguf_files(directory)?;
     files.sort_by_key(|path| !is_index(path));
     for path in files.into_iter().filter(|path| key_of(path).is_some()) {
-        std::fs::remove_file(&path).map_err(|source| Error::Io { path, action: "remove", source })?;
+        std::fs::remove_file(&path).map_err(|source| Error::Io {
+            path,
+            action: "remove",
+            source,
+        })?;
     }
     Ok(())
 }
@@ -187,18 +240,32 @@ pub fn clear(directory: &Path) -> Result<()> {
 /// # Errors
 /// If it cannot be read.
 pub fn holds_others(directory: &Path, key: &Key) -> Result<bool> {
-    let files = if directory.exists() { gguf_files(directory)? } else { Vec::new() };
-    Ok(files.iter().filter_map(|path| key_of(path)).any(|found| found != *key))
+    let files = if directory.exists() {
+        gguf_files(directory)?
+    } else {
+        Vec::new()
+    };
+    Ok(files
+        .iter()
+        .filter_map(|path| key_of(path))
+        .any(|found| found != *key))
 }
 
-/// Fails if a directory holds covariances of another job than this one. Returns how many bytes those of this one have.
+/// Fails if a directory holds covariances of another job than this one. Returns how many bytes
+/// those of this one have.
 pub(super) fn check_free(directory: &Path, key: &Key) -> Result<u64> {
-    let files = if directory.exists() { gguf_files(directory)? } else { Vec::new() };
+    let files = if directory.exists() {
+        gguf_files(directory)?
+    } else {
+        Vec::new()
+    };
     let mut bytes = 0;
     for path in files {
         match key_of(&path) {
             Some(found) if found != *key => {
-                let what = format!("it is of another model, text or setting; choose another directory, or {AGAIN}");
+                let what = format!(
+                    "it is of another model, text or setting; choose another directory, or {AGAIN}"
+                );
                 return Err(Error::Bad { path, what });
             }
             Some(_) => bytes += path.metadata().map_or(0, |meta| meta.len()),
@@ -222,9 +289,16 @@ fn is_index(path: &Path) -> bool {
 
 /// The files of a directory whose names end as those of covariances do.
 fn gguf_files(directory: &Path) -> Result<Vec<PathBuf>> {
-    let io = |source| Error::Io { path: directory.to_owned(), action: "read", source };
+    let io = |source| Error::Io {
+        path: directory.to_owned(),
+        action: "read",
+        source,
+    };
     let entries = std::fs::read_dir(directory).map_err(io)?;
-    let mut files: Vec<PathBuf> = entries.map(|e| e.map(|e| e.path())).collect::<std::io::Result<_>>().map_err(io)?;
+    let mut files: Vec<PathBuf> = entries
+        .map(|e| e.map(|e| e.path()))
+        .collect::<std::io::Result<_>>()
+        .map_err(io)?;
     files.retain(|path| path.extension().is_some_and(|e| e == "gguf") && path.is_file());
     Ok(files)
 }
@@ -235,9 +309,14 @@ mod tests {
 
     #[test]
     fn a_triangle_is_mirrored() {
-        assert_eq!(symmetric(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 3), [1.0, 2.0, 3.0, 2.0, 4.0, 5.0, 3.0, 5.0, 6.0]);
+        assert_eq!(
+            symmetric(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 3),
+            [1.0, 2.0, 3.0, 2.0, 4.0, 5.0, 3.0, 5.0, 6.0]
+        );
         let n = 150;
-        let upper: Vec<f32> = (0..n).flat_map(|i| (i..n).map(move |j| (i * n + j) as f32)).collect();
+        let upper: Vec<f32> = (0..n)
+            .flat_map(|i| (i..n).map(move |j| (i * n + j) as f32))
+            .collect();
         let whole = symmetric(&upper, n);
         for i in 0..n {
             for j in 0..n {

@@ -1,21 +1,25 @@
 //! Products of columns, summed by whichever thread has time for them.
 //!
-//! A matrix is cut into panels: some rows of the upper triangle, from the diagonal's block to the right. Each panel has
-//! a queue of activations that are still to be added; one thread at a time takes a panel and empties its queue. So
-//! the order of the additions is that of the queue, whatever the threads do, and no thread waits for another.
+//! A matrix is cut into panels: some rows of the upper triangle, from the diagonal's block to the
+//! right. Each panel has a queue of activations that are still to be added; one thread at a time
+//! takes a panel and empties its queue. So the order of the additions is that of the queue,
+//! whatever the threads do, and no thread waits for another.
 
 use crate::matrix::add_columns_times_columns;
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Rows of a panel. More compute more below the diagonal, fewer make slower products: with 96, 256 columns and 4096
-/// are within a few percent of the best.
+/// Rows of a panel. More compute more below the diagonal, fewer make slower products: with 96, 256
+/// columns and 4096 are within a few percent of the best.
 const PANEL: usize = 96;
 
 /// Numbers that the panels of a matrix hold.
 pub(super) fn panel_numbers(columns: usize) -> usize {
-    (0..columns).step_by(PANEL).map(|first| PANEL.min(columns - first) * (columns - first)).sum()
+    (0..columns)
+        .step_by(PANEL)
+        .map(|first| PANEL.min(columns - first) * (columns - first))
+        .sum()
 }
 
 /// Activations `[n, columns]`, whose products with each other, or with others, are summed.
@@ -46,20 +50,30 @@ pub(super) struct Panel {
 impl Panel {
     /// The first column that is there.
     fn from(&self) -> usize {
-        if self.kind == Kind::Square { self.some.start } else { 0 }
+        if self.kind == Kind::Square {
+            self.some.start
+        } else {
+            0
+        }
     }
 
     /// The numbers of row `i`; of a square from the diagonal on.
     fn row(&self, i: usize) -> &[f32] {
         let (below, width) = (i - self.some.start, self.columns - self.from());
         let row = &self.sums[below * width..][..width];
-        if self.kind == Kind::Square { &row[below..] } else { row }
+        if self.kind == Kind::Square {
+            &row[below..]
+        } else {
+            row
+        }
     }
 }
 
 /// The rows of a finished sum; of a square those of its upper triangle, each from the diagonal on.
 pub(super) fn rows(panels: &[Panel]) -> impl Iterator<Item = &[f32]> {
-    panels.iter().flat_map(|panel| panel.some.clone().map(|i| panel.row(i)))
+    panels
+        .iter()
+        .flat_map(|panel| panel.some.clone().map(|i| panel.row(i)))
 }
 
 /// All panels of a layer.
@@ -80,7 +94,12 @@ impl Work {
         let start = state.panels.len();
         for first in (0..columns).step_by(PANEL) {
             let some = first..(first + PANEL).min(columns);
-            let mut panel = Panel { columns, some, kind, ..Panel::default() };
+            let mut panel = Panel {
+                columns,
+                some,
+                kind,
+                ..Panel::default()
+            };
             panel.sums = vec![0.0; panel.some.len() * (columns - panel.from())];
             state.panels.push(panel);
         }
@@ -104,7 +123,10 @@ impl Work {
         while let Some(i) = state.ready.pop_front() {
             let panel = &mut state.panels[i];
             let (columns, some) = (panel.columns, (panel.some.clone(), panel.from()));
-            let (mut sums, queue) = (std::mem::take(&mut panel.sums), std::mem::take(&mut panel.queue));
+            let (mut sums, queue) = (
+                std::mem::take(&mut panel.sums),
+                std::mem::take(&mut panel.queue),
+            );
             drop(state);
             for [left, right] in queue {
                 add_columns_times_columns([&left, &right], columns, some.clone(), &mut sums);
@@ -119,7 +141,8 @@ impl Work {
         }
     }
 
-    /// Adds all that is queued, on all threads of the pool that it is called in, and takes the panels away.
+    /// Adds all that is queued, on all threads of the pool that it is called in, and takes the
+    /// panels away.
     pub(super) fn finish(&self) -> Vec<Panel> {
         rayon::broadcast(|_| self.help());
         std::mem::take(&mut self.state().panels)
@@ -142,23 +165,41 @@ mod tests {
             (random >> 8) as f32 / (1 << 24) as f32 - 0.5
         };
         for columns in [1, 5, PANEL, PANEL + 1, 2 * PANEL + 37] {
-            let pieces: Vec<Vec<f32>> = [3, 1, 70].map(|n| (0..n * columns).map(|_| number()).collect()).into();
+            let pieces: Vec<Vec<f32>> = [3, 1, 70]
+                .map(|n| (0..n * columns).map(|_| number()).collect())
+                .into();
             let sums = |threads: usize| {
                 let work = Work::default();
-                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                let pool = rayon::ThreadPoolBuilder::new()
+                    .num_threads(threads)
+                    .build()
+                    .unwrap();
                 let sum = work.begin(columns, Kind::Square);
-                pieces.iter().map(|rows| Arc::new(rows.clone())).for_each(|rows| work.add(sum.clone(), [&rows; 2]));
+                pieces
+                    .iter()
+                    .map(|rows| Arc::new(rows.clone()))
+                    .for_each(|rows| work.add(sum.clone(), [&rows; 2]));
                 pool.install(|| work.finish())
             };
             let (found, again) = (sums(1), sums(3));
-            assert_eq!(found.iter().map(|panel| panel.sums.len()).sum::<usize>(), panel_numbers(columns));
+            assert_eq!(
+                found.iter().map(|panel| panel.sums.len()).sum::<usize>(),
+                panel_numbers(columns)
+            );
             assert!(rows(&found).eq(rows(&again)));
             for (i, row) in rows(&found).enumerate() {
                 assert_eq!(row.len(), columns - i);
                 for (j, x) in row.iter().enumerate() {
                     let of = |rows: &[f32]| f64::from(rows[i]) * f64::from(rows[i + j]);
-                    let want: f64 = pieces.iter().flat_map(|rows| rows.chunks(columns)).map(of).sum();
-                    assert!((f64::from(*x) - want).abs() < 1e-5, "{columns}: {i} {j}: {x} {want}");
+                    let want: f64 = pieces
+                        .iter()
+                        .flat_map(|rows| rows.chunks(columns))
+                        .map(of)
+                        .sum();
+                    assert!(
+                        (f64::from(*x) - want).abs() < 1e-5,
+                        "{columns}: {i} {j}: {x} {want}"
+                    );
                 }
             }
         }

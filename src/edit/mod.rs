@@ -1,8 +1,9 @@
 //! `split`, `merge`, `set`: a model's tensors as they are, in other files or under other metadata.
 //!
-//! [`split`], [`merge`] and [`set`] each make a [`Plan`] of new files and refuse what cannot work before a byte is
-//! written; [`Plan::run`] copies the tensors, within the system where it can do that, in memory that does not depend on
-//! the model. [`set::patches`] is the one way to change a file where it is.
+//! [`split`], [`merge`] and [`set`] each make a [`Plan`] of new files and refuse what cannot work
+//! before a byte is written; [`Plan::run`] copies the tensors, within the system where it can do
+//! that, in memory that does not depend on the model. [`set::patches`] is the one way to change a
+//! file where it is.
 
 pub mod set;
 mod split;
@@ -75,14 +76,19 @@ impl<'a> Plan<'a> {
 
     fn layout(&self, file: &PlannedFile<'_>) -> Layout {
         let info = |tensor: &Tensor<'a>| match file.header {
-            Header::Ggml => TensorInfo { shape: tensor.info.shape.trimmed(), ..tensor.info.clone() },
+            Header::Ggml => TensorInfo {
+                shape: tensor.info.shape.trimmed(),
+                ..tensor.info.clone()
+            },
             _ => tensor.info.clone(),
         };
         let infos: Vec<_> = self.tensors(file).iter().map(info).collect();
         match file.header {
             Header::Bare => Layout::of_metadata(&file.metadata),
             // Nothing follows that would have to be aligned, and the reference pads for 32 bytes.
-            Header::Ggml if infos.is_empty() => Layout::new(&file.metadata, &infos, DEFAULT_ALIGNMENT),
+            Header::Ggml if infos.is_empty() => {
+                Layout::new(&file.metadata, &infos, DEFAULT_ALIGNMENT)
+            }
             _ => Layout::new(&file.metadata, &infos, file.metadata.alignment()),
         }
     }
@@ -92,14 +98,17 @@ impl<'a> Plan<'a> {
         self.layout(file).file_bytes()
     }
 
-    /// Writes the files: all of them or none. `replace` says that files of these names may be there already.
+    /// Writes the files: all of them or none. `replace` says that files of these names may be there
+    /// already.
     ///
     /// # Errors
-    /// A full disk is found out before anything is copied where the system can tell; an input that changes meanwhile
-    /// is an error too.
+    /// A full disk is found out before anything is copied where the system can tell; an input that
+    /// changes meanwhile is an error too.
     pub fn run(&self, replace: bool, progress: &dyn Progress) -> Result<()> {
         if !replace {
-            self.files.iter().try_for_each(|file| check_new(&file.path))?;
+            self.files
+                .iter()
+                .try_for_each(|file| check_new(&file.path))?;
         }
         let inputs = self.model.files.paths();
         // All are created first, so that the space for all is taken first.
@@ -107,7 +116,14 @@ impl<'a> Plan<'a> {
         for file in &self.files {
             writers.push(Writer::create(&file.path, self.layout(file), &inputs)?);
         }
-        progress.begin(self.files.iter().flat_map(|f| self.tensors(f)).map(|t| t.info.bytes()).sum(), Unit::Bytes);
+        progress.begin(
+            self.files
+                .iter()
+                .flat_map(|f| self.tensors(f))
+                .map(|t| t.info.bytes())
+                .sum(),
+            Unit::Bytes,
+        );
         for (file, writer) in self.files.iter().zip(&mut writers) {
             for tensor in self.tensors(file) {
                 progress.at(&tensor.info.name);
@@ -119,9 +135,17 @@ impl<'a> Plan<'a> {
         Ok(())
     }
 
-    fn copy(&self, tensor: &Tensor<'_>, writer: &mut Writer, progress: &dyn Progress) -> Result<()> {
+    fn copy(
+        &self,
+        tensor: &Tensor<'_>,
+        writer: &mut Writer,
+        progress: &dyn Progress,
+    ) -> Result<()> {
         let map = &self.model.files.maps()[tensor.shard];
-        let (mut at, end) = (tensor.offset as usize, (tensor.offset + tensor.info.bytes()) as usize);
+        let (mut at, end) = (
+            tensor.offset as usize,
+            (tensor.offset + tensor.info.bytes()) as usize,
+        );
         while at < end {
             if progress.cancelled() {
                 return Err(Error::Cancelled);

@@ -1,7 +1,10 @@
-//! Metadata edits: which make sense, what the header becomes, and whether that can be written where it is.
+//! Metadata edits: which make sense, what the header becomes, and whether that can be written where
+//! it is.
 
 use super::{Error, Header, Plan, PlannedFile, Result};
-use crate::format::gguf::{Layout, MAX_ALIGNMENT, Metadata, Model, Value, ValueType, keys, shard_name, shard_path};
+use crate::format::gguf::{
+    Layout, MAX_ALIGNMENT, Metadata, Model, Value, ValueType, keys, shard_name, shard_path,
+};
 use crate::format::output::Patch;
 use crate::plan::recipe::Problem;
 use std::path::Path;
@@ -31,7 +34,8 @@ pub struct Change<'a> {
     pub after: Option<Value<'static>>,
 }
 
-/// Metadata after edits, each key at the place that it had and new ones at the end, and what the edits do to it.
+/// Metadata after edits, each key at the place that it had and new ones at the end, and what the
+/// edits do to it.
 pub struct Edited<'a> {
     /// All of it.
     pub metadata: Metadata<'a>,
@@ -42,13 +46,20 @@ pub struct Edited<'a> {
 /// Applies edits.
 ///
 /// # Errors
-/// [`Error::Impossible`] with every reason at once. `force` lets through what is only unwise: another type for a key,
-/// token ids outside of the vocabulary, no `general.architecture`.
+/// [`Error::Impossible`] with every reason at once. `force` lets through what is only unwise:
+/// another type for a key, token ids outside of the vocabulary, no `general.architecture`.
 pub fn edit<'a>(model: &Model<'a>, edits: &[Edit], force: bool) -> Result<Edited<'a>> {
     let old = model.metadata();
-    let mut problems: Vec<_> = edits.iter().filter_map(|e| problem(old, e, force)).collect();
-    let twice = edits.iter().enumerate().filter(|(i, e)| edits[..*i].iter().any(|other| other.key == e.key));
-    problems.extend(twice.map(|(_, e)| Problem::of("", format!("'{}' is to be changed twice", e.key))));
+    let mut problems: Vec<_> = edits
+        .iter()
+        .filter_map(|e| problem(old, e, force))
+        .collect();
+    let twice = edits
+        .iter()
+        .enumerate()
+        .filter(|(i, e)| edits[..*i].iter().any(|other| other.key == e.key));
+    problems
+        .extend(twice.map(|(_, e)| Problem::of("", format!("'{}' is to be changed twice", e.key))));
     if !problems.is_empty() {
         return Err(Error::Impossible(problems));
     }
@@ -62,10 +73,19 @@ pub fn edit<'a>(model: &Model<'a>, edits: &[Edit], force: bool) -> Result<Edited
         }
     }
     for edit in edits.iter().filter(|e| old.get(&e.key).is_none()) {
-        edit.value.iter().for_each(|value| metadata.set(edit.key.clone(), value.clone()));
+        edit.value
+            .iter()
+            .for_each(|value| metadata.set(edit.key.clone(), value.clone()));
     }
-    let change = |e: &Edit| Change { key: e.key.clone(), before: old.get(&e.key).cloned(), after: e.value.clone() };
-    Ok(Edited { metadata, changes: edits.iter().map(change).collect() })
+    let change = |e: &Edit| Change {
+        key: e.key.clone(),
+        before: old.get(&e.key).cloned(),
+        after: e.value.clone(),
+    };
+    Ok(Edited {
+        metadata,
+        changes: edits.iter().map(change).collect(),
+    })
 }
 
 /// Why an edit makes no sense.
@@ -76,20 +96,26 @@ fn problem(old: &Metadata<'_>, edit: &Edit, force: bool) -> Option<Problem> {
         return refused(format!("{key:?} is no key"));
     }
     if [keys::SPLIT_NO, keys::SPLIT_COUNT, keys::SPLIT_TENSORS].contains(&key) {
-        return refused(format!("'{key}' says how the model is cut into files; use split or merge"));
+        return refused(format!(
+            "'{key}' says how the model is cut into files; use split or merge"
+        ));
     }
     let Some(value) = &edit.value else {
         return match before {
-            None => refused(format!("there is no key '{key}' to remove; inspect shows those that are there")),
-            Some(_) if key == keys::ARCHITECTURE && !force => {
-                refused(format!("without '{key}' nothing can read the model; --force removes it all the same"))
-            }
+            None => refused(format!(
+                "there is no key '{key}' to remove; inspect shows those that are there"
+            )),
+            Some(_) if key == keys::ARCHITECTURE && !force => refused(format!(
+                "without '{key}' nothing can read the model; --force removes it all the same"
+            )),
             Some(_) => None,
         };
     };
     let fits = |v: &Value<'_>| matches!(v, &Value::U32(a) if a.is_power_of_two() && u64::from(a) <= MAX_ALIGNMENT);
     if key == keys::ALIGNMENT && !fits(value) {
-        return refused(format!("'{key}' must be a u32, a power of two, at most {MAX_ALIGNMENT}"));
+        return refused(format!(
+            "'{key}' must be a u32, a power of two, at most {MAX_ALIGNMENT}"
+        ));
     }
     if force {
         return None;
@@ -98,13 +124,22 @@ fn problem(old: &Metadata<'_>, edit: &Edit, force: bool) -> Option<Problem> {
         && kind(before) != kind(value)
     {
         let (was, is) = (kind(before), kind(value));
-        return refused(format!("'{key}' is of type {was}, not {is}; --force changes its type"));
+        return refused(format!(
+            "'{key}' is of type {was}, not {is}; --force changes its type"
+        ));
     }
-    let tokens = old.get(TOKENS).and_then(Value::as_array).map(|tokens| tokens.len() as u64);
-    if let (true, Some(tokens)) = (key.starts_with("tokenizer.") && key.ends_with("_token_id"), tokens)
-        && value.as_u64().is_none_or(|id| id >= tokens)
+    let tokens = old
+        .get(TOKENS)
+        .and_then(Value::as_array)
+        .map(|tokens| tokens.len() as u64);
+    if let (true, Some(tokens)) = (
+        key.starts_with("tokenizer.") && key.ends_with("_token_id"),
+        tokens,
+    ) && value.as_u64().is_none_or(|id| id >= tokens)
     {
-        return refused(format!("'{key}' cannot be {value}: the vocabulary has {tokens} tokens, counted from 0"));
+        return refused(format!(
+            "'{key}' cannot be {value}: the vocabulary has {tokens} tokens, counted from 0"
+        ));
     }
     None
 }
@@ -117,20 +152,27 @@ fn kind(value: &Value<'_>) -> String {
     }
 }
 
-/// Whether two values have their types and all lengths in common, so that any mixture of their bytes can be read.
+/// Whether two values have their types and all lengths in common, so that any mixture of their
+/// bytes can be read.
 fn alike(a: &Value<'_>, b: &Value<'_>) -> bool {
     match (a, b) {
         (Value::String(a), Value::String(b)) => a.len() == b.len(),
         (Value::Array(a), Value::Array(b)) => {
-            let lengths = a.strings().map(<[u8]>::len).eq(b.strings().map(<[u8]>::len));
-            a.element() == b.element() && a.len() == b.len() && lengths && a.element() != ValueType::Array
+            let lengths = a
+                .strings()
+                .map(<[u8]>::len)
+                .eq(b.strings().map(<[u8]>::len));
+            a.element() == b.element()
+                && a.len() == b.len()
+                && lengths
+                && a.element() != ValueType::Array
         }
         _ => a.value_type() == b.value_type(),
     }
 }
 
-/// Plans a copy of the model with other metadata. The shards of a split model keep their cut: `path` is then the name
-/// of the first, and the others go beside it.
+/// Plans a copy of the model with other metadata. The shards of a split model keep their cut:
+/// `path` is then the name of the first, and the others go beside it.
 ///
 /// # Errors
 /// If the name is not that of a first shard where there are several.
@@ -139,7 +181,9 @@ pub fn copy<'a>(model: &'a Model<'a>, metadata: Metadata<'a>, path: &Path) -> Re
     let prefix = match shard_name(path) {
         Some((prefix, 0, n)) if n == count as u64 => Some(prefix),
         _ if count > 1 => {
-            let what = format!("the model has {count} shards: name an output that ends in -00001-of-{count:05}.gguf");
+            let what = format!(
+                "the model has {count} shards: name an output that ends in -00001-of-{count:05}.gguf"
+            );
             return Err(Error::Impossible(vec![Problem::of("", what)]));
         }
         _ => None,
@@ -148,21 +192,32 @@ pub fn copy<'a>(model: &'a Model<'a>, metadata: Metadata<'a>, path: &Path) -> Re
     for (shard, header) in model.headers.iter().enumerate() {
         let tensors = start..start + header.tensors.len();
         start = tensors.end;
-        let bare = tensors.is_empty() && model.files.maps()[shard].bytes().len() < header.data_start as usize;
+        let bare = tensors.is_empty()
+            && model.files.maps()[shard].bytes().len() < header.data_start as usize;
         files.push(PlannedFile {
-            path: prefix.as_ref().map_or(path.to_owned(), |p| shard_path(p, shard as u64, count as u64)),
-            metadata: if shard == 0 { metadata.clone() } else { header.metadata.clone() },
+            path: prefix.as_ref().map_or(path.to_owned(), |p| {
+                shard_path(p, shard as u64, count as u64)
+            }),
+            metadata: if shard == 0 {
+                metadata.clone()
+            } else {
+                header.metadata.clone()
+            },
             tensors,
             header: if bare { Header::Bare } else { Header::AsItWas },
         });
     }
-    Ok(Plan { model, files, notes: Vec::new() })
+    Ok(Plan {
+        model,
+        files,
+        notes: Vec::new(),
+    })
 }
 
-/// What to change in the model's first file where it is. Whatever moment a run is killed at, the file must be
-/// readable; so nothing may move: every changed value has its type and all lengths in common with the one before. The
-/// values of several keys are separate writes, and a run that is killed between them has changed some of them; the
-/// same command changes the rest.
+/// What to change in the model's first file where it is. Whatever moment a run is killed at, the
+/// file must be readable; so nothing may move: every changed value has its type and all lengths in
+/// common with the one before. The values of several keys are separate writes, and a run that is
+/// killed between them has changed some of them; the same command changes the rest.
 ///
 /// # Errors
 /// The reason why it cannot be done, for a person.
@@ -192,14 +247,20 @@ pub fn patches(model: &Model<'_>, edited: &Edited<'_>) -> std::result::Result<Ve
         }
     }
     let header = &model.headers[0];
-    let infos: Vec<_> = header.tensors.iter().map(|(info, _)| info.clone()).collect();
+    let infos: Vec<_> = header
+        .tensors
+        .iter()
+        .map(|(info, _)| info.clone())
+        .collect();
     let layout = |metadata: &Metadata<'_>| match header.tensors.is_empty() {
         true => Layout::of_metadata(metadata),
         false => Layout::new(metadata, &infos, header.alignment),
     };
     let (old, new) = (layout(&header.metadata), layout(&edited.metadata));
     let file = model.files.maps()[0].bytes();
-    if file.get(..old.header().len()) != Some(old.header()) || old.header().len() != new.header().len() {
+    if file.get(..old.header().len()) != Some(old.header())
+        || old.header().len() != new.header().len()
+    {
         return Err("its header is not laid out as ggml does it today".into());
     }
     Ok(differences(old.header(), new.header()))
@@ -233,7 +294,10 @@ mod tests {
         for at in [3, 5, 40] {
             new[at] = 1;
         }
-        let found: Vec<_> = differences(&old, &new).into_iter().map(|p| (p.offset, p.after)).collect();
+        let found: Vec<_> = differences(&old, &new)
+            .into_iter()
+            .map(|p| (p.offset, p.after))
+            .collect();
         assert_eq!(found, [(3, vec![1, 0, 1]), (40, vec![1])]);
     }
 }

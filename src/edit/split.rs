@@ -10,19 +10,29 @@ use std::path::Path;
 pub enum Limit {
     /// After so many tensors.
     Tensors(u64),
-    /// Before the tensors of one, each padded to 32 bytes, would have more bytes than this. Headers do not count.
+    /// Before the tensors of one, each padded to 32 bytes, would have more bytes than this. Headers
+    /// do not count.
     Bytes(u64),
 }
 
-/// Plans a model's shards, `PREFIX-00001-of-0000N.gguf`; a model that is split already is split anew.
+/// Plans a model's shards, `PREFIX-00001-of-0000N.gguf`; a model that is split already is split
+/// anew.
 ///
 /// The first shard has all metadata; with `first_bare` it has nothing else.
 ///
 /// # Errors
-/// If the first tensor alone is larger than the limit, which the reference refuses too (a later one gets a shard of
-/// its own, and a note), or there would be more shards than can be counted.
-pub fn split<'a>(model: &'a Model<'a>, prefix: &Path, limit: Limit, first_bare: bool) -> Result<Plan<'a>> {
-    let bad = |what| Error::Bad { path: model.files.paths()[0].to_owned(), what };
+/// If the first tensor alone is larger than the limit, which the reference refuses too (a later one
+/// gets a shard of its own, and a note), or there would be more shards than can be counted.
+pub fn split<'a>(
+    model: &'a Model<'a>,
+    prefix: &Path,
+    limit: Limit,
+    first_bare: bool,
+) -> Result<Plan<'a>> {
+    let bad = |what| Error::Bad {
+        path: model.files.paths()[0].to_owned(),
+        what,
+    };
     let (mut starts, mut bytes, mut notes) = (vec![0], 0u64, Vec::new());
     if first_bare {
         starts.push(0);
@@ -36,7 +46,10 @@ pub fn split<'a>(model: &'a Model<'a>, prefix: &Path, limit: Limit, first_bare: 
         if let Limit::Bytes(most) = limit
             && size > most
         {
-            let what = format!("tensor '{}' has {size} bytes, more than a shard may have ({most})", tensor.info.name);
+            let what = format!(
+                "tensor '{}' has {size} bytes, more than a shard may have ({most})",
+                tensor.info.name
+            );
             if index == 0 {
                 return Err(bad(format!("{what}; choose a larger size")).into());
             }
@@ -50,34 +63,76 @@ pub fn split<'a>(model: &'a Model<'a>, prefix: &Path, limit: Limit, first_bare: 
     }
     let count = starts.len();
     if count as u64 > MAX_SHARDS {
-        return Err(bad(format!("that would make {count} shards, and at most {MAX_SHARDS} can be counted")).into());
+        return Err(bad(format!(
+            "that would make {count} shards, and at most {MAX_SHARDS} can be counted"
+        ))
+        .into());
     }
     let ends = starts.iter().skip(1).copied().chain([model.tensors.len()]);
-    let files = shards(prefix, model.metadata().cut_at_zeros(), count, model.tensors.len());
-    let files = files.into_iter().zip(starts.iter().copied().zip(ends)).map(|((path, mut metadata), (start, end))| {
-        // The reference knows the count only in the end, and what is set anew comes last.
-        metadata.set(keys::SPLIT_COUNT, Value::U16(count as u16));
-        PlannedFile { path, metadata, tensors: start..end, header: Header::Ggml }
-    });
-    Ok(Plan { model, files: files.collect(), notes })
+    let files = shards(
+        prefix,
+        model.metadata().cut_at_zeros(),
+        count,
+        model.tensors.len(),
+    );
+    let files = files.into_iter().zip(starts.iter().copied().zip(ends)).map(
+        |((path, mut metadata), (start, end))| {
+            // The reference knows the count only in the end, and what is set anew comes last.
+            metadata.set(keys::SPLIT_COUNT, Value::U16(count as u16));
+            PlannedFile {
+                path,
+                metadata,
+                tensors: start..end,
+                header: Header::Ggml,
+            }
+        },
+    );
+    Ok(Plan {
+        model,
+        files: files.collect(),
+        notes,
+    })
 }
 
-/// Plans the one file of a split model. As the reference leaves it, its metadata tells that it was split, with a
-/// `split.count` of 0; without `split_keys` it does not, and the file is the one that was split, byte for byte, if
-/// that was laid out as ggml does it.
+/// Plans the one file of a split model. As the reference leaves it, its metadata tells that it was
+/// split, with a `split.count` of 0; without `split_keys` it does not, and the file is the one that
+/// was split, byte for byte, if that was laid out as ggml does it.
 ///
 /// # Errors
 /// If the model is not split.
 pub fn merge<'a>(model: &'a Model<'a>, path: &Path, split_keys: bool) -> Result<Plan<'a>> {
     let mut metadata = model.metadata().cut_at_zeros();
-    if metadata.get(keys::SPLIT_COUNT).and_then(Value::as_u64).unwrap_or(0) == 0 {
-        let what = format!("it is no shard of a split model ('{}' is missing or 0)", keys::SPLIT_COUNT);
-        return Err(Error::Bad { path: model.files.paths()[0].to_owned(), what }.into());
+    if metadata
+        .get(keys::SPLIT_COUNT)
+        .and_then(Value::as_u64)
+        .unwrap_or(0)
+        == 0
+    {
+        let what = format!(
+            "it is no shard of a split model ('{}' is missing or 0)",
+            keys::SPLIT_COUNT
+        );
+        return Err(Error::Bad {
+            path: model.files.paths()[0].to_owned(),
+            what,
+        }
+        .into());
     }
     match split_keys {
         true => metadata.set(keys::SPLIT_COUNT, Value::U16(0)),
-        false => [keys::SPLIT_NO, keys::SPLIT_COUNT, keys::SPLIT_TENSORS].iter().for_each(|key| metadata.remove(key)),
+        false => [keys::SPLIT_NO, keys::SPLIT_COUNT, keys::SPLIT_TENSORS]
+            .iter()
+            .for_each(|key| metadata.remove(key)),
     }
-    let file = PlannedFile { path: path.to_owned(), metadata, tensors: 0..model.tensors.len(), header: Header::Ggml };
-    Ok(Plan { model, files: vec![file], notes: Vec::new() })
+    let file = PlannedFile {
+        path: path.to_owned(),
+        metadata,
+        tensors: 0..model.tensors.len(),
+        header: Header::Ggml,
+    };
+    Ok(Plan {
+        model,
+        files: vec![file],
+        notes: Vec::new(),
+    })
 }

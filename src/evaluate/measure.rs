@@ -95,10 +95,16 @@ impl<'e> Measured<'e> {
         windows: &Windows<'_>,
         progress: &dyn Progress,
     ) -> Result<Measured<'e>> {
-        let chunks: Vec<_> = (0..windows.chunks()).map(|chunk| windows.input(chunk)).collect();
+        let chunks: Vec<_> = (0..windows.chunks())
+            .map(|chunk| windows.input(chunk))
+            .collect();
         let first = windows.first_scored();
         match engine.run(&chunks, first..first + windows.scored(), None, progress) {
-            Ok(hidden) => Ok(Measured { name, engine, hidden }),
+            Ok(hidden) => Ok(Measured {
+                name,
+                engine,
+                hidden,
+            }),
             Err(error) => Err(Error::Model { model: name, error }),
         }
     }
@@ -109,11 +115,17 @@ impl<'e> Measured<'e> {
     }
 
     fn head(&self) -> Result<Output<'_>> {
-        Ok(Output { measured: self, head: self.engine.head().map_err(|e| self.failed(e))? })
+        Ok(Output {
+            measured: self,
+            head: self.engine.head().map_err(|e| self.failed(e))?,
+        })
     }
 
     fn failed(&self, error: model::Error) -> Error {
-        Error::Model { model: self.name.clone(), error }
+        Error::Model {
+            model: self.name.clone(),
+            error,
+        }
     }
 }
 
@@ -126,7 +138,10 @@ struct Output<'m> {
 impl Output<'_> {
     /// The activations of a chunk's scored rows, which are kept.
     fn rows(&self, chunk: usize) -> Result<Tensor> {
-        self.measured.hidden.rows_of(chunk).map_err(|e| self.measured.failed(e))
+        self.measured
+            .hidden
+            .rows_of(chunk)
+            .map_err(|e| self.measured.failed(e))
     }
 
     /// Logits of some of the rows: `[rows * n_vocab]`.
@@ -141,8 +156,18 @@ impl Output<'_> {
     fn bad(&self, chunk: usize, row: usize, error: score::Error) -> Error {
         let model = self.measured.name.clone();
         match error {
-            score::Error::NotFinite { .. } => Error::NotFinite { model, chunk, row, error },
-            error => Error::Row { model, chunk, row, error },
+            score::Error::NotFinite { .. } => Error::NotFinite {
+                model,
+                chunk,
+                row,
+                error,
+            },
+            error => Error::Row {
+                model,
+                chunk,
+                row,
+                error,
+            },
         }
     }
 }
@@ -156,7 +181,12 @@ pub fn nll(
 ) -> Result<Vec<f64>> {
     let output = measured.head()?;
     let saving = save.is_some().then(|| shape(measured.engine, windows));
-    let mut sweep = Sweep { windows, engine: measured.engine, save, progress };
+    let mut sweep = Sweep {
+        windows,
+        engine: measured.engine,
+        save,
+        progress,
+    };
     progress.begin(windows.chunks() as u64, Unit::Steps);
     let mut all = Vec::with_capacity(windows.chunks() * windows.scored());
     sweep.run(
@@ -183,10 +213,12 @@ pub fn nll(
     Ok(all)
 }
 
-/// Every scored row of some models beside the same row of their base: for each model, chunk by chunk.
+/// Every scored row of some models beside the same row of their base: for each model, chunk by
+/// chunk.
 ///
-/// Output matrices are kept widened for as many models as the first one's `max_memory` allows (one at least), and the
-/// base's logits are computed once for all of these together. `save` is for a base that is a model.
+/// Output matrices are kept widened for as many models as the first one's `max_memory` allows (one
+/// at least), and the base's logits are computed once for all of these together. `save` is for a
+/// base that is a model.
 pub fn compare(
     base: &Base<'_>,
     models: &[Measured<'_>],
@@ -194,26 +226,43 @@ pub fn compare(
     mut save: Save<'_>,
     progress: &dyn Progress,
 ) -> Result<Vec<Vec<Comparison>>> {
-    let Some(first) = models.first() else { return Ok(Vec::new()) };
+    let Some(first) = models.first() else {
+        return Ok(Vec::new());
+    };
     let base = match base {
         Base::Model(measured) => BaseRows::Model(measured.head()?),
         Base::Stored { name, logits } => BaseRows::Stored(name, logits),
     };
     let group = group_size(&base, models);
-    progress.begin((windows.chunks() * models.len().div_ceil(group)) as u64, Unit::Steps);
+    progress.begin(
+        (windows.chunks() * models.len().div_ceil(group)) as u64,
+        Unit::Steps,
+    );
     let mut all = vec![Vec::with_capacity(windows.chunks() * windows.scored()); models.len()];
     for (models, all) in models.chunks(group).zip(all.chunks_mut(group)) {
-        let outputs = models.iter().map(Measured::head).collect::<Result<Vec<_>>>()?;
+        let outputs = models
+            .iter()
+            .map(Measured::head)
+            .collect::<Result<Vec<_>>>()?;
         // The base's rows are the same for every group: the first saves them.
         let save = save.take();
         let saving = match (&base, save.is_some()) {
             (BaseRows::Model(output), true) => Some(shape(output.measured.engine, windows)),
             _ => None,
         };
-        let mut sweep = Sweep { windows, engine: first.engine, save, progress };
+        let mut sweep = Sweep {
+            windows,
+            engine: first.engine,
+            save,
+            progress,
+        };
         sweep.run(
             |chunk| compare_chunk(&base, &outputs, windows, saving, chunk),
-            |found| all.iter_mut().zip(found).for_each(|(all, found)| all.extend(found)),
+            |found| {
+                all.iter_mut()
+                    .zip(found)
+                    .for_each(|(all, found)| all.extend(found))
+            },
         )?;
     }
     Ok(all)
@@ -240,15 +289,22 @@ fn compare_chunk(
         BaseRows::Model(output) => BaseChunk::Model(output, output.rows(chunk)?),
         BaseRows::Stored(name, logits) => BaseChunk::Stored(name, logits),
     };
-    let hidden = outputs.iter().map(|output| output.rows(chunk)).collect::<Result<Vec<_>>>()?;
+    let hidden = outputs
+        .iter()
+        .map(|output| output.rows(chunk))
+        .collect::<Result<Vec<_>>>()?;
     let block = |range: Range<usize>| -> Result<Compared> {
         let values = base.values(chunk, &range)?;
         let base_rows = base.distributions(&values, chunk, &range)?;
         let mut saved = Vec::new();
-        base_rows.iter().for_each(|row| encode(row, saving, &mut saved));
+        base_rows
+            .iter()
+            .for_each(|row| encode(row, saving, &mut saved));
         let one = |(output, hidden): (&Output<'_>, &Tensor)| -> Result<Vec<Comparison>> {
             let logits = output.logits(hidden, chunk, &range)?;
-            let rows = range.clone().zip(logits.chunks_exact(logits.len() / range.len()));
+            let rows = range
+                .clone()
+                .zip(logits.chunks_exact(logits.len() / range.len()));
             let compare = |((row, logits), base)| {
                 Distribution::of_logits(logits)
                     .and_then(|found| score::compare(base, &found, labels[row]))
@@ -256,12 +312,24 @@ fn compare_chunk(
             };
             rows.zip(&base_rows).map(compare).collect()
         };
-        Ok((outputs.iter().zip(&hidden).map(one).collect::<Result<_>>()?, saved))
+        Ok((
+            outputs
+                .iter()
+                .zip(&hidden)
+                .map(one)
+                .collect::<Result<_>>()?,
+            saved,
+        ))
     };
     let mut all = vec![Vec::with_capacity(windows.scored()); outputs.len()];
     let mut saved = Vec::new();
-    for (found, rows) in blocks(windows.scored()).map(block).collect::<Result<Vec<_>>>()? {
-        all.iter_mut().zip(found).for_each(|(all, found)| all.extend(found));
+    for (found, rows) in blocks(windows.scored())
+        .map(block)
+        .collect::<Result<Vec<_>>>()?
+    {
+        all.iter_mut()
+            .zip(found)
+            .for_each(|(all, found)| all.extend(found));
         saved.extend(rows);
     }
     Ok((all, saved))
@@ -296,21 +364,31 @@ impl BaseChunk<'_> {
         range: &Range<usize>,
     ) -> Result<Vec<Distribution<'v>>> {
         let one = |(row, values)| match self {
-            BaseChunk::Model(output, _) => Distribution::of_logits(values).map_err(|e| output.bad(chunk, row, e)),
-            BaseChunk::Stored(name, _) => Distribution::of_stored(values).map_err(|error| Error::Row {
-                model: (*name).to_owned(),
-                chunk,
-                row,
-                error,
-            }),
+            BaseChunk::Model(output, _) => {
+                Distribution::of_logits(values).map_err(|e| output.bad(chunk, row, e))
+            }
+            BaseChunk::Stored(name, _) => {
+                Distribution::of_stored(values).map_err(|error| Error::Row {
+                    model: (*name).to_owned(),
+                    chunk,
+                    row,
+                    error,
+                })
+            }
         };
-        range.clone().zip(values.chunks_exact(values.len() / range.len())).map(one).collect()
+        range
+            .clone()
+            .zip(values.chunks_exact(values.len() / range.len()))
+            .map(one)
+            .collect()
     }
 }
 
 /// How many models' output matrices are widened at a time.
 fn group_size(base: &BaseRows<'_>, models: &[Measured<'_>]) -> usize {
-    let Some(max_memory) = models.first().and_then(|m| m.engine.max_memory()) else { return models.len() };
+    let Some(max_memory) = models.first().and_then(|m| m.engine.max_memory()) else {
+        return models.len();
+    };
     let head = |m: &Measured<'_>| m.engine.head_bytes();
     let largest = models.iter().map(head).max().unwrap_or(0).max(1);
     let threads = models[0].engine.pool().current_num_threads() as u64;
@@ -328,8 +406,13 @@ fn group_size(base: &BaseRows<'_>, models: &[Measured<'_>]) -> usize {
 pub fn shape(engine: &Engine<'_>, windows: &Windows<'_>) -> Shape {
     // Too large a number is refused where the file is created.
     let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-    let [n_ctx, n_vocab, n_chunk] = [windows.n_ctx(), engine.vocabulary(), windows.chunks()].map(number);
-    Shape { n_ctx, n_vocab, n_chunk }
+    let [n_ctx, n_vocab, n_chunk] =
+        [windows.n_ctx(), engine.vocabulary(), windows.chunks()].map(number);
+    Shape {
+        n_ctx,
+        n_vocab,
+        n_chunk,
+    }
 }
 
 fn encode(row: &Distribution<'_>, saving: Option<Shape>, out: &mut Vec<u8>) {
@@ -354,7 +437,8 @@ struct Sweep<'s> {
 }
 
 impl Sweep<'_> {
-    /// Does `one` with every chunk, on as many threads as the engine has, and `done` with what comes of it, in order.
+    /// Does `one` with every chunk, on as many threads as the engine has, and `done` with what
+    /// comes of it, in order.
     fn run<T: Send>(
         &mut self,
         one: impl Fn(usize) -> Result<(T, Vec<u8>)> + Sync,

@@ -1,11 +1,12 @@
 //! What one row of logits says.
 //!
-//! Exponentials are taken in f32, eight lanes at a time (relative error below 3e-7); sums are kept in f64.
+//! Exponentials are taken in f32, eight lanes at a time (relative error below 3e-7); sums are kept
+//! in f64.
 
 use crate::vector::{LANES, exp, vectorized};
 
-/// llama-perplexity takes no part of the KL divergence from tokens whose stored base log-probability is at or below
-/// this: the 16-bit form has cut those off.
+/// llama-perplexity takes no part of the KL divergence from tokens whose stored base
+/// log-probability is at or below this: the 16-bit form has cut those off.
 pub const STORED_FLOOR: f32 = -16.0;
 
 /// Why a row cannot be scored.
@@ -20,7 +21,9 @@ pub enum Error {
         value: f32,
     },
     /// A token that the row has no logit for.
-    #[error("token {label} is outside the vocabulary of {n_vocab}; the text was made with another tokenizer")]
+    #[error(
+        "token {label} is outside the vocabulary of {n_vocab}; the text was made with another tokenizer"
+    )]
     Label {
         /// The token.
         label: u32,
@@ -28,7 +31,9 @@ pub enum Error {
         n_vocab: usize,
     },
     /// Rows of two vocabularies.
-    #[error("the base model has {base} logits and the other {other}; compare models of the same vocabulary")]
+    #[error(
+        "the base model has {base} logits and the other {other}; compare models of the same vocabulary"
+    )]
     Vocabulary {
         /// Length of the base model's row.
         base: usize,
@@ -36,7 +41,9 @@ pub enum Error {
         other: usize,
     },
     /// Finite logits so far apart that a figure is not finite.
-    #[error("the KL divergence is {0}: the logits are too large to be compared; one of the models is broken")]
+    #[error(
+        "the KL divergence is {0}: the logits are too large to be compared; one of the models is broken"
+    )]
     Overflow(f64),
 }
 
@@ -63,14 +70,24 @@ impl<'a> Distribution<'a> {
             }
             sums.iter().sum::<f64>() + rest.iter().map(|x| f64::from(exp(x - max))).sum::<f64>()
         });
-        Ok(Distribution { values: logits, max, log_z: f64::from(max) + sum.ln(), floor: f32::NEG_INFINITY })
+        Ok(Distribution {
+            values: logits,
+            max,
+            log_z: f64::from(max) + sum.ln(),
+            floor: f32::NEG_INFINITY,
+        })
     }
 
-    /// A row of log-probabilities from a logits file, taken as they are: neither normalized nor used below
-    /// [`STORED_FLOOR`], as llama-perplexity does it.
+    /// A row of log-probabilities from a logits file, taken as they are: neither normalized nor
+    /// used below [`STORED_FLOOR`], as llama-perplexity does it.
     pub fn of_stored(log_probabilities: &'a [f32]) -> Result<Distribution<'a>, Error> {
         let max = checked_max(log_probabilities)?;
-        Ok(Distribution { values: log_probabilities, max, log_z: 0.0, floor: STORED_FLOOR })
+        Ok(Distribution {
+            values: log_probabilities,
+            max,
+            log_z: 0.0,
+            floor: STORED_FLOOR,
+        })
     }
 
     /// The row's values.
@@ -96,7 +113,10 @@ impl<'a> Distribution<'a> {
     /// -ln p of a token, in nats.
     pub fn nll(&self, label: u32) -> Result<f64, Error> {
         let n_vocab = self.values.len();
-        let value = self.values.get(label as usize).ok_or(Error::Label { label, n_vocab })?;
+        let value = self
+            .values
+            .get(label as usize)
+            .ok_or(Error::Label { label, n_vocab })?;
         Ok(self.log_z - f64::from(*value))
     }
 }
@@ -119,13 +139,21 @@ pub struct Comparison {
 /// Compares a row with the base model's, over the whole vocabulary.
 pub fn compare(base: &Distribution, row: &Distribution, label: u32) -> Result<Comparison, Error> {
     if base.values.len() != row.values.len() {
-        return Err(Error::Vocabulary { base: base.values.len(), other: row.values.len() });
+        return Err(Error::Vocabulary {
+            base: base.values.len(),
+            other: row.values.len(),
+        });
     }
-    // ln p_base - ln p = (b - r) - c. Rounding c to f32 would shift every term; what that loses is put back at the end.
+    // ln p_base - ln p = (b - r) - c. Rounding c to f32 would shift every term; what that loses is
+    // put back at the end.
     let c = base.log_z - row.log_z;
     let c32 = c as f32;
     let term = |b: f32, r: f32| {
-        let weight = if b > base.floor { exp(b - base.max) } else { 0.0 };
+        let weight = if b > base.floor {
+            exp(b - base.max)
+        } else {
+            0.0
+        };
         (f64::from(weight), f64::from(weight * ((b - r) - c32)))
     };
     let (mass, sum) = vectorized(|| {
@@ -154,7 +182,13 @@ pub fn compare(base: &Distribution, row: &Distribution, label: u32) -> Result<Co
     }
     let (nll, nll_base) = (row.nll(label)?, base.nll(label)?);
     let delta_p = (-nll).exp() - (-nll_base).exp();
-    Ok(Comparison { nll, nll_base, kld, delta_p, same_top: base.top() == row.top() })
+    Ok(Comparison {
+        nll,
+        nll_base,
+        kld,
+        delta_p,
+        same_top: base.top() == row.top(),
+    })
 }
 
 /// The largest value of a row in which every value is finite.
@@ -172,9 +206,16 @@ fn checked_max(values: &[f32]) -> Result<f32, Error> {
     });
     if bad.iter().any(|x| x.is_nan()) || rest.iter().any(|x| !x.is_finite()) {
         let token = values.iter().position(|x| !x.is_finite()).unwrap_or(0);
-        return Err(Error::NotFinite { token, value: values[token] });
+        return Err(Error::NotFinite {
+            token,
+            value: values[token],
+        });
     }
-    Ok(max.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max))
+    Ok(max
+        .iter()
+        .chain(rest)
+        .copied()
+        .fold(f32::NEG_INFINITY, f32::max))
 }
 
 #[cfg(test)]
@@ -185,8 +226,16 @@ mod tests {
     fn a_row_worked_out_by_hand() {
         // Probabilities 1/2, 1/4, 1/4 against 1/4, 1/4, 1/2, with offsets that must not matter.
         let logits = |p: [f64; 3], offset: f64| p.map(|p| (p.ln() + offset) as f32);
-        let (b, r) = (logits([0.5, 0.25, 0.25], 3.0), logits([0.25, 0.25, 0.5], -2.0));
-        let c = compare(&Distribution::of_logits(&b).unwrap(), &Distribution::of_logits(&r).unwrap(), 2).unwrap();
+        let (b, r) = (
+            logits([0.5, 0.25, 0.25], 3.0),
+            logits([0.25, 0.25, 0.5], -2.0),
+        );
+        let c = compare(
+            &Distribution::of_logits(&b).unwrap(),
+            &Distribution::of_logits(&r).unwrap(),
+            2,
+        )
+        .unwrap();
         let near = |a: f64, b: f64| assert!((a - b).abs() < 1e-6, "{a} {b}");
         near(c.nll, 2_f64.ln());
         near(c.nll_base, 4_f64.ln());
@@ -198,7 +247,9 @@ mod tests {
     #[test]
     fn a_large_row_agrees_with_f64() {
         let row = |seed: u32| -> Vec<f32> {
-            (0..15_013_u32).map(|i| ((i + seed).wrapping_mul(2_654_435_761) >> 8) as f32 / 1e6 - 3.0).collect()
+            (0..15_013_u32)
+                .map(|i| ((i + seed).wrapping_mul(2_654_435_761) >> 8) as f32 / 1e6 - 3.0)
+                .collect()
         };
         let (b, mut r) = (row(1), row(1));
         for (i, x) in r.iter_mut().enumerate() {
@@ -210,7 +261,10 @@ mod tests {
         };
         let (lb, lr) = (logs(&b), logs(&r));
         let kld: f64 = lb.iter().zip(&lr).map(|(b, r)| b.exp() * (b - r)).sum();
-        let (b, r) = (Distribution::of_logits(&b).unwrap(), Distribution::of_logits(&r).unwrap());
+        let (b, r) = (
+            Distribution::of_logits(&b).unwrap(),
+            Distribution::of_logits(&r).unwrap(),
+        );
         let c = compare(&b, &r, 5).unwrap();
         assert!((c.kld - kld).abs() < 1e-8, "{} {kld}", c.kld);
         assert!((c.nll + lr[5]).abs() < 1e-7);
@@ -225,6 +279,11 @@ mod tests {
             let error = Distribution::of_logits(&row).unwrap_err().to_string();
             assert!(error.contains(&format!("token {at} is")), "{error}");
         }
-        assert!(Distribution::of_logits(&[1.0, 2.0]).unwrap().nll(2).is_err());
+        assert!(
+            Distribution::of_logits(&[1.0, 2.0])
+                .unwrap()
+                .nll(2)
+                .is_err()
+        );
     }
 }

@@ -1,7 +1,8 @@
 //! What all rows say together: llama-perplexity's figures and their uncertainties.
 //!
-//! Rows are kept (40 bytes each) and the figures made of them at the end, so that texts can be measured one by one
-//! and put together in any grouping: every function takes parts, which count as one sequence of rows.
+//! Rows are kept (40 bytes each) and the figures made of them at the end, so that texts can be
+//! measured one by one and put together in any grouping: every function takes parts, which count as
+//! one sequence of rows.
 
 use super::score::Comparison;
 use serde::Serialize;
@@ -13,7 +14,9 @@ const FEW: usize = 10;
 /// Fractions of the rows, in per cent, whose KL divergence is reported, beside the extremes.
 const KLD_PERCENTILES: [f64; 9] = [99.9, 99.0, 95.0, 90.0, 50.0, 10.0, 5.0, 1.0, 0.1];
 /// The same for delta p.
-const DELTA_P_PERCENTILES: [f64; 11] = [99.9, 99.0, 95.0, 90.0, 75.0, 50.0, 25.0, 10.0, 5.0, 1.0, 0.1];
+const DELTA_P_PERCENTILES: [f64; 11] = [
+    99.9, 99.0, 95.0, 90.0, 75.0, 50.0, 25.0, 10.0, 5.0, 1.0, 0.1,
+];
 
 /// A figure and its standard error.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -26,13 +29,19 @@ pub struct Figure {
 
 impl Figure {
     fn times(self, factor: f64) -> Figure {
-        Figure { value: self.value * factor, uncertainty: self.uncertainty.map(|u| u * factor) }
+        Figure {
+            value: self.value * factor,
+            uncertainty: self.uncertainty.map(|u| u * factor),
+        }
     }
 
     /// e to this figure.
     fn exp(self) -> Figure {
         let value = self.value.exp();
-        Figure { value, uncertainty: self.uncertainty.map(|u| u * value) }
+        Figure {
+            value,
+            uncertainty: self.uncertainty.map(|u| u * value),
+        }
     }
 }
 
@@ -42,7 +51,10 @@ fn mean(values: impl Iterator<Item = f64> + Clone) -> Figure {
     values.clone().for_each(|x| (n, sum) = (n + 1, sum + x));
     let value = sum / n as f64;
     let variance = values.map(|x| (x - value).powi(2)).sum::<f64>() / n as f64;
-    Figure { value, uncertainty: (n > FEW).then(|| (variance / (n - 1) as f64).sqrt()) }
+    Figure {
+        value,
+        uncertainty: (n > FEW).then(|| (variance / (n - 1) as f64).sqrt()),
+    }
 }
 
 /// Value below which `percent` of the sorted values lie, linear between neighbours.
@@ -68,12 +80,20 @@ impl Spread {
     fn of(values: impl Iterator<Item = f64>, percents: &[f64]) -> Spread {
         let mut sorted: Vec<f64> = values.collect();
         sorted.sort_unstable_by(f64::total_cmp);
-        let percentiles = percents.iter().map(|&percent| (percent, percentile(&sorted, percent))).collect();
-        Spread { maximum: sorted[sorted.len() - 1], percentiles, minimum: sorted[0] }
+        let percentiles = percents
+            .iter()
+            .map(|&percent| (percent, percentile(&sorted, percent)))
+            .collect();
+        Spread {
+            maximum: sorted[sorted.len() - 1],
+            percentiles,
+            minimum: sorted[0],
+        }
     }
 
     fn render(&self, f: &mut fmt::Formatter, what: &str, factor: f64, unit: &str) -> fmt::Result {
-        let mut line = |name: &str, x: f64| writeln!(f, "{name:<7} {what}: {:>10.6}{unit}", x * factor);
+        let mut line =
+            |name: &str, x: f64| writeln!(f, "{name:<7} {what}: {:>10.6}{unit}", x * factor);
         line("Maximum", self.maximum)?;
         for &(percent, x) in &self.percentiles {
             match percent == 50.0 {
@@ -102,7 +122,11 @@ impl Perplexity {
         let all = parts.iter().flat_map(|part| part.iter().copied());
         let rows = all.clone().count();
         let nll = mean(all);
-        (rows > 0).then(|| Perplexity { rows, nll, perplexity: nll.exp() })
+        (rows > 0).then(|| Perplexity {
+            rows,
+            nll,
+            perplexity: nll.exp(),
+        })
     }
 }
 
@@ -145,17 +169,27 @@ impl Statistics {
         if rows == 0 {
             return None;
         }
-        let (nll, nll_base) = (mean(all.clone().map(|c| c.nll)), mean(all.clone().map(|c| c.nll_base)));
+        let (nll, nll_base) = (
+            mean(all.clone().map(|c| c.nll)),
+            mean(all.clone().map(|c| c.nll_base)),
+        );
         let log_ratio = mean(all.clone().map(|c| c.nll - c.nll_base));
         let (perplexity, perplexity_base) = (nll.exp(), nll_base.exp());
         // Covariance of the two means, as `mean` has their variances.
-        let products = all.clone().map(|c| (c.nll - nll.value) * (c.nll_base - nll_base.value));
+        let products = all
+            .clone()
+            .map(|c| (c.nll - nll.value) * (c.nll_base - nll_base.value));
         let covariance = products.sum::<f64>() / rows as f64 / (rows - 1).max(1) as f64;
         let both = nll.uncertainty.zip(nll_base.uncertainty);
-        let correlation = both.map(|(a, b)| covariance / (a * b)).filter(|c| c.is_finite());
+        let correlation = both
+            .map(|(a, b)| covariance / (a * b))
+            .filter(|c| c.is_finite());
         let (p, b) = (perplexity.value, perplexity_base.value);
-        let spread =
-            |(ua, ub): (f64, f64)| ((p * ua).powi(2) + (b * ub).powi(2) - 2.0 * p * b * covariance).max(0.0).sqrt();
+        let spread = |(ua, ub): (f64, f64)| {
+            ((p * ua).powi(2) + (b * ub).powi(2) - 2.0 * p * b * covariance)
+                .max(0.0)
+                .sqrt()
+        };
         let square = mean(all.clone().map(|c| c.delta_p.powi(2)));
         let rms = square.value.sqrt();
         let same = all.clone().filter(|c| c.same_top).count() as f64 / rows as f64;
@@ -166,14 +200,19 @@ impl Statistics {
             correlation,
             log_ratio,
             ratio: log_ratio.exp(),
-            difference: Figure { value: p - b, uncertainty: both.map(spread) },
+            difference: Figure {
+                value: p - b,
+                uncertainty: both.map(spread),
+            },
             kld: mean(all.clone().map(|c| c.kld)),
             kld_spread: Spread::of(all.clone().map(|c| c.kld), &KLD_PERCENTILES),
             delta_p: mean(all.clone().map(|c| c.delta_p)),
             delta_p_spread: Spread::of(all.map(|c| c.delta_p), &DELTA_P_PERCENTILES),
             delta_p_rms: Figure {
                 value: rms,
-                uncertainty: square.uncertainty.map(|u| if rms > 0.0 { 0.5 / rms * u } else { 0.0 }),
+                uncertainty: square
+                    .uncertainty
+                    .map(|u| if rms > 0.0 { 0.5 / rms * u } else { 0.0 }),
             },
             same_top: Figure {
                 value: same,
@@ -194,9 +233,17 @@ impl fmt::Display for Figure {
 
 impl fmt::Display for Statistics {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        writeln!(f, "====== Perplexity statistics ({} rows) ======", self.rows)?;
+        writeln!(
+            f,
+            "====== Perplexity statistics ({} rows) ======",
+            self.rows
+        )?;
         writeln!(f, "Mean PPL(Q)                   : {}", self.perplexity)?;
-        writeln!(f, "Mean PPL(base)                : {}", self.perplexity_base)?;
+        writeln!(
+            f,
+            "Mean PPL(base)                : {}",
+            self.perplexity_base
+        )?;
         match self.correlation {
             Some(c) => writeln!(f, "Cor(ln(PPL(Q)), ln(PPL(base))): {:>6.2}%", 100.0 * c)?,
             None => writeln!(f, "Cor(ln(PPL(Q)), ln(PPL(base))): none")?,
@@ -224,7 +271,13 @@ mod tests {
             .map(|i| {
                 let x = f64::from(i);
                 let (nll, nll_base, kld, delta_p) = (x + 1.0, x, x / 4.0, x / 10.0 - 0.5);
-                Comparison { nll, nll_base, kld, delta_p, same_top: i < 9 }
+                Comparison {
+                    nll,
+                    nll_base,
+                    kld,
+                    delta_p,
+                    same_top: i < 9,
+                }
             })
             .collect()
     }
@@ -237,25 +290,37 @@ mod tests {
         let error = (143.0_f64 / 12.0 / 11.0).sqrt();
         let near = |a: f64, b: f64| assert!((a - b).abs() < 1e-9 * b.abs().max(1.0), "{a} {b}");
         near(s.perplexity_base.value, 5.5_f64.exp());
-        near(s.perplexity_base.uncertainty.unwrap(), 5.5_f64.exp() * error);
+        near(
+            s.perplexity_base.uncertainty.unwrap(),
+            5.5_f64.exp() * error,
+        );
         near(s.correlation.unwrap(), 1.0);
         near(s.log_ratio.value, 1.0);
         near(s.log_ratio.uncertainty.unwrap(), 0.0);
         near(s.ratio.value, 1_f64.exp());
         near(s.difference.value, 6.5_f64.exp() - 5.5_f64.exp());
-        near(s.difference.uncertainty.unwrap(), error * (6.5_f64.exp() - 5.5_f64.exp()));
+        near(
+            s.difference.uncertainty.unwrap(),
+            error * (6.5_f64.exp() - 5.5_f64.exp()),
+        );
         near(s.kld.value, 1.375);
         near(s.kld_spread.percentiles[4].1, 1.375);
         near(s.kld_spread.percentiles[3].1, 0.9 * 11.0 / 4.0);
         near(s.delta_p_rms.value, (1.46_f64 / 12.0).sqrt());
         near(s.same_top.value, 0.75);
-        near(s.same_top.uncertainty.unwrap(), (0.75_f64 * 0.25 / 11.0).sqrt());
+        near(
+            s.same_top.uncertainty.unwrap(),
+            (0.75_f64 * 0.25 / 11.0).sqrt(),
+        );
     }
 
     #[test]
     fn parts_count_as_one_sequence_and_no_rows_as_none() {
         let rows = rows();
-        assert_eq!(Statistics::of(&[&rows[..5], &[], &rows[5..]]), Statistics::of(&[&rows]));
+        assert_eq!(
+            Statistics::of(&[&rows[..5], &[], &rows[5..]]),
+            Statistics::of(&[&rows])
+        );
         assert_eq!(Statistics::of(&[&[]]), None);
         assert_eq!(Perplexity::of(&[]), None);
         assert_eq!(Statistics::of(&[&rows[..3]]).unwrap().kld.uncertainty, None);
@@ -264,7 +329,13 @@ mod tests {
     #[test]
     fn the_table_names_every_figure() {
         let text = Statistics::of(&[&rows()]).unwrap().to_string();
-        for name in ["Mean PPL(Q)/PPL(base)", "Median  KLD", " 0.1%   KLD", "75.0%   Δp", "Same top p"] {
+        for name in [
+            "Mean PPL(Q)/PPL(base)",
+            "Median  KLD",
+            " 0.1%   KLD",
+            "75.0%   Δp",
+            "Same top p",
+        ] {
             assert!(text.contains(name), "{name} in\n{text}");
         }
     }

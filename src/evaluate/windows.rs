@@ -1,9 +1,10 @@
 //! Which tokens make which chunk, and which of their positions are scored.
 //!
-//! As llama-perplexity does it: the text is cut into chunks of `n_ctx` tokens that do not overlap, what is left at the
-//! end is dropped, and every chunk is evaluated on its own. Where the vocabulary asks for a BOS token, it stands in
-//! place of the first token of each chunk. Positions `n_ctx / 2 .. n_ctx - 1` are scored, so that each has at least
-//! half a chunk of context; each predicts the token after it, as it is in the text.
+//! As llama-perplexity does it: the text is cut into chunks of `n_ctx` tokens that do not overlap,
+//! what is left at the end is dropped, and every chunk is evaluated on its own. Where the
+//! vocabulary asks for a BOS token, it stands in place of the first token of each chunk. Positions
+//! `n_ctx / 2 .. n_ctx - 1` are scored, so that each has at least half a chunk of context; each
+//! predicts the token after it, as it is in the text.
 
 /// Fewest tokens in a chunk that leave a position to score.
 pub const MIN_CONTEXT: usize = 3;
@@ -61,8 +62,9 @@ pub struct Windows<'a> {
 }
 
 impl<'a> Windows<'a> {
-    /// Cuts a text into chunks of `n_ctx` tokens, at most `chunks` of them. `tokens` is the text with the BOS that the
-    /// tokenizer puts before it; `bos` is that token where the vocabulary asks for it.
+    /// Cuts a text into chunks of `n_ctx` tokens, at most `chunks` of them. `tokens` is the text
+    /// with the BOS that the tokenizer puts before it; `bos` is that token where the vocabulary
+    /// asks for it.
     pub fn of_text(
         tokens: &'a [u32],
         n_ctx: usize,
@@ -74,15 +76,24 @@ impl<'a> Windows<'a> {
         }
         let needed = n_ctx.saturating_mul(MIN_CHUNKS);
         if tokens.len() < needed {
-            return Err(Error::TooShort { tokens: tokens.len(), needed, n_ctx });
+            return Err(Error::TooShort {
+                tokens: tokens.len(),
+                needed,
+                n_ctx,
+            });
         }
         let whole = tokens.len() / n_ctx;
         let chunks = chunks.map_or(whole, |chunks| chunks.min(whole));
         Windows::of_chunks(&tokens[..chunks * n_ctx], n_ctx, bos)
     }
 
-    /// Chunks that have been cut already, `[chunks * n_ctx]` tokens: those of a logits file. One is enough.
-    pub fn of_chunks(tokens: &'a [u32], n_ctx: usize, bos: Option<u32>) -> Result<Windows<'a>, Error> {
+    /// Chunks that have been cut already, `[chunks * n_ctx]` tokens: those of a logits file. One is
+    /// enough.
+    pub fn of_chunks(
+        tokens: &'a [u32],
+        n_ctx: usize,
+        bos: Option<u32>,
+    ) -> Result<Windows<'a>, Error> {
         match (n_ctx, tokens.len()) {
             (..MIN_CONTEXT, _) => Err(Error::Context(n_ctx)),
             (_, 0) => Err(Error::NoChunks),
@@ -101,7 +112,8 @@ impl<'a> Windows<'a> {
         self.n_ctx
     }
 
-    /// All tokens that are used, as they are in the text: `[chunks * n_ctx]`. A logits file keeps these.
+    /// All tokens that are used, as they are in the text: `[chunks * n_ctx]`. A logits file keeps
+    /// these.
     pub fn tokens(&self) -> &'a [u32] {
         self.tokens
     }
@@ -116,7 +128,8 @@ impl<'a> Windows<'a> {
         scored(self.n_ctx)
     }
 
-    /// What the model reads in a chunk: `[n_ctx]` tokens, the first replaced by BOS where there is one.
+    /// What the model reads in a chunk: `[n_ctx]` tokens, the first replaced by BOS where there is
+    /// one.
     ///
     /// # Panics
     ///
@@ -152,13 +165,19 @@ mod tests {
     fn the_second_half_is_scored_and_the_first_token_becomes_bos() {
         let tokens: Vec<u32> = (10..29).collect();
         let windows = Windows::of_text(&tokens, 8, None, Some(1)).unwrap();
-        assert_eq!((windows.chunks(), windows.first_scored(), windows.scored()), (2, 4, 3));
+        assert_eq!(
+            (windows.chunks(), windows.first_scored(), windows.scored()),
+            (2, 4, 3)
+        );
         assert_eq!(windows.input(0), [1, 11, 12, 13, 14, 15, 16, 17]);
         assert_eq!(windows.input(1), [1, 19, 20, 21, 22, 23, 24, 25]);
         assert_eq!(windows.labels(0), [15, 16, 17]);
         assert_eq!(windows.labels(1), [23, 24, 25]);
         assert_eq!(windows.tokens(), (10..26).collect::<Vec<u32>>());
-        assert_eq!(Windows::of_text(&tokens, 8, None, None).unwrap().input(1)[0], 18);
+        assert_eq!(
+            Windows::of_text(&tokens, 8, None, None).unwrap().input(1)[0],
+            18
+        );
     }
 
     #[test]
@@ -172,17 +191,42 @@ mod tests {
     #[test]
     fn a_text_that_is_too_short_says_how_much_is_missing() {
         let error = Windows::of_text(&[0; 15], 8, None, None).unwrap_err();
-        assert_eq!(error, Error::TooShort { tokens: 15, needed: 16, n_ctx: 8 });
+        assert_eq!(
+            error,
+            Error::TooShort {
+                tokens: 15,
+                needed: 16,
+                n_ctx: 8
+            }
+        );
         let text = error.to_string();
-        assert!(text.contains("has 15 tokens and 16 are needed (2 chunks of 8)"), "{text}");
+        assert!(
+            text.contains("has 15 tokens and 16 are needed (2 chunks of 8)"),
+            "{text}"
+        );
     }
 
     #[test]
     fn what_leaves_nothing_to_score_is_refused() {
-        assert_eq!(Windows::of_text(&[0; 9], 2, None, None).unwrap_err(), Error::Context(2));
-        assert_eq!(Windows::of_text(&[0; 9], 0, None, None).unwrap_err(), Error::Context(0));
-        assert_eq!(Windows::of_text(&[0; 9], 4, Some(0), None).unwrap_err(), Error::NoChunks);
-        assert_eq!(Windows::of_chunks(&[0; 9], 4, None).unwrap_err(), Error::Ragged { tokens: 9, n_ctx: 4 });
+        assert_eq!(
+            Windows::of_text(&[0; 9], 2, None, None).unwrap_err(),
+            Error::Context(2)
+        );
+        assert_eq!(
+            Windows::of_text(&[0; 9], 0, None, None).unwrap_err(),
+            Error::Context(0)
+        );
+        assert_eq!(
+            Windows::of_text(&[0; 9], 4, Some(0), None).unwrap_err(),
+            Error::NoChunks
+        );
+        assert_eq!(
+            Windows::of_chunks(&[0; 9], 4, None).unwrap_err(),
+            Error::Ragged {
+                tokens: 9,
+                n_ctx: 4
+            }
+        );
         assert_eq!(Windows::of_chunks(&[0; 4], 4, None).unwrap().scored(), 1);
         assert!(Windows::of_text(&[0; 9], usize::MAX, None, None).is_err());
     }
@@ -204,7 +248,8 @@ mod tests {
                 prop_assert_eq!(labels.len(), windows.scored());
                 for (i, &label) in labels.iter().enumerate() {
                     let at = windows.first_scored() + i;
-                    // The next token of the text; the input has it too, since only position 0 is replaced.
+                    // The next token of the text; the input has it too, since only position 0 is
+                    // replaced.
                     prop_assert_eq!(label, tokens[chunk * n_ctx + at + 1]);
                     prop_assert_eq!(input[at + 1], label);
                 }

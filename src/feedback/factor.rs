@@ -1,16 +1,17 @@
 //! The factor of a covariance: how the errors of columns act on each other.
 //!
-//! With `C` the mean of `x x^T` over inputs `x`, an error `e` of a row of weights costs `e^T C e`. Take columns in their
-//! order, and let those that are still open be what is best for the errors made so far: then column `j`, whose weight has
-//! become `w'_j`, costs `costs[j] (w'_j - q_j)^2` and changes `w'_k` of every open column by `-coupling[j][k] (w'_j - q_j)`.
-//! With `C^-1 = U^T U`, `U` upper triangular, these are `1 / U_jj^2` and `U_jk / U_jj` (GPTQ, Frantar et al. 2022).
+//! With `C` the mean of `x x^T` over inputs `x`, an error `e` of a row of weights costs `e^T C e`.
+//! Take columns in their order, and let those that are still open be what is best for the errors
+//! made so far: then column `j`, whose weight has become `w'_j`, costs `costs[j] (w'_j - q_j)^2`
+//! and changes `w'_k` of every open column by `-coupling[j][k] (w'_j - q_j)`. With `C^-1 = U^T U`,
+//! `U` upper triangular, these are `1 / U_jj^2` and `U_jk / U_jj` (GPTQ, Frantar et al. 2022).
 
 use crate::matrix::{View, multiply, subtract_product};
 use crate::quant::feedback::{Coupling, Metric};
 use rayon::prelude::*;
 
-/// The mean of the diagonal that is added to it, as a part of it: a covariance of few inputs has directions in which
-/// nothing was seen, and errors there are not free.
+/// The mean of the diagonal that is added to it, as a part of it: a covariance of few inputs has
+/// directions in which nothing was seen, and errors there are not free.
 pub const DAMPING: f64 = 0.01;
 /// Columns that are eliminated together.
 const PANEL: usize = 128;
@@ -30,7 +31,9 @@ pub enum NoFactor {
     #[error("its inputs were all zero")]
     Zero,
     /// It is none: some combination of inputs would have a negative square.
-    #[error("the covariance of its inputs is not one: eliminating input channel {column} leaves a negative square")]
+    #[error(
+        "the covariance of its inputs is not one: eliminating input channel {column} leaves a negative square"
+    )]
     Negative {
         /// Input channel.
         column: usize,
@@ -47,28 +50,44 @@ pub struct Factor {
 }
 
 impl Factor {
-    /// The factor of a covariance `[columns, columns]`, with [`DAMPING`] times the mean of its diagonal added to the
-    /// diagonal, in f64. Channels whose inputs were all zero are coupled to none, and so are rounded as if by themselves.
+    /// The factor of a covariance `[columns, columns]`, with [`DAMPING`] times the mean of its
+    /// diagonal added to the diagonal, in f64. Channels whose inputs were all zero are coupled to
+    /// none, and so are rounded as if by themselves.
     ///
-    /// Takes [`Factor::operations`], and [`Factor::working_bytes`] meanwhile. `split` is how many threads may share the
-    /// work.
+    /// Takes [`Factor::operations`], and [`Factor::working_bytes`] meanwhile. `split` is how many
+    /// threads may share the work.
     ///
     /// # Errors
     /// Numbers that are not finite, inputs that were all zero, a matrix that is no covariance.
     ///
     /// # Panics
     /// If `mean` has not `columns` times `columns` numbers.
-    pub fn new(mean: &[f32], columns: usize, damping: f64, split: usize) -> Result<Factor, NoFactor> {
-        assert_eq!(mean.len(), columns * columns, "a covariance of {columns} columns");
+    pub fn new(
+        mean: &[f32],
+        columns: usize,
+        damping: f64,
+        split: usize,
+    ) -> Result<Factor, NoFactor> {
+        assert_eq!(
+            mean.len(),
+            columns * columns,
+            "a covariance of {columns} columns"
+        );
         let added = Factor::added(mean, columns, damping)?;
-        // From last to first: then the lower triangular factor, turned round, is the upper one that is wanted.
+        // From last to first: then the lower triangular factor, turned round, is the upper one that
+        // is wanted.
         let mut a: Vec<f64> = mean.iter().rev().map(|x| f64::from(*x)).collect();
         a.iter_mut().step_by(columns + 1).for_each(|x| *x += added);
-        lower_factor(&mut a, columns, split).map_err(|at| NoFactor::Negative { column: columns - 1 - at })?;
+        lower_factor(&mut a, columns, split).map_err(|at| NoFactor::Negative {
+            column: columns - 1 - at,
+        })?;
         invert_lower(&mut a, columns, split);
         let mut coupling = vec![0.0f32; columns * columns];
         let mut costs = vec![0.0f32; columns];
-        let rows = coupling.par_chunks_mut(columns.max(1)).zip(a.par_chunks(columns.max(1)).rev()).zip(&mut costs);
+        let rows = coupling
+            .par_chunks_mut(columns.max(1))
+            .zip(a.par_chunks(columns.max(1)).rev())
+            .zip(&mut costs);
         rows.enumerate().for_each(|(j, ((coupling, a), cost))| {
             let diagonal = a[columns - 1 - j];
             *cost = (1.0 / (diagonal * diagonal)) as f32;
@@ -81,11 +100,17 @@ impl Factor {
             Metric::new(std::array::from_fn(row), &costs[8 * g..][..8])
         };
         let groups = (0..columns / 8).map(group).collect();
-        Ok(Factor { columns, coupling, costs, groups })
+        Ok(Factor {
+            columns,
+            coupling,
+            costs,
+            groups,
+        })
     }
 
-    /// Multiplications and additions in f64 that making the factor of so many columns takes: a third of `columns^3` for the
-    /// triangle, and two thirds for its inverse, which multiplies zeros too.
+    /// Multiplications and additions in f64 that making the factor of so many columns takes: a
+    /// third of `columns^3` for the triangle, and two thirds for its inverse, which multiplies
+    /// zeros too.
     pub fn operations(columns: u64) -> f64 {
         (columns as f64).powi(3)
     }
@@ -96,30 +121,48 @@ impl Factor {
     /// Numbers that are not finite, and a diagonal of zeros.
     pub(super) fn added(mean: &[f32], columns: usize, damping: f64) -> Result<f64, NoFactor> {
         if let Some(at) = mean.iter().position(|x| !x.is_finite()) {
-            return Err(NoFactor::NotFinite { row: at / columns, column: at % columns });
+            return Err(NoFactor::NotFinite {
+                row: at / columns,
+                column: at % columns,
+            });
         }
-        let trace: f64 = mean.iter().step_by(columns + 1).map(|x| f64::from(*x)).sum();
+        let trace: f64 = mean
+            .iter()
+            .step_by(columns + 1)
+            .map(|x| f64::from(*x))
+            .sum();
         if trace <= 0.0 {
             return Err(NoFactor::Zero);
         }
         Ok(damping * trace / columns as f64)
     }
 
-    /// What making the factor of so many columns takes: the covariance, its copy in f64, and the factor.
+    /// What making the factor of so many columns takes: the covariance, its copy in f64, and the
+    /// factor.
     pub fn working_bytes(columns: u64) -> u64 {
         16 * columns * columns
     }
 
-    /// Multiplies rows `[any, columns]` by the inverse of the covariance from the right. `split` is how many threads may share
-    /// the work: `4 rows columns^2` operations.
+    /// Multiplies rows `[any, columns]` by the inverse of the covariance from the right. `split` is
+    /// how many threads may share the work: `4 rows columns^2` operations.
     pub(super) fn divide(&self, rows: &mut [f32], split: usize) {
         let n = self.columns;
         let count = rows.len() / n.max(1);
         // The inverse is U^T U, and U the coupling times the root of 1 / costs, row by row.
         let mut products = vec![0.0f32; rows.len()];
         let coupling = View::new(&self.coupling, n, n, n);
-        multiply(View::new(rows, count, n, n), coupling.transposed(), &mut products, n, split);
-        products.chunks_exact_mut(n).for_each(|row| row.iter_mut().zip(&self.costs).for_each(|(x, cost)| *x /= cost));
+        multiply(
+            View::new(rows, count, n, n),
+            coupling.transposed(),
+            &mut products,
+            n,
+            split,
+        );
+        products.chunks_exact_mut(n).for_each(|row| {
+            row.iter_mut()
+                .zip(&self.costs)
+                .for_each(|(x, cost)| *x /= cost)
+        });
         multiply(View::new(&products, count, n, n), coupling, rows, n, split);
     }
 
@@ -140,12 +183,17 @@ impl Factor {
 
     /// How errors of the columns `from .. to` act on those from `to` on.
     pub(super) fn behind(&self, from: usize, to: usize, end: usize) -> View<'_> {
-        View::new(&self.coupling[from * self.columns + to..], to - from, end - to, self.columns)
+        View::new(
+            &self.coupling[from * self.columns + to..],
+            to - from,
+            end - to,
+            self.columns,
+        )
     }
 }
 
-/// `a = L L^T` in place, from the lower triangle of a symmetric matrix; what is above the diagonal becomes 0. The error is
-/// the first column that leaves nothing positive.
+/// `a = L L^T` in place, from the lower triangle of a symmetric matrix; what is above the diagonal
+/// becomes 0. The error is the first column that leaves nothing positive.
 pub(super) fn lower_factor(a: &mut [f64], n: usize, split: usize) -> Result<(), usize> {
     for from in (0..n).step_by(PANEL) {
         let to = (from + PANEL).min(n);
@@ -163,7 +211,9 @@ pub(super) fn lower_factor(a: &mut [f64], n: usize, split: usize) -> Result<(), 
             let diagonal = square.sqrt();
             corner[j * width + j] = diagonal;
             for i in j + 1..width {
-                let product: f64 = (0..j).map(|k| corner[i * width + k] * corner[j * width + k]).sum();
+                let product: f64 = (0..j)
+                    .map(|k| corner[i * width + k] * corner[j * width + k])
+                    .sum();
                 corner[i * width + j] = (corner[i * width + j] - product) / diagonal;
             }
         }
@@ -175,20 +225,30 @@ pub(super) fn lower_factor(a: &mut [f64], n: usize, split: usize) -> Result<(), 
         // The rows below, times the inverse of the corner's transpose.
         let mut panel = vec![0.0f64; (n - to) * width];
         let below = &mut a[to * n..];
-        below.par_chunks_mut(n).zip(panel.par_chunks_mut(width)).for_each(|(row, copy)| {
-            let row = &mut row[from..to];
-            for j in 0..width {
-                let product: f64 = (0..j).map(|k| row[k] * corner[j * width + k]).sum();
-                row[j] = (row[j] - product) / corner[j * width + j];
-            }
-            copy.copy_from_slice(row);
-        });
+        below
+            .par_chunks_mut(n)
+            .zip(panel.par_chunks_mut(width))
+            .for_each(|(row, copy)| {
+                let row = &mut row[from..to];
+                for j in 0..width {
+                    let product: f64 = (0..j).map(|k| row[k] * corner[j * width + k]).sum();
+                    row[j] = (row[j] - product) / corner[j * width + j];
+                }
+                copy.copy_from_slice(row);
+            });
         // What is left, its lower triangle in bands.
         for (band, rows) in below.chunks_mut(n * 2 * PANEL).enumerate() {
             let (first, count) = (band * 2 * PANEL, rows.len() / n);
-            let view = |from: usize, count: usize| View::new(&panel[from * width..], count, width, width);
+            let view =
+                |from: usize, count: usize| View::new(&panel[from * width..], count, width, width);
             let end = first + count;
-            subtract_product(view(first, count), view(0, end).transposed(), &mut rows[to..], n, split);
+            subtract_product(
+                view(first, count),
+                view(0, end).transposed(),
+                &mut rows[to..],
+                n,
+                split,
+            );
         }
     }
     Ok(())
@@ -205,14 +265,23 @@ fn invert_lower(a: &mut [f64], n: usize, split: usize) {
         for j in 0..width {
             corner[j * width + j] = 1.0 / here[j * n + from + j];
             for i in j + 1..width {
-                let product: f64 = (j..i).map(|k| here[i * n + from + k] * corner[k * width + j]).sum();
+                let product: f64 = (j..i)
+                    .map(|k| here[i * n + from + k] * corner[k * width + j])
+                    .sum();
                 corner[i * width + j] = -product / here[i * n + from + i];
             }
         }
         if from > 0 {
             let mut product = vec![0.0f64; width * from];
-            multiply(View::new(here, width, from, n), View::new(above, from, from, n), &mut product, from, split);
-            here.chunks_exact_mut(n).for_each(|row| row[..from].fill(0.0));
+            multiply(
+                View::new(here, width, from, n),
+                View::new(above, from, from, n),
+                &mut product,
+                from,
+                split,
+            );
+            here.chunks_exact_mut(n)
+                .for_each(|row| row[..from].fill(0.0));
             subtract_product(
                 View::new(&corner, width, width, width),
                 View::new(&product, width, from, from),
@@ -235,7 +304,9 @@ mod tests {
     fn covariance(n: usize) -> Vec<f32> {
         let mut state = 1u64;
         let mut next = || {
-            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            state = state
+                .wrapping_mul(6364136223846793005)
+                .wrapping_add(1442695040888963407);
             (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5
         };
         let vectors: Vec<f32> = (0..(n + 3) * n).map(|_| next()).collect();
@@ -243,7 +314,8 @@ mod tests {
         for x in vectors.chunks(n) {
             for i in 0..n {
                 for j in 0..n {
-                    mean[i * n + j] += x[i] * x[j] * (1.0 + i as f32 / 10.0) * (1.0 + j as f32 / 10.0);
+                    mean[i * n + j] +=
+                        x[i] * x[j] * (1.0 + i as f32 / 10.0) * (1.0 + j as f32 / 10.0);
                 }
             }
         }
@@ -263,27 +335,50 @@ mod tests {
                 let error = open[j] - chosen[j];
                 in_turn += f64::from(factor.costs[j]) * error * error;
                 let factors = &factor.coupling[j * n..(j + 1) * n];
-                open.iter_mut().zip(factors).skip(j + 1).for_each(|(open, f)| *open -= f64::from(*f) * error);
+                open.iter_mut()
+                    .zip(factors)
+                    .skip(j + 1)
+                    .for_each(|(open, f)| *open -= f64::from(*f) * error);
             }
             let errors: Vec<f64> = wanted.iter().zip(&chosen).map(|(a, b)| a - b).collect();
-            let row = |i: usize| (0..n).map(|j| f64::from(mean[i * n + j]) * errors[j]).sum::<f64>();
+            let row = |i: usize| {
+                (0..n)
+                    .map(|j| f64::from(mean[i * n + j]) * errors[j])
+                    .sum::<f64>()
+            };
             let together: f64 = (0..n).map(|i| errors[i] * row(i)).sum();
-            assert!((in_turn / together - 1.0).abs() < 2e-3, "{n}: {in_turn} in turn, {together} together");
+            assert!(
+                (in_turn / together - 1.0).abs() < 2e-3,
+                "{n}: {in_turn} in turn, {together} together"
+            );
         }
     }
 
-    /// What is multiplied by the inverse is what it was when it is multiplied by the covariance again.
+    /// What is multiplied by the inverse is what it was when it is multiplied by the covariance
+    /// again.
     #[test]
     fn rows_are_divided_by_the_covariance() {
         let n = 136;
         let mean = covariance(n);
         let (factor, rows) = (Factor::new(&mean, n, 0.0, 1).unwrap(), 3);
-        let wanted: Vec<f32> = (0..rows * n).map(|i| ((i * 37 % 19) as f32 - 9.0) / 7.0).collect();
+        let wanted: Vec<f32> = (0..rows * n)
+            .map(|i| ((i * 37 % 19) as f32 - 9.0) / 7.0)
+            .collect();
         let mut divided = wanted.clone();
         factor.divide(&mut divided, 2);
         let mut again = vec![0.0; rows * n];
-        multiply(View::new(&divided, rows, n, n), View::new(&mean, n, n, n), &mut again, n, 1);
-        let off = wanted.iter().zip(&again).map(|(w, a)| (w - a).abs()).fold(0.0, f32::max);
+        multiply(
+            View::new(&divided, rows, n, n),
+            View::new(&mean, n, n, n),
+            &mut again,
+            n,
+            1,
+        );
+        let off = wanted
+            .iter()
+            .zip(&again)
+            .map(|(w, a)| (w - a).abs())
+            .fold(0.0, f32::max);
         assert!(off < 5e-3, "{off}");
     }
 
@@ -298,10 +393,19 @@ mod tests {
     fn what_is_no_covariance_is_refused() {
         let factor = |mean: &[f32], damping| Factor::new(mean, 2, damping, 1).map(|f| f.costs);
         assert_eq!(factor(&[0.0; 4], 0.01), Err(NoFactor::Zero));
-        assert_eq!(factor(&[1.0, 0.0, f32::NAN, 1.0], 0.01), Err(NoFactor::NotFinite { row: 1, column: 0 }));
-        assert_eq!(factor(&[1.0, 2.0, 2.0, 1.0], 0.01), Err(NoFactor::Negative { column: 0 }));
+        assert_eq!(
+            factor(&[1.0, 0.0, f32::NAN, 1.0], 0.01),
+            Err(NoFactor::NotFinite { row: 1, column: 0 })
+        );
+        assert_eq!(
+            factor(&[1.0, 2.0, 2.0, 1.0], 0.01),
+            Err(NoFactor::Negative { column: 0 })
+        );
         // A channel that was never met costs what is added to it.
         let costs = factor(&[2.0, 0.0, 0.0, 0.0], 0.01).unwrap();
-        assert!((costs[0] - 2.01).abs() < 1e-6 && (costs[1] - 0.01).abs() < 1e-6, "{costs:?}");
+        assert!(
+            (costs[0] - 2.01).abs() < 1e-6 && (costs[1] - 0.01).abs() < 1e-6,
+            "{costs:?}"
+        );
     }
 }

@@ -7,8 +7,9 @@
 //! round_rows   panel after panel of columns: blocks with the errors of those before them, then all columns behind
 //! ```
 //!
-//! The files are plain GGUF of plain types: a block type says which numbers a weight can become, and which of them it
-//! becomes is chosen here. See [`crate::quant`] for what happens within a block.
+//! The files are plain GGUF of plain types: a block type says which numbers a weight can become,
+//! and which of them it becomes is chosen here. See [`crate::quant`] for what happens within a
+//! block.
 
 mod factor;
 mod round;
@@ -27,14 +28,21 @@ use crate::simd::LANES;
 /// Columns after which the errors go to all columns behind, in one product.
 const PANEL: usize = 256;
 
-/// Rounds rows of weights, `[rows, columns]`, into rows of blocks; the weights are lost. Each row's result depends on it
-/// alone.
+/// Rounds rows of weights, `[rows, columns]`, into rows of blocks; the weights are lost. Each row's
+/// result depends on it alone.
 ///
 /// # Panics
 /// If the type takes no feedback, or lengths do not fit each other.
 pub fn round_rows(codec: &Codec, factor: &Factor, weights: &mut [f32], out: &mut [u8]) {
-    let (n, len, block_bytes) = (factor.columns(), codec.ggml_type.block_len(), codec.ggml_type.block_bytes());
-    assert!(n > 0 && n.is_multiple_of(len) && weights.len().is_multiple_of(n), "rows of {n} columns");
+    let (n, len, block_bytes) = (
+        factor.columns(),
+        codec.ggml_type.block_len(),
+        codec.ggml_type.block_bytes(),
+    );
+    assert!(
+        n > 0 && n.is_multiple_of(len) && weights.len().is_multiple_of(n),
+        "rows of {n} columns"
+    );
     let (rows, row_bytes) = (weights.len() / n, n / len * block_bytes);
     assert_eq!(out.len(), rows * row_bytes, "rows of blocks");
     let mut errors = vec![0.0f32; rows * PANEL];
@@ -52,7 +60,8 @@ pub fn round_rows(codec: &Codec, factor: &Factor, weights: &mut [f32], out: &mut
                 let of_rows = x.chunks_exact(len).zip(blocks.chunks_exact(block_bytes));
                 for (row, (x, block)) in (first..first + here).zip(of_rows) {
                     errors[row * PANEL + at - from..][..len].copy_from_slice(x);
-                    out[row * row_bytes + at / len * block_bytes..][..block_bytes].copy_from_slice(block);
+                    out[row * row_bytes + at / len * block_bytes..][..block_bytes]
+                        .copy_from_slice(block);
                 }
                 if at + len < to {
                     let errors = View::new(&x, here, len, len);

@@ -8,14 +8,17 @@ fn numbers(seed: u64) -> impl FnMut() -> f32 {
     move || {
         // Twelve of them are nearly normal.
         let mut uniform = || {
-            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            state = state
+                .wrapping_mul(6364136223846793005)
+                .wrapping_add(1442695040888963407);
             (state >> 40) as f32 / (1u64 << 24) as f32
         };
         (0..12).map(|_| uniform()).sum::<f32>() - 6.0
     }
 }
 
-/// Inputs with much in common: each channel is a mixture of a few strong directions and some noise; two channels are dead.
+/// Inputs with much in common: each channel is a mixture of a few strong directions and some noise;
+/// two channels are dead.
 fn inputs(rows: usize) -> Vec<f32> {
     const DIRECTIONS: usize = 24;
     let mut next = numbers(3);
@@ -24,7 +27,9 @@ fn inputs(rows: usize) -> Vec<f32> {
     for row in x.chunks_exact_mut(N) {
         for (d, direction) in mixture.chunks_exact(N).enumerate() {
             let strength = next() / (1.0 + d as f32).sqrt();
-            row.iter_mut().zip(direction).for_each(|(x, m)| *x += strength * m);
+            row.iter_mut()
+                .zip(direction)
+                .for_each(|(x, m)| *x += strength * m);
         }
         row.iter_mut().for_each(|x| *x += 0.3 * next());
         (row[7], row[300]) = (0.0, 0.0);
@@ -42,7 +47,9 @@ fn covariance(x: &[f32]) -> Vec<f32> {
 
 fn weights(rows: usize) -> Vec<f32> {
     let mut next = numbers(9);
-    (0..rows * N).map(|i| next() * 0.02 * if i % 97 == 0 { 6.0 } else { 1.0 }).collect()
+    (0..rows * N)
+        .map(|i| next() * 0.02 * if i % 97 == 0 { 6.0 } else { 1.0 })
+        .collect()
 }
 
 /// The squared error of products with inputs.
@@ -76,7 +83,12 @@ fn every_type_loses_less() {
         round_rows(codec, &factor, &mut w.clone(), &mut fed);
         assert_eq!(codec.first_fault(&fed), None);
         let [before, after] = [&plain, &fed].map(|blocks| error(unseen, &w, codec, blocks));
-        assert!(after < 0.8 * before, "{}: {:.3} of the error", codec.ggml_type, after / before);
+        assert!(
+            after < 0.8 * before,
+            "{}: {:.3} of the error",
+            codec.ggml_type,
+            after / before
+        );
         tried += 1;
     }
     assert_eq!(tried, 25);
@@ -102,7 +114,10 @@ fn a_row_does_not_depend_on_those_beside_it() {
             let (alone, among) = (weights(&one), weights(&all[row * row_bytes..][..row_bytes]));
             // Products of other shapes may round otherwise, and a tie fall to the other side.
             let same = alone.iter().zip(&among).filter(|(a, b)| a == b).count();
-            assert!(same > N * 9 / 10, "{name}, row {row}: {same} of {N} weights are the same");
+            assert!(
+                same > N * 9 / 10,
+                "{name}, row {row}: {same} of {N} weights are the same"
+            );
         }
     }
 }
@@ -119,16 +134,26 @@ fn zeros_stay_zeros() {
     }
 }
 
-/// Inputs that the rounded matrix meets with half of their strength, and what is told of them is made good: the products come
-/// out as they were. Of a map that held-out rows contradict, nothing is left.
+/// Inputs that the rounded matrix meets with half of their strength, and what is told of them is
+/// made good: the products come out as they were. Of a map that held-out rows contradict, nothing
+/// is left.
 #[test]
 fn what_pairs_tell_is_made_good() {
     let z = inputs(1200);
     let paired = |sign: f32| {
         let (summed, held) = z.split_at(1000 * N);
         let cross: Vec<f32> = covariance(summed).iter().map(|c| c * 0.5).collect();
-        let samples = [held.iter().map(|z| z * (1.0 + 0.5 * sign)).collect(), held.to_vec()];
-        crate::covariance::Paired { columns: N, rows: 1000, mean: covariance(summed), cross, samples }
+        let samples = [
+            held.iter().map(|z| z * (1.0 + 0.5 * sign)).collect(),
+            held.to_vec(),
+        ];
+        crate::covariance::Paired {
+            columns: N,
+            rows: 1000,
+            mean: covariance(summed),
+            cross,
+            samples,
+        }
     };
     let w = weights(8);
     let codec = Codec::of(crate::format::types::GgmlType::Q8_0).unwrap();
@@ -136,10 +161,19 @@ fn what_pairs_tell_is_made_good() {
     let told = Inputs::of_pairs(paired(1.0)).unwrap().unwrap();
     let proof = told.round(codec, None, &w, &mut out);
     // The reference knows nothing of the lost half; what damping leaves of it is little.
-    assert!(proof.by_reference == 0 && proof.taken < 1e-2 * proof.reference, "{proof:?}");
+    assert!(
+        proof.by_reference == 0 && proof.taken < 1e-2 * proof.reference,
+        "{proof:?}"
+    );
     let untold = Inputs::of_pairs(paired(-1.0)).unwrap().unwrap();
     let (mut plain, of_none) = (vec![0; out.len()], untold.round(codec, None, &w, &mut out));
-    let unmoved = crate::covariance::Paired { cross: vec![0.0; N * N], ..paired(-1.0) };
-    let same = Inputs::of_pairs(unmoved).unwrap().unwrap().round(codec, None, &w, &mut plain);
+    let unmoved = crate::covariance::Paired {
+        cross: vec![0.0; N * N],
+        ..paired(-1.0)
+    };
+    let same = Inputs::of_pairs(unmoved)
+        .unwrap()
+        .unwrap()
+        .round(codec, None, &w, &mut plain);
     assert!(out == plain && of_none == same, "{of_none:?}, {same:?}");
 }

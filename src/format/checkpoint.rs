@@ -10,7 +10,8 @@
 //! SHA-256 of all bytes before        u8 x 32
 //! ```
 //!
-//! Integers are little-endian. Such a file never leaves the machine, or the shared disk, that the job runs on.
+//! Integers are little-endian. Such a file never leaves the machine, or the shared disk, that the
+//! job runs on.
 
 use super::map::Map;
 use super::output::Output;
@@ -62,7 +63,19 @@ impl Checkpoint {
         Ok(match parse(map.bytes()) {
             Err(what) => Found::Damaged(what),
             Ok(head) if head.key != *key => Found::Other,
-            Ok(Head { done, slots, len, extra, .. }) => Found::Ours(Checkpoint { map, done, slots, len, extra }),
+            Ok(Head {
+                done,
+                slots,
+                len,
+                extra,
+                ..
+            }) => Found::Ours(Checkpoint {
+                map,
+                done,
+                slots,
+                len,
+                extra,
+            }),
         })
     }
 
@@ -92,7 +105,12 @@ impl Checkpoint {
         assert!(slot < self.slots, "slot {slot} of {}", self.slots);
         self.map.check_length()?;
         let bytes = &self.map.bytes()[self.extra.end + slot * self.len * 4..][..self.len * 4];
-        Ok(bytes.as_chunks().0.iter().map(|b| f32::from_ne_bytes(*b)).collect())
+        Ok(bytes
+            .as_chunks()
+            .0
+            .iter()
+            .map(|b| f32::from_ne_bytes(*b))
+            .collect())
     }
 }
 
@@ -109,23 +127,40 @@ fn parse(bytes: &[u8]) -> std::result::Result<Head, String> {
         return Err("it does not begin as a checkpoint does".into());
     }
     let short = || format!("it ends at byte {}, before its end", bytes.len());
-    let (body, digest) = bytes.len().checked_sub(DIGEST).and_then(|at| bytes.split_at_checked(at)).ok_or_else(short)?;
+    let (body, digest) = bytes
+        .len()
+        .checked_sub(DIGEST)
+        .and_then(|at| bytes.split_at_checked(at))
+        .ok_or_else(short)?;
     let mut fields = Unpacker(body.get(MAGIC.len()..).ok_or_else(short)?);
-    let key = fields.take(DIGEST).and_then(|b| b.try_into().ok()).ok_or_else(short)?;
+    let key = fields
+        .take(DIGEST)
+        .and_then(|b| b.try_into().ok())
+        .ok_or_else(short)?;
     let mut number = || fields.number().ok_or_else(short);
     let (done, slots, len, extra) = (number()?, number()?, number()?, number()?);
     let states = slots.checked_mul(len).and_then(|n| n.checked_mul(4));
     let end = states.and_then(|n| n.checked_add(extra)?.checked_add(HEAD));
     if end != Some(body.len()) {
-        return Err(format!("it has {} bytes, which its header does not add up to", bytes.len()));
+        return Err(format!(
+            "it has {} bytes, which its header does not add up to",
+            bytes.len()
+        ));
     }
     if Sha256::digest(body)[..] != *digest {
         return Err("its checksum is wrong".into());
     }
-    Ok(Head { key, done, slots, len, extra: HEAD..HEAD + extra })
+    Ok(Head {
+        key,
+        done,
+        slots,
+        len,
+        extra: HEAD..HEAD + extra,
+    })
 }
 
-/// Writes a checkpoint: beside its name, then renamed, so that a killed process leaves the one before.
+/// Writes a checkpoint: beside its name, then renamed, so that a killed process leaves the one
+/// before.
 ///
 /// `state` gives the activations of each of `slots` slots, `[len]`.
 ///
@@ -143,7 +178,12 @@ pub fn write<E: From<Error>>(
     let mut output = Output::create(path, bytes as u64, &[])?;
     let mut digest = Sha256::new();
     let mut head = Packer::default();
-    head.bytes(MAGIC).bytes(key).number(done).number(slots).number(len).number(extra.len());
+    head.bytes(MAGIC)
+        .bytes(key)
+        .number(done)
+        .number(slots)
+        .number(len)
+        .number(extra.len());
     let mut write = |bytes: &[u8]| {
         digest.update(bytes);
         output.write(bytes)
@@ -214,7 +254,14 @@ impl<'a> Unpacker<'a> {
     /// Numbers of 8 bytes.
     pub fn list<T>(&mut self, number: impl Fn([u8; 8]) -> T) -> Option<Vec<T>> {
         let bytes = self.number()?.checked_mul(8)?;
-        Some(self.take(bytes)?.as_chunks().0.iter().map(|b| number(*b)).collect())
+        Some(
+            self.take(bytes)?
+                .as_chunks()
+                .0
+                .iter()
+                .map(|b| number(*b))
+                .collect(),
+        )
     }
 }
 
@@ -226,7 +273,10 @@ mod tests {
 
     fn written(dir: &Path) -> std::path::PathBuf {
         let path = dir.join("a.resume");
-        write::<Error>(&path, &KEY, 3, b"extra", [2, 5], &|slot| Ok(vec![slot as f32 + 0.5; 5])).unwrap();
+        write::<Error>(&path, &KEY, 3, b"extra", [2, 5], &|slot| {
+            Ok(vec![slot as f32 + 0.5; 5])
+        })
+        .unwrap();
         path
     }
 
@@ -234,11 +284,22 @@ mod tests {
     fn what_was_kept_comes_back() {
         let dir = tempfile::tempdir().unwrap();
         let path = written(dir.path());
-        let Found::Ours(found) = Checkpoint::open(&path, &KEY).unwrap() else { panic!("it is ours") };
-        assert_eq!((found.done(), found.extra(), found.shape()), (3, &b"extra"[..], [2, 5]));
+        let Found::Ours(found) = Checkpoint::open(&path, &KEY).unwrap() else {
+            panic!("it is ours")
+        };
+        assert_eq!(
+            (found.done(), found.extra(), found.shape()),
+            (3, &b"extra"[..], [2, 5])
+        );
         assert_eq!(found.state(1).unwrap(), [1.5; 5]);
-        assert!(matches!(Checkpoint::open(&path, &[8; 32]).unwrap(), Found::Other));
-        assert!(matches!(Checkpoint::open(&dir.path().join("b"), &KEY).unwrap(), Found::Nothing));
+        assert!(matches!(
+            Checkpoint::open(&path, &[8; 32]).unwrap(),
+            Found::Other
+        ));
+        assert!(matches!(
+            Checkpoint::open(&dir.path().join("b"), &KEY).unwrap(),
+            Found::Nothing
+        ));
     }
 
     #[test]
@@ -264,7 +325,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = written(dir.path());
         let before = std::fs::read(&path).unwrap();
-        let fail = |_| Err(Error::Bad { path: path.clone(), what: "no".into() });
+        let fail = |_| {
+            Err(Error::Bad {
+                path: path.clone(),
+                what: "no".into(),
+            })
+        };
         assert!(write(&path, &KEY, 4, b"", [1, 1], &fail).is_err());
         assert_eq!(std::fs::read(&path).unwrap(), before);
     }
@@ -272,7 +338,10 @@ mod tests {
     #[test]
     fn packed_fields_come_back() {
         let mut packed = Packer::default();
-        packed.number(9).text("a b").list([1.5f64, -2.0].iter().map(|x| x.to_le_bytes()));
+        packed
+            .number(9)
+            .text("a b")
+            .list([1.5f64, -2.0].iter().map(|x| x.to_le_bytes()));
         let mut fields = Unpacker(&packed.0);
         assert_eq!((fields.number(), fields.text()), (Some(9), Some("a b")));
         assert_eq!(fields.list(f64::from_le_bytes), Some(vec![1.5, -2.0]));

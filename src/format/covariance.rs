@@ -1,4 +1,5 @@
-//! Covariances: the mean of `x x^T` of what a matrix is multiplied by. One file for each distinct input, and an index.
+//! Covariances: the mean of `x x^T` of what a matrix is multiplied by. One file for each distinct
+//! input, and an index.
 //!
 //! ```text
 //! general.type           "covariance"
@@ -14,12 +15,13 @@
 //! sample.E               the same of expert E
 //! ```
 //!
-//! The index has the type "covariance-index" and, for the files that it lists, their checksums: it is written last, and
-//! tells a directory that is complete.
+//! The index has the type "covariance-index" and, for the files that it lists, their checksums: it
+//! is written last, and tells a directory that is complete.
 
 use super::checkpoint::{Key, Packer};
 use super::gguf::{
-    Array, DEFAULT_ALIGNMENT, Layout, Metadata, Shape, TensorInfo, Value, ValueType, Writer, keys, parse,
+    Array, DEFAULT_ALIGNMENT, Layout, Metadata, Shape, TensorInfo, Value, ValueType, Writer, keys,
+    parse,
 };
 use super::map::Map;
 use super::types::GgmlType;
@@ -63,7 +65,8 @@ pub struct Head {
     pub tensors: Vec<String>,
 }
 
-/// Which numbers of a file. Those of a single matrix of several are numbered; without a number they are of all.
+/// Which numbers of a file. Those of a single matrix of several are numbered; without a number they
+/// are of all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Part {
     /// The mean of `x x^T`.
@@ -128,25 +131,42 @@ pub fn write(path: &Path, head: &Head, parts: &[Writing<'_>]) -> Result<(String,
         pieces(&mut |piece| {
             if !piece.iter().fold(true, |all, x| all & x.is_finite()) {
                 let tensor = shown(head.tensors.first().map_or("", String::as_str));
-                let what = format!("the input of {tensor} has products that are not finite; they must fit into f32");
-                return Err(Error::Bad { path: path.to_owned(), what });
+                let what = format!(
+                    "the input of {tensor} has products that are not finite; they must fit into f32"
+                );
+                return Err(Error::Bad {
+                    path: path.to_owned(),
+                    what,
+                });
             }
             digest.update(le_bytes(piece));
             Ok(())
         })?;
         checksums.push(hex(&digest.finalize()));
-        let bad = |what| Error::Bad { path: path.to_owned(), what };
+        let bad = |what| Error::Bad {
+            path: path.to_owned(),
+            what,
+        };
         let shape = Shape::new(&dims).map_err(bad)?;
-        infos.push(TensorInfo { name: part.name().into(), shape, ggml_type: GgmlType::F32 });
+        infos.push(TensorInfo {
+            name: part.name().into(),
+            shape,
+            ggml_type: GgmlType::F32,
+        });
     }
-    let lengths = infos.iter().map(|info| (&*info.name, info.shape.elements()));
+    let lengths = infos
+        .iter()
+        .map(|info| (&*info.name, info.shape.elements()));
     let checksum = checksum(head, lengths.zip(&checksums));
     let numbers = head.rows.iter().map(|rows| Value::U64(*rows));
     let mut metadata = Metadata::new();
     metadata.set(keys::TYPE, Value::str(TYPE));
     metadata.set(KEY, Value::str(hex(&head.key)));
     metadata.set(COLUMNS, Value::U32(head.columns as u32));
-    metadata.set(ROWS, Value::Array(Array::of_values(ValueType::U64, numbers)));
+    metadata.set(
+        ROWS,
+        Value::Array(Array::of_values(ValueType::U64, numbers)),
+    );
     metadata.set(TENSORS, Value::Array(Array::of_strings(&head.tensors)));
     metadata.set(CHECKSUMS, Value::Array(Array::of_strings(&checksums)));
     metadata.set(CHECKSUM, Value::str(checksum.clone()));
@@ -176,9 +196,17 @@ impl File {
     /// A file that cannot be read, is damaged, or is no covariance.
     pub fn open(path: &Path) -> Result<File> {
         let map = Map::open(path)?;
-        let bad = |what: String| Error::Bad { path: path.to_owned(), what: format!("{what}; {AGAIN}") };
+        let bad = |what: String| Error::Bad {
+            path: path.to_owned(),
+            what: format!("{what}; {AGAIN}"),
+        };
         let (head, checksum, parts) = parsed(map.bytes()).map_err(bad)?;
-        Ok(File { map, head, checksum, parts })
+        Ok(File {
+            map,
+            head,
+            checksum,
+            parts,
+        })
     }
 
     /// What it says of its numbers.
@@ -201,16 +229,30 @@ impl File {
     /// # Errors
     /// If they are damaged.
     pub fn read(&self, part: Part) -> Result<Option<Vec<f32>>> {
-        let Some((range, checksum)) = self.parts.get(&part) else { return Ok(None) };
+        let Some((range, checksum)) = self.parts.get(&part) else {
+            return Ok(None);
+        };
         self.map.check_length()?;
         let bytes = &self.map.bytes()[range.clone()];
-        let bad = |what: String| Error::Bad { path: self.map.path().to_owned(), what: format!("{what}; {AGAIN}") };
+        let bad = |what: String| Error::Bad {
+            path: self.map.path().to_owned(),
+            what: format!("{what}; {AGAIN}"),
+        };
         if !agrees(&hex(&Sha256::digest(bytes)), Some(checksum)) {
             return Err(bad(format!("the checksum of '{}' is wrong", part.name())));
         }
-        let numbers: Vec<f32> = bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+        let numbers: Vec<f32> = bytes
+            .as_chunks()
+            .0
+            .iter()
+            .map(|b| f32::from_le_bytes(*b))
+            .collect();
         match numbers.iter().position(|x| !x.is_finite()) {
-            Some(i) => Err(bad(format!("number {i} of '{}' is {}", part.name(), numbers[i]))),
+            Some(i) => Err(bad(format!(
+                "number {i} of '{}' is {}",
+                part.name(),
+                numbers[i]
+            ))),
             None => Ok(Some(numbers)),
         }
     }
@@ -232,15 +274,29 @@ fn parsed(bytes: &[u8]) -> std::result::Result<(Head, String, Parts), String> {
         }
         _ => return Err(format!("'{ROWS}' is no list of numbers of rows")),
     };
-    if rows.iter().try_fold(0u64, |sum, n| sum.checked_add(*n)).is_none_or(|sum| sum == 0) {
+    if rows
+        .iter()
+        .try_fold(0u64, |sum, n| sum.checked_add(*n))
+        .is_none_or(|sum| sum == 0)
+    {
         return Err(format!("'{ROWS}' has a sum that no run has"));
     }
-    let head = Head { key: key(metadata)?, columns, rows, tensors: strings(metadata, TENSORS)? };
+    let head = Head {
+        key: key(metadata)?,
+        columns,
+        rows,
+        tensors: strings(metadata, TENSORS)?,
+    };
     let checksums = strings(metadata, CHECKSUMS)?;
     if head.tensors.is_empty() || checksums.len() != header.tensors.len() {
-        return Err(format!("'{TENSORS}' or '{CHECKSUMS}' is too short or too long"));
+        return Err(format!(
+            "'{TENSORS}' or '{CHECKSUMS}' is too short or too long"
+        ));
     }
-    let lengths = header.tensors.iter().map(|(info, _)| (&*info.name, info.shape.elements()));
+    let lengths = header
+        .tensors
+        .iter()
+        .map(|(info, _)| (&*info.name, info.shape.elements()));
     let found = checksum(&head, lengths.zip(&checksums));
     if !agrees(&found, metadata.get(CHECKSUM).and_then(Value::as_str)) {
         return Err("the checksum of its head is wrong".into());
@@ -248,7 +304,9 @@ fn parsed(bytes: &[u8]) -> std::result::Result<(Head, String, Parts), String> {
     let mut parts = Parts::new();
     for ((info, offset), checksum) in header.tensors.iter().zip(checksums) {
         let bad = |why: &str| Err(format!("tensor {} {why}", shown(&info.name)));
-        let Some(part) = Part::of(&info.name) else { return bad("is no part of a covariance") };
+        let Some(part) = Part::of(&info.name) else {
+            return bad("is no part of a covariance");
+        };
         if info.ggml_type != GgmlType::F32 {
             return bad("is not f32");
         }
@@ -271,32 +329,45 @@ fn parsed(bytes: &[u8]) -> std::result::Result<(Head, String, Parts), String> {
 fn expect_type(metadata: &Metadata<'_>, wanted: &str) -> std::result::Result<(), String> {
     match metadata.get(keys::TYPE).and_then(Value::as_str) {
         Some(found) if found == wanted => Ok(()),
-        _ => {
-            Err(format!("'{}' is not {wanted:?}; is this what quantier imatrix --covariance has written?", keys::TYPE))
-        }
+        _ => Err(format!(
+            "'{}' is not {wanted:?}; is this what quantier imatrix --covariance has written?",
+            keys::TYPE
+        )),
     }
 }
 
 fn key(metadata: &Metadata<'_>) -> std::result::Result<Key, String> {
     let bad = || format!("'{KEY}' is no SHA-256 in hexadecimal");
-    let text = metadata.get(KEY).and_then(Value::as_str).filter(|text| text.is_ascii()).ok_or_else(bad)?;
+    let text = metadata
+        .get(KEY)
+        .and_then(Value::as_str)
+        .filter(|text| text.is_ascii())
+        .ok_or_else(bad)?;
     let mut key = Key::default();
     for (i, byte) in key.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(text.get(2 * i..2 * i + 2).ok_or_else(bad)?, 16).map_err(|_| bad())?;
+        *byte = u8::from_str_radix(text.get(2 * i..2 * i + 2).ok_or_else(bad)?, 16)
+            .map_err(|_| bad())?;
     }
     // One way to write it, so that every change is seen.
-    if hex(&key) == text { Ok(key) } else { Err(bad()) }
+    if hex(&key) == text {
+        Ok(key)
+    } else {
+        Err(bad())
+    }
 }
 
 fn strings(metadata: &Metadata<'_>, key: &str) -> std::result::Result<Vec<String>, String> {
     let bad = || format!("'{key}' is no list of texts");
-    let array = metadata.get(key).and_then(Value::as_array).filter(|a| a.element() == ValueType::String);
+    let array = metadata
+        .get(key)
+        .and_then(Value::as_array)
+        .filter(|a| a.element() == ValueType::String);
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).map_err(|_| bad());
     array.ok_or_else(bad)?.strings().map(text).collect()
 }
 
-/// Whether a checksum is the one that was written down. No fuzzer comes upon checksums: in what is built for one, every
-/// checksum agrees, so that what lies behind them is tried too.
+/// Whether a checksum is the one that was written down. No fuzzer comes upon checksums: in what is
+/// built for one, every checksum agrees, so that what lies behind them is tried too.
 fn agrees(found: &str, written: Option<&str>) -> bool {
     cfg!(fuzzing) || written == Some(found)
 }
@@ -304,7 +375,10 @@ fn agrees(found: &str, written: Option<&str>) -> bool {
 /// Of all that a file says but its numbers, and of their checksums.
 fn checksum<'c>(head: &Head, parts: impl Iterator<Item = ((&'c str, u64), &'c String)>) -> String {
     let mut packed = Packer::default();
-    packed.bytes(&head.key).number(head.columns).list(head.rows.iter().map(|rows| rows.to_le_bytes()));
+    packed
+        .bytes(&head.key)
+        .number(head.columns)
+        .list(head.rows.iter().map(|rows| rows.to_le_bytes()));
     packed.number(head.tensors.len());
     for tensor in &head.tensors {
         packed.text(tensor);
@@ -333,8 +407,16 @@ impl Index {
         let mut metadata = Metadata::new();
         metadata.set(keys::TYPE, Value::str(INDEX_TYPE));
         metadata.set(KEY, Value::str(hex(&self.key)));
-        metadata.set(FILES, Value::Array(Array::of_strings(self.files.iter().map(|(name, _)| name))));
-        metadata.set(CHECKSUMS, Value::Array(Array::of_strings(self.files.iter().map(|(_, checksum)| checksum))));
+        metadata.set(
+            FILES,
+            Value::Array(Array::of_strings(self.files.iter().map(|(name, _)| name))),
+        );
+        metadata.set(
+            CHECKSUMS,
+            Value::Array(Array::of_strings(
+                self.files.iter().map(|(_, checksum)| checksum),
+            )),
+        );
         metadata.set(CHECKSUM, Value::str(self.checksum()));
         Writer::create(&directory.join(INDEX), Layout::of_metadata(&metadata), &[])?.finish()
     }
@@ -346,11 +428,19 @@ impl Index {
     pub fn read(directory: &Path) -> Result<Index> {
         let path = directory.join(INDEX);
         if directory.is_dir() && !path.exists() {
-            let what = "it holds no finished covariances; run `quantier imatrix --covariance` to its end".into();
-            return Err(Error::Bad { path: directory.to_owned(), what });
+            let what =
+                "it holds no finished covariances; run `quantier imatrix --covariance` to its end"
+                    .into();
+            return Err(Error::Bad {
+                path: directory.to_owned(),
+                what,
+            });
         }
         let map = Map::open(&path)?;
-        Index::parsed(map.bytes()).map_err(|what| Error::Bad { path, what: format!("{what}; {AGAIN}") })
+        Index::parsed(map.bytes()).map_err(|what| Error::Bad {
+            path,
+            what: format!("{what}; {AGAIN}"),
+        })
     }
 
     fn parsed(bytes: &[u8]) -> std::result::Result<Index, String> {
@@ -358,12 +448,20 @@ impl Index {
         expect_type(&header.metadata, INDEX_TYPE)?;
         let names = strings(&header.metadata, FILES)?;
         let checksums = strings(&header.metadata, CHECKSUMS)?;
-        let inside = |name: &String| !name.is_empty() && !name.contains(['/', '\\', '\0']) && !name.starts_with('.');
+        let inside = |name: &String| {
+            !name.is_empty() && !name.contains(['/', '\\', '\0']) && !name.starts_with('.')
+        };
         if names.len() != checksums.len() || !names.iter().all(inside) {
             return Err(format!("'{FILES}' and '{CHECKSUMS}' are no list of files"));
         }
-        let index = Index { key: key(&header.metadata)?, files: names.into_iter().zip(checksums).collect() };
-        match agrees(&index.checksum(), header.metadata.get(CHECKSUM).and_then(Value::as_str)) {
+        let index = Index {
+            key: key(&header.metadata)?,
+            files: names.into_iter().zip(checksums).collect(),
+        };
+        match agrees(
+            &index.checksum(),
+            header.metadata.get(CHECKSUM).and_then(Value::as_str),
+        ) {
             true => Ok(index),
             false => Err("its checksum is wrong".into()),
         }

@@ -1,4 +1,5 @@
-//! The importance matrix: for each matrix of a model, the sums of squared activations of its input channels.
+//! The importance matrix: for each matrix of a model, the sums of squared activations of its input
+//! channels.
 //!
 //! Two formats: GGUF (`NAME.in_sum2` and `NAME.counts` tensors), and the older `.dat`:
 //!
@@ -8,7 +9,9 @@
 //! last chunk i32, dataset length i32, dataset                                   optional
 //! ```
 
-use super::gguf::{Array, Layout, Metadata, Shape, TensorInfo, Value, ValueType, Writer, parse, until_zero};
+use super::gguf::{
+    Array, Layout, Metadata, Shape, TensorInfo, Value, ValueType, Writer, parse, until_zero,
+};
 use super::map::Map;
 use super::output::Output;
 use super::types::GgmlType;
@@ -30,28 +33,36 @@ pub enum Format {
     /// Sums and counts of each matrix as tensors of a GGUF file.
     #[default]
     Gguf,
-    /// The older format: means times calls. It keeps one count per tensor and the last dataset only; entries that no
-    /// activation met are left out, and such a matrix among others is filled with ones.
+    /// The older format: means times calls. It keeps one count per tensor and the last dataset
+    /// only; entries that no activation met are left out, and such a matrix among others is filled
+    /// with ones.
     Dat,
 }
 
 /// Statistics of one tensor.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Entry {
-    /// Sums of squared activations: one per input channel, for each matrix of the tensor after another.
+    /// Sums of squared activations: one per input channel, for each matrix of the tensor after
+    /// another.
     pub sums: Vec<f32>,
-    /// How many activations went into each matrix (one for a plain tensor, one per expert for a 3-D one). An
-    /// entry of a `.dat` file has a single count even if it has several matrices.
+    /// How many activations went into each matrix (one for a plain tensor, one per expert for a 3-D
+    /// one). An entry of a `.dat` file has a single count even if it has several matrices.
     pub counts: Vec<i64>,
 }
 
 impl Entry {
-    /// Mean squares, the importance weights that quantizers take: one per channel and matrix. A matrix that no
-    /// activation met gets all ones, as in the reference.
+    /// Mean squares, the importance weights that quantizers take: one per channel and matrix. A
+    /// matrix that no activation met gets all ones, as in the reference.
     pub fn means(&self) -> Vec<f32> {
         let per_count = self.sums.len() / self.counts.len().max(1);
         let count_of = |i: usize| self.counts[i / per_count] as f32;
-        let mean = |(i, &sum): (usize, &f32)| if count_of(i) > 0.0 { sum / count_of(i) } else { 1.0 };
+        let mean = |(i, &sum): (usize, &f32)| {
+            if count_of(i) > 0.0 {
+                sum / count_of(i)
+            } else {
+                1.0
+            }
+        };
         self.sums.iter().enumerate().map(mean).collect()
     }
 }
@@ -73,12 +84,20 @@ impl Imatrix {
     /// Reads either format. Every value is known to be finite and not negative afterwards.
     pub fn read(path: &Path) -> Result<Imatrix> {
         let map = Map::open(path)?;
-        Imatrix::parse(map.bytes()).map_err(|what| Error::Bad { path: path.to_owned(), what })
+        Imatrix::parse(map.bytes()).map_err(|what| Error::Bad {
+            path: path.to_owned(),
+            what,
+        })
     }
 
-    /// Reads either format from a file's bytes. The error says what is wrong; the caller adds the file's name.
+    /// Reads either format from a file's bytes. The error says what is wrong; the caller adds the
+    /// file's name.
     pub fn parse(bytes: &[u8]) -> std::result::Result<Imatrix, String> {
-        let imatrix = if bytes.starts_with(b"GGUF") { parse_gguf(bytes)? } else { parse_dat(bytes)? };
+        let imatrix = if bytes.starts_with(b"GGUF") {
+            parse_gguf(bytes)?
+        } else {
+            parse_dat(bytes)?
+        };
         for (name, entry) in &imatrix.entries {
             let bad = |v: &f32| !v.is_finite() || *v < 0.0;
             if let Some(i) = entry.sums.iter().position(bad) {
@@ -92,8 +111,8 @@ impl Imatrix {
         Ok(imatrix)
     }
 
-    /// Writes one of the formats, byte for byte as llama-imatrix writes the same sums. Fails if the target is one of
-    /// the `inputs`.
+    /// Writes one of the formats, byte for byte as llama-imatrix writes the same sums. Fails if the
+    /// target is one of the `inputs`.
     pub fn write(&self, path: &Path, format: Format, inputs: &[&Path]) -> Result<()> {
         match format {
             Format::Gguf => self.write_gguf_beside(path, inputs),
@@ -121,7 +140,10 @@ impl Imatrix {
         for (name, entry) in self.filled() {
             let matrices = entry.counts.len() as u64;
             let mut add = |suffix, row: u64| -> Result<()> {
-                let bad = |what| Error::Bad { path: path.to_owned(), what: format!("tensor {}: {what}", shown(name)) };
+                let bad = |what| Error::Bad {
+                    path: path.to_owned(),
+                    what: format!("tensor {}: {what}", shown(name)),
+                };
                 if name.len() + SUMS.len() > MAX_NAME {
                     let room = MAX_NAME - SUMS.len();
                     return Err(bad(format!(
@@ -130,9 +152,17 @@ impl Imatrix {
                     )));
                 }
                 // A single row has one dimension, as ggml counts them.
-                let shape = if matrices == 1 { Shape::new(&[row]) } else { Shape::new(&[row, matrices]) };
+                let shape = if matrices == 1 {
+                    Shape::new(&[row])
+                } else {
+                    Shape::new(&[row, matrices])
+                };
                 let shape = shape.map_err(bad)?;
-                tensors.push(TensorInfo { name: format!("{name}{suffix}").into(), shape, ggml_type: GgmlType::F32 });
+                tensors.push(TensorInfo {
+                    name: format!("{name}{suffix}").into(),
+                    shape,
+                    ggml_type: GgmlType::F32,
+                });
                 Ok(())
             };
             add(SUMS, entry.sums.len() as u64 / matrices)?;
@@ -149,11 +179,16 @@ impl Imatrix {
 
     /// Entries that have a place in a GGUF file: those with sums and counts.
     fn filled(&self) -> impl Iterator<Item = (&String, &Entry)> {
-        self.entries.iter().filter(|(_, entry)| !entry.sums.is_empty() && !entry.counts.is_empty())
+        self.entries
+            .iter()
+            .filter(|(_, entry)| !entry.sums.is_empty() && !entry.counts.is_empty())
     }
 
     fn write_dat_beside(&self, path: &Path, inputs: &[&Path]) -> Result<()> {
-        let stored: Vec<_> = self.filled().filter(|(_, entry)| entry.counts.iter().any(|&c| c != 0)).collect();
+        let stored: Vec<_> = self
+            .filled()
+            .filter(|(_, entry)| entry.counts.iter().any(|&c| c != 0))
+            .collect();
         let mut bytes = (stored.len() as i32).to_le_bytes().to_vec();
         let chunk = i64::from(self.chunk_size.max(1));
         for (name, entry) in stored {
@@ -164,7 +199,9 @@ impl Imatrix {
             bytes.extend(name.as_bytes());
             bytes.extend(calls.to_le_bytes());
             bytes.extend((entry.sums.len() as i32).to_le_bytes());
-            bytes.extend(le_bytes(entry.means().iter().map(|mean| mean * calls as f32)));
+            bytes.extend(le_bytes(
+                entry.means().iter().map(|mean| mean * calls as f32),
+            ));
         }
         let dataset = self.datasets.last().map_or("", String::as_str);
         bytes.extend((self.chunk_count as i32).to_le_bytes());
@@ -181,7 +218,12 @@ fn le_bytes(values: impl Iterator<Item = f32>) -> Vec<u8> {
 }
 
 fn f32s(bytes: &[u8]) -> Vec<f32> {
-    bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
+    bytes
+        .as_chunks()
+        .0
+        .iter()
+        .map(|b| f32::from_le_bytes(*b))
+        .collect()
 }
 
 fn parse_gguf(bytes: &[u8]) -> std::result::Result<Imatrix, String> {
@@ -189,18 +231,25 @@ fn parse_gguf(bytes: &[u8]) -> std::result::Result<Imatrix, String> {
     let number = |key: &str| -> std::result::Result<u32, String> {
         match header.metadata.get(key) {
             Some(Value::U32(n)) => Ok(*n),
-            Some(v) => Err(format!("'{key}' is of type {}; it must be u32", v.value_type().name())),
+            Some(v) => Err(format!(
+                "'{key}' is of type {}; it must be u32",
+                v.value_type().name()
+            )),
             None => Err(format!(
                 "'{key}' is missing; is this an importance matrix? llama-imatrix and quantier imatrix write one"
             )),
         }
     };
     let datasets = match header.metadata.get(DATASETS) {
-        Some(Value::Array(array)) if array.element() == ValueType::String => {
-            array.strings().map(|s| String::from_utf8_lossy(s).into_owned()).collect()
-        }
+        Some(Value::Array(array)) if array.element() == ValueType::String => array
+            .strings()
+            .map(|s| String::from_utf8_lossy(s).into_owned())
+            .collect(),
         Some(v) => {
-            return Err(format!("'{DATASETS}' is of type {}; it must be an array of strings", v.value_type().name()));
+            return Err(format!(
+                "'{DATASETS}' is of type {}; it must be an array of strings",
+                v.value_type().name()
+            ));
         }
         None => {
             return Err(format!(
@@ -217,7 +266,10 @@ fn parse_gguf(bytes: &[u8]) -> std::result::Result<Imatrix, String> {
             _ => continue,
         };
         if tensor.ggml_type != GgmlType::F32 {
-            return Err(format!("tensor '{name}' is of type {}; it must be f32", tensor.ggml_type));
+            return Err(format!(
+                "tensor '{name}' is of type {}; it must be f32",
+                tensor.ggml_type
+            ));
         }
         let data = &bytes[*offset as usize..][..tensor.bytes() as usize];
         halves.entry(of).or_default()[half] = Some(f32s(data));
@@ -241,9 +293,20 @@ fn parse_gguf(bytes: &[u8]) -> std::result::Result<Imatrix, String> {
             return Err(format!("'{name}' has a count of {count}"));
         }
         // Counts are whole numbers in f32; f32::round is C's lround here.
-        entries.insert(name.to_owned(), Entry { sums, counts: counts.iter().map(|c| c.round() as i64).collect() });
+        entries.insert(
+            name.to_owned(),
+            Entry {
+                sums,
+                counts: counts.iter().map(|c| c.round() as i64).collect(),
+            },
+        );
     }
-    Ok(Imatrix { entries, datasets, chunk_count: number(CHUNK_COUNT)?, chunk_size: number(CHUNK_SIZE)? })
+    Ok(Imatrix {
+        entries,
+        datasets,
+        chunk_count: number(CHUNK_COUNT)?,
+        chunk_size: number(CHUNK_SIZE)?,
+    })
 }
 
 fn parse_dat(bytes: &[u8]) -> std::result::Result<Imatrix, String> {
@@ -251,39 +314,63 @@ fn parse_dat(bytes: &[u8]) -> std::result::Result<Imatrix, String> {
     let mut take = |n: usize, what: &str| -> std::result::Result<&[u8], String> {
         let at = bytes.len() - rest.len();
         let (taken, after) = rest.split_at_checked(n).ok_or_else(|| {
-            format!("it ends at byte {} within {what}, which begins at byte {at} and has {n} bytes", bytes.len())
+            format!(
+                "it ends at byte {} within {what}, which begins at byte {at} and has {n} bytes",
+                bytes.len()
+            )
         })?;
         rest = after;
         Ok(taken)
     };
     let int = |b: &[u8]| i32::from_le_bytes(b.try_into().unwrap_or_default());
-    let n_entries = int(take(4, "the number of entries (is this an importance matrix?)")?);
+    let n_entries = int(take(
+        4,
+        "the number of entries (is this an importance matrix?)",
+    )?);
     if n_entries < 1 {
-        return Err(format!("it claims {n_entries} entries; is this an importance matrix?"));
+        return Err(format!(
+            "it claims {n_entries} entries; is this an importance matrix?"
+        ));
     }
     let mut entries = BTreeMap::new();
     for i in 0..n_entries {
         let length = int(take(4, &format!("the name length of entry {i}"))?);
-        let length = usize::try_from(length).map_err(|_| format!("entry {i} has a name of {length} bytes"))?;
+        let length = usize::try_from(length)
+            .map_err(|_| format!("entry {i} has a name of {length} bytes"))?;
         let name = take(length, &format!("the name of entry {i}"))?;
-        let name = std::str::from_utf8(until_zero(name))
-            .map_err(|_| format!("the name of entry {i} is not UTF-8; is this an importance matrix?"))?;
+        let name = std::str::from_utf8(until_zero(name)).map_err(|_| {
+            format!("the name of entry {i} is not UTF-8; is this an importance matrix?")
+        })?;
         let quoted = shown(name);
         let calls = int(take(4, &format!("the call count of {quoted}"))?);
         let values = int(take(4, &format!("the number of values of {quoted}"))?);
-        let length = usize::try_from(values).ok().filter(|&n| n > 0).and_then(|n| n.checked_mul(4));
+        let length = usize::try_from(values)
+            .ok()
+            .filter(|&n| n > 0)
+            .and_then(|n| n.checked_mul(4));
         let length = length.ok_or_else(|| format!("{quoted} claims {values} values"))?;
         let sums = f32s(take(length, &format!("the values of {quoted}"))?);
         // A count of 0 means that the values are means already.
-        entries.insert(name.to_owned(), Entry { sums, counts: vec![i64::from(calls.max(0)).max(1)] });
+        entries.insert(
+            name.to_owned(),
+            Entry {
+                sums,
+                counts: vec![i64::from(calls.max(0)).max(1)],
+            },
+        );
     }
-    let mut imatrix = Imatrix { entries, ..Imatrix::default() };
+    let mut imatrix = Imatrix {
+        entries,
+        ..Imatrix::default()
+    };
     if let Ok(chunks) = take(4, "the chunk count") {
         imatrix.chunk_count = int(chunks).max(0) as u32;
         if let Ok(length) = take(4, "the length of the dataset's name") {
             let length = usize::try_from(int(length)).unwrap_or(0);
             if let (1.., Ok(name)) = (length, take(length, "the dataset's name")) {
-                imatrix.datasets.push(String::from_utf8_lossy(until_zero(name)).into_owned());
+                imatrix
+                    .datasets
+                    .push(String::from_utf8_lossy(until_zero(name)).into_owned());
             }
         }
     }
@@ -295,9 +382,16 @@ mod tests {
     use super::*;
 
     fn example() -> Imatrix {
-        let entry = |counts: &[i64]| Entry { sums: (0..8).map(|i| i as f32).collect(), counts: counts.to_vec() };
+        let entry = |counts: &[i64]| Entry {
+            sums: (0..8).map(|i| i as f32).collect(),
+            counts: counts.to_vec(),
+        };
         Imatrix {
-            entries: [("a.weight".into(), entry(&[4])), ("b.weight".into(), entry(&[2, 0]))].into(),
+            entries: [
+                ("a.weight".into(), entry(&[4])),
+                ("b.weight".into(), entry(&[2, 0])),
+            ]
+            .into(),
             datasets: vec!["wiki.txt".into(), "code.txt".into()],
             chunk_count: 7,
             chunk_size: 512,
@@ -318,8 +412,14 @@ mod tests {
         let path = dir.path().join("imatrix.dat");
         example().write_dat(&path).unwrap();
         let back = Imatrix::read(&path).unwrap();
-        assert_eq!(back.entries["a.weight"].means(), example().entries["a.weight"].means());
-        assert_eq!((back.chunk_count, &*back.datasets), (7, &["code.txt".to_string()][..]));
+        assert_eq!(
+            back.entries["a.weight"].means(),
+            example().entries["a.weight"].means()
+        );
+        assert_eq!(
+            (back.chunk_count, &*back.datasets),
+            (7, &["code.txt".to_string()][..])
+        );
     }
 
     #[test]
@@ -327,16 +427,36 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("imatrix.gguf");
         let mut long = example();
-        long.entries.insert("x".repeat(55), Entry { sums: vec![1.0], counts: vec![1] });
+        long.entries.insert(
+            "x".repeat(55),
+            Entry {
+                sums: vec![1.0],
+                counts: vec![1],
+            },
+        );
         long.write_gguf(&path).unwrap();
-        long.entries.insert("x".repeat(56), Entry { sums: vec![1.0], counts: vec![1] });
-        assert!(long.write_gguf(&path).unwrap_err().to_string().contains("56 bytes"));
+        long.entries.insert(
+            "x".repeat(56),
+            Entry {
+                sums: vec![1.0],
+                counts: vec![1],
+            },
+        );
+        assert!(
+            long.write_gguf(&path)
+                .unwrap_err()
+                .to_string()
+                .contains("56 bytes")
+        );
         long.write_dat(&path).unwrap();
     }
 
     #[test]
     fn an_expert_that_was_never_reached_counts_as_all_ones() {
-        assert_eq!(example().entries["b.weight"].means(), [0.0, 0.5, 1.0, 1.5, 1.0, 1.0, 1.0, 1.0]);
+        assert_eq!(
+            example().entries["b.weight"].means(),
+            [0.0, 0.5, 1.0, 1.5, 1.0, 1.0, 1.0, 1.0]
+        );
     }
 
     #[test]
@@ -367,6 +487,10 @@ mod tests {
         for len in 0..bytes.len() {
             let _ = Imatrix::parse(&bytes[..len]);
         }
-        assert!(Imatrix::parse(&bytes[..100]).unwrap_err().contains("it ends at byte 100"));
+        assert!(
+            Imatrix::parse(&bytes[..100])
+                .unwrap_err()
+                .contains("it ends at byte 100")
+        );
     }
 }

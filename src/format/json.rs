@@ -6,8 +6,15 @@ use std::path::Path;
 
 /// Reads a file that holds one JSON object.
 pub fn read_object(path: &Path) -> Result<Map<String, Value>> {
-    let text = std::fs::read(path).map_err(|source| Error::Io { path: path.to_owned(), action: "read", source })?;
-    object(&text).map_err(|what| Error::Bad { path: path.to_owned(), what })
+    let text = std::fs::read(path).map_err(|source| Error::Io {
+        path: path.to_owned(),
+        action: "read",
+        source,
+    })?;
+    object(&text).map_err(|what| Error::Bad {
+        path: path.to_owned(),
+        what,
+    })
 }
 
 /// Parses text that is one JSON object; how deep it can be is limited.
@@ -17,7 +24,10 @@ pub fn read_object(path: &Path) -> Result<Map<String, Value>> {
 pub fn object(text: &[u8]) -> std::result::Result<Map<String, Value>, String> {
     match serde_json::from_slice(text) {
         Ok(Value::Object(object)) => Ok(object),
-        Ok(other) => Err(format!("it holds {}, and an object {{...}} is expected", kind(&other))),
+        Ok(other) => Err(format!(
+            "it holds {}, and an object {{...}} is expected",
+            kind(&other)
+        )),
         Err(e) => Err(format!("bad JSON: {e}")),
     }
 }

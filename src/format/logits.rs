@@ -5,7 +5,8 @@
 //! n_chunk * (n_ctx - 1 - n_ctx / 2) rows: f32 scale  f32 min  u16 codes[n_vocab, rounded up to even]
 //! ```
 //!
-//! ln p of a token is `scale * code + min`, in nats; what is more than 16 below the largest has code 0.
+//! ln p of a token is `scale * code + min`, in nats; what is more than 16 below the largest has
+//! code 0.
 
 use super::map::Map;
 use super::output::Output;
@@ -52,7 +53,11 @@ impl Shape {
     /// Bytes of the file, or what is wrong with the sizes.
     fn file_bytes(&self) -> std::result::Result<u64, String> {
         let fits = |n: u32, least: u32| (least..=i32::MAX as u32).contains(&n);
-        let Shape { n_ctx, n_vocab, n_chunk } = *self;
+        let Shape {
+            n_ctx,
+            n_vocab,
+            n_chunk,
+        } = *self;
         if !(fits(n_ctx, 3) && fits(n_vocab, 1) && fits(n_chunk, 1)) {
             return Err(format!(
                 "its header (byte 8) gives n_ctx {n_ctx}, n_vocab {n_vocab}, n_chunk {n_chunk}; make it again"
@@ -60,7 +65,8 @@ impl Shape {
         }
         let rows = (self.rows() as u64).checked_mul(n_chunk.into());
         let rows = rows.and_then(|rows| rows.checked_mul(self.row_bytes() as u64));
-        rows.and_then(|rows| rows.checked_add(HEADER + 4 * self.tokens())).ok_or("its sizes overflow".into())
+        rows.and_then(|rows| rows.checked_add(HEADER + 4 * self.tokens()))
+            .ok_or("its sizes overflow".into())
     }
 }
 
@@ -77,7 +83,10 @@ impl Logits {
         let map = Map::open(path)?;
         match parse(map.bytes()) {
             Ok((shape, tokens)) => Ok(Logits { map, shape, tokens }),
-            Err(what) => Err(Error::Bad { path: path.to_owned(), what }),
+            Err(what) => Err(Error::Bad {
+                path: path.to_owned(),
+                what,
+            }),
         }
     }
 
@@ -86,7 +95,8 @@ impl Logits {
         self.shape
     }
 
-    /// The text, `[n_chunk * n_ctx]` tokens, without the BOS that stands in for the first of each chunk.
+    /// The text, `[n_chunk * n_ctx]` tokens, without the BOS that stands in for the first of each
+    /// chunk.
     pub fn tokens(&self) -> &[u32] {
         &self.tokens
     }
@@ -113,9 +123,16 @@ fn parse(bytes: &[u8]) -> std::result::Result<(Shape, Vec<u32>), String> {
     if bytes.get(..8) != Some(MAGIC) {
         return Err("it does not begin with '_logits_'; llama-perplexity --kl-divergence-base makes such a file".into());
     }
-    let header = bytes.get(8..HEADER as usize).ok_or("it ends within its header; make it again")?;
-    let number = |i: usize| u32::from_le_bytes([header[i], header[i + 1], header[i + 2], header[i + 3]]);
-    let shape = Shape { n_ctx: number(0), n_vocab: number(4), n_chunk: number(8) };
+    let header = bytes
+        .get(8..HEADER as usize)
+        .ok_or("it ends within its header; make it again")?;
+    let number =
+        |i: usize| u32::from_le_bytes([header[i], header[i + 1], header[i + 2], header[i + 3]]);
+    let shape = Shape {
+        n_ctx: number(0),
+        n_vocab: number(4),
+        n_chunk: number(8),
+    };
     let want = shape.file_bytes()?;
     if bytes.len() as u64 != want {
         return Err(format!(
@@ -124,7 +141,12 @@ fn parse(bytes: &[u8]) -> std::result::Result<(Shape, Vec<u32>), String> {
         ));
     }
     let tokens = &bytes[HEADER as usize..][..4 * shape.tokens() as usize];
-    let tokens: Vec<u32> = tokens.as_chunks().0.iter().map(|b| u32::from_le_bytes(*b)).collect();
+    let tokens: Vec<u32> = tokens
+        .as_chunks()
+        .0
+        .iter()
+        .map(|b| u32::from_le_bytes(*b))
+        .collect();
     match tokens.iter().position(|&token| token >= shape.n_vocab) {
         Some(i) => Err(format!(
             "token {i} (byte {}) is {}, outside its vocabulary of {}; make the file again",
@@ -141,7 +163,9 @@ fn decode(row: &[u8], out: &mut [f32]) -> std::result::Result<(), String> {
     let (scale, min) = (float(0), float(4));
     let max = scale * CODES + min;
     if !(scale >= 0.0 && min.is_finite() && max <= ABOVE_ZERO) {
-        return Err(format!("has scale {scale} and minimum {min}, which no log-probabilities have"));
+        return Err(format!(
+            "has scale {scale} and minimum {min}, which no log-probabilities have"
+        ));
     }
     for (out, code) in out.iter_mut().zip(row[ROW_HEADER..].as_chunks().0) {
         *out = scale * f32::from(u16::from_le_bytes(*code)) + min;
@@ -156,13 +180,18 @@ fn decode(row: &[u8], out: &mut [f32]) -> std::result::Result<(), String> {
 /// If `out` is shorter than the row's bytes.
 pub fn encode(logits: &[f32], log_z: f64, out: &mut [u8]) {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let min = logits.iter().copied().fold(f32::INFINITY, f32::min).max(max - RANGE);
+    let min = logits
+        .iter()
+        .copied()
+        .fold(f32::INFINITY, f32::min)
+        .max(max - RANGE);
     let scale = (max - min) / CODES;
     out[..4].copy_from_slice(&scale.to_le_bytes());
     out[4..8].copy_from_slice(&(min - max - (log_z - f64::from(max)) as f32).to_le_bytes());
     out[8..].fill(0);
     let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
-    // Adding 1.5 * 2^23 rounds to the nearest whole number, ties to even, and leaves it in the low bits.
+    // Adding 1.5 * 2^23 rounds to the nearest whole number, ties to even, and leaves it in the low
+    // bits.
     let code = |x: f32| (inverse * (x - min).max(0.0) + 12_582_912.0).to_bits() as u16;
     for (out, &x) in out[ROW_HEADER..].as_chunks_mut().0.iter_mut().zip(logits) {
         *out = code(x).to_le_bytes();
@@ -179,24 +208,36 @@ pub struct Writer {
 impl Writer {
     /// Begins a file with `[n_chunk * n_ctx]` tokens, which must not be one of the `inputs`.
     pub fn create(path: &Path, shape: Shape, tokens: &[u32], inputs: &[&Path]) -> Result<Writer> {
-        let bad = |what| Error::Bad { path: path.to_owned(), what };
+        let bad = |what| Error::Bad {
+            path: path.to_owned(),
+            what,
+        };
         let bytes = shape.file_bytes().map_err(bad)?;
-        if tokens.len() as u64 != shape.tokens() || tokens.iter().any(|&token| token >= shape.n_vocab) {
+        if tokens.len() as u64 != shape.tokens()
+            || tokens.iter().any(|&token| token >= shape.n_vocab)
+        {
             return Err(bad("its tokens do not fit its sizes".into()));
         }
         let mut output = Output::create(path, bytes, inputs)?;
         let header = [shape.n_ctx, shape.n_vocab, shape.n_chunk];
         let numbers = header.iter().chain(tokens).flat_map(|n| n.to_le_bytes());
         output.write(&MAGIC.iter().copied().chain(numbers).collect::<Vec<u8>>())?;
-        Ok(Writer { output, path: path.to_owned(), left: bytes - HEADER - 4 * shape.tokens() })
+        Ok(Writer {
+            output,
+            path: path.to_owned(),
+            left: bytes - HEADER - 4 * shape.tokens(),
+        })
     }
 
     /// Appends encoded rows, in order.
     pub fn write(&mut self, rows: &[u8]) -> Result<()> {
-        self.left = self.left.checked_sub(rows.len() as u64).ok_or_else(|| Error::Bad {
-            path: self.path.clone(),
-            what: "more rows were written than its sizes allow".into(),
-        })?;
+        self.left = self
+            .left
+            .checked_sub(rows.len() as u64)
+            .ok_or_else(|| Error::Bad {
+                path: self.path.clone(),
+                what: "more rows were written than its sizes allow".into(),
+            })?;
         self.output.write(rows)
     }
 
@@ -204,7 +245,10 @@ impl Writer {
     pub fn finish(self) -> Result<()> {
         match self.left {
             0 => self.output.finish(),
-            left => Err(Error::Bad { path: self.path, what: format!("{left} bytes of rows were never written") }),
+            left => Err(Error::Bad {
+                path: self.path,
+                what: format!("{left} bytes of rows were never written"),
+            }),
         }
     }
 }
@@ -217,7 +261,11 @@ mod tests {
     fn a_file_comes_back_and_every_truncation_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.kld");
-        let shape = Shape { n_ctx: 5, n_vocab: 3, n_chunk: 1 };
+        let shape = Shape {
+            n_ctx: 5,
+            n_vocab: 3,
+            n_chunk: 1,
+        };
         let logits = [1.0_f32, 0.0, -30.0];
         let log_z = (1_f64.exp() + 1.0).ln();
         let mut row = vec![9; shape.row_bytes()];
@@ -232,7 +280,10 @@ mod tests {
         let mut out = [0.0; 3];
         file.row(0, 1, &mut out).unwrap();
         for (out, want) in out.iter().zip([1.0 - log_z, -log_z, 1.0 - 16.0 - log_z]) {
-            assert!((f64::from(*out) - want).abs() < 16.0 / 65535.0, "{out} {want}");
+            assert!(
+                (f64::from(*out) - want).abs() < 16.0 / 65535.0,
+                "{out} {want}"
+            );
         }
         let bytes = std::fs::read(&path).unwrap();
         assert_eq!(bytes.len(), 20 + 20 + 2 * 16);

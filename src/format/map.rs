@@ -20,7 +20,11 @@ pub struct Map {
 impl Map {
     /// Maps the file. An empty file gives an empty slice.
     pub fn open(path: &Path) -> Result<Map> {
-        let io = |source| Error::Io { path: path.to_owned(), action: "open", source };
+        let io = |source| Error::Io {
+            path: path.to_owned(),
+            action: "open",
+            source,
+        };
         // Before it is opened: that would wait for the other end of a pipe.
         let meta = path.metadata().map_err(io)?;
         let unmappable = match meta.is_dir() {
@@ -30,14 +34,24 @@ impl Map {
         };
         if let Some(why) = unmappable {
             let source = std::io::Error::other(why);
-            return Err(Error::Io { path: path.to_owned(), action: "read", source });
+            return Err(Error::Io {
+                path: path.to_owned(),
+                action: "read",
+                source,
+            });
         }
         let file = File::open(path).map_err(io)?;
-        // SAFETY: the mapping is read-only and private to this process. Another process that shortens the file
-        // would make reads beyond its end fault; `check_length` catches that between reads, and every consumer
-        // of tensor data calls it before it touches a band of rows.
+        // SAFETY: the mapping is read-only and private to this process. Another process that
+        // shortens the file would make reads beyond its end fault; `check_length` catches that
+        // between reads, and every consumer of tensor data calls it before it touches a band of
+        // rows.
         let bytes = unsafe { Mmap::map(&file) }.map_err(io)?;
-        Ok(Map { path: path.to_owned(), file, bytes, position: Mutex::new(()) })
+        Ok(Map {
+            path: path.to_owned(),
+            file,
+            bytes,
+            position: Mutex::new(()),
+        })
     }
 
     /// Where the file is.
@@ -50,8 +64,8 @@ impl Map {
         &self.bytes
     }
 
-    /// Appends bytes of the file to another, within the system where it can do that (`copy_file_range`): less than half
-    /// the work of writing mapped bytes.
+    /// Appends bytes of the file to another, within the system where it can do that
+    /// (`copy_file_range`): less than half the work of writing mapped bytes.
     pub(super) fn copy_to(&self, range: Range<usize>, mut out: &File) -> std::io::Result<()> {
         let _held = self.position.lock().unwrap_or_else(PoisonError::into_inner);
         let mut file = &self.file;
@@ -59,7 +73,10 @@ impl Map {
         let copied = std::io::copy(&mut file.take(range.len() as u64), &mut out)?;
         match copied == range.len() as u64 {
             true => Ok(()),
-            false => Err(std::io::Error::new(ErrorKind::UnexpectedEof, format!("{} has changed", self.path.display()))),
+            false => Err(std::io::Error::new(
+                ErrorKind::UnexpectedEof,
+                format!("{} has changed", self.path.display()),
+            )),
         }
     }
 
@@ -68,23 +85,38 @@ impl Map {
         let now = self
             .file
             .metadata()
-            .map_err(|source| Error::Io { path: self.path.clone(), action: "check", source })?
+            .map_err(|source| Error::Io {
+                path: self.path.clone(),
+                action: "check",
+                source,
+            })?
             .len();
         if now < self.bytes.len() as u64 {
-            return Err(Error::Shrunk { path: self.path.clone(), was: self.bytes.len() as u64, now });
+            return Err(Error::Shrunk {
+                path: self.path.clone(),
+                was: self.bytes.len() as u64,
+                now,
+            });
         }
         Ok(())
     }
 
-    /// Tells the system that these bytes are needed soon, so that it begins to read them. Only a hint.
+    /// Tells the system that these bytes are needed soon, so that it begins to read them. Only a
+    /// hint.
     pub fn prefetch(&self, range: Range<usize>) {
-        let _ = self.bytes.advise_range(Advice::WillNeed, range.start, range.len());
+        let _ = self
+            .bytes
+            .advise_range(Advice::WillNeed, range.start, range.len());
     }
 
-    /// Tells the system that these bytes are not needed again soon, so that a model larger than memory does not
-    /// push everything else out. Only a hint.
+    /// Tells the system that these bytes are not needed again soon, so that a model larger than
+    /// memory does not push everything else out. Only a hint.
     pub fn release(&self, range: Range<usize>) {
-        // SAFETY: the mapping is file-backed and read-only; dropped pages are read again from the file.
-        let _ = unsafe { self.bytes.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len()) };
+        // SAFETY: the mapping is file-backed and read-only; dropped pages are read again from the
+        // file.
+        let _ = unsafe {
+            self.bytes
+                .unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len())
+        };
     }
 }

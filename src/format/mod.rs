@@ -1,8 +1,8 @@
 //! Files: GGUF, safetensors, JSON and the importance matrix. The only readers of untrusted bytes.
 //!
-//! Everything is checked once, where it is read; what comes out can be used without further checks. A file that
-//! lies gives an [`Error`] with the name of the bad thing and its place, never a panic, and never an allocation
-//! larger than the file itself warrants.
+//! Everything is checked once, where it is read; what comes out can be used without further checks.
+//! A file that lies gives an [`Error`] with the name of the bad thing and its place, never a panic,
+//! and never an allocation larger than the file itself warrants.
 
 pub mod checkpoint;
 pub mod covariance;

@@ -1,5 +1,5 @@
-//! Output files: written beside the target, flushed to the disk, renamed. Whatever happens before the rename, the
-//! target is what it was.
+//! Output files: written beside the target, flushed to the disk, renamed. Whatever happens before
+//! the rename, the target is what it was.
 
 use super::map::Map;
 use super::{Error, Result};
@@ -18,8 +18,8 @@ const FLUSH_EVERY: u64 = 64 << 20;
 
 /// A file that comes into being under its name only when [`Output::finish`] succeeds.
 ///
-/// Until then it is `NAME.partial` in the same directory, locked, and removed when the value is dropped. A killed
-/// process leaves it behind; the next run takes it over.
+/// Until then it is `NAME.partial` in the same directory, locked, and removed when the value is
+/// dropped. A killed process leaves it behind; the next run takes it over.
 pub struct Output {
     target: PathBuf,
     /// `None` where the target is no regular file (a device, a pipe): that is written directly.
@@ -37,16 +37,27 @@ impl Output {
         check_not_input(target, inputs)?;
         let fail = |path: &Path, action| {
             let path = path.to_owned();
-            move |source| Error::Io { path, action, source }
+            move |source| Error::Io {
+                path,
+                action,
+                source,
+            }
         };
         // A link stays a link: what it points to is replaced.
         let target = target.canonicalize().unwrap_or_else(|_| target.to_owned());
         if target.is_dir() {
             let source = std::io::Error::other("it is a directory; name a file in it");
-            return Err(Error::Io { path: target, action: "write", source });
+            return Err(Error::Io {
+                path: target,
+                action: "write",
+                source,
+            });
         }
         if target.exists() && !target.is_file() {
-            let file = OpenOptions::new().write(true).open(&target).map_err(fail(&target, "write"))?;
+            let file = OpenOptions::new()
+                .write(true)
+                .open(&target)
+                .map_err(fail(&target, "write"))?;
             return Ok(Output::new(target, None, file));
         }
         let mut name = target.file_name().unwrap_or_default().to_owned();
@@ -71,8 +82,9 @@ impl Output {
             // Some network file systems have no locks; the rename is still atomic there.
             Err(TryLockError::Error(_)) => {}
         }
-        // Between the opening and the lock, another process may have renamed the file to its target, finished; and a
-        // link leads to a file that is none of ours. Only what lies under the name itself is emptied.
+        // Between the opening and the lock, another process may have renamed the file to its
+        // target, finished; and a link leads to a file that is none of ours. Only what lies under
+        // the name itself is emptied.
         if !is_at(&file, &partial) {
             return Err(taken(
                 partial,
@@ -81,19 +93,33 @@ impl Output {
             ));
         }
         let output = Output::new(target, Some(partial), file);
-        output.writer.get_ref().set_len(0).map_err(fail(&output.target, "write"))?;
+        output
+            .writer
+            .get_ref()
+            .set_len(0)
+            .map_err(fail(&output.target, "write"))?;
         output.reserve(bytes)?;
         Ok(output)
     }
 
     fn new(target: PathBuf, partial: Option<PathBuf>, file: File) -> Output {
         let writer = BufWriter::with_capacity(BUFFER, Arc::new(file));
-        Output { target, partial, writer, flushing: None, unflushed: 0 }
+        Output {
+            target,
+            partial,
+            writer,
+            flushing: None,
+            unflushed: 0,
+        }
     }
 
     /// Appends bytes.
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        let io = |source| Error::Io { path: self.target.clone(), action: "write", source };
+        let io = |source| Error::Io {
+            path: self.target.clone(),
+            action: "write",
+            source,
+        };
         self.writer.write_all(bytes).map_err(io)?;
         self.written(bytes.len() as u64)
     }
@@ -103,32 +129,48 @@ impl Output {
         if range.len() < BUFFER {
             return self.write(&input.bytes()[range]);
         }
-        let io = |source| Error::Io { path: self.target.clone(), action: "write", source };
+        let io = |source| Error::Io {
+            path: self.target.clone(),
+            action: "write",
+            source,
+        };
         self.writer.flush().map_err(io)?;
-        input.copy_to(range.clone(), self.writer.get_ref()).map_err(io)?;
+        input
+            .copy_to(range.clone(), self.writer.get_ref())
+            .map_err(io)?;
         self.written(range.len() as u64)
     }
 
     /// Sets the disk to work now and then.
     fn written(&mut self, bytes: u64) -> Result<()> {
-        let io = |source| Error::Io { path: self.target.clone(), action: "write", source };
+        let io = |source| Error::Io {
+            path: self.target.clone(),
+            action: "write",
+            source,
+        };
         self.unflushed += bytes;
         let idle = self.flushing.as_ref().is_none_or(JoinHandle::is_finished);
         if self.partial.is_some() && self.unflushed >= FLUSH_EVERY && idle {
             flushed(self.flushing.take()).map_err(io)?;
             let file = Arc::clone(self.writer.get_ref());
             // Without a thread, all is left to the end.
-            self.flushing = std::thread::Builder::new().spawn(move || file.sync_data()).ok();
+            self.flushing = std::thread::Builder::new()
+                .spawn(move || file.sync_data())
+                .ok();
             self.unflushed = 0;
         }
         Ok(())
     }
 
-    /// Brings everything to the disk, still without its name: whoever has several outputs settles all of them before
-    /// the first is finished, since a full disk shows here. The buffer is given back too: outputs that wait for others,
-    /// of which there can be many, hold no memory.
+    /// Brings everything to the disk, still without its name: whoever has several outputs settles
+    /// all of them before the first is finished, since a full disk shows here. The buffer is given
+    /// back too: outputs that wait for others, of which there can be many, hold no memory.
     pub fn settle(&mut self) -> Result<()> {
-        let io = |source| Error::Io { path: self.target.clone(), action: "write", source };
+        let io = |source| Error::Io {
+            path: self.target.clone(),
+            action: "write",
+            source,
+        };
         self.writer.flush().map_err(io)?;
         self.writer = BufWriter::with_capacity(0, Arc::clone(self.writer.get_ref()));
         flushed(self.flushing.take()).map_err(io)?;
@@ -141,32 +183,46 @@ impl Output {
     /// Flushes everything to the disk and gives the file its name.
     pub fn finish(mut self) -> Result<()> {
         self.settle()?;
-        let Some(partial) = self.partial.clone() else { return Ok(()) };
+        let Some(partial) = self.partial.clone() else {
+            return Ok(());
+        };
         std::fs::rename(&partial, &self.target).map_err(|source| Error::Io {
             path: self.target.clone(),
             action: "rename the finished file to",
             source,
         })?;
         self.partial = None;
-        // The rename itself survives a power cut once the directory is flushed; not every system can do that.
+        // The rename itself survives a power cut once the directory is flushed; not every system
+        // can do that.
         if let Some(dir) = self.target.parent().and_then(|dir| File::open(dir).ok()) {
             let _ = dir.sync_all();
         }
         Ok(())
     }
 
-    /// Takes the space that the file will need, so that neither another output nor another program gets it first.
+    /// Takes the space that the file will need, so that neither another output nor another program
+    /// gets it first.
     fn reserve(&self, needed: u64) -> Result<()> {
-        let dir = self.target.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let dir = self
+            .target
+            .parent()
+            .filter(|dir| !dir.as_os_str().is_empty())
+            .unwrap_or(Path::new("."));
         let free = fs4::available_space(dir).ok();
         if let Some(free) = free.filter(|&free| free < needed) {
-            return Err(Error::NoSpace { path: self.target.clone(), needed, free });
+            return Err(Error::NoSpace {
+                path: self.target.clone(),
+                needed,
+                free,
+            });
         }
         // Where space cannot be reserved or counted, a full disk is found out by writing.
         match self.writer.get_ref().allocate(needed) {
-            Err(e) if needed > 0 && e.kind() == ErrorKind::StorageFull => {
-                Err(Error::NoSpace { path: self.target.clone(), needed, free: free.unwrap_or(0) })
-            }
+            Err(e) if needed > 0 && e.kind() == ErrorKind::StorageFull => Err(Error::NoSpace {
+                path: self.target.clone(),
+                needed,
+                free: free.unwrap_or(0),
+            }),
             _ => Ok(()),
         }
     }
@@ -182,15 +238,24 @@ impl Drop for Output {
 
 /// Waits for a flush. Its error must not be lost: the system tells of a failed write only once.
 fn flushed(flushing: Option<JoinHandle<std::io::Result<()>>>) -> std::io::Result<()> {
-    flushing.map_or(Ok(()), |thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    flushing.map_or(Ok(()), |thread| {
+        thread
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }
 
 /// The error of an output that is somebody else's.
 fn taken(path: PathBuf, action: &'static str, why: &str) -> Error {
-    Error::Io { path, action, source: std::io::Error::other(why) }
+    Error::Io {
+        path,
+        action,
+        source: std::io::Error::other(why),
+    }
 }
 
-/// Whether the process or the system has no room for another open file; the standard library has no name for it.
+/// Whether the process or the system has no room for another open file; the standard library has no
+/// name for it.
 fn too_many_open(error: &std::io::Error) -> bool {
     const ENFILE: i32 = 23;
     const EMFILE: i32 = 24;
@@ -199,13 +264,21 @@ fn too_many_open(error: &std::io::Error) -> bool {
 
 /// Adds to a refusal what to do about it.
 fn with_advice(error: std::io::Error, path: &Path) -> std::io::Error {
-    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let dir = path
+        .parent()
+        .filter(|dir| !dir.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
     let advice = match error.kind() {
         std::io::ErrorKind::NotFound => format!("create the directory {} first", dir.display()),
         std::io::ErrorKind::PermissionDenied => {
-            format!("choose a directory that you may write to, not {}", dir.display())
+            format!(
+                "choose a directory that you may write to, not {}",
+                dir.display()
+            )
         }
-        _ if too_many_open(&error) => "write fewer files at once, or allow more open ones (ulimit -n)".into(),
+        _ if too_many_open(&error) => {
+            "write fewer files at once, or allow more open ones (ulimit -n)".into()
+        }
         _ => return error,
     };
     std::io::Error::new(error.kind(), format!("{error}; {advice}"))
@@ -214,9 +287,9 @@ fn with_advice(error: std::io::Error, path: &Path) -> std::io::Error {
 /// Fails if something has the name of an output already: what must not be replaced unasked.
 pub fn check_new(target: &Path) -> Result<()> {
     match target.symlink_metadata() {
-        Ok(meta) if meta.is_file() || meta.is_dir() || meta.is_symlink() => {
-            Err(Error::Exists { path: target.to_owned() })
-        }
+        Ok(meta) if meta.is_file() || meta.is_dir() || meta.is_symlink() => Err(Error::Exists {
+            path: target.to_owned(),
+        }),
         // A device or a pipe is written to, not replaced.
         _ => Ok(()),
     }
@@ -233,27 +306,49 @@ pub struct Patch {
     pub after: Vec<u8>,
 }
 
-/// Changes some bytes of a file where they are: the one way in which a file is written that is not a new one. Each
-/// patch is one write, and the file is sound between any two of them only if the caller has seen to that.
+/// Changes some bytes of a file where they are: the one way in which a file is written that is not
+/// a new one. Each patch is one write, and the file is sound between any two of them only if the
+/// caller has seen to that.
 ///
 /// # Errors
-/// If a patch does not find what it expects; nothing has been written then. The file must not be mapped.
+/// If a patch does not find what it expects; nothing has been written then. The file must not be
+/// mapped.
 pub fn patch(path: &Path, patches: &[Patch]) -> Result<()> {
-    let io = |action| move |source| Error::Io { path: path.to_owned(), action, source };
-    let mut file = OpenOptions::new().read(true).write(true).open(path).map_err(io("write"))?;
+    let io = |action| {
+        move |source| Error::Io {
+            path: path.to_owned(),
+            action,
+            source,
+        }
+    };
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(path)
+        .map_err(io("write"))?;
     if let Err(TryLockError::WouldBlock) = file.try_lock() {
-        return Err(taken(path.to_owned(), "write", "another process is writing it; wait for that one"));
+        return Err(taken(
+            path.to_owned(),
+            "write",
+            "another process is writing it; wait for that one",
+        ));
     }
     for patch in patches {
         let mut found = vec![0; patch.before.len()];
-        file.seek(SeekFrom::Start(patch.offset)).map_err(io("read"))?;
+        file.seek(SeekFrom::Start(patch.offset))
+            .map_err(io("read"))?;
         file.read_exact(&mut found).map_err(io("read"))?;
         if found != patch.before || patch.before.len() != patch.after.len() {
-            return Err(taken(path.to_owned(), "change", "it has changed since it was read; run the command again"));
+            return Err(taken(
+                path.to_owned(),
+                "change",
+                "it has changed since it was read; run the command again",
+            ));
         }
     }
     for patch in patches {
-        file.seek(SeekFrom::Start(patch.offset)).map_err(io("write"))?;
+        file.seek(SeekFrom::Start(patch.offset))
+            .map_err(io("write"))?;
         file.write_all(&patch.after).map_err(io("write"))?;
     }
     file.sync_all().map_err(io("write"))
@@ -261,10 +356,14 @@ pub fn patch(path: &Path, patches: &[Patch]) -> Result<()> {
 
 /// Fails if the target is one of the inputs, under whatever name.
 pub fn check_not_input(target: &Path, inputs: &[&Path]) -> Result<()> {
-    let Ok(real) = target.canonicalize() else { return Ok(()) };
+    let Ok(real) = target.canonicalize() else {
+        return Ok(());
+    };
     let same = |input: &&Path| same_file(&real, input);
     match inputs.iter().any(same) {
-        true => Err(Error::OutputIsInput { path: target.to_owned() }),
+        true => Err(Error::OutputIsInput {
+            path: target.to_owned(),
+        }),
         false => Ok(()),
     }
 }
@@ -291,7 +390,9 @@ fn is_at(_: &File, path: &Path) -> bool {
 
 #[cfg(not(unix))]
 fn same_file(a: &Path, b: &Path) -> bool {
-    a.canonicalize().ok().is_some_and(|a| b.canonicalize().ok() == Some(a))
+    a.canonicalize()
+        .ok()
+        .is_some_and(|a| b.canonicalize().ok() == Some(a))
 }
 
 #[cfg(test)]
@@ -307,7 +408,11 @@ mod tests {
         output.write(b"new").unwrap();
         drop(output);
         assert_eq!(std::fs::read(&target).unwrap(), b"old");
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "the partial file is removed");
+        assert_eq!(
+            std::fs::read_dir(dir.path()).unwrap().count(),
+            1,
+            "the partial file is removed"
+        );
 
         let mut output = Output::create(&target, 3, &[]).unwrap();
         output.write(b"new").unwrap();
@@ -331,12 +436,24 @@ mod tests {
         output.write(b"tail").unwrap();
         output.copy(&map, long.clone()).unwrap();
         output.finish().unwrap();
-        let expected = [b"head", &bytes[long.clone()], &bytes[short], b"tail", &bytes[long]].concat();
+        let expected = [
+            b"head",
+            &bytes[long.clone()],
+            &bytes[short],
+            b"tail",
+            &bytes[long],
+        ]
+        .concat();
         assert!(std::fs::read(&target).unwrap() == expected);
 
         // Bytes that are gone are an error, not a shorter output.
         let mut output = Output::create(&target, 0, &[&input]).unwrap();
-        File::options().write(true).open(&input).unwrap().set_len(BUFFER as u64).unwrap();
+        File::options()
+            .write(true)
+            .open(&input)
+            .unwrap()
+            .set_len(BUFFER as u64)
+            .unwrap();
         assert!(output.copy(&map, BUFFER / 2..2 * BUFFER).is_err());
     }
 
@@ -346,7 +463,10 @@ mod tests {
         let (input, link) = (dir.path().join("in.gguf"), dir.path().join("link.gguf"));
         std::fs::write(&input, b"in").unwrap();
         std::fs::hard_link(&input, &link).unwrap();
-        assert!(matches!(Output::create(&link, 0, &[&input]), Err(Error::OutputIsInput { .. })));
+        assert!(matches!(
+            Output::create(&link, 0, &[&input]),
+            Err(Error::OutputIsInput { .. })
+        ));
         let unfinished = dir.path().join("out.gguf.partial");
         std::fs::write(&unfinished, b"in").unwrap();
         let refused = Output::create(&dir.path().join("out.gguf"), 0, &[&unfinished]);
@@ -370,7 +490,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("a");
         std::fs::write(&target, b"abcdef").unwrap();
-        let new = |offset, before: &[u8], after: &[u8]| Patch { offset, before: before.into(), after: after.into() };
+        let new = |offset, before: &[u8], after: &[u8]| Patch {
+            offset,
+            before: before.into(),
+            after: after.into(),
+        };
         assert!(patch(&target, &[new(0, b"a", b"A"), new(3, b"x", b"D")]).is_err());
         assert!(patch(&target, &[new(5, b"fg", b"FG")]).is_err());
         assert_eq!(std::fs::read(&target).unwrap(), b"abcdef");
@@ -392,7 +516,10 @@ mod tests {
     fn too_large_an_output_is_refused_before_it_begins() {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("a.gguf");
-        assert!(matches!(Output::create(&target, u64::MAX, &[]), Err(Error::NoSpace { .. })));
+        assert!(matches!(
+            Output::create(&target, u64::MAX, &[]),
+            Err(Error::NoSpace { .. })
+        ));
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 
@@ -402,7 +529,9 @@ mod tests {
         let target = dir.path().join("a.gguf");
         let first = Output::create(&target, 0, &[]).unwrap();
         let refused = Output::create(&target, 0, &[]).err();
-        let Some(Error::Io { source, .. }) = refused else { panic!("the second writer got in") };
+        let Some(Error::Io { source, .. }) = refused else {
+            panic!("the second writer got in")
+        };
         assert!(source.to_string().contains("another process"), "{source}");
         first.finish().unwrap();
     }

@@ -55,7 +55,10 @@ impl Dtype {
     ];
 
     fn from_name(name: &str) -> Option<Dtype> {
-        Self::TABLE.iter().find(|row| row.1 == name).map(|row| row.0)
+        Self::TABLE
+            .iter()
+            .find(|row| row.1 == name)
+            .map(|row| row.0)
     }
 
     fn row(self) -> &'static (Dtype, &'static str, u64) {
@@ -92,25 +95,31 @@ pub struct TensorInfo {
     pub range: Range<usize>,
 }
 
-/// A checked header: every tensor lies inside the file, has the bytes that its shape needs and overlaps no other,
-/// and no byte is left over.
+/// A checked header: every tensor lies inside the file, has the bytes that its shape needs and
+/// overlaps no other, and no byte is left over.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Header {
     /// The tensors, sorted by name.
     pub tensors: Vec<TensorInfo>,
 }
 
-/// What to say of a file that is only Git LFS's note of where the true one lies, as a clone without LFS has it.
+/// What to say of a file that is only Git LFS's note of where the true one lies, as a clone without
+/// LFS has it.
 pub(crate) fn lfs_pointer(file: &[u8]) -> Option<String> {
     let is_pointer = file.starts_with(b"version https://git-lfs");
-    is_pointer.then(|| "it is a Git LFS pointer, not the file itself; run git lfs pull, or download it".to_owned())
+    is_pointer.then(|| {
+        "it is a Git LFS pointer, not the file itself; run git lfs pull, or download it".to_owned()
+    })
 }
 
-/// Parses and checks the header of a whole file. The error says what is wrong and where; the caller adds the
-/// file's name.
+/// Parses and checks the header of a whole file. The error says what is wrong and where; the caller
+/// adds the file's name.
 pub fn parse(file: &[u8]) -> Result<Header, String> {
     let Some((prefix, rest)) = file.split_first_chunk::<PREFIX>() else {
-        return Err(format!("it has {} bytes and is no safetensors file; download it again", file.len()));
+        return Err(format!(
+            "it has {} bytes and is no safetensors file; download it again",
+            file.len()
+        ));
     };
     if let Some(pointer) = lfs_pointer(file) {
         return Err(pointer);
@@ -122,14 +131,20 @@ pub fn parse(file: &[u8]) -> Result<Header, String> {
         ));
     }
     if length > rest.len() as u64 {
-        return Err(format!("its header claims {length} bytes and {} follow; download it again", rest.len()));
+        return Err(format!(
+            "its header claims {length} bytes and {} follow; download it again",
+            rest.len()
+        ));
     }
     let (json, data) = rest.split_at(length as usize);
-    let entries: Entries =
-        serde_json::from_slice(json).map_err(|e| format!("bad header (JSON begins at byte {PREFIX}): {e}"))?;
+    let entries: Entries = serde_json::from_slice(json)
+        .map_err(|e| format!("bad header (JSON begins at byte {PREFIX}): {e}"))?;
     let data_start = PREFIX + json.len();
-    let mut tensors =
-        entries.0.into_iter().map(|(n, e)| check(n, e, data_start, data)).collect::<Result<Vec<_>, _>>()?;
+    let mut tensors = entries
+        .0
+        .into_iter()
+        .map(|(n, e)| check(n, e, data_start, data))
+        .collect::<Result<Vec<_>, _>>()?;
     tensors.sort_by_key(|tensor| (tensor.range.start, tensor.range.end));
     check_cover(&tensors, data_start, file.len())?;
     tensors.sort_by(|a, b| a.name.cmp(&b.name));
@@ -143,27 +158,53 @@ pub fn parse(file: &[u8]) -> Result<Header, String> {
 fn check(name: String, entry: Entry, data_start: usize, data: &[u8]) -> Result<TensorInfo, String> {
     let Some(dtype) = Dtype::from_name(&entry.dtype) else {
         let known: Vec<_> = Dtype::TABLE.iter().map(|row| row.1).collect();
-        return Err(format!("tensor '{name}' has type '{}'; known are {}", entry.dtype, known.join(", ")));
+        return Err(format!(
+            "tensor '{name}' has type '{}'; known are {}",
+            entry.dtype,
+            known.join(", ")
+        ));
     };
     let [begin, end] = entry.data_offsets;
     if begin > end || end > data.len() as u64 {
-        return Err(format!("tensor '{name}' lies at {begin}..{end} of {} bytes of data", data.len()));
+        return Err(format!(
+            "tensor '{name}' lies at {begin}..{end} of {} bytes of data",
+            data.len()
+        ));
     }
-    let needed = entry.shape.iter().try_fold(dtype.bytes() as u64, |n, &dim| n.checked_mul(dim));
+    let needed = entry
+        .shape
+        .iter()
+        .try_fold(dtype.bytes() as u64, |n, &dim| n.checked_mul(dim));
     if needed != Some(end - begin) {
-        let needed = needed.map_or("more bytes than can be counted".into(), |n| format!("{n} bytes"));
-        return Err(format!("tensor '{name}', {dtype} {:?}, needs {needed} and has {}", entry.shape, end - begin));
+        let needed = needed.map_or("more bytes than can be counted".into(), |n| {
+            format!("{n} bytes")
+        });
+        return Err(format!(
+            "tensor '{name}', {dtype} {:?}, needs {needed} and has {}",
+            entry.shape,
+            end - begin
+        ));
     }
     let range = data_start + begin as usize..data_start + end as usize;
-    Ok(TensorInfo { name, dtype, shape: entry.shape, range })
+    Ok(TensorInfo {
+        name,
+        dtype,
+        shape: entry.shape,
+        range,
+    })
 }
 
-/// Checks that tensors, sorted by place, follow each other without overlap or hole up to the file's end.
+/// Checks that tensors, sorted by place, follow each other without overlap or hole up to the file's
+/// end.
 fn check_cover(tensors: &[TensorInfo], data_start: usize, file_len: usize) -> Result<(), String> {
     let mut at = data_start;
     for (i, tensor) in tensors.iter().enumerate() {
         if tensor.range.start < at {
-            return Err(format!("tensors '{}' and '{}' overlap", tensors[i - 1].name, tensor.name));
+            return Err(format!(
+                "tensors '{}' and '{}' overlap",
+                tensors[i - 1].name,
+                tensor.name
+            ));
         }
         if tensor.range.start > at {
             return Err(format!(
@@ -249,13 +290,22 @@ mod tests {
             16,
         )
         .unwrap();
-        let names: Vec<_> = header.tensors.iter().map(|t| (&*t.name, t.range.len())).collect();
+        let names: Vec<_> = header
+            .tensors
+            .iter()
+            .map(|t| (&*t.name, t.range.len()))
+            .collect();
         assert_eq!(names, [("a", 4), ("b", 12)]);
     }
 
     #[test]
     fn the_table_of_types_is_in_the_order_of_the_enum() {
-        assert!(Dtype::TABLE.iter().enumerate().all(|(i, row)| row.0 as usize == i));
+        assert!(
+            Dtype::TABLE
+                .iter()
+                .enumerate()
+                .all(|(i, row)| row.0 as usize == i)
+        );
     }
 
     #[test]
@@ -265,19 +315,58 @@ mod tests {
         let cases = [
             (parse(b"GGUF").unwrap_err(), "4 bytes"),
             (parse(&u64::MAX.to_le_bytes()).unwrap_err(), "more than any"),
-            (parse(&[9, 0, 0, 0, 0, 0, 0, 0, b'{', b'}']).unwrap_err(), "2 follow"),
+            (
+                parse(&[9, 0, 0, 0, 0, 0, 0, 0, b'{', b'}']).unwrap_err(),
+                "2 follow",
+            ),
             (parse(&file("{\"a\":}", 0)).unwrap_err(), "line 1 column 6"),
             (parse(&file("[]", 0)).unwrap_err(), "an object of tensors"),
             (error(&[entry("a", "F4", "[1]", 0, 1)], 1), "type 'F4'"),
-            (error(&[entry("a", "F32", "[1]", 0, 3)], 3), "needs 4 bytes and has 3"),
-            (error(&[entry("a", "F32", huge, 0, 4)], 4), "more bytes than can be counted"),
-            (error(&[entry("a", "U8", "[4]", 4, 8)], 4), "lies at 4..8 of 4"),
+            (
+                error(&[entry("a", "F32", "[1]", 0, 3)], 3),
+                "needs 4 bytes and has 3",
+            ),
+            (
+                error(&[entry("a", "F32", huge, 0, 4)], 4),
+                "more bytes than can be counted",
+            ),
+            (
+                error(&[entry("a", "U8", "[4]", 4, 8)], 4),
+                "lies at 4..8 of 4",
+            ),
             (error(&[entry("a", "U8", "[1]", 2, 1)], 4), "lies at 2..1"),
-            (error(&[entry("a", "U8", "[4]", 0, 4), entry("b", "U8", "[2]", 3, 5)], 5), "'a' and 'b' overlap"),
-            (error(&[entry("a", "U8", "[1]", 0, 1), entry("b", "U8", "[1]", 2, 3)], 3), "1 bytes before tensor 'b'"),
-            (error(&[entry("a", "U8", "[1]", 0, 1)], 3), "2 bytes at its end"),
-            (error(&[entry("a", "U8", "[1]", 0, 1), entry("a", "U8", "[1]", 1, 2)], 2), "'a' is in its header twice"),
-            (error(&[r#""a":{"dtype":"U8","shape":[-1],"data_offsets":[0,1]}"#.into()], 1), "line 1 column"),
+            (
+                error(
+                    &[entry("a", "U8", "[4]", 0, 4), entry("b", "U8", "[2]", 3, 5)],
+                    5,
+                ),
+                "'a' and 'b' overlap",
+            ),
+            (
+                error(
+                    &[entry("a", "U8", "[1]", 0, 1), entry("b", "U8", "[1]", 2, 3)],
+                    3,
+                ),
+                "1 bytes before tensor 'b'",
+            ),
+            (
+                error(&[entry("a", "U8", "[1]", 0, 1)], 3),
+                "2 bytes at its end",
+            ),
+            (
+                error(
+                    &[entry("a", "U8", "[1]", 0, 1), entry("a", "U8", "[1]", 1, 2)],
+                    2,
+                ),
+                "'a' is in its header twice",
+            ),
+            (
+                error(
+                    &[r#""a":{"dtype":"U8","shape":[-1],"data_offsets":[0,1]}"#.into()],
+                    1,
+                ),
+                "line 1 column",
+            ),
         ];
         for (error, part) in cases {
             assert!(error.contains(part), "{error} | {part}");

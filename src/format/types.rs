@@ -1,6 +1,7 @@
 //! The ggml tensor types: number, name, block length and block bytes.
 //!
-//! This table is all that `format` knows of quantization. The numbers and sizes are facts of the GGUF format.
+//! This table is all that `format` knows of quantization. The numbers and sizes are facts of the
+//! GGUF format.
 
 use std::fmt;
 
@@ -81,14 +82,38 @@ types! {
 
 /// Type numbers that GGUF files once held and no longer may, with what to do about them.
 const REMOVED: &[(u32, &str)] = &[
-    (4, "q4_2 was removed from GGUF in 2023; quantize the original model again"),
-    (5, "q4_3 was removed from GGUF in 2023; quantize the original model again"),
-    (31, "q4_0_4_4 was removed from GGUF; use q4_0, which llama.cpp repacks when it loads"),
-    (32, "q4_0_4_8 was removed from GGUF; use q4_0, which llama.cpp repacks when it loads"),
-    (33, "q4_0_8_8 was removed from GGUF; use q4_0, which llama.cpp repacks when it loads"),
-    (36, "iq4_nl_4_4 was removed from GGUF; use iq4_nl, which llama.cpp repacks when it loads"),
-    (37, "iq4_nl_4_8 was removed from GGUF; use iq4_nl, which llama.cpp repacks when it loads"),
-    (38, "iq4_nl_8_8 was removed from GGUF; use iq4_nl, which llama.cpp repacks when it loads"),
+    (
+        4,
+        "q4_2 was removed from GGUF in 2023; quantize the original model again",
+    ),
+    (
+        5,
+        "q4_3 was removed from GGUF in 2023; quantize the original model again",
+    ),
+    (
+        31,
+        "q4_0_4_4 was removed from GGUF; use q4_0, which llama.cpp repacks when it loads",
+    ),
+    (
+        32,
+        "q4_0_4_8 was removed from GGUF; use q4_0, which llama.cpp repacks when it loads",
+    ),
+    (
+        33,
+        "q4_0_8_8 was removed from GGUF; use q4_0, which llama.cpp repacks when it loads",
+    ),
+    (
+        36,
+        "iq4_nl_4_4 was removed from GGUF; use iq4_nl, which llama.cpp repacks when it loads",
+    ),
+    (
+        37,
+        "iq4_nl_4_8 was removed from GGUF; use iq4_nl, which llama.cpp repacks when it loads",
+    ),
+    (
+        38,
+        "iq4_nl_8_8 was removed from GGUF; use iq4_nl, which llama.cpp repacks when it loads",
+    ),
 ];
 
 impl GgmlType {
@@ -108,7 +133,9 @@ impl GgmlType {
         }
         match REMOVED.iter().find(|(removed, _)| *removed == id) {
             Some((_, why)) => Err((*why).to_string()),
-            None => Err(format!("type number {id} is unknown; the file may be newer than this program, or damaged")),
+            None => Err(format!(
+                "type number {id} is unknown; the file may be newer than this program, or damaged"
+            )),
         }
     }
 
@@ -145,7 +172,9 @@ impl GgmlType {
     /// Bytes of a row of `len` weights, `None` if it is not whole blocks or overflows.
     pub fn row_bytes(self, len: u64) -> Option<u64> {
         let block = self.block_len() as u64;
-        len.is_multiple_of(block).then(|| (len / block).checked_mul(self.block_bytes() as u64)).flatten()
+        len.is_multiple_of(block)
+            .then(|| (len / block).checked_mul(self.block_bytes() as u64))
+            .flatten()
     }
 
     /// Bits per weight.
@@ -176,7 +205,8 @@ impl serde::Serialize for GgmlType {
 impl<'de> serde::Deserialize<'de> for GgmlType {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<GgmlType, D::Error> {
         let name = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
-        GgmlType::from_name(&name).ok_or_else(|| serde::de::Error::custom(format!("'{name}' is no ggml type")))
+        GgmlType::from_name(&name)
+            .ok_or_else(|| serde::de::Error::custom(format!("'{name}' is no ggml type")))
     }
 }
 

@@ -17,7 +17,9 @@ pub(super) fn pack(nats: &Nats, files: &Files) -> Vec<u8> {
     }
     packed.number(nats.len());
     for (name, of_types) in nats {
-        packed.text(name).list(of_types.iter().map(|x| x.to_le_bytes()));
+        packed
+            .text(name)
+            .list(of_types.iter().map(|x| x.to_le_bytes()));
     }
     packed.0
 }
@@ -42,7 +44,10 @@ mod tests {
     #[test]
     fn what_is_packed_comes_back_to_the_last_bit() {
         let mut nats = Nats::new();
-        nats.insert("blk.0.attn_q.weight".into(), vec![0.1, 1e-300, f64::from_bits(1)]);
+        nats.insert(
+            "blk.0.attn_q.weight".into(),
+            vec![0.1, 1e-300, f64::from_bits(1)],
+        );
         nats.insert("output.weight".into(), Vec::new());
         let files = vec![("blk.0.attn_q.gguf".to_owned(), "ab".to_owned())];
         let packed = pack(&nats, &files);

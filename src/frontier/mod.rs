@@ -7,8 +7,8 @@
 //! scores       each candidate's quantized bytes against what its matrix met on the way
 //! ```
 //!
-//! What comes out is a [`Scores`]: numbers for the solver in `plan`. Behind every layer of the backward stream, what there
-//! is of a run is kept where a [`Resume`] says.
+//! What comes out is a [`Scores`]: numbers for the solver in `plan`. Behind every layer of the
+//! backward stream, what there is of a run is kept where a [`Resume`] says.
 
 mod kept;
 mod scores;
@@ -81,7 +81,10 @@ impl Error {
         match self {
             Error::Model(error) => error.is_final(),
             Error::Convert(_) | Error::Format(_) => false,
-            Error::NoWeights(_) | Error::NotFinite(_) | Error::Foreign(_) | Error::Imatrix { .. } => true,
+            Error::NoWeights(_)
+            | Error::NotFinite(_)
+            | Error::Foreign(_)
+            | Error::Imatrix { .. } => true,
         }
     }
 }
@@ -97,8 +100,8 @@ pub enum Measure {
     Divergence,
     /// The KL divergence that is measured with this tensor alone in that type, in nats per token.
     Sweep,
-    /// The squared error of the weights, times the importance weights, as a part of their own squares: no nats, but numbers
-    /// that rise and fall with them.
+    /// The squared error of the weights, times the importance weights, as a part of their own
+    /// squares: no nats, but numbers that rise and fall with them.
     Imatrix,
 }
 
@@ -109,8 +112,8 @@ pub struct Settings {
     pub measure: Measure,
     /// The types that are tried, beside the one that a tensor has.
     pub types: Vec<GgmlType>,
-    /// Positions whose inputs and gradients are kept, over all chunks; 0 for all. Gradients flow through all.
-    /// A sweep takes all.
+    /// Positions whose inputs and gradients are kept, over all chunks; 0 for all. Gradients flow
+    /// through all. A sweep takes all.
     pub positions: usize,
     /// Labels that are drawn for each position.
     pub draws: usize,
@@ -163,8 +166,8 @@ pub struct Scored {
 pub struct Scores {
     /// In the order of the model.
     pub tensors: Vec<Scored>,
-    /// Those of them that are multiplied by nothing as the text goes through the model, so that nothing is known of them:
-    /// they have one choice, the most precise.
+    /// Those of them that are multiplied by nothing as the text goes through the model, so that
+    /// nothing is known of them: they have one choice, the most precise.
     #[serde(default)]
     pub never_met: Vec<String>,
     /// By what they were judged.
@@ -178,9 +181,10 @@ pub struct Scores {
 /// Which types tensors may take: by the name of a tensor and a type.
 pub type Allowed<'a> = &'a dyn Fn(&str, GgmlType) -> bool;
 
-/// Scores every tensor of a model on chunks of text, all of one length. With `resume`, a run that was killed goes on
-/// behind the last layer that it had kept, and comes to the same numbers. With `feedback`, types are judged as they are
-/// when rounded with it. With `gradients`, what those at the products of each matrix have in common is summed beside.
+/// Scores every tensor of a model on chunks of text, all of one length. With `resume`, a run that
+/// was killed goes on behind the last layer that it had kept, and comes to the same numbers. With
+/// `feedback`, types are judged as they are when rounded with it. With `gradients`, what those at
+/// the products of each matrix have in common is summed beside.
 ///
 /// # Errors
 /// Anything that is not finite, an importance matrix of another model, a model that cannot be run.
@@ -200,9 +204,20 @@ pub fn score(
     let candidates = candidates(input, (&importance, feedback), settings, allowed);
     let (nats, positions) = match settings.measure {
         Measure::Sweep => sweep::sweep(input, engine, &candidates, chunks, resume, progress)?,
-        _ => divergence((input, engine, gradients), &candidates, chunks, settings, resume, progress)?,
+        _ => divergence(
+            (input, engine, gradients),
+            &candidates,
+            chunks,
+            settings,
+            resume,
+            progress,
+        )?,
     };
-    Ok(Scores { sequences: chunks.len(), positions, ..collected(input, &candidates, &nats, settings.measure, allowed) })
+    Ok(Scores {
+        sequences: chunks.len(),
+        positions,
+        ..collected(input, &candidates, &nats, settings.measure, allowed)
+    })
 }
 
 /// Sums what the gradients at the products of each matrix have in common, and scores nothing.
@@ -216,7 +231,15 @@ pub fn gradients(
     settings: &Settings,
     progress: &dyn Progress,
 ) -> Result<()> {
-    divergence((input, engine, Some(gradients)), &BTreeMap::new(), chunks, settings, None, progress).map(drop)
+    divergence(
+        (input, engine, Some(gradients)),
+        &BTreeMap::new(),
+        chunks,
+        settings,
+        None,
+        progress,
+    )
+    .map(drop)
 }
 
 /// Scores every tensor by the importance-weighted error of its weights: without running the model.
@@ -244,12 +267,18 @@ pub fn weighted(
         errors.insert((*name).to_owned(), of_types);
         progress.advance(1);
     }
-    Ok(collected(input, &candidates, &errors, Measure::Imatrix, allowed))
+    Ok(collected(
+        input,
+        &candidates,
+        &errors,
+        Measure::Imatrix,
+        allowed,
+    ))
 }
 
-/// What [`score`] would score, from metadata alone: every tensor that has a choice, with the bytes of its types and, in
-/// place of nats, a guess that falls by 4 with every bit. `has_importance` says which tensors will have importance
-/// weights.
+/// What [`score`] would score, from metadata alone: every tensor that has a choice, with the bytes
+/// of its types and, in place of nats, a guess that falls by 4 with every bit. `has_importance`
+/// says which tensors will have importance weights.
 pub fn guess(
     input: &Input<'_>,
     has_importance: &dyn Fn(&str) -> bool,
@@ -266,7 +295,10 @@ pub fn guess(
     let of = |(name, candidate): (&&str, &Candidate<'_>)| {
         let weights = candidate.tensor.info.shape.elements() as f64;
         let of_type = |codec: &&'static Codec| weights * 0.25f64.powf(codec.ggml_type.bpw());
-        ((*name).to_owned(), candidate.types.iter().map(of_type).collect())
+        (
+            (*name).to_owned(),
+            candidate.types.iter().map(of_type).collect(),
+        )
     };
     let nats: Nats = candidates.iter().map(of).collect();
     collected(input, &candidates, &nats, settings.measure, allowed)
@@ -279,18 +311,32 @@ fn candidates<'a>(
     settings: &Settings,
     allowed: Allowed<'_>,
 ) -> BTreeMap<&'a str, Candidate<'a>> {
-    let architecture = input.metadata().get(keys::ARCHITECTURE).and_then(Value::as_str).unwrap_or_default();
+    let architecture = input
+        .metadata()
+        .get(keys::ARCHITECTURE)
+        .and_then(Value::as_str)
+        .unwrap_or_default();
     let of = |tensor: &'a Tensor<'_>| {
         let (info, name) = (&tensor.info, &*tensor.info.name);
         let dimensions = info.shape.four().iter().rposition(|d| *d > 1).unwrap_or(0) + 1;
-        if !may_be_quantized(architecture, name, dimensions, true) || Codec::of(info.ggml_type).is_none() {
+        if !may_be_quantized(architecture, name, dimensions, true)
+            || Codec::of(info.ggml_type).is_none()
+        {
             return None;
         }
         let importance = importance.get(name).map(Vec::as_slice);
         let unwise = |t| requires_imatrix(Role::of(name), t, None);
         let mut types = scores::possible(&settings.types, tensor, importance.is_some(), unwise);
         types.retain(|codec| codec.ggml_type != info.ggml_type && allowed(name, codec.ggml_type));
-        Some((name, Candidate { tensor, importance, types, feedback }))
+        Some((
+            name,
+            Candidate {
+                tensor,
+                importance,
+                types,
+                feedback,
+            },
+        ))
     };
     input.tensors.iter().filter_map(of).collect()
 }
@@ -303,30 +349,53 @@ fn collected(
     measure: Measure,
     allowed: Allowed<'_>,
 ) -> Scores {
-    let mut scores = Scores { tensors: Vec::new(), never_met: Vec::new(), measure, sequences: 0, positions: 0 };
+    let mut scores = Scores {
+        tensors: Vec::new(),
+        never_met: Vec::new(),
+        measure,
+        sequences: 0,
+        positions: 0,
+    };
     for tensor in &input.tensors {
         let info = &tensor.info;
-        let Some(candidate) = candidates.get(&*info.name) else { continue };
+        let Some(candidate) = candidates.get(&*info.name) else {
+            continue;
+        };
         let nats = nats.get(&*info.name);
         if nats.is_none() {
             scores.never_met.push(info.name.to_string());
         }
-        scores.tensors.push(scored(tensor, candidate, nats, allowed));
+        scores
+            .tensors
+            .push(scored(tensor, candidate, nats, allowed));
     }
     scores
 }
 
-fn scored(tensor: &Tensor<'_>, candidate: &Candidate<'_>, nats: Option<&Vec<f64>>, allowed: Allowed<'_>) -> Scored {
+fn scored(
+    tensor: &Tensor<'_>,
+    candidate: &Candidate<'_>,
+    nats: Option<&Vec<f64>>,
+    allowed: Allowed<'_>,
+) -> Scored {
     let info = &tensor.info;
     let bytes = |t: GgmlType| t.row_bytes(info.shape.row_len()).unwrap_or(0) * info.shape.rows();
-    let choice = |ggml_type, bytes, nats| Choice { ggml_type, bytes, nats, plain_nats: None };
+    let choice = |ggml_type, bytes, nats| Choice {
+        ggml_type,
+        bytes,
+        nats,
+        plain_nats: None,
+    };
     let mut choices = vec![choice(info.ggml_type, info.bytes(), 0.0)];
     if let Some(nats) = nats {
         // With error feedback, behind them what they would be without.
         let (nats, plain) = nats.split_at(candidate.types.len().min(nats.len()));
         for (i, (codec, nats)) in candidate.types.iter().zip(nats).enumerate() {
             let choice = choice(codec.ggml_type, bytes(codec.ggml_type), *nats);
-            choices.push(Choice { plain_nats: plain.get(i).copied(), ..choice });
+            choices.push(Choice {
+                plain_nats: plain.get(i).copied(),
+                ..choice
+            });
         }
     }
     if nats.is_none() {
@@ -344,14 +413,21 @@ fn scored(tensor: &Tensor<'_>, candidate: &Candidate<'_>, nats: Option<&Vec<f64>
 }
 
 impl Scores {
-    /// Whether these have everything that `wanted` lists, as [`guess`] makes it for the types that are `allowed`.
+    /// Whether these have everything that `wanted` lists, as [`guess`] makes it for the types that
+    /// are `allowed`.
     pub fn cover(&self, wanted: &Scores, allowed: Allowed<'_>) -> bool {
         let of = |wanted: &Scored| {
-            let Some(found) = self.tensors.iter().find(|t| t.name == wanted.name) else { return false };
+            let Some(found) = self.tensors.iter().find(|t| t.name == wanted.name) else {
+                return false;
+            };
             let has = |c: &Choice| found.choices.iter().any(|f| f.ggml_type == c.ggml_type);
             match self.never_met.contains(&found.name) {
                 true => {
-                    let others = wanted.choices.iter().map(|c| c.ggml_type).filter(|t| *t != wanted.base_type);
+                    let others = wanted
+                        .choices
+                        .iter()
+                        .map(|c| c.ggml_type)
+                        .filter(|t| *t != wanted.base_type);
                     let only = only_choice(&wanted.name, wanted.base_type, others, allowed);
                     found.choices.iter().map(|c| c.ggml_type).eq([only])
                 }
@@ -362,9 +438,14 @@ impl Scores {
     }
 }
 
-/// The type of a tensor that nothing is known of: its own, or else the most precise one that it may have, so that it is
-/// not weighed against others.
-fn only_choice(name: &str, own: GgmlType, others: impl Iterator<Item = GgmlType>, allowed: Allowed<'_>) -> GgmlType {
+/// The type of a tensor that nothing is known of: its own, or else the most precise one that it may
+/// have, so that it is not weighed against others.
+fn only_choice(
+    name: &str,
+    own: GgmlType,
+    others: impl Iterator<Item = GgmlType>,
+    allowed: Allowed<'_>,
+) -> GgmlType {
     let finest = others.max_by(|a, b| a.bpw().total_cmp(&b.bpw()));
     finest.filter(|_| !allowed(name, own)).unwrap_or(own)
 }
@@ -376,11 +457,17 @@ fn only_choice(name: &str, own: GgmlType, others: impl Iterator<Item = GgmlType>
 pub fn importance(input: &Input<'_>, imatrix: &Imatrix) -> Result<BTreeMap<String, Vec<f32>>> {
     let mut found = BTreeMap::new();
     for tensor in &input.tensors {
-        let Some(entry) = imatrix.entries.get(&*tensor.info.name) else { continue };
+        let Some(entry) = imatrix.entries.get(&*tensor.info.name) else {
+            continue;
+        };
         let [columns, _, matrices, _] = tensor.info.shape.four();
         let needed = (columns * matrices) as usize;
         if entry.sums.len() != needed {
-            return Err(Error::Imatrix { tensor: tensor.info.name.to_string(), found: entry.sums.len(), needed });
+            return Err(Error::Imatrix {
+                tensor: tensor.info.name.to_string(),
+                found: entry.sums.len(),
+                needed,
+            });
         }
         found.insert(tensor.info.name.to_string(), entry.means());
     }
@@ -408,23 +495,37 @@ fn divergence(
         if sums.iter().any(|x| !x.is_finite()) {
             return Err(Error::NotFinite(name.to_owned()));
         }
-        let mean = nats.entry(name.to_owned()).or_insert_with(|| vec![0.0; sums.len()]);
-        mean.iter_mut().zip(sums).for_each(|(mean, sum)| *mean += sum / per as f64);
+        let mean = nats
+            .entry(name.to_owned())
+            .or_insert_with(|| vec![0.0; sums.len()]);
+        mean.iter_mut()
+            .zip(sums)
+            .for_each(|(mean, sum)| *mean += sum / per as f64);
         Ok(())
     };
-    let recorder = gradients.map(|job| Recorder::new(job, chunks.len())).transpose()?;
-    let fits = |name: &str, numbers: usize| candidates.get(name).is_some_and(|c| c.numbers() == numbers);
+    let recorder = gradients
+        .map(|job| Recorder::new(job, chunks.len()))
+        .transpose()?;
+    let fits =
+        |name: &str, numbers: usize| candidates.get(name).is_some_and(|c| c.numbers() == numbers);
     let found = resume.and_then(Resume::take).and_then(|left| {
         let (nats, files) = kept::unpack(left.extra())?;
-        let there = recorder.as_ref().is_none_or(|recorder| recorder.resume(&files));
+        let there = recorder
+            .as_ref()
+            .is_none_or(|recorder| recorder.resume(&files));
         (there && nats.iter().all(|(name, of)| fits(name, of.len()))).then_some((nats, left))
     });
     if let (None, Some(recorder)) = (&found, &recorder) {
         recorder.begin()?;
     }
-    let keep = |backward: &Backward<'_, '_>, nats: &Nats| keep(resume, backward, (nats, recorder.as_ref()));
+    let keep = |backward: &Backward<'_, '_>, nats: &Nats| {
+        keep(resume, backward, (nats, recorder.as_ref()))
+    };
     let (mut backward, mut nats) = match found {
-        Some((nats, left)) => (engine.backward_again(&trace, settings.draws, &sample, &left, progress)?, nats),
+        Some((nats, left)) => (
+            engine.backward_again(&trace, settings.draws, &sample, &left, progress)?,
+            nats,
+        ),
         None => {
             let mut nats = Nats::new();
             if let Some(candidate) = candidates.get(engine.output_name()) {
@@ -432,19 +533,32 @@ fn divergence(
                 let head = engine.head()?;
                 let (rows, log_z) = output_rows(engine, &head, &trace, &sample, progress)?;
                 let of_output = || candidate.of_output(input, &head, (&rows, &log_z), progress);
-                add(&mut nats, engine.output_name(), &engine.pool().install(of_output)?, positions)?;
+                add(
+                    &mut nats,
+                    engine.output_name(),
+                    &engine.pool().install(of_output)?,
+                    positions,
+                )?;
             }
-            let labels = Labels { draws: settings.draws, seed: settings.seed };
+            let labels = Labels {
+                draws: settings.draws,
+                seed: settings.seed,
+            };
             let backward = engine.backward(&trace, labels, &sample, progress)?;
             keep(&backward, &nats)?;
             (backward, nats)
         }
     };
     while let Some((_, met)) = backward.layer(progress)? {
-        let sums = engine.pool().install(|| scores::of_layer(input, (&met, whole), candidates, progress))?;
-        sums.iter().try_for_each(|(name, sums)| add(&mut nats, name, sums, positions))?;
+        let sums = engine
+            .pool()
+            .install(|| scores::of_layer(input, (&met, whole), candidates, progress))?;
+        sums.iter()
+            .try_for_each(|(name, sums)| add(&mut nats, name, sums, positions))?;
         if let Some(recorder) = &recorder {
-            engine.pool().install(|| record(recorder, &met, chunks.len(), most_rows(engine)))?;
+            engine
+                .pool()
+                .install(|| record(recorder, &met, chunks.len(), most_rows(engine)))?;
         }
         keep(&backward, &nats)?;
     }
@@ -453,7 +567,9 @@ fn divergence(
         progress.at("embedding");
         let embedded = backward.embeddings()?;
         let tokens = embedded.iter().map(|e| e.tokens.len()).sum();
-        let sums = engine.pool().install(|| candidate.of_embedding(input, &embedded, progress))?;
+        let sums = engine
+            .pool()
+            .install(|| candidate.of_embedding(input, &embedded, progress))?;
         add(&mut nats, EMBEDDING, &sums, tokens)?;
     }
     Ok((nats, positions))
@@ -465,18 +581,27 @@ fn keep(
     backward: &Backward<'_, '_>,
     (nats, recorder): (&Nats, Option<&Recorder<'_>>),
 ) -> Result<()> {
-    let Some(resume) = resume.filter(|resume| resume.due()) else { return Ok(()) };
+    let Some(resume) = resume.filter(|resume| resume.due()) else {
+        return Ok(());
+    };
     let gradients = |slot: usize| backward.gradient(slot);
     let files = recorder.map_or(Vec::new(), Recorder::files);
-    Ok(resume.save(backward.done(), &kept::pack(nats, &files), backward.shape(), &gradients)?)
+    Ok(resume.save(
+        backward.done(),
+        &kept::pack(nats, &files),
+        backward.shape(),
+        &gradients,
+    )?)
 }
 
-/// The most rows of a matrix whose gradients are summed: what is made of them later, in f64, must fit into a quarter of the
-/// memory allowed, or 2 GiB.
+/// The most rows of a matrix whose gradients are summed: what is made of them later, in f64, must
+/// fit into a quarter of the memory allowed, or 2 GiB.
 fn most_rows(engine: &Engine<'_>) -> usize {
     const PART_OF_MEMORY: u64 = 4;
     const OTHERWISE: u64 = 2 << 30;
-    let limit = engine.max_memory().map_or(OTHERWISE, |all| all / PART_OF_MEMORY);
+    let limit = engine
+        .max_memory()
+        .map_or(OTHERWISE, |all| all / PART_OF_MEMORY);
     (limit / RowFactor::working_bytes(1)).isqrt() as usize
 }
 
@@ -487,20 +612,36 @@ pub(crate) fn gradient_rows(input: &Input<'_>, engine: &Engine<'_>) -> Vec<u64> 
         let fits = dims.len() == 2 && dims[1] <= most_rows(engine) as u64;
         fits && t.info.name.starts_with("blk.") && covariance::wanted(&t.info.name, false)
     };
-    input.tensors.iter().filter(summed).map(|t| t.info.shape.rows()).collect()
+    input
+        .tensors
+        .iter()
+        .filter(summed)
+        .map(|t| t.info.shape.rows())
+        .collect()
 }
 
-/// Whether the products of gradients can be summed in f32. Where they cannot, a matrix is rounded without them.
+/// Whether the products of gradients can be summed in f32. Where they cannot, a matrix is rounded
+/// without them.
 fn are_summable(met: &Met) -> bool {
     const MOST: f32 = 1e15;
-    let all = met.pieces.par_iter().flat_map_iter(|piece| &piece.gradients);
+    let all = met
+        .pieces
+        .par_iter()
+        .flat_map_iter(|piece| &piece.gradients);
     all.all(|of_draw| of_draw.iter().fold(true, |all, g| all & (g.abs() < MOST)))
 }
 
-/// Sums the gradients at the products of a layer's matrices, experts' not among them: each meets its own positions.
+/// Sums the gradients at the products of a layer's matrices, experts' not among them: each meets
+/// its own positions.
 fn record(recorder: &Recorder<'_>, met: &[Met], chunks: usize, most_rows: usize) -> Result<()> {
-    let wanted = |met: &&Met| met.matrices == 1 && met.width <= most_rows && covariance::wanted(&met.name, false);
-    let met: Vec<_> = met.iter().filter(wanted).filter(|met| are_summable(met)).collect();
+    let wanted = |met: &&Met| {
+        met.matrices == 1 && met.width <= most_rows && covariance::wanted(&met.name, false)
+    };
+    let met: Vec<_> = met
+        .iter()
+        .filter(wanted)
+        .filter(|met| are_summable(met))
+        .collect();
     (0..chunks).into_par_iter().for_each(|chunk| {
         for met in &met {
             if let Some(piece) = met.pieces.get(chunk) {
@@ -512,7 +653,8 @@ fn record(recorder: &Recorder<'_>, met: &[Met], chunks: usize, most_rows: usize)
     Ok(recorder.layer_done()?)
 }
 
-/// Positions of each chunk that are looked at, rising: the same number in all, drawn without regard to what is there.
+/// Positions of each chunk that are looked at, rising: the same number in all, drawn without regard
+/// to what is there.
 fn sample(chunks: &[Vec<u32>], settings: &Settings) -> Vec<Vec<u32>> {
     let each = settings.positions.div_ceil(chunks.len().max(1));
     let one = |(chunk, tokens): (usize, &Vec<u32>)| {
@@ -528,7 +670,8 @@ fn sample(chunks: &[Vec<u32>], settings: &Settings) -> Vec<Vec<u32>> {
     chunks.iter().enumerate().map(one).collect()
 }
 
-/// What the output matrix is multiplied by at the sampled positions, and the logarithms of the sums of exponentials.
+/// What the output matrix is multiplied by at the sampled positions, and the logarithms of the sums
+/// of exponentials.
 fn output_rows(
     engine: &Engine<'_>,
     head: &Head<'_>,
@@ -536,26 +679,30 @@ fn output_rows(
     sample: &[Vec<u32>],
     progress: &dyn Progress,
 ) -> Result<(Vec<f32>, Vec<f64>)> {
-    let one = |(chunk, positions): (usize, &Vec<u32>)| -> crate::model::Result<(Vec<f32>, Vec<f64>)> {
-        let hidden = trace.output(engine, chunk)?;
-        let wanted = candle_core::Tensor::from_slice(positions, positions.len(), hidden.device())?;
-        let hidden = hidden.index_select(&wanted, 0)?;
-        let rows = head.normalized(&hidden)?.flatten_all()?.to_vec1()?;
-        let mut log_z = Vec::with_capacity(positions.len());
-        for start in (0..positions.len()).step_by(LOGIT_ROWS) {
-            if progress.cancelled() {
-                return Err(crate::model::Error::Cancelled);
+    let one =
+        |(chunk, positions): (usize, &Vec<u32>)| -> crate::model::Result<(Vec<f32>, Vec<f64>)> {
+            let hidden = trace.output(engine, chunk)?;
+            let wanted =
+                candle_core::Tensor::from_slice(positions, positions.len(), hidden.device())?;
+            let hidden = hidden.index_select(&wanted, 0)?;
+            let rows = head.normalized(&hidden)?.flatten_all()?.to_vec1()?;
+            let mut log_z = Vec::with_capacity(positions.len());
+            for start in (0..positions.len()).step_by(LOGIT_ROWS) {
+                if progress.cancelled() {
+                    return Err(crate::model::Error::Cancelled);
+                }
+                let block = hidden.narrow(0, start, LOGIT_ROWS.min(positions.len() - start))?;
+                for logits in head.logits(&block, chunk, None)?.to_vec2::<f32>()? {
+                    // What is not finite makes scores that are not, and those are refused.
+                    log_z
+                        .push(Distribution::of_logits(&logits).map_or(f64::NAN, |row| row.log_z()));
+                }
             }
-            let block = hidden.narrow(0, start, LOGIT_ROWS.min(positions.len() - start))?;
-            for logits in head.logits(&block, chunk, None)?.to_vec2::<f32>()? {
-                // What is not finite makes scores that are not, and those are refused.
-                log_z.push(Distribution::of_logits(&logits).map_or(f64::NAN, |row| row.log_z()));
-            }
-        }
-        Ok((rows, log_z))
-    };
-    let parts: crate::model::Result<Vec<_>> =
-        engine.pool().install(|| sample.par_iter().enumerate().map(one).collect());
+            Ok((rows, log_z))
+        };
+    let parts: crate::model::Result<Vec<_>> = engine
+        .pool()
+        .install(|| sample.par_iter().enumerate().map(one).collect());
     let (rows, log_z): (Vec<_>, Vec<_>) = parts?.into_iter().unzip();
     Ok((rows.concat(), log_z.concat()))
 }

@@ -1,13 +1,15 @@
-//! What each type would cost each tensor, in nats of KL divergence per token, from the real quantized bytes.
+//! What each type would cost each tensor, in nats of KL divergence per token, from the real
+//! quantized bytes.
 //!
-//! To second order, changing a matrix by `dW` costs `1/2 E[u^2]` per token, with `u = G . (dW x)`: `x` is what the
-//! matrix is multiplied by at a position, `G` the gradient of the log-likelihood of labels that are drawn from the
-//! model itself, with respect to the product. Squares are taken position by position and averaged over positions and
-//! draws. Two tensors need less: of the output matrix the variance of the change of the logits under the model's own
-//! distribution is known without any draw, and a row of the embedding is met by its token only.
+//! To second order, changing a matrix by `dW` costs `1/2 E[u^2]` per token, with `u = G . (dW x)`:
+//! `x` is what the matrix is multiplied by at a position, `G` the gradient of the log-likelihood of
+//! labels that are drawn from the model itself, with respect to the product. Squares are taken
+//! position by position and averaged over positions and draws. Two tensors need less: of the output
+//! matrix the variance of the change of the logits under the model's own distribution is known
+//! without any draw, and a row of the embedding is met by its token only.
 //!
-//! The work: each matrix is quantized to every candidate, a band of rows at a time, and each difference multiplied
-//! once by the inputs; every draw is then a sum of products.
+//! The work: each matrix is quantized to every candidate, a band of rows at a time, and each
+//! difference multiplied once by the inputs; every draw is then a sum of products.
 
 use super::{Error, Result};
 use crate::feedback::{Feedback, Inputs, Proof};
@@ -58,8 +60,8 @@ struct Band<'i> {
 }
 
 impl Band<'_> {
-    /// What a type makes of the weights. A band can take seconds in the slowest types: who wants to stop is heard between
-    /// rows, or before a band with error feedback.
+    /// What a type makes of the weights. A band can take seconds in the slowest types: who wants to
+    /// stop is heard between rows, or before a band with error feedback.
     fn rounded(
         &self,
         codec: &Codec,
@@ -76,7 +78,11 @@ impl Band<'_> {
             return Ok(proof);
         }
         bytes.resize(row_bytes, 0);
-        for (weights, out) in self.weights.chunks_exact(self.columns).zip(out.chunks_exact_mut(self.columns)) {
+        for (weights, out) in self
+            .weights
+            .chunks_exact(self.columns)
+            .zip(out.chunks_exact_mut(self.columns))
+        {
             go_on(progress)?;
             codec.quantize_row(weights, importance, bytes);
             codec.dequantize_row(bytes, out);
@@ -94,13 +100,16 @@ impl Band<'_> {
     ) -> Result<Proof> {
         out.resize(self.weights.len(), 0.0);
         let proof = self.rounded(codec, importance, (bytes, out), progress)?;
-        out.iter_mut().zip(&self.weights).for_each(|(out, w)| *out -= w);
+        out.iter_mut()
+            .zip(&self.weights)
+            .for_each(|(out, w)| *out -= w);
         Ok(proof)
     }
 }
 
 impl Candidate<'_> {
-    /// Runs `see` on every band of these rows, side by side; what it returns is added up in the order of the bands.
+    /// Runs `see` on every band of these rows, side by side; what it returns is added up in the
+    /// order of the bands.
     fn bands(
         &self,
         input: &Input<'_>,
@@ -111,7 +120,8 @@ impl Candidate<'_> {
     ) -> Result<Vec<f64>> {
         let info = &self.tensor.info;
         let columns = info.shape.row_len() as usize;
-        let decoder = Codec::of(info.ggml_type).ok_or_else(|| Error::NoWeights(info.name.to_string()))?;
+        let decoder =
+            Codec::of(info.ggml_type).ok_or_else(|| Error::NoWeights(info.name.to_string()))?;
         let mut total = vec![0.0f64; len];
         let (mut buffer, first) = (Vec::new(), rows.start);
         // As many bands at a time as keep all threads busy.
@@ -125,15 +135,24 @@ impl Candidate<'_> {
                 .par_chunks(band_bytes)
                 .enumerate()
                 .map(|(i, raw)| {
-                    let weights_len = raw.len() / info.ggml_type.block_bytes() * info.ggml_type.block_len();
+                    let weights_len =
+                        raw.len() / info.ggml_type.block_bytes() * info.ggml_type.block_len();
                     let mut weights = vec![0.0f32; weights_len];
                     decoder.dequantize_row(raw, &mut weights);
                     let first = (start - first) as usize + i * BAND_ROWS as usize;
-                    see(Band { first, columns, weights, inputs })
+                    see(Band {
+                        first,
+                        columns,
+                        weights,
+                        inputs,
+                    })
                 })
                 .collect();
             for sums in sums? {
-                total.iter_mut().zip(sums).for_each(|(total, sum)| *total += sum);
+                total
+                    .iter_mut()
+                    .zip(sums)
+                    .for_each(|(total, sum)| *total += sum);
             }
         }
         Ok(total)
@@ -142,47 +161,69 @@ impl Candidate<'_> {
     /// The rows of one matrix, and its importance weights.
     fn matrix(&self, matrix: usize) -> (Range<u64>, Option<&[f32]>) {
         let [columns, rows, ..] = self.tensor.info.shape.four();
-        let importance = self.importance.map(|all| &all[matrix * columns as usize..][..columns as usize]);
+        let importance = self
+            .importance
+            .map(|all| &all[matrix * columns as usize..][..columns as usize]);
         (matrix as u64 * rows..(matrix as u64 + 1) * rows, importance)
     }
 
     /// What is known of what a matrix is multiplied by, if errors are fed back.
     fn inputs(&self, matrix: usize) -> Result<Option<Arc<Inputs>>> {
         let info = &self.tensor.info;
-        let Some(feedback) = self.feedback.filter(|_| self.types.iter().any(|t| t.takes_feedback())) else {
+        let Some(feedback) = self
+            .feedback
+            .filter(|_| self.types.iter().any(|t| t.takes_feedback()))
+        else {
             return Ok(None);
         };
         Ok(feedback.inputs(&info.name, matrix, info.shape.row_len() as usize)?)
     }
 
     /// What a type makes of all weights, in the order of the file.
-    pub(super) fn in_type(&self, input: &Input<'_>, codec: &Codec, progress: &dyn Progress) -> Result<Vec<f32>> {
+    pub(super) fn in_type(
+        &self,
+        input: &Input<'_>,
+        codec: &Codec,
+        progress: &dyn Progress,
+    ) -> Result<Vec<f32>> {
         let info = &self.tensor.info;
         let columns = info.shape.row_len() as usize;
-        let decoder = Codec::of(info.ggml_type).ok_or_else(|| Error::NoWeights(info.name.to_string()))?;
+        let decoder =
+            Codec::of(info.ggml_type).ok_or_else(|| Error::NoWeights(info.name.to_string()))?;
         let row_bytes = (info.bytes() / info.shape.rows()) as usize;
         let mut all = vec![0.0f32; info.shape.elements() as usize];
         let mut buffer = Vec::new();
-        for (matrix, all) in all.chunks_mut(columns * info.shape.four()[1] as usize).enumerate() {
+        for (matrix, all) in all
+            .chunks_mut(columns * info.shape.four()[1] as usize)
+            .enumerate()
+        {
             let (rows, importance) = self.matrix(matrix);
             let inputs = self.inputs(matrix)?;
             let inputs = inputs.as_deref();
             let raw = input.read(self.tensor, rows, &mut buffer)?;
             let band = BAND_ROWS as usize;
-            let bands = raw.par_chunks(row_bytes * band).zip(all.par_chunks_mut(columns * band));
+            let bands = raw
+                .par_chunks(row_bytes * band)
+                .zip(all.par_chunks_mut(columns * band));
             bands.try_for_each(|(raw, out)| {
                 let mut weights = vec![0.0f32; out.len()];
                 decoder.dequantize_row(raw, &mut weights);
-                let band = Band { first: 0, columns, weights, inputs };
-                band.rounded(codec, importance, (&mut Vec::new(), out), progress).map(|_| ())
+                let band = Band {
+                    first: 0,
+                    columns,
+                    weights,
+                    inputs,
+                };
+                band.rounded(codec, importance, (&mut Vec::new(), out), progress)
+                    .map(|_| ())
             })?;
         }
         Ok(all)
     }
 
-    /// The sum of `u^2 / 2` over positions, averaged over draws, for each type; with what errors at different positions
-    /// have in common if `met` has the `whole` of each chunk. With error feedback, what it would be for each type without
-    /// follows.
+    /// The sum of `u^2 / 2` over positions, averaged over draws, for each type; with what errors at
+    /// different positions have in common if `met` has the `whole` of each chunk. With error
+    /// feedback, what it would be for each type without follows.
     pub(super) fn of_matrix(
         &self,
         input: &Input<'_>,
@@ -215,8 +256,15 @@ impl Candidate<'_> {
                     product.resize(rows * wide, 0.0);
                     rows_times_rows(&piece.inputs, &change, [rows, wide, n], &mut product);
                     for gradients in &piece.gradients {
-                        let of_row = |(product, gradient): (&[f32], &[f32])| dot(product, &gradient[band.first..]);
-                        u.extend(product.chunks_exact(wide).zip(gradients.chunks_exact(m)).map(of_row));
+                        let of_row = |(product, gradient): (&[f32], &[f32])| {
+                            dot(product, &gradient[band.first..])
+                        };
+                        u.extend(
+                            product
+                                .chunks_exact(wide)
+                                .zip(gradients.chunks_exact(m))
+                                .map(of_row),
+                        );
                     }
                 }
             }
@@ -224,7 +272,10 @@ impl Candidate<'_> {
             Ok(u)
         })?;
         let errors = u.split_off(len);
-        let mut squares: Vec<f64> = u.chunks(draws * positions).map(|u| u.iter().map(|u| u * u).sum()).collect();
+        let mut squares: Vec<f64> = u
+            .chunks(draws * positions)
+            .map(|u| u.iter().map(|u| u * u).sum())
+            .collect();
         if whole {
             let of_type = |u: &[f64]| -> f64 {
                 let (mut left, mut sum) = (u, 0.0);
@@ -241,27 +292,42 @@ impl Candidate<'_> {
             let sums: Vec<f64> = u.chunks(draws * positions).map(of_type).collect();
             in_common(&mut squares, &sums, met.pieces.len() * draws);
         }
-        squares.iter_mut().for_each(|sum| *sum /= (2 * draws) as f64);
+        squares
+            .iter_mut()
+            .for_each(|sum| *sum /= (2 * draws) as f64);
         Ok(self.with_plain(squares, &errors))
     }
 
-    /// How many numbers are found: what each type costs, and with error feedback what it would cost without.
+    /// How many numbers are found: what each type costs, and with error feedback what it would cost
+    /// without.
     pub(super) fn numbers(&self) -> usize {
         self.types.len() * if self.feedback.is_some() { 2 } else { 1 }
     }
 
-    /// With error feedback, appends what types would cost without: more by as much as errors on held-out inputs are.
+    /// With error feedback, appends what types would cost without: more by as much as errors on
+    /// held-out inputs are.
     fn with_plain(&self, mut nats: Vec<f64>, errors: &[f64]) -> Vec<f64> {
         if self.feedback.is_some() {
-            let ratio = |errors: &[f64]| if errors[1] > 0.0 { errors[0] / errors[1] } else { 1.0 };
-            let plain: Vec<f64> = nats.iter().zip(errors.chunks(ERRORS)).map(|(n, errors)| n * ratio(errors)).collect();
+            let ratio = |errors: &[f64]| {
+                if errors[1] > 0.0 {
+                    errors[0] / errors[1]
+                } else {
+                    1.0
+                }
+            };
+            let plain: Vec<f64> = nats
+                .iter()
+                .zip(errors.chunks(ERRORS))
+                .map(|(n, errors)| n * ratio(errors))
+                .collect();
             nats.extend(plain);
         }
         nats
     }
 
-    /// The same for the output matrix: half the variance of the change of the logits. `rows` are what it is multiplied
-    /// by, `[positions, columns]`, and `log_z` the logarithms of the sums of the exponentials of the logits.
+    /// The same for the output matrix: half the variance of the change of the logits. `rows` are
+    /// what it is multiplied by, `[positions, columns]`, and `log_z` the logarithms of the sums of
+    /// the exponentials of the logits.
     pub(super) fn of_output(
         &self,
         input: &Input<'_>,
@@ -294,10 +360,16 @@ impl Candidate<'_> {
                     }));
                 }
             }
-            for (codec, moments) in self.types.iter().zip(moments.chunks_exact_mut(positions * 2)) {
+            for (codec, moments) in self
+                .types
+                .iter()
+                .zip(moments.chunks_exact_mut(positions * 2))
+            {
                 let proof = band.change(codec, importance, (&mut bytes, &mut change), progress)?;
                 errors.extend([proof.reference, proof.taken]);
-                let blocks = inputs.chunks(BLOCK_ROWS * n).zip(weighted.chunks(BLOCK_ROWS * wide));
+                let blocks = inputs
+                    .chunks(BLOCK_ROWS * n)
+                    .zip(weighted.chunks(BLOCK_ROWS * wide));
                 for ((block, weighted), moments) in blocks.zip(moments.chunks_mut(BLOCK_ROWS * 2)) {
                     go_on(progress)?;
                     product.resize(block.len() / n * wide, 0.0);
@@ -319,8 +391,15 @@ impl Candidate<'_> {
             Ok(moments)
         })?;
         let errors = moments.split_off(len);
-        let of_type = |m: &[f64]| m.chunks_exact(2).map(|m| (m[1] - m[0] * m[0]).max(0.0) / 2.0).sum::<f64>();
-        Ok(self.with_plain(moments.chunks(positions * 2).map(of_type).collect(), &errors))
+        let of_type = |m: &[f64]| {
+            m.chunks_exact(2)
+                .map(|m| (m[1] - m[0] * m[0]).max(0.0) / 2.0)
+                .sum::<f64>()
+        };
+        Ok(self.with_plain(
+            moments.chunks(positions * 2).map(of_type).collect(),
+            &errors,
+        ))
     }
 
     /// The same for the embedding: each row is met by its token only.
@@ -334,7 +413,9 @@ impl Candidate<'_> {
         let mut met: BTreeMap<u64, Vec<(usize, usize)>> = BTreeMap::new();
         for (chunk, embedded) in embedded.iter().enumerate() {
             for (position, token) in embedded.tokens.iter().enumerate() {
-                met.entry(u64::from(*token)).or_default().push((chunk, position));
+                met.entry(u64::from(*token))
+                    .or_default()
+                    .push((chunk, position));
             }
         }
         let draws = embedded.first().map_or(0, |e| e.gradients.len());
@@ -346,8 +427,16 @@ impl Candidate<'_> {
         let of_row = |(row, places): &(u64, Vec<(usize, usize)>)| -> Result<Vec<f64>> {
             let mut buffer = Vec::new();
             let mut weights = vec![0.0f32; columns];
-            decoder.dequantize_row(input.read(self.tensor, *row..*row + 1, &mut buffer)?, &mut weights);
-            let band = Band { first: 0, columns, weights, inputs: None };
+            decoder.dequantize_row(
+                input.read(self.tensor, *row..*row + 1, &mut buffer)?,
+                &mut weights,
+            );
+            let band = Band {
+                first: 0,
+                columns,
+                weights,
+                inputs: None,
+            };
             let (mut bytes, mut change) = (Vec::new(), Vec::new());
             let mut found = vec![0.0f64; types * (1 + sequences)];
             for (i, codec) in self.types.iter().enumerate() {
@@ -366,28 +455,43 @@ impl Candidate<'_> {
         for rows in met.chunks(256) {
             let sums: Result<Vec<_>> = rows.par_iter().map(of_row).collect();
             for sums in sums? {
-                total.iter_mut().zip(sums).for_each(|(total, sum)| *total += sum);
+                total
+                    .iter_mut()
+                    .zip(sums)
+                    .for_each(|(total, sum)| *total += sum);
             }
         }
         let (squares, sums) = total.split_at_mut(types);
         let of_type = |u: &[f64]| u.iter().map(|u| u * u).sum::<f64>();
         let sums: Vec<f64> = sums.chunks(sequences.max(1)).map(of_type).collect();
         in_common(squares, &sums, sequences);
-        let nats = squares.iter().map(|sum| sum / (2 * draws.max(1)) as f64).collect();
+        let nats = squares
+            .iter()
+            .map(|sum| sum / (2 * draws.max(1)) as f64)
+            .collect();
         // Of the inputs of an embedding nothing is known: there are none.
         Ok(self.with_plain(nats, &vec![1.0; types * ERRORS]))
     }
 
-    /// The error of the weights alone: the sum of the squares of the changes, each times its column's importance weight,
-    /// as a part of the same sum over the weights themselves. That is how much noise there is in what the tensor makes,
-    /// whatever its size and scale, so that tensors can be weighed against each other.
-    pub(super) fn weighted_error(&self, input: &Input<'_>, progress: &dyn Progress) -> Result<Vec<f64>> {
+    /// The error of the weights alone: the sum of the squares of the changes, each times its
+    /// column's importance weight, as a part of the same sum over the weights themselves. That is
+    /// how much noise there is in what the tensor makes, whatever its size and scale, so that
+    /// tensors can be weighed against each other.
+    pub(super) fn weighted_error(
+        &self,
+        input: &Input<'_>,
+        progress: &dyn Progress,
+    ) -> Result<Vec<f64>> {
         let mut total = vec![0.0f64; self.types.len() + 1];
         for matrix in 0..self.tensor.info.shape.four()[2] as usize {
             let (rows, importance) = self.matrix(matrix);
             let of_rows = |rows: &[f32], columns: usize| -> f64 {
                 let of_row = |row: &[f32]| match importance {
-                    Some(importance) => row.iter().zip(importance).map(|(d, w)| f64::from(d * d * w)).sum::<f64>(),
+                    Some(importance) => row
+                        .iter()
+                        .zip(importance)
+                        .map(|(d, w)| f64::from(d * d * w))
+                        .sum::<f64>(),
                     None => row.iter().map(|d| f64::from(d * d)).sum(),
                 };
                 rows.chunks_exact(columns).map(of_row).sum()
@@ -401,7 +505,10 @@ impl Candidate<'_> {
                 }
                 Ok(sums)
             })?;
-            total.iter_mut().zip(sums).for_each(|(total, sum)| *total += sum);
+            total
+                .iter_mut()
+                .zip(sums)
+                .for_each(|(total, sum)| *total += sum);
         }
         // Weights of zeros have no errors either.
         let all = if total[0] > 0.0 { total[0] } else { 1.0 };
@@ -411,16 +518,20 @@ impl Candidate<'_> {
 
 /// Adds to the squares of single positions what errors at different positions have in common.
 ///
-/// The exact second order squares the sum over a sequence. That is one number for each sequence and draw, and for a single
-/// type mostly noise; but by how much it exceeds the squares of single positions is a property of the tensor, and every type
-/// is another experiment on it: the mean ratio over all types is taken for each.
-/// With few `sequences` (chunks times draws) and types the ratio is held near 1.
+/// The exact second order squares the sum over a sequence. That is one number for each sequence and
+/// draw, and for a single type mostly noise; but by how much it exceeds the squares of single
+/// positions is a property of the tensor, and every type is another experiment on it: the mean
+/// ratio over all types is taken for each. With few `sequences` (chunks times draws) and types the
+/// ratio is held near 1.
 fn in_common(squares: &mut [f64], of_sequences: &[f64], sequences: usize) {
     /// A ratio outside of this is noise.
     const BOUNDS: (f64, f64) = (0.5, 20.0);
     /// As many experiments as these count for a ratio of 1.
     const PRIOR: f64 = 50.0;
-    let pairs = squares.iter().zip(of_sequences).filter(|(squares, _)| **squares > 0.0);
+    let pairs = squares
+        .iter()
+        .zip(of_sequences)
+        .filter(|(squares, _)| **squares > 0.0);
     let ratios: Vec<f64> = pairs.map(|(squares, sums)| sums / squares).collect();
     if !ratios.is_empty() {
         let experiments = (ratios.len() * sequences) as f64;
@@ -445,7 +556,8 @@ fn dot(a: &[f32], b: &[f32]) -> f64 {
     f64::from(lanes.iter().sum::<f32>() + rest)
 }
 
-/// Scores of the matrices of a layer, those of a tensor's matrices added up; `whole` if every position is in what they met.
+/// Scores of the matrices of a layer, those of a tensor's matrices added up; `whole` if every
+/// position is in what they met.
 pub(super) fn of_layer(
     input: &Input<'_>,
     (met, whole): (&[Met], bool),
@@ -454,24 +566,37 @@ pub(super) fn of_layer(
 ) -> Result<BTreeMap<String, Vec<f64>>> {
     let mut sums: BTreeMap<String, Vec<f64>> = BTreeMap::new();
     for met in met {
-        let Some(candidate) = candidates.get(&*met.name) else { continue };
+        let Some(candidate) = candidates.get(&*met.name) else {
+            continue;
+        };
         let of_matrix = candidate.of_matrix(input, met, whole, progress)?;
-        let sum = sums.entry(met.name.clone()).or_insert_with(|| vec![0.0; of_matrix.len()]);
+        let sum = sums
+            .entry(met.name.clone())
+            .or_insert_with(|| vec![0.0; of_matrix.len()]);
         sum.iter_mut().zip(of_matrix).for_each(|(sum, x)| *sum += x);
     }
     Ok(sums)
 }
 
-/// The types that a tensor may take at all: whole blocks in its rows, importance weights where they are needed.
+/// The types that a tensor may take at all: whole blocks in its rows, importance weights where they
+/// are needed.
 pub(super) fn possible(
     types: &[GgmlType],
     tensor: &Tensor<'_>,
     has_importance: bool,
     unwise: impl Fn(GgmlType) -> bool,
 ) -> Vec<&'static Codec> {
-    let fits = |t: &&GgmlType| tensor.info.shape.row_len().is_multiple_of(t.block_len() as u64);
+    let fits = |t: &&GgmlType| {
+        tensor
+            .info
+            .shape
+            .row_len()
+            .is_multiple_of(t.block_len() as u64)
+    };
     let codecs = types.iter().filter(fits).filter_map(|t| Codec::of(*t));
-    codecs.filter(|codec| has_importance || !(codec.needs_importance || unwise(codec.ggml_type))).collect()
+    codecs
+        .filter(|codec| has_importance || !(codec.needs_importance || unwise(codec.ggml_type)))
+        .collect()
 }
 
 #[cfg(test)]
@@ -484,7 +609,10 @@ mod tests {
         let ratio = |sequences| {
             let mut squares = squares;
             in_common(&mut squares, &sums, sequences);
-            assert!((squares[1] / squares[0] - 2.0).abs() < 1e-12 && squares[2] == 0.0, "{squares:?}");
+            assert!(
+                (squares[1] / squares[0] - 2.0).abs() < 1e-12 && squares[2] == 0.0,
+                "{squares:?}"
+            );
             squares[0]
         };
         assert!((ratio(25) - 2.0).abs() < 1e-12, "half of the way");

@@ -1,4 +1,5 @@
-//! The plain way to know what a type costs a tensor: run the model with that tensor alone in that type, and measure.
+//! The plain way to know what a type costs a tensor: run the model with that tensor alone in that
+//! type, and measure.
 //!
 //! ```text
 //! trace      the base's forward pass, every layer's input kept
@@ -8,8 +9,8 @@
 //!     mean over all positions of the divergence from the base's logits
 //! ```
 //!
-//! No approximation, but a run of the rest of the model for each tensor and type, where the second-order score takes
-//! one product. It is here to be compared with.
+//! No approximation, but a run of the rest of the model for each tensor and type, where the
+//! second-order score takes one product. It is here to be compared with.
 
 use super::kept::{self, Nats};
 use super::scores::{Candidate, go_on};
@@ -39,8 +40,8 @@ impl Progress for Within<'_> {
     }
 }
 
-/// The mean divergence per token, for every candidate, and the positions that were looked at. A tensor that the text
-/// never meets is left out.
+/// The mean divergence per token, for every candidate, and the positions that were looked at. A
+/// tensor that the text never meets is left out.
 pub(super) fn sweep(
     input: &Input<'_>,
     engine: &Engine<'_>,
@@ -51,9 +52,15 @@ pub(super) fn sweep(
 ) -> Result<(Nats, usize)> {
     let trace = engine.trace(chunks, None, progress)?;
     let head = engine.head()?;
-    let left = resume.and_then(Resume::take).and_then(|left| kept::unpack(left.extra()));
+    let left = resume
+        .and_then(Resume::take)
+        .and_then(|left| kept::unpack(left.extra()));
     let (mut nats, _) = left.unwrap_or_default();
-    nats.retain(|name, found| candidates.get(&**name).is_some_and(|candidate| candidate.types.len() == found.len()));
+    nats.retain(|name, found| {
+        candidates
+            .get(&**name)
+            .is_some_and(|candidate| candidate.types.len() == found.len())
+    });
     let steps = |candidate: &Candidate<'_>| candidate.types.len() as u64;
     progress.begin(candidates.values().map(steps).sum(), Unit::Steps);
     for (name, candidate) in candidates {
@@ -64,12 +71,23 @@ pub(super) fn sweep(
         let mut found = Vec::with_capacity(candidate.types.len());
         for codec in &candidate.types {
             progress.at(&format!("{name} as {}", codec.ggml_type));
-            let weights = engine.pool().install(|| candidate.in_type(input, codec, progress))?;
-            let replaced = Replaced { name: (*name).to_owned(), weights: Arc::new(weights) };
+            let weights = engine
+                .pool()
+                .install(|| candidate.in_type(input, codec, progress))?;
+            let replaced = Replaced {
+                name: (*name).to_owned(),
+                weights: Arc::new(weights),
+            };
             let changed = engine.replacing(&[replaced])?;
             let hidden = changed.rerun(&trace, first_layer(engine, name), &Within(progress))?;
-            let base = Side { head: &head, rows: &|chunk| trace.output(engine, chunk) };
-            let other = Side { head: &changed.head()?, rows: &|chunk| hidden.rows_of(chunk) };
+            let base = Side {
+                head: &head,
+                rows: &|chunk| trace.output(engine, chunk),
+            };
+            let other = Side {
+                head: &changed.head()?,
+                rows: &|chunk| hidden.rows_of(chunk),
+            };
             let by_chunk = divergence(engine, base, other, chunks.len(), name, progress)?;
             // Of a type that loses nothing, rounding can leave a crumb below zero.
             found.push((by_chunk.iter().sum::<f64>() / by_chunk.len() as f64).max(0.0));
@@ -79,7 +97,9 @@ pub(super) fn sweep(
             nats.insert((*name).to_owned(), found);
         }
         if let Some(resume) = resume.filter(|resume| resume.due()) {
-            resume.save::<Error>(nats.len(), &kept::pack(&nats, &Vec::new()), [0, 0], &|_| Ok(Vec::new()))?;
+            resume.save::<Error>(nats.len(), &kept::pack(&nats, &Vec::new()), [0, 0], &|_| {
+                Ok(Vec::new())
+            })?;
         }
     }
     Ok((nats, chunks.iter().map(Vec::len).sum()))
@@ -105,13 +125,23 @@ pub(crate) struct Side<'s> {
 
 impl Side<'_> {
     /// Logits of some rows: `[rows * vocabulary]`.
-    fn logits(&self, rows: &Tensor, chunk: usize, range: &Range<usize>) -> crate::model::Result<Vec<f32>> {
+    fn logits(
+        &self,
+        rows: &Tensor,
+        chunk: usize,
+        range: &Range<usize>,
+    ) -> crate::model::Result<Vec<f32>> {
         let rows = rows.narrow(0, range.start, range.len())?;
-        Ok(self.head.logits(&rows, chunk, None)?.flatten_all()?.to_vec1()?)
+        Ok(self
+            .head
+            .logits(&rows, chunk, None)?
+            .flatten_all()?
+            .to_vec1()?)
     }
 }
 
-/// The mean divergence of the rows of each chunk from the base's, in nats. `what` has another type than in the base.
+/// The mean divergence of the rows of each chunk from the base's, in nats. `what` has another type
+/// than in the base.
 pub(crate) fn divergence(
     engine: &Engine<'_>,
     base: Side<'_>,
@@ -126,10 +156,17 @@ pub(crate) fn divergence(
         for start in (0..rows).step_by(LOGIT_ROWS) {
             go_on(progress)?;
             let range = start..(start + LOGIT_ROWS).min(rows);
-            let (theirs, ours) = (base.logits(&theirs, chunk, &range)?, other.logits(&ours, chunk, &range)?);
+            let (theirs, ours) = (
+                base.logits(&theirs, chunk, &range)?,
+                other.logits(&ours, chunk, &range)?,
+            );
             let vocabulary = ours.len() / range.len();
-            for (theirs, ours) in theirs.chunks_exact(vocabulary).zip(ours.chunks_exact(vocabulary)) {
-                let both = Distribution::of_logits(theirs).and_then(|b| Ok((b, Distribution::of_logits(ours)?)));
+            for (theirs, ours) in theirs
+                .chunks_exact(vocabulary)
+                .zip(ours.chunks_exact(vocabulary))
+            {
+                let both = Distribution::of_logits(theirs)
+                    .and_then(|b| Ok((b, Distribution::of_logits(ours)?)));
                 // The label is for the perplexity, which nobody asks for here.
                 let compared = both.and_then(|(b, r)| compare(&b, &r, 0));
                 sum += compared.map_err(|_| Error::NotFinite(what.to_owned()))?.kld;
@@ -137,7 +174,9 @@ pub(crate) fn divergence(
         }
         Ok(sum / rows as f64)
     };
-    engine.pool().install(|| (0..chunks).into_par_iter().map(one).collect())
+    engine
+        .pool()
+        .install(|| (0..chunks).into_par_iter().map(one).collect())
 }
 
 /// What a type makes of a tensor of a model.
@@ -153,7 +192,17 @@ pub(crate) fn rounded(
     let tensor = input.tensors.iter().find(of).zip(Codec::of(ggml_type));
     let (tensor, codec) = tensor.ok_or_else(|| Error::NoWeights(name.to_owned()))?;
     let means = imatrix.entries.get(name).map(|entry| entry.means());
-    let candidate = Candidate { tensor, importance: means.as_deref(), types: vec![codec], feedback };
-    let weights = engine.pool().install(|| candidate.in_type(input, codec, progress))?;
-    Ok(Replaced { name: name.to_owned(), weights: Arc::new(weights) })
+    let candidate = Candidate {
+        tensor,
+        importance: means.as_deref(),
+        types: vec![codec],
+        feedback,
+    };
+    let weights = engine
+        .pool()
+        .install(|| candidate.in_type(input, codec, progress))?;
+    Ok(Replaced {
+        name: name.to_owned(),
+        weights: Arc::new(weights),
+    })
 }

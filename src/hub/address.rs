@@ -22,13 +22,18 @@ pub struct Address {
 }
 
 impl Address {
-    /// Takes `hf://ORG/NAME[@REVISION][/FILE]` apart. A slash in a revision is written `%2F`, but for `refs/pr/N`.
+    /// Takes `hf://ORG/NAME[@REVISION][/FILE]` apart. A slash in a revision is written `%2F`, but
+    /// for `refs/pr/N`.
     ///
     /// # Errors
     /// What is wrong with it, in a sentence.
     pub fn parse(text: &str) -> Result<Address, String> {
-        let bad = |what: &str| format!("{text}: {what}; hf://ORG/NAME, hf://ORG/NAME@REVISION or either with /FILE");
-        let rest = text.strip_prefix(SCHEME).ok_or_else(|| bad("an address begins with hf://"))?;
+        let bad = |what: &str| {
+            format!("{text}: {what}; hf://ORG/NAME, hf://ORG/NAME@REVISION or either with /FILE")
+        };
+        let rest = text
+            .strip_prefix(SCHEME)
+            .ok_or_else(|| bad("an address begins with hf://"))?;
         let rest = rest.trim_end_matches('/');
         let (before, at) = match rest.split_once('@') {
             Some((before, at)) => (before, Some(at)),
@@ -45,20 +50,28 @@ impl Address {
             }
             // refs/pr/7 and refs/convert/parquet are written as they are.
             let slashes = if at.starts_with("refs/") { 3 } else { 1 };
-            let end = at.match_indices('/').nth(slashes - 1).map_or(at.len(), |(i, _)| i);
+            let end = at
+                .match_indices('/')
+                .nth(slashes - 1)
+                .map_or(at.len(), |(i, _)| i);
             revision = at[..end].replace("%2F", "/").replace("%2f", "/");
             file = at.get(end + 1..).map(str::to_owned);
         }
         if !repository.split('/').all(is_name) {
             return Err(bad("that is no name of a model"));
         }
-        if !is_inside(&revision) || revision.contains([' ', ':', '~', '^', '?', '*', '[', '#', '%']) {
+        if !is_inside(&revision) || revision.contains([' ', ':', '~', '^', '?', '*', '[', '#', '%'])
+        {
             return Err(bad("that is no revision"));
         }
         if file.as_deref().is_some_and(|file| !is_inside(file)) {
             return Err(bad("that is no file of a model"));
         }
-        Ok(Address { repository, revision, file })
+        Ok(Address {
+            repository,
+            revision,
+            file,
+        })
     }
 
     /// Whether a text is meant to be an address.
@@ -96,7 +109,9 @@ pub(super) fn is_inside(path: &str) -> bool {
     path.len() <= MAX_PATH
         && path.chars().all(plain)
         && path.split('/').all(part)
-        && Path::new(path).components().all(|c| matches!(c, Component::Normal(_)))
+        && Path::new(path)
+            .components()
+            .all(|c| matches!(c, Component::Normal(_)))
 }
 
 /// The model that a directory of the Hub's cache holds.
@@ -108,18 +123,30 @@ pub struct Origin {
     pub commit: String,
 }
 
-/// Which model a path inside `models--ORG--NAME/snapshots/COMMIT` belongs to; `None` for any other path.
+/// Which model a path inside `models--ORG--NAME/snapshots/COMMIT` belongs to; `None` for any other
+/// path.
 pub fn origin(path: &Path) -> Option<Origin> {
-    let parts: Vec<&str> = path.components().map(|c| c.as_os_str().to_str().unwrap_or_default()).collect();
-    let snapshot = parts.windows(3).find(|w| w[0].starts_with("models--") && w[1] == "snapshots" && is_commit(w[2]))?;
+    let parts: Vec<&str> = path
+        .components()
+        .map(|c| c.as_os_str().to_str().unwrap_or_default())
+        .collect();
+    let snapshot = parts
+        .windows(3)
+        .find(|w| w[0].starts_with("models--") && w[1] == "snapshots" && is_commit(w[2]))?;
     let repository = snapshot[0].strip_prefix("models--")?.replace("--", "/");
     let is_repository = repository.split('/').count() <= 2 && repository.split('/').all(is_name);
-    is_repository.then(|| Origin { repository, commit: snapshot[2].to_owned() })
+    is_repository.then(|| Origin {
+        repository,
+        commit: snapshot[2].to_owned(),
+    })
 }
 
 /// Whether this is the name of a git commit.
 pub(super) fn is_commit(text: &str) -> bool {
-    text.len() == 40 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+    text.len() == 40
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }
 
 #[cfg(test)]
@@ -134,15 +161,35 @@ mod tests {
     #[test]
     fn addresses_are_taken_apart() {
         let of = |repository: &str, revision: &str, file: Option<&str>| {
-            (repository.to_owned(), revision.to_owned(), file.map(str::to_owned))
+            (
+                repository.to_owned(),
+                revision.to_owned(),
+                file.map(str::to_owned),
+            )
         };
         assert_eq!(parsed("hf://org/name"), of("org/name", "main", None));
         assert_eq!(parsed("hf://gpt2/"), of("gpt2", "main", None));
-        assert_eq!(parsed("hf://org/na.me-1.5@v1"), of("org/na.me-1.5", "v1", None));
-        assert_eq!(parsed("hf://org/name/Q4/a.gguf"), of("org/name", "main", Some("Q4/a.gguf")));
-        assert_eq!(parsed("hf://org/name@refs/pr/7/a.gguf"), of("org/name", "refs/pr/7", Some("a.gguf")));
-        assert_eq!(parsed("hf://org/name@feature%2Fx/a.gguf"), of("org/name", "feature/x", Some("a.gguf")));
-        for text in ["hf://org/name", "hf://org/name@v1", "hf://org/name@refs/pr/7/d/a.gguf"] {
+        assert_eq!(
+            parsed("hf://org/na.me-1.5@v1"),
+            of("org/na.me-1.5", "v1", None)
+        );
+        assert_eq!(
+            parsed("hf://org/name/Q4/a.gguf"),
+            of("org/name", "main", Some("Q4/a.gguf"))
+        );
+        assert_eq!(
+            parsed("hf://org/name@refs/pr/7/a.gguf"),
+            of("org/name", "refs/pr/7", Some("a.gguf"))
+        );
+        assert_eq!(
+            parsed("hf://org/name@feature%2Fx/a.gguf"),
+            of("org/name", "feature/x", Some("a.gguf"))
+        );
+        for text in [
+            "hf://org/name",
+            "hf://org/name@v1",
+            "hf://org/name@refs/pr/7/d/a.gguf",
+        ] {
             assert_eq!(Address::parse(text).unwrap().to_string(), text);
         }
     }
@@ -177,10 +224,18 @@ mod tests {
     fn a_snapshot_leads_back_to_its_model() {
         let commit = "0123456789abcdef0123456789abcdef01234567";
         let path = format!("/c/hub/models--org--na.me/snapshots/{commit}");
-        let is = Origin { repository: "org/na.me".into(), commit: commit.into() };
+        let is = Origin {
+            repository: "org/na.me".into(),
+            commit: commit.into(),
+        };
         assert_eq!(origin(Path::new(&path)), Some(is.clone()));
         assert_eq!(origin(&Path::new(&path).join("Q4/a.gguf")), Some(is));
-        for other in ["/c/models--org--name", "/c/models--org--name/snapshots/main", "models", ""] {
+        for other in [
+            "/c/models--org--name",
+            "/c/models--org--name/snapshots/main",
+            "models",
+            "",
+        ] {
             assert_eq!(origin(Path::new(other)), None, "{other}");
         }
     }

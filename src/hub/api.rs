@@ -27,11 +27,17 @@ impl Listing {
         let address = client.address;
         // A slash in a revision must not look like one of the path.
         let revision = escaped(&address.revision).replace('/', "%2F");
-        let url = client.url(&format!("api/models/{}/revision/{revision}", address.repository))?;
+        let url = client.url(&format!(
+            "api/models/{}/revision/{revision}",
+            address.repository
+        ))?;
         let bytes = client.patiently(None, progress, || {
             let answer = client.ask(Method::GET, &url, 0, Follow::AtHome)?;
             if answer.status != 200 {
-                let what = format!("the Hub answers with status {} where a listing is expected", answer.status);
+                let what = format!(
+                    "the Hub answers with status {} where a listing is expected",
+                    answer.status
+                );
                 return Err(Failure::Final(client.wrong(what)));
             }
             let mut bytes = Vec::new();
@@ -39,10 +45,14 @@ impl Listing {
             body.as_reader()
                 .take(MAX_LISTING + 1)
                 .read_to_end(&mut bytes)
-                .map_err(|e| Failure::Lost { host: client.settings.endpoint.clone(), why: e.to_string() })?;
+                .map_err(|e| Failure::Lost {
+                    host: client.settings.endpoint.clone(),
+                    why: e.to_string(),
+                })?;
             Ok(bytes)
         })?;
-        Listing::parse(&bytes).map_err(|what| client.wrong(format!("the Hub's listing of it is wrong: {what}")))
+        Listing::parse(&bytes)
+            .map_err(|what| client.wrong(format!("the Hub's listing of it is wrong: {what}")))
     }
 
     fn parse(bytes: &[u8]) -> std::result::Result<Listing, String> {
@@ -50,14 +60,28 @@ impl Listing {
             return Err(format!("it is longer than {MAX_LISTING} bytes"));
         }
         let listing = json::object(bytes)?;
-        let commit = listing.get("sha").and_then(|sha| sha.as_str()).filter(|sha| is_commit(sha));
+        let commit = listing
+            .get("sha")
+            .and_then(|sha| sha.as_str())
+            .filter(|sha| is_commit(sha));
         let commit = commit.ok_or("its 'sha' is no commit")?.to_owned();
-        let siblings = listing.get("siblings").and_then(|list| list.as_array()).ok_or("its 'siblings' are no list")?;
+        let siblings = listing
+            .get("siblings")
+            .and_then(|list| list.as_array())
+            .ok_or("its 'siblings' are no list")?;
         if siblings.len() > MAX_FILES {
             return Err(format!("it has more than {MAX_FILES} files"));
         }
-        let names = siblings.iter().filter_map(|file| file.get("rfilename")?.as_str());
-        Ok(Listing { commit, files: names.filter(|name| is_inside(name)).map(str::to_owned).collect() })
+        let names = siblings
+            .iter()
+            .filter_map(|file| file.get("rfilename")?.as_str());
+        Ok(Listing {
+            commit,
+            files: names
+                .filter(|name| is_inside(name))
+                .map(str::to_owned)
+                .collect(),
+        })
     }
 }
 
@@ -72,13 +96,33 @@ pub(super) struct Remote {
 
 impl Remote {
     /// Asks for a file of a commit.
-    pub fn get(client: &Client<'_>, commit: &str, file: &str, progress: &dyn Progress) -> Result<Remote> {
-        let url = client.url(&format!("{}/resolve/{commit}/{}", client.address.repository, escaped(file)))?;
-        let answer = client.patiently(Some(file), progress, || client.ask(Method::HEAD, &url, 0, Follow::AtHome))?;
+    pub fn get(
+        client: &Client<'_>,
+        commit: &str,
+        file: &str,
+        progress: &dyn Progress,
+    ) -> Result<Remote> {
+        let url = client.url(&format!(
+            "{}/resolve/{commit}/{}",
+            client.address.repository,
+            escaped(file)
+        ))?;
+        let answer = client.patiently(Some(file), progress, || {
+            client.ask(Method::HEAD, &url, 0, Follow::AtHome)
+        })?;
         let wrong = |what: &str| client.wrong(format!("the Hub's answer for {file} {what}"));
-        let etag = answer.etag.filter(|etag| is_etag(etag)).ok_or_else(|| wrong("has no usable ETag"))?;
-        let size = answer.size.ok_or_else(|| wrong("does not say how long it is"))?;
-        Ok(Remote { file: file.to_owned(), etag, size })
+        let etag = answer
+            .etag
+            .filter(|etag| is_etag(etag))
+            .ok_or_else(|| wrong("has no usable ETag"))?;
+        let size = answer
+            .size
+            .ok_or_else(|| wrong("does not say how long it is"))?;
+        Ok(Remote {
+            file: file.to_owned(),
+            etag,
+            size,
+        })
     }
 
     /// The SHA-256 of the file's bytes, if the Hub tells it.
@@ -90,7 +134,10 @@ impl Remote {
 
 /// Whether an ETag can be the name of a file.
 fn is_etag(etag: &str) -> bool {
-    (8..=128).contains(&etag.len()) && etag.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+    (8..=128).contains(&etag.len())
+        && etag
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
 }
 
 impl From<Error> for Failure {
@@ -108,8 +155,13 @@ mod tests {
         let commit = "0123456789abcdef0123456789abcdef01234567";
         let names = r#"{"rfilename": "config.json"}, {"rfilename": "../../.bashrc"}, {"rfilename": "/etc/passwd"},
             {"rfilename": "a\\..\\b"}, {"rfilename": 7}, 8, {"rfilename": "d/x.gguf"}, {"rfilename": "a\u0000b"}"#;
-        let listing = Listing::parse(format!(r#"{{"sha": "{commit}", "siblings": [{names}]}}"#).as_bytes()).unwrap();
-        assert_eq!((listing.commit.as_str(), listing.files), (commit, vec!["config.json".into(), "d/x.gguf".into()]));
+        let listing =
+            Listing::parse(format!(r#"{{"sha": "{commit}", "siblings": [{names}]}}"#).as_bytes())
+                .unwrap();
+        assert_eq!(
+            (listing.commit.as_str(), listing.files),
+            (commit, vec!["config.json".into(), "d/x.gguf".into()])
+        );
         for bad in [
             r#"{"sha": "../../x", "siblings": []}"#,
             r#"{"siblings": []}"#,
@@ -127,7 +179,15 @@ mod tests {
     #[test]
     fn an_etag_becomes_a_file_name_only_if_it_is_plain() {
         assert!(is_etag("0123456789abcdef0123456789abcdef01234567"));
-        for bad in ["", "..", "../../../x", "a/b/c/d/e/f", "short", "white space", ".hidden-one"] {
+        for bad in [
+            "",
+            "..",
+            "../../../x",
+            "a/b/c/d/e/f",
+            "short",
+            "white space",
+            ".hidden-one",
+        ] {
             assert!(!is_etag(bad), "{bad}");
         }
     }

@@ -16,7 +16,10 @@ impl Cache {
     /// The part of `ORG/NAME`; nothing is created yet.
     pub fn new(cache: &Path, repository: &str) -> Cache {
         let name = format!("models--{}", repository.replace('/', "--"));
-        Cache { root: cache.join(&name), locks: cache.join(".locks").join(name) }
+        Cache {
+            root: cache.join(&name),
+            locks: cache.join(".locks").join(name),
+        }
     }
 
     /// Where a commit's files are.
@@ -42,7 +45,9 @@ impl Cache {
     /// Creates the directories, so that what cannot be written is found out first.
     pub fn create(&self) -> Result<()> {
         let blobs = self.root.join("blobs");
-        [&blobs, &self.locks].into_iter().try_for_each(|dir| created(dir))
+        [&blobs, &self.locks]
+            .into_iter()
+            .try_for_each(|dir| created(dir))
     }
 
     /// Whether a file of a commit is there, with all its bytes.
@@ -55,16 +60,30 @@ impl Cache {
         let path = self.snapshot(commit).join(file);
         let parent = path.parent().unwrap_or(&self.root);
         created(parent)?;
-        // From the file's directory up to the model's: snapshots, the commit, and the directories of the file.
+        // From the file's directory up to the model's: snapshots, the commit, and the directories
+        // of the file.
         let up = "../".repeat(2 + file.matches('/').count());
         let target = PathBuf::from(format!("{up}blobs/{etag}"));
         let blob = self.blob(etag);
-        if path.canonicalize().is_ok_and(|is| blob.canonicalize().is_ok_and(|blob| is == blob)) {
+        if path
+            .canonicalize()
+            .is_ok_and(|is| blob.canonicalize().is_ok_and(|blob| is == blob))
+        {
             return Ok(());
         }
-        // Another process may link the same file at the same time: the name changes hands in one step.
-        let fail = |source| Error::Format(format::Error::Io { path: path.clone(), action: "link", source });
-        let dir = tempfile::Builder::new().prefix(".link").tempdir_in(parent).map_err(fail)?;
+        // Another process may link the same file at the same time: the name changes hands in one
+        // step.
+        let fail = |source| {
+            Error::Format(format::Error::Io {
+                path: path.clone(),
+                action: "link",
+                source,
+            })
+        };
+        let dir = tempfile::Builder::new()
+            .prefix(".link")
+            .tempdir_in(parent)
+            .map_err(fail)?;
         let new = dir.path().join("new");
         linked(&target, &blob, &new).map_err(fail)?;
         std::fs::rename(&new, &path).map_err(fail)
@@ -88,7 +107,13 @@ impl Cache {
         let path = self.root.join("refs").join(revision);
         let parent = path.parent().unwrap_or(&self.root);
         created(parent)?;
-        let fail = |source| Error::Format(format::Error::Io { path: path.clone(), action: "write", source });
+        let fail = |source| {
+            Error::Format(format::Error::Io {
+                path: path.clone(),
+                action: "write",
+                source,
+            })
+        };
         let mut file = tempfile::Builder::new().tempfile_in(parent).map_err(fail)?;
         file.write_all(commit.as_bytes()).map_err(fail)?;
         file.persist(&path).map_err(|e| fail(e.error))?;
@@ -105,7 +130,11 @@ fn created(dir: &Path) -> Result<()> {
     let fail = |source: std::io::Error| {
         let advice = format!("{source}; set HF_HUB_CACHE to a directory that you may write to");
         let source = std::io::Error::new(source.kind(), advice);
-        Error::Format(format::Error::Io { path: dir.to_owned(), action: "create", source })
+        Error::Format(format::Error::Io {
+            path: dir.to_owned(),
+            action: "create",
+            source,
+        })
     };
     std::fs::create_dir_all(dir).map_err(fail)
 }
@@ -141,8 +170,15 @@ mod tests {
         let moved = dir.path().join("moved");
         std::fs::rename(dir.path().join("models--org--name"), &moved).unwrap();
         let snapshot = moved.join("snapshots").join(COMMIT);
-        assert_eq!(std::fs::read(snapshot.join("d/e/a.gguf")).unwrap(), b"bytes");
-        assert_eq!(std::fs::read_dir(&snapshot).unwrap().count(), 2, "nothing temporary is left");
+        assert_eq!(
+            std::fs::read(snapshot.join("d/e/a.gguf")).unwrap(),
+            b"bytes"
+        );
+        assert_eq!(
+            std::fs::read_dir(&snapshot).unwrap().count(),
+            2,
+            "nothing temporary is left"
+        );
     }
 
     #[test]

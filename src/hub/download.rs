@@ -1,4 +1,5 @@
-//! One file into the cache: from where an earlier try has stopped, with one writer at a time, checked before it counts.
+//! One file into the cache: from where an earlier try has stopped, with one writer at a time,
+//! checked before it counts.
 
 use super::api::Remote;
 use super::cache::Cache;
@@ -30,14 +31,24 @@ pub(super) fn download(
     progress: &dyn Progress,
 ) -> Result<()> {
     for _ in 0..MAX_RESTARTS {
-        let mut blob = Blob { client, cache, commit, remote: &remote, progress, told: 0 };
+        let mut blob = Blob {
+            client,
+            cache,
+            commit,
+            remote: &remote,
+            progress,
+            told: 0,
+        };
         if blob.write()? {
             return cache.link(commit, &remote.file, &remote.etag);
         }
         // It is another file by now: what the Hub says of it is asked again.
         remote = Remote::get(client, commit, &remote.file, progress)?;
     }
-    Err(client.wrong(format!("{} changes all the time; try again later", remote.file)))
+    Err(client.wrong(format!(
+        "{} changes all the time; try again later",
+        remote.file
+    )))
 }
 
 /// A blob that is about to be written.
@@ -74,7 +85,10 @@ impl Blob<'_> {
         let Remote { etag, size, file } = self.remote;
         let (blob, size) = (self.cache.blob(etag), *size);
         let _lock = self.locked()?;
-        if blob.metadata().is_ok_and(|meta| meta.is_file() && meta.len() == size) {
+        if blob
+            .metadata()
+            .is_ok_and(|meta| meta.is_file() && meta.len() == size)
+        {
             self.tell(size);
             return Ok(true);
         }
@@ -87,12 +101,18 @@ impl Blob<'_> {
             let is = part.sum.take().map(|sum| hex(&sum.finalize()));
             match (is, self.remote.sha256()) {
                 (Some(is), Some(should)) if is != should => {
-                    // What an earlier run left may have been wrong; what this one has brought all of may not.
+                    // What an earlier run left may have been wrong; what this one has brought all
+                    // of may not.
                     part.restart()?;
                     if wrong.replace(is.clone()).is_some() {
                         let (address, file) = (self.client.address.to_string(), file.clone());
                         let _ = std::fs::remove_file(&part.path);
-                        return Err(Error::Sum { address, file, is, should: should.to_owned() });
+                        return Err(Error::Sum {
+                            address,
+                            file,
+                            is,
+                            should: should.to_owned(),
+                        });
                     }
                 }
                 _ => break,
@@ -106,8 +126,19 @@ impl Blob<'_> {
     /// Waits until nobody else writes this blob.
     fn locked(&self) -> Result<Option<File>> {
         let path = self.cache.lock(&self.remote.etag);
-        let fail = |source| Error::Format(format::Error::Io { path: path.clone(), action: "create", source });
-        let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(fail)?;
+        let fail = |source| {
+            Error::Format(format::Error::Io {
+                path: path.clone(),
+                action: "create",
+                source,
+            })
+        };
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)
+            .map_err(fail)?;
         let mut waiting = false;
         loop {
             match file.try_lock() {
@@ -116,7 +147,10 @@ impl Blob<'_> {
                 Err(TryLockError::Error(_)) => return Ok(None),
                 Err(TryLockError::WouldBlock) if !waiting => {
                     waiting = true;
-                    self.progress.at(&format!("{}: another process downloads it", self.remote.file));
+                    self.progress.at(&format!(
+                        "{}: another process downloads it",
+                        self.remote.file
+                    ));
                 }
                 Err(TryLockError::WouldBlock) => paused(LOCK_POLL, self.progress)?,
             }
@@ -126,13 +160,32 @@ impl Blob<'_> {
     /// The unfinished file as it was left, its bytes summed.
     fn part(&self) -> Result<Part> {
         let path = self.cache.incomplete(&self.remote.etag);
-        let fail = |source| Error::Format(format::Error::Io { path: path.clone(), action: "create", source });
+        let fail = |source| {
+            Error::Format(format::Error::Io {
+                path: path.clone(),
+                action: "create",
+                source,
+            })
+        };
         if path.symlink_metadata().is_ok_and(|meta| !meta.is_file()) {
-            return Err(fail(std::io::Error::other("something else is there under this name; remove it")));
+            return Err(fail(std::io::Error::other(
+                "something else is there under this name; remove it",
+            )));
         }
-        let file = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path).map_err(fail)?;
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .read(true)
+            .write(true)
+            .open(&path)
+            .map_err(fail)?;
         let len = file.metadata().map_err(fail)?.len();
-        let mut part = Part { path: path.clone(), file, len, sum: None };
+        let mut part = Part {
+            path: path.clone(),
+            file,
+            len,
+            sum: None,
+        };
         if len > self.remote.size {
             part.restart()?;
         }
@@ -143,10 +196,16 @@ impl Blob<'_> {
             if self.progress.cancelled() {
                 return Err(Error::Stopped);
             }
-            let n =
-                part.file.read(&mut buffer[..BUFFER.min(left as usize)]).map_err(|e| part_error(&path, "read", e))?;
+            let n = part
+                .file
+                .read(&mut buffer[..BUFFER.min(left as usize)])
+                .map_err(|e| part_error(&path, "read", e))?;
             if n == 0 {
-                return Err(part_error(&path, "read", std::io::ErrorKind::UnexpectedEof.into()));
+                return Err(part_error(
+                    &path,
+                    "read",
+                    std::io::ErrorKind::UnexpectedEof.into(),
+                ));
             }
             sum.update(&buffer[..n]);
             left -= n as u64;
@@ -180,8 +239,13 @@ impl Blob<'_> {
         Ok(End::Complete)
     }
 
-    /// Asks once, and writes what comes. `version` is the store's own ETag, by which later answers must go on.
-    fn one_answer(&mut self, part: &mut Part, version: &mut Option<String>) -> std::result::Result<End, Failure> {
+    /// Asks once, and writes what comes. `version` is the store's own ETag, by which later answers
+    /// must go on.
+    fn one_answer(
+        &mut self,
+        part: &mut Part,
+        version: &mut Option<String>,
+    ) -> std::result::Result<End, Failure> {
         let Remote { file, etag, size } = self.remote;
         let client = self.client;
         let url = client.url(&format!(
@@ -191,10 +255,15 @@ impl Blob<'_> {
             super::http::escaped(file)
         ))?;
         let answer = client.ask(Method::GET, &url, part.len, Follow::Everywhere)?;
-        if answer.etag.as_ref().is_some_and(|is| is != etag) || answer.size.is_some_and(|is| is != *size) {
+        if answer.etag.as_ref().is_some_and(|is| is != etag)
+            || answer.size.is_some_and(|is| is != *size)
+        {
             return Ok(End::Changed);
         }
-        let lost = |why: &str| Failure::Lost { host: "the Hub's store".into(), why: format!("{file}: {why}") };
+        let lost = |why: &str| Failure::Lost {
+            host: "the Hub's store".into(),
+            why: format!("{file}: {why}"),
+        };
         let is = header(&answer.headers, "etag").map(|etag| unquoted(&etag));
         let other = version.is_some() && is.is_some() && *version != is;
         match answer.status {
@@ -205,7 +274,8 @@ impl Blob<'_> {
                 return Err(lost("it changed in the middle of the download"));
             }
             206 => match range(&answer) {
-                Some((first, total)) if first == part.len && total.is_none_or(|total| total == *size) => {}
+                Some((first, total))
+                    if first == part.len && total.is_none_or(|total| total == *size) => {}
                 _ => {
                     part.restart()?;
                     return Err(lost("the answer is another part of it than was asked for"));
@@ -220,7 +290,12 @@ impl Blob<'_> {
             }
             status => {
                 let url = client.settings.endpoint.clone();
-                return Err(Failure::Status { status, code: String::new(), url, wait: None });
+                return Err(Failure::Status {
+                    status,
+                    code: String::new(),
+                    url,
+                    wait: None,
+                });
             }
         }
         *version = is;
@@ -257,7 +332,9 @@ impl Blob<'_> {
 
 impl Part {
     fn append(&mut self, bytes: &[u8]) -> Result<()> {
-        self.file.write_all(bytes).map_err(|e| part_error(&self.path, "write", e))?;
+        self.file
+            .write_all(bytes)
+            .map_err(|e| part_error(&self.path, "write", e))?;
         if let Some(sum) = &mut self.sum {
             sum.update(bytes);
         }
@@ -267,8 +344,12 @@ impl Part {
 
     /// Begins anew.
     fn restart(&mut self) -> Result<()> {
-        self.file.set_len(0).map_err(|e| part_error(&self.path, "write", e))?;
-        self.file.seek(SeekFrom::Start(0)).map_err(|e| part_error(&self.path, "write", e))?;
+        self.file
+            .set_len(0)
+            .map_err(|e| part_error(&self.path, "write", e))?;
+        self.file
+            .seek(SeekFrom::Start(0))
+            .map_err(|e| part_error(&self.path, "write", e))?;
         self.len = 0;
         self.sum = self.sum.as_ref().map(|_| Sha256::new());
         Ok(())
@@ -280,7 +361,11 @@ impl Part {
 }
 
 fn part_error(path: &std::path::Path, action: &'static str, source: std::io::Error) -> Error {
-    Error::Format(format::Error::Io { path: path.to_owned(), action, source })
+    Error::Format(format::Error::Io {
+        path: path.to_owned(),
+        action,
+        source,
+    })
 }
 
 /// `bytes FIRST-LAST/TOTAL`: the first byte, and how many there are if that is told.

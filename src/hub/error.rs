@@ -47,7 +47,9 @@ pub enum Error {
     #[error("{0}: the Hub has no such model (404); check owner and name")]
     NoModel(String),
     /// 404 for the revision.
-    #[error("{0}: the model has no such branch, tag or commit (404); without @REVISION, main is taken")]
+    #[error(
+        "{0}: the model has no such branch, tag or commit (404); without @REVISION, main is taken"
+    )]
     NoRevision(String),
     /// A file that is not in the listing, or 404 for it.
     #[error("{address}: the model has no file '{file}'{there}")]
@@ -66,7 +68,9 @@ pub enum Error {
     )]
     TooMany(String),
     /// Another status.
-    #[error("{address}: {url} answers with status {status}; try again later, which goes on from what is there")]
+    #[error(
+        "{address}: {url} answers with status {status}; try again later, which goes on from what is there"
+    )]
     Status {
         /// What was asked for.
         address: String,

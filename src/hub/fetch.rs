@@ -28,11 +28,12 @@ pub enum Need {
     Vocabulary,
 }
 
-/// Brings a model into the cache, as far as it is not there, and returns its path in it: a snapshot's directory, or a
-/// file in one. `note` is told what the user should know.
+/// Brings a model into the cache, as far as it is not there, and returns its path in it: a
+/// snapshot's directory, or a file in one. `note` is told what the user should know.
 ///
 /// # Errors
-/// Everything that may be wrong on the way; what was downloaded by then is kept and is not downloaded again.
+/// Everything that may be wrong on the way; what was downloaded by then is kept and is not
+/// downloaded again.
 pub fn fetch(
     address: &Address,
     settings: &Settings,
@@ -42,7 +43,10 @@ pub fn fetch(
 ) -> Result<PathBuf> {
     let cache = Cache::new(&settings.cache, &address.repository);
     if settings.offline {
-        let offline = || Error::Offline { address: address.to_string(), cache: settings.cache.clone() };
+        let offline = || Error::Offline {
+            address: address.to_string(),
+            cache: settings.cache.clone(),
+        };
         return cached(&cache, address, need).ok_or_else(offline);
     }
     let client = Client::new(settings, address)?;
@@ -50,27 +54,48 @@ pub fn fetch(
         Ok(listing) => listing,
         // What the cache has is better than nothing, as it is for the Hub's own library.
         Err(Error::Lost { host, why, .. }) if cached(&cache, address, need).is_some() => {
-            note(&format!("{address}: {host} cannot be reached ({why}); what the cache has of it is used"));
+            note(&format!(
+                "{address}: {host} cannot be reached ({why}); what the cache has of it is used"
+            ));
             return cached(&cache, address, need).ok_or(Error::Stopped);
         }
         Err(error) => return Err(error),
     };
-    let Wanted { small, weights, model } =
-        wanted(address, &listing.files, need == Need::Vocabulary && address.file.is_none())?;
+    let Wanted {
+        small,
+        weights,
+        model,
+    } = wanted(
+        address,
+        &listing.files,
+        need == Need::Vocabulary && address.file.is_none(),
+    )?;
     cache.create()?;
     cache.set_commit(&address.revision, &listing.commit)?;
-    let job = Fetch { client: &client, cache: &cache, listing: &listing, progress, note };
+    let job = Fetch {
+        client: &client,
+        cache: &cache,
+        listing: &listing,
+        progress,
+        note,
+    };
     job.all(&small, Some(MAX_SMALL))?;
     match weights {
         Weights::Files(files) => job.all(&files, None)?,
         Weights::OfIndex => {
             job.all(&[INDEX.to_owned()], Some(MAX_SMALL))?;
             let path = cache.snapshot(&listing.commit).join(INDEX);
-            let files = files_of_index(&path).map_err(|e| client.wrong(e.to_string()))?.unwrap_or_default();
+            let files = files_of_index(&path)
+                .map_err(|e| client.wrong(e.to_string()))?
+                .unwrap_or_default();
             let there: HashSet<&String> = listing.files.iter().collect();
             if let Some(file) = files.iter().find(|file| !there.contains(file)) {
                 let there = format!(", and {INDEX} names it");
-                return Err(Error::NoFile { address: address.to_string(), file: file.clone(), there });
+                return Err(Error::NoFile {
+                    address: address.to_string(),
+                    file: file.clone(),
+                    there,
+                });
             }
             job.all(&files, None)?;
         }
@@ -86,15 +111,24 @@ fn cached(cache: &Cache, address: &Address, need: Need) -> Option<PathBuf> {
     let has = |file: &str| cache.has(&commit, file);
     if let Some(file) = &address.file {
         let all = shard_siblings(file).unwrap_or_else(|| vec![file.clone()]);
-        return all.iter().all(|file| has(file)).then(|| snapshot.join(file));
+        return all
+            .iter()
+            .all(|file| has(file))
+            .then(|| snapshot.join(file));
     }
-    let names: Vec<String> =
-        snapshot.read_dir().ok()?.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect();
-    if !has("config.json") || !names.iter().any(|name| is_weights(name)) && need == Need::Everything {
+    let names: Vec<String> = snapshot
+        .read_dir()
+        .ok()?
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect();
+    if !has("config.json") || !names.iter().any(|name| is_weights(name)) && need == Need::Everything
+    {
         // A repository of GGUFs, of which one was downloaded.
         let mut firsts = names.iter().filter(|name| {
             let shards = shard_siblings(name);
-            name.ends_with(".gguf") && shards.is_none_or(|all| all[0] == **name && all.iter().all(|file| has(file)))
+            name.ends_with(".gguf")
+                && shards.is_none_or(|all| all[0] == **name && all.iter().all(|file| has(file)))
         });
         let only = firsts.next()?;
         return firsts.next().is_none().then(|| snapshot.join(only));
@@ -114,7 +148,10 @@ fn safetensors_siblings(name: &str) -> Vec<String> {
     let stem = name.strip_suffix(".safetensors").unwrap_or(name);
     let shards = shard_siblings(&format!("{stem}.gguf"));
     let renamed = |shard: String| format!("{}.safetensors", shard.trim_end_matches(".gguf"));
-    shards.map_or_else(|| vec![name.to_owned()], |all| all.into_iter().map(renamed).collect())
+    shards.map_or_else(
+        || vec![name.to_owned()],
+        |all| all.into_iter().map(renamed).collect(),
+    )
 }
 
 struct Fetch<'a> {
@@ -136,8 +173,10 @@ impl Fetch<'_> {
             }
             let remote = Remote::get(self.client, commit, file, self.progress)?;
             if let Some(max) = max.filter(|max| remote.size > *max) {
-                let what =
-                    format!("{file} has {} bytes, and more than {max} are not taken for such a file", remote.size);
+                let what = format!(
+                    "{file} has {} bytes, and more than {max} are not taken for such a file",
+                    remote.size
+                );
                 return Err(self.client.wrong(what));
             }
             missing.push(remote);
@@ -145,9 +184,14 @@ impl Fetch<'_> {
         let there = |remote: &Remote| {
             let blob = self.cache.blob(&remote.etag);
             let part = self.cache.incomplete(&remote.etag);
-            blob.metadata().or_else(|_| part.metadata()).map_or(0, |meta| meta.len().min(remote.size))
+            blob.metadata()
+                .or_else(|_| part.metadata())
+                .map_or(0, |meta| meta.len().min(remote.size))
         };
-        let needed: u64 = missing.iter().map(|remote| remote.size - there(remote)).sum();
+        let needed: u64 = missing
+            .iter()
+            .map(|remote| remote.size - there(remote))
+            .sum();
         if let Some(free) = self.cache.free().filter(|&free| free < needed) {
             let path = self.client.settings.cache.clone();
             return Err(format::Error::NoSpace { path, needed, free }.into());
@@ -155,32 +199,48 @@ impl Fetch<'_> {
         if needed > 0 && max.is_none() {
             let to = self.client.settings.cache.display();
             let (address, n) = (self.client.address, missing.len());
-            let files = if n == 1 { "1 file".to_owned() } else { format!("{n} files") };
-            (self.note)(&format!("{address}: {files}, {} to download to {to}", size(needed)));
+            let files = if n == 1 {
+                "1 file".to_owned()
+            } else {
+                format!("{n} files")
+            };
+            (self.note)(&format!(
+                "{address}: {files}, {} to download to {to}",
+                size(needed)
+            ));
         }
         if missing.is_empty() {
             return Ok(());
         }
-        self.progress.begin(missing.iter().map(|remote| remote.size).sum(), Unit::Bytes);
+        self.progress
+            .begin(missing.iter().map(|remote| remote.size).sum(), Unit::Bytes);
         self.several(missing)
     }
 
     fn several(&self, remotes: Vec<Remote>) -> Result<()> {
         let (client, cache, commit) = (self.client, self.cache, &*self.listing.commit);
         let workers = WORKERS.min(remotes.len());
-        let watch = Watch { progress: self.progress, failed: AtomicBool::new(false) };
+        let watch = Watch {
+            progress: self.progress,
+            failed: AtomicBool::new(false),
+        };
         let (queue, failure) = (Mutex::new(remotes.into_iter()), Mutex::new(None));
         let failed = |error| {
             watch.failed.store(true, Ordering::SeqCst);
             // The first failure tells; the others only stop because of it.
-            failure.lock().unwrap_or_else(|e| e.into_inner()).get_or_insert(error);
+            failure
+                .lock()
+                .unwrap_or_else(|e| e.into_inner())
+                .get_or_insert(error);
         };
         std::thread::scope(|scope| {
             for _ in 0..workers {
                 scope.spawn(|| {
                     loop {
                         let next = queue.lock().unwrap_or_else(|e| e.into_inner()).next();
-                        let Some(remote) = next.filter(|_| !watch.cancelled()) else { return };
+                        let Some(remote) = next.filter(|_| !watch.cancelled()) else {
+                            return;
+                        };
                         if let Err(error) = download(client, cache, commit, remote, &watch) {
                             return failed(error);
                         }

@@ -1,4 +1,5 @@
-//! Requests: redirects that keep the token at home, failures sorted by what can be done about them, patience.
+//! Requests: redirects that keep the token at home, failures sorted by what can be done about them,
+//! patience.
 
 use super::{Address, Error, Result, Settings};
 use crate::progress::Progress;
@@ -47,7 +48,12 @@ pub(super) enum Failure {
     /// No connection, or it broke; another try may help.
     Lost { host: String, why: String },
     /// An answer that is no success.
-    Status { status: u16, code: String, url: String, wait: Option<Duration> },
+    Status {
+        status: u16,
+        code: String,
+        url: String,
+        wait: Option<Duration>,
+    },
     /// Another try will not help.
     Final(Error),
 }
@@ -59,13 +65,18 @@ pub(super) enum Follow {
     AtHome,
 }
 
-/// The longest file of certificates that is read, in bytes; Mozilla's whole list has a quarter of a MB.
+/// The longest file of certificates that is read, in bytes; Mozilla's whole list has a quarter of a
+/// MB.
 const MAX_AUTHORITIES: u64 = 16 << 20;
 
 /// The certificates in a file.
 fn authorities(path: &Path) -> Result<RootCerts> {
-    let wrong =
-        |what: &str| Error::Setting(format!("SSL_CERT_FILE or REQUESTS_CA_BUNDLE names {}: {what}", path.display()));
+    let wrong = |what: &str| {
+        Error::Setting(format!(
+            "SSL_CERT_FILE or REQUESTS_CA_BUNDLE names {}: {what}",
+            path.display()
+        ))
+    };
     let meta = path.metadata().map_err(|e| wrong(&e.to_string()))?;
     if !meta.is_file() || meta.len() > MAX_AUTHORITIES {
         return Err(wrong("that is no file of certificates"));
@@ -87,9 +98,17 @@ fn authorities(path: &Path) -> Result<RootCerts> {
 
 impl<'a> Client<'a> {
     pub fn new(settings: &'a Settings, address: &'a Address) -> Result<Client<'a>> {
-        let wrong = |e| Error::Setting(format!("HF_ENDPOINT '{}' is no address: {e}", settings.endpoint));
+        let wrong = |e| {
+            Error::Setting(format!(
+                "HF_ENDPOINT '{}' is no address: {e}",
+                settings.endpoint
+            ))
+        };
         let endpoint: Uri = settings.endpoint.parse().map_err(wrong)?;
-        let roots = settings.authorities.as_deref().map_or(Ok(RootCerts::WebPki), authorities)?;
+        let roots = settings
+            .authorities
+            .as_deref()
+            .map_or(Ok(RootCerts::WebPki), authorities)?;
         // Redirects are followed here, since the token must not be.
         let config = Agent::config_builder()
             .tls_config(TlsConfig::builder().root_certs(roots).build())
@@ -102,34 +121,53 @@ impl<'a> Client<'a> {
             .timeout_recv_response(Some(2 * SILENCE))
             .timeout_per_read(Some(SILENCE))
             .build();
-        Ok(Client { agent: config.new_agent(), endpoint, reached: AtomicBool::new(false), settings, address })
+        Ok(Client {
+            agent: config.new_agent(),
+            endpoint,
+            reached: AtomicBool::new(false),
+            settings,
+            address,
+        })
     }
 
     /// Where a path below the endpoint is; it is [`escaped`] already.
     pub fn url(&self, path: &str) -> Result<Uri> {
         let url = format!("{}/{path}", self.settings.endpoint);
-        url.parse().map_err(|e| self.wrong(format!("'{url}' is no address: {e}")))
+        url.parse()
+            .map_err(|e| self.wrong(format!("'{url}' is no address: {e}")))
     }
 
     /// An error about something that the server said.
     pub fn wrong(&self, what: impl Into<String>) -> Error {
-        Error::Answer { address: self.address.to_string(), what: what.into() }
+        Error::Answer {
+            address: self.address.to_string(),
+            what: what.into(),
+        }
     }
 
     /// Asks once, and follows redirects. `from` asks for the rest of a file.
-    pub fn ask(&self, method: Method, url: &Uri, from: u64, follow: Follow) -> std::result::Result<Answer, Failure> {
+    pub fn ask(
+        &self,
+        method: Method,
+        url: &Uri,
+        from: u64,
+        follow: Follow,
+    ) -> std::result::Result<Answer, Failure> {
         let mut url = url.clone();
         let (mut etag, mut size) = (None, None);
         for _ in 0..=MAX_REDIRECTS {
             let mut request = Request::builder().method(method.clone()).uri(url.clone());
             let at_home = same_origin(&url, &self.endpoint);
             if let Some(token) = self.settings.token.as_ref().filter(|_| at_home) {
-                request = request.header(header::AUTHORIZATION, format!("Bearer {}", token.secret()));
+                request =
+                    request.header(header::AUTHORIZATION, format!("Bearer {}", token.secret()));
             }
             if from > 0 {
                 request = request.header(header::RANGE, format!("bytes={from}-"));
             }
-            let request = request.body(()).map_err(|e| Failure::Final(self.wrong(e.to_string())))?;
+            let request = request
+                .body(())
+                .map_err(|e| Failure::Final(self.wrong(e.to_string())))?;
             let answer = self.agent.run(request).map_err(|e| self.lost(&url, e))?;
             self.reached.store(true, Ordering::Relaxed);
             let (parts, body) = answer.into_parts();
@@ -137,15 +175,26 @@ impl<'a> Client<'a> {
             let is_redirect = matches!(status, 301 | 302 | 303 | 307 | 308);
             if at_home {
                 let plain = header(&headers, "etag").filter(|_| !is_redirect);
-                etag = header(&headers, "x-linked-etag").or(plain).map(|e| unquoted(&e)).or(etag);
+                etag = header(&headers, "x-linked-etag")
+                    .or(plain)
+                    .map(|e| unquoted(&e))
+                    .or(etag);
                 let length = header(&headers, "content-length").filter(|_| status == 200);
-                size = header(&headers, "x-linked-size").or(length).and_then(|n| n.parse().ok()).or(size);
+                size = header(&headers, "x-linked-size")
+                    .or(length)
+                    .and_then(|n| n.parse().ok())
+                    .or(size);
             }
             if is_redirect {
                 let next = header(&headers, "location").and_then(|to| resolved(&url, &to));
-                let next = next.ok_or_else(|| Failure::Final(self.wrong(format!("{url} redirects to no address"))))?;
+                let next = next.ok_or_else(|| {
+                    Failure::Final(self.wrong(format!("{url} redirects to no address")))
+                })?;
                 if url.scheme_str() == Some("https") && next.scheme_str() != Some("https") {
-                    let what = format!("{} redirects from https to http, which is not followed", host(&url));
+                    let what = format!(
+                        "{} redirects from https to http, which is not followed",
+                        host(&url)
+                    );
                     return Err(Failure::Final(self.wrong(what)));
                 }
                 if follow == Follow::Everywhere || same_origin(&next, &url) {
@@ -154,25 +203,53 @@ impl<'a> Client<'a> {
                 }
             } else if !(200..300).contains(&status) && status != 416 {
                 let code = header(&headers, "x-error-code").unwrap_or_default();
-                let wait = header(&headers, "retry-after").and_then(|s| s.parse().ok()).map(Duration::from_secs);
-                return Err(Failure::Status { status, code, url: without_query(&url), wait });
+                let wait = header(&headers, "retry-after")
+                    .and_then(|s| s.parse().ok())
+                    .map(Duration::from_secs);
+                return Err(Failure::Status {
+                    status,
+                    code,
+                    url: without_query(&url),
+                    wait,
+                });
             }
-            return Ok(Answer { status, headers, body, etag, size });
+            return Ok(Answer {
+                status,
+                headers,
+                body,
+                etag,
+                size,
+            });
         }
-        Err(Failure::Final(self.wrong(format!("more than {MAX_REDIRECTS} redirects in a row from {}", host(&url)))))
+        Err(Failure::Final(self.wrong(format!(
+            "more than {MAX_REDIRECTS} redirects in a row from {}",
+            host(&url)
+        ))))
     }
 
     fn lost(&self, url: &Uri, error: ureq::Error) -> Failure {
         match error {
             ureq::Error::Tls(_) | ureq::Error::Rustls(_) => {
-                let what = format!("{} cannot prove that it is what it says: {error}", host(url));
+                let what = format!(
+                    "{} cannot prove that it is what it says: {error}",
+                    host(url)
+                );
                 Failure::Final(self.wrong(what))
             }
             // A rejected certificate comes as an error of the stream.
-            ureq::Error::Io(e) if e.get_ref().is_some_and(|e| e.to_string().contains("certificate")) => {
-                Failure::Final(self.wrong(format!("{} cannot prove that it is what it says: {e}", host(url))))
+            ureq::Error::Io(e)
+                if e.get_ref()
+                    .is_some_and(|e| e.to_string().contains("certificate")) =>
+            {
+                Failure::Final(self.wrong(format!(
+                    "{} cannot prove that it is what it says: {e}",
+                    host(url)
+                )))
             }
-            error => Failure::Lost { host: host(url), why: error.to_string() },
+            error => Failure::Lost {
+                host: host(url),
+                why: error.to_string(),
+            },
         }
     }
 
@@ -183,18 +260,34 @@ impl<'a> Client<'a> {
             (Failure::Final(error), _) => error,
             (Failure::Lost { host, why }, _) => Error::Lost { address, host, why },
             (Failure::Status { status: 401, .. }, None) => Error::WhoAreYou(address),
-            (Failure::Status { status: 401, .. }, Some(token)) => Error::BadToken { address, from: token.from.clone() },
+            (Failure::Status { status: 401, .. }, Some(token)) => Error::BadToken {
+                address,
+                from: token.from.clone(),
+            },
             (Failure::Status { status: 403, .. }, _) => {
                 let page = format!("{}/{}", self.settings.endpoint, self.address.repository);
                 Error::Forbidden { address, page }
             }
-            (Failure::Status { status: 404, code, .. }, _) => match (code.as_str(), file) {
+            (
+                Failure::Status {
+                    status: 404, code, ..
+                },
+                _,
+            ) => match (code.as_str(), file) {
                 ("RevisionNotFound", _) => Error::NoRevision(address),
-                (_, Some(file)) => Error::NoFile { address, file: file.into(), there: " (404)".into() },
+                (_, Some(file)) => Error::NoFile {
+                    address,
+                    file: file.into(),
+                    there: " (404)".into(),
+                },
                 _ => Error::NoModel(address),
             },
             (Failure::Status { status: 429, .. }, _) => Error::TooMany(address),
-            (Failure::Status { status, url, .. }, _) => Error::Status { address, url, status },
+            (Failure::Status { status, url, .. }, _) => Error::Status {
+                address,
+                url,
+                status,
+            },
         }
     }
 
@@ -232,13 +325,26 @@ impl<'a> Patience<'a> {
     }
 
     /// Waits for the next try after a failure, or says why there is none.
-    pub fn after(&mut self, failure: Failure, file: Option<&str>, progress: &dyn Progress) -> Result<()> {
+    pub fn after(
+        &mut self,
+        failure: Failure,
+        file: Option<&str>,
+        progress: &dyn Progress,
+    ) -> Result<()> {
         let asked = match &failure {
             Failure::Lost { .. } => None,
-            Failure::Status { status: 408 | 429 | 500 | 502 | 503 | 504, wait, .. } => *wait,
+            Failure::Status {
+                status: 408 | 429 | 500 | 502 | 503 | 504,
+                wait,
+                ..
+            } => *wait,
             _ => return Err(self.client.explained(failure, file)),
         };
-        let most = if self.client.reached.load(Ordering::Relaxed) { MAX_TRIES } else { MAX_FIRST_TRIES };
+        let most = if self.client.reached.load(Ordering::Relaxed) {
+            MAX_TRIES
+        } else {
+            MAX_FIRST_TRIES
+        };
         self.tries += 1;
         if self.tries >= most || asked.is_some_and(|wait| wait > MAX_PAUSE) {
             return Err(self.client.explained(failure, file));
@@ -270,26 +376,39 @@ pub(super) fn header(headers: &HeaderMap, name: &str) -> Option<String> {
 
 /// An ETag without quotes and the mark of a weak one.
 pub(super) fn unquoted(etag: &str) -> String {
-    etag.strip_prefix("W/").unwrap_or(etag).trim_matches('"').to_owned()
+    etag.strip_prefix("W/")
+        .unwrap_or(etag)
+        .trim_matches('"')
+        .to_owned()
 }
 
 /// Scheme, host and port are the same.
 fn same_origin(a: &Uri, b: &Uri) -> bool {
     let origin = |uri: &Uri| {
         let scheme = uri.scheme_str()?.to_ascii_lowercase();
-        let port = uri.port_u16().unwrap_or(if scheme == "https" { 443 } else { 80 });
+        let port = uri
+            .port_u16()
+            .unwrap_or(if scheme == "https" { 443 } else { 80 });
         Some((scheme, uri.host()?.to_ascii_lowercase(), port))
     };
     origin(a).is_some() && origin(a) == origin(b)
 }
 
 fn host(url: &Uri) -> String {
-    url.authority().map_or_else(|| url.to_string(), |a| a.as_str().rsplit('@').next().unwrap_or_default().to_owned())
+    url.authority().map_or_else(
+        || url.to_string(),
+        |a| a.as_str().rsplit('@').next().unwrap_or_default().to_owned(),
+    )
 }
 
 /// For people: what stands behind the question mark may be a signature.
 fn without_query(url: &Uri) -> String {
-    format!("{}://{}{}", url.scheme_str().unwrap_or_default(), host(url), url.path())
+    format!(
+        "{}://{}{}",
+        url.scheme_str().unwrap_or_default(),
+        host(url),
+        url.path()
+    )
 }
 
 /// Where a redirect leads.
@@ -304,10 +423,15 @@ fn resolved(from: &Uri, to: &str) -> Option<Uri> {
     } else if to.is_empty() || to.contains("://") {
         return None;
     } else {
-        let directory = from.path().rsplit_once('/').map_or("", |(directory, _)| directory);
+        let directory = from
+            .path()
+            .rsplit_once('/')
+            .map_or("", |(directory, _)| directory);
         format!("{scheme}://{authority}{directory}/{to}")
     };
-    text.parse().ok().filter(|uri: &Uri| uri.host().is_some_and(|host| !host.is_empty()))
+    text.parse()
+        .ok()
+        .filter(|uri: &Uri| uri.host().is_some_and(|host| !host.is_empty()))
 }
 
 /// A path as it stands in an address; slashes stay.
@@ -315,7 +439,9 @@ pub(super) fn escaped(part: &str) -> String {
     let mut out = String::with_capacity(part.len());
     for byte in part.bytes() {
         match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' | b'/' => out.push(byte.into()),
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' | b'/' => {
+                out.push(byte.into())
+            }
             other => out += &format!("%{other:02X}"),
         }
     }
@@ -333,7 +459,10 @@ mod tests {
         assert_eq!(to("/c?d").unwrap(), "https://hub.example:8443/c?d");
         assert_eq!(to("c").unwrap(), "https://hub.example:8443/a/c");
         assert_eq!(to("//other.example/c").unwrap(), "https://other.example/c");
-        assert_eq!(to("http://other.example/c").unwrap(), "http://other.example/c");
+        assert_eq!(
+            to("http://other.example/c").unwrap(),
+            "http://other.example/c"
+        );
         assert_eq!((to("ftp://other.example/c"), to("")), (None, None));
     }
 

@@ -6,9 +6,10 @@
 //! fetch            the commit and the names of its files; those that a conversion reads; each into the cache
 //! ```
 //!
-//! Everything that the server says is untrusted: names are compared with those that are known or checked before they
-//! become a path, lengths bound what is read, and large files are checked against their SHA-256. The cache is laid out
-//! as the Python library huggingface_hub does it, so that either finds what the other has brought:
+//! Everything that the server says is untrusted: names are compared with those that are known or
+//! checked before they become a path, lengths bound what is read, and large files are checked
+//! against their SHA-256. The cache is laid out as the Python library huggingface_hub does it, so
+//! that either finds what the other has brought:
 //!
 //! ```text
 //! models--ORG--NAME/refs/REVISION              the commit that a revision was at last
@@ -18,8 +19,8 @@
 //! .locks/models--ORG--NAME/ETAG.lock           held by whoever writes that blob
 //! ```
 //!
-//! A download is the one kind of output that does not go through `format/output.rs`: its unfinished file is kept, not
-//! removed, since it is what the next run goes on from.
+//! A download is the one kind of output that does not go through `format/output.rs`: its unfinished
+//! file is kept, not removed, since it is what the next run goes on from.
 
 mod address;
 #[cfg(feature = "hub")]

@@ -1,4 +1,5 @@
-//! Where the Hub and its cache are, as the environment says it: the variables of the Python library huggingface_hub.
+//! Where the Hub and its cache are, as the environment says it: the variables of the Python library
+//! huggingface_hub.
 
 use super::{Error, Result};
 use std::fmt;
@@ -21,13 +22,15 @@ pub struct Token {
 /// How to reach the Hub.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// `https://huggingface.co`, or a mirror: scheme, host and perhaps a path, without a slash at the end.
+    /// `https://huggingface.co`, or a mirror: scheme, host and perhaps a path, without a slash at
+    /// the end.
     pub endpoint: String,
     /// Whom the Hub takes us for.
     pub token: Option<Token>,
     /// The directory with `models--ORG--NAME`.
     pub cache: PathBuf,
-    /// A file of certificates (PEM) of those who may vouch for a server, in place of Mozilla's list.
+    /// A file of certificates (PEM) of those who may vouch for a server, in place of Mozilla's
+    /// list.
     pub authorities: Option<PathBuf>,
     /// Ask nobody.
     pub offline: bool,
@@ -43,8 +46,13 @@ impl Token {
     pub fn new(text: &str, from: &str) -> Result<Token> {
         let secret = text.trim();
         match !secret.is_empty() && secret.bytes().all(|b| b.is_ascii_graphic()) {
-            true => Ok(Token { secret: secret.to_owned(), from: from.to_owned() }),
-            false => Err(Error::Setting(format!("{from}: a token has no blanks in it; it looks like hf_abc..."))),
+            true => Ok(Token {
+                secret: secret.to_owned(),
+                from: from.to_owned(),
+            }),
+            false => Err(Error::Setting(format!(
+                "{from}: a token has no blanks in it; it looks like hf_abc..."
+            ))),
         }
     }
 
@@ -60,9 +68,9 @@ impl fmt::Debug for Token {
 }
 
 impl Settings {
-    /// What the environment says: `HF_ENDPOINT`, `HF_TOKEN` or the file that `HF_TOKEN_PATH` names or `HF_HOME` has,
-    /// `HF_HUB_CACHE`, `HF_HOME`, `XDG_CACHE_HOME`, `HF_HUB_OFFLINE`, `HF_HUB_DISABLE_IMPLICIT_TOKEN`, `SSL_CERT_FILE` or
-    /// `REQUESTS_CA_BUNDLE`.
+    /// What the environment says: `HF_ENDPOINT`, `HF_TOKEN` or the file that `HF_TOKEN_PATH` names
+    /// or `HF_HOME` has, `HF_HUB_CACHE`, `HF_HOME`, `XDG_CACHE_HOME`, `HF_HUB_OFFLINE`,
+    /// `HF_HUB_DISABLE_IMPLICIT_TOKEN`, `SSL_CERT_FILE` or `REQUESTS_CA_BUNDLE`.
     ///
     /// # Errors
     /// If there is no home directory, or the token or the endpoint cannot be one.
@@ -77,7 +85,8 @@ impl Settings {
             let advice = "there is no home directory; set HF_HOME to a directory for downloads";
             own.ok_or_else(|| Error::Setting(advice.into()))
         };
-        let hf_home = path("HF_HOME").map_or_else(|| Ok(cache()?.join("huggingface")), Ok::<_, Error>)?;
+        let hf_home =
+            path("HF_HOME").map_or_else(|| Ok(cache()?.join("huggingface")), Ok::<_, Error>)?;
         let is_set = |name: &str| {
             let value = get(name).unwrap_or_default().to_ascii_uppercase();
             ["1", "ON", "YES", "TRUE"].contains(&value.as_str())
@@ -90,7 +99,8 @@ impl Settings {
         let endpoint = get("HF_ENDPOINT").unwrap_or_else(|| ENDPOINT.to_owned());
         let endpoint = endpoint.trim_end_matches('/').to_owned();
         if !endpoint.starts_with("https://") && !endpoint.starts_with("http://") {
-            let what = format!("HF_ENDPOINT is '{endpoint}'; an address such as {ENDPOINT} is expected");
+            let what =
+                format!("HF_ENDPOINT is '{endpoint}'; an address such as {ENDPOINT} is expected");
             return Err(Error::Setting(what));
         }
         Ok(Settings {
@@ -109,18 +119,24 @@ impl Settings {
 /// The token that `hf auth login` has left.
 fn stored(path: &Path) -> Result<Option<Token>> {
     // A token that cannot be read is as good as none: the Hub says if it needs one.
-    let Ok(meta) = path.metadata() else { return Ok(None) };
+    let Ok(meta) = path.metadata() else {
+        return Ok(None);
+    };
     if !meta.is_file() || meta.len() > MAX_TOKEN {
         return Ok(None);
     }
     match std::fs::read_to_string(path) {
-        Ok(text) if !text.trim().is_empty() => Token::new(&text, &path.display().to_string()).map(Some),
+        Ok(text) if !text.trim().is_empty() => {
+            Token::new(&text, &path.display().to_string()).map(Some)
+        }
         _ => Ok(None),
     }
 }
 
 fn home(get: &dyn Fn(&str) -> Option<String>) -> Option<PathBuf> {
-    get("HOME").or_else(|| get("USERPROFILE")).map(PathBuf::from)
+    get("HOME")
+        .or_else(|| get("USERPROFILE"))
+        .map(PathBuf::from)
 }
 
 /// A path whose `~` is the home directory.
@@ -136,7 +152,12 @@ mod tests {
     use super::*;
 
     fn settings(variables: &[(&str, &str)]) -> Result<Settings> {
-        let get = |name: &str| variables.iter().find(|(n, _)| *n == name).map(|(_, value)| (*value).to_owned());
+        let get = |name: &str| {
+            variables
+                .iter()
+                .find(|(n, _)| *n == name)
+                .map(|(_, value)| (*value).to_owned())
+        };
         Settings::from(&get)
     }
 
@@ -147,18 +168,43 @@ mod tests {
         assert_eq!(plain.cache, Path::new("/h/.cache/huggingface/hub"));
         assert!(plain.token.is_none() && !plain.offline);
         let cache = |variables: &[(&str, &str)]| settings(variables).unwrap().cache;
-        assert_eq!(cache(&[("HOME", "/h"), ("XDG_CACHE_HOME", "/x")]), Path::new("/x/huggingface/hub"));
-        assert_eq!(cache(&[("HOME", "/h"), ("HF_HOME", "~/hf")]), Path::new("/h/hf/hub"));
-        assert_eq!(cache(&[("HF_HOME", "/a"), ("HF_HUB_CACHE", "/b")]), Path::new("/b"));
-        let set = settings(&[("HF_HOME", "/a"), ("HF_ENDPOINT", "http://m.example/hf/"), ("HF_HUB_OFFLINE", "yes")]);
+        assert_eq!(
+            cache(&[("HOME", "/h"), ("XDG_CACHE_HOME", "/x")]),
+            Path::new("/x/huggingface/hub")
+        );
+        assert_eq!(
+            cache(&[("HOME", "/h"), ("HF_HOME", "~/hf")]),
+            Path::new("/h/hf/hub")
+        );
+        assert_eq!(
+            cache(&[("HF_HOME", "/a"), ("HF_HUB_CACHE", "/b")]),
+            Path::new("/b")
+        );
+        let set = settings(&[
+            ("HF_HOME", "/a"),
+            ("HF_ENDPOINT", "http://m.example/hf/"),
+            ("HF_HUB_OFFLINE", "yes"),
+        ]);
         let set = set.unwrap();
-        assert_eq!((set.endpoint.as_str(), set.offline), ("http://m.example/hf", true));
-        let authorities = |name: &str| settings(&[("HOME", "/h"), (name, "~/ca.pem")]).unwrap().authorities;
+        assert_eq!(
+            (set.endpoint.as_str(), set.offline),
+            ("http://m.example/hf", true)
+        );
+        let authorities = |name: &str| {
+            settings(&[("HOME", "/h"), (name, "~/ca.pem")])
+                .unwrap()
+                .authorities
+        };
         for name in ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"] {
             assert_eq!(authorities(name).as_deref(), Some(Path::new("/h/ca.pem")));
         }
         assert!(settings(&[]).unwrap_err().to_string().contains("HF_HOME"));
-        assert!(settings(&[("HF_HOME", "/a"), ("HF_ENDPOINT", "mirror")]).unwrap_err().to_string().contains("mirror"));
+        assert!(
+            settings(&[("HF_HOME", "/a"), ("HF_ENDPOINT", "mirror")])
+                .unwrap_err()
+                .to_string()
+                .contains("mirror")
+        );
     }
 
     #[test]
@@ -170,10 +216,15 @@ mod tests {
         assert_eq!(stored.token.as_ref().unwrap().secret(), "hf_file");
         let given = settings(&[("HF_HOME", home), ("HF_TOKEN", " hf_given ")]).unwrap();
         assert_eq!(given.token.as_ref().unwrap().secret(), "hf_given");
-        assert!(!format!("{given:?}{stored:?}").contains("hf_given") && !format!("{stored:?}").contains("hf_file"));
+        assert!(
+            !format!("{given:?}{stored:?}").contains("hf_given")
+                && !format!("{stored:?}").contains("hf_file")
+        );
         let none = settings(&[("HF_HOME", home), ("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")]).unwrap();
         assert!(none.token.is_none());
-        let bad = settings(&[("HF_HOME", home), ("HF_TOKEN", "hf_se cret")]).unwrap_err().to_string();
+        let bad = settings(&[("HF_HOME", home), ("HF_TOKEN", "hf_se cret")])
+            .unwrap_err()
+            .to_string();
         assert!(!bad.contains("cret") && bad.contains("HF_TOKEN"), "{bad}");
     }
 }

@@ -5,8 +5,8 @@
 //! Collector        sums of one chunk and layer on their own, added to the total in the order of the chunks
 //! ```
 //!
-//! Between two layers the sums, the activations of all chunks and the scores so far are all that there is of a run:
-//! they are kept where [`Options::resume`] says.
+//! Between two layers the sums, the activations of all chunks and the scores so far are all that
+//! there is of a run: they are kept where [`Options::resume`] says.
 
 use super::collected;
 use super::sums::{self, Sums};
@@ -94,8 +94,8 @@ pub struct Options<'o> {
     pub process_output: bool,
     /// Score the second half of each chunk.
     pub score: bool,
-    /// Whether the chunks go through the model in groups of so many, each of which reads all weights again, with a
-    /// snapshot after each group but the last.
+    /// Whether the chunks go through the model in groups of so many, each of which reads all
+    /// weights again, with a snapshot after each group but the last.
     pub snapshots: Option<(usize, Snapshot<'o>)>,
     /// The number of the first chunk in the text, for errors.
     pub first_chunk: usize,
@@ -119,12 +119,12 @@ pub struct Collected {
 
 /// Sums of the squares of all that the matrices meet.
 ///
-/// They depend neither on threads nor on groups nor on where a run was interrupted: those of a layer are made for each
-/// chunk, then added in f64 in the order of the chunks.
+/// They depend neither on threads nor on groups nor on where a run was interrupted: those of a
+/// layer are made for each chunk, then added in f64 in the order of the chunks.
 ///
 /// # Errors
-/// A model that cannot be run, activations that are not finite, a snapshot or a covariance that cannot be written, a
-/// directory with covariances of another job.
+/// A model that cannot be run, activations that are not finite, a snapshot or a covariance that
+/// cannot be written, a directory with covariances of another job.
 pub fn collect(
     engine: &Engine<'_>,
     windows: &Windows<'_>,
@@ -132,20 +132,34 @@ pub fn collect(
     progress: &dyn Progress,
 ) -> Result<Collected, Error> {
     let all = windows.chunks();
-    let group = options.snapshots.map_or(all, |(chunks, _)| chunks.clamp(1, all));
+    let group = options
+        .snapshots
+        .map_or(all, |(chunks, _)| chunks.clamp(1, all));
     if options.covariance.is_some() && group < all {
-        let what = "covariances are summed over all chunks, layer by layer: not together with snapshots";
+        let what =
+            "covariances are summed over all chunks, layer by layer: not together with snapshots";
         return Err(model::Error::Model(what.into()).into());
     }
-    let recorder = options.covariance.map(|job| Recorder::new(job, all)).transpose().map_err(Error::Covariance)?;
+    let recorder = options
+        .covariance
+        .map(|job| Recorder::new(job, all))
+        .transpose()
+        .map_err(Error::Covariance)?;
     let found = options.resume.and_then(Resume::take);
-    let found = found.and_then(|checkpoint| Found::of(checkpoint, windows, group, engine.hyper.layers));
+    let found =
+        found.and_then(|checkpoint| Found::of(checkpoint, windows, group, engine.hyper.layers));
     // Layers whose covariances are not there any more have to be done again.
-    let found = found.filter(|found| recorder.as_ref().is_none_or(|recorder| recorder.resume(&found.files)));
+    let found = found.filter(|found| {
+        recorder
+            .as_ref()
+            .is_none_or(|recorder| recorder.resume(&found.files))
+    });
     if let (None, Some(recorder)) = (&found, &recorder) {
         recorder.begin().map_err(Error::Covariance)?;
     }
-    let resumed = found.as_ref().map(|found| [found.start, found.checkpoint.done()]);
+    let resumed = found
+        .as_ref()
+        .map(|found| [found.start, found.checkpoint.done()]);
     let mut first = 0;
     let mut collector = Collector {
         process_output: options.process_output,
@@ -159,22 +173,47 @@ pub fn collect(
         found: Mutex::default(),
         recorder,
     };
-    if let Some(Found { start, sums, nll, checkpoint, .. }) = found {
+    if let Some(Found {
+        start,
+        sums,
+        nll,
+        checkpoint,
+        ..
+    }) = found
+    {
         (first, collector.nll) = (start, nll);
-        collector.turn.get_mut().unwrap_or_else(PoisonError::into_inner).total = sums;
+        collector
+            .turn
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner)
+            .total = sums;
         collector.found = Mutex::new(Some(checkpoint));
     }
     for start in (first..all).step_by(group) {
         let end = (start + group).min(all);
         collector.begin(start, end - start);
-        collector.group(engine, windows, options, progress).map_err(|e| collector.explained(e, options.first_chunk))?;
+        collector
+            .group(engine, windows, options, progress)
+            .map_err(|e| collector.explained(e, options.first_chunk))?;
         if let Some((_, snapshot)) = options.snapshots.filter(|_| end < all) {
             snapshot(&lock(&collector.turn).total).map_err(Error::Snapshot)?;
         }
     }
-    let turn = collector.turn.into_inner().unwrap_or_else(PoisonError::into_inner);
-    let covariance = collector.recorder.map(Recorder::finish).transpose().map_err(Error::Covariance)?;
-    Ok(Collected { sums: turn.total, nll: collector.nll, resumed, covariance })
+    let turn = collector
+        .turn
+        .into_inner()
+        .unwrap_or_else(PoisonError::into_inner);
+    let covariance = collector
+        .recorder
+        .map(Recorder::finish)
+        .transpose()
+        .map_err(Error::Covariance)?;
+    Ok(Collected {
+        sums: turn.total,
+        nll: collector.nll,
+        resumed,
+        covariance,
+    })
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -239,7 +278,9 @@ impl Collector<'_> {
         options: &Options<'_>,
         progress: &dyn Progress,
     ) -> Result<(), Error> {
-        let chunks: Vec<_> = (self.start..self.start + self.chunks.len()).map(|chunk| windows.input(chunk)).collect();
+        let chunks: Vec<_> = (self.start..self.start + self.chunks.len())
+            .map(|chunk| windows.input(chunk))
+            .collect();
         let scored = windows.first_scored()..windows.first_scored() + windows.scored();
         let keep = match (options.process_output, options.score) {
             (true, _) => 0..windows.n_ctx(),
@@ -263,19 +304,32 @@ impl Collector<'_> {
             if progress.cancelled() {
                 return Err(model::Error::Cancelled.into());
             }
-            *lock(&nll[chunk]) = self.output(&head, &hidden, chunk, scored.start - keep.start, labels(chunk))?;
+            *lock(&nll[chunk]) = self.output(
+                &head,
+                &hidden,
+                chunk,
+                scored.start - keep.start,
+                labels(chunk),
+            )?;
             progress.advance(1);
             Ok(())
         };
         engine.pool().install(|| {
             in_order(self.chunks.len(), one)?;
-            self.recorder.as_ref().map_or(Ok(()), Recorder::layer_done).map_err(Error::Covariance)
+            self.recorder
+                .as_ref()
+                .map_or(Ok(()), Recorder::layer_done)
+                .map_err(Error::Covariance)
         })?;
-        self.nll.extend(nll.into_iter().flat_map(|nll| nll.into_inner().unwrap_or_else(PoisonError::into_inner)));
+        self.nll.extend(
+            nll.into_iter()
+                .flat_map(|nll| nll.into_inner().unwrap_or_else(PoisonError::into_inner)),
+        );
         Ok(())
     }
 
-    /// The output matrix on all rows that are kept of a chunk. Row `first + i` of them predicts `labels[i]`.
+    /// The output matrix on all rows that are kept of a chunk. Row `first + i` of them predicts
+    /// `labels[i]`.
     fn output(
         &self,
         head: &model::Head<'_>,
@@ -288,14 +342,27 @@ impl Collector<'_> {
         let mut nll = Vec::with_capacity(labels.len());
         for start in (0..hidden.rows()).step_by(LOGIT_ROWS) {
             let count = LOGIT_ROWS.min(hidden.rows() - start);
-            let logits = head.numbers(&rows.narrow(0, start, count).map_err(model::Error::from)?, chunk, Some(self))?;
+            let logits = head.numbers(
+                &rows.narrow(0, start, count).map_err(model::Error::from)?,
+                chunk,
+                Some(self),
+            )?;
             if labels.is_empty() || start + count <= first {
                 continue;
             }
             for (i, logits) in logits.chunks_exact(logits.len() / count).enumerate() {
-                let Some(row) = (start + i).checked_sub(first).filter(|row| *row < labels.len()) else { continue };
+                let Some(row) = (start + i)
+                    .checked_sub(first)
+                    .filter(|row| *row < labels.len())
+                else {
+                    continue;
+                };
                 let at = |error| Error::Row { chunk, row, error };
-                nll.push(Distribution::of_logits(logits).and_then(|d| d.nll(labels[row])).map_err(at)?);
+                nll.push(
+                    Distribution::of_logits(logits)
+                        .and_then(|d| d.nll(labels[row]))
+                        .map_err(at)?,
+                );
             }
         }
         if self.process_output {
@@ -315,14 +382,25 @@ impl Collector<'_> {
     fn explained(&self, error: Error, first_chunk: usize) -> Error {
         let number = |chunk: usize| first_chunk + self.start + chunk;
         if let Some((chunk, error)) = lock(&self.failed).take() {
-            return Error::Sums { chunk: number(chunk), error };
+            return Error::Sums {
+                chunk: number(chunk),
+                error,
+            };
         }
         match error {
             Error::Model(model::Error::NotFinite { layer, chunk }) => {
                 let tensor = std::mem::take(&mut lock(&self.chunks[chunk]).last);
-                Error::NotFinite { layer, chunk: number(chunk), tensor }
+                Error::NotFinite {
+                    layer,
+                    chunk: number(chunk),
+                    tensor,
+                }
             }
-            Error::Row { chunk, row, error } => Error::Row { chunk: number(chunk), row, error },
+            Error::Row { chunk, row, error } => Error::Row {
+                chunk: number(chunk),
+                row,
+                error,
+            },
             error => error,
         }
     }
@@ -333,13 +411,22 @@ impl Observer for Collector<'_> {
         let mut met = lock(&self.chunks[seen.chunk]);
         met.last.clear();
         met.last.push_str(seen.name);
-        if let Some(recorder) = self.recorder.as_ref().filter(|_| covariance::wanted(seen.name, self.process_output)) {
+        if let Some(recorder) = self
+            .recorder
+            .as_ref()
+            .filter(|_| covariance::wanted(seen.name, self.process_output))
+        {
             recorder.input(&seen);
         }
         if seen.matrices == 1 && !collected(seen.name, self.process_output) {
             return;
         }
-        let added = met.sums.add_rows(seen.name, [seen.matrix, seen.matrices], seen.rows, seen.columns);
+        let added = met.sums.add_rows(
+            seen.name,
+            [seen.matrix, seen.matrices],
+            seen.rows,
+            seen.columns,
+        );
         drop(met);
         if let Err(error) = added {
             self.fail(seen.chunk, error);
@@ -365,11 +452,16 @@ impl Observer for Collector<'_> {
 
     fn layer_done(&self, _: usize) -> model::Result<()> {
         lock(&self.turn).turns = Turns::default();
-        Ok(self.recorder.as_ref().map_or(Ok(()), Recorder::layer_done)?)
+        Ok(self
+            .recorder
+            .as_ref()
+            .map_or(Ok(()), Recorder::layer_done)?)
     }
 
     fn resume(&self, put: Put<'_>) -> model::Result<usize> {
-        let Some(checkpoint) = lock(&self.found).take() else { return Ok(0) };
+        let Some(checkpoint) = lock(&self.found).take() else {
+            return Ok(0);
+        };
         for chunk in 0..self.chunks.len() {
             put(chunk, checkpoint.state(chunk)?)?;
         }
@@ -377,7 +469,9 @@ impl Observer for Collector<'_> {
     }
 
     fn keep(&self, done: usize, get: Get<'_>) -> model::Result<()> {
-        let Some(resume) = self.resume.filter(|resume| resume.due()) else { return Ok(()) };
+        let Some(resume) = self.resume.filter(|resume| resume.due()) else {
+            return Ok(());
+        };
         let files = self.recorder.as_ref().map_or(Vec::new(), Recorder::files);
         let packed = pack(self.start, &lock(&self.turn).total, &self.nll, &files);
         resume.save(done, &packed, [self.chunks.len(), self.length], get)
@@ -398,19 +492,41 @@ type Files = Vec<(String, String)>;
 
 impl Found {
     /// `None` if it does not fit this run, which the key rules out.
-    fn of(checkpoint: Checkpoint, windows: &Windows<'_>, group: usize, layers: usize) -> Option<Found> {
+    fn of(
+        checkpoint: Checkpoint,
+        windows: &Windows<'_>,
+        group: usize,
+        layers: usize,
+    ) -> Option<Found> {
         let (start, sums, nll, files) = unpack(checkpoint.extra())?;
-        let chunks = windows.chunks().checked_sub(start).filter(|left| *left > 0)?.min(group);
-        let fits = start % group == 0 && checkpoint.shape()[0] == chunks && (1..=layers).contains(&checkpoint.done());
-        fits.then_some(Found { start, sums, nll, files, checkpoint })
+        let chunks = windows
+            .chunks()
+            .checked_sub(start)
+            .filter(|left| *left > 0)?
+            .min(group);
+        let fits = start % group == 0
+            && checkpoint.shape()[0] == chunks
+            && (1..=layers).contains(&checkpoint.done());
+        fits.then_some(Found {
+            start,
+            sums,
+            nll,
+            files,
+            checkpoint,
+        })
     }
 }
 
 fn pack(start: usize, sums: &Sums, nll: &[f64], files: &Files) -> Vec<u8> {
     let mut packed = Packer::default();
-    packed.number(start).list(nll.iter().map(|x| x.to_le_bytes())).number(sums.tensors.len());
+    packed
+        .number(start)
+        .list(nll.iter().map(|x| x.to_le_bytes()))
+        .number(sums.tensors.len());
     for (name, tensor) in &sums.tensors {
-        packed.text(name).list(tensor.sums.iter().map(|x| x.to_le_bytes()));
+        packed
+            .text(name)
+            .list(tensor.sums.iter().map(|x| x.to_le_bytes()));
         packed.list(tensor.counts.iter().map(|x| x.to_le_bytes()));
     }
     packed.number(files.len());
@@ -426,8 +542,17 @@ fn unpack(bytes: &[u8]) -> Option<(usize, Sums, Vec<f64>, Files)> {
     let mut sums = Sums::default();
     for _ in 0..fields.number()? {
         let name = fields.text()?.to_owned();
-        let (values, counts) = (fields.list(f64::from_le_bytes)?, fields.list(i64::from_le_bytes)?);
-        sums.tensors.insert(name, sums::TensorSums { sums: values, counts });
+        let (values, counts) = (
+            fields.list(f64::from_le_bytes)?,
+            fields.list(i64::from_le_bytes)?,
+        );
+        sums.tensors.insert(
+            name,
+            sums::TensorSums {
+                sums: values,
+                counts,
+            },
+        );
     }
     let mut files = Files::new();
     for _ in 0..fields.number()? {
@@ -444,7 +569,8 @@ mod tests {
     fn chunks_that_come_early_wait_for_their_turn() {
         let of = |x: f32| {
             let mut sums = Sums::default();
-            sums.add_rows("blk.0.attn_q.weight", [0, 1], &[x], 1).unwrap();
+            sums.add_rows("blk.0.attn_q.weight", [0, 1], &[x], 1)
+                .unwrap();
             sums
         };
         let in_order = [1.0, 1e-9, 3e8, 7.0].map(of);
@@ -452,7 +578,9 @@ mod tests {
         in_order.iter().for_each(|sums| want.merge(sums).unwrap());
         for order in [[0, 1, 2, 3], [3, 2, 1, 0], [1, 0, 3, 2]] {
             let mut turn = Turn::default();
-            order.iter().for_each(|&chunk| turn.take(chunk, in_order[chunk].clone()).unwrap());
+            order
+                .iter()
+                .for_each(|&chunk| turn.take(chunk, in_order[chunk].clone()).unwrap());
             assert_eq!(turn.total, want, "{order:?}");
         }
     }
@@ -460,8 +588,10 @@ mod tests {
     #[test]
     fn what_is_packed_comes_back() {
         let mut sums = Sums::default();
-        sums.add_rows("blk.0.ffn_up_exps.weight", [1, 3], &[0.1, 0.2, 0.3, 0.4], 2).unwrap();
-        sums.add_rows("blk.0.attn_q.weight", [0, 1], &[1e-30, 0.2], 2).unwrap();
+        sums.add_rows("blk.0.ffn_up_exps.weight", [1, 3], &[0.1, 0.2, 0.3, 0.4], 2)
+            .unwrap();
+        sums.add_rows("blk.0.attn_q.weight", [0, 1], &[1e-30, 0.2], 2)
+            .unwrap();
         let files = vec![("blk.0.attn_q.gguf".to_owned(), "ab".to_owned())];
         let packed = pack(8, &sums, &[0.1, 2.0], &files);
         assert_eq!(unpack(&packed), Some((8, sums, vec![0.1, 2.0], files)));

@@ -1,4 +1,5 @@
-//! Figures of an importance matrix, as llama-imatrix's `--show-statistics` defines them: f32, summed in order.
+//! Figures of an importance matrix, as llama-imatrix's `--show-statistics` defines them: f32,
+//! summed in order.
 
 use crate::format::imatrix::{Entry, Imatrix};
 use serde::Serialize;
@@ -8,7 +9,8 @@ use std::fmt::Write;
 /// A channel whose mean square is not above this counts as inactive.
 const INACTIVE: f32 = 1e-5;
 
-/// Figures of one tensor's mean squared activations, over the channels of all matrices that any token met.
+/// Figures of one tensor's mean squared activations, over the channels of all matrices that any
+/// token met.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct TensorStatistics {
     /// Name of the tensor.
@@ -65,26 +67,42 @@ impl Statistics {
     /// Computes all figures.
     pub fn of(imatrix: &Imatrix) -> Statistics {
         let entries = &imatrix.entries;
-        let mut tensors: Vec<_> = entries.iter().filter_map(|(name, entry)| of_tensor(name, entry)).collect();
+        let mut tensors: Vec<_> = entries
+            .iter()
+            .filter_map(|(name, entry)| of_tensor(name, entry))
+            .collect();
         for tensor in &mut tensors {
             let before = tensor.layer.and_then(|layer| {
                 let before = layer.checked_sub(1)?;
-                let name = tensor.tensor.replacen(&format!("blk.{layer}."), &format!("blk.{before}."), 1);
-                entries.get(&name).filter(|entry| entry.counts.iter().any(|&c| c != 0))
+                let name =
+                    tensor
+                        .tensor
+                        .replacen(&format!("blk.{layer}."), &format!("blk.{before}."), 1);
+                entries
+                    .get(&name)
+                    .filter(|entry| entry.counts.iter().any(|&c| c != 0))
             });
             let ours = &entries[&tensor.tensor].sums;
             if let Some(before) = before.filter(|entry| entry.sums.len() == ours.len()) {
-                tensor.cosine =
-                    dot(ours, &before.sums) / (dot(ours, ours).sqrt() * dot(&before.sums, &before.sums).sqrt());
+                tensor.cosine = dot(ours, &before.sums)
+                    / (dot(ours, ours).sqrt() * dot(&before.sums, &before.sums).sqrt());
             }
         }
-        tensors.sort_by(|a, b| kind(&a.tensor).cmp(kind(&b.tensor)).then(b.total.total_cmp(&a.total)));
+        tensors.sort_by(|a, b| {
+            kind(&a.tensor)
+                .cmp(kind(&b.tensor))
+                .then(b.total.total_cmp(&a.total))
+        });
         let mut sums = BTreeMap::<u32, [f32; 4]>::new();
         for tensor in &tensors {
             let Some(layer) = tensor.layer else { continue };
             let n = tensor.elements as f32;
             let added = [n * tensor.total, n * tensor.zd, n * tensor.cosine, n];
-            sums.entry(layer).or_default().iter_mut().zip(added).for_each(|(sum, x)| *sum += x);
+            sums.entry(layer)
+                .or_default()
+                .iter_mut()
+                .zip(added)
+                .for_each(|(sum, x)| *sum += x);
         }
         let layer = |(layer, [total, zd, cosine, n]): (u32, [f32; 4])| LayerStatistics {
             layer,
@@ -92,7 +110,10 @@ impl Statistics {
             zd: zd / n,
             cosine: cosine / n,
         };
-        Statistics { tensors, layers: sums.into_iter().map(layer).collect() }
+        Statistics {
+            tensors,
+            layers: sums.into_iter().map(layer).collect(),
+        }
     }
 
     /// Two tables, their columns separated by tabs.
@@ -121,7 +142,14 @@ impl Statistics {
         }
         text.push_str("\nLayer\tSum(Act^2)\tZD\tCosSim\n");
         for l in &self.layers {
-            let _ = writeln!(text, "{:5}\t{:14.2}\t{:10.4}%\t{:6.4}", l.layer, l.total, 100.0 * l.zd, l.cosine);
+            let _ = writeln!(
+                text,
+                "{:5}\t{:14.2}\t{:10.4}%\t{:6.4}",
+                l.layer,
+                l.total,
+                100.0 * l.zd,
+                l.cosine
+            );
         }
         text
     }
@@ -131,7 +159,10 @@ impl Statistics {
 fn kind(name: &str) -> &str {
     let parts: Vec<_> = name.split('.').collect();
     let weight = parts.iter().skip(1).position(|part| *part == "weight");
-    weight.map(|at| parts[at]).filter(|kind| !kind.is_empty()).unwrap_or(name)
+    weight
+        .map(|at| parts[at])
+        .filter(|kind| !kind.is_empty())
+        .unwrap_or(name)
 }
 
 fn dot(a: &[f32], b: &[f32]) -> f32 {
@@ -140,8 +171,14 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
 
 fn of_tensor(name: &str, entry: &Entry) -> Option<TensorStatistics> {
     let per_count = entry.sums.len().checked_div(entry.counts.len())?;
-    let met = entry.sums.chunks(per_count.max(1)).zip(&entry.counts).filter(|(_, count)| **count != 0);
-    let values: Vec<f32> = met.flat_map(|(sums, &count)| sums.iter().map(move |sum| sum / count as f32)).collect();
+    let met = entry
+        .sums
+        .chunks(per_count.max(1))
+        .zip(&entry.counts)
+        .filter(|(_, count)| **count != 0);
+    let values: Vec<f32> = met
+        .flat_map(|(sums, &count)| sums.iter().map(move |sum| sum / count as f32))
+        .collect();
     if values.is_empty() {
         return None;
     }
@@ -178,19 +215,23 @@ fn of_tensor(name: &str, entry: &Entry) -> Option<TensorStatistics> {
 mod tests {
     use super::*;
 
-    /// `QUANTIER_IMATRIX=FILE` (GGUF): prints the tables and writes copies beside it in both formats, to be compared
-    /// with what llama-imatrix shows and writes.
+    /// `QUANTIER_IMATRIX=FILE` (GGUF): prints the tables and writes copies beside it in both
+    /// formats, to be compared with what llama-imatrix shows and writes.
     #[test]
     #[ignore = "needs a GGUF file that llama-imatrix wrote: set QUANTIER_IMATRIX"]
     fn tables_and_copies_of_a_real_file() {
         use crate::format::imatrix::Format;
-        let path = std::path::PathBuf::from(std::env::var_os("QUANTIER_IMATRIX").expect("QUANTIER_IMATRIX is set"));
+        let path = std::path::PathBuf::from(
+            std::env::var_os("QUANTIER_IMATRIX").expect("QUANTIER_IMATRIX is set"),
+        );
         let imatrix = Imatrix::read(&path).unwrap();
         let sums = crate::imatrix::sums::Sums::of_file(&imatrix, 512);
         assert_eq!(sums.to_file(imatrix.chunk_size).entries, imatrix.entries);
         for (suffix, format) in [("gguf", Format::Gguf), ("dat", Format::Dat)] {
             let copy = path.with_extension(format!("ours.{suffix}"));
-            sums.to_file(imatrix.chunk_size).write(&copy, format, &[]).unwrap();
+            sums.to_file(imatrix.chunk_size)
+                .write(&copy, format, &[])
+                .unwrap();
         }
         println!("{}", Statistics::of(&imatrix).text());
     }
@@ -198,13 +239,35 @@ mod tests {
     #[test]
     fn figures_that_can_be_worked_out_by_hand() {
         let mut imatrix = Imatrix::default();
-        let entry = |sums: &[f32]| Entry { sums: sums.to_vec(), counts: vec![2, 0] };
-        imatrix.entries.insert("blk.0.ffn_up.weight".into(), entry(&[2.0, 2.0, 2.0, 2.0, 9.0, 9.0, 9.0, 9.0]));
-        imatrix.entries.insert("blk.1.ffn_up.weight".into(), entry(&[0.0, 0.0, 0.0, 8.0, 0.0, 0.0, 0.0, 0.0]));
+        let entry = |sums: &[f32]| Entry {
+            sums: sums.to_vec(),
+            counts: vec![2, 0],
+        };
+        imatrix.entries.insert(
+            "blk.0.ffn_up.weight".into(),
+            entry(&[2.0, 2.0, 2.0, 2.0, 9.0, 9.0, 9.0, 9.0]),
+        );
+        imatrix.entries.insert(
+            "blk.1.ffn_up.weight".into(),
+            entry(&[0.0, 0.0, 0.0, 8.0, 0.0, 0.0, 0.0, 0.0]),
+        );
         let all = Statistics::of(&imatrix);
         let (a, b) = (&all.tensors[0], &all.tensors[1]);
-        assert_eq!((a.total, a.std, a.entropy, a.entropy_percent, a.zd, a.elements), (4.0, 0.0, 2.0, 100.0, 0.0, 4));
-        assert_eq!((b.total, b.max, b.active, b.entropy, b.zd), (4.0, 4.0, 0.25, 0.0, 0.25));
+        assert_eq!(
+            (
+                a.total,
+                a.std,
+                a.entropy,
+                a.entropy_percent,
+                a.zd,
+                a.elements
+            ),
+            (4.0, 0.0, 2.0, 100.0, 0.0, 4)
+        );
+        assert_eq!(
+            (b.total, b.max, b.active, b.entropy, b.zd),
+            (4.0, 4.0, 0.25, 0.0, 0.25)
+        );
         assert!((b.cosine - 16.0 / (8.0 * 340f32.sqrt())).abs() < 1e-6);
         assert_eq!(all.layers.len(), 2);
     }

@@ -1,5 +1,5 @@
-//! Sums of squared activations while they grow, in f64 so that neither the order of chunks nor the number of machines
-//! shows in the f32 that a file keeps.
+//! Sums of squared activations while they grow, in f64 so that neither the order of chunks nor the
+//! number of machines shows in the f32 that a file keeps.
 
 use crate::format::imatrix::{Entry, Imatrix};
 use crate::vector::vectorized;
@@ -9,7 +9,9 @@ use std::collections::{BTreeMap, BTreeSet};
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum Error {
     /// An activation is NaN or infinite, or its square leaves f32.
-    #[error("the input of '{tensor}' has a value of {value} in channel {column}; sums of squares must stay finite")]
+    #[error(
+        "the input of '{tensor}' has a value of {value} in channel {column}; sums of squares must stay finite"
+    )]
     NonFinite {
         /// The tensor.
         tensor: String,
@@ -19,7 +21,9 @@ pub enum Error {
         value: f64,
     },
     /// The rows are not those of the tensor that was seen before.
-    #[error("'{tensor}' has {ours} here and {theirs} there; only importance matrices of the same model can be added")]
+    #[error(
+        "'{tensor}' has {ours} here and {theirs} there; only importance matrices of the same model can be added"
+    )]
     OtherModel {
         /// The tensor.
         tensor: String,
@@ -29,7 +33,9 @@ pub enum Error {
         theirs: String,
     },
     /// A tensor that the model does not have, or has in another shape.
-    #[error("'{tensor}' has {theirs}, and the model {ours}; only importance matrices of the same model can be added")]
+    #[error(
+        "'{tensor}' has {theirs}, and the model {ours}; only importance matrices of the same model can be added"
+    )]
     OtherTensor {
         /// The tensor.
         tensor: String,
@@ -54,9 +60,9 @@ impl Error {
     /// The tensor that it is about; empty where it is about all.
     pub fn tensor(&self) -> &str {
         match self {
-            Error::NonFinite { tensor, .. } | Error::OtherModel { tensor, .. } | Error::OtherTensor { tensor, .. } => {
-                tensor
-            }
+            Error::NonFinite { tensor, .. }
+            | Error::OtherModel { tensor, .. }
+            | Error::OtherTensor { tensor, .. } => tensor,
             Error::OtherBlocks { .. } => "",
         }
     }
@@ -86,10 +92,11 @@ pub struct Sums {
 }
 
 impl Sums {
-    /// Adds the squares of `rows` [n, columns] to matrix `matrix` of a tensor of `matrices` matrices.
+    /// Adds the squares of `rows` [n, columns] to matrix `matrix` of a tensor of `matrices`
+    /// matrices.
     ///
-    /// The rows of one call are summed first, then added: with one call per chunk, in the order of the chunks, the
-    /// result does not depend on threads. After an error nothing has changed.
+    /// The rows of one call are summed first, then added: with one call per chunk, in the order of
+    /// the chunks, the result does not depend on threads. After an error nothing has changed.
     ///
     /// # Panics
     /// If `matrix` is not below `matrices`, or `rows` is no multiple of `columns`.
@@ -100,36 +107,63 @@ impl Sums {
         rows: &[f32],
         columns: usize,
     ) -> Result<(), Error> {
-        assert!(matrix < matrices && columns > 0 && rows.len().is_multiple_of(columns), "rows of '{tensor}'");
+        assert!(
+            matrix < matrices && columns > 0 && rows.len().is_multiple_of(columns),
+            "rows of '{tensor}'"
+        );
         let added = squares(rows, columns);
-        let fresh = || TensorSums { sums: vec![0.0; columns * matrices], counts: vec![0; matrices] };
+        let fresh = || TensorSums {
+            sums: vec![0.0; columns * matrices],
+            counts: vec![0; matrices],
+        };
         let known = self.tensors.get(tensor);
-        if let Some(known) = known.filter(|k| k.sums.len() != columns * matrices || !fit(k.counts.len(), matrices)) {
+        if let Some(known) =
+            known.filter(|k| k.sums.len() != columns * matrices || !fit(k.counts.len(), matrices))
+        {
             return Err(other_model(tensor, known, &fresh()));
         }
         let before = |column: usize| known.map_or(0.0, |k| k.sums[matrix * columns + column]);
         if let Some(column) = (0..columns).find(|&c| !((before(c) + added[c]) as f32).is_finite()) {
-            return Err(Error::NonFinite { tensor: tensor.to_owned(), column, value: before(column) + added[column] });
+            return Err(Error::NonFinite {
+                tensor: tensor.to_owned(),
+                column,
+                value: before(column) + added[column],
+            });
         }
         let ours = self.tensors.entry(tensor.to_owned()).or_insert_with(fresh);
         broadcast(&mut ours.counts, matrices);
         let range = matrix * columns..(matrix + 1) * columns;
-        ours.sums[range].iter_mut().zip(&added).for_each(|(sum, x)| *sum += x);
+        ours.sums[range]
+            .iter_mut()
+            .zip(&added)
+            .for_each(|(sum, x)| *sum += x);
         ours.counts[matrix] += (rows.len() / columns) as i64;
         Ok(())
     }
 
-    /// Adds the sums of another run of the same model. Texts follow ours. After an error nothing has changed.
+    /// Adds the sums of another run of the same model. Texts follow ours. After an error nothing
+    /// has changed.
     pub fn merge(&mut self, other: &Sums) -> Result<(), Error> {
         for (name, theirs) in &other.tensors {
-            let Some(ours) = self.tensors.get(name) else { continue };
-            if ours.sums.len() != theirs.sums.len() || !fit(ours.counts.len(), theirs.counts.len()) {
+            let Some(ours) = self.tensors.get(name) else {
+                continue;
+            };
+            if ours.sums.len() != theirs.sums.len() || !fit(ours.counts.len(), theirs.counts.len())
+            {
                 return Err(other_model(name, ours, theirs));
             }
             let pairs = ours.sums.iter().zip(&theirs.sums).map(|(a, b)| a + b);
-            if let Some((i, value)) = pairs.enumerate().find(|(_, sum)| !(*sum as f32).is_finite()) {
-                let column = i % (ours.sums.len() / ours.counts.len().max(theirs.counts.len()).max(1));
-                return Err(Error::NonFinite { tensor: name.clone(), column, value });
+            if let Some((i, value)) = pairs
+                .enumerate()
+                .find(|(_, sum)| !(*sum as f32).is_finite())
+            {
+                let column =
+                    i % (ours.sums.len() / ours.counts.len().max(theirs.counts.len()).max(1));
+                return Err(Error::NonFinite {
+                    tensor: name.clone(),
+                    column,
+                    value,
+                });
             }
         }
         for (name, theirs) in &other.tensors {
@@ -137,63 +171,125 @@ impl Sums {
                 self.tensors.insert(name.clone(), theirs.clone());
                 continue;
             };
-            ours.sums.iter_mut().zip(&theirs.sums).for_each(|(sum, x)| *sum += x);
+            ours.sums
+                .iter_mut()
+                .zip(&theirs.sums)
+                .for_each(|(sum, x)| *sum += x);
             let mut counts = theirs.counts.clone();
             broadcast(&mut counts, ours.counts.len());
             broadcast(&mut ours.counts, counts.len());
-            ours.counts.iter_mut().zip(counts).for_each(|(count, n)| *count = count.saturating_add(n));
+            ours.counts
+                .iter_mut()
+                .zip(counts)
+                .for_each(|(count, n)| *count = count.saturating_add(n));
         }
         self.datasets.extend_from_slice(&other.datasets);
         Ok(())
     }
 
-    /// Adds what a file holds. Its tensors must belong to as many blocks as ours do; see [`Sums::merge`] for the rest.
+    /// Adds what a file holds. Its tensors must belong to as many blocks as ours do; see
+    /// [`Sums::merge`] for the rest.
     pub fn merge_file(&mut self, theirs: &Sums) -> Result<(), Error> {
-        let blocks = |sums: &Sums| sums.tensors.keys().filter_map(|name| block(name)).collect::<BTreeSet<_>>();
+        let blocks = |sums: &Sums| {
+            sums.tensors
+                .keys()
+                .filter_map(|name| block(name))
+                .collect::<BTreeSet<_>>()
+        };
         let (ours, other) = (blocks(self), blocks(theirs));
         if !self.tensors.is_empty() && ours != other {
-            return Err(Error::OtherBlocks { ours: ours.len(), theirs: other.len() });
+            return Err(Error::OtherBlocks {
+                ours: ours.len(),
+                theirs: other.len(),
+            });
         }
         self.merge(theirs)
     }
 
-    /// Fails unless these can be the sums of a model. `dims` gives the dimensions of its tensors, row length first.
+    /// Fails unless these can be the sums of a model. `dims` gives the dimensions of its tensors,
+    /// row length first.
     pub fn check_model(&self, dims: impl Fn(&str) -> Option<Vec<u64>>) -> Result<(), Error> {
         for (name, tensor) in &self.tensors {
             let other = |ours: String| {
-                let theirs = format!("{} sums for {} counts", tensor.sums.len(), tensor.counts.len());
-                Err(Error::OtherTensor { tensor: name.clone(), ours, theirs })
+                let theirs = format!(
+                    "{} sums for {} counts",
+                    tensor.sums.len(),
+                    tensor.counts.len()
+                );
+                Err(Error::OtherTensor {
+                    tensor: name.clone(),
+                    ours,
+                    theirs,
+                })
             };
-            let Some(dims) = dims(name) else { return other("has no such tensor".into()) };
+            let Some(dims) = dims(name) else {
+                return other("has no such tensor".into());
+            };
             let matrices = dims.iter().skip(2).product::<u64>();
             let columns = dims.first().copied().unwrap_or(0);
             let counts = tensor.counts.len() as u64;
-            if columns.checked_mul(matrices) != Some(tensor.sums.len() as u64) || (counts != 1 && counts != matrices) {
-                return other(format!("{columns} input channels in each of {matrices} matrices"));
+            if columns.checked_mul(matrices) != Some(tensor.sums.len() as u64)
+                || (counts != 1 && counts != matrices)
+            {
+                return other(format!(
+                    "{columns} input channels in each of {matrices} matrices"
+                ));
             }
         }
         Ok(())
     }
 
-    /// The sums that a file holds. A `.dat` file counts chunks instead of tokens, so it is told how many tokens its
-    /// chunks had.
+    /// The sums that a file holds. A `.dat` file counts chunks instead of tokens, so it is told how
+    /// many tokens its chunks had.
     pub fn of_file(file: &Imatrix, chunk_size: u32) -> Sums {
-        let scale = if file.chunk_size == 0 { i64::from(chunk_size) } else { 1 };
-        let tensor = |entry: &Entry| TensorSums {
-            sums: entry.sums.iter().map(|&sum| f64::from(sum) * scale as f64).collect(),
-            counts: entry.counts.iter().map(|count| count.saturating_mul(scale)).collect(),
+        let scale = if file.chunk_size == 0 {
+            i64::from(chunk_size)
+        } else {
+            1
         };
-        let tensors = file.entries.iter().map(|(name, entry)| (name.clone(), tensor(entry))).collect();
-        Sums { tensors, datasets: file.datasets.clone() }
+        let tensor = |entry: &Entry| TensorSums {
+            sums: entry
+                .sums
+                .iter()
+                .map(|&sum| f64::from(sum) * scale as f64)
+                .collect(),
+            counts: entry
+                .counts
+                .iter()
+                .map(|count| count.saturating_mul(scale))
+                .collect(),
+        };
+        let tensors = file
+            .entries
+            .iter()
+            .map(|(name, entry)| (name.clone(), tensor(entry)))
+            .collect();
+        Sums {
+            tensors,
+            datasets: file.datasets.clone(),
+        }
     }
 
-    /// What a file is to hold, with chunks of `chunk_size` tokens. The number of chunks is that of the largest count.
+    /// What a file is to hold, with chunks of `chunk_size` tokens. The number of chunks is that of
+    /// the largest count.
     pub fn to_file(&self, chunk_size: u32) -> Imatrix {
-        let entry =
-            |t: &TensorSums| Entry { sums: t.sums.iter().map(|&x| x as f32).collect(), counts: t.counts.clone() };
-        let most = self.tensors.values().flat_map(|t| &t.counts).copied().max().unwrap_or(0);
+        let entry = |t: &TensorSums| Entry {
+            sums: t.sums.iter().map(|&x| x as f32).collect(),
+            counts: t.counts.clone(),
+        };
+        let most = self
+            .tensors
+            .values()
+            .flat_map(|t| &t.counts)
+            .copied()
+            .max()
+            .unwrap_or(0);
         Imatrix {
-            entries: self.tensors.iter().map(|(name, t)| (name.clone(), entry(t))).collect(),
+            entries: self
+                .tensors
+                .iter()
+                .map(|(name, t)| (name.clone(), entry(t)))
+                .collect(),
             datasets: self.datasets.clone(),
             chunk_count: u32::try_from(most / i64::from(chunk_size.max(1))).unwrap_or(u32::MAX),
             chunk_size,
@@ -218,7 +314,9 @@ fn squares(rows: &[f32], columns: usize) -> Vec<f64> {
             }
         }
         for row in groups.remainder().chunks_exact(columns) {
-            sums.iter_mut().zip(row).for_each(|(sum, x)| *sum += square(*x));
+            sums.iter_mut()
+                .zip(row)
+                .for_each(|(sum, x)| *sum += square(*x));
         }
     });
     sums
@@ -237,7 +335,11 @@ fn broadcast(counts: &mut Vec<i64>, matrices: usize) {
 
 fn other_model(tensor: &str, ours: &TensorSums, theirs: &TensorSums) -> Error {
     let size = |t: &TensorSums| format!("{} sums for {} counts", t.sums.len(), t.counts.len());
-    Error::OtherModel { tensor: tensor.to_owned(), ours: size(ours), theirs: size(theirs) }
+    Error::OtherModel {
+        tensor: tensor.to_owned(),
+        ours: size(ours),
+        theirs: size(theirs),
+    }
 }
 
 #[cfg(test)]
@@ -247,7 +349,8 @@ mod tests {
 
     fn of(rows: &[f32], expert: usize) -> Sums {
         let mut sums = Sums::default();
-        sums.add_rows("blk.0.ffn_down_exps.weight", [expert, 3], rows, 2).unwrap();
+        sums.add_rows("blk.0.ffn_down_exps.weight", [expert, 3], rows, 2)
+            .unwrap();
         sums
     }
 
@@ -256,17 +359,27 @@ mod tests {
         let mut sums = of(&[1.0, 2.0, 3.0, 4.0], 1);
         let before = sums.clone();
         let t = &before.tensors["blk.0.ffn_down_exps.weight"];
-        assert_eq!((&t.sums[..], &t.counts[..]), (&[0.0, 0.0, 10.0, 20.0, 0.0, 0.0][..], &[0, 2, 0][..]));
+        assert_eq!(
+            (&t.sums[..], &t.counts[..]),
+            (&[0.0, 0.0, 10.0, 20.0, 0.0, 0.0][..], &[0, 2, 0][..])
+        );
         for value in [f32::NAN, f32::INFINITY, f32::MAX] {
-            let error = sums.add_rows("blk.0.ffn_down_exps.weight", [0, 3], &[1.0, value], 2).unwrap_err();
-            assert!(error.to_string().contains("'blk.0.ffn_down_exps.weight'"), "{error}");
+            let error = sums
+                .add_rows("blk.0.ffn_down_exps.weight", [0, 3], &[1.0, value], 2)
+                .unwrap_err();
+            assert!(
+                error.to_string().contains("'blk.0.ffn_down_exps.weight'"),
+                "{error}"
+            );
         }
         assert!(matches!(
             sums.add_rows("blk.0.ffn_down_exps.weight", [0, 3], &[1.0; 3], 3),
             Err(Error::OtherModel { .. })
         ));
         let mut other = Sums::default();
-        other.add_rows("blk.0.ffn_down_exps.weight", [0, 2], &[1.0, 2.0], 2).unwrap();
+        other
+            .add_rows("blk.0.ffn_down_exps.weight", [0, 2], &[1.0, 2.0], 2)
+            .unwrap();
         assert!(matches!(sums.merge(&other), Err(Error::OtherModel { .. })));
         assert_eq!(sums, before);
     }
@@ -275,20 +388,37 @@ mod tests {
     fn another_model_is_told_by_its_tensors() {
         let sums = |names: &[&str]| {
             let mut sums = Sums::default();
-            names.iter().for_each(|name| sums.add_rows(name, [0, 1], &[1.0, 2.0], 2).unwrap());
+            names
+                .iter()
+                .for_each(|name| sums.add_rows(name, [0, 1], &[1.0, 2.0], 2).unwrap());
             sums
         };
         let mut two = sums(&["blk.0.attn_q.weight", "blk.1.attn_q.weight"]);
         let error = two.merge_file(&sums(&["blk.0.attn_q.weight"])).unwrap_err();
         assert_eq!(error, Error::OtherBlocks { ours: 2, theirs: 1 });
-        two.merge_file(&sums(&["blk.0.attn_k.weight", "blk.1.attn_q.weight", "output.weight"])).unwrap();
+        two.merge_file(&sums(&[
+            "blk.0.attn_k.weight",
+            "blk.1.attn_q.weight",
+            "output.weight",
+        ]))
+        .unwrap();
         let dims = |dims: &[u64]| {
             let dims = dims.to_vec();
             move |_: &str| Some(dims.clone())
         };
         two.check_model(dims(&[2, 9])).unwrap();
-        assert!(two.check_model(dims(&[3, 9])).unwrap_err().to_string().contains("3 input channels"));
-        assert!(two.check_model(|_| None).unwrap_err().to_string().contains("no such tensor"));
+        assert!(
+            two.check_model(dims(&[3, 9]))
+                .unwrap_err()
+                .to_string()
+                .contains("3 input channels")
+        );
+        assert!(
+            two.check_model(|_| None)
+                .unwrap_err()
+                .to_string()
+                .contains("no such tensor")
+        );
         of(&[1.0, 2.0], 0).check_model(dims(&[2, 9, 3])).unwrap();
         assert!(of(&[1.0, 2.0], 0).check_model(dims(&[2, 9, 2])).is_err());
     }

@@ -1,5 +1,6 @@
-//! Recipes that are changed after their files were measured: a file that was to have so many nats and has others, and
-//! files that a search has found better ones for. What came of it is kept, so that the next run begins with it.
+//! Recipes that are changed after their files were measured: a file that was to have so many nats
+//! and has others, and files that a search has found better ones for. What came of it is kept, so
+//! that the next run begins with it.
 
 use super::choice::{Choices, Chosen};
 use super::{Job, Kept, Result, texts};
@@ -30,10 +31,19 @@ pub(super) struct Adjusted {
 pub(super) type All = BTreeMap<String, Adjusted>;
 
 /// All that adjustments depend on.
-pub(super) fn key(input: &Input<'_>, job: &Job, windows: &texts::Cut, scores: &Scores) -> Result<Key> {
+pub(super) fn key(
+    input: &Input<'_>,
+    job: &Job,
+    windows: &texts::Cut,
+    scores: &Scores,
+) -> Result<Key> {
     let scores = serde_json::to_vec(scores).unwrap_or_default();
-    let key = resume::Job::new("make: adjusted").with_model(input)?.with("tokens", windows.evaluation_bytes());
-    let key = key.with("calibration", windows.calibration_bytes()).with("scores", &scores);
+    let key = resume::Job::new("make: adjusted")
+        .with_model(input)?
+        .with("tokens", windows.evaluation_bytes());
+    let key = key
+        .with("calibration", windows.calibration_bytes())
+        .with("scores", &scores);
     let key = key.with("rounding", job.rounding().name().as_bytes());
     Ok(key.with("refine", &job.refine.to_le_bytes()).key())
 }
@@ -45,7 +55,9 @@ pub(super) fn apply(job: &Job, choices: &mut Choices, kept: &Kept, key: &Key) ->
     let all: All = kept.read(NAME, key).unwrap_or_default();
     let mut applied = All::new();
     for (budget, adjusted) in all {
-        let Some(index) = choices.chosen.iter().position(|c| c.budget == budget) else { continue };
+        let Some(index) = choices.chosen.iter().position(|c| c.budget == budget) else {
+            continue;
+        };
         if choices.set(job, index, &adjusted.choices) {
             applied.insert(budget, adjusted);
         }
@@ -54,8 +66,17 @@ pub(super) fn apply(job: &Job, choices: &mut Choices, kept: &Kept, key: &Key) ->
 }
 
 /// Keeps what a budget has become.
-pub(super) fn keep(all: &mut All, chosen: &Chosen, note: Option<String>, kept: &Kept, key: &Key) -> Result<()> {
-    let adjusted = Adjusted { choices: chosen.solution.choices.clone(), note };
+pub(super) fn keep(
+    all: &mut All,
+    chosen: &Chosen,
+    note: Option<String>,
+    kept: &Kept,
+    key: &Key,
+) -> Result<()> {
+    let adjusted = Adjusted {
+        choices: chosen.solution.choices.clone(),
+        note,
+    };
     all.insert(chosen.budget.clone(), adjusted);
     // Those of budgets that this run has not are kept as well.
     let mut every: All = kept.read(NAME, key).unwrap_or_default();
@@ -63,22 +84,43 @@ pub(super) fn keep(all: &mut All, chosen: &Chosen, note: Option<String>, kept: &
     kept.write(NAME, key, &every)
 }
 
-/// For a file that was to have `wish` nats, was predicted to have `predicted` and has `measured`: the prediction to aim
-/// at, if the file is not good enough. Measured and predicted nats differ by a factor that hardly depends on the size.
+/// For a file that was to have `wish` nats, was predicted to have `predicted` and has `measured`:
+/// the prediction to aim at, if the file is not good enough. Measured and predicted nats differ by
+/// a factor that hardly depends on the size.
 pub(super) fn target(wish: f64, predicted: f64, measured: f64) -> Option<f64> {
     let good = measured <= wish && measured >= LEAST * wish;
-    let usable = [wish, predicted, measured].iter().all(|x| x.is_finite() && *x > 0.0);
+    let usable = [wish, predicted, measured]
+        .iter()
+        .all(|x| x.is_finite() && *x > 0.0);
     (usable && !good).then(|| AIM * wish * predicted / measured)
 }
 
-/// Chooses anew where a wish for nats is not met well enough, but for those that are `done`; returns the numbers of the recipes that changed.
-pub(super) fn closer(job: &Job, choices: &mut Choices, measured: &[f64], done: &[bool]) -> Vec<usize> {
+/// Chooses anew where a wish for nats is not met well enough, but for those that are `done`;
+/// returns the numbers of the recipes that changed.
+pub(super) fn closer(
+    job: &Job,
+    choices: &mut Choices,
+    measured: &[f64],
+    done: &[bool],
+) -> Vec<usize> {
     let mut changed = Vec::new();
-    for (index, measured) in measured.iter().enumerate().filter(|(index, _)| !done[*index]) {
+    for (index, measured) in measured
+        .iter()
+        .enumerate()
+        .filter(|(index, _)| !done[*index])
+    {
         let chosen = &choices.chosen[index];
-        let Some(target) = chosen.wish.and_then(|wish| target(wish, chosen.solution.nats, *measured)) else { continue };
-        let Some(solution) = choices.frontier.for_nats(target) else { continue };
-        if solution.choices != chosen.solution.choices && choices.set(job, index, &solution.choices) {
+        let Some(target) = chosen
+            .wish
+            .and_then(|wish| target(wish, chosen.solution.nats, *measured))
+        else {
+            continue;
+        };
+        let Some(solution) = choices.frontier.for_nats(target) else {
+            continue;
+        };
+        if solution.choices != chosen.solution.choices && choices.set(job, index, &solution.choices)
+        {
             changed.push(index);
         }
     }

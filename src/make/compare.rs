@@ -1,5 +1,5 @@
-//! llama.cpp's presets, measured as our files are: quantized in the same pass, compared in the same engine on the same
-//! text, and thrown away.
+//! llama.cpp's presets, measured as our files are: quantized in the same pass, compared in the same
+//! engine on the same text, and thrown away.
 
 use super::choice::Choices;
 use super::proof::Subject;
@@ -45,24 +45,44 @@ impl Compared {
         // A killed run may have left it behind.
         let folder = Folder(kept.path("presets"));
         let _ = std::fs::remove_dir_all(&folder.0);
-        let mut compared = Compared { presets: Vec::new(), folder, missing: Vec::new() };
+        let mut compared = Compared {
+            presets: Vec::new(),
+            folder,
+            missing: Vec::new(),
+        };
         if job.compare.is_empty() {
             return Ok(compared);
         }
         let io = |path: &Path, action| {
             let path = path.to_owned();
-            move |source| format::Error::Io { path, action, source }
+            move |source| format::Error::Io {
+                path,
+                action,
+                source,
+            }
         };
         let imatrix = std::fs::read(imatrix).map_err(io(imatrix, "read"))?;
         for preset in &job.compare {
             if !choices.presets.iter().any(|p| p.file_type == *preset) {
-                notes.push(format!("this model cannot be written as {} with this importance matrix", preset.name()));
+                notes.push(format!(
+                    "this model cannot be written as {} with this importance matrix",
+                    preset.name()
+                ));
                 continue;
             }
-            let key = resume::Job::new("make: preset").with_model(input)?.with("imatrix", &imatrix);
-            let key = key.with("preset", preset.name().as_bytes()).with("tokens", windows.evaluation_bytes()).key();
+            let key = resume::Job::new("make: preset")
+                .with_model(input)?
+                .with("imatrix", &imatrix);
+            let key = key
+                .with("preset", preset.name().as_bytes())
+                .with("tokens", windows.evaluation_bytes())
+                .key();
             let path = compared.folder.0.join(format!("{}.gguf", preset.name()));
-            let subject = Subject { path, name: format!("preset-{}.measured", preset.name()), key };
+            let subject = Subject {
+                path,
+                name: format!("preset-{}.measured", preset.name()),
+                key,
+            };
             if !subject.is_known(kept) {
                 compared.missing.push(*preset);
             }
@@ -79,7 +99,10 @@ impl Compared {
     pub(super) fn outputs(&self) -> Vec<OutputRequest> {
         let of = |preset: &FileType| OutputRequest {
             path: self.folder.0.join(format!("{}.gguf", preset.name())),
-            wishes: Wishes { file_type: Some(*preset), ..Wishes::default() },
+            wishes: Wishes {
+                file_type: Some(*preset),
+                ..Wishes::default()
+            },
             // As llama-quantize writes it.
             rounding: Rounding::Reference,
         };

@@ -31,7 +31,11 @@ pub(super) struct Writing<'w> {
 }
 
 fn bytes_of(imatrix: &Path) -> Result<Vec<u8>> {
-    let io = |source| crate::format::Error::Io { path: imatrix.to_owned(), action: "read", source };
+    let io = |source| crate::format::Error::Io {
+        path: imatrix.to_owned(),
+        action: "read",
+        source,
+    };
     Ok(std::fs::read(imatrix).map_err(io)?)
 }
 
@@ -48,8 +52,19 @@ fn kept_as(
     let key = key.with("gradients", gradients.as_ref().map_or(&[][..], |key| key));
     let key = key.with("propagated", &[job.propagate.into()]);
     let key = key.with("recipe", Choices::recipe_text(chosen).as_bytes());
-    let key = key.with("label", chosen.label.name().as_bytes()).with("imatrix", imatrix).key();
-    Ok((chosen.path.file_name().unwrap_or_default().to_string_lossy().into_owned(), key))
+    let key = key
+        .with("label", chosen.label.name().as_bytes())
+        .with("imatrix", imatrix)
+        .key();
+    Ok((
+        chosen
+            .path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned(),
+        key,
+    ))
 }
 
 /// Under which name it is kept what rounding with error feedback did to a file.
@@ -58,7 +73,11 @@ fn rounded_as(name: &str) -> String {
 }
 
 fn is_there(chosen: &Chosen, kept: &Kept, name: &str, key: &Key) -> bool {
-    chosen.path.metadata().is_ok_and(|meta| meta.len() == chosen.file_bytes) && kept.has(name, key)
+    chosen
+        .path
+        .metadata()
+        .is_ok_and(|meta| meta.len() == chosen.file_bytes)
+        && kept.has(name, key)
 }
 
 /// How many of the files an earlier run has written.
@@ -82,26 +101,45 @@ impl Writing<'_> {
     /// Under which name and key it is kept that each file is written, in the order of the budgets.
     fn keys(&self, choices: &Choices) -> Result<Vec<(String, Key)>> {
         let imatrix = bytes_of(self.imatrix)?;
-        let known = [self.feedback.map(Feedback::key), self.gradients.map(Store::key)].map(|key| key.copied());
-        choices.chosen.iter().map(|chosen| kept_as(self.input, self.job, chosen, &imatrix, known)).collect()
+        let known = [
+            self.feedback.map(Feedback::key),
+            self.gradients.map(Store::key),
+        ]
+        .map(|key| key.copied());
+        choices
+            .chosen
+            .iter()
+            .map(|chosen| kept_as(self.input, self.job, chosen, &imatrix, known))
+            .collect()
     }
 
     /// What rounding with error feedback did to each file, tensor by tensor.
     pub(super) fn proved(&self, choices: &Choices) -> Result<Vec<Vec<Proved>>> {
-        let of = |(name, key): &(String, Key)| self.kept.read(&rounded_as(name), key).unwrap_or_default();
+        let of = |(name, key): &(String, Key)| {
+            self.kept.read(&rounded_as(name), key).unwrap_or_default()
+        };
         Ok(self.keys(choices)?.iter().map(of).collect())
     }
 
-    /// Writes the files of all recipes that are not there yet, and `more`: from one pass over the model, or each from one of
-    /// its own where tensors are rounded one behind the other. Returns the former, all of them.
-    pub(super) fn write(&self, choices: &Choices, more: Vec<OutputRequest>) -> Result<Vec<PathBuf>> {
+    /// Writes the files of all recipes that are not there yet, and `more`: from one pass over the
+    /// model, or each from one of its own where tensors are rounded one behind the other. Returns
+    /// the former, all of them.
+    pub(super) fn write(
+        &self,
+        choices: &Choices,
+        more: Vec<OutputRequest>,
+    ) -> Result<Vec<PathBuf>> {
         let keys = self.keys(choices)?;
         let missing = choices.chosen.iter().zip(&keys);
-        let missing: Vec<_> = missing.filter(|(chosen, (name, key))| !is_there(chosen, self.kept, name, key)).collect();
+        let missing: Vec<_> = missing
+            .filter(|(chosen, (name, key))| !is_there(chosen, self.kept, name, key))
+            .collect();
         match self.propagated.filter(|_| self.feedback.is_some()) {
             Some((engine, windows)) => {
                 let windows = windows.calibration()?;
-                let chunks: Vec<_> = (0..windows.chunks()).map(|chunk| windows.input(chunk)).collect();
+                let chunks: Vec<_> = (0..windows.chunks())
+                    .map(|chunk| windows.input(chunk))
+                    .collect();
                 for one in missing {
                     self.write_some(&[one], Vec::new(), Some((engine, &chunks)))?;
                 }
@@ -109,7 +147,11 @@ impl Writing<'_> {
             }
             None => self.write_some(&missing, more, None)?,
         }
-        Ok(choices.chosen.iter().map(|chosen| chosen.path.clone()).collect())
+        Ok(choices
+            .chosen
+            .iter()
+            .map(|chosen| chosen.path.clone())
+            .collect())
     }
 
     /// Writes the files of some recipes, and `more`.
@@ -136,12 +178,20 @@ impl Writing<'_> {
         let known = (Some(self.imatrix), self.feedback.map(Feedback::directory));
         let mut plan = Plan::new(self.input, &request(self.job, known, outputs))?;
         for (output, (chosen, _)) in plan.outputs.iter().zip(missing) {
-            let recipe: BTreeMap<_, _> = chosen.recipe.iter().map(|(name, t)| (&**name, *t)).collect();
+            let recipe: BTreeMap<_, _> = chosen
+                .recipe
+                .iter()
+                .map(|(name, t)| (&**name, *t))
+                .collect();
             for tensor in &output.tensors {
                 match recipe.get(&*tensor.name) {
                     Some(t) if *t != tensor.chosen.target => {
                         let (tensor, planned) = (tensor.name.clone(), tensor.chosen.target);
-                        return Err(Error::Recipe { tensor, chosen: *t, planned });
+                        return Err(Error::Recipe {
+                            tensor,
+                            chosen: *t,
+                            planned,
+                        });
                     }
                     _ => {}
                 }
@@ -166,7 +216,8 @@ impl Writing<'_> {
         Ok(())
     }
 
-    /// Rounds the tensors of a file one behind the other. Returns what can be removed when the file is written.
+    /// Rounds the tensors of a file one behind the other. Returns what can be removed when the file
+    /// is written.
     fn propagate(
         &self,
         plan: &mut Plan<'_>,
@@ -174,10 +225,17 @@ impl Writing<'_> {
         (name, key): (&str, &Key),
         (engine, chunks): (&Engine<'_>, &[Vec<u32>]),
     ) -> Result<[PathBuf; 2]> {
-        let [blocks, state] = ["blocks", "resume"].map(|what| self.kept.path(&format!("{name}.{what}")));
+        let [blocks, state] =
+            ["blocks", "resume"].map(|what| self.kept.path(&format!("{name}.{what}")));
         let resume = resume(&state, *key, self.job, self.tell)?;
         let gradients = self.gradients;
-        let with = Propagation { engine, chunks, gradients, file: Some(&blocks), resume: Some(&resume) };
+        let with = Propagation {
+            engine,
+            chunks,
+            gradients,
+            file: Some(&blocks),
+            resume: Some(&resume),
+        };
         let done = plan.propagate(output, &with, self.progress);
         ended(done, quantize::Error::is_final, &resume, self.tell)?;
         Ok([blocks, state])

@@ -1,4 +1,5 @@
-//! What a run keeps in its directory for the next one: results by name, each under a key of all that it depends on.
+//! What a run keeps in its directory for the next one: results by name, each under a key of all
+//! that it depends on.
 
 use super::{Error, Result, write_text};
 use crate::format;
@@ -25,14 +26,20 @@ struct Entry<T> {
 impl Kept {
     pub(super) fn new(directory: &Path) -> Result<Kept> {
         let folder = directory.join(FOLDER);
-        let io = |source| format::Error::Io { path: folder.clone(), action: "create", source };
+        let io = |source| format::Error::Io {
+            path: folder.clone(),
+            action: "create",
+            source,
+        };
         std::fs::create_dir_all(&folder).map_err(io)?;
         Ok(Kept { folder })
     }
 
     /// What is there, without making the folder: to look into it only.
     pub(super) fn look(directory: &Path) -> Kept {
-        Kept { folder: directory.join(FOLDER) }
+        Kept {
+            folder: directory.join(FOLDER),
+        }
     }
 
     /// A file of this folder.
@@ -40,7 +47,8 @@ impl Kept {
         self.folder.join(name)
     }
 
-    /// What an earlier run has kept under this name, if it is of the same key. What cannot be read is as good as gone.
+    /// What an earlier run has kept under this name, if it is of the same key. What cannot be read
+    /// is as good as gone.
     pub(super) fn read<T: DeserializeOwned>(&self, name: &str, key: &Key) -> Option<T> {
         let text = std::fs::read_to_string(self.json(name)).ok()?;
         let entry: Entry<T> = serde_json::from_str(&text).ok()?;
@@ -48,10 +56,17 @@ impl Kept {
     }
 
     pub(super) fn write<T: Serialize>(&self, name: &str, key: &Key, result: &T) -> Result<()> {
-        let entry = Entry { key: hex(key), result };
+        let entry = Entry {
+            key: hex(key),
+            result,
+        };
         let text = serde_json::to_string(&entry).map_err(|e| {
             let source = std::io::Error::other(e);
-            Error::Format(format::Error::Io { path: self.json(name), action: "write", source })
+            Error::Format(format::Error::Io {
+                path: self.json(name),
+                action: "write",
+                source,
+            })
         })?;
         write_text(&self.json(name), &text)
     }

@@ -10,8 +10,9 @@
 //! report     frontier.json, report.html, recipes
 //! ```
 //!
-//! Every result that takes long is kept in the output directory under a key of all that it depends on: a run that was
-//! killed goes on where it was, and a second run with another budget begins with the choice.
+//! Every result that takes long is kept in the output directory under a key of all that it depends
+//! on: a run that was killed goes on where it was, and a second run with another budget begins with
+//! the choice.
 
 mod adjust;
 mod choice;
@@ -61,7 +62,8 @@ pub struct Job {
     pub texts: Texts,
     /// An importance matrix that is there already.
     pub imatrix: Option<PathBuf>,
-    /// What to write: each budget as the user put it, and what it means. None leaves it at the frontier.
+    /// What to write: each budget as the user put it, and what it means. None leaves it at the
+    /// frontier.
     pub budgets: Vec<(String, Budget)>,
     /// So many files more, of sizes spread over the frontier so that each step is worth it.
     pub variants: usize,
@@ -69,7 +71,8 @@ pub struct Job {
     pub constraints: Constraints,
     /// How types are judged.
     pub settings: Settings,
-    /// The most chunks of the calibration text that types are judged on; the importance matrix takes all.
+    /// The most chunks of the calibration text that types are judged on; the importance matrix
+    /// takes all.
     pub score_chunks: usize,
     /// Where everything goes.
     pub directory: PathBuf,
@@ -81,9 +84,11 @@ pub struct Job {
     pub threads: usize,
     /// How the files are run that are written.
     pub options: crate::model::Options,
-    /// Whether each matrix is rounded for what it meets behind those that were rounded before it, where errors are fed back.
+    /// Whether each matrix is rounded for what it meets behind those that were rounded before it,
+    /// where errors are fed back.
     pub propagate: bool,
-    /// Whether rows are rounded without regard to what their errors do together to what the model says.
+    /// Whether rows are rounded without regard to what their errors do together to what the model
+    /// says.
     pub one_sided: bool,
     /// Whether a model that is quantized already may be quantized anew.
     pub allow_requantize: bool,
@@ -155,10 +160,14 @@ pub enum Error {
     #[error("{}: this is a file; name a directory, which is made if it is not there", .0.display())]
     NoDirectory(PathBuf),
     /// The model cannot be run, and there is nothing else to choose by.
-    #[error("a model that cannot be run needs an importance matrix from elsewhere (--imatrix FILE)")]
+    #[error(
+        "a model that cannot be run needs an importance matrix from elsewhere (--imatrix FILE)"
+    )]
     NeedsImatrix,
     /// Nats are asked for, and there are none.
-    #[error("{0} asks for nats, and types are judged by their weighted error alone, which is no nats: ask for a size")]
+    #[error(
+        "{0} asks for nats, and types are judged by their weighted error alone, which is no nats: ask for a size"
+    )]
     NoNats(String),
     /// A budget that no recipe meets.
     #[error(transparent)]
@@ -205,7 +214,10 @@ impl Error {
             Error::Model(Cancelled)
                 | Error::Collect(collect::Error::Model(Cancelled))
                 | Error::Score(frontier::Error::Model(Cancelled))
-                | Error::Measure(evaluate::measure::Error::Model { error: Cancelled, .. })
+                | Error::Measure(evaluate::measure::Error::Model {
+                    error: Cancelled,
+                    ..
+                })
                 | Error::Measure(evaluate::measure::Error::Cancelled)
                 | Error::Quantize(quantize::Error::Cancelled)
         )
@@ -228,8 +240,8 @@ pub struct Opened<'m> {
 
 /// Does it all. `tell` hears what the user should know on the way.
 ///
-/// A model that cannot be run is not opened: then types are judged by the weighted error of an importance matrix that is
-/// there already, and no file is measured.
+/// A model that cannot be run is not opened: then types are judged by the weighted error of an
+/// importance matrix that is there already, and no file is measured.
 pub fn run(
     input: &Input<'_>,
     opened: Option<Opened<'_>>,
@@ -245,12 +257,32 @@ pub fn run(
     let collected = || collected(opened, job, &kept, progress, tell);
     let (imatrix, imatrix_path, feedback) = stages.run("importance matrix", collected)?;
     let feedback = feedback.as_ref();
-    feedback.and_then(Feedback::few_tokens).iter().for_each(|what| tell(what));
-    let judged = || scores(input, opened, job, (&imatrix, feedback), &kept, progress, tell);
+    feedback
+        .and_then(Feedback::few_tokens)
+        .iter()
+        .for_each(|what| tell(what));
+    let judged = || {
+        scores(
+            input,
+            opened,
+            job,
+            (&imatrix, feedback),
+            &kept,
+            progress,
+            tell,
+        )
+    };
     let (scores, gradients) = stages.run("scores", judged)?;
     let mut choices = stages.run("choice", || {
         let budgets = (&*job.budgets, job.variants);
-        Choices::new(input, opened.map(|o| o.0), job, budgets, &scores, Some(&imatrix_path))
+        Choices::new(
+            input,
+            opened.map(|o| o.0),
+            job,
+            budgets,
+            &scores,
+            Some(&imatrix_path),
+        )
     })?;
 
     let mut notes = choices.notes.clone();
@@ -259,7 +291,9 @@ pub fn run(
         job,
         imatrix: &imatrix_path,
         feedback,
-        propagated: opened.filter(|_| job.propagate).map(|(model, windows)| (model.engine, windows)),
+        propagated: opened
+            .filter(|_| job.propagate)
+            .map(|(model, windows)| (model.engine, windows)),
         gradients: gradients.as_ref(),
         kept: &kept,
         progress,
@@ -269,7 +303,12 @@ pub fn run(
     match opened {
         _ if job.frontier_only => {}
         Some((model, windows)) => {
-            let prover = Prover { model, windows, imatrix: &imatrix, writing };
+            let prover = Prover {
+                model,
+                windows,
+                imatrix: &imatrix,
+                writing,
+            };
             let all = prover.prove(&mut choices, &scores, &mut stages, &mut notes)?;
             files.clone_from(&all.files);
             proven = Some((all, windows));
@@ -288,41 +327,64 @@ pub fn run(
     }
     report.stages = stages.0;
     record::write(job, &mut report, &choices)?;
-    Ok(Made { report, files, notes })
+    Ok(Made {
+        report,
+        files,
+        notes,
+    })
 }
 
-/// Everything that can be refused before anything is written or measured. Returns the texts in chunks.
+/// Everything that can be refused before anything is written or measured. Returns the texts in
+/// chunks.
 fn check(input: &Input<'_>, opened: Option<Opened<'_>>, job: &Job) -> Result<Option<texts::Cut>> {
     refuse_quantized(input, job)?;
     if job.directory.exists() && !job.directory.is_dir() {
         return Err(Error::NoDirectory(job.directory.clone()));
     }
-    let nats = job.budgets.iter().find(|(_, budget)| matches!(budget, Budget::Kld(_)));
+    let nats = job
+        .budgets
+        .iter()
+        .find(|(_, budget)| matches!(budget, Budget::Kld(_)));
     if let (Some((text, _)), Measure::Imatrix) = (nats, job.settings.measure) {
         return Err(Error::NoNats(text.clone()));
     }
-    let imatrix = job.imatrix.as_ref().map(|path| Imatrix::read(path)).transpose()?;
+    let imatrix = job
+        .imatrix
+        .as_ref()
+        .map(|path| Imatrix::read(path))
+        .transpose()?;
     if let Some(imatrix) = &imatrix {
         frontier::importance(input, imatrix)?;
     }
     choice::check(input, opened, job, &guess(input, job, imatrix.as_ref()))?;
-    opened.map(|model| texts::Cut::new(model, &job.texts)).transpose()
+    opened
+        .map(|model| texts::Cut::new(model, &job.texts))
+        .transpose()
 }
 
-/// What there will be to choose from, as far as metadata tell. Without an importance matrix, every matrix that one is
-/// collected for is presumed to have its values.
+/// What there will be to choose from, as far as metadata tell. Without an importance matrix, every
+/// matrix that one is collected for is presumed to have its values.
 fn guess(input: &Input<'_>, job: &Job, imatrix: Option<&Imatrix>) -> Scores {
     let has_importance = |name: &str| match imatrix {
         Some(imatrix) => imatrix.entries.contains_key(name),
         None => crate::imatrix::collected(name, true),
     };
-    frontier::guess(input, &has_importance, &job.settings, &|name, t| job.constraints.allows(name, t))
+    frontier::guess(input, &has_importance, &job.settings, &|name, t| {
+        job.constraints.allows(name, t)
+    })
 }
 
 /// A model whose matrices are quantized is no base to measure against.
 fn refuse_quantized(input: &Input<'_>, job: &Job) -> Result<()> {
-    let matrices: Vec<_> = input.tensors.iter().filter(|t| t.info.shape.dims().len() > 1).collect();
-    let quantized: Vec<_> = matrices.iter().filter(|t| t.info.ggml_type.is_quantized()).collect();
+    let matrices: Vec<_> = input
+        .tensors
+        .iter()
+        .filter(|t| t.info.shape.dims().len() > 1)
+        .collect();
+    let quantized: Vec<_> = matrices
+        .iter()
+        .filter(|t| t.info.ggml_type.is_quantized())
+        .collect();
     match quantized.first() {
         Some(first) if !job.allow_requantize => Err(Error::Quantized {
             quantized: quantized.len(),
@@ -335,37 +397,64 @@ fn refuse_quantized(input: &Input<'_>, job: &Job) -> Result<()> {
 
 /// All that the importance matrix depends on.
 fn imatrix_key(input: &Input<'_>, windows: &texts::Cut) -> Result<Key> {
-    let key = resume::Job::new("make: imatrix").with_model(input)?.with("tokens", windows.calibration_bytes());
+    let key = resume::Job::new("make: imatrix")
+        .with_model(input)?
+        .with("tokens", windows.calibration_bytes());
     Ok(key.key())
 }
 
 /// All that covariances depend on, and how they are collected.
-fn covariance_job(model: Opened<'_>, windows: &texts::Cut, kept: &Kept, needs: &Needs) -> Result<covariance::Job> {
+fn covariance_job(
+    model: Opened<'_>,
+    windows: &texts::Cut,
+    kept: &Kept,
+    needs: &Needs,
+) -> Result<covariance::Job> {
     let key = resume::Job::new("make: covariance").with_model(model.input)?;
-    let key =
-        key.with("tokens", windows.calibration_bytes()).with("experts apart", &[needs.experts_apart.into()]).key();
+    let key = key
+        .with("tokens", windows.calibration_bytes())
+        .with("experts apart", &[needs.experts_apart.into()])
+        .key();
     let (directory, experts_apart) = (kept.path("covariance"), needs.experts_apart);
-    Ok(covariance::Job { directory, key, experts_apart, hold_out: true })
+    Ok(covariance::Job {
+        directory,
+        key,
+        experts_apart,
+        hold_out: true,
+    })
 }
 
-/// Memory that rounding with error feedback takes beside weights and activations: the sums of a layer while they are
-/// collected, those of gradients, or later what is made of the inputs of the widest matrix and of the gradients of the longest.
+/// Memory that rounding with error feedback takes beside weights and activations: the sums of a
+/// layer while they are collected, those of gradients, or later what is made of the inputs of the
+/// widest matrix and of the gradients of the longest.
 pub fn rounding_bytes(engine: &Engine<'_>, input: &Input<'_>, context: usize) -> u64 {
     // As many chunks as fill the samples.
-    let needs = Needs::of(engine, input, true, [covariance::HELD_OUT * covariance::SAMPLE, context]);
-    let met = input.tensors.iter().filter(|t| covariance::wanted(&t.info.name, true) && t.info.shape.dims().len() > 1);
+    let needs = Needs::of(
+        engine,
+        input,
+        true,
+        [covariance::HELD_OUT * covariance::SAMPLE, context],
+    );
+    let met = input
+        .tensors
+        .iter()
+        .filter(|t| covariance::wanted(&t.info.name, true) && t.info.shape.dims().len() > 1);
     let widest = met.map(|t| t.info.shape.row_len()).max().unwrap_or(0);
     let rows = frontier::gradient_rows(input, engine);
     // Half a square of each matrix of a layer.
-    let sums = rows.iter().map(|rows| 2 * rows * rows).sum::<u64>() / (engine.hyper.layers as u64).max(1);
+    let sums =
+        rows.iter().map(|rows| 2 * rows * rows).sum::<u64>() / (engine.hyper.layers as u64).max(1);
     let longest = rows.iter().copied().max().unwrap_or(0);
     // The matrix as it is to be rounded, and its errors.
     let together = RowFactor::working_bytes(longest) + 8 * longest * widest;
-    needs.memory.max(sums).max(Inputs::working_bytes(widest) + together)
+    needs
+        .memory
+        .max(sums)
+        .max(Inputs::working_bytes(widest) + together)
 }
 
-/// The importance matrix, and what is known of the inputs of matrices where weights are rounded with it: those that an
-/// earlier run has left, or new ones. Both come from one pass.
+/// The importance matrix, and what is known of the inputs of matrices where weights are rounded
+/// with it: those that an earlier run has left, or new ones. Both come from one pass.
 fn collected(
     model: Option<(Opened<'_>, &texts::Cut)>,
     job: &Job,
@@ -384,13 +473,20 @@ fn collected(
     let wanted = match job.settings.rounding.feeds_back() {
         true => {
             let windows_of = windows.calibration()?;
-            let needs = Needs::of(model.engine, model.input, true, [windows_of.chunks(), windows_of.n_ctx()]);
+            let needs = Needs::of(
+                model.engine,
+                model.input,
+                true,
+                [windows_of.chunks(), windows_of.n_ctx()],
+            );
             Some((covariance_job(model, windows, kept, &needs)?, needs))
         }
         false => None,
     };
     let there = |wanted: &covariance::Job| {
-        Feedback::open(&wanted.directory).ok().filter(|feedback| *feedback.key() == wanted.key)
+        Feedback::open(&wanted.directory)
+            .ok()
+            .filter(|feedback| *feedback.key() == wanted.key)
     };
     let feedback = wanted.as_ref().and_then(|(wanted, _)| there(wanted));
     let missing = wanted.as_ref().filter(|_| feedback.is_none());
@@ -405,7 +501,12 @@ fn collected(
         needs.check(wanted)?;
     }
     let run_key = resume::Job::new("make: imatrix").with("all", &key);
-    let run_key = run_key.with("covariance", missing.map_or(&[][..], |(wanted, _)| &wanted.key)).key();
+    let run_key = run_key
+        .with(
+            "covariance",
+            missing.map_or(&[][..], |(wanted, _)| &wanted.key),
+        )
+        .key();
     let resume = resume(&kept.path("imatrix.resume"), run_key, job, tell)?;
     let options = collect::Options {
         process_output: true,
@@ -416,7 +517,12 @@ fn collected(
     let collected = collect::collect(model.engine, &windows.calibration()?, &options, progress);
     let mut sums = ended(collected, collect::Error::is_final, &resume, tell)?.sums;
     if !has_imatrix {
-        sums.datasets = job.texts.calibration.iter().map(|text| text.name.clone()).collect();
+        sums.datasets = job
+            .texts
+            .calibration
+            .iter()
+            .map(|text| text.name.clone())
+            .collect();
         let imatrix = sums.to_file(job.texts.context as u32);
         imatrix.write(&path, Format::Gguf, &model.input.paths())?;
         kept.remember("imatrix", &key)?;
@@ -441,34 +547,83 @@ fn scores_key(
     imatrix: &Imatrix,
     covariance: Option<&Key>,
 ) -> Result<Key> {
-    let tokens: Vec<u8> = chunks.iter().flatten().flat_map(|t| t.to_le_bytes()).collect();
+    let tokens: Vec<u8> = chunks
+        .iter()
+        .flatten()
+        .flat_map(|t| t.to_le_bytes())
+        .collect();
     let values = imatrix.entries.iter().flat_map(|(name, entry)| {
-        name.bytes().chain(entry.means().into_iter().flat_map(f32::to_le_bytes)).collect::<Vec<u8>>()
+        name.bytes()
+            .chain(entry.means().into_iter().flat_map(f32::to_le_bytes))
+            .collect::<Vec<u8>>()
     });
     let settings = serde_json::to_vec(&job.settings).unwrap_or_default();
-    let key = resume::Job::new("make: scores").with_model(input)?.with("tokens", &tokens);
+    let key = resume::Job::new("make: scores")
+        .with_model(input)?
+        .with("tokens", &tokens);
     let key = key.with("covariance", covariance.map_or(&[][..], |key| key));
-    Ok(key.with("imatrix", &values.collect::<Vec<u8>>()).with("settings", &settings).key())
+    Ok(key
+        .with("imatrix", &values.collect::<Vec<u8>>())
+        .with("settings", &settings)
+        .key())
 }
 
-/// What the covariances of gradients depend on, and where they go, where files are rounded with them: both sides of a matrix
-/// are looked at where its tensors are rounded one behind the other and the backward stream runs anyway.
-fn gradient_job(model: Opened<'_>, job: &Job, chunks: &[Vec<u32>], kept: &Kept) -> Result<Option<covariance::Job>> {
-    if job.settings.measure != Measure::Divergence || job.rounding() != Rounding::Propagated || job.one_sided {
+/// What the covariances of gradients depend on, and where they go, where files are rounded with
+/// them: both sides of a matrix are looked at where its tensors are rounded one behind the other
+/// and the backward stream runs anyway.
+fn gradient_job(
+    model: Opened<'_>,
+    job: &Job,
+    chunks: &[Vec<u32>],
+    kept: &Kept,
+) -> Result<Option<covariance::Job>> {
+    if job.settings.measure != Measure::Divergence
+        || job.rounding() != Rounding::Propagated
+        || job.one_sided
+    {
         return Ok(None);
     }
-    let tokens: Vec<u8> = chunks.iter().flatten().flat_map(|token| token.to_le_bytes()).collect();
-    let Settings { positions, draws, seed, .. } = job.settings;
-    let key = resume::Job::new("make: gradients").with_model(model.input)?.with("tokens", &tokens);
-    let key = key.with("context", &job.texts.context.to_le_bytes()).with("draws", &draws.to_le_bytes());
-    let key = key.with("positions", &positions.to_le_bytes()).with("seed", &seed.to_le_bytes());
+    let tokens: Vec<u8> = chunks
+        .iter()
+        .flatten()
+        .flat_map(|token| token.to_le_bytes())
+        .collect();
+    let Settings {
+        positions,
+        draws,
+        seed,
+        ..
+    } = job.settings;
+    let key = resume::Job::new("make: gradients")
+        .with_model(model.input)?
+        .with("tokens", &tokens);
+    let key = key
+        .with("context", &job.texts.context.to_le_bytes())
+        .with("draws", &draws.to_le_bytes());
+    let key = key
+        .with("positions", &positions.to_le_bytes())
+        .with("seed", &seed.to_le_bytes());
     // Which matrices there are depends on the memory.
     let rows = frontier::gradient_rows(model.input, model.engine);
-    let key = key.with("rows", &rows.iter().flat_map(|rows| rows.to_le_bytes()).collect::<Vec<u8>>()).key();
-    Ok(Some(covariance::Job { directory: kept.path("gradients"), key, experts_apart: false, hold_out: false }))
+    let key = key
+        .with(
+            "rows",
+            &rows
+                .iter()
+                .flat_map(|rows| rows.to_le_bytes())
+                .collect::<Vec<u8>>(),
+        )
+        .key();
+    Ok(Some(covariance::Job {
+        directory: kept.path("gradients"),
+        key,
+        experts_apart: false,
+        hold_out: false,
+    }))
 }
 
-/// The scores, and what is known of gradients: what an earlier run has left, if it has all that is wanted, or new.
+/// The scores, and what is known of gradients: what an earlier run has left, if it has all that is
+/// wanted, or new.
 fn scores(
     input: &Input<'_>,
     opened: Option<(Opened<'_>, &texts::Cut)>,
@@ -479,21 +634,34 @@ fn scores(
     tell: &dyn Fn(&str),
 ) -> Result<(Scores, Option<Store>)> {
     let chunks = match opened {
-        Some((_, windows)) if job.settings.measure != Measure::Imatrix => windows.score_chunks(job.score_chunks)?,
+        Some((_, windows)) if job.settings.measure != Measure::Imatrix => {
+            windows.score_chunks(job.score_chunks)?
+        }
         _ => Vec::new(),
     };
     let key = scores_key(input, job, &chunks, imatrix, feedback.map(Feedback::key))?;
     let wanted = guess(input, job, Some(imatrix));
     let allowed = |name: &str, t| job.constraints.allows(name, t);
-    let gradients = opened.map(|(model, _)| gradient_job(model, job, &chunks, kept)).transpose()?.flatten();
-    let there = |of: &covariance::Job| Store::open(&of.directory).ok().filter(|store| *store.key() == of.key);
+    let gradients = opened
+        .map(|(model, _)| gradient_job(model, job, &chunks, kept))
+        .transpose()?
+        .flatten();
+    let there = |of: &covariance::Job| {
+        Store::open(&of.directory)
+            .ok()
+            .filter(|store| *store.key() == of.key)
+    };
     let store = gradients.as_ref().and_then(there);
     let missing = gradients.as_ref().filter(|_| store.is_none());
-    if let Some(of) = missing.filter(|of| covariance::holds_others(&of.directory, &of.key).unwrap_or(false)) {
+    if let Some(of) =
+        missing.filter(|of| covariance::holds_others(&of.directory, &of.key).unwrap_or(false))
+    {
         covariance::clear(&of.directory)?;
     }
     if let Some((of, (model, _))) = missing.zip(opened) {
-        let bytes = frontier::gradient_rows(input, model.engine).into_iter().map(covariance::gradient_bytes);
+        let bytes = frontier::gradient_rows(input, model.engine)
+            .into_iter()
+            .map(covariance::gradient_bytes);
         covariance::check_room(of, bytes.sum())?;
     }
     // Those that an earlier run has left, or those that have come meanwhile.
@@ -501,29 +669,53 @@ fn scores(
         (None, Some(of)) => Store::open(&of.directory).map(Some),
         (store, _) => Ok(store),
     };
-    if let Some(scores) = kept.read::<Scores>("scores", &key).filter(|scores| scores.cover(&wanted, &allowed)) {
+    if let Some(scores) = kept
+        .read::<Scores>("scores", &key)
+        .filter(|scores| scores.cover(&wanted, &allowed))
+    {
         if let Some((missing, (model, _))) = missing.zip(opened) {
-            frontier::gradients((input, model.engine), missing, &chunks, &job.settings, progress)?;
+            frontier::gradients(
+                (input, model.engine),
+                missing,
+                &chunks,
+                &job.settings,
+                progress,
+            )?;
         }
         return Ok((scores, opened_gradients(store)?));
     }
     let scores = match opened {
         Some((model, _)) => {
             let types = serde_json::to_vec(&wanted).unwrap_or_default();
-            let run_key = resume::Job::new("make: scores").with("all", &key).with("types", &types);
-            let run_key = run_key.with("gradients", missing.map_or(&[][..], |of| &of.key)).key();
+            let run_key = resume::Job::new("make: scores")
+                .with("all", &key)
+                .with("types", &types);
+            let run_key = run_key
+                .with("gradients", missing.map_or(&[][..], |of| &of.key))
+                .key();
             let resume = resume(&kept.path("scores.resume"), run_key, job, tell)?;
             let (settings, engine) = (&job.settings, model.engine);
             let known = (imatrix, feedback, missing);
-            let scores = frontier::score((input, engine), known, &chunks, settings, &allowed, Some(&resume), progress);
+            let scores = frontier::score(
+                (input, engine),
+                known,
+                &chunks,
+                settings,
+                &allowed,
+                Some(&resume),
+                progress,
+            );
             let scores = ended(scores, frontier::Error::is_final, &resume, tell)?;
             kept.write("scores", &key, &scores)?;
             resume.remove();
             return Ok((scores, opened_gradients(store)?));
         }
         None => {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(job.threads).build();
-            let pool = pool.map_err(|e| crate::model::Error::Model(format!("cannot start threads: {e}")))?;
+            let pool = rayon::ThreadPoolBuilder::new()
+                .num_threads(job.threads)
+                .build();
+            let pool =
+                pool.map_err(|e| crate::model::Error::Model(format!("cannot start threads: {e}")))?;
             frontier::weighted(input, &pool, imatrix, &job.settings, &allowed, progress)?
         }
     };
@@ -564,7 +756,11 @@ impl Stages {
         let start = Instant::now();
         let result = stage()?;
         let seconds = start.elapsed().as_secs_f64();
-        self.0.push(report::data::Stage { name: name.into(), seconds, peak_bytes: peak_memory() });
+        self.0.push(report::data::Stage {
+            name: name.into(),
+            seconds,
+            peak_bytes: peak_memory(),
+        });
         Ok(result)
     }
 }
@@ -572,8 +768,14 @@ impl Stages {
 /// The most memory that this process has had, where the system tells.
 fn peak_memory() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    line.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib << 10)
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.split_whitespace()
+        .next()?
+        .parse::<u64>()
+        .ok()
+        .map(|kib| kib << 10)
 }
 
 /// Writes a text file, beside its place and then renamed.
@@ -588,11 +790,24 @@ pub(crate) const GENERAL_NAME: &str = "general.name";
 
 /// What a model is called: its metadata's name, or else its file's; as a file name can be.
 pub fn model_name(input: &Input<'_>) -> String {
-    let named = input.metadata().get(GENERAL_NAME).and_then(Value::as_str).map(str::to_owned);
+    let named = input
+        .metadata()
+        .get(GENERAL_NAME)
+        .and_then(Value::as_str)
+        .map(str::to_owned);
     let path = input.paths().first().map(|path| path.to_path_buf());
     let stem = path.and_then(|path| Some(path.file_stem()?.to_string_lossy().into_owned()));
-    let name = named.filter(|name| !name.trim().is_empty()).or(stem).unwrap_or_else(|| "model".into());
-    let kept = |c: char| if c.is_alphanumeric() || "-_.".contains(c) { c } else { '-' };
+    let name = named
+        .filter(|name| !name.trim().is_empty())
+        .or(stem)
+        .unwrap_or_else(|| "model".into());
+    let kept = |c: char| {
+        if c.is_alphanumeric() || "-_.".contains(c) {
+            c
+        } else {
+            '-'
+        }
+    };
     let name: String = name.trim().chars().map(kept).collect();
     name.trim_matches(['.', '-']).to_owned()
 }

@@ -1,4 +1,5 @@
-//! The proof: the divergence of every written file on text that nothing was chosen by, and how well it was predicted.
+//! The proof: the divergence of every written file on text that nothing was chosen by, and how well
+//! it was predicted.
 
 use super::{Job, Kept, Opened, Result, texts};
 use crate::convert;
@@ -37,10 +38,19 @@ impl Subject {
     pub(super) fn of_file(base: &Input<'_>, windows: &texts::Cut, path: &Path) -> Result<Subject> {
         let source = Source::open(path)?;
         let input = Input::new(&source, &convert::Job::default())?;
-        let key = resume::Job::new("make: proof").with_model(base)?.with_model(&input)?;
+        let key = resume::Job::new("make: proof")
+            .with_model(base)?
+            .with_model(&input)?;
         let key = key.with("tokens", windows.evaluation_bytes()).key();
-        let name = format!("{}.measured", path.file_name().unwrap_or_default().to_string_lossy());
-        Ok(Subject { path: path.to_owned(), name, key })
+        let name = format!(
+            "{}.measured",
+            path.file_name().unwrap_or_default().to_string_lossy()
+        );
+        Ok(Subject {
+            path: path.to_owned(),
+            name,
+            key,
+        })
     }
 
     /// Whether an earlier run has measured it.
@@ -69,21 +79,37 @@ pub(super) fn measure(
     }
     if !missing.is_empty() {
         let windows = windows.evaluation()?;
-        let base = Base::Model(Measured::new("the base".into(), model.engine, &windows, progress)?);
+        let base = Base::Model(Measured::new(
+            "the base".into(),
+            model.engine,
+            &windows,
+            progress,
+        )?);
         for group in missing.chunks(TOGETHER) {
-            let sources =
-                group.iter().map(|(_, file)| Source::open(&file.path)).collect::<convert::Result<Vec<_>>>()?;
-            let inputs = sources.iter().map(|source| Input::new(source, &convert::Job::default()));
+            let sources = group
+                .iter()
+                .map(|(_, file)| Source::open(&file.path))
+                .collect::<convert::Result<Vec<_>>>()?;
+            let inputs = sources
+                .iter()
+                .map(|source| Input::new(source, &convert::Job::default()));
             let inputs = inputs.collect::<convert::Result<Vec<_>>>()?;
             let engines = inputs.iter().map(|input| Engine::new(input, &job.options));
             let engines = engines.collect::<crate::model::Result<Vec<_>>>()?;
             let mut models = Vec::new();
             for (engine, (_, file)) in engines.iter().zip(group) {
-                models.push(Measured::new(file.path.display().to_string(), engine, &windows, progress)?);
+                models.push(Measured::new(
+                    file.path.display().to_string(),
+                    engine,
+                    &windows,
+                    progress,
+                )?);
             }
             let compared = compare(&base, &models, &windows, None, progress)?;
             for (rows, (i, file)) in compared.iter().zip(group) {
-                let Some(statistics) = Statistics::of(&[rows]) else { continue };
+                let Some(statistics) = Statistics::of(&[rows]) else {
+                    continue;
+                };
                 let one = of(&statistics);
                 kept.write(&file.name, &file.key, &one)?;
                 found[*i] = Some(one);
@@ -94,7 +120,12 @@ pub(super) fn measure(
 }
 
 /// How many of these files an earlier run has measured.
-pub(super) fn known(base: &Input<'_>, windows: &texts::Cut, files: &[PathBuf], kept: &Kept) -> Result<usize> {
+pub(super) fn known(
+    base: &Input<'_>,
+    windows: &texts::Cut,
+    files: &[PathBuf],
+    kept: &Kept,
+) -> Result<usize> {
     let mut known = 0;
     for path in files {
         known += usize::from(Subject::of_file(base, windows, path)?.is_known(kept));
@@ -105,7 +136,10 @@ pub(super) fn known(base: &Input<'_>, windows: &texts::Cut, files: &[PathBuf], k
 fn of(statistics: &Statistics) -> Found {
     let percentile = |wanted: f64| {
         let spread = &statistics.kld_spread.percentiles;
-        spread.iter().find(|(percent, _)| *percent == wanted).map(|(_, value)| *value)
+        spread
+            .iter()
+            .find(|(percent, _)| *percent == wanted)
+            .map(|(_, value)| *value)
     };
     let measured = report::data::Measured {
         kld: statistics.kld.value,
@@ -116,25 +150,36 @@ fn of(statistics: &Statistics) -> Found {
         ppl: Some(statistics.perplexity.value),
         ppl_base: Some(statistics.perplexity_base.value),
     };
-    Found { measured, rows: statistics.rows as u64 }
+    Found {
+        measured,
+        rows: statistics.rows as u64,
+    }
 }
 
 /// Measured against predicted nats.
 pub use report::data::Fit;
 
-/// Fits `measured = scale x predicted ^ exponent` to pairs of predicted and measured nats, by least squares of the
-/// logarithms. None with fewer than three pairs above 0: a curve through one or two points says nothing of the others.
+/// Fits `measured = scale x predicted ^ exponent` to pairs of predicted and measured nats, by least
+/// squares of the logarithms. None with fewer than three pairs above 0: a curve through one or two
+/// points says nothing of the others.
 pub fn fit(pairs: &[(f64, f64)]) -> Option<Fit> {
     const FEWEST: usize = 3;
-    let logs: Vec<(f64, f64)> =
-        pairs.iter().filter(|(p, m)| *p > 0.0 && *m > 0.0).map(|(p, m)| (p.ln(), m.ln())).collect();
+    let logs: Vec<(f64, f64)> = pairs
+        .iter()
+        .filter(|(p, m)| *p > 0.0 && *m > 0.0)
+        .map(|(p, m)| (p.ln(), m.ln()))
+        .collect();
     if logs.len() < FEWEST {
         return None;
     }
     let n = logs.len() as f64;
-    let (x, y) = (logs.iter().map(|l| l.0).sum::<f64>() / n, logs.iter().map(|l| l.1).sum::<f64>() / n);
-    let (over, under) =
-        logs.iter().fold((0.0, 0.0), |(a, b), l| (a + (l.0 - x) * (l.1 - y), b + (l.0 - x) * (l.0 - x)));
+    let (x, y) = (
+        logs.iter().map(|l| l.0).sum::<f64>() / n,
+        logs.iter().map(|l| l.1).sum::<f64>() / n,
+    );
+    let (over, under) = logs.iter().fold((0.0, 0.0), |(a, b), l| {
+        (a + (l.0 - x) * (l.1 - y), b + (l.0 - x) * (l.0 - x))
+    });
     // Files of one size say nothing of the exponent.
     let exponent = if under < 1e-9 { 1.0 } else { over / under };
     let mut fit = Fit {
@@ -144,7 +189,10 @@ pub fn fit(pairs: &[(f64, f64)]) -> Option<Fit> {
         rank_correlation: Some(rank_correlation(&logs)),
         median_error: None,
     };
-    let mut errors: Vec<f64> = logs.iter().map(|(p, m)| (fit.apply(p.exp()) / m.exp() - 1.0).abs()).collect();
+    let mut errors: Vec<f64> = logs
+        .iter()
+        .map(|(p, m)| (fit.apply(p.exp()) / m.exp() - 1.0).abs())
+        .collect();
     errors.sort_by(f64::total_cmp);
     fit.median_error = Some((errors[(errors.len() - 1) / 2] + errors[errors.len() / 2]) / 2.0);
     Some(fit)
@@ -152,7 +200,8 @@ pub fn fit(pairs: &[(f64, f64)]) -> Option<Fit> {
 
 /// Spearman's, of values without ties.
 fn rank_correlation(pairs: &[(f64, f64)]) -> f64 {
-    let rank = |of: fn(&(f64, f64)) -> f64, x: f64| pairs.iter().filter(|p| of(p) < x).count() as f64;
+    let rank =
+        |of: fn(&(f64, f64)) -> f64, x: f64| pairs.iter().filter(|p| of(p) < x).count() as f64;
     let square = |p: &(f64, f64)| (rank(|p| p.0, p.0) - rank(|p| p.1, p.1)).powi(2);
     let n = pairs.len() as f64;
     1.0 - 6.0 * pairs.iter().map(square).sum::<f64>() / (n * (n * n - 1.0))
@@ -164,10 +213,19 @@ mod tests {
 
     #[test]
     fn a_power_law_is_found_again() {
-        let pairs: Vec<(f64, f64)> = [0.001, 0.01, 0.02, 0.3, 0.9].map(|p: f64| (p, 1.3 * p.powf(0.95))).to_vec();
+        let pairs: Vec<(f64, f64)> = [0.001, 0.01, 0.02, 0.3, 0.9]
+            .map(|p: f64| (p, 1.3 * p.powf(0.95)))
+            .to_vec();
         let fit = fit(&pairs).unwrap();
-        assert!((fit.scale - 1.3).abs() < 1e-9 && (fit.exponent - 0.95).abs() < 1e-9, "{fit:?}");
-        assert!(fit.median_error.unwrap() < 1e-9 && fit.rank_correlation == Some(1.0) && fit.points == 5);
+        assert!(
+            (fit.scale - 1.3).abs() < 1e-9 && (fit.exponent - 0.95).abs() < 1e-9,
+            "{fit:?}"
+        );
+        assert!(
+            fit.median_error.unwrap() < 1e-9
+                && fit.rank_correlation == Some(1.0)
+                && fit.points == 5
+        );
     }
 
     #[test]
@@ -179,8 +237,14 @@ mod tests {
 
     #[test]
     fn order_is_what_the_rank_correlation_sees() {
-        assert_eq!(rank_correlation(&[(1.0, 5.0), (2.0, 6.0), (3.0, 70.0)]), 1.0);
-        assert_eq!(rank_correlation(&[(1.0, 7.0), (2.0, 6.0), (3.0, 5.0)]), -1.0);
+        assert_eq!(
+            rank_correlation(&[(1.0, 5.0), (2.0, 6.0), (3.0, 70.0)]),
+            1.0
+        );
+        assert_eq!(
+            rank_correlation(&[(1.0, 7.0), (2.0, 6.0), (3.0, 5.0)]),
+            -1.0
+        );
         assert_eq!(rank_correlation(&[(1.0, 6.0), (2.0, 5.0), (3.0, 7.0)]), 0.5);
     }
 }

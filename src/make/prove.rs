@@ -43,20 +43,55 @@ impl Prover<'_> {
         stages: &mut Stages,
         notes: &mut Vec<String>,
     ) -> Result<Proven> {
-        let Prover { model, windows, imatrix, writing } = *self;
-        let Writing { job, feedback, kept, progress, .. } = writing;
+        let Prover {
+            model,
+            windows,
+            imatrix,
+            writing,
+        } = *self;
+        let Writing {
+            job,
+            feedback,
+            kept,
+            progress,
+            ..
+        } = writing;
         let key = &adjust::key(model.input, job, windows, scores)?;
         let mut adjusted = adjust::apply(job, choices, kept, key);
-        let compared = compare::Compared::new(model.input, job, choices, windows, writing.imatrix, kept, notes)?;
+        let compared = compare::Compared::new(
+            model.input,
+            job,
+            choices,
+            windows,
+            writing.imatrix,
+            kept,
+            notes,
+        )?;
         let mut files = stages.run("files", || writing.write(choices, compared.outputs()))?;
         let (mut found, presets) = stages.run("proof", || {
-            let presets: Vec<_> = compared.presets.iter().map(|(_, subject)| subject.clone()).collect();
+            let presets: Vec<_> = compared
+                .presets
+                .iter()
+                .map(|(_, subject)| subject.clone())
+                .collect();
             let mut found = self.measure(&files, &presets)?;
             let presets = found.split_off(files.len());
-            Ok((found, compared.presets.iter().map(|(preset, _)| *preset).zip(presets).collect()))
+            Ok((
+                found,
+                compared
+                    .presets
+                    .iter()
+                    .map(|(preset, _)| *preset)
+                    .zip(presets)
+                    .collect(),
+            ))
         })?;
         drop(compared);
-        let done: Vec<_> = choices.chosen.iter().map(|c| adjusted.contains_key(&c.budget)).collect();
+        let done: Vec<_> = choices
+            .chosen
+            .iter()
+            .map(|c| adjusted.contains_key(&c.budget))
+            .collect();
         for _ in 0..adjust::ROUNDS {
             let nats: Vec<f64> = found.iter().map(|found| found.measured.kld).collect();
             let changed = adjust::closer(job, choices, &nats, &done);
@@ -68,18 +103,30 @@ impl Prover<'_> {
                 adjust::keep(&mut adjusted, &choices.chosen[index], None, kept, key)?;
             }
         }
-        let open: Vec<_> = (0..choices.chosen.len()).filter(|i| !done[*i] && job.refine > 0).collect();
+        let open: Vec<_> = (0..choices.chosen.len())
+            .filter(|i| !done[*i] && job.refine > 0)
+            .collect();
         if !open.is_empty() {
             stages.run("refinement", || {
                 let chunks = windows.other_chunks(job.score_chunks)?;
                 if chunks.len() < 2 {
-                    notes.push("--refine has no text: every chunk of the calibration text was judged on".into());
+                    notes.push(
+                        "--refine has no text: every chunk of the calibration text was judged on"
+                            .into(),
+                    );
                     return Ok(());
                 }
                 for index in open {
                     let recipe = (&*choices.chosen[index].solution.choices, &*files[index]);
-                    let refined =
-                        refine::refine(model, job, &choices.problem, recipe, &chunks, (imatrix, feedback), progress)?;
+                    let refined = refine::refine(
+                        model,
+                        job,
+                        &choices.problem,
+                        recipe,
+                        &chunks,
+                        (imatrix, feedback),
+                        progress,
+                    )?;
                     let note = refined.note(&choices.chosen[index].budget);
                     choices.set(job, index, &refined.choices);
                     adjust::keep(&mut adjusted, &choices.chosen[index], Some(note), kept, key)?;
@@ -88,13 +135,24 @@ impl Prover<'_> {
                 Ok(())
             })?;
         }
-        notes.extend(adjusted.values().filter_map(|adjusted| adjusted.note.clone()));
+        notes.extend(
+            adjusted
+                .values()
+                .filter_map(|adjusted| adjusted.note.clone()),
+        );
         for (chosen, found) in choices.chosen.iter().zip(&found) {
             if chosen.wish.is_some_and(|wish| found.measured.kld > wish) {
-                notes.push(format!("{}: {:.6} nats were measured", chosen.budget, found.measured.kld));
+                notes.push(format!(
+                    "{}: {:.6} nats were measured",
+                    chosen.budget, found.measured.kld
+                ));
             }
         }
-        Ok(Proven { files, found, presets })
+        Ok(Proven {
+            files,
+            found,
+            presets,
+        })
     }
 
     /// Writes and measures what has changed, and removes the files that were there in its place.
@@ -110,8 +168,15 @@ impl Prover<'_> {
 
     /// What is measured of the files, then of the presets.
     fn measure(&self, files: &[PathBuf], presets: &[Subject]) -> Result<Vec<Found>> {
-        let Writing { job, kept, progress, .. } = self.writing;
-        let subjects = files.iter().map(|path| Subject::of_file(self.model.input, self.windows, path));
+        let Writing {
+            job,
+            kept,
+            progress,
+            ..
+        } = self.writing;
+        let subjects = files
+            .iter()
+            .map(|path| Subject::of_file(self.model.input, self.windows, path));
         let mut subjects = subjects.collect::<Result<Vec<_>>>()?;
         subjects.extend_from_slice(presets);
         proof::measure(self.model, job, self.windows, &subjects, kept, progress)

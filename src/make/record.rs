@@ -50,7 +50,12 @@ pub(super) fn new(
         },
         evaluation: None,
         types,
-        tensors: choices.problem.items.iter().map(|item| tensor(scores, item)).collect(),
+        tensors: choices
+            .problem
+            .items
+            .iter()
+            .map(|item| tensor(scores, item))
+            .collect(),
         frontier: points(choices),
         presets: choices
             .presets
@@ -66,7 +71,10 @@ pub(super) fn new(
         fit: None,
         files: choices.chosen.iter().map(file).collect(),
         stages: Vec::new(),
-        settings: vec![data::Setting { name: "positions judged on".into(), value: scores.positions.to_string() }],
+        settings: vec![data::Setting {
+            name: "positions judged on".into(),
+            value: scores.positions.to_string(),
+        }],
         commands: commands(job, choices),
     }
 }
@@ -74,16 +82,28 @@ pub(super) fn new(
 /// The texts that something was taken of.
 fn used(tokens: &[(String, u64)]) -> Vec<data::Text> {
     let used = tokens.iter().filter(|(_, tokens)| *tokens > 0);
-    used.map(|(name, tokens)| data::Text { name: name.clone(), tokens: *tokens }).collect()
+    used.map(|(name, tokens)| data::Text {
+        name: name.clone(),
+        tokens: *tokens,
+    })
+    .collect()
 }
 
 fn of_model(input: &Input<'_>, choices: &Choices) -> data::Model {
     let metadata = input.metadata();
     let tensors = &input.tensors;
-    let base_type = tensors.iter().max_by_key(|t| t.info.shape.elements()).map(|t| t.info.ggml_type.name());
-    let architecture = metadata.get(keys::ARCHITECTURE).and_then(Value::as_str).unwrap_or_default();
+    let base_type = tensors
+        .iter()
+        .max_by_key(|t| t.info.shape.elements())
+        .map(|t| t.info.ggml_type.name());
+    let architecture = metadata
+        .get(keys::ARCHITECTURE)
+        .and_then(Value::as_str)
+        .unwrap_or_default();
     let number = |key: &str| {
-        let value = metadata.get(&format!("{architecture}.{key}")).and_then(Value::as_u64);
+        let value = metadata
+            .get(&format!("{architecture}.{key}"))
+            .and_then(Value::as_u64);
         value.and_then(|n| u32::try_from(n).ok())
     };
     data::Model {
@@ -101,15 +121,24 @@ fn of_model(input: &Input<'_>, choices: &Choices) -> data::Model {
     }
 }
 
-/// The checkpoint in the Hub's cache that this is. GGUFs there are others' conversions of something that they name.
+/// The checkpoint in the Hub's cache that this is. GGUFs there are others' conversions of something
+/// that they name.
 fn source(input: &Input<'_>) -> Option<data::Source> {
-    let path = input.paths().first().filter(|path| path.extension().is_none_or(|e| e != "gguf"))?.to_path_buf();
+    let path = input
+        .paths()
+        .first()
+        .filter(|path| path.extension().is_none_or(|e| e != "gguf"))?
+        .to_path_buf();
     let crate::hub::Origin { repository, commit } = crate::hub::origin(&path)?;
     Some(data::Source { repository, commit })
 }
 
 fn tensor(scores: &Scores, item: &crate::plan::frontier::Item) -> data::Tensor {
-    let dims = scores.tensors.iter().find(|t| t.name == item.name).map(|t| t.dims.clone());
+    let dims = scores
+        .tensors
+        .iter()
+        .find(|t| t.name == item.name)
+        .map(|t| t.dims.clone());
     let mut choices: Vec<_> = item.choices.iter().collect();
     choices.sort_by(|a, b| a.bytes.cmp(&b.bytes).then(a.nats.total_cmp(&b.nats)));
     data::Tensor {
@@ -120,14 +149,21 @@ fn tensor(scores: &Scores, item: &crate::plan::frontier::Item) -> data::Tensor {
         weights: item.weights,
         choices: choices
             .into_iter()
-            .map(|c| data::Choice { ggml_type: c.ggml_type.name().into(), bytes: c.bytes, nats: c.nats })
+            .map(|c| data::Choice {
+                ggml_type: c.ggml_type.name().into(),
+                bytes: c.bytes,
+                nats: c.nats,
+            })
             .collect(),
     }
 }
 
 /// A short name of what a tensor does; that of the tensor itself where the quantizer knows no role.
 fn role(name: &str) -> String {
-    let of_layer = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')).map_or(name, |(_, rest)| rest);
+    let of_layer = name
+        .strip_prefix("blk.")
+        .and_then(|rest| rest.split_once('.'))
+        .map_or(name, |(_, rest)| rest);
     match Role::of(name) {
         Role::Output => "output".into(),
         Role::TokenEmbedding => "token_embd".into(),
@@ -135,12 +171,16 @@ fn role(name: &str) -> String {
     }
 }
 
-/// The frontier, thinned to what a picture shows: the smallest, the largest, and points evenly between.
+/// The frontier, thinned to what a picture shows: the smallest, the largest, and points evenly
+/// between.
 fn points(choices: &Choices) -> Vec<data::Point> {
     let all = choices.frontier.points();
     let step = all.len().div_ceil(POINTS).max(1);
     let last = all.len().saturating_sub(1);
-    let shown = all.iter().enumerate().filter(|(i, _)| i % step == 0 || *i == last);
+    let shown = all
+        .iter()
+        .enumerate()
+        .filter(|(i, _)| i % step == 0 || *i == last);
     shown
         .map(|(_, p)| data::Point {
             bytes: choices.header_bytes + p.bytes,
@@ -152,12 +192,21 @@ fn points(choices: &Choices) -> Vec<data::Point> {
 
 fn file(chosen: &super::choice::Chosen) -> data::File {
     data::File {
-        name: chosen.path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        name: chosen
+            .path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned(),
         budget: chosen.budget.clone(),
         label: format!("{:.2} bpw", chosen.bpw),
         bytes: chosen.file_bytes,
         bpw: chosen.bpw,
-        recipe: chosen.recipe.iter().map(|(name, t)| (name.clone(), t.name().to_owned())).collect(),
+        recipe: chosen
+            .recipe
+            .iter()
+            .map(|(name, t)| (name.clone(), t.name().to_owned()))
+            .collect(),
         predicted: chosen.solution.nats,
         corrected: None,
         measured: None,
@@ -167,18 +216,35 @@ fn file(chosen: &super::choice::Chosen) -> data::File {
 
 /// Adds what rounding with error feedback did, for each file in the order of the budgets.
 pub(super) fn rounded(report: &mut data::Frontier, job: &Job, proved: Vec<Vec<Proved>>) {
-    let ratios: Vec<f64> = proved.iter().flatten().filter_map(|proved| proved.proof.ratio()).collect();
+    let ratios: Vec<f64> = proved
+        .iter()
+        .flatten()
+        .filter_map(|proved| proved.proof.ratio())
+        .collect();
     for (file, proved) in report.files.iter_mut().zip(proved) {
         let of = |proved: Proved| {
-            let Proof { reference, taken, power, rows, by_reference } = proved.proof;
+            let Proof {
+                reference,
+                taken,
+                power,
+                rows,
+                by_reference,
+            } = proved.proof;
             let part = |error: f64| (power > 0.0).then(|| error / power);
             let kept_plain = by_reference as f64 / rows.max(1) as f64;
-            data::Rounded { tensor: proved.tensor, plain: part(reference), taken: part(taken), kept_plain }
+            data::Rounded {
+                tensor: proved.tensor,
+                plain: part(reference),
+                taken: part(taken),
+                kept_plain,
+            }
         };
         file.rounding = proved.into_iter().map(of).collect();
     }
     let how = match job.rounding() {
-        Rounding::Propagated => "error feedback, each matrix behind those that were rounded before it",
+        Rounding::Propagated => {
+            "error feedback, each matrix behind those that were rounded before it"
+        }
         _ => "error feedback",
     };
     let value = match spread(&ratios) {
@@ -188,13 +254,25 @@ pub(super) fn rounded(report: &mut data::Frontier, job: &Job, proved: Vec<Vec<Pr
         ),
         None => how.into(),
     };
-    report.settings.push(data::Setting { name: "rounding".into(), value });
+    report.settings.push(data::Setting {
+        name: "rounding".into(),
+        value,
+    });
 }
 
 fn commands(job: &Job, choices: &Choices) -> Vec<data::Command> {
     let of = |chosen: &super::choice::Chosen| {
-        let name = chosen.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let imatrix = job.imatrix.as_ref().and_then(|path| path.file_name()).map(|n| n.to_string_lossy().into_owned());
+        let name = chosen
+            .path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        let imatrix = job
+            .imatrix
+            .as_ref()
+            .and_then(|path| path.file_name())
+            .map(|n| n.to_string_lossy().into_owned());
         data::Command {
             purpose: match job.settings.rounding.feeds_back() {
                 false => format!("{name}, by llama.cpp alone"),
@@ -216,11 +294,16 @@ fn commands(job: &Job, choices: &Choices) -> Vec<data::Command> {
     all.chain(choices.chosen.iter().map(of)).collect()
 }
 
-/// Adds what was measured of the files and of some presets, and fits the predictions of the files to it.
+/// Adds what was measured of the files and of some presets, and fits the predictions of the files
+/// to it.
 pub(super) fn measured(report: &mut data::Frontier, proven: Proven, windows: &texts::Cut) {
     let Proven { found, presets, .. } = proven;
     for (preset, found) in presets {
-        if let Some(of) = report.presets.iter_mut().find(|of| of.name == preset.name()) {
+        if let Some(of) = report
+            .presets
+            .iter_mut()
+            .find(|of| of.name == preset.name())
+        {
             of.measured = Some(found.measured);
         }
     }
@@ -236,7 +319,11 @@ pub(super) fn measured(report: &mut data::Frontier, proven: Proven, windows: &te
     if report.scoring.score == data::Score::WeightedError {
         return;
     }
-    let pairs: Vec<_> = report.files.iter().filter_map(|f| Some((f.predicted, f.measured.as_ref()?.kld))).collect();
+    let pairs: Vec<_> = report
+        .files
+        .iter()
+        .filter_map(|f| Some((f.predicted, f.measured.as_ref()?.kld)))
+        .collect();
     report.fit = fit(&pairs);
     if let Some(fit) = report.fit {
         for file in &mut report.files {
@@ -254,7 +341,10 @@ pub(super) fn write(job: &Job, report: &mut data::Frontier, choices: &Choices) -
     }
     report.files.sort_by_key(|file| file.bytes);
     write_text(&job.directory.join("frontier.json"), &report.to_json())?;
-    write_text(&job.directory.join("frontier.svg"), &size_chart(report, Place::Alone))?;
+    write_text(
+        &job.directory.join("frontier.svg"),
+        &size_chart(report, Place::Alone),
+    )?;
     write_text(&job.directory.join("report.html"), &page(report))?;
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! The last step of the choice, if it is asked for: swaps that the predictions hold for near-ties, each measured end to
-//! end.
+//! The last step of the choice, if it is asked for: swaps that the predictions hold for near-ties,
+//! each measured end to end.
 //!
 //! ```text
 //! text       chunks of the calibration text that no type was judged on, and nothing of the evaluation text
@@ -42,7 +42,13 @@ pub(super) struct Refined {
 impl Refined {
     /// What the user is told.
     pub(super) fn note(&self, budget: &str) -> String {
-        let Refined { tried, taken, before, after, .. } = self;
+        let Refined {
+            tried,
+            taken,
+            before,
+            after,
+            ..
+        } = self;
         let effect = match taken {
             0 => String::new(),
             _ => format!(": from {before:.6} to {after:.6} nats on a part of the calibration text"),
@@ -76,16 +82,35 @@ pub(super) fn refine(
     let within = Within(progress);
     let base = model.engine.trace(chunks, None, &within)?;
     let base_head = model.engine.head()?;
-    let base_side = Side { head: &base_head, rows: &|chunk| base.output(model.engine, chunk) };
+    let base_side = Side {
+        head: &base_head,
+        rows: &|chunk| base.output(model.engine, chunk),
+    };
     let mut trace = engine.trace(chunks, None, &within)?;
     let mut now = {
         let head = engine.head()?;
-        let side = Side { head: &head, rows: &|chunk| trace.output(&engine, chunk) };
-        divergence(model.engine, base_side, side, chunks.len(), "file", progress)?
+        let side = Side {
+            head: &head,
+            rows: &|chunk| trace.output(&engine, chunk),
+        };
+        divergence(
+            model.engine,
+            base_side,
+            side,
+            chunks.len(),
+            "file",
+            progress,
+        )?
     };
     let limit = bytes(problem, choices);
     let before = mean(&now);
-    let mut refined = Refined { choices: choices.to_vec(), tried: 0, taken: 0, before, after: before };
+    let mut refined = Refined {
+        choices: choices.to_vec(),
+        tried: 0,
+        taken: 0,
+        before,
+        after: before,
+    };
     let mut seen = BTreeSet::new();
     progress.begin(job.refine as u64, Unit::Steps);
     'search: while refined.tried < job.refine {
@@ -96,24 +121,51 @@ pub(super) fn refine(
             if !seen.insert(swap.changes.clone()) {
                 continue;
             }
-            let names: Vec<_> = swap.changes.iter().map(|(item, _)| &*problem.items[*item].name).collect();
+            let names: Vec<_> = swap
+                .changes
+                .iter()
+                .map(|(item, _)| &*problem.items[*item].name)
+                .collect();
             progress.at(&names.join(", "));
             let replaced = swap.changes.iter().map(|(item, choice)| {
                 let item = &problem.items[*item];
-                Ok(rounded(model.input, model.engine, known, &item.name, type_of(item, *choice), progress)?)
+                Ok(rounded(
+                    model.input,
+                    model.engine,
+                    known,
+                    &item.name,
+                    type_of(item, *choice),
+                    progress,
+                )?)
             });
             let changed = engine.replacing(&replaced.collect::<Result<Vec<Replaced>>>()?)?;
-            let first = names.iter().map(|name| first_layer(&engine, name)).min().unwrap_or(0);
+            let first = names
+                .iter()
+                .map(|name| first_layer(&engine, name))
+                .min()
+                .unwrap_or(0);
             let hidden = changed.rerun(&trace, first, &within)?;
             let then = {
                 let head = changed.head()?;
-                let side = Side { head: &head, rows: &|chunk| hidden.rows_of(chunk) };
-                divergence(model.engine, base_side, side, chunks.len(), &names.join(", "), progress)?
+                let side = Side {
+                    head: &head,
+                    rows: &|chunk| hidden.rows_of(chunk),
+                };
+                divergence(
+                    model.engine,
+                    base_side,
+                    side,
+                    chunks.len(),
+                    &names.join(", "),
+                    progress,
+                )?
             };
             refined.tried += 1;
             progress.advance(1);
             if is_better(&now, &then) {
-                swap.changes.iter().for_each(|(item, choice)| refined.choices[*item] = *choice);
+                swap.changes
+                    .iter()
+                    .for_each(|(item, choice)| refined.choices[*item] = *choice);
                 refined.taken += 1;
                 refined.after = mean(&then);
                 (now, engine) = (then, changed);
@@ -131,7 +183,12 @@ fn type_of(item: &crate::plan::frontier::Item, choice: usize) -> GgmlType {
 }
 
 fn bytes(problem: &Problem, choices: &[usize]) -> u64 {
-    problem.items.iter().zip(choices).map(|(item, choice)| item.choices[*choice].bytes).sum()
+    problem
+        .items
+        .iter()
+        .zip(choices)
+        .map(|(item, choice)| item.choices[*choice].bytes)
+        .sum()
 }
 
 fn mean(x: &[f64]) -> f64 {
@@ -147,7 +204,8 @@ fn is_better(now: &[f64], then: &[f64]) -> bool {
     differences.len() > 1 && mean < -(squares / (n * (n - 1.0))).sqrt()
 }
 
-/// Swaps that fit within so many bytes of all items, those that are predicted to lose least per byte first.
+/// Swaps that fit within so many bytes of all items, those that are predicted to lose least per
+/// byte first.
 fn swaps(problem: &Problem, choices: &[usize], limit: u64) -> Vec<Swap> {
     struct Move {
         item: usize,
@@ -173,11 +231,19 @@ fn swaps(problem: &Problem, choices: &[usize], limit: u64) -> Vec<Swap> {
         down.extend(worse.into_iter().take(NEAR));
     }
     // What loses least for the bytes that it gives back goes down first.
-    down.sort_by(|a, b| (a.nats / a.bytes as f64).total_cmp(&(b.nats / b.bytes as f64)).reverse());
+    down.sort_by(|a, b| {
+        (a.nats / a.bytes as f64)
+            .total_cmp(&(b.nats / b.bytes as f64))
+            .reverse()
+    });
     let slack = limit as i64 - bytes(problem, choices) as i64;
     let mut swaps: Vec<Swap> = Vec::new();
     for up in &up {
-        for (first, one) in down.iter().enumerate().filter(|(_, one)| one.item != up.item) {
+        for (first, one) in down
+            .iter()
+            .enumerate()
+            .filter(|(_, one)| one.item != up.item)
+        {
             let mut changes = vec![(up.item, up.choice), (one.item, one.choice)];
             let (mut bytes, mut nats) = (up.bytes + one.bytes, up.nats + one.nats);
             for more in &down[first + 1..] {
@@ -191,11 +257,18 @@ fn swaps(problem: &Problem, choices: &[usize], limit: u64) -> Vec<Swap> {
             }
             if bytes <= slack {
                 changes.sort_unstable();
-                swaps.push(Swap { changes, loss: nats / up.bytes as f64 });
+                swaps.push(Swap {
+                    changes,
+                    loss: nats / up.bytes as f64,
+                });
             }
         }
     }
-    swaps.sort_by(|a, b| a.loss.total_cmp(&b.loss).then_with(|| a.changes.cmp(&b.changes)));
+    swaps.sort_by(|a, b| {
+        a.loss
+            .total_cmp(&b.loss)
+            .then_with(|| a.changes.cmp(&b.changes))
+    });
     swaps.dedup_by(|a, b| a.changes == b.changes);
     swaps
 }
@@ -208,8 +281,19 @@ mod tests {
     fn item(name: &str, choices: &[(u64, f64)]) -> Item {
         let types = [GgmlType::Q2_K, GgmlType::Q4_K, GgmlType::Q6_K];
         let choices = choices.iter().zip(types);
-        let choices = choices.map(|(&(bytes, nats), ggml_type)| Choice { ggml_type, bytes, nats }).collect();
-        Item { name: name.into(), row_len: 256, weights: 256, choices }
+        let choices = choices
+            .map(|(&(bytes, nats), ggml_type)| Choice {
+                ggml_type,
+                bytes,
+                nats,
+            })
+            .collect();
+        Item {
+            name: name.into(),
+            row_len: 256,
+            weights: 256,
+            choices,
+        }
     }
 
     #[test]
@@ -219,26 +303,47 @@ mod tests {
             item("b", &[(10, 4.0), (20, 1.9), (30, 1.0)]),
             item("c", &[(5, 0.7), (10, 0.3), (15, 0.1)]),
         ];
-        let problem = Problem { items, ..Problem::default() };
+        let problem = Problem {
+            items,
+            ..Problem::default()
+        };
         let now = [1, 1, 1];
         let found = swaps(&problem, &now, 50);
         assert!(!found.is_empty() && found.windows(2).all(|pair| pair[0].loss <= pair[1].loss));
         for swap in &found {
             let mut then = now;
-            swap.changes.iter().for_each(|(item, choice)| then[*item] = *choice);
+            swap.changes
+                .iter()
+                .for_each(|(item, choice)| then[*item] = *choice);
             assert!(bytes(&problem, &then) <= 50, "{swap:?}");
-            assert!(swap.changes.len() > 1 && swap.changes.windows(2).all(|pair| pair[0].0 < pair[1].0), "{swap:?}");
+            assert!(
+                swap.changes.len() > 1 && swap.changes.windows(2).all(|pair| pair[0].0 < pair[1].0),
+                "{swap:?}"
+            );
         }
-        // c goes up for less than b goes down; the other way round, a or b up needs both others down.
-        assert!(found.iter().any(|swap| swap.changes == [(1, 0), (2, 2)]), "{found:?}");
-        assert!(swaps(&problem, &[0, 0, 0], 25).is_empty(), "nothing can go down");
+        // c goes up for less than b goes down; the other way round, a or b up needs both others
+        // down.
+        assert!(
+            found.iter().any(|swap| swap.changes == [(1, 0), (2, 2)]),
+            "{found:?}"
+        );
+        assert!(
+            swaps(&problem, &[0, 0, 0], 25).is_empty(),
+            "nothing can go down"
+        );
     }
 
     #[test]
     fn only_what_is_better_beyond_its_error_is_taken() {
         assert!(is_better(&[1.0, 2.0, 3.0], &[0.9, 1.9, 2.9]));
         assert!(!is_better(&[1.0, 2.0, 3.0], &[1.0, 2.0, 3.0]));
-        assert!(!is_better(&[1.0, 2.0, 3.0], &[1.1, 1.7, 3.0]), "the mean falls by less than its error");
-        assert!(!is_better(&[1.0], &[0.5]), "one chunk has no error to compare with");
+        assert!(
+            !is_better(&[1.0, 2.0, 3.0], &[1.1, 1.7, 3.0]),
+            "the mean falls by less than its error"
+        );
+        assert!(
+            !is_better(&[1.0], &[0.5]),
+            "one chunk has no error to compare with"
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! The texts of a run, in chunks of tokens; and how one text is divided so that what is judged on was never seen.
+//! The texts of a run, in chunks of tokens; and how one text is divided so that what is judged on
+//! was never seen.
 
 use super::{Error, Opened, Result};
 use crate::evaluate::windows::{self, Windows};
@@ -35,18 +36,28 @@ const OF_ITS_OWN: &str = "; it is a fifth part of the calibration text, so that 
 const PARTS: usize = 40;
 const HELD_OUT_EVERY: usize = 5;
 
-/// Divides a text by its documents: two texts of which no paragraph is in both. The second has about a fifth, taken
-/// from places all over the text. Parts end at form feeds where there are enough, else at empty lines, else at the ends
-/// of lines.
+/// Divides a text by its documents: two texts of which no paragraph is in both. The second has
+/// about a fifth, taken from places all over the text. Parts end at form feeds where there are
+/// enough, else at empty lines, else at the ends of lines.
 pub fn split(text: &str) -> (String, String) {
-    let mut pieces = ["\n\x0c\n", "\n\n", "\n"].iter().map(|end| text.split_inclusive(end).collect::<Vec<_>>());
-    let pieces = pieces.clone().find(|p| p.len() >= PARTS).or_else(|| pieces.next_back()).unwrap_or_default();
+    let mut pieces = ["\n\x0c\n", "\n\n", "\n"]
+        .iter()
+        .map(|end| text.split_inclusive(end).collect::<Vec<_>>());
+    let pieces = pieces
+        .clone()
+        .find(|p| p.len() >= PARTS)
+        .or_else(|| pieces.next_back())
+        .unwrap_or_default();
     let (mut kept, mut held_out) = (String::new(), String::new());
     let mut before = 0;
     for piece in pieces {
         let part = before * PARTS / text.len().max(1);
         before += piece.len();
-        let to = if part % HELD_OUT_EVERY == HELD_OUT_EVERY - 1 { &mut held_out } else { &mut kept };
+        let to = if part % HELD_OUT_EVERY == HELD_OUT_EVERY - 1 {
+            &mut held_out
+        } else {
+            &mut kept
+        };
         to.push_str(piece);
     }
     (kept, held_out)
@@ -69,7 +80,11 @@ impl Cut {
     pub(super) fn new(model: Opened<'_>, texts: &Texts) -> Result<Cut> {
         if texts.context < windows::MIN_CONTEXT {
             let error = windows::Error::Context(texts.context);
-            return Err(Error::Text { name: "--ctx-size".into(), error, advice: "" });
+            return Err(Error::Text {
+                name: "--ctx-size".into(),
+                error,
+                advice: "",
+            });
         }
         let bos = model.tokenizer.bos().filter(|_| model.tokenizer.adds_bos());
         let cut = |which: &str, texts_of: &[Text]| -> Result<(Vec<u32>, Used)> {
@@ -88,8 +103,16 @@ impl Cut {
                     n_ctx: texts.context,
                 };
                 let names: Vec<_> = texts_of.iter().map(|text| &*text.name).collect();
-                let advice = if texts_of.iter().any(|t| t.name.ends_with(HELD_OUT)) { OF_ITS_OWN } else { "" };
-                return Err(Error::Text { name: format!("the {which} text ({})", names.join(", ")), error, advice });
+                let advice = if texts_of.iter().any(|t| t.name.ends_with(HELD_OUT)) {
+                    OF_ITS_OWN
+                } else {
+                    ""
+                };
+                return Err(Error::Text {
+                    name: format!("the {which} text ({})", names.join(", ")),
+                    error,
+                    advice,
+                });
             }
             Ok((all, used))
         };
@@ -103,7 +126,14 @@ impl Cut {
                 left -= *tokens;
             }
         }
-        Ok(Cut { calibration, evaluation, context: texts.context, bos, calibration_tokens, evaluation_tokens })
+        Ok(Cut {
+            calibration,
+            evaluation,
+            context: texts.context,
+            bos,
+            calibration_tokens,
+            evaluation_tokens,
+        })
     }
 
     pub(super) fn calibration(&self) -> Result<Windows<'_>> {
@@ -116,24 +146,33 @@ impl Cut {
 
     fn windows<'t>(&self, name: &str, tokens: &'t [u32]) -> Result<Windows<'t>> {
         let cut = Windows::of_chunks(tokens, self.context, self.bos);
-        cut.map_err(|error| Error::Text { name: name.into(), error, advice: "" })
+        cut.map_err(|error| Error::Text {
+            name: name.into(),
+            error,
+            advice: "",
+        })
     }
 
     /// At most so many chunks of the calibration text, evenly from all of it.
     pub(super) fn score_chunks(&self, most: usize) -> Result<Vec<Vec<u32>>> {
         let windows = self.calibration()?;
         let (all, most) = (windows.chunks(), most.clamp(1, windows.chunks()));
-        Ok((0..most).map(|i| windows.input((2 * i + 1) * all / (2 * most))).collect())
+        Ok((0..most)
+            .map(|i| windows.input((2 * i + 1) * all / (2 * most)))
+            .collect())
     }
 
-    /// At most so many chunks of the calibration text that `score_chunks(most)` has not, evenly from all of them.
+    /// At most so many chunks of the calibration text that `score_chunks(most)` has not, evenly
+    /// from all of them.
     pub(super) fn other_chunks(&self, most: usize) -> Result<Vec<Vec<u32>>> {
         let windows = self.calibration()?;
         let (all, most) = (windows.chunks(), most.clamp(1, windows.chunks()));
         let scored: Vec<usize> = (0..most).map(|i| (2 * i + 1) * all / (2 * most)).collect();
         let others: Vec<usize> = (0..all).filter(|chunk| !scored.contains(chunk)).collect();
         let n = most.min(others.len());
-        Ok((0..n).map(|i| windows.input(others[(2 * i + 1) * others.len() / (2 * n)])).collect())
+        Ok((0..n)
+            .map(|i| windows.input(others[(2 * i + 1) * others.len() / (2 * n)]))
+            .collect())
     }
 
     /// Everything that the calibration text's chunks are, for a key.
@@ -154,16 +193,24 @@ mod tests {
     #[test]
     fn nothing_is_in_both_parts() {
         for end in ["\n\x0c\n", "\n\n", "\n"] {
-            let pieces: Vec<String> = (0..500).map(|i| format!("piece {i} of the text{end}")).collect();
+            let pieces: Vec<String> = (0..500)
+                .map(|i| format!("piece {i} of the text{end}"))
+                .collect();
             let (kept, held_out) = split(&pieces.concat());
             assert_eq!(kept.len() + held_out.len(), pieces.concat().len());
             let share = held_out.len() as f64 / (kept.len() + held_out.len()) as f64;
             assert!((0.15..0.25).contains(&share), "{share}");
             for piece in &pieces {
-                assert!(kept.contains(piece.as_str()) != held_out.contains(piece.as_str()), "{piece}");
+                assert!(
+                    kept.contains(piece.as_str()) != held_out.contains(piece.as_str()),
+                    "{piece}"
+                );
             }
         }
-        assert_eq!(split("one line without an end"), ("one line without an end".into(), String::new()));
+        assert_eq!(
+            split("one line without an end"),
+            ("one line without an end".into(), String::new())
+        );
         assert_eq!(split(""), (String::new(), String::new()));
     }
 }

@@ -1,4 +1,5 @@
-//! From queries, keys and values to what the heads say: scores, scale, soft cap, mask, softmax, the mix of values.
+//! From queries, keys and values to what the heads say: scores, scale, soft cap, mask, softmax, the
+//! mix of values.
 
 use super::derived;
 use super::product::{numbers, product};
@@ -23,26 +24,44 @@ pub(super) struct Scores {
 }
 
 impl Scores {
-    /// What each head sees, side by side: `[positions, heads * value_length]`, of queries `[heads, positions,
-    /// length]`, keys `[kv_heads, positions, length]` and values `[positions, kv_heads * value_length]`.
+    /// What each head sees, side by side: `[positions, heads * value_length]`, of queries `[heads,
+    /// positions, length]`, keys `[kv_heads, positions, length]` and values `[positions, kv_heads *
+    /// value_length]`.
     ///
     /// `split` is how many threads may share the heads.
-    pub(super) fn attend(&self, query: &Tensor, key: &Tensor, value: &Tensor, split: usize) -> Result<Tensor> {
+    pub(super) fn attend(
+        &self,
+        query: &Tensor,
+        key: &Tensor,
+        value: &Tensor,
+        split: usize,
+    ) -> Result<Tensor> {
         let (heads, positions, length) = query.dims3()?;
         let kv_heads = key.dim(0)?;
         let value_length = value.dim(1)? / kv_heads;
         if !query.device().is_cpu() {
             // All heads of queries that share keys follow each other as rows.
             let query = query.reshape((kv_heads, heads / kv_heads * positions, length))?;
-            let value = value.reshape((positions, kv_heads, value_length))?.permute((1, 2, 0))?;
-            let mixed = product(&self.softmax(&product(&query, key, split)?)?, &value.contiguous()?, split)?;
-            let mixed = mixed.reshape((heads, positions, value_length))?.transpose(0, 1)?.contiguous()?;
+            let value = value
+                .reshape((positions, kv_heads, value_length))?
+                .permute((1, 2, 0))?;
+            let mixed = product(
+                &self.softmax(&product(&query, key, split)?)?,
+                &value.contiguous()?,
+                split,
+            )?;
+            let mixed = mixed
+                .reshape((heads, positions, value_length))?
+                .transpose(0, 1)?
+                .contiguous()?;
             return mixed.reshape((positions, heads * value_length));
         }
         if query.track_op() || key.track_op() || value.track_op() {
             let y = self.attend(&query.detach(), &key.detach(), &value.detach(), split)?;
             let scores = *self;
-            return derived::of_three([query, key, value], &y, move |args, g| scores.derivative(args, g));
+            return derived::of_three([query, key, value], &y, move |args, g| {
+                scores.derivative(args, g)
+            });
         }
         let mut mixed = vec![0.0f32; heads * positions * value_length];
         numbers(query, |query| {
@@ -50,15 +69,36 @@ impl Scores {
                 numbers(value, |value| {
                     let one = |(head, out): (usize, &mut [f32])| {
                         let shared = head / (heads / kv_heads);
-                        let query = View::new(&query[head * positions * length..], positions, length, length);
-                        let key = View::new(&key[shared * positions * length..], positions, length, length);
+                        let query = View::new(
+                            &query[head * positions * length..],
+                            positions,
+                            length,
+                            length,
+                        );
+                        let key = View::new(
+                            &key[shared * positions * length..],
+                            positions,
+                            length,
+                            length,
+                        );
                         let step = kv_heads * value_length;
-                        let value = View::new(&value[shared * value_length..], positions, value_length, step);
+                        let value = View::new(
+                            &value[shared * value_length..],
+                            positions,
+                            value_length,
+                            step,
+                        );
                         self.head(query, key, value, out);
                     };
                     match split > 1 {
-                        true => mixed.par_chunks_mut(positions * value_length).enumerate().for_each(one),
-                        false => mixed.chunks_mut(positions * value_length).enumerate().for_each(one),
+                        true => mixed
+                            .par_chunks_mut(positions * value_length)
+                            .enumerate()
+                            .for_each(one),
+                        false => mixed
+                            .chunks_mut(positions * value_length)
+                            .enumerate()
+                            .for_each(one),
                     }
                     Ok(())
                 })
@@ -85,7 +125,13 @@ impl Scores {
             let keys = self.seen(first).start..end;
             let (rows, columns) = (end - first, keys.len());
             let scores = &mut scores[..rows * columns];
-            multiply(query.range(first..end), key.range(keys.clone()).transposed(), scores, columns, 1);
+            multiply(
+                query.range(first..end),
+                key.range(keys.clone()).transposed(),
+                scores,
+                columns,
+                1,
+            );
             for (query, row) in (first..end).zip(scores.chunks_exact_mut(columns)) {
                 let seen = self.seen(query);
                 let seen = seen.start - keys.start..seen.end - keys.start;
@@ -94,11 +140,18 @@ impl Scores {
                 self.row(&mut row[seen]);
             }
             let out = &mut out[first * value_length..];
-            multiply(View::new(scores, rows, columns, columns), value.range(keys), out, value_length, 1);
+            multiply(
+                View::new(scores, rows, columns, columns),
+                value.range(keys),
+                out,
+                value_length,
+                1,
+            );
         }
     }
 
-    /// The gradients of queries, keys and values, from that of what [`Scores::attend`] makes of them.
+    /// The gradients of queries, keys and values, from that of what [`Scores::attend`] makes of
+    /// them.
     fn derivative(&self, [query, key, value]: [&Tensor; 3], g: &Tensor) -> Result<[Tensor; 3]> {
         let (heads, positions, length) = query.dims3()?;
         let kv_heads = key.dim(0)?;
@@ -115,7 +168,12 @@ impl Scores {
                 query: View::new(&q[head * positions * length..], positions, length, length),
                 key: View::new(&k[shared * positions * length..], positions, length, length),
                 value: View::new(&v[shared * value_length..], positions, value_length, step),
-                gradient: View::new(&g_all[head * value_length..], positions, value_length, heads * value_length),
+                gradient: View::new(
+                    &g_all[head * value_length..],
+                    positions,
+                    value_length,
+                    heads * value_length,
+                ),
             };
             of_head.run(
                 self,
@@ -131,8 +189,8 @@ impl Scores {
         ])
     }
 
-    /// Probabilities of `[.., queries, keys]`; query `i` of each `keys` queries sees keys up to `i`. Several heads of
-    /// queries may follow each other in one batch.
+    /// Probabilities of `[.., queries, keys]`; query `i` of each `keys` queries sees keys up to
+    /// `i`. Several heads of queries may follow each other in one batch.
     pub(super) fn softmax(&self, scores: &Tensor) -> Result<Tensor> {
         let keys = scores.dim(D::Minus1)?;
         if scores.device().is_cpu() {
@@ -150,7 +208,13 @@ impl Scores {
             scores = ((scores / f64::from(cap))?.tanh()? * f64::from(cap))?;
         }
         let mask: Vec<f32> = (0..keys * keys)
-            .map(|i| if self.seen(i / keys).contains(&(i % keys)) { 0.0 } else { f32::NEG_INFINITY })
+            .map(|i| {
+                if self.seen(i / keys).contains(&(i % keys)) {
+                    0.0
+                } else {
+                    f32::NEG_INFINITY
+                }
+            })
             .collect();
         let repeats = scores.dim(D::Minus2)? / keys;
         let mask = Tensor::from_vec(mask, (keys, keys), scores.device())?.repeat((repeats, 1))?;
@@ -158,7 +222,9 @@ impl Scores {
     }
 
     fn seen(&self, query: usize) -> std::ops::Range<usize> {
-        let first = self.window.map_or(0, |window| (query + 1).saturating_sub(window));
+        let first = self
+            .window
+            .map_or(0, |window| (query + 1).saturating_sub(window));
         first..query + 1
     }
 
@@ -179,19 +245,32 @@ struct Backward<'a> {
 }
 
 impl Backward<'_> {
-    /// Adds this head's part to the gradients, block by block of queries, with the probabilities computed anew. Those
-    /// of values have `step` numbers from one position to the next.
+    /// Adds this head's part to the gradients, block by block of queries, with the probabilities
+    /// computed anew. Those of values have `step` numbers from one position to the next.
     ///
-    /// With probabilities `p` and their gradients `d`, that of the scores is `p (d - sum of p d)` times the slope of
-    /// scale and cap.
-    fn run(&self, scores: &Scores, of_query: &mut [f32], of_key: &mut [f32], (of_value, step): (&mut [f32], usize)) {
-        let (positions, length, value_length) = (self.query.rows(), self.query.columns(), self.value.columns());
+    /// With probabilities `p` and their gradients `d`, that of the scores is `p (d - sum of p d)`
+    /// times the slope of scale and cap.
+    fn run(
+        &self,
+        scores: &Scores,
+        of_query: &mut [f32],
+        of_key: &mut [f32],
+        (of_value, step): (&mut [f32], usize),
+    ) {
+        let (positions, length, value_length) = (
+            self.query.rows(),
+            self.query.columns(),
+            self.value.columns(),
+        );
         let (mut p, mut d, mut bent, mut part) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for first in (0..positions).step_by(BLOCK) {
             let end = (first + BLOCK).min(positions);
             let keys = scores.seen(first).start..end;
             let (rows, columns) = (end - first, keys.len());
-            let (query, gradient) = (self.query.range(first..end), self.gradient.range(first..end));
+            let (query, gradient) = (
+                self.query.range(first..end),
+                self.gradient.range(first..end),
+            );
             let (key, value) = (self.key.range(keys.clone()), self.value.range(keys.clone()));
             p.resize(rows * columns, 0.0);
             d.resize(rows * columns, 0.0);
@@ -208,25 +287,44 @@ impl Backward<'_> {
                 scores.row(&mut row[seen]);
             }
             part.resize(columns * value_length, 0.0);
-            multiply(View::new(&p, rows, columns, columns).transposed(), gradient, &mut part, value_length, 1);
+            multiply(
+                View::new(&p, rows, columns, columns).transposed(),
+                gradient,
+                &mut part,
+                value_length,
+                1,
+            );
             let places = of_value[keys.start * step..].chunks_mut(step);
             for (place, part) in places.zip(part.chunks_exact(value_length)) {
-                place.iter_mut().zip(part).for_each(|(place, part)| *place += part);
+                place
+                    .iter_mut()
+                    .zip(part)
+                    .for_each(|(place, part)| *place += part);
             }
             multiply(gradient, value.transposed(), &mut d, columns, 1);
             for (p, d) in p.chunks_exact(columns).zip(d.chunks_exact_mut(columns)) {
                 vectorized(|| {
                     let both: f64 = p.iter().zip(&*d).map(|(p, d)| f64::from(p * d)).sum();
                     let both = both as f32;
-                    d.iter_mut().zip(p).for_each(|(d, p)| *d = p * (*d - both) * scores.scale);
+                    d.iter_mut()
+                        .zip(p)
+                        .for_each(|(d, p)| *d = p * (*d - both) * scores.scale);
                 });
             }
             if let Some(cap) = scores.cap {
                 let slope = |score: f32| 1.0 - (score * scores.scale / cap).tanh().powi(2);
-                d.iter_mut().zip(&bent).for_each(|(d, score)| *d *= slope(*score));
+                d.iter_mut()
+                    .zip(&bent)
+                    .for_each(|(d, score)| *d *= slope(*score));
             }
             let d = View::new(&d, rows, columns, columns);
-            multiply(d, key, &mut of_query[first * length..end * length], length, 1);
+            multiply(
+                d,
+                key,
+                &mut of_query[first * length..end * length],
+                length,
+                1,
+            );
             part.resize(columns * length, 0.0);
             multiply(d.transposed(), query, &mut part, length, 1);
             let places = of_key[keys.start * length..].iter_mut();
@@ -261,8 +359,14 @@ mod tests {
 
     #[test]
     fn derivatives_are_those_that_differences_show() {
-        for (positions, window, cap) in [(5, None, None), (70, Some(9), None), (66, None, Some(2.0))] {
-            let scores = Scores { scale: 0.8, cap, window };
+        for (positions, window, cap) in
+            [(5, None, None), (70, Some(9), None), (66, None, Some(2.0))]
+        {
+            let scores = Scores {
+                scale: 0.8,
+                cap,
+                window,
+            };
             derived::tests::check(
                 |x| scores.attend(&x[0], &x[1], &x[2], 1),
                 &[&[4, positions, 6], &[2, positions, 6], &[positions, 2 * 5]],
@@ -274,14 +378,36 @@ mod tests {
     #[test]
     fn every_query_sees_what_it_may() {
         let (heads, kv_heads, length, value_length) = (4, 2, 6, 5);
-        for (positions, window, cap) in
-            [(1, None, None), (3, None, None), (64, Some(7), None), (150, None, Some(2.0)), (150, Some(70), None)]
-        {
-            let scores = Scores { scale: 1.7, cap, window };
-            let (q, k) = (random(&[heads, positions, length], 1), random(&[kv_heads, positions, length], 2));
+        for (positions, window, cap) in [
+            (1, None, None),
+            (3, None, None),
+            (64, Some(7), None),
+            (150, None, Some(2.0)),
+            (150, Some(70), None),
+        ] {
+            let scores = Scores {
+                scale: 1.7,
+                cap,
+                window,
+            };
+            let (q, k) = (
+                random(&[heads, positions, length], 1),
+                random(&[kv_heads, positions, length], 2),
+            );
             let v = random(&[positions, kv_heads * value_length], 3);
-            let one = scores.attend(&q, &k, &v, 1).unwrap().to_vec2::<f32>().unwrap();
-            assert_eq!(one, scores.attend(&q, &k, &v, 3).unwrap().to_vec2::<f32>().unwrap());
+            let one = scores
+                .attend(&q, &k, &v, 1)
+                .unwrap()
+                .to_vec2::<f32>()
+                .unwrap();
+            assert_eq!(
+                one,
+                scores
+                    .attend(&q, &k, &v, 3)
+                    .unwrap()
+                    .to_vec2::<f32>()
+                    .unwrap()
+            );
             let (q, k) = (q.to_vec3::<f32>().unwrap(), k.to_vec3::<f32>().unwrap());
             let v = v.to_vec2::<f32>().unwrap();
             for (position, row) in one.iter().enumerate() {
@@ -289,17 +415,28 @@ mod tests {
                     let shared = head / 2;
                     let first = window.map_or(0, |w: usize| (position + 1).saturating_sub(w));
                     let weight = |key: usize| {
-                        let dot = q[head][position].iter().zip(&k[shared][key]).map(|(a, b)| f64::from(a * b));
+                        let dot = q[head][position]
+                            .iter()
+                            .zip(&k[shared][key])
+                            .map(|(a, b)| f64::from(a * b));
                         let score = dot.sum::<f64>() * f64::from(scores.scale);
-                        cap.map_or(score, |c| (score / f64::from(c)).tanh() * f64::from(c)).exp()
+                        cap.map_or(score, |c| (score / f64::from(c)).tanh() * f64::from(c))
+                            .exp()
                     };
                     let weights: Vec<f64> = (first..=position).map(weight).collect();
                     let sum: f64 = weights.iter().sum();
                     for i in 0..value_length {
                         let value = |key: usize| f64::from(v[key][shared * value_length + i]);
-                        let want: f64 = weights.iter().zip(first..).map(|(w, key)| w / sum * value(key)).sum();
+                        let want: f64 = weights
+                            .iter()
+                            .zip(first..)
+                            .map(|(w, key)| w / sum * value(key))
+                            .sum();
                         let got = f64::from(row[head * value_length + i]);
-                        assert!((got - want).abs() < 2e-6, "{positions} {window:?} {position} {head}: {got} {want}");
+                        assert!(
+                            (got - want).abs() < 2e-6,
+                            "{positions} {window:?} {position} {head}: {got} {want}"
+                        );
                     }
                 }
             }

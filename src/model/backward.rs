@@ -1,4 +1,5 @@
-//! The backward stream: layer by layer in reverse, from stored layer inputs, recomputing each layer's forward pass.
+//! The backward stream: layer by layer in reverse, from stored layer inputs, recomputing each
+//! layer's forward pass.
 //!
 //! ```text
 //! Engine::trace      the forward pass, which keeps the input of every layer
@@ -8,9 +9,9 @@
 //! Backward::embeddings   the gradient of what the first layer reads
 //! ```
 //!
-//! The gradient is that of `L = sum over positions of ln p(label)`, in nats. There is one forward pass for both
-//! directions: where gradients are wanted, a variable of zeros is added to the product of every matrix, and candle
-//! derives the gradient there.
+//! The gradient is that of `L = sum over positions of ln p(label)`, in nats. There is one forward
+//! pass for both directions: where gradients are wanted, a variable of zeros is added to the
+//! product of every matrix, and candle derives the gradient there.
 
 use super::layer::{Angles, Layer, Pass};
 use super::states::States;
@@ -104,7 +105,13 @@ struct Probe {
 
 impl Probes {
     /// The product `y` of `x` and a matrix, of all positions or of those that one expert sees.
-    pub(super) fn catch(&self, x: &Tensor, of: &Matrix, expert: Option<(usize, &[u32])>, y: &Tensor) -> Result<Tensor> {
+    pub(super) fn catch(
+        &self,
+        x: &Tensor,
+        of: &Matrix,
+        expert: Option<(usize, &[u32])>,
+        y: &Tensor,
+    ) -> Result<Tensor> {
         let at = Var::zeros(y.shape(), y.dtype(), y.device())?;
         let caught = (y + at.as_tensor())?;
         self.0.borrow_mut().push(Probe {
@@ -120,8 +127,8 @@ impl Probes {
 }
 
 impl<'a> Engine<'a> {
-    /// Runs chunks of tokens, all of one length, and keeps what every layer reads. What does not fit into memory goes
-    /// to a temporary file.
+    /// Runs chunks of tokens, all of one length, and keeps what every layer reads. What does not
+    /// fit into memory goes to a temporary file.
     pub fn trace<'c>(
         &self,
         chunks: &'c [Vec<u32>],
@@ -130,13 +137,21 @@ impl<'a> Engine<'a> {
     ) -> Result<Trace<'c>> {
         let positions = chunks.first().map_or(0, Vec::len);
         let slots = (self.hyper.layers + 1) * chunks.len();
-        let states = States::new(slots, positions * self.hyper.hidden, self.layer_budget(positions))?;
+        let states = States::new(
+            slots,
+            positions * self.hyper.hidden,
+            self.layer_budget(positions),
+        )?;
         self.stream(chunks, &states, true, observer, progress)?;
-        Ok(Trace { chunks, states, positions })
+        Ok(Trace {
+            chunks,
+            states,
+            positions,
+        })
     }
 
-    /// Begins at the logits: draws labels and takes their gradient back to the last layer. `sample` are the positions
-    /// of each chunk that are told of, rising.
+    /// Begins at the logits: draws labels and takes their gradient back to the last layer. `sample`
+    /// are the positions of each chunk that are told of, rising.
     pub fn backward<'e, 'c>(
         &'e self,
         trace: &'e Trace<'c>,
@@ -161,27 +176,48 @@ impl<'a> Engine<'a> {
                     if progress.cancelled() {
                         return Err(Error::Cancelled);
                     }
-                    let rows = Tensor::from_slice(rows, (rows.len() / width, width), self.weights.device())?;
+                    let rows = Tensor::from_slice(
+                        rows,
+                        (rows.len() / width, width),
+                        self.weights.device(),
+                    )?;
                     let logits = head.numbers(&rows, chunk, None)?;
                     let vocabulary = logits.len() / rows.dim(0)?;
                     for (draw, out) in out.iter_mut().enumerate() {
                         let of_row = |(row, logits): (usize, &[f32])| {
-                            label_gradient(logits, labels.random(chunk, block * LOGIT_ROWS + row, draw))
+                            label_gradient(
+                                logits,
+                                labels.random(chunk, block * LOGIT_ROWS + row, draw),
+                            )
                         };
-                        let gradient = logits.chunks_exact(vocabulary).enumerate().flat_map(of_row).collect();
+                        let gradient = logits
+                            .chunks_exact(vocabulary)
+                            .enumerate()
+                            .flat_map(of_row)
+                            .collect();
                         out.extend(head.derivative(&rows, &logits, gradient)?);
                     }
                 }
                 progress.advance(1);
-                out.into_iter().enumerate().try_for_each(|(d, out)| gradients.put(chunk * labels.draws + d, out))
+                out.into_iter()
+                    .enumerate()
+                    .try_for_each(|(d, out)| gradients.put(chunk * labels.draws + d, out))
             })
         })?;
         let angles = self.angles(positions)?;
-        Ok(Backward { engine: self, trace, gradients, draws: labels.draws, sample, angles, left: layers })
+        Ok(Backward {
+            engine: self,
+            trace,
+            gradients,
+            draws: labels.draws,
+            sample,
+            angles,
+            left: layers,
+        })
     }
 
-    /// Goes on where a former process had come to: `kept` has how many layers were done and the gradients behind them, as
-    /// [`Backward::done`] and [`Backward::gradient`] gave them.
+    /// Goes on where a former process had come to: `kept` has how many layers were done and the
+    /// gradients behind them, as [`Backward::done`] and [`Backward::gradient`] gave them.
     ///
     /// # Errors
     /// If it does not fit the trace, or cannot be read.
@@ -198,20 +234,34 @@ impl<'a> Engine<'a> {
     {
         let (chunks, layers, width) = (trace.chunks.len(), self.hyper.layers, self.hyper.hidden);
         let shape = [chunks * draws, trace.positions * width];
-        let left = layers.checked_sub(kept.done()).filter(|_| kept.shape() == shape);
+        let left = layers
+            .checked_sub(kept.done())
+            .filter(|_| kept.shape() == shape);
         let left = left.ok_or_else(|| Error::Model("what was kept is of another run".into()))?;
         progress.begin((layers + 1) as u64 * chunks as u64, Unit::Steps);
         progress.advance(((kept.done() + 1) * chunks) as u64);
         let gradients = self.gradients(trace, draws)?;
         (0..shape[0]).try_for_each(|slot| gradients.put(slot, kept.state(slot)?))?;
         let angles = self.angles(trace.positions)?;
-        Ok(Backward { engine: self, trace, gradients, draws, sample, angles, left })
+        Ok(Backward {
+            engine: self,
+            trace,
+            gradients,
+            draws,
+            sample,
+            angles,
+            left,
+        })
     }
 
     /// Room for the gradients of one layer's output.
     fn gradients(&self, trace: &Trace<'_>, draws: usize) -> Result<States> {
         let len = trace.positions * self.hyper.hidden;
-        States::new(trace.chunks.len() * draws, len, self.layer_budget(trace.positions))
+        States::new(
+            trace.chunks.len() * draws,
+            len,
+            self.layer_budget(trace.positions),
+        )
     }
 }
 
@@ -223,7 +273,10 @@ impl Backward<'_, '_> {
 
     /// How many gradients there are between two layers, and how many numbers each has.
     pub fn shape(&self) -> [usize; 2] {
-        [self.trace.chunks.len() * self.draws, self.trace.positions * self.engine.hyper.hidden]
+        [
+            self.trace.chunks.len() * self.draws,
+            self.trace.positions * self.engine.hyper.hidden,
+        ]
     }
 
     /// One of the gradients between two layers.
@@ -236,12 +289,20 @@ impl Backward<'_, '_> {
     /// # Errors
     /// A gradient that is not finite: the layer and the chunk are named.
     pub fn layer(&mut self, progress: &dyn Progress) -> Result<Option<(usize, Vec<Met>)>> {
-        let Some(number) = self.left.checked_sub(1) else { return Ok(None) };
+        let Some(number) = self.left.checked_sub(1) else {
+            return Ok(None);
+        };
         let engine = self.engine;
         let chunks = self.trace.chunks.len();
         progress.at(&format!("layer {number}"));
         let told: Result<Vec<_>> = engine.pool.install(|| {
-            let layer = Layer::load(&engine.weights, &engine.hyper, number, &self.angles.0, &self.angles.1)?;
+            let layer = Layer::load(
+                &engine.weights,
+                &engine.hyper,
+                number,
+                &self.angles.0,
+                &self.angles.1,
+            )?;
             let one = |chunk: usize| {
                 if progress.cancelled() {
                     return Err(Error::Cancelled);
@@ -254,14 +315,16 @@ impl Backward<'_, '_> {
         });
         let mut met: BTreeMap<(String, usize), Met> = BTreeMap::new();
         for (probe, piece) in told?.into_iter().flatten() {
-            let all = met.entry((probe.name.clone(), probe.matrix)).or_insert_with(|| Met {
-                columns: probe.inputs.dims()[1],
-                width: probe.at.dims()[1],
-                name: probe.name,
-                matrix: probe.matrix,
-                matrices: probe.matrices,
-                pieces: Vec::new(),
-            });
+            let all = met
+                .entry((probe.name.clone(), probe.matrix))
+                .or_insert_with(|| Met {
+                    columns: probe.inputs.dims()[1],
+                    width: probe.at.dims()[1],
+                    name: probe.name,
+                    matrix: probe.matrix,
+                    matrices: probe.matrices,
+                    pieces: Vec::new(),
+                });
             all.pieces.push(piece);
         }
         self.left = number;
@@ -275,14 +338,30 @@ impl Backward<'_, '_> {
         [number, chunk]: [usize; 2],
         progress: &dyn Progress,
     ) -> Result<Vec<(Probe, Piece)>> {
-        let (chunks, shape) = (self.trace.chunks.len(), (self.trace.positions, self.engine.hyper.hidden));
+        let (chunks, shape) = (
+            self.trace.chunks.len(),
+            (self.trace.positions, self.engine.hyper.hidden),
+        );
         let device = self.engine.weights.device();
-        let x = Var::from_vec(self.trace.states.copy(number * chunks + chunk)?, shape, device)?;
+        let x = Var::from_vec(
+            self.trace.states.copy(number * chunks + chunk)?,
+            shape,
+            device,
+        )?;
         let probes = Probes::default();
-        let pass = Pass { chunk, observer: None, split: self.engine.split(chunks), probes: Some(&probes), progress };
+        let pass = Pass {
+            chunk,
+            observer: None,
+            split: self.engine.split(chunks),
+            probes: Some(&probes),
+            progress,
+        };
         let y = layer.forward(x.as_tensor(), pass)?;
         let probes = probes.0.into_inner();
-        let rows: Vec<_> = probes.iter().map(|p| rows_of(p, &self.sample[chunk])).collect();
+        let rows: Vec<_> = probes
+            .iter()
+            .map(|p| rows_of(p, &self.sample[chunk]))
+            .collect();
         let selected = |x: &Tensor, rows: &[u32]| -> Result<Vec<f32>> {
             let rows = Tensor::from_slice(rows, rows.len(), device)?;
             Ok(x.index_select(&rows, 0)?.flatten_all()?.to_vec1()?)
@@ -297,7 +376,10 @@ impl Backward<'_, '_> {
             let store = (&y * upstream)?.sum_all()?.backward()?;
             let below = numbers_at(&store, &x)?;
             if !below.iter().fold(true, |all, g| all & g.is_finite()) {
-                return Err(Error::GradientNotFinite { layer: number, chunk });
+                return Err(Error::GradientNotFinite {
+                    layer: number,
+                    chunk,
+                });
             }
             self.gradients.put(slot, below)?;
             for ((gradients, probe), rows) in gradients.iter_mut().zip(&probes).zip(&rows) {
@@ -310,7 +392,10 @@ impl Backward<'_, '_> {
         let mut shared: HashMap<(TensorId, Option<usize>), Arc<Vec<f32>>> = HashMap::new();
         let mut told = Vec::with_capacity(probes.len());
         for ((probe, rows), gradients) in probes.into_iter().zip(&rows).zip(gradients) {
-            let key = (probe.inputs.id(), probe.positions.is_some().then_some(probe.matrix));
+            let key = (
+                probe.inputs.id(),
+                probe.positions.is_some().then_some(probe.matrix),
+            );
             let inputs = match shared.get(&key) {
                 Some(inputs) => inputs.clone(),
                 None => Arc::new(selected(&probe.inputs, rows)?),
@@ -332,7 +417,10 @@ impl Backward<'_, '_> {
                 Ok(gradient)
             };
             let gradients = (0..self.draws).map(draw).collect::<Result<Vec<_>>>()?;
-            Ok(Embedded { tokens: tokens.clone(), gradients })
+            Ok(Embedded {
+                tokens: tokens.clone(),
+                gradients,
+            })
         };
         self.trace.chunks.iter().enumerate().map(one).collect()
     }
@@ -341,11 +429,18 @@ impl Backward<'_, '_> {
 impl Trace<'_> {
     /// What the head reads of a chunk: `[positions, hidden]`.
     pub fn output(&self, engine: &Engine<'_>, chunk: usize) -> Result<Tensor> {
-        let hidden = self.states.copy(engine.hyper.layers * self.chunks.len() + chunk)?;
-        Ok(Tensor::from_vec(hidden, (self.positions, engine.hyper.hidden), engine.weights.device())?)
+        let hidden = self
+            .states
+            .copy(engine.hyper.layers * self.chunks.len() + chunk)?;
+        Ok(Tensor::from_vec(
+            hidden,
+            (self.positions, engine.hyper.hidden),
+            engine.weights.device(),
+        )?)
     }
 
-    /// What a layer reads of a chunk, or, behind the last layer, what comes out: `[positions * hidden]`.
+    /// What a layer reads of a chunk, or, behind the last layer, what comes out: `[positions *
+    /// hidden]`.
     pub(super) fn input(&self, layer: usize, chunk: usize) -> Result<Vec<f32>> {
         self.states.copy(layer * self.chunks.len() + chunk)
     }
@@ -362,7 +457,12 @@ fn rows_of(probe: &Probe, sample: &[u32]) -> Vec<u32> {
         None => sample.to_vec(),
         Some(positions) => {
             let told = |(_, position): &(usize, &u32)| sample.binary_search(position).is_ok();
-            positions.iter().enumerate().filter(told).map(|(row, _)| row as u32).collect()
+            positions
+                .iter()
+                .enumerate()
+                .filter(told)
+                .map(|(row, _)| row as u32)
+                .collect()
         }
     }
 }
@@ -375,7 +475,8 @@ fn numbers_at(store: &GradStore, of: &Var) -> Result<Vec<f32>> {
     }
 }
 
-/// The gradient of `ln p(label)` for logits: 1 at the label less the probabilities. `random` in `0..1` draws the label.
+/// The gradient of `ln p(label)` for logits: 1 at the label less the probabilities. `random` in
+/// `0..1` draws the label.
 fn label_gradient(logits: &[f32], random: f64) -> Vec<f32> {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let mut gradient: Vec<f32> = logits.iter().map(|x| (x - max).exp()).collect();
@@ -398,7 +499,9 @@ fn label_gradient(logits: &[f32], random: f64) -> Vec<f32> {
 impl Labels {
     /// A number in `0..1` for a draw at a position of a chunk.
     fn random(&self, chunk: usize, position: usize, draw: usize) -> f64 {
-        let key = [chunk, position, draw].iter().fold(self.seed, |key, n| mixed(key ^ (*n as u64)));
+        let key = [chunk, position, draw]
+            .iter()
+            .fold(self.seed, |key, n| mixed(key ^ (*n as u64)));
         (key >> 11) as f64 / (1u64 << 53) as f64
     }
 }
@@ -430,9 +533,17 @@ mod tests {
         for (count, logit) in counts.iter().zip(logits) {
             let p = f64::from(logit).exp() / sum;
             let spread = (p * (1.0 - p) / ROWS as f64).sqrt();
-            assert!((*count as f64 / ROWS as f64 - p).abs() < 4.0 * spread + 1e-9, "{counts:?}");
+            assert!(
+                (*count as f64 / ROWS as f64 - p).abs() < 4.0 * spread + 1e-9,
+                "{counts:?}"
+            );
         }
         assert_ne!(labels.random(1, 2, 0), labels.random(2, 1, 0));
-        assert_eq!(label_gradient(&logits, 1.0 - 1e-17).iter().position(|g| *g > 0.0), Some(2));
+        assert_eq!(
+            label_gradient(&logits, 1.0 - 1e-17)
+                .iter()
+                .position(|g| *g > 0.0),
+            Some(2)
+        );
     }
 }

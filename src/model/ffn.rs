@@ -11,13 +11,23 @@ use candle_core::Tensor;
 #[derive(Clone)]
 pub(super) enum Ffn {
     /// `down(activation(gate) * up)`.
-    Gated { gate: Matrix, up: Matrix, down: Matrix },
+    Gated {
+        gate: Matrix,
+        up: Matrix,
+        down: Matrix,
+    },
     /// The same with the rows of gate before those of up in one matrix.
     Fused { gate_up: Matrix, down: Matrix },
     /// `down(activation(up))`.
     Plain { up: Matrix, down: Matrix },
     /// Several of the first kind, of which a token sees a few.
-    Experts { router: Matrix, gate: Matrix, up: Matrix, down: Matrix, shared: Option<Shared> },
+    Experts {
+        router: Matrix,
+        gate: Matrix,
+        up: Matrix,
+        down: Matrix,
+        shared: Option<Shared>,
+    },
 }
 
 /// The expert that sees every token, and the matrix of one row that weighs it.
@@ -28,12 +38,21 @@ pub(super) struct Shared {
 }
 
 impl Ffn {
-    pub(super) fn load(weights: &Weights<'_>, hyper: &Hyper, stem: &dyn Fn(&str) -> String) -> Result<Ffn> {
+    pub(super) fn load(
+        weights: &Weights<'_>,
+        hyper: &Hyper,
+        stem: &dyn Fn(&str) -> String,
+    ) -> Result<Ffn> {
         let hidden = hyper.hidden;
         let rows = |name: &str| weights.dims(&stem(&format!("{name}.weight")));
         if weights.has(&stem("ffn_gate_inp.weight")) {
-            let dims = rows("ffn_up_exps").or_else(|| rows("ffn_gate_exps")).unwrap_or_default();
-            let (length, experts) = (dims.get(1).copied().unwrap_or(0), dims.get(2).copied().unwrap_or(0));
+            let dims = rows("ffn_up_exps")
+                .or_else(|| rows("ffn_gate_exps"))
+                .unwrap_or_default();
+            let (length, experts) = (
+                dims.get(1).copied().unwrap_or(0),
+                dims.get(2).copied().unwrap_or(0),
+            );
             let shared = match weights.has(&stem("ffn_gate_inp_shexp.weight")) {
                 true => Some(Shared {
                     router: weights.matrix(&stem("ffn_gate_inp_shexp"), &[1, hidden])?,
@@ -53,7 +72,9 @@ impl Ffn {
             return Ffn::gated(weights, hidden, stem, "");
         }
         let up_rows = rows("ffn_up").and_then(|d| d.get(1).copied()).unwrap_or(0);
-        let length = rows("ffn_down").and_then(|d| d.first().copied()).unwrap_or(0);
+        let length = rows("ffn_down")
+            .and_then(|d| d.first().copied())
+            .unwrap_or(0);
         let (up, down) = (
             weights.matrix(&stem("ffn_up"), &[up_rows, hidden])?,
             weights.matrix(&stem("ffn_down"), &[hidden, length])?,
@@ -64,9 +85,16 @@ impl Ffn {
         })
     }
 
-    fn gated(weights: &Weights<'_>, hidden: usize, stem: &dyn Fn(&str) -> String, suffix: &str) -> Result<Ffn> {
+    fn gated(
+        weights: &Weights<'_>,
+        hidden: usize,
+        stem: &dyn Fn(&str) -> String,
+        suffix: &str,
+    ) -> Result<Ffn> {
         let stem = |name: &str| stem(&format!("{name}{suffix}"));
-        let dims = ["ffn_up", "ffn_gate"].iter().find_map(|name| weights.dims(&format!("{}.weight", stem(name))));
+        let dims = ["ffn_up", "ffn_gate"]
+            .iter()
+            .find_map(|name| weights.dims(&format!("{}.weight", stem(name))));
         let dims = dims.unwrap_or_default();
         let length = dims.get(1).copied().unwrap_or(0);
         Ok(Ffn::Gated {
@@ -76,11 +104,14 @@ impl Ffn {
         })
     }
 
-    /// What the first half makes of the activations; of experts, which have none, the same activations.
+    /// What the first half makes of the activations; of experts, which have none, the same
+    /// activations.
     pub(super) fn gate(&self, x: &Tensor, hyper: &Hyper, pass: Pass<'_>) -> Result<Tensor> {
         let activation = hyper.decoder.activation;
         Ok(match self {
-            Ffn::Gated { gate, up, .. } => gated(&pass.times(x, gate)?, &pass.times(x, up)?, activation)?,
+            Ffn::Gated { gate, up, .. } => {
+                gated(&pass.times(x, gate)?, &pass.times(x, up)?, activation)?
+            }
             Ffn::Fused { gate_up, .. } => {
                 let both = pass.times(x, gate_up)?;
                 let length = both.dim(1)? / 2;
@@ -106,8 +137,16 @@ impl Ffn {
     pub(super) fn down(&self, x: &Tensor, hyper: &Hyper, pass: Pass<'_>) -> Result<Tensor> {
         let activation = hyper.decoder.activation;
         match self {
-            Ffn::Gated { down, .. } | Ffn::Fused { down, .. } | Ffn::Plain { down, .. } => pass.times(x, down),
-            Ffn::Experts { router, gate, up, down, shared } => {
+            Ffn::Gated { down, .. } | Ffn::Fused { down, .. } | Ffn::Plain { down, .. } => {
+                pass.times(x, down)
+            }
+            Ffn::Experts {
+                router,
+                gate,
+                up,
+                down,
+                shared,
+            } => {
                 let routing = Routing::new(&pass.times(x, router)?, hyper)?;
                 let mut y = Tensor::zeros(x.dims(), x.dtype(), x.device())?;
                 for (expert, seen) in routing.positions.iter().enumerate() {
@@ -117,14 +156,23 @@ impl Ffn {
                     let positions = Tensor::from_slice(seen, seen.len(), x.device())?;
                     let x = x.index_select(&positions, 0)?;
                     let at = (expert, &**seen);
-                    let (gate, up) = (pass.times_expert(&x, gate, at)?, pass.times_expert(&x, up, at)?);
+                    let (gate, up) = (
+                        pass.times_expert(&x, gate, at)?,
+                        pass.times_expert(&x, up, at)?,
+                    );
                     let out = pass.times_expert(&gated(&gate, &up, activation)?, down, at)?;
-                    let weights = routing.weights.narrow(1, expert, 1)?.contiguous()?.index_select(&positions, 0)?;
+                    let weights = routing
+                        .weights
+                        .narrow(1, expert, 1)?
+                        .contiguous()?
+                        .index_select(&positions, 0)?;
                     y = y.index_add(&positions, &scale_rows(&out, &weights)?, 0)?;
                 }
                 if let Some(shared) = shared {
                     let weight = candle_nn::ops::sigmoid(&pass.times(x, &shared.router)?)?;
-                    let out = shared.ffn.down(&shared.ffn.gate(x, hyper, pass)?, hyper, pass)?;
+                    let out = shared
+                        .ffn
+                        .down(&shared.ffn.gate(x, hyper, pass)?, hyper, pass)?;
                     y = add(&y, &scale_rows(&out, &weight)?, 1.0)?;
                 }
                 Ok(y)
@@ -139,7 +187,13 @@ impl Ffn {
             Ffn::Fused { gate_up, down } => (vec![gate_up], down),
             Ffn::Plain { up, down } => (vec![up], down),
             Ffn::Experts { .. } if step == Step::Gate => return [vec![], vec![]],
-            Ffn::Experts { router, gate, up, down, shared } => {
+            Ffn::Experts {
+                router,
+                gate,
+                up,
+                down,
+                shared,
+            } => {
                 let [mut first, mut second] = [vec![router, gate, up], vec![down]];
                 if let Some(Shared { router, ffn }) = shared {
                     first.push(router);
@@ -151,7 +205,11 @@ impl Ffn {
                 return [first, second];
             }
         };
-        if step == Step::Gate { [first, vec![]] } else { [vec![second], vec![]] }
+        if step == Step::Gate {
+            [first, vec![]]
+        } else {
+            [vec![second], vec![]]
+        }
     }
 }
 

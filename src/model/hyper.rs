@@ -56,7 +56,8 @@ pub struct Hyper {
     pub expert_scale: f32,
 }
 
-/// How positions rotate queries and keys: RoPE, its linear interpolation, and YaRN (Peng et al. 2023).
+/// How positions rotate queries and keys: RoPE, its linear interpolation, and YaRN (Peng et al.
+/// 2023).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rotation {
     /// Numbers of a head that are rotated.
@@ -96,7 +97,10 @@ impl Keys<'_> {
             None => Ok(None),
             Some(value) => match value.as_u64().filter(|n| *n <= LIMIT) {
                 Some(n) => Ok(Some(n as usize)),
-                None => Err(self.bad(key, format!("is {value}; one whole number of at most {LIMIT} is expected"))),
+                None => Err(self.bad(
+                    key,
+                    format!("is {value}; one whole number of at most {LIMIT} is expected"),
+                )),
             },
         }
     }
@@ -118,8 +122,14 @@ impl Keys<'_> {
     }
 
     fn rotation(&self, length: usize, context: usize) -> Result<Rotation> {
-        let kind = self.get("rope.scaling.type").and_then(Value::as_str).unwrap_or("linear");
-        let factor = self.float("rope.scaling.factor")?.filter(|f| *f != 0.0 && kind != "none").unwrap_or(1.0);
+        let kind = self
+            .get("rope.scaling.type")
+            .and_then(Value::as_str)
+            .unwrap_or("linear");
+        let factor = self
+            .float("rope.scaling.factor")?
+            .filter(|f| *f != 0.0 && kind != "none")
+            .unwrap_or(1.0);
         let mut rotation = Rotation {
             length,
             base: self.float("rope.freq_base")?.unwrap_or(10_000.0),
@@ -128,9 +138,14 @@ impl Keys<'_> {
             extrapolation: if kind == "yarn" { 1.0 } else { 0.0 },
             beta_fast: self.float("rope.scaling.yarn_beta_fast")?.unwrap_or(32.0),
             beta_slow: self.float("rope.scaling.yarn_beta_slow")?.unwrap_or(1.0),
-            original_context: self.optional("rope.scaling.original_context_length")?.unwrap_or(context),
+            original_context: self
+                .optional("rope.scaling.original_context_length")?
+                .unwrap_or(context),
         };
-        if let Some(extrapolation) = self.float("rope.scaling.yarn_ext_factor")?.filter(|e| *e >= 0.0) {
+        if let Some(extrapolation) = self
+            .float("rope.scaling.yarn_ext_factor")?
+            .filter(|e| *e >= 0.0)
+        {
             rotation.extrapolation = extrapolation;
         }
         if rotation.extrapolation != 0.0 {
@@ -144,23 +159,44 @@ impl Hyper {
     /// Reads the metadata. The error names the key.
     pub fn new(metadata: &Metadata<'_>) -> Result<Hyper> {
         let name = metadata.get(keys::ARCHITECTURE).and_then(Value::as_str);
-        let name = name.ok_or_else(|| match metadata.get("general.type").and_then(Value::as_str) {
-            Some("imatrix") => Error::Model("this is an importance matrix, and no model".into()),
-            _ => Error::Model(format!("'{}' is missing", keys::ARCHITECTURE)),
-        })?;
+        let name =
+            name.ok_or_else(
+                || match metadata.get("general.type").and_then(Value::as_str) {
+                    Some("imatrix") => {
+                        Error::Model("this is an importance matrix, and no model".into())
+                    }
+                    _ => Error::Model(format!("'{}' is missing", keys::ARCHITECTURE)),
+                },
+            )?;
         let decoder = Architecture::of_gguf(name).map_err(Error::Model)?.decoder;
-        let keys = Keys { metadata, architecture: name };
-        let (layers, hidden, heads) =
-            (keys.number("block_count")?, keys.number("embedding_length")?, keys.number("attention.head_count")?);
+        let keys = Keys {
+            metadata,
+            architecture: name,
+        };
+        let (layers, hidden, heads) = (
+            keys.number("block_count")?,
+            keys.number("embedding_length")?,
+            keys.number("attention.head_count")?,
+        );
         let kv_heads = keys.optional("attention.head_count_kv")?.unwrap_or(heads);
         if kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
-            return Err(keys.bad("attention.head_count_kv", format!("is {kv_heads}, no divisor of {heads} heads")));
+            return Err(keys.bad(
+                "attention.head_count_kv",
+                format!("is {kv_heads}, no divisor of {heads} heads"),
+            ));
         }
-        let key_length = keys.optional("attention.key_length")?.unwrap_or(hidden / heads);
-        let value_length = keys.optional("attention.value_length")?.unwrap_or(hidden / heads);
+        let key_length = keys
+            .optional("attention.key_length")?
+            .unwrap_or(hidden / heads);
+        let value_length = keys
+            .optional("attention.value_length")?
+            .unwrap_or(hidden / heads);
         let rotated = keys.optional("rope.dimension_count")?.unwrap_or(key_length);
         if rotated > key_length || !rotated.is_multiple_of(2) {
-            return Err(keys.bad("rope.dimension_count", format!("is {rotated}; heads have {key_length} numbers")));
+            return Err(keys.bad(
+                "rope.dimension_count",
+                format!("is {rotated}; heads have {key_length} numbers"),
+            ));
         }
         let epsilon = match decoder.norm {
             crate::arch::Norm::Rms => keys.float("attention.layer_norm_rms_epsilon")?,
@@ -170,20 +206,36 @@ impl Hyper {
         let rotation = keys.rotation(rotated, context)?;
         let mut windowed_rotation = rotation.clone();
         let (mut window, mut window_pattern) = (None, 0);
-        if let Window::Pattern { layers, tokens, rope_base } = decoder.window {
-            let tokens = keys.optional("attention.sliding_window")?.or(tokens.map(|t| t as usize));
+        if let Window::Pattern {
+            layers,
+            tokens,
+            rope_base,
+        } = decoder.window
+        {
+            let tokens = keys
+                .optional("attention.sliding_window")?
+                .or(tokens.map(|t| t as usize));
             window = tokens.filter(|t| *t > 0);
             window_pattern = layers as usize;
             if let Some(base) = rope_base {
                 let base = keys.float("rope.freq_base_swa")?.unwrap_or(base);
-                windowed_rotation =
-                    Rotation { base, scale: 1.0, extrapolation: 0.0, magnitude: 1.0, ..rotation.clone() };
+                windowed_rotation = Rotation {
+                    base,
+                    scale: 1.0,
+                    extrapolation: 0.0,
+                    magnitude: 1.0,
+                    ..rotation.clone()
+                };
             }
         }
         let wide = decoder.wide_heads == Some(layers as u32);
         let scale = 1.0 / (if wide { hidden / heads } else { key_length } as f32).sqrt();
         let positive = |x: Option<f32>| x.filter(|x| *x != 0.0);
-        let embedding_scale = if decoder.scaled_embeddings { (hidden as f32).sqrt() } else { 1.0 };
+        let embedding_scale = if decoder.scaled_embeddings {
+            (hidden as f32).sqrt()
+        } else {
+            1.0
+        };
         Ok(Hyper {
             architecture: name.to_owned(),
             decoder,
@@ -199,8 +251,10 @@ impl Hyper {
             window,
             window_pattern,
             score_scale: positive(keys.float("attention.scale")?).unwrap_or(scale),
-            score_cap: positive(keys.float("attn_logit_softcapping")?).or((name == "gemma2").then_some(50.0)),
-            logit_cap: positive(keys.float("final_logit_softcapping")?).or((name == "gemma2").then_some(30.0)),
+            score_cap: positive(keys.float("attn_logit_softcapping")?)
+                .or((name == "gemma2").then_some(50.0)),
+            logit_cap: positive(keys.float("final_logit_softcapping")?)
+                .or((name == "gemma2").then_some(30.0)),
             embedding_scale: positive(keys.float("embedding_scale")?).unwrap_or(embedding_scale),
             residual_scale: positive(keys.float("residual_scale")?).unwrap_or(1.0),
             logit_scale: positive(keys.float("logit_scale")?).map_or(1.0, |s| 1.0 / s),
@@ -212,30 +266,38 @@ impl Hyper {
 
     /// How many tokens a layer sees, if not all.
     pub fn window_of(&self, layer: usize) -> Option<usize> {
-        self.window.filter(|_| self.window_pattern == 0 || layer % self.window_pattern < self.window_pattern - 1)
+        self.window.filter(|_| {
+            self.window_pattern == 0 || layer % self.window_pattern < self.window_pattern - 1
+        })
     }
 
     /// Whether a layer rotates queries and keys.
     pub fn rotates(&self, layer: usize) -> bool {
         let every = self.decoder.unrotated_every as usize;
-        self.decoder.rope != crate::arch::Rope::None && (every == 0 || !(layer + 1).is_multiple_of(every))
+        self.decoder.rope != crate::arch::Rope::None
+            && (every == 0 || !(layer + 1).is_multiple_of(every))
     }
 }
 
 impl Rotation {
-    /// Cosines and sines for positions from 0 on: `[positions, length / 2]` each. `factors` divide the angles.
+    /// Cosines and sines for positions from 0 on: `[positions, length / 2]` each. `factors` divide
+    /// the angles.
     pub fn table(&self, positions: usize, factors: Option<&[f32]>) -> (Vec<f32>, Vec<f32>) {
         let pairs = self.length / 2;
         let step = self.base.powf(-2.0 / self.length as f32);
         let (low, high) = self.ramp();
-        let (mut cosines, mut sines) = (Vec::with_capacity(positions * pairs), Vec::with_capacity(positions * pairs));
+        let (mut cosines, mut sines) = (
+            Vec::with_capacity(positions * pairs),
+            Vec::with_capacity(positions * pairs),
+        );
         for position in 0..positions {
             let mut angle = position as f32;
             for pair in 0..pairs {
                 let whole = angle / factors.map_or(1.0, |f| f[pair]);
                 let mut theta = self.scale * whole;
                 if self.extrapolation != 0.0 {
-                    let ramp = 1.0 - ((pair as f32 - low) / (high - low).max(0.001)).clamp(0.0, 1.0);
+                    let ramp =
+                        1.0 - ((pair as f32 - low) / (high - low).max(0.001)).clamp(0.0, 1.0);
                     let mix = ramp * self.extrapolation;
                     theta = theta * (1.0 - mix) + whole * mix;
                 }
@@ -251,9 +313,13 @@ impl Rotation {
     fn ramp(&self) -> (f32, f32) {
         let pair = |turns: f32| {
             let context = self.original_context as f32;
-            self.length as f32 * (context / (turns * 2.0 * std::f32::consts::PI)).ln() / (2.0 * self.base.ln())
+            self.length as f32 * (context / (turns * 2.0 * std::f32::consts::PI)).ln()
+                / (2.0 * self.base.ln())
         };
         let last = self.length as f32 - 1.0;
-        (pair(self.beta_fast).floor().max(0.0), pair(self.beta_slow).ceil().min(last))
+        (
+            pair(self.beta_fast).floor().max(0.0),
+            pair(self.beta_slow).ceil().min(last),
+        )
     }
 }

@@ -46,7 +46,8 @@ pub(super) struct Normalizer {
     bias: Tensor,
 }
 
-/// A part of a layer: matrices that can be multiplied when the parts before are done, and what is made of the products.
+/// A part of a layer: matrices that can be multiplied when the parts before are done, and what is
+/// made of the products.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
     /// Queries, keys and values, and what attention makes of them.
@@ -79,11 +80,16 @@ pub(super) struct Before {
 
 #[derive(Clone)]
 enum Projections {
-    Apart { query: Matrix, key: Matrix, value: Matrix },
+    Apart {
+        query: Matrix,
+        key: Matrix,
+        value: Matrix,
+    },
     Fused(Matrix),
 }
 
-/// Which chunk goes through, who watches, how many threads one product may take, and where gradients are caught.
+/// Which chunk goes through, who watches, how many threads one product may take, and where
+/// gradients are caught.
 #[derive(Clone, Copy)]
 pub(super) struct Pass<'a> {
     pub chunk: usize,
@@ -99,7 +105,9 @@ impl Pass<'_> {
     pub(super) fn times(&self, x: &Tensor, matrix: &Matrix) -> Result<Tensor> {
         self.see(x, &matrix.name, [0, 1])?;
         let y = product(x, &matrix.weight, self.split)?;
-        let y = self.probes.map_or_else(|| Ok(y.clone()), |probes| probes.catch(x, matrix, None, &y))?;
+        let y = self
+            .probes
+            .map_or_else(|| Ok(y.clone()), |probes| probes.catch(x, matrix, None, &y))?;
         Ok(match &matrix.bias {
             Some(bias) => add_to_rows(&y, bias)?,
             None => y,
@@ -126,17 +134,32 @@ impl Pass<'_> {
         if self.progress.cancelled() {
             return Err(Error::Cancelled);
         }
-        let Some(observer) = self.observer else { return Ok(()) };
+        let Some(observer) = self.observer else {
+            return Ok(());
+        };
         let columns = x.dim(D::Minus1)?;
         Ok(numbers(x, |rows| {
-            observer.input(Seen { chunk: self.chunk, name, matrix, matrices, rows, columns, input: x.id() });
+            observer.input(Seen {
+                chunk: self.chunk,
+                name,
+                matrix,
+                matrices,
+                rows,
+                columns,
+                input: x.id(),
+            });
             Ok(())
         })?)
     }
 }
 
 impl Normalizer {
-    fn load(weights: &Weights<'_>, hyper: &Hyper, stem: &str, len: usize) -> Result<Option<Normalizer>> {
+    fn load(
+        weights: &Weights<'_>,
+        hyper: &Hyper,
+        stem: &str,
+        len: usize,
+    ) -> Result<Option<Normalizer>> {
         let weight = weights.optional(&format!("{stem}.weight"), &[len])?;
         let bias = weights.optional(&format!("{stem}.bias"), &[len])?;
         let kind = hyper.decoder.norm;
@@ -144,9 +167,15 @@ impl Normalizer {
             return Ok(None);
         }
         let device = weights.device();
-        let weight = weight.map_or_else(|| Tensor::ones(len, candle_core::DType::F32, device), Ok)?;
+        let weight =
+            weight.map_or_else(|| Tensor::ones(len, candle_core::DType::F32, device), Ok)?;
         let bias = bias.map_or_else(|| weight.zeros_like(), Ok)?;
-        Ok(Some(Normalizer { kind, epsilon: hyper.epsilon, weight, bias }))
+        Ok(Some(Normalizer {
+            kind,
+            epsilon: hyper.epsilon,
+            weight,
+            bias,
+        }))
     }
 
     /// The norm in front of the output matrix.
@@ -154,7 +183,8 @@ impl Normalizer {
         Normalizer::load(weights, hyper, "output_norm", hyper.hidden)
     }
 
-    /// A norm of heads, which has weights for one head or for all of them. It has no mean to take off.
+    /// A norm of heads, which has weights for one head or for all of them. It has no mean to take
+    /// off.
     fn of_heads(
         weights: &Weights<'_>,
         hyper: &Hyper,
@@ -162,8 +192,14 @@ impl Normalizer {
         len: usize,
         heads: usize,
     ) -> Result<Option<Normalizer>> {
-        let Some(held) = weights.len(&format!("{stem}.weight")) else { return Ok(None) };
-        let len = if held == len * heads { len * heads } else { len };
+        let Some(held) = weights.len(&format!("{stem}.weight")) else {
+            return Ok(None);
+        };
+        let len = if held == len * heads {
+            len * heads
+        } else {
+            len
+        };
         Normalizer::load(weights, hyper, stem, len)
     }
 
@@ -180,7 +216,8 @@ impl Normalizer {
 }
 
 fn normalized(norm: &Option<Normalizer>, x: &Tensor) -> Result<Tensor> {
-    norm.as_ref().map_or_else(|| Ok(x.clone()), |norm| norm.apply(x))
+    norm.as_ref()
+        .map_or_else(|| Ok(x.clone()), |norm| norm.apply(x))
 }
 
 impl Angles {
@@ -193,7 +230,10 @@ impl Angles {
         let (cosines, sines) = rotation.table(positions, factors);
         let shape = (positions, rotation.length / 2);
         let tensor = |numbers| Tensor::from_vec(numbers, shape, like.device());
-        Ok(Angles { cosines: tensor(cosines)?, sines: tensor(sines)? })
+        Ok(Angles {
+            cosines: tensor(cosines)?,
+            sines: tensor(sines)?,
+        })
     }
 
     /// Rotates heads `[heads, positions, length]`, as far as the angles go.
@@ -207,7 +247,9 @@ impl Angles {
                 let y = turned(&first.detach(), &self.cosines, &self.sines, rope)?;
                 // Backwards is the other way round.
                 let (cosines, sines) = (self.cosines.clone(), self.sines.neg()?);
-                derived::of_one(&first, &y, move |_, g| turned(&g.contiguous()?, &cosines, &sines, rope))?
+                derived::of_one(&first, &y, move |_, g| {
+                    turned(&g.contiguous()?, &cosines, &sines, rope)
+                })?
             }
             true => {
                 use candle_nn::rotary_emb::{rope_i_slow, rope_slow};
@@ -222,7 +264,10 @@ impl Angles {
         };
         match rotated == length {
             true => Ok(turned),
-            false => Ok(Tensor::cat(&[&turned, &x.narrow(D::Minus1, rotated, length - rotated)?], D::Minus1)?),
+            false => Ok(Tensor::cat(
+                &[&turned, &x.narrow(D::Minus1, rotated, length - rotated)?],
+                D::Minus1,
+            )?),
         }
     }
 }
@@ -239,7 +284,8 @@ fn turned(x: &Tensor, cosines: &Tensor, sines: &Tensor, rope: Rope) -> candle_co
 }
 
 impl<'a> Layer<'a> {
-    /// Widens a layer. `angles` are those of the whole context, `windowed` those of layers with a window.
+    /// Widens a layer. `angles` are those of the whole context, `windowed` those of layers with a
+    /// window.
     pub(super) fn load(
         weights: &Weights<'_>,
         hyper: &'a Hyper,
@@ -249,12 +295,15 @@ impl<'a> Layer<'a> {
     ) -> Result<Layer<'a>> {
         let stem = |name: &str| format!("blk.{number}.{name}");
         let norm = |name: &str| Normalizer::load(weights, hyper, &stem(name), hyper.hidden);
-        // A decoder with norms behind its blocks only has none in front; a norm without weights is always there.
+        // A decoder with norms behind its blocks only has none in front; a norm without weights is
+        // always there.
         let (hidden, heads, kv_heads) = (hyper.hidden, hyper.heads, hyper.kv_heads);
         let (queries, keys) = (heads * hyper.key_length, kv_heads * hyper.key_length);
         let values = kv_heads * hyper.value_length;
         let projections = match weights.has(&stem("attn_qkv.weight")) {
-            true => Projections::Fused(weights.matrix(&stem("attn_qkv"), &[queries + keys + values, hidden])?),
+            true => Projections::Fused(
+                weights.matrix(&stem("attn_qkv"), &[queries + keys + values, hidden])?,
+            ),
             false => Projections::Apart {
                 query: weights.matrix(&stem("attn_q"), &[queries, hidden])?,
                 key: weights.matrix(&stem("attn_k"), &[keys, hidden])?,
@@ -270,8 +319,20 @@ impl<'a> Layer<'a> {
             number,
             attention_norm: norm("attn_norm")?,
             projections,
-            query_norm: Normalizer::of_heads(weights, hyper, &stem("attn_q_norm"), hyper.key_length, heads)?,
-            key_norm: Normalizer::of_heads(weights, hyper, &stem("attn_k_norm"), hyper.key_length, kv_heads)?,
+            query_norm: Normalizer::of_heads(
+                weights,
+                hyper,
+                &stem("attn_q_norm"),
+                hyper.key_length,
+                heads,
+            )?,
+            key_norm: Normalizer::of_heads(
+                weights,
+                hyper,
+                &stem("attn_k_norm"),
+                hyper.key_length,
+                kv_heads,
+            )?,
             output: weights.matrix(&stem("attn_output"), &[hidden, heads * hyper.value_length])?,
             attention_post_norm: post("post_attention_norm")?,
             ffn_norm: norm("ffn_norm")?,
@@ -287,14 +348,18 @@ impl<'a> Layer<'a> {
 
     /// What the layer makes of the activations `[positions, hidden]` of a chunk.
     pub(super) fn forward(&self, x: &Tensor, pass: Pass<'_>) -> Result<Tensor> {
-        let mut at = Before { stream: x.clone(), met: self.met(Step::Attention, x)? };
+        let mut at = Before {
+            stream: x.clone(),
+            met: self.met(Step::Attention, x)?,
+        };
         for step in STEPS {
             at = self.step(step, at, pass)?;
         }
         Ok(at.stream)
     }
 
-    /// What the matrices of a step meet that [begins a block](Step::begins_a_block), of the residual stream.
+    /// What the matrices of a step meet that [begins a block](Step::begins_a_block), of the
+    /// residual stream.
     pub(super) fn met(&self, step: Step, stream: &Tensor) -> Result<Tensor> {
         match step {
             Step::Attention => normalized(&self.attention_norm, stream),
@@ -302,30 +367,46 @@ impl<'a> Layer<'a> {
         }
     }
 
-    /// What a step makes of a chunk: that in front of the next one. Behind the last, nothing is met.
+    /// What a step makes of a chunk: that in front of the next one. Behind the last, nothing is
+    /// met.
     pub(super) fn step(&self, step: Step, at: Before, pass: Pass<'_>) -> Result<Before> {
         let Before { stream, met } = at;
         let scale = self.hyper.residual_scale;
         Ok(match step {
-            Step::Attention => Before { met: self.attention(&met, pass)?, stream },
+            Step::Attention => Before {
+                met: self.attention(&met, pass)?,
+                stream,
+            },
             Step::Output => {
                 let y = pass.times(&met, &self.output)?;
                 let stream = add(&stream, &normalized(&self.attention_post_norm, &y)?, scale)?;
-                Before { met: self.met(Step::Gate, &stream)?, stream }
+                Before {
+                    met: self.met(Step::Gate, &stream)?,
+                    stream,
+                }
             }
-            Step::Gate => Before { met: self.ffn.gate(&met, self.hyper, pass)?, stream },
+            Step::Gate => Before {
+                met: self.ffn.gate(&met, self.hyper, pass)?,
+                stream,
+            },
             Step::Down => {
                 let y = self.ffn.down(&met, self.hyper, pass)?;
                 let stream = add(&stream, &normalized(&self.ffn_post_norm, &y)?, scale)?;
-                Before { met: stream.clone(), stream }
+                Before {
+                    met: stream.clone(),
+                    stream,
+                }
             }
         })
     }
 
-    /// The matrices of a step: those that meet what stands [before](Before) it, and those behind them.
+    /// The matrices of a step: those that meet what stands [before](Before) it, and those behind
+    /// them.
     pub(super) fn matrices(&mut self, step: Step) -> [Vec<&mut Matrix>; 2] {
         match (step, &mut self.projections) {
-            (Step::Attention, Projections::Apart { query, key, value }) => [vec![query, key, value], vec![]],
+            (Step::Attention, Projections::Apart { query, key, value }) => {
+                [vec![query, key, value], vec![]]
+            }
             (Step::Attention, Projections::Fused(all)) => [vec![all], vec![]],
             (Step::Output, _) => [vec![&mut self.output], vec![]],
             (Step::Gate | Step::Down, _) => self.ffn.matrices(step),
@@ -337,26 +418,41 @@ impl<'a> Layer<'a> {
         self.ffn.gated_columns().unwrap_or(self.hyper.hidden)
     }
 
-    /// What attention makes of what is normalized, in front of its output matrix: `[positions, heads * length]`.
+    /// What attention makes of what is normalized, in front of its output matrix: `[positions,
+    /// heads * length]`.
     fn attention(&self, x: &Tensor, pass: Pass<'_>) -> Result<Tensor> {
         let hyper = self.hyper;
         let (heads, kv_heads, length) = (hyper.heads, hyper.kv_heads, hyper.key_length);
         let (query, key, value) = match &self.projections {
-            Projections::Apart { query, key, value } => {
-                (pass.times(x, query)?, pass.times(x, key)?, pass.times(x, value)?)
-            }
+            Projections::Apart { query, key, value } => (
+                pass.times(x, query)?,
+                pass.times(x, key)?,
+                pass.times(x, value)?,
+            ),
             Projections::Fused(all) => {
                 let all = pass.times(x, all)?;
                 let (queries, keys) = (heads * length, kv_heads * length);
                 let values = kv_heads * hyper.value_length;
-                (all.narrow(1, 0, queries)?, all.narrow(1, queries, keys)?, all.narrow(1, queries + keys, values)?)
+                (
+                    all.narrow(1, 0, queries)?,
+                    all.narrow(1, queries, keys)?,
+                    all.narrow(1, queries + keys, values)?,
+                )
             }
         };
-        let clamp = |x: Tensor| hyper.clamp.map_or_else(|| Ok(x.clone()), |c| x.clamp(-c, c));
+        let clamp = |x: Tensor| {
+            hyper
+                .clamp
+                .map_or_else(|| Ok(x.clone()), |c| x.clamp(-c, c))
+        };
         let (query, key, value) = (clamp(query)?, clamp(key)?, clamp(value)?);
         let query = self.heads(&query, heads, &self.query_norm)?;
         let key = self.heads(&key, kv_heads, &self.key_norm)?;
-        let scores = Scores { scale: hyper.score_scale, cap: hyper.score_cap, window: hyper.window_of(self.number) };
+        let scores = Scores {
+            scale: hyper.score_scale,
+            cap: hyper.score_cap,
+            window: hyper.window_of(self.number),
+        };
         Ok(scores.attend(&query, &key, &value, pass.split)?)
     }
 
@@ -364,8 +460,14 @@ impl<'a> Layer<'a> {
     fn heads(&self, x: &Tensor, heads: usize, norm: &Option<Normalizer>) -> Result<Tensor> {
         let (positions, width) = x.dims2()?;
         let length = width / heads;
-        let over_all = norm.as_ref().is_some_and(|norm| norm.len() == width && heads > 1);
-        let x = if over_all { normalized(norm, x)? } else { x.clone() };
+        let over_all = norm
+            .as_ref()
+            .is_some_and(|norm| norm.len() == width && heads > 1);
+        let x = if over_all {
+            normalized(norm, x)?
+        } else {
+            x.clone()
+        };
         let mut x = x.reshape((positions, heads, length))?;
         if !over_all {
             x = normalized(norm, &x)?;

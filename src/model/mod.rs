@@ -1,4 +1,5 @@
-//! The forward pass: a decoder described by data, layer by layer over all chunks, each weight widened once.
+//! The forward pass: a decoder described by data, layer by layer over all chunks, each weight
+//! widened once.
 //!
 //! ```text
 //! Engine::new      the metadata's numbers, and where the tensors are
@@ -6,8 +7,9 @@
 //! Engine::head     the last norm and the output matrix: hidden activations -> logits
 //! ```
 //!
-//! Weights of any type are dequantized by our own code and multiplied in f32, so that what is measured is the
-//! weights alone. Results do not depend on how many chunks there are or on the order in which they are computed.
+//! Weights of any type are dequantized by our own code and multiplied in f32, so that what is
+//! measured is the weights alone. Results do not depend on how many chunks there are or on the
+//! order in which they are computed.
 
 mod attention;
 pub mod backward;
@@ -82,7 +84,9 @@ pub enum Error {
         chunk: usize,
     },
     /// The temporary file for activations failed.
-    #[error("the temporary file for activations: {0}; see that TMPDIR has room, or raise --max-memory")]
+    #[error(
+        "the temporary file for activations: {0}; see that TMPDIR has room, or raise --max-memory"
+    )]
     Spill(std::io::Error),
     /// A computation failed.
     #[error("computing: {0}")]
@@ -95,7 +99,10 @@ pub enum Error {
 impl Error {
     /// Whether the same run, started again, would come to the same end.
     pub fn is_final(&self) -> bool {
-        !matches!(self, Error::Cancelled | Error::Spill(_) | Error::Convert(_) | Error::Format(_))
+        !matches!(
+            self,
+            Error::Cancelled | Error::Spill(_) | Error::Convert(_) | Error::Format(_)
+        )
     }
 }
 
@@ -117,8 +124,8 @@ pub struct Seen<'a> {
     pub rows: &'a [f32],
     /// The length of a row.
     pub columns: usize,
-    /// Which input this is: matrices that are multiplied by the same activations of a chunk see the same one, and no
-    /// others do.
+    /// Which input this is: matrices that are multiplied by the same activations of a chunk see the
+    /// same one, and no others do.
     pub input: InputId,
 }
 
@@ -127,13 +134,15 @@ pub type Put<'p> = &'p mut dyn FnMut(usize, Vec<f32>) -> Result<()>;
 /// Gives the activations of a slot.
 pub type Get<'g> = &'g dyn Fn(usize) -> Result<Vec<f32>>;
 
-/// Watches the inputs of matrices, and may keep the run between two layers so that another process can go on.
+/// Watches the inputs of matrices, and may keep the run between two layers so that another process
+/// can go on.
 pub trait Observer: Sync {
-    /// A matrix is about to be multiplied by these. Chunks come from several threads at a time, but the inputs of one
-    /// chunk always in the same order.
+    /// A matrix is about to be multiplied by these. Chunks come from several threads at a time, but
+    /// the inputs of one chunk always in the same order.
     fn input(&self, seen: Seen<'_>);
 
-    /// A chunk has met all matrices of the layer. Chunks end about in their order. An error ends the run.
+    /// A chunk has met all matrices of the layer. Chunks end about in their order. An error ends
+    /// the run.
     fn chunk_done(&self, _chunk: usize) -> Result<()> {
         Ok(())
     }
@@ -143,13 +152,14 @@ pub trait Observer: Sync {
         Ok(())
     }
 
-    /// How many layers a former run has done. If there are any, the activations `[positions, hidden]` behind them are
-    /// handed to `put`, those of every chunk.
+    /// How many layers a former run has done. If there are any, the activations `[positions,
+    /// hidden]` behind them are handed to `put`, those of every chunk.
     fn resume(&self, _put: Put<'_>) -> Result<usize> {
         Ok(0)
     }
 
-    /// So many layers are done: the time to keep the activations, which `get` gives. An error ends the run.
+    /// So many layers are done: the time to keep the activations, which `get` gives. An error ends
+    /// the run.
     fn keep(&self, _done: usize, _get: Get<'_>) -> Result<()> {
         Ok(())
     }
@@ -168,7 +178,11 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Options {
-        Options { threads: 0, max_memory: None, device: Device::Cpu }
+        Options {
+            threads: 0,
+            max_memory: None,
+            device: Device::Cpu,
+        }
     }
 }
 
@@ -220,7 +234,10 @@ impl<'a> Engine<'a> {
         for number in 0..hyper.layers {
             Layer::load(&weights, hyper, number, &None, &None)?;
         }
-        weights.matrix(self.output_name().trim_end_matches(".weight"), &[self.vocabulary(), hyper.hidden])?;
+        weights.matrix(
+            self.output_name().trim_end_matches(".weight"),
+            &[self.vocabulary(), hyper.hidden],
+        )?;
         Normalizer::output(&weights, hyper)?;
         Ok(())
     }
@@ -247,14 +264,19 @@ impl<'a> Engine<'a> {
 
     /// The tensor that makes logits.
     pub fn output_name(&self) -> &'static str {
-        if self.weights.has("output.weight") { "output.weight" } else { "token_embd.weight" }
+        if self.weights.has("output.weight") {
+            "output.weight"
+        } else {
+            "token_embd.weight"
+        }
     }
 
-    /// Runs chunks of tokens, all of one length, and keeps the activations of the rows `keep` of each.
+    /// Runs chunks of tokens, all of one length, and keeps the activations of the rows `keep` of
+    /// each.
     ///
     /// # Errors
-    /// Tensors that are missing or of the wrong shape, activations that are not finite, a token outside of the
-    /// vocabulary.
+    /// Tensors that are missing or of the wrong shape, activations that are not finite, a token
+    /// outside of the vocabulary.
     pub fn run(
         &self,
         chunks: &[Vec<u32>],
@@ -271,15 +293,28 @@ impl<'a> Engine<'a> {
         let states = States::new(chunks.len(), positions * width, budget)?;
         self.stream(chunks, &states, false, observer, progress)?;
         let spilled_bytes = states.spilled_bytes(chunks.len());
-        let kept = States::new(chunks.len(), keep.len() * width, self.budget(self.head_bytes() + self.logit_bytes()))?;
+        let kept = States::new(
+            chunks.len(),
+            keep.len() * width,
+            self.budget(self.head_bytes() + self.logit_bytes()),
+        )?;
         for chunk in 0..chunks.len() {
-            kept.put(chunk, states.take(chunk)?[keep.start * width..keep.end * width].to_vec())?;
+            kept.put(
+                chunk,
+                states.take(chunk)?[keep.start * width..keep.end * width].to_vec(),
+            )?;
         }
-        Ok(Hidden { states: kept, rows: keep.len(), width, device: self.weights.device().clone(), spilled_bytes })
+        Ok(Hidden {
+            states: kept,
+            rows: keep.len(),
+            width,
+            device: self.weights.device().clone(),
+            spilled_bytes,
+        })
     }
 
-    /// All layers over all chunks. Each chunk has one slot of `states`, or, where the input of every layer is kept, one
-    /// for each layer and one for what comes out.
+    /// All layers over all chunks. Each chunk has one slot of `states`, or, where the input of
+    /// every layer is kept, one for each layer and one for what comes out.
     fn stream(
         &self,
         chunks: &[Vec<u32>],
@@ -292,12 +327,23 @@ impl<'a> Engine<'a> {
         if chunks.iter().any(|c| c.len() != positions) {
             return Err(Error::Model("chunks differ in length".into()));
         }
-        let slot = |layer: usize, chunk: usize| if keep_inputs { layer * chunks.len() + chunk } else { chunk };
+        let slot = |layer: usize, chunk: usize| {
+            if keep_inputs {
+                layer * chunks.len() + chunk
+            } else {
+                chunk
+            }
+        };
         self.pool.install(|| {
             let resume = observer.filter(|_| !keep_inputs);
-            let done = resume.map_or(Ok(0), |observer| observer.resume(&mut |chunk, x| states.put(chunk, x)))?;
+            let done = resume.map_or(Ok(0), |observer| {
+                observer.resume(&mut |chunk, x| states.put(chunk, x))
+            })?;
             if done == 0 {
-                chunks.par_iter().enumerate().try_for_each(|(i, tokens)| states.put(i, self.embed(tokens)?))?;
+                chunks
+                    .par_iter()
+                    .enumerate()
+                    .try_for_each(|(i, tokens)| states.put(i, self.embed(tokens)?))?;
             }
             let (angles, windowed) = self.angles(positions)?;
             progress.begin((self.hyper.layers * chunks.len()) as u64, Unit::Steps);
@@ -311,13 +357,27 @@ impl<'a> Engine<'a> {
                         return Err(Error::Cancelled);
                     }
                     let from = slot(number, chunk);
-                    let x = if keep_inputs { states.copy(from)? } else { states.take(from)? };
-                    let x = Tensor::from_vec(x, (positions, self.hyper.hidden), self.weights.device())?;
-                    let pass = Pass { chunk, observer, split: self.split(chunks.len()), probes: None, progress };
+                    let x = if keep_inputs {
+                        states.copy(from)?
+                    } else {
+                        states.take(from)?
+                    };
+                    let x =
+                        Tensor::from_vec(x, (positions, self.hyper.hidden), self.weights.device())?;
+                    let pass = Pass {
+                        chunk,
+                        observer,
+                        split: self.split(chunks.len()),
+                        probes: None,
+                        progress,
+                    };
                     let y = layer.forward(&x, pass)?;
                     let y = y.flatten_all()?.to_vec1::<f32>()?;
                     if !y.iter().fold(true, |all, y| all & y.is_finite()) {
-                        return Err(Error::NotFinite { layer: number, chunk });
+                        return Err(Error::NotFinite {
+                            layer: number,
+                            chunk,
+                        });
                     }
                     progress.advance(1);
                     states.put(slot(number + 1, chunk), y)?;
@@ -346,15 +406,17 @@ impl<'a> Engine<'a> {
 
     /// Bytes that activations may take beside weights of so many.
     fn budget(&self, weights: u64) -> u64 {
-        self.max_memory.map_or(u64::MAX, |all| all.saturating_sub(weights.saturating_add(self.reserved)))
+        self.max_memory.map_or(u64::MAX, |all| {
+            all.saturating_sub(weights.saturating_add(self.reserved))
+        })
     }
 
     fn embed(&self, tokens: &[u32]) -> Result<Vec<f32>> {
         self.embed_rows(tokens, |_, _, _| Ok(()))
     }
 
-    /// What the first layer reads of some tokens, with other numbers in rows of its tables: `change` is given a table's name,
-    /// the numbers of the rows, and the rows.
+    /// What the first layer reads of some tokens, with other numbers in rows of its tables:
+    /// `change` is given a table's name, the numbers of the rows, and the rows.
     fn embed_rows<E: From<Error>>(
         &self,
         tokens: &[u32],
@@ -382,15 +444,31 @@ impl<'a> Engine<'a> {
     fn angles(&self, positions: usize) -> Result<(Option<Angles>, Option<Angles>)> {
         let hyper = &self.hyper;
         let long = positions > hyper.rotation.original_context;
-        let names = ["rope_freqs.weight", if long { "rope_factors_long.weight" } else { "rope_factors_short.weight" }];
+        let names = [
+            "rope_freqs.weight",
+            if long {
+                "rope_factors_long.weight"
+            } else {
+                "rope_factors_short.weight"
+            },
+        ];
         let factors = match names.iter().find(|name| self.weights.has(name)) {
-            Some(name) => Some(self.weights.tensor(name, &[hyper.rotation.length / 2])?.to_vec1::<f32>()?),
+            Some(name) => Some(
+                self.weights
+                    .tensor(name, &[hyper.rotation.length / 2])?
+                    .to_vec1::<f32>()?,
+            ),
             None => None,
         };
-        let table = |rotation: &Rotation, factors| Angles::new(rotation, positions, factors, &self.weights);
+        let table =
+            |rotation: &Rotation, factors| Angles::new(rotation, positions, factors, &self.weights);
         Ok((
             Some(table(&hyper.rotation, factors.as_deref())?),
-            hyper.window.is_some().then(|| table(&hyper.windowed_rotation, None)).transpose()?,
+            hyper
+                .window
+                .is_some()
+                .then(|| table(&hyper.windowed_rotation, None))
+                .transpose()?,
         ))
     }
 }
@@ -410,11 +488,19 @@ impl Hidden {
     pub fn rows_of(&self, chunk: usize) -> Result<Tensor> {
         let rows = self.states.take(chunk)?;
         self.states.put(chunk, rows.clone())?;
-        Ok(Tensor::from_vec(rows, (self.rows, self.width), &self.device)?)
+        Ok(Tensor::from_vec(
+            rows,
+            (self.rows, self.width),
+            &self.device,
+        )?)
     }
 
     /// The rows of a chunk: `[rows, hidden]`. They are gone from here afterwards.
     pub fn take(&self, chunk: usize) -> Result<Tensor> {
-        Ok(Tensor::from_vec(self.states.take(chunk)?, (self.rows, self.width), &self.device)?)
+        Ok(Tensor::from_vec(
+            self.states.take(chunk)?,
+            (self.rows, self.width),
+            &self.device,
+        )?)
     }
 }

@@ -3,13 +3,16 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Does `one` with 0, 1, .. `count` - 1 on the threads of the pool that it is called in. Each thread takes the next
-/// number, so that what must be put together in order waits for few others. After an error nothing new is begun, and
-/// that of the lowest number is returned.
-pub(crate) fn in_order<E: Send>(count: usize, one: impl Fn(usize) -> Result<(), E> + Sync) -> Result<(), E> {
+/// Does `one` with 0, 1, .. `count` - 1 on the threads of the pool that it is called in. Each
+/// thread takes the next number, so that what must be put together in order waits for few others.
+/// After an error nothing new is begun, and that of the lowest number is returned.
+pub(crate) fn in_order<E: Send>(
+    count: usize,
+    one: impl Fn(usize) -> Result<(), E> + Sync,
+) -> Result<(), E> {
     let next = AtomicUsize::new(0);
-    // One loop per thread, and not one per task: a thread that waits within `one` would take another task, and its own
-    // number would be the last to end.
+    // One loop per thread, and not one per task: a thread that waits within `one` would take
+    // another task, and its own number would be the last to end.
     let ended = rayon::broadcast(|_| {
         loop {
             let number = next.fetch_add(1, Ordering::Relaxed);
@@ -22,7 +25,10 @@ pub(crate) fn in_order<E: Send>(count: usize, one: impl Fn(usize) -> Result<(), 
             }
         }
     });
-    let first = ended.into_iter().filter_map(|ended| ended.err()).min_by_key(|(number, _)| *number);
+    let first = ended
+        .into_iter()
+        .filter_map(|ended| ended.err())
+        .min_by_key(|(number, _)| *number);
     first.map_or(Ok(()), |(_, error)| Err(error))
 }
 
@@ -36,7 +42,10 @@ pub(crate) struct Turns<T> {
 
 impl<T> Default for Turns<T> {
     fn default() -> Turns<T> {
-        Turns { next: 0, early: BTreeMap::new() }
+        Turns {
+            next: 0,
+            early: BTreeMap::new(),
+        }
     }
 }
 

@@ -1,11 +1,12 @@
-//! The matrix product, on one thread per call: the caller runs chunks side by side, which loses less than splitting
-//! each product does.
+//! The matrix product, on one thread per call: the caller runs chunks side by side, which loses
+//! less than splitting each product does.
 
 use super::derived;
 use crate::matrix::{View, multiply};
 use candle_core::{Error, Result, Storage, Tensor};
 
-/// `[batch.., m, k]` times the transpose of `[batch.., n, k]` (or of `[n, k]`, the same for all): rows times rows.
+/// `[batch.., m, k]` times the transpose of `[batch.., n, k]` (or of `[n, k]`, the same for all):
+/// rows times rows.
 ///
 /// `split` is how many threads one product may take.
 pub(super) fn product(a: &Tensor, b: &Tensor, split: usize) -> Result<Tensor> {
@@ -34,14 +35,18 @@ fn derivative(
     let (a_tracked, b_tracked) = (a.track_op(), b.track_op());
     move |[a, b], g| {
         let turned = |x: &Tensor| x.transpose(x.rank() - 2, x.rank() - 1);
-        let of_a = a_tracked.then(|| product(g, &turned(b)?, split)).transpose()?;
-        let of_b = b_tracked.then(|| product(&turned(g)?, &turned(a)?, split)).transpose()?;
+        let of_a = a_tracked
+            .then(|| product(g, &turned(b)?, split))
+            .transpose()?;
+        let of_b = b_tracked
+            .then(|| product(&turned(g)?, &turned(a)?, split))
+            .transpose()?;
         Ok([of_a, of_b])
     }
 }
 
-/// Whether [`product_numbers`] is how this tensor is multiplied. Built with a library for products, candle's are faster
-/// than ours, on threads of their own.
+/// Whether [`product_numbers`] is how this tensor is multiplied. Built with a library for products,
+/// candle's are faster than ours, on threads of their own.
 pub(super) fn is_ours(a: &Tensor) -> bool {
     a.device().is_cpu() && !cfg!(any(feature = "mkl", feature = "accelerate"))
 }
@@ -50,7 +55,9 @@ pub(super) fn is_ours(a: &Tensor) -> bool {
 pub(super) fn product_numbers(a: &Tensor, b: &Tensor, split: usize) -> Result<Vec<f32>> {
     let (da, db) = (a.dims(), b.dims());
     let unfit = || Error::Msg(format!("a product of {da:?} and {db:?}"));
-    let ([outer @ .., rows, k], [outer_b @ .., n, k_b]) = (da, db) else { return Err(unfit()) };
+    let ([outer @ .., rows, k], [outer_b @ .., n, k_b]) = (da, db) else {
+        return Err(unfit());
+    };
     let (mut m, n, k) = (*rows, *n, *k);
     let mut batch: usize = outer.iter().product();
     if outer_b.is_empty() {
@@ -78,14 +85,22 @@ pub(super) fn product_numbers(a: &Tensor, b: &Tensor, split: usize) -> Result<Ve
 /// # Panics
 /// If the lengths do not fit the dimensions `[m, n, k]`.
 pub fn rows_times_rows(a: &[f32], b: &[f32], [m, n, k]: [usize; 3], out: &mut [f32]) {
-    multiply(View::new(a, m, k, k), View::new(b, n, k, k).transposed(), out, n, 1);
+    multiply(
+        View::new(a, m, k, k),
+        View::new(b, n, k, k).transposed(),
+        out,
+        n,
+        1,
+    );
 }
 
-/// Shows the numbers of a tensor, row by row; without a copy if they lie so in this computer's memory.
+/// Shows the numbers of a tensor, row by row; without a copy if they lie so in this computer's
+/// memory.
 pub(super) fn numbers<R>(x: &Tensor, then: impl FnOnce(&[f32]) -> Result<R>) -> Result<R> {
     let x = x.contiguous()?;
     let (storage, layout) = x.storage_and_layout();
-    let (Storage::Cpu(storage), Some((start, end))) = (&*storage, layout.contiguous_offsets()) else {
+    let (Storage::Cpu(storage), Some((start, end))) = (&*storage, layout.contiguous_offsets())
+    else {
         return then(&x.flatten_all()?.to_vec1::<f32>()?);
     };
     then(&storage.as_slice::<f32>()?[start..end])

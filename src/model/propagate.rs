@@ -1,5 +1,5 @@
-//! A model and the same model as it is being rounded, side by side through a text: layer by layer, and within a layer
-//! step by step, so that what is rounded last is rounded for what it will meet.
+//! A model and the same model as it is being rounded, side by side through a text: layer by layer,
+//! and within a layer step by step, so that what is rounded last is rounded for what it will meet.
 //!
 //! ```text
 //! for each layer, for each of its steps:
@@ -20,29 +20,38 @@ pub trait Rounder: Sync {
     /// Why it cannot.
     type Error: From<Error> + Send;
 
-    /// Whether any of these tensors will be rounded by what it meets. What none needs is not computed.
+    /// Whether any of these tensors will be rounded by what it meets. What none needs is not
+    /// computed.
     fn wants(&self, tensors: &[String]) -> bool;
 
-    /// Gives rows of a table as they are rounded, in place of the model's: `[rows.len(), columns]`. Called on several
-    /// threads.
+    /// Gives rows of a table as they are rounded, in place of the model's: `[rows.len(), columns]`.
+    /// Called on several threads.
     ///
     /// # Errors
     /// Its own.
-    fn rows(&self, table: &str, rows: &[u32], columns: usize, numbers: &mut [f32]) -> Result<(), Self::Error>;
+    fn rows(
+        &self,
+        table: &str,
+        rows: &[u32],
+        columns: usize,
+        numbers: &mut [f32],
+    ) -> Result<(), Self::Error>;
 
-    /// What matrices are about to meet in a chunk, in the model as it is and in the rounded one: `[positions, columns]`.
-    /// Called on several threads.
+    /// What matrices are about to meet in a chunk, in the model as it is and in the rounded one:
+    /// `[positions, columns]`. Called on several threads.
     fn meet(&self, chunk: usize, columns: usize, of_original: Vec<f32>, of_rounded: Vec<f32>);
 
-    /// All chunks have met the matrices `met`, unless none of them was [wanted](Rounder::wants). Gives the weights of those
-    /// that are rounded, and of those in `behind`, which meet what the former make.
+    /// All chunks have met the matrices `met`, unless none of them was [wanted](Rounder::wants).
+    /// Gives the weights of those that are rounded, and of those in `behind`, which meet what the
+    /// former make.
     ///
     /// # Errors
     /// Its own.
     fn round(&self, met: &[String], behind: &[String]) -> Result<Vec<Replaced>, Self::Error>;
 
-    /// How many layers a former run has done. If there are any, the activations `[positions, hidden]` behind them are handed
-    /// to `put`: for each chunk those of the model as it is, then those of the rounded one.
+    /// How many layers a former run has done. If there are any, the activations `[positions,
+    /// hidden]` behind them are handed to `put`: for each chunk those of the model as it is, then
+    /// those of the rounded one.
     ///
     /// # Errors
     /// Its own.
@@ -50,7 +59,8 @@ pub trait Rounder: Sync {
         Ok(0)
     }
 
-    /// So many layers are done: the time to keep the activations, which `get` gives in the same order.
+    /// So many layers are done: the time to keep the activations, which `get` gives in the same
+    /// order.
     ///
     /// # Errors
     /// Its own.
@@ -72,7 +82,8 @@ struct Both<'e> {
 }
 
 impl Engine<'_> {
-    /// Takes chunks of tokens, all of one length, through this model and through the same as `rounder` rounds it.
+    /// Takes chunks of tokens, all of one length, through this model and through the same as
+    /// `rounder` rounds it.
     ///
     /// # Errors
     /// As [`Engine::run`], and those of `rounder`.
@@ -90,8 +101,19 @@ impl Engine<'_> {
         self.pool.install(|| {
             let len = positions * self.hyper.hidden;
             // Half of the room for what is met between the steps of a layer.
-            let streams = States::new(2 * chunks.len(), len, self.propagation_budget(positions) / 2)?;
-            let mut both = Both { engine: self, chunks: chunks.len(), positions, streams, met: None, progress };
+            let streams = States::new(
+                2 * chunks.len(),
+                len,
+                self.propagation_budget(positions) / 2,
+            )?;
+            let mut both = Both {
+                engine: self,
+                chunks: chunks.len(),
+                positions,
+                streams,
+                met: None,
+                progress,
+            };
             let done = rounder.resume(&mut |slot, x| both.streams.put(slot, x))?;
             if done == 0 {
                 both.embed(chunks, rounder)?;
@@ -101,19 +123,28 @@ impl Engine<'_> {
             progress.advance((STEPS.len() * done * chunks.len()) as u64);
             for number in done..layers {
                 progress.at(&format!("layer {} of {layers}", number + 1));
-                let mut layer = Layer::load(&self.weights, &self.hyper, number, &angles, &windowed)?;
+                let mut layer =
+                    Layer::load(&self.weights, &self.hyper, number, &angles, &windowed)?;
                 self.weights.prefetch_layer(number + 1);
                 for step in STEPS {
-                    let names = layer.matrices(step).map(|all| all.iter().map(|m| m.name.clone()).collect::<Vec<_>>());
+                    let names = layer
+                        .matrices(step)
+                        .map(|all| all.iter().map(|m| m.name.clone()).collect::<Vec<_>>());
                     if rounder.wants(&names[0]) {
-                        both.meet(rounder, &|slot| both.before(&layer, step, slot).map(|before| before.met))?;
+                        both.meet(rounder, &|slot| {
+                            both.before(&layer, step, slot).map(|before| before.met)
+                        })?;
                     }
                     let mut rounded = layer.clone();
                     for Replaced { name, weights } in rounder.round(&names[0], &names[1])? {
                         let of_step = rounded.matrices(step).into_iter().flatten();
                         for matrix in of_step.filter(|matrix| matrix.name == name) {
                             let weights = weights.as_slice();
-                            let weight = Tensor::from_slice(weights, matrix.weight.dims(), self.weights.device());
+                            let weight = Tensor::from_slice(
+                                weights,
+                                matrix.weight.dims(),
+                                self.weights.device(),
+                            );
                             matrix.weight = weight.map_err(Error::from)?;
                         }
                     }
@@ -127,7 +158,8 @@ impl Engine<'_> {
                 let norm = Normalizer::output(&self.weights, &self.hyper)?;
                 let stream = |slot| both.tensor(both.streams.copy(slot)?);
                 both.meet(rounder, &|slot| {
-                    norm.as_ref().map_or_else(|| stream(slot), |norm| norm.apply(&stream(slot)?))
+                    norm.as_ref()
+                        .map_or_else(|| stream(slot), |norm| norm.apply(&stream(slot)?))
                 })?;
             }
             rounder.round(&output, &[])?;
@@ -138,7 +170,12 @@ impl Engine<'_> {
     /// Bytes that activations may take beside a layer as it is and as it is rounded.
     fn propagation_budget(&self, positions: usize) -> u64 {
         let largest = self.weights.largest_layer(self.hyper.layers);
-        self.layer_budget(positions).saturating_sub(if self.max_memory.is_some() { largest } else { 0 })
+        self.layer_budget(positions)
+            .saturating_sub(if self.max_memory.is_some() {
+                largest
+            } else {
+                0
+            })
     }
 }
 
@@ -148,8 +185,10 @@ impl Both<'_> {
             let rows = |table: &str, rows: &[u32], numbers: &mut [f32]| {
                 rounder.rows(table, rows, self.engine.hyper.hidden, numbers)
             };
-            self.streams.put(2 * chunk, self.engine.embed(&chunks[chunk])?)?;
-            self.streams.put(2 * chunk + 1, self.engine.embed_rows(&chunks[chunk], rows)?)?;
+            self.streams
+                .put(2 * chunk, self.engine.embed(&chunks[chunk])?)?;
+            self.streams
+                .put(2 * chunk + 1, self.engine.embed_rows(&chunks[chunk], rows)?)?;
             Ok(())
         })
     }
@@ -157,7 +196,11 @@ impl Both<'_> {
     /// A slot's activations `[positions, any]`.
     fn tensor(&self, numbers: Vec<f32>) -> super::Result<Tensor> {
         let shape = (self.positions, numbers.len() / self.positions.max(1));
-        Ok(Tensor::from_vec(numbers, shape, self.engine.weights.device())?)
+        Ok(Tensor::from_vec(
+            numbers,
+            shape,
+            self.engine.weights.device(),
+        )?)
     }
 
     /// What is in front of a step.
@@ -182,7 +225,8 @@ impl Both<'_> {
             }
             let (of_original, of_rounded) = (met(2 * chunk)?, met(2 * chunk + 1)?);
             let columns = of_original.dim(D::Minus1).map_err(Error::from)?;
-            let numbers = |x: Tensor| -> super::Result<Vec<f32>> { Ok(x.flatten_all()?.to_vec1()?) };
+            let numbers =
+                |x: Tensor| -> super::Result<Vec<f32>> { Ok(x.flatten_all()?.to_vec1()?) };
             rounder.meet(chunk, columns, numbers(of_original)?, numbers(of_rounded)?);
             Ok(())
         })
@@ -211,14 +255,24 @@ impl Both<'_> {
                 }
                 let slot = 2 * chunk + of;
                 let split = self.engine.split(self.chunks);
-                let pass = Pass { chunk, observer: None, split, probes: None, progress: self.progress };
-                let Before { stream, met } = layer.step(step, self.before(layer, step, slot)?, pass)?;
+                let pass = Pass {
+                    chunk,
+                    observer: None,
+                    split,
+                    probes: None,
+                    progress: self.progress,
+                };
+                let Before { stream, met } =
+                    layer.step(step, self.before(layer, step, slot)?, pass)?;
                 if let Some(next) = &next {
                     next.put(slot, met.flatten_all()?.to_vec1()?)?;
                 } else {
                     let stream = stream.flatten_all()?.to_vec1::<f32>()?;
                     if last && !stream.iter().fold(true, |all, y| all & y.is_finite()) {
-                        return Err(Error::NotFinite { layer: number, chunk });
+                        return Err(Error::NotFinite {
+                            layer: number,
+                            chunk,
+                        });
                     }
                     self.streams.put(slot, stream)?;
                 }

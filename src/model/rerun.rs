@@ -4,7 +4,8 @@ use super::backward::Trace;
 use super::{Engine, Hidden, Observer, Put, Replaced, Result, Seen};
 use crate::progress::Progress;
 
-/// The observer that sees nothing and lets the run begin at the input of a layer, as a trace has it.
+/// The observer that sees nothing and lets the run begin at the input of a layer, as a trace has
+/// it.
 struct From<'t> {
     trace: &'t Trace<'t>,
     layer: usize,
@@ -15,7 +16,8 @@ impl Observer for From<'_> {
 
     fn resume(&self, put: Put<'_>) -> Result<usize> {
         if self.layer > 0 {
-            (0..self.trace.chunks.len()).try_for_each(|chunk| put(chunk, self.trace.input(self.layer, chunk)?))?;
+            (0..self.trace.chunks.len())
+                .try_for_each(|chunk| put(chunk, self.trace.input(self.layer, chunk)?))?;
         }
         Ok(self.layer)
     }
@@ -36,14 +38,22 @@ impl<'a> Engine<'a> {
         })
     }
 
-    /// Takes the chunks of a trace through this model from layer `first` on, and keeps the activations of all
-    /// positions. The trace is of a model that is the same before that layer; from the embedding on if `first` is 0,
-    /// and no layer at all if it is the number of layers.
+    /// Takes the chunks of a trace through this model from layer `first` on, and keeps the
+    /// activations of all positions. The trace is of a model that is the same before that layer;
+    /// from the embedding on if `first` is 0, and no layer at all if it is the number of layers.
     ///
     /// # Errors
     /// As [`Engine::run`].
-    pub fn rerun(&self, trace: &Trace<'_>, first: usize, progress: &dyn Progress) -> Result<Hidden> {
-        let from = From { trace, layer: first.min(self.hyper.layers) };
+    pub fn rerun(
+        &self,
+        trace: &Trace<'_>,
+        first: usize,
+        progress: &dyn Progress,
+    ) -> Result<Hidden> {
+        let from = From {
+            trace,
+            layer: first.min(self.hyper.layers),
+        };
         self.run(trace.chunks, 0..trace.positions, Some(&from), progress)
     }
 }

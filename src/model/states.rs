@@ -1,5 +1,5 @@
-//! The activations of all chunks between two layers: in memory as far as the budget goes, the rest in a temporary
-//! file that the system removes with the process.
+//! The activations of all chunks between two layers: in memory as far as the budget goes, the rest
+//! in a temporary file that the system removes with the process.
 
 use super::{Error, Result};
 use std::fs::File;
@@ -21,17 +21,24 @@ impl States {
             true => Some(tempfile::tempfile().map_err(Error::Spill)?),
             false => None,
         };
-        Ok(States { len, memory: (0..in_memory).map(|_| Mutex::default()).collect(), spilled })
+        Ok(States {
+            len,
+            memory: (0..in_memory).map(|_| Mutex::default()).collect(),
+            spilled,
+        })
     }
 
     /// Takes the activations of a chunk.
     pub(super) fn take(&self, chunk: usize) -> Result<Vec<f32>> {
         if let Some(slot) = self.memory.get(chunk) {
-            return Ok(std::mem::take(&mut *slot.lock().unwrap_or_else(|e| e.into_inner())));
+            return Ok(std::mem::take(
+                &mut *slot.lock().unwrap_or_else(|e| e.into_inner()),
+            ));
         }
         let mut state = vec![0.0f32; self.len];
         if let Some(file) = &self.spilled {
-            file.read_exact_at(bytemuck::cast_slice_mut(&mut state), self.offset(chunk)).map_err(Error::Spill)?;
+            file.read_exact_at(bytemuck::cast_slice_mut(&mut state), self.offset(chunk))
+                .map_err(Error::Spill)?;
         }
         Ok(state)
     }
@@ -50,7 +57,8 @@ impl States {
         match (self.memory.get(chunk), &self.spilled) {
             (Some(slot), _) => *slot.lock().unwrap_or_else(|e| e.into_inner()) = state,
             (None, Some(file)) => {
-                file.write_all_at(bytemuck::cast_slice(&state), self.offset(chunk)).map_err(Error::Spill)?;
+                file.write_all_at(bytemuck::cast_slice(&state), self.offset(chunk))
+                    .map_err(Error::Spill)?;
             }
             (None, None) => {}
         }
@@ -82,10 +90,15 @@ mod tests {
         assert_eq!((states.memory.len(), states.spilled_bytes(5)), (2, 36));
         for round in 0..2 {
             for chunk in 0..5 {
-                states.put(chunk, vec![chunk as f32, round as f32, -1.0]).unwrap();
+                states
+                    .put(chunk, vec![chunk as f32, round as f32, -1.0])
+                    .unwrap();
             }
             for chunk in (0..5).rev() {
-                assert_eq!(states.take(chunk).unwrap(), [chunk as f32, round as f32, -1.0]);
+                assert_eq!(
+                    states.take(chunk).unwrap(),
+                    [chunk as f32, round as f32, -1.0]
+                );
             }
         }
     }

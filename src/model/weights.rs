@@ -1,4 +1,5 @@
-//! Tensors of the file on their way to the forward pass: widened to f32 by the dequantizers of `quant`.
+//! Tensors of the file on their way to the forward pass: widened to f32 by the dequantizers of
+//! `quant`.
 
 use super::{Error, Result};
 use crate::input::{Input, Tensor as Stored};
@@ -47,14 +48,24 @@ pub(super) struct Matrix {
 impl Matrix {
     /// How many matrices it is.
     pub(super) fn matrices(&self) -> usize {
-        if self.weight.rank() == 3 { self.weight.dims()[0] } else { 1 }
+        if self.weight.rank() == 3 {
+            self.weight.dims()[0]
+        } else {
+            1
+        }
     }
 }
 
 impl<'a> Weights<'a> {
     pub(super) fn new(input: &'a Input<'a>, device: &Device) -> Weights<'a> {
         let by_name = input.tensors.iter().map(|t| (&*t.info.name, t)).collect();
-        Weights { input, by_name, replaced: HashMap::new(), device: device.clone(), shapes_only: false }
+        Weights {
+            input,
+            by_name,
+            replaced: HashMap::new(),
+            device: device.clone(),
+            shapes_only: false,
+        }
     }
 
     /// The same tensors, of which none is read: each gives zeros that take no memory.
@@ -76,13 +87,24 @@ impl<'a> Weights<'a> {
             match needed {
                 Some(needed) if needed == found => all.insert(name.clone(), weights.clone()),
                 Some(needed) => {
-                    return Err(self.bad(name, format!("has {needed} weights, and {found} should replace them")));
+                    return Err(self.bad(
+                        name,
+                        format!("has {needed} weights, and {found} should replace them"),
+                    ));
                 }
-                None => return Err(self.bad(name, "is missing; its weights cannot be replaced".into())),
+                None => {
+                    return Err(self.bad(name, "is missing; its weights cannot be replaced".into()));
+                }
             };
         }
         let (by_name, device) = (self.by_name.clone(), self.device.clone());
-        Ok(Weights { input: self.input, by_name, replaced: all, device, shapes_only: false })
+        Ok(Weights {
+            input: self.input,
+            by_name,
+            replaced: all,
+            device,
+            shapes_only: false,
+        })
     }
 
     pub(super) fn has(&self, name: &str) -> bool {
@@ -93,27 +115,41 @@ impl<'a> Weights<'a> {
     pub(super) fn largest_layer(&self, layers: usize) -> u64 {
         let bytes = |layer: usize| {
             let prefix = format!("blk.{layer}.");
-            let of_layer = self.input.tensors.iter().filter(|t| t.info.name.starts_with(&prefix));
+            let of_layer = self
+                .input
+                .tensors
+                .iter()
+                .filter(|t| t.info.name.starts_with(&prefix));
             of_layer.map(|t| t.info.shape.elements() * 4).sum::<u64>()
         };
         (0..layers).map(bytes).max().unwrap_or(0)
     }
 
-    /// About the bytes of activations that a layer has at a time while a chunk of `positions` goes through it.
+    /// About the bytes of activations that a layer has at a time while a chunk of `positions` goes
+    /// through it.
     pub(super) fn working_bytes(&self, positions: usize, hidden: usize) -> u64 {
         /// What the matrix of most rows makes, its neighbour, and what comes of both.
         const WIDEST: u64 = 3;
         /// The layer's input, normalized, its output, and copies of them.
         const HIDDEN: u64 = 6;
-        let of_layers = self.input.tensors.iter().filter(|t| t.info.name.starts_with("blk."));
+        let of_layers = self
+            .input
+            .tensors
+            .iter()
+            .filter(|t| t.info.name.starts_with("blk."));
         let rows = of_layers.filter_map(|t| t.info.shape.dims().get(1).copied());
         (WIDEST * rows.max().unwrap_or(0) + HIDDEN * hidden as u64) * positions as u64 * 4
     }
 
-    /// Tells the system that a layer's tensors are needed soon, so that it reads them meanwhile. Only a hint.
+    /// Tells the system that a layer's tensors are needed soon, so that it reads them meanwhile.
+    /// Only a hint.
     pub(super) fn prefetch_layer(&self, layer: usize) {
         let prefix = format!("blk.{layer}.");
-        let of_layer = self.input.tensors.iter().filter(|t| t.info.name.starts_with(&prefix));
+        let of_layer = self
+            .input
+            .tensors
+            .iter()
+            .filter(|t| t.info.name.starts_with(&prefix));
         of_layer.for_each(|tensor| self.input.prefetch(tensor));
     }
 
@@ -128,16 +164,28 @@ impl<'a> Weights<'a> {
 
     /// The same; `None` if it is missing.
     pub(super) fn optional(&self, name: &str, dims: &[usize]) -> Result<Option<Tensor>> {
-        let Some(stored) = self.by_name.get(name) else { return Ok(None) };
+        let Some(stored) = self.by_name.get(name) else {
+            return Ok(None);
+        };
         let shape = &stored.info.shape;
         let wanted: Vec<u64> = dims.iter().map(|d| *d as u64).filter(|d| *d != 1).collect();
-        let held: Vec<u64> = shape.dims().iter().rev().copied().filter(|d| *d != 1).collect();
+        let held: Vec<u64> = shape
+            .dims()
+            .iter()
+            .rev()
+            .copied()
+            .filter(|d| *d != 1)
+            .collect();
         if wanted != held {
-            let what = format!("has shape {shape}; {dims:?}, outermost first, is what the metadata leads to");
+            let what = format!(
+                "has shape {shape}; {dims:?}, outermost first, is what the metadata leads to"
+            );
             return Err(self.bad(name, what));
         }
         if self.shapes_only {
-            return Ok(Some(Tensor::zeros((), DType::F32, &self.device)?.broadcast_as(dims)?));
+            return Ok(Some(
+                Tensor::zeros((), DType::F32, &self.device)?.broadcast_as(dims)?,
+            ));
         }
         let mut weights = vec![0.0; shape.elements() as usize];
         self.widen(stored, 0..shape.rows(), &mut weights, true)?;
@@ -162,7 +210,10 @@ impl<'a> Weights<'a> {
         for (number, row) in numbers.iter().zip(out.chunks_exact_mut(columns)) {
             let (number, rows) = (u64::from(*number), stored.info.shape.rows());
             if number >= rows {
-                return Err(self.bad(name, format!("has {rows} rows, and row {number} is asked for")));
+                return Err(self.bad(
+                    name,
+                    format!("has {rows} rows, and row {number} is asked for"),
+                ));
             }
             self.widen(stored, number..number + 1, row, false)?;
         }
@@ -170,7 +221,12 @@ impl<'a> Weights<'a> {
     }
 
     /// Rows of a table that follow each other, widened by the calling thread: `[rows, columns]`.
-    pub(super) fn band(&self, name: &str, rows: std::ops::Range<usize>, columns: usize) -> Result<Vec<f32>> {
+    pub(super) fn band(
+        &self,
+        name: &str,
+        rows: std::ops::Range<usize>,
+        columns: usize,
+    ) -> Result<Vec<f32>> {
         let stored = self.table(name, columns)?;
         let mut out = vec![0.0; rows.len() * columns];
         self.widen(stored, rows.start as u64..rows.end as u64, &mut out, false)?;
@@ -178,11 +234,17 @@ impl<'a> Weights<'a> {
     }
 
     fn table(&self, name: &str, columns: usize) -> Result<&'a Stored<'a>> {
-        let stored = self.by_name.get(name).ok_or_else(|| self.bad(name, "is missing".into()))?;
+        let stored = self
+            .by_name
+            .get(name)
+            .ok_or_else(|| self.bad(name, "is missing".into()))?;
         let shape = &stored.info.shape;
         match shape.row_len() == columns as u64 && columns > 0 {
             true => Ok(stored),
-            false => Err(self.bad(name, format!("has shape {shape}; rows of {columns} are expected"))),
+            false => Err(self.bad(
+                name,
+                format!("has shape {shape}; rows of {columns} are expected"),
+            )),
         }
     }
 
@@ -198,7 +260,16 @@ impl<'a> Weights<'a> {
 
     /// The dimensions of a tensor, row length first.
     pub(super) fn dims(&self, name: &str) -> Option<Vec<usize>> {
-        Some(self.by_name.get(name)?.info.shape.dims().iter().map(|d| *d as usize).collect())
+        Some(
+            self.by_name
+                .get(name)?
+                .info
+                .shape
+                .dims()
+                .iter()
+                .map(|d| *d as usize)
+                .collect(),
+        )
     }
 
     /// The number of values of a tensor in one dimension.
@@ -207,10 +278,20 @@ impl<'a> Weights<'a> {
     }
 
     /// Widens rows into `out`; on all threads if it is told so.
-    fn widen(&self, stored: &Stored<'_>, rows: std::ops::Range<u64>, out: &mut [f32], together: bool) -> Result<()> {
+    fn widen(
+        &self,
+        stored: &Stored<'_>,
+        rows: std::ops::Range<u64>,
+        out: &mut [f32],
+        together: bool,
+    ) -> Result<()> {
         let info = &stored.info;
-        let codec = Codec::of(info.ggml_type)
-            .ok_or_else(|| self.bad(&info.name, format!("is of type {}, which holds no weights", info.ggml_type)))?;
+        let codec = Codec::of(info.ggml_type).ok_or_else(|| {
+            self.bad(
+                &info.name,
+                format!("is of type {}, which holds no weights", info.ggml_type),
+            )
+        })?;
         let row_len = info.shape.row_len() as usize;
         if let Some(weights) = self.replaced.get(&*info.name) {
             out.copy_from_slice(&weights[rows.start as usize * row_len..][..out.len()]);
@@ -225,7 +306,9 @@ impl<'a> Weights<'a> {
             let here = start..start + (band.len() / row_len) as u64;
             let raw = self.input.read(stored, here.clone(), &mut buffer)?;
             if together {
-                let tasks = band.par_chunks_mut(task_rows * row_len).zip(raw.par_chunks(task_rows * row_bytes));
+                let tasks = band
+                    .par_chunks_mut(task_rows * row_len)
+                    .zip(raw.par_chunks(task_rows * row_bytes));
                 tasks.for_each(|(weights, raw)| codec.dequantize_row(raw, weights));
                 // A table whose rows are asked for one by one, or again and again, stays.
                 self.input.release(stored, here);

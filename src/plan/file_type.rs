@@ -63,7 +63,10 @@ impl FileType {
     /// The type that tensors get where no rule says otherwise.
     pub fn default_type(self) -> GgmlType {
         // Every constant has a row; the fallback cannot be reached.
-        DEFAULTS.iter().find(|(id, _)| *id == self.0).map_or(GgmlType::F32, |(_, t)| *t)
+        DEFAULTS
+            .iter()
+            .find(|(id, _)| *id == self.0)
+            .map_or(GgmlType::F32, |(_, t)| *t)
     }
 
     /// The name of the preset, aliases aside.
@@ -77,8 +80,9 @@ impl FileType {
         CHOICES.iter().find(|choice| choice.name == name)?.file_type
     }
 
-    /// Whether it is a preset that people choose sizes by: of K-quants, i-quants of two bits and more, or Q8_0. The others
-    /// stand for one type that readers of the name would expect to find, such as MXFP4_MOE or TQ1_0.
+    /// Whether it is a preset that people choose sizes by: of K-quants, i-quants of two bits and
+    /// more, or Q8_0. The others stand for one type that readers of the name would expect to find,
+    /// such as MXFP4_MOE or TQ1_0.
     pub fn is_usual(self) -> bool {
         let name = self.name();
         let i_quant = name.starts_with("IQ") && !name.starts_with("IQ1") && name != "IQ4_NL";
@@ -98,11 +102,19 @@ pub struct Choice {
 }
 
 const fn preset(name: &'static str, file_type: FileType) -> Choice {
-    Choice { name, file_type: Some(file_type), is_alias: false }
+    Choice {
+        name,
+        file_type: Some(file_type),
+        is_alias: false,
+    }
 }
 
 const fn alias(name: &'static str, file_type: FileType) -> Choice {
-    Choice { name, file_type: Some(file_type), is_alias: true }
+    Choice {
+        name,
+        file_type: Some(file_type),
+        is_alias: true,
+    }
 }
 
 /// In llama-quantize's order, which decides what a number means where two names share it.
@@ -145,7 +157,11 @@ pub const CHOICES: &[Choice] = &[
     preset("F16", FileType::F16),
     preset("BF16", FileType::BF16),
     preset("F32", FileType::F32),
-    Choice { name: "COPY", file_type: None, is_alias: false },
+    Choice {
+        name: "COPY",
+        file_type: None,
+        is_alias: false,
+    },
 ];
 
 impl Choice {
@@ -155,7 +171,11 @@ impl Choice {
         CHOICES
             .iter()
             .find(|o| o.name.eq_ignore_ascii_case(text))
-            .or_else(|| CHOICES.iter().find(|o| number.is_some() && o.file_type == number))
+            .or_else(|| {
+                CHOICES
+                    .iter()
+                    .find(|o| number.is_some() && o.file_type == number)
+            })
     }
 }
 
@@ -165,8 +185,15 @@ mod tests {
 
     #[test]
     fn names_and_numbers_are_understood() {
-        assert_eq!(Choice::parse("q4_k_m").unwrap().file_type, Some(FileType::Q4_K_M));
-        assert_eq!(Choice::parse("15").unwrap().name, "Q4_K", "the first name with this number, as in llama-quantize");
+        assert_eq!(
+            Choice::parse("q4_k_m").unwrap().file_type,
+            Some(FileType::Q4_K_M)
+        );
+        assert_eq!(
+            Choice::parse("15").unwrap().name,
+            "Q4_K",
+            "the first name with this number, as in llama-quantize"
+        );
         assert_eq!(Choice::parse("0").unwrap().name, "F32");
         assert!(Choice::parse("copy").unwrap().file_type.is_none());
         assert!(Choice::parse("4").is_none());
@@ -176,7 +203,14 @@ mod tests {
     #[test]
     fn every_preset_has_one_name_and_a_default_type() {
         for (id, _) in DEFAULTS {
-            assert_eq!(CHOICES.iter().filter(|o| o.file_type == Some(FileType(*id)) && !o.is_alias).count(), 1, "{id}");
+            assert_eq!(
+                CHOICES
+                    .iter()
+                    .filter(|o| o.file_type == Some(FileType(*id)) && !o.is_alias)
+                    .count(),
+                1,
+                "{id}"
+            );
         }
         assert_eq!(FileType::IQ2_M.default_type(), GgmlType::IQ2_S);
         assert_eq!(FileType::Q4_K_M.name(), "Q4_K_M");

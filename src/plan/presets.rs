@@ -1,8 +1,9 @@
 //! llama.cpp's preset rules: which type a tensor gets under a file type, as one table.
 //!
-//! A row applies if the tensor's role is among its roles, the file type among its file types, and every one of its
-//! conditions holds; the first row that applies decides, and without one the file type's default stays. The rules
-//! are the reference's `llama_tensor_get_type`, told as facts; the order of rows matters only where two could apply.
+//! A row applies if the tensor's role is among its roles, the file type among its file types, and
+//! every one of its conditions holds; the first row that applies decides, and without one the file
+//! type's default stays. The rules are the reference's `llama_tensor_get_type`, told as facts; the
+//! order of rows matters only where two could apply.
 
 use super::file_type::FileType;
 use super::role::{GLM5_NEXT, Role};
@@ -41,7 +42,9 @@ impl ModelFacts {
     fn is_70b(&self) -> bool {
         let depth = self.layers.saturating_sub(self.predict_layers);
         match &*self.architecture {
-            "llama" | "llama-embed" => depth == 80 && self.experts != 8 && self.heads != self.kv_heads,
+            "llama" | "llama-embed" => {
+                depth == 80 && self.experts != 8 && self.heads != self.kv_heads
+            }
             "qwen2" | "deci" | "olmo" => depth == 80,
             "jais2" => depth == 68,
             _ => false,
@@ -58,8 +61,8 @@ pub struct TensorFacts {
     pub row_len: u64,
     /// Matrices in it (experts); 1 for a plain one.
     pub matrices: u64,
-    /// Which one of its role it is: counted among the tensors that these rules have decided, or, for the FFN of a
-    /// model with experts, the layer.
+    /// Which one of its role it is: counted among the tensors that these rules have decided, or,
+    /// for the FFN of a model with experts, the layer.
     pub ordinal: u32,
 }
 
@@ -98,8 +101,18 @@ struct Rule {
     then: GgmlType,
 }
 
-const fn rule(roles: &'static [Role], file_types: &'static [FileType], when: &'static [When], then: GgmlType) -> Rule {
-    Rule { roles, file_types, when, then }
+const fn rule(
+    roles: &'static [Role],
+    file_types: &'static [FileType],
+    when: &'static [When],
+    then: GgmlType,
+) -> Rule {
+    Rule {
+        roles,
+        file_types,
+        when,
+        then,
+    }
 }
 
 /// Any file type.
@@ -116,8 +129,14 @@ const GATE_UP: &[Role] = &[Role::FfnGate, Role::FfnUp];
 const ANY_ROLE: &[Role] = &[];
 
 /// The file types around two bits, which have rules of their own for everything within a layer.
-const AROUND_TWO_BITS: &[FileType] =
-    &[FileType::IQ1_S, FileType::IQ1_M, FileType::IQ2_XXS, FileType::IQ2_XS, FileType::IQ2_S, FileType::IQ2_M];
+const AROUND_TWO_BITS: &[FileType] = &[
+    FileType::IQ1_S,
+    FileType::IQ1_M,
+    FileType::IQ2_XXS,
+    FileType::IQ2_XS,
+    FileType::IQ2_S,
+    FileType::IQ2_M,
+];
 
 use FileType as F;
 use GgmlType as T;
@@ -205,7 +224,8 @@ const RULES: &[Rule] = &[
     rule(GATE_UP, &[F::IQ3_XS], &[MiddleLayers], T::IQ3_XXS),
 ];
 
-/// Whether the ordinal of an FFN tensor is its layer, as opposed to how many of its role came before it.
+/// Whether the ordinal of an FFN tensor is its layer, as opposed to how many of its role came
+/// before it.
 ///
 /// Experts do not always come in order; the file types around two bits count them all the same.
 pub fn counts_layers(file_type: FileType, role: Role, model: &ModelFacts) -> bool {
@@ -216,17 +236,29 @@ pub fn counts_layers(file_type: FileType, role: Role, model: &ModelFacts) -> boo
 }
 
 /// The type that the preset gives a tensor, before shapes are looked at.
-pub fn type_for(file_type: FileType, name: &str, tensor: &TensorFacts, model: &ModelFacts) -> GgmlType {
+pub fn type_for(
+    file_type: FileType,
+    name: &str,
+    tensor: &TensorFacts,
+    model: &ModelFacts,
+) -> GgmlType {
     let default = file_type.default_type();
     if model.architecture == GLM5_NEXT && glm5_next_keeps_q8(name) && default.is_quantized() {
         return GgmlType::Q8_0;
     }
     let serves_as_output = model.tied && tensor.role == Role::TokenEmbedding;
-    let role = if serves_as_output { Role::Output } else { tensor.role };
+    let role = if serves_as_output {
+        Role::Output
+    } else {
+        tensor.role
+    };
     let applies = |rule: &&Rule| {
         (rule.roles.is_empty() || rule.roles.contains(&role))
             && (rule.file_types.is_empty() || rule.file_types.contains(&file_type))
-            && rule.when.iter().all(|when| holds(*when, default, tensor, model))
+            && rule
+                .when
+                .iter()
+                .all(|when| holds(*when, default, tensor, model))
     };
     let chosen = RULES.iter().find(applies).map_or(default, |rule| rule.then);
     // In a 70B eight heads share one value matrix, so more bits for it cost next to nothing.
@@ -238,7 +270,14 @@ pub fn type_for(file_type: FileType, name: &str, tensor: &TensorFacts, model: &M
 }
 
 fn holds(when: When, default: GgmlType, tensor: &TensorFacts, model: &ModelFacts) -> bool {
-    let (i, n) = (tensor.ordinal, if tensor.role.carries_values() { model.value_tensors } else { model.layers });
+    let (i, n) = (
+        tensor.ordinal,
+        if tensor.role.carries_values() {
+            model.value_tensors
+        } else {
+            model.layers
+        },
+    );
     match when {
         Gqa4 => model.heads_per_kv_head() >= 4,
         FourExperts => model.experts >= 4,
@@ -250,7 +289,8 @@ fn holds(when: When, default: GgmlType, tensor: &TensorFacts, model: &ModelFacts
         Falcon => model.architecture == "falcon",
         NotFalcon => model.architecture != "falcon",
         NoBailingProjection => {
-            model.architecture != "bailingmoe3" || matches!(tensor.role, Role::FfnUp | Role::FfnGate | Role::FfnDown)
+            model.architecture != "bailingmoe3"
+                || matches!(tensor.role, Role::FfnUp | Role::FfnGate | Role::FfnDown)
         }
         Among(count) => i < count,
         FirstEighth => i < n / 8,
@@ -263,10 +303,13 @@ fn holds(when: When, default: GgmlType, tensor: &TensorFacts, model: &ModelFacts
 }
 
 fn glm5_next_keeps_q8(name: &str) -> bool {
-    ["attn_q_a", "attn_q_b", "nextn.eh_proj"].iter().any(|part| name.contains(part))
+    ["attn_q_a", "attn_q_b", "nextn.eh_proj"]
+        .iter()
+        .any(|part| name.contains(part))
 }
 
-/// The type that stands in where rows are not whole blocks of `wanted`; `None` where the reference knows none.
+/// The type that stands in where rows are not whole blocks of `wanted`; `None` where the reference
+/// knows none.
 ///
 /// ```
 /// # use quantier::{format::types::GgmlType, plan::presets::fit_rows};
@@ -280,7 +323,14 @@ pub fn fit_rows(wanted: GgmlType, row_len: u64) -> Option<GgmlType> {
         return Some(wanted);
     }
     let smaller = match wanted {
-        T::IQ1_S | T::IQ1_M | T::IQ2_XXS | T::IQ2_XS | T::IQ2_S | T::IQ3_XXS | T::IQ3_S | T::IQ4_XS => T::IQ4_NL,
+        T::IQ1_S
+        | T::IQ1_M
+        | T::IQ2_XXS
+        | T::IQ2_XS
+        | T::IQ2_S
+        | T::IQ3_XXS
+        | T::IQ3_S
+        | T::IQ4_XS => T::IQ4_NL,
         T::Q2_0 | T::Q2_K | T::Q3_K | T::TQ1_0 | T::TQ2_0 => T::Q4_0,
         T::Q4_K => T::Q5_0,
         T::Q5_K => T::Q5_1,
@@ -296,6 +346,8 @@ pub fn requires_imatrix(role: Role, target: GgmlType, file_type: Option<FileType
     if matches!(role, Role::TokenEmbedding | Role::Output) {
         return false;
     }
-    matches!(target, T::IQ3_XXS | T::IQ2_XXS | T::IQ2_XS | T::IQ2_S | T::IQ1_M | T::IQ1_S)
-        || (target == T::Q2_K && file_type == Some(FileType::Q2_K_S))
+    matches!(
+        target,
+        T::IQ3_XXS | T::IQ2_XXS | T::IQ2_XS | T::IQ2_S | T::IQ1_M | T::IQ1_S
+    ) || (target == T::Q2_K && file_type == Some(FileType::Q2_K_S))
 }

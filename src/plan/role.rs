@@ -38,13 +38,19 @@ impl Role {
         match name {
             "output.weight" => Role::Output,
             "token_embd.weight" | PER_LAYER_EMBEDDING => Role::TokenEmbedding,
-            _ => PARTS.iter().find(|(part, _)| name.contains(part)).map_or(Role::Other, |(_, role)| *role),
+            _ => PARTS
+                .iter()
+                .find(|(part, _)| name.contains(part))
+                .map_or(Role::Other, |(_, role)| *role),
         }
     }
 
     /// Whether the tensor carries attention values, which suffer most from few bits.
     pub fn carries_values(self) -> bool {
-        matches!(self, Role::AttentionV | Role::AttentionQkv | Role::AttentionKvB)
+        matches!(
+            self,
+            Role::AttentionV | Role::AttentionQkv | Role::AttentionKvB
+        )
     }
 
     /// The role with this short name.
@@ -90,33 +96,54 @@ const ALL: [Role; 12] = [
 /// Gemma's second embedding table, which follows the first in everything but an explicit override.
 pub const PER_LAYER_EMBEDDING: &str = "per_layer_token_embd.weight";
 
-/// The number of the layer that a tensor belongs to (`blk.7.attn_q.weight` -> 7), read as C's `scanf("blk.%d.")`
-/// reads it.
+/// The number of the layer that a tensor belongs to (`blk.7.attn_q.weight` -> 7), read as C's
+/// `scanf("blk.%d.")` reads it.
 pub fn layer_of(name: &str) -> Option<i32> {
-    let digits = name.strip_prefix("blk.")?.trim_start_matches([' ', '\t', '\n', '\r', '\x0b', '\x0c']);
+    let digits = name
+        .strip_prefix("blk.")?
+        .trim_start_matches([' ', '\t', '\n', '\r', '\x0b', '\x0c']);
     let sign = usize::from(digits.starts_with(['-', '+']));
-    let end = sign + digits[sign..].bytes().take_while(u8::is_ascii_digit).count();
+    let end = sign
+        + digits[sign..]
+            .bytes()
+            .take_while(u8::is_ascii_digit)
+            .count();
     if end == sign {
         return None;
     }
-    // A number too large for an int cannot be a layer; any value outside the model serves to say so.
-    Some(digits[..end].parse::<i64>().ok().and_then(|n| i32::try_from(n).ok()).unwrap_or(i32::MAX))
+    // A number too large for an int cannot be a layer; any value outside the model serves to say
+    // so.
+    Some(
+        digits[..end]
+            .parse::<i64>()
+            .ok()
+            .and_then(|n| i32::try_from(n).ok())
+            .unwrap_or(i32::MAX),
+    )
 }
 
-/// Whether llama.cpp's quantizer touches the tensor at all, by its name and number of dimensions (trailing ones
-/// not counted).
+/// Whether llama.cpp's quantizer touches the tensor at all, by its name and number of dimensions
+/// (trailing ones not counted).
 ///
-/// `quantize_output` is false under `--leave-output-tensor`. The list is the reference's: norms, gates that choose
-/// experts, position tables, small state-space and RWKV matrices, parts of vision and audio towers.
-pub fn may_be_quantized(architecture: &str, name: &str, dimensions: usize, quantize_output: bool) -> bool {
-    // In the reference, a name of five bytes without "weight" passes this test by an unsigned wrap-around.
+/// `quantize_output` is false under `--leave-output-tensor`. The list is the reference's: norms,
+/// gates that choose experts, position tables, small state-space and RWKV matrices, parts of vision
+/// and audio towers.
+pub fn may_be_quantized(
+    architecture: &str,
+    name: &str,
+    dimensions: usize,
+    quantize_output: bool,
+) -> bool {
+    // In the reference, a name of five bytes without "weight" passes this test by an unsigned
+    // wrap-around.
     let is_weight = name.ends_with("weight") || (name.len() == 5);
     dimensions >= 2
         && is_weight
         && (quantize_output || name != "output.weight")
         && !WHOLE_NAMES_KEPT.contains(&name)
         && !PARTS_KEPT.iter().any(|part| name.contains(part))
-        && !(architecture == GLM5_NEXT && GLM5_NEXT_PARTS_KEPT.iter().any(|part| name.contains(part)))
+        && !(architecture == GLM5_NEXT
+            && GLM5_NEXT_PARTS_KEPT.iter().any(|part| name.contains(part)))
 }
 
 /// The architecture with rules of its own.
@@ -215,10 +242,20 @@ mod tests {
     fn what_is_left_alone() {
         assert!(may_be_quantized("llama", "blk.0.attn_q.weight", 2, true));
         assert!(!may_be_quantized("llama", "blk.0.attn_q.weight", 1, true));
-        assert!(!may_be_quantized("llama", "blk.0.attn_norm.weight", 2, true));
+        assert!(!may_be_quantized(
+            "llama",
+            "blk.0.attn_norm.weight",
+            2,
+            true
+        ));
         assert!(!may_be_quantized("llama", "output.weight", 2, false));
         assert!(!may_be_quantized("llama", "blk.0.attn_q.bias", 2, true));
         assert!(may_be_quantized("llama", "blk.0.attn_k_b.weight", 2, true));
-        assert!(!may_be_quantized(GLM5_NEXT, "blk.0.attn_k_b.weight", 2, true));
+        assert!(!may_be_quantized(
+            GLM5_NEXT,
+            "blk.0.attn_k_b.weight",
+            2,
+            true
+        ));
     }
 }

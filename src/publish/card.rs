@@ -49,13 +49,19 @@ fn environment(template: &str) -> Result<Environment<'_>, String> {
     environment.add_filter("text", |text: &str| markdown(text));
     environment.add_filter("shell", |text: &str| shell(text));
     environment.add_filter("link", |text: &str| link(text));
-    environment.add_template("card", template).map_err(|error| told(&error))?;
+    environment
+        .add_template("card", template)
+        .map_err(|error| told(&error))?;
     Ok(environment)
 }
 
 fn told(error: &minijinja::Error) -> String {
-    let what = error.detail().map_or_else(|| error.kind().to_string(), str::to_owned);
-    error.line().map_or_else(|| what.clone(), |line| format!("line {line}: {what}"))
+    let what = error
+        .detail()
+        .map_or_else(|| error.kind().to_string(), str::to_owned);
+    error
+        .line()
+        .map_or_else(|| what.clone(), |line| format!("line {line}: {what}"))
 }
 
 /// The card.
@@ -67,7 +73,9 @@ pub fn card(
     imatrix: bool,
 ) -> Result<String, String> {
     let environment = environment(template)?;
-    let card = environment.get_template("card").and_then(|card| card.render(values(data, files, facts, imatrix)));
+    let card = environment
+        .get_template("card")
+        .and_then(|card| card.render(values(data, files, facts, imatrix)));
     let mut card = card.map_err(|error| told(&error))?;
     card.truncate(card.trim_end().len());
     card.push('\n');
@@ -116,7 +124,11 @@ fn values(data: &Frontier, files: &[Published<'_>], facts: &Facts, imatrix: bool
 }
 
 fn names(texts: &[Text]) -> String {
-    texts.iter().map(|text| clean(&text.name)).collect::<Vec<_>>().join(", ")
+    texts
+        .iter()
+        .map(|text| clean(&text.name))
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 /// The preset's name at the end of a file's.
@@ -128,7 +140,9 @@ fn label(name: &str) -> &str {
 fn file_values(data: &Frontier, published: &Published<'_>, relative: bool) -> Value {
     let file = published.file;
     let measured = file.measured.as_ref();
-    let predicted = file.corrected.unwrap_or_else(|| data.corrected(file.predicted));
+    let predicted = file
+        .corrected
+        .unwrap_or_else(|| data.corrected(file.predicted));
     let shown = |value: Option<String>| value.unwrap_or_else(|| NONE.into());
     let kld = measured.map(|m| {
         let (value, error) = figure(m.kld, m.uncertainty);
@@ -160,7 +174,13 @@ fn file_values(data: &Frontier, published: &Published<'_>, relative: bool) -> Va
 /// A name for Ollama: lower case, and nothing that it does not take.
 fn model_name(file: &str) -> String {
     let stem = file.strip_suffix(".gguf").unwrap_or(file).to_lowercase();
-    let kept = stem.chars().map(|c| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '-' });
+    let kept = stem.chars().map(|c| {
+        if c.is_ascii_alphanumeric() || "-_.".contains(c) {
+            c
+        } else {
+            '-'
+        }
+    });
     let name: String = kept.collect();
     match name.trim_matches(['-', '.', '_']) {
         "" => "model".into(),
@@ -168,22 +188,32 @@ fn model_name(file: &str) -> String {
     }
 }
 
-/// Presets that people choose by and that one of our files beats: no larger, and nearer to the original. By what was measured where both are, else
-/// by what is predicted of both; the second value tells whether that happened.
+/// Presets that people choose by and that one of our files beats: no larger, and nearer to the
+/// original. By what was measured where both are, else by what is predicted of both; the second
+/// value tells whether that happened.
 fn dominated(data: &Frontier, relative: bool) -> (Vec<Value>, bool) {
     let mut any_predicted = false;
     let mut all = Vec::new();
     let usual = |preset: &&Preset| FileType::of_name(&preset.name).is_some_and(FileType::is_usual);
     for preset in data.presets.iter().filter(usual).filter(|_| !relative) {
         let by_measure = preset.measured.as_ref().map(|m| m.kld);
-        let Some(theirs) = by_measure.or_else(|| Some(data.corrected(preset.predicted?))) else { continue };
+        let Some(theirs) = by_measure.or_else(|| Some(data.corrected(preset.predicted?))) else {
+            continue;
+        };
         let ours = |file: &File| match by_measure {
             Some(_) => file.measured.as_ref().map(|m| m.kld),
-            None => Some(file.corrected.unwrap_or_else(|| data.corrected(file.predicted))),
+            None => Some(
+                file.corrected
+                    .unwrap_or_else(|| data.corrected(file.predicted)),
+            ),
         };
         let fitting = data.files.iter().filter(|file| file.bytes <= preset.bytes);
-        let better = fitting.filter_map(|file| Some((file, ours(file)?))).filter(|(_, kld)| *kld <= theirs);
-        let Some((file, kld)) = better.min_by(|a, b| a.1.total_cmp(&b.1)) else { continue };
+        let better = fitting
+            .filter_map(|file| Some((file, ours(file)?)))
+            .filter(|(_, kld)| *kld <= theirs);
+        let Some((file, kld)) = better.min_by(|a, b| a.1.total_cmp(&b.1)) else {
+            continue;
+        };
         any_predicted |= by_measure.is_none();
         all.push(context! {
             name => clean(&preset.name),
@@ -226,14 +256,16 @@ fn calibration(data: &Frontier) -> String {
     )
 }
 
-/// Text that Markdown shows as it is, also within a table. Underlines within words mean nothing to it.
+/// Text that Markdown shows as it is, also within a table. Underlines within words mean nothing to
+/// it.
 fn markdown(text: &str) -> String {
     let text = clean(text);
     let mut out = String::new();
     let mut before = ' ';
     let mut rest = text.chars().peekable();
     while let Some(c) = rest.next() {
-        let within = before.is_alphanumeric() && rest.peek().is_some_and(|next| next.is_alphanumeric());
+        let within =
+            before.is_alphanumeric() && rest.peek().is_some_and(|next| next.is_alphanumeric());
         if "\\`*[]<>|#~&".contains(c) || (c == '_' && !within) {
             out.push('\\');
         }
@@ -270,7 +302,10 @@ mod tests {
         assert_eq!(shell("a.gguf"), "a.gguf");
         assert_eq!(shell("it's a.gguf"), "'it'\\''s a.gguf'");
         assert_eq!(link("ü a#(b).gguf"), "%C3%BC%20a%23%28b%29.gguf");
-        assert_eq!(model_name("Ü Model-4.25bpw-Q4_K_M.gguf"), "model-4.25bpw-q4_k_m");
+        assert_eq!(
+            model_name("Ü Model-4.25bpw-Q4_K_M.gguf"),
+            "model-4.25bpw-q4_k_m"
+        );
         assert_eq!(label("A-4.25bpw-Q4_K_M.gguf"), "Q4_K_M");
     }
 
@@ -278,25 +313,41 @@ mod tests {
     fn every_variable_is_explained() {
         let data = crate::report::small();
         let facts = Facts::new(&crate::format::gguf::Metadata::new(), &Default::default());
-        let of = |file| Published { file, sha256: "0".repeat(64), modelfile: "M".into() };
+        let of = |file| Published {
+            file,
+            sha256: "0".repeat(64),
+            modelfile: "M".into(),
+        };
         let files: Vec<_> = data.files.iter().map(of).collect();
         let values = serde_json::to_value(values(&data, &files, &facts, true)).unwrap();
-        let explained =
-            |name: &str| VARIABLES.split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| word == name);
+        let explained = |name: &str| {
+            VARIABLES
+                .split(|c: char| !c.is_alphanumeric() && c != '_')
+                .any(|word| word == name)
+        };
         let mut names: Vec<&String> = values.as_object().unwrap().keys().collect();
         names.extend(values["files"][0].as_object().unwrap().keys());
         for name in names {
-            assert!(explained(name), "card-variables.txt does not say what {name} is");
+            assert!(
+                explained(name),
+                "card-variables.txt does not say what {name} is"
+            );
         }
         let beaten = values["dominated"].as_array().unwrap();
         assert!(!beaten.is_empty());
         for preset in beaten {
             let name = preset["name"].as_str().unwrap();
-            assert!(FileType::of_name(name).unwrap().is_usual(), "{name} is nobody's choice");
+            assert!(
+                FileType::of_name(name).unwrap().is_usual(),
+                "{name} is nobody's choice"
+            );
         }
         assert!(check(&printed()).is_ok());
         let card = card(&printed(), &data, &files, &facts, true).unwrap();
         assert!(card.starts_with("---\n"), "{card}");
-        assert_eq!(check("{{ a }").unwrap_err().split(':').next(), Some("line 1"));
+        assert_eq!(
+            check("{{ a }").unwrap_err().split(':').next(),
+            Some("line 1")
+        );
     }
 }

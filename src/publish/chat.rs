@@ -1,9 +1,11 @@
-//! A model's own chat template, rendered as Transformers renders it: Jinja with trimmed blocks and Python's methods.
+//! A model's own chat template, rendered as Transformers renders it: Jinja with trimmed blocks and
+//! Python's methods.
 
 use minijinja::{Environment, Error, ErrorKind, Value};
 use serde::Serialize;
 
-/// Instructions that one rendering may take: far more than templates need, and an end for those that never come to one.
+/// Instructions that one rendering may take: far more than templates need, and an end for those
+/// that never come to one.
 const FUEL: u64 = 2_000_000;
 /// The longest template that is rendered, bytes. Real ones have up to some ten thousand.
 const MAX_TEMPLATE: usize = 1 << 20;
@@ -23,7 +25,11 @@ pub struct Message {
 impl Message {
     /// A turn without calls.
     pub fn new(role: &str, content: &str) -> Message {
-        Message { role: role.into(), content: content.into(), tool_calls: None }
+        Message {
+            role: role.into(),
+            content: content.into(),
+            tool_calls: None,
+        }
     }
 }
 
@@ -39,23 +45,34 @@ pub struct ChatTemplate {
 const NAME: &str = "chat";
 
 impl ChatTemplate {
-    /// Parses a template. `{% generation %}` and `{% endgeneration %}` are taken out first, as they change no text.
-    /// `bos` and `eos` are what it may write as `bos_token` and `eos_token`.
+    /// Parses a template. `{% generation %}` and `{% endgeneration %}` are taken out first, as they
+    /// change no text. `bos` and `eos` are what it may write as `bos_token` and `eos_token`.
     pub fn parse(source: &str, bos: &str, eos: &str) -> Result<ChatTemplate, String> {
         if source.len() > MAX_TEMPLATE {
-            return Err(format!("it has {} bytes; no more than {MAX_TEMPLATE} are rendered", source.len()));
+            return Err(format!(
+                "it has {} bytes; no more than {MAX_TEMPLATE} are rendered",
+                source.len()
+            ));
         }
         let (source, marks_generation) = without_generation(source);
         let mut environment = Environment::new();
         environment.set_trim_blocks(true);
         environment.set_lstrip_blocks(true);
         environment.set_fuel(Some(FUEL));
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment
+            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_function("raise_exception", |what: String| -> Result<Value, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, what))
         });
-        environment.add_template_owned(NAME, source).map_err(|error| told(&error))?;
-        Ok(ChatTemplate { environment, marks_generation, bos: bos.into(), eos: eos.into() })
+        environment
+            .add_template_owned(NAME, source)
+            .map_err(|error| told(&error))?;
+        Ok(ChatTemplate {
+            environment,
+            marks_generation,
+            bos: bos.into(),
+            eos: eos.into(),
+        })
     }
 
     /// The prompt of a conversation; with `generate`, ready for the assistant's next words.
@@ -63,7 +80,8 @@ impl ChatTemplate {
         self.render_with(messages, None, generate)
     }
 
-    /// The same without the token that begins a text at its start, since who runs the model adds that.
+    /// The same without the token that begins a text at its start, since who runs the model adds
+    /// that.
     pub fn prompt(&self, messages: &[Message], generate: bool) -> Result<String, String> {
         let text = self.render(messages, generate)?;
         match text.strip_prefix(&*self.bos) {
@@ -79,7 +97,10 @@ impl ChatTemplate {
         tools: Option<&serde_json::Value>,
         generate: bool,
     ) -> Result<String, String> {
-        let template = self.environment.get_template(NAME).map_err(|error| told(&error))?;
+        let template = self
+            .environment
+            .get_template(NAME)
+            .map_err(|error| told(&error))?;
         let values = minijinja::context! {
             messages => messages,
             bos_token => self.bos,
@@ -93,7 +114,9 @@ impl ChatTemplate {
 
 /// An error in one line.
 fn told(error: &Error) -> String {
-    let what = error.detail().map_or_else(|| error.kind().to_string(), str::to_owned);
+    let what = error
+        .detail()
+        .map_or_else(|| error.kind().to_string(), str::to_owned);
     match error.line() {
         Some(line) => format!("line {line}: {what}"),
         None => what,
@@ -102,8 +125,10 @@ fn told(error: &Error) -> String {
 
 /// The template without the tags around what the assistant wrote, and whether there were any.
 fn without_generation(source: &str) -> (String, bool) {
-    let tag = regex::Regex::new(r"\{%([-+]?)\s*(?:end)?generation\s*([-+]?)%\}").expect("it is tested");
-    // A tag that does nothing keeps what its dashes and the end of its line do to the text around it.
+    let tag =
+        regex::Regex::new(r"\{%([-+]?)\s*(?:end)?generation\s*([-+]?)%\}").expect("it is tested");
+    // A tag that does nothing keeps what its dashes and the end of its line do to the text around
+    // it.
     match tag.replace_all(source, "{%$1 set _ = 0 $2%}") {
         std::borrow::Cow::Borrowed(_) => (source.to_owned(), false),
         std::borrow::Cow::Owned(without) => (without, true),
@@ -121,20 +146,31 @@ mod tests {
                       {%- endfor %}\n{{ eos_token }}";
         let template = ChatTemplate::parse(source, "<s>", "</s>").unwrap();
         assert!(template.marks_generation);
-        let told = template.render(&[Message::new("user", " a "), Message::new("assistant", "b")], false);
+        let told = template.render(
+            &[Message::new("user", " a "), Message::new("assistant", "b")],
+            false,
+        );
         assert_eq!(told.unwrap(), "<u>a[b]</s>");
     }
 
     #[test]
     fn what_goes_wrong_is_told_in_a_line() {
         let fails = |source: &str| match ChatTemplate::parse(source, "", "") {
-            Ok(template) => template.render(&[Message::new("user", "a")], false).unwrap_err(),
+            Ok(template) => template
+                .render(&[Message::new("user", "a")], false)
+                .unwrap_err(),
             Err(what) => what,
         };
         assert!(fails("\n{% if %}").starts_with("line 2: "));
-        assert_eq!(fails("{{ raise_exception('no users here') }}"), "line 1: no users here");
+        assert_eq!(
+            fails("{{ raise_exception('no users here') }}"),
+            "line 1: no users here"
+        );
         assert!(
-            fails("{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% endfor %}").contains("fuel")
+            fails(
+                "{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% endfor %}"
+            )
+            .contains("fuel")
         );
         assert!(fails(&" ".repeat(MAX_TEMPLATE + 1)).contains("bytes"));
     }

@@ -1,5 +1,5 @@
-//! What is known of a model for its card: from what the user says, else from the GGUF's metadata. What neither has is left
-//! out, with a note that asks for it.
+//! What is known of a model for its card: from what the user says, else from the GGUF's metadata.
+//! What neither has is left out, with a note that asks for it.
 
 use super::modelfile::{Ollama, Template};
 use super::turns::Turns;
@@ -12,7 +12,8 @@ use crate::report::numbers::clean;
 pub struct Said {
     /// The model that was quantized, as the Hub names it: `org/name`, or its address there.
     pub base_model: Option<String>,
-    /// Where the model was found, if it came from the Hub: the base model, unless something else is said.
+    /// Where the model was found, if it came from the Hub: the base model, unless something else is
+    /// said.
     pub found: Option<String>,
     /// The license.
     pub license: Option<String>,
@@ -22,8 +23,8 @@ pub struct Said {
     pub languages: Vec<String>,
     /// Further tags.
     pub tags: Vec<String>,
-    /// The repository that the files go to, `user/name`: then the card has commands that fetch them from there. `{name}` in
-    /// it is the base model's name, or else the model's own.
+    /// The repository that the files go to, `user/name`: then the card has commands that fetch them
+    /// from there. `{name}` in it is the base model's name, or else the model's own.
     pub repo: Option<String>,
 }
 
@@ -73,7 +74,12 @@ const LICENSES: &str = "apache-2.0 mit openrail bigscience-openrail-m creativeml
 /// The longest license that is an identifier or a name, and no text of one.
 const MAX_LICENSE: usize = 96;
 /// Tasks of the Hub that models with a decoder serve.
-const TASKS: [&str; 4] = ["text-generation", "image-text-to-text", "any-to-any", "translation"];
+const TASKS: [&str; 4] = [
+    "text-generation",
+    "image-text-to-text",
+    "any-to-any",
+    "translation",
+];
 /// Tags that every model gets.
 const TAGS: [&str; 3] = ["gguf", "imatrix", "quantier"];
 /// Sampling parameters: key after `general.sampling.`, name in Ollama.
@@ -88,19 +94,37 @@ const SAMPLING: [(&str, &str); 5] = [
 /// A model's name on the Hub, out of itself or its address there.
 pub fn hub_id(text: &str) -> Option<String> {
     let text = text.trim().trim_end_matches('/');
-    let of_address = ["https://huggingface.co/", "https://hf.co/", "http://huggingface.co/", "hf://"];
-    let id = of_address.iter().find_map(|start| text.strip_prefix(start)).unwrap_or(text);
+    let of_address = [
+        "https://huggingface.co/",
+        "https://hf.co/",
+        "http://huggingface.co/",
+        "hf://",
+    ];
+    let id = of_address
+        .iter()
+        .find_map(|start| text.strip_prefix(start))
+        .unwrap_or(text);
     let good = |part: &str| {
         let inside = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-        !part.is_empty() && part.len() <= MAX_LICENSE && part.chars().all(inside) && !part.starts_with(['.', '-'])
+        !part.is_empty()
+            && part.len() <= MAX_LICENSE
+            && part.chars().all(inside)
+            && !part.starts_with(['.', '-'])
     };
     let parts: Vec<&str> = id.split('/').collect();
     (parts.len() == 2 && parts.iter().all(|part| good(part))).then(|| id.to_owned())
 }
 
-/// The repository that a pattern means for a model of this name; what a name on the Hub cannot have becomes `-`.
+/// The repository that a pattern means for a model of this name; what a name on the Hub cannot have
+/// becomes `-`.
 pub fn repository(pattern: &str, name: &str) -> Option<String> {
-    let kept = |c: char| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '-' };
+    let kept = |c: char| {
+        if c.is_ascii_alphanumeric() || "-_.".contains(c) {
+            c
+        } else {
+            '-'
+        }
+    };
     let name: String = name.trim().chars().map(kept).collect();
     hub_id(&pattern.replace("{name}", name.trim_matches(['-', '.'])))
 }
@@ -109,16 +133,25 @@ impl Facts {
     /// From the metadata of one of the files.
     pub fn new(metadata: &Metadata<'_>, said: &Said) -> Facts {
         let mut notes = Vec::new();
-        let base_model = said.base_model.clone().or_else(|| base_model(metadata, said, &mut notes));
+        let base_model = said
+            .base_model
+            .clone()
+            .or_else(|| base_model(metadata, said, &mut notes));
         if base_model.is_none() {
             notes.push("the card names no base model: say it with --base-model ORG/NAME".into());
         }
         let license = license(metadata, said, &mut notes);
         if said.quantized_by.is_none() {
-            notes.push("the card does not say who quantized: say it with --quantized-by NAME".into());
+            notes.push(
+                "the card does not say who quantized: say it with --quantized-by NAME".into(),
+            );
         }
         let given = list(metadata, "general.languages");
-        let languages = if said.languages.is_empty() { given } else { said.languages.clone() };
+        let languages = if said.languages.is_empty() {
+            given
+        } else {
+            said.languages.clone()
+        };
         if languages.is_empty() {
             notes.push("the card names no language: say it with --language en".into());
         }
@@ -126,15 +159,26 @@ impl Facts {
         let task = known.iter().find(|tag| TASKS.contains(&&***tag)).cloned();
         known.retain(|tag| !TASKS.contains(&&**tag));
         let mut tags: Vec<String> = Vec::new();
-        for tag in TAGS.iter().map(|tag| tag.to_string()).chain(known).chain(said.tags.iter().cloned()) {
+        for tag in TAGS
+            .iter()
+            .map(|tag| tag.to_string())
+            .chain(known)
+            .chain(said.tags.iter().cloned())
+        {
             if !tags.contains(&tag) {
                 tags.push(tag);
             }
         }
         let ollama = ollama(metadata, &mut notes);
         let own_name = text(metadata, "general.name").unwrap_or("model");
-        let name = base_model.as_deref().and_then(|id| id.rsplit('/').next()).unwrap_or(own_name);
-        let repo = said.repo.as_deref().and_then(|pattern| repository(pattern, name));
+        let name = base_model
+            .as_deref()
+            .and_then(|id| id.rsplit('/').next())
+            .unwrap_or(own_name);
+        let repo = said
+            .repo
+            .as_deref()
+            .and_then(|pattern| repository(pattern, name));
         Facts {
             base_model,
             license,
@@ -151,19 +195,32 @@ impl Facts {
 }
 
 fn text<'m>(metadata: &'m Metadata<'_>, key: &str) -> Option<&'m str> {
-    metadata.get(key).and_then(Value::as_str).map(str::trim).filter(|text| !text.is_empty())
+    metadata
+        .get(key)
+        .and_then(Value::as_str)
+        .map(str::trim)
+        .filter(|text| !text.is_empty())
 }
 
 fn list(metadata: &Metadata<'_>, key: &str) -> Vec<String> {
     let array = metadata.get(key).and_then(Value::as_array);
     let strings = array.into_iter().flat_map(|array| array.strings());
-    strings.map(|text| clean(&String::from_utf8_lossy(text))).filter(|text| !text.is_empty()).collect()
+    strings
+        .map(|text| clean(&String::from_utf8_lossy(text)))
+        .filter(|text| !text.is_empty())
+        .collect()
 }
 
-/// The model itself, where the metadata say where it is, or where it was found. What it was made of (`general.base_model`) is another model, as a
-/// rule the one that it was fine-tuned from, and would be wrong here.
+/// The model itself, where the metadata say where it is, or where it was found. What it was made of
+/// (`general.base_model`) is another model, as a rule the one that it was fine-tuned from, and
+/// would be wrong here.
 fn base_model(metadata: &Metadata<'_>, said: &Said, notes: &mut Vec<String>) -> Option<String> {
-    let own = ["general.source.repo_url", "general.source.url", "general.repo_url", "general.url"];
+    let own = [
+        "general.source.repo_url",
+        "general.source.url",
+        "general.repo_url",
+        "general.url",
+    ];
     if let Some(id) = own.iter().find_map(|key| hub_id(text(metadata, key)?)) {
         return Some(id);
     }
@@ -171,7 +228,8 @@ fn base_model(metadata: &Metadata<'_>, said: &Said, notes: &mut Vec<String>) -> 
         return Some(id);
     }
     let parent = hub_id(text(metadata, "general.base_model.0.repo_url")?)?;
-    let same = |a: &str, b: &str| a.to_lowercase().replace(' ', "-") == b.to_lowercase().replace(' ', "-");
+    let same =
+        |a: &str, b: &str| a.to_lowercase().replace(' ', "-") == b.to_lowercase().replace(' ', "-");
     let name = text(metadata, "general.name").unwrap_or_default();
     let parent_name = parent.rsplit('/').next().unwrap_or_default();
     if same(name, parent_name) {
@@ -184,40 +242,65 @@ fn base_model(metadata: &Metadata<'_>, said: &Said, notes: &mut Vec<String>) -> 
 }
 
 fn license(metadata: &Metadata<'_>, said: &Said, notes: &mut Vec<String>) -> Option<License> {
-    let given = said.license.as_deref().or_else(|| text(metadata, "general.license"));
+    let given = said
+        .license
+        .as_deref()
+        .or_else(|| text(metadata, "general.license"));
     let usable = given.filter(|given| given.len() <= MAX_LICENSE && !given.contains(['\n', '\r']));
     let Some(given) = usable else {
-        notes.push("the card names no license: say it with --license apache-2.0, or whatever it is".into());
+        notes.push(
+            "the card names no license: say it with --license apache-2.0, or whatever it is".into(),
+        );
         return None;
     };
     let id = given.to_lowercase();
     let link = || text(metadata, "general.license.link").map(clean);
     if id != "other" && LICENSES.split_whitespace().any(|known| known == id) {
-        return Some(License { id, name: None, link: None });
+        return Some(License {
+            id,
+            name: None,
+            link: None,
+        });
     }
-    let own_name = if id == "other" { text(metadata, "general.license.name") } else { Some(given) };
+    let own_name = if id == "other" {
+        text(metadata, "general.license.name")
+    } else {
+        Some(given)
+    };
     if own_name.is_none() || link().is_none() {
         notes.push(format!(
             "license '{}' is none of the Hub's: its text belongs into the directory as LICENSE",
             clean(given)
         ));
     }
-    Some(License { id: "other".into(), name: own_name.map(clean), link: link() })
+    Some(License {
+        id: "other".into(),
+        name: own_name.map(clean),
+        link: link(),
+    })
 }
 
 /// The text of the token that a key names.
 fn token(metadata: &Metadata<'_>, key: &str) -> Option<String> {
     let id = metadata.get(key).and_then(Value::as_u64)?;
-    let tokens = metadata.get("tokenizer.ggml.tokens").and_then(Value::as_array)?;
+    let tokens = metadata
+        .get("tokenizer.ggml.tokens")
+        .and_then(Value::as_array)?;
     let bytes = tokens.strings().nth(usize::try_from(id).ok()?)?;
     String::from_utf8(bytes.to_vec()).ok()
 }
 
 /// A model's chat template, parsed; or why it cannot be.
 pub fn chat_template(metadata: &Metadata<'_>) -> Option<Result<ChatTemplate, String>> {
-    let source = metadata.get("tokenizer.chat_template").and_then(Value::as_str)?;
+    let source = metadata
+        .get("tokenizer.chat_template")
+        .and_then(Value::as_str)?;
     let text = |key: &str| token(metadata, key).unwrap_or_default();
-    Some(ChatTemplate::parse(source, &text("tokenizer.ggml.bos_token_id"), &text("tokenizer.ggml.eos_token_id")))
+    Some(ChatTemplate::parse(
+        source,
+        &text("tokenizer.ggml.bos_token_id"),
+        &text("tokenizer.ggml.eos_token_id"),
+    ))
 }
 
 fn ollama(metadata: &Metadata<'_>, notes: &mut Vec<String>) -> Ollama {
@@ -233,14 +316,18 @@ fn ollama(metadata: &Metadata<'_>, notes: &mut Vec<String>) -> Ollama {
         },
     };
     if let Template::Unknown(why) = &template {
-        notes.push(format!("the chat template could not be turned into one of Ollama's: {why}; Modelfiles say so"));
+        notes.push(format!(
+            "the chat template could not be turned into one of Ollama's: {why}; Modelfiles say so"
+        ));
     }
     let stops = match &template {
         Template::Derived(turns) => turns.stops(eos.as_deref()),
         _ => eos.into_iter().filter(|eos| eos.len() > 2).collect(),
     };
     let architecture = text(metadata, keys::ARCHITECTURE).unwrap_or_default();
-    let context = metadata.get(&format!("{architecture}.context_length")).and_then(Value::as_u64);
+    let context = metadata
+        .get(&format!("{architecture}.context_length"))
+        .and_then(Value::as_u64);
     let sampling = SAMPLING.iter().filter_map(|(key, name)| {
         let value = match metadata.get(&format!("general.sampling.{key}"))? {
             Value::F32(x) if x.is_finite() => serde_json::from_str(&x.to_string()).ok()?,
@@ -248,7 +335,12 @@ fn ollama(metadata: &Metadata<'_>, notes: &mut Vec<String>) -> Ollama {
         };
         Some((*name, value))
     });
-    Ollama { template, stops, context, sampling: sampling.collect() }
+    Ollama {
+        template,
+        stops,
+        context,
+        sampling: sampling.collect(),
+    }
 }
 
 #[cfg(test)]
@@ -257,16 +349,29 @@ mod tests {
 
     fn metadata(pairs: &[(&'static str, &'static str)]) -> Metadata<'static> {
         let mut metadata = Metadata::new();
-        pairs.iter().for_each(|(key, value)| metadata.set(*key, Value::str(*value)));
+        pairs
+            .iter()
+            .for_each(|(key, value)| metadata.set(*key, Value::str(*value)));
         metadata
     }
 
     #[test]
     fn ids_are_found_in_addresses_and_paths_are_none() {
-        assert_eq!(hub_id("https://huggingface.co/Org/Model-1.5B/").as_deref(), Some("Org/Model-1.5B"));
+        assert_eq!(
+            hub_id("https://huggingface.co/Org/Model-1.5B/").as_deref(),
+            Some("Org/Model-1.5B")
+        );
         assert_eq!(hub_id("Org/Model").as_deref(), Some("Org/Model"));
-        for none in ["/home/me/model", "./model", "../model", "a/b/c", "https://example.org/a/b", "", "model", "a b/c"]
-        {
+        for none in [
+            "/home/me/model",
+            "./model",
+            "../model",
+            "a/b/c",
+            "https://example.org/a/b",
+            "",
+            "model",
+            "a b/c",
+        ] {
             assert_eq!(hub_id(none), None, "{none}");
         }
     }
@@ -274,7 +379,10 @@ mod tests {
     #[test]
     fn a_repository_can_be_a_pattern() {
         assert_eq!(repository("me/X-GGUF", "Y").as_deref(), Some("me/X-GGUF"));
-        assert_eq!(repository("me/{name}-GGUF", "Té st (1)").as_deref(), Some("me/T--st--1-GGUF"));
+        assert_eq!(
+            repository("me/{name}-GGUF", "Té st (1)").as_deref(),
+            Some("me/T--st--1-GGUF")
+        );
         assert_eq!(repository("me/{name}", "/"), None);
         let said = |base: Option<&str>| Said {
             repo: Some("me/{name}-GGUF".into()),
@@ -282,32 +390,68 @@ mod tests {
             ..Said::default()
         };
         let named = metadata(&[("general.name", "My Model")]);
-        assert_eq!(Facts::new(&named, &said(None)).repo.as_deref(), Some("me/My-Model-GGUF"));
-        assert_eq!(Facts::new(&named, &said(Some("org/Other"))).repo.as_deref(), Some("me/Other-GGUF"));
+        assert_eq!(
+            Facts::new(&named, &said(None)).repo.as_deref(),
+            Some("me/My-Model-GGUF")
+        );
+        assert_eq!(
+            Facts::new(&named, &said(Some("org/Other"))).repo.as_deref(),
+            Some("me/Other-GGUF")
+        );
     }
 
     #[test]
     fn what_the_model_was_made_from_is_not_what_was_quantized() {
-        let parent = ("general.base_model.0.repo_url", "https://huggingface.co/Org/Model-Base");
-        let facts = Facts::new(&metadata(&[("general.name", "Model Chat"), parent]), &Said::default());
+        let parent = (
+            "general.base_model.0.repo_url",
+            "https://huggingface.co/Org/Model-Base",
+        );
+        let facts = Facts::new(
+            &metadata(&[("general.name", "Model Chat"), parent]),
+            &Said::default(),
+        );
         assert_eq!(facts.base_model, None);
-        assert!(facts.notes.iter().any(|note| note.contains("made from Org/Model-Base")));
-        let facts = Facts::new(&metadata(&[("general.name", "Model Base"), parent]), &Said::default());
+        assert!(
+            facts
+                .notes
+                .iter()
+                .any(|note| note.contains("made from Org/Model-Base"))
+        );
+        let facts = Facts::new(
+            &metadata(&[("general.name", "Model Base"), parent]),
+            &Said::default(),
+        );
         assert_eq!(facts.base_model.as_deref(), Some("Org/Model-Base"));
-        let source = ("general.source.url", "https://huggingface.co/Org/Model-Chat");
+        let source = (
+            "general.source.url",
+            "https://huggingface.co/Org/Model-Chat",
+        );
         let facts = Facts::new(&metadata(&[source, parent]), &Said::default());
         assert_eq!(facts.base_model.as_deref(), Some("Org/Model-Chat"));
-        let found = Said { found: Some("Org/Found".into()), ..Said::default() };
+        let found = Said {
+            found: Some("Org/Found".into()),
+            ..Said::default()
+        };
         let facts = Facts::new(&metadata(&[("general.name", "Model Chat"), parent]), &found);
         assert_eq!(facts.base_model.as_deref(), Some("Org/Found"));
-        assert_eq!(Facts::new(&metadata(&[source]), &found).base_model.as_deref(), Some("Org/Model-Chat"));
+        assert_eq!(
+            Facts::new(&metadata(&[source]), &found)
+                .base_model
+                .as_deref(),
+            Some("Org/Model-Chat")
+        );
     }
 
     #[test]
     fn licenses_are_the_hubs_or_other() {
-        let of = |pairs: &[(&'static str, &'static str)]| Facts::new(&metadata(pairs), &Said::default()).license;
+        let of = |pairs: &[(&'static str, &'static str)]| {
+            Facts::new(&metadata(pairs), &Said::default()).license
+        };
         assert_eq!(of(&[]), None);
-        assert_eq!(of(&[("general.license", "Apache-2.0")]).unwrap().id, "apache-2.0");
+        assert_eq!(
+            of(&[("general.license", "Apache-2.0")]).unwrap().id,
+            "apache-2.0"
+        );
         let other = of(&[
             ("general.license", "other"),
             ("general.license.name", "our-license"),
@@ -319,7 +463,16 @@ mod tests {
             link: Some("https://example.org/l".into()),
         };
         assert_eq!(other, Some(expected));
-        assert_eq!(of(&[("general.license", "my own")]).unwrap().name.as_deref(), Some("my own"));
-        assert_eq!(of(&[("general.license", "first line\nand a whole text")]), None);
+        assert_eq!(
+            of(&[("general.license", "my own")])
+                .unwrap()
+                .name
+                .as_deref(),
+            Some("my own")
+        );
+        assert_eq!(
+            of(&[("general.license", "first line\nand a whole text")]),
+            None
+        );
     }
 }

@@ -12,7 +12,10 @@ pub fn front_matter(facts: &Facts) -> String {
         }
     };
     pair("base_model", facts.base_model.as_deref());
-    pair("base_model_relation", facts.base_model.as_ref().map(|_| "quantized"));
+    pair(
+        "base_model_relation",
+        facts.base_model.as_ref().map(|_| "quantized"),
+    );
     pair("quantized_by", facts.quantized_by.as_deref());
     pair("library_name", Some("gguf"));
     pair("pipeline_tag", Some(&facts.pipeline_tag));
@@ -33,8 +36,8 @@ pub fn front_matter(facts: &Facts) -> String {
     out
 }
 
-/// A text that YAML reads as this very text: as it is where no reader of any version could take it for something else
-/// (Norwegian, `no`, is false to some), else in quotes, as in JSON.
+/// A text that YAML reads as this very text: as it is where no reader of any version could take it
+/// for something else (Norwegian, `no`, is false to some), else in quotes, as in JSON.
 fn scalar(text: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./+".contains(c);
     let starts = text.starts_with(|c: char| c.is_ascii_alphabetic());

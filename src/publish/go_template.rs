@@ -1,6 +1,8 @@
-//! Ollama's template of a model: Go's text/template over `.Messages`, made of the pieces of [`Turns`].
+//! Ollama's template of a model: Go's text/template over `.Messages`, made of the pieces of
+//! [`Turns`].
 //!
-//! Every piece stands in it as a quoted string, so that no blank of it is lost to Go's rules on white space.
+//! Every piece stands in it as a quoted string, so that no blank of it is lost to Go's rules on
+//! white space.
 
 use super::turns::{System, Turns, Within};
 use std::fmt::Write;
@@ -10,12 +12,16 @@ pub const PLAIN: &str = "{{ .Prompt }}";
 
 /// The template.
 ///
-/// An answer at the end of the messages is one to be continued, as Ollama means it. Where the model's template has no place
-/// for a system's text, it goes before what the user says first, with an empty line between.
+/// An answer at the end of the messages is one to be continued, as Ollama means it. Where the
+/// model's template has no place for a system's text, it goes before what the user says first, with
+/// an empty line between.
 pub fn go_template(turns: &Turns) -> String {
     let mut out = String::new();
     let is = |role: &str| format!("if eq .Role {}", quoted(role));
-    let without = Within { open: String::new(), close: "\n\n".into() };
+    let without = Within {
+        open: String::new(),
+        close: "\n\n".into(),
+    };
     let within = match &turns.system {
         System::Turn { .. } => None,
         System::First(within) => Some((within, true)),
@@ -33,7 +39,10 @@ pub fn go_template(turns: &Turns) -> String {
             line(&mut out, &["$user := -1".into()]);
         }
         line(&mut out, &["range $i, $m := .Messages".into()]);
-        line(&mut out, &[is("system"), "$system = .Content".into(), "end".into()]);
+        line(
+            &mut out,
+            &[is("system"), "$system = .Content".into(), "end".into()],
+        );
         if within.is_some() {
             line(&mut out, &[user.into(), "$user = $i".into(), "end".into()]);
         }
@@ -41,29 +50,62 @@ pub fn go_template(turns: &Turns) -> String {
     }
     line(&mut out, &[piece(&turns.start)]);
     if !turns.default_system.is_empty() {
-        line(&mut out, &["if not $system".into(), piece(&turns.default_system), "end".into()]);
+        line(
+            &mut out,
+            &[
+                "if not $system".into(),
+                piece(&turns.default_system),
+                "end".into(),
+            ],
+        );
     }
     line(&mut out, &["range $i, $m := .Messages".into()]);
-    line(&mut out, &["$last := eq (len (slice $.Messages $i)) 1".into()]);
+    line(
+        &mut out,
+        &["$last := eq (len (slice $.Messages $i)) 1".into()],
+    );
     let mut first = "if";
     if let System::Turn { open, close } = &turns.system {
-        line(&mut out, &[is("system"), piece(open), ".Content".into(), piece(close)]);
+        line(
+            &mut out,
+            &[is("system"), piece(open), ".Content".into(), piece(close)],
+        );
         first = "else if";
     }
     let mut said = vec![format!("{first} eq .Role \"user\""), piece(&turns.user.0)];
     if let Some((within, _)) = within {
         said.push("if and $system (eq $i $user)".into());
-        said.extend([piece(&within.open), "$system".into(), piece(&within.close), "end".into()]);
+        said.extend([
+            piece(&within.open),
+            "$system".into(),
+            piece(&within.close),
+            "end".into(),
+        ]);
     }
     said.extend([".Content".into(), piece(&turns.user.1)]);
     line(&mut out, &said);
     let (open, close) = &turns.assistant;
-    let ended = if close.is_empty() { vec![] } else { vec!["if not $last".into(), piece(close), "end".into()] };
-    let answer = [format!("else {}", is("assistant")), piece(open), ".Content".into()];
+    let ended = if close.is_empty() {
+        vec![]
+    } else {
+        vec!["if not $last".into(), piece(close), "end".into()]
+    };
+    let answer = [
+        format!("else {}", is("assistant")),
+        piece(open),
+        ".Content".into(),
+    ];
     line(&mut out, &[answer.to_vec(), ended].concat());
     line(&mut out, &["end".into()]);
     if !turns.generation.is_empty() {
-        line(&mut out, &["if and $last (ne .Role \"assistant\")".into(), piece(&turns.generation), "end".into()]);
+        line(
+            &mut out,
+            &[
+                "if and $last (ne .Role \"assistant\")".into(),
+                piece(&turns.generation),
+                "end".into(),
+            ],
+        );
     }
     out += "{{- end }}";
     out
@@ -84,7 +126,11 @@ fn line(out: &mut String, actions: &[String]) {
 
 /// The action that writes a piece; none for an empty one.
 fn piece(text: &str) -> String {
-    if text.is_empty() { String::new() } else { quoted(text) }
+    if text.is_empty() {
+        String::new()
+    } else {
+        quoted(text)
+    }
 }
 
 /// A string as Go reads it.
@@ -120,7 +166,10 @@ mod tests {
         let turns = Turns {
             start: String::new(),
             default_system: String::new(),
-            system: System::Turn { open: "<|im_start|>system\n".into(), close: "<|im_end|>\n".into() },
+            system: System::Turn {
+                open: "<|im_start|>system\n".into(),
+                close: "<|im_end|>\n".into(),
+            },
             user: ("<|im_start|>user\n".into(), "<|im_end|>\n".into()),
             assistant: ("<|im_start|>assistant\n".into(), "<|im_end|>\n".into()),
             generation: "<|im_start|>assistant\n".into(),

@@ -14,15 +14,19 @@ const ASSISTANT: &str = "QzAnswer";
 const TOOL: &str = "QzResult";
 const FUNCTION: &str = "qz_function";
 
-/// Renders a conversation of each kind, and reports what fails or is left out. The errors of `parsed` are a finding too.
+/// Renders a conversation of each kind, and reports what fails or is left out. The errors of
+/// `parsed` are a finding too.
 pub fn lint(parsed: Option<&Result<ChatTemplate, String>>) -> Findings {
     let template = match parsed {
         None => {
             return Findings(vec![
-                "the model has no chat template: it continues texts, and cannot be chatted with".into(),
+                "the model has no chat template: it continues texts, and cannot be chatted with"
+                    .into(),
             ]);
         }
-        Some(Err(what)) => return Findings(vec![format!("the chat template cannot be parsed: {what}")]),
+        Some(Err(what)) => {
+            return Findings(vec![format!("the chat template cannot be parsed: {what}")]);
+        }
         Some(Ok(template)) => template,
     };
     let mut found = Vec::new();
@@ -37,17 +41,37 @@ pub fn lint(parsed: Option<&Result<ChatTemplate, String>>) -> Findings {
     let (question, answer) = (says("user", USER), says("assistant", ASSISTANT));
     let plain: [(&str, Vec<Message>, &[&str]); 4] = [
         ("a question", vec![question.clone()], &[USER]),
-        ("a system's text and a question", vec![says("system", SYSTEM), question.clone()], &[SYSTEM, USER]),
-        ("several turns", vec![question.clone(), answer.clone(), question.clone()], &[USER, ASSISTANT]),
-        ("a conversation that ends with an answer", vec![question.clone(), answer.clone()], &[USER, ASSISTANT]),
+        (
+            "a system's text and a question",
+            vec![says("system", SYSTEM), question.clone()],
+            &[SYSTEM, USER],
+        ),
+        (
+            "several turns",
+            vec![question.clone(), answer.clone(), question.clone()],
+            &[USER, ASSISTANT],
+        ),
+        (
+            "a conversation that ends with an answer",
+            vec![question.clone(), answer.clone()],
+            &[USER, ASSISTANT],
+        ),
     ];
     for (what, messages, contents) in plain {
         let generate = messages.last().is_some_and(|last| last.role == "user");
-        report(&mut found, what, template.render(&messages, generate), contents);
+        report(
+            &mut found,
+            what,
+            template.render(&messages, generate),
+            contents,
+        );
     }
     let asks_nothing = template.render(std::slice::from_ref(&question), true);
-    if asks_nothing.is_ok() && asks_nothing == template.render(std::slice::from_ref(&question), false) {
-        // [/INST] ends a question and asks at once, so this is a remark only where nothing else follows a question.
+    if asks_nothing.is_ok()
+        && asks_nothing == template.render(std::slice::from_ref(&question), false)
+    {
+        // [/INST] ends a question and asks at once, so this is a remark only where nothing else
+        // follows a question.
         let ends = asks_nothing.is_ok_and(|text| text.trim_end().ends_with(USER));
         if ends {
             found.push("the chat template ignores add_generation_prompt: nothing says that an answer is wanted".into());
@@ -55,16 +79,25 @@ pub fn lint(parsed: Option<&Result<ChatTemplate, String>>) -> Findings {
     }
     let tools = json!([{ "type": "function", "function": { "name": FUNCTION, "description": "Does something.",
         "parameters": { "type": "object", "properties": { "a": { "type": "string", "description": "What." } }, "required": ["a"] } } }]);
-    let call =
-        json!([{ "id": "call00001", "type": "function", "function": { "name": FUNCTION, "arguments": { "a": "b" } } }]);
-    let calls = Message { tool_calls: Some(call), ..says("assistant", "") };
+    let call = json!([{ "id": "call00001", "type": "function", "function": { "name": FUNCTION, "arguments": { "a": "b" } } }]);
+    let calls = Message {
+        tool_calls: Some(call),
+        ..says("assistant", "")
+    };
     let described = template.render_with(std::slice::from_ref(&question), Some(&tools), true);
     match described {
         Ok(text) if !text.contains(FUNCTION) => {
-            found.push("the chat template takes no tools: what functions there are is left out".into());
+            found.push(
+                "the chat template takes no tools: what functions there are is left out".into(),
+            );
         }
         described => {
-            report(&mut found, "a question with tools", described, &[USER, FUNCTION]);
+            report(
+                &mut found,
+                "a question with tools",
+                described,
+                &[USER, FUNCTION],
+            );
             let turns = [question, calls, says("tool", TOOL)];
             let told = template.render_with(&turns, Some(&tools), true);
             report(&mut found, "a tool's call and result", told, &[USER, TOOL]);
@@ -73,7 +106,12 @@ pub fn lint(parsed: Option<&Result<ChatTemplate, String>>) -> Findings {
     Findings(found)
 }
 
-fn report(found: &mut Vec<String>, what: &str, rendered: Result<String, String>, contents: &[&str]) {
+fn report(
+    found: &mut Vec<String>,
+    what: &str,
+    rendered: Result<String, String>,
+    contents: &[&str],
+) {
     match rendered {
         Err(error) => found.push(format!("the chat template cannot render {what}: {error}")),
         Ok(text) => {
@@ -85,7 +123,10 @@ fn report(found: &mut Vec<String>, what: &str, rendered: Result<String, String>,
                 _ => "the function",
             };
             for missing in contents.iter().filter(|content| !text.contains(**content)) {
-                found.push(format!("the chat template leaves out {} of {what}", role(missing)));
+                found.push(format!(
+                    "the chat template leaves out {} of {what}",
+                    role(missing)
+                ));
             }
         }
     }
@@ -117,22 +158,40 @@ mod tests {
         assert!(lint(None).0[0].contains("no chat template"));
         has("{% for %}", "cannot be parsed: line 1");
         has(
-            &ALL.replace("{{ m.content }}", "{% generation %}{{ m.content }}{% endgeneration %}"),
+            &ALL.replace(
+                "{{ m.content }}",
+                "{% generation %}{{ m.content }}{% endgeneration %}",
+            ),
             "{% generation %} tags",
         );
         has(
-            &ALL.replace("<{{ m.role }}>", "{% if m.role == 'system' %}{{ raise_exception('No system!') }}{% endif %}"),
+            &ALL.replace(
+                "<{{ m.role }}>",
+                "{% if m.role == 'system' %}{{ raise_exception('No system!') }}{% endif %}",
+            ),
             "cannot render a system's text and a question: line 2: No system!",
         );
         has(
-            &ALL.replace("{{ m.content }}", "{% if m.role != 'system' %}{{ m.content }}{% endif %}"),
+            &ALL.replace(
+                "{{ m.content }}",
+                "{% if m.role != 'system' %}{{ m.content }}{% endif %}",
+            ),
             "leaves out the system's text",
         );
-        has(&ALL.replace("{% if tools %}{{ tools | tojson }}\n{% endif %}", ""), "takes no tools");
         has(
-            &ALL.replace("{{ m.content }}", "{% if m.role != 'tool' %}{{ m.content }}{% endif %}"),
+            &ALL.replace("{% if tools %}{{ tools | tojson }}\n{% endif %}", ""),
+            "takes no tools",
+        );
+        has(
+            &ALL.replace(
+                "{{ m.content }}",
+                "{% if m.role != 'tool' %}{{ m.content }}{% endif %}",
+            ),
             "leaves out the tool's result",
         );
-        has("{% for m in messages %}{{ m.content }}{% endfor %}", "ignores add_generation_prompt");
+        has(
+            "{% for m in messages %}{{ m.content }}{% endfor %}",
+            "ignores add_generation_prompt",
+        );
     }
 }

@@ -118,25 +118,49 @@ const IMATRIX: &str = "imatrix.gguf";
 /// Everything that can be refused before there is anything to publish.
 pub fn check(job: &Job) -> Result<()> {
     place::check(&job.output, job.force)?;
-    job.template.as_deref().map_or(Ok(()), |template| card::check(template).map_err(Error::Template))
+    job.template.as_deref().map_or(Ok(()), |template| {
+        card::check(template).map_err(Error::Template)
+    })
 }
 
 /// Does it all.
 pub fn run(job: &Job, progress: &dyn Progress) -> Result<Done> {
     check(job)?;
     let data = read(&job.directory)?;
-    let paths: Vec<PathBuf> = data.files.iter().map(|file| job.directory.join(&file.name)).collect();
+    let paths: Vec<PathBuf> = data
+        .files
+        .iter()
+        .map(|file| job.directory.join(&file.name))
+        .collect();
     for (file, path) in data.files.iter().zip(&paths) {
-        let changed = |what: String| Error::Changed { path: path.clone(), what };
-        let len = path.metadata().map_err(|_| changed("frontier.json names this file, and it is gone".into()))?.len();
+        let changed = |what: String| Error::Changed {
+            path: path.clone(),
+            what,
+        };
+        let len = path
+            .metadata()
+            .map_err(|_| changed("frontier.json names this file, and it is gone".into()))?
+            .len();
         if len != file.bytes {
-            return Err(changed(format!("it has {len} bytes, and frontier.json says {}", file.bytes)));
+            return Err(changed(format!(
+                "it has {len} bytes, and frontier.json says {}",
+                file.bytes
+            )));
         }
     }
-    let Some(first) = paths.first() else { return Err(Error::NoFiles(job.directory.clone())) };
+    let Some(first) = paths.first() else {
+        return Err(Error::NoFiles(job.directory.clone()));
+    };
     let mapped = Files::open(first)?;
-    let found = data.model.source.as_ref().map(|source| source.repository.clone());
-    let said = Said { found, ..job.said.clone() };
+    let found = data
+        .model
+        .source
+        .as_ref()
+        .map(|source| source.repository.clone());
+    let said = Said {
+        found,
+        ..job.said.clone()
+    };
     let facts = Facts::new(Model::parse(&mapped)?.metadata(), &said);
     let mut notes = facts.notes.clone();
 
@@ -147,9 +171,19 @@ pub fn run(job: &Job, progress: &dyn Progress) -> Result<Done> {
             .push("there is no imatrix.gguf, since another importance matrix was used: add it to the directory".into());
     }
     let recipe_of = |file: &File| format!("{}.recipe.txt", file.name);
-    let beside = data.files.iter().map(|file| job.directory.join(recipe_of(file))).chain(imatrix.clone());
-    let small: u64 = beside.filter_map(|path| path.metadata().ok()).map(|meta| meta.len()).sum();
-    progress.begin(small + data.files.iter().map(|file| file.bytes).sum::<u64>(), Unit::Bytes);
+    let beside = data
+        .files
+        .iter()
+        .map(|file| job.directory.join(recipe_of(file)))
+        .chain(imatrix.clone());
+    let small: u64 = beside
+        .filter_map(|path| path.metadata().ok())
+        .map(|meta| meta.len())
+        .sum();
+    progress.begin(
+        small + data.files.iter().map(|file| file.bytes).sum::<u64>(),
+        Unit::Bytes,
+    );
     let (mut published, mut files) = (Vec::new(), Vec::new());
     for (file, path) in data.files.iter().zip(&paths) {
         let (sha256, linked) = place.file(path, &file.name, job.copy, progress)?;
@@ -159,7 +193,11 @@ pub fn run(job: &Job, progress: &dyn Progress) -> Result<Done> {
         let recipe = recipe_of(file);
         place.file(&job.directory.join(&recipe), &recipe, true, progress)?;
         files.push((file.name.clone(), sha256.clone(), file.bytes, linked));
-        published.push(Published { file, sha256, modelfile });
+        published.push(Published {
+            file,
+            sha256,
+            modelfile,
+        });
     }
     if let Some(imatrix) = &imatrix {
         place.file(imatrix, IMATRIX, job.copy, progress)?;
@@ -167,16 +205,22 @@ pub fn run(job: &Job, progress: &dyn Progress) -> Result<Done> {
     place.text("frontier.svg", &size_chart(&data, Shown::Alone))?;
     place.text("report.html", &page(&data))?;
     place.text(FRONTIER, &data.to_json())?;
-    // A model that continues texts needs no template on the Hub, and one that none was found for has its own.
+    // A model that continues texts needs no template on the Hub, and one that none was found for
+    // has its own.
     if let (Template::Derived(_), Some(go)) = (&facts.ollama.template, facts.ollama.go()) {
         place.text("template", &go)?;
     }
     place.text("params", &facts.ollama.params())?;
     let template = job.template.as_deref().unwrap_or(card::TEMPLATE);
-    let readme = card::card(template, &data, &published, &facts, imatrix.is_some()).map_err(Error::Template)?;
+    let readme = card::card(template, &data, &published, &facts, imatrix.is_some())
+        .map_err(Error::Template)?;
     place.text("README.md", &readme)?;
     place.finish()?;
-    Ok(Done { files, repo: facts.repo, notes })
+    Ok(Done {
+        files,
+        repo: facts.repo,
+        notes,
+    })
 }
 
 fn read(directory: &Path) -> Result<Frontier> {
@@ -186,13 +230,29 @@ fn read(directory: &Path) -> Result<Frontier> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             return Err(Error::NothingMade(directory.to_owned()));
         }
-        Err(source) => return Err(format::Error::Io { path, action: "read", source }.into()),
+        Err(source) => {
+            return Err(format::Error::Io {
+                path,
+                action: "read",
+                source,
+            }
+            .into());
+        }
     };
-    let data = Frontier::parse(&text).map_err(|error| Error::Data { path: path.clone(), error })?;
+    let data = Frontier::parse(&text).map_err(|error| Error::Data {
+        path: path.clone(),
+        error,
+    })?;
     // Names are names, and lead nowhere else.
-    let stray = data.files.iter().find(|file| Path::new(&file.name).file_name() != Some(file.name.as_ref()));
+    let stray = data
+        .files
+        .iter()
+        .find(|file| Path::new(&file.name).file_name() != Some(file.name.as_ref()));
     match stray {
-        Some(file) => Err(Error::Changed { path, what: format!("'{}' is no name of a file", file.name) }),
+        Some(file) => Err(Error::Changed {
+            path,
+            what: format!("'{}' is no name of a file", file.name),
+        }),
         None => Ok(data),
     }
 }

@@ -1,13 +1,13 @@
-//! What Ollama is told of a model: a Modelfile for each GGUF, and the files `template` and `params` that it reads from a
-//! repository of the Hub.
+//! What Ollama is told of a model: a Modelfile for each GGUF, and the files `template` and `params`
+//! that it reads from a repository of the Hub.
 
 use super::go_template::{PLAIN, go_template};
 use super::turns::{System, Turns};
 use serde_json::{Map, Value};
 use std::fmt::Write;
 
-/// Tokens of context that Ollama is told to keep, if the model has as many: its own default is less, and the KV cache of all
-/// that a model could take is more than most machines have.
+/// Tokens of context that Ollama is told to keep, if the model has as many: its own default is
+/// less, and the KV cache of all that a model could take is more than most machines have.
 const CONTEXT: u64 = 8192;
 
 /// What the chat template came to.
@@ -49,8 +49,11 @@ impl Ollama {
         match &self.template {
             Template::Missing => vec!["The model has no chat template: it continues texts.".into()],
             Template::Unknown(why) => vec![
-                format!("The model's chat template could not be turned into one of Ollama's: {why}."),
-                "Ollama looks for one that it knows by itself; add a TEMPLATE if it finds none.".into(),
+                format!(
+                    "The model's chat template could not be turned into one of Ollama's: {why}."
+                ),
+                "Ollama looks for one that it knows by itself; add a TEMPLATE if it finds none."
+                    .into(),
             ],
             Template::Derived(turns) => {
                 let family = turns.family().name();
@@ -72,9 +75,20 @@ impl Ollama {
 
     /// The parameters: name and value.
     fn parameters(&self) -> Vec<(&str, Value)> {
-        let mut all: Vec<_> = self.stops.iter().map(|stop| ("stop", Value::from(stop.as_str()))).collect();
-        all.extend(self.context.map(|context| ("num_ctx", Value::from(context.min(CONTEXT)))));
-        all.extend(self.sampling.iter().map(|(name, value)| (*name, value.clone())));
+        let mut all: Vec<_> = self
+            .stops
+            .iter()
+            .map(|stop| ("stop", Value::from(stop.as_str())))
+            .collect();
+        all.extend(
+            self.context
+                .map(|context| ("num_ctx", Value::from(context.min(CONTEXT)))),
+        );
+        all.extend(
+            self.sampling
+                .iter()
+                .map(|(name, value)| (*name, value.clone())),
+        );
         all
     }
 
@@ -89,7 +103,10 @@ impl Ollama {
         }
         out.push('\n');
         if let Some(context) = self.context.filter(|context| *context > CONTEXT) {
-            let _ = writeln!(out, "# The model can have up to {context} tokens of context; more take more memory.");
+            let _ = writeln!(
+                out,
+                "# The model can have up to {context} tokens of context; more take more memory."
+            );
         }
         for (name, value) in self.parameters() {
             let _ = writeln!(out, "PARAMETER {name} {value}");
@@ -103,7 +120,10 @@ impl Ollama {
         if !self.stops.is_empty() {
             params.insert("stop".into(), self.stops.clone().into());
         }
-        let others = self.parameters().into_iter().filter(|(name, _)| *name != "stop");
+        let others = self
+            .parameters()
+            .into_iter()
+            .filter(|(name, _)| *name != "stop");
         params.extend(others.map(|(name, value)| (name.to_owned(), value)));
         let mut text = serde_json::to_string_pretty(&params).unwrap_or_default();
         text.push('\n');
@@ -124,12 +144,29 @@ mod tests {
             sampling: vec![("temperature", 0.6.into())],
         };
         let file = ollama.modelfile("a.gguf");
-        assert!(file.contains("FROM ./a.gguf\n") && !file.contains("TEMPLATE \"") && file.contains("the first line."));
-        assert!(file.contains("PARAMETER stop \"a \\\"b\\\"\"\nPARAMETER num_ctx 8192\nPARAMETER temperature 0.6\n"));
+        assert!(
+            file.contains("FROM ./a.gguf\n")
+                && !file.contains("TEMPLATE \"")
+                && file.contains("the first line.")
+        );
+        assert!(file.contains(
+            "PARAMETER stop \"a \\\"b\\\"\"\nPARAMETER num_ctx 8192\nPARAMETER temperature 0.6\n"
+        ));
         assert!(file.contains("up to 131072 tokens"));
         let params: Value = serde_json::from_str(&ollama.params()).unwrap();
-        assert_eq!(params, serde_json::json!({"stop": ["</s>", "a \"b\""], "num_ctx": 8192, "temperature": 0.6}));
-        let base = Ollama { template: Template::Missing, stops: vec![], context: None, sampling: vec![] };
-        assert!(base.modelfile("a.gguf").contains("TEMPLATE \"\"\"{{ .Prompt }}\"\"\"\n"));
+        assert_eq!(
+            params,
+            serde_json::json!({"stop": ["</s>", "a \"b\""], "num_ctx": 8192, "temperature": 0.6})
+        );
+        let base = Ollama {
+            template: Template::Missing,
+            stops: vec![],
+            context: None,
+            sampling: vec![],
+        };
+        assert!(
+            base.modelfile("a.gguf")
+                .contains("TEMPLATE \"\"\"{{ .Prompt }}\"\"\"\n")
+        );
     }
 }

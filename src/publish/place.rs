@@ -28,7 +28,13 @@ pub(super) struct Place {
 
 fn io(path: &Path, action: &'static str) -> impl FnOnce(std::io::Error) -> Error {
     let path = path.to_owned();
-    move |source| Error::Format(format::Error::Io { path, action, source })
+    move |source| {
+        Error::Format(format::Error::Io {
+            path,
+            action,
+            source,
+        })
+    }
 }
 
 /// Fails if there is something at the target already that must not be replaced.
@@ -52,7 +58,9 @@ impl Place {
         check(target, force)?;
         // A link stays a link.
         let target = target.canonicalize().unwrap_or_else(|_| target.to_owned());
-        let Some(name) = target.file_name() else { return Err(Error::NoDirectory(target)) };
+        let Some(name) = target.file_name() else {
+            return Err(Error::NoDirectory(target));
+        };
         let mut staging = name.to_owned();
         staging.push(".partial");
         let staging = target.with_file_name(staging);
@@ -71,7 +79,12 @@ impl Place {
             fs::remove_file(path).map_err(io(path, "remove the unfinished"))?;
         }
         fs::write(&mark, "").map_err(io(&mark, "create"))?;
-        Ok(Place { staging, target, sums: Vec::new(), _lock: lock })
+        Ok(Place {
+            staging,
+            target,
+            sums: Vec::new(),
+            _lock: lock,
+        })
     }
 
     /// Writes a text file.
@@ -79,12 +92,13 @@ impl Place {
         let mut output = Output::create(&self.staging.join(name), text.len() as u64, &[])?;
         output.write(text.as_bytes())?;
         output.finish()?;
-        self.sums.push((name.to_owned(), hex(&Sha256::digest(text.as_bytes()))));
+        self.sums
+            .push((name.to_owned(), hex(&Sha256::digest(text.as_bytes()))));
         Ok(())
     }
 
-    /// Gives a file another name here, or copies it where that cannot be or is not wanted. Returns its SHA-256, and whether
-    /// it is a link.
+    /// Gives a file another name here, or copies it where that cannot be or is not wanted. Returns
+    /// its SHA-256, and whether it is a link.
     pub(super) fn file(
         &mut self,
         from: &Path,
@@ -105,11 +119,16 @@ impl Place {
         Ok((sum, linked))
     }
 
-    /// Writes the sums and gives the directory its name. Into one that is there already, files are moved one by one: those
-    /// of the last publication that this one has not are removed, what else there is stays.
+    /// Writes the sums and gives the directory its name. Into one that is there already, files are
+    /// moved one by one: those of the last publication that this one has not are removed, what else
+    /// there is stays.
     pub(super) fn finish(mut self) -> Result<()> {
         self.sums.sort();
-        let sums: String = self.sums.iter().map(|(name, sum)| sum_line(name, sum)).collect();
+        let sums: String = self
+            .sums
+            .iter()
+            .map(|(name, sum)| sum_line(name, sum))
+            .collect();
         self.text(SUMS, &sums)?;
         let mark = self.staging.join(MARK);
         fs::remove_file(&mark).map_err(io(&mark, "remove"))?;
@@ -120,9 +139,13 @@ impl Place {
         let old = fs::read_to_string(self.target.join(SUMS)).unwrap_or_default();
         for (name, _) in &self.sums {
             let to = self.target.join(name);
-            fs::rename(self.staging.join(name), &to).map_err(io(&to, "move the finished file to"))?;
+            fs::rename(self.staging.join(name), &to)
+                .map_err(io(&to, "move the finished file to"))?;
         }
-        let stale = old.lines().filter_map(|line| line.split_once("  ")).map(|(_, name)| name);
+        let stale = old
+            .lines()
+            .filter_map(|line| line.split_once("  "))
+            .map(|(_, name)| name);
         for name in stale.filter(|name| !self.sums.iter().any(|(new, _)| new == name)) {
             let path = self.target.join(name);
             if Path::new(name).components().count() == 1 && path.is_file() {
@@ -143,7 +166,10 @@ impl Drop for Place {
 fn sum_line(name: &str, sum: &str) -> String {
     match name.contains(['\\', '\n', '\r']) {
         true => {
-            let escaped = name.replace('\\', "\\\\").replace('\n', "\\n").replace('\r', "\\r");
+            let escaped = name
+                .replace('\\', "\\\\")
+                .replace('\n', "\\n")
+                .replace('\r', "\\r");
             format!("\\{sum}  {escaped}\n")
         }
         false => format!("{sum}  {name}\n"),
@@ -191,8 +217,10 @@ mod tests {
     use crate::progress::Silent;
 
     fn names(dir: &Path) -> Vec<String> {
-        let mut names: Vec<_> =
-            fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().to_string_lossy().into_owned()).collect();
+        let mut names: Vec<_> = fs::read_dir(dir)
+            .unwrap()
+            .map(|e| e.unwrap().file_name().to_string_lossy().into_owned())
+            .collect();
         names.sort();
         names
     }
@@ -238,7 +266,10 @@ mod tests {
     #[test]
     fn sums_are_as_sha256sum_writes_them() {
         let empty = hex(&Sha256::digest(b""));
-        assert_eq!(empty, "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
+        assert_eq!(
+            empty,
+            "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+        );
         assert_eq!(sum_line("a b", "0"), "0  a b\n");
         assert_eq!(sum_line("a\\b\n", "0"), "\\0  a\\\\b\\n\n");
     }

@@ -1,10 +1,10 @@
 //! What a chat template writes around the turns of a conversation.
 //!
-//! The template is not read but tried: conversations with known contents are rendered, and what stands between the
-//! contents is taken apart into the pieces of [`Turns`]. The pieces are then put together again for other conversations,
-//! and only if that is what the template itself renders are they believed. So it does not matter how a template is
-//! written, and what no such pieces can say (a template that counts, looks into contents, or changes early turns) is
-//! found out.
+//! The template is not read but tried: conversations with known contents are rendered, and what
+//! stands between the contents is taken apart into the pieces of [`Turns`]. The pieces are then put
+//! together again for other conversations, and only if that is what the template itself renders are
+//! they believed. So it does not matter how a template is written, and what no such pieces can say
+//! (a template that counts, looks into contents, or changes early turns) is found out.
 
 use super::chat::{ChatTemplate, Message};
 
@@ -38,9 +38,11 @@ pub struct Within {
 /// The pieces of a prompt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Turns {
-    /// At the very beginning, whatever follows. The token that begins a text is not in it: who runs the model adds that.
+    /// At the very beginning, whatever follows. The token that begins a text is not in it: who runs
+    /// the model adds that.
     pub start: String,
-    /// At the beginning of a conversation without a system's text: as a rule, a turn with the system's usual text.
+    /// At the beginning of a conversation without a system's text: as a rule, a turn with the
+    /// system's usual text.
     pub default_system: String,
     /// The system.
     pub system: System,
@@ -100,20 +102,35 @@ impl Turns {
         let [before, after] = between(&render(&[user(0)], false)?, [USER[0]])?;
         let asked = render(&[user(0)], true)?;
         let [_, after_asked] = between(&asked, [USER[0]])?;
-        let generation = after_asked.strip_prefix(&*after).ok_or("asking for an answer changes the user's turn")?;
+        let generation = after_asked
+            .strip_prefix(&*after)
+            .ok_or("asking for an answer changes the user's turn")?;
         // The last answer may begin in another way than earlier ones (its thoughts are shown, say).
-        let [_, _, end] = between(&render(&[user(0), assistant()], false)?, [USER[0], ASSISTANT])?;
+        let [_, _, end] = between(
+            &render(&[user(0), assistant()], false)?,
+            [USER[0], ASSISTANT],
+        )?;
         let three = render(&[user(0), assistant(), user(1)], true)?;
         let [_, early, next, _] = between(&three, [USER[0], ASSISTANT, USER[1]])?;
-        let answer = early.strip_prefix(&*after).ok_or("an answer changes the user's turn before it")?;
-        // Between an answer and the next question lie the answer's end and the turn's beginning. What is common to all
-        // turns of the user is before each; what only the first has is before the conversation.
-        let close = if next.starts_with(&*end) { end } else { common(&end, &next) };
+        let answer = early
+            .strip_prefix(&*after)
+            .ok_or("an answer changes the user's turn before it")?;
+        // Between an answer and the next question lie the answer's end and the turn's beginning.
+        // What is common to all turns of the user is before each; what only the first has is before
+        // the conversation.
+        let close = if next.starts_with(&*end) {
+            end
+        } else {
+            common(&end, &next)
+        };
         let (close, opened, lead) = match before.strip_suffix(&next[close.len()..]) {
             Some(lead) => (&*close, &next[close.len()..], lead),
-            None => {
-                (next.strip_suffix(&*before).ok_or("the user's first turn begins unlike later ones")?, &*before, "")
-            }
+            None => (
+                next.strip_suffix(&*before)
+                    .ok_or("the user's first turn begins unlike later ones")?,
+                &*before,
+                "",
+            ),
         };
         let mut turns = Turns {
             start: String::new(),
@@ -126,14 +143,22 @@ impl Turns {
         };
         turns.find_system(template)?;
         let padded = format!(" {} ", USER[0]);
-        turns.trims = render(&[Message::new("user", &padded)], true)? != asked.replace(USER[0], &padded);
+        turns.trims =
+            render(&[Message::new("user", &padded)], true)? != asked.replace(USER[0], &padded);
         turns.check(template)?;
         Ok(turns)
     }
 
     fn find_system(&mut self, template: &ChatTemplate) -> Result<(), String> {
-        let (system, user) = (Message::new("system", SYSTEM), |i: usize| Message::new("user", USER[i]));
-        let conversation = [system, user(0), Message::new("assistant", ASSISTANT), user(1)];
+        let (system, user) = (Message::new("system", SYSTEM), |i: usize| {
+            Message::new("user", USER[i])
+        });
+        let conversation = [
+            system,
+            user(0),
+            Message::new("assistant", ASSISTANT),
+            user(1),
+        ];
         // It may be refused, or left out.
         let rendered = template.prompt(&conversation, true).unwrap_or_default();
         let Some(at) = rendered.find(SYSTEM) else {
@@ -143,21 +168,40 @@ impl Turns {
         let opened = &*self.user.0;
         let changes = "the system's text changes the user's turn";
         if rendered.find(ASSISTANT).is_some_and(|answer| answer < at) {
-            let [before, _, gap, close, _] = between(&rendered, [USER[0], ASSISTANT, SYSTEM, USER[1]])?;
-            let open = gap.strip_prefix(&*self.assistant.1).and_then(|gap| gap.strip_prefix(opened)).ok_or(changes)?;
+            let [before, _, gap, close, _] =
+                between(&rendered, [USER[0], ASSISTANT, SYSTEM, USER[1]])?;
+            let open = gap
+                .strip_prefix(&*self.assistant.1)
+                .and_then(|gap| gap.strip_prefix(opened))
+                .ok_or(changes)?;
             let start = before.strip_suffix(opened).ok_or(changes)?.to_owned();
-            self.system = System::Last(Within { open: open.to_owned(), close });
-            self.default_system = self.default_system.strip_prefix(&*start).ok_or(changes)?.to_owned();
+            self.system = System::Last(Within {
+                open: open.to_owned(),
+                close,
+            });
+            self.default_system = self
+                .default_system
+                .strip_prefix(&*start)
+                .ok_or(changes)?
+                .to_owned();
             self.start = start;
             return Ok(());
         }
         let [before, close, _, _, _] = between(&rendered, [SYSTEM, USER[0], ASSISTANT, USER[1]])?;
-        // One of its own ends before the user's begins; one within has the user's beginning before it.
+        // One of its own ends before the user's begins; one within has the user's beginning before
+        // it.
         self.system = match close.strip_suffix(opened).filter(|_| !opened.is_empty()) {
-            Some(own) => System::Turn { open: before, close: own.to_owned() },
+            Some(own) => System::Turn {
+                open: before,
+                close: own.to_owned(),
+            },
             None => {
-                let within = before.strip_prefix(&*self.default_system).and_then(|rest| rest.strip_prefix(opened));
-                let open = within.ok_or("the system's text is neither a turn nor within one of the user's")?.to_owned();
+                let within = before
+                    .strip_prefix(&*self.default_system)
+                    .and_then(|rest| rest.strip_prefix(opened));
+                let open = within
+                    .ok_or("the system's text is neither a turn nor within one of the user's")?
+                    .to_owned();
                 self.start = std::mem::take(&mut self.default_system);
                 System::First(Within { open, close })
             }
@@ -165,11 +209,16 @@ impl Turns {
         Ok(())
     }
 
-    /// The prompt of a conversation of system (or none), user, assistant and so on, as these pieces make it: what the Go
-    /// template does as well.
+    /// The prompt of a conversation of system (or none), user, assistant and so on, as these pieces
+    /// make it: what the Go template does as well.
     pub fn render(&self, messages: &[Message]) -> String {
-        let system = messages.iter().find(|m| m.role == "system").map(|m| m.content.as_str());
-        let users: Vec<usize> = (0..messages.len()).filter(|i| messages[*i].role == "user").collect();
+        let system = messages
+            .iter()
+            .find(|m| m.role == "system")
+            .map(|m| m.content.as_str());
+        let users: Vec<usize> = (0..messages.len())
+            .filter(|i| messages[*i].role == "user")
+            .collect();
         let mut out = self.start.clone();
         if system.is_none() {
             out += &self.default_system;
@@ -211,7 +260,10 @@ impl Turns {
             let ours = self.render(&messages);
             if theirs != ours {
                 let roles: Vec<&str> = messages.iter().map(|m| &*m.role).collect();
-                return Err(format!("a conversation of {} is no row of turns that are all alike", roles.join(", ")));
+                return Err(format!(
+                    "a conversation of {} is no row of turns that are all alike",
+                    roles.join(", ")
+                ));
             }
         }
         Ok(())
@@ -227,10 +279,14 @@ impl Turns {
             ("[INST]", Family::Mistral),
             ("<|user|>", Family::Phi),
         ];
-        marks.iter().find(|(mark, _)| open.contains(mark)).map_or(Family::Other, |(_, family)| *family)
+        marks
+            .iter()
+            .find(|(mark, _)| open.contains(mark))
+            .map_or(Family::Other, |(_, family)| *family)
     }
 
-    /// What ends an answer: the marks after it, and those that begin a turn of the user. `eos` is the vocabulary's.
+    /// What ends an answer: the marks after it, and those that begin a turn of the user. `eos` is
+    /// the vocabulary's.
     pub fn stops(&self, eos: Option<&str>) -> Vec<String> {
         let mut stops: Vec<String> = Vec::new();
         let after = mark(&self.assistant.1).or(eos.map(str::to_owned));
@@ -248,15 +304,19 @@ pub fn conversations(with_system: bool) -> Vec<Vec<Message>> {
     let says = |role: &str, content: &str| Message::new(role, content);
     let mut turns = vec![says("user", "What is the tallest tree?")];
     let mut all = vec![turns.clone()];
-    for (answer, question) in
-        [("A redwood.", "How tall, in \"feet\"?"), ("About 380 feet.\nMore or less.", "<b>Thanks</b> & bye")]
-    {
+    for (answer, question) in [
+        ("A redwood.", "How tall, in \"feet\"?"),
+        ("About 380 feet.\nMore or less.", "<b>Thanks</b> & bye"),
+    ] {
         turns.extend([says("assistant", answer), says("user", question)]);
         all.push(turns.clone());
     }
     if with_system {
         let system = says("system", "You are terse.\nYou like trees.");
-        let led = all.clone().into_iter().map(|turns| [vec![system.clone()], turns].concat());
+        let led = all
+            .clone()
+            .into_iter()
+            .map(|turns| [vec![system.clone()], turns].concat());
         all.extend(led);
     }
     all
@@ -277,15 +337,24 @@ fn mark(piece: &str) -> Option<String> {
 
 /// What both begin with, at the border of a character.
 fn common(a: &str, b: &str) -> String {
-    a.chars().zip(b.chars()).take_while(|(a, b)| a == b).map(|(a, _)| a).collect()
+    a.chars()
+        .zip(b.chars())
+        .take_while(|(a, b)| a == b)
+        .map(|(a, _)| a)
+        .collect()
 }
 
 /// What stands before, between and behind some contents, which must come in this order, each once.
-fn between<const N: usize, const M: usize>(text: &str, contents: [&str; N]) -> Result<[String; M], String> {
+fn between<const N: usize, const M: usize>(
+    text: &str,
+    contents: [&str; N],
+) -> Result<[String; M], String> {
     let mut parts = Vec::with_capacity(M);
     let mut rest = text;
     for content in contents {
-        let (before, after) = rest.split_once(content).ok_or("what is said is left out, changed, or moved")?;
+        let (before, after) = rest
+            .split_once(content)
+            .ok_or("what is said is left out, changed, or moved")?;
         if after.contains(content) {
             return Err("what is said is repeated".into());
         }
@@ -293,5 +362,7 @@ fn between<const N: usize, const M: usize>(text: &str, contents: [&str; N]) -> R
         rest = after;
     }
     parts.push(rest.to_owned());
-    parts.try_into().map_err(|_| "as many parts as contents and one".into())
+    parts
+        .try_into()
+        .map_err(|_| "as many parts as contents and one".into())
 }

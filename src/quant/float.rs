@@ -19,7 +19,12 @@ impl Block<1> for BlockF32 {
     const TYPE: GgmlType = GgmlType::F32;
 
     #[inline(always)]
-    fn quantize_row<S: Simd>(_: S, weights: &[[f32; 1]], _importance: Option<&[[f32; 1]]>, row: &mut [Self]) {
+    fn quantize_row<S: Simd>(
+        _: S,
+        weights: &[[f32; 1]],
+        _importance: Option<&[[f32; 1]]>,
+        row: &mut [Self],
+    ) {
         for ([x], number) in weights.iter().zip(row) {
             *number = BlockF32(x.to_le_bytes());
         }
@@ -49,7 +54,12 @@ impl Block<1> for BlockF16 {
     const TYPE: GgmlType = GgmlType::F16;
 
     #[inline(always)]
-    fn quantize_row<S: Simd>(_: S, weights: &[[f32; 1]], _importance: Option<&[[f32; 1]]>, row: &mut [Self]) {
+    fn quantize_row<S: Simd>(
+        _: S,
+        weights: &[[f32; 1]],
+        _importance: Option<&[[f32; 1]]>,
+        row: &mut [Self],
+    ) {
         for ([x], number) in weights.iter().zip(row) {
             *number = BlockF16(Half::from_f32(*x));
         }
@@ -79,14 +89,21 @@ impl Block<1> for BlockBf16 {
     const TYPE: GgmlType = GgmlType::BF16;
 
     #[inline(always)]
-    fn quantize_row<S: Simd>(_: S, weights: &[[f32; 1]], _importance: Option<&[[f32; 1]]>, row: &mut [Self]) {
+    fn quantize_row<S: Simd>(
+        _: S,
+        weights: &[[f32; 1]],
+        _importance: Option<&[[f32; 1]]>,
+        row: &mut [Self],
+    ) {
         /// Set in a NaN, it makes a quiet one of it.
         const QUIET: u32 = 0x40;
         for ([x], number) in weights.iter().zip(row) {
             let bits = x.to_bits();
             let upper = bits >> 16;
             let rounded = bits.wrapping_add(0x7fff + (upper & 1)) >> 16;
-            *number = BlockBf16(((if x.is_nan() { upper | QUIET } else { rounded }) as u16).to_le_bytes());
+            *number = BlockBf16(
+                ((if x.is_nan() { upper | QUIET } else { rounded }) as u16).to_le_bytes(),
+            );
         }
     }
 

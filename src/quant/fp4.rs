@@ -10,7 +10,9 @@ use crate::format::types::GgmlType;
 use crate::simd::Simd;
 
 /// Twice the numbers of E2M1, by their code.
-const NUMBERS: [f32; 16] = [0., 1., 2., 3., 4., 6., 8., 12., 0., -1., -2., -3., -4., -6., -8., -12.];
+const NUMBERS: [f32; 16] = [
+    0., 1., 2., 3., 4., 6., 8., 12., 0., -1., -2., -3., -4., -6., -8., -12.,
+];
 /// Halfway between two magnitudes.
 const MIDDLES: [f32; 7] = [0.5, 1.5, 2.5, 3.5, 5., 7., 10.];
 /// The bit of a code that makes it negative.
@@ -33,7 +35,12 @@ impl Block<32> for BlockMxfp4 {
     const TYPE: GgmlType = GgmlType::MXFP4;
 
     #[inline(always)]
-    fn quantize_row<S: Simd>(_: S, weights: &[[f32; 32]], _importance: Option<&[[f32; 32]]>, row: &mut [Self]) {
+    fn quantize_row<S: Simd>(
+        _: S,
+        weights: &[[f32; 32]],
+        _importance: Option<&[[f32; 32]]>,
+        row: &mut [Self],
+    ) {
         /// The exponent of E2M1's largest number, 6 = 1.5 * 2^2.
         const LARGEST_EXPONENT: i32 = 2;
         const BIAS: i32 = 127;
@@ -51,7 +58,13 @@ impl Block<32> for BlockMxfp4 {
 
     #[inline(always)]
     fn dequantize<S: Simd>(&self, simd: S, weights: &mut [f32; 32]) {
-        planes::looked_up(simd, &self.qs, numbers(simd), half_power_of_two(self.e), weights);
+        planes::looked_up(
+            simd,
+            &self.qs,
+            numbers(simd),
+            half_power_of_two(self.e),
+            weights,
+        );
     }
 
     fn fault(&self) -> Option<Fault> {
@@ -59,8 +72,8 @@ impl Block<32> for BlockMxfp4 {
     }
 }
 
-/// 64 E2M1 numbers, with a scale of eight bits (UE4M3, an FP8 without sign) for every 16: `w = d * q`, `q` being
-/// doubled and `d` halved.
+/// 64 E2M1 numbers, with a scale of eight bits (UE4M3, an FP8 without sign) for every 16: `w = d *
+/// q`, `q` being doubled and `d` halved.
 ///
 /// ```text
 /// byte 0             4                                       36
@@ -77,7 +90,12 @@ impl Block<64> for BlockNvfp4 {
     const TYPE: GgmlType = GgmlType::NVFP4;
 
     #[inline(always)]
-    fn quantize_row<S: Simd>(_: S, weights: &[[f32; 64]], _importance: Option<&[[f32; 64]]>, row: &mut [Self]) {
+    fn quantize_row<S: Simd>(
+        _: S,
+        weights: &[[f32; 64]],
+        _importance: Option<&[[f32; 64]]>,
+        row: &mut [Self],
+    ) {
         /// The largest E2M1 number, onto which the largest magnitude falls.
         const LARGEST: f32 = 6.0;
         for (x, block) in weights.iter().zip(row) {
@@ -142,8 +160,8 @@ impl Stepped<64> for BlockNvfp4 {
     }
 }
 
-/// The codes of the numbers whose difference to `x / step` is smallest in f32, the first (the smaller) of equals;
-/// `amax` is the largest magnitude.
+/// The codes of the numbers whose difference to `x / step` is smallest in f32, the first (the
+/// smaller) of equals; `amax` is the largest magnitude.
 ///
 /// It is enough to look at magnitudes: a number of the other sign is never nearer than 0.
 #[inline]
@@ -152,12 +170,23 @@ fn nearest_codes<const N: usize>(x: &[f32; N], amax: f32, step: f32) -> [u8; N] 
     const EXACT: f32 = 16.0;
     let codes = if amax <= EXACT * step {
         let middles = MIDDLES.map(|m| m * step);
-        x.map(|v| middles.iter().map(|&middle| u8::from(v.abs() > middle)).sum())
+        x.map(|v| {
+            middles
+                .iter()
+                .map(|&middle| u8::from(v.abs() > middle))
+                .sum()
+        })
     } else {
         // The scale was cut off: differences to numbers far away are equal.
         x.map(|v| least_difference(v.abs(), step))
     };
-    std::array::from_fn(|i| if x[i] < 0.0 && codes[i] > 0 { codes[i] | SIGN } else { codes[i] })
+    std::array::from_fn(|i| {
+        if x[i] < 0.0 && codes[i] > 0 {
+            codes[i] | SIGN
+        } else {
+            codes[i]
+        }
+    })
 }
 
 fn least_difference(magnitude: f32, step: f32) -> u8 {
@@ -184,16 +213,21 @@ fn numbers<S: Simd>(simd: S) -> [S::F32; 2] {
     [simd.load(&low), simd.load(&high)]
 }
 
-/// Half of the E8M0 number `2^(e - 127)`; also for e = 255, which stands for no number but has this value in ggml.
+/// Half of the E8M0 number `2^(e - 127)`; also for e = 255, which stands for no number but has this
+/// value in ggml.
 #[inline]
 fn half_power_of_two(e: u8) -> f32 {
     /// 2^-128, a subnormal number as 2^-127 is.
     const SMALLEST: u32 = 0x0020_0000;
-    f32::from_bits(if e < 2 { SMALLEST << e } else { (u32::from(e) - 1) << 23 })
+    f32::from_bits(if e < 2 {
+        SMALLEST << e
+    } else {
+        (u32::from(e) - 1) << 23
+    })
 }
 
-/// Half of a UE4M3 number: four bits of exponent (bias 7) and three of mantissa. The sign bit is ignored; 0x7f stands
-/// for NaN in FP8, but for 0 in ggml.
+/// Half of a UE4M3 number: four bits of exponent (bias 7) and three of mantissa. The sign bit is
+/// ignored; 0x7f stands for NaN in FP8, but for 0 in ggml.
 #[inline]
 fn half_ue4m3(code: u8) -> f32 {
     /// 2^-10, half of the smallest subnormal number.
@@ -208,8 +242,8 @@ fn half_ue4m3(code: u8) -> f32 {
     }
 }
 
-/// The UE4M3 number nearest to `x`, as ggml rounds: ties away from zero, what is not above zero to 0, and all that
-/// would take the largest exponent (256 and more) to the largest number, 448.
+/// The UE4M3 number nearest to `x`, as ggml rounds: ties away from zero, what is not above zero to
+/// 0, and all that would take the largest exponent (256 and more) to the largest number, 448.
 #[inline]
 fn to_ue4m3(x: f32) -> u8 {
     const LARGEST: f32 = 448.0;
@@ -219,7 +253,8 @@ fn to_ue4m3(x: f32) -> u8 {
     /// Below this UE4M3 is subnormal, with steps of 2^-9.
     const SMALLEST_NORMAL: f32 = 1.0 / 64.0;
     const STEPS: f32 = 512.0;
-    /// The difference of the exponents' biases, above three bits of mantissa and the one that rounds.
+    /// The difference of the exponents' biases, above three bits of mantissa and the one that
+    /// rounds.
     const BIAS: u32 = (127 - 7) << 4;
     if x.is_nan() || x <= 0.0 {
         return 0;
@@ -230,5 +265,9 @@ fn to_ue4m3(x: f32) -> u8 {
     }
     // What the rounding adds carries into the exponent where it must.
     let rounded = ((x.min(LARGEST).to_bits() >> 19) - BIAS).div_ceil(2) as u8;
-    if rounded >= LARGEST_EXPONENT { LARGEST_CODE } else { rounded }
+    if rounded >= LARGEST_EXPONENT {
+        LARGEST_CODE
+    } else {
+        rounded
+    }
 }

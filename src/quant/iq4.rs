@@ -1,6 +1,7 @@
 //! Four-bit levels that lie closer together around zero, where most weights are.
 //!
-//! IQ4_NL has a scale for each block of 32 weights, IQ4_XS one for 256 and a six-bit factor for each 32.
+//! IQ4_NL has a scale for each block of 32 weights, IQ4_XS one for 256 and a six-bit factor for
+//! each 32.
 
 use super::feedback::{Grid, Stepped, Table};
 use super::num::{Half, inverse_or_zero, nearest_int, nudged};
@@ -11,7 +12,9 @@ use crate::format::types::GgmlType;
 use crate::simd::{LANES, Simd};
 
 /// The sixteen levels.
-const LEVELS: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+const LEVELS: [i8; 16] = [
+    -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113,
+];
 /// Weights under one factor.
 const SUB: usize = 32;
 type Sub = [f32; SUB];
@@ -35,7 +38,12 @@ impl Block<SUB> for BlockIq4Nl {
     const TYPE: GgmlType = GgmlType::IQ4_NL;
 
     #[inline(always)]
-    fn quantize_row<S: Simd>(simd: S, weights: &[Sub], importance: Option<&[Sub]>, row: &mut [Self]) {
+    fn quantize_row<S: Simd>(
+        simd: S,
+        weights: &[Sub],
+        importance: Option<&[Sub]>,
+        row: &mut [Self],
+    ) {
         for (i, (blocks, row)) in weights.chunks(LANES).zip(row.chunks_mut(LANES)).enumerate() {
             let x = simd.gather(eight(blocks));
             let importance = match importance {
@@ -44,13 +52,19 @@ impl Block<SUB> for BlockIq4Nl {
                     for &v in &x {
                         sums = sums + v * v;
                     }
-                    Some((eight(&w[i * LANES..][..blocks.len()]), variances(simd, sums, SUB)))
+                    Some((
+                        eight(&w[i * LANES..][..blocks.len()]),
+                        variances(simd, sums, SUB),
+                    ))
                 }
                 None => None,
             };
             let scales = simd.store(best_scales(simd, &x, &error_weights(simd, &x, importance)));
             for ((x, d), block) in blocks.iter().zip(scales).zip(row) {
-                *block = BlockIq4Nl { d: Half::from_f32(d), qs: pack(simd, x, inverse_or_zero(d)) };
+                *block = BlockIq4Nl {
+                    d: Half::from_f32(d),
+                    qs: pack(simd, x, inverse_or_zero(d)),
+                };
             }
         }
     }
@@ -89,11 +103,20 @@ impl Block<256> for BlockIq4Xs {
     const TYPE: GgmlType = GgmlType::IQ4_XS;
 
     #[inline(always)]
-    fn quantize_row<S: Simd>(simd: S, weights: &[[f32; 256]], importance: Option<&[[f32; 256]]>, row: &mut [Self]) {
+    fn quantize_row<S: Simd>(
+        simd: S,
+        weights: &[[f32; 256]],
+        importance: Option<&[[f32; 256]]>,
+        row: &mut [Self],
+    ) {
         let mut variance = [0.0; LANES];
         for (i, (x, block)) in weights.iter().zip(row).enumerate() {
             if i % LANES == 0 && importance.is_some() {
-                variance = simd.store(variances(simd, sums_of_squares(simd, eight(&weights[i..])), 256));
+                variance = simd.store(variances(
+                    simd,
+                    sums_of_squares(simd, eight(&weights[i..])),
+                    256,
+                ));
             }
             let subs: &[Sub; 8] = bytemuck::cast_ref(x);
             let x = simd.gather(subs.each_ref());
@@ -193,7 +216,8 @@ impl Stepped<256> for BlockIq4Xs {
         let code = nudged(self.code(sub), scale, 2 * FACTORS as u8 - 1);
         let (low, high) = (4 * (sub % 2), 2 * sub);
         self.scales_low[sub / 2] = self.scales_low[sub / 2] & !(0x0f << low) | (code & 0x0f) << low;
-        let scales_high = u16::from_le_bytes(self.scales_high) & !(3 << high) | u16::from(code >> 4) << high;
+        let scales_high =
+            u16::from_le_bytes(self.scales_high) & !(3 << high) | u16::from(code >> 4) << high;
         self.scales_high = scales_high.to_le_bytes();
     }
 
@@ -212,7 +236,11 @@ fn variances<S: Simd>(simd: S, sums_of_squares: S::F32, count: usize) -> S::F32 
 
 /// Error weights: by importance and variance, or the squares of the weights themselves.
 #[inline(always)]
-fn error_weights<S: Simd>(simd: S, x: &Lanes<S>, importance: Option<([&Sub; LANES], S::F32)>) -> Lanes<S> {
+fn error_weights<S: Simd>(
+    simd: S,
+    x: &Lanes<S>,
+    importance: Option<([&Sub; LANES], S::F32)>,
+) -> Lanes<S> {
     match importance {
         Some((importance, variance)) => {
             let mut weights = simd.gather(importance);
@@ -232,11 +260,14 @@ fn error_weights<S: Simd>(simd: S, x: &Lanes<S>, importance: Option<([&Sub; LANE
 }
 
 /// ggml tries these many levels more or less for the extreme weight.
-const TRIES: [f32; 15] = [-7., -6., -5., -4., -3., -2., -1., 0., 1., 2., 3., 4., 5., 6., 7.];
+const TRIES: [f32; 15] = [
+    -7., -6., -5., -4., -3., -2., -1., 0., 1., 2., 3., 4., 5., 6., 7.,
+];
 /// Tries that are scored side by side.
 const SIDE_BY_SIDE: usize = 5;
 
-/// What a weight adds to the sums of a try, on either side of the one middle between levels that it can pass.
+/// What a weight adds to the sums of a try, on either side of the one middle between levels that it
+/// can pass.
 #[derive(Clone, Copy)]
 struct Choice<F32> {
     x: F32,
@@ -245,13 +276,14 @@ struct Choice<F32> {
     wll: [F32; 2],
 }
 
-/// The scale of least weighted error for each of eight sub-blocks, among those that put the extreme weight near the
-/// lowest level; and one, the first, that puts it opposite.
+/// The scale of least weighted error for each of eight sub-blocks, among those that put the extreme
+/// weight near the lowest level; and one, the first, that puts it opposite.
 ///
-/// From the first of [`TRIES`] to the last, a weight in units of the scale shrinks to 120/134 of itself, which is more
-/// than the ratio of any two middles between levels: on its way it passes one of them at most. Which one, and what the
-/// weight adds to the sums on either side, is looked up once. A try is then left with a comparison and two choices.
-/// The price is an array of six vectors per weight, which stays in the first cache.
+/// From the first of [`TRIES`] to the last, a weight in units of the scale shrinks to 120/134 of
+/// itself, which is more than the ratio of any two middles between levels: on its way it passes one
+/// of them at most. Which one, and what the weight adds to the sums on either side, is looked up
+/// once. A try is then left with a comparison and two choices. The price is an array of six vectors
+/// per weight, which stays in the first cache.
 #[inline(always)]
 fn best_scales<S: Simd>(simd: S, x: &Lanes<S>, w: &Lanes<S>) -> S::F32 {
     const {
@@ -276,7 +308,12 @@ fn best_scales<S: Simd>(simd: S, x: &Lanes<S>, w: &Lanes<S>) -> S::F32 {
         *inverse = simd.splat(t + lowest) / extreme;
     }
     let (mut first_wxl, mut first_wll) = (zero, zero);
-    let mut choices = [Choice { x: zero, middle: zero, wxl: [zero; 2], wll: [zero; 2] }; SUB];
+    let mut choices = [Choice {
+        x: zero,
+        middle: zero,
+        wxl: [zero; 2],
+        wll: [zero; 2],
+    }; SUB];
     for i in 0..SUB {
         let place = Place::of(simd, opposite * x[i]);
         let l = place.level(simd);
@@ -284,16 +321,25 @@ fn best_scales<S: Simd>(simd: S, x: &Lanes<S>, w: &Lanes<S>) -> S::F32 {
         first_wxl = first_wxl + wl * x[i];
         first_wll = first_wll + wl * l;
 
-        let place = Place::of(simd, simd.min(inverses[0] * x[i], inverses[TRIES.len() - 1] * x[i]));
+        let place = Place::of(
+            simd,
+            simd.min(inverses[0] * x[i], inverses[TRIES.len() - 1] * x[i]),
+        );
         choices[i].x = x[i];
         choices[i].middle = place.next_middle(simd);
-        for (side, l) in [place.level(simd), place.next_level(simd)].into_iter().enumerate() {
+        for (side, l) in [place.level(simd), place.next_level(simd)]
+            .into_iter()
+            .enumerate()
+        {
             let wl = w[i] * l;
             choices[i].wxl[side] = wl * x[i];
             choices[i].wll[side] = wl * l;
         }
     }
-    let mut best = Best::<S>::new(simd.select(simd.gt(first_wll, zero), first_wxl / first_wll, zero), first_wxl);
+    let mut best = Best::<S>::new(
+        simd.select(simd.gt(first_wll, zero), first_wxl / first_wll, zero),
+        first_wxl,
+    );
     for inverses in inverses.as_chunks::<SIDE_BY_SIDE>().0 {
         let (mut wxl, mut wll) = ([zero; SIDE_BY_SIDE], [zero; SIDE_BY_SIDE]);
         for choice in &choices {
@@ -307,12 +353,16 @@ fn best_scales<S: Simd>(simd: S, x: &Lanes<S>, w: &Lanes<S>) -> S::F32 {
             best.offer(simd, wxl[c], wll[c]);
         }
     }
-    simd.select(simd.lt(simd.abs(extreme), simd.splat(VANISHING)), zero, best.scale)
+    simd.select(
+        simd.lt(simd.abs(extreme), simd.splat(VANISHING)),
+        zero,
+        best.scale,
+    )
 }
 
-/// Halfway between two levels, and nothing above the last. That is a half-integer, near which the differences that
-/// the reference compares are exact, so that a comparison with it picks the same level, ties upwards and NaN to the
-/// top.
+/// Halfway between two levels, and nothing above the last. That is a half-integer, near which the
+/// differences that the reference compares are exact, so that a comparison with it picks the same
+/// level, ties upwards and NaN to the top.
 const MIDDLES: [f32; 16] = {
     let mut middles = [f32::INFINITY; 16];
     let mut i = 0;
@@ -365,7 +415,16 @@ impl<S: Simd> Place<S> {
     #[inline(always)]
     fn of(simd: S, x: S::F32) -> Self {
         let quarters = simd.load(&[MIDDLES[3], MIDDLES[11], 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]);
-        let eighths = simd.load(&[MIDDLES[1], MIDDLES[5], MIDDLES[9], MIDDLES[13], 0.0, 0.0, 0.0, 0.0]);
+        let eighths = simd.load(&[
+            MIDDLES[1],
+            MIDDLES[5],
+            MIDDLES[9],
+            MIDDLES[13],
+            0.0,
+            0.0,
+            0.0,
+            0.0,
+        ]);
         let half = one_unless(simd, simd.lt(x, simd.splat(MIDDLES[7])));
         let quarter = half + half + one_unless(simd, simd.lt(x, simd.lookup(quarters, half)));
         let pair = quarter + quarter + one_unless(simd, simd.lt(x, simd.lookup(eighths, quarter)));
@@ -376,7 +435,11 @@ impl<S: Simd> Place<S> {
     #[inline(always)]
     fn either(&self, simd: S, lower: &[f32; LANES], upper: &[f32; LANES]) -> S::F32 {
         let (lower, upper) = (simd.load(lower), simd.load(upper));
-        simd.select(self.lower, simd.lookup(lower, self.pair), simd.lookup(upper, self.pair))
+        simd.select(
+            self.lower,
+            simd.lookup(lower, self.pair),
+            simd.lookup(upper, self.pair),
+        )
     }
 
     /// The nearest levels.
@@ -421,7 +484,10 @@ fn pack<S: Simd>(simd: S, x: &Sub, inverse: f32) -> [u8; SUB / 2] {
 #[inline(always)]
 fn table<S: Simd>(simd: S) -> [S::F32; 2] {
     let [low, high] = bytemuck::cast::<_, [[i8; LANES]; 2]>(LEVELS);
-    [simd.to_f32(simd.load_i8(&low)), simd.to_f32(simd.load_i8(&high))]
+    [
+        simd.to_f32(simd.load_i8(&low)),
+        simd.to_f32(simd.load_i8(&high)),
+    ]
 }
 
 #[cfg(test)]
@@ -438,8 +504,12 @@ mod tests {
         fn run<S: Simd>(self, simd: S) -> Self::Output {
             let place = Place::of(simd, simd.load(&self.0));
             let numbers = simd.store_i32(place.number(simd));
-            let [levels, next, middles] =
-                [place.level(simd), place.next_level(simd), place.next_middle(simd)].map(|x| simd.store(x));
+            let [levels, next, middles] = [
+                place.level(simd),
+                place.next_level(simd),
+                place.next_middle(simd),
+            ]
+            .map(|x| simd.store(x));
             std::array::from_fn(|i| (numbers[i], levels[i], next[i], middles[i]))
         }
     }
@@ -447,16 +517,36 @@ mod tests {
     /// Every middle and its neighbours, every level, and numbers beyond all of them.
     #[test]
     fn the_nearest_level_is_found_by_halves() {
-        let mut numbers = vec![0.0, -0.0, f32::MAX, f32::MIN, f32::INFINITY, f32::NEG_INFINITY, f32::NAN];
-        numbers.extend(MIDDLES[..15].iter().flat_map(|m| [m.next_down(), *m, m.next_up()]));
+        let mut numbers = vec![
+            0.0,
+            -0.0,
+            f32::MAX,
+            f32::MIN,
+            f32::INFINITY,
+            f32::NEG_INFINITY,
+            f32::NAN,
+        ];
+        numbers.extend(
+            MIDDLES[..15]
+                .iter()
+                .flat_map(|m| [m.next_down(), *m, m.next_up()]),
+        );
         numbers.extend(LEVELS.map(f32::from));
         numbers.resize(numbers.len().next_multiple_of(LANES), 1e-30);
         for eight in numbers.as_chunks().0 {
             for isa in Isa::available() {
                 for (x, found) in eight.iter().zip(isa.run(Numbers(*eight))) {
-                    let number = MIDDLES[..15].iter().filter(|m| x >= *m || x.is_nan()).count();
+                    let number = MIDDLES[..15]
+                        .iter()
+                        .filter(|m| x >= *m || x.is_nan())
+                        .count();
                     let level = |i: usize| f32::from(LEVELS[i.min(15)]);
-                    let expected = (number as i32, level(number), level(number + 1), MIDDLES[number]);
+                    let expected = (
+                        number as i32,
+                        level(number),
+                        level(number + 1),
+                        MIDDLES[number],
+                    );
                     assert_eq!(found, expected, "{x} with {}", isa.name());
                 }
             }

@@ -1,14 +1,14 @@
 //! The 32-weight types of ggml's first years: one scale (and offset) per block.
 //!
-//! Q4_0 and Q5_0 are one algorithm with 16 and 32 levels around zero, Q4_1 and Q5_1 one with 16 and 32 levels above
-//! an offset.
+//! Q4_0 and Q5_0 are one algorithm with 16 and 32 levels around zero, Q4_1 and Q5_1 one with 16 and
+//! 32 levels above an offset.
 
 use super::feedback::{Grid, Stepped};
 use super::num::{Half, inverse_or_zero, max, round_ints};
 use super::planes;
 use super::search::{
-    Measure, VECTORS, WITH_IMPORTANCE, affine, bounds, eight, extreme, levels_of_inverse, side_by_side, sum_of_squares,
-    symmetric, weigh, weigh_lanes,
+    Measure, VECTORS, WITH_IMPORTANCE, affine, bounds, eight, extreme, levels_of_inverse,
+    side_by_side, sum_of_squares, symmetric, weigh, weigh_lanes,
 };
 use super::{Block, Fault};
 use crate::format::types::GgmlType;
@@ -18,7 +18,8 @@ use crate::simd::{LANES, Simd};
 const LEN: usize = 32;
 type Weights = [f32; LEN];
 type Levels = [u8; LEN];
-/// What is tried beside the scale that was found, in 32nds of it; and beside scale and offset, that in quarters of a step.
+/// What is tried beside the scale that was found, in 32nds of it; and beside scale and offset, that
+/// in quarters of a step.
 const HALF_TRIES: &[[i8; 2]] = &[[0, 0], [-1, 0], [1, 0], [-2, 0], [2, 0]];
 const OFFSET_TRIES: &[[i8; 2]] = &[[0, 0], [-1, 0], [1, 0], [0, -1], [0, 1], [-1, 1], [1, -1]];
 
@@ -51,7 +52,12 @@ impl Block<LEN> for BlockQ8_0 {
     const TYPE: GgmlType = GgmlType::Q8_0;
 
     #[inline(always)]
-    fn quantize_row<S: Simd>(simd: S, weights: &[Weights], _importance: Option<&[Weights]>, row: &mut [Self]) {
+    fn quantize_row<S: Simd>(
+        simd: S,
+        weights: &[Weights],
+        _importance: Option<&[Weights]>,
+        row: &mut [Self],
+    ) {
         for (blocks, row) in weights.chunks(LANES).zip(row.chunks_mut(LANES)) {
             let d = largest_magnitudes(simd, blocks) / simd.splat(127.0);
             let zero = simd.splat(0.0);
@@ -60,9 +66,13 @@ impl Block<LEN> for BlockQ8_0 {
             for (lane, (x, block)) in blocks.iter().zip(row).enumerate() {
                 let mut levels = [[0; LANES]; LEN / LANES];
                 for (levels, x) in levels.iter_mut().zip(x.as_chunks().0) {
-                    *levels = simd.store_u8(round_ints(simd, simd.load(x) * simd.splat(inverses[lane])));
+                    *levels =
+                        simd.store_u8(round_ints(simd, simd.load(x) * simd.splat(inverses[lane])));
                 }
-                *block = BlockQ8_0 { d: Half::from_f32(d[lane]), qs: bytemuck::cast(levels) };
+                *block = BlockQ8_0 {
+                    d: Half::from_f32(d[lane]),
+                    qs: bytemuck::cast(levels),
+                };
             }
         }
     }
@@ -70,7 +80,12 @@ impl Block<LEN> for BlockQ8_0 {
     #[inline(always)]
     fn dequantize<S: Simd>(&self, simd: S, weights: &mut Weights) {
         let d = simd.splat(self.d.to_f32());
-        for (w, q) in weights.as_chunks_mut().0.iter_mut().zip(self.qs.as_chunks().0) {
+        for (w, q) in weights
+            .as_chunks_mut()
+            .0
+            .iter_mut()
+            .zip(self.qs.as_chunks().0)
+        {
             *w = simd.store(simd.to_f32(simd.load_i8(q)) * d);
         }
     }
@@ -100,8 +115,8 @@ impl Stepped<LEN> for BlockQ8_0 {
     }
 }
 
-/// The largest magnitude in each of up to eight blocks, as comparing from first to last finds it: a NaN makes it forget
-/// what came before.
+/// The largest magnitude in each of up to eight blocks, as comparing from first to last finds it: a
+/// NaN makes it forget what came before.
 #[inline(always)]
 fn largest_magnitudes<S: Simd>(simd: S, blocks: &[Weights]) -> S::F32 {
     // As integers, magnitudes have the same order, and a NaN is above them all.
@@ -145,7 +160,12 @@ impl Block<LEN> for BlockQ4_0 {
     const TYPE: GgmlType = GgmlType::Q4_0;
 
     #[inline(always)]
-    fn quantize_row<S: Simd>(simd: S, weights: &[Weights], importance: Option<&[Weights]>, row: &mut [Self]) {
+    fn quantize_row<S: Simd>(
+        simd: S,
+        weights: &[Weights],
+        importance: Option<&[Weights]>,
+        row: &mut [Self],
+    ) {
         signed_row::<_, _, 8>(simd, weights, importance, row, |d, levels| BlockQ4_0 {
             d: Half::from_f32(d),
             qs: planes::pack::<4, 16, _, _>(levels, 0),
@@ -200,7 +220,12 @@ impl Block<LEN> for BlockQ5_0 {
     const TYPE: GgmlType = GgmlType::Q5_0;
 
     #[inline(always)]
-    fn quantize_row<S: Simd>(simd: S, weights: &[Weights], importance: Option<&[Weights]>, row: &mut [Self]) {
+    fn quantize_row<S: Simd>(
+        simd: S,
+        weights: &[Weights],
+        importance: Option<&[Weights]>,
+        row: &mut [Self],
+    ) {
         signed_row::<_, _, 16>(simd, weights, importance, row, |d, levels| BlockQ5_0 {
             d: Half::from_f32(d),
             qh: fifth_bits(levels),
@@ -210,7 +235,12 @@ impl Block<LEN> for BlockQ5_0 {
 
     #[inline(always)]
     fn dequantize<S: Simd>(&self, simd: S, weights: &mut Weights) {
-        signed_weights::<_, 16>(simd, self.d, &levels(simd, &self.qs, Some(self.qh)), weights);
+        signed_weights::<_, 16>(
+            simd,
+            self.d,
+            &levels(simd, &self.qs, Some(self.qh)),
+            weights,
+        );
     }
 
     fn fault(&self) -> Option<Fault> {
@@ -256,7 +286,12 @@ impl Block<LEN> for BlockQ4_1 {
     const TYPE: GgmlType = GgmlType::Q4_1;
 
     #[inline(always)]
-    fn quantize_row<I: Simd>(simd: I, weights: &[Weights], importance: Option<&[Weights]>, row: &mut [Self]) {
+    fn quantize_row<I: Simd>(
+        simd: I,
+        weights: &[Weights],
+        importance: Option<&[Weights]>,
+        row: &mut [Self],
+    ) {
         offset_row::<I, _, 15>(simd, weights, importance, row, |d, m, levels| BlockQ4_1 {
             d: Half::from_f32(d),
             m: Half::from_f32(m),
@@ -316,7 +351,12 @@ impl Block<LEN> for BlockQ5_1 {
     const TYPE: GgmlType = GgmlType::Q5_1;
 
     #[inline(always)]
-    fn quantize_row<I: Simd>(simd: I, weights: &[Weights], importance: Option<&[Weights]>, row: &mut [Self]) {
+    fn quantize_row<I: Simd>(
+        simd: I,
+        weights: &[Weights],
+        importance: Option<&[Weights]>,
+        row: &mut [Self],
+    ) {
         offset_row::<I, _, 31>(simd, weights, importance, row, |d, m, levels| BlockQ5_1 {
             d: Half::from_f32(d),
             m: Half::from_f32(m),
@@ -327,7 +367,13 @@ impl Block<LEN> for BlockQ5_1 {
 
     #[inline(always)]
     fn dequantize<S: Simd>(&self, simd: S, weights: &mut Weights) {
-        offset_weights(simd, self.d, self.m, &levels(simd, &self.qs, Some(self.qh)), weights);
+        offset_weights(
+            simd,
+            self.d,
+            self.m,
+            &levels(simd, &self.qs, Some(self.qh)),
+            weights,
+        );
     }
 
     fn fault(&self) -> Option<Fault> {
@@ -358,7 +404,8 @@ impl Stepped<LEN> for BlockQ5_1 {
     }
 }
 
-/// Quantizes a row to `2 * HALF` levels around zero; `pack` makes a block of the scale and the levels.
+/// Quantizes a row to `2 * HALF` levels around zero; `pack` makes a block of the scale and the
+/// levels.
 #[inline(always)]
 fn signed_row<S: Simd, B, const HALF: i32>(
     simd: S,
@@ -398,7 +445,8 @@ fn signed_row<S: Simd, B, const HALF: i32>(
     }
 }
 
-/// Quantizes a row to levels `0 ..= MAX` above an offset; `pack` makes a block of scale, offset and levels.
+/// Quantizes a row to levels `0 ..= MAX` above an offset; `pack` makes a block of scale, offset and
+/// levels.
 #[inline(always)]
 fn offset_row<I: Simd, B, const MAX: i32>(
     simd: I,
@@ -409,14 +457,26 @@ fn offset_row<I: Simd, B, const MAX: i32>(
 ) {
     if let Some(importance) = importance {
         let variance = mean_square(weights);
-        let parts = weights.chunks(TOGETHER).zip(importance.chunks(TOGETHER)).zip(row.chunks_mut(TOGETHER));
+        let parts = weights
+            .chunks(TOGETHER)
+            .zip(importance.chunks(TOGETHER))
+            .zip(row.chunks_mut(TOGETHER));
         for ((x, importance), row) in parts {
             let mut errors = [[0.0; LEN]; TOGETHER];
             for ((errors, x), importance) in errors.iter_mut().zip(x).zip(importance) {
                 *errors = weigh(x, importance, variance);
             }
-            let (lanes, errors) = (side_by_side(simd, x, 0), side_by_side(simd, &errors[..x.len()], 0));
-            let found = affine::<I, LEN, VECTORS, MAX>(simd, &lanes, &errors, WITH_IMPORTANCE, Measure::Square);
+            let (lanes, errors) = (
+                side_by_side(simd, x, 0),
+                side_by_side(simd, &errors[..x.len()], 0),
+            );
+            let found = affine::<I, LEN, VECTORS, MAX>(
+                simd,
+                &lanes,
+                &errors,
+                WITH_IMPORTANCE,
+                Measure::Square,
+            );
             let (mut scales, mut lows) = ([[0.0; LANES]; VECTORS], [[0.0; LANES]; VECTORS]);
             for v in 0..VECTORS {
                 (scales[v], lows[v]) = (simd.store(found.scale[v]), simd.store(found.low[v]));
@@ -451,11 +511,15 @@ fn mean_square(row: &[Weights]) -> f32 {
     sum_of_squares(row) / row.len() as f32
 }
 
-/// Levels from numbers of steps. These are 0 to `top` and less than one more, or infinite or NaN where the scale
-/// overflowed or vanished: C's conversion then makes 0 of them.
+/// Levels from numbers of steps. These are 0 to `top` and less than one more, or infinite or NaN
+/// where the scale overflowed or vanished: C's conversion then makes 0 of them.
 #[inline(always)]
 fn level_bytes<S: Simd>(simd: S, steps: S::F32, top: i32) -> [u8; LANES] {
-    let finite = simd.select(simd.lt(steps, simd.splat(top as f32 + 2.0)), steps, simd.splat(0.0));
+    let finite = simd.select(
+        simd.lt(steps, simd.splat(top as f32 + 2.0)),
+        steps,
+        simd.splat(0.0),
+    );
     simd.store_u8(simd.min_i32(simd.trunc(finite), simd.splat_i32(top)))
 }
 
@@ -463,7 +527,8 @@ fn level_bytes<S: Simd>(simd: S, steps: S::F32, top: i32) -> [u8; LANES] {
 fn fifth_bits(levels: &Levels) -> [u8; 4] {
     /// The lowest bit of every byte.
     const LOWEST: u64 = 0x0101_0101_0101_0101;
-    /// Multiplied by it, the lowest bit of byte `i` arrives at bit `56 + i`, and nothing else above bit 55.
+    /// Multiplied by it, the lowest bit of byte `i` arrives at bit `56 + i`, and nothing else above
+    /// bit 55.
     const GATHER: u64 = 0x0102_0408_1020_4080;
     let mut bits = [0; 4];
     for (bits, eight) in bits.iter_mut().zip(levels.as_chunks().0) {
@@ -474,9 +539,16 @@ fn fifth_bits(levels: &Levels) -> [u8; 4] {
 
 /// The levels of a block, with the fifth bits where there are any.
 #[inline(always)]
-fn levels<S: Simd>(simd: S, qs: &[u8; LEN / 2], fifth_bits: Option<[u8; 4]>) -> [S::I32; LEN / LANES] {
+fn levels<S: Simd>(
+    simd: S,
+    qs: &[u8; LEN / 2],
+    fifth_bits: Option<[u8; 4]>,
+) -> [S::I32; LEN / LANES] {
     let [first, second] = [0, 1].map(|half| qs.as_chunks().0[half]);
-    let ([l0, l2], [l1, l3]) = (planes::nibbles(simd, &first), planes::nibbles(simd, &second));
+    let ([l0, l2], [l1, l3]) = (
+        planes::nibbles(simd, &first),
+        planes::nibbles(simd, &second),
+    );
     let mut levels = [l0, l1, l2, l3];
     if let Some(fifth_bits) = fifth_bits {
         let (fifth, none) = (simd.splat_i32(16), simd.splat_i32(0));
@@ -488,7 +560,12 @@ fn levels<S: Simd>(simd: S, qs: &[u8; LEN / 2], fifth_bits: Option<[u8; 4]>) -> 
 }
 
 #[inline(always)]
-fn signed_weights<S: Simd, const HALF: i32>(simd: S, d: Half, levels: &[S::I32; LEN / LANES], weights: &mut Weights) {
+fn signed_weights<S: Simd, const HALF: i32>(
+    simd: S,
+    d: Half,
+    levels: &[S::I32; LEN / LANES],
+    weights: &mut Weights,
+) {
     let (d, half) = (simd.splat(d.to_f32()), simd.splat_i32(HALF));
     for (w, &l) in weights.as_chunks_mut().0.iter_mut().zip(levels) {
         *w = simd.store(simd.to_f32(l - half) * d);
@@ -496,7 +573,13 @@ fn signed_weights<S: Simd, const HALF: i32>(simd: S, d: Half, levels: &[S::I32; 
 }
 
 #[inline(always)]
-fn offset_weights<S: Simd>(simd: S, d: Half, m: Half, levels: &[S::I32; LEN / LANES], weights: &mut Weights) {
+fn offset_weights<S: Simd>(
+    simd: S,
+    d: Half,
+    m: Half,
+    levels: &[S::I32; LEN / LANES],
+    weights: &mut Weights,
+) {
     let (d, m) = (simd.splat(d.to_f32()), simd.splat(m.to_f32()));
     for (w, &l) in weights.as_chunks_mut().0.iter_mut().zip(levels) {
         *w = simd.store(simd.to_f32(l) * d + m);

@@ -7,8 +7,20 @@ use crate::format::types::GgmlType;
 use crate::simd::Simd;
 
 /// What is tried beside the largest magnitude, in 32nds of it: it makes most weights the same.
-pub(super) const SMALLER_TRIES: &[[i8; 2]] =
-    &[[0, 0], [-2, 0], [-4, 0], [-6, 0], [-8, 0], [-10, 0], [-12, 0], [-14, 0], [-16, 0], [-18, 0], [-20, 0], [-22, 0]];
+pub(super) const SMALLER_TRIES: &[[i8; 2]] = &[
+    [0, 0],
+    [-2, 0],
+    [-4, 0],
+    [-6, 0],
+    [-8, 0],
+    [-10, 0],
+    [-12, 0],
+    [-14, 0],
+    [-16, 0],
+    [-18, 0],
+    [-20, 0],
+    [-22, 0],
+];
 
 const Q1_0_LEN: usize = 128;
 const Q2_0_LEN: usize = 64;

@@ -1,11 +1,12 @@
 //! Block formats: rows of f32 weights to the bytes of a ggml tensor type, and back.
 //!
-//! Every type is one struct with ggml's exact memory layout, which implements `Block`; [`Codec::of`] is the
-//! table that leads from a [`GgmlType`] to it. The bytes are those of the reference's `ggml_quantize_chunk`:
-//! plain IEEE f32 arithmetic, sums in source order, no fused multiply-add, on every CPU.
+//! Every type is one struct with ggml's exact memory layout, which implements `Block`;
+//! [`Codec::of`] is the table that leads from a [`GgmlType`] to it. The bytes are those of the
+//! reference's `ggml_quantize_chunk`: plain IEEE f32 arithmetic, sums in source order, no fused
+//! multiply-add, on every CPU.
 //!
-//! Importance weights (the importance matrix's mean squares, one per column) are optional, except for the types
-//! whose [`Codec::needs_importance`] is set.
+//! Importance weights (the importance matrix's mean squares, one per column) are optional, except
+//! for the types whose [`Codec::needs_importance`] is set.
 
 // Lanes go through several arrays by one number.
 #![allow(clippy::needless_range_loop)]
@@ -35,9 +36,14 @@ pub(crate) trait Block<const N: usize>: bytemuck::Pod {
     /// Whether the reference refuses to quantize to this type without importance weights.
     const NEEDS_IMPORTANCE: bool = false;
 
-    /// Quantizes one row: `weights` and `importance` have one array per block of `row`. The instructions that `simd`
-    /// stands for change nothing but the time.
-    fn quantize_row<S: Simd>(simd: S, weights: &[[f32; N]], importance: Option<&[[f32; N]]>, row: &mut [Self]);
+    /// Quantizes one row: `weights` and `importance` have one array per block of `row`. The
+    /// instructions that `simd` stands for change nothing but the time.
+    fn quantize_row<S: Simd>(
+        simd: S,
+        weights: &[[f32; N]],
+        importance: Option<&[[f32; N]]>,
+        row: &mut [Self],
+    );
 
     /// The weights that the block stands for, by the instructions that `simd` stands for.
     fn dequantize<S: Simd>(&self, simd: S, weights: &mut [f32; N]);
@@ -127,14 +133,21 @@ impl Codec {
     }
 
     const fn stepped<B: feedback::Stepped<N>, const N: usize>() -> Codec {
-        Codec { round_eight: Some(feedback::round_stepped::<B, N>), ..Codec::new::<B, N>() }
+        Codec {
+            round_eight: Some(feedback::round_stepped::<B, N>),
+            ..Codec::new::<B, N>()
+        }
     }
 
     const fn pointed<B: feedback::Pointed>() -> Codec {
-        Codec { round_eight: Some(feedback::round_pointed::<B>), ..Codec::new::<B, 256>() }
+        Codec {
+            round_eight: Some(feedback::round_pointed::<B>),
+            ..Codec::new::<B, 256>()
+        }
     }
 
-    /// The codec of a type; `None` for those that no model stores weights in (integers, q8_1, q8_K).
+    /// The codec of a type; `None` for those that no model stores weights in (integers, q8_1,
+    /// q8_K).
     pub fn of(ggml_type: GgmlType) -> Option<&'static Codec> {
         CODECS.iter().find(|codec| codec.ggml_type == ggml_type)
     }
@@ -147,8 +160,8 @@ impl Codec {
     /// Quantizes one row of `weights` into `row`, with one importance weight per column or none.
     ///
     /// # Panics
-    /// If the row is not whole blocks, the lengths do not fit each other, or importance weights are missing where
-    /// [`Codec::needs_importance`] is set.
+    /// If the row is not whole blocks, the lengths do not fit each other, or importance weights are
+    /// missing where [`Codec::needs_importance`] is set.
     pub fn quantize_row(&self, weights: &[f32], importance: Option<&[f32]>, row: &mut [u8]) {
         self.quantize_row_with(Isa::best(), weights, importance, row);
     }
@@ -157,10 +170,27 @@ impl Codec {
     ///
     /// # Panics
     /// As [`Codec::quantize_row`].
-    pub fn quantize_row_with(&self, isa: Isa, weights: &[f32], importance: Option<&[f32]>, row: &mut [u8]) {
-        assert!(importance.is_none_or(|w| w.len() == weights.len()), "importance weights do not fit the row");
-        assert!(importance.is_some() || !self.needs_importance, "{} needs importance weights", self.ggml_type);
-        assert_eq!(self.ggml_type.row_bytes(weights.len() as u64), Some(row.len() as u64), "row length");
+    pub fn quantize_row_with(
+        &self,
+        isa: Isa,
+        weights: &[f32],
+        importance: Option<&[f32]>,
+        row: &mut [u8],
+    ) {
+        assert!(
+            importance.is_none_or(|w| w.len() == weights.len()),
+            "importance weights do not fit the row"
+        );
+        assert!(
+            importance.is_some() || !self.needs_importance,
+            "{} needs importance weights",
+            self.ggml_type
+        );
+        assert_eq!(
+            self.ggml_type.row_bytes(weights.len() as u64),
+            Some(row.len() as u64),
+            "row length"
+        );
         (self.quantize)(isa, weights, importance, row);
     }
 
@@ -169,17 +199,30 @@ impl Codec {
         self.round_eight.is_some()
     }
 
-    /// Rounds a block of eight rows with error feedback: `weights` and `blocks` have eight of each, one after the other.
-    /// On return, `weights` holds what is left to be made good by the columns behind the block: each weight as it was when
-    /// its turn came, less what the block says.
+    /// Rounds a block of eight rows with error feedback: `weights` and `blocks` have eight of each,
+    /// one after the other. On return, `weights` holds what is left to be made good by the columns
+    /// behind the block: each weight as it was when its turn came, less what the block says.
     ///
     /// # Panics
     /// If the type takes no feedback, or the lengths do not fit each other.
-    pub(crate) fn round_eight(&self, coupling: feedback::Coupling<'_>, weights: &mut [f32], blocks: &mut [u8]) {
+    pub(crate) fn round_eight(
+        &self,
+        coupling: feedback::Coupling<'_>,
+        weights: &mut [f32],
+        blocks: &mut [u8],
+    ) {
         let len = self.ggml_type.block_len();
-        assert!(weights.len() == 8 * len && blocks.len() == 8 * self.ggml_type.block_bytes(), "a block of eight rows");
-        assert!(coupling.costs.len() >= len && coupling.groups.len() * 8 >= len, "the factors do not fit the block");
-        let round = self.round_eight.expect("types without levels take no feedback");
+        assert!(
+            weights.len() == 8 * len && blocks.len() == 8 * self.ggml_type.block_bytes(),
+            "a block of eight rows"
+        );
+        assert!(
+            coupling.costs.len() >= len && coupling.groups.len() * 8 >= len,
+            "the factors do not fit the block"
+        );
+        let round = self
+            .round_eight
+            .expect("types without levels take no feedback");
         round(Isa::best(), coupling, weights, blocks);
     }
 
@@ -196,11 +239,16 @@ impl Codec {
     /// # Panics
     /// As [`Codec::dequantize_row`].
     pub fn dequantize_row_with(&self, isa: Isa, row: &[u8], weights: &mut [f32]) {
-        assert_eq!(self.ggml_type.row_bytes(weights.len() as u64), Some(row.len() as u64), "row length");
+        assert_eq!(
+            self.ggml_type.row_bytes(weights.len() as u64),
+            Some(row.len() as u64),
+            "row length"
+        );
         (self.dequantize)(isa, row, weights);
     }
 
-    /// The first unusable block, if any: its index and what is wrong. A rest that is no whole block is ignored.
+    /// The first unusable block, if any: its index and what is wrong. A rest that is no whole block
+    /// is ignored.
     pub fn first_fault(&self, blocks: &[u8]) -> Option<(usize, Fault)> {
         (self.first_fault)(blocks)
     }
@@ -222,9 +270,18 @@ impl<B: Block<N>, const N: usize> Kernel for Quantize<'_, B, N> {
     }
 }
 
-fn quantize_row<B: Block<N>, const N: usize>(isa: Isa, weights: &[f32], importance: Option<&[f32]>, row: &mut [u8]) {
+fn quantize_row<B: Block<N>, const N: usize>(
+    isa: Isa,
+    weights: &[f32],
+    importance: Option<&[f32]>,
+    row: &mut [u8],
+) {
     let importance = importance.map(|w| w.as_chunks().0);
-    isa.run(Quantize::<B, N> { weights: weights.as_chunks().0, importance, row: bytemuck::cast_slice_mut(row) });
+    isa.run(Quantize::<B, N> {
+        weights: weights.as_chunks().0,
+        importance,
+        row: bytemuck::cast_slice_mut(row),
+    });
 }
 
 /// [`Block::dequantize`] of a row, to be compiled for every instruction set.
@@ -238,18 +295,27 @@ impl<B: Block<N>, const N: usize> Kernel for Dequantize<'_, B, N> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        self.row.iter().zip(self.weights).for_each(|(block, weights)| block.dequantize(simd, weights));
+        self.row
+            .iter()
+            .zip(self.weights)
+            .for_each(|(block, weights)| block.dequantize(simd, weights));
     }
 }
 
 fn dequantize_row<B: Block<N>, const N: usize>(isa: Isa, row: &[u8], weights: &mut [f32]) {
-    isa.run(Dequantize::<B, N> { row: bytemuck::cast_slice(row), weights: weights.as_chunks_mut().0 });
+    isa.run(Dequantize::<B, N> {
+        row: bytemuck::cast_slice(row),
+        weights: weights.as_chunks_mut().0,
+    });
 }
 
 fn first_fault<B: Block<N>, const N: usize>(bytes: &[u8]) -> Option<(usize, Fault)> {
     let whole = bytes.len() / size_of::<B>() * size_of::<B>();
     let blocks: &[B] = bytemuck::cast_slice(&bytes[..whole]);
-    blocks.iter().enumerate().find_map(|(i, block)| Some((i, block.fault()?)))
+    blocks
+        .iter()
+        .enumerate()
+        .find_map(|(i, block)| Some((i, block.fault()?)))
 }
 
 #[cfg(test)]
@@ -263,7 +329,10 @@ mod tests {
             let t = codec.ggml_type;
             let mut weights = vec![1.0; t.block_len()];
             codec.dequantize_row(&vec![0; t.block_bytes()], &mut weights);
-            assert!(std::ptr::eq(Codec::of(t).unwrap(), codec), "{t} is listed twice");
+            assert!(
+                std::ptr::eq(Codec::of(t).unwrap(), codec),
+                "{t} is listed twice"
+            );
         }
     }
 }

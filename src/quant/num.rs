@@ -3,7 +3,8 @@
 use super::Fault;
 use crate::simd::Simd;
 
-/// From the exponent of a half (bias 15) to that of an f32 (bias 127), in the place of an f32's exponent.
+/// From the exponent of a half (bias 15) to that of an f32 (bias 127), in the place of an f32's
+/// exponent.
 const EXPONENT_SHIFT: u32 = 112 << 23;
 /// 2^-14: below it a half is subnormal.
 const SMALLEST_NORMAL: f32 = f32::from_bits(SMALLEST_NORMAL_HALF);
@@ -17,7 +18,8 @@ const BEYOND_HALF: u32 = (127 + 16) << 23;
 pub(crate) struct Half([u8; 2]);
 
 impl Half {
-    /// Rounds to nearest, ties to even. Every NaN becomes the quiet NaN 0x7e00 with its sign, as in ggml.
+    /// Rounds to nearest, ties to even. Every NaN becomes the quiet NaN 0x7e00 with its sign, as in
+    /// ggml.
     ///
     /// Free of branches, so that rows of halves are converted several at a time.
     #[inline]
@@ -25,12 +27,32 @@ impl Half {
         let sign = (x.to_bits() >> 16) & 0x8000;
         let magnitude = x.to_bits() & 0x7fff_ffff;
         // The sum's last bit is worth 2^-24, as a subnormal half's: the addition rounds.
-        let subnormal = (f32::from_bits(magnitude) + 0.5).to_bits().wrapping_sub(0.5f32.to_bits());
+        let subnormal = (f32::from_bits(magnitude) + 0.5)
+            .to_bits()
+            .wrapping_sub(0.5f32.to_bits());
         let odd = (magnitude >> 13) & 1;
-        let normal = magnitude.wrapping_sub(EXPONENT_SHIFT).wrapping_add(0x0fff + odd) >> 13;
-        let beyond = if magnitude > f32::INFINITY.to_bits() { 0x7e00 } else { 0x7c00 };
-        let finite = if magnitude < SMALLEST_NORMAL_HALF { subnormal } else { normal };
-        Half::from_bits((sign | if magnitude < BEYOND_HALF { finite } else { beyond }) as u16)
+        let normal = magnitude
+            .wrapping_sub(EXPONENT_SHIFT)
+            .wrapping_add(0x0fff + odd)
+            >> 13;
+        let beyond = if magnitude > f32::INFINITY.to_bits() {
+            0x7e00
+        } else {
+            0x7c00
+        };
+        let finite = if magnitude < SMALLEST_NORMAL_HALF {
+            subnormal
+        } else {
+            normal
+        };
+        Half::from_bits(
+            (sign
+                | if magnitude < BEYOND_HALF {
+                    finite
+                } else {
+                    beyond
+                }) as u16,
+        )
     }
 
     #[inline]
@@ -48,12 +70,24 @@ impl Half {
     pub(crate) fn to_f32(self) -> f32 {
         let bits = u32::from(u16::from_le_bytes(self.0));
         let magnitude = (bits & 0x7fff) << 13;
-        let subnormal = (f32::from_bits(magnitude + SMALLEST_NORMAL_HALF) - SMALLEST_NORMAL).to_bits();
+        let subnormal =
+            (f32::from_bits(magnitude + SMALLEST_NORMAL_HALF) - SMALLEST_NORMAL).to_bits();
         let normal = magnitude + EXPONENT_SHIFT;
         let quiet = if bits & 0x03ff != 0 { 0x0040_0000 } else { 0 };
         let special = f32::INFINITY.to_bits() | magnitude | quiet;
-        let finite = if bits & 0x7c00 == 0 { subnormal } else { normal };
-        f32::from_bits((bits & 0x8000) << 16 | if bits & 0x7c00 == 0x7c00 { special } else { finite })
+        let finite = if bits & 0x7c00 == 0 {
+            subnormal
+        } else {
+            normal
+        };
+        f32::from_bits(
+            (bits & 0x8000) << 16
+                | if bits & 0x7c00 == 0x7c00 {
+                    special
+                } else {
+                    finite
+                },
+        )
     }
 
     /// A little larger or smaller: by so many 32nds of itself.
@@ -83,7 +117,8 @@ pub(super) fn nudged(code: u8, change: i8, top: u8) -> u8 {
     code.saturating_add_signed(change).min(top.max(code))
 }
 
-/// 1.5 * 2^23. Added to a number between -2^22 and 2^22, it leaves the nearest integer in the mantissa, ties to even.
+/// 1.5 * 2^23. Added to a number between -2^22 and 2^22, it leaves the nearest integer in the
+/// mantissa, ties to even.
 pub(super) const MAGIC: f32 = 12_582_912.0;
 
 /// Rounds to the nearest integer, ties to even, for |x| < 2^22. Outside that range the result is
@@ -96,17 +131,26 @@ pub(crate) fn nearest_int(x: f32) -> i32 {
 /// [`nearest_int`] in every lane.
 #[inline(always)]
 pub(super) fn nearest_ints<S: Simd>(simd: S, x: S::F32) -> S::I32 {
-    simd.and(simd.bits(x + simd.splat(MAGIC)), simd.splat_i32(0x007f_ffff)) - simd.splat_i32(0x0040_0000)
+    simd.and(
+        simd.bits(x + simd.splat(MAGIC)),
+        simd.splat_i32(0x007f_ffff),
+    ) - simd.splat_i32(0x0040_0000)
 }
 
-/// C's `(int) x` as x86-64 does it: towards zero, and `i32::MIN` for NaN and everything that does not fit.
+/// C's `(int) x` as x86-64 does it: towards zero, and `i32::MIN` for NaN and everything that does
+/// not fit.
 #[inline]
 pub(crate) fn trunc_i32(x: f32) -> i32 {
     const LIMIT: f32 = 2_147_483_648.0;
-    if (-LIMIT..LIMIT).contains(&x) { x as i32 } else { i32::MIN }
+    if (-LIMIT..LIMIT).contains(&x) {
+        x as i32
+    } else {
+        i32::MIN
+    }
 }
 
-/// The larger of two numbers as ggml's `MAX` macro picks it: `b` unless `a > b`, so a NaN in `b` is taken up.
+/// The larger of two numbers as ggml's `MAX` macro picks it: `b` unless `a > b`, so a NaN in `b` is
+/// taken up.
 #[inline]
 pub(crate) fn max(a: f32, b: f32) -> f32 {
     if a > b { a } else { b }
@@ -115,7 +159,8 @@ pub(crate) fn max(a: f32, b: f32) -> f32 {
 /// The largest magnitude, 0 if there is none above 0; NaN does not count.
 #[inline]
 pub(crate) fn largest_magnitude<const N: usize>(x: &[f32; N]) -> f32 {
-    x.iter().fold(0.0, |amax, v| if amax < v.abs() { v.abs() } else { amax })
+    x.iter()
+        .fold(0.0, |amax, v| if amax < v.abs() { v.abs() } else { amax })
 }
 
 /// `1 / d`, and 0 for a block without extent.
@@ -124,12 +169,14 @@ pub(crate) fn inverse_or_zero(d: f32) -> f32 {
     if d != 0.0 { 1.0 / d } else { 0.0 }
 }
 
-/// C's `(int) roundf(x)` (and the low bytes of `lroundf(x)`) as x86-64 does it: ties away from zero, and
-/// `i32::MIN` for NaN and everything that does not fit. Without the call into the math library.
+/// C's `(int) roundf(x)` (and the low bytes of `lroundf(x)`) as x86-64 does it: ties away from
+/// zero, and `i32::MIN` for NaN and everything that does not fit. Without the call into the math
+/// library.
 #[inline]
 pub(crate) fn round_i32(x: f32) -> i32 {
     let whole = trunc_i32(x);
-    // Exact: a float with a fraction has few bits before the point. Far outside of (-1, 1) if x does not fit.
+    // Exact: a float with a fraction has few bits before the point. Far outside of (-1, 1) if x
+    // does not fit.
     let rest = x - whole as f32;
     whole + i32::from((0.5..1.0).contains(&rest)) - i32::from((0.5..1.0).contains(&-rest))
 }
@@ -137,8 +184,8 @@ pub(crate) fn round_i32(x: f32) -> i32 {
 /// [`round_i32`] in every lane.
 #[inline(always)]
 pub(super) fn round_ints<S: Simd>(simd: S, x: S::F32) -> S::I32 {
-    /// The bits of the largest number below a half. Added, it lifts halves to the next integer, since the sum is
-    /// rounded, and nothing that lies below a half.
+    /// The bits of the largest number below a half. Added, it lifts halves to the next integer,
+    /// since the sum is rounded, and nothing that lies below a half.
     const HALF: i32 = 0x3eff_ffff;
     let sign = simd.and(simd.bits(x), simd.splat_i32(i32::MIN));
     simd.trunc(x + simd.of_bits(simd.or(sign, simd.splat_i32(HALF))))
@@ -146,13 +193,15 @@ pub(super) fn round_ints<S: Simd>(simd: S, x: S::F32) -> S::I32 {
 
 /// C's `floorf(log2f(x))` for positive finite `x`, as a correctly rounded `log2f` gives it.
 ///
-/// That is the exponent of x, except for a few numbers just below a power of two, whose logarithm rounds up to the
-/// integer n. With x = 2^n (1 - m / 2^24), log2(x) is close to n - m / (2^24 ln 2). The floats next to n on that
-/// side are 2^(b - 23) apart, b being the binary exponent of n - 1 if n is positive and of |n| if it is negative,
-/// so that the logarithm rounds up where m < 2^b ln 2.
+/// That is the exponent of x, except for a few numbers just below a power of two, whose logarithm
+/// rounds up to the integer n. With x = 2^n (1 - m / 2^24), log2(x) is close to n - m / (2^24 ln
+/// 2). The floats next to n on that side are 2^(b - 23) apart, b being the binary exponent of n - 1
+/// if n is positive and of |n| if it is negative, so that the logarithm rounds up where m < 2^b ln
+/// 2.
 #[inline]
 pub(crate) fn floor_log2(x: f32) -> i32 {
-    /// ln 2 in units of 2^-7; no b is larger than 7, and all smaller ones are right when shifted, too.
+    /// ln 2 in units of 2^-7; no b is larger than 7, and all smaller ones are right when shifted,
+    /// too.
     const LN_2: u32 = 88;
     debug_assert!(x > 0.0 && x.is_finite());
     let bits = x.to_bits();
@@ -179,8 +228,16 @@ mod tests {
     fn every_half_widens_as_in_the_half_crate_and_returns() {
         for bits in 0..=u16::MAX {
             let wide = Half::from_bits(bits).to_f32();
-            assert_eq!(wide.to_bits(), f16::from_bits(bits).to_f32_const().to_bits(), "{bits:#06x}");
-            let back = if wide.is_nan() { bits & 0x8000 | 0x7e00 } else { bits };
+            assert_eq!(
+                wide.to_bits(),
+                f16::from_bits(bits).to_f32_const().to_bits(),
+                "{bits:#06x}"
+            );
+            let back = if wide.is_nan() {
+                bits & 0x8000 | 0x7e00
+            } else {
+                bits
+            };
             assert!(Half::from_f32(wide) == Half::from_bits(back), "{bits:#06x}");
         }
     }
@@ -191,15 +248,29 @@ mod tests {
         for bits in (0..=u16::MAX).filter(|b| b & 0x7c00 != 0x7c00) {
             let low = f16::from_bits(bits).to_f32_const().to_bits();
             for half_step in [0x1000, 0x0800, 0x0400, 0x0200] {
-                for x in [low, low + half_step - 1, low + half_step, low + half_step + 1].map(f32::from_bits) {
+                for x in [
+                    low,
+                    low + half_step - 1,
+                    low + half_step,
+                    low + half_step + 1,
+                ]
+                .map(f32::from_bits)
+                {
                     let expected = f16::from_f32_const(x).to_bits();
-                    assert!(Half::from_f32(x) == Half::from_bits(expected), "{x:e} ({:#010x})", x.to_bits());
+                    assert!(
+                        Half::from_f32(x) == Half::from_bits(expected),
+                        "{x:e} ({:#010x})",
+                        x.to_bits()
+                    );
                 }
             }
         }
         for bits in (0..f32::INFINITY.to_bits()).step_by(9973) {
             let x = f32::from_bits(bits);
-            assert!(Half::from_f32(-x) == Half::from_bits(f16::from_f32_const(-x).to_bits()), "{x:e}");
+            assert!(
+                Half::from_f32(-x) == Half::from_bits(f16::from_f32_const(-x).to_bits()),
+                "{x:e}"
+            );
         }
     }
 
@@ -210,11 +281,22 @@ mod tests {
             assert_eq!(round_i32(x), trunc_i32(x.round()), "{x:e}");
         }
         for n in -70_000..70_000 {
-            for x in [n as f32 * 0.5, (n as f32 * 0.5).next_up(), (n as f32 * 0.5).next_down()] {
+            for x in [
+                n as f32 * 0.5,
+                (n as f32 * 0.5).next_up(),
+                (n as f32 * 0.5).next_down(),
+            ] {
                 assert_eq!(round_i32(x), trunc_i32(x.round()), "{x:e}");
             }
         }
-        for x in [8_388_607.5, 8_388_608.0, 2_147_483_520.0, 2_147_483_648.0, -2_147_483_648.0, -2_147_483_904.0] {
+        for x in [
+            8_388_607.5,
+            8_388_608.0,
+            2_147_483_520.0,
+            2_147_483_648.0,
+            -2_147_483_648.0,
+            -2_147_483_904.0,
+        ] {
             assert_eq!(round_i32(x), trunc_i32(x.round()), "{x:e}");
         }
     }
@@ -228,8 +310,16 @@ mod tests {
         }
         for eight in bits.as_chunks::<8>().0 {
             let x = eight.map(f32::from_bits);
-            assert_eq!(Scalar.store_i32(nearest_ints(Scalar, Scalar.load(&x))), x.map(nearest_int), "{x:?}");
-            assert_eq!(Scalar.store_i32(round_ints(Scalar, Scalar.load(&x))), x.map(round_i32), "{x:?}");
+            assert_eq!(
+                Scalar.store_i32(nearest_ints(Scalar, Scalar.load(&x))),
+                x.map(nearest_int),
+                "{x:?}"
+            );
+            assert_eq!(
+                Scalar.store_i32(round_ints(Scalar, Scalar.load(&x))),
+                x.map(round_i32),
+                "{x:?}"
+            );
         }
     }
 
@@ -238,12 +328,18 @@ mod tests {
     fn the_floor_of_a_logarithm_is_that_of_the_rounded_one() {
         let check = |bits: u32| {
             let x = f32::from_bits(bits);
-            assert_eq!(floor_log2(x), (f64::from(x).log2() as f32).floor() as i32, "{x:e} ({bits:#010x})");
+            assert_eq!(
+                floor_log2(x),
+                (f64::from(x).log2() as f32).floor() as i32,
+                "{x:e} ({bits:#010x})"
+            );
         };
         for exponent in 0..255 {
             let next = (exponent + 1) << 23;
             (next - 300..next).for_each(check);
-            (exponent << 23..(exponent << 23) + 300).filter(|b| *b > 0).for_each(check);
+            (exponent << 23..(exponent << 23) + 300)
+                .filter(|b| *b > 0)
+                .for_each(check);
         }
         for power in 1..23 {
             ((1u32 << power).saturating_sub(300).max(1)..(1 << power) + 300).for_each(check);

@@ -1,7 +1,8 @@
 //! How levels share bytes: planes of 1, 2 or 4 bits, in runs.
 //!
-//! With `BITS` bits per level and runs of `RUN` levels, the first `RUN` bytes hold the first `8 / BITS` runs, the
-//! first run in the lowest bits; the next `RUN` bytes hold the next runs, and so on. For two bits in runs of 32:
+//! With `BITS` bits per level and runs of `RUN` levels, the first `RUN` bytes hold the first `8 /
+//! BITS` runs, the first run in the lowest bits; the next `RUN` bytes hold the next runs, and so
+//! on. For two bits in runs of 32:
 //!
 //! ```text
 //!         bits 7-6        5-4         3-2         1-0
@@ -12,8 +13,8 @@
 //! byte 32  | level 224 | level 192 | level 160| level 128|
 //! ```
 //!
-//! Four bits in runs of half the levels are the nibbles of the 32-weight types: level `j` and level `j + 16` share
-//! byte `j`.
+//! Four bits in runs of half the levels are the nibbles of the 32-weight types: level `j` and level
+//! `j + 16` share byte `j`.
 
 use crate::simd::{LANES, Simd};
 
@@ -26,7 +27,10 @@ pub(super) fn pack<const BITS: usize, const RUN: usize, const N: usize, const BY
     const { assert!(BYTES * 8 == N * BITS && BYTES.is_multiple_of(RUN)) };
     let mask = ((1u16 << BITS) - 1) as u8;
     let mut bytes = [0; BYTES];
-    for (out, runs) in bytes.chunks_exact_mut(RUN).zip(levels.chunks_exact(RUN * 8 / BITS)) {
+    for (out, runs) in bytes
+        .chunks_exact_mut(RUN)
+        .zip(levels.chunks_exact(RUN * 8 / BITS))
+    {
         for (run, levels) in runs.chunks_exact(RUN).enumerate() {
             for (byte, &level) in out.iter_mut().zip(levels) {
                 *byte |= ((level >> low) & mask) << (run * BITS);
@@ -40,10 +44,14 @@ pub(super) fn pack<const BITS: usize, const RUN: usize, const N: usize, const BY
 #[inline(always)]
 pub(super) fn nibbles<V: Simd>(simd: V, bytes: &[u8; LANES]) -> [V::I32; 2] {
     let bytes = simd.load_u8(bytes);
-    [simd.and(bytes, simd.splat_i32(15)), simd.shift_right::<4>(bytes)]
+    [
+        simd.and(bytes, simd.splat_i32(15)),
+        simd.shift_right::<4>(bytes),
+    ]
 }
 
-/// What nibbles in runs of half the weights stand for: `step * table[nibble]`, given the halves of a table of sixteen.
+/// What nibbles in runs of half the weights stand for: `step * table[nibble]`, given the halves of
+/// a table of sixteen.
 #[inline(always)]
 pub(super) fn looked_up<V: Simd, const N: usize, const BYTES: usize>(
     simd: V,
@@ -80,7 +88,10 @@ mod tests {
     use crate::simd::Scalar;
 
     /// The bits of every level, one after the other as drawn.
-    fn unpack<const BITS: usize, const RUN: usize, const N: usize>(bytes: &[u8], low: u32) -> [u8; N] {
+    fn unpack<const BITS: usize, const RUN: usize, const N: usize>(
+        bytes: &[u8],
+        low: u32,
+    ) -> [u8; N] {
         let runs = 8 / BITS;
         std::array::from_fn(|i| {
             let byte = bytes[i / (RUN * runs) * RUN + i % RUN];
@@ -89,11 +100,16 @@ mod tests {
         })
     }
 
-    fn round_trip<const BITS: usize, const RUN: usize, const N: usize, const BYTES: usize>(low: u32) {
+    fn round_trip<const BITS: usize, const RUN: usize, const N: usize, const BYTES: usize>(
+        low: u32,
+    ) {
         let mask = ((1u16 << BITS) - 1) as u8;
         // 251 is prime, so that no two runs are alike.
         let levels: [u8; N] = std::array::from_fn(|i| (i % 251) as u8 & (mask << low));
-        assert_eq!(unpack::<BITS, RUN, N>(&pack::<BITS, RUN, N, BYTES>(&levels, low), low), levels);
+        assert_eq!(
+            unpack::<BITS, RUN, N>(&pack::<BITS, RUN, N, BYTES>(&levels, low), low),
+            levels
+        );
     }
 
     #[test]
@@ -119,10 +135,18 @@ mod tests {
 
     #[test]
     fn nibbles_look_up_both_halves_of_a_table() {
-        let table =
-            [Scalar.load(&std::array::from_fn(|i| i as f32)), Scalar.load(&std::array::from_fn(|i| 50.0 + i as f32))];
+        let table = [
+            Scalar.load(&std::array::from_fn(|i| i as f32)),
+            Scalar.load(&std::array::from_fn(|i| 50.0 + i as f32)),
+        ];
         let mut weights = [0.0; 16];
-        looked_up(Scalar, &[0x80, 0x21, 0xf7, 0x00, 0, 0, 0, 0x9a], table, 0.5, &mut weights);
+        looked_up(
+            Scalar,
+            &[0x80, 0x21, 0xf7, 0x00, 0, 0, 0, 0x9a],
+            table,
+            0.5,
+            &mut weights,
+        );
         assert_eq!(weights[..3], [0.0, 0.5, 3.5]);
         assert_eq!(weights[7..11], [26.0, 25.0, 1.0, 28.5]);
         assert_eq!(weights[15], 25.5);

@@ -16,8 +16,9 @@ const FIVE_DIGITS: u16 = 243;
 
 /// Five ternary digits in a byte: `w = d * (t - 1)`.
 ///
-/// A byte holds its digits as a fraction of 1, rounded up: multiplied by three, the carry out of the byte is the next
-/// digit. Digit `n` of byte `m` of a group belongs to weight `n * (bytes of the group) + m`.
+/// A byte holds its digits as a fraction of 1, rounded up: multiplied by three, the carry out of
+/// the byte is the next digit. Digit `n` of byte `m` of a group belongs to weight `n * (bytes of
+/// the group) + m`.
 ///
 /// ```text
 /// byte 0              32           48         52  54
@@ -36,7 +37,12 @@ impl Block<LEN> for BlockTq1_0 {
     const TYPE: GgmlType = GgmlType::TQ1_0;
 
     #[inline(always)]
-    fn quantize_row<S: Simd>(_: S, weights: &[[f32; LEN]], _importance: Option<&[[f32; LEN]]>, row: &mut [Self]) {
+    fn quantize_row<S: Simd>(
+        _: S,
+        weights: &[[f32; LEN]],
+        _importance: Option<&[[f32; LEN]]>,
+        row: &mut [Self],
+    ) {
         for (x, block) in weights.iter().zip(row) {
             let (d, digits) = digits(x);
             block.d = Half::from_f32(d);
@@ -77,12 +83,13 @@ impl Stepped<LEN> for BlockTq1_0 {
     fn set_levels(&mut self, levels: &[u8; LEN]) {
         let (wide, rest) = levels.as_slice().split_at(5 * 32);
         let (middle, narrow) = rest.split_at(5 * 16);
-        (self.wide, self.middle, self.narrow) = (pack_digits(wide), pack_digits(middle), pack_digits(narrow));
+        (self.wide, self.middle, self.narrow) =
+            (pack_digits(wide), pack_digits(middle), pack_digits(narrow));
     }
 }
 
-/// Two bits per weight: `w = d * (t - 1)`. Byte `m` of a half holds weights `m`, `m + 32`, `m + 64`, `m + 96` of that
-/// half of the block, lowest bits first.
+/// Two bits per weight: `w = d * (t - 1)`. Byte `m` of a half holds weights `m`, `m + 32`, `m +
+/// 64`, `m + 96` of that half of the block, lowest bits first.
 ///
 /// ```text
 /// byte 0               32               64  66
@@ -99,7 +106,12 @@ impl Block<LEN> for BlockTq2_0 {
     const TYPE: GgmlType = GgmlType::TQ2_0;
 
     #[inline(always)]
-    fn quantize_row<S: Simd>(_: S, weights: &[[f32; LEN]], _importance: Option<&[[f32; LEN]]>, row: &mut [Self]) {
+    fn quantize_row<S: Simd>(
+        _: S,
+        weights: &[[f32; LEN]],
+        _importance: Option<&[[f32; LEN]]>,
+        row: &mut [Self],
+    ) {
         for (x, block) in weights.iter().zip(row) {
             let (d, digits) = digits(x);
             block.d = Half::from_f32(d);
@@ -110,11 +122,17 @@ impl Block<LEN> for BlockTq2_0 {
     #[inline(always)]
     fn dequantize<S: Simd>(&self, simd: S, weights: &mut [f32; LEN]) {
         let (d, one) = (simd.splat(self.d.to_f32()), simd.splat_i32(1));
-        for (half, weights) in weights.as_chunks_mut::<{ LEN / 2 }>().0.iter_mut().enumerate() {
+        for (half, weights) in weights
+            .as_chunks_mut::<{ LEN / 2 }>()
+            .0
+            .iter_mut()
+            .enumerate()
+        {
             for i in 0..RUN / LANES {
                 let runs = planes::quarters(simd, &self.qs.as_chunks().0[half * RUN / LANES + i]);
                 for (run, digits) in runs.into_iter().enumerate() {
-                    weights.as_chunks_mut().0[run * RUN / LANES + i] = simd.store(simd.to_f32(digits - one) * d);
+                    weights.as_chunks_mut().0[run * RUN / LANES + i] =
+                        simd.store(simd.to_f32(digits - one) * d);
                 }
             }
         }
@@ -160,10 +178,16 @@ fn pack_digits<const BYTES: usize>(digits: &[u8]) -> [u8; BYTES] {
     let groups = digits.as_chunks::<BYTES>().0;
     for n in 0..5 {
         for (m, byte) in packed.iter_mut().enumerate() {
-            *byte = byte.wrapping_mul(3).wrapping_add(groups.get(n).map_or(0, |group| group[m]));
+            *byte = byte
+                .wrapping_mul(3)
+                .wrapping_add(groups.get(n).map_or(0, |group| group[m]));
         }
     }
-    packed.map(|number| (u16::from(number) * 256).wrapping_add(FIVE_DIGITS - 1).wrapping_div(FIVE_DIGITS) as u8)
+    packed.map(|number| {
+        (u16::from(number) * 256)
+            .wrapping_add(FIVE_DIGITS - 1)
+            .wrapping_div(FIVE_DIGITS) as u8
+    })
 }
 
 #[inline]

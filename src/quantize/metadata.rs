@@ -12,7 +12,8 @@ use crate::plan::role::Role;
 const GUESSED: u32 = 1024;
 /// How many layers there are; the architecture comes before it.
 const BLOCK_COUNT: &str = "block_count";
-/// The architecture of projector files, which have other keys than language models and are asked for none.
+/// The architecture of projector files, which have other keys than language models and are asked
+/// for none.
 const VISION_TOWER: &str = "clip";
 /// How the weights were rounded, where that is not as the reference does.
 const ROUNDING: &str = "quantier.rounding";
@@ -61,7 +62,10 @@ struct Lookup<'a> {
 
 impl Lookup<'_> {
     fn overridden(&self, key: &str) -> Option<&OverrideValue> {
-        self.overrides.iter().find(|o| o.key == key).map(|o| &o.value)
+        self.overrides
+            .iter()
+            .find(|o| o.key == key)
+            .map(|o| &o.value)
     }
 
     fn text(&self, key: &str) -> Option<String> {
@@ -79,8 +83,8 @@ impl Lookup<'_> {
         }
     }
 
-    /// What the first layer has of something that may differ by layer. Unlike a plain number, it can only be
-    /// overridden where the file has one number for all layers.
+    /// What the first layer has of something that may differ by layer. Unlike a plain number, it
+    /// can only be overridden where the file has one number for all layers.
     fn of_first_layer(&self, key: &str) -> Option<u32> {
         match self.metadata.get(key)?.as_array() {
             Some(array) => array.values().next()?.as_u64()?.try_into().ok(),
@@ -96,7 +100,10 @@ pub(super) fn facts<'n>(
     names: impl Iterator<Item = &'n str> + Clone,
     has_imatrix: bool,
 ) -> Result<ModelFacts> {
-    let lookup = Lookup { metadata, overrides: &job.kv_overrides };
+    let lookup = Lookup {
+        metadata,
+        overrides: &job.kv_overrides,
+    };
     let mut facts = ModelFacts {
         tied: !names.clone().any(|n| Role::of(n) == Role::Output),
         value_tensors: names.filter(|n| Role::of(n).carries_values()).count() as u32,
@@ -128,13 +135,18 @@ pub(super) fn facts<'n>(
     facts.layers = layers.unwrap_or(0);
     facts.predict_layers = number("nextn_predict_layers").unwrap_or(0);
     facts.experts = number("expert_count").unwrap_or(0);
-    facts.heads = lookup.of_first_layer(&key("attention.head_count")).unwrap_or(0);
-    facts.kv_heads = lookup.of_first_layer(&key("attention.head_count_kv")).unwrap_or(facts.heads);
+    facts.heads = lookup
+        .of_first_layer(&key("attention.head_count"))
+        .unwrap_or(0);
+    facts.kv_heads = lookup
+        .of_first_layer(&key("attention.head_count_kv"))
+        .unwrap_or(facts.heads);
     facts.architecture = architecture;
     Ok(facts)
 }
 
-/// The metadata of an output's first file. After pruning, `block_count` has the architecture and the layers left.
+/// The metadata of an output's first file. After pruning, `block_count` has the architecture and
+/// the layers left.
 pub(super) fn output_metadata<'a>(
     metadata: &Metadata<'a>,
     (job, rounding): (&Job, Rounding),
@@ -152,15 +164,22 @@ pub(super) fn output_metadata<'a>(
         out.set(one.key.clone(), one.value.to_value());
     }
     if let Some(used) = imatrix {
-        let cut = |s: &str| Value::String(s.as_bytes()[..s.len().min(OVERRIDE_STRING)].to_vec().into());
+        let cut =
+            |s: &str| Value::String(s.as_bytes()[..s.len().min(OVERRIDE_STRING)].to_vec().into());
         out.set("quantize.imatrix.file", cut(&used.file));
         if let Some(dataset) = used.imatrix.datasets.first() {
             out.set("quantize.imatrix.dataset", cut(dataset));
         }
-        out.set("quantize.imatrix.entries_count", Value::U32(used.imatrix.entries.len() as u32));
+        out.set(
+            "quantize.imatrix.entries_count",
+            Value::U32(used.imatrix.entries.len() as u32),
+        );
         // A count beyond i32 is negative to the reference, which then leaves the key out.
         if (1..=i32::MAX as u32).contains(&used.imatrix.chunk_count) {
-            out.set("quantize.imatrix.chunks_count", Value::U32(used.imatrix.chunk_count));
+            out.set(
+                "quantize.imatrix.chunks_count",
+                Value::U32(used.imatrix.chunk_count),
+            );
         }
     }
     set_rounding(&mut out, rounding);
@@ -174,7 +193,10 @@ pub(super) fn output_metadata<'a>(
 pub(super) fn set_rounding(metadata: &mut Metadata<'_>, rounding: Rounding) {
     match rounding {
         Rounding::Reference => metadata.remove(ROUNDING),
-        _ => metadata.set(ROUNDING, Value::String(rounding.name().as_bytes().to_vec().into())),
+        _ => metadata.set(
+            ROUNDING,
+            Value::String(rounding.name().as_bytes().to_vec().into()),
+        ),
     }
 }
 
@@ -184,21 +206,31 @@ pub(super) struct UsedImatrix {
     pub(super) imatrix: Imatrix,
 }
 
-/// `general.file_type` of a copy: what the input says, or a guess by the type of most of its tensors. `types` are
-/// those of all tensors, pruned ones too, by layer and name: of types that are equally frequent, the one that gets
-/// there first counts.
-pub(super) fn file_type_of_copy(metadata: &Metadata<'_>, job: &Job, types: impl Iterator<Item = GgmlType>) -> u32 {
-    let lookup = Lookup { metadata, overrides: &job.kv_overrides };
+/// `general.file_type` of a copy: what the input says, or a guess by the type of most of its
+/// tensors. `types` are those of all tensors, pruned ones too, by layer and name: of types that are
+/// equally frequent, the one that gets there first counts.
+pub(super) fn file_type_of_copy(
+    metadata: &Metadata<'_>,
+    job: &Job,
+    types: impl Iterator<Item = GgmlType>,
+) -> u32 {
+    let lookup = Lookup {
+        metadata,
+        overrides: &job.kv_overrides,
+    };
     if let Some(said) = lookup.number(keys::FILE_TYPE) {
         return said;
     }
     let mut counts: Vec<(GgmlType, u32)> = Vec::new();
     let mut most = (GgmlType::F32, 0);
     for t in types {
-        let i = counts.iter().position(|(seen, _)| *seen == t).unwrap_or_else(|| {
-            counts.push((t, 0));
-            counts.len() - 1
-        });
+        let i = counts
+            .iter()
+            .position(|(seen, _)| *seen == t)
+            .unwrap_or_else(|| {
+                counts.push((t, 0));
+                counts.len() - 1
+            });
         counts[i].1 += 1;
         if counts[i].1 > most.1 {
             most = counts[i];
@@ -242,7 +274,10 @@ fn guess(t: GgmlType) -> u32 {
     ];
     match t {
         T::NVFP4 => NVFP4,
-        _ => GUESSES.iter().find(|(of, _)| *of == t).map_or(0, |(_, file_type)| file_type.id()),
+        _ => GUESSES
+            .iter()
+            .find(|(of, _)| *of == t)
+            .map_or(0, |(_, file_type)| file_type.id()),
     }
 }
 
@@ -255,13 +290,33 @@ mod tests {
     fn overrides_reach_numbers_but_not_what_differs_by_layer() {
         let mut metadata = Metadata::new();
         metadata.set("one", Value::U32(8));
-        metadata.set("by_layer", Value::Array(Array::of_values(ValueType::U32, [2, 8].map(Value::U32))));
-        let overrides =
-            ["one", "by_layer", "missing"].map(|key| KvOverride { key: key.into(), value: OverrideValue::Int(4) });
-        let lookup = Lookup { metadata: &metadata, overrides: &overrides };
-        assert_eq!(["one", "missing"].map(|key| lookup.number(key)), [Some(4), Some(4)]);
-        assert_eq!(["one", "by_layer", "missing"].map(|key| lookup.of_first_layer(key)), [Some(4), Some(2), None]);
-        let plain = Lookup { metadata: &metadata, overrides: &[] };
-        assert_eq!(["one", "by_layer", "missing"].map(|key| plain.of_first_layer(key)), [Some(8), Some(2), None]);
+        metadata.set(
+            "by_layer",
+            Value::Array(Array::of_values(ValueType::U32, [2, 8].map(Value::U32))),
+        );
+        let overrides = ["one", "by_layer", "missing"].map(|key| KvOverride {
+            key: key.into(),
+            value: OverrideValue::Int(4),
+        });
+        let lookup = Lookup {
+            metadata: &metadata,
+            overrides: &overrides,
+        };
+        assert_eq!(
+            ["one", "missing"].map(|key| lookup.number(key)),
+            [Some(4), Some(4)]
+        );
+        assert_eq!(
+            ["one", "by_layer", "missing"].map(|key| lookup.of_first_layer(key)),
+            [Some(4), Some(2), None]
+        );
+        let plain = Lookup {
+            metadata: &metadata,
+            overrides: &[],
+        };
+        assert_eq!(
+            ["one", "by_layer", "missing"].map(|key| plain.of_first_layer(key)),
+            [Some(8), Some(2), None]
+        );
     }
 }

@@ -1,7 +1,8 @@
-//! `quantize`: a GGUF or a Hugging Face checkpoint in, one or more quantized GGUFs out, byte for byte what llama-quantize writes.
+//! `quantize`: a GGUF or a Hugging Face checkpoint in, one or more quantized GGUFs out, byte for
+//! byte what llama-quantize writes.
 //!
-//! [`Plan::new`] decides everything and refuses what cannot work, before a byte is written; [`Plan::run`] streams
-//! the tensors through.
+//! [`Plan::new`] decides everything and refuses what cannot work, before a byte is written;
+//! [`Plan::run`] streams the tensors through.
 
 mod metadata;
 mod plan;
@@ -34,13 +35,15 @@ pub struct OutputRequest {
 /// A whole job.
 #[derive(Clone, Debug, Default)]
 pub struct Job {
-    /// The model, as the user named it: a GGUF, any shard of a split one, or a Hugging Face checkpoint.
+    /// The model, as the user named it: a GGUF, any shard of a split one, or a Hugging Face
+    /// checkpoint.
     pub input: PathBuf,
     /// What to write; all from one pass over the input.
     pub outputs: Vec<OutputRequest>,
     /// The importance matrix.
     pub imatrix: Option<ImatrixRequest>,
-    /// A directory of covariances of what the matrices are multiplied by, for rounding with error feedback.
+    /// A directory of covariances of what the matrices are multiplied by, for rounding with error
+    /// feedback.
     pub covariance: Option<PathBuf>,
     /// Whether tensors that are quantized already may be quantized anew.
     pub allow_requantize: bool,
@@ -82,7 +85,9 @@ pub enum Error {
     #[error(transparent)]
     Model(crate::model::Error),
     /// What a matrix meets, or the gradients at what it makes, cannot be used.
-    #[error("tensor '{tensor}': {error}; the model is damaged, or its numbers are too large for f32")]
+    #[error(
+        "tensor '{tensor}': {error}; the model is damaged, or its numbers are too large for f32"
+    )]
     Inputs {
         /// The tensor.
         tensor: String,
@@ -142,7 +147,10 @@ impl Error {
     /// Whether the same run would only fail again in the same way.
     pub fn is_final(&self) -> bool {
         match self {
-            Error::BadInput { .. } | Error::Overflow { .. } | Error::Inputs { .. } | Error::Impossible(_) => true,
+            Error::BadInput { .. }
+            | Error::Overflow { .. }
+            | Error::Inputs { .. }
+            | Error::Impossible(_) => true,
             Error::Model(error) => error.is_final(),
             Error::Format(_) | Error::Convert(_) | Error::Cancelled => false,
         }
@@ -158,11 +166,18 @@ impl Error {
 pub(crate) fn by_reason(problems: &[Problem]) -> String {
     let mut tensors: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for problem in problems {
-        tensors.entry(&problem.reason).or_default().push(&problem.tensor);
+        tensors
+            .entry(&problem.reason)
+            .or_default()
+            .push(&problem.tensor);
     }
     let paragraph = |(reason, names): (&str, Vec<&str>)| match names.join(", ") {
         names if names.is_empty() => format!("  - {reason}"),
         names => format!("  - {reason}: {names}"),
     };
-    tensors.into_iter().map(paragraph).collect::<Vec<_>>().join("\n")
+    tensors
+        .into_iter()
+        .map(paragraph)
+        .collect::<Vec<_>>()
+        .join("\n")
 }

@@ -6,7 +6,9 @@ use super::metadata::{
 use super::rounded::Rounded;
 use super::{Error, Job, Result};
 use crate::feedback::{Feedback, Rounding};
-use crate::format::gguf::{self, Layout, MAX_ALIGNMENT, Metadata, Shape, TensorInfo, keys, shard_path};
+use crate::format::gguf::{
+    self, Layout, MAX_ALIGNMENT, Metadata, Shape, TensorInfo, keys, shard_path,
+};
 use crate::format::imatrix::Imatrix;
 use crate::format::types::GgmlType;
 use crate::input::{Input, Tensor};
@@ -87,7 +89,12 @@ impl<'a> PlannedOutput<'a> {
     /// The layout of each file.
     pub(super) fn layouts(&self) -> Vec<Layout> {
         let of = |(shard, (_, metadata)): (usize, &(PathBuf, Metadata<'_>))| {
-            let tensors: Vec<_> = self.tensors.iter().filter(|t| t.shard == shard).map(PlannedTensor::info).collect();
+            let tensors: Vec<_> = self
+                .tensors
+                .iter()
+                .filter(|t| t.shard == shard)
+                .map(PlannedTensor::info)
+                .collect();
             Layout::new(metadata, &tensors, metadata.alignment())
         };
         self.files.iter().enumerate().map(of).collect()
@@ -100,9 +107,19 @@ impl<'a> PlannedOutput<'a> {
 
     /// Bytes of all its files if its weights were rounded so: only the metadata say how they were.
     pub fn file_bytes_rounded(&self, rounding: Rounding) -> u64 {
-        let files: Vec<_> = self.files.iter().map(|(path, metadata)| (path.clone(), metadata.clone())).collect();
+        let files: Vec<_> = self
+            .files
+            .iter()
+            .map(|(path, metadata)| (path.clone(), metadata.clone()))
+            .collect();
         let (tensors, file_type) = (self.tensors.clone(), self.file_type);
-        let mut other = PlannedOutput { files, tensors, file_type, rounding, rounded: None };
+        let mut other = PlannedOutput {
+            files,
+            tensors,
+            file_type,
+            rounding,
+            rounded: None,
+        };
         if let Some((_, metadata)) = other.files.first_mut() {
             set_rounding(metadata, rounding);
         }
@@ -116,24 +133,37 @@ impl<'a> PlannedOutput<'a> {
 
     /// Bits per weight, over all tensors.
     pub fn bpw(&self) -> f64 {
-        8.0 * self.tensor_bytes() as f64 / self.tensors.iter().map(|t| t.shape.elements()).sum::<u64>().max(1) as f64
+        8.0 * self.tensor_bytes() as f64
+            / self
+                .tensors
+                .iter()
+                .map(|t| t.shape.elements())
+                .sum::<u64>()
+                .max(1) as f64
     }
 
-    /// Tensors of an output with error feedback that are rounded as the reference does: nothing is known of their inputs.
+    /// Tensors of an output with error feedback that are rounded as the reference does: nothing is
+    /// known of their inputs.
     pub fn without_feedback(&self) -> impl Iterator<Item = &PlannedTensor> {
         let takes = |t: &&PlannedTensor| {
             let levels = Codec::of(t.chosen.target).is_some_and(Codec::takes_feedback);
             levels && t.chosen.target != t.from && !t.has_feedback
         };
-        self.tensors.iter().filter(|_| self.rounding.feeds_back()).filter(takes)
+        self.tensors
+            .iter()
+            .filter(|_| self.rounding.feeds_back())
+            .filter(takes)
     }
 
     /// Tensors that get another type than was wanted, because their rows do not fit.
     pub fn substituted(&self) -> impl Iterator<Item = &PlannedTensor> {
-        self.tensors.iter().filter(|t| t.chosen.wanted != t.chosen.target)
+        self.tensors
+            .iter()
+            .filter(|t| t.chosen.wanted != t.chosen.target)
     }
 
-    /// Tensors that need importance weights and have none; a plan with any of them can be shown but not run.
+    /// Tensors that need importance weights and have none; a plan with any of them can be shown but
+    /// not run.
     pub fn imatrix_missing(&self) -> impl Iterator<Item = &PlannedTensor> {
         let needs = |t: &&PlannedTensor| {
             let impossible_without = Codec::of(t.chosen.target).is_some_and(|c| c.needs_importance);
@@ -148,7 +178,11 @@ impl<'a> PlannedOutput<'a> {
 impl PlannedTensor {
     /// As the output's header describes it; ggml counts no trailing dimensions of 1.
     fn info(&self) -> TensorInfo<'_> {
-        TensorInfo { name: (&*self.name).into(), shape: self.shape.trimmed(), ggml_type: self.chosen.target }
+        TensorInfo {
+            name: (&*self.name).into(),
+            shape: self.shape.trimmed(),
+            ggml_type: self.chosen.target,
+        }
     }
 }
 
@@ -156,8 +190,9 @@ impl<'a> Plan<'a> {
     /// Decides everything.
     ///
     /// # Errors
-    /// [`Error::Impossible`] with every reason at once, or a file that cannot be read. Missing importance weights
-    /// are no error here but listed in the outputs, so that a dry run can show the plan; [`Plan::run`] refuses.
+    /// [`Error::Impossible`] with every reason at once, or a file that cannot be read. Missing
+    /// importance weights are no error here but listed in the outputs, so that a dry run can show
+    /// the plan; [`Plan::run`] refuses.
     pub fn new(input: &'a Input<'a>, job: &Job) -> Result<Plan<'a>> {
         let imatrix = read_imatrix(job)?;
         let feedback = read_covariance(input, job)?;
@@ -183,10 +218,29 @@ impl<'a> Plan<'a> {
                 }
             };
             let block_count = layers_left.map(|layers| (&*facts.architecture, layers));
-            let metadata =
-                output_metadata(input.metadata(), (job, request.rounding), file_type, imatrix.as_ref(), block_count);
-            let shards = if job.keep_split { tensors.iter().map(|s| s.tensor.shard + 1).max().unwrap_or(1) } else { 1 };
-            let files = files(&request.path, metadata, job.keep_split, shards, tensors.len());
+            let metadata = output_metadata(
+                input.metadata(),
+                (job, request.rounding),
+                file_type,
+                imatrix.as_ref(),
+                block_count,
+            );
+            let shards = if job.keep_split {
+                tensors
+                    .iter()
+                    .map(|s| s.tensor.shard + 1)
+                    .max()
+                    .unwrap_or(1)
+            } else {
+                1
+            };
+            let files = files(
+                &request.path,
+                metadata,
+                job.keep_split,
+                shards,
+                tensors.len(),
+            );
             let feedback = feedback.as_ref().filter(|_| request.rounding.feeds_back());
             let planned: Vec<_> = tensors
                 .iter()
@@ -194,10 +248,19 @@ impl<'a> Plan<'a> {
                 .map(|(source, chosen)| source.planned(chosen, job.keep_split, feedback))
                 .collect();
             problems.extend(planned.iter().filter_map(|t| impossible(t, job)));
-            let used = planned.iter().zip(&tensors).filter(|(t, _)| t.chosen.target != t.from);
+            let used = planned
+                .iter()
+                .zip(&tensors)
+                .filter(|(t, _)| t.chosen.target != t.from);
             problems.extend(used.filter_map(|(_, source)| source.misfit.clone()));
             let (file_type, rounding) = (request.wishes.file_type, request.rounding);
-            outputs.push(PlannedOutput { files, file_type, tensors: planned, rounding, rounded: None });
+            outputs.push(PlannedOutput {
+                files,
+                file_type,
+                tensors: planned,
+                rounding,
+                rounded: None,
+            });
         }
         problems.extend(clashes(&outputs));
         problems.extend(bad_alignment(&job.kv_overrides));
@@ -207,7 +270,14 @@ impl<'a> Plan<'a> {
             return Err(Error::Impossible(problems));
         }
         let imatrix_path = job.imatrix.as_ref().map(|request| request.path.clone());
-        Ok(Plan { input, tensors, outputs, threads: job.threads, imatrix_path, feedback })
+        Ok(Plan {
+            input,
+            tensors,
+            outputs,
+            threads: job.threads,
+            imatrix_path,
+            feedback,
+        })
     }
 
     /// What the user should know of the covariances, if there are too few tokens in them.
@@ -224,12 +294,22 @@ impl<'a> Plan<'a> {
 impl Source<'_> {
     fn candidate(&self) -> Candidate<'_> {
         let info = &self.tensor.info;
-        Candidate { name: &self.name, dims: info.shape.four(), ggml_type: info.ggml_type }
+        Candidate {
+            name: &self.name,
+            dims: info.shape.four(),
+            ggml_type: info.ggml_type,
+        }
     }
 
-    fn planned(&self, chosen: Chosen, keep_split: bool, feedback: Option<&Feedback>) -> PlannedTensor {
+    fn planned(
+        &self,
+        chosen: Chosen,
+        keep_split: bool,
+        feedback: Option<&Feedback>,
+    ) -> PlannedTensor {
         let info = &self.tensor.info;
-        let levels = chosen.target != info.ggml_type && Codec::of(chosen.target).is_some_and(Codec::takes_feedback);
+        let levels = chosen.target != info.ggml_type
+            && Codec::of(chosen.target).is_some_and(Codec::takes_feedback);
         // The choice has checked that rows fit; a tensor that is kept fits as it is.
         let row_bytes = chosen.target.row_bytes(info.shape.row_len()).unwrap_or(0);
         PlannedTensor {
@@ -246,25 +326,37 @@ impl Source<'_> {
     }
 }
 
-/// Reads the importance matrix and applies the filters; `None` if there is none or nothing of it is left.
+/// Reads the importance matrix and applies the filters; `None` if there is none or nothing of it is
+/// left.
 fn read_imatrix(job: &Job) -> Result<Option<UsedImatrix>> {
-    let Some(request) = &job.imatrix else { return Ok(None) };
+    let Some(request) = &job.imatrix else {
+        return Ok(None);
+    };
     let mut imatrix = Imatrix::read(&request.path)?;
     let any = |parts: &[String], name: &str| parts.iter().any(|part| name.contains(part.as_str()));
-    imatrix
-        .entries
-        .retain(|name, _| !any(&request.exclude, name) && (request.include.is_empty() || any(&request.include, name)));
-    let file = request.shown.clone().unwrap_or_else(|| request.path.to_string_lossy().into_owned());
+    imatrix.entries.retain(|name, _| {
+        !any(&request.exclude, name) && (request.include.is_empty() || any(&request.include, name))
+    });
+    let file = request
+        .shown
+        .clone()
+        .unwrap_or_else(|| request.path.to_string_lossy().into_owned());
     Ok((!imatrix.entries.is_empty()).then_some(UsedImatrix { file, imatrix }))
 }
 
 /// Opens the covariances, if any output is rounded with them.
 fn read_covariance(input: &Input<'_>, job: &Job) -> Result<Option<Feedback>> {
-    if !job.outputs.iter().any(|output| output.rounding.feeds_back()) {
+    if !job
+        .outputs
+        .iter()
+        .any(|output| output.rounding.feeds_back())
+    {
         return Ok(None);
     }
     let Some(directory) = &job.covariance else {
-        return Err(Error::impossible("rounding with error feedback needs covariances (--covariance DIR)"));
+        return Err(Error::impossible(
+            "rounding with error feedback needs covariances (--covariance DIR)",
+        ));
     };
     let feedback = Feedback::open(directory)?;
     let misfit = |tensor: &Tensor<'_>| {
@@ -286,10 +378,17 @@ fn read_covariance(input: &Input<'_>, job: &Job) -> Result<Option<Feedback>> {
     if !misfits.is_empty() {
         return Err(Error::Impossible(misfits));
     }
-    match input.tensors.iter().any(|tensor| feedback.has(&tensor.info.name)) {
+    match input
+        .tensors
+        .iter()
+        .any(|tensor| feedback.has(&tensor.info.name))
+    {
         true => Ok(Some(feedback)),
         false => {
-            let example = feedback.names().next().map_or(String::new(), |name| format!(" (it has '{name}', for one)"));
+            let example = feedback
+                .names()
+                .next()
+                .map_or(String::new(), |name| format!(" (it has '{name}', for one)"));
             Err(Error::impossible(format!(
                 "{}: these covariances are of none of this model's tensors{example}; they are of another model",
                 directory.display()
@@ -303,22 +402,36 @@ fn by_layer_and_name<'a>(input: &'a Input<'a>) -> Vec<&'a Tensor<'a>> {
     let mut tensors: Vec<_> = input.tensors.iter().collect();
     tensors.sort_by(|a, b| {
         let key = |t: &Tensor<'_>| layer_of(&t.info.name).unwrap_or(-1);
-        key(a).cmp(&key(b)).then_with(|| a.info.name.as_bytes().cmp(b.info.name.as_bytes()))
+        key(a)
+            .cmp(&key(b))
+            .then_with(|| a.info.name.as_bytes().cmp(b.info.name.as_bytes()))
     });
     tensors
 }
 
-/// The tensors in the order of the output: by layer and name; under `keep_split`, as they lie in the shards.
-/// Pruned layers are gone, and the number of layers left is returned.
-fn sources<'a>(input: &'a Input<'a>, job: &Job, imatrix: Option<&UsedImatrix>) -> (Vec<Source<'a>>, Option<u32>) {
+/// The tensors in the order of the output: by layer and name; under `keep_split`, as they lie in
+/// the shards. Pruned layers are gone, and the number of layers left is returned.
+fn sources<'a>(
+    input: &'a Input<'a>,
+    job: &Job,
+    imatrix: Option<&UsedImatrix>,
+) -> (Vec<Source<'a>>, Option<u32>) {
     let mut renumbered = Renumbering::new(&job.prune_layers);
     let mut sources: Vec<Source<'_>> = Vec::with_capacity(input.tensors.len());
     for tensor in by_layer_and_name(input) {
         let old = &*tensor.info.name;
-        let Some(name) = renumbered.name(old) else { continue };
+        let Some(name) = renumbered.name(old) else {
+            continue;
+        };
         let found = imatrix.map_or(Ok(None), |used| importance_of(old, tensor, &used.imatrix));
-        let (importance, misfit) = found.map_or_else(|misfit| (None, Some(misfit)), |found| (found, None));
-        sources.push(Source { tensor, name, importance, misfit });
+        let (importance, misfit) =
+            found.map_or_else(|misfit| (None, Some(misfit)), |found| (found, None));
+        sources.push(Source {
+            tensor,
+            name,
+            importance,
+            misfit,
+        });
     }
     if job.keep_split {
         sources.sort_by_key(|s| (s.tensor.shard, s.tensor.offset));
@@ -327,10 +440,16 @@ fn sources<'a>(input: &'a Input<'a>, job: &Job, imatrix: Option<&UsedImatrix>) -
     (sources, layers_left)
 }
 
-/// The importance weights of a tensor, if the matrix has them and they fit. A misfit is a problem, except for the
-/// embedding, which never meets activations.
-fn importance_of(name: &str, tensor: &Tensor<'_>, imatrix: &Imatrix) -> std::result::Result<Option<Vec<f32>>, Problem> {
-    let Some(entry) = imatrix.entries.get(name) else { return Ok(None) };
+/// The importance weights of a tensor, if the matrix has them and they fit. A misfit is a problem,
+/// except for the embedding, which never meets activations.
+fn importance_of(
+    name: &str,
+    tensor: &Tensor<'_>,
+    imatrix: &Imatrix,
+) -> std::result::Result<Option<Vec<f32>>, Problem> {
+    let Some(entry) = imatrix.entries.get(name) else {
+        return Ok(None);
+    };
     let [row_len, _, matrices, _] = tensor.info.shape.four();
     if entry.sums.len() as u64 == row_len * matrices {
         return Ok(Some(entry.means()));
@@ -357,7 +476,11 @@ struct Renumbering {
 
 impl Renumbering {
     fn new(pruned: &[u32]) -> Renumbering {
-        Renumbering { pruned: pruned.to_vec(), new_of: BTreeMap::new(), next: 0 }
+        Renumbering {
+            pruned: pruned.to_vec(),
+            new_of: BTreeMap::new(),
+            next: 0,
+        }
     }
 
     /// The name under the new numbers; `None` if its layer is pruned.
@@ -389,7 +512,8 @@ fn layer_digits(name: &str) -> Option<(std::ops::Range<usize>, u32)> {
     })
 }
 
-/// The files of an output and their metadata. Later shards have nothing but their place in the split.
+/// The files of an output and their metadata. Later shards have nothing but their place in the
+/// split.
 fn files<'a>(
     path: &std::path::Path,
     metadata: Metadata<'a>,
@@ -413,14 +537,18 @@ fn impossible(tensor: &PlannedTensor, job: &Job) -> Option<Problem> {
         return None;
     }
     let reason = if from.is_quantized() && !job.allow_requantize {
-        format!("quantized already ({from}); quantize the original model, or accept the loss with --allow-requantize")
+        format!(
+            "quantized already ({from}); quantize the original model, or accept the loss with --allow-requantize"
+        )
     } else if Codec::of(from).is_none() {
         format!("of type {from}, which holds no weights that could be quantized")
     } else if Codec::of(target).is_none() {
         format!("{target} is no type that models are stored in")
     } else if wanted != target && job.no_fallback {
         let row_len = tensor.shape.row_len();
-        format!("rows of {row_len} weights do not fit {wanted}, and --no-fallback forbids {target} instead")
+        format!(
+            "rows of {row_len} weights do not fit {wanted}, and --no-fallback forbids {target} instead"
+        )
     } else {
         return None;
     };
@@ -430,12 +558,17 @@ fn impossible(tensor: &PlannedTensor, job: &Job) -> Option<Problem> {
 /// An alignment that nobody could read a file with.
 fn bad_alignment(overrides: &[KvOverride]) -> Option<Problem> {
     let wanted = overrides.iter().rfind(|o| o.key == keys::ALIGNMENT)?;
-    let fits = |v: &i64| u32::try_from(*v).is_ok_and(|v| v.is_power_of_two() && u64::from(v) <= MAX_ALIGNMENT);
+    let fits = |v: &i64| {
+        u32::try_from(*v).is_ok_and(|v| v.is_power_of_two() && u64::from(v) <= MAX_ALIGNMENT)
+    };
     match &wanted.value {
         OverrideValue::Int(v) if fits(v) => None,
         _ => Some(Problem::of(
             "",
-            format!("--override-kv {}: it must be an int, a power of two, at most {MAX_ALIGNMENT}", keys::ALIGNMENT),
+            format!(
+                "--override-kv {}: it must be an int, a power of two, at most {MAX_ALIGNMENT}",
+                keys::ALIGNMENT
+            ),
         )),
     }
 }
@@ -445,7 +578,9 @@ fn clashes(outputs: &[PlannedOutput<'_>]) -> Vec<Problem> {
     let mut seen = std::collections::HashSet::new();
     let paths = outputs.iter().flat_map(PlannedOutput::paths);
     let twice = paths.filter(|path| !seen.insert(*path));
-    twice.map(|path| Problem::of("", format!("two outputs are called {}", path.display()))).collect()
+    twice
+        .map(|path| Problem::of("", format!("two outputs are called {}", path.display())))
+        .collect()
 }
 
 #[cfg(test)]
@@ -455,7 +590,16 @@ mod tests {
     #[test]
     fn layers_behind_a_pruned_one_move_up() {
         let mut renumbered = Renumbering::new(&[1, 3]);
-        let names = ["output.weight", "blk.0.a", "blk.1.a", "blk.1.b", "blk.2.a", "blk.2.b", "blk.3.a", "blk.4.a"];
+        let names = [
+            "output.weight",
+            "blk.0.a",
+            "blk.1.a",
+            "blk.1.b",
+            "blk.2.a",
+            "blk.2.b",
+            "blk.3.a",
+            "blk.4.a",
+        ];
         let new: Vec<_> = names.iter().map(|n| renumbered.name(n)).collect();
         let expected = [
             Some("output.weight"),
@@ -467,7 +611,10 @@ mod tests {
             None,
             Some("blk.2.a"),
         ];
-        assert_eq!(new.iter().map(Option::as_deref).collect::<Vec<_>>(), expected);
+        assert_eq!(
+            new.iter().map(Option::as_deref).collect::<Vec<_>>(),
+            expected
+        );
         assert_eq!(renumbered.next, 3);
     }
 

@@ -1,4 +1,5 @@
-//! Blocks of tensors that are rounded before their file is written: in a file of their own, one tensor behind the other.
+//! Blocks of tensors that are rounded before their file is written: in a file of their own, one
+//! tensor behind the other.
 
 use super::Result;
 use crate::feedback::Proof;
@@ -30,22 +31,55 @@ struct Entry {
 impl Rounded {
     /// In a file that the system removes with the process, in this directory.
     pub(super) fn temporary(directory: &Path) -> Result<Rounded> {
-        let io = |source| Error::Io { path: directory.to_owned(), action: "make a temporary file in", source };
+        let io = |source| Error::Io {
+            path: directory.to_owned(),
+            action: "make a temporary file in",
+            source,
+        };
         let file = tempfile::tempfile_in(directory).map_err(io)?;
-        Ok(Rounded { file, path: directory.join("(temporary file)"), tensors: BTreeMap::new(), end: 0 })
+        Ok(Rounded {
+            file,
+            path: directory.join("(temporary file)"),
+            tensors: BTreeMap::new(),
+            end: 0,
+        })
     }
 
-    /// In a file of this name, with what `index` says of it, if that is what is there: what is not is forgotten.
+    /// In a file of this name, with what `index` says of it, if that is what is there: what is not
+    /// is forgotten.
     pub(super) fn open(path: &Path, index: Option<&[u8]>) -> Result<Rounded> {
-        let io = |action| move |source| Error::Io { path: path.to_owned(), action, source };
-        let options = std::fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).to_owned();
+        let io = |action| {
+            move |source| Error::Io {
+                path: path.to_owned(),
+                action,
+                source,
+            }
+        };
+        let options = std::fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .to_owned();
         let file = options.open(path).map_err(io("open"))?;
-        let tensors = index.and_then(|index| serde_json::from_slice(index).ok()).unwrap_or_default();
-        let mut rounded = Rounded { file, path: path.to_owned(), tensors, end: 0 };
+        let tensors = index
+            .and_then(|index| serde_json::from_slice(index).ok())
+            .unwrap_or_default();
+        let mut rounded = Rounded {
+            file,
+            path: path.to_owned(),
+            tensors,
+            end: 0,
+        };
         if !rounded.is_intact()? {
             rounded.tensors.clear();
         }
-        rounded.end = rounded.tensors.values().map(|entry| entry.at + entry.bytes).max().unwrap_or(0);
+        rounded.end = rounded
+            .tensors
+            .values()
+            .map(|entry| entry.at + entry.bytes)
+            .max()
+            .unwrap_or(0);
         rounded.file.set_len(rounded.end).map_err(io("shorten"))?;
         Ok(rounded)
     }
@@ -57,7 +91,11 @@ impl Rounded {
 
     /// Whether every tensor of the index is in the file as it was.
     fn is_intact(&self) -> Result<bool> {
-        let io = |source| Error::Io { path: self.path.clone(), action: "read", source };
+        let io = |source| Error::Io {
+            path: self.path.clone(),
+            action: "read",
+            source,
+        };
         let len = self.file.metadata().map_err(io)?.len();
         for entry in self.tensors.values() {
             let end = entry.at.checked_add(entry.bytes);
@@ -78,16 +116,26 @@ impl Rounded {
         self.tensors.contains_key(tensor)
     }
 
-    /// What was proved of it; nothing has rows in it for a tensor that was rounded as the reference does.
+    /// What was proved of it; nothing has rows in it for a tensor that was rounded as the reference
+    /// does.
     pub(super) fn proof(&self, tensor: &str) -> Option<&Proof> {
         Some(&self.tensors.get(tensor)?.proof)
     }
 
     /// Keeps a tensor's blocks.
     pub(super) fn add(&mut self, tensor: &str, blocks: &[u8], proof: Proof) -> Result<()> {
-        let io = |source| Error::Io { path: self.path.clone(), action: "write to", source };
+        let io = |source| Error::Io {
+            path: self.path.clone(),
+            action: "write to",
+            source,
+        };
         self.file.write_all_at(blocks, self.end).map_err(io)?;
-        let entry = Entry { at: self.end, bytes: blocks.len() as u64, digest: digest(blocks), proof };
+        let entry = Entry {
+            at: self.end,
+            bytes: blocks.len() as u64,
+            digest: digest(blocks),
+            proof,
+        };
         self.end += entry.bytes;
         self.tensors.insert(tensor.to_owned(), entry);
         Ok(())
@@ -99,9 +147,16 @@ impl Rounded {
     /// If it is not here, or has fewer.
     pub(super) fn read(&self, tensor: &str, from: u64, out: &mut [u8]) -> Result<()> {
         let entry = self.tensors.get(tensor);
-        let entry = entry.filter(|e| from.checked_add(out.len() as u64).is_some_and(|end| end <= e.bytes));
+        let entry = entry.filter(|e| {
+            from.checked_add(out.len() as u64)
+                .is_some_and(|end| end <= e.bytes)
+        });
         let source = std::io::Error::other(format!("it has too little of tensor '{tensor}'"));
-        let io = |source| Error::Io { path: self.path.clone(), action: "read", source };
+        let io = |source| Error::Io {
+            path: self.path.clone(),
+            action: "read",
+            source,
+        };
         let entry = entry.ok_or_else(|| io(source))?;
         Ok(self.file.read_exact_at(out, entry.at + from).map_err(io)?)
     }
@@ -120,23 +175,37 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.rounded");
         let mut rounded = Rounded::open(&path, None).unwrap();
-        let proof = Proof { rows: 2, taken: 0.1, reference: 0.3, ..Proof::default() };
+        let proof = Proof {
+            rows: 2,
+            taken: 0.1,
+            reference: 0.3,
+            ..Proof::default()
+        };
         rounded.add("a", b"0123", proof).unwrap();
         let index = rounded.index();
         rounded.add("b", b"45", Proof::default()).unwrap();
 
         // Of what came after the index nothing is known.
         let again = Rounded::open(&path, Some(&index)).unwrap();
-        assert_eq!((again.has("a"), again.has("b"), again.proof("a"), again.end), (true, false, Some(&proof), 4));
+        assert_eq!(
+            (again.has("a"), again.has("b"), again.proof("a"), again.end),
+            (true, false, Some(&proof), 4)
+        );
         let mut two = [0; 2];
         again.read("a", 1, &mut two).unwrap();
         assert_eq!(&two, b"12");
         assert!(again.read("a", 3, &mut two).is_err() && again.read("c", 0, &mut two).is_err());
 
         std::fs::write(&path, b"0124").unwrap();
-        assert!(!Rounded::open(&path, Some(&index)).unwrap().has("a"), "changed");
+        assert!(
+            !Rounded::open(&path, Some(&index)).unwrap().has("a"),
+            "changed"
+        );
         std::fs::write(&path, b"012").unwrap();
         assert!(!Rounded::open(&path, Some(&index)).unwrap().has("a"), "cut");
-        assert!(!Rounded::open(&path, Some(b"{")).unwrap().has("a"), "no index");
+        assert!(
+            !Rounded::open(&path, Some(b"{")).unwrap().has("a"),
+            "no index"
+        );
     }
 }

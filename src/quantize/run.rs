@@ -1,4 +1,5 @@
-//! The stream: bands of rows in, every output's blocks out. Memory is bounded by the band, not by the model.
+//! The stream: bands of rows in, every output's blocks out. Memory is bounded by the band, not by
+//! the model.
 //!
 //! While a band is read and quantized, the blocks of the one before are written.
 
@@ -21,21 +22,29 @@ use std::sync::Arc;
 const BAND_WEIGHTS: u64 = 8 << 20;
 /// Weights that one thread takes at a time (one row at least): small enough to stay in its cache.
 const TASK_WEIGHTS: u64 = 64 << 10;
-/// Rows that one thread takes at a time with error feedback: as many as share one reading of the factor.
+/// Rows that one thread takes at a time with error feedback: as many as share one reading of the
+/// factor.
 const FEEDBACK_ROWS: usize = 128;
 
 impl Plan<'_> {
-    /// Writes every output. Each appears under its name only when it is complete. Returns what rounding with error feedback
-    /// did, for each output, tensor by tensor.
+    /// Writes every output. Each appears under its name only when it is complete. Returns what
+    /// rounding with error feedback did, for each output, tensor by tensor.
     pub fn run(&self, progress: &dyn Progress) -> Result<Vec<Vec<Proved>>> {
-        let missing: Vec<_> = self.outputs.iter().flat_map(|o| o.imatrix_missing()).map(without_imatrix).collect();
+        let missing: Vec<_> = self
+            .outputs
+            .iter()
+            .flat_map(|o| o.imatrix_missing())
+            .map(without_imatrix)
+            .collect();
         if !missing.is_empty() {
             return Err(Error::Impossible(missing));
         }
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(self.threads)
             .build()
-            .map_err(|e| Error::impossible(format!("cannot start {} threads: {e}", self.threads)))?;
+            .map_err(|e| {
+                Error::impossible(format!("cannot start {} threads: {e}", self.threads))
+            })?;
         let mut inputs = self.input.paths();
         inputs.extend(self.imatrix_path.as_deref());
         let mut sinks = Vec::new();
@@ -45,11 +54,19 @@ impl Plan<'_> {
         progress.begin(self.input_bytes(), Unit::Bytes);
         for (index, source) in self.tensors.iter().enumerate() {
             progress.at(&source.name);
-            let from = From { index, source, input: self.input, feedback: self.feedback.as_ref() };
+            let from = From {
+                index,
+                source,
+                input: self.input,
+                feedback: self.feedback.as_ref(),
+            };
             pool.install(|| stream(from, &mut sinks, progress))?;
         }
         sinks.iter_mut().try_for_each(Sink::flush)?;
-        let proved = sinks.iter_mut().map(|sink| std::mem::take(&mut sink.proved)).collect();
+        let proved = sinks
+            .iter_mut()
+            .map(|sink| std::mem::take(&mut sink.proved))
+            .collect();
         // All or none: what can fail fails before the first output has its name.
         let mut writers: Vec<_> = sinks.into_iter().flat_map(|sink| sink.files).collect();
         writers.iter_mut().try_for_each(Writer::settle)?;
@@ -57,8 +74,8 @@ impl Plan<'_> {
         Ok(proved)
     }
 
-    /// Rounds a whole tensor for one output as `inputs` of each of its matrices say, on all threads of the pool that this is
-    /// called in: its blocks, and what was proved of them.
+    /// Rounds a whole tensor for one output as `inputs` of each of its matrices say, on all threads
+    /// of the pool that this is called in: its blocks, and what was proved of them.
     pub(super) fn round(
         &self,
         index: usize,
@@ -83,15 +100,22 @@ impl Plan<'_> {
                 proof: &mut proof,
             };
             let raw = self.input.read(tensor, rows.clone(), &mut buffer)?;
-            quantize_band((source, inputs.as_deref()), path, raw, rows.start, vec![making], progress)?;
+            quantize_band(
+                (source, inputs.as_deref()),
+                path,
+                raw,
+                rows.start,
+                vec![making],
+                progress,
+            )?;
             blocks.extend_from_slice(&band);
             self.input.release(tensor, rows);
         }
         Ok((blocks, proof))
     }
 
-    /// Rounds a tensor of a single matrix for one output, with what is known of its inputs and of the gradients at what it
-    /// makes: its blocks, and what was proved of them.
+    /// Rounds a tensor of a single matrix for one output, with what is known of its inputs and of
+    /// the gradients at what it makes: its blocks, and what was proved of them.
     pub(super) fn round_together(
         &self,
         index: usize,
@@ -99,11 +123,15 @@ impl Plan<'_> {
         (inputs, rows): (&Inputs, &RowFactor),
         progress: &dyn Progress,
     ) -> Result<(Vec<u8>, Proof)> {
-        let (source, target) = (&self.tensors[index], self.outputs[output].tensors[index].chosen.target);
+        let (source, target) = (
+            &self.tensors[index],
+            self.outputs[output].tensors[index].chosen.target,
+        );
         let tensor = source.tensor;
         let info = &tensor.info;
         let codecs = Codec::of(info.ggml_type).zip(Codec::of(target));
-        let (decoder, codec) = codecs.ok_or_else(|| Error::impossible(format!("'{}' holds no weights", info.name)))?;
+        let (decoder, codec) =
+            codecs.ok_or_else(|| Error::impossible(format!("'{}' holds no weights", info.name)))?;
         let (mut weights, mut buffer) = (vec![0.0; info.shape.elements() as usize], Vec::new());
         let row_len = info.shape.row_len() as usize;
         for (some, _) in Bands::new(source, true) {
@@ -117,26 +145,53 @@ impl Plan<'_> {
             self.input.release(tensor, some);
         }
         let mut blocks = vec![0; weights.len() / target.block_len() * target.block_bytes()];
-        let proof = inputs.round_together(rows, codec, source.importance.as_deref(), &weights, &mut blocks);
+        let proof = inputs.round_together(
+            rows,
+            codec,
+            source.importance.as_deref(),
+            &weights,
+            &mut blocks,
+        );
         check_output(source, codec, &blocks, 0)?;
         Ok((blocks, proof))
     }
 }
 
 /// Fails if a band's blocks hold what is no number.
-fn check_input(source: &Source<'_>, path: &Path, decoder: &Codec, raw: &[u8], first_row: u64) -> Result<()> {
+fn check_input(
+    source: &Source<'_>,
+    path: &Path,
+    decoder: &Codec,
+    raw: &[u8],
+    first_row: u64,
+) -> Result<()> {
     let info = &source.tensor.info;
-    let Some((block, fault)) = decoder.first_fault(raw) else { return Ok(()) };
-    let row = first_row + (block / (info.shape.row_len() as usize / info.ggml_type.block_len())) as u64;
-    Err(Error::BadInput { path: path.to_owned(), tensor: info.name.to_string(), row, fault })
+    let Some((block, fault)) = decoder.first_fault(raw) else {
+        return Ok(());
+    };
+    let row =
+        first_row + (block / (info.shape.row_len() as usize / info.ggml_type.block_len())) as u64;
+    Err(Error::BadInput {
+        path: path.to_owned(),
+        tensor: info.name.to_string(),
+        row,
+        fault,
+    })
 }
 
 /// Fails if what a band's rows have become is no number.
 fn check_output(source: &Source<'_>, codec: &Codec, blocks: &[u8], first_row: u64) -> Result<()> {
-    let Some((block, fault)) = codec.first_fault(blocks) else { return Ok(()) };
+    let Some((block, fault)) = codec.first_fault(blocks) else {
+        return Ok(());
+    };
     let per_row = source.tensor.info.shape.row_len() as usize / codec.ggml_type.block_len();
     let row = first_row + (block / per_row) as u64;
-    Err(Error::Overflow { tensor: source.name.clone(), row, target: codec.ggml_type, fault })
+    Err(Error::Overflow {
+        tensor: source.name.clone(),
+        row,
+        target: codec.ggml_type,
+        fault,
+    })
 }
 
 /// The rows of a tensor, a band at a time, with the number of the matrix that they begin in.
@@ -153,7 +208,8 @@ struct Bands {
 impl Bands {
     fn new(source: &Source<'_>, apart: bool) -> Bands {
         let info = &source.tensor.info;
-        let ([row_len, rows_per_matrix, matrices, _], rows) = (info.shape.four(), info.shape.rows());
+        let ([row_len, rows_per_matrix, matrices, _], rows) =
+            (info.shape.four(), info.shape.rows());
         Bands {
             next: 0,
             rows,
@@ -195,7 +251,12 @@ fn without_imatrix(tensor: &PlannedTensor) -> Problem {
 
 fn open(output: &PlannedOutput<'_>, inputs: &[&Path]) -> Result<Vec<Writer>> {
     let create = |(path, layout)| Ok(Writer::create(path, layout, inputs)?);
-    output.paths().map(std::path::PathBuf::as_path).zip(output.layouts()).map(create).collect()
+    output
+        .paths()
+        .map(std::path::PathBuf::as_path)
+        .zip(output.layouts())
+        .map(create)
+        .collect()
 }
 
 /// One output on its way.
@@ -212,7 +273,14 @@ struct Sink<'p> {
 
 impl<'p> Sink<'p> {
     fn new(output: &'p PlannedOutput<'p>, files: Vec<Writer>) -> Sink<'p> {
-        Sink { output, files, band: Vec::new(), ready: Vec::new(), shard: 0, proved: Vec::new() }
+        Sink {
+            output,
+            files,
+            band: Vec::new(),
+            ready: Vec::new(),
+            shard: 0,
+            proved: Vec::new(),
+        }
     }
 
     /// What a tensor becomes here.
@@ -223,7 +291,10 @@ impl<'p> Sink<'p> {
     /// Those blocks of a tensor that are there already.
     fn rounded(&self, index: usize) -> Option<&'p Rounded> {
         let planned = &self.output.tensors[index];
-        self.output.rounded.as_ref().filter(|rounded| rounded.has(&planned.name))
+        self.output
+            .rounded
+            .as_ref()
+            .filter(|rounded| rounded.has(&planned.name))
     }
 
     /// Whether errors of a tensor are fed back here.
@@ -234,11 +305,19 @@ impl<'p> Sink<'p> {
     /// Adds what was proved of some rows of a tensor.
     fn prove(&mut self, index: usize, proof: &Proof) {
         let planned = &self.output.tensors[index];
-        match self.proved.last_mut().filter(|last| last.tensor == planned.name) {
+        match self
+            .proved
+            .last_mut()
+            .filter(|last| last.tensor == planned.name)
+        {
             Some(last) => last.proof.add(proof),
             None => {
                 let (tensor, ggml_type) = (planned.name.clone(), planned.chosen.target);
-                self.proved.push(Proved { tensor, ggml_type, proof: *proof });
+                self.proved.push(Proved {
+                    tensor,
+                    ggml_type,
+                    proof: *proof,
+                });
             }
         }
     }
@@ -278,7 +357,12 @@ struct Making<'b> {
 
 /// Streams one tensor. The last band stays ready, to be written beside the next tensor's first.
 fn stream(from: From<'_>, sinks: &mut [Sink<'_>], progress: &dyn Progress) -> Result<()> {
-    let From { index, source, input, feedback } = from;
+    let From {
+        index,
+        source,
+        input,
+        feedback,
+    } = from;
     let info = &source.tensor.info;
     let row_len = info.shape.row_len();
     let path = input.path_of(source.tensor);
@@ -300,23 +384,42 @@ fn stream(from: From<'_>, sinks: &mut [Sink<'_>], progress: &dyn Progress) -> Re
             match sink.rounded(index) {
                 Some(rounded) => {
                     let row_bytes = target.row_bytes(row_len).unwrap_or(0);
-                    sink.band.resize((row_bytes * (rows.end - rows.start)) as usize, 0);
+                    sink.band
+                        .resize((row_bytes * (rows.end - rows.start)) as usize, 0);
                     given.push((rounded, row_bytes * rows.start, &mut sink.band));
                     // Of the whole tensor.
                     if rows.start == 0 {
                         *proof = rounded.proof(&source.name).copied().unwrap_or_default();
                     }
                 }
-                None => now.push(Making { target, band: &mut sink.band, feedback, proof }),
+                None => now.push(Making {
+                    target,
+                    band: &mut sink.band,
+                    feedback,
+                    proof,
+                }),
             }
             before.push((&mut sink.files, sink.shard, &mut sink.ready));
         }
         let (written, made) = rayon::join(
-            || before.into_iter().try_for_each(|(files, shard, ready)| write_ready(files, shard, ready)),
+            || {
+                before
+                    .into_iter()
+                    .try_for_each(|(files, shard, ready)| write_ready(files, shard, ready))
+            },
             || {
                 let raw = input.read(source.tensor, rows.clone(), &mut buffer)?;
-                quantize_band((source, inputs.as_deref()), path, raw, rows.start, now, progress)?;
-                given.into_iter().try_for_each(|(rounded, at, band)| rounded.read(&source.name, at, band))?;
+                quantize_band(
+                    (source, inputs.as_deref()),
+                    path,
+                    raw,
+                    rows.start,
+                    now,
+                    progress,
+                )?;
+                given
+                    .into_iter()
+                    .try_for_each(|(rounded, at, band)| rounded.read(&source.name, at, band))?;
                 Ok::<_, Error>(raw)
             },
         );
@@ -339,7 +442,8 @@ fn stream(from: From<'_>, sinks: &mut [Sink<'_>], progress: &dyn Progress) -> Re
     Ok(())
 }
 
-/// Checks a band's weights and quantizes them for every output that wants another type, in parallel over rows.
+/// Checks a band's weights and quantizes them for every output that wants another type, in parallel
+/// over rows.
 fn quantize_band(
     (source, inputs): (&Source<'_>, Option<&Inputs>),
     path: &Path,
@@ -352,22 +456,51 @@ fn quantize_band(
     let row_len = info.shape.row_len() as usize;
     let row_bytes = (info.bytes() / info.shape.rows()) as usize;
     // Integers have no codec: nothing about them can be wrong, and the plan only copies them.
-    let Some(decoder) = Codec::of(info.ggml_type) else { return Ok(()) };
+    let Some(decoder) = Codec::of(info.ggml_type) else {
+        return Ok(());
+    };
     let fed_back = inputs.is_some() && outputs.iter().any(|output| output.feedback);
-    let task_rows = if fed_back { FEEDBACK_ROWS } else { (TASK_WEIGHTS as usize / row_len).max(1) };
+    let task_rows = if fed_back {
+        FEEDBACK_ROWS
+    } else {
+        (TASK_WEIGHTS as usize / row_len).max(1)
+    };
 
     let mut tasks: Vec<Task<'_>> = raw
         .chunks(task_rows * row_bytes)
         .enumerate()
-        .map(|(i, raw)| Task { raw, first_row: first_row + (i * task_rows) as u64, outputs: Vec::new() })
+        .map(|(i, raw)| Task {
+            raw,
+            first_row: first_row + (i * task_rows) as u64,
+            outputs: Vec::new(),
+        })
         .collect();
-    for (number, Making { target, band, feedback, .. }) in outputs.iter_mut().enumerate() {
-        let Some(codec) = Codec::of(*target).filter(|_| *target != info.ggml_type) else { continue };
+    for (
+        number,
+        Making {
+            target,
+            band,
+            feedback,
+            ..
+        },
+    ) in outputs.iter_mut().enumerate()
+    {
+        let Some(codec) = Codec::of(*target).filter(|_| *target != info.ggml_type) else {
+            continue;
+        };
         let out_row_bytes = row_len / target.block_len() * target.block_bytes();
         band.resize(raw.len() / row_bytes * out_row_bytes, 0);
         let inputs = inputs.filter(|_| *feedback);
-        for (task, rows) in tasks.iter_mut().zip(band.chunks_mut(task_rows * out_row_bytes)) {
-            task.outputs.push(Rows { number, codec, inputs, rows });
+        for (task, rows) in tasks
+            .iter_mut()
+            .zip(band.chunks_mut(task_rows * out_row_bytes))
+        {
+            task.outputs.push(Rows {
+                number,
+                codec,
+                inputs,
+                rows,
+            });
         }
     }
     let worker = || vec![0.0f32; task_rows * row_len];
@@ -423,21 +556,43 @@ impl Task<'_> {
         decoder.dequantize_row(self.raw, weights);
         let importance = |row: usize| {
             let matrix = (self.first_row + row as u64) / rows_per_matrix % matrices;
-            source.importance.as_deref().map(|all| &all[matrix as usize * row_len..][..row_len])
+            source
+                .importance
+                .as_deref()
+                .map(|all| &all[matrix as usize * row_len..][..row_len])
         };
         // The same for all outputs.
-        let power = self.outputs.iter().find_map(|rows| rows.inputs).map_or(0.0, |inputs| inputs.power(weights));
+        let power = self
+            .outputs
+            .iter()
+            .find_map(|rows| rows.inputs)
+            .map_or(0.0, |inputs| inputs.power(weights));
         let mut proofs = Vec::new();
-        for Rows { number, codec, inputs, rows: out } in self.outputs {
+        for Rows {
+            number,
+            codec,
+            inputs,
+            rows: out,
+        } in self.outputs
+        {
             match inputs {
                 // All of one matrix.
                 Some(inputs) => {
-                    proofs.push((number, Proof { power, ..inputs.round(codec, importance(0), weights, out) }));
+                    proofs.push((
+                        number,
+                        Proof {
+                            power,
+                            ..inputs.round(codec, importance(0), weights, out)
+                        },
+                    ));
                 }
                 None => {
                     let out_row_bytes = out.len() / (n_weights / row_len);
-                    let rows = weights.chunks_exact(row_len).zip(out.chunks_exact_mut(out_row_bytes));
-                    rows.enumerate().for_each(|(i, (x, y))| codec.quantize_row(x, importance(i), y));
+                    let rows = weights
+                        .chunks_exact(row_len)
+                        .zip(out.chunks_exact_mut(out_row_bytes));
+                    rows.enumerate()
+                        .for_each(|(i, (x, y))| codec.quantize_row(x, importance(i), y));
                 }
             }
             check_output(source, codec, out, self.first_row)?;

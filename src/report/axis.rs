@@ -21,9 +21,16 @@ pub(super) struct Axis {
 }
 
 impl Axis {
-    /// From `low` to `high` (low < high; above 0 for a logarithmic axis), drawn from place `from` to place `to`.
+    /// From `low` to `high` (low < high; above 0 for a logarithmic axis), drawn from place `from`
+    /// to place `to`.
     pub(super) fn new(log: bool, (low, high): (f64, f64), (from, to): (f64, f64)) -> Axis {
-        Axis { log, low, high, from, to }
+        Axis {
+            log,
+            low,
+            high,
+            from,
+            to,
+        }
     }
 
     /// The place of a value.
@@ -37,7 +44,11 @@ impl Axis {
 
     /// The same axis for other units: value x factor + offset stands where value stood.
     pub(super) fn scaled(&self, factor: f64, offset: f64) -> Axis {
-        Axis { low: self.low * factor + offset, high: self.high * factor + offset, ..*self }
+        Axis {
+            low: self.low * factor + offset,
+            high: self.high * factor + offset,
+            ..*self
+        }
     }
 
     /// Lowest and highest value.
@@ -56,7 +67,9 @@ impl Axis {
         match self.log {
             true => {
                 let fits = |ticks: &Vec<f64>| {
-                    ticks.windows(2).all(|pair| (self.at(pair[1]) - self.at(pair[0])).abs() >= apart)
+                    ticks
+                        .windows(2)
+                        .all(|pair| (self.at(pair[1]) - self.at(pair[0])).abs() >= apart)
                 };
                 let mut choices = LOG_STEPS.iter().rev().map(|steps| self.log_ticks(steps));
                 choices.find(fits).unwrap_or_else(|| self.decades(most))
@@ -81,10 +94,17 @@ impl Axis {
     fn linear_ticks(&self, most: usize) -> Vec<f64> {
         let rough = (self.high - self.low) / most as f64;
         let decade = rough.log10().floor() as i32;
-        let steps = (decade..=decade + 1).flat_map(|d| LINEAR_STEPS.map(|step| step * 10_f64.powi(d)));
-        let step = steps.into_iter().find(|&step| step >= rough).unwrap_or(10_f64.powi(decade + 2));
+        let steps =
+            (decade..=decade + 1).flat_map(|d| LINEAR_STEPS.map(|step| step * 10_f64.powi(d)));
+        let step = steps
+            .into_iter()
+            .find(|&step| step >= rough)
+            .unwrap_or(10_f64.powi(decade + 2));
         let first = (self.low / step).ceil() as i64;
-        (first..first + most as i64 + 1).map(|i| i as f64 * step).filter(|&value| self.holds(value)).collect()
+        (first..first + most as i64 + 1)
+            .map(|i| i as f64 * step)
+            .filter(|&value| self.holds(value))
+            .collect()
     }
 }
 
@@ -112,9 +132,15 @@ mod tests {
     #[test]
     fn ticks_are_round_and_apart() {
         let linear = Axis::new(false, (2.29, 6.7), (0.0, 900.0));
-        assert_eq!(linear.ticks(90.0), [2.5, 3.0, 3.5, 4.0, 4.5, 5.0, 5.5, 6.0, 6.5]);
+        assert_eq!(
+            linear.ticks(90.0),
+            [2.5, 3.0, 3.5, 4.0, 4.5, 5.0, 5.5, 6.0, 6.5]
+        );
         let log = Axis::new(true, (0.0018, 0.6), (500.0, 0.0));
-        assert_eq!(log.ticks(30.0), [0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5]);
+        assert_eq!(
+            log.ticks(30.0),
+            [0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5]
+        );
         let wide = Axis::new(true, (1e-12, 10.0), (0.0, 100.0));
         assert!(wide.ticks(20.0).len() <= 6);
         for axis in [linear, log, wide] {

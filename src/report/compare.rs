@@ -2,22 +2,26 @@
 
 use super::data::{Choice, File, Frontier, Preset, Tensor};
 
-/// A preset has a file's size if it is at most this much smaller (the header differs by that) or larger.
+/// A preset has a file's size if it is at most this much smaller (the header differs by that) or
+/// larger.
 const SAME_SIZE: (f64, f64) = (0.001, 0.01);
-/// What a tensor's precision is worth is read off between the types nearest to these bits per weight.
+/// What a tensor's precision is worth is read off between the types nearest to these bits per
+/// weight.
 const FEW_BITS: f64 = 3.4;
 const MORE_BITS: f64 = 5.5;
 
 /// A file beside llama.cpp's presets at its size.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Comparison<'a> {
-    /// The preset of the file's size; or the nearest smaller one of those that no other preset beats.
+    /// The preset of the file's size; or the nearest smaller one of those that no other preset
+    /// beats.
     pub preset: &'a Preset,
     /// The nearest larger one, if none has the file's size.
     pub next: Option<&'a Preset>,
     /// Nats of the file.
     pub ours: f64,
-    /// Nats of the preset; between two presets, on the line that joins them (nats logarithmic, bytes linear).
+    /// Nats of the preset; between two presets, on the line that joins them (nats logarithmic,
+    /// bytes linear).
     pub theirs: f64,
     /// Whether all were measured; else all are predicted.
     pub measured: bool,
@@ -41,19 +45,43 @@ impl Frontier {
         self.fit.map_or(predicted, |fit| fit.apply(predicted))
     }
 
-    /// A file beside the presets at its size: by what was measured if that is enough, else by what is predicted.
-    /// None if the file is smaller or larger than all presets.
+    /// A file beside the presets at its size: by what was measured if that is enough, else by what
+    /// is predicted. None if the file is smaller or larger than all presets.
     pub fn comparison<'a>(&'a self, file: &File) -> Option<Comparison<'a>> {
-        let measured = self.presets.iter().filter_map(|preset| Some((preset, preset.measured.as_ref()?.kld)));
-        let predicted = self.presets.iter().filter_map(|preset| Some((preset, self.corrected(preset.predicted?))));
-        let by_measurement = file.measured.as_ref().and_then(|m| compare(file.bytes, m.kld, true, measured.collect()));
-        by_measurement.or_else(|| compare(file.bytes, self.corrected(file.predicted), false, predicted.collect()))
+        let measured = self
+            .presets
+            .iter()
+            .filter_map(|preset| Some((preset, preset.measured.as_ref()?.kld)));
+        let predicted = self
+            .presets
+            .iter()
+            .filter_map(|preset| Some((preset, self.corrected(preset.predicted?))));
+        let by_measurement = file
+            .measured
+            .as_ref()
+            .and_then(|m| compare(file.bytes, m.kld, true, measured.collect()));
+        by_measurement.or_else(|| {
+            compare(
+                file.bytes,
+                self.corrected(file.predicted),
+                false,
+                predicted.collect(),
+            )
+        })
     }
 
-    /// Predicted nats of the frontier at a size, linear between its points in the logarithm; none outside of it.
+    /// Predicted nats of the frontier at a size, linear between its points in the logarithm; none
+    /// outside of it.
     pub fn nats_at(&self, bytes: u64) -> Option<f64> {
-        let pair = self.frontier.windows(2).find(|pair| pair[0].bytes <= bytes && bytes <= pair[1].bytes)?;
-        Some(between((pair[0].bytes, pair[0].nats), (pair[1].bytes, pair[1].nats), bytes))
+        let pair = self
+            .frontier
+            .windows(2)
+            .find(|pair| pair[0].bytes <= bytes && bytes <= pair[1].bytes)?;
+        Some(between(
+            (pair[0].bytes, pair[0].nats),
+            (pair[1].bytes, pair[1].nats),
+            bytes,
+        ))
     }
 
     /// What precision is worth, tensor by tensor, the most first; ties in the order of the file.
@@ -65,17 +93,30 @@ impl Frontier {
 }
 
 /// A file of so many bytes and nats beside presets with their nats.
-fn compare<'a>(bytes: u64, ours: f64, measured: bool, mut presets: Vec<(&'a Preset, f64)>) -> Option<Comparison<'a>> {
+fn compare<'a>(
+    bytes: u64,
+    ours: f64,
+    measured: bool,
+    mut presets: Vec<(&'a Preset, f64)>,
+) -> Option<Comparison<'a>> {
     presets.retain(|(_, nats)| nats.is_finite() && *nats > 0.0);
     presets.sort_by(|a, b| a.0.bytes.cmp(&b.0.bytes).then(a.1.total_cmp(&b.1)));
     let same = |preset: &Preset| {
         let larger = preset.bytes as f64 / bytes.max(1) as f64 - 1.0;
         (-SAME_SIZE.0..=SAME_SIZE.1).contains(&larger)
     };
-    let nearest =
-        presets.iter().filter(|(preset, _)| same(preset)).min_by_key(|(preset, _)| preset.bytes.abs_diff(bytes));
+    let nearest = presets
+        .iter()
+        .filter(|(preset, _)| same(preset))
+        .min_by_key(|(preset, _)| preset.bytes.abs_diff(bytes));
     if let Some(&(preset, theirs)) = nearest {
-        return Some(Comparison { preset, next: None, ours, theirs, measured });
+        return Some(Comparison {
+            preset,
+            next: None,
+            ours,
+            theirs,
+            measured,
+        });
     }
     // Those that no smaller preset beats.
     let mut least = f64::INFINITY;
@@ -84,13 +125,22 @@ fn compare<'a>(bytes: u64, ours: f64, measured: bool, mut presets: Vec<(&'a Pres
         least = least.min(*nats);
         unbeaten
     });
-    let pair = presets.windows(2).find(|pair| pair[0].0.bytes <= bytes && bytes <= pair[1].0.bytes)?;
+    let pair = presets
+        .windows(2)
+        .find(|pair| pair[0].0.bytes <= bytes && bytes <= pair[1].0.bytes)?;
     let [(small, small_nats), (large, large_nats)] = [pair[0], pair[1]];
     let theirs = between((small.bytes, small_nats), (large.bytes, large_nats), bytes);
-    Some(Comparison { preset: small, next: Some(large), ours, theirs, measured })
+    Some(Comparison {
+        preset: small,
+        next: Some(large),
+        ours,
+        theirs,
+        measured,
+    })
 }
 
-/// Nats at a size between two points: linear in the bytes and in the logarithm of the nats (in the nats if one is 0).
+/// Nats at a size between two points: linear in the bytes and in the logarithm of the nats (in the
+/// nats if one is 0).
 fn between(a: (u64, f64), b: (u64, f64), bytes: u64) -> f64 {
     let part = (bytes - a.0) as f64 / (b.0 - a.0).max(1) as f64;
     match a.1 > 0.0 && b.1 > 0.0 {
@@ -101,7 +151,9 @@ fn between(a: (u64, f64), b: (u64, f64), bytes: u64) -> f64 {
 
 /// Geometric mean of ratios above 0; none if there are none.
 pub fn geometric_mean(ratios: impl Iterator<Item = f64>) -> Option<f64> {
-    let (n, sum) = ratios.filter(|r| *r > 0.0).fold((0_u32, 0.0), |(n, sum), r| (n + 1, sum + r.ln()));
+    let (n, sum) = ratios
+        .filter(|r| *r > 0.0)
+        .fold((0_u32, 0.0), |(n, sum), r| (n + 1, sum + r.ln()));
     (n > 0).then(|| (sum / f64::from(n)).exp())
 }
 
@@ -122,12 +174,22 @@ impl<'a> Worth<'a> {
     fn of(tensor: &'a Tensor) -> Option<Worth<'a>> {
         let nearest = |bits: f64| {
             let off = |choice: &Choice| (choice.bpw(tensor.weights) - bits).abs();
-            let order = |a: &&Choice, b: &&Choice| off(a).total_cmp(&off(b)).then(a.nats.total_cmp(&b.nats));
+            let order = |a: &&Choice, b: &&Choice| {
+                off(a).total_cmp(&off(b)).then(a.nats.total_cmp(&b.nats))
+            };
             tensor.choices.iter().min_by(order)
         };
         let (few, more) = (nearest(FEW_BITS)?, nearest(MORE_BITS)?);
-        let added = more.bytes.checked_sub(few.bytes).filter(|added| *added > 0)?;
-        Some(Worth { tensor, few, more, nats_per_byte: (few.nats - more.nats) / added as f64 })
+        let added = more
+            .bytes
+            .checked_sub(few.bytes)
+            .filter(|added| *added > 0)?;
+        Some(Worth {
+            tensor,
+            few,
+            more,
+            nats_per_byte: (few.nats - more.nats) / added as f64,
+        })
     }
 }
 
@@ -141,6 +203,8 @@ impl Choice {
 impl Tensor {
     /// The choice of this type.
     pub fn choice(&self, ggml_type: &str) -> Option<&Choice> {
-        self.choices.iter().find(|choice| choice.ggml_type.eq_ignore_ascii_case(ggml_type))
+        self.choices
+            .iter()
+            .find(|choice| choice.ggml_type.eq_ignore_ascii_case(ggml_type))
     }
 }

@@ -1,8 +1,8 @@
 //! What `frontier.json` holds: the model, the scores, the frontier, and what was measured.
 //!
-//! `docs/frontier-json.md` tells the same as a table. Conventions: sizes in bytes, times in seconds, KL divergences in
-//! nats per scored token, types by their ggml name (`q4_K`). What was not measured is absent, never 0. All numbers are
-//! finite.
+//! `docs/frontier-json.md` tells the same as a table. Conventions: sizes in bytes, times in
+//! seconds, KL divergences in nats per scored token, types by their ggml name (`q4_K`). What was
+//! not measured is absent, never 0. All numbers are finite.
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -57,7 +57,9 @@ pub enum DataError {
     #[error("this is no frontier.json: {0}")]
     Malformed(#[from] serde_json::Error),
     /// Of another version.
-    #[error("the frontier.json has format {0}; this program reads format {FORMAT}: make it anew with this version")]
+    #[error(
+        "the frontier.json has format {0}; this program reads format {FORMAT}: make it anew with this version"
+    )]
     Format(u32),
 }
 
@@ -79,7 +81,8 @@ impl Frontier {
     pub fn to_json(&self) -> String {
         let mut out = Vec::new();
         let mut serializer = serde_json::Serializer::with_formatter(&mut out, Lines::default());
-        self.serialize(&mut serializer).expect("names and numbers can be written, and memory takes them");
+        self.serialize(&mut serializer)
+            .expect("names and numbers can be written, and memory takes them");
         out.push(b'\n');
         String::from_utf8(out).expect("JSON is text")
     }
@@ -92,13 +95,22 @@ struct Lines {
 }
 
 impl Lines {
-    fn open<W: std::io::Write + ?Sized>(&mut self, out: &mut W, bracket: &[u8]) -> std::io::Result<()> {
+    fn open<W: std::io::Write + ?Sized>(
+        &mut self,
+        out: &mut W,
+        bracket: &[u8],
+    ) -> std::io::Result<()> {
         self.depth += 1;
         out.write_all(bracket)
     }
 
     /// Between two items or before the first; `broken` is the depth down to which lines are broken.
-    fn next<W: std::io::Write + ?Sized>(&self, out: &mut W, first: bool, broken: usize) -> std::io::Result<()> {
+    fn next<W: std::io::Write + ?Sized>(
+        &self,
+        out: &mut W,
+        first: bool,
+        broken: usize,
+    ) -> std::io::Result<()> {
         out.write_all(if first { b"" } else { b"," })?;
         match self.depth <= broken {
             true => write!(out, "\n{:width$}", "", width = self.depth),
@@ -117,11 +129,18 @@ impl serde_json::ser::Formatter for Lines {
         out.write_all(if self.depth == 0 { b"\n}" } else { b"}" })
     }
 
-    fn begin_object_key<W: std::io::Write + ?Sized>(&mut self, out: &mut W, first: bool) -> std::io::Result<()> {
+    fn begin_object_key<W: std::io::Write + ?Sized>(
+        &mut self,
+        out: &mut W,
+        first: bool,
+    ) -> std::io::Result<()> {
         self.next(out, first, 1)
     }
 
-    fn begin_object_value<W: std::io::Write + ?Sized>(&mut self, out: &mut W) -> std::io::Result<()> {
+    fn begin_object_value<W: std::io::Write + ?Sized>(
+        &mut self,
+        out: &mut W,
+    ) -> std::io::Result<()> {
         out.write_all(b": ")
     }
 
@@ -134,7 +153,11 @@ impl serde_json::ser::Formatter for Lines {
         out.write_all(b"]")
     }
 
-    fn begin_array_value<W: std::io::Write + ?Sized>(&mut self, out: &mut W, first: bool) -> std::io::Result<()> {
+    fn begin_array_value<W: std::io::Write + ?Sized>(
+        &mut self,
+        out: &mut W,
+        first: bool,
+    ) -> std::io::Result<()> {
         self.next(out, first, 2)
     }
 }
@@ -184,11 +207,13 @@ pub struct Text {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Score {
-    /// Squares per token: half the mean of (g . dW x)^2 over tokens, g the gradient of a drawn label's log-likelihood.
+    /// Squares per token: half the mean of (g . dW x)^2 over tokens, g the gradient of a drawn
+    /// label's log-likelihood.
     PerToken,
     /// The same with the sum over a sequence squared.
     PerSequence,
-    /// Squared error weighted by the importance matrix, without the downstream term: relative units, not nats.
+    /// Squared error weighted by the importance matrix, without the downstream term: relative
+    /// units, not nats.
     WeightedError,
     /// The measured divergence of the model with this tensor alone in this type.
     Sweep,
@@ -366,18 +391,20 @@ pub struct File {
     /// What was measured; absent if nothing was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub measured: Option<Measured>,
-    /// What rounding with error feedback did, tensor by tensor; empty where weights were rounded as llama.cpp does.
+    /// What rounding with error feedback did, tensor by tensor; empty where weights were rounded as
+    /// llama.cpp does.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rounding: Vec<Rounded>,
 }
 
-/// What rounding with error feedback did to a tensor: squared errors of its products with inputs that it has not seen.
+/// What rounding with error feedback did to a tensor: squared errors of its products with inputs
+/// that it has not seen.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Rounded {
     /// The tensor.
     pub tensor: String,
-    /// The sum of the squared errors as llama.cpp rounds, as a part of the products' own squares; absent if nothing was
-    /// held out.
+    /// The sum of the squared errors as llama.cpp rounds, as a part of the products' own squares;
+    /// absent if nothing was held out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plain: Option<f64>,
     /// The same of the rounding that was taken.

@@ -30,13 +30,25 @@ struct Mark {
 fn marks(data: &Frontier) -> Vec<Mark> {
     let ours = data.files.iter().filter_map(|file| {
         let (name, measured) = (shorten(&file.label, 24), file.measured.as_ref()?.kld);
-        Some(Mark { name, predicted: file.predicted, measured, ours: true })
+        Some(Mark {
+            name,
+            predicted: file.predicted,
+            measured,
+            ours: true,
+        })
     });
     let theirs = data.presets.iter().filter_map(|preset| {
         let (name, measured) = (shorten(&preset.name, 20), preset.measured.as_ref()?.kld);
-        Some(Mark { name, predicted: preset.predicted?, measured, ours: false })
+        Some(Mark {
+            name,
+            predicted: preset.predicted?,
+            measured,
+            ours: false,
+        })
     });
-    ours.chain(theirs).filter(|mark| drawable(mark.predicted) && drawable(mark.measured)).collect()
+    ours.chain(theirs)
+        .filter(|mark| drawable(mark.predicted) && drawable(mark.measured))
+        .collect()
 }
 
 /// The picture; none if fewer than two were measured.
@@ -45,21 +57,48 @@ pub fn fit_chart(data: &Frontier, place: Place) -> Option<String> {
     if marks.len() < 2 {
         return None;
     }
-    let values = || marks.iter().flat_map(|mark| [mark.predicted, mark.measured]);
+    let values = || {
+        marks
+            .iter()
+            .flat_map(|mark| [mark.predicted, mark.measured])
+    };
     let low = values().min_by(f64::total_cmp)? / ROOM;
     let high = values().max_by(f64::total_cmp)? * ROOM;
-    let label = format!("Predicted against measured KL divergence of {}", shorten(&data.model.name, 80));
+    let label = format!(
+        "Predicted against measured KL divergence of {}",
+        shorten(&data.model.name, 80)
+    );
     let mut svg = Svg::new(SIZE, SIZE, &label, place);
-    let plot = Area { x0: LEFT, y0: HEAD, x1: SIZE - RIGHT, y1: SIZE - FOOT };
+    let plot = Area {
+        x0: LEFT,
+        y0: HEAD,
+        x1: SIZE - RIGHT,
+        y1: SIZE - FOOT,
+    };
     let x = Axis::new(true, (low, high), (plot.x0, plot.x1));
     let y = Axis::new(true, (low, high), (plot.y1, plot.y0));
     for value in x.ticks(48.0) {
         svg.line("q-grid", (x.at(value), plot.y0), (x.at(value), plot.y1));
-        svg.text("q-tick", (x.at(value), plot.y1 + 19.0), Anchor::Middle, &tick(value));
+        svg.text(
+            "q-tick",
+            (x.at(value), plot.y1 + 19.0),
+            Anchor::Middle,
+            &tick(value),
+        );
         svg.line("q-grid", (plot.x0, y.at(value)), (plot.x1, y.at(value)));
-        svg.text("q-tick", (plot.x0 - 8.0, y.at(value) + 4.0), Anchor::End, &tick(value));
+        svg.text(
+            "q-tick",
+            (plot.x0 - 8.0, y.at(value) + 4.0),
+            Anchor::End,
+            &tick(value),
+        );
     }
-    svg.text("q-note", ((plot.x0 + plot.x1) / 2.0, SIZE - 14.0), Anchor::Middle, "predicted nats, before the fit");
+    svg.text(
+        "q-note",
+        ((plot.x0 + plot.x1) / 2.0, SIZE - 14.0),
+        Anchor::Middle,
+        "predicted nats, before the fit",
+    );
     svg.upright_text("q-note", (16.0, (plot.y0 + plot.y1) / 2.0), "measured nats");
 
     let mut labels = Labels::new(plot);
@@ -74,31 +113,51 @@ pub fn fit_chart(data: &Frontier, place: Place) -> Option<String> {
     legend(&mut svg, &marks, fit.is_some());
 
     let at = |mark: &Mark| (x.at(mark.predicted), y.at(mark.measured));
-    marks.iter().for_each(|mark| labels.block(Area::around(at(mark), RADIUS + 1.5)));
+    marks
+        .iter()
+        .for_each(|mark| labels.block(Area::around(at(mark), RADIUS + 1.5)));
     let mut names = Vec::new();
     for mark in &marks {
         let favoured = if mark.ours { 0.7 } else { 3.8 };
-        let letters = if mark.ours { BOLD * NAME_SIZE } else { NAME_SIZE };
-        let Some(spot) = labels.place(at(mark), &mark.name, letters, favoured) else { continue };
+        let letters = if mark.ours {
+            BOLD * NAME_SIZE
+        } else {
+            NAME_SIZE
+        };
+        let Some(spot) = labels.place(at(mark), &mark.name, letters, favoured) else {
+            continue;
+        };
         if let Some(end) = spot.leader {
             svg.line("q-lead", at(mark), end);
         }
         names.push((mark, spot));
     }
     for mark in marks.iter().rev() {
-        let tip = format!("{}: {} predicted, {} measured", mark.name, nats(mark.predicted), nats(mark.measured));
+        let tip = format!(
+            "{}: {} predicted, {} measured",
+            mark.name,
+            nats(mark.predicted),
+            nats(mark.measured)
+        );
         shape(&mut svg, mark.ours, at(mark), &tip);
     }
     for (mark, spot) in names {
-        let class = if mark.ours { "q-ours-name" } else { "q-theirs-name" };
+        let class = if mark.ours {
+            "q-ours-name"
+        } else {
+            "q-theirs-name"
+        };
         svg.text(class, spot.at, spot.anchor, &mark.name);
     }
     Some(svg.finish())
 }
 
-/// The part of the fitted line that is in the picture; it is straight, since both axes are logarithmic.
+/// The part of the fitted line that is in the picture; it is straight, since both axes are
+/// logarithmic.
 fn fit_line(data: &Frontier, x: &Axis, y: &Axis) -> Option<[(f64, f64); 2]> {
-    let fit = data.fit.filter(|fit| fit.scale > 0.0 && fit.exponent > 0.0)?;
+    let fit = data
+        .fit
+        .filter(|fit| fit.scale > 0.0 && fit.exponent > 0.0)?;
     let (low, high) = x.ends();
     let back = |measured: f64| (measured / fit.scale).powf(1.0 / fit.exponent);
     let (from, to) = (low.max(back(low)), high.min(back(high)));
@@ -124,8 +183,16 @@ fn legend(svg: &mut Svg, marks: &[Mark], fitted: bool) {
             entry(svg, &|svg, at| shape(svg, ours, at, ""), text);
         }
     }
-    entry(svg, &|svg, (x, y)| svg.line("q-diagonal", (x - 8.0, y), (x + 8.0, y)), "equal");
+    entry(
+        svg,
+        &|svg, (x, y)| svg.line("q-diagonal", (x - 8.0, y), (x + 8.0, y)),
+        "equal",
+    );
     if fitted {
-        entry(svg, &|svg, (x, y)| svg.line("q-fit", (x - 8.0, y), (x + 8.0, y)), "fit");
+        entry(
+            svg,
+            &|svg, (x, y)| svg.line("q-fit", (x - 8.0, y), (x + 8.0, y)),
+            "fit",
+        );
     }
 }

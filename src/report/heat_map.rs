@@ -1,4 +1,5 @@
-//! A recipe as a picture: layers from left to right, matrices from top to bottom, coloured by bits per weight.
+//! A recipe as a picture: layers from left to right, matrices from top to bottom, coloured by bits
+//! per weight.
 
 use super::data::{File, Frontier, Tensor};
 use super::numbers::{nats, shorten, size, type_name};
@@ -19,7 +20,8 @@ const ROW_CHARACTERS: usize = 20;
 
 /// Ends of the scale of colours, bits per weight.
 const SCALE: (f64, f64) = (1.6, 8.5);
-/// The colours, evenly spaced: viridis (van der Walt and Smith, 2015), which is even for the colour-blind too.
+/// The colours, evenly spaced: viridis (van der Walt and Smith, 2015), which is even for the
+/// colour-blind too.
 const COLOURS: [[u8; 3]; 9] = [
     [0x44, 0x01, 0x54],
     [0x47, 0x2d, 0x7b],
@@ -32,7 +34,8 @@ const COLOURS: [[u8; 3]; 9] = [
     [0xfd, 0xe7, 0x25],
 ];
 
-/// Below this relative luminance, white text has more contrast than black (WCAG's contrast ratio: sqrt(1.05 x 0.05) - 0.05).
+/// Below this relative luminance, white text has more contrast than black (WCAG's contrast ratio:
+/// sqrt(1.05 x 0.05) - 0.05).
 const LIGHT_TEXT: f64 = 0.18;
 
 /// Colour of so many bits per weight, logarithmic, and whether text on it should be light.
@@ -47,7 +50,10 @@ pub(super) fn colour(bpw: f64) -> (String, bool) {
     let [r, g, b] = [mix(0), mix(1), mix(2)];
     let linear = |c: f64| (c / 255.0).powf(2.2);
     let luminance = 0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b);
-    (format!("#{:02x}{:02x}{:02x}", r as u8, g as u8, b as u8), luminance < LIGHT_TEXT)
+    (
+        format!("#{:02x}{:02x}{:02x}", r as u8, g as u8, b as u8),
+        luminance < LIGHT_TEXT,
+    )
 }
 
 /// Rows in the order of the forward pass; others follow in the order of the file.
@@ -68,16 +74,20 @@ const ORDER: [&str; 14] = [
     "ffn_up_exps",
 ];
 
-/// The row of a tensor: its name without layer and `.weight`, so that a layer's matrices of one role stay apart.
+/// The row of a tensor: its name without layer and `.weight`, so that a layer's matrices of one
+/// role stay apart.
 fn row_of(tensor: &Tensor) -> &str {
     let inner = match tensor.layer {
         Some(layer) => tensor.name.strip_prefix(&format!("blk.{layer}.")),
         None => Some(tensor.name.as_str()),
     };
-    inner.map_or(&tensor.role, |name| name.strip_suffix(".weight").unwrap_or(name))
+    inner.map_or(&tensor.role, |name| {
+        name.strip_suffix(".weight").unwrap_or(name)
+    })
 }
 
-/// The rows of a model: those outside the layers that come first, those of the layers, those that come last.
+/// The rows of a model: those outside the layers that come first, those of the layers, those that
+/// come last.
 struct Rows<'a> {
     first: Vec<&'a Tensor>,
     layered: Vec<&'a str>,
@@ -97,10 +107,20 @@ impl<'a> Rows<'a> {
                 layered.push(row);
             }
         }
-        layered.sort_by_key(|row| ORDER.iter().position(|known| known == row).unwrap_or(ORDER.len()));
+        layered.sort_by_key(|row| {
+            ORDER
+                .iter()
+                .position(|known| known == row)
+                .unwrap_or(ORDER.len())
+        });
         let outside = tensors.iter().filter(|tensor| tensor.layer.is_none());
         let (last, first) = outside.partition(|tensor| tensor.role == "output");
-        Rows { first, layered, last, layers }
+        Rows {
+            first,
+            layered,
+            last,
+            layers,
+        }
     }
 
     fn count(&self) -> usize {
@@ -122,7 +142,10 @@ impl Cell {
         let bpw = choice.bpw(tensor.weights);
         let text = type_name(ggml_type);
         let (name, bytes) = (shorten(&tensor.name, 60), size(choice.bytes));
-        let tip = format!("{name}: {text}, {bpw:.2} bpw, {bytes}, {} nats predicted", nats(choice.nats));
+        let tip = format!(
+            "{name}: {text}, {bpw:.2} bpw, {bytes}, {} nats predicted",
+            nats(choice.nats)
+        );
         Some(Cell { bpw, text, tip })
     }
 }
@@ -130,42 +153,84 @@ impl Cell {
 /// The picture of one file's recipe, and its width.
 pub fn heat_map(data: &Frontier, file: &File, place: Place) -> (String, f64) {
     let rows = Rows::of(&data.tensors);
-    let names = rows.first.iter().chain(&rows.last).map(|tensor| row_of(tensor)).chain(rows.layered.iter().copied());
-    let widest = names.map(|name| shorten(name, ROW_CHARACTERS).chars().count()).max().unwrap_or(0);
+    let names = rows
+        .first
+        .iter()
+        .chain(&rows.last)
+        .map(|tensor| row_of(tensor))
+        .chain(rows.layered.iter().copied());
+    let widest = names
+        .map(|name| shorten(name, ROW_CHARACTERS).chars().count())
+        .max()
+        .unwrap_or(0);
     let left = (widest as f64 * ROW_SIZE * 0.61 + 14.0).max(70.0);
     let columns = rows.layers.len().max(1);
     let cell = ((WIDTH - left - RIGHT) / columns as f64).min(CELL_MOST);
     let right = left + cell * columns as f64;
     let width = right + RIGHT;
     let height = HEAD + ROW * rows.count() as f64 + FOOT;
-    let label = format!("Types of the tensors of {}, layer by layer", shorten(&file.name, 80));
+    let label = format!(
+        "Types of the tensors of {}, layer by layer",
+        shorten(&file.name, 80)
+    );
     let mut svg = Svg::new(width, height, &label, place);
 
     let every = (20.0 / cell).ceil().max(1.0) as usize;
     for (column, layer) in rows.layers.iter().enumerate().step_by(every) {
         let x = left + cell * (column as f64 + 0.5);
-        svg.text("q-layer", (x, HEAD - 7.0), Anchor::Middle, &layer.to_string());
+        svg.text(
+            "q-layer",
+            (x, HEAD - 7.0),
+            Anchor::Middle,
+            &layer.to_string(),
+        );
     }
     svg.text("q-layer", (left - 10.0, HEAD - 7.0), Anchor::End, "layer");
 
     let cells = |name: &str| -> Vec<(usize, Cell)> {
-        let row = data.tensors.iter().filter(|tensor| tensor.layer.is_some() && row_of(tensor) == name);
-        row.filter_map(|tensor| Some((rows.layers.binary_search(&tensor.layer?).ok()?, Cell::of(tensor, file)?)))
-            .collect()
+        let row = data
+            .tensors
+            .iter()
+            .filter(|tensor| tensor.layer.is_some() && row_of(tensor) == name);
+        row.filter_map(|tensor| {
+            Some((
+                rows.layers.binary_search(&tensor.layer?).ok()?,
+                Cell::of(tensor, file)?,
+            ))
+        })
+        .collect()
     };
-    let layered: Vec<(&str, Vec<(usize, Cell)>)> = rows.layered.iter().map(|name| (*name, cells(name))).collect();
-    let texts = layered.iter().flat_map(|(_, cells)| cells.iter().map(|(_, cell)| cell.text.as_str()));
+    let layered: Vec<(&str, Vec<(usize, Cell)>)> = rows
+        .layered
+        .iter()
+        .map(|name| (*name, cells(name)))
+        .collect();
+    let texts = layered
+        .iter()
+        .flat_map(|(_, cells)| cells.iter().map(|(_, cell)| cell.text.as_str()));
     let letters = Lettering::of(texts, cell - GAP);
 
     let mut y = HEAD;
     let mut name_row = |svg: &mut Svg, name: &str| {
-        svg.text("q-row", (left - 10.0, y + ROW / 2.0 + 4.0), Anchor::End, &shorten(name, ROW_CHARACTERS));
+        svg.text(
+            "q-row",
+            (left - 10.0, y + ROW / 2.0 + 4.0),
+            Anchor::End,
+            &shorten(name, ROW_CHARACTERS),
+        );
         y += ROW;
         (y - ROW + GAP / 2.0, y - GAP / 2.0)
     };
     let wide_row = |svg: &mut Svg, (y0, y1): (f64, f64), tensor: &Tensor| {
-        let area = Area { x0: left + GAP / 2.0, y0, x1: right - GAP / 2.0, y1 };
-        Cell::of(tensor, file).iter().for_each(|cell| draw_cell(svg, area, cell, Some(LARGE)));
+        let area = Area {
+            x0: left + GAP / 2.0,
+            y0,
+            x1: right - GAP / 2.0,
+            y1,
+        };
+        Cell::of(tensor, file)
+            .iter()
+            .for_each(|cell| draw_cell(svg, area, cell, Some(LARGE)));
     };
     for tensor in &rows.first {
         let edges = name_row(&mut svg, row_of(tensor));
@@ -177,7 +242,12 @@ pub fn heat_map(data: &Frontier, file: &File, place: Place) -> (String, f64) {
             let x = left + cell * *column as f64;
             draw_cell(
                 &mut svg,
-                Area { x0: x + GAP / 2.0, y0, x1: x + (cell - GAP / 2.0).max(GAP), y1 },
+                Area {
+                    x0: x + GAP / 2.0,
+                    y0,
+                    x1: x + (cell - GAP / 2.0).max(GAP),
+                    y1,
+                },
                 shown,
                 letters,
             );
@@ -200,9 +270,18 @@ struct Lettering {
 }
 
 /// Sizes of letters, as in the style sheet.
-const SIZES: [(f64, &str); 4] = [(11.0, "q-cell-11"), (9.5, "q-cell-9"), (8.0, "q-cell-8"), (7.0, "q-cell-7")];
+const SIZES: [(f64, &str); 4] = [
+    (11.0, "q-cell-11"),
+    (9.5, "q-cell-9"),
+    (8.0, "q-cell-8"),
+    (7.0, "q-cell-7"),
+];
 /// Letters for cells that span all layers.
-const LARGE: Lettering = Lettering { size: SIZES[0].0, class: SIZES[0].1, parted: false };
+const LARGE: Lettering = Lettering {
+    size: SIZES[0].0,
+    class: SIZES[0].1,
+    parted: false,
+};
 
 impl Lettering {
     fn lines<'a>(&self, text: &'a str) -> Vec<&'a str> {
@@ -210,9 +289,16 @@ impl Lettering {
         parts.map_or_else(|| vec![text], |(head, tail)| vec![head, tail])
     }
 
-    /// The largest in which every text fits into a width; in one line if that is not much smaller. None if none does.
+    /// The largest in which every text fits into a width; in one line if that is not much smaller.
+    /// None if none does.
     fn of<'a>(texts: impl Iterator<Item = &'a str> + Clone, width: f64) -> Option<Lettering> {
-        let sizes = |parted| SIZES.into_iter().map(move |(size, class)| Lettering { size, class, parted });
+        let sizes = |parted| {
+            SIZES.into_iter().map(move |(size, class)| Lettering {
+                size,
+                class,
+                parted,
+            })
+        };
         let fits = |letters: &Lettering| {
             let mut lines = texts.clone().flat_map(|text| letters.lines(text));
             lines.all(|line| text_width(line, letters.size) <= width - 1.0)
@@ -225,10 +311,20 @@ fn draw_cell(svg: &mut Svg, area: Area, cell: &Cell, letters: Option<Lettering>)
     let (fill, dark) = colour(cell.bpw);
     svg.rect("q-cell", area, Some(&fill), &cell.tip);
     let Some(letters) = letters else { return };
-    let class = format!("{} {}", letters.class, if dark { "q-on-dark" } else { "q-on-light" });
+    let class = format!(
+        "{} {}",
+        letters.class,
+        if dark { "q-on-dark" } else { "q-on-light" }
+    );
     let lines = letters.lines(&cell.text);
-    let top = (area.y0 + area.y1) / 2.0 - letters.size * (lines.len() as f64 - 1.0) / 2.0 + 0.36 * letters.size;
+    let top = (area.y0 + area.y1) / 2.0 - letters.size * (lines.len() as f64 - 1.0) / 2.0
+        + 0.36 * letters.size;
     for (i, line) in lines.iter().enumerate() {
-        svg.text(&class, ((area.x0 + area.x1) / 2.0, top + letters.size * i as f64), Anchor::Middle, line);
+        svg.text(
+            &class,
+            ((area.x0 + area.x1) / 2.0, top + letters.size * i as f64),
+            Anchor::Middle,
+            line,
+        );
     }
 }

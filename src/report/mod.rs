@@ -1,4 +1,5 @@
-//! The evidence that a person looks at: `frontier.json`, pictures, a page, a table. Data in, text out.
+//! The evidence that a person looks at: `frontier.json`, pictures, a page, a table. Data in, text
+//! out.
 //!
 //! | what | from |
 //! |---|---|

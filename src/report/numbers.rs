@@ -53,7 +53,8 @@ pub fn count(n: u64) -> String {
     out
 }
 
-/// Decimals that show `significant` digits of `x`, at most 7; none if that would need more, or x is no number.
+/// Decimals that show `significant` digits of `x`, at most 7; none if that would need more, or x is
+/// no number.
 fn decimals(x: f64, significant: i32) -> Option<usize> {
     if x == 0.0 {
         return Some(significant as usize);
@@ -70,10 +71,13 @@ pub fn nats(x: f64) -> String {
     }
 }
 
-/// A figure and its standard error, which has two significant digits: `0.01803` and `0.00018`. Without an error the
-/// figure has three.
+/// A figure and its standard error, which has two significant digits: `0.01803` and `0.00018`.
+/// Without an error the figure has three.
 pub fn figure(value: f64, uncertainty: Option<f64>) -> (String, Option<String>) {
-    match uncertainty.filter(|u| *u > 0.0).and_then(|u| Some((u, decimals(u, 2)?))) {
+    match uncertainty
+        .filter(|u| *u > 0.0)
+        .and_then(|u| Some((u, decimals(u, 2)?)))
+    {
         Some((u, digits)) => (format!("{value:.digits$}"), Some(format!("{u:.digits$}"))),
         None => (nats(value), None),
     }
@@ -116,7 +120,9 @@ fn disturbs(c: char) -> bool {
 
 /// Text that can be shown anywhere: control and direction characters become `\u{fffd}`.
 pub fn clean(text: &str) -> String {
-    text.chars().map(|c| if disturbs(c) { '\u{fffd}' } else { c }).collect()
+    text.chars()
+        .map(|c| if disturbs(c) { '\u{fffd}' } else { c })
+        .collect()
 }
 
 /// The same, cut in the middle to at most `most` characters.
@@ -128,7 +134,11 @@ pub fn shorten(text: &str, most: usize) -> String {
     }
     let tail = (most - 1) / 2;
     let head = most - 1 - tail;
-    text.chars().take(head).chain(['…']).chain(text.chars().skip(length - tail)).collect()
+    text.chars()
+        .take(head)
+        .chain(['…'])
+        .chain(text.chars().skip(length - tail))
+        .collect()
 }
 
 /// A word of a shell's command line.
@@ -156,7 +166,10 @@ mod tests {
         assert_eq!(nats(0.0000124), "0.0000124");
         assert_eq!(nats(2.1e-7), "2.1e-7");
         assert_eq!(nats(0.0), "0.000");
-        assert_eq!(figure(0.018611, Some(0.00019)), ("0.01861".into(), Some("0.00019".into())));
+        assert_eq!(
+            figure(0.018611, Some(0.00019)),
+            ("0.01861".into(), Some("0.00019".into()))
+        );
         assert_eq!(figure(0.018611, None), ("0.0186".into(), None));
         assert_eq!(figure(0.018611, Some(0.0)), ("0.0186".into(), None));
         assert_eq!(change(-0.482), "−48%");
@@ -169,7 +182,10 @@ mod tests {
 
     #[test]
     fn names_cannot_disturb() {
-        assert_eq!(clean("a\u{1b}[31m\u{202e}b\n"), "a\u{fffd}[31m\u{fffd}b\u{fffd}");
+        assert_eq!(
+            clean("a\u{1b}[31m\u{202e}b\n"),
+            "a\u{fffd}[31m\u{fffd}b\u{fffd}"
+        );
         assert_eq!(shorten("abcdefghij", 10), "abcdefghij");
         assert_eq!(shorten("abcdefghijk", 10), "abcde…hijk");
         assert_eq!(shorten("ééééééé", 3), "é…é");

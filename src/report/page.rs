@@ -4,7 +4,9 @@ use super::compare::{Comparison, geometric_mean};
 use super::data::{File, Frontier, Measured, Score, Text};
 use super::fit_chart::fit_chart;
 use super::heat_map::{colour, heat_map};
-use super::numbers::{Unit, change, clean, count, duration, figure, nats, percent, shorten, size, type_name, weights};
+use super::numbers::{
+    Unit, change, clean, count, duration, figure, nats, percent, shorten, size, type_name, weights,
+};
 use super::size_chart::size_chart;
 use super::svg::{COLOURS, Place, style};
 use minijinja::{AutoEscape, Environment, Value, context};
@@ -28,13 +30,21 @@ const NONE: &str = "–";
 pub fn page(data: &Frontier) -> String {
     let mut environment = Environment::new();
     environment.set_auto_escape_callback(|_| AutoEscape::Html);
-    environment.add_template("page", TEMPLATE).expect("the template is tested");
-    let page = environment.get_template("page").and_then(|template| template.render(values(data)));
+    environment
+        .add_template("page", TEMPLATE)
+        .expect("the template is tested");
+    let page = environment
+        .get_template("page")
+        .and_then(|template| template.render(values(data)));
     page.expect("the template is tested")
 }
 
 fn values(data: &Frontier) -> Value {
-    let comparisons: Vec<Option<Comparison>> = data.files.iter().map(|file| data.comparison(file)).collect();
+    let comparisons: Vec<Option<Comparison>> = data
+        .files
+        .iter()
+        .map(|file| data.comparison(file))
+        .collect();
     let maps: Vec<Value> = mapped(data).map(|file| map(data, file)).collect();
     context! {
         generator => clean(&data.generator),
@@ -81,15 +91,27 @@ fn facts(data: &Frontier) -> Vec<String> {
         format!("{} weights", weights(model.parameters)),
         format!("{} layers", model.layers),
     ];
-    facts.extend(model.experts.map(|experts| format!("{experts} experts a layer")));
-    facts.push(format!("{} original: {}", type_name(&model.base_type), size(model.base_bytes)));
+    facts.extend(
+        model
+            .experts
+            .map(|experts| format!("{experts} experts a layer")),
+    );
+    facts.push(format!(
+        "{} original: {}",
+        type_name(&model.base_type),
+        size(model.base_bytes)
+    ));
     facts
 }
 
 /// The one sentence that tells what was gained; none if there is nothing to compare.
 fn lede(data: &Frontier, comparisons: &[Option<Comparison>]) -> Option<Value> {
     let measured = comparisons.iter().flatten().any(|c| c.measured);
-    let counted: Vec<&Comparison> = comparisons.iter().flatten().filter(|c| c.measured == measured).collect();
+    let counted: Vec<&Comparison> = comparisons
+        .iter()
+        .flatten()
+        .filter(|c| c.measured == measured)
+        .collect();
     let mean = geometric_mean(counted.iter().map(|c| c.ratio()))?;
     let have = match (measured, counted.len()) {
         (true, 1) => "the file has ",
@@ -99,20 +121,32 @@ fn lede(data: &Frontier, comparisons: &[Option<Comparison>]) -> Option<Value> {
     };
     let before = match counted.as_slice() {
         [only] if only.next.is_none() => {
-            format!("At the size of llama.cpp’s {} preset, {have}", shorten(&only.preset.name, 24))
+            format!(
+                "At the size of llama.cpp’s {} preset, {have}",
+                shorten(&only.preset.name, 24)
+            )
         }
         _ => format!("At the sizes of llama.cpp’s presets, {have}"),
     };
-    let of_what = if counted.len() == 1 { "its KL divergence" } else { "their KL divergence" };
+    let of_what = if counted.len() == 1 {
+        "its KL divergence"
+    } else {
+        "their KL divergence"
+    };
     let how = match (counted.len(), &data.evaluation, measured) {
         (1, Some(evaluation), true) => format!(", measured on {} tokens", count(evaluation.tokens)),
         (1, ..) => String::new(),
         (n, Some(evaluation), true) => {
-            format!(" (geometric mean of {n} comparisons, measured on {} tokens)", count(evaluation.tokens))
+            format!(
+                " (geometric mean of {n} comparisons, measured on {} tokens)",
+                count(evaluation.tokens)
+            )
         }
         (n, ..) => format!(" (geometric mean of {n} comparisons)"),
     };
-    Some(context! { before, figure => format!("{mean:.2} times"), after => format!(" {of_what}{how}.") })
+    Some(
+        context! { before, figure => format!("{mean:.2} times"), after => format!(" {of_what}{how}.") },
+    )
 }
 
 fn size_text(data: &Frontier) -> String {
@@ -161,7 +195,14 @@ fn file_row(data: &Frontier, file: &File, comparison: Option<&Comparison>) -> Va
 }
 
 fn against(comparison: &Comparison) -> Value {
-    let (saved, verb) = (comparison.saved(), if comparison.saved() < 0.0 { "lost" } else { "saved" });
+    let (saved, verb) = (
+        comparison.saved(),
+        if comparison.saved() < 0.0 {
+            "lost"
+        } else {
+            "saved"
+        },
+    );
     context! {
         class => if saved < 0.0 { "worse" } else { "better" },
         change => change(comparison.ratio() - 1.0),
@@ -174,12 +215,17 @@ fn against(comparison: &Comparison) -> Value {
 /// `Q4_K_M`, or `Q4_K_M … Q5_K_S`.
 pub(super) fn preset_names(comparison: &Comparison) -> String {
     let names = [Some(comparison.preset), comparison.next];
-    let names: Vec<String> = names.into_iter().flatten().map(|preset| shorten(&preset.name, 20)).collect();
+    let names: Vec<String> = names
+        .into_iter()
+        .flatten()
+        .map(|preset| shorten(&preset.name, 20))
+        .collect();
     names.join(" … ")
 }
 
 fn files_note(data: &Frontier) -> String {
-    let mut note = String::from("KL divergences are in nats per token, with their standard errors.");
+    let mut note =
+        String::from("KL divergences are in nats per token, with their standard errors.");
     if data.fit.is_some() {
         note += " Predictions are those after the fit.";
     }
@@ -210,7 +256,9 @@ fn presets(data: &Frontier) -> Vec<Value> {
 
 /// The files whose recipes are shown.
 fn mapped(data: &Frontier) -> impl Iterator<Item = &File> {
-    data.files.iter().filter(|file| !file.recipe.is_empty() && !data.tensors.is_empty())
+    data.files
+        .iter()
+        .filter(|file| !file.recipe.is_empty() && !data.tensors.is_empty())
 }
 
 fn map(data: &Frontier, file: &File) -> Value {
@@ -222,8 +270,16 @@ fn map(data: &Frontier, file: &File) -> Value {
 /// What the colours of the maps mean: the types that occur, by rising bits per weight.
 fn key(data: &Frontier) -> Vec<Value> {
     let mut seen: Vec<(f64, String)> = Vec::new();
-    for (file, tensor) in mapped(data).flat_map(|file| data.tensors.iter().map(move |tensor| (file, tensor))) {
-        let Some(choice) = file.recipe.get(&tensor.name).and_then(|name| tensor.choice(name)) else { continue };
+    for (file, tensor) in
+        mapped(data).flat_map(|file| data.tensors.iter().map(move |tensor| (file, tensor)))
+    {
+        let Some(choice) = file
+            .recipe
+            .get(&tensor.name)
+            .and_then(|name| tensor.choice(name))
+        else {
+            continue;
+        };
         let name = type_name(&choice.ggml_type);
         if !seen.iter().any(|(_, known)| *known == name) {
             seen.push((choice.bpw(tensor.weights), name));
@@ -243,9 +299,15 @@ fn fit_text(data: &Frontier) -> Vec<String> {
                 "Fitted to {} {files}: measured = {:.3} × predicted to the power {:.3}.",
                 fit.points, fit.scale, fit.exponent
             ));
-            let rank = fit.rank_correlation.map(|r| format!("The rank correlation is {r:.3}."));
-            let error =
-                fit.median_error.map(|e| format!("After the fit, half of the predictions are within {}.", percent(e)));
+            let rank = fit
+                .rank_correlation
+                .map(|r| format!("The rank correlation is {r:.3}."));
+            let error = fit.median_error.map(|e| {
+                format!(
+                    "After the fit, half of the predictions are within {}.",
+                    percent(e)
+                )
+            });
             text.extend([rank, error].into_iter().flatten());
         }
         None => text.push("No line was fitted: too few files were measured.".into()),
@@ -263,12 +325,18 @@ fn worth(data: &Frontier) -> Value {
     let all = data.worth();
     let unit = Unit::of(data.model.base_bytes);
     let rate = |nats_per_byte: f64| nats(nats_per_byte * unit.bytes());
-    let (Some(first), Some(median)) = (all.first(), all.get(all.len() / 2)) else { return context! {} };
+    let (Some(first), Some(median)) = (all.first(), all.get(all.len() / 2)) else {
+        return context! {};
+    };
     let shown = spread(&data.files, WORTH_FILES);
     let row = |worth: &super::compare::Worth| {
         let tensor = worth.tensor;
         let (few, more) = (worth.few, worth.more);
-        let types = shown.iter().map(|file| file.recipe.get(&tensor.name).map_or(NONE.into(), |t| type_name(t)));
+        let types = shown.iter().map(|file| {
+            file.recipe
+                .get(&tensor.name)
+                .map_or(NONE.into(), |t| type_name(t))
+        });
         context! {
             name => shorten(tensor.name.strip_suffix(".weight").unwrap_or(&tensor.name), 60),
             weights => weights(tensor.weights),
@@ -300,7 +368,9 @@ fn worth(data: &Frontier) -> Value {
 fn spread(files: &[File], most: usize) -> Vec<&File> {
     match files.len() <= most {
         true => files.iter().collect(),
-        false => (0..most).map(|i| &files[i * (files.len() - 1) / (most - 1)]).collect(),
+        false => (0..most)
+            .map(|i| &files[i * (files.len() - 1) / (most - 1)])
+            .collect(),
     }
 }
 
@@ -312,11 +382,21 @@ fn commands(data: &Frontier) -> Vec<Value> {
 
 fn settings(data: &Frontier) -> Vec<Value> {
     let texts = |texts: &[Text]| {
-        let one = |text: &Text| format!("{} ({} tokens)", shorten(&text.name, 60), count(text.tokens));
+        let one = |text: &Text| {
+            format!(
+                "{} ({} tokens)",
+                shorten(&text.name, 60),
+                count(text.tokens)
+            )
+        };
         texts.iter().map(one).collect::<Vec<String>>().join(", ")
     };
     let scoring = &data.scoring;
-    let draws = if scoring.draws == 1 { "label draw" } else { "label draws" };
+    let draws = if scoring.draws == 1 {
+        "label draw"
+    } else {
+        "label draws"
+    };
     let mut all = vec![
         ("scored on", texts(&scoring.texts)),
         (
@@ -330,7 +410,14 @@ fn settings(data: &Frontier) -> Vec<Value> {
             ),
         ),
         ("score", scoring.score.label().into()),
-        ("types considered", data.types.iter().map(|t| type_name(t)).collect::<Vec<String>>().join(", ")),
+        (
+            "types considered",
+            data.types
+                .iter()
+                .map(|t| type_name(t))
+                .collect::<Vec<String>>()
+                .join(", "),
+        ),
     ];
     if let Some(evaluation) = &data.evaluation {
         let how = format!(
@@ -341,8 +428,13 @@ fn settings(data: &Frontier) -> Vec<Value> {
         );
         all.push(("measured on", texts(&evaluation.texts) + &how));
     }
-    let own = all.into_iter().map(|(name, value)| context! { name, value });
-    let given = data.settings.iter().map(|s| context! { name => shorten(&s.name, 60), value => clean(&s.value) });
+    let own = all
+        .into_iter()
+        .map(|(name, value)| context! { name, value });
+    let given = data
+        .settings
+        .iter()
+        .map(|s| context! { name => shorten(&s.name, 60), value => clean(&s.value) });
     own.chain(given).collect()
 }
 

@@ -1,4 +1,5 @@
-//! Made-up models for tests and for looking at: tensors whose nats behave as real ones do, and the frontier of those.
+//! Made-up models for tests and for looking at: tensors whose nats behave as real ones do, and the
+//! frontier of those.
 
 use super::data::*;
 
@@ -33,7 +34,8 @@ fn weight_of(role: &str) -> f64 {
 /// A number between 0 and 1 that depends on `seed` alone.
 fn noise(seed: u64) -> f64 {
     let mixed = (seed + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    ((mixed ^ (mixed >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 11) as f64 / (1_u64 << 53) as f64
+    ((mixed ^ (mixed >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 11) as f64
+        / (1_u64 << 53) as f64
 }
 
 /// A model of layers that hold these matrices, with embedding and output of `vocabulary` rows.
@@ -67,7 +69,16 @@ pub(super) fn refmodel() -> Shape {
         ("ffn_down", 768, 256),
     ];
     let name = "Quantier refmodel 6.8M";
-    Shape { name, architecture: "llama", layers: 6, hidden: 256, vocabulary: 4096, matrices, experts: None, level: 1.0 }
+    Shape {
+        name,
+        architecture: "llama",
+        layers: 6,
+        hidden: 256,
+        vocabulary: 4096,
+        matrices,
+        experts: None,
+        level: 1.0,
+    }
 }
 
 /// 8 B weights, 32 layers.
@@ -107,13 +118,27 @@ pub(super) fn experts() -> Shape {
     ];
     let (name, architecture) = ("Borealis-30B-A3B", "qwen3moe");
     let vocabulary = 151_936;
-    Shape { name, architecture, layers: 48, hidden: 2048, vocabulary, matrices, experts: Some(128), level: 0.8 }
+    Shape {
+        name,
+        architecture,
+        layers: 48,
+        hidden: 2048,
+        vocabulary,
+        matrices,
+        experts: Some(128),
+        level: 0.8,
+    }
 }
 
 fn tensors(shape: &Shape) -> Vec<Tensor> {
     let mut places = vec![(None, "token_embd", shape.hidden, shape.vocabulary)];
     for layer in 0..shape.layers {
-        places.extend(shape.matrices.iter().map(|&(role, n, rows)| (Some(layer), role, n, rows)));
+        places.extend(
+            shape
+                .matrices
+                .iter()
+                .map(|&(role, n, rows)| (Some(layer), role, n, rows)),
+        );
     }
     places.push((None, "output", shape.hidden, shape.vocabulary));
     let share = |i: usize, (layer, role, n, rows): (Option<u32>, &str, u64, u64)| {
@@ -123,7 +148,11 @@ fn tensors(shape: &Shape) -> Vec<Tensor> {
         });
         ((n * rows) as f64).sqrt() * weight_of(role) * edge * (0.6 + 0.8 * noise(i as u64))
     };
-    let all: f64 = places.iter().enumerate().map(|(i, &place)| share(i, place)).sum();
+    let all: f64 = places
+        .iter()
+        .enumerate()
+        .map(|(i, &place)| share(i, place))
+        .sum();
     let tensor = |(i, &(layer, role, n, rows)): (usize, &(Option<u32>, &str, u64, u64))| {
         let part = share(i, (layer, role, n, rows)) / all * shape.level;
         let weights = n * rows;
@@ -133,7 +162,9 @@ fn tensors(shape: &Shape) -> Vec<Tensor> {
             nats: loss * part * (0.9 + 0.2 * noise((i * 31 + k) as u64)),
         };
         Tensor {
-            name: layer.map_or(format!("{role}.weight"), |l| format!("blk.{l}.{role}.weight")),
+            name: layer.map_or(format!("{role}.weight"), |l| {
+                format!("blk.{l}.{role}.weight")
+            }),
             role: role.into(),
             layer,
             shape: match shape.experts {
@@ -151,9 +182,17 @@ fn tensors(shape: &Shape) -> Vec<Tensor> {
 fn choose(tensors: &[Tensor], price: f64) -> Vec<&Choice> {
     let cost = |choice: &Choice| choice.nats + price * choice.bytes as f64;
     let best = |tensor: &'_ Tensor| {
-        tensor.choices.iter().position(|choice| tensor.choices.iter().all(|other| cost(choice) <= cost(other)))
+        tensor.choices.iter().position(|choice| {
+            tensor
+                .choices
+                .iter()
+                .all(|other| cost(choice) <= cost(other))
+        })
     };
-    tensors.iter().map(|tensor| &tensor.choices[best(tensor).unwrap()]).collect()
+    tensors
+        .iter()
+        .map(|tensor| &tensor.choices[best(tensor).unwrap()])
+        .collect()
 }
 
 /// What measuring would find where `predicted` nats are predicted.
@@ -181,23 +220,36 @@ pub(super) fn frontier(shape: &Shape, budgets: &[f64]) -> Frontier {
     let point = |i: usize| {
         let chosen = choose(&tensors, price(i));
         let bytes: u64 = chosen.iter().map(|choice| choice.bytes).sum();
-        Point { bytes: bytes + header, bpw: bpw(bytes), nats: chosen.iter().map(|choice| choice.nats).sum() }
+        Point {
+            bytes: bytes + header,
+            bpw: bpw(bytes),
+            nats: chosen.iter().map(|choice| choice.nats).sum(),
+        }
     };
     let mut points: Vec<Point> = (0..430).map(point).collect();
     let chosen = points.clone();
     points.dedup_by_key(|point| point.bytes);
     let mut files: Vec<File> = Vec::new();
     for (i, budget) in budgets.iter().enumerate() {
-        let at = chosen.iter().rposition(|point| point.bpw <= *budget).unwrap();
+        let at = chosen
+            .iter()
+            .rposition(|point| point.bpw <= *budget)
+            .unwrap();
         let predicted = chosen[at].nats;
-        let types = choose(&tensors, price(at)).into_iter().map(|choice| choice.ggml_type.clone());
+        let types = choose(&tensors, price(at))
+            .into_iter()
+            .map(|choice| choice.ggml_type.clone());
         files.push(File {
             name: format!("{}-{budget}bpw-Q4_K_M.gguf", shape.name.replace(' ', "-")),
             budget: format!("--bpw {budget}"),
             label: format!("{budget} bpw"),
             bytes: chosen[at].bytes,
             bpw: chosen[at].bpw,
-            recipe: tensors.iter().map(|tensor| tensor.name.clone()).zip(types).collect(),
+            recipe: tensors
+                .iter()
+                .map(|tensor| tensor.name.clone())
+                .zip(types)
+                .collect(),
             predicted,
             corrected: Some(1.04 * predicted.powf(0.985)),
             measured: Some(measure(predicted, 25_000.0, i as u64)),
@@ -265,7 +317,8 @@ pub(super) fn frontier(shape: &Shape, budgets: &[f64]) -> Frontier {
     }
 }
 
-/// The measured presets of the model in testdata/ (llama-perplexity, 200 kB of wikitext-2), or the like of them.
+/// The measured presets of the model in testdata/ (llama-perplexity, 200 kB of wikitext-2), or the
+/// like of them.
 fn presets(shape: &Shape, weights: u64, header: u64) -> Vec<Preset> {
     const REAL: [(&str, u64, f64, f64, f64, f64); 11] = [
         ("IQ2_XXS", 2_403_904, 0.368868, 0.002540, 3.229715, 0.56275),
@@ -281,21 +334,22 @@ fn presets(shape: &Shape, weights: u64, header: u64) -> Vec<Preset> {
         ("Q6_K", 5_699_648, 0.002230, 0.000023, 0.034998, 0.95843),
     ];
     if shape.layers == 6 {
-        let preset = |(name, bytes, kld, uncertainty, p999, top): (&str, u64, f64, f64, f64, f64)| Preset {
-            name: name.into(),
-            bytes,
-            bpw: 8.0 * (bytes - header) as f64 / weights as f64,
-            predicted: Some(kld * 0.96),
-            measured: Some(Measured {
-                kld,
-                uncertainty: Some(uncertainty),
-                median: None,
-                p999: Some(p999),
-                same_top: Some(top),
-                ppl: None,
-                ppl_base: None,
-            }),
-        };
+        let preset =
+            |(name, bytes, kld, uncertainty, p999, top): (&str, u64, f64, f64, f64, f64)| Preset {
+                name: name.into(),
+                bytes,
+                bpw: 8.0 * (bytes - header) as f64 / weights as f64,
+                predicted: Some(kld * 0.96),
+                measured: Some(Measured {
+                    kld,
+                    uncertainty: Some(uncertainty),
+                    median: None,
+                    p999: Some(p999),
+                    same_top: Some(top),
+                    ppl: None,
+                    ppl_base: None,
+                }),
+            };
         return REAL.into_iter().map(preset).collect();
     }
     const MORE: [(&str, f64, f64); 20] = [
@@ -334,7 +388,9 @@ fn presets(shape: &Shape, weights: u64, header: u64) -> Vec<Preset> {
 pub(super) fn unmeasured(mut data: Frontier) -> Frontier {
     data.fit = None;
     data.evaluation = None;
-    data.presets.iter_mut().for_each(|preset| preset.measured = None);
+    data.presets
+        .iter_mut()
+        .for_each(|preset| preset.measured = None);
     for file in &mut data.files {
         (file.measured, file.corrected) = (None, None);
     }

@@ -21,20 +21,22 @@ pub(super) const COLOURS: [(&str, &str, &str); 8] = [
 /// Where a picture will stand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place {
-    /// In a file of its own: brings its style, its title and a light card to stand on, so that it looks the same on
-    /// a white and on a dark page.
+    /// In a file of its own: brings its style, its title and a light card to stand on, so that it
+    /// looks the same on a white and on a dark page.
     Alone,
     /// In the report, whose style sheet it shares and whose headings name it.
     Page,
 }
 
-/// Style sheet of the pictures: colours are literal for [`Place::Alone`] (not every renderer knows variables), and
-/// variables of the page for [`Place::Page`].
+/// Style sheet of the pictures: colours are literal for [`Place::Alone`] (not every renderer knows
+/// variables), and variables of the page for [`Place::Page`].
 pub(super) fn style(place: Place) -> String {
-    COLOURS.iter().fold(STYLE.to_string(), |style, (name, light, _)| match place {
-        Place::Alone => style.replace(&format!("${name}"), light),
-        Place::Page => style.replace(&format!("${name}"), &format!("var(--{name})")),
-    })
+    COLOURS
+        .iter()
+        .fold(STYLE.to_string(), |style, (name, light, _)| match place {
+            Place::Alone => style.replace(&format!("${name}"), light),
+            Place::Page => style.replace(&format!("${name}"), &format!("var(--{name})")),
+        })
 }
 
 /// `&`, `<`, `>` and quotes as entities; control characters replaced.
@@ -76,7 +78,18 @@ impl Svg {
             let style = style(place);
             let _ = write!(svg.0, "\n<style>\n{style}</style>");
             let (w, h) = (at(width - 1.0), at(height - 1.0));
-            svg.leaf("rect", "q-card", &[("x", "0.5"), ("y", "0.5"), ("width", &w), ("height", &h), ("rx", "10")], "");
+            svg.leaf(
+                "rect",
+                "q-card",
+                &[
+                    ("x", "0.5"),
+                    ("y", "0.5"),
+                    ("width", &w),
+                    ("height", &h),
+                    ("rx", "10"),
+                ],
+                "",
+            );
         }
         svg
     }
@@ -97,18 +110,36 @@ impl Svg {
 
     /// A straight line.
     pub(super) fn line(&mut self, class: &str, (x1, y1): (f64, f64), (x2, y2): (f64, f64)) {
-        self.leaf("line", class, &[("x1", &at(x1)), ("y1", &at(y1)), ("x2", &at(x2)), ("y2", &at(y2))], "");
+        self.leaf(
+            "line",
+            class,
+            &[
+                ("x1", &at(x1)),
+                ("y1", &at(y1)),
+                ("x2", &at(x2)),
+                ("y2", &at(y2)),
+            ],
+            "",
+        );
     }
 
     /// A line through points.
     pub(super) fn polyline(&mut self, class: &str, points: &[(f64, f64)]) {
-        let points: Vec<String> = points.iter().map(|&(x, y)| format!("{},{}", at(x), at(y))).collect();
+        let points: Vec<String> = points
+            .iter()
+            .map(|&(x, y)| format!("{},{}", at(x), at(y)))
+            .collect();
         self.leaf("polyline", class, &[("points", &points.join(" "))], "");
     }
 
     /// A circle with a tooltip.
     pub(super) fn circle(&mut self, class: &str, (x, y): (f64, f64), r: f64, tip: &str) {
-        self.leaf("circle", class, &[("cx", &at(x)), ("cy", &at(y)), ("r", &at(r))], tip);
+        self.leaf(
+            "circle",
+            class,
+            &[("cx", &at(x)), ("cy", &at(y)), ("r", &at(r))],
+            tip,
+        );
     }
 
     /// A square standing on its corner, with a tooltip.
@@ -131,7 +162,13 @@ impl Svg {
     pub(super) fn rect(&mut self, class: &str, area: Area, fill: Option<&str>, tip: &str) {
         let Area { x0, y0, x1, y1 } = area;
         let (x, y, w, h) = (at(x0), at(y0), at(x1 - x0), at(y1 - y0));
-        let mut attributes = vec![("x", x.as_str()), ("y", &y), ("width", &w), ("height", &h), ("rx", "2")];
+        let mut attributes = vec![
+            ("x", x.as_str()),
+            ("y", &y),
+            ("width", &w),
+            ("height", &h),
+            ("rx", "2"),
+        ];
         attributes.extend(fill.map(|fill| ("fill", fill)));
         self.leaf("rect", class, &attributes, tip);
     }
@@ -144,7 +181,10 @@ impl Svg {
             Anchor::End => " text-anchor=\"end\"",
         };
         let (x, y, text) = (at(x), at(y), escape(text));
-        let _ = write!(self.0, "\n<text class=\"{class}\" x=\"{x}\" y=\"{y}\"{anchor}>{text}</text>");
+        let _ = write!(
+            self.0,
+            "\n<text class=\"{class}\" x=\"{x}\" y=\"{y}\"{anchor}>{text}</text>"
+        );
     }
 
     /// A text that reads upwards, centred at a point.
@@ -175,7 +215,12 @@ pub(super) struct Area {
 impl Area {
     /// A square around a point.
     pub(super) fn around((x, y): (f64, f64), r: f64) -> Area {
-        Area { x0: x - r, y0: y - r, x1: x + r, y1: y + r }
+        Area {
+            x0: x - r,
+            y0: y - r,
+            x1: x + r,
+            y1: y + r,
+        }
     }
 
     pub(super) fn overlaps(&self, other: &Area) -> bool {
@@ -190,7 +235,10 @@ impl Area {
     pub(super) fn meets(&self, (ax, ay): (f64, f64), (bx, by): (f64, f64)) -> bool {
         // The part of the line, as fractions of its length, that is inside the edges met so far.
         let (mut from, mut to) = (0.0_f64, 1.0_f64);
-        for (start, step, low, high) in [(ax, bx - ax, self.x0, self.x1), (ay, by - ay, self.y0, self.y1)] {
+        for (start, step, low, high) in [
+            (ax, bx - ax, self.x0, self.x1),
+            (ay, by - ay, self.y0, self.y1),
+        ] {
             if step == 0.0 {
                 if start < low || start > high {
                     return false;
@@ -233,7 +281,12 @@ mod tests {
 
     #[test]
     fn lines_meet_areas() {
-        let area = Area { x0: 1.0, y0: 1.0, x1: 3.0, y1: 2.0 };
+        let area = Area {
+            x0: 1.0,
+            y0: 1.0,
+            x1: 3.0,
+            y1: 2.0,
+        };
         assert!(area.meets((0.0, 0.0), (4.0, 3.0)));
         assert!(area.meets((2.0, 1.5), (2.0, 9.0)));
         assert!(area.meets((2.0, 0.0), (2.0, 9.0)));
@@ -244,7 +297,10 @@ mod tests {
 
     #[test]
     fn coordinates_are_short() {
-        assert_eq!((at(1.04), at(-0.01), at(2.35)), ("1".into(), "0".into(), "2.4".into()));
+        assert_eq!(
+            (at(1.04), at(-0.01), at(2.35)),
+            ("1".into(), "0".into(), "2.4".into())
+        );
     }
 
     #[test]

@@ -15,7 +15,8 @@ struct Column {
     left: bool,
 }
 
-/// Model, files and fit, in lines without a last line break. Columns without a single number are left out.
+/// Model, files and fit, in lines without a last line break. Columns without a single number are
+/// left out.
 pub fn table(data: &Frontier) -> String {
     let model = &data.model;
     let mut out = format!(
@@ -32,8 +33,17 @@ pub fn table(data: &Frontier) -> String {
         write_columns(&mut out, &columns(data));
     }
     if let Some(fit) = data.fit {
-        let _ = write!(out, "\nmeasured = {:.3} x predicted^{:.3}", fit.scale, fit.exponent);
-        let _ = write!(out, ", from {} file{}", fit.points, if fit.points == 1 { "" } else { "s" });
+        let _ = write!(
+            out,
+            "\nmeasured = {:.3} x predicted^{:.3}",
+            fit.scale, fit.exponent
+        );
+        let _ = write!(
+            out,
+            ", from {} file{}",
+            fit.points,
+            if fit.points == 1 { "" } else { "s" }
+        );
         if let Some(rank) = fit.rank_correlation {
             let _ = write!(out, ", rank correlation {rank:.3}");
         }
@@ -48,25 +58,48 @@ pub fn table(data: &Frontier) -> String {
 
 fn columns(data: &Frontier) -> Vec<Column> {
     let column = |heading, cell: &dyn Fn(&File) -> Option<String>| {
-        let cells = data.files.iter().map(|file| cell(file).unwrap_or_default()).collect();
-        Column { heading, cells, left: false }
+        let cells = data
+            .files
+            .iter()
+            .map(|file| cell(file).unwrap_or_default())
+            .collect();
+        Column {
+            heading,
+            cells,
+            left: false,
+        }
     };
     let measured = |heading, show: &dyn Fn(&super::data::Measured) -> Option<String>| {
         column(heading, &|file| file.measured.as_ref().and_then(show))
     };
     let mut columns = vec![
-        Column { left: true, ..column("file", &|file| Some(shorten(&file.name, NAME))) },
+        Column {
+            left: true,
+            ..column("file", &|file| Some(shorten(&file.name, NAME)))
+        },
         column("size", &|file| Some(size(file.bytes))),
         column("bpw", &|file| Some(format!("{:.2}", file.bpw))),
-        column("predicted", &|file| Some(nats(file.corrected.unwrap_or_else(|| data.corrected(file.predicted))))),
+        column("predicted", &|file| {
+            Some(nats(
+                file.corrected
+                    .unwrap_or_else(|| data.corrected(file.predicted)),
+            ))
+        }),
         measured("mean KLD", &|m| {
             let (value, error) = figure(m.kld, m.uncertainty);
             Some(error.map_or(value.clone(), |error| format!("{value} ± {error}")))
         }),
         measured("99.9%", &|m| m.p999.map(nats)),
         measured("same top", &|m| m.same_top.map(percent)),
-        measured("PPL ratio", &|m| Some(format!("{:.4}", m.ppl? / m.ppl_base?))),
-        Column { left: true, ..column("KLD against presets of this size", &|file| against(data, file)) },
+        measured("PPL ratio", &|m| {
+            Some(format!("{:.4}", m.ppl? / m.ppl_base?))
+        }),
+        Column {
+            left: true,
+            ..column("KLD against presets of this size", &|file| {
+                against(data, file)
+            })
+        },
     ];
     columns.retain(|column| column.cells.iter().any(|cell| !cell.is_empty()));
     columns
@@ -75,7 +108,11 @@ fn columns(data: &Frontier) -> Vec<Column> {
 fn against(data: &Frontier, file: &File) -> Option<String> {
     let comparison = data.comparison(file)?;
     let (ratio, preset) = (change(comparison.ratio() - 1.0), preset_names(&comparison));
-    let how = if comparison.measured { "" } else { " (predicted)" };
+    let how = if comparison.measured {
+        ""
+    } else {
+        " (predicted)"
+    };
     Some(format!("{ratio} {preset}{how}"))
 }
 
@@ -89,7 +126,11 @@ fn write_columns(out: &mut String, columns: &[Column]) {
     for row in 0..=rows {
         let mut line = String::new();
         for (column, width) in columns.iter().zip(&widths) {
-            let text = if row == 0 { column.heading } else { column.cells[row - 1].as_str() };
+            let text = if row == 0 {
+                column.heading
+            } else {
+                column.cells[row - 1].as_str()
+            };
             let _ = match column.left {
                 true => write!(line, "{text:<width$}  "),
                 false => write!(line, "{text:>width$}  "),

@@ -23,8 +23,8 @@ pub(crate) struct Mask(__m256);
 /// Operations of AVX2 and AVX, on registers alone.
 macro_rules! avx2 {
     ($operation:expr) => {{
-        // SAFETY: an `Avx2`, or a vector that stems from one, is here, so the CPU has these instructions; they touch
-        // no memory.
+        // SAFETY: an `Avx2`, or a vector that stems from one, is here, so the CPU has these
+        // instructions; they touch no memory.
         #[allow(unused_unsafe)]
         unsafe {
             $operation
@@ -35,8 +35,9 @@ macro_rules! avx2 {
 impl Avx2 {
     /// `None` where the CPU lacks it.
     pub(super) fn detect() -> Option<Avx2> {
-        let has =
-            is_x86_feature_detected!("avx2") && is_x86_feature_detected!("bmi2") && is_x86_feature_detected!("popcnt");
+        let has = is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("bmi2")
+            && is_x86_feature_detected!("popcnt");
         has.then_some(Avx2(()))
     }
 
@@ -86,14 +87,16 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn load(self, x: &[f32; LANES]) -> F32 {
-        // SAFETY: the array has the 32 bytes that are read, which need no alignment; the token is here.
+        // SAFETY: the array has the 32 bytes that are read, which need no alignment; the token is
+        // here.
         F32(unsafe { _mm256_loadu_ps(x.as_ptr()) })
     }
 
     #[inline(always)]
     fn store(self, x: F32) -> [f32; LANES] {
         let mut out = [0.0; LANES];
-        // SAFETY: the array has the 32 bytes that are written, which need no alignment; the token is here.
+        // SAFETY: the array has the 32 bytes that are written, which need no alignment; the token
+        // is here.
         unsafe { _mm256_storeu_ps(out.as_mut_ptr(), x.0) };
         out
     }
@@ -124,12 +127,18 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn abs(self, x: F32) -> F32 {
-        F32(avx2!(_mm256_and_ps(x.0, _mm256_castsi256_ps(_mm256_set1_epi32(MAGNITUDE)))))
+        F32(avx2!(_mm256_and_ps(
+            x.0,
+            _mm256_castsi256_ps(_mm256_set1_epi32(MAGNITUDE))
+        )))
     }
 
     #[inline(always)]
     fn neg(self, x: F32) -> F32 {
-        F32(avx2!(_mm256_xor_ps(x.0, _mm256_castsi256_ps(_mm256_set1_epi32(!MAGNITUDE)))))
+        F32(avx2!(_mm256_xor_ps(
+            x.0,
+            _mm256_castsi256_ps(_mm256_set1_epi32(!MAGNITUDE))
+        )))
     }
 
     #[inline(always)]
@@ -146,10 +155,22 @@ impl Simd for Avx2 {
             let (a2, a3) = (_mm256_unpacklo_ps(r2, r3), _mm256_unpackhi_ps(r2, r3));
             let (a4, a5) = (_mm256_unpacklo_ps(r4, r5), _mm256_unpackhi_ps(r4, r5));
             let (a6, a7) = (_mm256_unpacklo_ps(r6, r7), _mm256_unpackhi_ps(r6, r7));
-            let (b0, b1) = (_mm256_shuffle_ps::<0x44>(a0, a2), _mm256_shuffle_ps::<0xee>(a0, a2));
-            let (b2, b3) = (_mm256_shuffle_ps::<0x44>(a1, a3), _mm256_shuffle_ps::<0xee>(a1, a3));
-            let (b4, b5) = (_mm256_shuffle_ps::<0x44>(a4, a6), _mm256_shuffle_ps::<0xee>(a4, a6));
-            let (b6, b7) = (_mm256_shuffle_ps::<0x44>(a5, a7), _mm256_shuffle_ps::<0xee>(a5, a7));
+            let (b0, b1) = (
+                _mm256_shuffle_ps::<0x44>(a0, a2),
+                _mm256_shuffle_ps::<0xee>(a0, a2),
+            );
+            let (b2, b3) = (
+                _mm256_shuffle_ps::<0x44>(a1, a3),
+                _mm256_shuffle_ps::<0xee>(a1, a3),
+            );
+            let (b4, b5) = (
+                _mm256_shuffle_ps::<0x44>(a4, a6),
+                _mm256_shuffle_ps::<0xee>(a4, a6),
+            );
+            let (b6, b7) = (
+                _mm256_shuffle_ps::<0x44>(a5, a7),
+                _mm256_shuffle_ps::<0xee>(a5, a7),
+            );
             [
                 F32(_mm256_permute2f128_ps::<0x20>(b0, b4)),
                 F32(_mm256_permute2f128_ps::<0x20>(b1, b5)),
@@ -170,26 +191,30 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn load_i32(self, x: &[i32; LANES]) -> I32 {
-        // SAFETY: the array has the 32 bytes that are read, which need no alignment; the token is here.
+        // SAFETY: the array has the 32 bytes that are read, which need no alignment; the token is
+        // here.
         I32(unsafe { _mm256_loadu_si256(x.as_ptr().cast()) })
     }
 
     #[inline(always)]
     fn load_u8(self, x: &[u8; LANES]) -> I32 {
-        // SAFETY: the array has the 8 bytes that are read, which need no alignment; the token is here.
+        // SAFETY: the array has the 8 bytes that are read, which need no alignment; the token is
+        // here.
         I32(unsafe { _mm256_cvtepu8_epi32(_mm_loadl_epi64(x.as_ptr().cast())) })
     }
 
     #[inline(always)]
     fn load_i8(self, x: &[i8; LANES]) -> I32 {
-        // SAFETY: the array has the 8 bytes that are read, which need no alignment; the token is here.
+        // SAFETY: the array has the 8 bytes that are read, which need no alignment; the token is
+        // here.
         I32(unsafe { _mm256_cvtepi8_epi32(_mm_loadl_epi64(x.as_ptr().cast())) })
     }
 
     #[inline(always)]
     fn store_i32(self, x: I32) -> [i32; LANES] {
         let mut out = [0; LANES];
-        // SAFETY: the array has the 32 bytes that are written, which need no alignment; the token is here.
+        // SAFETY: the array has the 32 bytes that are written, which need no alignment; the token
+        // is here.
         unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), x.0) };
         out
     }
@@ -200,7 +225,10 @@ impl Simd for Avx2 {
             // The low bytes of each half in its lowest four bytes, then both together.
             let low = _mm256_set1_epi32(0x0c08_0400);
             let halves = _mm256_shuffle_epi8(x.0, low);
-            let (first, second) = (_mm256_castsi256_si128(halves), _mm256_extracti128_si256::<1>(halves));
+            let (first, second) = (
+                _mm256_castsi256_si128(halves),
+                _mm256_extracti128_si256::<1>(halves),
+            );
             _mm_cvtsi128_si64(_mm_unpacklo_epi32(first, second))
         });
         eight.to_le_bytes()
@@ -293,7 +321,10 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn not(self, a: Mask) -> Mask {
-        Mask(avx2!(_mm256_xor_ps(a.0, _mm256_castsi256_ps(_mm256_set1_epi32(-1)))))
+        Mask(avx2!(_mm256_xor_ps(
+            a.0,
+            _mm256_castsi256_ps(_mm256_set1_epi32(-1))
+        )))
     }
 
     #[inline(always)]

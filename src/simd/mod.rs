@@ -8,11 +8,13 @@
 //! Isa       which of them this CPU has; `Isa::best` once, or lower if QUANTIER_ISA says so
 //! ```
 //!
-//! A kernel is written once, over `S: Simd`, and entered through `Isa::run`, which compiles it for each of the
-//! three. Lanes are sub-blocks, candidates or codebook points, never positions inside one sum: every sum keeps the
-//! order that it has in the reference, and no operation here rounds otherwise than the scalar one. Nothing is fused.
+//! A kernel is written once, over `S: Simd`, and entered through `Isa::run`, which compiles it for
+//! each of the three. Lanes are sub-blocks, candidates or codebook points, never positions inside
+//! one sum: every sum keeps the order that it has in the reference, and no operation here rounds
+//! otherwise than the scalar one. Nothing is fused.
 //!
-//! All of the program's CPU-specific instructions, and the `unsafe` that they take, are in this directory.
+//! All of the program's CPU-specific instructions, and the `unsafe` that they take, are in this
+//! directory.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -33,8 +35,8 @@ pub(crate) const LANES: usize = 8;
 
 /// Eight lanes. A value of an implementation proves that the CPU has its instructions.
 ///
-/// Where an operation's result for NaN or for numbers out of range is not said, it is the same on every CPU
-/// nevertheless, and [`Scalar`] shows it.
+/// Where an operation's result for NaN or for numbers out of range is not said, it is the same on
+/// every CPU nevertheless, and [`Scalar`] shows it.
 pub(crate) trait Simd: Copy {
     /// Eight f32.
     type F32: Copy
@@ -55,8 +57,8 @@ pub(crate) trait Simd: Copy {
     fn min(self, a: Self::F32, b: Self::F32) -> Self::F32;
     /// `a` where `a > b`, else `b`: of a NaN and of two zeros it is `b`.
     fn max(self, a: Self::F32, b: Self::F32) -> Self::F32;
-    /// The least of all lanes, in every lane: each takes the [`Simd::min`] of itself and of the lane four away, then
-    /// two away, then one.
+    /// The least of all lanes, in every lane: each takes the [`Simd::min`] of itself and of the
+    /// lane four away, then two away, then one.
     fn min_across(self, x: Self::F32) -> Self::F32;
     fn abs(self, x: Self::F32) -> Self::F32;
     fn neg(self, x: Self::F32) -> Self::F32;
@@ -153,7 +155,8 @@ pub(crate) trait Simd: Copy {
         const { assert!(N.is_multiple_of(LANES)) };
         let mut out = [self.splat(0.0); N];
         for (part, out) in out.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
-            // A loop: what `std::array::from_fn` calls is not always inlined, and then compiled without vectors.
+            // A loop: what `std::array::from_fn` calls is not always inlined, and then compiled
+            // without vectors.
             let mut square = *out;
             for (row, lanes) in square.iter_mut().zip(rows) {
                 *row = self.load(&lanes.as_chunks().0[part]);
@@ -203,8 +206,8 @@ impl Isa {
         all
     }
 
-    /// The fastest, or the one that `QUANTIER_ISA` names if this CPU has it; looked up once. A name that is not known
-    /// here changes nothing: see [`Isa::requested`].
+    /// The fastest, or the one that `QUANTIER_ISA` names if this CPU has it; looked up once. A name
+    /// that is not known here changes nothing: see [`Isa::requested`].
     pub fn best() -> Isa {
         static BEST: OnceLock<Isa> = OnceLock::new();
         *BEST.get_or_init(|| {
@@ -218,7 +221,9 @@ impl Isa {
     /// # Errors
     /// If that is no instruction set of this CPU.
     pub fn requested() -> Result<Option<Isa>, String> {
-        let Some(wanted) = std::env::var_os(Isa::VARIABLE) else { return Ok(None) };
+        let Some(wanted) = std::env::var_os(Isa::VARIABLE) else {
+            return Ok(None);
+        };
         let available = Isa::available();
         let named = available.iter().find(|isa| wanted == isa.name());
         named.map(|isa| Some(*isa)).ok_or_else(|| {

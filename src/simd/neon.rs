@@ -23,8 +23,8 @@ pub(crate) struct Mask(uint32x4_t, uint32x4_t);
 /// Operations of NEON, on registers alone.
 macro_rules! neon {
     ($operation:expr) => {{
-        // SAFETY: a `Neon`, or a vector that stems from one, is here, so the CPU has these instructions; they touch no
-        // memory.
+        // SAFETY: a `Neon`, or a vector that stems from one, is here, so the CPU has these
+        // instructions; they touch no memory.
         #[allow(unused_unsafe)]
         unsafe {
             $operation
@@ -102,7 +102,8 @@ impl Simd for Neon {
     #[inline(always)]
     fn store(self, x: F32) -> [f32; LANES] {
         let mut out = [0.0; LANES];
-        // SAFETY: the array has the 32 bytes that are written, aligned as f32 are; the token is here.
+        // SAFETY: the array has the 32 bytes that are written, aligned as f32 are; the token is
+        // here.
         unsafe {
             vst1q_f32(out.as_mut_ptr(), x.0);
             vst1q_f32(out[4..].as_mut_ptr(), x.1);
@@ -129,7 +130,13 @@ impl Simd for Neon {
     #[inline(always)]
     fn min_across(self, x: F32) -> F32 {
         let x = self.min(x, F32(x.1, x.0));
-        let x = self.min(x, F32(neon!(vextq_f32::<2>(x.0, x.0)), neon!(vextq_f32::<2>(x.1, x.1))));
+        let x = self.min(
+            x,
+            F32(
+                neon!(vextq_f32::<2>(x.0, x.0)),
+                neon!(vextq_f32::<2>(x.1, x.1)),
+            ),
+        );
         self.min(x, F32(neon!(vrev64q_f32(x.0)), neon!(vrev64q_f32(x.1))))
     }
 
@@ -160,7 +167,8 @@ impl Simd for Neon {
 
     #[inline(always)]
     fn transpose(self, rows: [F32; LANES]) -> [F32; LANES] {
-        let quarter = |rows: [F32; 4], high: bool| transpose_four(rows.map(|r| if high { r.1 } else { r.0 }));
+        let quarter =
+            |rows: [F32; 4], high: bool| transpose_four(rows.map(|r| if high { r.1 } else { r.0 }));
         let [r0, r1, r2, r3, r4, r5, r6, r7] = rows;
         let (upper, lower) = ([r0, r1, r2, r3], [r4, r5, r6, r7]);
         let (left, right) = (quarter(upper, false), quarter(lower, false));
@@ -194,13 +202,17 @@ impl Simd for Neon {
     fn load_i8(self, x: &[i8; LANES]) -> I32 {
         // SAFETY: the array has the 8 bytes that are read; the token is here.
         let wide = unsafe { vmovl_s8(vld1_s8(x.as_ptr())) };
-        neon!(I32(vmovl_s16(vget_low_s16(wide)), vmovl_s16(vget_high_s16(wide))))
+        neon!(I32(
+            vmovl_s16(vget_low_s16(wide)),
+            vmovl_s16(vget_high_s16(wide))
+        ))
     }
 
     #[inline(always)]
     fn store_i32(self, x: I32) -> [i32; LANES] {
         let mut out = [0; LANES];
-        // SAFETY: the array has the 32 bytes that are written, aligned as i32 are; the token is here.
+        // SAFETY: the array has the 32 bytes that are written, aligned as i32 are; the token is
+        // here.
         unsafe {
             vst1q_s32(out.as_mut_ptr(), x.0);
             vst1q_s32(out[4..].as_mut_ptr(), x.1);
@@ -252,12 +264,18 @@ impl Simd for Neon {
 
     #[inline(always)]
     fn bits(self, x: F32) -> I32 {
-        I32(neon!(vreinterpretq_s32_f32(x.0)), neon!(vreinterpretq_s32_f32(x.1)))
+        I32(
+            neon!(vreinterpretq_s32_f32(x.0)),
+            neon!(vreinterpretq_s32_f32(x.1)),
+        )
     }
 
     #[inline(always)]
     fn of_bits(self, x: I32) -> F32 {
-        F32(neon!(vreinterpretq_f32_s32(x.0)), neon!(vreinterpretq_f32_s32(x.1)))
+        F32(
+            neon!(vreinterpretq_f32_s32(x.0)),
+            neon!(vreinterpretq_f32_s32(x.1)),
+        )
     }
 
     #[inline(always)]
@@ -267,7 +285,8 @@ impl Simd for Neon {
 
     #[inline(always)]
     fn trunc(self, x: F32) -> I32 {
-        // The conversion makes 0 of NaN, and the largest integer of what is too large; too small becomes `i32::MIN`.
+        // The conversion makes 0 of NaN, and the largest integer of what is too large; too small
+        // becomes `i32::MIN`.
         let fits = self.lt(x, self.splat(2_147_483_648.0));
         let whole = I32(neon!(vcvtq_s32_f32(x.0)), neon!(vcvtq_s32_f32(x.1)));
         self.select_i32(fits, whole, self.splat_i32(i32::MIN))
@@ -326,17 +345,26 @@ impl Simd for Neon {
 
     #[inline(always)]
     fn select(self, mask: Mask, yes: F32, no: F32) -> F32 {
-        F32(neon!(vbslq_f32(mask.0, yes.0, no.0)), neon!(vbslq_f32(mask.1, yes.1, no.1)))
+        F32(
+            neon!(vbslq_f32(mask.0, yes.0, no.0)),
+            neon!(vbslq_f32(mask.1, yes.1, no.1)),
+        )
     }
 
     #[inline(always)]
     fn select_i32(self, mask: Mask, yes: I32, no: I32) -> I32 {
-        I32(neon!(vbslq_s32(mask.0, yes.0, no.0)), neon!(vbslq_s32(mask.1, yes.1, no.1)))
+        I32(
+            neon!(vbslq_s32(mask.0, yes.0, no.0)),
+            neon!(vbslq_s32(mask.1, yes.1, no.1)),
+        )
     }
 }
 
 /// Eight unsigned 16-bit numbers as i32.
 #[inline(always)]
 fn widened(x: uint16x8_t) -> I32 {
-    neon!(I32(vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(x))), vreinterpretq_s32_u32(vmovl_u16(vget_high_u16(x)))))
+    neon!(I32(
+        vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(x))),
+        vreinterpretq_s32_u32(vmovl_u16(vget_high_u16(x)))
+    ))
 }

@@ -77,7 +77,9 @@ impl Simd for Scalar {
 
     #[inline(always)]
     fn min_across(self, x: Eight<f32>) -> Eight<f32> {
-        [4, 2, 1].iter().fold(x, |x, away| self.min(x, Eight(std::array::from_fn(|i| x.0[i ^ away]))))
+        [4, 2, 1].iter().fold(x, |x, away| {
+            self.min(x, Eight(std::array::from_fn(|i| x.0[i ^ away])))
+        })
     }
 
     #[inline(always)]
@@ -178,7 +180,13 @@ impl Simd for Scalar {
     #[inline(always)]
     fn trunc(self, x: Eight<f32>) -> Eight<i32> {
         // The conversion makes `i32::MIN` of what is too small.
-        each(x, |x| if x < 2_147_483_648.0 { x as i32 } else { i32::MIN })
+        each(x, |x| {
+            if x < 2_147_483_648.0 {
+                x as i32
+            } else {
+                i32::MIN
+            }
+        })
     }
 
     #[inline(always)]
@@ -223,16 +231,22 @@ impl Simd for Scalar {
 
     #[inline(always)]
     fn mask_bits(self, a: Eight<bool>) -> u8 {
-        a.0.iter().rev().fold(0, |bits, &lane| bits << 1 | u8::from(lane))
+        a.0.iter()
+            .rev()
+            .fold(0, |bits, &lane| bits << 1 | u8::from(lane))
     }
 
     #[inline(always)]
     fn select(self, mask: Eight<bool>, yes: Eight<f32>, no: Eight<f32>) -> Eight<f32> {
-        Eight(std::array::from_fn(|i| if mask.0[i] { yes.0[i] } else { no.0[i] }))
+        Eight(std::array::from_fn(|i| {
+            if mask.0[i] { yes.0[i] } else { no.0[i] }
+        }))
     }
 
     #[inline(always)]
     fn select_i32(self, mask: Eight<bool>, yes: Eight<i32>, no: Eight<i32>) -> Eight<i32> {
-        Eight(std::array::from_fn(|i| if mask.0[i] { yes.0[i] } else { no.0[i] }))
+        Eight(std::array::from_fn(|i| {
+            if mask.0[i] { yes.0[i] } else { no.0[i] }
+        }))
     }
 }

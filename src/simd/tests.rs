@@ -34,7 +34,13 @@ const NUMBERS: [f32; 24] = [
 struct Everything;
 
 fn canonical(x: [f32; LANES]) -> [u32; LANES] {
-    x.map(|x| if x.is_nan() { f32::NAN.to_bits() } else { x.to_bits() })
+    x.map(|x| {
+        if x.is_nan() {
+            f32::NAN.to_bits()
+        } else {
+            x.to_bits()
+        }
+    })
 }
 
 impl Kernel for Everything {
@@ -43,20 +49,40 @@ impl Kernel for Everything {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> Self::Output {
         let mut out = Vec::new();
-        let vectors: Vec<[f32; LANES]> =
-            (0..NUMBERS.len()).map(|from| std::array::from_fn(|i| NUMBERS[(from + 7 * i) % NUMBERS.len()])).collect();
+        let vectors: Vec<[f32; LANES]> = (0..NUMBERS.len())
+            .map(|from| std::array::from_fn(|i| NUMBERS[(from + 7 * i) % NUMBERS.len()]))
+            .collect();
         for (i, x) in vectors.iter().enumerate() {
             for y in &vectors {
                 let (a, b) = (s.load(x), s.load(y));
-                for z in [a + b, a - b, a * b, a / b, s.min(a, b), s.max(a, b), s.abs(a), s.neg(a), s.sqrt(a)] {
+                for z in [
+                    a + b,
+                    a - b,
+                    a * b,
+                    a / b,
+                    s.min(a, b),
+                    s.max(a, b),
+                    s.abs(a),
+                    s.neg(a),
+                    s.sqrt(a),
+                ] {
                     out.push(canonical(s.store(z)));
                 }
                 for mask in [s.lt(a, b), s.le(a, b), s.eq(a, b), s.gt(a, b), s.ge(a, b)] {
                     out.push([u32::from(s.mask_bits(mask)); LANES]);
                     out.push(s.store(s.select(mask, a, b)).map(f32::to_bits));
-                    out.push(s.store_i32(s.select_i32(mask, s.bits(a), s.bits(b))).map(|x| x as u32));
-                    for other in [s.both(mask, s.lt(b, a)), s.either(mask, s.lt(b, a)), s.not(mask)] {
-                        out.push([u32::from(s.mask_bits(other)) | u32::from(s.any(other)) << 8; LANES]);
+                    out.push(
+                        s.store_i32(s.select_i32(mask, s.bits(a), s.bits(b)))
+                            .map(|x| x as u32),
+                    );
+                    for other in [
+                        s.both(mask, s.lt(b, a)),
+                        s.either(mask, s.lt(b, a)),
+                        s.not(mask),
+                    ] {
+                        out.push(
+                            [u32::from(s.mask_bits(other)) | u32::from(s.any(other)) << 8; LANES],
+                        );
                     }
                 }
                 let (j, k) = (s.bits(a), s.bits(b));
@@ -79,24 +105,37 @@ impl Kernel for Everything {
                 }
                 out.push(canonical(s.store(s.to_f32(j))));
                 out.push(s.store_i32(s.trunc(a)).map(|x| x as u32));
-                out.push(s.store(s.lookup(a, s.shift_right::<3>(k))).map(f32::to_bits));
+                out.push(
+                    s.store(s.lookup(a, s.shift_right::<3>(k)))
+                        .map(f32::to_bits),
+                );
                 out.push(s.store_u8(k).map(u32::from));
             }
             out.push(canonical(s.store(s.min_across(s.load(x)))));
             let bytes: [u8; LANES] = std::array::from_fn(|j| (i * 31 + j * 41) as u8);
             out.push(s.store_i32(s.load_u8(&bytes)).map(|x| x as u32));
-            out.push(s.store_i32(s.load_i8(&bytes.map(|x| x as i8))).map(|x| x as u32));
+            out.push(
+                s.store_i32(s.load_i8(&bytes.map(|x| x as i8)))
+                    .map(|x| x as u32),
+            );
             let (a, next) = (s.load(x), s.load(&vectors[(i + 1) % vectors.len()]));
             let codes = s.and(s.load_u8(&bytes), s.splat_i32(15));
             out.push(s.store(s.lookup_of_16([a, next], codes)).map(f32::to_bits));
             out.push([u32::from(s.mask_bits(s.lanes_of(bytes[1]))); LANES]);
             out.push(s.store(s.negate_where(bytes[1], a)).map(f32::to_bits));
-            out.push(s.store_i32(s.load_i32(&bytes.map(|x| i32::from(x) * 0x0101_0101))).map(|x| x as u32));
+            out.push(
+                s.store_i32(s.load_i32(&bytes.map(|x| i32::from(x) * 0x0101_0101)))
+                    .map(|x| x as u32),
+            );
             out.push(s.store_i32(s.splat_i32(i as i32 - 9)).map(|x| x as u32));
             out.push(s.store(s.splat(x[3])).map(f32::to_bits));
         }
-        let rows: [[f32; 16]; LANES] = std::array::from_fn(|r| std::array::from_fn(|c| (r * 16 + c) as f32));
-        out.extend(s.gather(rows.each_ref()).map(|x| s.store(x).map(f32::to_bits)));
+        let rows: [[f32; 16]; LANES] =
+            std::array::from_fn(|r| std::array::from_fn(|c| (r * 16 + c) as f32));
+        out.extend(
+            s.gather(rows.each_ref())
+                .map(|x| s.store(x).map(f32::to_bits)),
+        );
         out
     }
 }
@@ -107,7 +146,12 @@ fn every_instruction_set_does_what_the_plain_one_does() {
     for isa in Isa::available() {
         let found = isa.run(Everything);
         let different = plain.iter().zip(&found).position(|(a, b)| a != b);
-        assert_eq!((different, plain.len()), (None, found.len()), "{}", isa.name());
+        assert_eq!(
+            (different, plain.len()),
+            (None, found.len()),
+            "{}",
+            isa.name()
+        );
     }
 }
 
@@ -117,8 +161,12 @@ fn the_plain_one_means_what_it_says() {
     impl Kernel for Sample {
         type Output = ();
         fn run<S: Simd>(self, s: S) {
-            let rows: [[f32; 8]; LANES] = std::array::from_fn(|r| std::array::from_fn(|c| (r * 8 + c) as f32));
-            assert_eq!(s.store(s.gather(rows.each_ref())[3]), [3.0, 11.0, 19.0, 27.0, 35.0, 43.0, 51.0, 59.0]);
+            let rows: [[f32; 8]; LANES] =
+                std::array::from_fn(|r| std::array::from_fn(|c| (r * 8 + c) as f32));
+            assert_eq!(
+                s.store(s.gather(rows.each_ref())[3]),
+                [3.0, 11.0, 19.0, 27.0, 35.0, 43.0, 51.0, 59.0]
+            );
             let zeros = s.min(s.splat(0.0), s.splat(-0.0));
             assert_eq!(s.store(zeros).map(f32::to_bits), [(-0.0f32).to_bits(); 8]);
             assert!(s.store(s.max(s.splat(1.0), s.splat(f32::NAN)))[0].is_nan());
@@ -126,16 +174,36 @@ fn the_plain_one_means_what_it_says() {
             let table = s.load(&[0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]);
             let codes = s.load_i32(&[0, 7, 8, 15, 9, 1, 2, 3]);
             let looked_up = s.lookup_of_16([table, s.splat(9.0) + table], codes);
-            assert_eq!(s.store(looked_up), [0.0, 7.0, 9.0, 16.0, 10.0, 1.0, 2.0, 3.0]);
-            assert_eq!(s.store(s.negate_where(0b1000_0010, table)), [0.0, -1.0, 2.0, 3.0, 4.0, 5.0, 6.0, -7.0]);
+            assert_eq!(
+                s.store(looked_up),
+                [0.0, 7.0, 9.0, 16.0, 10.0, 1.0, 2.0, 3.0]
+            );
+            assert_eq!(
+                s.store(s.negate_where(0b1000_0010, table)),
+                [0.0, -1.0, 2.0, 3.0, 4.0, 5.0, 6.0, -7.0]
+            );
             let least = s.min_across(s.load(&[3.0, 4.0, 2.5, 7.0, 3.0, f32::INFINITY, 6.0, 9.0]));
             assert_eq!(s.store(least), [2.5; 8]);
             let index = s.load_i32(&[7, 8, 9, 3, -1, 2, 0, 5]);
-            assert_eq!(s.store(s.lookup(table, index)), [7.0, 0.0, 1.0, 3.0, 7.0, 2.0, 0.0, 5.0]);
-            let numbers =
-                s.load(&[-1.9, 1.9, -0.0, 2_147_483_520.0, 2_147_483_648.0, -2_147_483_648.0, -3e9, f32::NAN]);
+            assert_eq!(
+                s.store(s.lookup(table, index)),
+                [7.0, 0.0, 1.0, 3.0, 7.0, 2.0, 0.0, 5.0]
+            );
+            let numbers = s.load(&[
+                -1.9,
+                1.9,
+                -0.0,
+                2_147_483_520.0,
+                2_147_483_648.0,
+                -2_147_483_648.0,
+                -3e9,
+                f32::NAN,
+            ]);
             let (lowest, high) = (i32::MIN, 2_147_483_520);
-            assert_eq!(s.store_i32(s.trunc(numbers)), [-1, 1, 0, high, lowest, lowest, lowest, lowest]);
+            assert_eq!(
+                s.store_i32(s.trunc(numbers)),
+                [-1, 1, 0, high, lowest, lowest, lowest, lowest]
+            );
             assert_eq!(s.mask_bits(s.gt_i32(index, s.splat_i32(4))), 0b1000_0111);
         }
     }

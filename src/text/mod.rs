@@ -1,13 +1,16 @@
-//! The built-in texts: what importance matrices and scores are measured on when the user names no text.
+//! The built-in texts: what importance matrices and scores are measured on when the user names no
+//! text.
 //!
-//! All of it was written for Quantier: nothing is quoted, the persons, firms and places are invented, and it is
-//! under the licence of the program. It is small, so it aims at variety: ten domains, many short documents,
-//! no two alike. A user's own text, of the kind that the model will really meet, is better.
+//! All of it was written for Quantier: nothing is quoted, the persons, firms and places are
+//! invented, and it is under the licence of the program. It is small, so it aims at variety: ten
+//! domains, many short documents, no two alike. A user's own text, of the kind that the model will
+//! really meet, is better.
 //!
-//! There are two sets that have no topic and no wording in common: [`Set::Calibration`] to choose by, and
-//! [`Set::Evaluation`] to judge the choice by. Each has one UTF-8 file per domain (`calibration/NAME.txt`,
-//! `evaluation/NAME.txt`); inside a file a line that is a form feed and nothing else ends a document.
-//! To add a document, append it to its file. To add a domain, write both files and a line in `DOMAINS`.
+//! There are two sets that have no topic and no wording in common: [`Set::Calibration`] to choose
+//! by, and [`Set::Evaluation`] to judge the choice by. Each has one UTF-8 file per domain
+//! (`calibration/NAME.txt`, `evaluation/NAME.txt`); inside a file a line that is a form feed and
+//! nothing else ends a document. To add a document, append it to its file. To add a domain, write
+//! both files and a line in `DOMAINS`.
 
 /// Ends a document inside a file: a form feed on a line of its own.
 const SEPARATOR: &str = "\n\x0c\n";
@@ -33,7 +36,8 @@ impl Domain {
             Set::Calibration => self.calibration,
             Set::Evaluation => self.evaluation,
         };
-        file.split(SEPARATOR).map(|document| document.trim_matches('\n'))
+        file.split(SEPARATOR)
+            .map(|document| document.trim_matches('\n'))
     }
 }
 
@@ -65,21 +69,30 @@ static DOMAINS: [Domain; 10] = [
 ///
 /// A document has no newline at either end, and every domain has some in each set.
 pub fn documents(set: Set) -> impl Iterator<Item = (&'static str, &'static str)> {
-    DOMAINS.iter().flat_map(move |domain| domain.documents(set).map(move |document| (domain.name, document)))
+    DOMAINS.iter().flat_map(move |domain| {
+        domain
+            .documents(set)
+            .map(move |document| (domain.name, document))
+    })
 }
 
 /// The whole set as one text with a blank line between documents, the domains interleaved.
 ///
-/// Every prefix that is more than a few documents long holds the domains in about the shares that they have
-/// in the whole, so it may be cut where the tokens wanted are reached. The order is fixed.
+/// Every prefix that is more than a few documents long holds the domains in about the shares that
+/// they have in the whole, so it may be cut where the tokens wanted are reached. The order is
+/// fixed.
 pub fn joined(set: Set) -> String {
-    let mut text = interleaved(set).into_iter().map(|(_, document)| document).collect::<Vec<_>>().join("\n\n");
+    let mut text = interleaved(set)
+        .into_iter()
+        .map(|(_, document)| document)
+        .collect::<Vec<_>>()
+        .join("\n\n");
     text.push('\n');
     text
 }
 
-/// The documents of a set in the order of [`joined`]: the next one always comes from the domain of which the
-/// smallest part has been given so far (in bytes; the first in `DOMAINS` among equals).
+/// The documents of a set in the order of [`joined`]: the next one always comes from the domain of
+/// which the smallest part has been given so far (in bytes; the first in `DOMAINS` among equals).
 fn interleaved(set: Set) -> Vec<(&'static str, &'static str)> {
     struct Queue {
         name: &'static str,
@@ -93,18 +106,27 @@ fn interleaved(set: Set) -> Vec<(&'static str, &'static str)> {
         .map(|domain| {
             let documents: Vec<_> = domain.documents(set).collect();
             let total = documents.iter().map(|document| document.len()).sum();
-            Queue { name: domain.name, documents: documents.into_iter(), given: 0, total }
+            Queue {
+                name: domain.name,
+                documents: documents.into_iter(),
+                given: 0,
+                total,
+            }
         })
         .collect();
 
     let mut order = Vec::new();
-    // given / total of two queues are compared by multiplying crosswise; min_by takes the first of equals.
+    // given / total of two queues are compared by multiplying crosswise; min_by takes the first of
+    // equals.
     while let Some(queue) = queues
         .iter_mut()
         .filter(|queue| !queue.documents.as_slice().is_empty())
         .min_by(|a, b| (a.given * b.total).cmp(&(b.given * a.total)))
     {
-        let document = queue.documents.next().expect("only queues with documents left were looked at");
+        let document = queue
+            .documents
+            .next()
+            .expect("only queues with documents left were looked at");
         queue.given += document.len();
         order.push((queue.name, document));
     }
@@ -118,7 +140,8 @@ mod tests {
 
     const BOTH: [Set; 2] = [Set::Calibration, Set::Evaluation];
 
-    /// Runs of letters and digits in lower case; where a script writes no spaces, every character is a word.
+    /// Runs of letters and digits in lower case; where a script writes no spaces, every character
+    /// is a word.
     fn words(text: &str) -> Vec<String> {
         let mut words = Vec::new();
         let mut word = String::new();
@@ -143,18 +166,38 @@ mod tests {
 
     #[test]
     fn words_are_found_in_every_script() {
-        assert_eq!(words("Don't_stop: Ünder 3.5"), ["don", "t", "stop", "ünder", "3", "5"]);
+        assert_eq!(
+            words("Don't_stop: Ünder 3.5"),
+            ["don", "t", "stop", "ünder", "3", "5"]
+        );
         assert_eq!(words("茶tea。カ"), ["茶", "tea", "カ"]);
     }
 
     #[test]
     fn sizes_are_as_planned() {
-        let size = |set| documents(set).map(|(_, document)| document.len()).sum::<usize>();
-        assert!((110_000..=140_000).contains(&size(Set::Calibration)), "{}", size(Set::Calibration));
-        assert!((35_000..=45_000).contains(&size(Set::Evaluation)), "{}", size(Set::Evaluation));
+        let size = |set| {
+            documents(set)
+                .map(|(_, document)| document.len())
+                .sum::<usize>()
+        };
+        assert!(
+            (110_000..=140_000).contains(&size(Set::Calibration)),
+            "{}",
+            size(Set::Calibration)
+        );
+        assert!(
+            (35_000..=45_000).contains(&size(Set::Evaluation)),
+            "{}",
+            size(Set::Evaluation)
+        );
         for domain in &DOMAINS {
             for file in [domain.calibration, domain.evaluation] {
-                assert!(file.len() < 25_000, "{}: {} bytes, divide it", domain.name, file.len());
+                assert!(
+                    file.len() < 25_000,
+                    "{}: {} bytes, divide it",
+                    domain.name,
+                    file.len()
+                );
             }
         }
     }
@@ -163,12 +206,29 @@ mod tests {
     fn files_are_divided_by_form_feeds_on_their_own_line() {
         for domain in &DOMAINS {
             for file in [domain.calibration, domain.evaluation] {
-                assert!(file.ends_with('\n') && !file.ends_with("\n\n"), "{}: end with one newline", domain.name);
+                assert!(
+                    file.ends_with('\n') && !file.ends_with("\n\n"),
+                    "{}: end with one newline",
+                    domain.name
+                );
                 assert!(!file.contains('\r'), "{}: a carriage return", domain.name);
-                assert_eq!(file.matches('\x0c').count(), file.matches(SEPARATOR).count(), "{}", domain.name);
+                assert_eq!(
+                    file.matches('\x0c').count(),
+                    file.matches(SEPARATOR).count(),
+                    "{}",
+                    domain.name
+                );
             }
-            assert!(domain.documents(Set::Calibration).count() >= 10, "{}: too few documents", domain.name);
-            assert!(domain.documents(Set::Evaluation).count() >= 4, "{}: too few documents", domain.name);
+            assert!(
+                domain.documents(Set::Calibration).count() >= 10,
+                "{}: too few documents",
+                domain.name
+            );
+            assert!(
+                domain.documents(Set::Evaluation).count() >= 4,
+                "{}: too few documents",
+                domain.name
+            );
         }
     }
 
@@ -177,7 +237,10 @@ mod tests {
         let mut seen = HashSet::new();
         for (domain, document) in BOTH.into_iter().flat_map(documents) {
             let count = words(document).len();
-            assert!((20..=500).contains(&count), "{domain}: {count} words in {document:?}");
+            assert!(
+                (20..=500).contains(&count),
+                "{domain}: {count} words in {document:?}"
+            );
             assert!(seen.insert(document), "{domain}: twice: {document:?}");
         }
     }
@@ -189,10 +252,18 @@ mod tests {
         for (_, document) in documents(Set::Calibration) {
             calibration.extend(words(document).windows(RUN).map(<[String]>::to_vec));
         }
-        assert!(calibration.len() > 10_000, "only {} runs of words", calibration.len());
+        assert!(
+            calibration.len() > 10_000,
+            "only {} runs of words",
+            calibration.len()
+        );
         for (domain, document) in documents(Set::Evaluation) {
             for run in words(document).windows(RUN) {
-                assert!(!calibration.contains(run), "{domain}: also in the calibration text: {}", run.join(" "));
+                assert!(
+                    !calibration.contains(run),
+                    "{domain}: also in the calibration text: {}",
+                    run.join(" ")
+                );
             }
         }
     }
@@ -210,7 +281,9 @@ mod tests {
             let text = joined(set);
             let mut rest = text.as_str();
             for (_, document) in &order {
-                rest = rest.strip_prefix(*document).expect("documents come in order");
+                rest = rest
+                    .strip_prefix(*document)
+                    .expect("documents come in order");
                 rest = rest.strip_prefix("\n\n").unwrap_or(rest);
             }
             assert_eq!(rest, "\n");
@@ -233,7 +306,10 @@ mod tests {
             let mut given: HashMap<_, usize> = total.keys().map(|&domain| (domain, 0)).collect();
             for (domain, document) in interleaved(set) {
                 *given.get_mut(domain).unwrap() += document.len();
-                let behind = given.iter().map(|(&d, &bytes)| part(d, bytes)).fold(f64::INFINITY, f64::min);
+                let behind = given
+                    .iter()
+                    .map(|(&d, &bytes)| part(d, bytes))
+                    .fold(f64::INFINITY, f64::min);
                 for (&d, &bytes) in &given {
                     let lead = part(d, bytes) - behind;
                     assert!(lead <= part(d, longest[d]) + 1e-12, "{d} leads by {lead}");

@@ -1,5 +1,6 @@
-//! `tokenizer.json` before the tokenizers library gets it: the library trusts its files, so what would make it panic,
-//! loop or allocate without bound is refused here, and so is every kind of tokenizer but byte-pair encoding.
+//! `tokenizer.json` before the tokenizers library gets it: the library trusts its files, so what
+//! would make it panic, loop or allocate without bound is refused here, and so is every kind of
+//! tokenizer but byte-pair encoding.
 
 use super::MAX_TOKENS;
 use super::files::kind;
@@ -41,8 +42,29 @@ const KNOWN: [(&str, &[&str]); 4] = [
             "UnicodeScripts",
         ],
     ),
-    ("post_processor", &["Sequence", "ByteLevel", "TemplateProcessing", "RobertaProcessing", "BertProcessing"]),
-    ("decoder", &["Sequence", "ByteLevel", "Replace", "ByteFallback", "Fuse", "Strip", "Metaspace", "BPEDecoder"]),
+    (
+        "post_processor",
+        &[
+            "Sequence",
+            "ByteLevel",
+            "TemplateProcessing",
+            "RobertaProcessing",
+            "BertProcessing",
+        ],
+    ),
+    (
+        "decoder",
+        &[
+            "Sequence",
+            "ByteLevel",
+            "Replace",
+            "ByteFallback",
+            "Fuse",
+            "Strip",
+            "Metaspace",
+            "BPEDecoder",
+        ],
+    ),
 ];
 /// The fields in which a sequence has its parts.
 const PARTS: [&str; 4] = ["normalizers", "pretokenizers", "processors", "decoders"];
@@ -54,9 +76,11 @@ const MAX_GROWTH: usize = 1024;
 const MAX_PREPENDED: usize = 64;
 /// Bytes of all patterns together; the longest real one has about 600.
 const MAX_PATTERNS: usize = 8192;
-/// Regular expressions: each may backtrack a million times before the library gives up. Real files have up to seven.
+/// Regular expressions: each may backtrack a million times before the library gives up. Real files
+/// have up to seven.
 const MAX_REGEXES: usize = 16;
-/// Sum of the numbers in counted repetitions such as `{1,3}`: each copies a part of the compiled pattern.
+/// Sum of the numbers in counted repetitions such as `{1,3}`: each copies a part of the compiled
+/// pattern.
 const MAX_REPEATED: usize = 256;
 /// Slots of a template, and ids of one of its tokens.
 const MAX_SLOTS: usize = 64;
@@ -68,7 +92,12 @@ pub(super) fn check(json: &Map<String, Value>) -> Result<(), String> {
     let mut patterns = Patterns::default();
     for (field, known) in KNOWN {
         let mut found = Vec::new();
-        parts(field, known, json.get(field).unwrap_or(&Value::Null), &mut found)?;
+        parts(
+            field,
+            known,
+            json.get(field).unwrap_or(&Value::Null),
+            &mut found,
+        )?;
         let mut growth = 1usize;
         for part in found {
             check_part(field, part)?;
@@ -76,7 +105,9 @@ pub(super) fn check(json: &Map<String, Value>) -> Result<(), String> {
             growth = growth.saturating_mul(growth_of(field, part));
         }
         if growth > MAX_GROWTH {
-            return Err(format!("its {field} makes a text more than {MAX_GROWTH} times longer"));
+            return Err(format!(
+                "its {field} makes a text more than {MAX_GROWTH} times longer"
+            ));
         }
     }
     check_model(json.get("model").ok_or("it has no model")?)?;
@@ -88,28 +119,43 @@ pub(super) fn check(json: &Map<String, Value>) -> Result<(), String> {
 }
 
 /// The parts of a field, those of sequences within sequences too.
-fn parts<'a>(field: &str, known: &[&str], part: &'a Value, found: &mut Vec<&'a Value>) -> Result<(), String> {
+fn parts<'a>(
+    field: &str,
+    known: &[&str],
+    part: &'a Value,
+    found: &mut Vec<&'a Value>,
+) -> Result<(), String> {
     if part.is_null() {
         return Ok(());
     }
-    let name = part.get("type").and_then(Value::as_str).ok_or_else(|| format!("the {field} has no type"))?;
+    let name = part
+        .get("type")
+        .and_then(Value::as_str)
+        .ok_or_else(|| format!("the {field} has no type"))?;
     if !known.contains(&name) {
-        return Err(format!("the {field} {name} is not one that byte-pair encoders of language models use"));
+        return Err(format!(
+            "the {field} {name} is not one that byte-pair encoders of language models use"
+        ));
     }
     if found.len() == MAX_PARTS {
         return Err(format!("the {field} has more than {MAX_PARTS} parts"));
     }
     found.push(part);
-    let inner = PARTS.iter().filter_map(|parts| part.get(*parts)?.as_array()).flatten();
-    inner.into_iter().try_for_each(|part| parts(field, known, part, found))
+    let inner = PARTS
+        .iter()
+        .filter_map(|parts| part.get(*parts)?.as_array())
+        .flatten();
+    inner
+        .into_iter()
+        .try_for_each(|part| parts(field, known, part, found))
 }
 
 fn check_part(field: &str, part: &Value) -> Result<(), String> {
     match part.get("type").and_then(Value::as_str) {
         Some("TemplateProcessing") => check_template(part),
-        Some("Prepend") if text(part, "prepend").len() > MAX_PREPENDED => {
-            Err(format!("the {field} puts more than {MAX_PREPENDED} bytes before a text"))
-        }
+        Some("Prepend") if text(part, "prepend").len() > MAX_PREPENDED => Err(format!(
+            "the {field} puts more than {MAX_PREPENDED} bytes before a text"
+        )),
         _ => Ok(()),
     }
 }
@@ -118,13 +164,16 @@ fn text<'a>(part: &'a Value, name: &str) -> &'a str {
     part.get(name).and_then(Value::as_str).unwrap_or_default()
 }
 
-/// How many times longer a part can make a text, apart from what is added once and from normal forms, whose growth
-/// has an end.
+/// How many times longer a part can make a text, apart from what is added once and from normal
+/// forms, whose growth has an end.
 fn growth_of(field: &str, part: &Value) -> usize {
     match (field, text(part, "type")) {
         (_, "Replace") => {
             let content = text(part, "content").len();
-            match part.get("pattern").map_or("", |pattern| text(pattern, "String")) {
+            match part
+                .get("pattern")
+                .map_or("", |pattern| text(pattern, "String"))
+            {
                 // A pattern may match nothing, between any two letters.
                 "" => content + 1,
                 string => content.div_ceil(string.len()).max(1),
@@ -148,23 +197,36 @@ struct Patterns {
 
 impl Patterns {
     fn add(&mut self, part: &Value) -> Result<(), String> {
-        let Some(pattern) = part.get("pattern") else { return Ok(()) };
+        let Some(pattern) = part.get("pattern") else {
+            return Ok(());
+        };
         let regex = text(pattern, "Regex");
         self.regexes += usize::from(!regex.is_empty());
         self.bytes += regex.len() + text(pattern, "String").len();
         // What stands in braces is a name (`\p{Lu}`) or a count.
-        let counts = regex.split('{').skip(1).filter_map(|rest| rest.split_once('}')).flat_map(|(in_braces, _)| {
-            in_braces.split(',').filter_map(|number| number.trim().parse().ok()).collect::<Vec<usize>>()
-        });
+        let counts = regex
+            .split('{')
+            .skip(1)
+            .filter_map(|rest| rest.split_once('}'))
+            .flat_map(|(in_braces, _)| {
+                in_braces
+                    .split(',')
+                    .filter_map(|number| number.trim().parse().ok())
+                    .collect::<Vec<usize>>()
+            });
         self.repeated = counts.fold(self.repeated, usize::saturating_add);
         if self.regexes > MAX_REGEXES {
-            return Err(format!("it has more than {MAX_REGEXES} regular expressions"));
+            return Err(format!(
+                "it has more than {MAX_REGEXES} regular expressions"
+            ));
         }
         if self.bytes > MAX_PATTERNS {
             return Err(format!("its patterns have more than {MAX_PATTERNS} bytes"));
         }
         if self.repeated > MAX_REPEATED {
-            return Err(format!("the counted repetitions of its patterns add up to more than {MAX_REPEATED}"));
+            return Err(format!(
+                "the counted repetitions of its patterns add up to more than {MAX_REPEATED}"
+            ));
         }
         Ok(())
     }
@@ -172,22 +234,46 @@ impl Patterns {
 
 /// A template holds the text once, and every special token of it must have its ids.
 fn check_template(part: &Value) -> Result<(), String> {
-    let slots = |name| part.get(name).and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    let slots = |name| {
+        part.get(name)
+            .and_then(Value::as_array)
+            .map_or(&[][..], Vec::as_slice)
+    };
     let (single, pair) = (slots("single"), slots("pair"));
-    if single.iter().filter(|slot| slot.get("Sequence").is_some()).count() > 1 {
+    if single
+        .iter()
+        .filter(|slot| slot.get("Sequence").is_some())
+        .count()
+        > 1
+    {
         return Err("the post_processor repeats the text".to_owned());
     }
     if single.len() > MAX_SLOTS || pair.len() > MAX_SLOTS {
-        return Err(format!("a template of the post_processor has more than {MAX_SLOTS} slots"));
+        return Err(format!(
+            "a template of the post_processor has more than {MAX_SLOTS} slots"
+        ));
     }
-    let special = |token: &str| part.get("special_tokens").and_then(|tokens| tokens.get(token));
+    let special = |token: &str| {
+        part.get("special_tokens")
+            .and_then(|tokens| tokens.get(token))
+    };
     for slot in single.iter().chain(pair) {
-        let Some(token) = slot.get("SpecialToken").and_then(|s| s.get("id")?.as_str()) else { continue };
-        let Some(special) = special(token) else {
-            return Err(format!("the post_processor adds {token:?}, which is not among its special_tokens"));
+        let Some(token) = slot.get("SpecialToken").and_then(|s| s.get("id")?.as_str()) else {
+            continue;
         };
-        if special.get("ids").and_then(Value::as_array).is_some_and(|ids| ids.len() > MAX_SLOTS) {
-            return Err(format!("the post_processor's {token:?} has more than {MAX_SLOTS} ids"));
+        let Some(special) = special(token) else {
+            return Err(format!(
+                "the post_processor adds {token:?}, which is not among its special_tokens"
+            ));
+        };
+        if special
+            .get("ids")
+            .and_then(Value::as_array)
+            .is_some_and(|ids| ids.len() > MAX_SLOTS)
+        {
+            return Err(format!(
+                "the post_processor's {token:?} has more than {MAX_SLOTS} ids"
+            ));
         }
     }
     Ok(())
@@ -196,7 +282,10 @@ fn check_template(part: &Value) -> Result<(), String> {
 fn check_added(entry: &Value) -> Result<(), String> {
     let content = text(entry, "content");
     match content.len() > MAX_ADDED {
-        true => Err(format!("an added token has {} bytes; the most that is taken is {MAX_ADDED}", content.len())),
+        true => Err(format!(
+            "an added token has {} bytes; the most that is taken is {MAX_ADDED}",
+            content.len()
+        )),
         false => Ok(()),
     }
 }
@@ -208,7 +297,9 @@ fn check_model(model: &Value) -> Result<(), String> {
         None if model.get("merges").is_some() => {}
         other => {
             let other = other.unwrap_or("without a name");
-            return Err(format!("its model is {other}; only BPE (byte-pair encoding) can be converted"));
+            return Err(format!(
+                "its model is {other}; only BPE (byte-pair encoding) can be converted"
+            ));
         }
     }
     let vocab = match model.get("vocab") {
@@ -217,11 +308,18 @@ fn check_model(model: &Value) -> Result<(), String> {
         None => return Err("its model has no vocab".to_owned()),
     };
     if vocab.len() > MAX_TOKENS {
-        return Err(format!("its vocabulary has {} tokens; the most that is taken is {MAX_TOKENS}", vocab.len()));
+        return Err(format!(
+            "its vocabulary has {} tokens; the most that is taken is {MAX_TOKENS}",
+            vocab.len()
+        ));
     }
     for (token, id) in vocab {
         match id.as_u64() {
-            None => return Err(format!("the id of token {token:?} is not a whole number from 0 up")),
+            None => {
+                return Err(format!(
+                    "the id of token {token:?} is not a whole number from 0 up"
+                ));
+            }
             Some(id) if id >= MAX_TOKENS as u64 => {
                 return Err(format!(
                     "token {token:?} has the id {id}; the largest that is taken is {}",

@@ -11,7 +11,8 @@ pub(super) struct Class {
     defaults: &'static [(&'static str, &'static str)],
     /// Further special tokens.
     more_special: &'static [&'static str],
-    /// Whether a beginning is added unless the configuration says otherwise; `None` if `tokenizer.json` decides.
+    /// Whether a beginning is added unless the configuration says otherwise; `None` if
+    /// `tokenizer.json` decides.
     adds_bos: Option<bool>,
     /// Whether its special tokens are added tokens with flags (else only texts).
     makes_added: bool,
@@ -34,44 +35,73 @@ const PLAIN: Class = Class {
 const CLASSES: [Class; 7] = [
     Class {
         name: "LlamaTokenizer",
-        defaults: &[("bos_token", "<s>"), ("eos_token", "</s>"), ("unk_token", "<unk>")],
+        defaults: &[
+            ("bos_token", "<s>"),
+            ("eos_token", "</s>"),
+            ("unk_token", "<unk>"),
+        ],
         adds_bos: Some(true),
         sets_prefix_space: false,
         ..PLAIN
     },
     Class {
         name: "CodeLlamaTokenizer",
-        defaults: &[("bos_token", "<s>"), ("eos_token", "</s>"), ("unk_token", "<unk>")],
+        defaults: &[
+            ("bos_token", "<s>"),
+            ("eos_token", "</s>"),
+            ("unk_token", "<unk>"),
+        ],
         more_special: &["▁<PRE>", "▁<MID>", "▁<SUF>", "▁<EOT>"],
         adds_bos: Some(true),
         ..PLAIN
     },
     Class {
         name: "GemmaTokenizer",
-        defaults: &[("bos_token", "<bos>"), ("eos_token", "<eos>"), ("unk_token", "<unk>"), ("pad_token", "<pad>")],
+        defaults: &[
+            ("bos_token", "<bos>"),
+            ("eos_token", "<eos>"),
+            ("unk_token", "<unk>"),
+            ("pad_token", "<pad>"),
+        ],
         adds_bos: Some(true),
         ..PLAIN
     },
     Class {
         name: "CohereTokenizer",
-        defaults: &[("bos_token", "<BOS_TOKEN>"), ("eos_token", "<|END_OF_TURN_TOKEN|>"), ("unk_token", "<UNK>")],
+        defaults: &[
+            ("bos_token", "<BOS_TOKEN>"),
+            ("eos_token", "<|END_OF_TURN_TOKEN|>"),
+            ("unk_token", "<UNK>"),
+        ],
         adds_bos: Some(true),
         ..PLAIN
     },
     Class {
         name: "GPTNeoXTokenizer",
-        defaults: &[("bos_token", TEXT_END), ("eos_token", TEXT_END), ("unk_token", TEXT_END)],
+        defaults: &[
+            ("bos_token", TEXT_END),
+            ("eos_token", TEXT_END),
+            ("unk_token", TEXT_END),
+        ],
         adds_bos: Some(false),
         ..PLAIN
     },
     Class {
         name: "GPT2Tokenizer",
-        defaults: &[("bos_token", TEXT_END), ("eos_token", TEXT_END), ("unk_token", TEXT_END)],
+        defaults: &[
+            ("bos_token", TEXT_END),
+            ("eos_token", TEXT_END),
+            ("unk_token", TEXT_END),
+        ],
         ..PLAIN
     },
     Class {
         name: "Qwen2Tokenizer",
-        defaults: &[("eos_token", TEXT_END), ("unk_token", TEXT_END), ("pad_token", TEXT_END)],
+        defaults: &[
+            ("eos_token", TEXT_END),
+            ("unk_token", TEXT_END),
+            ("pad_token", TEXT_END),
+        ],
         makes_added: true,
         ..PLAIN
     },
@@ -99,27 +129,49 @@ const CLASS_OF_MODEL: [(&str, &str); 17] = [
 ];
 
 impl Class {
-    /// The class of a checkpoint's tokenizer: as named in `tokenizer_config.json` or `config.json`, else that of the
-    /// model type. One that is not known here changes nothing.
+    /// The class of a checkpoint's tokenizer: as named in `tokenizer_config.json` or `config.json`,
+    /// else that of the model type. One that is not known here changes nothing.
     pub fn of(files: &Files) -> &'static Class {
-        let config = |name| files.config.as_ref().and_then(|c| c.get(name)).and_then(Value::as_str);
-        let named = files.config_field("tokenizer_class").and_then(Value::as_str).or_else(|| config("tokenizer_class"));
-        let of_model =
-            |model: &str| CLASS_OF_MODEL.iter().find(|(m, _)| *m == model).map_or(PLAIN.name, |(_, class)| class);
+        let config = |name| {
+            files
+                .config
+                .as_ref()
+                .and_then(|c| c.get(name))
+                .and_then(Value::as_str)
+        };
+        let named = files
+            .config_field("tokenizer_class")
+            .and_then(Value::as_str)
+            .or_else(|| config("tokenizer_class"));
+        let of_model = |model: &str| {
+            CLASS_OF_MODEL
+                .iter()
+                .find(|(m, _)| *m == model)
+                .map_or(PLAIN.name, |(_, class)| class)
+        };
         let name = named.unwrap_or_else(|| config("model_type").map_or(PLAIN.name, of_model));
         let name = name.strip_suffix("Fast").unwrap_or(name);
-        CLASSES.iter().find(|class| class.name == name).unwrap_or(&PLAIN)
+        CLASSES
+            .iter()
+            .find(|class| class.name == name)
+            .unwrap_or(&PLAIN)
     }
 
     /// The special token that the class has in a role.
     pub fn default(&self, role: &str) -> Option<&'static str> {
-        self.defaults.iter().find(|(r, _)| *r == role).map(|(_, text)| *text)
+        self.defaults
+            .iter()
+            .find(|(r, _)| *r == role)
+            .map(|(_, text)| *text)
     }
 
     /// The roles that the class names.
     pub fn default_roles(&self) -> impl Iterator<Item = &'static str> {
         // Qwen's has a beginning too, which is none.
-        self.defaults.iter().map(|(role, _)| *role).chain(self.makes_added.then_some("bos_token"))
+        self.defaults
+            .iter()
+            .map(|(role, _)| *role)
+            .chain(self.makes_added.then_some("bos_token"))
     }
 
     /// Whether the class itself says what the padding token is, even if it says none.
@@ -139,15 +191,20 @@ impl Class {
         self.makes_added
     }
 
-    /// Whether a text is to be encoded as if a space stood before it; `None` if `tokenizer.json` decides.
+    /// Whether a text is to be encoded as if a space stood before it; `None` if `tokenizer.json`
+    /// decides.
     pub fn prefix_space(&self, settings: &Map<String, Value>) -> Option<bool> {
         let set = settings.get("add_prefix_space").and_then(Value::as_bool);
-        if self.sets_prefix_space { Some(set.unwrap_or(false)) } else { set }
+        if self.sets_prefix_space {
+            Some(set.unwrap_or(false))
+        } else {
+            set
+        }
     }
 }
 
-/// A pre-tokenizer with `add_prefix_space` set. Only where it is the whole pre-tokenizer; within a sequence,
-/// transformers does not see it.
+/// A pre-tokenizer with `add_prefix_space` set. Only where it is the whole pre-tokenizer; within a
+/// sequence, transformers does not see it.
 pub(super) fn with_prefix_space(mut pre_tokenizer: Value, prefix_space: Option<bool>) -> Value {
     if let (Some(set), Some(old)) = (prefix_space, pre_tokenizer.get_mut("add_prefix_space")) {
         *old = Value::Bool(set);
@@ -173,12 +230,30 @@ mod tests {
     #[test]
     fn the_class_is_named_or_follows_from_the_model() {
         assert_eq!(
-            class(r#"{"tokenizer_class": "LlamaTokenizerFast"}"#, r#"{"model_type": "qwen2"}"#),
+            class(
+                r#"{"tokenizer_class": "LlamaTokenizerFast"}"#,
+                r#"{"model_type": "qwen2"}"#
+            ),
             "LlamaTokenizer"
         );
-        assert_eq!(class("{}", r#"{"model_type": "qwen2", "tokenizer_class": "GPT2Tokenizer"}"#), "GPT2Tokenizer");
-        assert_eq!(class("{}", r#"{"model_type": "starcoder2"}"#), "GPT2Tokenizer");
-        assert_eq!(class(r#"{"tokenizer_class": "TokenizersBackend"}"#, "{}"), "PreTrainedTokenizer");
-        assert_eq!(class("{}", r#"{"model_type": "smollm3"}"#), "PreTrainedTokenizer");
+        assert_eq!(
+            class(
+                "{}",
+                r#"{"model_type": "qwen2", "tokenizer_class": "GPT2Tokenizer"}"#
+            ),
+            "GPT2Tokenizer"
+        );
+        assert_eq!(
+            class("{}", r#"{"model_type": "starcoder2"}"#),
+            "GPT2Tokenizer"
+        );
+        assert_eq!(
+            class(r#"{"tokenizer_class": "TokenizersBackend"}"#, "{}"),
+            "PreTrainedTokenizer"
+        );
+        assert_eq!(
+            class("{}", r#"{"model_type": "smollm3"}"#),
+            "PreTrainedTokenizer"
+        );
     }
 }

@@ -7,7 +7,10 @@ use std::path::{Path, PathBuf};
 
 /// Something is wrong in a file.
 pub(crate) fn bad(path: &Path, what: impl Into<String>) -> Error {
-    Error::Bad { path: path.to_owned(), what: what.into() }
+    Error::Bad {
+        path: path.to_owned(),
+        what: what.into(),
+    }
 }
 
 /// The bytes of a file; `None` if there is no such file.
@@ -15,24 +18,48 @@ pub(crate) fn read_bytes(path: &Path) -> Result<Option<Vec<u8>>> {
     if !path.is_file() {
         return Ok(None);
     }
-    let bytes = std::fs::read(path).map_err(|source| Error::Io { path: path.to_owned(), action: "read", source })?;
+    let bytes = std::fs::read(path).map_err(|source| Error::Io {
+        path: path.to_owned(),
+        action: "read",
+        source,
+    })?;
     Ok(Some(bytes))
 }
 
 /// A text file with the line ends that Python's text mode gives it: `\n` for `\r\n` and `\r`.
 pub(crate) fn read_text(path: &Path) -> Result<Option<String>> {
-    let Some(bytes) = read_bytes(path)? else { return Ok(None) };
+    let Some(bytes) = read_bytes(path)? else {
+        return Ok(None);
+    };
     let text = String::from_utf8(bytes).map_err(|e| {
-        let line = e.as_bytes()[..e.utf8_error().valid_up_to()].iter().filter(|&&b| b == b'\n').count() + 1;
-        bad(path, format!("line {line} is not UTF-8; save the file as UTF-8"))
+        let line = e.as_bytes()[..e.utf8_error().valid_up_to()]
+            .iter()
+            .filter(|&&b| b == b'\n')
+            .count()
+            + 1;
+        bad(
+            path,
+            format!("line {line} is not UTF-8; save the file as UTF-8"),
+        )
     })?;
-    Ok(Some(if text.contains('\r') { text.replace("\r\n", "\n").replace('\r', "\n") } else { text }))
+    Ok(Some(if text.contains('\r') {
+        text.replace("\r\n", "\n").replace('\r', "\n")
+    } else {
+        text
+    }))
 }
 
 /// A JSON file; what is wrong is told with line and column.
 pub(crate) fn read_json(path: &Path) -> Result<Option<Value>> {
-    let Some(bytes) = read_bytes(path)? else { return Ok(None) };
-    let refused = |e| bad(path, lfs_pointer(&bytes).unwrap_or_else(|| format!("not valid JSON: {e}")));
+    let Some(bytes) = read_bytes(path)? else {
+        return Ok(None);
+    };
+    let refused = |e| {
+        bad(
+            path,
+            lfs_pointer(&bytes).unwrap_or_else(|| format!("not valid JSON: {e}")),
+        )
+    };
     serde_json::from_slice(&bytes).map(Some).map_err(refused)
 }
 
@@ -41,7 +68,10 @@ pub(crate) fn read_object(path: &Path) -> Result<Option<Map<String, Value>>> {
     match read_json(path)? {
         None => Ok(None),
         Some(Value::Object(map)) => Ok(Some(map)),
-        Some(other) => Err(bad(path, format!("holds {} where an object {{...}} is expected", kind(&other)))),
+        Some(other) => Err(bad(
+            path,
+            format!("holds {} where an object {{...}} is expected", kind(&other)),
+        )),
     }
 }
 
@@ -92,6 +122,9 @@ impl Files {
 
     /// The added tokens that `tokenizer.json` lists.
     pub fn added_tokens(&self) -> &[Value] {
-        self.tokenizer.as_ref().and_then(|t| t.get("added_tokens")?.as_array()).map_or(&[], Vec::as_slice)
+        self.tokenizer
+            .as_ref()
+            .and_then(|t| t.get("added_tokens")?.as_array())
+            .map_or(&[], Vec::as_slice)
     }
 }

@@ -1,9 +1,10 @@
-//! The tokenizer as Python's `AutoTokenizer.from_pretrained` makes it: `tokenizer.json` in the tokenizers library, and
-//! around it what the tokenizer's class in transformers changes.
+//! The tokenizer as Python's `AutoTokenizer.from_pretrained` makes it: `tokenizer.json` in the
+//! tokenizers library, and around it what the tokenizer's class in transformers changes.
 //!
-//! The reference asks that object for the vocabulary, and fingerprints how it encodes a text, so both depend on the
-//! class: some add a token in front whatever `tokenizer.json` says, some bring special tokens of their own, and all
-//! overwrite the flags of added tokens with those of `tokenizer_config.json`.
+//! The reference asks that object for the vocabulary, and fingerprints how it encodes a text, so
+//! both depend on the class: some add a token in front whatever `tokenizer.json` says, some bring
+//! special tokens of their own, and all overwrite the flags of added tokens with those of
+//! `tokenizer_config.json`.
 
 use super::class::{self, Class};
 use super::files::{Files, bad, kind, read_object};
@@ -15,7 +16,15 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use tokenizers::{AddedToken, Tokenizer};
 
 /// The attributes that hold one special token, in the order of transformers.
-const ROLES: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+const ROLES: [&str; 7] = [
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+];
 const MORE_SPECIAL: &str = "additional_special_tokens";
 
 /// An added token whose flags may be left open.
@@ -37,15 +46,24 @@ impl Added {
             normalized: false,
             special: flag("special").unwrap_or(false),
         };
-        Some(Added { token, normalized: flag("normalized") })
+        Some(Added {
+            token,
+            normalized: flag("normalized"),
+        })
     }
 
     fn special(content: &str) -> Added {
-        Added { token: AddedToken::from(content, true), normalized: Some(false) }
+        Added {
+            token: AddedToken::from(content, true),
+            normalized: Some(false),
+        }
     }
 
     fn resolved(&self) -> AddedToken {
-        AddedToken { normalized: self.normalized.unwrap_or(!self.token.special), ..self.token.clone() }
+        AddedToken {
+            normalized: self.normalized.unwrap_or(!self.token.special),
+            ..self.token.clone()
+        }
     }
 }
 
@@ -96,8 +114,10 @@ impl HfTokenizer {
         checked::check(json).map_err(|what| files.bad_tokenizer(what))?;
         let class = Class::of(files);
         let (settings, decoder) = settings(files)?;
-        let mut roles: Vec<(&str, Special)> =
-            ROLES.iter().filter_map(|&r| Some((r, role(r, class, &settings)?))).collect();
+        let mut roles: Vec<(&str, Special)> = ROLES
+            .iter()
+            .filter_map(|&r| Some((r, role(r, class, &settings)?)))
+            .collect();
         let pad_of_padding = json.get("padding").and_then(|p| p.get("pad_token"));
         if let Some(pad) = pad_of_padding
             && !class.names_pad()
@@ -109,7 +129,10 @@ impl HfTokenizer {
         // What is in the files under a role has the flags of the token of the same text.
         for (role, special) in &mut roles {
             if settings.contains_key(*role)
-                && let Some((_, added)) = decoder.iter().rev().find(|(_, a)| a.token.content == special.text())
+                && let Some((_, added)) = decoder
+                    .iter()
+                    .rev()
+                    .find(|(_, a)| a.token.content == special.text())
             {
                 *special = Special::Added(added.clone());
             }
@@ -118,16 +141,33 @@ impl HfTokenizer {
         let mut seen: HashSet<String> = HashSet::new();
         let more = settings.get(MORE_SPECIAL).and_then(Value::as_array);
         let more = more.into_iter().flatten().filter_map(Special::parse);
-        let of_class = class.more_special().iter().map(|text| Special::Text((*text).to_owned()));
-        for special in roles.iter().map(|(_, special)| special.clone()).chain(more).chain(of_class) {
+        let of_class = class
+            .more_special()
+            .iter()
+            .map(|text| Special::Text((*text).to_owned()));
+        for special in roles
+            .iter()
+            .map(|(_, special)| special.clone())
+            .chain(more)
+            .chain(of_class)
+        {
             if seen.insert(special.text().to_owned()) {
                 all.push(special);
             }
         }
 
-        let texts = decoder.iter().map(|(_, added)| &*added.token.content).chain(all.iter().map(Special::text));
-        if let Some(long) = texts.map(str::len).find(|&length| length > checked::MAX_ADDED) {
-            let what = format!("a token has {long} bytes; the most that is taken is {}", checked::MAX_ADDED);
+        let texts = decoder
+            .iter()
+            .map(|(_, added)| &*added.token.content)
+            .chain(all.iter().map(Special::text));
+        if let Some(long) = texts
+            .map(str::len)
+            .find(|&length| length > checked::MAX_ADDED)
+        {
+            let what = format!(
+                "a token has {long} bytes; the most that is taken is {}",
+                checked::MAX_ADDED
+            );
             return Err(bad(&files.dir.join("tokenizer_config.json"), what));
         }
         let mut inner = parse(files, json, class, &settings)?;
@@ -135,22 +175,54 @@ impl HfTokenizer {
             add_tokens(&mut inner, decoder, &all);
             Ok(())
         })
-        .map_err(|what| files.bad_tokenizer(format!("the tokenizers library cannot add its tokens: {what}")))?;
-        if settings.get("split_special_tokens").and_then(Value::as_bool) == Some(true) {
+        .map_err(|what| {
+            files.bad_tokenizer(format!(
+                "the tokenizers library cannot add its tokens: {what}"
+            ))
+        })?;
+        if settings
+            .get("split_special_tokens")
+            .and_then(Value::as_bool)
+            == Some(true)
+        {
             inner.set_encode_special_tokens(true);
         }
         let id_of = |name: &str| {
             let token = roles.iter().find(|(role, _)| *role == name)?;
             let unknown = roles.iter().find(|(role, _)| *role == "unk_token");
-            inner.token_to_id(token.1.text()).or_else(|| inner.token_to_id(unknown?.1.text()))
+            inner
+                .token_to_id(token.1.text())
+                .or_else(|| inner.token_to_id(unknown?.1.text()))
         };
         let bounds = class.adds_bos().map(|bos| {
-            let adds = |name, default| settings.get(name).and_then(Value::as_bool).unwrap_or(default);
-            let bound = |add, name| if add { id_of(name).into_iter().collect() } else { Vec::new() };
-            (bound(adds("add_bos_token", bos), "bos_token"), bound(adds("add_eos_token", false), "eos_token"))
+            let adds = |name, default| {
+                settings
+                    .get(name)
+                    .and_then(Value::as_bool)
+                    .unwrap_or(default)
+            };
+            let bound = |add, name| {
+                if add {
+                    id_of(name).into_iter().collect()
+                } else {
+                    Vec::new()
+                }
+            };
+            (
+                bound(adds("add_bos_token", bos), "bos_token"),
+                bound(adds("add_eos_token", false), "eos_token"),
+            )
         });
-        let cleans_up = settings.get("clean_up_tokenization_spaces").and_then(Value::as_bool).unwrap_or(false);
-        Ok(HfTokenizer { inner, special: seen, bounds, cleans_up })
+        let cleans_up = settings
+            .get("clean_up_tokenization_spaces")
+            .and_then(Value::as_bool)
+            .unwrap_or(false);
+        Ok(HfTokenizer {
+            inner,
+            special: seen,
+            bounds,
+            cleans_up,
+        })
     }
 
     /// The tokenizer inside, as the tokenizers library has it.
@@ -190,13 +262,23 @@ impl HfTokenizer {
 
     /// What a token's text becomes when it is encoded and decoded again.
     pub fn round_trip(&self, text: &str) -> std::result::Result<String, String> {
-        let text = guarded(|| self.inner.decode(self.inner.encode(text, false)?.get_ids(), false))?;
-        Ok(if self.cleans_up { cleaned_up(&text) } else { text })
+        let text = guarded(|| {
+            self.inner
+                .decode(self.inner.encode(text, false)?.get_ids(), false)
+        })?;
+        Ok(if self.cleans_up {
+            cleaned_up(&text)
+        } else {
+            text
+        })
     }
 }
 
-/// Calls the tokenizers library. It is not written for hostile files; what it cannot take must not end the program.
-pub(super) fn guarded<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> std::result::Result<T, String> {
+/// Calls the tokenizers library. It is not written for hostile files; what it cannot take must not
+/// end the program.
+pub(super) fn guarded<T>(
+    call: impl FnOnce() -> tokenizers::Result<T>,
+) -> std::result::Result<T, String> {
     match catch_unwind(AssertUnwindSafe(call)) {
         Ok(result) => result.map_err(|e| e.to_string()),
         Err(_) => Err("it panics".to_owned()),
@@ -217,13 +299,15 @@ fn cleaned_up(text: &str) -> String {
         (" 've", "'ve"),
         (" 're", "'re"),
     ];
-    REMOVED.iter().fold(text.to_owned(), |text, (from, to)| text.replace(from, to))
+    REMOVED
+        .iter()
+        .fold(text.to_owned(), |text, (from, to)| text.replace(from, to))
 }
 
 /// The arguments with which the class is made, and the added tokens by id.
 ///
-/// From `tokenizer_config.json`; where it has no added tokens (as in old checkpoints), from the three files that held
-/// all this before.
+/// From `tokenizer_config.json`; where it has no added tokens (as in old checkpoints), from the
+/// three files that held all this before.
 fn settings(files: &Files) -> Result<(Map<String, Value>, Decoder)> {
     let path = files.dir.join("tokenizer_config.json");
     let mut settings = files.tokenizer_config.clone().unwrap_or_default();
@@ -231,15 +315,24 @@ fn settings(files: &Files) -> Result<(Map<String, Value>, Decoder)> {
     match settings.get("added_tokens_decoder") {
         Some(Value::Object(entries)) => {
             for (id, entry) in entries {
-                let number = id.parse().map_err(|_| bad(&path, format!("added token id {id:?} is no number")))?;
-                let added =
-                    Added::parse(entry).ok_or_else(|| bad(&path, format!("added token {id} has no content")))?;
+                let number = id
+                    .parse()
+                    .map_err(|_| bad(&path, format!("added token id {id:?} is no number")))?;
+                let added = Added::parse(entry)
+                    .ok_or_else(|| bad(&path, format!("added token {id} has no content")))?;
                 decoder.push((number, added));
             }
         }
-        Some(other) => return Err(bad(&path, format!("added_tokens_decoder is {}, not an object", kind(other)))),
+        Some(other) => {
+            return Err(bad(
+                &path,
+                format!("added_tokens_decoder is {}, not an object", kind(other)),
+            ));
+        }
         None => {
-            for (key, mut value) in read_object(&files.dir.join("special_tokens_map.json"))?.unwrap_or_default() {
+            for (key, mut value) in
+                read_object(&files.dir.join("special_tokens_map.json"))?.unwrap_or_default()
+            {
                 if let Value::Object(token) = &mut value {
                     token.insert("special".to_owned(), Value::Bool(true));
                 }
@@ -248,17 +341,32 @@ fn settings(files: &Files) -> Result<(Map<String, Value>, Decoder)> {
             let special: HashSet<String> = ROLES
                 .iter()
                 .filter_map(|role| settings.get(*role))
-                .chain(settings.get(MORE_SPECIAL).and_then(Value::as_array).into_iter().flatten())
+                .chain(
+                    settings
+                        .get(MORE_SPECIAL)
+                        .and_then(Value::as_array)
+                        .into_iter()
+                        .flatten(),
+                )
                 .filter_map(|value| Special::parse(value).map(|s| s.text().to_owned()))
                 .collect();
             let path = files.dir.join("added_tokens.json");
             for (text, id) in read_object(&path)?.unwrap_or_default() {
-                let id = id.as_u64().ok_or_else(|| bad(&path, format!("the id of {text:?} is not a whole number")))?;
+                let id = id.as_u64().ok_or_else(|| {
+                    bad(&path, format!("the id of {text:?} is not a whole number"))
+                })?;
                 let special = special.contains(&text);
-                let added = Added { token: AddedToken::from(text, special), normalized: Some(!special) };
+                let added = Added {
+                    token: AddedToken::from(text, special),
+                    normalized: Some(!special),
+                };
                 decoder.push((id, added));
             }
-            let mut place_of: HashMap<u64, usize> = decoder.iter().enumerate().map(|(at, (id, _))| (*id, at)).collect();
+            let mut place_of: HashMap<u64, usize> = decoder
+                .iter()
+                .enumerate()
+                .map(|(at, (id, _))| (*id, at))
+                .collect();
             for entry in files.added_tokens() {
                 let id = entry.get("id").and_then(Value::as_u64);
                 if let (Some(id), Some(added)) = (id, Added::parse(entry)) {
@@ -276,7 +384,8 @@ fn settings(files: &Files) -> Result<(Map<String, Value>, Decoder)> {
     Ok((settings, decoder))
 }
 
-/// The special token in a role: from the settings, even if they say that there is none, or the class's own.
+/// The special token in a role: from the settings, even if they say that there is none, or the
+/// class's own.
 fn role(name: &str, class: &Class, settings: &Map<String, Value>) -> Option<Special> {
     let special = match settings.get(name) {
         Some(value) => Special::parse(value)?,
@@ -290,8 +399,14 @@ fn role(name: &str, class: &Class, settings: &Map<String, Value>) -> Option<Spec
     })
 }
 
-/// Gives the file to the tokenizers library, without what only concerns batches and with the class's changes.
-fn parse(files: &Files, json: &Map<String, Value>, class: &Class, settings: &Map<String, Value>) -> Result<Tokenizer> {
+/// Gives the file to the tokenizers library, without what only concerns batches and with the
+/// class's changes.
+fn parse(
+    files: &Files,
+    json: &Map<String, Value>,
+    class: &Class,
+    settings: &Map<String, Value>,
+) -> Result<Tokenizer> {
     let pre_tokenizer = json.get("pre_tokenizer").cloned().unwrap_or(Value::Null);
     let pre_tokenizer = class::with_prefix_space(pre_tokenizer, class.prefix_space(settings));
     let mut text = String::from("{");
@@ -307,22 +422,31 @@ fn parse(files: &Files, json: &Map<String, Value>, class: &Class, settings: &Map
     }
     text.push('}');
     match guarded(|| text.parse::<Tokenizer>()) {
-        Ok(tokenizer) if tokenizer.get_vocab_size(true) > MAX_TOKENS => Err("too many tokens".to_owned()),
+        Ok(tokenizer) if tokenizer.get_vocab_size(true) > MAX_TOKENS => {
+            Err("too many tokens".to_owned())
+        }
         other => other,
     }
     .map_err(|why| files.bad_tokenizer(format!("the tokenizers library cannot read it: {why}")))
 }
 
-/// Adds the tokens of the configuration that are not in `tokenizer.json`, or have other flags there, and the special
-/// tokens that are missing.
+/// Adds the tokens of the configuration that are not in `tokenizer.json`, or have other flags
+/// there, and the special tokens that are missing.
 fn add_tokens(inner: &mut Tokenizer, mut decoder: Decoder, all_special: &[Special]) {
     let present: HashSet<AddedToken> = inner.get_added_tokens_decoder().into_values().collect();
     decoder.sort_by_key(|(id, _)| *id);
-    let missing: Vec<Added> =
-        decoder.into_iter().map(|(_, added)| added).filter(|added| !present.contains(&added.resolved())).collect();
-    let given: HashSet<(&AddedToken, Option<bool>)> = missing.iter().map(|a| (&a.token, a.normalized)).collect();
-    let known: HashSet<&str> =
-        present.iter().map(|t| &*t.content).chain(missing.iter().map(|added| &*added.token.content)).collect();
+    let missing: Vec<Added> = decoder
+        .into_iter()
+        .map(|(_, added)| added)
+        .filter(|added| !present.contains(&added.resolved()))
+        .collect();
+    let given: HashSet<(&AddedToken, Option<bool>)> =
+        missing.iter().map(|a| (&a.token, a.normalized)).collect();
+    let known: HashSet<&str> = present
+        .iter()
+        .map(|t| &*t.content)
+        .chain(missing.iter().map(|added| &*added.token.content))
+        .collect();
     // A token with flags is never taken for one of the known texts, so its flags are set anew.
     let anew = all_special.iter().filter(|special| match special {
         Special::Text(text) => !known.contains(&**text),

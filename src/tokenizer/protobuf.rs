@@ -1,7 +1,7 @@
 //! The protobuf wire format, as much of it as a tokenizer model needs.
 //!
-//! A message is a row of fields, each a key (number and wire type in one varint) and a payload. Payloads are slices
-//! of the input, so nothing that a file claims makes this allocate.
+//! A message is a row of fields, each a key (number and wire type in one varint) and a payload.
+//! Payloads are slices of the input, so nothing that a file claims makes this allocate.
 
 /// A field's payload.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -42,7 +42,12 @@ impl<'a> Fields<'a> {
                 return Ok(value);
             }
         }
-        Err(if self.rest.len() < LONGEST { "it ends within a number" } else { "a number has no end" }.to_owned())
+        Err(if self.rest.len() < LONGEST {
+            "it ends within a number"
+        } else {
+            "a number has no end"
+        }
+        .to_owned())
     }
 
     fn take(&mut self, length: u64) -> Result<&'a [u8], String> {
@@ -106,7 +111,8 @@ mod tests {
     #[test]
     fn fields_of_every_wire_type() {
         let bytes = [
-            0x08, 0x96, 0x01, 0x11, 1, 2, 3, 4, 5, 6, 7, 8, 0x1a, 2, b'h', b'i', 0x25, 9, 8, 7, 6, // 1 to 4
+            0x08, 0x96, 0x01, 0x11, 1, 2, 3, 4, 5, 6, 7, 8, 0x1a, 2, b'h', b'i', 0x25, 9, 8, 7,
+            6, // 1 to 4
         ];
         assert_eq!(
             all(&bytes).unwrap(),
@@ -125,9 +131,15 @@ mod tests {
         for (bytes, what) in [
             (&[0x08][..], "ends within a number"),
             (&[0x08, 0x80], "ends within a number"),
-            (&[0x08, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 1], "no end"),
+            (
+                &[0x08, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 1],
+                "no end",
+            ),
             (&[0x0a, 5, 1, 2], "claims 5 bytes"),
-            (&[0x0a, 255, 255, 255, 255, 255, 255, 255, 255, 255, 1], "claims 18446744073709551615 bytes"),
+            (
+                &[0x0a, 255, 255, 255, 255, 255, 255, 255, 255, 255, 1],
+                "claims 18446744073709551615 bytes",
+            ),
             (&[0x0d, 1, 2], "claims 4 bytes"),
             (&[0x0b], "wire type 3"),
             (&[0x00, 0x00], "number 0"),

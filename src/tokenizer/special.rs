@@ -53,7 +53,10 @@ fn truthy(value: &Value) -> bool {
 
 /// The id of the special token in a slot of a template.
 fn special_in(slot: &Value) -> Option<&str> {
-    slot.get("SpecialToken")?.get("id")?.as_str().filter(|s| !s.is_empty())
+    slot.get("SpecialToken")?
+        .get("id")?
+        .as_str()
+        .filter(|s| !s.is_empty())
 }
 
 /// The letter of the sequence in a slot of a template.
@@ -66,7 +69,12 @@ impl Special {
     pub const TYPES: [&str; 7] = ["bos", "eos", "unk", "sep", "pad", "cls", "mask"];
 
     /// Reads them from the files. Ids must be below `limit` to count, if there is one.
-    pub fn load(files: &Files, merges: bool, types: &[&str], limit: Option<u64>) -> Result<Special> {
+    pub fn load(
+        files: &Files,
+        merges: bool,
+        types: &[&str],
+        limit: Option<u64>,
+    ) -> Result<Special> {
         let mut special = Special::default();
         let mut reading = Reading {
             special: &mut special,
@@ -75,8 +83,13 @@ impl Special {
             limit,
         };
         if let Some(tokenizer) = files.tokenizer.as_ref().filter(|t| !t.is_empty()) {
-            if merges && let Some(list) = tokenizer.get("model").and_then(|m| m.get("merges")?.as_array()) {
-                reading.special.merges = joined_merges(list).map_err(|what| files.bad_tokenizer(what))?;
+            if merges
+                && let Some(list) = tokenizer
+                    .get("model")
+                    .and_then(|m| m.get("merges")?.as_array())
+            {
+                reading.special.merges =
+                    joined_merges(list).map_err(|what| files.bad_tokenizer(what))?;
             }
             if let Some(normalizer) = tokenizer.get("normalizer") {
                 reading.special.read_normalizer(normalizer);
@@ -125,7 +138,10 @@ impl Special {
             }
             Some("Sequence") => {
                 let parts = normalizer.get("normalizers").and_then(Value::as_array);
-                parts.into_iter().flatten().for_each(|part| self.read_normalizer(part));
+                parts
+                    .into_iter()
+                    .flatten()
+                    .for_each(|part| self.read_normalizer(part));
             }
             _ => {}
         }
@@ -133,7 +149,9 @@ impl Special {
 
     /// Writes merges, ids, what is added, and templates.
     pub fn write(&self, entries: &mut Entries) {
-        let key_of = |keys: &[(&str, &'static str)], token: &str| keys.iter().find(|(t, _)| *t == token).map(|k| k.1);
+        let key_of = |keys: &[(&str, &'static str)], token: &str| {
+            keys.iter().find(|(t, _)| *t == token).map(|k| k.1)
+        };
         entries.set_strings("tokenizer.ggml.merges", &self.merges);
         for (token, id) in &self.ids {
             if let Some(key) = key_of(&ID_KEYS, token) {
@@ -148,30 +166,42 @@ impl Special {
         if let Some(template) = &self.template {
             write_template(template, entries);
         }
-        for (key, value) in [("lowercase", self.lowercase), ("strip_accents", self.strip_accents)] {
+        for (key, value) in [
+            ("lowercase", self.lowercase),
+            ("strip_accents", self.strip_accents),
+        ] {
             if let Some(value) = value {
-                entries.set(format!("tokenizer.ggml.normalizer.{key}"), Gguf::Bool(value));
+                entries.set(
+                    format!("tokenizer.ggml.normalizer.{key}"),
+                    Gguf::Bool(value),
+                );
             }
         }
     }
 }
 
-/// Merges in either spelling, `"a b"` or `["a", "b"]`, as GGUF has them: `"a b"`, a space within a part as `Ġ`.
+/// Merges in either spelling, `"a b"` or `["a", "b"]`, as GGUF has them: `"a b"`, a space within a
+/// part as `Ġ`.
 fn joined_merges(list: &[Value]) -> std::result::Result<Vec<String>, String> {
-    let wrong = |at: usize| format!("merge {at} is neither \"a b\" nor [\"a\", \"b\"] like the first one");
+    let wrong =
+        |at: usize| format!("merge {at} is neither \"a b\" nor [\"a\", \"b\"] like the first one");
     /// What byte-level vocabularies write for a space.
     const SPACE: &str = "\u{120}";
     match list.first() {
         None => Ok(Vec::new()),
         Some(Value::String(_)) => {
-            let merge = |(at, merge): (usize, &Value)| merge.as_str().map(str::to_owned).ok_or_else(|| wrong(at));
+            let merge = |(at, merge): (usize, &Value)| {
+                merge.as_str().map(str::to_owned).ok_or_else(|| wrong(at))
+            };
             list.iter().enumerate().map(merge).collect()
         }
         Some(_) => {
             let merge = |(at, merge): (usize, &Value)| match merge.as_array().map(Vec::as_slice) {
-                Some([Value::String(a), Value::String(b)]) => {
-                    Ok(format!("{} {}", a.replace(' ', SPACE), b.replace(' ', SPACE)))
-                }
+                Some([Value::String(a), Value::String(b)]) => Ok(format!(
+                    "{} {}",
+                    a.replace(' ', SPACE),
+                    b.replace(' ', SPACE)
+                )),
                 _ => Err(wrong(at)),
             };
             list.iter().enumerate().map(merge).collect()
@@ -179,18 +209,29 @@ fn joined_merges(list: &[Value]) -> std::result::Result<Vec<String>, String> {
     }
 }
 
-/// Merges from the file that slow tokenizers have: one per line, lines that are none are passed over.
+/// Merges from the file that slow tokenizers have: one per line, lines that are none are passed
+/// over.
 fn merges_txt(path: &Path) -> Result<Vec<String>> {
-    let Some(text) = read_text(path)? else { return Ok(Vec::new()) };
-    let headed = text.lines().next().is_some_and(|line| line.trim().starts_with('#'));
+    let Some(text) = read_text(path)? else {
+        return Ok(Vec::new());
+    };
+    let headed = text
+        .lines()
+        .next()
+        .is_some_and(|line| line.trim().starts_with('#'));
     let merge = |line: &str| match line.split_whitespace().collect::<Vec<_>>()[..] {
         [a, b] => Some(format!("{a} {b}")),
         _ => None,
     };
-    Ok(text.split('\n').skip(usize::from(headed)).filter_map(merge).collect())
+    Ok(text
+        .split('\n')
+        .skip(usize::from(headed))
+        .filter_map(merge)
+        .collect())
 }
 
-/// The state while the files are read: the post-processor corrects the configuration that is read after it.
+/// The state while the files are read: the post-processor corrects the configuration that is read
+/// after it.
 struct Reading<'a> {
     special: &'a mut Special,
     /// `tokenizer_config.json`; `None` too if it holds nothing.
@@ -201,7 +242,11 @@ struct Reading<'a> {
 
 impl Reading<'_> {
     fn token(&self, key: &str) -> Value {
-        self.config.as_ref().and_then(|c| c.get(key)).cloned().unwrap_or(Value::Null)
+        self.config
+            .as_ref()
+            .and_then(|c| c.get(key))
+            .cloned()
+            .unwrap_or(Value::Null)
     }
 
     fn set_token(&mut self, key: &str, value: &Value) {
@@ -229,7 +274,10 @@ impl Reading<'_> {
             }
         }
         let single = std::slice::from_ref(post_processor);
-        let processors = post_processor.get("processors").and_then(Value::as_array).map_or(single, Vec::as_slice);
+        let processors = post_processor
+            .get("processors")
+            .and_then(Value::as_array)
+            .map_or(single, Vec::as_slice);
         for processor in processors {
             match processor.get("type").and_then(Value::as_str) {
                 Some("ByteLevel") => {
@@ -244,7 +292,9 @@ impl Reading<'_> {
     }
 
     fn roberta(&mut self, processor: &Value, roles: &mut Roles) {
-        ["bos", "eos", "sep"].iter().for_each(|token| self.special.set_add(token, true));
+        ["bos", "eos", "sep"]
+            .iter()
+            .for_each(|token| self.special.set_add(token, true));
         if self.config.is_none() {
             return;
         }
@@ -259,9 +309,15 @@ impl Reading<'_> {
         }
     }
 
-    /// Guesses from a template's ends whether a first and a last token are added. As crude as the reference's guess.
+    /// Guesses from a template's ends whether a first and a last token are added. As crude as the
+    /// reference's guess.
     fn template_processing(&mut self, processor: &Value, roles: &mut Roles) {
-        let slots = |name| processor.get(name).and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+        let slots = |name| {
+            processor
+                .get(name)
+                .and_then(Value::as_array)
+                .map_or(&[][..], Vec::as_slice)
+        };
         let (single, pair) = (slots("single"), slots("pair"));
         let (mut first, mut last) = (None, None);
         if single.len() > 1 {
@@ -290,13 +346,17 @@ impl Reading<'_> {
                 self.set_token("cls_token", first);
             }
         }
-        self.special.set_add("bos", *first == roles.bos || *first == roles.cls);
+        self.special
+            .set_add("bos", *first == roles.bos || *first == roles.cls);
     }
 
     fn trailing_token(&mut self, last: &Value, roles: &mut Roles) {
         if self.config.is_some() && *last != roles.eos {
-            // The token that is named as the end stays known as the end of a turn, or else of a message.
-            let free = ["eot", "eom"].into_iter().find(|kind| !self.types.iter().any(|t| t == kind));
+            // The token that is named as the end stays known as the end of a turn, or else of a
+            // message.
+            let free = ["eot", "eom"]
+                .into_iter()
+                .find(|kind| !self.types.iter().any(|t| t == kind));
             if let Some(kind) = free {
                 self.types.push(kind.to_owned());
                 self.set_token(&format!("{kind}_token"), &roles.eos.clone());
@@ -308,7 +368,13 @@ impl Reading<'_> {
     }
 
     /// Whether a separator stands between two texts: `A [sep] [eos] B`.
-    fn separator(&mut self, pair: &[Value], first: Option<&str>, last: Option<&str>, roles: &Roles) {
+    fn separator(
+        &mut self,
+        pair: &[Value],
+        first: Option<&str>,
+        last: Option<&str>,
+        roles: &Roles,
+    ) {
         let mut middle = pair;
         if let [start, rest @ ..] = middle
             && first.is_some()
@@ -327,9 +393,12 @@ impl Reading<'_> {
             return;
         }
         let separates = |slot: &Value| {
-            special_in(slot).map(Value::from).is_some_and(|token| token == roles.sep || token == roles.eos)
+            special_in(slot)
+                .map(Value::from)
+                .is_some_and(|token| token == roles.sep || token == roles.eos)
         };
-        let add = (separates(&middle[0]) && last.is_none()) || (middle.len() == 2 && separates(&middle[1]));
+        let add = (separates(&middle[0]) && last.is_none())
+            || (middle.len() == 2 && separates(&middle[1]));
         self.special.set_add("sep", add);
         if add && !truthy(&roles.sep) {
             self.set_token("sep_token", &roles.eos.clone());
@@ -355,22 +424,31 @@ impl Reading<'_> {
                 self.special.set_add_if_unset(&kind, add);
             }
             let entry = self.token(&format!("{kind}_token"));
-            let Some(text) = entry.as_str().or_else(|| entry.get("content")?.as_str()) else { continue };
-            let named = files.added_tokens().iter().find(|t| t.get("content").and_then(Value::as_str) == Some(text));
+            let Some(text) = entry.as_str().or_else(|| entry.get("content")?.as_str()) else {
+                continue;
+            };
+            let named = files
+                .added_tokens()
+                .iter()
+                .find(|t| t.get("content").and_then(Value::as_str) == Some(text));
             if let Some(id) = named.and_then(|t| t.get("id")) {
-                self.set_id(&kind, id).map_err(|what| files.bad_tokenizer(what))?;
+                self.set_id(&kind, id)
+                    .map_err(|what| files.bad_tokenizer(what))?;
             }
         }
         Ok(())
     }
 
     fn ids_from_config(&mut self, files: &Files) -> Result<()> {
-        let Some(config) = &files.config else { return Ok(()) };
+        let Some(config) = &files.config else {
+            return Ok(());
+        };
         for kind in self.types.clone() {
             let key = format!("{kind}_token_id");
             let own = config.get(&key).filter(|id| !id.is_null());
             if let Some(id) = own.or_else(|| config.get("text_config")?.get(&key)) {
-                self.set_id(&kind, id).map_err(|what| bad(&files.dir.join("config.json"), what))?;
+                self.set_id(&kind, id)
+                    .map_err(|what| bad(&files.dir.join("config.json"), what))?;
             }
         }
         Ok(())
@@ -381,17 +459,21 @@ impl Reading<'_> {
         match (id.as_u64(), id.as_i64()) {
             (Some(id), _) if self.limit.is_some_and(|limit| id >= limit) => Ok(()),
             (Some(id), _) => {
-                let id = u32::try_from(id).map_err(|_| format!("the id of the {kind} token, {id}, is too large"))?;
+                let id = u32::try_from(id)
+                    .map_err(|_| format!("the id of the {kind} token, {id}, is too large"))?;
                 self.special.set_id(kind, id);
                 Ok(())
             }
-            (None, Some(id)) => Err(format!("the id of the {kind} token is {id}, below zero; set the right one")),
+            (None, Some(id)) => Err(format!(
+                "the id of the {kind} token is {id}, below zero; set the right one"
+            )),
             (None, None) => Ok(()),
         }
     }
 }
 
-/// The special tokens as the post-processor's reading knows them: strings, or objects with a content.
+/// The special tokens as the post-processor's reading knows them: strings, or objects with a
+/// content.
 struct Roles {
     bos: Value,
     cls: Value,
@@ -399,7 +481,8 @@ struct Roles {
     sep: Value,
 }
 
-/// `chat_template.jinja` with what lies in `additional_chat_templates`, or else `chat_template.json`.
+/// `chat_template.jinja` with what lies in `additional_chat_templates`, or else
+/// `chat_template.json`.
 fn template_file(dir: &Path) -> Result<Option<Value>> {
     let Some(default) = read_text(&dir.join("chat_template.jinja"))? else {
         let path = dir.join("chat_template.json");
@@ -407,7 +490,13 @@ fn template_file(dir: &Path) -> Result<Option<Value>> {
     };
     // In the order of the directory, as the reference has them.
     let mut named = Vec::new();
-    for entry in dir.join("additional_chat_templates").read_dir().into_iter().flatten().flatten() {
+    for entry in dir
+        .join("additional_chat_templates")
+        .read_dir()
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
         let path = entry.path();
         let name = entry.file_name();
         if let Some(stem) = name.to_str().and_then(|name| name.strip_suffix(".jinja"))
@@ -421,14 +510,18 @@ fn template_file(dir: &Path) -> Result<Option<Value>> {
     if named.is_empty() {
         return Ok(Some(Value::String(default)));
     }
-    named.insert(0, serde_json::json!({ "name": "default", "template": default }));
+    named.insert(
+        0,
+        serde_json::json!({ "name": "default", "template": default }),
+    );
     Ok(Some(Value::Array(named)))
 }
 
-/// Writes a template, or named ones each under its name, then the list of names, then the one called default.
+/// Writes a template, or named ones each under its name, then the list of names, then the one
+/// called default.
 ///
-/// The reference lists names in the order of a Python set, which changes from run to run; ours are in the order of
-/// their appearance.
+/// The reference lists names in the order of a Python set, which changes from run to run; ours are
+/// in the order of their appearance.
 fn write_template(template: &Value, entries: &mut Entries) {
     const KEY: &str = "tokenizer.chat_template";
     if let Some(text) = template.as_str() {
@@ -437,9 +530,17 @@ fn write_template(template: &Value, entries: &mut Entries) {
     let mut default = None;
     let mut names: Vec<String> = Vec::new();
     for choice in template.as_array().into_iter().flatten() {
-        let name = choice.get("name").and_then(Value::as_str).unwrap_or_default();
-        let name: String = name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
-        let Some(text) = choice.get("template").and_then(Value::as_str) else { continue };
+        let name = choice
+            .get("name")
+            .and_then(Value::as_str)
+            .unwrap_or_default();
+        let name: String = name
+            .chars()
+            .map(|c| if c.is_ascii_alphanumeric() { c } else { '_' })
+            .collect();
+        let Some(text) = choice.get("template").and_then(Value::as_str) else {
+            continue;
+        };
         if name == "default" {
             default = Some(text);
         } else if !name.is_empty() {

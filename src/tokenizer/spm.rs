@@ -30,9 +30,11 @@ pub(super) fn parse(bytes: &[u8]) -> std::result::Result<Vec<Token>, String> {
     loop {
         let at = bytes.len() - fields.remaining();
         let Some(field) = fields.next() else { break };
-        let (number, payload) = field.map_err(|what| format!("not a SentencePiece model: at byte {at}: {what}"))?;
+        let (number, payload) =
+            field.map_err(|what| format!("not a SentencePiece model: at byte {at}: {what}"))?;
         if let (PIECES, Payload::Bytes(message)) = (number, payload) {
-            let piece = parse_piece(message).map_err(|what| format!("piece {} at byte {at}: {what}", pieces.len()))?;
+            let piece = parse_piece(message)
+                .map_err(|what| format!("piece {} at byte {at}: {what}", pieces.len()))?;
             pieces.push(piece);
         }
         if pieces.len() > MAX_TOKENS {
@@ -53,11 +55,17 @@ fn parse_piece(message: &[u8]) -> std::result::Result<Token, String> {
     const TEXT: u64 = 1;
     const SCORE: u64 = 2;
     const TYPE: u64 = 3;
-    let mut token = Token { text: String::new(), score: 0.0, token_type: TokenType::Normal };
+    let mut token = Token {
+        text: String::new(),
+        score: 0.0,
+        token_type: TokenType::Normal,
+    };
     for field in Fields::new(message) {
         match field? {
             (TEXT, Payload::Bytes(text)) => {
-                token.text = std::str::from_utf8(text).map_err(|_| "its text is not UTF-8")?.to_owned();
+                token.text = std::str::from_utf8(text)
+                    .map_err(|_| "its text is not UTF-8")?
+                    .to_owned();
             }
             (SCORE, Payload::Fixed32(score)) => token.score = f32::from_le_bytes(score),
             (TYPE, Payload::Varint(number)) => {
@@ -82,20 +90,34 @@ fn parse_piece(message: &[u8]) -> std::result::Result<Token, String> {
 /// How the families differ in what they make of the files beside the model.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Additions {
-    /// Added tokens that look special are control tokens; the others have spaces for SentencePiece's sign.
+    /// Added tokens that look special are control tokens; the others have spaces for
+    /// SentencePiece's sign.
     Common,
-    /// Phi-3: added tokens as they are, from `tokenizer.json` too; an id beyond the vocabulary is an error.
+    /// Phi-3: added tokens as they are, from `tokenizer.json` too; an id beyond the vocabulary is
+    /// an error.
     Phi3,
 }
 
 /// The vocabulary of `tokenizer.model`; `None` if the file is not there.
-pub(super) fn vocabulary(files: &Files, vocab_size: Option<u64>, additions: Additions) -> Result<Option<Vec<Token>>> {
+pub(super) fn vocabulary(
+    files: &Files,
+    vocab_size: Option<u64>,
+    additions: Additions,
+) -> Result<Option<Vec<Token>>> {
     let path = files.dir.join(FILE);
-    let Some(bytes) = read_bytes(&path)? else { return Ok(None) };
+    let Some(bytes) = read_bytes(&path)? else {
+        return Ok(None);
+    };
     let pieces = parse(&bytes).map_err(|what| bad(&path, what))?;
     let size = super::checked_size(vocab_size.filter(|&n| n > 0), pieces.len(), &files.dir)?;
     if additions == Additions::Phi3 && pieces.len() > size {
-        return Err(bad(&path, format!("{} pieces, but config.json has a vocab_size of {size}", pieces.len())));
+        return Err(bad(
+            &path,
+            format!(
+                "{} pieces, but config.json has a vocab_size of {size}",
+                pieces.len()
+            ),
+        ));
     }
     let mut tokens = pieces;
     tokens.truncate(size);
@@ -106,14 +128,20 @@ pub(super) fn vocabulary(files: &Files, vocab_size: Option<u64>, additions: Addi
         None => {}
         Some(Value::Object(decoder)) => {
             for (id, entry) in decoder {
-                let number =
-                    id.parse().map_err(|_| bad(&config_path, format!("added token id {id:?} is no number")))?;
+                let number = id.parse().map_err(|_| {
+                    bad(&config_path, format!("added token id {id:?} is no number"))
+                })?;
                 let entry = Added::parse(number, entry).map_err(|what| bad(&config_path, what))?;
-                entry.place(&mut tokens, additions).map_err(|what| bad(&config_path, what))?;
+                entry
+                    .place(&mut tokens, additions)
+                    .map_err(|what| bad(&config_path, what))?;
             }
         }
         Some(other) => {
-            return Err(bad(&config_path, format!("added_tokens_decoder is {}, not an object", kind(other))));
+            return Err(bad(
+                &config_path,
+                format!("added_tokens_decoder is {}, not an object", kind(other)),
+            ));
         }
     }
     if additions == Additions::Phi3 {
@@ -121,7 +149,9 @@ pub(super) fn vocabulary(files: &Files, vocab_size: Option<u64>, additions: Addi
             let id = entry.get("id").and_then(Value::as_u64);
             let id = id.ok_or_else(|| files.bad_tokenizer("an entry of added_tokens has no id"))?;
             let entry = Added::parse(id, entry).map_err(|what| files.bad_tokenizer(what))?;
-            entry.place(&mut tokens, additions).map_err(|what| files.bad_tokenizer(what))?;
+            entry
+                .place(&mut tokens, additions)
+                .map_err(|what| files.bad_tokenizer(what))?;
         }
     }
     Ok(Some(tokens))
@@ -129,10 +159,19 @@ pub(super) fn vocabulary(files: &Files, vocab_size: Option<u64>, additions: Addi
 
 fn add_from_added_tokens_json(tokens: &mut [Token], path: &Path) -> Result<()> {
     for (text, id) in read_object(path)?.unwrap_or_default() {
-        let id = id.as_u64().ok_or_else(|| bad(path, format!("the id of {text:?} is not a whole number from 0 up")))?;
+        let id = id.as_u64().ok_or_else(|| {
+            bad(
+                path,
+                format!("the id of {text:?} is not a whole number from 0 up"),
+            )
+        })?;
         // An id beyond the vocabulary is passed over.
         if let Some(token) = usize::try_from(id).ok().and_then(|id| tokens.get_mut(id)) {
-            *token = Token { text, score: SCORE_OF_ADDED, token_type: TokenType::UserDefined };
+            *token = Token {
+                text,
+                score: SCORE_OF_ADDED,
+                token_type: TokenType::UserDefined,
+            };
         }
     }
     Ok(())
@@ -147,22 +186,41 @@ struct Added<'a> {
 
 impl<'a> Added<'a> {
     fn parse(id: u64, entry: &'a Value) -> std::result::Result<Added<'a>, String> {
-        let text = entry.get("content").and_then(Value::as_str).ok_or(format!("added token {id} has no content"))?;
-        let special = entry.get("special").and_then(Value::as_bool).unwrap_or(false);
+        let text = entry
+            .get("content")
+            .and_then(Value::as_str)
+            .ok_or(format!("added token {id} has no content"))?;
+        let special = entry
+            .get("special")
+            .and_then(Value::as_bool)
+            .unwrap_or(false);
         Ok(Added { id, text, special })
     }
 
     fn place(&self, tokens: &mut [Token], additions: Additions) -> std::result::Result<(), String> {
         let size = tokens.len();
-        let place = usize::try_from(self.id).ok().and_then(|id| tokens.get_mut(id));
-        let control = self.special || (additions == Additions::Common && token::looks_special(self.text));
-        let token_type = if control { TokenType::Control } else { TokenType::UserDefined };
+        let place = usize::try_from(self.id)
+            .ok()
+            .and_then(|id| tokens.get_mut(id));
+        let control =
+            self.special || (additions == Additions::Common && token::looks_special(self.text));
+        let token_type = if control {
+            TokenType::Control
+        } else {
+            TokenType::UserDefined
+        };
         let text = match additions {
             Additions::Common if !control => token::with_spaces(self.text),
             _ => self.text.to_owned(),
         };
         match place {
-            Some(place) => *place = Token { text, score: SCORE_OF_ADDED, token_type },
+            Some(place) => {
+                *place = Token {
+                    text,
+                    score: SCORE_OF_ADDED,
+                    token_type,
+                }
+            }
             None if additions == Additions::Common => {}
             None => {
                 let Added { id, text, .. } = self;
@@ -212,8 +270,13 @@ mod tests {
     use proptest::prelude::*;
 
     fn small_model() -> Vec<u8> {
-        let mut model =
-            model_of(&[("<unk>", 0.0, 2), ("<s>", 0.0, 3), ("<0x0A>", 0.0, 6), ("▁a", -1.5, 1), ("x", -2.0, 4)]);
+        let mut model = model_of(&[
+            ("<unk>", 0.0, 2),
+            ("<s>", 0.0, 3),
+            ("<0x0A>", 0.0, 6),
+            ("▁a", -1.5, 1),
+            ("x", -2.0, 4),
+        ]);
         // a training field that is passed over, and a piece without score and type
         model.extend([0x12, 3, 0x08, 0x01, 0x00]);
         model.extend([0x0a, 3, 0x0a, 1, b'y']);
@@ -231,7 +294,10 @@ mod tests {
     #[test]
     fn pieces_have_text_score_and_type() {
         let tokens = parse(&small_model()).unwrap();
-        let seen: Vec<_> = tokens.iter().map(|t| (t.text.as_str(), t.score, t.token_type)).collect();
+        let seen: Vec<_> = tokens
+            .iter()
+            .map(|t| (t.text.as_str(), t.score, t.token_type))
+            .collect();
         use TokenType::*;
         let expected = [
             ("<unk>", 0.0, Unknown),
@@ -259,10 +325,19 @@ mod tests {
         for (model, what) in [
             (vec![], "no pieces"),
             (vec![0x0a, 200, 1], "claims 200 bytes"),
-            (model_of(&[("", 0.0, 1)]), "piece 0 at byte 0: it has no text"),
-            (model_of(&[("a", 0.0, 1), ("a", 0.0, 1)]), "piece 1: \"a\" is there twice"),
+            (
+                model_of(&[("", 0.0, 1)]),
+                "piece 0 at byte 0: it has no text",
+            ),
+            (
+                model_of(&[("a", 0.0, 1), ("a", 0.0, 1)]),
+                "piece 1: \"a\" is there twice",
+            ),
             (vec![0x0a, 3, 0x0a, 1, 0xff], "not UTF-8"),
-            (b"PK\x03\x04 an archive".to_vec(), "not a SentencePiece model: at byte 2"),
+            (
+                b"PK\x03\x04 an archive".to_vec(),
+                "not a SentencePiece model: at byte 2",
+            ),
         ] {
             let error = parse(&model).unwrap_err();
             assert!(error.contains(what), "{error}");
@@ -275,36 +350,79 @@ mod tests {
             "1": {"content": "<s>", "special": true}, "4": {"content": "▁▁x", "special": false},
             "6": {"content": "<|end|>"}, "99": {"content": "far"}}}"#;
         let (dir, files) = directory(config);
-        std::fs::write(dir.path().join("added_tokens.json"), r#"{"seven": 7, "beyond": 9}"#).unwrap();
-        let tokens = vocabulary(&files, Some(9), Additions::Common).unwrap().unwrap();
-        let seen: Vec<_> = tokens.iter().map(|t| (t.text.as_str(), t.score, t.token_type)).collect();
+        std::fs::write(
+            dir.path().join("added_tokens.json"),
+            r#"{"seven": 7, "beyond": 9}"#,
+        )
+        .unwrap();
+        let tokens = vocabulary(&files, Some(9), Additions::Common)
+            .unwrap()
+            .unwrap();
+        let seen: Vec<_> = tokens
+            .iter()
+            .map(|t| (t.text.as_str(), t.score, t.token_type))
+            .collect();
         use TokenType::*;
         assert_eq!(seen[1], ("<s>", -1000.0, Control));
         assert_eq!(seen[4], ("  x", -1000.0, UserDefined));
         assert_eq!(
             seen[6..],
-            [("<|end|>", -1000.0, Control), ("seven", -1000.0, UserDefined), ("[PAD8]", -10000.0, Unused)]
+            [
+                ("<|end|>", -1000.0, Control),
+                ("seven", -1000.0, UserDefined),
+                ("[PAD8]", -10000.0, Unused)
+            ]
         );
         // A vocabulary smaller than the model is cut; without a size, the model's counts.
-        assert_eq!(vocabulary(&files, Some(3), Additions::Common).unwrap().unwrap().len(), 3);
-        assert_eq!(vocabulary(&files, Some(0), Additions::Common).unwrap().unwrap().len(), 6);
+        assert_eq!(
+            vocabulary(&files, Some(3), Additions::Common)
+                .unwrap()
+                .unwrap()
+                .len(),
+            3
+        );
+        assert_eq!(
+            vocabulary(&files, Some(0), Additions::Common)
+                .unwrap()
+                .unwrap()
+                .len(),
+            6
+        );
         // Phi-3 takes the flags as they are, and no id beyond the vocabulary.
-        let error = vocabulary(&files, Some(9), Additions::Phi3).unwrap_err().to_string();
+        let error = vocabulary(&files, Some(9), Additions::Phi3)
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("\"far\" has the id 99"), "{error}");
     }
 
     #[test]
     fn wrong_kinds_in_the_files_beside_it_are_errors() {
         for (config, what) in [
-            (r#"{"added_tokens_decoder": [1]}"#, "added_tokens_decoder is an array"),
-            (r#"{"added_tokens_decoder": {"x": {"content": "a"}}}"#, "\"x\" is no number"),
-            (r#"{"added_tokens_decoder": {"1": {"special": true}}}"#, "added token 1 has no content"),
+            (
+                r#"{"added_tokens_decoder": [1]}"#,
+                "added_tokens_decoder is an array",
+            ),
+            (
+                r#"{"added_tokens_decoder": {"x": {"content": "a"}}}"#,
+                "\"x\" is no number",
+            ),
+            (
+                r#"{"added_tokens_decoder": {"1": {"special": true}}}"#,
+                "added token 1 has no content",
+            ),
         ] {
-            let error = vocabulary(&directory(config).1, None, Additions::Common).unwrap_err().to_string();
-            assert!(error.contains("tokenizer_config.json: ") && error.contains(what), "{error}");
+            let error = vocabulary(&directory(config).1, None, Additions::Common)
+                .unwrap_err()
+                .to_string();
+            assert!(
+                error.contains("tokenizer_config.json: ") && error.contains(what),
+                "{error}"
+            );
         }
         let (_dir, files) = directory("{}");
-        let error = vocabulary(&files, Some(u64::MAX), Additions::Common).unwrap_err().to_string();
+        let error = vocabulary(&files, Some(u64::MAX), Additions::Common)
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("vocab_size"), "{error}");
     }
 

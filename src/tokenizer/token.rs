@@ -36,7 +36,11 @@ pub(super) struct Token {
 impl Token {
     /// The token that fills the hole at an id.
     pub fn padding(id: usize) -> Token {
-        Token { text: format!("[PAD{id}]"), score: SCORE_OF_PADDING, token_type: TokenType::Unused }
+        Token {
+            text: format!("[PAD{id}]"),
+            score: SCORE_OF_PADDING,
+            token_type: TokenType::Unused,
+        }
     }
 }
 
@@ -51,8 +55,9 @@ pub(super) fn write(tokens: &[Token], scored: bool, entries: &mut Entries) {
     entries.set_values("tokenizer.ggml.token_type", ValueType::I32, types);
 }
 
-/// Whether an added token's text says that it is a control token although its flags do not: some publishers forget
-/// the flag. The rules are the reference's; each names the models that made it necessary.
+/// Whether an added token's text says that it is a control token although its flags do not: some
+/// publishers forget the flag. The rules are the reference's; each names the models that made it
+/// necessary.
 pub(super) fn looks_special(text: &str) -> bool {
     let enclosed = |start: &str, end: &str| text.starts_with(start) && text.ends_with(end);
     // deepseek-coder; gemma, three of them
@@ -64,7 +69,8 @@ pub(super) fn looks_special(text: &str) -> bool {
         || enclosed("<unused", ">")
 }
 
-/// A user-defined token's text as llama.cpp compares it: with spaces where SentencePiece has its own sign.
+/// A user-defined token's text as llama.cpp compares it: with spaces where SentencePiece has its
+/// own sign.
 pub(super) fn with_spaces(text: &str) -> String {
     text.replace('\u{2581}', " ")
 }
@@ -75,7 +81,14 @@ mod tests {
 
     #[test]
     fn special_looks() {
-        for text in ["<pad>", "<|im_end|>", "<|", "<｜User｜>", "<unused7>", "[@BOS@]"] {
+        for text in [
+            "<pad>",
+            "<|im_end|>",
+            "<|",
+            "<｜User｜>",
+            "<unused7>",
+            "[@BOS@]",
+        ] {
             // "<|" is no token that ends in "|>"
             assert_eq!(looks_special(text), text != "<|", "{text}");
         }

@@ -1,9 +1,10 @@
 //! What our writer writes, read by a reader that shares no line with ours: the crate gguf-rs.
 //!
-//! It has limits of its own, which these tests keep clear of. It loses the types of values and the order of keys.
-//! It knows the types up to MXFP4, and gives up on NVFP4 and later ones. It takes all types above 9 for types of 256
-//! weights in a block, so it has wrong sizes for the plain numbers, IQ4_NL and MXFP4 among them; Q8_1's it has from
-//! before ggml changed them. It takes alignments from 8 on, and no arrays of arrays.
+//! It has limits of its own, which these tests keep clear of. It loses the types of values and the
+//! order of keys. It knows the types up to MXFP4, and gives up on NVFP4 and later ones. It takes
+//! all types above 9 for types of 256 weights in a block, so it has wrong sizes for the plain
+//! numbers, IQ4_NL and MXFP4 among them; Q8_1's it has from before ggml changed them. It takes
+//! alignments from 8 on, and no arrays of arrays.
 #![cfg(test)]
 
 #[path = "../support/gguf.rs"]
@@ -29,20 +30,40 @@ fn both_agree(file: &Tiny) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("m.gguf");
     let infos: Vec<_> = file.tensors.iter().map(|(info, _)| info.clone()).collect();
-    let alignment = file.metadata.get("general.alignment").and_then(Value::as_u64).unwrap_or(32);
-    let mut writer = Writer::create(&path, Layout::new(&file.metadata, &infos, alignment), &[]).unwrap();
-    file.tensors.iter().for_each(|(_, data)| writer.write(data).unwrap());
+    let alignment = file
+        .metadata
+        .get("general.alignment")
+        .and_then(Value::as_u64)
+        .unwrap_or(32);
+    let mut writer =
+        Writer::create(&path, Layout::new(&file.metadata, &infos, alignment), &[]).unwrap();
+    file.tensors
+        .iter()
+        .for_each(|(_, data)| writer.write(data).unwrap());
     writer.finish().unwrap();
 
     let bytes = std::fs::read(&path).unwrap();
     let ours = parse(&bytes).unwrap();
-    let theirs = gguf_rs::get_gguf_container(path.to_str().unwrap()).unwrap().decode().unwrap();
+    let theirs = gguf_rs::get_gguf_container(path.to_str().unwrap())
+        .unwrap()
+        .decode()
+        .unwrap();
     assert_eq!(theirs.get_version(), "v3");
-    assert_eq!((theirs.alignment(), theirs.data_offset()), (ours.alignment, ours.data_start));
+    assert_eq!(
+        (theirs.alignment(), theirs.data_offset()),
+        (ours.alignment, ours.data_start)
+    );
 
     assert_eq!(theirs.num_kv(), ours.metadata.len() as u64);
     for (key, value) in ours.metadata.iter() {
-        same(key, value, theirs.metadata().get(key).unwrap_or_else(|| panic!("they do not see {key}")));
+        same(
+            key,
+            value,
+            theirs
+                .metadata()
+                .get(key)
+                .unwrap_or_else(|| panic!("they do not see {key}")),
+        );
     }
     assert_eq!(theirs.tensors().len(), ours.tensors.len());
     for ((info, offset), seen) in ours.tensors.iter().zip(theirs.tensors()) {
@@ -68,11 +89,19 @@ fn same(key: &str, ours: &Value<'_>, theirs: &serde_json::Value) {
         Value::Array(array) => {
             let theirs = theirs.as_array().unwrap();
             assert_eq!(theirs.len(), array.len(), "{key}");
-            let ours = array.strings().map(|s| Value::String(s.to_vec().into())).chain(array.values());
-            ours.zip(theirs).for_each(|(ours, theirs)| same(key, &ours, theirs));
+            let ours = array
+                .strings()
+                .map(|s| Value::String(s.to_vec().into()))
+                .chain(array.values());
+            ours.zip(theirs)
+                .for_each(|(ours, theirs)| same(key, &ours, theirs));
         }
         Value::I8(_) | Value::I16(_) | Value::I32(_) | Value::I64(_) => {
-            assert_eq!(theirs.as_i64().map(|v| v.to_string()), Some(ours.to_string()), "{key}");
+            assert_eq!(
+                theirs.as_i64().map(|v| v.to_string()),
+                Some(ours.to_string()),
+                "{key}"
+            );
         }
         Value::U8(_) | Value::U16(_) | Value::U32(_) | Value::U64(_) => {
             assert_eq!(theirs.as_u64(), ours.as_u64(), "{key}");
@@ -94,10 +123,17 @@ fn metadata_of_every_value_type() {
 
 #[test]
 fn every_tensor_type_that_it_knows() {
-    // Rows of two superblocks are whole blocks of every type; odd numbers of rows leave padding behind.
-    let file = GgmlType::all().filter(|&t| knows(t)).fold(Tiny::default(), |file, t| {
-        file.zeros(&format!("{t}.plain"), &[512, 3], t).zeros(&format!("{t}.experts"), &[512, 1, 5], t)
-    });
+    // Rows of two superblocks are whole blocks of every type; odd numbers of rows leave padding
+    // behind.
+    let file = GgmlType::all()
+        .filter(|&t| knows(t))
+        .fold(Tiny::default(), |file, t| {
+            file.zeros(&format!("{t}.plain"), &[512, 3], t).zeros(
+                &format!("{t}.experts"),
+                &[512, 1, 5],
+                t,
+            )
+        });
     assert!(file.tensors.len() > 60);
     both_agree(&file);
 }

@@ -39,7 +39,8 @@ unsafe impl GlobalAlloc for Watched {
 #[global_allocator]
 static ALLOCATOR: Watched = Watched;
 
-/// Runs something on this thread; returns what it gives, and the bytes of its largest single allocation.
+/// Runs something on this thread; returns what it gives, and the bytes of its largest single
+/// allocation.
 pub fn largest<T>(run: impl FnOnce() -> T) -> (T, usize) {
     LARGEST.set(0);
     let result = run();

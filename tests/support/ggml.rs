@@ -7,7 +7,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::PathBuf;
 
 // It unwinds when ggml gives up: see `give_up`.
-type QuantizeChunk = unsafe extern "C-unwind" fn(c_int, *const f32, *mut c_void, i64, i64, i64, *const f32) -> usize;
+type QuantizeChunk =
+    unsafe extern "C-unwind" fn(c_int, *const f32, *mut c_void, i64, i64, i64, *const f32) -> usize;
 type SetAbortCallback = unsafe extern "C" fn(extern "C-unwind" fn(*const c_char)) -> *const c_void;
 type ValidateRowData = unsafe extern "C" fn(c_int, *const c_void, usize) -> bool;
 type GetTypeTraits = unsafe extern "C" fn(c_int) -> *const TypeTraits;
@@ -28,25 +29,28 @@ pub struct Ggml {
     library: Library,
 }
 
-/// What a failed assertion of ggml becomes on its way through ggml's frames, instead of the end of the process.
+/// What a failed assertion of ggml becomes on its way through ggml's frames, instead of the end of
+/// the process.
 struct GaveUp;
 
-/// ggml calls this before it would abort. Its frames are plain C, hold no locks while they quantize, and carry
-/// unwind tables, as all code does on x86-64 and aarch64 Linux.
+/// ggml calls this before it would abort. Its frames are plain C, hold no locks while they
+/// quantize, and carry unwind tables, as all code does on x86-64 and aarch64 Linux.
 extern "C-unwind" fn give_up(_message: *const c_char) {
     resume_unwind(Box::new(GaveUp));
 }
 
 impl Ggml {
-    /// Loads `libggml-base.so` from the directory that `QUANTIER_REFERENCE_BIN` names (`scripts/reference.sh`
-    /// prints it).
+    /// Loads `libggml-base.so` from the directory that `QUANTIER_REFERENCE_BIN` names
+    /// (`scripts/reference.sh` prints it).
     pub fn load() -> Ggml {
         let dir = std::env::var_os("QUANTIER_REFERENCE_BIN")
             .expect("set QUANTIER_REFERENCE_BIN to what scripts/reference.sh prints");
         let path = PathBuf::from(dir).join("libggml-base.so");
         // SAFETY: the reference's library; its initializers only fill tables.
-        let library = unsafe { Library::new(&path) }.unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-        // SAFETY: the signature is ggml.h's, but for the ABI, which differs only in what `give_up` does.
+        let library =
+            unsafe { Library::new(&path) }.unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        // SAFETY: the signature is ggml.h's, but for the ABI, which differs only in what `give_up`
+        // does.
         unsafe {
             let set: Symbol<SetAbortCallback> = library.get(b"ggml_set_abort_callback").unwrap();
             set(give_up);
@@ -54,9 +58,9 @@ impl Ggml {
         Ggml { library }
     }
 
-    /// `ggml_quantize_chunk` on whole rows; `None` where its result means nothing: one of its assertions fails
-    /// (the codebook searches want sums that are numbers, and powers of huge weights overflow f32), or it reads
-    /// beyond its arrays.
+    /// `ggml_quantize_chunk` on whole rows; `None` where its result means nothing: one of its
+    /// assertions fails (the codebook searches want sums that are numbers, and powers of huge
+    /// weights overflow f32), or it reads beyond its arrays.
     pub fn quantize(
         &self,
         t: GgmlType,
@@ -64,7 +68,10 @@ impl Ggml {
         row_len: usize,
         importance: Option<&[f32]>,
     ) -> Option<Vec<u8>> {
-        if !weights.chunks_exact(row_len).all(|row| stays_within(t, row, importance)) {
+        if !weights
+            .chunks_exact(row_len)
+            .all(|row| stays_within(t, row, importance))
+        {
             return None;
         }
         let rows = weights.len() / row_len;
@@ -72,7 +79,8 @@ impl Ggml {
         assert!(importance.is_none_or(|w| w.len() == row_len));
         let row_bytes = t.row_bytes(row_len as u64).unwrap() as usize;
         let mut out = vec![0u8; rows * row_bytes];
-        // SAFETY: the signature is ggml.h's; the buffers have the lengths that ggml derives from the arguments.
+        // SAFETY: the signature is ggml.h's; the buffers have the lengths that ggml derives from
+        // the arguments.
         let written = catch_unwind(AssertUnwindSafe(|| unsafe {
             let f: Symbol<QuantizeChunk> = self.library.get(b"ggml_quantize_chunk").unwrap();
             f(
@@ -116,12 +124,19 @@ impl Ggml {
     }
 }
 
-/// Whether ggml's search for IQ1_S and IQ1_M stays within its arrays. Where the distance of a group from every
-/// neighbour overflows f32, it compares with whatever lies behind the group, up to 8 KiB on; such bytes mean nothing.
+/// Whether ggml's search for IQ1_S and IQ1_M stays within its arrays. Where the distance of a group
+/// from every neighbour overflows f32, it compares with whatever lies behind the group, up to 8 KiB
+/// on; such bytes mean nothing.
 pub fn stays_within(t: GgmlType, weights: &[f32], importance: Option<&[f32]>) -> bool {
     /// Well above the sum of eight squared distances, in squares of the largest weight.
     const MARGIN: f64 = 1.0e4;
-    let largest = weights.iter().fold(0.0, |largest, w| f64::max(largest, w.abs().into()));
-    let importance = importance.map_or(largest, |w| w.iter().fold(0.0, |largest, &w| f64::max(largest, w.into())));
-    !matches!(t, GgmlType::IQ1_S | GgmlType::IQ1_M) || MARGIN * importance * largest.powi(3) < f32::MAX.into()
+    let largest = weights
+        .iter()
+        .fold(0.0, |largest, w| f64::max(largest, w.abs().into()));
+    let importance = importance.map_or(largest, |w| {
+        w.iter()
+            .fold(0.0, |largest, &w| f64::max(largest, w.into()))
+    });
+    !matches!(t, GgmlType::IQ1_S | GgmlType::IQ1_M)
+        || MARGIN * importance * largest.powi(3) < f32::MAX.into()
 }

@@ -1,6 +1,9 @@
-//! Tiny GGUF files: sound ones through the program's own writer, and bytes that lie as a test wants them to.
+//! Tiny GGUF files: sound ones through the program's own writer, and bytes that lie as a test wants
+//! them to.
 
-use quantier::format::gguf::{Array, DEFAULT_ALIGNMENT, Layout, Metadata, Shape, TensorInfo, Value, ValueType};
+use quantier::format::gguf::{
+    Array, DEFAULT_ALIGNMENT, Layout, Metadata, Shape, TensorInfo, Value, ValueType,
+};
 use quantier::format::types::GgmlType;
 use std::path::{Path, PathBuf};
 
@@ -37,7 +40,11 @@ impl Tiny {
     }
 
     pub fn bytes(&self) -> Vec<u8> {
-        let alignment = self.metadata.get("general.alignment").and_then(Value::as_u64).unwrap_or(DEFAULT_ALIGNMENT);
+        let alignment = self
+            .metadata
+            .get("general.alignment")
+            .and_then(Value::as_u64)
+            .unwrap_or(DEFAULT_ALIGNMENT);
         let infos: Vec<_> = self.tensors.iter().map(|(info, _)| info.clone()).collect();
         let layout = Layout::new(&self.metadata, &infos, alignment);
         let mut bytes = layout.header().to_vec();
@@ -56,14 +63,24 @@ impl Tiny {
 }
 
 pub fn info(name: &str, dims: &[u64], ggml_type: GgmlType) -> TensorInfo<'static> {
-    TensorInfo { name: name.to_owned().into(), shape: Shape::new(dims).unwrap(), ggml_type }
+    TensorInfo {
+        name: name.to_owned().into(),
+        shape: Shape::new(dims).unwrap(),
+        ggml_type,
+    }
 }
 
 /// Every value type, an array of every kind, and tensors of several types.
 pub fn everything() -> Tiny {
     let numbers = Array::of_values(ValueType::F32, [0.5, -1.0, f32::NAN].map(Value::F32));
     let inner = Array::of_values(ValueType::U16, [1, 2, 3].map(Value::U16));
-    let nested = Array::of_values(ValueType::Array, [Value::Array(inner), Value::Array(Array::of_strings(["a", ""]))]);
+    let nested = Array::of_values(
+        ValueType::Array,
+        [
+            Value::Array(inner),
+            Value::Array(Array::of_strings(["a", ""])),
+        ],
+    );
     Tiny::default()
         .set("general.architecture", Value::str("llama"))
         .set("a.u8", Value::U8(255))
@@ -77,7 +94,10 @@ pub fn everything() -> Tiny {
         .set("a.u64", Value::U64(u64::MAX))
         .set("a.i64", Value::I64(i64::MIN))
         .set("a.f64", Value::F64(-0.0))
-        .set("a.strings", Value::Array(Array::of_strings(["one", "", "three\0four"])))
+        .set(
+            "a.strings",
+            Value::Array(Array::of_strings(["one", "", "three\0four"])),
+        )
         .set("a.numbers", Value::Array(numbers))
         .set("a.nested", Value::Array(nested))
         .zeros("token_embd.weight", &[32, 3], GgmlType::F16)
@@ -87,14 +107,19 @@ pub fn everything() -> Tiny {
 
 /// One key and one tensor: small enough to be cut at every byte.
 pub fn small() -> Tiny {
-    Tiny::default().set("general.architecture", Value::str("llama")).zeros("a.weight", &[4, 2], GgmlType::F32)
+    Tiny::default()
+        .set("general.architecture", Value::str("llama"))
+        .zeros("a.weight", &[4, 2], GgmlType::F32)
 }
 
 /// An importance matrix with a plain tensor and one of two experts.
 pub fn imatrix() -> Tiny {
     Tiny::default()
         .set("general.type", Value::str("imatrix"))
-        .set("imatrix.datasets", Value::Array(Array::of_strings(["wiki.txt"])))
+        .set(
+            "imatrix.datasets",
+            Value::Array(Array::of_strings(["wiki.txt"])),
+        )
         .set("imatrix.chunk_count", Value::U32(7))
         .set("imatrix.chunk_size", Value::U32(512))
         .weights("a.weight.in_sum2", &[8, 1], (0..8).map(|i| i as f32))
@@ -155,7 +180,8 @@ impl Default for Raw {
 impl Raw {
     /// Adds a key with a value: its type's number, then its bytes.
     pub fn key(mut self, key: &[u8], value_type: u32, value: &[u8]) -> Raw {
-        self.keys.push([&string(key)[..], &value_type.to_le_bytes(), value].concat());
+        self.keys
+            .push([&string(key)[..], &value_type.to_le_bytes(), value].concat());
         self
     }
 
@@ -173,11 +199,18 @@ impl Raw {
     pub fn bytes(&self) -> Vec<u8> {
         let mut bytes = self.magic.to_vec();
         bytes.extend(self.version.to_le_bytes());
-        bytes.extend(self.n_tensors.unwrap_or(self.tensors.len() as u64).to_le_bytes());
+        bytes.extend(
+            self.n_tensors
+                .unwrap_or(self.tensors.len() as u64)
+                .to_le_bytes(),
+        );
         bytes.extend(self.n_keys.unwrap_or(self.keys.len() as u64).to_le_bytes());
         bytes.extend(self.keys.concat());
         bytes.extend(self.tensors.concat());
-        bytes.resize(bytes.len().next_multiple_of(self.alignment.max(1)) + self.data, 0);
+        bytes.resize(
+            bytes.len().next_multiple_of(self.alignment.max(1)) + self.data,
+            0,
+        );
         bytes
     }
 }

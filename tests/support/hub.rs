@@ -1,5 +1,6 @@
-//! A Hub on this machine: two servers, as the real one has them. The first knows models and small files and sends
-//! whoever wants a large one on to the second, a store, which has another origin. Each can be told to misbehave.
+//! A Hub on this machine: two servers, as the real one has them. The first knows models and small
+//! files and sends whoever wants a large one on to the second, a store, which has another origin.
+//! Each can be told to misbehave.
 
 use super::inputs::Rng;
 use sha2::{Digest, Sha256};
@@ -104,7 +105,11 @@ impl Hub {
                 }
             });
         }
-        Hub { state, endpoint, store: store_address }
+        Hub {
+            state,
+            endpoint,
+            store: store_address,
+        }
     }
 
     pub fn state(&self) -> MutexGuard<'_, State> {
@@ -119,8 +124,15 @@ impl Hub {
 
 /// The SHA-256 of large files and a mark of small ones, as the Hub's ETags are.
 pub fn etag(bytes: &[u8]) -> String {
-    let sum: String = Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect();
-    if bytes.len() < LARGE { sum[..40].to_owned() } else { sum }
+    let sum: String = Sha256::digest(bytes)
+        .iter()
+        .map(|b| format!("{b:02x}"))
+        .collect();
+    if bytes.len() < LARGE {
+        sum[..40].to_owned()
+    } else {
+        sum
+    }
 }
 
 fn serve(stream: TcpStream, state: &Mutex<State>, is_store: bool, store: &str) -> Option<()> {
@@ -129,7 +141,11 @@ fn serve(stream: TcpStream, state: &Mutex<State>, is_store: bool, store: &str) -
     while let Some(asked) = read(&mut reader, is_store) {
         let mut state = state.lock().unwrap();
         state.asked.push(asked.clone());
-        let answer = if is_store { stored(&mut state, &asked) } else { hub(&mut state, &asked, store) };
+        let answer = if is_store {
+            stored(&mut state, &asked)
+        } else {
+            hub(&mut state, &asked, store)
+        };
         let cut = match state.cuts {
             0 => None,
             _ if answer.body.is_empty() || asked.method == "HEAD" => None,
@@ -143,12 +159,21 @@ fn serve(stream: TcpStream, state: &Mutex<State>, is_store: bool, store: &str) -
             state.sent += cut.unwrap_or(answer.body.len()) as u64;
         }
         drop(state);
-        let mut head = format!("HTTP/1.1 {} X\r\nContent-Length: {}\r\n", answer.status, answer.body.len());
-        answer.headers.iter().for_each(|header| head += &format!("{header}\r\n"));
+        let mut head = format!(
+            "HTTP/1.1 {} X\r\nContent-Length: {}\r\n",
+            answer.status,
+            answer.body.len()
+        );
+        answer
+            .headers
+            .iter()
+            .for_each(|header| head += &format!("{header}\r\n"));
         let mut stream = &stream;
         stream.write_all(format!("{head}\r\n").as_bytes()).ok()?;
         if asked.method != "HEAD" {
-            stream.write_all(&answer.body[..cut.unwrap_or(answer.body.len())]).ok()?;
+            stream
+                .write_all(&answer.body[..cut.unwrap_or(answer.body.len())])
+                .ok()?;
         }
         if cut.is_some() {
             let _ = stream.shutdown(Shutdown::Both);
@@ -163,11 +188,19 @@ fn read(reader: &mut BufReader<TcpStream>, store: bool) -> Option<Asked> {
     reader.read_line(&mut line).ok()?;
     let mut words = line.split_whitespace();
     let (method, path) = (words.next()?.to_owned(), words.next()?.to_owned());
-    let mut asked = Asked { store, method, path, range: None, token: None };
+    let mut asked = Asked {
+        store,
+        method,
+        path,
+        range: None,
+        token: None,
+    };
     loop {
         let mut line = String::new();
         reader.read_line(&mut line).ok()?;
-        let Some((name, value)) = line.trim_end().split_once(": ") else { return Some(asked) };
+        let Some((name, value)) = line.trim_end().split_once(": ") else {
+            return Some(asked);
+        };
         match name.to_ascii_lowercase().as_str() {
             "range" => asked.range = Some(value.to_owned()),
             "authorization" => asked.token = value.strip_prefix("Bearer ").map(str::to_owned),
@@ -183,8 +216,16 @@ struct Answer {
 }
 
 fn plain(status: u16, header: &str) -> Answer {
-    let headers = if header.is_empty() { Vec::new() } else { vec![header.to_owned()] };
-    Answer { status, headers, body: Vec::new() }
+    let headers = if header.is_empty() {
+        Vec::new()
+    } else {
+        vec![header.to_owned()]
+    };
+    Answer {
+        status,
+        headers,
+        body: Vec::new(),
+    }
 }
 
 fn hub(state: &mut State, asked: &Asked, store: &str) -> Answer {
@@ -195,34 +236,61 @@ fn hub(state: &mut State, asked: &Asked, store: &str) -> Answer {
         return plain(401, "X-Error-Code: RepoNotFound");
     }
     if let Some(rest) = asked.path.strip_prefix("/api/models/") {
-        let Some((model, revision)) = rest.split_once("/revision/") else { return plain(404, "") };
+        let Some((model, revision)) = rest.split_once("/revision/") else {
+            return plain(404, "");
+        };
         if model != state.model && !state.others.iter().any(|other| other == model) {
             return plain(404, "X-Error-Code: RepoNotFound");
         }
         if !state.revisions.contains(&revision.replace("%2F", "/")) {
             return plain(404, "X-Error-Code: RevisionNotFound");
         }
-        let names: Vec<&String> = state.listing.as_ref().map_or(state.files.keys().collect(), |l| l.iter().collect());
-        let siblings: Vec<_> = names.iter().map(|name| serde_json::json!({ "rfilename": name })).collect();
-        let body = serde_json::json!({ "id": model, "sha": COMMIT, "siblings": siblings }).to_string();
-        return Answer { status: 200, headers: vec!["Content-Type: application/json".into()], body: body.into() };
+        let names: Vec<&String> = state
+            .listing
+            .as_ref()
+            .map_or(state.files.keys().collect(), |l| l.iter().collect());
+        let siblings: Vec<_> = names
+            .iter()
+            .map(|name| serde_json::json!({ "rfilename": name }))
+            .collect();
+        let body =
+            serde_json::json!({ "id": model, "sha": COMMIT, "siblings": siblings }).to_string();
+        return Answer {
+            status: 200,
+            headers: vec!["Content-Type: application/json".into()],
+            body: body.into(),
+        };
     }
-    let named = std::iter::once(&state.model).chain(&state.others).find_map(|model| {
-        let prefix = format!("/{model}/resolve/{COMMIT}/");
-        asked.path.strip_prefix(&prefix)
-    });
+    let named = std::iter::once(&state.model)
+        .chain(&state.others)
+        .find_map(|model| {
+            let prefix = format!("/{model}/resolve/{COMMIT}/");
+            asked.path.strip_prefix(&prefix)
+        });
     let file = named.and_then(|name| Some((name.to_owned(), state.files.get(name)?.clone())));
-    let Some((name, bytes)) = file else { return plain(404, "X-Error-Code: EntryNotFound") };
+    let Some((name, bytes)) = file else {
+        return plain(404, "X-Error-Code: EntryNotFound");
+    };
     let etag = etag(&bytes);
     if bytes.len() >= LARGE {
-        let location = state.location.clone().unwrap_or_else(|| format!("{store}/{name}?signature=secret"));
+        let location = state
+            .location
+            .clone()
+            .unwrap_or_else(|| format!("{store}/{name}?signature=secret"));
         let headers = vec![
             format!("Location: {location}"),
             format!("X-Linked-Etag: \"{etag}\""),
-            format!("X-Linked-Size: {}", state.said_size.unwrap_or(bytes.len() as u64)),
+            format!(
+                "X-Linked-Size: {}",
+                state.said_size.unwrap_or(bytes.len() as u64)
+            ),
             format!("X-Repo-Commit: {COMMIT}"),
         ];
-        return Answer { status: 302, headers, body: Vec::new() };
+        return Answer {
+            status: 302,
+            headers,
+            body: Vec::new(),
+        };
     }
     let mut answer = part(state, asked, &bytes);
     answer.headers.push(format!("ETag: W/\"{etag}\""));
@@ -235,16 +303,27 @@ fn stored(state: &mut State, asked: &Asked) -> Answer {
         return plain(status, header);
     }
     let name = asked.path[1..].split('?').next().unwrap_or_default();
-    let Some(mut bytes) = state.files.get(name).cloned() else { return plain(404, "") };
+    let Some(mut bytes) = state.files.get(name).cloned() else {
+        return plain(404, "");
+    };
     if let Some(from) = state.wrong_from.filter(|&from| from < bytes.len()) {
         bytes[from..].fill(b'?');
     }
     let mut answer = part(state, asked, &bytes);
-    let version = if state.store_versions { state.asked.len() } else { 0 };
-    answer.headers.push(format!("ETag: \"store-{version}-{}\"", &etag(&bytes)[..8]));
+    let version = if state.store_versions {
+        state.asked.len()
+    } else {
+        0
+    };
+    answer
+        .headers
+        .push(format!("ETag: \"store-{version}-{}\"", &etag(&bytes)[..8]));
     if let Some(left) = state.changes_after {
         if left == 0 {
-            state.files.values_mut().for_each(|bytes| bytes.iter_mut().for_each(|b| *b = b.wrapping_add(1)));
+            state
+                .files
+                .values_mut()
+                .for_each(|bytes| bytes.iter_mut().for_each(|b| *b = b.wrapping_add(1)));
         }
         state.changes_after = left.checked_sub(1);
     }
@@ -253,14 +332,35 @@ fn stored(state: &mut State, asked: &Asked) -> Answer {
 
 /// All of a file, or what the range asks for.
 fn part(state: &State, asked: &Asked, bytes: &[u8]) -> Answer {
-    let from = asked.range.as_ref().and_then(|r| r.strip_prefix("bytes=")?.strip_suffix('-')?.parse::<usize>().ok());
+    let from = asked.range.as_ref().and_then(|r| {
+        r.strip_prefix("bytes=")?
+            .strip_suffix('-')?
+            .parse::<usize>()
+            .ok()
+    });
     match from {
-        None => Answer { status: 200, headers: Vec::new(), body: bytes.to_vec() },
-        Some(_) if state.ignores_ranges => Answer { status: 200, headers: Vec::new(), body: bytes.to_vec() },
+        None => Answer {
+            status: 200,
+            headers: Vec::new(),
+            body: bytes.to_vec(),
+        },
+        Some(_) if state.ignores_ranges => Answer {
+            status: 200,
+            headers: Vec::new(),
+            body: bytes.to_vec(),
+        },
         Some(from) if from >= bytes.len() => plain(416, ""),
         Some(from) => {
-            let range = format!("Content-Range: bytes {from}-{}/{}", bytes.len() - 1, bytes.len());
-            Answer { status: 206, headers: vec![range], body: bytes[from..].to_vec() }
+            let range = format!(
+                "Content-Range: bytes {from}-{}/{}",
+                bytes.len() - 1,
+                bytes.len()
+            );
+            Answer {
+                status: 206,
+                headers: vec![range],
+                body: bytes[from..].to_vec(),
+            }
         }
     }
 }

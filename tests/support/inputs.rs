@@ -1,5 +1,5 @@
-//! Rows of weights and importance weights, each kind with a reason. Bit-identical on every machine: integer
-//! arithmetic and IEEE basic operations only, no math library.
+//! Rows of weights and importance weights, each kind with a reason. Bit-identical on every machine:
+//! integer arithmetic and IEEE basic operations only, no math library.
 
 /// A 64-bit generator (splitmix64), enough for test data.
 pub struct Rng(u64);

@@ -15,40 +15,66 @@ pub fn refmodel_path() -> PathBuf {
 /// The same, to be changed. What it borrows from lives as long as the test.
 pub fn refmodel() -> Tiny {
     let source: &'static Source = Box::leak(Box::new(Source::open(&refmodel_path()).unwrap()));
-    let input: &'static Input<'static> = Box::leak(Box::new(Input::new(source, &convert::Job::default()).unwrap()));
+    let input: &'static Input<'static> = Box::leak(Box::new(
+        Input::new(source, &convert::Job::default()).unwrap(),
+    ));
     let tensor = |t: &quantier::input::Tensor<'static>| {
-        let data = input.read(t, 0..t.info.shape.rows(), &mut Vec::new()).unwrap().to_vec();
+        let data = input
+            .read(t, 0..t.info.shape.rows(), &mut Vec::new())
+            .unwrap()
+            .to_vec();
         (t.info.clone(), data)
     };
-    Tiny { metadata: input.metadata().clone(), tensors: input.tensors.iter().map(tensor).collect() }
+    Tiny {
+        metadata: input.metadata().clone(),
+        tensors: input.tensors.iter().map(tensor).collect(),
+    }
 }
 
 /// The first `layers` layers of it.
 pub fn shortened(layers: u32) -> Tiny {
     let mut model = refmodel().set("llama.block_count", Value::U32(layers));
-    let block = |name: &str| name.strip_prefix("blk.").and_then(|rest| rest.split('.').next()?.parse::<u32>().ok());
-    model.tensors.retain(|(info, _)| block(&info.name).is_none_or(|block| block < layers));
+    let block = |name: &str| {
+        name.strip_prefix("blk.")
+            .and_then(|rest| rest.split('.').next()?.parse::<u32>().ok())
+    };
+    model
+        .tensors
+        .retain(|(info, _)| block(&info.name).is_none_or(|block| block < layers));
     model
 }
 
-/// Two layers of it with four experts, of which each token meets one, and none the last: its router's row is zero, and
-/// those of the first two are opposites.
+/// Two layers of it with four experts, of which each token meets one, and none the last: its
+/// router's row is zero, and those of the first two are opposites.
 pub fn experts() -> Tiny {
     const HIDDEN: u64 = 256;
     const LENGTH: u64 = 64;
     let mut model = shortened(2)
         .set("llama.expert_count", Value::U32(4))
         .set("llama.expert_used_count", Value::U32(1))
-        .set("llama.expert_feed_forward_length", Value::U32(LENGTH as u32));
-    model.tensors.retain(|(info, _)| !info.name.contains("ffn_") || info.name.contains("ffn_norm"));
+        .set(
+            "llama.expert_feed_forward_length",
+            Value::U32(LENGTH as u32),
+        );
+    model
+        .tensors
+        .retain(|(info, _)| !info.name.contains("ffn_") || info.name.contains("ffn_norm"));
     let mut rng = Rng::new(3);
     let mut random = |n: u64| (0..n).map(|_| rng.gaussian() * 0.05).collect::<Vec<_>>();
     for layer in 0..2 {
         let (first, third) = (random(HIDDEN), random(HIDDEN));
         let second: Vec<_> = first.iter().map(|x| -x).collect();
         let router = [first, second, third, vec![0.0; HIDDEN as usize]].concat();
-        model = model.weights(&format!("blk.{layer}.ffn_gate_inp.weight"), &[HIDDEN, 4], router);
-        for (name, columns, rows) in [("gate", HIDDEN, LENGTH), ("up", HIDDEN, LENGTH), ("down", LENGTH, HIDDEN)] {
+        model = model.weights(
+            &format!("blk.{layer}.ffn_gate_inp.weight"),
+            &[HIDDEN, 4],
+            router,
+        );
+        for (name, columns, rows) in [
+            ("gate", HIDDEN, LENGTH),
+            ("up", HIDDEN, LENGTH),
+            ("down", LENGTH, HIDDEN),
+        ] {
             let name = format!("blk.{layer}.ffn_{name}_exps.weight");
             model = model.weights(&name, &[columns, rows, 4], random(columns * rows * 4));
         }
@@ -76,10 +102,13 @@ pub fn shortened_checkpoint(dir: &Path, layers: u32) {
     let bytes = std::fs::read(of.join("model.safetensors")).unwrap();
     let (length, rest) = bytes.split_at(8);
     let (header, data) = rest.split_at(u64::from_le_bytes(length.try_into().unwrap()) as usize);
-    let header: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(header).unwrap();
+    let header: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_slice(header).unwrap();
     let (mut kept, mut weights) = (serde_json::Map::new(), Vec::new());
     for (name, mut tensor) in header {
-        let layer = name.strip_prefix("model.layers.").and_then(|rest| rest.split('.').next()?.parse::<u32>().ok());
+        let layer = name
+            .strip_prefix("model.layers.")
+            .and_then(|rest| rest.split('.').next()?.parse::<u32>().ok());
         if name == "__metadata__" || layer.is_some_and(|layer| layer >= layers) {
             continue;
         }
@@ -90,6 +119,11 @@ pub fn shortened_checkpoint(dir: &Path, layers: u32) {
         kept.insert(name, tensor);
     }
     let header = serde_json::Value::from(kept).to_string();
-    let file = [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &weights].concat();
+    let file = [
+        &(header.len() as u64).to_le_bytes(),
+        header.as_bytes(),
+        &weights,
+    ]
+    .concat();
     std::fs::write(dir.join("model.safetensors"), file).unwrap();
 }

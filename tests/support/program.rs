@@ -15,7 +15,9 @@ pub const LAYERS: u32 = 3;
 /// The program with arguments given as one string, separated by blanks.
 pub fn quantier(args: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_quantier"));
-    command.args(args.split_whitespace()).env("QUANTIER_CONFIG", no_defaults());
+    command
+        .args(args.split_whitespace())
+        .env("QUANTIER_CONFIG", no_defaults());
     command
 }
 
@@ -37,16 +39,27 @@ pub fn json(dir: &Path, args: &str) -> serde_json::Value {
     serde_json::from_str(&succeeds(dir, args)).expect("JSON")
 }
 
-/// Runs the program in a directory; it must fail with exit code 1 and one error that has all of `parts`. Nothing may
-/// be in the directory afterwards that was not there before.
+/// Runs the program in a directory; it must fail with exit code 1 and one error that has all of
+/// `parts`. Nothing may be in the directory afterwards that was not there before.
 #[track_caller]
 pub fn fails(dir: &Path, args: &str, parts: &[&str]) -> String {
     let before = listing(dir);
     let output = quantier(args).current_dir(dir).assert().code(1);
     let error = String::from_utf8(output.get_output().stderr.clone()).unwrap();
-    assert!(error.starts_with("error: ") && !error.contains("panicked"), "{error}");
-    parts.iter().for_each(|part| assert!(error.contains(part), "the error does not say {part:?}: {error}"));
-    assert!(error.lines().filter(|line| line.trim().is_empty()).count() == 0, "more than one paragraph: {error}");
+    assert!(
+        error.starts_with("error: ") && !error.contains("panicked"),
+        "{error}"
+    );
+    parts.iter().for_each(|part| {
+        assert!(
+            error.contains(part),
+            "the error does not say {part:?}: {error}"
+        )
+    });
+    assert!(
+        error.lines().filter(|line| line.trim().is_empty()).count() == 0,
+        "more than one paragraph: {error}"
+    );
     assert_eq!(listing(dir), before, "after: {error}");
     error
 }
@@ -82,9 +95,18 @@ pub fn listing(dir: &Path) -> Vec<(PathBuf, u64)> {
 
 /// Names and dimensions of the tensors of a small llama.
 pub fn tensors() -> Vec<(String, Vec<u64>)> {
-    let mut all = vec![("token_embd.weight".to_owned(), vec![WIDTH, 12]), ("output_norm.weight".into(), vec![WIDTH])];
+    let mut all = vec![
+        ("token_embd.weight".to_owned(), vec![WIDTH, 12]),
+        ("output_norm.weight".into(), vec![WIDTH]),
+    ];
     for layer in 0..LAYERS {
-        for (part, rows) in [("attn_q", 6), ("attn_k", 4), ("attn_v", 4), ("attn_output", 5), ("ffn_up", 8)] {
+        for (part, rows) in [
+            ("attn_q", 6),
+            ("attn_k", 4),
+            ("attn_v", 4),
+            ("attn_output", 5),
+            ("ffn_up", 8),
+        ] {
             all.push((format!("blk.{layer}.{part}.weight"), vec![WIDTH, rows]));
         }
         all.push((format!("blk.{layer}.ffn_down.weight"), vec![2 * WIDTH, 5]));
@@ -110,7 +132,11 @@ pub fn model() -> Tiny {
     let mut rng = Rng::new(7);
     tensors().into_iter().fold(head(), |model, (name, dims)| {
         let n = dims.iter().product::<u64>();
-        model.weights(&name, &dims, (0..n).map(|_| rng.gaussian() * 0.02).collect::<Vec<_>>())
+        model.weights(
+            &name,
+            &dims,
+            (0..n).map(|_| rng.gaussian() * 0.02).collect::<Vec<_>>(),
+        )
     })
 }
 
@@ -119,7 +145,10 @@ pub fn importance(wanted: impl Fn(&str) -> bool) -> Tiny {
     let mut rng = Rng::new(8);
     let mut file = super::gguf::imatrix();
     file.tensors.clear();
-    for (name, dims) in tensors().into_iter().filter(|(name, dims)| dims.len() == 2 && wanted(name)) {
+    for (name, dims) in tensors()
+        .into_iter()
+        .filter(|(name, dims)| dims.len() == 2 && wanted(name))
+    {
         let sums: Vec<_> = (0..dims[0]).map(|_| rng.uniform() + 0.01).collect();
         file = file.weights(&format!("{name}.in_sum2"), &[dims[0], 1], sums);
         file = file.weights(&format!("{name}.counts"), &[1, 1], [9.0]);
@@ -135,7 +164,12 @@ pub fn sparse(path: &Path, mib: u64) {
     let infos = [file.tensors[0].0.clone()];
     let layout = quantier::format::gguf::Layout::new(&file.metadata, &infos, 32);
     std::fs::write(path, layout.header()).unwrap();
-    std::fs::OpenOptions::new().write(true).open(path).unwrap().set_len(layout.file_bytes()).unwrap();
+    std::fs::OpenOptions::new()
+        .write(true)
+        .open(path)
+        .unwrap()
+        .set_len(layout.file_bytes())
+        .unwrap();
 }
 
 /// A directory with the trained model, and two texts that have no paragraph in common.
@@ -150,9 +184,14 @@ pub fn place() -> TempDir {
 
 /// The mean divergence of a file there from the model, on the second text.
 pub fn divergence(dir: &Path, file: &str) -> f64 {
-    let found = json(dir, &format!("kld m.gguf {file} -f eval.txt -c 128 --chunks 12 --json"));
+    let found = json(
+        dir,
+        &format!("kld m.gguf {file} -f eval.txt -c 128 --chunks 12 --json"),
+    );
     let find = |found: &serde_json::Value| -> Option<f64> {
-        found.pointer("/models/0/statistics/kld/value").and_then(serde_json::Value::as_f64)
+        found
+            .pointer("/models/0/statistics/kld/value")
+            .and_then(serde_json::Value::as_f64)
     };
     find(&found).unwrap_or_else(|| panic!("no divergence in {found}"))
 }

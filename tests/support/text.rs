@@ -5,9 +5,9 @@ use super::inputs::Rng;
 /// Sentences, of at least so many bytes.
 pub fn prose(bytes: usize) -> String {
     const WORDS: [&str; 32] = [
-        "the", "a", "river", "mill", "stone", "old", "slowly", "turned", "under", "bridge", "and", "miller", "carried",
-        "flour", "to", "market", "every", "morning", "when", "rain", "fell", "nobody", "came", "so", "bread", "was",
-        "late", "again", "town", "of", "in", "small",
+        "the", "a", "river", "mill", "stone", "old", "slowly", "turned", "under", "bridge", "and",
+        "miller", "carried", "flour", "to", "market", "every", "morning", "when", "rain", "fell",
+        "nobody", "came", "so", "bread", "was", "late", "again", "town", "of", "in", "small",
     ];
     let mut rng = Rng::new(11);
     let mut text = String::new();

@@ -15,25 +15,30 @@ const MAX_DEPTH: usize = 64;
 /// Reads the card of a checkpoint; empty if there is none.
 pub(super) fn read(dir: &Path) -> Result<Map<String, Value>> {
     let path = dir.join("README.md");
-    let Some(text) = read_text(&path)? else { return Ok(Map::new()) };
+    let Some(text) = read_text(&path)? else {
+        return Ok(Map::new());
+    };
     match front_matter(&text) {
         None => Ok(Map::new()),
         Some(yaml) => match parse(&yaml) {
             Ok(Value::Object(card)) => Ok(card),
             // A card that is no map says nothing.
             Ok(_) => Ok(Map::new()),
-            Err((line, what)) => {
-                Err(bad(&path, format!("the metadata at its start is not valid YAML: line {line}: {what}")))
-            }
+            Err((line, what)) => Err(bad(
+                &path,
+                format!("the metadata at its start is not valid YAML: line {line}: {what}"),
+            )),
         },
     }
 }
 
 /// Where Python's `splitlines` ends a line.
-const LINE_ENDS: [char; 9] = ['\n', '\x0b', '\x0c', '\x1c', '\x1d', '\x1e', '\u{85}', '\u{2028}', '\u{2029}'];
+const LINE_ENDS: [char; 9] = [
+    '\n', '\x0b', '\x0c', '\x1c', '\x1d', '\x1e', '\u{85}', '\u{2028}', '\u{2029}',
+];
 
-/// The YAML of a card, with the two corrections that the reference makes: Norwegian (`no`) in a list is no truth
-/// value, and a tab is two spaces.
+/// The YAML of a card, with the two corrections that the reference makes: Norwegian (`no`) in a
+/// list is no truth value, and a tab is two spaces.
 fn front_matter(text: &str) -> Option<String> {
     let mut lines = text.split(LINE_ENDS);
     if lines.next() != Some("---") {
@@ -50,12 +55,15 @@ fn front_matter(text: &str) -> Option<String> {
 /// Line (in the file, where one line precedes) and what is wrong.
 type Wrong = (usize, String);
 
-/// Parses YAML as PyYAML's safe loader does, as far as JSON has the values; dates and numbers in other bases stay text.
+/// Parses YAML as PyYAML's safe loader does, as far as JSON has the values; dates and numbers in
+/// other bases stay text.
 fn parse(yaml: &str) -> std::result::Result<Value, Wrong> {
     let mut builder = Builder::default();
     for event in Parser::new_from_str(yaml) {
         let (event, span) = event.map_err(|e| (e.marker().line() + 1, e.info().to_owned()))?;
-        builder.take(event).map_err(|what| (span.start.line() + 1, what))?;
+        builder
+            .take(event)
+            .map_err(|what| (span.start.line() + 1, what))?;
     }
     Ok(builder.root.unwrap_or(Value::Null))
 }
@@ -79,8 +87,13 @@ impl Builder {
     fn take(&mut self, event: Event<'_>) -> std::result::Result<(), String> {
         match event {
             Event::Scalar(text, style, anchor, tag) => {
-                let is_text = style != ScalarStyle::Plain || tag.is_some_and(|tag| tag.suffix == "str");
-                let value = if is_text { Value::from(text.as_ref()) } else { resolve(&text) };
+                let is_text =
+                    style != ScalarStyle::Plain || tag.is_some_and(|tag| tag.suffix == "str");
+                let value = if is_text {
+                    Value::from(text.as_ref())
+                } else {
+                    resolve(&text)
+                };
                 self.close(value, anchor)
             }
             Event::SequenceStart(anchor, _) => self.begin(Open::List(Vec::new()), anchor),
@@ -91,7 +104,11 @@ impl Builder {
                 None => Ok(()),
             },
             Event::Alias(anchor) => {
-                let value = self.anchors.get(&anchor).cloned().ok_or("an alias of a node that is not complete")?;
+                let value = self
+                    .anchors
+                    .get(&anchor)
+                    .cloned()
+                    .ok_or("an alias of a node that is not complete")?;
                 self.nodes += size(&value);
                 self.close(value, 0)
             }
@@ -120,7 +137,13 @@ impl Builder {
             None => self.root = self.root.take().or(Some(value)),
             Some((Open::List(list), _)) => list.push(value),
             Some((Open::Map(map, key), _)) => match key.take() {
-                None => *key = Some(value.as_str().map_or_else(|| value.to_string(), str::to_owned)),
+                None => {
+                    *key = Some(
+                        value
+                            .as_str()
+                            .map_or_else(|| value.to_string(), str::to_owned),
+                    )
+                }
                 Some(key) if key == "<<" => merge(map, value),
                 Some(key) => {
                     map.insert(key, value);
@@ -157,12 +180,15 @@ fn resolve(text: &str) -> Value {
     match text {
         "" | "~" | "null" | "Null" | "NULL" => Value::Null,
         "yes" | "Yes" | "YES" | "true" | "True" | "TRUE" | "on" | "On" | "ON" => Value::Bool(true),
-        "no" | "No" | "NO" | "false" | "False" | "FALSE" | "off" | "Off" | "OFF" => Value::Bool(false),
+        "no" | "No" | "NO" | "false" | "False" | "FALSE" | "off" | "Off" | "OFF" => {
+            Value::Bool(false)
+        }
         _ => number(text).unwrap_or_else(|| Value::from(text)),
     }
 }
 
-/// A decimal number in YAML 1.1: digits may be parted by `_`, a fraction needs its point, an exponent its sign.
+/// A decimal number in YAML 1.1: digits may be parted by `_`, a fraction needs its point, an
+/// exponent its sign.
 fn number(text: &str) -> Option<Value> {
     let unsigned = text.strip_prefix(['-', '+']).unwrap_or(text);
     let digits = |s: &str| s.bytes().all(|b| b.is_ascii_digit() || b == b'_');
@@ -170,15 +196,23 @@ fn number(text: &str) -> Option<Value> {
     let plain = text.replace('_', "");
     match unsigned.split_once('.') {
         None if begins && digits(unsigned) && (unsigned == "0" || !unsigned.starts_with('0')) => {
-            plain.trim_start_matches('+').parse::<i64>().ok().map(Value::from)
+            plain
+                .trim_start_matches('+')
+                .parse::<i64>()
+                .ok()
+                .map(Value::from)
         }
-        Some((whole, fraction)) if digits(whole) && (begins || (text == unsigned && !fraction.starts_with('_'))) => {
-            let (fraction, exponent) = fraction.split_at(fraction.find(['e', 'E']).unwrap_or(fraction.len()));
+        Some((whole, fraction))
+            if digits(whole) && (begins || (text == unsigned && !fraction.starts_with('_'))) =>
+        {
+            let (fraction, exponent) =
+                fraction.split_at(fraction.find(['e', 'E']).unwrap_or(fraction.len()));
             let signed = exponent.get(1..).and_then(|e| e.strip_prefix(['-', '+']));
-            let right =
-                exponent.is_empty() || signed.is_some_and(|e| !e.is_empty() && e.bytes().all(|b| b.is_ascii_digit()));
+            let right = exponent.is_empty()
+                || signed.is_some_and(|e| !e.is_empty() && e.bytes().all(|b| b.is_ascii_digit()));
             let has_digits = begins || !fraction.is_empty();
-            (digits(fraction) && right && has_digits).then(|| plain.parse::<f64>().ok().map(Value::from))?
+            (digits(fraction) && right && has_digits)
+                .then(|| plain.parse::<f64>().ok().map(Value::from))?
         }
         _ => None,
     }
@@ -215,8 +249,9 @@ mod tests {
 
     #[test]
     fn a_card_is_read_between_its_lines() {
-        let yaml =
-            front_matter("---\nlicense: mit\nlanguage:\n- en\n- no\ntags: [a, 'yes', \"1\"]\n\tx: 1\n---\n# y: z\n");
+        let yaml = front_matter(
+            "---\nlicense: mit\nlanguage:\n- en\n- no\ntags: [a, 'yes', \"1\"]\n\tx: 1\n---\n# y: z\n",
+        );
         assert!(yaml.is_some());
         let card = parse("license: mit\nlanguage:\n- en\n- \"no\"\ntags: [a, 'yes', \"1\"]\ntext: |\n  two\n  lines\n")
             .unwrap();
@@ -225,7 +260,10 @@ mod tests {
             json!({"license": "mit", "language": ["en", "no"], "tags": ["a", "yes", "1"], "text": "two\nlines\n"})
         );
         assert_eq!(front_matter("# no card\n---\n"), None);
-        assert_eq!(parse("a: &x {b: 1}\nc: {<<: *x, d: 2}\n").unwrap()["c"], json!({"b": 1, "d": 2}));
+        assert_eq!(
+            parse("a: &x {b: 1}\nc: {<<: *x, d: 2}\n").unwrap()["c"],
+            json!({"b": 1, "d": 2})
+        );
     }
 
     #[test]
@@ -235,7 +273,10 @@ mod tests {
         // Nine levels of nine aliases are 9^9 nodes.
         let mut bomb = "a0: &a0 x\n".to_owned();
         for i in 1..10 {
-            bomb += &format!("a{i}: &a{i} [{}]\n", vec![format!("*a{}", i - 1); 9].join(", "));
+            bomb += &format!(
+                "a{i}: &a{i} [{}]\n",
+                vec![format!("*a{}", i - 1); 9].join(", ")
+            );
         }
         assert!(parse(&bomb).unwrap_err().1.contains("more than"));
         assert!(parse(&"[".repeat(10_000)).is_err());

@@ -1,7 +1,8 @@
 //! `general.*`: where a model comes from, who made it, and how it wants to be sampled.
 //!
-//! Read from the model card, `config.json` and the directory's name, each filling what the former left open, then
-//! `generation_config.json`, and over all of it the file and the name that the user gives.
+//! Read from the model card, `config.json` and the directory's name, each filling what the former
+//! left open, then `generation_config.json`, and over all of it the file and the name that the user
+//! gives.
 
 mod card;
 pub mod naming;
@@ -35,7 +36,8 @@ enum Kind {
     Float,
 }
 
-/// Key after `general.sampling.`, kind, and the names in `generation_config.json`, the first that is there counting.
+/// Key after `general.sampling.`, kind, and the names in `generation_config.json`, the first that
+/// is there counting.
 const SAMPLING: [(&str, Kind, &[&str]); 12] = [
     ("sequence", Kind::Text, &["sequence"]),
     ("top_k", Kind::Integer, &["top_k"]),
@@ -45,7 +47,11 @@ const SAMPLING: [(&str, Kind, &[&str]); 12] = [
     ("xtc_threshold", Kind::Float, &["xtc_threshold"]),
     ("temp", Kind::Float, &["temperature"]),
     ("penalty_last_n", Kind::Integer, &["penalty_last_n"]),
-    ("penalty_repeat", Kind::Float, &["penalty_repeat", "repetition_penalty"]),
+    (
+        "penalty_repeat",
+        Kind::Float,
+        &["penalty_repeat", "repetition_penalty"],
+    ),
     ("mirostat", Kind::Integer, &["mirostat"]),
     ("mirostat_tau", Kind::Float, &["mirostat_tau"]),
     ("mirostat_eta", Kind::Float, &["mirostat_eta"]),
@@ -106,18 +112,31 @@ const OF_CARD: [(&str, &str); 27] = [
     ("license", "license"),
 ];
 /// The same, where the card's key differs only in its separator.
-const LICENSE_OF_CARD: [(&str, &str); 2] = [("license.name", "license_name"), ("license.link", "license_link")];
+const LICENSE_OF_CARD: [(&str, &str); 2] = [
+    ("license.name", "license_name"),
+    ("license.link", "license_link"),
+];
 
 /// What is told of a base model or a data set, in the order of the file.
-const OF_SOURCE: [&str; 9] =
-    ["name", "author", "version", "organization", "description", "url", "doi", "uuid", "repo_url"];
+const OF_SOURCE: [&str; 9] = [
+    "name",
+    "author",
+    "version",
+    "organization",
+    "description",
+    "url",
+    "doi",
+    "uuid",
+    "repo_url",
+];
 
 /// The general metadata of a model.
 #[derive(Clone, Debug)]
 pub struct General {
     /// Where errors say that they come from.
     dir: PathBuf,
-    /// Values by key after `general.`; sampling parameters as `sampling.top_k` and so on. No value is null.
+    /// Values by key after `general.`; sampling parameters as `sampling.top_k` and so on. No value
+    /// is null.
     values: BTreeMap<&'static str, Value>,
     sampling: Vec<Option<Value>>,
     base_models: Option<Vec<Value>>,
@@ -127,8 +146,14 @@ pub struct General {
 }
 
 impl General {
-    /// Reads the metadata of a checkpoint. `overrides` is a JSON file with keys of a GGUF; `name` is put over all.
-    pub fn load(dir: &Path, overrides: Option<&Path>, name: Option<&str>, weights: &ParameterCount) -> Result<General> {
+    /// Reads the metadata of a checkpoint. `overrides` is a JSON file with keys of a GGUF; `name`
+    /// is put over all.
+    pub fn load(
+        dir: &Path,
+        overrides: Option<&Path>,
+        name: Option<&str>,
+        weights: &ParameterCount,
+    ) -> Result<General> {
         let mut general = General {
             dir: dir.to_owned(),
             values: BTreeMap::new(),
@@ -141,7 +166,10 @@ impl General {
         general.take_card(&card::read(dir)?, weights.total);
         let config = read_object(&dir.join("config.json"))?.unwrap_or_default();
         // A path of some computer has more slashes than a model's id.
-        let id = config.get("_name_or_path").and_then(Value::as_str).filter(|id| id.matches('/').count() <= 1);
+        let id = config
+            .get("_name_or_path")
+            .and_then(Value::as_str)
+            .filter(|id| id.matches('/').count() <= 1);
         let directory = directory_name(dir);
         for id in id.into_iter().chain([directory.as_str()]) {
             general.take_id(id, weights.total);
@@ -155,8 +183,16 @@ impl General {
         }
         general.fill("name", Value::from(directory));
         if weights.total > 0 {
-            let ParameterCount { total, shared, per_expert, experts } = *weights;
-            general.fill("size_label", Value::from(size_label(total, shared, per_expert, experts)));
+            let ParameterCount {
+                total,
+                shared,
+                per_expert,
+                experts,
+            } = *weights;
+            general.fill(
+                "size_label",
+                Value::from(size_label(total, shared, per_expert, experts)),
+            );
         }
         Ok(general)
     }
@@ -172,7 +208,11 @@ impl General {
         for (key, of_card) in OF_CARD.into_iter().chain(LICENSE_OF_CARD) {
             self.fill(key, card.get(of_card).cloned().unwrap_or(Value::Null));
         }
-        self.base_models = sources(card, ["base_model", "base_models", "base_model_sources"], weights);
+        self.base_models = sources(
+            card,
+            ["base_model", "base_models", "base_model_sources"],
+            weights,
+        );
         self.datasets = sources(card, ["datasets", "dataset", "dataset_sources"], weights);
         self.tags = collected(card, ["tags", "pipeline_tag"]);
         self.languages = collected(card, ["languages", "language"]);
@@ -182,7 +222,10 @@ impl General {
         let parts = id_parts(id, weights);
         let text = |part: Option<String>| part.map_or(Value::Null, Value::from);
         self.fill("name", text(parts.full_name.as_deref().map(title)));
-        self.fill("organization", text(parts.organization.as_deref().map(title)));
+        self.fill(
+            "organization",
+            text(parts.organization.as_deref().map(title)),
+        );
         self.fill("basename", text(parts.basename));
         self.fill("finetune", text(parts.finetune));
         self.fill("version", text(parts.version));
@@ -194,15 +237,23 @@ impl General {
         let bytes = read_bytes(&dir.join("generation_config.json"))?.unwrap_or_default();
         let config: Map<String, Value> = serde_json::from_slice(&bytes).unwrap_or_default();
         for ((_, _, names), value) in SAMPLING.iter().zip(&mut self.sampling) {
-            *value = names.iter().find_map(|name| config.get(*name)).filter(|v| !v.is_null()).cloned();
+            *value = names
+                .iter()
+                .find_map(|name| config.get(*name))
+                .filter(|v| !v.is_null())
+                .cloned();
         }
         Ok(())
     }
 
     /// Takes what the user's file says; null removes.
     fn take_overrides(&mut self, path: &Path) -> Result<()> {
-        let given = read_object(path)?
-            .ok_or_else(|| bad(path, "no such file; --metadata takes a JSON file like {\"general.name\": \"...\"}"))?;
+        let given = read_object(path)?.ok_or_else(|| {
+            bad(
+                path,
+                "no such file; --metadata takes a JSON file like {\"general.name\": \"...\"}",
+            )
+        })?;
         for ((key, _, _), value) in SAMPLING.iter().zip(&mut self.sampling) {
             if let Some(new) = given.get(&format!("general.sampling.{key}")) {
                 *value = Some(new.clone()).filter(|v| !v.is_null());
@@ -231,7 +282,12 @@ impl General {
                 None => {}
                 Some(Value::Null) => *list = None,
                 Some(Value::Array(new)) => *list = Some(new.clone()),
-                Some(other) => return Err(bad(path, format!("general.{key} is {}, not an array", kind(other)))),
+                Some(other) => {
+                    return Err(bad(
+                        path,
+                        format!("general.{key} is {}, not an array", kind(other)),
+                    ));
+                }
             }
         }
         Ok(())
@@ -246,54 +302,95 @@ impl General {
         self.str("name")
     }
 
-    /// The parts of the name that the converted file gets by default; `encoding` is the type of most tensors.
+    /// The parts of the name that the converted file gets by default; `encoding` is the type of
+    /// most tensors.
     pub fn file_name<'a>(&'a self, encoding: &'a str) -> FileName<'a> {
         let [name, basename, finetune] = ["name", "basename", "finetune"].map(|key| self.str(key));
         let [version, size_label] = ["version", "size_label"].map(|key| self.str(key));
-        FileName { name, basename, finetune, version, size_label, encoding: Some(encoding), kind: None }
+        FileName {
+            name,
+            basename,
+            finetune,
+            version,
+            size_label,
+            encoding: Some(encoding),
+            kind: None,
+        }
     }
 
     /// The same for a file that holds only a vocabulary.
     pub fn vocabulary_file_name(&self) -> FileName<'_> {
-        FileName { size_label: None, encoding: None, kind: Some("vocab"), ..self.file_name("") }
+        FileName {
+            size_label: None,
+            encoding: None,
+            kind: Some("vocab"),
+            ..self.file_name("")
+        }
     }
 
-    /// The entries in the order of the file. What has a kind that cannot be written is an error with its key.
+    /// The entries in the order of the file. What has a kind that cannot be written is an error
+    /// with its key.
     pub fn entries(&self) -> Result<Entries> {
         let mut entries = Entries::new();
         for ((key, kind, _), value) in SAMPLING.iter().zip(&self.sampling) {
             if let Some(value) = value {
-                self.write_sampling(&format!("general.sampling.{key}"), *kind, value, &mut entries)?;
+                self.write_sampling(
+                    &format!("general.sampling.{key}"),
+                    *kind,
+                    value,
+                    &mut entries,
+                )?;
             }
         }
         for key in TEXTS {
-            let Some(value) = self.values.get(key) else { continue };
-            let listed = (key == "license").then(|| value.as_array().map(|list| joined(list))).flatten();
+            let Some(value) = self.values.get(key) else {
+                continue;
+            };
+            let listed = (key == "license")
+                .then(|| value.as_array().map(|list| joined(list)))
+                .flatten();
             self.write_text(
                 &format!("general.{key}"),
                 &listed.map_or_else(|| value.clone(), Value::from),
                 &mut entries,
             )?;
         }
-        for (group, sources) in [("base_model", &self.base_models), ("dataset", &self.datasets)] {
+        for (group, sources) in [
+            ("base_model", &self.base_models),
+            ("dataset", &self.datasets),
+        ] {
             let Some(sources) = sources else { continue };
-            entries.set(format!("general.{group}.count"), Gguf::U32(sources.len() as u32));
+            entries.set(
+                format!("general.{group}.count"),
+                Gguf::U32(sources.len() as u32),
+            );
             for (i, source) in sources.iter().enumerate() {
                 for key in OF_SOURCE {
                     if let Some(value) = source.get(key) {
-                        self.write_text(&format!("general.{group}.{i}.{key}"), value, &mut entries)?;
+                        self.write_text(
+                            &format!("general.{group}.{i}.{key}"),
+                            value,
+                            &mut entries,
+                        )?;
                     }
                 }
             }
         }
         for (key, list) in [("tags", &self.tags), ("languages", &self.languages)] {
-            write_list(&format!("general.{key}"), list.as_deref().unwrap_or_default(), &mut entries);
+            write_list(
+                &format!("general.{key}"),
+                list.as_deref().unwrap_or_default(),
+                &mut entries,
+            );
         }
         Ok(entries)
     }
 
     fn wrong(&self, key: &str, value: &Value, expected: &str) -> Error {
-        let what = format!("{key} is {} where {expected} is expected; set it with --metadata FILE", kind(value));
+        let what = format!(
+            "{key} is {} where {expected} is expected; set it with --metadata FILE",
+            kind(value)
+        );
         bad(&self.dir, what)
     }
 
@@ -311,20 +408,44 @@ impl General {
         Ok(())
     }
 
-    fn write_sampling(&self, key: &str, kind: Kind, value: &Value, entries: &mut Entries) -> Result<()> {
-        let integer = || value.as_i64().or_else(|| value.as_f64().filter(|f| f.fract() == 0.0).map(|f| f as i64));
+    fn write_sampling(
+        &self,
+        key: &str,
+        kind: Kind,
+        value: &Value,
+        entries: &mut Entries,
+    ) -> Result<()> {
+        let integer = || {
+            value.as_i64().or_else(|| {
+                value
+                    .as_f64()
+                    .filter(|f| f.fract() == 0.0)
+                    .map(|f| f as i64)
+            })
+        };
         let value = match kind {
             Kind::Text => return self.write_text(key, value, entries),
             Kind::Integer => integer().and_then(|n| i32::try_from(n).ok()).map(Gguf::I32),
             Kind::Float => value.as_f64().map(|f| Gguf::F32(f as f32)),
         }
-        .ok_or_else(|| self.wrong(key, value, if kind == Kind::Integer { "a whole number" } else { "a number" }))?;
+        .ok_or_else(|| {
+            self.wrong(
+                key,
+                value,
+                if kind == Kind::Integer {
+                    "a whole number"
+                } else {
+                    "a number"
+                },
+            )
+        })?;
         entries.set(key, value);
         Ok(())
     }
 }
 
-/// The name of a directory, in the Hub's cache that of the model instead of the commit's; where the path ends in `.`, the name that it stands for is not looked up.
+/// The name of a directory, in the Hub's cache that of the model instead of the commit's; where the
+/// path ends in `.`, the name that it stands for is not looked up.
 fn directory_name(dir: &Path) -> String {
     if let Some(origin) = crate::hub::origin(dir) {
         let name = origin.repository.rsplit('/').next().unwrap_or_default();
@@ -339,13 +460,21 @@ fn directory_name(dir: &Path) -> String {
 
 /// Several licenses in one text.
 fn joined(list: &[Value]) -> String {
-    list.iter().map(|v| v.as_str().map_or_else(|| v.to_string(), str::to_owned)).collect::<Vec<_>>().join(",")
+    list.iter()
+        .map(|v| v.as_str().map_or_else(|| v.to_string(), str::to_owned))
+        .collect::<Vec<_>>()
+        .join(",")
 }
 
-/// The values under several keys of a card, each a text or a list; `None` if none of the keys has a value.
+/// The values under several keys of a card, each a text or a list; `None` if none of the keys has a
+/// value.
 fn collected(card: &Map<String, Value>, keys: [&str; 2]) -> Option<Vec<Value>> {
     let mut values = None;
-    for value in keys.iter().filter_map(|key| card.get(*key)).filter(|v| !v.is_null()) {
+    for value in keys
+        .iter()
+        .filter_map(|key| card.get(*key))
+        .filter(|v| !v.is_null())
+    {
         let values = values.get_or_insert_with(Vec::new);
         match value {
             Value::String(_) => values.push(value.clone()),
@@ -356,7 +485,8 @@ fn collected(card: &Map<String, Value>, keys: [&str; 2]) -> Option<Vec<Value>> {
     values
 }
 
-/// Base models or data sets of a card, under the first of the keys that is there: ids, addresses or maps.
+/// Base models or data sets of a card, under the first of the keys that is there: ids, addresses or
+/// maps.
 fn sources(card: &Map<String, Value>, keys: [&str; 3], weights: u64) -> Option<Vec<Value>> {
     let given = keys.iter().find_map(|key| card.get(*key))?;
     let single = std::slice::from_ref(given);
@@ -377,16 +507,28 @@ fn sources(card: &Map<String, Value>, keys: [&str; 3], weights: u64) -> Option<V
 fn source_of_id(id: &str, weights: u64) -> Value {
     const HUB: &str = "huggingface.co/";
     let mut source = Map::new();
-    let is_address = ["http://", "https://", "ssh://"].iter().any(|scheme| id.starts_with(scheme));
-    let id_on_hub = ["http://", "https://"].iter().find_map(|s| id.strip_prefix(s)?.strip_prefix(HUB));
-    let id_on_hub = id_on_hub.filter(|id| id.split('/').count() == 2 && id.split('/').all(|part| !part.is_empty()));
+    let is_address = ["http://", "https://", "ssh://"]
+        .iter()
+        .any(|scheme| id.starts_with(scheme));
+    let id_on_hub = ["http://", "https://"]
+        .iter()
+        .find_map(|s| id.strip_prefix(s)?.strip_prefix(HUB));
+    let id_on_hub = id_on_hub
+        .filter(|id| id.split('/').count() == 2 && id.split('/').all(|part| !part.is_empty()));
     if is_address {
         source.insert("repo_url".to_owned(), Value::from(id));
     }
-    let Some(id) = (if is_address { id_on_hub } else { Some(id) }) else { return Value::Object(source) };
+    let Some(id) = (if is_address { id_on_hub } else { Some(id) }) else {
+        return Value::Object(source);
+    };
     let parts = id_parts(id, weights);
-    if let (false, Some(organization), Some(name)) = (is_address, &parts.organization, &parts.full_name) {
-        source.insert("repo_url".to_owned(), Value::from(format!("https://{HUB}{organization}/{name}")));
+    if let (false, Some(organization), Some(name)) =
+        (is_address, &parts.organization, &parts.full_name)
+    {
+        source.insert(
+            "repo_url".to_owned(),
+            Value::from(format!("https://{HUB}{organization}/{name}")),
+        );
     }
     let told = [
         ("name", parts.full_name.as_deref().map(title)),
@@ -404,8 +546,16 @@ fn write_list(key: &str, list: &[Value], entries: &mut Entries) {
     fn all<T>(list: &[Value], of: impl Fn(&Value) -> Option<T>) -> Option<Vec<T>> {
         list.iter().map(of).collect()
     }
-    let whole = |v: &Value| v.as_i64().and_then(|n| i32::try_from(n).ok()).map(Gguf::I32);
-    let fraction = |v: &Value| v.as_f64().filter(|_| !v.is_i64() && !v.is_u64()).map(|f| Gguf::F32(f as f32));
+    let whole = |v: &Value| {
+        v.as_i64()
+            .and_then(|n| i32::try_from(n).ok())
+            .map(Gguf::I32)
+    };
+    let fraction = |v: &Value| {
+        v.as_f64()
+            .filter(|_| !v.is_i64() && !v.is_u64())
+            .map(|f| Gguf::F32(f as f32))
+    };
     if let Some(values) = all(list, |v| v.as_bool().map(Gguf::Bool)) {
         entries.set_values(key, ValueType::Bool, values);
     } else if let Some(values) = all(list, whole) {

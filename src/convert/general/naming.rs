@@ -3,7 +3,8 @@
 use regex::Regex;
 use std::sync::LazyLock;
 
-/// What is read out of a model's id, `ORGANIZATION/NAME-SIZE-FINETUNE-VERSION`, as far as the parts are there.
+/// What is read out of a model's id, `ORGANIZATION/NAME-SIZE-FINETUNE-VERSION`, as far as the parts
+/// are there.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct IdParts {
     /// The id without the organization.
@@ -36,18 +37,31 @@ impl Marks {
     }
 
     fn count(self) -> usize {
-        [self.basename, self.size, self.finetune, self.version, self.encoding].into_iter().filter(|&m| m).count()
+        [
+            self.basename,
+            self.size,
+            self.finetune,
+            self.version,
+            self.encoding,
+        ]
+        .into_iter()
+        .filter(|&m| m)
+        .count()
     }
 }
 
 macro_rules! pattern {
     ($name:ident, $pattern:literal) => {
-        static $name: LazyLock<Regex> = LazyLock::new(|| Regex::new($pattern).expect("the pattern is right"));
+        static $name: LazyLock<Regex> =
+            LazyLock::new(|| Regex::new($pattern).expect("the pattern is right"));
     };
 }
 pattern!(VERSION, r"(?i)\A(?:(?:v|iter)?\d+(?:[.]\d+)*)\z");
 pattern!(ENCODING, r"(?i)\A(?:i?q\d(?:_\w)*|b?fp?(?:16|32))\z");
-pattern!(SIZE, r"(?i)\A(?:(?:[A]|\d+[x])?\d+(?:[._]\d+)?[KMBT]\d?|small|mini|medium|large|x?xl)\z");
+pattern!(
+    SIZE,
+    r"(?i)\A(?:(?:[A]|\d+[x])?\d+(?:[._]\d+)?[KMBT]\d?|small|mini|medium|large|x?xl)\z"
+);
 pattern!(FINETUNE, r"(?i)\A(?:chat|instruct|vision|lora)\z");
 pattern!(DECIMAL, r"\A\p{Nd}\z");
 pattern!(LETTER, r"\A\p{L}\z");
@@ -65,21 +79,29 @@ fn is_letter(c: char) -> bool {
     c.is_ascii_alphabetic() || (!c.is_ascii() && matches(&LETTER, c))
 }
 
-/// Takes an id apart. `weights` is the model's number of weights, 0 if not known: a size far from it is taken for a
-/// context length.
+/// Takes an id apart. `weights` is the model's number of weights, 0 if not known: a size far from
+/// it is taken for a context length.
 pub fn id_parts(id: &str, weights: u64) -> IdParts {
     if id.contains(' ') {
         // A sentence is a name as it is.
-        return IdParts { full_name: Some(id.to_owned()), ..IdParts::default() };
+        return IdParts {
+            full_name: Some(id.to_owned()),
+            ..IdParts::default()
+        };
     }
     let (organization, full_name) = match id.split_once('/') {
         Some((organization, name)) => (Some(organization), name),
         None => (None, id),
     };
     // "./name" has no organization.
-    let organization = organization.filter(|o| !o.starts_with('.')).map(str::to_owned);
-    let mut parts: Vec<(String, Marks)> =
-        full_name.split('-').filter(|p| !p.is_empty()).map(|p| (p.to_owned(), Marks::default())).collect();
+    let organization = organization
+        .filter(|o| !o.starts_with('.'))
+        .map(str::to_owned);
+    let mut parts: Vec<(String, Marks)> = full_name
+        .split('-')
+        .filter(|p| !p.is_empty())
+        .map(|p| (p.to_owned(), Marks::default()))
+        .collect();
     for (i, (part, marks)) in parts.iter_mut().enumerate() {
         if VERSION.is_match(part) {
             marks.version = true;
@@ -96,14 +118,21 @@ pub fn id_parts(id: &str, weights: u64) -> IdParts {
         }
     }
     // Words like "mini" say nothing where a number does.
-    if parts.iter().any(|(part, marks)| marks.size && part.chars().any(is_decimal)) {
+    if parts
+        .iter()
+        .any(|(part, marks)| marks.size && part.chars().any(is_decimal))
+    {
         for (part, marks) in parts.iter_mut() {
             marks.size &= !part.chars().all(is_letter);
         }
     }
     mark_basename(&mut parts);
     let joined = |wanted: &dyn Fn(Marks) -> bool| {
-        let of: Vec<&str> = parts.iter().filter(|(_, m)| wanted(*m)).map(|(p, _)| p.as_str()).collect();
+        let of: Vec<&str> = parts
+            .iter()
+            .filter(|(_, m)| wanted(*m))
+            .map(|(p, _)| p.as_str())
+            .collect();
         Some(of.join("-")).filter(|joined| !joined.is_empty())
     };
     let mut sizes: Vec<&str> = Vec::new();
@@ -118,7 +147,14 @@ pub fn id_parts(id: &str, weights: u64) -> IdParts {
     // A name of which nothing is understood may be anything.
     let understood = size_label.is_some() || finetune.is_some() || version.is_some();
     let basename = joined(&|m| m.basename).filter(|_| understood);
-    IdParts { full_name: Some(full_name.to_owned()), organization, basename, finetune, version, size_label }
+    IdParts {
+        full_name: Some(full_name.to_owned()),
+        organization,
+        basename,
+        finetune,
+        version,
+        size_label,
+    }
 }
 
 /// A size as it is written in a label, and whether it is rather a context length.
@@ -131,7 +167,9 @@ fn size_label_of(part: &str, weights: u64) -> (String, bool) {
         chars.truncate(chars.len() - 2);
         chars.extend(['.', digit, unit]);
     }
-    let Some((unit, number)) = chars.split_last_mut() else { return (String::new(), false) };
+    let Some((unit, number)) = chars.split_last_mut() else {
+        return (String::new(), false);
+    };
     if number.last().is_some_and(|&c| is_decimal(c)) && "kmbt".contains(*unit) {
         unit.make_ascii_uppercase();
     }
@@ -152,8 +190,8 @@ fn size_label_of(part: &str, weights: u64) -> (String, bool) {
     (format!("{number}{unit}"), is_context)
 }
 
-/// The basename is what the name begins with, up to the first part that is understood; versions may stand in it, not
-/// at its end. What is not understood after it is a finetune.
+/// The basename is what the name begins with, up to the first part that is understood; versions may
+/// stand in it, not at its end. What is not understood after it is a finetune.
 fn mark_basename(parts: &mut [(String, Marks)]) {
     let mut at_start = true;
     for (part, marks) in parts.iter_mut() {
@@ -175,13 +213,22 @@ fn mark_basename(parts: &mut [(String, Marks)]) {
     }
 }
 
-/// A name for people: words with a capital, unless they have one already or are numbers or versions.
+/// A name for people: words with a capital, unless they have one already or are numbers or
+/// versions.
 pub fn title(id: &str) -> String {
     let word = |word: &str| {
         let lower = word.chars().any(char::is_lowercase) && !word.chars().any(char::is_uppercase);
-        if lower && !NO_TITLE.is_match(word) { title_case(word) } else { word.to_owned() }
+        if lower && !NO_TITLE.is_match(word) {
+            title_case(word)
+        } else {
+            word.to_owned()
+        }
     };
-    id.replace('-', " ").split_whitespace().map(word).collect::<Vec<_>>().join(" ")
+    id.replace('-', " ")
+        .split_whitespace()
+        .map(word)
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 /// Python's `str.title`: a capital for every letter that follows none.
@@ -212,14 +259,22 @@ pub fn rounded(weights: u64) -> String {
     };
     let scaled = weights as f64 * scale;
     let whole = scaled.round_ties_even();
-    let digits = if whole == 0.0 { 0 } else { format!("{whole}").len() };
+    let digits = if whole == 0.0 {
+        0
+    } else {
+        format!("{whole}").len()
+    };
     format!("{scaled:.0$}{unit}", DIGITS.saturating_sub(digits))
 }
 
-/// The size label of a model: of all weights, or for a mixture of experts, the number of experts and the weights that
-/// one of them has together with what all share.
+/// The size label of a model: of all weights, or for a mixture of experts, the number of experts
+/// and the weights that one of them has together with what all share.
 pub fn size_label(total: u64, shared: u64, expert: u64, experts: u64) -> String {
-    if experts > 0 { format!("{experts}x{}", rounded(shared.saturating_add(expert))) } else { rounded(total) }
+    if experts > 0 {
+        format!("{experts}x{}", rounded(shared.saturating_add(expert)))
+    } else {
+        rounded(total)
+    }
 }
 
 /// The parts of a file's name.
@@ -245,7 +300,12 @@ impl FileName<'_> {
     /// The file's name without `.gguf`, after GGUF's naming convention.
     pub fn stem(&self) -> String {
         let joined = |text: &str| text.trim().replace(' ', "-");
-        let base = self.basename.or(self.name).map_or("ggml-model".to_owned(), |name| joined(name).replace('/', "-"));
+        let base = self
+            .basename
+            .or(self.name)
+            .map_or("ggml-model".to_owned(), |name| {
+                joined(name).replace('/', "-")
+            });
         let mut stem = base;
         let rest = [
             self.size_label.map(str::to_owned),
@@ -254,13 +314,16 @@ impl FileName<'_> {
             self.encoding.map(|e| joined(e).to_uppercase()),
             self.kind.map(joined),
         ];
-        rest.into_iter().flatten().for_each(|part| stem += &format!("-{part}"));
+        rest.into_iter()
+            .flatten()
+            .for_each(|part| stem += &format!("-{part}"));
         stem
     }
 }
 
-/// Fills the type into a file name: `{ftype}` or `{outtype}` in small letters, `{FTYPE}` or `{OUTTYPE}` in capitals.
-/// `{{` and `}}` stand for braces. Says what is wrong with any other brace.
+/// Fills the type into a file name: `{ftype}` or `{outtype}` in small letters, `{FTYPE}` or
+/// `{OUTTYPE}` in capitals. `{{` and `}}` stand for braces. Says what is wrong with any other
+/// brace.
 pub fn fill_template(name: &str, encoding: &str) -> Result<String, String> {
     let mut out = String::with_capacity(name.len());
     let mut rest = name;
@@ -275,11 +338,17 @@ pub fn fill_template(name: &str, encoding: &str) -> Result<String, String> {
         let (field, after) = rest
             .strip_prefix('{')
             .and_then(|inner| inner.split_once('}'))
-            .ok_or_else(|| format!("{name:?} has a lone brace; write {{{{ or }}}} for one that is meant"))?;
+            .ok_or_else(|| {
+                format!("{name:?} has a lone brace; write {{{{ or }}}} for one that is meant")
+            })?;
         out += &match field {
             "" | "0" | "ftype" | "outtype" => encoding.to_lowercase(),
             "FTYPE" | "OUTTYPE" => encoding.to_uppercase(),
-            other => return Err(format!("{name:?}: {{{other}}} is not known; {{ftype}} and {{FTYPE}} are")),
+            other => {
+                return Err(format!(
+                    "{name:?}: {{{other}}} is not known; {{ftype}} and {{FTYPE}} are"
+                ));
+            }
         };
         rest = after;
     }

@@ -2,8 +2,8 @@
 
 use super::value::{Array, Value, ValueType};
 
-/// Metadata as the reference's converter collects it: a key that is set anew keeps its place, an empty string or
-/// array is not written at all.
+/// Metadata as the reference's converter collects it: a key that is set anew keeps its place, an
+/// empty string or array is not written at all.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Entries(Vec<(String, Value<'static>)>);
 
@@ -30,7 +30,11 @@ impl Entries {
     }
 
     /// Sets a key to an array of strings unless that is empty.
-    pub fn set_strings<S: AsRef<[u8]>>(&mut self, key: impl Into<String>, strings: impl IntoIterator<Item = S>) {
+    pub fn set_strings<S: AsRef<[u8]>>(
+        &mut self,
+        key: impl Into<String>,
+        strings: impl IntoIterator<Item = S>,
+    ) {
         self.set_array(key, Array::of_strings(strings));
     }
 
@@ -65,7 +69,10 @@ impl Entries {
 
     /// Takes over all entries of another; those that are there keep their place.
     pub fn extend(&mut self, other: Entries) {
-        other.0.into_iter().for_each(|(key, value)| self.set(key, value));
+        other
+            .0
+            .into_iter()
+            .for_each(|(key, value)| self.set(key, value));
     }
 }
 
@@ -91,6 +98,12 @@ mod tests {
         entries.set_str("d", "x");
         entries.set("a", Value::Bool(true));
         let all: Vec<_> = entries.into_iter().collect();
-        assert_eq!(all, [("a".to_owned(), Value::Bool(true)), ("d".to_owned(), Value::str("x"))]);
+        assert_eq!(
+            all,
+            [
+                ("a".to_owned(), Value::Bool(true)),
+                ("d".to_owned(), Value::str("x"))
+            ]
+        );
     }
 }

@@ -8,7 +8,8 @@
 //! tensor data; each tensor starts at a multiple of the alignment
 //! ```
 //!
-//! [`Files::open`] maps the files, [`Model::parse`] checks all of it; [`Writer`] streams a file out.
+//! [`Files::open`] maps the files, [`Model::parse`] checks all of it; [`Writer`] streams a file
+//! out.
 
 mod entries;
 mod model;

@@ -19,13 +19,22 @@ pub struct Files {
 }
 
 impl Files {
-    /// Maps a GGUF file and, if its name says that it is one shard of several, all the others beside it.
+    /// Maps a GGUF file and, if its name says that it is one shard of several, all the others
+    /// beside it.
     pub fn open(path: &Path) -> Result<Files> {
         let Some((prefix, _, count)) = shard_name(path) else {
-            return Ok(Files { maps: vec![Map::open(path)?] });
+            return Ok(Files {
+                maps: vec![Map::open(path)?],
+            });
         };
-        let paths: Vec<PathBuf> = (0..count).map(|no| shard_path(&prefix, no, count)).collect();
-        let missing: Vec<String> = paths.iter().filter(|p| !p.exists()).map(|p| p.display().to_string()).collect();
+        let paths: Vec<PathBuf> = (0..count)
+            .map(|no| shard_path(&prefix, no, count))
+            .collect();
+        let missing: Vec<String> = paths
+            .iter()
+            .filter(|p| !p.exists())
+            .map(|p| p.display().to_string())
+            .collect();
         if !missing.is_empty() && path.exists() {
             let named = missing[..missing.len().min(NAMED_SHARDS)].join(", ");
             let more = match missing.len().saturating_sub(NAMED_SHARDS) {
@@ -35,9 +44,14 @@ impl Files {
             let what = format!(
                 "it is one of {count} shards, and these are missing: {named}{more}; put all shards into one directory"
             );
-            return Err(Error::Bad { path: path.to_owned(), what });
+            return Err(Error::Bad {
+                path: path.to_owned(),
+                what,
+            });
         }
-        Ok(Files { maps: paths.iter().map(|p| Map::open(p)).collect::<Result<_>>()? })
+        Ok(Files {
+            maps: paths.iter().map(|p| Map::open(p)).collect::<Result<_>>()?,
+        })
     }
 
     /// The mapped files, in the order of the shards.
@@ -70,7 +84,8 @@ impl<'a> Tensor<'a> {
     }
 }
 
-/// A checked model: metadata (of the first shard) and the tensors of all shards in the order of the files.
+/// A checked model: metadata (of the first shard) and the tensors of all shards in the order of the
+/// files.
 pub struct Model<'a> {
     /// The files that it was parsed from.
     pub files: &'a Files,
@@ -86,7 +101,10 @@ impl<'a> Model<'a> {
         let mut headers = Vec::with_capacity(files.maps.len());
         let mut tensors = Vec::new();
         for (shard, map) in files.maps.iter().enumerate() {
-            let bad = |what| Error::Bad { path: map.path().to_owned(), what };
+            let bad = |what| Error::Bad {
+                path: map.path().to_owned(),
+                what,
+            };
             let header = parse(map.bytes()).map_err(bad)?;
             check_shard(&header, shard, files.maps.len()).map_err(bad)?;
             tensors.extend(header.tensors.iter().map(|(info, offset)| Tensor {
@@ -97,7 +115,11 @@ impl<'a> Model<'a> {
             }));
             headers.push(header);
         }
-        let model = Model { files, headers, tensors };
+        let model = Model {
+            files,
+            headers,
+            tensors,
+        };
         model.check_split()?;
         Ok(model)
     }
@@ -116,11 +138,18 @@ impl<'a> Model<'a> {
         if self.headers.len() < 2 {
             return Ok(());
         }
-        let bad = |shard: usize, what| Error::Bad { path: self.files.maps[shard].path().to_owned(), what };
+        let bad = |shard: usize, what| Error::Bad {
+            path: self.files.maps[shard].path().to_owned(),
+            what,
+        };
         let mut seen = HashMap::new();
         for tensor in &self.tensors {
             if let Some(first) = seen.insert(&tensor.info.name, tensor.shard) {
-                let what = format!("tensor '{}' is in shard {} already", tensor.info.name, first + 1);
+                let what = format!(
+                    "tensor '{}' is in shard {} already",
+                    tensor.info.name,
+                    first + 1
+                );
                 return Err(bad(tensor.shard, what));
             }
         }
@@ -157,10 +186,18 @@ fn check_shard(header: &Header<'_>, shard: usize, count: usize) -> std::result::
         && number(keys::SPLIT_COUNT) != Some(count as u64)
         && (shard == 0 || number(keys::SPLIT_COUNT).is_some())
     {
-        return Err(format!("its name says {count} shards and '{}' says {said_count}", keys::SPLIT_COUNT));
+        return Err(format!(
+            "its name says {count} shards and '{}' says {said_count}",
+            keys::SPLIT_COUNT
+        ));
     }
     if count > 1 && said_no != shard as u64 {
-        return Err(format!("its name says shard {} and '{}' says {}", shard + 1, keys::SPLIT_NO, said_no + 1));
+        return Err(format!(
+            "its name says shard {} and '{}' says {}",
+            shard + 1,
+            keys::SPLIT_NO,
+            said_no + 1
+        ));
     }
     Ok(())
 }
@@ -172,18 +209,31 @@ pub fn shard_path(prefix: &Path, no: u64, count: u64) -> PathBuf {
     PathBuf::from(name)
 }
 
-/// The names of all shards of a model, the first one first; `None` if the name is not one of several.
+/// The names of all shards of a model, the first one first; `None` if the name is not one of
+/// several.
 pub fn shard_siblings(name: &str) -> Option<Vec<String>> {
-    let (directory, name) = name.rsplit_once('/').map_or(("", name), |(directory, name)| (directory, name));
+    let (directory, name) = name
+        .rsplit_once('/')
+        .map_or(("", name), |(directory, name)| (directory, name));
     let (prefix, _, count) = shard_name(Path::new(name))?;
     let slash = if directory.is_empty() { "" } else { "/" };
-    let one = |no| format!("{directory}{slash}{}", shard_path(&prefix, no, count).display());
+    let one = |no| {
+        format!(
+            "{directory}{slash}{}",
+            shard_path(&prefix, no, count).display()
+        )
+    };
     Some((0..count).map(one).collect())
 }
 
-/// The files of a split model and their metadata: `first` for the first one; the others have nothing but their place in
-/// the split.
-pub fn shards<'a>(prefix: &Path, first: Metadata<'a>, count: usize, tensors: usize) -> Vec<(PathBuf, Metadata<'a>)> {
+/// The files of a split model and their metadata: `first` for the first one; the others have
+/// nothing but their place in the split.
+pub fn shards<'a>(
+    prefix: &Path,
+    first: Metadata<'a>,
+    count: usize,
+    tensors: usize,
+) -> Vec<(PathBuf, Metadata<'a>)> {
     let mut first = Some(first);
     let one = |no: usize| {
         let mut metadata = first.take().unwrap_or_default();
@@ -195,15 +245,18 @@ pub fn shards<'a>(prefix: &Path, first: Metadata<'a>, count: usize, tensors: usi
     (0..count).map(one).collect()
 }
 
-/// Takes `PREFIX-00002-of-00003.gguf` apart into the prefix, the shard's number from 0, and the count; `None` for any
-/// other name, and for the only shard of one.
+/// Takes `PREFIX-00002-of-00003.gguf` apart into the prefix, the shard's number from 0, and the
+/// count; `None` for any other name, and for the only shard of one.
 pub fn shard_name(path: &Path) -> Option<(PathBuf, u64, u64)> {
     let name = path.file_name()?.to_str()?.strip_suffix(".gguf")?;
     let (rest, count) = name.rsplit_once("-of-")?;
     let (prefix, no) = rest.rsplit_once('-')?;
-    let number = |s: &str| (s.len() == 5 && s.bytes().all(|b| b.is_ascii_digit())).then(|| s.parse::<u64>().ok())?;
+    let number = |s: &str| {
+        (s.len() == 5 && s.bytes().all(|b| b.is_ascii_digit())).then(|| s.parse::<u64>().ok())?
+    };
     let (no, count) = (number(no)?, number(count)?);
-    (no >= 1 && no <= count && (2..=MAX_SHARDS).contains(&count)).then(|| (path.with_file_name(prefix), no - 1, count))
+    (no >= 1 && no <= count && (2..=MAX_SHARDS).contains(&count))
+        .then(|| (path.with_file_name(prefix), no - 1, count))
 }
 
 #[cfg(test)]
@@ -216,9 +269,13 @@ mod tests {
         let (prefix, no, count) = shard_name(path).unwrap();
         assert_eq!((no, count), (1, 3));
         assert_eq!(shard_path(&prefix, no, count), path);
-        for other in
-            ["a.gguf", "a-00004-of-00003.gguf", "a-00000-of-00003.gguf", "a-2-of-3.gguf", "a-00001-of-00001.gguf"]
-        {
+        for other in [
+            "a.gguf",
+            "a-00004-of-00003.gguf",
+            "a-00000-of-00003.gguf",
+            "a-2-of-3.gguf",
+            "a-00001-of-00001.gguf",
+        ] {
             assert_eq!(shard_name(Path::new(other)), None, "{other}");
             assert_eq!(shard_siblings(other), None, "{other}");
         }

@@ -1,4 +1,5 @@
-//! From bytes to a checked header. Nothing here trusts a number before it has been compared with what is left.
+//! From bytes to a checked header. Nothing here trusts a number before it has been compared with
+//! what is left.
 
 use super::keys;
 use super::value::{Array, Metadata, Shape, Value, ValueType};
@@ -19,7 +20,8 @@ const MAX_STRING: u64 = 1 << 30;
 const MAX_DEPTH: usize = 8;
 /// Largest alignment that makes sense (a huge page); beyond it, the number is damage.
 pub const MAX_ALIGNMENT: u64 = 1 << 21;
-/// Entries that room is made for on the word of a header alone; beyond it, room grows with what is really read.
+/// Entries that room is made for on the word of a header alone; beyond it, room grows with what is
+/// really read.
 const TRUSTED_ENTRIES: u64 = 1 << 16;
 
 /// One tensor as the header describes it.
@@ -36,7 +38,10 @@ pub struct TensorInfo<'a> {
 impl TensorInfo<'_> {
     /// The same with a name of its own.
     pub fn into_owned(self) -> TensorInfo<'static> {
-        TensorInfo { name: Cow::Owned(self.name.into_owned()), ..self }
+        TensorInfo {
+            name: Cow::Owned(self.name.into_owned()),
+            ..self
+        }
     }
 
     /// Bytes of its data; its row length is known to be whole blocks and the product to fit.
@@ -60,8 +65,8 @@ pub struct Header<'a> {
     pub alignment: u64,
 }
 
-/// Parses and checks the header of a whole file. The error says what is wrong and where; the caller adds the
-/// file's name.
+/// Parses and checks the header of a whole file. The error says what is wrong and where; the caller
+/// adds the file's name.
 pub fn parse(file: &[u8]) -> Result<Header<'_>, String> {
     let mut cursor = Cursor::new(file);
     let (version, n_tensors, n_keys) = preamble(&mut cursor)?;
@@ -70,21 +75,34 @@ pub fn parse(file: &[u8]) -> Result<Header<'_>, String> {
     let described = tensor_infos(&mut cursor, n_tensors)?;
     let data_start = (cursor.position() as u64).next_multiple_of(alignment);
     let tensors = place(described, file.len() as u64, data_start, alignment)?;
-    Ok(Header { version, metadata, tensors, data_start, alignment })
+    Ok(Header {
+        version,
+        metadata,
+        tensors,
+        data_start,
+        alignment,
+    })
 }
 
 fn preamble(cursor: &mut Cursor<'_>) -> Result<(u32, u64, u64), String> {
-    let magic = cursor.take(4).map_err(|_| "it is shorter than a GGUF header; is it an unfinished download?")?;
+    let magic = cursor
+        .take(4)
+        .map_err(|_| "it is shorter than a GGUF header; is it an unfinished download?")?;
     if magic != MAGIC {
         let hint = match magic {
             b"FUGG" => "; its magic is byte-swapped",
             b"ggml" | b"tjgg" | b"lmgg" | b"fmgg" => {
                 "; it is a ggml file from before GGUF: convert the original model again"
             }
-            b"<!DO" | b"<htm" | b"vers" => "; it looks like a web page or a Git LFS pointer: download the file itself",
+            b"<!DO" | b"<htm" | b"vers" => {
+                "; it looks like a web page or a Git LFS pointer: download the file itself"
+            }
             _ => "",
         };
-        return Err(format!("it does not begin with \"GGUF\" but with {}{hint}", show_bytes(magic)));
+        return Err(format!(
+            "it does not begin with \"GGUF\" but with {}{hint}",
+            show_bytes(magic)
+        ));
     }
     let version = cursor.u32().map_err(|e| e.at("the version"))?;
     if version & 0xffff == 0 && version != 0 {
@@ -107,7 +125,9 @@ fn preamble(cursor: &mut Cursor<'_>) -> Result<(u32, u64, u64), String> {
         }
     }
     let n_tensors = cursor.u64().map_err(|e| e.at("the number of tensors"))?;
-    let n_keys = cursor.u64().map_err(|e| e.at("the number of metadata keys"))?;
+    let n_keys = cursor
+        .u64()
+        .map_err(|e| e.at("the number of metadata keys"))?;
     // The shortest possible entries bound both counts by what is left of the file.
     const SHORTEST_KEY: u64 = 8 + 1 + 4 + 1;
     const SHORTEST_TENSOR: u64 = 8 + 4 + 8 + 4 + 8;
@@ -129,14 +149,21 @@ fn metadata<'a>(cursor: &mut Cursor<'a>, n_keys: u64) -> Result<Metadata<'a>, St
     let mut entries = Vec::with_capacity(n_keys.min(TRUSTED_ENTRIES) as usize);
     let mut seen = HashSet::with_capacity(entries.capacity());
     for i in 0..n_keys {
-        let key = cursor.text().map_err(|e| e.at(&format!("metadata key {i} of {n_keys}")))?;
+        let key = cursor
+            .text()
+            .map_err(|e| e.at(&format!("metadata key {i} of {n_keys}")))?;
         if key.is_empty() {
             return Err(format!("metadata key {i} is empty"));
         }
         if !seen.insert(key) {
             return Err(format!("metadata key {} appears twice", shown(key)));
         }
-        let of = |e: Fault| e.at(&format!("the value of {} (metadata key {i} of {n_keys})", shown(key)));
+        let of = |e: Fault| {
+            e.at(&format!(
+                "the value of {} (metadata key {i} of {n_keys})",
+                shown(key)
+            ))
+        };
         let value = cursor.value().map_err(of)?;
         entries.push((Cow::Borrowed(key), value));
     }
@@ -146,20 +173,32 @@ fn metadata<'a>(cursor: &mut Cursor<'a>, n_keys: u64) -> Result<Metadata<'a>, St
 fn alignment(metadata: &Metadata<'_>) -> Result<u64, String> {
     match metadata.get(keys::ALIGNMENT) {
         None => Ok(DEFAULT_ALIGNMENT),
-        Some(&Value::U32(a)) if a.is_power_of_two() && u64::from(a) <= MAX_ALIGNMENT => Ok(a.into()),
-        Some(Value::U32(a)) => {
-            Err(format!("'{}' is {a}; it must be a power of two, at most {MAX_ALIGNMENT}", keys::ALIGNMENT))
+        Some(&Value::U32(a)) if a.is_power_of_two() && u64::from(a) <= MAX_ALIGNMENT => {
+            Ok(a.into())
         }
-        Some(v) => Err(format!("'{}' is of type {}; it must be u32", keys::ALIGNMENT, v.value_type().name())),
+        Some(Value::U32(a)) => Err(format!(
+            "'{}' is {a}; it must be a power of two, at most {MAX_ALIGNMENT}",
+            keys::ALIGNMENT
+        )),
+        Some(v) => Err(format!(
+            "'{}' is of type {}; it must be u32",
+            keys::ALIGNMENT,
+            v.value_type().name()
+        )),
     }
 }
 
 /// Reads the tensor table: what each tensor is, and its offset as written, still unchecked.
-fn tensor_infos<'a>(cursor: &mut Cursor<'a>, n_tensors: u64) -> Result<Vec<(TensorInfo<'a>, u64)>, String> {
+fn tensor_infos<'a>(
+    cursor: &mut Cursor<'a>,
+    n_tensors: u64,
+) -> Result<Vec<(TensorInfo<'a>, u64)>, String> {
     let mut tensors = Vec::with_capacity(n_tensors.min(TRUSTED_ENTRIES) as usize);
     let mut seen = HashSet::with_capacity(tensors.capacity());
     for i in 0..n_tensors {
-        let name = cursor.text().map_err(|e| e.at(&format!("the name of tensor {i} of {n_tensors}")))?;
+        let name = cursor
+            .text()
+            .map_err(|e| e.at(&format!("the name of tensor {i} of {n_tensors}")))?;
         let of = |e: Fault| e.at(&format!("tensor {} ({i} of {n_tensors})", shown(name)));
         if name.len() >= MAX_NAME {
             return Err(format!(
@@ -174,13 +213,16 @@ fn tensor_infos<'a>(cursor: &mut Cursor<'a>, n_tensors: u64) -> Result<Vec<(Tens
         }
         let rank = cursor.u32().map_err(of)?;
         if rank > 4 {
-            return Err(format!("tensor '{name}' has {rank} dimensions; ggml knows at most four"));
+            return Err(format!(
+                "tensor '{name}' has {rank} dimensions; ggml knows at most four"
+            ));
         }
         let mut dims = [1u64; 4];
         for dim in &mut dims[..rank as usize] {
             *dim = cursor.u64().map_err(of)?;
         }
-        let shape = Shape::new(&dims[..rank.max(1) as usize]).map_err(|e| format!("tensor '{name}': {e}"))?;
+        let shape = Shape::new(&dims[..rank.max(1) as usize])
+            .map_err(|e| format!("tensor '{name}': {e}"))?;
         let type_id = cursor.u32().map_err(of)?;
         let ggml_type = GgmlType::from_id(type_id).map_err(|e| format!("tensor '{name}': {e}"))?;
         let offset = cursor.u64().map_err(of)?;
@@ -191,15 +233,29 @@ fn tensor_infos<'a>(cursor: &mut Cursor<'a>, n_tensors: u64) -> Result<Vec<(Tens
                 ggml_type.block_len()
             ));
         }
-        if ggml_type.row_bytes(shape.row_len()).and_then(|row| row.checked_mul(shape.rows())).is_none() {
-            return Err(format!("tensor '{name}' {shape} of type {ggml_type} has more bytes than can be counted"));
+        if ggml_type
+            .row_bytes(shape.row_len())
+            .and_then(|row| row.checked_mul(shape.rows()))
+            .is_none()
+        {
+            return Err(format!(
+                "tensor '{name}' {shape} of type {ggml_type} has more bytes than can be counted"
+            ));
         }
-        tensors.push((TensorInfo { name: Cow::Borrowed(name), shape, ggml_type }, offset));
+        tensors.push((
+            TensorInfo {
+                name: Cow::Borrowed(name),
+                shape,
+                ggml_type,
+            },
+            offset,
+        ));
     }
     Ok(tensors)
 }
 
-/// Turns offsets within the data section into offsets within the file, and checks that they make sense.
+/// Turns offsets within the data section into offsets within the file, and checks that they make
+/// sense.
 fn place(
     mut tensors: Vec<(TensorInfo<'_>, u64)>,
     file_len: u64,
@@ -270,12 +326,18 @@ impl<'a> Cursor<'a> {
     }
 
     fn fault(&self, what: impl Into<String>) -> Fault {
-        Fault { position: self.position, what: what.into() }
+        Fault {
+            position: self.position,
+            what: what.into(),
+        }
     }
 
     fn take(&mut self, n: usize) -> Result<&'a [u8], Fault> {
         if n > self.left() {
-            return Err(self.fault(format!("{n} bytes are announced and {} are left: the file ends", self.left())));
+            return Err(self.fault(format!(
+                "{n} bytes are announced and {} are left: the file ends",
+                self.left()
+            )));
         }
         let taken = &self.bytes[self.position..][..n];
         self.position += n;
@@ -297,19 +359,24 @@ impl<'a> Cursor<'a> {
     fn string(&mut self) -> Result<&'a [u8], Fault> {
         let len = self.u64()?;
         if len > MAX_STRING || len > self.left() as u64 {
-            return Err(self.fault(format!("a string of {len} bytes is announced and {} are left", self.left())));
+            return Err(self.fault(format!(
+                "a string of {len} bytes is announced and {} are left",
+                self.left()
+            )));
         }
         self.take(len as usize)
     }
 
     fn text(&mut self) -> Result<&'a str, Fault> {
         let bytes = self.string()?;
-        std::str::from_utf8(bytes).map_err(|_| self.fault(format!("a name is not UTF-8: {}", show_bytes(bytes))))
+        std::str::from_utf8(bytes)
+            .map_err(|_| self.fault(format!("a name is not UTF-8: {}", show_bytes(bytes))))
     }
 
     fn value_type(&mut self) -> Result<ValueType, Fault> {
         let id = self.u32()?;
-        ValueType::from_id(id).ok_or_else(|| self.fault(format!("value type {id} is unknown (0 to 12 are known)")))
+        ValueType::from_id(id)
+            .ok_or_else(|| self.fault(format!("value type {id} is unknown (0 to 12 are known)")))
     }
 
     fn value(&mut self) -> Result<Value<'a>, Fault> {
@@ -358,7 +425,11 @@ impl<'a> Cursor<'a> {
                 self.take((len * smallest) as usize)?;
             }
         }
-        Ok(Array::from_checked(element, len as usize, &self.bytes[start..self.position]))
+        Ok(Array::from_checked(
+            element,
+            len as usize,
+            &self.bytes[start..self.position],
+        ))
     }
 }
 

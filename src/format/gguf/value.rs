@@ -78,7 +78,8 @@ impl ValueType {
     }
 }
 
-/// A metadata value. Strings are bytes: the format does not promise UTF-8, and vocabularies break that promise.
+/// A metadata value. Strings are bytes: the format does not promise UTF-8, and vocabularies break
+/// that promise.
 #[allow(missing_docs)]
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value<'a> {
@@ -125,7 +126,8 @@ impl<'a> Value<'a> {
         }
     }
 
-    /// A fixed-size value from its little-endian bytes; `None` if the length is wrong or the type has none.
+    /// A fixed-size value from its little-endian bytes; `None` if the length is wrong or the type
+    /// has none.
     pub fn from_le_bytes(value_type: ValueType, bytes: &[u8]) -> Option<Value<'static>> {
         Some(match value_type {
             ValueType::U8 => Value::U8(*bytes.first()?),
@@ -185,7 +187,8 @@ impl<'a> Value<'a> {
         }
     }
 
-    /// The value as ggml's string functions copy it: strings, also those in an array, end at their first zero.
+    /// The value as ggml's string functions copy it: strings, also those in an array, end at their
+    /// first zero.
     pub fn cut_at_zeros(&self) -> Value<'a> {
         match self {
             Value::String(s) if s.contains(&0) => Value::String(Cow::Owned(until_zero(s).to_vec())),
@@ -247,7 +250,11 @@ pub struct Array<'a> {
 impl<'a> Array<'a> {
     /// From bytes that have been walked through: `len` elements, and not one byte more.
     pub(super) fn from_checked(element: ValueType, len: usize, bytes: &'a [u8]) -> Array<'a> {
-        Array { element, len, bytes: Cow::Borrowed(bytes) }
+        Array {
+            element,
+            len,
+            bytes: Cow::Borrowed(bytes),
+        }
     }
 
     /// An array of strings.
@@ -257,21 +264,32 @@ impl<'a> Array<'a> {
             write_string(s.as_ref(), &mut bytes);
             len += 1;
         }
-        Array { element: ValueType::String, len, bytes: Cow::Owned(bytes) }
+        Array {
+            element: ValueType::String,
+            len,
+            bytes: Cow::Owned(bytes),
+        }
     }
 
     /// An array of values of one type.
     ///
     /// # Panics
     /// If a value is of another type than `element`.
-    pub fn of_values<'v>(element: ValueType, values: impl IntoIterator<Item = Value<'v>>) -> Array<'static> {
+    pub fn of_values<'v>(
+        element: ValueType,
+        values: impl IntoIterator<Item = Value<'v>>,
+    ) -> Array<'static> {
         let (mut bytes, mut len) = (Vec::new(), 0);
         for value in values {
             assert_eq!(value.value_type(), element);
             value.write(&mut bytes);
             len += 1;
         }
-        Array { element, len, bytes: Cow::Owned(bytes) }
+        Array {
+            element,
+            len,
+            bytes: Cow::Owned(bytes),
+        }
     }
 
     /// The elements' type.
@@ -291,7 +309,11 @@ impl<'a> Array<'a> {
 
     /// The elements of an array of strings; empty for any other.
     pub fn strings(&self) -> impl Iterator<Item = &[u8]> {
-        let mut rest: &[u8] = if self.element == ValueType::String { &self.bytes } else { &[] };
+        let mut rest: &[u8] = if self.element == ValueType::String {
+            &self.bytes
+        } else {
+            &[]
+        };
         std::iter::from_fn(move || {
             let (length, after) = rest.split_first_chunk()?;
             let (string, after) = after.split_at(u64::from_le_bytes(*length) as usize);
@@ -304,12 +326,18 @@ impl<'a> Array<'a> {
     pub fn values(&self) -> impl Iterator<Item = Value<'static>> {
         let size = self.element.fixed_size();
         let bytes: &[u8] = if size.is_some() { &self.bytes } else { &[] };
-        bytes.chunks_exact(size.unwrap_or(1)).filter_map(|chunk| Value::from_le_bytes(self.element, chunk))
+        bytes
+            .chunks_exact(size.unwrap_or(1))
+            .filter_map(|chunk| Value::from_le_bytes(self.element, chunk))
     }
 
     /// The elements of an array of arrays; empty for any other.
     pub fn arrays(&self) -> impl Iterator<Item = Array<'_>> {
-        let mut rest: &[u8] = if self.element == ValueType::Array { &self.bytes } else { &[] };
+        let mut rest: &[u8] = if self.element == ValueType::Array {
+            &self.bytes
+        } else {
+            &[]
+        };
         std::iter::from_fn(move || {
             let mut cursor = super::read::Cursor::new(rest);
             let array = cursor.array(0).ok()?;
@@ -381,12 +409,20 @@ impl<'a> Metadata<'a> {
 
     /// The alignment that a reader of this metadata will expect.
     pub fn alignment(&self) -> u64 {
-        self.get(keys::ALIGNMENT).and_then(Value::as_u64).unwrap_or(DEFAULT_ALIGNMENT)
+        self.get(keys::ALIGNMENT)
+            .and_then(Value::as_u64)
+            .unwrap_or(DEFAULT_ALIGNMENT)
     }
 
     /// The same as ggml copies it, value by value: see [`Value::cut_at_zeros`].
     pub fn cut_at_zeros(&self) -> Metadata<'a> {
-        Metadata { entries: self.entries.iter().map(|(k, v)| (k.clone(), v.cut_at_zeros())).collect() }
+        Metadata {
+            entries: self
+                .entries
+                .iter()
+                .map(|(k, v)| (k.clone(), v.cut_at_zeros()))
+                .collect(),
+        }
     }
 
     /// How many keys.
@@ -408,21 +444,33 @@ pub struct Shape {
 }
 
 impl Shape {
-    /// From one to four dimensions. Says what is wrong: none or more than four, a zero, or a product beyond 2^63.
+    /// From one to four dimensions. Says what is wrong: none or more than four, a zero, or a
+    /// product beyond 2^63.
     pub fn new(dims: &[u64]) -> Result<Shape, String> {
         if dims.is_empty() || dims.len() > 4 {
-            return Err(format!("it has {} dimensions; ggml knows one to four", dims.len()));
+            return Err(format!(
+                "it has {} dimensions; ggml knows one to four",
+                dims.len()
+            ));
         }
         let mut all = [1; 4];
         all[..dims.len()].copy_from_slice(dims);
         let product = all.iter().try_fold(1u64, |p, &d| p.checked_mul(d));
         if all.contains(&0) {
-            return Err(format!("dimension {} is 0", all.iter().position(|&d| d == 0).unwrap_or(0)));
+            return Err(format!(
+                "dimension {} is 0",
+                all.iter().position(|&d| d == 0).unwrap_or(0)
+            ));
         }
         if product.is_none_or(|p| p > i64::MAX as u64) {
-            return Err(format!("its dimensions {dims:?} multiply to more than 2^63 weights"));
+            return Err(format!(
+                "its dimensions {dims:?} multiply to more than 2^63 weights"
+            ));
         }
-        Ok(Shape { dims: all, rank: dims.len() as u8 })
+        Ok(Shape {
+            dims: all,
+            rank: dims.len() as u8,
+        })
     }
 
     /// The dimensions as given.
@@ -453,7 +501,10 @@ impl Shape {
     /// The shape without its trailing ones, as ggml counts dimensions.
     pub fn trimmed(&self) -> Shape {
         let rank = self.dims.iter().rposition(|&d| d > 1).unwrap_or(0) as u8 + 1;
-        Shape { dims: self.dims, rank }
+        Shape {
+            dims: self.dims,
+            rank,
+        }
     }
 }
 

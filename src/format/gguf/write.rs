@@ -23,8 +23,8 @@ pub struct Layout {
 impl Layout {
     /// Lays out a file with this metadata and these tensors in this order.
     ///
-    /// `alignment` is a power of two; a reader expects the metadata to say it under `general.alignment` unless it
-    /// is 32.
+    /// `alignment` is a power of two; a reader expects the metadata to say it under
+    /// `general.alignment` unless it is 32.
     pub fn new(metadata: &Metadata<'_>, tensors: &[TensorInfo<'_>], alignment: u64) -> Layout {
         let mut header = head(metadata, tensors.len() as u64);
         let mut offset = 0u64;
@@ -32,14 +32,23 @@ impl Layout {
             header.extend((tensor.name.len() as u64).to_le_bytes());
             header.extend(tensor.name.as_bytes());
             header.extend((tensor.shape.dims().len() as u32).to_le_bytes());
-            tensor.shape.dims().iter().for_each(|dim| header.extend(dim.to_le_bytes()));
+            tensor
+                .shape
+                .dims()
+                .iter()
+                .for_each(|dim| header.extend(dim.to_le_bytes()));
             header.extend(tensor.ggml_type.id().to_le_bytes());
             header.extend(offset.to_le_bytes());
             offset += tensor.bytes().next_multiple_of(alignment);
         }
         header.resize(header.len().next_multiple_of(alignment as usize), 0);
         let file_bytes = header.len() as u64 + offset;
-        Layout { header, tensor_bytes: tensors.iter().map(TensorInfo::bytes).collect(), alignment, file_bytes }
+        Layout {
+            header,
+            tensor_bytes: tensors.iter().map(TensorInfo::bytes).collect(),
+            alignment,
+            file_bytes,
+        }
     }
 
     /// The file's bytes before the first tensor's data, padding included.
@@ -47,11 +56,17 @@ impl Layout {
         &self.header
     }
 
-    /// A file of metadata only, which ends with it: there is nothing behind that would have to be aligned.
+    /// A file of metadata only, which ends with it: there is nothing behind that would have to be
+    /// aligned.
     pub fn of_metadata(metadata: &Metadata<'_>) -> Layout {
         let header = head(metadata, 0);
         let file_bytes = header.len() as u64;
-        Layout { header, tensor_bytes: Vec::new(), alignment: 1, file_bytes }
+        Layout {
+            header,
+            tensor_bytes: Vec::new(),
+            alignment: 1,
+            file_bytes,
+        }
     }
 
     /// Bytes of the whole file.
@@ -86,12 +101,17 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Creates the file beside its target and writes the header. Fails if the target is one of the `inputs` or
-    /// the space does not suffice.
+    /// Creates the file beside its target and writes the header. Fails if the target is one of the
+    /// `inputs` or the space does not suffice.
     pub fn create(path: &Path, layout: Layout, inputs: &[&Path]) -> Result<Writer> {
         let mut output = Output::create(path, layout.file_bytes, inputs)?;
         output.write(&layout.header)?;
-        Ok(Writer { output, layout, tensor: 0, done: 0 })
+        Ok(Writer {
+            output,
+            layout,
+            tensor: 0,
+            done: 0,
+        })
     }
 
     /// Appends data of the tensor whose turn it is; pads after its last byte.
@@ -117,7 +137,11 @@ impl Writer {
     fn count(&mut self, more: usize) {
         self.done += more as u64;
         let bytes = self.layout.tensor_bytes[self.tensor];
-        assert!(self.done <= bytes, "more data than tensor {} was laid out for", self.tensor);
+        assert!(
+            self.done <= bytes,
+            "more data than tensor {} was laid out for",
+            self.tensor
+        );
     }
 
     /// Pads if the tensor is complete, whose turn is over then.
@@ -142,7 +166,11 @@ impl Writer {
     /// # Panics
     /// If a tensor's data is missing.
     pub fn finish(self) -> Result<()> {
-        assert_eq!(self.tensor, self.layout.tensor_bytes.len(), "every tensor is written");
+        assert_eq!(
+            self.tensor,
+            self.layout.tensor_bytes.len(),
+            "every tensor is written"
+        );
         self.output.finish()
     }
 }

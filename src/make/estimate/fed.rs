@@ -1,4 +1,5 @@
-//! What error feedback adds to a run: sums of covariances, their files, factors, and the proof of every rounding.
+//! What error feedback adds to a run: sums of covariances, their files, factors, and the proof of
+//! every rounding.
 
 use super::super::{Job, Kept, Opened, Result, covariance_job, rounding_bytes, texts};
 use crate::covariance::{EXPERT_SAMPLE, Needs, SAMPLE, input_of, is_held_out};
@@ -26,7 +27,12 @@ pub(super) struct Fed {
 }
 
 impl Fed {
-    pub(super) fn new(model: Opened<'_>, job: &Job, windows: &texts::Cut, kept: &Kept) -> Result<Fed> {
+    pub(super) fn new(
+        model: Opened<'_>,
+        job: &Job,
+        windows: &texts::Cut,
+        kept: &Kept,
+    ) -> Result<Fed> {
         let calibration = windows.calibration()?;
         let (chunks, context) = (calibration.chunks(), calibration.n_ctx());
         let needs = Needs::of(model.engine, model.input, true, [chunks, context]);
@@ -35,13 +41,24 @@ impl Fed {
         let met = tensors.filter_map(|t| Some((t, input_of(model.engine, t, true)?)));
         let met: Vec<_> = met.collect();
         Ok(Fed {
-            there: Feedback::open(&collected.directory).is_ok_and(|found| *found.key() == collected.key),
+            there: Feedback::open(&collected.directory)
+                .is_ok_and(|found| *found.key() == collected.key),
             key: collected.key,
             needs,
             reserved: rounding_bytes(model.engine, model.input, job.texts.context),
-            widest: met.iter().map(|(t, _)| t.info.shape.row_len()).max().unwrap_or(0),
-            inputs: met.into_iter().map(|(t, input)| (t.info.name.to_string(), input)).collect(),
-            held_out: (0..chunks).filter(|chunk| is_held_out(*chunk, chunks)).count() * context,
+            widest: met
+                .iter()
+                .map(|(t, _)| t.info.shape.row_len())
+                .max()
+                .unwrap_or(0),
+            inputs: met
+                .into_iter()
+                .map(|(t, input)| (t.info.name.to_string(), input))
+                .collect(),
+            held_out: (0..chunks)
+                .filter(|chunk| is_held_out(*chunk, chunks))
+                .count()
+                * context,
         })
     }
 
@@ -50,19 +67,26 @@ impl Fed {
         self.inputs.contains_key(&*tensor.info.name)
     }
 
-    /// Operations of the products of a tensor's weights with the rows that are held out of its input, once.
+    /// Operations of the products of a tensor's weights with the rows that are held out of its
+    /// input, once.
     pub(super) fn proof(&self, tensor: &Tensor<'_>) -> f64 {
         let shape = &tensor.info.shape;
-        let most = if shape.four()[2] > 1 { EXPERT_SAMPLE } else { SAMPLE };
+        let most = if shape.four()[2] > 1 {
+            EXPERT_SAMPLE
+        } else {
+            SAMPLE
+        };
         2.0 * shape.elements() as f64 * most.min(self.held_out) as f64
     }
 
-    /// Operations of the factors of these tensors' inputs, in their order: that of an input is kept until another is
-    /// wanted.
+    /// Operations of the factors of these tensors' inputs, in their order: that of an input is kept
+    /// until another is wanted.
     pub(super) fn factors<'t>(&self, tensors: impl Iterator<Item = &'t Tensor<'t>>) -> f64 {
         let (mut last, mut sum) = (None, 0.0);
         for tensor in tensors {
-            let Some(input) = self.inputs.get(&*tensor.info.name) else { continue };
+            let Some(input) = self.inputs.get(&*tensor.info.name) else {
+                continue;
+            };
             let [columns, _, matrices, _] = tensor.info.shape.four();
             let apart = matrices > 1 && self.needs.experts_apart;
             if apart || last != Some(input) {
@@ -75,6 +99,7 @@ impl Fed {
 
     /// Bytes of memory of the largest factor while it is made, and of the rows beside it.
     pub(super) fn factor_bytes(&self) -> f64 {
-        (Factor::working_bytes(self.widest) + self.widest * SAMPLE.min(self.held_out) as u64 * 4) as f64
+        (Factor::working_bytes(self.widest) + self.widest * SAMPLE.min(self.held_out) as u64 * 4)
+            as f64
     }
 }

@@ -18,7 +18,13 @@ pub enum Kind {
     NonConvex,
 }
 
-pub const KINDS: [Kind; 5] = [Kind::Model, Kind::Few, Kind::OneHuge, Kind::EqualSlopes, Kind::NonConvex];
+pub const KINDS: [Kind; 5] = [
+    Kind::Model,
+    Kind::Few,
+    Kind::OneHuge,
+    Kind::EqualSlopes,
+    Kind::NonConvex,
+];
 
 /// Steele, Lea and Flood's SplitMix64 (2014).
 pub struct Random(pub u64);
@@ -55,19 +61,36 @@ impl Random {
 
 /// The types that llama.cpp quantizes to, plain floats included.
 pub fn types() -> Vec<GgmlType> {
-    let not_written = [GgmlType::F32, GgmlType::F64, GgmlType::Q8_1, GgmlType::Q8_K, GgmlType::NVFP4];
-    GgmlType::all().filter(|t| !not_written.contains(t) && (t.is_quantized() || t.bpw() == 16.0)).collect()
+    let not_written = [
+        GgmlType::F32,
+        GgmlType::F64,
+        GgmlType::Q8_1,
+        GgmlType::Q8_K,
+        GgmlType::NVFP4,
+    ];
+    GgmlType::all()
+        .filter(|t| !not_written.contains(t) && (t.is_quantized() || t.bpw() == 16.0))
+        .collect()
 }
 
 /// A problem with so many items, each of 1 to 16 rows of 256 weights, and `kind`'s difficulty.
 pub fn problem(kind: Kind, items: usize, random: &mut Random) -> Problem {
-    let items = if kind == Kind::Few { items.min(3) } else { items };
+    let items = if kind == Kind::Few {
+        items.min(3)
+    } else {
+        items
+    };
     let mut rows: Vec<u64> = (0..items).map(|_| 1 + random.below(16) as u64).collect();
     if kind == Kind::OneHuge {
         rows[0] = rows[1..].iter().sum::<u64>() + 3;
     }
-    let item = |(i, &rows): (usize, &u64)| item(kind, &format!("blk.{i}.ffn_up.weight"), rows, random);
-    Problem { items: rows.iter().enumerate().map(item).collect(), fixed_bytes: 1024, fixed_weights: 256 }
+    let item =
+        |(i, &rows): (usize, &u64)| item(kind, &format!("blk.{i}.ffn_up.weight"), rows, random);
+    Problem {
+        items: rows.iter().enumerate().map(item).collect(),
+        fixed_bytes: 1024,
+        fixed_weights: 256,
+    }
 }
 
 pub fn item(kind: Kind, name: &str, rows: u64, random: &mut Random) -> Item {
@@ -83,19 +106,31 @@ pub fn item(kind: Kind, name: &str, rows: u64, random: &mut Random) -> Item {
             // 17 bits is more than any type has, so that nats stay above 0.
             Kind::EqualSlopes => 1e-3 * (17.0 - t.bpw()) * rows as f64,
             // A square root is concave: only the ends are on the hull.
-            Kind::NonConvex => matters * (17.0 - t.bpw()).sqrt() * rows as f64 * random.around_one(1.2),
+            Kind::NonConvex => {
+                matters * (17.0 - t.bpw()).sqrt() * rows as f64 * random.around_one(1.2)
+            }
             _ => matters * 0.25f64.powf(t.bpw()) * rows as f64 * random.around_one(2.0),
         };
-        Choice { ggml_type: *t, bytes, nats }
+        Choice {
+            ggml_type: *t,
+            bytes,
+            nats,
+        }
     };
     let choices = types.iter().map(choice).collect();
-    Item { name: name.into(), row_len: 256, weights: 256 * rows, choices }
+    Item {
+        name: name.into(),
+        row_len: 256,
+        weights: 256 * rows,
+        choices,
+    }
 }
 
-/// The fewest nats at every even number of bytes up to a limit, index 1 for 2 bytes; infinite where nothing fits.
+/// The fewest nats at every even number of bytes up to a limit, index 1 for 2 bytes; infinite where
+/// nothing fits.
 ///
-/// Dynamic programming over bytes, one item after the other. Every block of every type has an even number of bytes
-/// per 256 weights.
+/// Dynamic programming over bytes, one item after the other. Every block of every type has an even
+/// number of bytes per 256 weights.
 pub fn by_bytes(problem: &Problem, limit: u64) -> Vec<f64> {
     let mut fewest = vec![f64::INFINITY; (limit / 2 + 1) as usize];
     fewest[(problem.fixed_bytes / 2) as usize..].fill(0.0);
@@ -116,7 +151,9 @@ pub fn by_bytes(problem: &Problem, limit: u64) -> Vec<f64> {
 /// The fewest nats within so many bytes, of all recipes there are.
 pub fn brute_force(problem: &Problem, bytes: u64) -> f64 {
     fn walk(items: &[Item], room: i64) -> f64 {
-        let Some((item, rest)) = items.split_first() else { return if room < 0 { f64::INFINITY } else { 0.0 } };
+        let Some((item, rest)) = items.split_first() else {
+            return if room < 0 { f64::INFINITY } else { 0.0 };
+        };
         let with = |c: &Choice| c.nats + walk(rest, room - c.bytes as i64);
         item.choices.iter().map(with).fold(f64::INFINITY, f64::min)
     }

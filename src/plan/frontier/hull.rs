@@ -1,13 +1,16 @@
-//! From costs to the frontier: per item the lower convex hull, over all items the steps in order of worth.
+//! From costs to the frontier: per item the lower convex hull, over all items the steps in order of
+//! worth.
 //!
-//! An item's choices that another beats in both bytes and nats never help. Of the rest, those on the lower convex
-//! hull of (bytes, nats) are the ones that some exchange rate between nats and bytes prefers (Everett, "Generalized
-//! Lagrange multiplier method for solving problems of optimum allocation of resources", 1963). One step leads from
-//! each hull vertex to the next; along an item, steps buy ever less per byte, so that sorting the steps of all items
-//! by what they buy keeps every item's own order. After any number of them the recipe is the best of its size.
+//! An item's choices that another beats in both bytes and nats never help. Of the rest, those on
+//! the lower convex hull of (bytes, nats) are the ones that some exchange rate between nats and
+//! bytes prefers (Everett, "Generalized Lagrange multiplier method for solving problems of optimum
+//! allocation of resources", 1963). One step leads from each hull vertex to the next; along an
+//! item, steps buy ever less per byte, so that sorting the steps of all items by what they buy
+//! keeps every item's own order. After any number of them the recipe is the best of its size.
 //!
-//! Sums of nats are taken over whole numbers of a unit, a power of two of at most 2^-59 of the sum of every item's
-//! greatest nats. So they do not depend on the order of the items, and equal is equal.
+//! Sums of nats are taken over whole numbers of a unit, a power of two of at most 2^-59 of the sum
+//! of every item's greatest nats. So they do not depend on the order of the items, and equal is
+//! equal.
 
 use super::problem::{Invalid, Problem, Solution};
 use std::cmp::Ordering;
@@ -83,60 +86,106 @@ pub struct Frontier {
 }
 
 impl Frontier {
-    /// The frontier of a problem; fails if an item has no choices, or nats that are no numbers of at least 0.
+    /// The frontier of a problem; fails if an item has no choices, or nats that are no numbers of
+    /// at least 0.
     pub fn of(problem: &Problem) -> Result<Frontier, Invalid> {
         problem.check()?;
         let mut order: Vec<usize> = (0..problem.items.len()).collect();
         order.sort_by(|&a, &b| problem.items[a].name.cmp(&problem.items[b].name));
-        let worst = |i: usize| problem.items[i].choices.iter().map(|c| c.nats).fold(0.0, f64::max);
+        let worst = |i: usize| {
+            problem.items[i]
+                .choices
+                .iter()
+                .map(|c| c.nats)
+                .fold(0.0, f64::max)
+        };
         let scale = units_per_nat(order.iter().map(|&i| worst(i)).sum());
-        let ladders: Vec<Ladder> = order.iter().map(|&i| Ladder::of(problem, i, scale)).collect();
-        let mut steps: Vec<Step> = ladders.iter().enumerate().flat_map(|(l, ladder)| ladder.steps(l, scale)).collect();
+        let ladders: Vec<Ladder> = order
+            .iter()
+            .map(|&i| Ladder::of(problem, i, scale))
+            .collect();
+        let mut steps: Vec<Step> = ladders
+            .iter()
+            .enumerate()
+            .flat_map(|(l, ladder)| ladder.steps(l, scale))
+            .collect();
         // Stable: where slopes are equal, the items' names decide, then the item's own order.
         steps.sort_by(by_falling_slope);
 
         let lowest = ladders.iter().map(|ladder| ladder.rungs[0]);
-        let start = lowest.fold(Sums { bytes: problem.fixed_bytes, units: 0 }, |sums, rung| Sums {
-            bytes: sums.bytes + rung.bytes as u64,
-            units: sums.units + rung.units,
-        });
+        let start = lowest.fold(
+            Sums {
+                bytes: problem.fixed_bytes,
+                units: 0,
+            },
+            |sums, rung| Sums {
+                bytes: sums.bytes + rung.bytes as u64,
+                units: sums.units + rung.units,
+            },
+        );
         let mut sums = vec![start];
         for step in &steps {
             let before = sums[sums.len() - 1];
-            sums.push(Sums { bytes: before.bytes + step.bytes, units: before.units - step.units });
+            sums.push(Sums {
+                bytes: before.bytes + step.bytes,
+                units: before.units - step.units,
+            });
         }
-        Ok(Frontier { ladders, steps, sums, scale })
+        Ok(Frontier {
+            ladders,
+            steps,
+            sums,
+            scale,
+        })
     }
 
-    /// All steps, each worth no more per byte than the one before; the recipe after any number of them is the best
-    /// of its size.
+    /// All steps, each worth no more per byte than the one before; the recipe after any number of
+    /// them is the best of its size.
     pub fn steps(&self) -> &[Step] {
         &self.steps
     }
 
-    /// The frontier from the smallest recipe to the largest worthwhile one: one point more than there are steps.
+    /// The frontier from the smallest recipe to the largest worthwhile one: one point more than
+    /// there are steps.
     pub fn points(&self) -> Vec<Point> {
-        self.sums.iter().map(|sums| Point { bytes: sums.bytes, nats: self.nats(sums.units) }).collect()
+        self.sums
+            .iter()
+            .map(|sums| Point {
+                bytes: sums.bytes,
+                nats: self.nats(sums.units),
+            })
+            .collect()
     }
 
     /// The smallest recipe.
     pub fn smallest(&self) -> Point {
         let first = self.sums[0];
-        Point { bytes: first.bytes, nats: self.nats(first.units) }
+        Point {
+            bytes: first.bytes,
+            nats: self.nats(first.units),
+        }
     }
 
     /// The smallest recipe of those with the fewest nats; more bytes buy nothing.
     pub fn largest(&self) -> Point {
         let last = self.sums[self.sums.len() - 1];
-        Point { bytes: last.bytes, nats: self.nats(last.units) }
+        Point {
+            bytes: last.bytes,
+            nats: self.nats(last.units),
+        }
     }
 
-    /// A bound from below: no recipe within so many bytes has fewer nats than this. `None` below the smallest size.
+    /// A bound from below: no recipe within so many bytes has fewer nats than this. `None` below
+    /// the smallest size.
     pub fn bound(&self, bytes: u64) -> Option<f64> {
         let before = self.steps_within(bytes)?;
         let nats = self.nats(self.sums[before].units);
         let over = (bytes - self.sums[before].bytes) as f64;
-        Some(self.steps.get(before).map_or(nats, |step| nats - over * step.slope()))
+        Some(
+            self.steps
+                .get(before)
+                .map_or(nats, |step| nats - over * step.slope()),
+        )
     }
 
     /// The recipe after the first `steps` steps, the best of its size.
@@ -149,7 +198,9 @@ impl Frontier {
 
     /// How many steps fit within so many bytes; `None` if not even the smallest recipe does.
     pub(super) fn steps_within(&self, bytes: u64) -> Option<usize> {
-        self.sums.partition_point(|sums| sums.bytes <= bytes).checked_sub(1)
+        self.sums
+            .partition_point(|sums| sums.bytes <= bytes)
+            .checked_sub(1)
     }
 
     /// Each ladder's rung after so many steps.
@@ -157,7 +208,10 @@ impl Frontier {
         let mut rungs = vec![0; self.ladders.len()];
         for step in &self.steps[..steps] {
             let ladder = &self.ladders[step.ladder].rungs;
-            rungs[step.ladder] += ladder[rungs[step.ladder]..].iter().take_while(|r| r.choice != step.to).count();
+            rungs[step.ladder] += ladder[rungs[step.ladder]..]
+                .iter()
+                .take_while(|r| r.choice != step.to)
+                .count();
         }
         rungs
     }
@@ -172,16 +226,25 @@ impl Frontier {
         for (ladder, &rung) in self.ladders.iter().zip(rungs) {
             choices[ladder.item] = ladder.rungs[rung].choice;
         }
-        Solution { choices, bytes: sums.bytes, nats: self.nats(sums.units) }
+        Solution {
+            choices,
+            bytes: sums.bytes,
+            nats: self.nats(sums.units),
+        }
     }
 }
 
 /// The power of two that brings a sum of nats to between 2^59 and 2^60.
 fn units_per_nat(sum: f64) -> f64 {
-    // An IEEE double's exponent field, of 11 bits above 52 of mantissa, is 1022 more than that of the next power of two.
+    // An IEEE double's exponent field, of 11 bits above 52 of mantissa, is 1022 more than that of
+    // the next power of two.
     let above = (sum.to_bits() >> 52) as i32 - 1022;
     // Beyond 2^1000 a factor would not be finite; so few nats are none.
-    if sum > 0.0 { f64::from((60 - above).min(1000)).exp2() } else { 1.0 }
+    if sum > 0.0 {
+        f64::from((60 - above).min(1000)).exp2()
+    } else {
+        1.0
+    }
 }
 
 /// Of a list by rising bytes, drops what has no fewer units than something before it.
@@ -195,7 +258,10 @@ pub(super) fn keep_unbeaten<T>(list: &mut Vec<T>, units: impl Fn(&T) -> i64) {
 }
 
 fn by_falling_slope(a: &Step, b: &Step) -> Ordering {
-    let (left, right) = (b.units as i128 * a.bytes as i128, a.units as i128 * b.bytes as i128);
+    let (left, right) = (
+        b.units as i128 * a.bytes as i128,
+        a.units as i128 * b.bytes as i128,
+    );
     left.cmp(&right)
 }
 
@@ -205,15 +271,19 @@ impl Ladder {
         let mut rungs: Vec<Rung> = choices
             .iter()
             .enumerate()
-            .map(|(choice, c)| Rung { bytes: c.bytes as i64, units: (c.nats * scale).round() as i64, choice })
+            .map(|(choice, c)| Rung {
+                bytes: c.bytes as i64,
+                units: (c.nats * scale).round() as i64,
+                choice,
+            })
             .collect();
         rungs.sort_by_key(|r| (r.bytes, r.units, choices[r.choice].ggml_type));
         keep_unbeaten(&mut rungs, |r| r.units);
         Ladder { item, rungs }
     }
 
-    /// Positions of the rungs on the lower convex hull; those on a straight line between others count, since more
-    /// steps fill bytes better.
+    /// Positions of the rungs on the lower convex hull; those on a straight line between others
+    /// count, since more steps fill bytes better.
     fn hull(&self) -> Vec<usize> {
         let mut hull: Vec<usize> = Vec::new();
         for next in 0..self.rungs.len() {
@@ -231,7 +301,12 @@ impl Ladder {
     /// Whether rung `b` lies above the line from `a` to `c`.
     fn is_above(&self, a: usize, b: usize, c: usize) -> bool {
         let [a, b, c] = [a, b, c].map(|i| self.rungs[i]);
-        let fall = |from: Rung, to: Rung| ((from.units - to.units) as i128, (to.bytes - from.bytes) as i128);
+        let fall = |from: Rung, to: Rung| {
+            (
+                (from.units - to.units) as i128,
+                (to.bytes - from.bytes) as i128,
+            )
+        };
         let ((fall_b, run_b), (fall_c, run_c)) = (fall(a, b), fall(a, c));
         fall_b * run_c < fall_c * run_b
     }
@@ -243,7 +318,15 @@ impl Ladder {
             let units = from.units - to.units;
             let bytes = (to.bytes - from.bytes) as u64;
             let nats = units as f64 / scale;
-            Step { item: self.item, from: from.choice, to: to.choice, bytes, nats, ladder, units }
+            Step {
+                item: self.item,
+                from: from.choice,
+                to: to.choice,
+                bytes,
+                nats,
+                ladder,
+                units,
+            }
         };
         vertices.windows(2).map(step).collect()
     }

@@ -7,8 +7,8 @@ use crate::format::types::GgmlType;
 pub struct Choice {
     /// The type.
     pub ggml_type: GgmlType,
-    /// Bytes that the item then takes in the file. A GGUF pads every tensor to its alignment; count the padding if
-    /// budgets are to hold for files.
+    /// Bytes that the item then takes in the file. A GGUF pads every tensor to its alignment; count
+    /// the padding if budgets are to hold for files.
     pub bytes: u64,
     /// Predicted KL divergence in nats per token, at least 0. Adds up over items.
     pub nats: f64,
@@ -30,10 +30,12 @@ pub struct Item {
 }
 
 impl Item {
-    /// Several items as one that gets a single type: bytes and nats add up, and only types that all have stay.
+    /// Several items as one that gets a single type: bytes and nats add up, and only types that all
+    /// have stay.
     pub fn together(name: impl Into<String>, items: &[Item]) -> Item {
         let sum = |t: GgmlType| {
-            let same: Option<Vec<Choice>> = items.iter().map(|item| item.choice(t).copied()).collect();
+            let same: Option<Vec<Choice>> =
+                items.iter().map(|item| item.choice(t).copied()).collect();
             same.map(|same| Choice {
                 ggml_type: t,
                 bytes: same.iter().fold(0, |sum, c| sum.saturating_add(c.bytes)),
@@ -43,8 +45,12 @@ impl Item {
         let types = items.first().map_or(&[][..], |item| &item.choices);
         Item {
             name: name.into(),
-            row_len: items.iter().fold(0, |divisor, item| common_divisor(divisor, item.row_len)),
-            weights: items.iter().fold(0, |sum, item| sum.saturating_add(item.weights)),
+            row_len: items
+                .iter()
+                .fold(0, |divisor, item| common_divisor(divisor, item.row_len)),
+            weights: items
+                .iter()
+                .fold(0, |sum, item| sum.saturating_add(item.weights)),
             choices: types.iter().filter_map(|c| sum(c.ggml_type)).collect(),
         }
     }
@@ -85,28 +91,44 @@ pub struct Invalid {
 const MOST_BYTES: u64 = 1 << 60;
 
 impl Problem {
-    /// Whether every item has choices with finite, non-negative nats, no name occurs twice, and sums stay in range.
+    /// Whether every item has choices with finite, non-negative nats, no name occurs twice, and
+    /// sums stay in range.
     pub fn check(&self) -> Result<(), Invalid> {
-        let invalid = |item: &str, reason: String| Invalid { item: item.into(), reason };
+        let invalid = |item: &str, reason: String| Invalid {
+            item: item.into(),
+            reason,
+        };
         let mut names: Vec<&str> = self.items.iter().map(|item| &*item.name).collect();
         names.sort_unstable();
         if let Some(twice) = names.windows(2).find(|pair| pair[0] == pair[1]) {
-            return Err(invalid(twice[0], "occurs twice among the tensors to choose for".into()));
+            return Err(invalid(
+                twice[0],
+                "occurs twice among the tensors to choose for".into(),
+            ));
         }
         let (mut bytes, mut nats) = (self.fixed_bytes, 0.0);
         for item in &self.items {
             if item.choices.is_empty() {
                 return Err(invalid(&item.name, "has no types to choose from".into()));
             }
-            if let Some(c) = item.choices.iter().find(|c| !(c.nats.is_finite() && c.nats >= 0.0)) {
-                let reason =
-                    format!("predicted nats of {} are {}; a number of at least 0 is needed", c.ggml_type, c.nats);
+            if let Some(c) = item
+                .choices
+                .iter()
+                .find(|c| !(c.nats.is_finite() && c.nats >= 0.0))
+            {
+                let reason = format!(
+                    "predicted nats of {} are {}; a number of at least 0 is needed",
+                    c.ggml_type, c.nats
+                );
                 return Err(invalid(&item.name, reason));
             }
             bytes = bytes.saturating_add(item.choices.iter().map(|c| c.bytes).max().unwrap_or(0));
             nats += item.choices.iter().map(|c| c.nats).fold(0.0, f64::max);
             if bytes > MOST_BYTES || !f64::is_finite(nats) {
-                return Err(invalid(&item.name, "with it, bytes or nats of all tensors grow beyond any model".into()));
+                return Err(invalid(
+                    &item.name,
+                    "with it, bytes or nats of all tensors grow beyond any model".into(),
+                ));
             }
         }
         Ok(())
@@ -114,7 +136,9 @@ impl Problem {
 
     /// Weights of all tensors, chosen and fixed.
     pub fn weights(&self) -> u64 {
-        self.items.iter().fold(self.fixed_weights, |sum, item| sum.saturating_add(item.weights))
+        self.items.iter().fold(self.fixed_weights, |sum, item| {
+            sum.saturating_add(item.weights)
+        })
     }
 
     /// Bits per weight of so many tensor bytes.
@@ -123,8 +147,14 @@ impl Problem {
     }
 
     /// The recipe in names and types, in the order of the items.
-    pub fn recipe<'a>(&'a self, solution: &'a Solution) -> impl Iterator<Item = (&'a str, GgmlType)> + 'a {
-        self.items.iter().zip(&solution.choices).map(|(item, &c)| (&*item.name, item.choices[c].ggml_type))
+    pub fn recipe<'a>(
+        &'a self,
+        solution: &'a Solution,
+    ) -> impl Iterator<Item = (&'a str, GgmlType)> + 'a {
+        self.items
+            .iter()
+            .zip(&solution.choices)
+            .map(|(item, &c)| (&*item.name, item.choices[c].ggml_type))
     }
 }
 

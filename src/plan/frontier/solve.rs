@@ -1,9 +1,9 @@
 //! What fills the bytes between two optima of the frontier.
 //!
-//! Let a recipe of the frontier and the one after its next step be D bytes and U nats apart, and look at changes of
-//! the first, in any number of items. A change that adds b bytes and n nats *strays* by n + b U/D from the straight
-//! line between the two. None strays below it, and strays of items add up: a change of an item that strays by much is
-//! in no good recipe. So:
+//! Let a recipe of the frontier and the one after its next step be D bytes and U nats apart, and
+//! look at changes of the first, in any number of items. A change that adds b bytes and n nats
+//! *strays* by n + b U/D from the straight line between the two. None strays below it, and strays
+//! of items add up: a change of an item that strays by much is in no good recipe. So:
 //!
 //! ```text
 //! states = {no change}; found = {no change}
@@ -14,28 +14,30 @@
 //!     found  = the best recipes at every size from 0 to D, with those of the states
 //! ```
 //!
-//! This is the dynamic programme over a growing core of Pisinger, "A minimal algorithm for the multiple-choice
-//! knapsack problem" (1995), for all sizes between two optima at once. Two departures bound the work: a gap below a
-//! ten-thousandth of the nats counts as none, and where states grow too many, of every band of nats one stays, the
-//! one with the fewest bytes.
+//! This is the dynamic programme over a growing core of Pisinger, "A minimal algorithm for the
+//! multiple-choice knapsack problem" (1995), for all sizes between two optima at once. Two
+//! departures bound the work: a gap below a ten-thousandth of the nats counts as none, and where
+//! states grow too many, of every band of nats one stays, the one with the fewest bytes.
 //!
-//! More bytes never predict more nats: the recipes between two optima depend on those two, not on the budget, and an
-//! optimum is no worse than anything smaller.
+//! More bytes never predict more nats: the recipes between two optima depend on those two, not on
+//! the budget, and an optimum is no worse than anything smaller.
 
 use super::hull::{Frontier, Rung, Sums, keep_unbeaten};
 use super::problem::Solution;
 
-/// A gap between the best recipe found and the bound counts as none if it is the nats divided by this, or less.
+/// A gap between the best recipe found and the bound counts as none if it is the nats divided by
+/// this, or less.
 const TOLERANCE: i128 = 10_000;
 
 /// About how many combinations are looked at between two optima.
 const WORK: usize = 1 << 20;
 
 impl Frontier {
-    /// The best recipe found within so many bytes, those of the fixed tensors included; `None` below the smallest.
+    /// The best recipe found within so many bytes, those of the fixed tensors included; `None`
+    /// below the smallest.
     ///
-    /// A recipe of the frontier, the optimum, where one is that large; otherwise as a rule within 0.01% of the
-    /// fewest nats possible. More bytes never predict more nats.
+    /// A recipe of the frontier, the optimum, where one is that large; otherwise as a rule within
+    /// 0.01% of the fewest nats possible. More bytes never predict more nats.
     pub fn at_most(&self, bytes: u64) -> Option<Solution> {
         let steps = self.steps_within(bytes)?;
         if self.sums[steps].bytes == bytes || steps == self.steps().len() {
@@ -51,10 +53,15 @@ impl Frontier {
     pub fn for_nats(&self, nats: f64) -> Option<Solution> {
         let enough = |units: i64| self.nats(units) <= nats;
         let steps = self.sums.iter().position(|sums| enough(sums.units))?;
-        let Some(before) = steps.checked_sub(1) else { return Some(self.after(0)) };
+        let Some(before) = steps.checked_sub(1) else {
+            return Some(self.after(0));
+        };
         let filling = Filling::after(self, before);
         let units = self.sums[before].units;
-        let smaller = filling.found.iter().find(|state| enough(units + state.units));
+        let smaller = filling
+            .found
+            .iter()
+            .find(|state| enough(units + state.units));
         Some(smaller.map_or_else(|| self.after(steps), |state| filling.solution(*state)))
     }
 }
@@ -116,13 +123,25 @@ impl Line {
 impl<'a> Filling<'a> {
     fn after(frontier: &'a Frontier, steps: usize) -> Filling<'a> {
         let step = &frontier.steps()[steps];
-        let nothing = State { bytes: 0, units: 0, change: 0, rung: 0 };
+        let nothing = State {
+            bytes: 0,
+            units: 0,
+            change: 0,
+            rung: 0,
+        };
         let mut filling = Filling {
             frontier,
             rungs: frontier.rungs_after(steps),
             sums: frontier.sums[steps],
-            line: Line { bytes: step.bytes as i64, units: step.units },
-            changes: vec![Change { before: 0, ladder: 0, rung: 0 }],
+            line: Line {
+                bytes: step.bytes as i64,
+                units: step.units,
+            },
+            changes: vec![Change {
+                before: 0,
+                ladder: 0,
+                rung: 0,
+            }],
             found: vec![nothing],
         };
         filling.search(nothing);
@@ -137,7 +156,14 @@ impl<'a> Filling<'a> {
         // How many bytes the items from each on can give back.
         let mut back = vec![0; core.len() + 1];
         for (i, member) in core.iter().enumerate().rev() {
-            back[i] = back[i + 1] + member.options.iter().map(|o| o.bytes).min().unwrap_or(0).min(0);
+            back[i] = back[i + 1]
+                + member
+                    .options
+                    .iter()
+                    .map(|o| o.bytes)
+                    .min()
+                    .unwrap_or(0)
+                    .min(0);
         }
 
         let mut states = vec![nothing];
@@ -148,13 +174,22 @@ impl<'a> Filling<'a> {
             }
             combined.clear();
             for &state in &states {
-                combined.push(State { rung: usize::MAX, ..state });
+                combined.push(State {
+                    rung: usize::MAX,
+                    ..state
+                });
                 let left = gap - self.stray(state);
-                let few = member.options.iter().take_while(|&&option| self.stray(option) < left);
+                let few = member
+                    .options
+                    .iter()
+                    .take_while(|&&option| self.stray(option) < left);
                 combined.extend(few.map(|option| State {
                     bytes: state.bytes + option.bytes,
                     units: state.units + option.units,
-                    ..State { change: state.change, ..*option }
+                    ..State {
+                        change: state.change,
+                        ..*option
+                    }
                 }));
             }
             combined.retain(|state| state.bytes + back[i + 1] < self.line.bytes);
@@ -177,7 +212,12 @@ impl<'a> Filling<'a> {
                 change: 0,
                 rung,
             };
-            let mut options: Vec<State> = rungs.iter().enumerate().map(change).filter(|o| o.rung != at).collect();
+            let mut options: Vec<State> = rungs
+                .iter()
+                .enumerate()
+                .map(change)
+                .filter(|o| o.rung != at)
+                .collect();
             options.retain(|&option| self.stray(option) < gap);
             options.sort_by_key(|&option| (self.stray(option), option.rung));
             (!options.is_empty()).then_some(Member { ladder, options })
@@ -191,11 +231,19 @@ impl<'a> Filling<'a> {
         self.line.stray(state.bytes, state.units)
     }
 
-    /// The greatest distance of what is found from the line, in units times D: just below the size of each recipe,
-    /// the one before is still the best. Gaps within the tolerance are none.
+    /// The greatest distance of what is found from the line, in units times D: just below the size
+    /// of each recipe, the one before is still the best. Gaps within the tolerance are none.
     fn widest_gap(&self) -> i128 {
-        let next = State { bytes: self.line.bytes, units: -self.line.units, change: 0, rung: 0 };
-        let sizes = self.found[1..].iter().chain([&next]).map(|state| state.bytes - 1);
+        let next = State {
+            bytes: self.line.bytes,
+            units: -self.line.units,
+            change: 0,
+            rung: 0,
+        };
+        let sizes = self.found[1..]
+            .iter()
+            .chain([&next])
+            .map(|state| state.bytes - 1);
         let gap = |(state, size): (&State, i64)| {
             let gap = self.line.stray(size, state.units);
             let bound = self.line.stray(0, self.sums.units) - self.line.stray(size, 0);
@@ -204,10 +252,13 @@ impl<'a> Filling<'a> {
         self.found.iter().zip(sizes).map(gap).max().unwrap_or(0)
     }
 
-    /// Takes over the states that are the best recipes of their size, and thins the states to a number.
+    /// Takes over the states that are the best recipes of their size, and thins the states to a
+    /// number.
     fn keep_found(&mut self, states: &mut Vec<State>, ladder: usize, most: usize) {
         let Line { bytes, units } = self.line;
-        let is_between = |state: &State| (1..bytes).contains(&state.bytes) && (-units + 1..0).contains(&state.units);
+        let is_between = |state: &State| {
+            (1..bytes).contains(&state.bytes) && (-units + 1..0).contains(&state.units)
+        };
         // Marked by their place, so that those found are not lost to thinning.
         let stays = bands(states, most);
         let mut kept = Vec::with_capacity(most.min(states.len()));
@@ -222,10 +273,18 @@ impl<'a> Filling<'a> {
             let change = if state.rung == usize::MAX {
                 state.change
             } else {
-                self.changes.push(Change { before: state.change, ladder, rung: state.rung });
+                self.changes.push(Change {
+                    before: state.change,
+                    ladder,
+                    rung: state.rung,
+                });
                 self.changes.len() - 1
             };
-            let state = State { change, rung: 0, ..*state };
+            let state = State {
+                change,
+                rung: 0,
+                ..*state
+            };
             if improves {
                 kept.push((state, true));
             }
@@ -233,10 +292,18 @@ impl<'a> Filling<'a> {
                 kept.push((state, false));
             }
         }
-        self.found.extend(kept.iter().filter(|(_, improves)| *improves).map(|(state, _)| *state));
+        self.found.extend(
+            kept.iter()
+                .filter(|(_, improves)| *improves)
+                .map(|(state, _)| *state),
+        );
         sort_unbeaten(&mut self.found);
         states.clear();
-        states.extend(kept.iter().filter(|(_, improves)| !*improves).map(|(state, _)| *state));
+        states.extend(
+            kept.iter()
+                .filter(|(_, improves)| !*improves)
+                .map(|(state, _)| *state),
+        );
     }
 
     fn solution(&self, state: State) -> Solution {
@@ -247,8 +314,10 @@ impl<'a> Filling<'a> {
             rungs[change.ladder] = change.rung;
             at = change.before;
         }
-        let sums =
-            Sums { bytes: self.sums.bytes.saturating_add_signed(state.bytes), units: self.sums.units + state.units };
+        let sums = Sums {
+            bytes: self.sums.bytes.saturating_add_signed(state.bytes),
+            units: self.sums.units + state.units,
+        };
         self.frontier.solution(&rungs, sums)
     }
 }
@@ -259,15 +328,20 @@ fn sort_unbeaten(states: &mut Vec<State>) {
     keep_unbeaten(states, |state| state.units);
 }
 
-/// Which of the states, by rising bytes and falling nats, stay if there may be only `most`: the smallest of every
-/// band of nats.
+/// Which of the states, by rising bytes and falling nats, stay if there may be only `most`: the
+/// smallest of every band of nats.
 fn bands(states: &[State], most: usize) -> Vec<bool> {
-    let (Some(first), Some(last)) = (states.first(), states.last()) else { return Vec::new() };
+    let (Some(first), Some(last)) = (states.first(), states.last()) else {
+        return Vec::new();
+    };
     if states.len() <= most {
         return vec![true; states.len()];
     }
     let width = (first.units as i128 - last.units as i128) / most as i128 + 1;
     let band = |state: &State| (first.units as i128 - state.units as i128) / width;
     let mut before = -1;
-    states.iter().map(|state| std::mem::replace(&mut before, band(state)) != band(state)).collect()
+    states
+        .iter()
+        .map(|state| std::mem::replace(&mut before, band(state)) != band(state))
+        .collect()
 }

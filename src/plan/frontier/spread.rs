@@ -2,7 +2,8 @@
 
 use super::{Frontier, Problem, Solution};
 
-/// Nats of the smallest recipe that is offered: about where models are of little use (a model all in 2.1 bits).
+/// Nats of the smallest recipe that is offered: about where models are of little use (a model all
+/// in 2.1 bits).
 const MOST: f64 = 0.35;
 /// Nats of the largest: beyond this, nobody can tell.
 const LEAST: f64 = 0.001;
@@ -13,29 +14,45 @@ const BITS: (f64, f64) = (2.5, 6.6);
 /// A recipe of less than so many times the bytes of the next smaller is not worth a file.
 const STEP: f64 = 1.02;
 
-/// About `n` recipes, by rising size: in even steps of the nats' logarithm between what is still of use and what is as good
-/// as the original, as far as the frontier goes. Each takes away about the same part of what divergence is left. Where
-/// costs are no nats, in even steps of the size. Steps too small to be worth a file are left out.
+/// About `n` recipes, by rising size: in even steps of the nats' logarithm between what is still of
+/// use and what is as good as the original, as far as the frontier goes. Each takes away about the
+/// same part of what divergence is left. Where costs are no nats, in even steps of the size. Steps
+/// too small to be worth a file are left out.
 pub fn spread(problem: &Problem, frontier: &Frontier, n: usize, in_nats: bool) -> Vec<Solution> {
     let (smallest, largest) = (frontier.smallest(), frontier.largest());
-    let part = |i: usize| if n > 1 { i as f64 / (n - 1) as f64 } else { 0.5 };
+    let part = |i: usize| {
+        if n > 1 {
+            i as f64 / (n - 1) as f64
+        } else {
+            0.5
+        }
+    };
     let wanted = |i: usize| match in_nats {
         true => {
             let most = MOST.min(smallest.nats).max(largest.nats);
             let least = LEAST.max(largest.nats).min(most);
-            let nats = if n > 1 { most * (least / most).powf(part(i)) } else { ONLY.clamp(least, most) };
+            let nats = if n > 1 {
+                most * (least / most).powf(part(i))
+            } else {
+                ONLY.clamp(least, most)
+            };
             frontier.for_nats(nats)
         }
         false => {
-            let bytes =
-                |bits: f64| (bits / 8.0 * problem.weights() as f64).clamp(smallest.bytes as f64, largest.bytes as f64);
+            let bytes = |bits: f64| {
+                (bits / 8.0 * problem.weights() as f64)
+                    .clamp(smallest.bytes as f64, largest.bytes as f64)
+            };
             let (low, high) = (bytes(BITS.0), bytes(BITS.1));
             frontier.at_most((low + part(i) * (high - low)) as u64)
         }
     };
     let mut all: Vec<Solution> = Vec::new();
     for solution in (0..n).filter_map(wanted) {
-        if all.last().is_none_or(|last| solution.bytes as f64 >= STEP * last.bytes as f64) {
+        if all
+            .last()
+            .is_none_or(|last| solution.bytes as f64 >= STEP * last.bytes as f64)
+        {
             all.push(solution);
         }
     }
@@ -56,9 +73,20 @@ mod tests {
         let nats: Vec<f64> = all.iter().map(|s| s.nats).collect();
         let steps: Vec<f64> = nats.windows(2).map(|w| w[0] / w[1]).collect();
         let mean = (nats[0] / nats[5]).powf(0.2);
-        assert!(steps.iter().all(|step| (0.8..1.25).contains(&(step / mean))), "{nats:?}");
-        assert!(all.windows(2).all(|w| w[1].bytes as f64 >= STEP * w[0].bytes as f64));
-        assert!(spread(&model, &frontier, 500, true).len() < 200, "steps of next to nothing are no files");
+        assert!(
+            steps
+                .iter()
+                .all(|step| (0.8..1.25).contains(&(step / mean))),
+            "{nats:?}"
+        );
+        assert!(
+            all.windows(2)
+                .all(|w| w[1].bytes as f64 >= STEP * w[0].bytes as f64)
+        );
+        assert!(
+            spread(&model, &frontier, 500, true).len() < 200,
+            "steps of next to nothing are no files"
+        );
         assert_eq!(spread(&model, &frontier, 1, true).len(), 1);
         let even = spread(&model, &frontier, 4, false);
         assert!(even.len() >= 2 && even.windows(2).all(|w| w[0].bytes < w[1].bytes));

@@ -19,16 +19,33 @@ fn frontier(problem: &Problem) -> Frontier {
 
 /// How far the frontier's whole units may be from sums of floats.
 fn units(problem: &Problem) -> f64 {
-    let worst: f64 = problem.items.iter().map(|item| item.choices.iter().map(|c| c.nats).fold(0.0, f64::max)).sum();
+    let worst: f64 = problem
+        .items
+        .iter()
+        .map(|item| item.choices.iter().map(|c| c.nats).fold(0.0, f64::max))
+        .sum();
     problem.items.len() as f64 * worst * 0.5f64.powi(59)
 }
 
 /// The answer is what it says, and within its budget.
 fn check(problem: &Problem, solution: &Solution, bytes: u64) {
-    let chosen = || problem.items.iter().zip(&solution.choices).map(|(item, &c)| item.choices[c]);
-    assert_eq!(solution.bytes, problem.fixed_bytes + chosen().map(|c| c.bytes).sum::<u64>());
+    let chosen = || {
+        problem
+            .items
+            .iter()
+            .zip(&solution.choices)
+            .map(|(item, &c)| item.choices[c])
+    };
+    assert_eq!(
+        solution.bytes,
+        problem.fixed_bytes + chosen().map(|c| c.bytes).sum::<u64>()
+    );
     let nats: f64 = chosen().map(|c| c.nats).sum();
-    assert!((solution.nats - nats).abs() <= ROUNDING * nats + units(problem), "{} is not {nats}", solution.nats);
+    assert!(
+        (solution.nats - nats).abs() <= ROUNDING * nats + units(problem),
+        "{} is not {nats}",
+        solution.nats
+    );
     assert!(solution.bytes <= bytes);
 }
 
@@ -150,9 +167,21 @@ fn gaps(problem: &Problem, budgets: u64) -> (f64, f64) {
         let fewest = optimum[(bytes / 2) as usize];
         let solution = frontier.at_most(bytes).unwrap();
         check(problem, &solution, bytes);
-        assert!(solution.nats >= fewest * (1.0 - ROUNDING) - units(problem), "better than the best");
-        let prefix = frontier.points().iter().take_while(|p| p.bytes <= bytes).last().unwrap().nats;
-        widest = (widest.0.max(solution.nats / fewest - 1.0), widest.1.max(prefix / fewest - 1.0));
+        assert!(
+            solution.nats >= fewest * (1.0 - ROUNDING) - units(problem),
+            "better than the best"
+        );
+        let prefix = frontier
+            .points()
+            .iter()
+            .take_while(|p| p.bytes <= bytes)
+            .last()
+            .unwrap()
+            .nats;
+        widest = (
+            widest.0.max(solution.nats / fewest - 1.0),
+            widest.1.max(prefix / fewest - 1.0),
+        );
     }
     widest
 }
@@ -162,8 +191,13 @@ fn answers_are_near_the_optimum_also_where_prefixes_are_not() {
     for kind in KINDS {
         let (mut widest, mut hard, problems) = (0.0f64, 0, 45);
         for seed in 0..problems {
-            // Mostly few items, since those are hard; some more, since states then have to be thinned.
-            let items = if seed % 15 == 14 { 30 + seed as usize } else { 3 + seed as usize % 15 };
+            // Mostly few items, since those are hard; some more, since states then have to be
+            // thinned.
+            let items = if seed % 15 == 14 {
+                30 + seed as usize
+            } else {
+                3 + seed as usize % 15
+            };
             let problem = problem(kind, items, &mut Random(seed));
             let (ours, prefix) = gaps(&problem, 20);
             assert!(ours <= GAP, "{kind:?} {seed}: {ours}");
@@ -171,8 +205,13 @@ fn answers_are_near_the_optimum_also_where_prefixes_are_not() {
             hard += u64::from(prefix > 0.05);
         }
         let percent = 100.0 * widest;
-        println!("{kind:?}: at most {percent:.4}% above the optimum; prefixes over 5% off in {hard} of {problems}");
-        assert!(hard * 2 > problems, "{kind:?}: the generator should make hard problems");
+        println!(
+            "{kind:?}: at most {percent:.4}% above the optimum; prefixes over 5% off in {hard} of {problems}"
+        );
+        assert!(
+            hard * 2 > problems,
+            "{kind:?}: the generator should make hard problems"
+        );
     }
 }
 
@@ -182,7 +221,10 @@ fn both_oracles_agree() {
         let problem = problem(kind, 4, &mut Random(7));
         let frontier = frontier(&problem);
         let bytes = budget(&frontier, 0.4) & !1;
-        let (a, b) = (brute_force(&problem, bytes), by_bytes(&problem, bytes)[(bytes / 2) as usize]);
+        let (a, b) = (
+            brute_force(&problem, bytes),
+            by_bytes(&problem, bytes)[(bytes / 2) as usize],
+        );
         assert!((a / b - 1.0).abs() < ROUNDING, "{kind:?}: {a} {b}");
     }
 }
@@ -204,16 +246,33 @@ fn large_problems_are_solved_near_the_bound_and_at_once() {
             widest = widest.max(solution.nats / frontier.bound(bytes).unwrap() - 1.0);
         }
         let (types, percent) = (problem.items[0].choices.len(), 100.0 * widest);
-        println!("{kind:?}, {types} types: frontier {built:?}, a budget {slowest:?}, {percent:.4}% above the bound");
+        println!(
+            "{kind:?}, {types} types: frontier {built:?}, a budget {slowest:?}, {percent:.4}% above the bound"
+        );
         assert!(widest <= GAP, "{kind:?}: {widest}");
         // Far more than it takes, for the sake of busy machines.
-        assert!(built + slowest < Duration::from_secs(3), "{kind:?}: {built:?} and {slowest:?}");
+        assert!(
+            built + slowest < Duration::from_secs(3),
+            "{kind:?}: {built:?} and {slowest:?}"
+        );
     }
 }
 
 fn item(name: &str, choices: &[(GgmlType, u64, f64)]) -> Item {
-    let choices = choices.iter().map(|&(ggml_type, bytes, nats)| Choice { ggml_type, bytes, nats }).collect();
-    Item { name: name.into(), row_len: 256, weights: 256, choices }
+    let choices = choices
+        .iter()
+        .map(|&(ggml_type, bytes, nats)| Choice {
+            ggml_type,
+            bytes,
+            nats,
+        })
+        .collect();
+    Item {
+        name: name.into(),
+        row_len: 256,
+        weights: 256,
+        choices,
+    }
 }
 
 #[test]
@@ -228,10 +287,24 @@ fn dominated_and_non_convex_choices_make_no_steps() {
         (T::Q6_K, 210, 2.0),
         (T::Q5_1, 192, 2.0 + 18.0 / 33.0), // on that line
     ];
-    let problem = Problem { items: vec![item("a", &choices)], ..Problem::default() };
+    let problem = Problem {
+        items: vec![item("a", &choices)],
+        ..Problem::default()
+    };
     let frontier = frontier(&problem);
-    let hull: Vec<_> = frontier.steps().iter().map(|s| (choices[s.from].0, choices[s.to].0, s.bytes)).collect();
-    assert_eq!(hull, [(T::IQ4_NL, T::Q5_1, 48), (T::Q5_1, T::Q6_K, 18), (T::Q6_K, T::Q8_0, 62)]);
+    let hull: Vec<_> = frontier
+        .steps()
+        .iter()
+        .map(|s| (choices[s.from].0, choices[s.to].0, s.bytes))
+        .collect();
+    assert_eq!(
+        hull,
+        [
+            (T::IQ4_NL, T::Q5_1, 48),
+            (T::Q5_1, T::Q6_K, 18),
+            (T::Q6_K, T::Q8_0, 62)
+        ]
+    );
     // What is on no hull still fills bytes.
     assert_eq!(frontier.at_most(180).unwrap().choices, [4]);
 }
@@ -240,26 +313,55 @@ fn dominated_and_non_convex_choices_make_no_steps() {
 fn ties_are_broken_by_name() {
     let choices = [(GgmlType::Q4_0, 100, 2.0), (GgmlType::Q8_0, 200, 1.0)];
     let items = ["c", "a", "b"].map(|name| item(name, &choices));
-    let problem = Problem { items: items.to_vec(), ..Problem::default() };
+    let problem = Problem {
+        items: items.to_vec(),
+        ..Problem::default()
+    };
     assert_eq!(frontier(&problem).at_most(450).unwrap().choices, [0, 1, 0]);
-    assert_eq!(frontier(&problem).steps().iter().map(|s| s.item).collect::<Vec<_>>(), [1, 2, 0]);
+    assert_eq!(
+        frontier(&problem)
+            .steps()
+            .iter()
+            .map(|s| s.item)
+            .collect::<Vec<_>>(),
+        [1, 2, 0]
+    );
 }
 
 #[test]
 fn odd_problems_have_answers_too() {
-    let nothing = Problem { fixed_bytes: 10, ..Problem::default() };
+    let nothing = Problem {
+        fixed_bytes: 10,
+        ..Problem::default()
+    };
     assert_eq!(frontier(&nothing).at_most(9), None);
     assert_eq!(frontier(&nothing).at_most(10).unwrap().bytes, 10);
 
-    let free = Problem { items: vec![item("a", &[(GgmlType::Q4_0, 100, 0.0), (GgmlType::Q8_0, 200, 0.0)])], ..nothing };
-    assert_eq!(frontier(&free).for_nats(0.0).unwrap().bytes, 110, "bytes that buy nothing are not spent");
+    let free = Problem {
+        items: vec![item(
+            "a",
+            &[(GgmlType::Q4_0, 100, 0.0), (GgmlType::Q8_0, 200, 0.0)],
+        )],
+        ..nothing
+    };
+    assert_eq!(
+        frontier(&free).for_nats(0.0).unwrap().bytes,
+        110,
+        "bytes that buy nothing are not spent"
+    );
 
     let tiny = [(GgmlType::Q4_0, 100, 3e-310), (GgmlType::Q8_0, 200, 1e-310)];
-    let tiny = Problem { items: vec![item("a", &tiny)], ..Problem::default() };
+    let tiny = Problem {
+        items: vec![item("a", &tiny)],
+        ..Problem::default()
+    };
     assert!(frontier(&tiny).at_most(150).is_some());
 
     let huge = [(GgmlType::Q4_0, 1, 1e300), (GgmlType::Q8_0, 1 << 59, 1.0)];
-    let huge = Problem { items: vec![item("a", &huge)], ..Problem::default() };
+    let huge = Problem {
+        items: vec![item("a", &huge)],
+        ..Problem::default()
+    };
     assert_eq!(frontier(&huge).at_most(u64::MAX).unwrap().choices, [1]);
 }
 
@@ -274,17 +376,42 @@ fn malformed_problems_name_the_tensor() {
         (item("good", &[(GgmlType::Q4_0, 100, 1.0)]), "twice"),
     ] {
         let name = bad.name.clone();
-        let error = Frontier::of(&Problem { items: vec![good.clone(), bad], ..Problem::default() }).unwrap_err();
+        let error = Frontier::of(&Problem {
+            items: vec![good.clone(), bad],
+            ..Problem::default()
+        })
+        .unwrap_err();
         assert!(error.item == name && error.reason.contains(word), "{error}");
     }
 }
 
 #[test]
 fn what_shares_a_type_adds_up() {
-    let a = item("a", &[(GgmlType::Q4_0, 100, 1.0), (GgmlType::Q8_0, 200, 0.5), (GgmlType::Q6_K, 150, 0.7)]);
-    let mut b = item("b", &[(GgmlType::Q8_0, 20, 0.25), (GgmlType::Q4_0, 10, 2.0)]);
+    let a = item(
+        "a",
+        &[
+            (GgmlType::Q4_0, 100, 1.0),
+            (GgmlType::Q8_0, 200, 0.5),
+            (GgmlType::Q6_K, 150, 0.7),
+        ],
+    );
+    let mut b = item(
+        "b",
+        &[(GgmlType::Q8_0, 20, 0.25), (GgmlType::Q4_0, 10, 2.0)],
+    );
     b.row_len = 160;
     let both = Item::together("both", &[a, b]);
-    assert_eq!((both.row_len, both.weights), (32, 512), "rows of 256 and of 160 are whole blocks of 32");
-    assert_eq!(both.choices, item("", &[(GgmlType::Q4_0, 110, 3.0), (GgmlType::Q8_0, 220, 0.75)]).choices);
+    assert_eq!(
+        (both.row_len, both.weights),
+        (32, 512),
+        "rows of 256 and of 160 are whole blocks of 32"
+    );
+    assert_eq!(
+        both.choices,
+        item(
+            "",
+            &[(GgmlType::Q4_0, 110, 3.0), (GgmlType::Q8_0, 220, 0.75)]
+        )
+        .choices
+    );
 }

@@ -1,8 +1,9 @@
 //! Types with codebooks: group after group of eight columns, each row for itself.
 //!
-//! The errors of a group act on each other, so its points are not those nearest to its weights: the whole codebook is
-//! gone through with the group's quadratic form ([`Metric`]), eight points at a time. Signs are those of the weights, a forbidden
-//! parity mended where that costs least; then signs are turned and points looked for again as long as it helps.
+//! The errors of a group act on each other, so its points are not those nearest to its weights: the
+//! whole codebook is gone through with the group's quadratic form ([`Metric`]), eight points at a
+//! time. Signs are those of the weights, a forbidden parity mended where that costs least; then
+//! signs are turned and points looked for again as long as it helps.
 
 use super::{Coupling, Metric};
 use crate::quant::{Block, quantize_row};
@@ -20,7 +21,9 @@ pub(in crate::quant) struct Fours {
 impl Fours {
     /// From the values of the points, in units of the scale; there are a multiple of eight.
     pub(in crate::quant) fn new(points: &[[f32; 4]]) -> Fours {
-        Fours { eights: points.as_chunks().0.iter().map(by_position).collect() }
+        Fours {
+            eights: points.as_chunks().0.iter().map(by_position).collect(),
+        }
     }
 
     pub(super) fn point(&self, number: u16) -> [f32; 4] {
@@ -79,7 +82,10 @@ impl<S: Simd> Form<S> {
     #[inline(always)]
     fn new(simd: S, m: &[[f32; 4]; 4], h: &[f32; 4]) -> Form<S> {
         let zero = simd.splat(0.0);
-        let mut form = Form { m: [[zero; 4]; 4], twice_h: [zero; 4] };
+        let mut form = Form {
+            m: [[zero; 4]; 4],
+            twice_h: [zero; 4],
+        };
         for i in 0..4 {
             form.twice_h[i] = simd.splat(2.0 * h[i]);
             for j in i..4 {
@@ -110,15 +116,17 @@ impl<S: Simd> Form<S> {
 
 /// A codebook whose points have eight values, by the first four of them.
 ///
-/// What the first four cost if the other four could be anything is less than what a point costs: where that is not below
-/// the best point so far, none of the points with these first values is looked at.
+/// What the first four cost if the other four could be anything is less than what a point costs:
+/// where that is not below the best point so far, none of the points with these first values is
+/// looked at.
 pub(in crate::quant) struct Eights {
     points: Vec<[f32; 8]>,
     /// The distinct first halves, eight at a time; the last one again where they end.
     firsts: Vec<[[f32; LANES]; 4]>,
     /// For each first half the rows of `seconds`: from its entry to the next.
     starts: Vec<u32>,
-    /// The other halves, eight at a time, the last of a first half again where its points end; and their numbers.
+    /// The other halves, eight at a time, the last of a first half again where its points end; and
+    /// their numbers.
     seconds: Vec<([[f32; LANES]; 4], [u16; LANES])>,
 }
 
@@ -136,12 +144,18 @@ struct Forms<'f> {
 impl Eights {
     /// From the values of the points, in units of the scale.
     pub(in crate::quant) fn new(points: &[[f32; 8]]) -> Eights {
-        let half = |point: &[f32; 8], from: usize| -> [f32; 4] { std::array::from_fn(|i| point[from + i]) };
+        let half = |point: &[f32; 8], from: usize| -> [f32; 4] {
+            std::array::from_fn(|i| point[from + i])
+        };
         let mut order: Vec<u16> = (0..points.len() as u16).collect();
         let key = |n: &u16| half(&points[usize::from(*n)], 0).map(f32::to_bits);
         order.sort_by_key(key);
-        let mut eights =
-            Eights { points: points.to_vec(), firsts: Vec::new(), starts: Vec::new(), seconds: Vec::new() };
+        let mut eights = Eights {
+            points: points.to_vec(),
+            firsts: Vec::new(),
+            starts: Vec::new(),
+            seconds: Vec::new(),
+        };
         let mut firsts = Vec::new();
         for same in order.chunk_by(|a, b| key(a) == key(b)) {
             firsts.push(half(&points[usize::from(same[0])], 0));
@@ -153,7 +167,8 @@ impl Eights {
             }
         }
         eights.starts.push(eights.seconds.len() as u32);
-        let padded = |some: &[[f32; 4]]| by_position(&std::array::from_fn(|i| some[i.min(some.len() - 1)]));
+        let padded =
+            |some: &[[f32; 4]]| by_position(&std::array::from_fn(|i| some[i.min(some.len() - 1)]));
         eights.firsts = firsts.chunks(LANES).map(padded).collect();
         eights
     }
@@ -187,7 +202,8 @@ impl Eights {
         // The most promising first, so that few others are left.
         let likely = simd.store_i32(at)[lane] as usize * LANES + lane;
         let own = (sub_form(forms.m, 4), quarter(forms.h, 4));
-        let (mut number, mut cost) = self.cheapest_of(simd, forms, &own, likely, (0, f32::INFINITY));
+        let (mut number, mut cost) =
+            self.cheapest_of(simd, forms, &own, likely, (0, f32::INFINITY));
         let halves = self.starts.len() - 1;
         for first in 0..halves {
             if bounds[first / LANES][first % LANES] < cost && first != likely {
@@ -276,9 +292,11 @@ pub(in crate::quant) trait Pointed: Block<N> {
     const SUB: usize;
     /// Whether the number of minus signs in a group must be even.
     const EVEN_SIGNS: bool = false;
-    /// Whether each group has a shift of its own; else [`Pointed::nudge`] turns that of the sub-block.
+    /// Whether each group has a shift of its own; else [`Pointed::nudge`] turns that of the
+    /// sub-block.
     const SHIFTS_GROUPS: bool = false;
-    /// Changes of a sub-block's scale, in its own steps, and of its shift, that are tried; the first is none.
+    /// Changes of a sub-block's scale, in its own steps, and of its shift, that are tried; the
+    /// first is none.
     const TRIES: &'static [[i8; 2]] = &[[0, 0], [-1, 0], [1, 0]];
 
     /// The points.
@@ -292,7 +310,8 @@ pub(in crate::quant) trait Pointed: Block<N> {
         false
     }
 
-    /// Changes the scale of a sub-block, as far as the type can, and turns its shift if the second is not 0.
+    /// Changes the scale of a sub-block, as far as the type can, and turns its shift if the second
+    /// is not 0.
     fn nudge(&mut self, sub: usize, change: [i8; 2]);
 
     /// Takes these choices for those that are there.
@@ -306,7 +325,12 @@ pub(in crate::quant) fn round_pointed<B: Pointed>(
     weights: &mut [f32],
     blocks: &mut [u8],
 ) {
-    for (x, block) in weights.as_chunks_mut::<N>().0.iter_mut().zip(blocks.chunks_exact_mut(size_of::<B>())) {
+    for (x, block) in weights
+        .as_chunks_mut::<N>()
+        .0
+        .iter_mut()
+        .zip(blocks.chunks_exact_mut(size_of::<B>()))
+    {
         quantize_row::<B, N>(isa, x, Some(&coupling.costs[..N]), block);
         if let [block] = bytemuck::cast_slice_mut::<u8, B>(block) {
             isa.run(Round { coupling, x, block });
@@ -340,7 +364,11 @@ impl<B: Pointed> Kernel for Round<'_, B> {
         let mut choices = [Choice::default(); GROUPS];
         for sub in 0..N / B::SUB {
             let (from, to) = (sub * B::SUB, (sub + 1) * B::SUB);
-            let mut best = Tried { cost: f32::INFINITY, errors: [0.0; 32], choices: [Choice::default(); 4] };
+            let mut best = Tried {
+                cost: f32::INFINITY,
+                errors: [0.0; 32],
+                choices: [Choice::default(); 4],
+            };
             let mut best_change = B::TRIES[0];
             for (number, &change) in B::TRIES.iter().enumerate() {
                 let mut changed = *block;
@@ -349,7 +377,14 @@ impl<B: Pointed> Kernel for Round<'_, B> {
                 if number > 0 && scale == block.scale(sub) && changed.down(sub) == block.down(sub) {
                     continue;
                 }
-                let tried = round_sub::<S, B>(simd, coupling, &x[from..to], from, &points, (scale, changed.down(sub)));
+                let tried = round_sub::<S, B>(
+                    simd,
+                    coupling,
+                    &x[from..to],
+                    from,
+                    &points,
+                    (scale, changed.down(sub)),
+                );
                 if number == 0 || tried.cost < best.cost {
                     (best, best_change) = (tried, change);
                 }
@@ -369,7 +404,9 @@ impl<B: Pointed> Kernel for Round<'_, B> {
 /// Lets open columns make good what they can of an error.
 #[inline(always)]
 fn feed_back(error: f32, factors: &[f32], open: &mut [f32]) {
-    open.iter_mut().zip(factors).for_each(|(x, factor)| *x -= error * factor);
+    open.iter_mut()
+        .zip(factors)
+        .for_each(|(x, factor)| *x -= error * factor);
 }
 
 /// Rounds a sub-block that begins at column `first`; its errors go to the columns within it.
@@ -382,7 +419,11 @@ fn round_sub<S: Simd, B: Pointed>(
     points: &Points,
     (scale, down): (f32, bool),
 ) -> Tried {
-    let mut tried = Tried { cost: 0.0, errors: [0.0; 32], choices: [Choice::default(); 4] };
+    let mut tried = Tried {
+        cost: 0.0,
+        errors: [0.0; 32],
+        choices: [Choice::default(); 4],
+    };
     let y = &mut tried.errors[..B::SUB];
     y.copy_from_slice(x);
     for group in 0..B::SUB / 8 {
@@ -393,13 +434,31 @@ fn round_sub<S: Simd, B: Pointed>(
             Points::Shifted(book, shift) if B::SHIFTS_GROUPS => {
                 let up = shifted(simd, book, metric, &here, scale, *shift);
                 let down = shifted(simd, book, metric, &here, scale, -*shift);
-                let (of, down) = if down.2 < up.2 { (down, true) } else { (up, false) };
-                (Choice { points: [of.0, 0], signs: 0, down }, of.1)
+                let (of, down) = if down.2 < up.2 {
+                    (down, true)
+                } else {
+                    (up, false)
+                };
+                (
+                    Choice {
+                        points: [of.0, 0],
+                        signs: 0,
+                        down,
+                    },
+                    of.1,
+                )
             }
             Points::Shifted(book, shift) => {
                 let shift = if down { -*shift } else { *shift };
                 let of = shifted(simd, book, metric, &here, scale, shift);
-                (Choice { points: [of.0, 0], signs: 0, down }, of.1)
+                (
+                    Choice {
+                        points: [of.0, 0],
+                        signs: 0,
+                        down,
+                    },
+                    of.1,
+                )
             }
             Points::Eight(book) => signed(simd, *book, metric, &here, scale, B::EVEN_SIGNS),
             Points::Four(book) => signed(simd, *book, metric, &here, scale, B::EVEN_SIGNS),
@@ -428,8 +487,8 @@ fn times<const D: usize>(m: &[[f32; D]; D], x: &[f32; D]) -> [f32; D] {
     out
 }
 
-/// The best point of values that have their signs and are all shifted, its weights, and what it costs (less what every
-/// choice costs).
+/// The best point of values that have their signs and are all shifted, its weights, and what it
+/// costs (less what every choice costs).
 #[inline(always)]
 fn shifted<S: Simd>(
     simd: S,
@@ -451,18 +510,34 @@ fn shifted<S: Simd>(
 #[inline(always)]
 fn cost(m: &[[f32; 8]; 8], x: &[f32; 8], values: &[f32; 8]) -> f32 {
     let errors: [f32; 8] = std::array::from_fn(|i| x[i] - values[i]);
-    times(m, &errors).iter().zip(errors).map(|(m, e)| m * e).sum()
+    times(m, &errors)
+        .iter()
+        .zip(errors)
+        .map(|(m, e)| m * e)
+        .sum()
 }
 
 /// How magnitudes of a group are looked for, signs given.
 trait Magnitudes {
     /// Points, and the signed values in units of the scale.
-    fn find<S: Simd>(&self, simd: S, metric: &Metric, x: &[f32; 8], scales: &[f32; 8]) -> ([u16; 2], [f32; 8]);
+    fn find<S: Simd>(
+        &self,
+        simd: S,
+        metric: &Metric,
+        x: &[f32; 8],
+        scales: &[f32; 8],
+    ) -> ([u16; 2], [f32; 8]);
 }
 
 /// The best point for eight weights, each of which is a value of the point times its scale.
 #[inline(always)]
-fn cheapest_of_eight<S: Simd>(simd: S, book: &Eights, metric: &Metric, x: &[f32; 8], scales: &[f32; 8]) -> u16 {
+fn cheapest_of_eight<S: Simd>(
+    simd: S,
+    book: &Eights,
+    metric: &Metric,
+    x: &[f32; 8],
+    scales: &[f32; 8],
+) -> u16 {
     /// Of the size of what is compared.
     const SLACK: f32 = 1e-4;
     let slopes = times(&metric.eight, x);
@@ -472,12 +547,27 @@ fn cheapest_of_eight<S: Simd>(simd: S, book: &Eights, metric: &Metric, x: &[f32;
     let (m4, h4) = in_units(&metric.first_four, &slopes4, &scales4);
     let all: f32 = x.iter().zip(slopes).map(|(x, s)| x * s).sum();
     let first: f32 = x4.iter().zip(slopes4).map(|(x, s)| x * s).sum();
-    book.cheapest(simd, &Forms { m: &m, h: &h, first: (&m4, &h4), offset: first - all, slack: SLACK * all })
+    book.cheapest(
+        simd,
+        &Forms {
+            m: &m,
+            h: &h,
+            first: (&m4, &h4),
+            offset: first - all,
+            slack: SLACK * all,
+        },
+    )
 }
 
 impl Magnitudes for Eights {
     #[inline(always)]
-    fn find<S: Simd>(&self, simd: S, metric: &Metric, x: &[f32; 8], scales: &[f32; 8]) -> ([u16; 2], [f32; 8]) {
+    fn find<S: Simd>(
+        &self,
+        simd: S,
+        metric: &Metric,
+        x: &[f32; 8],
+        scales: &[f32; 8],
+    ) -> ([u16; 2], [f32; 8]) {
         let number = cheapest_of_eight(simd, self, metric, x, scales);
         let point = self.point(number);
         ([number, 0], std::array::from_fn(|i| scales[i] * point[i]))
@@ -486,10 +576,17 @@ impl Magnitudes for Eights {
 
 impl Magnitudes for Fours {
     #[inline(always)]
-    fn find<S: Simd>(&self, simd: S, metric: &Metric, x: &[f32; 8], scales: &[f32; 8]) -> ([u16; 2], [f32; 8]) {
+    fn find<S: Simd>(
+        &self,
+        simd: S,
+        metric: &Metric,
+        x: &[f32; 8],
+        scales: &[f32; 8],
+    ) -> ([u16; 2], [f32; 8]) {
         /// Times that either half is chosen anew, the other one given.
         const ROUNDS: usize = 2;
-        let ([x0, _], [s0, s1]): ([[f32; 4]; 2], [[f32; 4]; 2]) = (bytemuck::cast(*x), bytemuck::cast(*scales));
+        let ([x0, _], [s0, s1]): ([[f32; 4]; 2], [[f32; 4]; 2]) =
+            (bytemuck::cast(*x), bytemuck::cast(*scales));
         // The first half as if the second could make good what it can.
         let (m, h) = in_units(&metric.first_four, &times(&metric.first_four, &x0), &s0);
         let mut numbers = [self.cheapest(simd, &m, &h), 0];
@@ -521,9 +618,14 @@ impl Fours {
     }
 }
 
-/// A quadratic form and its slope for points instead of weights, each of which is a point's value times its scale.
+/// A quadratic form and its slope for points instead of weights, each of which is a point's value
+/// times its scale.
 #[inline(always)]
-fn in_units<const D: usize>(m: &[[f32; D]; D], slope: &[f32; D], scales: &[f32; D]) -> ([[f32; D]; D], [f32; D]) {
+fn in_units<const D: usize>(
+    m: &[[f32; D]; D],
+    slope: &[f32; D],
+    scales: &[f32; D],
+) -> ([[f32; D]; D], [f32; D]) {
     let (mut of_points, mut h) = (*m, *slope);
     for i in 0..D {
         h[i] *= scales[i];
@@ -553,7 +655,8 @@ fn signed<S: Simd>(
         let cheapest = (1..8).fold(0, |best, i| if cost(&i) < cost(&best) { i } else { best });
         signs ^= 1 << cheapest;
     }
-    let scales = |signs: u8| std::array::from_fn(|i| if signs >> i & 1 == 1 { -scale } else { scale });
+    let scales =
+        |signs: u8| std::array::from_fn(|i| if signs >> i & 1 == 1 { -scale } else { scale });
     let (mut points, mut values) = book.find(simd, metric, x, &scales(signs));
     let mut least = cost(m, x, &values);
     for _ in 0..ROUNDS {
@@ -568,15 +671,24 @@ fn signed<S: Simd>(
         }
         (signs, points, values, least) = (turned, other_points, other_values, cost);
     }
-    (Choice { points, signs, down: false }, values)
+    (
+        Choice {
+            points,
+            signs,
+            down: false,
+        },
+        values,
+    )
 }
 
-/// The signs with one turned (two, if their number must stay even) where that costs less, magnitudes given.
+/// The signs with one turned (two, if their number must stay even) where that costs less,
+/// magnitudes given.
 #[inline(always)]
 fn turned(m: &[[f32; 8]; 8], x: &[f32; 8], values: &[f32; 8], signs: u8, even: bool) -> u8 {
     let slopes = times(m, &std::array::from_fn(|i| x[i] - values[i]));
     // Turned, an error grows by twice the value.
-    let one: [f32; 8] = std::array::from_fn(|i| 4.0 * values[i] * (slopes[i] + values[i] * m[i][i]));
+    let one: [f32; 8] =
+        std::array::from_fn(|i| 4.0 * values[i] * (slopes[i] + values[i] * m[i][i]));
     let (mut least, mut best) = (0.0, 0);
     for i in 0..8 {
         if !even {
@@ -605,23 +717,38 @@ mod tests {
     fn no_point_is_cheaper_than_the_one_that_is_found() {
         let mut state = 5u64;
         let mut next = || {
-            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            state = state
+                .wrapping_mul(6364136223846793005)
+                .wrapping_add(1442695040888963407);
             (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5
         };
-        let points: Vec<[f32; 8]> =
-            (0..600).map(|_| std::array::from_fn(|_| [8.0, 25.0, 43.0][(next() * 2.999 + 1.5) as usize])).collect();
+        let points: Vec<[f32; 8]> = (0..600)
+            .map(|_| std::array::from_fn(|_| [8.0, 25.0, 43.0][(next() * 2.999 + 1.5) as usize]))
+            .collect();
         let book = Eights::new(&points);
         for _ in 0..200 {
             let mut coupling = [[0.0f32; 8]; 8];
-            coupling.as_flattened_mut().iter_mut().for_each(|c| *c = next() * 1.5);
+            coupling
+                .as_flattened_mut()
+                .iter_mut()
+                .for_each(|c| *c = next() * 1.5);
             let costs: [f32; 8] = std::array::from_fn(|_| next() + 0.6);
             let metric = Metric::new(std::array::from_fn(|j| &coupling[j][..]), &costs);
             let x: [f32; 8] = std::array::from_fn(|_| next() * 2.0);
             let scales: [f32; 8] = std::array::from_fn(|_| if next() < 0.0 { -0.03 } else { 0.03 });
-            let of = |point: &[f32; 8]| cost(&metric.eight, &x, &std::array::from_fn(|i| scales[i] * point[i]));
+            let of = |point: &[f32; 8]| {
+                cost(
+                    &metric.eight,
+                    &x,
+                    &std::array::from_fn(|i| scales[i] * point[i]),
+                )
+            };
             let found = of(&book.point(cheapest_of_eight(Scalar, &book, &metric, &x, &scales)));
             let least = points.iter().map(of).fold(f32::INFINITY, f32::min);
-            assert!(found <= least * 1.001 + 1e-4, "{found} was found and {least} is there");
+            assert!(
+                found <= least * 1.001 + 1e-4,
+                "{found} was found and {least} is there"
+            );
         }
     }
 }

@@ -26,7 +26,8 @@ pub(in crate::quant) struct Table {
 }
 
 impl Table {
-    /// The table of a type whose levels stand for `numbers`. Of two levels for the same number the first is used.
+    /// The table of a type whose levels stand for `numbers`. Of two levels for the same number the
+    /// first is used.
     pub(in crate::quant) const fn new(of_levels: &[f32; 16]) -> Table {
         let (mut numbers, mut levels) = ([0.0f32; 16], [0u8; 16]);
         let mut len = 0;
@@ -61,7 +62,11 @@ impl Table {
             (numbers[len], levels[len]) = (numbers[len - 1], levels[len - 1]);
             len += 1;
         }
-        Table { numbers, middles, levels }
+        Table {
+            numbers,
+            middles,
+            levels,
+        }
     }
 
     /// The level and the number of an entry.
@@ -82,8 +87,8 @@ pub(in crate::quant) trait Stepped<const N: usize>: Block<N> {
     const SUB: usize;
     /// What the levels stand for.
     const GRID: Grid;
-    /// Changes of a sub-block's scale (and offset, where it has one) that are tried, in the type's own steps; the first
-    /// is none.
+    /// Changes of a sub-block's scale (and offset, where it has one) that are tried, in the type's
+    /// own steps; the first is none.
     const TRIES: &'static [[i8; 2]];
 
     /// The level that stands for 0, where levels are evenly spaced and have no offset of their own.
@@ -111,7 +116,10 @@ pub(in crate::quant) fn round_stepped<B: Stepped<N>, const N: usize>(
     weights: &mut [f32],
     blocks: &mut [u8],
 ) {
-    for (x, block) in weights.chunks_exact(N).zip(blocks.chunks_exact_mut(size_of::<B>())) {
+    for (x, block) in weights
+        .chunks_exact(N)
+        .zip(blocks.chunks_exact_mut(size_of::<B>()))
+    {
         quantize_row::<B, N>(isa, x, Some(&coupling.costs[..N]), block);
     }
     let (Some(x), Some(blocks)) = (
@@ -120,7 +128,11 @@ pub(in crate::quant) fn round_stepped<B: Stepped<N>, const N: usize>(
     ) else {
         return;
     };
-    isa.run(Round { coupling, x, blocks });
+    isa.run(Round {
+        coupling,
+        x,
+        blocks,
+    });
 }
 
 struct Round<'a, B, const N: usize> {
@@ -142,7 +154,11 @@ impl<B: Stepped<N>, const N: usize> Kernel for Round<'_, B, N> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Round { coupling, x: rows, blocks } = self;
+        let Round {
+            coupling,
+            x: rows,
+            blocks,
+        } = self;
         // By column, a row in each lane.
         let mut x = simd.gather(rows.each_ref());
         let mut levels = [[0u8; N]; LANES];
@@ -161,11 +177,19 @@ impl<B: Stepped<N>, const N: usize> Kernel for Round<'_, B, N> {
             }
             for j in from..from + B::SUB {
                 let error = x[j];
-                feed_back(simd, error, coupling.row(j, from + B::SUB, N), &mut x[from + B::SUB..]);
+                feed_back(
+                    simd,
+                    error,
+                    coupling.row(j, from + B::SUB, N),
+                    &mut x[from + B::SUB..],
+                );
             }
         }
         if let Grid::Table(table) = B::GRID {
-            levels.as_flattened_mut().iter_mut().for_each(|level| *level = table.levels[usize::from(*level & 15)]);
+            levels
+                .as_flattened_mut()
+                .iter_mut()
+                .for_each(|level| *level = table.levels[usize::from(*level & 15)]);
         }
         for (block, levels) in blocks.iter_mut().zip(&levels) {
             block.set_levels(levels);
@@ -195,8 +219,11 @@ fn best_try<S: Simd, B: Stepped<N>, const N: usize>(
     sub: usize,
     blocks: &[B; LANES],
 ) -> (Tried<S, N>, [u8; LANES]) {
-    let mut best =
-        Tried { cost: simd.splat(f32::INFINITY), errors: [simd.splat(0.0); N], levels: [simd.splat_i32(0); N] };
+    let mut best = Tried {
+        cost: simd.splat(f32::INFINITY),
+        errors: [simd.splat(0.0); N],
+        levels: [simd.splat_i32(0); N],
+    };
     let mut choices = simd.splat_i32(0);
     for (number, change) in B::TRIES.iter().enumerate() {
         let (mut steps, mut bases) = ([0.0; LANES], [0.0; LANES]);
@@ -205,7 +232,13 @@ fn best_try<S: Simd, B: Stepped<N>, const N: usize>(
             block.nudge(sub, *change);
             (steps[lane], bases[lane]) = (block.step(sub), block.base(sub));
         }
-        let tried = round_sub::<S, B, N>(simd, coupling, x, sub, [simd.load(&steps), simd.load(&bases)]);
+        let tried = round_sub::<S, B, N>(
+            simd,
+            coupling,
+            x,
+            sub,
+            [simd.load(&steps), simd.load(&bases)],
+        );
         if number == 0 {
             best = tried;
             continue;
@@ -234,7 +267,11 @@ fn round_sub<S: Simd, B: Stepped<N>, const N: usize>(
 ) -> Tried<S, N> {
     let (from, to) = (sub * B::SUB, (sub + 1) * B::SUB);
     let (zero, half) = (simd.splat(0.0), simd.splat(0.5));
-    let mut tried = Tried { cost: zero, errors: [zero; N], levels: [simd.splat_i32(0); N] };
+    let mut tried = Tried {
+        cost: zero,
+        errors: [zero; N],
+        levels: [simd.splat_i32(0); N],
+    };
     tried.errors[..B::SUB].copy_from_slice(&x[from..to]);
     // Of a subnormal step the inverse would be infinite.
     let vanishes = simd.lt(simd.abs(step), simd.splat(f32::MIN_POSITIVE));
@@ -255,14 +292,22 @@ fn round_sub<S: Simd, B: Stepped<N>, const N: usize>(
                     level = level + simd.select_i32(above, simd.splat_i32(1), simd.splat_i32(0));
                 }
                 let halves: [[f32; LANES]; 2] = bytemuck::cast(table.numbers);
-                (level, simd.lookup_of_16([simd.load(&halves[0]), simd.load(&halves[1])], level))
+                (
+                    level,
+                    simd.lookup_of_16([simd.load(&halves[0]), simd.load(&halves[1])], level),
+                )
             }
         };
         let error = x - (base + step * number);
         tried.cost = tried.cost + simd.splat(coupling.costs[from + j]) * error * error;
         tried.errors[j] = error;
         tried.levels[j] = level;
-        feed_back(simd, error, coupling.row(from + j, from + j + 1, to), &mut tried.errors[j + 1..B::SUB]);
+        feed_back(
+            simd,
+            error,
+            coupling.row(from + j, from + j + 1, to),
+            &mut tried.errors[j + 1..B::SUB],
+        );
     }
     tried
 }

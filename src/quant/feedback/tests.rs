@@ -6,7 +6,9 @@ use crate::simd::Scalar;
 fn bytes(seed: u64) -> impl FnMut() -> u8 {
     let mut state = seed;
     move || {
-        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        state = state
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
         (state >> 56) as u8
     }
 }
@@ -15,7 +17,9 @@ fn bytes(seed: u64) -> impl FnMut() -> u8 {
 fn any_block<B: Block<N>, const N: usize>(next: &mut impl FnMut() -> u8) -> B {
     loop {
         let mut block = B::zeroed();
-        bytemuck::bytes_of_mut(&mut block).iter_mut().for_each(|byte| *byte = next());
+        bytemuck::bytes_of_mut(&mut block)
+            .iter_mut()
+            .for_each(|byte| *byte = next());
         if block.fault().is_none() {
             return block;
         }
@@ -42,13 +46,24 @@ fn stepped<B: Stepped<N>, const N: usize>() {
             Grid::Table(table) => (15, Some(table)),
         };
         let mut levels = [0u8; N];
-        levels.iter_mut().for_each(|level| *level = (u16::from(next()) * (u16::from(top) + 1) / 256) as u8);
-        let changes: Vec<_> = (0..N / B::SUB).map(|_| B::TRIES[usize::from(next()) % B::TRIES.len()]).collect();
-        let scales: Vec<_> = (0..N / B::SUB).map(|sub| [block.step(sub), block.base(sub)]).collect();
+        levels
+            .iter_mut()
+            .for_each(|level| *level = (u16::from(next()) * (u16::from(top) + 1) / 256) as u8);
+        let changes: Vec<_> = (0..N / B::SUB)
+            .map(|_| B::TRIES[usize::from(next()) % B::TRIES.len()])
+            .collect();
+        let scales: Vec<_> = (0..N / B::SUB)
+            .map(|sub| [block.step(sub), block.base(sub)])
+            .collect();
         for (sub, change) in changes.iter().enumerate() {
             block.nudge(sub, *change);
             if *change == [0, 0] {
-                assert_eq!([block.step(sub), block.base(sub)], scales[sub], "{}: no change", B::TYPE);
+                assert_eq!(
+                    [block.step(sub), block.base(sub)],
+                    scales[sub],
+                    "{}: no change",
+                    B::TYPE
+                );
             }
         }
         let written = match table {
@@ -60,7 +75,11 @@ fn stepped<B: Stepped<N>, const N: usize>() {
             let (step, base) = (block.step(i / B::SUB), block.base(i / B::SUB));
             let number = table.map_or(f32::from(levels[i]), |table| table.number(levels[i]));
             let size = (step * number).abs() + base.abs();
-            assert!(near(w, base + step * number, size), "{}: weight {i} is {w}", B::TYPE);
+            assert!(
+                near(w, base + step * number, size),
+                "{}: weight {i} is {w}",
+                B::TYPE
+            );
         }
     }
 }
@@ -92,18 +111,28 @@ fn pointed<B: Pointed>() {
     let mut next = bytes(11);
     for _ in 0..20 {
         let mut block: B = any_block(&mut next);
-        let before: Vec<_> = (0..256 / B::SUB).map(|sub| (block.scale(sub), block.down(sub))).collect();
-        let changes: Vec<_> = (0..256 / B::SUB).map(|_| B::TRIES[usize::from(next()) % B::TRIES.len()]).collect();
+        let before: Vec<_> = (0..256 / B::SUB)
+            .map(|sub| (block.scale(sub), block.down(sub)))
+            .collect();
+        let changes: Vec<_> = (0..256 / B::SUB)
+            .map(|_| B::TRIES[usize::from(next()) % B::TRIES.len()])
+            .collect();
         for (sub, change) in changes.iter().enumerate() {
             block.nudge(sub, *change);
-            assert_eq!(block.down(sub) != before[sub].1, change[1] != 0, "{}: shift", B::TYPE);
+            assert_eq!(
+                block.down(sub) != before[sub].1,
+                change[1] != 0,
+                "{}: shift",
+                B::TYPE
+            );
             if change[0] == 0 {
                 assert_eq!(block.scale(sub), before[sub].0, "{}: no change", B::TYPE);
             }
         }
         let mut choices = [Choice::default(); 32];
         for choice in &mut choices {
-            let mut number = |count: usize| (u16::from(next()) << 8 | u16::from(next())) % count as u16;
+            let mut number =
+                |count: usize| (u16::from(next()) << 8 | u16::from(next())) % count as u16;
             let count = match B::points() {
                 Points::Eight(book) | Points::Shifted(book, _) => book.len(),
                 Points::Four(book) => book.len(),
@@ -125,8 +154,13 @@ fn pointed<B: Pointed>() {
                 Points::Eight(book) => book.point(choice.points[0]),
                 Points::Four(book) => bytemuck::cast(choice.points.map(|p| book.point(p))),
                 Points::Shifted(book, shift) => {
-                    let down = if B::SHIFTS_GROUPS { choice.down } else { block.down(sub) };
-                    book.point(choice.points[0]).map(|v| if down { v - shift } else { v + shift })
+                    let down = if B::SHIFTS_GROUPS {
+                        choice.down
+                    } else {
+                        block.down(sub)
+                    };
+                    book.point(choice.points[0])
+                        .map(|v| if down { v - shift } else { v + shift })
                 }
             };
             if !matches!(B::points(), Points::Shifted(..)) {
@@ -135,7 +169,11 @@ fn pointed<B: Pointed>() {
                 }
             }
             for i in 0..8 {
-                assert!(near(w[i], scale * values[i], scale * values[i]), "{}: group {g} is {w:?}", B::TYPE);
+                assert!(
+                    near(w[i], scale * values[i], scale * values[i]),
+                    "{}: group {g} is {w:?}",
+                    B::TYPE
+                );
             }
         }
     }
@@ -154,7 +192,8 @@ fn points_mean_what_they_say() {
 
 #[test]
 fn the_form_of_a_group_is_what_its_errors_cost_in_turn() {
-    let coupling: [[f32; 8]; 8] = std::array::from_fn(|j| std::array::from_fn(|k| ((j * 5 + k * 3) % 7) as f32 / 9.0));
+    let coupling: [[f32; 8]; 8] =
+        std::array::from_fn(|j| std::array::from_fn(|k| ((j * 5 + k * 3) % 7) as f32 / 9.0));
     let costs: [f32; 8] = std::array::from_fn(|j| 1.0 + j as f32 / 3.0);
     let metric = Metric::new(std::array::from_fn(|j| &coupling[j][..]), &costs);
     let errors: [f32; 8] = std::array::from_fn(|i| (i as f32 - 3.3) / 2.0);
@@ -169,7 +208,9 @@ fn the_form_of_a_group_is_what_its_errors_cost_in_turn() {
         cost
     };
     let form = |m: &dyn Fn(usize, usize) -> f32, count: usize| -> f32 {
-        (0..count * count).map(|i| errors[i / count] * m(i / count, i % count) * errors[i % count]).sum()
+        (0..count * count)
+            .map(|i| errors[i / count] * m(i / count, i % count) * errors[i % count])
+            .sum()
     };
     assert!((form(&|i, j| metric.eight[i][j], 8) / in_turn(8) - 1.0).abs() < 1e-4);
     assert!((form(&|i, j| metric.first_four[i][j], 4) / in_turn(4) - 1.0).abs() < 1e-4);

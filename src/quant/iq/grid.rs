@@ -1,16 +1,19 @@
-//! Codebooks: the few points of a lattice that a format can name, and the way from any point to those nearest to it.
+//! Codebooks: the few points of a lattice that a format can name, and the way from any point to
+//! those nearest to it.
 //!
-//! A point has `D` levels. The points of each codebook are a fact of its format; they lie under `data/`, written by
-//! `scripts/grids.py`.
+//! A point has `D` levels. The points of each codebook are a fact of its format; they lie under
+//! `data/`, written by `scripts/grids.py`.
 //!
-//! Most of the time that codebook types take goes into finding the neighbour with the least weighted distance. So the
-//! neighbours of a point lie beside each other, eight levels in 32 bits, and eight neighbours are summed up at a time:
-//! for every position a shift brings the levels of all eight to where a lookup in its costs takes them. A table of
-//! costs has eight entries: one position in octal books, or two where a position has no more than four levels, which
-//! halves what it takes to make the tables.
+//! Most of the time that codebook types take goes into finding the neighbour with the least
+//! weighted distance. So the neighbours of a point lie beside each other, eight levels in 32 bits,
+//! and eight neighbours are summed up at a time: for every position a shift brings the levels of
+//! all eight to where a lookup in its costs takes them. A table of costs has eight entries: one
+//! position in octal books, or two where a position has no more than four levels, which halves what
+//! it takes to make the tables.
 //!
-//! The price is memory: lists are filled up to whole rows of eight, which adds 5% (IQ1) to 80% (IQ3_XXS) to them, and
-//! maps take from 0.2 MB (the 3-bit types) to 1.2 MB (IQ2_XS) and 2.1 MB (IQ1).
+//! The price is memory: lists are filled up to whole rows of eight, which adds 5% (IQ1) to 80%
+//! (IQ3_XXS) to them, and maps take from 0.2 MB (the 3-bit types) to 1.2 MB (IQ2_XS) and 2.1 MB
+//! (IQ1).
 
 use crate::simd::{LANES, Simd};
 use std::sync::OnceLock;
@@ -20,7 +23,8 @@ const DIGITS_PER_LINE: usize = 120;
 /// Distances that are looked through together.
 const PART: usize = 32;
 
-/// `N` points of `D` levels each, every level below `base`: eight of up to four levels, or four of eight.
+/// `N` points of `D` levels each, every level below `base`: eight of up to four levels, or four of
+/// eight.
 pub(super) struct Codebook<const D: usize, const N: usize> {
     pub(super) levels: [[u8; D]; N],
     base: u8,
@@ -29,9 +33,15 @@ pub(super) struct Codebook<const D: usize, const N: usize> {
 }
 
 impl<const D: usize, const N: usize> Codebook<D, N> {
-    /// A codebook of these points. `shells` says how many different distances a neighbour list reaches out.
+    /// A codebook of these points. `shells` says how many different distances a neighbour list
+    /// reaches out.
     pub(super) const fn new(levels: [[u8; D]; N], base: u8, shells: usize) -> Self {
-        Codebook { levels, base, shells, map: OnceLock::new() }
+        Codebook {
+            levels,
+            base,
+            shells,
+            map: OnceLock::new(),
+        }
     }
 
     /// Levels in a position of a point.
@@ -40,15 +50,16 @@ impl<const D: usize, const N: usize> Codebook<D, N> {
         self.base
     }
 
-    /// The map of the whole lattice, built on first use (in 1 to 35 ms, the larger the book, the longer).
+    /// The map of the whole lattice, built on first use (in 1 to 35 ms, the larger the book, the
+    /// longer).
     #[inline]
     pub(super) fn map(&self) -> &Map {
         self.map.get_or_init(|| self.build_map())
     }
 
-    /// Lists, for every point of the lattice that is not in the book, the book's points on the nearest `shells`
-    /// distances: nearer ones first, lower numbers first among equals. A search that keeps the first of equally good
-    /// points depends on that order.
+    /// Lists, for every point of the lattice that is not in the book, the book's points on the
+    /// nearest `shells` distances: nearer ones first, lower numbers first among equals. A search
+    /// that keeps the first of equally good points depends on that order.
     #[cold]
     fn build_map(&self) -> Map {
         let base = usize::from(self.base);
@@ -88,11 +99,15 @@ impl<const D: usize, const N: usize> Codebook<D, N> {
                 }
             });
         }
-        Map { cells: cells.into(), points: points.into(), numbers: numbers.into() }
+        Map {
+            cells: cells.into(),
+            points: points.into(),
+            numbers: numbers.into(),
+        }
     }
 
-    /// The squared distances of the book's points from these levels in the positions `from` to `from + D / 2`. All of
-    /// a distance is at most 4 * 7 * 7, in the octal books.
+    /// The squared distances of the book's points from these levels in the positions `from` to
+    /// `from + D / 2`. All of a distance is at most 4 * 7 * 7, in the octal books.
     fn half_distances(&self, levels: [u8; D], from: usize) -> [u8; N] {
         std::array::from_fn(|n| {
             let positions = self.levels[n][from..][..D / 2].iter().zip(levels);
@@ -111,7 +126,11 @@ impl<const D: usize, const N: usize> Codebook<D, N> {
         list.clear();
         for (i, some) in distances.chunks(PART).enumerate() {
             if some.iter().any(|&d| d <= last) {
-                list.extend((0..some.len()).filter(|&j| some[j] <= last).map(|j| (i * PART + j) as u16));
+                list.extend(
+                    (0..some.len())
+                        .filter(|&j| some[j] <= last)
+                        .map(|j| (i * PART + j) as u16),
+                );
             }
         }
         // Stable: equal distances stay in the order of the numbers.
@@ -121,14 +140,21 @@ impl<const D: usize, const N: usize> Codebook<D, N> {
 
 /// The bits of a packed point that hold one position.
 const FIELD: i32 = 3;
-/// Tables of costs: one for a position of eight levels, or for two positions `i` and `i + 4` of up to four levels.
+/// Tables of costs: one for a position of eight levels, or for two positions `i` and `i + 4` of up
+/// to four levels.
 pub(super) const TABLES: usize = 4;
 
-/// The levels of a point in one number, position `i` in three bits from bit `3 i` on. Where there are eight positions,
-/// the second four have the highest of their bits set: so they look up the second half of their tables.
+/// The levels of a point in one number, position `i` in three bits from bit `3 i` on. Where there
+/// are eight positions, the second four have the highest of their bits set: so they look up the
+/// second half of their tables.
 pub(super) fn pack<const D: usize>(levels: &[u8; D]) -> i32 {
-    let field = |(i, &level): (usize, &u8)| i32::from(level) | if i < TABLES { 0 } else { TABLES as i32 };
-    levels.iter().enumerate().map(|position| field(position) << (FIELD * position.0 as i32)).sum()
+    let field =
+        |(i, &level): (usize, &u8)| i32::from(level) | if i < TABLES { 0 } else { TABLES as i32 };
+    levels
+        .iter()
+        .enumerate()
+        .map(|position| field(position) << (FIELD * position.0 as i32))
+        .sum()
 }
 
 /// Position `i` of eight points that are packed, in the three lowest bits; others follow.
@@ -148,14 +174,23 @@ pub(super) fn field<S: Simd>(simd: S, points: S::I32, i: usize) -> S::I32 {
 
 /// What `tables` say for position `i` of eight points that are packed.
 #[inline(always)]
-pub(super) fn entry<S: Simd>(simd: S, tables: &[S::F32; TABLES], points: S::I32, i: usize) -> S::F32 {
+pub(super) fn entry<S: Simd>(
+    simd: S,
+    tables: &[S::F32; TABLES],
+    points: S::I32,
+    i: usize,
+) -> S::F32 {
     simd.lookup(tables[i % TABLES], field(simd, points, i))
 }
 
-/// The costs of eight points: those of their levels, summed from the first position on; the largest f32 where that is
-/// no number below it.
+/// The costs of eight points: those of their levels, summed from the first position on; the largest
+/// f32 where that is no number below it.
 #[inline(always)]
-fn costs<S: Simd, const D: usize>(simd: S, tables: &[S::F32; TABLES], points: &[i32; LANES]) -> S::F32 {
+fn costs<S: Simd, const D: usize>(
+    simd: S,
+    tables: &[S::F32; TABLES],
+    points: &[i32; LANES],
+) -> S::F32 {
     let points = simd.load_i32(points);
     let mut sum = entry(simd, tables, points, 0);
     for i in 1..D {
@@ -164,9 +199,9 @@ fn costs<S: Simd, const D: usize>(simd: S, tables: &[S::F32; TABLES], points: &[
     simd.min(sum, simd.splat(f32::MAX))
 }
 
-/// The place in the list of the cheapest point, the first of equals, given the cost of every level: of position `i`
-/// of four in table `i`, and of positions `i` and `i + 4` of eight in the halves of table `i`. `None` where no sum is
-/// a number below the largest f32.
+/// The place in the list of the cheapest point, the first of equals, given the cost of every level:
+/// of position `i` of four in table `i`, and of positions `i` and `i + 4` of eight in the halves of
+/// table `i`. `None` where no sum is a number below the largest f32.
 ///
 /// Lanes are neighbours, so that each sum has the order of its positions.
 #[inline(always)]
@@ -215,8 +250,8 @@ pub(super) struct Map {
     numbers: Box<[[u16; LANES]]>,
 }
 
-/// Eight low bits: the number of rows of eight neighbours, or 0 for a point of the book. The others: the first row, or
-/// the number of the point.
+/// Eight low bits: the number of rows of eight neighbours, or 0 for a point of the book. The
+/// others: the first row, or the number of the point.
 #[derive(Clone, Copy)]
 struct Cell(u32);
 
@@ -235,8 +270,9 @@ pub(super) enum Place<'a> {
     Among(Neighbours<'a>),
 }
 
-/// The points of a book near a point that it lacks: the nearer ones first, lower numbers first among equals. Never
-/// empty; the last one is there several times where it takes that to fill the lanes.
+/// The points of a book near a point that it lacks: the nearer ones first, lower numbers first
+/// among equals. Never empty; the last one is there several times where it takes that to fill the
+/// lanes.
 pub(super) struct Neighbours<'a> {
     points: &'a [[i32; LANES]],
     numbers: &'a [[u16; LANES]],
@@ -289,16 +325,20 @@ static POWERS: [u16; 256] = {
     sums
 };
 
-/// The [`digits`] of a point of eight levels 0 to 2: from the positions above level 0 and from those above level 1, a bit
-/// for each.
+/// The [`digits`] of a point of eight levels 0 to 2: from the positions above level 0 and from
+/// those above level 1, a bit for each.
 #[inline(always)]
 pub(super) fn place_of_eight(above_0: u8, above_1: u8) -> usize {
     usize::from(POWERS[usize::from(above_0)]) + usize::from(POWERS[usize::from(above_1)])
 }
 
-/// The number of a point among all points of its lattice: its levels as digits, the first one lowest.
+/// The number of a point among all points of its lattice: its levels as digits, the first one
+/// lowest.
 fn digits<const D: usize>(levels: &[u8; D], base: usize) -> usize {
-    levels.iter().rev().fold(0, |code, &level| code * base + usize::from(level))
+    levels
+        .iter()
+        .rev()
+        .fold(0, |code, &level| code * base + usize::from(level))
 }
 
 /// The levels of the point whose [`digits`] these are.
@@ -331,8 +371,12 @@ pub(super) const fn spelled<const D: usize, const N: usize, const K: usize, T: C
     points
 }
 
-/// Reads the points from a data file: one bit for every point of the lattice, in the order of their codes.
-pub(super) const fn read_points<const D: usize, const N: usize>(hex: &[u8], base: u8) -> [[u8; D]; N] {
+/// Reads the points from a data file: one bit for every point of the lattice, in the order of their
+/// codes.
+pub(super) const fn read_points<const D: usize, const N: usize>(
+    hex: &[u8],
+    base: u8,
+) -> [[u8; D]; N] {
     let mut points = [[0; D]; N];
     let mut found = 0;
     let mut code = 0;
@@ -367,7 +411,12 @@ mod tests {
     /// Three points of eight positions: 0 all over, 2 in the first, 2 in the first two.
     fn corners() -> Codebook<8, 3> {
         let point = |a, b| [a, b, 0, 0, 0, 0, 0, 0];
-        Codebook { levels: [point(0, 0), point(2, 0), point(2, 2)], base: 3, shells: 2, map: OnceLock::new() }
+        Codebook {
+            levels: [point(0, 0), point(2, 0), point(2, 2)],
+            base: 3,
+            shells: 2,
+            map: OnceLock::new(),
+        }
     }
 
     #[test]
@@ -378,7 +427,13 @@ mod tests {
             Place::Among(list) => {
                 let points: Vec<_> = (0..LANES).map(|i| list.point(i)).collect();
                 let numbers: Vec<_> = (0..LANES).map(|i| list.number(i)).collect();
-                assert_eq!(points, numbers.iter().map(|&n| pack(&book.levels[usize::from(n)])).collect::<Vec<_>>());
+                assert_eq!(
+                    points,
+                    numbers
+                        .iter()
+                        .map(|&n| pack(&book.levels[usize::from(n)]))
+                        .collect::<Vec<_>>()
+                );
                 assert_eq!(numbers[3..], [numbers[2]; 5]);
                 [numbers[0], numbers[1], numbers[2]]
             }
@@ -392,15 +447,26 @@ mod tests {
     #[test]
     fn a_point_of_the_book_is_its_own_place() {
         let book = corners();
-        assert!(matches!(book.map().at(digits(&[2, 2, 0, 0, 0, 0, 0, 0], 3)), Place::Known(2)));
+        assert!(matches!(
+            book.map().at(digits(&[2, 2, 0, 0, 0, 0, 0, 0], 3)),
+            Place::Known(2)
+        ));
     }
 
     #[test]
     fn the_place_of_eight_levels_is_their_digits() {
         for n in 0..6561 {
             let levels: [u8; 8] = decode(n, 3);
-            let above = |limit| levels.iter().rev().fold(0, |bits: u8, &l| bits << 1 | u8::from(l > limit));
-            assert_eq!((place_of_eight(above(0), above(1)), digits(&levels, 3)), (n, n));
+            let above = |limit| {
+                levels
+                    .iter()
+                    .rev()
+                    .fold(0, |bits: u8, &l| bits << 1 | u8::from(l > limit))
+            };
+            assert_eq!(
+                (place_of_eight(above(0), above(1)), digits(&levels, 3)),
+                (n, n)
+            );
         }
     }
 
@@ -411,11 +477,24 @@ mod tests {
         let levels = |level: u8| pack(&[0, 0, 0, 0, 0, level, 0, 0]);
         let mut points = [[levels(3); LANES]; 3];
         (points[1][6], points[1][2], points[2][1]) = (levels(1), levels(1), levels(1));
-        let list = Neighbours { points: &points, numbers: &[[0; LANES]; 3] };
+        let list = Neighbours {
+            points: &points,
+            numbers: &[[0; LANES]; 3],
+        };
         let mut tables = [s.splat(0.5); TABLES];
         tables[1] = s.load(&[9.0, 9.0, 9.0, 9.0, 4.0, 1.0, f32::NAN, 2.0]);
         assert_eq!(cheapest::<_, 8>(s, &list, &tables), Some(LANES + 2));
-        assert_eq!(cheapest::<_, 8>(s, &Neighbours { points: &points[1..2], ..list }, &tables), Some(2));
+        assert_eq!(
+            cheapest::<_, 8>(
+                s,
+                &Neighbours {
+                    points: &points[1..2],
+                    ..list
+                },
+                &tables
+            ),
+            Some(2)
+        );
         tables[1] = s.splat(f32::NAN);
         assert_eq!(cheapest::<_, 8>(s, &list, &tables), None);
         tables[1] = s.splat(f32::MAX);

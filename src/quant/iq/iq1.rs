@@ -1,4 +1,5 @@
-//! The ternary types: eight weights of -1, 0 or 1 to a point, all of them shifted up or down by an eighth.
+//! The ternary types: eight weights of -1, 0 or 1 to a point, all of them shifted up or down by an
+//! eighth.
 
 use super::ternary::{BOOK, MINUS, PLUS, SHIFT, Search, Sub, Sums, TRITS, eights};
 use super::{BLOCK, error_weights, grade, sum_of_squares, weigh};
@@ -35,7 +36,11 @@ const M_LEAST: f32 = 1.0e-7;
 /// Eight columns from `from` on.
 #[inline(always)]
 fn lanes<V: Simd>(simd: V, columns: &[f32], from: usize) -> V::F32 {
-    simd.load(columns[from..].first_chunk().expect("columns reach beyond the last boundary"))
+    simd.load(
+        columns[from..]
+            .first_chunk()
+            .expect("columns reach beyond the last boundary"),
+    )
 }
 
 /// What a point's weights are in units of the scale.
@@ -102,12 +107,22 @@ impl Search<S_SUB, 4, 2> for OneShift {
                 w_above[shift][at..][..LANES].copy_from_slice(&simd.store(w3 * v * v));
             }
         }
-        OneShiftParts { x, w, x_above, w_above }
+        OneShiftParts {
+            x,
+            w,
+            x_above,
+            w_above,
+        }
     }
 
     #[inline(always)]
     fn sums<V: Simd>(simd: V, parts: &OneShiftParts, first: usize, last: usize) -> Sums<V, 2> {
-        let below = |v: f32| (simd.splat(parts.x[first] * v), simd.splat(parts.w[first] * v * v));
+        let below = |v: f32| {
+            (
+                simd.splat(parts.x[first] * v),
+                simd.splat(parts.w[first] * v * v),
+            )
+        };
         let ((x_plus, w_plus), (x_minus, w_minus)) = (below(PLUS[0]), below(MINUS[0]));
         // The value of those between the boundaries is the shift: only the sign differs.
         let shift = simd.splat(PLUS[1]);
@@ -115,8 +130,14 @@ impl Search<S_SUB, 4, 2> for OneShift {
         let w = (lanes(simd, &parts.w, last) - simd.splat(parts.w[first])) * shift * shift;
         let ([x3_plus, x3_minus], [w3_plus, w3_minus]) = (&parts.x_above, &parts.w_above);
         Sums {
-            qx: [x_plus + x + lanes(simd, x3_plus, last), x_minus - x + lanes(simd, x3_minus, last)],
-            qq: [w_plus + w + lanes(simd, w3_plus, last), w_minus + w + lanes(simd, w3_minus, last)],
+            qx: [
+                x_plus + x + lanes(simd, x3_plus, last),
+                x_minus - x + lanes(simd, x3_minus, last),
+            ],
+            qq: [
+                w_plus + w + lanes(simd, w3_plus, last),
+                w_minus + w + lanes(simd, w3_minus, last),
+            ],
         }
     }
 }
@@ -126,7 +147,12 @@ impl Block<BLOCK> for BlockIq1S {
     const NEEDS_IMPORTANCE: bool = true;
 
     #[inline(always)]
-    fn quantize_row<S: Simd>(simd: S, weights: &[[f32; BLOCK]], importance: Option<&[[f32; BLOCK]]>, row: &mut [Self]) {
+    fn quantize_row<S: Simd>(
+        simd: S,
+        weights: &[[f32; BLOCK]],
+        importance: Option<&[[f32; BLOCK]]>,
+        row: &mut [Self],
+    ) {
         let importance = importance.expect("IQ1_S needs importance weights");
         let map = BOOK.map();
         for ((x, importance), block) in weights.iter().zip(importance).zip(row) {
@@ -139,9 +165,14 @@ impl Block<BLOCK> for BlockIq1S {
                 block.d = Half::from_f32(step * S_CORRECTION);
             }
             for (i, word) in block.words.iter_mut().enumerate() {
-                let high = fit.points[i].iter().rev().fold(0, |word, p| word << 3 | p >> 8);
+                let high = fit.points[i]
+                    .iter()
+                    .rev()
+                    .fold(0, |word, p| word << 3 | p >> 8);
                 // Codes and shifts stay zero with the block scale.
-                let top = grades.map_or(0, |(_, codes)| u16::from(codes[i]) | (fit.choices[i] as u16) << 3);
+                let top = grades.map_or(0, |(_, codes)| {
+                    u16::from(codes[i]) | (fit.choices[i] as u16) << 3
+                });
                 *word = (high | top << 12).to_le_bytes();
             }
         }
@@ -150,10 +181,22 @@ impl Block<BLOCK> for BlockIq1S {
     #[inline(always)]
     fn dequantize<S: Simd>(&self, simd: S, weights: &mut [f32; BLOCK]) {
         let d = self.d.to_f32();
-        for ((out, points), word) in weights.as_chunks_mut::<S_SUB>().0.iter_mut().zip(&self.points).zip(self.words) {
+        for ((out, points), word) in weights
+            .as_chunks_mut::<S_SUB>()
+            .0
+            .iter_mut()
+            .zip(&self.points)
+            .zip(self.words)
+        {
             let word = u16::from_le_bytes(word);
             let scale = d * f32::from(2 * (word >> 12 & 7) + 1);
-            for (g, (out, &low)) in out.as_chunks_mut::<8>().0.iter_mut().zip(points).enumerate() {
+            for (g, (out, &low)) in out
+                .as_chunks_mut::<8>()
+                .0
+                .iter_mut()
+                .zip(points)
+                .enumerate()
+            {
                 let point = u16::from(low) | (word >> (3 * g) & 7) << 8;
                 *out = simd.store(simd.splat(scale) * shifted(simd, point, word >> 15 == 1));
             }
@@ -190,7 +233,10 @@ impl Pointed for BlockIq1S {
     fn set_choices(&mut self, choices: &[Choice; POINTS]) {
         for (i, choices) in choices.as_chunks::<4>().0.iter().enumerate() {
             self.points[i] = choices.map(|choice| choice.points[0] as u8);
-            let high = choices.iter().rev().fold(0, |word, choice| word << 3 | choice.points[0] >> 8);
+            let high = choices
+                .iter()
+                .rev()
+                .fold(0, |word, choice| word << 3 | choice.points[0] >> 8);
             self.words[i] = (u16::from_le_bytes(self.words[i]) & 0xf000 | high).to_le_bytes();
         }
     }
@@ -225,15 +271,17 @@ const M_COLUMNS: usize = M_SUB + LANES;
 
 /// What the sums of a half are made of in IQ1_M.
 ///
-/// Neighbouring values differ by one, so the sum over all three parts is that of the greatest value, less one for each
-/// boundary that a weight is below. For squares, there are other differences.
+/// Neighbouring values differ by one, so the sum over all three parts is that of the greatest
+/// value, less one for each boundary that a weight is below. For squares, there are other
+/// differences.
 #[derive(Clone, Copy, Default)]
 struct Part {
-    /// Running sums of (weight * x), and by shift what they come to if all weights had the greatest value.
+    /// Running sums of (weight * x), and by shift what they come to if all weights had the greatest
+    /// value.
     x: [f32; M_COLUMNS],
     x_all: [f32; 2],
-    /// By shift: what the sum of (weight * value * value) has from all weights and those below the first boundary, and
-    /// from those below the second.
+    /// By shift: what the sum of (weight * value * value) has from all weights and those below the
+    /// first boundary, and from those below the second.
     w_first: [[f32; M_COLUMNS]; 2],
     w_last: [[f32; M_COLUMNS]; 2],
 }
@@ -254,7 +302,11 @@ impl Search<M_SUB, 2, 4> for TwoShifts {
             for (shift, v) in [PLUS, MINUS].iter().enumerate() {
                 part.x_all[shift] = x[M_SUB] * v[2];
                 let w_all = w[M_SUB] * v[2] * v[2];
-                for ((first, last), w) in part.w_first[shift].iter_mut().zip(&mut part.w_last[shift]).zip(&w) {
+                for ((first, last), w) in part.w_first[shift]
+                    .iter_mut()
+                    .zip(&mut part.w_last[shift])
+                    .zip(&w)
+                {
                     *first = w_all + w * (v[0] * v[0] - v[1] * v[1]);
                     *last = w * (v[1] * v[1] - v[2] * v[2]);
                 }
@@ -271,7 +323,8 @@ impl Search<M_SUB, 2, 4> for TwoShifts {
             let below = simd.splat(parts.x[first]) + lanes(simd, &parts.x, last);
             for shift in 0..2 {
                 x[half][shift] = simd.splat(parts.x_all[shift]) - below;
-                w[half][shift] = simd.splat(parts.w_first[shift][first]) + lanes(simd, &parts.w_last[shift], last);
+                w[half][shift] = simd.splat(parts.w_first[shift][first])
+                    + lanes(simd, &parts.w_last[shift], last);
             }
         }
         let ([x0, x1], [w0, w1]) = (x, w);
@@ -293,7 +346,12 @@ impl Block<BLOCK> for BlockIq1M {
     const TYPE: GgmlType = GgmlType::IQ1_M;
 
     #[inline(always)]
-    fn quantize_row<S: Simd>(simd: S, weights: &[[f32; BLOCK]], importance: Option<&[[f32; BLOCK]]>, row: &mut [Self]) {
+    fn quantize_row<S: Simd>(
+        simd: S,
+        weights: &[[f32; BLOCK]],
+        importance: Option<&[[f32; BLOCK]]>,
+        row: &mut [Self],
+    ) {
         let map = BOOK.map();
         for (i, (x, block)) in weights.iter().zip(row).enumerate() {
             let errors = error_weights(x, importance.map(|w| &w[i]), sum_of_squares(x));
@@ -302,7 +360,9 @@ impl Block<BLOCK> for BlockIq1M {
             block.points = bytemuck::cast(fit.points.map(|points| points.map(|p| p as u8)));
             block.halves = fit.points.map(|[p0, p1]| (p0 >> 8 | p1 >> 8 << 4) as u8);
             // Codes and shifts stay zero with the block scale.
-            let Some((step, codes)) = grade(&fit.scales, LARGEST_SCALE, TOP_SCALE) else { continue };
+            let Some((step, codes)) = grade(&fit.scales, LARGEST_SCALE, TOP_SCALE) else {
+                continue;
+            };
             for (half, choice) in block.halves.iter_mut().zip(fit.choices) {
                 let down = |group| u8::from(TwoShifts::shifted_down(choice, group));
                 *half |= down(0) << 3 | down(1) << 7;
@@ -314,7 +374,8 @@ impl Block<BLOCK> for BlockIq1M {
             for (g, (x, errors)) in groups.enumerate() {
                 let (sub, group) = (g / 2, g % 2);
                 let minus = TwoShifts::shifted_down(fit.choices[sub], group);
-                let q = shifted(simd, fit.points[sub][group], minus) * simd.splat(f32::from(2 * codes[sub] + 1));
+                let q = shifted(simd, fit.points[sub][group], minus)
+                    * simd.splat(f32::from(2 * codes[sub] + 1));
                 let wq = simd.load(errors) * q;
                 let (x_terms, q_terms) = (simd.store(wq * simd.load(x)), simd.store(wq * q));
                 for i in 0..8 {
@@ -322,10 +383,17 @@ impl Block<BLOCK> for BlockIq1M {
                     qq += q_terms[i];
                 }
             }
-            let refitted = if qq > 0.0 && !step.is_nan() { qx / qq } else { step };
+            let refitted = if qq > 0.0 && !step.is_nan() {
+                qx / qq
+            } else {
+                step
+            };
             let d = Half::from_f32(refitted * M_CORRECTION).to_bits();
             for (i, word) in block.words.iter_mut().enumerate() {
-                let codes = codes[4 * i..][..4].iter().rev().fold(0, |word, &code| word << 3 | u16::from(code));
+                let codes = codes[4 * i..][..4]
+                    .iter()
+                    .rev()
+                    .fold(0, |word, &code| word << 3 | u16::from(code));
                 *word = (codes | (d >> (4 * i) & 0x0f) << 12).to_le_bytes();
             }
         }
@@ -334,7 +402,11 @@ impl Block<BLOCK> for BlockIq1M {
     #[inline(always)]
     fn dequantize<S: Simd>(&self, simd: S, weights: &mut [f32; BLOCK]) {
         let d = self.d().to_f32();
-        let subs = weights.as_chunks_mut::<M_SUB>().0.iter_mut().zip(self.points.as_chunks::<2>().0);
+        let subs = weights
+            .as_chunks_mut::<M_SUB>()
+            .0
+            .iter_mut()
+            .zip(self.points.as_chunks::<2>().0);
         for (i, ((out, points), &halves)) in subs.zip(&self.halves).enumerate() {
             let code = u16::from_le_bytes(self.words[i / 4]) >> (3 * (i % 4)) & 7;
             let scale = simd.splat(d * f32::from(2 * code + 1));
@@ -360,7 +432,8 @@ impl Pointed for BlockIq1M {
     }
 
     fn scale(&self, sub: usize) -> f32 {
-        self.d().to_f32() * f32::from(2 * (u16::from_le_bytes(self.words[sub / 4]) >> (3 * (sub % 4)) & 7) + 1)
+        self.d().to_f32()
+            * f32::from(2 * (u16::from_le_bytes(self.words[sub / 4]) >> (3 * (sub % 4)) & 7) + 1)
     }
 
     fn nudge(&mut self, sub: usize, [scale, _]: [i8; 2]) {

@@ -30,11 +30,26 @@ static XS: Lattice<8, 512> = Lattice::new(include_bytes!("data/iq2_xs.hex"), 2, 
 static S: Lattice<8, 1024> = Lattice::new(include_bytes!("data/iq2_s.hex"), 1, VALUES);
 
 /// ggml's search range for IQ2_XXS.
-const XXS_PLAN: Plan = Plan { stride: 0.1, least: 1.0e-15, resnap: Resnap::Always, signs: Signs::Even };
+const XXS_PLAN: Plan = Plan {
+    stride: 0.1,
+    least: 1.0e-15,
+    resnap: Resnap::Always,
+    signs: Signs::Even,
+};
 /// ggml's search range for IQ2_XS.
-const XS_PLAN: Plan = Plan { stride: 0.1, least: 1.0e-15, resnap: Resnap::Strays, signs: Signs::Even };
+const XS_PLAN: Plan = Plan {
+    stride: 0.1,
+    least: 1.0e-15,
+    resnap: Resnap::Strays,
+    signs: Signs::Even,
+};
 /// ggml's search range for IQ2_S.
-const S_PLAN: Plan = Plan { stride: 0.1, least: 1.0e-8, resnap: Resnap::Strays, signs: Signs::Free };
+const S_PLAN: Plan = Plan {
+    stride: 0.1,
+    least: 1.0e-8,
+    resnap: Resnap::Strays,
+    signs: Signs::Free,
+};
 
 /// The largest scale of a block is stored as this many steps.
 const LARGEST_SCALE: f32 = 31.0;
@@ -98,16 +113,28 @@ impl Block<BLOCK> for BlockIq2Xxs {
     const NEEDS_IMPORTANCE: bool = true;
 
     #[inline(always)]
-    fn quantize_row<V: Simd>(simd: V, weights: &[[f32; BLOCK]], importance: Option<&[[f32; BLOCK]]>, row: &mut [Self]) {
+    fn quantize_row<V: Simd>(
+        simd: V,
+        weights: &[[f32; BLOCK]],
+        importance: Option<&[[f32; BLOCK]]>,
+        row: &mut [Self],
+    ) {
         let importance = importance.expect("IQ2_XXS needs importance weights");
         for (i, x, sum_of_squares) in with_squares(simd, weights) {
             let block = &mut row[i];
             let variance = sum_of_squares / BLOCK as f32;
             let errors = weigh(x, &importance[i], variance);
-            let fit: Fit<4, XXS_SUBS> =
-                XXS.fit::<V, 32, 4, XXS_CANDIDATES, XXS_SUBS>(simd, &XXS_PLAN, x, &errors, from_plain_levels);
+            let fit: Fit<4, XXS_SUBS> = XXS.fit::<V, 32, 4, XXS_CANDIDATES, XXS_SUBS>(
+                simd,
+                &XXS_PLAN,
+                x,
+                &errors,
+                from_plain_levels,
+            );
             *block = bytemuck::Zeroable::zeroed();
-            let Some((step, codes)) = grade(&fit.scales, LARGEST_SCALE, TOP_SCALE) else { continue };
+            let Some((step, codes)) = grade(&fit.scales, LARGEST_SCALE, TOP_SCALE) else {
+                continue;
+            };
             block.d = Half::from_f32(step);
             let signs = fit.signs.as_chunks::<4>().0;
             for (i, group) in block.groups.iter_mut().enumerate() {
@@ -123,7 +150,13 @@ impl Block<BLOCK> for BlockIq2Xxs {
         for (out, group) in weights.as_chunks_mut::<32>().0.iter_mut().zip(&self.groups) {
             let word = u32::from_le_bytes(group.word);
             let scale = scale_of(d, (word >> 28) as u8);
-            for (i, (out, &point)) in out.as_chunks_mut::<8>().0.iter_mut().zip(&group.points).enumerate() {
+            for (i, (out, &point)) in out
+                .as_chunks_mut::<8>()
+                .0
+                .iter_mut()
+                .zip(&group.points)
+                .enumerate()
+            {
                 let signs = complete((word >> (7 * i)) as u8 & EVEN_MASK);
                 *out = signed(simd, scale, &XXS.values[usize::from(point)], signs);
             }
@@ -155,7 +188,10 @@ impl Pointed for BlockIq2Xxs {
     fn set_choices(&mut self, choices: &[Choice; POINTS]) {
         for (group, choices) in self.groups.iter_mut().zip(choices.as_chunks::<4>().0) {
             group.points = choices.map(|choice| choice.points[0] as u8);
-            group.word = signs_and_code(choices.map(|choice| choice.signs & EVEN_MASK), group.word[3] >> 4);
+            group.word = signs_and_code(
+                choices.map(|choice| choice.signs & EVEN_MASK),
+                group.word[3] >> 4,
+            );
         }
     }
 }
@@ -165,7 +201,12 @@ const PLAIN_TOP: i32 = LEVELS as i32 + 1;
 
 /// The start of IQ2_XXS: the scale of the best fit with plain levels 0 to 4, and three times that.
 #[inline(always)]
-fn from_plain_levels<V: Simd>(simd: V, x: &[V::F32; 32], weights: &[V::F32; 32], _: V::F32) -> (V::F32, V::F32) {
+fn from_plain_levels<V: Simd>(
+    simd: V,
+    x: &[V::F32; 32],
+    weights: &[V::F32; 32],
+    _: V::F32,
+) -> (V::F32, V::F32) {
     let [scale] = unsigned::<V, 32, 1, PLAIN_TOP>(simd, &[*x], &[*weights]).scales;
     (scale, scale * simd.splat(LEVELS as f32))
 }
@@ -193,19 +234,36 @@ impl Block<BLOCK> for BlockIq2Xs {
     const NEEDS_IMPORTANCE: bool = true;
 
     #[inline(always)]
-    fn quantize_row<V: Simd>(simd: V, weights: &[[f32; BLOCK]], importance: Option<&[[f32; BLOCK]]>, row: &mut [Self]) {
+    fn quantize_row<V: Simd>(
+        simd: V,
+        weights: &[[f32; BLOCK]],
+        importance: Option<&[[f32; BLOCK]]>,
+        row: &mut [Self],
+    ) {
         let importance = importance.expect("IQ2_XS needs importance weights");
         for (i, x, sum_of_squares) in with_squares(simd, weights) {
             let block = &mut row[i];
             let variance = sum_of_squares / BLOCK as f32;
             let errors = weigh(x, &importance[i], variance);
-            let fit: Fit<2, SUBS> =
-                XS.fit::<V, 16, 2, CANDIDATES, SUBS>(simd, &XS_PLAN, x, &errors, from_largest::<V, 16, LEVELS>);
+            let fit: Fit<2, SUBS> = XS.fit::<V, 16, 2, CANDIDATES, SUBS>(
+                simd,
+                &XS_PLAN,
+                x,
+                &errors,
+                from_largest::<V, 16, LEVELS>,
+            );
             *block = bytemuck::Zeroable::zeroed();
-            let Some((step, codes)) = grade(&fit.scales, LARGEST_SCALE, TOP_SCALE) else { continue };
+            let Some((step, codes)) = grade(&fit.scales, LARGEST_SCALE, TOP_SCALE) else {
+                continue;
+            };
             block.d = Half::from_f32(step);
             block.codes = pack_codes(codes);
-            for ((q, point), signs) in block.points_and_signs.iter_mut().zip(fit.points.as_flattened()).zip(fit.signs) {
+            for ((q, point), signs) in block
+                .points_and_signs
+                .iter_mut()
+                .zip(fit.points.as_flattened())
+                .zip(fit.signs)
+            {
                 *q = (point | u16::from(signs) << 9).to_le_bytes();
             }
         }
@@ -214,12 +272,21 @@ impl Block<BLOCK> for BlockIq2Xs {
     #[inline(always)]
     fn dequantize<V: Simd>(&self, simd: V, weights: &mut [f32; BLOCK]) {
         let d = self.d.to_f32();
-        let groups = weights.as_chunks_mut::<16>().0.iter_mut().zip(self.points_and_signs.as_chunks::<2>().0);
+        let groups = weights
+            .as_chunks_mut::<16>()
+            .0
+            .iter_mut()
+            .zip(self.points_and_signs.as_chunks::<2>().0);
         for (i, (out, pairs)) in groups.enumerate() {
             let scale = scale_of(d, code_at(&self.codes, i));
             for (out, &q) in out.as_chunks_mut().0.iter_mut().zip(pairs) {
                 let q = u16::from_le_bytes(q);
-                *out = signed(simd, scale, &XS.values[usize::from(q & 0x1ff)], complete((q >> 9) as u8));
+                *out = signed(
+                    simd,
+                    scale,
+                    &XS.values[usize::from(q & 0x1ff)],
+                    complete((q >> 9) as u8),
+                );
             }
         }
     }
@@ -279,7 +346,12 @@ impl Block<BLOCK> for BlockIq2S {
     const TYPE: GgmlType = GgmlType::IQ2_S;
 
     #[inline(always)]
-    fn quantize_row<V: Simd>(simd: V, weights: &[[f32; BLOCK]], importance: Option<&[[f32; BLOCK]]>, row: &mut [Self]) {
+    fn quantize_row<V: Simd>(
+        simd: V,
+        weights: &[[f32; BLOCK]],
+        importance: Option<&[[f32; BLOCK]]>,
+        row: &mut [Self],
+    ) {
         for (i, x, sum_of_squares) in with_squares(simd, weights) {
             let block = &mut row[i];
             let variance = 2.0 * sum_of_squares / BLOCK as f32;
@@ -287,15 +359,22 @@ impl Block<BLOCK> for BlockIq2S {
                 Some(importance) => weigh(x, &importance[i], variance),
                 None => x.map(|v| S_VARIANCE_SHARE * variance + v * v),
             };
-            let fit: Fit<2, SUBS> =
-                S.fit::<V, 16, 2, CANDIDATES, SUBS>(simd, &S_PLAN, x, &errors, from_largest::<V, 16, LEVELS>);
+            let fit: Fit<2, SUBS> = S.fit::<V, 16, 2, CANDIDATES, SUBS>(
+                simd,
+                &S_PLAN,
+                x,
+                &errors,
+                from_largest::<V, 16, LEVELS>,
+            );
             *block = bytemuck::Zeroable::zeroed();
             block.signs = fit.signs;
             for (i, point) in fit.points.as_flattened().iter().enumerate() {
                 block.points[i] = *point as u8;
                 block.high_bits[i / 4] |= ((point >> 8) as u8) << (2 * (i % 4));
             }
-            let Some((step, codes)) = grade(&fit.scales, LARGEST_SCALE, TOP_SCALE) else { continue };
+            let Some((step, codes)) = grade(&fit.scales, LARGEST_SCALE, TOP_SCALE) else {
+                continue;
+            };
             block.d = Half::from_f32(step * S_CORRECTION);
             block.codes = pack_codes(codes);
         }
@@ -309,7 +388,12 @@ impl Block<BLOCK> for BlockIq2S {
             let high_bits = u16::from(self.high_bits[i / 2] >> (4 * (i % 2)));
             for (g, out) in out.as_chunks_mut().0.iter_mut().enumerate() {
                 let point = u16::from(self.points[2 * i + g]) | (high_bits >> (2 * g) & 0x03) << 8;
-                *out = signed(simd, scale, &S.values[usize::from(point)], self.signs[2 * i + g]);
+                *out = signed(
+                    simd,
+                    scale,
+                    &S.values[usize::from(point)],
+                    self.signs[2 * i + g],
+                );
             }
         }
     }

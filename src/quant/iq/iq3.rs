@@ -19,10 +19,16 @@ const SUBS: usize = BLOCK / SUB;
 const LEVELS: usize = 8;
 
 /// The values of IQ3_XXS. They are near multiples of eight, but the outermost lies farther out.
-static XXS: Lattice<4, 256> =
-    Lattice::new(include_bytes!("data/iq3_xxs.hex"), 2, [4.0, 12.0, 20.0, 28.0, 36.0, 44.0, 52.0, 62.0]);
-static S: Lattice<4, 512> =
-    Lattice::new(include_bytes!("data/iq3_s.hex"), 3, [1.0, 3.0, 5.0, 7.0, 9.0, 11.0, 13.0, 15.0]);
+static XXS: Lattice<4, 256> = Lattice::new(
+    include_bytes!("data/iq3_xxs.hex"),
+    2,
+    [4.0, 12.0, 20.0, 28.0, 36.0, 44.0, 52.0, 62.0],
+);
+static S: Lattice<4, 512> = Lattice::new(
+    include_bytes!("data/iq3_s.hex"),
+    3,
+    [1.0, 3.0, 5.0, 7.0, 9.0, 11.0, 13.0, 15.0],
+);
 
 /// Candidates for a scale in IQ3_XXS: fifteen on either side.
 const XXS_CANDIDATES: usize = 31;
@@ -30,10 +36,19 @@ const XXS_CANDIDATES: usize = 31;
 const S_CANDIDATES: usize = 19;
 
 /// ggml's search range for IQ3_XXS.
-const XXS_PLAN: Plan = Plan { stride: 0.2, least: 1.0e-8, resnap: Resnap::Strays, signs: Signs::Even };
+const XXS_PLAN: Plan = Plan {
+    stride: 0.2,
+    least: 1.0e-8,
+    resnap: Resnap::Strays,
+    signs: Signs::Even,
+};
 /// ggml's search range for IQ3_S, where only zeros are taken for zero.
-const S_PLAN: Plan =
-    Plan { stride: 0.2, least: f32::from_bits(1), resnap: Resnap::AllIfAnyStrayed, signs: Signs::Free };
+const S_PLAN: Plan = Plan {
+    stride: 0.2,
+    least: f32::from_bits(1),
+    resnap: Resnap::AllIfAnyStrayed,
+    signs: Signs::Free,
+};
 
 /// The largest scale of a block is stored as this many steps.
 const LARGEST_SCALE: f32 = 31.0;
@@ -74,7 +89,12 @@ impl Block<BLOCK> for BlockIq3Xxs {
     const TYPE: GgmlType = GgmlType::IQ3_XXS;
 
     #[inline(always)]
-    fn quantize_row<V: Simd>(simd: V, weights: &[[f32; BLOCK]], importance: Option<&[[f32; BLOCK]]>, row: &mut [Self]) {
+    fn quantize_row<V: Simd>(
+        simd: V,
+        weights: &[[f32; BLOCK]],
+        importance: Option<&[[f32; BLOCK]]>,
+        row: &mut [Self],
+    ) {
         for (i, x, sum_of_squares) in with_squares(simd, weights) {
             let block = &mut row[i];
             let errors = error_weights(x, importance.map(|w| &w[i]), sum_of_squares);
@@ -86,10 +106,17 @@ impl Block<BLOCK> for BlockIq3Xxs {
                 from_largest::<V, SUB, LEVELS>,
             );
             *block = bytemuck::Zeroable::zeroed();
-            let Some((step, codes)) = grade(&fit.scales, LARGEST_SCALE, TOP_SCALE) else { continue };
+            let Some((step, codes)) = grade(&fit.scales, LARGEST_SCALE, TOP_SCALE) else {
+                continue;
+            };
             block.d = Half::from_f32(step * XXS_CORRECTION);
             block.points = fit.points.map(|points| points.map(|p| p as u8));
-            for ((word, signs), code) in block.words.iter_mut().zip(fit.signs.as_chunks::<4>().0).zip(codes) {
+            for ((word, signs), code) in block
+                .words
+                .iter_mut()
+                .zip(fit.signs.as_chunks::<4>().0)
+                .zip(codes)
+            {
                 *word = signs_and_code(*signs, code);
             }
         }
@@ -98,13 +125,24 @@ impl Block<BLOCK> for BlockIq3Xxs {
     #[inline(always)]
     fn dequantize<V: Simd>(&self, simd: V, weights: &mut [f32; BLOCK]) {
         let d = self.d.to_f32();
-        for ((out, points), word) in weights.as_chunks_mut::<SUB>().0.iter_mut().zip(&self.points).zip(&self.words) {
+        for ((out, points), word) in weights
+            .as_chunks_mut::<SUB>()
+            .0
+            .iter_mut()
+            .zip(&self.points)
+            .zip(&self.words)
+        {
             let word = u32::from_le_bytes(*word);
             let scale = d * (0.5 + (word >> 28) as f32) * 0.5;
             for (g, out) in out.as_chunks_mut().0.iter_mut().enumerate() {
                 let signs = complete((word >> (7 * g)) as u8 & EVEN_MASK);
                 let [p0, p1] = [points[2 * g], points[2 * g + 1]].map(usize::from);
-                *out = signed(simd, scale, &side_by_side(&XXS.values[p0], &XXS.values[p1]), signs);
+                *out = signed(
+                    simd,
+                    scale,
+                    &side_by_side(&XXS.values[p0], &XXS.values[p1]),
+                    signs,
+                );
             }
         }
     }
@@ -134,7 +172,10 @@ impl Pointed for BlockIq3Xxs {
     fn set_choices(&mut self, choices: &[Choice; BLOCK / 8]) {
         for (i, choices) in choices.as_chunks::<4>().0.iter().enumerate() {
             self.points[i] = bytemuck::cast(choices.map(|choice| choice.points.map(|p| p as u8)));
-            self.words[i] = signs_and_code(choices.map(|choice| choice.signs & EVEN_MASK), self.words[i][3] >> 4);
+            self.words[i] = signs_and_code(
+                choices.map(|choice| choice.signs & EVEN_MASK),
+                self.words[i][3] >> 4,
+            );
         }
     }
 }
@@ -164,22 +205,39 @@ impl Block<BLOCK> for BlockIq3S {
     const TYPE: GgmlType = GgmlType::IQ3_S;
 
     #[inline(always)]
-    fn quantize_row<V: Simd>(simd: V, weights: &[[f32; BLOCK]], importance: Option<&[[f32; BLOCK]]>, row: &mut [Self]) {
+    fn quantize_row<V: Simd>(
+        simd: V,
+        weights: &[[f32; BLOCK]],
+        importance: Option<&[[f32; BLOCK]]>,
+        row: &mut [Self],
+    ) {
         for (i, x, sum_of_squares) in with_squares(simd, weights) {
             let block = &mut row[i];
             let errors = error_weights(x, importance.map(|w| &w[i]), sum_of_squares);
-            let fit: Fit<POINTS, SUBS> =
-                S.fit::<V, SUB, POINTS, S_CANDIDATES, SUBS>(simd, &S_PLAN, x, &errors, from_largest::<V, SUB, LEVELS>);
+            let fit: Fit<POINTS, SUBS> = S.fit::<V, SUB, POINTS, S_CANDIDATES, SUBS>(
+                simd,
+                &S_PLAN,
+                x,
+                &errors,
+                from_largest::<V, SUB, LEVELS>,
+            );
             *block = bytemuck::Zeroable::zeroed();
-            block.ninth_bits =
-                fit.points.map(|points| points.iter().rev().fold(0, |bits, p| bits << 1 | (p >> 8) as u8));
-            // ggml does not leave room for the points and signs of a sub-block of zeros: those behind it move up,
-            // although their ninth bits and scales stay, and so come back as other weights. The bytes are what counts.
+            block.ninth_bits = fit.points.map(|points| {
+                points
+                    .iter()
+                    .rev()
+                    .fold(0, |bits, p| bits << 1 | (p >> 8) as u8)
+            });
+            // ggml does not leave room for the points and signs of a sub-block of zeros: those
+            // behind it move up, although their ninth bits and scales stay, and so come back as
+            // other weights. The bytes are what counts.
             for (place, i) in (0..SUBS).filter(|&i| !fit.empty[i]).enumerate() {
                 block.points[place] = fit.points[i].map(|p| p as u8);
                 block.signs[place] = fit.signs.as_chunks().0[i];
             }
-            let Some((step, codes)) = grade(&fit.scales, LARGEST_SCALE, TOP_SCALE) else { continue };
+            let Some((step, codes)) = grade(&fit.scales, LARGEST_SCALE, TOP_SCALE) else {
+                continue;
+            };
             block.d = Half::from_f32(step * S_CORRECTION);
             block.codes = std::array::from_fn(|i| codes[2 * i] | codes[2 * i + 1] << 4);
         }
@@ -193,9 +251,16 @@ impl Block<BLOCK> for BlockIq3S {
             let scale = d * f32::from(1 + 2 * code);
             let ninth_bits = u16::from(self.ninth_bits[i]);
             for (g, out) in out.as_chunks_mut().0.iter_mut().enumerate() {
-                let point = |p: usize| usize::from(u16::from(self.points[i][p]) | (ninth_bits >> p & 1) << 8);
+                let point = |p: usize| {
+                    usize::from(u16::from(self.points[i][p]) | (ninth_bits >> p & 1) << 8)
+                };
                 let (p0, p1) = (point(2 * g), point(2 * g + 1));
-                *out = signed(simd, scale, &side_by_side(&S.values[p0], &S.values[p1]), self.signs[i][g]);
+                *out = signed(
+                    simd,
+                    scale,
+                    &side_by_side(&S.values[p0], &S.values[p1]),
+                    self.signs[i][g],
+                );
             }
         }
     }
@@ -225,7 +290,10 @@ impl Pointed for BlockIq3S {
         for (i, choices) in choices.as_chunks::<4>().0.iter().enumerate() {
             let points: [u16; POINTS] = bytemuck::cast(choices.map(|choice| choice.points));
             self.points[i] = points.map(|p| p as u8);
-            self.ninth_bits[i] = points.iter().rev().fold(0, |bits, p| bits << 1 | (p >> 8) as u8);
+            self.ninth_bits[i] = points
+                .iter()
+                .rev()
+                .fold(0, |bits, p| bits << 1 | (p >> 8) as u8);
             self.signs[i] = choices.map(|choice| choice.signs);
         }
     }

@@ -1,7 +1,7 @@
 //! The search that the 2-bit and 3-bit codebook types share.
 //!
-//! A sub-block has one scale, and its magnitudes (in groups of `D`) are odd multiples of it that must lie in a
-//! codebook:
+//! A sub-block has one scale, and its magnitudes (in groups of `D`) are odd multiples of it that
+//! must lie in a codebook:
 //!
 //! ```text
 //! for each candidate 1/scale around the one that takes the largest magnitude to the top level:
@@ -41,11 +41,17 @@ pub(super) struct Lattice<const D: usize, const N: usize> {
 const ODD: [f32; 8] = [1.0, 3.0, 5.0, 7.0, 9.0, 11.0, 13.0, 15.0];
 
 impl<const D: usize, const N: usize> Lattice<D, N> {
-    /// A lattice of `K` levels that stand for `values`; `hex` is the data file; `shells` as in [`Codebook::new`].
+    /// A lattice of `K` levels that stand for `values`; `hex` is the data file; `shells` as in
+    /// [`Codebook::new`].
     pub(super) const fn new<const K: usize>(hex: &[u8], shells: usize, values: [f32; K]) -> Self {
         let levels = read_points(hex, K as u8);
         let book = Codebook::new(levels, K as u8, shells);
-        Lattice { book, values: spelled(&levels, values), eights: OnceLock::new(), fours: OnceLock::new() }
+        Lattice {
+            book,
+            values: spelled(&levels, values),
+            eights: OnceLock::new(),
+            fours: OnceLock::new(),
+        }
     }
 }
 
@@ -68,7 +74,8 @@ impl<const N: usize> Lattice<4, N> {
 pub(super) enum Resnap {
     /// All groups, always.
     Always,
-    /// All groups, if any had left the lattice point that it was rounded to, or no candidate was accepted.
+    /// All groups, if any had left the lattice point that it was rounded to, or no candidate was
+    /// accepted.
     AllIfAnyStrayed,
     /// Those that had left the lattice point that they were rounded to.
     Strays,
@@ -114,9 +121,9 @@ const STRAYED: i32 = i32::MIN;
 impl<const D: usize, const N: usize> Lattice<D, N> {
     /// Searches a block of `B` sub-blocks of `L` = `G * D` weights, with `C` candidates for each.
     ///
-    /// `start` takes magnitudes and weights of eight sub-blocks, by position, and the largest magnitudes. It gives the
-    /// scale to begin with and the magnitude that the middle candidate takes to the top level; where that is not
-    /// positive, the sub-block is taken for zero.
+    /// `start` takes magnitudes and weights of eight sub-blocks, by position, and the largest
+    /// magnitudes. It gives the scale to begin with and the magnitude that the middle candidate
+    /// takes to the top level; where that is not positive, the sub-block is taken for zero.
     #[inline(always)]
     pub(super) fn fit<S: Simd, const L: usize, const G: usize, const C: usize, const B: usize>(
         &self,
@@ -126,8 +133,21 @@ impl<const D: usize, const N: usize> Lattice<D, N> {
         weights: &[f32; BLOCK],
         start: impl Fn(S, &[S::F32; L], &[S::F32; L], S::F32) -> (S::F32, S::F32),
     ) -> Fit<G, B> {
-        const { assert!(G * D == L && L * B == BLOCK && L.is_multiple_of(8) && B.is_multiple_of(LANES) && C % 2 == 1) };
-        let mut fit = Fit { scales: [0.0; B], points: [[0; G]; B], empty: [false; B], signs: [0; 32] };
+        const {
+            assert!(
+                G * D == L
+                    && L * B == BLOCK
+                    && L.is_multiple_of(8)
+                    && B.is_multiple_of(LANES)
+                    && C % 2 == 1
+            )
+        };
+        let mut fit = Fit {
+            scales: [0.0; B],
+            points: [[0; G]; B],
+            empty: [false; B],
+            signs: [0; 32],
+        };
         let batches = x.as_chunks::<L>().0.as_chunks::<LANES>().0.iter();
         let batches = batches.zip(weights.as_chunks::<L>().0.as_chunks::<LANES>().0);
         for (batch, (x, weights)) in batches.enumerate() {
@@ -135,13 +155,22 @@ impl<const D: usize, const N: usize> Lattice<D, N> {
             let mut magnitudes = simd.gather(x.each_ref());
             // By group of eight and lane.
             let mut signs = [[0; LANES]; 4];
-            let eights = magnitudes.as_chunks_mut::<8>().0.iter_mut().zip(weights.as_chunks::<8>().0);
+            let eights = magnitudes
+                .as_chunks_mut::<8>()
+                .0
+                .iter_mut()
+                .zip(weights.as_chunks::<8>().0);
             for ((magnitudes, weights), signs) in eights.zip(&mut signs) {
                 *signs = simd.store_u8(plan.signs.split(simd, magnitudes, weights));
             }
-            let largest = magnitudes[1..].iter().fold(magnitudes[0], |largest, &v| simd.max(largest, v));
+            let largest = magnitudes[1..]
+                .iter()
+                .fold(magnitudes[0], |largest, &v| simd.max(largest, v));
             let (scale, extreme) = start(simd, &magnitudes, &weights, largest);
-            let vanishes = simd.either(simd.lt(largest, simd.splat(plan.least)), simd.le(extreme, simd.splat(0.0)));
+            let vanishes = simd.either(
+                simd.lt(largest, simd.splat(plan.least)),
+                simd.le(extreme, simd.splat(0.0)),
+            );
             let empty = simd.mask_bits(vanishes);
 
             let subs = Subs {
@@ -161,15 +190,19 @@ impl<const D: usize, const N: usize> Lattice<D, N> {
                 fit.scales[i] = if turned { -scales[lane] } else { scales[lane] };
                 fit.points[i] = points.map(|numbers| numbers[lane] as u16);
                 for (to, from) in fit.signs[i * (L / 8)..][..L / 8].iter_mut().zip(&signs) {
-                    *to = if turned { plan.signs.flipped(from[lane]) } else { from[lane] };
+                    *to = if turned {
+                        plan.signs.flipped(from[lane])
+                    } else {
+                        from[lane]
+                    };
                 }
             }
         }
         fit
     }
 
-    /// The best scales of eight sub-blocks (negative if all signs should be turned) and the points of their groups.
-    /// NaN where a group has no nearest point.
+    /// The best scales of eight sub-blocks (negative if all signs should be turned) and the points
+    /// of their groups. NaN where a group has no nearest point.
     #[inline(always)]
     fn search<S: Simd, const L: usize, const G: usize, const C: usize>(
         &self,
@@ -220,7 +253,12 @@ impl<const D: usize, const N: usize> Lattice<D, N> {
         }
 
         // Without a candidate, the first point of the book.
-        let unchosen = first | if plan.resnap == Resnap::Strays { 0 } else { STRAYED };
+        let unchosen = first
+            | if plan.resnap == Resnap::Strays {
+                0
+            } else {
+                STRAYED
+            };
         let chosen = simd.store_i32(chosen);
         let mut points: Points<G> = [[unchosen; LANES]; G];
         let mut refitted = [0.0; LANES];
@@ -236,13 +274,20 @@ impl<const D: usize, const N: usize> Lattice<D, N> {
                     point[lane] = trial[lane];
                 }
             }
-            let wanted = plan.resnap == Resnap::Always || points.iter().any(|points| points[lane] & STRAYED != 0);
+            let wanted = plan.resnap == Resnap::Always
+                || points.iter().any(|points| points[lane] & STRAYED != 0);
             if wanted && last_scales[lane] > 0.0 {
                 refitted[lane] = 1.0;
                 for g in 0..G {
                     if plan.resnap != Resnap::Strays || points[g][lane] & STRAYED != 0 {
                         let group = Group::new(simd, subs, g, lane, D);
-                        let point = self.snap(simd, map, places[g][lane], &group, simd.splat(last_scales[lane]) * odd);
+                        let point = self.snap(
+                            simd,
+                            map,
+                            places[g][lane],
+                            &group,
+                            simd.splat(last_scales[lane]) * odd,
+                        );
                         lost |= u8::from(point.is_none()) << lane;
                         points[g][lane] = point.unwrap_or(first);
                     }
@@ -263,11 +308,18 @@ impl<const D: usize, const N: usize> Lattice<D, N> {
         (scales, points)
     }
 
-    /// Where in the lattice group `g` of each sub-block is rounded to: levels as digits, the first one lowest.
+    /// Where in the lattice group `g` of each sub-block is rounded to: levels as digits, the first
+    /// one lowest.
     #[inline(always)]
-    fn places<S: Simd, const L: usize>(&self, simd: S, subs: &Subs<L>, g: usize, inverse: S::F32) -> [i32; LANES] {
-        /// Where [`nearest_int`](crate::quant::num::nearest_int) adds 1.5 * 2^23 to a half, twice as much added to
-        /// twice as much leaves the same mantissa: the integer plus 2^22.
+    fn places<S: Simd, const L: usize>(
+        &self,
+        simd: S,
+        subs: &Subs<L>,
+        g: usize,
+        inverse: S::F32,
+    ) -> [i32; LANES] {
+        /// Where [`nearest_int`](crate::quant::num::nearest_int) adds 1.5 * 2^23 to a half, twice
+        /// as much added to twice as much leaves the same mantissa: the integer plus 2^22.
         const MAGIC: f32 = 2.0 * 12_582_912.0;
         const MANTISSA: i32 = 0x007f_ffff;
         const ZERO: i32 = 0x0040_0000;
@@ -276,8 +328,14 @@ impl<const D: usize, const N: usize> Lattice<D, N> {
         let mut excess = 0i32;
         for x in subs.magnitudes[g * D..][..D].iter().rev() {
             let twice = inverse * simd.load(x) - simd.splat(1.0);
-            let nearest = simd.and(simd.bits(twice + simd.splat(MAGIC)), simd.splat_i32(MANTISSA));
-            let level = simd.min_i32(simd.max_i32(nearest, simd.splat_i32(ZERO)), simd.splat_i32(ZERO + base - 1));
+            let nearest = simd.and(
+                simd.bits(twice + simd.splat(MAGIC)),
+                simd.splat_i32(MANTISSA),
+            );
+            let level = simd.min_i32(
+                simd.max_i32(nearest, simd.splat_i32(ZERO)),
+                simd.splat_i32(ZERO + base - 1),
+            );
             place = times(simd, place, base) + level;
             excess = excess.wrapping_mul(base).wrapping_add(ZERO);
         }
@@ -292,24 +350,38 @@ impl<const D: usize, const N: usize> Lattice<D, N> {
         let mut place = simd.splat_i32(0);
         for i in (0..D).rev() {
             // Fields of positions of up to four levels have two bits.
-            let level = simd.and(field(simd, points, i), simd.splat_i32(if D == TABLES { 7 } else { 3 }));
+            let level = simd.and(
+                field(simd, points, i),
+                simd.splat_i32(if D == TABLES { 7 } else { 3 }),
+            );
             place = times(simd, place, base) + level;
         }
-        simd.store_i32(place).map(|place| match map.at(place as usize) {
-            Place::Known(number) => number.into(),
-            Place::Among(_) => unreachable!("a point of the book is not in its map"),
-        })
+        simd.store_i32(place)
+            .map(|place| match map.at(place as usize) {
+                Place::Known(number) => number.into(),
+                Place::Among(_) => unreachable!("a point of the book is not in its map"),
+            })
     }
 
-    /// The book's point for a group that was rounded to this place. `None` where no neighbour's distance is a number
-    /// that f32 can hold.
+    /// The book's point for a group that was rounded to this place. `None` where no neighbour's
+    /// distance is a number that f32 can hold.
     #[inline(always)]
-    fn snap<S: Simd>(&self, simd: S, map: &Map, place: i32, group: &Group<S>, levels: S::F32) -> Option<i32> {
+    fn snap<S: Simd>(
+        &self,
+        simd: S,
+        map: &Map,
+        place: i32,
+        group: &Group<S>,
+        levels: S::F32,
+    ) -> Option<i32> {
         match map.at(place as usize) {
             Place::Known(number) => Some(map.point(number)),
             Place::Among(list) => {
                 let mut tables = [levels; TABLES];
-                for (table, (&x, &root)) in tables.iter_mut().zip(group.magnitudes.iter().zip(&group.roots)) {
+                for (table, (&x, &root)) in tables
+                    .iter_mut()
+                    .zip(group.magnitudes.iter().zip(&group.roots))
+                {
                     let off = levels - x;
                     *table = root * off * off;
                 }
@@ -337,9 +409,18 @@ struct Group<S: Simd> {
 impl<S: Simd> Group<S> {
     #[inline(always)]
     fn new<const L: usize>(simd: S, subs: &Subs<L>, g: usize, lane: usize, size: usize) -> Self {
-        let low = simd.lt(simd.load(&[0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0]), simd.splat(1.0));
-        let mut group = Group { magnitudes: [simd.splat(0.0); TABLES], roots: [simd.splat(0.0); TABLES] };
-        for (from, to) in [(&subs.magnitudes, &mut group.magnitudes), (&subs.roots, &mut group.roots)] {
+        let low = simd.lt(
+            simd.load(&[0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0]),
+            simd.splat(1.0),
+        );
+        let mut group = Group {
+            magnitudes: [simd.splat(0.0); TABLES],
+            roots: [simd.splat(0.0); TABLES],
+        };
+        for (from, to) in [
+            (&subs.magnitudes, &mut group.magnitudes),
+            (&subs.roots, &mut group.roots),
+        ] {
             for i in 0..TABLES {
                 to[i] = simd.splat(from[g * size + i][lane]);
                 if size > TABLES {
@@ -364,7 +445,8 @@ const fn odd_table<const D: usize>() -> [f32; LANES] {
     table
 }
 
-/// The weighted sums of (magnitude * level) and (level * level), whose quotient is the least-squares scale.
+/// The weighted sums of (magnitude * level) and (level * level), whose quotient is the
+/// least-squares scale.
 #[inline(always)]
 fn moments<S: Simd, const D: usize, const L: usize, const G: usize>(
     simd: S,

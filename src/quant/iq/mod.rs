@@ -1,7 +1,8 @@
-//! Codebook types: groups of four or eight weights share a number that names a point of a small codebook.
+//! Codebook types: groups of four or eight weights share a number that names a point of a small
+//! codebook.
 //!
-//! The quantizers all go the same way: weigh the errors, fit a scale and codebook points to every sub-block, store
-//! the scales as multiples of one f16, pack.
+//! The quantizers all go the same way: weigh the errors, fit a scale and codebook points to every
+//! sub-block, store the scales as multiples of one f16, pack.
 
 mod grid;
 mod iq1;
@@ -28,16 +29,20 @@ fn squares(x: &[f32; BLOCK]) -> [f32; BLOCK] {
 
 /// The weights of errors of the 3-bit types and IQ1_M; `sum_of_squares` is that of the block.
 #[inline(always)]
-fn error_weights(x: &[f32; BLOCK], importance: Option<&[f32; BLOCK]>, sum_of_squares: f32) -> [f32; BLOCK] {
+fn error_weights(
+    x: &[f32; BLOCK],
+    importance: Option<&[f32; BLOCK]>,
+    sum_of_squares: f32,
+) -> [f32; BLOCK] {
     match importance {
         Some(importance) => weigh(x, importance, 2.0 * sum_of_squares / BLOCK as f32),
         None => squares(x),
     }
 }
 
-/// Stores scales as odd multiples `2 * code + 1`, `code <= top`, of the returned step, the largest of them as `odd`.
-/// `None` if all scales are zero. A scale that is NaN (at which ggml gives up) makes the step NaN, so that the block
-/// shows its [`Fault`](super::Fault).
+/// Stores scales as odd multiples `2 * code + 1`, `code <= top`, of the returned step, the largest
+/// of them as `odd`. `None` if all scales are zero. A scale that is NaN (at which ggml gives up)
+/// makes the step NaN, so that the block shows its [`Fault`](super::Fault).
 fn grade<const B: usize>(scales: &[f32; B], odd: f32, top: u8) -> Option<(f32, [u8; B])> {
     let largest = scales.iter().fold(0.0, |largest, &s| max(largest, s));
     let invalid = scales.iter().any(|s| s.is_nan());
@@ -46,7 +51,10 @@ fn grade<const B: usize>(scales: &[f32; B], odd: f32, top: u8) -> Option<(f32, [
     }
     let step = if invalid { f32::NAN } else { largest / odd };
     let inverse = 1.0 / step;
-    Some((step, scales.map(|s| nearest_int(0.5 * (inverse * s - 1.0)).clamp(0, top.into()) as u8)))
+    Some((
+        step,
+        scales.map(|s| nearest_int(0.5 * (inverse * s - 1.0)).clamp(0, top.into()) as u8),
+    ))
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
-//! Signs of eight weights in a byte (bit i set: weight i is negative), or in seven bits where their parity is even.
+//! Signs of eight weights in a byte (bit i set: weight i is negative), or in seven bits where their
+//! parity is even.
 
 use crate::simd::Simd;
 
@@ -10,15 +11,21 @@ pub(super) const EVEN_MASK: u8 = 0x7f;
 pub(super) enum Signs {
     /// In eight bits.
     Free,
-    /// In seven bits; an odd number of minus signs cannot be told, so the cheapest weight gets the wrong sign.
+    /// In seven bits; an odd number of minus signs cannot be told, so the cheapest weight gets the
+    /// wrong sign.
     Even,
 }
 
 impl Signs {
-    /// Makes magnitudes of eight weights in each lane and returns their signs. The weight that got the wrong sign has
-    /// a negative magnitude.
+    /// Makes magnitudes of eight weights in each lane and returns their signs. The weight that got
+    /// the wrong sign has a negative magnitude.
     #[inline(always)]
-    pub(super) fn split<S: Simd>(self, simd: S, x: &mut [S::F32; 8], importance: &[S::F32; 8]) -> S::I32 {
+    pub(super) fn split<S: Simd>(
+        self,
+        simd: S,
+        x: &mut [S::F32; 8],
+        importance: &[S::F32; 8],
+    ) -> S::I32 {
         let (zero, none) = (simd.splat(0.0), simd.splat_i32(0));
         let bit = |i: usize| simd.splat_i32(1 << i);
         // The bit of the weight that it would cost least to turn, the first one of equals.
@@ -69,7 +76,10 @@ pub(super) fn complete(seven: u8) -> u8 {
 /// The little-endian word of 32 weights: four times seven signs, then a code of four bits.
 #[inline]
 pub(super) fn signs_and_code(signs: [u8; 4], code: u8) -> [u8; 4] {
-    let signs = signs.iter().rev().fold(0, |word, &s| word << 7 | u32::from(s));
+    let signs = signs
+        .iter()
+        .rev()
+        .fold(0, |word, &s| word << 7 | u32::from(s));
     (signs | u32::from(code) << 28).to_le_bytes()
 }
 

@@ -1,11 +1,13 @@
-//! What Q2_K, Q4_K and Q5_K share: super-blocks of `S` sub-blocks of `N` weights, each with a scale and an offset.
+//! What Q2_K, Q4_K and Q5_K share: super-blocks of `S` sub-blocks of `N` weights, each with a scale
+//! and an offset.
 
 use super::LEN;
 use crate::quant::num::{Half, nearest_int};
 use crate::quant::search::{self, Candidates, Measure, Origin, VECTORS, side_by_side};
 use crate::simd::{LANES, Simd};
 
-/// Super-blocks that are quantized together. The sub-blocks of a few of them are searched side by side.
+/// Super-blocks that are quantized together. The sub-blocks of a few of them are searched side by
+/// side.
 pub(super) const TOGETHER: usize = LANES;
 
 /// The scales and offsets of the sub-blocks of some super-blocks.
@@ -18,8 +20,8 @@ pub(super) struct Fits<const S: usize> {
     pub(super) origins: [[Origin; S]; TOGETHER],
 }
 
-/// Fits every sub-block of up to [`TOGETHER`] super-blocks. `weights` say what the error of each `x` counts, `measure`
-/// what an error counts.
+/// Fits every sub-block of up to [`TOGETHER`] super-blocks. `weights` say what the error of each
+/// `x` counts, `measure` what an error counts.
 #[inline(always)]
 pub(super) fn fit<I: Simd, const N: usize, const S: usize, const MAX: i32>(
     simd: I,
@@ -34,15 +36,25 @@ pub(super) fn fit<I: Simd, const N: usize, const S: usize, const MAX: i32>(
         totals: [[0.0; S]; TOGETHER],
         origins: [[Origin::default(); S]; TOGETHER],
     };
-    let (subs, weights) = (x.as_flattened().as_chunks::<N>().0, weights.as_flattened().as_chunks::<N>().0);
+    let (subs, weights) = (
+        x.as_flattened().as_chunks::<N>().0,
+        weights.as_flattened().as_chunks::<N>().0,
+    );
     for start in (0..subs.len()).step_by(VECTORS * LANES) {
-        let (x, w) = (side_by_side(simd, subs, start), side_by_side(simd, weights, start));
+        let (x, w) = (
+            side_by_side(simd, subs, start),
+            side_by_side(simd, weights, start),
+        );
         let found = search::affine::<I, N, VECTORS, MAX>(simd, &x, &w, candidates, measure);
         let origins = found.origins(simd);
         for v in 0..VECTORS {
             let (scales, lows, totals) = (found.scale[v], found.low[v], found.total[v]);
             store(simd.store(scales), &mut fits.scales, start + v * LANES);
-            store(simd.store(simd.neg(lows)), &mut fits.offsets, start + v * LANES);
+            store(
+                simd.store(simd.neg(lows)),
+                &mut fits.offsets,
+                start + v * LANES,
+            );
             store(simd.store(totals), &mut fits.totals, start + v * LANES);
             store(origins[v], &mut fits.origins, start + v * LANES);
         }
@@ -66,40 +78,66 @@ pub(super) struct Codes<const S: usize> {
 }
 
 impl<const S: usize> Codes<S> {
-    /// The largest scale gets the code `MAX`. Negative scales, which only rounding errors bring about, wrap.
+    /// The largest scale gets the code `MAX`. Negative scales, which only rounding errors bring
+    /// about, wrap.
     #[inline(always)]
     fn of_largest<const MAX: i32>(scales: &[f32; S]) -> Self {
-        let largest = scales.iter().fold(0.0, |largest, &s| if s > largest { s } else { largest });
-        let inverse = if largest > 0.0 { MAX as f32 / largest } else { 0.0 };
+        let largest = scales
+            .iter()
+            .fold(0.0, |largest, &s| if s > largest { s } else { largest });
+        let inverse = if largest > 0.0 {
+            MAX as f32 / largest
+        } else {
+            0.0
+        };
         let codes = scales.map(|s| nearest_int(inverse * s) as u8);
-        Codes { unit: Half::from_f32(largest / MAX as f32), codes }
+        Codes {
+            unit: Half::from_f32(largest / MAX as f32),
+            codes,
+        }
     }
 
     /// With no code above `ceiling`.
     #[inline(always)]
     pub(super) fn up_to(self, ceiling: u8) -> Self {
-        Codes { unit: self.unit, codes: self.codes.map(|code| code.min(ceiling)) }
+        Codes {
+            unit: self.unit,
+            codes: self.codes.map(|code| code.min(ceiling)),
+        }
     }
 }
 
 /// Scales and offsets of every super-block, the largest of each with the code `MAX`.
 #[inline(always)]
-pub(super) fn codes_of_largest<const S: usize, const MAX: i32>(fits: &Fits<S>) -> [[Codes<S>; 2]; TOGETHER] {
-    std::array::from_fn(|i| [Codes::of_largest::<MAX>(&fits.scales[i]), Codes::of_largest::<MAX>(&fits.offsets[i])])
+pub(super) fn codes_of_largest<const S: usize, const MAX: i32>(
+    fits: &Fits<S>,
+) -> [[Codes<S>; 2]; TOGETHER] {
+    std::array::from_fn(|i| {
+        [
+            Codes::of_largest::<MAX>(&fits.scales[i]),
+            Codes::of_largest::<MAX>(&fits.offsets[i]),
+        ]
+    })
 }
 
-/// Scales and offsets of every super-block in the units with the least error, where each counts what its sub-block's
-/// errors do.
+/// Scales and offsets of every super-block in the units with the least error, where each counts
+/// what its sub-block's errors do.
 #[inline(always)]
 pub(super) fn codes_of_least_error<I: Simd, const S: usize, const MAX: i32>(
     simd: I,
     fits: &Fits<S>,
 ) -> [[Codes<S>; 2]; TOGETHER] {
     // Lanes are super-blocks.
-    let x = [simd.gather(fits.scales.each_ref()), simd.gather(fits.offsets.each_ref())];
+    let x = [
+        simd.gather(fits.scales.each_ref()),
+        simd.gather(fits.offsets.each_ref()),
+    ];
     let totals = simd.gather(fits.totals.each_ref());
     let found = search::unsigned::<I, S, 2, MAX>(simd, &x, &[totals; 2]);
-    let mut codes = [[Codes { unit: Half::from_f32(0.0), codes: [0; S] }; 2]; TOGETHER];
+    let mut codes = [[Codes {
+        unit: Half::from_f32(0.0),
+        codes: [0; S],
+    }; 2]; TOGETHER];
     for g in 0..2 {
         for (codes, unit) in codes.iter_mut().zip(simd.store(found.scales[g])) {
             codes[g].unit = Half::from_f32(unit);
@@ -113,8 +151,8 @@ pub(super) fn codes_of_least_error<I: Simd, const S: usize, const MAX: i32>(
     codes
 }
 
-/// Rounds the weights to the levels that the quantized scales and offsets stand for. Sub-blocks whose scale is
-/// zero keep the levels of the search.
+/// Rounds the weights to the levels that the quantized scales and offsets stand for. Sub-blocks
+/// whose scale is zero keep the levels of the search.
 #[inline(always)]
 pub(super) fn round<const N: usize, const S: usize, const MAX: i32>(
     x: &[[f32; N]; S],

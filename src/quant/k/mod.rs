@@ -8,10 +8,10 @@
 //! | Q5_K | 8 x 32     | `d*s * q - dmin*m`     | 6 bits, offsets 6  | 5.5             |
 //! | Q6_K | 16 x 16    | `d*s * (q-32)`         | 8 bits, signed     | 6.5625          |
 //!
-//! Every quantizer takes the same three steps. It searches each sub-block for the scale (and offset) with the
-//! least weighted error ([`search`](super::search)), quantizes these scales, and rounds the weights anew to the levels that the
-//! scales now stand for: only where a scale came out as zero do the levels of the search stay. Then [`planes`](super::planes)
-//! packs the levels.
+//! Every quantizer takes the same three steps. It searches each sub-block for the scale (and
+//! offset) with the least weighted error ([`search`](super::search)), quantizes these scales, and
+//! rounds the weights anew to the levels that the scales now stand for: only where a scale came out
+//! as zero do the levels of the search stay. Then [`planes`](super::planes) packs the levels.
 
 mod affine;
 mod q2;
@@ -30,7 +30,17 @@ const LEN: usize = 256;
 const RUN: usize = 32;
 
 /// Codes of scale and offset, of scale alone, that are tried beside those found: see `feedback`.
-const AFFINE_TRIES: &[[i8; 2]] = &[[0, 0], [-1, 0], [1, 0], [0, -1], [0, 1], [-1, -1], [1, 1], [-1, 1], [1, -1]];
+const AFFINE_TRIES: &[[i8; 2]] = &[
+    [0, 0],
+    [-1, 0],
+    [1, 0],
+    [0, -1],
+    [0, 1],
+    [-1, -1],
+    [1, 1],
+    [-1, 1],
+    [1, -1],
+];
 const SCALE_TRIES: &[[i8; 2]] = &[[0, 0], [-1, 0], [1, 0]];
 
 /// A level or a scale code for every weight of a super-block.
@@ -42,13 +52,19 @@ mod tests {
     use crate::quant::Block;
     use crate::quant::search::sum_of_squares;
 
-    /// The root mean square of what quantization changes, in steps of a type with `levels` levels, for weights
-    /// spread evenly over [-1, 1].
+    /// The root mean square of what quantization changes, in steps of a type with `levels` levels,
+    /// for weights spread evenly over [-1, 1].
     fn error_in_steps<B: Block<LEN>>(levels: f32, importance: bool) -> f32 {
-        let x: [f32; LEN] = std::array::from_fn(|i| ((i * i * 31 + 7 * i) % 509) as f32 / 254.0 - 1.0);
+        let x: [f32; LEN] =
+            std::array::from_fn(|i| ((i * i * 31 + 7 * i) % 509) as f32 / 254.0 - 1.0);
         let ones = [[1.0; LEN]];
         let mut row = [B::zeroed()];
-        B::quantize_row(crate::simd::Scalar, &[x], importance.then_some(&ones[..]), &mut row);
+        B::quantize_row(
+            crate::simd::Scalar,
+            &[x],
+            importance.then_some(&ones[..]),
+            &mut row,
+        );
         assert_eq!(row[0].fault(), None);
         let mut back = [0.0; LEN];
         row[0].dequantize(crate::simd::Scalar, &mut back);
@@ -67,7 +83,10 @@ mod tests {
                 (32.0, error_in_steps::<BlockQ5K>(32.0, importance)),
                 (64.0, error_in_steps::<BlockQ6K>(64.0, importance)),
             ] {
-                assert!(error < 0.36, "{levels} levels, importance {importance}: {error} steps");
+                assert!(
+                    error < 0.36,
+                    "{levels} levels, importance {importance}: {error} steps"
+                );
             }
         }
     }

@@ -47,7 +47,10 @@ impl Scales {
     fn of_extreme(scales: &[f32; S]) -> Scales {
         let extreme = extreme(scales);
         if extreme == 0.0 {
-            return Scales { d: 0.0, codes: [0; S] };
+            return Scales {
+                d: 0.0,
+                codes: [0; S],
+            };
         }
         let inverse = -HALF_SCALES as f32 / extreme;
         let codes = scales.map(|s| {
@@ -55,7 +58,10 @@ impl Scales {
             let code = i32::from(nearest_int(inverse * s) as i8);
             (code.clamp(-HALF_SCALES, HALF_SCALES - 1) + HALF_SCALES) as u8
         });
-        Scales { d: 1.0 / inverse, codes }
+        Scales {
+            d: 1.0 / inverse,
+            codes,
+        }
     }
 }
 
@@ -68,13 +74,20 @@ fn halves<V: Simd>(simd: V, x: &[f32; LEN]) -> [[V::F32; N]; 2] {
 }
 
 impl BlockQ3K {
-    /// Quantizes up to eight super-blocks, with importance weights: their scales are searched side by side, too.
+    /// Quantizes up to eight super-blocks, with importance weights: their scales are searched side
+    /// by side, too.
     #[inline(always)]
-    fn quantize_eight<V: Simd>(simd: V, x: &[[f32; LEN]], importance: &[[f32; LEN]], row: &mut [Self]) {
+    fn quantize_eight<V: Simd>(
+        simd: V,
+        x: &[[f32; LEN]],
+        importance: &[[f32; LEN]],
+        row: &mut [Self],
+    ) {
         let variances = simd.splat(2.0) * sums_of_squares(simd, eight(x)) / simd.splat(LEN as f32);
         let variances = simd.store(variances);
         // Of every super-block, for every sub-block.
-        let (mut scales, mut inverses, mut totals) = ([[0.0; S]; LANES], [[0.0; S]; LANES], [[0.0; S]; LANES]);
+        let (mut scales, mut inverses, mut totals) =
+            ([[0.0; S]; LANES], [[0.0; S]; LANES], [[0.0; S]; LANES]);
         for (i, (x, importance)) in x.iter().zip(importance).enumerate() {
             let (x, mut weights) = (halves(simd, x), halves(simd, importance));
             for h in 0..2 {
@@ -89,11 +102,15 @@ impl BlockQ3K {
                 totals[i].as_chunks_mut().0[h] = simd.store(total);
             }
         }
-        let (of_scales, of_totals) = (simd.gather(scales.each_ref()), simd.gather(totals.each_ref()));
+        let (of_scales, of_totals) = (
+            simd.gather(scales.each_ref()),
+            simd.gather(totals.each_ref()),
+        );
         let fit = search::symmetric::<V, S, HALF_SCALES>(simd, &of_scales, &of_totals);
         let (units, inverse_units) = (simd.store(fit.scale), simd.store(fit.inverse));
         for (i, (x, block)) in x.iter().zip(row).enumerate() {
-            let codes = search::levels_of_inverse::<V, S, HALF_SCALES>(simd, &scales[i], inverse_units[i]);
+            let codes =
+                search::levels_of_inverse::<V, S, HALF_SCALES>(simd, &scales[i], inverse_units[i]);
             block.write(simd, x, &Scales { d: units[i], codes }, |sub_block, j| {
                 search::levels_of_inverse::<V, N, HALF_LEVELS>(simd, sub_block, inverses[i][j])
             });
@@ -108,10 +125,13 @@ impl BlockQ3K {
         for (scales, &fit) in scales.as_chunks_mut().0.iter_mut().zip(&fit.scales) {
             *scales = simd.store(fit);
         }
-        self.write(simd, x, &Scales::of_extreme(&scales), |_, j| fit.levels[j / LANES].map(|eight| eight[j % LANES]));
+        self.write(simd, x, &Scales::of_extreme(&scales), |_, j| {
+            fit.levels[j / LANES].map(|eight| eight[j % LANES])
+        });
     }
 
-    /// Fills the block in. `found` gives the levels of the search for a sub-block, which stay if its scale is zero.
+    /// Fills the block in. `found` gives the levels of the search for a sub-block, which stay if
+    /// its scale is zero.
     #[inline(always)]
     fn write<V: Simd>(
         &mut self,
@@ -165,7 +185,12 @@ impl Block<LEN> for BlockQ3K {
     const TYPE: GgmlType = GgmlType::Q3_K;
 
     #[inline(always)]
-    fn quantize_row<V: Simd>(simd: V, weights: &[[f32; LEN]], importance: Option<&[[f32; LEN]]>, row: &mut [Self]) {
+    fn quantize_row<V: Simd>(
+        simd: V,
+        weights: &[[f32; LEN]],
+        importance: Option<&[[f32; LEN]]>,
+        row: &mut [Self],
+    ) {
         match importance {
             Some(importance) => {
                 let groups = weights.chunks(LANES).zip(importance.chunks(LANES));
@@ -190,7 +215,8 @@ impl Block<LEN> for BlockQ3K {
             let four = simd.splat_i32(4);
             let mut high = simd.shift_left::<2>(simd.load_u8(&self.hmask.as_chunks().0[i]));
             for half in 0..2 {
-                let quarters = planes::quarters(simd, &self.qs.as_chunks().0[half * RUN / LANES + i]);
+                let quarters =
+                    planes::quarters(simd, &self.qs.as_chunks().0[half * RUN / LANES + i]);
                 for (run, low) in quarters.into_iter().enumerate() {
                     let levels = simd.or(low, simd.and(high, four)) - half_levels;
                     high = simd.shift_right::<1>(high);
@@ -209,7 +235,9 @@ impl Block<LEN> for BlockQ3K {
 
 impl Stepped<LEN> for BlockQ3K {
     const SUB: usize = N;
-    const GRID: Grid = Grid::Even { top: 2 * HALF_LEVELS as u8 - 1 };
+    const GRID: Grid = Grid::Even {
+        top: 2 * HALF_LEVELS as u8 - 1,
+    };
     const ZERO: f32 = HALF_LEVELS as f32;
     const TRIES: &'static [[i8; 2]] = SCALE_TRIES;
 

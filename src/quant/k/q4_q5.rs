@@ -6,7 +6,9 @@ use crate::format::types::GgmlType;
 use crate::quant::feedback::{Grid, Stepped};
 use crate::quant::num::{Half, nudged};
 use crate::quant::planes;
-use crate::quant::search::{Candidates, Measure, WITH_IMPORTANCE, eight, sum_of_squares, sums_of_squares, weigh};
+use crate::quant::search::{
+    Candidates, Measure, WITH_IMPORTANCE, eight, sum_of_squares, sums_of_squares, weigh,
+};
 use crate::quant::{Block, Fault};
 use crate::simd::{LANES, Simd};
 
@@ -16,7 +18,8 @@ const S: usize = LEN / N;
 /// The highest scale code.
 const MAX_SCALE: i32 = 63;
 
-/// The scales and offsets of both types: `scale = d * s`, `offset = dmin * m`, with `s` and `m` of 6 bits.
+/// The scales and offsets of both types: `scale = d * s`, `offset = dmin * m`, with `s` and `m` of
+/// 6 bits.
 ///
 /// ```text
 /// byte 0   2      4                    8                    12                             16
@@ -33,7 +36,8 @@ struct Head {
 }
 
 impl Head {
-    /// Codes above 63, where the reference lets them through, spoil their neighbours' high bits as they do there.
+    /// Codes above 63, where the reference lets them through, spoil their neighbours' high bits as
+    /// they do there.
     #[inline(always)]
     fn new(scales: &Codes<S>, offsets: &Codes<S>) -> Self {
         let (s, m) = (&scales.codes, &offsets.codes);
@@ -43,7 +47,11 @@ impl Head {
             packed[j + 4] = m[j] | ((m[j + 4] >> 4) << 6);
             packed[j + 8] = (s[j + 4] & 15) | (m[j + 4] << 4);
         }
-        Head { d: scales.unit, dmin: offsets.unit, scales: packed }
+        Head {
+            d: scales.unit,
+            dmin: offsets.unit,
+            scales: packed,
+        }
     }
 
     /// The codes of the scales and those of the offsets.
@@ -86,7 +94,16 @@ impl Head {
             codes[sub] = nudged(codes[sub], change, MAX_SCALE as u8);
         }
         let [scales, offsets] = codes;
-        *self = Head::new(&Codes { unit: self.d, codes: scales }, &Codes { unit: self.dmin, codes: offsets });
+        *self = Head::new(
+            &Codes {
+                unit: self.d,
+                codes: scales,
+            },
+            &Codes {
+                unit: self.dmin,
+                codes: offsets,
+            },
+        );
     }
 
     #[inline(always)]
@@ -104,7 +121,8 @@ struct Rules {
     ceiling: u8,
 }
 
-/// Quantizes up to [`TOGETHER`] super-blocks to levels of `0 ..= MAX`; `store` takes what comes of each.
+/// Quantizes up to [`TOGETHER`] super-blocks to levels of `0 ..= MAX`; `store` takes what comes of
+/// each.
 #[inline(always)]
 fn quantize<I: Simd, const MAX: i32>(
     simd: I,
@@ -117,34 +135,52 @@ fn quantize<I: Simd, const MAX: i32>(
     match importance {
         Some(importance) => {
             let squares = simd.store(sums_of_squares(simd, eight(x)));
-            for (((weights, x), importance), squares) in weights.iter_mut().zip(x).zip(importance).zip(squares) {
+            for (((weights, x), importance), squares) in
+                weights.iter_mut().zip(x).zip(importance).zip(squares)
+            {
                 *weights = weigh(x, importance, 2.0 * squares / LEN as f32);
             }
         }
         None => {
-            for (weights, x) in
-                weights.as_flattened_mut().as_chunks_mut::<N>().0.iter_mut().zip(x.as_flattened().as_chunks::<N>().0)
+            for (weights, x) in weights
+                .as_flattened_mut()
+                .as_chunks_mut::<N>()
+                .0
+                .iter_mut()
+                .zip(x.as_flattened().as_chunks::<N>().0)
             {
                 let rms = (sum_of_squares(x) / N as f32).sqrt();
                 *weights = x.map(|v| rms + v.abs());
             }
         }
     }
-    let candidates = if importance.is_some() { WITH_IMPORTANCE } else { rules.candidates };
+    let candidates = if importance.is_some() {
+        WITH_IMPORTANCE
+    } else {
+        rules.candidates
+    };
     let fits = affine::fit::<I, N, S, MAX>(simd, x, &weights, candidates, Measure::Square);
     let (codes, ceiling) = match importance {
-        Some(_) => (affine::codes_of_least_error::<I, S, MAX_SCALE>(simd, &fits), rules.ceiling),
-        None => (affine::codes_of_largest::<S, MAX_SCALE>(&fits), MAX_SCALE as u8),
+        Some(_) => (
+            affine::codes_of_least_error::<I, S, MAX_SCALE>(simd, &fits),
+            rules.ceiling,
+        ),
+        None => (
+            affine::codes_of_largest::<S, MAX_SCALE>(&fits),
+            MAX_SCALE as u8,
+        ),
     };
     for (i, (x, [scales, offsets])) in x.iter().zip(codes).enumerate() {
         let head = Head::new(&scales.up_to(ceiling), &offsets.up_to(ceiling));
         let (scales, offsets) = head.scales_and_offsets();
-        let levels = affine::round::<N, S, MAX>(bytemuck::cast_ref(x), &scales, &offsets, &fits.origins[i]);
+        let levels =
+            affine::round::<N, S, MAX>(bytemuck::cast_ref(x), &scales, &offsets, &fits.origins[i]);
         store(i, head, bytemuck::cast_ref(&levels));
     }
 }
 
-/// Quantizes a row to levels of `0 ..= MAX`; `block` makes a block of what comes of each super-block.
+/// Quantizes a row to levels of `0 ..= MAX`; `block` makes a block of what comes of each
+/// super-block.
 #[inline(always)]
 fn quantize_row<I: Simd, B, const MAX: i32>(
     simd: I,
@@ -157,7 +193,13 @@ fn quantize_row<I: Simd, B, const MAX: i32>(
     for (i, row) in row.chunks_mut(TOGETHER).enumerate() {
         let some = i * TOGETHER..i * TOGETHER + row.len();
         let importance = importance.map(|w| &w[some.clone()]);
-        quantize::<I, MAX>(simd, &weights[some], importance, rules, |i, head, levels| row[i] = block(head, levels));
+        quantize::<I, MAX>(
+            simd,
+            &weights[some],
+            importance,
+            rules,
+            |i, head, levels| row[i] = block(head, levels),
+        );
     }
 }
 
@@ -190,7 +232,8 @@ fn dequantize<V: Simd>(
     }
 }
 
-/// 8 sub-blocks of 32 levels of 4 bits, with a 6-bit scale and a 6-bit offset each: `w = d * s * q - dmin * m`.
+/// 8 sub-blocks of 32 levels of 4 bits, with a 6-bit scale and a 6-bit offset each: `w = d * s * q
+/// - dmin * m`.
 ///
 /// ```text
 /// byte 0   2      4                       16                              144
@@ -206,19 +249,40 @@ pub struct BlockQ4K {
 
 impl BlockQ4K {
     const MAX_LEVEL: i32 = 15;
-    /// ggml packs the codes of its search as they are here, in Q5_K it does not. It matters for negative scales,
-    /// which wrap: they come about where hardly any weight of a sub-block has importance.
-    const RULES: Rules = Rules { candidates: Candidates { first: -1.0, step: 0.1, last: 20 }, ceiling: u8::MAX };
+    /// ggml packs the codes of its search as they are here, in Q5_K it does not. It matters for
+    /// negative scales, which wrap: they come about where hardly any weight of a sub-block has
+    /// importance.
+    const RULES: Rules = Rules {
+        candidates: Candidates {
+            first: -1.0,
+            step: 0.1,
+            last: 20,
+        },
+        ceiling: u8::MAX,
+    };
 }
 
 impl Block<LEN> for BlockQ4K {
     const TYPE: GgmlType = GgmlType::Q4_K;
 
     #[inline(always)]
-    fn quantize_row<I: Simd>(simd: I, weights: &[[f32; LEN]], importance: Option<&[[f32; LEN]]>, row: &mut [Self]) {
-        quantize_row::<I, _, { Self::MAX_LEVEL }>(simd, weights, importance, row, Self::RULES, |head, levels| {
-            BlockQ4K { head, qs: planes::pack::<4, 32, _, _>(levels, 0) }
-        });
+    fn quantize_row<I: Simd>(
+        simd: I,
+        weights: &[[f32; LEN]],
+        importance: Option<&[[f32; LEN]]>,
+        row: &mut [Self],
+    ) {
+        quantize_row::<I, _, { Self::MAX_LEVEL }>(
+            simd,
+            weights,
+            importance,
+            row,
+            Self::RULES,
+            |head, levels| BlockQ4K {
+                head,
+                qs: planes::pack::<4, 32, _, _>(levels, 0),
+            },
+        );
     }
 
     #[inline(always)]
@@ -233,7 +297,9 @@ impl Block<LEN> for BlockQ4K {
 
 impl Stepped<LEN> for BlockQ4K {
     const SUB: usize = N;
-    const GRID: Grid = Grid::Even { top: Self::MAX_LEVEL as u8 };
+    const GRID: Grid = Grid::Even {
+        top: Self::MAX_LEVEL as u8,
+    };
     const TRIES: &'static [[i8; 2]] = AFFINE_TRIES;
 
     fn step(&self, sub: usize) -> f32 {
@@ -253,7 +319,8 @@ impl Stepped<LEN> for BlockQ4K {
     }
 }
 
-/// 8 sub-blocks of 32 levels of 5 bits, with a 6-bit scale and a 6-bit offset each: `w = d * s * q - dmin * m`.
+/// 8 sub-blocks of 32 levels of 5 bits, with a 6-bit scale and a 6-bit offset each: `w = d * s * q
+/// - dmin * m`.
 ///
 /// ```text
 /// byte 0   2      4                       16                           48                         176
@@ -270,18 +337,38 @@ pub struct BlockQ5K {
 
 impl BlockQ5K {
     const MAX_LEVEL: i32 = 31;
-    const RULES: Rules =
-        Rules { candidates: Candidates { first: -0.5, step: 0.1, last: 15 }, ceiling: MAX_SCALE as u8 };
+    const RULES: Rules = Rules {
+        candidates: Candidates {
+            first: -0.5,
+            step: 0.1,
+            last: 15,
+        },
+        ceiling: MAX_SCALE as u8,
+    };
 }
 
 impl Block<LEN> for BlockQ5K {
     const TYPE: GgmlType = GgmlType::Q5_K;
 
     #[inline(always)]
-    fn quantize_row<I: Simd>(simd: I, weights: &[[f32; LEN]], importance: Option<&[[f32; LEN]]>, row: &mut [Self]) {
-        quantize_row::<I, _, { Self::MAX_LEVEL }>(simd, weights, importance, row, Self::RULES, |head, levels| {
-            BlockQ5K { head, qh: planes::pack::<1, 32, _, _>(levels, 4), qs: planes::pack::<4, 32, _, _>(levels, 0) }
-        });
+    fn quantize_row<I: Simd>(
+        simd: I,
+        weights: &[[f32; LEN]],
+        importance: Option<&[[f32; LEN]]>,
+        row: &mut [Self],
+    ) {
+        quantize_row::<I, _, { Self::MAX_LEVEL }>(
+            simd,
+            weights,
+            importance,
+            row,
+            Self::RULES,
+            |head, levels| BlockQ5K {
+                head,
+                qh: planes::pack::<1, 32, _, _>(levels, 4),
+                qs: planes::pack::<4, 32, _, _>(levels, 0),
+            },
+        );
     }
 
     #[inline(always)]
@@ -296,7 +383,9 @@ impl Block<LEN> for BlockQ5K {
 
 impl Stepped<LEN> for BlockQ5K {
     const SUB: usize = N;
-    const GRID: Grid = Grid::Even { top: Self::MAX_LEVEL as u8 };
+    const GRID: Grid = Grid::Even {
+        top: Self::MAX_LEVEL as u8,
+    };
     const TRIES: &'static [[i8; 2]] = AFFINE_TRIES;
 
     fn step(&self, sub: usize) -> f32 {

@@ -77,7 +77,8 @@ impl BlockQ6K {
         }
         for j in 0..S {
             if scales[j] == 0.0 {
-                levels[j] = search::levels_of_inverse::<V, N, HALF_LEVELS>(simd, &blocks[j], inverses[j]);
+                levels[j] =
+                    search::levels_of_inverse::<V, N, HALF_LEVELS>(simd, &blocks[j], inverses[j]);
             }
         }
         let levels: Levels = bytemuck::cast(levels);
@@ -96,7 +97,12 @@ impl Block<LEN> for BlockQ6K {
     const TYPE: GgmlType = GgmlType::Q6_K;
 
     #[inline(always)]
-    fn quantize_row<V: Simd>(simd: V, weights: &[[f32; LEN]], importance: Option<&[[f32; LEN]]>, row: &mut [Self]) {
+    fn quantize_row<V: Simd>(
+        simd: V,
+        weights: &[[f32; LEN]],
+        importance: Option<&[[f32; LEN]]>,
+        row: &mut [Self],
+    ) {
         for (i, (x, block)) in weights.iter().zip(row).enumerate() {
             *block = match importance {
                 Some(importance) => Self::quantize(simd, x, Some(&importance[i])),
@@ -112,7 +118,10 @@ impl Block<LEN> for BlockQ6K {
         for half in 0..2 {
             for i in 0..RUN / LANES {
                 let low = [0, 1].map(|j| self.ql.as_chunks().0[(2 * half + j) * RUN / LANES + i]);
-                let ([l0, l2], [l1, l3]) = (planes::nibbles(simd, &low[0]), planes::nibbles(simd, &low[1]));
+                let ([l0, l2], [l1, l3]) = (
+                    planes::nibbles(simd, &low[0]),
+                    planes::nibbles(simd, &low[1]),
+                );
                 let high = planes::quarters(simd, &self.qh.as_chunks().0[half * RUN / LANES + i]);
                 for (run, (low, high)) in [l0, l1, l2, l3].into_iter().zip(high).enumerate() {
                     let levels = simd.or(low, simd.shift_left::<4>(high)) - half_levels;
@@ -131,7 +140,9 @@ impl Block<LEN> for BlockQ6K {
 
 impl Stepped<LEN> for BlockQ6K {
     const SUB: usize = N;
-    const GRID: Grid = Grid::Even { top: 2 * HALF_LEVELS as u8 - 1 };
+    const GRID: Grid = Grid::Even {
+        top: 2 * HALF_LEVELS as u8 - 1,
+    };
     const ZERO: f32 = HALF_LEVELS as f32;
     const TRIES: &'static [[i8; 2]] = SCALE_TRIES;
 

@@ -9,9 +9,10 @@
 //!     if their error is less: best <- scale', low'; low <- low'
 //! ```
 //!
-//! A candidate that wins moves `low`, from which the next ones count, so candidates cannot be tried side by side. What
-//! can are sub-blocks: each lane is one, and takes its own winners. That costs a transposition, 24 shuffles for 64
-//! weights, beside some 800 operations on them. Three more departures:
+//! A candidate that wins moves `low`, from which the next ones count, so candidates cannot be tried
+//! side by side. What can are sub-blocks: each lane is one, and takes its own winners. That costs a
+//! transposition, 24 shuffles for 64 weights, beside some 800 operations on them. Three more
+//! departures:
 //!
 //! 1. `G` vectors of lanes go through each loop together, so that one's additions run while the other's wait for each
 //!    other.
@@ -27,7 +28,8 @@ use crate::simd::{LANES, Simd};
 /// Vectors of sub-blocks that are searched side by side.
 pub(in crate::quant) const VECTORS: usize = 2;
 
-/// The sub-blocks from number `start` on, position by position; where they do not fill the vectors, the last one does.
+/// The sub-blocks from number `start` on, position by position; where they do not fill the vectors,
+/// the last one does.
 #[inline(always)]
 pub(in crate::quant) fn side_by_side<S: Simd, const N: usize>(
     s: S,
@@ -44,7 +46,8 @@ pub(in crate::quant) fn side_by_side<S: Simd, const N: usize>(
     out
 }
 
-/// What was found for `G` vectors of sub-blocks: `x ~ scale * level + low`, `low` not being above zero.
+/// What was found for `G` vectors of sub-blocks: `x ~ scale * level + low`, `low` not being above
+/// zero.
 pub(in crate::quant) struct Affine<V, const G: usize> {
     pub(in crate::quant) scale: [V; G],
     pub(in crate::quant) low: [V; G],
@@ -68,7 +71,9 @@ impl Origin {
         match self.inverse {
             // All alike.
             0.0 => [0; N],
-            inverse => std::array::from_fn(|i| nearest_int(inverse * (x[i] - self.low)).clamp(0, MAX) as u8),
+            inverse => std::array::from_fn(|i| {
+                nearest_int(inverse * (x[i] - self.low)).clamp(0, MAX) as u8
+            }),
         }
     }
 }
@@ -88,8 +93,8 @@ impl<V: Copy, const G: usize> Affine<V, G> {
     }
 }
 
-/// The candidates of an [`affine`] search: the range from the best lowest level so far to the largest weight is
-/// divided into `MAX + first + i * step` steps, for `i` in `0 ..= last`.
+/// The candidates of an [`affine`] search: the range from the best lowest level so far to the
+/// largest weight is divided into `MAX + first + i * step` steps, for `i` in `0 ..= last`.
 #[derive(Clone, Copy)]
 pub(in crate::quant) struct Candidates {
     pub(in crate::quant) first: f32,
@@ -98,7 +103,11 @@ pub(in crate::quant) struct Candidates {
 }
 
 /// ggml's candidates wherever importance weights steer an affine search.
-pub(in crate::quant) const WITH_IMPORTANCE: Candidates = Candidates { first: -0.9, step: 0.05, last: 36 };
+pub(in crate::quant) const WITH_IMPORTANCE: Candidates = Candidates {
+    first: -0.9,
+    step: 0.05,
+    last: 36,
+};
 
 /// What an error counts.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -154,7 +163,8 @@ struct Sums<V, const G: usize> {
 }
 
 impl<S: Simd, const N: usize, const G: usize> Search<'_, S, N, G> {
-    /// The levels at these inverse scales, and their sums; `extremes` are the least and the greatest `x`.
+    /// The levels at these inverse scales, and their sums; `extremes` are the least and the
+    /// greatest `x`.
     #[inline(always)]
     fn sums(
         &self,
@@ -167,7 +177,10 @@ impl<S: Simd, const N: usize, const G: usize> Search<'_, S, N, G> {
         let mut quick = s.eq(self.max, self.max);
         for x in extremes {
             for g in 0..G {
-                quick = s.both(quick, s.lt(s.abs(inverse[g] * (x[g] - low[g])), s.splat(QUICK)));
+                quick = s.both(
+                    quick,
+                    s.lt(s.abs(inverse[g] * (x[g] - low[g])), s.splat(QUICK)),
+                );
             }
         }
         match s.all(quick) {
@@ -184,7 +197,11 @@ impl<S: Simd, const N: usize, const G: usize> Search<'_, S, N, G> {
         levels: &mut [[S::F32; G]; N],
     ) -> Sums<S::F32, G> {
         let zero = [self.s.splat(0.0); G];
-        let mut sums = Sums { wl: zero, wll: zero, wxl: zero };
+        let mut sums = Sums {
+            wl: zero,
+            wll: zero,
+            wxl: zero,
+        };
         for i in 0..N {
             for g in 0..G {
                 let (x, w) = (self.x[i][g], self.w[i][g]);
@@ -201,7 +218,12 @@ impl<S: Simd, const N: usize, const G: usize> Search<'_, S, N, G> {
 
     /// The error of levels.
     #[inline(always)]
-    fn error(&self, levels: &[[S::F32; G]; N], scale: &[S::F32; G], low: &[S::F32; G]) -> [S::F32; G] {
+    fn error(
+        &self,
+        levels: &[[S::F32; G]; N],
+        scale: &[S::F32; G],
+        low: &[S::F32; G],
+    ) -> [S::F32; G] {
         let mut error = [self.s.splat(0.0); G];
         for i in 0..N {
             for g in 0..G {
@@ -217,8 +239,8 @@ impl<S: Simd, const N: usize, const G: usize> Search<'_, S, N, G> {
     }
 }
 
-/// Searches scales and offsets of `8 * G` sub-blocks of `N` weights, position by position in `x`. `w` says what the
-/// error of each `x` counts (ggml's `make_qkx2_quants` and `make_qkx3_quants`).
+/// Searches scales and offsets of `8 * G` sub-blocks of `N` weights, position by position in `x`.
+/// `w` says what the error of each `x` counts (ggml's `make_qkx2_quants` and `make_qkx3_quants`).
 #[inline(always)]
 pub(in crate::quant) fn affine<S: Simd, const N: usize, const G: usize, const MAX: i32>(
     s: S,
@@ -228,7 +250,13 @@ pub(in crate::quant) fn affine<S: Simd, const N: usize, const G: usize, const MA
     measure: Measure,
 ) -> Affine<S::F32, G> {
     let zero = s.splat(0.0);
-    let search = Search { s, x, w, max: s.splat(MAX as f32), measure };
+    let search = Search {
+        s,
+        x,
+        w,
+        max: s.splat(MAX as f32),
+        measure,
+    };
     let (mut least_x, mut high) = (x[0], x[0]);
     let (mut sum_w, mut sum_wx) = (w[0], w[0]);
     for g in 0..G {
@@ -247,7 +275,8 @@ pub(in crate::quant) fn affine<S: Simd, const N: usize, const G: usize, const MA
     let (mut scale, mut origin) = (least_x, (least_x, least_x));
     for g in 0..G {
         low[g] = s.min(zero, least_x[g]);
-        // Where all are alike there is nothing to search; those lanes get a range that harms nobody.
+        // Where all are alike there is nothing to search; those lanes get a range that harms
+        // nobody.
         flat[g] = s.le(high[g], low[g]);
         range[g] = s.select(flat[g], s.splat(1.0), high[g] - low[g]);
         origin.0[g] = search.max / range[g];
@@ -265,7 +294,8 @@ pub(in crate::quant) fn affine<S: Simd, const N: usize, const G: usize, const MA
             inverse[g] = steps / range[g];
         }
         let Sums { wl, wll, wxl } = search.sums(&extremes, &inverse, &low, &mut levels);
-        // The least-squares fit of scale and low to the levels; there is none without a positive determinant.
+        // The least-squares fit of scale and low to the levels; there is none without a positive
+        // determinant.
         let (mut fitted, mut fitted_low, mut fits) = ([zero; G], [zero; G], flat);
         for g in 0..G {
             let determinant = sum_w[g] * wll[g] - wl[g] * wl[g];
@@ -291,11 +321,20 @@ pub(in crate::quant) fn affine<S: Simd, const N: usize, const G: usize, const MA
         origin.0[g] = s.select(flat[g], zero, origin.0[g]);
         scale[g] = s.select(flat[g], zero, scale[g]);
     }
-    Affine { scale, low, total: sum_w, origin }
+    Affine {
+        scale,
+        low,
+        total: sum_w,
+        origin,
+    }
 }
 
 /// Levels for `x ~ d * level - offset`.
 #[inline(always)]
-pub(in crate::quant) fn affine_levels<const N: usize, const MAX: i32>(x: &[f32; N], d: f32, offset: f32) -> [u8; N] {
+pub(in crate::quant) fn affine_levels<const N: usize, const MAX: i32>(
+    x: &[f32; N],
+    d: f32,
+    offset: f32,
+) -> [u8; N] {
     std::array::from_fn(|i| nearest_int((x[i] + offset) / d).clamp(0, MAX) as u8)
 }

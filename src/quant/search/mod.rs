@@ -1,25 +1,31 @@
-//! Searches for the scale of a few weights, shared by the types: least weighted squares over a handful of candidates.
+//! Searches for the scale of a few weights, shared by the types: least weighted squares over a
+//! handful of candidates.
 //!
-//! All of them go one way. A candidate scale rounds the weights `x` to integer levels `l`; for these levels, the
-//! best scale has a closed form from weighted sums, and so has the error that it leaves; the candidate with the
-//! least error wins. The order is the reference's, since every sum depends on its order, and the first of two
-//! equally good candidates wins.
+//! All of them go one way. A candidate scale rounds the weights `x` to integer levels `l`; for
+//! these levels, the best scale has a closed form from weighted sums, and so has the error that it
+//! leaves; the candidate with the least error wins. The order is the reference's, since every sum
+//! depends on its order, and the first of two equally good candidates wins.
 //!
-//! A lane is a group of weights, so that each search runs for eight at once, and every sum has an order of its own.
-//! Candidates that do not depend on each other are tried side by side besides, as many as hide the time that a sum
-//! waits for its additions. What groups would do differently, such as taking a candidate, becomes a choice in each
-//! lane: the work is done for all, and one that has nothing to gain does it in vain. The weights have to be turned
-//! from rows to lanes for that ([`Simd::gather`]), at a few operations per weight.
+//! A lane is a group of weights, so that each search runs for eight at once, and every sum has an
+//! order of its own. Candidates that do not depend on each other are tried side by side besides, as
+//! many as hide the time that a sum waits for its additions. What groups would do differently, such
+//! as taking a candidate, becomes a choice in each lane: the work is done for all, and one that has
+//! nothing to gain does it in vain. The weights have to be turned from rows to lanes for that
+//! ([`Simd::gather`]), at a few operations per weight.
 //!
-//! [`symmetric`] searches levels on both sides of zero, [`affine`] levels above an offset, [`unsigned`] levels
-//! above zero.
+//! [`symmetric`] searches levels on both sides of zero, [`affine`] levels above an offset,
+//! [`unsigned`] levels above zero.
 
 mod affine;
 mod symmetric;
 mod unsigned;
 
-pub(super) use affine::{Candidates, Measure, Origin, VECTORS, WITH_IMPORTANCE, affine, affine_levels, side_by_side};
-pub(super) use symmetric::{Best, levels_of_inverse, levels_of_scale, symmetric, symmetric_by_descent};
+pub(super) use affine::{
+    Candidates, Measure, Origin, VECTORS, WITH_IMPORTANCE, affine, affine_levels, side_by_side,
+};
+pub(super) use symmetric::{
+    Best, levels_of_inverse, levels_of_scale, symmetric, symmetric_by_descent,
+};
 pub(super) use unsigned::unsigned;
 
 use crate::simd::{LANES, Simd};
@@ -30,8 +36,8 @@ pub(super) const VANISHING: f32 = 1e-15;
 /// Rounds of improving one level at a time, at most, in the searches that do so.
 const ROUNDS: usize = 5;
 
-/// The first eight items; fewer are filled up with the last one. The lanes of a group that is not full do the work of
-/// its last member again, and nobody asks for what they find.
+/// The first eight items; fewer are filled up with the last one. The lanes of a group that is not
+/// full do the work of its last member again, and nobody asks for what they find.
 #[inline(always)]
 pub(super) fn eight<T>(items: &[T]) -> [&T; LANES] {
     let last = items.len() - 1;
@@ -44,10 +50,13 @@ pub(super) fn sum_of_squares(x: &[f32]) -> f32 {
     x.iter().fold(0.0, |sum, v| sum + v * v)
 }
 
-/// [`sum_of_squares`] of eight blocks, one in each lane. A sum in its order waits for every single addition; eight of
-/// them wait together.
+/// [`sum_of_squares`] of eight blocks, one in each lane. A sum in its order waits for every single
+/// addition; eight of them wait together.
 #[inline(always)]
-pub(super) fn sums_of_squares<S: Simd, const N: usize>(simd: S, blocks: [&[f32; N]; LANES]) -> S::F32 {
+pub(super) fn sums_of_squares<S: Simd, const N: usize>(
+    simd: S,
+    blocks: [&[f32; N]; LANES],
+) -> S::F32 {
     const { assert!(N.is_multiple_of(LANES)) };
     let mut sums = simd.splat(0.0);
     for part in 0..N / LANES {
@@ -59,7 +68,8 @@ pub(super) fn sums_of_squares<S: Simd, const N: usize>(simd: S, blocks: [&[f32; 
     sums
 }
 
-/// The blocks of a row, each with its number and [`sum_of_squares`], which is taken of eight at a time.
+/// The blocks of a row, each with its number and [`sum_of_squares`], which is taken of eight at a
+/// time.
 pub(super) struct WithSquares<'a, S, const N: usize> {
     simd: S,
     row: &'a [[f32; N]],
@@ -69,8 +79,16 @@ pub(super) struct WithSquares<'a, S, const N: usize> {
 
 /// What [`WithSquares`] says.
 #[inline(always)]
-pub(super) fn with_squares<S: Simd, const N: usize>(simd: S, row: &[[f32; N]]) -> WithSquares<'_, S, N> {
-    WithSquares { simd, row, next: 0, squares: [0.0; LANES] }
+pub(super) fn with_squares<S: Simd, const N: usize>(
+    simd: S,
+    row: &[[f32; N]],
+) -> WithSquares<'_, S, N> {
+    WithSquares {
+        simd,
+        row,
+        next: 0,
+        squares: [0.0; LANES],
+    }
 }
 
 impl<'a, S: Simd, const N: usize> Iterator for WithSquares<'a, S, N> {
@@ -81,28 +99,40 @@ impl<'a, S: Simd, const N: usize> Iterator for WithSquares<'a, S, N> {
         let i = self.next;
         let block = self.row.get(i)?;
         if i.is_multiple_of(LANES) {
-            self.squares = self.simd.store(sums_of_squares(self.simd, eight(&self.row[i..])));
+            self.squares = self
+                .simd
+                .store(sums_of_squares(self.simd, eight(&self.row[i..])));
         }
         self.next += 1;
         Some((i, block, self.squares[i % LANES]))
     }
 }
 
-/// What the error of each weight counts: the importance of its column times its size, `sqrt(variance + x^2)`.
-/// `variance`, the mean square of the surroundings or twice that, keeps small weights from counting for nothing.
+/// What the error of each weight counts: the importance of its column times its size,
+/// `sqrt(variance + x^2)`. `variance`, the mean square of the surroundings or twice that, keeps
+/// small weights from counting for nothing.
 #[inline]
-pub(super) fn weigh<const N: usize>(x: &[f32; N], importance: &[f32; N], variance: f32) -> [f32; N] {
+pub(super) fn weigh<const N: usize>(
+    x: &[f32; N],
+    importance: &[f32; N],
+    variance: f32,
+) -> [f32; N] {
     std::array::from_fn(|i| importance[i] * (variance + x[i] * x[i]).sqrt())
 }
 
 /// [`weigh`] of a weight in each lane.
 #[inline(always)]
-pub(super) fn weigh_lanes<S: Simd>(simd: S, x: S::F32, importance: S::F32, variance: S::F32) -> S::F32 {
+pub(super) fn weigh_lanes<S: Simd>(
+    simd: S,
+    x: S::F32,
+    importance: S::F32,
+    variance: S::F32,
+) -> S::F32 {
     importance * simd.sqrt(variance + x * x)
 }
 
-/// The lowest and the highest weight, no higher than `low` and no lower than `high`; NaN does not count. Of zeros of
-/// both signs it may be either.
+/// The lowest and the highest weight, no higher than `low` and no lower than `high`; NaN does not
+/// count. Of zeros of both signs it may be either.
 ///
 /// Minima do not depend on the order, so that eight run side by side.
 #[inline(always)]
@@ -126,8 +156,8 @@ pub(super) fn bounds<const N: usize>(x: &[f32; N], low: f32, high: f32) -> (f32,
     (lows[0], highs[0])
 }
 
-/// The number of largest magnitude, with its sign, the first of equals; 0 if there is none above 0. NaN does not
-/// count.
+/// The number of largest magnitude, with its sign, the first of equals; 0 if there is none above 0.
+/// NaN does not count.
 #[inline(always)]
 pub(super) fn extreme<const N: usize>(x: &[f32; N]) -> f32 {
     let (low, high) = bounds(x, 0.0, 0.0);
@@ -137,7 +167,10 @@ pub(super) fn extreme<const N: usize>(x: &[f32; N]) -> f32 {
         low
     } else {
         // Both signs reach it, or all are zero.
-        x.iter().copied().find(|v| v.abs() == high && high > 0.0).unwrap_or(0.0)
+        x.iter()
+            .copied()
+            .find(|v| v.abs() == high && high > 0.0)
+            .unwrap_or(0.0)
     }
 }
 

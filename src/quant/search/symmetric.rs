@@ -4,10 +4,12 @@ use super::{ROUNDS, VANISHING, extremes};
 use crate::quant::num::{MAGIC, nearest_ints};
 use crate::simd::{LANES, Simd};
 
-/// Scales with `x ~ scale * level` for eight groups side by side, levels being `-HALF ..= HALF - 1`.
+/// Scales with `x ~ scale * level` for eight groups side by side, levels being `-HALF ..= HALF -
+/// 1`.
 pub(in crate::quant) struct Symmetric<S: Simd> {
     pub(in crate::quant) scale: S::F32,
-    /// The levels are those nearest to `inverse * x` ([`levels_of_inverse`]). Infinite for a group of zeros.
+    /// The levels are those nearest to `inverse * x` ([`levels_of_inverse`]). Infinite for a group
+    /// of zeros.
     pub(in crate::quant) inverse: S::F32,
 }
 
@@ -20,8 +22,8 @@ pub(in crate::quant) struct Descent<S: Simd, const N: usize, const G: usize> {
 
 /// The best scale so far in each lane, and by how much it lessens the error.
 ///
-/// With levels `l` and weights `w`, the best scale for these levels is `wxl / wll`, the sums of `w * x * l` over that
-/// of `w * l * l`, and it lessens the error by `wxl * wxl / wll`.
+/// With levels `l` and weights `w`, the best scale for these levels is `wxl / wll`, the sums of `w
+/// * x * l` over that of `w * l * l`, and it lessens the error by `wxl * wxl / wll`.
 pub(in crate::quant) struct Best<S: Simd> {
     pub(in crate::quant) scale: S::F32,
     gain: S::F32,
@@ -31,13 +33,19 @@ impl<S: Simd> Best<S> {
     /// Starts from the first candidate, whose sums gave `scale` and `wxl`.
     #[inline(always)]
     pub(in crate::quant) fn new(scale: S::F32, wxl: S::F32) -> Self {
-        Best { scale, gain: scale * wxl }
+        Best {
+            scale,
+            gain: scale * wxl,
+        }
     }
 
     /// Takes the candidate where it gains more, and says where.
     #[inline(always)]
     pub(in crate::quant) fn offer(&mut self, simd: S, wxl: S::F32, wll: S::F32) -> S::Mask {
-        let better = simd.both(simd.gt(wll, simd.splat(0.0)), simd.gt(wxl * wxl, self.gain * wll));
+        let better = simd.both(
+            simd.gt(wll, simd.splat(0.0)),
+            simd.gt(wxl * wxl, self.gain * wll),
+        );
         let scale = wxl / wll;
         self.scale = simd.select(better, scale, self.scale);
         self.gain = simd.select(better, scale * wxl, self.gain);
@@ -48,7 +56,10 @@ impl<S: Simd> Best<S> {
 /// The signed levels `-HALF ..= HALF - 1` nearest to `v`, as `nearest_int` has them.
 #[inline(always)]
 fn signed_levels<S: Simd, const HALF: i32>(simd: S, v: S::F32) -> S::I32 {
-    simd.max_i32(simd.min_i32(nearest_ints(simd, v), simd.splat_i32(HALF - 1)), simd.splat_i32(-HALF))
+    simd.max_i32(
+        simd.min_i32(nearest_ints(simd, v), simd.splat_i32(HALF - 1)),
+        simd.splat_i32(-HALF),
+    )
 }
 
 /// The same, counted from 0.
@@ -90,16 +101,18 @@ pub(in crate::quant) fn levels_of_inverse<S: Simd, const N: usize, const HALF: i
 }
 
 /// Where ggml looks beside `-HALF`, in steps of so many levels.
-const OFFSETS: [f32; 18] = [-9., -8., -7., -6., -5., -4., -3., -2., -1., 1., 2., 3., 4., 5., 6., 7., 8., 9.];
+const OFFSETS: [f32; 18] = [
+    -9., -8., -7., -6., -5., -4., -3., -2., -1., 1., 2., 3., 4., 5., 6., 7., 8., 9.,
+];
 const STEP: f32 = 0.1;
 /// Candidates that are scored side by side.
 const SIDE_BY_SIDE: usize = 3;
 
-/// Searches [`Symmetric`] scales: the extreme weight lands on `-HALF`, or up to 0.9 levels beside it.
-/// `w` says what the error of each `x` counts (ggml's `make_qx_quants`).
+/// Searches [`Symmetric`] scales: the extreme weight lands on `-HALF`, or up to 0.9 levels beside
+/// it. `w` says what the error of each `x` counts (ggml's `make_qx_quants`).
 ///
-/// Each candidate costs ten operations per weight. They keep all units for floating point busy, so that more
-/// candidates side by side gain nothing.
+/// Each candidate costs ten operations per weight. They keep all units for floating point busy, so
+/// that more candidates side by side gain nothing.
 #[inline(always)]
 pub(in crate::quant) fn symmetric<S: Simd, const N: usize, const HALF: i32>(
     simd: S,
@@ -167,12 +180,16 @@ fn score<S: Simd, const N: usize, const C: usize, const HALF: i32, const FINITE:
         for c in 0..C {
             let v = inverses[c] * x[i];
             let l = if FINITE {
-                // No weight is larger than the extreme one, hence `v` hardly larger than HALF + 0.9: the sum's bits
-                // count integers, and are clamped as such.
+                // No weight is larger than the extreme one, hence `v` hardly larger than HALF +
+                // 0.9: the sum's bits count integers, and are clamped as such.
                 let magic = simd.splat(MAGIC);
                 let bits = simd.bits(v + magic);
-                let bits = simd.min_i32(bits, simd.splat_i32((MAGIC + (HALF - 1) as f32).to_bits() as i32));
-                let bits = simd.max_i32(bits, simd.splat_i32((MAGIC - HALF as f32).to_bits() as i32));
+                let bits = simd.min_i32(
+                    bits,
+                    simd.splat_i32((MAGIC + (HALF - 1) as f32).to_bits() as i32),
+                );
+                let bits =
+                    simd.max_i32(bits, simd.splat_i32((MAGIC - HALF as f32).to_bits() as i32));
                 simd.of_bits(bits) - magic
             } else {
                 simd.to_f32(signed_levels::<S, HALF>(simd, v))
@@ -184,12 +201,18 @@ fn score<S: Simd, const N: usize, const C: usize, const HALF: i32, const FINITE:
     (wxl, wll)
 }
 
-/// Searches scales for `x ~ scale * level`, levels being `-HALF ..= HALF - 1`, by moving one level at a time from where the extreme weight lands on `-HALF`; every
-/// error counts `x^2` (ggml's `make_q3_quants`).
+/// Searches scales for `x ~ scale * level`, levels being `-HALF ..= HALF - 1`, by moving one level
+/// at a time from where the extreme weight lands on `-HALF`; every error counts `x^2` (ggml's
+/// `make_q3_quants`).
 ///
 /// Every move waits for the one before it; `G` times eight groups wait together.
 #[inline(always)]
-pub(in crate::quant) fn symmetric_by_descent<S: Simd, const N: usize, const G: usize, const HALF: i32>(
+pub(in crate::quant) fn symmetric_by_descent<
+    S: Simd,
+    const N: usize,
+    const G: usize,
+    const HALF: i32,
+>(
     simd: S,
     x: &[[S::F32; N]; G],
 ) -> Descent<S, N, G> {
@@ -234,7 +257,10 @@ pub(in crate::quant) fn symmetric_by_descent<S: Simd, const N: usize, const G: u
             break;
         }
     }
-    let mut found = Descent { scales: [zero; G], levels: [[[0; LANES]; N]; G] };
+    let mut found = Descent {
+        scales: [zero; G],
+        levels: [[[0; LANES]; N]; G],
+    };
     for g in 0..G {
         let scale = simd.select(simd.gt(ll[g], zero), xl[g] / ll[g], zero);
         found.scales[g] = simd.select(vanishing[g], zero, scale);
@@ -252,18 +278,25 @@ mod tests {
     use crate::simd::{Isa, Kernel};
 
     /// Scales and inverses of eight groups, once by the short way and once by the long one.
-    struct BothWays<'a, const N: usize, const HALF: i32>(&'a [[f32; N]; LANES], &'a [[f32; N]; LANES]);
+    struct BothWays<'a, const N: usize, const HALF: i32>(
+        &'a [[f32; N]; LANES],
+        &'a [[f32; N]; LANES],
+    );
 
     impl<const N: usize, const HALF: i32> Kernel for BothWays<'_, N, HALF> {
         type Output = [[[u32; LANES]; 2]; 2];
 
         #[inline(always)]
         fn run<S: Simd>(self, simd: S) -> Self::Output {
-            let (x, w) = (simd.gather(self.0.each_ref()), simd.gather(self.1.each_ref()));
+            let (x, w) = (
+                simd.gather(self.0.each_ref()),
+                simd.gather(self.1.each_ref()),
+            );
             let extreme = extremes(simd, &x);
             let short = search::<S, N, HALF, true>(simd, &x, &w, extreme);
             let long = search::<S, N, HALF, false>(simd, &x, &w, extreme);
-            [short, long].map(|fit| [fit.scale, fit.inverse].map(|v| simd.store(v).map(f32::to_bits)))
+            [short, long]
+                .map(|fit| [fit.scale, fit.inverse].map(|v| simd.store(v).map(f32::to_bits)))
         }
     }
 
@@ -275,7 +308,8 @@ mod tests {
             state ^= state << 5;
             (state >> 8) as f32 / (1 << 24) as f32
         };
-        // The ends of the range, where an inverse scale is all but infinite or subnormal, and what lies between.
+        // The ends of the range, where an inverse scale is all but infinite or subnormal, and what
+        // lies between.
         for magnitude in [3.4e38, 1e30, 1.0, 0.03, 1e-14, 1.1e-15, 1e-15, 1e-40] {
             for _ in 0..200 {
                 let x = std::array::from_fn(|lane| {
@@ -283,7 +317,9 @@ mod tests {
                         0 => magnitude,
                         1 => [magnitude, -magnitude][usize::from(next() < 0.5)],
                         2 if next() < 0.8 => 0.0,
-                        3 => magnitude * (((next() - 0.5) * HALF as f32 * 2.0).round() / HALF as f32),
+                        3 => {
+                            magnitude * (((next() - 0.5) * HALF as f32 * 2.0).round() / HALF as f32)
+                        }
                         _ => magnitude * (2.0 * next() - 1.0),
                     })
                 });

@@ -11,17 +11,20 @@ pub(in crate::quant) struct Unsigned<S: Simd, const N: usize, const G: usize> {
     pub(in crate::quant) levels: [[S::I32; N]; G],
 }
 
-/// Candidates of [`unsigned`] beside the one that puts the largest `x` on `MAX`, in steps of so many levels.
+/// Candidates of [`unsigned`] beside the one that puts the largest `x` on `MAX`, in steps of so
+/// many levels.
 const OFFSETS: [f32; 8] = [-4., -3., -2., -1., 1., 2., 3., 4.];
 const STEP: f32 = 0.1;
 
-/// Searches scales for `x ~ scale * level`, levels being `0 ..= MAX`, for `G` times eight groups side by side: first
-/// among nine that put the largest `x` on `MAX` or beside it, then by moving one level at a time. `w` says what the
-/// error of each `x` counts (ggml's `make_qp_quants`).
+/// Searches scales for `x ~ scale * level`, levels being `0 ..= MAX`, for `G` times eight groups
+/// side by side: first among nine that put the largest `x` on `MAX` or beside it, then by moving
+/// one level at a time. `w` says what the error of each `x` counts (ggml's `make_qp_quants`).
 ///
-/// A negative `x`, which only rounding errors bring about, gives a level below zero, wrapped into a byte.
+/// A negative `x`, which only rounding errors bring about, gives a level below zero, wrapped into a
+/// byte.
 ///
-/// Every move waits for the one before it, hence `G`: what a super-block's scales and its offsets go through, for one.
+/// Every move waits for the one before it, hence `G`: what a super-block's scales and its offsets
+/// go through, for one.
 #[inline(always)]
 pub(in crate::quant) fn unsigned<S: Simd, const N: usize, const G: usize, const MAX: i32>(
     simd: S,
@@ -135,7 +138,10 @@ mod tests {
 
         let mut inverse = MAX as f32 / largest;
         // The first candidate is judged by levels that went through a byte unclamped.
-        let mut best_error = error_of(1.0 / inverse, &|v| i32::from(nearest_int(inverse * v) as u8));
+        let mut best_error = error_of(
+            1.0 / inverse,
+            &|v| i32::from(nearest_int(inverse * v) as u8),
+        );
         for offset in (-REACH..=REACH).filter(|&offset| offset != 0) {
             let candidate = (STEP * offset as f32 + MAX as f32) / largest;
             let error = error_of(1.0 / candidate, &|v| nearest_int(candidate * v).min(MAX));
@@ -188,17 +194,23 @@ mod tests {
 
         #[inline(always)]
         fn run<S: Simd>(self, simd: S) -> Self::Output {
-            let gather = |groups: [&Groups<N>; 2]| groups.map(|groups| simd.gather(groups.each_ref()));
+            let gather =
+                |groups: [&Groups<N>; 2]| groups.map(|groups| simd.gather(groups.each_ref()));
             let found = unsigned::<S, N, 2, MAX>(simd, &gather(self.0), &gather(self.1));
             std::array::from_fn(|g| {
-                let (scales, levels) = (simd.store(found.scales[g]), found.levels[g].map(|l| simd.store_i32(l)));
-                std::array::from_fn(|lane| (scales[lane], levels.map(|l| u8::try_from(l[lane]).unwrap())))
+                let (scales, levels) = (
+                    simd.store(found.scales[g]),
+                    found.levels[g].map(|l| simd.store_i32(l)),
+                );
+                std::array::from_fn(|lane| {
+                    (scales[lane], levels.map(|l| u8::try_from(l[lane]).unwrap()))
+                })
             })
         }
     }
 
-    /// Pseudo-random groups, each lane of another kind: scales as they come, many zeros, negative and vanishing ones,
-    /// infinities and NaN.
+    /// Pseudo-random groups, each lane of another kind: scales as they come, many zeros, negative
+    /// and vanishing ones, infinities and NaN.
     fn groups<const N: usize>(seed: u32) -> Groups<N> {
         let mut state = seed.wrapping_mul(0x9e37_79b9) | 1;
         let mut next = || {
@@ -216,7 +228,9 @@ mod tests {
                     3 if u < 0.7 => 0.0,
                     4 => u - 0.1,
                     5 => u * 3e-15,
-                    6 if u < 0.1 => [f32::NAN, f32::INFINITY, -3e38, 3e38, 1e-40][(u * 50.0) as usize],
+                    6 if u < 0.1 => {
+                        [f32::NAN, f32::INFINITY, -3e38, 3e38, 1e-40][(u * 50.0) as usize]
+                    }
                     7 if seed.is_multiple_of(3) => 0.0,
                     _ => u,
                 }
@@ -226,14 +240,18 @@ mod tests {
 
     fn compare<const N: usize, const MAX: i32>() {
         for seed in 0..3000 {
-            let (x, w) = ([groups(2 * seed), groups(2 * seed + 1)], [groups(seed + 7), groups(seed + 8)]);
+            let (x, w) = (
+                [groups(2 * seed), groups(2 * seed + 1)],
+                [groups(seed + 7), groups(seed + 8)],
+            );
             for isa in Isa::available() {
                 let found = isa.run(Search::<N, MAX>(x.each_ref(), w.each_ref()));
                 for g in 0..2 {
                     for lane in 0..LANES {
                         let (expected, expected_levels) = plain::<N, MAX>(&x[g][lane], &w[g][lane]);
                         let (scale, levels) = found[g][lane];
-                        let same = scale.to_bits() == expected.to_bits() || scale.is_nan() && expected.is_nan();
+                        let same = scale.to_bits() == expected.to_bits()
+                            || scale.is_nan() && expected.is_nan();
                         assert!(
                             same && levels == expected_levels,
                             "{}: {:?} {:?}: {scale} {levels:?}, not {} {:?}",

@@ -1,7 +1,7 @@
 //! Byte-pair encoding: the pair that was learned first is joined first.
 //!
-//! A word's symbols are ids: a token's own where the text is a token, else one beyond them, for a merge may lead
-//! through texts that are none. So a merge is one look-up of two ids.
+//! A word's symbols are ids: a token's own where the text is a token, else one beyond them, for a
+//! merge may lead through texts that are none. So a merge is one look-up of two ids.
 
 use super::bytes;
 use super::merge::{Merger, UNKNOWN};
@@ -53,7 +53,9 @@ impl Bpe {
         {
             for (rank, merge) in vocab::strings(metadata, MERGES)?.enumerate() {
                 // A first part may begin with a space, and neither may be empty.
-                let Some(at) = merge.iter().skip(1).position(|&b| b == b' ').map(|n| n + 1) else { continue };
+                let Some(at) = merge.iter().skip(1).position(|&b| b == b' ').map(|n| n + 1) else {
+                    continue;
+                };
                 let (first, second) = (&merge[..at], &merge[at + 1..]);
                 if !second.is_empty() {
                     let pair = (symbol(first), symbol(second));
@@ -70,25 +72,44 @@ impl Bpe {
         let words = match (pre.byte_level, pre.ignores_merges) {
             (false, _) => symbols,
             (true, false) => Texts::default(),
-            (true, true) => {
-                vocab.ids.iter().filter_map(|(t, &id)| Some((bytes::decode(t)?.into_boxed_slice(), id))).collect()
-            }
+            (true, true) => vocab
+                .ids
+                .iter()
+                .filter_map(|(t, &id)| Some((bytes::decode(t)?.into_boxed_slice(), id)))
+                .collect(),
         };
-        Ok(Bpe { pre, merges, bytes, fallback, words, tokens: vocab.tokens.len() as u32, seams })
+        Ok(Bpe {
+            pre,
+            merges,
+            bytes,
+            fallback,
+            words,
+            tokens: vocab.tokens.len() as u32,
+            seams,
+        })
     }
 
     /// Appends the tokens of a word.
     pub fn word(&self, word: &str, merger: &mut Merger, out: &mut Vec<u32>) {
-        let whole = self.pre.ignores_merges || self.pre.keeps_line_breaks && word.bytes().all(|b| b == b'\n');
-        if whole && let Some(&id) = self.words.get(word.as_bytes()).filter(|&&id| id < self.tokens) {
+        let whole = self.pre.ignores_merges
+            || self.pre.keeps_line_breaks && word.bytes().all(|b| b == b'\n');
+        if whole
+            && let Some(&id) = self
+                .words
+                .get(word.as_bytes())
+                .filter(|&&id| id < self.tokens)
+        {
             return out.push(id);
         }
         merger.clear();
         if self.pre.byte_level {
-            word.bytes().for_each(|b| merger.push(1, self.bytes[b as usize]));
+            word.bytes()
+                .for_each(|b| merger.push(1, self.bytes[b as usize]));
         } else {
             let symbol = |c: &[u8]| self.words.get(c).copied().unwrap_or(UNKNOWN);
-            word.chars().for_each(|c| merger.push(c.len_utf8(), symbol(c.encode_utf8(&mut [0; 4]).as_bytes())));
+            word.chars().for_each(|c| {
+                merger.push(c.len_utf8(), symbol(c.encode_utf8(&mut [0; 4]).as_bytes()))
+            });
         }
         merger.merge(|left, right| self.merges.get(&(left.id, right.id)).copied());
         for symbol in merger.symbols() {
@@ -99,7 +120,12 @@ impl Bpe {
             for &byte in &word.as_bytes()[symbol.start as usize..][..symbol.len as usize] {
                 if self.pre.byte_level {
                     let spelled = bytes::char_of(byte);
-                    out.extend(spelled.encode_utf8(&mut [0; 4]).bytes().filter_map(|b| self.fallback[b as usize]));
+                    out.extend(
+                        spelled
+                            .encode_utf8(&mut [0; 4])
+                            .bytes()
+                            .filter_map(|b| self.fallback[b as usize]),
+                    );
                 } else {
                     out.extend(self.fallback[byte as usize]);
                 }

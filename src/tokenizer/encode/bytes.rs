@@ -30,12 +30,18 @@ fn byte_of(c: char) -> Option<u8> {
     }
 }
 
-/// The bytes that a text in the alphabet spells; `None` if it has a character that is not of the alphabet.
+/// The bytes that a text in the alphabet spells; `None` if it has a character that is not of the
+/// alphabet.
 pub fn decode(text: &[u8]) -> Option<Vec<u8>> {
-    std::str::from_utf8(text).ok()?.chars().map(byte_of).collect()
+    std::str::from_utf8(text)
+        .ok()?
+        .chars()
+        .map(byte_of)
+        .collect()
 }
 
-/// The bytes that a text spells; a character that is not of the alphabet becomes a remark, as in the reference.
+/// The bytes that a text spells; a character that is not of the alphabet becomes a remark, as in
+/// the reference.
 pub fn decode_or_mark(text: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(text.len());
     for c in String::from_utf8_lossy(text).chars() {
@@ -43,7 +49,9 @@ pub fn decode_or_mark(text: &[u8]) -> Vec<u8> {
             Some(byte) => out.push(byte),
             None => {
                 out.extend(b"[UNK_BYTE_0x");
-                c.encode_utf8(&mut [0; 4]).bytes().for_each(|b| out.extend(format!("{b:02x}").bytes()));
+                c.encode_utf8(&mut [0; 4])
+                    .bytes()
+                    .for_each(|b| out.extend(format!("{b:02x}").bytes()));
                 out.extend(text);
                 out.push(b']');
             }
@@ -59,9 +67,15 @@ mod tests {
     #[test]
     fn every_byte_has_a_character_of_its_own() {
         for byte in 0..=255u8 {
-            assert_eq!(decode(char_of(byte).to_string().as_bytes()), Some(vec![byte]));
+            assert_eq!(
+                decode(char_of(byte).to_string().as_bytes()),
+                Some(vec![byte])
+            );
         }
-        assert_eq!((char_of(b' '), char_of(b'\n'), char_of(0xAD)), ('Ġ', 'Ċ', 'Ń'));
+        assert_eq!(
+            (char_of(b' '), char_of(b'\n'), char_of(0xAD)),
+            ('Ġ', 'Ċ', 'Ń')
+        );
         assert_eq!(decode("a b".as_bytes()), None);
         assert_eq!(decode_or_mark("a b".as_bytes()), b"a[UNK_BYTE_0x20a b]b");
     }

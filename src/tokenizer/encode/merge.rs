@@ -1,5 +1,5 @@
-//! Merging, the heart of both algorithms: of all neighbours that may be joined, join the best pair, the leftmost of
-//! equals, until none is left.
+//! Merging, the heart of both algorithms: of all neighbours that may be joined, join the best pair,
+//! the leftmost of equals, until none is left.
 //!
 //! ```text
 //! queue every pair of neighbours that has an order
@@ -60,18 +60,27 @@ impl Merger {
             last.next = index;
             start = last.start + last.len;
         }
-        self.symbols.push(Symbol { start, len: len as u32, id, prev: index.wrapping_sub(1), next: NONE });
+        self.symbols.push(Symbol {
+            start,
+            len: len as u32,
+            id,
+            prev: index.wrapping_sub(1),
+            next: NONE,
+        });
     }
 
-    /// Joins all that can be joined. `pair` gives the order of two neighbours (the lowest is joined first) and what
-    /// they become, or `None` if they cannot be joined.
+    /// Joins all that can be joined. `pair` gives the order of two neighbours (the lowest is joined
+    /// first) and what they become, or `None` if they cannot be joined.
     pub fn merge(&mut self, pair: impl Fn(&Symbol, &Symbol) -> Option<(u32, u32)>) {
         for right in 1..self.symbols.len() as u32 {
             self.queue(right - 1, right, &pair);
         }
         while let Some(Reverse(best)) = self.queue.pop() {
             let left = best.key as u32;
-            let (l, r) = (self.symbols[left as usize], self.symbols[best.right as usize]);
+            let (l, r) = (
+                self.symbols[left as usize],
+                self.symbols[best.right as usize],
+            );
             if l.len == 0 || r.len == 0 || l.len + r.len != best.len {
                 continue;
             }
@@ -86,14 +95,24 @@ impl Merger {
         }
     }
 
-    fn queue(&mut self, left: u32, right: u32, pair: impl Fn(&Symbol, &Symbol) -> Option<(u32, u32)>) {
+    fn queue(
+        &mut self,
+        left: u32,
+        right: u32,
+        pair: impl Fn(&Symbol, &Symbol) -> Option<(u32, u32)>,
+    ) {
         if left == NONE || right == NONE {
             return;
         }
         let (l, r) = (&self.symbols[left as usize], &self.symbols[right as usize]);
         if let Some((order, id)) = pair(l, r) {
             let key = u64::from(order) << 32 | u64::from(left);
-            self.queue.push(Reverse(Pair { key, right, len: l.len + r.len, id }));
+            self.queue.push(Reverse(Pair {
+                key,
+                right,
+                len: l.len + r.len,
+                id,
+            }));
         }
     }
 

@@ -65,33 +65,76 @@ impl Tokenizer {
     /// Reads the vocabulary from `tokenizer.*`.
     ///
     /// # Errors
-    /// If the kind of vocabulary or its pre-tokenizer is not supported, or a key is missing or not what it should be.
+    /// If the kind of vocabulary or its pre-tokenizer is not supported, or a key is missing or not
+    /// what it should be.
     pub fn from_gguf(metadata: &Metadata<'_>) -> Result<Tokenizer, Error> {
         let model = vocab::text(metadata, MODEL)?;
         let defaults = match model {
-            "llama" => Defaults { bos: Some(1), eos: Some(2), unknown: Some(0) },
-            "gpt2" => Defaults { bos: Some(11), eos: Some(11), unknown: None },
-            "gemma4" => Defaults { bos: None, eos: None, unknown: None },
-            "" => return Err(Error(format!("'{MODEL}' is missing; the file has no vocabulary"))),
+            "llama" => Defaults {
+                bos: Some(1),
+                eos: Some(2),
+                unknown: Some(0),
+            },
+            "gpt2" => Defaults {
+                bos: Some(11),
+                eos: Some(11),
+                unknown: None,
+            },
+            "gemma4" => Defaults {
+                bos: None,
+                eos: None,
+                unknown: None,
+            },
+            "" => {
+                return Err(Error(format!(
+                    "'{MODEL}' is missing; the file has no vocabulary"
+                )));
+            }
             other => {
-                return Err(Error(format!("'{MODEL}' is '{other}'; supported are llama, gpt2 and gemma4")));
+                return Err(Error(format!(
+                    "'{MODEL}' is '{other}'; supported are llama, gpt2 and gemma4"
+                )));
             }
         };
         let mut tokenizer = if model == "llama" {
             let vocab = Vocab::read(metadata, defaults)?;
-            let (special, algorithm) = (Special::of(&vocab), Algorithm::Spm(Box::new(Spm::of(&vocab))));
-            Tokenizer { vocab, special, algorithm, adds_bos: true, adds_eos: false, adds_space: true }
+            let (special, algorithm) = (
+                Special::of(&vocab),
+                Algorithm::Spm(Box::new(Spm::of(&vocab))),
+            );
+            Tokenizer {
+                vocab,
+                special,
+                algorithm,
+                adds_bos: true,
+                adds_eos: false,
+                adds_space: true,
+            }
         } else {
-            let name = if model == "gemma4" { "gemma4" } else { vocab::text(metadata, PRE)? };
-            let pre = Pre::named(name)
-                .ok_or_else(|| Error(format!("'{PRE}' is '{name}', a pre-tokenizer that is not supported")))?;
+            let name = if model == "gemma4" {
+                "gemma4"
+            } else {
+                vocab::text(metadata, PRE)?
+            };
+            let pre = Pre::named(name).ok_or_else(|| {
+                Error(format!(
+                    "'{PRE}' is '{name}', a pre-tokenizer that is not supported"
+                ))
+            })?;
             let bos = defaults.bos.filter(|_| pre.has_bos);
             let vocab = Vocab::read(metadata, Defaults { bos, ..defaults })?;
             let adds_bos = pre.adds_bos;
             let bpe = Bpe::read(metadata, &vocab, pre)?;
             let special = Special::of(&vocab);
             let algorithm = Algorithm::Bpe(Box::new(bpe));
-            Tokenizer { vocab, special, algorithm, adds_bos, adds_eos: false, adds_space: false }
+            Tokenizer {
+                vocab,
+                special,
+                algorithm,
+                adds_bos,
+                adds_eos: false,
+                adds_space: false,
+            }
         };
         let set = |key, to: &mut bool| {
             *to = vocab::flag(metadata, key)?.unwrap_or(*to);
@@ -100,7 +143,8 @@ impl Tokenizer {
         set("tokenizer.ggml.add_space_prefix", &mut tokenizer.adds_space)?;
         set("tokenizer.ggml.add_bos_token", &mut tokenizer.adds_bos)?;
         set("tokenizer.ggml.add_eos_token", &mut tokenizer.adds_eos)?;
-        tokenizer.adds_bos |= matches!(&tokenizer.algorithm, Algorithm::Bpe(bpe) if bpe.pre.forces_bos);
+        tokenizer.adds_bos |=
+            matches!(&tokenizer.algorithm, Algorithm::Bpe(bpe) if bpe.pre.forces_bos);
         Ok(tokenizer)
     }
 
@@ -145,7 +189,9 @@ impl Tokenizer {
                 Some(seams) => {
                     for line in pieces(&bpe.pre, text) {
                         for part in seams.parts(line) {
-                            session.escaped(part, false, |word, merger, out| bpe.word(word, merger, out));
+                            session.escaped(part, false, |word, merger, out| {
+                                bpe.word(word, merger, out)
+                            });
                         }
                     }
                 }
@@ -158,15 +204,19 @@ impl Tokenizer {
         }
     }
 
-    /// The text of some tokens: their pieces one after the other, special tokens as they are written. Of a text that
-    /// was encoded by byte-level BPE, it gives that text; SentencePiece's space in front stays.
+    /// The text of some tokens: their pieces one after the other, special tokens as they are
+    /// written. Of a text that was encoded by byte-level BPE, it gives that text; SentencePiece's
+    /// space in front stays.
     pub fn decode(&self, tokens: &[u32]) -> Vec<u8> {
         tokens.iter().flat_map(|&id| self.piece(id)).collect()
     }
 
     /// The text of one token; nothing if there is no such token.
     pub fn piece(&self, id: u32) -> Vec<u8> {
-        self.vocab.piece(id, matches!(&self.algorithm, Algorithm::Bpe(bpe) if bpe.pre.byte_level))
+        self.vocab.piece(
+            id,
+            matches!(&self.algorithm, Algorithm::Bpe(bpe) if bpe.pre.byte_level),
+        )
     }
 
     /// How many tokens the vocabulary has.
@@ -201,7 +251,10 @@ impl Tokenizer {
 
     /// Whether a token is a control token.
     pub fn is_control(&self, id: u32) -> bool {
-        self.vocab.tokens.get(id as usize).is_some_and(|t| t.role & vocab::CONTROL != 0)
+        self.vocab
+            .tokens
+            .get(id as usize)
+            .is_some_and(|t| t.role & vocab::CONTROL != 0)
     }
 }
 
@@ -217,7 +270,8 @@ fn pieces<'t>(pre: &Pre, text: &'t str) -> impl Iterator<Item = &'t str> {
         ends = finer;
     }
     let mut start = 0;
-    ends.into_iter().map(move |end| &text[std::mem::replace(&mut start, end)..end])
+    ends.into_iter()
+        .map(move |end| &text[std::mem::replace(&mut start, end)..end])
 }
 
 /// What is kept while one text is encoded.
@@ -247,7 +301,12 @@ impl<'t> Session<'t> {
     }
 
     /// The same, with spaces replaced, and one in front if so said.
-    fn escaped(&mut self, word: &'t str, space: bool, encode: impl FnOnce(&str, &mut Merger, &mut Vec<u32>)) {
+    fn escaped(
+        &mut self,
+        word: &'t str,
+        space: bool,
+        encode: impl FnOnce(&str, &mut Merger, &mut Vec<u32>),
+    ) {
         let mut text = std::mem::take(&mut self.text);
         text.clear();
         if space {
@@ -272,7 +331,8 @@ fn escape(c: char) -> char {
     if c == ' ' { SPACE } else { c }
 }
 
-/// The characters that some token has before a space: only between them and a space may a merge reach.
+/// The characters that some token has before a space: only between them and a space may a merge
+/// reach.
 struct Seams(HashSet<char, RandomState>);
 
 impl Seams {
@@ -281,7 +341,12 @@ impl Seams {
         let mut before = HashSet::with_hasher(RandomState::default());
         for text in texts {
             let text = String::from_utf8_lossy(text);
-            before.extend(text.chars().zip(text.chars().skip(1)).filter(|(_, next)| *next == SPACE).map(|(c, _)| c));
+            before.extend(
+                text.chars()
+                    .zip(text.chars().skip(1))
+                    .filter(|(_, next)| *next == SPACE)
+                    .map(|(c, _)| c),
+            );
         }
         Seams(before)
     }

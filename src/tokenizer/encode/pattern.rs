@@ -1,12 +1,15 @@
-//! The regular expressions of pre-tokenizers, as far as those go, with the meaning that the reference gives them.
+//! The regular expressions of pre-tokenizers, as far as those go, with the meaning that the
+//! reference gives them.
 //!
-//! The reference runs them in two ways. One that names a category (`\p{L}`) sees a text in which each character
-//! beyond ASCII is one of six letters: letter, number, mark, punctuation, symbol, other. One that names none sees the
-//! code points. In both a space beyond ASCII is a vertical tab, which `\s` matches but `[^\r\n]` also does. So a
-//! [`Set`] here is a bit per ASCII character, and for the others either kinds or code points.
+//! The reference runs them in two ways. One that names a category (`\p{L}`) sees a text in which
+//! each character beyond ASCII is one of six letters: letter, number, mark, punctuation, symbol,
+//! other. One that names none sees the code points. In both a space beyond ASCII is a vertical tab,
+//! which `\s` matches but `[^\r\n]` also does. So a [`Set`] here is a bit per ASCII character, and
+//! for the others either kinds or code points.
 //!
-//! Alternatives are tried in order and repetitions are greedy with backtracking, as in ECMAScript. Backtracking never
-//! leaves one alternative, and every repetition is of a single set, so the depth is bounded by the pattern's length.
+//! Alternatives are tried in order and repetitions are greedy with backtracking, as in ECMAScript.
+//! Backtracking never leaves one alternative, and every repetition is of a single set, so the depth
+//! is bounded by the pattern's length.
 //!
 //! ```text
 //! pattern     = sequence { "|" sequence }
@@ -17,7 +20,8 @@
 
 use super::unicode::{self, Kind, Kinds};
 
-const ALL_KINDS: Kind = unicode::LETTER | unicode::NUMBER | unicode::MARK | unicode::PUNCTUATION | unicode::SYMBOL;
+const ALL_KINDS: Kind =
+    unicode::LETTER | unicode::NUMBER | unicode::MARK | unicode::PUNCTUATION | unicode::SYMBOL;
 /// In sets: characters beyond ASCII that are of no kind.
 const OTHER: Kind = unicode::SPACE;
 const VERTICAL_TAB: u32 = 0x0B;
@@ -46,12 +50,19 @@ impl Set {
     /// Adds the characters of a kind, also those in ASCII.
     fn add_kind(&mut self, kind: Kind) {
         let kinds = Kinds::get();
-        (0..128u8).filter(|&c| kinds.of(c.into()) & kind != 0).for_each(|c| self.ascii |= 1 << c);
+        (0..128u8)
+            .filter(|&c| kinds.of(c.into()) & kind != 0)
+            .for_each(|c| self.ascii |= 1 << c);
         self.kinds |= kind;
     }
 
     fn negated(self) -> Set {
-        Set { ascii: !self.ascii, kinds: !self.kinds & (ALL_KINDS | OTHER), ranges: self.ranges, beyond: !self.beyond }
+        Set {
+            ascii: !self.ascii,
+            kinds: !self.kinds & (ALL_KINDS | OTHER),
+            ranges: self.ranges,
+            beyond: !self.beyond,
+        }
     }
 
     #[inline]
@@ -67,7 +78,11 @@ impl Set {
             let kind = kind & ALL_KINDS;
             return self.kinds & if kind == 0 { OTHER } else { kind } != 0;
         }
-        self.beyond != self.ranges.iter().any(|&(first, last)| (first..=last).contains(&(c as u32)))
+        self.beyond
+            != self
+                .ranges
+                .iter()
+                .any(|&(first, last)| (first..=last).contains(&(c as u32)))
     }
 }
 
@@ -111,17 +126,28 @@ impl Pattern {
     pub fn new(pattern: &str) -> Pattern {
         let mut parser = Parser { rest: pattern };
         let alternatives = parser.alternatives();
-        assert!(parser.rest.is_empty(), "{pattern}: not understood from {:?}", parser.rest);
-        Pattern { alternatives, by_kind: pattern.contains(r"\p{") }
+        assert!(
+            parser.rest.is_empty(),
+            "{pattern}: not understood from {:?}",
+            parser.rest
+        );
+        Pattern {
+            alternatives,
+            by_kind: pattern.contains(r"\p{"),
+        }
     }
 
     /// The end of the match that starts at a byte.
     fn match_at(&self, text: &str, at: usize) -> Option<usize> {
-        self.alternatives.iter().find_map(|s| self.sequence(&s.items, &s.tail, text, at))
+        self.alternatives
+            .iter()
+            .find_map(|s| self.sequence(&s.items, &s.tail, text, at))
     }
 
     fn sequence(&self, items: &[Item], tail: &Tail, text: &str, at: usize) -> Option<usize> {
-        let Some((item, rest)) = items.split_first() else { return self.tail(tail, text, at) };
+        let Some((item, rest)) = items.split_first() else {
+            return self.tail(tail, text, at);
+        };
         let (mut end, mut count) = (at, 0);
         for c in text[at..].chars().take(item.max) {
             if !item.set.has(c, self.by_kind) {
@@ -153,13 +179,16 @@ impl Pattern {
                 (kind == 0 || kind & unicode::SPACE != 0).then_some(at)
             }
             Tail::Optional(alternatives) => {
-                let matched = alternatives.iter().find_map(|s| self.sequence(&s.items, &s.tail, text, at));
+                let matched = alternatives
+                    .iter()
+                    .find_map(|s| self.sequence(&s.items, &s.tail, text, at));
                 Some(matched.unwrap_or(at))
             }
         }
     }
 
-    /// Appends the ends of the pieces of `text[start..end]`: the matches, and what lies between them.
+    /// Appends the ends of the pieces of `text[start..end]`: the matches, and what lies between
+    /// them.
     pub fn split(&self, text: &str, start: usize, end: usize, ends: &mut Vec<usize>) {
         let part = &text[..end];
         let (mut at, mut piece) = (start, start);
@@ -210,7 +239,10 @@ impl Parser<'_> {
         let mut items = Vec::new();
         while !self.rest.is_empty() && !self.rest.starts_with(['|', ')']) {
             if self.eat(r"(?!\S)") {
-                return Sequence { items, tail: Tail::BeforeSpaceOrEnd };
+                return Sequence {
+                    items,
+                    tail: Tail::BeforeSpaceOrEnd,
+                };
             }
             if self.eat("(?:") {
                 let tail = Tail::Optional(self.alternatives());
@@ -221,7 +253,10 @@ impl Parser<'_> {
             let (min, max) = self.quantifier();
             items.push(Item { set, min, max });
         }
-        Sequence { items, tail: Tail::None }
+        Sequence {
+            items,
+            tail: Tail::None,
+        }
     }
 
     fn quantifier(&mut self) -> (usize, usize) {
@@ -235,7 +270,10 @@ impl Parser<'_> {
             let (inside, rest) = self.rest.split_once('}').expect("a closed quantifier");
             self.rest = rest;
             let (min, max) = inside.split_once(',').unwrap_or((inside, inside));
-            (min.parse().expect("a number"), max.parse().expect("a number"))
+            (
+                min.parse().expect("a number"),
+                max.parse().expect("a number"),
+            )
         } else {
             (1, 1)
         }
@@ -261,7 +299,12 @@ impl Parser<'_> {
             first = match self.char() {
                 's' => return set.ascii |= ASCII_SPACES,
                 'S' => {
-                    *set = Set { ascii: !ASCII_SPACES, beyond: true, kinds: ALL_KINDS | OTHER, ranges: Vec::new() };
+                    *set = Set {
+                        ascii: !ASCII_SPACES,
+                        beyond: true,
+                        kinds: ALL_KINDS | OTHER,
+                        ranges: Vec::new(),
+                    };
                     return;
                 }
                 'd' => return set.add(u32::from('0'), u32::from('9')),
@@ -294,7 +337,10 @@ impl Parser<'_> {
             set.kinds |= unicode::LETTER;
             return;
         }
-        let (_, kind) = kinds.into_iter().find(|(name, _)| self.eat(name)).expect("a category");
+        let (_, kind) = kinds
+            .into_iter()
+            .find(|(name, _)| self.eat(name))
+            .expect("a category");
         set.add_kind(kind);
     }
 }
@@ -307,18 +353,27 @@ mod tests {
         let mut ends = Vec::new();
         Pattern::new(pattern).split(text, 0, text.len(), &mut ends);
         let starts = std::iter::once(0).chain(ends.iter().copied());
-        starts.zip(&ends).map(|(start, &end)| &text[start..end]).collect()
+        starts
+            .zip(&ends)
+            .map(|(start, &end)| &text[start..end])
+            .collect()
     }
 
     #[test]
     fn repetitions_back_off_and_alternatives_keep_their_order() {
-        assert_eq!(pieces(r"\s+(?!\S)|\s+", "a   b  "), ["a", "  ", " ", "b", "  "]);
+        assert_eq!(
+            pieces(r"\s+(?!\S)|\s+", "a   b  "),
+            ["a", "  ", " ", "b", "  "]
+        );
         assert_eq!(
             pieces(r"[A-Z\p{Lx}]*[a-z\p{Lx}]+|[A-Z]+", "ÉTÉété HELLOworld ABC"),
             ["ÉTÉété", " ", "HELLOworld", " ", "ABC"]
         );
         assert_eq!(pieces(r"\p{N}{1,3}", "a12345b"), ["a", "123", "45", "b"]);
-        assert_eq!(pieces(r"\p{L}+(?:'[sS]|'[lL][lL])?", "it's we'LL o'k"), ["it's", " ", "we'LL", " ", "o", "'", "k"]);
+        assert_eq!(
+            pieces(r"\p{L}+(?:'[sS]|'[lL][lL])?", "it's we'LL o'k"),
+            ["it's", " ", "we'LL", " ", "o", "'", "k"]
+        );
         assert_eq!(pieces("x", ""), [""; 0]);
     }
 
@@ -327,7 +382,13 @@ mod tests {
         assert_eq!(pieces("[一-龥]+", "a漢字b"), ["a", "漢字", "b"]);
         assert_eq!(pieces(r"\p{P}+", "a。！b"), ["a", "。！", "b"]);
         // A space beyond ASCII is a vertical tab for both.
-        assert_eq!(pieces(r"[^\s\p{L}]+", "a\u{3000}1b"), ["a\u{3000}", "1", "b"]);
-        assert_eq!(pieces("[\u{3000}-\u{3002}]", "a\u{3000}\u{3001}"), ["a\u{3000}", "\u{3001}"]);
+        assert_eq!(
+            pieces(r"[^\s\p{L}]+", "a\u{3000}1b"),
+            ["a\u{3000}", "1", "b"]
+        );
+        assert_eq!(
+            pieces("[\u{3000}-\u{3002}]", "a\u{3000}\u{3001}"),
+            ["a\u{3000}", "\u{3001}"]
+        );
     }
 }

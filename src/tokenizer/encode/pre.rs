@@ -1,8 +1,8 @@
 //! Pre-tokenizers by name: how a text is split into words before their bytes are merged.
 //!
-//! The names, the regular expressions and what comes with a name are facts of the format, taken from the reference's
-//! list. The expressions are written in the syntax of [`Pattern`]; a step that the reference runs by hand-written code
-//! is a [`Step`] of its own.
+//! The names, the regular expressions and what comes with a name are facts of the format, taken
+//! from the reference's list. The expressions are written in the syntax of [`Pattern`]; a step that
+//! the reference runs by hand-written code is a [`Step`] of its own.
 
 use super::pattern::Pattern;
 use super::split::Step;
@@ -12,7 +12,8 @@ use super::split::Step;
 pub struct Pre {
     /// What splits a text; each step splits the pieces of the one before.
     pub steps: Vec<Step>,
-    /// Whether tokens are spelled in GPT-2's alphabet of bytes; else in UTF-8, with tokens such as `<0x0A>` for bytes.
+    /// Whether tokens are spelled in GPT-2's alphabet of bytes; else in UTF-8, with tokens such as
+    /// `<0x0A>` for bytes.
     pub byte_level: bool,
     /// Whether spaces become U+2581 first.
     pub escapes_spaces: bool,
@@ -24,7 +25,8 @@ pub struct Pre {
     pub adds_bos: bool,
     /// Whether a beginning is added whatever the file says.
     pub forces_bos: bool,
-    /// Whether token 11 is beginning and end unless the file says otherwise; some have no beginning.
+    /// Whether token 11 is beginning and end unless the file says otherwise; some have no
+    /// beginning.
     pub has_bos: bool,
 }
 
@@ -35,8 +37,8 @@ macro_rules! contractions {
     };
 }
 
-/// Words of capitals and then small letters, as OpenAI's o200k has them, with what may follow a word; characters
-/// beyond ASCII count as both.
+/// Words of capitals and then small letters, as OpenAI's o200k has them, with what may follow a
+/// word; characters beyond ASCII count as both.
 macro_rules! cased_words {
     ($marks:literal, $after:expr) => {
         concat!(
@@ -94,38 +96,61 @@ fn patterns(all: &[&str]) -> Vec<Step> {
 }
 
 fn words(digits: usize) -> Step {
-    Step::Words { digits, marks: false }
+    Step::Words {
+        digits,
+        marks: false,
+    }
 }
 
 /// The three steps of DeepSeek V3; `signs` and `breaks` differ in those that follow it.
 fn deepseek3(first: Step, asian: &str, signs_and_spaces: &str) -> Vec<Step> {
-    let last =
-        [ASCII_SIGN_AND_WORD, r"|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+", signs_and_spaces].concat();
+    let last = [
+        ASCII_SIGN_AND_WORD,
+        r"|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+",
+        signs_and_spaces,
+    ]
+    .concat();
     vec![first, pattern(asian), pattern(&last)]
 }
 
 impl Pre {
-    /// The pre-tokenizer of a name in `tokenizer.ggml.pre`; an empty name is `default`. `None` if there is no such.
+    /// The pre-tokenizer of a name in `tokenizer.ggml.pre`; an empty name is `default`. `None` if
+    /// there is no such.
     pub fn named(name: &str) -> Option<Pre> {
         let contractions = contractions!();
         let spaces_after_breaks = format!(r"[\r\n]*|{SPACES}");
         let steps = match name {
             "" | "default" => {
-                vec![pattern(r"[\p{P}\$\+<=>\^~\|]+"), Step::Gpt2, pattern(r"\p{N}+"), pattern("[0-9][0-9][0-9]")]
+                vec![
+                    pattern(r"[\p{P}\$\+<=>\^~\|]+"),
+                    Step::Gpt2,
+                    pattern(r"\p{N}+"),
+                    pattern("[0-9][0-9][0-9]"),
+                ]
             }
-            "llama3" | "llama-v3" | "llama-bpe" | "falcon3" | "falcon-h1" | "pixtral" | "midm-2.0" | "lfm2"
-            | "jina-v5-nano" | "dbrx" | "smaug-bpe" | "chatglm-bpe" | "glm4" | "glm5" => vec![words(3)],
-            "qwen2" | "deepseek-r1-qwen" | "kormo" | "f2llmv2" | "megrez" | "stablelm2" | "hunyuan" | "solar-open"
-            | "grok-2" => vec![words(1)],
-            "qwen35" => vec![Step::Words { digits: 1, marks: true }],
+            "llama3" | "llama-v3" | "llama-bpe" | "falcon3" | "falcon-h1" | "pixtral"
+            | "midm-2.0" | "lfm2" | "jina-v5-nano" | "dbrx" | "smaug-bpe" | "chatglm-bpe"
+            | "glm4" | "glm5" => vec![words(3)],
+            "qwen2" | "deepseek-r1-qwen" | "kormo" | "f2llmv2" | "megrez" | "stablelm2"
+            | "hunyuan" | "solar-open" | "grok-2" => vec![words(1)],
+            "qwen35" => vec![Step::Words {
+                digits: 1,
+                marks: true,
+            }],
             "laguna" => vec![Step::Lines, words(1)],
-            "gpt-2" | "phi-2" | "jina-es" | "jina-de" | "gigachat" | "jina-v2-es" | "jina-v2-de" | "a.x-4.0"
-            | "mellum" | "modern-bert" | "jina-v1-en" | "jina-v2-code" | "roberta-bpe" | "exaone4" | "mpt" | "olmo"
-            | "jais" | "trillion" | "granite-docling" => vec![Step::Gpt2],
-            "starcoder" | "refact" | "command-r" | "smollm" | "codeshell" | "exaone" | "minerva-7b" | "mellum2" => {
+            "gpt-2" | "phi-2" | "jina-es" | "jina-de" | "gigachat" | "jina-v2-es"
+            | "jina-v2-de" | "a.x-4.0" | "mellum" | "modern-bert" | "jina-v1-en"
+            | "jina-v2-code" | "roberta-bpe" | "exaone4" | "mpt" | "olmo" | "jais" | "trillion"
+            | "granite-docling" => vec![Step::Gpt2],
+            "starcoder" | "refact" | "command-r" | "smollm" | "codeshell" | "exaone"
+            | "minerva-7b" | "mellum2" => {
                 vec![pattern(r"\p{N}"), Step::Gpt2]
             }
-            "falcon" => vec![pattern(r"[\p{P}\$\+<=>\^~\|`]+"), Step::Gpt2, pattern("[0-9][0-9][0-9]")],
+            "falcon" => vec![
+                pattern(r"[\p{P}\$\+<=>\^~\|`]+"),
+                Step::Gpt2,
+                pattern("[0-9][0-9][0-9]"),
+            ],
             "deepseek-llm" => vec![
                 pattern(r"[\r\n]"),
                 pattern(&format!(r"\s?[{DEEPSEEK_LETTERS}]+")),
@@ -134,38 +159,65 @@ impl Pre {
                 pattern(CHINESE_AND_KOREAN),
                 pattern(r"\p{N}+"),
             ],
-            "deepseek-coder" => patterns(&[r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", CHINESE_AND_KOREAN, r"\p{N}"]),
-            "deepseek-v3" | "hunyuan-dense" | "joyai-llm" | "hy_v4" => {
-                deepseek3(pattern(r"\p{N}{1,3}"), CHINESE_AND_KANA, &spaces_after_breaks)
-            }
+            "deepseek-coder" => patterns(&[
+                r"[\r\n]",
+                r"\s?\p{L}+",
+                r"\s?\p{P}+",
+                CHINESE_AND_KOREAN,
+                r"\p{N}",
+            ]),
+            "deepseek-v3" | "hunyuan-dense" | "joyai-llm" | "hy_v4" => deepseek3(
+                pattern(r"\p{N}{1,3}"),
+                CHINESE_AND_KANA,
+                &spaces_after_breaks,
+            ),
             "spark2_5" => {
-                let mut steps = deepseek3(pattern(r"\p{N}{1,3}"), CHINESE_AND_KANA, r"|[\r\n]|\s+(?!\S)|\s+");
+                let mut steps = deepseek3(
+                    pattern(r"\p{N}{1,3}"),
+                    CHINESE_AND_KANA,
+                    r"|[\r\n]|\s+(?!\S)|\s+",
+                );
                 steps.push(pattern(r"\p{N}"));
                 steps
             }
             "afmoe" => deepseek3(Step::DigitsFromRight, AFMOE_ASIAN, &spaces_after_breaks),
             "youtu" => vec![
                 pattern("[가-힣ㄱ-ㆎ]+|[！…“”‘’—：；，、-〿︰-﹏]+|[ㄅ-ㄯ]+|[一-龥぀-ゟ゠-ヿ]+"),
-                pattern(&format!(r"{}|\p{{N}}|{SIGNS}[\r\n/]*|{SPACES}", marked_words!())),
+                pattern(&format!(
+                    r"{}|\p{{N}}|{SIGNS}[\r\n/]*|{SPACES}",
+                    marked_words!()
+                )),
             ],
             "tiny_aya" | "cohere2moe" => vec![
                 Step::DigitsFromRight,
-                pattern(&format!(r"{}|\p{{N}}{{1,3}}|{SIGNS}[\r\n/]*|{SPACES}", marked_words!())),
+                pattern(&format!(
+                    r"{}|\p{{N}}{{1,3}}|{SIGNS}[\r\n/]*|{SPACES}",
+                    marked_words!()
+                )),
             ],
             "tekken" => {
-                vec![pattern(&format!(r"{}|\p{{N}}|{SIGNS}[\r\n/]*|{SPACES}", cased_words!("", "")))]
+                vec![pattern(&format!(
+                    r"{}|\p{{N}}|{SIGNS}[\r\n/]*|{SPACES}",
+                    cased_words!("", "")
+                ))]
             }
             "gpt-4o" | "llama4" | "kanana2" | "talkie" | "minimax-m2" => {
                 let words = cased_words!("", concat!("(?:", contractions!(), ")?"));
-                vec![pattern(&format!(r"{words}|\p{{N}}{{1,3}}|{SIGNS}[\r\n/]*|{SPACES}"))]
+                vec![pattern(&format!(
+                    r"{words}|\p{{N}}{{1,3}}|{SIGNS}[\r\n/]*|{SPACES}"
+                ))]
             }
             "granite-embed-multi-97m" => {
                 let words = cased_words!(r"\p{M}", concat!("(?:", contractions!(), ")?"));
-                vec![pattern(&format!(r"{words}|\p{{N}}{{1,3}}|{SIGNS}[\r\n/]*|{SPACES}"))]
+                vec![pattern(&format!(
+                    r"{words}|\p{{N}}{{1,3}}|{SIGNS}[\r\n/]*|{SPACES}"
+                ))]
             }
             "jais-2" => {
-                let last: Vec<_> =
-                    [512, 256, 128, 64, 32, 16, 8, 4].iter().map(|n| format!(r"\s{{{n}}}(?!\S)")).collect();
+                let last: Vec<_> = [512, 256, 128, 64, 32, 16, 8, 4]
+                    .iter()
+                    .map(|n| format!(r"\s{{{n}}}(?!\S)"))
+                    .collect();
                 vec![pattern(&format!(
                     r"{contractions}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{SIGNS}[\r\n]*|\s*[\r\n]+|{}|\s{{1,2}}(?!\S)|\s",
                     last.join("|")
@@ -189,10 +241,14 @@ impl Pre {
             "seed-coder" => vec![pattern(&format!(
                 r"{contractions}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|{SPACES}"
             ))],
-            "ufakzeka" => vec![pattern(&format!(r"[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{SIGNS}[\r\n]*|{SPACES}"))],
+            "ufakzeka" => vec![pattern(&format!(
+                r"[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{SIGNS}[\r\n]*|{SPACES}"
+            ))],
             "minicpm5" => vec![
                 pattern(r"\p{N}{1,3}"),
-                pattern(&format!(r"{contractions}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}+|{SIGNS}[\r\n]*|{SPACES}")),
+                pattern(&format!(
+                    r"{contractions}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}+|{SIGNS}[\r\n]*|{SPACES}"
+                )),
             ],
             "gemma4" | "granite-embed-multi-311m" | "sarvam-moe" => vec![Step::Lines],
             _ => return None,
@@ -216,7 +272,10 @@ impl Pre {
             byte_level: !raw,
             escapes_spaces: raw,
             ignores_merges: llama3
-                || matches!(name, "minicpm5" | "youtu" | "glm4" | "glm5" | "tekken" | "granite-embed-multi-97m"),
+                || matches!(
+                    name,
+                    "minicpm5" | "youtu" | "glm4" | "glm5" | "tekken" | "granite-embed-multi-97m"
+                ),
             keeps_line_breaks: gemma4,
             adds_bos: llama3 || matches!(name, "tekken" | "chameleon"),
             forces_bos: gemma4,
@@ -241,7 +300,10 @@ mod tests {
             ends = finer;
         }
         let starts = std::iter::once(0).chain(ends.iter().copied());
-        starts.zip(&ends).map(|(start, &end)| &text[start..end]).collect()
+        starts
+            .zip(&ends)
+            .map(|(start, &end)| &text[start..end])
+            .collect()
     }
 
     #[test]
@@ -249,16 +311,28 @@ mod tests {
         assert_eq!(pieces("llama-bpe", "x12345"), ["x", "123", "45"]);
         assert_eq!(pieces("qwen2", "123"), ["1", "2", "3"]);
         assert_eq!(pieces("gpt-2", " 1234"), [" 1234"]);
-        assert_eq!(pieces("superbpe", "a12345 678"), ["a", "12", "345", " ", "678"]);
+        assert_eq!(
+            pieces("superbpe", "a12345 678"),
+            ["a", "12", "345", " ", "678"]
+        );
         // The text before digits goes with their first group.
         assert_eq!(pieces("tiny_aya", "1234567"), ["1", "234", "567"]);
     }
 
     #[test]
     fn contractions_and_spaces() {
-        assert_eq!(pieces("gpt-2", "It's  o'KAY \n\n x"), ["It", "'s", " ", " o", "'", "KAY", " \n\n", " x"]);
-        assert_eq!(pieces("llama-bpe", "WE'LL...\n\n  x  "), ["WE", "'LL", "...\n\n", " ", " x", "  "]);
-        assert_eq!(pieces("gpt-4o", "WE'LL HelloWorld"), ["WE'LL", " Hello", "World"]);
+        assert_eq!(
+            pieces("gpt-2", "It's  o'KAY \n\n x"),
+            ["It", "'s", " ", " o", "'", "KAY", " \n\n", " x"]
+        );
+        assert_eq!(
+            pieces("llama-bpe", "WE'LL...\n\n  x  "),
+            ["WE", "'LL", "...\n\n", " ", " x", "  "]
+        );
+        assert_eq!(
+            pieces("gpt-4o", "WE'LL HelloWorld"),
+            ["WE'LL", " Hello", "World"]
+        );
         assert_eq!(pieces("deepseek-llm", "ab  "), ["ab", "  "]);
     }
 
@@ -270,8 +344,7 @@ mod tests {
 
     #[test]
     fn every_name_loses_no_text() {
-        let text =
-            "It's 12345 naïve—漢字かな한국어 ไทย \t\r\n\u{85}\u{3000}\u{a0}x  'LL e\u{301}😀‍👩  <a href='b'>\n\n  ";
+        let text = "It's 12345 naïve—漢字かな한국어 ไทย \t\r\n\u{85}\u{3000}\u{a0}x  'LL e\u{301}😀‍👩  <a href='b'>\n\n  ";
         for name in NAMES {
             assert_eq!(pieces(name, text).concat(), text, "{name}");
             assert!(pieces(name, text).iter().all(|p| !p.is_empty()), "{name}");

@@ -1,7 +1,8 @@
 //! Special tokens are cut out of a text before anything else.
 //!
-//! The reference searches the whole text for the longest token first, then what is left for the next, and so on. Most
-//! tokens are in no text, so one search for all finds those that are, and only they are cut out in that manner.
+//! The reference searches the whole text for the longest token first, then what is left for the
+//! next, and so on. Most tokens are in no text, so one search for all finds those that are, and
+//! only they are cut out in that manner.
 
 use super::vocab::{CONTROL, UNKNOWN, USER_DEFINED, Vocab};
 use aho_corasick::AhoCorasick;
@@ -31,10 +32,15 @@ impl Special {
     /// Collects them.
     pub fn of(vocab: &Vocab) -> Special {
         let text = |id: u32| &vocab.tokens[id as usize].text;
-        let is_special = |&id: &u32| vocab.tokens[id as usize].role & (CONTROL | USER_DEFINED | UNKNOWN) != 0;
+        let is_special =
+            |&id: &u32| vocab.tokens[id as usize].role & (CONTROL | USER_DEFINED | UNKNOWN) != 0;
         let mut ids: Vec<u32> = (0..vocab.tokens.len() as u32).filter(is_special).collect();
         ids.sort_by_key(|&id| std::cmp::Reverse(text(id).len()));
-        let search = if ids.is_empty() { None } else { AhoCorasick::new(ids.iter().map(|&id| text(id))).ok() };
+        let search = if ids.is_empty() {
+            None
+        } else {
+            AhoCorasick::new(ids.iter().map(|&id| text(id))).ok()
+        };
         Special { ids, search }
     }
 
@@ -44,9 +50,13 @@ impl Special {
         if !text.is_empty() {
             fragments.push(Fragment::Text(0..text.len()));
         }
-        let Some(search) = &self.search else { return fragments };
+        let Some(search) = &self.search else {
+            return fragments;
+        };
         let mut there = vec![false; self.ids.len()];
-        search.find_overlapping_iter(text).for_each(|m| there[m.pattern().as_usize()] = true);
+        search
+            .find_overlapping_iter(text)
+            .for_each(|m| there[m.pattern().as_usize()] = true);
         for (&id, _) in self.ids.iter().zip(there).filter(|(_, there)| *there) {
             if parse || vocab.tokens[id as usize].role & (CONTROL | UNKNOWN) == 0 {
                 fragments = cut_out(vocab, text, id, fragments);

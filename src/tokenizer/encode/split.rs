@@ -1,8 +1,8 @@
 //! The pre-tokenizers that the reference has written by hand, and the steps that all are made of.
 //!
-//! Each splits a stretch of a text into pieces and appends their ends. A stretch ends for it where it ends, even if the
-//! text goes on. Where these differ from the regular expression that they stand for, they are right: that is what the
-//! reference does.
+//! Each splits a stretch of a text into pieces and appends their ends. A stretch ends for it where
+//! it ends, even if the text goes on. Where these differ from the regular expression that they
+//! stand for, they are right: that is what the reference does.
 
 use super::pattern::Pattern;
 use super::unicode::{Kinds, LETTER, MARK, NUMBER, SPACE, is_han};
@@ -10,10 +10,11 @@ use super::unicode::{Kinds, LETTER, MARK, NUMBER, SPACE, is_han};
 /// One step of a pre-tokenizer; each step splits the pieces of the one before.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Step {
-    /// GPT-2: a contraction, or letters, digits or other signs with at most one space in front, or spaces.
+    /// GPT-2: a contraction, or letters, digits or other signs with at most one space in front, or
+    /// spaces.
     Gpt2,
-    /// Llama 3 and Qwen: any one sign may stand before letters; signs take the line breaks that follow them; digits
-    /// in groups of at most so many; marks belong to letters if so said.
+    /// Llama 3 and Qwen: any one sign may stand before letters; signs take the line breaks that
+    /// follow them; digits in groups of at most so many; marks belong to letters if so said.
     Words { digits: usize, marks: bool },
     /// Kimi K2: Llama 3 with Chinese apart and contractions at the end of words.
     Kimi,
@@ -32,10 +33,16 @@ pub enum Step {
 impl Step {
     /// Appends the ends of the pieces of `text[start..end]`.
     pub fn split(&self, text: &str, start: usize, end: usize, ends: &mut Vec<usize>) {
-        let mut part = Part { text: &text[..end], kinds: Kinds::get(), ends };
+        let mut part = Part {
+            text: &text[..end],
+            kinds: Kinds::get(),
+            ends,
+        };
         match self {
             Step::Gpt2 => part.gpt2(start),
-            Step::Words { digits, marks } => part.words(start, *digits, if *marks { LETTER | MARK } else { LETTER }),
+            Step::Words { digits, marks } => {
+                part.words(start, *digits, if *marks { LETTER | MARK } else { LETTER })
+            }
             Step::Kimi => part.kimi(start),
             Step::DigitsFromRight => part.digits_from_right(start),
             Step::Lines => part.lines(start),
@@ -76,7 +83,8 @@ impl Part<'_> {
         }
     }
 
-    /// The end of an English contraction at `at`, if there is one. `fold` takes capitals for small letters.
+    /// The end of an English contraction at `at`, if there is one. `fold` takes capitals for small
+    /// letters.
     fn contraction(&self, at: usize, fold: impl Fn(u8) -> u8) -> Option<usize> {
         if self.byte(at) != b'\'' {
             return None;
@@ -95,7 +103,8 @@ impl Part<'_> {
         at
     }
 
-    /// The end of the spaces at `at`: all, but for the last if something follows and they are more than one.
+    /// The end of the spaces at `at`: all, but for the last if something follows and they are more
+    /// than one.
     fn spaces(&self, at: usize) -> usize {
         let (mut end, mut last) = (at, 0);
         loop {
@@ -106,7 +115,11 @@ impl Part<'_> {
             last = len;
             end += len;
         }
-        if end - at > last && end < self.text.len() { end - last } else { end }
+        if end - at > last && end < self.text.len() {
+            end - last
+        } else {
+            end
+        }
     }
 
     /// The end of the last line break among the spaces at `at`.
@@ -161,7 +174,9 @@ impl Part<'_> {
         if kind & NUMBER != 0 {
             return self.group(at, digits);
         }
-        self.signs(at, letters).or_else(|| self.to_last_line_break(at)).unwrap_or_else(|| self.spaces(at))
+        self.signs(at, letters)
+            .or_else(|| self.to_last_line_break(at))
+            .unwrap_or_else(|| self.spaces(at))
     }
 
     /// The end of at most so many digits.
@@ -198,10 +213,14 @@ impl Part<'_> {
         let is_word = |c: char| self.kinds.of(c) & LETTER != 0 && !is_han(c);
         let rest = &self.text[at..];
         let end_of = |from: usize, is: &dyn Fn(char) -> bool| {
-            self.text[from..].find(|c| !is(c)).map_or(self.text.len(), |n| from + n)
+            self.text[from..]
+                .find(|c| !is(c))
+                .map_or(self.text.len(), |n| from + n)
         };
         let mut chars = rest.chars();
-        let (Some(first), second) = (chars.next(), chars.next()) else { return self.text.len() };
+        let (Some(first), second) = (chars.next(), chars.next()) else {
+            return self.text.len();
+        };
         if is_han(first) {
             return end_of(at, &is_han);
         }
@@ -209,12 +228,16 @@ impl Part<'_> {
         let may_lead = !matches!(first, '\r' | '\n') && kind & (LETTER | NUMBER) == 0;
         if is_word(first) || may_lead && second.is_some_and(is_word) {
             let end = end_of(at + first.len_utf8(), &is_word);
-            return self.contraction(end, |b| b.to_ascii_lowercase()).unwrap_or(end);
+            return self
+                .contraction(end, |b| b.to_ascii_lowercase())
+                .unwrap_or(end);
         }
         if kind & NUMBER != 0 {
             return self.group(at, 3);
         }
-        self.signs(at, LETTER).or_else(|| self.to_last_line_break(at)).unwrap_or_else(|| self.spaces(at))
+        self.signs(at, LETTER)
+            .or_else(|| self.to_last_line_break(at))
+            .unwrap_or_else(|| self.spaces(at))
     }
 
     fn digits_from_right(&mut self, start: usize) {
@@ -246,7 +269,10 @@ impl Part<'_> {
         while at < self.text.len() {
             let is_break = self.byte(at) == b'\n';
             let rest = &self.text.as_bytes()[at..];
-            at += rest.iter().position(|&b| (b == b'\n') != is_break).unwrap_or(rest.len());
+            at += rest
+                .iter()
+                .position(|&b| (b == b'\n') != is_break)
+                .unwrap_or(rest.len());
             self.ends.push(at);
         }
     }
@@ -255,9 +281,13 @@ impl Part<'_> {
         let bytes = self.text.as_bytes();
         let mut at = start;
         while at < bytes.len() {
-            let digits = bytes[at..].iter().take_while(|b| b.is_ascii_digit()).count();
+            let digits = bytes[at..]
+                .iter()
+                .take_while(|b| b.is_ascii_digit())
+                .count();
             let (end, first) = (at + digits, at + digits % 3);
-            self.ends.extend((first..end).step_by(3).filter(|&n| n > start));
+            self.ends
+                .extend((first..end).step_by(3).filter(|&n| n > start));
             at = end.max(at + 1);
         }
         if bytes.len() > start {
@@ -267,7 +297,9 @@ impl Part<'_> {
 
     fn trailing_spaces(&mut self, start: usize) {
         let text = &self.text[start..];
-        let kept = text.trim_end_matches(|c| self.kinds.of(c) & SPACE != 0).len();
+        let kept = text
+            .trim_end_matches(|c| self.kinds.of(c) & SPACE != 0)
+            .len();
         if kept > 0 {
             self.ends.push(start + kept);
         }

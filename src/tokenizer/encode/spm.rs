@@ -1,5 +1,5 @@
-//! SentencePiece as the reference has it: of all neighbours that are a token together, those of the highest score are
-//! joined first.
+//! SentencePiece as the reference has it: of all neighbours that are a token together, those of the
+//! highest score are joined first.
 
 use super::Seams;
 use super::merge::{Merger, UNKNOWN};
@@ -18,16 +18,26 @@ pub struct Spm {
 /// A number that is lower for a higher score, and equal for equal ones.
 fn order(score: f32) -> u32 {
     let bits = (score + 0.0).to_bits();
-    if bits >> 31 != 0 { bits } else { !bits & 0x7FFF_FFFF }
+    if bits >> 31 != 0 {
+        bits
+    } else {
+        !bits & 0x7FFF_FFFF
+    }
 }
 
 impl Spm {
     /// Prepares a vocabulary.
     pub fn of(vocab: &Vocab) -> Spm {
         let byte_tokens = vocab.byte_tokens();
-        let bytes = std::array::from_fn(|b| byte_tokens[b].or_else(|| vocab.ids.get(&[b as u8][..]).copied()));
+        let bytes = std::array::from_fn(|b| {
+            byte_tokens[b].or_else(|| vocab.ids.get(&[b as u8][..]).copied())
+        });
         let order = vocab.tokens.iter().map(|t| order(t.score)).collect();
-        Spm { order, bytes, seams: Seams::of(vocab.ids.keys()) }
+        Spm {
+            order,
+            bytes,
+            seams: Seams::of(vocab.ids.keys()),
+        }
     }
 
     /// Appends the tokens of a text whose spaces are U+2581.
@@ -36,7 +46,10 @@ impl Spm {
         let bytes = word.as_bytes();
         merger.clear();
         for c in word.chars() {
-            merger.push(c.len_utf8(), token(c.encode_utf8(&mut [0; 4]).as_bytes()).unwrap_or(UNKNOWN));
+            merger.push(
+                c.len_utf8(),
+                token(c.encode_utf8(&mut [0; 4]).as_bytes()).unwrap_or(UNKNOWN),
+            );
         }
         merger.merge(|left, right| {
             let id = token(&bytes[left.start as usize..(right.start + right.len) as usize])?;
@@ -59,7 +72,15 @@ impl Spm {
 mod tests {
     #[test]
     fn a_higher_score_comes_first() {
-        let scores = [f32::INFINITY, 3.0, 1e-30, 0.0, -1e-30, -2.0, f32::NEG_INFINITY];
+        let scores = [
+            f32::INFINITY,
+            3.0,
+            1e-30,
+            0.0,
+            -1e-30,
+            -2.0,
+            f32::NEG_INFINITY,
+        ];
         assert!(scores.map(super::order).is_sorted());
         assert_eq!(super::order(0.0), super::order(-0.0));
     }

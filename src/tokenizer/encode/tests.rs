@@ -5,12 +5,18 @@ use proptest::prelude::*;
 fn metadata(model: &str, tokens: &[(&str, f32, i32)], merges: &[&str]) -> Metadata<'static> {
     let mut metadata = Metadata::new();
     metadata.set(MODEL, Value::str(model.to_owned()));
-    metadata.set(vocab::TOKENS, Value::Array(Array::of_strings(tokens.iter().map(|t| t.0))));
+    metadata.set(
+        vocab::TOKENS,
+        Value::Array(Array::of_strings(tokens.iter().map(|t| t.0))),
+    );
     let scores = Array::of_values(ValueType::F32, tokens.iter().map(|t| Value::F32(t.1)));
     metadata.set("tokenizer.ggml.scores", Value::Array(scores));
     let types = Array::of_values(ValueType::I32, tokens.iter().map(|t| Value::I32(t.2)));
     metadata.set("tokenizer.ggml.token_type", Value::Array(types));
-    metadata.set("tokenizer.ggml.merges", Value::Array(Array::of_strings(merges)));
+    metadata.set(
+        "tokenizer.ggml.merges",
+        Value::Array(Array::of_strings(merges)),
+    );
     metadata
 }
 
@@ -19,7 +25,14 @@ fn spm() -> Metadata<'static> {
     let bytes: Vec<String> = (0..256).map(|b| format!("<0x{b:02X}>")).collect();
     let mut tokens = vec![("<unk>", 0.0, 2), ("<s>", 0.0, 3), ("</s>", 0.0, 3)];
     tokens.extend(bytes.iter().map(|b| (b.as_str(), 0.0, 6)));
-    tokens.extend([("▁", -9.0, 1), ("a", -9.0, 1), ("b", -9.0, 1), ("ab", -2.0, 1), ("▁a", -3.0, 1), ("▁▁", -1.0, 1)]);
+    tokens.extend([
+        ("▁", -9.0, 1),
+        ("a", -9.0, 1),
+        ("b", -9.0, 1),
+        ("ab", -2.0, 1),
+        ("▁a", -3.0, 1),
+        ("▁▁", -1.0, 1),
+    ]);
     tokens.push(("[x]", 0.0, 4));
     metadata("llama", &tokens, &[])
 }
@@ -28,7 +41,12 @@ fn spm() -> Metadata<'static> {
 fn bpe(pre: &str) -> Metadata<'static> {
     let bytes: Vec<String> = (0..=255).map(|b| bytes::char_of(b).to_string()).collect();
     let mut tokens: Vec<_> = bytes.iter().map(|b| (b.as_str(), 0.0, 1)).collect();
-    tokens.extend([("aa", 0.0, 1), ("ab", 0.0, 1), ("Ġab", 0.0, 1), ("aab", 0.0, 1)]);
+    tokens.extend([
+        ("aa", 0.0, 1),
+        ("ab", 0.0, 1),
+        ("Ġab", 0.0, 1),
+        ("aab", 0.0, 1),
+    ]);
     tokens.extend([("<|endoftext|>", 0.0, 3), ("<u>", 0.0, 4), ("<u>b", 0.0, 3)]);
     let mut metadata = metadata("gpt2", &tokens, &["a b", "a a", "Ġ ab", "a ab"]);
     metadata.set(PRE, Value::str(pre.to_owned()));
@@ -40,8 +58,13 @@ fn tokenizer(metadata: &Metadata<'_>) -> Tokenizer {
 }
 
 fn shown(tokenizer: &Tokenizer, text: &str, parse: bool) -> Vec<String> {
-    let text_of = |id: u32| String::from_utf8_lossy(&tokenizer.vocab.tokens[id as usize].text).into_owned();
-    tokenizer.encode(text, true, parse).into_iter().map(text_of).collect()
+    let text_of =
+        |id: u32| String::from_utf8_lossy(&tokenizer.vocab.tokens[id as usize].text).into_owned();
+    tokenizer
+        .encode(text, true, parse)
+        .into_iter()
+        .map(text_of)
+        .collect()
 }
 
 #[test]
@@ -52,10 +75,19 @@ fn sentencepiece_joins_by_score_and_falls_back_to_bytes() {
     assert_eq!(shown(&t, "é", true), ["<s>", "▁", "<0xC3>", "<0xA9>"]);
     assert_eq!(shown(&t, "", true), ["<s>"]);
     // A space in front after each special token, and user-defined ones are always special.
-    assert_eq!(shown(&t, "a[x]a</s>a", true), ["<s>", "▁a", "[x]", "▁a", "</s>", "▁a"]);
+    assert_eq!(
+        shown(&t, "a[x]a</s>a", true),
+        ["<s>", "▁a", "[x]", "▁a", "</s>", "▁a"]
+    );
     assert_eq!(shown(&t, "a[x]b", false), ["<s>", "▁a", "[x]", "▁", "b"]);
-    assert_eq!(t.decode(&t.encode("ab é", false, false)), " ab é".as_bytes());
-    assert_eq!((t.bos(), t.eos(), t.adds_bos(), t.adds_eos()), (Some(1), Some(2), true, false));
+    assert_eq!(
+        t.decode(&t.encode("ab é", false, false)),
+        " ab é".as_bytes()
+    );
+    assert_eq!(
+        (t.bos(), t.eos(), t.adds_bos(), t.adds_eos()),
+        (Some(1), Some(2), true, false)
+    );
     assert!(t.is_eog(2) && !t.is_eog(1) && t.is_control(1) && !t.is_control(0));
 }
 
@@ -73,24 +105,40 @@ fn byte_pairs_join_by_rank() {
 
 #[test]
 fn what_is_wrong_is_said() {
-    let said = |metadata: &Metadata<'_>| Tokenizer::from_gguf(metadata).err().expect("an error").to_string();
+    let said = |metadata: &Metadata<'_>| {
+        Tokenizer::from_gguf(metadata)
+            .err()
+            .expect("an error")
+            .to_string()
+    };
     assert!(said(&Metadata::new()).contains(MODEL));
     assert!(said(&metadata("bert", &[], &[])).contains("'bert'"));
     assert!(said(&bpe("no such")).contains("'no such'"));
     let mut broken = bpe("gpt-2");
-    broken.set("tokenizer.ggml.scores", Value::Array(Array::of_values(ValueType::F32, [Value::F32(0.0)])));
+    broken.set(
+        "tokenizer.ggml.scores",
+        Value::Array(Array::of_values(ValueType::F32, [Value::F32(0.0)])),
+    );
     assert!(said(&broken).contains("1 values for 263 tokens"));
     broken.remove("tokenizer.ggml.scores");
     broken.remove("tokenizer.ggml.merges");
     assert!(said(&broken).contains("'tokenizer.ggml.merges' is missing"));
-    assert!(said(&metadata("llama", &[("a", 0.0, 1), ("a", 0.0, 1)], &[])).contains("tokens 0 and 1"));
+    assert!(
+        said(&metadata("llama", &[("a", 0.0, 1), ("a", 0.0, 1)], &[])).contains("tokens 0 and 1")
+    );
 }
 
 #[test]
 fn ten_megabytes_of_one_letter_end() {
     let text = "a".repeat(10 << 20);
-    assert_eq!(tokenizer(&bpe("gpt-2")).encode(&text, false, false).len(), 5 << 20);
-    assert_eq!(tokenizer(&spm()).encode(&text, false, false).len(), 10 << 20);
+    assert_eq!(
+        tokenizer(&bpe("gpt-2")).encode(&text, false, false).len(),
+        5 << 20
+    );
+    assert_eq!(
+        tokenizer(&spm()).encode(&text, false, false).len(),
+        10 << 20
+    );
 }
 
 proptest! {

@@ -1,7 +1,9 @@
-//! What kind of character each code point is, as the reference's tables say: general categories of Unicode 15.1.
+//! What kind of character each code point is, as the reference's tables say: general categories of
+//! Unicode 15.1.
 //!
-//! The categories come from `regex-syntax`, cut to the code points that Unicode 15.1 knows; a test compares the whole
-//! table with the reference's by its checksum, so that a newer Unicode in that crate cannot change a token unnoticed.
+//! The categories come from `regex-syntax`, cut to the code points that Unicode 15.1 knows; a test
+//! compares the whole table with the reference's by its checksum, so that a newer Unicode in that
+//! crate cannot change a token unnoticed.
 
 use regex_syntax::hir::{Class, HirKind};
 use std::sync::OnceLock;
@@ -20,7 +22,8 @@ pub const PUNCTUATION: Kind = 8;
 pub const SYMBOL: Kind = 16;
 /// `\s`: the `White_Space` property.
 pub const SPACE: Kind = 32;
-/// Any code point at all; tells a character without a kind from the end of the text, whose kind is 0.
+/// Any code point at all; tells a character without a kind from the end of the text, whose kind is
+/// 0.
 pub const SOME: Kind = 64;
 
 const CODE_POINTS: usize = 0x110000;
@@ -34,11 +37,19 @@ impl Kinds {
         static KINDS: OnceLock<Kinds> = OnceLock::new();
         KINDS.get_or_init(|| {
             let mut kinds = vec![SOME; CODE_POINTS];
-            let classes =
-                [("L", LETTER), ("N", NUMBER), ("M", MARK), ("P", PUNCTUATION), ("S", SYMBOL), ("White_Space", SPACE)];
+            let classes = [
+                ("L", LETTER),
+                ("N", NUMBER),
+                ("M", MARK),
+                ("P", PUNCTUATION),
+                ("S", SYMBOL),
+                ("White_Space", SPACE),
+            ];
             for (class, kind) in classes {
                 for (first, last) in ranges(&format!(r"[\p{{{class}}}&&\p{{age=15.1}}]")) {
-                    kinds[first as usize..=last as usize].iter_mut().for_each(|k| *k |= kind);
+                    kinds[first as usize..=last as usize]
+                        .iter_mut()
+                        .for_each(|k| *k |= kind);
                 }
             }
             Kinds(kinds.into_boxed_slice())
@@ -51,13 +62,17 @@ impl Kinds {
         self.0[c as usize]
     }
 
-    /// Kind and length in bytes of the character that starts at a byte of a text; `(0, 0)` beyond its end.
+    /// Kind and length in bytes of the character that starts at a byte of a text; `(0, 0)` beyond
+    /// its end.
     #[inline]
     pub fn at(&self, text: &str, at: usize) -> (Kind, usize) {
         match text.as_bytes().get(at) {
             None => (0, 0),
             Some(&b) if b < 0x80 => (self.0[b as usize], 1),
-            Some(_) => text[at..].chars().next().map_or((0, 0), |c| (self.of(c), c.len_utf8())),
+            Some(_) => text[at..]
+                .chars()
+                .next()
+                .map_or((0, 0), |c| (self.of(c), c.len_utf8())),
         }
     }
 }
@@ -66,7 +81,11 @@ impl Kinds {
 fn ranges(class: &str) -> Vec<(char, char)> {
     let hir = regex_syntax::parse(class).expect("a class that regex-syntax knows");
     match hir.kind() {
-        HirKind::Class(Class::Unicode(class)) => class.ranges().iter().map(|r| (r.start(), r.end())).collect(),
+        HirKind::Class(Class::Unicode(class)) => class
+            .ranges()
+            .iter()
+            .map(|r| (r.start(), r.end()))
+            .collect(),
         _ => Vec::new(),
     }
 }
@@ -81,17 +100,23 @@ pub fn is_han(c: char) -> bool {
 mod tests {
     use super::*;
 
-    /// Checksum of the reference's table, over all code points in order but the surrogates, which no text has: a byte
-    /// of kinds each. Renewed by `scripts/unicode-kinds.sh`, which asks the reference.
+    /// Checksum of the reference's table, over all code points in order but the surrogates, which
+    /// no text has: a byte of kinds each. Renewed by `scripts/unicode-kinds.sh`, which asks the
+    /// reference.
     const REFERENCE: u64 = 0x7715_41bb_2bde_31f5;
 
     #[test]
     fn every_code_point_has_the_kind_that_the_reference_gives_it() {
         let kinds = Kinds::get();
-        let fnv = (0..CODE_POINTS as u32).filter_map(char::from_u32).fold(0xcbf2_9ce4_8422_2325_u64, |hash, c| {
-            (hash ^ u64::from(kinds.of(c) & !SOME)).wrapping_mul(0x0100_0000_01b3)
-        });
-        assert_eq!(fnv, REFERENCE, "the kinds differ from the reference's: {fnv:#018x}");
+        let fnv = (0..CODE_POINTS as u32)
+            .filter_map(char::from_u32)
+            .fold(0xcbf2_9ce4_8422_2325_u64, |hash, c| {
+                (hash ^ u64::from(kinds.of(c) & !SOME)).wrapping_mul(0x0100_0000_01b3)
+            });
+        assert_eq!(
+            fnv, REFERENCE,
+            "the kinds differ from the reference's: {fnv:#018x}"
+        );
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! The vocabulary as a GGUF has it: texts, scores and roles of the tokens, and what the reference adds to them.
+//! The vocabulary as a GGUF has it: texts, scores and roles of the tokens, and what the reference
+//! adds to them.
 
 use super::Error;
 use crate::format::gguf::{Metadata, Value, ValueType, until_zero};
@@ -44,11 +45,14 @@ const ENDS: [&str; 22] = [
     "[e~[",
 ];
 
-/// For each key of a token for filling in: the texts by which it is found if the file does not name it, and whether it
-/// ends a generation. The first that the vocabulary has becomes a control token.
+/// For each key of a token for filling in: the texts by which it is found if the file does not name
+/// it, and whether it ends a generation. The first that the vocabulary has becomes a control token.
 const FILL_IN: [(&[&str], &[&str], bool); 6] = [
     (
-        &["tokenizer.ggml.fim_pre_token_id", "tokenizer.ggml.prefix_token_id"],
+        &[
+            "tokenizer.ggml.fim_pre_token_id",
+            "tokenizer.ggml.prefix_token_id",
+        ],
         &[
             "<|fim_prefix|>",
             "<fim-prefix>",
@@ -62,7 +66,10 @@ const FILL_IN: [(&[&str], &[&str], bool); 6] = [
         false,
     ),
     (
-        &["tokenizer.ggml.fim_suf_token_id", "tokenizer.ggml.suffix_token_id"],
+        &[
+            "tokenizer.ggml.fim_suf_token_id",
+            "tokenizer.ggml.suffix_token_id",
+        ],
         &[
             "<|fim_suffix|>",
             "<fim-suffix>",
@@ -76,7 +83,10 @@ const FILL_IN: [(&[&str], &[&str], bool); 6] = [
         false,
     ),
     (
-        &["tokenizer.ggml.fim_mid_token_id", "tokenizer.ggml.middle_token_id"],
+        &[
+            "tokenizer.ggml.fim_mid_token_id",
+            "tokenizer.ggml.middle_token_id",
+        ],
         &[
             "<|fim_middle|>",
             "<fim-middle>",
@@ -89,13 +99,27 @@ const FILL_IN: [(&[&str], &[&str], bool); 6] = [
         ],
         false,
     ),
-    (&["tokenizer.ggml.fim_pad_token_id"], &["<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"], true),
     (
-        &["tokenizer.ggml.fim_rep_token_id"],
-        &["<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"],
+        &["tokenizer.ggml.fim_pad_token_id"],
+        &["<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"],
         true,
     ),
-    (&["tokenizer.ggml.fim_sep_token_id"], &["<|file_sep|>"], true),
+    (
+        &["tokenizer.ggml.fim_rep_token_id"],
+        &[
+            "<|fim_repo|>",
+            "<|repo_name|>",
+            "<fim-repo>",
+            "<REPO>",
+            "<reponame>",
+        ],
+        true,
+    ),
+    (
+        &["tokenizer.ggml.fim_sep_token_id"],
+        &["<|file_sep|>"],
+        true,
+    ),
 ];
 
 /// One token.
@@ -130,12 +154,23 @@ pub struct Defaults {
     pub unknown: Option<u32>,
 }
 
-fn numbers(metadata: &Metadata<'_>, key: &str, kinds: &[ValueType], tokens: usize) -> Result<Option<Vec<f32>>, Error> {
-    let Some(value) = metadata.get(key) else { return Ok(None) };
+fn numbers(
+    metadata: &Metadata<'_>,
+    key: &str,
+    kinds: &[ValueType],
+    tokens: usize,
+) -> Result<Option<Vec<f32>>, Error> {
+    let Some(value) = metadata.get(key) else {
+        return Ok(None);
+    };
     let array = value.as_array().filter(|a| kinds.contains(&a.element()));
-    let array = array.ok_or_else(|| Error(format!("'{key}' is {value}, not an array of numbers")))?;
+    let array =
+        array.ok_or_else(|| Error(format!("'{key}' is {value}, not an array of numbers")))?;
     if array.len() < tokens {
-        return Err(Error(format!("'{key}' has {} values for {tokens} tokens", array.len())));
+        return Err(Error(format!(
+            "'{key}' has {} values for {tokens} tokens",
+            array.len()
+        )));
     }
     let number = |value| match value {
         Value::F32(v) => v,
@@ -147,13 +182,19 @@ fn numbers(metadata: &Metadata<'_>, key: &str, kinds: &[ValueType], tokens: usiz
 
 /// A number of the metadata, if it is there.
 fn id(metadata: &Metadata<'_>, key: &str) -> Result<Option<u64>, Error> {
-    let number = |v: &Value<'_>| v.as_u64().ok_or_else(|| Error(format!("'{key}' is {v}, not the id of a token")));
+    let number = |v: &Value<'_>| {
+        v.as_u64()
+            .ok_or_else(|| Error(format!("'{key}' is {v}, not the id of a token")))
+    };
     metadata.get(key).map(number).transpose()
 }
 
 /// A text of the metadata, or an empty one.
 pub fn text<'m>(metadata: &'m Metadata<'_>, key: &str) -> Result<&'m str, Error> {
-    let string = |v: &'m Value<'_>| v.as_str().ok_or_else(|| Error(format!("'{key}' is {v}, not a text")));
+    let string = |v: &'m Value<'_>| {
+        v.as_str()
+            .ok_or_else(|| Error(format!("'{key}' is {v}, not a text")))
+    };
     Ok(metadata.get(key).map(string).transpose()?.unwrap_or(""))
 }
 
@@ -167,9 +208,16 @@ pub fn flag(metadata: &Metadata<'_>, key: &str) -> Result<Option<bool>, Error> {
 }
 
 /// The strings of the metadata.
-pub fn strings<'m>(metadata: &'m Metadata<'_>, key: &str) -> Result<impl Iterator<Item = &'m [u8]>, Error> {
-    let value = metadata.get(key).ok_or_else(|| Error(format!("'{key}' is missing")))?;
-    let array = value.as_array().filter(|a| a.element() == ValueType::String || a.is_empty());
+pub fn strings<'m>(
+    metadata: &'m Metadata<'_>,
+    key: &str,
+) -> Result<impl Iterator<Item = &'m [u8]>, Error> {
+    let value = metadata
+        .get(key)
+        .ok_or_else(|| Error(format!("'{key}' is missing")))?;
+    let array = value
+        .as_array()
+        .filter(|a| a.element() == ValueType::String || a.is_empty());
     let array = array.ok_or_else(|| Error(format!("'{key}' is {value}, not an array of texts")))?;
     Ok(array.strings().map(until_zero))
 }
@@ -178,16 +226,26 @@ impl Vocab {
     /// Reads the tokens.
     pub fn read(metadata: &Metadata<'_>, defaults: Defaults) -> Result<Vocab, Error> {
         let texts: Vec<&[u8]> = strings(metadata, TOKENS)?.collect();
-        let scores = numbers(metadata, SCORES, &[ValueType::F32, ValueType::I32], texts.len())?;
+        let scores = numbers(
+            metadata,
+            SCORES,
+            &[ValueType::F32, ValueType::I32],
+            texts.len(),
+        )?;
         let types = numbers(metadata, TYPES, &[ValueType::I32], texts.len())?;
         let mut ids = Texts::with_capacity_and_hasher(texts.len(), RandomState::default());
         let mut tokens = Vec::with_capacity(texts.len());
         for (i, text) in texts.iter().enumerate() {
-            let text: Box<[u8]> =
-                if text.is_empty() { format!("[EMPTY_{i}]").into_bytes().into() } else { (*text).into() };
+            let text: Box<[u8]> = if text.is_empty() {
+                format!("[EMPTY_{i}]").into_bytes().into()
+            } else {
+                (*text).into()
+            };
             if let Some(first) = ids.insert(text.clone(), i as u32) {
                 let shown = String::from_utf8_lossy(&text).into_owned();
-                return Err(Error(format!("'{TOKENS}': tokens {first} and {i} are both {shown:?}")));
+                return Err(Error(format!(
+                    "'{TOKENS}': tokens {first} and {i} are both {shown:?}"
+                )));
             }
             let role = match types.as_ref().map(|t| t[i] as i32) {
                 None | Some(1) => NORMAL,
@@ -199,10 +257,23 @@ impl Vocab {
                 Some(_) => 0,
             };
             let score = scores.as_ref().map_or(0.0, |s| s[i]);
-            tokens.push(Token { text, score, role, strips_left: false, strips_right: false });
+            tokens.push(Token {
+                text,
+                score,
+                role,
+                strips_left: false,
+                strips_right: false,
+            });
         }
         let (bos, eos, unknown) = (defaults.bos, defaults.eos, defaults.unknown);
-        let mut vocab = Vocab { tokens, ids, bos, eos, unknown, ends: BTreeSet::new() };
+        let mut vocab = Vocab {
+            tokens,
+            ids,
+            bos,
+            eos,
+            unknown,
+            ends: BTreeSet::new(),
+        };
         vocab.bos = vocab.named(metadata, "tokenizer.ggml.bos_token_id", bos)?;
         vocab.eos = vocab.named(metadata, "tokenizer.ggml.eos_token_id", eos)?;
         vocab.unknown = vocab.named(metadata, "tokenizer.ggml.unknown_token_id", unknown)?;
@@ -216,18 +287,27 @@ impl Vocab {
         self.ids.get(text.as_bytes()).copied()
     }
 
-    /// The id that a key names if the vocabulary has it, else the default if the vocabulary has that.
-    fn named(&self, metadata: &Metadata<'_>, key: &str, default: Option<u32>) -> Result<Option<u32>, Error> {
+    /// The id that a key names if the vocabulary has it, else the default if the vocabulary has
+    /// that.
+    fn named(
+        &self,
+        metadata: &Metadata<'_>,
+        key: &str,
+        default: Option<u32>,
+    ) -> Result<Option<u32>, Error> {
         let known = |id: &u64| *id < self.tokens.len() as u64;
         let named = id(metadata, key)?.filter(known);
-        Ok(named.or(default.map(u64::from).filter(known)).map(|id| id as u32))
+        Ok(named
+            .or(default.map(u64::from).filter(known))
+            .map(|id| id as u32))
     }
 
     fn add_role(&mut self, id: u32, role: Role) {
         self.tokens[id as usize].role |= role;
     }
 
-    /// Finds the tokens whose text says what they are, as the reference does: files often do not say it.
+    /// Finds the tokens whose text says what they are, as the reference does: files often do not
+    /// say it.
     fn find_special(&mut self, metadata: &Metadata<'_>) -> Result<(), Error> {
         for (keys, texts, ends) in FILL_IN {
             let mut named = None;
@@ -240,7 +320,11 @@ impl Vocab {
             }
             self.ends.extend(named.filter(|_| ends));
         }
-        for id in ENDS.iter().filter_map(|text| self.id(text)).collect::<Vec<_>>() {
+        for id in ENDS
+            .iter()
+            .filter_map(|text| self.id(text))
+            .collect::<Vec<_>>()
+        {
             self.add_role(id, CONTROL);
             self.ends.insert(id);
         }
@@ -250,13 +334,17 @@ impl Vocab {
             }
         }
         self.ends.extend(self.eos);
-        self.ends.extend(self.named(metadata, "tokenizer.ggml.eot_token_id", None)?);
-        self.ends.extend(self.named(metadata, "tokenizer.ggml.eom_token_id", None)?);
+        self.ends
+            .extend(self.named(metadata, "tokenizer.ggml.eot_token_id", None)?);
+        self.ends
+            .extend(self.named(metadata, "tokenizer.ggml.eom_token_id", None)?);
         let ends = |text: &str| self.id(text).filter(|id| self.ends.contains(id));
         let called = ends("<|call|>").or(ends("<|calls|>")).is_some();
         // Where others end a turn, these do not: Harmony and Solar; Gemma 4 and PLaMo.
-        let end = ends("<|end|>").filter(|_| called && (ends("<|return|>").or(ends("<|flush|>"))).is_some());
-        let s = ends("</s>").filter(|_| ends("<|tool_response>").or(ends("<|plamo:eos|>")).is_some());
+        let end = ends("<|end|>")
+            .filter(|_| called && (ends("<|return|>").or(ends("<|flush|>"))).is_some());
+        let s =
+            ends("</s>").filter(|_| ends("<|tool_response>").or(ends("<|plamo:eos|>")).is_some());
         for (id, role) in [(end, USER_DEFINED), (s, NORMAL)] {
             if let Some(id) = id {
                 self.ends.remove(&id);
@@ -271,14 +359,26 @@ impl Vocab {
         let name = text(metadata, "general.name")?.to_ascii_lowercase();
         let pre = text(metadata, "tokenizer.ggml.pre")?;
         let architecture = text(metadata, "general.architecture")?;
-        let left = if ["jina-v2-de", "jina-v2-es", "jina-v2-code"].iter().any(|p| pre.contains(p))
-            || ["nomic-bert-moe", "jina-bert-v3"].iter().any(|a| architecture.contains(a))
+        let left = if ["jina-v2-de", "jina-v2-es", "jina-v2-code"]
+            .iter()
+            .any(|p| pre.contains(p))
+            || ["nomic-bert-moe", "jina-bert-v3"]
+                .iter()
+                .any(|a| architecture.contains(a))
         {
             Some("<mask>")
         } else if name.contains("phi-3") || name.contains("phi3") {
-            let special = self.tokens.iter_mut().filter(|t| t.role & (CONTROL | USER_DEFINED | UNKNOWN) != 0);
+            let special = self
+                .tokens
+                .iter_mut()
+                .filter(|t| t.role & (CONTROL | USER_DEFINED | UNKNOWN) != 0);
             special.for_each(|t| t.strips_right = true);
-            for (text, strips) in [("</s>", true), ("<unk>", false), ("<s>", false), ("<|endoftext|>", false)] {
+            for (text, strips) in [
+                ("</s>", true),
+                ("<unk>", false),
+                ("<s>", false),
+                ("<|endoftext|>", false),
+            ] {
                 if let Some(id) = self.id(text) {
                     self.tokens[id as usize].strips_right = strips;
                 }
@@ -300,17 +400,25 @@ impl Vocab {
 
     /// The text of a token: what decoding it gives.
     pub fn piece(&self, id: u32, byte_level: bool) -> Vec<u8> {
-        let Some(token) = self.tokens.get(id as usize) else { return Vec::new() };
+        let Some(token) = self.tokens.get(id as usize) else {
+            return Vec::new();
+        };
         if token.role & (UNKNOWN | CONTROL | USER_DEFINED) != 0 {
             return token.text.to_vec();
         }
         if token.role & NORMAL != 0 {
             return match byte_level {
                 true => super::bytes::decode_or_mark(&token.text),
-                false => String::from_utf8_lossy(&token.text).replace('\u{2581}', " ").into_bytes(),
+                false => String::from_utf8_lossy(&token.text)
+                    .replace('\u{2581}', " ")
+                    .into_bytes(),
             };
         }
-        if token.role & BYTE != 0 { Self::byte_of(&token.text).into_iter().collect() } else { Vec::new() }
+        if token.role & BYTE != 0 {
+            Self::byte_of(&token.text).into_iter().collect()
+        } else {
+            Vec::new()
+        }
     }
 
     /// The tokens that stand for single bytes: `<0x0A>` and so on.
