@@ -82,7 +82,7 @@ impl Architecture {
             return Ok(architecture);
         }
         let nearest = classes()
-            .min_by_key(|(_, known)| distance(class, known))
+            .min_by_key(|(_, known)| quantier_core::words::distance(class, known))
             .map_or("", |(_, known)| known);
         Err(format!(
             "architecture '{class}' is not supported; the nearest that is: {nearest}"
@@ -112,22 +112,6 @@ impl Architecture {
 /// For architectures without generated tensors.
 fn nothing_generated(_: &Config, _: &mut Keys) -> config::Result<Vec<Generated>> {
     Ok(Vec::new())
-}
-
-/// How many letters have to be added, removed or replaced to make one word of the other
-/// (Levenshtein 1965).
-pub fn distance(a: &str, b: &str) -> usize {
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.bytes().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.bytes().enumerate() {
-            let replaced = diagonal + usize::from(x != y);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
 }
 
 #[cfg(test)]
@@ -163,7 +147,6 @@ mod tests {
                 .unwrap()
                 .contains(": Qwen2MoeForCausalLM")
         );
-        assert_eq!(distance("kitten", "sitting"), 3);
     }
 
     #[test]

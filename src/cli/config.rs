@@ -16,7 +16,7 @@ use super::config_keys::{Key, Kind, SECTIONS, Section};
 use anyhow::{Context, bail, ensure};
 use clap::CommandFactory;
 use clap::parser::ValueSource;
-use quantier::arch::distance;
+use quantier_core::words::distance;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use toml::de::{DeTable, DeValue};

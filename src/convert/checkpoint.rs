@@ -2,6 +2,7 @@
 
 use super::{Error, Result};
 use crate::arch::Config;
+use crate::format::index::Index;
 use crate::format::json;
 use crate::format::map::Map;
 use crate::format::safetensors::{self, Dtype};
@@ -83,7 +84,7 @@ impl Checkpoint {
             problems.extend(
                 index
                     .iter()
-                    .flat_map(|index| index.compare(&checkpoint.tensors)),
+                    .flat_map(|index| compare(index, &checkpoint.tensors)),
             );
         }
         match problems.is_empty() {
@@ -174,79 +175,20 @@ impl Checkpoint {
     }
 }
 
-/// model.safetensors.index.json: which tensor is in which file.
-struct Index {
-    file_of: BTreeMap<String, String>,
-}
-
-impl Index {
-    /// Reads the index, if there is one.
-    fn read(path: &Path) -> Result<Option<Index>> {
-        if !path.is_file() {
-            return Ok(None);
-        }
-        let index = json::read_object(path)?;
-        let entries = index.get("weight_map").and_then(|map| map.as_object());
-        let entries =
-            entries.ok_or_else(|| bad(path, "its 'weight_map' is missing or no object"))?;
-        let mut file_of = BTreeMap::new();
-        for (tensor, file) in entries {
-            // A name with a directory in it could lead anywhere.
-            let file = file
-                .as_str()
-                .filter(|file| Path::new(file).file_name() == Some(file.as_ref()));
-            let file = file.ok_or_else(|| {
-                bad(
-                    path,
-                    format!("the file of tensor '{tensor}' is no file name"),
-                )
-            })?;
-            file_of.insert(tensor.clone(), file.to_owned());
-        }
-        Ok(Some(Index { file_of }))
-    }
-
-    /// The files, sorted by name.
-    fn parts(&self) -> Vec<String> {
-        self.file_of
-            .values()
-            .collect::<BTreeSet<_>>()
-            .into_iter()
-            .cloned()
-            .collect()
-    }
-
-    /// What the index has and the files have not, and the other way round.
-    fn compare(&self, tensors: &[Source]) -> Vec<Problem> {
-        let there: BTreeSet<&str> = tensors.iter().map(|t| &*t.name).collect();
-        let absent = self
-            .file_of
-            .iter()
-            .filter(|(name, _)| !there.contains(&***name));
-        let absent = absent.map(|(name, file)| {
-            Problem::of(
-                name,
-                format!("{INDEX} says that {file} holds these tensors, and it does not"),
-            )
-        });
-        let unknown = there
-            .iter()
-            .filter(|name| !self.file_of.contains_key(**name));
-        absent
-            .chain(
-                unknown.map(|name| Problem::of(name, format!("these tensors are not in {INDEX}"))),
-            )
-            .collect()
-    }
-}
-
-/// The files of weights that a model.safetensors.index.json names, sorted; `None` if there is no
-/// such file.
-///
-/// # Errors
-/// If it is no index, or a name in it would lead out of its directory.
-pub fn files_of_index(path: &Path) -> Result<Option<Vec<String>>> {
-    Ok(Index::read(path)?.map(|index| index.parts()))
+/// Tensors that the index names and the files lack, and the other way round.
+fn compare(index: &Index, tensors: &[Source]) -> Vec<Problem> {
+    let there: BTreeSet<&str> = tensors.iter().map(|t| &*t.name).collect();
+    let absent = index.files().filter(|(name, _)| !there.contains(name));
+    let absent = absent.map(|(name, file)| {
+        Problem::of(
+            name,
+            format!("{INDEX} says that {file} holds these tensors, and it does not"),
+        )
+    });
+    let unknown = there.iter().filter(|name| !index.has(name));
+    let unknown =
+        unknown.map(|name| Problem::of(name, format!("these tensors are not in {INDEX}")));
+    absent.chain(unknown).collect()
 }
 
 /// Names in a directory with this beginning and this end, sorted.

@@ -17,7 +17,7 @@ mod scale;
 mod tensors;
 mod weights;
 
-pub use checkpoint::{Checkpoint, Source, files_of_index};
+pub use checkpoint::{Checkpoint, Source};
 pub use plan::{Plan, PlannedTensor};
 
 use crate::format;

@@ -311,7 +311,7 @@ mod tests {
 
     #[test]
     fn every_variable_is_explained() {
-        let data = crate::report::small();
+        let data = crate::report::sample::small();
         let facts = Facts::new(&crate::format::gguf::Metadata::new(), &Default::default());
         let of = |file| Published {
             file,

@@ -1,0 +1,354 @@
+//! From a file type, overrides and the facts of a model to one type per tensor.
+
+use super::file_type::FileType;
+use super::presets::{ModelFacts, TensorFacts, counts_layers, fit_rows, type_for};
+use super::role::{PER_LAYER_EMBEDDING, Role, layer_of, may_be_quantized};
+use quantier_blocks::types::GgmlType;
+use std::collections::HashMap;
+
+/// A pattern for tensor names: a regular expression, found anywhere in the name.
+#[derive(Clone, Debug)]
+pub struct Pattern(fancy_regex::Regex);
+
+impl Pattern {
+    /// From a regular expression; the error says what is wrong with it.
+    pub fn new(text: &str) -> Result<Pattern, String> {
+        fancy_regex::Regex::new(text)
+            .map(Pattern)
+            .map_err(|e| format!("'{text}' is no regular expression: {e}"))
+    }
+
+    /// Whether it occurs in the name. A pattern that backtracks without end does not match.
+    pub fn matches(&self, name: &str) -> bool {
+        self.0.is_match(name).unwrap_or(false)
+    }
+
+    /// The expression.
+    pub fn as_str(&self) -> &str {
+        self.0.as_str()
+    }
+}
+
+/// What a person asks for.
+#[derive(Clone, Debug, Default)]
+pub struct Wishes {
+    /// The preset; `None` copies every tensor as it is.
+    pub file_type: Option<FileType>,
+    /// The preset's default type for everything, no mixture.
+    pub pure: bool,
+    /// Leave `output.weight` as it is.
+    pub leave_output: bool,
+    /// A type for the output matrix (and for the embedding where it serves as one).
+    pub output_type: Option<GgmlType>,
+    /// A type for the token embedding.
+    pub embedding_type: Option<GgmlType>,
+    /// Types for tensors by name; the first pattern that matches decides.
+    pub overrides: Vec<(Pattern, GgmlType)>,
+}
+
+/// A tensor as the choice sees it.
+#[derive(Clone, Copy, Debug)]
+pub struct Candidate<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Its dimensions, row length first, missing ones 1.
+    pub dims: [u64; 4],
+    /// Its type now.
+    pub ggml_type: GgmlType,
+}
+
+/// The type of one tensor, and how it came about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Chosen {
+    /// The tensor's role.
+    pub role: Role,
+    /// What the preset, an override or an option asked for.
+    pub wanted: GgmlType,
+    /// What it becomes: `wanted`, or the type that stands in where its rows do not fit.
+    pub target: GgmlType,
+    /// Whether the quantizer may touch it at all.
+    pub quantizable: bool,
+}
+
+/// Why something cannot be done with a tensor.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Problem {
+    /// What is wrong and what to do, without the tensor's name, so that equal reasons can be told
+    /// once.
+    pub reason: String,
+    /// The tensor; empty if the reason concerns no single one.
+    pub tensor: String,
+}
+
+impl Problem {
+    /// A problem of one tensor.
+    pub fn of(tensor: &str, reason: impl Into<String>) -> Problem {
+        Problem {
+            reason: reason.into(),
+            tensor: tensor.to_owned(),
+        }
+    }
+}
+
+/// Chooses a type for every tensor, in order; the order matters to presets that count. Fails with
+/// every tensor that no type can be found for.
+pub fn choose(
+    wishes: &Wishes,
+    model: &ModelFacts,
+    tensors: &[Candidate<'_>],
+) -> Result<Vec<Chosen>, Vec<Problem>> {
+    let mut seen: HashMap<Role, u32> = HashMap::new();
+    let mut problems = Vec::new();
+    let mut chosen = Vec::with_capacity(tensors.len());
+    for tensor in tensors {
+        match choose_one(wishes, model, tensor, &mut seen) {
+            Ok(one) => chosen.push(one),
+            Err(problem) => problems.push(problem),
+        }
+    }
+    if problems.is_empty() {
+        Ok(chosen)
+    } else {
+        Err(problems)
+    }
+}
+
+fn choose_one(
+    wishes: &Wishes,
+    model: &ModelFacts,
+    tensor: &Candidate<'_>,
+    seen: &mut HashMap<Role, u32>,
+) -> Result<Chosen, Problem> {
+    let Candidate {
+        name,
+        dims,
+        ggml_type,
+    } = *tensor;
+    let role = Role::of(name);
+    let kept = Chosen {
+        role,
+        wanted: ggml_type,
+        target: ggml_type,
+        quantizable: false,
+    };
+    let Some(file_type) = wishes.file_type else {
+        return Ok(kept);
+    };
+    let dimensions = dims.iter().rposition(|&d| d > 1).unwrap_or(0) + 1;
+    if !may_be_quantized(&model.architecture, name, dimensions, !wishes.leave_output) {
+        return Ok(kept);
+    }
+    let by_pattern = wishes
+        .overrides
+        .iter()
+        .find(|(pattern, _)| pattern.matches(name))
+        .map(|(_, t)| *t);
+    let embedding_type = wishes
+        .embedding_type
+        .filter(|_| role == Role::TokenEmbedding);
+    let embedding_type =
+        embedding_type.filter(|_| name != PER_LAYER_EMBEDDING || by_pattern.is_none());
+    let output_type = wishes.output_type.filter(|_| role == Role::Output);
+    // These two options mean what they say: no other type stands in where rows do not fit.
+    if let Some(wanted) = embedding_type.or(output_type) {
+        if !dims[0].is_multiple_of(wanted.block_len() as u64) {
+            return Err(Problem::of(name, misfit(dims[0], wanted)));
+        }
+        return Ok(Chosen {
+            role,
+            wanted,
+            target: wanted,
+            quantizable: true,
+        });
+    }
+    let default = file_type.default_type();
+    if !default.is_quantized() {
+        return Ok(Chosen {
+            role,
+            wanted: default,
+            target: default,
+            quantizable: true,
+        });
+    }
+    let serves_as_output = role == Role::TokenEmbedding && model.tied;
+    let wanted = match (by_pattern, wishes.output_type.filter(|_| serves_as_output)) {
+        (Some(t), _) => t,
+        _ if wishes.pure => default,
+        (_, Some(t)) => t,
+        _ => {
+            let ordinal = ordinal(file_type, role, name, model, seen)?;
+            let facts = TensorFacts {
+                role,
+                row_len: dims[0],
+                matrices: dims[2],
+                ordinal,
+            };
+            type_for(file_type, name, &facts, model)
+        }
+    };
+    let target = fit_rows(wanted, dims[0]).ok_or_else(|| {
+        Problem::of(
+            name,
+            format!(
+                "{}, and llama.cpp knows no type to take instead",
+                misfit(dims[0], wanted)
+            ),
+        )
+    })?;
+    Ok(Chosen {
+        role,
+        wanted,
+        target,
+        quantizable: true,
+    })
+}
+
+fn misfit(row_len: u64, t: GgmlType) -> String {
+    format!(
+        "rows of {row_len} weights are not whole blocks of {t} ({} weights)",
+        t.block_len()
+    )
+}
+
+/// Which one of its role a tensor is; counts it.
+fn ordinal(
+    file_type: FileType,
+    role: Role,
+    name: &str,
+    model: &ModelFacts,
+    seen: &mut HashMap<Role, u32>,
+) -> Result<u32, Problem> {
+    // The roles that carry attention values are counted together.
+    let counted_as = if role.carries_values() {
+        Role::AttentionV
+    } else {
+        role
+    };
+    let count = seen.entry(counted_as).or_insert(0);
+    let before = *count;
+    *count += 1;
+    if !counts_layers(file_type, role, model) {
+        return Ok(before);
+    }
+    match layer_of(name).map(u32::try_from) {
+        Some(Ok(layer)) if layer < model.layers => Ok(layer),
+        _ => Err(Problem::of(
+            name,
+            format!(
+                "its layer cannot be told from its name (blk.0 to blk.{} expected)",
+                model.layers.saturating_sub(1)
+            ),
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn model(layers: u32) -> ModelFacts {
+        ModelFacts {
+            architecture: "llama".into(),
+            layers,
+            heads: 8,
+            kv_heads: 4,
+            value_tensors: layers,
+            ..ModelFacts::default()
+        }
+    }
+
+    fn one<'a>(name: &'a str, dims: [u64; 4]) -> Candidate<'a> {
+        Candidate {
+            name,
+            dims,
+            ggml_type: GgmlType::F16,
+        }
+    }
+
+    fn wishes(file_type: FileType) -> Wishes {
+        Wishes {
+            file_type: Some(file_type),
+            ..Wishes::default()
+        }
+    }
+
+    const PLAIN: [u64; 4] = [256, 256, 1, 1];
+
+    #[test]
+    fn ordinals_count_only_what_the_rules_decide() {
+        let names: Vec<String> = (0..6).map(|i| format!("blk.{i}.attn_v.weight")).collect();
+        let tensors: Vec<_> = names.iter().map(|n| one(n, PLAIN)).collect();
+        let plain = choose(&wishes(FileType::Q4_K_S), &model(6), &tensors).unwrap();
+        let types: Vec<_> = plain.iter().map(|c| c.target.name()).collect();
+        assert_eq!(types, ["q5_K", "q5_K", "q5_K", "q5_K", "q4_K", "q4_K"]);
+
+        let mut overridden = wishes(FileType::Q4_K_S);
+        overridden
+            .overrides
+            .push((Pattern::new("blk.0.attn_v").unwrap(), GgmlType::Q8_0));
+        let types: Vec<_> = choose(&overridden, &model(6), &tensors)
+            .unwrap()
+            .iter()
+            .map(|c| c.target.name())
+            .collect();
+        assert_eq!(
+            types,
+            ["q8_0", "q5_K", "q5_K", "q5_K", "q5_K", "q4_K"],
+            "an overridden tensor is not counted"
+        );
+    }
+
+    #[test]
+    fn a_tied_embedding_is_treated_as_the_output() {
+        let tensors = [one("token_embd.weight", PLAIN)];
+        let mut tied = model(2);
+        tied.tied = true;
+        assert_eq!(
+            choose(&wishes(FileType::Q4_K_M), &tied, &tensors).unwrap()[0].target,
+            GgmlType::Q6_K
+        );
+        assert_eq!(
+            choose(&wishes(FileType::Q4_K_M), &model(2), &tensors).unwrap()[0].target,
+            GgmlType::Q4_K
+        );
+    }
+
+    #[test]
+    fn odd_rows_fall_back_and_say_so() {
+        let chosen = choose(
+            &wishes(FileType::Q4_K_M),
+            &model(2),
+            &[one("blk.0.attn_q.weight", [320, 8, 1, 1])],
+        )
+        .unwrap();
+        assert_eq!(
+            (chosen[0].wanted, chosen[0].target),
+            (GgmlType::Q4_K, GgmlType::Q5_0)
+        );
+    }
+
+    #[test]
+    fn an_explicit_embedding_type_must_fit() {
+        let mut w = wishes(FileType::Q4_0);
+        w.embedding_type = Some(GgmlType::Q4_K);
+        let problems =
+            choose(&w, &model(2), &[one("token_embd.weight", [320, 8, 1, 1])]).unwrap_err();
+        assert!(
+            problems[0].tensor == "token_embd.weight" && problems[0].reason.contains("rows of 320"),
+            "{problems:?}"
+        );
+    }
+
+    #[test]
+    fn an_expert_without_a_layer_is_a_problem() {
+        let mut experts = model(2);
+        experts.experts = 4;
+        let problems = choose(
+            &wishes(FileType::Q4_K_M),
+            &experts,
+            &[one("blk.7.ffn_down_exps.weight", [256, 256, 4, 1])],
+        )
+        .unwrap_err();
+        assert!(problems[0].tensor.contains("blk.7"), "{problems:?}");
+    }
+}

@@ -1,0 +1,344 @@
+//! Block formats: rows of f32 weights to the bytes of a ggml tensor type, and back.
+//!
+//! Every type is one struct with ggml's exact memory layout, which implements `Block`;
+//! [`Codec::of`] is the table that leads from a [`GgmlType`] to it. The bytes are those of the
+//! reference's `ggml_quantize_chunk`: plain IEEE f32 arithmetic, sums in source order, no fused
+//! multiply-add, on every CPU.
+//!
+//! Importance weights (the importance matrix's mean squares, one per column) are optional, except
+//! for the types whose [`Codec::needs_importance`] is set.
+
+// Lanes go through several arrays by one number.
+#![allow(clippy::needless_range_loop)]
+
+#![warn(missing_docs)]
+
+pub mod feedback;
+mod float;
+mod fp4;
+mod iq;
+mod iq4;
+mod k;
+mod legacy;
+mod low;
+mod num;
+mod planes;
+mod search;
+#[allow(missing_docs)]
+pub mod simd;
+mod ternary;
+pub mod types;
+pub mod vector;
+
+use crate::types::GgmlType;
+use crate::simd::{Isa, Kernel, Simd};
+
+/// A block of `N` weights, in ggml's memory layout.
+///
+/// All fields are bytes (alignment 1), so that a row of a file is a slice of blocks without a copy.
+pub trait Block<const N: usize>: bytemuck::Pod {
+    /// The tensor type that this is a block of.
+    const TYPE: GgmlType;
+    /// Whether the reference refuses to quantize to this type without importance weights.
+    const NEEDS_IMPORTANCE: bool = false;
+
+    /// Quantizes one row: `weights` and `importance` have one array per block of `row`. The
+    /// instructions that `simd` stands for change nothing but the time.
+    fn quantize_row<S: Simd>(
+        simd: S,
+        weights: &[[f32; N]],
+        importance: Option<&[[f32; N]]>,
+        row: &mut [Self],
+    );
+
+    /// The weights that the block stands for, by the instructions that `simd` stands for.
+    fn dequantize<S: Simd>(&self, simd: S, weights: &mut [f32; N]);
+
+    /// What makes the block unusable, judged as the reference's `ggml_validate_row_data` does.
+    fn fault(&self) -> Option<Fault>;
+}
+
+/// Why a block is unusable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// A scale (or a plain number) that is not a number.
+    NaN,
+    /// An infinite scale (or plain number).
+    Infinite,
+    /// The E8M0 exponent 0xFF, which stands for no number.
+    BadExponent,
+}
+
+impl std::fmt::Display for Fault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Fault::NaN => "a value that is not a number (NaN)",
+            Fault::Infinite => "an infinite value",
+            Fault::BadExponent => "the exponent 0xff, which stands for no number",
+        })
+    }
+}
+
+/// [`Codec::quantize_row_with`] of one type.
+type QuantizeRow = fn(Isa, &[f32], Option<&[f32]>, &mut [u8]);
+
+/// The row functions of one tensor type.
+pub struct Codec {
+    /// The tensor type.
+    pub ggml_type: GgmlType,
+    /// Whether quantizing without importance weights is impossible, as in the reference.
+    pub needs_importance: bool,
+    quantize: QuantizeRow,
+    dequantize: fn(Isa, &[u8], &mut [f32]),
+    first_fault: fn(&[u8]) -> Option<(usize, Fault)>,
+    /// Rounding with error feedback, for types that have levels to choose.
+    round_eight: Option<feedback::RoundEight>,
+}
+
+static CODECS: &[Codec] = &[
+    Codec::stepped::<legacy::BlockQ8_0, 32>(),
+    Codec::stepped::<k::BlockQ2K, 256>(),
+    Codec::stepped::<k::BlockQ3K, 256>(),
+    Codec::stepped::<k::BlockQ4K, 256>(),
+    Codec::stepped::<k::BlockQ5K, 256>(),
+    Codec::stepped::<k::BlockQ6K, 256>(),
+    Codec::new::<float::BlockF32, 1>(),
+    Codec::new::<float::BlockF16, 1>(),
+    Codec::new::<float::BlockBf16, 1>(),
+    Codec::stepped::<legacy::BlockQ4_0, 32>(),
+    Codec::stepped::<legacy::BlockQ4_1, 32>(),
+    Codec::stepped::<legacy::BlockQ5_0, 32>(),
+    Codec::stepped::<legacy::BlockQ5_1, 32>(),
+    Codec::stepped::<low::BlockQ1_0, 128>(),
+    Codec::stepped::<low::BlockQ2_0, 64>(),
+    Codec::stepped::<ternary::BlockTq1_0, 256>(),
+    Codec::stepped::<ternary::BlockTq2_0, 256>(),
+    Codec::stepped::<fp4::BlockMxfp4, 32>(),
+    Codec::stepped::<fp4::BlockNvfp4, 64>(),
+    Codec::stepped::<iq4::BlockIq4Nl, 32>(),
+    Codec::stepped::<iq4::BlockIq4Xs, 256>(),
+    Codec::pointed::<iq::BlockIq1S>(),
+    Codec::pointed::<iq::BlockIq1M>(),
+    Codec::pointed::<iq::BlockIq2Xxs>(),
+    Codec::pointed::<iq::BlockIq2Xs>(),
+    Codec::pointed::<iq::BlockIq2S>(),
+    Codec::pointed::<iq::BlockIq3Xxs>(),
+    Codec::pointed::<iq::BlockIq3S>(),
+];
+
+impl Codec {
+    const fn new<B: Block<N>, const N: usize>() -> Codec {
+        Codec {
+            ggml_type: B::TYPE,
+            needs_importance: B::NEEDS_IMPORTANCE,
+            quantize: quantize_row::<B, N>,
+            dequantize: dequantize_row::<B, N>,
+            first_fault: first_fault::<B, N>,
+            round_eight: None,
+        }
+    }
+
+    const fn stepped<B: feedback::Stepped<N>, const N: usize>() -> Codec {
+        Codec {
+            round_eight: Some(feedback::round_stepped::<B, N>),
+            ..Codec::new::<B, N>()
+        }
+    }
+
+    const fn pointed<B: feedback::Pointed>() -> Codec {
+        Codec {
+            round_eight: Some(feedback::round_pointed::<B>),
+            ..Codec::new::<B, 256>()
+        }
+    }
+
+    /// The codec of a type; `None` for those that no model stores weights in (integers, q8_1,
+    /// q8_K).
+    pub fn of(ggml_type: GgmlType) -> Option<&'static Codec> {
+        CODECS.iter().find(|codec| codec.ggml_type == ggml_type)
+    }
+
+    /// Every type that has a codec.
+    pub fn all() -> &'static [Codec] {
+        CODECS
+    }
+
+    /// Quantizes one row of `weights` into `row`, with one importance weight per column or none.
+    ///
+    /// # Panics
+    /// If the row is not whole blocks, the lengths do not fit each other, or importance weights are
+    /// missing where [`Codec::needs_importance`] is set.
+    pub fn quantize_row(&self, weights: &[f32], importance: Option<&[f32]>, row: &mut [u8]) {
+        self.quantize_row_with(Isa::best(), weights, importance, row);
+    }
+
+    /// [`Codec::quantize_row`] with the instructions of `isa`, which change nothing but the time.
+    ///
+    /// # Panics
+    /// As [`Codec::quantize_row`].
+    pub fn quantize_row_with(
+        &self,
+        isa: Isa,
+        weights: &[f32],
+        importance: Option<&[f32]>,
+        row: &mut [u8],
+    ) {
+        assert!(
+            importance.is_none_or(|w| w.len() == weights.len()),
+            "importance weights do not fit the row"
+        );
+        assert!(
+            importance.is_some() || !self.needs_importance,
+            "{} needs importance weights",
+            self.ggml_type
+        );
+        assert_eq!(
+            self.ggml_type.row_bytes(weights.len() as u64),
+            Some(row.len() as u64),
+            "row length"
+        );
+        (self.quantize)(isa, weights, importance, row);
+    }
+
+    /// Whether rows can be rounded with error feedback: there are levels to choose.
+    pub fn takes_feedback(&self) -> bool {
+        self.round_eight.is_some()
+    }
+
+    /// Rounds a block of eight rows with error feedback: `weights` and `blocks` have eight of each,
+    /// one after the other. On return, `weights` holds what is left to be made good by the columns
+    /// behind the block: each weight as it was when its turn came, less what the block says.
+    ///
+    /// # Panics
+    /// If the type takes no feedback, or the lengths do not fit each other.
+    pub fn round_eight(
+        &self,
+        coupling: feedback::Coupling<'_>,
+        weights: &mut [f32],
+        blocks: &mut [u8],
+    ) {
+        let len = self.ggml_type.block_len();
+        assert!(
+            weights.len() == 8 * len && blocks.len() == 8 * self.ggml_type.block_bytes(),
+            "a block of eight rows"
+        );
+        assert!(
+            coupling.costs.len() >= len && coupling.groups.len() * 8 >= len,
+            "the factors do not fit the block"
+        );
+        let round = self
+            .round_eight
+            .expect("types without levels take no feedback");
+        round(Isa::best(), coupling, weights, blocks);
+    }
+
+    /// Turns one row of blocks (or any whole number of blocks) back into weights.
+    ///
+    /// # Panics
+    /// If the lengths do not fit each other.
+    pub fn dequantize_row(&self, row: &[u8], weights: &mut [f32]) {
+        self.dequantize_row_with(Isa::best(), row, weights);
+    }
+
+    /// [`Codec::dequantize_row`] with the instructions of `isa`, which change nothing but the time.
+    ///
+    /// # Panics
+    /// As [`Codec::dequantize_row`].
+    pub fn dequantize_row_with(&self, isa: Isa, row: &[u8], weights: &mut [f32]) {
+        assert_eq!(
+            self.ggml_type.row_bytes(weights.len() as u64),
+            Some(row.len() as u64),
+            "row length"
+        );
+        (self.dequantize)(isa, row, weights);
+    }
+
+    /// The first unusable block, if any: its index and what is wrong. A rest that is no whole block
+    /// is ignored.
+    pub fn first_fault(&self, blocks: &[u8]) -> Option<(usize, Fault)> {
+        (self.first_fault)(blocks)
+    }
+}
+
+/// [`Block::quantize_row`], to be compiled for every instruction set.
+struct Quantize<'a, B, const N: usize> {
+    weights: &'a [[f32; N]],
+    importance: Option<&'a [[f32; N]]>,
+    row: &'a mut [B],
+}
+
+impl<B: Block<N>, const N: usize> Kernel for Quantize<'_, B, N> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        B::quantize_row(simd, self.weights, self.importance, self.row);
+    }
+}
+
+fn quantize_row<B: Block<N>, const N: usize>(
+    isa: Isa,
+    weights: &[f32],
+    importance: Option<&[f32]>,
+    row: &mut [u8],
+) {
+    let importance = importance.map(|w| w.as_chunks().0);
+    isa.run(Quantize::<B, N> {
+        weights: weights.as_chunks().0,
+        importance,
+        row: bytemuck::cast_slice_mut(row),
+    });
+}
+
+/// [`Block::dequantize`] of a row, to be compiled for every instruction set.
+struct Dequantize<'a, B, const N: usize> {
+    row: &'a [B],
+    weights: &'a mut [[f32; N]],
+}
+
+impl<B: Block<N>, const N: usize> Kernel for Dequantize<'_, B, N> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        self.row
+            .iter()
+            .zip(self.weights)
+            .for_each(|(block, weights)| block.dequantize(simd, weights));
+    }
+}
+
+fn dequantize_row<B: Block<N>, const N: usize>(isa: Isa, row: &[u8], weights: &mut [f32]) {
+    isa.run(Dequantize::<B, N> {
+        row: bytemuck::cast_slice(row),
+        weights: weights.as_chunks_mut().0,
+    });
+}
+
+fn first_fault<B: Block<N>, const N: usize>(bytes: &[u8]) -> Option<(usize, Fault)> {
+    let whole = bytes.len() / size_of::<B>() * size_of::<B>();
+    let blocks: &[B] = bytemuck::cast_slice(&bytes[..whole]);
+    blocks
+        .iter()
+        .enumerate()
+        .find_map(|(i, block)| Some((i, block.fault()?)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_codec_has_the_layout_of_its_type() {
+        // A zeroed row of one block must pass through all three functions with the table's sizes.
+        for codec in Codec::all() {
+            let t = codec.ggml_type;
+            let mut weights = vec![1.0; t.block_len()];
+            codec.dequantize_row(&vec![0; t.block_bytes()], &mut weights);
+            assert!(
+                std::ptr::eq(Codec::of(t).unwrap(), codec),
+                "{t} is listed twice"
+            );
+        }
+    }
+}

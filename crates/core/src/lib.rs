@@ -1,0 +1,6 @@
+//! What every crate of Quantier may use: progress of long jobs, and words in messages.
+
+#![warn(missing_docs)]
+
+pub mod progress;
+pub mod words;

@@ -1,0 +1,57 @@
+//! Words and numbers in messages.
+
+/// A size in binary units: `4.33 GiB`.
+pub fn size(bytes: u64) -> String {
+    if bytes < 1024 {
+        return format!("{bytes} B");
+    }
+    let unit = Unit::of(bytes);
+    format!("{:.2} {}", bytes as f64 / unit.bytes(), unit.name())
+}
+
+/// A binary unit of size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unit(u32);
+
+impl Unit {
+    /// The largest unit, from KiB on, of which `bytes` is at least one.
+    pub fn of(bytes: u64) -> Unit {
+        Unit((bytes.max(1).ilog2() / 10).clamp(1, 5))
+    }
+
+    /// Bytes in it.
+    pub fn bytes(self) -> f64 {
+        1024_f64.powi(self.0 as i32)
+    }
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        ["B", "KiB", "MiB", "GiB", "TiB", "PiB"][self.0 as usize]
+    }
+}
+
+/// How many letters have to be added, removed or replaced to make one word of the other
+/// (Levenshtein 1965).
+pub fn distance(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.bytes().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.bytes().enumerate() {
+            let replaced = diagonal + usize::from(x != y);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn edits_are_counted() {
+        assert_eq!(distance("kitten", "sitting"), 3);
+    }
+}

@@ -1,0 +1,286 @@
+//! A model on disk: one GGUF file or all shards of a split one.
+
+use super::keys;
+use super::read::{Header, TensorInfo, parse};
+use super::value::{Metadata, Value};
+use crate::map::Map;
+use crate::{Error, Result};
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+/// Most shards that the names `-00001-of-99999.gguf` can count.
+pub const MAX_SHARDS: u64 = 65_535;
+/// Missing shards that an error names; it counts the others.
+const NAMED_SHARDS: usize = 5;
+
+/// The mapped files of a model. [`Model::parse`] borrows from it.
+pub struct Files {
+    maps: Vec<Map>,
+}
+
+impl Files {
+    /// Maps a GGUF file and, if its name says that it is one shard of several, all the others
+    /// beside it.
+    pub fn open(path: &Path) -> Result<Files> {
+        let Some((prefix, _, count)) = shard_name(path) else {
+            return Ok(Files {
+                maps: vec![Map::open(path)?],
+            });
+        };
+        let paths: Vec<PathBuf> = (0..count)
+            .map(|no| shard_path(&prefix, no, count))
+            .collect();
+        let missing: Vec<String> = paths
+            .iter()
+            .filter(|p| !p.exists())
+            .map(|p| p.display().to_string())
+            .collect();
+        if !missing.is_empty() && path.exists() {
+            let named = missing[..missing.len().min(NAMED_SHARDS)].join(", ");
+            let more = match missing.len().saturating_sub(NAMED_SHARDS) {
+                0 => String::new(),
+                n => format!(" and {n} more"),
+            };
+            let what = format!(
+                "it is one of {count} shards, and these are missing: {named}{more}; put all shards into one directory"
+            );
+            return Err(Error::Bad {
+                path: path.to_owned(),
+                what,
+            });
+        }
+        Ok(Files {
+            maps: paths.iter().map(|p| Map::open(p)).collect::<Result<_>>()?,
+        })
+    }
+
+    /// The mapped files, in the order of the shards.
+    pub fn maps(&self) -> &[Map] {
+        &self.maps
+    }
+
+    /// Where the files are.
+    pub fn paths(&self) -> Vec<&Path> {
+        self.maps.iter().map(Map::path).collect()
+    }
+}
+
+/// A tensor of a model and where its data is.
+#[derive(Clone, Debug)]
+pub struct Tensor<'a> {
+    /// Name, shape and type.
+    pub info: TensorInfo<'a>,
+    /// Which file of the model, counted from 0.
+    pub shard: usize,
+    /// Where in that file, in bytes.
+    pub offset: u64,
+    data: &'a [u8],
+}
+
+impl<'a> Tensor<'a> {
+    /// The tensor's bytes.
+    pub fn data(&self) -> &'a [u8] {
+        self.data
+    }
+}
+
+/// A checked model: metadata (of the first shard) and the tensors of all shards in the order of the
+/// files.
+pub struct Model<'a> {
+    /// The files that it was parsed from.
+    pub files: &'a Files,
+    /// The header of each file.
+    pub headers: Vec<Header<'a>>,
+    /// Every tensor.
+    pub tensors: Vec<Tensor<'a>>,
+}
+
+impl<'a> Model<'a> {
+    /// Parses and checks every file.
+    pub fn parse(files: &'a Files) -> Result<Model<'a>> {
+        let mut headers = Vec::with_capacity(files.maps.len());
+        let mut tensors = Vec::new();
+        for (shard, map) in files.maps.iter().enumerate() {
+            let bad = |what| Error::Bad {
+                path: map.path().to_owned(),
+                what,
+            };
+            let header = parse(map.bytes()).map_err(bad)?;
+            check_shard(&header, shard, files.maps.len()).map_err(bad)?;
+            tensors.extend(header.tensors.iter().map(|(info, offset)| Tensor {
+                info: info.clone(),
+                shard,
+                offset: *offset,
+                data: &map.bytes()[*offset as usize..][..info.bytes() as usize],
+            }));
+            headers.push(header);
+        }
+        let model = Model {
+            files,
+            headers,
+            tensors,
+        };
+        model.check_split()?;
+        Ok(model)
+    }
+
+    /// The model's metadata: that of its first file.
+    pub fn metadata(&self) -> &Metadata<'a> {
+        &self.headers[0].metadata
+    }
+
+    /// The model's architecture, as `general.architecture` names it.
+    pub fn architecture(&self) -> Option<&str> {
+        self.metadata().get(keys::ARCHITECTURE)?.as_str()
+    }
+
+    fn check_split(&self) -> Result<()> {
+        if self.headers.len() < 2 {
+            return Ok(());
+        }
+        let bad = |shard: usize, what| Error::Bad {
+            path: self.files.maps[shard].path().to_owned(),
+            what,
+        };
+        let mut seen = HashMap::new();
+        for tensor in &self.tensors {
+            if let Some(first) = seen.insert(&tensor.info.name, tensor.shard) {
+                let what = format!(
+                    "tensor '{}' is in shard {} already",
+                    tensor.info.name,
+                    first + 1
+                );
+                return Err(bad(tensor.shard, what));
+            }
+        }
+        let held = self.tensors.len();
+        for (shard, header) in self.headers.iter().enumerate() {
+            match header.metadata.get(keys::SPLIT_TENSORS) {
+                Some(said) if said.as_u64() != Some(held as u64) => {
+                    let what = format!(
+                        "'{}' is {said}, but the shards hold {held} tensors; are they all of one model?",
+                        keys::SPLIT_TENSORS
+                    );
+                    return Err(bad(shard, what));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Checks that a header says the same of its place in a split as the file names do.
+fn check_shard(header: &Header<'_>, shard: usize, count: usize) -> std::result::Result<(), String> {
+    let number = |key| header.metadata.get(key).and_then(|v| v.as_u64());
+    let said_count = number(keys::SPLIT_COUNT).unwrap_or(1).max(1);
+    let said_no = number(keys::SPLIT_NO).unwrap_or(0);
+    if said_count > 1 && count == 1 {
+        return Err(format!(
+            "it is shard {} of {said_count}, but its name does not end in -{:05}-of-{said_count:05}.gguf; give the shards their names back",
+            said_no + 1,
+            said_no + 1
+        ));
+    }
+    if count > 1
+        && number(keys::SPLIT_COUNT) != Some(count as u64)
+        && (shard == 0 || number(keys::SPLIT_COUNT).is_some())
+    {
+        return Err(format!(
+            "its name says {count} shards and '{}' says {said_count}",
+            keys::SPLIT_COUNT
+        ));
+    }
+    if count > 1 && said_no != shard as u64 {
+        return Err(format!(
+            "its name says shard {} and '{}' says {}",
+            shard + 1,
+            keys::SPLIT_NO,
+            said_no + 1
+        ));
+    }
+    Ok(())
+}
+
+/// The name of one shard, as llama.cpp gives it; `no` counts from 0.
+pub fn shard_path(prefix: &Path, no: u64, count: u64) -> PathBuf {
+    let mut name = prefix.as_os_str().to_owned();
+    name.push(format!("-{:05}-of-{count:05}.gguf", no + 1));
+    PathBuf::from(name)
+}
+
+/// The names of all shards of a model, the first one first; `None` if the name is not one of
+/// several.
+pub fn shard_siblings(name: &str) -> Option<Vec<String>> {
+    let (directory, name) = name
+        .rsplit_once('/')
+        .map_or(("", name), |(directory, name)| (directory, name));
+    let (prefix, _, count) = shard_name(Path::new(name))?;
+    let slash = if directory.is_empty() { "" } else { "/" };
+    let one = |no| {
+        format!(
+            "{directory}{slash}{}",
+            shard_path(&prefix, no, count).display()
+        )
+    };
+    Some((0..count).map(one).collect())
+}
+
+/// The files of a split model and their metadata: `first` for the first one; the others have
+/// nothing but their place in the split.
+pub fn shards<'a>(
+    prefix: &Path,
+    first: Metadata<'a>,
+    count: usize,
+    tensors: usize,
+) -> Vec<(PathBuf, Metadata<'a>)> {
+    let mut first = Some(first);
+    let one = |no: usize| {
+        let mut metadata = first.take().unwrap_or_default();
+        metadata.set(keys::SPLIT_NO, Value::U16(no as u16));
+        metadata.set(keys::SPLIT_COUNT, Value::U16(count as u16));
+        metadata.set(keys::SPLIT_TENSORS, Value::I32(tensors as i32));
+        (shard_path(prefix, no as u64, count as u64), metadata)
+    };
+    (0..count).map(one).collect()
+}
+
+/// Takes `PREFIX-00002-of-00003.gguf` apart into the prefix, the shard's number from 0, and the
+/// count; `None` for any other name, and for the only shard of one.
+pub fn shard_name(path: &Path) -> Option<(PathBuf, u64, u64)> {
+    let name = path.file_name()?.to_str()?.strip_suffix(".gguf")?;
+    let (rest, count) = name.rsplit_once("-of-")?;
+    let (prefix, no) = rest.rsplit_once('-')?;
+    let number = |s: &str| {
+        (s.len() == 5 && s.bytes().all(|b| b.is_ascii_digit())).then(|| s.parse::<u64>().ok())?
+    };
+    let (no, count) = (number(no)?, number(count)?);
+    (no >= 1 && no <= count && (2..=MAX_SHARDS).contains(&count))
+        .then(|| (path.with_file_name(prefix), no - 1, count))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shard_names_lead_back_to_themselves() {
+        let path = Path::new("/models/a-of-b-00002-of-00003.gguf");
+        let (prefix, no, count) = shard_name(path).unwrap();
+        assert_eq!((no, count), (1, 3));
+        assert_eq!(shard_path(&prefix, no, count), path);
+        for other in [
+            "a.gguf",
+            "a-00004-of-00003.gguf",
+            "a-00000-of-00003.gguf",
+            "a-2-of-3.gguf",
+            "a-00001-of-00001.gguf",
+        ] {
+            assert_eq!(shard_name(Path::new(other)), None, "{other}");
+            assert_eq!(shard_siblings(other), None, "{other}");
+        }
+        let all = ["d/e/a-00001-of-00002.gguf", "d/e/a-00002-of-00002.gguf"];
+        assert_eq!(shard_siblings(all[1]).unwrap(), all);
+        assert_eq!(shard_siblings("a-00001-of-00002.gguf").unwrap().len(), 2);
+    }
+}

@@ -1,0 +1,375 @@
+//! Safetensors: one JSON header, then the tensors' bytes without gaps.
+//!
+//! ```text
+//! header length n, u64 little-endian
+//! n bytes of JSON: {"NAME": {"dtype": "BF16", "shape": [2, 3], "data_offsets": [BEGIN, END]}, ...}
+//! tensor data; offsets count from here
+//! ```
+//!
+//! [`parse`] checks all of it; whoever has a [`Header`] may slice freely.
+
+use serde::de::{self, Deserialize, Deserializer, MapAccess, Visitor};
+use std::fmt;
+use std::ops::Range;
+
+/// Bytes of the header's length.
+const PREFIX: usize = 8;
+/// Longest header that the format's own library accepts, in bytes.
+const MAX_HEADER: u64 = 100_000_000;
+/// The one key of the header that is no tensor.
+const METADATA: &str = "__metadata__";
+
+/// How a safetensors file stores numbers.
+#[allow(missing_docs)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Dtype {
+    F64,
+    F32,
+    F16,
+    Bf16,
+    F8E4m3,
+    F8E5m2,
+    I64,
+    I32,
+    I16,
+    I8,
+    U8,
+    Bool,
+}
+
+impl Dtype {
+    /// Every type with the format's name for it and its size in bytes.
+    const TABLE: [(Dtype, &'static str, u64); 12] = [
+        (Dtype::F64, "F64", 8),
+        (Dtype::F32, "F32", 4),
+        (Dtype::F16, "F16", 2),
+        (Dtype::Bf16, "BF16", 2),
+        (Dtype::F8E4m3, "F8_E4M3", 1),
+        (Dtype::F8E5m2, "F8_E5M2", 1),
+        (Dtype::I64, "I64", 8),
+        (Dtype::I32, "I32", 4),
+        (Dtype::I16, "I16", 2),
+        (Dtype::I8, "I8", 1),
+        (Dtype::U8, "U8", 1),
+        (Dtype::Bool, "BOOL", 1),
+    ];
+
+    fn from_name(name: &str) -> Option<Dtype> {
+        Self::TABLE
+            .iter()
+            .find(|row| row.1 == name)
+            .map(|row| row.0)
+    }
+
+    fn row(self) -> &'static (Dtype, &'static str, u64) {
+        &Self::TABLE[self as usize]
+    }
+
+    /// The format's name, for example `BF16`.
+    pub fn name(self) -> &'static str {
+        self.row().1
+    }
+
+    /// Bytes of one number.
+    pub fn bytes(self) -> usize {
+        self.row().2 as usize
+    }
+}
+
+impl fmt::Display for Dtype {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// A tensor of a file.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TensorInfo {
+    /// Its name, unique in the file.
+    pub name: String,
+    /// How its numbers are stored.
+    pub dtype: Dtype,
+    /// Dimensions, outermost first; none for a single number.
+    pub shape: Vec<u64>,
+    /// Where its bytes lie in the file.
+    pub range: Range<usize>,
+}
+
+/// A checked header: every tensor lies inside the file, has the bytes that its shape needs and
+/// overlaps no other, and no byte is left over.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Header {
+    /// The tensors, sorted by name.
+    pub tensors: Vec<TensorInfo>,
+}
+
+/// What to say of a file that is only Git LFS's note of where the true one lies, as a clone without
+/// LFS has it.
+pub fn lfs_pointer(file: &[u8]) -> Option<String> {
+    let is_pointer = file.starts_with(b"version https://git-lfs");
+    is_pointer.then(|| {
+        "it is a Git LFS pointer, not the file itself; run git lfs pull, or download it".to_owned()
+    })
+}
+
+/// Parses and checks the header of a whole file. The error says what is wrong and where; the caller
+/// adds the file's name.
+pub fn parse(file: &[u8]) -> Result<Header, String> {
+    let Some((prefix, rest)) = file.split_first_chunk::<PREFIX>() else {
+        return Err(format!(
+            "it has {} bytes and is no safetensors file; download it again",
+            file.len()
+        ));
+    };
+    if let Some(pointer) = lfs_pointer(file) {
+        return Err(pointer);
+    }
+    let length = u64::from_le_bytes(*prefix);
+    if length > MAX_HEADER {
+        return Err(format!(
+            "its header claims {length} bytes, more than any has ({MAX_HEADER}); it is no safetensors file"
+        ));
+    }
+    if length > rest.len() as u64 {
+        return Err(format!(
+            "its header claims {length} bytes and {} follow; download it again",
+            rest.len()
+        ));
+    }
+    let (json, data) = rest.split_at(length as usize);
+    let entries: Entries = serde_json::from_slice(json)
+        .map_err(|e| format!("bad header (JSON begins at byte {PREFIX}): {e}"))?;
+    let data_start = PREFIX + json.len();
+    let mut tensors = entries
+        .0
+        .into_iter()
+        .map(|(n, e)| check(n, e, data_start, data))
+        .collect::<Result<Vec<_>, _>>()?;
+    tensors.sort_by_key(|tensor| (tensor.range.start, tensor.range.end));
+    check_cover(&tensors, data_start, file.len())?;
+    tensors.sort_by(|a, b| a.name.cmp(&b.name));
+    match tensors.windows(2).find(|pair| pair[0].name == pair[1].name) {
+        Some(pair) => Err(format!("tensor '{}' is in its header twice", pair[0].name)),
+        None => Ok(Header { tensors }),
+    }
+}
+
+/// Checks one entry against the data that follows the header.
+fn check(name: String, entry: Entry, data_start: usize, data: &[u8]) -> Result<TensorInfo, String> {
+    let Some(dtype) = Dtype::from_name(&entry.dtype) else {
+        let known: Vec<_> = Dtype::TABLE.iter().map(|row| row.1).collect();
+        return Err(format!(
+            "tensor '{name}' has type '{}'; known are {}",
+            entry.dtype,
+            known.join(", ")
+        ));
+    };
+    let [begin, end] = entry.data_offsets;
+    if begin > end || end > data.len() as u64 {
+        return Err(format!(
+            "tensor '{name}' lies at {begin}..{end} of {} bytes of data",
+            data.len()
+        ));
+    }
+    let needed = entry
+        .shape
+        .iter()
+        .try_fold(dtype.bytes() as u64, |n, &dim| n.checked_mul(dim));
+    if needed != Some(end - begin) {
+        let needed = needed.map_or("more bytes than can be counted".into(), |n| {
+            format!("{n} bytes")
+        });
+        return Err(format!(
+            "tensor '{name}', {dtype} {:?}, needs {needed} and has {}",
+            entry.shape,
+            end - begin
+        ));
+    }
+    let range = data_start + begin as usize..data_start + end as usize;
+    Ok(TensorInfo {
+        name,
+        dtype,
+        shape: entry.shape,
+        range,
+    })
+}
+
+/// Checks that tensors, sorted by place, follow each other without overlap or hole up to the file's
+/// end.
+fn check_cover(tensors: &[TensorInfo], data_start: usize, file_len: usize) -> Result<(), String> {
+    let mut at = data_start;
+    for (i, tensor) in tensors.iter().enumerate() {
+        if tensor.range.start < at {
+            return Err(format!(
+                "tensors '{}' and '{}' overlap",
+                tensors[i - 1].name,
+                tensor.name
+            ));
+        }
+        if tensor.range.start > at {
+            return Err(format!(
+                "{} bytes before tensor '{}' belong to no tensor",
+                tensor.range.start - at,
+                tensor.name
+            ));
+        }
+        at = tensor.range.end;
+    }
+    match file_len - at {
+        0 => Ok(()),
+        rest => Err(format!("{rest} bytes at its end belong to no tensor")),
+    }
+}
+
+/// A tensor's entry as the header has it.
+#[derive(serde::Deserialize)]
+struct Entry {
+    dtype: String,
+    shape: Vec<u64>,
+    data_offsets: [u64; 2],
+}
+
+/// The header's entries in its order, names not yet known to be unique.
+struct Entries(Vec<(String, Entry)>);
+
+impl<'de> Deserialize<'de> for Entries {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(EntriesVisitor)
+    }
+}
+
+struct EntriesVisitor;
+
+impl<'de> Visitor<'de> for EntriesVisitor {
+    type Value = Entries;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object of tensors")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Entries, A::Error> {
+        let mut entries = Vec::new();
+        while let Some(name) = map.next_key::<String>()? {
+            if name == METADATA {
+                map.next_value::<de::IgnoredAny>()?;
+            } else {
+                entries.push((name, map.next_value()?));
+            }
+        }
+        Ok(Entries(entries))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(json: &str, data: usize) -> Vec<u8> {
+        let mut bytes = (json.len() as u64).to_le_bytes().to_vec();
+        bytes.extend(json.as_bytes());
+        bytes.resize(bytes.len() + data, 0);
+        bytes
+    }
+
+    fn entry(name: &str, dtype: &str, shape: &str, begin: u64, end: u64) -> String {
+        format!(r#""{name}":{{"dtype":"{dtype}","shape":{shape},"data_offsets":[{begin},{end}]}}"#)
+    }
+
+    fn parse_entries(entries: &[String], data: usize) -> Result<Header, String> {
+        parse(&file(&format!("{{{}}}", entries.join(",")), data))
+    }
+
+    #[test]
+    fn tensors_come_sorted_by_name() {
+        let header = parse_entries(
+            &[
+                r#""__metadata__":{"format":"pt"}"#.into(),
+                entry("b", "BF16", "[2,3]", 0, 12),
+                entry("a", "F32", "[]", 12, 16),
+            ],
+            16,
+        )
+        .unwrap();
+        let names: Vec<_> = header
+            .tensors
+            .iter()
+            .map(|t| (&*t.name, t.range.len()))
+            .collect();
+        assert_eq!(names, [("a", 4), ("b", 12)]);
+    }
+
+    #[test]
+    fn the_table_of_types_is_in_the_order_of_the_enum() {
+        assert!(
+            Dtype::TABLE
+                .iter()
+                .enumerate()
+                .all(|(i, row)| row.0 as usize == i)
+        );
+    }
+
+    #[test]
+    fn headers_that_lie_are_refused() {
+        let error = |entries: &[String], data| parse_entries(entries, data).unwrap_err();
+        let huge = "[4294967296,4294967296,4294967296]";
+        let cases = [
+            (parse(b"GGUF").unwrap_err(), "4 bytes"),
+            (parse(&u64::MAX.to_le_bytes()).unwrap_err(), "more than any"),
+            (
+                parse(&[9, 0, 0, 0, 0, 0, 0, 0, b'{', b'}']).unwrap_err(),
+                "2 follow",
+            ),
+            (parse(&file("{\"a\":}", 0)).unwrap_err(), "line 1 column 6"),
+            (parse(&file("[]", 0)).unwrap_err(), "an object of tensors"),
+            (error(&[entry("a", "F4", "[1]", 0, 1)], 1), "type 'F4'"),
+            (
+                error(&[entry("a", "F32", "[1]", 0, 3)], 3),
+                "needs 4 bytes and has 3",
+            ),
+            (
+                error(&[entry("a", "F32", huge, 0, 4)], 4),
+                "more bytes than can be counted",
+            ),
+            (
+                error(&[entry("a", "U8", "[4]", 4, 8)], 4),
+                "lies at 4..8 of 4",
+            ),
+            (error(&[entry("a", "U8", "[1]", 2, 1)], 4), "lies at 2..1"),
+            (
+                error(
+                    &[entry("a", "U8", "[4]", 0, 4), entry("b", "U8", "[2]", 3, 5)],
+                    5,
+                ),
+                "'a' and 'b' overlap",
+            ),
+            (
+                error(
+                    &[entry("a", "U8", "[1]", 0, 1), entry("b", "U8", "[1]", 2, 3)],
+                    3,
+                ),
+                "1 bytes before tensor 'b'",
+            ),
+            (
+                error(&[entry("a", "U8", "[1]", 0, 1)], 3),
+                "2 bytes at its end",
+            ),
+            (
+                error(
+                    &[entry("a", "U8", "[1]", 0, 1), entry("a", "U8", "[1]", 1, 2)],
+                    2,
+                ),
+                "'a' is in its header twice",
+            ),
+            (
+                error(
+                    &[r#""a":{"dtype":"U8","shape":[-1],"data_offsets":[0,1]}"#.into()],
+                    1,
+                ),
+                "line 1 column",
+            ),
+        ];
+        for (error, part) in cases {
+            assert!(error.contains(part), "{error} | {part}");
+        }
+    }
+}

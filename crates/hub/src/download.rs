@@ -1,0 +1,377 @@
+//! One file into the cache: from where an earlier try has stopped, with one writer at a time,
+//! checked before it counts.
+
+use super::api::Remote;
+use super::cache::Cache;
+use super::http::{Answer, Client, Failure, Follow, Patience, header, paused, unquoted};
+use super::{Error, Result};
+use quantier_gguf as format;
+use quantier_gguf::hex;
+use quantier_core::progress::Progress;
+use sha2::{Digest, Sha256};
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::PathBuf;
+use std::time::Duration;
+use ureq::http::Method;
+
+/// Bytes that are read at once.
+const BUFFER: usize = 256 << 10;
+/// How often a lock is tried that another process holds.
+const LOCK_POLL: Duration = Duration::from_millis(200);
+/// How often a file may be begun anew, since it changed or arrived wrong.
+const MAX_RESTARTS: u32 = 4;
+
+/// Brings a file of a commit into the cache, and gives it its name there.
+pub(super) fn download(
+    client: &Client<'_>,
+    cache: &Cache,
+    commit: &str,
+    mut remote: Remote,
+    progress: &dyn Progress,
+) -> Result<()> {
+    for _ in 0..MAX_RESTARTS {
+        let mut blob = Blob {
+            client,
+            cache,
+            commit,
+            remote: &remote,
+            progress,
+            told: 0,
+        };
+        if blob.write()? {
+            return cache.link(commit, &remote.file, &remote.etag);
+        }
+        // It is another file by now: what the Hub says of it is asked again.
+        remote = Remote::get(client, commit, &remote.file, progress)?;
+    }
+    Err(client.wrong(format!(
+        "{} changes all the time; try again later",
+        remote.file
+    )))
+}
+
+/// A blob that is about to be written.
+struct Blob<'a> {
+    client: &'a Client<'a>,
+    cache: &'a Cache,
+    commit: &'a str,
+    remote: &'a Remote,
+    progress: &'a dyn Progress,
+    /// Bytes that progress was told of. After a restart they are not told again.
+    told: u64,
+}
+
+/// The unfinished file.
+struct Part {
+    path: PathBuf,
+    file: File,
+    len: u64,
+    /// Of the bytes so far, if they can be checked.
+    sum: Option<Sha256>,
+}
+
+/// How one answer ended.
+enum End {
+    /// All bytes are there.
+    Complete,
+    /// The file on the server is another one.
+    Changed,
+}
+
+impl Blob<'_> {
+    /// Whether the blob is there; if not, the server has another file by now.
+    fn write(&mut self) -> Result<bool> {
+        let Remote { etag, size, file } = self.remote;
+        let (blob, size) = (self.cache.blob(etag), *size);
+        let _lock = self.locked()?;
+        if blob
+            .metadata()
+            .is_ok_and(|meta| meta.is_file() && meta.len() == size)
+        {
+            self.tell(size);
+            return Ok(true);
+        }
+        let mut part = self.part()?;
+        let mut wrong = None;
+        loop {
+            if let End::Changed = self.filled(&mut part)? {
+                return Ok(false);
+            }
+            let is = part.sum.take().map(|sum| hex(&sum.finalize()));
+            match (is, self.remote.sha256()) {
+                (Some(is), Some(should)) if is != should => {
+                    // What an earlier run left may have been wrong; what this one has brought all
+                    // of may not.
+                    part.restart()?;
+                    if wrong.replace(is.clone()).is_some() {
+                        let (address, file) = (self.client.address.to_string(), file.clone());
+                        let _ = std::fs::remove_file(&part.path);
+                        return Err(Error::Sum {
+                            address,
+                            file,
+                            is,
+                            should: should.to_owned(),
+                        });
+                    }
+                }
+                _ => break,
+            }
+        }
+        part.file.sync_all().map_err(|e| part.fail("write", e))?;
+        std::fs::rename(&part.path, &blob).map_err(|e| part.fail("rename", e))?;
+        Ok(true)
+    }
+
+    /// Waits until nobody else writes this blob.
+    fn locked(&self) -> Result<Option<File>> {
+        let path = self.cache.lock(&self.remote.etag);
+        let fail = |source| {
+            Error::Format(format::Error::Io {
+                path: path.clone(),
+                action: "create",
+                source,
+            })
+        };
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)
+            .map_err(fail)?;
+        let mut waiting = false;
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(Some(file)),
+                // Some network file systems have no locks.
+                Err(TryLockError::Error(_)) => return Ok(None),
+                Err(TryLockError::WouldBlock) if !waiting => {
+                    waiting = true;
+                    self.progress.at(&format!(
+                        "{}: another process downloads it",
+                        self.remote.file
+                    ));
+                }
+                Err(TryLockError::WouldBlock) => paused(LOCK_POLL, self.progress)?,
+            }
+        }
+    }
+
+    /// The unfinished file as it was left, its bytes summed.
+    fn part(&self) -> Result<Part> {
+        let path = self.cache.incomplete(&self.remote.etag);
+        let fail = |source| {
+            Error::Format(format::Error::Io {
+                path: path.clone(),
+                action: "create",
+                source,
+            })
+        };
+        if path.symlink_metadata().is_ok_and(|meta| !meta.is_file()) {
+            return Err(fail(std::io::Error::other(
+                "something else is there under this name; remove it",
+            )));
+        }
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .read(true)
+            .write(true)
+            .open(&path)
+            .map_err(fail)?;
+        let len = file.metadata().map_err(fail)?.len();
+        let mut part = Part {
+            path: path.clone(),
+            file,
+            len,
+            sum: None,
+        };
+        if len > self.remote.size {
+            part.restart()?;
+        }
+        part.sum = self.remote.sha256().map(|_| Sha256::new());
+        let mut buffer = vec![0; BUFFER];
+        let mut left = part.len;
+        while let Some(sum) = part.sum.as_mut().filter(|_| left > 0) {
+            if self.progress.cancelled() {
+                return Err(Error::Stopped);
+            }
+            let n = part
+                .file
+                .read(&mut buffer[..BUFFER.min(left as usize)])
+                .map_err(|e| part_error(&path, "read", e))?;
+            if n == 0 {
+                return Err(part_error(
+                    &path,
+                    "read",
+                    std::io::ErrorKind::UnexpectedEof.into(),
+                ));
+            }
+            sum.update(&buffer[..n]);
+            left -= n as u64;
+        }
+        Ok(part)
+    }
+
+    /// Asks for what is missing until nothing is.
+    fn filled(&mut self, part: &mut Part) -> Result<End> {
+        let file = &*self.remote.file;
+        let mut patience = Patience::new(self.client);
+        let mut version = None;
+        self.progress.at(file);
+        if part.sum.is_none() && self.remote.sha256().is_some() {
+            part.sum = Some(Sha256::new());
+        }
+        self.tell(part.len);
+        while part.len < self.remote.size {
+            let before = part.len;
+            match self.one_answer(part, &mut version) {
+                Ok(End::Changed) => return Ok(End::Changed),
+                Ok(End::Complete) => {}
+                Err(failure) => {
+                    if part.len > before {
+                        patience.renew();
+                    }
+                    patience.after(failure, Some(file), self.progress)?;
+                }
+            }
+        }
+        Ok(End::Complete)
+    }
+
+    /// Asks once, and writes what comes. `version` is the store's own ETag, by which later answers
+    /// must go on.
+    fn one_answer(
+        &mut self,
+        part: &mut Part,
+        version: &mut Option<String>,
+    ) -> std::result::Result<End, Failure> {
+        let Remote { file, etag, size } = self.remote;
+        let client = self.client;
+        let url = client.url(&format!(
+            "{}/resolve/{}/{}",
+            client.address.repository,
+            self.commit,
+            super::http::escaped(file)
+        ))?;
+        let answer = client.ask(Method::GET, &url, part.len, Follow::Everywhere)?;
+        if answer.etag.as_ref().is_some_and(|is| is != etag)
+            || answer.size.is_some_and(|is| is != *size)
+        {
+            return Ok(End::Changed);
+        }
+        let lost = |why: &str| Failure::Lost {
+            host: "the Hub's store".into(),
+            why: format!("{file}: {why}"),
+        };
+        let is = header(&answer.headers, "etag").map(|etag| unquoted(&etag));
+        let other = version.is_some() && is.is_some() && *version != is;
+        match answer.status {
+            206 if other => {
+                // The rest of another file: what is there does not belong to it.
+                *version = None;
+                part.restart()?;
+                return Err(lost("it changed in the middle of the download"));
+            }
+            206 => match range(&answer) {
+                Some((first, total))
+                    if first == part.len && total.is_none_or(|total| total == *size) => {}
+                _ => {
+                    part.restart()?;
+                    return Err(lost("the answer is another part of it than was asked for"));
+                }
+            },
+            // No range, or no range of this file: all of it, from the beginning.
+            200 if part.len > 0 => part.restart()?,
+            200 => {}
+            416 => {
+                part.restart()?;
+                return Err(lost("the server has no such part of it"));
+            }
+            status => {
+                let url = client.settings.endpoint.clone();
+                return Err(Failure::Status {
+                    status,
+                    code: String::new(),
+                    url,
+                    wait: None,
+                });
+            }
+        }
+        *version = is;
+        let mut body = answer.body;
+        let mut reader = body.as_reader();
+        let mut buffer = vec![0; BUFFER];
+        while part.len < *size {
+            if self.progress.cancelled() {
+                return Err(Failure::Final(Error::Stopped));
+            }
+            let n = match reader.read(&mut buffer) {
+                Ok(0) => return Err(lost("the connection ended before the file")),
+                Ok(n) => n,
+                Err(e) => return Err(lost(&e.to_string())),
+            };
+            if n as u64 > *size - part.len {
+                part.restart()?;
+                return Err(lost("more bytes came than it has"));
+            }
+            part.append(&buffer[..n])?;
+            self.tell(part.len);
+        }
+        Ok(End::Complete)
+    }
+
+    /// Tells progress that so many bytes are there.
+    fn tell(&mut self, len: u64) {
+        if len > self.told {
+            self.progress.advance(len - self.told);
+            self.told = len;
+        }
+    }
+}
+
+impl Part {
+    fn append(&mut self, bytes: &[u8]) -> Result<()> {
+        self.file
+            .write_all(bytes)
+            .map_err(|e| part_error(&self.path, "write", e))?;
+        if let Some(sum) = &mut self.sum {
+            sum.update(bytes);
+        }
+        self.len += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Begins anew.
+    fn restart(&mut self) -> Result<()> {
+        self.file
+            .set_len(0)
+            .map_err(|e| part_error(&self.path, "write", e))?;
+        self.file
+            .seek(SeekFrom::Start(0))
+            .map_err(|e| part_error(&self.path, "write", e))?;
+        self.len = 0;
+        self.sum = self.sum.as_ref().map(|_| Sha256::new());
+        Ok(())
+    }
+
+    fn fail(&self, action: &'static str, source: std::io::Error) -> Error {
+        part_error(&self.path, action, source)
+    }
+}
+
+fn part_error(path: &std::path::Path, action: &'static str, source: std::io::Error) -> Error {
+    Error::Format(format::Error::Io {
+        path: path.to_owned(),
+        action,
+        source,
+    })
+}
+
+/// `bytes FIRST-LAST/TOTAL`: the first byte, and how many there are if that is told.
+fn range(answer: &Answer) -> Option<(u64, Option<u64>)> {
+    let text = header(&answer.headers, "content-range")?;
+    let (range, total) = text.strip_prefix("bytes ")?.split_once('/')?;
+    let first = range.split_once('-')?.0.trim().parse().ok()?;
+    Some((first, total.trim().parse().ok()))
+}

@@ -1,0 +1,277 @@
+//! A whole model into the cache.
+
+use super::api::{Listing, Remote};
+use super::cache::Cache;
+use super::download::download;
+use super::http::Client;
+use super::needed::{INDEX, MAX_SMALL, Wanted, Weights, is_weights, wanted};
+use super::{Address, Error, Result, Settings};
+use quantier_gguf::index::Index;
+use quantier_gguf as format;
+use quantier_gguf::gguf::shard_siblings;
+use quantier_core::progress::{Progress, Unit};
+use quantier_core::words::size;
+use std::collections::HashSet;
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Files that are downloaded at once.
+const WORKERS: usize = 4;
+
+/// How much of a model is needed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// All that a conversion reads.
+    Everything,
+    /// What it reads but the weights. A GGUF is needed whole.
+    Vocabulary,
+}
+
+/// Brings a model into the cache, as far as it is not there, and returns its path in it: a
+/// snapshot's directory, or a file in one. `note` is told what the user should know.
+///
+/// # Errors
+/// Everything that may be wrong on the way; what was downloaded by then is kept and is not
+/// downloaded again.
+pub fn fetch(
+    address: &Address,
+    settings: &Settings,
+    need: Need,
+    progress: &dyn Progress,
+    note: &dyn Fn(&str),
+) -> Result<PathBuf> {
+    let cache = Cache::new(&settings.cache, &address.repository);
+    if settings.offline {
+        let offline = || Error::Offline {
+            address: address.to_string(),
+            cache: settings.cache.clone(),
+        };
+        return cached(&cache, address, need).ok_or_else(offline);
+    }
+    let client = Client::new(settings, address)?;
+    let listing = match Listing::get(&client, progress) {
+        Ok(listing) => listing,
+        // What the cache has is better than nothing, as it is for the Hub's own library.
+        Err(Error::Lost { host, why, .. }) if cached(&cache, address, need).is_some() => {
+            note(&format!(
+                "{address}: {host} cannot be reached ({why}); what the cache has of it is used"
+            ));
+            return cached(&cache, address, need).ok_or(Error::Stopped);
+        }
+        Err(error) => return Err(error),
+    };
+    let Wanted {
+        small,
+        weights,
+        model,
+    } = wanted(
+        address,
+        &listing.files,
+        need == Need::Vocabulary && address.file.is_none(),
+    )?;
+    cache.create()?;
+    cache.set_commit(&address.revision, &listing.commit)?;
+    let job = Fetch {
+        client: &client,
+        cache: &cache,
+        listing: &listing,
+        progress,
+        note,
+    };
+    job.all(&small, Some(MAX_SMALL))?;
+    match weights {
+        Weights::Files(files) => job.all(&files, None)?,
+        Weights::OfIndex => {
+            job.all(&[INDEX.to_owned()], Some(MAX_SMALL))?;
+            let path = cache.snapshot(&listing.commit).join(INDEX);
+            let files = Index::read(&path)
+                .map_err(|e| client.wrong(e.to_string()))?
+                .map_or_else(Vec::new, |index| index.parts());
+            let there: HashSet<&String> = listing.files.iter().collect();
+            if let Some(file) = files.iter().find(|file| !there.contains(file)) {
+                let there = format!(", and {INDEX} names it");
+                return Err(Error::NoFile {
+                    address: address.to_string(),
+                    file: file.clone(),
+                    there,
+                });
+            }
+            job.all(&files, None)?;
+        }
+    }
+    let snapshot = cache.snapshot(&listing.commit);
+    Ok(model.map_or(snapshot.clone(), |file| snapshot.join(file)))
+}
+
+/// The model as the cache has it, if that is all of it.
+fn cached(cache: &Cache, address: &Address, need: Need) -> Option<PathBuf> {
+    let commit = cache.commit(&address.revision)?;
+    let snapshot = cache.snapshot(&commit);
+    let has = |file: &str| cache.has(&commit, file);
+    if let Some(file) = &address.file {
+        let all = shard_siblings(file).unwrap_or_else(|| vec![file.clone()]);
+        return all
+            .iter()
+            .all(|file| has(file))
+            .then(|| snapshot.join(file));
+    }
+    let names: Vec<String> = snapshot
+        .read_dir()
+        .ok()?
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect();
+    if !has("config.json") || !names.iter().any(|name| is_weights(name)) && need == Need::Everything
+    {
+        // A repository of GGUFs, of which one was downloaded.
+        let mut firsts = names.iter().filter(|name| {
+            let shards = shard_siblings(name);
+            name.ends_with(".gguf")
+                && shards.is_none_or(|all| all[0] == **name && all.iter().all(|file| has(file)))
+        });
+        let only = firsts.next()?;
+        return firsts.next().is_none().then(|| snapshot.join(only));
+    }
+    let complete = match Index::read(&snapshot.join(INDEX)).ok()? {
+        Some(index) => index.parts().iter().all(|file| has(file)),
+        None => names.iter().filter(|name| is_weights(name)).all(|name| {
+            let parts = safetensors_siblings(name);
+            parts.iter().all(|file| has(file))
+        }),
+    };
+    (complete || need == Need::Vocabulary).then_some(snapshot)
+}
+
+/// `model-00002-of-00003.safetensors` and the others of its kind.
+fn safetensors_siblings(name: &str) -> Vec<String> {
+    let stem = name.strip_suffix(".safetensors").unwrap_or(name);
+    let shards = shard_siblings(&format!("{stem}.gguf"));
+    let renamed = |shard: String| format!("{}.safetensors", shard.trim_end_matches(".gguf"));
+    shards.map_or_else(
+        || vec![name.to_owned()],
+        |all| all.into_iter().map(renamed).collect(),
+    )
+}
+
+struct Fetch<'a> {
+    client: &'a Client<'a>,
+    cache: &'a Cache,
+    listing: &'a Listing,
+    progress: &'a dyn Progress,
+    note: &'a dyn Fn(&str),
+}
+
+impl Fetch<'_> {
+    /// Downloads those of the files that are missing, several at once.
+    fn all(&self, files: &[String], max: Option<u64>) -> Result<()> {
+        let commit = &*self.listing.commit;
+        let mut missing = Vec::new();
+        for file in files.iter().filter(|file| !self.cache.has(commit, file)) {
+            if self.progress.cancelled() {
+                return Err(Error::Stopped);
+            }
+            let remote = Remote::get(self.client, commit, file, self.progress)?;
+            if let Some(max) = max.filter(|max| remote.size > *max) {
+                let what = format!(
+                    "{file} has {} bytes, and more than {max} are not taken for such a file",
+                    remote.size
+                );
+                return Err(self.client.wrong(what));
+            }
+            missing.push(remote);
+        }
+        let there = |remote: &Remote| {
+            let blob = self.cache.blob(&remote.etag);
+            let part = self.cache.incomplete(&remote.etag);
+            blob.metadata()
+                .or_else(|_| part.metadata())
+                .map_or(0, |meta| meta.len().min(remote.size))
+        };
+        let needed: u64 = missing
+            .iter()
+            .map(|remote| remote.size - there(remote))
+            .sum();
+        if let Some(free) = self.cache.free().filter(|&free| free < needed) {
+            let path = self.client.settings.cache.clone();
+            return Err(format::Error::NoSpace { path, needed, free }.into());
+        }
+        if needed > 0 && max.is_none() {
+            let to = self.client.settings.cache.display();
+            let (address, n) = (self.client.address, missing.len());
+            let files = if n == 1 {
+                "1 file".to_owned()
+            } else {
+                format!("{n} files")
+            };
+            (self.note)(&format!(
+                "{address}: {files}, {} to download to {to}",
+                size(needed)
+            ));
+        }
+        if missing.is_empty() {
+            return Ok(());
+        }
+        self.progress
+            .begin(missing.iter().map(|remote| remote.size).sum(), Unit::Bytes);
+        self.several(missing)
+    }
+
+    fn several(&self, remotes: Vec<Remote>) -> Result<()> {
+        let (client, cache, commit) = (self.client, self.cache, &*self.listing.commit);
+        let workers = WORKERS.min(remotes.len());
+        let watch = Watch {
+            progress: self.progress,
+            failed: AtomicBool::new(false),
+        };
+        let (queue, failure) = (Mutex::new(remotes.into_iter()), Mutex::new(None));
+        let failed = |error| {
+            watch.failed.store(true, Ordering::SeqCst);
+            // The first failure tells; the others only stop because of it.
+            failure
+                .lock()
+                .unwrap_or_else(|e| e.into_inner())
+                .get_or_insert(error);
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..workers {
+                scope.spawn(|| {
+                    loop {
+                        let next = queue.lock().unwrap_or_else(|e| e.into_inner()).next();
+                        let Some(remote) = next.filter(|_| !watch.cancelled()) else {
+                            return;
+                        };
+                        if let Err(error) = download(client, cache, commit, remote, &watch) {
+                            return failed(error);
+                        }
+                    }
+                });
+            }
+        });
+        match failure.into_inner().unwrap_or_else(|e| e.into_inner()) {
+            Some(error) => Err(error),
+            None if self.progress.cancelled() => Err(Error::Stopped),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Stops all downloads when one has failed.
+struct Watch<'a> {
+    progress: &'a dyn Progress,
+    failed: AtomicBool,
+}
+
+impl Progress for Watch<'_> {
+    fn at(&self, name: &str) {
+        self.progress.at(name);
+    }
+
+    fn advance(&self, amount: u64) {
+        self.progress.advance(amount);
+    }
+
+    fn cancelled(&self) -> bool {
+        self.failed.load(Ordering::SeqCst) || self.progress.cancelled()
+    }
+}

@@ -1,0 +1,288 @@
+//! Which files of a model are needed: those that the conversion reads, and nothing else.
+
+use super::address::Address;
+use super::{Error, Result};
+use quantier_gguf::gguf::shard_siblings;
+
+/// Small files that a conversion reads, where there are any.
+const SMALL: [&str; 12] = [
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "README.md",
+];
+/// Further chat templates, by name.
+const TEMPLATES: &str = "additional_chat_templates/";
+/// Says which tensor is in which file.
+pub(super) const INDEX: &str = "model.safetensors.index.json";
+/// The longest small file, in bytes. The largest tokenizers have about 40 MB.
+pub(super) const MAX_SMALL: u64 = 512 << 20;
+
+/// What is to be downloaded.
+#[derive(Debug, PartialEq)]
+pub(super) struct Wanted {
+    /// Files that come first.
+    pub small: Vec<String>,
+    pub weights: Weights,
+    /// The file that stands for the model; its directory without one.
+    pub model: Option<String>,
+}
+
+#[derive(Debug, PartialEq)]
+pub(super) enum Weights {
+    Files(Vec<String>),
+    /// Those that the index names.
+    OfIndex,
+}
+
+/// Chooses among the files of a model.
+pub(super) fn wanted(address: &Address, files: &[String], vocabulary_only: bool) -> Result<Wanted> {
+    let has = |name: &str| files.iter().any(|file| file == name);
+    let unusable = |what: String| Error::Unusable {
+        address: address.to_string(),
+        what,
+    };
+    let ggufs: Vec<&String> = files
+        .iter()
+        .filter(|file| file.ends_with(".gguf"))
+        .collect();
+    let one = match &address.file {
+        Some(file) if !has(file) => {
+            let there = match ggufs.is_empty() {
+                true => String::new(),
+                false => format!("; its GGUFs are {}", listed(&ggufs)),
+            };
+            return Err(Error::NoFile {
+                address: address.to_string(),
+                file: file.clone(),
+                there,
+            });
+        }
+        Some(file) if file.ends_with(".safetensors") && !file.contains('/') => Some(file),
+        Some(file) if file.ends_with(".gguf") => return gguf(address, file, files),
+        Some(file) => {
+            return Err(unusable(format!(
+                "{file} is neither a GGUF nor safetensors at the top"
+            )));
+        }
+        None => None,
+    };
+    let mut weights: Vec<String> = files.iter().filter(|f| is_weights(f)).cloned().collect();
+    weights.sort();
+    if one.is_none() && weights.is_empty() && !has(INDEX) && !vocabulary_only {
+        // A repository of GGUFs: if there is one model in it, that is what is meant.
+        let firsts: Vec<&String> = ggufs
+            .iter()
+            .filter(|file| is_first(file))
+            .copied()
+            .collect();
+        return match firsts[..] {
+            [file] => gguf(address, file, files),
+            [] if files
+                .iter()
+                .any(|f| f.starts_with("pytorch_model") && f.ends_with(".bin")) =>
+            {
+                let what = "its weights are pytorch_model*.bin, which can run code when they are read; look for a \
+                            revision with safetensors: @refs/pr/N of a conversion, or make them with transformers";
+                Err(unusable(what.into()))
+            }
+            [] => Err(unusable("it has neither safetensors nor a GGUF".into())),
+            _ => Err(unusable(format!(
+                "it holds several GGUFs; name one: {address}/FILE, where FILE is one of {}",
+                listed(&firsts)
+            ))),
+        };
+    }
+    let template = |file: &&String| {
+        let name = file.strip_prefix(TEMPLATES);
+        name.is_some_and(|name| name.ends_with(".jinja") && !name.contains('/'))
+    };
+    let mut small: Vec<String> = SMALL
+        .iter()
+        .filter(|name| has(name))
+        .map(|name| (*name).to_owned())
+        .collect();
+    small.extend(files.iter().filter(template).cloned());
+    if !has("config.json") {
+        return Err(unusable(
+            "it has no config.json, and so is no model that can be converted".into(),
+        ));
+    }
+    let weights = match one {
+        _ if vocabulary_only => Weights::Files(Vec::new()),
+        Some(file) => Weights::Files(vec![file.clone()]),
+        None if has(INDEX) => Weights::OfIndex,
+        None => Weights::Files(weights),
+    };
+    Ok(Wanted {
+        small,
+        weights,
+        model: one.filter(|_| !vocabulary_only).cloned(),
+    })
+}
+
+/// Files of weights, as the conversion looks for them where there is no index.
+pub(super) fn is_weights(file: &str) -> bool {
+    file.starts_with("model") && file.ends_with(".safetensors") && !file.contains('/')
+}
+
+/// A GGUF with all its shards.
+fn gguf(address: &Address, file: &str, files: &[String]) -> Result<Wanted> {
+    let shards = shard_siblings(file).unwrap_or_else(|| vec![file.to_owned()]);
+    if let Some(missing) = shards.iter().find(|shard| !files.contains(shard)) {
+        let there = format!(", and {file} is one of {} shards", shards.len());
+        return Err(Error::NoFile {
+            address: address.to_string(),
+            file: missing.clone(),
+            there,
+        });
+    }
+    Ok(Wanted {
+        small: Vec::new(),
+        weights: Weights::Files(shards),
+        model: Some(file.to_owned()),
+    })
+}
+
+/// Whether a GGUF is a whole model or the first shard of one.
+fn is_first(file: &str) -> bool {
+    shard_siblings(file).is_none_or(|shards| shards[0] == *file)
+}
+
+fn listed(files: &[&String]) -> String {
+    const SHOWN: usize = 20;
+    let names: Vec<&str> = files.iter().take(SHOWN).map(|file| file.as_str()).collect();
+    let more = files.len().saturating_sub(SHOWN);
+    let more = if more > 0 {
+        format!(" and {more} more")
+    } else {
+        String::new()
+    };
+    names.join(", ") + &more
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(address: &str, files: &[&str]) -> std::result::Result<Wanted, String> {
+        let files: Vec<String> = files.iter().map(|f| (*f).to_owned()).collect();
+        wanted(&Address::parse(address).unwrap(), &files, false).map_err(|e| e.to_string())
+    }
+
+    fn names(list: &[&str]) -> Vec<String> {
+        list.iter().map(|f| (*f).to_owned()).collect()
+    }
+
+    #[test]
+    fn a_checkpoint_without_what_nobody_reads() {
+        let files = [
+            ".gitattributes",
+            "LICENSE",
+            "README.md",
+            "additional_chat_templates/tools.jinja",
+            "additional_chat_templates/deeper/x.jinja",
+            "config.json",
+            "consolidated.safetensors",
+            "flax_model.msgpack",
+            "model-00002-of-00002.safetensors",
+            "model-00001-of-00002.safetensors",
+            "original/model.safetensors",
+            "pytorch_model.bin",
+            "tokenizer.json",
+        ];
+        let found = of("hf://o/n", &files).unwrap();
+        let small = [
+            "config.json",
+            "tokenizer.json",
+            "README.md",
+            "additional_chat_templates/tools.jinja",
+        ];
+        assert_eq!(found.small, names(&small));
+        let shards = [
+            "model-00001-of-00002.safetensors",
+            "model-00002-of-00002.safetensors",
+        ];
+        assert_eq!(found.weights, Weights::Files(names(&shards)));
+        assert_eq!(found.model, None);
+        assert_eq!(
+            of("hf://o/n", &[&files[..], &[INDEX]].concat())
+                .unwrap()
+                .weights,
+            Weights::OfIndex
+        );
+        let one = of("hf://o/n/consolidated.safetensors", &files).unwrap();
+        assert_eq!(
+            one.weights,
+            Weights::Files(names(&["consolidated.safetensors"]))
+        );
+        assert_eq!(one.model.as_deref(), Some("consolidated.safetensors"));
+    }
+
+    #[test]
+    fn a_gguf_with_its_shards() {
+        let files = [
+            "Q4/a-00001-of-00002.gguf",
+            "Q4/a-00002-of-00002.gguf",
+            "b.gguf",
+            "config.json",
+        ];
+        let found = of("hf://o/n/Q4/a-00002-of-00002.gguf", &files).unwrap();
+        assert_eq!(found.weights, Weights::Files(names(&files[..2])));
+        assert!(found.small.is_empty());
+        let several = of("hf://o/n", &files).unwrap_err();
+        assert!(
+            several.contains("name one")
+                && several.contains("b.gguf")
+                && !several.contains("00002-of"),
+            "{several}"
+        );
+        assert_eq!(
+            of("hf://o/n", &files[2..]).unwrap().model.as_deref(),
+            Some("b.gguf")
+        );
+        assert_eq!(
+            of("hf://o/n", &files[..2]).unwrap().model.as_deref(),
+            Some(files[0])
+        );
+        let missing = of("hf://o/n/Q4/a-00001-of-00002.gguf", &files[..1]).unwrap_err();
+        assert!(missing.contains("a-00002-of-00002.gguf"), "{missing}");
+    }
+
+    #[test]
+    fn what_cannot_be_used_says_why() {
+        assert!(
+            of("hf://o/n", &["pytorch_model.bin", "config.json"])
+                .unwrap_err()
+                .contains("safetensors")
+        );
+        assert!(
+            of("hf://o/n", &["data.csv"])
+                .unwrap_err()
+                .contains("neither")
+        );
+        assert!(
+            of("hf://o/n", &["model.safetensors"])
+                .unwrap_err()
+                .contains("config.json")
+        );
+        assert!(
+            of("hf://o/n/c.gguf", &["b.gguf"])
+                .unwrap_err()
+                .contains("its GGUFs are b.gguf")
+        );
+        assert!(
+            of("hf://o/n/config.json", &["config.json"])
+                .unwrap_err()
+                .contains("neither a GGUF")
+        );
+    }
+}

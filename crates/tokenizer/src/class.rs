@@ -1,0 +1,259 @@
+//! The tokenizer classes of transformers, as data: what each changes about `tokenizer.json`.
+
+use super::files::Files;
+use serde_json::{Map, Value};
+
+/// A class: the name without "Fast", special tokens of its own, and what it adds to every text.
+#[derive(Debug, PartialEq)]
+pub(super) struct Class {
+    name: &'static str,
+    /// Role and text of the special tokens that it has unless the configuration says otherwise.
+    defaults: &'static [(&'static str, &'static str)],
+    /// Further special tokens.
+    more_special: &'static [&'static str],
+    /// Whether a beginning is added unless the configuration says otherwise; `None` if
+    /// `tokenizer.json` decides.
+    adds_bos: Option<bool>,
+    /// Whether its special tokens are added tokens with flags (else only texts).
+    makes_added: bool,
+    /// Whether it overrules `add_prefix_space` of `tokenizer.json`.
+    sets_prefix_space: bool,
+}
+
+const TEXT_END: &str = "<|endoftext|>";
+
+/// Any class that changes nothing.
+const PLAIN: Class = Class {
+    name: "PreTrainedTokenizer",
+    defaults: &[],
+    more_special: &[],
+    adds_bos: None,
+    makes_added: false,
+    sets_prefix_space: true,
+};
+
+const CLASSES: [Class; 7] = [
+    Class {
+        name: "LlamaTokenizer",
+        defaults: &[
+            ("bos_token", "<s>"),
+            ("eos_token", "</s>"),
+            ("unk_token", "<unk>"),
+        ],
+        adds_bos: Some(true),
+        sets_prefix_space: false,
+        ..PLAIN
+    },
+    Class {
+        name: "CodeLlamaTokenizer",
+        defaults: &[
+            ("bos_token", "<s>"),
+            ("eos_token", "</s>"),
+            ("unk_token", "<unk>"),
+        ],
+        more_special: &["▁<PRE>", "▁<MID>", "▁<SUF>", "▁<EOT>"],
+        adds_bos: Some(true),
+        ..PLAIN
+    },
+    Class {
+        name: "GemmaTokenizer",
+        defaults: &[
+            ("bos_token", "<bos>"),
+            ("eos_token", "<eos>"),
+            ("unk_token", "<unk>"),
+            ("pad_token", "<pad>"),
+        ],
+        adds_bos: Some(true),
+        ..PLAIN
+    },
+    Class {
+        name: "CohereTokenizer",
+        defaults: &[
+            ("bos_token", "<BOS_TOKEN>"),
+            ("eos_token", "<|END_OF_TURN_TOKEN|>"),
+            ("unk_token", "<UNK>"),
+        ],
+        adds_bos: Some(true),
+        ..PLAIN
+    },
+    Class {
+        name: "GPTNeoXTokenizer",
+        defaults: &[
+            ("bos_token", TEXT_END),
+            ("eos_token", TEXT_END),
+            ("unk_token", TEXT_END),
+        ],
+        adds_bos: Some(false),
+        ..PLAIN
+    },
+    Class {
+        name: "GPT2Tokenizer",
+        defaults: &[
+            ("bos_token", TEXT_END),
+            ("eos_token", TEXT_END),
+            ("unk_token", TEXT_END),
+        ],
+        ..PLAIN
+    },
+    Class {
+        name: "Qwen2Tokenizer",
+        defaults: &[
+            ("eos_token", TEXT_END),
+            ("unk_token", TEXT_END),
+            ("pad_token", TEXT_END),
+        ],
+        makes_added: true,
+        ..PLAIN
+    },
+];
+
+/// The class of a model type whose files name none.
+const CLASS_OF_MODEL: [(&str, &str); 17] = [
+    ("gemma", "GemmaTokenizer"),
+    ("gemma2", "GemmaTokenizer"),
+    ("gemma3", "GemmaTokenizer"),
+    ("gemma3_text", "GemmaTokenizer"),
+    ("gpt2", "GPT2Tokenizer"),
+    ("granite", "GPT2Tokenizer"),
+    ("llama", "LlamaTokenizer"),
+    ("mistral", "LlamaTokenizer"),
+    ("mixtral", "LlamaTokenizer"),
+    ("olmo", "GPTNeoXTokenizer"),
+    ("olmo2", "GPTNeoXTokenizer"),
+    ("phi3", "LlamaTokenizer"),
+    ("qwen2", "Qwen2Tokenizer"),
+    ("qwen2_moe", "Qwen2Tokenizer"),
+    ("qwen3", "Qwen2Tokenizer"),
+    ("qwen3_moe", "Qwen2Tokenizer"),
+    ("starcoder2", "GPT2Tokenizer"),
+];
+
+impl Class {
+    /// The class of a checkpoint's tokenizer: as named in `tokenizer_config.json` or `config.json`,
+    /// else that of the model type. One that is not known here changes nothing.
+    pub fn of(files: &Files) -> &'static Class {
+        let config = |name| {
+            files
+                .config
+                .as_ref()
+                .and_then(|c| c.get(name))
+                .and_then(Value::as_str)
+        };
+        let named = files
+            .config_field("tokenizer_class")
+            .and_then(Value::as_str)
+            .or_else(|| config("tokenizer_class"));
+        let of_model = |model: &str| {
+            CLASS_OF_MODEL
+                .iter()
+                .find(|(m, _)| *m == model)
+                .map_or(PLAIN.name, |(_, class)| class)
+        };
+        let name = named.unwrap_or_else(|| config("model_type").map_or(PLAIN.name, of_model));
+        let name = name.strip_suffix("Fast").unwrap_or(name);
+        CLASSES
+            .iter()
+            .find(|class| class.name == name)
+            .unwrap_or(&PLAIN)
+    }
+
+    /// The special token that the class has in a role.
+    pub fn default(&self, role: &str) -> Option<&'static str> {
+        self.defaults
+            .iter()
+            .find(|(r, _)| *r == role)
+            .map(|(_, text)| *text)
+    }
+
+    /// The roles that the class names.
+    pub fn default_roles(&self) -> impl Iterator<Item = &'static str> {
+        // Qwen's has a beginning too, which is none.
+        self.defaults
+            .iter()
+            .map(|(role, _)| *role)
+            .chain(self.makes_added.then_some("bos_token"))
+    }
+
+    /// Whether the class itself says what the padding token is, even if it says none.
+    pub fn names_pad(&self) -> bool {
+        self.default("pad_token").is_some() || self.name == "GPTNeoXTokenizer"
+    }
+
+    pub fn more_special(&self) -> &'static [&'static str] {
+        self.more_special
+    }
+
+    pub fn adds_bos(&self) -> Option<bool> {
+        self.adds_bos
+    }
+
+    pub fn makes_added(&self) -> bool {
+        self.makes_added
+    }
+
+    /// Whether a text is to be encoded as if a space stood before it; `None` if `tokenizer.json`
+    /// decides.
+    pub fn prefix_space(&self, settings: &Map<String, Value>) -> Option<bool> {
+        let set = settings.get("add_prefix_space").and_then(Value::as_bool);
+        if self.sets_prefix_space {
+            Some(set.unwrap_or(false))
+        } else {
+            set
+        }
+    }
+}
+
+/// A pre-tokenizer with `add_prefix_space` set. Only where it is the whole pre-tokenizer; within a
+/// sequence, transformers does not see it.
+pub(super) fn with_prefix_space(mut pre_tokenizer: Value, prefix_space: Option<bool>) -> Value {
+    if let (Some(set), Some(old)) = (prefix_space, pre_tokenizer.get_mut("add_prefix_space")) {
+        *old = Value::Bool(set);
+    }
+    pre_tokenizer
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spm::object;
+
+    fn class(tokenizer_config: &str, config: &str) -> &'static str {
+        let files = Files {
+            dir: Default::default(),
+            tokenizer: None,
+            tokenizer_config: Some(object(tokenizer_config)),
+            config: Some(object(config)),
+        };
+        Class::of(&files).name
+    }
+
+    #[test]
+    fn the_class_is_named_or_follows_from_the_model() {
+        assert_eq!(
+            class(
+                r#"{"tokenizer_class": "LlamaTokenizerFast"}"#,
+                r#"{"model_type": "qwen2"}"#
+            ),
+            "LlamaTokenizer"
+        );
+        assert_eq!(
+            class(
+                "{}",
+                r#"{"model_type": "qwen2", "tokenizer_class": "GPT2Tokenizer"}"#
+            ),
+            "GPT2Tokenizer"
+        );
+        assert_eq!(
+            class("{}", r#"{"model_type": "starcoder2"}"#),
+            "GPT2Tokenizer"
+        );
+        assert_eq!(
+            class(r#"{"tokenizer_class": "TokenizersBackend"}"#, "{}"),
+            "PreTrainedTokenizer"
+        );
+        assert_eq!(
+            class("{}", r#"{"model_type": "smollm3"}"#),
+            "PreTrainedTokenizer"
+        );
+    }
+}

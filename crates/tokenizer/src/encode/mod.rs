@@ -1,0 +1,376 @@
+//! Text to tokens and back, exactly as the reference does it, from the metadata of a GGUF.
+//!
+//! ```text
+//! text -> special: cut out special tokens -> for each part of the text
+//!   gpt2, gemma4:  pre (split, pattern): words -> bpe (merge) -> tokens
+//!   llama:         spaces become U+2581         -> spm (merge) -> tokens
+//! ```
+//!
+//! Departures from the reference's manner, not from its results:
+//! 1. A word that came before in a text gives the tokens that it gave then.
+//! 2. A text without word boundaries (SentencePiece, Gemma 4) is taken apart wherever no token could join what is on
+//!    both sides; the parts are merged on their own.
+//! 3. Special tokens are found by one search for all.
+
+mod bpe;
+mod bytes;
+mod merge;
+mod pattern;
+mod pre;
+mod special;
+mod split;
+mod spm;
+mod unicode;
+mod vocab;
+
+use quantier_gguf::gguf::Metadata;
+use bpe::Bpe;
+use foldhash::fast::RandomState;
+use merge::Merger;
+use pre::Pre;
+use special::{Fragment, Special};
+use spm::Spm;
+use std::collections::{HashMap, HashSet};
+use vocab::{Defaults, Vocab};
+
+const MODEL: &str = "tokenizer.ggml.model";
+const PRE: &str = "tokenizer.ggml.pre";
+/// What SentencePiece has for a space.
+const SPACE: char = '\u{2581}';
+/// Words that are remembered, and their greatest length in bytes.
+const REMEMBERED: usize = 1 << 16;
+const REMEMBERED_LEN: usize = 48;
+
+/// Why a vocabulary cannot be used: the key and what is wrong with it.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Error(String);
+
+/// A vocabulary ready to encode and decode. It may be used from several threads at once.
+pub struct Tokenizer {
+    vocab: Vocab,
+    special: Special,
+    algorithm: Algorithm,
+    adds_bos: bool,
+    adds_eos: bool,
+    adds_space: bool,
+}
+
+enum Algorithm {
+    Spm(Box<Spm>),
+    Bpe(Box<Bpe>),
+}
+
+impl Tokenizer {
+    /// Reads the vocabulary from `tokenizer.*`.
+    ///
+    /// # Errors
+    /// If the kind of vocabulary or its pre-tokenizer is not supported, or a key is missing or not
+    /// what it should be.
+    pub fn from_gguf(metadata: &Metadata<'_>) -> Result<Tokenizer, Error> {
+        let model = vocab::text(metadata, MODEL)?;
+        let defaults = match model {
+            "llama" => Defaults {
+                bos: Some(1),
+                eos: Some(2),
+                unknown: Some(0),
+            },
+            "gpt2" => Defaults {
+                bos: Some(11),
+                eos: Some(11),
+                unknown: None,
+            },
+            "gemma4" => Defaults {
+                bos: None,
+                eos: None,
+                unknown: None,
+            },
+            "" => {
+                return Err(Error(format!(
+                    "'{MODEL}' is missing; the file has no vocabulary"
+                )));
+            }
+            other => {
+                return Err(Error(format!(
+                    "'{MODEL}' is '{other}'; supported are llama, gpt2 and gemma4"
+                )));
+            }
+        };
+        let mut tokenizer = if model == "llama" {
+            let vocab = Vocab::read(metadata, defaults)?;
+            let (special, algorithm) = (
+                Special::of(&vocab),
+                Algorithm::Spm(Box::new(Spm::of(&vocab))),
+            );
+            Tokenizer {
+                vocab,
+                special,
+                algorithm,
+                adds_bos: true,
+                adds_eos: false,
+                adds_space: true,
+            }
+        } else {
+            let name = if model == "gemma4" {
+                "gemma4"
+            } else {
+                vocab::text(metadata, PRE)?
+            };
+            let pre = Pre::named(name).ok_or_else(|| {
+                Error(format!(
+                    "'{PRE}' is '{name}', a pre-tokenizer that is not supported"
+                ))
+            })?;
+            let bos = defaults.bos.filter(|_| pre.has_bos);
+            let vocab = Vocab::read(metadata, Defaults { bos, ..defaults })?;
+            let adds_bos = pre.adds_bos;
+            let bpe = Bpe::read(metadata, &vocab, pre)?;
+            let special = Special::of(&vocab);
+            let algorithm = Algorithm::Bpe(Box::new(bpe));
+            Tokenizer {
+                vocab,
+                special,
+                algorithm,
+                adds_bos,
+                adds_eos: false,
+                adds_space: false,
+            }
+        };
+        let set = |key, to: &mut bool| {
+            *to = vocab::flag(metadata, key)?.unwrap_or(*to);
+            Ok(())
+        };
+        set("tokenizer.ggml.add_space_prefix", &mut tokenizer.adds_space)?;
+        set("tokenizer.ggml.add_bos_token", &mut tokenizer.adds_bos)?;
+        set("tokenizer.ggml.add_eos_token", &mut tokenizer.adds_eos)?;
+        tokenizer.adds_bos |=
+            matches!(&tokenizer.algorithm, Algorithm::Bpe(bpe) if bpe.pre.forces_bos);
+        Ok(tokenizer)
+    }
+
+    /// The tokens of a text. `add_special` adds the beginning and the end that the vocabulary says;
+    /// `parse_special` takes control tokens in the text for what they are, not for text.
+    pub fn encode(&self, text: &str, add_special: bool, parse_special: bool) -> Vec<u32> {
+        let mut session = Session::default();
+        if add_special && self.adds_bos {
+            session.out.extend(self.vocab.bos);
+        }
+        let mut after_special = true;
+        for fragment in self.special.cut(&self.vocab, text, parse_special) {
+            match fragment {
+                Fragment::Token(id) => {
+                    session.out.push(id);
+                    after_special = true;
+                }
+                Fragment::Text(range) => {
+                    let space = self.adds_space && after_special;
+                    self.encode_fragment(&text[range], space, &mut session);
+                    after_special = false;
+                }
+            }
+        }
+        if add_special && self.adds_eos {
+            session.out.extend(self.vocab.eos);
+        }
+        session.out
+    }
+
+    fn encode_fragment<'t>(&self, text: &'t str, space: bool, session: &mut Session<'t>) {
+        match &self.algorithm {
+            Algorithm::Spm(spm) => {
+                let mut prefix = space;
+                for part in spm.seams.parts(text) {
+                    session.escaped(part, std::mem::take(&mut prefix), |word, merger, out| {
+                        spm.word(&self.vocab, word, merger, out);
+                    });
+                }
+            }
+            Algorithm::Bpe(bpe) => match &bpe.seams {
+                Some(seams) => {
+                    for line in pieces(&bpe.pre, text) {
+                        for part in seams.parts(line) {
+                            session.escaped(part, false, |word, merger, out| {
+                                bpe.word(word, merger, out)
+                            });
+                        }
+                    }
+                }
+                None => {
+                    for word in pieces(&bpe.pre, text) {
+                        session.word(word, |merger, out| bpe.word(word, merger, out));
+                    }
+                }
+            },
+        }
+    }
+
+    /// The text of some tokens: their pieces one after the other, special tokens as they are
+    /// written. Of a text that was encoded by byte-level BPE, it gives that text; SentencePiece's
+    /// space in front stays.
+    pub fn decode(&self, tokens: &[u32]) -> Vec<u8> {
+        tokens.iter().flat_map(|&id| self.piece(id)).collect()
+    }
+
+    /// The text of one token; nothing if there is no such token.
+    pub fn piece(&self, id: u32) -> Vec<u8> {
+        self.vocab.piece(
+            id,
+            matches!(&self.algorithm, Algorithm::Bpe(bpe) if bpe.pre.byte_level),
+        )
+    }
+
+    /// How many tokens the vocabulary has.
+    pub fn vocab_size(&self) -> usize {
+        self.vocab.tokens.len()
+    }
+
+    /// The token that begins a text.
+    pub fn bos(&self) -> Option<u32> {
+        self.vocab.bos
+    }
+
+    /// The token that ends a text.
+    pub fn eos(&self) -> Option<u32> {
+        self.vocab.eos
+    }
+
+    /// Whether a beginning is added to a text.
+    pub fn adds_bos(&self) -> bool {
+        self.adds_bos
+    }
+
+    /// Whether an end is added to a text.
+    pub fn adds_eos(&self) -> bool {
+        self.adds_eos
+    }
+
+    /// Whether a token ends a generation.
+    pub fn is_eog(&self, id: u32) -> bool {
+        self.vocab.ends.contains(&id)
+    }
+
+    /// Whether a token is a control token.
+    pub fn is_control(&self, id: u32) -> bool {
+        self.vocab
+            .tokens
+            .get(id as usize)
+            .is_some_and(|t| t.role & vocab::CONTROL != 0)
+    }
+}
+
+/// The words that a pre-tokenizer makes of a text.
+fn pieces<'t>(pre: &Pre, text: &'t str) -> impl Iterator<Item = &'t str> {
+    let mut ends = vec![text.len()];
+    for step in &pre.steps {
+        let (mut finer, mut start) = (Vec::with_capacity(ends.len()), 0);
+        for end in ends {
+            step.split(text, start, end, &mut finer);
+            start = end;
+        }
+        ends = finer;
+    }
+    let mut start = 0;
+    ends.into_iter()
+        .map(move |end| &text[std::mem::replace(&mut start, end)..end])
+}
+
+/// What is kept while one text is encoded.
+#[derive(Default)]
+struct Session<'t> {
+    out: Vec<u32>,
+    merger: Merger,
+    /// Where in `out` the tokens of a word are.
+    seen: HashMap<&'t str, (usize, usize), RandomState>,
+    text: String,
+}
+
+impl<'t> Session<'t> {
+    /// Appends the tokens of a word: those that it had before, or else what `encode` appends.
+    fn word(&mut self, word: &'t str, encode: impl FnOnce(&mut Merger, &mut Vec<u32>)) {
+        if let Some(&(start, end)) = self.seen.get(word) {
+            return self.out.extend_from_within(start..end);
+        }
+        let start = self.out.len();
+        encode(&mut self.merger, &mut self.out);
+        if word.len() <= REMEMBERED_LEN {
+            if self.seen.len() == REMEMBERED {
+                self.seen.clear();
+            }
+            self.seen.insert(word, (start, self.out.len()));
+        }
+    }
+
+    /// The same, with spaces replaced, and one in front if so said.
+    fn escaped(
+        &mut self,
+        word: &'t str,
+        space: bool,
+        encode: impl FnOnce(&str, &mut Merger, &mut Vec<u32>),
+    ) {
+        let mut text = std::mem::take(&mut self.text);
+        text.clear();
+        if space {
+            text.push(SPACE);
+            push_escaped(&mut text, word);
+            encode(&text, &mut self.merger, &mut self.out);
+        } else {
+            self.word(word, |merger, out| {
+                push_escaped(&mut text, word);
+                encode(&text, merger, out);
+            });
+        }
+        self.text = text;
+    }
+}
+
+fn push_escaped(text: &mut String, word: &str) {
+    text.extend(word.chars().map(escape));
+}
+
+fn escape(c: char) -> char {
+    if c == ' ' { SPACE } else { c }
+}
+
+/// The characters that some token has before a space: only between them and a space may a merge
+/// reach.
+struct Seams(HashSet<char, RandomState>);
+
+impl Seams {
+    /// Of all texts that a merge may lead to.
+    fn of<'a>(texts: impl Iterator<Item = &'a Box<[u8]>>) -> Seams {
+        let mut before = HashSet::with_hasher(RandomState::default());
+        for text in texts {
+            let text = String::from_utf8_lossy(text);
+            before.extend(
+                text.chars()
+                    .zip(text.chars().skip(1))
+                    .filter(|(_, next)| *next == SPACE)
+                    .map(|(c, _)| c),
+            );
+        }
+        Seams(before)
+    }
+
+    /// The parts of a text that can be merged each on its own.
+    fn parts<'t>(&self, text: &'t str) -> impl Iterator<Item = &'t str> {
+        let mut rest = text;
+        std::iter::from_fn(move || {
+            if rest.is_empty() {
+                return None;
+            }
+            let mut chars = rest.char_indices().map(|(i, c)| (i, escape(c)));
+            let mut before = chars.next().map_or(SPACE, |(_, c)| c);
+            let seam = chars.find(|&(_, c)| {
+                let is_seam = c == SPACE && !self.0.contains(&before);
+                before = c;
+                is_seam
+            });
+            let (part, after) = rest.split_at(seam.map_or(rest.len(), |(i, _)| i));
+            rest = after;
+            Some(part)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,163 @@
+use super::*;
+use quantier_gguf::gguf::{Array, Value, ValueType};
+use proptest::prelude::*;
+
+fn metadata(model: &str, tokens: &[(&str, f32, i32)], merges: &[&str]) -> Metadata<'static> {
+    let mut metadata = Metadata::new();
+    metadata.set(MODEL, Value::str(model.to_owned()));
+    metadata.set(
+        vocab::TOKENS,
+        Value::Array(Array::of_strings(tokens.iter().map(|t| t.0))),
+    );
+    let scores = Array::of_values(ValueType::F32, tokens.iter().map(|t| Value::F32(t.1)));
+    metadata.set("tokenizer.ggml.scores", Value::Array(scores));
+    let types = Array::of_values(ValueType::I32, tokens.iter().map(|t| Value::I32(t.2)));
+    metadata.set("tokenizer.ggml.token_type", Value::Array(types));
+    metadata.set(
+        "tokenizer.ggml.merges",
+        Value::Array(Array::of_strings(merges)),
+    );
+    metadata
+}
+
+/// SentencePiece with tokens for a few letters and for all bytes.
+fn spm() -> Metadata<'static> {
+    let bytes: Vec<String> = (0..256).map(|b| format!("<0x{b:02X}>")).collect();
+    let mut tokens = vec![("<unk>", 0.0, 2), ("<s>", 0.0, 3), ("</s>", 0.0, 3)];
+    tokens.extend(bytes.iter().map(|b| (b.as_str(), 0.0, 6)));
+    tokens.extend([
+        ("▁", -9.0, 1),
+        ("a", -9.0, 1),
+        ("b", -9.0, 1),
+        ("ab", -2.0, 1),
+        ("▁a", -3.0, 1),
+        ("▁▁", -1.0, 1),
+    ]);
+    tokens.push(("[x]", 0.0, 4));
+    metadata("llama", &tokens, &[])
+}
+
+/// Byte-level BPE with all bytes, a few merges and two special tokens.
+fn bpe(pre: &str) -> Metadata<'static> {
+    let bytes: Vec<String> = (0..=255).map(|b| bytes::char_of(b).to_string()).collect();
+    let mut tokens: Vec<_> = bytes.iter().map(|b| (b.as_str(), 0.0, 1)).collect();
+    tokens.extend([
+        ("aa", 0.0, 1),
+        ("ab", 0.0, 1),
+        ("Ġab", 0.0, 1),
+        ("aab", 0.0, 1),
+    ]);
+    tokens.extend([("<|endoftext|>", 0.0, 3), ("<u>", 0.0, 4), ("<u>b", 0.0, 3)]);
+    let mut metadata = metadata("gpt2", &tokens, &["a b", "a a", "Ġ ab", "a ab"]);
+    metadata.set(PRE, Value::str(pre.to_owned()));
+    metadata
+}
+
+fn tokenizer(metadata: &Metadata<'_>) -> Tokenizer {
+    Tokenizer::from_gguf(metadata).expect("a vocabulary")
+}
+
+fn shown(tokenizer: &Tokenizer, text: &str, parse: bool) -> Vec<String> {
+    let text_of =
+        |id: u32| String::from_utf8_lossy(&tokenizer.vocab.tokens[id as usize].text).into_owned();
+    tokenizer
+        .encode(text, true, parse)
+        .into_iter()
+        .map(text_of)
+        .collect()
+}
+
+#[test]
+fn sentencepiece_joins_by_score_and_falls_back_to_bytes() {
+    let t = tokenizer(&spm());
+    assert_eq!(shown(&t, "ab", true), ["<s>", "▁", "ab"]);
+    assert_eq!(shown(&t, "a  a", true), ["<s>", "▁a", "▁▁", "a"]);
+    assert_eq!(shown(&t, "é", true), ["<s>", "▁", "<0xC3>", "<0xA9>"]);
+    assert_eq!(shown(&t, "", true), ["<s>"]);
+    // A space in front after each special token, and user-defined ones are always special.
+    assert_eq!(
+        shown(&t, "a[x]a</s>a", true),
+        ["<s>", "▁a", "[x]", "▁a", "</s>", "▁a"]
+    );
+    assert_eq!(shown(&t, "a[x]b", false), ["<s>", "▁a", "[x]", "▁", "b"]);
+    assert_eq!(
+        t.decode(&t.encode("ab é", false, false)),
+        " ab é".as_bytes()
+    );
+    assert_eq!(
+        (t.bos(), t.eos(), t.adds_bos(), t.adds_eos()),
+        (Some(1), Some(2), true, false)
+    );
+    assert!(t.is_eog(2) && !t.is_eog(1) && t.is_control(1) && !t.is_control(0));
+}
+
+#[test]
+fn byte_pairs_join_by_rank() {
+    let t = tokenizer(&bpe("gpt-2"));
+    assert_eq!(shown(&t, "aab ab", true), ["aab", "Ġab"]);
+    assert_eq!(shown(&t, "aaa", true), ["aa", "a"]);
+    // The longest special token is cut out first, a control token only if so said.
+    assert_eq!(shown(&t, "a<u>b", true), ["a", "<u>b"]);
+    assert_eq!(shown(&t, "a<u>b", false), ["a", "<u>", "b"]);
+    assert_eq!(shown(&t, "<|endoftext|>", true), ["<|endoftext|>"]);
+    assert_eq!(t.encode("<|endoftext|>", true, false).len(), 13);
+}
+
+#[test]
+fn what_is_wrong_is_said() {
+    let said = |metadata: &Metadata<'_>| {
+        Tokenizer::from_gguf(metadata)
+            .err()
+            .expect("an error")
+            .to_string()
+    };
+    assert!(said(&Metadata::new()).contains(MODEL));
+    assert!(said(&metadata("bert", &[], &[])).contains("'bert'"));
+    assert!(said(&bpe("no such")).contains("'no such'"));
+    let mut broken = bpe("gpt-2");
+    broken.set(
+        "tokenizer.ggml.scores",
+        Value::Array(Array::of_values(ValueType::F32, [Value::F32(0.0)])),
+    );
+    assert!(said(&broken).contains("1 values for 263 tokens"));
+    broken.remove("tokenizer.ggml.scores");
+    broken.remove("tokenizer.ggml.merges");
+    assert!(said(&broken).contains("'tokenizer.ggml.merges' is missing"));
+    assert!(
+        said(&metadata("llama", &[("a", 0.0, 1), ("a", 0.0, 1)], &[])).contains("tokens 0 and 1")
+    );
+}
+
+#[test]
+fn ten_megabytes_of_one_letter_end() {
+    let text = "a".repeat(10 << 20);
+    assert_eq!(
+        tokenizer(&bpe("gpt-2")).encode(&text, false, false).len(),
+        5 << 20
+    );
+    assert_eq!(
+        tokenizer(&spm()).encode(&text, false, false).len(),
+        10 << 20
+    );
+}
+
+proptest! {
+    #[test]
+    fn byte_level_tokens_spell_the_text(text in r"(\PC|[ab' \r\n0-9\u{0}-\u{ff}]|<u>b?){0,60}") {
+        for pre in ["gpt-2", "llama-bpe", "qwen2", "deepseek-llm", "tekken", "jais-2"] {
+            let t = tokenizer(&bpe(pre));
+            prop_assert_eq!(t.decode(&t.encode(&text, false, true)), text.as_bytes());
+        }
+    }
+
+    #[test]
+    fn words_apart_give_what_the_whole_gives(text in "[ab ▁é]{0,60}") {
+        let t = tokenizer(&spm());
+        let Algorithm::Spm(spm) = &t.algorithm else { unreachable!() };
+        let (mut out, mut merger) = (Vec::new(), Merger::default());
+        spm.word(&t.vocab, &format!(" {text}").replace(' ', "▁"), &mut merger, &mut out);
+        if !text.is_empty() {
+            prop_assert_eq!(t.encode(&text, false, true), out);
+        }
+    }
+}

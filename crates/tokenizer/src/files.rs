@@ -1,0 +1,130 @@
+//! The small files of a checkpoint directory, read once.
+
+use quantier_gguf::safetensors::lfs_pointer;
+use quantier_gguf::{Error, Result};
+use serde_json::{Map, Value};
+use std::path::{Path, PathBuf};
+
+/// Something is wrong in a file.
+pub fn bad(path: &Path, what: impl Into<String>) -> Error {
+    Error::Bad {
+        path: path.to_owned(),
+        what: what.into(),
+    }
+}
+
+/// The bytes of a file; `None` if there is no such file.
+pub fn read_bytes(path: &Path) -> Result<Option<Vec<u8>>> {
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let bytes = std::fs::read(path).map_err(|source| Error::Io {
+        path: path.to_owned(),
+        action: "read",
+        source,
+    })?;
+    Ok(Some(bytes))
+}
+
+/// A text file with the line ends that Python's text mode gives it: `\n` for `\r\n` and `\r`.
+pub fn read_text(path: &Path) -> Result<Option<String>> {
+    let Some(bytes) = read_bytes(path)? else {
+        return Ok(None);
+    };
+    let text = String::from_utf8(bytes).map_err(|e| {
+        let line = e.as_bytes()[..e.utf8_error().valid_up_to()]
+            .iter()
+            .filter(|&&b| b == b'\n')
+            .count()
+            + 1;
+        bad(
+            path,
+            format!("line {line} is not UTF-8; save the file as UTF-8"),
+        )
+    })?;
+    Ok(Some(if text.contains('\r') {
+        text.replace("\r\n", "\n").replace('\r', "\n")
+    } else {
+        text
+    }))
+}
+
+/// A JSON file; what is wrong is told with line and column.
+pub fn read_json(path: &Path) -> Result<Option<Value>> {
+    let Some(bytes) = read_bytes(path)? else {
+        return Ok(None);
+    };
+    let refused = |e| {
+        bad(
+            path,
+            lfs_pointer(&bytes).unwrap_or_else(|| format!("not valid JSON: {e}")),
+        )
+    };
+    serde_json::from_slice(&bytes).map(Some).map_err(refused)
+}
+
+/// A JSON file that holds an object.
+pub fn read_object(path: &Path) -> Result<Option<Map<String, Value>>> {
+    match read_json(path)? {
+        None => Ok(None),
+        Some(Value::Object(map)) => Ok(Some(map)),
+        Some(other) => Err(bad(
+            path,
+            format!("holds {} where an object {{...}} is expected", kind(&other)),
+        )),
+    }
+}
+
+/// What a JSON value is, in words.
+pub fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "true or false",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "an array",
+        Value::Object(_) => "an object",
+    }
+}
+
+/// The files of a checkpoint that tell of its vocabulary.
+pub struct Files {
+    /// The checkpoint.
+    pub dir: PathBuf,
+    /// `tokenizer.json`: the tokenizer of the tokenizers library.
+    pub tokenizer: Option<Map<String, Value>>,
+    /// `tokenizer_config.json`: what transformers adds to it.
+    pub tokenizer_config: Option<Map<String, Value>>,
+    /// `config.json`, as it is in the file.
+    pub config: Option<Map<String, Value>>,
+}
+
+impl Files {
+    /// Reads what is there.
+    pub fn read(dir: &Path) -> Result<Files> {
+        Ok(Files {
+            dir: dir.to_owned(),
+            tokenizer: read_object(&dir.join("tokenizer.json"))?,
+            tokenizer_config: read_object(&dir.join("tokenizer_config.json"))?,
+            config: read_object(&dir.join("config.json"))?,
+        })
+    }
+
+    /// A field of `tokenizer_config.json`.
+    pub fn config_field(&self, name: &str) -> Option<&Value> {
+        self.tokenizer_config.as_ref()?.get(name)
+    }
+
+    /// Something is wrong in `tokenizer.json`.
+    pub fn bad_tokenizer(&self, what: impl Into<String>) -> Error {
+        bad(&self.dir.join("tokenizer.json"), what)
+    }
+
+    /// The added tokens that `tokenizer.json` lists.
+    pub fn added_tokens(&self) -> &[Value] {
+        self.tokenizer
+            .as_ref()
+            .and_then(|t| t.get("added_tokens")?.as_array())
+            .map_or(&[], Vec::as_slice)
+    }
+}

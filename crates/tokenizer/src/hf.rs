@@ -1,0 +1,478 @@
+//! The tokenizer as Python's `AutoTokenizer.from_pretrained` makes it: `tokenizer.json` in the
+//! tokenizers library, and around it what the tokenizer's class in transformers changes.
+//!
+//! The reference asks that object for the vocabulary, and fingerprints how it encodes a text, so
+//! both depend on the class: some add a token in front whatever `tokenizer.json` says, some bring
+//! special tokens of their own, and all overwrite the flags of added tokens with those of
+//! `tokenizer_config.json`.
+
+use super::class::{self, Class};
+use super::files::{Files, bad, kind, read_object};
+use super::{MAX_TOKENS, checked};
+use quantier_gguf::{Error, Result};
+use serde_json::{Map, Value};
+use std::collections::{HashMap, HashSet};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use tokenizers::{AddedToken, Tokenizer};
+
+/// The attributes that hold one special token, in the order of transformers.
+const ROLES: [&str; 7] = [
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+];
+const MORE_SPECIAL: &str = "additional_special_tokens";
+
+/// An added token whose flags may be left open.
+#[derive(Clone, Debug, PartialEq)]
+struct Added {
+    token: AddedToken,
+    /// As given; if not given, the opposite of special.
+    normalized: Option<bool>,
+}
+
+impl Added {
+    fn parse(entry: &Value) -> Option<Added> {
+        let flag = |name| entry.get(name).and_then(Value::as_bool);
+        let token = AddedToken {
+            content: entry.get("content")?.as_str()?.to_owned(),
+            single_word: flag("single_word").unwrap_or(false),
+            lstrip: flag("lstrip").unwrap_or(false),
+            rstrip: flag("rstrip").unwrap_or(false),
+            normalized: false,
+            special: flag("special").unwrap_or(false),
+        };
+        Some(Added {
+            token,
+            normalized: flag("normalized"),
+        })
+    }
+
+    fn special(content: &str) -> Added {
+        Added {
+            token: AddedToken::from(content, true),
+            normalized: Some(false),
+        }
+    }
+
+    fn resolved(&self) -> AddedToken {
+        AddedToken {
+            normalized: self.normalized.unwrap_or(!self.token.special),
+            ..self.token.clone()
+        }
+    }
+}
+
+/// Added tokens by id.
+type Decoder = Vec<(u64, Added)>;
+
+/// A special token: only its text, or with flags.
+#[derive(Clone, Debug)]
+enum Special {
+    Text(String),
+    Added(Added),
+}
+
+impl Special {
+    fn parse(value: &Value) -> Option<Special> {
+        match value {
+            Value::String(text) if text.is_empty() => None,
+            Value::String(text) => Some(Special::Text(text.clone())),
+            entry => Added::parse(entry).map(Special::Added),
+        }
+    }
+
+    fn text(&self) -> &str {
+        match self {
+            Special::Text(text) => text,
+            Special::Added(added) => &added.token.content,
+        }
+    }
+}
+
+/// The tokenizer of a checkpoint.
+pub(super) struct HfTokenizer {
+    inner: Tokenizer,
+    /// Texts of all special tokens that have a role.
+    pub special: HashSet<String>,
+    /// Ids in front of and behind every text; `None` if `tokenizer.json` itself says what to add.
+    bounds: Option<(Vec<u32>, Vec<u32>)>,
+    /// Whether decoding removes spaces before punctuation.
+    cleans_up: bool,
+}
+
+impl HfTokenizer {
+    /// Makes the tokenizer of a checkpoint with a `tokenizer.json`.
+    pub fn load(files: &Files) -> Result<HfTokenizer> {
+        let json = files.tokenizer.as_ref().ok_or_else(|| {
+            bad(&files.dir, "no tokenizer.json; get it from where the model comes from, or save one with transformers")
+        })?;
+        checked::check(json).map_err(|what| files.bad_tokenizer(what))?;
+        let class = Class::of(files);
+        let (settings, decoder) = settings(files)?;
+        let mut roles: Vec<(&str, Special)> = ROLES
+            .iter()
+            .filter_map(|&r| Some((r, role(r, class, &settings)?)))
+            .collect();
+        let pad_of_padding = json.get("padding").and_then(|p| p.get("pad_token"));
+        if let Some(pad) = pad_of_padding
+            && !class.names_pad()
+            && !settings.contains_key("pad_token")
+        {
+            roles.extend(Special::parse(pad).map(|pad| ("pad_token", pad)));
+            roles.sort_by_key(|(role, _)| ROLES.iter().position(|r| r == role));
+        }
+        // What is in the files under a role has the flags of the token of the same text.
+        for (role, special) in &mut roles {
+            if settings.contains_key(*role)
+                && let Some((_, added)) = decoder
+                    .iter()
+                    .rev()
+                    .find(|(_, a)| a.token.content == special.text())
+            {
+                *special = Special::Added(added.clone());
+            }
+        }
+        let mut all: Vec<Special> = Vec::new();
+        let mut seen: HashSet<String> = HashSet::new();
+        let more = settings.get(MORE_SPECIAL).and_then(Value::as_array);
+        let more = more.into_iter().flatten().filter_map(Special::parse);
+        let of_class = class
+            .more_special()
+            .iter()
+            .map(|text| Special::Text((*text).to_owned()));
+        for special in roles
+            .iter()
+            .map(|(_, special)| special.clone())
+            .chain(more)
+            .chain(of_class)
+        {
+            if seen.insert(special.text().to_owned()) {
+                all.push(special);
+            }
+        }
+
+        let texts = decoder
+            .iter()
+            .map(|(_, added)| &*added.token.content)
+            .chain(all.iter().map(Special::text));
+        if let Some(long) = texts
+            .map(str::len)
+            .find(|&length| length > checked::MAX_ADDED)
+        {
+            let what = format!(
+                "a token has {long} bytes; the most that is taken is {}",
+                checked::MAX_ADDED
+            );
+            return Err(bad(&files.dir.join("tokenizer_config.json"), what));
+        }
+        let mut inner = parse(files, json, class, &settings)?;
+        guarded(|| {
+            add_tokens(&mut inner, decoder, &all);
+            Ok(())
+        })
+        .map_err(|what| {
+            files.bad_tokenizer(format!(
+                "the tokenizers library cannot add its tokens: {what}"
+            ))
+        })?;
+        if settings
+            .get("split_special_tokens")
+            .and_then(Value::as_bool)
+            == Some(true)
+        {
+            inner.set_encode_special_tokens(true);
+        }
+        let id_of = |name: &str| {
+            let token = roles.iter().find(|(role, _)| *role == name)?;
+            let unknown = roles.iter().find(|(role, _)| *role == "unk_token");
+            inner
+                .token_to_id(token.1.text())
+                .or_else(|| inner.token_to_id(unknown?.1.text()))
+        };
+        let bounds = class.adds_bos().map(|bos| {
+            let adds = |name, default| {
+                settings
+                    .get(name)
+                    .and_then(Value::as_bool)
+                    .unwrap_or(default)
+            };
+            let bound = |add, name| {
+                if add {
+                    id_of(name).into_iter().collect()
+                } else {
+                    Vec::new()
+                }
+            };
+            (
+                bound(adds("add_bos_token", bos), "bos_token"),
+                bound(adds("add_eos_token", false), "eos_token"),
+            )
+        });
+        let cleans_up = settings
+            .get("clean_up_tokenization_spaces")
+            .and_then(Value::as_bool)
+            .unwrap_or(false);
+        Ok(HfTokenizer {
+            inner,
+            special: seen,
+            bounds,
+            cleans_up,
+        })
+    }
+
+    /// The tokenizer inside, as the tokenizers library has it.
+    pub fn inner(&self) -> &Tokenizer {
+        &self.inner
+    }
+
+    /// All tokens and their ids, added ones too.
+    pub fn vocabulary(&self) -> HashMap<String, u32> {
+        self.inner.get_vocab(true)
+    }
+
+    /// How many tokens the model has, without added ones.
+    pub fn base_size(&self) -> usize {
+        self.inner.get_vocab_size(false)
+    }
+
+    /// The added tokens by id.
+    pub fn added(&self) -> HashMap<u32, AddedToken> {
+        self.inner.get_added_tokens_decoder().into_iter().collect()
+    }
+
+    /// The id of a token; that of the unknown token if it has none.
+    pub fn id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// The ids of a text, with what is added in front and behind.
+    pub fn encode(&self, text: &str) -> std::result::Result<Vec<u32>, String> {
+        let encoding = guarded(|| self.inner.encode(text, self.bounds.is_none()))?;
+        let ids = encoding.get_ids();
+        Ok(match &self.bounds {
+            None => ids.to_vec(),
+            Some((front, behind)) => [front, ids, behind].concat(),
+        })
+    }
+
+    /// What a token's text becomes when it is encoded and decoded again.
+    pub fn round_trip(&self, text: &str) -> std::result::Result<String, String> {
+        let text = guarded(|| {
+            self.inner
+                .decode(self.inner.encode(text, false)?.get_ids(), false)
+        })?;
+        Ok(if self.cleans_up {
+            cleaned_up(&text)
+        } else {
+            text
+        })
+    }
+}
+
+/// Calls the tokenizers library. It is not written for hostile files; what it cannot take must not
+/// end the program.
+pub(super) fn guarded<T>(
+    call: impl FnOnce() -> tokenizers::Result<T>,
+) -> std::result::Result<T, String> {
+    match catch_unwind(AssertUnwindSafe(call)) {
+        Ok(result) => result.map_err(|e| e.to_string()),
+        Err(_) => Err("it panics".to_owned()),
+    }
+}
+
+/// transformers' removal of spaces before English punctuation and contractions.
+fn cleaned_up(text: &str) -> String {
+    const REMOVED: [(&str, &str); 10] = [
+        (" .", "."),
+        (" ?", "?"),
+        (" !", "!"),
+        (" ,", ","),
+        (" ' ", "'"),
+        (" n't", "n't"),
+        (" 'm", "'m"),
+        (" 's", "'s"),
+        (" 've", "'ve"),
+        (" 're", "'re"),
+    ];
+    REMOVED
+        .iter()
+        .fold(text.to_owned(), |text, (from, to)| text.replace(from, to))
+}
+
+/// The arguments with which the class is made, and the added tokens by id.
+///
+/// From `tokenizer_config.json`; where it has no added tokens (as in old checkpoints), from the
+/// three files that held all this before.
+fn settings(files: &Files) -> Result<(Map<String, Value>, Decoder)> {
+    let path = files.dir.join("tokenizer_config.json");
+    let mut settings = files.tokenizer_config.clone().unwrap_or_default();
+    let mut decoder: Decoder = Vec::new();
+    match settings.get("added_tokens_decoder") {
+        Some(Value::Object(entries)) => {
+            for (id, entry) in entries {
+                let number = id
+                    .parse()
+                    .map_err(|_| bad(&path, format!("added token id {id:?} is no number")))?;
+                let added = Added::parse(entry)
+                    .ok_or_else(|| bad(&path, format!("added token {id} has no content")))?;
+                decoder.push((number, added));
+            }
+        }
+        Some(other) => {
+            return Err(bad(
+                &path,
+                format!("added_tokens_decoder is {}, not an object", kind(other)),
+            ));
+        }
+        None => {
+            for (key, mut value) in
+                read_object(&files.dir.join("special_tokens_map.json"))?.unwrap_or_default()
+            {
+                if let Value::Object(token) = &mut value {
+                    token.insert("special".to_owned(), Value::Bool(true));
+                }
+                settings.insert(key, value);
+            }
+            let special: HashSet<String> = ROLES
+                .iter()
+                .filter_map(|role| settings.get(*role))
+                .chain(
+                    settings
+                        .get(MORE_SPECIAL)
+                        .and_then(Value::as_array)
+                        .into_iter()
+                        .flatten(),
+                )
+                .filter_map(|value| Special::parse(value).map(|s| s.text().to_owned()))
+                .collect();
+            let path = files.dir.join("added_tokens.json");
+            for (text, id) in read_object(&path)?.unwrap_or_default() {
+                let id = id.as_u64().ok_or_else(|| {
+                    bad(&path, format!("the id of {text:?} is not a whole number"))
+                })?;
+                let special = special.contains(&text);
+                let added = Added {
+                    token: AddedToken::from(text, special),
+                    normalized: Some(!special),
+                };
+                decoder.push((id, added));
+            }
+            let mut place_of: HashMap<u64, usize> = decoder
+                .iter()
+                .enumerate()
+                .map(|(at, (id, _))| (*id, at))
+                .collect();
+            for entry in files.added_tokens() {
+                let id = entry.get("id").and_then(Value::as_u64);
+                if let (Some(id), Some(added)) = (id, Added::parse(entry)) {
+                    match place_of.get(&id) {
+                        Some(&at) => decoder[at] = (id, added),
+                        None => {
+                            place_of.insert(id, decoder.len());
+                            decoder.push((id, added));
+                        }
+                    }
+                }
+            }
+        }
+    }
+    Ok((settings, decoder))
+}
+
+/// The special token in a role: from the settings, even if they say that there is none, or the
+/// class's own.
+fn role(name: &str, class: &Class, settings: &Map<String, Value>) -> Option<Special> {
+    let special = match settings.get(name) {
+        Some(value) => Special::parse(value)?,
+        None => Special::Text(class.default(name)?.to_owned()),
+    };
+    Some(match special {
+        Special::Text(text) if class.makes_added() && class.default_roles().any(|r| r == name) => {
+            Special::Added(Added::special(&text))
+        }
+        other => other,
+    })
+}
+
+/// Gives the file to the tokenizers library, without what only concerns batches and with the
+/// class's changes.
+fn parse(
+    files: &Files,
+    json: &Map<String, Value>,
+    class: &Class,
+    settings: &Map<String, Value>,
+) -> Result<Tokenizer> {
+    let pre_tokenizer = json.get("pre_tokenizer").cloned().unwrap_or(Value::Null);
+    let pre_tokenizer = class::with_prefix_space(pre_tokenizer, class.prefix_space(settings));
+    let mut text = String::from("{");
+    for (key, value) in json {
+        let value = match key.as_str() {
+            "truncation" | "padding" => continue,
+            "post_processor" if class.adds_bos().is_some() => continue,
+            "pre_tokenizer" => &pre_tokenizer,
+            _ => value,
+        };
+        let separator = if text.len() > 1 { "," } else { "" };
+        text += &format!("{separator}{}:{value}", Value::from(key.as_str()));
+    }
+    text.push('}');
+    match guarded(|| text.parse::<Tokenizer>()) {
+        Ok(tokenizer) if tokenizer.get_vocab_size(true) > MAX_TOKENS => {
+            Err("too many tokens".to_owned())
+        }
+        other => other,
+    }
+    .map_err(|why| files.bad_tokenizer(format!("the tokenizers library cannot read it: {why}")))
+}
+
+/// Adds the tokens of the configuration that are not in `tokenizer.json`, or have other flags
+/// there, and the special tokens that are missing.
+fn add_tokens(inner: &mut Tokenizer, mut decoder: Decoder, all_special: &[Special]) {
+    let present: HashSet<AddedToken> = inner.get_added_tokens_decoder().into_values().collect();
+    decoder.sort_by_key(|(id, _)| *id);
+    let missing: Vec<Added> = decoder
+        .into_iter()
+        .map(|(_, added)| added)
+        .filter(|added| !present.contains(&added.resolved()))
+        .collect();
+    let given: HashSet<(&AddedToken, Option<bool>)> =
+        missing.iter().map(|a| (&a.token, a.normalized)).collect();
+    let known: HashSet<&str> = present
+        .iter()
+        .map(|t| &*t.content)
+        .chain(missing.iter().map(|added| &*added.token.content))
+        .collect();
+    // A token with flags is never taken for one of the known texts, so its flags are set anew.
+    let anew = all_special.iter().filter(|special| match special {
+        Special::Text(text) => !known.contains(&**text),
+        Special::Added(added) => !given.contains(&(&added.token, added.normalized)),
+    });
+    let special: HashSet<&str> = all_special.iter().map(Special::text).collect();
+    let of_files = missing.iter().cloned().map(Special::Added);
+    let tokens: Vec<AddedToken> = of_files
+        .chain(anew.cloned())
+        .map(|token| match token {
+            Special::Text(text) => {
+                let special = special.contains(&*text);
+                AddedToken::from(text, special)
+            }
+            Special::Added(mut added) => {
+                added.token.special |= special.contains(&*added.token.content);
+                added.resolved()
+            }
+        })
+        .collect();
+    if !tokens.is_empty() {
+        inner.add_tokens(&tokens);
+    }
+}
+
+/// An error of the library about a text.
+pub(super) fn library_error(files: &Files, text: &str, what: &str) -> Error {
+    files.bad_tokenizer(format!("{text:?} cannot be encoded: {what}"))
+}

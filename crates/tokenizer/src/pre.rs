@@ -1,0 +1,309 @@
+//! `tokenizer.ggml.pre`: which of llama.cpp's pre-tokenizers splits text as the model's own
+//! tokenizer does.
+//!
+//! The reference encodes a probe text and looks the SHA-256 of the ids up in a table. That finds a
+//! model that is in the table, and no other: a vocabulary of one token more has another fingerprint
+//! although it splits text in the same way. Then we compare the splits themselves: every known
+//! pre-tokenizer splits the probe text, and the one whose pieces are the same is the answer.
+
+use super::files::Files;
+use super::hf::{HfTokenizer, guarded, library_error};
+use quantier_gguf::Result;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use std::collections::BTreeSet;
+use std::sync::LazyLock;
+use tokenizers::{
+    NormalizedString, Normalizer, OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer,
+    PreTokenizerWrapper,
+};
+
+/// The text that is encoded: what pre-tokenizers are known to split differently.
+const PROBE: &str = include_str!("data/probe.txt");
+/// What the probe text does not have: punctuation that ends a line. Only for comparing splits.
+const MORE: &str = " end.\n\n\tif (x) {\r\n\t}\r\n";
+/// Fingerprint and name of every tokenizer that the reference knows, sorted.
+const FINGERPRINTS: &str = include_str!("data/pre.tsv");
+
+/// The name of a fingerprint.
+fn lookup(fingerprint: &str) -> Option<&'static str> {
+    FINGERPRINTS
+        .lines()
+        .filter_map(|line| line.split_once('\t'))
+        .find(|(f, _)| *f == fingerprint)
+        .map(|(_, name)| name)
+}
+
+/// The fingerprint of the ids that the probe text has: SHA-256 of the list as Python prints it.
+fn fingerprint(ids: &[u32]) -> String {
+    let list = format!("{ids:?}");
+    quantier_gguf::hex(&Sha256::digest(list))
+}
+
+/// A pre-tokenizer that llama.cpp has, as `tokenizer.json` would spell it.
+struct Known {
+    name: &'static str,
+    /// Patterns that split one after the other.
+    patterns: &'static [&'static str],
+    /// Whether the byte-level step after them splits as GPT-2 does.
+    like_gpt2: bool,
+    /// Whether a piece that is a token is taken whole, before any merge.
+    ignores_merges: Option<bool>,
+}
+
+const fn known(name: &'static str, patterns: &'static [&'static str]) -> Known {
+    Known {
+        name,
+        patterns,
+        like_gpt2: false,
+        ignores_merges: None,
+    }
+}
+
+/// Where several of llama.cpp's names split in the same way, the one that most models have.
+static KNOWN: [Known; 14] = [
+    Known {
+        ignores_merges: Some(true),
+        ..known(
+            "llama-bpe",
+            &[
+                r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+            ],
+        )
+    },
+    known(
+        "dbrx",
+        &[
+            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+        ],
+    ),
+    known(
+        "qwen2",
+        &[
+            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+        ],
+    ),
+    known(
+        "qwen35",
+        &[
+            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+        ],
+    ),
+    Known {
+        like_gpt2: true,
+        ..known("gpt-2", &[])
+    },
+    Known {
+        like_gpt2: true,
+        ..known("starcoder", &[r"\p{N}"])
+    },
+    Known {
+        like_gpt2: true,
+        ..known("falcon", &[r"[\p{P}\$\+<=>\^~\|`]+", r"[0-9][0-9][0-9]"])
+    },
+    known(
+        "tekken",
+        &[
+            r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+        ],
+    ),
+    known(
+        "gpt-4o",
+        &[
+            r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+        ],
+    ),
+    known(
+        "deepseek-coder",
+        &[
+            r"[\r\n]",
+            r"\s?\p{L}+",
+            r"\s?\p{P}+",
+            "[一-龥ࠀ-一가-퟿]+",
+            r"\p{N}",
+        ],
+    ),
+    known(
+        "deepseek-v3",
+        &[
+            r"\p{N}{1,3}",
+            "[一-龥぀-ゟ゠-ヿ]+",
+            r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"##,
+        ],
+    ),
+    known(
+        "seed-coder",
+        &[
+            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+",
+        ],
+    ),
+    known("bloom", &[" ?[^(\\s|[.,!?…。，、।۔،])]+"]),
+    known("viking", &[" ?[^(\\s|[.,!?…。，、।۔،])]+", r"\p{N}"]),
+];
+
+impl Known {
+    fn pre_tokenizer(&self) -> Value {
+        let mut parts: Vec<Value> = self
+            .patterns
+            .iter()
+            .map(|p| json!({ "type": "Split", "pattern": { "Regex": p }, "behavior": "Isolated", "invert": false }))
+            .collect();
+        parts.push(json!({
+            "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": self.like_gpt2
+        }));
+        json!({ "type": "Sequence", "pretokenizers": parts })
+    }
+}
+
+/// The known pre-tokenizers, made once: their patterns take far longer to compile than to run.
+static MADE: LazyLock<Vec<(&Known, PreTokenizerWrapper)>> = LazyLock::new(|| {
+    let make =
+        |known: &'static Known| Some((known, serde_json::from_value(known.pre_tokenizer()).ok()?));
+    KNOWN.iter().filter_map(make).collect()
+});
+
+/// Where the pieces of the probe text end, in bytes of the text as `normalize` leaves it.
+fn ends(
+    pre_tokenizer: &PreTokenizerWrapper,
+    normalized: NormalizedString,
+) -> Option<BTreeSet<usize>> {
+    let mut text = PreTokenizedString::from(normalized);
+    pre_tokenizer.pre_tokenize(&mut text).ok()?;
+    let splits = text.get_splits(OffsetReferential::Original, OffsetType::Byte);
+    Some(splits.into_iter().map(|(_, (_, end), _)| end).collect())
+}
+
+/// The known pre-tokenizer that is most like the tokenizer's, and whether it splits the probe text
+/// in the same way.
+fn nearest(tokenizer: &HfTokenizer, ignores_merges: bool) -> Option<(&'static str, bool)> {
+    let mut probe = NormalizedString::from([PROBE, MORE].concat());
+    if let Some(normalizer) = tokenizer.inner().get_normalizer() {
+        normalizer.normalize(&mut probe).ok()?;
+    }
+    // The offsets of all splits refer to the text before it was normalized, so they can be
+    // compared.
+    let own = ends(tokenizer.inner().get_pre_tokenizer()?, probe.clone())?;
+    let likeness = |known: &Known, made: &PreTokenizerWrapper| {
+        let theirs = ends(made, probe.clone())?;
+        let shared =
+            own.intersection(&theirs).count() as f64 / own.union(&theirs).count().max(1) as f64;
+        let fits = known
+            .ignores_merges
+            .is_none_or(|ignores| ignores == ignores_merges);
+        Some((shared, fits))
+    };
+    let mut best: Option<(f64, bool, &Known)> = None;
+    for (known, made) in MADE.iter() {
+        if let Some((shared, fits)) = likeness(known, made)
+            && best
+                .as_ref()
+                .is_none_or(|&(s, f, _)| (shared, fits) > (s, f))
+        {
+            best = Some((shared, fits, known));
+        }
+    }
+    best.map(|(shared, fits, known)| (known.name, shared == 1.0 && fits))
+}
+
+/// The name of a tokenizer's pre-tokenizer: the one that the user says, else that of its
+/// fingerprint, else that of the one that splits alike. A note says when it was not the fingerprint
+/// that decided.
+pub(super) fn find(
+    files: &Files,
+    tokenizer: &HfTokenizer,
+    named: Option<&str>,
+    notes: &mut Vec<String>,
+) -> Result<String> {
+    if let Some(name) = named {
+        return Ok(name.to_owned());
+    }
+    let ids = tokenizer
+        .encode(PROBE)
+        .map_err(|what| library_error(files, "the probe text", &what))?;
+    let fingerprint = fingerprint(&ids);
+    if let Some(name) = lookup(&fingerprint) {
+        return Ok(name.to_owned());
+    }
+    let model = files.tokenizer.as_ref().and_then(|t| t.get("model"));
+    let ignores_merges = model
+        .and_then(|m| m.get("ignore_merges")?.as_bool())
+        .unwrap_or(false);
+    let nearest = guarded(|| Ok(nearest(tokenizer, ignores_merges)));
+    match nearest.map_err(|what| library_error(files, "the probe text", &what))? {
+        Some((name, true)) => {
+            notes.push(format!(
+                "the tokenizer's fingerprint {fingerprint} is not known; its pre-tokenizer splits text like {name}'s, \
+                 which is what the file says (--pre NAME says another)"
+            ));
+            Ok(name.to_owned())
+        }
+        Some((name, false)) => Err(files.bad_tokenizer(format!(
+            "its pre-tokenizer is none that llama.cpp is known to have (fingerprint {fingerprint}); the nearest is \
+             {name}, but it splits the probe text differently; use --pre {name} if that will do"
+        ))),
+        None => Err(files.bad_tokenizer(format!(
+            "it has no pre-tokenizer to compare (fingerprint {fingerprint}); say with --pre NAME which of llama.cpp's to use"
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_is_sorted_and_complete() {
+        let lines: Vec<_> = FINGERPRINTS
+            .lines()
+            .map(|l| l.split_once('\t').unwrap())
+            .collect();
+        assert!(lines.is_sorted_by(|a, b| a.0 < b.0));
+        assert!(
+            lines
+                .iter()
+                .all(|(f, name)| f.len() == 64 && !name.is_empty())
+        );
+        assert_eq!(
+            lookup("0ef9807a4087ebef797fc749390439009c3b9eda9ad1a097abbe738f486c01e5"),
+            Some("llama-bpe")
+        );
+        assert_eq!(lookup("0ef9"), None);
+        for known in &KNOWN {
+            assert!(
+                lines.iter().any(|(_, name)| *name == known.name),
+                "{} is no name of llama.cpp's",
+                known.name
+            );
+        }
+    }
+
+    #[test]
+    fn ids_are_hashed_as_python_prints_them() {
+        // SHA-256 of "[1, 23]"
+        assert_eq!(
+            fingerprint(&[1, 23]),
+            "0cece80dadc07c46bcc36ff2cdf5f706de3dc19864ca296155373a805358dc1a"
+        );
+    }
+
+    #[test]
+    fn known_pre_tokenizers_split_the_probe_differently() {
+        let all: Vec<_> = KNOWN
+            .iter()
+            .map(|known| {
+                let pre: PreTokenizerWrapper =
+                    serde_json::from_value(known.pre_tokenizer()).unwrap();
+                (
+                    known,
+                    ends(&pre, NormalizedString::from([PROBE, MORE].concat())).unwrap(),
+                )
+            })
+            .collect();
+        for (i, (a, ends_of_a)) in all.iter().enumerate() {
+            for (b, ends_of_b) in &all[..i] {
+                let alike = ends_of_a == ends_of_b && a.ignores_merges == b.ignores_merges;
+                assert!(!alike, "{} and {}", a.name, b.name);
+            }
+        }
+    }
+}

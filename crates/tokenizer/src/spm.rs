@@ -1,0 +1,443 @@
+//! SentencePiece: `tokenizer.model` and what the files beside it add.
+//!
+//! ```text
+//! model    1: piece, repeated   (other fields: how it was trained, how text is normalized)
+//! piece    1: text    2: score, f32    3: type; normal if absent
+//! ```
+
+use super::files::{Files, bad, kind, read_bytes, read_object};
+use super::protobuf::{Fields, Payload};
+use super::token::{self, SCORE_OF_ADDED, Token, TokenType};
+use super::{MAX_TOKENS, special::Special};
+use quantier_gguf::Result;
+use quantier_gguf::gguf::Entries;
+use quantier_gguf::safetensors::lfs_pointer;
+use serde_json::Value;
+use std::collections::HashSet;
+use std::path::Path;
+
+/// The name of the file.
+pub(super) const FILE: &str = "tokenizer.model";
+
+/// Reads the pieces of a model.
+pub(super) fn parse(bytes: &[u8]) -> std::result::Result<Vec<Token>, String> {
+    const PIECES: u64 = 1;
+    if let Some(pointer) = lfs_pointer(bytes) {
+        return Err(pointer);
+    }
+    let mut pieces = Vec::new();
+    let mut fields = Fields::new(bytes);
+    loop {
+        let at = bytes.len() - fields.remaining();
+        let Some(field) = fields.next() else { break };
+        let (number, payload) =
+            field.map_err(|what| format!("not a SentencePiece model: at byte {at}: {what}"))?;
+        if let (PIECES, Payload::Bytes(message)) = (number, payload) {
+            let piece = parse_piece(message)
+                .map_err(|what| format!("piece {} at byte {at}: {what}", pieces.len()))?;
+            pieces.push(piece);
+        }
+        if pieces.len() > MAX_TOKENS {
+            return Err(format!("more than {MAX_TOKENS} pieces"));
+        }
+    }
+    if pieces.is_empty() {
+        return Err("not a SentencePiece model: it has no pieces".to_owned());
+    }
+    let mut seen = HashSet::with_capacity(pieces.len());
+    match pieces.iter().position(|p| !seen.insert(p.text.as_str())) {
+        Some(at) => Err(format!("piece {at}: {:?} is there twice", pieces[at].text)),
+        None => Ok(pieces),
+    }
+}
+
+fn parse_piece(message: &[u8]) -> std::result::Result<Token, String> {
+    const TEXT: u64 = 1;
+    const SCORE: u64 = 2;
+    const TYPE: u64 = 3;
+    let mut token = Token {
+        text: String::new(),
+        score: 0.0,
+        token_type: TokenType::Normal,
+    };
+    for field in Fields::new(message) {
+        match field? {
+            (TEXT, Payload::Bytes(text)) => {
+                token.text = std::str::from_utf8(text)
+                    .map_err(|_| "its text is not UTF-8")?
+                    .to_owned();
+            }
+            (SCORE, Payload::Fixed32(score)) => token.score = f32::from_le_bytes(score),
+            (TYPE, Payload::Varint(number)) => {
+                token.token_type = match number {
+                    2 => TokenType::Unknown,
+                    3 => TokenType::Control,
+                    5 => TokenType::Unused,
+                    6 => TokenType::Byte,
+                    // User-defined pieces (4) count as normal ones in the reference.
+                    _ => TokenType::Normal,
+                }
+            }
+            _ => {}
+        }
+    }
+    if token.text.is_empty() {
+        return Err("it has no text".to_owned());
+    }
+    Ok(token)
+}
+
+/// How the families differ in what they make of the files beside the model.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Additions {
+    /// Added tokens that look special are control tokens; the others have spaces for
+    /// SentencePiece's sign.
+    Common,
+    /// Phi-3: added tokens as they are, from `tokenizer.json` too; an id beyond the vocabulary is
+    /// an error.
+    Phi3,
+}
+
+/// The vocabulary of `tokenizer.model`; `None` if the file is not there.
+pub(super) fn vocabulary(
+    files: &Files,
+    vocab_size: Option<u64>,
+    additions: Additions,
+) -> Result<Option<Vec<Token>>> {
+    let path = files.dir.join(FILE);
+    let Some(bytes) = read_bytes(&path)? else {
+        return Ok(None);
+    };
+    let pieces = parse(&bytes).map_err(|what| bad(&path, what))?;
+    let size = super::checked_size(vocab_size.filter(|&n| n > 0), pieces.len(), &files.dir)?;
+    if additions == Additions::Phi3 && pieces.len() > size {
+        return Err(bad(
+            &path,
+            format!(
+                "{} pieces, but config.json has a vocab_size of {size}",
+                pieces.len()
+            ),
+        ));
+    }
+    let mut tokens = pieces;
+    tokens.truncate(size);
+    tokens.extend((tokens.len()..size).map(Token::padding));
+    add_from_added_tokens_json(&mut tokens, &files.dir.join("added_tokens.json"))?;
+    let config_path = files.dir.join("tokenizer_config.json");
+    match files.config_field("added_tokens_decoder") {
+        None => {}
+        Some(Value::Object(decoder)) => {
+            for (id, entry) in decoder {
+                let number = id.parse().map_err(|_| {
+                    bad(&config_path, format!("added token id {id:?} is no number"))
+                })?;
+                let entry = Added::parse(number, entry).map_err(|what| bad(&config_path, what))?;
+                entry
+                    .place(&mut tokens, additions)
+                    .map_err(|what| bad(&config_path, what))?;
+            }
+        }
+        Some(other) => {
+            return Err(bad(
+                &config_path,
+                format!("added_tokens_decoder is {}, not an object", kind(other)),
+            ));
+        }
+    }
+    if additions == Additions::Phi3 {
+        for entry in files.added_tokens() {
+            let id = entry.get("id").and_then(Value::as_u64);
+            let id = id.ok_or_else(|| files.bad_tokenizer("an entry of added_tokens has no id"))?;
+            let entry = Added::parse(id, entry).map_err(|what| files.bad_tokenizer(what))?;
+            entry
+                .place(&mut tokens, additions)
+                .map_err(|what| files.bad_tokenizer(what))?;
+        }
+    }
+    Ok(Some(tokens))
+}
+
+fn add_from_added_tokens_json(tokens: &mut [Token], path: &Path) -> Result<()> {
+    for (text, id) in read_object(path)?.unwrap_or_default() {
+        let id = id.as_u64().ok_or_else(|| {
+            bad(
+                path,
+                format!("the id of {text:?} is not a whole number from 0 up"),
+            )
+        })?;
+        // An id beyond the vocabulary is passed over.
+        if let Some(token) = usize::try_from(id).ok().and_then(|id| tokens.get_mut(id)) {
+            *token = Token {
+                text,
+                score: SCORE_OF_ADDED,
+                token_type: TokenType::UserDefined,
+            };
+        }
+    }
+    Ok(())
+}
+
+/// An added token in the files of the tokenizers library.
+struct Added<'a> {
+    id: u64,
+    text: &'a str,
+    special: bool,
+}
+
+impl<'a> Added<'a> {
+    fn parse(id: u64, entry: &'a Value) -> std::result::Result<Added<'a>, String> {
+        let text = entry
+            .get("content")
+            .and_then(Value::as_str)
+            .ok_or(format!("added token {id} has no content"))?;
+        let special = entry
+            .get("special")
+            .and_then(Value::as_bool)
+            .unwrap_or(false);
+        Ok(Added { id, text, special })
+    }
+
+    fn place(&self, tokens: &mut [Token], additions: Additions) -> std::result::Result<(), String> {
+        let size = tokens.len();
+        let place = usize::try_from(self.id)
+            .ok()
+            .and_then(|id| tokens.get_mut(id));
+        let control =
+            self.special || (additions == Additions::Common && token::looks_special(self.text));
+        let token_type = if control {
+            TokenType::Control
+        } else {
+            TokenType::UserDefined
+        };
+        let text = match additions {
+            Additions::Common if !control => token::with_spaces(self.text),
+            _ => self.text.to_owned(),
+        };
+        match place {
+            Some(place) => {
+                *place = Token {
+                    text,
+                    score: SCORE_OF_ADDED,
+                    token_type,
+                }
+            }
+            None if additions == Additions::Common => {}
+            None => {
+                let Added { id, text, .. } = self;
+                return Err(format!(
+                    "added token {text:?} has the id {id}, but config.json has a vocab_size of {size}"
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Writes a vocabulary with scores and its special tokens.
+pub(super) fn write(files: &Files, tokens: &[Token], entries: &mut Entries) -> Result<()> {
+    entries.set_str("tokenizer.ggml.model", "llama");
+    entries.set_str("tokenizer.ggml.pre", "default");
+    token::write(tokens, true, entries);
+    Special::load(files, false, &Special::TYPES, Some(tokens.len() as u64))?.write(entries);
+    Ok(())
+}
+
+/// The bytes of a model with these pieces: text, score and type.
+#[cfg(test)]
+pub(super) fn model_of(pieces: &[(&str, f32, u8)]) -> Vec<u8> {
+    let mut model = Vec::new();
+    for &(text, score, piece_type) in pieces {
+        let mut piece = vec![0x0a, text.len() as u8];
+        piece.extend(text.as_bytes());
+        piece.push(0x15);
+        piece.extend(score.to_le_bytes());
+        piece.extend([0x18, piece_type]);
+        model.extend([0x0a, piece.len() as u8]);
+        model.extend(piece);
+    }
+    model
+}
+
+/// A `tokenizer_config.json` read from its text.
+#[cfg(test)]
+pub(super) fn object(json: &str) -> serde_json::Map<String, Value> {
+    serde_json::from_str(json).unwrap()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn small_model() -> Vec<u8> {
+        let mut model = model_of(&[
+            ("<unk>", 0.0, 2),
+            ("<s>", 0.0, 3),
+            ("<0x0A>", 0.0, 6),
+            ("▁a", -1.5, 1),
+            ("x", -2.0, 4),
+        ]);
+        // a training field that is passed over, and a piece without score and type
+        model.extend([0x12, 3, 0x08, 0x01, 0x00]);
+        model.extend([0x0a, 3, 0x0a, 1, b'y']);
+        model
+    }
+
+    fn directory(config: &str) -> (tempfile::TempDir, Files) {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join(FILE), small_model()).unwrap();
+        std::fs::write(dir.path().join("tokenizer_config.json"), config).unwrap();
+        let files = Files::read(dir.path()).unwrap();
+        (dir, files)
+    }
+
+    #[test]
+    fn pieces_have_text_score_and_type() {
+        let tokens = parse(&small_model()).unwrap();
+        let seen: Vec<_> = tokens
+            .iter()
+            .map(|t| (t.text.as_str(), t.score, t.token_type))
+            .collect();
+        use TokenType::*;
+        let expected = [
+            ("<unk>", 0.0, Unknown),
+            ("<s>", 0.0, Control),
+            ("<0x0A>", 0.0, Byte),
+            ("▁a", -1.5, Normal),
+            ("x", -2.0, Normal),
+            ("y", 0.0, Normal),
+        ];
+        assert_eq!(seen, expected);
+    }
+
+    #[test]
+    fn a_model_cut_anywhere_is_an_error_or_a_shorter_model() {
+        let model = small_model();
+        for length in 0..model.len() {
+            if let Ok(tokens) = parse(&model[..length]) {
+                assert!(tokens.len() < 6, "cut at {length}");
+            }
+        }
+    }
+
+    #[test]
+    fn malformed_models_say_what_is_wrong() {
+        for (model, what) in [
+            (vec![], "no pieces"),
+            (vec![0x0a, 200, 1], "claims 200 bytes"),
+            (
+                model_of(&[("", 0.0, 1)]),
+                "piece 0 at byte 0: it has no text",
+            ),
+            (
+                model_of(&[("a", 0.0, 1), ("a", 0.0, 1)]),
+                "piece 1: \"a\" is there twice",
+            ),
+            (vec![0x0a, 3, 0x0a, 1, 0xff], "not UTF-8"),
+            (
+                b"PK\x03\x04 an archive".to_vec(),
+                "not a SentencePiece model: at byte 2",
+            ),
+        ] {
+            let error = parse(&model).unwrap_err();
+            assert!(error.contains(what), "{error}");
+        }
+    }
+
+    #[test]
+    fn holes_are_padded_and_added_tokens_placed() {
+        let config = r#"{"added_tokens_decoder": {
+            "1": {"content": "<s>", "special": true}, "4": {"content": "▁▁x", "special": false},
+            "6": {"content": "<|end|>"}, "99": {"content": "far"}}}"#;
+        let (dir, files) = directory(config);
+        std::fs::write(
+            dir.path().join("added_tokens.json"),
+            r#"{"seven": 7, "beyond": 9}"#,
+        )
+        .unwrap();
+        let tokens = vocabulary(&files, Some(9), Additions::Common)
+            .unwrap()
+            .unwrap();
+        let seen: Vec<_> = tokens
+            .iter()
+            .map(|t| (t.text.as_str(), t.score, t.token_type))
+            .collect();
+        use TokenType::*;
+        assert_eq!(seen[1], ("<s>", -1000.0, Control));
+        assert_eq!(seen[4], ("  x", -1000.0, UserDefined));
+        assert_eq!(
+            seen[6..],
+            [
+                ("<|end|>", -1000.0, Control),
+                ("seven", -1000.0, UserDefined),
+                ("[PAD8]", -10000.0, Unused)
+            ]
+        );
+        // A vocabulary smaller than the model is cut; without a size, the model's counts.
+        assert_eq!(
+            vocabulary(&files, Some(3), Additions::Common)
+                .unwrap()
+                .unwrap()
+                .len(),
+            3
+        );
+        assert_eq!(
+            vocabulary(&files, Some(0), Additions::Common)
+                .unwrap()
+                .unwrap()
+                .len(),
+            6
+        );
+        // Phi-3 takes the flags as they are, and no id beyond the vocabulary.
+        let error = vocabulary(&files, Some(9), Additions::Phi3)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("\"far\" has the id 99"), "{error}");
+    }
+
+    #[test]
+    fn wrong_kinds_in_the_files_beside_it_are_errors() {
+        for (config, what) in [
+            (
+                r#"{"added_tokens_decoder": [1]}"#,
+                "added_tokens_decoder is an array",
+            ),
+            (
+                r#"{"added_tokens_decoder": {"x": {"content": "a"}}}"#,
+                "\"x\" is no number",
+            ),
+            (
+                r#"{"added_tokens_decoder": {"1": {"special": true}}}"#,
+                "added token 1 has no content",
+            ),
+        ] {
+            let error = vocabulary(&directory(config).1, None, Additions::Common)
+                .unwrap_err()
+                .to_string();
+            assert!(
+                error.contains("tokenizer_config.json: ") && error.contains(what),
+                "{error}"
+            );
+        }
+        let (_dir, files) = directory("{}");
+        let error = vocabulary(&files, Some(u64::MAX), Additions::Common)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("vocab_size"), "{error}");
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let _ = parse(&bytes);
+        }
+
+        #[test]
+        fn a_flipped_byte_is_read_or_refused(at in 0usize..64, value in any::<u8>()) {
+            let mut model = small_model();
+            let at = at % model.len();
+            model[at] = value;
+            let _ = parse(&model);
+        }
+    }
+}
