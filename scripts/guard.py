@@ -5,6 +5,8 @@
     scripts/guard.py --write [PROGRAM]    renews testdata/guard.sha256
     scripts/guard.py --print [PROGRAM]    prints the table
 
+    QUANTIER_GUARD=refmodel,ways,experts scripts/guard.py    these models only
+
 PROGRAM is target/release/quantier by default. The models are random ones of every kind (dense, tied, experts, windows,
 fused matrices, biases, transposed) and the reference model. The outputs are converted files, importance matrices and
 Hessians, files of both roundings, recipes and frontier.json without times and versions.
@@ -16,6 +18,7 @@ Needs Python's standard library alone.
 
 import hashlib
 import json
+import os
 import random
 import shutil
 import struct
@@ -326,9 +329,15 @@ def table(program):
         guard = Guard(str(Path(program).resolve()), Path(directory))
         shutil.copy(TEXTS / "calibration.txt", guard.work / "cal.txt")
         shutil.copy(TEXTS / "evaluation.txt", guard.work / "eval.txt")
-        guard.model("refmodel", ROOT / "testdata" / "refmodel", ())
-        guard.ways()
+        only = os.environ.get("QUANTIER_GUARD", "").split(",")
+        wanted = lambda name: only == [""] or name in only
+        if wanted("refmodel") or wanted("ways"):
+            guard.model("refmodel", ROOT / "testdata" / "refmodel", ())
+        if wanted("ways"):
+            guard.ways()
         for name, make in MODELS.items():
+            if not wanted(name):
+                continue
             write_checkpoint(guard.work / "checkpoints" / name, make(), weights)
             pre = ("--pre", "gpt-2") if make()[2] == "bpe" else ()
             guard.model(name, f"checkpoints/{name}", pre)
@@ -352,7 +361,8 @@ def main():
         names = {name for _, _, name in found}
         compared = [(sha, name) for sha, kind, name in found if same_cpu or kind == "exact"]
         different = [name for sha, name in compared if expected.get(name, ("", ""))[0] != sha]
-        missing = [name for name in expected if name not in names]
+        models = {name.split("/")[0] for name in names}
+        missing = [name for name in expected if name not in names and name.split("/")[0] in models]
         for name in different + missing:
             print(f"different  {name}")
         print(f"{len(compared) - len(different)} identical, {len(different)} different, {len(missing)} missing, "
