@@ -279,19 +279,20 @@ class Guard:
         self.file(f"{name}/imatrix.gguf")
         self.directory(f"{name}/covariance")
         matrix = ("--imatrix", f"{name}/imatrix.gguf")
-        for kind in ("Q4_K_M", "IQ2_S", "Q3_K_S", "IQ4_XS", "Q5_0"):
+        for kind in ("Q4_K_M", "IQ2_S", "IQ4_XS", "Q5_0"):
             self.run("quantize", *matrix, f16, f"{name}/{kind}.gguf", kind, "2")
             self.file(f"{name}/{kind}.gguf")
         fed = (*matrix, "--covariance", f"{name}/covariance")
-        for kind in ("Q4_K_M", "IQ2_XS", "Q2_K", "Q4_0", "IQ4_NL"):
+        for kind in ("Q4_K_M", "IQ2_XS", "Q4_0", "IQ4_NL"):
             self.run("quantize", *fed, "--rounding", "feedback", f16, f"{name}/{kind}-feedback.gguf", kind, "2")
             self.file(f"{name}/{kind}-feedback.gguf")
         out = f"{name}/make"
-        self.run("make", f16, "--bpw", "4.25", "--kld", "0.05", "-f", "cal.txt", "--eval", "eval.txt", "-c", "64",
+        second = ("--kld", "0.05") if name == "refmodel" else ("--like", "Q3_K_S")
+        self.run("make", f16, "--bpw", "4.25", *second, "-f", "cal.txt", "--eval", "eval.txt", "-c", "64",
                  "--eval-chunks", "8", "--score-chunks", "6", "--types", "k", "--compare", "Q4_K_M", "--name", name,
                  "-o", out, "-t", "2")
         self.made(out)
-        for kind in ("Q4_K_M", "IQ3_S"):
+        for kind in ("Q4_K_M", "IQ3_S") if name == "refmodel" else ("IQ3_S",):
             self.run("quantize", *fed, "--propagate", "cal.txt", "-c", "64", "--chunks", "16", f16,
                      f"{name}/{kind}-sequential.gguf", kind, "2")
             self.file(f"{name}/{kind}-sequential.gguf")
