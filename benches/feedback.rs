@@ -9,16 +9,12 @@
 //! directions that mix all channels, and a few channels far above the others, as activations of
 //! language models have them. The error is judged on inputs that the covariance has not seen.
 
-#[path = "../tests/support/inputs.rs"]
-#[allow(dead_code)]
-mod inputs;
-
-use inputs::Rng;
 use quantier::feedback::{DAMPING, Factor, round_rows};
 use quantier::format::safetensors;
 use quantier::format::types::GgmlType;
 use quantier::model::rows_times_rows;
 use quantier::quant::Codec;
+use quantier_core::rng::Rng;
 use rayon::prelude::*;
 use std::time::Instant;
 

@@ -6,4 +6,4 @@ cd "$(dirname "$0")/.."
 if ! command -v go >/dev/null; then
     apt-get install -y --no-install-recommends golang-go
 fi
-QUANTIER_NEEDS_GO=1 cargo test --release --test ollama_templates -- --nocapture
+QUANTIER_NEEDS_GO=1 cargo test --release --test suite ollama_templates:: -- --nocapture

@@ -10,7 +10,7 @@
 # does not run. The first call builds the reference and installs its Python packages (5 GB).
 #
 # QUANTIER_WRITE_GOLDENS=1 stops after the reference has written its files and puts the SHA-256 of those that the plain
-# tests can make (tests/convert_golden.rs) into testdata/convert.sha256.
+# tests can make (tests/suite/convert_golden.rs) into testdata/convert.sha256.
 #
 # QUANTIER            the program (default: target/release/quantier, built if it is not there)
 # QUANTIER_REFMODEL   the reference model as a Hugging Face directory (default: testdata/refmodel)

@@ -5,7 +5,7 @@
 #
 #   scripts/parity-vocabularies.sh [NAME ...]      all (scripts/vocabularies.py has the names), or those named
 #
-# Then runs tests/vocabulary.rs on them, which prints one line per vocabulary. Exit code 1 if one differs.
+# Then runs tests/suite/vocabulary.rs on them, which prints one line per vocabulary. Exit code 1 if one differs.
 #
 # QUANTIER_VOCABULARIES   where the files go, about 200 MB (default: a temporary directory, removed afterwards)
 set -euo pipefail
@@ -24,4 +24,4 @@ export QUANTIER_VOCABULARIES
 "$python" scripts/vocabularies.py --jobs "$source" "$QUANTIER_VOCABULARIES" "$@" |
     QUANTIER_PRE='' "$python" scripts/convert-reference.py "$source" 2>"$QUANTIER_VOCABULARIES/reference.log" || true
 grep '^failed:' "$QUANTIER_VOCABULARIES/reference.log" | cut -f 1 || true
-cargo test --release --quiet --test vocabulary -- --ignored --nocapture
+cargo test --release --quiet --test suite vocabulary:: -- --ignored --nocapture

@@ -2,7 +2,6 @@
 //! whose vocabulary is filled up with tokens that no text leads to. For measurements of the engine
 //! beside the reference.
 
-use crate::inputs::Rng;
 use quantier::format::Result;
 use quantier::format::gguf::{
     Array, DEFAULT_ALIGNMENT, Files, Layout, Metadata, Model, Shape, TensorInfo, Value, ValueType,
@@ -10,6 +9,7 @@ use quantier::format::gguf::{
 };
 use quantier::format::types::GgmlType;
 use quantier::quant::Codec;
+use quantier_core::rng::Rng;
 use std::path::Path;
 
 /// What a model is like.

@@ -1,13 +1,13 @@
 //! Models as large as one likes, for measurements of time and memory. Written in pieces; uses a few
 //! megabytes.
 
-use crate::inputs::Rng;
 use quantier::format::Result;
 use quantier::format::gguf::{
     DEFAULT_ALIGNMENT, Layout, Metadata, Shape, TensorInfo, Value, Writer, keys,
 };
 use quantier::format::types::GgmlType;
 use quantier::quant::Codec;
+use quantier_core::rng::Rng;
 use std::path::Path;
 
 /// Random numbers that all rows are cut from, each at an offset of its own.

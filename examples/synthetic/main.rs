@@ -14,9 +14,6 @@
 //! files.
 
 mod engine;
-#[allow(dead_code)] // the tests use the rest
-#[path = "../../tests/support/inputs.rs"]
-mod inputs;
 mod large;
 mod models;
 mod write;

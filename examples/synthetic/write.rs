@@ -1,6 +1,5 @@
 //! From the description of a model to its files.
 
-use crate::inputs::Rng;
 use crate::models::{Model, Tensor, Weights};
 use quantier::format::Result;
 use quantier::format::gguf::{
@@ -10,6 +9,7 @@ use quantier::format::gguf::{
 use quantier::format::imatrix::{Entry, Imatrix};
 use quantier::format::types::GgmlType;
 use quantier::quant::Codec;
+use quantier_core::rng::Rng;
 use std::path::Path;
 
 /// Every so many channels, one that calibration never reached.

@@ -7,7 +7,7 @@
 //! alignments from 8 on, and no arrays of arrays.
 #![cfg(test)]
 
-#[path = "../support/gguf.rs"]
+#[path = "../suite/support/gguf.rs"]
 #[allow(dead_code)]
 mod gguf;
 

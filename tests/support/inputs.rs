@@ -1,41 +1,7 @@
 //! Rows of weights and importance weights, each kind with a reason. Bit-identical on every machine:
 //! integer arithmetic and IEEE basic operations only, no math library.
 
-/// A 64-bit generator (splitmix64), enough for test data.
-pub struct Rng(u64);
-
-impl Rng {
-    pub fn new(seed: u64) -> Rng {
-        Rng(seed)
-    }
-
-    pub fn next_u64(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    pub fn below(&mut self, n: u64) -> u64 {
-        self.next_u64() % n
-    }
-
-    /// In [0, 1), 24 bits.
-    pub fn uniform(&mut self) -> f32 {
-        (self.next_u64() >> 40) as f32 / (1u32 << 24) as f32
-    }
-
-    /// Near enough to a standard normal: twelve uniforms less six.
-    pub fn gaussian(&mut self) -> f32 {
-        (0..12).map(|_| self.uniform()).sum::<f32>() - 6.0
-    }
-
-    /// A normal over a uniform: tails as heavy as 1/x^2.
-    pub fn heavy(&mut self) -> f32 {
-        self.gaussian() / (self.uniform() + 1.0e-4)
-    }
-}
+pub use quantier_core::rng::Rng;
 
 /// Kinds of rows of weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

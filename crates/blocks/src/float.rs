@@ -2,8 +2,8 @@
 
 use super::num::Half;
 use super::{Block, Fault};
-use crate::types::GgmlType;
 use crate::simd::Simd;
+use crate::types::GgmlType;
 
 /// An f32, copied bit by bit.
 ///

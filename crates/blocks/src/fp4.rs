@@ -6,8 +6,8 @@ use super::feedback::{Grid, Stepped, Table};
 use super::num::{floor_log2, largest_magnitude, nudged};
 use super::planes;
 use super::{Block, Fault};
-use crate::types::GgmlType;
 use crate::simd::Simd;
+use crate::types::GgmlType;
 
 /// Twice the numbers of E2M1, by their code.
 const NUMBERS: [f32; 16] = [

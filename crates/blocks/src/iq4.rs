@@ -8,8 +8,8 @@ use super::num::{Half, inverse_or_zero, nearest_int, nudged};
 use super::planes;
 use super::search::{Best, VANISHING, eight, extreme, extremes, sums_of_squares, weigh_lanes};
 use super::{Block, Fault};
-use crate::types::GgmlType;
 use crate::simd::{LANES, Simd};
+use crate::types::GgmlType;
 
 /// The sixteen levels.
 const LEVELS: [i8; 16] = [

@@ -11,8 +11,8 @@ use super::search::{
     side_by_side, sum_of_squares, symmetric, weigh, weigh_lanes,
 };
 use super::{Block, Fault};
-use crate::types::GgmlType;
 use crate::simd::{LANES, Simd};
+use crate::types::GgmlType;
 
 /// Weights in a block of every type of this file.
 const LEN: usize = 32;

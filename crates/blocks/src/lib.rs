@@ -10,7 +10,6 @@
 
 // Lanes go through several arrays by one number.
 #![allow(clippy::needless_range_loop)]
-
 #![warn(missing_docs)]
 
 pub mod feedback;
@@ -30,8 +29,8 @@ mod ternary;
 pub mod types;
 pub mod vector;
 
-use crate::types::GgmlType;
 use crate::simd::{Isa, Kernel, Simd};
+use crate::types::GgmlType;
 
 /// A block of `N` weights, in ggml's memory layout.
 ///

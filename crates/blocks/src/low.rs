@@ -3,8 +3,8 @@
 use super::feedback::{Grid, Stepped};
 use super::num::{Half, inverse_or_zero, largest_magnitude, round_i32};
 use super::{Block, Fault};
-use crate::types::GgmlType;
 use crate::simd::Simd;
+use crate::types::GgmlType;
 
 /// What is tried beside the largest magnitude, in 32nds of it: it makes most weights the same.
 pub(super) const SMALLER_TRIES: &[[i8; 2]] = &[

@@ -5,8 +5,8 @@ use super::low::SMALLER_TRIES;
 use super::num::{Half, inverse_or_zero, max, round_i32};
 use super::planes;
 use super::{Block, Fault};
-use crate::types::GgmlType;
 use crate::simd::{LANES, Simd};
+use crate::types::GgmlType;
 
 const LEN: usize = 256;
 /// Bytes in a run of digits of TQ2_0.

@@ -3,4 +3,6 @@
 #![warn(missing_docs)]
 
 pub mod progress;
+#[doc(hidden)]
+pub mod rng;
 pub mod words;

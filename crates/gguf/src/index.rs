@@ -32,8 +32,8 @@ impl Index {
             let file = file
                 .as_str()
                 .filter(|file| Path::new(file).file_name() == Some(file.as_ref()));
-            let file = file
-                .ok_or_else(|| bad(format!("the file of tensor '{tensor}' is no file name")))?;
+            let file =
+                file.ok_or_else(|| bad(format!("the file of tensor '{tensor}' is no file name")))?;
             file_of.insert(tensor.clone(), file.to_owned());
         }
         Ok(Some(Index { file_of }))

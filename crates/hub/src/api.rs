@@ -3,8 +3,8 @@
 use super::address::{is_commit, is_inside};
 use super::http::{Client, Failure, Follow, escaped};
 use super::{Error, Result};
-use quantier_gguf::json;
 use quantier_core::progress::Progress;
+use quantier_gguf::json;
 use std::io::Read;
 use ureq::http::Method;
 

@@ -21,9 +21,9 @@ mod special;
 mod spm;
 mod token;
 
+use files::{Files, bad};
 use quantier_gguf::Result;
 use quantier_gguf::gguf::{Entries, Value};
-use files::{Files, bad};
 use special::Special;
 use spm::Additions;
 use std::path::Path;

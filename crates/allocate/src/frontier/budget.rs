@@ -366,8 +366,8 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use quantier_blocks::types::GgmlType;
     use crate::frontier::{Choice, Item};
+    use quantier_blocks::types::GgmlType;
 
     #[test]
     fn sizes_are_read() {

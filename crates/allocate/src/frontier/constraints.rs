@@ -1,10 +1,10 @@
 //! What a person decides beforehand: types for some tensors, and which types may be chosen at all.
 
 use super::problem::{Item, Problem};
-use quantier_core::words::distance;
-use quantier_blocks::types::GgmlType;
 use crate::recipe::Pattern;
 use crate::role::Role;
+use quantier_blocks::types::GgmlType;
+use quantier_core::words::distance;
 
 /// Which tensors a constraint is about.
 #[derive(Clone, Debug)]

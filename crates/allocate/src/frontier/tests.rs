@@ -2,8 +2,8 @@
 
 use super::generator::{KINDS, Kind, Random, brute_force, by_bytes, problem};
 use super::{Choice, Frontier, Item, Problem, Solution};
-use quantier_blocks::types::GgmlType;
 use proptest::prelude::*;
+use quantier_blocks::types::GgmlType;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 

@@ -6,8 +6,8 @@
 //! signs are turned and points looked for again as long as it helps.
 
 use super::{Coupling, Metric};
-use crate::{Block, quantize_row};
 use crate::simd::{Isa, Kernel, LANES, Simd};
+use crate::{Block, quantize_row};
 
 /// Weights in a block, and groups of eight columns.
 const N: usize = 256;

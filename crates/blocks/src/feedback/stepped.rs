@@ -1,8 +1,8 @@
 //! Types in which each weight has a level of its own: eight rows side by side, column after column.
 
 use super::Coupling;
-use crate::{Block, quantize_row};
 use crate::simd::{Isa, Kernel, LANES, Simd};
+use crate::{Block, quantize_row};
 
 /// What the levels `0 ..= top` of a type stand for.
 pub(crate) enum Grid {

@@ -1,6 +1,6 @@
 use super::{Choice, Grid, Metric, Pointed, Points, Stepped};
-use crate::{Block, fp4, iq, iq4, k, legacy, low, ternary};
 use crate::simd::Scalar;
+use crate::{Block, fp4, iq, iq4, k, legacy, low, ternary};
 
 /// Bytes without a pattern.
 fn bytes(seed: u64) -> impl FnMut() -> u8 {

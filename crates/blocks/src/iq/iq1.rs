@@ -3,11 +3,11 @@
 
 use super::ternary::{BOOK, MINUS, PLUS, SHIFT, Search, Sub, Sums, TRITS, eights};
 use super::{BLOCK, error_weights, grade, sum_of_squares, weigh};
-use crate::types::GgmlType;
 use crate::feedback::{Choice, Pointed, Points};
 use crate::num::{Half, nudged};
-use crate::{Block, Fault};
 use crate::simd::{LANES, Simd};
+use crate::types::GgmlType;
+use crate::{Block, Fault};
 
 /// Points in a block.
 const POINTS: usize = BLOCK / 8;

@@ -3,12 +3,12 @@
 use super::lattice::{Fit, Lattice, Plan, Resnap, from_largest};
 use super::signs::{EVEN_MASK, Signs, complete, signed, signs_and_code};
 use super::{BLOCK, grade, weigh, with_squares};
-use crate::types::GgmlType;
 use crate::feedback::{Choice, Pointed, Points};
 use crate::num::{Half, nudged};
 use crate::search::unsigned;
-use crate::{Block, Fault};
 use crate::simd::Simd;
+use crate::types::GgmlType;
+use crate::{Block, Fault};
 
 /// Points in a block.
 const POINTS: usize = BLOCK / 8;

@@ -3,11 +3,11 @@
 use super::lattice::{Fit, Lattice, Plan, Resnap, from_largest};
 use super::signs::{EVEN_MASK, Signs, complete, signed, signs_and_code};
 use super::{BLOCK, error_weights, grade, with_squares};
-use crate::types::GgmlType;
 use crate::feedback::{Choice, Pointed, Points};
 use crate::num::{Half, nudged};
-use crate::{Block, Fault};
 use crate::simd::Simd;
+use crate::types::GgmlType;
+use crate::{Block, Fault};
 
 /// Weights under one scale.
 const SUB: usize = 32;

@@ -2,13 +2,13 @@
 
 use super::affine::{self, TOGETHER};
 use super::{AFFINE_TRIES, LEN, Levels, RUN};
-use crate::types::GgmlType;
 use crate::feedback::{Grid, Stepped};
 use crate::num::{Half, nudged};
 use crate::planes;
 use crate::search::{Candidates, Measure, WITH_IMPORTANCE, eight, sums_of_squares, weigh};
-use crate::{Block, Fault};
 use crate::simd::{LANES, Simd};
+use crate::types::GgmlType;
+use crate::{Block, Fault};
 
 /// Weights in a sub-block, and sub-blocks.
 const N: usize = 16;

@@ -1,13 +1,13 @@
 //! Q3_K.
 
 use super::{LEN, Levels, RUN, SCALE_TRIES};
-use crate::types::GgmlType;
 use crate::feedback::{Grid, Stepped};
 use crate::num::{Half, nearest_int, nudged};
 use crate::planes;
 use crate::search::{self, eight, extreme, sums_of_squares, weigh_lanes};
-use crate::{Block, Fault};
 use crate::simd::{LANES, Simd};
+use crate::types::GgmlType;
+use crate::{Block, Fault};
 
 /// Weights in a sub-block, and sub-blocks.
 const N: usize = 16;

@@ -2,15 +2,15 @@
 
 use super::affine::{self, Codes, TOGETHER};
 use super::{AFFINE_TRIES, LEN, Levels};
-use crate::types::GgmlType;
 use crate::feedback::{Grid, Stepped};
 use crate::num::{Half, nudged};
 use crate::planes;
 use crate::search::{
     Candidates, Measure, WITH_IMPORTANCE, eight, sum_of_squares, sums_of_squares, weigh,
 };
-use crate::{Block, Fault};
 use crate::simd::{LANES, Simd};
+use crate::types::GgmlType;
+use crate::{Block, Fault};
 
 /// Weights in a sub-block, and sub-blocks.
 const N: usize = 32;

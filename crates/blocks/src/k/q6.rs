@@ -1,13 +1,13 @@
 //! Q6_K.
 
 use super::{LEN, Levels, RUN, SCALE_TRIES};
-use crate::types::GgmlType;
 use crate::feedback::{Grid, Stepped};
 use crate::num::{Half, nearest_int};
 use crate::planes;
 use crate::search::{self, VANISHING, eight, extreme};
-use crate::{Block, Fault};
 use crate::simd::{LANES, Simd};
+use crate::types::GgmlType;
+use crate::{Block, Fault};
 
 /// Weights in a sub-block, and sub-blocks.
 const N: usize = 16;

@@ -207,12 +207,7 @@ fn score<S: Simd, const N: usize, const C: usize, const HALF: i32, const FINITE:
 ///
 /// Every move waits for the one before it; `G` times eight groups wait together.
 #[inline(always)]
-pub(crate) fn symmetric_by_descent<
-    S: Simd,
-    const N: usize,
-    const G: usize,
-    const HALF: i32,
->(
+pub(crate) fn symmetric_by_descent<S: Simd, const N: usize, const G: usize, const HALF: i32>(
     simd: S,
     x: &[[S::F32; N]; G],
 ) -> Descent<S, N, G> {

@@ -8,8 +8,8 @@ use super::merge::{Merger, UNKNOWN};
 use super::pre::Pre;
 use super::vocab::{self, Texts, Vocab};
 use super::{Error, Seams};
-use quantier_gguf::gguf::Metadata;
 use foldhash::fast::RandomState;
+use quantier_gguf::gguf::Metadata;
 use std::collections::HashMap;
 
 const MERGES: &str = "tokenizer.ggml.merges";

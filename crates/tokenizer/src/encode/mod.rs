@@ -23,11 +23,11 @@ mod spm;
 mod unicode;
 mod vocab;
 
-use quantier_gguf::gguf::Metadata;
 use bpe::Bpe;
 use foldhash::fast::RandomState;
 use merge::Merger;
 use pre::Pre;
+use quantier_gguf::gguf::Metadata;
 use special::{Fragment, Special};
 use spm::Spm;
 use std::collections::{HashMap, HashSet};

@@ -1,6 +1,6 @@
 use super::*;
-use quantier_gguf::gguf::{Array, Value, ValueType};
 use proptest::prelude::*;
+use quantier_gguf::gguf::{Array, Value, ValueType};
 
 fn metadata(model: &str, tokens: &[(&str, f32, i32)], merges: &[&str]) -> Metadata<'static> {
     let mut metadata = Metadata::new();

@@ -2,8 +2,8 @@
 //! adds to them.
 
 use super::Error;
-use quantier_gguf::gguf::{Metadata, Value, ValueType, until_zero};
 use foldhash::fast::RandomState;
+use quantier_gguf::gguf::{Metadata, Value, ValueType, until_zero};
 use std::collections::{BTreeSet, HashMap};
 
 pub(super) const TOKENS: &str = "tokenizer.ggml.tokens";

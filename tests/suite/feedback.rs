@@ -1,13 +1,10 @@
 //! Rounding with error feedback from outside: covariances, files, proofs, and what `make` does with
 //! them.
-#![cfg(unix)]
 
-mod support;
-
+use crate::support::program::{divergence, fails, json, place, quantier, read, succeeds};
 use quantier::report::data::Frontier;
 use serde_json::Value as Json;
 use std::fs;
-use support::program::{divergence, fails, json, place, quantier, read, succeeds};
 use tempfile::TempDir;
 
 /// The trained model and two texts, with importance matrix and covariances.
@@ -91,7 +88,7 @@ fn what_cannot_be_rounded_so_is_said() {
         "quantize --rounding feedback --covariance nothing m.gguf x.gguf Q4_K",
         &["nothing"],
     );
-    support::program::model().write(&dir.join("other.gguf"));
+    crate::support::program::model().write(&dir.join("other.gguf"));
     let feedback = "quantize --rounding feedback --covariance cov";
     fails(
         dir,

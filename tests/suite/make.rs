@@ -1,9 +1,8 @@
 //! `quantier make` and `quantier frontier` from outside, on the small trained model and on tiny
 //! ones made of it.
-#![cfg(unix)]
 
-mod support;
-
+use crate::support::gguf::Tiny;
+use crate::support::program::{json, listing, quantier, succeeds};
 use quantier::convert;
 use quantier::format::gguf::Value;
 use quantier::format::imatrix::Imatrix;
@@ -11,14 +10,12 @@ use quantier::format::types::GgmlType;
 use quantier::input::{Input, Source};
 use quantier::quant::Codec;
 use quantier::report::data::Frontier;
+use quantier_core::rng::Rng;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant, SystemTime};
-use support::gguf::Tiny;
-use support::inputs::Rng;
-use support::program::{json, listing, quantier, succeeds};
 use tempfile::TempDir;
 
 /// Short chunks, few of them, few types: a run takes seconds.
@@ -752,7 +749,7 @@ fn start(dir: &Path, out: &str, settings: &str) -> std::process::Child {
         .current_dir(dir)
         .stdout(Stdio::null())
         .stderr(Stdio::piped());
-    command.env("QUANTIER_CONFIG", support::program::no_defaults());
+    command.env("QUANTIER_CONFIG", crate::support::program::no_defaults());
     command.spawn().unwrap()
 }
 

@@ -1,14 +1,12 @@
 //! The fuzzers start from these files. They are what our writer writes; a stale one fails here.
 
-mod support;
-
+use crate::support::gguf::{dat, everything, imatrix, small};
 use quantier::feedback::Feedback;
 use quantier::format::covariance::{File, Head, INDEX, Index, Part, Writing, triangle, write};
 use quantier::format::safetensors;
 use quantier::tokenizer::{VocabKind, import};
 use serde_json::{Value, json};
 use std::path::Path;
-use support::gguf::{dat, everything, imatrix, small};
 
 /// A header of several types and shapes, and its data.
 fn tensors() -> Vec<u8> {
@@ -205,7 +203,7 @@ fn the_seeds_are_current() {
         let now = std::fs::read(&path).unwrap_or_default();
         assert!(
             now == bytes,
-            "{name} is stale: QUANTIER_RENEW=1 cargo test --test fuzz_seeds"
+            "{name} is stale: QUANTIER_RENEW=1 cargo test --test suite fuzz_seeds::"
         );
     }
 }

@@ -1,10 +1,10 @@
 //! The built program, and small models for it.
 
 use super::gguf::Tiny;
-use super::inputs::Rng;
 use assert_cmd::Command;
 use quantier::format::gguf::Value;
 use quantier::format::types::GgmlType;
+use quantier_core::rng::Rng;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
@@ -23,7 +23,7 @@ pub fn quantier(args: &str) -> Command {
 
 /// An empty file of defaults, so that those of whoever runs the tests do not count.
 pub fn no_defaults() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/no-defaults.toml")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/suite/support/no-defaults.toml")
 }
 
 /// Runs the program in a directory; it must succeed. Returns what it printed.

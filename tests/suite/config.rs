@@ -1,13 +1,10 @@
 //! The file of a publisher's defaults, from outside.
-#![cfg(unix)]
 
-mod support;
-
+use crate::support::models;
+use crate::support::program::{listing, quantier};
 use assert_cmd::Command;
 use std::fs;
 use std::path::Path;
-use support::models;
-use support::program::{listing, quantier};
 use tempfile::TempDir;
 
 /// Small texts, chunks and choices, so that a run takes seconds; and what a publisher would state.

@@ -1,15 +1,13 @@
 //! What `perplexity` and `kld` refuse: exit code 1, one error that says what to do, and nothing
 //! left behind.
 
-mod support;
-
+use crate::support::gguf::{Tiny, info};
+use crate::support::program::{fails, quantier, succeeds};
+use crate::support::text::{numbers, prose};
 use quantier::format::gguf::{Array, Files, Model, Value};
 use quantier::format::types::GgmlType;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
-use support::gguf::{Tiny, info};
-use support::program::{fails, quantier, succeeds};
-use support::text::{numbers, prose};
 use tempfile::TempDir;
 
 /// The small trained model with something changed.
@@ -96,7 +94,7 @@ fn texts_that_cannot_be_measured() {
         &["cannot read nowhere.txt"],
     );
     // As *.gguf in a directory of `make` names it.
-    support::gguf::imatrix().write(&dir.path().join("imatrix.gguf"));
+    crate::support::gguf::imatrix().write(&dir.path().join("imatrix.gguf"));
     let named = format!("kld m.gguf imatrix.gguf {ON_A}");
     fails(
         dir.path(),

@@ -1,19 +1,16 @@
 //! `quantier publish` and `quantier make --variants --publish` from outside.
-#![cfg(unix)]
 
-mod support;
-
+use crate::support::models;
+use crate::support::program::{json, listing, quantier, succeeds};
 use quantier::format::gguf::Value;
 use quantier::report::data::Frontier;
+use quantier_core::rng::Rng;
 use saphyr_parser::{Event, Parser};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use support::inputs::Rng;
-use support::models;
-use support::program::{json, listing, quantier, succeeds};
 use tempfile::TempDir;
 
 /// Short chunks, few of them, few types: a run takes seconds.
@@ -319,7 +316,7 @@ fn what_was_made_is_ready_for_the_hub() {
     let mut command = std::process::Command::new("sh");
     command
         .args(["-c", &line])
-        .env("QUANTIER_CONFIG", support::program::no_defaults());
+        .env("QUANTIER_CONFIG", crate::support::program::no_defaults());
     let run = command.current_dir(&again).output().unwrap();
     assert!(
         run.status.success(),

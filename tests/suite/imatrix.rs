@@ -1,15 +1,12 @@
 //! `quantier imatrix` from outside: what it writes, in one run or in several.
-#![cfg(unix)]
 
-mod support;
-
+use crate::support::models;
+use crate::support::program::{json, listing, quantier, succeeds};
 use quantier::format::imatrix::Imatrix;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
-use support::models;
-use support::program::{json, listing, quantier, succeeds};
 use tempfile::TempDir;
 
 /// A directory with the text, and the model under a short name.

@@ -1,10 +1,8 @@
 //! What `make` does after its files are measured: nearer to a wish, better by swaps, beside the
 //! presets.
 
-mod support;
-
+use crate::support::program::{json, listing};
 use std::path::{Path, PathBuf};
-use support::program::{json, listing};
 
 /// A quick run on the model of testdata: few chunks, few types, no pass over the text for each
 /// file. A budget of the preset makes the scale known.

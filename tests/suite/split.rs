@@ -1,17 +1,14 @@
 //! `quantier split` and `quantier merge` from outside.
-#![cfg(unix)]
 
-mod support;
-
+use crate::support::gguf::Tiny;
+use crate::support::program::{
+    fails, json, listing, model, quantier, read, refmodel, sparse, succeeds, with_model,
+};
 use quantier::format::gguf::{Files, Model, Value};
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
-use support::gguf::Tiny;
-use support::program::{
-    fails, json, listing, model, quantier, read, refmodel, sparse, succeeds, with_model,
-};
 
 /// Keys and values of one file, and how many tensors it has.
 fn keys(path: &Path) -> (Vec<(String, String)>, usize) {
@@ -394,7 +391,7 @@ fn a_write_that_fails_in_the_middle_leaves_nothing() {
     let mut grown = model();
     let last = grown.tensors.len() - 1;
     grown.tensors[last] = (
-        support::gguf::info(
+        crate::support::gguf::info(
             "output.weight",
             &[256, 400],
             quantier::format::types::GgmlType::F32,
@@ -449,7 +446,7 @@ fn a_split_that_is_killed_can_be_run_again() {
 #[test]
 fn hundreds_of_shards() {
     let dir = tempfile::tempdir().unwrap();
-    let mut many = support::program::head();
+    let mut many = crate::support::program::head();
     for i in 0..300 {
         many = many.zeros(
             &format!("blk.{i}.ffn_up.weight"),

@@ -1,13 +1,11 @@
 //! `quantier diff` from outside.
 
-mod support;
-
+use crate::support::gguf::Tiny;
+use crate::support::program::{listing, model, quantier, succeeds, with_model};
 use quantier::format::gguf::{Array, Value};
 use quantier::format::types::GgmlType;
 use serde_json::Value as Json;
 use std::path::Path;
-use support::gguf::Tiny;
-use support::program::{listing, model, quantier, succeeds, with_model};
 
 /// Runs the comparison; the models must differ.
 #[track_caller]
@@ -201,7 +199,7 @@ fn tensors_that_only_one_has_and_shapes_and_types() {
         .unwrap();
     let data = reshaped.tensors[at].1.clone();
     reshaped.tensors[at] = (
-        support::gguf::info("blk.0.attn_q.weight", &[512, 3], GgmlType::F32),
+        crate::support::gguf::info("blk.0.attn_q.weight", &[512, 3], GgmlType::F32),
         data,
     );
     reshaped.write(&dir.path().join("n.gguf"));
@@ -225,7 +223,7 @@ fn tensors_that_only_one_has_and_shapes_and_types() {
             ..Tiny::default()
         }
         .tensor(
-            support::gguf::info("ids", &[4], GgmlType::I32),
+            crate::support::gguf::info("ids", &[4], GgmlType::I32),
             vec![number; 16],
         )
         .weights("w", &[4], [f32::from(number); 4])

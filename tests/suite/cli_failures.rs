@@ -1,16 +1,15 @@
 //! The program from outside: what it refuses, and what a stopped or failed run leaves behind.
-#![cfg(unix)]
 
-mod support;
-
+use crate::support::gguf::{dat, info};
+use crate::support::program::{
+    fails, importance, listing, model, quantier, sparse, succeeds, with_model,
+};
 use quantier::format::types::GgmlType;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
-use support::gguf::{dat, info};
-use support::program::{fails, importance, listing, model, quantier, sparse, succeeds, with_model};
 use tempfile::TempDir;
 
 /// The command, in whatever words, must fail as wrong usage: exit code 2 and how to use it right.

@@ -1,10 +1,10 @@
 //! Models that run: the small trained Llama, and what can be made of it.
 
 use super::gguf::Tiny;
-use super::inputs::Rng;
 use quantier::convert;
 use quantier::format::gguf::Value;
 use quantier::input::{Input, Source};
+use quantier_core::rng::Rng;
 use std::path::{Path, PathBuf};
 
 /// The small trained Llama in F16.
@@ -84,7 +84,7 @@ pub fn experts() -> Tiny {
 
 /// A text of some thousand tokens.
 pub fn text() -> &'static str {
-    include_str!("../../testdata/texts/mixed.txt")
+    include_str!("../../../testdata/texts/mixed.txt")
 }
 
 /// Writes the first `layers` layers of the trained checkpoint into a new directory.

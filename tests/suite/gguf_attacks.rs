@@ -1,10 +1,8 @@
 //! Files that lie. Every attack gives an error that names the lie, without a panic and without
 //! memory that the file itself does not warrant; and whatever our writer writes comes back equal.
 
-#[path = "support/allocation.rs"]
-mod allocation;
-mod support;
-
+use crate::support::allocation;
+use crate::support::gguf::{Raw, Tiny, array, everything, info, small, string};
 use proptest::prelude::*;
 use quantier::format::gguf::{
     Array, Files, Header, Layout, Metadata, Model, Shape, TensorInfo, Value, ValueType, parse,
@@ -12,7 +10,6 @@ use quantier::format::gguf::{
 use quantier::format::types::GgmlType;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use support::gguf::{Raw, Tiny, array, everything, info, small, string};
 
 const U8: u32 = 0;
 const U32: u32 = 4;

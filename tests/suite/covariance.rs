@@ -1,10 +1,8 @@
 //! Covariances: what is summed, what is kept, and what is read back.
-#![cfg(unix)]
 
-#[path = "support/allocation.rs"]
-mod allocation;
-mod support;
-
+use crate::support::allocation;
+use crate::support::models;
+use crate::support::program::{fails, json, quantier, succeeds};
 use quantier::convert;
 use quantier::covariance::{self, Covariance, Needs, Store, is_held_out};
 use quantier::evaluate::windows::Windows;
@@ -20,8 +18,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
-use support::models;
-use support::program::{fails, json, quantier, succeeds};
 use tempfile::TempDir;
 
 const CONTEXT: usize = 24;
@@ -750,7 +746,8 @@ fn heads_that_lie_are_refused() {
             "{name}"
         );
     }
-    let tiny = support::gguf::Tiny::default().set("general.type", Value::str("covariance-index"));
+    let tiny =
+        crate::support::gguf::Tiny::default().set("general.type", Value::str("covariance-index"));
     tiny.write(&dir.path().join("index.gguf"));
     assert!(
         Index::read(dir.path())

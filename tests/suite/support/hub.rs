@@ -2,7 +2,7 @@
 //! files and sends whoever wants a large one on to the second, a store, which has another origin.
 //! Each can be told to misbehave.
 
-use super::inputs::Rng;
+use quantier_core::rng::Rng;
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{BufRead, BufReader, Write};
@@ -63,7 +63,6 @@ pub struct State {
 pub struct Hub {
     state: Arc<Mutex<State>>,
     pub endpoint: String,
-    pub store: String,
 }
 
 impl Hub {
@@ -108,7 +107,6 @@ impl Hub {
         Hub {
             state,
             endpoint,
-            store: store_address,
         }
     }
 

@@ -1,14 +1,12 @@
 //! The program from outside: what it writes and prints.
 
-mod support;
-
+use crate::support::gguf::Tiny;
+use crate::support::program::{
+    LAYERS, fails, importance, json, listing, model, quantier, read, refmodel, succeeds, with_model,
+};
 use quantier::format::gguf::{Files, Model, Value};
 use std::fs;
 use std::path::Path;
-use support::gguf::Tiny;
-use support::program::{
-    LAYERS, fails, importance, json, listing, model, quantier, read, refmodel, succeeds, with_model,
-};
 
 /// Name and type of every tensor of a file.
 fn types(dir: &Path, name: &str) -> Vec<(String, String)> {

@@ -1,12 +1,10 @@
 //! `perplexity` and `kld` from outside: what several texts, several models and a logits file give,
 //! on the small trained model and files quantized from it.
 
-mod support;
-
+use crate::support::program::{json, succeeds};
+use crate::support::text::{numbers, prose};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
-use support::program::{json, succeeds};
-use support::text::{numbers, prose};
 use tempfile::TempDir;
 
 const CTX: &str = "-c 48 --chunks 4";

@@ -1,8 +1,8 @@
 //! Rounding one tensor behind the other: both models side by side, files, and runs that are killed.
-#![cfg(unix)]
 
-mod support;
-
+use crate::support::program::{
+    divergence, fails, json, no_defaults, place, quantier, read, refmodel, succeeds,
+};
 use quantier::convert;
 use quantier::covariance::{self, Store};
 use quantier::feedback::Rounding;
@@ -20,9 +20,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use support::program::{
-    divergence, fails, json, no_defaults, place, quantier, read, refmodel, succeeds,
-};
 
 /// What whole matrices meet, by name and chunk.
 type Met = BTreeMap<(String, usize), Vec<f32>>;
@@ -127,8 +124,8 @@ fn both_models_go_through_the_text_as_each_does_alone() {
         .map(|c| (0..24).map(|i| (i * 37 + c * 1009) % 4096).collect())
         .collect();
     for (name, model) in [
-        ("dense", support::models::shortened(2)),
-        ("experts", support::models::experts()),
+        ("dense", crate::support::models::shortened(2)),
+        ("experts", crate::support::models::experts()),
     ] {
         let path = dir.path().join(format!("{name}.gguf"));
         model.write(&path);
@@ -259,7 +256,7 @@ fn threads_and_memory_change_no_byte() {
 fn experts_and_tied_embeddings() {
     let dir = place();
     let dir = dir.path();
-    support::models::experts().write(&dir.join("experts.gguf"));
+    crate::support::models::experts().write(&dir.join("experts.gguf"));
     let of = |args: &str| args.replace("m.gguf", "experts.gguf");
     succeeds(dir, &of(IMATRIX));
     let done = json(

@@ -1,14 +1,11 @@
 //! Importance matrices that lie, in both formats.
 
-#[path = "support/allocation.rs"]
-mod allocation;
-mod support;
-
+use crate::support::allocation;
+use crate::support::gguf::{Tiny, dat, imatrix, int};
 use proptest::prelude::*;
 use quantier::format::gguf::{Array, Value, ValueType};
 use quantier::format::imatrix::Imatrix;
 use quantier::format::types::GgmlType;
-use support::gguf::{Tiny, dat, imatrix, int};
 
 #[track_caller]
 fn refused(bytes: &[u8], parts: &[&str]) {

@@ -4,10 +4,10 @@
 //! is there: the repository's testdata/, small models and texts in place of other people's, a Hub
 //! on this machine for `hf://`; `/tmp` is a directory of the test. A file of defaults keeps the
 //! jobs small. A command that is neither run nor listed with its reason is a failure.
-#![cfg(unix)]
 
-mod support;
-
+use crate::support::hub::Hub;
+use crate::support::models;
+use crate::support::program::{listing, succeeds};
 use quantier::format::gguf::Value;
 use quantier::text::{Set, joined};
 use std::collections::BTreeMap;
@@ -16,9 +16,6 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
-use support::hub::Hub;
-use support::models;
-use support::program::{listing, succeeds};
 
 /// First words of commands that are run.
 const RUN: [&str; 10] = [

@@ -1,6 +1,6 @@
 //! Texts to be measured, made up.
 
-use super::inputs::Rng;
+use quantier_core::rng::Rng;
 
 /// Sentences, of at least so many bytes.
 pub fn prose(bytes: usize) -> String {

@@ -1,15 +1,12 @@
 //! `quantier set` from outside.
-#![cfg(unix)]
 
-mod support;
-
+use crate::support::gguf::Tiny;
+use crate::support::program::{fails, json as ran, listing, model, quantier, read, succeeds};
 use quantier::format::gguf::{Array, Value};
 use serde_json::{Value as Json, json};
 use std::fs;
 use std::path::Path;
 use std::process::Command;
-use support::gguf::Tiny;
-use support::program::{fails, json as ran, listing, model, quantier, read, succeeds};
 use tempfile::TempDir;
 
 /// The small model, with a vocabulary of six tokens.

@@ -1,18 +1,15 @@
 //! `hf://` against a Hub on this machine that drops connections, redirects, changes its mind and
 //! lies.
-#![cfg(all(unix, feature = "hub"))]
 
-mod support;
-
+use crate::support::hub::{COMMIT, Hub, LARGE, etag};
 use quantier::hub::{Address, Error, Need, Settings, Token, fetch};
 use quantier::progress::{Progress, Silent};
+use quantier_core::rng::Rng;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-use support::hub::{COMMIT, Hub, LARGE, etag};
-use support::inputs::Rng;
 use tempfile::TempDir;
 
 const SHARDS: [&str; 2] = [
@@ -579,7 +576,7 @@ impl Program {
     }
 
     fn command(&self, args: &str) -> assert_cmd::Command {
-        let mut command = support::program::quantier(args);
+        let mut command = crate::support::program::quantier(args);
         for name in [
             "HF_TOKEN",
             "HUGGING_FACE_HUB_TOKEN",
@@ -684,7 +681,7 @@ fn commands_take_models_from_the_hub() {
 #[test]
 fn a_card_names_the_model_that_came_from_the_hub() {
     let program = Program::new();
-    let text = support::models::text();
+    let text = crate::support::models::text();
     fs::write(program.work.path().join("cal.txt"), &text[..2000]).unwrap();
     fs::write(program.work.path().join("eval.txt"), &text[3000..4000]).unwrap();
     let small = "-f cal.txt --eval eval.txt -c 64 --score-chunks 1 --eval-chunks 2 --types q4_K,q8_0 --score imatrix";

@@ -1,14 +1,12 @@
 //! What `quantier imatrix` refuses: clearly, with a failure's exit code, and with nothing left
 //! behind.
 
-mod support;
-
+use crate::support::gguf::Tiny;
+use crate::support::models;
+use crate::support::program::{fails, importance, listing, quantier, succeeds};
 use quantier::format::gguf::Value;
 use std::fs;
 use std::path::Path;
-use support::gguf::Tiny;
-use support::models;
-use support::program::{fails, importance, listing, quantier, succeeds};
 use tempfile::TempDir;
 
 fn place() -> TempDir {

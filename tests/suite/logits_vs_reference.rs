@@ -2,7 +2,7 @@
 //! quantized one), beside what `llama-perplexity --kl-divergence` prints:
 //!
 //! QUANTIER_LOGITS_BASE=base.kld QUANTIER_LOGITS=quantized.kld \
-//!     cargo test --release --test logits_vs_reference -- --ignored --nocapture
+//!     cargo test --release --test suite logits_vs_reference:: -- --ignored --nocapture
 
 use quantier::evaluate::{score, statistics::Statistics};
 use quantier::format::logits::{Logits, encode};

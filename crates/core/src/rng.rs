@@ -1,0 +1,47 @@
+//! Pseudo-random numbers for tests, examples and benches. The same on every machine: integer
+//! arithmetic and IEEE basic operations only, no math library.
+
+/// splitmix64 (Steele, Lea, Flood 2014).
+#[derive(Clone, Debug)]
+pub struct Rng(u64);
+
+impl Rng {
+    /// A generator; the seed is its state.
+    pub fn new(seed: u64) -> Rng {
+        Rng(seed)
+    }
+
+    /// 64 random bits.
+    pub fn next_u64(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// An integer below `n`.
+    pub fn below(&mut self, n: u64) -> u64 {
+        self.next_u64() % n
+    }
+
+    /// In [0, 1), 24 bits.
+    pub fn uniform(&mut self) -> f32 {
+        (self.next_u64() >> 40) as f32 / (1u32 << 24) as f32
+    }
+
+    /// In [-1/2, 1/2), 24 bits.
+    pub fn centered(&mut self) -> f32 {
+        self.uniform() - 0.5
+    }
+
+    /// Approximately standard normal: the sum of twelve uniforms less six.
+    pub fn gaussian(&mut self) -> f32 {
+        (0..12).map(|_| self.uniform()).sum::<f32>() - 6.0
+    }
+
+    /// A normal over a uniform: tails as heavy as 1/x^2.
+    pub fn heavy(&mut self) -> f32 {
+        self.gaussian() / (self.uniform() + 1.0e-4)
+    }
+}
