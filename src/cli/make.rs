@@ -307,7 +307,7 @@ fn go(
     };
     let opened = match (open(&args.model, &input, &options), &args.imatrix) {
         (Ok(mut opened), _) => {
-            if args.rounding == Rounding::Feedback {
+            if args.rounding.has_feedback() {
                 let bytes = make::rounding_bytes(&opened.engine, &input, args.ctx_size);
                 opened.engine.reserve(bytes);
             }
@@ -329,10 +329,12 @@ fn go(
     if let (Some(_), Measure::Imatrix) = (&opened, measure) {
         note!("types are chosen by the weighted error of the weights alone. {WEIGHTED}");
     }
-    let rounding = if opened.is_some() {
-        args.rounding
-    } else {
-        Rounding::Reference
+    let rounding = match (&opened, args.rounding) {
+        (Some(_), Rounding::Feedback { .. }) => Rounding::Feedback {
+            sequential: !args.no_propagate,
+            two_sided: !args.no_propagate && !args.one_sided,
+        },
+        _ => Rounding::Reference,
     };
     let frontier_only = files.is_none();
     let Files {
@@ -353,8 +355,8 @@ fn go(
             positions: args.score_positions,
             draws: args.draws.max(1),
             seed: args.seed,
-            rounding,
         },
+        rounding,
         score_chunks: args.score_chunks,
         directory: directory.to_owned(),
         name: args
@@ -364,8 +366,6 @@ fn go(
         frontier_only,
         threads: args.threads,
         options,
-        propagate: rounding == Rounding::Feedback && !args.no_propagate,
-        one_sided: args.one_sided,
         allow_requantize: args.allow_requantize,
         compare,
         refine,

@@ -164,7 +164,7 @@ fn types_help() -> String {
 
 /// `reference` or `feedback`.
 pub(super) fn rounding(name: &str) -> Result<Rounding, String> {
-    let all = [Rounding::Reference, Rounding::Feedback];
+    let all = [Rounding::Reference, Rounding::FEEDBACK];
     all.into_iter()
         .find(|r| r.name() == name)
         .ok_or_else(|| "reference and feedback are known".into())
@@ -352,10 +352,12 @@ fn job(args: Args, matches: &clap::ArgMatches) -> anyhow::Result<Job> {
         Some(e) if args.keep_split && e == "gguf" => path.with_extension(""),
         _ => path,
     };
-    let rounding = if args.propagate.is_empty() {
-        args.rounding
-    } else {
-        Rounding::Propagated
+    let rounding = match args.propagate.is_empty() {
+        true => args.rounding,
+        false => Rounding::Feedback {
+            sequential: true,
+            two_sided: args.gradients.is_some(),
+        },
     };
     let mut outputs = vec![OutputRequest {
         path: without_suffix(path),

@@ -13,31 +13,65 @@ use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// How the levels of blocks are chosen.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+/// How weights are rounded to the levels of blocks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Rounding {
-    /// Each weight by itself, byte for byte as the reference does.
+    /// To the nearest level, byte for byte as the reference does.
     #[default]
     Reference,
-    /// With error feedback, from the covariances of what matrices are multiplied by.
-    Feedback,
-    /// The same, each matrix for what it is multiplied by behind those that were rounded before it.
-    Propagated,
+    /// With error feedback (GPTQ), from input Hessians.
+    Feedback {
+        /// Each linear is calibrated on the activations of the already rounded model (GPTAQ).
+        sequential: bool,
+        /// The rows of a matrix are rounded jointly, weighted by its output Hessian (YAQA).
+        two_sided: bool,
+    },
 }
 
 impl Rounding {
-    /// Whether errors are fed back.
-    pub fn feeds_back(self) -> bool {
+    /// Error feedback in its simplest form: neither sequential nor two-sided.
+    pub const FEEDBACK: Rounding = Rounding::Feedback {
+        sequential: false,
+        two_sided: false,
+    };
+
+    /// Whether there is error feedback.
+    pub fn has_feedback(self) -> bool {
         self != Rounding::Reference
     }
 
-    /// Its name, as in the metadata.
+    /// Whether each linear is calibrated on the activations of the already rounded model.
+    pub fn is_sequential(self) -> bool {
+        matches!(
+            self,
+            Rounding::Feedback {
+                sequential: true,
+                ..
+            }
+        )
+    }
+
+    /// Whether rows are rounded jointly.
+    pub fn is_two_sided(self) -> bool {
+        matches!(
+            self,
+            Rounding::Feedback {
+                two_sided: true,
+                ..
+            }
+        )
+    }
+
+    /// Its name in a file's metadata.
     pub fn name(self) -> &'static str {
         match self {
             Rounding::Reference => "reference",
-            Rounding::Feedback => "feedback",
-            Rounding::Propagated => "propagated",
+            Rounding::Feedback {
+                sequential: false, ..
+            } => "feedback",
+            Rounding::Feedback {
+                sequential: true, ..
+            } => "propagated",
         }
     }
 }

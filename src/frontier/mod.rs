@@ -16,7 +16,7 @@ pub(crate) mod sweep;
 
 use crate::covariance::{self, Recorder};
 use crate::evaluate::score::Distribution;
-use crate::feedback::{Feedback, Rounding, RowFactor};
+use crate::feedback::{Feedback, RowFactor};
 use crate::format::gguf::{Value, keys};
 use crate::format::imatrix::Imatrix;
 use crate::format::types::GgmlType;
@@ -119,9 +119,6 @@ pub struct Settings {
     pub draws: usize,
     /// Chooses labels and positions.
     pub seed: u64,
-    /// How weights are rounded.
-    #[serde(default)]
-    pub rounding: Rounding,
 }
 
 /// A type that a tensor may take.

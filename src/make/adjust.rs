@@ -44,7 +44,7 @@ pub(super) fn key(
     let key = key
         .with("calibration", windows.calibration_bytes())
         .with("scores", &scores);
-    let key = key.with("rounding", job.rounding().name().as_bytes());
+    let key = key.with("rounding", job.rounding.name().as_bytes());
     Ok(key.with("refine", &job.refine.to_le_bytes()).key())
 }
 

@@ -364,7 +364,7 @@ fn presets(
     let rounding = Rounding::Reference;
     // What cannot be run has no covariances.
     let ours = if can_run {
-        job.rounding()
+        job.rounding
     } else {
         Rounding::Reference
     };

@@ -50,7 +50,7 @@ fn kept_as(
     let key = crate::resume::Job::new("make: file").with_model(input)?;
     let key = key.with("covariance", covariance.as_ref().map_or(&[][..], |key| key));
     let key = key.with("gradients", gradients.as_ref().map_or(&[][..], |key| key));
-    let key = key.with("propagated", &[job.propagate.into()]);
+    let key = key.with("propagated", &[job.rounding.is_sequential().into()]);
     let key = key.with("recipe", Choices::recipe_text(chosen).as_bytes());
     let key = key
         .with("label", chosen.label.name().as_bytes())
@@ -161,11 +161,9 @@ impl Writing<'_> {
         more: Vec<OutputRequest>,
         propagated: Option<(&Engine<'_>, &[Vec<u32>])>,
     ) -> Result<()> {
-        let rounding = match (self.feedback, propagated) {
-            (None, _) => Rounding::Reference,
-            (Some(_), None) => Rounding::Feedback,
-            (Some(_), Some(_)) => Rounding::Propagated,
-        };
+        let rounding = self
+            .feedback
+            .map_or(Rounding::Reference, |_| self.job.rounding);
         let of = |(chosen, _): &(&Chosen, &(String, Key))| OutputRequest {
             path: chosen.path.clone(),
             wishes: wishes(chosen),

@@ -84,12 +84,8 @@ pub struct Job {
     pub threads: usize,
     /// How the files are run that are written.
     pub options: crate::model::Options,
-    /// Whether each matrix is rounded for what it meets behind those that were rounded before it,
-    /// where errors are fed back.
-    pub propagate: bool,
-    /// Whether rows are rounded without regard to what their errors do together to what the model
-    /// says.
-    pub one_sided: bool,
+    /// How weights are rounded: those that types are judged by, and those of files.
+    pub rounding: Rounding,
     /// Whether a model that is quantized already may be quantized anew.
     pub allow_requantize: bool,
     /// Presets of llama.cpp that are quantized and measured too.
@@ -100,16 +96,6 @@ pub struct Job {
     pub command: Option<String>,
     /// How often a long stage keeps what it has come to.
     pub keep_every: Duration,
-}
-
-impl Job {
-    /// How the weights of files are rounded.
-    pub fn rounding(&self) -> Rounding {
-        match (self.settings.rounding, self.propagate) {
-            (Rounding::Feedback, true) => Rounding::Propagated,
-            (rounding, _) => rounding,
-        }
-    }
 }
 
 /// What was done.
@@ -292,7 +278,7 @@ pub fn run(
         imatrix: &imatrix_path,
         feedback,
         propagated: opened
-            .filter(|_| job.propagate)
+            .filter(|_| job.rounding.is_sequential())
             .map(|(model, windows)| (model.engine, windows)),
         gradients: gradients.as_ref(),
         kept: &kept,
@@ -470,7 +456,7 @@ fn collected(
     let path = given.clone().unwrap_or_else(|| job.directory.join(IMATRIX));
     let key = imatrix_key(model.input, windows)?;
     let has_imatrix = given.is_some() || (path.exists() && kept.has("imatrix", &key));
-    let wanted = match job.settings.rounding.feeds_back() {
+    let wanted = match job.rounding.has_feedback() {
         true => {
             let windows_of = windows.calibration()?;
             let needs = Needs::of(
@@ -577,10 +563,7 @@ fn gradient_job(
     chunks: &[Vec<u32>],
     kept: &Kept,
 ) -> Result<Option<covariance::Job>> {
-    if job.settings.measure != Measure::Divergence
-        || job.rounding() != Rounding::Propagated
-        || job.one_sided
-    {
+    if job.settings.measure != Measure::Divergence || !job.rounding.is_two_sided() {
         return Ok(None);
     }
     let tokens: Vec<u8> = chunks

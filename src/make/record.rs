@@ -241,10 +241,10 @@ pub(super) fn rounded(report: &mut data::Frontier, job: &Job, proved: Vec<Vec<Pr
         };
         file.rounding = proved.into_iter().map(of).collect();
     }
-    let how = match job.rounding() {
-        Rounding::Propagated => {
-            "error feedback, each matrix behind those that were rounded before it"
-        }
+    let how = match job.rounding {
+        Rounding::Feedback {
+            sequential: true, ..
+        } => "error feedback, each matrix behind those that were rounded before it",
         _ => "error feedback",
     };
     let value = match spread(&ratios) {
@@ -274,7 +274,7 @@ fn commands(job: &Job, choices: &Choices) -> Vec<data::Command> {
             .and_then(|path| path.file_name())
             .map(|n| n.to_string_lossy().into_owned());
         data::Command {
-            purpose: match job.settings.rounding.feeds_back() {
+            purpose: match job.rounding.has_feedback() {
                 false => format!("{name}, by llama.cpp alone"),
                 true => format!("The types of {name} by llama.cpp alone, without error feedback"),
             },

@@ -151,7 +151,7 @@ impl<'a> PlannedOutput<'a> {
         };
         self.tensors
             .iter()
-            .filter(|_| self.rounding.feeds_back())
+            .filter(|_| self.rounding.has_feedback())
             .filter(takes)
     }
 
@@ -241,7 +241,9 @@ impl<'a> Plan<'a> {
                 shards,
                 tensors.len(),
             );
-            let feedback = feedback.as_ref().filter(|_| request.rounding.feeds_back());
+            let feedback = feedback
+                .as_ref()
+                .filter(|_| request.rounding.has_feedback());
             let planned: Vec<_> = tensors
                 .iter()
                 .zip(chosen)
@@ -349,7 +351,7 @@ fn read_covariance(input: &Input<'_>, job: &Job) -> Result<Option<Feedback>> {
     if !job
         .outputs
         .iter()
-        .any(|output| output.rounding.feeds_back())
+        .any(|output| output.rounding.has_feedback())
     {
         return Ok(None);
     }

@@ -5,7 +5,6 @@ use crate::support::program::{
 };
 use quantier::convert;
 use quantier::covariance::{self, Store};
-use quantier::feedback::Rounding;
 use quantier::format::types::GgmlType;
 use quantier::frontier::{self, Measure, Settings};
 use quantier::input::{Input, Source};
@@ -346,18 +345,13 @@ fn gradients_are_those_of_the_backward_stream() {
         experts_apart: false,
         hold_out: false,
     };
-    let (measure, types, rounding) = (
-        Measure::Divergence,
-        vec![GgmlType::Q4_K],
-        Rounding::Feedback,
-    );
+    let (measure, types) = (Measure::Divergence, vec![GgmlType::Q4_K]);
     let settings = Settings {
         measure,
         types,
         positions: 0,
         draws: 2,
         seed: 3,
-        rounding,
     };
     frontier::gradients((&input, &engine), &job, &chunks, &settings, &Silent).unwrap();
     let store = Store::open(&job.directory).unwrap();

@@ -271,7 +271,7 @@ impl<'a> Count<'a> {
         // Both models between two steps: the streams, and what the widest matrices meet.
         let widest = self
             .fed
-            .filter(|_| job.propagate)
+            .filter(|_| job.rounding.is_sequential())
             .map_or(0.0, |fed| fed.widest as f64);
         let states = if widest > 0.0 {
             2.0 * self.calibration * (self.hidden + widest)

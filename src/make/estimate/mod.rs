@@ -9,7 +9,6 @@ use super::choice::Choices;
 use super::{
     IMATRIX, Job, Kept, Opened, Result, check, files, guess, imatrix_key, proof, scores_key,
 };
-use crate::feedback::Rounding;
 use crate::format::imatrix::Imatrix;
 use crate::frontier::{Measure, Scores};
 use crate::input::Input;
@@ -90,9 +89,7 @@ pub fn estimate(input: &Input<'_>, opened: Option<Opened<'_>>, job: &Job) -> Res
         }
         (None, None) => None,
     };
-    let fed = opened
-        .zip(texts)
-        .filter(|_| job.settings.rounding == Rounding::Feedback);
+    let fed = opened.zip(texts).filter(|_| job.rounding.has_feedback());
     let fed = fed
         .map(|(model, windows)| Fed::new(model, job, windows, &kept))
         .transpose()?;
@@ -204,7 +201,7 @@ pub fn estimate(input: &Input<'_>, opened: Option<Opened<'_>>, job: &Job) -> Res
         let rounding = Writing::new(input, fed, &choices, &count, &machine);
         // Files whose recipe is not known yet are taken for the mean of the others.
         let more = 1.0 + unknown as f64 / choices.chosen.len().max(1) as f64;
-        let passes = if job.propagate {
+        let passes = if job.rounding.is_sequential() {
             choices.chosen.len() as f64 * count.propagation()
         } else {
             0.0
