@@ -35,7 +35,6 @@
 
 #![warn(missing_docs)]
 
-pub mod arch;
 pub mod convert;
 pub mod covariance;
 pub mod diff;
@@ -55,6 +54,7 @@ pub mod text;
 pub mod verify;
 
 pub use quantier_allocate as plan;
+pub use quantier_arch as arch;
 pub use quantier_blocks as quant;
 pub use quantier_blocks::simd;
 use quantier_blocks::vector;

@@ -26,8 +26,8 @@ pub use pairs::Paired;
 pub(crate) use pairs::Pairs;
 pub use store::{Covariance, Identity, Store, clear, holds_others};
 
+use crate::arch::role::may_be_quantized;
 use crate::format::checkpoint::Key;
-use crate::plan::role::may_be_quantized;
 use std::path::PathBuf;
 
 /// Of so many chunks, the last is held out.

@@ -14,6 +14,7 @@ mod kept;
 mod scores;
 pub(crate) mod sweep;
 
+use crate::arch::role::{Role, may_be_quantized};
 use crate::covariance::{self, Recorder};
 use crate::evaluate::score::Distribution;
 use crate::feedback::{Feedback, RowFactor};
@@ -24,7 +25,6 @@ use crate::input::{Input, Tensor};
 use crate::model::backward::{Backward, Labels, Met, mixed};
 use crate::model::{Engine, Head, LOGIT_ROWS};
 use crate::plan::presets::requires_imatrix;
-use crate::plan::role::{Role, may_be_quantized};
 use crate::progress::{Progress, Unit};
 use crate::quant::Codec;
 use crate::resume::Resume;

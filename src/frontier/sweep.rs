@@ -15,13 +15,13 @@
 use super::kept::{self, Nats};
 use super::scores::{Candidate, go_on};
 use super::{Error, Result};
+use crate::arch::role::layer_of;
 use crate::evaluate::score::{Distribution, compare};
 use crate::feedback::Feedback;
 use crate::format::imatrix::Imatrix;
 use crate::format::types::GgmlType;
 use crate::input::Input;
 use crate::model::{Engine, Head, LOGIT_ROWS, Replaced};
-use crate::plan::role::layer_of;
 use crate::progress::{Progress, Unit};
 use crate::quant::Codec;
 use crate::resume::Resume;

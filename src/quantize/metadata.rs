@@ -1,12 +1,12 @@
 //! Metadata of the output, and the facts that the preset rules need from the input's.
 
 use super::{Error, Job, Result};
+use crate::arch::role::Role;
 use crate::feedback::Rounding;
 use crate::format::gguf::{Metadata, QUANTIZATION_VERSION, Value, keys};
 use crate::format::imatrix::Imatrix;
 use crate::format::types::GgmlType;
 use crate::plan::presets::ModelFacts;
-use crate::plan::role::Role;
 
 /// Set in `general.file_type` if the type is a guess.
 const GUESSED: u32 = 1024;

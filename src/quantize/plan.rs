@@ -5,6 +5,7 @@ use super::metadata::{
 };
 use super::rounded::Rounded;
 use super::{Error, Job, Result};
+use crate::arch::role::{Role, layer_of};
 use crate::feedback::{Feedback, Rounding};
 use crate::format::gguf::{
     self, Layout, MAX_ALIGNMENT, Metadata, Shape, TensorInfo, keys, shard_path,
@@ -14,7 +15,6 @@ use crate::format::types::GgmlType;
 use crate::input::{Input, Tensor};
 use crate::plan::presets::requires_imatrix;
 use crate::plan::recipe::{Candidate, Chosen, Problem, choose};
-use crate::plan::role::{Role, layer_of};
 use crate::quant::Codec;
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -4,4 +4,3 @@ pub mod file_type;
 pub mod frontier;
 pub mod presets;
 pub mod recipe;
-pub mod role;

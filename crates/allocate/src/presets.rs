@@ -6,7 +6,7 @@
 //! order of rows matters only where two could apply.
 
 use super::file_type::FileType;
-use super::role::{GLM5_NEXT, Role};
+use quantier_arch::role::{GLM5_NEXT, Role};
 use quantier_blocks::types::GgmlType;
 
 /// What the rules ask about a model.

@@ -2,7 +2,7 @@
 
 use super::file_type::FileType;
 use super::presets::{ModelFacts, TensorFacts, counts_layers, fit_rows, type_for};
-use super::role::{PER_LAYER_EMBEDDING, Role, layer_of, may_be_quantized};
+use quantier_arch::role::{PER_LAYER_EMBEDDING, Role, layer_of, may_be_quantized};
 use quantier_blocks::types::GgmlType;
 use std::collections::HashMap;
 

@@ -79,7 +79,7 @@ impl<'a> Count<'a> {
         let mut by_layer: BTreeMap<Option<i32>, (f64, f64, f64)> = BTreeMap::new();
         for tensor in &in_layers {
             let layer = by_layer
-                .entry(crate::plan::role::layer_of(&tensor.info.name))
+                .entry(crate::arch::role::layer_of(&tensor.info.name))
                 .or_default();
             let [columns, rows, ..] = tensor.info.shape.four();
             layer.0 += elements(tensor);

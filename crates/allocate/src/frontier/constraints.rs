@@ -2,7 +2,7 @@
 
 use super::problem::{Item, Problem};
 use crate::recipe::Pattern;
-use crate::role::Role;
+use quantier_arch::role::Role;
 use quantier_blocks::types::GgmlType;
 use quantier_core::words::distance;
 

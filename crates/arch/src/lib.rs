@@ -1,8 +1,8 @@
-//! What is known of model architectures: one table, and one small file per family.
+//! Model families as data: one table, and one small file per family.
 //!
-//! An [`Architecture`] says which classes of transformers it is for, what it is called in a GGUF,
-//! which metadata its config.json turns into and what becomes of its tensors. All of it is data;
-//! only what data cannot say is a function.
+//! An [`Architecture`] names the classes of transformers that it is for, its name in a GGUF, the
+//! metadata that its config.json becomes, and the rules for its tensors. All of it is data; only
+//! what data cannot say is a function. [`role`] holds the reference's rules over tensor names.
 
 mod config;
 mod decoder;
@@ -15,10 +15,11 @@ mod olmo;
 mod parameters;
 mod phi;
 mod qwen;
+pub mod role;
 mod rules;
 mod starcoder;
 
-use crate::tokenizer::VocabKind;
+use quantier_tokenizer::VocabKind;
 
 pub use config::Config;
 pub use decoder::{Activation, Decoder, Norm, Rope, Window};

@@ -5,7 +5,7 @@ use super::llama::{BUFFERS, EMBEDDINGS, NORMS, PLAIN_ATTENTION};
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS};
 use super::rules::Dim::{FeedForward, Hidden};
 use super::{Architecture, Rule, nothing_generated};
-use crate::tokenizer::VocabKind;
+use quantier_tokenizer::VocabKind;
 
 pub(super) static STARCODER2: Architecture = Architecture {
     classes: &["Starcoder2ForCausalLM"],

@@ -5,8 +5,8 @@ use super::decoder::Decoder;
 use super::llama::{ATTENTION, BUFFERS, EMBEDDINGS, GATED_FFN, NORMS, rope_factors};
 use super::parameters::{COMMON, FILE_TYPE};
 use super::{Architecture, Config, Keys, Parameter};
-use crate::format::gguf::Value;
-use crate::tokenizer::VocabKind;
+use quantier_gguf::gguf::Value;
+use quantier_tokenizer::VocabKind;
 
 pub(super) static GRANITE: Architecture = Architecture {
     classes: &["GraniteForCausalLM"],

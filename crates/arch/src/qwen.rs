@@ -5,7 +5,7 @@ use super::llama::{BUFFERS, EMBEDDINGS, GATED_FFN, NORMS, PLAIN_ATTENTION};
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS};
 use super::rules::Dim::{Any, Expert, Experts, Head, Hidden};
 use super::{Architecture, Parameter, Rule, Transform, nothing_generated};
-use crate::tokenizer::VocabKind;
+use quantier_tokenizer::VocabKind;
 
 const HALVES: Decoder = Decoder {
     rope: Rope::Halves,

@@ -6,7 +6,7 @@ use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS};
 use super::rules::Dim::{Any, Hidden, Keys as KeyRows, Queries};
 use super::rules::Transform::{InterleaveKeys, InterleaveQueries};
 use super::{Architecture, Parameter, Rule, nothing_generated};
-use crate::tokenizer::VocabKind;
+use quantier_tokenizer::VocabKind;
 
 /// Fixed in the model's code, not said by its config.
 const OLMO_EPSILON: f32 = 1e-5;

@@ -6,8 +6,8 @@ use super::decoder::{Activation, Decoder, Norm, Rope};
 use super::rules::Dim::{Any, Hidden};
 use super::rules::Transform::Transpose;
 use super::{Architecture, Config, Keys, Parameter, Rule, nothing_generated};
-use crate::format::gguf::Value;
-use crate::tokenizer::VocabKind;
+use quantier_gguf::gguf::Value;
+use quantier_tokenizer::VocabKind;
 
 /// The feed-forward network is as many times wider than the hidden state.
 const FFN_FACTOR: u32 = 4;

@@ -2,7 +2,7 @@
 //! in.
 
 use super::defaults;
-use crate::format::json::kind;
+use quantier_gguf::json::kind;
 use serde_json::{Map, Value};
 
 /// What is wrong with a field; names the field.

@@ -1,7 +1,7 @@
 //! The metadata that a model's config.json turns into: which keys, in which order, of which type.
 
 use super::config::{Config, Result, number_in, wrong_kind};
-use crate::format::gguf::{Value, keys};
+use quantier_gguf::gguf::{Value, keys};
 
 /// Metadata under construction. As in the reference, a key that is set anew keeps its place.
 #[derive(Clone, Debug, Default)]

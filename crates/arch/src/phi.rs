@@ -6,8 +6,8 @@ use super::decoder::{Decoder, Rope};
 use super::llama::{BUFFERS, EMBEDDINGS, NORMS};
 use super::rules::Dim::{Any, FeedForward, Hidden, TwiceFeedForward};
 use super::{Architecture, Config, Generated, Keys, Parameter, Rule};
-use crate::format::gguf::Value;
-use crate::tokenizer::VocabKind;
+use quantier_gguf::gguf::Value;
+use quantier_tokenizer::VocabKind;
 
 pub(super) static PHI3: Architecture = Architecture {
     classes: &["Phi3ForCausalLM"],

@@ -7,8 +7,8 @@ use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS};
 use super::rules::Dim::{Any, Head, Hidden};
 use super::rules::Transform::{AddOne, VocabularyRows};
 use super::{Architecture, Config, Keys, Parameter, Rule, nothing_generated};
-use crate::format::gguf::Value;
-use crate::tokenizer::VocabKind;
+use quantier_gguf::gguf::Value;
+use quantier_tokenizer::VocabKind;
 
 const GEMMA: Decoder = Decoder {
     rope: Rope::Halves,

@@ -7,8 +7,8 @@ use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS};
 use super::rules::Dim::{Any, Expert, Experts, FeedForward, Hidden, Keys as KeyRows, Queries};
 use super::rules::Transform::{InterleaveKeys, InterleaveQueries};
 use super::{Architecture, Config, Generated, Keys, Parameter, Rule, Transform};
-use crate::format::gguf::Value;
-use crate::tokenizer::VocabKind;
+use quantier_gguf::gguf::Value;
+use quantier_tokenizer::VocabKind;
 
 pub(super) static LLAMA: Architecture = Architecture {
     classes: &[
