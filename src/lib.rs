@@ -24,7 +24,7 @@
 //! | [`quant`] | block layouts, quantizers, dequantizers, block validation | numbers only |
 //! | [`mod@format`] | GGUF, safetensors, JSON and importance-matrix files, output files, the table of tensor types | files; the only reader of untrusted bytes |
 //! | [`text`] | the built-in texts for calibration and evaluation, ten domains each | nothing |
-//! | [`resume`] | long jobs that survive being killed | a checkpoint beside the output, through `format` |
+//! | [`resume`] | long jobs that survive being killed | a snapshot beside the output, through `format` |
 //! | [`simd`] | eight lanes of f32 with the same results on every CPU: plain, AVX2, NEON | nothing |
 //! | `matrix` | dense matrices in slices, and their products | nothing |
 //! | `vector` | loops that the compiler makes vectors of, at the CPU's highest level | nothing |

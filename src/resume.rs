@@ -1,16 +1,16 @@
-//! Long jobs that survive being killed: every so often they keep what they have come to beside
-//! their output, and the same job, started again, goes on from there.
+//! Long jobs that survive being killed: every so often a job saves a snapshot beside its output, and
+//! the same job, started again, resumes from it.
 //!
 //! ```text
-//! Job              all that the result depends on -> a key
-//! Resume::open     what a former run of the same job has left
-//! Resume::due      is it time to keep something?       Resume::save     keeps it
+//! KeyBuilder       everything that a result depends on -> a key
+//! Resume::open     the snapshot of an earlier run of the same job
+//! Resume::due      is a snapshot due?                  Resume::save     saves it
 //! Resume::remove   the job has ended
 //! ```
 
-use crate::format::checkpoint::{self, Checkpoint, Found, Key};
 use crate::format::gguf::Layout;
 use crate::format::output::Output;
+use crate::format::snapshot::{self, Key, Lookup, Snapshot};
 use crate::format::{Error, Result};
 use crate::input::Input;
 use sha2::{Digest, Sha256};
@@ -18,20 +18,20 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// A job may spend one part in so many of its time on keeping what it has come to.
+/// Snapshots take at most one part in this many of a job's time.
 const SHARE: u32 = 10;
 
-/// All that the result of a job depends on, while it is named piece by piece.
-pub struct Job(Sha256);
+/// Builds the key of a result from everything that the result depends on.
+pub struct KeyBuilder(Sha256);
 
-impl Job {
-    /// A kind of job of this version of the program.
-    pub fn new(kind: &str) -> Job {
-        Job(Sha256::new()).with(kind, env!("CARGO_PKG_VERSION").as_bytes())
+impl KeyBuilder {
+    /// A kind of result of this version of the program.
+    pub fn new(kind: &str) -> KeyBuilder {
+        KeyBuilder(Sha256::new()).with(kind, env!("CARGO_PKG_VERSION").as_bytes())
     }
 
-    /// A setting.
-    pub fn with(mut self, name: &str, value: &[u8]) -> Job {
+    /// Adds a setting.
+    pub fn with(mut self, name: &str, value: &[u8]) -> KeyBuilder {
         for part in [name.as_bytes(), value] {
             self.0.update((part.len() as u64).to_le_bytes());
             self.0.update(part);
@@ -39,12 +39,12 @@ impl Job {
         self
     }
 
-    /// A model: its files, their sizes and times, its metadata and the description of its tensors.
-    /// That a weight is another is seen by the file's time.
+    /// Adds a model: its files with their sizes and times, its metadata and the description of its
+    /// tensors. A changed weight is noticed by the time of its file.
     ///
     /// # Errors
     /// If the files cannot be looked at.
-    pub fn with_model(mut self, input: &Input<'_>) -> Result<Job> {
+    pub fn with_model(mut self, input: &Input<'_>) -> Result<KeyBuilder> {
         for path in input.paths() {
             let io = |source| Error::Io {
                 path: path.to_owned(),
@@ -67,61 +67,60 @@ impl Job {
         Ok(self.with("header", Layout::new(input.metadata(), &infos, 1).header()))
     }
 
-    /// What it comes to.
+    /// The key.
     pub fn key(self) -> Key {
         self.0.finalize().into()
     }
 }
 
-/// Where a job keeps what it has come to.
+/// The snapshot file of a job.
 pub struct Resume {
     path: PathBuf,
     key: Key,
     every: Duration,
-    found: Mutex<Option<Checkpoint>>,
+    earlier: Mutex<Option<Snapshot>>,
     clock: Mutex<Clock>,
 }
 
 struct Clock {
-    /// When something was kept last, or the job began.
+    /// Time of the last snapshot, or of the beginning of the job.
     last: Instant,
-    /// How long that took.
+    /// Duration of the last snapshot.
     took: Duration,
-    /// Whether the file is this job's, or of no use to anybody.
+    /// Whether the file belongs to this job, or is damaged.
     ours: bool,
-    /// Why nothing can be kept.
+    /// Why the last snapshot could not be saved.
     failed: Option<String>,
 }
 
 impl Resume {
-    /// Looks for what a former run of the job `key` has left in `path`. The second value is what
-    /// the user should know.
+    /// Opens the snapshot file at `path` of the job `key`. The second value is a note for the user.
     ///
-    /// Something is kept at most once `every` so long, and more seldom where it takes long; after
-    /// every step if that is 0.
+    /// A snapshot is due once per `every`, less often where saving takes long, and after every step
+    /// if `every` is 0.
     ///
     /// # Errors
     /// If the file cannot be read, the directory cannot be written to, or another process is
-    /// keeping something there.
+    /// writing there.
     pub fn open(path: &Path, key: Key, every: Duration) -> Result<(Resume, Option<String>)> {
-        // What a killed process has left half-written is removed by this too.
+        // This also removes the partial file of a killed process.
         drop(Output::create(path, 0, &[])?);
         let shown = path.display();
-        let (found, ours, note) = match Checkpoint::open(path, &key)? {
-            Found::Nothing => (None, false, None),
-            Found::Other => (
+        let (earlier, ours, note) = match Snapshot::open(path, &key)? {
+            Lookup::Nothing => (None, false, None),
+            Lookup::Other => (
                 None,
                 false,
                 Some(format!(
                     "{shown} is of another job or another model and is not used"
                 )),
             ),
-            Found::Damaged(what) => (
+            Lookup::Damaged(what) => (
                 None,
                 true,
                 Some(format!("{shown} is damaged and is not used: {what}")),
             ),
-            Found::Ours(checkpoint) => (Some(checkpoint), true, None),
+            Lookup::Ours(snapshot) => (Some(snapshot), true, None),
         };
         let clock = Clock {
             last: Instant::now(),
@@ -133,28 +132,28 @@ impl Resume {
             path: path.to_owned(),
             key,
             every,
-            found: Mutex::new(found),
+            earlier: Mutex::new(earlier),
             clock: Mutex::new(clock),
         };
         Ok((resume, note))
     }
 
-    /// What a former run has left. It is handed out once.
-    pub fn take(&self) -> Option<Checkpoint> {
-        self.found
+    /// The snapshot of an earlier run; only once.
+    pub fn take(&self) -> Option<Snapshot> {
+        self.earlier
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .take()
     }
 
-    /// Whether it is time to keep something.
+    /// Whether a snapshot is due.
     pub fn due(&self) -> bool {
         let clock = self.clock();
         self.every.is_zero() || clock.last.elapsed() >= self.every.max(clock.took * SHARE)
     }
 
-    /// Keeps that `done` steps are done, with `extra` and the activations of `shape` = [slots,
-    /// length]. A disk that is full does not end the job: see [`Resume::failed`].
+    /// Saves a snapshot after `done` steps, with the partial results `extra` and the activations of
+    /// `shape` = [slots, length]. A full disk does not end the job: see [`Resume::failed`].
     ///
     /// # Errors
     /// Those of `state`.
@@ -177,7 +176,7 @@ impl Resume {
                 }
             })
         };
-        let written = checkpoint::write::<Error>(&self.path, &self.key, done, extra, shape, &state);
+        let written = snapshot::write::<Error>(&self.path, &self.key, done, extra, shape, &state);
         if let Some(error) = broken.into_inner().unwrap_or_else(PoisonError::into_inner) {
             return Err(error);
         }
@@ -193,20 +192,20 @@ impl Resume {
         Ok(())
     }
 
-    /// Why the last attempt to keep something failed, if one did.
+    /// Why the last snapshot could not be saved, if one could not.
     pub fn failed(&self) -> Option<String> {
         self.clock().failed.clone()
     }
 
-    /// Where it is, if a run that is started again will use it.
-    pub fn kept(&self) -> Option<&Path> {
+    /// The file, if the next run will resume from it.
+    pub fn snapshot(&self) -> Option<&Path> {
         (self.clock().ours && self.path.exists()).then_some(&self.path)
     }
 
-    /// Removes what was kept, unless it is of another job.
+    /// Removes the snapshot, unless it belongs to another job.
     pub fn remove(&self) {
         if self.clock().ours {
-            // It is of no use any more; whoever cannot remove it can leave it.
+            // It is useless from here on: a failure to remove it is harmless.
             let _ = std::fs::remove_file(&self.path);
         }
     }
@@ -228,18 +227,18 @@ mod tests {
     fn a_job_finds_its_own_and_nobody_elses() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("out.resume");
-        let key = |value: &[u8]| Job::new("test").with("value", value).key();
+        let key = |value: &[u8]| KeyBuilder::new("test").with("value", value).key();
         let (resume, note) = open(&path, key(b"a"), 0);
         assert!(note.is_none() && resume.take().is_none() && resume.due());
         resume
             .save::<Error>(2, b"x", [1, 1], &|_| Ok(vec![1.0]))
             .unwrap();
-        assert_eq!(resume.kept(), Some(&*path));
+        assert_eq!(resume.snapshot(), Some(&*path));
 
         let (other, note) = open(&path, key(b"b"), 0);
         assert!(note.unwrap().contains("another job") && other.take().is_none());
         other.remove();
-        assert!(path.exists(), "what is of another job stays");
+        assert!(path.exists(), "the snapshot of another job stays");
 
         let (again, note) = open(&path, key(b"a"), 1000);
         assert!(note.is_none() && !again.due());
@@ -247,7 +246,7 @@ mod tests {
         again.remove();
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
 
-        std::fs::write(&path, b"QNTCKPT1").unwrap();
+        std::fs::write(&path, b"QNTSNAP1").unwrap();
         let (damaged, note) = open(&path, key(b"a"), 0);
         assert!(note.unwrap().contains("damaged"));
         damaged.remove();
@@ -269,7 +268,7 @@ mod tests {
         );
         assert_eq!(
             (
-                resume.kept(),
+                resume.snapshot(),
                 std::fs::read_dir(dir.path()).unwrap().count()
             ),
             (None, 0)

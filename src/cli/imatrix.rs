@@ -18,7 +18,7 @@ use quantier::imatrix::coverage::{self, Gap};
 use quantier::imatrix::statistics::Statistics;
 use quantier::imatrix::sums::Sums;
 use quantier::input::Input;
-use quantier::resume::{Job, Resume};
+use quantier::resume::{KeyBuilder, Resume};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -312,7 +312,7 @@ fn collected<'a>(
         all.merge(sums)?;
         anyhow::Ok(all.to_file(before.chunk_size))
     };
-    let snapshot = |sums: &Sums| {
+    let interim = |sums: &Sums| {
         let bad = |what: String| quantier::format::Error::Bad {
             path: args.output.clone(),
             what,
@@ -329,7 +329,7 @@ fn collected<'a>(
     let options = Options {
         process_output: args.process_output,
         score: !args.no_ppl,
-        snapshots: (args.save_frequency > 0).then_some((args.save_frequency, &snapshot)),
+        interim: (args.save_frequency > 0).then_some((args.save_frequency, &interim)),
         first_chunk: args.chunk,
         resume: resume.as_ref(),
         covariance: covariances.as_ref(),
@@ -351,7 +351,7 @@ fn collected<'a>(
             if error.is_final() {
                 resume.remove();
             }
-            let again = resume.kept().map(|path| {
+            let again = resume.snapshot().map(|path| {
                 format!(
                     "; the same command goes on from what {} keeps",
                     path.display()
@@ -383,12 +383,17 @@ fn collected<'a>(
 }
 
 /// All that the result of a run depends on, as far as its tokens and their chunks go.
-fn job(kind: &str, args: &Args, input: &Input<'_>, windows: &Windows<'_>) -> anyhow::Result<Job> {
+fn job(
+    kind: &str,
+    args: &Args,
+    input: &Input<'_>,
+    windows: &Windows<'_>,
+) -> anyhow::Result<KeyBuilder> {
     let tokens: Vec<u8> = (0..windows.chunks())
         .flat_map(|c| windows.input(c))
         .flat_map(u32::to_le_bytes)
         .collect();
-    Ok(Job::new(kind)
+    Ok(KeyBuilder::new(kind)
         .with_model(input)?
         .with("input", &tokens)
         .with("context", &number(windows.n_ctx()))

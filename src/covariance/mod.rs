@@ -27,7 +27,7 @@ pub(crate) use pairs::Pairs;
 pub use store::{Covariance, Identity, Store, clear, holds_others};
 
 use crate::arch::role::may_be_quantized;
-use crate::format::checkpoint::Key;
+use crate::format::snapshot::Key;
 use std::path::PathBuf;
 
 /// Of so many chunks, the last is held out.

@@ -1,7 +1,7 @@
 //! Reading: a directory of covariances by tensor name.
 
-use crate::format::checkpoint::Key;
 use crate::format::covariance::{AGAIN, File, INDEX, Index, Part, triangle};
+use crate::format::snapshot::Key;
 use crate::format::{Error, Result, shown};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

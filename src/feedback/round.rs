@@ -3,7 +3,7 @@
 use super::{DAMPING, Factor, NoFactor, RowFactor, round_rows};
 use crate::covariance::{Identity, Paired, Pairs, Store};
 use crate::format;
-use crate::format::checkpoint::Key;
+use crate::format::snapshot::Key;
 use crate::format::types::GgmlType;
 use crate::matrix::{View, add_product, multiply, subtract_product};
 use crate::quant::Codec;

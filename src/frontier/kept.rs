@@ -1,6 +1,6 @@
 //! What there is of a run between two layers, as bytes.
 
-use crate::format::checkpoint::{Packer, Unpacker};
+use crate::format::snapshot::{Packer, Unpacker};
 use std::collections::BTreeMap;
 
 /// Nats by tensor, one for each of its types.

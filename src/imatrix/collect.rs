@@ -5,8 +5,8 @@
 //! Collector        sums of one chunk and layer on their own, added to the total in the order of the chunks
 //! ```
 //!
-//! Between two layers the sums, the activations of all chunks and the scores so far are all that
-//! there is of a run: they are kept where [`Options::resume`] says.
+//! Between two layers the state of a run is its sums, the activations of all chunks and the scores so
+//! far: a snapshot, see [`Options::resume`].
 
 use super::collected;
 use super::sums::{self, Sums};
@@ -14,7 +14,7 @@ use crate::covariance::{self, Recorder};
 use crate::evaluate::score::{self, Distribution};
 use crate::evaluate::windows::Windows;
 use crate::format;
-use crate::format::checkpoint::{Checkpoint, Packer, Unpacker};
+use crate::format::snapshot::{Packer, Snapshot, Unpacker};
 use crate::model::{self, Engine, Get, Hidden, LOGIT_ROWS, Observer, Put, Seen, Turns, in_order};
 use crate::progress::{Progress, Unit};
 use crate::resume::Resume;
@@ -57,9 +57,9 @@ pub enum Error {
         /// What is wrong.
         error: score::Error,
     },
-    /// A snapshot could not be written.
+    /// An interim result could not be written.
     #[error(transparent)]
-    Snapshot(format::Error),
+    Interim(format::Error),
     /// Covariances cannot be kept.
     #[error(transparent)]
     Covariance(format::Error),
@@ -70,7 +70,7 @@ impl Error {
     pub fn is_final(&self) -> bool {
         match self {
             Error::Model(error) => error.is_final(),
-            Error::Snapshot(_) | Error::Covariance(_) => false,
+            Error::Interim(_) | Error::Covariance(_) => false,
             _ => true,
         }
     }
@@ -84,8 +84,8 @@ fn place(tensor: &str, chunk: usize) -> String {
     }
 }
 
-/// Where a run shows what it has after some chunks.
-pub type Snapshot<'s> = &'s (dyn Fn(&Sums) -> format::Result<()> + Sync);
+/// Takes the interim result after a group of chunks.
+pub type Interim<'s> = &'s (dyn Fn(&Sums) -> format::Result<()> + Sync);
 
 /// How to collect.
 #[derive(Default)]
@@ -95,13 +95,13 @@ pub struct Options<'o> {
     /// Score the second half of each chunk.
     pub score: bool,
     /// Whether the chunks go through the model in groups of so many, each of which reads all
-    /// weights again, with a snapshot after each group but the last.
-    pub snapshots: Option<(usize, Snapshot<'o>)>,
+    /// weights again, with an interim result after each group but the last.
+    pub interim: Option<(usize, Interim<'o>)>,
     /// The number of the first chunk in the text, for errors.
     pub first_chunk: usize,
-    /// Where the run is kept, and what a former one has left.
+    /// Snapshots of the run.
     pub resume: Option<&'o Resume>,
-    /// Whether covariances are summed too, of the same chunks; not with snapshots.
+    /// Whether covariances are summed too, of the same chunks; not with interim results.
     pub covariance: Option<&'o covariance::Job>,
 }
 
@@ -111,7 +111,7 @@ pub struct Collected {
     pub sums: Sums,
     /// The -ln p of every scored token, in nats, chunk by chunk; empty without [`Options::score`].
     pub nll: Vec<f64>,
-    /// Where a former run had come to: the first chunk of a group, and layers that it had done.
+    /// Where the run was resumed: the first chunk of a group, and the number of finished layers.
     pub resumed: Option<[usize; 2]>,
     /// Covariances that were written.
     pub covariance: Option<covariance::Written>,
@@ -123,8 +123,8 @@ pub struct Collected {
 /// layer are made for each chunk, then added in f64 in the order of the chunks.
 ///
 /// # Errors
-/// A model that cannot be run, activations that are not finite, a snapshot or a covariance that
-/// cannot be written, a directory with covariances of another job.
+/// A model that cannot be run, activations that are not finite, an interim result or a covariance
+/// that cannot be written, a directory with covariances of another job.
 pub fn collect(
     engine: &Engine<'_>,
     windows: &Windows<'_>,
@@ -133,11 +133,10 @@ pub fn collect(
 ) -> Result<Collected, Error> {
     let all = windows.chunks();
     let group = options
-        .snapshots
+        .interim
         .map_or(all, |(chunks, _)| chunks.clamp(1, all));
     if options.covariance.is_some() && group < all {
-        let what =
-            "covariances are summed over all chunks, layer by layer: not together with snapshots";
+        let what = "covariances are summed over all chunks, layer by layer: not together with interim results";
         return Err(model::Error::Model(what.into()).into());
     }
     let recorder = options
@@ -146,8 +145,7 @@ pub fn collect(
         .transpose()
         .map_err(Error::Covariance)?;
     let found = options.resume.and_then(Resume::take);
-    let found =
-        found.and_then(|checkpoint| Found::of(checkpoint, windows, group, engine.hyper.layers));
+    let found = found.and_then(|snapshot| Found::of(snapshot, windows, group, engine.hyper.layers));
     // Layers whose covariances are not there any more have to be done again.
     let found = found.filter(|found| {
         recorder
@@ -159,7 +157,7 @@ pub fn collect(
     }
     let resumed = found
         .as_ref()
-        .map(|found| [found.start, found.checkpoint.done()]);
+        .map(|found| [found.start, found.snapshot.done()]);
     let mut first = 0;
     let mut collector = Collector {
         process_output: options.process_output,
@@ -177,7 +175,7 @@ pub fn collect(
         start,
         sums,
         nll,
-        checkpoint,
+        snapshot,
         ..
     }) = found
     {
@@ -187,7 +185,7 @@ pub fn collect(
             .get_mut()
             .unwrap_or_else(PoisonError::into_inner)
             .total = sums;
-        collector.found = Mutex::new(Some(checkpoint));
+        collector.found = Mutex::new(Some(snapshot));
     }
     for start in (first..all).step_by(group) {
         let end = (start + group).min(all);
@@ -195,8 +193,8 @@ pub fn collect(
         collector
             .group(engine, windows, options, progress)
             .map_err(|e| collector.explained(e, options.first_chunk))?;
-        if let Some((_, snapshot)) = options.snapshots.filter(|_| end < all) {
-            snapshot(&lock(&collector.turn).total).map_err(Error::Snapshot)?;
+        if let Some((_, interim)) = options.interim.filter(|_| end < all) {
+            interim(&lock(&collector.turn).total).map_err(Error::Interim)?;
         }
     }
     let turn = collector
@@ -234,7 +232,7 @@ struct Collector<'o> {
     failed: Mutex<Option<(usize, sums::Error)>>,
     nll: Vec<f64>,
     /// What a former run has left.
-    found: Mutex<Option<Checkpoint>>,
+    found: Mutex<Option<Snapshot>>,
     recorder: Option<Recorder<'o>>,
 }
 
@@ -459,13 +457,13 @@ impl Observer for Collector<'_> {
     }
 
     fn resume(&self, put: Put<'_>) -> model::Result<usize> {
-        let Some(checkpoint) = lock(&self.found).take() else {
+        let Some(snapshot) = lock(&self.found).take() else {
             return Ok(0);
         };
         for chunk in 0..self.chunks.len() {
-            put(chunk, checkpoint.state(chunk)?)?;
+            put(chunk, snapshot.state(chunk)?)?;
         }
-        Ok(checkpoint.done())
+        Ok(snapshot.done())
     }
 
     fn keep(&self, done: usize, get: Get<'_>) -> model::Result<()> {
@@ -485,34 +483,29 @@ struct Found {
     nll: Vec<f64>,
     /// Names and checksums of the covariances of the layers that are done.
     files: Files,
-    checkpoint: Checkpoint,
+    snapshot: Snapshot,
 }
 
 type Files = Vec<(String, String)>;
 
 impl Found {
     /// `None` if it does not fit this run, which the key rules out.
-    fn of(
-        checkpoint: Checkpoint,
-        windows: &Windows<'_>,
-        group: usize,
-        layers: usize,
-    ) -> Option<Found> {
-        let (start, sums, nll, files) = unpack(checkpoint.extra())?;
+    fn of(snapshot: Snapshot, windows: &Windows<'_>, group: usize, layers: usize) -> Option<Found> {
+        let (start, sums, nll, files) = unpack(snapshot.extra())?;
         let chunks = windows
             .chunks()
             .checked_sub(start)
             .filter(|left| *left > 0)?
             .min(group);
         let fits = start % group == 0
-            && checkpoint.shape()[0] == chunks
-            && (1..=layers).contains(&checkpoint.done());
+            && snapshot.shape()[0] == chunks
+            && (1..=layers).contains(&snapshot.done());
         fits.then_some(Found {
             start,
             sums,
             nll,
             files,
-            checkpoint,
+            snapshot,
         })
     }
 }

@@ -4,7 +4,7 @@
 
 use super::choice::{Choices, Chosen};
 use super::{Job, Kept, Result, texts};
-use crate::format::checkpoint::Key;
+use crate::format::snapshot::Key;
 use crate::frontier::Scores;
 use crate::input::Input;
 use crate::resume;
@@ -38,7 +38,7 @@ pub(super) fn key(
     scores: &Scores,
 ) -> Result<Key> {
     let scores = serde_json::to_vec(scores).unwrap_or_default();
-    let key = resume::Job::new("make: adjusted")
+    let key = resume::KeyBuilder::new("make: adjusted")
         .with_model(input)?
         .with("tokens", windows.evaluation_bytes());
     let key = key

@@ -70,7 +70,7 @@ impl Compared {
                 ));
                 continue;
             }
-            let key = resume::Job::new("make: preset")
+            let key = resume::KeyBuilder::new("make: preset")
                 .with_model(input)?
                 .with("imatrix", &imatrix);
             let key = key

@@ -4,7 +4,7 @@ use super::choice::{Choices, Chosen, pattern, request};
 use super::{Error, Job, Kept, Result, ended, resume, texts};
 use crate::covariance::Store;
 use crate::feedback::{Feedback, Proved, Rounding};
-use crate::format::checkpoint::Key;
+use crate::format::snapshot::Key;
 use crate::format::types::GgmlType;
 use crate::input::Input;
 use crate::model::Engine;
@@ -47,7 +47,7 @@ fn kept_as(
     imatrix: &[u8],
     [covariance, gradients]: [Option<Key>; 2],
 ) -> Result<(String, Key)> {
-    let key = crate::resume::Job::new("make: file").with_model(input)?;
+    let key = crate::resume::KeyBuilder::new("make: file").with_model(input)?;
     let key = key.with("covariance", covariance.as_ref().map_or(&[][..], |key| key));
     let key = key.with("gradients", gradients.as_ref().map_or(&[][..], |key| key));
     let key = key.with("propagated", &[job.rounding.is_sequential().into()]);

@@ -3,8 +3,8 @@
 
 use super::{Error, Result, write_text};
 use crate::format;
-use crate::format::checkpoint::Key;
 use crate::format::hex;
+use crate::format::snapshot::Key;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::path::{Path, PathBuf};

@@ -28,10 +28,10 @@ mod texts;
 
 use crate::covariance::{self, Needs, Store};
 use crate::feedback::{Feedback, Inputs, Rounding, RowFactor};
-use crate::format::checkpoint::Key;
 use crate::format::gguf::Value;
 use crate::format::imatrix::{Format, Imatrix};
 use crate::format::output::Output;
+use crate::format::snapshot::Key;
 use crate::format::types::GgmlType;
 use crate::frontier::{self, Measure, Scores, Settings};
 use crate::imatrix::collect;
@@ -383,7 +383,7 @@ fn refuse_quantized(input: &Input<'_>, job: &Job) -> Result<()> {
 
 /// All that the importance matrix depends on.
 fn imatrix_key(input: &Input<'_>, windows: &texts::Cut) -> Result<Key> {
-    let key = resume::Job::new("make: imatrix")
+    let key = resume::KeyBuilder::new("make: imatrix")
         .with_model(input)?
         .with("tokens", windows.calibration_bytes());
     Ok(key.key())
@@ -396,7 +396,7 @@ fn covariance_job(
     kept: &Kept,
     needs: &Needs,
 ) -> Result<covariance::Job> {
-    let key = resume::Job::new("make: covariance").with_model(model.input)?;
+    let key = resume::KeyBuilder::new("make: covariance").with_model(model.input)?;
     let key = key
         .with("tokens", windows.calibration_bytes())
         .with("experts apart", &[needs.experts_apart.into()])
@@ -486,7 +486,7 @@ fn collected(
         }
         needs.check(wanted)?;
     }
-    let run_key = resume::Job::new("make: imatrix").with("all", &key);
+    let run_key = resume::KeyBuilder::new("make: imatrix").with("all", &key);
     let run_key = run_key
         .with(
             "covariance",
@@ -544,7 +544,7 @@ fn scores_key(
             .collect::<Vec<u8>>()
     });
     let settings = serde_json::to_vec(&job.settings).unwrap_or_default();
-    let key = resume::Job::new("make: scores")
+    let key = resume::KeyBuilder::new("make: scores")
         .with_model(input)?
         .with("tokens", &tokens);
     let key = key.with("covariance", covariance.map_or(&[][..], |key| key));
@@ -577,7 +577,7 @@ fn gradient_job(
         seed,
         ..
     } = job.settings;
-    let key = resume::Job::new("make: gradients")
+    let key = resume::KeyBuilder::new("make: gradients")
         .with_model(model.input)?
         .with("tokens", &tokens);
     let key = key
@@ -670,7 +670,7 @@ fn scores(
     let scores = match opened {
         Some((model, _)) => {
             let types = serde_json::to_vec(&wanted).unwrap_or_default();
-            let run_key = resume::Job::new("make: scores")
+            let run_key = resume::KeyBuilder::new("make: scores")
                 .with("all", &key)
                 .with("types", &types);
             let run_key = run_key

@@ -5,7 +5,7 @@ use super::{Job, Kept, Opened, Result, texts};
 use crate::convert;
 use crate::evaluate::measure::{Base, Measured, compare};
 use crate::evaluate::statistics::Statistics;
-use crate::format::checkpoint::Key;
+use crate::format::snapshot::Key;
 use crate::input::{Input, Source};
 use crate::model::Engine;
 use crate::progress::Progress;
@@ -38,7 +38,7 @@ impl Subject {
     pub(super) fn of_file(base: &Input<'_>, windows: &texts::Cut, path: &Path) -> Result<Subject> {
         let source = Source::open(path)?;
         let input = Input::new(&source, &convert::Job::default())?;
-        let key = resume::Job::new("make: proof")
+        let key = resume::KeyBuilder::new("make: proof")
             .with_model(base)?
             .with_model(&input)?;
         let key = key.with("tokens", windows.evaluation_bytes()).key();

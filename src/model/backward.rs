@@ -17,7 +17,7 @@ use super::layer::{Angles, Layer, Pass};
 use super::states::States;
 use super::weights::Matrix;
 use super::{Engine, Error, LOGIT_ROWS, Result};
-use crate::format::checkpoint::Checkpoint;
+use crate::format::snapshot::Snapshot;
 use crate::progress::{Progress, Unit};
 use candle_core::backprop::GradStore;
 use candle_core::{Tensor, TensorId, Var};
@@ -226,7 +226,7 @@ impl<'a> Engine<'a> {
         trace: &'e Trace<'c>,
         draws: usize,
         sample: &'e [Vec<u32>],
-        kept: &Checkpoint,
+        kept: &Snapshot,
         progress: &dyn Progress,
     ) -> Result<Backward<'e, 'c>>
     where

@@ -94,7 +94,7 @@ struct Pass<'p> {
     with: &'p Propagation<'p>,
     progress: &'p dyn Progress,
     /// What a killed run has left.
-    there: Mutex<Option<format::checkpoint::Checkpoint>>,
+    there: Mutex<Option<format::snapshot::Snapshot>>,
     /// What the next matrices meet.
     pairs: Mutex<Option<Arc<Pairs>>>,
     rounded: Mutex<Rounded>,

@@ -18,12 +18,12 @@
 //! The index has the type "covariance-index" and, for the files that it lists, their checksums: it
 //! is written last, and tells a directory that is complete.
 
-use super::checkpoint::{Key, Packer};
 use super::gguf::{
     Array, DEFAULT_ALIGNMENT, Layout, Metadata, Shape, TensorInfo, Value, ValueType, Writer, keys,
     parse,
 };
 use super::map::Map;
+use super::snapshot::{Key, Packer};
 use super::types::GgmlType;
 use super::{Error, Result, hex, shown};
 use sha2::{Digest, Sha256};

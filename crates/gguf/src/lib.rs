@@ -4,7 +4,6 @@
 //! A file that lies gives an [`Error`] with the name of the bad thing and its place, never a panic,
 //! and never an allocation larger than the file itself warrants.
 
-pub mod checkpoint;
 pub mod covariance;
 pub mod gguf;
 pub mod imatrix;
@@ -14,6 +13,7 @@ pub mod logits;
 pub mod map;
 pub mod output;
 pub mod safetensors;
+pub mod snapshot;
 
 pub use quantier_blocks::types;
 

@@ -4,7 +4,7 @@
 use super::super::{Job, Kept, Opened, Result, covariance_job, rounding_bytes, texts};
 use crate::covariance::{EXPERT_SAMPLE, Needs, SAMPLE, input_of, is_held_out};
 use crate::feedback::{Factor, Feedback};
-use crate::format::checkpoint::Key;
+use crate::format::snapshot::Key;
 use crate::input::Tensor;
 use std::collections::BTreeMap;
 

@@ -1,17 +1,16 @@
-//! What a long job has come to, so that another process can go on from there.
+//! Snapshots: the saved state of a long job, from which another process resumes it.
 //!
 //! ```text
-//! magic u8 x 8     "QNTCKPT" and the version of this layout
-//! key u8 x 32      the job: SHA-256 of all that its result depends on
-//! done u64         steps that are done (layers)
+//! magic u8 x 8     "QNTSNAP" and the version of this layout
+//! key u8 x 32      the job: SHA-256 of everything that its result depends on
+//! done u64         finished steps (layers)
 //! slots u64, len u64, extra u64
-//! extra bytes      what the job has found so far, packed by the job itself
+//! extra bytes      partial results, packed by the job itself
 //! f32 x slots x len                  activations between two steps, in the machine's byte order
-//! SHA-256 of all bytes before        u8 x 32
+//! SHA-256 of the preceding bytes     u8 x 32
 //! ```
 //!
-//! Integers are little-endian. Such a file never leaves the machine, or the shared disk, that the
-//! job runs on.
+//! Integers are little-endian. The file never leaves the machine, or the shared disk, of its job.
 
 use super::map::Map;
 use super::output::Output;
@@ -20,29 +19,29 @@ use sha2::{Digest, Sha256};
 use std::ops::Range;
 use std::path::Path;
 
-const MAGIC: &[u8; 8] = b"QNTCKPT1";
+const MAGIC: &[u8; 8] = b"QNTSNAP1";
 /// Bytes of a SHA-256.
 const DIGEST: usize = 32;
-/// Bytes before what the job has packed.
+/// Bytes before the packed partial results.
 const HEAD: usize = MAGIC.len() + DIGEST + 4 * 8;
 
-/// A job: a SHA-256 of all that its result depends on.
+/// SHA-256 of everything that a result depends on.
 pub type Key = [u8; DIGEST];
 
-/// What lies under a checkpoint's name.
-pub enum Found {
-    /// Nothing.
+/// Result of a search for a snapshot.
+pub enum Lookup {
+    /// No file.
     Nothing,
-    /// The checkpoint of another job.
+    /// The snapshot of another job.
     Other,
-    /// Something that is no whole checkpoint, and why.
+    /// A damaged file, and why it is one.
     Damaged(String),
-    /// This job's.
-    Ours(Checkpoint),
+    /// The snapshot of this job.
+    Ours(Snapshot),
 }
 
-/// A checkpoint whose checksum is right.
-pub struct Checkpoint {
+/// A snapshot with a correct checksum.
+pub struct Snapshot {
     map: Map,
     done: usize,
     slots: usize,
@@ -50,26 +49,26 @@ pub struct Checkpoint {
     extra: Range<usize>,
 }
 
-impl Checkpoint {
-    /// Looks for the checkpoint of a job.
+impl Snapshot {
+    /// Opens the snapshot of a job.
     ///
     /// # Errors
-    /// If the file is there and cannot be read.
-    pub fn open(path: &Path, key: &Key) -> Result<Found> {
+    /// If the file exists and cannot be read.
+    pub fn open(path: &Path, key: &Key) -> Result<Lookup> {
         if !path.exists() {
-            return Ok(Found::Nothing);
+            return Ok(Lookup::Nothing);
         }
         let map = Map::open(path)?;
         Ok(match parse(map.bytes()) {
-            Err(what) => Found::Damaged(what),
-            Ok(head) if head.key != *key => Found::Other,
+            Err(what) => Lookup::Damaged(what),
+            Ok(head) if head.key != *key => Lookup::Other,
             Ok(Head {
                 done,
                 slots,
                 len,
                 extra,
                 ..
-            }) => Found::Ours(Checkpoint {
+            }) => Lookup::Ours(Snapshot {
                 map,
                 done,
                 slots,
@@ -79,12 +78,12 @@ impl Checkpoint {
         })
     }
 
-    /// Steps that are done.
+    /// Finished steps.
     pub fn done(&self) -> usize {
         self.done
     }
 
-    /// What the job had packed.
+    /// Partial results, as the job packed them.
     pub fn extra(&self) -> &[u8] {
         &self.map.bytes()[self.extra.clone()]
     }
@@ -124,7 +123,7 @@ struct Head {
 
 fn parse(bytes: &[u8]) -> std::result::Result<Head, String> {
     if !bytes.starts_with(MAGIC) {
-        return Err("it does not begin as a checkpoint does".into());
+        return Err("it does not begin as a snapshot does".into());
     }
     let short = || format!("it ends at byte {}, before its end", bytes.len());
     let (body, digest) = bytes
@@ -159,8 +158,8 @@ fn parse(bytes: &[u8]) -> std::result::Result<Head, String> {
     })
 }
 
-/// Writes a checkpoint: beside its name, then renamed, so that a killed process leaves the one
-/// before.
+/// Writes a snapshot: under a temporary name, then renamed, so that a killed process leaves the
+/// previous one.
 ///
 /// `state` gives the activations of each of `slots` slots, `[len]`.
 ///
@@ -200,7 +199,7 @@ pub fn write<E: From<Error>>(
     Ok(output.finish()?)
 }
 
-/// Numbers and texts as bytes, for what a job keeps.
+/// Numbers and texts as bytes, for the partial results of a job.
 #[derive(Default)]
 pub struct Packer(pub Vec<u8>);
 
@@ -221,7 +220,7 @@ impl Packer {
         self.number(text.len()).bytes(text.as_bytes())
     }
 
-    /// Numbers of 8 bytes and how many they are.
+    /// A list of 8-byte numbers after its length.
     pub fn list(&mut self, numbers: impl ExactSizeIterator<Item = [u8; 8]>) -> &mut Packer {
         self.number(numbers.len());
         self.0.extend(numbers.flatten());
@@ -229,7 +228,7 @@ impl Packer {
     }
 }
 
-/// Reads what a [`Packer`] wrote; `None` where it ends too early.
+/// Reads the output of a [`Packer`]; `None` where it ends too early.
 pub struct Unpacker<'a>(pub &'a [u8]);
 
 impl<'a> Unpacker<'a> {
@@ -251,7 +250,7 @@ impl<'a> Unpacker<'a> {
         std::str::from_utf8(self.take(len)?).ok()
     }
 
-    /// Numbers of 8 bytes.
+    /// A list of 8-byte numbers.
     pub fn list<T>(&mut self, number: impl Fn([u8; 8]) -> T) -> Option<Vec<T>> {
         let bytes = self.number()?.checked_mul(8)?;
         Some(
@@ -281,10 +280,10 @@ mod tests {
     }
 
     #[test]
-    fn what_was_kept_comes_back() {
+    fn a_snapshot_reads_back() {
         let dir = tempfile::tempdir().unwrap();
         let path = written(dir.path());
-        let Found::Ours(found) = Checkpoint::open(&path, &KEY).unwrap() else {
+        let Lookup::Ours(found) = Snapshot::open(&path, &KEY).unwrap() else {
             panic!("it is ours")
         };
         assert_eq!(
@@ -293,12 +292,12 @@ mod tests {
         );
         assert_eq!(found.state(1).unwrap(), [1.5; 5]);
         assert!(matches!(
-            Checkpoint::open(&path, &[8; 32]).unwrap(),
-            Found::Other
+            Snapshot::open(&path, &[8; 32]).unwrap(),
+            Lookup::Other
         ));
         assert!(matches!(
-            Checkpoint::open(&dir.path().join("b"), &KEY).unwrap(),
-            Found::Nothing
+            Snapshot::open(&dir.path().join("b"), &KEY).unwrap(),
+            Lookup::Nothing
         ));
     }
 
@@ -309,7 +308,7 @@ mod tests {
         let bytes = std::fs::read(&path).unwrap();
         let damaged = |bytes: &[u8]| {
             std::fs::write(&path, bytes).unwrap();
-            matches!(Checkpoint::open(&path, &KEY).unwrap(), Found::Damaged(_))
+            matches!(Snapshot::open(&path, &KEY).unwrap(), Lookup::Damaged(_))
         };
         for at in 0..bytes.len() {
             assert!(damaged(&bytes[..at]), "cut at byte {at}");
@@ -321,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_leaves_the_one_before() {
+    fn a_failure_leaves_the_previous_snapshot() {
         let dir = tempfile::tempdir().unwrap();
         let path = written(dir.path());
         let before = std::fs::read(&path).unwrap();
