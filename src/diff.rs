@@ -12,11 +12,6 @@ use crate::quant::Codec;
 use rayon::prelude::*;
 use std::collections::HashMap;
 
-/// Weights that are read and compared at a time (one row at least).
-const BAND_WEIGHTS: u64 = 8 << 20;
-/// Weights that one thread takes at a time (one row at least): small enough to stay in its cache.
-const TASK_WEIGHTS: u64 = 64 << 10;
-
 /// What two models, A and B, differ in.
 pub struct Diff<'a> {
     /// Keys of either that are not the same in both: first those of A in its order, then those of B
@@ -188,19 +183,6 @@ fn rank(change: &TensorChange) -> f64 {
     }
 }
 
-/// Rows of a band.
-fn band_rows(tensor: &Tensor<'_>) -> u64 {
-    (BAND_WEIGHTS / tensor.info.shape.row_len()).clamp(1, tensor.info.shape.rows())
-}
-
-/// Bands of rows.
-fn bands(tensor: &Tensor<'_>) -> impl Iterator<Item = std::ops::Range<u64>> {
-    let (rows, step) = (tensor.info.shape.rows(), band_rows(tensor));
-    (0..rows)
-        .step_by(step as usize)
-        .map(move |first| first..(first + step).min(rows))
-}
-
 /// Whether two tensors of one shape and type have the same bytes.
 fn identical(
     a: &Input<'_>,
@@ -209,7 +191,7 @@ fn identical(
     other: &Tensor<'_>,
 ) -> convert::Result<bool> {
     let (mut buffer_a, mut buffer_b) = (Vec::new(), Vec::new());
-    for rows in bands(tensor) {
+    for rows in tensor.bands(0..tensor.info.shape.rows()) {
         let bytes_a = a.read(tensor, rows.clone(), &mut buffer_a)?;
         let bytes_b = b.read(other, rows.clone(), &mut buffer_b)?;
         if bytes_a != bytes_b {
@@ -229,35 +211,28 @@ fn weight_error(
     b: &Input<'_>,
     other: &Tensor<'_>,
 ) -> convert::Result<Option<WeightError>> {
-    let (Some(codec_a), Some(codec_b)) = (
-        Codec::of(tensor.info.ggml_type),
-        Codec::of(other.info.ggml_type),
-    ) else {
+    let holds_weights = |tensor: &Tensor<'_>| Codec::of(tensor.info.ggml_type).is_some();
+    if !holds_weights(tensor) || !holds_weights(other) {
         return Ok(None);
-    };
-    let row_len = tensor.info.shape.row_len() as usize;
-    let task_rows = (TASK_WEIGHTS as usize / row_len).max(1);
-    let row_bytes = |t: &Tensor<'_>| (t.info.bytes() / t.info.shape.rows()) as usize;
+    }
+    let task_rows = tensor.task_rows();
+    let task_weights = task_rows * tensor.info.shape.row_len() as usize;
     let (mut buffer_a, mut buffer_b) = (Vec::new(), Vec::new());
     let (mut error, mut power) = (0.0, 0.0);
-    for rows in bands(tensor) {
-        let bytes_a = a.read(tensor, rows.clone(), &mut buffer_a)?;
-        let bytes_b = b.read(other, rows.clone(), &mut buffer_b)?;
-        let tasks = bytes_a
-            .par_chunks(task_rows * row_bytes(tensor))
-            .zip(bytes_b.par_chunks(task_rows * row_bytes(other)));
-        let room = || {
-            (
-                vec![0.0f32; task_rows * row_len],
-                vec![0.0f32; task_rows * row_len],
-            )
-        };
+    for rows in tensor.bands(0..tensor.info.shape.rows()) {
+        let band_a = a.band(tensor, rows.clone(), &mut buffer_a)?;
+        let band_b = b.band(other, rows.clone(), &mut buffer_b)?;
+        let room = || (vec![0.0f32; task_weights], vec![0.0f32; task_weights]);
+        let tasks = band_a
+            .par_chunks(task_rows)
+            .zip(band_b.par_chunks(task_rows));
         let sums: Vec<(f64, f64)> = tasks
-            .map_init(room, |(x, y), (bytes_a, bytes_b)| {
-                let n = bytes_a.len() / row_bytes(tensor) * row_len;
-                codec_a.dequantize_row(bytes_a, &mut x[..n]);
-                codec_b.dequantize_row(bytes_b, &mut y[..n]);
-                sums(&x[..n], &y[..n])
+            .map_init(room, |(x, y), (rows_a, rows_b)| {
+                let weights = rows_a.len() * rows_a.row_len();
+                let (x, y) = (&mut x[..weights], &mut y[..weights]);
+                rows_a.widen(x);
+                rows_b.widen(y);
+                sums(x, y)
             })
             .collect();
         for (of_error, of_power) in sums {

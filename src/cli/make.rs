@@ -13,7 +13,6 @@ use quantier::convert;
 use quantier::feedback::Rounding;
 use quantier::format::types::GgmlType;
 use quantier::frontier::{Measure, Settings};
-use quantier::input::Input;
 use quantier::make::{self, Job, Text, Texts};
 use quantier::model::Options;
 use quantier::plan::file_type::FileType;
@@ -293,13 +292,10 @@ fn go(
         ..Options::default()
     };
     let source = source(&args.model)?;
-    let input = Input::new(
-        &source,
-        &convert::Job {
-            threads: args.threads,
-            ..convert::Job::default()
-        },
-    )?;
+    let input = source.reader(&convert::Job {
+        threads: args.threads,
+        ..convert::Job::default()
+    })?;
     let mut measure = match &*args.score {
         "imatrix" => Measure::Imatrix,
         "sweep" => Measure::Sweep,

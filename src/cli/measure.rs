@@ -90,7 +90,7 @@ pub fn source(path: &Path) -> anyhow::Result<Source> {
 }
 
 pub fn input(source: &Source) -> anyhow::Result<Input<'_>> {
-    Ok(Input::new(source, &convert::Job::default())?)
+    Ok(source.reader(&convert::Job::default())?)
 }
 
 impl Opened<'_> {

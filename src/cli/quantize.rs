@@ -217,7 +217,7 @@ pub fn run(args: Args, matches: &clap::ArgMatches) -> anyhow::Result<ExitCode> {
     let propagation = Propagated::new(&args);
     let job = job(args, matches)?;
     let source = Source::open(&job.input)?;
-    let input = Input::new(&source, &conversion)?;
+    let input = source.reader(&conversion)?;
     input.notes().iter().for_each(|note| note!("{note}"));
     let mut plan = Plan::new(&input, &job)?;
     if dry_run {

@@ -4,7 +4,7 @@ use super::hub::{self, Need};
 use super::text::say;
 use anyhow::{Context, bail};
 use quantier::convert;
-use quantier::input::{Input, Source};
+use quantier::input::Source;
 use quantier::tokenizer::Tokenizer;
 use serde_json::json;
 use std::io::Read;
@@ -57,13 +57,10 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let model = hub::model(&args.model, Need::Vocabulary)?;
     let source = Source::open(&model.path)?;
     // No weight is read, and none need be there.
-    let input = Input::new(
-        &source,
-        &convert::Job {
-            vocab_only: true,
-            ..convert::Job::default()
-        },
-    )?;
+    let input = source.reader(&convert::Job {
+        vocab_only: true,
+        ..convert::Job::default()
+    })?;
     let tokenizer =
         Tokenizer::from_gguf(input.metadata()).with_context(|| args.model.display().to_string())?;
     let (bytes, from) = match (&args.prompt, &args.file) {

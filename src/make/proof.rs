@@ -37,7 +37,7 @@ impl Subject {
     /// A file that is there.
     pub(super) fn of_file(base: &Input<'_>, windows: &texts::Cut, path: &Path) -> Result<Subject> {
         let source = Source::open(path)?;
-        let input = Input::new(&source, &convert::Job::default())?;
+        let input = source.reader(&convert::Job::default())?;
         let key = resume::KeyBuilder::new("make: proof")
             .with_model(base)?
             .with_model(&input)?;
@@ -92,7 +92,7 @@ pub(super) fn measure(
                 .collect::<convert::Result<Vec<_>>>()?;
             let inputs = sources
                 .iter()
-                .map(|source| Input::new(source, &convert::Job::default()));
+                .map(|source| source.reader(&convert::Job::default()));
             let inputs = inputs.collect::<convert::Result<Vec<_>>>()?;
             let engines = inputs.iter().map(|input| Engine::new(input, &job.options));
             let engines = engines.collect::<crate::model::Result<Vec<_>>>()?;

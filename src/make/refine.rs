@@ -15,7 +15,7 @@ use crate::feedback::Feedback;
 use crate::format::imatrix::Imatrix;
 use crate::format::types::GgmlType;
 use crate::frontier::sweep::{Side, Within, divergence, first_layer, rounded};
-use crate::input::{Input, Source};
+use crate::input::Source;
 use crate::model::{Engine, Replaced};
 use crate::plan::frontier::Problem;
 use crate::progress::{Progress, Unit};
@@ -77,7 +77,7 @@ pub(super) fn refine(
     progress: &dyn Progress,
 ) -> Result<Refined> {
     let source = Source::open(path)?;
-    let input = Input::new(&source, &convert::Job::default())?;
+    let input = source.reader(&convert::Job::default())?;
     let mut engine = Engine::new(&input, &job.options)?;
     let within = Within(progress);
     let base = model.engine.trace(chunks, None, &within)?;

@@ -38,7 +38,7 @@ fn with_engine<T>(
     then: impl FnOnce(&Engine<'_>, &Input<'_>) -> T,
 ) -> T {
     let source = Source::open(path).unwrap();
-    let input = Input::new(&source, &convert::Job::default()).unwrap();
+    let input = source.reader(&convert::Job::default()).unwrap();
     let options = model::Options {
         threads,
         ..model::Options::default()

@@ -1,7 +1,7 @@
 //! The forward pass on the small trained Llama: what must hold whatever the numbers are.
 
 use quantier::convert;
-use quantier::input::{Input, Source};
+use quantier::input::Source;
 use quantier::model::{Engine, Error, Observer, Options, Seen};
 use quantier::progress::Silent;
 use std::collections::BTreeMap;
@@ -19,7 +19,7 @@ fn with_engine<T>(model: &str, options: &Options, then: impl FnOnce(&Engine<'_>)
             .join(model),
     )
     .unwrap();
-    let input = Input::new(&source, &convert::Job::default()).unwrap();
+    let input = source.reader(&convert::Job::default()).unwrap();
     then(&Engine::new(&input, options).unwrap())
 }
 

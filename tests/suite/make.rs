@@ -97,7 +97,7 @@ fn recipe_of(model: &Path) -> PathBuf {
 /// Names, types and bytes of all tensors.
 fn tensors(path: &Path) -> BTreeMap<String, (GgmlType, Vec<u8>)> {
     let source = Source::open(path).unwrap();
-    let input = Input::new(&source, &convert::Job::default()).unwrap();
+    let input = source.reader(&convert::Job::default()).unwrap();
     let one = |t: &quantier::input::Tensor<'_>| {
         let mut buffer = Vec::new();
         let bytes = input
@@ -539,9 +539,8 @@ fn models_and_places_that_cannot_be_used() {
 /// out.
 fn changed(change: impl Fn(&str, Vec<f32>) -> Option<Vec<f32>>) -> Tiny {
     let source: &'static Source = Box::leak(Box::new(Source::open(&refmodel()).unwrap()));
-    let input: &'static Input<'static> = Box::leak(Box::new(
-        Input::new(source, &convert::Job::default()).unwrap(),
-    ));
+    let input: &'static Input<'static> =
+        Box::leak(Box::new(source.reader(&convert::Job::default()).unwrap()));
     let mut tiny = Tiny {
         metadata: input.metadata().clone(),
         tensors: Vec::new(),

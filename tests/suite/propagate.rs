@@ -7,7 +7,7 @@ use quantier::convert;
 use quantier::covariance::{self, Store};
 use quantier::format::types::GgmlType;
 use quantier::frontier::{self, Measure, Settings};
-use quantier::input::{Input, Source};
+use quantier::input::Source;
 use quantier::model::backward::Labels;
 use quantier::model::{Engine, Error, Observer, Options, Replaced, Rounder, Seen};
 use quantier::progress::Silent;
@@ -129,7 +129,7 @@ fn both_models_go_through_the_text_as_each_does_alone() {
         let path = dir.path().join(format!("{name}.gguf"));
         model.write(&path);
         let source = Source::open(&path).unwrap();
-        let input = Input::new(&source, &convert::Job::default()).unwrap();
+        let input = source.reader(&convert::Job::default()).unwrap();
         let matrices = input.tensors.iter().filter(|t| {
             let name = &*t.info.name;
             t.info.shape.dims().len() > 1 && name.ends_with(".weight") && name != "output.weight"
@@ -327,7 +327,7 @@ fn what_does_not_go_together_is_said() {
 fn gradients_are_those_of_the_backward_stream() {
     let dir = tempfile::tempdir().unwrap();
     let source = Source::open(Path::new(&refmodel())).unwrap();
-    let input = Input::new(&source, &convert::Job::default()).unwrap();
+    let input = source.reader(&convert::Job::default()).unwrap();
     let engine = Engine::new(
         &input,
         &Options {

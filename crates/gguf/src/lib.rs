@@ -12,6 +12,7 @@ pub mod json;
 pub mod logits;
 pub mod map;
 pub mod output;
+pub mod reader;
 pub mod safetensors;
 pub mod snapshot;
 

@@ -104,10 +104,7 @@ impl Hub {
                 }
             });
         }
-        Hub {
-            state,
-            endpoint,
-        }
+        Hub { state, endpoint }
     }
 
     pub fn state(&self) -> MutexGuard<'_, State> {

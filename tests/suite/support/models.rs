@@ -15,9 +15,8 @@ pub fn refmodel_path() -> PathBuf {
 /// The same, to be changed. What it borrows from lives as long as the test.
 pub fn refmodel() -> Tiny {
     let source: &'static Source = Box::leak(Box::new(Source::open(&refmodel_path()).unwrap()));
-    let input: &'static Input<'static> = Box::leak(Box::new(
-        Input::new(source, &convert::Job::default()).unwrap(),
-    ));
+    let input: &'static Input<'static> =
+        Box::leak(Box::new(source.reader(&convert::Job::default()).unwrap()));
     let tensor = |t: &quantier::input::Tensor<'static>| {
         let data = input
             .read(t, 0..t.info.shape.rows(), &mut Vec::new())
