@@ -9,15 +9,16 @@
 //!
 //! `scripts/bench-quantize.sh` makes a table of it.
 
-#[path = "../tests/support/blocks.rs"]
-mod support;
+#[allow(dead_code)] // the tests use the rest
+#[path = "../crates/blocks/tests/blocks/ggml.rs"]
+mod ggml;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use ggml::Ggml;
 use quantier::quant::Codec;
 use quantier::simd::Isa;
+use quantier_core::rng::Rng;
 use std::time::Duration;
-use support::ggml::Ggml;
-use support::inputs::Rng;
 
 /// The rows that are quantized: of a small matrix.
 const COLUMNS: usize = 4096;

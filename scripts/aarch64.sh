@@ -2,7 +2,7 @@
 # The block formats on aarch64: compiles them for it, with their NEON kernels, and runs there under emulation
 #
 #   every operation of the lanes against the plain one, and the unit tests of the formats,
-#   the golden vectors of the real ggml (testdata/blocks.golden),
+#   the golden vectors of the real ggml (crates/blocks/testdata/blocks.golden),
 #   NEON against scalar for every type: blocks per type in QUANTIER_BLOCKS (default 1000), types in QUANTIER_TYPES.
 #
 #   scripts/aarch64.sh
@@ -14,9 +14,9 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 export QUANTIER_BLOCKS=${QUANTIER_BLOCKS:-1000}
-manifest=tests/blocks_only/Cargo.toml
+tests=(cargo test --release -p quantier-blocks --lib --tests)
 if [ "$(uname -m)" = aarch64 ]; then
-    exec cargo test --release --lib --tests --manifest-path "$manifest"
+    exec "${tests[@]}"
 fi
 
 target=aarch64-unknown-linux-gnu
@@ -50,4 +50,4 @@ export RUSTC=/usr/bin/rustc
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64 -L /usr/aarch64-linux-gnu"
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUSTFLAGS="--sysroot=$sysroot"
-cargo test --release --lib --tests --target "$target" --manifest-path "$manifest"
+"${tests[@]}" --target "$target" --target-dir target/aarch64

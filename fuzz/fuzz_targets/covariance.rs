@@ -1,12 +1,11 @@
 //! Any bytes as a file of covariances, and as the index of a directory of them: errors, or finite
-//! numbers as many as the heads say, with a factor or a reason why they have none.
+//! numbers as many as the heads say.
 #![no_main]
 
 mod scratch;
 
 use libfuzzer_sys::fuzz_target;
-use quantier::feedback::Feedback;
-use quantier::format::covariance::{File, INDEX, Index, Part, triangle};
+use quantier_gguf::covariance::{File, INDEX, Index, Part, triangle};
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
@@ -22,10 +21,6 @@ static INDEXED: LazyLock<PathBuf> = LazyLock::new(|| {
     dir
 });
 
-/// Matrices that are looked at, and channels of those that are factored.
-const MOST: usize = 8;
-const CHANNELS: usize = 64;
-
 fuzz_target!(|bytes: &[u8]| {
     let path = FILE.join("a.gguf");
     std::fs::write(&path, bytes).expect("write");
@@ -38,17 +33,10 @@ fuzz_target!(|bytes: &[u8]| {
         }
         .write(&FILE)
         .expect("write");
-        // A tensor that is named twice is refused.
-        if let Ok(feedback) = Feedback::open(&FILE) {
-            look(&feedback);
-        }
+        assert!(Index::read(&FILE).is_ok());
     }
     std::fs::write(INDEXED.join(INDEX), bytes).expect("write");
-    if Index::read(&INDEXED).is_ok()
-        && let Ok(feedback) = Feedback::open(&INDEXED)
-    {
-        look(&feedback);
-    }
+    let _ = Index::read(&INDEXED);
 });
 
 /// Every part of a file.
@@ -66,20 +54,5 @@ fn read(file: &File) {
                 sample.len().is_multiple_of(head.columns) && sample.iter().all(|x| x.is_finite())
             );
         }
-    }
-}
-
-/// Some matrices of a directory.
-fn look(feedback: &Feedback) {
-    for name in feedback.names().take(MOST) {
-        let [columns, matrices] = feedback.shape(name).expect("it is named");
-        for matrix in (0..matrices).take(MOST).filter(|_| columns <= CHANNELS) {
-            let _ = feedback.inputs(name, matrix, columns);
-        }
-        assert!(
-            feedback
-                .inputs(name, matrices, columns)
-                .is_ok_and(|inputs| inputs.is_none())
-        );
     }
 }

@@ -3,7 +3,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use quantier::format::gguf::{
+use quantier_gguf::gguf::{
     Array, Header, Layout, Metadata, TensorInfo, Value, ValueType, parse,
 };
 

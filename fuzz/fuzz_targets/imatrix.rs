@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use quantier::format::imatrix::Imatrix;
+use quantier_gguf::imatrix::Imatrix;
 
 fuzz_target!(|file: &[u8]| {
     let Ok(imatrix) = Imatrix::parse(file) else {

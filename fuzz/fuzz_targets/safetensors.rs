@@ -3,7 +3,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use quantier::format::safetensors::parse;
+use quantier_gguf::safetensors::parse;
 
 fuzz_target!(|file: &[u8]| {
     let Ok(header) = parse(file) else { return };

@@ -5,7 +5,7 @@
 mod scratch;
 
 use libfuzzer_sys::fuzz_target;
-use quantier::tokenizer::{VocabKind, import};
+use quantier_tokenizer::{VocabKind, import};
 use std::path::PathBuf;
 use std::sync::LazyLock;
 

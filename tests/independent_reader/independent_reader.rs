@@ -12,8 +12,8 @@
 mod gguf;
 
 use gguf::{Tiny, everything};
-use quantier::format::gguf::{Layout, Value, Writer, parse};
-use quantier::format::types::GgmlType;
+use quantier_gguf::gguf::{Layout, Value, Writer, parse};
+use quantier_gguf::types::GgmlType;
 
 const MXFP4: u32 = 39;
 

@@ -45,3 +45,23 @@ impl Rng {
         self.gaussian() / (self.uniform() + 1.0e-4)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Golden vectors and seeds of fuzzers depend on these numbers.
+    #[test]
+    fn numbers_are_those_of_splitmix64() {
+        let mut rng = Rng::new(1_234_567);
+        let numbers: [u64; 3] = std::array::from_fn(|_| rng.next_u64());
+        assert_eq!(
+            numbers,
+            [
+                6_457_827_717_110_365_317,
+                3_203_168_211_198_807_973,
+                9_817_491_932_198_370_423
+            ]
+        );
+    }
+}

@@ -1,10 +1,10 @@
 //! Tiny GGUF files: sound ones through the program's own writer, and bytes that lie as a test wants
 //! them to.
 
-use quantier::format::gguf::{
+use quantier_gguf::gguf::{
     Array, DEFAULT_ALIGNMENT, Layout, Metadata, Shape, TensorInfo, Value, ValueType,
 };
-use quantier::format::types::GgmlType;
+use quantier_gguf::types::GgmlType;
 use std::path::{Path, PathBuf};
 
 /// Metadata and tensors with their data, in the order in which they are written.

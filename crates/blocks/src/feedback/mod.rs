@@ -44,7 +44,9 @@ pub struct Coupling<'a> {
 /// A quadratic form of the errors of eight columns.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Metric {
+    /// Of all eight.
     pub eight: [[f32; 8]; 8],
+    /// Of the first four.
     pub first_four: [[f32; 4]; 4],
 }
 

@@ -711,17 +711,13 @@ fn turned(m: &[[f32; 8]; 8], x: &[f32; 8], values: &[f32; 8], signs: u8, even: b
 mod tests {
     use super::*;
     use crate::simd::Scalar;
+    use quantier_core::rng::Rng;
 
     /// What is passed over costs more than what is found.
     #[test]
     fn no_point_is_cheaper_than_the_one_that_is_found() {
-        let mut state = 5u64;
-        let mut next = || {
-            state = state
-                .wrapping_mul(6364136223846793005)
-                .wrapping_add(1442695040888963407);
-            (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5
-        };
+        let mut rng = Rng::new(5);
+        let mut next = || rng.centered();
         let points: Vec<[f32; 8]> = (0..600)
             .map(|_| std::array::from_fn(|_| [8.0, 25.0, 43.0][(next() * 2.999 + 1.5) as usize]))
             .collect();

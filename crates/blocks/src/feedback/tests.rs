@@ -1,16 +1,12 @@
 use super::{Choice, Grid, Metric, Pointed, Points, Stepped};
 use crate::simd::Scalar;
 use crate::{Block, fp4, iq, iq4, k, legacy, low, ternary};
+use quantier_core::rng::Rng;
 
 /// Bytes without a pattern.
 fn bytes(seed: u64) -> impl FnMut() -> u8 {
-    let mut state = seed;
-    move || {
-        state = state
-            .wrapping_mul(6364136223846793005)
-            .wrapping_add(1442695040888963407);
-        (state >> 56) as u8
-    }
+    let mut rng = Rng::new(seed);
+    move || rng.next_u64() as u8
 }
 
 /// A block of any bytes, without a fault.

@@ -1,8 +1,8 @@
 //! What holds of every block format, for any finite weights.
 
 use proptest::prelude::*;
-use quantier::format::types::GgmlType;
-use quantier::quant::Codec;
+use quantier_blocks::Codec;
+use quantier_blocks::types::GgmlType;
 
 /// Any f32 that is not infinite and not NaN, by its bits: every magnitude is as likely as another.
 fn finite() -> impl Strategy<Value = f32> {

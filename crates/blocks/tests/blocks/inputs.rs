@@ -1,7 +1,6 @@
-//! Rows of weights and importance weights, each kind with a reason. Bit-identical on every machine:
-//! integer arithmetic and IEEE basic operations only, no math library.
+//! Rows of weights and importance weights, each kind with a reason.
 
-pub use quantier_core::rng::Rng;
+use quantier_core::rng::Rng;
 
 /// Kinds of rows of weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,12 +4,10 @@
 //! `QUANTIER_BLOCKS` says how many blocks per type (default 4,000), and `QUANTIER_TYPES`
 //! (comma-separated) which types.
 
-#[path = "support/blocks.rs"]
-mod support;
-
-use quantier::quant::Codec;
-use quantier::simd::Isa;
-use support::inputs::{Importance, Rng, Weights};
+use crate::inputs::{Importance, Weights};
+use quantier_blocks::Codec;
+use quantier_blocks::simd::Isa;
+use quantier_core::rng::Rng;
 
 /// Blocks in a row, one of these per seed: one, part of a vector of blocks, a whole one, and more
 /// with every rest.

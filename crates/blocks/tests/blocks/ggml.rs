@@ -1,7 +1,7 @@
 //! The real ggml, loaded from the reference's shared library at run time.
 
 use libloading::{Library, Symbol};
-use quantier::format::types::GgmlType;
+use quantier_blocks::types::GgmlType;
 use std::ffi::{c_char, c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::PathBuf;

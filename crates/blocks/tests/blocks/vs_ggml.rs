@@ -3,19 +3,17 @@
 //! Ignored by default, since it needs the reference. To run it:
 //!
 //! ```text
-//! QUANTIER_REFERENCE_BIN=$(scripts/reference.sh) cargo test --release --test blocks_vs_ggml -- --ignored
+//! QUANTIER_REFERENCE_BIN=$(scripts/reference.sh) cargo test --release -p quantier-blocks --test blocks vs_ggml -- --ignored
 //! ```
 //!
 //! `QUANTIER_BLOCKS` says how many blocks per type (default 20,000; the full comparison takes
 //! 1,000,000), and `QUANTIER_TYPES` (comma-separated) which types.
 
-#[path = "support/blocks.rs"]
-mod support;
-
-use quantier::format::types::GgmlType;
-use quantier::quant::Codec;
-use support::ggml::{Ggml, stays_within};
-use support::inputs::{Importance, Rng, Weights};
+use crate::ggml::{Ggml, stays_within};
+use crate::inputs::{Importance, Weights};
+use quantier_blocks::Codec;
+use quantier_blocks::types::GgmlType;
+use quantier_core::rng::Rng;
 
 /// Blocks in a row, one of these per seed: 3 catches state carried from block to block, and odd
 /// counts; the other lengths show in what is summed over a whole row.

@@ -10,25 +10,16 @@
 //!
 //! Only the reference renews it: `scripts/goldens.sh`.
 
-#[path = "support/blocks.rs"]
-mod support;
-
-use quantier::quant::Codec;
+use crate::ggml::Ggml;
+use crate::inputs::{Importance, Weights};
+use quantier_blocks::Codec;
+use quantier_core::rng::Rng;
 use std::path::{Path, PathBuf};
-use support::ggml::Ggml;
-use support::inputs::{Importance, Rng, Weights};
 
 const RENEW: &str = "to renew it from the real ggml, run scripts/goldens.sh";
 
-/// In the package, or in the one around it.
 fn path() -> PathBuf {
-    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut places = package
-        .ancestors()
-        .map(|dir| dir.join("testdata").join("blocks.golden"));
-    places
-        .find(|path| path.exists())
-        .unwrap_or(package.join("testdata").join("blocks.golden"))
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/blocks.golden")
 }
 
 /// What makes one row.
