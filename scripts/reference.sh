@@ -8,9 +8,13 @@
 #   scripts/reference.sh --python   print the interpreter that runs its Python converter instead, with the packages
 #                                   that it needs (installed at the first call, about 5 GB)
 #
+# Some virtual machines announce AMX and forbid it: what -march=native builds there ends with "Illegal instruction" on
+# quantized models. The build therefore ends with a run of one, and repeats ggml's CPU library without AMX if it must.
+#
 # QUANTIER_REFERENCE (default: $XDG_CACHE_HOME/quantier/reference) says where it is kept; about 1 GiB.
 set -euo pipefail
 
+repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 version=0.3.36
 cache=${QUANTIER_REFERENCE:-${XDG_CACHE_HOME:-$HOME/.cache}/quantier/reference}
 home=$cache/$version
@@ -19,12 +23,54 @@ bin=$home/build/bin
 log=$home/build.log
 targets=(llama-quantize llama-gguf-split llama-tokenize llama-imatrix llama-perplexity llama-completion llama-bench)
 
-# The stamp carries the target list, so that a checkout that needs more targets builds them.
+# The stamps: the target list, so that a checkout that needs more targets builds them; that quantized models run here.
 stamp=$home/built
+runs=$home/runs
 built() { [ -f "$stamp" ] && [ "$(cat "$stamp")" = "${targets[*]}" ]; }
+ready() { built && [ -f "$runs" ]; }
+
+build() {
+    PATH=$home/venv/bin:$PATH cmake -S "$source" -B "$home/build" -G Ninja -DCMAKE_BUILD_TYPE=Release \
+        -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_APP=OFF \
+        -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_OPENSSL=OFF -DBUILD_TESTING=OFF "$@" &&
+        # The quantizer first: it is what most suites need.
+        PATH=$home/venv/bin:$PATH cmake --build "$home/build" --target llama-quantize &&
+        PATH=$home/venv/bin:$PATH cmake --build "$home/build" --target "${targets[@]}"
+}
+
+# CMake options that name the instruction sets of this CPU one by one, AMX left out.
+without_amx() {
+    local macros option
+    macros=$(gcc -march=native -dM -E - </dev/null)
+    echo -DGGML_NATIVE=OFF
+    for option in SSE42:SSE4_2 AVX:AVX AVX2:AVX2 FMA:FMA F16C:F16C BMI2:BMI2 AVX_VNNI:AVXVNNI AVX512:AVX512F \
+        AVX512_VBMI:AVX512VBMI AVX512_VNNI:AVX512VNNI AVX512_BF16:AVX512BF16; do
+        if grep -q "define __${option#*:}__ " <<<"$macros"; then
+            echo "-DGGML_${option%:*}=ON"
+        else
+            echo "-DGGML_${option%:*}=OFF"
+        fi
+    done
+    printf -- '-DGGML_AMX_%s=OFF\n' TILE INT8 BF16
+}
+
+# Runs quantized models; 132 (128 + SIGILL) where the CPU lacks an instruction.
+try() {
+    local model=$repository/testdata/refmodel-f16.gguf text=$repository/testdata/texts/evaluation.txt type
+    for type in Q4_0 Q8_0 Q4_K_S; do
+        "$bin/llama-quantize" "$model" "$home/probe.gguf" "$type" >"$home/probe.log" 2>&1 || return
+        "$bin/llama-perplexity" -m "$home/probe.gguf" -f "$text" -c 128 --chunks 1 >"$home/probe.log" 2>&1 || return
+    done
+    rm -f "$home/probe.gguf" "$home/probe.log"
+}
+
+fail() {
+    echo "reference.sh: $1" >&2
+    exit 1
+}
 
 case "${1:-}" in
-    --check) built && echo "$bin" && exit 0 || exit 1 ;;
+    --check) ready && echo "$bin" && exit 0 || exit 1 ;;
     --source) show=$source ;;
     --python) show=$home/pyvenv/bin/python ;;
     "") show=$bin ;;
@@ -38,7 +84,7 @@ flock 9
 if ! built; then
     start=$(date +%s)
     for tool in python3 gcc g++ git; do
-        command -v "$tool" >/dev/null || { echo "reference.sh: '$tool' is needed; install it and try again" >&2; exit 1; }
+        command -v "$tool" >/dev/null || fail "'$tool' is needed; install it and try again"
     done
     if [ ! -x "$home/venv/bin/ninja" ]; then
         python3 -m venv "$home/venv"
@@ -52,16 +98,22 @@ if ! built; then
         tar -xzf "$home/llama_cpp_python-$version.tar.gz" -C "$home"
     fi
     echo "reference.sh: building ${targets[*]} (about a quarter of an hour on two cores; log: $log)" >&2
-    {
-        PATH=$home/venv/bin:$PATH cmake -S "$source" -B "$home/build" -G Ninja -DCMAKE_BUILD_TYPE=Release \
-            -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_APP=OFF \
-            -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_OPENSSL=OFF -DBUILD_TESTING=OFF
-        # The quantizer first: it is what most suites need.
-        PATH=$home/venv/bin:$PATH cmake --build "$home/build" --target llama-quantize
-        PATH=$home/venv/bin:$PATH cmake --build "$home/build" --target "${targets[@]}"
-    } >"$log" 2>&1 || { tail -n 30 "$log" >&2; echo "reference.sh: the build failed; the whole log is $log" >&2; exit 1; }
+    build >"$log" 2>&1 || { tail -n 30 "$log" >&2; fail "the build failed; the whole log is $log"; }
     echo "${targets[*]}" >"$stamp"
     echo "reference.sh: built in $(($(date +%s) - start)) s" >&2
+fi
+if ! ready; then
+    code=0
+    try || code=$?
+    if [ "$code" = 132 ] && gcc -march=native -dM -E - </dev/null | grep -q __AMX_TILE__; then
+        echo "reference.sh: this CPU announces AMX but does not run it: building ggml's CPU library without" >&2
+        mapfile -t options < <(without_amx)
+        build "${options[@]}" >>"$log" 2>&1 || { tail -n 30 "$log" >&2; fail "the build failed; the whole log is $log"; }
+        code=0
+        try || code=$?
+    fi
+    [ "$code" = 0 ] || fail "a quantized model does not run (exit code $code); its output is $home/probe.log"
+    touch "$runs"
 fi
 if [ "${1:-}" = --python ] && [ ! -f "$home/pyvenv/complete" ]; then
     echo "reference.sh: installing the Python packages into $home/pyvenv" >&2
