@@ -2,7 +2,8 @@
 
 use crate::support::gguf::Tiny;
 use crate::support::program::{
-    LAYERS, fails, importance, json, listing, model, quantier, read, refmodel, succeeds, with_model,
+    LAYERS, bash, fails, importance, json, listing, model, quantier, read, refmodel, succeeds,
+    with_model,
 };
 use quantier::format::gguf::{Files, Model, Value};
 use std::fs;
@@ -394,15 +395,8 @@ fn shards_kept_as_shards() {
 fn a_reader_that_has_seen_enough_is_no_failure() {
     let dir = with_model();
     for args in ["inspect --tensors m.gguf", "quantize --dry-run m.gguf Q8_0"] {
-        let shell = format!(
-            "{} {args} | true; exit ${{PIPESTATUS[0]}}",
-            env!("CARGO_BIN_EXE_quantier")
-        );
-        let ran = assert_cmd::Command::new("bash")
-            .args(["-c", &shell])
-            .current_dir(dir.path())
-            .assert()
-            .success();
+        let line = format!("$quantier {args} | true; exit ${{PIPESTATUS[0]}}");
+        let ran = bash(dir.path(), &line).success();
         assert_eq!(String::from_utf8_lossy(&ran.get_output().stderr), "");
     }
 }

@@ -2,7 +2,8 @@
 
 use crate::support::gguf::{dat, info};
 use crate::support::program::{
-    fails, importance, listing, model, quantier, sparse, succeeds, with_model,
+    bash, fail_each, fails, importance, listing, model, quantier, sparse, succeeds, usage_errors,
+    with_model,
 };
 use quantier::format::types::GgmlType;
 use std::fs;
@@ -11,22 +12,6 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
-
-/// The command, in whatever words, must fail as wrong usage: exit code 2 and how to use it right.
-#[track_caller]
-fn wrong(dir: &Path, args: &str, parts: &[&str]) {
-    let before = listing(dir);
-    let ran = quantier(args).current_dir(dir).assert().code(2);
-    let error = String::from_utf8_lossy(&ran.get_output().stderr).into_owned();
-    parts
-        .iter()
-        .for_each(|part| assert!(error.contains(part), "no {part:?} in: {error}"));
-    assert!(
-        error.contains("Usage: ") || error.contains("try '--help'"),
-        "{error}"
-    );
-    assert_eq!(listing(dir), before);
-}
 
 #[test]
 fn instructions_that_the_cpu_lacks_are_refused_and_others_change_nothing() {
@@ -53,105 +38,77 @@ fn instructions_that_the_cpu_lacks_are_refused_and_others_change_nothing() {
 #[test]
 fn wrong_usage() {
     let dir = with_model();
-    wrong(dir.path(), "", &["Usage"]);
-    wrong(dir.path(), "quantise m.gguf", &["quantise"]);
-    wrong(dir.path(), "quantize", &["Usage"]);
-    wrong(dir.path(), "quantize m.gguf", &["Usage"]);
-    wrong(
+    usage_errors(
         dir.path(),
-        "quantize m.gguf out.gguf Q4_X_M",
-        &["'Q4_X_M' is no type"],
-    );
-    wrong(
-        dir.path(),
-        "quantize m.gguf out.gguf",
-        &["'out.gguf' is no type"],
-    );
-    wrong(
-        dir.path(),
-        "quantize m.gguf out.gguf 999",
-        &["'999' is no type"],
-    );
-    wrong(
-        dir.path(),
-        "quantize m.gguf out.gguf Q4_0 many",
-        &["threads"],
-    );
-    wrong(dir.path(), "quantize m.gguf Q4_0 4 5", &["Usage"]);
-    wrong(dir.path(), "quantize --pur m.gguf Q4_0", &["--pur"]);
-    wrong(
-        dir.path(),
-        "quantize --tensor-type ffn_up m.gguf Q4_0",
-        &["'ffn_up'", "NAME=GGML_TYPE"],
-    );
-    wrong(
-        dir.path(),
-        "quantize --tensor-type ffn_up=q9_9 m.gguf Q4_0",
-        &["q9_9", "no such type"],
-    );
-    wrong(
-        dir.path(),
-        "quantize --tensor-type (=q4_0 m.gguf Q4_0",
-        &["regular expression"],
-    );
-    wrong(
-        dir.path(),
-        "quantize --output-tensor-type nothing m.gguf Q4_0",
-        &["no such type"],
-    );
-    wrong(
-        dir.path(),
-        "quantize --override-kv a=u8:1 m.gguf Q4_0",
-        &["'u8' is no type"],
-    );
-    wrong(
-        dir.path(),
-        "quantize --override-kv a=int:x m.gguf Q4_0",
-        &["'x'"],
-    );
-    wrong(
-        dir.path(),
-        "quantize --also Q4_0 m.gguf Q8_0",
-        &["'Q4_0' is not TYPE=PATH"],
-    );
-    wrong(
-        dir.path(),
-        "quantize --prune-layers 1,x m.gguf Q8_0",
-        &["x"],
-    );
-    wrong(
-        dir.path(),
-        "quantize --include-weights a --exclude-weights b m.gguf Q8_0",
-        &["cannot be used with"],
+        &[
+            ("", &["Usage"]),
+            ("quantise m.gguf", &["quantise"]),
+            ("quantize", &["Usage"]),
+            ("quantize m.gguf", &["Usage"]),
+            ("quantize m.gguf out.gguf Q4_X_M", &["'Q4_X_M' is no type"]),
+            ("quantize m.gguf out.gguf", &["'out.gguf' is no type"]),
+            ("quantize m.gguf out.gguf 999", &["'999' is no type"]),
+            ("quantize m.gguf out.gguf Q4_0 many", &["threads"]),
+            ("quantize m.gguf Q4_0 4 5", &["Usage"]),
+            ("quantize --pur m.gguf Q4_0", &["--pur"]),
+            (
+                "quantize --tensor-type ffn_up m.gguf Q4_0",
+                &["'ffn_up'", "NAME=GGML_TYPE"],
+            ),
+            (
+                "quantize --tensor-type ffn_up=q9_9 m.gguf Q4_0",
+                &["q9_9", "no such type"],
+            ),
+            (
+                "quantize --tensor-type (=q4_0 m.gguf Q4_0",
+                &["regular expression"],
+            ),
+            (
+                "quantize --output-tensor-type nothing m.gguf Q4_0",
+                &["no such type"],
+            ),
+            (
+                "quantize --override-kv a=u8:1 m.gguf Q4_0",
+                &["'u8' is no type"],
+            ),
+            ("quantize --override-kv a=int:x m.gguf Q4_0", &["'x'"]),
+            (
+                "quantize --also Q4_0 m.gguf Q8_0",
+                &["'Q4_0' is not TYPE=PATH"],
+            ),
+            ("quantize --prune-layers 1,x m.gguf Q8_0", &["x"]),
+            (
+                "quantize --include-weights a --exclude-weights b m.gguf Q8_0",
+                &["cannot be used with"],
+            ),
+        ],
     );
 }
 
 #[test]
 fn inputs_that_cannot_be_read() {
     let dir = with_model();
-    fails(
+    fail_each(
         dir.path(),
-        "quantize nowhere.gguf Q4_0",
-        &["cannot open nowhere.gguf"],
-    );
-    fails(dir.path(), "inspect .", &["directory"]);
-    fails(
-        dir.path(),
-        "quantize . out.gguf Q4_0",
         &[
-            "no config.json",
-            "name the directory of a Hugging Face model",
+            ("quantize nowhere.gguf Q4_0", &["cannot open nowhere.gguf"]),
+            ("inspect .", &["directory"]),
+            (
+                "quantize . out.gguf Q4_0",
+                &[
+                    "no config.json",
+                    "name the directory of a Hugging Face model",
+                ],
+            ),
+            (
+                "quantize --imatrix nowhere.dat m.gguf Q4_0",
+                &["nowhere.dat"],
+            ),
+            (
+                "quantize --tensor-type-file nowhere.txt m.gguf Q4_0",
+                &["nowhere.txt"],
+            ),
         ],
-    );
-    fails(
-        dir.path(),
-        "quantize --imatrix nowhere.dat m.gguf Q4_0",
-        &["nowhere.dat"],
-    );
-    fails(
-        dir.path(),
-        "quantize --tensor-type-file nowhere.txt m.gguf Q4_0",
-        &["nowhere.txt"],
     );
     Command::new("mkfifo")
         .arg(dir.path().join("pipe"))
@@ -185,30 +142,30 @@ fn outputs_that_cannot_be_written() {
         &["create", "out.gguf", "create the directory no/such/dir"],
     );
     fs::create_dir(dir.path().join("folder.gguf")).unwrap();
-    fails(
+    fail_each(
         dir.path(),
-        "quantize m.gguf folder.gguf Q4_0",
-        &["folder.gguf", "directory"],
-    );
-    fails(
-        dir.path(),
-        "quantize m.gguf /dev/full Q4_0",
-        &["cannot write /dev/full", "No space left"],
-    );
-    fails(
-        dir.path(),
-        "quantize m.gguf a.gguf Q4_0 --also Q8_0=/dev/full",
-        &["/dev/full"],
-    );
-    fails(
-        dir.path(),
-        "quantize m.gguf a.gguf Q4_0 --also Q8_0=a.gguf",
-        &["two outputs", "a.gguf"],
-    );
-    fails(
-        dir.path(),
-        "quantize m.gguf a.gguf Q4_0 --also Q8_0=./a.gguf",
-        &["a.gguf"],
+        &[
+            (
+                "quantize m.gguf folder.gguf Q4_0",
+                &["folder.gguf", "directory"],
+            ),
+            (
+                "quantize m.gguf /dev/full Q4_0",
+                &["cannot write /dev/full", "No space left"],
+            ),
+            (
+                "quantize m.gguf a.gguf Q4_0 --also Q8_0=/dev/full",
+                &["/dev/full"],
+            ),
+            (
+                "quantize m.gguf a.gguf Q4_0 --also Q8_0=a.gguf",
+                &["two outputs", "a.gguf"],
+            ),
+            (
+                "quantize m.gguf a.gguf Q4_0 --also Q8_0=./a.gguf",
+                &["a.gguf"],
+            ),
+        ],
     );
     let locked = dir.path().join("locked");
     fs::create_dir(&locked).unwrap();
@@ -222,15 +179,7 @@ fn outputs_that_cannot_be_written() {
         );
     }
     // Standard output that takes nothing.
-    let shell = format!(
-        "{} inspect m.gguf > /dev/full",
-        env!("CARGO_BIN_EXE_quantier")
-    );
-    let ran = assert_cmd::Command::new("sh")
-        .args(["-c", &shell])
-        .current_dir(dir.path())
-        .assert()
-        .code(1);
+    let ran = bash(dir.path(), "$quantier inspect m.gguf > /dev/full").code(1);
     let error = String::from_utf8_lossy(&ran.get_output().stderr).into_owned();
     assert!(error.contains("cannot write to standard output"), "{error}");
 }
@@ -244,15 +193,18 @@ fn an_input_is_never_overwritten() {
     symlink("m.gguf", at("soft.gguf")).unwrap();
     importance(|_| true).write(&at("i.gguf"));
     for name in ["m.gguf", "./m.gguf", "hard.gguf", "soft.gguf"] {
-        fails(
+        fail_each(
             dir.path(),
-            &format!("quantize m.gguf {name} Q4_0"),
-            &[name, "is an input"],
-        );
-        fails(
-            dir.path(),
-            &format!("quantize m.gguf new.gguf Q4_0 --also Q8_0={name}"),
-            &[name, "is an input"],
+            &[
+                (
+                    &format!("quantize m.gguf {name} Q4_0"),
+                    &[name, "is an input"],
+                ),
+                (
+                    &format!("quantize m.gguf new.gguf Q4_0 --also Q8_0={name}"),
+                    &[name, "is an input"],
+                ),
+            ],
         );
     }
     fails(

@@ -2,7 +2,7 @@
 
 use crate::support::allocation;
 use crate::support::models;
-use crate::support::program::{fails, json, quantier, succeeds};
+use crate::support::program::{fail_each, json, killed_when, quantier, succeeds};
 use quantier::convert;
 use quantier::covariance::{self, Covariance, Needs, Store, is_held_out};
 use quantier::evaluate::windows::Windows;
@@ -15,9 +15,7 @@ use quantier::progress::Silent;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::sync::Mutex;
-use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 const CONTEXT: usize = 24;
@@ -377,27 +375,13 @@ fn threads_memory_and_the_importance_matrix_do_not_show() {
 
 /// Kills a run that keeps its state after every layer once so many files are there.
 fn killed(dir: &Path, args: &str, reached: usize) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_quantier"));
-    command
-        .current_dir(dir)
-        .args(args.split_whitespace())
-        .args(["--checkpoint-every", "0"]);
-    let mut child = command
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let patience = Instant::now() + Duration::from_secs(120);
     let covariances = || fs::read_dir(dir.join("cov")).map_or(0, Iterator::count);
-    while covariances() < reached || !dir.join("out.gguf.resume").exists() {
-        assert!(
-            child.try_wait().unwrap().is_none() && Instant::now() < patience,
-            "{reached} files were never there"
-        );
-        std::thread::sleep(Duration::from_micros(200));
-    }
-    child.kill().unwrap();
-    child.wait().unwrap();
+    let ready = || covariances() >= reached && dir.join("out.gguf.resume").exists();
+    assert!(killed_when(
+        dir,
+        &format!("{args} --checkpoint-every 0"),
+        ready
+    ));
 }
 
 #[test]
@@ -444,15 +428,18 @@ fn what_cannot_be_done_is_refused() {
     succeeds(dir, &format!("{RUN} --covariance a"));
     let before = files(&dir.join("a"));
     let other = RUN.replace("60", "59");
-    fails(
+    fail_each(
         dir,
-        &format!("{other} --covariance a"),
-        &["a/", "of another model, text or setting", "choose another"],
-    );
-    fails(
-        dir,
-        &format!("{other} --covariance t.txt"),
-        &["cannot read t.txt"],
+        &[
+            (
+                &format!("{other} --covariance a"),
+                &["a/", "of another model, text or setting", "choose another"],
+            ),
+            (
+                &format!("{other} --covariance t.txt"),
+                &["cannot read t.txt"],
+            ),
+        ],
     );
     assert!(files(&dir.join("a")) == before);
     // A directory whose files are of two runs, one that lacks a file, and one that is none.

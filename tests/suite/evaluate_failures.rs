@@ -2,30 +2,18 @@
 //! left behind.
 
 use crate::support::gguf::{Tiny, info};
-use crate::support::program::{fails, quantier, succeeds};
+use crate::support::models;
+use crate::support::program::{fail_each, fails, quantier, succeeds};
 use crate::support::text::{numbers, prose};
-use quantier::format::gguf::{Array, Files, Model, Value};
+use quantier::format::gguf::{Array, Value};
 use quantier::format::types::GgmlType;
-use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
 use tempfile::TempDir;
 
 /// The small trained model with something changed.
 fn changed(change: impl FnOnce(&mut Tiny)) -> Tiny {
-    static FILES: OnceLock<Files> = OnceLock::new();
-    let path: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/refmodel-f16.gguf");
-    let model = Model::parse(FILES.get_or_init(|| Files::open(&path).unwrap())).unwrap();
-    let tensors = model
-        .tensors
-        .iter()
-        .map(|t| (t.info.clone(), t.data().to_vec()))
-        .collect();
-    let mut tiny = Tiny {
-        metadata: model.metadata().clone(),
-        tensors,
-    };
-    change(&mut tiny);
-    tiny
+    let mut model = models::refmodel();
+    change(&mut model);
+    model
 }
 
 /// Directory with the model and two texts.
@@ -60,15 +48,15 @@ fn texts_that_cannot_be_measured() {
     let dir = with_model();
     let run = |text: &[u8], more: &str, parts: &[&str]| {
         std::fs::write(dir.path().join("t.txt"), text).unwrap();
-        fails(
+        fail_each(
             dir.path(),
-            &format!("perplexity m.gguf -f t.txt {more}"),
-            parts,
-        );
-        fails(
-            dir.path(),
-            &format!("kld m.gguf m.gguf -f a.txt -f t.txt {more}"),
-            parts,
+            &[
+                (&format!("perplexity m.gguf -f t.txt {more}"), parts),
+                (
+                    &format!("kld m.gguf m.gguf -f a.txt -f t.txt {more}"),
+                    parts,
+                ),
+            ],
         );
     };
     run(
@@ -114,11 +102,15 @@ fn an_architecture_that_the_engine_lacks() {
         "x.gguf: models of architecture 'rwkv7' cannot be run here yet (convert and quantize work)",
         "llama",
     ];
-    fails(dir.path(), &format!("perplexity x.gguf {ON_A}"), &parts);
-    fails(
+    fail_each(
         dir.path(),
-        &format!("kld m.gguf x.gguf {ON_A} --save-logits base.kld"),
-        &parts,
+        &[
+            (&format!("perplexity x.gguf {ON_A}"), &parts),
+            (
+                &format!("kld m.gguf x.gguf {ON_A} --save-logits base.kld"),
+                &parts,
+            ),
+        ],
     );
 }
 
@@ -130,12 +122,16 @@ fn tensors_that_are_missing_or_of_the_wrong_shape() {
             .retain(|(info, _)| info.name != "blk.4.ffn_up.weight")
     });
     let parts = ["x.gguf: tensor 'blk.4.ffn_up.weight' ", "missing"];
-    fails(
+    fail_each(
         dir.path(),
-        &format!("perplexity x.gguf {ON_A} --save-logits base.kld"),
-        &parts,
+        &[
+            (
+                &format!("perplexity x.gguf {ON_A} --save-logits base.kld"),
+                &parts,
+            ),
+            (&format!("kld m.gguf x.gguf {ON_A}"), &parts),
+        ],
     );
-    fails(dir.path(), &format!("kld m.gguf x.gguf {ON_A}"), &parts);
     let dir = with_changed(|model| {
         let (info, data) = model
             .tensors
@@ -189,15 +185,18 @@ fn vocabularies_that_differ() {
         dir.path(),
         &format!("perplexity x.gguf {ON_A} --save-logits x.kld"),
     );
-    fails(
+    fail_each(
         dir.path(),
-        "kld --logits x.kld x.gguf m.gguf",
-        &["m.gguf: it has another vocabulary"],
-    );
-    fails(
-        dir.path(),
-        "kld --logits x.kld m.gguf -f a.txt",
-        &["x.kld: it was made of another text, or with another"],
+        &[
+            (
+                "kld --logits x.kld x.gguf m.gguf",
+                &["m.gguf: it has another vocabulary"],
+            ),
+            (
+                "kld --logits x.kld m.gguf -f a.txt",
+                &["x.kld: it was made of another text, or with another"],
+            ),
+        ],
     );
     // Another number of tokens.
     let dir = with_changed(|model| {
@@ -265,31 +264,22 @@ fn logits_files_of_another_text_and_damaged_ones() {
     );
     let bytes = std::fs::read(dir.path().join("a.kld")).unwrap();
     std::fs::write(dir.path().join("cut.kld"), &bytes[..bytes.len() - 9]).unwrap();
-    fails(
+    fail_each(
         dir.path(),
-        "kld --logits cut.kld m.gguf",
-        &["cut.kld", "cut short"],
-    );
-    fails(
-        dir.path(),
-        "kld --logits a.txt m.gguf",
-        &["a.txt", "'_logits_'"],
-    );
-    fails(
-        dir.path(),
-        "kld --logits nowhere.kld m.gguf",
-        &["nowhere.kld"],
-    );
-    // What is read is never written.
-    fails(
-        dir.path(),
-        &format!("perplexity m.gguf {ON_A} --save-logits m.gguf"),
-        &["m.gguf"],
-    );
-    fails(
-        dir.path(),
-        &format!("kld m.gguf m.gguf {ON_A} --save-logits a.txt"),
-        &["a.txt"],
+        &[
+            ("kld --logits cut.kld m.gguf", &["cut.kld", "cut short"]),
+            ("kld --logits a.txt m.gguf", &["a.txt", "'_logits_'"]),
+            ("kld --logits nowhere.kld m.gguf", &["nowhere.kld"]),
+            // What is read is never written.
+            (
+                &format!("perplexity m.gguf {ON_A} --save-logits m.gguf"),
+                &["m.gguf"],
+            ),
+            (
+                &format!("kld m.gguf m.gguf {ON_A} --save-logits a.txt"),
+                &["a.txt"],
+            ),
+        ],
     );
     for wrong in [
         "kld m.gguf -f a.txt",
@@ -309,15 +299,18 @@ fn numbers_that_are_none_name_the_first_layer() {
         tensor(model, "blk.5.ffn_down.weight")[..2].copy_from_slice(&nan);
     });
     let parts = ["x.gguf: layer 3, chunk ", "not finite"];
-    fails(
+    fail_each(
         dir.path(),
-        &format!("perplexity x.gguf {ON_A} --save-logits base.kld"),
-        &parts,
-    );
-    fails(
-        dir.path(),
-        &format!("kld m.gguf x.gguf {ON_A} --save-logits base.kld"),
-        &parts,
+        &[
+            (
+                &format!("perplexity x.gguf {ON_A} --save-logits base.kld"),
+                &parts,
+            ),
+            (
+                &format!("kld m.gguf x.gguf {ON_A} --save-logits base.kld"),
+                &parts,
+            ),
+        ],
     );
     // Behind the last layer.
     let dir =
@@ -326,14 +319,17 @@ fn numbers_that_are_none_name_the_first_layer() {
         "x.gguf: chunk 0, scored row 0: the logit of token 7 is NaN",
         "output matrix",
     ];
-    fails(
+    fail_each(
         dir.path(),
-        &format!("perplexity x.gguf {ON_A} --save-logits base.kld"),
-        &parts,
-    );
-    fails(
-        dir.path(),
-        &format!("kld m.gguf m.gguf x.gguf {ON_A} --save-logits base.kld"),
-        &parts,
+        &[
+            (
+                &format!("perplexity x.gguf {ON_A} --save-logits base.kld"),
+                &parts,
+            ),
+            (
+                &format!("kld m.gguf m.gguf x.gguf {ON_A} --save-logits base.kld"),
+                &parts,
+            ),
+        ],
     );
 }

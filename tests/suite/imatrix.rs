@@ -1,12 +1,11 @@
 //! `quantier imatrix` from outside: what it writes, in one run or in several.
 
 use crate::support::models;
-use crate::support::program::{json, listing, quantier, succeeds};
+use crate::support::program::{json, killed_when, listing, quantier, start, succeeds};
 use quantier::format::imatrix::Imatrix;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use tempfile::TempDir;
 
 /// A directory with the text, and the model under a short name.
@@ -29,17 +28,6 @@ fn names(dir: &Path) -> Vec<String> {
         .collect()
 }
 
-/// A run that keeps its state after every layer.
-fn begin(dir: &Path, args: &str) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_quantier"));
-    command
-        .current_dir(dir)
-        .args(args.split_whitespace())
-        .args(["--checkpoint-every", "0"]);
-    command.stdout(Stdio::null()).stderr(Stdio::piped());
-    command
-}
-
 /// Layers that are done by what `out.gguf.resume` says, and the first chunk of its group.
 fn kept(dir: &Path) -> Option<[u64; 2]> {
     let bytes = fs::read(dir.join("out.gguf.resume")).ok()?;
@@ -49,21 +37,9 @@ fn kept(dir: &Path) -> Option<[u64; 2]> {
 
 /// Kills a run as soon as its state is beyond `reached`; says whether it was killed before it
 /// ended.
-fn killed_after(dir: &Path, args: &str, reached: [u64; 2]) -> bool {
-    let mut child = begin(dir, args).spawn().unwrap();
-    let patience = Instant::now() + Duration::from_secs(120);
-    loop {
-        if child.try_wait().unwrap().is_some() {
-            return false;
-        }
-        if kept(dir).is_some_and(|[layers, start]| (start, layers) >= (reached[1], reached[0])) {
-            child.kill().unwrap();
-            child.wait().unwrap();
-            return true;
-        }
-        assert!(Instant::now() < patience, "{reached:?} was never reached");
-        std::thread::sleep(Duration::from_micros(200));
-    }
+fn killed_after(dir: &Path, args: &str, [layers, start]: [u64; 2]) -> bool {
+    let ready = || kept(dir).is_some_and(|[done, first]| (first, done) >= (start, layers));
+    killed_when(dir, args, ready)
 }
 
 #[test]
@@ -72,17 +48,13 @@ fn a_killed_run_goes_on_and_writes_the_same_file() {
     let dir = dir.path();
     let args = "imatrix -m m.gguf -f t.txt -c 64 --process-output";
     let want = json(dir, &format!("{args} -o want.gguf --json"));
-    let run = format!("{args} -o out.gguf");
+    let run = format!("{args} --checkpoint-every 0 -o out.gguf");
     // Once after every layer, each time from where the one before was.
     let kills = (1..=6)
         .filter(|layers| killed_after(dir, &run, [*layers, 0]))
         .count();
     assert!(kills >= 3, "only {kills} runs were killed");
-    let resumed = begin(dir, &format!("{run} --json"))
-        .stdout(Stdio::piped())
-        .output()
-        .unwrap();
-    let told: serde_json::Value = serde_json::from_slice(&resumed.stdout).unwrap();
+    let told = json(dir, &format!("{run} --json"));
     assert!(told["resumed"]["layers"].as_u64() >= Some(3), "{told}");
     assert_eq!(told["perplexity"], want["perplexity"]);
     assert!(bytes(dir, "out.gguf") == bytes(dir, "want.gguf"));
@@ -91,16 +63,16 @@ fn a_killed_run_goes_on_and_writes_the_same_file() {
     // At any moment, within layers and while files are written.
     fs::remove_file(dir.join("out.gguf")).unwrap();
     let begun = Instant::now();
-    assert!(begin(dir, &run).status().unwrap().success());
+    succeeds(dir, &run);
     let whole = begun.elapsed();
     fs::remove_file(dir.join("out.gguf")).unwrap();
     for part in 1..12 {
-        let mut child = begin(dir, &run).spawn().unwrap();
+        let mut child = start(dir, &run);
         std::thread::sleep(whole * part / 16);
         child.kill().unwrap();
         child.wait().unwrap();
     }
-    assert!(begin(dir, &run).status().unwrap().success());
+    succeeds(dir, &run);
     assert!(bytes(dir, "out.gguf") == bytes(dir, "want.gguf"));
     assert_eq!(names(dir), ["m.gguf", "out.gguf", "t.txt", "want.gguf"]);
 }
@@ -111,14 +83,10 @@ fn a_killed_run_in_groups_goes_on_too() {
     let dir = dir.path();
     let args = "imatrix -m m.gguf -f t.txt -c 64 --chunks 20";
     let want = json(dir, &format!("{args} -o want.gguf --json"));
-    let run = format!("{args} --save-frequency 8 -o out.gguf");
+    let run = format!("{args} --save-frequency 8 --checkpoint-every 0 -o out.gguf");
     assert!(killed_after(dir, &run, [3, 8]), "it ended before");
     // Spilled activations are kept like those in memory.
-    let resumed = begin(dir, &format!("{run} --json --max-memory 0"))
-        .stdout(Stdio::piped())
-        .output()
-        .unwrap();
-    let told: serde_json::Value = serde_json::from_slice(&resumed.stdout).unwrap();
+    let told = json(dir, &format!("{run} --json --max-memory 0"));
     assert!(told["resumed"]["chunk"].as_u64() >= Some(8), "{told}");
     assert_eq!(told["perplexity"], want["perplexity"]);
     assert!(bytes(dir, "out.gguf") == bytes(dir, "want.gguf"));

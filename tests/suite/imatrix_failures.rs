@@ -3,10 +3,9 @@
 
 use crate::support::gguf::Tiny;
 use crate::support::models;
-use crate::support::program::{fails, importance, listing, quantier, succeeds};
+use crate::support::program::{fail_each, fails, importance, succeeds, usage_errors};
 use quantier::format::gguf::Value;
 use std::fs;
-use std::path::Path;
 use tempfile::TempDir;
 
 fn place() -> TempDir {
@@ -16,38 +15,29 @@ fn place() -> TempDir {
     dir
 }
 
-fn wrong(dir: &Path, args: &str, part: &str) {
-    let before = listing(dir);
-    let ran = quantier(args).current_dir(dir).assert().code(2);
-    let error = String::from_utf8_lossy(&ran.get_output().stderr).into_owned();
-    assert!(
-        error.contains(part) && (error.contains("Usage: ") || error.contains("try '--help'")),
-        "no {part:?} in: {error}"
-    );
-    assert_eq!(listing(dir), before);
-}
-
 #[test]
 fn wrong_usage() {
     let dir = place();
     let dir = dir.path();
-    wrong(
+    usage_errors(
         dir,
-        "imatrix -m m.gguf",
-        "give a text (--file), or importance matrices to merge (--in-file)",
+        &[
+            (
+                "imatrix -m m.gguf",
+                &["give a text (--file), or importance matrices to merge (--in-file)"],
+            ),
+            ("imatrix -f t.txt", &["the model is missing"]),
+            (
+                "imatrix m.gguf -m m.gguf -f t.txt",
+                &["cannot be used with"],
+            ),
+            (
+                "imatrix --show-statistics --in-file a,b",
+                &["a single --in-file"],
+            ),
+            ("imatrix -m m.gguf -f t.txt --output-format csv", &["csv"]),
+        ],
     );
-    wrong(dir, "imatrix -f t.txt", "the model is missing");
-    wrong(
-        dir,
-        "imatrix m.gguf -m m.gguf -f t.txt",
-        "cannot be used with",
-    );
-    wrong(
-        dir,
-        "imatrix --show-statistics --in-file a,b",
-        "a single --in-file",
-    );
-    wrong(dir, "imatrix -m m.gguf -f t.txt --output-format csv", "csv");
 }
 
 #[test]
@@ -56,36 +46,32 @@ fn texts_that_cannot_be_used() {
     let dir = dir.path();
     fs::write(dir.join("short.txt"), "Too short a text.").unwrap();
     fs::write(dir.join("latin.txt"), b"caf\xe9 au lait").unwrap();
-    fails(
+    fail_each(
         dir,
-        "imatrix -m m.gguf -f short.txt",
-        &["short.txt: ", "1024 are needed (2 chunks of 512)"],
-    );
-    fails(
-        dir,
-        "imatrix -m m.gguf -f latin.txt",
-        &["latin.txt: not UTF-8 at byte 3"],
-    );
-    fails(
-        dir,
-        "imatrix -m m.gguf -f nowhere.txt",
-        &["cannot read nowhere.txt"],
-    );
-    fails(
-        dir,
-        "imatrix -m m.gguf -f t.txt -c 64 --chunk 9999",
-        &["--chunk 9999 is beyond the end", "chunks of 64"],
-    );
-    fails(
-        dir,
-        "imatrix -m m.gguf -f t.txt -c 64 --chunks 0",
-        &["--chunks 0 leaves nothing"],
-    );
-    fails(dir, "imatrix -m m.gguf -f t.txt -c 0", &["--ctx-size 0"]);
-    fails(
-        dir,
-        "imatrix -m m.gguf -f t.txt -c 2",
-        &["context of 2 tokens"],
+        &[
+            (
+                "imatrix -m m.gguf -f short.txt",
+                &["short.txt: ", "1024 are needed (2 chunks of 512)"],
+            ),
+            (
+                "imatrix -m m.gguf -f latin.txt",
+                &["latin.txt: not UTF-8 at byte 3"],
+            ),
+            (
+                "imatrix -m m.gguf -f nowhere.txt",
+                &["cannot read nowhere.txt"],
+            ),
+            (
+                "imatrix -m m.gguf -f t.txt -c 64 --chunk 9999",
+                &["--chunk 9999 is beyond the end", "chunks of 64"],
+            ),
+            (
+                "imatrix -m m.gguf -f t.txt -c 64 --chunks 0",
+                &["--chunks 0 leaves nothing"],
+            ),
+            ("imatrix -m m.gguf -f t.txt -c 0", &["--ctx-size 0"]),
+            ("imatrix -m m.gguf -f t.txt -c 2", &["context of 2 tokens"]),
+        ],
     );
 }
 
@@ -106,12 +92,16 @@ fn models_that_cannot_be_run() {
         .tensors
         .retain(|(info, _)| info.name != "blk.1.attn_k.weight");
     missing.write(&dir.join("missing.gguf"));
-    fails(
+    fail_each(
         dir,
-        "imatrix -m missing.gguf -f t.txt -c 64",
-        &["missing.gguf", "'blk.1.attn_k.weight' is missing"],
+        &[
+            (
+                "imatrix -m missing.gguf -f t.txt -c 64",
+                &["missing.gguf", "'blk.1.attn_k.weight' is missing"],
+            ),
+            ("imatrix -m nowhere.gguf -f t.txt", &["nowhere.gguf"]),
+        ],
     );
-    fails(dir, "imatrix -m nowhere.gguf -f t.txt", &["nowhere.gguf"]);
 }
 
 /// Puts a value into the data of an F16 or F32 tensor.
@@ -218,26 +208,21 @@ fn files_that_cannot_be_merged() {
         "'blk.0.ffn_down.weight'",
         "768 input channels",
     ];
-    fails(
+    fail_each(
         dir,
-        "imatrix -m m3.gguf --in-file other.gguf -o o.gguf",
-        &parts,
-    );
-    fails(dir, "imatrix --in-file cut.gguf -o o.gguf", &["cut.gguf: "]);
-    fails(
-        dir,
-        "imatrix -m m.gguf -f t.txt -c 64 --in-file two.gguf,cut.gguf -o o.gguf",
-        &["cut.gguf: "],
-    );
-    fails(
-        dir,
-        "imatrix --in-file nowhere.gguf -o o.gguf",
-        &["nowhere.gguf"],
-    );
-    fails(
-        dir,
-        "imatrix --show-statistics --in-file t.txt",
-        &["t.txt: "],
+        &[
+            ("imatrix -m m3.gguf --in-file other.gguf -o o.gguf", &parts),
+            ("imatrix --in-file cut.gguf -o o.gguf", &["cut.gguf: "]),
+            (
+                "imatrix -m m.gguf -f t.txt -c 64 --in-file two.gguf,cut.gguf -o o.gguf",
+                &["cut.gguf: "],
+            ),
+            (
+                "imatrix --in-file nowhere.gguf -o o.gguf",
+                &["nowhere.gguf"],
+            ),
+            ("imatrix --show-statistics --in-file t.txt", &["t.txt: "]),
+        ],
     );
 }
 
@@ -246,13 +231,17 @@ fn outputs_that_cannot_be_written() {
     let dir = place();
     let dir = dir.path();
     let run = |output: &str| format!("imatrix -m m.gguf -f t.txt -c 64 --chunks 2 -o {output}");
-    fails(
+    fail_each(
         dir,
-        &run("nowhere/o.gguf"),
-        &["nowhere/o.gguf", "create the directory nowhere first"],
+        &[
+            (
+                &run("nowhere/o.gguf"),
+                &["nowhere/o.gguf", "create the directory nowhere first"],
+            ),
+            (&run("m.gguf"), &["m.gguf is an input"]),
+            (&run("t.txt"), &["t.txt is an input"]),
+            (&run("."), &["it is a directory"]),
+        ],
     );
-    fails(dir, &run("m.gguf"), &["m.gguf is an input"]);
-    fails(dir, &run("t.txt"), &["t.txt is an input"]);
-    fails(dir, &run("."), &["it is a directory"]);
     succeeds(dir, &run("/dev/null"));
 }

@@ -2,19 +2,19 @@
 //! ones made of it.
 
 use crate::support::gguf::Tiny;
-use crate::support::program::{json, listing, quantier, succeeds};
+use crate::support::program::{json, killed_when, listing, quantier, start, succeeds};
 use quantier::convert;
 use quantier::format::gguf::Value;
 use quantier::format::imatrix::Imatrix;
 use quantier::format::types::GgmlType;
-use quantier::input::{Input, Source};
+use quantier::input::Source;
 use quantier::quant::Codec;
 use quantier::report::data::Frontier;
 use quantier_core::rng::Rng;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant, SystemTime};
 use tempfile::TempDir;
 
@@ -538,24 +538,18 @@ fn models_and_places_that_cannot_be_used() {
 /// The small trained model in F32, to be changed: tensors that `change` gives nothing for are left
 /// out.
 fn changed(change: impl Fn(&str, Vec<f32>) -> Option<Vec<f32>>) -> Tiny {
-    let source: &'static Source = Box::leak(Box::new(Source::open(&refmodel()).unwrap()));
-    let input: &'static Input<'static> =
-        Box::leak(Box::new(source.reader(&convert::Job::default()).unwrap()));
+    let model = crate::support::models::refmodel();
     let mut tiny = Tiny {
-        metadata: input.metadata().clone(),
+        metadata: model.metadata,
         tensors: Vec::new(),
     };
-    for tensor in &input.tensors {
-        let mut buffer = Vec::new();
-        let bytes = input
-            .read(tensor, 0..tensor.info.shape.rows(), &mut buffer)
-            .unwrap();
-        let mut weights = vec![0.0; tensor.info.shape.elements() as usize];
-        Codec::of(tensor.info.ggml_type)
+    for (info, data) in model.tensors {
+        let mut weights = vec![0.0; info.shape.elements() as usize];
+        Codec::of(info.ggml_type)
             .unwrap()
-            .dequantize_row(bytes, &mut weights);
-        if let Some(weights) = change(&tensor.info.name, weights) {
-            tiny = tiny.weights(&tensor.info.name, tensor.info.shape.dims(), weights);
+            .dequantize_row(&data, &mut weights);
+        if let Some(weights) = change(&info.name, weights) {
+            tiny = tiny.weights(&info.name, info.shape.dims(), weights);
         }
     }
     tiny
@@ -739,23 +733,15 @@ fn experts_of_a_layer_are_chosen_for_together() {
     );
 }
 
-/// Starts a run that keeps its state behind every layer.
-fn start(dir: &Path, out: &str, settings: &str) -> std::process::Child {
-    let args = format!("make m.gguf {settings} --bpw 3.2 --bpw 5 --checkpoint-every 0 -o {out}");
-    let mut command = Command::new(env!("CARGO_BIN_EXE_quantier"));
-    command
-        .args(args.split_whitespace())
-        .current_dir(dir)
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped());
-    command.env("QUANTIER_CONFIG", crate::support::program::no_defaults());
-    command.spawn().unwrap()
+/// The arguments of a run that saves its state after every layer.
+fn run(out: &str, settings: &str) -> String {
+    format!("make m.gguf {settings} --bpw 3.2 --bpw 5 --checkpoint-every 0 -o {out}")
 }
 
 #[test]
 fn a_killed_run_goes_on_and_comes_to_the_same() {
     let dir = place();
-    let whole = start(dir.path(), "whole", SMALL)
+    let whole = start(dir.path(), &run("whole", SMALL))
         .wait_with_output()
         .unwrap();
     assert!(whole.status.success());
@@ -765,24 +751,13 @@ fn a_killed_run_goes_on_and_comes_to_the_same() {
     let state = dir.path().join("out/work/scores.resume");
     let mut kills = 0;
     for wanted in [0, 2, 5] {
-        let mut child = start(dir.path(), "out", SMALL);
-        let begun = Instant::now();
-        while child.try_wait().unwrap().is_none() {
-            assert!(
-                begun.elapsed() < Duration::from_secs(300),
-                "it never came to layer {wanted}"
-            );
-            if layers_done(&state).is_some_and(|done| done >= wanted) {
-                child.kill().unwrap();
-                child.wait().unwrap();
-                kills += 1;
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        let ready = || layers_done(&state).is_some_and(|done| done >= wanted);
+        kills += usize::from(killed_when(dir.path(), &run("out", SMALL), ready));
     }
     assert!(kills > 0, "no run was killed in time");
-    let last = start(dir.path(), "out", SMALL).wait_with_output().unwrap();
+    let last = start(dir.path(), &run("out", SMALL))
+        .wait_with_output()
+        .unwrap();
     assert!(
         last.status.success(),
         "{}",
@@ -809,7 +784,7 @@ fn a_killed_run_goes_on_and_comes_to_the_same() {
 fn a_run_that_is_asked_to_stop_keeps_what_it_has() {
     let dir = place();
     for after in [30, 300, 900] {
-        let child = start(dir.path(), "out", SLOW);
+        let child = start(dir.path(), &run("out", SLOW));
         std::thread::sleep(Duration::from_millis(after));
         Command::new("kill")
             .args(["-INT", &child.id().to_string()])

@@ -1,7 +1,7 @@
 //! Rounding one tensor behind the other: both models side by side, files, and runs that are killed.
 
 use crate::support::program::{
-    divergence, fails, json, no_defaults, place, quantier, read, refmodel, succeeds,
+    divergence, fails, json, killed_when, place, quantier, read, refmodel, succeeds,
 };
 use quantier::convert;
 use quantier::covariance::{self, Store};
@@ -16,9 +16,7 @@ use serde_json::Value as Json;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
 
 /// What whole matrices meet, by name and chunk.
 type Met = BTreeMap<(String, usize), Vec<f32>>;
@@ -470,42 +468,12 @@ fn layers_done(work: &Path) -> Option<u8> {
 fn a_killed_run_goes_on_and_writes_the_same_file() {
     let dir = place();
     let dir = dir.path();
-    let start = |out: &str| {
-        let args = format!("make m.gguf {SMALL} --bpw 3.2 --checkpoint-every 0 -o {out}");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_quantier"));
-        command
-            .args(args.split_whitespace())
-            .current_dir(dir)
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped());
-        command
-            .env("QUANTIER_CONFIG", no_defaults())
-            .spawn()
-            .unwrap()
-    };
-    let whole = start("whole").wait_with_output().unwrap();
-    assert!(
-        whole.status.success(),
-        "{}",
-        String::from_utf8_lossy(&whole.stderr)
-    );
+    let run = |out: &str| format!("make m.gguf {SMALL} --bpw 3.2 --checkpoint-every 0 -o {out}");
+    succeeds(dir, &run("whole"));
     let mut kills = 0;
     for wanted in [1, 3, 5] {
-        let mut child = start("out");
-        let begun = Instant::now();
-        while child.try_wait().unwrap().is_none() {
-            assert!(
-                begun.elapsed() < Duration::from_secs(300),
-                "it never came to layer {wanted}"
-            );
-            if layers_done(&dir.join("out/work")).is_some_and(|done| done >= wanted) {
-                child.kill().unwrap();
-                child.wait().unwrap();
-                kills += 1;
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        let ready = || layers_done(&dir.join("out/work")).is_some_and(|done| done >= wanted);
+        kills += usize::from(killed_when(dir, &run("out"), ready));
         // A block that is not as it was: its tensor, and all behind it, are rounded again.
         if wanted == 3 {
             let work = fs::read_dir(dir.join("out/work"))
@@ -522,12 +490,7 @@ fn a_killed_run_goes_on_and_writes_the_same_file() {
         }
     }
     assert!(kills > 0, "no run was killed in time");
-    let last = start("out").wait_with_output().unwrap();
-    assert!(
-        last.status.success(),
-        "{}",
-        String::from_utf8_lossy(&last.stderr)
-    );
+    succeeds(dir, &run("out"));
     let file = |out: &str| {
         let files = fs::read_dir(dir.join(out))
             .unwrap()

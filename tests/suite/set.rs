@@ -1,7 +1,9 @@
 //! `quantier set` from outside.
 
 use crate::support::gguf::Tiny;
-use crate::support::program::{fails, json as ran, listing, model, quantier, read, succeeds};
+use crate::support::program::{
+    fail_each, fails, json as ran, listing, model, quantier, read, succeeds, usage_errors,
+};
 use quantier::format::gguf::{Array, Value};
 use serde_json::{Value as Json, json};
 use std::fs;
@@ -326,46 +328,44 @@ fn edits_that_make_no_sense() {
 #[test]
 fn wrong_usage() {
     let dir = with_model();
-    for (args, part) in [
-        ("set m.gguf -o n.gguf", "nothing is to be set"),
-        ("set m.gguf --eos 2", "-o OUT"),
-        (
-            "set m.gguf --in-place -o n.gguf --eos 2",
-            "cannot be used with",
-        ),
-        (
-            "set m.gguf -o n.gguf --key general.name=tiny",
-            "TYPE:VALUE is expected",
-        ),
-        (
-            "set m.gguf -o n.gguf --key general.name=text:tiny",
-            "'text' is no type",
-        ),
-        ("set m.gguf -o n.gguf --key a=u8:256", "'256'"),
-        ("set m.gguf -o n.gguf --bos x", "'x'"),
-        ("set m.gguf -o n.gguf --add-bos yes", "'yes'"),
-    ] {
-        let ran = quantier(args).current_dir(dir.path()).assert().code(2);
-        let error = String::from_utf8_lossy(&ran.get_output().stderr).into_owned();
-        assert!(error.contains(part), "{args}: {error}");
-    }
-    assert_eq!(listing(dir.path()).len(), 1);
+    usage_errors(
+        dir.path(),
+        &[
+            ("set m.gguf -o n.gguf", &["nothing is to be set"]),
+            ("set m.gguf --eos 2", &["-o OUT"]),
+            (
+                "set m.gguf --in-place -o n.gguf --eos 2",
+                &["cannot be used with"],
+            ),
+            (
+                "set m.gguf -o n.gguf --key general.name=tiny",
+                &["TYPE:VALUE is expected"],
+            ),
+            (
+                "set m.gguf -o n.gguf --key general.name=text:tiny",
+                &["'text' is no type"],
+            ),
+            ("set m.gguf -o n.gguf --key a=u8:256", &["'256'"]),
+            ("set m.gguf -o n.gguf --bos x", &["'x'"]),
+            ("set m.gguf -o n.gguf --add-bos yes", &["'yes'"]),
+        ],
+    );
 }
 
 #[test]
 fn files_that_cannot_be_read_or_must_not_be_replaced() {
     let dir = with_model();
     let before = read(dir.path(), "m.gguf");
-    fails(
+    fail_each(
         dir.path(),
-        "set nowhere.gguf -o n.gguf --eos 2",
-        &["nowhere.gguf"],
-    );
-    fails(dir.path(), "set . -o n.gguf --eos 2", &["directory"]);
-    fails(
-        dir.path(),
-        "set m.gguf -o n.gguf --chat-template nowhere.jinja",
-        &["cannot read nowhere.jinja"],
+        &[
+            ("set nowhere.gguf -o n.gguf --eos 2", &["nowhere.gguf"]),
+            ("set . -o n.gguf --eos 2", &["directory"]),
+            (
+                "set m.gguf -o n.gguf --chat-template nowhere.jinja",
+                &["cannot read nowhere.jinja"],
+            ),
+        ],
     );
     fs::write(dir.path().join("empty.jinja"), "\n").unwrap();
     fails(
@@ -374,20 +374,19 @@ fn files_that_cannot_be_read_or_must_not_be_replaced() {
         &["empty.jinja is empty"],
     );
     fs::write(dir.path().join("n.gguf"), "precious").unwrap();
-    fails(
+    fail_each(
         dir.path(),
-        "set m.gguf -o n.gguf --eos 2",
-        &["n.gguf exists already", "--force"],
-    );
-    fails(
-        dir.path(),
-        "set m.gguf -o m.gguf --eos 2 --force",
-        &["m.gguf is an input"],
-    );
-    fails(
-        dir.path(),
-        "set m.gguf -o /dev/full --eos 2",
-        &["/dev/full"],
+        &[
+            (
+                "set m.gguf -o n.gguf --eos 2",
+                &["n.gguf exists already", "--force"],
+            ),
+            (
+                "set m.gguf -o m.gguf --eos 2 --force",
+                &["m.gguf is an input"],
+            ),
+            ("set m.gguf -o /dev/full --eos 2", &["/dev/full"]),
+        ],
     );
     succeeds(dir.path(), "set m.gguf -o n.gguf --eos 2 --force");
     assert!(read(dir.path(), "m.gguf") == before);

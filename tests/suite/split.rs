@@ -2,12 +2,12 @@
 
 use crate::support::gguf::Tiny;
 use crate::support::program::{
-    fails, json, listing, model, quantier, read, refmodel, sparse, succeeds, with_model,
+    bash, fail_each, fails, json, killed_when, listing, model, quantier, read, refmodel, sparse,
+    succeeds, usage_errors, with_model,
 };
 use quantier::format::gguf::{Files, Model, Value};
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// Keys and values of one file, and how many tensors it has.
@@ -234,22 +234,23 @@ fn tensors_that_are_larger_than_a_shard_may_be() {
 #[test]
 fn wrong_usage() {
     let dir = with_model();
-    for (args, part) in [
-        ("split m.gguf", "OUT_PREFIX"),
-        ("split m.gguf s --split-max-tensors 0", "0"),
-        ("split m.gguf s --split-max-size 0", "must hold something"),
-        ("split m.gguf s --split-max-size 2T", "M or G"),
-        (
-            "split m.gguf s --split-max-size 1G --split-max-tensors 3",
-            "cannot be used with",
-        ),
-        ("merge m.gguf", "OUT"),
-    ] {
-        let ran = quantier(args).current_dir(dir.path()).assert().code(2);
-        let error = String::from_utf8_lossy(&ran.get_output().stderr).into_owned();
-        assert!(error.contains(part), "{args}: {error}");
-    }
-    assert_eq!(listing(dir.path()).len(), 1);
+    usage_errors(
+        dir.path(),
+        &[
+            ("split m.gguf", &["OUT_PREFIX"]),
+            ("split m.gguf s --split-max-tensors 0", &["0"]),
+            (
+                "split m.gguf s --split-max-size 0",
+                &["must hold something"],
+            ),
+            ("split m.gguf s --split-max-size 2T", &["M or G"]),
+            (
+                "split m.gguf s --split-max-size 1G --split-max-tensors 3",
+                &["cannot be used with"],
+            ),
+            ("merge m.gguf", &["OUT"]),
+        ],
+    );
 }
 
 #[test]
@@ -275,15 +276,18 @@ fn what_is_there_is_replaced_only_on_demand() {
     assert!(read(dir.path(), "out.gguf") == read(dir.path(), "m.gguf"));
     // An input is never replaced, whatever is demanded.
     let shard = read(dir.path(), "s-00002-of-00003.gguf");
-    fails(
+    fail_each(
         dir.path(),
-        "merge s-00001-of-00003.gguf s-00002-of-00003.gguf --force",
-        &["is an input"],
-    );
-    fails(
-        dir.path(),
-        "split s-00001-of-00003.gguf s --split-max-tensors 9 --force",
-        &["is an input"],
+        &[
+            (
+                "merge s-00001-of-00003.gguf s-00002-of-00003.gguf --force",
+                &["is an input"],
+            ),
+            (
+                "split s-00001-of-00003.gguf s --split-max-tensors 9 --force",
+                &["is an input"],
+            ),
+        ],
     );
     assert!(read(dir.path(), "s-00002-of-00003.gguf") == shard);
 }
@@ -297,15 +301,18 @@ fn shards_that_do_not_belong_together() {
     let put = |no: u32, bytes: &[u8]| fs::write(dir.path().join(name(no)), bytes).unwrap();
 
     fs::remove_file(dir.path().join(name(2))).unwrap();
-    fails(
+    fail_each(
         dir.path(),
-        "merge s-00001-of-00003.gguf o.gguf",
-        &["s-00002-of-00003.gguf", "missing"],
-    );
-    fails(
-        dir.path(),
-        "merge s-00002-of-00003.gguf o.gguf",
-        &["s-00002-of-00003.gguf"],
+        &[
+            (
+                "merge s-00001-of-00003.gguf o.gguf",
+                &["s-00002-of-00003.gguf", "missing"],
+            ),
+            (
+                "merge s-00002-of-00003.gguf o.gguf",
+                &["s-00002-of-00003.gguf"],
+            ),
+        ],
     );
 
     // In the wrong order.
@@ -344,17 +351,17 @@ fn shards_that_do_not_belong_together() {
     // Of the same model, cut elsewhere: tensors come twice.
     put(3, &keep[2]);
     put(2, &read(dir.path(), "other-00002-of-00003.gguf"));
-    fails(
+    fail_each(
         dir.path(),
-        "merge s-00001-of-00003.gguf o.gguf",
-        &["s-0000"],
+        &[
+            ("merge s-00001-of-00003.gguf o.gguf", &["s-0000"]),
+            (
+                "merge nowhere-00001-of-00003.gguf o.gguf",
+                &["nowhere-00001-of-00003.gguf"],
+            ),
+            ("split . s", &["directory"]),
+        ],
     );
-    fails(
-        dir.path(),
-        "merge nowhere-00001-of-00003.gguf o.gguf",
-        &["nowhere-00001-of-00003.gguf"],
-    );
-    fails(dir.path(), "split . s", &["directory"]);
 }
 
 #[test]
@@ -399,15 +406,8 @@ fn a_write_that_fails_in_the_middle_leaves_nothing() {
         vec![1; 256 * 400 * 4],
     );
     grown.write(&dir.path().join("m.gguf"));
-    let script = format!(
-        "trap '' XFSZ; ulimit -f 200; exec {} split m.gguf s --split-max-tensors 9",
-        env!("CARGO_BIN_EXE_quantier")
-    );
-    let ran = assert_cmd::Command::new("bash")
-        .args(["-c", &script])
-        .current_dir(dir.path())
-        .assert()
-        .code(1);
+    let line = "trap '' XFSZ; ulimit -f 200; exec $quantier split m.gguf s --split-max-tensors 9";
+    let ran = bash(dir.path(), line).code(1);
     let error = String::from_utf8_lossy(&ran.get_output().stderr).into_owned();
     assert!(error.contains("s-00003-of-00003.gguf"), "{error}");
     let names = |all: Vec<(std::path::PathBuf, u64)>| {
@@ -420,23 +420,8 @@ fn a_write_that_fails_in_the_middle_leaves_nothing() {
 fn a_split_that_is_killed_can_be_run_again() {
     let dir = tempfile::tempdir().unwrap();
     sparse(&dir.path().join("big.gguf"), 3000);
-    let start = || {
-        let child = Command::new(env!("CARGO_BIN_EXE_quantier"))
-            .args(["split", "big.gguf", "s"])
-            .current_dir(dir.path())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let begun = Instant::now();
-        while !dir.path().join("s-00001-of-00001.gguf.partial").exists() {
-            assert!(begun.elapsed() < Duration::from_secs(60), "it never began");
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        child
-    };
-    let mut child = start();
-    child.kill().unwrap();
-    child.wait().unwrap();
+    let partial = dir.path().join("s-00001-of-00001.gguf.partial");
+    assert!(killed_when(dir.path(), "split big.gguf s", || partial.exists()));
     assert!(!dir.path().join("s-00001-of-00001.gguf").exists());
     model().write(&dir.path().join("big.gguf"));
     succeeds(dir.path(), "split big.gguf s");
@@ -464,16 +449,9 @@ fn hundreds_of_shards() {
     );
     assert!(read(dir.path(), "back.gguf") == read(dir.path(), "m.gguf"));
     // More open files than the system grants.
-    let script = format!(
-        "ulimit -n 64; exec {} split m.gguf t --split-max-tensors 1",
-        env!("CARGO_BIN_EXE_quantier")
-    );
     let before = listing(dir.path());
-    let ran = assert_cmd::Command::new("bash")
-        .args(["-c", &script])
-        .current_dir(dir.path())
-        .assert()
-        .code(1);
+    let line = "ulimit -n 64; exec $quantier split m.gguf t --split-max-tensors 1";
+    let ran = bash(dir.path(), line).code(1);
     let error = String::from_utf8_lossy(&ran.get_output().stderr).into_owned();
     assert!(error.contains("ulimit -n"), "{error}");
     assert_eq!(listing(dir.path()), before);

@@ -1,32 +1,28 @@
 //! Models that run: the small trained Llama, and what can be made of it.
 
 use super::gguf::Tiny;
-use quantier::convert;
-use quantier::format::gguf::Value;
-use quantier::input::{Input, Source};
+use quantier::format::gguf::{Files, Model, Value};
 use quantier_core::rng::Rng;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 /// The small trained Llama in F16.
 pub fn refmodel_path() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/refmodel-f16.gguf")
 }
 
-/// The same, to be changed. What it borrows from lives as long as the test.
+/// The same, to be changed.
 pub fn refmodel() -> Tiny {
-    let source: &'static Source = Box::leak(Box::new(Source::open(&refmodel_path()).unwrap()));
-    let input: &'static Input<'static> =
-        Box::leak(Box::new(source.reader(&convert::Job::default()).unwrap()));
-    let tensor = |t: &quantier::input::Tensor<'static>| {
-        let data = input
-            .read(t, 0..t.info.shape.rows(), &mut Vec::new())
-            .unwrap()
-            .to_vec();
-        (t.info.clone(), data)
-    };
+    static FILES: OnceLock<Files> = OnceLock::new();
+    let files = FILES.get_or_init(|| Files::open(&refmodel_path()).unwrap());
+    let model = Model::parse(files).unwrap();
     Tiny {
-        metadata: input.metadata().clone(),
-        tensors: input.tensors.iter().map(tensor).collect(),
+        metadata: model.metadata().clone(),
+        tensors: model
+            .tensors
+            .iter()
+            .map(|tensor| (tensor.info.clone(), tensor.data().to_vec()))
+            .collect(),
     }
 }
 
@@ -88,17 +84,20 @@ pub fn text() -> &'static str {
 
 /// Writes the first `layers` layers of the trained checkpoint into a new directory.
 pub fn shortened_checkpoint(dir: &Path, layers: u32) {
-    let of = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/refmodel");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/refmodel");
     std::fs::create_dir(dir).unwrap();
-    for entry in std::fs::read_dir(&of).unwrap().map(|entry| entry.unwrap()) {
+    for entry in std::fs::read_dir(&source)
+        .unwrap()
+        .map(|entry| entry.unwrap())
+    {
         std::fs::copy(entry.path(), dir.join(entry.file_name())).unwrap();
     }
     let mut config: serde_json::Value =
-        serde_json::from_slice(&std::fs::read(of.join("config.json")).unwrap()).unwrap();
+        serde_json::from_slice(&std::fs::read(source.join("config.json")).unwrap()).unwrap();
     config["num_hidden_layers"] = layers.into();
     std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
 
-    let bytes = std::fs::read(of.join("model.safetensors")).unwrap();
+    let bytes = std::fs::read(source.join("model.safetensors")).unwrap();
     let (length, rest) = bytes.split_at(8);
     let (header, data) = rest.split_at(u64::from_le_bytes(length.try_into().unwrap()) as usize);
     let header: serde_json::Map<String, serde_json::Value> =

@@ -2,19 +2,25 @@
 
 use super::gguf::Tiny;
 use assert_cmd::Command;
+use assert_cmd::assert::Assert;
 use quantier::format::gguf::Value;
 use quantier::format::types::GgmlType;
 use quantier_core::rng::Rng;
 use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// Every row of the model is one superblock.
 pub const WIDTH: u64 = 256;
 pub const LAYERS: u32 = 3;
 
+/// The path of the built program.
+pub const BINARY: &str = env!("CARGO_BIN_EXE_quantier");
+
 /// The program with arguments given as one string, separated by blanks.
 pub fn quantier(args: &str) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_quantier"));
+    let mut command = Command::new(BINARY);
     command
         .args(args.split_whitespace())
         .env("QUANTIER_CONFIG", no_defaults());
@@ -62,6 +68,75 @@ pub fn fails(dir: &Path, args: &str, parts: &[&str]) -> String {
     );
     assert_eq!(listing(dir), before, "after: {error}");
     error
+}
+
+/// As [`fails`], one run for each row.
+#[track_caller]
+pub fn fail_each(dir: &Path, rows: &[(&str, &[&str])]) {
+    for (args, parts) in rows {
+        fails(dir, args, parts);
+    }
+}
+
+/// Runs the program in a directory, once for each row; each must fail with exit code 2 and an error
+/// that has all of the row's parts, and change nothing.
+#[track_caller]
+pub fn usage_errors(dir: &Path, rows: &[(&str, &[&str])]) {
+    let before = listing(dir);
+    for (args, parts) in rows {
+        let output = quantier(args).current_dir(dir).assert().code(2);
+        let error = String::from_utf8_lossy(&output.get_output().stderr).into_owned();
+        for part in *parts {
+            assert!(error.contains(part), "{args}: no {part:?} in: {error}");
+        }
+        assert!(
+            error.contains("Usage: ") || error.contains("try '--help'"),
+            "{args}: no way to the help in: {error}"
+        );
+    }
+    assert_eq!(listing(dir), before);
+}
+
+/// Runs a line of bash in a directory; `$quantier` is the program.
+pub fn bash(dir: &Path, line: &str) -> Assert {
+    Command::new("bash")
+        .args(["-c", line])
+        .env("quantier", BINARY)
+        .env("QUANTIER_CONFIG", no_defaults())
+        .current_dir(dir)
+        .assert()
+}
+
+/// Starts the program in a directory; its standard error can be read.
+pub fn start(dir: &Path, args: &str) -> Child {
+    std::process::Command::new(BINARY)
+        .args(args.split_whitespace())
+        .env("QUANTIER_CONFIG", no_defaults())
+        .current_dir(dir)
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+/// Starts the program and kills it once `ready` holds; says whether it still ran then.
+#[track_caller]
+pub fn killed_when(dir: &Path, args: &str, mut ready: impl FnMut() -> bool) -> bool {
+    let mut child = start(dir, args);
+    let begun = Instant::now();
+    while child.try_wait().unwrap().is_none() {
+        if ready() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+            return true;
+        }
+        assert!(
+            begun.elapsed() < Duration::from_secs(300),
+            "{args}: the time to kill it never came"
+        );
+        std::thread::sleep(Duration::from_micros(200));
+    }
+    false
 }
 
 /// A directory with [`model`] in it, `m.gguf`.
