@@ -7,7 +7,7 @@ use crate::format::json;
 use crate::format::map::Map;
 use crate::format::safetensors::{self, Dtype};
 use crate::plan::recipe::Problem;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 

@@ -108,7 +108,8 @@ fn what_another_job_kept_is_not_used() {
     let dir = place();
     let dir = dir.path();
     let run = "imatrix -m m.gguf -f t.txt -c 64 --chunks 6 -o out.gguf";
-    assert!(killed_after(dir, run, [1, 0]), "it ended before");
+    let saving = format!("{run} --checkpoint-every 0");
+    assert!(killed_after(dir, &saving, [1, 0]), "it ended before");
     let others = bytes(dir, "out.gguf.resume");
     let note = |args: &str| {
         let output = quantier(args).current_dir(dir).assert().success();

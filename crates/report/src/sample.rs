@@ -82,6 +82,7 @@ pub(super) fn refmodel() -> Shape {
 }
 
 /// 8 B weights, 32 layers.
+#[cfg(test)]
 pub(super) fn eight_billion() -> Shape {
     let matrices = vec![
         ("attn_q", 4096, 4096),
@@ -106,6 +107,7 @@ pub(super) fn eight_billion() -> Shape {
 }
 
 /// 48 layers of 128 experts, 30 B weights.
+#[cfg(test)]
 pub(super) fn experts() -> Shape {
     let matrices = vec![
         ("attn_q", 2048, 4096),
@@ -385,6 +387,7 @@ fn presets(shape: &Shape, weights: u64, header: u64) -> Vec<Preset> {
 }
 
 /// The same without anything that was measured.
+#[cfg(test)]
 pub(super) fn unmeasured(mut data: Frontier) -> Frontier {
     data.fit = None;
     data.evaluation = None;
@@ -398,6 +401,7 @@ pub(super) fn unmeasured(mut data: Frontier) -> Frontier {
 }
 
 /// The same with names made to break things.
+#[cfg(test)]
 pub(super) fn hostile(mut data: Frontier) -> Frontier {
     let evil = "<script>alert('x')</script>\"&{{ 7*7 }}\u{202e}\u{1b}[31m</svg></style>";
     data.model.name = format!("{evil} {}", "very long ".repeat(40));
