@@ -4,6 +4,7 @@
 //! metadata that its config.json becomes, and the rules for its tensors. All of it is data; only
 //! what data cannot say is a function. [`role`] holds the reference's rules over tensor names.
 
+pub mod catalog;
 mod config;
 mod decoder;
 mod defaults;
@@ -21,9 +22,11 @@ mod starcoder;
 
 use quantier_tokenizer::VocabKind;
 
+pub use catalog::{Catalog, Grouping, InputId, LayerId, Linear, LinearId, TensorId};
 pub use config::Config;
 pub use decoder::{Activation, Decoder, Norm, Rope, Window};
 pub use parameters::{Keys, Parameter};
+pub use role::{Facts, Role};
 pub use rules::{Dim, Match, Rule, Transform};
 
 /// Everything that converting a model of one architecture needs to know.

@@ -96,6 +96,73 @@ const ALL: [Role; 12] = [
 /// Gemma's second embedding table, which follows the first in everything but an explicit override.
 pub const PER_LAYER_EMBEDDING: &str = "per_layer_token_embd.weight";
 
+/// What llama.cpp's quantizer reads out of a tensor's name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Facts {
+    /// What the tensor does.
+    pub role: Role,
+    /// Its layer, as the quantizer reads it: it may be negative or outside of the model.
+    pub layer: Option<i32>,
+    /// Whether the quantizer touches it, `--leave-output-tensor` aside.
+    pub quantizable: bool,
+    /// Whether the quantizer leaves tensors of this name alone, whatever their dimensions.
+    pub left_alone: bool,
+    /// Whether mixtures give it Q8_0.
+    pub keeps_q8: bool,
+    /// Whether it is Gemma's second embedding table.
+    pub is_per_layer_embedding: bool,
+}
+
+impl Facts {
+    /// Those of a tensor with these dimensions, row length first, missing ones 1.
+    pub fn new(architecture: &str, name: &str, dims: [u64; 4]) -> Facts {
+        let dimensions = dims.iter().rposition(|&d| d > 1).unwrap_or(0) + 1;
+        Facts {
+            role: Role::of(name),
+            layer: layer_of(name),
+            quantizable: may_be_quantized(architecture, name, dimensions, true),
+            left_alone: !may_be_quantized(architecture, name, 2, true),
+            keeps_q8: architecture == GLM5_NEXT
+                && GLM5_NEXT_PARTS_Q8.iter().any(|part| name.contains(part)),
+            is_per_layer_embedding: name == PER_LAYER_EMBEDDING,
+        }
+    }
+}
+
+/// The block that a tensor belongs to, as llama-imatrix reads it: 3 of `blk.3.attn_q.weight`.
+pub fn block_of(name: &str) -> Option<u32> {
+    name.strip_prefix("blk.")?.split('.').next()?.parse().ok()
+}
+
+/// Whether a name is that of a weight.
+pub(crate) fn is_weight(name: &str) -> bool {
+    name.ends_with(WEIGHT)
+}
+
+/// The name of the bias beside a weight.
+pub(crate) fn bias_of(weight: &str) -> Option<String> {
+    Some(format!("{}.bias", weight.strip_suffix(WEIGHT)?))
+}
+
+/// Where a tensor's short name stands in its name: the role of embeddings and the output, else what
+/// is between the layer and `.weight`.
+pub(crate) fn label_range(name: &str) -> std::ops::Range<usize> {
+    let label = Role::of(name).label();
+    let of_layer = name
+        .strip_prefix("blk.")
+        .and_then(|rest| rest.split_once('.'));
+    let start = match Role::of(name) {
+        Role::Output | Role::TokenEmbedding => {
+            let start = name.find(label).unwrap_or(0);
+            return start..start + label.len();
+        }
+        _ => of_layer.map_or(0, |(_, rest)| name.len() - rest.len()),
+    };
+    start..start + name[start..].trim_end_matches(WEIGHT).len()
+}
+
+const WEIGHT: &str = ".weight";
+
 /// The number of the layer that a tensor belongs to (`blk.7.attn_q.weight` -> 7), read as C's
 /// `scanf("blk.%d.")` reads it.
 pub fn layer_of(name: &str) -> Option<i32> {
@@ -188,6 +255,8 @@ const PARTS_KEPT: &[&str] = &[
     "a.rvq.codebook",
     "mm.a.code_embd",
 ];
+
+const GLM5_NEXT_PARTS_Q8: &[&str] = &["attn_q_a", "attn_q_b", "nextn.eh_proj"];
 
 const GLM5_NEXT_PARTS_KEPT: &[&str] = &[
     "hc_",

@@ -1,0 +1,705 @@
+//! The catalog of a model: its tensors, linears, inputs and layers, as small integers.
+//!
+//! It is built once, when a model is opened, from the names and shapes of the file's tensors. All
+//! later questions (which layer, which role, whose input, how many experts) are asked of it and
+//! never of a name.
+//!
+//! ```text
+//! TensorId     position in the file
+//! LinearId     position in model order: layer by layer, as the forward pass meets them; output last
+//! InputId      activations that one or more linears read
+//! LayerId      number of the layer
+//! ```
+
+use crate::role::{self, Facts, Role};
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+
+macro_rules! id {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub struct $name(pub u32);
+
+        impl $name {
+            /// As an index into a list of all of them.
+            pub fn index(self) -> usize {
+                self.0 as usize
+            }
+        }
+    };
+}
+
+id! {
+    /// A tensor: its position among all tensors of the input.
+    TensorId
+}
+id! {
+    /// A linear: its position in model order.
+    LinearId
+}
+id! {
+    /// The activations that one or more linears read: their position in model order.
+    InputId
+}
+id! {
+    /// A layer, counted from 0.
+    LayerId
+}
+
+/// A tensor of the file.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tensor {
+    /// Its position in the file.
+    pub id: TensorId,
+    /// Its name in the file.
+    pub name: Box<str>,
+    /// Its dimensions, row length first, missing ones 1.
+    pub dims: [u64; 4],
+    /// What the reference's quantizer reads out of its name.
+    pub facts: Facts,
+    /// The layer that it belongs to.
+    pub layer: Option<LayerId>,
+    /// Whether its rows are looked up by number: embeddings and position tables. A tied embedding
+    /// is a linear too.
+    pub is_table: bool,
+    /// The linear whose weight it is.
+    pub linear: Option<LinearId>,
+    /// Where in the name its short name stands.
+    label: Range<usize>,
+}
+
+/// A weight matrix that multiplies activations, or several of one shape.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Linear {
+    /// Its position in model order.
+    pub id: LinearId,
+    /// Its weight.
+    pub tensor: TensorId,
+    /// What is added to its output.
+    pub bias: Option<TensorId>,
+    /// Its activations.
+    pub input: InputId,
+    /// What it does in the model.
+    pub role: Role,
+    /// The layer that it belongs to; `None` for the output.
+    pub layer: Option<LayerId>,
+    /// What the third dimension of its weight counts.
+    pub grouping: Grouping,
+}
+
+/// What the third dimension of a linear's weight counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Grouping {
+    /// Nothing: one matrix.
+    Whole,
+    /// So many experts, each of which reads the tokens that are routed to it.
+    Experts(usize),
+    /// So many heads, all of which read every token: the absorbed matrices of multi-head latent
+    /// attention.
+    Heads(usize),
+}
+
+impl Grouping {
+    /// The number of matrices.
+    pub fn matrices(self) -> usize {
+        match self {
+            Grouping::Whole => 1,
+            Grouping::Experts(count) | Grouping::Heads(count) => count,
+        }
+    }
+
+    /// The number of experts; `None` for all else.
+    pub fn experts(self) -> Option<usize> {
+        match self {
+            Grouping::Experts(count) => Some(count),
+            Grouping::Whole | Grouping::Heads(_) => None,
+        }
+    }
+}
+
+/// Every tensor and linear of a model.
+#[derive(Clone, Debug, Default)]
+pub struct Catalog {
+    tensors: Vec<Tensor>,
+    /// Sorted by name.
+    by_name: Vec<TensorId>,
+    linears: Vec<Linear>,
+    /// Linears of each input.
+    inputs: Vec<Vec<LinearId>>,
+    /// Where in `linears` those of each layer stand.
+    layers: BTreeMap<LayerId, Range<usize>>,
+    output: Option<LinearId>,
+}
+
+/// Linears of a layer that read the same activations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Slot {
+    /// Behind the norm in front of attention.
+    Attention,
+    /// Behind the norm in front of a dense feed-forward network.
+    Ffn,
+    /// What routers and shared experts read.
+    Router,
+    /// What is routed to experts.
+    Experts,
+    /// An input that no other linear reads.
+    Own,
+}
+
+/// Linears of a layer in the order of the forward pass, by the part of their names behind the
+/// layer.
+const ORDER: &[(&str, Slot)] = &[
+    ("attn_q", Slot::Attention),
+    ("attn_k", Slot::Attention),
+    ("attn_v", Slot::Attention),
+    ("attn_qkv", Slot::Attention),
+    ("attn_q_a", Slot::Attention),
+    ("attn_kv_a_mqa", Slot::Attention),
+    ("attn_q_b", Slot::Own),
+    ("attn_kv_b", Slot::Own),
+    ("attn_k_b", Slot::Own),
+    ("attn_v_b", Slot::Own),
+    ("attn_output", Slot::Own),
+    ("ffn_gate", Slot::Ffn),
+    ("ffn_up", Slot::Ffn),
+    ("ffn_down", Slot::Own),
+    ("ffn_gate_inp", Slot::Router),
+    ("ffn_gate_exps", Slot::Experts),
+    ("ffn_up_exps", Slot::Experts),
+    ("ffn_gate_up_exps", Slot::Experts),
+    ("ffn_down_exps", Slot::Own),
+    ("ffn_gate_inp_shexp", Slot::Router),
+    ("ffn_gate_shexp", Slot::Router),
+    ("ffn_up_shexp", Slot::Router),
+    ("ffn_down_shexp", Slot::Own),
+];
+
+/// Ends of the short names of weights whose third dimension counts experts.
+const OF_EXPERTS: &str = "exps";
+
+/// Tables whose rows are looked up.
+const TABLES: &[&str] = &[
+    EMBEDDING,
+    role::PER_LAYER_EMBEDDING,
+    "position_embd.weight",
+    "token_types.weight",
+];
+
+/// The token embedding.
+const EMBEDDING: &str = "token_embd.weight";
+/// The matrix that makes logits, where it is not the token embedding.
+const OUTPUT: &str = "output.weight";
+
+impl Catalog {
+    /// The catalog of a model of this architecture whose tensors have these names and dimensions
+    /// (row length first), in the order of the file.
+    pub fn new<'n>(
+        architecture: &str,
+        tensors: impl IntoIterator<Item = (&'n str, [u64; 4])>,
+    ) -> Catalog {
+        let tensor = |(id, (name, dims)): (usize, (&str, [u64; 4]))| Tensor {
+            id: TensorId(id as u32),
+            name: name.into(),
+            dims,
+            facts: Facts::new(architecture, name, dims),
+            layer: role::block_of(name).map(LayerId),
+            is_table: TABLES.contains(&name),
+            linear: None,
+            label: role::label_range(name),
+        };
+        let tensors: Vec<_> = tensors.into_iter().enumerate().map(tensor).collect();
+        let mut by_name: Vec<_> = tensors.iter().map(|tensor| tensor.id).collect();
+        by_name.sort_by_key(|id| &tensors[id.index()].name);
+        let mut catalog = Catalog {
+            tensors,
+            by_name,
+            ..Catalog::default()
+        };
+        let mut places: Vec<_> = catalog.tensors.iter().filter_map(Place::of).collect();
+        places.extend(catalog.output_place());
+        places.sort_by_key(|place| place.key());
+        let mut seen = HashMap::new();
+        for place in places {
+            catalog.add(place, &mut seen);
+        }
+        catalog
+    }
+
+    /// The weight that makes logits: the token embedding, unless the file has another.
+    fn output_place(&self) -> Option<Place> {
+        let named = |name| self.tensor_named(name);
+        let tensor = named(OUTPUT).or_else(|| named(EMBEDDING))?;
+        Some(Place {
+            layer: None,
+            order: 0,
+            slot: Slot::Own,
+            tensor,
+        })
+    }
+
+    fn add(&mut self, place: Place, seen: &mut HashMap<Shared, InputId>) {
+        let id = LinearId(self.linears.len() as u32);
+        let tensor = &self.tensors[place.tensor.index()];
+        let Tensor { dims, layer, .. } = *tensor;
+        // Rows of another length, in a damaged file, cannot be the same activations.
+        let shared = Shared {
+            layer,
+            slot: place.slot,
+            columns: dims[0],
+        };
+        let input = match seen.get(&shared).filter(|_| place.slot != Slot::Own) {
+            Some(input) => *input,
+            None => {
+                let input = InputId(self.inputs.len() as u32);
+                self.inputs.push(Vec::new());
+                seen.insert(shared, input);
+                input
+            }
+        };
+        let linear = Linear {
+            id,
+            tensor: place.tensor,
+            bias: role::bias_of(&tensor.name).and_then(|name| self.tensor_named(&name)),
+            input,
+            role: tensor.facts.role,
+            layer,
+            grouping: tensor.grouping(),
+        };
+        match layer {
+            Some(layer) => {
+                self.layers
+                    .entry(layer)
+                    .or_insert(id.index()..id.index())
+                    .end = id.index() + 1;
+            }
+            None => self.output = Some(id),
+        }
+        self.inputs[input.index()].push(id);
+        self.linears.push(linear);
+        self.tensors[place.tensor.index()].linear = Some(id);
+    }
+
+    /// Every tensor, in the order of the file.
+    pub fn tensors(&self) -> &[Tensor] {
+        &self.tensors
+    }
+
+    /// A tensor.
+    pub fn tensor(&self, id: TensorId) -> &Tensor {
+        &self.tensors[id.index()]
+    }
+
+    /// The tensor of this name.
+    pub fn tensor_named(&self, name: &str) -> Option<TensorId> {
+        let name_of = |id: &TensorId| &*self.tensors[id.index()].name;
+        let found = self.by_name.binary_search_by(|id| name_of(id).cmp(name));
+        found.ok().map(|at| self.by_name[at])
+    }
+
+    /// The tensors whose names a person's pattern covers, in the order of the file.
+    pub fn matching(&self, covers: impl Fn(&str) -> bool) -> Vec<TensorId> {
+        self.tensors
+            .iter()
+            .filter(|t| covers(&t.name))
+            .map(|t| t.id)
+            .collect()
+    }
+
+    /// The tensors as llama-quantize goes through them: those outside of layers, then by layer, and
+    /// by name.
+    pub fn quantizer_order(&self) -> Vec<TensorId> {
+        let mut all = self.by_name.clone();
+        all.sort_by_key(|id| self.tensor(*id).facts.layer.unwrap_or(-1));
+        all
+    }
+
+    /// Every linear, in model order.
+    pub fn linears(&self) -> &[Linear] {
+        &self.linears
+    }
+
+    /// A linear.
+    pub fn linear(&self, id: LinearId) -> &Linear {
+        &self.linears[id.index()]
+    }
+
+    /// The linear whose weight this tensor is.
+    pub fn linear_of(&self, tensor: TensorId) -> Option<&Linear> {
+        self.tensor(tensor).linear.map(|id| self.linear(id))
+    }
+
+    /// The weight of a linear.
+    pub fn weight(&self, id: LinearId) -> &Tensor {
+        self.tensor(self.linear(id).tensor)
+    }
+
+    /// The linear that makes logits.
+    pub fn output(&self) -> Option<&Linear> {
+        self.output.map(|id| self.linear(id))
+    }
+
+    /// Whether the token embedding makes logits too.
+    pub fn is_tied(&self) -> bool {
+        self.output()
+            .is_some_and(|output| self.tensor(output.tensor).is_table)
+    }
+
+    /// The token embedding.
+    pub fn embedding(&self) -> Option<&Tensor> {
+        self.tensor_named(EMBEDDING).map(|id| self.tensor(id))
+    }
+
+    /// The numbers of the layers that have linears, in ascending order.
+    pub fn layers(&self) -> impl Iterator<Item = LayerId> {
+        self.layers.keys().copied()
+    }
+
+    /// The linears of a layer, in the order of the forward pass.
+    pub fn linears_of(&self, layer: LayerId) -> &[Linear] {
+        self.layers
+            .get(&layer)
+            .map_or(&[], |range| &self.linears[range.clone()])
+    }
+
+    /// The number of inputs; their ids are 0 to this number.
+    pub fn inputs(&self) -> usize {
+        self.inputs.len()
+    }
+
+    /// The linears that read an input, in model order.
+    pub fn readers_of(&self, input: InputId) -> &[LinearId] {
+        &self.inputs[input.index()]
+    }
+
+    /// Whether llama-imatrix collects the input of a linear: those of layers, and with
+    /// `process_output` (its `--process-output`) that of an output matrix of its own.
+    pub fn in_imatrix(&self, id: LinearId, process_output: bool) -> bool {
+        self.linear(id).layer.is_some() || process_output && !self.is_tied()
+    }
+
+    /// Whether the input Hessian of a linear is collected: its name is none that the quantizer
+    /// leaves alone, as routers are, or with `with_output` it makes logits.
+    pub fn in_hessians(&self, id: LinearId, with_output: bool) -> bool {
+        match self.linear(id).layer {
+            Some(_) => !self.weight(id).facts.left_alone,
+            None => with_output,
+        }
+    }
+}
+
+impl Tensor {
+    /// A short name: `output`, `token_embd`, or the name without its layer and `.weight`.
+    pub fn label(&self) -> &str {
+        &self.name[self.label.clone()]
+    }
+
+    /// Weights in a row.
+    pub fn row_len(&self) -> u64 {
+        self.dims[0]
+    }
+
+    /// The number of its matrices, each of which has importance weights of its own.
+    pub fn matrices(&self) -> u64 {
+        self.dims[2]
+    }
+
+    /// Whether it has more than one dimension.
+    pub fn is_matrix(&self) -> bool {
+        self.dims[1..].iter().any(|dim| *dim > 1)
+    }
+
+    fn grouping(&self) -> Grouping {
+        let count =
+            usize::try_from(self.dims[2].saturating_mul(self.dims[3])).unwrap_or(usize::MAX);
+        match self.label().ends_with(OF_EXPERTS) {
+            true => Grouping::Experts(count),
+            false if count > 1 => Grouping::Heads(count),
+            false => Grouping::Whole,
+        }
+    }
+}
+
+/// Where a linear stands in model order.
+struct Place {
+    layer: Option<LayerId>,
+    /// Within the layer.
+    order: usize,
+    slot: Slot,
+    tensor: TensorId,
+}
+
+/// What tells the inputs of linears apart.
+#[derive(PartialEq, Eq, Hash)]
+struct Shared {
+    layer: Option<LayerId>,
+    slot: Slot,
+    columns: u64,
+}
+
+impl Place {
+    /// The place of a layer's tensor, if it is the weight of a linear: one that [`ORDER`] knows, or
+    /// one that may be quantized.
+    fn of(tensor: &Tensor) -> Option<Place> {
+        let layer = Some(tensor.layer?);
+        let known = ORDER.iter().position(|(label, _)| tensor.label() == *label);
+        let (order, slot) = match known.filter(|_| role::is_weight(&tensor.name)) {
+            Some(order) => (order, ORDER[order].1),
+            None if tensor.facts.quantizable => (ORDER.len(), Slot::Own),
+            None => return None,
+        };
+        Some(Place {
+            layer,
+            order,
+            slot,
+            tensor: tensor.id,
+        })
+    }
+
+    /// Layer by layer, the output last; weights of unknown names as they stand in the file.
+    fn key(&self) -> impl Ord + use<> {
+        (self.layer.is_none(), self.layer, self.order, self.tensor)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn catalog(tensors: &[(&str, &[u64])]) -> Catalog {
+        let four = |dims: &[u64]| std::array::from_fn(|i| dims.get(i).copied().unwrap_or(1));
+        Catalog::new(
+            "llama",
+            tensors.iter().map(|(name, dims)| (*name, four(dims))),
+        )
+    }
+
+    /// A dense layer, a layer with experts, and the ends of a model, not in model order.
+    const MODEL: &[(&str, &[u64])] = &[
+        ("output.weight", &[64, 100]),
+        ("token_embd.weight", &[64, 100]),
+        ("output_norm.weight", &[64]),
+        ("rope_freqs.weight", &[8]),
+        ("blk.1.ffn_down_exps.weight", &[32, 64, 4]),
+        ("blk.1.ffn_gate_exps.weight", &[64, 32, 4]),
+        ("blk.1.ffn_up_exps.weight", &[64, 32, 4]),
+        ("blk.1.ffn_gate_inp.weight", &[64, 4]),
+        ("blk.1.ffn_gate_inp_shexp.weight", &[64]),
+        ("blk.1.ffn_gate_shexp.weight", &[64, 48]),
+        ("blk.1.ffn_up_shexp.weight", &[64, 48]),
+        ("blk.1.ffn_down_shexp.weight", &[48, 64]),
+        ("blk.1.attn_qkv.weight", &[64, 128]),
+        ("blk.1.attn_output.weight", &[64, 64]),
+        ("blk.0.attn_norm.weight", &[64]),
+        ("blk.0.attn_v.weight", &[64, 32]),
+        ("blk.0.attn_k.weight", &[64, 32]),
+        ("blk.0.attn_q.bias", &[64]),
+        ("blk.0.attn_q.weight", &[64, 64]),
+        ("blk.0.attn_output.weight", &[64, 64]),
+        ("blk.0.ffn_up.weight", &[64, 96]),
+        ("blk.0.ffn_gate.weight", &[64, 96]),
+        ("blk.0.ffn_down.weight", &[96, 64]),
+    ];
+
+    #[test]
+    fn linears_stand_in_model_order_and_share_inputs() {
+        let catalog = catalog(MODEL);
+        let rows: Vec<_> = catalog
+            .linears()
+            .iter()
+            .map(|l| {
+                (
+                    catalog.weight(l.id).label(),
+                    l.layer.map(|l| l.0),
+                    l.input.0,
+                    l.grouping,
+                )
+            })
+            .collect();
+        use Grouping::{Experts, Whole};
+        let expected = [
+            ("attn_q", Some(0), 0, Whole),
+            ("attn_k", Some(0), 0, Whole),
+            ("attn_v", Some(0), 0, Whole),
+            ("attn_output", Some(0), 1, Whole),
+            ("ffn_gate", Some(0), 2, Whole),
+            ("ffn_up", Some(0), 2, Whole),
+            ("ffn_down", Some(0), 3, Whole),
+            ("attn_qkv", Some(1), 4, Whole),
+            ("attn_output", Some(1), 5, Whole),
+            ("ffn_gate_inp", Some(1), 6, Whole),
+            ("ffn_gate_exps", Some(1), 7, Experts(4)),
+            ("ffn_up_exps", Some(1), 7, Experts(4)),
+            ("ffn_down_exps", Some(1), 8, Experts(4)),
+            ("ffn_gate_inp_shexp", Some(1), 6, Whole),
+            ("ffn_gate_shexp", Some(1), 6, Whole),
+            ("ffn_up_shexp", Some(1), 6, Whole),
+            ("ffn_down_shexp", Some(1), 9, Whole),
+            ("output", None, 10, Whole),
+        ];
+        assert_eq!(rows, expected);
+        assert_eq!(catalog.inputs(), 11);
+        for linear in catalog.linears() {
+            assert!(catalog.readers_of(linear.input).contains(&linear.id));
+            assert_eq!(catalog.linear_of(linear.tensor), Some(linear));
+        }
+        assert_eq!(
+            catalog.layers().collect::<Vec<_>>(),
+            [LayerId(0), LayerId(1)]
+        );
+        assert_eq!(catalog.linears_of(LayerId(0)).len(), 7);
+        assert_eq!(catalog.linears_of(LayerId(7)), []);
+        let bias = catalog.linears()[0].bias.unwrap();
+        assert_eq!(&*catalog.tensor(bias).name, "blk.0.attn_q.bias");
+    }
+
+    #[test]
+    fn tensors_are_found_by_name() {
+        let catalog = catalog(MODEL);
+        for (number, (name, _)) in MODEL.iter().enumerate() {
+            assert_eq!(
+                catalog.tensor_named(name).map(TensorId::index),
+                Some(number)
+            );
+        }
+        assert_eq!(catalog.tensor_named("output"), None);
+        assert_eq!(catalog.matching(|name| name.contains("shexp")).len(), 4);
+    }
+
+    #[test]
+    fn the_output_is_the_embedding_where_it_has_no_matrix() {
+        for (tensors, output, tied) in [
+            (&MODEL[..2], Some("output.weight"), false),
+            (&MODEL[1..2], Some("token_embd.weight"), true),
+            (&MODEL[2..3], None, false),
+        ] {
+            let catalog = catalog(tensors);
+            let name = catalog.output().map(|l| &*catalog.tensor(l.tensor).name);
+            assert_eq!((name, catalog.is_tied()), (output, tied));
+        }
+        assert!(catalog(MODEL).embedding().unwrap().is_table);
+        assert_eq!(catalog(MODEL).embedding().unwrap().linear, None);
+    }
+
+    #[test]
+    fn what_is_collected() {
+        for (tensors, label, imatrix, hessians) in [
+            (MODEL, "attn_q", [true, true], [true, true]),
+            (MODEL, "ffn_gate_inp", [true, true], [false, false]),
+            (MODEL, "ffn_gate_inp_shexp", [true, true], [true, true]),
+            (MODEL, "ffn_up_exps", [true, true], [true, true]),
+            (MODEL, "output", [false, true], [false, true]),
+            (&MODEL[1..], "token_embd", [false, false], [false, true]),
+        ] {
+            let catalog = catalog(tensors);
+            let linear = catalog
+                .linears()
+                .iter()
+                .find(|l| catalog.weight(l.id).label() == label);
+            let id = linear.unwrap().id;
+            let both = [false, true];
+            assert_eq!(
+                both.map(|output| catalog.in_imatrix(id, output)),
+                imatrix,
+                "{label}"
+            );
+            assert_eq!(
+                both.map(|output| catalog.in_hessians(id, output)),
+                hessians,
+                "{label}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_third_dimension_counts_experts_or_heads() {
+        for (name, dims, grouping) in [
+            (
+                "blk.0.ffn_up_exps.weight",
+                [64, 32, 8],
+                Grouping::Experts(8),
+            ),
+            (
+                "blk.0.ffn_up_exps.weight",
+                [64, 32, 1],
+                Grouping::Experts(1),
+            ),
+            ("blk.0.attn_k_b.weight", [64, 32, 16], Grouping::Heads(16)),
+            ("blk.0.attn_v_b.weight", [64, 32, 16], Grouping::Heads(16)),
+            ("blk.0.attn_q.weight", [64, 32, 1], Grouping::Whole),
+        ] {
+            let catalog = catalog(&[(name, &dims)]);
+            assert_eq!(catalog.linears()[0].grouping, grouping, "{name}");
+        }
+    }
+
+    #[test]
+    fn damaged_files_and_unknown_names_have_a_catalog() {
+        let catalog = catalog(&[
+            ("blk.0.attn_q.weight", &[64, 64]),
+            ("blk.0.attn_k.weight", &[32, 64]),
+            ("blk.0.some_proj.weight", &[64, 64]),
+            ("blk.0.ssm_conv1d.weight", &[4, 64]),
+            ("blk.4294967295.attn_q.weight", &[64, 64]),
+            ("blk.4294967296.attn_q.weight", &[64, 64]),
+            ("blk.x.attn_q.weight", &[64, 64]),
+            ("blk..weight", &[64, 64]),
+            ("", &[]),
+        ]);
+        let inputs: Vec<_> = catalog.linears().iter().map(|l| l.input.0).collect();
+        assert_eq!(
+            inputs,
+            [0, 1, 2, 3],
+            "rows of another length are another input"
+        );
+        assert_eq!(
+            catalog.layers().collect::<Vec<_>>(),
+            [LayerId(0), LayerId(u32::MAX)]
+        );
+    }
+
+    #[test]
+    fn the_quantizer_goes_by_layer_and_name() {
+        let catalog = catalog(&[
+            ("blk.10.a", &[]),
+            ("blk.2.b", &[]),
+            ("blk.2.a", &[]),
+            ("output.weight", &[]),
+            ("blk.-3.a", &[]),
+            ("a", &[]),
+        ]);
+        let order: Vec<_> = catalog
+            .quantizer_order()
+            .iter()
+            .map(|id| &*catalog.tensor(*id).name)
+            .collect();
+        let expected = [
+            "blk.-3.a",
+            "a",
+            "output.weight",
+            "blk.2.a",
+            "blk.2.b",
+            "blk.10.a",
+        ];
+        assert_eq!(order, expected);
+    }
+
+    #[test]
+    fn short_names() {
+        for (name, label) in [
+            ("output.weight", "output"),
+            ("token_embd.weight", "token_embd"),
+            ("per_layer_token_embd.weight", "token_embd"),
+            ("blk.3.ffn_gate_exps.weight", "ffn_gate_exps"),
+            ("blk.3.attn_q.bias", "attn_q.bias"),
+            ("blk.3", "blk.3"),
+            ("output_norm.weight", "output_norm"),
+        ] {
+            assert_eq!(
+                catalog(&[(name, &[2, 2])]).tensors()[0].label(),
+                label,
+                "{name}"
+            );
+        }
+    }
+}
