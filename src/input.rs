@@ -4,7 +4,9 @@
 use crate::convert::{self, Checkpoint};
 use crate::format;
 use crate::format::gguf::{Files, Metadata, Model};
-pub use crate::format::reader::{Tensor, TensorReader as Input, TensorSource};
+use crate::format::reader::TensorReader;
+pub use crate::format::reader::{Tensor, TensorSource};
+pub use quantier_arch::Input;
 use std::ops::Range;
 use std::path::Path;
 
@@ -43,7 +45,7 @@ impl Source {
     /// Files that are damaged, a checkpoint that cannot be converted.
     pub fn reader(&self, conversion: &convert::Job) -> convert::Result<Input<'_>> {
         let checkpoint = match self {
-            Source::Gguf(files) => return Ok(Model::parse(files)?.into()),
+            Source::Gguf(files) => return Ok(TensorReader::from(Model::parse(files)?).into()),
             Source::Checkpoint(checkpoint) => checkpoint,
         };
         let plan = convert::Plan::new(checkpoint, conversion)?;
@@ -61,7 +63,7 @@ impl Source {
                 }
             })
             .collect();
-        Ok(Input::new(plan, tensors))
+        Ok(TensorReader::new(plan, tensors).into())
     }
 }
 

@@ -166,7 +166,7 @@ pub fn run(args: &Args, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
         }
         _ => {
             let file = before.sums.to_file(before.chunk_size);
-            let inputs = input.as_ref().map_or(Vec::new(), Input::paths);
+            let inputs = input.as_ref().map_or(Vec::new(), |input| input.paths());
             file.write(&args.output, format(args), &inputs)?;
             let written = Some(&*args.output);
             Report {

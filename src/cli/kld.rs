@@ -125,7 +125,7 @@ fn compare<'a>(
     let quants = &args.models[usize::from(logits.is_none())..];
     let mut save = match &args.save_logits {
         Some(file) => {
-            let mut others: Vec<&Path> = inputs.iter().flat_map(Input::paths).collect();
+            let mut others: Vec<&Path> = inputs.iter().flat_map(|input| input.paths()).collect();
             others.extend(args.file.iter().map(|f| &**f));
             Some(Writer::create(
                 file,

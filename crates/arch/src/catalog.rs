@@ -47,9 +47,9 @@ id! {
     LayerId
 }
 
-/// A tensor of the file.
+/// The entry of a tensor.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Tensor {
+pub struct Entry {
     /// Its position in the file.
     pub id: TensorId,
     /// Its name in the file.
@@ -121,7 +121,7 @@ impl Grouping {
 /// Every tensor and linear of a model.
 #[derive(Clone, Debug, Default)]
 pub struct Catalog {
-    tensors: Vec<Tensor>,
+    tensors: Vec<Entry>,
     /// Sorted by name.
     by_name: Vec<TensorId>,
     linears: Vec<Linear>,
@@ -198,7 +198,7 @@ impl Catalog {
         architecture: &str,
         tensors: impl IntoIterator<Item = (&'n str, [u64; 4])>,
     ) -> Catalog {
-        let tensor = |(id, (name, dims)): (usize, (&str, [u64; 4]))| Tensor {
+        let tensor = |(id, (name, dims)): (usize, (&str, [u64; 4]))| Entry {
             id: TensorId(id as u32),
             name: name.into(),
             dims,
@@ -241,7 +241,7 @@ impl Catalog {
     fn add(&mut self, place: Place, seen: &mut HashMap<Shared, InputId>) {
         let id = LinearId(self.linears.len() as u32);
         let tensor = &self.tensors[place.tensor.index()];
-        let Tensor { dims, layer, .. } = *tensor;
+        let Entry { dims, layer, .. } = *tensor;
         // Rows of another length, in a damaged file, cannot be the same activations.
         let shared = Shared {
             layer,
@@ -281,12 +281,12 @@ impl Catalog {
     }
 
     /// Every tensor, in the order of the file.
-    pub fn tensors(&self) -> &[Tensor] {
+    pub fn tensors(&self) -> &[Entry] {
         &self.tensors
     }
 
     /// A tensor.
-    pub fn tensor(&self, id: TensorId) -> &Tensor {
+    pub fn tensor(&self, id: TensorId) -> &Entry {
         &self.tensors[id.index()]
     }
 
@@ -330,7 +330,7 @@ impl Catalog {
     }
 
     /// The weight of a linear.
-    pub fn weight(&self, id: LinearId) -> &Tensor {
+    pub fn weight(&self, id: LinearId) -> &Entry {
         self.tensor(self.linear(id).tensor)
     }
 
@@ -346,7 +346,7 @@ impl Catalog {
     }
 
     /// The token embedding.
-    pub fn embedding(&self) -> Option<&Tensor> {
+    pub fn embedding(&self) -> Option<&Entry> {
         self.tensor_named(EMBEDDING).map(|id| self.tensor(id))
     }
 
@@ -388,7 +388,7 @@ impl Catalog {
     }
 }
 
-impl Tensor {
+impl Entry {
     /// A short name: `output`, `token_embd`, or the name without its layer and `.weight`.
     pub fn label(&self) -> &str {
         &self.name[self.label.clone()]
@@ -440,7 +440,7 @@ struct Shared {
 impl Place {
     /// The place of a layer's tensor, if it is the weight of a linear: one that [`ORDER`] knows, or
     /// one that may be quantized.
-    fn of(tensor: &Tensor) -> Option<Place> {
+    fn of(tensor: &Entry) -> Option<Place> {
         let layer = Some(tensor.layer?);
         let known = ORDER.iter().position(|(label, _)| tensor.label() == *label);
         let (order, slot) = match known.filter(|_| role::is_weight(&tensor.name)) {

@@ -2,7 +2,10 @@
 //!
 //! An [`Architecture`] names the classes of transformers that it is for, its name in a GGUF, the
 //! metadata that its config.json becomes, and the rules for its tensors. All of it is data; only
-//! what data cannot say is a function. [`role`] holds the reference's rules over tensor names.
+//! what data cannot say is a function.
+//!
+//! An opened model ([`Input`]) has a [`Catalog`]: ids of its tensors, linears, inputs and layers.
+//! [`role`] holds the reference's rules over tensor names, which nothing else reads.
 
 pub mod catalog;
 mod config;
@@ -11,6 +14,7 @@ mod defaults;
 mod gemma;
 mod gpt2;
 mod granite;
+mod input;
 mod llama;
 mod olmo;
 mod parameters;
@@ -22,9 +26,10 @@ mod starcoder;
 
 use quantier_tokenizer::VocabKind;
 
-pub use catalog::{Catalog, Grouping, InputId, LayerId, Linear, LinearId, TensorId};
+pub use catalog::{Catalog, Entry, Grouping, InputId, LayerId, Linear, LinearId, TensorId};
 pub use config::Config;
 pub use decoder::{Activation, Decoder, Norm, Rope, Window};
+pub use input::Input;
 pub use parameters::{Keys, Parameter};
 pub use role::{Facts, Role};
 pub use rules::{Dim, Match, Rule, Transform};
