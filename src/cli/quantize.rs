@@ -347,6 +347,7 @@ fn job(args: Args, matches: &clap::ArgMatches) -> anyhow::Result<Job> {
         output_type: args.output_tensor_type,
         embedding_type: args.token_embedding_type,
         overrides: overrides(&args, matches)?,
+        ..Wishes::default()
     };
     let without_suffix = |path: PathBuf| match path.extension() {
         Some(e) if args.keep_split && e == "gguf" => path.with_extension(""),

@@ -295,7 +295,7 @@ fn never_met(scores: &Scores) -> Option<String> {
 }
 
 /// A regular expression that this name alone matches.
-pub(super) fn pattern(name: &str) -> String {
+fn pattern(name: &str) -> String {
     format!("^{}$", name.replace('.', "\\."))
 }
 
@@ -316,6 +316,7 @@ fn problem(input: &Input<'_>, scores: &Scores) -> Problem {
         .iter()
         .map(|tensor| Item {
             name: tensor.name.clone(),
+            role: input.catalog().role_named(&tensor.name),
             row_len: tensor.dims.first().copied().unwrap_or(1),
             weights: tensor.weights,
             choices: tensor

@@ -1,14 +1,15 @@
 //! From recipes to files, each kept under a key of all that it depends on.
 
-use super::choice::{Choices, Chosen, pattern, request};
+use super::choice::{Choices, Chosen, request};
 use super::{Error, Job, Kept, Result, ended, resume, texts};
+use crate::arch::Catalog;
 use crate::covariance::Store;
 use crate::feedback::{Feedback, Proved, Rounding};
 use crate::format::snapshot::Key;
 use crate::format::types::GgmlType;
 use crate::input::Input;
 use crate::model::Engine;
-use crate::plan::recipe::{Pattern, Wishes};
+use crate::plan::recipe::Wishes;
 use crate::progress::Progress;
 use crate::quantize::{self, OutputRequest, Plan, Propagation};
 use std::collections::BTreeMap;
@@ -166,7 +167,7 @@ impl Writing<'_> {
             .map_or(Rounding::Reference, |_| self.job.rounding);
         let of = |(chosen, _): &(&Chosen, &(String, Key))| OutputRequest {
             path: chosen.path.clone(),
-            wishes: wishes(chosen),
+            wishes: wishes(self.input.catalog(), chosen),
             rounding,
         };
         let outputs: Vec<_> = missing.iter().map(of).chain(more).collect();
@@ -240,12 +241,11 @@ impl Writing<'_> {
     }
 }
 
-fn wishes(chosen: &Chosen) -> Wishes {
-    // Names of tensors have no letters that a pattern could trip over, once their dots are quoted.
-    let of = |(name, t): &(String, GgmlType)| Some((Pattern::new(&pattern(name)).ok()?, *t));
+fn wishes(catalog: &Catalog, chosen: &Chosen) -> Wishes {
+    let of = |(name, t): &(String, GgmlType)| Some((catalog.tensor_named(name)?, *t));
     Wishes {
         file_type: Some(chosen.label),
-        overrides: chosen.recipe.iter().filter_map(of).collect(),
+        recipe: chosen.recipe.iter().filter_map(of).collect(),
         ..Wishes::default()
     }
 }

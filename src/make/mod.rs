@@ -355,9 +355,15 @@ fn guess(input: &Input<'_>, job: &Job, imatrix: Option<&Imatrix>) -> Scores {
         Some(imatrix) => imatrix.entries.contains_key(name),
         None => crate::imatrix::collected(name, true),
     };
-    frontier::guess(input, &has_importance, &job.settings, &|name, t| {
-        job.constraints.allows(name, t)
-    })
+    frontier::guess(input, &has_importance, &job.settings, &allowed(input, job))
+}
+
+/// Whether the constraints let a tensor have a type.
+fn allowed<'a>(input: &'a Input<'_>, job: &'a Job) -> impl Fn(&str, GgmlType) -> bool + 'a {
+    |name, t| {
+        job.constraints
+            .allows(name, input.catalog().role_named(name), t)
+    }
 }
 
 /// A model whose matrices are quantized is no base to measure against.
@@ -624,7 +630,7 @@ fn scores(
     };
     let key = scores_key(input, job, &chunks, imatrix, feedback.map(Feedback::key))?;
     let wanted = guess(input, job, Some(imatrix));
-    let allowed = |name: &str, t| job.constraints.allows(name, t);
+    let allowed = allowed(input, job);
     let gradients = opened
         .map(|(model, _)| gradient_job(model, job, &chunks, kept))
         .transpose()?

@@ -4,7 +4,7 @@ use super::choice::Choices;
 use super::proof::fit;
 use super::prove::Proven;
 use super::{Job, Result, texts, write_text};
-use crate::arch::role::{Role, layer_of};
+use crate::arch::Catalog;
 use crate::feedback::{Proof, Proved, Rounding, spread};
 use crate::format::gguf::{Value, keys};
 use crate::frontier::{Measure, Scores};
@@ -54,7 +54,7 @@ pub(super) fn new(
             .problem
             .items
             .iter()
-            .map(|item| tensor(scores, item))
+            .map(|item| tensor(input.catalog(), scores, item))
             .collect(),
         frontier: points(choices),
         presets: choices
@@ -133,7 +133,10 @@ fn source(input: &Input<'_>) -> Option<data::Source> {
     Some(data::Source { repository, commit })
 }
 
-fn tensor(scores: &Scores, item: &crate::plan::frontier::Item) -> data::Tensor {
+fn tensor(catalog: &Catalog, scores: &Scores, item: &crate::plan::frontier::Item) -> data::Tensor {
+    let entry = catalog
+        .tensor_named(&item.name)
+        .map(|id| catalog.tensor(id));
     let dims = scores
         .tensors
         .iter()
@@ -143,8 +146,8 @@ fn tensor(scores: &Scores, item: &crate::plan::frontier::Item) -> data::Tensor {
     choices.sort_by(|a, b| a.bytes.cmp(&b.bytes).then(a.nats.total_cmp(&b.nats)));
     data::Tensor {
         name: item.name.clone(),
-        role: role(&item.name),
-        layer: layer_of(&item.name).and_then(|layer| u32::try_from(layer).ok()),
+        role: entry.map_or(&*item.name, |entry| entry.label()).into(),
+        layer: entry.and_then(|entry| entry.layer).map(|layer| layer.0),
         shape: dims.unwrap_or_default(),
         weights: item.weights,
         choices: choices
@@ -155,19 +158,6 @@ fn tensor(scores: &Scores, item: &crate::plan::frontier::Item) -> data::Tensor {
                 nats: c.nats,
             })
             .collect(),
-    }
-}
-
-/// A short name of what a tensor does; that of the tensor itself where the quantizer knows no role.
-fn role(name: &str) -> String {
-    let of_layer = name
-        .strip_prefix("blk.")
-        .and_then(|rest| rest.split_once('.'))
-        .map_or(name, |(_, rest)| rest);
-    match Role::of(name) {
-        Role::Output => "output".into(),
-        Role::TokenEmbedding => "token_embd".into(),
-        _ => of_layer.trim_end_matches(".weight").into(),
     }
 }
 

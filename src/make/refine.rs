@@ -276,6 +276,7 @@ fn swaps(problem: &Problem, choices: &[usize], limit: u64) -> Vec<Swap> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::arch::Role;
     use crate::plan::frontier::{Choice, Item};
 
     fn item(name: &str, choices: &[(u64, f64)]) -> Item {
@@ -290,6 +291,7 @@ mod tests {
             .collect();
         Item {
             name: name.into(),
+            role: Role::Other,
             row_len: 256,
             weights: 256,
             choices,

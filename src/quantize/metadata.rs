@@ -1,7 +1,7 @@
 //! Metadata of the output, and the facts that the preset rules need from the input's.
 
 use super::{Error, Job, Result};
-use crate::arch::role::Role;
+use crate::arch::Role;
 use crate::feedback::Rounding;
 use crate::format::gguf::{Metadata, QUANTIZATION_VERSION, Value, keys};
 use crate::format::imatrix::Imatrix;
@@ -93,11 +93,11 @@ impl Lookup<'_> {
     }
 }
 
-/// What the preset rules ask about the model. `names` are those of all its tensors.
-pub(super) fn facts<'n>(
+/// What the preset rules ask about the model. `roles` are those of all its tensors.
+pub(super) fn facts(
     metadata: &Metadata<'_>,
     job: &Job,
-    names: impl Iterator<Item = &'n str> + Clone,
+    roles: impl Iterator<Item = Role> + Clone,
     has_imatrix: bool,
 ) -> Result<ModelFacts> {
     let lookup = Lookup {
@@ -105,8 +105,8 @@ pub(super) fn facts<'n>(
         overrides: &job.kv_overrides,
     };
     let mut facts = ModelFacts {
-        tied: !names.clone().any(|n| Role::of(n) == Role::Output),
-        value_tensors: names.filter(|n| Role::of(n).carries_values()).count() as u32,
+        tied: !roles.clone().any(|role| role == Role::Output),
+        value_tensors: roles.filter(|role| role.carries_values()).count() as u32,
         has_imatrix,
         ..ModelFacts::default()
     };

@@ -5,7 +5,7 @@ use super::metadata::{
 };
 use super::rounded::Rounded;
 use super::{Error, Job, Result};
-use crate::arch::role::{Role, layer_of};
+use crate::arch::{Entry, Facts, Role, TensorId, role};
 use crate::feedback::{Feedback, Rounding};
 use crate::format::gguf::{
     self, Layout, MAX_ALIGNMENT, Metadata, Shape, TensorInfo, keys, shard_path,
@@ -198,12 +198,17 @@ impl<'a> Plan<'a> {
         let feedback = read_covariance(input, job)?;
         let mut problems = Vec::new();
         let (tensors, layers_left) = sources(input, job, imatrix.as_ref());
-        let names = tensors.iter().map(|s| &*s.name);
-        let facts = facts(input.metadata(), job, names, imatrix.is_some())?;
+        let roles = tensors
+            .iter()
+            .map(|source| input.entry(source.tensor).facts.role);
+        let facts = facts(input.metadata(), job, roles, imatrix.is_some())?;
+        let candidates: Vec<_> = tensors
+            .iter()
+            .map(|source| source.candidate(&facts.architecture))
+            .collect();
         let mut outputs = Vec::new();
         for request in &job.outputs {
-            let tensor_candidates: Vec<_> = tensors.iter().map(Source::candidate).collect();
-            let chosen = match choose(&request.wishes, &facts, &tensor_candidates) {
+            let chosen = match choose(&request.wishes, &facts, &candidates) {
                 Ok(chosen) => chosen,
                 Err(reasons) => {
                     problems.extend(reasons);
@@ -213,8 +218,9 @@ impl<'a> Plan<'a> {
             let file_type = match request.wishes.file_type {
                 Some(file_type) => file_type.id(),
                 None => {
-                    let all = by_layer_and_name(input);
-                    file_type_of_copy(input.metadata(), job, all.iter().map(|t| t.info.ggml_type))
+                    let all = input.catalog().quantizer_order().into_iter();
+                    let types = all.map(|id| input.tensor(id).info.ggml_type);
+                    file_type_of_copy(input.metadata(), job, types)
                 }
             };
             let block_count = layers_left.map(|layers| (&*facts.architecture, layers));
@@ -294,11 +300,15 @@ impl<'a> Plan<'a> {
 }
 
 impl Source<'_> {
-    fn candidate(&self) -> Candidate<'_> {
+    /// For the choice of a type. The architecture may be another than that of the input.
+    fn candidate(&self, architecture: &str) -> Candidate<'_> {
         let info = &self.tensor.info;
+        let dims = info.shape.four();
         Candidate {
+            id: TensorId(self.tensor.index as u32),
             name: &self.name,
-            dims: info.shape.four(),
+            facts: Facts::new(architecture, &self.name, dims),
+            dims,
             ggml_type: info.ggml_type,
         }
     }
@@ -399,18 +409,6 @@ fn read_covariance(input: &Input<'_>, job: &Job) -> Result<Option<Feedback>> {
     }
 }
 
-/// All tensors in the reference's order: by layer, those outside of layers first, then by name.
-fn by_layer_and_name<'a>(input: &'a Input<'a>) -> Vec<&'a Tensor<'a>> {
-    let mut tensors: Vec<_> = input.tensors.iter().collect();
-    tensors.sort_by(|a, b| {
-        let key = |t: &Tensor<'_>| layer_of(&t.info.name).unwrap_or(-1);
-        key(a)
-            .cmp(&key(b))
-            .then_with(|| a.info.name.as_bytes().cmp(b.info.name.as_bytes()))
-    });
-    tensors
-}
-
 /// The tensors in the order of the output: by layer and name; under `keep_split`, as they lie in
 /// the shards. Pruned layers are gone, and the number of layers left is returned.
 fn sources<'a>(
@@ -420,12 +418,15 @@ fn sources<'a>(
 ) -> (Vec<Source<'a>>, Option<u32>) {
     let mut renumbered = Renumbering::new(&job.prune_layers);
     let mut sources: Vec<Source<'_>> = Vec::with_capacity(input.tensors.len());
-    for tensor in by_layer_and_name(input) {
+    for id in input.catalog().quantizer_order() {
+        let tensor = input.tensor(id);
         let old = &*tensor.info.name;
         let Some(name) = renumbered.name(old) else {
             continue;
         };
-        let found = imatrix.map_or(Ok(None), |used| importance_of(old, tensor, &used.imatrix));
+        let found = imatrix.map_or(Ok(None), |used| {
+            importance_of(input.catalog().tensor(id), &used.imatrix)
+        });
         let (importance, misfit) =
             found.map_or_else(|misfit| (None, Some(misfit)), |found| (found, None));
         sources.push(Source {
@@ -445,22 +446,21 @@ fn sources<'a>(
 /// The importance weights of a tensor, if the matrix has them and they fit. A misfit is a problem,
 /// except for the embedding, which never meets activations.
 fn importance_of(
-    name: &str,
-    tensor: &Tensor<'_>,
+    tensor: &Entry,
     imatrix: &Imatrix,
 ) -> std::result::Result<Option<Vec<f32>>, Problem> {
-    let Some(entry) = imatrix.entries.get(name) else {
+    let Some(entry) = imatrix.entries.get(&*tensor.name) else {
         return Ok(None);
     };
-    let [row_len, _, matrices, _] = tensor.info.shape.four();
+    let (row_len, matrices) = (tensor.row_len(), tensor.matrices());
     if entry.sums.len() as u64 == row_len * matrices {
         return Ok(Some(entry.means()));
     }
-    if Role::of(name) == Role::TokenEmbedding {
+    if tensor.facts.role == Role::TokenEmbedding {
         return Ok(None);
     }
     Err(Problem::of(
-        name,
+        &tensor.name,
         format!(
             "the importance matrix has {} values and {} are needed ({row_len} columns x {matrices} matrices); it belongs to another model",
             entry.sums.len(),
@@ -487,7 +487,8 @@ impl Renumbering {
 
     /// The name under the new numbers; `None` if its layer is pruned.
     fn name(&mut self, old: &str) -> Option<String> {
-        let Some((digits, layer)) = layer_digits(old).filter(|_| !self.pruned.is_empty()) else {
+        let Some((digits, layer)) = role::layer_number(old).filter(|_| !self.pruned.is_empty())
+        else {
             return Some(old.to_owned());
         };
         let first = self.pruned.iter().min().copied().unwrap_or(0);
@@ -502,16 +503,6 @@ impl Renumbering {
         });
         new.map(|new| format!("{}{new}{}", &old[..digits.start], &old[digits.end..]))
     }
-}
-
-/// Where the layer's number stands in a name (`blk.N.` anywhere), and the number.
-fn layer_digits(name: &str) -> Option<(std::ops::Range<usize>, u32)> {
-    name.match_indices("blk.").find_map(|(at, part)| {
-        let start = at + part.len();
-        let end = start + name[start..].bytes().take_while(u8::is_ascii_digit).count();
-        let number = name[start..end].parse().ok()?;
-        name[end..].starts_with('.').then_some((start..end, number))
-    })
 }
 
 /// The files of an output and their metadata. Later shards have nothing but their place in the
@@ -618,12 +609,5 @@ mod tests {
             expected
         );
         assert_eq!(renumbered.next, 3);
-    }
-
-    #[test]
-    fn a_layer_number_is_found_anywhere_in_a_name() {
-        assert_eq!(layer_digits("v.blk.12.x"), Some((6..8, 12)));
-        assert_eq!(layer_digits("blk.x.blk.3.y"), Some((10..11, 3)));
-        assert_eq!(layer_digits("blk.12"), None);
     }
 }

@@ -6,7 +6,7 @@
 //! order of rows matters only where two could apply.
 
 use super::file_type::FileType;
-use quantier_arch::role::{GLM5_NEXT, Role};
+use quantier_arch::Role;
 use quantier_blocks::types::GgmlType;
 
 /// What the rules ask about a model.
@@ -64,6 +64,8 @@ pub struct TensorFacts {
     /// Which one of its role it is: counted among the tensors that these rules have decided, or,
     /// for the FFN of a model with experts, the layer.
     pub ordinal: u32,
+    /// Whether mixtures give it Q8_0.
+    pub keeps_q8: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -236,14 +238,9 @@ pub fn counts_layers(file_type: FileType, role: Role, model: &ModelFacts) -> boo
 }
 
 /// The type that the preset gives a tensor, before shapes are looked at.
-pub fn type_for(
-    file_type: FileType,
-    name: &str,
-    tensor: &TensorFacts,
-    model: &ModelFacts,
-) -> GgmlType {
+pub fn type_for(file_type: FileType, tensor: &TensorFacts, model: &ModelFacts) -> GgmlType {
     let default = file_type.default_type();
-    if model.architecture == GLM5_NEXT && glm5_next_keeps_q8(name) && default.is_quantized() {
+    if tensor.keeps_q8 && default.is_quantized() {
         return GgmlType::Q8_0;
     }
     let serves_as_output = model.tied && tensor.role == Role::TokenEmbedding;
@@ -300,12 +297,6 @@ fn holds(when: When, default: GgmlType, tensor: &TensorFacts, model: &ModelFacts
         OddRows => !tensor.row_len.is_multiple_of(default.block_len() as u64),
         NotQ8 => default != GgmlType::Q8_0,
     }
-}
-
-fn glm5_next_keeps_q8(name: &str) -> bool {
-    ["attn_q_a", "attn_q_b", "nextn.eh_proj"]
-        .iter()
-        .any(|part| name.contains(part))
 }
 
 /// The type that stands in where rows are not whole blocks of `wanted`; `None` where the reference

@@ -2,9 +2,9 @@
 
 use super::file_type::FileType;
 use super::presets::{ModelFacts, TensorFacts, counts_layers, fit_rows, type_for};
-use quantier_arch::role::{PER_LAYER_EMBEDDING, Role, layer_of, may_be_quantized};
+use quantier_arch::{Facts, Role, TensorId};
 use quantier_blocks::types::GgmlType;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 /// A pattern for tensor names: a regular expression, found anywhere in the name.
 #[derive(Clone, Debug)]
@@ -44,13 +44,19 @@ pub struct Wishes {
     pub embedding_type: Option<GgmlType>,
     /// Types for tensors by name; the first pattern that matches decides.
     pub overrides: Vec<(Pattern, GgmlType)>,
+    /// Types for tensors of this model; they decide before the patterns.
+    pub recipe: BTreeMap<TensorId, GgmlType>,
 }
 
 /// A tensor as the choice sees it.
 #[derive(Clone, Copy, Debug)]
 pub struct Candidate<'a> {
+    /// Its place in the input.
+    pub id: TensorId,
     /// Its name.
     pub name: &'a str,
+    /// What the quantizer reads out of the name.
+    pub facts: Facts,
     /// Its dimensions, row length first, missing ones 1.
     pub dims: [u64; 4],
     /// Its type now.
@@ -120,11 +126,13 @@ fn choose_one(
     seen: &mut HashMap<Role, u32>,
 ) -> Result<Chosen, Problem> {
     let Candidate {
+        id,
         name,
+        facts,
         dims,
         ggml_type,
     } = *tensor;
-    let role = Role::of(name);
+    let role = facts.role;
     let kept = Chosen {
         role,
         wanted: ggml_type,
@@ -134,20 +142,21 @@ fn choose_one(
     let Some(file_type) = wishes.file_type else {
         return Ok(kept);
     };
-    let dimensions = dims.iter().rposition(|&d| d > 1).unwrap_or(0) + 1;
-    if !may_be_quantized(&model.architecture, name, dimensions, !wishes.leave_output) {
+    if !facts.quantizable || wishes.leave_output && role == Role::Output {
         return Ok(kept);
     }
-    let by_pattern = wishes
-        .overrides
-        .iter()
-        .find(|(pattern, _)| pattern.matches(name))
-        .map(|(_, t)| *t);
+    let patterns = &wishes.overrides;
+    let by_pattern = || patterns.iter().find(|(pattern, _)| pattern.matches(name));
+    let overridden = wishes
+        .recipe
+        .get(&id)
+        .or_else(|| Some(&by_pattern()?.1))
+        .copied();
     let embedding_type = wishes
         .embedding_type
         .filter(|_| role == Role::TokenEmbedding);
     let embedding_type =
-        embedding_type.filter(|_| name != PER_LAYER_EMBEDDING || by_pattern.is_none());
+        embedding_type.filter(|_| !facts.is_per_layer_embedding || overridden.is_none());
     let output_type = wishes.output_type.filter(|_| role == Role::Output);
     // These two options mean what they say: no other type stands in where rows do not fit.
     if let Some(wanted) = embedding_type.or(output_type) {
@@ -171,19 +180,19 @@ fn choose_one(
         });
     }
     let serves_as_output = role == Role::TokenEmbedding && model.tied;
-    let wanted = match (by_pattern, wishes.output_type.filter(|_| serves_as_output)) {
+    let wanted = match (overridden, wishes.output_type.filter(|_| serves_as_output)) {
         (Some(t), _) => t,
         _ if wishes.pure => default,
         (_, Some(t)) => t,
         _ => {
-            let ordinal = ordinal(file_type, role, name, model, seen)?;
-            let facts = TensorFacts {
+            let tensor = TensorFacts {
                 role,
                 row_len: dims[0],
                 matrices: dims[2],
-                ordinal,
+                ordinal: ordinal(file_type, tensor, model, seen)?,
+                keeps_q8: facts.keeps_q8,
             };
-            type_for(file_type, name, &facts, model)
+            type_for(file_type, &tensor, model)
         }
     };
     let target = fit_rows(wanted, dims[0]).ok_or_else(|| {
@@ -213,11 +222,11 @@ fn misfit(row_len: u64, t: GgmlType) -> String {
 /// Which one of its role a tensor is; counts it.
 fn ordinal(
     file_type: FileType,
-    role: Role,
-    name: &str,
+    tensor: &Candidate<'_>,
     model: &ModelFacts,
     seen: &mut HashMap<Role, u32>,
 ) -> Result<u32, Problem> {
+    let Facts { role, layer, .. } = tensor.facts;
     // The roles that carry attention values are counted together.
     let counted_as = if role.carries_values() {
         Role::AttentionV
@@ -230,10 +239,10 @@ fn ordinal(
     if !counts_layers(file_type, role, model) {
         return Ok(before);
     }
-    match layer_of(name).map(u32::try_from) {
+    match layer.map(u32::try_from) {
         Some(Ok(layer)) if layer < model.layers => Ok(layer),
         _ => Err(Problem::of(
-            name,
+            tensor.name,
             format!(
                 "its layer cannot be told from its name (blk.0 to blk.{} expected)",
                 model.layers.saturating_sub(1)
@@ -259,7 +268,9 @@ mod tests {
 
     fn one<'a>(name: &'a str, dims: [u64; 4]) -> Candidate<'a> {
         Candidate {
+            id: TensorId(0),
             name,
+            facts: Facts::new("llama", name, dims),
             dims,
             ggml_type: GgmlType::F16,
         }
@@ -296,6 +307,20 @@ mod tests {
             ["q8_0", "q5_K", "q5_K", "q5_K", "q5_K", "q4_K"],
             "an overridden tensor is not counted"
         );
+    }
+
+    #[test]
+    fn a_recipe_decides_before_patterns() {
+        let mut wishes = wishes(FileType::Q4_K_S);
+        wishes
+            .overrides
+            .push((Pattern::new("attn").unwrap(), GgmlType::Q8_0));
+        for (id, expected) in [(0, GgmlType::Q6_K), (1, GgmlType::Q8_0)] {
+            wishes.recipe = BTreeMap::from([(TensorId(id), GgmlType::Q6_K)]);
+            let tensors = [one("blk.0.attn_q.weight", PLAIN)];
+            let chosen = choose(&wishes, &model(1), &tensors).unwrap();
+            assert_eq!(chosen[0].target, expected);
+        }
     }
 
     #[test]

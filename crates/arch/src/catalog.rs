@@ -297,6 +297,12 @@ impl Catalog {
         found.ok().map(|at| self.by_name[at])
     }
 
+    /// The role of the tensor of this name.
+    pub fn role_named(&self, name: &str) -> Role {
+        self.tensor_named(name)
+            .map_or(Role::Other, |id| self.tensor(id).facts.role)
+    }
+
     /// The tensors whose names a person's pattern covers, in the order of the file.
     pub fn matching(&self, covers: impl Fn(&str) -> bool) -> Vec<TensorId> {
         self.tensors

@@ -1,5 +1,7 @@
 //! What a tensor does in a model, told from its name, as llama.cpp's quantizer tells it.
 
+use std::ops::Range;
+
 /// The role of a tensor.
 #[allow(missing_docs)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -134,6 +136,16 @@ pub fn block_of(name: &str) -> Option<u32> {
     name.strip_prefix("blk.")?.split('.').next()?.parse().ok()
 }
 
+/// Where the number of a layer stands in a name (`blk.N.` anywhere in it), and the number.
+pub fn layer_number(name: &str) -> Option<(Range<usize>, u32)> {
+    name.match_indices("blk.").find_map(|(at, part)| {
+        let start = at + part.len();
+        let end = start + name[start..].bytes().take_while(u8::is_ascii_digit).count();
+        let number = name[start..end].parse().ok()?;
+        name[end..].starts_with('.').then_some((start..end, number))
+    })
+}
+
 /// Whether a name is that of a weight.
 pub(crate) fn is_weight(name: &str) -> bool {
     name.ends_with(WEIGHT)
@@ -146,7 +158,7 @@ pub(crate) fn bias_of(weight: &str) -> Option<String> {
 
 /// Where a tensor's short name stands in its name: the role of embeddings and the output, else what
 /// is between the layer and `.weight`.
-pub(crate) fn label_range(name: &str) -> std::ops::Range<usize> {
+pub(crate) fn label_range(name: &str) -> Range<usize> {
     let label = Role::of(name).label();
     let of_layer = name
         .strip_prefix("blk.")
@@ -304,6 +316,17 @@ mod tests {
             ("blk.99999999999999999999.x", Some(i32::MAX)),
         ] {
             assert_eq!(layer_of(name), layer, "{name}");
+        }
+    }
+
+    #[test]
+    fn numbers_of_layers_stand_anywhere() {
+        for (name, number) in [
+            ("v.blk.12.x", Some((6..8, 12))),
+            ("blk.x.blk.3.y", Some((10..11, 3))),
+            ("blk.12", None),
+        ] {
+            assert_eq!(layer_number(name), number, "{name}");
         }
     }
 

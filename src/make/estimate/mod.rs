@@ -117,7 +117,7 @@ pub fn estimate(input: &Input<'_>, opened: Option<Opened<'_>>, job: &Job) -> Res
         .as_ref()
         .map(|imatrix| scores_key(input, job, &chunks, imatrix, covariance.as_ref()))
         .transpose()?;
-    let allowed = |name: &str, t| job.constraints.allows(name, t);
+    let allowed = super::allowed(input, job);
     let scores = key.and_then(|key| kept.read::<Scores>("scores", &key));
     let scores = scores.filter(|scores| scores.cover(&expected, &allowed));
     let known =

@@ -367,6 +367,7 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
 mod tests {
     use super::*;
     use crate::frontier::{Choice, Item};
+    use quantier_arch::Role;
     use quantier_blocks::types::GgmlType;
 
     #[test]
@@ -430,6 +431,7 @@ mod tests {
         ];
         let item = Item {
             name: "blk.0.ffn_up.weight".into(),
+            role: Role::FfnUp,
             row_len: 100,
             weights: 1000,
             choices,

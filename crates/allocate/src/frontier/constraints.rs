@@ -2,7 +2,7 @@
 
 use super::problem::{Item, Problem};
 use crate::recipe::Pattern;
-use quantier_arch::role::Role;
+use quantier_arch::Role;
 use quantier_blocks::types::GgmlType;
 use quantier_core::words::distance;
 
@@ -27,10 +27,10 @@ impl Subject {
         }
     }
 
-    fn covers(&self, name: &str) -> bool {
+    fn covers(&self, name: &str, role: Role) -> bool {
         match self {
             Subject::All => true,
-            Subject::Role(role) => Role::of(name) == *role,
+            Subject::Role(covered) => role == *covered,
             Subject::Names(pattern) => pattern.matches(name),
         }
     }
@@ -174,27 +174,32 @@ impl Constraints {
         Ok(())
     }
 
-    /// Whether a tensor may get a type, as far as names tell. What may not need not be scored.
-    pub fn allows(&self, name: &str, t: GgmlType) -> bool {
-        if let Some((_, pinned)) = self.pin_of(name) {
+    /// Whether the tensor of this name and role may get a type. Types that are not allowed need no
+    /// score.
+    pub fn allows(&self, name: &str, role: Role, t: GgmlType) -> bool {
+        if let Some((_, pinned)) = self.pin_of(name, role) {
             return *pinned == t;
         }
         let bounds = self
             .bounds
             .iter()
-            .all(|(bound, s, limit)| !s.covers(name) || bound.allows(*limit, t));
+            .all(|(bound, s, limit)| !s.covers(name, role) || bound.allows(*limit, t));
         bounds
             && self
-                .list_of(name)
+                .list_of(name, role)
                 .is_none_or(|(_, types, _)| types.contains(&t))
     }
 
-    fn pin_of(&self, name: &str) -> Option<&(Subject, GgmlType)> {
-        self.pins.iter().find(|(subject, _)| subject.covers(name))
+    fn pin_of(&self, name: &str, role: Role) -> Option<&(Subject, GgmlType)> {
+        self.pins
+            .iter()
+            .find(|(subject, _)| subject.covers(name, role))
     }
 
-    fn list_of(&self, name: &str) -> Option<&(Subject, Vec<GgmlType>, String)> {
-        self.lists.iter().find(|(subject, ..)| subject.covers(name))
+    fn list_of(&self, name: &str, role: Role) -> Option<&(Subject, Vec<GgmlType>, String)> {
+        self.lists
+            .iter()
+            .find(|(subject, ..)| subject.covers(name, role))
     }
 
     /// Narrows the choices of every item to what is allowed; fails with every constraint that is
@@ -209,7 +214,7 @@ impl Constraints {
             let left: Vec<_> = item
                 .choices
                 .iter()
-                .filter(|c| self.allows(&item.name, c.ggml_type))
+                .filter(|c| self.allows(&item.name, item.role, c.ggml_type))
                 .copied()
                 .collect();
             if left.is_empty() && !item.choices.is_empty() {
@@ -245,7 +250,12 @@ impl Constraints {
         pins.chain(bounds)
             .chain(lists)
             .filter(|(subject, _)| !matches!(subject, Subject::All))
-            .filter(|(subject, _)| !problem.items.iter().any(|item| subject.covers(&item.name)))
+            .filter(|(subject, _)| {
+                !problem
+                    .items
+                    .iter()
+                    .any(|item| subject.covers(&item.name, item.role))
+            })
             .map(|(subject, constraint)| ConstraintError::NothingCovered {
                 constraint,
                 nearest: nearest(subject.text(), problem),
@@ -257,7 +267,7 @@ impl Constraints {
         let tensor = item.name.clone();
         let types: Vec<_> = item.choices.iter().map(|c| c.ggml_type.name()).collect();
         let types = types.join(", ");
-        if let Some((subject, t)) = self.pin_of(&item.name) {
+        if let Some((subject, t)) = self.pin_of(&item.name, item.role) {
             let constraint = typed("--pin", subject, *t);
             if !item.row_len.is_multiple_of(t.block_len() as u64) {
                 return ConstraintError::DoesNotFit {
@@ -277,10 +287,10 @@ impl Constraints {
         let bounds = self
             .bounds
             .iter()
-            .filter(|(_, subject, _)| subject.covers(&item.name));
+            .filter(|(_, subject, _)| subject.covers(&item.name, item.role));
         let bounds = bounds.map(|(bound, subject, t)| typed(bound.option(), subject, *t));
         let list = self
-            .list_of(&item.name)
+            .list_of(&item.name, item.role)
             .map(|(_, _, text)| format!("--types {text}"));
         let constraint: Vec<_> = bounds.chain(list).collect();
         ConstraintError::NothingLeft {
@@ -301,10 +311,7 @@ fn typed(option: &str, subject: &Subject, t: GgmlType) -> String {
 
 /// The name nearest to a text: of a role that occurs, or of a tensor.
 fn nearest(text: &str, problem: &Problem) -> String {
-    let roles = problem
-        .items
-        .iter()
-        .map(|item| Role::of(&item.name).label());
+    let roles = problem.items.iter().map(|item| item.role.label());
     let names = problem.items.iter().map(|item| &*item.name);
     let near = roles
         .chain(names)
@@ -404,8 +411,10 @@ mod tests {
                     nats: 1.0 / ggml_type.bpw(),
                 })
             });
+            let name = format!("{name}.weight");
             Item {
-                name: format!("{name}.weight"),
+                role: Role::of(&name),
+                name,
                 row_len,
                 weights: row_len,
                 choices: choices.collect(),
@@ -521,9 +530,9 @@ mod tests {
     #[test]
     fn what_may_not_be_chosen_need_not_be_scored() {
         let constraints = constraints(&[("--types", "k"), ("--pin", "output=q8_0")]);
-        assert!(constraints.allows("output.weight", GgmlType::Q8_0));
-        assert!(!constraints.allows("output.weight", GgmlType::Q6_K));
-        assert!(!constraints.allows("blk.0.ffn_down.weight", GgmlType::Q8_0));
+        assert!(constraints.allows("output.weight", Role::Output, GgmlType::Q8_0));
+        assert!(!constraints.allows("output.weight", Role::Output, GgmlType::Q6_K));
+        assert!(!constraints.allows("blk.0.ffn_down.weight", Role::FfnDown, GgmlType::Q8_0));
     }
 
     #[test]

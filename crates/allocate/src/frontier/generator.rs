@@ -1,6 +1,7 @@
 //! Problems to test the solver on, and two simple solvers that are right by inspection.
 
 use super::{Choice, Item, Problem};
+use quantier_arch::Role;
 use quantier_blocks::types::GgmlType;
 
 /// What a problem is like.
@@ -120,6 +121,7 @@ pub fn item(kind: Kind, name: &str, rows: u64, random: &mut Random) -> Item {
     let choices = types.iter().map(choice).collect();
     Item {
         name: name.into(),
+        role: Role::Other,
         row_len: 256,
         weights: 256 * rows,
         choices,

@@ -1,5 +1,6 @@
 //! What the solver is asked, and what it answers.
 
+use quantier_arch::Role;
 use quantier_blocks::types::GgmlType;
 
 /// One type that an item may get, with its cost.
@@ -21,6 +22,8 @@ pub struct Choice {
 pub struct Item {
     /// The tensor's name, or what its group is called.
     pub name: String,
+    /// What the tensor does in the model.
+    pub role: Role,
     /// Weights in a row; for a group a length that whole blocks of every allowed type divide.
     pub row_len: u64,
     /// How many weights it has.
@@ -45,6 +48,7 @@ impl Item {
         let types = items.first().map_or(&[][..], |item| &item.choices);
         Item {
             name: name.into(),
+            role: items.first().map_or(Role::Other, |item| item.role),
             row_len: items
                 .iter()
                 .fold(0, |divisor, item| common_divisor(divisor, item.row_len)),

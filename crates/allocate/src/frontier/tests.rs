@@ -3,6 +3,7 @@
 use super::generator::{KINDS, Kind, Random, brute_force, by_bytes, problem};
 use super::{Choice, Frontier, Item, Problem, Solution};
 use proptest::prelude::*;
+use quantier_arch::Role;
 use quantier_blocks::types::GgmlType;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -269,6 +270,7 @@ fn item(name: &str, choices: &[(GgmlType, u64, f64)]) -> Item {
         .collect();
     Item {
         name: name.into(),
+        role: Role::Other,
         row_len: 256,
         weights: 256,
         choices,
