@@ -418,7 +418,6 @@ fn covariances(
 ) -> anyhow::Result<covariance::Job> {
     let needs = Needs::of(
         &opened.engine,
-        input,
         args.process_output,
         [windows.chunks(), windows.n_ctx()],
     );

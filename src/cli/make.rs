@@ -304,7 +304,7 @@ fn go(
     let opened = match (open(&args.model, &input, &options), &args.imatrix) {
         (Ok(mut opened), _) => {
             if args.rounding.has_feedback() {
-                let bytes = make::rounding_bytes(&opened.engine, &input, args.ctx_size);
+                let bytes = make::rounding_bytes(&opened.engine, args.ctx_size);
                 opened.engine.reserve(bytes);
             }
             Some(opened)

@@ -26,7 +26,6 @@ pub use pairs::Paired;
 pub(crate) use pairs::Pairs;
 pub use store::{Covariance, Identity, Store, clear, holds_others};
 
-use crate::arch::role::may_be_quantized;
 use crate::format::snapshot::Key;
 use std::path::PathBuf;
 
@@ -63,16 +62,6 @@ pub fn is_held_out(chunk: usize, chunks: usize) -> bool {
     }
 }
 
-/// Whether the input of this matrix is wanted: that of the matrices of blocks that can be quantized
-/// (routers cannot), and with `process_output` that of the matrix that makes logits, whatever its
-/// name.
-pub fn wanted(name: &str, process_output: bool) -> bool {
-    match name.starts_with("blk.") {
-        true => may_be_quantized("", name, 2, true),
-        false => process_output,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -88,11 +77,5 @@ mod tests {
             [held(1), held(2), held(7), held(8), held(17)],
             [vec![], vec![1], vec![6], vec![7], vec![7, 15]]
         );
-    }
-
-    #[test]
-    fn routers_are_not_wanted() {
-        assert!(wanted("blk.0.ffn_gate_exps.weight", false) && wanted("token_embd.weight", true));
-        assert!(!wanted("blk.0.ffn_gate_inp.weight", true) && !wanted("output.weight", false));
     }
 }

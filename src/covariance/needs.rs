@@ -3,13 +3,12 @@
 use super::collect::waiting_rows;
 use super::store::check_free;
 use super::sums::panel_numbers;
-use super::{EXPERT_SAMPLE, Job, SAMPLE, is_held_out, wanted};
+use super::{EXPERT_SAMPLE, Job, SAMPLE, is_held_out};
+use crate::arch::{Entry, InputId, LayerId, Linear};
 use crate::format::covariance::triangle;
 use crate::format::{Error, Result};
-use crate::imatrix::sums::block;
-use crate::input::{Input, Tensor};
 use crate::model::Engine;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// What collecting the covariances of a model takes.
@@ -33,22 +32,17 @@ const EXPERTS: u64 = 2 << 30;
 
 /// An input that some matrices share.
 struct Distinct {
-    layer: Option<u32>,
+    layer: Option<LayerId>,
     columns: usize,
     matrices: usize,
 }
 
 impl Needs {
     /// Of a model that is run on so many chunks of so many tokens.
-    pub fn of(
-        engine: &Engine<'_>,
-        input: &Input<'_>,
-        process_output: bool,
-        [chunks, positions]: [usize; 2],
-    ) -> Needs {
-        let inputs = distinct(engine, input, process_output);
+    pub fn of(engine: &Engine<'_>, process_output: bool, [chunks, positions]: [usize; 2]) -> Needs {
+        let inputs = distinct(engine, process_output);
         let most = |of: &dyn Fn(&Distinct) -> u64| {
-            let mut layers: BTreeMap<Option<u32>, u64> = BTreeMap::new();
+            let mut layers: BTreeMap<Option<LayerId>, u64> = BTreeMap::new();
             inputs
                 .iter()
                 .for_each(|input| *layers.entry(input.layer).or_default() += of(input));
@@ -159,46 +153,42 @@ pub(crate) fn gradient_bytes(rows: u64) -> u64 {
     4 * triangle(rows as usize) as u64 + HEADER
 }
 
-/// The name of the input that the matrices of a tensor are multiplied by, as far as names tell: one
-/// too many rather than too few. `None` if its covariance is not collected.
+/// The input of the linear whose weight this tensor is; `None` if its Hessian is not collected.
 pub(crate) fn input_of(
     engine: &Engine<'_>,
-    tensor: &Tensor<'_>,
+    tensor: &Entry,
     process_output: bool,
-) -> Option<String> {
-    let name = &*tensor.info.name;
-    let met = block(name).map_or(name == engine.output_name(), |layer| {
-        (layer as usize) < engine.hyper.layers
-    });
-    if !met
-        || !name.ends_with(".weight")
-        || tensor.info.shape.dims().len() < 2
-        || !wanted(name, process_output)
-    {
-        return None;
-    }
-    Some(
-        name.replace("attn_k.", "attn_q.")
-            .replace("attn_v.", "attn_q.")
-            .replace("ffn_up", "ffn_gate"),
-    )
+) -> Option<InputId> {
+    let linear = engine.catalog().linear_of(tensor.id)?;
+    is_collected(engine, linear, process_output).then_some(linear.input)
 }
 
-/// The distinct inputs of a model.
-fn distinct(engine: &Engine<'_>, input: &Input<'_>, process_output: bool) -> Vec<Distinct> {
-    let mut found: BTreeMap<String, Distinct> = BTreeMap::new();
-    for tensor in &input.tensors {
-        let Some(shared) = input_of(engine, tensor, process_output) else {
-            continue;
-        };
-        let dims = tensor.info.shape.dims();
-        let matrices = dims[2..].iter().product::<u64>() as usize;
-        let layer = block(&tensor.info.name);
-        found.entry(shared).or_insert(Distinct {
-            layer,
-            columns: dims[0] as usize,
-            matrices,
-        });
-    }
-    found.into_values().collect()
+/// Whether the input Hessian of a linear is collected: it is in the set, and a layer of the model
+/// reads it.
+fn is_collected(engine: &Engine<'_>, linear: &Linear, process_output: bool) -> bool {
+    let in_model = linear
+        .layer
+        .is_none_or(|layer| layer.index() < engine.hyper.layers);
+    let catalog = engine.catalog();
+    in_model
+        && catalog.weight(linear.id).is_matrix()
+        && catalog.in_hessians(linear.id, process_output)
+}
+
+/// The inputs whose Hessians are collected.
+fn distinct(engine: &Engine<'_>, process_output: bool) -> Vec<Distinct> {
+    let catalog = engine.catalog();
+    let collected = catalog
+        .linears()
+        .iter()
+        .filter(|l| is_collected(engine, l, process_output));
+    let mut seen = BTreeSet::new();
+    collected
+        .filter(|linear| seen.insert(linear.input))
+        .map(|linear| Distinct {
+            layer: linear.layer,
+            columns: catalog.weight(linear.id).row_len() as usize,
+            matrices: linear.grouping.matrices(),
+        })
+        .collect()
 }

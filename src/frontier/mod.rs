@@ -14,11 +14,10 @@ mod kept;
 mod scores;
 pub(crate) mod sweep;
 
-use crate::arch::role::{Role, may_be_quantized};
+use crate::arch::{Catalog, Grouping};
 use crate::covariance::{self, Recorder};
 use crate::evaluate::score::Distribution;
 use crate::feedback::{Feedback, RowFactor};
-use crate::format::gguf::{Value, keys};
 use crate::format::imatrix::Imatrix;
 use crate::format::types::GgmlType;
 use crate::input::{Input, Tensor};
@@ -308,21 +307,14 @@ fn candidates<'a>(
     settings: &Settings,
     allowed: Allowed<'_>,
 ) -> BTreeMap<&'a str, Candidate<'a>> {
-    let architecture = input
-        .metadata()
-        .get(keys::ARCHITECTURE)
-        .and_then(Value::as_str)
-        .unwrap_or_default();
     let of = |tensor: &'a Tensor<'_>| {
         let (info, name) = (&tensor.info, &*tensor.info.name);
-        let dimensions = info.shape.four().iter().rposition(|d| *d > 1).unwrap_or(0) + 1;
-        if !may_be_quantized(architecture, name, dimensions, true)
-            || Codec::of(info.ggml_type).is_none()
-        {
+        let facts = input.entry(tensor).facts;
+        if !facts.quantizable || Codec::of(info.ggml_type).is_none() {
             return None;
         }
         let importance = importance.get(name).map(Vec::as_slice);
-        let unwise = |t| requires_imatrix(Role::of(name), t, None);
+        let unwise = |t| requires_imatrix(facts.role, t, None);
         let mut types = scores::possible(&settings.types, tensor, importance.is_some(), unwise);
         types.retain(|codec| codec.ggml_type != info.ggml_type && allowed(name, codec.ggml_type));
         Some((
@@ -483,7 +475,6 @@ fn divergence(
     resume: Option<&Resume>,
     progress: &dyn Progress,
 ) -> Result<(Nats, usize)> {
-    const EMBEDDING: &str = "token_embd.weight";
     let trace = engine.trace(chunks, None, progress)?;
     let sample = sample(chunks, settings);
     let positions: usize = sample.iter().map(Vec::len).sum();
@@ -553,21 +544,31 @@ fn divergence(
         sums.iter()
             .try_for_each(|(name, sums)| add(&mut nats, name, sums, positions))?;
         if let Some(recorder) = &recorder {
-            engine
-                .pool()
-                .install(|| record(recorder, &met, chunks.len(), most_rows(engine)))?;
+            engine.pool().install(|| {
+                record(
+                    recorder,
+                    input.catalog(),
+                    &met,
+                    chunks.len(),
+                    most_rows(engine),
+                )
+            })?;
         }
         keep(&backward, &nats)?;
     }
     recorder.map(Recorder::finish).transpose()?;
-    if let Some(candidate) = candidates.get(EMBEDDING) {
+    let embedding = input
+        .catalog()
+        .embedding()
+        .map_or("", |embedding| &embedding.name);
+    if let Some(candidate) = candidates.get(embedding) {
         progress.at("embedding");
         let embedded = backward.embeddings()?;
         let tokens = embedded.iter().map(|e| e.tokens.len()).sum();
         let sums = engine
             .pool()
             .install(|| candidate.of_embedding(input, &embedded, progress))?;
-        add(&mut nats, EMBEDDING, &sums, tokens)?;
+        add(&mut nats, embedding, &sums, tokens)?;
     }
     Ok((nats, positions))
 }
@@ -602,18 +603,20 @@ fn most_rows(engine: &Engine<'_>) -> usize {
     (limit / RowFactor::working_bytes(1)).isqrt() as usize
 }
 
-/// The rows of each matrix whose gradients are summed, as far as metadata tell.
-pub(crate) fn gradient_rows(input: &Input<'_>, engine: &Engine<'_>) -> Vec<u64> {
-    let summed = |t: &&Tensor<'_>| {
-        let dims = t.info.shape.dims();
-        let fits = dims.len() == 2 && dims[1] <= most_rows(engine) as u64;
-        fits && t.info.name.starts_with("blk.") && covariance::wanted(&t.info.name, false)
-    };
-    input
-        .tensors
+/// The rows of each linear whose gradients are summed, as far as metadata tell.
+pub(crate) fn gradient_rows(engine: &Engine<'_>) -> Vec<u64> {
+    let catalog = engine.catalog();
+    let most = most_rows(engine) as u64;
+    let of_layers = catalog
+        .linears()
         .iter()
-        .filter(summed)
-        .map(|t| t.info.shape.rows())
+        .filter(|linear| linear.layer.is_some());
+    let whole = of_layers.filter(|linear| linear.grouping == Grouping::Whole);
+    whole
+        .filter(|linear| catalog.in_hessians(linear.id, false))
+        .map(|linear| catalog.weight(linear.id))
+        .filter(|weight| weight.is_matrix() && weight.dims[1] <= most)
+        .map(|weight| weight.dims[1])
         .collect()
 }
 
@@ -630,9 +633,18 @@ fn are_summable(met: &Met) -> bool {
 
 /// Sums the gradients at the products of a layer's matrices, experts' not among them: each meets
 /// its own positions.
-fn record(recorder: &Recorder<'_>, met: &[Met], chunks: usize, most_rows: usize) -> Result<()> {
+fn record(
+    recorder: &Recorder<'_>,
+    catalog: &Catalog,
+    met: &[Met],
+    chunks: usize,
+    most_rows: usize,
+) -> Result<()> {
     let wanted = |met: &&Met| {
-        met.matrices == 1 && met.width <= most_rows && covariance::wanted(&met.name, false)
+        let linear = catalog.linear_named(&met.name);
+        met.matrices == 1
+            && met.width <= most_rows
+            && linear.is_some_and(|linear| catalog.in_hessians(linear.id, false))
     };
     let met: Vec<_> = met
         .iter()

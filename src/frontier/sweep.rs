@@ -15,7 +15,7 @@
 use super::kept::{self, Nats};
 use super::scores::{Candidate, go_on};
 use super::{Error, Result};
-use crate::arch::role::layer_of;
+use crate::arch::Role;
 use crate::evaluate::score::{Distribution, compare};
 use crate::feedback::Feedback;
 use crate::format::imatrix::Imatrix;
@@ -107,10 +107,12 @@ pub(super) fn sweep(
 
 /// The layer from which on a model differs if this tensor does.
 pub(crate) fn first_layer(engine: &Engine<'_>, name: &str) -> usize {
-    match layer_of(name).and_then(|layer| usize::try_from(layer).ok()) {
-        Some(layer) => layer,
-        None if name == "output.weight" => engine.hyper.layers,
-        None => 0,
+    let catalog = engine.catalog();
+    let entry = catalog.tensor_named(name).map(|id| catalog.tensor(id));
+    match entry.map(|entry| (entry.layer, entry.facts.role)) {
+        Some((Some(layer), _)) => layer.index(),
+        Some((None, Role::Output)) => engine.hyper.layers,
+        _ => 0,
     }
 }
 

@@ -8,8 +8,9 @@
 //! Between two layers the state of a run is its sums, the activations of all chunks and the scores so
 //! far: a snapshot, see [`Options::resume`].
 
-use super::collected;
 use super::sums::{self, Sums};
+use crate::arch::Catalog;
+use crate::arch::role::block_of;
 use crate::covariance::{self, Recorder};
 use crate::evaluate::score::{self, Distribution};
 use crate::evaluate::windows::Windows;
@@ -78,7 +79,7 @@ impl Error {
 
 /// `layer 3, chunk 7`; the chunk alone for a tensor of no layer.
 fn place(tensor: &str, chunk: usize) -> String {
-    match sums::block(tensor) {
+    match block_of(tensor) {
         Some(layer) => format!("layer {layer}, chunk {chunk}"),
         None => format!("chunk {chunk}"),
     }
@@ -160,6 +161,7 @@ pub fn collect(
         .map(|found| [found.start, found.snapshot.done()]);
     let mut first = 0;
     let mut collector = Collector {
+        catalog: engine.catalog(),
         process_output: options.process_output,
         resume: options.resume,
         length: windows.n_ctx() * engine.hyper.hidden,
@@ -219,6 +221,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 struct Collector<'o> {
+    catalog: &'o Catalog,
     process_output: bool,
     resume: Option<&'o Resume>,
     /// Numbers in the activations of a chunk.
@@ -409,14 +412,15 @@ impl Observer for Collector<'_> {
         let mut met = lock(&self.chunks[seen.chunk]);
         met.last.clear();
         met.last.push_str(seen.name);
-        if let Some(recorder) = self
-            .recorder
-            .as_ref()
-            .filter(|_| covariance::wanted(seen.name, self.process_output))
+        let Some(linear) = self.catalog.linear_named(seen.name) else {
+            return;
+        };
+        if self.catalog.in_hessians(linear.id, self.process_output)
+            && let Some(recorder) = &self.recorder
         {
             recorder.input(&seen);
         }
-        if seen.matrices == 1 && !collected(seen.name, self.process_output) {
+        if !self.catalog.in_imatrix(linear.id, self.process_output) {
             return;
         }
         let added = met.sums.add_rows(

@@ -1,6 +1,6 @@
 //! Which experts the text hardly reached: their importance weights are noise, or none at all.
 
-use super::sums::block;
+use crate::arch::role::block_of;
 use crate::format::imatrix::Imatrix;
 use serde::Serialize;
 use std::fmt;
@@ -27,7 +27,7 @@ pub struct Gap {
 pub fn gaps(imatrix: &Imatrix, fraction: f64) -> Vec<Gap> {
     let mut found: Vec<Gap> = Vec::new();
     for (tensor, entry) in &imatrix.entries {
-        let (experts, layer) = (entry.counts.len(), block(tensor));
+        let (experts, layer) = (entry.counts.len(), block_of(tensor));
         let mean = entry.counts.iter().map(|&c| c as f64).sum::<f64>() / experts.max(1) as f64;
         let counted = || entry.counts.iter().copied().enumerate();
         let never: Vec<_> = counted()

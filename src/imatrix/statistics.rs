@@ -1,6 +1,7 @@
 //! Figures of an importance matrix, as llama-imatrix's `--show-statistics` defines them: f32,
 //! summed in order.
 
+use crate::arch::role::{block_of, kind_of, one_block_before};
 use crate::format::imatrix::{Entry, Imatrix};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -72,16 +73,8 @@ impl Statistics {
             .filter_map(|(name, entry)| of_tensor(name, entry))
             .collect();
         for tensor in &mut tensors {
-            let before = tensor.layer.and_then(|layer| {
-                let before = layer.checked_sub(1)?;
-                let name =
-                    tensor
-                        .tensor
-                        .replacen(&format!("blk.{layer}."), &format!("blk.{before}."), 1);
-                entries
-                    .get(&name)
-                    .filter(|entry| entry.counts.iter().any(|&c| c != 0))
-            });
+            let before = one_block_before(&tensor.tensor).and_then(|name| entries.get(&name));
+            let before = before.filter(|entry| entry.counts.iter().any(|&c| c != 0));
             let ours = &entries[&tensor.tensor].sums;
             if let Some(before) = before.filter(|entry| entry.sums.len() == ours.len()) {
                 tensor.cosine = dot(ours, &before.sums)
@@ -89,8 +82,8 @@ impl Statistics {
             }
         }
         tensors.sort_by(|a, b| {
-            kind(&a.tensor)
-                .cmp(kind(&b.tensor))
+            kind_of(&a.tensor)
+                .cmp(kind_of(&b.tensor))
                 .then(b.total.total_cmp(&a.total))
         });
         let mut sums = BTreeMap::<u32, [f32; 4]>::new();
@@ -126,7 +119,7 @@ impl Statistics {
             let _ = writeln!(
                 text,
                 "{layer:>5}\t{:<20}\t{:10.2}\t{:8.4}\t{:11.4}\t{:6.2}\t{:6.2}\t{:8.2}%\t{:6}\t{:10.4}\t{:6.2}%\t{:10.2}%\t{:8.4}",
-                kind(&t.tensor),
+                kind_of(&t.tensor),
                 t.total,
                 t.min,
                 t.max,
@@ -153,16 +146,6 @@ impl Statistics {
         }
         text
     }
-}
-
-/// `ffn_up` of `blk.0.ffn_up.weight`; the whole name where there is no such part.
-fn kind(name: &str) -> &str {
-    let parts: Vec<_> = name.split('.').collect();
-    let weight = parts.iter().skip(1).position(|part| *part == "weight");
-    weight
-        .map(|at| parts[at])
-        .filter(|kind| !kind.is_empty())
-        .unwrap_or(name)
 }
 
 fn dot(a: &[f32], b: &[f32]) -> f32 {
@@ -192,7 +175,7 @@ fn of_tensor(name: &str, entry: &Entry) -> Option<TensorStatistics> {
     let far = values.iter().filter(|x| (**x - mean) / std > 1.0).count();
     Some(TensorStatistics {
         tensor: name.to_owned(),
-        layer: super::sums::block(name),
+        layer: block_of(name),
         total,
         min: values.iter().copied().fold(f32::INFINITY, f32::min),
         max: values.iter().copied().fold(f32::NEG_INFINITY, f32::max),

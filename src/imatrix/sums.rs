@@ -1,6 +1,7 @@
 //! Sums of squared activations while they grow, in f64 so that neither the order of chunks nor the
 //! number of machines shows in the f32 that a file keeps.
 
+use crate::arch::role::block_of;
 use crate::format::imatrix::{Entry, Imatrix};
 use crate::vector::vectorized;
 use std::collections::{BTreeMap, BTreeSet};
@@ -66,11 +67,6 @@ impl Error {
             Error::OtherBlocks { .. } => "",
         }
     }
-}
-
-/// The block that a tensor belongs to: 3 of `blk.3.attn_q.weight`.
-pub fn block(tensor: &str) -> Option<u32> {
-    tensor.strip_prefix("blk.")?.split('.').next()?.parse().ok()
 }
 
 /// The sums of one tensor.
@@ -193,7 +189,7 @@ impl Sums {
         let blocks = |sums: &Sums| {
             sums.tensors
                 .keys()
-                .filter_map(|name| block(name))
+                .filter_map(|name| block_of(name))
                 .collect::<BTreeSet<_>>()
         };
         let (ours, other) = (blocks(self), blocks(theirs));

@@ -353,7 +353,10 @@ fn check(input: &Input<'_>, opened: Option<Opened<'_>>, job: &Job) -> Result<Opt
 fn guess(input: &Input<'_>, job: &Job, imatrix: Option<&Imatrix>) -> Scores {
     let has_importance = |name: &str| match imatrix {
         Some(imatrix) => imatrix.entries.contains_key(name),
-        None => crate::imatrix::collected(name, true),
+        None => {
+            let linear = input.catalog().linear_named(name);
+            linear.is_some_and(|linear| input.catalog().in_imatrix(linear.id, true))
+        }
     };
     frontier::guess(input, &has_importance, &job.settings, &allowed(input, job))
 }
@@ -419,20 +422,20 @@ fn covariance_job(
 /// Memory that rounding with error feedback takes beside weights and activations: the sums of a
 /// layer while they are collected, those of gradients, or later what is made of the inputs of the
 /// widest matrix and of the gradients of the longest.
-pub fn rounding_bytes(engine: &Engine<'_>, input: &Input<'_>, context: usize) -> u64 {
+pub fn rounding_bytes(engine: &Engine<'_>, context: usize) -> u64 {
     // As many chunks as fill the samples.
-    let needs = Needs::of(
-        engine,
-        input,
-        true,
-        [covariance::HELD_OUT * covariance::SAMPLE, context],
-    );
-    let met = input
-        .tensors
+    let chunks = covariance::HELD_OUT * covariance::SAMPLE;
+    let needs = Needs::of(engine, true, [chunks, context]);
+    let catalog = engine.catalog();
+    let linears = catalog
+        .linears()
         .iter()
-        .filter(|t| covariance::wanted(&t.info.name, true) && t.info.shape.dims().len() > 1);
-    let widest = met.map(|t| t.info.shape.row_len()).max().unwrap_or(0);
-    let rows = frontier::gradient_rows(input, engine);
+        .filter(|linear| catalog.in_hessians(linear.id, true));
+    let widest = linears
+        .map(|linear| catalog.weight(linear.id).row_len())
+        .max()
+        .unwrap_or(0);
+    let rows = frontier::gradient_rows(engine);
     // Half a square of each matrix of a layer.
     let sums =
         rows.iter().map(|rows| 2 * rows * rows).sum::<u64>() / (engine.hyper.layers as u64).max(1);
@@ -467,7 +470,6 @@ fn collected(
             let windows_of = windows.calibration()?;
             let needs = Needs::of(
                 model.engine,
-                model.input,
                 true,
                 [windows_of.chunks(), windows_of.n_ctx()],
             );
@@ -593,7 +595,7 @@ fn gradient_job(
         .with("positions", &positions.to_le_bytes())
         .with("seed", &seed.to_le_bytes());
     // Which matrices there are depends on the memory.
-    let rows = frontier::gradient_rows(model.input, model.engine);
+    let rows = frontier::gradient_rows(model.engine);
     let key = key
         .with(
             "rows",
@@ -648,7 +650,7 @@ fn scores(
         covariance::clear(&of.directory)?;
     }
     if let Some((of, (model, _))) = missing.zip(opened) {
-        let bytes = frontier::gradient_rows(input, model.engine)
+        let bytes = frontier::gradient_rows(model.engine)
             .into_iter()
             .map(covariance::gradient_bytes);
         covariance::check_room(of, bytes.sum())?;

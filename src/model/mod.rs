@@ -27,6 +27,7 @@ mod rows;
 mod states;
 mod weights;
 
+use crate::arch::Catalog;
 use crate::input::Input;
 use crate::progress::{Progress, Unit};
 use candle_core::Tensor;
@@ -260,6 +261,11 @@ impl<'a> Engine<'a> {
     /// Leaves so many bytes of the memory to others from now on.
     pub fn reserve(&mut self, bytes: u64) {
         self.reserved = bytes;
+    }
+
+    /// The catalog of the model.
+    pub fn catalog(&self) -> &'a Catalog {
+        self.weights.catalog()
     }
 
     /// The tensor that makes logits.

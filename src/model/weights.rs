@@ -2,6 +2,7 @@
 //! `quant`.
 
 use super::{Error, Result};
+use crate::arch::Catalog;
 use crate::input::{Input, Tensor as Stored};
 use crate::quant::Codec;
 use candle_core::{DType, Device, Tensor};
@@ -105,6 +106,10 @@ impl<'a> Weights<'a> {
             device,
             shapes_only: false,
         })
+    }
+
+    pub(super) fn catalog(&self) -> &'a Catalog {
+        self.input.catalog()
     }
 
     pub(super) fn has(&self, name: &str) -> bool {

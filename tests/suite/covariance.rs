@@ -9,7 +9,7 @@ use quantier::evaluate::windows::Windows;
 use quantier::format::covariance::{File, Head, Index, Part, Writing, triangle, write};
 use quantier::format::gguf::Value;
 use quantier::imatrix::collect::{Collected, Options, collect};
-use quantier::input::{Input, Source};
+use quantier::input::Source;
 use quantier::model::{self, Engine, Observer, Seen};
 use quantier::progress::Silent;
 use std::collections::{BTreeMap, BTreeSet};
@@ -30,18 +30,14 @@ fn tokens(chunks: usize) -> Vec<u32> {
     (0..chunks * CONTEXT).map(|_| token()).collect()
 }
 
-fn with_engine<T>(
-    path: &Path,
-    threads: usize,
-    then: impl FnOnce(&Engine<'_>, &Input<'_>) -> T,
-) -> T {
+fn with_engine<T>(path: &Path, threads: usize, then: impl FnOnce(&Engine<'_>) -> T) -> T {
     let source = Source::open(path).unwrap();
     let input = source.reader(&convert::Job::default()).unwrap();
     let options = model::Options {
         threads,
         ..model::Options::default()
     };
-    then(&Engine::new(&input, &options).unwrap(), &input)
+    then(&Engine::new(&input, &options).unwrap())
 }
 
 fn job(directory: &Path) -> covariance::Job {
@@ -154,14 +150,14 @@ fn means_are_those_of_a_plain_sum_and_inputs_are_shared() {
     let dir = tempfile::tempdir().unwrap();
     models::shortened(2).write(&dir.path().join("m.gguf"));
     let out = dir.path().join("out");
-    let (met, written, needs) = with_engine(&dir.path().join("m.gguf"), 2, |engine, input| {
+    let (met, written, needs) = with_engine(&dir.path().join("m.gguf"), 2, |engine| {
         let written = collected(engine, CHUNKS, true, &job(&out))
             .covariance
             .unwrap();
         (
             met(engine, CHUNKS),
             written,
-            Needs::of(engine, input, true, [CHUNKS, CONTEXT]),
+            Needs::of(engine, true, [CHUNKS, CONTEXT]),
         )
     });
     let store = Store::open(&out).unwrap();
@@ -233,7 +229,7 @@ fn a_tied_output_matrix_has_one_and_a_single_chunk_no_sample() {
         .retain(|(info, _)| info.name != "output.weight");
     tied.write(&dir.path().join("m.gguf"));
     let out = dir.path().join("out");
-    let sums = with_engine(&dir.path().join("m.gguf"), 1, |engine, _| {
+    let sums = with_engine(&dir.path().join("m.gguf"), 1, |engine| {
         collected(engine, 1, true, &job(&out)).sums
     });
     assert!(
@@ -261,12 +257,12 @@ fn experts_have_their_own_and_lean_on_all() {
         experts_apart: false,
         ..pooled
     };
-    let (met, needs) = with_engine(&path, 2, |engine, input| {
+    let (met, needs) = with_engine(&path, 2, |engine| {
         collected(engine, CHUNKS, false, &apart);
         collected(engine, CHUNKS, false, &pooled);
         (
             met(engine, CHUNKS),
-            Needs::of(engine, input, false, [CHUNKS, CONTEXT]),
+            Needs::of(engine, false, [CHUNKS, CONTEXT]),
         )
     });
     let bytes: usize = files(&apart.directory).values().map(Vec::len).sum();

@@ -335,6 +335,11 @@ impl Catalog {
         self.tensor(tensor).linear.map(|id| self.linear(id))
     }
 
+    /// The linear whose weight has this name.
+    pub fn linear_named(&self, name: &str) -> Option<&Linear> {
+        self.linear_of(self.tensor_named(name)?)
+    }
+
     /// The weight of a linear.
     pub fn weight(&self, id: LinearId) -> &Entry {
         self.tensor(self.linear(id).tensor)

@@ -136,6 +136,22 @@ pub fn block_of(name: &str) -> Option<u32> {
     name.strip_prefix("blk.")?.split('.').next()?.parse().ok()
 }
 
+/// The name of the tensor that does the same one layer before, as llama-imatrix looks for it.
+pub fn one_block_before(name: &str) -> Option<String> {
+    let block = block_of(name)?;
+    let before = block.checked_sub(1)?;
+    Some(name.replacen(&format!("blk.{block}."), &format!("blk.{before}."), 1))
+}
+
+/// The kind of a tensor, as llama-imatrix's statistics group them: `ffn_up` of
+/// `blk.0.ffn_up.weight`; the whole name where there is no such part.
+pub fn kind_of(name: &str) -> &str {
+    let parts: Vec<_> = name.split('.').collect();
+    let weight = parts.iter().skip(1).position(|part| *part == "weight");
+    let kind = weight.map(|at| parts[at]).filter(|kind| !kind.is_empty());
+    kind.unwrap_or(name)
+}
+
 /// Where the number of a layer stands in a name (`blk.N.` anywhere in it), and the number.
 pub fn layer_number(name: &str) -> Option<(Range<usize>, u32)> {
     name.match_indices("blk.").find_map(|(at, part)| {
@@ -316,6 +332,26 @@ mod tests {
             ("blk.99999999999999999999.x", Some(i32::MAX)),
         ] {
             assert_eq!(layer_of(name), layer, "{name}");
+        }
+    }
+
+    #[test]
+    fn names_in_importance_matrices() {
+        for (name, block, before, kind) in [
+            (
+                "blk.3.ffn_up.weight",
+                Some(3),
+                Some("blk.2.ffn_up.weight"),
+                "ffn_up",
+            ),
+            ("blk.0.ffn_up.weight", Some(0), None, "ffn_up"),
+            ("output.weight", None, None, "output"),
+            ("weight", None, None, "weight"),
+            ("blk.x..weight", None, None, "blk.x..weight"),
+        ] {
+            assert_eq!(block_of(name), block, "{name}");
+            assert_eq!(one_block_before(name).as_deref(), before, "{name}");
+            assert_eq!(kind_of(name), kind, "{name}");
         }
     }
 

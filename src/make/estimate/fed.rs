@@ -2,6 +2,7 @@
 //! every rounding.
 
 use super::super::{Job, Kept, Opened, Result, covariance_job, rounding_bytes, texts};
+use crate::arch::InputId;
 use crate::covariance::{EXPERT_SAMPLE, Needs, SAMPLE, input_of, is_held_out};
 use crate::feedback::{Factor, Feedback};
 use crate::format::snapshot::Key;
@@ -19,7 +20,7 @@ pub(super) struct Fed {
     /// Bytes that are taken off the limit on memory.
     pub(super) reserved: u64,
     /// The input of every tensor that has one.
-    inputs: BTreeMap<String, String>,
+    inputs: BTreeMap<String, InputId>,
     /// Channels of the widest.
     pub(super) widest: u64,
     /// Positions that were held out of the sums.
@@ -35,17 +36,18 @@ impl Fed {
     ) -> Result<Fed> {
         let calibration = windows.calibration()?;
         let (chunks, context) = (calibration.chunks(), calibration.n_ctx());
-        let needs = Needs::of(model.engine, model.input, true, [chunks, context]);
+        let needs = Needs::of(model.engine, true, [chunks, context]);
         let collected = covariance_job(model, windows, kept, &needs)?;
         let tensors = model.input.tensors.iter();
-        let met = tensors.filter_map(|t| Some((t, input_of(model.engine, t, true)?)));
+        let input = |t: &Tensor<'_>| input_of(model.engine, model.input.entry(t), true);
+        let met = tensors.filter_map(|t| Some((t, input(t)?)));
         let met: Vec<_> = met.collect();
         Ok(Fed {
             there: Feedback::open(&collected.directory)
                 .is_ok_and(|found| *found.key() == collected.key),
             key: collected.key,
             needs,
-            reserved: rounding_bytes(model.engine, model.input, job.texts.context),
+            reserved: rounding_bytes(model.engine, job.texts.context),
             widest: met
                 .iter()
                 .map(|(t, _)| t.info.shape.row_len())

@@ -110,7 +110,7 @@ pub fn estimate(input: &Input<'_>, opened: Option<Opened<'_>>, job: &Job) -> Res
         .flatten();
     let gradients = gradients.map(|of| of.key);
     let gradient_rows = match opened.filter(|_| gradients.is_some()) {
-        Some(model) => crate::frontier::gradient_rows(input, model.engine),
+        Some(model) => crate::frontier::gradient_rows(model.engine),
         None => Vec::new(),
     };
     let key = imatrix
