@@ -4,7 +4,7 @@
 //! The order of keys and tensors does not count, nor does where a model is cut into shards.
 
 use crate::convert;
-use crate::format::gguf::{Array, Shape, Value, keys};
+use crate::format::gguf::{Array, Endian, Shape, Value, keys};
 use crate::format::types::GgmlType;
 use crate::input::{Input, Tensor};
 use crate::progress::{Progress, Unit};
@@ -314,7 +314,7 @@ fn key_changes<'a>(a: &'a Input<'a>, b: &'a Input<'a>) -> Vec<KeyChange<'a>> {
 fn same(a: &Value<'_>, b: &Value<'_>) -> bool {
     let bytes = |value: &Value<'_>| {
         let mut bytes = Vec::new();
-        value.write(&mut bytes);
+        value.write(Endian::Little, &mut bytes);
         bytes
     };
     a.value_type() == b.value_type() && bytes(a) == bytes(b)

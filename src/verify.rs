@@ -37,11 +37,11 @@ pub struct BadTensor {
 /// # Errors
 /// If the file becomes shorter meanwhile. `None` if the job was cancelled.
 pub fn verify(
-    model: &Model<'_>,
+    model: &Model,
     all: bool,
     progress: &dyn Progress,
 ) -> format::Result<Option<Vec<BadTensor>>> {
-    let mut bad = Vec::new();
+    let (mut bad, mut buffer) = (Vec::new(), Vec::new());
     progress.begin(
         model.tensors.iter().map(|t| t.info.bytes()).sum(),
         Unit::Bytes,
@@ -52,12 +52,14 @@ pub fn verify(
         progress.at(&info.name);
         let block_bytes = info.ggml_type.block_bytes();
         let whole_blocks = |bytes: usize| (bytes / block_bytes).max(1) * block_bytes;
-        for (i, band) in tensor.data().chunks(whole_blocks(BAND_BYTES)).enumerate() {
+        let bytes = info.bytes() as usize;
+        for start in (0..bytes).step_by(whole_blocks(BAND_BYTES)) {
             if progress.cancelled() {
                 return Ok(None);
             }
-            map.check_length()?;
-            let first = (i * whole_blocks(BAND_BYTES) / block_bytes) as u64;
+            let end = bytes.min(start + whole_blocks(BAND_BYTES));
+            let band = tensor.read(start..end, &mut buffer)?;
+            let first = (start / block_bytes) as u64;
             let found = first_fault(info.ggml_type, band, whole_blocks(TASK_BYTES));
             progress.advance(band.len() as u64);
             if let Some((block, fault)) = found {

@@ -4,7 +4,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use quantier_gguf::gguf::{
-    Array, Header, Layout, Metadata, TensorInfo, Value, ValueType, parse,
+    Array, Endian, Header, Layout, Metadata, TensorInfo, Value, ValueType, parse,
 };
 
 fuzz_target!(|file: &[u8]| {
@@ -22,6 +22,13 @@ fuzz_target!(|file: &[u8]| {
     assert_eq!(serialized(&again.metadata), serialized(&header.metadata));
     assert!(again.tensors.iter().map(|(info, _)| info).eq(&tensors));
     walk(&again, &written);
+    if let Ok(layout) = Layout::big_endian(&header.metadata, &tensors, header.alignment) {
+        let mut written = layout.header().to_vec();
+        written.resize(layout.file_bytes() as usize, 0);
+        let again = parse(&written).expect("our own big-endian file is readable");
+        assert_eq!(again.endian, Endian::Big);
+        assert_eq!(serialized(&again.metadata), serialized(&header.metadata));
+    }
 });
 
 /// Touches everything that a header promises.
@@ -61,7 +68,7 @@ fn serialized(metadata: &Metadata<'_>) -> Vec<u8> {
         .iter()
         .for_each(|(key, value): (&str, &Value<'_>)| {
             out.extend(key.as_bytes());
-            value.write(&mut out);
+            value.write(Endian::Little, &mut out);
         });
     out
 }

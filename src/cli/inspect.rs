@@ -5,7 +5,7 @@ use super::messages::note;
 use super::text::{count, say, size};
 use super::values::{shortened, value_json};
 use quantier::arch::role::Role;
-use quantier::format::gguf::{Metadata, Model, TensorInfo};
+use quantier::format::gguf::{Endian, Metadata, Model, TensorInfo};
 use quantier::input::{Input, Source};
 use serde_json::{Map, json};
 use std::collections::BTreeMap;
@@ -65,14 +65,18 @@ struct Tensor<'a> {
 }
 
 impl<'a> Held<'a> {
-    fn of_gguf(model: &'a Model<'a>) -> Held<'a> {
+    fn of_gguf(model: &'a Model) -> Held<'a> {
         let paths = model.files.paths();
-        let head = |(header, path): (&quantier::format::gguf::Header<'a>, &&Path)| {
+        let head = |(header, path): (&quantier::format::gguf::Header<'_>, &&Path)| {
             let (keys, tensors) = (header.metadata.len(), header.tensors.len());
             format!(
-                "{}: GGUF version {}, {keys} keys, {tensors} tensors",
+                "{}: GGUF version {}{}, {keys} keys, {tensors} tensors",
                 path.display(),
-                header.version
+                header.version,
+                match header.endian {
+                    Endian::Little => "",
+                    Endian::Big => ", big-endian",
+                }
             )
         };
         let tensors = model.tensors.iter().map(|t| Tensor {

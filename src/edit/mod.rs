@@ -11,7 +11,9 @@ mod split;
 pub use split::{Limit, merge, split};
 
 use crate::format;
-use crate::format::gguf::{DEFAULT_ALIGNMENT, Layout, Metadata, Model, Tensor, TensorInfo, Writer};
+use crate::format::gguf::{
+    DEFAULT_ALIGNMENT, Endian, Layout, Metadata, Model, Tensor, TensorInfo, Writer,
+};
 use crate::format::output::check_new;
 use crate::plan::recipe::Problem;
 use crate::progress::{Progress, Unit};
@@ -38,9 +40,21 @@ pub enum Error {
 /// Result of this module.
 pub type Result<T> = std::result::Result<T, Error>;
 
+/// Refuses big-endian models: their tensors cannot be copied as they are, and the reference does not
+/// read them either.
+fn check_byte_order(model: &Model) -> Result<()> {
+    match model.endian() {
+        Endian::Little => Ok(()),
+        Endian::Big => Err(Error::Format(format::Error::Bad {
+            path: model.files.paths()[0].to_owned(),
+            what: "it is big-endian; make a little-endian file of it first: quantier quantize MODEL OUTPUT copy".into(),
+        })),
+    }
+}
+
 /// Files to be written.
 pub struct Plan<'a> {
-    model: &'a Model<'a>,
+    model: &'a Model,
     /// The files, in the order of their tensors.
     pub files: Vec<PlannedFile<'a>>,
     /// What the user should know.
@@ -70,12 +84,12 @@ enum Header {
 }
 
 impl<'a> Plan<'a> {
-    fn tensors(&self, file: &PlannedFile<'_>) -> &'a [Tensor<'a>] {
+    fn tensors(&self, file: &PlannedFile<'_>) -> &'a [Tensor] {
         &self.model.tensors[file.tensors.clone()]
     }
 
     fn layout(&self, file: &PlannedFile<'_>) -> Layout {
-        let info = |tensor: &Tensor<'a>| match file.header {
+        let info = |tensor: &Tensor| match file.header {
             Header::Ggml => TensorInfo {
                 shape: tensor.info.shape.trimmed(),
                 ..tensor.info.clone()
@@ -135,12 +149,7 @@ impl<'a> Plan<'a> {
         Ok(())
     }
 
-    fn copy(
-        &self,
-        tensor: &Tensor<'_>,
-        writer: &mut Writer,
-        progress: &dyn Progress,
-    ) -> Result<()> {
+    fn copy(&self, tensor: &Tensor, writer: &mut Writer, progress: &dyn Progress) -> Result<()> {
         let map = &self.model.files.maps()[tensor.shard];
         let (mut at, end) = (
             tensor.offset as usize,

@@ -1,9 +1,9 @@
 //! Metadata edits: which make sense, what the header becomes, and whether that can be written where
 //! it is.
 
-use super::{Error, Header, Plan, PlannedFile, Result};
+use super::{Error, Header, Plan, PlannedFile, Result, check_byte_order};
 use crate::format::gguf::{
-    Layout, MAX_ALIGNMENT, Metadata, Model, Value, ValueType, keys, shard_name, shard_path,
+    Endian, Layout, MAX_ALIGNMENT, Metadata, Model, Value, ValueType, keys, shard_name, shard_path,
 };
 use crate::format::output::Patch;
 use crate::plan::recipe::Problem;
@@ -48,7 +48,8 @@ pub struct Edited<'a> {
 /// # Errors
 /// [`Error::Impossible`] with every reason at once. `force` lets through what is only unwise:
 /// another type for a key, token ids outside of the vocabulary, no `general.architecture`.
-pub fn edit<'a>(model: &Model<'a>, edits: &[Edit], force: bool) -> Result<Edited<'a>> {
+pub fn edit<'a>(model: &'a Model, edits: &[Edit], force: bool) -> Result<Edited<'a>> {
+    check_byte_order(model)?;
     let old = model.metadata();
     let mut problems: Vec<_> = edits
         .iter()
@@ -176,7 +177,7 @@ fn alike(a: &Value<'_>, b: &Value<'_>) -> bool {
 ///
 /// # Errors
 /// If the name is not that of a first shard where there are several.
-pub fn copy<'a>(model: &'a Model<'a>, metadata: Metadata<'a>, path: &Path) -> Result<Plan<'a>> {
+pub fn copy<'a>(model: &'a Model, metadata: Metadata<'a>, path: &Path) -> Result<Plan<'a>> {
     let count = model.headers.len();
     let prefix = match shard_name(path) {
         Some((prefix, 0, n)) if n == count as u64 => Some(prefix),
@@ -221,10 +222,10 @@ pub fn copy<'a>(model: &'a Model<'a>, metadata: Metadata<'a>, path: &Path) -> Re
 ///
 /// # Errors
 /// The reason why it cannot be done, for a person.
-pub fn patches(model: &Model<'_>, edited: &Edited<'_>) -> std::result::Result<Vec<Patch>, String> {
+pub fn patches(model: &Model, edited: &Edited<'_>) -> std::result::Result<Vec<Patch>, String> {
     let encoded = |value: &Value<'_>| {
         let mut bytes = Vec::new();
-        value.write(&mut bytes);
+        value.write(Endian::Little, &mut bytes);
         bytes
     };
     for change in &edited.changes {

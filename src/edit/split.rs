@@ -1,6 +1,6 @@
 //! Into shards and back, byte for byte as llama-gguf-split does.
 
-use super::{Header, Plan, PlannedFile, Result};
+use super::{Header, Plan, PlannedFile, Result, check_byte_order};
 use crate::format::Error;
 use crate::format::gguf::{DEFAULT_ALIGNMENT, MAX_SHARDS, Model, Value, keys, shards};
 use std::path::Path;
@@ -24,11 +24,12 @@ pub enum Limit {
 /// If the first tensor alone is larger than the limit, which the reference refuses too (a later one
 /// gets a shard of its own, and a note), or there would be more shards than can be counted.
 pub fn split<'a>(
-    model: &'a Model<'a>,
+    model: &'a Model,
     prefix: &Path,
     limit: Limit,
     first_bare: bool,
 ) -> Result<Plan<'a>> {
+    check_byte_order(model)?;
     let bad = |what| Error::Bad {
         path: model.files.paths()[0].to_owned(),
         what,
@@ -100,7 +101,8 @@ pub fn split<'a>(
 ///
 /// # Errors
 /// If the model is not split.
-pub fn merge<'a>(model: &'a Model<'a>, path: &Path, split_keys: bool) -> Result<Plan<'a>> {
+pub fn merge<'a>(model: &'a Model, path: &Path, split_keys: bool) -> Result<Plan<'a>> {
+    check_byte_order(model)?;
     let mut metadata = model.metadata().cut_at_zeros();
     if metadata
         .get(keys::SPLIT_COUNT)

@@ -7,7 +7,7 @@
 //! alignments from 8 on, and no arrays of arrays.
 #![cfg(test)]
 
-#[path = "../suite/support/gguf.rs"]
+#[path = "../../crates/gguf/tests/gguf/files.rs"]
 #[allow(dead_code)]
 mod gguf;
 

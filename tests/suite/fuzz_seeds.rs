@@ -1,6 +1,6 @@
 //! The fuzzers start from these files. They are what our writer writes; a stale one fails here.
 
-use crate::support::gguf::{dat, everything, imatrix, small};
+use crate::support::gguf::{Tiny, dat, everything, imatrix, small};
 use quantier::feedback::Feedback;
 use quantier::format::covariance::{File, Head, INDEX, Index, Part, Writing, triangle, write};
 use quantier::format::safetensors;
@@ -172,12 +172,21 @@ fn covariances() -> Vec<(String, Vec<u8>)> {
     ["plain.gguf", "experts.gguf", INDEX].map(read).into()
 }
 
+/// A model for a big-endian machine.
+fn big_endian(model: &Tiny) -> Vec<u8> {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.gguf");
+    model.write_big_endian(&path).unwrap();
+    std::fs::read(path).unwrap()
+}
+
 #[test]
 fn the_seeds_are_current() {
     let seeds = [
         ("gguf/everything.gguf", everything().bytes()),
         ("gguf/small.gguf", small().bytes()),
         ("gguf/imatrix.gguf", imatrix().bytes()),
+        ("gguf/big_endian.gguf", big_endian(&everything())),
         ("imatrix/imatrix.gguf", imatrix().bytes()),
         (
             "imatrix/imatrix.dat",

@@ -24,12 +24,10 @@ mod evaluate_failures;
 #[cfg(unix)]
 mod feedback;
 mod fuzz_seeds;
-mod gguf_attacks;
 #[cfg(all(unix, feature = "hub"))]
 mod hub;
 #[cfg(unix)]
 mod imatrix;
-mod imatrix_attacks;
 mod imatrix_failures;
 mod logits_vs_reference;
 #[cfg(unix)]

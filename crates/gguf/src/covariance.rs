@@ -19,13 +19,13 @@
 //! is written last, and tells a directory that is complete.
 
 use super::gguf::{
-    Array, DEFAULT_ALIGNMENT, Layout, Metadata, Shape, TensorInfo, Value, ValueType, Writer, keys,
-    parse,
+    Array, DEFAULT_ALIGNMENT, Endian, Layout, Metadata, Shape, TensorInfo, Value, ValueType,
+    Writer, keys, parse,
 };
 use super::map::Map;
 use super::snapshot::{Key, Packer};
 use super::types::GgmlType;
-use super::{Error, Result, hex, shown};
+use super::{Error, Result, hex, le_bytes, shown};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -241,12 +241,7 @@ impl File {
         if !agrees(&hex(&Sha256::digest(bytes)), Some(checksum)) {
             return Err(bad(format!("the checksum of '{}' is wrong", part.name())));
         }
-        let numbers: Vec<f32> = bytes
-            .as_chunks()
-            .0
-            .iter()
-            .map(|b| f32::from_le_bytes(*b))
-            .collect();
+        let numbers = Endian::Little.f32s(bytes);
         match numbers.iter().position(|x| !x.is_finite()) {
             Some(i) => Err(bad(format!(
                 "number {i} of '{}' is {}",
@@ -262,6 +257,9 @@ type Parts = BTreeMap<Part, (Range<usize>, String)>;
 
 fn parsed(bytes: &[u8]) -> std::result::Result<(Head, String, Parts), String> {
     let header = parse(bytes)?;
+    if header.endian != Endian::Little {
+        return Err("it is big-endian".into());
+    }
     let metadata = &header.metadata;
     expect_type(metadata, TYPE)?;
     let columns = match metadata.get(COLUMNS) {
@@ -475,8 +473,4 @@ impl Index {
         }
         hex(&Sha256::digest(&packed.0))
     }
-}
-
-fn le_bytes(numbers: &[f32]) -> Vec<u8> {
-    numbers.iter().flat_map(|x| x.to_le_bytes()).collect()
 }

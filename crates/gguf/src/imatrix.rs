@@ -1,7 +1,7 @@
 //! The importance matrix: for each matrix of a model, the sums of squared activations of its input
 //! channels.
 //!
-//! Two formats: GGUF (`NAME.in_sum2` and `NAME.counts` tensors), and the older `.dat`:
+//! Two formats: GGUF (`NAME.in_sum2` and `NAME.counts` tensors), and the older `.dat`, which is little-endian:
 //!
 //! ```text
 //! entries i32
@@ -10,12 +10,13 @@
 //! ```
 
 use super::gguf::{
-    Array, Layout, Metadata, Shape, TensorInfo, Value, ValueType, Writer, parse, until_zero,
+    Array, Endian, Layout, Metadata, Shape, TensorInfo, Value, ValueType, Writer, parse, until_zero,
 };
 use super::map::Map;
 use super::output::Output;
 use super::types::GgmlType;
-use super::{Error, Result, shown};
+use super::{Error, Result, le_bytes, shown};
+use byteorder::{ByteOrder, LittleEndian};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -171,8 +172,9 @@ impl Imatrix {
         let layout = Layout::new(&metadata, &tensors, super::gguf::DEFAULT_ALIGNMENT);
         let mut writer = Writer::create(path, layout, inputs)?;
         for (_, entry) in self.filled() {
-            writer.write(&le_bytes(entry.sums.iter().copied()))?;
-            writer.write(&le_bytes(entry.counts.iter().map(|&c| c as f32)))?;
+            writer.write(&le_bytes(&entry.sums))?;
+            let counts: Vec<f32> = entry.counts.iter().map(|&count| count as f32).collect();
+            writer.write(&le_bytes(&counts))?;
         }
         writer.finish()
     }
@@ -189,23 +191,25 @@ impl Imatrix {
             .filled()
             .filter(|(_, entry)| entry.counts.iter().any(|&c| c != 0))
             .collect();
-        let mut bytes = (stored.len() as i32).to_le_bytes().to_vec();
+        let mut bytes = Vec::new();
+        let put = |number: usize, out: &mut Vec<u8>| out.extend(le_i32(number as i32));
+        put(stored.len(), &mut bytes);
         let chunk = i64::from(self.chunk_size.max(1));
         for (name, entry) in stored {
             // Rounded up, so that a part of a chunk is no zero.
             let most = entry.counts.iter().copied().max().unwrap_or(0);
             let calls = ((most + (chunk - 1)) / chunk) as i32;
-            bytes.extend((name.len() as i32).to_le_bytes());
+            put(name.len(), &mut bytes);
             bytes.extend(name.as_bytes());
-            bytes.extend(calls.to_le_bytes());
-            bytes.extend((entry.sums.len() as i32).to_le_bytes());
-            bytes.extend(le_bytes(
-                entry.means().iter().map(|mean| mean * calls as f32),
-            ));
+            bytes.extend(le_i32(calls));
+            put(entry.sums.len(), &mut bytes);
+            let mut sums = entry.means();
+            sums.iter_mut().for_each(|mean| *mean *= calls as f32);
+            bytes.extend(le_bytes(&sums));
         }
         let dataset = self.datasets.last().map_or("", String::as_str);
-        bytes.extend((self.chunk_count as i32).to_le_bytes());
-        bytes.extend((dataset.len() as i32).to_le_bytes());
+        put(self.chunk_count as usize, &mut bytes);
+        put(dataset.len(), &mut bytes);
         bytes.extend(dataset.as_bytes());
         let mut output = Output::create(path, bytes.len() as u64, inputs)?;
         output.write(&bytes)?;
@@ -213,17 +217,10 @@ impl Imatrix {
     }
 }
 
-fn le_bytes(values: impl Iterator<Item = f32>) -> Vec<u8> {
-    values.flat_map(f32::to_le_bytes).collect()
-}
-
-fn f32s(bytes: &[u8]) -> Vec<f32> {
+fn le_i32(number: i32) -> [u8; 4] {
+    let mut bytes = [0; 4];
+    LittleEndian::write_i32(&mut bytes, number);
     bytes
-        .as_chunks()
-        .0
-        .iter()
-        .map(|b| f32::from_le_bytes(*b))
-        .collect()
 }
 
 fn parse_gguf(bytes: &[u8]) -> std::result::Result<Imatrix, String> {
@@ -272,7 +269,7 @@ fn parse_gguf(bytes: &[u8]) -> std::result::Result<Imatrix, String> {
             ));
         }
         let data = &bytes[*offset as usize..][..tensor.bytes() as usize];
-        halves.entry(of).or_default()[half] = Some(f32s(data));
+        halves.entry(of).or_default()[half] = Some(header.endian.f32s(data));
     }
     if halves.is_empty() {
         return Err("it holds no statistics (no tensor ends in .in_sum2)".into());
@@ -322,7 +319,7 @@ fn parse_dat(bytes: &[u8]) -> std::result::Result<Imatrix, String> {
         rest = after;
         Ok(taken)
     };
-    let int = |b: &[u8]| i32::from_le_bytes(b.try_into().unwrap_or_default());
+    let int = LittleEndian::read_i32;
     let n_entries = int(take(
         4,
         "the number of entries (is this an importance matrix?)",
@@ -349,7 +346,7 @@ fn parse_dat(bytes: &[u8]) -> std::result::Result<Imatrix, String> {
             .filter(|&n| n > 0)
             .and_then(|n| n.checked_mul(4));
         let length = length.ok_or_else(|| format!("{quoted} claims {values} values"))?;
-        let sums = f32s(take(length, &format!("the values of {quoted}"))?);
+        let sums = Endian::Little.f32s(take(length, &format!("the values of {quoted}"))?);
         // A count of 0 means that the values are means already.
         entries.insert(
             name.to_owned(),

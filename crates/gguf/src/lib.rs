@@ -18,6 +18,7 @@ pub mod snapshot;
 
 pub use quantier_blocks::types;
 
+use byteorder::{ByteOrder, LittleEndian};
 use std::path::PathBuf;
 
 /// Result of this module.
@@ -26,6 +27,13 @@ pub type Result<T> = std::result::Result<T, Error>;
 /// Bytes in hexadecimal, as checksums are written.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Numbers as a little-endian file holds them.
+fn le_bytes(numbers: &[f32]) -> Vec<u8> {
+    let mut bytes = vec![0; 4 * numbers.len()];
+    LittleEndian::write_f32_into(numbers, &mut bytes);
+    bytes
 }
 
 /// What is wrong with a file.

@@ -11,6 +11,7 @@
 use super::map::Map;
 use super::output::Output;
 use super::{Error, Result};
+use byteorder::{ByteOrder, LittleEndian};
 use std::path::Path;
 
 const MAGIC: &[u8; 8] = b"_logits_";
@@ -126,8 +127,7 @@ fn parse(bytes: &[u8]) -> std::result::Result<(Shape, Vec<u32>), String> {
     let header = bytes
         .get(8..HEADER as usize)
         .ok_or("it ends within its header; make it again")?;
-    let number =
-        |i: usize| u32::from_le_bytes([header[i], header[i + 1], header[i + 2], header[i + 3]]);
+    let number = |i: usize| LittleEndian::read_u32(&header[i..]);
     let shape = Shape {
         n_ctx: number(0),
         n_vocab: number(4),
@@ -140,13 +140,9 @@ fn parse(bytes: &[u8]) -> std::result::Result<(Shape, Vec<u32>), String> {
             bytes.len()
         ));
     }
-    let tokens = &bytes[HEADER as usize..][..4 * shape.tokens() as usize];
-    let tokens: Vec<u32> = tokens
-        .as_chunks()
-        .0
-        .iter()
-        .map(|b| u32::from_le_bytes(*b))
-        .collect();
+    let mut tokens = vec![0; shape.tokens() as usize];
+    let stored = &bytes[HEADER as usize..][..4 * tokens.len()];
+    LittleEndian::read_u32_into(stored, &mut tokens);
     match tokens.iter().position(|&token| token >= shape.n_vocab) {
         Some(i) => Err(format!(
             "token {i} (byte {}) is {}, outside its vocabulary of {}; make the file again",
@@ -159,16 +155,18 @@ fn parse(bytes: &[u8]) -> std::result::Result<(Shape, Vec<u32>), String> {
 }
 
 fn decode(row: &[u8], out: &mut [f32]) -> std::result::Result<(), String> {
-    let float = |i: usize| f32::from_le_bytes([row[i], row[i + 1], row[i + 2], row[i + 3]]);
-    let (scale, min) = (float(0), float(4));
+    let (scale, min) = (
+        LittleEndian::read_f32(row),
+        LittleEndian::read_f32(&row[4..]),
+    );
     let max = scale * CODES + min;
     if !(scale >= 0.0 && min.is_finite() && max <= ABOVE_ZERO) {
         return Err(format!(
             "has scale {scale} and minimum {min}, which no log-probabilities have"
         ));
     }
-    for (out, code) in out.iter_mut().zip(row[ROW_HEADER..].as_chunks().0) {
-        *out = scale * f32::from(u16::from_le_bytes(*code)) + min;
+    for (out, code) in out.iter_mut().zip(row[ROW_HEADER..].as_chunks::<2>().0) {
+        *out = scale * f32::from(LittleEndian::read_u16(code)) + min;
     }
     Ok(())
 }
@@ -186,15 +184,16 @@ pub fn encode(logits: &[f32], log_z: f64, out: &mut [u8]) {
         .fold(f32::INFINITY, f32::min)
         .max(max - RANGE);
     let scale = (max - min) / CODES;
-    out[..4].copy_from_slice(&scale.to_le_bytes());
-    out[4..8].copy_from_slice(&(min - max - (log_z - f64::from(max)) as f32).to_le_bytes());
+    LittleEndian::write_f32(&mut out[..4], scale);
+    LittleEndian::write_f32(&mut out[4..8], min - max - (log_z - f64::from(max)) as f32);
     out[8..].fill(0);
     let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
     // Adding 1.5 * 2^23 rounds to the nearest whole number, ties to even, and leaves it in the low
     // bits.
     let code = |x: f32| (inverse * (x - min).max(0.0) + 12_582_912.0).to_bits() as u16;
-    for (out, &x) in out[ROW_HEADER..].as_chunks_mut().0.iter_mut().zip(logits) {
-        *out = code(x).to_le_bytes();
+    let codes = out[ROW_HEADER..].as_chunks_mut::<2>().0;
+    for (out, &x) in codes.iter_mut().zip(logits) {
+        LittleEndian::write_u16(out, code(x));
     }
 }
 
@@ -219,9 +218,12 @@ impl Writer {
             return Err(bad("its tokens do not fit its sizes".into()));
         }
         let mut output = Output::create(path, bytes, inputs)?;
-        let header = [shape.n_ctx, shape.n_vocab, shape.n_chunk];
-        let numbers = header.iter().chain(tokens).flat_map(|n| n.to_le_bytes());
-        output.write(&MAGIC.iter().copied().chain(numbers).collect::<Vec<u8>>())?;
+        let sizes = [shape.n_ctx, shape.n_vocab, shape.n_chunk];
+        let mut header = vec![0; HEADER as usize + 4 * tokens.len()];
+        header[..8].copy_from_slice(MAGIC);
+        LittleEndian::write_u32_into(&sizes, &mut header[8..HEADER as usize]);
+        LittleEndian::write_u32_into(tokens, &mut header[HEADER as usize..]);
+        output.write(&header)?;
         Ok(Writer {
             output,
             path: path.to_owned(),
@@ -295,7 +297,7 @@ mod tests {
         assert!(parse(&bad).unwrap_err().contains("token 0 (byte 20) is 3"));
         bad[8..20].fill(0xff);
         assert!(parse(&bad).is_err());
-        row[..4].copy_from_slice(&f32::NAN.to_le_bytes());
+        LittleEndian::write_f32(&mut row, f32::NAN);
         assert!(decode(&row, &mut out).is_err());
     }
 }

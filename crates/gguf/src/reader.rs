@@ -324,8 +324,8 @@ pub fn first_fault(
     Some((first + (block / blocks_per_row) as u64, fault))
 }
 
-impl<'a> From<Model<'a>> for TensorReader<'a> {
-    fn from(model: Model<'a>) -> TensorReader<'a> {
+impl From<Model> for TensorReader<'static> {
+    fn from(model: Model) -> TensorReader<'static> {
         let tensors = model.tensors.iter().enumerate();
         let tensors = tensors
             .map(|(index, tensor)| Tensor {
@@ -339,7 +339,7 @@ impl<'a> From<Model<'a>> for TensorReader<'a> {
     }
 }
 
-impl TensorSource for Model<'_> {
+impl TensorSource for Model {
     fn metadata(&self) -> &Metadata<'_> {
         Model::metadata(self)
     }
@@ -356,11 +356,10 @@ impl TensorSource for Model<'_> {
         &'b self,
         tensor: usize,
         rows: Range<u64>,
-        _buffer: &'b mut Vec<u8>,
+        buffer: &'b mut Vec<u8>,
     ) -> Result<&'b [u8]> {
         let tensor = &self.tensors[tensor];
-        self.files.maps()[tensor.shard].check_length()?;
-        Ok(&tensor.data()[bytes_of(&tensor.info, rows)])
+        tensor.read(bytes_of(&tensor.info, rows), buffer)
     }
 
     fn prefetch(&self, tensor: usize) {

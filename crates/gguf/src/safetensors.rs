@@ -8,6 +8,7 @@
 //!
 //! [`parse`] checks all of it; whoever has a [`Header`] may slice freely.
 
+use byteorder::{ByteOrder, LittleEndian};
 use serde::de::{self, Deserialize, Deserializer, MapAccess, Visitor};
 use std::fmt;
 use std::ops::Range;
@@ -115,7 +116,7 @@ pub fn lfs_pointer(file: &[u8]) -> Option<String> {
 /// Parses and checks the header of a whole file. The error says what is wrong and where; the caller
 /// adds the file's name.
 pub fn parse(file: &[u8]) -> Result<Header, String> {
-    let Some((prefix, rest)) = file.split_first_chunk::<PREFIX>() else {
+    let Some((prefix, rest)) = file.split_at_checked(PREFIX) else {
         return Err(format!(
             "it has {} bytes and is no safetensors file; download it again",
             file.len()
@@ -124,7 +125,7 @@ pub fn parse(file: &[u8]) -> Result<Header, String> {
     if let Some(pointer) = lfs_pointer(file) {
         return Err(pointer);
     }
-    let length = u64::from_le_bytes(*prefix);
+    let length = LittleEndian::read_u64(prefix);
     if length > MAX_HEADER {
         return Err(format!(
             "its header claims {length} bytes, more than any has ({MAX_HEADER}); it is no safetensors file"

@@ -6,15 +6,16 @@
 //! done u64         finished steps (layers)
 //! slots u64, len u64, extra u64
 //! extra bytes      partial results, packed by the job itself
-//! f32 x slots x len                  activations between two steps, in the machine's byte order
+//! f32 x slots x len                  activations between two steps
 //! SHA-256 of the preceding bytes     u8 x 32
 //! ```
 //!
-//! Integers are little-endian. The file never leaves the machine, or the shared disk, of its job.
+//! Numbers are little-endian. The file never leaves the machine, or the shared disk, of its job.
 
 use super::map::Map;
 use super::output::Output;
-use super::{Error, Result};
+use super::{Error, Result, le_bytes};
+use byteorder::{ByteOrder, LittleEndian};
 use sha2::{Digest, Sha256};
 use std::ops::Range;
 use std::path::Path;
@@ -104,12 +105,9 @@ impl Snapshot {
         assert!(slot < self.slots, "slot {slot} of {}", self.slots);
         self.map.check_length()?;
         let bytes = &self.map.bytes()[self.extra.end + slot * self.len * 4..][..self.len * 4];
-        Ok(bytes
-            .as_chunks()
-            .0
-            .iter()
-            .map(|b| f32::from_ne_bytes(*b))
-            .collect())
+        let mut state = vec![0.0; self.len];
+        LittleEndian::read_f32_into(bytes, &mut state);
+        Ok(state)
     }
 }
 
@@ -192,7 +190,7 @@ pub fn write<E: From<Error>>(
     for slot in 0..slots {
         let state = state(slot)?;
         assert_eq!(state.len(), len, "activations of slot {slot}");
-        write(bytemuck::cast_slice(&state))?;
+        write(&le_bytes(&state))?;
     }
     let digest = digest.finalize();
     output.write(&digest)?;
@@ -212,7 +210,9 @@ impl Packer {
 
     /// A number.
     pub fn number(&mut self, n: usize) -> &mut Packer {
-        self.bytes(&(n as u64).to_le_bytes())
+        let mut bytes = [0; 8];
+        LittleEndian::write_u64(&mut bytes, n as u64);
+        self.bytes(&bytes)
     }
 
     /// A text and its length.
@@ -240,8 +240,7 @@ impl<'a> Unpacker<'a> {
 
     /// A number.
     pub fn number(&mut self) -> Option<usize> {
-        let bytes = self.take(8)?.try_into().ok()?;
-        usize::try_from(u64::from_le_bytes(bytes)).ok()
+        usize::try_from(LittleEndian::read_u64(self.take(8)?)).ok()
     }
 
     /// A text.

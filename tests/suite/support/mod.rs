@@ -1,6 +1,8 @@
 //! Tiny files, models and servers for the tests.
 
+#[path = "../../../crates/gguf/tests/gguf/allocation.rs"]
 pub mod allocation;
+#[path = "../../../crates/gguf/tests/gguf/files.rs"]
 pub mod gguf;
 pub mod hub;
 pub mod models;

@@ -1,10 +1,9 @@
 //! Models that run: the small trained Llama, and what can be made of it.
 
 use super::gguf::Tiny;
-use quantier::format::gguf::{Files, Model, Value};
+use quantier::format::gguf::{Model, Tensor, Value};
 use quantier_core::rng::Rng;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
 
 /// The small trained Llama in F16.
 pub fn refmodel_path() -> PathBuf {
@@ -13,16 +12,11 @@ pub fn refmodel_path() -> PathBuf {
 
 /// The same, to be changed.
 pub fn refmodel() -> Tiny {
-    static FILES: OnceLock<Files> = OnceLock::new();
-    let files = FILES.get_or_init(|| Files::open(&refmodel_path()).unwrap());
-    let model = Model::parse(files).unwrap();
+    let model = Model::open(&refmodel_path()).unwrap();
+    let tensor = |t: &Tensor| (t.info.clone(), t.data().to_vec());
     Tiny {
         metadata: model.metadata().clone(),
-        tensors: model
-            .tensors
-            .iter()
-            .map(|tensor| (tensor.info.clone(), tensor.data().to_vec()))
-            .collect(),
+        tensors: model.tensors.iter().map(tensor).collect(),
     }
 }
 

@@ -1,4 +1,5 @@
-//! GGUF, versions 2 and 3: metadata and tensors in one file, or split over several.
+//! GGUF, versions 2 and 3, of either byte order: metadata and tensors in one file, or split over
+//! several.
 //!
 //! ```text
 //! "GGUF" | version u32 | tensors u64 | keys u64
@@ -8,15 +9,19 @@
 //! tensor data; each tensor starts at a multiple of the alignment
 //! ```
 //!
-//! [`Files::open`] maps the files, [`Model::parse`] checks all of it; [`Writer`] streams a file
-//! out.
+//! [`Model::open`] maps the files and checks all of it; [`Writer`] streams a file out.
+//!
+//! Numbers are little-endian unless the version's lower half is 0: then they are big-endian, the
+//! numbers inside the blocks of tensors too.
 
+mod endian;
 mod entries;
 mod model;
 mod read;
 mod value;
 mod write;
 
+pub use endian::Endian;
 pub use entries::Entries;
 pub use model::{Files, MAX_SHARDS, Model, Tensor, shard_name, shard_path, shard_siblings, shards};
 pub use read::{DEFAULT_ALIGNMENT, Header, MAX_ALIGNMENT, MAX_NAME, TensorInfo, parse};

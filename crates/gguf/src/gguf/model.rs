@@ -1,30 +1,38 @@
 //! A model on disk: one GGUF file or all shards of a split one.
 
+use super::endian::{Endian, has_big_endian_form, reverse_blocks};
 use super::keys;
 use super::read::{Header, TensorInfo, parse};
 use super::value::{Metadata, Value};
 use crate::map::Map;
+use crate::types::GgmlType;
 use crate::{Error, Result};
 use std::collections::HashMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Most shards that the names `-00001-of-99999.gguf` can count.
 pub const MAX_SHARDS: u64 = 65_535;
 /// Missing shards that an error names; it counts the others.
 const NAMED_SHARDS: usize = 5;
 
-/// The mapped files of a model. [`Model::parse`] borrows from it.
+/// The mapped files of a model. A clone shares the mappings.
+#[derive(Clone)]
 pub struct Files {
-    maps: Vec<Map>,
+    maps: Vec<Arc<Map>>,
 }
 
 impl Files {
     /// Maps a GGUF file and, if its name says that it is one shard of several, all the others
     /// beside it.
+    ///
+    /// # Errors
+    /// A file that is missing or cannot be mapped.
     pub fn open(path: &Path) -> Result<Files> {
         let Some((prefix, _, count)) = shard_name(path) else {
             return Ok(Files {
-                maps: vec![Map::open(path)?],
+                maps: vec![Arc::new(Map::open(path)?)],
             });
         };
         let paths: Vec<PathBuf> = (0..count)
@@ -49,74 +57,126 @@ impl Files {
                 what,
             });
         }
+        let map = |path: &PathBuf| Ok(Arc::new(Map::open(path)?));
         Ok(Files {
-            maps: paths.iter().map(|p| Map::open(p)).collect::<Result<_>>()?,
+            maps: paths.iter().map(map).collect::<Result<_>>()?,
         })
     }
 
     /// The mapped files, in the order of the shards.
-    pub fn maps(&self) -> &[Map] {
+    pub fn maps(&self) -> &[Arc<Map>] {
         &self.maps
     }
 
     /// Where the files are.
     pub fn paths(&self) -> Vec<&Path> {
-        self.maps.iter().map(Map::path).collect()
+        self.maps.iter().map(|map| map.path()).collect()
     }
 }
 
-/// A tensor of a model and where its data is.
-#[derive(Clone, Debug)]
-pub struct Tensor<'a> {
+/// A tensor of a model and the place of its data.
+#[derive(Clone)]
+pub struct Tensor {
     /// Name, shape and type.
-    pub info: TensorInfo<'a>,
-    /// Which file of the model, counted from 0.
+    pub info: TensorInfo<'static>,
+    /// Its file of the model, counted from 0.
     pub shard: usize,
-    /// Where in that file, in bytes.
+    /// Its place in that file, in bytes.
     pub offset: u64,
-    data: &'a [u8],
+    endian: Endian,
+    map: Arc<Map>,
 }
 
-impl<'a> Tensor<'a> {
-    /// The tensor's bytes.
-    pub fn data(&self) -> &'a [u8] {
-        self.data
+impl Tensor {
+    /// The tensor's bytes as stored, in the byte order of the file.
+    pub fn data(&self) -> &[u8] {
+        &self.map.bytes()[self.offset as usize..][..self.info.bytes() as usize]
+    }
+
+    /// Whole blocks of the tensor in little-endian order, given the range of their bytes: the
+    /// mapped file's own, or swapped in `buffer`.
+    ///
+    /// # Errors
+    /// A file that has become shorter, and a type that has no big-endian form in a big-endian file.
+    pub fn read<'b>(&'b self, range: Range<usize>, buffer: &'b mut Vec<u8>) -> Result<&'b [u8]> {
+        self.map.check_length()?;
+        let stored = &self.data()[range];
+        if self.endian == Endian::Little {
+            return Ok(stored);
+        }
+        if !has_big_endian_form(self.info.ggml_type) {
+            return Err(Error::Bad {
+                path: self.map.path().to_owned(),
+                what: no_big_endian_form(&self.info.name, self.info.ggml_type),
+            });
+        }
+        buffer.clear();
+        buffer.extend_from_slice(stored);
+        reverse_blocks(self.info.ggml_type, buffer);
+        Ok(buffer)
     }
 }
 
-/// A checked model: metadata (of the first shard) and the tensors of all shards in the order of the
-/// files.
-pub struct Model<'a> {
-    /// The files that it was parsed from.
-    pub files: &'a Files,
-    /// The header of each file.
-    pub headers: Vec<Header<'a>>,
-    /// Every tensor.
-    pub tensors: Vec<Tensor<'a>>,
+/// Says of a tensor that its type has no big-endian form.
+pub(super) fn no_big_endian_form(name: &str, ggml_type: GgmlType) -> String {
+    format!(
+        "tensor '{name}' is of type {ggml_type}, whose bytes in big-endian files are not defined (they are for f32, f16, bf16, q4_0, q8_0, q4_K, q6_K, q1_0, tq2_0, mxfp4 and nvfp4); start from the original model"
+    )
 }
 
-impl<'a> Model<'a> {
+/// A checked model, which owns the mappings of its files: metadata (of the first shard) and the
+/// tensors of all shards in the order of the files.
+pub struct Model {
+    /// The files that it was parsed from.
+    pub files: Files,
+    /// The header of each file.
+    pub headers: Vec<Header<'static>>,
+    /// Every tensor.
+    pub tensors: Vec<Tensor>,
+}
+
+impl Model {
+    /// Maps and checks a GGUF, with all its shards if it is one of several.
+    ///
+    /// # Errors
+    /// As [`Files::open`] and [`Model::parse`].
+    pub fn open(path: &Path) -> Result<Model> {
+        Model::parse(&Files::open(path)?)
+    }
+
     /// Parses and checks every file.
-    pub fn parse(files: &'a Files) -> Result<Model<'a>> {
-        let mut headers = Vec::with_capacity(files.maps.len());
+    ///
+    /// # Errors
+    /// A file that is damaged, and shards that do not belong together.
+    pub fn parse(files: &Files) -> Result<Model> {
+        let mut headers: Vec<Header<'static>> = Vec::with_capacity(files.maps.len());
         let mut tensors = Vec::new();
         for (shard, map) in files.maps.iter().enumerate() {
             let bad = |what| Error::Bad {
                 path: map.path().to_owned(),
                 what,
             };
-            let header = parse(map.bytes()).map_err(bad)?;
+            let header = parse(map.bytes()).map_err(bad)?.into_owned();
             check_shard(&header, shard, files.maps.len()).map_err(bad)?;
+            if headers
+                .first()
+                .is_some_and(|first| first.endian != header.endian)
+            {
+                let what =
+                    "it is of another byte order than the first shard; are they all of one model?";
+                return Err(bad(what.into()));
+            }
             tensors.extend(header.tensors.iter().map(|(info, offset)| Tensor {
                 info: info.clone(),
                 shard,
                 offset: *offset,
-                data: &map.bytes()[*offset as usize..][..info.bytes() as usize],
+                endian: header.endian,
+                map: map.clone(),
             }));
             headers.push(header);
         }
         let model = Model {
-            files,
+            files: files.clone(),
             headers,
             tensors,
         };
@@ -124,8 +184,13 @@ impl<'a> Model<'a> {
         Ok(model)
     }
 
+    /// The byte order of its files.
+    pub fn endian(&self) -> Endian {
+        self.headers[0].endian
+    }
+
     /// The model's metadata: that of its first file.
-    pub fn metadata(&self) -> &Metadata<'a> {
+    pub fn metadata(&self) -> &Metadata<'static> {
         &self.headers[0].metadata
     }
 

@@ -1,6 +1,7 @@
 //! From bytes to a checked header. Nothing here trusts a number before it has been compared with
 //! what is left.
 
+use super::endian::Endian;
 use super::keys;
 use super::value::{Array, Metadata, Shape, Value, ValueType};
 use crate::shown;
@@ -13,7 +14,7 @@ pub const DEFAULT_ALIGNMENT: u64 = 32;
 /// ggml's limit for tensor names, its closing zero counted.
 pub const MAX_NAME: usize = 64;
 
-const MAGIC: &[u8; 4] = b"GGUF";
+pub(super) const MAGIC: &[u8; 4] = b"GGUF";
 /// No model has keys or strings of this length; a larger number is damage.
 const MAX_STRING: u64 = 1 << 30;
 /// Arrays in arrays in arrays ...: deeper than any file has them, shallower than any stack.
@@ -55,6 +56,8 @@ impl TensorInfo<'_> {
 pub struct Header<'a> {
     /// 2 or 3.
     pub version: u32,
+    /// The file's byte order.
+    pub endian: Endian,
     /// Metadata in the order of the file.
     pub metadata: Metadata<'a>,
     /// Tensors in the order of the file, each with the offset of its data from the file's start.
@@ -65,11 +68,29 @@ pub struct Header<'a> {
     pub alignment: u64,
 }
 
-/// Parses and checks the header of a whole file. The error says what is wrong and where; the caller
-/// adds the file's name.
+impl Header<'_> {
+    /// The same without the file's bytes.
+    pub fn into_owned(self) -> Header<'static> {
+        let owned = |(info, offset): (TensorInfo<'_>, u64)| (info.into_owned(), offset);
+        Header {
+            metadata: self.metadata.into_owned(),
+            tensors: self.tensors.into_iter().map(owned).collect(),
+            ..self
+        }
+    }
+}
+
+/// Parses and checks the header of a whole file, of either byte order.
+///
+/// # Errors
+/// What is wrong and where; the caller adds the file's name.
 pub fn parse(file: &[u8]) -> Result<Header<'_>, String> {
-    let mut cursor = Cursor::new(file);
-    let (version, n_tensors, n_keys) = preamble(&mut cursor)?;
+    let mut cursor = Cursor::new(file, Endian::Little);
+    let Preamble {
+        version,
+        n_tensors,
+        n_keys,
+    } = preamble(&mut cursor)?;
     let metadata = metadata(&mut cursor, n_keys)?;
     let alignment = alignment(&metadata)?;
     let described = tensor_infos(&mut cursor, n_tensors)?;
@@ -77,6 +98,7 @@ pub fn parse(file: &[u8]) -> Result<Header<'_>, String> {
     let tensors = place(described, file.len() as u64, data_start, alignment)?;
     Ok(Header {
         version,
+        endian: cursor.endian,
         metadata,
         tensors,
         data_start,
@@ -84,13 +106,20 @@ pub fn parse(file: &[u8]) -> Result<Header<'_>, String> {
     })
 }
 
-fn preamble(cursor: &mut Cursor<'_>) -> Result<(u32, u64, u64), String> {
+struct Preamble {
+    version: u32,
+    n_tensors: u64,
+    n_keys: u64,
+}
+
+/// Reads the fields before the first key; the version tells the byte order of all that follows.
+fn preamble(cursor: &mut Cursor<'_>) -> Result<Preamble, String> {
     let magic = cursor
         .take(4)
         .map_err(|_| "it is shorter than a GGUF header; is it an unfinished download?")?;
     if magic != MAGIC {
         let hint = match magic {
-            b"FUGG" => "; its magic is byte-swapped",
+            b"FUGG" => "; its magic is byte-swapped, which it is in no byte order: it is damaged",
             b"ggml" | b"tjgg" | b"lmgg" | b"fmgg" => {
                 "; it is a ggml file from before GGUF: convert the original model again"
             }
@@ -104,12 +133,10 @@ fn preamble(cursor: &mut Cursor<'_>) -> Result<(u32, u64, u64), String> {
             show_bytes(magic)
         ));
     }
-    let version = cursor.u32().map_err(|e| e.at("the version"))?;
-    if version & 0xffff == 0 && version != 0 {
-        return Err(format!(
-            "it is a big-endian GGUF (version {}); Quantier reads little-endian files only: convert it with gguf-py's gguf_convert_endian.py first",
-            version.swap_bytes()
-        ));
+    let mut version = cursor.u32().map_err(|e| e.at("the version"))?;
+    if version & 0xffff == 0 {
+        version = version.swap_bytes();
+        cursor.endian = Endian::Big;
     }
     match version {
         2 | 3 => {}
@@ -142,7 +169,11 @@ fn preamble(cursor: &mut Cursor<'_>) -> Result<(u32, u64, u64), String> {
             "it claims {n_tensors} tensors, more than fit in its {left} bytes; it is damaged or cut short"
         ));
     }
-    Ok((version, n_tensors, n_keys))
+    Ok(Preamble {
+        version,
+        n_tensors,
+        n_keys,
+    })
 }
 
 fn metadata<'a>(cursor: &mut Cursor<'a>, n_keys: u64) -> Result<Metadata<'a>, String> {
@@ -310,11 +341,16 @@ impl Fault {
 pub(super) struct Cursor<'a> {
     bytes: &'a [u8],
     position: usize,
+    endian: Endian,
 }
 
 impl<'a> Cursor<'a> {
-    pub(super) fn new(bytes: &'a [u8]) -> Cursor<'a> {
-        Cursor { bytes, position: 0 }
+    pub(super) fn new(bytes: &'a [u8], endian: Endian) -> Cursor<'a> {
+        Cursor {
+            bytes,
+            position: 0,
+            endian,
+        }
     }
 
     pub(super) fn position(&self) -> usize {
@@ -344,16 +380,12 @@ impl<'a> Cursor<'a> {
         Ok(taken)
     }
 
-    fn array_of<const N: usize>(&mut self) -> Result<[u8; N], Fault> {
-        Ok(self.take(N)?.try_into().unwrap_or([0; N]))
-    }
-
     fn u32(&mut self) -> Result<u32, Fault> {
-        Ok(u32::from_le_bytes(self.array_of()?))
+        Ok(self.endian.u32(self.take(4)?))
     }
 
     fn u64(&mut self) -> Result<u64, Fault> {
-        Ok(u64::from_le_bytes(self.array_of()?))
+        Ok(self.endian.u64(self.take(8)?))
     }
 
     fn string(&mut self) -> Result<&'a [u8], Fault> {
@@ -385,13 +417,23 @@ impl<'a> Cursor<'a> {
             ValueType::Array => Ok(Value::Array(self.array(0)?)),
             fixed => {
                 let bytes = self.take(fixed.fixed_size().unwrap_or(0))?;
-                Value::from_le_bytes(fixed, bytes).ok_or_else(|| self.fault("unreadable value"))
+                Value::from_bytes(fixed, bytes, self.endian)
+                    .ok_or_else(|| self.fault("unreadable value"))
             }
         }
     }
 
-    /// An array from its element type on; `depth` counts the arrays around it.
+    /// An array from its element type on.
     pub(super) fn array(&mut self, depth: usize) -> Result<Array<'a>, Fault> {
+        let (element, len) = self.array_head(depth)?;
+        let start = self.position;
+        self.skip_elements(element, len, depth)?;
+        let bytes = &self.bytes[start..self.position];
+        Ok(Array::from_checked(element, len, bytes, self.endian))
+    }
+
+    /// Element type and length; `depth` counts the arrays around it.
+    fn array_head(&mut self, depth: usize) -> Result<(ValueType, usize), Fault> {
         if depth >= MAX_DEPTH {
             return Err(self.fault(format!("arrays are nested more than {MAX_DEPTH} deep")));
         }
@@ -409,27 +451,28 @@ impl<'a> Cursor<'a> {
                 self.left()
             )));
         }
-        let start = self.position;
-        match element {
-            ValueType::String => {
+        Ok((element, len as usize))
+    }
+
+    /// Checks the elements of an array.
+    fn skip_elements(&mut self, element: ValueType, len: usize, depth: usize) -> Result<(), Fault> {
+        match element.fixed_size() {
+            Some(size) => {
+                self.take(len * size)?;
+            }
+            None if element == ValueType::String => {
                 for _ in 0..len {
                     self.string()?;
                 }
             }
-            ValueType::Array => {
+            None => {
                 for _ in 0..len {
-                    self.array(depth + 1)?;
+                    let (element, len) = self.array_head(depth + 1)?;
+                    self.skip_elements(element, len, depth + 1)?;
                 }
             }
-            _ => {
-                self.take((len * smallest) as usize)?;
-            }
         }
-        Ok(Array::from_checked(
-            element,
-            len as usize,
-            &self.bytes[start..self.position],
-        ))
+        Ok(())
     }
 }
 

@@ -1,7 +1,9 @@
 //! Metadata: typed values in the order of the file, strings and arrays borrowed from it.
 
+use super::endian::{Endian, reverse_elements};
 use super::keys;
 use super::read::DEFAULT_ALIGNMENT;
+use byteorder::{ByteOrder, LittleEndian};
 use std::borrow::Cow;
 use std::fmt;
 
@@ -126,41 +128,47 @@ impl<'a> Value<'a> {
         }
     }
 
-    /// A fixed-size value from its little-endian bytes; `None` if the length is wrong or the type
-    /// has none.
-    pub fn from_le_bytes(value_type: ValueType, bytes: &[u8]) -> Option<Value<'static>> {
+    /// A fixed-size value from its bytes; `None` if the length is wrong or the type has none.
+    pub fn from_bytes(
+        value_type: ValueType,
+        bytes: &[u8],
+        endian: Endian,
+    ) -> Option<Value<'static>> {
+        if value_type.fixed_size() != Some(bytes.len()) {
+            return None;
+        }
         Some(match value_type {
-            ValueType::U8 => Value::U8(*bytes.first()?),
-            ValueType::I8 => Value::I8(*bytes.first()? as i8),
-            ValueType::U16 => Value::U16(u16::from_le_bytes(bytes.try_into().ok()?)),
-            ValueType::I16 => Value::I16(i16::from_le_bytes(bytes.try_into().ok()?)),
-            ValueType::U32 => Value::U32(u32::from_le_bytes(bytes.try_into().ok()?)),
-            ValueType::I32 => Value::I32(i32::from_le_bytes(bytes.try_into().ok()?)),
-            ValueType::F32 => Value::F32(f32::from_le_bytes(bytes.try_into().ok()?)),
-            ValueType::Bool => Value::Bool(*bytes.first()? != 0),
-            ValueType::U64 => Value::U64(u64::from_le_bytes(bytes.try_into().ok()?)),
-            ValueType::I64 => Value::I64(i64::from_le_bytes(bytes.try_into().ok()?)),
-            ValueType::F64 => Value::F64(f64::from_le_bytes(bytes.try_into().ok()?)),
+            ValueType::U8 => Value::U8(bytes[0]),
+            ValueType::I8 => Value::I8(bytes[0] as i8),
+            ValueType::U16 => Value::U16(endian.u16(bytes)),
+            ValueType::I16 => Value::I16(endian.u16(bytes) as i16),
+            ValueType::U32 => Value::U32(endian.u32(bytes)),
+            ValueType::I32 => Value::I32(endian.u32(bytes) as i32),
+            ValueType::F32 => Value::F32(f32::from_bits(endian.u32(bytes))),
+            ValueType::Bool => Value::Bool(bytes[0] != 0),
+            ValueType::U64 => Value::U64(endian.u64(bytes)),
+            ValueType::I64 => Value::I64(endian.u64(bytes) as i64),
+            ValueType::F64 => Value::F64(f64::from_bits(endian.u64(bytes))),
             ValueType::String | ValueType::Array => return None,
         })
     }
 
     /// Appends the value as a file holds it, without its type.
-    pub fn write(&self, out: &mut Vec<u8>) {
+    pub fn write(&self, endian: Endian, out: &mut Vec<u8>) {
         match self {
             Value::U8(v) => out.push(*v),
             Value::I8(v) => out.push(*v as u8),
-            Value::U16(v) => out.extend(v.to_le_bytes()),
-            Value::I16(v) => out.extend(v.to_le_bytes()),
-            Value::U32(v) => out.extend(v.to_le_bytes()),
-            Value::I32(v) => out.extend(v.to_le_bytes()),
-            Value::F32(v) => out.extend(v.to_le_bytes()),
+            Value::U16(v) => endian.put_u16(*v, out),
+            Value::I16(v) => endian.put_u16(*v as u16, out),
+            Value::U32(v) => endian.put_u32(*v, out),
+            Value::I32(v) => endian.put_u32(*v as u32, out),
+            Value::F32(v) => endian.put_u32(v.to_bits(), out),
             Value::Bool(v) => out.push(u8::from(*v)),
-            Value::String(v) => write_string(v, out),
-            Value::Array(v) => v.write(out),
-            Value::U64(v) => out.extend(v.to_le_bytes()),
-            Value::I64(v) => out.extend(v.to_le_bytes()),
-            Value::F64(v) => out.extend(v.to_le_bytes()),
+            Value::String(v) => endian.put_string(v, out),
+            Value::Array(v) => v.write(endian, out),
+            Value::U64(v) => endian.put_u64(*v, out),
+            Value::I64(v) => endian.put_u64(*v as u64, out),
+            Value::F64(v) => endian.put_u64(v.to_bits(), out),
         }
     }
 
@@ -199,6 +207,25 @@ impl<'a> Value<'a> {
         }
     }
 
+    /// The same with bytes of its own.
+    pub fn into_owned(self) -> Value<'static> {
+        match self {
+            Value::U8(v) => Value::U8(v),
+            Value::I8(v) => Value::I8(v),
+            Value::U16(v) => Value::U16(v),
+            Value::I16(v) => Value::I16(v),
+            Value::U32(v) => Value::U32(v),
+            Value::I32(v) => Value::I32(v),
+            Value::F32(v) => Value::F32(v),
+            Value::Bool(v) => Value::Bool(v),
+            Value::String(v) => Value::String(Cow::Owned(v.into_owned())),
+            Value::Array(v) => Value::Array(v.into_owned()),
+            Value::U64(v) => Value::U64(v),
+            Value::I64(v) => Value::I64(v),
+            Value::F64(v) => Value::F64(v),
+        }
+    }
+
     /// The value as an array.
     pub fn as_array(&self) -> Option<&Array<'a>> {
         match self {
@@ -234,12 +261,7 @@ pub fn until_zero(bytes: &[u8]) -> &[u8] {
     bytes.split(|&b| b == 0).next().unwrap_or_default()
 }
 
-fn write_string(bytes: &[u8], out: &mut Vec<u8>) {
-    out.extend((bytes.len() as u64).to_le_bytes());
-    out.extend(bytes);
-}
-
-/// An array value: its elements stay as the file holds them.
+/// An array value: its elements as a little-endian file holds them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Array<'a> {
     element: ValueType,
@@ -248,12 +270,29 @@ pub struct Array<'a> {
 }
 
 impl<'a> Array<'a> {
-    /// From bytes that have been walked through: `len` elements, and not one byte more.
-    pub(super) fn from_checked(element: ValueType, len: usize, bytes: &'a [u8]) -> Array<'a> {
+    /// From the bytes of `len` checked elements, and not one byte more.
+    pub(super) fn from_checked(
+        element: ValueType,
+        len: usize,
+        bytes: &'a [u8],
+        endian: Endian,
+    ) -> Array<'a> {
+        let mut bytes = Cow::Borrowed(bytes);
+        if endian == Endian::Big {
+            reverse_elements(endian, element, len, bytes.to_mut());
+        }
         Array {
             element,
             len,
-            bytes: Cow::Borrowed(bytes),
+            bytes,
+        }
+    }
+
+    /// The same with bytes of its own.
+    pub fn into_owned(self) -> Array<'static> {
+        Array {
+            bytes: Cow::Owned(self.bytes.into_owned()),
+            ..self
         }
     }
 
@@ -261,7 +300,7 @@ impl<'a> Array<'a> {
     pub fn of_strings<S: AsRef<[u8]>>(strings: impl IntoIterator<Item = S>) -> Array<'static> {
         let (mut bytes, mut len) = (Vec::new(), 0);
         for s in strings {
-            write_string(s.as_ref(), &mut bytes);
+            Endian::Little.put_string(s.as_ref(), &mut bytes);
             len += 1;
         }
         Array {
@@ -282,7 +321,7 @@ impl<'a> Array<'a> {
         let (mut bytes, mut len) = (Vec::new(), 0);
         for value in values {
             assert_eq!(value.value_type(), element);
-            value.write(&mut bytes);
+            value.write(Endian::Little, &mut bytes);
             len += 1;
         }
         Array {
@@ -315,8 +354,8 @@ impl<'a> Array<'a> {
             &[]
         };
         std::iter::from_fn(move || {
-            let (length, after) = rest.split_first_chunk()?;
-            let (string, after) = after.split_at(u64::from_le_bytes(*length) as usize);
+            let (length, after) = rest.split_at_checked(8)?;
+            let (string, after) = after.split_at(LittleEndian::read_u64(length) as usize);
             rest = after;
             Some(string)
         })
@@ -328,7 +367,7 @@ impl<'a> Array<'a> {
         let bytes: &[u8] = if size.is_some() { &self.bytes } else { &[] };
         bytes
             .chunks_exact(size.unwrap_or(1))
-            .filter_map(|chunk| Value::from_le_bytes(self.element, chunk))
+            .filter_map(|chunk| Value::from_bytes(self.element, chunk, Endian::Little))
     }
 
     /// The elements of an array of arrays; empty for any other.
@@ -339,7 +378,7 @@ impl<'a> Array<'a> {
             &[]
         };
         std::iter::from_fn(move || {
-            let mut cursor = super::read::Cursor::new(rest);
+            let mut cursor = super::read::Cursor::new(rest, Endian::Little);
             let array = cursor.array(0).ok()?;
             rest = &rest[cursor.position()..];
             Some(array)
@@ -357,13 +396,17 @@ impl<'a> Array<'a> {
         strings.chain(values).chain(self.arrays().map(Value::Array))
     }
 
-    fn write(&self, out: &mut Vec<u8>) {
-        out.extend((self.element as u32).to_le_bytes());
-        out.extend((self.len as u64).to_le_bytes());
+    fn write(&self, endian: Endian, out: &mut Vec<u8>) {
+        endian.put_u32(self.element as u32, out);
+        endian.put_u64(self.len as u64, out);
+        let start = out.len();
         match self.element {
             // Any byte but 0 reads as true; 1 is how true is written.
             ValueType::Bool => out.extend(self.bytes.iter().map(|&b| u8::from(b != 0))),
             _ => out.extend(&*self.bytes),
+        }
+        if endian == Endian::Big {
+            reverse_elements(Endian::Little, self.element, self.len, &mut out[start..]);
         }
     }
 }
@@ -422,6 +465,14 @@ impl<'a> Metadata<'a> {
                 .iter()
                 .map(|(k, v)| (k.clone(), v.cut_at_zeros()))
                 .collect(),
+        }
+    }
+
+    /// The same with keys and values of its own.
+    pub fn into_owned(self) -> Metadata<'static> {
+        let owned = |(k, v): (Cow<'a, str>, Value<'a>)| (k.into_owned().into(), v.into_owned());
+        Metadata {
+            entries: self.entries.into_iter().map(owned).collect(),
         }
     }
 

@@ -1,51 +1,93 @@
 //! A GGUF file out: the header from a plan, then the tensors' bytes as they come.
 
-use super::read::TensorInfo;
+use super::endian::{Endian, has_big_endian_form, reverse_blocks};
+use super::model::no_big_endian_form;
+use super::read::{MAGIC, TensorInfo};
 use super::value::Metadata;
 use crate::Result;
 use crate::map::Map;
 use crate::output::Output;
+use crate::types::GgmlType;
 use std::ops::Range;
 use std::path::Path;
 
 /// The version that is written.
 const VERSION: u32 = 3;
+/// Blocks that are swapped at a time.
+const BLOCKS_AT_ONCE: usize = 4096;
 
-/// Where everything in a file will be, known before its first byte is written.
+/// The place of everything in a file, known before its first byte is written.
 pub struct Layout {
+    endian: Endian,
     header: Vec<u8>,
-    /// Bytes of each tensor's data, without padding.
-    tensor_bytes: Vec<u64>,
+    /// Type of each tensor, and bytes of its data without padding.
+    tensors: Vec<(GgmlType, u64)>,
     alignment: u64,
     file_bytes: u64,
 }
 
 impl Layout {
-    /// Lays out a file with this metadata and these tensors in this order.
+    /// Lays out a little-endian file with this metadata and these tensors in this order.
     ///
     /// `alignment` is a power of two; a reader expects the metadata to say it under
     /// `general.alignment` unless it is 32.
     pub fn new(metadata: &Metadata<'_>, tensors: &[TensorInfo<'_>], alignment: u64) -> Layout {
-        let mut header = head(metadata, tensors.len() as u64);
+        Layout::encoded(metadata, tensors, alignment, Endian::Little)
+    }
+
+    /// Lays out a big-endian file. [`Writer`] takes the tensors' data in little-endian order and
+    /// swaps it.
+    ///
+    /// # Errors
+    /// A tensor of a type that has no big-endian form.
+    pub fn big_endian(
+        metadata: &Metadata<'_>,
+        tensors: &[TensorInfo<'_>],
+        alignment: u64,
+    ) -> std::result::Result<Layout, String> {
+        for TensorInfo {
+            name, ggml_type, ..
+        } in tensors
+        {
+            if !has_big_endian_form(*ggml_type) {
+                return Err(no_big_endian_form(name, *ggml_type));
+            }
+        }
+        Ok(Layout::encoded(metadata, tensors, alignment, Endian::Big))
+    }
+
+    fn encoded(
+        metadata: &Metadata<'_>,
+        tensors: &[TensorInfo<'_>],
+        alignment: u64,
+        endian: Endian,
+    ) -> Layout {
+        let mut header = MAGIC.to_vec();
+        endian.put_u32(VERSION, &mut header);
+        endian.put_u64(tensors.len() as u64, &mut header);
+        endian.put_u64(metadata.len() as u64, &mut header);
+        for (key, value) in metadata.iter() {
+            endian.put_string(key.as_bytes(), &mut header);
+            endian.put_u32(value.value_type() as u32, &mut header);
+            value.write(endian, &mut header);
+        }
         let mut offset = 0u64;
         for tensor in tensors {
-            header.extend((tensor.name.len() as u64).to_le_bytes());
-            header.extend(tensor.name.as_bytes());
-            header.extend((tensor.shape.dims().len() as u32).to_le_bytes());
-            tensor
-                .shape
-                .dims()
-                .iter()
-                .for_each(|dim| header.extend(dim.to_le_bytes()));
-            header.extend(tensor.ggml_type.id().to_le_bytes());
-            header.extend(offset.to_le_bytes());
+            let dims = tensor.shape.dims();
+            endian.put_string(tensor.name.as_bytes(), &mut header);
+            endian.put_u32(dims.len() as u32, &mut header);
+            dims.iter()
+                .for_each(|dim| endian.put_u64(*dim, &mut header));
+            endian.put_u32(tensor.ggml_type.id(), &mut header);
+            endian.put_u64(offset, &mut header);
             offset += tensor.bytes().next_multiple_of(alignment);
         }
         header.resize(header.len().next_multiple_of(alignment as usize), 0);
         let file_bytes = header.len() as u64 + offset;
         Layout {
+            endian,
             header,
-            tensor_bytes: tensors.iter().map(TensorInfo::bytes).collect(),
+            tensors: tensors.iter().map(|t| (t.ggml_type, t.bytes())).collect(),
             alignment,
             file_bytes,
         }
@@ -56,39 +98,16 @@ impl Layout {
         &self.header
     }
 
-    /// A file of metadata only, which ends with it: there is nothing behind that would have to be
-    /// aligned.
+    /// A file of metadata only, without padding at its end: no tensor follows that would have to
+    /// be aligned.
     pub fn of_metadata(metadata: &Metadata<'_>) -> Layout {
-        let header = head(metadata, 0);
-        let file_bytes = header.len() as u64;
-        Layout {
-            header,
-            tensor_bytes: Vec::new(),
-            alignment: 1,
-            file_bytes,
-        }
+        Layout::new(metadata, &[], 1)
     }
 
     /// Bytes of the whole file.
     pub fn file_bytes(&self) -> u64 {
         self.file_bytes
     }
-}
-
-/// What comes before the description of the tensors.
-fn head(metadata: &Metadata<'_>, tensors: u64) -> Vec<u8> {
-    let mut header = Vec::new();
-    header.extend(b"GGUF");
-    header.extend(VERSION.to_le_bytes());
-    header.extend(tensors.to_le_bytes());
-    header.extend((metadata.len() as u64).to_le_bytes());
-    for (key, value) in metadata.iter() {
-        header.extend((key.len() as u64).to_le_bytes());
-        header.extend(key.as_bytes());
-        header.extend((value.value_type() as u32).to_le_bytes());
-        value.write(&mut header);
-    }
-    header
 }
 
 /// Streams tensor data into a file that was laid out before.
@@ -98,11 +117,15 @@ pub struct Writer {
     /// The tensor that is being written, and how many of its bytes are.
     tensor: usize,
     done: u64,
+    /// Data in the other byte order.
+    reversed: Vec<u8>,
 }
 
 impl Writer {
-    /// Creates the file beside its target and writes the header. Fails if the target is one of the
-    /// `inputs` or the space does not suffice.
+    /// Creates the file beside its target and writes the header.
+    ///
+    /// # Errors
+    /// If the target is one of the `inputs`, the space does not suffice, or the disk fails.
     pub fn create(path: &Path, layout: Layout, inputs: &[&Path]) -> Result<Writer> {
         let mut output = Output::create(path, layout.file_bytes, inputs)?;
         output.write(&layout.header)?;
@@ -111,42 +134,70 @@ impl Writer {
             layout,
             tensor: 0,
             done: 0,
+            reversed: Vec::new(),
         })
     }
 
-    /// Appends data of the tensor whose turn it is; pads after its last byte.
+    /// Appends data of the current tensor, in little-endian order; pads after its last byte.
+    ///
+    /// # Errors
+    /// Those of the disk.
     ///
     /// # Panics
-    /// If there is more data than the layout has room for.
+    /// If there is more data than the layout has room for, or if it is not whole blocks and the
+    /// file is big-endian.
     pub fn write(&mut self, data: &[u8]) -> Result<()> {
-        self.count(data.len());
-        self.output.write(data)?;
+        let ggml_type = self.count(data.len());
+        if self.layout.endian == Endian::Big {
+            assert!(
+                data.len().is_multiple_of(ggml_type.block_bytes()),
+                "whole blocks of {ggml_type}"
+            );
+            self.reversed.clear();
+            self.reversed.extend_from_slice(data);
+            reverse_blocks(ggml_type, &mut self.reversed);
+            self.output.write(&self.reversed)?;
+        } else {
+            self.output.write(data)?;
+        }
         self.pad()
     }
 
-    /// The same with bytes of an input as they are.
+    /// Appends data of the current tensor out of an input, in little-endian order.
+    ///
+    /// # Errors
+    /// Those of the disk, and an input that became shorter.
     ///
     /// # Panics
-    /// If there is more data than the layout has room for.
+    /// As [`Writer::write`].
     pub fn copy(&mut self, input: &Map, range: Range<usize>) -> Result<()> {
+        if self.layout.endian == Endian::Big {
+            input.check_length()?;
+            // Every block's bytes divide a multiple of them.
+            let block = self.layout.tensors[self.tensor].0.block_bytes();
+            let mut data = input.bytes()[range].chunks(block * BLOCKS_AT_ONCE);
+            return data.try_for_each(|data| self.write(data));
+        }
         self.count(range.len());
         self.output.copy(input, range)?;
         self.pad()
     }
 
-    fn count(&mut self, more: usize) {
+    /// Counts data of the current tensor; returns its type.
+    fn count(&mut self, more: usize) -> GgmlType {
         self.done += more as u64;
-        let bytes = self.layout.tensor_bytes[self.tensor];
+        let (ggml_type, bytes) = self.layout.tensors[self.tensor];
         assert!(
             self.done <= bytes,
             "more data than tensor {} was laid out for",
             self.tensor
         );
+        ggml_type
     }
 
-    /// Pads if the tensor is complete, whose turn is over then.
+    /// Pads a complete tensor and goes on to the next.
     fn pad(&mut self) -> Result<()> {
-        let bytes = self.layout.tensor_bytes[self.tensor];
+        let (_, bytes) = self.layout.tensors[self.tensor];
         if self.done == bytes {
             let padding = bytes.next_multiple_of(self.layout.alignment) - bytes;
             self.output.write(&vec![0; padding as usize])?;
@@ -157,18 +208,24 @@ impl Writer {
     }
 
     /// Brings everything to the disk; see [`Output::settle`].
+    ///
+    /// # Errors
+    /// Those of the disk.
     pub fn settle(&mut self) -> Result<()> {
         self.output.settle()
     }
 
     /// Flushes the file and gives it its name.
     ///
+    /// # Errors
+    /// Those of the disk.
+    ///
     /// # Panics
     /// If a tensor's data is missing.
     pub fn finish(self) -> Result<()> {
         assert_eq!(
             self.tensor,
-            self.layout.tensor_bytes.len(),
+            self.layout.tensors.len(),
             "every tensor is written"
         );
         self.output.finish()

@@ -1,15 +1,14 @@
 //! Importance matrices that lie, in both formats.
 
-use crate::support::allocation;
-use crate::support::gguf::{Tiny, dat, imatrix, int};
+use crate::files::{Tiny, dat, imatrix, int};
 use proptest::prelude::*;
-use quantier::format::gguf::{Array, Value, ValueType};
-use quantier::format::imatrix::Imatrix;
-use quantier::format::types::GgmlType;
+use quantier_gguf::gguf::{Array, Value, ValueType};
+use quantier_gguf::imatrix::Imatrix;
+use quantier_gguf::types::GgmlType;
 
 #[track_caller]
 fn refused(bytes: &[u8], parts: &[&str]) {
-    allocation::refused(bytes, parts, Imatrix::parse);
+    crate::refused(bytes, parts, Imatrix::parse);
 }
 
 /// A sound `.dat` file, and the length of it without its optional tail.
@@ -21,6 +20,15 @@ fn sound() -> (Vec<u8>, usize) {
     let tail = 4 + 4 + "wiki.txt".len();
     let body = bytes.len() - tail;
     (bytes, body)
+}
+
+#[test]
+fn a_big_endian_file_reads_as_its_little_endian_twin() {
+    let path = tempfile::tempdir().unwrap();
+    let path = path.path().join("imatrix.gguf");
+    imatrix().write_big_endian(&path).unwrap();
+    let little = Imatrix::parse(&imatrix().bytes()).unwrap();
+    assert_eq!(Imatrix::read(&path).unwrap(), little);
 }
 
 #[test]

@@ -1,13 +1,15 @@
 //! Files that lie. Every attack gives an error that names the lie, without a panic and without
 //! memory that the file itself does not warrant; and whatever our writer writes comes back equal.
 
-use crate::support::allocation;
-use crate::support::gguf::{Raw, Tiny, array, everything, info, small, string};
+use crate::allocation;
+use crate::files::{Tiny, everything, info, small};
+use crate::raw::{Raw, array, string};
 use proptest::prelude::*;
-use quantier::format::gguf::{
-    Array, Files, Header, Layout, Metadata, Model, Shape, TensorInfo, Value, ValueType, parse,
+use quantier_gguf::gguf::{
+    Array, Endian, Files, Header, Layout, Metadata, Model, Shape, TensorInfo, Value, ValueType,
+    parse,
 };
-use quantier::format::types::GgmlType;
+use quantier_gguf::types::GgmlType;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -20,7 +22,7 @@ const Q4_K_TYPE: u32 = 12;
 
 #[track_caller]
 fn refused(bytes: &[u8], parts: &[&str]) -> String {
-    allocation::refused(bytes, parts, |bytes| parse(bytes).map(|_| ()))
+    crate::refused(bytes, parts, |bytes| parse(bytes).map(|_| ()))
 }
 
 fn le(v: u64) -> [u8; 8] {
@@ -59,6 +61,97 @@ fn every_byte_changed() {
     }
 }
 
+/// The bytes of a model in big-endian order.
+fn big_endian(file: &Tiny) -> Vec<u8> {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.gguf");
+    file.write_big_endian(&path).unwrap();
+    std::fs::read(path).unwrap()
+}
+
+#[test]
+fn big_endian_files_cut_and_changed() {
+    let bytes = big_endian(&everything());
+    let header = parse(&bytes).unwrap();
+    assert_eq!((header.version, header.endian), (3, Endian::Big));
+    let last = header.tensors.iter().map(|(t, at)| at + t.bytes()).max();
+    for len in 0..last.unwrap() as usize {
+        refused(&bytes[..len], &[]);
+    }
+    for at in 0..bytes.len() {
+        for flip in [0x01, 0x80, 0xff] {
+            let mut changed = bytes.clone();
+            changed[at] ^= flip;
+            let (_, largest) = allocation::largest(|| parse(&changed).map(|_| ()));
+            assert!(largest <= 4096 + 64 * bytes.len(), "byte {at}");
+        }
+    }
+}
+
+/// Every type in one file: those with a big-endian form come back, the others are refused by name
+/// when their data is read.
+#[test]
+fn tensors_of_big_endian_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.gguf");
+    let mut sound = 0;
+    for t in GgmlType::all() {
+        let info = info("a.weight", &[2 * t.block_len() as u64, 3], t);
+        let data: Vec<u8> = (0..info.bytes()).map(|i| (i % 251) as u8).collect();
+        let file = Tiny::default().tensor(info.clone(), data.clone());
+        let mut buffer = Vec::new();
+        match file.write_big_endian(&path) {
+            Ok(()) => {
+                let model = Model::open(&path).unwrap();
+                let tensor = &model.tensors[0];
+                assert_eq!(tensor.info, info);
+                assert_eq!(
+                    tensor.read(0..data.len(), &mut buffer).unwrap(),
+                    data,
+                    "{t}"
+                );
+                let block = t.block_bytes();
+                let second = tensor.read(block..2 * block, &mut buffer).unwrap();
+                assert_eq!(second, &data[block..2 * block], "{t}");
+                sound += 1;
+            }
+            Err(what) => {
+                assert!(
+                    what.contains("'a.weight'") && what.contains(t.name()),
+                    "{what}"
+                );
+                // A file of f32 that claims the type.
+                let like = Tiny::default().zeros("a.weight", &[512, 600], GgmlType::F32);
+                let mut bytes = big_endian(&like);
+                let at = bytes.windows(8).position(|w| w == b"a.weight").unwrap();
+                bytes[at + 28..at + 32].copy_from_slice(&t.id().to_be_bytes());
+                std::fs::write(&path, bytes).unwrap();
+                let model = Model::open(&path).unwrap();
+                let error = model.tensors[0].read(0..t.block_bytes(), &mut buffer);
+                let error = error.unwrap_err().to_string();
+                assert!(
+                    error.contains("m.gguf") && error.contains(t.name()),
+                    "{error}"
+                );
+            }
+        }
+    }
+    assert_eq!(sound, 16);
+}
+
+#[test]
+fn shards_of_two_byte_orders() {
+    let dir = tempfile::tempdir().unwrap();
+    let paths = shards(dir.path(), &[says(0, 2, 2), says(1, 2, 2)], &["a", "b"]);
+    let second = Tiny::default()
+        .set("split.no", Value::U16(1))
+        .set("split.count", Value::U16(2))
+        .set("split.tensors.count", Value::I32(2))
+        .zeros("b", &[4], GgmlType::F32);
+    second.write_big_endian(&paths[1]).unwrap();
+    model_refused(&paths[0], &["m-00002-of-00002.gguf", "byte order"]);
+}
+
 #[test]
 fn wrong_magic() {
     let with = |magic: &[u8; 4]| {
@@ -93,8 +186,18 @@ fn unknown_versions() {
     refused(&with(0), &["version 0"]);
     refused(&with(1), &["version 1", "convert the original model"]);
     refused(&with(4), &["version 4", "newer"]);
-    refused(&with(3u32.swap_bytes()), &["big-endian", "version 3"]);
-    refused(&with(2u32.swap_bytes()), &["big-endian", "version 2"]);
+    refused(&with(1u32.swap_bytes()), &["version 1"]);
+    refused(&with(4u32.swap_bytes()), &["version 4", "newer"]);
+    // Counts of another byte order than the version.
+    refused(
+        &Raw {
+            version: 3u32.swap_bytes(),
+            n_keys: Some(1),
+            ..Raw::default()
+        }
+        .bytes(),
+        &["72057594037927936 metadata keys"],
+    );
     assert!(parse(&with(2)).is_ok());
 }
 
@@ -622,7 +725,9 @@ fn some_file() -> impl Strategy<Value = Tiny> {
 fn walk(array: &Array<'_>) -> Vec<u8> {
     let mut out = Vec::new();
     array.strings().for_each(|s| out.extend(string(s)));
-    array.values().for_each(|v| v.write(&mut out));
+    array
+        .values()
+        .for_each(|v| v.write(Endian::Little, &mut out));
     array.arrays().for_each(|a| {
         out.extend((a.element() as u32).to_le_bytes());
         out.extend((a.len() as u64).to_le_bytes());
@@ -644,11 +749,21 @@ proptest! {
             prop_assert_eq!(info, wanted);
             prop_assert_eq!(&bytes[*offset as usize..][..data.len()], &data[..]);
         }
+        // In the other byte order it says the same.
+        let infos: Vec<_> = file.tensors.iter().map(|(info, _)| info.clone()).collect();
+        if let Ok(layout) = Layout::big_endian(&file.metadata, &infos, header.alignment) {
+            let mut bytes = layout.header().to_vec();
+            bytes.resize(layout.file_bytes() as usize, 0);
+            let big = parse(&bytes).map_err(TestCaseError::fail)?;
+            prop_assert_eq!(big.endian, Endian::Big);
+            prop_assert_eq!(&big.metadata, &header.metadata);
+            prop_assert_eq!(&big.tensors, &header.tensors);
+        }
         // Arrays, taken element by element, are the bytes of the file again.
         for (_, value) in header.metadata.iter() {
             let Value::Array(array) = value else { continue };
             let mut written = Vec::new();
-            value.write(&mut written);
+            value.write(Endian::Little, &mut written);
             prop_assert_eq!(&written[12..], &walk(array)[..]);
         }
     }

@@ -2,7 +2,6 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
-use std::fmt::Display;
 
 struct Watched;
 
@@ -46,29 +45,4 @@ pub fn largest<T>(run: impl FnOnce() -> T) -> (T, usize) {
     LARGEST.set(0);
     let result = run();
     (result, LARGEST.get())
-}
-
-/// What a parser says of bytes that it must not accept; it has to say all of `parts`, briefly, and
-/// to ask for no more memory than the bytes warrant.
-#[track_caller]
-pub fn refused<T, E: Display>(
-    bytes: &[u8],
-    parts: &[&str],
-    parse: impl FnOnce(&[u8]) -> Result<T, E>,
-) -> String {
-    let (error, largest) = largest(|| parse(bytes).err());
-    let error = error.expect("the attack passed").to_string();
-    for part in parts {
-        assert!(
-            error.contains(part),
-            "the error does not say {part:?}: {error}"
-        );
-    }
-    assert!(error.len() < 600, "{} bytes of error: {error}", error.len());
-    assert!(
-        largest <= 4096 + 64 * bytes.len(),
-        "{largest} bytes at once for a file of {}",
-        bytes.len()
-    );
-    error
 }
