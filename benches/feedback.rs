@@ -9,11 +9,11 @@
 //! directions that mix all channels, and a few channels far above the others, as activations of
 //! language models have them. The error is judged on inputs that the covariance has not seen.
 
-use quantier::feedback::{DAMPING, Factor, round_rows};
 use quantier::format::safetensors;
 use quantier::format::types::GgmlType;
 use quantier::model::rows_times_rows;
 use quantier::quant::Codec;
+use quantier::rounding::{DAMPING, InputFactor, round_rows};
 use quantier_core::rng::Rng;
 use rayon::prelude::*;
 use std::time::Instant;
@@ -92,7 +92,7 @@ fn compare(name: &str, w: &[f32], n: usize, mixture: &[f32], types: &[GgmlType])
     let mean = covariance(&x, n);
     let start = Instant::now();
     let factor =
-        Factor::new(&mean, n, DAMPING, rayon::current_num_threads()).expect("a covariance");
+        InputFactor::new(&mean, n, DAMPING, rayon::current_num_threads()).expect("a covariance");
     println!(
         "\n{name}, {} x {n}: the factor took {:.2} s\n",
         w.len() / n,

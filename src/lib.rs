@@ -9,11 +9,11 @@
 //! | [`convert`], [`quantize`], [`verify`] | the other pipelines | files, through `format` |
 //! | [`edit`] | models cut into shards, joined, or under other metadata; tensors as they are | files, through `format` |
 //! | [`diff`] | what two models differ in: metadata, shapes, types, the error of every tensor | weights, through `input` |
-//! | [`feedback`] | rounding with error feedback: each error made good by the columns and rows still open | numbers only |
-//! | [`frontier`] | what every type would cost every tensor, in nats, from gradients and real quantized bytes | weights, through `input`; what a killed run has kept |
+//! | [`rounding`] | rows of weights to blocks, with error feedback: each error is compensated in the weights not yet rounded; Hessians and their files | numbers; a directory, through `format` |
+//! | [`sensitivity`] | the nats that every type costs in every tensor, from gradients and real quantized bytes | weights, through `input`; what a killed run has kept |
 //! | [`hub`] | `hf://`: models on the Hugging Face Hub, into its own cache | the network; the cache |
 //! | [`input`] | a model to be read: a GGUF, or a checkpoint that is converted on the fly | files, through `format` |
-//! | [`covariance`] | the mean of `x x^T` of what matrices meet, and of gradients at what they make: summed, kept, read | numbers and names; a directory, through `format` |
+//! | [`hessian`] | input and output Hessians while they are collected | numbers and names; a directory, through `format` |
 //! | [`imatrix`] | sums of squared activations: collecting, merging, coverage, statistics | numbers and names; `model` to collect |
 //! | [`evaluate`] | scored tokens, rows of logits and statistics: perplexity, KL divergence | numbers; a logits file's layout |
 //! | [`arch`] | the table of architectures: names, metadata and transforms of their tensors | the names and shapes of a checkpoint |
@@ -26,8 +26,7 @@
 //! | [`text`] | the built-in texts for calibration and evaluation, ten domains each | nothing |
 //! | [`resume`] | long jobs that survive being killed | a snapshot beside the output, through `format` |
 //! | [`simd`] | eight lanes of f32 with the same results on every CPU: plain, AVX2, NEON | nothing |
-//! | `matrix` | dense matrices in slices, and their products | nothing |
-//! | `vector` | loops that the compiler makes vectors of, at the CPU's highest level | nothing |
+//! //! | `vector` | loops that the compiler makes vectors of, at the CPU's highest level | nothing |
 //! | [`progress`] | what a long job tells the one who started it, and how it is stopped | nothing |
 //!
 //! `src/main.rs` and `src/cli/` are the program: one file per command, and the only place that
@@ -36,20 +35,18 @@
 #![warn(missing_docs)]
 
 pub mod convert;
-pub mod covariance;
 pub mod diff;
 pub mod edit;
 pub mod evaluate;
-pub mod feedback;
-pub mod frontier;
+pub mod hessian;
 pub mod imatrix;
 pub mod input;
 pub mod make;
-mod matrix;
 pub mod model;
 pub mod publish;
 pub mod quantize;
 pub mod resume;
+pub mod sensitivity;
 pub mod text;
 pub mod verify;
 
@@ -62,4 +59,6 @@ pub use quantier_core::progress;
 pub use quantier_gguf as format;
 pub use quantier_hub as hub;
 pub use quantier_report as report;
+pub use quantier_round as rounding;
+use quantier_round::matrix;
 pub use quantier_tokenizer as tokenizer;

@@ -8,11 +8,11 @@ use super::wrong_usage;
 use anyhow::{Context, ensure};
 use clap::ArgMatches;
 use clap::parser::ValueSource;
-use quantier::covariance::{self, Needs};
 use quantier::evaluate::statistics::Perplexity;
 use quantier::evaluate::windows::Windows;
 use quantier::format::imatrix::{Format, Imatrix};
 use quantier::format::output::Output;
+use quantier::hessian::{self, Needs};
 use quantier::imatrix::collect::{Collected, Options, collect};
 use quantier::imatrix::coverage::{self, Gap};
 use quantier::imatrix::statistics::Statistics;
@@ -415,7 +415,7 @@ fn covariances(
     input: &Input<'_>,
     opened: &mut Opened<'_>,
     windows: &Windows<'_>,
-) -> anyhow::Result<covariance::Job> {
+) -> anyhow::Result<hessian::Job> {
     let needs = Needs::of(
         &opened.engine,
         args.process_output,
@@ -425,7 +425,7 @@ fn covariances(
     let key = job("covariance", args, input, windows)?
         .with("experts apart", &[experts_apart.into()])
         .key();
-    let job = covariance::Job {
+    let job = hessian::Job {
         directory: directory.to_owned(),
         key,
         experts_apart,
@@ -463,7 +463,7 @@ fn resume(
     args: &Args,
     input: &Input<'_>,
     windows: &Windows<'_>,
-    covariances: Option<&covariance::Job>,
+    covariances: Option<&hessian::Job>,
 ) -> anyhow::Result<Option<Resume>> {
     let regular = !args.output.exists() || args.output.is_file();
     if args.no_checkpoint || !regular {
@@ -512,7 +512,7 @@ struct Report<'a> {
     /// The first chunk of the group, and the layers that a former run had done.
     resumed: Option<[usize; 2]>,
     written: Option<&'a Path>,
-    covariance: Option<(covariance::Job, covariance::Written)>,
+    covariance: Option<(hessian::Job, hessian::Written)>,
 }
 
 impl Report<'_> {
@@ -581,7 +581,7 @@ impl Report<'_> {
             )?;
             if let Some((
                 job,
-                covariance::Written {
+                hessian::Written {
                     files,
                     tensors,
                     bytes,

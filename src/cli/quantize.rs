@@ -8,17 +8,18 @@ use super::text::{say, size};
 use super::wrong_usage;
 use anyhow::Context;
 use quantier::convert::{self, OutType};
-use quantier::covariance::Store;
 use quantier::evaluate::windows::Windows;
-use quantier::feedback::{Proved, Rounding, spread};
 use quantier::format::types::GgmlType;
+use quantier::hessian::Store;
 use quantier::input::{Input, Source};
 use quantier::model::Options;
 use quantier::plan::file_type::{CHOICES, Choice};
 use quantier::plan::recipe::{Pattern, Wishes};
 use quantier::quantize::{
-    ImatrixRequest, Job, KvOverride, OutputRequest, OverrideValue, Plan, PlannedOutput, Propagation,
+    ImatrixRequest, Job, KvOverride, OutputRequest, OverrideValue, Plan, PlannedOutput,
+    SequentialRun,
 };
+use quantier::rounding::{Rounding, TensorProof, spread};
 use serde_json::json;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -268,7 +269,7 @@ impl Propagated {
         plan: &mut Plan<'_>,
         job: &Job,
         input: &Input<'_>,
-    ) -> anyhow::Result<Vec<Vec<Proved>>> {
+    ) -> anyhow::Result<Vec<Vec<TensorProof>>> {
         let max_memory = self.max_memory.map(|mib| mib.saturating_mul(1 << 20));
         let options = Options {
             threads: job.threads,
@@ -285,16 +286,16 @@ impl Propagated {
         }
         let gradients = self.gradients.as_deref().map(Store::open).transpose()?;
         warn(plan);
-        let with = Propagation {
+        let with = SequentialRun {
             engine: &opened.engine,
             chunks: &chunks,
-            gradients: gradients.as_ref(),
+            output_hessians: gradients.as_ref(),
             file: None,
             resume: None,
         };
         let bar = Bar::new();
         for output in 0..plan.outputs.len() {
-            plan.propagate(output, &with, &bar)?;
+            plan.round_sequentially(output, &with, &bar)?;
         }
         Ok(plan.run(&bar)?)
     }
@@ -392,7 +393,7 @@ fn job(args: Args, matches: &clap::ArgMatches) -> anyhow::Result<Job> {
         input,
         outputs,
         imatrix,
-        covariance: args.covariance,
+        hessians: args.covariance,
         allow_requantize: args.allow_requantize,
         keep_split: args.keep_split,
         no_fallback: args.no_fallback,
@@ -467,7 +468,7 @@ fn show(
     plan: &Plan<'_>,
     job: &Job,
     as_json: bool,
-    proved: Option<&[Vec<Proved>]>,
+    proved: Option<&[Vec<TensorProof>]>,
 ) -> anyhow::Result<()> {
     let dry_run = proved.is_none();
     let of_output = |i: usize| {
@@ -512,7 +513,7 @@ fn show(
 }
 
 /// What rounding with error feedback did, in a line; tensor by tensor it is in --json.
-fn feedback_text(proved: &[Proved]) -> Option<String> {
+fn feedback_text(proved: &[TensorProof]) -> Option<String> {
     let ratios: Vec<f64> = proved.iter().filter_map(|p| p.proof.ratio()).collect();
     let Some([mean, least, most]) = spread(&ratios) else {
         return (!proved.is_empty()).then(|| {
@@ -551,7 +552,7 @@ fn show_tensors(output: &PlannedOutput<'_>) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn output_json(output: &PlannedOutput<'_>, proved: &[Proved]) -> serde_json::Value {
+fn output_json(output: &PlannedOutput<'_>, proved: &[TensorProof]) -> serde_json::Value {
     let tensors: Vec<_> = output
         .tensors
         .iter()

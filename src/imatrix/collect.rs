@@ -11,11 +11,11 @@
 use super::sums::{self, Sums};
 use crate::arch::Catalog;
 use crate::arch::role::block_of;
-use crate::covariance::{self, Recorder};
 use crate::evaluate::score::{self, Distribution};
 use crate::evaluate::windows::Windows;
 use crate::format;
 use crate::format::snapshot::{Packer, Snapshot, Unpacker};
+use crate::hessian::{self, Recorder};
 use crate::model::{self, Engine, Get, Hidden, LOGIT_ROWS, Observer, Put, Seen, Turns, in_order};
 use crate::progress::{Progress, Unit};
 use crate::resume::Resume;
@@ -103,7 +103,7 @@ pub struct Options<'o> {
     /// Snapshots of the run.
     pub resume: Option<&'o Resume>,
     /// Whether covariances are summed too, of the same chunks; not with interim results.
-    pub covariance: Option<&'o covariance::Job>,
+    pub covariance: Option<&'o hessian::Job>,
 }
 
 /// What was collected.
@@ -115,7 +115,7 @@ pub struct Collected {
     /// Where the run was resumed: the first chunk of a group, and the number of finished layers.
     pub resumed: Option<[usize; 2]>,
     /// Covariances that were written.
-    pub covariance: Option<covariance::Written>,
+    pub covariance: Option<hessian::Written>,
 }
 
 /// Sums of the squares of all that the matrices meet.

@@ -5,9 +5,9 @@
 use super::choice::{Choices, Chosen};
 use super::{Job, Kept, Result, texts};
 use crate::format::snapshot::Key;
-use crate::frontier::Scores;
 use crate::input::Input;
 use crate::resume;
+use crate::sensitivity::Scores;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 

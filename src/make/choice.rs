@@ -1,10 +1,8 @@
 //! From scores to recipes.
 
 use super::{Error, Job, Opened, Result};
-use crate::feedback::Rounding;
 use crate::format::gguf::{DEFAULT_ALIGNMENT, Value, keys};
 use crate::format::types::GgmlType;
-use crate::frontier::{Measure, Scores};
 use crate::input::Input;
 use crate::plan::file_type::{CHOICES, FileType};
 use crate::plan::frontier::{
@@ -12,6 +10,8 @@ use crate::plan::frontier::{
 };
 use crate::plan::recipe::Wishes;
 use crate::quantize::{self, ImatrixRequest, OutputRequest};
+use crate::rounding::Rounding;
+use crate::sensitivity::{Measure, Scores};
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -440,7 +440,7 @@ pub(super) fn request(
     quantize::Job {
         outputs,
         imatrix: imatrix.map(of),
-        covariance: covariance.map(Path::to_owned),
+        hessians: covariance.map(Path::to_owned),
         allow_requantize: job.allow_requantize,
         threads: job.threads,
         ..quantize::Job::default()

@@ -4,13 +4,13 @@
 use super::choice::Choices;
 use super::proof::Subject;
 use super::{Job, Kept, Result, texts};
-use crate::feedback::Rounding;
 use crate::format;
 use crate::input::Input;
 use crate::plan::file_type::FileType;
 use crate::plan::recipe::Wishes;
 use crate::quantize::OutputRequest;
 use crate::resume;
+use crate::rounding::Rounding;
 use std::path::{Path, PathBuf};
 
 /// The presets of a run that are compared with.

@@ -3,15 +3,15 @@
 use super::choice::{Choices, Chosen, request};
 use super::{Error, Job, Kept, Result, ended, resume, texts};
 use crate::arch::Catalog;
-use crate::covariance::Store;
-use crate::feedback::{Feedback, Proved, Rounding};
 use crate::format::snapshot::Key;
 use crate::format::types::GgmlType;
+use crate::hessian::Store;
 use crate::input::Input;
 use crate::model::Engine;
 use crate::plan::recipe::Wishes;
 use crate::progress::Progress;
-use crate::quantize::{self, OutputRequest, Plan, Propagation};
+use crate::quantize::{self, OutputRequest, Plan, SequentialRun};
+use crate::rounding::{InputHessians, Rounding, TensorProof};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -21,7 +21,7 @@ pub(super) struct Writing<'w> {
     pub(super) input: &'w Input<'w>,
     pub(super) job: &'w Job,
     pub(super) imatrix: &'w Path,
-    pub(super) feedback: Option<&'w Feedback>,
+    pub(super) feedback: Option<&'w InputHessians>,
     /// What tensors are rounded one behind the other with, if they are.
     pub(super) propagated: Option<(&'w Engine<'w>, &'w texts::Cut)>,
     /// What is known of the gradients at what matrices make.
@@ -103,7 +103,7 @@ impl Writing<'_> {
     fn keys(&self, choices: &Choices) -> Result<Vec<(String, Key)>> {
         let imatrix = bytes_of(self.imatrix)?;
         let known = [
-            self.feedback.map(Feedback::key),
+            self.feedback.map(InputHessians::key),
             self.gradients.map(Store::key),
         ]
         .map(|key| key.copied());
@@ -115,7 +115,7 @@ impl Writing<'_> {
     }
 
     /// What rounding with error feedback did to each file, tensor by tensor.
-    pub(super) fn proved(&self, choices: &Choices) -> Result<Vec<Vec<Proved>>> {
+    pub(super) fn proved(&self, choices: &Choices) -> Result<Vec<Vec<TensorProof>>> {
         let of = |(name, key): &(String, Key)| {
             self.kept.read(&rounded_as(name), key).unwrap_or_default()
         };
@@ -174,7 +174,10 @@ impl Writing<'_> {
         if outputs.is_empty() {
             return Ok(());
         }
-        let known = (Some(self.imatrix), self.feedback.map(Feedback::directory));
+        let known = (
+            Some(self.imatrix),
+            self.feedback.map(InputHessians::directory),
+        );
         let mut plan = Plan::new(self.input, &request(self.job, known, outputs))?;
         for (output, (chosen, _)) in plan.outputs.iter().zip(missing) {
             let recipe: BTreeMap<_, _> = chosen
@@ -227,15 +230,14 @@ impl Writing<'_> {
         let [blocks, state] =
             ["blocks", "resume"].map(|what| self.kept.path(&format!("{name}.{what}")));
         let resume = resume(&state, *key, self.job, self.tell)?;
-        let gradients = self.gradients;
-        let with = Propagation {
+        let with = SequentialRun {
             engine,
             chunks,
-            gradients,
+            output_hessians: self.gradients,
             file: Some(&blocks),
             resume: Some(&resume),
         };
-        let done = plan.propagate(output, &with, self.progress);
+        let done = plan.round_sequentially(output, &with, self.progress);
         ended(done, quantize::Error::is_final, &resume, self.tell)?;
         Ok([blocks, state])
     }

@@ -26,14 +26,12 @@ mod record;
 mod refine;
 mod texts;
 
-use crate::covariance::{self, Needs, Store};
-use crate::feedback::{Feedback, Inputs, Rounding, RowFactor};
 use crate::format::gguf::Value;
 use crate::format::imatrix::{Format, Imatrix};
 use crate::format::output::Output;
 use crate::format::snapshot::Key;
 use crate::format::types::GgmlType;
-use crate::frontier::{self, Measure, Scores, Settings};
+use crate::hessian::{self, Needs, Store};
 use crate::imatrix::collect;
 use crate::input::Input;
 use crate::model::Engine;
@@ -43,6 +41,8 @@ use crate::progress::Progress;
 use crate::quantize;
 use crate::report;
 use crate::resume::{self, Resume};
+use crate::rounding::{InputHessians, InputStatistics, OutputFactor, Rounding};
+use crate::sensitivity::{self, Measure, ModelKnowledge, Run, Scores, Settings};
 use crate::tokenizer::Tokenizer;
 use crate::{evaluate, format};
 use choice::Choices;
@@ -119,7 +119,7 @@ pub enum Error {
     Collect(#[from] collect::Error),
     /// No scores.
     #[error(transparent)]
-    Score(#[from] frontier::Error),
+    Score(#[from] sensitivity::Error),
     /// Files could not be planned or written.
     #[error(transparent)]
     Quantize(#[from] quantize::Error),
@@ -199,7 +199,7 @@ impl Error {
             self,
             Error::Model(Cancelled)
                 | Error::Collect(collect::Error::Model(Cancelled))
-                | Error::Score(frontier::Error::Model(Cancelled))
+                | Error::Score(sensitivity::Error::Model(Cancelled))
                 | Error::Measure(evaluate::measure::Error::Model {
                     error: Cancelled,
                     ..
@@ -244,7 +244,7 @@ pub fn run(
     let (imatrix, imatrix_path, feedback) = stages.run("importance matrix", collected)?;
     let feedback = feedback.as_ref();
     feedback
-        .and_then(Feedback::few_tokens)
+        .and_then(InputHessians::few_tokens)
         .iter()
         .for_each(|what| tell(what));
     let judged = || {
@@ -340,7 +340,7 @@ fn check(input: &Input<'_>, opened: Option<Opened<'_>>, job: &Job) -> Result<Opt
         .map(|path| Imatrix::read(path))
         .transpose()?;
     if let Some(imatrix) = &imatrix {
-        frontier::importance(input, imatrix)?;
+        sensitivity::importance(input, imatrix)?;
     }
     choice::check(input, opened, job, &guess(input, job, imatrix.as_ref()))?;
     opened
@@ -358,7 +358,7 @@ fn guess(input: &Input<'_>, job: &Job, imatrix: Option<&Imatrix>) -> Scores {
             linear.is_some_and(|linear| input.catalog().in_imatrix(linear.id, true))
         }
     };
-    frontier::guess(input, &has_importance, &job.settings, &allowed(input, job))
+    sensitivity::guess(input, &has_importance, &job.settings, &allowed(input, job))
 }
 
 /// Whether the constraints let a tensor have a type.
@@ -404,14 +404,14 @@ fn covariance_job(
     windows: &texts::Cut,
     kept: &Kept,
     needs: &Needs,
-) -> Result<covariance::Job> {
+) -> Result<hessian::Job> {
     let key = resume::KeyBuilder::new("make: covariance").with_model(model.input)?;
     let key = key
         .with("tokens", windows.calibration_bytes())
         .with("experts apart", &[needs.experts_apart.into()])
         .key();
     let (directory, experts_apart) = (kept.path("covariance"), needs.experts_apart);
-    Ok(covariance::Job {
+    Ok(hessian::Job {
         directory,
         key,
         experts_apart,
@@ -424,7 +424,7 @@ fn covariance_job(
 /// widest matrix and of the gradients of the longest.
 pub fn rounding_bytes(engine: &Engine<'_>, context: usize) -> u64 {
     // As many chunks as fill the samples.
-    let chunks = covariance::HELD_OUT * covariance::SAMPLE;
+    let chunks = hessian::HELD_OUT * hessian::SAMPLE;
     let needs = Needs::of(engine, true, [chunks, context]);
     let catalog = engine.catalog();
     let linears = catalog
@@ -435,17 +435,17 @@ pub fn rounding_bytes(engine: &Engine<'_>, context: usize) -> u64 {
         .map(|linear| catalog.weight(linear.id).row_len())
         .max()
         .unwrap_or(0);
-    let rows = frontier::gradient_rows(engine);
+    let rows = sensitivity::gradient_rows(engine);
     // Half a square of each matrix of a layer.
     let sums =
         rows.iter().map(|rows| 2 * rows * rows).sum::<u64>() / (engine.hyper.layers as u64).max(1);
     let longest = rows.iter().copied().max().unwrap_or(0);
     // The matrix as it is to be rounded, and its errors.
-    let together = RowFactor::working_bytes(longest) + 8 * longest * widest;
+    let together = OutputFactor::working_bytes(longest) + 8 * longest * widest;
     needs
         .memory
         .max(sums)
-        .max(Inputs::working_bytes(widest) + together)
+        .max(InputStatistics::working_bytes(widest) + together)
 }
 
 /// The importance matrix, and what is known of the inputs of matrices where weights are rounded
@@ -456,7 +456,7 @@ fn collected(
     kept: &Kept,
     progress: &dyn Progress,
     tell: &dyn Fn(&str),
-) -> Result<(Imatrix, PathBuf, Option<Feedback>)> {
+) -> Result<(Imatrix, PathBuf, Option<InputHessians>)> {
     let Some((model, windows)) = model else {
         let path = job.imatrix.clone().ok_or(Error::NeedsImatrix)?;
         return Ok((Imatrix::read(&path)?, path, None));
@@ -477,8 +477,8 @@ fn collected(
         }
         false => None,
     };
-    let there = |wanted: &covariance::Job| {
-        Feedback::open(&wanted.directory)
+    let there = |wanted: &hessian::Job| {
+        InputHessians::open(&wanted.directory)
             .ok()
             .filter(|feedback| *feedback.key() == wanted.key)
     };
@@ -489,8 +489,8 @@ fn collected(
     }
     if let Some((wanted, needs)) = missing {
         // Those of other texts make room; those of a run that was killed stay.
-        if covariance::holds_others(&wanted.directory, &wanted.key)? {
-            covariance::clear(&wanted.directory)?;
+        if hessian::holds_others(&wanted.directory, &wanted.key)? {
+            hessian::clear(&wanted.directory)?;
         }
         needs.check(wanted)?;
     }
@@ -523,7 +523,7 @@ fn collected(
     }
     resume.remove();
     let feedback = match (feedback, missing) {
-        (None, Some((wanted, _))) => Some(Feedback::open(&wanted.directory)?),
+        (None, Some((wanted, _))) => Some(InputHessians::open(&wanted.directory)?),
         (feedback, _) => feedback,
     };
     // As it is read by who uses it: sums in f32.
@@ -570,7 +570,7 @@ fn gradient_job(
     job: &Job,
     chunks: &[Vec<u32>],
     kept: &Kept,
-) -> Result<Option<covariance::Job>> {
+) -> Result<Option<hessian::Job>> {
     if job.settings.measure != Measure::Divergence || !job.rounding.is_two_sided() {
         return Ok(None);
     }
@@ -595,7 +595,7 @@ fn gradient_job(
         .with("positions", &positions.to_le_bytes())
         .with("seed", &seed.to_le_bytes());
     // Which matrices there are depends on the memory.
-    let rows = frontier::gradient_rows(model.engine);
+    let rows = sensitivity::gradient_rows(model.engine);
     let key = key
         .with(
             "rows",
@@ -605,7 +605,7 @@ fn gradient_job(
                 .collect::<Vec<u8>>(),
         )
         .key();
-    Ok(Some(covariance::Job {
+    Ok(Some(hessian::Job {
         directory: kept.path("gradients"),
         key,
         experts_apart: false,
@@ -619,7 +619,7 @@ fn scores(
     input: &Input<'_>,
     opened: Option<(Opened<'_>, &texts::Cut)>,
     job: &Job,
-    (imatrix, feedback): (&Imatrix, Option<&Feedback>),
+    (imatrix, feedback): (&Imatrix, Option<&InputHessians>),
     kept: &Kept,
     progress: &dyn Progress,
     tell: &dyn Fn(&str),
@@ -630,14 +630,20 @@ fn scores(
         }
         _ => Vec::new(),
     };
-    let key = scores_key(input, job, &chunks, imatrix, feedback.map(Feedback::key))?;
+    let key = scores_key(
+        input,
+        job,
+        &chunks,
+        imatrix,
+        feedback.map(InputHessians::key),
+    )?;
     let wanted = guess(input, job, Some(imatrix));
     let allowed = allowed(input, job);
     let gradients = opened
         .map(|(model, _)| gradient_job(model, job, &chunks, kept))
         .transpose()?
         .flatten();
-    let there = |of: &covariance::Job| {
+    let there = |of: &hessian::Job| {
         Store::open(&of.directory)
             .ok()
             .filter(|store| *store.key() == of.key)
@@ -645,15 +651,15 @@ fn scores(
     let store = gradients.as_ref().and_then(there);
     let missing = gradients.as_ref().filter(|_| store.is_none());
     if let Some(of) =
-        missing.filter(|of| covariance::holds_others(&of.directory, &of.key).unwrap_or(false))
+        missing.filter(|of| hessian::holds_others(&of.directory, &of.key).unwrap_or(false))
     {
-        covariance::clear(&of.directory)?;
+        hessian::clear(&of.directory)?;
     }
     if let Some((of, (model, _))) = missing.zip(opened) {
-        let bytes = frontier::gradient_rows(model.engine)
+        let bytes = sensitivity::gradient_rows(model.engine)
             .into_iter()
-            .map(covariance::gradient_bytes);
-        covariance::check_room(of, bytes.sum())?;
+            .map(hessian::gradient_bytes);
+        hessian::check_room(of, bytes.sum())?;
     }
     // Those that an earlier run has left, or those that have come meanwhile.
     let opened_gradients = |store: Option<Store>| match (store, missing) {
@@ -665,16 +671,22 @@ fn scores(
         .filter(|scores| scores.cover(&wanted, &allowed))
     {
         if let Some((missing, (model, _))) = missing.zip(opened) {
-            frontier::gradients(
-                (input, model.engine),
-                missing,
-                &chunks,
-                &job.settings,
-                progress,
-            )?;
+            let run = Run {
+                engine: model.engine,
+                chunks: &chunks,
+                settings: &job.settings,
+                output_hessians: Some(missing),
+                resume: None,
+            };
+            sensitivity::sum_output_hessians(&run, progress)?;
         }
         return Ok((scores, opened_gradients(store)?));
     }
+    let knowledge = ModelKnowledge {
+        input,
+        imatrix,
+        hessians: feedback,
+    };
     let scores = match opened {
         Some((model, _)) => {
             let types = serde_json::to_vec(&wanted).unwrap_or_default();
@@ -685,18 +697,15 @@ fn scores(
                 .with("gradients", missing.map_or(&[][..], |of| &of.key))
                 .key();
             let resume = resume(&kept.path("scores.resume"), run_key, job, tell)?;
-            let (settings, engine) = (&job.settings, model.engine);
-            let known = (imatrix, feedback, missing);
-            let scores = frontier::score(
-                (input, engine),
-                known,
-                &chunks,
-                settings,
-                &allowed,
-                Some(&resume),
-                progress,
-            );
-            let scores = ended(scores, frontier::Error::is_final, &resume, tell)?;
+            let run = Run {
+                engine: model.engine,
+                chunks: &chunks,
+                settings: &job.settings,
+                output_hessians: missing,
+                resume: Some(&resume),
+            };
+            let scores = sensitivity::score(&run, &knowledge, &allowed, progress);
+            let scores = ended(scores, sensitivity::Error::is_final, &resume, tell)?;
             kept.write("scores", &key, &scores)?;
             resume.remove();
             return Ok((scores, opened_gradients(store)?));
@@ -707,7 +716,7 @@ fn scores(
                 .build();
             let pool =
                 pool.map_err(|e| crate::model::Error::Model(format!("cannot start threads: {e}")))?;
-            frontier::weighted(input, &pool, imatrix, &job.settings, &allowed, progress)?
+            sensitivity::weighted(&knowledge, &job.settings, &allowed, &pool, progress)?
         }
     };
     kept.write("scores", &key, &scores)?;

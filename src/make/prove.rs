@@ -12,8 +12,8 @@ use super::files::Writing;
 use super::proof::{self, Found, Subject};
 use super::{Opened, Result, Stages, adjust, compare, refine, texts};
 use crate::format::imatrix::Imatrix;
-use crate::frontier::Scores;
 use crate::plan::file_type::FileType;
+use crate::sensitivity::{ModelKnowledge, Scores};
 use std::path::PathBuf;
 
 /// What it takes to write files and measure them.
@@ -116,6 +116,11 @@ impl Prover<'_> {
                     );
                     return Ok(());
                 }
+                let knowledge = ModelKnowledge {
+                    input: model.input,
+                    imatrix,
+                    hessians: feedback,
+                };
                 for index in open {
                     let recipe = (&*choices.chosen[index].solution.choices, &*files[index]);
                     let refined = refine::refine(
@@ -124,7 +129,7 @@ impl Prover<'_> {
                         &choices.problem,
                         recipe,
                         &chunks,
-                        (imatrix, feedback),
+                        &knowledge,
                         progress,
                     )?;
                     let note = refined.note(&choices.chosen[index].budget);

@@ -5,15 +5,15 @@ use super::proof::fit;
 use super::prove::Proven;
 use super::{Job, Result, texts, write_text};
 use crate::arch::Catalog;
-use crate::feedback::{Proof, Proved, Rounding, spread};
 use crate::format::gguf::{Value, keys};
-use crate::frontier::{Measure, Scores};
 use crate::input::Input;
 use crate::report::data;
 use crate::report::numbers::shell;
 use crate::report::page::page;
 use crate::report::size_chart::size_chart;
 use crate::report::svg::Place;
+use crate::rounding::{Proof, Rounding, TensorProof, spread};
+use crate::sensitivity::{Measure, Scores};
 
 /// Points of the frontier that are written down.
 const POINTS: usize = 400;
@@ -205,14 +205,14 @@ fn file(chosen: &super::choice::Chosen) -> data::File {
 }
 
 /// Adds what rounding with error feedback did, for each file in the order of the budgets.
-pub(super) fn rounded(report: &mut data::Frontier, job: &Job, proved: Vec<Vec<Proved>>) {
+pub(super) fn rounded(report: &mut data::Frontier, job: &Job, proved: Vec<Vec<TensorProof>>) {
     let ratios: Vec<f64> = proved
         .iter()
         .flatten()
         .filter_map(|proved| proved.proof.ratio())
         .collect();
     for (file, proved) in report.files.iter_mut().zip(proved) {
-        let of = |proved: Proved| {
+        let of = |proved: TensorProof| {
             let Proof {
                 reference,
                 taken,

@@ -11,14 +11,13 @@
 
 use super::{Job, Opened, Result};
 use crate::convert;
-use crate::feedback::Feedback;
-use crate::format::imatrix::Imatrix;
 use crate::format::types::GgmlType;
-use crate::frontier::sweep::{Side, Within, divergence, first_layer, rounded};
 use crate::input::Source;
 use crate::model::{Engine, Replaced};
 use crate::plan::frontier::Problem;
 use crate::progress::{Progress, Unit};
+use crate::sensitivity::ModelKnowledge;
+use crate::sensitivity::sweep::{Comparison, Side, Within, first_layer};
 use std::collections::BTreeSet;
 use std::path::Path;
 
@@ -73,7 +72,7 @@ pub(super) fn refine(
     problem: &Problem,
     (choices, path): (&[usize], &Path),
     chunks: &[Vec<u32>],
-    known: (&Imatrix, Option<&Feedback>),
+    knowledge: &ModelKnowledge<'_>,
     progress: &dyn Progress,
 ) -> Result<Refined> {
     let source = Source::open(path)?;
@@ -82,9 +81,13 @@ pub(super) fn refine(
     let within = Within(progress);
     let base = model.engine.trace(chunks, None, &within)?;
     let base_head = model.engine.head()?;
-    let base_side = Side {
-        head: &base_head,
-        rows: &|chunk| base.output(model.engine, chunk),
+    let comparison = Comparison {
+        engine: model.engine,
+        base: Side {
+            head: &base_head,
+            rows: &|chunk| base.output(model.engine, chunk),
+        },
+        chunks: chunks.len(),
     };
     let mut trace = engine.trace(chunks, None, &within)?;
     let mut now = {
@@ -93,14 +96,7 @@ pub(super) fn refine(
             head: &head,
             rows: &|chunk| trace.output(&engine, chunk),
         };
-        divergence(
-            model.engine,
-            base_side,
-            side,
-            chunks.len(),
-            "file",
-            progress,
-        )?
+        comparison.divergence(side, "file", progress)?
     };
     let limit = bytes(problem, choices);
     let before = mean(&now);
@@ -129,14 +125,8 @@ pub(super) fn refine(
             progress.at(&names.join(", "));
             let replaced = swap.changes.iter().map(|(item, choice)| {
                 let item = &problem.items[*item];
-                Ok(rounded(
-                    model.input,
-                    model.engine,
-                    known,
-                    &item.name,
-                    type_of(item, *choice),
-                    progress,
-                )?)
+                let ggml_type = type_of(item, *choice);
+                Ok(knowledge.rounded(model.engine, &item.name, ggml_type, progress)?)
             });
             let changed = engine.replacing(&replaced.collect::<Result<Vec<Replaced>>>()?)?;
             let first = names
@@ -151,14 +141,7 @@ pub(super) fn refine(
                     head: &head,
                     rows: &|chunk| hidden.rows_of(chunk),
                 };
-                divergence(
-                    model.engine,
-                    base_side,
-                    side,
-                    chunks.len(),
-                    &names.join(", "),
-                    progress,
-                )?
+                comparison.divergence(side, &names.join(", "), progress)?
             };
             refined.tried += 1;
             progress.advance(1);

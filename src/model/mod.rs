@@ -43,9 +43,10 @@ pub use candle_core::TensorId as InputId;
 pub use device::device;
 pub use head::Head;
 pub use hyper::{Hyper, Rotation};
-pub(crate) use order::{Turns, in_order};
+pub(crate) use order::in_order;
 pub use product::rows_times_rows;
 pub use propagate::Rounder;
+pub(crate) use quantier_core::turns::Turns;
 pub use weights::Replaced;
 
 /// Rows of hidden activations that are turned into logits at a time.

@@ -1,6 +1,5 @@
-//! Chunks side by side, begun one after another, and what they bring put in order again.
+//! Chunks side by side, begun one after another.
 
-use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Does `one` with 0, 1, .. `count` - 1 on the threads of the pool that it is called in. Each
@@ -32,37 +31,6 @@ pub(crate) fn in_order<E: Send>(
     first.map_or(Ok(()), |(_, error)| Err(error))
 }
 
-/// Puts in order what comes from several threads: each item waits until all before it have come.
-pub(crate) struct Turns<T> {
-    /// The number whose turn it is.
-    next: usize,
-    /// Those that came before their turn.
-    early: BTreeMap<usize, T>,
-}
-
-impl<T> Default for Turns<T> {
-    fn default() -> Turns<T> {
-        Turns {
-            next: 0,
-            early: BTreeMap::new(),
-        }
-    }
-}
-
-impl<T> Turns<T> {
-    /// Takes the item of a number.
-    pub(crate) fn put(&mut self, number: usize, item: T) {
-        self.early.insert(number, item);
-    }
-
-    /// The next item with its number, if it has come.
-    pub(crate) fn pop(&mut self) -> Option<(usize, T)> {
-        let item = self.early.remove(&self.next)?;
-        self.next += 1;
-        Some((self.next - 1, item))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -88,17 +56,5 @@ mod tests {
         });
         assert_eq!(stop, Err(5));
         assert!(last.into_inner() < 1_000_000 - 1);
-    }
-
-    #[test]
-    fn what_comes_early_waits_for_its_turn() {
-        for order in [[0, 1, 2, 3], [3, 2, 1, 0], [1, 0, 3, 2]] {
-            let (mut turns, mut seen) = (Turns::default(), Vec::new());
-            for number in order {
-                turns.put(number, number * 10);
-                seen.extend(std::iter::from_fn(|| turns.pop()));
-            }
-            assert_eq!(seen, [(0, 0), (1, 10), (2, 20), (3, 30)], "{order:?}");
-        }
     }
 }

@@ -2,11 +2,11 @@
 
 use super::{Error, Job, Result};
 use crate::arch::Role;
-use crate::feedback::Rounding;
 use crate::format::gguf::{Metadata, QUANTIZATION_VERSION, Value, keys};
 use crate::format::imatrix::Imatrix;
 use crate::format::types::GgmlType;
 use crate::plan::presets::ModelFacts;
+use crate::rounding::Rounding;
 
 /// Set in `general.file_type` if the type is a guess.
 const GUESSED: u32 = 1024;

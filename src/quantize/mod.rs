@@ -6,18 +6,17 @@
 
 mod metadata;
 mod plan;
-mod propagate;
 mod rounded;
 mod run;
+mod sequential;
 
 pub use metadata::{KvOverride, OverrideValue};
 pub use plan::{Plan, PlannedOutput, PlannedTensor};
-pub use propagate::Propagation;
+pub use sequential::SequentialRun;
 
-use crate::feedback::Rounding;
 use crate::format;
 use crate::plan::recipe::{Problem, Wishes};
-use crate::quant::Fault;
+use crate::rounding::{self, NoFactor, Rounding};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -28,7 +27,7 @@ pub struct OutputRequest {
     pub path: PathBuf,
     /// Which types it gets.
     pub wishes: Wishes,
-    /// How its weights are rounded. With feedback, [`Job::covariance`] is needed.
+    /// How its weights are rounded. Error feedback needs [`Job::hessians`].
     pub rounding: Rounding,
 }
 
@@ -42,9 +41,8 @@ pub struct Job {
     pub outputs: Vec<OutputRequest>,
     /// The importance matrix.
     pub imatrix: Option<ImatrixRequest>,
-    /// A directory of covariances of what the matrices are multiplied by, for rounding with error
-    /// feedback.
-    pub covariance: Option<PathBuf>,
+    /// A directory of input Hessians, for error feedback.
+    pub hessians: Option<PathBuf>,
     /// Whether tensors that are quantized already may be quantized anew.
     pub allow_requantize: bool,
     /// Write as many shards as the input has.
@@ -84,7 +82,7 @@ pub enum Error {
     /// The model could not be run.
     #[error(transparent)]
     Model(crate::model::Error),
-    /// What a matrix meets, or the gradients at what it makes, cannot be used.
+    /// The inputs or output gradients of a linear are unusable.
     #[error(
         "tensor '{tensor}': {error}; the model is damaged, or its numbers are too large for f32"
     )]
@@ -92,40 +90,14 @@ pub enum Error {
         /// The tensor.
         tensor: String,
         /// What is wrong.
-        error: crate::feedback::NoFactor,
+        error: NoFactor,
     },
     /// The plan cannot work; one sentence per reason.
     #[error("this cannot be done, and nothing was written:\n{}", by_reason(.0))]
     Impossible(Vec<Problem>),
-    /// The input holds something that is not a number.
-    #[error(
-        "{}: tensor '{tensor}', row {row}, has {fault}; llama-quantize refuses such a model too: repair or convert it again",
-        path.display()
-    )]
-    BadInput {
-        /// The file.
-        path: PathBuf,
-        /// The tensor.
-        tensor: String,
-        /// Its row, counted over all its matrices.
-        row: u64,
-        /// What is wrong.
-        fault: Fault,
-    },
-    /// Weights too large for the type's scales.
-    #[error(
-        "tensor '{tensor}', row {row}: quantized to {target} it has {fault}; its weights are too large for that type: keep it in f16 or bf16 with --tensor-type"
-    )]
-    Overflow {
-        /// The tensor.
-        tensor: String,
-        /// Its row, counted over all its matrices.
-        row: u64,
-        /// The type.
-        target: crate::format::types::GgmlType,
-        /// What is wrong.
-        fault: Fault,
-    },
+    /// Weights that are no numbers, or too large for a type.
+    #[error(transparent)]
+    Round(rounding::Error),
     /// Stopped from outside.
     #[error("stopped; nothing was written")]
     Cancelled,
@@ -143,14 +115,21 @@ impl From<crate::model::Error> for Error {
     }
 }
 
+impl From<rounding::Error> for Error {
+    fn from(error: rounding::Error) -> Error {
+        match error {
+            rounding::Error::Stopped(_) => Error::Cancelled,
+            rounding::Error::Format(error) => Error::Format(error),
+            error => Error::Round(error),
+        }
+    }
+}
+
 impl Error {
     /// Whether the same run would only fail again in the same way.
     pub fn is_final(&self) -> bool {
         match self {
-            Error::BadInput { .. }
-            | Error::Overflow { .. }
-            | Error::Inputs { .. }
-            | Error::Impossible(_) => true,
+            Error::Round(_) | Error::Inputs { .. } | Error::Impossible(_) => true,
             Error::Model(error) => error.is_final(),
             Error::Format(_) | Error::Convert(_) | Error::Cancelled => false,
         }

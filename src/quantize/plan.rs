@@ -6,7 +6,6 @@ use super::metadata::{
 use super::rounded::Rounded;
 use super::{Error, Job, Result};
 use crate::arch::{Entry, Facts, Role, TensorId, role};
-use crate::feedback::{Feedback, Rounding};
 use crate::format::gguf::{
     self, Layout, MAX_ALIGNMENT, Metadata, Shape, TensorInfo, keys, shard_path,
 };
@@ -16,6 +15,7 @@ use crate::input::{Input, Tensor};
 use crate::plan::presets::requires_imatrix;
 use crate::plan::recipe::{Candidate, Chosen, Problem, choose};
 use crate::quant::Codec;
+use crate::rounding::{InputHessians, Rounding};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -29,8 +29,8 @@ pub struct Plan<'a> {
     pub(super) threads: usize,
     /// An input too: no output may replace it.
     pub(super) imatrix_path: Option<PathBuf>,
-    /// What is known of the inputs of matrices, if any output is rounded with it.
-    pub(super) feedback: Option<Feedback>,
+    /// The input Hessians, if any output is rounded with error feedback.
+    pub(super) hessians: Option<InputHessians>,
 }
 
 /// A tensor of the input on its way to the outputs.
@@ -54,7 +54,7 @@ pub struct PlannedOutput<'a> {
     pub tensors: Vec<PlannedTensor>,
     /// How its weights are rounded.
     pub rounding: Rounding,
-    /// Those tensors that are rounded already, one behind the other.
+    /// The tensors that sequential rounding has rounded already.
     pub(super) rounded: Option<Rounded>,
 }
 
@@ -195,7 +195,7 @@ impl<'a> Plan<'a> {
     /// the plan; [`Plan::run`] refuses.
     pub fn new(input: &'a Input<'a>, job: &Job) -> Result<Plan<'a>> {
         let imatrix = read_imatrix(job)?;
-        let feedback = read_covariance(input, job)?;
+        let hessians = read_hessians(input, job)?;
         let mut problems = Vec::new();
         let (tensors, layers_left) = sources(input, job, imatrix.as_ref());
         let roles = tensors
@@ -247,13 +247,13 @@ impl<'a> Plan<'a> {
                 shards,
                 tensors.len(),
             );
-            let feedback = feedback
+            let hessians = hessians
                 .as_ref()
                 .filter(|_| request.rounding.has_feedback());
             let planned: Vec<_> = tensors
                 .iter()
                 .zip(chosen)
-                .map(|(source, chosen)| source.planned(chosen, job.keep_split, feedback))
+                .map(|(source, chosen)| source.planned(chosen, job.keep_split, hessians))
                 .collect();
             problems.extend(planned.iter().filter_map(|t| impossible(t, job)));
             let used = planned
@@ -284,13 +284,13 @@ impl<'a> Plan<'a> {
             outputs,
             threads: job.threads,
             imatrix_path,
-            feedback,
+            hessians,
         })
     }
 
-    /// What the user should know of the covariances, if there are too few tokens in them.
+    /// A warning if the input Hessians are means over too few tokens.
     pub fn few_tokens(&self) -> Option<String> {
-        self.feedback.as_ref().and_then(Feedback::few_tokens)
+        self.hessians.as_ref().and_then(InputHessians::few_tokens)
     }
 
     /// Bytes of the input's tensors.
@@ -317,7 +317,7 @@ impl Source<'_> {
         &self,
         chosen: Chosen,
         keep_split: bool,
-        feedback: Option<&Feedback>,
+        hessians: Option<&InputHessians>,
     ) -> PlannedTensor {
         let info = &self.tensor.info;
         let levels = chosen.target != info.ggml_type
@@ -332,7 +332,7 @@ impl Source<'_> {
             bytes_before: info.bytes(),
             bytes_after: row_bytes * info.shape.rows(),
             has_importance: self.importance.is_some() && chosen.target != info.ggml_type,
-            has_feedback: levels && feedback.is_some_and(|feedback| feedback.has(&info.name)),
+            has_feedback: levels && hessians.is_some_and(|hessians| hessians.has(&info.name)),
             shard: if keep_split { self.tensor.shard } else { 0 },
         }
     }
@@ -356,8 +356,8 @@ fn read_imatrix(job: &Job) -> Result<Option<UsedImatrix>> {
     Ok((!imatrix.entries.is_empty()).then_some(UsedImatrix { file, imatrix }))
 }
 
-/// Opens the covariances, if any output is rounded with them.
-fn read_covariance(input: &Input<'_>, job: &Job) -> Result<Option<Feedback>> {
+/// Opens the input Hessians, if any output is rounded with error feedback.
+fn read_hessians(input: &Input<'_>, job: &Job) -> Result<Option<InputHessians>> {
     if !job
         .outputs
         .iter()
@@ -365,15 +365,15 @@ fn read_covariance(input: &Input<'_>, job: &Job) -> Result<Option<Feedback>> {
     {
         return Ok(None);
     }
-    let Some(directory) = &job.covariance else {
+    let Some(directory) = &job.hessians else {
         return Err(Error::impossible(
             "rounding with error feedback needs covariances (--covariance DIR)",
         ));
     };
-    let feedback = Feedback::open(directory)?;
+    let hessians = InputHessians::open(directory)?;
     let misfit = |tensor: &Tensor<'_>| {
         let [columns, _, matrices, _] = tensor.info.shape.four();
-        let found = feedback.shape(&tensor.info.name)?;
+        let found = hessians.shape(&tensor.info.name)?;
         (found != [columns as usize, matrices as usize]).then(|| {
             let of = |[columns, matrices]: [usize; 2]| format!("{columns} channels x {matrices} matrices");
             let (ours, theirs) = (of([columns as usize, matrices as usize]), of(found));
@@ -393,11 +393,11 @@ fn read_covariance(input: &Input<'_>, job: &Job) -> Result<Option<Feedback>> {
     match input
         .tensors
         .iter()
-        .any(|tensor| feedback.has(&tensor.info.name))
+        .any(|tensor| hessians.has(&tensor.info.name))
     {
-        true => Ok(Some(feedback)),
+        true => Ok(Some(hessians)),
         false => {
-            let example = feedback
+            let example = hessians
                 .names()
                 .next()
                 .map_or(String::new(), |name| format!(" (it has '{name}', for one)"));

@@ -2,8 +2,8 @@
 //! tensor behind the other.
 
 use super::Result;
-use crate::feedback::Proof;
 use crate::format::Error;
+use crate::rounding::Proof;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fs::File;

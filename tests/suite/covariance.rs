@@ -4,10 +4,10 @@ use crate::support::allocation;
 use crate::support::models;
 use crate::support::program::{fail_each, json, killed_when, quantier, succeeds};
 use quantier::convert;
-use quantier::covariance::{self, Covariance, Needs, Store, is_held_out};
 use quantier::evaluate::windows::Windows;
 use quantier::format::covariance::{File, Head, Index, Part, Writing, triangle, write};
 use quantier::format::gguf::Value;
+use quantier::hessian::{self, Hessian, Needs, Store, is_held_out};
 use quantier::imatrix::collect::{Collected, Options, collect};
 use quantier::input::Source;
 use quantier::model::{self, Engine, Observer, Seen};
@@ -40,8 +40,8 @@ fn with_engine<T>(path: &Path, threads: usize, then: impl FnOnce(&Engine<'_>) ->
     then(&Engine::new(&input, &options).unwrap())
 }
 
-fn job(directory: &Path) -> covariance::Job {
-    covariance::Job {
+fn job(directory: &Path) -> hessian::Job {
+    hessian::Job {
         directory: directory.to_owned(),
         key: [7; 32],
         experts_apart: true,
@@ -53,7 +53,7 @@ fn collected(
     engine: &Engine<'_>,
     chunks: usize,
     process_output: bool,
-    job: &covariance::Job,
+    job: &hessian::Job,
 ) -> Collected {
     let tokens = tokens(chunks);
     let windows = Windows::of_chunks(&tokens, CONTEXT, None).unwrap();
@@ -178,7 +178,7 @@ fn means_are_those_of_a_plain_sum_and_inputs_are_shared() {
 
     let mut identities: BTreeMap<_, BTreeSet<String>> = BTreeMap::new();
     for ((name, matrix), met) in &met {
-        let found: Covariance = store
+        let found: Hessian = store
             .get(name, *matrix)
             .unwrap()
             .unwrap_or_else(|| panic!("no {name}"));
@@ -253,7 +253,7 @@ fn experts_have_their_own_and_lean_on_all() {
     let dir = tempfile::tempdir().unwrap();
     let path = models::experts().write(&dir.path().join("m.gguf"));
     let [apart, pooled] = ["apart", "pooled"].map(|name| job(&dir.path().join(name)));
-    let pooled = covariance::Job {
+    let pooled = hessian::Job {
         experts_apart: false,
         ..pooled
     };
@@ -295,7 +295,7 @@ fn experts_have_their_own_and_lean_on_all() {
         let mut leaning = 0;
         for (expert, (own, rows)) in experts.iter().enumerate() {
             let found = apart.get(&name, expert).unwrap().unwrap();
-            let weight = if *rows < covariance::LEAST_ROWS {
+            let weight = if *rows < hessian::LEAST_ROWS {
                 0.0
             } else {
                 *rows as f64 / (rows + columns as u64) as f64
@@ -308,7 +308,7 @@ fn experts_have_their_own_and_lean_on_all() {
                 .collect();
             assert_eq!((found.columns, found.rows), (columns, *rows));
             close(&found.mean, &want, columns, &name);
-            assert!(!found.sample.is_empty() && found.sample.len() <= covariance::SAMPLE * columns);
+            assert!(!found.sample.is_empty() && found.sample.len() <= hessian::SAMPLE * columns);
 
             let together = pooled.get(&name, expert).unwrap().unwrap();
             close(&together.mean, &all, columns, &name);
@@ -456,12 +456,12 @@ fn what_cannot_be_done_is_refused() {
     assert!(refused(".").contains("no finished covariances"));
 
     fs::copy(dir.join("m.gguf"), dir.join("b/model.gguf")).unwrap();
-    covariance::clear(&dir.join("b")).unwrap();
+    hessian::clear(&dir.join("b")).unwrap();
     assert_eq!(
         files(&dir.join("b")).keys().collect::<Vec<_>>(),
         ["model.gguf"]
     );
-    covariance::clear(&dir.join("nowhere")).unwrap();
+    hessian::clear(&dir.join("nowhere")).unwrap();
 
     let needs = Needs {
         files: u64::MAX,

@@ -1,9 +1,9 @@
 //! The fuzzers start from these files. They are what our writer writes; a stale one fails here.
 
 use crate::support::gguf::{Tiny, dat, everything, imatrix, small};
-use quantier::feedback::Feedback;
 use quantier::format::covariance::{File, Head, INDEX, Index, Part, Writing, triangle, write};
 use quantier::format::safetensors;
+use quantier::rounding::InputHessians;
 use quantier::tokenizer::{VocabKind, import};
 use serde_json::{Value, json};
 use std::path::Path;
@@ -228,7 +228,7 @@ fn the_seeds_are_read_to_the_end() {
         )
         .unwrap();
     }
-    let feedback = Feedback::open(dir.path()).unwrap();
+    let feedback = InputHessians::open(dir.path()).unwrap();
     assert_eq!(feedback.names().count(), 4);
     assert!(
         feedback.inputs("plain.a", 0, 8).unwrap().is_some()

@@ -4,14 +4,14 @@ use crate::support::program::{
     divergence, fails, json, killed_when, place, quantier, read, refmodel, succeeds,
 };
 use quantier::convert;
-use quantier::covariance::{self, Store};
 use quantier::format::types::GgmlType;
-use quantier::frontier::{self, Measure, Settings};
+use quantier::hessian::{self, Store};
 use quantier::input::Source;
 use quantier::model::backward::Labels;
 use quantier::model::{Engine, Error, Observer, Options, Replaced, Rounder, Seen};
 use quantier::progress::Silent;
 use quantier::report::data::Frontier;
+use quantier::sensitivity::{self, Measure, Run, Settings};
 use serde_json::Value as Json;
 use std::collections::BTreeMap;
 use std::fs;
@@ -337,7 +337,7 @@ fn gradients_are_those_of_the_backward_stream() {
     let chunks: Vec<Vec<u32>> = (0..9u32)
         .map(|c| (0..20).map(|i| (i * 37 + c * 1009) % 4096).collect())
         .collect();
-    let job = covariance::Job {
+    let job = hessian::Job {
         directory: dir.path().join("gradients"),
         key: [7; 32],
         experts_apart: false,
@@ -351,7 +351,14 @@ fn gradients_are_those_of_the_backward_stream() {
         draws: 2,
         seed: 3,
     };
-    frontier::gradients((&input, &engine), &job, &chunks, &settings, &Silent).unwrap();
+    let run = Run {
+        engine: &engine,
+        chunks: &chunks,
+        settings: &settings,
+        output_hessians: Some(&job),
+        resume: None,
+    };
+    sensitivity::sum_output_hessians(&run, &Silent).unwrap();
     let store = Store::open(&job.directory).unwrap();
     assert_eq!(
         store.names().count(),

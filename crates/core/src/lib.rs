@@ -5,4 +5,5 @@
 pub mod progress;
 #[doc(hidden)]
 pub mod rng;
+pub mod turns;
 pub mod words;

@@ -3,9 +3,9 @@
 use super::super::{Job, Opened, proof, texts};
 use super::fed::Fed;
 use crate::format::types::GgmlType;
-use crate::frontier::{Measure, Scores};
 use crate::input::{Input, Tensor};
 use crate::quant::Codec;
+use crate::sensitivity::{Measure, Scores};
 use std::collections::BTreeMap;
 
 /// A tensor to be tried.

@@ -3,10 +3,10 @@
 
 use super::super::{Job, Kept, Opened, Result, covariance_job, rounding_bytes, texts};
 use crate::arch::InputId;
-use crate::covariance::{EXPERT_SAMPLE, Needs, SAMPLE, input_of, is_held_out};
-use crate::feedback::{Factor, Feedback};
 use crate::format::snapshot::Key;
+use crate::hessian::{EXPERT_SAMPLE, Needs, SAMPLE, input_of, is_held_out};
 use crate::input::Tensor;
+use crate::rounding::{InputFactor, InputHessians};
 use std::collections::BTreeMap;
 
 /// Covariances of a run, and what is made of them.
@@ -43,7 +43,7 @@ impl Fed {
         let met = tensors.filter_map(|t| Some((t, input(t)?)));
         let met: Vec<_> = met.collect();
         Ok(Fed {
-            there: Feedback::open(&collected.directory)
+            there: InputHessians::open(&collected.directory)
                 .is_ok_and(|found| *found.key() == collected.key),
             key: collected.key,
             needs,
@@ -92,7 +92,7 @@ impl Fed {
             let [columns, _, matrices, _] = tensor.info.shape.four();
             let apart = matrices > 1 && self.needs.experts_apart;
             if apart || last != Some(input) {
-                sum += Factor::operations(columns) * if apart { matrices as f64 } else { 1.0 };
+                sum += InputFactor::operations(columns) * if apart { matrices as f64 } else { 1.0 };
             }
             last = Some(input);
         }
@@ -101,7 +101,7 @@ impl Fed {
 
     /// Bytes of memory of the largest factor while it is made, and of the rows beside it.
     pub(super) fn factor_bytes(&self) -> f64 {
-        (Factor::working_bytes(self.widest) + self.widest * SAMPLE.min(self.held_out) as u64 * 4)
-            as f64
+        (InputFactor::working_bytes(self.widest)
+            + self.widest * SAMPLE.min(self.held_out) as u64 * 4) as f64
     }
 }

@@ -2,12 +2,12 @@
 
 use super::super::Result;
 use super::count::{Count, takes_feedback};
-use crate::feedback::{DAMPING, Factor, round_rows};
 use crate::format::types::GgmlType;
-use crate::frontier::Scores;
 use crate::input::{Input, Tensor};
 use crate::model::rows_times_rows;
 use crate::quant::Codec;
+use crate::rounding::{DAMPING, InputFactor, round_rows};
+use crate::sensitivity::Scores;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -69,7 +69,7 @@ impl Machine {
             std::hint::black_box(out);
         });
         let (mut rates, mut with_feedback) = (BTreeMap::new(), BTreeMap::new());
-        let mut factors: BTreeMap<usize, Option<Factor>> = BTreeMap::new();
+        let mut factors: BTreeMap<usize, Option<InputFactor>> = BTreeMap::new();
         let mut tensors: Vec<_> = expected.tensors.iter().collect();
         tensors.sort_by_key(|t| std::cmp::Reverse(t.weights));
         for scored in tensors {
@@ -120,7 +120,7 @@ impl Machine {
                     .copied()
                     .collect();
                 let of_type = rate(rows.len() as f64, TYPE_TIME, &|| {
-                    // As feedback::Inputs::round does it, but for the products.
+                    // As Rounder::round does it, but for the products.
                     let row_bytes = row_bytes(fewer);
                     let (mut left, mut bytes) =
                         (rows.clone(), vec![0; rows.len() / fewer * row_bytes]);
@@ -189,12 +189,12 @@ impl Machine {
 
 /// The factor of a covariance of neighbours that are alike, and of a few channels far above the
 /// others.
-fn made_up(columns: usize) -> Option<Factor> {
+fn made_up(columns: usize) -> Option<InputFactor> {
     let strength = |i: usize| if i.is_multiple_of(97) { 20.0 } else { 1.0 };
     let of =
         |i: usize, j: usize| 0.5f32.powi(i.abs_diff(j).min(64) as i32) * strength(i) * strength(j);
     let mean: Vec<f32> = (0..columns)
         .flat_map(|i| (0..columns).map(move |j| of(i, j)))
         .collect();
-    Factor::new(&mean, columns, DAMPING, 1).ok()
+    InputFactor::new(&mean, columns, DAMPING, 1).ok()
 }

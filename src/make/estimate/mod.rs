@@ -10,9 +10,9 @@ use super::{
     IMATRIX, Job, Kept, Opened, Result, check, files, guess, imatrix_key, proof, scores_key,
 };
 use crate::format::imatrix::Imatrix;
-use crate::frontier::{Measure, Scores};
 use crate::input::Input;
 use crate::plan::frontier::Budget;
+use crate::sensitivity::{Measure, Scores};
 use count::Count;
 use fed::Fed;
 use machine::Machine;
@@ -110,7 +110,7 @@ pub fn estimate(input: &Input<'_>, opened: Option<Opened<'_>>, job: &Job) -> Res
         .flatten();
     let gradients = gradients.map(|of| of.key);
     let gradient_rows = match opened.filter(|_| gradients.is_some()) {
-        Some(model) => crate::frontier::gradient_rows(model.engine),
+        Some(model) => crate::sensitivity::gradient_rows(model.engine),
         None => Vec::new(),
     };
     let key = imatrix
@@ -269,7 +269,7 @@ pub fn estimate(input: &Input<'_>, opened: Option<Opened<'_>>, job: &Job) -> Res
         covariance_bytes: fed.map_or(0, |fed| fed.needs.files)
             + gradient_rows
                 .iter()
-                .map(|rows| crate::covariance::gradient_bytes(*rows))
+                .map(|rows| crate::hessian::gradient_bytes(*rows))
                 .sum::<u64>(),
         // One while it is written beside the one before.
         work_bytes: 2 * count.state_bytes(),

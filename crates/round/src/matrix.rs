@@ -7,7 +7,7 @@ use gemm::Parallelism;
 
 /// A matrix whose numbers lie somewhere in a slice.
 #[derive(Clone, Copy)]
-pub(crate) struct View<'a, T = f32> {
+pub struct View<'a, T = f32> {
     numbers: &'a [T],
     rows: usize,
     columns: usize,
@@ -17,7 +17,7 @@ pub(crate) struct View<'a, T = f32> {
 
 impl<'a, T> View<'a, T> {
     /// `rows` rows of `columns` numbers, of which each begins `step` numbers after the one before.
-    pub(crate) fn new(numbers: &'a [T], rows: usize, columns: usize, step: usize) -> View<'a, T> {
+    pub fn new(numbers: &'a [T], rows: usize, columns: usize, step: usize) -> View<'a, T> {
         View {
             numbers,
             rows,
@@ -26,7 +26,8 @@ impl<'a, T> View<'a, T> {
         }
     }
 
-    pub(crate) fn transposed(self) -> View<'a, T> {
+    /// Its transpose.
+    pub fn transposed(self) -> View<'a, T> {
         View {
             numbers: self.numbers,
             rows: self.columns,
@@ -36,7 +37,7 @@ impl<'a, T> View<'a, T> {
     }
 
     /// Some of the rows.
-    pub(crate) fn range(self, rows: std::ops::Range<usize>) -> View<'a, T> {
+    pub fn range(self, rows: std::ops::Range<usize>) -> View<'a, T> {
         View {
             numbers: &self.numbers[rows.start * self.steps.0..],
             rows: rows.len(),
@@ -44,11 +45,13 @@ impl<'a, T> View<'a, T> {
         }
     }
 
-    pub(crate) fn rows(&self) -> usize {
+    /// How many rows it has.
+    pub fn rows(&self) -> usize {
         self.rows
     }
 
-    pub(crate) fn columns(&self) -> usize {
+    /// How many columns it has.
+    pub fn columns(&self) -> usize {
         self.columns
     }
 
@@ -60,7 +63,7 @@ impl<'a, T> View<'a, T> {
 }
 
 /// f32 or f64.
-pub(crate) trait Number: Copy + Default + Send + Sync + 'static {
+pub trait Number: Copy + Default + Send + Sync + 'static {
     /// 0, 1 and -1.
     const SIGNS: [Self; 3];
 }
@@ -75,7 +78,7 @@ impl Number for f64 {
 
 /// What a product does to the numbers where it goes.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Effect {
+enum Effect {
     /// It takes their place.
     Replace,
     /// It is added to them.
@@ -89,7 +92,7 @@ pub(crate) enum Effect {
 ///
 /// # Panics
 /// If the shapes do not fit each other or the slices.
-pub(crate) fn multiply<T: Number>(
+pub fn multiply<T: Number>(
     a: View<'_, T>,
     b: View<'_, T>,
     out: &mut [T],
@@ -103,7 +106,7 @@ pub(crate) fn multiply<T: Number>(
 ///
 /// # Panics
 /// If the shapes do not fit each other or the slices.
-pub(crate) fn subtract_product<T: Number>(
+pub fn subtract_product<T: Number>(
     a: View<'_, T>,
     b: View<'_, T>,
     out: &mut [T],
@@ -117,7 +120,7 @@ pub(crate) fn subtract_product<T: Number>(
 ///
 /// # Panics
 /// If the shapes do not fit each other or the slices.
-pub(crate) fn add_product<T: Number>(
+pub fn add_product<T: Number>(
     a: View<'_, T>,
     b: View<'_, T>,
     out: &mut [T],
@@ -133,10 +136,11 @@ pub(crate) fn add_product<T: Number>(
 ///
 /// # Panics
 /// If the lengths do not fit.
-pub(crate) fn add_columns_times_columns(
+pub fn add_columns_times_columns(
     [left, right]: [&[f32]; 2],
     columns: usize,
-    (some, from): (std::ops::Range<usize>, usize),
+    some: std::ops::Range<usize>,
+    from: usize,
     out: &mut [f32],
 ) {
     let n = left.len() / columns;
@@ -283,15 +287,16 @@ mod tests {
     fn panels_of_columns_are_added() {
         let rows = [1.0, 2.0, 3.0, -1.0, 0.5, 4.0];
         let mut out = [100.0; 2];
-        add_columns_times_columns([&rows, &rows], 3, (1..2, 1), &mut out);
+        add_columns_times_columns([&rows, &rows], 3, 1..2, 1, &mut out);
         assert_eq!(out, [100.0 + 4.0 + 0.25, 100.0 + 6.0 + 2.0]);
-        add_columns_times_columns([&[], &[]], 3, (1..2, 1), &mut out);
+        add_columns_times_columns([&[], &[]], 3, 1..2, 1, &mut out);
         assert_eq!(out, [104.25, 108.0]);
         let mut other = [0.0; 6];
         add_columns_times_columns(
             [&rows, &[1.0, 0.0, 2.0, 0.0, 1.0, 0.0]],
             3,
-            (1..3, 0),
+            1..3,
+            0,
             &mut other,
         );
         assert_eq!(other, [2.0, 0.5, 4.0, 3.0, 4.0, 6.0]);

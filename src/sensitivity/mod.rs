@@ -15,11 +15,10 @@ mod scores;
 pub(crate) mod sweep;
 
 use crate::arch::{Catalog, Grouping};
-use crate::covariance::{self, Recorder};
 use crate::evaluate::score::Distribution;
-use crate::feedback::{Feedback, RowFactor};
 use crate::format::imatrix::Imatrix;
 use crate::format::types::GgmlType;
+use crate::hessian::{self, Recorder};
 use crate::input::{Input, Tensor};
 use crate::model::backward::{Backward, Labels, Met, mixed};
 use crate::model::{Engine, Head, LOGIT_ROWS};
@@ -27,6 +26,7 @@ use crate::plan::presets::requires_imatrix;
 use crate::progress::{Progress, Unit};
 use crate::quant::Codec;
 use crate::resume::Resume;
+use crate::rounding::{self, InputHessians, OutputFactor, Rounder, Stopped, Weights};
 use kept::Nats;
 use rayon::prelude::*;
 use scores::Candidate;
@@ -40,9 +40,6 @@ pub enum Error {
     #[error(transparent)]
     Model(#[from] crate::model::Error),
     /// A file could not be read.
-    #[error(transparent)]
-    Convert(#[from] crate::convert::Error),
-    /// What a former run has left could not be read.
     #[error(transparent)]
     Format(#[from] crate::format::Error),
     /// A tensor of integers.
@@ -79,11 +76,29 @@ impl Error {
     pub fn is_final(&self) -> bool {
         match self {
             Error::Model(error) => error.is_final(),
-            Error::Convert(_) | Error::Format(_) => false,
+            Error::Format(_) => false,
             Error::NoWeights(_)
             | Error::NotFinite(_)
             | Error::Foreign(_)
             | Error::Imatrix { .. } => true,
+        }
+    }
+}
+
+impl From<Stopped> for Error {
+    fn from(_: Stopped) -> Error {
+        crate::model::Error::Cancelled.into()
+    }
+}
+
+impl From<rounding::Error> for Error {
+    fn from(error: rounding::Error) -> Error {
+        match error {
+            rounding::Error::Format(error) => error.into(),
+            rounding::Error::Stopped(stopped) => stopped.into(),
+            rounding::Error::BadInput { tensor, .. } | rounding::Error::Overflow { tensor, .. } => {
+                Error::NotFinite(tensor)
+            }
         }
     }
 }
@@ -177,65 +192,67 @@ pub struct Scores {
 /// Which types tensors may take: by the name of a tensor and a type.
 pub type Allowed<'a> = &'a dyn Fn(&str, GgmlType) -> bool;
 
-/// Scores every tensor of a model on chunks of text, all of one length. With `resume`, a run that
-/// was killed goes on behind the last layer that it had kept, and comes to the same numbers. With
-/// `feedback`, types are judged as they are when rounded with it. With `gradients`, what those at
-/// the products of each matrix have in common is summed beside.
+/// A model's weights, and what their rounding uses.
+#[derive(Clone, Copy)]
+pub struct ModelKnowledge<'k> {
+    /// The model.
+    pub input: &'k Input<'k>,
+    /// Its importance matrix.
+    pub imatrix: &'k Imatrix,
+    /// Its input Hessians, if types are rounded with error feedback.
+    pub hessians: Option<&'k InputHessians>,
+}
+
+/// A run of a model over text.
+#[derive(Clone, Copy)]
+pub struct Run<'r> {
+    /// The model's engine.
+    pub engine: &'r Engine<'r>,
+    /// Chunks of tokens, all of one length.
+    pub chunks: &'r [Vec<u32>],
+    /// How scores are made.
+    pub settings: &'r Settings,
+    /// The output Hessians to be summed on the way.
+    pub output_hessians: Option<&'r hessian::Job>,
+    /// The snapshot of a killed run: it goes on behind the last layer in it, and comes to the same
+    /// numbers.
+    pub resume: Option<&'r Resume>,
+}
+
+/// Scores every tensor of a model on chunks of text. With input Hessians, types are judged with
+/// error feedback.
 ///
 /// # Errors
-/// Anything that is not finite, an importance matrix of another model, a model that cannot be run.
+/// Numbers that are not finite, an importance matrix of another model, a model that cannot be run.
 pub fn score(
-    (input, engine): (&Input<'_>, &Engine<'_>),
-    (imatrix, feedback, gradients): (&Imatrix, Option<&Feedback>, Option<&covariance::Job>),
-    chunks: &[Vec<u32>],
-    settings: &Settings,
+    run: &Run<'_>,
+    knowledge: &ModelKnowledge<'_>,
     allowed: Allowed<'_>,
-    resume: Option<&Resume>,
     progress: &dyn Progress,
 ) -> Result<Scores> {
+    let (input, settings) = (knowledge.input, run.settings);
     if settings.measure == Measure::Imatrix {
-        return weighted(input, engine.pool(), imatrix, settings, allowed, progress);
+        return weighted(knowledge, settings, allowed, run.engine.pool(), progress);
     }
-    let importance = importance(input, imatrix)?;
-    let candidates = candidates(input, (&importance, feedback), settings, allowed);
+    let importance = importance(input, knowledge.imatrix)?;
+    let candidates = candidates(input, &importance, knowledge.hessians, settings, allowed);
     let (nats, positions) = match settings.measure {
-        Measure::Sweep => sweep::sweep(input, engine, &candidates, chunks, resume, progress)?,
-        _ => divergence(
-            (input, engine, gradients),
-            &candidates,
-            chunks,
-            settings,
-            resume,
-            progress,
-        )?,
+        Measure::Sweep => sweep::sweep(run, &candidates, progress)?,
+        _ => divergence(run, &candidates, progress)?,
     };
     Ok(Scores {
-        sequences: chunks.len(),
+        sequences: run.chunks.len(),
         positions,
         ..collected(input, &candidates, &nats, settings.measure, allowed)
     })
 }
 
-/// Sums what the gradients at the products of each matrix have in common, and scores nothing.
+/// Sums the output Hessians of a run, and scores nothing.
 ///
 /// # Errors
 /// As [`score`].
-pub fn gradients(
-    (input, engine): (&Input<'_>, &Engine<'_>),
-    gradients: &covariance::Job,
-    chunks: &[Vec<u32>],
-    settings: &Settings,
-    progress: &dyn Progress,
-) -> Result<()> {
-    divergence(
-        (input, engine, Some(gradients)),
-        &BTreeMap::new(),
-        chunks,
-        settings,
-        None,
-        progress,
-    )
-    .map(drop)
+pub fn sum_output_hessians(run: &Run<'_>, progress: &dyn Progress) -> Result<()> {
+    divergence(run, &BTreeMap::new(), progress).map(drop)
 }
 
 /// Scores every tensor by the importance-weighted error of its weights: without running the model.
@@ -243,20 +260,20 @@ pub fn gradients(
 /// # Errors
 /// An importance matrix of another model.
 pub fn weighted(
-    input: &Input<'_>,
-    pool: &rayon::ThreadPool,
-    imatrix: &Imatrix,
+    knowledge: &ModelKnowledge<'_>,
     settings: &Settings,
     allowed: Allowed<'_>,
+    pool: &rayon::ThreadPool,
     progress: &dyn Progress,
 ) -> Result<Scores> {
-    let importance = importance(input, imatrix)?;
-    let candidates = candidates(input, (&importance, None), settings, allowed);
+    let input = knowledge.input;
+    let importance = importance(input, knowledge.imatrix)?;
+    let candidates = candidates(input, &importance, None, settings, allowed);
     let mut errors = Nats::new();
     progress.begin(candidates.len() as u64, Unit::Steps);
     for (name, candidate) in &candidates {
         progress.at(name);
-        let of_types = pool.install(|| candidate.weighted_error(input, progress))?;
+        let of_types = pool.install(|| candidate.weighted_error(progress))?;
         if of_types.iter().any(|x| !x.is_finite()) {
             return Err(Error::NotFinite((*name).to_owned()));
         }
@@ -287,10 +304,10 @@ pub fn guess(
         .filter(|t| has_importance(&t.info.name))
         .map(|t| (t.info.name.to_string(), Vec::new()))
         .collect();
-    let candidates = candidates(input, (&with, None), settings, allowed);
+    let candidates = candidates(input, &with, None, settings, allowed);
     let of = |(name, candidate): (&&str, &Candidate<'_>)| {
-        let weights = candidate.tensor.info.shape.elements() as f64;
-        let of_type = |codec: &&'static Codec| weights * 0.25f64.powf(codec.ggml_type.bpw());
+        let weights = candidate.tensor().info.shape.elements() as f64;
+        let of_type = |rounder: &Rounder| weights * 0.25f64.powf(rounder.ggml_type().bpw());
         (
             (*name).to_owned(),
             candidate.types.iter().map(of_type).collect(),
@@ -303,7 +320,8 @@ pub fn guess(
 /// The tensors that may take several types, and which.
 fn candidates<'a>(
     input: &'a Input<'_>,
-    (importance, feedback): (&'a BTreeMap<String, Vec<f32>>, Option<&'a Feedback>),
+    importance: &'a BTreeMap<String, Vec<f32>>,
+    hessians: Option<&'a InputHessians>,
     settings: &Settings,
     allowed: Allowed<'_>,
 ) -> BTreeMap<&'a str, Candidate<'a>> {
@@ -316,14 +334,21 @@ fn candidates<'a>(
         let importance = importance.get(name).map(Vec::as_slice);
         let unwise = |t| requires_imatrix(facts.role, t, None);
         let mut types = scores::possible(&settings.types, tensor, importance.is_some(), unwise);
-        types.retain(|codec| codec.ggml_type != info.ggml_type && allowed(name, codec.ggml_type));
+        types.retain(|rounder| {
+            rounder.ggml_type() != info.ggml_type && allowed(name, rounder.ggml_type())
+        });
+        let weights = Weights {
+            reader: input,
+            tensor,
+            name,
+            importance,
+        };
         Some((
             name,
             Candidate {
-                tensor,
-                importance,
+                weights,
                 types,
-                feedback,
+                hessians,
             },
         ))
     };
@@ -379,8 +404,9 @@ fn scored(
     if let Some(nats) = nats {
         // With error feedback, behind them what they would be without.
         let (nats, plain) = nats.split_at(candidate.types.len().min(nats.len()));
-        for (i, (codec, nats)) in candidate.types.iter().zip(nats).enumerate() {
-            let choice = choice(codec.ggml_type, bytes(codec.ggml_type), *nats);
+        for (i, (rounder, nats)) in candidate.types.iter().zip(nats).enumerate() {
+            let ggml_type = rounder.ggml_type();
+            let choice = choice(ggml_type, bytes(ggml_type), *nats);
             choices.push(Choice {
                 plain_nats: plain.get(i).copied(),
                 ..choice
@@ -388,7 +414,7 @@ fn scored(
         }
     }
     if nats.is_none() {
-        let others = candidate.types.iter().map(|codec| codec.ggml_type);
+        let others = candidate.types.iter().map(Rounder::ggml_type);
         let only = only_choice(&info.name, info.ggml_type, others, allowed);
         choices = vec![choice(only, bytes(only), 0.0)];
     }
@@ -468,13 +494,17 @@ pub fn importance(input: &Input<'_>, imatrix: &Imatrix) -> Result<BTreeMap<Strin
 
 /// The mean divergence per token, for every candidate; with it the positions that were looked at.
 fn divergence(
-    (input, engine, gradients): (&Input<'_>, &Engine<'_>, Option<&covariance::Job>),
+    run: &Run<'_>,
     candidates: &BTreeMap<&str, Candidate<'_>>,
-    chunks: &[Vec<u32>],
-    settings: &Settings,
-    resume: Option<&Resume>,
     progress: &dyn Progress,
 ) -> Result<(Nats, usize)> {
+    let Run {
+        engine,
+        chunks,
+        settings,
+        output_hessians,
+        resume,
+    } = *run;
     let trace = engine.trace(chunks, None, progress)?;
     let sample = sample(chunks, settings);
     let positions: usize = sample.iter().map(Vec::len).sum();
@@ -491,7 +521,7 @@ fn divergence(
             .for_each(|(mean, sum)| *mean += sum / per as f64);
         Ok(())
     };
-    let recorder = gradients
+    let recorder = output_hessians
         .map(|job| Recorder::new(job, chunks.len()))
         .transpose()?;
     let fits =
@@ -506,9 +536,8 @@ fn divergence(
     if let (None, Some(recorder)) = (&found, &recorder) {
         recorder.begin()?;
     }
-    let keep = |backward: &Backward<'_, '_>, nats: &Nats| {
-        keep(resume, backward, (nats, recorder.as_ref()))
-    };
+    let keep =
+        |backward: &Backward<'_, '_>, nats: &Nats| keep(resume, backward, nats, recorder.as_ref());
     let (mut backward, mut nats) = match found {
         Some((nats, left)) => (
             engine.backward_again(&trace, settings.draws, &sample, &left, progress)?,
@@ -519,8 +548,8 @@ fn divergence(
             if let Some(candidate) = candidates.get(engine.output_name()) {
                 progress.at("output");
                 let head = engine.head()?;
-                let (rows, log_z) = output_rows(engine, &head, &trace, &sample, progress)?;
-                let of_output = || candidate.of_output(input, &head, (&rows, &log_z), progress);
+                let read = output_rows(engine, &head, &trace, &sample, progress)?;
+                let of_output = || candidate.of_output(&head, &read, progress);
                 add(
                     &mut nats,
                     engine.output_name(),
@@ -540,14 +569,14 @@ fn divergence(
     while let Some((_, met)) = backward.layer(progress)? {
         let sums = engine
             .pool()
-            .install(|| scores::of_layer(input, (&met, whole), candidates, progress))?;
+            .install(|| scores::of_layer(&met, whole, candidates, progress))?;
         sums.iter()
             .try_for_each(|(name, sums)| add(&mut nats, name, sums, positions))?;
         if let Some(recorder) = &recorder {
             engine.pool().install(|| {
                 record(
                     recorder,
-                    input.catalog(),
+                    engine.catalog(),
                     &met,
                     chunks.len(),
                     most_rows(engine),
@@ -557,7 +586,7 @@ fn divergence(
         keep(&backward, &nats)?;
     }
     recorder.map(Recorder::finish).transpose()?;
-    let embedding = input
+    let embedding = engine
         .catalog()
         .embedding()
         .map_or("", |embedding| &embedding.name);
@@ -567,7 +596,7 @@ fn divergence(
         let tokens = embedded.iter().map(|e| e.tokens.len()).sum();
         let sums = engine
             .pool()
-            .install(|| candidate.of_embedding(input, &embedded, progress))?;
+            .install(|| candidate.of_embedding(&embedded, progress))?;
         add(&mut nats, embedding, &sums, tokens)?;
     }
     Ok((nats, positions))
@@ -577,7 +606,8 @@ fn divergence(
 fn keep(
     resume: Option<&Resume>,
     backward: &Backward<'_, '_>,
-    (nats, recorder): (&Nats, Option<&Recorder<'_>>),
+    nats: &Nats,
+    recorder: Option<&Recorder<'_>>,
 ) -> Result<()> {
     let Some(resume) = resume.filter(|resume| resume.due()) else {
         return Ok(());
@@ -600,7 +630,7 @@ fn most_rows(engine: &Engine<'_>) -> usize {
     let limit = engine
         .max_memory()
         .map_or(OTHERWISE, |all| all / PART_OF_MEMORY);
-    (limit / RowFactor::working_bytes(1)).isqrt() as usize
+    (limit / OutputFactor::working_bytes(1)).isqrt() as usize
 }
 
 /// The rows of each linear whose gradients are summed, as far as metadata tell.
@@ -679,15 +709,22 @@ fn sample(chunks: &[Vec<u32>], settings: &Settings) -> Vec<Vec<u32>> {
     chunks.iter().enumerate().map(one).collect()
 }
 
-/// What the output matrix is multiplied by at the sampled positions, and the logarithms of the sums
-/// of exponentials.
+/// The output matrix at the sampled positions.
+pub(crate) struct OutputRows {
+    /// Its inputs: `[positions, columns]`.
+    pub(crate) inputs: Vec<f32>,
+    /// The logarithm of the sum of the exponentials of the logits.
+    pub(crate) log_z: Vec<f64>,
+}
+
+/// The output matrix at the sampled positions.
 fn output_rows(
     engine: &Engine<'_>,
     head: &Head<'_>,
     trace: &crate::model::backward::Trace<'_>,
     sample: &[Vec<u32>],
     progress: &dyn Progress,
-) -> Result<(Vec<f32>, Vec<f64>)> {
+) -> Result<OutputRows> {
     let one =
         |(chunk, positions): (usize, &Vec<u32>)| -> crate::model::Result<(Vec<f32>, Vec<f64>)> {
             let hidden = trace.output(engine, chunk)?;
@@ -713,5 +750,8 @@ fn output_rows(
         .pool()
         .install(|| sample.par_iter().enumerate().map(one).collect());
     let (rows, log_z): (Vec<_>, Vec<_>) = parts?.into_iter().unzip();
-    Ok((rows.concat(), log_z.concat()))
+    Ok(OutputRows {
+        inputs: rows.concat(),
+        log_z: log_z.concat(),
+    })
 }

@@ -1,13 +1,13 @@
 //! What collecting takes, told from the shapes of a model before anything is read.
 
 use super::collect::waiting_rows;
-use super::store::check_free;
-use super::sums::panel_numbers;
 use super::{EXPERT_SAMPLE, Job, SAMPLE, is_held_out};
 use crate::arch::{Entry, InputId, LayerId, Linear};
 use crate::format::covariance::triangle;
 use crate::format::{Error, Result};
 use crate::model::Engine;
+use quantier_round::hessian::check_free;
+use quantier_round::hessian::sums::panel_numbers;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 

@@ -14,17 +14,14 @@
 
 use super::kept::{self, Nats};
 use super::scores::{Candidate, go_on};
-use super::{Error, Result};
+use super::{Error, ModelKnowledge, Result, Run};
 use crate::arch::Role;
 use crate::evaluate::score::{Distribution, compare};
-use crate::feedback::Feedback;
-use crate::format::imatrix::Imatrix;
 use crate::format::types::GgmlType;
-use crate::input::Input;
 use crate::model::{Engine, Head, LOGIT_ROWS, Replaced};
 use crate::progress::{Progress, Unit};
-use crate::quant::Codec;
 use crate::resume::Resume;
+use crate::rounding::{Rounder, Weights};
 use candle_core::Tensor;
 use rayon::prelude::*;
 use std::collections::BTreeMap;
@@ -43,13 +40,16 @@ impl Progress for Within<'_> {
 /// The mean divergence per token, for every candidate, and the positions that were looked at. A
 /// tensor that the text never meets is left out.
 pub(super) fn sweep(
-    input: &Input<'_>,
-    engine: &Engine<'_>,
+    run: &Run<'_>,
     candidates: &BTreeMap<&str, Candidate<'_>>,
-    chunks: &[Vec<u32>],
-    resume: Option<&Resume>,
     progress: &dyn Progress,
 ) -> Result<(Nats, usize)> {
+    let Run {
+        engine,
+        chunks,
+        resume,
+        ..
+    } = *run;
     let trace = engine.trace(chunks, None, progress)?;
     let head = engine.head()?;
     let left = resume
@@ -69,26 +69,30 @@ pub(super) fn sweep(
             continue;
         }
         let mut found = Vec::with_capacity(candidate.types.len());
-        for codec in &candidate.types {
-            progress.at(&format!("{name} as {}", codec.ggml_type));
+        for rounder in &candidate.types {
+            progress.at(&format!("{name} as {}", rounder.ggml_type()));
             let weights = engine
                 .pool()
-                .install(|| candidate.in_type(input, codec, progress))?;
+                .install(|| candidate.rounded(rounder, progress))?;
             let replaced = Replaced {
                 name: (*name).to_owned(),
                 weights: Arc::new(weights),
             };
             let changed = engine.replacing(&[replaced])?;
             let hidden = changed.rerun(&trace, first_layer(engine, name), &Within(progress))?;
-            let base = Side {
-                head: &head,
-                rows: &|chunk| trace.output(engine, chunk),
+            let comparison = Comparison {
+                engine,
+                base: Side {
+                    head: &head,
+                    rows: &|chunk| trace.output(engine, chunk),
+                },
+                chunks: chunks.len(),
             };
             let other = Side {
                 head: &changed.head()?,
                 rows: &|chunk| hidden.rows_of(chunk),
             };
-            let by_chunk = divergence(engine, base, other, chunks.len(), name, progress)?;
+            let by_chunk = comparison.divergence(other, name, progress)?;
             // Of a type that loses nothing, rounding can leave a crumb below zero.
             found.push((by_chunk.iter().sum::<f64>() / by_chunk.len() as f64).max(0.0));
             progress.advance(1);
@@ -142,69 +146,88 @@ impl Side<'_> {
     }
 }
 
-/// The mean divergence of the rows of each chunk from the base's, in nats. `what` has another type
-/// than in the base.
-pub(crate) fn divergence(
-    engine: &Engine<'_>,
-    base: Side<'_>,
-    other: Side<'_>,
-    chunks: usize,
-    what: &str,
-    progress: &dyn Progress,
-) -> Result<Vec<f64>> {
-    let one = |chunk: usize| -> Result<f64> {
-        let (theirs, ours) = ((base.rows)(chunk)?, (other.rows)(chunk)?);
-        let (rows, mut sum) = (theirs.dims()[0], 0.0);
-        for start in (0..rows).step_by(LOGIT_ROWS) {
-            go_on(progress)?;
-            let range = start..(start + LOGIT_ROWS).min(rows);
-            let (theirs, ours) = (
-                base.logits(&theirs, chunk, &range)?,
-                other.logits(&ours, chunk, &range)?,
-            );
-            let vocabulary = ours.len() / range.len();
-            for (theirs, ours) in theirs
-                .chunks_exact(vocabulary)
-                .zip(ours.chunks_exact(vocabulary))
-            {
-                let both = Distribution::of_logits(theirs)
-                    .and_then(|b| Ok((b, Distribution::of_logits(ours)?)));
-                // The label is for the perplexity, which nobody asks for here.
-                let compared = both.and_then(|(b, r)| compare(&b, &r, 0));
-                sum += compared.map_err(|_| Error::NotFinite(what.to_owned()))?.kld;
-            }
-        }
-        Ok(sum / rows as f64)
-    };
-    engine
-        .pool()
-        .install(|| (0..chunks).into_par_iter().map(one).collect())
+/// A base model, and the text on which others are compared with it.
+#[derive(Clone, Copy)]
+pub(crate) struct Comparison<'c> {
+    pub(crate) engine: &'c Engine<'c>,
+    pub(crate) base: Side<'c>,
+    /// How many chunks there are.
+    pub(crate) chunks: usize,
 }
 
-/// What a type makes of a tensor of a model.
-pub(crate) fn rounded(
-    input: &Input<'_>,
-    engine: &Engine<'_>,
-    (imatrix, feedback): (&Imatrix, Option<&Feedback>),
-    name: &str,
-    ggml_type: GgmlType,
-    progress: &dyn Progress,
-) -> Result<Replaced> {
-    let of = |tensor: &&crate::input::Tensor<'_>| &*tensor.info.name == name;
-    let tensor = input.tensors.iter().find(of).zip(Codec::of(ggml_type));
-    let (tensor, codec) = tensor.ok_or_else(|| Error::NoWeights(name.to_owned()))?;
-    let means = imatrix.entries.get(name).map(|entry| entry.means());
-    let candidate = Candidate {
-        tensor,
-        importance: means.as_deref(),
-        types: vec![codec],
-        feedback,
-    };
-    let weights = engine
-        .pool()
-        .install(|| candidate.in_type(input, codec, progress))?;
-    Ok(Replaced {
-        name: name.to_owned(),
-        weights: Arc::new(weights),
-    })
+impl Comparison<'_> {
+    /// The mean divergence of the rows of each chunk from the base's, in nats. `what` has another
+    /// type than in the base.
+    pub(crate) fn divergence(
+        &self,
+        other: Side<'_>,
+        what: &str,
+        progress: &dyn Progress,
+    ) -> Result<Vec<f64>> {
+        let (base, chunks) = (self.base, self.chunks);
+        let one = |chunk: usize| -> Result<f64> {
+            let (theirs, ours) = ((base.rows)(chunk)?, (other.rows)(chunk)?);
+            let (rows, mut sum) = (theirs.dims()[0], 0.0);
+            for start in (0..rows).step_by(LOGIT_ROWS) {
+                go_on(progress)?;
+                let range = start..(start + LOGIT_ROWS).min(rows);
+                let (theirs, ours) = (
+                    base.logits(&theirs, chunk, &range)?,
+                    other.logits(&ours, chunk, &range)?,
+                );
+                let vocabulary = ours.len() / range.len();
+                for (theirs, ours) in theirs
+                    .chunks_exact(vocabulary)
+                    .zip(ours.chunks_exact(vocabulary))
+                {
+                    let both = Distribution::of_logits(theirs)
+                        .and_then(|b| Ok((b, Distribution::of_logits(ours)?)));
+                    // The label is for the perplexity, which nobody asks for here.
+                    let compared = both.and_then(|(b, r)| compare(&b, &r, 0));
+                    sum += compared.map_err(|_| Error::NotFinite(what.to_owned()))?.kld;
+                }
+            }
+            Ok(sum / rows as f64)
+        };
+        self.engine
+            .pool()
+            .install(|| (0..chunks).into_par_iter().map(one).collect())
+    }
+}
+
+impl ModelKnowledge<'_> {
+    /// A tensor of the model after rounding to a type: byte for byte as it would be in a file.
+    pub(crate) fn rounded(
+        &self,
+        engine: &Engine<'_>,
+        name: &str,
+        ggml_type: GgmlType,
+        progress: &dyn Progress,
+    ) -> Result<Replaced> {
+        let mut tensors = self.input.tensors.iter();
+        let tensor = tensors.find(|tensor| tensor.info.name == name);
+        let rounder =
+            tensor.and_then(|tensor| Rounder::new(ggml_type, tensor.info.shape.row_len() as usize));
+        let (tensor, rounder) = tensor
+            .zip(rounder)
+            .ok_or_else(|| Error::NoWeights(name.to_owned()))?;
+        let means = self.imatrix.entries.get(name).map(|entry| entry.means());
+        let candidate = Candidate {
+            weights: Weights {
+                reader: self.input,
+                tensor,
+                name,
+                importance: means.as_deref(),
+            },
+            types: vec![rounder],
+            hessians: self.hessians,
+        };
+        let weights = engine
+            .pool()
+            .install(|| candidate.rounded(&rounder, progress))?;
+        Ok(Replaced {
+            name: name.to_owned(),
+            weights: Arc::new(weights),
+        })
+    }
 }

@@ -1,9 +1,9 @@
 //! Products of columns, summed by whichever thread has time for them.
 //!
-//! A matrix is cut into panels: some rows of the upper triangle, from the diagonal's block to the
-//! right. Each panel has a queue of activations that are still to be added; one thread at a time
-//! takes a panel and empties its queue. So the order of the additions is that of the queue,
-//! whatever the threads do, and no thread waits for another.
+//! A sum is cut into panels: some rows of the upper triangle, from the diagonal's block to the
+//! right. Each panel has a queue of activations to be added; one thread at a time takes a panel and
+//! empties its queue. So additions keep the order of the queue whatever the threads do, and no
+//! thread waits for another.
 
 use crate::matrix::add_columns_times_columns;
 use std::collections::VecDeque;
@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 const PANEL: usize = 96;
 
 /// Numbers that the panels of a matrix hold.
-pub(super) fn panel_numbers(columns: usize) -> usize {
+pub fn panel_numbers(columns: usize) -> usize {
     (0..columns)
         .step_by(PANEL)
         .map(|first| PANEL.min(columns - first) * (columns - first))
@@ -23,11 +23,11 @@ pub(super) fn panel_numbers(columns: usize) -> usize {
 }
 
 /// Activations `[n, columns]`, whose products with each other, or with others, are summed.
-pub(super) type Rows = Arc<Vec<f32>>;
+pub type Rows = Arc<Vec<f32>>;
 
 /// What is summed of pairs of activations `x` and `y`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Kind {
+pub enum Kind {
     /// `x x^T`, of which the upper triangle is enough; `y` is `x`.
     #[default]
     Square,
@@ -37,7 +37,7 @@ pub(super) enum Kind {
 
 /// Some rows of a sum: `[some.len(), columns]`; of a square without the columns before `some`.
 #[derive(Default)]
-pub(super) struct Panel {
+pub struct Panel {
     columns: usize,
     some: Range<usize>,
     kind: Kind,
@@ -70,7 +70,7 @@ impl Panel {
 }
 
 /// The rows of a finished sum; of a square those of its upper triangle, each from the diagonal on.
-pub(super) fn rows(panels: &[Panel]) -> impl Iterator<Item = &[f32]> {
+pub fn rows(panels: &[Panel]) -> impl Iterator<Item = &[f32]> {
     panels
         .iter()
         .flat_map(|panel| panel.some.clone().map(|i| panel.row(i)))
@@ -78,7 +78,7 @@ pub(super) fn rows(panels: &[Panel]) -> impl Iterator<Item = &[f32]> {
 
 /// All panels of a layer.
 #[derive(Default)]
-pub(super) struct Work(Mutex<State>);
+pub struct Work(Mutex<State>);
 
 #[derive(Default)]
 struct State {
@@ -89,7 +89,7 @@ struct State {
 
 impl Work {
     /// Makes room for a sum of `columns` columns: the numbers of its panels.
-    pub(super) fn begin(&self, columns: usize, kind: Kind) -> Range<usize> {
+    pub fn begin(&self, columns: usize, kind: Kind) -> Range<usize> {
         let mut state = self.state();
         let start = state.panels.len();
         for first in (0..columns).step_by(PANEL) {
@@ -107,7 +107,7 @@ impl Work {
     }
 
     /// Queues pairs of activations for a sum.
-    pub(super) fn add(&self, panels: Range<usize>, rows: [&Rows; 2]) {
+    pub fn add(&self, panels: Range<usize>, rows: [&Rows; 2]) {
         let mut state = self.state();
         for i in panels {
             state.panels[i].queue.push_back(rows.map(Arc::clone));
@@ -118,18 +118,18 @@ impl Work {
     }
 
     /// Adds what is queued until there is nothing left but what other threads are at.
-    pub(super) fn help(&self) {
+    pub fn help(&self) {
         let mut state = self.state();
         while let Some(i) = state.ready.pop_front() {
             let panel = &mut state.panels[i];
-            let (columns, some) = (panel.columns, (panel.some.clone(), panel.from()));
+            let (columns, some, from) = (panel.columns, panel.some.clone(), panel.from());
             let (mut sums, queue) = (
                 std::mem::take(&mut panel.sums),
                 std::mem::take(&mut panel.queue),
             );
             drop(state);
             for [left, right] in queue {
-                add_columns_times_columns([&left, &right], columns, some.clone(), &mut sums);
+                add_columns_times_columns([&left, &right], columns, some.clone(), from, &mut sums);
             }
             state = self.state();
             let panel = &mut state.panels[i];
@@ -143,7 +143,7 @@ impl Work {
 
     /// Adds all that is queued, on all threads of the pool that it is called in, and takes the
     /// panels away.
-    pub(super) fn finish(&self) -> Vec<Panel> {
+    pub fn finish(&self) -> Vec<Panel> {
         rayon::broadcast(|_| self.help());
         std::mem::take(&mut self.state().panels)
     }

@@ -1,55 +1,53 @@
-//! Rounding an output's tensors one behind the other: each matrix for what it meets behind those
-//! that were rounded before it, and so that it makes of that what it made of its inputs before.
+//! Sequential rounding (GPTAQ): each linear is calibrated on the activations of the already rounded
+//! model, towards the products of the original one.
 
 use super::plan::Plan;
 use super::rounded::Rounded;
 use super::{Error, Result};
-use crate::covariance::{Pairs, Store};
-use crate::feedback::{Inputs, NoFactor, RowFactor};
 use crate::format;
 use crate::model::{self, Engine, Get, Put, Replaced, Rounder};
 use crate::progress::Progress;
 use crate::quant::Codec;
 use crate::resume::Resume;
+use crate::rounding::hessian::{PairSums, Store};
+use crate::rounding::{InputStatistics, MatrixKnowledge, NoFactor, OutputFactor};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// What tensors are rounded behind each other with.
-pub struct Propagation<'p> {
-    /// The model that is quantized.
-    pub engine: &'p Engine<'p>,
-    /// Chunks of tokens, all of one length, of which some are held out to judge by.
-    pub chunks: &'p [Vec<u32>],
-    /// Covariances of the gradients at what matrices make, by tensor, as [`crate::frontier::score`]
-    /// sums them. A matrix that is here is rounded for what its rows do together to what the model
-    /// says; the others row by row.
-    pub gradients: Option<&'p Store>,
-    /// Where blocks are kept until their file is written, and where a killed run has left some;
-    /// whoever calls removes it. A temporary file beside the output without.
-    pub file: Option<&'p Path>,
-    /// Where the state of the run is kept.
-    pub resume: Option<&'p Resume>,
+/// What sequential rounding needs beside the plan.
+pub struct SequentialRun<'s> {
+    /// The engine of the model that is quantized.
+    pub engine: &'s Engine<'s>,
+    /// Chunks of tokens, all of one length; some are held out.
+    pub chunks: &'s [Vec<u32>],
+    /// Output Hessians, by tensor, for two-sided rounding. A matrix without one is rounded row by
+    /// row.
+    pub output_hessians: Option<&'s Store>,
+    /// A file for blocks until their output is written, where a killed run may have left some; the
+    /// caller removes it. Without it, a temporary file beside the output.
+    pub file: Option<&'s Path>,
+    /// The snapshot of the run.
+    pub resume: Option<&'s Resume>,
 }
 
 impl Plan<'_> {
-    /// Rounds the matrices of an output that errors can be fed back in, layer by layer and within a
-    /// layer step by step, for what they meet behind those that were rounded before. [`Plan::run`]
-    /// then writes what this has come to.
+    /// Rounds the tensors of an output that take error feedback, layer by layer and stage by stage;
+    /// [`Plan::run`] then writes them.
     ///
-    /// The last matrices of experts, and an output matrix that is the embedding too, are rounded
-    /// for what they meet in the model as it is.
+    /// The down projections of experts, and an output matrix that is the embedding too, are
+    /// calibrated on the activations of the original model.
     ///
     /// # Errors
     /// Those of running the model and of rounding; activations that are not finite.
-    pub fn propagate(
+    pub fn round_sequentially(
         &mut self,
         output: usize,
-        with: &Propagation<'_>,
+        with: &SequentialRun<'_>,
         progress: &dyn Progress,
     ) -> Result<()> {
-        let there = with.resume.and_then(Resume::take);
+        let snapshot = with.resume.and_then(Resume::take);
         let rounded = match with.file {
-            Some(path) => Rounded::open(path, there.as_ref().map(|there| there.extra()))?,
+            Some(path) => Rounded::open(path, snapshot.as_ref().map(|s| s.extra()))?,
             None => {
                 let beside = self.outputs[output]
                     .paths()
@@ -62,14 +60,14 @@ impl Plan<'_> {
                 )?
             }
         };
-        // What was kept of the run is of no use without all of its blocks.
-        let there = there.filter(|there| there.extra() == rounded.index());
+        // A snapshot is of no use without all of its blocks.
+        let snapshot = snapshot.filter(|snapshot| snapshot.extra() == rounded.index());
         let pass = Pass {
             plan: self,
             output,
             with,
             progress,
-            there: Mutex::new(there),
+            snapshot: Mutex::new(snapshot),
             pairs: Mutex::new(None),
             rounded: Mutex::new(rounded),
         };
@@ -84,19 +82,19 @@ impl Plan<'_> {
     }
 }
 
-/// The tensors whose rows are what the first layer reads.
+/// The tables whose rows are the inputs of the first layer.
 const TABLES: [&str; 2] = ["token_embd.weight", "position_embd.weight"];
 
 /// One output on its way through a text.
 struct Pass<'p> {
     plan: &'p Plan<'p>,
     output: usize,
-    with: &'p Propagation<'p>,
+    with: &'p SequentialRun<'p>,
     progress: &'p dyn Progress,
-    /// What a killed run has left.
-    there: Mutex<Option<format::snapshot::Snapshot>>,
-    /// What the next matrices meet.
-    pairs: Mutex<Option<Arc<Pairs>>>,
+    /// The snapshot of a killed run.
+    snapshot: Mutex<Option<format::snapshot::Snapshot>>,
+    /// Sums of the inputs of the next linears.
+    pairs: Mutex<Option<Arc<PairSums>>>,
     rounded: Mutex<Rounded>,
 }
 
@@ -117,11 +115,11 @@ impl Pass<'_> {
         changes.then_some(index)
     }
 
-    fn feeds_back(&self, index: usize) -> bool {
+    fn has_feedback(&self, index: usize) -> bool {
         self.plan.outputs[self.output].tensors[index].has_feedback
     }
 
-    /// Rounds what the first layer reads.
+    /// Rounds the tables.
     fn round_tables(&self) -> Result<()> {
         for index in TABLES.iter().filter_map(|table| self.open(table)) {
             self.round(index, None)?;
@@ -129,55 +127,51 @@ impl Pass<'_> {
         Ok(())
     }
 
-    /// Rounds a tensor for what it meets in this pass, or for what it meets in the model as it is.
-    /// Each expert meets a few positions only: its own are those of the model as it is, and all
-    /// together tell how far the rounded one's are from them.
-    fn round(&self, index: usize, met: Option<&Arc<Inputs>>) -> Result<Vec<u8>> {
-        let source = &self.plan.tensors[index];
-        let [columns, _, matrices, _] = source.tensor.info.shape.four();
-        let inputs_of = |matrix: usize| match (met, &self.plan.feedback) {
-            _ if !self.feeds_back(index) => Ok(None),
-            (Some(met), _) if matrices == 1 => Ok(Some(met.clone())),
-            (met, Some(feedback)) => {
-                let own = feedback.inputs(&source.tensor.info.name, matrix, columns as usize)?;
-                Ok(match (own, met) {
-                    (Some(own), Some(met)) => Some(Arc::new(own.moved_as(met))),
-                    (own, _) => own,
-                })
+    /// Rounds a tensor, with the statistics of its inputs in this pass or with those in the original
+    /// model. An expert sees a few positions only: it has its own input Hessian of the original
+    /// model, and the target shift of all experts' positions.
+    fn round(&self, index: usize, seen: Option<&Arc<InputStatistics>>) -> Result<Vec<u8>> {
+        let weights = self.plan.weights(index);
+        let (tensor, has_feedback) = (weights.tensor, self.has_feedback(index));
+        let columns = tensor.info.shape.row_len() as usize;
+        let knowledge = |matrix: usize| -> Result<MatrixKnowledge> {
+            let mut knowledge = MatrixKnowledge::default();
+            match (seen, &self.plan.hessians) {
+                _ if !has_feedback => {}
+                (Some(seen), _) if tensor.matrices() == 1 => {
+                    knowledge.inputs = Some(seen.clone());
+                    knowledge.output = self.output_factor(index)?;
+                }
+                (seen, Some(hessians)) => {
+                    let own = hessians.inputs(&tensor.info.name, matrix, columns)?;
+                    knowledge.inputs = match (own, seen) {
+                        (Some(own), Some(seen)) => Some(Arc::new(own.with_shift_of(seen))),
+                        (own, _) => own,
+                    };
+                }
+                (_, None) => {}
             }
-            (_, None) => Ok(None),
+            Ok(knowledge)
         };
-        let met_by_all = met.filter(|_| matrices == 1 && self.feeds_back(index));
-        let rows = met_by_all
-            .map(|_| self.row_factor(index))
-            .transpose()?
-            .flatten();
-        let (blocks, proof) = match met_by_all.zip(rows) {
-            Some((met, rows)) => {
-                self.plan
-                    .round_together(index, self.output, (met, &rows), self.progress)?
-            }
-            None => self
-                .plan
-                .round(index, self.output, &inputs_of, self.progress)?,
-        };
-        self.rounded().add(&source.name, &blocks, proof)?;
+        let rounder = self.plan.rounder(index, self.output)?;
+        let (blocks, proof) = weights.round(&rounder, &knowledge, self.progress)?;
+        self.rounded().add(weights.name, &blocks, proof)?;
         Ok(blocks)
     }
 
-    /// How the errors of a matrix's rows act on each other; `None` if nothing is known of it.
-    fn row_factor(&self, index: usize) -> Result<Option<RowFactor>> {
+    /// The factor of a tensor's output Hessian; `None` without one.
+    fn output_factor(&self, index: usize) -> Result<Option<OutputFactor>> {
         let info = &self.plan.tensors[index].tensor.info;
-        let of = self
-            .with
-            .gradients
-            .map(|store| store.get(&info.name, 0))
-            .transpose()?
-            .flatten();
-        let Some(of) = of.filter(|of| of.columns as u64 == info.shape.rows()) else {
+        let two_sided = self.plan.outputs[self.output].rounding.is_two_sided();
+        let hessian = match self.with.output_hessians.filter(|_| two_sided) {
+            Some(store) => store.get(&info.name, 0)?,
+            None => None,
+        };
+        let Some(hessian) = hessian.filter(|h| h.columns as u64 == info.shape.rows()) else {
             return Ok(None);
         };
-        match RowFactor::new(of.mean, of.columns, rayon::current_num_threads()) {
+        let threads = rayon::current_num_threads();
+        match OutputFactor::new(hessian.mean, hessian.columns, threads) {
             Ok(factor) => Ok(Some(factor)),
             // No gradient came there, or of so few positions that rounding errors show.
             Err(NoFactor::Zero | NoFactor::Negative { .. }) => Ok(None),
@@ -200,7 +194,7 @@ impl Rounder for Pass<'_> {
         tensors
             .iter()
             .filter_map(|name| self.open(name))
-            .any(|index| self.feeds_back(index))
+            .any(|index| self.has_feedback(index))
     }
 
     fn rows(&self, table: &str, rows: &[u32], columns: usize, numbers: &mut [f32]) -> Result<()> {
@@ -227,7 +221,7 @@ impl Rounder for Pass<'_> {
     }
 
     fn meet(&self, chunk: usize, columns: usize, of_original: Vec<f32>, of_rounded: Vec<f32>) {
-        let fresh = || Arc::new(Pairs::new(columns, self.with.chunks.len()));
+        let fresh = || Arc::new(PairSums::new(columns, self.with.chunks.len()));
         let pairs = lock(&self.pairs).get_or_insert_with(fresh).clone();
         pairs.add(chunk, of_original, of_rounded);
         pairs.help();
@@ -240,7 +234,7 @@ impl Rounder for Pass<'_> {
             error,
         };
         let inputs = pairs
-            .map(|pairs| Inputs::of_pairs(pairs.finish()))
+            .map(|pairs| InputStatistics::of_pairs(pairs.finish()))
             .transpose()
             .map_err(bad)?
             .flatten();
@@ -266,11 +260,11 @@ impl Rounder for Pass<'_> {
     }
 
     fn resume(&self, put: Put<'_>) -> Result<usize> {
-        let Some(there) = lock(&self.there).take() else {
+        let Some(snapshot) = lock(&self.snapshot).take() else {
             return Ok(0);
         };
         let positions = self.with.chunks.first().map_or(0, Vec::len);
-        if there.shape()
+        if snapshot.shape()
             != [
                 2 * self.with.chunks.len(),
                 positions * self.with.engine.hyper.hidden,
@@ -278,9 +272,9 @@ impl Rounder for Pass<'_> {
         {
             return Err(model::Error::Model("what was kept is of another run".into()).into());
         }
-        (0..there.shape()[0])
-            .try_for_each(|slot| put(slot, there.state(slot).map_err(model::Error::from)?))?;
-        Ok(there.done())
+        (0..snapshot.shape()[0])
+            .try_for_each(|slot| put(slot, snapshot.state(slot).map_err(model::Error::from)?))?;
+        Ok(snapshot.done())
     }
 
     fn keep(&self, done: usize, get: Get<'_>) -> Result<()> {

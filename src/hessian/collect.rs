@@ -1,22 +1,19 @@
 //! Collecting: each distinct input of a layer summed once, in the order of the chunks, and written
 //! when the layer ends.
 
-use super::sample::Sample;
-use super::store::check_free;
-use super::sums::{Kind, Panel, Rows, Work, rows};
 use super::{EXPERT_SAMPLE, Job, LEAST_ROWS, SAMPLE, is_held_out};
 use crate::format::covariance::{File, Head, INDEX, Index, Part, Writing, write};
 use crate::format::{Error, Result};
 use crate::model::{InputId, Seen, Turns};
+use quantier_round::hessian::sums::{Kind, Panel, Rows, Work, rows};
+use quantier_round::hessian::{Sample, TOGETHER, check_free};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Rows that are multiplied at a time, at least: each product reads and writes the whole sum.
-pub(super) const TOGETHER: usize = 512;
-/// The same for experts, of which each keeps so many rows waiting.
+/// Rows in a product of an expert, at least: each keeps so many waiting.
 const EXPERT_TOGETHER: usize = 128;
 
 /// Rows that may wait for a product, over all matrices of a tensor.

@@ -11,21 +11,22 @@
 //! The work: each matrix is quantized to every candidate, a band of rows at a time, and each
 //! difference multiplied once by the inputs; every draw is then a sum of products.
 
-use super::{Error, Result};
-use crate::feedback::{Feedback, Inputs, Proof};
+use super::{OutputRows, Result};
 use crate::format::types::GgmlType;
-use crate::input::{Input, Tensor};
+use crate::input::Tensor;
 use crate::model::backward::{Embedded, Met};
 use crate::model::{Head, rows_times_rows};
 use crate::progress::Progress;
 use crate::quant::Codec;
+use crate::rounding::{
+    InputHessians, InputStatistics, Knowledge, MatrixKnowledge, Proof, Rounder, Weights,
+};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::sync::Arc;
 
 /// Rows of a matrix that are quantized and multiplied at a time.
-const BAND_ROWS: u64 = 64;
+const BAND_ROWS: usize = 64;
 /// Errors that are kept of a type: the reference's, and those that are left.
 const ERRORS: usize = 2;
 /// Rows of activations that are multiplied at a time.
@@ -41,110 +42,93 @@ pub(super) fn go_on(progress: &dyn Progress) -> Result<()> {
 
 /// A tensor, its importance weights, and the types that it may take.
 pub(super) struct Candidate<'a> {
-    pub(super) tensor: &'a Tensor<'a>,
-    /// One importance weight per column, for each matrix after another.
-    pub(super) importance: Option<&'a [f32]>,
-    pub(super) types: Vec<&'static Codec>,
-    /// What is known of the inputs of matrices, if types are rounded with error feedback.
-    pub(super) feedback: Option<&'a Feedback>,
+    pub(super) weights: Weights<'a>,
+    pub(super) types: Vec<Rounder>,
+    /// The input Hessians, if types are rounded with error feedback.
+    pub(super) hessians: Option<&'a InputHessians>,
 }
 
 /// A band of rows of one matrix.
 struct Band<'i> {
     /// Number of its first row within the matrix.
     first: usize,
-    columns: usize,
     weights: Vec<f32>,
-    /// Errors are fed back with what is known of these.
-    inputs: Option<&'i Inputs>,
+    knowledge: Knowledge<'i>,
+}
+
+/// What a type changes in a band, and room for its blocks.
+#[derive(Default)]
+struct Change {
+    blocks: Vec<u8>,
+    weights: Vec<f32>,
 }
 
 impl Band<'_> {
-    /// What a type makes of the weights. A band can take seconds in the slowest types: who wants to
-    /// stop is heard between rows, or before a band with error feedback.
-    fn rounded(
-        &self,
-        codec: &Codec,
-        importance: Option<&[f32]>,
-        (bytes, out): (&mut Vec<u8>, &mut [f32]),
-        progress: &dyn Progress,
-    ) -> Result<Proof> {
-        let row_bytes = codec.ggml_type.row_bytes(self.columns as u64).unwrap_or(0) as usize;
-        if let Some(inputs) = self.inputs.filter(|_| codec.takes_feedback()) {
-            go_on(progress)?;
-            bytes.resize(self.weights.len() / self.columns * row_bytes, 0);
-            let proof = inputs.round(codec, importance, &self.weights, bytes);
-            codec.dequantize_row(bytes, out);
-            return Ok(proof);
-        }
-        bytes.resize(row_bytes, 0);
-        for (weights, out) in self
-            .weights
-            .chunks_exact(self.columns)
-            .zip(out.chunks_exact_mut(self.columns))
-        {
-            go_on(progress)?;
-            codec.quantize_row(weights, importance, bytes);
-            codec.dequantize_row(bytes, out);
-        }
-        Ok(Proof::default())
+    fn rows(&self, columns: usize) -> usize {
+        self.weights.len() / columns
     }
 
-    /// The same less the weights.
+    /// The rounded weights less the weights.
     fn change(
         &self,
-        codec: &Codec,
-        importance: Option<&[f32]>,
-        (bytes, out): (&mut Vec<u8>, &mut Vec<f32>),
+        rounder: &Rounder,
+        change: &mut Change,
         progress: &dyn Progress,
     ) -> Result<Proof> {
-        out.resize(self.weights.len(), 0.0);
-        let proof = self.rounded(codec, importance, (bytes, out), progress)?;
-        out.iter_mut()
+        let Change { blocks, weights } = change;
+        blocks.resize(rounder.blocks_bytes(self.weights.len()), 0);
+        weights.resize(self.weights.len(), 0.0);
+        let proof = rounder.round(&self.weights, &self.knowledge, blocks, progress)?;
+        rounder.widen(blocks, weights);
+        weights
+            .iter_mut()
             .zip(&self.weights)
-            .for_each(|(out, w)| *out -= w);
+            .for_each(|(change, w)| *change -= w);
         Ok(proof)
     }
 }
 
 impl Candidate<'_> {
-    /// Runs `see` on every band of these rows, side by side; what it returns is added up in the
+    pub(super) fn tensor(&self) -> &Tensor<'_> {
+        self.weights.tensor
+    }
+
+    fn columns(&self) -> usize {
+        self.weights.tensor.info.shape.row_len() as usize
+    }
+
+    /// Runs `see` on every band of a matrix, side by side, and adds up its `len` numbers in the
     /// order of the bands.
     fn bands(
         &self,
-        input: &Input<'_>,
-        (rows, inputs): (Range<u64>, Option<&Inputs>),
+        matrix: usize,
         len: usize,
         progress: &dyn Progress,
         see: impl Fn(Band<'_>) -> Result<Vec<f64>> + Sync,
     ) -> Result<Vec<f64>> {
-        let info = &self.tensor.info;
-        let columns = info.shape.row_len() as usize;
-        let decoder =
-            Codec::of(info.ggml_type).ok_or_else(|| Error::NoWeights(info.name.to_string()))?;
+        let Weights { reader, tensor, .. } = self.weights;
+        let inputs = self.inputs(matrix)?;
+        let knowledge = Knowledge {
+            importance: self.weights.importance_of(matrix),
+            inputs: inputs.as_deref(),
+            output: None,
+        };
         let mut total = vec![0.0f64; len];
-        let (mut buffer, first) = (Vec::new(), rows.start);
+        let (mut buffer, rows) = (Vec::new(), tensor.rows_of(matrix));
         // As many bands at a time as keep all threads busy.
-        let step = BAND_ROWS * rayon::current_num_threads() as u64 * 2;
-        for start in (rows.start..rows.end).step_by(step as usize) {
+        let step = (BAND_ROWS * rayon::current_num_threads() * 2) as u64;
+        for start in rows.clone().step_by(step as usize) {
             go_on(progress)?;
-            let here = start..(start + step).min(rows.end);
-            let raw = input.read(self.tensor, here.clone(), &mut buffer)?;
-            let band_bytes = raw.len() / (here.end - here.start) as usize * BAND_ROWS as usize;
-            let sums: Result<Vec<Vec<f64>>> = raw
-                .par_chunks(band_bytes)
-                .enumerate()
-                .map(|(i, raw)| {
-                    let weights_len =
-                        raw.len() / info.ggml_type.block_bytes() * info.ggml_type.block_len();
-                    let mut weights = vec![0.0f32; weights_len];
-                    decoder.dequantize_row(raw, &mut weights);
-                    let first = (start - first) as usize + i * BAND_ROWS as usize;
+            let band = reader.band(tensor, start..(start + step).min(rows.end), &mut buffer)?;
+            let sums: Result<Vec<Vec<f64>>> = band
+                .par_chunks(BAND_ROWS)
+                .map(|band| {
+                    let mut weights = vec![0.0f32; band.len() * band.row_len()];
+                    band.widen(&mut weights);
                     see(Band {
-                        first,
-                        columns,
+                        first: (band.rows().start - rows.start) as usize,
                         weights,
-                        inputs,
+                        knowledge,
                     })
                 })
                 .collect();
@@ -158,67 +142,35 @@ impl Candidate<'_> {
         Ok(total)
     }
 
-    /// The rows of one matrix, and its importance weights.
-    fn matrix(&self, matrix: usize) -> (Range<u64>, Option<&[f32]>) {
-        let [columns, rows, ..] = self.tensor.info.shape.four();
-        let importance = self
-            .importance
-            .map(|all| &all[matrix * columns as usize..][..columns as usize]);
-        (matrix as u64 * rows..(matrix as u64 + 1) * rows, importance)
-    }
-
-    /// What is known of what a matrix is multiplied by, if errors are fed back.
-    fn inputs(&self, matrix: usize) -> Result<Option<Arc<Inputs>>> {
-        let info = &self.tensor.info;
-        let Some(feedback) = self
-            .feedback
-            .filter(|_| self.types.iter().any(|t| t.takes_feedback()))
-        else {
-            return Ok(None);
-        };
-        Ok(feedback.inputs(&info.name, matrix, info.shape.row_len() as usize)?)
-    }
-
-    /// What a type makes of all weights, in the order of the file.
-    pub(super) fn in_type(
-        &self,
-        input: &Input<'_>,
-        codec: &Codec,
-        progress: &dyn Progress,
-    ) -> Result<Vec<f32>> {
-        let info = &self.tensor.info;
-        let columns = info.shape.row_len() as usize;
-        let decoder =
-            Codec::of(info.ggml_type).ok_or_else(|| Error::NoWeights(info.name.to_string()))?;
-        let row_bytes = (info.bytes() / info.shape.rows()) as usize;
-        let mut all = vec![0.0f32; info.shape.elements() as usize];
-        let mut buffer = Vec::new();
-        for (matrix, all) in all
-            .chunks_mut(columns * info.shape.four()[1] as usize)
-            .enumerate()
-        {
-            let (rows, importance) = self.matrix(matrix);
-            let inputs = self.inputs(matrix)?;
-            let inputs = inputs.as_deref();
-            let raw = input.read(self.tensor, rows, &mut buffer)?;
-            let band = BAND_ROWS as usize;
-            let bands = raw
-                .par_chunks(row_bytes * band)
-                .zip(all.par_chunks_mut(columns * band));
-            bands.try_for_each(|(raw, out)| {
-                let mut weights = vec![0.0f32; out.len()];
-                decoder.dequantize_row(raw, &mut weights);
-                let band = Band {
-                    first: 0,
-                    columns,
-                    weights,
-                    inputs,
-                };
-                band.rounded(codec, importance, (&mut Vec::new(), out), progress)
-                    .map(|_| ())
-            })?;
+    /// Statistics of a matrix's inputs, if types are rounded with error feedback.
+    fn inputs(&self, matrix: usize) -> Result<Option<Arc<InputStatistics>>> {
+        match self.hessians {
+            Some(hessians) if self.types.iter().any(Rounder::takes_feedback) => {
+                Ok(hessians.inputs(&self.tensor().info.name, matrix, self.columns())?)
+            }
+            _ => Ok(None),
         }
-        Ok(all)
+    }
+
+    /// All weights after rounding to a type, in the order of the file.
+    pub(super) fn rounded(&self, rounder: &Rounder, progress: &dyn Progress) -> Result<Vec<f32>> {
+        let knowledge = |matrix: usize| -> Result<MatrixKnowledge> {
+            Ok(MatrixKnowledge {
+                inputs: match rounder.takes_feedback() {
+                    true => self.inputs(matrix)?,
+                    false => None,
+                },
+                output: None,
+            })
+        };
+        let (blocks, _) = self.weights.round(rounder, &knowledge, progress)?;
+        let mut weights = vec![0.0f32; self.tensor().info.shape.elements() as usize];
+        let rows = self.tensor().task_rows();
+        weights
+            .par_chunks_mut(rows * self.columns())
+            .zip(blocks.par_chunks(rows * rounder.row_bytes()))
+            .for_each(|(weights, blocks)| rounder.widen(blocks, weights));
+        Ok(weights)
     }
 
     /// The sum of `u^2 / 2` over positions, averaged over draws, for each type; with what errors at
@@ -226,12 +178,10 @@ impl Candidate<'_> {
     /// feedback, what it would be for each type without follows.
     pub(super) fn of_matrix(
         &self,
-        input: &Input<'_>,
         met: &Met,
         whole: bool,
         progress: &dyn Progress,
     ) -> Result<Vec<f64>> {
-        let (rows, importance) = self.matrix(met.matrix);
         let (n, m) = (met.columns, met.width);
         let draws = met.pieces.first().map_or(0, |piece| piece.gradients.len());
         let positions: usize = met.pieces.iter().map(|piece| piece.inputs.len() / n).sum();
@@ -241,20 +191,24 @@ impl Candidate<'_> {
         }
         // By type, then piece, then draw, then position; behind them errors on held-out inputs.
         let len = self.types.len() * draws * positions;
-        let inputs = self.inputs(met.matrix)?;
         let all = len + self.types.len() * ERRORS;
-        let mut u = self.bands(input, (rows, inputs.as_deref()), all, progress, |band| {
-            let (mut bytes, mut change, mut product) = (Vec::new(), Vec::new(), Vec::new());
-            let wide = band.weights.len() / n;
+        let mut u = self.bands(met.matrix, all, progress, |band| {
+            let (mut change, mut product) = (Change::default(), Vec::new());
+            let wide = band.rows(n);
             let (mut u, mut errors) = (Vec::with_capacity(all), Vec::new());
-            for codec in &self.types {
-                let proof = band.change(codec, importance, (&mut bytes, &mut change), progress)?;
+            for rounder in &self.types {
+                let proof = band.change(rounder, &mut change, progress)?;
                 errors.extend([proof.reference, proof.taken]);
                 for piece in &met.pieces {
                     go_on(progress)?;
                     let rows = piece.inputs.len() / n;
                     product.resize(rows * wide, 0.0);
-                    rows_times_rows(&piece.inputs, &change, [rows, wide, n], &mut product);
+                    rows_times_rows(
+                        &piece.inputs,
+                        &change.weights,
+                        [rows, wide, n],
+                        &mut product,
+                    );
                     for gradients in &piece.gradients {
                         let of_row = |(product, gradient): (&[f32], &[f32])| {
                             dot(product, &gradient[band.first..])
@@ -301,13 +255,13 @@ impl Candidate<'_> {
     /// How many numbers are found: what each type costs, and with error feedback what it would cost
     /// without.
     pub(super) fn numbers(&self) -> usize {
-        self.types.len() * if self.feedback.is_some() { 2 } else { 1 }
+        self.types.len() * if self.hessians.is_some() { 2 } else { 1 }
     }
 
     /// With error feedback, appends what types would cost without: more by as much as errors on
     /// held-out inputs are.
     fn with_plain(&self, mut nats: Vec<f64>, errors: &[f64]) -> Vec<f64> {
-        if self.feedback.is_some() {
+        if self.hessians.is_some() {
             let ratio = |errors: &[f64]| {
                 if errors[1] > 0.0 {
                     errors[0] / errors[1]
@@ -325,26 +279,22 @@ impl Candidate<'_> {
         nats
     }
 
-    /// The same for the output matrix: half the variance of the change of the logits. `rows` are
-    /// what it is multiplied by, `[positions, columns]`, and `log_z` the logarithms of the sums of
-    /// the exponentials of the logits.
+    /// The same for the output matrix: half the variance of the change of the logits.
     pub(super) fn of_output(
         &self,
-        input: &Input<'_>,
         head: &Head<'_>,
-        (inputs, log_z): (&[f32], &[f64]),
+        read: &OutputRows,
         progress: &dyn Progress,
     ) -> Result<Vec<f64>> {
-        let (rows, importance) = self.matrix(0);
-        let (n, positions) = (self.tensor.info.shape.row_len() as usize, log_z.len());
+        let OutputRows { inputs, log_z } = read;
+        let (n, positions) = (self.columns(), log_z.len());
         // First and second moment of the change, by type, then position.
         let len = self.types.len() * positions * 2;
-        let known = self.inputs(0)?;
         let all = len + self.types.len() * ERRORS;
-        let mut moments = self.bands(input, (rows, known.as_deref()), all, progress, |band| {
-            let (mut bytes, mut change) = (Vec::new(), Vec::new());
+        let mut moments = self.bands(0, all, progress, |band| {
+            let mut change = Change::default();
             let (mut logits, mut product) = (Vec::new(), Vec::new());
-            let wide = band.weights.len() / n;
+            let wide = band.rows(n);
             let mut moments = vec![0.0f64; len];
             let mut errors = Vec::new();
             // Probabilities and slopes of the logits, for all positions: [positions, wide].
@@ -360,12 +310,12 @@ impl Candidate<'_> {
                     }));
                 }
             }
-            for (codec, moments) in self
+            for (rounder, moments) in self
                 .types
                 .iter()
                 .zip(moments.chunks_exact_mut(positions * 2))
             {
-                let proof = band.change(codec, importance, (&mut bytes, &mut change), progress)?;
+                let proof = band.change(rounder, &mut change, progress)?;
                 errors.extend([proof.reference, proof.taken]);
                 let blocks = inputs
                     .chunks(BLOCK_ROWS * n)
@@ -373,7 +323,8 @@ impl Candidate<'_> {
                 for ((block, weighted), moments) in blocks.zip(moments.chunks_mut(BLOCK_ROWS * 2)) {
                     go_on(progress)?;
                     product.resize(block.len() / n * wide, 0.0);
-                    rows_times_rows(block, &change, [block.len() / n, wide, n], &mut product);
+                    let rows = block.len() / n;
+                    rows_times_rows(block, &change.weights, [rows, wide, n], &mut product);
                     let rows = product.chunks_exact(wide).zip(weighted.chunks_exact(wide));
                     for ((product, weighted), moments) in rows.zip(moments.chunks_exact_mut(2)) {
                         let (mut mean, mut square) = (0.0f32, 0.0f32);
@@ -405,11 +356,10 @@ impl Candidate<'_> {
     /// The same for the embedding: each row is met by its token only.
     pub(super) fn of_embedding(
         &self,
-        input: &Input<'_>,
         embedded: &[Embedded],
         progress: &dyn Progress,
     ) -> Result<Vec<f64>> {
-        let columns = self.tensor.info.shape.row_len() as usize;
+        let columns = self.columns();
         let mut met: BTreeMap<u64, Vec<(usize, usize)>> = BTreeMap::new();
         for (chunk, embedded) in embedded.iter().enumerate() {
             for (position, token) in embedded.tokens.iter().enumerate() {
@@ -419,31 +369,29 @@ impl Candidate<'_> {
             }
         }
         let draws = embedded.first().map_or(0, |e| e.gradients.len());
-        let decoder = Codec::of(self.tensor.info.ggml_type);
-        let decoder = decoder.ok_or_else(|| Error::NoWeights(self.tensor.info.name.to_string()))?;
         let met: Vec<_> = met.into_iter().collect();
         // Squares by type, then sums by type, chunk and draw.
         let (types, sequences) = (self.types.len(), embedded.len() * draws);
         let of_row = |(row, places): &(u64, Vec<(usize, usize)>)| -> Result<Vec<f64>> {
-            let mut buffer = Vec::new();
+            let Weights { reader, tensor, .. } = self.weights;
             let mut weights = vec![0.0f32; columns];
-            decoder.dequantize_row(
-                input.read(self.tensor, *row..*row + 1, &mut buffer)?,
-                &mut weights,
-            );
+            reader.widen_here(tensor, *row..*row + 1, &mut weights)?;
             let band = Band {
                 first: 0,
-                columns,
                 weights,
-                inputs: None,
+                // The inputs of an embedding are its rows' numbers: it has no Hessian.
+                knowledge: Knowledge {
+                    importance: self.weights.importance,
+                    ..Knowledge::default()
+                },
             };
-            let (mut bytes, mut change) = (Vec::new(), Vec::new());
+            let mut change = Change::default();
             let mut found = vec![0.0f64; types * (1 + sequences)];
-            for (i, codec) in self.types.iter().enumerate() {
-                band.change(codec, self.importance, (&mut bytes, &mut change), progress)?;
+            for (i, rounder) in self.types.iter().enumerate() {
+                band.change(rounder, &mut change, progress)?;
                 for (chunk, position) in places {
                     for (draw, g) in embedded[*chunk].gradients.iter().enumerate() {
-                        let u = dot(&change, &g[position * columns..][..columns]);
+                        let u = dot(&change.weights, &g[position * columns..][..columns]);
                         found[i] += u * u;
                         found[types + i * sequences + chunk * draws + draw] += u;
                     }
@@ -477,15 +425,12 @@ impl Candidate<'_> {
     /// column's importance weight, as a part of the same sum over the weights themselves. That is
     /// how much noise there is in what the tensor makes, whatever its size and scale, so that
     /// tensors can be weighed against each other.
-    pub(super) fn weighted_error(
-        &self,
-        input: &Input<'_>,
-        progress: &dyn Progress,
-    ) -> Result<Vec<f64>> {
+    pub(super) fn weighted_error(&self, progress: &dyn Progress) -> Result<Vec<f64>> {
         let mut total = vec![0.0f64; self.types.len() + 1];
-        for matrix in 0..self.tensor.info.shape.four()[2] as usize {
-            let (rows, importance) = self.matrix(matrix);
-            let of_rows = |rows: &[f32], columns: usize| -> f64 {
+        let columns = self.columns();
+        for matrix in 0..self.tensor().matrices() {
+            let importance = self.weights.importance_of(matrix);
+            let squared = |rows: &[f32]| -> f64 {
                 let of_row = |row: &[f32]| match importance {
                     Some(importance) => row
                         .iter()
@@ -496,12 +441,12 @@ impl Candidate<'_> {
                 };
                 rows.chunks_exact(columns).map(of_row).sum()
             };
-            let sums = self.bands(input, (rows, None), total.len(), progress, |band| {
-                let (mut bytes, mut change) = (Vec::new(), Vec::new());
-                let mut sums = vec![of_rows(&band.weights, band.columns)];
-                for codec in &self.types {
-                    band.change(codec, importance, (&mut bytes, &mut change), progress)?;
-                    sums.push(of_rows(&change, band.columns));
+            let sums = self.bands(matrix, total.len(), progress, |band| {
+                let mut change = Change::default();
+                let mut sums = vec![squared(&band.weights)];
+                for rounder in &self.types {
+                    band.change(rounder, &mut change, progress)?;
+                    sums.push(squared(&change.weights));
                 }
                 Ok(sums)
             })?;
@@ -557,10 +502,10 @@ fn dot(a: &[f32], b: &[f32]) -> f64 {
 }
 
 /// Scores of the matrices of a layer, those of a tensor's matrices added up; `whole` if every
-/// position is in what they met.
+/// position is in the samples.
 pub(super) fn of_layer(
-    input: &Input<'_>,
-    (met, whole): (&[Met], bool),
+    met: &[Met],
+    whole: bool,
     candidates: &BTreeMap<&str, Candidate<'_>>,
     progress: &dyn Progress,
 ) -> Result<BTreeMap<String, Vec<f64>>> {
@@ -569,7 +514,7 @@ pub(super) fn of_layer(
         let Some(candidate) = candidates.get(&*met.name) else {
             continue;
         };
-        let of_matrix = candidate.of_matrix(input, met, whole, progress)?;
+        let of_matrix = candidate.of_matrix(met, whole, progress)?;
         let sum = sums
             .entry(met.name.clone())
             .or_insert_with(|| vec![0.0; of_matrix.len()]);
@@ -585,17 +530,13 @@ pub(super) fn possible(
     tensor: &Tensor<'_>,
     has_importance: bool,
     unwise: impl Fn(GgmlType) -> bool,
-) -> Vec<&'static Codec> {
-    let fits = |t: &&GgmlType| {
-        tensor
-            .info
-            .shape
-            .row_len()
-            .is_multiple_of(t.block_len() as u64)
-    };
-    let codecs = types.iter().filter(fits).filter_map(|t| Codec::of(*t));
-    codecs
-        .filter(|codec| has_importance || !(codec.needs_importance || unwise(codec.ggml_type)))
+) -> Vec<Rounder> {
+    let row_len = tensor.info.shape.row_len() as usize;
+    let needs_importance = |t: GgmlType| Codec::of(t).is_some_and(|codec| codec.needs_importance);
+    types
+        .iter()
+        .filter(|t| has_importance || !(needs_importance(**t) || unwise(**t)))
+        .filter_map(|t| Rounder::new(*t, row_len))
         .collect()
 }
 

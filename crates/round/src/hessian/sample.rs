@@ -2,14 +2,13 @@
 
 use std::collections::BinaryHeap;
 
-/// 2^64 over the golden ratio: multiples of it, modulo 2^64, are spread as evenly as can be however
-/// many there are.
+/// 2^64 over the golden ratio: any number of its multiples, modulo 2^64, is spread evenly.
 const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// Keeps the rows whose number, times [`GOLDEN`], is least. Their distances take three values at
 /// most, and none of them is in step with the length of a chunk, so that first tokens come no more
 /// often than others.
-pub(super) struct Sample {
+pub struct Sample {
     limit: usize,
     offered: u64,
     kept: BinaryHeap<(u64, u64, Row)>,
@@ -39,7 +38,8 @@ impl Ord for Row {
 }
 
 impl Sample {
-    pub(super) fn new(limit: usize) -> Sample {
+    /// Keeps at most `limit` rows.
+    pub fn new(limit: usize) -> Sample {
         Sample {
             limit,
             offered: 0,
@@ -48,7 +48,7 @@ impl Sample {
     }
 
     /// Offers rows `[n, columns]`.
-    pub(super) fn offer(&mut self, rows: &[f32], columns: usize) {
+    pub fn offer(&mut self, rows: &[f32], columns: usize) {
         for row in rows.chunks_exact(columns) {
             // From 1 on, since the multiple of 0 would always be the least.
             self.offered += 1;
@@ -64,7 +64,7 @@ impl Sample {
     }
 
     /// The rows that were kept, in the order in which they came: how many, and their numbers.
-    pub(super) fn finish(self) -> (usize, Vec<f32>) {
+    pub fn finish(self) -> (usize, Vec<f32>) {
         let mut kept = self.kept.into_vec();
         kept.sort_unstable_by_key(|(_, number, _)| *number);
         (

@@ -1,18 +1,17 @@
-//! What a matrix meets in the model as it is, beside what it meets behind matrices that are rounded
-//! already: how much the one can be told from the other.
+//! Inputs of a linear in the original and in the rounded model: sums for the linear prediction of one
+//! from the other.
 
-use super::collect::TOGETHER;
 use super::sample::Sample;
 use super::store::symmetric;
 use super::sums::{Kind, Rows, Work, panel_numbers, rows};
-use super::{SAMPLE, is_held_out};
-use crate::model::Turns;
+use super::{SAMPLE, TOGETHER, is_held_out};
+use quantier_core::turns::Turns;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 /// Sums over pairs of activations, while chunks go through both models: from several threads, in
 /// the order of the chunks.
-pub(crate) struct Pairs {
+pub struct PairSums {
     columns: usize,
     chunks: usize,
     turn: Mutex<Turn>,
@@ -23,16 +22,16 @@ pub(crate) struct Pairs {
 
 struct Turn {
     turns: Turns<[Vec<f32>; 2]>,
-    /// Differences that are not yet enough for a product, and the activations that belong to them.
+    /// Differences that are too few for a product yet, and their activations.
     waiting: [Vec<f32>; 2],
     rows: u64,
     /// Rows of both, one behind the other.
     sample: Sample,
 }
 
-/// What was summed of pairs of activations: `x` of the model as it is, `z` of the rounded one.
+/// Means over pairs of activations: `x` of the original model, `z` of the rounded one.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Paired {
+pub struct PairMeans {
     /// The length `n` of an input row.
     pub columns: usize,
     /// Rows that were summed.
@@ -46,9 +45,9 @@ pub struct Paired {
     pub samples: [Vec<f32>; 2],
 }
 
-impl Pairs {
+impl PairSums {
     /// For so many chunks of activations of `columns` channels.
-    pub(crate) fn new(columns: usize, chunks: usize) -> Pairs {
+    pub fn new(columns: usize, chunks: usize) -> PairSums {
         let work = Work::default();
         let panels = [Kind::Square, Kind::Cross].map(|kind| work.begin(columns, kind));
         let turn = Turn {
@@ -57,7 +56,7 @@ impl Pairs {
             rows: 0,
             sample: Sample::new(SAMPLE),
         };
-        Pairs {
+        PairSums {
             columns,
             chunks,
             turn: Mutex::new(turn),
@@ -66,17 +65,17 @@ impl Pairs {
         }
     }
 
-    /// Bytes that the sums of so many channels take, with what is made of them.
-    pub(crate) fn bytes(columns: usize) -> u64 {
+    /// Bytes that the sums of so many channels take, with their means.
+    pub fn bytes(columns: usize) -> u64 {
         4 * (panel_numbers(columns) + 3 * columns * columns) as u64
     }
 
-    /// What a matrix is about to meet of a chunk: in the model as it is, and in the rounded one.
-    /// `[positions, columns]` both.
-    pub(crate) fn add(&self, chunk: usize, of_original: Vec<f32>, of_rounded: Vec<f32>) {
+    /// Adds the inputs of a chunk in the original and in the rounded model, both
+    /// `[positions, columns]`.
+    pub fn add(&self, chunk: usize, original: Vec<f32>, rounded: Vec<f32>) {
         let mut turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let turn = &mut *turn;
-        turn.turns.put(chunk, [of_original, of_rounded]);
+        turn.turns.put(chunk, [original, rounded]);
         while let Some((chunk, [mut x, z])) = turn.turns.pop() {
             if is_held_out(chunk, self.chunks) {
                 for (x, z) in x
@@ -102,8 +101,8 @@ impl Pairs {
         }
     }
 
-    /// Adds what is queued, as far as other threads leave something.
-    pub(crate) fn help(&self) {
+    /// Takes part in the sums that are queued.
+    pub fn help(&self) {
         self.work.help();
     }
 
@@ -118,8 +117,8 @@ impl Pairs {
         }
     }
 
-    /// What it comes to; on all threads of the pool that this is called in.
-    pub(crate) fn finish(self) -> Paired {
+    /// The means; on all threads of the current pool.
+    pub fn finish(self) -> PairMeans {
         let mut turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         self.flush(&mut turn);
         let panels = self.work.finish();
@@ -137,7 +136,7 @@ impl Pairs {
                 .flat_map(|row| row[first..first + n].iter().copied())
                 .collect()
         };
-        Paired {
+        PairMeans {
             columns: n,
             rows: turn.rows,
             mean: symmetric(&squares, n),
@@ -150,7 +149,7 @@ impl Pairs {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::covariance::HELD_OUT;
+    use crate::hessian::HELD_OUT;
 
     #[test]
     fn pairs_are_summed_in_their_order_and_some_held_out() {
@@ -165,7 +164,7 @@ mod tests {
         let mut piece = || (0..ROWS * N).map(|_| number()).collect::<Vec<f32>>();
         let all: Vec<[Vec<f32>; 2]> = (0..chunks).map(|_| [piece(), piece()]).collect();
         let paired = |order: &mut dyn Iterator<Item = usize>| {
-            let pairs = Pairs::new(N, chunks);
+            let pairs = PairSums::new(N, chunks);
             order.for_each(|chunk| pairs.add(chunk, all[chunk][0].clone(), all[chunk][1].clone()));
             pairs.finish()
         };
@@ -200,7 +199,7 @@ mod tests {
 
     #[test]
     fn a_single_chunk_is_summed() {
-        let pairs = Pairs::new(2, 1);
+        let pairs = PairSums::new(2, 1);
         pairs.add(0, vec![1.0, 2.0], vec![1.0, 1.0]);
         let found = pairs.finish();
         assert_eq!(

@@ -1,57 +1,54 @@
-//! How the errors of rows act on each other: the other side of a matrix.
+//! The factor of an output Hessian: how the errors of rows act on each other (two-sided rounding).
 //!
-//! An error `E` of a matrix costs the output of the model, to second order, about `tr(G E C E^T)`:
-//! with `C` the covariance of what the matrix meets, and `G` that of the gradients at what it makes
-//! (the Kronecker-factored form of Martens and Grosse 2015; for rounding YAQA, Tseng et al. 2025).
-//! With `G = U D U^T`, `U` upper triangular with ones on its diagonal, this is the sum over rows
-//! `i` of `D_i t C t^T`, where `t = E_i + sum over k < i of U_ki E_k`: so rows are rounded in their
-//! order, each as if it were alone, towards its weights and what the errors of those before it ask
-//! for.
+//! An error `E` of a matrix costs, to second order, about `tr(G E H E^T)` nats, with `H` its input
+//! Hessian and `G` its output Hessian (the Kronecker-factored form of Martens and Grosse 2015; for
+//! rounding YAQA, Tseng et al. 2025). With `G = U D U^T`, `U` upper triangular with ones on its
+//! diagonal, this is the sum over rows `i` of `D_i t H t^T`, where `t = E_i + sum over k < i of
+//! U_ki E_k`: rows are rounded in their order, each with a target that compensates the errors of
+//! the rows before it.
 //!
-//! Rows are taken a block at a time, without feedback among those of a block, so that they can be
-//! rounded side by side: then `D` is a block of `G`, and `U` times the inverse of its own blocks
-//! takes the place of `U`.
+//! Rows are taken in blocks without feedback inside a block, so that its rows can be rounded side by
+//! side: `D` is then a block of `G`, and `U` times the inverse of its own blocks replaces `U`.
 
 use super::factor::lower_factor;
-use super::{Factor, NoFactor};
+use super::{InputFactor, NoFactor};
 use crate::matrix::{View, add_product, multiply};
 use rayon::prelude::*;
 
-/// The mean of the diagonal that is added to it, as a part of it: gradients are of fewer positions
-/// than inputs are.
+/// The damping added to the diagonal, relative to its mean: gradients are of fewer positions than
+/// inputs.
 pub const ROW_DAMPING: f64 = 0.3;
 /// The fewest and the most rows of a block.
 const BLOCK: [usize; 2] = [16, 128];
 /// The fewest blocks, as long as they are not too small.
 const BLOCKS: usize = 32;
 
-/// The factor of the covariance of the gradients at what a matrix makes.
-pub struct RowFactor {
+/// The factor of the output Hessian of a matrix.
+pub struct OutputFactor {
     rows: usize,
-    /// The rows in the order in which they are rounded: those of a block are as far from each other
-    /// as can be.
+    /// The rows in the order of rounding: rows of a block are as far apart as possible.
     order: Vec<usize>,
-    /// Where blocks begin, and the end of the last.
+    /// The begin of each block, and the end of the last.
     starts: Vec<usize>,
-    /// `[rows, rows]` in that order: what an error of a row asks of each row in later blocks.
+    /// `[rows, rows]` in that order: how the error of a row changes the targets in later blocks.
     coupling: Vec<f32>,
-    /// The covariance: `[rows, rows]`.
+    /// The Hessian: `[rows, rows]`.
     mean: Vec<f32>,
 }
 
-impl RowFactor {
-    /// Of a covariance `[rows, rows]`, with [`ROW_DAMPING`] times the mean of its diagonal added to
-    /// the diagonal, in f64. Takes [`RowFactor::working_bytes`] meanwhile. `split` is how many
-    /// threads may share the work.
+impl OutputFactor {
+    /// Factors a Hessian `[rows, rows]`, with [`ROW_DAMPING`] times the mean of its diagonal added
+    /// to the diagonal, in f64. Takes [`OutputFactor::working_bytes`] meanwhile. At most `split`
+    /// threads share the work.
     ///
     /// # Errors
-    /// Numbers that are not finite, gradients that were all zero, a matrix that is no covariance.
+    /// Numbers that are not finite, gradients that were all zero, a matrix that is no Hessian.
     ///
     /// # Panics
     /// If `mean` has not `rows` times `rows` numbers.
-    pub fn new(mean: Vec<f32>, rows: usize, split: usize) -> Result<RowFactor, NoFactor> {
-        assert_eq!(mean.len(), rows * rows, "a covariance of {rows} rows");
-        let added = Factor::added(&mean, rows, ROW_DAMPING)?;
+    pub fn new(mean: Vec<f32>, rows: usize, split: usize) -> Result<OutputFactor, NoFactor> {
+        assert_eq!(mean.len(), rows * rows, "a Hessian of {rows} rows");
+        let added = InputFactor::added(&mean, rows, ROW_DAMPING)?;
         let blocks = rows
             .div_ceil((rows / BLOCKS).clamp(BLOCK[0], BLOCK[1]))
             .max(1);
@@ -61,8 +58,7 @@ impl RowFactor {
             order.extend((block..rows).step_by(blocks));
             starts.push(order.len());
         }
-        // From last to first: then the lower triangular factor, turned round, is the upper one that
-        // is wanted.
+        // From last to first: then the lower triangular factor, reversed, is the upper one.
         let mut a = vec![0.0f64; rows * rows];
         a.par_chunks_mut(rows.max(1))
             .zip(order.par_iter().rev())
@@ -100,7 +96,7 @@ impl RowFactor {
                         .for_each(|(out, x)| *out = *x as f32);
                 }
             });
-        Ok(RowFactor {
+        Ok(OutputFactor {
             rows,
             order,
             starts,
@@ -109,23 +105,23 @@ impl RowFactor {
         })
     }
 
-    /// What making the factor of so many rows takes: the covariance, its copy in f64, and the
-    /// factor.
+    /// Bytes that the factor of so many rows takes while it is made: the Hessian, its copy in f64,
+    /// and the factor.
     pub fn working_bytes(rows: u64) -> u64 {
         16 * rows * rows
     }
 
-    /// How many rows it is for.
+    /// How many rows it has.
     pub fn rows(&self) -> usize {
         self.rows
     }
 
-    /// Goes through the blocks in their order. For each, `round` is given the rows and what they
-    /// are to be rounded to, `[rows, n]`, and puts in its place what they become. Each row of
-    /// `wanted` is one of the matrix.
-    pub(super) fn through(
+    /// Goes through the blocks of rows in their order. `round` replaces the targets of a block,
+    /// `[rows, n]`, by their rounded form. `matrix` has the targets of all rows without the errors of
+    /// others.
+    pub(super) fn round_blocks(
         &self,
-        wanted: &[f32],
+        matrix: &[f32],
         n: usize,
         split: usize,
         mut round: impl FnMut(&[usize], &mut [f32]),
@@ -136,7 +132,7 @@ impl RowFactor {
             let rows = &self.order[from..to];
             let target: Vec<f32> = rows
                 .iter()
-                .flat_map(|row| &wanted[row * n..][..n])
+                .flat_map(|row| &matrix[row * n..][..n])
                 .copied()
                 .collect();
             let mut rounded = target.clone();
@@ -159,7 +155,7 @@ impl RowFactor {
         }
     }
 
-    /// What errors `[rows, k]` of `k` products cost: the sum over products `p` of `p^T G p`.
+    /// The cost of errors `[rows, k]` of `k` products: the sum over products `p` of `p^T G p`.
     pub(super) fn cost(&self, errors: &[f32], split: usize) -> f64 {
         let (m, k) = (self.rows, errors.len() / self.rows.max(1));
         let mut weighted = vec![0.0f32; m * k];
@@ -182,8 +178,8 @@ impl RowFactor {
 mod tests {
     use super::*;
 
-    /// Covariance of vectors with a few strong directions.
-    fn covariance(m: usize) -> Vec<f32> {
+    /// The Hessian of vectors with a few strong directions.
+    fn hessian(m: usize) -> Vec<f32> {
         let mut state = 5u64;
         let mut next = || {
             state = state
@@ -210,18 +206,17 @@ mod tests {
         mean
     }
 
-    /// Rounded to whole numbers, block after block, errors together cost less than each rounded by
-    /// itself; every row comes once; and what the last block is asked for is what makes its cost
-    /// least.
+    /// Rounded to whole numbers block after block, errors cost less than without feedback, and every
+    /// row comes once.
     #[test]
-    fn errors_of_rows_make_each_other_good() {
+    fn errors_of_rows_compensate_each_other() {
         for (m, n) in [(8, 3), (100, 4), (700, 2)] {
-            let factor = RowFactor::new(covariance(m), m, 2).unwrap();
+            let factor = OutputFactor::new(hessian(m), m, 2).unwrap();
             let wanted: Vec<f32> = (0..m * n)
                 .map(|i| ((i * 7919 % 613) as f32 - 306.0) / 61.0)
                 .collect();
             let (mut found, mut seen) = (vec![0.0; m * n], vec![0; m]);
-            factor.through(&wanted, n, 2, |rows, numbers| {
+            factor.round_blocks(&wanted, n, 2, |rows, numbers| {
                 numbers.iter_mut().for_each(|x| *x = x.round());
                 for (row, numbers) in rows.iter().zip(numbers.chunks(n)) {
                     found[row * n..][..n].copy_from_slice(numbers);
@@ -242,18 +237,18 @@ mod tests {
         }
     }
 
-    /// Without rounding in the last block, its rows take what is best for all: the derivative of
-    /// the cost is zero there.
+    /// Without rounding in the last block, its targets are the minimum: the derivative of the cost is
+    /// zero there.
     #[test]
-    fn open_rows_take_what_is_best() {
+    fn open_rows_minimize_the_cost() {
         let (m, n) = (64, 2);
-        let mean = covariance(m);
-        let factor = RowFactor::new(mean.clone(), m, 1).unwrap();
+        let mean = hessian(m);
+        let factor = OutputFactor::new(mean.clone(), m, 1).unwrap();
         let wanted: Vec<f32> = (0..m * n)
             .map(|i| ((i * 7919 % 613) as f32 - 306.0) / 61.0)
             .collect();
         let (mut found, mut last) = (vec![0.0; m * n], Vec::new());
-        factor.through(&wanted, n, 1, |rows, numbers| {
+        factor.round_blocks(&wanted, n, 1, |rows, numbers| {
             if rows[0] + 1 != factor.starts.len() - 1 {
                 numbers.iter_mut().for_each(|x| *x = x.round());
             }
@@ -262,7 +257,7 @@ mod tests {
                 .zip(numbers.chunks(n))
                 .for_each(|(row, x)| found[row * n..][..n].copy_from_slice(x));
         });
-        let added = Factor::added(&mean, m, ROW_DAMPING).unwrap();
+        let added = InputFactor::added(&mean, m, ROW_DAMPING).unwrap();
         for i in last {
             for column in 0..n {
                 let error = |k: usize| f64::from(wanted[k * n + column] - found[k * n + column]);

@@ -1,38 +1,38 @@
-//! The factor of a covariance: how the errors of columns act on each other.
+//! The factor of an input Hessian: how the errors of columns act on each other.
 //!
-//! With `C` the mean of `x x^T` over inputs `x`, an error `e` of a row of weights costs `e^T C e`.
-//! Take columns in their order, and let those that are still open be what is best for the errors
-//! made so far: then column `j`, whose weight has become `w'_j`, costs `costs[j] (w'_j - q_j)^2`
-//! and changes `w'_k` of every open column by `-coupling[j][k] (w'_j - q_j)`. With `C^-1 = U^T U`,
+//! With `H` the mean of `x x^T` over inputs `x`, an error `e` of a row of weights costs `e^T H e`.
+//! Columns are rounded in their order, and the open ones compensate the errors so far as well as
+//! they can: then column `j`, with the compensated weight `w'_j`, costs `costs[j] (w'_j - q_j)^2`
+//! and changes `w'_k` of every open column by `-coupling[j][k] (w'_j - q_j)`. With `H^-1 = U^T U`,
 //! `U` upper triangular, these are `1 / U_jj^2` and `U_jk / U_jj` (GPTQ, Frantar et al. 2022).
 
 use crate::matrix::{View, multiply, subtract_product};
-use crate::quant::feedback::{Coupling, Metric};
+use quantier_blocks::feedback::{Coupling, Metric};
 use rayon::prelude::*;
 
-/// The mean of the diagonal that is added to it, as a part of it: a covariance of few inputs has
-/// directions in which nothing was seen, and errors there are not free.
+/// The damping added to the diagonal, relative to its mean: the Hessian of few inputs has directions
+/// without any, in which errors still cost.
 pub const DAMPING: f64 = 0.01;
 /// Columns that are eliminated together.
 const PANEL: usize = 128;
 
-/// Why a covariance has no factor.
+/// Why a Hessian has no factor.
 #[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
 pub enum NoFactor {
-    /// It has a number that is none.
-    #[error("the covariance of its inputs is not finite at [{row}, {column}]")]
+    /// A number that is not finite.
+    #[error("its Hessian is not finite at [{row}, {column}]")]
     NotFinite {
         /// Input channel.
         row: usize,
         /// Input channel.
         column: usize,
     },
-    /// Its inputs were all zero.
+    /// All inputs were zero.
     #[error("its inputs were all zero")]
     Zero,
-    /// It is none: some combination of inputs would have a negative square.
+    /// Not positive definite: some combination of inputs has a negative square.
     #[error(
-        "the covariance of its inputs is not one: eliminating input channel {column} leaves a negative square"
+        "its Hessian is not positive definite: eliminating channel {column} leaves a negative square"
     )]
     Negative {
         /// Input channel.
@@ -40,8 +40,8 @@ pub enum NoFactor {
     },
 }
 
-/// The factor of a covariance.
-pub struct Factor {
+/// The factor of an input Hessian.
+pub struct InputFactor {
     columns: usize,
     /// `[columns, columns]`: 1 on the diagonal, 0 below it.
     coupling: Vec<f32>,
@@ -49,16 +49,15 @@ pub struct Factor {
     groups: Vec<Metric>,
 }
 
-impl Factor {
-    /// The factor of a covariance `[columns, columns]`, with [`DAMPING`] times the mean of its
-    /// diagonal added to the diagonal, in f64. Channels whose inputs were all zero are coupled to
-    /// none, and so are rounded as if by themselves.
+impl InputFactor {
+    /// The factor of a Hessian `[columns, columns]`, with `damping` times the mean of its diagonal
+    /// added to the diagonal, in f64. Channels without inputs are coupled to none.
     ///
-    /// Takes [`Factor::operations`], and [`Factor::working_bytes`] meanwhile. `split` is how many
-    /// threads may share the work.
+    /// Takes [`InputFactor::operations`], and [`InputFactor::working_bytes`] meanwhile. At most
+    /// `split` threads share the work.
     ///
     /// # Errors
-    /// Numbers that are not finite, inputs that were all zero, a matrix that is no covariance.
+    /// Numbers that are not finite, inputs that were all zero, a matrix that is no Hessian.
     ///
     /// # Panics
     /// If `mean` has not `columns` times `columns` numbers.
@@ -67,15 +66,14 @@ impl Factor {
         columns: usize,
         damping: f64,
         split: usize,
-    ) -> Result<Factor, NoFactor> {
+    ) -> Result<InputFactor, NoFactor> {
         assert_eq!(
             mean.len(),
             columns * columns,
-            "a covariance of {columns} columns"
+            "a Hessian of {columns} columns"
         );
-        let added = Factor::added(mean, columns, damping)?;
-        // From last to first: then the lower triangular factor, turned round, is the upper one that
-        // is wanted.
+        let added = InputFactor::added(mean, columns, damping)?;
+        // From last to first: then the lower triangular factor, reversed, is the upper one.
         let mut a: Vec<f64> = mean.iter().rev().map(|x| f64::from(*x)).collect();
         a.iter_mut().step_by(columns + 1).for_each(|x| *x += added);
         lower_factor(&mut a, columns, split).map_err(|at| NoFactor::Negative {
@@ -100,7 +98,7 @@ impl Factor {
             Metric::new(std::array::from_fn(row), &costs[8 * g..][..8])
         };
         let groups = (0..columns / 8).map(group).collect();
-        Ok(Factor {
+        Ok(InputFactor {
             columns,
             coupling,
             costs,
@@ -115,7 +113,7 @@ impl Factor {
         (columns as f64).powi(3)
     }
 
-    /// What is added to the diagonal of a covariance: `damping` times its mean.
+    /// What is added to the diagonal of a Hessian: `damping` times its mean.
     ///
     /// # Errors
     /// Numbers that are not finite, and a diagonal of zeros.
@@ -137,14 +135,14 @@ impl Factor {
         Ok(damping * trace / columns as f64)
     }
 
-    /// What making the factor of so many columns takes: the covariance, its copy in f64, and the
-    /// factor.
+    /// Bytes that the factor of so many columns takes while it is made: the Hessian, its copy in f64,
+    /// and the factor.
     pub fn working_bytes(columns: u64) -> u64 {
         16 * columns * columns
     }
 
-    /// Multiplies rows `[any, columns]` by the inverse of the covariance from the right. `split` is
-    /// how many threads may share the work: `4 rows columns^2` operations.
+    /// Multiplies rows `[any, columns]` by the inverse of the Hessian from the right, in
+    /// `4 rows columns^2` operations, which at most `split` threads share.
     pub(super) fn divide(&self, rows: &mut [f32], split: usize) {
         let n = self.columns;
         let count = rows.len() / n.max(1);
@@ -166,12 +164,12 @@ impl Factor {
         multiply(View::new(&products, count, n, n), coupling, rows, n, split);
     }
 
-    /// How many columns it is for.
+    /// How many columns it has.
     pub fn columns(&self) -> usize {
         self.columns
     }
 
-    /// That of the columns from `from` on.
+    /// The coupling of the columns from `from` on.
     pub(super) fn coupling(&self, from: usize) -> Coupling<'_> {
         Coupling {
             rows: &self.coupling[from * self.columns + from..],
@@ -181,8 +179,8 @@ impl Factor {
         }
     }
 
-    /// How errors of the columns `from .. to` act on those from `to` on.
-    pub(super) fn behind(&self, from: usize, to: usize, end: usize) -> View<'_> {
+    /// How errors of the columns `from .. to` act on the columns `to .. end`.
+    pub(super) fn later(&self, from: usize, to: usize, end: usize) -> View<'_> {
         View::new(
             &self.coupling[from * self.columns + to..],
             to - from,
@@ -300,8 +298,8 @@ fn invert_lower(a: &mut [f64], n: usize, split: usize) {
 mod tests {
     use super::*;
 
-    /// A covariance of few more vectors than columns.
-    fn covariance(n: usize) -> Vec<f32> {
+    /// The Hessian of few more vectors than columns.
+    fn hessian(n: usize) -> Vec<f32> {
         let mut state = 1u64;
         let mut next = || {
             state = state
@@ -322,12 +320,12 @@ mod tests {
         mean
     }
 
-    /// In whatever way errors come about, what they cost in turn is what they cost together.
+    /// The costs of errors column by column add up to their cost together.
     #[test]
     fn the_costs_of_columns_add_up() {
         for n in [8, 136, 300] {
-            let mean = covariance(n);
-            let factor = Factor::new(&mean, n, 0.0, 1).unwrap();
+            let mean = hessian(n);
+            let factor = InputFactor::new(&mean, n, 0.0, 1).unwrap();
             let wanted: Vec<f64> = (0..n).map(|i| ((i * 37 % 19) as f64 - 9.0) / 7.0).collect();
             let chosen: Vec<f64> = wanted.iter().map(|x| (x * 2.0).round() / 2.0).collect();
             let (mut open, mut in_turn) = (wanted.clone(), 0.0);
@@ -354,13 +352,12 @@ mod tests {
         }
     }
 
-    /// What is multiplied by the inverse is what it was when it is multiplied by the covariance
-    /// again.
+    /// The inverse is undone by the Hessian.
     #[test]
-    fn rows_are_divided_by_the_covariance() {
+    fn rows_are_divided_by_the_hessian() {
         let n = 136;
-        let mean = covariance(n);
-        let (factor, rows) = (Factor::new(&mean, n, 0.0, 1).unwrap(), 3);
+        let mean = hessian(n);
+        let (factor, rows) = (InputFactor::new(&mean, n, 0.0, 1).unwrap(), 3);
         let wanted: Vec<f32> = (0..rows * n)
             .map(|i| ((i * 37 % 19) as f32 - 9.0) / 7.0)
             .collect();
@@ -384,14 +381,15 @@ mod tests {
 
     #[test]
     fn threads_change_nothing() {
-        let mean = covariance(300);
-        let [one, two] = [1, 2].map(|split| Factor::new(&mean, 300, 0.01, split).unwrap().coupling);
+        let mean = hessian(300);
+        let [one, two] =
+            [1, 2].map(|split| InputFactor::new(&mean, 300, 0.01, split).unwrap().coupling);
         assert!(one == two);
     }
 
     #[test]
-    fn what_is_no_covariance_is_refused() {
-        let factor = |mean: &[f32], damping| Factor::new(mean, 2, damping, 1).map(|f| f.costs);
+    fn no_factor_of_what_is_no_hessian() {
+        let factor = |mean: &[f32], damping| InputFactor::new(mean, 2, damping, 1).map(|f| f.costs);
         assert_eq!(factor(&[0.0; 4], 0.01), Err(NoFactor::Zero));
         assert_eq!(
             factor(&[1.0, 0.0, f32::NAN, 1.0], 0.01),

@@ -1,5 +1,8 @@
 use super::*;
-use crate::quant::Codec;
+use crate::hessian::PairMeans;
+use quantier_blocks::Codec;
+use quantier_core::progress::Silent;
+use quantier_gguf::types::GgmlType;
 
 const N: usize = 512;
 
@@ -17,7 +20,7 @@ fn numbers(seed: u64) -> impl FnMut() -> f32 {
     }
 }
 
-/// Inputs with much in common: each channel is a mixture of a few strong directions and some noise;
+/// InputStatistics with much in common: each channel is a mixture of a few strong directions and some noise;
 /// two channels are dead.
 fn inputs(rows: usize) -> Vec<f32> {
     const DIRECTIONS: usize = 24;
@@ -37,7 +40,7 @@ fn inputs(rows: usize) -> Vec<f32> {
     x
 }
 
-fn covariance(x: &[f32]) -> Vec<f32> {
+fn hessian(x: &[f32]) -> Vec<f32> {
     let mut mean = vec![0.0f32; N * N];
     let view = crate::matrix::View::new(x, x.len() / N, N, N);
     crate::matrix::multiply(view.transposed(), view, &mut mean, N, 1);
@@ -59,7 +62,13 @@ fn error(x: &[f32], w: &[f32], codec: &Codec, blocks: &[u8]) -> f64 {
     back.iter_mut().zip(w).for_each(|(b, w)| *b -= w);
     let (rows, seen) = (w.len() / N, x.len() / N);
     let mut products = vec![0.0; rows * seen];
-    crate::model::rows_times_rows(&back, x, [rows, seen, N], &mut products);
+    crate::matrix::multiply(
+        crate::matrix::View::new(&back, rows, N, N),
+        crate::matrix::View::new(x, seen, N, N).transposed(),
+        &mut products,
+        seen,
+        1,
+    );
     products.iter().map(|p| f64::from(p * p)).sum()
 }
 
@@ -69,8 +78,8 @@ fn every_type_loses_less() {
     const ROWS: usize = 11;
     let x = inputs(1400);
     let (seen, unseen) = x.split_at(1200 * N);
-    let mean = covariance(seen);
-    let factor = Factor::new(&mean, N, DAMPING, 1).unwrap();
+    let mean = hessian(seen);
+    let factor = InputFactor::new(&mean, N, DAMPING, 1).unwrap();
     let importance: Vec<f32> = mean.iter().step_by(N + 1).copied().collect();
     let w = weights(ROWS);
     let mut tried = 0;
@@ -97,10 +106,10 @@ fn every_type_loses_less() {
 /// Nothing is lost or mixed up between rows: each is what it is alone.
 #[test]
 fn a_row_does_not_depend_on_those_beside_it() {
-    let factor = Factor::new(&covariance(&inputs(700)), N, DAMPING, 1).unwrap();
+    let factor = InputFactor::new(&hessian(&inputs(700)), N, DAMPING, 1).unwrap();
     let w = weights(11);
     for name in ["q4_K", "q5_0", "iq3_xxs", "iq1_m", "nvfp4"] {
-        let codec = Codec::of(crate::format::types::GgmlType::from_name(name).unwrap()).unwrap();
+        let codec = Codec::of(GgmlType::from_name(name).unwrap()).unwrap();
         let row_bytes = codec.ggml_type.row_bytes(N as u64).unwrap() as usize;
         let (mut all, mut one) = (vec![0; 11 * row_bytes], vec![0; row_bytes]);
         round_rows(codec, &factor, &mut w.clone(), &mut all);
@@ -124,7 +133,7 @@ fn a_row_does_not_depend_on_those_beside_it() {
 
 #[test]
 fn zeros_stay_zeros() {
-    let factor = Factor::new(&covariance(&inputs(700)), N, DAMPING, 1).unwrap();
+    let factor = InputFactor::new(&hessian(&inputs(700)), N, DAMPING, 1).unwrap();
     for codec in Codec::all().iter().filter(|codec| codec.takes_feedback()) {
         let mut out = vec![1; codec.ggml_type.row_bytes(N as u64).unwrap() as usize];
         round_rows(codec, &factor, &mut [0.0; N], &mut out);
@@ -134,46 +143,54 @@ fn zeros_stay_zeros() {
     }
 }
 
-/// Inputs that the rounded matrix meets with half of their strength, and what is told of them is
-/// made good: the products come out as they were. Of a map that held-out rows contradict, nothing
-/// is left.
+/// Inputs that have half of their strength in the rounded model: the target shift compensates it,
+/// and the products come out as they were. Held-out rows that contradict the shift leave nothing
+/// of it.
 #[test]
-fn what_pairs_tell_is_made_good() {
+fn a_target_shift_holds_as_far_as_held_out_rows_say() {
     let z = inputs(1200);
-    let paired = |sign: f32| {
+    let pairs = |sign: f32| {
         let (summed, held) = z.split_at(1000 * N);
-        let cross: Vec<f32> = covariance(summed).iter().map(|c| c * 0.5).collect();
+        let cross: Vec<f32> = hessian(summed).iter().map(|c| c * 0.5).collect();
         let samples = [
             held.iter().map(|z| z * (1.0 + 0.5 * sign)).collect(),
             held.to_vec(),
         ];
-        crate::covariance::Paired {
+        PairMeans {
             columns: N,
             rows: 1000,
-            mean: covariance(summed),
+            mean: hessian(summed),
             cross,
             samples,
         }
     };
     let w = weights(8);
-    let codec = Codec::of(crate::format::types::GgmlType::Q8_0).unwrap();
-    let mut out = vec![0; 8 * N / 32 * 34];
-    let told = Inputs::of_pairs(paired(1.0)).unwrap().unwrap();
-    let proof = told.round(codec, None, &w, &mut out);
-    // The reference knows nothing of the lost half; what damping leaves of it is little.
+    let rounder = Rounder::new(GgmlType::Q8_0, N).unwrap();
+    let round = |pairs: PairMeans| {
+        let inputs = InputStatistics::of_pairs(pairs).unwrap().unwrap();
+        let knowledge = Knowledge {
+            inputs: Some(&inputs),
+            ..Knowledge::default()
+        };
+        let mut blocks = vec![0; 8 * rounder.row_bytes()];
+        let proof = rounder.round(&w, &knowledge, &mut blocks, &Silent).unwrap();
+        (blocks, proof)
+    };
+    let (_, proof) = round(pairs(1.0));
+    // The reference knows nothing of the lost half; damping leaves little of it.
     assert!(
         proof.by_reference == 0 && proof.taken < 1e-2 * proof.reference,
         "{proof:?}"
     );
-    let untold = Inputs::of_pairs(paired(-1.0)).unwrap().unwrap();
-    let (mut plain, of_none) = (vec![0; out.len()], untold.round(codec, None, &w, &mut out));
-    let unmoved = crate::covariance::Paired {
+    let contradicted = round(pairs(-1.0));
+    let without_shift = round(PairMeans {
         cross: vec![0.0; N * N],
-        ..paired(-1.0)
-    };
-    let same = Inputs::of_pairs(unmoved)
-        .unwrap()
-        .unwrap()
-        .round(codec, None, &w, &mut plain);
-    assert!(out == plain && of_none == same, "{of_none:?}, {same:?}");
+        ..pairs(-1.0)
+    });
+    assert!(
+        contradicted == without_shift,
+        "{:?}, {:?}",
+        contradicted.1,
+        without_shift.1
+    );
 }

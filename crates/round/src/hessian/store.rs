@@ -1,15 +1,15 @@
-//! Reading: a directory of covariances by tensor name.
+//! A directory of Hessians, read by tensor name.
 
-use crate::format::covariance::{AGAIN, File, INDEX, Index, Part, triangle};
-use crate::format::snapshot::Key;
-use crate::format::{Error, Result, shown};
+use quantier_gguf::covariance::{AGAIN, File, INDEX, Index, Part, triangle};
+use quantier_gguf::snapshot::Key;
+use quantier_gguf::{Error, Result, shown};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// An expert with fewer rows in its own sample is given that of all experts.
 const LEAST_SAMPLE: usize = 16;
 
-/// A directory of covariances. Only what the files say of their numbers is in memory.
+/// A directory of Hessians. Only the headers of the files are in memory.
 pub struct Store {
     directory: PathBuf,
     index: Index,
@@ -22,9 +22,9 @@ pub struct Store {
     rows: Vec<u64>,
 }
 
-/// The covariance of what one matrix is multiplied by.
+/// The Hessian of one matrix.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Covariance {
+pub struct Hessian {
     /// The length `n` of an input row.
     pub columns: usize,
     /// Rows that were summed; of an expert, its own.
@@ -38,7 +38,7 @@ pub struct Covariance {
     pub identity: Identity,
 }
 
-/// Tells whether two matrices have the same mean, within one store.
+/// Equal for matrices of a store that share a mean.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Identity {
     file: usize,
@@ -46,7 +46,7 @@ pub struct Identity {
 }
 
 impl Store {
-    /// Opens a directory that [`crate::imatrix::collect`] has completed.
+    /// Opens a complete directory.
     ///
     /// # Errors
     /// If it is not complete, or one of its files is missing, damaged or of another run.
@@ -87,25 +87,24 @@ impl Store {
         Ok(store)
     }
 
-    /// The job that made it.
+    /// The key of the job that made it.
     pub fn key(&self) -> &Key {
         &self.index.key
     }
 
-    /// The tensors whose covariances are here, sorted.
+    /// The tensors with Hessians, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
     }
 
-    /// How long the rows are that a tensor is multiplied by, and how many matrices of it there are;
-    /// `None` if it is not here.
+    /// The input channels of a tensor, and how many matrices it has; `None` without a Hessian.
     pub fn shape(&self, tensor: &str) -> Option<[usize; 2]> {
         let file = *self.tensors.get(tensor)?;
         Some([self.columns[file], self.apart[file].len()])
     }
 
-    /// The tensors whose mean is of fewer rows than it has columns, with both numbers: nothing is
-    /// known in some directions.
+    /// The tensors with means over fewer rows than columns, with both numbers: their Hessians are
+    /// singular.
     pub fn of_few_rows(&self) -> impl Iterator<Item = (&str, u64, usize)> {
         let all = self
             .tensors
@@ -114,8 +113,7 @@ impl Store {
         all.filter(|(_, rows, columns)| *rows < *columns as u64)
     }
 
-    /// Which mean a matrix has, without reading it: what is made of one serves all of the same.
-    /// `None` if there is none.
+    /// The identity of a matrix's mean, which is not read; `None` without one.
     pub fn identity(&self, tensor: &str, matrix: usize) -> Option<Identity> {
         let file = *self.tensors.get(tensor)?;
         let own = *self.apart[file].get(matrix)?;
@@ -125,17 +123,17 @@ impl Store {
         })
     }
 
-    /// The covariance of matrix `matrix` (the expert, or 0) of a tensor; `None` if there is none.
+    /// The Hessian of matrix `matrix` (the expert, or 0) of a tensor; `None` without one.
     ///
     /// An expert's mean is drawn to that of all experts: the one of its own `r` rows weighs `r / (r
-    /// + n)`, and the other the rest, with `n` the length of a row. So few rows as a singular
-    /// covariance has never decide alone, and the weights are even where an expert has just met as
-    /// many rows as its covariance needs to have full rank. An expert without a mean of its own has
-    /// that of all.
+    /// + n)`, and the other the rest, with `n` the length of a row. The few rows
+    /// of a singular Hessian never decide alone, and both weigh the same where an expert has just
+    /// as many rows as its Hessian needs for full rank. An expert without a mean of its own has that
+    /// of all.
     ///
     /// # Errors
     /// If the file is damaged, or has been changed since the store was opened.
-    pub fn get(&self, tensor: &str, matrix: usize) -> Result<Option<Covariance>> {
+    pub fn get(&self, tensor: &str, matrix: usize) -> Result<Option<Hessian>> {
         let Some(identity) = self.identity(tensor, matrix) else {
             return Ok(None);
         };
@@ -163,7 +161,7 @@ impl Store {
             Some(own) => own,
             None => file.read(Part::Sample(None))?.unwrap_or_default(),
         };
-        Ok(Some(Covariance {
+        Ok(Some(Hessian {
             columns,
             rows,
             mean: symmetric(&mean, columns),
@@ -192,7 +190,7 @@ impl Store {
 }
 
 /// The whole matrix of an upper triangle.
-pub(super) fn symmetric(upper: &[f32], n: usize) -> Vec<f32> {
+pub fn symmetric(upper: &[f32], n: usize) -> Vec<f32> {
     /// Numbers of a row that are turned at a time, so that what is written stays in the cache.
     const BLOCK: usize = 64;
     debug_assert_eq!(upper.len(), triangle(n));
@@ -213,8 +211,7 @@ pub(super) fn symmetric(upper: &[f32], n: usize) -> Vec<f32> {
     whole
 }
 
-/// Removes the covariances in a directory, and nothing else. A directory that does not exist has
-/// none.
+/// Removes the Hessians in a directory, and nothing else. A directory that does not exist has none.
 ///
 /// # Errors
 /// If it cannot be read or written.
@@ -235,7 +232,7 @@ pub fn clear(directory: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Whether a directory holds covariances of another job than this one.
+/// Whether a directory holds Hessians of another job.
 ///
 /// # Errors
 /// If it cannot be read.
@@ -251,9 +248,11 @@ pub fn holds_others(directory: &Path, key: &Key) -> Result<bool> {
         .any(|found| found != *key))
 }
 
-/// Fails if a directory holds covariances of another job than this one. Returns how many bytes
-/// those of this one have.
-pub(super) fn check_free(directory: &Path, key: &Key) -> Result<u64> {
+/// Fails if a directory holds Hessians of another job. Returns the bytes of those of this one.
+///
+/// # Errors
+/// Files of another job, a directory that cannot be read.
+pub fn check_free(directory: &Path, key: &Key) -> Result<u64> {
     let files = if directory.exists() {
         gguf_files(directory)?
     } else {
@@ -275,7 +274,7 @@ pub(super) fn check_free(directory: &Path, key: &Key) -> Result<u64> {
     Ok(bytes)
 }
 
-/// The job that a file is of; `None` if it is no covariance, or a damaged one.
+/// The job of a file; `None` if it is no Hessian, or damaged.
 fn key_of(path: &Path) -> Option<Key> {
     match is_index(path) {
         true => Index::read(path.parent()?).ok().map(|index| index.key),
@@ -287,7 +286,7 @@ fn is_index(path: &Path) -> bool {
     path.file_name().is_some_and(|name| name == INDEX)
 }
 
-/// The files of a directory whose names end as those of covariances do.
+/// The GGUF files of a directory.
 fn gguf_files(directory: &Path) -> Result<Vec<PathBuf>> {
     let io = |source| Error::Io {
         path: directory.to_owned(),

@@ -1,0 +1,121 @@
+//! The input Hessians of a model, in a directory.
+
+use crate::InputStatistics;
+use crate::hessian::{HELD_OUT, Identity, Store};
+use crate::statistics::factored;
+use quantier_gguf::snapshot::Key;
+use quantier_gguf::{Error, Result};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// The input Hessians of a model's linears, as far as they were collected.
+pub struct InputHessians {
+    directory: PathBuf,
+    store: Store,
+    /// The last one that was read: linears that share an input follow each other.
+    last: Mutex<Option<(Identity, Option<Arc<InputStatistics>>)>>,
+}
+
+impl InputHessians {
+    /// Opens a directory.
+    ///
+    /// # Errors
+    /// A directory that is not complete, or damaged.
+    pub fn open(directory: &Path) -> Result<InputHessians> {
+        let store = Store::open(directory)?;
+        Ok(InputHessians {
+            directory: directory.to_owned(),
+            store,
+            last: Mutex::default(),
+        })
+    }
+
+    /// The directory.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// All that it depends on.
+    pub fn key(&self) -> &Key {
+        self.store.key()
+    }
+
+    /// Whether a tensor has a Hessian.
+    pub fn has(&self, tensor: &str) -> bool {
+        self.store.identity(tensor, 0).is_some()
+    }
+
+    /// How many input channels and matrices a tensor has; `None` without a Hessian.
+    pub fn shape(&self, tensor: &str) -> Option<[usize; 2]> {
+        self.store.shape(tensor)
+    }
+
+    /// A warning for the user if Hessians are means over fewer tokens than they have channels.
+    pub fn few_tokens(&self) -> Option<String> {
+        let few: Vec<_> = self.store.of_few_rows().collect();
+        let (name, rows, columns) = few
+            .iter()
+            .max_by_key(|(_, rows, columns)| *columns as u64 - rows)?;
+        Some(format!(
+            "the input Hessians of {} tensors are means over fewer tokens than input channels ('{name}': {rows} tokens, \
+             {columns} channels), so error feedback is only partial: at least {} tokens are needed, and several times \
+             as many are better",
+            few.len(),
+            // One of so many chunks is held out.
+            columns + columns.div_ceil(HELD_OUT - 1)
+        ))
+    }
+
+    /// The tensors with Hessians, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.store.names()
+    }
+
+    /// Statistics of the inputs of matrix `matrix` of a tensor, factored on the threads of the
+    /// current pool; `None` without a Hessian, or if all inputs were zero.
+    ///
+    /// # Errors
+    /// Files that are damaged or of another model.
+    pub fn inputs(
+        &self,
+        tensor: &str,
+        matrix: usize,
+        columns: usize,
+    ) -> Result<Option<Arc<InputStatistics>>> {
+        let Some(identity) = self.store.identity(tensor, matrix) else {
+            return Ok(None);
+        };
+        let bad = |what: String| Error::Bad {
+            path: self.directory.clone(),
+            what: format!("the input Hessian of '{tensor}': {what}"),
+        };
+        if let Some([channels, _]) = self.store.shape(tensor).filter(|[n, _]| *n != columns) {
+            return Err(bad(format!(
+                "it is of {channels} channels and {columns} are needed; it is of another model"
+            )));
+        }
+        let last = self
+            .last
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        if let Some((_, inputs)) = last.filter(|(last, _)| *last == identity) {
+            return Ok(inputs);
+        }
+        let Some(hessian) = self.store.get(tensor, matrix)? else {
+            return Ok(None);
+        };
+        let factor = factored(&hessian.mean, columns, hessian.rows)
+            .map_err(|error| bad(error.to_string()))?;
+        let inputs = factor.map(|factor| {
+            Arc::new(InputStatistics {
+                factor: factor.into(),
+                held_out: hessian.sample.into(),
+                shift: None,
+            })
+        });
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) =
+            Some((identity, inputs.clone()));
+        Ok(inputs)
+    }
+}

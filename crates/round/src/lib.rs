@@ -1,0 +1,39 @@
+//! Rounding of weights to the blocks of llama.cpp's types, with error feedback.
+//!
+//! ```text
+//! Rounder          rows of weights and what is known of them in, blocks out: the one place
+//! round_tensor     a whole tensor, band by band
+//! InputHessians    a directory of input Hessians
+//! InputStatistics  of one matrix: factored Hessian, held-out inputs, target shift
+//! InputFactor      how errors of columns act on each other (GPTQ)
+//! OutputFactor     how errors of rows act on each other (YAQA)
+//! hessian          sums, files and pairs of Hessians
+//! matrix           dense matrices in slices, and their products
+//! ```
+//!
+//! The result is plain blocks: a type says which numbers a weight can become, and error feedback
+//! chooses among them. See [`quantier_blocks`] for what happens within a block.
+
+#![warn(missing_docs)]
+
+mod directory;
+mod factor;
+mod feedback;
+pub mod hessian;
+pub mod matrix;
+mod output;
+mod proof;
+mod rounder;
+mod statistics;
+mod tensor;
+#[cfg(test)]
+mod tests;
+
+pub use directory::InputHessians;
+pub use factor::{DAMPING, InputFactor, NoFactor};
+pub use feedback::round_rows;
+pub use output::{OutputFactor, ROW_DAMPING};
+pub use proof::{Proof, TensorProof, spread};
+pub use rounder::{Knowledge, Rounder, Rounding, Stopped};
+pub use statistics::InputStatistics;
+pub use tensor::{Error, MatrixKnowledge, Result, Target, Weights};

@@ -1,0 +1,65 @@
+//! The proof of a rounding: its errors on inputs that its Hessian has not seen.
+
+use quantier_gguf::types::GgmlType;
+use serde::{Deserialize, Serialize};
+
+/// Errors of the products of rounded rows with held-out inputs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Proof {
+    /// Sum of the squared errors of the reference's rounding.
+    pub reference: f64,
+    /// The same of the rounding that was taken.
+    pub taken: f64,
+    /// Sum of the squares of the products themselves.
+    pub power: f64,
+    /// Rows that were rounded.
+    pub rows: u64,
+    /// Rows of which the reference's rounding was taken, whose error was smaller.
+    pub by_reference: u64,
+}
+
+impl Proof {
+    /// Of rows without held-out inputs.
+    pub(crate) fn unjudged(rows: usize) -> Proof {
+        Proof {
+            rows: rows as u64,
+            ..Proof::default()
+        }
+    }
+
+    /// Adds the proof of more rows.
+    pub fn add(&mut self, other: &Proof) {
+        self.reference += other.reference;
+        self.taken += other.taken;
+        self.power += other.power;
+        self.rows += other.rows;
+        self.by_reference += other.by_reference;
+    }
+
+    /// The error relative to the reference's; `None` without one, or without held-out inputs.
+    pub fn ratio(&self) -> Option<f64> {
+        (self.reference > 0.0).then(|| self.taken / self.reference)
+    }
+}
+
+/// The geometric mean of ratios, the least and the largest; `None` if there are none.
+pub fn spread(ratios: &[f64]) -> Option<[f64; 3]> {
+    let logarithms = ratios.iter().map(|r| r.max(f64::MIN_POSITIVE).ln());
+    let mean = (logarithms.sum::<f64>() / ratios.len() as f64).exp();
+    let least = ratios.iter().copied().fold(f64::INFINITY, f64::min);
+    let most = ratios.iter().copied().fold(0.0, f64::max);
+    (!ratios.is_empty()).then_some([mean, least, most])
+}
+
+/// The proof of one tensor in one type.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TensorProof {
+    /// The tensor's name in the output.
+    pub tensor: String,
+    /// Its type in the output.
+    #[serde(rename = "type")]
+    pub ggml_type: GgmlType,
+    /// Its proof.
+    #[serde(flatten)]
+    pub proof: Proof,
+}

@@ -1,0 +1,292 @@
+//! The one place where rows of weights become blocks.
+
+use crate::feedback::round_rows;
+use crate::{InputStatistics, OutputFactor, Proof};
+use quantier_blocks::Codec;
+use quantier_blocks::simd::LANES;
+use quantier_core::progress::Progress;
+use quantier_gguf::types::GgmlType;
+use rayon::prelude::*;
+
+/// How weights are rounded to the levels of blocks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Rounding {
+    /// To the nearest level, byte for byte as the reference does.
+    #[default]
+    Reference,
+    /// With error feedback (GPTQ), from input Hessians.
+    Feedback {
+        /// Each linear is calibrated on the activations of the already rounded model (GPTAQ).
+        sequential: bool,
+        /// The rows of a matrix are rounded jointly, weighted by its output Hessian (YAQA).
+        two_sided: bool,
+    },
+}
+
+impl Rounding {
+    /// Error feedback in its simplest form: neither sequential nor two-sided.
+    pub const FEEDBACK: Rounding = Rounding::Feedback {
+        sequential: false,
+        two_sided: false,
+    };
+
+    /// Whether there is error feedback.
+    pub fn has_feedback(self) -> bool {
+        self != Rounding::Reference
+    }
+
+    /// Whether each linear is calibrated on the activations of the already rounded model.
+    pub fn is_sequential(self) -> bool {
+        matches!(
+            self,
+            Rounding::Feedback {
+                sequential: true,
+                ..
+            }
+        )
+    }
+
+    /// Whether rows are rounded jointly.
+    pub fn is_two_sided(self) -> bool {
+        matches!(
+            self,
+            Rounding::Feedback {
+                two_sided: true,
+                ..
+            }
+        )
+    }
+
+    /// Its name in a file's metadata.
+    pub fn name(self) -> &'static str {
+        match self {
+            Rounding::Reference => "reference",
+            Rounding::Feedback {
+                sequential: false, ..
+            } => "feedback",
+            Rounding::Feedback {
+                sequential: true, ..
+            } => "propagated",
+        }
+    }
+}
+
+/// What the rounding of a matrix uses beside its weights.
+#[derive(Clone, Copy, Default)]
+pub struct Knowledge<'k> {
+    /// The importance of each column: the mean square of its input.
+    pub importance: Option<&'k [f32]>,
+    /// The input Hessian, with the target shift of sequential rounding: error feedback, for types
+    /// that take it.
+    pub inputs: Option<&'k InputStatistics>,
+    /// The output Hessian, for two-sided rounding of a whole matrix.
+    pub output: Option<&'k OutputFactor>,
+}
+
+/// The job was stopped from outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("stopped")]
+pub struct Stopped;
+
+/// Rounds rows of one length to the blocks of one type.
+#[derive(Clone, Copy)]
+pub struct Rounder {
+    codec: &'static Codec,
+    row_len: usize,
+}
+
+impl Rounder {
+    /// For rows of `row_len` weights; `None` if the type holds no weights, or its blocks do not fit
+    /// the rows.
+    pub fn new(ggml_type: GgmlType, row_len: usize) -> Option<Rounder> {
+        let codec = Codec::of(ggml_type)?;
+        let fits = row_len > 0 && row_len.is_multiple_of(ggml_type.block_len());
+        fits.then_some(Rounder { codec, row_len })
+    }
+
+    /// The type.
+    pub fn ggml_type(&self) -> GgmlType {
+        self.codec.ggml_type
+    }
+
+    pub(crate) fn codec(&self) -> &'static Codec {
+        self.codec
+    }
+
+    /// Whether the type has levels to choose with error feedback.
+    pub fn takes_feedback(&self) -> bool {
+        self.codec.takes_feedback()
+    }
+
+    /// Bytes of a row of blocks.
+    pub fn row_bytes(&self) -> usize {
+        self.row_len / self.codec.ggml_type.block_len() * self.codec.ggml_type.block_bytes()
+    }
+
+    /// Bytes of the blocks of so many weights.
+    pub fn blocks_bytes(&self, weights: usize) -> usize {
+        weights / self.row_len * self.row_bytes()
+    }
+
+    /// The weights that rows of blocks hold.
+    ///
+    /// # Panics
+    /// If the lengths do not fit each other.
+    pub fn widen(&self, blocks: &[u8], out: &mut [f32]) {
+        self.codec.dequantize_row(blocks, out);
+    }
+
+    /// Rounds rows of one matrix, `[rows, row_len]`, to rows of blocks. With inputs, and a type that
+    /// takes feedback, the reference's rounding is taken instead where it has the smaller error on
+    /// held-out inputs; else every row is rounded as the reference does. With an output Hessian,
+    /// the rows are those of the whole matrix, and the threads of the current pool share the work,
+    /// whose number changes no byte; else the calling thread does it.
+    ///
+    /// The proof is empty without feedback. With feedback along rows alone it has no
+    /// [`Proof::power`], which is the same for all types: see [`InputStatistics::power`]. That of
+    /// two-sided rounding is weighted by the output Hessian.
+    ///
+    /// # Errors
+    /// If `progress` is cancelled, which is looked at before each row, or before feedback.
+    ///
+    /// # Panics
+    /// If lengths do not fit each other.
+    pub fn round(
+        &self,
+        weights: &[f32],
+        knowledge: &Knowledge<'_>,
+        out: &mut [u8],
+        progress: &dyn Progress,
+    ) -> Result<Proof, Stopped> {
+        let go_on = || match progress.cancelled() {
+            true => Err(Stopped),
+            false => Ok(()),
+        };
+        let Some(inputs) = knowledge.inputs.filter(|_| self.takes_feedback()) else {
+            for (weights, out) in self.rows(weights, out) {
+                go_on()?;
+                self.codec.quantize_row(weights, knowledge.importance, out);
+            }
+            return Ok(Proof::default());
+        };
+        go_on()?;
+        Ok(match knowledge.output {
+            Some(output) => self.two_sided(weights, knowledge.importance, inputs, output, out),
+            None => self.one_sided(weights, knowledge.importance, inputs, out),
+        })
+    }
+
+    fn rows<'r>(
+        &self,
+        weights: &'r [f32],
+        out: &'r mut [u8],
+    ) -> impl Iterator<Item = (&'r [f32], &'r mut [u8])> + use<'r> {
+        assert_eq!(
+            weights.len() / self.row_len * self.row_bytes(),
+            out.len(),
+            "rows of blocks"
+        );
+        weights
+            .chunks_exact(self.row_len)
+            .zip(out.chunks_exact_mut(self.row_bytes()))
+    }
+
+    /// With feedback along rows.
+    fn one_sided(
+        &self,
+        weights: &[f32],
+        importance: Option<&[f32]>,
+        inputs: &InputStatistics,
+        out: &mut [u8],
+    ) -> Proof {
+        let rows = weights.len() / self.row_len;
+        let mut rounded = inputs.target(weights, 1);
+        round_rows(self.codec, &inputs.factor, &mut rounded, out);
+        if inputs.held_out.is_empty() {
+            return Proof::unjudged(rows);
+        }
+        self.widen(out, &mut rounded);
+        let feedback = inputs.squared_error(weights, &mut rounded);
+        let mut plain = vec![0; out.len()];
+        for (weights, plain) in self.rows(weights, &mut plain) {
+            self.codec.quantize_row(weights, importance, plain);
+        }
+        self.widen(&plain, &mut rounded);
+        let reference = inputs.squared_error(weights, &mut rounded);
+        better([feedback, reference], rows, out, &plain)
+    }
+
+    /// With feedback along rows and between them.
+    fn two_sided(
+        &self,
+        weights: &[f32],
+        importance: Option<&[f32]>,
+        inputs: &InputStatistics,
+        output: &OutputFactor,
+        out: &mut [u8],
+    ) -> Proof {
+        let (n, m, threads) = (self.row_len, output.rows(), rayon::current_num_threads());
+        let row_bytes = self.row_bytes();
+        assert_eq!(
+            [weights.len(), out.len()],
+            [m * n, m * row_bytes],
+            "a matrix of {m} rows"
+        );
+        let target = inputs.target(weights, threads);
+        output.round_blocks(&target, n, threads, |rows, numbers| {
+            let task_rows = rows.len().div_ceil(threads).next_multiple_of(LANES);
+            let mut blocks = vec![0u8; rows.len() * row_bytes];
+            numbers
+                .par_chunks_mut(task_rows * n)
+                .zip(blocks.par_chunks_mut(task_rows * row_bytes))
+                .for_each(|(numbers, blocks)| {
+                    round_rows(self.codec, &inputs.factor, numbers, blocks);
+                    self.widen(blocks, numbers);
+                });
+            for (row, blocks) in rows.iter().zip(blocks.chunks_exact(row_bytes)) {
+                out[row * row_bytes..][..row_bytes].copy_from_slice(blocks);
+            }
+        });
+        if inputs.held_out.is_empty() {
+            return Proof::unjudged(m);
+        }
+        let cost = |blocks: &[u8]| {
+            let mut rounded = vec![0.0; m * n];
+            self.widen(blocks, &mut rounded);
+            output.cost(&inputs.errors(weights, &mut rounded, threads), threads)
+        };
+        let mut plain = vec![0; out.len()];
+        weights
+            .par_chunks_exact(n)
+            .zip(plain.par_chunks_exact_mut(row_bytes))
+            .for_each(|(weights, plain)| self.codec.quantize_row(weights, importance, plain));
+        let power = output.cost(&inputs.original_products(weights, threads), threads);
+        Proof {
+            power,
+            ..better([cost(out), cost(&plain)], m, out, &plain)
+        }
+    }
+}
+
+/// Replaces blocks of error feedback by the reference's `plain` ones if these have the smaller
+/// error; `errors` are those of both.
+fn better(errors: [f64; 2], rows: usize, blocks: &mut [u8], plain: &[u8]) -> Proof {
+    let ([feedback, reference], rows) = (errors, rows as u64);
+    // NaN is not smaller.
+    if feedback > reference || feedback.is_nan() {
+        blocks.copy_from_slice(plain);
+        return Proof {
+            reference,
+            taken: reference,
+            rows,
+            by_reference: rows,
+            ..Proof::default()
+        };
+    }
+    Proof {
+        reference,
+        taken: feedback,
+        rows,
+        ..Proof::default()
+    }
+}

@@ -1,0 +1,212 @@
+//! Statistics of a linear's inputs: the factored Hessian, rows that it has not seen, and the target
+//! shift of sequential rounding.
+
+use crate::hessian::{PairMeans, PairSums};
+use crate::matrix::{View, add_product, multiply, subtract_product};
+use crate::{DAMPING, InputFactor, NoFactor};
+use std::sync::Arc;
+
+/// Statistics of the inputs of one matrix.
+pub struct InputStatistics {
+    pub(crate) factor: Arc<InputFactor>,
+    /// Rows that the factor has not seen: `[rows, columns]`.
+    pub(crate) held_out: Arc<Vec<f32>>,
+    /// The target shift of sequential rounding.
+    pub(crate) shift: Option<Arc<TargetShift>>,
+}
+
+/// The target shift of a matrix with inputs `x` in the original model and `z` in the rounded one
+/// (GPTAQ, Li et al. 2025).
+pub(crate) struct TargetShift {
+    /// `E[(x - z) z^T] E[z z^T]^-1`, `[columns, columns]`: the linear prediction of `x - z` from
+    /// `z`.
+    map: Vec<f32>,
+    /// The `x` of the held-out `z`: `[rows, columns]`.
+    held_out: Vec<f32>,
+}
+
+/// The factor of a Hessian that is the mean over `rows` inputs, made on the threads of the current
+/// pool; `None` if all inputs were zero.
+pub(crate) fn factored(
+    mean: &[f32],
+    columns: usize,
+    rows: u64,
+) -> Result<Option<InputFactor>, NoFactor> {
+    let mut damping = damping(columns, rows);
+    loop {
+        match InputFactor::new(mean, columns, damping, rayon::current_num_threads()) {
+            Ok(factor) => return Ok(Some(factor)),
+            Err(NoFactor::Zero) => return Ok(None),
+            // With few rows, f32 leaves negative squares, which a Hessian does not have.
+            Err(NoFactor::Negative { .. }) if damping < 1.0 => damping *= 10.0,
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// The damping of a Hessian, relative to the mean of its diagonal: more where it has fewer rows than
+/// columns.
+fn damping(columns: usize, rows: u64) -> f64 {
+    DAMPING * (1.0 + columns as f64 / rows.max(1) as f64)
+}
+
+impl InputStatistics {
+    /// Statistics for sequential rounding. The target of the rounding is then not the weights but
+    /// those whose products with the inputs in the rounded model come nearest to the original
+    /// products (GPTAQ, Li et al. 2025), as far as that holds on held-out rows. `None` if all
+    /// inputs are zero. Made on the threads of the current pool.
+    ///
+    /// # Errors
+    /// Numbers that are not finite.
+    pub fn of_pairs(means: PairMeans) -> Result<Option<InputStatistics>, NoFactor> {
+        let PairMeans {
+            columns,
+            rows,
+            mean,
+            mut cross,
+            samples: [original, rounded],
+        } = means;
+        let Some(factor) = factored(&mean, columns, rows)? else {
+            return Ok(None);
+        };
+        if let Some(at) = cross.iter().position(|x| !x.is_finite()) {
+            return Err(NoFactor::NotFinite {
+                row: at / columns,
+                column: at % columns,
+            });
+        }
+        let split = rayon::current_num_threads();
+        factor.divide(&mut cross, split);
+        let trust = trust(&cross, [&original, &rounded], columns, split);
+        cross.iter_mut().for_each(|x| *x *= trust);
+        Ok(Some(InputStatistics {
+            factor: factor.into(),
+            held_out: rounded.into(),
+            shift: Some(Arc::new(TargetShift {
+                map: cross,
+                held_out: original,
+            })),
+        }))
+    }
+
+    /// Statistics of one expert: its own input Hessian, with the target shift and the held-out rows
+    /// of all experts' tokens.
+    pub fn with_shift_of(&self, all: &InputStatistics) -> InputStatistics {
+        InputStatistics {
+            factor: self.factor.clone(),
+            held_out: all.held_out.clone(),
+            shift: all.shift.clone(),
+        }
+    }
+
+    /// Bytes that statistics of so many columns take while they are made, at most: the sums of
+    /// pairs, then the factor beside the result.
+    pub fn working_bytes(columns: u64) -> u64 {
+        PairSums::bytes(columns as usize)
+            .max(InputFactor::working_bytes(columns) + 4 * columns * columns)
+    }
+
+    pub(crate) fn columns(&self) -> usize {
+        self.factor.columns()
+    }
+
+    /// The target of the rounding of rows of weights `[rows, columns]`.
+    pub(crate) fn target(&self, weights: &[f32], split: usize) -> Vec<f32> {
+        let (n, mut target) = (self.columns(), weights.to_vec());
+        if let Some(shift) = &self.shift {
+            let rows = View::new(weights, weights.len() / n, n, n);
+            add_product(rows, View::new(&shift.map, n, n, n), &mut target, n, split);
+        }
+        target
+    }
+
+    /// The sum of the squares of the products of rows of weights with held-out inputs.
+    pub fn power(&self, weights: &[f32]) -> f64 {
+        squares(&self.original_products(weights, 1))
+    }
+
+    /// The products of rows of weights with held-out inputs of the original model.
+    pub(crate) fn original_products(&self, weights: &[f32], split: usize) -> Vec<f32> {
+        let inputs = match &self.shift {
+            Some(shift) => &shift.held_out,
+            None => &*self.held_out,
+        };
+        self.products(weights, inputs, split)
+    }
+
+    /// The squared error of the products of weights and their `rounded` form, which is overwritten.
+    pub(crate) fn squared_error(&self, weights: &[f32], rounded: &mut [f32]) -> f64 {
+        squares(&self.errors(weights, rounded, 1))
+    }
+
+    /// The errors of the products with held-out inputs, `[rows, held out]`, of weights and their
+    /// `rounded` form, which is overwritten.
+    pub(crate) fn errors(&self, weights: &[f32], rounded: &mut [f32], split: usize) -> Vec<f32> {
+        let Some(shift) = &self.shift else {
+            rounded
+                .iter_mut()
+                .zip(weights)
+                .for_each(|(rounded, w)| *rounded -= w);
+            return self.products(rounded, &self.held_out, split);
+        };
+        let mut errors = self.products(weights, &shift.held_out, split);
+        let n = self.columns();
+        let inputs = self.held_out.len() / n;
+        subtract_product(
+            View::new(rounded, rounded.len() / n, n, n),
+            View::new(&self.held_out, inputs, n, n).transposed(),
+            &mut errors,
+            inputs,
+            split,
+        );
+        errors
+    }
+
+    /// The products of rows with inputs: `[rows, inputs]`.
+    fn products(&self, rows: &[f32], inputs: &[f32], split: usize) -> Vec<f32> {
+        let n = self.columns();
+        let (count, input_count) = (rows.len() / n, inputs.len() / n);
+        let mut products = vec![0.0f32; count * input_count];
+        multiply(
+            View::new(rows, count, n, n),
+            View::new(inputs, input_count, n, n).transposed(),
+            &mut products,
+            input_count,
+            split,
+        );
+        products
+    }
+}
+
+/// The factor from 0 to 1 of the map `[n, n]` from `z` to `x - z` that predicts best on held-out
+/// rows of `x` and `z`; 1 without such rows.
+fn trust(map: &[f32], [x, z]: [&[f32]; 2], n: usize, split: usize) -> f32 {
+    let rows = z.len() / n;
+    let mut predicted = vec![0.0f32; z.len()];
+    multiply(
+        View::new(z, rows, n, n),
+        View::new(map, n, n, n).transposed(),
+        &mut predicted,
+        n,
+        split,
+    );
+    let dot = |other: &dyn Fn(usize) -> f32| -> f64 {
+        (0..predicted.len())
+            .map(|i| f64::from(predicted[i]) * f64::from(other(i)))
+            .sum()
+    };
+    let (with_truth, with_itself) = (dot(&|i| x[i] - z[i]), dot(&|i| predicted[i]));
+    if with_itself > 0.0 {
+        (with_truth / with_itself).clamp(0.0, 1.0) as f32
+    } else {
+        1.0
+    }
+}
+
+/// The sum of their squares, a few hundred at a time in f32.
+fn squares(numbers: &[f32]) -> f64 {
+    numbers
+        .chunks(512)
+        .map(|some| f64::from(some.iter().map(|x| x * x).sum::<f32>()))
+        .sum()
+}

@@ -1,0 +1,357 @@
+//! Tensors to blocks, band by band: widened once, rounded for every target, checked.
+
+use crate::{InputStatistics, Knowledge, OutputFactor, Proof, Rounder, Stopped};
+use quantier_blocks::Fault;
+use quantier_core::progress::Progress;
+use quantier_gguf::reader::{Band, Tensor, TensorReader, first_fault};
+use quantier_gguf::types::GgmlType;
+use rayon::prelude::*;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Rows of a task with error feedback: as many as share one reading of the factor.
+const FEEDBACK_ROWS: usize = 128;
+
+/// Why a tensor could not be rounded.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file could not be read.
+    #[error(transparent)]
+    Format(#[from] quantier_gguf::Error),
+    /// The model holds something that is not a number.
+    #[error(
+        "{}: tensor '{tensor}', row {row}, has {fault}; llama-quantize refuses such a model too: repair or convert it again",
+        path.display()
+    )]
+    BadInput {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Its row, counted over all its matrices.
+        row: u64,
+        /// What is wrong.
+        fault: Fault,
+    },
+    /// Weights too large for the type's scales.
+    #[error(
+        "tensor '{tensor}', row {row}: quantized to {target} it has {fault}; its weights are too large for that type: keep it in f16 or bf16 with --tensor-type"
+    )]
+    Overflow {
+        /// The tensor.
+        tensor: String,
+        /// Its row, counted over all its matrices.
+        row: u64,
+        /// The type.
+        target: GgmlType,
+        /// What is wrong.
+        fault: Fault,
+    },
+    /// Stopped from outside.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
+}
+
+/// Result of this module.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// The weights of a tensor, and their importance.
+#[derive(Clone, Copy)]
+pub struct Weights<'w> {
+    /// The model.
+    pub reader: &'w TensorReader<'w>,
+    /// The tensor.
+    pub tensor: &'w Tensor<'w>,
+    /// Its name in the output.
+    pub name: &'w str,
+    /// One importance weight per column and matrix.
+    pub importance: Option<&'w [f32]>,
+}
+
+/// One form that a band of rows takes.
+pub struct Target<'t> {
+    /// Its type.
+    pub rounder: Rounder,
+    /// Whether it is rounded with error feedback.
+    pub feedback: bool,
+    /// Its blocks, as many as the band's rows need.
+    pub blocks: &'t mut [u8],
+    /// What the proofs of the band's rows are added to.
+    pub proof: &'t mut Proof,
+}
+
+/// What the rounding of one matrix of a tensor uses beside weights and importance.
+#[derive(Default)]
+pub struct MatrixKnowledge {
+    /// Statistics of its inputs, for error feedback.
+    pub inputs: Option<Arc<InputStatistics>>,
+    /// The factor of its output Hessian, for two-sided rounding.
+    pub output: Option<OutputFactor>,
+}
+
+impl Weights<'_> {
+    fn row_len(&self) -> usize {
+        self.tensor.info.shape.row_len() as usize
+    }
+
+    /// The importance of the columns of one matrix.
+    pub fn importance_of(&self, matrix: usize) -> Option<&[f32]> {
+        let n = self.row_len();
+        self.importance.map(|all| &all[matrix * n..][..n])
+    }
+
+    /// Rounds the whole tensor for one target, on the threads of the current pool: its blocks, and
+    /// their proof. `knowledge` is asked once for each matrix.
+    ///
+    /// # Errors
+    /// Those of reading, of `knowledge`, faults of the weights, overflow, a stop.
+    pub fn round<E: From<Error>>(
+        &self,
+        rounder: &Rounder,
+        knowledge: &dyn Fn(usize) -> std::result::Result<MatrixKnowledge, E>,
+        progress: &dyn Progress,
+    ) -> std::result::Result<(Vec<u8>, Proof), E> {
+        let rows = self.tensor.info.shape.rows();
+        let mut blocks = vec![0; rows as usize * rounder.row_bytes()];
+        let mut proof = Proof::default();
+        let rows_per_matrix = self.tensor.info.shape.four()[1];
+        let all = blocks.chunks_mut((rows_per_matrix as usize * rounder.row_bytes()).max(1));
+        for (number, blocks) in all.enumerate() {
+            let matrix = number % self.tensor.matrices();
+            let knowledge = knowledge(matrix)?;
+            let first = number as u64 * rows_per_matrix;
+            let matrix_proof = match (&knowledge.inputs, &knowledge.output) {
+                (Some(inputs), Some(output)) => {
+                    let knowledge = Knowledge {
+                        importance: self.importance_of(matrix),
+                        inputs: Some(inputs),
+                        output: Some(output),
+                    };
+                    self.round_whole(first, rounder, &knowledge, blocks, progress)?
+                }
+                (inputs, _) => self.round_banded(
+                    first..first + rows_per_matrix,
+                    rounder,
+                    inputs.as_deref(),
+                    blocks,
+                    progress,
+                )?,
+            };
+            proof.add(&matrix_proof);
+        }
+        Ok((blocks, proof))
+    }
+
+    /// Rounds the rows of one matrix band by band.
+    fn round_banded(
+        &self,
+        rows: Range<u64>,
+        rounder: &Rounder,
+        inputs: Option<&InputStatistics>,
+        blocks: &mut [u8],
+        progress: &dyn Progress,
+    ) -> Result<Proof> {
+        let (mut buffer, mut proof, mut left) = (Vec::new(), Proof::default(), blocks);
+        for rows in self.tensor.bands(rows) {
+            let bytes = (rows.end - rows.start) as usize * rounder.row_bytes();
+            let blocks = left.split_off_mut(..bytes).expect("bands make up the rows");
+            let band = self.reader.band(self.tensor, rows.clone(), &mut buffer)?;
+            let target = Target {
+                rounder: *rounder,
+                feedback: inputs.is_some(),
+                blocks,
+                proof: &mut proof,
+            };
+            self.round_band(band, inputs, vec![target], progress)?;
+            self.reader.release(self.tensor, rows);
+        }
+        Ok(proof)
+    }
+
+    /// Rounds one matrix as a whole, from row `first` on.
+    fn round_whole(
+        &self,
+        first: u64,
+        rounder: &Rounder,
+        knowledge: &Knowledge<'_>,
+        blocks: &mut [u8],
+        progress: &dyn Progress,
+    ) -> Result<Proof> {
+        let row_len = self.row_len();
+        let rows = (blocks.len() / rounder.row_bytes()) as u64;
+        let (mut weights, mut buffer) = (vec![0.0; rows as usize * row_len], Vec::new());
+        for rows in self.tensor.bands(first..first + rows) {
+            if progress.cancelled() {
+                return Err(Stopped.into());
+            }
+            let band = self.reader.band(self.tensor, rows.clone(), &mut buffer)?;
+            self.check_input(&band)?;
+            let [from, to] = [rows.start, rows.end].map(|row| (row - first) as usize * row_len);
+            band.widen(&mut weights[from..to]);
+            self.reader.release(self.tensor, rows);
+        }
+        let proof = rounder.round(&weights, knowledge, blocks, progress)?;
+        self.check_output(rounder, blocks, first)?;
+        Ok(proof)
+    }
+
+    /// Checks the weights of a band and rounds them for every target, on the threads of the current
+    /// pool. With `inputs`, the band is of one matrix, whose inputs they are.
+    ///
+    /// # Errors
+    /// Faults of the weights, overflow, a stop.
+    ///
+    /// # Panics
+    /// If a target's blocks are not of the band's length.
+    pub fn round_band(
+        &self,
+        band: Band<'_>,
+        inputs: Option<&InputStatistics>,
+        mut targets: Vec<Target<'_>>,
+        progress: &dyn Progress,
+    ) -> Result<()> {
+        let inputs = inputs.filter(|_| targets.iter().any(|target| target.feedback));
+        let task_rows = match inputs {
+            Some(_) => FEEDBACK_ROWS,
+            None => self.tensor.task_rows(),
+        };
+        let mut tasks: Vec<Task<'_>> = band
+            .par_chunks(task_rows)
+            .map(|band| Task {
+                band,
+                rows: Vec::new(),
+            })
+            .collect();
+        for (target, chosen) in targets.iter_mut().enumerate() {
+            let rounder = chosen.rounder;
+            assert_eq!(
+                chosen.blocks.len(),
+                band.len() * rounder.row_bytes(),
+                "blocks of a band"
+            );
+            let inputs = inputs.filter(|_| chosen.feedback);
+            let blocks = chosen.blocks.chunks_mut(task_rows * rounder.row_bytes());
+            for (task, blocks) in tasks.iter_mut().zip(blocks) {
+                task.rows.push(Rows {
+                    target,
+                    rounder,
+                    inputs,
+                    blocks,
+                });
+            }
+        }
+        let room = || vec![0.0f32; task_rows.min(band.len()) * self.row_len()];
+        // A band can take a minute in the slowest types: a stop is noticed between tasks.
+        let proofs: Result<Vec<Vec<(usize, Proof)>>> = tasks
+            .into_par_iter()
+            .map_init(room, |room, task| match progress.cancelled() {
+                true => Err(Stopped.into()),
+                false => self.round_task(task, room, progress),
+            })
+            .collect();
+        // In the order of the rows, so that sums do not depend on threads.
+        for (target, proof) in proofs?.into_iter().flatten() {
+            targets[target].proof.add(&proof);
+        }
+        Ok(())
+    }
+
+    fn round_task(
+        &self,
+        task: Task<'_>,
+        room: &mut [f32],
+        progress: &dyn Progress,
+    ) -> Result<Vec<(usize, Proof)>> {
+        let (band, row_len) = (task.band, self.row_len());
+        self.check_input(&band)?;
+        if task.rows.is_empty() {
+            return Ok(Vec::new());
+        }
+        let weights = &mut room[..band.len() * row_len];
+        band.widen(weights);
+        // The same for all targets.
+        let inputs = task.rows.iter().find_map(|rows| rows.inputs);
+        let power = inputs.map_or(0.0, |inputs| inputs.power(weights));
+        let mut proofs = Vec::new();
+        for rows in task.rows {
+            let rounder = rows.rounder;
+            for piece in self.matrices_of(band.rows()) {
+                let [from, to] = [piece.rows.start, piece.rows.end]
+                    .map(|row| (row - band.rows().start) as usize);
+                let knowledge = Knowledge {
+                    importance: self.importance_of(piece.matrix),
+                    inputs: rows.inputs,
+                    output: None,
+                };
+                let blocks = &mut rows.blocks[from * rounder.row_bytes()..to * rounder.row_bytes()];
+                let weights = &weights[from * row_len..to * row_len];
+                let proof = rounder.round(weights, &knowledge, blocks, progress)?;
+                if rows.inputs.is_some() {
+                    proofs.push((rows.target, Proof { power, ..proof }));
+                }
+            }
+            self.check_output(&rounder, rows.blocks, band.rows().start)?;
+        }
+        Ok(proofs)
+    }
+
+    /// The parts of rows that are of one matrix each.
+    fn matrices_of(&self, rows: Range<u64>) -> impl Iterator<Item = Piece> + use<> {
+        let [_, rows_per_matrix, matrices, _] = self.tensor.info.shape.four();
+        (rows.start / rows_per_matrix..rows.end.div_ceil(rows_per_matrix)).map(move |number| {
+            Piece {
+                rows: (number * rows_per_matrix).max(rows.start)
+                    ..((number + 1) * rows_per_matrix).min(rows.end),
+                matrix: (number % matrices) as usize,
+            }
+        })
+    }
+
+    /// Fails if a band holds something that is not a number.
+    fn check_input(&self, band: &Band<'_>) -> Result<()> {
+        match band.first_fault() {
+            None => Ok(()),
+            Some((row, fault)) => Err(Error::BadInput {
+                path: self.reader.path_of(self.tensor).to_owned(),
+                tensor: self.tensor.info.name.to_string(),
+                row,
+                fault,
+            }),
+        }
+    }
+
+    /// Fails if blocks of the rows from `first` on hold something that is not a number.
+    fn check_output(&self, rounder: &Rounder, blocks: &[u8], first: u64) -> Result<()> {
+        match first_fault(rounder.codec(), self.row_len(), first, blocks) {
+            None => Ok(()),
+            Some((row, fault)) => Err(Error::Overflow {
+                tensor: self.name.to_owned(),
+                row,
+                target: rounder.ggml_type(),
+                fault,
+            }),
+        }
+    }
+}
+
+/// Rows of one matrix.
+struct Piece {
+    rows: Range<u64>,
+    matrix: usize,
+}
+
+/// A few rows that one thread rounds for all targets.
+struct Task<'t> {
+    band: Band<'t>,
+    rows: Vec<Rows<'t>>,
+}
+
+/// The rows of a task for one target.
+struct Rows<'t> {
+    /// The number of the target.
+    target: usize,
+    rounder: Rounder,
+    inputs: Option<&'t InputStatistics>,
+    blocks: &'t mut [u8],
+}
