@@ -41,6 +41,14 @@ pub struct Source {
     pub(super) range: Range<usize>,
 }
 
+impl Source {
+    /// Where these elements are in the file, in bytes.
+    pub(super) fn bytes(&self, elements: Range<u64>) -> Range<usize> {
+        let (start, width) = (self.range.start, self.dtype.bytes());
+        start + elements.start as usize * width..start + elements.end as usize * width
+    }
+}
+
 impl Checkpoint {
     /// Opens a directory, or one safetensors file with a config.json beside it, and checks that
     /// nothing is missing.

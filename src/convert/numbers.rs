@@ -4,6 +4,7 @@
 //! For numbers the block codecs do the very same; what differs are the bits of NaNs, most of which
 //! numpy keeps.
 
+use super::weights::Numeric;
 use crate::format::safetensors::Dtype;
 use crate::format::types::GgmlType;
 use crate::quant::Codec;
@@ -51,11 +52,15 @@ pub(super) fn widen(dtype: Dtype, raw: &[u8], out: &mut [f32]) {
     }
 }
 
-/// Adds 1. Halves are rounded to halves again: PyTorch adds in the checkpoint's type where that is
-/// f16.
-pub(super) fn add_one(dtype: Dtype, weights: &mut [f32]) {
+/// Applies an operation to every number. Halves are rounded to halves again: PyTorch computes in the
+/// checkpoint's type where that is f16.
+pub(super) fn apply(numeric: Numeric, dtype: Dtype, weights: &mut [f32]) {
     for w in weights {
-        *w += 1.0;
+        *w = match numeric {
+            Numeric::AddOne => *w + 1.0,
+            // Rounded once: to the nearest f32 in all but a few of a billion cases.
+            Numeric::NegExp => -(f64::from(*w).exp() as f32),
+        };
         if dtype == Dtype::F16 {
             *w = half::f16::from_f32(*w).to_f32();
         }

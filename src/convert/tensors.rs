@@ -5,10 +5,10 @@
 //! the mapped bytes themselves.
 
 use super::checkpoint::Source;
-use super::numbers::{add_one, is_quiet_bf16, narrow, quiet_bf16, same_type, widen};
+use super::numbers::{apply, is_quiet_bf16, narrow, quiet_bf16, same_type, widen};
 use super::plan::{Plan, PlannedTensor};
 use super::scale::Scale;
-use super::weights::{Part, View};
+use super::weights::{Part, Stored, Weights};
 use super::{Error, Result};
 use crate::format::gguf::Writer;
 use crate::format::safetensors::Dtype;
@@ -116,18 +116,16 @@ impl Plan<'_> {
     ) -> Result<()> {
         for tensor in &self.tensors {
             progress.at(&tensor.name);
-            let weights = &tensor.weights;
-            let rows_per_band =
-                (BAND_WEIGHTS / weights.row_len().max(1)).clamp(1, weights.rows().max(1));
-            let mut row = 0;
-            while row < weights.rows() {
+            let (step, end) = (tensor.step(BAND_WEIGHTS), tensor.shape.elements());
+            let mut start = 0;
+            while start < end {
                 if progress.cancelled() {
                     return Err(Error::Cancelled);
                 }
-                let rows = row..(row + rows_per_band).min(weights.rows());
-                row = rows.end;
+                let elements = start..end.min(start + step);
+                start = elements.end;
                 let buffer = buffers.try_recv().unwrap_or_default();
-                let band = pool.install(|| self.band(tensor, rows, buffer))?;
+                let band = pool.install(|| self.band(tensor, elements, buffer))?;
                 if bands.send(band).is_err() {
                     // The writer has failed and says why.
                     return Ok(());
@@ -137,59 +135,53 @@ impl Plan<'_> {
         Ok(())
     }
 
-    /// Rows of a tensor as they are in the output, in the threads of the pool that this is called
-    /// in.
-    fn band(&self, tensor: &PlannedTensor, rows: Range<u64>, mut buffer: Vec<u8>) -> Result<Band> {
-        let (weights, shard) = (&tensor.weights, tensor.shard);
-        if weights.parts().is_empty() {
-            let all = weights.generated_weights();
-            let bytes = all[rows.start as usize..rows.end as usize]
-                .iter()
-                .flat_map(|w| w.to_le_bytes())
-                .collect();
-            return Ok(Band {
-                bytes: Bytes::Made(bytes),
-                shard,
-                release: Vec::new(),
-            });
-        }
-        let release = self.mapped(tensor, rows.clone());
+    /// Elements of a tensor as they are in the output, whole rows of them, in the threads of the
+    /// pool that this is called in.
+    fn band(
+        &self,
+        tensor: &PlannedTensor,
+        elements: Range<u64>,
+        mut buffer: Vec<u8>,
+    ) -> Result<Band> {
+        let shard = tensor.shard;
+        let stored = match &tensor.weights {
+            Weights::Stored(stored) => stored,
+            Weights::Computed(weights) => {
+                let weights = &weights[elements.start as usize..elements.end as usize];
+                let bytes = weights.iter().flat_map(|w| w.to_le_bytes()).collect();
+                return Ok(Band {
+                    bytes: Bytes::Made(bytes),
+                    shard,
+                    release: Vec::new(),
+                });
+            }
+        };
+        let release = self.mapped(tensor, elements.clone());
         release
             .iter()
             .try_for_each(|(file, _)| self.checkpoint.maps()[*file].check_length())?;
-        let source = self.source(&weights.parts()[(rows.start / weights.rows_per_part()) as usize]);
-        let is_plain =
-            self.is_copied(tensor, source) && weights.view() == View::Rows && !self.check;
-        if let ([(file, range)], true) = (&*release, is_plain) {
-            let mapped = &self.checkpoint.maps()[*file].bytes()[range.clone()];
-            let intact = source.dtype != Dtype::Bf16
-                || mapped
-                    .par_chunks(TASK_WEIGHTS as usize * 2)
-                    .all(is_quiet_bf16);
-            if intact {
-                let bytes = Bytes::Mapped {
-                    file: *file,
-                    range: range.clone(),
-                };
-                return Ok(Band {
-                    bytes,
-                    shard,
-                    release,
-                });
-            }
+        if let Some((file, range)) = self.unchanged(tensor, stored, elements.clone()) {
+            return Ok(Band {
+                bytes: Bytes::Mapped { file, range },
+                shard,
+                release,
+            });
         }
-        let row_bytes = tensor.target.row_bytes(tensor.shape.row_len()).unwrap_or(0)
-            * weights.row_len()
-            / tensor.shape.row_len();
-        buffer.resize((rows.end - rows.start) as usize * row_bytes as usize, 0);
-        let task_rows = (TASK_WEIGHTS / weights.row_len()).max(1);
-        let tasks = buffer
-            .par_chunks_mut((task_rows * row_bytes) as usize)
-            .enumerate();
+        buffer.resize(tensor.bytes_of(elements.end - elements.start), 0);
+        let step = tensor.step(TASK_WEIGHTS);
+        let tasks = buffer.par_chunks_mut(tensor.bytes_of(step)).enumerate();
         tasks.try_for_each_init(Scratch::default, |scratch, (i, out)| {
-            let start = rows.start + i as u64 * task_rows;
-            let task = start..(start + task_rows).min(rows.end);
-            self.convert(tensor, task, out, scratch)
+            let start = elements.start + i as u64 * step;
+            let task = start..elements.end.min(start + step);
+            match self.is_copied_whole(tensor, stored, task.clone()) {
+                true => {
+                    self.copy(stored, task, out);
+                    Ok(())
+                }
+                false => self.convert(tensor, stored, task, scratch).map(|()| {
+                    narrow(tensor.target, &scratch.weights, out);
+                }),
+            }
         })?;
         Ok(Band {
             bytes: Bytes::Made(buffer),
@@ -200,17 +192,16 @@ impl Plan<'_> {
 
     /// Some rows, counted over all matrices, as bytes of the type that the tensor becomes: mapped
     /// bytes, or made in `buffer`. Uses the threads of the pool that this is called in.
+    ///
+    /// # Errors
+    /// If a file has become shorter, or `--check` finds a weight that is no number.
     pub(crate) fn read<'b>(
         &'b self,
         tensor: &'b PlannedTensor,
         rows: Range<u64>,
         buffer: &'b mut Vec<u8>,
     ) -> Result<&'b [u8]> {
-        let band = self.band(
-            tensor,
-            rows_of_weights(tensor, rows),
-            std::mem::take(buffer),
-        )?;
+        let band = self.band(tensor, tensor.elements(rows), std::mem::take(buffer))?;
         Ok(match band.bytes {
             Bytes::Mapped { file, range } => &self.checkpoint.maps()[file].bytes()[range],
             Bytes::Made(bytes) => {
@@ -220,170 +211,159 @@ impl Plan<'_> {
         })
     }
 
-    /// Tells the system that what such rows are made of is not needed again soon.
+    /// Tells the system that the sources of such rows are not needed again soon.
     pub(crate) fn release(&self, tensor: &PlannedTensor, rows: Range<u64>) {
-        for (file, range) in self.mapped(tensor, rows_of_weights(tensor, rows)) {
+        for (file, range) in self.mapped(tensor, tensor.elements(rows)) {
             self.checkpoint.maps()[file].release(range);
         }
     }
 
-    /// The file of a tensor's first part; the first one where it is computed.
+    /// The file of a tensor's first source; the first file where the tensor is computed.
     pub(crate) fn path_of(&self, tensor: &PlannedTensor) -> &Path {
-        let file = tensor
-            .weights
-            .parts()
-            .first()
-            .map_or(0, |part| self.source(part).file);
+        let source = tensor.weights.sources().next();
+        let file = source.map_or(0, |source| self.checkpoint.tensors[source].file);
         self.checkpoint.maps()[file].path()
     }
 
-    /// Where rows come from: files, and ranges of their bytes.
-    fn mapped(&self, tensor: &PlannedTensor, rows: Range<u64>) -> Vec<(usize, Range<usize>)> {
-        if tensor.weights.parts().is_empty() {
+    /// Where elements come from: files, and ranges of their bytes.
+    fn mapped(&self, tensor: &PlannedTensor, elements: Range<u64>) -> Vec<(usize, Range<usize>)> {
+        let Weights::Stored(stored) = &tensor.weights else {
             return Vec::new();
-        }
-        let in_file = |(part, rows): (usize, Range<u64>)| {
-            let part = &tensor.weights.parts()[part];
-            (
-                self.source(part).file,
-                self.mapped_range(tensor, part, rows),
-            )
         };
-        pieces(tensor.weights.rows_per_part(), rows)
-            .into_iter()
-            .map(in_file)
-            .collect()
+        let in_file = |(part, elements): (&Part, Range<u64>)| {
+            let source = self.source(part);
+            (source.file, source.bytes(part.order.bounds(elements)))
+        };
+        stored.pieces(elements).map(in_file).collect()
     }
 
     fn source(&self, part: &Part) -> &Source {
         &self.checkpoint.tensors[part.source]
     }
 
-    /// Whether a tensor's numbers stay as they are, apart from their order.
-    fn is_copied(&self, tensor: &PlannedTensor, source: &Source) -> bool {
-        same_type(source.dtype) == Some(tensor.target)
-            && tensor.weights.view() != View::PlusOne
-            && tensor
-                .weights
-                .parts()
-                .iter()
-                .all(|part| part.scale.is_none())
+    /// Whether a part's numbers stay as they are, apart from their order.
+    fn is_copied(&self, tensor: &PlannedTensor, stored: &Stored, part: &Part) -> bool {
+        same_type(self.source(part).dtype) == Some(tensor.target)
+            && stored.numeric.is_empty()
+            && part.scale.is_none()
+            && !self.check
     }
 
-    /// Where rows of a part lie in its file; all of the part where the output reads columns.
-    fn mapped_range(&self, tensor: &PlannedTensor, part: &Part, rows: Range<u64>) -> Range<usize> {
+    fn is_copied_whole(&self, tensor: &PlannedTensor, stored: &Stored, task: Range<u64>) -> bool {
+        let mut pieces = stored.pieces(task);
+        pieces.all(|(part, _)| self.is_copied(tensor, stored, part))
+    }
+
+    /// The bytes of a file that are the output's, where nothing changes.
+    fn unchanged(
+        &self,
+        tensor: &PlannedTensor,
+        stored: &Stored,
+        elements: Range<u64>,
+    ) -> Option<(usize, Range<usize>)> {
+        let mut pieces = stored.pieces(elements);
+        let (Some((part, elements)), None) = (pieces.next(), pieces.next()) else {
+            return None;
+        };
+        if !self.is_copied(tensor, stored, part) {
+            return None;
+        }
         let source = self.source(part);
-        let row_bytes = tensor.weights.row_len() as usize * source.dtype.bytes();
-        match tensor.weights.view() {
-            View::Transposed => source.range.clone(),
-            _ => {
-                let start = source.range.start;
-                start + rows.start as usize * row_bytes..start + rows.end as usize * row_bytes
+        let range = source.bytes(part.order.contiguous(elements)?);
+        let bytes = &self.checkpoint.maps()[source.file].bytes()[range.clone()];
+        let intact = source.dtype != Dtype::Bf16
+            || bytes
+                .par_chunks(TASK_WEIGHTS as usize * 2)
+                .all(is_quiet_bf16);
+        intact.then_some((source.file, range))
+    }
+
+    /// Copies elements that only change places.
+    fn copy(&self, stored: &Stored, elements: Range<u64>, mut out: &mut [u8]) {
+        for (part, elements) in stored.pieces(elements) {
+            let source = self.source(part);
+            let width = source.dtype.bytes();
+            let (here, rest) = out.split_at_mut((elements.end - elements.start) as usize * width);
+            part.order
+                .gather(self.checkpoint.data(source), width, elements, here);
+            if source.dtype == Dtype::Bf16 {
+                quiet_bf16(here);
             }
+            out = rest;
         }
     }
 
-    /// Converts a few rows of the output.
+    /// Makes the numbers of elements in `scratch.weights`.
     fn convert(
         &self,
         tensor: &PlannedTensor,
-        rows: Range<u64>,
-        out: &mut [u8],
+        stored: &Stored,
+        elements: Range<u64>,
         scratch: &mut Scratch,
     ) -> Result<()> {
-        let row_bytes = out.len() / (rows.end - rows.start) as usize;
-        let mut out = out;
-        let first_row = rows.start;
+        let Scratch { raw, weights } = scratch;
+        weights.resize((elements.end - elements.start) as usize, 0.0);
         let mut done = 0;
-        for (index, rows) in pieces(tensor.weights.rows_per_part(), rows) {
-            let part = &tensor.weights.parts()[index];
-            let count = rows.end - rows.start;
-            let (here, rest) = out.split_at_mut(count as usize * row_bytes);
-            self.convert_piece(tensor, part, rows, here, scratch)
-                .map_err(|(row, value)| Error::BadWeight {
-                    path: self.checkpoint.maps()[self.source(part).file]
-                        .path()
-                        .to_owned(),
-                    tensor: self.source(part).name.clone(),
-                    row: first_row + done + row,
-                    value,
-                })?;
+        for (part, here) in stored.pieces(elements.clone()) {
+            let source = self.source(part);
+            let (data, width) = (self.checkpoint.data(source), source.dtype.bytes());
+            let count = (here.end - here.start) as usize;
+            let weights = &mut weights[done..done + count];
+            match part.order.contiguous(here.clone()) {
+                Some(range) => {
+                    let bytes = range.start as usize * width..range.end as usize * width;
+                    widen(source.dtype, &data[bytes], weights);
+                }
+                None => {
+                    raw.resize(count * width, 0);
+                    part.order.gather(data, width, here.clone(), raw);
+                    widen(source.dtype, raw, weights);
+                }
+            }
+            if let Some(scale) = &part.scale {
+                self.scale(part, scale, here, weights);
+            }
+            for numeric in &stored.numeric {
+                apply(*numeric, source.dtype, weights);
+            }
+            if self.check && !weights.iter().fold(true, |all, w| all & w.is_finite()) {
+                let at = weights.iter().position(|w| !w.is_finite()).unwrap_or(0);
+                return Err(Error::BadWeight {
+                    path: self.checkpoint.maps()[source.file].path().to_owned(),
+                    tensor: source.name.clone(),
+                    row: (elements.start + (done + at) as u64) / tensor.unit(),
+                    value: weights[at],
+                });
+            }
             done += count;
-            out = rest;
         }
         Ok(())
     }
 
-    /// Converts rows of one part. Fails with the row, counted from the first of these, and the
-    /// value that `--check` refuses.
-    fn convert_piece(
-        &self,
-        tensor: &PlannedTensor,
-        part: &Part,
-        rows: Range<u64>,
-        out: &mut [u8],
-        scratch: &mut Scratch,
-    ) -> std::result::Result<(), (u64, f32)> {
-        let source = self.source(part);
-        let data = self.checkpoint.data(source);
-        if self.is_copied(tensor, source) && !self.check {
-            gather(tensor, source.dtype, data, rows, out);
-            if source.dtype == Dtype::Bf16 {
-                quiet_bf16(out);
-            }
-            return Ok(());
-        }
-        let row_len = tensor.weights.row_len() as usize;
-        let n = (rows.end - rows.start) as usize * row_len;
-        let width = source.dtype.bytes();
-        let raw = match tensor.weights.view() {
-            View::Rows | View::PlusOne => {
-                &data[rows.start as usize * row_len * width..][..n * width]
-            }
-            View::Interleaved { .. } | View::Transposed => {
-                scratch.raw.resize(n * width, 0);
-                gather(tensor, source.dtype, data, rows.clone(), &mut scratch.raw);
-                &scratch.raw
-            }
-        };
-        scratch.weights.resize(n, 0.0);
-        let weights = &mut scratch.weights[..n];
-        widen(source.dtype, raw, weights);
-        if let Some(scale) = &part.scale {
-            self.apply_scale(tensor, scale, rows, weights);
-        }
-        if tensor.weights.view() == View::PlusOne {
-            add_one(source.dtype, weights);
-        }
-        if self.check && !weights.iter().fold(true, |all, w| all & w.is_finite()) {
-            let at = weights.iter().position(|w| !w.is_finite()).unwrap_or(0);
-            return Err(((at / row_len) as u64, weights[at]));
-        }
-        narrow(tensor.target, weights, out);
-        Ok(())
-    }
-
-    /// Multiplies rows by their scales.
-    fn apply_scale(
-        &self,
-        tensor: &PlannedTensor,
-        scale: &Scale,
-        rows: Range<u64>,
-        weights: &mut [f32],
-    ) {
-        let source = &self.checkpoint.tensors[scale.source];
-        let (data, width) = (self.checkpoint.data(source), source.dtype.bytes());
-        let row_len = tensor.weights.row_len() as usize;
-        for (row, weights) in rows.zip(weights.chunks_exact_mut(row_len)) {
-            let scale_row = tensor.weights.source_row(row) / scale.rows * scale.row_len;
-            for (i, group) in weights.chunks_mut(scale.columns as usize).enumerate() {
+    /// Multiplies elements of a part by their scales.
+    fn scale(&self, part: &Part, scale: &Scale, elements: Range<u64>, mut weights: &mut [f32]) {
+        let columns = self.source(part).shape.last().copied().unwrap_or(1);
+        let scales = &self.checkpoint.tensors[scale.source];
+        let (data, width) = (self.checkpoint.data(scales), scales.dtype.bytes());
+        for run in part.order.runs(elements) {
+            let mut done = 0;
+            while done < run.len {
+                let position = run.start + done * run.stride;
+                let (row, column) = (position / columns, position % columns);
+                let len = match run.stride {
+                    1 => (columns - column)
+                        .min(scale.columns - column % scale.columns)
+                        .min(run.len - done),
+                    _ => 1,
+                };
+                let index = row / scale.rows * scale.row_len + column / scale.columns;
                 let mut factor = [0.0];
-                widen(
-                    source.dtype,
-                    &data[(scale_row as usize + i) * width..][..width],
-                    &mut factor,
-                );
-                group.iter_mut().for_each(|w| *w *= factor[0]);
+                let bytes = &data[index as usize * width..][..width];
+                widen(scales.dtype, bytes, &mut factor);
+                let (here, rest) = weights.split_at_mut(len as usize);
+                here.iter_mut().for_each(|w| *w *= factor[0]);
+                weights = rest;
+                done += len;
             }
         }
     }
@@ -394,78 +374,4 @@ impl Plan<'_> {
 struct Scratch {
     raw: Vec<u8>,
     weights: Vec<f32>,
-}
-
-/// Rows of the output as parts and rows of these.
-fn pieces(rows_per_part: u64, rows: Range<u64>) -> Vec<(usize, Range<u64>)> {
-    let mut pieces = Vec::new();
-    let mut row = rows.start;
-    while row < rows.end {
-        let (part, first) = (row / rows_per_part, row % rows_per_part);
-        let count = (rows_per_part - first).min(rows.end - row);
-        pieces.push((part as usize, first..first + count));
-        row += count;
-    }
-    pieces
-}
-
-/// Rows of the output's shape, in which one dimension is one row, as rows of the weights, where it
-/// is many.
-fn rows_of_weights(tensor: &PlannedTensor, rows: Range<u64>) -> Range<u64> {
-    let per_row = tensor.shape.row_len() / tensor.weights.row_len().max(1);
-    rows.start * per_row..rows.end * per_row
-}
-
-/// Copies rows of the output out of the checkpoint's numbers, in the order of the view.
-fn gather(tensor: &PlannedTensor, dtype: Dtype, data: &[u8], rows: Range<u64>, out: &mut [u8]) {
-    let weights = &tensor.weights;
-    let (row_len, width) = (weights.row_len() as usize, dtype.bytes());
-    if weights.view() == View::Transposed {
-        let columns = weights.rows_per_part() as usize;
-        return transpose(data, columns, rows.start as usize, row_len, width, out);
-    }
-    let row_bytes = row_len * width;
-    for (row, out) in rows.zip(out.chunks_exact_mut(row_bytes)) {
-        out.copy_from_slice(&data[weights.source_row(row) as usize * row_bytes..][..row_bytes]);
-    }
-}
-
-/// Turns columns, from `first` on, into rows of `row_len` numbers of `width` bytes.
-fn transpose(
-    data: &[u8],
-    columns: usize,
-    first: usize,
-    row_len: usize,
-    width: usize,
-    out: &mut [u8],
-) {
-    let count = out.len() / (row_len * width);
-    for (at, row) in data.chunks_exact(columns * width).enumerate() {
-        for (i, number) in row[first * width..][..count * width]
-            .chunks_exact(width)
-            .enumerate()
-        {
-            out[(i * row_len + at) * width..][..width].copy_from_slice(number);
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn rows_of_the_output_are_found_in_their_parts() {
-        assert_eq!(pieces(10, 8..23), [(0, 8..10), (1, 0..10), (2, 0..3)]);
-        assert_eq!(pieces(10, 10..11), [(1, 0..1)]);
-    }
-
-    #[test]
-    fn columns_become_rows() {
-        // 2 rows of 3 columns of 2 bytes.
-        let data = [0, 1, 2, 3, 4, 5, 10, 11, 12, 13, 14, 15];
-        let mut out = [0; 8];
-        transpose(&data, 3, 1, 2, 2, &mut out);
-        assert_eq!(out, [2, 3, 12, 13, 4, 5, 14, 15]);
-    }
 }

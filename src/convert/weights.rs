@@ -1,186 +1,240 @@
-//! Where a tensor's weights come from: tensors of the checkpoint, and what is done to them, as
-//! data.
+//! The weights of an output, as data: views of the checkpoint's tensors, joined, and what is done to
+//! every number. [`super::tensors`] reads bands of them.
 
-use super::Source;
 use super::scale::Scale;
+use super::view::{Order, View};
+use crate::format::types::GgmlType;
+use std::ops::Range;
 
 /// The weights of one output tensor.
-pub(super) struct Weights {
-    /// Weights that the checkpoint does not hold; then there are no parts.
-    generated: Vec<f32>,
-    /// Tensors of one shape that follow each other.
+#[derive(Debug, PartialEq)]
+pub(super) enum Weights {
+    /// Computed from the config.
+    Computed(Vec<f32>),
+    /// Read from the checkpoint.
+    Stored(Stored),
+}
+
+/// Weights from tensors of the checkpoint: their elements follow each other.
+#[derive(Debug, PartialEq)]
+pub(super) struct Stored {
     parts: Vec<Part>,
-    view: View,
-    /// Rows that each part gives to the output.
-    rows: u64,
-    /// Weights in a row of the output.
-    row_len: u64,
+    /// What is done to every number, in order.
+    pub(super) numeric: Vec<Numeric>,
 }
 
-/// One tensor of the checkpoint.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// The elements that come from one view of one tensor.
+#[derive(Debug, PartialEq)]
 pub(super) struct Part {
-    /// The tensor's index.
+    /// The tensor, as an index.
     pub(super) source: usize,
-    /// What its weights are multiplied by.
+    /// What its numbers are multiplied by.
     pub(super) scale: Option<Scale>,
+    /// Which of its elements, in which order.
+    pub(super) order: Order,
+    /// The first element behind these in the output.
+    end: u64,
 }
 
-/// How the output reads its parts.
+/// An operation on every number.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum View {
-    /// Row by row.
-    Rows,
-    /// Row by row, 1 added to every weight.
-    PlusOne,
-    /// Row by row, the two halves of every group of rows (a head) interleaved.
-    Interleaved { group: u64 },
-    /// Column by column.
-    Transposed,
+pub(super) enum Numeric {
+    /// x + 1.
+    AddOne,
+    /// -exp(x).
+    NegExp,
 }
 
 impl Weights {
-    /// Weights from the plan itself.
-    pub(super) fn generated(weights: Vec<f32>) -> Weights {
-        let rows = weights.len() as u64;
-        Weights {
-            generated: weights,
-            parts: Vec::new(),
-            view: View::Rows,
-            rows,
-            row_len: 1,
-        }
-    }
-
-    /// A tensor as it is. One dimension counts as rows of one weight.
-    pub(super) fn of(source: usize, tensor: &Source, scale: Option<Scale>) -> Weights {
-        let (row_len, outer) = match &*tensor.shape {
-            [outer @ .., row_len] if !outer.is_empty() => (*row_len, outer),
-            all => (1, all),
+    /// The checkpoint's tensors that they are made of, as indices; a tensor may occur repeatedly.
+    pub(super) fn sources(&self) -> impl Iterator<Item = usize> {
+        let parts = match self {
+            Weights::Computed(_) => &[][..],
+            Weights::Stored(stored) => &stored.parts,
         };
-        let parts = vec![Part { source, scale }];
-        Weights {
-            generated: Vec::new(),
-            parts,
-            view: View::Rows,
-            rows: outer.iter().product(),
-            row_len,
+        parts.iter().map(|part| part.source)
+    }
+}
+
+impl Stored {
+    /// The parts that have these elements of the output, each with those elements of its own.
+    pub(super) fn pieces(&self, elements: Range<u64>) -> impl Iterator<Item = (&Part, Range<u64>)> {
+        let first = self
+            .parts
+            .partition_point(|part| part.end <= elements.start);
+        self.parts[first..].iter().map_while(move |part| {
+            let start = part.end - part.order.elements();
+            let here = elements.start.max(start)..elements.end.min(part.end);
+            (here.start < here.end).then(|| (part, here.start - start..here.end - start))
+        })
+    }
+}
+
+/// Weights under construction: the value that the operations of a recipe are applied to.
+#[derive(Clone, Debug)]
+pub(super) struct Operand {
+    /// The sizes of the dimensions, outermost first.
+    shape: Vec<u64>,
+    parts: Vec<(usize, Option<Scale>, View)>,
+    /// The number of leading dimensions that the parts divide among them; each part has all of the
+    /// others.
+    joined: usize,
+    numeric: Vec<Numeric>,
+    /// The type of the output, where it does not follow from the file type.
+    pub(super) cast: Option<GgmlType>,
+}
+
+impl Operand {
+    /// A tensor of the checkpoint as it is.
+    pub(super) fn tensor(source: usize, shape: &[u64], scale: Option<Scale>) -> Operand {
+        Operand {
+            shape: shape.to_vec(),
+            parts: vec![(source, scale, View::whole(shape))],
+            joined: 0,
+            numeric: Vec::new(),
+            cast: None,
         }
     }
 
-    /// Several tensors of one shape, one behind the other.
-    pub(super) fn stacked(mut of: Vec<Weights>) -> Weights {
-        let parts = of
-            .iter()
-            .flat_map(|weights| weights.parts.iter().copied())
-            .collect();
-        Weights {
-            parts,
-            ..of.swap_remove(0)
-        }
-    }
-
-    /// With the halves of every head's rows interleaved.
-    pub(super) fn interleaved(self, heads: u64) -> Result<Weights, String> {
-        match heads.checked_mul(2) {
-            Some(halves) if halves > 0 && self.rows.is_multiple_of(halves) => Ok(Weights {
-                view: View::Interleaved {
-                    group: self.rows / heads,
-                },
-                ..self
-            }),
-            _ => Err(format!(
-                "its {} rows are not two halves of each of {heads} heads",
-                self.rows
-            )),
-        }
-    }
-
-    /// With rows for columns.
-    pub(super) fn transposed(self) -> Result<Weights, String> {
-        match self.parts.iter().all(|part| part.scale.is_none()) {
-            true => Ok(Weights {
-                view: View::Transposed,
-                rows: self.row_len,
-                row_len: self.rows,
-                ..self
-            }),
-            false => Err(
-                "it is quantized and would have to be transposed, which is not supported".into(),
-            ),
-        }
-    }
-
-    /// With 1 added to every weight.
-    pub(super) fn plus_one(self) -> Weights {
-        Weights {
-            view: View::PlusOne,
-            ..self
-        }
-    }
-
-    /// The first rows only.
-    pub(super) fn first_rows(self, rows: u64) -> Weights {
-        Weights { rows, ..self }
-    }
-
-    pub(super) fn generated_weights(&self) -> &[f32] {
-        &self.generated
-    }
-
-    pub(super) fn parts(&self) -> &[Part] {
-        &self.parts
-    }
-
-    pub(super) fn view(&self) -> View {
-        self.view
-    }
-
-    /// Rows that each part gives to the output.
-    pub(super) fn rows_per_part(&self) -> u64 {
-        self.rows
-    }
-
-    /// Rows of the output.
-    pub(super) fn rows(&self) -> u64 {
-        self.rows * self.parts.len().max(1) as u64
-    }
-
-    /// Weights in a row of the output.
-    pub(super) fn row_len(&self) -> u64 {
-        self.row_len
-    }
-
-    /// The row of a part that is its given row in the output (not for columns).
-    pub(super) fn source_row(&self, row: u64) -> u64 {
-        match self.view {
-            View::Rows | View::PlusOne | View::Transposed => row,
-            View::Interleaved { group } => {
-                let (head, in_head) = (row / group, row % group);
-                head * group + in_head % 2 * (group / 2) + in_head / 2
+    /// Operands of one shape along a new dimension before all others.
+    ///
+    /// # Errors
+    /// If there is none, or they differ in more than the numbers.
+    pub(super) fn stacked(operands: Vec<Operand>) -> Result<Operand, String> {
+        let expanded = |mut operand: Operand| {
+            operand.shape.insert(0, 1);
+            for (_, _, view) in &mut operand.parts {
+                *view = view.clone().expanded();
             }
+            operand.joined += usize::from(operand.joined > 0);
+            operand
+        };
+        Operand::concatenated(operands.into_iter().map(expanded).collect(), 0)
+    }
+
+    /// Operands one behind the other along a dimension.
+    ///
+    /// # Errors
+    /// If there is none, they differ in more than this dimension and the numbers, or they are made
+    /// of several tensors already, and not to be joined in the first dimension.
+    pub(super) fn concatenated(operands: Vec<Operand>, axis: usize) -> Result<Operand, String> {
+        let Some(first) = operands.first() else {
+            return Err("there is nothing to join".into());
+        };
+        let (mut shape, numeric, cast) = (first.shape.clone(), first.numeric.clone(), first.cast);
+        if axis >= shape.len() {
+            return Err(format!("its shape {shape:?} has no dimension {axis}"));
+        }
+        let mut size = 0u64;
+        for operand in &operands {
+            let mut other = operand.shape.clone();
+            if other.len() == shape.len() {
+                size = size.saturating_add(other[axis]);
+                other[axis] = shape[axis];
+            }
+            if other != shape {
+                let other = &operand.shape;
+                return Err(format!(
+                    "shapes {shape:?} and {other:?} cannot be joined in dimension {axis}"
+                ));
+            }
+            if operand.numeric != numeric || operand.cast != cast {
+                return Err("tensors with different operations cannot be joined".into());
+            }
+        }
+        let joined = operands.iter().map(|operand| operand.joined).max();
+        let joined = joined.unwrap_or(0);
+        let mut parts = Vec::new();
+        match (axis, joined) {
+            (0, _) => parts.extend(operands.into_iter().flat_map(|operand| operand.parts)),
+            (_, 0) => {
+                for index in 0..shape[..axis].iter().product() {
+                    for (source, scale, view) in operands.iter().flat_map(|o| &o.parts) {
+                        parts.push((*source, *scale, at(view, &shape[..axis], index)?));
+                    }
+                }
+            }
+            _ => {
+                return Err(format!(
+                    "tensors that are joined already cannot be joined in dimension {axis}"
+                ));
+            }
+        }
+        shape[axis] = size;
+        Ok(Operand {
+            shape,
+            parts,
+            joined: joined.max(axis + 1),
+            numeric,
+            cast,
+        })
+    }
+
+    /// The sizes of the dimensions, outermost first.
+    pub(super) fn shape(&self) -> &[u64] {
+        &self.shape
+    }
+
+    /// Applies an operation on indices that leaves the dimensions before `axis` alone.
+    ///
+    /// # Errors
+    /// If the parts divide dimension `axis` among them, or the operation fails.
+    pub(super) fn map(
+        mut self,
+        axis: usize,
+        apply: impl Fn(View) -> Result<View, String>,
+    ) -> Result<Operand, String> {
+        if self.joined > axis {
+            let tensors = self.parts.len();
+            return Err(format!("dimension {axis} is joined of {tensors} tensors"));
+        }
+        for (_, _, view) in &mut self.parts {
+            *view = apply(view.clone())?;
+        }
+        self.shape.truncate(self.joined);
+        self.shape.extend(&self.parts[0].2.shape()[self.joined..]);
+        Ok(self)
+    }
+
+    /// Applies an operation on numbers.
+    pub(super) fn with(mut self, numeric: Numeric) -> Operand {
+        self.numeric.push(numeric);
+        self
+    }
+
+    /// Gives the output another type than the file type's.
+    pub(super) fn cast(mut self, ggml_type: GgmlType) -> Operand {
+        self.cast = Some(ggml_type);
+        self
+    }
+
+    /// The finished weights.
+    pub(super) fn finish(self) -> Stored {
+        let mut end = 0;
+        let parts = self.parts.into_iter().map(|(source, scale, view)| {
+            let order = view.order();
+            end += order.elements();
+            Part {
+                source,
+                scale,
+                order,
+                end,
+            }
+        });
+        Stored {
+            parts: parts.collect(),
+            numeric: self.numeric,
         }
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::format::safetensors::Dtype;
-
-    #[test]
-    fn halves_of_heads_are_interleaved() {
-        let source = Source {
-            name: "q".into(),
-            dtype: Dtype::F32,
-            shape: vec![12, 5],
-            file: 0,
-            range: 0..240,
-        };
-        let weights = Weights::of(0, &source, None).interleaved(2).unwrap();
-        let rows: Vec<_> = (0..12).map(|row| weights.source_row(row)).collect();
-        assert_eq!(rows, [0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11]);
-        assert!(Weights::of(0, &source, None).interleaved(4).is_err());
-        assert!(Weights::of(0, &source, None).interleaved(0).is_err());
+/// The part of a view with this index in its leading dimensions, taken as one.
+fn at(view: &View, leading: &[u64], mut index: u64) -> Result<View, String> {
+    let mut view = view.clone();
+    for (axis, &size) in leading.iter().enumerate().rev() {
+        let here = index % size;
+        index /= size;
+        view = view.narrowed(axis, here..here + 1)?;
     }
+    Ok(view)
 }

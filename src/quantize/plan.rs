@@ -1,7 +1,7 @@
 //! The plan: every decision and every refusal, before the first byte is written.
 
 use super::metadata::{
-    Changes, KvOverride, OverrideValue, UsedImatrix, facts, file_type_of_copy, set_rounding,
+    KvOverride, OverrideValue, UsedImatrix, facts, file_type_of_copy, output_metadata, set_rounding,
 };
 use super::rounded::Rounded;
 use super::{Error, Job, Result};
@@ -223,15 +223,14 @@ impl<'a> Plan<'a> {
                     file_type_of_copy(input.metadata(), job, types)
                 }
             };
-            let changes = Changes {
-                overrides: &job.kv_overrides,
+            let block_count = layers_left.map(|layers| (&*facts.architecture, layers));
+            let metadata = output_metadata(
+                input.metadata(),
+                (job, request.rounding),
                 file_type,
-                rounding: request.rounding,
-                imatrix: imatrix.as_ref(),
-                architecture: &facts.architecture,
-                layers_left,
-            };
-            let metadata = changes.apply(input.metadata());
+                imatrix.as_ref(),
+                block_count,
+            );
             let shards = if job.keep_split {
                 tensors
                     .iter()
@@ -373,18 +372,16 @@ fn read_hessians(input: &Input<'_>, job: &Job) -> Result<Option<InputHessians>> 
     };
     let hessians = InputHessians::open(directory)?;
     let misfit = |tensor: &Tensor<'_>| {
-        let own = [tensor.info.shape.row_len() as usize, tensor.matrices()];
-        let theirs = hessians.shape(&tensor.info.name)?;
-        let shown =
-            |[channels, matrices]: [usize; 2]| format!("{channels} channels x {matrices} matrices");
-        (theirs != own).then(|| {
+        let [columns, _, matrices, _] = tensor.info.shape.four();
+        let found = hessians.shape(&tensor.info.name)?;
+        (found != [columns as usize, matrices as usize]).then(|| {
+            let of = |[columns, matrices]: [usize; 2]| format!("{columns} channels x {matrices} matrices");
+            let (ours, theirs) = (of([columns as usize, matrices as usize]), of(found));
             Problem::of(
                 &tensor.info.name,
                 format!(
-                    "{}: these input Hessians are of {} and {} are needed; they are of another model",
-                    directory.display(),
-                    shown(theirs),
-                    shown(own)
+                    "{}: these covariances are of {theirs} and {ours} are needed; they are of another model",
+                    directory.display()
                 ),
             )
         })
@@ -405,7 +402,7 @@ fn read_hessians(input: &Input<'_>, job: &Job) -> Result<Option<InputHessians>> 
                 .next()
                 .map_or(String::new(), |name| format!(" (it has '{name}', for one)"));
             Err(Error::impossible(format!(
-                "{}: these input Hessians are of none of this model's tensors{example}; they are of another model",
+                "{}: these covariances are of none of this model's tensors{example}; they are of another model",
                 directory.display()
             )))
         }

@@ -475,7 +475,8 @@ pub fn importance(input: &Input<'_>, imatrix: &Imatrix) -> Result<BTreeMap<Strin
         let Some(entry) = imatrix.entries.get(&*tensor.info.name) else {
             continue;
         };
-        let needed = tensor.info.shape.row_len() as usize * tensor.matrices();
+        let [columns, _, matrices, _] = tensor.info.shape.four();
+        let needed = (columns * matrices) as usize;
         if entry.sums.len() != needed {
             return Err(Error::Imatrix {
                 tensor: tensor.info.name.to_string(),

@@ -559,6 +559,44 @@ fn eight_bit_weights_are_multiplied_by_their_scales() {
     );
 }
 
+/// GPT-2 stores its matrices with columns for rows; scales belong to what is stored.
+#[test]
+fn eight_bit_weights_are_scaled_before_they_are_transposed() {
+    let config = json!({
+        "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "n_embd": 4, "n_layer": 1, "n_head": 1,
+        "n_ctx": 8, "n_positions": 8, "vocab_size": 512, "layer_norm_epsilon": 1e-5,
+        "quantization_config": { "quant_method": "fp8", "weight_block_size": [2, 8] },
+    });
+    let mut model = Model {
+        config,
+        tensors: BTreeMap::new(),
+    };
+    model.add("wte.weight", &[512, 4]);
+    let name = "h.0.attn.c_attn.weight";
+    model
+        .tensors
+        .insert(name.into(), ("F8_E4M3", vec![4, 12], vec![0x38; 48]));
+    let scales = [2.0f32, 3.0, 4.0, 5.0]
+        .iter()
+        .flat_map(|s| s.to_le_bytes())
+        .collect();
+    model
+        .tensors
+        .insert(format!("{name}_scale_inv"), ("F32", vec![2, 2], scales));
+    let dir = model.write();
+    std::fs::remove_file(dir.path().join("tokenizer.model")).unwrap();
+    for file in ["tokenizer.json", "tokenizer_config.json"] {
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/bpe");
+        std::fs::copy(source.join(file), dir.path().join(file)).unwrap();
+    }
+    plan(dir.path(), &["--outtype", "f32", "--pre", "gpt-2"]);
+    // Stored rows 0 and 1 have scales 2 and 3, rows 2 and 3 have 4 and 5; they are columns now.
+    let weights = weights(dir.path(), "blk.0.attn_qkv.weight");
+    let rows: Vec<_> = weights.chunks_exact(4).collect();
+    assert_eq!(rows[..8], [[2.0, 2.0, 4.0, 4.0]; 8]);
+    assert_eq!(rows[8..], [[3.0, 3.0, 5.0, 5.0]; 4]);
+}
+
 #[test]
 fn quantizing_a_checkpoint_is_converting_and_quantizing_at_once() {
     let checkpoint = Model::llama().write();

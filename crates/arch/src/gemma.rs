@@ -4,9 +4,9 @@ use super::config::Result;
 use super::decoder::{Activation, Decoder, Rope, Window};
 use super::llama::{BUFFERS, GATED_FFN, PLAIN_ATTENTION};
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS};
-use super::rules::Dim::{Any, Head, Hidden};
-use super::rules::Transform::{AddOne, VocabularyRows};
-use super::{Architecture, Config, Keys, Parameter, Rule, nothing_generated};
+use super::recipes::Op::{AddOne, First};
+use super::recipes::Size::{Any, Head, Hidden, Vocabulary};
+use super::{Architecture, Config, Keys, Parameter, Recipe, nothing_generated};
 use quantier_gguf::gguf::Value;
 use quantier_tokenizer::VocabKind;
 
@@ -91,61 +91,66 @@ const GEMMA2_PARAMETERS: &[Parameter] = &[
 ];
 
 /// The embeddings are the output matrix too; a copy of them is left out.
-const GEMMA2_EMBEDDINGS: &[Rule] = &[
-    Rule::keep("model.embed_tokens", "token_embd", &[Any, Hidden]),
-    Rule::skip("lm_head"),
+const GEMMA2_EMBEDDINGS: &[Recipe] = &[
+    Recipe::rename("model.embed_tokens", "token_embd", &[Any, Hidden]),
+    Recipe::skip("lm_head"),
 ];
 
-const GEMMA3_EMBEDDINGS: &[Rule] = &[
-    Rule::with(
+const GEMMA3_EMBEDDINGS: &[Recipe] = &[
+    Recipe::with(
         "model.embed_tokens.weight",
         "token_embd.weight",
-        VocabularyRows,
         &[Any, Hidden],
+        &[First(Vocabulary)],
     ),
-    Rule::keep("lm_head", "output", &[Any, Hidden]),
+    Recipe::rename("lm_head", "output", &[Any, Hidden]),
 ];
 
-const NORMS: &[Rule] = &[
-    Rule::with("model.norm.weight", "output_norm.weight", AddOne, &[Hidden]),
-    Rule::with(
+const NORMS: &[Recipe] = &[
+    Recipe::with(
+        "model.norm.weight",
+        "output_norm.weight",
+        &[Hidden],
+        &[AddOne],
+    ),
+    Recipe::with(
         "model.layers.{}.input_layernorm.weight",
         "blk.{}.attn_norm.weight",
-        AddOne,
         &[Hidden],
+        &[AddOne],
     ),
-    Rule::with(
+    Recipe::with(
         "model.layers.{}.post_attention_layernorm.weight",
         "blk.{}.post_attention_norm.weight",
-        AddOne,
         &[Hidden],
+        &[AddOne],
     ),
-    Rule::with(
+    Recipe::with(
         "model.layers.{}.pre_feedforward_layernorm.weight",
         "blk.{}.ffn_norm.weight",
-        AddOne,
         &[Hidden],
+        &[AddOne],
     ),
-    Rule::with(
+    Recipe::with(
         "model.layers.{}.post_feedforward_layernorm.weight",
         "blk.{}.post_ffw_norm.weight",
-        AddOne,
         &[Hidden],
+        &[AddOne],
     ),
 ];
 
-const GEMMA3_HEAD_NORMS: &[Rule] = &[
-    Rule::with(
+const GEMMA3_HEAD_NORMS: &[Recipe] = &[
+    Recipe::with(
         "model.layers.{}.self_attn.q_norm.weight",
         "blk.{}.attn_q_norm.weight",
-        AddOne,
         &[Head],
+        &[AddOne],
     ),
-    Rule::with(
+    Recipe::with(
         "model.layers.{}.self_attn.k_norm.weight",
         "blk.{}.attn_k_norm.weight",
-        AddOne,
         &[Head],
+        &[AddOne],
     ),
 ];
 

@@ -3,9 +3,9 @@
 
 use super::config::Result;
 use super::decoder::{Activation, Decoder, Norm, Rope};
-use super::rules::Dim::{Any, Hidden};
-use super::rules::Transform::Transpose;
-use super::{Architecture, Config, Keys, Parameter, Rule, nothing_generated};
+use super::recipes::Op::Transpose;
+use super::recipes::Size::{Any, Hidden};
+use super::{Architecture, Config, Keys, Parameter, Recipe, nothing_generated};
 use quantier_gguf::gguf::Value;
 use quantier_tokenizer::VocabKind;
 
@@ -46,15 +46,15 @@ fn feed_forward(config: &Config, keys: &mut Keys) -> Result<()> {
     Ok(())
 }
 
-macro_rules! rules {
+macro_rules! recipes {
     ($prefix:literal) => {
         &[
-            Rule::keep("lm_head", "output", &[Any, Hidden]),
-            Rule::keep(concat!($prefix, "wte"), "token_embd", &[Any, Hidden]),
-            Rule::keep(concat!($prefix, "wpe"), "position_embd", &[Any, Hidden]),
-            Rule::keep(concat!($prefix, "ln_f"), "output_norm", &[Hidden]),
-            Rule::keep(concat!($prefix, "h.{}.ln_1"), "blk.{}.attn_norm", &[Hidden]),
-            Rule::keep(concat!($prefix, "h.{}.ln_2"), "blk.{}.ffn_norm", &[Hidden]),
+            Recipe::rename("lm_head", "output", &[Any, Hidden]),
+            Recipe::rename(concat!($prefix, "wte"), "token_embd", &[Any, Hidden]),
+            Recipe::rename(concat!($prefix, "wpe"), "position_embd", &[Any, Hidden]),
+            Recipe::rename(concat!($prefix, "ln_f"), "output_norm", &[Hidden]),
+            Recipe::rename(concat!($prefix, "h.{}.ln_1"), "blk.{}.attn_norm", &[Hidden]),
+            Recipe::rename(concat!($prefix, "h.{}.ln_2"), "blk.{}.ffn_norm", &[Hidden]),
             transposed(
                 concat!($prefix, "h.{}.attn.c_attn.weight"),
                 "blk.{}.attn_qkv.weight",
@@ -71,36 +71,36 @@ macro_rules! rules {
                 concat!($prefix, "h.{}.mlp.c_proj.weight"),
                 "blk.{}.ffn_down.weight",
             ),
-            Rule::keep(
+            Recipe::rename(
                 concat!($prefix, "h.{}.attn.c_attn.bias"),
                 "blk.{}.attn_qkv.bias",
                 &[],
             ),
-            Rule::keep(
+            Recipe::rename(
                 concat!($prefix, "h.{}.attn.c_proj.bias"),
                 "blk.{}.attn_output.bias",
                 &[],
             ),
-            Rule::keep(
+            Recipe::rename(
                 concat!($prefix, "h.{}.mlp.c_fc.bias"),
                 "blk.{}.ffn_up.bias",
                 &[],
             ),
-            Rule::keep(
+            Recipe::rename(
                 concat!($prefix, "h.{}.mlp.c_proj.bias"),
                 "blk.{}.ffn_down.bias",
                 &[],
             ),
             // Old checkpoints hold the causal mask.
-            Rule::skip(concat!($prefix, "h.{}.attn.bias")),
-            Rule::skip(concat!($prefix, "h.{}.attn.masked_bias")),
+            Recipe::skip(concat!($prefix, "h.{}.attn.bias")),
+            Recipe::skip(concat!($prefix, "h.{}.attn.masked_bias")),
         ]
     };
 }
 
-const fn transposed(from: &'static str, to: &'static str) -> Rule {
-    Rule::with(from, to, Transpose, &[Any, Any])
+const fn transposed(from: &'static str, to: &'static str) -> Recipe {
+    Recipe::with(from, to, &[Any, Any], &[Transpose])
 }
 
-const PREFIXED: &[Rule] = rules!("transformer.");
-const BARE: &[Rule] = rules!("");
+const PREFIXED: &[Recipe] = recipes!("transformer.");
+const BARE: &[Recipe] = recipes!("");

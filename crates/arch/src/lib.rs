@@ -1,8 +1,8 @@
 //! Model families as data: one table, and one small file per family.
 //!
 //! An [`Architecture`] names the classes of transformers that it is for, its name in a GGUF, the
-//! metadata that its config.json becomes, and the rules for its tensors. All of it is data; only
-//! what data cannot say is a function.
+//! metadata that its config.json becomes, and the [`recipes`] for its tensors. All of it is data;
+//! only what data cannot say is a function.
 //!
 //! An opened model ([`Input`]) has a [`Catalog`]: ids of its tensors, linears, inputs and layers.
 //! [`role`] holds the reference's rules over tensor names, which nothing else reads.
@@ -20,8 +20,8 @@ mod olmo;
 mod parameters;
 mod phi;
 mod qwen;
+pub mod recipes;
 pub mod role;
-mod rules;
 mod starcoder;
 
 use quantier_tokenizer::VocabKind;
@@ -31,8 +31,8 @@ pub use config::Config;
 pub use decoder::{Activation, Decoder, Norm, Rope, Window};
 pub use input::Input;
 pub use parameters::{Keys, Parameter};
+pub use recipes::Recipe;
 pub use role::{Facts, Role};
-pub use rules::{Dim, Match, Rule, Transform};
 
 /// Everything that converting a model of one architecture needs to know.
 pub struct Architecture {
@@ -44,8 +44,8 @@ pub struct Architecture {
     pub vocabulary: VocabKind,
     /// Its metadata, in the order of the file.
     pub parameters: &'static [&'static [Parameter]],
-    /// Its tensors; the first rule that matches a name decides.
-    pub tensors: &'static [&'static [Rule]],
+    /// Its tensors; the first recipe that matches a name decides.
+    pub tensors: &'static [&'static [Recipe]],
     /// Tensors that are computed from the config, and the keys that come with them.
     pub generated: fn(&Config, &mut Keys) -> config::Result<Vec<Generated>>,
     /// Its forward pass.
@@ -109,12 +109,14 @@ impl Architecture {
         })
     }
 
-    /// The rule for a tensor of the checkpoint, and what it makes of the name.
-    pub fn rule(&self, name: &str) -> Option<(&'static Rule, Match)> {
-        self.tensors
-            .iter()
-            .flat_map(|rules| rules.iter())
-            .find_map(|rule| Some((rule, rule.matches(name)?)))
+    /// The recipe for a tensor of the checkpoint, and how the tensor's name matches it.
+    pub fn recipe(&self, name: &str, config: &Config) -> Option<(&'static Recipe, recipes::Match)> {
+        self.recipes()
+            .find_map(|recipe| Some((recipe, recipe.matches(name, config)?)))
+    }
+
+    fn recipes(&self) -> impl Iterator<Item = &'static Recipe> {
+        self.tensors.iter().flat_map(|recipes| recipes.iter())
     }
 }
 
@@ -159,21 +161,28 @@ mod tests {
     }
 
     #[test]
-    fn rules_of_layers_lead_to_names_of_layers() {
-        for rule in ARCHITECTURES
-            .iter()
-            .flat_map(|a| a.tensors.iter().flat_map(|rules| rules.iter()))
-        {
-            let (from, to) = (
-                rule.from.matches("{}").count(),
-                rule.to.matches("{}").count(),
-            );
-            let experts = usize::from(matches!(rule.transform, Transform::Expert(_)));
-            assert!(
-                rule.transform == Transform::Skip || from == to + experts,
-                "{}",
-                rule.from
-            );
+    fn recipes_lead_to_one_tensor_each() {
+        for recipe in ARCHITECTURES.iter().flat_map(|a| a.recipes()) {
+            let numbers = |name: &str| name.matches("{}").count();
+            for output in recipe.outputs() {
+                let stacks = output
+                    .ops
+                    .iter()
+                    .any(|op| matches!(op, recipes::Op::Stack(_)));
+                let joins = output
+                    .ops
+                    .iter()
+                    .any(|op| matches!(op, recipes::Op::Concat(_)));
+                assert_eq!(joins, output.inputs.len() > 1, "{}", output.name);
+                for &input in output.inputs {
+                    let input = recipe.inputs()[input].name;
+                    assert_eq!(
+                        numbers(input),
+                        numbers(output.name) + usize::from(stacks),
+                        "{input}"
+                    );
+                }
+            }
         }
     }
 }

@@ -1,12 +1,15 @@
 //! Llama and what is built like it: Mistral, Mixtral, TinyLlama, SmolLM. Other families take their
-//! rules from here.
+//! recipes from here.
 
 use super::config::{Result, number_in};
 use super::decoder::Decoder;
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS};
-use super::rules::Dim::{Any, Expert, Experts, FeedForward, Hidden, Keys as KeyRows, Queries};
-use super::rules::Transform::{InterleaveKeys, InterleaveQueries};
-use super::{Architecture, Config, Generated, Keys, Parameter, Rule, Transform};
+use super::recipes::Op::{self, Interleave, Stack};
+use super::recipes::Size::{
+    Any, Expert, Experts, FeedForward, Hidden, KeyHeads, Keys as KeyRows, Queries, QueryHeads,
+};
+use super::recipes::{Input, Output, Recipe};
+use super::{Architecture, Config, Generated, Keys, Parameter};
 use quantier_gguf::gguf::Value;
 use quantier_tokenizer::VocabKind;
 
@@ -51,20 +54,20 @@ pub(super) const OWN_PARAMETERS: &[Parameter] = &[
 ];
 
 /// Token embeddings and the output matrix, which is absent where the embeddings serve as both.
-pub(super) const EMBEDDINGS: &[Rule] = &[
-    Rule::keep("model.embed_tokens", "token_embd", &[Any, Hidden]),
-    Rule::keep("lm_head", "output", &[Any, Hidden]),
+pub(super) const EMBEDDINGS: &[Recipe] = &[
+    Recipe::rename("model.embed_tokens", "token_embd", &[Any, Hidden]),
+    Recipe::rename("lm_head", "output", &[Any, Hidden]),
 ];
 
 /// A norm before each half of a layer, and one behind the last layer.
-pub(super) const NORMS: &[Rule] = &[
-    Rule::keep("model.norm", "output_norm", &[Hidden]),
-    Rule::keep(
+pub(super) const NORMS: &[Recipe] = &[
+    Recipe::rename("model.norm", "output_norm", &[Hidden]),
+    Recipe::rename(
         "model.layers.{}.input_layernorm",
         "blk.{}.attn_norm",
         &[Hidden],
     ),
-    Rule::keep(
+    Recipe::rename(
         "model.layers.{}.post_attention_layernorm",
         "blk.{}.ffn_norm",
         &[Hidden],
@@ -72,25 +75,25 @@ pub(super) const NORMS: &[Rule] = &[
 ];
 
 /// Attention whose heads llama.cpp rotates pairwise, so that their rows have to be interleaved.
-pub(super) const ATTENTION: &[Rule] = &[
-    Rule::with(
+pub(super) const ATTENTION: &[Recipe] = &[
+    Recipe::with(
         "model.layers.{}.self_attn.q_proj",
         "blk.{}.attn_q",
-        InterleaveQueries,
         &[Queries, Hidden],
+        &[Interleave(QueryHeads)],
     ),
-    Rule::with(
+    Recipe::with(
         "model.layers.{}.self_attn.k_proj",
         "blk.{}.attn_k",
-        InterleaveKeys,
         &[KeyRows, Hidden],
+        &[Interleave(KeyHeads)],
     ),
-    Rule::keep(
+    Recipe::rename(
         "model.layers.{}.self_attn.v_proj",
         "blk.{}.attn_v",
         &[Any, Hidden],
     ),
-    Rule::keep(
+    Recipe::rename(
         "model.layers.{}.self_attn.o_proj",
         "blk.{}.attn_output",
         &[Hidden, Any],
@@ -98,23 +101,23 @@ pub(super) const ATTENTION: &[Rule] = &[
 ];
 
 /// Attention whose heads are rotated by halves, as in the checkpoint.
-pub(super) const PLAIN_ATTENTION: &[Rule] = &[
-    Rule::keep(
+pub(super) const PLAIN_ATTENTION: &[Recipe] = &[
+    Recipe::rename(
         "model.layers.{}.self_attn.q_proj",
         "blk.{}.attn_q",
         &[Queries, Hidden],
     ),
-    Rule::keep(
+    Recipe::rename(
         "model.layers.{}.self_attn.k_proj",
         "blk.{}.attn_k",
         &[KeyRows, Hidden],
     ),
-    Rule::keep(
+    Recipe::rename(
         "model.layers.{}.self_attn.v_proj",
         "blk.{}.attn_v",
         &[Any, Hidden],
     ),
-    Rule::keep(
+    Recipe::rename(
         "model.layers.{}.self_attn.o_proj",
         "blk.{}.attn_output",
         &[Hidden, Any],
@@ -122,18 +125,18 @@ pub(super) const PLAIN_ATTENTION: &[Rule] = &[
 ];
 
 /// A feed-forward network with a gate.
-pub(super) const GATED_FFN: &[Rule] = &[
-    Rule::keep(
+pub(super) const GATED_FFN: &[Recipe] = &[
+    Recipe::rename(
         "model.layers.{}.mlp.gate_proj",
         "blk.{}.ffn_gate",
         &[FeedForward, Hidden],
     ),
-    Rule::keep(
+    Recipe::rename(
         "model.layers.{}.mlp.up_proj",
         "blk.{}.ffn_up",
         &[FeedForward, Hidden],
     ),
-    Rule::keep(
+    Recipe::rename(
         "model.layers.{}.mlp.down_proj",
         "blk.{}.ffn_down",
         &[Hidden, FeedForward],
@@ -141,31 +144,39 @@ pub(super) const GATED_FFN: &[Rule] = &[
 ];
 
 /// What old checkpoints hold and no model needs: it follows from the config.
-pub(super) const BUFFERS: &[Rule] = &[Rule::skip("model.layers.{}.self_attn.rotary_emb.inv_freq")];
+pub(super) const BUFFERS: &[Recipe] = &[Recipe::skip(
+    "model.layers.{}.self_attn.rotary_emb.inv_freq",
+)];
 
-const MIXTRAL_EXPERTS: &[Rule] = &[
-    Rule::keep(
+/// One tensor of every expert becomes one of all experts.
+pub(super) const STACKED: &[Op] = &[Stack(Experts)];
+
+const MIXTRAL_EXPERTS: &[Recipe] = &[
+    Recipe::rename(
         "model.layers.{}.block_sparse_moe.gate",
         "blk.{}.ffn_gate_inp",
         &[Experts, Hidden],
     ),
-    Rule::with(
-        "model.layers.{}.block_sparse_moe.experts.{}.w1.weight",
-        "blk.{}.ffn_gate_exps.weight",
-        Transform::Expert(0),
-        &[Expert, Hidden],
-    ),
-    Rule::with(
-        "model.layers.{}.block_sparse_moe.experts.{}.w2.weight",
-        "blk.{}.ffn_down_exps.weight",
-        Transform::Expert(1),
-        &[Hidden, Expert],
-    ),
-    Rule::with(
-        "model.layers.{}.block_sparse_moe.experts.{}.w3.weight",
-        "blk.{}.ffn_up_exps.weight",
-        Transform::Expert(2),
-        &[Expert, Hidden],
+    Recipe::new(
+        &[
+            Input::new(
+                "model.layers.{}.block_sparse_moe.experts.{}.w1.weight",
+                &[Expert, Hidden],
+            ),
+            Input::new(
+                "model.layers.{}.block_sparse_moe.experts.{}.w2.weight",
+                &[Hidden, Expert],
+            ),
+            Input::new(
+                "model.layers.{}.block_sparse_moe.experts.{}.w3.weight",
+                &[Expert, Hidden],
+            ),
+        ],
+        &[
+            Output::of(&[0], "blk.{}.ffn_gate_exps.weight", STACKED),
+            Output::of(&[1], "blk.{}.ffn_down_exps.weight", STACKED),
+            Output::of(&[2], "blk.{}.ffn_up_exps.weight", STACKED),
+        ],
     ),
 ];
 

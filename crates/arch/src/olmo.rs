@@ -3,9 +3,9 @@
 use super::decoder::{Decoder, Norm, Rope};
 use super::llama::{BUFFERS, EMBEDDINGS, GATED_FFN, PLAIN_ATTENTION};
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS};
-use super::rules::Dim::{Any, Hidden, Keys as KeyRows, Queries};
-use super::rules::Transform::{InterleaveKeys, InterleaveQueries};
-use super::{Architecture, Parameter, Rule, nothing_generated};
+use super::recipes::Op::Interleave;
+use super::recipes::Size::{Any, Hidden, KeyHeads, Keys as KeyRows, Queries, QueryHeads};
+use super::{Architecture, Parameter, Recipe, nothing_generated};
 use quantier_tokenizer::VocabKind;
 
 /// Fixed in the model's code, not said by its config.
@@ -43,59 +43,59 @@ const OLMO_PARAMETERS: &[Parameter] = &[
 ];
 
 /// Only the weights are interleaved; the reference leaves biases as they are.
-const OLMO_ATTENTION: &[Rule] = &[
-    Rule::with(
+const OLMO_ATTENTION: &[Recipe] = &[
+    Recipe::with(
         "model.layers.{}.self_attn.q_proj.weight",
         "blk.{}.attn_q.weight",
-        InterleaveQueries,
         &[Queries, Hidden],
+        &[Interleave(QueryHeads)],
     ),
-    Rule::with(
+    Recipe::with(
         "model.layers.{}.self_attn.k_proj.weight",
         "blk.{}.attn_k.weight",
-        InterleaveKeys,
         &[KeyRows, Hidden],
+        &[Interleave(KeyHeads)],
     ),
-    Rule::keep(
+    Recipe::rename(
         "model.layers.{}.self_attn.q_proj.bias",
         "blk.{}.attn_q.bias",
         &[Queries],
     ),
-    Rule::keep(
+    Recipe::rename(
         "model.layers.{}.self_attn.k_proj.bias",
         "blk.{}.attn_k.bias",
         &[KeyRows],
     ),
-    Rule::keep(
+    Recipe::rename(
         "model.layers.{}.self_attn.v_proj",
         "blk.{}.attn_v",
         &[Any, Hidden],
     ),
-    Rule::keep(
+    Recipe::rename(
         "model.layers.{}.self_attn.o_proj",
         "blk.{}.attn_output",
         &[Hidden, Any],
     ),
 ];
 
-const OLMO2_NORMS: &[Rule] = &[
-    Rule::keep("model.norm", "output_norm", &[Hidden]),
-    Rule::keep(
+const OLMO2_NORMS: &[Recipe] = &[
+    Recipe::rename("model.norm", "output_norm", &[Hidden]),
+    Recipe::rename(
         "model.layers.{}.post_attention_layernorm",
         "blk.{}.post_attention_norm",
         &[Hidden],
     ),
-    Rule::keep(
+    Recipe::rename(
         "model.layers.{}.post_feedforward_layernorm",
         "blk.{}.post_ffw_norm",
         &[Hidden],
     ),
-    Rule::keep(
+    Recipe::rename(
         "model.layers.{}.self_attn.q_norm",
         "blk.{}.attn_q_norm",
         &[Queries],
     ),
-    Rule::keep(
+    Recipe::rename(
         "model.layers.{}.self_attn.k_norm",
         "blk.{}.attn_k_norm",
         &[KeyRows],

@@ -4,8 +4,8 @@
 use super::config::{Result, number_in, wrong_kind};
 use super::decoder::{Decoder, Rope};
 use super::llama::{BUFFERS, EMBEDDINGS, NORMS};
-use super::rules::Dim::{Any, FeedForward, Hidden, TwiceFeedForward};
-use super::{Architecture, Config, Generated, Keys, Parameter, Rule};
+use super::recipes::Size::{Any, FeedForward, Hidden, Number, Product};
+use super::{Architecture, Config, Generated, Keys, Parameter, Recipe};
 use quantier_gguf::gguf::Value;
 use quantier_tokenizer::VocabKind;
 
@@ -44,23 +44,23 @@ const PARAMETERS: &[Parameter] = &[
     Parameter::Computed(sliding_window),
 ];
 
-const LAYERS: &[Rule] = &[
-    Rule::keep(
+const LAYERS: &[Recipe] = &[
+    Recipe::rename(
         "model.layers.{}.self_attn.qkv_proj",
         "blk.{}.attn_qkv",
         &[Any, Hidden],
     ),
-    Rule::keep(
+    Recipe::rename(
         "model.layers.{}.self_attn.o_proj",
         "blk.{}.attn_output",
         &[Hidden, Any],
     ),
-    Rule::keep(
+    Recipe::rename(
         "model.layers.{}.mlp.gate_up_proj",
         "blk.{}.ffn_up",
-        &[TwiceFeedForward, Hidden],
+        &[Product(&[Number(2), FeedForward]), Hidden],
     ),
-    Rule::keep(
+    Recipe::rename(
         "model.layers.{}.mlp.down_proj",
         "blk.{}.ffn_down",
         &[Hidden, FeedForward],

@@ -1,10 +1,11 @@
 //! Qwen 2 and 3, dense and with experts.
 
 use super::decoder::{Decoder, Rope};
-use super::llama::{BUFFERS, EMBEDDINGS, GATED_FFN, NORMS, PLAIN_ATTENTION};
+use super::llama::{BUFFERS, EMBEDDINGS, GATED_FFN, NORMS, PLAIN_ATTENTION, STACKED};
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS};
-use super::rules::Dim::{Any, Expert, Experts, Head, Hidden};
-use super::{Architecture, Parameter, Rule, Transform, nothing_generated};
+use super::recipes::Size::{Any, Expert, Experts, Head, Hidden};
+use super::recipes::{Input, Output, Recipe};
+use super::{Architecture, Parameter, nothing_generated};
 use quantier_tokenizer::VocabKind;
 
 const HALVES: Decoder = Decoder {
@@ -85,62 +86,65 @@ const EXPERT_PARAMETERS: &[Parameter] = &[
 ];
 
 /// A norm over every head's queries and keys.
-pub(super) const HEAD_NORMS: &[Rule] = &[
-    Rule::keep(
+pub(super) const HEAD_NORMS: &[Recipe] = &[
+    Recipe::rename(
         "model.layers.{}.self_attn.q_norm",
         "blk.{}.attn_q_norm",
         &[Head],
     ),
-    Rule::keep(
+    Recipe::rename(
         "model.layers.{}.self_attn.k_norm",
         "blk.{}.attn_k_norm",
         &[Head],
     ),
 ];
 
-const EXPERTS: &[Rule] = &[
-    Rule::keep(
+const EXPERTS: &[Recipe] = &[
+    Recipe::rename(
         "model.layers.{}.mlp.gate",
         "blk.{}.ffn_gate_inp",
         &[Experts, Hidden],
     ),
-    Rule::with(
-        "model.layers.{}.mlp.experts.{}.down_proj.weight",
-        "blk.{}.ffn_down_exps.weight",
-        Transform::Expert(0),
-        &[Hidden, Expert],
-    ),
-    Rule::with(
-        "model.layers.{}.mlp.experts.{}.gate_proj.weight",
-        "blk.{}.ffn_gate_exps.weight",
-        Transform::Expert(1),
-        &[Expert, Hidden],
-    ),
-    Rule::with(
-        "model.layers.{}.mlp.experts.{}.up_proj.weight",
-        "blk.{}.ffn_up_exps.weight",
-        Transform::Expert(2),
-        &[Expert, Hidden],
+    Recipe::new(
+        &[
+            Input::new(
+                "model.layers.{}.mlp.experts.{}.down_proj.weight",
+                &[Hidden, Expert],
+            ),
+            Input::new(
+                "model.layers.{}.mlp.experts.{}.gate_proj.weight",
+                &[Expert, Hidden],
+            ),
+            Input::new(
+                "model.layers.{}.mlp.experts.{}.up_proj.weight",
+                &[Expert, Hidden],
+            ),
+        ],
+        &[
+            Output::of(&[0], "blk.{}.ffn_down_exps.weight", STACKED),
+            Output::of(&[1], "blk.{}.ffn_gate_exps.weight", STACKED),
+            Output::of(&[2], "blk.{}.ffn_up_exps.weight", STACKED),
+        ],
     ),
 ];
 
-const SHARED_EXPERT: &[Rule] = &[
-    Rule::keep(
+const SHARED_EXPERT: &[Recipe] = &[
+    Recipe::rename(
         "model.layers.{}.mlp.shared_expert_gate",
         "blk.{}.ffn_gate_inp_shexp",
         &[Any, Hidden],
     ),
-    Rule::keep(
+    Recipe::rename(
         "model.layers.{}.mlp.shared_expert.gate_proj",
         "blk.{}.ffn_gate_shexp",
         &[Any, Hidden],
     ),
-    Rule::keep(
+    Recipe::rename(
         "model.layers.{}.mlp.shared_expert.up_proj",
         "blk.{}.ffn_up_shexp",
         &[Any, Hidden],
     ),
-    Rule::keep(
+    Recipe::rename(
         "model.layers.{}.mlp.shared_expert.down_proj",
         "blk.{}.ffn_down_shexp",
         &[Hidden, Any],

@@ -3,8 +3,8 @@
 use super::decoder::{Activation, Decoder, Norm, Rope};
 use super::llama::{BUFFERS, EMBEDDINGS, NORMS, PLAIN_ATTENTION};
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS};
-use super::rules::Dim::{FeedForward, Hidden};
-use super::{Architecture, Rule, nothing_generated};
+use super::recipes::Size::{FeedForward, Hidden};
+use super::{Architecture, Recipe, nothing_generated};
 use quantier_tokenizer::VocabKind;
 
 pub(super) static STARCODER2: Architecture = Architecture {
@@ -22,13 +22,13 @@ pub(super) static STARCODER2: Architecture = Architecture {
     },
 };
 
-const FFN: &[Rule] = &[
-    Rule::keep(
+const FFN: &[Recipe] = &[
+    Recipe::rename(
         "model.layers.{}.mlp.c_fc",
         "blk.{}.ffn_up",
         &[FeedForward, Hidden],
     ),
-    Rule::keep(
+    Recipe::rename(
         "model.layers.{}.mlp.c_proj",
         "blk.{}.ffn_down",
         &[Hidden, FeedForward],

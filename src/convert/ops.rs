@@ -1,0 +1,170 @@
+//! The operations of recipes, applied to weights under construction.
+
+use super::weights::{Numeric, Operand};
+use crate::arch::Config;
+use crate::arch::recipes::{Op, Size};
+use std::path::Path;
+
+#[cfg(test)]
+mod tests;
+
+/// What the sizes in recipes are resolved with.
+#[derive(Clone, Copy)]
+pub(super) struct Sizes<'a> {
+    /// config.json.
+    pub(super) config: &'a Config,
+    /// The directory of the tokenizer's files.
+    pub(super) dir: &'a Path,
+}
+
+impl Sizes<'_> {
+    /// A size that must be known.
+    fn get(self, size: Size) -> Result<u64, String> {
+        match size {
+            Size::Vocabulary => self.vocabulary(),
+            size => size.required(self.config),
+        }
+    }
+
+    /// Sizes of which one may be whatever is there: `rest` says what that is beside the others.
+    fn all(self, sizes: &[Size], rest: impl Fn(&[u64]) -> Option<u64>) -> Result<Vec<u64>, String> {
+        let given = sizes.iter().filter(|size| **size != Size::Any);
+        let given: Vec<u64> = given
+            .map(|size| self.get(*size))
+            .collect::<Result<_, _>>()?;
+        let mut next = given.iter().copied();
+        let size = |size: &Size| match size {
+            Size::Any => rest(&given).ok_or_else(|| format!("{given:?} leave nothing")),
+            _ => Ok(next.next().unwrap_or(0)),
+        };
+        sizes.iter().map(size).collect()
+    }
+
+    /// The number of tokens in the tokenizer's files.
+    fn vocabulary(self) -> Result<u64, String> {
+        if self.dir.join("tokenizer.model").is_file() {
+            return Ok(self.config.u32(&["vocab_size"])?.into());
+        }
+        let tokenizer = crate::format::json::read_object(&self.dir.join("tokenizer.json"))
+            .map_err(|e| e.to_string())?;
+        let tokens = tokenizer
+            .get("model")
+            .and_then(|model| model.get("vocab")?.as_object())
+            .map_or(0, |vocabulary| vocabulary.len());
+        let added = tokenizer
+            .get("added_tokens")
+            .and_then(|added| added.as_array())
+            .map_or(0, Vec::len);
+        Ok((tokens + added) as u64)
+    }
+}
+
+/// Makes one output of inputs, each of which is one tensor or a stack of them.
+///
+/// # Errors
+/// If an operation does not fit the shapes or the config.
+pub(super) fn make(
+    ops: &[Op],
+    mut inputs: Vec<Vec<Operand>>,
+    sizes: Sizes<'_>,
+) -> Result<Operand, String> {
+    for op in ops {
+        inputs = match op {
+            Op::Stack(_) => inputs
+                .into_iter()
+                .map(|stack| Ok(vec![Operand::stacked(stack)?]))
+                .collect::<Result<_, String>>()?,
+            Op::Concat(axis) => vec![concatenated(inputs, *axis)?],
+            op => inputs
+                .into_iter()
+                .map(|stack| stack.into_iter().map(|o| apply(*op, o, sizes)).collect())
+                .collect::<Result<_, _>>()?,
+        };
+    }
+    let mut operands = inputs.into_iter().flatten();
+    match (operands.next(), operands.next()) {
+        (Some(operand), None) => Ok(operand),
+        _ => Err("its recipe does not lead to one tensor".into()),
+    }
+}
+
+/// Joins the first tensors of all stacks, the second ones and so on.
+fn concatenated(inputs: Vec<Vec<Operand>>, axis: usize) -> Result<Vec<Operand>, String> {
+    let mut stacks: Vec<_> = inputs.into_iter().map(Vec::into_iter).collect();
+    let mut joined = Vec::new();
+    loop {
+        let operands: Vec<_> = stacks.iter_mut().filter_map(Iterator::next).collect();
+        match operands.len() {
+            0 => return Ok(joined),
+            n if n == stacks.len() => joined.push(Operand::concatenated(operands, axis)?),
+            _ => return Err("stacks of different sizes cannot be joined".into()),
+        }
+    }
+}
+
+/// Applies an operation on one tensor.
+fn apply(op: Op, operand: Operand, sizes: Sizes<'_>) -> Result<Operand, String> {
+    let shape = operand.shape().to_vec();
+    let dimension = |axis: usize| {
+        shape
+            .get(axis)
+            .copied()
+            .ok_or_else(|| format!("its shape {shape:?} has no dimension {axis}"))
+    };
+    match op {
+        Op::Split {
+            axis,
+            sizes: parts,
+            part,
+        } => {
+            let size = dimension(axis)?;
+            let sum = |parts: &[u64]| parts.iter().try_fold(0u64, |sum, n| sum.checked_add(*n));
+            let parts = sizes.all(parts, |given| size.checked_sub(sum(given)?))?;
+            if sum(&parts) != Some(size) {
+                return Err(format!(
+                    "dimension {axis} of its shape {shape:?} is not {parts:?} together, as config.json says"
+                ));
+            }
+            let start: u64 = parts[..part].iter().sum();
+            operand.map(axis, |view| view.narrowed(axis, start..start + parts[part]))
+        }
+        Op::First(size) => {
+            let rows = dimension(0)?.min(sizes.get(size)?);
+            operand.map(0, |view| view.narrowed(0, 0..rows))
+        }
+        Op::Interleave(heads) => {
+            let (rows, heads) = (dimension(0)?, sizes.get(heads)?);
+            let half = match heads.checked_mul(2) {
+                Some(halves) if halves > 0 && rows.is_multiple_of(halves) => rows / halves,
+                _ => {
+                    return Err(format!(
+                        "its {rows} rows are not two halves of each of {heads} heads"
+                    ));
+                }
+            };
+            operand.map(0, |view| view.swapped(0, heads, [2, half]))
+        }
+        Op::Tile {
+            axis,
+            groups,
+            members,
+        } => {
+            let blocks = [sizes.get(groups)?, sizes.get(members)?];
+            operand.map(axis, |view| view.swapped(axis, 1, blocks))
+        }
+        Op::Transpose => operand.map(shape.len().saturating_sub(2), |view| view.transposed()),
+        Op::Reshape(dims) => {
+            let elements: u64 = shape.iter().product();
+            let dims = sizes.all(dims, |given| {
+                let product = given.iter().try_fold(1u64, |n, d| n.checked_mul(*d))?;
+                elements.checked_div(product)
+            })?;
+            operand.map(0, |view| view.reshaped(&dims))
+        }
+        Op::Squeeze(axis) => operand.map(axis, |view| view.squeezed(axis)),
+        Op::AddOne => Ok(operand.with(Numeric::AddOne)),
+        Op::NegExp => Ok(operand.with(Numeric::NegExp)),
+        Op::Cast(ggml_type) => Ok(operand.cast(ggml_type)),
+        Op::Stack(_) | Op::Concat(_) => Err("one tensor cannot be joined".into()),
+    }
+}

@@ -1,0 +1,340 @@
+//! From the checkpoint's tensors to the output's, by the recipes of the architecture; and everything
+//! that is wrong with them.
+
+use super::ops::{self, Sizes};
+use super::plan::PlannedTensor;
+use super::scale::{self, Scales};
+use super::weights::{Operand, Weights};
+use super::{Checkpoint, Source};
+use crate::arch::recipes::{Input, Match, Output, Recipe};
+use crate::arch::{Architecture, Config, Keys};
+use crate::format::gguf::{MAX_NAME, Shape};
+use crate::format::types::GgmlType;
+use crate::plan::file_type::FileType;
+use crate::plan::recipe::Problem;
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+/// Computed by every model from its config; some checkpoints hold them all the same.
+const BUFFERS: &[&str] = &[
+    ".attention.masked_bias",
+    ".attention.bias",
+    ".rotary_emb.inv_freq",
+];
+/// Matrices that llama.cpp wants in f32, by the end of their name.
+const ALWAYS_F32: &[&str] = &[
+    "ffn_gate_inp.weight",
+    "ffn_gate_inp_shexp.weight",
+    "position_embd.weight",
+];
+
+/// Why tensors cannot be planned: the config, or any number of tensors.
+pub(super) enum Fault {
+    Config(String),
+    Tensors(Vec<Problem>),
+}
+
+/// The tensors of the output.
+pub(super) struct Outputs {
+    /// In the order of the files.
+    pub(super) tensors: Vec<PlannedTensor>,
+    /// The number of the checkpoint's tensors that are left out, by the part of the model that they
+    /// belong to.
+    pub(super) left_out: BTreeMap<&'static str, u64>,
+}
+
+/// Every tensor of the output in its order: those that are computed, then the checkpoint's as they
+/// come. Sets the keys that belong to computed tensors.
+///
+/// # Errors
+/// Everything that is wrong with any tensor at once, or what is wrong with the config.
+pub(super) fn plan(
+    checkpoint: &Checkpoint,
+    architecture: &'static Architecture,
+    file_type: FileType,
+    keys: &mut Keys,
+) -> Result<Outputs, Fault> {
+    let config = &checkpoint.config;
+    let mut planner = Planner {
+        checkpoint,
+        architecture,
+        file_type,
+        scales: Scales::default(),
+        problems: Vec::new(),
+        outputs: Outputs {
+            tensors: Vec::new(),
+            left_out: BTreeMap::new(),
+        },
+        seen_layers: HashSet::new(),
+        incomplete: HashMap::new(),
+    };
+    for generated in (architecture.generated)(config, keys).map_err(Fault::Config)? {
+        let dims = [generated.weights.len() as u64];
+        let weights = || Weights::Computed(generated.weights);
+        planner.push(generated.name.into(), &dims, None, weights);
+    }
+    let layers = config.layers().map_err(Fault::Config)?;
+    planner.scales = scale::find(config, &checkpoint.tensors).map_err(Fault::Tensors)?;
+    for index in 0..checkpoint.tensors.len() {
+        planner.source(index, layers).map_err(Fault::Config)?;
+    }
+    planner.check_complete(layers);
+    planner.check_names();
+    planner.problems.sort();
+    match planner.problems.is_empty() {
+        true => Ok(planner.outputs),
+        false => Err(Fault::Tensors(planner.problems)),
+    }
+}
+
+struct Planner<'a> {
+    checkpoint: &'a Checkpoint,
+    architecture: &'static Architecture,
+    file_type: FileType,
+    scales: Scales,
+    problems: Vec<Problem>,
+    outputs: Outputs,
+    /// Layers that tensors have been seen of.
+    seen_layers: HashSet<u32>,
+    /// Inputs of recipes whose other inputs have not been seen yet.
+    incomplete: HashMap<Group, Vec<Member>>,
+}
+
+/// The inputs of one recipe in one layer.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Group {
+    /// The first output's name, which tells recipes apart.
+    output: String,
+    layer: Option<u32>,
+}
+
+/// One of the tensors that a recipe takes.
+#[derive(Clone, Debug)]
+struct Member {
+    matched: Match,
+    /// The tensor, as an index.
+    source: usize,
+}
+
+impl<'a> Planner<'a> {
+    fn config(&self) -> &'a Config {
+        &self.checkpoint.config
+    }
+
+    fn problem(&mut self, source: &Source, what: impl Into<String>) {
+        self.problems.push(Problem::of(&source.name, what));
+    }
+
+    /// Plans a tensor of the checkpoint. Fails for what is wrong with the config.
+    fn source(&mut self, index: usize, layers: u32) -> Result<(), String> {
+        let source = &self.checkpoint.tensors[index];
+        let is_buffer = BUFFERS.iter().any(|end| source.name.ends_with(end));
+        if is_buffer || self.scales.is_consumed(index) {
+            return Ok(());
+        }
+        let Some((recipe, matched)) = self.architecture.recipe(&source.name, self.config()) else {
+            let name = self.architecture.name;
+            self.problem(source, format!("architecture {name} has no such tensors"));
+            return Ok(());
+        };
+        if let Some(part) = recipe.left_out {
+            *self.outputs.left_out.entry(part).or_default() += 1;
+        }
+        if recipe.outputs().is_empty() {
+            return Ok(());
+        }
+        self.seen_layers.extend(matched.layer);
+        if matched.layer.is_some_and(|layer| layer >= layers) {
+            self.problem(source, format!("config.json has only {layers} layers"));
+            return Ok(());
+        }
+        let input = &recipe.inputs()[matched.input];
+        if let Err(what) = check_dims(input, source, self.config()) {
+            self.problem(source, what);
+            return Ok(());
+        }
+        self.member(recipe, matched, index)
+    }
+
+    /// Takes a tensor for its recipe; once the recipe has all of them, plans its outputs.
+    fn member(
+        &mut self,
+        recipe: &'static Recipe,
+        matched: Match,
+        source: usize,
+    ) -> Result<(), String> {
+        let mut stack = 1;
+        if let Some(size) = recipe.stacked() {
+            stack = size.required(self.config())?;
+            if matched.index.is_some_and(|index| u64::from(index) >= stack) {
+                let source = &self.checkpoint.tensors[source];
+                self.problem(source, format!("config.json has only {stack} experts"));
+                return Ok(());
+            }
+        }
+        let inputs = recipe.inputs().iter();
+        let needed: u64 = inputs
+            .map(|input| if input.is_stacked() { stack } else { 1 })
+            .sum();
+        let group = Group {
+            output: recipe.outputs()[0].name(&matched),
+            layer: matched.layer,
+        };
+        let members = self.incomplete.entry(group.clone()).or_default();
+        members.push(Member { matched, source });
+        if members.len() as u64 == needed {
+            let mut members = self.incomplete.remove(&group).unwrap_or_default();
+            members.sort_by_key(|member| (member.matched.input, member.matched.index));
+            for output in recipe.outputs() {
+                if let Err(problem) = self.output(output, &members) {
+                    self.problems.push(problem);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Plans an output of a recipe whose inputs are complete and in order.
+    fn output(&mut self, output: &Output, members: &[Member]) -> Result<(), Problem> {
+        let source = |member: &Member| &self.checkpoint.tensors[member.source];
+        let mut inputs = Vec::new();
+        for &input in output.inputs {
+            let stack = members
+                .iter()
+                .filter(|member| member.matched.input == input);
+            let mut operands = Vec::new();
+            let mut first: Option<&Source> = None;
+            for member in stack {
+                let tensor = source(member);
+                let first = first.get_or_insert(tensor);
+                if tensor.shape != first.shape {
+                    let (name, shape) = (&first.name, &first.shape);
+                    let what = format!("it has another shape than {name}, {shape:?}");
+                    return Err(Problem::of(&tensor.name, what));
+                }
+                if let Some(axis) = tensor.shape.iter().position(|&size| size == 0) {
+                    let what = format!("dimension {axis} of its shape {:?} is 0", tensor.shape);
+                    return Err(Problem::of(&tensor.name, what));
+                }
+                let scale = self.scales.of(member.source);
+                operands.push(Operand::tensor(member.source, &tensor.shape, scale));
+            }
+            inputs.push(operands);
+        }
+        let sizes = Sizes {
+            config: self.config(),
+            dir: &self.checkpoint.dir,
+        };
+        let operand = ops::make(output.ops, inputs, sizes)
+            .map_err(|what| Problem::of(&source(&members[0]).name, what))?;
+        let (dims, cast) = (operand.shape().to_vec(), operand.cast);
+        let name = output.name(&members[0].matched);
+        self.push(name, &dims, cast, || Weights::Stored(operand.finish()));
+        Ok(())
+    }
+
+    /// Adds a tensor with dimensions that are counted from the outermost.
+    fn push(
+        &mut self,
+        name: String,
+        dims: &[u64],
+        cast: Option<GgmlType>,
+        weights: impl FnOnce() -> Weights,
+    ) {
+        let reversed: Vec<u64> = dims.iter().rev().copied().collect();
+        let shape = match Shape::new(&reversed) {
+            Ok(shape) => shape,
+            Err(what) => return self.problems.push(Problem::of(&name, what)),
+        };
+        let wanted = cast.unwrap_or_else(|| wanted_type(&name, dims.len(), self.file_type));
+        let fits = wanted.row_bytes(shape.row_len()).is_some();
+        let target = if fits { wanted } else { GgmlType::F16 };
+        self.outputs.tensors.push(PlannedTensor {
+            name,
+            shape,
+            wanted,
+            target,
+            weights: weights(),
+            shard: 0,
+        });
+    }
+
+    /// Finds recipes without all of their inputs, and layers without tensors.
+    fn check_complete(&mut self, layers: u32) {
+        for (group, members) in std::mem::take(&mut self.incomplete) {
+            let place = match group.layer {
+                Some(layer) => format!("layer {layer}"),
+                None => group.output,
+            };
+            for member in members {
+                let kind = match member.matched.index {
+                    Some(_) => "experts",
+                    None => "tensors",
+                };
+                let what = format!("some {kind} of {place} are missing beside these");
+                self.problem(&self.checkpoint.tensors[member.source], what);
+            }
+        }
+        if let Some(first) = (0..layers).find(|layer| !self.seen_layers.contains(layer)) {
+            let what = format!(
+                "config.json has {layers} layers, and there is no tensor of layer {first}; files are missing"
+            );
+            self.problems.push(Problem::of("", what));
+        }
+    }
+
+    /// Finds names that occur twice or are too long for ggml.
+    fn check_names(&mut self) {
+        let mut seen = HashSet::new();
+        for tensor in &self.outputs.tensors {
+            if !seen.insert(&tensor.name) {
+                let what = "several tensors of the checkpoint become this";
+                self.problems.push(Problem::of(&tensor.name, what));
+            }
+            if tensor.name.len() >= MAX_NAME {
+                let what = format!("names have less than {MAX_NAME} bytes");
+                self.problems.push(Problem::of(&tensor.name, what));
+            }
+        }
+    }
+}
+
+/// Compares a tensor's dimensions with those that the config leads to.
+fn check_dims(input: &Input, source: &Source, config: &Config) -> Result<(), String> {
+    // A bias has one number per row of its matrix.
+    let dims = match source.name.ends_with(".bias") {
+        true => &input.dims[..input.dims.len().min(1)],
+        false => input.dims,
+    };
+    let shape = &source.shape;
+    if !dims.is_empty() && shape.len() != dims.len() {
+        let count = dims.len();
+        return Err(format!(
+            "it has shape {shape:?}, and {count} dimensions are expected"
+        ));
+    }
+    for (i, (dim, size)) in dims.iter().zip(shape).enumerate() {
+        // Fields of the wrong kind are found where the metadata is made of them.
+        let expected = dim.of(config).ok().flatten();
+        if let Some(expected) = expected.filter(|expected| expected != size) {
+            return Err(format!(
+                "dimension {i} of shape {shape:?} must be {expected} by config.json"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// What a tensor becomes if its rows allow it.
+fn wanted_type(name: &str, rank: usize, file_type: FileType) -> GgmlType {
+    let in_f32 = rank <= 1
+        || !name.ends_with(".weight")
+        || name.ends_with("_norm.weight")
+        || ALWAYS_F32.iter().any(|end| name.ends_with(end));
+    match file_type {
+        _ if in_f32 => GgmlType::F32,
+        FileType::F32 => GgmlType::F32,
+        FileType::BF16 => GgmlType::BF16,
+        FileType::Q8_0 => GgmlType::Q8_0,
+        _ => GgmlType::F16,
+    }
+}
