@@ -10,12 +10,10 @@ use super::text::say;
 use super::wrong_usage;
 use anyhow::{Context, bail};
 use quantier::convert;
-use quantier::format::types::GgmlType;
-use quantier::make::{self, Job, Text, Texts};
-use quantier::model::Options;
+use quantier::make::{self, Files, Goal, Job, NamedBudget, Options, Scoring, Text, Texts};
+use quantier::model;
 use quantier::plan::file_type::FileType;
 use quantier::plan::frontier::{Budget, Constraints};
-use quantier::quant::Codec;
 use quantier::report;
 use quantier::rounding::Rounding;
 use quantier::sensitivity::{Measure, Settings};
@@ -24,68 +22,67 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// What both take.
+/// Options of both commands.
 #[derive(clap::Args)]
 pub struct Common {
     /// The model: a Hugging Face directory, a .safetensors file, a GGUF, the first shard of a split
     /// one, or hf://ORG/NAME
     #[arg(value_name = "MODEL")]
     model: PathBuf,
-    /// A calibration text, UTF-8; repeat it for more. Without it a small built-in text is used;
-    /// text of the kind that the model will meet is better
+    /// A calibration text, UTF-8; can be repeated. The default is a small built-in text; text like
+    /// that of the model's later use is better
     #[arg(short, long, value_name = "TEXT")]
     file: Vec<PathBuf>,
-    /// A text to judge the result on; repeat it for more. Without it every fifth part of each
-    /// calibration text is kept for that
+    /// An evaluation text; can be repeated. By default every fifth part of each calibration text is
+    /// held out for it
     #[arg(long, value_name = "TEXT")]
     eval: Vec<PathBuf>,
     /// An importance matrix to use instead of a new one
     #[arg(long, value_name = "FILE")]
     imatrix: Option<PathBuf>,
-    /// Give tensors a type: NAMES=TYPE, where NAMES is a role (token_embd, output, attn_q, attn_k,
+    /// Set the type of tensors: NAMES=TYPE, where NAMES is a role (token_embd, output, attn_q, attn_k,
     /// attn_v, attn_output, ffn_gate, ffn_up, ffn_down) or a regular expression
     #[arg(long, value_name = "NAMES=TYPE")]
     pin: Vec<String>,
-    /// No type of fewer bits: TYPE for all tensors or NAMES=TYPE for some
+    /// The smallest type, by bits per weight: TYPE for all tensors or NAMES=TYPE for some
     #[arg(long, value_name = "[NAMES=]TYPE")]
     min: Vec<String>,
-    /// No type of more bits: TYPE for all tensors or NAMES=TYPE for some
+    /// The largest type, by bits per weight: TYPE for all tensors or NAMES=TYPE for some
     #[arg(long, value_name = "[NAMES=]TYPE")]
     max: Vec<String>,
-    /// The types to choose from, separated by commas: names or k, iq, legacy, all; for all tensors
-    /// or for some
+    /// Candidate types, separated by commas: names or k, iq, legacy, all; for all tensors or for some
     #[arg(long, value_name = "[NAMES=]LIST")]
     types: Vec<String>,
-    /// How types are judged: by the divergence that they cause downstream, to second order; by the
-    /// importance-weighted error of the weights alone (faster and worse); or by a sweep, which runs
-    /// the model once for every tensor in every type and measures: to compare with, and for small
-    /// models with few --types and --score-chunks only
+    /// How sensitivities are measured: divergence, the KL divergence to second order; imatrix, the
+    /// importance-weighted error of the weights alone (faster and worse); sweep, one run of the
+    /// model for every type of every tensor (for comparisons, on small models with few --types and
+    /// --score-chunks)
     #[arg(long, value_name = "HOW", default_value = "divergence", value_parser = ["divergence", "imatrix", "sweep"])]
     score: String,
-    /// The most chunks of the calibration text that types are judged on, evenly from all of it
+    /// The most chunks of the calibration text for sensitivities, taken evenly from all of it
     #[arg(long, value_name = "N", default_value_t = 24)]
     score_chunks: usize,
-    /// Positions in these chunks at which types are judged; 0 for all. Fewer are faster, and leave
-    /// out what errors at different positions have in common
+    /// Positions in these chunks for sensitivities; 0 for all. Fewer are faster, but miss the
+    /// correlation of errors between positions
     #[arg(long, value_name = "N", default_value_t = 0)]
     score_positions: usize,
-    /// Labels that are drawn from the model for each position
+    /// Labels to sample from the model for each position
     #[arg(long, value_name = "N", default_value_t = 2)]
     draws: usize,
-    /// Chooses labels and positions
+    /// Seed of the samples of labels and positions
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
-    /// How weights are rounded: feedback (each error made good by the weights beside it: about half
-    /// the divergence at the same size), or reference (each by itself, the bytes of llama-quantize)
+    /// How weights are rounded: feedback (each rounding error is compensated in the weights not yet
+    /// rounded, GPTQ: about half the divergence at the same size), or reference (each weight by
+    /// itself, the bytes of llama-quantize)
     #[arg(long, value_name = "HOW", default_value = "feedback", value_parser = super::quantize::rounding)]
     rounding: Rounding,
-    /// Round each matrix for what it meets in the model as it is, not for what it meets behind the
-    /// matrices rounded before it. Saves a pass over the calibration text for each file, and costs
-    /// a tenth to a quarter more divergence
-    #[arg(long)]
-    no_propagate: bool,
-    /// Round each row of a matrix by itself, without the gradients that tell what the errors of
-    /// rows do together to what the model says. Saves disk, and costs about a tenth more divergence
+    /// Calibrate every matrix on the unquantized model instead of sequentially. Saves a pass over the
+    /// calibration text for each file, and costs a tenth to a quarter more divergence
+    #[arg(long, alias = "no-propagate")]
+    no_sequential: bool,
+    /// Round each row of a matrix by itself, without the output Hessian that weights the errors of
+    /// rows jointly (YAQA). Saves disk, and costs about a tenth more divergence
     #[arg(long)]
     one_sided: bool,
     /// Tokens in a chunk
@@ -94,23 +91,28 @@ pub struct Common {
     /// The most chunks of the evaluation texts
     #[arg(long, value_name = "N")]
     eval_chunks: Option<usize>,
-    /// What the files are called; the model's own name without it
+    /// Stem of the file names; by default the name of the model
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
-    /// Take a model that is quantized already; what it has lost stays lost
+    /// Accept a quantized model; its losses remain
     #[arg(long)]
     allow_requantize: bool,
-    /// How many threads to use; 0 takes one per core
+    /// Number of threads; 0 for one per core
     #[arg(short, long, value_name = "N", default_value_t = 0)]
     threads: usize,
     /// Memory for widened weights and activations, in MiB; activations beyond it go to a temporary
     /// file
     #[arg(long, value_name = "MIB")]
     max_memory: Option<u64>,
-    /// Keep the state of the run at most so often, in DIR/work; 0 for after every layer
-    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
-    checkpoint_every: u64,
-    /// Tell what would be done, how long it would take and what it needs, and do nothing
+    /// The shortest time between two snapshots of the run, in DIR/work; 0 for one after every layer
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = 30,
+        alias = "checkpoint-every"
+    )]
+    snapshot_every: u64,
+    /// Print the work, time, memory and disk space of the run, and do nothing
     #[arg(long)]
     dry_run: bool,
     /// Print the result as JSON
@@ -120,14 +122,14 @@ pub struct Common {
 
 /// Make the best GGUF files for their sizes: measure, choose, write, prove
 ///
-/// Measures what every tensor's precision is worth to the model's output, chooses a type for each
-/// along the frontier of size against KL divergence, writes a file for every budget, and measures
-/// its divergence on text that the choice never saw. The files run on unmodified llama.cpp and
+/// Measures the sensitivity of the model's output to every tensor's precision, chooses a type for
+/// each along the frontier of size against KL divergence, writes a file for every budget, and
+/// measures its divergence on held-out text. The files run on unmodified llama.cpp and
 /// Ollama. DIR then holds the GGUFs, their recipes (llama-quantize's --tensor-type-file), the
 /// importance matrix, frontier.json, frontier.svg and report.html.
 ///
-/// Budgets can be repeated and mixed. A run that was killed goes on where it was, and another
-/// budget for the same model and text needs no new measurement.
+/// Budgets can be repeated and mixed. A killed run resumes where it was, and another budget for the
+/// same model and text needs no new measurement.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   quantier make ./Qwen3-4B --bpw 4.25 -o out
@@ -137,43 +139,40 @@ pub struct Common {
 pub struct Args {
     #[command(flatten)]
     common: Common,
-    /// So many bits per weight, over all tensors
+    /// A file of BITS per weight, over all tensors
     #[arg(long, value_name = "BITS")]
     bpw: Vec<String>,
     /// A file of this size: 4.5GiB, 4500MB, or bytes
     #[arg(long, value_name = "SIZE")]
     size: Vec<String>,
-    /// The smallest file of at most so many nats
+    /// The smallest file with a KL divergence of at most NATS
     #[arg(long, value_name = "NATS")]
     kld: Vec<String>,
-    /// The size of one of llama.cpp's presets
+    /// A file of the size of one of llama.cpp's presets
     #[arg(long, value_name = "PRESET")]
     like: Vec<String>,
-    /// Weights, KV cache and compute buffers within this memory
+    /// The best file whose weights, KV cache and compute buffers fit into MEMORY
     #[arg(long, value_name = "MEMORY", requires = "ctx")]
     fit: Vec<String>,
-    /// Tokens of context for --fit
+    /// Context length for --fit
     #[arg(long, value_name = "TOKENS")]
     ctx: Option<u64>,
-    /// N files of sizes spread over the frontier so that each step is worth it: from the smallest
-    /// that is of use to one that is next to the original
+    /// N files spread over the frontier: from the smallest useful one to one next to the original
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=40))]
     variants: Option<u8>,
-    /// Presets of llama.cpp to be quantized and measured as well, so that the report compares what
-    /// is measured with what is measured: names separated by commas, or `like` for those of --like.
-    /// Their files are not kept
+    /// Presets of llama.cpp to quantize and measure as well, for comparison in the report: names
+    /// separated by commas, or `like` for those of --like. Their files are removed
     #[arg(long, value_name = "PRESETS", value_delimiter = ',')]
     compare: Vec<String>,
-    /// Measure at most N swaps of a few tensors of each file on a part of the calibration text, and
-    /// take those that are better beyond their standard error. On a small model, 6 of them gained
-    /// about half a percent
+    /// Measure at most N swaps of types in each file's recipe on a part of the calibration text, and
+    /// accept gains beyond the standard error. On a small model, 6 swaps gained about half a
+    /// percent
     #[arg(long, value_name = "N", default_value_t = 0)]
     refine: usize,
-    /// The directory for all that is written
+    /// Output directory
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
-    /// Publish as well: DIR/publish can then be uploaded to the Hub as it is. See `quantier
-    /// publish`
+    /// Prepare DIR/publish for an upload to the Hub. See `quantier publish`
     #[arg(long, help_heading = "Publishing")]
     publish: bool,
     #[command(flatten)]
@@ -182,9 +181,9 @@ pub struct Args {
 
 /// Measure the frontier of size against KL divergence of a model, and write no model
 ///
-/// Writes DIR/frontier.json, DIR/report.html and DIR/frontier.svg: for every tensor and type bytes
-/// and predicted nats, the best recipes of all sizes, and llama.cpp's presets beside them.
-/// `quantier make` with the same DIR goes on from there.
+/// Writes DIR/frontier.json, DIR/report.html and DIR/frontier.svg: bytes and predicted nats of every
+/// tensor and type, the best recipes of all sizes, and llama.cpp's presets beside them. `quantier
+/// make` with the same DIR continues from there.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   quantier frontier ./Qwen3-4B -f calibration.txt -o out
@@ -192,118 +191,168 @@ pub struct Args {
 pub struct FrontierArgs {
     #[command(flatten)]
     common: Common,
-    /// The directory for all that is written
+    /// Output directory
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
 }
 
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let mut budgets = Vec::new();
-    let mut add =
-        |option: &str, texts: &[String], parse: &dyn Fn(&str) -> Result<Budget, String>| {
-            for text in texts {
-                match parse(text) {
-                    Ok(budget) => budgets.push((format!("--{option} {text}"), budget)),
-                    Err(what) => wrong_usage("make", format!("--{option}: {what}")),
-                }
-            }
-        };
-    let ctx = args.ctx.unwrap_or(0);
-    add("bpw", &args.bpw, &Budget::bpw);
-    add("size", &args.size, &Budget::size);
-    add("kld", &args.kld, &Budget::kld);
-    add("like", &args.like, &Budget::like);
-    add("fit", &args.fit, &|text| Budget::fit(text, ctx));
-    if budgets.is_empty() && args.variants.is_none() {
-        wrong_usage(
-            "make",
-            "say how large the file may be: --bpw, --size, --like, --kld or --fit, or how many sizes are wanted: --variants",
-        );
-    }
-    let mut compare = Vec::new();
-    for name in &args.compare {
-        let presets = match name.as_str() {
-            "like" => Ok(budgets
-                .iter()
-                .filter_map(|(_, budget)| preset_of(budget))
-                .collect()),
-            name => {
-                Budget::like(name).map(|budget| preset_of(&budget).into_iter().collect::<Vec<_>>())
-            }
-        };
-        match presets {
-            Ok(presets) => compare.extend(presets),
-            Err(what) => wrong_usage("make", format!("--compare {name}: {what}")),
-        }
-    }
-    compare.dedup();
+    let files = args.files();
     if !args.publish && args.card != CardArgs::default() {
-        wrong_usage(
-            "make",
-            "--base-model, --license and what else a model card says go with --publish",
-        );
+        let message = "--base-model, --license and what else a model card says go with --publish";
+        wrong_usage("make", message);
     }
     // What would be refused is refused before the long job.
     let publication = match args.publish {
         true => Some(publish::job("make", &args.output, None, &args.card)?),
         false => None,
     };
-    let files = Files {
-        compare,
-        refine: args.refine,
-        variants: args.variants.unwrap_or(0).into(),
-        publication,
-    };
-    go("make", &args.common, budgets, &args.output, Some(files))
-}
-
-/// What `make` has beside `frontier`.
-#[derive(Default)]
-struct Files {
-    compare: Vec<FileType>,
-    refine: usize,
-    variants: usize,
-    publication: Option<quantier::publish::Job>,
-}
-
-fn preset_of(budget: &Budget) -> Option<FileType> {
-    match budget {
-        Budget::Like(preset) => Some(*preset),
-        _ => None,
-    }
+    let options = args
+        .common
+        .options("make", &args.output, Goal::Files(files));
+    go(&args.common, options, publication)
 }
 
 pub fn frontier(args: &FrontierArgs) -> anyhow::Result<ExitCode> {
-    go("frontier", &args.common, Vec::new(), &args.output, None)
+    let options = args
+        .common
+        .options("frontier", &args.output, Goal::Frontier);
+    go(&args.common, options, None)
 }
 
+impl Args {
+    fn files(&self) -> Files {
+        let mut budgets = Vec::new();
+        let mut add =
+            |option: &str, texts: &[String], parse: &dyn Fn(&str) -> Result<Budget, String>| {
+                for text in texts {
+                    match parse(text) {
+                        Ok(budget) => budgets.push(NamedBudget {
+                            name: format!("--{option} {text}"),
+                            budget,
+                        }),
+                        Err(fault) => wrong_usage("make", format!("--{option}: {fault}")),
+                    }
+                }
+            };
+        let ctx = self.ctx.unwrap_or(0);
+        add("bpw", &self.bpw, &Budget::bpw);
+        add("size", &self.size, &Budget::size);
+        add("kld", &self.kld, &Budget::kld);
+        add("like", &self.like, &Budget::like);
+        add("fit", &self.fit, &|text| Budget::fit(text, ctx));
+        if budgets.is_empty() && self.variants.is_none() {
+            wrong_usage(
+                "make",
+                "say how large the file may be: --bpw, --size, --like, --kld or --fit, or how many sizes are wanted: --variants",
+            );
+        }
+        Files {
+            compare: self.compared(&budgets),
+            budgets,
+            variants: self.variants.unwrap_or(0).into(),
+            refine: self.refine,
+        }
+    }
+
+    /// The presets of --compare.
+    fn compared(&self, budgets: &[NamedBudget]) -> Vec<FileType> {
+        let preset = |budget: Budget| match budget {
+            Budget::Like(preset) => Some(preset),
+            _ => None,
+        };
+        let mut compared = Vec::new();
+        for name in &self.compare {
+            match (name.as_str(), Budget::like(name)) {
+                ("like", _) => compared.extend(budgets.iter().filter_map(|b| preset(b.budget))),
+                (_, Ok(budget)) => compared.extend(preset(budget)),
+                (_, Err(fault)) => wrong_usage("make", format!("--compare {name}: {fault}")),
+            }
+        }
+        compared.dedup();
+        compared
+    }
+}
+
+impl Common {
+    fn options(&self, command: &str, directory: &Path, goal: Goal) -> Options {
+        let scoring = Scoring::default();
+        Options {
+            directory: directory.to_owned(),
+            name: self.name.clone(),
+            goal,
+            constraints: self.constraints(command),
+            scoring: Scoring {
+                settings: Settings {
+                    measure: match &*self.score {
+                        "imatrix" => Measure::Imatrix,
+                        "sweep" => Measure::Sweep,
+                        _ => Measure::Divergence,
+                    },
+                    positions: self.score_positions,
+                    draws: self.draws.max(1),
+                    seed: self.seed,
+                    ..scoring.settings
+                },
+                chunks: self.score_chunks,
+            },
+            rounding: match self.rounding {
+                Rounding::Reference => Rounding::Reference,
+                Rounding::Feedback { .. } => Rounding::Feedback {
+                    sequential: !self.no_sequential,
+                    two_sided: !self.no_sequential && !self.one_sided,
+                },
+            },
+            imatrix: self.imatrix.clone(),
+            allow_requantize: self.allow_requantize,
+            engine: model::Options {
+                threads: self.threads,
+                max_memory: self.max_memory.map(|mib| mib.saturating_mul(1 << 20)),
+                ..model::Options::default()
+            },
+            snapshot_every: Duration::from_secs(self.snapshot_every),
+            command: Some(command::shown()),
+        }
+    }
+
+    fn constraints(&self, command: &str) -> Constraints {
+        let mut constraints = Constraints::default();
+        let mut apply =
+            |option: &str,
+             texts: &[String],
+             parse: &dyn Fn(&mut Constraints, &str) -> Result<(), String>| {
+                for text in texts {
+                    if let Err(fault) = parse(&mut constraints, text) {
+                        wrong_usage(command, format!("--{option} {text}: {fault}"));
+                    }
+                }
+            };
+        apply("pin", &self.pin, &|constraints, text| constraints.pin(text));
+        apply("min", &self.min, &|constraints, text| constraints.min(text));
+        apply("max", &self.max, &|constraints, text| constraints.max(text));
+        apply("types", &self.types, &|constraints, text| {
+            constraints.types(text)
+        });
+        constraints
+    }
+}
+
+/// Opens the model and runs the job.
 fn go(
-    command: &str,
     args: &Common,
-    budgets: Vec<(String, Budget)>,
-    directory: &Path,
-    files: Option<Files>,
+    options: Options,
+    publication: Option<quantier::publish::Job>,
 ) -> anyhow::Result<ExitCode> {
-    let constraints = constraints(command, args);
     let texts = texts(args)?;
-    let options = Options {
-        threads: args.threads,
-        max_memory: args.max_memory.map(|mib| mib.saturating_mul(1 << 20)),
-        ..Options::default()
-    };
     let source = source(&args.model)?;
-    let input = source.reader(&convert::Job {
+    let conversion = convert::Job {
         threads: args.threads,
         ..convert::Job::default()
-    })?;
-    let mut measure = match &*args.score {
-        "imatrix" => Measure::Imatrix,
-        "sweep" => Measure::Sweep,
-        _ => Measure::Divergence,
     };
-    let opened = match (open(&args.model, &input, &options), &args.imatrix) {
+    let input = source.reader(&conversion)?;
+    let opened = match (open(&args.model, &input, &options.engine), &options.imatrix) {
         (Ok(mut opened), _) => {
-            if args.rounding.has_feedback() {
+            if options.rounding.has_feedback() {
                 let bytes = make::rounding_bytes(&opened.engine, args.ctx_size);
                 opened.engine.reserve(bytes);
             }
@@ -314,7 +363,6 @@ fn go(
                 "{error:#}; types are chosen by the error of the weights alone, weighted by {}. {WEIGHTED}",
                 imatrix.display()
             );
-            measure = Measure::Imatrix;
             None
         }
         (Err(error), None) => bail!(
@@ -322,68 +370,26 @@ fn go(
              matrix of llama-imatrix. {WEIGHTED}"
         ),
     };
-    if let (Some(_), Measure::Imatrix) = (&opened, measure) {
+    if let (Some(_), Measure::Imatrix) = (&opened, options.scoring.settings.measure) {
         note!("types are chosen by the weighted error of the weights alone. {WEIGHTED}");
     }
-    let rounding = match (&opened, args.rounding) {
-        (Some(_), Rounding::Feedback { .. }) => Rounding::Feedback {
-            sequential: !args.no_propagate,
-            two_sided: !args.no_propagate && !args.one_sided,
-        },
-        _ => Rounding::Reference,
-    };
-    let frontier_only = files.is_none();
-    let Files {
-        compare,
-        refine,
-        variants,
-        publication,
-    } = files.unwrap_or_default();
-    let job = Job {
-        texts,
-        imatrix: args.imatrix.clone(),
-        budgets,
-        variants,
-        constraints,
-        settings: Settings {
-            measure,
-            types: candidates(),
-            positions: args.score_positions,
-            draws: args.draws.max(1),
-            seed: args.seed,
-        },
-        rounding,
-        score_chunks: args.score_chunks,
-        directory: directory.to_owned(),
-        name: args
-            .name
-            .clone()
-            .unwrap_or_else(|| make::model_name(&input)),
-        frontier_only,
-        threads: args.threads,
-        options,
-        allow_requantize: args.allow_requantize,
-        compare,
-        refine,
-        command: Some(command::shown()),
-        keep_every: Duration::from_secs(args.checkpoint_every),
-    };
-    let model = opened.as_ref().map(|o| make::Opened {
-        input: &input,
-        engine: &o.engine,
-        tokenizer: &o.tokenizer,
+    let directory = options.directory.clone();
+    let model = opened.as_ref().map(|opened| make::Runnable {
+        engine: &opened.engine,
+        tokenizer: &opened.tokenizer,
     });
+    let shown = || args.model.display().to_string();
+    let job = Job::new(&input, model, options, &texts).with_context(shown)?;
     if args.dry_run {
-        let estimate = make::estimate(&input, model, &job)
-            .with_context(|| args.model.display().to_string())?;
+        let dry_run = job.dry_run().with_context(shown)?;
         return match args.json {
-            true => say!("{}", serde_json::to_string_pretty(&estimate)?),
-            false => say!("{}", make_plan::text(&estimate)),
+            true => say!("{}", serde_json::to_string_pretty(&dry_run)?),
+            false => say!("{}", make_plan::text(&dry_run)),
         }
         .map(|()| ExitCode::SUCCESS);
     }
     let bar = Bar::new();
-    let made = make::run(&input, model, &job, &bar, &|note| note!("{note}"));
+    let made = job.run(&bar, &|note| note!("{note}"));
     drop(bar);
     if made.as_ref().is_err_and(make::Error::is_stop) {
         let directory = directory.display();
@@ -391,7 +397,7 @@ fn go(
             "stopped; {directory}/work keeps what is done, and the same command goes on from there"
         );
     }
-    let made = made.with_context(|| args.model.display().to_string())?;
+    let made = made.with_context(shown)?;
     made.notes.iter().for_each(|note| note!("{note}"));
     if args.json {
         say!("{}", made.report.to_json())?;
@@ -417,42 +423,9 @@ fn go(
     Ok(ExitCode::SUCCESS)
 }
 
-/// What a choice by weighted errors is worth.
+/// The price of sensitivities by weighted errors.
 const WEIGHTED: &str = "That is worse: on a small model, such files had about twice the divergence of those chosen by \
                         their divergence (benches/frontier.md)";
-
-/// All types that a model can be written in, but f32, and those that every other of their size
-/// beats.
-fn candidates() -> Vec<GgmlType> {
-    let stored = |t: &GgmlType| *t != GgmlType::F32;
-    Codec::all()
-        .iter()
-        .map(|codec| codec.ggml_type)
-        .filter(stored)
-        .collect()
-}
-
-fn constraints(command: &str, args: &Common) -> Constraints {
-    let mut constraints = Constraints::default();
-    let failed = |option: &str, text: &str, result: Result<(), String>| {
-        if let Err(what) = result {
-            wrong_usage(command, format!("--{option} {text}: {what}"));
-        }
-    };
-    args.pin
-        .iter()
-        .for_each(|text| failed("pin", text, constraints.pin(text)));
-    args.min
-        .iter()
-        .for_each(|text| failed("min", text, constraints.min(text)));
-    args.max
-        .iter()
-        .for_each(|text| failed("max", text, constraints.max(text)));
-    args.types
-        .iter()
-        .for_each(|text| failed("types", text, constraints.types(text)));
-    constraints
-}
 
 fn texts(args: &Common) -> anyhow::Result<Texts> {
     let read = |paths: &[PathBuf]| -> anyhow::Result<Vec<Text>> {

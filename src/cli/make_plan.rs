@@ -1,17 +1,17 @@
-//! What `quantier make --dry-run` says.
+//! The output of `quantier make --dry-run`.
 
 use super::text::size;
-use quantier::make::Estimate;
+use quantier::make::DryRun;
 
-/// The estimate as a person reads it.
-pub fn text(e: &Estimate) -> String {
+/// The dry run as a table.
+pub fn text(e: &DryRun) -> String {
     let mut lines = vec![
         format!(
             "{} tensors with {} matrices, {} types to choose from: {} pairs to try",
             e.tensors, e.matrices, e.types, e.trials
         ),
         format!(
-            "tokens: {} to calibrate, {} to judge types on, {} to measure the files on",
+            "tokens: {} for calibration, {} of them for sensitivities, {} for the proof",
             e.calibration_tokens, e.scoring_tokens, e.evaluation_tokens
         ),
         String::new(),
@@ -33,18 +33,18 @@ pub fn text(e: &Estimate) -> String {
     let total = e.stages.iter().map(|stage| stage.seconds).sum();
     lines.push(format!("{:<20}{:>16}{:>12}", "all", "", duration(total)));
     lines.push(format!(
-        "(an estimate: {:.1} GFLOP/s in a short product here, and a row of every type, tried just now)",
+        "(an estimate: {:.1} GFLOP/s in a short product, and a row of every type, tried on this machine)",
         e.flops_per_second / 1e9
     ));
     lines.push(String::new());
     for (budget, bytes) in &e.files {
         lines.push(match bytes {
             Some(bytes) => format!("{budget}: about {}", size(*bytes)),
-            None => format!("{budget}: the size shows when types are judged"),
+            None => format!("{budget}: the size depends on the sensitivities"),
         });
     }
     lines.push(format!(
-        "disk: {} for files, {} for the importance matrix, {} for covariances, up to {} more in work/ while it runs",
+        "disk: {} for files, {} for the importance matrix, {} for Hessians, up to {} more in work/ during the run",
         size(e.files_bytes),
         size(e.imatrix_bytes),
         size(e.covariance_bytes),

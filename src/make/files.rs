@@ -1,37 +1,63 @@
-//! From recipes to files, each kept under a key of all that it depends on.
+//! The files: recipes to GGUFs, each under a key of everything that it depends on.
 
-use super::choice::{Choices, Chosen, request};
-use super::{Error, Job, Kept, Result, ended, resume, texts};
-use crate::arch::Catalog;
+use super::allocation::{Allocation, FilePlan};
+use super::calibration::Calibrated;
+use super::cost::{Cost, Memory};
+use super::job::Job;
+use super::numbers::{self, Numbers};
+use super::presets::Comparison;
+use super::sensitivities::Sensitivities;
+use super::stage::{Foreseeable, Session, Stage};
+use super::workdir::WorkDir;
+use super::{Error, Result};
 use crate::format::snapshot::Key;
 use crate::format::types::GgmlType;
 use crate::hessian::Store;
-use crate::input::Input;
-use crate::model::Engine;
-use crate::plan::recipe::Wishes;
-use crate::progress::Progress;
-use crate::quantize::{self, OutputRequest, Plan, SequentialRun};
+use crate::input::Tensor;
+use crate::quantize::{self, ImatrixRequest, OutputRequest, Plan, SequentialRun};
+use crate::resume::{KeyBuilder, Resume};
 use crate::rounding::{InputHessians, Rounding, TensorProof};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// What files are written with.
+/// What files are rounded with.
 #[derive(Clone, Copy)]
-pub(super) struct Writing<'w> {
-    pub(super) input: &'w Input<'w>,
-    pub(super) job: &'w Job,
-    pub(super) imatrix: &'w Path,
-    pub(super) feedback: Option<&'w InputHessians>,
-    /// What tensors are rounded one behind the other with, if they are.
-    pub(super) propagated: Option<(&'w Engine<'w>, &'w texts::Cut)>,
-    /// What is known of the gradients at what matrices make.
-    pub(super) gradients: Option<&'w Store>,
-    pub(super) kept: &'w Kept,
-    pub(super) progress: &'w dyn Progress,
-    pub(super) tell: &'w dyn Fn(&str),
+pub(super) struct Knowledge<'k> {
+    pub(super) imatrix: Option<&'k Path>,
+    /// The directory of input Hessians.
+    pub(super) hessians: Option<&'k Path>,
 }
 
-fn bytes_of(imatrix: &Path) -> Result<Vec<u8>> {
+/// The quantizer's job for some outputs.
+pub(super) fn request(
+    job: &Job<'_>,
+    knowledge: Knowledge<'_>,
+    outputs: Vec<OutputRequest>,
+) -> quantize::Job {
+    // The file lies beside the outputs: its metadata need no path of this machine.
+    let imatrix = |path: &Path| {
+        let name = path.file_name();
+        ImatrixRequest {
+            path: path.to_owned(),
+            shown: name.map(|name| name.to_string_lossy().into_owned()),
+            ..ImatrixRequest::default()
+        }
+    };
+    quantize::Job {
+        outputs,
+        imatrix: knowledge.imatrix.map(imatrix),
+        hessians: knowledge.hessians.map(Path::to_owned),
+        allow_requantize: job.options.allow_requantize,
+        threads: job.options.engine.threads,
+        ..quantize::Job::default()
+    }
+}
+
+/// The bytes of the importance matrix, for keys.
+pub(super) fn content(imatrix: Option<&Path>) -> Result<Vec<u8>> {
+    let Some(imatrix) = imatrix else {
+        return Ok(Vec::new());
+    };
     let io = |source| crate::format::Error::Io {
         path: imatrix.to_owned(),
         action: "read",
@@ -40,214 +66,331 @@ fn bytes_of(imatrix: &Path) -> Result<Vec<u8>> {
     Ok(std::fs::read(imatrix).map_err(io)?)
 }
 
-/// Under which name and key it is kept that a file is written.
-fn kept_as(
-    input: &Input<'_>,
-    job: &Job,
-    chosen: &Chosen,
-    imatrix: &[u8],
-    [covariance, gradients]: [Option<Key>; 2],
-) -> Result<(String, Key)> {
-    let key = crate::resume::KeyBuilder::new("make: file").with_model(input)?;
-    let key = key.with("covariance", covariance.as_ref().map_or(&[][..], |key| key));
-    let key = key.with("gradients", gradients.as_ref().map_or(&[][..], |key| key));
-    let key = key.with("propagated", &[job.rounding.is_sequential().into()]);
-    let key = key.with("recipe", Choices::recipe_text(chosen).as_bytes());
-    let key = key
-        .with("label", chosen.label.name().as_bytes())
-        .with("imatrix", imatrix)
-        .key();
-    Ok((
-        chosen
-            .path
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned(),
-        key,
-    ))
+/// Writes files with the results of earlier stages.
+pub(super) struct Writer<'j> {
+    job: &'j Job<'j>,
+    calibrated: &'j Calibrated,
+    output_hessians: Option<&'j Store>,
+    numbers: Option<&'j Numbers>,
+    /// The bytes of the importance matrix.
+    imatrix: Vec<u8>,
 }
 
-/// Under which name it is kept what rounding with error feedback did to a file.
-fn rounded_as(name: &str) -> String {
-    format!("{name}.rounding")
-}
-
-fn is_there(chosen: &Chosen, kept: &Kept, name: &str, key: &Key) -> bool {
-    chosen
-        .path
-        .metadata()
-        .is_ok_and(|meta| meta.len() == chosen.file_bytes)
-        && kept.has(name, key)
-}
-
-/// How many of the files an earlier run has written.
-pub(super) fn written(
-    input: &Input<'_>,
-    job: &Job,
-    choices: &Choices,
-    (imatrix, known): (&Path, [Option<Key>; 2]),
-    kept: &Kept,
-) -> Result<usize> {
-    let imatrix = bytes_of(imatrix)?;
-    let mut written = 0;
-    for chosen in &choices.chosen {
-        let (name, key) = kept_as(input, job, chosen, &imatrix, known)?;
-        written += usize::from(is_there(chosen, kept, &name, &key));
-    }
-    Ok(written)
-}
-
-impl Writing<'_> {
-    /// Under which name and key it is kept that each file is written, in the order of the budgets.
-    fn keys(&self, choices: &Choices) -> Result<Vec<(String, Key)>> {
-        let imatrix = bytes_of(self.imatrix)?;
-        let known = [
-            self.feedback.map(InputHessians::key),
-            self.gradients.map(Store::key),
-        ]
-        .map(|key| key.copied());
-        choices
-            .chosen
-            .iter()
-            .map(|chosen| kept_as(self.input, self.job, chosen, &imatrix, known))
-            .collect()
+impl<'j> Writer<'j> {
+    pub(super) fn new(
+        job: &'j Job<'j>,
+        numbers: Option<&'j Numbers>,
+        calibrated: &'j Calibrated,
+        sensitivities: &'j Sensitivities,
+    ) -> Result<Writer<'j>> {
+        Ok(Writer {
+            job,
+            calibrated,
+            output_hessians: sensitivities.output_hessians.as_ref(),
+            numbers,
+            imatrix: content(calibrated.file.as_deref())?,
+        })
     }
 
-    /// What rounding with error feedback did to each file, tensor by tensor.
-    pub(super) fn proved(&self, choices: &Choices) -> Result<Vec<Vec<TensorProof>>> {
-        let of = |(name, key): &(String, Key)| {
-            self.kept.read(&rounded_as(name), key).unwrap_or_default()
+    fn key(&self, file: &FilePlan) -> Result<Key> {
+        let hessians = self.calibrated.hessians.as_ref().map(InputHessians::key);
+        let output_hessians = self.output_hessians.map(Store::key);
+        let key = KeyBuilder::new("make: file")
+            .with_model(self.job.input)?
+            .with("covariance", hessians.map_or(&[][..], |key| key))
+            .with("gradients", output_hessians.map_or(&[][..], |key| key))
+            .with(
+                "propagated",
+                &[self.job.options.rounding.is_sequential().into()],
+            )
+            .with("recipe", file.recipe_text().as_bytes())
+            .with("label", file.label.name().as_bytes())
+            .with("imatrix", &self.imatrix);
+        Ok(key.key())
+    }
+
+    /// Whether an earlier run has written a file.
+    fn is_written(&self, file: &FilePlan, work: &WorkDir) -> Result<bool> {
+        let has_size = |path: &Path| path.metadata().is_ok_and(|m| m.len() == file.file_bytes);
+        Ok(has_size(&file.path) && work.is_marked(&file.file_name(), &self.key(file)?))
+    }
+
+    /// What error feedback has done to every file, tensor by tensor.
+    pub(super) fn proved(
+        &self,
+        allocation: &Allocation,
+        work: &WorkDir,
+    ) -> Result<Vec<Vec<TensorProof>>> {
+        let proved = |file: &FilePlan| {
+            let name = rounding_name(&file.file_name());
+            Ok(work.read(&name, &self.key(file)?).unwrap_or_default())
         };
-        Ok(self.keys(choices)?.iter().map(of).collect())
+        allocation.files.iter().map(proved).collect()
     }
 
-    /// Writes the files of all recipes that are not there yet, and `more`: from one pass over the
-    /// model, or each from one of its own where tensors are rounded one behind the other. Returns
-    /// the former, all of them.
-    pub(super) fn write(
-        &self,
-        choices: &Choices,
-        more: Vec<OutputRequest>,
-    ) -> Result<Vec<PathBuf>> {
-        let keys = self.keys(choices)?;
-        let missing = choices.chosen.iter().zip(&keys);
-        let missing: Vec<_> = missing
-            .filter(|(chosen, (name, key))| !is_there(chosen, self.kept, name, key))
-            .collect();
-        match self.propagated.filter(|_| self.feedback.is_some()) {
-            Some((engine, windows)) => {
-                let windows = windows.calibration()?;
-                let chunks: Vec<_> = (0..windows.chunks())
-                    .map(|chunk| windows.input(chunk))
-                    .collect();
-                for one in missing {
-                    self.write_some(&[one], Vec::new(), Some((engine, &chunks)))?;
-                }
-                self.write_some(&[], more, None)?;
-            }
-            None => self.write_some(&missing, more, None)?,
-        }
-        Ok(choices
-            .chosen
-            .iter()
-            .map(|chosen| chosen.path.clone())
-            .collect())
+    /// The chunks that files are rounded on sequentially, if they are.
+    fn chunks(&self) -> Result<Option<Vec<Vec<u32>>>> {
+        let is_sequential = self.job.options.rounding.is_sequential();
+        let Some(model) = self.job.model.as_ref().filter(|_| is_sequential) else {
+            return Ok(None);
+        };
+        let windows = model.texts.calibration()?;
+        let chunks = (0..windows.chunks()).map(|chunk| windows.input(chunk));
+        Ok(Some(chunks.collect()))
     }
 
-    /// Writes the files of some recipes, and `more`.
-    fn write_some(
+    /// Writes some files and outputs of presets from one pass over the model, after a sequential
+    /// pass over `chunks` for each of the files, if there are any.
+    fn write(
         &self,
-        missing: &[(&Chosen, &(String, Key))],
-        more: Vec<OutputRequest>,
-        propagated: Option<(&Engine<'_>, &[Vec<u32>])>,
+        session: &Session<'_>,
+        files: &[&FilePlan],
+        presets: Vec<OutputRequest>,
+        chunks: Option<&[Vec<u32>]>,
     ) -> Result<()> {
-        let rounding = self
-            .feedback
-            .map_or(Rounding::Reference, |_| self.job.rounding);
-        let of = |(chosen, _): &(&Chosen, &(String, Key))| OutputRequest {
-            path: chosen.path.clone(),
-            wishes: wishes(self.input.catalog(), chosen),
+        let hessians = self.calibrated.hessians.as_ref();
+        let rounding = hessians.map_or(Rounding::Reference, |_| self.job.options.rounding);
+        let output = |file: &&FilePlan| OutputRequest {
+            path: file.path.clone(),
+            wishes: file.wishes(self.job.input.catalog()),
             rounding,
         };
-        let outputs: Vec<_> = missing.iter().map(of).chain(more).collect();
+        let outputs: Vec<_> = files.iter().map(output).chain(presets).collect();
         if outputs.is_empty() {
             return Ok(());
         }
-        let known = (
-            Some(self.imatrix),
-            self.feedback.map(InputHessians::directory),
-        );
-        let mut plan = Plan::new(self.input, &request(self.job, known, outputs))?;
-        for (output, (chosen, _)) in plan.outputs.iter().zip(missing) {
-            let recipe: BTreeMap<_, _> = chosen
-                .recipe
-                .iter()
-                .map(|(name, t)| (&**name, *t))
-                .collect();
-            for tensor in &output.tensors {
-                match recipe.get(&*tensor.name) {
-                    Some(t) if *t != tensor.chosen.target => {
-                        let (tensor, planned) = (tensor.name.clone(), tensor.chosen.target);
-                        return Err(Error::Recipe {
-                            tensor,
-                            chosen: *t,
-                            planned,
-                        });
-                    }
-                    _ => {}
-                }
-            }
+        let knowledge = Knowledge {
+            imatrix: self.calibrated.file.as_deref(),
+            hessians: hessians.map(InputHessians::directory),
+        };
+        let mut plan = Plan::new(self.job.input, &request(self.job, knowledge, outputs))?;
+        for (output, file) in plan.outputs.iter().zip(files) {
+            check_recipe(output, file)?;
         }
-        let mut left = Vec::new();
-        if let Some((engine, chunks)) = propagated {
-            for (output, (_, (name, key))) in missing.iter().enumerate() {
-                left.push(self.propagate(&mut plan, output, (name, key), (engine, chunks))?);
+        let (work, mut keys) = (session.work, Vec::new());
+        for (output, file) in files.iter().enumerate() {
+            let key = self.key(file)?;
+            // Each linear is rounded on the activations of the already rounded model.
+            if let Some((chunks, model)) = chunks.zip(self.job.model.as_ref()) {
+                let name = file.file_name();
+                let snapshot = work.snapshot(&name);
+                let blocks = work.blocks(&name);
+                let run = |resume: &Resume| -> quantize::Result<()> {
+                    let with = SequentialRun {
+                        engine: model.engine,
+                        chunks,
+                        output_hessians: self.output_hessians,
+                        file: Some(&blocks),
+                        resume: Some(resume),
+                    };
+                    plan.round_sequentially(output, &with, session.progress)
+                };
+                session.resumable(&snapshot, key, quantize::Error::is_final, run)?;
             }
+            keys.push(key);
         }
-        let proved = plan.run(self.progress)?;
-        for (proved, (_, (name, key))) in proved.into_iter().zip(missing) {
-            self.kept.write(&rounded_as(name), key, &proved)?;
-            self.kept.remember(name, key)?;
+        let proved = plan.run(session.progress)?;
+        for ((proved, file), key) in proved.into_iter().zip(files).zip(&keys) {
+            let name = file.file_name();
+            work.write(&rounding_name(&name), key, &proved)?;
+            work.mark(&name, key)?;
         }
         drop(plan);
-        for path in left.iter().flatten() {
-            // They are of no use any more; whoever cannot remove them can leave them.
-            let _ = std::fs::remove_file(path);
+        for file in files {
+            // A failure is harmless: nothing refers to them.
+            let name = file.file_name();
+            let _ = std::fs::remove_file(work.blocks(&name));
+            let _ = std::fs::remove_file(work.snapshot(&name));
         }
         Ok(())
     }
 
-    /// Rounds the tensors of a file one behind the other. Returns what can be removed when the file
-    /// is written.
-    fn propagate(
-        &self,
-        plan: &mut Plan<'_>,
-        output: usize,
-        (name, key): (&str, &Key),
-        (engine, chunks): (&Engine<'_>, &[Vec<u32>]),
-    ) -> Result<[PathBuf; 2]> {
-        let [blocks, state] =
-            ["blocks", "resume"].map(|what| self.kept.path(&format!("{name}.{what}")));
-        let resume = resume(&state, *key, self.job, self.tell)?;
-        let with = SequentialRun {
-            engine,
-            chunks,
-            output_hessians: self.gradients,
-            file: Some(&blocks),
-            resume: Some(&resume),
+    /// The cost of files of these recipes.
+    fn cost(&self, files: &[&FilePlan]) -> Cost {
+        let mut cost = Cost {
+            written: files.iter().map(|file| file.file_bytes).sum(),
+            ..Cost::default()
         };
-        let done = plan.round_sequentially(output, &with, self.progress);
-        ended(done, quantize::Error::is_final, &resume, self.tell)?;
-        Ok([blocks, state])
+        let feedback = self.numbers.and_then(|numbers| numbers.feedback.as_ref());
+        let is_sequential = self.job.options.rounding.is_sequential();
+        // Those of one pass share factors, and weights that are read once.
+        let passes: Vec<Vec<&FilePlan>> = match is_sequential {
+            true => files.iter().map(|file| vec![*file]).collect(),
+            false => vec![files.to_vec()],
+        };
+        for pass in passes.iter().filter(|pass| !pass.is_empty()) {
+            let mut types: BTreeMap<&str, Vec<GgmlType>> = BTreeMap::new();
+            for (name, t) in pass.iter().flat_map(|file| &file.recipe) {
+                types.entry(name).or_default().push(*t);
+            }
+            let mut fed: Vec<(&Tensor<'_>, usize)> = Vec::new();
+            for tensor in &self.job.input.tensors {
+                let types = types.remove(&*tensor.info.name).unwrap_or_default();
+                let types = types.into_iter().filter(|t| *t != tensor.info.ggml_type);
+                let rounding: Vec<_> = types
+                    .map(|t| numbers::rounding(tensor, t, feedback))
+                    .collect();
+                let count = rounding.iter().filter(|r| r.feedback).count();
+                if count > 0 {
+                    fed.push((tensor, count));
+                }
+                cost.rounding.extend(rounding);
+            }
+            cost.read += self
+                .job
+                .input
+                .tensors
+                .iter()
+                .map(|t| t.info.bytes())
+                .sum::<u64>();
+            if let Some((feedback, numbers)) = feedback.zip(self.numbers) {
+                cost += feedback.pass(&fed, numbers);
+            }
+        }
+        cost
     }
 }
 
-fn wishes(catalog: &Catalog, chosen: &Chosen) -> Wishes {
-    let of = |(name, t): &(String, GgmlType)| Some((catalog.tensor_named(name)?, *t));
-    Wishes {
-        file_type: Some(chosen.label),
-        recipe: chosen.recipe.iter().filter_map(of).collect(),
-        ..Wishes::default()
+/// Name of the effect of error feedback on a file, in the work directory.
+fn rounding_name(file: &str) -> String {
+    format!("{file}.rounding")
+}
+
+/// Checks that the quantizer will write the types of the recipe.
+fn check_recipe(output: &quantize::PlannedOutput<'_>, file: &FilePlan) -> Result<()> {
+    let recipe: BTreeMap<_, _> = file.recipe.iter().map(|(name, t)| (&**name, *t)).collect();
+    for tensor in &output.tensors {
+        match recipe.get(&*tensor.name) {
+            Some(chosen) if *chosen != tensor.chosen.target => {
+                return Err(Error::Recipe {
+                    tensor: tensor.name.clone(),
+                    chosen: *chosen,
+                    planned: tensor.chosen.target,
+                });
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// The stage: the files of an allocation, and those of presets to compare with.
+pub(super) struct FilesStage<'j> {
+    pub(super) name: &'static str,
+    pub(super) writer: &'j Writer<'j>,
+    pub(super) allocation: &'j Allocation,
+    pub(super) comparison: Option<&'j Comparison>,
+}
+
+/// Whether the files have been written, rather than planned.
+pub(super) type Written = bool;
+
+impl<'j> FilesStage<'j> {
+    fn missing(&self, work: &WorkDir) -> Result<Vec<&'j FilePlan>> {
+        let mut missing = Vec::new();
+        for file in &self.allocation.files {
+            if !self.writer.is_written(file, work)? {
+                missing.push(file);
+            }
+        }
+        Ok(missing)
+    }
+
+    fn has_presets(&self) -> bool {
+        let comparison = self.comparison;
+        comparison.is_none_or(|comparison| comparison.missing().next().is_none())
+    }
+}
+
+impl Stage for FilesStage<'_> {
+    type Output = Written;
+
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn load(&self, work: &WorkDir) -> Result<Option<Written>> {
+        let is_complete =
+            self.allocation.open.is_empty() && self.has_presets() && self.missing(work)?.is_empty();
+        Ok(is_complete.then_some(true))
+    }
+
+    fn cost(&self, work: &WorkDir) -> Result<Cost> {
+        let medium = self.allocation.medium();
+        let mut files = self.missing(work)?;
+        files.extend((0..self.allocation.open_files()).map(|_| &medium));
+        let mut cost = self.writer.cost(&files);
+        // Presets are rounded as the reference does, from one pass.
+        for compared in self.comparison.iter().flat_map(|c| c.missing()) {
+            let recipe = compared.preset.default_type();
+            let input = self.writer.job.input;
+            let matrices = input.tensors.iter();
+            let matrices = matrices.filter(|tensor| input.entry(tensor).is_matrix());
+            let rounding = matrices.map(|t| numbers::rounding(t, recipe, None));
+            cost.rounding.extend(rounding);
+        }
+        let Some(numbers) = self.writer.numbers else {
+            return Ok(cost);
+        };
+        let Numbers {
+            calibration,
+            hidden,
+            largest,
+            ..
+        } = *numbers;
+        let Some(feedback) = &numbers.feedback else {
+            return Ok(cost);
+        };
+        let sequential = self.writer.job.options.rounding.is_sequential() && !files.is_empty();
+        let mut memory = Memory {
+            feedback: feedback.factor_bytes(),
+            ..Memory::default()
+        };
+        if sequential {
+            // The streams of both models, and the inputs of the widest linears.
+            memory.activations = 2.0 * calibration * (hidden + feedback.widest as f64) * 4.0;
+            memory.work = 2.0 * largest * 4.0 + numbers.working(2.0);
+            let largest_file = files.iter().map(|file| file.file_bytes).max().unwrap_or(0);
+            cost.scratch = 2 * numbers.snapshots(calibration) + largest_file;
+        }
+        Ok(numbers.with_memory(cost, memory))
+    }
+
+    fn run(&self, session: &Session<'_>) -> Result<Written> {
+        let missing = self.missing(session.work)?;
+        let presets = self.comparison.map_or(Vec::new(), Comparison::outputs);
+        match self.writer.chunks()? {
+            Some(chunks) => {
+                for file in missing {
+                    self.writer
+                        .write(session, &[file], Vec::new(), Some(&chunks))?;
+                }
+                self.writer.write(session, &[], presets, None)?;
+            }
+            None => self.writer.write(session, &missing, presets, None)?,
+        }
+        session.work.remove_abandoned();
+        Ok(true)
+    }
+}
+
+impl Foreseeable for FilesStage<'_> {
+    fn expected(&self, _: &WorkDir) -> Result<Written> {
+        Ok(false)
+    }
+}
+
+/// Paths of the files of an allocation.
+pub(super) fn paths(allocation: &Allocation) -> Vec<PathBuf> {
+    let paths = allocation.files.iter().map(|file| file.path.clone());
+    paths.collect()
+}
+
+/// Removes files that others have replaced.
+pub(super) fn remove_replaced(before: &[PathBuf], allocation: &Allocation) {
+    let files = paths(allocation);
+    for path in before.iter().filter(|path| !files.contains(path)) {
+        // A failure is harmless: nothing refers to the file.
+        let _ = std::fs::remove_file(path);
     }
 }

@@ -1,144 +1,230 @@
-//! The proof: the divergence of every written file on text that nothing was chosen by, and how well
-//! it was predicted.
+//! The proof: the divergence of every file on text that no choice was made by.
 
-use super::{Job, Kept, Opened, Result, texts};
+use super::Result;
+use super::allocation::Allocation;
+use super::cost::{Cost, Memory};
+use super::job::{Job, Model};
+use super::numbers::Numbers;
+use super::presets::{Compared, Comparison};
+use super::stage::{Session, Stage};
+use super::workdir::WorkDir;
 use crate::convert;
 use crate::evaluate::measure::{Base, Measured, compare};
 use crate::evaluate::statistics::Statistics;
 use crate::format::snapshot::Key;
 use crate::input::{Input, Source};
 use crate::model::Engine;
-use crate::progress::Progress;
+use crate::plan::file_type::FileType;
 use crate::report;
-use crate::resume;
+use crate::resume::KeyBuilder;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
-/// Files whose activations are kept beside those of the base at a time.
-pub(super) const TOGETHER: usize = 4;
+/// Files that are measured at a time, beside the base.
+const TOGETHER: usize = 4;
 
-/// What was measured of one file.
+/// The divergence of one file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(super) struct Found {
+pub(super) struct Divergence {
     pub(super) measured: report::data::Measured,
     pub(super) rows: u64,
 }
 
-/// A file to be measured, and under which name and key it is kept what was.
+/// A file to be measured, and the name and key of its result.
 #[derive(Clone)]
 pub(super) struct Subject {
-    /// It need not be there if it has been measured.
+    /// It need not exist once it has been measured.
     pub(super) path: PathBuf,
-    pub(super) name: String,
-    pub(super) key: Key,
+    name: String,
+    key: Key,
 }
 
 impl Subject {
-    /// A file that is there.
-    pub(super) fn of_file(base: &Input<'_>, windows: &texts::Cut, path: &Path) -> Result<Subject> {
+    pub(super) fn new(path: PathBuf, name: String, key: Key) -> Subject {
+        Subject { path, name, key }
+    }
+
+    /// A file that exists.
+    fn of_file(base: &Input<'_>, model: &Model<'_>, path: &Path) -> Result<Subject> {
         let source = Source::open(path)?;
         let input = source.reader(&convert::Job::default())?;
-        let key = resume::KeyBuilder::new("make: proof")
+        let key = KeyBuilder::new("make: proof")
             .with_model(base)?
-            .with_model(&input)?;
-        let key = key.with("tokens", windows.evaluation_bytes()).key();
-        let name = format!(
-            "{}.measured",
-            path.file_name().unwrap_or_default().to_string_lossy()
-        );
+            .with_model(&input)?
+            .with("tokens", model.texts.evaluation_bytes());
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
         Ok(Subject {
             path: path.to_owned(),
-            name,
-            key,
+            name: format!("{name}.measured"),
+            key: key.key(),
         })
     }
 
-    /// Whether an earlier run has measured it.
-    pub(super) fn is_known(&self, kept: &Kept) -> bool {
-        kept.read::<Found>(&self.name, &self.key).is_some()
+    /// The result of an earlier run.
+    pub(super) fn load(&self, work: &WorkDir) -> Option<Divergence> {
+        work.read(&self.name, &self.key)
     }
 }
 
-/// Measures the files, those that were not measured before, against the model.
-pub(super) fn measure(
-    model: Opened<'_>,
-    job: &Job,
-    windows: &texts::Cut,
-    files: &[Subject],
-    kept: &Kept,
-    progress: &dyn Progress,
-) -> Result<Vec<Found>> {
-    let mut found: Vec<Option<Found>> = Vec::new();
-    let mut missing = Vec::new();
-    for (i, file) in files.iter().enumerate() {
-        let known = kept.read(&file.name, &file.key);
-        if known.is_none() {
-            missing.push((i, file));
-        }
-        found.push(known);
+/// The divergences of all files and presets.
+pub(super) struct Proven {
+    /// In the order of the allocation.
+    pub(super) files: Vec<Divergence>,
+    pub(super) presets: Vec<(FileType, Divergence)>,
+}
+
+/// The stage.
+pub(super) struct Proof<'j> {
+    pub(super) name: &'static str,
+    pub(super) job: &'j Job<'j>,
+    pub(super) model: &'j Model<'j>,
+    pub(super) numbers: &'j Numbers,
+    pub(super) allocation: &'j Allocation,
+    pub(super) comparison: Option<&'j Comparison>,
+    /// Whether the files have been written, rather than planned.
+    pub(super) are_written: bool,
+}
+
+impl<'j> Proof<'j> {
+    fn presets(&self) -> &'j [Compared] {
+        self.comparison
+            .map_or(&[], |comparison| &comparison.presets)
     }
-    if !missing.is_empty() {
-        let windows = windows.evaluation()?;
-        let base = Base::Model(Measured::new(
+
+    /// The files, then the presets; `None` if the files do not exist yet.
+    fn subjects(&self) -> Result<Option<Vec<Subject>>> {
+        let files = self.allocation.files.iter().map(|file| &*file.path);
+        if !self.are_written {
+            return Ok(None);
+        }
+        let files = files.map(|path| Subject::of_file(self.job.input, self.model, path));
+        let presets = self.presets().iter();
+        let presets = presets.map(|compared| Ok(compared.subject.clone()));
+        files.chain(presets).collect::<Result<_>>().map(Some)
+    }
+
+    fn proven(&self, mut all: Vec<Divergence>) -> Proven {
+        let presets = all.split_off(self.allocation.files.len());
+        let names = self.presets().iter().map(|compared| compared.preset);
+        Proven {
+            files: all,
+            presets: names.zip(presets).collect(),
+        }
+    }
+
+    /// Measures some files beside the base and stores their results.
+    fn measure(
+        &self,
+        session: &Session<'_>,
+        base: &Base<'_>,
+        group: &[&Subject],
+    ) -> Result<Vec<Divergence>> {
+        let (windows, progress) = (self.model.texts.evaluation()?, session.progress);
+        let sources = group.iter().map(|subject| Source::open(&subject.path));
+        let sources = sources.collect::<convert::Result<Vec<_>>>()?;
+        let inputs = sources
+            .iter()
+            .map(|source| source.reader(&convert::Job::default()));
+        let inputs = inputs.collect::<convert::Result<Vec<_>>>()?;
+        let engines = inputs
+            .iter()
+            .map(|input| Engine::new(input, &self.job.options.engine));
+        let engines = engines.collect::<crate::model::Result<Vec<_>>>()?;
+        let mut models = Vec::new();
+        for (engine, subject) in engines.iter().zip(group) {
+            let name = subject.path.display().to_string();
+            models.push(Measured::new(name, engine, &windows, progress)?);
+        }
+        let compared = compare(base, &models, &windows, None, progress)?;
+        let mut measured = Vec::new();
+        for (rows, subject) in compared.iter().zip(group) {
+            if let Some(statistics) = Statistics::of(&[rows]) {
+                let divergence = divergence(&statistics);
+                session
+                    .work
+                    .write(&subject.name, &subject.key, &divergence)?;
+                measured.push(divergence);
+            }
+        }
+        Ok(measured)
+    }
+}
+
+impl Stage for Proof<'_> {
+    type Output = Proven;
+
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn load(&self, work: &WorkDir) -> Result<Option<Proven>> {
+        let loaded = self.subjects()?.and_then(|subjects| {
+            let all = subjects.iter().map(|subject| subject.load(work));
+            all.collect::<Option<Vec<_>>>()
+        });
+        Ok(loaded.map(|all| self.proven(all)))
+    }
+
+    fn cost(&self, work: &WorkDir) -> Result<Cost> {
+        let measured = match self.subjects()? {
+            Some(subjects) => subjects.iter().filter(|s| s.load(work).is_some()).count(),
+            None => self.presets().iter().filter(|c| !c.is_missing).count(),
+        };
+        let all = self.allocation.files.len() + self.allocation.open_files();
+        let files = (all + self.presets().len()).saturating_sub(measured);
+        let Numbers {
+            evaluation,
+            hidden,
+            largest,
+            output,
+            ..
+        } = *self.numbers;
+        let model = self.numbers.forward(evaluation) + self.numbers.logits(evaluation / 2.0);
+        let together = 1.0 + files.min(TOGETHER) as f64;
+        let cost = Cost {
+            operations: (1.0 + files as f64) * model,
+            // Our files are smaller than the base.
+            read: self.numbers.model_bytes * (1 + files as u64),
+            ..Cost::default()
+        };
+        let memory = Memory {
+            activations: (together / 2.0 + 1.0) * evaluation * hidden * 4.0,
+            work: (largest + together * output) * 4.0
+                + self.numbers.working(1.0).max(self.numbers.working_logits()),
+            feedback: 0.0,
+        };
+        Ok(self.numbers.with_memory(cost, memory))
+    }
+
+    fn run(&self, session: &Session<'_>) -> Result<Proven> {
+        let subjects = self.subjects()?.unwrap_or_default();
+        let mut all: Vec<_> = subjects.iter().map(|s| s.load(session.work)).collect();
+        let missing: Vec<_> = (0..all.len()).filter(|i| all[*i].is_none()).collect();
+        let windows = self.model.texts.evaluation()?;
+        let base = Measured::new(
             "the base".into(),
-            model.engine,
+            self.model.engine,
             &windows,
-            progress,
-        )?);
+            session.progress,
+        )?;
+        let base = Base::Model(base);
         for group in missing.chunks(TOGETHER) {
-            let sources = group
-                .iter()
-                .map(|(_, file)| Source::open(&file.path))
-                .collect::<convert::Result<Vec<_>>>()?;
-            let inputs = sources
-                .iter()
-                .map(|source| source.reader(&convert::Job::default()));
-            let inputs = inputs.collect::<convert::Result<Vec<_>>>()?;
-            let engines = inputs.iter().map(|input| Engine::new(input, &job.options));
-            let engines = engines.collect::<crate::model::Result<Vec<_>>>()?;
-            let mut models = Vec::new();
-            for (engine, (_, file)) in engines.iter().zip(group) {
-                models.push(Measured::new(
-                    file.path.display().to_string(),
-                    engine,
-                    &windows,
-                    progress,
-                )?);
-            }
-            let compared = compare(&base, &models, &windows, None, progress)?;
-            for (rows, (i, file)) in compared.iter().zip(group) {
-                let Some(statistics) = Statistics::of(&[rows]) else {
-                    continue;
-                };
-                let one = of(&statistics);
-                kept.write(&file.name, &file.key, &one)?;
-                found[*i] = Some(one);
+            let subjects: Vec<_> = group.iter().map(|i| &subjects[*i]).collect();
+            let measured = self.measure(session, &base, &subjects)?;
+            for (i, divergence) in group.iter().zip(measured) {
+                all[*i] = Some(divergence);
             }
         }
+        Ok(self.proven(all.into_iter().flatten().collect()))
     }
-    Ok(found.into_iter().flatten().collect())
 }
 
-/// How many of these files an earlier run has measured.
-pub(super) fn known(
-    base: &Input<'_>,
-    windows: &texts::Cut,
-    files: &[PathBuf],
-    kept: &Kept,
-) -> Result<usize> {
-    let mut known = 0;
-    for path in files {
-        known += usize::from(Subject::of_file(base, windows, path)?.is_known(kept));
-    }
-    Ok(known)
-}
-
-fn of(statistics: &Statistics) -> Found {
-    let percentile = |wanted: f64| {
+fn divergence(statistics: &Statistics) -> Divergence {
+    let percentile = |percent: f64| {
         let spread = &statistics.kld_spread.percentiles;
         spread
             .iter()
-            .find(|(percent, _)| *percent == wanted)
+            .find(|(of, _)| *of == percent)
             .map(|(_, value)| *value)
     };
     let measured = report::data::Measured {
@@ -150,101 +236,8 @@ fn of(statistics: &Statistics) -> Found {
         ppl: Some(statistics.perplexity.value),
         ppl_base: Some(statistics.perplexity_base.value),
     };
-    Found {
+    Divergence {
         measured,
         rows: statistics.rows as u64,
-    }
-}
-
-/// Measured against predicted nats.
-pub use report::data::Fit;
-
-/// Fits `measured = scale x predicted ^ exponent` to pairs of predicted and measured nats, by least
-/// squares of the logarithms. None with fewer than three pairs above 0: a curve through one or two
-/// points says nothing of the others.
-pub fn fit(pairs: &[(f64, f64)]) -> Option<Fit> {
-    const FEWEST: usize = 3;
-    let logs: Vec<(f64, f64)> = pairs
-        .iter()
-        .filter(|(p, m)| *p > 0.0 && *m > 0.0)
-        .map(|(p, m)| (p.ln(), m.ln()))
-        .collect();
-    if logs.len() < FEWEST {
-        return None;
-    }
-    let n = logs.len() as f64;
-    let (x, y) = (
-        logs.iter().map(|l| l.0).sum::<f64>() / n,
-        logs.iter().map(|l| l.1).sum::<f64>() / n,
-    );
-    let (over, under) = logs.iter().fold((0.0, 0.0), |(a, b), l| {
-        (a + (l.0 - x) * (l.1 - y), b + (l.0 - x) * (l.0 - x))
-    });
-    // Files of one size say nothing of the exponent.
-    let exponent = if under < 1e-9 { 1.0 } else { over / under };
-    let mut fit = Fit {
-        scale: (y - exponent * x).exp(),
-        exponent,
-        points: logs.len() as u32,
-        rank_correlation: Some(rank_correlation(&logs)),
-        median_error: None,
-    };
-    let mut errors: Vec<f64> = logs
-        .iter()
-        .map(|(p, m)| (fit.apply(p.exp()) / m.exp() - 1.0).abs())
-        .collect();
-    errors.sort_by(f64::total_cmp);
-    fit.median_error = Some((errors[(errors.len() - 1) / 2] + errors[errors.len() / 2]) / 2.0);
-    Some(fit)
-}
-
-/// Spearman's, of values without ties.
-fn rank_correlation(pairs: &[(f64, f64)]) -> f64 {
-    let rank =
-        |of: fn(&(f64, f64)) -> f64, x: f64| pairs.iter().filter(|p| of(p) < x).count() as f64;
-    let square = |p: &(f64, f64)| (rank(|p| p.0, p.0) - rank(|p| p.1, p.1)).powi(2);
-    let n = pairs.len() as f64;
-    1.0 - 6.0 * pairs.iter().map(square).sum::<f64>() / (n * (n * n - 1.0))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_power_law_is_found_again() {
-        let pairs: Vec<(f64, f64)> = [0.001, 0.01, 0.02, 0.3, 0.9]
-            .map(|p: f64| (p, 1.3 * p.powf(0.95)))
-            .to_vec();
-        let fit = fit(&pairs).unwrap();
-        assert!(
-            (fit.scale - 1.3).abs() < 1e-9 && (fit.exponent - 0.95).abs() < 1e-9,
-            "{fit:?}"
-        );
-        assert!(
-            fit.median_error.unwrap() < 1e-9
-                && fit.rank_correlation == Some(1.0)
-                && fit.points == 5
-        );
-    }
-
-    #[test]
-    fn two_points_are_no_curve() {
-        assert_eq!(fit(&[(0.1, 0.2), (0.2, 0.4), (0.0, 0.2)]), None);
-        let one_size = fit(&[(0.1, 0.2), (0.1, 0.2), (0.1, 0.2)]).unwrap();
-        assert!((one_size.scale - 2.0).abs() < 1e-12 && one_size.exponent == 1.0);
-    }
-
-    #[test]
-    fn order_is_what_the_rank_correlation_sees() {
-        assert_eq!(
-            rank_correlation(&[(1.0, 5.0), (2.0, 6.0), (3.0, 70.0)]),
-            1.0
-        );
-        assert_eq!(
-            rank_correlation(&[(1.0, 7.0), (2.0, 6.0), (3.0, 5.0)]),
-            -1.0
-        );
-        assert_eq!(rank_correlation(&[(1.0, 6.0), (2.0, 5.0), (3.0, 7.0)]), 0.5);
     }
 }

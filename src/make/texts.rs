@@ -1,44 +1,34 @@
-//! The texts of a run, in chunks of tokens; and how one text is divided so that what is judged on
-//! was never seen.
+//! The texts of a run in chunks of tokens, and the division of one text into a part for calibration
+//! and a part for evaluation.
 
-use super::{Error, Opened, Result};
+use super::options::Texts;
+use super::{Error, Result};
 use crate::evaluate::windows::{self, Windows};
+use crate::tokenizer::Tokenizer;
 use serde::Serialize;
 
 /// A text by its name.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Text {
-    /// What to call it.
+    /// Its name.
     pub name: String,
-    /// All of it.
+    /// All of its text.
     pub content: String,
 }
 
-/// The texts of a run.
-#[derive(Clone, Debug)]
-pub struct Texts {
-    /// To choose by.
-    pub calibration: Vec<Text>,
-    /// To judge the choice by.
-    pub evaluation: Vec<Text>,
-    /// Tokens in a chunk.
-    pub context: usize,
-    /// The most chunks of the evaluation texts, all together.
-    pub evaluation_chunks: Option<usize>,
-}
-
-/// What stands behind the name of a text whose held-out part it is.
+/// Suffix of the name of a held-out part.
 pub const HELD_OUT: &str = " (held out)";
+/// Advice where a held-out part is too short.
 const OF_ITS_OWN: &str = "; it is a fifth part of the calibration text, so that five times as many are needed there, or a \
                           text of its own for the evaluation (--eval)";
 
-/// Parts that a text is divided into, of which one in so many is held out.
+/// Parts that a text is divided into, and the share of them that is held out: one in five.
 const PARTS: usize = 40;
 const HELD_OUT_EVERY: usize = 5;
 
-/// Divides a text by its documents: two texts of which no paragraph is in both. The second has
-/// about a fifth, taken from places all over the text. Parts end at form feeds where there are
-/// enough, else at empty lines, else at the ends of lines.
+/// Divides a text into two without a paragraph in common. The second has about a fifth, taken from
+/// all over the text. Parts end at form feeds if there are enough, else at empty lines, else at the
+/// ends of lines.
 pub fn split(text: &str) -> (String, String) {
     let mut pieces = ["\n\x0c\n", "\n\n", "\n"]
         .iter()
@@ -63,7 +53,7 @@ pub fn split(text: &str) -> (String, String) {
     (kept, held_out)
 }
 
-/// Tokens of each text that are used.
+/// Names of texts and how many of their tokens are used.
 pub(super) type Used = Vec<(String, u64)>;
 
 /// The texts in chunks.
@@ -77,7 +67,7 @@ pub(super) struct Cut {
 }
 
 impl Cut {
-    pub(super) fn new(model: Opened<'_>, texts: &Texts) -> Result<Cut> {
+    pub(super) fn new(tokenizer: &Tokenizer, texts: &Texts) -> Result<Cut> {
         if texts.context < windows::MIN_CONTEXT {
             let error = windows::Error::Context(texts.context);
             return Err(Error::Text {
@@ -86,11 +76,11 @@ impl Cut {
                 advice: "",
             });
         }
-        let bos = model.tokenizer.bos().filter(|_| model.tokenizer.adds_bos());
+        let bos = tokenizer.bos().filter(|_| tokenizer.adds_bos());
         let cut = |which: &str, texts_of: &[Text]| -> Result<(Vec<u32>, Used)> {
             let (mut all, mut used, mut found) = (Vec::new(), Vec::new(), 0);
             for text in texts_of {
-                let tokens = model.tokenizer.encode(&text.content, true, false);
+                let tokens = tokenizer.encode(&text.content, true, false);
                 found += tokens.len();
                 let whole = tokens.len() / texts.context * texts.context;
                 all.extend_from_slice(&tokens[..whole]);
@@ -153,7 +143,13 @@ impl Cut {
         })
     }
 
-    /// At most so many chunks of the calibration text, evenly from all of it.
+    /// Names of the calibration texts.
+    pub(super) fn calibration_names(&self) -> Vec<String> {
+        let names = self.calibration_tokens.iter().map(|(name, _)| name.clone());
+        names.collect()
+    }
+
+    /// At most `most` chunks of the calibration text, evenly from all of it.
     pub(super) fn score_chunks(&self, most: usize) -> Result<Vec<Vec<u32>>> {
         let windows = self.calibration()?;
         let (all, most) = (windows.chunks(), most.clamp(1, windows.chunks()));
@@ -162,7 +158,7 @@ impl Cut {
             .collect())
     }
 
-    /// At most so many chunks of the calibration text that `score_chunks(most)` has not, evenly
+    /// At most `most` chunks of the calibration text that `score_chunks(most)` leaves out, evenly
     /// from all of them.
     pub(super) fn other_chunks(&self, most: usize) -> Result<Vec<Vec<u32>>> {
         let windows = self.calibration()?;
@@ -175,12 +171,12 @@ impl Cut {
             .collect())
     }
 
-    /// Everything that the calibration text's chunks are, for a key.
+    /// Tokens of the calibration text, for keys.
     pub(super) fn calibration_bytes(&self) -> &[u8] {
         bytemuck::cast_slice(&self.calibration)
     }
 
-    /// The same of the evaluation text.
+    /// Tokens of the evaluation text, for keys.
     pub(super) fn evaluation_bytes(&self) -> &[u8] {
         bytemuck::cast_slice(&self.evaluation)
     }

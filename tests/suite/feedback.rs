@@ -198,7 +198,7 @@ fn make_rounds_with_feedback() {
     let seconds =
         |of: &Frontier, name: &str| of.stages.iter().find(|s| s.name == name).unwrap().seconds;
     assert!(
-        seconds(&again, "scores") < seconds(&fed, "scores") / 2.0,
+        seconds(&again, "sensitivities") < seconds(&fed, "sensitivities") / 2.0,
         "scores were kept"
     );
     assert!(!dir.join("plain/work/covariance").exists());

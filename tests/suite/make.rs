@@ -311,7 +311,7 @@ fn a_dry_run_counts_and_writes_nothing() {
             "make m.gguf {SMALL} --bpw 4.5 --kld 0.01 --rounding reference -o out --dry-run --json"
         ),
     );
-    for name in ["importance matrix", "scores", "files"] {
+    for name in ["importance matrix", "sensitivities", "files"] {
         assert!(
             stage(&told, name, "flops") > stage(&without, name, "flops"),
             "{name}: {told} {without}"

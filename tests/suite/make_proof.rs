@@ -73,7 +73,7 @@ fn files_are_proven_and_improved() {
     assert_eq!(again["files"], second["files"]);
     let stages = again["stages"].as_array().unwrap();
     assert!(
-        stages.iter().all(|s| s["name"] != "nearer to the wish"),
+        stages.iter().all(|s| s["name"] != "corrected files"),
         "{stages:?}"
     );
 

@@ -1,12 +1,14 @@
-//! The evidence, put down: frontier.json, report.html, a picture, a recipe for each file.
+//! The evidence on the disk: frontier.json, report.html, a picture, and a recipe for each file.
 
-use super::choice::Choices;
-use super::proof::fit;
-use super::prove::Proven;
-use super::{Job, Result, texts, write_text};
+use super::allocation::{Allocation, FilePlan};
+use super::fit::fit;
+use super::job::{GENERAL_NAME, Job, model_name};
+use super::proof::Proven;
+use super::{Outcome, Result, write_text};
 use crate::arch::Catalog;
 use crate::format::gguf::{Value, keys};
 use crate::input::Input;
+use crate::plan::frontier::Item;
 use crate::report::data;
 use crate::report::numbers::shell;
 use crate::report::page::page;
@@ -15,18 +17,19 @@ use crate::report::svg::Place;
 use crate::rounding::{Proof, Rounding, TensorProof, spread};
 use crate::sensitivity::{Measure, Scores};
 
-/// Points of the frontier that are written down.
+/// The most points of the frontier in frontier.json.
 const POINTS: usize = 400;
 
-pub(super) fn new(
-    input: &Input<'_>,
-    job: &Job,
-    windows: Option<&texts::Cut>,
-    scores: &Scores,
-    choices: &Choices,
-) -> data::Frontier {
+/// The report without measurements.
+fn predicted(job: &Job<'_>, scores: &Scores, allocation: &Allocation) -> data::Frontier {
+    let settings = job.settings();
     let mut types: Vec<String> = Vec::new();
-    for choice in choices.problem.items.iter().flat_map(|item| &item.choices) {
+    for choice in allocation
+        .problem
+        .items
+        .iter()
+        .flat_map(|item| &item.choices)
+    {
         let name = choice.ggml_type.name().to_owned();
         if !types.contains(&name) {
             types.push(name);
@@ -35,13 +38,16 @@ pub(super) fn new(
     data::Frontier {
         format: data::FORMAT,
         generator: format!("quantier {}", env!("CARGO_PKG_VERSION")),
-        model: of_model(input, choices),
+        model: model(job.input, allocation),
         scoring: data::Scoring {
-            texts: windows.map_or_else(Vec::new, |windows| used(&windows.calibration_tokens)),
+            texts: job
+                .model
+                .as_ref()
+                .map_or_else(Vec::new, |model| used(&model.texts.calibration_tokens)),
             sequences: scores.sequences as u64,
-            context: job.texts.context as u64,
-            draws: job.settings.draws as u32,
-            seed: job.settings.seed,
+            context: job.context as u64,
+            draws: settings.draws as u32,
+            seed: settings.seed,
             score: match scores.measure {
                 Measure::Divergence => data::Score::PerToken,
                 Measure::Sweep => data::Score::Sweep,
@@ -50,36 +56,36 @@ pub(super) fn new(
         },
         evaluation: None,
         types,
-        tensors: choices
+        tensors: allocation
             .problem
             .items
             .iter()
-            .map(|item| tensor(input.catalog(), scores, item))
+            .map(|item| tensor(job.input.catalog(), scores, item))
             .collect(),
-        frontier: points(choices),
-        presets: choices
+        frontier: points(allocation),
+        presets: allocation
             .presets
             .iter()
             .map(|preset| data::Preset {
                 name: preset.file_type.name().into(),
                 bytes: preset.file_bytes,
-                bpw: choices.problem.bpw(preset.tensor_bytes),
+                bpw: allocation.problem.bpw(preset.tensor_bytes),
                 predicted: preset.nats,
                 measured: None,
             })
             .collect(),
         fit: None,
-        files: choices.chosen.iter().map(file).collect(),
+        files: allocation.files.iter().map(file).collect(),
         stages: Vec::new(),
         settings: vec![data::Setting {
             name: "positions judged on".into(),
             value: scores.positions.to_string(),
         }],
-        commands: commands(job, choices),
+        commands: commands(job, allocation),
     }
 }
 
-/// The texts that something was taken of.
+/// The texts that are used.
 fn used(tokens: &[(String, u64)]) -> Vec<data::Text> {
     let used = tokens.iter().filter(|(_, tokens)| *tokens > 0);
     used.map(|(name, tokens)| data::Text {
@@ -89,7 +95,7 @@ fn used(tokens: &[(String, u64)]) -> Vec<data::Text> {
     .collect()
 }
 
-fn of_model(input: &Input<'_>, choices: &Choices) -> data::Model {
+fn model(input: &Input<'_>, allocation: &Allocation) -> data::Model {
     let metadata = input.metadata();
     let tensors = &input.tensors;
     let base_type = tensors
@@ -108,21 +114,21 @@ fn of_model(input: &Input<'_>, choices: &Choices) -> data::Model {
     };
     data::Model {
         name: metadata
-            .get(super::GENERAL_NAME)
+            .get(GENERAL_NAME)
             .and_then(Value::as_str)
-            .map_or_else(|| super::model_name(input), str::to_owned),
+            .map_or_else(|| model_name(input), str::to_owned),
         architecture: architecture.into(),
         parameters: tensors.iter().map(|t| t.info.shape.elements()).sum(),
         layers: number("block_count").unwrap_or(0),
         experts: number("expert_count").filter(|n| *n > 0),
         base_type: base_type.unwrap_or_default().into(),
-        base_bytes: choices.header_bytes + tensors.iter().map(|t| t.info.bytes()).sum::<u64>(),
+        base_bytes: allocation.header_bytes + tensors.iter().map(|t| t.info.bytes()).sum::<u64>(),
         source: source(input),
     }
 }
 
-/// The checkpoint in the Hub's cache that this is. GGUFs there are others' conversions of something
-/// that they name.
+/// The checkpoint in the Hub's cache that the model is. A GGUF there is somebody's conversion, and
+/// names its base itself.
 fn source(input: &Input<'_>) -> Option<data::Source> {
     let path = input
         .paths()
@@ -133,7 +139,7 @@ fn source(input: &Input<'_>) -> Option<data::Source> {
     Some(data::Source { repository, commit })
 }
 
-fn tensor(catalog: &Catalog, scores: &Scores, item: &crate::plan::frontier::Item) -> data::Tensor {
+fn tensor(catalog: &Catalog, scores: &Scores, item: &Item) -> data::Tensor {
     let entry = catalog
         .tensor_named(&item.name)
         .map(|id| catalog.tensor(id));
@@ -163,8 +169,8 @@ fn tensor(catalog: &Catalog, scores: &Scores, item: &crate::plan::frontier::Item
 
 /// The frontier, thinned to what a picture shows: the smallest, the largest, and points evenly
 /// between.
-fn points(choices: &Choices) -> Vec<data::Point> {
-    let all = choices.frontier.points();
+fn points(allocation: &Allocation) -> Vec<data::Point> {
+    let all = allocation.frontier.points();
     let step = all.len().div_ceil(POINTS).max(1);
     let last = all.len().saturating_sub(1);
     let shown = all
@@ -173,46 +179,41 @@ fn points(choices: &Choices) -> Vec<data::Point> {
         .filter(|(i, _)| i % step == 0 || *i == last);
     shown
         .map(|(_, p)| data::Point {
-            bytes: choices.header_bytes + p.bytes,
-            bpw: choices.problem.bpw(p.bytes),
+            bytes: allocation.header_bytes + p.bytes,
+            bpw: allocation.problem.bpw(p.bytes),
             nats: p.nats,
         })
         .collect()
 }
 
-fn file(chosen: &super::choice::Chosen) -> data::File {
+fn file(file: &FilePlan) -> data::File {
     data::File {
-        name: chosen
-            .path
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned(),
-        budget: chosen.budget.clone(),
-        label: format!("{:.2} bpw", chosen.bpw),
-        bytes: chosen.file_bytes,
-        bpw: chosen.bpw,
-        recipe: chosen
+        name: file.file_name(),
+        budget: file.budget.clone(),
+        label: format!("{:.2} bpw", file.bpw),
+        bytes: file.file_bytes,
+        bpw: file.bpw,
+        recipe: file
             .recipe
             .iter()
             .map(|(name, t)| (name.clone(), t.name().to_owned()))
             .collect(),
-        predicted: chosen.solution.nats,
+        predicted: file.solution.nats,
         corrected: None,
         measured: None,
         rounding: Vec::new(),
     }
 }
 
-/// Adds what rounding with error feedback did, for each file in the order of the budgets.
-pub(super) fn rounded(report: &mut data::Frontier, job: &Job, proved: Vec<Vec<TensorProof>>) {
+/// Adds the effect of error feedback on each file, in the order of the allocation.
+fn rounded(report: &mut data::Frontier, job: &Job<'_>, proved: &[Vec<TensorProof>]) {
     let ratios: Vec<f64> = proved
         .iter()
         .flatten()
         .filter_map(|proved| proved.proof.ratio())
         .collect();
     for (file, proved) in report.files.iter_mut().zip(proved) {
-        let of = |proved: TensorProof| {
+        let of_tensor = |proved: &TensorProof| {
             let Proof {
                 reference,
                 taken,
@@ -223,15 +224,15 @@ pub(super) fn rounded(report: &mut data::Frontier, job: &Job, proved: Vec<Vec<Te
             let part = |error: f64| (power > 0.0).then(|| error / power);
             let kept_plain = by_reference as f64 / rows.max(1) as f64;
             data::Rounded {
-                tensor: proved.tensor,
+                tensor: proved.tensor.clone(),
                 plain: part(reference),
                 taken: part(taken),
                 kept_plain,
             }
         };
-        file.rounding = proved.into_iter().map(of).collect();
+        file.rounding = proved.iter().map(of_tensor).collect();
     }
-    let how = match job.rounding {
+    let how = match job.options.rounding {
         Rounding::Feedback {
             sequential: true, ..
         } => "error feedback, each matrix behind those that were rounded before it",
@@ -250,21 +251,15 @@ pub(super) fn rounded(report: &mut data::Frontier, job: &Job, proved: Vec<Vec<Te
     });
 }
 
-fn commands(job: &Job, choices: &Choices) -> Vec<data::Command> {
-    let of = |chosen: &super::choice::Chosen| {
-        let name = chosen
-            .path
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
-        let imatrix = job
-            .imatrix
-            .as_ref()
+fn commands(job: &Job<'_>, allocation: &Allocation) -> Vec<data::Command> {
+    let types_of = |file: &FilePlan| {
+        let name = file.file_name();
+        let imatrix = job.options.imatrix.as_ref();
+        let imatrix = imatrix
             .and_then(|path| path.file_name())
             .map(|n| n.to_string_lossy().into_owned());
         data::Command {
-            purpose: match job.rounding.has_feedback() {
+            purpose: match job.options.rounding.has_feedback() {
                 false => format!("{name}, by llama.cpp alone"),
                 true => format!("The types of {name} by llama.cpp alone, without error feedback"),
             },
@@ -273,38 +268,34 @@ fn commands(job: &Job, choices: &Choices) -> Vec<data::Command> {
                 shell(&imatrix.unwrap_or_else(|| "imatrix.gguf".into())),
                 shell(&format!("{name}.recipe.txt")),
                 shell(&name),
-                chosen.label.name()
+                file.label.name()
             ),
         }
     };
-    let all = job.command.iter().map(|command| data::Command {
+    let whole = job.options.command.iter().map(|command| data::Command {
         purpose: format!("Everything, with quantier {}", env!("CARGO_PKG_VERSION")),
         command: command.clone(),
     });
-    all.chain(choices.chosen.iter().map(of)).collect()
+    whole.chain(allocation.files.iter().map(types_of)).collect()
 }
 
-/// Adds what was measured of the files and of some presets, and fits the predictions of the files
-/// to it.
-pub(super) fn measured(report: &mut data::Frontier, proven: Proven, windows: &texts::Cut) {
-    let Proven { found, presets, .. } = proven;
-    for (preset, found) in presets {
-        if let Some(of) = report
-            .presets
-            .iter_mut()
-            .find(|of| of.name == preset.name())
-        {
-            of.measured = Some(found.measured);
+/// Adds the divergences of files and presets, and fits the predictions of the files to them.
+fn measured(report: &mut data::Frontier, job: &Job<'_>, proven: &Proven) {
+    for (preset, divergence) in &proven.presets {
+        let mut presets = report.presets.iter_mut();
+        if let Some(preset) = presets.find(|p| p.name == preset.name()) {
+            preset.measured = Some(divergence.measured.clone());
         }
     }
-    report.evaluation = found.first().map(|first| data::Evaluation {
-        texts: used(&windows.evaluation_tokens),
+    let evaluation = proven.files.first().zip(job.model.as_ref());
+    report.evaluation = evaluation.map(|(first, model)| data::Evaluation {
+        texts: used(&model.texts.evaluation_tokens),
         context: report.scoring.context,
         tokens: first.rows,
         tool: "quantier".into(),
     });
-    for (file, found) in report.files.iter_mut().zip(found) {
-        file.measured = Some(found.measured);
+    for (file, divergence) in report.files.iter_mut().zip(&proven.files) {
+        file.measured = Some(divergence.measured.clone());
     }
     if report.scoring.score == data::Score::WeightedError {
         return;
@@ -322,19 +313,32 @@ pub(super) fn measured(report: &mut data::Frontier, proven: Proven, windows: &te
     }
 }
 
-/// Writes everything; files by rising size.
-pub(super) fn write(job: &Job, report: &mut data::Frontier, choices: &Choices) -> Result<()> {
-    for chosen in choices.chosen.iter().filter(|_| !job.frontier_only) {
-        let mut name = chosen.path.file_name().unwrap_or_default().to_owned();
-        name.push(".recipe.txt");
-        write_text(&job.directory.join(name), &Choices::recipe_text(chosen))?;
+/// Writes everything, files by rising size, and returns the content of frontier.json.
+pub(super) fn write(
+    job: &Job<'_>,
+    outcome: &Outcome,
+    stages: Vec<data::Stage>,
+) -> Result<data::Frontier> {
+    let allocation = &outcome.allocation;
+    let mut report = predicted(job, &outcome.scores, allocation);
+    if let Some(proven) = &outcome.proven {
+        measured(&mut report, job, proven);
     }
+    if let Some(proved) = &outcome.proved {
+        rounded(&mut report, job, proved);
+    }
+    report.stages = stages;
     report.files.sort_by_key(|file| file.bytes);
-    write_text(&job.directory.join("frontier.json"), &report.to_json())?;
+    let directory = &job.options.directory;
+    for file in &allocation.files {
+        let name = format!("{}.recipe.txt", file.file_name());
+        write_text(&directory.join(name), &file.recipe_text())?;
+    }
+    write_text(&directory.join("frontier.json"), &report.to_json())?;
     write_text(
-        &job.directory.join("frontier.svg"),
-        &size_chart(report, Place::Alone),
+        &directory.join("frontier.svg"),
+        &size_chart(&report, Place::Alone),
     )?;
-    write_text(&job.directory.join("report.html"), &page(report))?;
-    Ok(())
+    write_text(&directory.join("report.html"), &page(&report))?;
+    Ok(report)
 }

@@ -1,9 +1,9 @@
-//! How fast this machine is, tried.
+//! The speed of this machine, measured by short trials.
 
-use super::super::Result;
-use super::count::{Count, takes_feedback};
+use super::Result;
+use super::cost::{Cost, Rounding};
 use crate::format::types::GgmlType;
-use crate::input::{Input, Tensor};
+use crate::input::Input;
 use crate::model::rows_times_rows;
 use crate::quant::Codec;
 use crate::rounding::{DAMPING, InputFactor, round_rows};
@@ -11,36 +11,46 @@ use crate::sensitivity::Scores;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-/// What whole layers reach of the speed of a product alone, with attention, norms and what each
-/// product prepares: 0.59 (scores) to 0.70 (importance matrix, proof) in a run on an idle machine.
+/// The part of a product's speed that whole layers reach, with attention, norms and what each
+/// product prepares: 0.59 (sensitivities) to 0.70 (importance matrix, proof) on an idle machine.
 const REACHED: f64 = 0.65;
 
-/// What of that speed a product in f64 has, which takes twice the room.
+/// The part of that speed that a product in f64 has, of numbers of twice the size.
 const DOUBLE: f64 = 0.5;
 
-/// How fast this machine is, tried.
+/// Bytes per second of a usual disk.
+const DISK: f64 = 1e9;
+
+/// The speed of this machine.
 pub(super) struct Machine {
     pub(super) flops_per_second: f64,
     /// Weights per second that all threads quantize and read again.
     rates: BTreeMap<GgmlType, f64>,
-    /// The same with error feedback and all that proves it but products; and how many columns the
-    /// rows had.
-    fed: BTreeMap<GgmlType, (f64, usize)>,
+    /// The same with error feedback and everything that judges it but products.
+    fed: BTreeMap<GgmlType, Tried>,
 }
 
-/// How long a try takes at least.
+/// A trial of error feedback.
+struct Tried {
+    /// Weights per second.
+    rate: f64,
+    /// Columns of the rows.
+    columns: usize,
+}
+
+/// The shortest time of a trial.
 const PRODUCT_TIME: Duration = Duration::from_millis(150);
 const TYPE_TIME: Duration = Duration::from_millis(20);
-/// Rows and columns, at most, that error feedback is tried on: a row of several panels, and as many
+/// The most rows and columns of a trial of error feedback: a row of several panels, and as many rows
 /// as share a reading of the factor.
 const FED_ROWS: u64 = 32;
 const FED_COLUMNS: usize = 512;
 
 impl Machine {
-    /// Tries products and every type, those that take it with error feedback too if `fed`.
+    /// Tries products and every type; with `fed` also error feedback, in types that take it.
     pub(super) fn new(
         input: &Input<'_>,
-        expected: &Scores,
+        scores: &Scores,
         threads: usize,
         fed: bool,
     ) -> Result<Machine> {
@@ -70,7 +80,7 @@ impl Machine {
         });
         let (mut rates, mut with_feedback) = (BTreeMap::new(), BTreeMap::new());
         let mut factors: BTreeMap<usize, Option<InputFactor>> = BTreeMap::new();
-        let mut tensors: Vec<_> = expected.tensors.iter().collect();
+        let mut tensors: Vec<_> = scores.tensors.iter().collect();
         tensors.sort_by_key(|t| std::cmp::Reverse(t.weights));
         for scored in tensors {
             let Some(tensor) = input.tensors.iter().find(|t| t.info.name == scored.name) else {
@@ -101,13 +111,13 @@ impl Machine {
                 let importance: Vec<f32> = (0..columns).map(|i| 0.5 + (i % 7) as f32).collect();
                 let row_bytes =
                     |n: usize| codec.ggml_type.row_bytes(n as u64).unwrap_or(0) as usize;
-                let of_type = rate(columns as f64, TYPE_TIME, &|| {
+                let rate_of_type = rate(columns as f64, TYPE_TIME, &|| {
                     let (mut bytes, mut again) = (vec![0; row_bytes(columns)], vec![0.0; columns]);
                     codec.quantize_row(weights, Some(&importance), &mut bytes);
                     codec.dequantize_row(&bytes, &mut again);
                     std::hint::black_box(again);
                 });
-                rates.insert(codec.ggml_type, of_type);
+                rates.insert(codec.ggml_type, rate_of_type);
                 // Whole blocks of every type.
                 let fewer = columns.min(FED_COLUMNS);
                 let factor = factors.entry(fewer).or_insert_with(|| made_up(fewer));
@@ -119,8 +129,8 @@ impl Machine {
                     .flat_map(|row| &row[..fewer])
                     .copied()
                     .collect();
-                let of_type = rate(rows.len() as f64, TYPE_TIME, &|| {
-                    // As Rounder::round does it, but for the products.
+                let rate_of_type = rate(rows.len() as f64, TYPE_TIME, &|| {
+                    // As Rounder::round, but for the products.
                     let row_bytes = row_bytes(fewer);
                     let (mut left, mut bytes) =
                         (rows.clone(), vec![0; rows.len() / fewer * row_bytes]);
@@ -135,7 +145,11 @@ impl Machine {
                     codec.dequantize_row(&bytes, &mut left);
                     std::hint::black_box(left);
                 });
-                with_feedback.insert(codec.ggml_type, (of_type, fewer));
+                let tried = Tried {
+                    rate: rate_of_type,
+                    columns: fewer,
+                };
+                with_feedback.insert(codec.ggml_type, tried);
             }
         }
         Ok(Machine {
@@ -145,50 +159,38 @@ impl Machine {
         })
     }
 
-    /// Seconds of so many operations of matrix products.
-    pub(super) fn products(&self, operations: f64) -> f64 {
-        operations / (REACHED * self.flops_per_second)
+    /// Seconds that a stage takes.
+    pub(super) fn seconds(&self, cost: &Cost) -> f64 {
+        let rounding = cost.rounding.iter().map(|rounding| self.rounding(rounding));
+        cost.operations / (REACHED * self.flops_per_second)
+            + cost.double_operations / (DOUBLE * self.flops_per_second)
+            + rounding.sum::<f64>()
+            + (cost.read + cost.written) as f64 / DISK
     }
 
-    /// Seconds of so many operations that make factors.
-    pub(super) fn factors(&self, operations: f64) -> f64 {
-        operations / (DOUBLE * self.flops_per_second)
-    }
-
-    /// Seconds that quantizing takes where every type of every tensor is tried.
-    pub(super) fn trials(&self, count: &Count<'_>, expected: &Scores) -> f64 {
-        debug_assert_eq!(count.trials.len(), expected.tensors.len());
-        let all = count
-            .trials
-            .iter()
-            .flat_map(|t| t.types.iter().map(move |of| (t, *of)));
-        all.map(|(t, of)| t.rows * self.tensor(t.tensor, of, t.fed))
-            .sum()
-    }
-
-    /// Seconds that a tensor takes in this type, with error feedback if it is to be and the type
-    /// takes it.
-    pub(super) fn tensor(&self, tensor: &Tensor<'_>, t: GgmlType, fed: bool) -> f64 {
-        let (weights, columns) = (
-            tensor.info.shape.elements() as f64,
-            tensor.info.shape.row_len() as f64,
-        );
-        match self.fed.get(&t).filter(|_| fed && takes_feedback(t)) {
-            Some((rate, tried)) => {
-                // Each weight's error goes to the columns behind it: half of all, in one product.
-                let more = weights * (columns - *tried as f64).max(0.0);
-                weights / rate.max(1.0) + more / self.flops_per_second
+    /// Seconds that rounding takes.
+    fn rounding(&self, rounding: &Rounding) -> f64 {
+        let Rounding {
+            ggml_type,
+            weights,
+            columns,
+            ..
+        } = *rounding;
+        match self.fed.get(&ggml_type).filter(|_| rounding.feedback) {
+            Some(tried) => {
+                // An error goes to all later columns of its row: half of them, in one product.
+                let more = weights * (columns as f64 - tried.columns as f64).max(0.0);
+                weights / tried.rate.max(1.0) + more / self.flops_per_second
             }
             None => self
                 .rates
-                .get(&t)
+                .get(&ggml_type)
                 .map_or(0.0, |rate| weights / rate.max(1.0)),
         }
     }
 }
 
-/// The factor of a covariance of neighbours that are alike, and of a few channels far above the
-/// others.
+/// The factor of a Hessian with similar neighbours and a few channels far above the others.
 fn made_up(columns: usize) -> Option<InputFactor> {
     let strength = |i: usize| if i.is_multiple_of(97) { 20.0 } else { 1.0 };
     let of =

@@ -1,32 +1,37 @@
-//! The last step of the choice, if it is asked for: swaps that the predictions hold for near-ties,
-//! each measured end to end.
+//! The refinement, if it is asked for: swaps of types that are predicted to be near-ties, each
+//! measured end to end.
 //!
 //! ```text
-//! text       chunks of the calibration text that no type was judged on, and nothing of the evaluation text
-//! swaps      one tensor up, one or more down, within the bytes of the file; those first that are predicted to lose least
-//!            per byte exchanged
-//! try        the file's model with these tensors replaced, from the first of their layers on
-//! take       if the divergence falls by more than the standard error of the paired differences, chunk by chunk
+//! text       chunks of the calibration text that sensitivities leave out, and nothing of the evaluation text
+//! swaps      one tensor up, one or more down, within the bytes of the file; the least predicted loss per byte
+//!            exchanged comes first
+//! trial      the file's model with these tensors replaced, from the first of their layers on
+//! accepted   if the divergence falls by more than the standard error of the paired differences, chunk by chunk
 //! ```
 
-use super::{Job, Opened, Result};
+use super::Result;
+use super::allocation::{Allocation, FilePlan};
+use super::calibration::Calibrated;
+use super::cost::Cost;
+use super::job::{Job, Model};
+use super::numbers::Numbers;
+use super::stage::{Session, Stage};
+use super::workdir::WorkDir;
 use crate::convert;
 use crate::format::types::GgmlType;
 use crate::input::Source;
 use crate::model::{Engine, Replaced};
-use crate::plan::frontier::Problem;
+use crate::plan::frontier::{Item, Problem};
 use crate::progress::{Progress, Unit};
-use crate::sensitivity::ModelKnowledge;
 use crate::sensitivity::sweep::{Comparison, Side, Within, first_layer};
 use std::collections::BTreeSet;
-use std::path::Path;
 
 /// The most tensors that go down for one that goes up.
 const MOST_DOWN: usize = 3;
 /// How many of a tensor's next better and next worse types are tried.
 const NEAR: usize = 3;
 
-/// What became of the recipe of a file.
+/// The result of the search for a file.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Refined {
     /// The choice for each item of the problem.
@@ -39,7 +44,7 @@ pub(super) struct Refined {
 }
 
 impl Refined {
-    /// What the user is told.
+    /// A note for the user.
     pub(super) fn note(&self, budget: &str) -> String {
         let Refined {
             tried,
@@ -56,112 +61,165 @@ impl Refined {
     }
 }
 
-/// Tensors that take other types than they have.
+/// An exchange of types between tensors.
 #[derive(Clone, Debug, PartialEq)]
 struct Swap {
     /// Items of the problem and their new choices, by rising item.
     changes: Vec<(usize, usize)>,
-    /// What it is predicted to lose, in nats per byte exchanged.
+    /// The predicted loss, in nats per byte exchanged.
     loss: f64,
 }
 
-/// Tries at most `job.refine` swaps on the file at `path`, whose recipe is `choices`.
-pub(super) fn refine(
-    model: Opened<'_>,
-    job: &Job,
-    problem: &Problem,
-    (choices, path): (&[usize], &Path),
-    chunks: &[Vec<u32>],
-    knowledge: &ModelKnowledge<'_>,
-    progress: &dyn Progress,
-) -> Result<Refined> {
-    let source = Source::open(path)?;
-    let input = source.reader(&convert::Job::default())?;
-    let mut engine = Engine::new(&input, &job.options)?;
-    let within = Within(progress);
-    let base = model.engine.trace(chunks, None, &within)?;
-    let base_head = model.engine.head()?;
-    let comparison = Comparison {
-        engine: model.engine,
-        base: Side {
-            head: &base_head,
-            rows: &|chunk| base.output(model.engine, chunk),
-        },
-        chunks: chunks.len(),
-    };
-    let mut trace = engine.trace(chunks, None, &within)?;
-    let mut now = {
-        let head = engine.head()?;
-        let side = Side {
-            head: &head,
-            rows: &|chunk| trace.output(&engine, chunk),
-        };
-        comparison.divergence(side, "file", progress)?
-    };
-    let limit = bytes(problem, choices);
-    let before = mean(&now);
-    let mut refined = Refined {
-        choices: choices.to_vec(),
-        tried: 0,
-        taken: 0,
-        before,
-        after: before,
-    };
-    let mut seen = BTreeSet::new();
-    progress.begin(job.refine as u64, Unit::Steps);
-    'search: while refined.tried < job.refine {
-        for swap in swaps(problem, &refined.choices, limit) {
-            if refined.tried == job.refine {
-                break 'search;
-            }
-            if !seen.insert(swap.changes.clone()) {
-                continue;
-            }
-            let names: Vec<_> = swap
-                .changes
-                .iter()
-                .map(|(item, _)| &*problem.items[*item].name)
-                .collect();
-            progress.at(&names.join(", "));
-            let replaced = swap.changes.iter().map(|(item, choice)| {
-                let item = &problem.items[*item];
-                let ggml_type = type_of(item, *choice);
-                Ok(knowledge.rounded(model.engine, &item.name, ggml_type, progress)?)
-            });
-            let changed = engine.replacing(&replaced.collect::<Result<Vec<Replaced>>>()?)?;
-            let first = names
-                .iter()
-                .map(|name| first_layer(&engine, name))
-                .min()
-                .unwrap_or(0);
-            let hidden = changed.rerun(&trace, first, &within)?;
-            let then = {
-                let head = changed.head()?;
-                let side = Side {
-                    head: &head,
-                    rows: &|chunk| hidden.rows_of(chunk),
-                };
-                comparison.divergence(side, &names.join(", "), progress)?
-            };
-            refined.tried += 1;
-            progress.advance(1);
-            if is_better(&now, &then) {
-                swap.changes
-                    .iter()
-                    .for_each(|(item, choice)| refined.choices[*item] = *choice);
-                refined.taken += 1;
-                refined.after = mean(&then);
-                (now, engine) = (then, changed);
-                trace = engine.trace(chunks, None, &within)?;
-                continue 'search;
-            }
-        }
-        break;
-    }
-    Ok(refined)
+/// The stage: the search for one file.
+pub(super) struct Refinement<'j> {
+    pub(super) job: &'j Job<'j>,
+    pub(super) model: &'j Model<'j>,
+    pub(super) numbers: &'j Numbers,
+    pub(super) calibrated: &'j Calibrated,
+    pub(super) allocation: &'j Allocation,
+    /// The number of the file.
+    pub(super) file: usize,
+    /// The most swaps to measure.
+    pub(super) most: usize,
 }
 
-fn type_of(item: &crate::plan::frontier::Item, choice: usize) -> GgmlType {
+impl Stage for Refinement<'_> {
+    /// `None` inside without a text.
+    type Output = Option<Refined>;
+
+    fn name(&self) -> &'static str {
+        "refinement"
+    }
+
+    /// Changed recipes are stored by [`super::targets`].
+    fn load(&self, _: &WorkDir) -> Result<Option<Option<Refined>>> {
+        Ok(None)
+    }
+
+    fn cost(&self, _: &WorkDir) -> Result<Cost> {
+        let chunks = self.job.options.scoring.chunks as f64;
+        let tokens = (chunks * self.numbers.context).min(self.numbers.calibration);
+        let model = self.numbers.forward(tokens) + self.numbers.logits(tokens);
+        // The base and the file, then half of the layers for each swap.
+        let swaps = self.most as f64 * (model / 2.0 + self.numbers.logits(tokens) / 2.0);
+        Ok(Cost {
+            operations: 2.0 * model + swaps,
+            ..Cost::default()
+        })
+    }
+
+    fn run(&self, session: &Session<'_>) -> Result<Option<Refined>> {
+        let chunks = self
+            .model
+            .texts
+            .other_chunks(self.job.options.scoring.chunks)?;
+        if chunks.len() < 2 {
+            (session.tell)(
+                "--refine has no text: sensitivities use every chunk of the calibration text",
+            );
+            return Ok(None);
+        }
+        let file = &self.allocation.files[self.file];
+        self.refine(file, &chunks, session.progress).map(Some)
+    }
+}
+
+impl Refinement<'_> {
+    /// Searches on the model of a file.
+    fn refine(
+        &self,
+        file: &FilePlan,
+        chunks: &[Vec<u32>],
+        progress: &dyn Progress,
+    ) -> Result<Refined> {
+        let (problem, base_engine) = (&self.allocation.problem, self.model.engine);
+        let choices = &file.solution.choices;
+        let source = Source::open(&file.path)?;
+        let input = source.reader(&convert::Job::default())?;
+        let mut engine = Engine::new(&input, &self.job.options.engine)?;
+        let within = Within(progress);
+        let base = base_engine.trace(chunks, None, &within)?;
+        let base_head = base_engine.head()?;
+        let comparison = Comparison {
+            engine: base_engine,
+            base: Side {
+                head: &base_head,
+                rows: &|chunk| base.output(base_engine, chunk),
+            },
+            chunks: chunks.len(),
+        };
+        let mut trace = engine.trace(chunks, None, &within)?;
+        let mut now = {
+            let side = Side {
+                head: &engine.head()?,
+                rows: &|chunk| trace.output(&engine, chunk),
+            };
+            comparison.divergence(side, "file", progress)?
+        };
+        let limit = bytes(problem, choices);
+        let before = mean(&now);
+        let mut refined = Refined {
+            choices: choices.clone(),
+            tried: 0,
+            taken: 0,
+            before,
+            after: before,
+        };
+        let mut seen = BTreeSet::new();
+        progress.begin(self.most as u64, Unit::Steps);
+        'search: while refined.tried < self.most {
+            for swap in swaps(problem, &refined.choices, limit) {
+                if refined.tried == self.most {
+                    break 'search;
+                }
+                if !seen.insert(swap.changes.clone()) {
+                    continue;
+                }
+                let items = swap.changes.iter().map(|(item, _)| &problem.items[*item]);
+                let names: Vec<_> = items.map(|item| &*item.name).collect();
+                let shown = names.join(", ");
+                progress.at(&shown);
+                let changed = engine.replacing(&self.replaced(&swap, progress)?)?;
+                let first = names.iter().map(|name| first_layer(&engine, name)).min();
+                let hidden = changed.rerun(&trace, first.unwrap_or(0), &within)?;
+                let then = {
+                    let side = Side {
+                        head: &changed.head()?,
+                        rows: &|chunk| hidden.rows_of(chunk),
+                    };
+                    comparison.divergence(side, &shown, progress)?
+                };
+                refined.tried += 1;
+                progress.advance(1);
+                if is_better(&now, &then) {
+                    swap.changes
+                        .iter()
+                        .for_each(|(item, choice)| refined.choices[*item] = *choice);
+                    refined.taken += 1;
+                    refined.after = mean(&then);
+                    (now, engine) = (then, changed);
+                    trace = engine.trace(chunks, None, &within)?;
+                    continue 'search;
+                }
+            }
+            break;
+        }
+        Ok(refined)
+    }
+
+    /// The tensors of a swap in their new types.
+    fn replaced(&self, swap: &Swap, progress: &dyn Progress) -> Result<Vec<Replaced>> {
+        let knowledge = self.calibrated.knowledge(self.job.input);
+        let tensor = |(item, choice): &(usize, usize)| {
+            let item = &self.allocation.problem.items[*item];
+            let (name, t) = (&item.name, type_of(item, *choice));
+            Ok(knowledge.rounded(self.model.engine, name, t, progress)?)
+        };
+        swap.changes.iter().map(tensor).collect()
+    }
+}
+
+fn type_of(item: &Item, choice: usize) -> GgmlType {
     item.choices[choice].ggml_type
 }
 
@@ -187,8 +245,7 @@ fn is_better(now: &[f64], then: &[f64]) -> bool {
     differences.len() > 1 && mean < -(squares / (n * (n - 1.0))).sqrt()
 }
 
-/// Swaps that fit within so many bytes of all items, those that are predicted to lose least per
-/// byte first.
+/// Swaps that fit within `limit` bytes of all items, the least predicted loss per byte first.
 fn swaps(problem: &Problem, choices: &[usize], limit: u64) -> Vec<Swap> {
     struct Move {
         item: usize,
@@ -213,7 +270,7 @@ fn swaps(problem: &Problem, choices: &[usize], limit: u64) -> Vec<Swap> {
         up.extend(better.into_iter().take(NEAR));
         down.extend(worse.into_iter().take(NEAR));
     }
-    // What loses least for the bytes that it gives back goes down first.
+    // The least loss for the bytes that are given back comes first.
     down.sort_by(|a, b| {
         (a.nats / a.bytes as f64)
             .total_cmp(&(b.nats / b.bytes as f64))
@@ -260,7 +317,7 @@ fn swaps(problem: &Problem, choices: &[usize], limit: u64) -> Vec<Swap> {
 mod tests {
     use super::*;
     use crate::arch::Role;
-    use crate::plan::frontier::{Choice, Item};
+    use crate::plan::frontier::Choice;
 
     fn item(name: &str, choices: &[(u64, f64)]) -> Item {
         let types = [GgmlType::Q2_K, GgmlType::Q4_K, GgmlType::Q6_K];

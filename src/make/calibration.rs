@@ -1,0 +1,264 @@
+//! The importance matrix and the input Hessians: both from one pass over the calibration text.
+
+use super::cost::{Cost, Memory};
+use super::job::{Job, Model, hessian_needs, imatrix_key};
+use super::numbers::Numbers;
+use super::stage::{Foreseeable, Session, Stage};
+use super::workdir::WorkDir;
+use super::{Error, Result};
+use crate::format::imatrix::{Entry, Format, Imatrix};
+use crate::format::snapshot::Key;
+use crate::hessian::{self, Needs};
+use crate::imatrix::collect;
+use crate::input::Input;
+use crate::resume::KeyBuilder;
+use crate::rounding::InputHessians;
+use crate::sensitivity::{self, ModelKnowledge};
+use std::path::{Path, PathBuf};
+
+/// What is known of the inputs of linears.
+pub(super) struct Calibrated {
+    pub(super) imatrix: Imatrix,
+    /// The file of the importance matrix; none while it is only expected.
+    pub(super) file: Option<PathBuf>,
+    /// Input Hessians, where errors are fed back.
+    pub(super) hessians: Option<InputHessians>,
+}
+
+impl Calibrated {
+    /// The importance matrix that the user gives, and nothing else.
+    pub(super) fn given(job: &Job<'_>) -> Result<Calibrated> {
+        let file = job.options.imatrix.as_ref().ok_or(Error::NeedsImatrix)?;
+        Calibrated::read(job, file, None)
+    }
+
+    /// The model's weights, and what their rounding uses.
+    pub(super) fn knowledge<'k>(&'k self, input: &'k Input<'k>) -> ModelKnowledge<'k> {
+        ModelKnowledge {
+            input,
+            imatrix: &self.imatrix,
+            hessians: self.hessians.as_ref(),
+        }
+    }
+
+    /// Reads an importance matrix and checks it against the model.
+    fn read(job: &Job<'_>, file: &Path, hessians: Option<InputHessians>) -> Result<Calibrated> {
+        let imatrix = Imatrix::read(file)?;
+        sensitivity::importance(job.input, &imatrix)?;
+        Ok(Calibrated {
+            imatrix,
+            file: Some(file.to_owned()),
+            hessians,
+        })
+    }
+}
+
+/// The stage.
+pub(super) struct Calibration<'j> {
+    job: &'j Job<'j>,
+    model: &'j Model<'j>,
+    numbers: &'j Numbers,
+    /// The importance matrix, new or given.
+    file: PathBuf,
+    is_given: bool,
+    imatrix_key: Key,
+    hessians: Option<Hessians>,
+}
+
+/// Input Hessians to be collected.
+struct Hessians {
+    job: hessian::Job,
+    needs: Needs,
+}
+
+impl Hessians {
+    fn load(&self) -> Option<InputHessians> {
+        let hessians = InputHessians::open(&self.job.directory).ok()?;
+        (*hessians.key() == self.job.key).then_some(hessians)
+    }
+}
+
+impl<'j> Calibration<'j> {
+    /// `None` if there is nothing to collect.
+    pub(super) fn new(
+        job: &'j Job<'j>,
+        model: &'j Model<'j>,
+        numbers: &'j Numbers,
+    ) -> Result<Option<Calibration<'j>>> {
+        let hessians = match job.options.rounding.has_feedback() {
+            true => {
+                let needs = hessian_needs(model)?;
+                let key = KeyBuilder::new("make: covariance").with_model(job.input)?;
+                let key = key
+                    .with("tokens", model.texts.calibration_bytes())
+                    .with("experts apart", &[needs.experts_apart.into()]);
+                let job = hessian::Job {
+                    directory: job.work().path("covariance"),
+                    key: key.key(),
+                    experts_apart: needs.experts_apart,
+                    hold_out: true,
+                };
+                Some(Hessians { job, needs })
+            }
+            false => None,
+        };
+        let given = job.options.imatrix.clone();
+        if given.is_some() && hessians.is_none() {
+            return Ok(None);
+        }
+        Ok(Some(Calibration {
+            job,
+            model,
+            numbers,
+            is_given: given.is_some(),
+            file: given.unwrap_or_else(|| job.imatrix_file()),
+            imatrix_key: imatrix_key(job.input, model)?,
+            hessians,
+        }))
+    }
+
+    fn has_imatrix(&self, work: &WorkDir) -> bool {
+        self.is_given || (self.file.exists() && work.is_marked(IMATRIX, &self.imatrix_key))
+    }
+}
+
+/// Name of the importance matrix and of the snapshot in the work directory.
+const IMATRIX: &str = "imatrix";
+
+impl Stage for Calibration<'_> {
+    type Output = Calibrated;
+
+    fn name(&self) -> &'static str {
+        "importance matrix"
+    }
+
+    fn load(&self, work: &WorkDir) -> Result<Option<Calibrated>> {
+        if !self.has_imatrix(work) {
+            return Ok(None);
+        }
+        let hessians = self.hessians.as_ref().map(Hessians::load);
+        match hessians {
+            Some(None) => Ok(None),
+            hessians => Calibrated::read(self.job, &self.file, hessians.flatten()).map(Some),
+        }
+    }
+
+    fn cost(&self, work: &WorkDir) -> Result<Cost> {
+        let Numbers {
+            calibration,
+            hidden,
+            largest,
+            output,
+            ..
+        } = *self.numbers;
+        let needs = self.hessians.as_ref().map(|hessians| &hessians.needs);
+        let imatrix = match self.has_imatrix(work) {
+            true => 0,
+            false => imatrix_bytes(self.job),
+        };
+        let cost = Cost {
+            operations: self.numbers.forward(calibration)
+                + self.numbers.logits(calibration)
+                + needs.map_or(0.0, |needs| needs.operations),
+            read: self.numbers.model_bytes,
+            written: imatrix + needs.map_or(0, |needs| needs.files),
+            scratch: self.numbers.snapshots(calibration),
+            ..Cost::default()
+        };
+        let memory = Memory {
+            activations: calibration * hidden * 4.0,
+            work: largest.max(output) * 4.0
+                + self.numbers.working(1.0).max(self.numbers.working_logits()),
+            feedback: needs.map_or(0.0, |needs| needs.memory as f64),
+        };
+        Ok(self.numbers.with_memory(cost, memory))
+    }
+
+    fn run(&self, session: &Session<'_>) -> Result<Calibrated> {
+        let work = session.work;
+        let has_imatrix = self.has_imatrix(work);
+        let mut hessians = self.hessians.as_ref().and_then(Hessians::load);
+        let missing = self.hessians.as_ref().filter(|_| hessians.is_none());
+        if let Some(missing) = missing {
+            // Those of other texts make room; those of a killed run stay.
+            if hessian::holds_others(&missing.job.directory, &missing.job.key)? {
+                hessian::clear(&missing.job.directory)?;
+            }
+            missing.needs.check(&missing.job)?;
+        }
+        let key = KeyBuilder::new("make: imatrix")
+            .with("all", &self.imatrix_key)
+            .with(
+                "covariance",
+                missing.map_or(&[][..], |missing| &missing.job.key),
+            );
+        let windows = self.model.texts.calibration()?;
+        let (collected, resume) = session.resumable(
+            &work.snapshot(IMATRIX),
+            key.key(),
+            collect::Error::is_final,
+            |resume| {
+                let options = collect::Options {
+                    process_output: true,
+                    resume: Some(resume),
+                    covariance: missing.map(|missing| &missing.job),
+                    ..collect::Options::default()
+                };
+                collect::collect(self.model.engine, &windows, &options, session.progress)
+            },
+        )?;
+        if !has_imatrix {
+            let mut sums = collected.sums;
+            sums.datasets = self.model.texts.calibration_names();
+            let imatrix = sums.to_file(self.job.context as u32);
+            imatrix.write(&self.file, Format::Gguf, &self.job.input.paths())?;
+            work.mark(IMATRIX, &self.imatrix_key)?;
+        }
+        resume.remove();
+        if let Some(missing) = missing {
+            hessians = Some(InputHessians::open(&missing.job.directory)?);
+        }
+        // Read again, as later runs will have it: sums in f32.
+        Calibrated::read(self.job, &self.file, hessians)
+    }
+}
+
+impl Foreseeable for Calibration<'_> {
+    fn expected(&self, work: &WorkDir) -> Result<Calibrated> {
+        match self.has_imatrix(work) {
+            true => Calibrated::read(self.job, &self.file, None),
+            false => Ok(Calibrated {
+                imatrix: expected(self.job),
+                file: None,
+                hessians: None,
+            }),
+        }
+    }
+}
+
+/// Bytes of the values of a new importance matrix.
+pub(super) fn imatrix_bytes(job: &Job<'_>) -> u64 {
+    let values = expected(job).entries.into_values();
+    4 * values.map(|entry| entry.sums.len() as u64).sum::<u64>()
+}
+
+/// An importance matrix of zeros with the entries that a new one will have.
+fn expected(job: &Job<'_>) -> Imatrix {
+    let catalog = job.input.catalog();
+    let linears = catalog.linears().iter();
+    let collected = linears.filter(|linear| catalog.in_imatrix(linear.id, true));
+    let entries = collected.map(|linear| {
+        let weight = catalog.weight(linear.id);
+        let entry = Entry {
+            sums: vec![0.0; (weight.row_len() * weight.matrices()) as usize],
+            counts: vec![1; weight.matrices() as usize],
+        };
+        (weight.name.to_string(), entry)
+    });
+    Imatrix {
+        entries: entries.collect(),
+        datasets: Vec::new(),
+        chunk_count: 0,
+        chunk_size: 0,
+    }
+}

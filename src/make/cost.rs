@@ -1,0 +1,72 @@
+//! What a stage takes: operations, weights to round, bytes on the disk and in memory.
+
+use crate::format::types::GgmlType;
+use serde::Serialize;
+use std::ops::AddAssign;
+
+/// What a stage takes. Costs add up, but for memory: of two stages one after the other, the larger
+/// counts.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Cost {
+    /// Floating-point operations of matrix products in f32.
+    pub operations: f64,
+    /// Floating-point operations of factors, in f64.
+    pub double_operations: f64,
+    /// Weights to round, by type and way.
+    #[serde(skip)]
+    pub(super) rounding: Vec<Rounding>,
+    /// Bytes of weights and texts that are read.
+    pub read: u64,
+    /// Bytes that are written and stay.
+    pub written: u64,
+    /// Bytes that are written and removed at the end: snapshots, and tensors of files under way.
+    pub scratch: u64,
+    /// Bytes of memory at the worst moment, beside the mapped model.
+    pub memory: u64,
+    /// Bytes of activations in a temporary file, beyond the limit on memory.
+    pub temporary: u64,
+}
+
+/// Weights to round.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Rounding {
+    pub(super) ggml_type: GgmlType,
+    pub(super) weights: f64,
+    /// The length of their rows.
+    pub(super) columns: u64,
+    /// Whether with error feedback, and by the reference beside it.
+    pub(super) feedback: bool,
+}
+
+impl AddAssign<Cost> for Cost {
+    fn add_assign(&mut self, other: Cost) {
+        self.operations += other.operations;
+        self.double_operations += other.double_operations;
+        self.rounding.extend(other.rounding);
+        self.read += other.read;
+        self.written += other.written;
+        self.scratch = self.scratch.max(other.scratch);
+        self.memory = self.memory.max(other.memory);
+        self.temporary = self.temporary.max(other.temporary);
+    }
+}
+
+/// Memory of a stage, in bytes.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Memory {
+    /// Activations, which go to a temporary file beyond the limit.
+    pub(super) activations: f64,
+    /// Widened weights and what threads work on.
+    pub(super) work: f64,
+    /// Hessians and their factors, which the limit leaves out.
+    pub(super) feedback: f64,
+}
+
+impl Memory {
+    /// Bytes of memory and of the temporary file under a limit on activations and work.
+    pub(super) fn under(self, limit: Option<u64>) -> [u64; 2] {
+        let room = limit.map_or(f64::INFINITY, |limit| (limit as f64 - self.work).max(0.0));
+        let memory = self.activations.min(room) + self.work + self.feedback;
+        [memory as u64, (self.activations - room).max(0.0) as u64]
+    }
+}

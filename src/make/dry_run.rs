@@ -1,0 +1,170 @@
+//! The dry run: the sum of the costs of stages whose results are missing, in operations and bytes
+//! from metadata, in seconds by short trials on this machine.
+
+use super::machine::Machine;
+use super::stage::{Planned, Walk};
+use super::{Cost, Job, Outcome, Result};
+use crate::hessian;
+use crate::sensitivity::{Measure, Scored};
+use serde::Serialize;
+use std::collections::BTreeSet;
+
+/// What a run would do.
+#[derive(Clone, Debug, Serialize)]
+pub struct DryRun {
+    /// Tensors that have a choice of types.
+    pub tensors: usize,
+    /// Their matrices: each expert counts.
+    pub matrices: u64,
+    /// Types to choose from, over all tensors.
+    pub types: usize,
+    /// Pairs of a matrix and a type that are tried.
+    pub trials: u64,
+    /// Tokens of the calibration text, for the importance matrix and the input Hessians.
+    pub calibration_tokens: u64,
+    /// The part of them that sensitivities are measured on.
+    pub scoring_tokens: u64,
+    /// Tokens of the evaluation text.
+    pub evaluation_tokens: u64,
+    /// Speed of this machine in a matrix product, in floating-point operations per second.
+    pub flops_per_second: f64,
+    /// In their order.
+    pub stages: Vec<StageCost>,
+    /// For every budget the bytes of its file, as far as they can be known before sensitivities are
+    /// measured.
+    pub files: Vec<(String, Option<u64>)>,
+    /// Bytes of all files. A budget in nats counts as the largest file.
+    pub files_bytes: u64,
+    /// Bytes of the importance matrix.
+    pub imatrix_bytes: u64,
+    /// Bytes of the Hessians, at most; they stay in the directory for later runs.
+    pub covariance_bytes: u64,
+    /// Bytes of snapshots at the worst moment.
+    pub work_bytes: u64,
+    /// Bytes of activations in a temporary file because of the limit on memory.
+    pub temporary_bytes: u64,
+    /// Bytes of memory at the worst moment, mapped files not counted.
+    pub memory_bytes: u64,
+}
+
+/// The cost of a stage.
+#[derive(Clone, Debug, Serialize)]
+pub struct StageCost {
+    /// Its name, as in the report.
+    pub name: &'static str,
+    /// Floating-point operations of its matrix products.
+    pub flops: f64,
+    /// Its time; 0 if it is done.
+    pub seconds: f64,
+    /// Whether an earlier run has left its result.
+    pub done: bool,
+    /// The rest of its cost.
+    #[serde(flatten)]
+    pub cost: Cost,
+}
+
+impl Job<'_> {
+    /// Plans a run, and writes nothing.
+    ///
+    /// # Errors
+    /// Whatever can be refused before anything is measured: budgets and constraints that no recipe
+    /// meets, an importance matrix of another model, results of earlier runs that cannot be read.
+    pub fn dry_run(&self) -> Result<DryRun> {
+        let work = self.work();
+        let mut walk = Walk::plan(&work);
+        let outcome = self.walk(&mut walk)?;
+        let planned = walk.into_planned();
+        let feedback = self.options.rounding.has_feedback();
+        let threads = self.options.engine.threads;
+        let machine = Machine::new(self.input, &outcome.scores, threads, feedback)?;
+        Ok(self.told(&outcome, planned, &machine))
+    }
+
+    fn told(&self, outcome: &Outcome, planned: Vec<Planned>, machine: &Machine) -> DryRun {
+        let stage = |planned: &Planned| StageCost {
+            name: planned.name,
+            flops: planned.cost.operations + planned.cost.double_operations,
+            seconds: machine.seconds(&planned.cost),
+            done: planned.done,
+            cost: planned.cost.clone(),
+        };
+        let mut all = Cost::default();
+        planned
+            .iter()
+            .for_each(|planned| all += planned.cost.clone());
+        let allocation = &outcome.allocation;
+        let matrices = |t: &Scored| t.dims.get(2).copied().unwrap_or(1);
+        let types = |t: &Scored| -> Vec<_> {
+            let types = t.choices.iter().map(|choice| choice.ggml_type);
+            types.filter(|of| *of != t.base_type).collect()
+        };
+        let tensors = &outcome.scores.tensors;
+        let texts = self.model.as_ref().map(|model| &model.texts);
+        let tokens = |bytes: &[u8]| (bytes.len() / size_of::<u32>()) as u64;
+        let is_calibrated = self.options.imatrix.is_none() || self.options.rounding.has_feedback();
+        let budgets = self.options.files().map_or(&[][..], |files| &files.budgets);
+        let bytes = |name: &str| {
+            let file = allocation.files.iter().find(|file| file.budget == name);
+            file.map(|file| file.file_bytes)
+        };
+        let mut files: Vec<_> = budgets
+            .iter()
+            .map(|budget| (budget.name.clone(), bytes(&budget.name)))
+            .collect();
+        let is_budget = |name: &str| budgets.iter().any(|budget| budget.name == name);
+        for file in allocation.files.iter().filter(|f| !is_budget(&f.budget)) {
+            files.push((file.budget.clone(), Some(file.file_bytes)));
+        }
+        for open in allocation.open.iter().filter(|o| !is_budget(&o.budget)) {
+            files.push((open.budget.clone(), None));
+        }
+        let largest = allocation.header_bytes + allocation.frontier.largest().bytes;
+        let numbers = self.numbers().ok().flatten();
+        let feedback = numbers.and_then(|numbers| numbers.feedback);
+        DryRun {
+            tensors: tensors.len(),
+            matrices: tensors.iter().map(matrices).sum(),
+            types: tensors
+                .iter()
+                .flat_map(types)
+                .collect::<BTreeSet<_>>()
+                .len(),
+            trials: tensors
+                .iter()
+                .map(|t| matrices(t) * types(t).len() as u64)
+                .sum(),
+            calibration_tokens: texts
+                .filter(|_| is_calibrated)
+                .map_or(0, |texts| tokens(texts.calibration_bytes())),
+            scoring_tokens: self.scoring_tokens(),
+            evaluation_tokens: texts
+                .filter(|_| self.options.files().is_some())
+                .map_or(0, |texts| tokens(texts.evaluation_bytes())),
+            flops_per_second: machine.flops_per_second,
+            stages: planned.iter().map(stage).collect(),
+            files,
+            files_bytes: allocation.files.iter().map(|f| f.file_bytes).sum::<u64>()
+                + allocation.open_files() as u64 * largest,
+            imatrix_bytes: super::calibration::imatrix_bytes(self),
+            covariance_bytes: feedback.map_or(0, |feedback| {
+                let output = feedback.output_rows.iter().copied();
+                let output = output.map(hessian::gradient_bytes).sum::<u64>();
+                feedback.needs.files + output
+            }),
+            work_bytes: all.scratch,
+            temporary_bytes: all.temporary,
+            memory_bytes: all.memory,
+        }
+    }
+
+    fn scoring_tokens(&self) -> u64 {
+        let Some(model) = &self.model else {
+            return 0;
+        };
+        if self.settings().measure == Measure::Imatrix {
+            return 0;
+        }
+        let chunks = model.texts.score_chunks(self.options.scoring.chunks);
+        chunks.map_or(0, |chunks| (chunks.len() * self.context) as u64)
+    }
+}

@@ -1,0 +1,231 @@
+//! A job: options for one model, resolved against it, with its texts in chunks.
+
+use super::numbers::Numbers;
+use super::options::{Options, Texts};
+use super::workdir::WorkDir;
+use super::{Error, Result, texts};
+use crate::format::gguf::Value;
+use crate::format::imatrix::Imatrix;
+use crate::format::snapshot::Key;
+use crate::format::types::GgmlType;
+use crate::hessian::{self, Needs};
+use crate::input::Input;
+use crate::model::Engine;
+use crate::plan::frontier::Budget;
+use crate::resume::KeyBuilder;
+use crate::rounding::{InputStatistics, OutputFactor, Rounding};
+use crate::sensitivity::{self, Measure, Scores, Settings};
+use crate::tokenizer::Tokenizer;
+use std::path::PathBuf;
+
+pub(super) use crate::sensitivity::gradient_rows;
+
+/// A model that can be run.
+#[derive(Clone, Copy)]
+pub struct Runnable<'m> {
+    /// The model.
+    pub engine: &'m Engine<'m>,
+    /// Its vocabulary.
+    pub tokenizer: &'m Tokenizer,
+}
+
+/// Options for one model.
+pub struct Job<'m> {
+    pub(super) input: &'m Input<'m>,
+    /// What runs the model, and its texts. Without it, sensitivities are weighted errors of the
+    /// weights, and no file is measured.
+    pub(super) model: Option<Model<'m>>,
+    /// As the model allows them.
+    pub(super) options: Options,
+    /// Stem of the file names.
+    pub(super) name: String,
+    /// Tokens in a chunk.
+    pub(super) context: usize,
+}
+
+/// A model that can be run, with its texts in chunks.
+pub(super) struct Model<'m> {
+    pub(super) engine: &'m Engine<'m>,
+    pub(super) texts: texts::Cut,
+}
+
+impl<'m> Job<'m> {
+    /// Resolves options for a model, and refuses what can be refused without any measurement. A
+    /// model that cannot be run has weighted errors for sensitivities, and its weights are rounded
+    /// as the reference does; rows are rounded jointly only where sensitivities are divergences,
+    /// since their backward pass makes the output Hessians.
+    ///
+    /// # Errors
+    /// A quantized model, a file in place of the directory, texts that are too short, and a KL
+    /// divergence as budget where there are no divergences.
+    pub fn new(
+        input: &'m Input<'m>,
+        model: Option<Runnable<'m>>,
+        mut options: Options,
+        texts: &Texts,
+    ) -> Result<Job<'m>> {
+        if model.is_none() {
+            options.scoring.settings.measure = Measure::Imatrix;
+            options.rounding = Rounding::Reference;
+        }
+        if let Rounding::Feedback { two_sided, .. } = &mut options.rounding {
+            *two_sided &= options.scoring.settings.measure == Measure::Divergence;
+        }
+        refuse_quantized(input, &options)?;
+        if options.directory.exists() && !options.directory.is_dir() {
+            return Err(Error::NoDirectory(options.directory));
+        }
+        if model.is_none() && options.imatrix.is_none() {
+            return Err(Error::NeedsImatrix);
+        }
+        let budgets = options.files().map_or(&[][..], |files| &files.budgets);
+        let nats = budgets
+            .iter()
+            .find(|budget| matches!(budget.budget, Budget::Kld(_)));
+        if let (Some(budget), Measure::Imatrix) = (nats, options.scoring.settings.measure) {
+            return Err(Error::NoNats(budget.name.clone()));
+        }
+        let cut = |model: Runnable<'m>| -> Result<Model<'m>> {
+            Ok(Model {
+                engine: model.engine,
+                texts: texts::Cut::new(model.tokenizer, texts)?,
+            })
+        };
+        Ok(Job {
+            input,
+            model: model.map(cut).transpose()?,
+            name: options.name.clone().unwrap_or_else(|| model_name(input)),
+            options,
+            context: texts.context,
+        })
+    }
+
+    pub(super) fn work(&self) -> WorkDir {
+        WorkDir::of(&self.options.directory)
+    }
+
+    pub(super) fn settings(&self) -> &Settings {
+        &self.options.scoring.settings
+    }
+
+    /// Numbers for costs, of a model that can be run.
+    pub(super) fn numbers(&self) -> Result<Option<Numbers>> {
+        let of = |model| {
+            Numbers::new(
+                self.input,
+                model,
+                self.options.rounding,
+                &self.options.engine,
+            )
+        };
+        self.model.as_ref().map(of).transpose()
+    }
+
+    /// Sensitivities as far as metadata tell: tensors, types and bytes, with a guess in place of
+    /// nats.
+    pub(super) fn expected_scores(&self, imatrix: &Imatrix) -> Scores {
+        let has_importance = |name: &str| imatrix.entries.contains_key(name);
+        let settings = self.settings();
+        sensitivity::guess(self.input, &has_importance, settings, &self.allowed())
+    }
+
+    /// Whether the constraints let a tensor have a type.
+    pub(super) fn allowed(&self) -> impl Fn(&str, GgmlType) -> bool {
+        |name, t| {
+            let role = self.input.catalog().role_named(name);
+            self.options.constraints.allows(name, role, t)
+        }
+    }
+
+    /// The file of a new importance matrix.
+    pub(super) fn imatrix_file(&self) -> PathBuf {
+        self.options.directory.join("imatrix.gguf")
+    }
+}
+
+/// A model with quantized matrices is no base to measure against.
+fn refuse_quantized(input: &Input<'_>, options: &Options) -> Result<()> {
+    let matrices: Vec<_> = input
+        .tensors
+        .iter()
+        .filter(|t| input.entry(t).is_matrix() || t.info.ggml_type.is_quantized())
+        .collect();
+    let quantized: Vec<_> = matrices
+        .iter()
+        .filter(|t| t.info.ggml_type.is_quantized())
+        .collect();
+    match quantized.first() {
+        Some(first) if !options.allow_requantize => Err(Error::Quantized {
+            quantized: quantized.len(),
+            matrices: matrices.len(),
+            example: format!("'{}' is {}", first.info.name, first.info.ggml_type),
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// What the input Hessians of a model and its calibration text take.
+pub(super) fn hessian_needs(model: &Model<'_>) -> Result<Needs> {
+    let calibration = model.texts.calibration()?;
+    let text = [calibration.chunks(), calibration.n_ctx()];
+    Ok(Needs::of(model.engine, true, text))
+}
+
+/// The key of an importance matrix.
+pub(super) fn imatrix_key(input: &Input<'_>, model: &Model<'_>) -> Result<Key> {
+    let key = KeyBuilder::new("make: imatrix")
+        .with_model(input)?
+        .with("tokens", model.texts.calibration_bytes());
+    Ok(key.key())
+}
+
+/// Memory that rounding with error feedback takes beside weights and activations: the sums of a
+/// layer while they are collected, those of gradients, or later the factors of the widest input and
+/// of the longest output.
+pub fn rounding_bytes(engine: &Engine<'_>, context: usize) -> u64 {
+    // As many chunks as fill the samples.
+    let text = [hessian::HELD_OUT * hessian::SAMPLE, context];
+    let needs = Needs::of(engine, true, text);
+    let catalog = engine.catalog();
+    let linears = catalog.linears().iter();
+    let linears = linears.filter(|linear| catalog.in_hessians(linear.id, true));
+    let widest = linears
+        .map(|linear| catalog.weight(linear.id).row_len())
+        .max();
+    let widest = widest.unwrap_or(0);
+    let rows = gradient_rows(engine);
+    // Half a square of each matrix of a layer.
+    let sums =
+        rows.iter().map(|rows| 2 * rows * rows).sum::<u64>() / (engine.hyper.layers as u64).max(1);
+    let longest = rows.iter().copied().max().unwrap_or(0);
+    // The target of the matrix, and its errors.
+    let together = OutputFactor::working_bytes(longest) + 8 * longest * widest;
+    needs
+        .memory
+        .max(sums)
+        .max(InputStatistics::working_bytes(widest) + together)
+}
+
+/// Where a model's metadata has its name.
+pub(crate) const GENERAL_NAME: &str = "general.name";
+
+/// The name of a model, from its metadata or else its file, as a file name can have it.
+pub fn model_name(input: &Input<'_>) -> String {
+    let named = input
+        .metadata()
+        .get(GENERAL_NAME)
+        .and_then(Value::as_str)
+        .map(str::to_owned);
+    let path = input.paths().first().map(|path| path.to_path_buf());
+    let stem = path.and_then(|path| Some(path.file_stem()?.to_string_lossy().into_owned()));
+    let name = named
+        .filter(|name| !name.trim().is_empty())
+        .or(stem)
+        .unwrap_or_else(|| "model".into());
+    let allowed = |c: char| match c.is_alphanumeric() || "-_.".contains(c) {
+        true => c,
+        false => '-',
+    };
+    let name: String = name.trim().chars().map(allowed).collect();
+    name.trim_matches(['.', '-']).to_owned()
+}

@@ -1,0 +1,336 @@
+//! Numbers of a model and a run that all costs are made of, from metadata alone.
+
+use super::cost::{Cost, Memory, Rounding};
+use super::job::{Model, gradient_rows, hessian_needs};
+use super::{Result, rounding_bytes};
+use crate::arch::{Grouping, InputId, LayerId, Linear};
+use crate::format::types::GgmlType;
+use crate::hessian::{EXPERT_SAMPLE, Needs, SAMPLE, input_of, is_held_out};
+use crate::input::{Input, Tensor};
+use crate::model::{self, LOGIT_ROWS};
+use crate::quant::Codec;
+use crate::rounding::{InputFactor, OutputFactor};
+use std::collections::BTreeMap;
+
+/// Numbers of a model that is run on texts.
+pub(super) struct Numbers {
+    pub(super) layers: f64,
+    pub(super) hidden: f64,
+    pub(super) context: f64,
+    pub(super) threads: f64,
+    /// Weights of all layers that take part for one token.
+    active: f64,
+    /// Weights of the largest layer.
+    pub(super) largest: f64,
+    /// Weights of the output matrix.
+    pub(super) output: f64,
+    /// Rows and columns of the matrices of a layer that take part for one token, added up, of the
+    /// layer that has most.
+    pub(super) rows: f64,
+    pub(super) columns: f64,
+    /// Channels of the distinct inputs of such a layer.
+    pub(super) inputs: f64,
+    /// Rows of the output matrix.
+    vocabulary: f64,
+    /// Operations of attention for one token in all layers.
+    attention: f64,
+    /// Experts that take part for one token.
+    experts_used: usize,
+    /// Bytes of the tensors.
+    pub(super) model_bytes: u64,
+    /// Tokens of the texts.
+    pub(super) calibration: f64,
+    pub(super) evaluation: f64,
+    /// The limit on memory, without what error feedback takes.
+    limit: Option<u64>,
+    pub(super) feedback: Option<FeedbackNumbers>,
+}
+
+/// Numbers of error feedback.
+pub(super) struct FeedbackNumbers {
+    /// What the input Hessians take.
+    pub(super) needs: Needs,
+    /// Rows of the matrices that have an output Hessian, if there are any.
+    pub(super) output_rows: Vec<u64>,
+    /// The linears that have an input Hessian, by their tensors' names.
+    linears: BTreeMap<String, Linear>,
+    /// Channels of the widest.
+    pub(super) widest: u64,
+    /// Positions of the chunks that are held out.
+    held_out: usize,
+    sequential: bool,
+}
+
+/// The part of a linear's matrices that takes part for one token: 1 but for experts.
+fn share(linear: &Linear, experts_used: usize) -> f64 {
+    match linear.grouping.experts() {
+        Some(experts) => (experts_used.max(1) as f64 / experts as f64).min(1.0),
+        None => 1.0,
+    }
+}
+
+impl Numbers {
+    pub(super) fn new(
+        input: &Input<'_>,
+        model: &Model<'_>,
+        rounding: crate::rounding::Rounding,
+        options: &model::Options,
+    ) -> Result<Numbers> {
+        #[derive(Default)]
+        struct Layer {
+            weights: f64,
+            rows: f64,
+            columns: f64,
+            inputs: BTreeMap<InputId, f64>,
+        }
+        let (hyper, engine, catalog) = (&model.engine.hyper, model.engine, input.catalog());
+        let mut layers: BTreeMap<LayerId, Layer> = BTreeMap::new();
+        let mut active = 0.0;
+        for linear in catalog.linears() {
+            let Some(layer) = linear.layer else {
+                continue;
+            };
+            let (layer, shape) = (
+                layers.entry(layer).or_default(),
+                &input.tensor(linear.tensor).info.shape,
+            );
+            let ([columns, rows, ..], share) = (shape.four(), share(linear, hyper.experts_used));
+            let weights = shape.elements() as f64;
+            active += weights * share;
+            layer.weights += weights;
+            layer.rows += rows as f64 * share;
+            layer.columns += columns as f64 * share;
+            layer.inputs.insert(linear.input, columns as f64 * share);
+        }
+        let most = |of: fn(&Layer) -> f64| layers.values().map(of).fold(0.0, f64::max);
+        let calibration = model.texts.calibration()?;
+        let context = calibration.n_ctx();
+        let output = catalog.output();
+        let output = output.map(|linear| input.tensor(linear.tensor).info.shape.elements());
+        let feedback = match rounding.has_feedback() {
+            true => Some(FeedbackNumbers::new(input, model, rounding)?),
+            false => None,
+        };
+        let reserved = match feedback {
+            Some(_) => rounding_bytes(engine, context),
+            None => 0,
+        };
+        Ok(Numbers {
+            layers: hyper.layers as f64,
+            hidden: hyper.hidden as f64,
+            context: context as f64,
+            threads: engine.pool().current_num_threads() as f64,
+            active,
+            largest: most(|layer| layer.weights),
+            output: output.unwrap_or(0) as f64,
+            rows: most(|layer| layer.rows),
+            columns: most(|layer| layer.columns),
+            inputs: most(|layer| layer.inputs.values().sum()),
+            vocabulary: engine.vocabulary() as f64,
+            attention: 2.0 * (context * hyper.heads * hyper.key_length * hyper.layers) as f64,
+            experts_used: hyper.experts_used,
+            model_bytes: input.tensors.iter().map(|t| t.info.bytes()).sum(),
+            calibration: (calibration.chunks() * context) as f64,
+            evaluation: (model.texts.evaluation()?.chunks() * context) as f64,
+            limit: options
+                .max_memory
+                .map(|limit| limit.saturating_sub(reserved)),
+            feedback,
+        })
+    }
+
+    /// Operations of a forward pass of so many tokens through all layers.
+    pub(super) fn forward(&self, tokens: f64) -> f64 {
+        tokens * (2.0 * self.active + self.attention)
+    }
+
+    /// Operations of the logits of so many tokens.
+    pub(super) fn logits(&self, tokens: f64) -> f64 {
+        2.0 * tokens * self.output
+    }
+
+    /// The part of the positions that each matrix of a linear sees.
+    pub(super) fn share(&self, linear: &Linear) -> f64 {
+        share(linear, self.experts_used)
+    }
+
+    /// Bytes that the threads work on in a layer: activations, `times` over.
+    pub(super) fn working(&self, times: f64) -> f64 {
+        self.threads * self.context * (self.rows + self.columns) * 4.0 * times
+    }
+
+    /// Bytes of the logits that the threads work on: themselves, probabilities and derivatives.
+    pub(super) fn working_logits(&self) -> f64 {
+        3.0 * self.threads * LOGIT_ROWS as f64 * self.vocabulary * 4.0
+    }
+
+    /// Bytes of a snapshot of so many tokens' activations, one while it is written beside the one
+    /// before.
+    pub(super) fn snapshots(&self, tokens: f64) -> u64 {
+        (2.0 * tokens * self.hidden * 4.0) as u64
+    }
+
+    /// Puts memory into a cost.
+    pub(super) fn with_memory(&self, cost: Cost, memory: Memory) -> Cost {
+        let [memory, temporary] = memory.under(self.limit);
+        Cost {
+            memory,
+            temporary,
+            ..cost
+        }
+    }
+}
+
+impl FeedbackNumbers {
+    fn new(
+        input: &Input<'_>,
+        model: &Model<'_>,
+        rounding: crate::rounding::Rounding,
+    ) -> Result<FeedbackNumbers> {
+        let calibration = model.texts.calibration()?;
+        let (chunks, context) = (calibration.chunks(), calibration.n_ctx());
+        let catalog = input.catalog();
+        let fed = catalog.linears().iter().filter(|linear| {
+            let weight = catalog.weight(linear.id);
+            input_of(model.engine, weight, true).is_some()
+        });
+        let fed = fed.map(|linear| (catalog.weight(linear.id), linear));
+        let fed: Vec<_> = fed.collect();
+        let held_out = (0..chunks).filter(|chunk| is_held_out(*chunk, chunks));
+        Ok(FeedbackNumbers {
+            needs: hessian_needs(model)?,
+            output_rows: match rounding.is_two_sided() {
+                true => gradient_rows(model.engine),
+                false => Vec::new(),
+            },
+            widest: fed
+                .iter()
+                .map(|(weight, _)| weight.row_len())
+                .max()
+                .unwrap_or(0),
+            linears: fed
+                .into_iter()
+                .map(|(weight, linear)| (weight.name.to_string(), linear.clone()))
+                .collect(),
+            held_out: held_out.count() * context,
+            sequential: rounding.is_sequential(),
+        })
+    }
+
+    /// Whether a tensor is rounded with error feedback, in types that have levels.
+    pub(super) fn has(&self, tensor: &Tensor<'_>) -> bool {
+        self.linears.contains_key(&*tensor.info.name)
+    }
+
+    /// Rows of a tensor's input that are held out to judge roundings by.
+    fn sample(&self, tensor: &Tensor<'_>) -> f64 {
+        let linear = self.linears.get(&*tensor.info.name);
+        let most = match linear.and_then(|linear| linear.grouping.experts()) {
+            None => SAMPLE,
+            Some(_) => EXPERT_SAMPLE,
+        };
+        most.min(self.held_out) as f64
+    }
+
+    /// Operations of the products of a tensor's weights with the held-out rows of its input, once.
+    pub(super) fn proof(&self, tensor: &Tensor<'_>) -> f64 {
+        2.0 * tensor.info.shape.elements() as f64 * self.sample(tensor)
+    }
+
+    /// Operations in f64 of the factors of these tensors' inputs, in this order: a factor is kept
+    /// until that of another input is needed.
+    pub(super) fn factors<'t>(&self, tensors: impl Iterator<Item = &'t Tensor<'t>>) -> f64 {
+        let (mut last, mut sum) = (None, 0.0);
+        for tensor in tensors {
+            let Some(linear) = self.linears.get(&*tensor.info.name) else {
+                continue;
+            };
+            let experts = linear.grouping.experts();
+            let apart = experts.filter(|_| self.needs.experts_apart);
+            if apart.is_some() || last != Some(linear.input) {
+                let factors = apart.unwrap_or(1) as f64;
+                sum += factors * InputFactor::operations(tensor.info.shape.row_len());
+            }
+            last = Some(linear.input);
+        }
+        sum
+    }
+
+    /// Bytes of the largest factor while it is made, and of the held-out rows beside it.
+    pub(super) fn factor_bytes(&self) -> f64 {
+        let sample = self.widest * SAMPLE.min(self.held_out) as u64 * 4;
+        let rows = self.output_rows.iter().copied().max().unwrap_or(0);
+        (InputFactor::working_bytes(self.widest) + sample + OutputFactor::working_bytes(rows))
+            as f64
+    }
+
+    /// The cost of a pass that rounds these tensors, each to some types, beside that of the weights.
+    /// A sequential pass has one type for each.
+    pub(super) fn pass(&self, tensors: &[(&Tensor<'_>, usize)], numbers: &Numbers) -> Cost {
+        let mut cost = Cost {
+            double_operations: self.factors(tensors.iter().map(|(tensor, _)| *tensor)),
+            ..Cost::default()
+        };
+        if self.sequential {
+            // Both models go through the text; the sums of squares are as many as those of the
+            // Hessians, and those of cross products twice as many.
+            cost.operations +=
+                2.0 * numbers.forward(numbers.calibration) + 3.0 * self.needs.operations;
+        }
+        let mut last = None;
+        for (tensor, types) in tensors {
+            match self.linears.get(&*tensor.info.name) {
+                Some(linear) if self.sequential => {
+                    cost += self.sequential(tensor, linear, last);
+                    last = Some(linear.input);
+                }
+                // The weights themselves, and for each type the errors of both roundings.
+                _ => cost.operations += (1 + 2 * types) as f64 * self.proof(tensor),
+            }
+        }
+        cost
+    }
+
+    /// The cost of one tensor in a sequential pass, after one with the input `last`.
+    fn sequential(&self, tensor: &Tensor<'_>, linear: &Linear, last: Option<InputId>) -> Cost {
+        let [columns, rows, ..] = tensor.info.shape.four();
+        let (n, m, sample) = (columns as f64, rows as f64, self.sample(tensor));
+        let weights = tensor.info.shape.elements() as f64;
+        let mut cost = Cost::default();
+        if last != Some(linear.input) {
+            // The map between both models' inputs, and how far it holds.
+            cost.operations += 4.0 * n.powi(3) + 2.0 * sample * n * n;
+        }
+        // Weights moved by the map; errors of both roundings, of two products each; power.
+        cost.operations += 2.0 * weights * n + 5.0 * self.proof(tensor);
+        let is_whole = linear.grouping == Grouping::Whole;
+        if is_whole && self.output_rows.contains(&rows) {
+            cost.double_operations += m.powi(3) / 3.0 + m * m * BLOCK / 2.0;
+            // Feedback between rows; errors and power weighted by the output Hessian.
+            cost.operations += m * m * n + 3.0 * 2.0 * m * m * sample;
+        }
+        cost
+    }
+}
+
+/// Rows that are rounded side by side in two-sided rounding, about.
+const BLOCK: f64 = 32.0;
+
+/// Whether a type has levels to choose.
+pub(super) fn takes_feedback(t: GgmlType) -> bool {
+    Codec::of(t).is_some_and(Codec::takes_feedback)
+}
+
+/// The weights of a tensor that are rounded to a type.
+pub(super) fn rounding(
+    tensor: &Tensor<'_>,
+    ggml_type: GgmlType,
+    feedback: Option<&FeedbackNumbers>,
+) -> Rounding {
+    Rounding {
+        ggml_type,
+        weights: tensor.info.shape.elements() as f64,
+        columns: tensor.info.shape.row_len(),
+        feedback: takes_feedback(ggml_type) && feedback.is_some_and(|fed| fed.has(tensor)),
+    }
+}

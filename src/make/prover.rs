@@ -1,0 +1,195 @@
+//! Files and their proof: written, measured, and written again where a measurement changes their
+//! recipes.
+//!
+//! ```text
+//! files         those of all recipes, and presets to compare with
+//! proof         their divergence on the evaluation text
+//! corrected     files that missed their divergence target, at most twice
+//! refinement    if asked for: near-ties, measured end to end on calibration text
+//! ```
+
+use super::allocation::Allocation;
+use super::calibration::Calibrated;
+use super::files::{self, FilesStage, Writer};
+use super::job::{Job, Model};
+use super::numbers::Numbers;
+use super::presets::Comparison;
+use super::proof::{Proof, Proven};
+use super::refinement::Refinement;
+use super::stage::Walk;
+use super::{Result, targets};
+
+/// What writes and measures files.
+pub(super) struct Prover<'p> {
+    pub(super) job: &'p Job<'p>,
+    pub(super) model: &'p Model<'p>,
+    pub(super) numbers: &'p Numbers,
+    pub(super) calibrated: &'p Calibrated,
+    pub(super) writer: &'p Writer<'p>,
+    /// The most swaps to measure for each file.
+    pub(super) refine: usize,
+}
+
+impl Prover<'_> {
+    /// Writes and measures the files, and those again whose recipes a measurement changes; `None`
+    /// in a plan with files that are not measured yet.
+    pub(super) fn prove(
+        &self,
+        walk: &mut Walk<'_>,
+        allocation: &mut Allocation,
+        notes: &mut Vec<String>,
+    ) -> Result<Option<Proven>> {
+        let work = walk.work();
+        let imatrix = self.calibrated.file.as_deref();
+        let comparison = Comparison::new(self.job, self.model, allocation, imatrix, work)?;
+        notes.extend_from_slice(&comparison.notes);
+        let folder = match walk.session() {
+            Some(_) => Some(comparison.make_folder()?),
+            None => None,
+        };
+        let names = ["files", "proof"];
+        let Some(mut proven) = self.pass(walk, names, allocation, Some(&comparison))? else {
+            return Ok(None);
+        };
+        drop(folder);
+        let settled =
+            |file: &super::allocation::FilePlan| allocation.adjusted.contains(&file.budget);
+        let settled: Vec<bool> = allocation.files.iter().map(settled).collect();
+        if !self.correct(walk, allocation, &settled, &mut proven)?
+            || !self.refine(walk, allocation, &settled, &mut proven)?
+        {
+            return Ok(None);
+        }
+        notes.extend(allocation.adjusted.notes());
+        for (file, divergence) in allocation.files.iter().zip(&proven.files) {
+            let kld = divergence.measured.kld;
+            if file.target.is_some_and(|target| kld > target) {
+                notes.push(format!("{}: {kld:.6} nats were measured", file.budget));
+            }
+        }
+        Ok(Some(proven))
+    }
+
+    /// Writes and measures what is missing.
+    fn pass(
+        &self,
+        walk: &mut Walk<'_>,
+        [files, proof]: [&'static str; 2],
+        allocation: &Allocation,
+        comparison: Option<&Comparison>,
+    ) -> Result<Option<Proven>> {
+        let are_written = walk.stage(&FilesStage {
+            name: files,
+            writer: self.writer,
+            allocation,
+            comparison,
+        })?;
+        walk.last(&Proof {
+            name: proof,
+            job: self.job,
+            model: self.model,
+            numbers: self.numbers,
+            allocation,
+            comparison,
+            are_written,
+        })
+    }
+
+    /// Writes and measures files with changed recipes in place of those before. Returns whether the
+    /// walk goes on.
+    fn again(
+        &self,
+        walk: &mut Walk<'_>,
+        names: [&'static str; 2],
+        allocation: &Allocation,
+        proven: &mut Proven,
+    ) -> Result<bool> {
+        let Some(again) = self.pass(walk, names, allocation, None)? else {
+            return Ok(false);
+        };
+        proven.files = again.files;
+        Ok(true)
+    }
+
+    /// Corrects files that missed their divergence target.
+    fn correct(
+        &self,
+        walk: &mut Walk<'_>,
+        allocation: &mut Allocation,
+        settled: &[bool],
+        proven: &mut Proven,
+    ) -> Result<bool> {
+        for _ in 0..targets::ROUNDS {
+            let measured: Vec<f64> = proven.files.iter().map(|d| d.measured.kld).collect();
+            let before = files::paths(allocation);
+            let changed = targets::correct(allocation, &measured, settled);
+            if changed.is_empty() {
+                break;
+            }
+            if !self.again(
+                walk,
+                ["corrected files", "corrected proof"],
+                allocation,
+                proven,
+            )? {
+                return Ok(false);
+            }
+            if let Some(session) = walk.session() {
+                files::remove_replaced(&before, allocation);
+                for index in changed {
+                    let Allocation {
+                        adjusted, files, ..
+                    } = allocation;
+                    adjusted.store(&files[index], None, session.work)?;
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// Refines files, if that is asked for.
+    fn refine(
+        &self,
+        walk: &mut Walk<'_>,
+        allocation: &mut Allocation,
+        settled: &[bool],
+        proven: &mut Proven,
+    ) -> Result<bool> {
+        let files = (0..settled.len()).filter(|i| !settled[*i] && self.refine > 0);
+        let files: Vec<_> = files.collect();
+        let before = files::paths(allocation);
+        let mut goes_on = true;
+        for file in &files {
+            let refined = walk.last(&Refinement {
+                job: self.job,
+                model: self.model,
+                numbers: self.numbers,
+                calibrated: self.calibrated,
+                allocation,
+                file: *file,
+                most: self.refine,
+            })?;
+            match (refined, walk.session()) {
+                (Some(Some(refined)), Some(session)) => {
+                    let note = refined.note(&allocation.files[*file].budget);
+                    allocation.set(*file, &refined.choices);
+                    let Allocation {
+                        adjusted, files, ..
+                    } = &mut *allocation;
+                    adjusted.store(&files[*file], Some(note), session.work)?;
+                }
+                // Without a text, there is none for the others either.
+                (Some(_), _) => break,
+                (None, _) => goes_on = false,
+            }
+        }
+        if files.is_empty() || !goes_on {
+            return Ok(goes_on);
+        }
+        let goes_on = self.again(walk, ["refined files", "refined proof"], allocation, proven)?;
+        if walk.session().is_some() {
+            files::remove_replaced(&before, allocation);
+        }
+        Ok(goes_on)
+    }
+}

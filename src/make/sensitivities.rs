@@ -1,0 +1,414 @@
+//! The sensitivity of every tensor to every type, and the output Hessians: both from one backward
+//! pass.
+
+use super::Result;
+use super::calibration::Calibrated;
+use super::cost::{Cost, Memory};
+use super::job::{Job, Model, gradient_rows};
+use super::numbers::{self, Numbers};
+use super::stage::{Foreseeable, Session, Stage};
+use super::workdir::WorkDir;
+use crate::format::snapshot::Key;
+use crate::format::types::GgmlType;
+use crate::hessian::{self, Store};
+use crate::input::Tensor;
+use crate::resume::KeyBuilder;
+use crate::rounding::InputHessians;
+use crate::sensitivity::{self, Measure, Run, Scores, Settings};
+use std::path::Path;
+
+/// Sensitivities of a model.
+pub(super) struct Sensitivities {
+    pub(super) scores: Scores,
+    /// Output Hessians, where rows are rounded jointly.
+    pub(super) output_hessians: Option<Store>,
+    /// Whether the nats are only a guess, since nothing has been measured.
+    pub(super) is_guess: bool,
+}
+
+/// The stage.
+pub(super) struct ScoringStage<'j> {
+    job: &'j Job<'j>,
+    numbers: Option<&'j Numbers>,
+    calibrated: &'j Calibrated,
+    /// Chunks of the calibration text; none for weighted errors.
+    chunks: Vec<Vec<u32>>,
+    /// Of everything that scores depend on, but the types.
+    key: Key,
+    /// Tensors and types that scores are needed of.
+    needed: Scores,
+    output_hessians: Option<hessian::Job>,
+}
+
+/// Name of the scores and of the snapshot in the work directory.
+const SCORES: &str = "scores";
+
+fn bytes(chunks: &[Vec<u32>]) -> Vec<u8> {
+    chunks
+        .iter()
+        .flatten()
+        .flat_map(|token| token.to_le_bytes())
+        .collect()
+}
+
+impl<'j> ScoringStage<'j> {
+    pub(super) fn new(
+        job: &'j Job<'j>,
+        numbers: Option<&'j Numbers>,
+        calibrated: &'j Calibrated,
+    ) -> Result<ScoringStage<'j>> {
+        let chunks = match &job.model {
+            Some(model) if job.settings().measure != Measure::Imatrix => {
+                model.texts.score_chunks(job.options.scoring.chunks)?
+            }
+            _ => Vec::new(),
+        };
+        Ok(ScoringStage {
+            job,
+            numbers,
+            calibrated,
+            key: scores_key(job, &chunks, calibrated)?,
+            needed: job.expected_scores(&calibrated.imatrix),
+            output_hessians: output_hessians(job, &chunks)?,
+            chunks,
+        })
+    }
+
+    /// Scores of an earlier run, if they have every type of every tensor that is needed.
+    fn scores(&self, work: &WorkDir) -> Option<Scores> {
+        let scores: Scores = work.read(SCORES, &self.key)?;
+        let covers = scores.cover(&self.needed, &self.job.allowed());
+        covers.then_some(scores)
+    }
+
+    /// Output Hessians of an earlier run; `None` inside if none are needed.
+    fn loaded_hessians(&self) -> Option<Option<Store>> {
+        let Some(needed) = &self.output_hessians else {
+            return Some(None);
+        };
+        let store = Store::open(&needed.directory).ok()?;
+        (*store.key() == needed.key).then_some(Some(store))
+    }
+
+    /// Measures the scores, and the output Hessians with them if `missing`.
+    fn measure(&self, session: &Session<'_>, missing: Option<&hessian::Job>) -> Result<Scores> {
+        let Job { input, options, .. } = self.job;
+        let (settings, allowed) = (self.job.settings(), self.job.allowed());
+        let knowledge = self.calibrated.knowledge(input);
+        let Some(model) = &self.job.model else {
+            let threads = options.engine.threads;
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+            let pool =
+                pool.map_err(|e| crate::model::Error::Model(format!("cannot start threads: {e}")))?;
+            let progress = session.progress;
+            let scores = sensitivity::weighted(&knowledge, settings, &allowed, &pool, progress)?;
+            session.work.write(SCORES, &self.key, &scores)?;
+            return Ok(scores);
+        };
+        let types = serde_json::to_vec(&self.needed).unwrap_or_default();
+        let key = KeyBuilder::new("make: scores")
+            .with("all", &self.key)
+            .with("types", &types)
+            .with("gradients", missing.map_or(&[][..], |job| &job.key));
+        let (scores, resume) = session.resumable(
+            &session.work.snapshot(SCORES),
+            key.key(),
+            sensitivity::Error::is_final,
+            |resume| {
+                let run = Run {
+                    resume: Some(resume),
+                    ..self.run_of(model, missing)
+                };
+                sensitivity::score(&run, &knowledge, &allowed, session.progress)
+            },
+        )?;
+        session.work.write(SCORES, &self.key, &scores)?;
+        resume.remove();
+        Ok(scores)
+    }
+
+    /// A run of the model over the chunks.
+    fn run_of<'r>(&'r self, model: &'r Model<'r>, missing: Option<&'r hessian::Job>) -> Run<'r> {
+        Run {
+            engine: model.engine,
+            chunks: &self.chunks,
+            settings: self.job.settings(),
+            output_hessians: missing,
+            resume: None,
+        }
+    }
+
+    /// The tensors that types are tried on, each with these types.
+    fn trials(&self) -> impl Iterator<Item = (&'j Tensor<'j>, Vec<GgmlType>)> + '_ {
+        let tensors = self.job.input.tensors.iter();
+        tensors.filter_map(|tensor| {
+            let name = &*tensor.info.name;
+            let scored = self.needed.tensors.iter().find(|t| t.name == name)?;
+            let types = scored.choices.iter().map(|choice| choice.ggml_type);
+            let types = types.filter(|t| *t != tensor.info.ggml_type);
+            Some((tensor, types.collect()))
+        })
+    }
+
+    /// The cost of rounding every type of every tensor, and of judging it by held-out inputs.
+    fn cost_of_rounding(&self) -> Cost {
+        let mut cost = Cost::default();
+        let feedback = self.numbers.and_then(|numbers| numbers.feedback.as_ref());
+        let feedback = feedback.filter(|_| self.job.settings().measure != Measure::Imatrix);
+        let mut fed = Vec::new();
+        for (tensor, types) in self.trials() {
+            for ggml_type in types {
+                let mut rounding = numbers::rounding(tensor, ggml_type, feedback);
+                rounding.weights *= self.tried_rows(tensor);
+                if let Some(feedback) = feedback.filter(|_| rounding.feedback) {
+                    cost.operations += 2.0 * feedback.proof(tensor);
+                }
+                cost.rounding.push(rounding);
+            }
+            if feedback.is_some_and(|feedback| feedback.has(tensor)) {
+                fed.push(tensor);
+            }
+        }
+        // Factors are made in the order of names.
+        fed.sort_by(|a, b| a.info.name.cmp(&b.info.name));
+        cost.double_operations = feedback.map_or(0.0, |feedback| feedback.factors(fed.into_iter()));
+        cost
+    }
+
+    /// The part of a tensor's rows that is tried: of an embedding, those of the tokens in the text.
+    fn tried_rows(&self, tensor: &Tensor<'_>) -> f64 {
+        let catalog = self.job.input.catalog();
+        let embedding = catalog.embedding().filter(|_| !catalog.is_tied());
+        let is_embedding = embedding.is_some_and(|entry| *entry.name == *tensor.info.name);
+        let tokens: usize = self.chunks.iter().map(Vec::len).sum();
+        match is_embedding && self.job.settings().measure == Measure::Divergence {
+            true => (tokens as f64 / tensor.info.shape.rows() as f64).min(1.0),
+            false => 1.0,
+        }
+    }
+
+    /// The cost of the forward and the backward pass, and of each type's products.
+    fn cost_of_divergence(&self, numbers: &Numbers) -> Cost {
+        let tokens = self.chunks.iter().map(Vec::len).sum::<usize>() as f64;
+        let Settings {
+            positions, draws, ..
+        } = *self.job.settings();
+        let (positions, draws) = (at_most(positions, tokens), draws as f64);
+        // Forward for the trace and again for the derivatives; by its input, for each draw; then
+        // the same at the output, where probabilities are needed twice.
+        let stream = (2.0 + draws) * numbers.forward(tokens);
+        let output = (1.0 + draws) * numbers.logits(tokens) + 2.0 * numbers.logits(positions);
+        let catalog = self.job.input.catalog();
+        let products = self.trials().map(|(tensor, types)| {
+            let linear = catalog.linear_of(self.job.input.entry(tensor).id);
+            let seen = linear.map_or(0.0, |linear| positions * numbers.share(linear));
+            2.0 * seen * tensor.info.shape.elements() as f64 * types.len() as f64
+        });
+        // Half of a square for each position and draw.
+        let rows = self.missing_rows();
+        let hessians = rows.iter().map(|rows| (rows * rows) as f64).sum::<f64>();
+        Cost {
+            operations: stream + output + products.sum::<f64>() + positions * draws * hessians,
+            read: 2 * numbers.model_bytes,
+            written: rows.iter().copied().map(hessian::gradient_bytes).sum(),
+            scratch: numbers.snapshots(tokens * draws),
+            ..Cost::default()
+        }
+    }
+
+    /// The cost of one model with one tensor rounded, for every tensor and type.
+    fn cost_of_sweep(&self, numbers: &Numbers) -> Cost {
+        let tokens = self.chunks.iter().map(Vec::len).sum::<usize>() as f64;
+        let model = numbers.forward(tokens) + numbers.logits(tokens);
+        let layers = numbers.layers.max(1.0);
+        // From the layer of the tensor on; all of them for the embedding.
+        let part = |tensor: &Tensor<'_>| {
+            let entry = self.job.input.entry(tensor);
+            match entry.layer {
+                Some(layer) => (layers - f64::from(layer.0)) / layers,
+                None if entry.is_table => 1.0,
+                None => 0.0,
+            }
+        };
+        let trials = self.trials().map(|(tensor, types)| {
+            let logits = numbers.logits(tokens);
+            types.len() as f64 * (part(tensor) * numbers.forward(tokens) + logits)
+        });
+        Cost {
+            operations: model + trials.sum::<f64>(),
+            read: numbers.model_bytes,
+            ..Cost::default()
+        }
+    }
+
+    /// Rows of the matrices whose output Hessians are to be summed.
+    fn missing_rows(&self) -> Vec<u64> {
+        match (&self.job.model, self.loaded_hessians()) {
+            (Some(model), None) => gradient_rows(model.engine),
+            _ => Vec::new(),
+        }
+    }
+
+    fn memory(&self, numbers: &Numbers) -> Memory {
+        let tokens = self.chunks.iter().map(Vec::len).sum::<usize>() as f64;
+        let Settings {
+            positions, draws, ..
+        } = *self.job.settings();
+        let (positions, draws) = (at_most(positions, tokens), draws as f64);
+        // Inputs and output gradients of a layer.
+        let layer = positions * (numbers.rows * draws + numbers.inputs) * 4.0;
+        // Products of errors and gradients, in f64, of every band of rows that is under way.
+        let types = self.trials().map(|(_, types)| types.len()).max();
+        let products = types.unwrap_or(0) as f64 * positions * draws.max(2.0) * 8.0;
+        let bands = (2.0 * numbers.threads + 1.0) * products;
+        let sums = self.missing_rows().into_iter().map(|rows| 4 * rows * rows);
+        let feedback = numbers.feedback.as_ref();
+        Memory {
+            activations: (numbers.layers + 1.0 + 2.0 * draws) * tokens * numbers.hidden * 4.0,
+            work: numbers.largest.max(numbers.output) * 4.0
+                + layer
+                + bands
+                + numbers.working(3.0).max(numbers.working_logits()),
+            feedback: feedback.map_or(0.0, |feedback| feedback.factor_bytes())
+                + sums.sum::<u64>() as f64 / numbers.layers.max(1.0),
+        }
+    }
+}
+
+/// Positions that are looked at of so many; 0 stands for all.
+fn at_most(positions: usize, tokens: f64) -> f64 {
+    match positions {
+        0 => tokens,
+        positions => tokens.min(positions as f64),
+    }
+}
+
+impl Stage for ScoringStage<'_> {
+    type Output = Sensitivities;
+
+    fn name(&self) -> &'static str {
+        "sensitivities"
+    }
+
+    fn load(&self, work: &WorkDir) -> Result<Option<Sensitivities>> {
+        let loaded = self.scores(work).zip(self.loaded_hessians());
+        Ok(loaded.map(|(scores, output_hessians)| Sensitivities {
+            scores,
+            output_hessians,
+            is_guess: false,
+        }))
+    }
+
+    fn cost(&self, work: &WorkDir) -> Result<Cost> {
+        let has_scores = self.scores(work).is_some();
+        let mut cost = match has_scores {
+            true => Cost::default(),
+            false => self.cost_of_rounding(),
+        };
+        let Some(numbers) = self.numbers else {
+            return Ok(cost);
+        };
+        cost += match self.job.settings().measure {
+            Measure::Divergence => self.cost_of_divergence(numbers),
+            Measure::Sweep => self.cost_of_sweep(numbers),
+            Measure::Imatrix => return Ok(cost),
+        };
+        Ok(numbers.with_memory(cost, self.memory(numbers)))
+    }
+
+    fn run(&self, session: &Session<'_>) -> Result<Sensitivities> {
+        let loaded = self.loaded_hessians();
+        let missing = self.output_hessians.as_ref().filter(|_| loaded.is_none());
+        if let (Some(missing), Some(model)) = (missing, &self.job.model) {
+            if hessian::holds_others(&missing.directory, &missing.key).unwrap_or(false) {
+                hessian::clear(&missing.directory)?;
+            }
+            let rows = gradient_rows(model.engine);
+            let bytes = rows.into_iter().map(hessian::gradient_bytes);
+            hessian::check_room(missing, bytes.sum())?;
+        }
+        let scores = match self.scores(session.work) {
+            Some(scores) => {
+                if let (Some(missing), Some(model)) = (missing, &self.job.model) {
+                    let run = self.run_of(model, Some(missing));
+                    sensitivity::sum_output_hessians(&run, session.progress)?;
+                }
+                scores
+            }
+            None => self.measure(session, missing)?,
+        };
+        let output_hessians = match (loaded, missing) {
+            (Some(loaded), _) => loaded,
+            (None, Some(missing)) => Some(Store::open(&missing.directory)?),
+            (None, None) => None,
+        };
+        Ok(Sensitivities {
+            scores,
+            output_hessians,
+            is_guess: false,
+        })
+    }
+}
+
+impl Foreseeable for ScoringStage<'_> {
+    fn expected(&self, work: &WorkDir) -> Result<Sensitivities> {
+        let scores = self.scores(work);
+        Ok(Sensitivities {
+            is_guess: scores.is_none(),
+            scores: scores.unwrap_or_else(|| self.needed.clone()),
+            output_hessians: None,
+        })
+    }
+}
+
+fn scores_key(job: &Job<'_>, chunks: &[Vec<u32>], calibrated: &Calibrated) -> Result<Key> {
+    let values = calibrated.imatrix.entries.iter().flat_map(|(name, entry)| {
+        name.bytes()
+            .chain(entry.means().into_iter().flat_map(f32::to_le_bytes))
+            .collect::<Vec<u8>>()
+    });
+    let settings = serde_json::to_vec(job.settings()).unwrap_or_default();
+    let hessians = calibrated.hessians.as_ref().map(InputHessians::key);
+    let key = KeyBuilder::new("make: scores")
+        .with_model(job.input)?
+        .with("tokens", &bytes(chunks))
+        .with("covariance", hessians.map_or(&[][..], |key| key))
+        .with("imatrix", &values.collect::<Vec<u8>>())
+        .with("settings", &settings);
+    Ok(key.key())
+}
+
+/// The output Hessians of a run, if its files are rounded with them.
+fn output_hessians(job: &Job<'_>, chunks: &[Vec<u32>]) -> Result<Option<hessian::Job>> {
+    let Some(model) = job
+        .model
+        .as_ref()
+        .filter(|_| job.options.rounding.is_two_sided())
+    else {
+        return Ok(None);
+    };
+    let Settings {
+        positions,
+        draws,
+        seed,
+        ..
+    } = *job.settings();
+    // Which matrices there are depends on the memory.
+    let rows = gradient_rows(model.engine);
+    let rows: Vec<u8> = rows.iter().flat_map(|rows| rows.to_le_bytes()).collect();
+    let key = KeyBuilder::new("make: gradients")
+        .with_model(job.input)?
+        .with("tokens", &bytes(chunks))
+        .with("context", &job.context.to_le_bytes())
+        .with("draws", &draws.to_le_bytes())
+        .with("positions", &positions.to_le_bytes())
+        .with("seed", &seed.to_le_bytes())
+        .with("rows", &rows);
+    let directory: &Path = &job.work().path("gradients");
+    Ok(Some(hessian::Job {
+        directory: directory.to_owned(),
+        key: key.key(),
+        experts_apart: false,
+        hold_out: false,
+    }))
+}
