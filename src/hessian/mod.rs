@@ -1,15 +1,10 @@
-//! Covariances: the mean of `x x^T` over all that a matrix is multiplied by, for roundings that
-//! make one weight's error good by the others (GPTQ, Frantar et al. 2022).
+//! Input and output Hessians while they are collected; see [`crate::rounding::hessian`] for their
+//! sums and files.
 //!
 //! ```text
-//! Needs::of        bytes on the disk and in memory, from the shapes of a model alone
-//! Recorder         sums while an importance matrix is collected: each distinct input once, a layer at a time
-//! Store            a directory of them, to be read by tensor name
-//! Pairs            of what matrices meet in two models, kept in memory
+//! Needs::of   bytes on the disk and in memory, from the shapes of a model alone
+//! Recorder    sums while an importance matrix is collected: each distinct input once, layer by layer
 //! ```
-//!
-//! Of every [`HELD_OUT`] chunks the last is not summed. Some rows of it are kept as they are, so
-//! that what is made of a covariance can be judged on activations that it has not seen.
 
 mod collect;
 mod needs;
@@ -26,12 +21,12 @@ pub use quantier_round::hessian::{
 use crate::format::snapshot::Key;
 use std::path::PathBuf;
 
-/// What to collect, and where it goes.
+/// The Hessians to collect, and their directory.
 #[derive(Clone, Debug)]
 pub struct Job {
     /// The directory; it is made if it is missing.
     pub directory: PathBuf,
-    /// All that the covariances depend on. A directory that holds those of another key is refused.
+    /// All that the Hessians depend on. A directory with those of another key is refused.
     pub key: Key,
     /// Whether each expert gets a sum of its own, not only all of a tensor together; see [`Needs`].
     pub experts_apart: bool,

@@ -1,4 +1,4 @@
-//! What collecting takes, told from the shapes of a model before anything is read.
+//! The cost of collecting Hessians, from the shapes of a model alone.
 
 use super::collect::waiting_rows;
 use super::{EXPERT_SAMPLE, Job, SAMPLE, is_held_out};
@@ -11,7 +11,7 @@ use quantier_round::hessian::sums::panel_numbers;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-/// What collecting the covariances of a model takes.
+/// The cost of collecting the Hessians of a model.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Needs {
     /// Bytes of all files, at most.
@@ -25,9 +25,9 @@ pub struct Needs {
     pub operations: f64,
 }
 
-/// Sums of experts may take one part in so many of the memory allowed.
+/// The divisor of the memory limit that gives the limit of the experts' sums.
 const PART_OF_MEMORY: u64 = 4;
-/// What they may take where no limit is set.
+/// The limit of the experts' sums without a memory limit.
 const EXPERTS: u64 = 2 << 30;
 
 /// An input that some matrices share.
@@ -38,7 +38,7 @@ struct Distinct {
 }
 
 impl Needs {
-    /// Of a model that is run on so many chunks of so many tokens.
+    /// The cost for a model that is run on `chunks` chunks of `positions` tokens.
     pub fn of(engine: &Engine<'_>, process_output: bool, [chunks, positions]: [usize; 2]) -> Needs {
         let inputs = distinct(engine, process_output);
         let most = |of: &dyn Fn(&Distinct) -> u64| {
@@ -113,7 +113,7 @@ impl Needs {
         }
     }
 
-    /// Fails if the directory holds covariances of another job, or the disk has no room for these.
+    /// Fails if the directory holds Hessians of another job, or the disk has no room for these.
     /// Nothing is written.
     ///
     /// # Errors
@@ -123,8 +123,7 @@ impl Needs {
     }
 }
 
-/// Fails if the directory holds covariances of another job, or the disk has no room for so many
-/// bytes.
+/// Fails if the directory holds Hessians of another job, or the disk has no room for `needed` bytes.
 pub(crate) fn check_room(job: &Job, needed: u64) -> Result<()> {
     let directory: &Path = &job.directory;
     let there = check_free(directory, &job.key)?;
@@ -147,7 +146,7 @@ pub(crate) fn check_room(job: &Job, needed: u64) -> Result<()> {
     }
 }
 
-/// Bytes of a file of gradients of so many channels.
+/// Bytes of the file of an output Hessian of `rows` channels.
 pub(crate) fn gradient_bytes(rows: u64) -> u64 {
     const HEADER: u64 = 2048;
     4 * triangle(rows as usize) as u64 + HEADER

@@ -291,7 +291,7 @@ impl Allocation {
 fn without_statistics(scores: &Scores) -> Option<String> {
     /// Names that are listed.
     const SHOWN: usize = 3;
-    let names = &scores.never_met;
+    let names = &scores.unread;
     let shown: Vec<_> = names.iter().take(SHOWN).map(String::as_str).collect();
     let more = if names.len() > SHOWN {
         " and others"

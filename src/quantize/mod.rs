@@ -1,5 +1,5 @@
-//! `quantize`: a GGUF or a Hugging Face checkpoint in, one or more quantized GGUFs out, byte for
-//! byte what llama-quantize writes.
+//! `quantize`: a GGUF or a Hugging Face checkpoint in, one or more quantized GGUFs out, with the bytes
+//! of llama-quantize.
 //!
 //! [`Plan::new`] decides everything and refuses what cannot work, before a byte is written;
 //! [`Plan::run`] streams the tensors through.
@@ -51,7 +51,7 @@ pub struct Job {
     pub no_fallback: bool,
     /// Metadata to set in the output.
     pub kv_overrides: Vec<KvOverride>,
-    /// Layers to leave out; those behind them move up.
+    /// Layers to leave out; later ones move up.
     pub prune_layers: Vec<u32>,
     /// Threads; 0 takes one per core.
     pub threads: usize,
@@ -126,7 +126,7 @@ impl From<rounding::Error> for Error {
 }
 
 impl Error {
-    /// Whether the same run would only fail again in the same way.
+    /// Whether the same run, started again, would fail again.
     pub fn is_final(&self) -> bool {
         match self {
             Error::Round(_) | Error::Inputs { .. } | Error::Impossible(_) => true,

@@ -142,8 +142,8 @@ impl<'a> PlannedOutput<'a> {
                 .max(1) as f64
     }
 
-    /// Tensors of an output with error feedback that are rounded as the reference does: nothing is
-    /// known of their inputs.
+    /// Tensors of an output with error feedback that have no input Hessian, and are rounded as the
+    /// reference does.
     pub fn without_feedback(&self) -> impl Iterator<Item = &PlannedTensor> {
         let takes = |t: &&PlannedTensor| {
             let levels = Codec::of(t.chosen.target).is_some_and(Codec::takes_feedback);
@@ -155,7 +155,7 @@ impl<'a> PlannedOutput<'a> {
             .filter(takes)
     }
 
-    /// Tensors that get another type than was wanted, because their rows do not fit.
+    /// Tensors whose rows do not fit the chosen type, and which get another one.
     pub fn substituted(&self) -> impl Iterator<Item = &PlannedTensor> {
         self.tensors
             .iter()
@@ -444,7 +444,7 @@ fn sources<'a>(
 }
 
 /// The importance weights of a tensor, if the matrix has them and they fit. A misfit is a problem,
-/// except for the embedding, which never meets activations.
+/// except for the embedding, which has no activations.
 fn importance_of(
     tensor: &Entry,
     imatrix: &Imatrix,
@@ -523,7 +523,7 @@ fn files<'a>(
     }
 }
 
-/// Why a tensor cannot become what was chosen for it.
+/// Why a tensor cannot take its chosen type.
 fn impossible(tensor: &PlannedTensor, job: &Job) -> Option<Problem> {
     let (from, wanted, target) = (tensor.from, tensor.chosen.wanted, tensor.chosen.target);
     if from == target {

@@ -1,5 +1,4 @@
-//! Blocks of tensors that are rounded before their file is written: in a file of their own, one
-//! tensor behind the other.
+//! Blocks of tensors that are rounded before their output is written, in a file of their own.
 
 use super::Result;
 use crate::format::Error;
@@ -18,7 +17,7 @@ pub(crate) struct Rounded {
     end: u64,
 }
 
-/// Where a tensor's blocks are, and what was proved of them.
+/// The place of a tensor's blocks, and their proof.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 struct Entry {
     at: u64,
@@ -45,8 +44,7 @@ impl Rounded {
         })
     }
 
-    /// In a file of this name, with what `index` says of it, if that is what is there: what is not
-    /// is forgotten.
+    /// In a file of this name. Its former tensors are those of `index`, if all of them are intact.
     pub(super) fn open(path: &Path, index: Option<&[u8]>) -> Result<Rounded> {
         let io = |action| {
             move |source| Error::Io {
@@ -84,12 +82,12 @@ impl Rounded {
         Ok(rounded)
     }
 
-    /// What [`Rounded::open`] takes as index.
+    /// The index for [`Rounded::open`].
     pub(super) fn index(&self) -> Vec<u8> {
         serde_json::to_vec(&self.tensors).unwrap_or_default()
     }
 
-    /// Whether every tensor of the index is in the file as it was.
+    /// Whether every tensor of the index is intact.
     fn is_intact(&self) -> Result<bool> {
         let io = |source| Error::Io {
             path: self.path.clone(),
@@ -116,13 +114,12 @@ impl Rounded {
         self.tensors.contains_key(tensor)
     }
 
-    /// What was proved of it; nothing has rows in it for a tensor that was rounded as the reference
-    /// does.
+    /// The proof of a tensor; it has no rows for a tensor without error feedback.
     pub(super) fn proof(&self, tensor: &str) -> Option<&Proof> {
         Some(&self.tensors.get(tensor)?.proof)
     }
 
-    /// Keeps a tensor's blocks.
+    /// Adds a tensor's blocks.
     pub(super) fn add(&mut self, tensor: &str, blocks: &[u8], proof: Proof) -> Result<()> {
         let io = |source| Error::Io {
             path: self.path.clone(),
@@ -185,7 +182,7 @@ mod tests {
         let index = rounded.index();
         rounded.add("b", b"45", Proof::default()).unwrap();
 
-        // Of what came after the index nothing is known.
+        // The index lacks what came after it.
         let again = Rounded::open(&path, Some(&index)).unwrap();
         assert_eq!(
             (again.has("a"), again.has("b"), again.proof("a"), again.end),

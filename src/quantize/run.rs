@@ -164,7 +164,7 @@ impl<'p> Sink<'p> {
         }
     }
 
-    /// Writes what is ready.
+    /// Writes the blocks that are ready.
     fn flush(&mut self) -> Result<()> {
         write_ready(&mut self.files, self.shard, &mut self.ready)
     }

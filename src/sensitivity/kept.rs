@@ -1,4 +1,4 @@
-//! What there is of a run between two layers, as bytes.
+//! Serialized state of a run between two layers.
 
 use crate::format::snapshot::{Packer, Unpacker};
 use std::collections::BTreeMap;
@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 /// Nats by tensor, one for each of its types.
 pub(super) type Nats = BTreeMap<String, Vec<f64>>;
 
-/// Files of gradients that are written, with their checksums.
+/// Files of output Hessians that are written, with their checksums.
 pub(super) type Files = Vec<(String, String)>;
 
 pub(super) fn pack(nats: &Nats, files: &Files) -> Vec<u8> {

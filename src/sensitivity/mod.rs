@@ -1,14 +1,14 @@
-//! What precision is worth: for every tensor and every type it may take, bytes and predicted nats.
+//! Sensitivities: for every tensor and every type it may take, bytes and predicted nats.
 //!
 //! ```text
 //! candidates   the tensors that may be quantized, and the types that fit each
-//! trace        a forward pass over some chunks of text, every layer's input kept
+//! trace        a forward pass over some chunks of text that saves the input of every layer
 //! backward     from labels drawn from the model itself, layer by layer towards the input
-//! scores       each candidate's quantized bytes against what its matrix met on the way
+//! scores       each candidate's rounding errors against inputs and output gradients
 //! ```
 //!
-//! What comes out is a [`Scores`]: numbers for the solver in `plan`. Behind every layer of the
-//! backward stream, what there is of a run is kept where a [`Resume`] says.
+//! The result is a [`Scores`]: numbers for the solver in `plan`. After every layer of the backward
+//! stream, the run is saved as a snapshot where a [`Resume`] says.
 
 mod kept;
 mod scores;
@@ -64,15 +64,15 @@ pub enum Error {
     Imatrix {
         /// The tensor.
         tensor: String,
-        /// Values that are there.
+        /// Values that it has.
         found: usize,
-        /// Values that it takes.
+        /// Values that the tensor needs.
         needed: usize,
     },
 }
 
 impl Error {
-    /// Whether the same run, started again, would come to the same end.
+    /// Whether the same run, started again, would fail again.
     pub fn is_final(&self) -> bool {
         match self {
             Error::Model(error) => error.is_final(),
@@ -106,32 +106,33 @@ impl From<rounding::Error> for Error {
 /// Result of this module.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// By what the cost of a type is judged.
+/// The measure of a type's cost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Measure {
-    /// The KL divergence that it causes downstream, to second order, in nats per token.
+    /// Its sensitivity: the KL divergence that it causes, to second order, in nats per token.
     Divergence,
-    /// The KL divergence that is measured with this tensor alone in that type, in nats per token.
+    /// The measured KL divergence of the model with this tensor alone in that type, in nats per
+    /// token.
     Sweep,
-    /// The squared error of the weights, times the importance weights, as a part of their own
-    /// squares: no nats, but numbers that rise and fall with them.
+    /// The squared error of the weights relative to their squares, both weighted by importance: not
+    /// nats, but correlated with them.
     Imatrix,
 }
 
 /// How scores are made.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Settings {
-    /// By what a type is judged.
+    /// The measure of a type's cost.
     pub measure: Measure,
-    /// The types that are tried, beside the one that a tensor has.
+    /// The types to try beside a tensor's own.
     pub types: Vec<GgmlType>,
-    /// Positions whose inputs and gradients are kept, over all chunks; 0 for all. Gradients flow
-    /// through all. A sweep takes all.
+    /// Sampled positions, over all chunks; 0 for all. Gradients flow through all positions, and a
+    /// sweep takes all.
     pub positions: usize,
-    /// Labels that are drawn for each position.
+    /// Labels drawn for each position.
     pub draws: usize,
-    /// Chooses labels and positions.
+    /// The seed of labels and positions.
     pub seed: u64,
 }
 
@@ -143,15 +144,15 @@ pub struct Choice {
     pub ggml_type: GgmlType,
     /// Bytes of the tensor in that type.
     pub bytes: u64,
-    /// What it is predicted to cost, in nats per token.
+    /// Its predicted cost, in nats per token.
     pub nats: f64,
-    /// What it would cost if it were rounded as the reference does, where that is not what it is.
+    /// The cost of the reference's rounding, where the type is rounded with error feedback.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plain_nats: Option<f64>,
 }
 
 impl Choice {
-    /// What it costs if it is rounded as the reference does.
+    /// The cost of the reference's rounding.
     pub fn plain(&self) -> f64 {
         self.plain_nats.unwrap_or(self.nats)
     }
@@ -168,7 +169,7 @@ pub struct Scored {
     pub weights: u64,
     /// Its type in the model that was scored.
     pub base_type: GgmlType,
-    /// What it may become; its own type is among them if the quantizer may leave it.
+    /// The types it may take; its own is among them if the quantizer may leave it.
     pub choices: Vec<Choice>,
 }
 
@@ -177,15 +178,15 @@ pub struct Scored {
 pub struct Scores {
     /// In the order of the model.
     pub tensors: Vec<Scored>,
-    /// Those of them that are multiplied by nothing as the text goes through the model, so that
-    /// nothing is known of them: they have one choice, the most precise.
-    #[serde(default)]
-    pub never_met: Vec<String>,
-    /// By what they were judged.
+    /// Tensors without inputs on this text, whose sensitivities are unknown: they have one choice,
+    /// the most precise.
+    #[serde(default, rename = "never_met")]
+    pub unread: Vec<String>,
+    /// The measure of the costs.
     pub measure: Measure,
-    /// Chunks that were looked at.
+    /// The number of chunks.
     pub sequences: usize,
-    /// Positions that were looked at in them.
+    /// The number of sampled positions.
     pub positions: usize,
 }
 
@@ -214,7 +215,7 @@ pub struct Run<'r> {
     pub settings: &'r Settings,
     /// The output Hessians to be summed on the way.
     pub output_hessians: Option<&'r hessian::Job>,
-    /// The snapshot of a killed run: it goes on behind the last layer in it, and comes to the same
+    /// The snapshot of a killed run, which goes on after its last layer and comes to the same
     /// numbers.
     pub resume: Option<&'r Resume>,
 }
@@ -289,9 +290,9 @@ pub fn weighted(
     ))
 }
 
-/// What [`score`] would score, from metadata alone: every tensor that has a choice, with the bytes
-/// of its types and, in place of nats, a guess that falls by 4 with every bit. `has_importance`
-/// says which tensors will have importance weights.
+/// The tensors and types that [`score`] would score, from metadata alone; in place of nats, a guess
+/// that falls by a factor of 4 with every bit. `has_importance` says which tensors will have
+/// importance weights.
 pub fn guess(
     input: &Input<'_>,
     has_importance: &dyn Fn(&str) -> bool,
@@ -365,7 +366,7 @@ fn collected(
 ) -> Scores {
     let mut scores = Scores {
         tensors: Vec::new(),
-        never_met: Vec::new(),
+        unread: Vec::new(),
         measure,
         sequences: 0,
         positions: 0,
@@ -377,7 +378,7 @@ fn collected(
         };
         let nats = nats.get(&*info.name);
         if nats.is_none() {
-            scores.never_met.push(info.name.to_string());
+            scores.unread.push(info.name.to_string());
         }
         scores
             .tensors
@@ -402,7 +403,7 @@ fn scored(
     };
     let mut choices = vec![choice(info.ggml_type, info.bytes(), 0.0)];
     if let Some(nats) = nats {
-        // With error feedback, behind them what they would be without.
+        // With error feedback, the costs without it follow.
         let (nats, plain) = nats.split_at(candidate.types.len().min(nats.len()));
         for (i, (rounder, nats)) in candidate.types.iter().zip(nats).enumerate() {
             let ggml_type = rounder.ggml_type();
@@ -428,33 +429,32 @@ fn scored(
 }
 
 impl Scores {
-    /// Whether these have everything that `wanted` lists, as [`guess`] makes it for the types that
-    /// are `allowed`.
-    pub fn cover(&self, wanted: &Scores, allowed: Allowed<'_>) -> bool {
-        let of = |wanted: &Scored| {
-            let Some(found) = self.tensors.iter().find(|t| t.name == wanted.name) else {
+    /// Whether these scores have every tensor and type of a [`guess`] for the types that are
+    /// `allowed`.
+    pub fn cover(&self, guess: &Scores, allowed: Allowed<'_>) -> bool {
+        let covers = |guessed: &Scored| {
+            let Some(scored) = self.tensors.iter().find(|t| t.name == guessed.name) else {
                 return false;
             };
-            let has = |c: &Choice| found.choices.iter().any(|f| f.ggml_type == c.ggml_type);
-            match self.never_met.contains(&found.name) {
-                true => {
-                    let others = wanted
-                        .choices
-                        .iter()
-                        .map(|c| c.ggml_type)
-                        .filter(|t| *t != wanted.base_type);
-                    let only = only_choice(&wanted.name, wanted.base_type, others, allowed);
-                    found.choices.iter().map(|c| c.ggml_type).eq([only])
-                }
-                false => wanted.choices.iter().all(has),
+            let types = |scored: &Scored| scored.choices.iter().map(|c| c.ggml_type).collect();
+            let (own, needed): (Vec<_>, Vec<_>) = (types(scored), types(guessed));
+            if !self.unread.contains(&scored.name) {
+                return needed.iter().all(|t| own.contains(t));
             }
+            let others = needed.into_iter().filter(|t| *t != guessed.base_type);
+            own == [only_choice(
+                &guessed.name,
+                guessed.base_type,
+                others,
+                allowed,
+            )]
         };
-        wanted.tensors.iter().all(of)
+        guess.tensors.iter().all(covers)
     }
 }
 
-/// The type of a tensor that nothing is known of: its own, or else the most precise one that it may
-/// have, so that it is not weighed against others.
+/// The type of a tensor of unknown sensitivity: its own, or else the most precise one that it may
+/// have.
 fn only_choice(
     name: &str,
     own: GgmlType,
@@ -465,10 +465,10 @@ fn only_choice(
     finest.filter(|_| !allowed(name, own)).unwrap_or(own)
 }
 
-/// The importance weights of every tensor that has some.
+/// The importance weights of the tensors in an importance matrix.
 ///
 /// # Errors
-/// If the matrix is of another model.
+/// An importance matrix of another model.
 pub fn importance(input: &Input<'_>, imatrix: &Imatrix) -> Result<BTreeMap<String, Vec<f32>>> {
     let mut found = BTreeMap::new();
     for tensor in &input.tensors {
@@ -492,7 +492,7 @@ pub fn importance(input: &Input<'_>, imatrix: &Imatrix) -> Result<BTreeMap<Strin
     }
 }
 
-/// The mean divergence per token, for every candidate; with it the positions that were looked at.
+/// The mean divergence per token of every candidate, and the number of sampled positions.
 fn divergence(
     run: &Run<'_>,
     candidates: &BTreeMap<&str, Candidate<'_>>,
@@ -602,7 +602,7 @@ fn divergence(
     Ok((nats, positions))
 }
 
-/// Keeps what there is of a run between two layers, if it is time to.
+/// Saves a snapshot between two layers, if one is due.
 fn keep(
     resume: Option<&Resume>,
     backward: &Backward<'_, '_>,
@@ -622,8 +622,8 @@ fn keep(
     )?)
 }
 
-/// The most rows of a matrix whose gradients are summed: what is made of them later, in f64, must
-/// fit into a quarter of the memory allowed, or 2 GiB.
+/// The most rows of a matrix whose output Hessian is summed: its factor, in f64, must fit into a
+/// quarter of the memory limit, or 2 GiB.
 fn most_rows(engine: &Engine<'_>) -> usize {
     const PART_OF_MEMORY: u64 = 4;
     const OTHERWISE: u64 = 2 << 30;
@@ -633,7 +633,7 @@ fn most_rows(engine: &Engine<'_>) -> usize {
     (limit / OutputFactor::working_bytes(1)).isqrt() as usize
 }
 
-/// The rows of each linear whose gradients are summed, as far as metadata tell.
+/// The rows of each linear whose output Hessian is summed, according to the catalog.
 pub(crate) fn gradient_rows(engine: &Engine<'_>) -> Vec<u64> {
     let catalog = engine.catalog();
     let most = most_rows(engine) as u64;
@@ -650,8 +650,7 @@ pub(crate) fn gradient_rows(engine: &Engine<'_>) -> Vec<u64> {
         .collect()
 }
 
-/// Whether the products of gradients can be summed in f32. Where they cannot, a matrix is rounded
-/// without them.
+/// Whether the products of gradients can be summed in f32. If not, the matrix has no output Hessian.
 fn are_summable(met: &Met) -> bool {
     const MOST: f32 = 1e15;
     let all = met
@@ -661,8 +660,8 @@ fn are_summable(met: &Met) -> bool {
     all.all(|of_draw| of_draw.iter().fold(true, |all, g| all & (g.abs() < MOST)))
 }
 
-/// Sums the gradients at the products of a layer's matrices, experts' not among them: each meets
-/// its own positions.
+/// Sums the output Hessians of a layer's linears, except for experts, each of which reads its own
+/// positions.
 fn record(
     recorder: &Recorder<'_>,
     catalog: &Catalog,
@@ -692,8 +691,7 @@ fn record(
     Ok(recorder.layer_done()?)
 }
 
-/// Positions of each chunk that are looked at, rising: the same number in all, drawn without regard
-/// to what is there.
+/// The sampled positions of each chunk, ascending: the same number in all chunks, drawn at random.
 fn sample(chunks: &[Vec<u32>], settings: &Settings) -> Vec<Vec<u32>> {
     let each = settings.positions.div_ceil(chunks.len().max(1));
     let one = |(chunk, tokens): (usize, &Vec<u32>)| {

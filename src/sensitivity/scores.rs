@@ -1,12 +1,12 @@
-//! What each type would cost each tensor, in nats of KL divergence per token, from the real
-//! quantized bytes.
+//! The cost of each type in each tensor, in nats of KL divergence per token, from the real quantized
+//! bytes.
 //!
-//! To second order, changing a matrix by `dW` costs `1/2 E[u^2]` per token, with `u = G . (dW x)`:
-//! `x` is what the matrix is multiplied by at a position, `G` the gradient of the log-likelihood of
-//! labels that are drawn from the model itself, with respect to the product. Squares are taken
-//! position by position and averaged over positions and draws. Two tensors need less: of the output
-//! matrix the variance of the change of the logits under the model's own distribution is known
-//! without any draw, and a row of the embedding is met by its token only.
+//! To second order, changing a matrix by `dW` costs `1/2 E[u^2]` per token, with `u = g . (dW x)`:
+//! `x` is the input at a position, `g` the output gradient of the log-likelihood of labels drawn
+//! from the model itself. Squares are taken position by position and averaged over positions and
+//! draws. Two tensors need less: for the output matrix, the variance of the change of the logits
+//! under the model's own distribution follows without any draw, and a row of the embedding is read
+//! by its token only.
 //!
 //! The work: each matrix is quantized to every candidate, a band of rows at a time, and each
 //! difference multiplied once by the inputs; every draw is then a sum of products.
@@ -27,7 +27,7 @@ use std::sync::Arc;
 
 /// Rows of a matrix that are quantized and multiplied at a time.
 const BAND_ROWS: usize = 64;
-/// Errors that are kept of a type: the reference's, and those that are left.
+/// Errors of a type on held-out inputs: the reference's, and those of the rounding taken.
 const ERRORS: usize = 2;
 /// Rows of activations that are multiplied at a time.
 const BLOCK_ROWS: usize = 256;
@@ -115,7 +115,7 @@ impl Candidate<'_> {
         };
         let mut total = vec![0.0f64; len];
         let (mut buffer, rows) = (Vec::new(), tensor.rows_of(matrix));
-        // As many bands at a time as keep all threads busy.
+        // Enough bands at a time to keep all threads busy.
         let step = (BAND_ROWS * rayon::current_num_threads() * 2) as u64;
         for start in rows.clone().step_by(step as usize) {
             go_on(progress)?;
@@ -189,7 +189,7 @@ impl Candidate<'_> {
         if draws * positions == 0 {
             return Ok(vec![0.0; self.numbers()]);
         }
-        // By type, then piece, then draw, then position; behind them errors on held-out inputs.
+        // By type, then piece, then draw, then position; then errors on held-out inputs.
         let len = self.types.len() * draws * positions;
         let all = len + self.types.len() * ERRORS;
         let mut u = self.bands(met.matrix, all, progress, |band| {
@@ -252,14 +252,14 @@ impl Candidate<'_> {
         Ok(self.with_plain(squares, &errors))
     }
 
-    /// How many numbers are found: what each type costs, and with error feedback what it would cost
-    /// without.
+    /// How many numbers a score has: the cost of each type, and with error feedback the cost without
+    /// it.
     pub(super) fn numbers(&self) -> usize {
         self.types.len() * if self.hessians.is_some() { 2 } else { 1 }
     }
 
-    /// With error feedback, appends what types would cost without: more by as much as errors on
-    /// held-out inputs are.
+    /// With error feedback, appends the costs without it: in proportion to the errors on held-out
+    /// inputs.
     fn with_plain(&self, mut nats: Vec<f64>, errors: &[f64]) -> Vec<f64> {
         if self.hessians.is_some() {
             let ratio = |errors: &[f64]| {
@@ -353,7 +353,7 @@ impl Candidate<'_> {
         ))
     }
 
-    /// The same for the embedding: each row is met by its token only.
+    /// The same for the embedding: each row is read by its token only.
     pub(super) fn of_embedding(
         &self,
         embedded: &[Embedded],

@@ -1,16 +1,16 @@
-//! The plain way to know what a type costs a tensor: run the model with that tensor alone in that
-//! type, and measure.
+//! The measured cost of a type in a tensor: the divergence of the model with that tensor alone in
+//! that type.
 //!
 //! ```text
-//! trace      the base's forward pass, every layer's input kept
+//! trace      the base's forward pass, which saves the input of every layer
 //! for each tensor, for each type:
-//!     replace the tensor by what the type makes of it
-//!     run from its layer on, from the kept input
+//!     replace the tensor by its rounded form
+//!     run from its layer on, from the saved input
 //!     mean over all positions of the divergence from the base's logits
 //! ```
 //!
 //! No approximation, but a run of the rest of the model for each tensor and type, where the
-//! second-order score takes one product. It is here to be compared with.
+//! second-order score takes one product. It serves as a comparison.
 
 use super::kept::{self, Nats};
 use super::scores::{Candidate, go_on};
@@ -28,7 +28,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Passes on nothing but the wish to stop: one run of many counts as one step.
+/// Passes on a stop and nothing else: one run of many counts as one step.
 pub(crate) struct Within<'p>(pub(crate) &'p dyn Progress);
 
 impl Progress for Within<'_> {
@@ -37,8 +37,8 @@ impl Progress for Within<'_> {
     }
 }
 
-/// The mean divergence per token, for every candidate, and the positions that were looked at. A
-/// tensor that the text never meets is left out.
+/// The mean divergence per token of every candidate, and the number of positions. A tensor without
+/// inputs on this text is left out.
 pub(super) fn sweep(
     run: &Run<'_>,
     candidates: &BTreeMap<&str, Candidate<'_>>,

@@ -135,7 +135,7 @@ impl InputFactor {
         Ok(damping * trace / columns as f64)
     }
 
-    /// Bytes that the factor of so many columns takes while it is made: the Hessian, its copy in f64,
+    /// Bytes that a factor of `columns` columns takes while it is made: the Hessian, its copy in f64,
     /// and the factor.
     pub fn working_bytes(columns: u64) -> u64 {
         16 * columns * columns
@@ -399,7 +399,7 @@ mod tests {
             factor(&[1.0, 2.0, 2.0, 1.0], 0.01),
             Err(NoFactor::Negative { column: 0 })
         );
-        // A channel that was never met costs what is added to it.
+        // A channel without inputs costs its damping.
         let costs = factor(&[2.0, 0.0, 0.0, 0.0], 0.01).unwrap();
         assert!(
             (costs[0] - 2.01).abs() < 1e-6 && (costs[1] - 0.01).abs() < 1e-6,

@@ -1,7 +1,7 @@
 //! Rounding of weights to the blocks of llama.cpp's types, with error feedback.
 //!
 //! ```text
-//! Rounder          rows of weights and what is known of them in, blocks out: the one place
+//! Rounder          rows of weights and knowledge of them in, blocks out: the one place
 //! round_tensor     a whole tensor, band by band
 //! InputHessians    a directory of input Hessians
 //! InputStatistics  of one matrix: factored Hessian, held-out inputs, target shift

@@ -105,7 +105,7 @@ impl OutputFactor {
         })
     }
 
-    /// Bytes that the factor of so many rows takes while it is made: the Hessian, its copy in f64,
+    /// Bytes that a factor of `rows` rows takes while it is made: the Hessian, its copy in f64,
     /// and the factor.
     pub fn working_bytes(rows: u64) -> u64 {
         16 * rows * rows

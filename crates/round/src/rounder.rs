@@ -123,7 +123,7 @@ impl Rounder {
         self.row_len / self.codec.ggml_type.block_len() * self.codec.ggml_type.block_bytes()
     }
 
-    /// Bytes of the blocks of so many weights.
+    /// Bytes of the blocks of this number of weights.
     pub fn blocks_bytes(&self, weights: usize) -> usize {
         weights / self.row_len * self.row_bytes()
     }

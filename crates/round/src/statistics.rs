@@ -99,8 +99,8 @@ impl InputStatistics {
         }
     }
 
-    /// Bytes that statistics of so many columns take while they are made, at most: the sums of
-    /// pairs, then the factor beside the result.
+    /// Bytes that statistics of `columns` columns take while they are made, at most: the sums of pairs,
+    /// then the factor beside the result.
     pub fn working_bytes(columns: u64) -> u64 {
         PairSums::bytes(columns as usize)
             .max(InputFactor::working_bytes(columns) + 4 * columns * columns)

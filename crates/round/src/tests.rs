@@ -103,7 +103,7 @@ fn every_type_loses_less() {
     assert_eq!(tried, 25);
 }
 
-/// Nothing is lost or mixed up between rows: each is what it is alone.
+/// Rows are independent of each other.
 #[test]
 fn a_row_does_not_depend_on_those_beside_it() {
     let factor = InputFactor::new(&hessian(&inputs(700)), N, DAMPING, 1).unwrap();

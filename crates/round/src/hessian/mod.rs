@@ -19,9 +19,9 @@ pub use pairs::{PairMeans, PairSums};
 pub use sample::Sample;
 pub use store::{Hessian, Identity, Store, check_free, clear, holds_others};
 
-/// Of so many chunks, the last is held out.
+/// The last of this number of chunks is held out.
 pub const HELD_OUT: usize = 8;
-/// Rows of held-out chunks that are kept of an input.
+/// Rows of held-out chunks that are saved of an input.
 pub const SAMPLE: usize = 512;
 /// The same of one expert.
 pub const EXPERT_SAMPLE: usize = 128;
@@ -32,7 +32,7 @@ pub const LEAST_ROWS: u64 = 32;
 /// Rows in a product, at least: each reads and writes the whole sum.
 pub const TOGETHER: usize = 512;
 
-/// Whether a chunk of so many is held out: the last of every [`HELD_OUT`], or the last of fewer, if
+/// Whether a chunk of `chunks` is held out: the last of every [`HELD_OUT`], or the last of fewer, if
 /// there are two.
 pub fn is_held_out(chunk: usize, chunks: usize) -> bool {
     match chunks {

@@ -25,7 +25,7 @@ struct Turn {
     /// Differences that are too few for a product yet, and their activations.
     waiting: [Vec<f32>; 2],
     rows: u64,
-    /// Rows of both, one behind the other.
+    /// Rows of both, concatenated.
     sample: Sample,
 }
 
@@ -46,7 +46,7 @@ pub struct PairMeans {
 }
 
 impl PairSums {
-    /// For so many chunks of activations of `columns` channels.
+    /// For activations of `columns` channels in `chunks` chunks.
     pub fn new(columns: usize, chunks: usize) -> PairSums {
         let work = Work::default();
         let panels = [Kind::Square, Kind::Cross].map(|kind| work.begin(columns, kind));
@@ -65,7 +65,7 @@ impl PairSums {
         }
     }
 
-    /// Bytes that the sums of so many channels take, with their means.
+    /// Bytes of the sums of `columns` channels, with their means.
     pub fn bytes(columns: usize) -> u64 {
         4 * (panel_numbers(columns) + 3 * columns * columns) as u64
     }

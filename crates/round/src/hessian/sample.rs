@@ -63,7 +63,7 @@ impl Sample {
         }
     }
 
-    /// The rows that were kept, in the order in which they came: how many, and their numbers.
+    /// The rows of the sample in their order: how many, and their numbers.
     pub fn finish(self) -> (usize, Vec<f32>) {
         let mut kept = self.kept.into_vec();
         kept.sort_unstable_by_key(|(_, number, _)| *number);

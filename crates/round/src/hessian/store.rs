@@ -32,7 +32,7 @@ pub struct Hessian {
     /// The mean of `x x^T`: `[n, n]`, symmetric.
     pub mean: Vec<f32>,
     /// Rows that were not summed: `[k, n]`; `k` is 0 where there was a single chunk. Those of all
-    /// experts together, if this one met fewer than 16.
+    /// experts together, if this one has fewer than 16.
     pub sample: Vec<f32>,
     /// Which mean it is.
     pub identity: Identity,
@@ -191,7 +191,7 @@ impl Store {
 
 /// The whole matrix of an upper triangle.
 pub fn symmetric(upper: &[f32], n: usize) -> Vec<f32> {
-    /// Numbers of a row that are turned at a time, so that what is written stays in the cache.
+    /// Numbers of a row that are transposed at a time, which stay in the cache.
     const BLOCK: usize = 64;
     debug_assert_eq!(upper.len(), triangle(n));
     let mut whole = vec![0.0; n * n];
