@@ -297,17 +297,12 @@ fn invert_lower(a: &mut [f64], n: usize, split: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use quantier_core::rng::Rng;
 
     /// The Hessian of few more vectors than columns.
     fn hessian(n: usize) -> Vec<f32> {
-        let mut state = 1u64;
-        let mut next = || {
-            state = state
-                .wrapping_mul(6364136223846793005)
-                .wrapping_add(1442695040888963407);
-            (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5
-        };
-        let vectors: Vec<f32> = (0..(n + 3) * n).map(|_| next()).collect();
+        let mut rng = Rng::new(1);
+        let vectors: Vec<f32> = (0..(n + 3) * n).map(|_| rng.centered()).collect();
         let mut mean = vec![0.0; n * n];
         for x in vectors.chunks(n) {
             for i in 0..n {

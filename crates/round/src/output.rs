@@ -177,16 +177,12 @@ impl OutputFactor {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use quantier_core::rng::Rng;
 
     /// The Hessian of vectors with a few strong directions.
     fn hessian(m: usize) -> Vec<f32> {
-        let mut state = 5u64;
-        let mut next = || {
-            state = state
-                .wrapping_mul(6364136223846793005)
-                .wrapping_add(1442695040888963407);
-            (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5
-        };
+        let mut rng = Rng::new(5);
+        let mut next = || rng.centered();
         let strong: Vec<f32> = (0..4 * m).map(|_| next()).collect();
         let mut mean = vec![0.0f32; m * m];
         for _ in 0..200 {

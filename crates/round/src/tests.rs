@@ -2,29 +2,17 @@ use super::*;
 use crate::hessian::PairMeans;
 use quantier_blocks::Codec;
 use quantier_core::progress::Silent;
+use quantier_core::rng::Rng;
 use quantier_gguf::types::GgmlType;
 
 const N: usize = 512;
 
-fn numbers(seed: u64) -> impl FnMut() -> f32 {
-    let mut state = seed;
-    move || {
-        // Twelve of them are nearly normal.
-        let mut uniform = || {
-            state = state
-                .wrapping_mul(6364136223846793005)
-                .wrapping_add(1442695040888963407);
-            (state >> 40) as f32 / (1u64 << 24) as f32
-        };
-        (0..12).map(|_| uniform()).sum::<f32>() - 6.0
-    }
-}
-
-/// InputStatistics with much in common: each channel is a mixture of a few strong directions and some noise;
+/// Inputs with much in common: each channel is a mixture of a few strong directions and some noise;
 /// two channels are dead.
 fn inputs(rows: usize) -> Vec<f32> {
     const DIRECTIONS: usize = 24;
-    let mut next = numbers(3);
+    let mut rng = Rng::new(3);
+    let mut next = || rng.gaussian();
     let mixture: Vec<f32> = (0..DIRECTIONS * N).map(|_| next()).collect();
     let mut x = vec![0.0; rows * N];
     for row in x.chunks_exact_mut(N) {
@@ -49,7 +37,8 @@ fn hessian(x: &[f32]) -> Vec<f32> {
 }
 
 fn weights(rows: usize) -> Vec<f32> {
-    let mut next = numbers(9);
+    let mut rng = Rng::new(9);
+    let mut next = || rng.gaussian();
     (0..rows * N)
         .map(|i| next() * 0.02 * if i % 97 == 0 { 6.0 } else { 1.0 })
         .collect()

@@ -150,16 +150,14 @@ impl PairSums {
 mod tests {
     use super::*;
     use crate::hessian::HELD_OUT;
+    use quantier_core::rng::Rng;
 
     #[test]
     fn pairs_are_summed_in_their_order_and_some_held_out() {
         const N: usize = 100;
         const ROWS: usize = 40;
-        let mut state = 5u32;
-        let mut number = || {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (state >> 8) as f32 / (1 << 24) as f32 - 0.5
-        };
+        let mut rng = Rng::new(5);
+        let mut number = || rng.centered();
         let chunks = HELD_OUT + 1;
         let mut piece = || (0..ROWS * N).map(|_| number()).collect::<Vec<f32>>();
         let all: Vec<[Vec<f32>; 2]> = (0..chunks).map(|_| [piece(), piece()]).collect();

@@ -156,14 +156,12 @@ impl Work {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use quantier_core::rng::Rng;
 
     #[test]
     fn the_upper_triangle_is_that_of_a_plain_sum() {
-        let mut random = 1u32;
-        let mut number = || {
-            random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (random >> 8) as f32 / (1 << 24) as f32 - 0.5
-        };
+        let mut rng = Rng::new(1);
+        let mut number = || rng.centered();
         for columns in [1, 5, PANEL, PANEL + 1, 2 * PANEL + 37] {
             let pieces: Vec<Vec<f32>> = [3, 1, 70]
                 .map(|n| (0..n * columns).map(|_| number()).collect())
