@@ -1,11 +1,11 @@
-//! Any bytes as a file of covariances, and as the index of a directory of them: errors, or finite
+//! Any bytes as a file of Hessians, and as the index of a directory of them: errors, or finite
 //! numbers as many as the heads say.
 #![no_main]
 
 mod scratch;
 
 use libfuzzer_sys::fuzz_target;
-use quantier_gguf::covariance::{File, INDEX, Index, Part, triangle};
+use quantier_gguf::hessian::{File, INDEX, Index, Part, triangle};
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 

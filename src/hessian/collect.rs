@@ -2,7 +2,7 @@
 //! when the layer ends.
 
 use super::{EXPERT_SAMPLE, Job, LEAST_ROWS, SAMPLE, is_held_out};
-use crate::format::covariance::{File, Head, INDEX, Index, Part, Writing, write};
+use crate::format::hessian::{File, Head, INDEX, Index, Part, Writing, write};
 use crate::format::{Error, Result};
 use crate::model::{InputId, Seen, Turns};
 use quantier_round::hessian::sums::{Kind, Panel, Rows, Work, rows};

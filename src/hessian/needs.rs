@@ -3,7 +3,7 @@
 use super::collect::waiting_rows;
 use super::{EXPERT_SAMPLE, Job, SAMPLE, is_held_out};
 use crate::arch::{Entry, InputId, LayerId, Linear};
-use crate::format::covariance::triangle;
+use crate::format::hessian::triangle;
 use crate::format::{Error, Result};
 use crate::model::Engine;
 use quantier_round::hessian::check_free;

@@ -1,7 +1,7 @@
 //! The fuzzers start from these files. They are what our writer writes; a stale one fails here.
 
 use crate::support::gguf::{Tiny, dat, everything, imatrix, small};
-use quantier::format::covariance::{File, Head, INDEX, Index, Part, Writing, triangle, write};
+use quantier::format::hessian::{File, Head, INDEX, Index, Part, Writing, triangle, write};
 use quantier::format::safetensors;
 use quantier::rounding::InputHessians;
 use quantier::tokenizer::{VocabKind, import};

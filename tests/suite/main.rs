@@ -13,8 +13,6 @@ mod cli_failures;
 mod config;
 mod convert;
 mod convert_golden;
-#[cfg(unix)]
-mod covariance;
 mod diff;
 #[cfg(unix)]
 mod documented;
@@ -24,6 +22,8 @@ mod evaluate_failures;
 #[cfg(unix)]
 mod feedback;
 mod fuzz_seeds;
+#[cfg(unix)]
+mod hessian;
 #[cfg(all(unix, feature = "hub"))]
 mod hub;
 #[cfg(unix)]
@@ -35,9 +35,9 @@ mod make;
 mod make_proof;
 mod ollama_templates;
 #[cfg(unix)]
-mod propagate;
-#[cfg(unix)]
 mod publish;
+#[cfg(unix)]
+mod sequential;
 #[cfg(unix)]
 mod set;
 #[cfg(unix)]

@@ -4,8 +4,8 @@
 //! A file that lies gives an [`Error`] with the name of the bad thing and its place, never a panic,
 //! and never an allocation larger than the file itself warrants.
 
-pub mod covariance;
 pub mod gguf;
+pub mod hessian;
 pub mod imatrix;
 pub mod index;
 pub mod json;

@@ -51,6 +51,15 @@ fn damping(columns: usize, rows: u64) -> f64 {
 }
 
 impl InputStatistics {
+    /// Statistics without held-out inputs: nothing judges the rounding.
+    pub fn unjudged(factor: InputFactor) -> InputStatistics {
+        InputStatistics {
+            factor: factor.into(),
+            held_out: Arc::default(),
+            shift: None,
+        }
+    }
+
     /// Statistics for sequential rounding. The target of the rounding is then not the weights but
     /// those whose products with the inputs in the rounded model come nearest to the original
     /// products (GPTAQ, Li et al. 2025), as far as that holds on held-out rows. `None` if all

@@ -1,6 +1,6 @@
 //! A directory of Hessians, read by tensor name.
 
-use quantier_gguf::covariance::{AGAIN, File, INDEX, Index, Part, triangle};
+use quantier_gguf::hessian::{AGAIN, File, INDEX, Index, Part, triangle};
 use quantier_gguf::snapshot::Key;
 use quantier_gguf::{Error, Result, shown};
 use std::collections::BTreeMap;

@@ -1,22 +1,22 @@
-//! Covariances: the mean of `x x^T` of what a matrix is multiplied by. One file for each distinct
-//! input, and an index.
+//! Hessians: the mean of `x x^T` over the inputs `x` of linears, or over their output gradients. One
+//! file for each distinct input, and an index.
 //!
 //! ```text
 //! general.type           "covariance"
-//! covariance.key         the job that it is of, a SHA-256 in hexadecimal
+//! covariance.key         the job that wrote it, a SHA-256 in hexadecimal
 //! covariance.columns     u32; the length of x
 //! covariance.rows        array of u64: rows summed, for each matrix (expert) of the tensors
-//! covariance.tensors     array of strings: the tensors that meet this input
+//! covariance.tensors     array of strings: the tensors with this input
 //! covariance.checksums   array of strings: SHA-256 of the data of each tensor of the file
 //! covariance.checksum    string: SHA-256 of all fields above, and of the names and lengths of the file's tensors
 //! mean                   f32 [columns (columns + 1) / 2]: the upper triangle row by row; of experts, over all of them
-//! mean.E                 the same of expert E alone, where it met enough rows
+//! mean.E                 the same of expert E alone, if it has enough rows
 //! sample                 f32 [columns, k]: rows that were not summed; of experts, of all of them
 //! sample.E               the same of expert E
 //! ```
 //!
 //! The index has the type "covariance-index" and, for the files that it lists, their checksums: it
-//! is written last, and tells a directory that is complete.
+//! is written last, and marks a complete directory.
 
 use super::gguf::{
     Array, DEFAULT_ALIGNMENT, Endian, Layout, Metadata, Shape, TensorInfo, Value, ValueType,
@@ -44,29 +44,28 @@ const FILES: &str = "covariance.files";
 /// The index's name in its directory.
 pub const INDEX: &str = "index.gguf";
 
-/// What to do about a directory that cannot be used.
-pub const AGAIN: &str = "remove the directory and collect the covariances again";
+/// The remedy for a directory that cannot be used.
+pub const AGAIN: &str = "remove the directory and collect the Hessians again";
 
 /// Numbers of the upper triangle of a symmetric matrix, its diagonal included.
 pub fn triangle(columns: usize) -> usize {
     columns * (columns + 1) / 2
 }
 
-/// What a file says of its numbers.
+/// The head of a file.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Head {
-    /// The job that it is of.
+    /// The job that wrote it.
     pub key: Key,
     /// The length of an input row.
     pub columns: usize,
     /// Rows that were summed, for each matrix of the tensors.
     pub rows: Vec<u64>,
-    /// The tensors that meet this input.
+    /// The tensors with this input.
     pub tensors: Vec<String>,
 }
 
-/// Which numbers of a file. Those of a single matrix of several are numbered; without a number they
-/// are of all.
+/// A part of a file: of one matrix of several, by its number, or of all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Part {
     /// The mean of `x x^T`.
@@ -102,13 +101,13 @@ impl Part {
 /// Gives the numbers of a part, piece by piece, the same each time.
 pub type Pieces<'p> = Box<dyn Fn(&mut dyn FnMut(&[f32]) -> Result<()>) -> Result<()> + Sync + 'p>;
 
-/// Numbers that are to be written.
+/// A part to be written.
 pub struct Writing<'p> {
-    /// Which.
+    /// The part.
     pub part: Part,
     /// How many rows a sample has; not used by means.
     pub rows: usize,
-    /// Where they come from.
+    /// Its numbers.
     pub pieces: Pieces<'p>,
 }
 
@@ -118,7 +117,7 @@ pub struct Writing<'p> {
 /// Numbers that are not finite; those of the disk.
 ///
 /// # Panics
-/// If a part has not the numbers that it should have.
+/// If a part has another count of numbers than its head says.
 pub fn write(path: &Path, head: &Head, parts: &[Writing<'_>]) -> Result<(String, u64)> {
     let mut infos = Vec::with_capacity(parts.len());
     let mut checksums = Vec::with_capacity(parts.len());
@@ -180,7 +179,7 @@ pub fn write(path: &Path, head: &Head, parts: &[Writing<'_>]) -> Result<(String,
     Ok((checksum, bytes))
 }
 
-/// A file whose head is sound. Its numbers are checked as they are read.
+/// A file with a sound head. Its numbers are checked as they are read.
 pub struct File {
     map: Map,
     head: Head,
@@ -193,7 +192,7 @@ impl File {
     /// Opens a file and reads its head.
     ///
     /// # Errors
-    /// A file that cannot be read, is damaged, or is no covariance.
+    /// A file that cannot be read, is damaged, or is no Hessian.
     pub fn open(path: &Path) -> Result<File> {
         let map = Map::open(path)?;
         let bad = |what: String| Error::Bad {
@@ -209,7 +208,7 @@ impl File {
         })
     }
 
-    /// What it says of its numbers.
+    /// Its head.
     pub fn head(&self) -> &Head {
         &self.head
     }
@@ -227,7 +226,7 @@ impl File {
     /// The numbers of a part: the upper triangle of a mean, row by row, or a sample's rows.
     ///
     /// # Errors
-    /// If they are damaged.
+    /// Damaged numbers.
     pub fn read(&self, part: Part) -> Result<Option<Vec<f32>>> {
         let Some((range, checksum)) = self.parts.get(&part) else {
             return Ok(None);
@@ -303,7 +302,7 @@ fn parsed(bytes: &[u8]) -> std::result::Result<(Head, String, Parts), String> {
     for ((info, offset), checksum) in header.tensors.iter().zip(checksums) {
         let bad = |why: &str| Err(format!("tensor {} {why}", shown(&info.name)));
         let Some(part) = Part::of(&info.name) else {
-            return bad("is no part of a covariance");
+            return bad("is no part of a Hessian");
         };
         if info.ggml_type != GgmlType::F32 {
             return bad("is not f32");
@@ -387,10 +386,10 @@ fn checksum<'c>(head: &Head, parts: impl Iterator<Item = ((&'c str, u64), &'c St
     hex(&Sha256::digest(&packed.0))
 }
 
-/// The files of a directory that is complete.
+/// The files of a complete directory.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Index {
-    /// The job that they are of.
+    /// The job that wrote them.
     pub key: Key,
     /// Names and checksums of the files.
     pub files: Vec<(String, String)>,

@@ -5,8 +5,8 @@ use crate::support::models;
 use crate::support::program::{fail_each, json, killed_when, quantier, succeeds};
 use quantier::convert;
 use quantier::evaluate::windows::Windows;
-use quantier::format::covariance::{File, Head, Index, Part, Writing, triangle, write};
 use quantier::format::gguf::Value;
+use quantier::format::hessian::{File, Head, Index, Part, Writing, triangle, write};
 use quantier::hessian::{self, Hessian, Needs, Store, is_held_out};
 use quantier::imatrix::collect::{Collected, Options, collect};
 use quantier::input::Source;
@@ -505,7 +505,7 @@ fn activations_that_are_not_finite_are_named() {
     assert!(!dir.path().join("a/index.gguf").exists());
 }
 
-fn pieces(numbers: Vec<f32>) -> quantier::format::covariance::Pieces<'static> {
+fn pieces(numbers: Vec<f32>) -> quantier::format::hessian::Pieces<'static> {
     Box::new(move |put| put(&numbers))
 }
 
@@ -651,7 +651,7 @@ fn heads_that_lie_are_refused() {
         write(&path, head, parts).unwrap();
         let error = File::open(&path).err().unwrap().to_string();
         assert!(
-            error.contains(part) && error.contains("collect the covariances again"),
+            error.contains(part) && error.contains("collect the Hessians again"),
             "{part}: {error}"
         );
     };
