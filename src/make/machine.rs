@@ -5,8 +5,8 @@ use super::cost::{Cost, Rounding};
 use crate::format::types::GgmlType;
 use crate::input::Input;
 use crate::model::rows_times_rows;
-use crate::quant::Codec;
-use crate::rounding::{DAMPING, InputFactor, round_rows};
+use crate::progress::Silent;
+use crate::rounding::{DAMPING, InputFactor, InputStatistics, Knowledge, Rounder};
 use crate::sensitivity::Scores;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -79,49 +79,46 @@ impl Machine {
             std::hint::black_box(out);
         });
         let (mut rates, mut with_feedback) = (BTreeMap::new(), BTreeMap::new());
-        let mut factors: BTreeMap<usize, Option<InputFactor>> = BTreeMap::new();
+        let mut statistics: BTreeMap<usize, Option<InputStatistics>> = BTreeMap::new();
         let mut tensors: Vec<_> = scores.tensors.iter().collect();
         tensors.sort_by_key(|t| std::cmp::Reverse(t.weights));
         for scored in tensors {
             let Some(tensor) = input.tensors.iter().find(|t| t.info.name == scored.name) else {
                 continue;
             };
-            let Some(decoder) = Codec::of(tensor.info.ggml_type) else {
-                continue;
-            };
             let [columns, rows, ..] = tensor.info.shape.four();
             let (columns, mut some): (usize, Vec<f32>) = (columns as usize, Vec::new());
-            for codec in scored.choices.iter().filter_map(|c| Codec::of(c.ggml_type)) {
-                if rates.contains_key(&codec.ggml_type) {
+            let choices = scored.choices.iter();
+            for rounder in choices.filter_map(|c| Rounder::new(c.ggml_type, columns)) {
+                let ggml_type = rounder.ggml_type();
+                if rates.contains_key(&ggml_type) {
                     continue;
                 }
                 if some.is_empty() {
-                    // From the middle, as many as there are.
+                    // From the middle.
                     let count = if fed { FED_ROWS.min(rows) } else { 1 };
-                    let first =
-                        (tensor.info.shape.rows() / 2).min(tensor.info.shape.rows() - count);
+                    let all = tensor.info.shape.rows();
+                    let first = (all / 2).min(all - count);
                     some.resize(columns * count as usize, 0.0);
-                    let mut buffer = Vec::new();
-                    decoder.dequantize_row(
-                        input.read(tensor, first..first + count, &mut buffer)?,
-                        &mut some,
-                    );
+                    input.widen_here(tensor, first..first + count, &mut some)?;
                 }
-                let weights = &some[..columns];
                 let importance: Vec<f32> = (0..columns).map(|i| 0.5 + (i % 7) as f32).collect();
-                let row_bytes =
-                    |n: usize| codec.ggml_type.row_bytes(n as u64).unwrap_or(0) as usize;
+                let weights = &some[..columns];
+                let plain = Knowledge {
+                    importance: Some(&importance),
+                    ..Knowledge::default()
+                };
                 let rate_of_type = rate(columns as f64, TYPE_TIME, &|| {
-                    let (mut bytes, mut again) = (vec![0; row_bytes(columns)], vec![0.0; columns]);
-                    codec.quantize_row(weights, Some(&importance), &mut bytes);
-                    codec.dequantize_row(&bytes, &mut again);
-                    std::hint::black_box(again);
+                    try_type(&rounder, weights, &[plain]);
                 });
-                rates.insert(codec.ggml_type, rate_of_type);
+                rates.insert(ggml_type, rate_of_type);
                 // Whole blocks of every type.
                 let fewer = columns.min(FED_COLUMNS);
-                let factor = factors.entry(fewer).or_insert_with(|| made_up(fewer));
-                let Some(factor) = factor.as_ref().filter(|_| fed && codec.takes_feedback()) else {
+                let statistics = statistics.entry(fewer).or_insert_with(|| made_up(fewer));
+                let inputs = statistics
+                    .as_ref()
+                    .filter(|_| fed && rounder.takes_feedback());
+                let Some((inputs, rounder)) = inputs.zip(Rounder::new(ggml_type, fewer)) else {
                     continue;
                 };
                 let rows: Vec<f32> = some
@@ -129,27 +126,23 @@ impl Machine {
                     .flat_map(|row| &row[..fewer])
                     .copied()
                     .collect();
+                // The reference's rounding judges that with feedback.
+                let with_inputs = Knowledge {
+                    inputs: Some(inputs),
+                    ..Knowledge::default()
+                };
+                let plain = Knowledge {
+                    importance: Some(&importance[..fewer]),
+                    ..Knowledge::default()
+                };
                 let rate_of_type = rate(rows.len() as f64, TYPE_TIME, &|| {
-                    // As Rounder::round, but for the products.
-                    let row_bytes = row_bytes(fewer);
-                    let (mut left, mut bytes) =
-                        (rows.clone(), vec![0; rows.len() / fewer * row_bytes]);
-                    round_rows(codec, factor, &mut left, &mut bytes);
-                    codec.dequantize_row(&bytes, &mut left);
-                    for (row, bytes) in rows
-                        .chunks_exact(fewer)
-                        .zip(bytes.chunks_exact_mut(row_bytes))
-                    {
-                        codec.quantize_row(row, Some(&importance[..fewer]), bytes);
-                    }
-                    codec.dequantize_row(&bytes, &mut left);
-                    std::hint::black_box(left);
+                    try_type(&rounder, &rows, &[with_inputs, plain]);
                 });
                 let tried = Tried {
                     rate: rate_of_type,
                     columns: fewer,
                 };
-                with_feedback.insert(codec.ggml_type, tried);
+                with_feedback.insert(ggml_type, tried);
             }
         }
         Ok(Machine {
@@ -190,13 +183,26 @@ impl Machine {
     }
 }
 
-/// The factor of a Hessian with similar neighbours and a few channels far above the others.
-fn made_up(columns: usize) -> Option<InputFactor> {
+/// Rounds rows once with each knowledge, and reads them again.
+fn try_type(rounder: &Rounder, weights: &[f32], knowledge: &[Knowledge<'_>]) {
+    let mut blocks = vec![0; rounder.blocks_bytes(weights.len())];
+    let mut again = vec![0.0; weights.len()];
+    for knowledge in knowledge {
+        // Nothing stops a trial.
+        let _ = rounder.round(weights, knowledge, &mut blocks, &Silent);
+        rounder.widen(&blocks, &mut again);
+    }
+    std::hint::black_box(again);
+}
+
+/// Statistics with a Hessian of similar neighbours and a few channels far above the others.
+fn made_up(columns: usize) -> Option<InputStatistics> {
     let strength = |i: usize| if i.is_multiple_of(97) { 20.0 } else { 1.0 };
     let of =
         |i: usize, j: usize| 0.5f32.powi(i.abs_diff(j).min(64) as i32) * strength(i) * strength(j);
     let mean: Vec<f32> = (0..columns)
         .flat_map(|i| (0..columns).map(move |j| of(i, j)))
         .collect();
-    InputFactor::new(&mean, columns, DAMPING, 1).ok()
+    let factor = InputFactor::new(&mean, columns, DAMPING, 1).ok()?;
+    Some(InputStatistics::unjudged(factor))
 }
