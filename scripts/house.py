@@ -23,7 +23,7 @@ CRATES = """core blocks gguf tokenizer arch allocate round engine report hub qua
 
 # Modules of the program, from the bottom up: each may import those before it.
 MODULES = """
-    text matrix convert input resume model evaluate covariance feedback imatrix frontier quantize verify diff edit make
+    text convert input resume model evaluate hessian imatrix sensitivity quantize verify diff edit make
     publish cli
 """.split()
 

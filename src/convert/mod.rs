@@ -77,7 +77,7 @@ pub enum Error {
     #[error(transparent)]
     Format(#[from] format::Error),
     /// The conversion cannot work; one sentence per reason.
-    #[error("this cannot be done, and nothing was written:\n{}", crate::quantize::by_reason(.0))]
+    #[error("this cannot be done, and nothing was written:\n{}", Problem::by_reason(.0))]
     Impossible(Vec<Problem>),
     /// A weight that `--check` refuses.
     #[error("{}: tensor '{tensor}', row {row}, holds {value}; the checkpoint is damaged", path.display())]

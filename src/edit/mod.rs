@@ -30,7 +30,7 @@ pub enum Error {
     #[error(transparent)]
     Format(#[from] format::Error),
     /// Edits that make no sense; one sentence per reason.
-    #[error("this cannot be done, and nothing was written:\n{}", crate::quantize::by_reason(.0))]
+    #[error("this cannot be done, and nothing was written:\n{}", Problem::by_reason(.0))]
     Impossible(Vec<Problem>),
     /// Stopped from outside.
     #[error("stopped; nothing was written")]

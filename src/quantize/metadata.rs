@@ -145,51 +145,59 @@ pub(super) fn facts(
     Ok(facts)
 }
 
-/// The metadata of an output's first file. After pruning, `block_count` has the architecture and
-/// the layers left.
-pub(super) fn output_metadata<'a>(
-    metadata: &Metadata<'a>,
-    (job, rounding): (&Job, Rounding),
-    file_type: u32,
-    imatrix: Option<&UsedImatrix>,
-    block_count: Option<(&str, u32)>,
-) -> Metadata<'a> {
-    let mut out = metadata.cut_at_zeros();
-    out.set(keys::QUANTIZATION_VERSION, Value::U32(QUANTIZATION_VERSION));
-    out.set(keys::FILE_TYPE, Value::U32(file_type));
-    for key in [keys::SPLIT_NO, keys::SPLIT_COUNT, keys::SPLIT_TENSORS] {
-        out.remove(key);
-    }
-    for one in &job.kv_overrides {
-        out.set(one.key.clone(), one.value.to_value());
-    }
-    if let Some(used) = imatrix {
-        let cut =
-            |s: &str| Value::String(s.as_bytes()[..s.len().min(OVERRIDE_STRING)].to_vec().into());
-        out.set("quantize.imatrix.file", cut(&used.file));
-        if let Some(dataset) = used.imatrix.datasets.first() {
-            out.set("quantize.imatrix.dataset", cut(dataset));
-        }
-        out.set(
-            "quantize.imatrix.entries_count",
-            Value::U32(used.imatrix.entries.len() as u32),
-        );
-        // A count beyond i32 is negative to the reference, which then leaves the key out.
-        if (1..=i32::MAX as u32).contains(&used.imatrix.chunk_count) {
-            out.set(
-                "quantize.imatrix.chunks_count",
-                Value::U32(used.imatrix.chunk_count),
-            );
-        }
-    }
-    set_rounding(&mut out, rounding);
-    if let Some((architecture, layers)) = block_count {
-        out.set(format!("{architecture}.{BLOCK_COUNT}"), Value::U32(layers));
-    }
-    out
+/// What an output changes in the metadata.
+pub(super) struct Changes<'c> {
+    pub(super) overrides: &'c [KvOverride],
+    pub(super) file_type: u32,
+    pub(super) rounding: Rounding,
+    pub(super) imatrix: Option<&'c UsedImatrix>,
+    pub(super) architecture: &'c str,
+    /// The number of layers after pruning.
+    pub(super) layers_left: Option<u32>,
 }
 
-/// Says how weights are rounded, if that is not as the reference does.
+impl Changes<'_> {
+    /// The metadata of the output's first file.
+    pub(super) fn apply<'a>(&self, metadata: &Metadata<'a>) -> Metadata<'a> {
+        let mut out = metadata.cut_at_zeros();
+        out.set(keys::QUANTIZATION_VERSION, Value::U32(QUANTIZATION_VERSION));
+        out.set(keys::FILE_TYPE, Value::U32(self.file_type));
+        for key in [keys::SPLIT_NO, keys::SPLIT_COUNT, keys::SPLIT_TENSORS] {
+            out.remove(key);
+        }
+        for set in self.overrides {
+            out.set(set.key.clone(), set.value.to_value());
+        }
+        if let Some(used) = self.imatrix {
+            let cut = |s: &str| {
+                Value::String(s.as_bytes()[..s.len().min(OVERRIDE_STRING)].to_vec().into())
+            };
+            out.set("quantize.imatrix.file", cut(&used.file));
+            if let Some(dataset) = used.imatrix.datasets.first() {
+                out.set("quantize.imatrix.dataset", cut(dataset));
+            }
+            out.set(
+                "quantize.imatrix.entries_count",
+                Value::U32(used.imatrix.entries.len() as u32),
+            );
+            // A count beyond i32 is negative to the reference, which then leaves the key out.
+            if (1..=i32::MAX as u32).contains(&used.imatrix.chunk_count) {
+                out.set(
+                    "quantize.imatrix.chunks_count",
+                    Value::U32(used.imatrix.chunk_count),
+                );
+            }
+        }
+        set_rounding(&mut out, self.rounding);
+        if let Some(layers) = self.layers_left {
+            let key = format!("{}.{BLOCK_COUNT}", self.architecture);
+            out.set(key, Value::U32(layers));
+        }
+        out
+    }
+}
+
+/// Records a rounding other than the reference's.
 pub(super) fn set_rounding(metadata: &mut Metadata<'_>, rounding: Rounding) {
     match rounding {
         Rounding::Reference => metadata.remove(ROUNDING),

@@ -17,7 +17,6 @@ pub use sequential::SequentialRun;
 use crate::format;
 use crate::plan::recipe::{Problem, Wishes};
 use crate::rounding::{self, NoFactor, Rounding};
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// What to write and where.
@@ -93,7 +92,7 @@ pub enum Error {
         error: NoFactor,
     },
     /// The plan cannot work; one sentence per reason.
-    #[error("this cannot be done, and nothing was written:\n{}", by_reason(.0))]
+    #[error("this cannot be done, and nothing was written:\n{}", Problem::by_reason(.0))]
     Impossible(Vec<Problem>),
     /// Weights that are no numbers, or too large for a type.
     #[error(transparent)]
@@ -139,24 +138,4 @@ impl Error {
     fn impossible(reason: impl Into<String>) -> Error {
         Error::Impossible(vec![Problem::of("", reason)])
     }
-}
-
-/// One paragraph for each reason, with all the tensors that it is true of.
-pub(crate) fn by_reason(problems: &[Problem]) -> String {
-    let mut tensors: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-    for problem in problems {
-        tensors
-            .entry(&problem.reason)
-            .or_default()
-            .push(&problem.tensor);
-    }
-    let paragraph = |(reason, names): (&str, Vec<&str>)| match names.join(", ") {
-        names if names.is_empty() => format!("  - {reason}"),
-        names => format!("  - {reason}: {names}"),
-    };
-    tensors
-        .into_iter()
-        .map(paragraph)
-        .collect::<Vec<_>>()
-        .join("\n")
 }

@@ -1,7 +1,7 @@
 //! The plan: every decision and every refusal, before the first byte is written.
 
 use super::metadata::{
-    KvOverride, OverrideValue, UsedImatrix, facts, file_type_of_copy, output_metadata, set_rounding,
+    Changes, KvOverride, OverrideValue, UsedImatrix, facts, file_type_of_copy, set_rounding,
 };
 use super::rounded::Rounded;
 use super::{Error, Job, Result};
@@ -223,14 +223,15 @@ impl<'a> Plan<'a> {
                     file_type_of_copy(input.metadata(), job, types)
                 }
             };
-            let block_count = layers_left.map(|layers| (&*facts.architecture, layers));
-            let metadata = output_metadata(
-                input.metadata(),
-                (job, request.rounding),
+            let changes = Changes {
+                overrides: &job.kv_overrides,
                 file_type,
-                imatrix.as_ref(),
-                block_count,
-            );
+                rounding: request.rounding,
+                imatrix: imatrix.as_ref(),
+                architecture: &facts.architecture,
+                layers_left,
+            };
+            let metadata = changes.apply(input.metadata());
             let shards = if job.keep_split {
                 tensors
                     .iter()
@@ -372,16 +373,18 @@ fn read_hessians(input: &Input<'_>, job: &Job) -> Result<Option<InputHessians>> 
     };
     let hessians = InputHessians::open(directory)?;
     let misfit = |tensor: &Tensor<'_>| {
-        let [columns, _, matrices, _] = tensor.info.shape.four();
-        let found = hessians.shape(&tensor.info.name)?;
-        (found != [columns as usize, matrices as usize]).then(|| {
-            let of = |[columns, matrices]: [usize; 2]| format!("{columns} channels x {matrices} matrices");
-            let (ours, theirs) = (of([columns as usize, matrices as usize]), of(found));
+        let own = [tensor.info.shape.row_len() as usize, tensor.matrices()];
+        let theirs = hessians.shape(&tensor.info.name)?;
+        let shown =
+            |[channels, matrices]: [usize; 2]| format!("{channels} channels x {matrices} matrices");
+        (theirs != own).then(|| {
             Problem::of(
                 &tensor.info.name,
                 format!(
-                    "{}: these covariances are of {theirs} and {ours} are needed; they are of another model",
-                    directory.display()
+                    "{}: these input Hessians are of {} and {} are needed; they are of another model",
+                    directory.display(),
+                    shown(theirs),
+                    shown(own)
                 ),
             )
         })
@@ -402,7 +405,7 @@ fn read_hessians(input: &Input<'_>, job: &Job) -> Result<Option<InputHessians>> 
                 .next()
                 .map_or(String::new(), |name| format!(" (it has '{name}', for one)"));
             Err(Error::impossible(format!(
-                "{}: these covariances are of none of this model's tensors{example}; they are of another model",
+                "{}: these input Hessians are of none of this model's tensors{example}; they are of another model",
                 directory.display()
             )))
         }

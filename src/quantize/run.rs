@@ -270,15 +270,15 @@ fn stream(
 /// Bands of all rows of a tensor, each with the matrix that it begins in; with `apart`, no band
 /// reaches into a second matrix, since each has inputs of its own.
 fn bands(tensor: &Tensor<'_>, apart: bool) -> impl Iterator<Item = (Range<u64>, usize)> + use<> {
-    let [_, rows_per_matrix, matrices, _] = tensor.info.shape.four();
-    let rows = tensor.info.shape.rows();
+    let (rows, rows_per_matrix) = (tensor.info.shape.rows(), tensor.rows_per_matrix());
+    let matrices = tensor.matrices();
     let step = if apart { rows_per_matrix } else { rows };
     let bands: Vec<_> = (0..rows)
         .step_by(step.max(1) as usize)
         .flat_map(|first| tensor.bands(first..first + step))
         .collect();
     bands.into_iter().map(move |rows| {
-        let matrix = rows.start / rows_per_matrix % matrices;
-        (rows, matrix as usize)
+        let matrix = (rows.start / rows_per_matrix) as usize % matrices;
+        (rows, matrix)
     })
 }

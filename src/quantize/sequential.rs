@@ -82,9 +82,6 @@ impl Plan<'_> {
     }
 }
 
-/// The tables whose rows are the inputs of the first layer.
-const TABLES: [&str; 2] = ["token_embd.weight", "position_embd.weight"];
-
 /// One output on its way through a text.
 struct Pass<'p> {
     plan: &'p Plan<'p>,
@@ -119,10 +116,13 @@ impl Pass<'_> {
         self.plan.outputs[self.output].tensors[index].has_feedback
     }
 
-    /// Rounds the tables.
+    /// Rounds the tables, whose rows are the inputs of the first layer.
     fn round_tables(&self) -> Result<()> {
-        for index in TABLES.iter().filter_map(|table| self.open(table)) {
-            self.round(index, None)?;
+        let entries = self.plan.input.catalog().tensors().iter();
+        for table in entries.filter(|entry| entry.is_table) {
+            if let Some(index) = self.open(&table.name) {
+                self.round(index, None)?;
+            }
         }
         Ok(())
     }
@@ -245,8 +245,10 @@ impl Rounder for Pass<'_> {
                 continue;
             };
             let blocks = self.round(index, inputs.as_ref().filter(|_| number < met.len()))?;
-            // Nothing is computed with the output matrix.
-            if let Some(codec) = self.target(index).filter(|_| name.starts_with("blk.")) {
+            // The output matrix is not used in this pass.
+            let linear = self.plan.input.catalog().linear_named(name);
+            let in_layer = linear.is_some_and(|linear| linear.layer.is_some());
+            if let Some(codec) = self.target(index).filter(|_| in_layer) {
                 let mut weights =
                     vec![0.0; self.plan.tensors[index].tensor.info.shape.elements() as usize];
                 codec.dequantize_row(&blocks, &mut weights);

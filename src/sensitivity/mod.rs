@@ -475,8 +475,7 @@ pub fn importance(input: &Input<'_>, imatrix: &Imatrix) -> Result<BTreeMap<Strin
         let Some(entry) = imatrix.entries.get(&*tensor.info.name) else {
             continue;
         };
-        let [columns, _, matrices, _] = tensor.info.shape.four();
-        let needed = (columns * matrices) as usize;
+        let needed = tensor.info.shape.row_len() as usize * tensor.matrices();
         if entry.sums.len() != needed {
             return Err(Error::Imatrix {
                 tensor: tensor.info.name.to_string(),

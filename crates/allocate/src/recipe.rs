@@ -94,6 +94,26 @@ impl Problem {
             tensor: tensor.to_owned(),
         }
     }
+
+    /// A paragraph for each reason, with all its tensors.
+    pub fn by_reason(problems: &[Problem]) -> String {
+        let mut tensors: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for problem in problems {
+            tensors
+                .entry(&problem.reason)
+                .or_default()
+                .push(&problem.tensor);
+        }
+        let paragraph = |(reason, names): (&str, Vec<&str>)| match names.join(", ") {
+            names if names.is_empty() => format!("  - {reason}"),
+            names => format!("  - {reason}: {names}"),
+        };
+        tensors
+            .into_iter()
+            .map(paragraph)
+            .collect::<Vec<_>>()
+            .join("\n")
+    }
 }
 
 /// Chooses a type for every tensor, in order; the order matters to presets that count. Fails with

@@ -43,9 +43,14 @@ impl Tensor<'_> {
         self.info.shape.four()[2] as usize
     }
 
+    /// Rows of one of its matrices.
+    pub fn rows_per_matrix(&self) -> u64 {
+        self.info.shape.four()[1]
+    }
+
     /// The rows of one of its matrices, counted over all of them.
     pub fn rows_of(&self, matrix: usize) -> Range<u64> {
-        let rows = self.info.shape.four()[1];
+        let rows = self.rows_per_matrix();
         matrix as u64 * rows..(matrix as u64 + 1) * rows
     }
 

@@ -76,6 +76,13 @@ impl Number for f64 {
     const SIGNS: [f64; 3] = [0.0, 1.0, -1.0];
 }
 
+/// Where the rows of a product go.
+struct Place<'o, T> {
+    out: &'o mut [T],
+    /// From a row to the next.
+    step: usize,
+}
+
 /// What a product does to the numbers where it goes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Effect {
@@ -99,7 +106,7 @@ pub fn multiply<T: Number>(
     step: usize,
     split: usize,
 ) {
-    product(a, b, out, step, split, Effect::Replace);
+    product(a, b, Place { out, step }, split, Effect::Replace);
 }
 
 /// `out -= a b`; the rest as [`multiply`].
@@ -113,7 +120,7 @@ pub fn subtract_product<T: Number>(
     step: usize,
     split: usize,
 ) {
-    product(a, b, out, step, split, Effect::Subtract);
+    product(a, b, Place { out, step }, split, Effect::Subtract);
 }
 
 /// `out += a b`; the rest as [`multiply`].
@@ -127,7 +134,7 @@ pub fn add_product<T: Number>(
     step: usize,
     split: usize,
 ) {
-    product(a, b, out, step, split, Effect::Add);
+    product(a, b, Place { out, step }, split, Effect::Add);
 }
 
 /// Adds to `out[i][j]` the product of column `i` of `left` with column `j` of `right`, for `i` in
@@ -160,8 +167,10 @@ pub fn add_columns_times_columns(
     product(
         left.transposed(),
         right,
-        out,
-        columns - from,
+        Place {
+            out,
+            step: columns - from,
+        },
         1,
         Effect::Add,
     );
@@ -170,11 +179,11 @@ pub fn add_columns_times_columns(
 fn product<T: Number>(
     a: View<'_, T>,
     b: View<'_, T>,
-    out: &mut [T],
-    step: usize,
+    place: Place<'_, T>,
     split: usize,
     effect: Effect,
 ) {
+    let Place { out, step } = place;
     let (m, k, n) = (a.rows, a.columns, b.columns);
     assert!(
         b.rows == k && a.is_inside() && b.is_inside(),

@@ -115,7 +115,7 @@ impl Weights<'_> {
         let rows = self.tensor.info.shape.rows();
         let mut blocks = vec![0; rows as usize * rounder.row_bytes()];
         let mut proof = Proof::default();
-        let rows_per_matrix = self.tensor.info.shape.four()[1];
+        let rows_per_matrix = self.tensor.rows_per_matrix();
         let all = blocks.chunks_mut((rows_per_matrix as usize * rounder.row_bytes()).max(1));
         for (number, blocks) in all.enumerate() {
             let matrix = number % self.tensor.matrices();
@@ -298,7 +298,8 @@ impl Weights<'_> {
 
     /// The parts of rows that are of one matrix each.
     fn matrices_of(&self, rows: Range<u64>) -> impl Iterator<Item = Piece> + use<> {
-        let [_, rows_per_matrix, matrices, _] = self.tensor.info.shape.four();
+        let rows_per_matrix = self.tensor.rows_per_matrix();
+        let matrices = self.tensor.matrices() as u64;
         (rows.start / rows_per_matrix..rows.end.div_ceil(rows_per_matrix)).map(move |number| {
             Piece {
                 rows: (number * rows_per_matrix).max(rows.start)
