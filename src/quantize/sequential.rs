@@ -5,12 +5,11 @@ use super::plan::Plan;
 use super::rounded::Rounded;
 use super::{Error, Result};
 use crate::format;
-use crate::model::{self, Engine, Get, Put, Replaced, Rounder};
+use crate::model::{self, Engine, Get, Put, Replaced};
 use crate::progress::Progress;
-use crate::quant::Codec;
 use crate::resume::Resume;
 use crate::rounding::hessian::{PairSums, Store};
-use crate::rounding::{InputStatistics, MatrixKnowledge, NoFactor, OutputFactor};
+use crate::rounding::{InputStatistics, MatrixKnowledge, NoFactor, OutputFactor, Rounder};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -182,12 +181,13 @@ impl Pass<'_> {
         }
     }
 
-    fn target(&self, index: usize) -> Option<&'static Codec> {
-        Codec::of(self.plan.outputs[self.output].tensors[index].chosen.target)
+    /// The rounder of a tensor; `None` if its type holds no weights.
+    fn rounder(&self, index: usize) -> Option<Rounder> {
+        self.plan.rounder(index, self.output).ok()
     }
 }
 
-impl Rounder for Pass<'_> {
+impl model::Rounder for Pass<'_> {
     type Error = Error;
 
     fn wants(&self, tensors: &[String]) -> bool {
@@ -203,7 +203,7 @@ impl Rounder for Pass<'_> {
             .tensors
             .iter()
             .position(|source| *source.tensor.info.name == *table);
-        let Some((index, codec)) = index.and_then(|index| Some((index, self.target(index)?)))
+        let Some((index, rounder)) = index.and_then(|index| Some((index, self.rounder(index)?)))
         else {
             return Ok(());
         };
@@ -212,10 +212,10 @@ impl Rounder for Pass<'_> {
         if !rounded.has(name) {
             return Ok(());
         }
-        let mut blocks = vec![0; codec.ggml_type.row_bytes(columns as u64).unwrap_or(0) as usize];
+        let mut blocks = vec![0; rounder.row_bytes()];
         for (row, numbers) in rows.iter().zip(numbers.chunks_exact_mut(columns)) {
             rounded.read(name, u64::from(*row) * blocks.len() as u64, &mut blocks)?;
-            codec.dequantize_row(&blocks, numbers);
+            rounder.widen(&blocks, numbers);
         }
         Ok(())
     }
@@ -248,10 +248,10 @@ impl Rounder for Pass<'_> {
             // The output matrix is not used in this pass.
             let linear = self.plan.input.catalog().linear_named(name);
             let in_layer = linear.is_some_and(|linear| linear.layer.is_some());
-            if let Some(codec) = self.target(index).filter(|_| in_layer) {
+            if let Some(rounder) = self.rounder(index).filter(|_| in_layer) {
                 let mut weights =
                     vec![0.0; self.plan.tensors[index].tensor.info.shape.elements() as usize];
-                codec.dequantize_row(&blocks, &mut weights);
+                rounder.widen(&blocks, &mut weights);
                 replaced.push(Replaced {
                     name: name.clone(),
                     weights: Arc::new(weights),
