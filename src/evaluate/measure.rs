@@ -9,9 +9,8 @@
 use super::score::{self, Comparison, Distribution};
 use super::windows::Windows;
 use crate::format::logits::{self as stored, Logits, Shape};
-use crate::model::{self, Engine, Head, Hidden, LOGIT_ROWS};
+use crate::model::{self, Engine, Head, Hidden, LOGIT_ROWS, Rows};
 use crate::progress::{Progress, Unit};
-use candle_core::Tensor;
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -137,7 +136,7 @@ struct Output<'m> {
 
 impl Output<'_> {
     /// The activations of a chunk's scored rows, which are kept.
-    fn rows(&self, chunk: usize) -> Result<Tensor> {
+    fn rows(&self, chunk: usize) -> Result<Rows> {
         self.measured
             .hidden
             .rows_of(chunk)
@@ -145,12 +144,10 @@ impl Output<'_> {
     }
 
     /// Logits of some of the rows: `[rows * n_vocab]`.
-    fn logits(&self, rows: &Tensor, chunk: usize, range: &Range<usize>) -> Result<Vec<f32>> {
-        let compute = || {
-            let rows = rows.narrow(0, range.start, range.len())?;
-            self.head.numbers(&rows, chunk, None)
-        };
-        compute().map_err(|e| self.measured.failed(e))
+    fn logits(&self, rows: &Rows, chunk: usize, range: &Range<usize>) -> Result<Vec<f32>> {
+        let logits = self.head.logits(&rows.range(range.clone()), chunk, None);
+        let logits = logits.map_err(|e| self.measured.failed(e))?;
+        Ok(logits.into_numbers())
     }
 
     fn bad(&self, chunk: usize, row: usize, error: score::Error) -> Error {
@@ -300,7 +297,7 @@ fn compare_chunk(
         base_rows
             .iter()
             .for_each(|row| encode(row, saving, &mut saved));
-        let one = |(output, hidden): (&Output<'_>, &Tensor)| -> Result<Vec<Comparison>> {
+        let one = |(output, hidden): (&Output<'_>, &Rows)| -> Result<Vec<Comparison>> {
             let logits = output.logits(hidden, chunk, &range)?;
             let rows = range
                 .clone()
@@ -337,7 +334,7 @@ fn compare_chunk(
 
 /// The base's rows of a chunk.
 enum BaseChunk<'m> {
-    Model(&'m Output<'m>, Tensor),
+    Model(&'m Output<'m>, Rows),
     Stored(&'m str, &'m Logits),
 }
 

@@ -4,7 +4,7 @@
 use super::{EXPERT_SAMPLE, Job, LEAST_ROWS, SAMPLE, is_held_out};
 use crate::format::hessian::{File, Head, INDEX, Index, Part, Writing, write};
 use crate::format::{Error, Result};
-use crate::model::{InputId, Seen, Turns};
+use crate::model::{LinearInput, Turns};
 use quantier_round::hessian::sums::{Kind, Panel, Rows, Work, rows};
 use quantier_round::hessian::{Sample, TOGETHER, check_free};
 use rayon::prelude::*;
@@ -60,8 +60,6 @@ struct Done {
 
 /// What matrices of one chunk have met.
 struct Input {
-    /// Which, if several matrices can meet the same.
-    id: Option<InputId>,
     /// Those that met it, in their order; the first names it.
     tensors: Vec<String>,
     matrix: usize,
@@ -308,38 +306,31 @@ impl<'j> Recorder<'j> {
             .collect()
     }
 
-    /// Takes what a matrix meets.
-    pub(crate) fn input(&self, seen: &Seen<'_>) {
-        let mut inputs = lock(&self.chunks[seen.chunk]);
-        let of_matrix =
-            |input: &&mut Input| input.matrix == seen.matrix && input.matrices == seen.matrices;
-        if let Some(same) = inputs
-            .iter_mut()
-            .filter(of_matrix)
-            .find(|input| input.id == Some(seen.input))
-        {
-            if !same.tensors.iter().any(|tensor| tensor == seen.name) {
-                same.tensors.push(seen.name.to_owned());
-            }
-            return;
-        }
-        // The output matrix meets the rows of a chunk in several parts.
-        if let Some(begun) = inputs
-            .iter_mut()
-            .filter(of_matrix)
-            .find(|input| input.tensors[0] == seen.name)
-        {
-            begun.id = Some(seen.input);
-            begun.rows.extend_from_slice(seen.rows);
+    /// Takes the input of linears.
+    pub(crate) fn input(&self, input: LinearInput<'_>) {
+        let mut inputs = lock(&self.chunks[input.chunk]);
+        let (matrix, matrices) = input
+            .routed
+            .map_or((0, 1), |routed| (routed.expert, routed.experts));
+        // The output matrix reads the rows of a chunk in several parts.
+        let begun = inputs.iter_mut().find(|begun| {
+            (begun.matrix, begun.matrices) == (matrix, matrices)
+                && begun.tensors[0] == input.linears[0]
+        });
+        if let Some(begun) = begun {
+            begun.rows.extend_from_slice(input.rows.numbers());
             return;
         }
         inputs.push(Input {
-            id: Some(seen.input),
-            tensors: vec![seen.name.to_owned()],
-            matrix: seen.matrix,
-            matrices: seen.matrices,
-            columns: seen.columns,
-            rows: seen.rows.to_vec(),
+            tensors: input
+                .linears
+                .iter()
+                .map(|name| (*name).to_owned())
+                .collect(),
+            matrix,
+            matrices,
+            columns: input.rows.columns(),
+            rows: input.rows.numbers().to_vec(),
         });
     }
 
@@ -354,7 +345,6 @@ impl<'j> Recorder<'j> {
     ) {
         let (tensors, rows) = (vec![tensor.to_owned()], of_draws.concat());
         lock(&self.chunks[chunk]).push(Input {
-            id: None,
             tensors,
             matrix: 0,
             matrices: 1,

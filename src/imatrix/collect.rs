@@ -16,7 +16,9 @@ use crate::evaluate::windows::Windows;
 use crate::format;
 use crate::format::snapshot::{Packer, Snapshot, Unpacker};
 use crate::hessian::{self, Recorder};
-use crate::model::{self, Engine, Get, Hidden, LOGIT_ROWS, Observer, Put, Seen, Turns, in_order};
+use crate::model::{
+    self, Engine, Get, Hidden, LOGIT_ROWS, LinearInput, Observer, Put, Tap, Turns, in_order,
+};
 use crate::progress::{Progress, Unit};
 use crate::resume::Resume;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -343,15 +345,11 @@ impl Collector<'_> {
         let mut nll = Vec::with_capacity(labels.len());
         for start in (0..hidden.rows()).step_by(LOGIT_ROWS) {
             let count = LOGIT_ROWS.min(hidden.rows() - start);
-            let logits = head.numbers(
-                &rows.narrow(0, start, count).map_err(model::Error::from)?,
-                chunk,
-                Some(self),
-            )?;
+            let logits = head.logits(&rows.range(start..start + count), chunk, Some(self))?;
             if labels.is_empty() || start + count <= first {
                 continue;
             }
-            for (i, logits) in logits.chunks_exact(logits.len() / count).enumerate() {
+            for (i, logits) in logits.iter().enumerate() {
                 let Some(row) = (start + i)
                     .checked_sub(first)
                     .filter(|row| *row < labels.len())
@@ -407,34 +405,43 @@ impl Collector<'_> {
     }
 }
 
-impl Observer for Collector<'_> {
-    fn input(&self, seen: Seen<'_>) {
-        let mut met = lock(&self.chunks[seen.chunk]);
-        met.last.clear();
-        met.last.push_str(seen.name);
-        let Some(linear) = self.catalog.linear_named(seen.name) else {
-            return;
-        };
-        if self.catalog.in_hessians(linear.id, self.process_output)
-            && let Some(recorder) = &self.recorder
-        {
-            recorder.input(&seen);
+impl Tap for Collector<'_> {
+    fn input(&self, input: LinearInput<'_>) {
+        let mut met = lock(&self.chunks[input.chunk]);
+        let mut in_hessians = Vec::new();
+        let mut added = Ok(());
+        for name in input.linears {
+            met.last.clear();
+            met.last.push_str(name);
+            let Some(linear) = self.catalog.linear_named(name) else {
+                continue;
+            };
+            if self.catalog.in_hessians(linear.id, self.process_output) {
+                in_hessians.push(*name);
+            }
+            if !self.catalog.in_imatrix(linear.id, self.process_output) || added.is_err() {
+                continue;
+            }
+            let matrix = input
+                .routed
+                .map_or([0, 1], |routed| [routed.expert, routed.experts]);
+            let (numbers, columns) = (input.rows.numbers(), input.rows.columns());
+            added = met.sums.add_rows(name, matrix, numbers, columns);
         }
-        if !self.catalog.in_imatrix(linear.id, self.process_output) {
-            return;
-        }
-        let added = met.sums.add_rows(
-            seen.name,
-            [seen.matrix, seen.matrices],
-            seen.rows,
-            seen.columns,
-        );
         drop(met);
+        if let Some(recorder) = self.recorder.as_ref().filter(|_| !in_hessians.is_empty()) {
+            recorder.input(LinearInput {
+                linears: &in_hessians,
+                ..input
+            });
+        }
         if let Err(error) = added {
-            self.fail(seen.chunk, error);
+            self.fail(input.chunk, error);
         }
     }
+}
 
+impl Observer for Collector<'_> {
     fn chunk_done(&self, chunk: usize) -> model::Result<()> {
         if lock(&self.failed).is_none() {
             let sums = std::mem::take(&mut lock(&self.chunks[chunk]).sums);

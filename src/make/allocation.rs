@@ -10,6 +10,7 @@ use crate::arch::{Catalog, Role};
 use crate::format::gguf::{DEFAULT_ALIGNMENT, Value, keys};
 use crate::format::types::GgmlType;
 use crate::input::Input;
+use crate::model::AttentionNumbers;
 use crate::plan::file_type::FileType;
 use crate::plan::frontier::{
     Budget, Choice, Frontier, Item, LayerCache, Memory, Problem, Solution, Surroundings, spread,
@@ -355,12 +356,14 @@ fn problem(input: &Input<'_>, scores: &Scores) -> Problem {
 /// Memory of the model beside its weights.
 fn memory(input: &Input<'_>, model: &Model<'_>) -> Memory {
     let hyper = &model.engine.hyper;
-    let layer = |number: usize| LayerCache {
-        kv_heads: hyper.kv_heads as u64,
-        key_length: hyper.key_length as u64,
-        value_length: hyper.value_length as u64,
-        window: hyper.window_of(number).map(|w| w as u64),
+    let layer = |attention: &AttentionNumbers| LayerCache {
+        kv_heads: attention.kv_heads as u64,
+        key_length: attention.key_length as u64,
+        value_length: attention.value_length as u64,
+        window: attention.window.map(|w| w as u64),
     };
+    let with_attention = || hyper.attention.iter().flatten();
+    let queries = with_attention().map(|attention| attention.heads * attention.key_length);
     let catalog = input.catalog();
     let up = catalog.linears().iter().filter(|l| l.role == Role::FfnUp);
     let rows = up.map(|linear| {
@@ -368,10 +371,10 @@ fn memory(input: &Input<'_>, model: &Model<'_>) -> Memory {
         input.tensor(linear.tensor).info.shape.four()[1] * used.max(1) as u64
     });
     Memory {
-        layers: (0..hyper.layers).map(layer).collect(),
+        layers: with_attention().map(layer).collect(),
         vocabulary: model.engine.vocabulary() as u64,
         embedding: hyper.hidden as u64,
         feed_forward: rows.max().unwrap_or(0),
-        queries: (hyper.heads * hyper.key_length) as u64,
+        queries: queries.max().unwrap_or(0) as u64,
     }
 }

@@ -102,6 +102,8 @@ impl Numbers {
             layer.columns += columns as f64 * share;
             layer.inputs.insert(linear.input, columns as f64 * share);
         }
+        let attention = hyper.attention.iter().flatten();
+        let queries: usize = attention.map(|a| a.heads * a.key_length).sum();
         let most = |of: fn(&Layer) -> f64| layers.values().map(of).fold(0.0, f64::max);
         let calibration = model.texts.calibration()?;
         let context = calibration.n_ctx();
@@ -127,7 +129,7 @@ impl Numbers {
             columns: most(|layer| layer.columns),
             inputs: most(|layer| layer.inputs.values().sum()),
             vocabulary: engine.vocabulary() as f64,
-            attention: 2.0 * (context * hyper.heads * hyper.key_length * hyper.layers) as f64,
+            attention: 2.0 * (context * queries) as f64,
             experts_used: hyper.experts_used,
             model_bytes: input.tensors.iter().map(|t| t.info.bytes()).sum(),
             calibration: (calibration.chunks() * context) as f64,

@@ -3,28 +3,25 @@
 //!
 //! ```text
 //! Engine::trace      the forward pass, which keeps the input of every layer
-//! Engine::backward   labels are drawn from the model's own distribution; their gradient meets the last layer
-//! Backward::layer    each matrix of the next layer towards the input: what it was multiplied by, and the gradient of
-//!                    its product, for some positions of every chunk; None behind the first layer
+//! Engine::backward   labels are drawn from the model's own distribution; their gradient goes to the last layer
+//! Backward::layer    of each linear of the next layer towards the input: its input and its output gradient, for some
+//!                    positions of every chunk; None behind the first layer
 //! Backward::embeddings   the gradient of what the first layer reads
 //! ```
 //!
-//! The gradient is that of `L = sum over positions of ln p(label)`, in nats. There is one forward
-//! pass for both directions: where gradients are wanted, a variable of zeros is added to the
-//! product of every matrix, and candle derives the gradient there.
+//! The gradient is that of `L = sum over positions of ln p(label)`, in nats.
 
-use super::layer::{Angles, Layer, Pass};
+use super::layer::{Bundle, Layer};
+use super::linear::Pass;
+use super::ops::rope::Angles;
+use super::rows::Rows;
 use super::states::States;
-use super::weights::Matrix;
-use super::{Engine, Error, LOGIT_ROWS, Result};
+use super::{Engine, Error, LOGIT_ROWS, LinearInput, OutputGradient, Result, Routed, Tap};
 use crate::format::snapshot::Snapshot;
 use crate::progress::{Progress, Unit};
-use candle_core::backprop::GradStore;
-use candle_core::{Tensor, TensorId, Var};
 use rayon::prelude::*;
-use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// A forward pass of which every layer's input is kept.
 pub struct Trace<'c> {
@@ -50,34 +47,34 @@ pub struct Backward<'e, 'c> {
     /// Gradients of the next layer's output, by chunk, then by draw.
     gradients: States,
     draws: usize,
-    /// Positions that are told, by chunk.
+    /// The positions that are sampled, by chunk.
     sample: &'e [Vec<u32>],
-    angles: (Option<Angles>, Option<Angles>),
+    angles: Vec<Arc<Angles>>,
     /// Layers that are still to come.
     left: usize,
 }
 
-/// What one matrix met, and what it was worth.
-pub struct Met {
-    /// The matrix's tensor.
+/// Inputs and output gradients of one linear, or of one expert's, at the sampled positions.
+pub struct LinearSamples {
+    /// The linear's tensor.
     pub name: String,
-    /// Which matrix of it: the expert, or 0.
+    /// The expert, or 0.
     pub matrix: usize,
-    /// How many matrices it has.
+    /// How many experts the tensor has, or 1.
     pub matrices: usize,
-    /// Length of a row of inputs.
+    /// Length of an input.
     pub columns: usize,
-    /// Length of a row of gradients.
+    /// Length of an output gradient.
     pub width: usize,
     /// In the order of the chunks.
     pub pieces: Vec<Piece>,
 }
 
-/// The part of [`Met`] that is one chunk's.
+/// The part of [`LinearSamples`] that is one chunk's.
 pub struct Piece {
-    /// What the matrix was multiplied by: `[rows, columns]`. Matrices that read the same share it.
+    /// `[rows, columns]`. Linears that read the same input share it.
     pub inputs: Arc<Vec<f32>>,
-    /// The gradient of the products: `[rows, width]` for each draw.
+    /// `[rows, width]` for each draw.
     pub gradients: Vec<Vec<f32>>,
 }
 
@@ -89,40 +86,70 @@ pub struct Embedded {
     pub gradients: Vec<Vec<f32>>,
 }
 
-/// Where the gradients of products are caught: variables of zeros, one added to each product.
-#[derive(Default)]
-pub(super) struct Probes(RefCell<Vec<Probe>>);
+/// Takes samples of one chunk in one layer.
+struct Sampler<'s> {
+    /// Rising.
+    positions: &'s [u32],
+    samples: Mutex<Vec<Sample>>,
+}
 
-struct Probe {
+/// One linear's part of a chunk.
+struct Sample {
     name: String,
     matrix: usize,
     matrices: usize,
-    inputs: Tensor,
-    /// The position of each row; None for all in order.
-    positions: Option<Vec<u32>>,
-    at: Var,
+    columns: usize,
+    width: usize,
+    piece: Piece,
 }
 
-impl Probes {
-    /// The product `y` of `x` and a matrix, of all positions or of those that one expert sees.
-    pub(super) fn catch(
-        &self,
-        x: &Tensor,
-        of: &Matrix,
-        expert: Option<(usize, &[u32])>,
-        y: &Tensor,
-    ) -> Result<Tensor> {
-        let at = Var::zeros(y.shape(), y.dtype(), y.device())?;
-        let caught = (y + at.as_tensor())?;
-        self.0.borrow_mut().push(Probe {
-            name: of.name.clone(),
-            matrix: expert.map_or(0, |(expert, _)| expert),
-            matrices: of.matrices(),
-            inputs: x.detach(),
-            positions: expert.map(|(_, positions)| positions.to_vec()),
-            at,
-        });
-        Ok(caught)
+impl Sampler<'_> {
+    /// The rows of an input that belong to the sampled positions.
+    fn rows(&self, routed: Option<Routed<'_>>, rows: &Rows) -> Vec<f32> {
+        let Some(routed) = routed else {
+            return rows.select(self.positions).into_numbers();
+        };
+        let is_sampled = |position: &u32| self.positions.binary_search(position).is_ok();
+        let sampled = (0u32..).zip(routed.positions);
+        let sampled: Vec<u32> = sampled
+            .filter(|(_, position)| is_sampled(position))
+            .map(|(row, _)| row)
+            .collect();
+        rows.select(&sampled).into_numbers()
+    }
+}
+
+impl Tap for Sampler<'_> {
+    fn input(&self, input: LinearInput<'_>) {
+        let inputs = Arc::new(self.rows(input.routed, input.rows));
+        let (matrix, matrices) = input
+            .routed
+            .map_or((0, 1), |routed| (routed.expert, routed.experts));
+        let sample = |name: &&str| Sample {
+            name: (*name).to_owned(),
+            matrix,
+            matrices,
+            columns: input.rows.columns(),
+            width: 0,
+            piece: Piece {
+                inputs: inputs.clone(),
+                gradients: Vec::new(),
+            },
+        };
+        let mut samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
+        samples.extend(input.linears.iter().map(sample));
+    }
+
+    fn output_gradient(&self, gradient: OutputGradient<'_>) {
+        let matrix = gradient.routed.map_or(0, |routed| routed.expert);
+        let rows = self.rows(gradient.routed, gradient.rows);
+        let mut samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut samples = samples.iter_mut();
+        let sample = samples.find(|s| s.name == gradient.linear && s.matrix == matrix);
+        if let Some(sample) = sample {
+            sample.width = gradient.rows.columns();
+            sample.piece.gradients.push(rows);
+        }
     }
 }
 
@@ -151,7 +178,7 @@ impl<'a> Engine<'a> {
     }
 
     /// Begins at the logits: draws labels and takes their gradient back to the last layer. `sample`
-    /// are the positions of each chunk that are told of, rising.
+    /// are the positions of each chunk that are sampled, rising.
     pub fn backward<'e, 'c>(
         &'e self,
         trace: &'e Trace<'c>,
@@ -176,13 +203,8 @@ impl<'a> Engine<'a> {
                     if progress.cancelled() {
                         return Err(Error::Cancelled);
                     }
-                    let rows = Tensor::from_slice(
-                        rows,
-                        (rows.len() / width, width),
-                        self.weights.device(),
-                    )?;
-                    let logits = head.numbers(&rows, chunk, None)?;
-                    let vocabulary = logits.len() / rows.dim(0)?;
+                    let rows = Rows::new(rows.to_vec(), width);
+                    let logits = head.logits(&rows, chunk, None)?;
                     for (draw, out) in out.iter_mut().enumerate() {
                         let of_row = |(row, logits): (usize, &[f32])| {
                             label_gradient(
@@ -190,12 +212,10 @@ impl<'a> Engine<'a> {
                                 labels.random(chunk, block * LOGIT_ROWS + row, draw),
                             )
                         };
-                        let gradient = logits
-                            .chunks_exact(vocabulary)
-                            .enumerate()
-                            .flat_map(of_row)
-                            .collect();
-                        out.extend(head.derivative(&rows, &logits, gradient)?);
+                        let gradient = logits.iter().enumerate().flat_map(of_row).collect();
+                        let gradient = Rows::new(gradient, logits.columns());
+                        let gradient = head.derivative(&rows, &logits, gradient)?;
+                        out.extend_from_slice(gradient.numbers());
                     }
                 }
                 progress.advance(1);
@@ -284,126 +304,89 @@ impl Backward<'_, '_> {
         self.gradients.copy(slot)
     }
 
-    /// What the matrices of the next layer towards the input met; the number of the layer with it.
+    /// Samples of the linears of the next layer towards the input; the number of the layer with
+    /// them.
     ///
     /// # Errors
     /// A gradient that is not finite: the layer and the chunk are named.
-    pub fn layer(&mut self, progress: &dyn Progress) -> Result<Option<(usize, Vec<Met>)>> {
+    pub fn layer(
+        &mut self,
+        progress: &dyn Progress,
+    ) -> Result<Option<(usize, Vec<LinearSamples>)>> {
         let Some(number) = self.left.checked_sub(1) else {
             return Ok(None);
         };
         let engine = self.engine;
         let chunks = self.trace.chunks.len();
         progress.at(&format!("layer {number}"));
-        let told: Result<Vec<_>> = engine.pool.install(|| {
-            let layer = Layer::load(
-                &engine.weights,
-                &engine.hyper,
-                number,
-                &self.angles.0,
-                &self.angles.1,
-            )?;
+        let samples: Result<Vec<_>> = engine.pool.install(|| {
+            let layer = Layer::load(&engine.weights, &engine.layers[number], &self.angles)?;
             let one = |chunk: usize| {
                 if progress.cancelled() {
                     return Err(Error::Cancelled);
                 }
-                let told = self.chunk(&layer, [number, chunk], progress)?;
+                let samples = self.chunk(&layer, [number, chunk], progress)?;
                 progress.advance(1);
-                Ok(told)
+                Ok(samples)
             };
             (0..chunks).into_par_iter().map(one).collect()
         });
-        let mut met: BTreeMap<(String, usize), Met> = BTreeMap::new();
-        for (probe, piece) in told?.into_iter().flatten() {
-            let all = met
-                .entry((probe.name.clone(), probe.matrix))
-                .or_insert_with(|| Met {
-                    columns: probe.inputs.dims()[1],
-                    width: probe.at.dims()[1],
-                    name: probe.name,
-                    matrix: probe.matrix,
-                    matrices: probe.matrices,
+        let mut linears: BTreeMap<(String, usize), LinearSamples> = BTreeMap::new();
+        for sample in samples?.into_iter().flatten() {
+            let all = linears
+                .entry((sample.name.clone(), sample.matrix))
+                .or_insert_with(|| LinearSamples {
+                    name: sample.name,
+                    matrix: sample.matrix,
+                    matrices: sample.matrices,
+                    columns: sample.columns,
+                    width: sample.width,
                     pieces: Vec::new(),
                 });
-            all.pieces.push(piece);
+            all.pieces.push(sample.piece);
         }
         self.left = number;
-        Ok(Some((number, met.into_values().collect())))
+        Ok(Some((number, linears.into_values().collect())))
     }
 
     /// One chunk through one layer and back.
     fn chunk(
         &self,
-        layer: &Layer<'_>,
+        layer: &Layer,
         [number, chunk]: [usize; 2],
         progress: &dyn Progress,
-    ) -> Result<Vec<(Probe, Piece)>> {
-        let (chunks, shape) = (
-            self.trace.chunks.len(),
-            (self.trace.positions, self.engine.hyper.hidden),
-        );
-        let device = self.engine.weights.device();
-        let x = Var::from_vec(
-            self.trace.states.copy(number * chunks + chunk)?,
-            shape,
-            device,
-        )?;
-        let probes = Probes::default();
+    ) -> Result<Vec<Sample>> {
+        let (chunks, hidden) = (self.trace.chunks.len(), self.engine.hyper.hidden);
+        let sampler = Sampler {
+            positions: &self.sample[chunk],
+            samples: Mutex::default(),
+        };
         let pass = Pass {
             chunk,
-            observer: None,
+            tap: Some(&sampler),
+            recording: true,
             split: self.engine.split(chunks),
-            probes: Some(&probes),
             progress,
         };
-        let y = layer.forward(x.as_tensor(), pass)?;
-        let probes = probes.0.into_inner();
-        let rows: Vec<_> = probes
-            .iter()
-            .map(|p| rows_of(p, &self.sample[chunk]))
-            .collect();
-        let selected = |x: &Tensor, rows: &[u32]| -> Result<Vec<f32>> {
-            let rows = Tensor::from_slice(rows, rows.len(), device)?;
-            Ok(x.index_select(&rows, 0)?.flatten_all()?.to_vec1()?)
-        };
-        let mut gradients = vec![Vec::with_capacity(self.draws); probes.len()];
+        let stream = Rows::new(self.trace.input(number, chunk)?, hidden);
+        let (_, tape) = layer.record(Bundle { stream }, &pass)?;
         for draw in 0..self.draws {
             let slot = chunk * self.draws + draw;
-            if progress.cancelled() {
-                return Err(Error::Cancelled);
-            }
-            let upstream = Tensor::from_vec(self.gradients.take(slot)?, shape, device)?;
-            let store = (&y * upstream)?.sum_all()?.backward()?;
-            let below = numbers_at(&store, &x)?;
-            if !below.iter().fold(true, |all, g| all & g.is_finite()) {
+            let stream = Rows::new(self.gradients.take(slot)?, hidden);
+            let below = layer.backward(&tape, Bundle { stream }, &pass)?.stream;
+            if !below.is_finite() {
                 return Err(Error::GradientNotFinite {
                     layer: number,
                     chunk,
                 });
             }
-            self.gradients.put(slot, below)?;
-            for ((gradients, probe), rows) in gradients.iter_mut().zip(&probes).zip(&rows) {
-                gradients.push(match store.get(&probe.at) {
-                    Some(gradient) => selected(gradient, rows)?,
-                    None => vec![0.0; rows.len() * probe.at.dims()[1]],
-                });
-            }
+            self.gradients.put(slot, below.into_numbers())?;
         }
-        let mut shared: HashMap<(TensorId, Option<usize>), Arc<Vec<f32>>> = HashMap::new();
-        let mut told = Vec::with_capacity(probes.len());
-        for ((probe, rows), gradients) in probes.into_iter().zip(&rows).zip(gradients) {
-            let key = (
-                probe.inputs.id(),
-                probe.positions.is_some().then_some(probe.matrix),
-            );
-            let inputs = match shared.get(&key) {
-                Some(inputs) => inputs.clone(),
-                None => Arc::new(selected(&probe.inputs, rows)?),
-            };
-            shared.insert(key, inputs.clone());
-            told.push((probe, Piece { inputs, gradients }));
-        }
-        Ok(told)
+        drop(tape);
+        Ok(sampler
+            .samples
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The gradients of the embeddings, chunk by chunk; behind the last layer only.
@@ -428,15 +411,12 @@ impl Backward<'_, '_> {
 
 impl Trace<'_> {
     /// What the head reads of a chunk: `[positions, hidden]`.
-    pub fn output(&self, engine: &Engine<'_>, chunk: usize) -> Result<Tensor> {
-        let hidden = self
-            .states
-            .copy(engine.hyper.layers * self.chunks.len() + chunk)?;
-        Ok(Tensor::from_vec(
-            hidden,
-            (self.positions, engine.hyper.hidden),
-            engine.weights.device(),
-        )?)
+    ///
+    /// # Errors
+    /// If the temporary file cannot be read.
+    pub fn output(&self, engine: &Engine<'_>, chunk: usize) -> Result<Rows> {
+        let hidden = self.input(engine.hyper.layers, chunk)?;
+        Ok(Rows::new(hidden, engine.hyper.hidden))
     }
 
     /// What a layer reads of a chunk, or, behind the last layer, what comes out: `[positions *
@@ -448,30 +428,6 @@ impl Trace<'_> {
     /// The chunks of tokens.
     pub fn chunks(&self) -> &[Vec<u32>] {
         self.chunks
-    }
-}
-
-/// The rows of a probe that belong to these positions.
-fn rows_of(probe: &Probe, sample: &[u32]) -> Vec<u32> {
-    match &probe.positions {
-        None => sample.to_vec(),
-        Some(positions) => {
-            let told = |(_, position): &(usize, &u32)| sample.binary_search(position).is_ok();
-            positions
-                .iter()
-                .enumerate()
-                .filter(told)
-                .map(|(row, _)| row as u32)
-                .collect()
-        }
-    }
-}
-
-/// The gradient of a variable; zeros if nothing depends on it.
-fn numbers_at(store: &GradStore, of: &Var) -> Result<Vec<f32>> {
-    match store.get(of.as_tensor()) {
-        Some(gradient) => Ok(gradient.flatten_all()?.to_vec1()?),
-        None => Ok(vec![0.0; of.elem_count()]),
     }
 }
 

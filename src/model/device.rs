@@ -1,35 +1,117 @@
-//! Where tensors are computed.
+//! Where products with weights are computed: on the CPU by our own code, or behind a [`Backend`]
+//! that a feature of the build brings.
 
-use candle_core::Device;
+use super::Result;
+use super::rows::Rows;
+use std::fmt;
+use std::sync::Arc;
+
+/// What multiplies activations by weights instead of the CPU.
+pub trait Backend: Send + Sync {
+    /// Takes the weights of one or more matrices `[rows, columns]` that follow each other.
+    ///
+    /// # Errors
+    /// If there is no room for them.
+    fn upload(&self, weights: &[f32], shape: [usize; 2]) -> Result<Arc<dyn Uploaded>>;
+}
+
+/// Weights that a [`Backend`] has taken.
+pub trait Uploaded: Send + Sync {
+    /// The product of activations with one of the matrices.
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn product(&self, matrix: usize, x: &Rows) -> Result<Rows>;
+}
+
+/// Where products with weights are computed.
+#[derive(Clone)]
+pub struct Device {
+    name: String,
+    backend: Option<Arc<dyn Backend>>,
+}
+
+impl fmt::Debug for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name)
+    }
+}
+
+impl Default for Device {
+    /// The CPU: by the library of the features `mkl` and `accelerate`, else by our own code.
+    fn default() -> Device {
+        #[cfg(any(feature = "mkl", feature = "accelerate"))]
+        let backend = Some(super::candle::Candle::cpu());
+        #[cfg(not(any(feature = "mkl", feature = "accelerate")))]
+        let backend = None;
+        Device {
+            name: "Cpu".into(),
+            backend,
+        }
+    }
+}
+
+impl Device {
+    /// Whether products are computed by our own code.
+    pub(super) fn is_own(&self) -> bool {
+        self.backend.is_none()
+    }
+
+    pub(super) fn upload(
+        &self,
+        weights: &[f32],
+        shape: [usize; 2],
+    ) -> Result<Option<Arc<dyn Uploaded>>> {
+        let backend = self.backend.as_ref();
+        backend
+            .map(|backend| backend.upload(weights, shape))
+            .transpose()
+    }
+}
 
 /// The device of a name: `cpu`, `cuda` or `cuda:1`, `metal` or `metal:1`.
 ///
 /// # Errors
 /// A name that is none of these, a device that this build lacks (the error names the feature to
 /// build with), a device that this computer lacks.
-pub fn device(name: &str) -> Result<Device, String> {
+pub fn device(name: &str) -> std::result::Result<Device, String> {
     let (kind, number) = name.split_once(':').unwrap_or((name, "0"));
     let unknown =
         || format!("no device is called '{name}'; there are cpu, cuda, cuda:N, metal and metal:N");
     let number: usize = number.parse().map_err(|_| unknown())?;
-    let (built, opened) = match kind {
-        "cpu" if !name.contains(':') => return Ok(Device::Cpu),
-        "cuda" => (
-            cfg!(feature = "cuda"),
-            Device::new_cuda as fn(usize) -> candle_core::Result<Device>,
-        ),
-        "metal" => (
-            cfg!(feature = "metal"),
-            Device::new_metal as fn(usize) -> candle_core::Result<Device>,
-        ),
-        _ => return Err(unknown()),
-    };
-    if !built {
-        return Err(format!(
-            "this build computes on the CPU only; build with `cargo build --release --features {kind}`"
-        ));
+    match kind {
+        "cpu" if !name.contains(':') => Ok(Device::default()),
+        "cuda" | "metal" => {
+            let backend = open(kind, number)?;
+            Ok(Device {
+                name: format!("{kind}:{number}"),
+                backend: Some(backend),
+            })
+        }
+        _ => Err(unknown()),
     }
-    opened(number).map_err(|e| format!("cannot open {kind}:{number}: {e}"))
+}
+
+#[cfg(feature = "candle")]
+fn open(kind: &str, number: usize) -> std::result::Result<Arc<dyn Backend>, String> {
+    use super::candle::Candle;
+    match kind {
+        "cuda" if cfg!(feature = "cuda") => Candle::cuda(number),
+        "metal" if cfg!(feature = "metal") => Candle::metal(number),
+        _ => return Err(lacking(kind)),
+    }
+    .map_err(|e| format!("cannot open {kind}:{number}: {e}"))
+}
+
+#[cfg(not(feature = "candle"))]
+fn open(kind: &str, _: usize) -> std::result::Result<Arc<dyn Backend>, String> {
+    Err(lacking(kind))
+}
+
+fn lacking(kind: &str) -> String {
+    format!(
+        "this build computes on the CPU only; build with `cargo build --release --features {kind}`"
+    )
 }
 
 #[cfg(test)]
@@ -37,8 +119,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_device_that_is_not_there_is_told_from_one_that_is_not_known() {
-        assert!(device("cpu").unwrap().is_cpu());
+    fn unknown_and_missing_devices_have_their_own_messages() {
+        assert_eq!(device("cpu").unwrap().name, "Cpu");
         for name in [
             "", "gpu", "cpu:1", "cuda:", "cuda:x", "metal:-1", "cuda:0:1",
         ] {
@@ -47,11 +129,14 @@ mod tests {
                 "{name}"
             );
         }
-        if !cfg!(feature = "cuda") {
-            assert!(device("cuda:1").unwrap_err().contains("--features cuda"));
-        }
-        if !cfg!(feature = "metal") {
-            assert!(device("metal").unwrap_err().contains("--features metal"));
+        for (name, feature) in [("cuda:1", "--features cuda"), ("metal", "--features metal")] {
+            let built = match feature {
+                "--features cuda" => cfg!(feature = "cuda"),
+                _ => cfg!(feature = "metal"),
+            };
+            if !built {
+                assert!(device(name).unwrap_err().contains(feature));
+            }
         }
     }
 }

@@ -1,20 +1,20 @@
 //! From hidden activations to logits: the last norm and the output matrix.
 
 use super::hyper::Hyper;
-use super::layer::{Normalizer, Pass};
-use super::product::{is_ours, numbers, product_numbers};
-use super::rows::bend;
-use super::weights::{Matrix, Weights};
-use super::{Engine, LOGIT_ROWS, Observer, Result};
+use super::linear::{Linear, Norm, Pass};
+use super::ops::elementwise::{add, scale, soft_cap};
+use super::ops::product::product_derivative;
+use super::rows::Rows;
+use super::spec::LinearSpec;
+use super::weights::Weights;
+use super::{Engine, LOGIT_ROWS, LinearInput, Result, Tap};
 use crate::matrix::{View, multiply};
 use crate::progress::Silent;
-use crate::vector::vectorized;
-use candle_core::Tensor;
 
 /// From hidden activations to logits.
 pub struct Head<'e> {
     hyper: &'e Hyper,
-    norm: Option<Normalizer>,
+    norm: Option<Norm>,
     output: Output<'e>,
     /// Added to the products with the output matrix.
     bias: Option<Vec<f32>>,
@@ -22,7 +22,7 @@ pub struct Head<'e> {
 
 enum Output<'e> {
     /// Widened for good.
-    Whole(Matrix),
+    Whole(Linear),
     /// Some rows at a time, for a memory that the whole would take too much of. Every call widens
     /// all of them again.
     Bands {
@@ -59,7 +59,7 @@ impl Engine<'_> {
     /// Rows of the output matrix that a thread widens at a time, if the whole is too large.
     fn band(&self) -> Option<usize> {
         let row = (self.hyper.hidden as u64 * 4).max(1);
-        let limit = self.max_memory.filter(|_| self.weights.device().is_cpu())?;
+        let limit = self.max_memory.filter(|_| self.weights.device().is_own())?;
         if self.vocabulary() as u64 * row <= limit / PART_OF_MEMORY {
             return None;
         }
@@ -79,31 +79,39 @@ impl Engine<'_> {
                     rows,
                     band,
                 },
-                None => Output::Whole(
-                    self.weights
-                        .matrix(name.trim_end_matches(".weight"), &[rows, hyper.hidden])?,
-                ),
+                None => Output::Whole(self.weights.linear(&self.output_spec())?),
             };
             let bias = match &output {
-                Output::Whole(matrix) => matrix.bias.as_ref().map(Tensor::to_vec1).transpose()?,
+                Output::Whole(linear) => linear.bias.clone(),
                 Output::Bands { .. } => None,
             };
+            let norm = self.output_norm.as_ref();
             Ok(Head {
                 hyper,
-                norm: Normalizer::output(&self.weights, hyper)?,
+                norm: norm.map(|norm| self.weights.norm(norm)).transpose()?,
                 output,
                 bias,
             })
         })
     }
+
+    /// The output matrix.
+    pub(super) fn output_spec(&self) -> LinearSpec {
+        LinearSpec {
+            stem: self.output_name().trim_end_matches(".weight").into(),
+            experts: None,
+            rows: self.vocabulary(),
+            columns: self.hyper.hidden,
+        }
+    }
 }
 
 impl Head<'_> {
-    /// What the output matrix is multiplied by: hidden activations `[rows, hidden]`, normalized.
-    pub fn normalized(&self, hidden: &Tensor) -> Result<Tensor> {
+    /// The output matrix's input: hidden activations `[rows, hidden]`, normalized.
+    pub fn normalized(&self, hidden: &Rows) -> Rows {
         self.norm
             .as_ref()
-            .map_or_else(|| Ok(hidden.clone()), |norm| norm.apply(hidden))
+            .map_or_else(|| hidden.clone(), |norm| norm.of(hidden))
     }
 
     /// The logit that a product with a row of the output matrix becomes, and its derivative.
@@ -119,157 +127,104 @@ impl Head<'_> {
         }
     }
 
-    /// The gradient of hidden activations `[rows, hidden]`, of that of their logits: `[rows *
+    /// The gradient of hidden activations `[rows, hidden]`, of that of their logits: `[rows,
     /// vocabulary]` each.
     pub(super) fn derivative(
         &self,
-        hidden: &Tensor,
-        logits: &[f32],
-        mut gradient: Vec<f32>,
-    ) -> Result<Vec<f32>> {
-        let (rows, columns) = hidden.dims2()?;
-        let scale = self.hyper.logit_scale;
+        hidden: &Rows,
+        logits: &Rows,
+        mut gradient: Rows,
+    ) -> Result<Rows> {
         if let Some(cap) = self.hyper.logit_cap {
             gradient
+                .numbers_mut()
                 .iter_mut()
-                .zip(logits)
+                .zip(logits.numbers())
                 .for_each(|(g, logit)| *g *= 1.0 - (logit / cap).powi(2));
         }
-        if scale != 1.0 {
-            gradient.iter_mut().for_each(|g| *g *= scale);
-        }
-        let vocabulary = gradient.len() / rows.max(1);
-        let mut of_inputs = vec![0.0f32; rows * columns];
-        let all = View::new(&gradient, rows, vocabulary, vocabulary);
-        match &self.output {
-            Output::Whole(matrix) => numbers(&matrix.weight, |table| {
-                multiply(
-                    all,
-                    View::new(table, vocabulary, columns, columns),
-                    &mut of_inputs,
-                    columns,
-                    1,
-                );
-                Ok(())
-            })?,
-            Output::Bands {
-                weights,
-                name,
-                rows: vocabulary,
-                band,
-            } => {
-                let mut part = vec![0.0f32; rows * columns];
-                for start in (0..*vocabulary).step_by(*band) {
-                    let end = (start + band).min(*vocabulary);
-                    let table = weights.band(name, start..end, columns)?;
-                    let some = View::new(&gradient[start..], rows, end - start, *vocabulary);
-                    multiply(
-                        some,
-                        View::new(&table, end - start, columns, columns),
-                        &mut part,
-                        columns,
-                        1,
+        scale(gradient.numbers_mut(), self.hyper.logit_scale);
+        let mut of_input = match &self.output {
+            Output::Whole(linear) => product_derivative(&gradient, &linear.weights, 1),
+            Output::Bands { .. } => {
+                let mut sum = Rows::zeros(hidden.len(), hidden.columns());
+                self.bands(|start, table| {
+                    let rows = table.len() / hidden.columns();
+                    let part = gradient.columns_range(start..start + rows);
+                    add(
+                        sum.numbers_mut(),
+                        product_derivative(&part, table, 1).numbers(),
                     );
-                    of_inputs
-                        .iter_mut()
-                        .zip(&part)
-                        .for_each(|(sum, part)| *sum += part);
-                }
+                })?;
+                sum
             }
+        };
+        if let Some(norm) = &self.norm {
+            norm.derivative(hidden.numbers(), of_input.numbers_mut());
         }
-        let of_inputs = Tensor::from_vec(of_inputs, (rows, columns), hidden.device())?;
-        let hidden = candle_core::Var::from_tensor(hidden)?;
-        let store = (self.normalized(hidden.as_tensor())? * of_inputs)?
-            .sum_all()?
-            .backward()?;
-        let of_hidden = store
-            .get(hidden.as_tensor())
-            .map(|g| g.flatten_all()?.to_vec1());
-        Ok(of_hidden.unwrap_or_else(|| Ok(vec![0.0; rows * columns]))?)
+        Ok(of_input)
     }
 
     /// Logits `[rows, vocabulary]` of hidden activations `[rows, hidden]` of a chunk, on the
     /// calling thread.
-    pub fn logits(
-        &self,
-        hidden: &Tensor,
-        chunk: usize,
-        observer: Option<&dyn Observer>,
-    ) -> Result<Tensor> {
-        let logits = self.numbers(hidden, chunk, observer)?;
-        let rows = hidden.dim(0)?;
-        let vocabulary = logits.len() / rows.max(1);
-        Ok(Tensor::from_vec(
-            logits,
-            (rows, vocabulary),
-            hidden.device(),
-        )?)
-    }
-
-    /// The same as numbers of this computer, row by row.
-    pub fn numbers(
-        &self,
-        hidden: &Tensor,
-        chunk: usize,
-        observer: Option<&dyn Observer>,
-    ) -> Result<Vec<f32>> {
-        let x = self.normalized(hidden)?;
+    ///
+    /// # Errors
+    /// If the output matrix cannot be read, or a device fails.
+    pub fn logits(&self, hidden: &Rows, chunk: usize, tap: Option<&dyn Tap>) -> Result<Rows> {
+        let x = self.normalized(hidden);
         let pass = Pass {
             chunk,
-            observer,
+            tap,
+            recording: false,
             split: 1,
-            probes: None,
             progress: &Silent,
         };
         let mut logits = match &self.output {
-            Output::Whole(matrix) if is_ours(&x) && matrix.bias.is_none() => {
-                pass.see(&x, &matrix.name, [0, 1])?;
-                product_numbers(&x, &matrix.weight, 1)?
+            Output::Whole(linear) => {
+                pass.input(&[linear], None, &x)?;
+                pass.times(linear, &x)?
             }
-            Output::Whole(matrix) => pass.times(&x, matrix)?.flatten_all()?.to_vec1()?,
-            Output::Bands {
-                weights,
-                name,
-                rows,
-                band,
-            } => {
-                pass.see(&x, name, [0, 1])?;
-                in_bands(&x, weights, name, *rows, *band)?
+            Output::Bands { name, rows, .. } => {
+                if let Some(tap) = tap {
+                    tap.input(LinearInput {
+                        chunk,
+                        linears: &[name],
+                        routed: None,
+                        rows: &x,
+                    });
+                }
+                let mut out = Rows::zeros(x.len(), *rows);
+                self.bands(|start, table| {
+                    let columns = x.columns();
+                    let table = View::new(table, table.len() / columns, columns, columns);
+                    let out = &mut out.numbers_mut()[start..];
+                    multiply(x.view(), table.transposed(), out, *rows, 1);
+                })?;
+                out
             }
         };
-        let scale = self.hyper.logit_scale;
-        if scale != 1.0 {
-            vectorized(|| logits.iter_mut().for_each(|x| *x *= scale));
+        scale(logits.numbers_mut(), self.hyper.logit_scale);
+        if let Some(cap) = self.hyper.logit_cap {
+            soft_cap(logits.numbers_mut(), cap);
         }
-        bend(&mut logits, self.hyper.logit_cap);
         Ok(logits)
     }
-}
 
-/// The product with the rows of a table, of which `band` are widened at a time.
-fn in_bands(
-    x: &Tensor,
-    weights: &Weights<'_>,
-    name: &str,
-    rows: usize,
-    band: usize,
-) -> Result<Vec<f32>> {
-    let (count, columns) = x.dims2()?;
-    let mut out = vec![0.0f32; count * rows];
-    for start in (0..rows).step_by(band) {
-        let end = (start + band).min(rows);
-        let table = weights.band(name, start..end, columns)?;
-        numbers(x, |x| {
-            let table = View::new(&table, end - start, columns, columns).transposed();
-            multiply(
-                View::new(x, count, columns, columns),
-                table,
-                &mut out[start..],
-                rows,
-                1,
-            );
-            Ok(())
-        })?;
+    /// Shows the output matrix band by band of rows, with the number of the band's first row;
+    /// nothing if it is widened for good.
+    fn bands(&self, mut show: impl FnMut(usize, &[f32])) -> Result<()> {
+        let Output::Bands {
+            weights,
+            name,
+            rows,
+            band,
+        } = &self.output
+        else {
+            return Ok(());
+        };
+        for start in (0..*rows).step_by(*band) {
+            let end = (start + band).min(*rows);
+            show(start, &weights.band(name, start..end, self.hyper.hidden)?);
+        }
+        Ok(())
     }
-    Ok(out)
 }

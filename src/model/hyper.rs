@@ -4,8 +4,10 @@ use super::{Error, Result};
 use crate::arch::{Architecture, Decoder, Window};
 use crate::format::gguf::{Metadata, Value, keys};
 
-/// The most layers, heads or numbers in a row that are believed.
+/// The most heads or numbers in a row that are believed.
 const LIMIT: u64 = 1 << 24;
+/// The most layers that are believed.
+const LAYERS: usize = 1 << 14;
 
 /// Everything about a decoder that is not a matrix. Lengths are counted in numbers.
 #[derive(Clone, Debug)]
@@ -18,24 +20,14 @@ pub struct Hyper {
     pub layers: usize,
     /// Length of the activations between layers.
     pub hidden: usize,
-    /// Heads of queries.
-    pub heads: usize,
-    /// Heads of keys and values; each serves `heads / kv_heads` heads of queries.
-    pub kv_heads: usize,
-    /// Length of a head of queries and keys.
-    pub key_length: usize,
-    /// Length of a head of values.
-    pub value_length: usize,
-    /// Added to what norms divide by.
+    /// The attention of every layer; None in a layer without.
+    pub attention: Vec<Option<AttentionNumbers>>,
+    /// Whether a layer has a feed-forward network.
+    pub has_ffn: Vec<bool>,
+    /// Added to the divisor of norms.
     pub epsilon: f32,
-    /// How positions rotate.
-    pub rotation: Rotation,
-    /// The same in layers with a window, if it differs.
-    pub windowed_rotation: Rotation,
-    /// Tokens that layers with a window see.
-    pub window: Option<usize>,
-    /// Which layers have a window: all but the last of each so many.
-    pub window_pattern: usize,
+    /// How positions rotate, in one or more ways.
+    pub rotations: Vec<Rotation>,
     /// Scores of attention are multiplied by this.
     pub score_scale: f32,
     /// Scores of attention are bent to stay below this.
@@ -56,11 +48,28 @@ pub struct Hyper {
     pub expert_scale: f32,
 }
 
+/// The attention of one layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttentionNumbers {
+    /// Heads of queries.
+    pub heads: usize,
+    /// Heads of keys and values; each serves `heads / kv_heads` heads of queries.
+    pub kv_heads: usize,
+    /// Length of a head of queries and keys.
+    pub key_length: usize,
+    /// Length of a head of values.
+    pub value_length: usize,
+    /// Tokens that a token sees, itself among them; None for all.
+    pub window: Option<usize>,
+    /// Which of [`Hyper::rotations`] it takes; None if it does not rotate.
+    pub rotation: Option<usize>,
+}
+
 /// How positions rotate queries and keys: RoPE, its linear interpolation, and YaRN (Peng et al.
 /// 2023).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rotation {
-    /// Numbers of a head that are rotated.
+    /// RoPE dimensions per head.
     pub length: usize,
     /// Base of the angles.
     pub base: f32,
@@ -76,6 +85,8 @@ pub struct Rotation {
     pub beta_slow: f32,
     /// The context that the model was trained for before its positions were stretched.
     pub original_context: usize,
+    /// Whether the file's tensors of factors divide its angles.
+    pub has_factors: bool,
 }
 
 struct Keys<'a> {
@@ -113,6 +124,25 @@ impl Keys<'_> {
         }
     }
 
+    /// One number for all layers, or a list with one for each.
+    fn per_layer(&self, key: &str, layers: usize) -> Result<Option<Vec<usize>>> {
+        let Some(Value::Array(list)) = self.get(key) else {
+            return Ok(self.optional(key)?.map(|n| vec![n; layers]));
+        };
+        let number = |value: Value<'_>| value.as_u64().filter(|n| *n <= LIMIT);
+        let numbers: Option<Vec<_>> = list.values().map(number).collect();
+        match numbers.filter(|numbers| numbers.len() == layers) {
+            Some(numbers) => Ok(Some(numbers.into_iter().map(|n| n as usize).collect())),
+            None => Err(self.bad(
+                key,
+                format!(
+                    "is a list; {layers} whole numbers of at most {LIMIT} are expected, one for \
+                     each layer"
+                ),
+            )),
+        }
+    }
+
     fn float(&self, key: &str) -> Result<Option<f32>> {
         match self.get(key) {
             None => Ok(None),
@@ -141,6 +171,7 @@ impl Keys<'_> {
             original_context: self
                 .optional("rope.scaling.original_context_length")?
                 .unwrap_or(context),
+            has_factors: true,
         };
         if let Some(extrapolation) = self
             .float("rope.scaling.yarn_ext_factor")?
@@ -173,24 +204,37 @@ impl Hyper {
             metadata,
             architecture: name,
         };
-        let (layers, hidden, heads) = (
+        let (layers, hidden) = (
             keys.number("block_count")?,
             keys.number("embedding_length")?,
-            keys.number("attention.head_count")?,
         );
-        let kv_heads = keys.optional("attention.head_count_kv")?.unwrap_or(heads);
-        if kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
-            return Err(keys.bad(
-                "attention.head_count_kv",
-                format!("is {kv_heads}, no divisor of {heads} heads"),
-            ));
+        if layers > LAYERS {
+            return Err(keys.bad("block_count", format!("is {layers}, more than {LAYERS}")));
         }
-        let key_length = keys
-            .optional("attention.key_length")?
-            .unwrap_or(hidden / heads);
-        let value_length = keys
-            .optional("attention.value_length")?
-            .unwrap_or(hidden / heads);
+        let heads = keys.per_layer("attention.head_count", layers)?;
+        let heads = heads.ok_or_else(|| keys.bad("attention.head_count", "is missing"))?;
+        let most_heads = heads.iter().copied().max().unwrap_or(0);
+        if most_heads == 0 {
+            return Err(keys.bad("attention.head_count", "is 0"));
+        }
+        let kv_heads = keys.per_layer("attention.head_count_kv", layers)?;
+        let kv_heads = kv_heads.unwrap_or_else(|| heads.clone());
+        for (heads, kv_heads) in heads.iter().zip(&kv_heads).filter(|(heads, _)| **heads > 0) {
+            if *kv_heads == 0 || !heads.is_multiple_of(*kv_heads) {
+                return Err(keys.bad(
+                    "attention.head_count_kv",
+                    format!("is {kv_heads}, no divisor of {heads} heads"),
+                ));
+            }
+        }
+        let length = |key: &str| {
+            let length = keys.optional(key);
+            length.map(|length| length.unwrap_or(hidden / most_heads))
+        };
+        let (key_length, value_length) = (
+            length("attention.key_length")?,
+            length("attention.value_length")?,
+        );
         let rotated = keys.optional("rope.dimension_count")?.unwrap_or(key_length);
         if rotated > key_length || !rotated.is_multiple_of(2) {
             return Err(keys.bad(
@@ -198,16 +242,19 @@ impl Hyper {
                 format!("is {rotated}; heads have {key_length} numbers"),
             ));
         }
+        let feed_forward = match keys.get("feed_forward_length") {
+            Some(Value::Array(_)) => keys.per_layer("feed_forward_length", layers)?,
+            _ => None,
+        };
         let epsilon = match decoder.norm {
             crate::arch::Norm::Rms => keys.float("attention.layer_norm_rms_epsilon")?,
             crate::arch::Norm::Layer => keys.float("attention.layer_norm_epsilon")?,
         };
         let context = keys.optional("context_length")?.unwrap_or(0);
-        let rotation = keys.rotation(rotated, context)?;
-        let mut windowed_rotation = rotation.clone();
-        let (mut window, mut window_pattern) = (None, 0);
+        let mut rotations = vec![keys.rotation(rotated, context)?];
+        let mut windows = vec![None; layers];
         if let Window::Pattern {
-            layers,
+            layers: period,
             tokens,
             rope_base,
         } = decoder.window
@@ -215,21 +262,46 @@ impl Hyper {
             let tokens = keys
                 .optional("attention.sliding_window")?
                 .or(tokens.map(|t| t as usize));
-            window = tokens.filter(|t| *t > 0);
-            window_pattern = layers as usize;
-            if let Some(base) = rope_base {
-                let base = keys.float("rope.freq_base_swa")?.unwrap_or(base);
-                windowed_rotation = Rotation {
-                    base,
-                    scale: 1.0,
-                    extrapolation: 0.0,
-                    magnitude: 1.0,
-                    ..rotation.clone()
-                };
+            let period = period as usize;
+            for (layer, window) in windows.iter_mut().enumerate() {
+                *window = tokens
+                    .filter(|tokens| *tokens > 0 && (period == 0 || layer % period < period - 1));
             }
+            let mut windowed = Rotation {
+                has_factors: false,
+                ..rotations[0].clone()
+            };
+            if let Some(base) = rope_base {
+                windowed.base = keys.float("rope.freq_base_swa")?.unwrap_or(base);
+                windowed.scale = 1.0;
+                windowed.extrapolation = 0.0;
+                windowed.magnitude = 1.0;
+            }
+            rotations.push(windowed);
         }
+        let unrotated_every = decoder.unrotated_every as usize;
+        let rotates = |layer: usize| {
+            decoder.rope != crate::arch::Rope::None
+                && (unrotated_every == 0 || !(layer + 1).is_multiple_of(unrotated_every))
+        };
+        let attention = |layer: usize| AttentionNumbers {
+            heads: heads[layer],
+            kv_heads: kv_heads[layer],
+            key_length,
+            value_length,
+            window: windows[layer],
+            rotation: rotates(layer).then_some(usize::from(windows[layer].is_some())),
+        };
+        let attention = (0..layers).map(|layer| (heads[layer] > 0).then(|| attention(layer)));
+        let attention = attention.collect();
         let wide = decoder.wide_heads == Some(layers as u32);
-        let scale = 1.0 / (if wide { hidden / heads } else { key_length } as f32).sqrt();
+        let scale = 1.0
+            / (if wide {
+                hidden / most_heads
+            } else {
+                key_length
+            } as f32)
+                .sqrt();
         let positive = |x: Option<f32>| x.filter(|x| *x != 0.0);
         let embedding_scale = if decoder.scaled_embeddings {
             (hidden as f32).sqrt()
@@ -241,15 +313,13 @@ impl Hyper {
             decoder,
             layers,
             hidden,
-            heads,
-            kv_heads,
-            key_length,
-            value_length,
+            attention,
+            has_ffn: match feed_forward {
+                Some(lengths) => lengths.into_iter().map(|length| length > 0).collect(),
+                None => vec![true; layers],
+            },
             epsilon: epsilon.unwrap_or(1e-5),
-            rotation,
-            windowed_rotation,
-            window,
-            window_pattern,
+            rotations,
             score_scale: positive(keys.float("attention.scale")?).unwrap_or(scale),
             score_cap: positive(keys.float("attn_logit_softcapping")?)
                 .or((name == "gemma2").then_some(50.0)),
@@ -262,20 +332,6 @@ impl Hyper {
             experts_used: keys.optional("expert_used_count")?.unwrap_or(0),
             expert_scale: positive(keys.float("expert_weights_scale")?).unwrap_or(1.0),
         })
-    }
-
-    /// How many tokens a layer sees, if not all.
-    pub fn window_of(&self, layer: usize) -> Option<usize> {
-        self.window.filter(|_| {
-            self.window_pattern == 0 || layer % self.window_pattern < self.window_pattern - 1
-        })
-    }
-
-    /// Whether a layer rotates queries and keys.
-    pub fn rotates(&self, layer: usize) -> bool {
-        let every = self.decoder.unrotated_every as usize;
-        self.decoder.rope != crate::arch::Rope::None
-            && (every == 0 || !(layer + 1).is_multiple_of(every))
     }
 }
 

@@ -1,481 +1,360 @@
-//! One layer of a decoder: its matrices in f32, and what it makes of the activations of one chunk.
+//! A layer with its weights: blocks of mixers on the residual stream.
 
-use super::attention::Scores;
-use super::backward::Probes;
-use super::derived;
-use super::ffn::Ffn;
-use super::hyper::{Hyper, Rotation};
-use super::product::{numbers, product};
-use super::rows::{add, add_to_rows, layer_norm, rms_norm};
-use super::weights::{Matrix, Weights};
-use super::{Error, Observer, Result, Seen};
-use crate::arch::{Norm, Rope};
-use crate::progress::Progress;
-use candle_core::{D, Tensor};
+use super::linear::{Linear, Norm, Pass};
+use super::mixer::{AnyMixer, Attention, Ffn, First, Moe, Projections, Shared, Stage, Tape};
+use super::ops::attention::Scores;
+use super::ops::elementwise::{add, add_scaled, scale};
+use super::ops::rope::Angles;
+use super::ops::router::Weighing;
+use super::rows::Rows;
+use super::spec::{self, AttentionSpec, BlockSpec, FfnSpec, LayerSpec, MixerSpec, MoeSpec};
+use super::weights::Weights;
+use super::{Replaced, Result};
+use std::borrow::Cow;
+use std::sync::Arc;
+
+/// What passes from one layer to the next, of one chunk.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Bundle {
+    /// The residual stream: `[positions, hidden]`.
+    pub stream: Rows,
+}
 
 /// A layer, widened.
 #[derive(Clone)]
-pub(super) struct Layer<'a> {
-    hyper: &'a Hyper,
-    number: usize,
-    attention_norm: Option<Normalizer>,
-    projections: Projections,
-    query_norm: Option<Normalizer>,
-    key_norm: Option<Normalizer>,
-    output: Matrix,
-    attention_post_norm: Option<Normalizer>,
-    ffn_norm: Option<Normalizer>,
-    ffn: Ffn,
-    ffn_post_norm: Option<Normalizer>,
-    angles: Option<Angles>,
+pub(super) struct Layer {
+    blocks: Vec<Block>,
 }
 
-/// Cosines and sines, `[positions, pairs]`.
 #[derive(Clone)]
-pub(super) struct Angles {
-    cosines: Tensor,
-    sines: Tensor,
+struct Block {
+    norm: Option<Norm>,
+    mixers: Vec<AnyMixer>,
+    post_norm: Option<Norm>,
+    residual_scale: f32,
 }
 
-/// A norm; without weights if the model has none.
-#[derive(Clone)]
-pub(super) struct Normalizer {
-    kind: Norm,
-    epsilon: f32,
-    weight: Tensor,
-    bias: Tensor,
-}
-
-/// A part of a layer: matrices that can be multiplied when the parts before are done, and what is
-/// made of the products.
+/// A stage of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Step {
-    /// Queries, keys and values, and what attention makes of them.
-    Attention,
-    /// The attention's output matrix.
-    Output,
-    /// The first half of a feed-forward network; nothing of experts.
-    Gate,
-    /// The second half; all of experts.
-    Down,
+pub(super) struct Place {
+    pub block: usize,
+    pub mixer: usize,
+    pub stage: usize,
 }
 
-/// In their order.
-pub(super) const STEPS: [Step; 4] = [Step::Attention, Step::Output, Step::Gate, Step::Down];
-
-impl Step {
-    /// Whether what its matrices meet is made of the residual stream by a norm alone.
-    pub(super) fn begins_a_block(self) -> bool {
-        matches!(self, Step::Attention | Step::Gate)
-    }
+/// A chunk within a layer, in front of a stage.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Between {
+    /// As it was in front of the stage's block.
+    pub bundle: Bundle,
+    /// What the mixers before the stage's in the same block have made; None if there are none.
+    pub mixed: Option<Rows>,
+    /// The stage's input; None if it is the first one of a mixer, whose input follows from the
+    /// stream.
+    pub input: Option<Rows>,
 }
 
-/// A chunk in front of a step.
-pub(super) struct Before {
-    /// The residual stream: `[positions, hidden]`.
-    pub(super) stream: Tensor,
-    /// What the step's matrices meet: `[positions, their columns]`.
-    pub(super) met: Tensor,
+/// What the derivative of a layer needs.
+pub(super) struct LayerTape<'l>(Vec<BlockTape<'l>>);
+
+struct BlockTape<'l> {
+    block: &'l Block,
+    /// The stream in front of the block.
+    stream: Rows,
+    /// The mixers' input; None without a norm, where it is the stream.
+    normalized: Option<Rows>,
+    mixers: Vec<Tape<'l>>,
+    /// What the mixers made, if a norm is behind them.
+    mixed: Option<Rows>,
 }
 
-#[derive(Clone)]
-enum Projections {
-    Apart {
-        query: Matrix,
-        key: Matrix,
-        value: Matrix,
-    },
-    Fused(Matrix),
-}
-
-/// Which chunk goes through, who watches, how many threads one product may take, and where
-/// gradients are caught.
-#[derive(Clone, Copy)]
-pub(super) struct Pass<'a> {
-    pub chunk: usize,
-    pub observer: Option<&'a dyn Observer>,
-    pub split: usize,
-    pub probes: Option<&'a Probes>,
-    /// Who may ask to stop: heard before each product.
-    pub progress: &'a dyn Progress,
-}
-
-impl Pass<'_> {
-    /// The product of activations `[rows, columns]` with a matrix, which is observed.
-    pub(super) fn times(&self, x: &Tensor, matrix: &Matrix) -> Result<Tensor> {
-        self.see(x, &matrix.name, [0, 1])?;
-        let y = product(x, &matrix.weight, self.split)?;
-        let y = self
-            .probes
-            .map_or_else(|| Ok(y.clone()), |probes| probes.catch(x, matrix, None, &y))?;
-        Ok(match &matrix.bias {
-            Some(bias) => add_to_rows(&y, bias)?,
-            None => y,
-        })
-    }
-
-    /// The product with one expert's matrix, of the activations of these positions.
-    pub(super) fn times_expert(
-        &self,
-        x: &Tensor,
-        matrix: &Matrix,
-        (expert, positions): (usize, &[u32]),
-    ) -> Result<Tensor> {
-        self.see(x, &matrix.name, [expert, matrix.matrices()])?;
-        let y = product(x, &matrix.weight.get(expert)?, self.split)?;
-        match self.probes {
-            Some(probes) => probes.catch(x, matrix, Some((expert, positions)), &y),
-            None => Ok(y),
-        }
-    }
-
-    /// Shows what matrix `matrix` of `matrices` of a tensor is about to meet.
-    pub(super) fn see(&self, x: &Tensor, name: &str, [matrix, matrices]: [usize; 2]) -> Result<()> {
-        if self.progress.cancelled() {
-            return Err(Error::Cancelled);
-        }
-        let Some(observer) = self.observer else {
-            return Ok(());
-        };
-        let columns = x.dim(D::Minus1)?;
-        Ok(numbers(x, |rows| {
-            observer.input(Seen {
-                chunk: self.chunk,
-                name,
-                matrix,
-                matrices,
-                rows,
-                columns,
-                input: x.id(),
-            });
-            Ok(())
-        })?)
-    }
-}
-
-impl Normalizer {
-    fn load(
-        weights: &Weights<'_>,
-        hyper: &Hyper,
-        stem: &str,
-        len: usize,
-    ) -> Result<Option<Normalizer>> {
-        let weight = weights.optional(&format!("{stem}.weight"), &[len])?;
-        let bias = weights.optional(&format!("{stem}.bias"), &[len])?;
-        let kind = hyper.decoder.norm;
-        if weight.is_none() && kind == Norm::Rms {
-            return Ok(None);
-        }
-        let device = weights.device();
-        let weight =
-            weight.map_or_else(|| Tensor::ones(len, candle_core::DType::F32, device), Ok)?;
-        let bias = bias.map_or_else(|| weight.zeros_like(), Ok)?;
-        Ok(Some(Normalizer {
-            kind,
-            epsilon: hyper.epsilon,
-            weight,
-            bias,
-        }))
-    }
-
-    /// The norm in front of the output matrix.
-    pub(super) fn output(weights: &Weights<'_>, hyper: &Hyper) -> Result<Option<Normalizer>> {
-        Normalizer::load(weights, hyper, "output_norm", hyper.hidden)
-    }
-
-    /// A norm of heads, which has weights for one head or for all of them. It has no mean to take
-    /// off.
-    fn of_heads(
-        weights: &Weights<'_>,
-        hyper: &Hyper,
-        stem: &str,
-        len: usize,
-        heads: usize,
-    ) -> Result<Option<Normalizer>> {
-        let Some(held) = weights.len(&format!("{stem}.weight")) else {
-            return Ok(None);
-        };
-        let len = if held == len * heads {
-            len * heads
-        } else {
-            len
-        };
-        Normalizer::load(weights, hyper, stem, len)
-    }
-
-    pub(super) fn apply(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(match self.kind {
-            Norm::Rms => rms_norm(x, &self.weight, self.epsilon)?,
-            Norm::Layer => layer_norm(x, &self.weight, &self.bias, self.epsilon)?,
-        })
-    }
-
-    fn len(&self) -> usize {
-        self.weight.elem_count()
-    }
-}
-
-fn normalized(norm: &Option<Normalizer>, x: &Tensor) -> Result<Tensor> {
-    norm.as_ref()
-        .map_or_else(|| Ok(x.clone()), |norm| norm.apply(x))
-}
-
-impl Angles {
-    pub(super) fn new(
-        rotation: &Rotation,
-        positions: usize,
-        factors: Option<&[f32]>,
-        like: &Weights<'_>,
-    ) -> Result<Angles> {
-        let (cosines, sines) = rotation.table(positions, factors);
-        let shape = (positions, rotation.length / 2);
-        let tensor = |numbers| Tensor::from_vec(numbers, shape, like.device());
-        Ok(Angles {
-            cosines: tensor(cosines)?,
-            sines: tensor(sines)?,
-        })
-    }
-
-    /// Rotates heads `[heads, positions, length]`, as far as the angles go.
-    fn rotate(&self, x: &Tensor, rope: Rope) -> Result<Tensor> {
-        let length = x.dim(D::Minus1)?;
-        let rotated = self.cosines.dim(1)? * 2;
-        let first = x.narrow(D::Minus1, 0, rotated)?.contiguous()?;
-        let turned = match first.track_op() {
-            false => turned(&first, &self.cosines, &self.sines, rope)?,
-            true if first.device().is_cpu() => {
-                let y = turned(&first.detach(), &self.cosines, &self.sines, rope)?;
-                // Backwards is the other way round.
-                let (cosines, sines) = (self.cosines.clone(), self.sines.neg()?);
-                derived::of_one(&first, &y, move |_, g| {
-                    turned(&g.contiguous()?, &cosines, &sines, rope)
-                })?
-            }
-            true => {
-                use candle_nn::rotary_emb::{rope_i_slow, rope_slow};
-                let first = first.unsqueeze(0)?;
-                match rope {
-                    Rope::Pairs => rope_i_slow(&first, &self.cosines, &self.sines)?,
-                    Rope::Halves => rope_slow(&first, &self.cosines, &self.sines)?,
-                    Rope::None => first,
-                }
-                .squeeze(0)?
-            }
-        };
-        match rotated == length {
-            true => Ok(turned),
-            false => Ok(Tensor::cat(
-                &[&turned, &x.narrow(D::Minus1, rotated, length - rotated)?],
-                D::Minus1,
-            )?),
-        }
-    }
-}
-
-/// `[heads, positions, length]`, rotated.
-fn turned(x: &Tensor, cosines: &Tensor, sines: &Tensor, rope: Rope) -> candle_core::Result<Tensor> {
-    let x = x.unsqueeze(0)?;
-    match rope {
-        Rope::Pairs => candle_nn::rotary_emb::rope_i(&x, cosines, sines)?,
-        Rope::Halves => candle_nn::rotary_emb::rope(&x, cosines, sines)?,
-        Rope::None => x,
-    }
-    .squeeze(0)
-}
-
-impl<'a> Layer<'a> {
-    /// Widens a layer. `angles` are those of the whole context, `windowed` those of layers with a
-    /// window.
+impl Layer {
+    /// Widens a layer. `angles` are those of the model's rotations.
     pub(super) fn load(
         weights: &Weights<'_>,
-        hyper: &'a Hyper,
-        number: usize,
-        angles: &Option<Angles>,
-        windowed: &Option<Angles>,
-    ) -> Result<Layer<'a>> {
-        let stem = |name: &str| format!("blk.{number}.{name}");
-        let norm = |name: &str| Normalizer::load(weights, hyper, &stem(name), hyper.hidden);
-        // A decoder with norms behind its blocks only has none in front; a norm without weights is
-        // always there.
-        let (hidden, heads, kv_heads) = (hyper.hidden, hyper.heads, hyper.kv_heads);
-        let (queries, keys) = (heads * hyper.key_length, kv_heads * hyper.key_length);
-        let values = kv_heads * hyper.value_length;
-        let projections = match weights.has(&stem("attn_qkv.weight")) {
-            true => Projections::Fused(
-                weights.matrix(&stem("attn_qkv"), &[queries + keys + values, hidden])?,
-            ),
-            false => Projections::Apart {
-                query: weights.matrix(&stem("attn_q"), &[queries, hidden])?,
-                key: weights.matrix(&stem("attn_k"), &[keys, hidden])?,
-                value: weights.matrix(&stem("attn_v"), &[values, hidden])?,
-            },
-        };
-        let post = |name: &str| match weights.has(&stem(&format!("{name}.weight"))) {
-            true => norm(name),
-            false => Ok(None),
-        };
+        spec: &LayerSpec,
+        angles: &[Arc<Angles>],
+    ) -> Result<Layer> {
+        let blocks = spec.blocks.iter();
+        let blocks = blocks.map(|block| Block::load(weights, block, angles));
         Ok(Layer {
-            hyper,
-            number,
-            attention_norm: norm("attn_norm")?,
-            projections,
-            query_norm: Normalizer::of_heads(
-                weights,
-                hyper,
-                &stem("attn_q_norm"),
-                hyper.key_length,
-                heads,
-            )?,
-            key_norm: Normalizer::of_heads(
-                weights,
-                hyper,
-                &stem("attn_k_norm"),
-                hyper.key_length,
-                kv_heads,
-            )?,
-            output: weights.matrix(&stem("attn_output"), &[hidden, heads * hyper.value_length])?,
-            attention_post_norm: post("post_attention_norm")?,
-            ffn_norm: norm("ffn_norm")?,
-            ffn: Ffn::load(weights, hyper, &stem)?,
-            ffn_post_norm: post("post_ffw_norm")?,
-            angles: match (hyper.rotates(number), hyper.window_of(number)) {
-                (false, _) => None,
-                (true, None) => angles.clone(),
-                (true, Some(_)) => windowed.clone(),
-            },
+            blocks: blocks.collect::<Result<_>>()?,
         })
     }
 
-    /// What the layer makes of the activations `[positions, hidden]` of a chunk.
-    pub(super) fn forward(&self, x: &Tensor, pass: Pass<'_>) -> Result<Tensor> {
-        let mut at = Before {
-            stream: x.clone(),
-            met: self.met(Step::Attention, x)?,
+    /// From the bundle in front of the layer to that behind it.
+    pub(super) fn forward(&self, mut bundle: Bundle, pass: &Pass<'_>) -> Result<Bundle> {
+        for block in &self.blocks {
+            let y = block.mix(&block.input(&bundle.stream), pass, None)?;
+            block.add_to(&mut bundle.stream, y);
+        }
+        Ok(bundle)
+    }
+
+    /// The same, with what [`Layer::backward`] needs.
+    pub(super) fn record<'l>(
+        &'l self,
+        Bundle { mut stream }: Bundle,
+        pass: &Pass<'_>,
+    ) -> Result<(Bundle, LayerTape<'l>)> {
+        let mut tapes = Vec::with_capacity(self.blocks.len());
+        for block in &self.blocks {
+            let mut mixers = Vec::new();
+            let normalized = block.norm.as_ref().map(|norm| norm.of(&stream));
+            let input = normalized.as_ref().unwrap_or(&stream);
+            let y = block.mix(input, pass, Some(&mut mixers))?;
+            tapes.push(BlockTape {
+                block,
+                stream: stream.clone(),
+                normalized,
+                mixers,
+                mixed: block.post_norm.is_some().then(|| y.clone()),
+            });
+            block.add_to(&mut stream, y);
+        }
+        Ok((Bundle { stream }, LayerTape(tapes)))
+    }
+
+    /// The derivative: from the gradient of the bundle behind the layer to that in front of it. The
+    /// tap sees the output gradient of every linear.
+    pub(super) fn backward(
+        &self,
+        tape: &LayerTape<'_>,
+        gradient: Bundle,
+        pass: &Pass<'_>,
+    ) -> Result<Bundle> {
+        let mut tapes = tape.0.iter().rev();
+        let stream = tapes.try_fold(gradient.stream, |gradient, tape| {
+            tape.backward(gradient, pass)
+        })?;
+        Ok(Bundle { stream })
+    }
+
+    /// The stages in their order.
+    pub(super) fn places(&self) -> Vec<Place> {
+        let mut places = Vec::new();
+        for (block, of_block) in self.blocks.iter().enumerate() {
+            for (mixer, of_mixer) in of_block.mixers.iter().enumerate() {
+                let stages = 0..of_mixer.stages().len();
+                places.extend(stages.map(|stage| Place {
+                    block,
+                    mixer,
+                    stage,
+                }));
+            }
+        }
+        places
+    }
+
+    /// The linears of a stage.
+    pub(super) fn linears(&self, place: Place) -> Stage<&Linear> {
+        let mixer = &self.blocks[place.block].mixers[place.mixer];
+        mixer.stages().swap_remove(place.stage)
+    }
+
+    /// Puts other weights into linears of a stage.
+    pub(super) fn replace(&mut self, place: Place, replaced: Vec<Replaced>) {
+        let mixer = &mut self.blocks[place.block].mixers[place.mixer];
+        let stage = mixer.stages_mut().swap_remove(place.stage);
+        let mut linears: Vec<_> = stage.linears.into_iter().chain(stage.inner).collect();
+        for Replaced { name, weights } in replaced {
+            let named = linears.iter_mut().filter(|linear| linear.name == name);
+            named.for_each(|linear| linear.replace(weights.clone()));
+        }
+    }
+
+    /// The input of a stage.
+    pub(super) fn input<'b>(&self, place: Place, at: &'b Between) -> Cow<'b, Rows> {
+        match &at.input {
+            Some(input) => Cow::Borrowed(input),
+            None => self.blocks[place.block].input(&at.bundle.stream),
+        }
+    }
+
+    /// Takes a chunk through one stage.
+    pub(super) fn step(&self, place: Place, mut at: Between, pass: &Pass<'_>) -> Result<Between> {
+        let block = &self.blocks[place.block];
+        let mixer = &block.mixers[place.mixer];
+        let (y, _) = mixer.run_stage(place.stage, &self.input(place, &at), pass)?;
+        at.input = None;
+        if place.stage + 1 < mixer.stages().len() {
+            at.input = Some(y);
+            return Ok(at);
+        }
+        let mixed = match at.mixed.take() {
+            Some(mut mixed) => {
+                add(mixed.numbers_mut(), y.numbers());
+                mixed
+            }
+            None => y,
         };
-        for step in STEPS {
-            at = self.step(step, at, pass)?;
+        match place.mixer + 1 < block.mixers.len() {
+            true => at.mixed = Some(mixed),
+            false => block.add_to(&mut at.bundle.stream, mixed),
         }
-        Ok(at.stream)
+        Ok(at)
     }
+}
 
-    /// What the matrices of a step meet that [begins a block](Step::begins_a_block), of the
-    /// residual stream.
-    pub(super) fn met(&self, step: Step, stream: &Tensor) -> Result<Tensor> {
-        match step {
-            Step::Attention => normalized(&self.attention_norm, stream),
-            _ => normalized(&self.ffn_norm, stream),
-        }
-    }
-
-    /// What a step makes of a chunk: that in front of the next one. Behind the last, nothing is
-    /// met.
-    pub(super) fn step(&self, step: Step, at: Before, pass: Pass<'_>) -> Result<Before> {
-        let Before { stream, met } = at;
-        let scale = self.hyper.residual_scale;
-        Ok(match step {
-            Step::Attention => Before {
-                met: self.attention(&met, pass)?,
-                stream,
-            },
-            Step::Output => {
-                let y = pass.times(&met, &self.output)?;
-                let stream = add(&stream, &normalized(&self.attention_post_norm, &y)?, scale)?;
-                Before {
-                    met: self.met(Step::Gate, &stream)?,
-                    stream,
+impl Block {
+    fn load(weights: &Weights<'_>, spec: &BlockSpec, angles: &[Arc<Angles>]) -> Result<Block> {
+        let norm = |spec: &Option<spec::NormSpec>| {
+            let norm = spec.as_ref().map(|spec| weights.norm(spec));
+            norm.transpose()
+        };
+        let mixer = |spec: &MixerSpec| {
+            Ok(match spec {
+                MixerSpec::Attention(spec) => {
+                    AnyMixer::Attention(attention(weights, spec, angles)?)
                 }
-            }
-            Step::Gate => Before {
-                met: self.ffn.gate(&met, self.hyper, pass)?,
-                stream,
-            },
-            Step::Down => {
-                let y = self.ffn.down(&met, self.hyper, pass)?;
-                let stream = add(&stream, &normalized(&self.ffn_post_norm, &y)?, scale)?;
-                Before {
-                    met: stream.clone(),
-                    stream,
-                }
-            }
+                MixerSpec::Ffn(spec) => AnyMixer::Ffn(ffn(weights, spec)?),
+                MixerSpec::Moe(spec) => AnyMixer::Moe(moe(weights, spec)?),
+            })
+        };
+        Ok(Block {
+            norm: norm(&spec.norm)?,
+            mixers: spec.mixers.iter().map(mixer).collect::<Result<_>>()?,
+            post_norm: norm(&spec.post_norm)?,
+            residual_scale: spec.residual_scale,
         })
     }
 
-    /// The matrices of a step: those that meet what stands [before](Before) it, and those behind
-    /// them.
-    pub(super) fn matrices(&mut self, step: Step) -> [Vec<&mut Matrix>; 2] {
-        match (step, &mut self.projections) {
-            (Step::Attention, Projections::Apart { query, key, value }) => {
-                [vec![query, key, value], vec![]]
+    /// What the mixers read.
+    fn input<'s>(&self, stream: &'s Rows) -> Cow<'s, Rows> {
+        match &self.norm {
+            Some(norm) => Cow::Owned(norm.of(stream)),
+            None => Cow::Borrowed(stream),
+        }
+    }
+
+    /// The sum of what the mixers make of their input.
+    fn mix<'b>(
+        &'b self,
+        input: &Rows,
+        pass: &Pass<'_>,
+        mut tapes: Option<&mut Vec<Tape<'b>>>,
+    ) -> Result<Rows> {
+        let mut sum: Option<Rows> = None;
+        for mixer in &self.mixers {
+            let mut tape = tapes.is_some().then(Tape::default);
+            let y = mixer.forward(input, pass, tape.as_mut())?;
+            if let Some(tapes) = &mut tapes {
+                tapes.extend(tape);
             }
-            (Step::Attention, Projections::Fused(all)) => [vec![all], vec![]],
-            (Step::Output, _) => [vec![&mut self.output], vec![]],
-            (Step::Gate | Step::Down, _) => self.ffn.matrices(step),
-        }
-    }
-
-    /// How long a row is behind the first half of the feed-forward network.
-    pub(super) fn gated_columns(&self) -> usize {
-        self.ffn.gated_columns().unwrap_or(self.hyper.hidden)
-    }
-
-    /// What attention makes of what is normalized, in front of its output matrix: `[positions,
-    /// heads * length]`.
-    fn attention(&self, x: &Tensor, pass: Pass<'_>) -> Result<Tensor> {
-        let hyper = self.hyper;
-        let (heads, kv_heads, length) = (hyper.heads, hyper.kv_heads, hyper.key_length);
-        let (query, key, value) = match &self.projections {
-            Projections::Apart { query, key, value } => (
-                pass.times(x, query)?,
-                pass.times(x, key)?,
-                pass.times(x, value)?,
-            ),
-            Projections::Fused(all) => {
-                let all = pass.times(x, all)?;
-                let (queries, keys) = (heads * length, kv_heads * length);
-                let values = kv_heads * hyper.value_length;
-                (
-                    all.narrow(1, 0, queries)?,
-                    all.narrow(1, queries, keys)?,
-                    all.narrow(1, queries + keys, values)?,
-                )
+            match &mut sum {
+                Some(sum) => add(sum.numbers_mut(), y.numbers()),
+                None => sum = Some(y),
             }
-        };
-        let clamp = |x: Tensor| {
-            hyper
-                .clamp
-                .map_or_else(|| Ok(x.clone()), |c| x.clamp(-c, c))
-        };
-        let (query, key, value) = (clamp(query)?, clamp(key)?, clamp(value)?);
-        let query = self.heads(&query, heads, &self.query_norm)?;
-        let key = self.heads(&key, kv_heads, &self.key_norm)?;
-        let scores = Scores {
-            scale: hyper.score_scale,
-            cap: hyper.score_cap,
-            window: hyper.window_of(self.number),
-        };
-        Ok(scores.attend(&query, &key, &value, pass.split)?)
+        }
+        Ok(sum.unwrap_or_default())
     }
 
-    /// `[positions, heads * length]` as normalized and rotated `[heads, positions, length]`.
-    fn heads(&self, x: &Tensor, heads: usize, norm: &Option<Normalizer>) -> Result<Tensor> {
-        let (positions, width) = x.dims2()?;
-        let length = width / heads;
-        let over_all = norm
-            .as_ref()
-            .is_some_and(|norm| norm.len() == width && heads > 1);
-        let x = if over_all {
-            normalized(norm, x)?
-        } else {
-            x.clone()
-        };
-        let mut x = x.reshape((positions, heads, length))?;
-        if !over_all {
-            x = normalized(norm, &x)?;
+    fn add_to(&self, stream: &mut Rows, mut mixed: Rows) {
+        if let Some(norm) = &self.post_norm {
+            norm.apply(mixed.numbers_mut());
         }
-        let x = x.transpose(0, 1)?.contiguous()?;
-        match &self.angles {
-            Some(angles) => angles.rotate(&x, self.hyper.decoder.rope),
-            None => Ok(x),
-        }
+        add_scaled(stream.numbers_mut(), mixed.numbers(), self.residual_scale);
     }
+}
+
+impl BlockTape<'_> {
+    fn backward(&self, gradient: Rows, pass: &Pass<'_>) -> Result<Rows> {
+        let block = self.block;
+        let mut of_mixed = gradient.clone();
+        scale(of_mixed.numbers_mut(), block.residual_scale);
+        if let (Some(norm), Some(mixed)) = (&block.post_norm, &self.mixed) {
+            norm.derivative(mixed.numbers(), of_mixed.numbers_mut());
+        }
+        let mixers = block.mixers.iter().zip(&self.mixers).rev();
+        let input = self.normalized.as_ref().unwrap_or(&self.stream);
+        let mut of_stream = gradient;
+        let Some(norm) = &block.norm else {
+            for (mixer, tape) in mixers {
+                mixer.backward(tape, input, of_mixed.clone(), pass, &mut of_stream)?;
+            }
+            return Ok(of_stream);
+        };
+        let mut of_input = Rows::zeros(input.len(), input.columns());
+        for (mixer, tape) in mixers {
+            mixer.backward(tape, input, of_mixed.clone(), pass, &mut of_input)?;
+        }
+        norm.derivative(self.stream.numbers(), of_input.numbers_mut());
+        add(of_stream.numbers_mut(), of_input.numbers());
+        Ok(of_stream)
+    }
+}
+
+fn attention(
+    weights: &Weights<'_>,
+    spec: &AttentionSpec,
+    angles: &[Arc<Angles>],
+) -> Result<Attention> {
+    let norm = |spec: &Option<spec::NormSpec>| {
+        let norm = spec.as_ref().map(|spec| weights.norm(spec));
+        norm.transpose()
+    };
+    let numbers = spec.numbers;
+    Ok(Attention {
+        projections: match &spec.projections {
+            spec::Projections::Apart([query, key, value]) => Projections::Apart(Box::new([
+                weights.linear(query)?,
+                weights.linear(key)?,
+                weights.linear(value)?,
+            ])),
+            spec::Projections::Fused(all) => Projections::Fused(weights.linear(all)?),
+        },
+        query_norm: norm(&spec.query_norm)?,
+        key_norm: norm(&spec.key_norm)?,
+        output: weights.linear(&spec.output)?,
+        heads: numbers.heads,
+        kv_heads: numbers.kv_heads,
+        key_length: numbers.key_length,
+        clamp: spec.clamp,
+        rope: spec.rope,
+        angles: numbers
+            .rotation
+            .and_then(|rotation| angles.get(rotation).cloned()),
+        scores: Scores {
+            scale: spec.score_scale,
+            cap: spec.score_cap,
+            window: numbers.window,
+        },
+    })
+}
+
+fn ffn(weights: &Weights<'_>, spec: &FfnSpec) -> Result<Ffn> {
+    Ok(Ffn {
+        first: match &spec.first {
+            spec::First::Gated { gate, up } => First::Gated {
+                gate: weights.linear(gate)?,
+                up: weights.linear(up)?,
+            },
+            spec::First::Fused(both) => First::Fused(weights.linear(both)?),
+            spec::First::Plain(up) => First::Plain(weights.linear(up)?),
+        },
+        down: weights.linear(&spec.down)?,
+        activation: spec.activation,
+    })
+}
+
+fn moe(weights: &Weights<'_>, spec: &MoeSpec) -> Result<Moe> {
+    let shared = |shared: &spec::SharedSpec| -> Result<Shared> {
+        Ok(Shared {
+            router: weights.linear(&shared.router)?,
+            ffn: ffn(weights, &shared.ffn)?,
+        })
+    };
+    Ok(Moe {
+        router: weights.linear(&spec.router)?,
+        gate: weights.linear(&spec.gate)?,
+        up: weights.linear(&spec.up)?,
+        down: weights.linear(&spec.down)?,
+        activation: spec.activation,
+        used: spec.used,
+        weighing: Weighing {
+            scale: spec.scale,
+            normalized: spec.normalized,
+        },
+        shared: spec.shared.as_ref().map(shared).transpose()?,
+    })
 }

@@ -11,42 +11,45 @@
 //! measured is the weights alone. Results do not depend on how many chunks there are or on the
 //! order in which they are computed.
 
-mod attention;
 pub mod backward;
-mod derived;
+#[cfg(feature = "candle")]
+mod candle;
 mod device;
-mod ffn;
 mod head;
 mod hyper;
 mod layer;
+mod linear;
+mod mixer;
+mod ops;
 mod order;
-mod product;
 mod propagate;
 mod rerun;
 mod rows;
+pub mod spec;
 mod states;
 mod weights;
 
 use crate::arch::Catalog;
 use crate::input::Input;
 use crate::progress::{Progress, Unit};
-use candle_core::Tensor;
-use layer::{Angles, Layer, Normalizer, Pass};
+use layer::{Bundle, Layer};
+use linear::Pass;
+use ops::rope::Angles;
 use rayon::prelude::*;
+use spec::{LayerSpec, NormSpec};
 use states::States;
 use std::ops::Range;
 use std::sync::Arc;
 use weights::Weights;
 
-pub use candle_core::Device;
-pub use candle_core::TensorId as InputId;
-pub use device::device;
+pub use device::{Backend, Device, Uploaded, device};
 pub use head::Head;
-pub use hyper::{Hyper, Rotation};
+pub use hyper::{AttentionNumbers, Hyper, Rotation};
+pub use ops::product::rows_times_rows;
 pub(crate) use order::in_order;
-pub use product::rows_times_rows;
 pub use propagate::Rounder;
 pub(crate) use quantier_core::turns::Turns;
+pub use rows::Rows;
 pub use weights::Replaced;
 
 /// Rows of hidden activations that are turned into logits at a time.
@@ -58,10 +61,7 @@ pub enum Error {
     /// The model is not one that can be run.
     #[error("{0}")]
     Model(String),
-    /// A file could not be read.
-    #[error(transparent)]
-    Convert(#[from] crate::convert::Error),
-    /// What a former run has left could not be read.
+    /// A file, or a snapshot, could not be read.
     #[error(transparent)]
     Format(#[from] crate::format::Error),
     /// Activations are not numbers any more.
@@ -90,9 +90,9 @@ pub enum Error {
         "the temporary file for activations: {0}; see that TMPDIR has room, or raise --max-memory"
     )]
     Spill(std::io::Error),
-    /// A computation failed.
+    /// A device failed.
     #[error("computing: {0}")]
-    Compute(#[from] candle_core::Error),
+    Device(String),
     /// Stopped from outside.
     #[error("stopped")]
     Cancelled,
@@ -103,7 +103,7 @@ impl Error {
     pub fn is_final(&self) -> bool {
         !matches!(
             self,
-            Error::Cancelled | Error::Spill(_) | Error::Convert(_) | Error::Format(_)
+            Error::Cancelled | Error::Spill(_) | Error::Format(_)
         )
     }
 }
@@ -111,24 +111,51 @@ impl Error {
 /// Result of this module.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// What a matrix meets.
+/// The input of some linears in a chunk.
 #[derive(Clone, Copy, Debug)]
-pub struct Seen<'a> {
+pub struct LinearInput<'a> {
     /// The chunk, counted from 0.
     pub chunk: usize,
-    /// The matrix's tensor.
-    pub name: &'a str,
-    /// Which matrix of it: the expert, or 0.
-    pub matrix: usize,
-    /// How many matrices it has.
-    pub matrices: usize,
-    /// The activations that it is multiplied by, row by row.
-    pub rows: &'a [f32],
-    /// The length of a row.
-    pub columns: usize,
-    /// Which input this is: matrices that are multiplied by the same activations of a chunk see the
-    /// same one, and no others do.
-    pub input: InputId,
+    /// The linears' tensors: all that read these rows.
+    pub linears: &'a [&'a str],
+    /// The expert that the rows are for; None for all positions.
+    pub routed: Option<Routed<'a>>,
+    /// The activations.
+    pub rows: &'a Rows,
+}
+
+/// The output gradient of a linear in a chunk.
+#[derive(Clone, Copy, Debug)]
+pub struct OutputGradient<'a> {
+    /// The chunk, counted from 0.
+    pub chunk: usize,
+    /// The linear's tensor.
+    pub linear: &'a str,
+    /// The expert that the rows are of; None for all positions.
+    pub routed: Option<Routed<'a>>,
+    /// The gradient, row by row.
+    pub rows: &'a Rows,
+}
+
+/// Positions that one expert sees.
+#[derive(Clone, Copy, Debug)]
+pub struct Routed<'a> {
+    /// The expert.
+    pub expert: usize,
+    /// How many experts there are.
+    pub experts: usize,
+    /// The position of each row, rising.
+    pub positions: &'a [u32],
+}
+
+/// Watches linears. Chunks come from several threads at a time, but those of one chunk always in
+/// the same order.
+pub trait Tap: Sync {
+    /// Linears are about to read this input.
+    fn input(&self, input: LinearInput<'_>);
+
+    /// The gradient has come back to this output.
+    fn output_gradient(&self, _gradient: OutputGradient<'_>) {}
 }
 
 /// Takes activations, or gives them, slot by slot: one slot per chunk.
@@ -136,20 +163,14 @@ pub type Put<'p> = &'p mut dyn FnMut(usize, Vec<f32>) -> Result<()>;
 /// Gives the activations of a slot.
 pub type Get<'g> = &'g dyn Fn(usize) -> Result<Vec<f32>>;
 
-/// Watches the inputs of matrices, and may keep the run between two layers so that another process
-/// can go on.
-pub trait Observer: Sync {
-    /// A matrix is about to be multiplied by these. Chunks come from several threads at a time, but
-    /// the inputs of one chunk always in the same order.
-    fn input(&self, seen: Seen<'_>);
-
-    /// A chunk has met all matrices of the layer. Chunks end about in their order. An error ends
-    /// the run.
+/// Watches a run, and may keep its state between two layers so that another process can go on.
+pub trait Observer: Tap {
+    /// A chunk has left the layer. Chunks end about in their order. An error ends the run.
     fn chunk_done(&self, _chunk: usize) -> Result<()> {
         Ok(())
     }
 
-    /// All chunks have met all matrices of this layer. An error ends the run.
+    /// All chunks have left the layer. An error ends the run.
     fn layer_done(&self, _layer: usize) -> Result<()> {
         Ok(())
     }
@@ -183,7 +204,7 @@ impl Default for Options {
         Options {
             threads: 0,
             max_memory: None,
-            device: Device::Cpu,
+            device: Device::default(),
         }
     }
 }
@@ -192,6 +213,10 @@ impl Default for Options {
 pub struct Engine<'a> {
     /// What its metadata says.
     pub hyper: Hyper,
+    /// Its layers.
+    layers: Arc<[LayerSpec]>,
+    /// The norm in front of the output matrix.
+    output_norm: Option<NormSpec>,
     weights: Weights<'a>,
     pool: Arc<rayon::ThreadPool>,
     max_memory: Option<u64>,
@@ -203,7 +228,6 @@ pub struct Hidden {
     states: States,
     rows: usize,
     width: usize,
-    device: Device,
     /// Bytes that were kept in a temporary file meanwhile.
     pub spilled_bytes: u64,
 }
@@ -216,9 +240,14 @@ impl<'a> Engine<'a> {
             .build()
             .map_err(|e| Error::Model(format!("cannot start {} threads: {e}", options.threads)))?;
         let hyper = Hyper::new(input.metadata())?;
+        let weights = Weights::new(input, &options.device);
+        let layers = 0..hyper.layers;
+        let layers = layers.map(|number| LayerSpec::new(&hyper, number, &weights));
         Ok(Engine {
+            layers: layers.collect(),
+            output_norm: NormSpec::new(&hyper, &weights, "output_norm".into(), hyper.hidden),
             hyper,
-            weights: Weights::new(input, &options.device),
+            weights,
             pool: Arc::new(pool),
             max_memory: options.max_memory,
             reserved: 0,
@@ -233,15 +262,19 @@ impl<'a> Engine<'a> {
         let (weights, hyper) = (self.weights.shapes_only(), &self.hyper);
         let embeddings = self.weights.row_count("token_embd.weight").unwrap_or(0);
         weights.tensor("token_embd.weight", &[embeddings, hyper.hidden])?;
-        for number in 0..hyper.layers {
-            Layer::load(&weights, hyper, number, &None, &None)?;
+        for layer in self.layers.iter() {
+            Layer::load(&weights, layer, &[])?;
         }
-        weights.matrix(
-            self.output_name().trim_end_matches(".weight"),
-            &[self.vocabulary(), hyper.hidden],
-        )?;
-        Normalizer::output(&weights, hyper)?;
+        weights.linear(&self.output_spec())?;
+        if let Some(norm) = &self.output_norm {
+            weights.norm(norm)?;
+        }
         Ok(())
+    }
+
+    /// The layers, as data.
+    pub fn layers(&self) -> &[LayerSpec] {
+        &self.layers
     }
 
     /// The threads that this runs on.
@@ -315,7 +348,6 @@ impl<'a> Engine<'a> {
             states: kept,
             rows: keep.len(),
             width,
-            device: self.weights.device().clone(),
             spilled_bytes,
         })
     }
@@ -352,12 +384,12 @@ impl<'a> Engine<'a> {
                     .enumerate()
                     .try_for_each(|(i, tokens)| states.put(i, self.embed(tokens)?))?;
             }
-            let (angles, windowed) = self.angles(positions)?;
+            let angles = self.angles(positions)?;
             progress.begin((self.hyper.layers * chunks.len()) as u64, Unit::Steps);
             progress.advance((done * chunks.len()) as u64);
             for number in done..self.hyper.layers {
                 progress.at(&format!("layer {} of {}", number + 1, self.hyper.layers));
-                let layer = Layer::load(&self.weights, &self.hyper, number, &angles, &windowed)?;
+                let layer = Layer::load(&self.weights, &self.layers[number], &angles)?;
                 self.weights.prefetch_layer(number + 1);
                 in_order(chunks.len(), |chunk| {
                     if progress.cancelled() {
@@ -369,25 +401,23 @@ impl<'a> Engine<'a> {
                     } else {
                         states.take(from)?
                     };
-                    let x =
-                        Tensor::from_vec(x, (positions, self.hyper.hidden), self.weights.device())?;
                     let pass = Pass {
                         chunk,
-                        observer,
+                        tap: observer.map(|observer| observer as &dyn Tap),
+                        recording: false,
                         split: self.split(chunks.len()),
-                        probes: None,
                         progress,
                     };
-                    let y = layer.forward(&x, pass)?;
-                    let y = y.flatten_all()?.to_vec1::<f32>()?;
-                    if !y.iter().fold(true, |all, y| all & y.is_finite()) {
+                    let stream = Rows::new(x, self.hyper.hidden);
+                    let Bundle { stream } = layer.forward(Bundle { stream }, &pass)?;
+                    if !stream.is_finite() {
                         return Err(Error::NotFinite {
                             layer: number,
                             chunk,
                         });
                     }
                     progress.advance(1);
-                    states.put(slot(number + 1, chunk), y)?;
+                    states.put(slot(number + 1, chunk), stream.into_numbers())?;
                     observer.map_or(Ok(()), |observer| observer.chunk_done(chunk))
                 })?;
                 if let Some(observer) = observer {
@@ -447,36 +477,32 @@ impl<'a> Engine<'a> {
         Ok(x)
     }
 
-    /// The angles of layers that see everything, and of those with a window.
-    fn angles(&self, positions: usize) -> Result<(Option<Angles>, Option<Angles>)> {
-        let hyper = &self.hyper;
-        let long = positions > hyper.rotation.original_context;
-        let names = [
-            "rope_freqs.weight",
-            if long {
-                "rope_factors_long.weight"
-            } else {
-                "rope_factors_short.weight"
-            },
-        ];
-        let factors = match names.iter().find(|name| self.weights.has(name)) {
-            Some(name) => Some(
-                self.weights
-                    .tensor(name, &[hyper.rotation.length / 2])?
-                    .to_vec1::<f32>()?,
-            ),
-            None => None,
+    /// The angles of [`Hyper::rotations`].
+    fn angles(&self, positions: usize) -> Result<Vec<Arc<Angles>>> {
+        let table = |rotation: &Rotation| {
+            let long = positions > rotation.original_context;
+            let names = [
+                "rope_freqs.weight",
+                if long {
+                    "rope_factors_long.weight"
+                } else {
+                    "rope_factors_short.weight"
+                },
+            ];
+            let name = names.iter().find(|name| self.weights.has(name));
+            let pairs = rotation.length / 2;
+            let factors = name
+                .filter(|_| rotation.has_factors)
+                .map(|name| self.weights.tensor(name, &[pairs]))
+                .transpose()?;
+            let (cosines, sines) = rotation.table(positions, factors.as_deref());
+            Ok(Arc::new(Angles {
+                cosines,
+                sines,
+                pairs,
+            }))
         };
-        let table =
-            |rotation: &Rotation, factors| Angles::new(rotation, positions, factors, &self.weights);
-        Ok((
-            Some(table(&hyper.rotation, factors.as_deref())?),
-            hyper
-                .window
-                .is_some()
-                .then(|| table(&hyper.windowed_rotation, None))
-                .transpose()?,
-        ))
+        self.hyper.rotations.iter().map(table).collect()
     }
 }
 
@@ -492,22 +518,18 @@ impl Hidden {
     }
 
     /// The rows of a chunk: `[rows, hidden]`.
-    pub fn rows_of(&self, chunk: usize) -> Result<Tensor> {
-        let rows = self.states.take(chunk)?;
-        self.states.put(chunk, rows.clone())?;
-        Ok(Tensor::from_vec(
-            rows,
-            (self.rows, self.width),
-            &self.device,
-        )?)
+    ///
+    /// # Errors
+    /// If the temporary file cannot be read.
+    pub fn rows_of(&self, chunk: usize) -> Result<Rows> {
+        Ok(Rows::new(self.states.copy(chunk)?, self.width))
     }
 
-    /// The rows of a chunk: `[rows, hidden]`. They are gone from here afterwards.
-    pub fn take(&self, chunk: usize) -> Result<Tensor> {
-        Ok(Tensor::from_vec(
-            self.states.take(chunk)?,
-            (self.rows, self.width),
-            &self.device,
-        )?)
+    /// The same. They are gone from here afterwards.
+    ///
+    /// # Errors
+    /// If the temporary file cannot be read.
+    pub fn take(&self, chunk: usize) -> Result<Rows> {
+        Ok(Rows::new(self.states.take(chunk)?, self.width))
     }
 }

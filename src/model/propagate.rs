@@ -1,27 +1,30 @@
-//! A model and the same model as it is being rounded, side by side through a text: layer by layer,
-//! and within a layer step by step, so that what is rounded last is rounded for what it will meet.
+//! Sequential rounding: a model and its rounded form go through a text side by side, layer by layer
+//! and within a layer stage by stage, so that each linear is rounded for its input in the rounded
+//! model.
 //!
 //! ```text
-//! for each layer, for each of its steps:
-//!   meet     every chunk up to the step in both models: what the step's matrices meet in the one and in the other
-//!   round    the matrices of the step
-//!   step     every chunk through the step, in the one model as it is, in the other as it is rounded
+//! for each layer, for each stage of its mixers:
+//!   show     of every chunk, the stage's input in both models
+//!   round    the linears of the stage
+//!   step     every chunk through the stage, in both models
 //! then the same for the output matrix
 //! ```
 
-use super::layer::{Before, Layer, Normalizer, Pass, STEPS, Step};
+use super::layer::{Between, Bundle, Layer, Place};
+use super::linear::Pass;
+use super::rows::Rows;
 use super::states::States;
 use super::{Engine, Error, Get, Put, Replaced, in_order};
 use crate::progress::{Progress, Unit};
-use candle_core::{D, Tensor};
+use std::ops::Range;
 
 /// Rounds a model while both go through a text.
 pub trait Rounder: Sync {
     /// Why it cannot.
     type Error: From<Error> + Send;
 
-    /// Whether any of these tensors will be rounded by what it meets. What none needs is not
-    /// computed.
+    /// Whether any of these linears will be rounded with statistics of its input. An input that none
+    /// needs is not computed.
     fn wants(&self, tensors: &[String]) -> bool;
 
     /// Gives rows of a table as they are rounded, in place of the model's: `[rows.len(), columns]`.
@@ -37,20 +40,20 @@ pub trait Rounder: Sync {
         numbers: &mut [f32],
     ) -> Result<(), Self::Error>;
 
-    /// What matrices are about to meet in a chunk, in the model as it is and in the rounded one:
+    /// The input of a stage in a chunk, in the unquantized model and in the rounded one:
     /// `[positions, columns]`. Called on several threads.
     fn meet(&self, chunk: usize, columns: usize, of_original: Vec<f32>, of_rounded: Vec<f32>);
 
-    /// All chunks have met the matrices `met`, unless none of them was [wanted](Rounder::wants).
-    /// Gives the weights of those that are rounded, and of those in `behind`, which meet what the
-    /// former make.
+    /// The inputs of all chunks were shown to [`meet`](Rounder::meet), unless no linear in `met` was
+    /// [wanted](Rounder::wants). Gives the weights of those linears that are rounded, and of those
+    /// in `behind`, whose inputs the stage computes within.
     ///
     /// # Errors
     /// Its own.
     fn round(&self, met: &[String], behind: &[String]) -> Result<Vec<Replaced>, Self::Error>;
 
     /// How many layers a former run has done. If there are any, the activations `[positions,
-    /// hidden]` behind them are handed to `put`: for each chunk those of the model as it is, then
+    /// hidden]` behind them are handed to `put`: for each chunk those of the unquantized model, then
     /// those of the rounded one.
     ///
     /// # Errors
@@ -69,16 +72,35 @@ pub trait Rounder: Sync {
     }
 }
 
-/// Both models: their activations, in front of some step.
+/// Both models: their activations, in front of some stage.
 struct Both<'e> {
     engine: &'e Engine<'e>,
     chunks: usize,
     positions: usize,
-    /// For each chunk those of the model as it is, then those of the rounded one.
+    /// Of each chunk the residual stream of the unquantized model, then that of the rounded one.
     streams: States,
-    /// The same of what the next step's matrices meet, unless it follows from the streams.
-    met: Option<States>,
+    /// The same of what else there is within a block.
+    aside: Option<Aside>,
     progress: &'e dyn Progress,
+}
+
+/// The parts of [`Between`] beside the stream, side by side.
+struct Aside {
+    states: States,
+    /// The length of a row of each part that there is.
+    columns: AsideColumns,
+}
+
+#[derive(Clone, Copy, Default, PartialEq)]
+struct AsideColumns {
+    input: Option<usize>,
+    mixed: Option<usize>,
+}
+
+impl AsideColumns {
+    fn all(&self) -> usize {
+        self.input.unwrap_or(0) + self.mixed.unwrap_or(0)
+    }
 }
 
 impl Engine<'_> {
@@ -100,66 +122,60 @@ impl Engine<'_> {
         let layers = self.hyper.layers;
         self.pool.install(|| {
             let len = positions * self.hyper.hidden;
-            // Half of the room for what is met between the steps of a layer.
-            let streams = States::new(
-                2 * chunks.len(),
-                len,
-                self.propagation_budget(positions) / 2,
-            )?;
+            // Half of the room is for the inputs of later stages.
+            let budget = self.propagation_budget(positions) / 2;
             let mut both = Both {
                 engine: self,
                 chunks: chunks.len(),
                 positions,
-                streams,
-                met: None,
+                streams: States::new(2 * chunks.len(), len, budget)?,
+                aside: None,
                 progress,
             };
             let done = rounder.resume(&mut |slot, x| both.streams.put(slot, x))?;
             if done == 0 {
                 both.embed(chunks, rounder)?;
             }
-            let (angles, windowed) = self.angles(positions)?;
-            progress.begin((STEPS.len() * layers * chunks.len()) as u64, Unit::Steps);
-            progress.advance((STEPS.len() * done * chunks.len()) as u64);
+            let angles = self.angles(positions)?;
+            let stages = |layers: Range<usize>| -> u64 {
+                let stages = layers.map(|number| self.layers[number].stages());
+                (stages.sum::<usize>() * chunks.len()) as u64
+            };
+            progress.begin(stages(0..layers), Unit::Steps);
+            progress.advance(stages(0..done));
             for number in done..layers {
                 progress.at(&format!("layer {} of {layers}", number + 1));
-                let mut layer =
-                    Layer::load(&self.weights, &self.hyper, number, &angles, &windowed)?;
+                let original = Layer::load(&self.weights, &self.layers[number], &angles)?;
                 self.weights.prefetch_layer(number + 1);
-                for step in STEPS {
-                    let names = layer
-                        .matrices(step)
-                        .map(|all| all.iter().map(|m| m.name.clone()).collect::<Vec<_>>());
+                let mut rounded = original.clone();
+                let places = original.places();
+                for (i, &place) in places.iter().enumerate() {
+                    let names = stage_names(&original, place);
                     if rounder.wants(&names[0]) {
                         both.meet(rounder, &|slot| {
-                            both.before(&layer, step, slot).map(|before| before.met)
+                            let between = both.between(slot)?;
+                            Ok(original.input(place, &between).into_owned())
                         })?;
                     }
-                    let mut rounded = layer.clone();
-                    for Replaced { name, weights } in rounder.round(&names[0], &names[1])? {
-                        let of_step = rounded.matrices(step).into_iter().flatten();
-                        for matrix in of_step.filter(|matrix| matrix.name == name) {
-                            let weights = weights.as_slice();
-                            let weight = Tensor::from_slice(
-                                weights,
-                                matrix.weight.dims(),
-                                self.weights.device(),
-                            );
-                            matrix.weight = weight.map_err(Error::from)?;
-                        }
-                    }
-                    both.step(number, [&layer, &rounded], step)?;
+                    rounded.replace(place, rounder.round(&names[0], &names[1])?);
+                    let layer = Layers {
+                        number,
+                        models: [&original, &rounded],
+                    };
+                    both.step(layer, place, places.get(i + 1))?;
                 }
                 rounder.keep(number + 1, &|slot| both.streams.copy(slot))?;
             }
             let output = [self.output_name().to_owned()];
             if rounder.wants(&output) {
                 progress.at("output");
-                let norm = Normalizer::output(&self.weights, &self.hyper)?;
-                let stream = |slot| both.tensor(both.streams.copy(slot)?);
+                let norm = self.output_norm.as_ref();
+                let norm = norm.map(|norm| self.weights.norm(norm)).transpose()?;
                 both.meet(rounder, &|slot| {
-                    norm.as_ref()
-                        .map_or_else(|| stream(slot), |norm| norm.apply(&stream(slot)?))
+                    let stream = both.between(slot)?.bundle.stream;
+                    Ok(norm
+                        .as_ref()
+                        .map_or(stream.clone(), |norm| norm.of(&stream)))
                 })?;
             }
             rounder.round(&output, &[])?;
@@ -167,7 +183,7 @@ impl Engine<'_> {
         })
     }
 
-    /// Bytes that activations may take beside a layer as it is and as it is rounded.
+    /// Bytes that activations may take beside a layer and its rounded form.
     fn propagation_budget(&self, positions: usize) -> u64 {
         let largest = self.weights.largest_layer(self.hyper.layers);
         self.layer_budget(positions)
@@ -177,6 +193,20 @@ impl Engine<'_> {
                 0
             })
     }
+}
+
+/// A layer in both models.
+#[derive(Clone, Copy)]
+struct Layers<'l> {
+    number: usize,
+    /// Unquantized and rounded.
+    models: [&'l Layer; 2],
+}
+
+/// The tensors of a stage's linears, and of those that it computes the inputs of within.
+fn stage_names(layer: &Layer, place: Place) -> [Vec<String>; 2] {
+    let stage = layer.linears(place);
+    [stage.linears, stage.inner].map(|linears| linears.iter().map(|l| l.name.clone()).collect())
 }
 
 impl Both<'_> {
@@ -193,94 +223,103 @@ impl Both<'_> {
         })
     }
 
-    /// A slot's activations `[positions, any]`.
-    fn tensor(&self, numbers: Vec<f32>) -> super::Result<Tensor> {
-        let shape = (self.positions, numbers.len() / self.positions.max(1));
-        Ok(Tensor::from_vec(
-            numbers,
-            shape,
-            self.engine.weights.device(),
-        )?)
-    }
-
-    /// What is in front of a step.
-    fn before(&self, layer: &Layer<'_>, step: Step, slot: usize) -> super::Result<Before> {
-        let stream = self.tensor(self.streams.copy(slot)?)?;
-        let met = match &self.met {
-            Some(met) if !step.begins_a_block() => self.tensor(met.copy(slot)?)?,
-            _ => layer.met(step, &stream)?,
+    /// A slot's activations.
+    fn between(&self, slot: usize) -> super::Result<Between> {
+        let stream = Rows::new(self.streams.copy(slot)?, self.engine.hyper.hidden);
+        let mut between = Between {
+            bundle: Bundle { stream },
+            ..Between::default()
         };
-        Ok(Before { stream, met })
+        if let Some(Aside { states, columns }) = &self.aside {
+            let rows = Rows::new(states.copy(slot)?, columns.all());
+            let inputs = columns.input.unwrap_or(0);
+            between.input = columns.input.map(|_| rows.columns_range(0..inputs));
+            between.mixed = columns
+                .mixed
+                .map(|_| rows.columns_range(inputs..columns.all()));
+        }
+        Ok(between)
     }
 
-    /// Shows what every chunk is about to meet.
+    /// Shows an input of every chunk.
     fn meet<R: Rounder>(
         &self,
         rounder: &R,
-        met: &(dyn Fn(usize) -> super::Result<Tensor> + Sync),
+        input: &(dyn Fn(usize) -> super::Result<Rows> + Sync),
     ) -> Result<(), R::Error> {
         in_order(self.chunks, |chunk| {
             if self.progress.cancelled() {
                 return Err(Error::Cancelled.into());
             }
-            let (of_original, of_rounded) = (met(2 * chunk)?, met(2 * chunk + 1)?);
-            let columns = of_original.dim(D::Minus1).map_err(Error::from)?;
-            let numbers =
-                |x: Tensor| -> super::Result<Vec<f32>> { Ok(x.flatten_all()?.to_vec1()?) };
-            rounder.meet(chunk, columns, numbers(of_original)?, numbers(of_rounded)?);
+            let (original, rounded) = (input(2 * chunk)?, input(2 * chunk + 1)?);
+            let columns = original.columns();
+            rounder.meet(
+                chunk,
+                columns,
+                original.into_numbers(),
+                rounded.into_numbers(),
+            );
             Ok(())
         })
     }
 
-    /// Takes every chunk through a step, in the model as it is and in the rounded one.
-    fn step(&mut self, number: usize, layers: [&Layer<'_>; 2], step: Step) -> super::Result<()> {
-        let hyper = &self.engine.hyper;
-        let last = step == Step::Down;
-        // Behind a step that a norm follows, the stream says everything.
-        let put_aside = match step {
-            Step::Attention => Some(hyper.heads * hyper.value_length),
-            Step::Gate => Some(layers[0].gated_columns()),
-            Step::Output | Step::Down => None,
-        };
-        let room = |columns: usize| {
+    /// Takes every chunk through a stage, in both models. `next` is the layer's next stage.
+    fn step(&mut self, layer: Layers<'_>, place: Place, next: Option<&Place>) -> super::Result<()> {
+        let columns = next.filter(|next| next.block == place.block).map(|next| {
+            let linears = layer.models[0].linears(*next).linears;
+            AsideColumns {
+                input: linears
+                    .first()
+                    .filter(|_| next.stage > 0)
+                    .map(|l| l.columns),
+                mixed: (next.mixer > 0).then_some(self.engine.hyper.hidden),
+            }
+        });
+        let room = |columns: AsideColumns| -> super::Result<Aside> {
             let budget = self.engine.propagation_budget(self.positions);
             let budget = budget.saturating_sub(self.streams.memory_bytes());
-            States::new(2 * self.chunks, self.positions * columns, budget)
+            let states = States::new(2 * self.chunks, self.positions * columns.all(), budget)?;
+            Ok(Aside { states, columns })
         };
-        let next = put_aside.map(room).transpose()?;
+        let aside = columns.map(room).transpose()?;
+        let split = self.engine.split(self.chunks);
         in_order(self.chunks, |chunk| {
-            for (of, layer) in layers.into_iter().enumerate() {
+            for (model, model_layer) in layer.models.into_iter().enumerate() {
                 if self.progress.cancelled() {
                     return Err(Error::Cancelled);
                 }
-                let slot = 2 * chunk + of;
-                let split = self.engine.split(self.chunks);
+                let slot = 2 * chunk + model;
                 let pass = Pass {
                     chunk,
-                    observer: None,
+                    tap: None,
+                    recording: false,
                     split,
-                    probes: None,
                     progress: self.progress,
                 };
-                let Before { stream, met } =
-                    layer.step(step, self.before(layer, step, slot)?, pass)?;
-                if let Some(next) = &next {
-                    next.put(slot, met.flatten_all()?.to_vec1()?)?;
-                } else {
-                    let stream = stream.flatten_all()?.to_vec1::<f32>()?;
-                    if last && !stream.iter().fold(true, |all, y| all & y.is_finite()) {
-                        return Err(Error::NotFinite {
-                            layer: number,
-                            chunk,
-                        });
-                    }
-                    self.streams.put(slot, stream)?;
+                let Between {
+                    bundle: Bundle { stream },
+                    input,
+                    mixed,
+                } = model_layer.step(place, self.between(slot)?, &pass)?;
+                if let Some(aside) = &aside {
+                    let parts: Vec<&Rows> = input.iter().chain(&mixed).collect();
+                    aside
+                        .states
+                        .put(slot, Rows::beside(&parts).into_numbers())?;
+                    continue;
                 }
+                if next.is_none() && !stream.is_finite() {
+                    return Err(Error::NotFinite {
+                        layer: layer.number,
+                        chunk,
+                    });
+                }
+                self.streams.put(slot, stream.into_numbers())?;
             }
             self.progress.advance(1);
             Ok(())
         })?;
-        self.met = next;
+        self.aside = aside;
         Ok(())
     }
 }

@@ -1,7 +1,7 @@
 //! A part of the forward pass once more, with other weights in some tensors.
 
 use super::backward::Trace;
-use super::{Engine, Hidden, Observer, Put, Replaced, Result, Seen};
+use super::{Engine, Hidden, LinearInput, Observer, Put, Replaced, Result, Tap};
 use crate::progress::Progress;
 
 /// The observer that sees nothing and lets the run begin at the input of a layer, as a trace has
@@ -11,9 +11,11 @@ struct From<'t> {
     layer: usize,
 }
 
-impl Observer for From<'_> {
-    fn input(&self, _seen: Seen<'_>) {}
+impl Tap for From<'_> {
+    fn input(&self, _input: LinearInput<'_>) {}
+}
 
+impl Observer for From<'_> {
     fn resume(&self, put: Put<'_>) -> Result<usize> {
         if self.layer > 0 {
             (0..self.trace.chunks.len())
@@ -31,6 +33,8 @@ impl<'a> Engine<'a> {
     pub fn replacing(&self, replaced: &[Replaced]) -> Result<Engine<'a>> {
         Ok(Engine {
             hyper: self.hyper.clone(),
+            layers: self.layers.clone(),
+            output_norm: self.output_norm.clone(),
             weights: self.weights.replacing(replaced)?,
             pool: self.pool.clone(),
             max_memory: self.max_memory,

@@ -1,19 +1,14 @@
-//! Tensors of the file on their way to the forward pass: widened to f32 by the dequantizers of
-//! `quant`.
+//! Tensors of the file on their way to the forward pass.
 
+use super::device::Device;
+use super::linear::{Linear, Norm};
+use super::spec::{LinearSpec, NormSpec, Shapes};
 use super::{Error, Result};
 use crate::arch::Catalog;
+use crate::format;
 use crate::input::{Input, Tensor as Stored};
-use crate::quant::Codec;
-use candle_core::{DType, Device, Tensor};
-use rayon::prelude::*;
 use std::collections::HashMap;
 use std::sync::Arc;
-
-/// Weights that are read at a time (one row at least).
-const BAND_WEIGHTS: u64 = 8 << 20;
-/// Weights that one thread takes at a time (one row at least).
-const TASK_WEIGHTS: usize = 64 << 10;
 
 /// The tensors of a model by name.
 pub(super) struct Weights<'a> {
@@ -35,28 +30,6 @@ pub struct Replaced {
     pub weights: Arc<Vec<f32>>,
 }
 
-/// A matrix, or one for each expert, and what is added to its product.
-#[derive(Clone)]
-pub(super) struct Matrix {
-    /// Its name in the file.
-    pub name: String,
-    /// `[rows, columns]`, or `[experts, rows, columns]`.
-    pub weight: Tensor,
-    /// `[rows]`.
-    pub bias: Option<Tensor>,
-}
-
-impl Matrix {
-    /// How many matrices it is.
-    pub(super) fn matrices(&self) -> usize {
-        if self.weight.rank() == 3 {
-            self.weight.dims()[0]
-        } else {
-            1
-        }
-    }
-}
-
 impl<'a> Weights<'a> {
     pub(super) fn new(input: &'a Input<'a>, device: &Device) -> Weights<'a> {
         let by_name = input.tensors.iter().map(|t| (&*t.info.name, t)).collect();
@@ -69,13 +42,13 @@ impl<'a> Weights<'a> {
         }
     }
 
-    /// The same tensors, of which none is read: each gives zeros that take no memory.
+    /// The same tensors, of which none is read: each gives no weights.
     pub(super) fn shapes_only(&self) -> Weights<'a> {
         Weights {
             input: self.input,
             by_name: self.by_name.clone(),
             replaced: HashMap::new(),
-            device: Device::Cpu,
+            device: Device::default(),
             shapes_only: true,
         }
     }
@@ -162,50 +135,76 @@ impl<'a> Weights<'a> {
     ///
     /// # Errors
     /// If it is missing or has other dimensions.
-    pub(super) fn tensor(&self, name: &str, dims: &[usize]) -> Result<Tensor> {
-        let found = self.optional(name, dims)?;
-        found.ok_or_else(|| self.bad(name, "is missing; the file is not complete".into()))
+    pub(super) fn tensor(&self, name: &str, dims: &[usize]) -> Result<Vec<f32>> {
+        let weights = self.optional(name, dims)?;
+        weights.ok_or_else(|| self.bad(name, "is missing; the file is not complete".into()))
     }
 
     /// The same; `None` if it is missing.
-    pub(super) fn optional(&self, name: &str, dims: &[usize]) -> Result<Option<Tensor>> {
+    fn optional(&self, name: &str, dims: &[usize]) -> Result<Option<Vec<f32>>> {
         let Some(stored) = self.by_name.get(name) else {
             return Ok(None);
         };
         let shape = &stored.info.shape;
-        let wanted: Vec<u64> = dims.iter().map(|d| *d as u64).filter(|d| *d != 1).collect();
-        let held: Vec<u64> = shape
-            .dims()
-            .iter()
-            .rev()
-            .copied()
-            .filter(|d| *d != 1)
-            .collect();
-        if wanted != held {
+        let expected = dims.iter().map(|d| *d as u64).filter(|d| *d != 1);
+        let stored_dims = shape.dims().iter().rev().copied().filter(|d| *d != 1);
+        if !expected.eq(stored_dims) {
             let what = format!(
                 "has shape {shape}; {dims:?}, outermost first, is what the metadata leads to"
             );
             return Err(self.bad(name, what));
         }
         if self.shapes_only {
-            return Ok(Some(
-                Tensor::zeros((), DType::F32, &self.device)?.broadcast_as(dims)?,
-            ));
+            return Ok(Some(Vec::new()));
         }
         let mut weights = vec![0.0; shape.elements() as usize];
         self.widen(stored, 0..shape.rows(), &mut weights, true)?;
-        Ok(Some(Tensor::from_vec(weights, dims, &self.device)?))
+        Ok(Some(weights))
     }
 
-    /// A matrix with its bias if there is one.
-    pub(super) fn matrix(&self, stem: &str, dims: &[usize]) -> Result<Matrix> {
-        let name = format!("{stem}.weight");
-        let weight = self.tensor(&name, dims)?;
-        let bias = match dims {
-            [rows, _] => self.optional(&format!("{stem}.bias"), &[*rows])?,
-            _ => None,
+    /// A linear with its bias if there is one.
+    ///
+    /// # Errors
+    /// If its weights are missing, or a tensor has other dimensions.
+    pub(super) fn linear(&self, spec: &LinearSpec) -> Result<Linear> {
+        let name = format!("{}.weight", spec.stem);
+        let matrix = [spec.rows, spec.columns];
+        let (weights, bias) = match spec.experts {
+            Some(experts) => (
+                self.tensor(&name, &[experts, spec.rows, spec.columns])?,
+                None,
+            ),
+            None => (
+                self.tensor(&name, &matrix)?,
+                self.optional(&format!("{}.bias", spec.stem), &[spec.rows])?,
+            ),
         };
-        Ok(Matrix { name, weight, bias })
+        let uploaded = match self.shapes_only {
+            true => None,
+            false => self.device.upload(&weights, matrix)?,
+        };
+        Ok(Linear {
+            name,
+            weights: Arc::new(weights),
+            experts: spec.experts.unwrap_or(1),
+            columns: spec.columns,
+            bias,
+            uploaded,
+        })
+    }
+
+    /// A norm: ones if the file has no weights of it.
+    ///
+    /// # Errors
+    /// If a tensor has other dimensions.
+    pub(super) fn norm(&self, spec: &NormSpec) -> Result<Norm> {
+        let optional = |part: &str| self.optional(&format!("{}.{part}", spec.stem), &[spec.len]);
+        Ok(Norm {
+            kind: spec.kind,
+            epsilon: spec.epsilon,
+            weight: optional("weight")?.unwrap_or_else(|| vec![1.0; spec.len]),
+            bias: optional("bias")?.unwrap_or_else(|| vec![0.0; spec.len]),
+        })
     }
 
     /// Some rows of a table, by number: `[numbers, columns]`.
@@ -258,73 +257,47 @@ impl<'a> Weights<'a> {
         Some(self.by_name.get(name)?.info.shape.rows() as usize)
     }
 
-    /// Where tensors are put.
+    /// Where products are computed.
     pub(super) fn device(&self) -> &Device {
         &self.device
     }
 
-    /// The dimensions of a tensor, row length first.
-    pub(super) fn dims(&self, name: &str) -> Option<Vec<usize>> {
-        Some(
-            self.by_name
-                .get(name)?
-                .info
-                .shape
-                .dims()
-                .iter()
-                .map(|d| *d as usize)
-                .collect(),
-        )
-    }
-
     /// The number of values of a tensor in one dimension.
-    pub(super) fn len(&self, name: &str) -> Option<usize> {
+    fn len(&self, name: &str) -> Option<usize> {
         Some(self.by_name.get(name)?.info.shape.elements() as usize)
     }
 
-    /// Widens rows into `out`; on all threads if it is told so.
+    /// Widens rows into `out`; with `shared`, on all threads, and for the last time.
     fn widen(
         &self,
         stored: &Stored<'_>,
         rows: std::ops::Range<u64>,
         out: &mut [f32],
-        together: bool,
+        shared: bool,
     ) -> Result<()> {
         let info = &stored.info;
-        let codec = Codec::of(info.ggml_type).ok_or_else(|| {
-            self.bad(
-                &info.name,
-                format!("is of type {}, which holds no weights", info.ggml_type),
-            )
-        })?;
-        let row_len = info.shape.row_len() as usize;
         if let Some(weights) = self.replaced.get(&*info.name) {
-            out.copy_from_slice(&weights[rows.start as usize * row_len..][..out.len()]);
+            let first = rows.start as usize * info.shape.row_len() as usize;
+            out.copy_from_slice(&weights[first..][..out.len()]);
             return Ok(());
         }
-        let row_bytes = (info.bytes() / info.shape.rows()) as usize;
-        let band_rows = (BAND_WEIGHTS / row_len as u64).max(1);
-        let task_rows = (TASK_WEIGHTS / row_len).max(1);
-        let mut buffer = Vec::new();
-        for (i, band) in out.chunks_mut(band_rows as usize * row_len).enumerate() {
-            let start = rows.start + i as u64 * band_rows;
-            let here = start..start + (band.len() / row_len) as u64;
-            let raw = self.input.read(stored, here.clone(), &mut buffer)?;
-            if together {
-                let tasks = band
-                    .par_chunks_mut(task_rows * row_len)
-                    .zip(raw.par_chunks(task_rows * row_bytes));
-                tasks.for_each(|(weights, raw)| codec.dequantize_row(raw, weights));
-                // A table whose rows are asked for one by one, or again and again, stays.
-                self.input.release(stored, here);
-            } else {
-                codec.dequantize_row(raw, band);
-            }
-        }
-        Ok(())
+        let widened = match shared {
+            true => self.input.widen(stored, rows, out),
+            false => self.input.widen_here(stored, rows, out),
+        };
+        widened.map_err(|error| match error {
+            format::Error::Bad { .. } => Error::Model(error.to_string()),
+            error => Error::Format(error),
+        })
     }
 
     fn bad(&self, name: &str, what: String) -> Error {
         Error::Model(format!("tensor '{name}' {what}"))
+    }
+}
+
+impl Shapes for Weights<'_> {
+    fn dims(&self, name: &str) -> Option<&[u64]> {
+        Some(self.by_name.get(name)?.info.shape.dims())
     }
 }

@@ -20,7 +20,7 @@ use crate::format::imatrix::Imatrix;
 use crate::format::types::GgmlType;
 use crate::hessian::{self, Recorder};
 use crate::input::{Input, Tensor};
-use crate::model::backward::{Backward, Labels, Met, mixed};
+use crate::model::backward::{Backward, Labels, LinearSamples, mixed};
 use crate::model::{Engine, Head, LOGIT_ROWS};
 use crate::plan::presets::requires_imatrix;
 use crate::progress::{Progress, Unit};
@@ -650,7 +650,7 @@ pub(crate) fn gradient_rows(engine: &Engine<'_>) -> Vec<u64> {
 }
 
 /// Whether the products of gradients can be summed in f32. If not, the matrix has no output Hessian.
-fn are_summable(met: &Met) -> bool {
+fn are_summable(met: &LinearSamples) -> bool {
     const MOST: f32 = 1e15;
     let all = met
         .pieces
@@ -664,11 +664,11 @@ fn are_summable(met: &Met) -> bool {
 fn record(
     recorder: &Recorder<'_>,
     catalog: &Catalog,
-    met: &[Met],
+    met: &[LinearSamples],
     chunks: usize,
     most_rows: usize,
 ) -> Result<()> {
-    let wanted = |met: &&Met| {
+    let wanted = |met: &&LinearSamples| {
         let linear = catalog.linear_named(&met.name);
         met.matrices == 1
             && met.width <= most_rows
@@ -724,21 +724,17 @@ fn output_rows(
 ) -> Result<OutputRows> {
     let one =
         |(chunk, positions): (usize, &Vec<u32>)| -> crate::model::Result<(Vec<f32>, Vec<f64>)> {
-            let hidden = trace.output(engine, chunk)?;
-            let wanted =
-                candle_core::Tensor::from_slice(positions, positions.len(), hidden.device())?;
-            let hidden = hidden.index_select(&wanted, 0)?;
-            let rows = head.normalized(&hidden)?.flatten_all()?.to_vec1()?;
+            let hidden = trace.output(engine, chunk)?.select(positions);
+            let rows = head.normalized(&hidden).into_numbers();
             let mut log_z = Vec::with_capacity(positions.len());
             for start in (0..positions.len()).step_by(LOGIT_ROWS) {
                 if progress.cancelled() {
                     return Err(crate::model::Error::Cancelled);
                 }
-                let block = hidden.narrow(0, start, LOGIT_ROWS.min(positions.len() - start))?;
-                for logits in head.logits(&block, chunk, None)?.to_vec2::<f32>()? {
+                let block = hidden.range(start..(start + LOGIT_ROWS).min(positions.len()));
+                for logits in head.logits(&block, chunk, None)?.iter() {
                     // What is not finite makes scores that are not, and those are refused.
-                    log_z
-                        .push(Distribution::of_logits(&logits).map_or(f64::NAN, |row| row.log_z()));
+                    log_z.push(Distribution::of_logits(logits).map_or(f64::NAN, |row| row.log_z()));
                 }
             }
             Ok((rows, log_z))

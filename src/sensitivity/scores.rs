@@ -14,7 +14,7 @@
 use super::{OutputRows, Result};
 use crate::format::types::GgmlType;
 use crate::input::Tensor;
-use crate::model::backward::{Embedded, Met};
+use crate::model::backward::{Embedded, LinearSamples};
 use crate::model::{Head, rows_times_rows};
 use crate::progress::Progress;
 use crate::quant::Codec;
@@ -178,7 +178,7 @@ impl Candidate<'_> {
     /// feedback, what it would be for each type without follows.
     pub(super) fn of_matrix(
         &self,
-        met: &Met,
+        met: &LinearSamples,
         whole: bool,
         progress: &dyn Progress,
     ) -> Result<Vec<f64>> {
@@ -504,7 +504,7 @@ fn dot(a: &[f32], b: &[f32]) -> f64 {
 /// Scores of the matrices of a layer, those of a tensor's matrices added up; `whole` if every
 /// position is in the samples.
 pub(super) fn of_layer(
-    met: &[Met],
+    met: &[LinearSamples],
     whole: bool,
     candidates: &BTreeMap<&str, Candidate<'_>>,
     progress: &dyn Progress,

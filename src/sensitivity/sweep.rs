@@ -18,11 +18,10 @@ use super::{Error, ModelKnowledge, Result, Run};
 use crate::arch::Role;
 use crate::evaluate::score::{Distribution, compare};
 use crate::format::types::GgmlType;
-use crate::model::{Engine, Head, LOGIT_ROWS, Replaced};
+use crate::model::{Engine, Head, LOGIT_ROWS, Replaced, Rows};
 use crate::progress::{Progress, Unit};
 use crate::resume::Resume;
 use crate::rounding::{Rounder, Weights};
-use candle_core::Tensor;
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -126,23 +125,19 @@ pub(crate) struct Side<'s> {
     /// What makes logits.
     pub(crate) head: &'s Head<'s>,
     /// What it reads of a chunk: `[positions, hidden]`.
-    pub(crate) rows: &'s (dyn Fn(usize) -> crate::model::Result<Tensor> + Sync),
+    pub(crate) rows: &'s (dyn Fn(usize) -> crate::model::Result<Rows> + Sync),
 }
 
 impl Side<'_> {
     /// Logits of some rows: `[rows * vocabulary]`.
     fn logits(
         &self,
-        rows: &Tensor,
+        rows: &Rows,
         chunk: usize,
         range: &Range<usize>,
     ) -> crate::model::Result<Vec<f32>> {
-        let rows = rows.narrow(0, range.start, range.len())?;
-        Ok(self
-            .head
-            .logits(&rows, chunk, None)?
-            .flatten_all()?
-            .to_vec1()?)
+        let logits = self.head.logits(&rows.range(range.clone()), chunk, None)?;
+        Ok(logits.into_numbers())
     }
 }
 
@@ -167,7 +162,7 @@ impl Comparison<'_> {
         let (base, chunks) = (self.base, self.chunks);
         let one = |chunk: usize| -> Result<f64> {
             let (theirs, ours) = ((base.rows)(chunk)?, (other.rows)(chunk)?);
-            let (rows, mut sum) = (theirs.dims()[0], 0.0);
+            let (rows, mut sum) = (theirs.len(), 0.0);
             for start in (0..rows).step_by(LOGIT_ROWS) {
                 go_on(progress)?;
                 let range = start..(start + LOGIT_ROWS).min(rows);

@@ -2,7 +2,7 @@
 
 use quantier::convert;
 use quantier::input::Source;
-use quantier::model::{Engine, Error, Observer, Options, Seen};
+use quantier::model::{Engine, Error, LinearInput, Observer, Options, Tap};
 use quantier::progress::Silent;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -41,15 +41,7 @@ fn hidden(engine: &Engine<'_>, chunks: &[Vec<u32>]) -> Vec<Vec<f32>> {
         .run(chunks, 0..chunks[0].len(), None, &Silent)
         .unwrap();
     (0..chunks.len())
-        .map(|c| {
-            hidden
-                .take(c)
-                .unwrap()
-                .flatten_all()
-                .unwrap()
-                .to_vec1()
-                .unwrap()
-        })
+        .map(|c| hidden.take(c).unwrap().into_numbers())
         .collect()
 }
 
@@ -126,14 +118,21 @@ struct Watcher {
     layers: Mutex<Vec<usize>>,
 }
 
-impl Observer for Watcher {
-    fn input(&self, seen: Seen<'_>) {
+impl Tap for Watcher {
+    fn input(&self, input: LinearInput<'_>) {
         let mut met = self.met.lock().unwrap();
-        let entry = met.entry((seen.name.to_owned(), seen.columns)).or_default();
-        entry.0 += seen.rows.len() / seen.columns;
-        entry.1 += seen.rows.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>();
+        let squares = input.rows.numbers().iter().map(|x| f64::from(*x).powi(2));
+        let squares: f64 = squares.sum();
+        for name in input.linears {
+            let entry = met.entry(((*name).to_owned(), input.rows.columns()));
+            let entry = entry.or_default();
+            entry.0 += input.rows.len();
+            entry.1 += squares;
+        }
     }
+}
 
+impl Observer for Watcher {
     fn layer_done(&self, layer: usize) -> quantier::model::Result<()> {
         self.layers.lock().unwrap().push(layer);
         Ok(())
@@ -151,7 +150,7 @@ fn every_matrix_is_observed_with_every_row() {
         let logits = head
             .logits(&hidden.take(1).unwrap(), 1, Some(&watcher))
             .unwrap();
-        assert_eq!(logits.dims(), [10, VOCABULARY as usize]);
+        assert_eq!((logits.len(), logits.columns()), (10, VOCABULARY as usize));
     });
     assert_eq!(
         *watcher.layers.lock().unwrap(),

@@ -10,7 +10,7 @@ use quantier::format::hessian::{File, Head, Index, Part, Writing, triangle, writ
 use quantier::hessian::{self, Hessian, Needs, Store, is_held_out};
 use quantier::imatrix::collect::{Collected, Options, collect};
 use quantier::input::Source;
-use quantier::model::{self, Engine, Observer, Seen};
+use quantier::model::{self, Engine, LinearInput, Observer, Tap};
 use quantier::progress::Silent;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -72,16 +72,21 @@ type Rows = BTreeMap<usize, Vec<f32>>;
 #[derive(Default)]
 struct Met(Mutex<BTreeMap<(String, usize), Rows>>);
 
-impl Observer for Met {
-    fn input(&self, seen: Seen<'_>) {
+impl Tap for Met {
+    fn input(&self, input: LinearInput<'_>) {
         let mut met = self.0.lock().unwrap();
-        let chunks = met.entry((seen.name.to_owned(), seen.matrix)).or_default();
-        chunks
-            .entry(seen.chunk)
-            .or_default()
-            .extend_from_slice(seen.rows);
+        let matrix = input.routed.map_or(0, |routed| routed.expert);
+        for name in input.linears {
+            let chunks = met.entry(((*name).to_owned(), matrix)).or_default();
+            chunks
+                .entry(input.chunk)
+                .or_default()
+                .extend_from_slice(input.rows.numbers());
+        }
     }
 }
+
+impl Observer for Met {}
 
 /// What the matrices of a model meet in some chunks.
 fn met(engine: &Engine<'_>, chunks: usize) -> BTreeMap<(String, usize), Rows> {
@@ -96,7 +101,7 @@ fn met(engine: &Engine<'_>, chunks: usize) -> BTreeMap<(String, usize), Rows> {
     let head = engine.head().unwrap();
     (0..chunks).for_each(|c| {
         drop(
-            head.numbers(&hidden.take(c).unwrap(), c, Some(&watcher))
+            head.logits(&hidden.take(c).unwrap(), c, Some(&watcher))
                 .unwrap(),
         )
     });

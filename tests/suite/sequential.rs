@@ -8,7 +8,7 @@ use quantier::format::types::GgmlType;
 use quantier::hessian::{self, Store};
 use quantier::input::Source;
 use quantier::model::backward::Labels;
-use quantier::model::{Engine, Error, Observer, Options, Replaced, Rounder, Seen};
+use quantier::model::{Engine, Error, LinearInput, Observer, Options, Replaced, Rounder, Tap};
 use quantier::progress::Silent;
 use quantier::report::data::Frontier;
 use quantier::sensitivity::{self, Measure, Run, Settings};
@@ -25,16 +25,19 @@ type Met = BTreeMap<(String, usize), Vec<f32>>;
 #[derive(Default)]
 struct Watcher(Mutex<Met>);
 
-impl Observer for Watcher {
-    fn input(&self, seen: Seen<'_>) {
-        if seen.matrices == 1 {
-            self.0
-                .lock()
-                .unwrap()
-                .insert((seen.name.to_owned(), seen.chunk), seen.rows.to_vec());
+impl Tap for Watcher {
+    fn input(&self, input: LinearInput<'_>) {
+        if input.routed.is_none() {
+            let mut met = self.0.lock().unwrap();
+            for name in input.linears {
+                let rows = input.rows.numbers().to_vec();
+                met.insert(((*name).to_owned(), input.chunk), rows);
+            }
         }
     }
 }
+
+impl Observer for Watcher {}
 
 /// "Rounds" to numbers that have nothing to do with the weights, and notes what it is shown.
 struct Changer<'c> {

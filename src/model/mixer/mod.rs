@@ -1,0 +1,160 @@
+//! Mixers: what stands between two norms of a layer. Each is a list of stages; within a stage, all
+//! linears read one input.
+//!
+//! ```text
+//! stages      the linears of each stage
+//! run_stage   a stage's input -> the next stage's input, or the mixer's output; with a tape
+//! forward     the fold of the stages
+//! backward    the tapes in reverse
+//! ```
+
+mod attention;
+mod ffn;
+mod moe;
+#[cfg(test)]
+mod tests;
+
+pub(super) use attention::{Attention, Projections};
+pub(super) use ffn::{Ffn, First};
+pub(super) use moe::{Moe, Shared};
+
+use super::Result;
+use super::linear::{Linear, Pass};
+use super::rows::Rows;
+use std::ops::{Deref, DerefMut};
+
+/// The linears of a stage.
+#[derive(Default)]
+pub(super) struct Stage<L> {
+    /// Those that read the stage's input.
+    pub linears: Vec<L>,
+    /// Those that read something that the stage computes within: the second matrices of experts.
+    pub inner: Vec<L>,
+}
+
+/// What a stage's derivative needs beside the stage's input.
+pub(super) trait StageTape {
+    /// Takes the stage's input and the gradient of its output, and adds the gradient of the input
+    /// to `dx`.
+    fn backward(&self, input: &Rows, dy: Rows, pass: &Pass<'_>, dx: &mut Rows) -> Result<()>;
+}
+
+/// A stage's tape, with a mixer's lifetime.
+pub(super) type BoxedTape<'m> = Box<dyn StageTape + 'm>;
+
+/// What a mixer's derivative needs.
+#[derive(Default)]
+pub(super) struct Tape<'m> {
+    /// Of every stage.
+    stages: Vec<BoxedTape<'m>>,
+    /// Of every stage but the first one.
+    inputs: Vec<Rows>,
+}
+
+/// From normalized activations to what is added to the residual stream.
+pub(super) trait Mixer: Send + Sync {
+    /// The linears of each stage.
+    fn stages(&self) -> Vec<Stage<&Linear>>;
+
+    /// The same, to replace weights.
+    fn stages_mut(&mut self) -> Vec<Stage<&mut Linear>>;
+
+    /// Runs one stage. The output is the next stage's input; behind the last stage, the mixer's
+    /// output.
+    fn run_stage<'m>(
+        &'m self,
+        stage: usize,
+        input: &Rows,
+        pass: &Pass<'_>,
+    ) -> Result<(Rows, BoxedTape<'m>)>;
+
+    /// The fold of the stages. What [`backward`](Mixer::backward) needs goes to `tape`.
+    fn forward<'m>(
+        &'m self,
+        input: &Rows,
+        pass: &Pass<'_>,
+        mut tape: Option<&mut Tape<'m>>,
+    ) -> Result<Rows> {
+        let mut x = None;
+        for stage in 0..self.stages().len() {
+            let (y, stage_tape) = self.run_stage(stage, x.as_ref().unwrap_or(input), pass)?;
+            let read = x.replace(y);
+            if let Some(tape) = &mut tape {
+                tape.stages.push(stage_tape);
+                tape.inputs.extend(read);
+            }
+        }
+        Ok(x.unwrap_or_default())
+    }
+
+    /// The derivative: adds the gradient of the input to `dx`, of that of the output. The tap sees
+    /// the output gradient of every linear.
+    fn backward(
+        &self,
+        tape: &Tape<'_>,
+        input: &Rows,
+        dy: Rows,
+        pass: &Pass<'_>,
+        dx: &mut Rows,
+    ) -> Result<()> {
+        let mut gradient = dy;
+        for (stage, stage_tape) in tape.stages.iter().enumerate().rev() {
+            let Some(input) = stage.checked_sub(1).map(|before| &tape.inputs[before]) else {
+                return stage_tape.backward(input, gradient, pass, dx);
+            };
+            let mut of_input = Rows::zeros(input.len(), input.columns());
+            stage_tape.backward(input, gradient, pass, &mut of_input)?;
+            gradient = of_input;
+        }
+        Ok(())
+    }
+}
+
+/// The tape of a stage that is one linear.
+struct LinearTape<'m>(&'m Linear);
+
+impl StageTape for LinearTape<'_> {
+    fn backward(&self, _input: &Rows, dy: Rows, pass: &Pass<'_>, dx: &mut Rows) -> Result<()> {
+        pass.back(self.0, &dy, dx)
+    }
+}
+
+/// Runs a stage that is one linear.
+fn run_linear<'m>(
+    linear: &'m Linear,
+    input: &Rows,
+    pass: &Pass<'_>,
+) -> Result<(Rows, BoxedTape<'m>)> {
+    pass.input(&[linear], None, input)?;
+    Ok((pass.times(linear, input)?, Box::new(LinearTape(linear))))
+}
+
+/// Any mixer.
+#[derive(Clone)]
+pub(super) enum AnyMixer {
+    Attention(Attention),
+    Ffn(Ffn),
+    Moe(Moe),
+}
+
+impl Deref for AnyMixer {
+    type Target = dyn Mixer;
+
+    fn deref(&self) -> &(dyn Mixer + 'static) {
+        match self {
+            AnyMixer::Attention(mixer) => mixer,
+            AnyMixer::Ffn(mixer) => mixer,
+            AnyMixer::Moe(mixer) => mixer,
+        }
+    }
+}
+
+impl DerefMut for AnyMixer {
+    fn deref_mut(&mut self) -> &mut (dyn Mixer + 'static) {
+        match self {
+            AnyMixer::Attention(mixer) => mixer,
+            AnyMixer::Ffn(mixer) => mixer,
+            AnyMixer::Moe(mixer) => mixer,
+        }
+    }
+}

@@ -1,0 +1,14 @@
+//! The operations of a decoder on rows of f32, each with its derivative beside it.
+//!
+//! A derivative takes what the operation read and the gradient of what it made, and gives the
+//! gradient of what it read. `tests` compares every derivative with differences, in one table.
+
+pub(super) mod activation;
+pub(super) mod attention;
+pub(super) mod elementwise;
+pub(super) mod norm;
+pub(super) mod product;
+pub(super) mod rope;
+pub(super) mod router;
+#[cfg(test)]
+pub(super) mod tests;
