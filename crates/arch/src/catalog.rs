@@ -187,9 +187,9 @@ const TABLES: &[&str] = &[
 ];
 
 /// The token embedding.
-const EMBEDDING: &str = "token_embd.weight";
+pub(crate) const EMBEDDING: &str = "token_embd.weight";
 /// The matrix that makes logits, where it is not the token embedding.
-const OUTPUT: &str = "output.weight";
+pub(crate) const OUTPUT: &str = "output.weight";
 
 impl Catalog {
     /// The catalog of a model of this architecture whose tensors have these names and dimensions

@@ -14,6 +14,7 @@ mod defaults;
 mod gemma;
 mod gpt2;
 mod granite;
+pub mod hyper;
 mod input;
 mod llama;
 mod olmo;
@@ -22,6 +23,7 @@ mod phi;
 mod qwen;
 pub mod recipes;
 pub mod role;
+pub mod spec;
 mod starcoder;
 
 use quantier_tokenizer::VocabKind;

@@ -1,0 +1,384 @@
+//! The numbers of a model: what its metadata says of its decoder, checked.
+
+use crate::{Architecture, Decoder, Norm, Rope, Window};
+use quantier_gguf::gguf::{Metadata, Value, keys};
+
+/// The most heads or numbers in a row that are believed.
+const LIMIT: u64 = 1 << 24;
+/// The most layers that are believed.
+const LAYERS: usize = 1 << 14;
+
+/// Everything about a decoder that is not a matrix. Lengths are counted in numbers.
+#[derive(Clone, Debug)]
+pub struct Hyper {
+    /// Its name in GGUF.
+    pub architecture: String,
+    /// What the architecture's table says.
+    pub decoder: Decoder,
+    /// Layers.
+    pub layers: usize,
+    /// Length of the activations between layers.
+    pub hidden: usize,
+    /// The attention of every layer; None in a layer without.
+    pub attention: Vec<Option<AttentionNumbers>>,
+    /// Whether a layer has a feed-forward network.
+    pub has_ffn: Vec<bool>,
+    /// Added to the divisor of norms.
+    pub epsilon: f32,
+    /// How positions rotate, in one or more ways.
+    pub rotations: Vec<Rotation>,
+    /// Scores of attention are multiplied by this.
+    pub score_scale: f32,
+    /// Scores of attention are bent to stay below this.
+    pub score_cap: Option<f32>,
+    /// Logits are bent to stay below this.
+    pub logit_cap: Option<f32>,
+    /// Embeddings are multiplied by this.
+    pub embedding_scale: f32,
+    /// What a block adds is multiplied by this.
+    pub residual_scale: f32,
+    /// Logits are multiplied by this.
+    pub logit_scale: f32,
+    /// Queries, keys and values are clamped to plus and minus this.
+    pub clamp: Option<f32>,
+    /// Experts that see a token.
+    pub experts_used: usize,
+    /// Weights of experts are multiplied by this.
+    pub expert_scale: f32,
+}
+
+/// The attention of one layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttentionNumbers {
+    /// Heads of queries.
+    pub heads: usize,
+    /// Heads of keys and values; each serves `heads / kv_heads` heads of queries.
+    pub kv_heads: usize,
+    /// Length of a head of queries and keys.
+    pub key_length: usize,
+    /// Length of a head of values.
+    pub value_length: usize,
+    /// Tokens that a token sees, itself among them; None for all.
+    pub window: Option<usize>,
+    /// Which of [`Hyper::rotations`] it takes; None if it does not rotate.
+    pub rotation: Option<usize>,
+}
+
+/// How positions rotate queries and keys: RoPE, its linear interpolation, and YaRN (Peng et al.
+/// 2023).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rotation {
+    /// RoPE dimensions per head.
+    pub length: usize,
+    /// Base of the angles.
+    pub base: f32,
+    /// Positions are multiplied by this.
+    pub scale: f32,
+    /// Cosines and sines are multiplied by this.
+    pub magnitude: f32,
+    /// How much of the angles' extrapolation is mixed in; 0 for none of it.
+    pub extrapolation: f32,
+    /// Turns over the original context above which an angle is extrapolated wholly.
+    pub beta_fast: f32,
+    /// Turns below which it is interpolated wholly.
+    pub beta_slow: f32,
+    /// The context that the model was trained for before its positions were stretched.
+    pub original_context: usize,
+    /// Whether the file's tensors of factors divide its angles.
+    pub has_factors: bool,
+}
+
+/// Why metadata describe no decoder; it names the key.
+type Result<T> = std::result::Result<T, String>;
+
+struct Keys<'a> {
+    metadata: &'a Metadata<'a>,
+    architecture: &'a str,
+}
+
+impl Keys<'_> {
+    fn get(&self, key: &str) -> Option<&Value<'_>> {
+        self.metadata.get(&format!("{}.{key}", self.architecture))
+    }
+
+    fn bad(&self, key: &str, what: impl std::fmt::Display) -> String {
+        format!("'{}.{key}' {what}", self.architecture)
+    }
+
+    fn optional(&self, key: &str) -> Result<Option<usize>> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(value) => match value.as_u64().filter(|n| *n <= LIMIT) {
+                Some(n) => Ok(Some(n as usize)),
+                None => Err(self.bad(
+                    key,
+                    format!("is {value}; one whole number of at most {LIMIT} is expected"),
+                )),
+            },
+        }
+    }
+
+    fn number(&self, key: &str) -> Result<usize> {
+        match self.optional(key)? {
+            Some(n) if n > 0 => Ok(n),
+            Some(_) => Err(self.bad(key, "is 0")),
+            None => Err(self.bad(key, "is missing")),
+        }
+    }
+
+    /// One number for all layers, or a list with one for each.
+    fn per_layer(&self, key: &str, layers: usize) -> Result<Option<Vec<usize>>> {
+        let Some(Value::Array(list)) = self.get(key) else {
+            return Ok(self.optional(key)?.map(|n| vec![n; layers]));
+        };
+        let number = |value: Value<'_>| value.as_u64().filter(|n| *n <= LIMIT);
+        let numbers: Option<Vec<_>> = list.values().map(number).collect();
+        match numbers.filter(|numbers| numbers.len() == layers) {
+            Some(numbers) => Ok(Some(numbers.into_iter().map(|n| n as usize).collect())),
+            None => Err(self.bad(
+                key,
+                format!(
+                    "is a list; {layers} whole numbers of at most {LIMIT} are expected, one for \
+                     each layer"
+                ),
+            )),
+        }
+    }
+
+    fn float(&self, key: &str) -> Result<Option<f32>> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::F32(x)) if x.is_finite() => Ok(Some(*x)),
+            Some(value) => Err(self.bad(key, format!("is {value}; a finite f32 is expected"))),
+        }
+    }
+
+    fn rotation(&self, length: usize, context: usize) -> Result<Rotation> {
+        let kind = self
+            .get("rope.scaling.type")
+            .and_then(Value::as_str)
+            .unwrap_or("linear");
+        let factor = self
+            .float("rope.scaling.factor")?
+            .filter(|f| *f != 0.0 && kind != "none")
+            .unwrap_or(1.0);
+        let mut rotation = Rotation {
+            length,
+            base: self.float("rope.freq_base")?.unwrap_or(10_000.0),
+            scale: 1.0 / factor,
+            magnitude: self.float("rope.scaling.attn_factor")?.unwrap_or(1.0),
+            extrapolation: if kind == "yarn" { 1.0 } else { 0.0 },
+            beta_fast: self.float("rope.scaling.yarn_beta_fast")?.unwrap_or(32.0),
+            beta_slow: self.float("rope.scaling.yarn_beta_slow")?.unwrap_or(1.0),
+            original_context: self
+                .optional("rope.scaling.original_context_length")?
+                .unwrap_or(context),
+            has_factors: true,
+        };
+        if let Some(extrapolation) = self
+            .float("rope.scaling.yarn_ext_factor")?
+            .filter(|e| *e >= 0.0)
+        {
+            rotation.extrapolation = extrapolation;
+        }
+        if rotation.extrapolation != 0.0 {
+            rotation.magnitude *= 1.0 + 0.1 * factor.ln();
+        }
+        Ok(rotation)
+    }
+}
+
+impl Hyper {
+    /// Reads the metadata.
+    ///
+    /// # Errors
+    /// Keys that are missing or make no sense; the error names the key.
+    pub fn new(metadata: &Metadata<'_>) -> Result<Hyper> {
+        let name = metadata.get(keys::ARCHITECTURE).and_then(Value::as_str);
+        let name =
+            name.ok_or_else(
+                || match metadata.get("general.type").and_then(Value::as_str) {
+                    Some("imatrix") => "this is an importance matrix, and no model".into(),
+                    _ => format!("'{}' is missing", keys::ARCHITECTURE),
+                },
+            )?;
+        let decoder = Architecture::of_gguf(name)?.decoder;
+        let keys = Keys {
+            metadata,
+            architecture: name,
+        };
+        let (layers, hidden) = (
+            keys.number("block_count")?,
+            keys.number("embedding_length")?,
+        );
+        if layers > LAYERS {
+            return Err(keys.bad("block_count", format!("is {layers}, more than {LAYERS}")));
+        }
+        let heads = keys.per_layer("attention.head_count", layers)?;
+        let heads = heads.ok_or_else(|| keys.bad("attention.head_count", "is missing"))?;
+        let most_heads = heads.iter().copied().max().unwrap_or(0);
+        if most_heads == 0 {
+            return Err(keys.bad("attention.head_count", "is 0"));
+        }
+        let kv_heads = keys.per_layer("attention.head_count_kv", layers)?;
+        let kv_heads = kv_heads.unwrap_or_else(|| heads.clone());
+        for (heads, kv_heads) in heads.iter().zip(&kv_heads).filter(|(heads, _)| **heads > 0) {
+            if *kv_heads == 0 || !heads.is_multiple_of(*kv_heads) {
+                return Err(keys.bad(
+                    "attention.head_count_kv",
+                    format!("is {kv_heads}, no divisor of {heads} heads"),
+                ));
+            }
+        }
+        let length = |key: &str| {
+            let length = keys.optional(key);
+            length.map(|length| length.unwrap_or(hidden / most_heads))
+        };
+        let (key_length, value_length) = (
+            length("attention.key_length")?,
+            length("attention.value_length")?,
+        );
+        let rotated = keys.optional("rope.dimension_count")?.unwrap_or(key_length);
+        if rotated > key_length || !rotated.is_multiple_of(2) {
+            return Err(keys.bad(
+                "rope.dimension_count",
+                format!("is {rotated}; heads have {key_length} numbers"),
+            ));
+        }
+        let feed_forward = match keys.get("feed_forward_length") {
+            Some(Value::Array(_)) => keys.per_layer("feed_forward_length", layers)?,
+            _ => None,
+        };
+        let epsilon = match decoder.norm {
+            Norm::Rms => keys.float("attention.layer_norm_rms_epsilon")?,
+            Norm::Layer => keys.float("attention.layer_norm_epsilon")?,
+        };
+        let context = keys.optional("context_length")?.unwrap_or(0);
+        let mut rotations = vec![keys.rotation(rotated, context)?];
+        let mut windows = vec![None; layers];
+        if let Window::Pattern {
+            layers: period,
+            tokens,
+            rope_base,
+        } = decoder.window
+        {
+            let tokens = keys
+                .optional("attention.sliding_window")?
+                .or(tokens.map(|t| t as usize));
+            let period = period as usize;
+            for (layer, window) in windows.iter_mut().enumerate() {
+                *window = tokens
+                    .filter(|tokens| *tokens > 0 && (period == 0 || layer % period < period - 1));
+            }
+            let mut windowed = Rotation {
+                has_factors: false,
+                ..rotations[0].clone()
+            };
+            if let Some(base) = rope_base {
+                windowed.base = keys.float("rope.freq_base_swa")?.unwrap_or(base);
+                windowed.scale = 1.0;
+                windowed.extrapolation = 0.0;
+                windowed.magnitude = 1.0;
+            }
+            rotations.push(windowed);
+        }
+        let unrotated_every = decoder.unrotated_every as usize;
+        let rotates = |layer: usize| {
+            decoder.rope != Rope::None
+                && (unrotated_every == 0 || !(layer + 1).is_multiple_of(unrotated_every))
+        };
+        let attention = |layer: usize| AttentionNumbers {
+            heads: heads[layer],
+            kv_heads: kv_heads[layer],
+            key_length,
+            value_length,
+            window: windows[layer],
+            rotation: rotates(layer).then_some(usize::from(windows[layer].is_some())),
+        };
+        let attention = (0..layers).map(|layer| (heads[layer] > 0).then(|| attention(layer)));
+        let attention = attention.collect();
+        let wide = decoder.wide_heads == Some(layers as u32);
+        let scale = 1.0
+            / (if wide {
+                hidden / most_heads
+            } else {
+                key_length
+            } as f32)
+                .sqrt();
+        let positive = |x: Option<f32>| x.filter(|x| *x != 0.0);
+        let embedding_scale = if decoder.scaled_embeddings {
+            (hidden as f32).sqrt()
+        } else {
+            1.0
+        };
+        Ok(Hyper {
+            architecture: name.to_owned(),
+            decoder,
+            layers,
+            hidden,
+            attention,
+            has_ffn: match feed_forward {
+                Some(lengths) => lengths.into_iter().map(|length| length > 0).collect(),
+                None => vec![true; layers],
+            },
+            epsilon: epsilon.unwrap_or(1e-5),
+            rotations,
+            score_scale: positive(keys.float("attention.scale")?).unwrap_or(scale),
+            score_cap: positive(keys.float("attn_logit_softcapping")?)
+                .or((name == "gemma2").then_some(50.0)),
+            logit_cap: positive(keys.float("final_logit_softcapping")?)
+                .or((name == "gemma2").then_some(30.0)),
+            embedding_scale: positive(keys.float("embedding_scale")?).unwrap_or(embedding_scale),
+            residual_scale: positive(keys.float("residual_scale")?).unwrap_or(1.0),
+            logit_scale: positive(keys.float("logit_scale")?).map_or(1.0, |s| 1.0 / s),
+            clamp: positive(keys.float("attention.clamp_kqv")?),
+            experts_used: keys.optional("expert_used_count")?.unwrap_or(0),
+            expert_scale: positive(keys.float("expert_weights_scale")?).unwrap_or(1.0),
+        })
+    }
+}
+
+impl Rotation {
+    /// Cosines and sines for positions from 0 on: `[positions, length / 2]` each. `factors` divide
+    /// the angles.
+    pub fn table(&self, positions: usize, factors: Option<&[f32]>) -> (Vec<f32>, Vec<f32>) {
+        let pairs = self.length / 2;
+        let step = self.base.powf(-2.0 / self.length as f32);
+        let (low, high) = self.ramp();
+        let (mut cosines, mut sines) = (
+            Vec::with_capacity(positions * pairs),
+            Vec::with_capacity(positions * pairs),
+        );
+        for position in 0..positions {
+            let mut angle = position as f32;
+            for pair in 0..pairs {
+                let whole = angle / factors.map_or(1.0, |f| f[pair]);
+                let mut theta = self.scale * whole;
+                if self.extrapolation != 0.0 {
+                    let ramp =
+                        1.0 - ((pair as f32 - low) / (high - low).max(0.001)).clamp(0.0, 1.0);
+                    let mix = ramp * self.extrapolation;
+                    theta = theta * (1.0 - mix) + whole * mix;
+                }
+                cosines.push(theta.cos() * self.magnitude);
+                sines.push(theta.sin() * self.magnitude);
+                angle *= step;
+            }
+        }
+        (cosines, sines)
+    }
+
+    /// Between which pairs interpolation takes over from extrapolation.
+    fn ramp(&self) -> (f32, f32) {
+        let pair = |turns: f32| {
+            let context = self.original_context as f32;
+            self.length as f32 * (context / (turns * 2.0 * std::f32::consts::PI)).ln()
+                / (2.0 * self.base.ln())
+        };
+        let last = self.length as f32 - 1.0;
+        (
+            pair(self.beta_fast).floor().max(0.0),
+            pair(self.beta_slow).ceil().min(last),
+        )
+    }
+}

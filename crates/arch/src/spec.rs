@@ -1,0 +1,432 @@
+//! A model as data: layers of blocks, blocks of a norm, mixers in parallel and an optional norm
+//! behind them, and the tensors of each.
+//!
+//! What a file shows by its tensors (biases, norms of heads, norms behind a block, experts, fused
+//! matrices) is looked up here, once, when a model is opened.
+
+use crate::catalog::{EMBEDDING, OUTPUT};
+use crate::hyper::{AttentionNumbers, Hyper};
+use crate::{Activation, Catalog, Norm, Rope};
+
+/// The position table of models that add positions to their embeddings.
+const POSITIONS: &str = "position_embd.weight";
+/// Factors of angles for every context, and for short and long ones.
+const FACTORS: [&str; 3] = [
+    "rope_freqs.weight",
+    "rope_factors_short.weight",
+    "rope_factors_long.weight",
+];
+
+/// What a model's forward pass is made of.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelSpec {
+    /// Its layers.
+    pub layers: Vec<LayerSpec>,
+    /// The table of token embeddings.
+    pub embedding: &'static str,
+    /// The table of positions that are added to them.
+    pub positions: Option<&'static str>,
+    /// The norm in front of the output matrix.
+    pub output_norm: Option<NormSpec>,
+    /// The output matrix.
+    pub output: LinearSpec,
+    /// Its weight, which may be the table of token embeddings.
+    pub output_name: &'static str,
+    /// Tensors that divide the angles of short and of long contexts.
+    rope_factors: [Option<&'static str>; 2],
+}
+
+impl ModelSpec {
+    /// The spec of a model with these tensors.
+    pub fn new(hyper: &Hyper, catalog: &Catalog) -> ModelSpec {
+        let layers = 0..hyper.layers;
+        let layer = |number| LayerSpec::new(hyper, number, catalog);
+        let weight = catalog.output().map(|linear| catalog.tensor(linear.tensor));
+        let output_name = match catalog.tensor_named(OUTPUT) {
+            Some(_) => OUTPUT,
+            None => EMBEDDING,
+        };
+        let there = |name: &'static str| catalog.tensor_named(name).map(|_| name);
+        let [always, short, long] = FACTORS.map(there);
+        ModelSpec {
+            layers: layers.map(layer).collect(),
+            embedding: EMBEDDING,
+            positions: there(POSITIONS),
+            output_norm: NormSpec::new(hyper, catalog, "output_norm".into(), hyper.hidden),
+            output: LinearSpec {
+                stem: output_name.trim_end_matches(".weight").into(),
+                experts: None,
+                rows: weight.map_or(0, |entry| entry.dims[1..].iter().product::<u64>() as usize),
+                columns: hyper.hidden,
+            },
+            output_name,
+            rope_factors: [always.or(short), always.or(long)],
+        }
+    }
+
+    /// The tensor that divides the angles, of a context that is longer than the original one or
+    /// not.
+    pub fn rope_factors(&self, long: bool) -> Option<&'static str> {
+        self.rope_factors[usize::from(long)]
+    }
+}
+
+/// A layer: its blocks follow each other on the residual stream.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LayerSpec {
+    /// In their order.
+    pub blocks: Vec<BlockSpec>,
+}
+
+/// `stream + residual_scale * post_norm(sum of mixers(norm(stream)))`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BlockSpec {
+    /// In front of the mixers.
+    pub norm: Option<NormSpec>,
+    /// Side by side: they read the same and their outputs are added.
+    pub mixers: Vec<MixerSpec>,
+    /// Behind the mixers.
+    pub post_norm: Option<NormSpec>,
+    /// What the mixers make is multiplied by this before it is added to the stream.
+    pub residual_scale: f32,
+}
+
+/// What stands in a block.
+#[derive(Clone, Debug, PartialEq)]
+pub enum MixerSpec {
+    /// Softmax attention.
+    Attention(AttentionSpec),
+    /// A feed-forward network.
+    Ffn(FfnSpec),
+    /// A mixture of experts.
+    Moe(MoeSpec),
+}
+
+/// A norm.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NormSpec {
+    /// The tensors' name without `.weight` and `.bias`.
+    pub stem: String,
+    /// Its kind.
+    pub kind: Norm,
+    /// Added to what it divides by.
+    pub epsilon: f32,
+    /// Numbers that are normalized together.
+    pub len: usize,
+}
+
+/// A weight matrix that multiplies activations, or one for each expert.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LinearSpec {
+    /// The tensors' name without `.weight` and `.bias`.
+    pub stem: String,
+    /// Matrices, if there is one for each expert.
+    pub experts: Option<usize>,
+    /// Length of an output.
+    pub rows: usize,
+    /// Length of an input.
+    pub columns: usize,
+}
+
+/// Attention of heads that share keys and values in groups.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AttentionSpec {
+    /// Heads, and what a token sees.
+    pub numbers: AttentionNumbers,
+    /// The matrices of queries, keys and values.
+    pub projections: Projections,
+    /// A norm of queries, head by head or over all of them.
+    pub query_norm: Option<NormSpec>,
+    /// The same of keys.
+    pub key_norm: Option<NormSpec>,
+    /// The output matrix.
+    pub output: LinearSpec,
+    /// How heads are rotated.
+    pub rope: Rope,
+    /// Scores are multiplied by this.
+    pub score_scale: f32,
+    /// Scores are bent to stay below this.
+    pub score_cap: Option<f32>,
+    /// Queries, keys and values are clamped to plus and minus this.
+    pub clamp: Option<f32>,
+}
+
+/// The matrices of queries, keys and values.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Projections {
+    /// One each, in this order.
+    Apart([LinearSpec; 3]),
+    /// One with the rows of queries before those of keys before those of values.
+    Fused(LinearSpec),
+}
+
+/// A feed-forward network.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FfnSpec {
+    /// The matrices of the first stage.
+    pub first: First,
+    /// The matrix of the second stage.
+    pub down: LinearSpec,
+    /// What stands between them.
+    pub activation: Activation,
+}
+
+/// The matrices of a feed-forward network's first stage.
+#[derive(Clone, Debug, PartialEq)]
+pub enum First {
+    /// `activation(gate) * up`.
+    Gated {
+        /// The gate.
+        gate: LinearSpec,
+        /// What it multiplies.
+        up: LinearSpec,
+    },
+    /// The same with the rows of gate before those of up in one matrix.
+    Fused(LinearSpec),
+    /// `activation(up)`.
+    Plain(LinearSpec),
+}
+
+/// A mixture of experts.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MoeSpec {
+    /// Scores the experts.
+    pub router: LinearSpec,
+    /// The experts' gates.
+    pub gate: LinearSpec,
+    /// What they multiply.
+    pub up: LinearSpec,
+    /// The experts' output matrices.
+    pub down: LinearSpec,
+    /// What stands between them.
+    pub activation: Activation,
+    /// Experts that see a token.
+    pub used: usize,
+    /// Experts' weights are multiplied by this.
+    pub scale: f32,
+    /// Whether the weights of the chosen experts are made to sum up to 1.
+    pub normalized: bool,
+    /// The expert that sees every token.
+    pub shared: Option<SharedSpec>,
+}
+
+/// The expert that sees every token.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SharedSpec {
+    /// Weighs it.
+    pub router: LinearSpec,
+    /// The expert.
+    pub ffn: FfnSpec,
+}
+
+/// What is known of a layer: its number, its model, its tensors.
+struct Known<'k> {
+    number: usize,
+    hyper: &'k Hyper,
+    catalog: &'k Catalog,
+}
+
+impl LayerSpec {
+    /// A layer of a model.
+    fn new(hyper: &Hyper, number: usize, catalog: &Catalog) -> LayerSpec {
+        let known = Known {
+            number,
+            hyper,
+            catalog,
+        };
+        let block = |norm: &str, mixer: MixerSpec, post_norm: &str| BlockSpec {
+            norm: known.norm(norm, hyper.hidden),
+            mixers: vec![mixer],
+            post_norm: known
+                .has(post_norm)
+                .then(|| known.norm(post_norm, hyper.hidden))
+                .flatten(),
+            residual_scale: hyper.residual_scale,
+        };
+        let mut blocks = Vec::new();
+        if let Some(numbers) = hyper.attention[number] {
+            let attention = MixerSpec::Attention(known.attention(numbers));
+            blocks.push(block("attn_norm", attention, "post_attention_norm"));
+        }
+        if hyper.has_ffn[number] {
+            blocks.push(block("ffn_norm", known.ffn_or_moe(), "post_ffw_norm"));
+        }
+        LayerSpec { blocks }
+    }
+
+    /// The mixers of all blocks.
+    pub fn mixers(&self) -> impl Iterator<Item = &MixerSpec> {
+        self.blocks.iter().flat_map(|block| &block.mixers)
+    }
+
+    /// Stages of all mixers: within one, all linears read one input.
+    pub fn stages(&self) -> usize {
+        let stages = |mixer: &MixerSpec| match mixer {
+            MixerSpec::Attention(_) | MixerSpec::Ffn(_) => 2,
+            MixerSpec::Moe(_) => 1,
+        };
+        self.mixers().map(stages).sum()
+    }
+}
+
+impl NormSpec {
+    /// A norm, if the file has it: a layer norm may have no weights, and is there all the same.
+    fn new(hyper: &Hyper, catalog: &Catalog, stem: String, len: usize) -> Option<NormSpec> {
+        let kind = hyper.decoder.norm;
+        let there =
+            kind == Norm::Layer || catalog.tensor_named(&format!("{stem}.weight")).is_some();
+        there.then_some(NormSpec {
+            stem,
+            kind,
+            epsilon: hyper.epsilon,
+            len,
+        })
+    }
+}
+
+impl Known<'_> {
+    fn stem(&self, name: &str) -> String {
+        format!("blk.{}.{name}", self.number)
+    }
+
+    fn dims(&self, name: &str) -> Option<[u64; 4]> {
+        let name = format!("{}.weight", self.stem(name));
+        let id = self.catalog.tensor_named(&name)?;
+        Some(self.catalog.tensor(id).dims)
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.dims(name).is_some()
+    }
+
+    /// One of the dimensions of a tensor; 0 if it is missing, which loading it will say.
+    fn dim(&self, name: &str, which: usize) -> usize {
+        self.dims(name).map_or(0, |dims| dims[which] as usize)
+    }
+
+    fn norm(&self, name: &str, len: usize) -> Option<NormSpec> {
+        NormSpec::new(self.hyper, self.catalog, self.stem(name), len)
+    }
+
+    /// A norm of heads, which has weights for one head or for all of them.
+    fn norm_of_heads(&self, name: &str, len: usize, heads: usize) -> Option<NormSpec> {
+        let held: u64 = self.dims(name)?.iter().product();
+        let all = len * heads;
+        self.norm(name, if held == all as u64 { all } else { len })
+    }
+
+    fn linear(&self, name: &str, rows: usize, columns: usize) -> LinearSpec {
+        LinearSpec {
+            stem: self.stem(name),
+            experts: None,
+            rows,
+            columns,
+        }
+    }
+
+    fn attention(&self, numbers: AttentionNumbers) -> AttentionSpec {
+        let hyper = self.hyper;
+        let AttentionNumbers {
+            heads,
+            kv_heads,
+            key_length,
+            value_length,
+            ..
+        } = numbers;
+        let (queries, keys, values) = (
+            heads * key_length,
+            kv_heads * key_length,
+            kv_heads * value_length,
+        );
+        let projections = match self.has("attn_qkv") {
+            true => {
+                Projections::Fused(self.linear("attn_qkv", queries + keys + values, hyper.hidden))
+            }
+            false => Projections::Apart([
+                self.linear("attn_q", queries, hyper.hidden),
+                self.linear("attn_k", keys, hyper.hidden),
+                self.linear("attn_v", values, hyper.hidden),
+            ]),
+        };
+        AttentionSpec {
+            numbers,
+            projections,
+            query_norm: self.norm_of_heads("attn_q_norm", key_length, heads),
+            key_norm: self.norm_of_heads("attn_k_norm", key_length, kv_heads),
+            output: self.linear("attn_output", hyper.hidden, heads * value_length),
+            rope: hyper.decoder.rope,
+            score_scale: hyper.score_scale,
+            score_cap: hyper.score_cap,
+            clamp: hyper.clamp,
+        }
+    }
+
+    fn ffn_or_moe(&self) -> MixerSpec {
+        match self.has("ffn_gate_inp") {
+            true => MixerSpec::Moe(self.moe()),
+            false => MixerSpec::Ffn(self.ffn()),
+        }
+    }
+
+    fn ffn(&self) -> FfnSpec {
+        if self.has("ffn_gate") {
+            return self.gated("");
+        }
+        let hidden = self.hyper.hidden;
+        let (rows, length) = (self.dim("ffn_up", 1), self.dim("ffn_down", 0));
+        let up = self.linear("ffn_up", rows, hidden);
+        FfnSpec {
+            first: match rows == 2 * length {
+                true => First::Fused(up),
+                false => First::Plain(up),
+            },
+            down: self.linear("ffn_down", hidden, length),
+            activation: self.hyper.decoder.activation,
+        }
+    }
+
+    fn gated(&self, suffix: &str) -> FfnSpec {
+        let hidden = self.hyper.hidden;
+        let [gate, up, down] = ["gate", "up", "down"].map(|name| format!("ffn_{name}{suffix}"));
+        let length = match self.has(&up) {
+            true => self.dim(&up, 1),
+            false => self.dim(&gate, 1),
+        };
+        FfnSpec {
+            first: First::Gated {
+                gate: self.linear(&gate, length, hidden),
+                up: self.linear(&up, length, hidden),
+            },
+            down: self.linear(&down, hidden, length),
+            activation: self.hyper.decoder.activation,
+        }
+    }
+
+    fn moe(&self) -> MoeSpec {
+        let hyper = self.hyper;
+        let sample = match self.has("ffn_up_exps") {
+            true => "ffn_up_exps",
+            false => "ffn_gate_exps",
+        };
+        let (length, experts) = (self.dim(sample, 1), self.dim(sample, 2));
+        let of_experts = |name: &str, rows: usize, columns: usize| LinearSpec {
+            experts: Some(experts),
+            ..self.linear(name, rows, columns)
+        };
+        let shared = self.has("ffn_gate_inp_shexp").then(|| SharedSpec {
+            router: self.linear("ffn_gate_inp_shexp", 1, hyper.hidden),
+            ffn: self.gated("_shexp"),
+        });
+        MoeSpec {
+            router: self.linear("ffn_gate_inp", experts, hyper.hidden),
+            gate: of_experts("ffn_gate_exps", length, hyper.hidden),
+            up: of_experts("ffn_up_exps", length, hyper.hidden),
+            down: of_experts("ffn_down_exps", hyper.hidden, length),
+            activation: hyper.decoder.activation,
+            used: hyper.experts_used,
+            scale: hyper.expert_scale,
+            normalized: hyper.decoder.normalized_experts,
+            shared,
+        }
+    }
+}

@@ -1,0 +1,464 @@
+//! Models on a text: each scored row of logits of every chunk, on the engine's threads.
+//!
+//! ```text
+//! Measured::new    a model's layers over all chunks; the activations of the scored rows are kept
+//! nll, compare     one sweep over the chunks: the output matrices turn a few rows at a time into logits, which are
+//!                  scored and forgotten. The base's are computed once, whatever the number of models beside it
+//! ```
+
+use super::score::{self, Comparison, Distribution};
+use super::windows::Windows;
+use crate::model::{self, Engine, Head, Hidden, LOGIT_ROWS, Rows};
+use quantier_core::progress::{Progress, Unit};
+use quantier_gguf::logits::{self as stored, Logits, Shape};
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// Why a model could not be measured.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A model could not be run.
+    #[error("{model}: {error}")]
+    Model {
+        /// The model.
+        model: String,
+        /// What is wrong.
+        error: model::Error,
+    },
+    /// Logits of a model are not finite although all its activations are.
+    #[error(
+        "{model}: chunk {chunk}, scored row {row}: {error}. What the layers make is finite: the norm behind the last \
+         one, or the output matrix, is damaged"
+    )]
+    NotFinite {
+        /// The model.
+        model: String,
+        /// The chunk, counted from 0.
+        chunk: usize,
+        /// The row, counted from the first one that is scored.
+        row: usize,
+        /// Which logit it is.
+        error: score::Error,
+    },
+    /// A row of logits cannot be used for another reason.
+    #[error("{model}: chunk {chunk}, scored row {row}: {error}")]
+    Row {
+        /// The model, or the logits file.
+        model: String,
+        /// The chunk, counted from 0.
+        chunk: usize,
+        /// The row, counted from the first one that is scored.
+        row: usize,
+        /// What is wrong.
+        error: score::Error,
+    },
+    /// A logits file could not be read or written.
+    #[error(transparent)]
+    File(#[from] quantier_gguf::Error),
+    /// Stopped from outside.
+    #[error("stopped")]
+    Cancelled,
+}
+
+/// Result of this module.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// A model whose layers have seen the text.
+pub struct Measured<'e> {
+    name: String,
+    engine: &'e Engine<'e>,
+    hidden: Hidden,
+}
+
+/// What models are compared with.
+pub enum Base<'e> {
+    /// A model: full f32 logits.
+    Model(Measured<'e>),
+    /// Its log-probabilities in a file, 16 bits each.
+    Stored {
+        /// What to call the file.
+        name: String,
+        /// The file, which has these windows' chunks at its beginning.
+        logits: &'e Logits,
+    },
+}
+
+/// Where the rows of logits of a model go as well, encoded.
+pub type Save<'s> = Option<&'s mut stored::Writer>;
+
+impl<'e> Measured<'e> {
+    /// Runs all layers of a model on all chunks. `name` is what errors call it.
+    pub fn new(
+        name: String,
+        engine: &'e Engine<'e>,
+        windows: &Windows<'_>,
+        progress: &dyn Progress,
+    ) -> Result<Measured<'e>> {
+        let chunks: Vec<_> = (0..windows.chunks())
+            .map(|chunk| windows.input(chunk))
+            .collect();
+        let first = windows.first_scored();
+        match engine.run(&chunks, first..first + windows.scored(), None, progress) {
+            Ok(hidden) => Ok(Measured {
+                name,
+                engine,
+                hidden,
+            }),
+            Err(error) => Err(Error::Model { model: name, error }),
+        }
+    }
+
+    /// Bytes of activations that it keeps in memory.
+    pub fn memory_bytes(&self) -> u64 {
+        self.hidden.memory_bytes()
+    }
+
+    fn head(&self) -> Result<Output<'_>> {
+        Ok(Output {
+            measured: self,
+            head: self.engine.head().map_err(|e| self.failed(e))?,
+        })
+    }
+
+    fn failed(&self, error: model::Error) -> Error {
+        Error::Model {
+            model: self.name.clone(),
+            error,
+        }
+    }
+}
+
+/// A model with its output matrix widened.
+struct Output<'m> {
+    measured: &'m Measured<'m>,
+    head: Head<'m>,
+}
+
+impl Output<'_> {
+    /// The activations of a chunk's scored rows, which are kept.
+    fn rows(&self, chunk: usize) -> Result<Rows> {
+        self.measured
+            .hidden
+            .rows_of(chunk)
+            .map_err(|e| self.measured.failed(e))
+    }
+
+    /// Logits of some of the rows: `[rows * n_vocab]`.
+    fn logits(&self, rows: &Rows, chunk: usize, range: &Range<usize>) -> Result<Vec<f32>> {
+        let logits = self.head.logits(&rows.range(range.clone()), chunk, None);
+        let logits = logits.map_err(|e| self.measured.failed(e))?;
+        Ok(logits.into_numbers())
+    }
+
+    fn bad(&self, chunk: usize, row: usize, error: score::Error) -> Error {
+        let model = self.measured.name.clone();
+        match error {
+            score::Error::NotFinite { .. } => Error::NotFinite {
+                model,
+                chunk,
+                row,
+                error,
+            },
+            error => Error::Row {
+                model,
+                chunk,
+                row,
+                error,
+            },
+        }
+    }
+}
+
+/// The -ln p of every scored token, in nats, chunk by chunk.
+pub fn nll(
+    measured: &Measured<'_>,
+    windows: &Windows<'_>,
+    save: Save<'_>,
+    progress: &dyn Progress,
+) -> Result<Vec<f64>> {
+    let output = measured.head()?;
+    let saving = save.is_some().then(|| shape(measured.engine, windows));
+    let mut sweep = Sweep {
+        windows,
+        engine: measured.engine,
+        save,
+        progress,
+    };
+    progress.begin(windows.chunks() as u64, Unit::Steps);
+    let mut all = Vec::with_capacity(windows.chunks() * windows.scored());
+    sweep.run(
+        |chunk| {
+            let (rows, labels) = (output.rows(chunk)?, windows.labels(chunk));
+            let block = |range: Range<usize>| -> Result<(Vec<f64>, Vec<u8>)> {
+                let logits = output.logits(&rows, chunk, &range)?;
+                let n_vocab = logits.len() / range.len();
+                let (mut nll, mut saved) = (Vec::with_capacity(range.len()), Vec::new());
+                for (row, logits) in range.zip(logits.chunks_exact(n_vocab)) {
+                    let at = |error| output.bad(chunk, row, error);
+                    let distribution = Distribution::of_logits(logits).map_err(at)?;
+                    nll.push(distribution.nll(labels[row]).map_err(at)?);
+                    encode(&distribution, saving, &mut saved);
+                }
+                Ok((nll, saved))
+            };
+            let blocks: Result<Vec<_>> = blocks(windows.scored()).map(block).collect();
+            let (nll, saved): (Vec<_>, Vec<_>) = blocks?.into_iter().unzip();
+            Ok((nll.concat(), saved.concat()))
+        },
+        |nll| all.extend(nll),
+    )?;
+    Ok(all)
+}
+
+/// Every scored row of some models beside the same row of their base: for each model, chunk by
+/// chunk.
+///
+/// Output matrices are kept widened for as many models as the first one's `max_memory` allows (one
+/// at least), and the base's logits are computed once for all of these together. `save` is for a
+/// base that is a model.
+pub fn compare(
+    base: &Base<'_>,
+    models: &[Measured<'_>],
+    windows: &Windows<'_>,
+    mut save: Save<'_>,
+    progress: &dyn Progress,
+) -> Result<Vec<Vec<Comparison>>> {
+    let Some(first) = models.first() else {
+        return Ok(Vec::new());
+    };
+    let base = match base {
+        Base::Model(measured) => BaseRows::Model(measured.head()?),
+        Base::Stored { name, logits } => BaseRows::Stored(name, logits),
+    };
+    let group = group_size(&base, models);
+    progress.begin(
+        (windows.chunks() * models.len().div_ceil(group)) as u64,
+        Unit::Steps,
+    );
+    let mut all = vec![Vec::with_capacity(windows.chunks() * windows.scored()); models.len()];
+    for (models, all) in models.chunks(group).zip(all.chunks_mut(group)) {
+        let outputs = models
+            .iter()
+            .map(Measured::head)
+            .collect::<Result<Vec<_>>>()?;
+        // The base's rows are the same for every group: the first saves them.
+        let save = save.take();
+        let saving = match (&base, save.is_some()) {
+            (BaseRows::Model(output), true) => Some(shape(output.measured.engine, windows)),
+            _ => None,
+        };
+        let mut sweep = Sweep {
+            windows,
+            engine: first.engine,
+            save,
+            progress,
+        };
+        sweep.run(
+            |chunk| compare_chunk(&base, &outputs, windows, saving, chunk),
+            |found| {
+                all.iter_mut()
+                    .zip(found)
+                    .for_each(|(all, found)| all.extend(found))
+            },
+        )?;
+    }
+    Ok(all)
+}
+
+/// The base's rows: to be computed, or to be read.
+enum BaseRows<'m> {
+    Model(Output<'m>),
+    Stored(&'m str, &'m Logits),
+}
+
+/// What a chunk gives: comparisons by model, and the base's encoded rows if they are to be saved.
+type Compared = (Vec<Vec<Comparison>>, Vec<u8>);
+
+fn compare_chunk(
+    base: &BaseRows<'_>,
+    outputs: &[Output<'_>],
+    windows: &Windows<'_>,
+    saving: Option<Shape>,
+    chunk: usize,
+) -> Result<Compared> {
+    let labels = windows.labels(chunk);
+    let base = match base {
+        BaseRows::Model(output) => BaseChunk::Model(output, output.rows(chunk)?),
+        BaseRows::Stored(name, logits) => BaseChunk::Stored(name, logits),
+    };
+    let hidden = outputs
+        .iter()
+        .map(|output| output.rows(chunk))
+        .collect::<Result<Vec<_>>>()?;
+    let block = |range: Range<usize>| -> Result<Compared> {
+        let values = base.values(chunk, &range)?;
+        let base_rows = base.distributions(&values, chunk, &range)?;
+        let mut saved = Vec::new();
+        base_rows
+            .iter()
+            .for_each(|row| encode(row, saving, &mut saved));
+        let one = |(output, hidden): (&Output<'_>, &Rows)| -> Result<Vec<Comparison>> {
+            let logits = output.logits(hidden, chunk, &range)?;
+            let rows = range
+                .clone()
+                .zip(logits.chunks_exact(logits.len() / range.len()));
+            let compare = |((row, logits), base)| {
+                Distribution::of_logits(logits)
+                    .and_then(|found| score::compare(base, &found, labels[row]))
+                    .map_err(|error| output.bad(chunk, row, error))
+            };
+            rows.zip(&base_rows).map(compare).collect()
+        };
+        Ok((
+            outputs
+                .iter()
+                .zip(&hidden)
+                .map(one)
+                .collect::<Result<_>>()?,
+            saved,
+        ))
+    };
+    let mut all = vec![Vec::with_capacity(windows.scored()); outputs.len()];
+    let mut saved = Vec::new();
+    for (found, rows) in blocks(windows.scored())
+        .map(block)
+        .collect::<Result<Vec<_>>>()?
+    {
+        all.iter_mut()
+            .zip(found)
+            .for_each(|(all, found)| all.extend(found));
+        saved.extend(rows);
+    }
+    Ok((all, saved))
+}
+
+/// The base's rows of a chunk.
+enum BaseChunk<'m> {
+    Model(&'m Output<'m>, Rows),
+    Stored(&'m str, &'m Logits),
+}
+
+impl BaseChunk<'_> {
+    /// Logits or log-probabilities of some rows: `[rows * n_vocab]`.
+    fn values(&self, chunk: usize, range: &Range<usize>) -> Result<Vec<f32>> {
+        match self {
+            BaseChunk::Model(output, hidden) => output.logits(hidden, chunk, range),
+            BaseChunk::Stored(_, logits) => {
+                let n_vocab = logits.shape().n_vocab as usize;
+                let mut values = vec![0.0; range.len() * n_vocab];
+                for (row, values) in range.clone().zip(values.chunks_exact_mut(n_vocab)) {
+                    logits.row(chunk, row, values)?;
+                }
+                Ok(values)
+            }
+        }
+    }
+
+    fn distributions<'v>(
+        &self,
+        values: &'v [f32],
+        chunk: usize,
+        range: &Range<usize>,
+    ) -> Result<Vec<Distribution<'v>>> {
+        let one = |(row, values)| match self {
+            BaseChunk::Model(output, _) => {
+                Distribution::of_logits(values).map_err(|e| output.bad(chunk, row, e))
+            }
+            BaseChunk::Stored(name, _) => {
+                Distribution::of_stored(values).map_err(|error| Error::Row {
+                    model: (*name).to_owned(),
+                    chunk,
+                    row,
+                    error,
+                })
+            }
+        };
+        range
+            .clone()
+            .zip(values.chunks_exact(values.len() / range.len()))
+            .map(one)
+            .collect()
+    }
+}
+
+/// How many models' output matrices are widened at a time.
+fn group_size(base: &BaseRows<'_>, models: &[Measured<'_>]) -> usize {
+    let Some(max_memory) = models.first().and_then(|m| m.engine.max_memory()) else {
+        return models.len();
+    };
+    let head = |m: &Measured<'_>| m.engine.head_bytes();
+    let largest = models.iter().map(head).max().unwrap_or(0).max(1);
+    let threads = models[0].engine.pool().current_num_threads() as u64;
+    // Each thread holds the base's logits of a block and those of one model.
+    let logits = 2 * threads * (LOGIT_ROWS * models[0].engine.vocabulary() * 4) as u64;
+    let base = match base {
+        BaseRows::Model(output) => head(output.measured) + output.measured.memory_bytes(),
+        BaseRows::Stored(..) => 0,
+    };
+    let taken = base + logits + models.iter().map(Measured::memory_bytes).sum::<u64>();
+    (max_memory.saturating_sub(taken) / largest).clamp(1, models.len() as u64) as usize
+}
+
+/// The logits file of a model on these windows.
+pub fn shape(engine: &Engine<'_>, windows: &Windows<'_>) -> Shape {
+    // Too large a number is refused where the file is created.
+    let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    let [n_ctx, n_vocab, n_chunk] =
+        [windows.n_ctx(), engine.vocabulary(), windows.chunks()].map(number);
+    Shape {
+        n_ctx,
+        n_vocab,
+        n_chunk,
+    }
+}
+
+fn encode(row: &Distribution<'_>, saving: Option<Shape>, out: &mut Vec<u8>) {
+    let Some(shape) = saving else { return };
+    let start = out.len();
+    out.resize(start + shape.row_bytes(), 0);
+    stored::encode(row.values(), row.log_z(), &mut out[start..]);
+}
+
+/// Rows in blocks of [`LOGIT_ROWS`], side by side.
+fn blocks(rows: usize) -> impl IndexedParallelIterator<Item = Range<usize>> {
+    let block = move |i: usize| i * LOGIT_ROWS..((i + 1) * LOGIT_ROWS).min(rows);
+    (0..rows.div_ceil(LOGIT_ROWS)).into_par_iter().map(block)
+}
+
+/// All chunks, a few at a time, in order.
+struct Sweep<'s> {
+    windows: &'s Windows<'s>,
+    engine: &'s Engine<'s>,
+    save: Save<'s>,
+    progress: &'s dyn Progress,
+}
+
+impl Sweep<'_> {
+    /// Does `one` with every chunk, on as many threads as the engine has, and `done` with what
+    /// comes of it, in order.
+    fn run<T: Send>(
+        &mut self,
+        one: impl Fn(usize) -> Result<(T, Vec<u8>)> + Sync,
+        mut done: impl FnMut(T),
+    ) -> Result<()> {
+        let (chunks, pool) = (self.windows.chunks(), self.engine.pool());
+        self.progress.at("logits");
+        for start in (0..chunks).step_by(pool.current_num_threads().max(1)) {
+            if self.progress.cancelled() {
+                return Err(Error::Cancelled);
+            }
+            let batch = start..(start + pool.current_num_threads()).min(chunks);
+            // Of several errors the first chunk's is told.
+            let found: Vec<Result<_>> = pool.install(|| batch.into_par_iter().map(&one).collect());
+            for found in found {
+                let (found, saved) = found?;
+                if let Some(writer) = &mut self.save {
+                    writer.write(&saved)?;
+                }
+                done(found);
+                self.progress.advance(1);
+            }
+        }
+        Ok(())
+    }
+}

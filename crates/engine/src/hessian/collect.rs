@@ -1,0 +1,414 @@
+//! Collecting: each distinct input of a layer summed once, in the order of the chunks, and written
+//! when the layer ends.
+
+use super::{EXPERT_SAMPLE, Job, LEAST_ROWS, SAMPLE, is_held_out};
+use crate::model::{LinearInput, Turns};
+use quantier_gguf::hessian::{File, Head, INDEX, Index, Part, Writing, write};
+use quantier_gguf::{Error, Result};
+use quantier_round::hessian::sums::{Kind, Panel, Rows, Work, rows};
+use quantier_round::hessian::{Sample, TOGETHER, check_free};
+use rayon::prelude::*;
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Rows in a product of an expert, at least: each keeps so many waiting.
+const EXPERT_TOGETHER: usize = 128;
+
+/// Rows that may wait for a product, over all matrices of a tensor.
+pub(super) fn waiting_rows(matrices: usize, apart: bool) -> usize {
+    if matrices > 1 && apart {
+        matrices * EXPERT_TOGETHER
+    } else {
+        TOGETHER
+    }
+}
+
+/// What a run has written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Written {
+    /// Files, the index not counted.
+    pub files: usize,
+    /// Tensors that they serve.
+    pub tensors: usize,
+    /// Bytes of the files.
+    pub bytes: u64,
+}
+
+/// Sums covariances while chunks go through a model, from several threads.
+///
+/// The files depend neither on threads nor on interruptions: activations are added in the order of
+/// the chunks, in f32, at least 512 rows by each product (128 of an expert). (An f64 sum would take
+/// twice the memory and, for 600 chunks, would change the mean by a millionth, where the choice of
+/// the text changes it by a thousandth.)
+pub struct Recorder<'j> {
+    job: &'j Job,
+    chunks: Vec<Mutex<Vec<Input>>>,
+    turn: Mutex<Turn>,
+    work: Work,
+    /// By file name.
+    written: Mutex<BTreeMap<String, Done>>,
+}
+
+/// A file that is written.
+struct Done {
+    checksum: String,
+    tensors: usize,
+    bytes: u64,
+}
+
+/// What matrices of one chunk have met.
+struct Input {
+    /// Those that met it, in their order; the first names it.
+    tensors: Vec<String>,
+    matrix: usize,
+    matrices: usize,
+    columns: usize,
+    rows: Vec<f32>,
+}
+
+#[derive(Default)]
+struct Turn {
+    turns: Turns<Vec<Input>>,
+    /// By the first tensor's name.
+    inputs: BTreeMap<String, Summed>,
+}
+
+/// What is known of an input in the current layer.
+struct Summed {
+    columns: usize,
+    tensors: Vec<String>,
+    /// Of each matrix.
+    rows: Vec<u64>,
+    /// Of all matrices together, unless each has its own.
+    all: Sum,
+    /// Of each matrix, if they are apart.
+    each: Vec<Sum>,
+    sample: Sample,
+    samples: Vec<Sample>,
+}
+
+/// A sum, and activations that are not yet many enough for a product.
+#[derive(Default)]
+struct Sum {
+    panels: Range<usize>,
+    waiting: Vec<Vec<f32>>,
+}
+
+impl Sum {
+    /// Adds rows, at once if at least `together` are waiting.
+    fn add(&mut self, rows: Vec<f32>, columns: usize, together: usize, work: &Work) {
+        if self.panels.is_empty() {
+            self.panels = work.begin(columns, Kind::Square);
+        }
+        self.waiting.push(rows);
+        if self.waiting.iter().map(Vec::len).sum::<usize>() >= together * columns {
+            self.flush(work);
+        }
+    }
+
+    fn flush(&mut self, work: &Work) {
+        let mut waiting = std::mem::take(&mut self.waiting);
+        let rows = match waiting.len() {
+            0 => return,
+            1 => waiting.remove(0),
+            _ => waiting.concat(),
+        };
+        work.add(self.panels.clone(), [&Rows::new(rows); 2]);
+    }
+}
+
+impl Summed {
+    fn new(input: &Input, apart: bool) -> Summed {
+        let several = input.matrices > 1;
+        let of_each = |wanted: bool| if wanted { input.matrices } else { 0 };
+        Summed {
+            columns: input.columns,
+            tensors: Vec::new(),
+            rows: vec![0; input.matrices],
+            all: Sum::default(),
+            each: (0..of_each(several && apart))
+                .map(|_| Sum::default())
+                .collect(),
+            sample: Sample::new(SAMPLE),
+            samples: (0..of_each(several))
+                .map(|_| Sample::new(EXPERT_SAMPLE))
+                .collect(),
+        }
+    }
+
+    fn take(&mut self, input: Input, held_out: bool, work: &Work) {
+        for tensor in input.tensors {
+            if !self.tensors.contains(&tensor) {
+                self.tensors.push(tensor);
+            }
+        }
+        if held_out {
+            self.sample.offer(&input.rows, self.columns);
+            if let Some(sample) = self.samples.get_mut(input.matrix) {
+                sample.offer(&input.rows, self.columns);
+            }
+            return;
+        }
+        self.rows[input.matrix] += (input.rows.len() / self.columns) as u64;
+        match self.each.get_mut(input.matrix) {
+            Some(sum) => sum.add(input.rows, self.columns, EXPERT_TOGETHER, work),
+            None => self.all.add(input.rows, self.columns, TOGETHER, work),
+        }
+    }
+
+    fn write(self, path: &Path, job: &Job, panels: &[Panel]) -> Result<Done> {
+        let head = Head {
+            key: job.key,
+            columns: self.columns,
+            rows: self.rows,
+            tensors: self.tensors,
+        };
+        let all: u64 = head.rows.iter().sum();
+        let filled: Vec<&[Panel]> = std::iter::once(&self.all)
+            .chain(&self.each)
+            .filter(|sum| !sum.panels.is_empty())
+            .map(|sum| &panels[sum.panels.clone()])
+            .collect();
+        let mut parts = vec![mean(Part::Mean(None), filled, all)];
+        for (matrix, sum) in self
+            .each
+            .iter()
+            .enumerate()
+            .filter(|(matrix, _)| head.rows[*matrix] >= LEAST_ROWS)
+        {
+            parts.push(mean(
+                Part::Mean(Some(matrix)),
+                vec![&panels[sum.panels.clone()]],
+                head.rows[matrix],
+            ));
+        }
+        let samples = self
+            .samples
+            .into_iter()
+            .enumerate()
+            .map(|(matrix, sample)| (Some(matrix), sample));
+        for (matrix, sample) in std::iter::once((None, self.sample)).chain(samples) {
+            let (rows, numbers) = sample.finish();
+            if rows > 0 {
+                let pieces = move |put: &mut dyn FnMut(&[f32]) -> Result<()>| put(&numbers);
+                parts.push(Writing {
+                    part: Part::Sample(matrix),
+                    rows,
+                    pieces: Box::new(pieces),
+                });
+            }
+        }
+        let (checksum, bytes) = write(path, &head, &parts)?;
+        Ok(Done {
+            checksum,
+            tensors: head.tensors.len(),
+            bytes,
+        })
+    }
+}
+
+fn mean<'p>(part: Part, sums: Vec<&'p [Panel]>, count: u64) -> Writing<'p> {
+    let pieces = move |put: &mut dyn FnMut(&[f32]) -> Result<()>| means(&sums, count, put);
+    Writing {
+        part,
+        rows: 0,
+        pieces: Box::new(pieces),
+    }
+}
+
+/// Gives the mean of `count` rows, whose products these sums have together, row of the triangle by
+/// row.
+fn means(sums: &[&[Panel]], count: u64, put: &mut dyn FnMut(&[f32]) -> Result<()>) -> Result<()> {
+    let mut sums: Vec<_> = sums.iter().map(|panels| rows(panels)).collect();
+    let mut total: Vec<f64> = Vec::new();
+    let mut mean: Vec<f32> = Vec::new();
+    while let Some((first, others)) = sums.split_first_mut() {
+        let Some(row) = first.next() else { break };
+        total.clear();
+        total.extend(row.iter().map(|x| f64::from(*x)));
+        for other in others {
+            let row = other.next().unwrap_or_default();
+            total
+                .iter_mut()
+                .zip(row)
+                .for_each(|(sum, x)| *sum += f64::from(*x));
+        }
+        mean.clear();
+        mean.extend(total.iter().map(|sum| (sum / count as f64) as f32));
+        put(&mean)?;
+    }
+    Ok(())
+}
+
+impl<'j> Recorder<'j> {
+    /// Makes the directory, and looks whether another job has left something there.
+    pub fn new(job: &'j Job, chunks: usize) -> Result<Recorder<'j>> {
+        let directory = &job.directory;
+        let io = |source| Error::Io {
+            path: directory.clone(),
+            action: "create",
+            source,
+        };
+        std::fs::create_dir_all(directory).map_err(io)?;
+        check_free(directory, &job.key)?;
+        Ok(Recorder {
+            job,
+            chunks: (0..chunks).map(|_| Mutex::default()).collect(),
+            turn: Mutex::default(),
+            work: Work::default(),
+            written: Mutex::default(),
+        })
+    }
+
+    /// Begins anew: what there is of this job counts as unfinished from now on.
+    pub fn begin(&self) -> Result<()> {
+        let path = self.job.directory.join(INDEX);
+        match std::fs::remove_file(&path) {
+            Err(source) if source.kind() != std::io::ErrorKind::NotFound => Err(Error::Io {
+                path,
+                action: "remove",
+                source,
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Goes on from where a former run had written these files; `false` if they are not all there
+    /// as they were.
+    pub fn resume(&self, files: &[(String, String)]) -> bool {
+        let there = |(name, checksum): &(String, String)| {
+            let file = File::open(&self.job.directory.join(name)).ok()?;
+            let bytes = self.job.directory.join(name).metadata().ok()?.len();
+            let same = file.head().key == self.job.key && file.checksum() == checksum;
+            let done = Done {
+                checksum: checksum.clone(),
+                tensors: file.head().tensors.len(),
+                bytes,
+            };
+            same.then_some((name.clone(), done))
+        };
+        match files.iter().map(there).collect() {
+            Some(found) => {
+                *lock(&self.written) = found;
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Names and checksums of the files that are written.
+    pub fn files(&self) -> Vec<(String, String)> {
+        lock(&self.written)
+            .iter()
+            .map(|(name, done)| (name.clone(), done.checksum.clone()))
+            .collect()
+    }
+
+    /// Takes the input of linears.
+    pub fn input(&self, input: LinearInput<'_>) {
+        let mut inputs = lock(&self.chunks[input.chunk]);
+        let (matrix, matrices) = input
+            .routed
+            .map_or((0, 1), |routed| (routed.expert, routed.experts));
+        // The output matrix reads the rows of a chunk in several parts.
+        let begun = inputs.iter_mut().find(|begun| {
+            (begun.matrix, begun.matrices) == (matrix, matrices)
+                && begun.tensors[0] == input.linears[0]
+        });
+        if let Some(begun) = begun {
+            begun.rows.extend_from_slice(input.rows.numbers());
+            return;
+        }
+        inputs.push(Input {
+            tensors: input
+                .linears
+                .iter()
+                .map(|name| (*name).to_owned())
+                .collect(),
+            matrix,
+            matrices,
+            columns: input.rows.columns(),
+            rows: input.rows.numbers().to_vec(),
+        });
+    }
+
+    /// Takes the gradients of what a matrix made of a chunk: `[rows, columns]` for each draw. They
+    /// are summed as inputs are, and no two matrices share them.
+    pub fn gradients(&self, chunk: usize, tensor: &str, columns: usize, of_draws: &[Vec<f32>]) {
+        let (tensors, rows) = (vec![tensor.to_owned()], of_draws.concat());
+        lock(&self.chunks[chunk]).push(Input {
+            tensors,
+            matrix: 0,
+            matrices: 1,
+            columns,
+            rows,
+        });
+    }
+
+    /// A chunk has met all matrices of the layer.
+    pub fn chunk_done(&self, chunk: usize) {
+        let inputs = std::mem::take(&mut *lock(&self.chunks[chunk]));
+        let mut turn = lock(&self.turn);
+        let Turn {
+            turns,
+            inputs: summed,
+        } = &mut *turn;
+        turns.put(chunk, inputs);
+        while let Some((chunk, inputs)) = turns.pop() {
+            let held_out = self.job.hold_out && is_held_out(chunk, self.chunks.len());
+            for input in inputs {
+                let fresh = || Summed::new(&input, self.job.experts_apart);
+                let summed = summed.entry(input.tensors[0].clone()).or_insert_with(fresh);
+                summed.take(input, held_out, &self.work);
+            }
+        }
+        drop(turn);
+        self.work.help();
+    }
+
+    /// All chunks have met all matrices of the layer: writes its files, on all threads of the pool
+    /// that this is called in.
+    pub fn layer_done(&self) -> Result<()> {
+        let Turn { mut inputs, .. } = std::mem::take(&mut *lock(&self.turn));
+        for summed in inputs.values_mut() {
+            summed.all.flush(&self.work);
+            summed.each.iter_mut().for_each(|sum| sum.flush(&self.work));
+        }
+        let panels = self.work.finish();
+        // What was met in held-out chunks alone has no mean.
+        let inputs: Vec<_> = inputs
+            .into_iter()
+            .filter(|(_, summed)| summed.rows.iter().any(|n| *n > 0))
+            .collect();
+        let written = inputs.into_par_iter().map(|(lead, summed)| {
+            let name = format!("{}.gguf", lead.trim_end_matches(".weight"));
+            let done = summed.write(&self.job.directory.join(&name), self.job, &panels)?;
+            Ok((name, done))
+        });
+        let written = written.collect::<Result<Vec<_>>>()?;
+        lock(&self.written).extend(written);
+        Ok(())
+    }
+
+    /// The run has ended: the directory is complete.
+    pub fn finish(self) -> Result<Written> {
+        Index {
+            key: self.job.key,
+            files: self.files(),
+        }
+        .write(&self.job.directory)?;
+        let written = lock(&self.written);
+        let sum = |of: fn(&Done) -> u64| written.values().map(of).sum::<u64>();
+        Ok(Written {
+            files: written.len(),
+            tensors: sum(|done| done.tensors as u64) as usize,
+            bytes: sum(|done| done.bytes),
+        })
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,606 @@
+//! Collecting: what the matrices of a model meet when a text goes through it.
+//!
+//! ```text
+//! collect          for each group of chunks: all layers, then the output matrix where it is wanted
+//! Collector        sums of one chunk and layer on their own, added to the total in the order of the chunks
+//! ```
+//!
+//! Between two layers the state of a run is its sums, the activations of all chunks and the scores so
+//! far: a snapshot, see [`Options::resume`].
+
+use super::sums::{self, Sums};
+use crate::evaluate::score::{self, Distribution};
+use crate::evaluate::windows::Windows;
+use crate::hessian::{self, Recorder};
+use crate::model::{
+    self, Engine, Get, Hidden, LOGIT_ROWS, LinearInput, Observer, Put, Tap, Turns, in_order,
+};
+use crate::resume::Resume;
+use quantier_arch::Catalog;
+use quantier_arch::role::block_of;
+use quantier_core::progress::{Progress, Unit};
+use quantier_gguf as format;
+use quantier_gguf::snapshot::{Packer, Snapshot, Unpacker};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Why nothing could be collected. Chunks are counted from 0, from the beginning of the text.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The model could not be run.
+    #[error(transparent)]
+    Model(#[from] model::Error),
+    /// What a matrix met cannot be summed.
+    #[error("{}: {error}", place(.error.tensor(), *.chunk))]
+    Sums {
+        /// The chunk.
+        chunk: usize,
+        /// What is wrong; it names the tensor.
+        error: sums::Error,
+    },
+    /// What a layer makes of finite activations is not finite.
+    #[error(
+        "layer {layer}, chunk {chunk}: what the layer makes is not finite, and the last matrix that met finite \
+         activations is '{tensor}'; it is damaged, or its numbers are too large for f32"
+    )]
+    NotFinite {
+        /// The layer.
+        layer: usize,
+        /// The chunk.
+        chunk: usize,
+        /// The tensor.
+        tensor: String,
+    },
+    /// A row of logits cannot be scored.
+    #[error("chunk {chunk}, scored row {row}: {error}")]
+    Row {
+        /// The chunk.
+        chunk: usize,
+        /// The row, counted from the first one that is scored.
+        row: usize,
+        /// What is wrong.
+        error: score::Error,
+    },
+    /// An interim result could not be written.
+    #[error(transparent)]
+    Interim(format::Error),
+    /// Covariances cannot be kept.
+    #[error(transparent)]
+    Covariance(format::Error),
+}
+
+impl Error {
+    /// Whether the same run, started again, would come to the same end.
+    pub fn is_final(&self) -> bool {
+        match self {
+            Error::Model(error) => error.is_final(),
+            Error::Interim(_) | Error::Covariance(_) => false,
+            _ => true,
+        }
+    }
+}
+
+/// `layer 3, chunk 7`; the chunk alone for a tensor of no layer.
+fn place(tensor: &str, chunk: usize) -> String {
+    match block_of(tensor) {
+        Some(layer) => format!("layer {layer}, chunk {chunk}"),
+        None => format!("chunk {chunk}"),
+    }
+}
+
+/// Takes the interim result after a group of chunks.
+pub type Interim<'s> = &'s (dyn Fn(&Sums) -> format::Result<()> + Sync);
+
+/// How to collect.
+#[derive(Default)]
+pub struct Options<'o> {
+    /// Watch the output matrix too.
+    pub process_output: bool,
+    /// Score the second half of each chunk.
+    pub score: bool,
+    /// Whether the chunks go through the model in groups of so many, each of which reads all
+    /// weights again, with an interim result after each group but the last.
+    pub interim: Option<(usize, Interim<'o>)>,
+    /// The number of the first chunk in the text, for errors.
+    pub first_chunk: usize,
+    /// Snapshots of the run.
+    pub resume: Option<&'o Resume>,
+    /// Whether covariances are summed too, of the same chunks; not with interim results.
+    pub covariance: Option<&'o hessian::Job>,
+}
+
+/// What was collected.
+pub struct Collected {
+    /// The sums; they name no texts.
+    pub sums: Sums,
+    /// The -ln p of every scored token, in nats, chunk by chunk; empty without [`Options::score`].
+    pub nll: Vec<f64>,
+    /// Where the run was resumed: the first chunk of a group, and the number of finished layers.
+    pub resumed: Option<[usize; 2]>,
+    /// Covariances that were written.
+    pub covariance: Option<hessian::Written>,
+}
+
+/// Sums of the squares of all that the matrices meet.
+///
+/// They depend neither on threads nor on groups nor on where a run was interrupted: those of a
+/// layer are made for each chunk, then added in f64 in the order of the chunks.
+///
+/// # Errors
+/// A model that cannot be run, activations that are not finite, an interim result or a covariance
+/// that cannot be written, a directory with covariances of another job.
+pub fn collect(
+    engine: &Engine<'_>,
+    windows: &Windows<'_>,
+    options: &Options<'_>,
+    progress: &dyn Progress,
+) -> Result<Collected, Error> {
+    let all = windows.chunks();
+    let group = options
+        .interim
+        .map_or(all, |(chunks, _)| chunks.clamp(1, all));
+    if options.covariance.is_some() && group < all {
+        let what = "covariances are summed over all chunks, layer by layer: not together with interim results";
+        return Err(model::Error::Model(what.into()).into());
+    }
+    let recorder = options
+        .covariance
+        .map(|job| Recorder::new(job, all))
+        .transpose()
+        .map_err(Error::Covariance)?;
+    let found = options.resume.and_then(Resume::take);
+    let found = found.and_then(|snapshot| Found::of(snapshot, windows, group, engine.hyper.layers));
+    // Layers whose covariances are not there any more have to be done again.
+    let found = found.filter(|found| {
+        recorder
+            .as_ref()
+            .is_none_or(|recorder| recorder.resume(&found.files))
+    });
+    if let (None, Some(recorder)) = (&found, &recorder) {
+        recorder.begin().map_err(Error::Covariance)?;
+    }
+    let resumed = found
+        .as_ref()
+        .map(|found| [found.start, found.snapshot.done()]);
+    let mut first = 0;
+    let mut collector = Collector {
+        catalog: engine.catalog(),
+        process_output: options.process_output,
+        resume: options.resume,
+        length: windows.n_ctx() * engine.hyper.hidden,
+        start: 0,
+        chunks: Vec::new(),
+        turn: Mutex::default(),
+        failed: Mutex::default(),
+        nll: Vec::new(),
+        found: Mutex::default(),
+        recorder,
+    };
+    if let Some(Found {
+        start,
+        sums,
+        nll,
+        snapshot,
+        ..
+    }) = found
+    {
+        (first, collector.nll) = (start, nll);
+        collector
+            .turn
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner)
+            .total = sums;
+        collector.found = Mutex::new(Some(snapshot));
+    }
+    for start in (first..all).step_by(group) {
+        let end = (start + group).min(all);
+        collector.begin(start, end - start);
+        collector
+            .group(engine, windows, options, progress)
+            .map_err(|e| collector.explained(e, options.first_chunk))?;
+        if let Some((_, interim)) = options.interim.filter(|_| end < all) {
+            interim(&lock(&collector.turn).total).map_err(Error::Interim)?;
+        }
+    }
+    let turn = collector
+        .turn
+        .into_inner()
+        .unwrap_or_else(PoisonError::into_inner);
+    let covariance = collector
+        .recorder
+        .map(Recorder::finish)
+        .transpose()
+        .map_err(Error::Covariance)?;
+    Ok(Collected {
+        sums: turn.total,
+        nll: collector.nll,
+        resumed,
+        covariance,
+    })
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+struct Collector<'o> {
+    catalog: &'o Catalog,
+    process_output: bool,
+    resume: Option<&'o Resume>,
+    /// Numbers in the activations of a chunk.
+    length: usize,
+    /// The first chunk of the group.
+    start: usize,
+    /// What the chunks of the group have met in the current layer.
+    chunks: Vec<Mutex<Met>>,
+    turn: Mutex<Turn>,
+    /// The first failure by chunk of the group.
+    failed: Mutex<Option<(usize, sums::Error)>>,
+    nll: Vec<f64>,
+    /// What a former run has left.
+    found: Mutex<Option<Snapshot>>,
+    recorder: Option<Recorder<'o>>,
+}
+
+#[derive(Default)]
+struct Met {
+    sums: Sums,
+    /// The tensor that came last.
+    last: String,
+}
+
+/// Adds up what chunks bring, in their order.
+#[derive(Default)]
+struct Turn {
+    total: Sums,
+    turns: Turns<Sums>,
+}
+
+impl Turn {
+    /// Takes what a chunk brings. The error comes with the chunk that could not be added.
+    fn take(&mut self, chunk: usize, sums: Sums) -> Result<(), (usize, sums::Error)> {
+        self.turns.put(chunk, sums);
+        while let Some((chunk, sums)) = self.turns.pop() {
+            self.total.merge(&sums).map_err(|error| (chunk, error))?;
+        }
+        Ok(())
+    }
+}
+
+impl Collector<'_> {
+    fn begin(&mut self, start: usize, chunks: usize) {
+        self.start = start;
+        self.chunks = (0..chunks).map(|_| Mutex::default()).collect();
+        lock(&self.turn).turns = Turns::default();
+    }
+
+    /// Runs the chunks of a group.
+    fn group(
+        &mut self,
+        engine: &Engine<'_>,
+        windows: &Windows<'_>,
+        options: &Options<'_>,
+        progress: &dyn Progress,
+    ) -> Result<(), Error> {
+        let chunks: Vec<_> = (self.start..self.start + self.chunks.len())
+            .map(|chunk| windows.input(chunk))
+            .collect();
+        let scored = windows.first_scored()..windows.first_scored() + windows.scored();
+        let keep = match (options.process_output, options.score) {
+            (true, _) => 0..windows.n_ctx(),
+            (false, true) => scored.clone(),
+            (false, false) => 0..0,
+        };
+        let hidden = engine.run(&chunks, keep.clone(), Some(&*self), progress)?;
+        if keep.is_empty() {
+            return Ok(());
+        }
+        progress.begin(self.chunks.len() as u64, Unit::Steps);
+        progress.at("logits");
+        let head = engine.head()?;
+        let labels = |chunk: usize| match options.score {
+            true => windows.labels(self.start + chunk),
+            false => &[],
+        };
+        let nll: Vec<Mutex<Vec<f64>>> = (0..self.chunks.len()).map(|_| Mutex::default()).collect();
+        // In their order, since what a chunk brings waits for those before it.
+        let one = |chunk: usize| -> Result<(), Error> {
+            if progress.cancelled() {
+                return Err(model::Error::Cancelled.into());
+            }
+            *lock(&nll[chunk]) = self.output(
+                &head,
+                &hidden,
+                chunk,
+                scored.start - keep.start,
+                labels(chunk),
+            )?;
+            progress.advance(1);
+            Ok(())
+        };
+        engine.pool().install(|| {
+            in_order(self.chunks.len(), one)?;
+            self.recorder
+                .as_ref()
+                .map_or(Ok(()), Recorder::layer_done)
+                .map_err(Error::Covariance)
+        })?;
+        self.nll.extend(
+            nll.into_iter()
+                .flat_map(|nll| nll.into_inner().unwrap_or_else(PoisonError::into_inner)),
+        );
+        Ok(())
+    }
+
+    /// The output matrix on all rows that are kept of a chunk. Row `first + i` of them predicts
+    /// `labels[i]`.
+    fn output(
+        &self,
+        head: &model::Head<'_>,
+        hidden: &Hidden,
+        chunk: usize,
+        first: usize,
+        labels: &[u32],
+    ) -> Result<Vec<f64>, Error> {
+        let rows = hidden.take(chunk)?;
+        let mut nll = Vec::with_capacity(labels.len());
+        for start in (0..hidden.rows()).step_by(LOGIT_ROWS) {
+            let count = LOGIT_ROWS.min(hidden.rows() - start);
+            let logits = head.logits(&rows.range(start..start + count), chunk, Some(self))?;
+            if labels.is_empty() || start + count <= first {
+                continue;
+            }
+            for (i, logits) in logits.iter().enumerate() {
+                let Some(row) = (start + i)
+                    .checked_sub(first)
+                    .filter(|row| *row < labels.len())
+                else {
+                    continue;
+                };
+                let at = |error| Error::Row { chunk, row, error };
+                nll.push(
+                    Distribution::of_logits(logits)
+                        .and_then(|d| d.nll(labels[row]))
+                        .map_err(at)?,
+                );
+            }
+        }
+        if self.process_output {
+            self.chunk_done(chunk)?;
+        }
+        Ok(nll)
+    }
+
+    fn fail(&self, chunk: usize, error: sums::Error) {
+        let mut failed = lock(&self.failed);
+        if failed.as_ref().is_none_or(|(first, _)| chunk < *first) {
+            *failed = Some((chunk, error));
+        }
+    }
+
+    /// An error with what is known here: the tensor, and the chunk's number in the text.
+    fn explained(&self, error: Error, first_chunk: usize) -> Error {
+        let number = |chunk: usize| first_chunk + self.start + chunk;
+        if let Some((chunk, error)) = lock(&self.failed).take() {
+            return Error::Sums {
+                chunk: number(chunk),
+                error,
+            };
+        }
+        match error {
+            Error::Model(model::Error::NotFinite { layer, chunk }) => {
+                let tensor = std::mem::take(&mut lock(&self.chunks[chunk]).last);
+                Error::NotFinite {
+                    layer,
+                    chunk: number(chunk),
+                    tensor,
+                }
+            }
+            Error::Row { chunk, row, error } => Error::Row {
+                chunk: number(chunk),
+                row,
+                error,
+            },
+            error => error,
+        }
+    }
+}
+
+impl Tap for Collector<'_> {
+    fn input(&self, input: LinearInput<'_>) {
+        let mut met = lock(&self.chunks[input.chunk]);
+        let mut in_hessians = Vec::new();
+        let mut added = Ok(());
+        for name in input.linears {
+            met.last.clear();
+            met.last.push_str(name);
+            let Some(linear) = self.catalog.linear_named(name) else {
+                continue;
+            };
+            if self.catalog.in_hessians(linear.id, self.process_output) {
+                in_hessians.push(*name);
+            }
+            if !self.catalog.in_imatrix(linear.id, self.process_output) || added.is_err() {
+                continue;
+            }
+            let matrix = input
+                .routed
+                .map_or([0, 1], |routed| [routed.expert, routed.experts]);
+            let (numbers, columns) = (input.rows.numbers(), input.rows.columns());
+            added = met.sums.add_rows(name, matrix, numbers, columns);
+        }
+        drop(met);
+        if let Some(recorder) = self.recorder.as_ref().filter(|_| !in_hessians.is_empty()) {
+            recorder.input(LinearInput {
+                linears: &in_hessians,
+                ..input
+            });
+        }
+        if let Err(error) = added {
+            self.fail(input.chunk, error);
+        }
+    }
+}
+
+impl Observer for Collector<'_> {
+    fn chunk_done(&self, chunk: usize) -> model::Result<()> {
+        if lock(&self.failed).is_none() {
+            let sums = std::mem::take(&mut lock(&self.chunks[chunk]).sums);
+            match lock(&self.turn).take(chunk, sums) {
+                Ok(()) => {
+                    if let Some(recorder) = &self.recorder {
+                        recorder.chunk_done(chunk);
+                    }
+                    return Ok(());
+                }
+                Err((chunk, error)) => self.fail(chunk, error),
+            }
+        }
+        // What is wrong is in `failed`.
+        Err(model::Error::Cancelled)
+    }
+
+    fn layer_done(&self, _: usize) -> model::Result<()> {
+        lock(&self.turn).turns = Turns::default();
+        Ok(self
+            .recorder
+            .as_ref()
+            .map_or(Ok(()), Recorder::layer_done)?)
+    }
+
+    fn resume(&self, put: Put<'_>) -> model::Result<usize> {
+        let Some(snapshot) = lock(&self.found).take() else {
+            return Ok(0);
+        };
+        for chunk in 0..self.chunks.len() {
+            put(chunk, snapshot.state(chunk)?)?;
+        }
+        Ok(snapshot.done())
+    }
+
+    fn keep(&self, done: usize, get: Get<'_>) -> model::Result<()> {
+        let Some(resume) = self.resume.filter(|resume| resume.due()) else {
+            return Ok(());
+        };
+        let files = self.recorder.as_ref().map_or(Vec::new(), Recorder::files);
+        let packed = pack(self.start, &lock(&self.turn).total, &self.nll, &files);
+        resume.save(done, &packed, [self.chunks.len(), self.length], get)
+    }
+}
+
+/// What a former run has left.
+struct Found {
+    start: usize,
+    sums: Sums,
+    nll: Vec<f64>,
+    /// Names and checksums of the covariances of the layers that are done.
+    files: Files,
+    snapshot: Snapshot,
+}
+
+type Files = Vec<(String, String)>;
+
+impl Found {
+    /// `None` if it does not fit this run, which the key rules out.
+    fn of(snapshot: Snapshot, windows: &Windows<'_>, group: usize, layers: usize) -> Option<Found> {
+        let (start, sums, nll, files) = unpack(snapshot.extra())?;
+        let chunks = windows
+            .chunks()
+            .checked_sub(start)
+            .filter(|left| *left > 0)?
+            .min(group);
+        let fits = start % group == 0
+            && snapshot.shape()[0] == chunks
+            && (1..=layers).contains(&snapshot.done());
+        fits.then_some(Found {
+            start,
+            sums,
+            nll,
+            files,
+            snapshot,
+        })
+    }
+}
+
+fn pack(start: usize, sums: &Sums, nll: &[f64], files: &Files) -> Vec<u8> {
+    let mut packed = Packer::default();
+    packed
+        .number(start)
+        .list(nll.iter().map(|x| x.to_le_bytes()))
+        .number(sums.tensors.len());
+    for (name, tensor) in &sums.tensors {
+        packed
+            .text(name)
+            .list(tensor.sums.iter().map(|x| x.to_le_bytes()));
+        packed.list(tensor.counts.iter().map(|x| x.to_le_bytes()));
+    }
+    packed.number(files.len());
+    for (name, checksum) in files {
+        packed.text(name).text(checksum);
+    }
+    packed.0
+}
+
+fn unpack(bytes: &[u8]) -> Option<(usize, Sums, Vec<f64>, Files)> {
+    let mut fields = Unpacker(bytes);
+    let (start, nll) = (fields.number()?, fields.list(f64::from_le_bytes)?);
+    let mut sums = Sums::default();
+    for _ in 0..fields.number()? {
+        let name = fields.text()?.to_owned();
+        let (values, counts) = (
+            fields.list(f64::from_le_bytes)?,
+            fields.list(i64::from_le_bytes)?,
+        );
+        sums.tensors.insert(
+            name,
+            sums::TensorSums {
+                sums: values,
+                counts,
+            },
+        );
+    }
+    let mut files = Files::new();
+    for _ in 0..fields.number()? {
+        files.push((fields.text()?.to_owned(), fields.text()?.to_owned()));
+    }
+    fields.0.is_empty().then_some((start, sums, nll, files))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_that_come_early_wait_for_their_turn() {
+        let of = |x: f32| {
+            let mut sums = Sums::default();
+            sums.add_rows("blk.0.attn_q.weight", [0, 1], &[x], 1)
+                .unwrap();
+            sums
+        };
+        let in_order = [1.0, 1e-9, 3e8, 7.0].map(of);
+        let mut want = Sums::default();
+        in_order.iter().for_each(|sums| want.merge(sums).unwrap());
+        for order in [[0, 1, 2, 3], [3, 2, 1, 0], [1, 0, 3, 2]] {
+            let mut turn = Turn::default();
+            order
+                .iter()
+                .for_each(|&chunk| turn.take(chunk, in_order[chunk].clone()).unwrap());
+            assert_eq!(turn.total, want, "{order:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_packed_comes_back() {
+        let mut sums = Sums::default();
+        sums.add_rows("blk.0.ffn_up_exps.weight", [1, 3], &[0.1, 0.2, 0.3, 0.4], 2)
+            .unwrap();
+        sums.add_rows("blk.0.attn_q.weight", [0, 1], &[1e-30, 0.2], 2)
+            .unwrap();
+        let files = vec![("blk.0.attn_q.gguf".to_owned(), "ab".to_owned())];
+        let packed = pack(8, &sums, &[0.1, 2.0], &files);
+        assert_eq!(unpack(&packed), Some((8, sums, vec![0.1, 2.0], files)));
+        for cut in 0..packed.len() {
+            assert_eq!(unpack(&packed[..cut]), None, "cut at {cut}");
+        }
+    }
+}

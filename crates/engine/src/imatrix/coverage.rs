@@ -1,0 +1,157 @@
+//! Which experts the text hardly reached: their importance weights are noise, or none at all.
+
+use quantier_arch::role::block_of;
+use quantier_gguf::imatrix::Imatrix;
+use serde::Serialize;
+use std::fmt;
+
+/// Experts that few tokens or none were routed to, of tensors that share their routing.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Gap {
+    /// Their block.
+    pub layer: Option<u32>,
+    /// Names of the tensors.
+    pub tensors: Vec<String>,
+    /// Number of experts that each has.
+    pub experts: usize,
+    /// Tokens that an expert met on average.
+    pub mean: f64,
+    /// Experts that no token met.
+    pub never: Vec<usize>,
+    /// Other experts below the wanted fraction of the mean, and how many tokens each met.
+    pub hardly: Vec<(usize, i64)>,
+}
+
+/// Experts with fewer tokens than `fraction` of their tensor's mean; those that none met are always
+/// among them.
+pub fn gaps(imatrix: &Imatrix, fraction: f64) -> Vec<Gap> {
+    let mut found: Vec<Gap> = Vec::new();
+    for (tensor, entry) in &imatrix.entries {
+        let (experts, layer) = (entry.counts.len(), block_of(tensor));
+        let mean = entry.counts.iter().map(|&c| c as f64).sum::<f64>() / experts.max(1) as f64;
+        let counted = || entry.counts.iter().copied().enumerate();
+        let never: Vec<_> = counted()
+            .filter(|(_, count)| *count == 0)
+            .map(|(expert, _)| expert)
+            .collect();
+        let few = |&(_, count): &(usize, i64)| count != 0 && (count as f64) < fraction * mean;
+        let hardly: Vec<_> = counted().filter(few).collect();
+        if never.is_empty() && hardly.is_empty() {
+            continue;
+        }
+        let gap = Gap {
+            layer,
+            tensors: vec![tensor.clone()],
+            experts,
+            mean,
+            never,
+            hardly,
+        };
+        match found.iter_mut().find(|known| known.same_routing(&gap)) {
+            Some(known) => known.tensors.push(tensor.clone()),
+            None => found.push(gap),
+        }
+    }
+    found.sort_by_key(|gap| gap.layer);
+    found
+}
+
+impl Gap {
+    fn same_routing(&self, other: &Gap) -> bool {
+        let key = |gap: &Gap| (gap.layer, gap.experts, gap.mean.to_bits());
+        key(self) == key(other) && self.never == other.never && self.hardly == other.hardly
+    }
+}
+
+/// The first few of a list, and how many more there are.
+fn some(items: impl ExactSizeIterator<Item = String>) -> String {
+    const SHOWN: usize = 8;
+    let more = items.len().saturating_sub(SHOWN);
+    let shown: Vec<_> = items.take(SHOWN).collect();
+    match more {
+        0 => shown.join(", "),
+        more => format!("{} and {more} more", shown.join(", ")),
+    }
+}
+
+impl fmt::Display for Gap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.layer, &self.tensors[..]) {
+            (Some(layer), [_, _, ..]) => write!(f, "layer {layer}")?,
+            (_, tensors) => f.write_str(&tensors.join(", "))?,
+        }
+        write!(
+            f,
+            ", {} experts of {:.1} tokens on average: ",
+            self.experts, self.mean
+        )?;
+        if !self.never.is_empty() {
+            write!(
+                f,
+                "no token met {}",
+                some(self.never.iter().map(ToString::to_string))
+            )?;
+        }
+        if !self.hardly.is_empty() {
+            let hardly = some(
+                self.hardly
+                    .iter()
+                    .map(|(expert, count)| format!("{expert} ({count})")),
+            );
+            write!(
+                f,
+                "{}hardly any met {hardly}",
+                if self.never.is_empty() { "" } else { "; " }
+            )?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use quantier_gguf::imatrix::Entry;
+
+    #[test]
+    fn experts_below_the_fraction_are_found() {
+        let mut imatrix = Imatrix::default();
+        let mut add = |name: &str, counts: &[i64]| {
+            imatrix.entries.insert(
+                name.into(),
+                Entry {
+                    sums: vec![0.0; 4],
+                    counts: counts.to_vec(),
+                },
+            );
+        };
+        add("blk.10.ffn_up_exps.weight", &[0, 1, 100, 99]);
+        add("blk.10.ffn_down_exps.weight", &[0, 1, 100, 99]);
+        add("blk.9.ffn_up_exps.weight", &[0, 0, 0, 9]);
+        add("blk.9.ffn_up.weight", &[7]);
+        let text = |fraction| {
+            gaps(&imatrix, fraction)
+                .iter()
+                .map(Gap::to_string)
+                .collect::<Vec<_>>()
+        };
+        let nine =
+            "blk.9.ffn_up_exps.weight, 4 experts of 2.2 tokens on average: no token met 0, 1, 2";
+        assert_eq!(
+            text(0.02)[..],
+            [
+                nine,
+                "layer 10, 4 experts of 50.0 tokens on average: no token met 0"
+            ]
+        );
+        let hardly =
+            "layer 10, 4 experts of 50.0 tokens on average: no token met 0; hardly any met 1 (1)";
+        assert_eq!(text(0.1)[1], hardly);
+        assert_eq!(gaps(&imatrix, 0.1)[1].tensors.len(), 2);
+        let many = Gap {
+            never: (0..100).collect(),
+            ..gaps(&imatrix, 0.1)[1].clone()
+        };
+        assert!(many.to_string().contains("6, 7 and 92 more; "), "{many}");
+    }
+}

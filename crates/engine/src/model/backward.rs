@@ -1,0 +1,505 @@
+//! The backward stream: layer by layer in reverse, from stored layer inputs, recomputing each
+//! layer's forward pass.
+//!
+//! ```text
+//! Engine::trace      the forward pass, which keeps the input of every layer
+//! Engine::backward   labels are drawn from the model's own distribution; their gradient goes to the last layer
+//! Backward::layer    of each linear of the next layer towards the input: its input and its output gradient, for some
+//!                    positions of every chunk; None behind the first layer
+//! Backward::embeddings   the gradient of what the first layer reads
+//! ```
+//!
+//! The gradient is that of `L = sum over positions of ln p(label)`, in nats.
+
+use super::layer::{Bundle, Layer};
+use super::linear::Pass;
+use super::ops::rope::Angles;
+use super::rows::Rows;
+use super::states::States;
+use super::{Engine, Error, LOGIT_ROWS, LinearInput, OutputGradient, Result, Routed, Tap};
+use quantier_core::progress::{Progress, Unit};
+use quantier_gguf::snapshot::Snapshot;
+use rayon::prelude::*;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// A forward pass of which every layer's input is kept.
+pub struct Trace<'c> {
+    pub(super) chunks: &'c [Vec<u32>],
+    /// By layer, then by chunk; behind the last layer's input its output.
+    states: States,
+    pub(super) positions: usize,
+}
+
+/// How labels are drawn.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Labels {
+    /// How many for each position, independently of each other.
+    pub draws: usize,
+    /// Chooses the random numbers; the same seed gives the same labels, on any number of threads.
+    pub seed: u64,
+}
+
+/// A backward pass on its way.
+pub struct Backward<'e, 'c> {
+    engine: &'e Engine<'e>,
+    trace: &'e Trace<'c>,
+    /// Gradients of the next layer's output, by chunk, then by draw.
+    gradients: States,
+    draws: usize,
+    /// The positions that are sampled, by chunk.
+    sample: &'e [Vec<u32>],
+    angles: Vec<Arc<Angles>>,
+    /// Layers that are still to come.
+    left: usize,
+}
+
+/// Inputs and output gradients of one linear, or of one expert's, at the sampled positions.
+pub struct LinearSamples {
+    /// The linear's tensor.
+    pub name: String,
+    /// The expert, or 0.
+    pub matrix: usize,
+    /// How many experts the tensor has, or 1.
+    pub matrices: usize,
+    /// Length of an input.
+    pub columns: usize,
+    /// Length of an output gradient.
+    pub width: usize,
+    /// In the order of the chunks.
+    pub pieces: Vec<Piece>,
+}
+
+/// The part of [`LinearSamples`] that is one chunk's.
+pub struct Piece {
+    /// `[rows, columns]`. Linears that read the same input share it.
+    pub inputs: Arc<Vec<f32>>,
+    /// `[rows, width]` for each draw.
+    pub gradients: Vec<Vec<f32>>,
+}
+
+/// The gradient of what the first layer reads of a chunk: that of its token embeddings.
+pub struct Embedded {
+    /// The tokens, by position.
+    pub tokens: Vec<u32>,
+    /// `[positions, hidden]` for each draw.
+    pub gradients: Vec<Vec<f32>>,
+}
+
+/// Takes samples of one chunk in one layer.
+struct Sampler<'s> {
+    /// Rising.
+    positions: &'s [u32],
+    samples: Mutex<Vec<Sample>>,
+}
+
+/// One linear's part of a chunk.
+struct Sample {
+    name: String,
+    matrix: usize,
+    matrices: usize,
+    columns: usize,
+    width: usize,
+    piece: Piece,
+}
+
+impl Sampler<'_> {
+    /// The rows of an input that belong to the sampled positions.
+    fn rows(&self, routed: Option<Routed<'_>>, rows: &Rows) -> Vec<f32> {
+        let Some(routed) = routed else {
+            return rows.select(self.positions).into_numbers();
+        };
+        let is_sampled = |position: &u32| self.positions.binary_search(position).is_ok();
+        let sampled = (0u32..).zip(routed.positions);
+        let sampled: Vec<u32> = sampled
+            .filter(|(_, position)| is_sampled(position))
+            .map(|(row, _)| row)
+            .collect();
+        rows.select(&sampled).into_numbers()
+    }
+}
+
+impl Tap for Sampler<'_> {
+    fn input(&self, input: LinearInput<'_>) {
+        let inputs = Arc::new(self.rows(input.routed, input.rows));
+        let (matrix, matrices) = input
+            .routed
+            .map_or((0, 1), |routed| (routed.expert, routed.experts));
+        let sample = |name: &&str| Sample {
+            name: (*name).to_owned(),
+            matrix,
+            matrices,
+            columns: input.rows.columns(),
+            width: 0,
+            piece: Piece {
+                inputs: inputs.clone(),
+                gradients: Vec::new(),
+            },
+        };
+        let mut samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
+        samples.extend(input.linears.iter().map(sample));
+    }
+
+    fn output_gradient(&self, gradient: OutputGradient<'_>) {
+        let matrix = gradient.routed.map_or(0, |routed| routed.expert);
+        let rows = self.rows(gradient.routed, gradient.rows);
+        let mut samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut samples = samples.iter_mut();
+        let sample = samples.find(|s| s.name == gradient.linear && s.matrix == matrix);
+        if let Some(sample) = sample {
+            sample.width = gradient.rows.columns();
+            sample.piece.gradients.push(rows);
+        }
+    }
+}
+
+impl<'a> Engine<'a> {
+    /// Runs chunks of tokens, all of one length, and keeps what every layer reads. What does not
+    /// fit into memory goes to a temporary file.
+    pub fn trace<'c>(
+        &self,
+        chunks: &'c [Vec<u32>],
+        observer: Option<&dyn super::Observer>,
+        progress: &dyn Progress,
+    ) -> Result<Trace<'c>> {
+        let positions = chunks.first().map_or(0, Vec::len);
+        let slots = (self.hyper.layers + 1) * chunks.len();
+        let states = States::new(
+            slots,
+            positions * self.hyper.hidden,
+            self.layer_budget(positions),
+        )?;
+        self.stream(chunks, &states, true, observer, progress)?;
+        Ok(Trace {
+            chunks,
+            states,
+            positions,
+        })
+    }
+
+    /// Begins at the logits: draws labels and takes their gradient back to the last layer. `sample`
+    /// are the positions of each chunk that are sampled, rising.
+    pub fn backward<'e, 'c>(
+        &'e self,
+        trace: &'e Trace<'c>,
+        labels: Labels,
+        sample: &'e [Vec<u32>],
+        progress: &dyn Progress,
+    ) -> Result<Backward<'e, 'c>>
+    where
+        'a: 'e,
+    {
+        let (chunks, positions, layers) = (trace.chunks.len(), trace.positions, self.hyper.layers);
+        let width = self.hyper.hidden;
+        let gradients = self.gradients(trace, labels.draws)?;
+        let head = self.head()?;
+        progress.begin((layers + 1) as u64 * chunks as u64, Unit::Steps);
+        progress.at("output");
+        self.pool.install(|| -> Result<()> {
+            (0..chunks).into_par_iter().try_for_each(|chunk| {
+                let hidden = trace.states.copy(layers * chunks + chunk)?;
+                let mut out = vec![Vec::with_capacity(positions * width); labels.draws];
+                for (block, rows) in hidden.chunks(LOGIT_ROWS * width).enumerate() {
+                    if progress.cancelled() {
+                        return Err(Error::Cancelled);
+                    }
+                    let rows = Rows::new(rows.to_vec(), width);
+                    let logits = head.logits(&rows, chunk, None)?;
+                    for (draw, out) in out.iter_mut().enumerate() {
+                        let of_row = |(row, logits): (usize, &[f32])| {
+                            label_gradient(
+                                logits,
+                                labels.random(chunk, block * LOGIT_ROWS + row, draw),
+                            )
+                        };
+                        let gradient = logits.iter().enumerate().flat_map(of_row).collect();
+                        let gradient = Rows::new(gradient, logits.columns());
+                        let gradient = head.derivative(&rows, &logits, gradient)?;
+                        out.extend_from_slice(gradient.numbers());
+                    }
+                }
+                progress.advance(1);
+                out.into_iter()
+                    .enumerate()
+                    .try_for_each(|(d, out)| gradients.put(chunk * labels.draws + d, out))
+            })
+        })?;
+        let angles = self.angles(positions)?;
+        Ok(Backward {
+            engine: self,
+            trace,
+            gradients,
+            draws: labels.draws,
+            sample,
+            angles,
+            left: layers,
+        })
+    }
+
+    /// Goes on where a former process had come to: `kept` has how many layers were done and the
+    /// gradients behind them, as [`Backward::done`] and [`Backward::gradient`] gave them.
+    ///
+    /// # Errors
+    /// If it does not fit the trace, or cannot be read.
+    pub fn backward_again<'e, 'c>(
+        &'e self,
+        trace: &'e Trace<'c>,
+        draws: usize,
+        sample: &'e [Vec<u32>],
+        kept: &Snapshot,
+        progress: &dyn Progress,
+    ) -> Result<Backward<'e, 'c>>
+    where
+        'a: 'e,
+    {
+        let (chunks, layers, width) = (trace.chunks.len(), self.hyper.layers, self.hyper.hidden);
+        let shape = [chunks * draws, trace.positions * width];
+        let left = layers
+            .checked_sub(kept.done())
+            .filter(|_| kept.shape() == shape);
+        let left = left.ok_or_else(|| Error::Model("what was kept is of another run".into()))?;
+        progress.begin((layers + 1) as u64 * chunks as u64, Unit::Steps);
+        progress.advance(((kept.done() + 1) * chunks) as u64);
+        let gradients = self.gradients(trace, draws)?;
+        (0..shape[0]).try_for_each(|slot| gradients.put(slot, kept.state(slot)?))?;
+        let angles = self.angles(trace.positions)?;
+        Ok(Backward {
+            engine: self,
+            trace,
+            gradients,
+            draws,
+            sample,
+            angles,
+            left,
+        })
+    }
+
+    /// Room for the gradients of one layer's output.
+    fn gradients(&self, trace: &Trace<'_>, draws: usize) -> Result<States> {
+        let len = trace.positions * self.hyper.hidden;
+        States::new(
+            trace.chunks.len() * draws,
+            len,
+            self.layer_budget(trace.positions),
+        )
+    }
+}
+
+impl Backward<'_, '_> {
+    /// Layers that are done.
+    pub fn done(&self) -> usize {
+        self.engine.hyper.layers - self.left
+    }
+
+    /// How many gradients there are between two layers, and how many numbers each has.
+    pub fn shape(&self) -> [usize; 2] {
+        [
+            self.trace.chunks.len() * self.draws,
+            self.trace.positions * self.engine.hyper.hidden,
+        ]
+    }
+
+    /// One of the gradients between two layers.
+    pub fn gradient(&self, slot: usize) -> Result<Vec<f32>> {
+        self.gradients.copy(slot)
+    }
+
+    /// Samples of the linears of the next layer towards the input; the number of the layer with
+    /// them.
+    ///
+    /// # Errors
+    /// A gradient that is not finite: the layer and the chunk are named.
+    pub fn layer(
+        &mut self,
+        progress: &dyn Progress,
+    ) -> Result<Option<(usize, Vec<LinearSamples>)>> {
+        let Some(number) = self.left.checked_sub(1) else {
+            return Ok(None);
+        };
+        let engine = self.engine;
+        let chunks = self.trace.chunks.len();
+        progress.at(&format!("layer {number}"));
+        let samples: Result<Vec<_>> = engine.pool.install(|| {
+            let layer = Layer::load(&engine.weights, &engine.spec.layers[number], &self.angles)?;
+            let one = |chunk: usize| {
+                if progress.cancelled() {
+                    return Err(Error::Cancelled);
+                }
+                let samples = self.chunk(&layer, [number, chunk], progress)?;
+                progress.advance(1);
+                Ok(samples)
+            };
+            (0..chunks).into_par_iter().map(one).collect()
+        });
+        let mut linears: BTreeMap<(String, usize), LinearSamples> = BTreeMap::new();
+        for sample in samples?.into_iter().flatten() {
+            let all = linears
+                .entry((sample.name.clone(), sample.matrix))
+                .or_insert_with(|| LinearSamples {
+                    name: sample.name,
+                    matrix: sample.matrix,
+                    matrices: sample.matrices,
+                    columns: sample.columns,
+                    width: sample.width,
+                    pieces: Vec::new(),
+                });
+            all.pieces.push(sample.piece);
+        }
+        self.left = number;
+        Ok(Some((number, linears.into_values().collect())))
+    }
+
+    /// One chunk through one layer and back.
+    fn chunk(
+        &self,
+        layer: &Layer,
+        [number, chunk]: [usize; 2],
+        progress: &dyn Progress,
+    ) -> Result<Vec<Sample>> {
+        let (chunks, hidden) = (self.trace.chunks.len(), self.engine.hyper.hidden);
+        let sampler = Sampler {
+            positions: &self.sample[chunk],
+            samples: Mutex::default(),
+        };
+        let pass = Pass {
+            chunk,
+            tap: Some(&sampler),
+            recording: true,
+            split: self.engine.split(chunks),
+            progress,
+        };
+        let stream = Rows::new(self.trace.input(number, chunk)?, hidden);
+        let (_, tape) = layer.record(Bundle { stream }, &pass)?;
+        for draw in 0..self.draws {
+            let slot = chunk * self.draws + draw;
+            let stream = Rows::new(self.gradients.take(slot)?, hidden);
+            let below = layer.backward(&tape, Bundle { stream }, &pass)?.stream;
+            if !below.is_finite() {
+                return Err(Error::GradientNotFinite {
+                    layer: number,
+                    chunk,
+                });
+            }
+            self.gradients.put(slot, below.into_numbers())?;
+        }
+        drop(tape);
+        Ok(sampler
+            .samples
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The gradients of the embeddings, chunk by chunk; behind the last layer only.
+    pub fn embeddings(&self) -> Result<Vec<Embedded>> {
+        debug_assert_eq!(self.left, 0, "layers are left");
+        let scale = self.engine.hyper.embedding_scale;
+        let one = |(chunk, tokens): (usize, &Vec<u32>)| {
+            let draw = |draw: usize| -> Result<Vec<f32>> {
+                let mut gradient = self.gradients.copy(chunk * self.draws + draw)?;
+                gradient.iter_mut().for_each(|g| *g *= scale);
+                Ok(gradient)
+            };
+            let gradients = (0..self.draws).map(draw).collect::<Result<Vec<_>>>()?;
+            Ok(Embedded {
+                tokens: tokens.clone(),
+                gradients,
+            })
+        };
+        self.trace.chunks.iter().enumerate().map(one).collect()
+    }
+}
+
+impl Trace<'_> {
+    /// What the head reads of a chunk: `[positions, hidden]`.
+    ///
+    /// # Errors
+    /// If the temporary file cannot be read.
+    pub fn output(&self, engine: &Engine<'_>, chunk: usize) -> Result<Rows> {
+        let hidden = self.input(engine.hyper.layers, chunk)?;
+        Ok(Rows::new(hidden, engine.hyper.hidden))
+    }
+
+    /// What a layer reads of a chunk, or, behind the last layer, what comes out: `[positions *
+    /// hidden]`.
+    pub(super) fn input(&self, layer: usize, chunk: usize) -> Result<Vec<f32>> {
+        self.states.copy(layer * self.chunks.len() + chunk)
+    }
+
+    /// The chunks of tokens.
+    pub fn chunks(&self) -> &[Vec<u32>] {
+        self.chunks
+    }
+}
+
+/// The gradient of `ln p(label)` for logits: 1 at the label less the probabilities. `random` in
+/// `0..1` draws the label.
+fn label_gradient(logits: &[f32], random: f64) -> Vec<f32> {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let mut gradient: Vec<f32> = logits.iter().map(|x| (x - max).exp()).collect();
+    let sum: f64 = gradient.iter().map(|e| f64::from(*e)).sum();
+    let mut left = random * sum;
+    let label = gradient.iter().position(|e| {
+        left -= f64::from(*e);
+        left < 0.0
+    });
+    let scale = (-1.0 / sum) as f32;
+    gradient.iter_mut().for_each(|e| *e *= scale);
+    // Rounding can leave a last crumb: it belongs to the last token that has any probability.
+    let label = label.or_else(|| gradient.iter().rposition(|e| *e != 0.0));
+    if let Some(label) = label {
+        gradient[label] += 1.0;
+    }
+    gradient
+}
+
+impl Labels {
+    /// A number in `0..1` for a draw at a position of a chunk.
+    fn random(&self, chunk: usize, position: usize, draw: usize) -> f64 {
+        let key = [chunk, position, draw]
+            .iter()
+            .fold(self.seed, |key, n| mixed(key ^ (*n as u64)));
+        (key >> 11) as f64 / (1u64 << 53) as f64
+    }
+}
+
+/// SplitMix64 (Steele, Lea and Flood 2014): a step of the sequence, then its finalizer.
+pub fn mixed(seed: u64) -> u64 {
+    let mut z = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_follow_the_distribution_and_gradients_sum_to_nothing() {
+        let logits = [0.5f32, -1.0, 2.0, f32::MIN];
+        let sum: f64 = logits.iter().map(|x| f64::from(*x).exp()).sum();
+        let labels = Labels { draws: 2, seed: 3 };
+        let mut counts = [0usize; 4];
+        const ROWS: usize = 20_000;
+        for position in 0..ROWS {
+            let gradient = label_gradient(&logits, labels.random(1, position, 1));
+            assert!(gradient.iter().sum::<f32>().abs() < 1e-6);
+            counts[gradient.iter().position(|g| *g > 0.0).unwrap()] += 1;
+        }
+        for (count, logit) in counts.iter().zip(logits) {
+            let p = f64::from(logit).exp() / sum;
+            let spread = (p * (1.0 - p) / ROWS as f64).sqrt();
+            assert!(
+                (*count as f64 / ROWS as f64 - p).abs() < 4.0 * spread + 1e-9,
+                "{counts:?}"
+            );
+        }
+        assert_ne!(labels.random(1, 2, 0), labels.random(2, 1, 0));
+        assert_eq!(
+            label_gradient(&logits, 1.0 - 1e-17)
+                .iter()
+                .position(|g| *g > 0.0),
+            Some(2)
+        );
+    }
+}

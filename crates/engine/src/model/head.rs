@@ -1,0 +1,219 @@
+//! From hidden activations to logits: the last norm and the output matrix.
+
+use super::Hyper;
+use super::linear::{Linear, Norm, Pass};
+use super::ops::elementwise::{add, scale, soft_cap};
+use super::ops::product::product_derivative;
+use super::rows::Rows;
+use super::weights::Weights;
+use super::{Engine, LOGIT_ROWS, LinearInput, Result, Tap};
+use quantier_core::progress::Silent;
+use quantier_round::matrix::{View, multiply};
+
+/// From hidden activations to logits.
+pub struct Head<'e> {
+    hyper: &'e Hyper,
+    norm: Option<Norm>,
+    output: Output<'e>,
+    /// Added to the products with the output matrix.
+    bias: Option<Vec<f32>>,
+}
+
+enum Output<'e> {
+    /// Widened for good.
+    Whole(Linear),
+    /// Some rows at a time, for a memory that the whole would take too much of. Every call widens
+    /// all of them again.
+    Bands {
+        weights: &'e Weights<'e>,
+        name: &'static str,
+        rows: usize,
+        band: usize,
+    },
+}
+
+/// What part of the memory allowed the widened output matrix may take; `kld` has two of them at a
+/// time.
+const PART_OF_MEMORY: u64 = 3;
+/// What part of it the bands of all threads take together, where the whole takes too much.
+const PART_OF_BANDS: u64 = 8;
+/// The fewest rows of a band: so many that the product is still a good one.
+const LEAST_BAND: usize = 64;
+
+impl Engine<'_> {
+    /// Bytes that the output matrix takes when it is widened, as far as that is done at a time.
+    pub fn head_bytes(&self) -> u64 {
+        let row = self.hyper.hidden as u64 * 4;
+        match self.band() {
+            Some(rows) => rows as u64 * row * self.pool.current_num_threads() as u64,
+            None => self.vocabulary() as u64 * row,
+        }
+    }
+
+    /// Bytes of the logits that all threads compute at a time.
+    pub(super) fn logit_bytes(&self) -> u64 {
+        (self.pool.current_num_threads() * LOGIT_ROWS * self.vocabulary() * 4) as u64
+    }
+
+    /// Rows of the output matrix that a thread widens at a time, if the whole is too large.
+    fn band(&self) -> Option<usize> {
+        let row = (self.hyper.hidden as u64 * 4).max(1);
+        let limit = self.max_memory.filter(|_| self.weights.device().is_own())?;
+        if self.vocabulary() as u64 * row <= limit / PART_OF_MEMORY {
+            return None;
+        }
+        let rows = limit / PART_OF_BANDS / self.pool.current_num_threads() as u64 / row;
+        Some((rows as usize).max(LEAST_BAND))
+    }
+
+    /// Widens the last norm and the output matrix, unless that takes too much of the memory
+    /// allowed.
+    pub fn head(&self) -> Result<Head<'_>> {
+        let (hyper, rows, name) = (&self.hyper, self.vocabulary(), self.output_name());
+        self.pool.install(|| {
+            let output = match self.band() {
+                Some(band) => Output::Bands {
+                    weights: &self.weights,
+                    name,
+                    rows,
+                    band,
+                },
+                None => Output::Whole(self.weights.linear(&self.spec.output)?),
+            };
+            let bias = match &output {
+                Output::Whole(linear) => linear.bias.clone(),
+                Output::Bands { .. } => None,
+            };
+            let norm = self.spec.output_norm.as_ref();
+            Ok(Head {
+                hyper,
+                norm: norm.map(|norm| self.weights.norm(norm)).transpose()?,
+                output,
+                bias,
+            })
+        })
+    }
+}
+
+impl Head<'_> {
+    /// The output matrix's input: hidden activations `[rows, hidden]`, normalized.
+    pub fn normalized(&self, hidden: &Rows) -> Rows {
+        self.norm
+            .as_ref()
+            .map_or_else(|| hidden.clone(), |norm| norm.of(hidden))
+    }
+
+    /// The logit that a product with a row of the output matrix becomes, and its derivative.
+    pub fn bend(&self, row: usize, product: f32) -> (f32, f32) {
+        let z =
+            (product + self.bias.as_ref().map_or(0.0, |bias| bias[row])) * self.hyper.logit_scale;
+        match self.hyper.logit_cap {
+            None => (z, self.hyper.logit_scale),
+            Some(cap) => {
+                let bent = (z / cap).tanh();
+                (bent * cap, self.hyper.logit_scale * (1.0 - bent * bent))
+            }
+        }
+    }
+
+    /// The gradient of hidden activations `[rows, hidden]`, of that of their logits: `[rows,
+    /// vocabulary]` each.
+    pub(super) fn derivative(
+        &self,
+        hidden: &Rows,
+        logits: &Rows,
+        mut gradient: Rows,
+    ) -> Result<Rows> {
+        if let Some(cap) = self.hyper.logit_cap {
+            gradient
+                .numbers_mut()
+                .iter_mut()
+                .zip(logits.numbers())
+                .for_each(|(g, logit)| *g *= 1.0 - (logit / cap).powi(2));
+        }
+        scale(gradient.numbers_mut(), self.hyper.logit_scale);
+        let mut of_input = match &self.output {
+            Output::Whole(linear) => product_derivative(&gradient, &linear.weights, 1),
+            Output::Bands { .. } => {
+                let mut sum = Rows::zeros(hidden.len(), hidden.columns());
+                self.bands(|start, table| {
+                    let rows = table.len() / hidden.columns();
+                    let part = gradient.columns_range(start..start + rows);
+                    add(
+                        sum.numbers_mut(),
+                        product_derivative(&part, table, 1).numbers(),
+                    );
+                })?;
+                sum
+            }
+        };
+        if let Some(norm) = &self.norm {
+            norm.derivative(hidden.numbers(), of_input.numbers_mut());
+        }
+        Ok(of_input)
+    }
+
+    /// Logits `[rows, vocabulary]` of hidden activations `[rows, hidden]` of a chunk, on the
+    /// calling thread.
+    ///
+    /// # Errors
+    /// If the output matrix cannot be read, or a device fails.
+    pub fn logits(&self, hidden: &Rows, chunk: usize, tap: Option<&dyn Tap>) -> Result<Rows> {
+        let x = self.normalized(hidden);
+        let pass = Pass {
+            chunk,
+            tap,
+            recording: false,
+            split: 1,
+            progress: &Silent,
+        };
+        let mut logits = match &self.output {
+            Output::Whole(linear) => {
+                pass.input(&[linear], None, &x)?;
+                pass.times(linear, &x)?
+            }
+            Output::Bands { name, rows, .. } => {
+                if let Some(tap) = tap {
+                    tap.input(LinearInput {
+                        chunk,
+                        linears: &[name],
+                        routed: None,
+                        rows: &x,
+                    });
+                }
+                let mut out = Rows::zeros(x.len(), *rows);
+                self.bands(|start, table| {
+                    let columns = x.columns();
+                    let table = View::new(table, table.len() / columns, columns, columns);
+                    let out = &mut out.numbers_mut()[start..];
+                    multiply(x.view(), table.transposed(), out, *rows, 1);
+                })?;
+                out
+            }
+        };
+        scale(logits.numbers_mut(), self.hyper.logit_scale);
+        if let Some(cap) = self.hyper.logit_cap {
+            soft_cap(logits.numbers_mut(), cap);
+        }
+        Ok(logits)
+    }
+
+    /// Shows the output matrix band by band of rows, with the number of the band's first row;
+    /// nothing if it is widened for good.
+    fn bands(&self, mut show: impl FnMut(usize, &[f32])) -> Result<()> {
+        let Output::Bands {
+            weights,
+            name,
+            rows,
+            band,
+        } = &self.output
+        else {
+            return Ok(());
+        };
+        for start in (0..*rows).step_by(*band) {
+            let end = (start + band).min(*rows);
+            show(start, &weights.band(name, start..end, self.hyper.hidden)?);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,360 @@
+//! A layer with its weights: blocks of mixers on the residual stream.
+
+use super::linear::{Linear, Norm, Pass};
+use super::mixer::{AnyMixer, Attention, Ffn, First, Moe, Projections, Shared, Stage, Tape};
+use super::ops::attention::Scores;
+use super::ops::elementwise::{add, add_scaled, scale};
+use super::ops::rope::Angles;
+use super::ops::router::Weighing;
+use super::rows::Rows;
+use super::weights::Weights;
+use super::{Replaced, Result};
+use quantier_arch::spec::{self, AttentionSpec, BlockSpec, FfnSpec, LayerSpec, MixerSpec, MoeSpec};
+use std::borrow::Cow;
+use std::sync::Arc;
+
+/// What passes from one layer to the next, of one chunk.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Bundle {
+    /// The residual stream: `[positions, hidden]`.
+    pub stream: Rows,
+}
+
+/// A layer, widened.
+#[derive(Clone)]
+pub(super) struct Layer {
+    blocks: Vec<Block>,
+}
+
+#[derive(Clone)]
+struct Block {
+    norm: Option<Norm>,
+    mixers: Vec<AnyMixer>,
+    post_norm: Option<Norm>,
+    residual_scale: f32,
+}
+
+/// A stage of a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    pub block: usize,
+    pub mixer: usize,
+    pub stage: usize,
+}
+
+/// A chunk within a layer, in front of a stage.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Between {
+    /// As it was in front of the stage's block.
+    pub bundle: Bundle,
+    /// What the mixers before the stage's in the same block have made; None if there are none.
+    pub mixed: Option<Rows>,
+    /// The stage's input; None if it is the first one of a mixer, whose input follows from the
+    /// stream.
+    pub input: Option<Rows>,
+}
+
+/// What the derivative of a layer needs.
+pub(super) struct LayerTape<'l>(Vec<BlockTape<'l>>);
+
+struct BlockTape<'l> {
+    block: &'l Block,
+    /// The stream in front of the block.
+    stream: Rows,
+    /// The mixers' input; None without a norm, where it is the stream.
+    normalized: Option<Rows>,
+    mixers: Vec<Tape<'l>>,
+    /// What the mixers made, if a norm is behind them.
+    mixed: Option<Rows>,
+}
+
+impl Layer {
+    /// Widens a layer. `angles` are those of the model's rotations.
+    pub(super) fn load(
+        weights: &Weights<'_>,
+        spec: &LayerSpec,
+        angles: &[Arc<Angles>],
+    ) -> Result<Layer> {
+        let blocks = spec.blocks.iter();
+        let blocks = blocks.map(|block| Block::load(weights, block, angles));
+        Ok(Layer {
+            blocks: blocks.collect::<Result<_>>()?,
+        })
+    }
+
+    /// From the bundle in front of the layer to that behind it.
+    pub(super) fn forward(&self, mut bundle: Bundle, pass: &Pass<'_>) -> Result<Bundle> {
+        for block in &self.blocks {
+            let y = block.mix(&block.input(&bundle.stream), pass, None)?;
+            block.add_to(&mut bundle.stream, y);
+        }
+        Ok(bundle)
+    }
+
+    /// The same, with what [`Layer::backward`] needs.
+    pub(super) fn record<'l>(
+        &'l self,
+        Bundle { mut stream }: Bundle,
+        pass: &Pass<'_>,
+    ) -> Result<(Bundle, LayerTape<'l>)> {
+        let mut tapes = Vec::with_capacity(self.blocks.len());
+        for block in &self.blocks {
+            let mut mixers = Vec::new();
+            let normalized = block.norm.as_ref().map(|norm| norm.of(&stream));
+            let input = normalized.as_ref().unwrap_or(&stream);
+            let y = block.mix(input, pass, Some(&mut mixers))?;
+            tapes.push(BlockTape {
+                block,
+                stream: stream.clone(),
+                normalized,
+                mixers,
+                mixed: block.post_norm.is_some().then(|| y.clone()),
+            });
+            block.add_to(&mut stream, y);
+        }
+        Ok((Bundle { stream }, LayerTape(tapes)))
+    }
+
+    /// The derivative: from the gradient of the bundle behind the layer to that in front of it. The
+    /// tap sees the output gradient of every linear.
+    pub(super) fn backward(
+        &self,
+        tape: &LayerTape<'_>,
+        gradient: Bundle,
+        pass: &Pass<'_>,
+    ) -> Result<Bundle> {
+        let mut tapes = tape.0.iter().rev();
+        let stream = tapes.try_fold(gradient.stream, |gradient, tape| {
+            tape.backward(gradient, pass)
+        })?;
+        Ok(Bundle { stream })
+    }
+
+    /// The stages in their order.
+    pub(super) fn places(&self) -> Vec<Place> {
+        let mut places = Vec::new();
+        for (block, of_block) in self.blocks.iter().enumerate() {
+            for (mixer, of_mixer) in of_block.mixers.iter().enumerate() {
+                let stages = 0..of_mixer.stages().len();
+                places.extend(stages.map(|stage| Place {
+                    block,
+                    mixer,
+                    stage,
+                }));
+            }
+        }
+        places
+    }
+
+    /// The linears of a stage.
+    pub(super) fn linears(&self, place: Place) -> Stage<&Linear> {
+        let mixer = &self.blocks[place.block].mixers[place.mixer];
+        mixer.stages().swap_remove(place.stage)
+    }
+
+    /// Puts other weights into linears of a stage.
+    pub(super) fn replace(&mut self, place: Place, replaced: Vec<Replaced>) {
+        let mixer = &mut self.blocks[place.block].mixers[place.mixer];
+        let stage = mixer.stages_mut().swap_remove(place.stage);
+        let mut linears: Vec<_> = stage.linears.into_iter().chain(stage.inner).collect();
+        for Replaced { name, weights } in replaced {
+            let named = linears.iter_mut().filter(|linear| linear.name == name);
+            named.for_each(|linear| linear.replace(weights.clone()));
+        }
+    }
+
+    /// The input of a stage.
+    pub(super) fn input<'b>(&self, place: Place, at: &'b Between) -> Cow<'b, Rows> {
+        match &at.input {
+            Some(input) => Cow::Borrowed(input),
+            None => self.blocks[place.block].input(&at.bundle.stream),
+        }
+    }
+
+    /// Takes a chunk through one stage.
+    pub(super) fn step(&self, place: Place, mut at: Between, pass: &Pass<'_>) -> Result<Between> {
+        let block = &self.blocks[place.block];
+        let mixer = &block.mixers[place.mixer];
+        let (y, _) = mixer.run_stage(place.stage, &self.input(place, &at), pass)?;
+        at.input = None;
+        if place.stage + 1 < mixer.stages().len() {
+            at.input = Some(y);
+            return Ok(at);
+        }
+        let mixed = match at.mixed.take() {
+            Some(mut mixed) => {
+                add(mixed.numbers_mut(), y.numbers());
+                mixed
+            }
+            None => y,
+        };
+        match place.mixer + 1 < block.mixers.len() {
+            true => at.mixed = Some(mixed),
+            false => block.add_to(&mut at.bundle.stream, mixed),
+        }
+        Ok(at)
+    }
+}
+
+impl Block {
+    fn load(weights: &Weights<'_>, spec: &BlockSpec, angles: &[Arc<Angles>]) -> Result<Block> {
+        let norm = |spec: &Option<spec::NormSpec>| {
+            let norm = spec.as_ref().map(|spec| weights.norm(spec));
+            norm.transpose()
+        };
+        let mixer = |spec: &MixerSpec| {
+            Ok(match spec {
+                MixerSpec::Attention(spec) => {
+                    AnyMixer::Attention(attention(weights, spec, angles)?)
+                }
+                MixerSpec::Ffn(spec) => AnyMixer::Ffn(ffn(weights, spec)?),
+                MixerSpec::Moe(spec) => AnyMixer::Moe(moe(weights, spec)?),
+            })
+        };
+        Ok(Block {
+            norm: norm(&spec.norm)?,
+            mixers: spec.mixers.iter().map(mixer).collect::<Result<_>>()?,
+            post_norm: norm(&spec.post_norm)?,
+            residual_scale: spec.residual_scale,
+        })
+    }
+
+    /// What the mixers read.
+    fn input<'s>(&self, stream: &'s Rows) -> Cow<'s, Rows> {
+        match &self.norm {
+            Some(norm) => Cow::Owned(norm.of(stream)),
+            None => Cow::Borrowed(stream),
+        }
+    }
+
+    /// The sum of what the mixers make of their input.
+    fn mix<'b>(
+        &'b self,
+        input: &Rows,
+        pass: &Pass<'_>,
+        mut tapes: Option<&mut Vec<Tape<'b>>>,
+    ) -> Result<Rows> {
+        let mut sum: Option<Rows> = None;
+        for mixer in &self.mixers {
+            let mut tape = tapes.is_some().then(Tape::default);
+            let y = mixer.forward(input, pass, tape.as_mut())?;
+            if let Some(tapes) = &mut tapes {
+                tapes.extend(tape);
+            }
+            match &mut sum {
+                Some(sum) => add(sum.numbers_mut(), y.numbers()),
+                None => sum = Some(y),
+            }
+        }
+        Ok(sum.unwrap_or_default())
+    }
+
+    fn add_to(&self, stream: &mut Rows, mut mixed: Rows) {
+        if let Some(norm) = &self.post_norm {
+            norm.apply(mixed.numbers_mut());
+        }
+        add_scaled(stream.numbers_mut(), mixed.numbers(), self.residual_scale);
+    }
+}
+
+impl BlockTape<'_> {
+    fn backward(&self, gradient: Rows, pass: &Pass<'_>) -> Result<Rows> {
+        let block = self.block;
+        let mut of_mixed = gradient.clone();
+        scale(of_mixed.numbers_mut(), block.residual_scale);
+        if let (Some(norm), Some(mixed)) = (&block.post_norm, &self.mixed) {
+            norm.derivative(mixed.numbers(), of_mixed.numbers_mut());
+        }
+        let mixers = block.mixers.iter().zip(&self.mixers).rev();
+        let input = self.normalized.as_ref().unwrap_or(&self.stream);
+        let mut of_stream = gradient;
+        let Some(norm) = &block.norm else {
+            for (mixer, tape) in mixers {
+                mixer.backward(tape, input, of_mixed.clone(), pass, &mut of_stream)?;
+            }
+            return Ok(of_stream);
+        };
+        let mut of_input = Rows::zeros(input.len(), input.columns());
+        for (mixer, tape) in mixers {
+            mixer.backward(tape, input, of_mixed.clone(), pass, &mut of_input)?;
+        }
+        norm.derivative(self.stream.numbers(), of_input.numbers_mut());
+        add(of_stream.numbers_mut(), of_input.numbers());
+        Ok(of_stream)
+    }
+}
+
+fn attention(
+    weights: &Weights<'_>,
+    spec: &AttentionSpec,
+    angles: &[Arc<Angles>],
+) -> Result<Attention> {
+    let norm = |spec: &Option<spec::NormSpec>| {
+        let norm = spec.as_ref().map(|spec| weights.norm(spec));
+        norm.transpose()
+    };
+    let numbers = spec.numbers;
+    Ok(Attention {
+        projections: match &spec.projections {
+            spec::Projections::Apart([query, key, value]) => Projections::Apart(Box::new([
+                weights.linear(query)?,
+                weights.linear(key)?,
+                weights.linear(value)?,
+            ])),
+            spec::Projections::Fused(all) => Projections::Fused(weights.linear(all)?),
+        },
+        query_norm: norm(&spec.query_norm)?,
+        key_norm: norm(&spec.key_norm)?,
+        output: weights.linear(&spec.output)?,
+        heads: numbers.heads,
+        kv_heads: numbers.kv_heads,
+        key_length: numbers.key_length,
+        clamp: spec.clamp,
+        rope: spec.rope,
+        angles: numbers
+            .rotation
+            .and_then(|rotation| angles.get(rotation).cloned()),
+        scores: Scores {
+            scale: spec.score_scale,
+            cap: spec.score_cap,
+            window: numbers.window,
+        },
+    })
+}
+
+fn ffn(weights: &Weights<'_>, spec: &FfnSpec) -> Result<Ffn> {
+    Ok(Ffn {
+        first: match &spec.first {
+            spec::First::Gated { gate, up } => First::Gated {
+                gate: weights.linear(gate)?,
+                up: weights.linear(up)?,
+            },
+            spec::First::Fused(both) => First::Fused(weights.linear(both)?),
+            spec::First::Plain(up) => First::Plain(weights.linear(up)?),
+        },
+        down: weights.linear(&spec.down)?,
+        activation: spec.activation,
+    })
+}
+
+fn moe(weights: &Weights<'_>, spec: &MoeSpec) -> Result<Moe> {
+    let shared = |shared: &spec::SharedSpec| -> Result<Shared> {
+        Ok(Shared {
+            router: weights.linear(&shared.router)?,
+            ffn: ffn(weights, &shared.ffn)?,
+        })
+    };
+    Ok(Moe {
+        router: weights.linear(&spec.router)?,
+        gate: weights.linear(&spec.gate)?,
+        up: weights.linear(&spec.up)?,
+        down: weights.linear(&spec.down)?,
+        activation: spec.activation,
+        used: spec.used,
+        weighing: Weighing {
+            scale: spec.scale,
+            normalized: spec.normalized,
+        },
+        shared: spec.shared.as_ref().map(shared).transpose()?,
+    })
+}

@@ -1,0 +1,165 @@
+//! Linear layers and norms with their weights, and what a chunk's pass through them needs.
+
+use super::device::Uploaded;
+use super::ops::elementwise::{add, add_bias};
+use super::ops::norm;
+use super::ops::product::{product, product_derivative, row_derivative};
+use super::rows::Rows;
+use super::{Error, LinearInput, OutputGradient, Result, Routed, Tap};
+use quantier_arch::Norm as NormKind;
+use quantier_core::progress::Progress;
+use std::sync::Arc;
+
+/// A weight matrix that multiplies activations, or one for each expert, in f32.
+#[derive(Clone)]
+pub(super) struct Linear {
+    /// The tensor's name.
+    pub name: String,
+    /// `[experts, rows, columns]`.
+    pub weights: Arc<Vec<f32>>,
+    /// More than one only for experts.
+    pub experts: usize,
+    pub columns: usize,
+    /// `[rows]`; experts have none.
+    pub bias: Option<Vec<f32>>,
+    /// The same weights on a device that multiplies instead of the CPU.
+    pub uploaded: Option<Arc<dyn Uploaded>>,
+}
+
+impl Linear {
+    /// Puts other weights in place of these, on the CPU.
+    pub(super) fn replace(&mut self, weights: Arc<Vec<f32>>) {
+        (self.weights, self.uploaded) = (weights, None);
+    }
+
+    /// The weights of one expert; 0 for a matrix that is alone.
+    fn of_expert(&self, expert: usize) -> &[f32] {
+        let each = self.weights.len() / self.experts;
+        &self.weights[expert * each..][..each]
+    }
+}
+
+/// A norm. One without weights in the file has ones.
+#[derive(Clone, Debug)]
+pub(super) struct Norm {
+    pub kind: NormKind,
+    pub epsilon: f32,
+    pub weight: Vec<f32>,
+    /// Only of layer norms.
+    pub bias: Vec<f32>,
+}
+
+impl Norm {
+    /// Normalizes rows that are as long as the weights.
+    pub(super) fn apply(&self, x: &mut [f32]) {
+        match self.kind {
+            NormKind::Rms => norm::rms_norm(x, &self.weight, self.epsilon),
+            NormKind::Layer => norm::layer_norm(x, &self.weight, &self.bias, self.epsilon),
+        }
+    }
+
+    /// The derivative at `x`: `g` becomes the gradient of `x`.
+    pub(super) fn derivative(&self, x: &[f32], g: &mut [f32]) {
+        let centred = self.kind == NormKind::Layer;
+        norm::derivative(x, g, &self.weight, self.epsilon, centred);
+    }
+
+    /// The same rows, normalized.
+    pub(super) fn of(&self, x: &Rows) -> Rows {
+        let mut x = x.clone();
+        self.apply(x.numbers_mut());
+        x
+    }
+}
+
+/// One chunk on its way through a layer.
+#[derive(Clone, Copy)]
+pub(super) struct Pass<'a> {
+    pub chunk: usize,
+    /// Watches.
+    pub tap: Option<&'a dyn Tap>,
+    /// Whether tapes will be used.
+    pub recording: bool,
+    /// Threads that one product may take.
+    pub split: usize,
+    /// May ask to stop: heard before each product.
+    pub progress: &'a dyn Progress,
+}
+
+impl Pass<'_> {
+    /// Shows the input of some linears; of an expert's, with the expert.
+    pub(super) fn input(
+        &self,
+        linears: &[&Linear],
+        routed: Option<Routed<'_>>,
+        rows: &Rows,
+    ) -> Result<()> {
+        self.go_on()?;
+        if let Some(tap) = self.tap {
+            let names: Vec<&str> = linears.iter().map(|linear| &*linear.name).collect();
+            tap.input(LinearInput {
+                chunk: self.chunk,
+                linears: &names,
+                routed,
+                rows,
+            });
+        }
+        Ok(())
+    }
+
+    /// The product with a linear's weights, plus its bias.
+    pub(super) fn times(&self, linear: &Linear, x: &Rows) -> Result<Rows> {
+        self.times_expert(linear, 0, x)
+    }
+
+    /// The same with one expert's weights.
+    pub(super) fn times_expert(&self, linear: &Linear, expert: usize, x: &Rows) -> Result<Rows> {
+        self.go_on()?;
+        let mut y = match &linear.uploaded {
+            Some(uploaded) => uploaded.product(expert, x)?,
+            None => product(x, linear.of_expert(expert), self.split),
+        };
+        if let Some(bias) = &linear.bias {
+            add_bias(&mut y, bias);
+        }
+        Ok(y)
+    }
+
+    /// The derivative of [`Pass::times`]: adds the gradient of the input to `dx`.
+    pub(super) fn back(&self, linear: &Linear, g: &Rows, dx: &mut Rows) -> Result<()> {
+        self.back_expert(linear, None, g, dx)
+    }
+
+    /// The derivative of [`Pass::times_expert`].
+    pub(super) fn back_expert(
+        &self,
+        linear: &Linear,
+        routed: Option<Routed<'_>>,
+        g: &Rows,
+        dx: &mut Rows,
+    ) -> Result<()> {
+        self.go_on()?;
+        if let Some(tap) = self.tap {
+            tap.output_gradient(OutputGradient {
+                chunk: self.chunk,
+                linear: &linear.name,
+                routed,
+                rows: g,
+            });
+        }
+        let weights = linear.of_expert(routed.map_or(0, |routed| routed.expert));
+        let gradient = match g.len() {
+            1 => row_derivative(g, weights),
+            _ => product_derivative(g, weights, self.split),
+        };
+        add(dx.numbers_mut(), gradient.numbers());
+        Ok(())
+    }
+
+    fn go_on(&self) -> Result<()> {
+        match self.progress.cancelled() {
+            true => Err(Error::Cancelled),
+            false => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! A feed-forward network.
+
+use super::{BoxedTape, Mixer, Stage, StageTape, run_linear};
+use crate::model::Result;
+use crate::model::linear::{Linear, Pass};
+use crate::model::ops::activation::{activate, activate_derivative, gate, gate_derivative};
+use crate::model::rows::Rows;
+use quantier_arch::Activation;
+
+/// ```text
+/// stage 0    input -> gate and up -> activation(gate) * up
+/// stage 1    that -> down
+/// ```
+#[derive(Clone)]
+pub(in crate::model) struct Ffn {
+    pub first: First,
+    pub down: Linear,
+    pub activation: Activation,
+}
+
+/// The matrices of the first stage.
+#[derive(Clone)]
+pub(in crate::model) enum First {
+    /// `activation(gate) * up`.
+    Gated { gate: Linear, up: Linear },
+    /// The same with the rows of gate before those of up in one matrix.
+    Fused(Linear),
+    /// `activation(up)`.
+    Plain(Linear),
+}
+
+/// What the derivative of the first stage needs.
+pub(super) struct GateTape<'m> {
+    ffn: &'m Ffn,
+    gate: Rows,
+    /// None without a gate: then `gate` is what the activation reads.
+    up: Option<Rows>,
+}
+
+impl GateTape<'_> {
+    /// The length of a row of the output.
+    pub(super) fn columns(&self) -> usize {
+        self.gate.columns()
+    }
+}
+
+impl First {
+    pub(super) fn linears(&self) -> Vec<&Linear> {
+        match self {
+            First::Gated { gate, up } => vec![gate, up],
+            First::Fused(one) | First::Plain(one) => vec![one],
+        }
+    }
+
+    pub(super) fn linears_mut(&mut self) -> Vec<&mut Linear> {
+        match self {
+            First::Gated { gate, up } => vec![gate, up],
+            First::Fused(one) | First::Plain(one) => vec![one],
+        }
+    }
+}
+
+/// `activation(gate) * up`.
+pub(super) fn gated(gate_rows: &Rows, up: &Rows, activation: Activation) -> Rows {
+    let mut out = gate_rows.clone();
+    gate(out.numbers_mut(), up.numbers(), activation);
+    out
+}
+
+/// Its derivatives for gate and up.
+pub(super) fn gated_derivative(
+    gate_rows: &Rows,
+    up: &Rows,
+    g: &Rows,
+    activation: Activation,
+) -> [Rows; 2] {
+    let mut of_gate = gate_rows.clone();
+    gate_derivative(of_gate.numbers_mut(), up.numbers(), g.numbers(), activation);
+    [of_gate, gated(gate_rows, g, activation)]
+}
+
+impl Ffn {
+    /// The first stage, whose input was shown already.
+    pub(super) fn run_first<'m>(
+        &'m self,
+        input: &Rows,
+        pass: &Pass<'_>,
+    ) -> Result<(Rows, GateTape<'m>)> {
+        let (gate, up) = match &self.first {
+            First::Gated { gate, up } => (pass.times(gate, input)?, Some(pass.times(up, input)?)),
+            First::Fused(both) => {
+                let both = pass.times(both, input)?;
+                let length = both.columns() / 2;
+                (
+                    both.columns_range(0..length),
+                    Some(both.columns_range(length..2 * length)),
+                )
+            }
+            First::Plain(up) => (pass.times(up, input)?, None),
+        };
+        let y = match &up {
+            Some(up) => gated(&gate, up, self.activation),
+            None => {
+                let mut y = gate.clone();
+                activate(y.numbers_mut(), self.activation);
+                y
+            }
+        };
+        let ffn = self;
+        Ok((y, GateTape { ffn, gate, up }))
+    }
+}
+
+impl Mixer for Ffn {
+    fn stages(&self) -> Vec<Stage<&Linear>> {
+        let stage = |linears| Stage {
+            linears,
+            inner: Vec::new(),
+        };
+        vec![stage(self.first.linears()), stage(vec![&self.down])]
+    }
+
+    fn stages_mut(&mut self) -> Vec<Stage<&mut Linear>> {
+        let stage = |linears| Stage {
+            linears,
+            inner: Vec::new(),
+        };
+        vec![stage(self.first.linears_mut()), stage(vec![&mut self.down])]
+    }
+
+    fn run_stage<'m>(
+        &'m self,
+        stage: usize,
+        input: &Rows,
+        pass: &Pass<'_>,
+    ) -> Result<(Rows, BoxedTape<'m>)> {
+        if stage > 0 {
+            return run_linear(&self.down, input, pass);
+        }
+        pass.input(&self.first.linears(), None, input)?;
+        let (y, tape) = self.run_first(input, pass)?;
+        Ok((y, Box::new(tape)))
+    }
+}
+
+impl StageTape for GateTape<'_> {
+    fn backward(&self, _input: &Rows, dy: Rows, pass: &Pass<'_>, dx: &mut Rows) -> Result<()> {
+        let activation = self.ffn.activation;
+        let Some(up) = &self.up else {
+            let mut g = self.gate.clone();
+            activate_derivative(g.numbers_mut(), dy.numbers(), activation);
+            let linears = self.ffn.first.linears();
+            return linears.into_iter().try_for_each(|up| pass.back(up, &g, dx));
+        };
+        let [of_gate, of_up] = gated_derivative(&self.gate, up, &dy, activation);
+        match &self.ffn.first {
+            First::Gated { gate, up } => {
+                pass.back(up, &of_up, dx)?;
+                pass.back(gate, &of_gate, dx)
+            }
+            First::Fused(one) | First::Plain(one) => {
+                pass.back(one, &Rows::beside(&[&of_gate, &of_up]), dx)
+            }
+        }
+    }
+}

@@ -1,0 +1,198 @@
+//! What holds for every mixer: its derivative is the one that differences show, its forward pass is
+//! the fold of its stages, and where it looks back only, a cut sequence is the beginning of the
+//! whole one.
+
+use super::{AnyMixer, Attention, Ffn, First, Moe, Projections, Shared, Tape};
+use crate::model::linear::{Linear, Norm, Pass};
+use crate::model::ops::attention::Scores;
+use crate::model::ops::rope::Angles;
+use crate::model::ops::router::Weighing;
+use crate::model::ops::tests::{check_gradients, random};
+use crate::model::rows::Rows;
+use quantier_arch::{Activation, Norm as NormKind, Rope};
+use quantier_core::progress::Silent;
+use std::sync::Arc;
+
+const HIDDEN: usize = 8;
+const POSITIONS: usize = 5;
+
+fn pass<'p>() -> Pass<'p> {
+    Pass {
+        chunk: 0,
+        tap: None,
+        recording: true,
+        split: 1,
+        progress: &Silent,
+    }
+}
+
+fn linear(experts: usize, rows: usize, columns: usize, seed: u32) -> Linear {
+    Linear {
+        name: format!("linear {seed}"),
+        weights: Arc::new(random(experts * rows * columns, seed)),
+        experts,
+        columns,
+        bias: (experts == 1).then(|| random(rows, seed + 100)),
+        uploaded: None,
+    }
+}
+
+fn ffn(first: First) -> Ffn {
+    Ffn {
+        first,
+        down: linear(1, HIDDEN, 6, 3),
+        activation: Activation::Silu,
+    }
+}
+
+fn gated_ffn() -> Ffn {
+    ffn(First::Gated {
+        gate: linear(1, 6, HIDDEN, 1),
+        up: linear(1, 6, HIDDEN, 2),
+    })
+}
+
+fn attention(projections: Projections, window: Option<usize>) -> AnyMixer {
+    let norm = |len: usize, seed: u32| Norm {
+        kind: NormKind::Rms,
+        epsilon: 1e-2,
+        weight: random(len, seed),
+        bias: Vec::new(),
+    };
+    AnyMixer::Attention(Attention {
+        projections,
+        // Of all heads, and of one.
+        query_norm: Some(norm(4 * 6, 21)),
+        key_norm: Some(norm(6, 22)),
+        output: linear(1, HIDDEN, 4 * 3, 14),
+        heads: 4,
+        kv_heads: 2,
+        key_length: 6,
+        clamp: Some(1.7),
+        rope: Rope::Halves,
+        angles: Some(Arc::new(Angles {
+            cosines: random(POSITIONS * 2, 31),
+            sines: random(POSITIONS * 2, 32),
+            pairs: 2,
+        })),
+        scores: Scores {
+            scale: 0.6,
+            cap: Some(3.0),
+            window,
+        },
+    })
+}
+
+fn mixers() -> Vec<(&'static str, AnyMixer)> {
+    let apart = [
+        linear(1, 4 * 6, HIDDEN, 11),
+        linear(1, 2 * 6, HIDDEN, 12),
+        linear(1, 2 * 3, HIDDEN, 13),
+    ];
+    let moe = |normalized, shared| {
+        AnyMixer::Moe(Moe {
+            router: linear(1, 4, HIDDEN, 41),
+            gate: linear(4, 6, HIDDEN, 42),
+            up: linear(4, 6, HIDDEN, 43),
+            down: linear(4, HIDDEN, 6, 44),
+            activation: Activation::Silu,
+            used: 2,
+            weighing: Weighing {
+                scale: 1.5,
+                normalized,
+            },
+            shared,
+        })
+    };
+    let shared = Shared {
+        router: linear(1, 1, HIDDEN, 45),
+        ffn: gated_ffn(),
+    };
+    let fused = ffn(First::Fused(linear(1, 12, HIDDEN, 4)));
+    let plain = ffn(First::Plain(linear(1, 6, HIDDEN, 5)));
+    vec![
+        (
+            "attention",
+            attention(Projections::Apart(Box::new(apart)), None),
+        ),
+        (
+            "fused attention with a window",
+            attention(Projections::Fused(linear(1, 42, HIDDEN, 15)), Some(2)),
+        ),
+        ("gated", AnyMixer::Ffn(gated_ffn())),
+        ("fused", AnyMixer::Ffn(fused)),
+        ("plain", AnyMixer::Ffn(plain)),
+        ("experts", moe(true, None)),
+        ("experts and a shared one", moe(false, Some(shared))),
+    ]
+}
+
+fn input() -> Rows {
+    Rows::new(random(POSITIONS * HIDDEN, 51), HIDDEN)
+}
+
+#[test]
+fn derivatives_are_those_that_differences_show() {
+    for (name, mixer) in mixers() {
+        let rows = |x: &[Vec<f32>]| Rows::new(x[0].clone(), HIDDEN);
+        let forward = |x: &[Vec<f32>]| {
+            let y = mixer.forward(&rows(x), &pass(), None).unwrap();
+            y.into_numbers()
+        };
+        let backward = |x: &[Vec<f32>], g: &[f32]| {
+            let mut tape = Tape::default();
+            mixer.forward(&rows(x), &pass(), Some(&mut tape)).unwrap();
+            let (dy, mut dx) = (
+                Rows::new(g.to_vec(), HIDDEN),
+                Rows::zeros(POSITIONS, HIDDEN),
+            );
+            mixer
+                .backward(&tape, &rows(x), dy, &pass(), &mut dx)
+                .unwrap();
+            vec![dx.into_numbers()]
+        };
+        let at = [input().into_numbers()];
+        check_gradients(name, &at, &forward, &backward);
+    }
+}
+
+#[test]
+fn the_forward_pass_is_the_fold_of_the_stages() {
+    for (name, mixer) in mixers() {
+        let mut x = input();
+        let whole = mixer.forward(&x, &pass(), None).unwrap();
+        for (number, stage) in mixer.stages().iter().enumerate() {
+            for linear in &stage.linears {
+                assert_eq!(linear.columns, x.columns(), "{name}: {}", linear.name);
+            }
+            x = mixer.run_stage(number, &x, &pass()).unwrap().0;
+        }
+        assert_eq!(x, whole, "{name}");
+    }
+}
+
+#[test]
+fn a_cut_sequence_is_the_beginning_of_the_whole_one() {
+    for (name, mixer) in mixers() {
+        let whole = mixer.forward(&input(), &pass(), None).unwrap();
+        for positions in 1..POSITIONS {
+            let mut mixer = mixer.clone();
+            if let AnyMixer::Attention(attention) = &mut mixer {
+                let angles = attention.angles.take().unwrap();
+                attention.angles = Some(Arc::new(Angles {
+                    cosines: angles.cosines[..positions * angles.pairs].to_vec(),
+                    sines: angles.sines[..positions * angles.pairs].to_vec(),
+                    pairs: angles.pairs,
+                }));
+            }
+            let cut = input().range(0..positions);
+            let cut = mixer.forward(&cut, &pass(), None).unwrap();
+            for (a, b) in cut.numbers().iter().zip(whole.numbers()) {
+                assert!(
+                    (a - b).abs() < 1e-5,
+                    "{name}, {positions} positions: {a} {b}"
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,514 @@
+//! The forward pass: a decoder described by data, layer by layer over all chunks, each weight
+//! widened once.
+//!
+//! ```text
+//! Engine::new      the metadata's numbers, and where the tensors are
+//! Engine::run      for each layer: widen it, then every chunk through it, side by side; -> Hidden
+//! Engine::head     the last norm and the output matrix: hidden activations -> logits
+//! ```
+//!
+//! Weights of any type are dequantized by our own code and multiplied in f32, so that what is
+//! measured is the weights alone. Results do not depend on how many chunks there are or on the
+//! order in which they are computed.
+
+pub mod backward;
+#[cfg(feature = "candle")]
+mod candle;
+mod device;
+mod head;
+mod layer;
+mod linear;
+mod mixer;
+mod ops;
+mod order;
+mod propagate;
+mod rerun;
+mod rows;
+mod states;
+mod weights;
+
+use layer::{Bundle, Layer};
+use linear::Pass;
+use ops::rope::Angles;
+use quantier_arch::Catalog;
+use quantier_arch::Input;
+use quantier_arch::spec::ModelSpec;
+use quantier_core::progress::{Progress, Unit};
+use rayon::prelude::*;
+use states::States;
+use std::ops::Range;
+use std::sync::Arc;
+use weights::Weights;
+
+pub use device::{Backend, Device, Uploaded, device};
+pub use head::Head;
+pub use ops::product::rows_times_rows;
+pub use order::in_order;
+pub use propagate::Rounder;
+pub use quantier_arch::hyper::{AttentionNumbers, Hyper, Rotation};
+pub use quantier_core::turns::Turns;
+pub use rows::Rows;
+pub use weights::Replaced;
+
+/// Rows of hidden activations that are turned into logits at a time.
+pub const LOGIT_ROWS: usize = 64;
+
+/// Why a model could not be run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The model is not one that can be run.
+    #[error("{0}")]
+    Model(String),
+    /// A file, or a snapshot, could not be read.
+    #[error(transparent)]
+    Format(#[from] quantier_gguf::Error),
+    /// Activations are not numbers any more.
+    #[error(
+        "layer {layer}, chunk {chunk}: the activations are not finite; the model is damaged, or its numbers are too \
+         large for f32"
+    )]
+    NotFinite {
+        /// The layer, counted from 0.
+        layer: usize,
+        /// The chunk, counted from 0.
+        chunk: usize,
+    },
+    /// A gradient is no number any more.
+    #[error(
+        "layer {layer}, chunk {chunk}: the gradients are not finite; choose types by --score imatrix, which needs none"
+    )]
+    GradientNotFinite {
+        /// The layer, counted from 0.
+        layer: usize,
+        /// The chunk, counted from 0.
+        chunk: usize,
+    },
+    /// The temporary file for activations failed.
+    #[error(
+        "the temporary file for activations: {0}; see that TMPDIR has room, or raise --max-memory"
+    )]
+    Spill(std::io::Error),
+    /// A device failed.
+    #[error("computing: {0}")]
+    Device(String),
+    /// Stopped from outside.
+    #[error("stopped")]
+    Cancelled,
+}
+
+impl Error {
+    /// Whether the same run, started again, would come to the same end.
+    pub fn is_final(&self) -> bool {
+        !matches!(self, Error::Cancelled | Error::Spill(_) | Error::Format(_))
+    }
+}
+
+/// Result of this module.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// The input of some linears in a chunk.
+#[derive(Clone, Copy, Debug)]
+pub struct LinearInput<'a> {
+    /// The chunk, counted from 0.
+    pub chunk: usize,
+    /// The linears' tensors: all that read these rows.
+    pub linears: &'a [&'a str],
+    /// The expert that the rows are for; None for all positions.
+    pub routed: Option<Routed<'a>>,
+    /// The activations.
+    pub rows: &'a Rows,
+}
+
+/// The output gradient of a linear in a chunk.
+#[derive(Clone, Copy, Debug)]
+pub struct OutputGradient<'a> {
+    /// The chunk, counted from 0.
+    pub chunk: usize,
+    /// The linear's tensor.
+    pub linear: &'a str,
+    /// The expert that the rows are of; None for all positions.
+    pub routed: Option<Routed<'a>>,
+    /// The gradient, row by row.
+    pub rows: &'a Rows,
+}
+
+/// Positions that one expert sees.
+#[derive(Clone, Copy, Debug)]
+pub struct Routed<'a> {
+    /// The expert.
+    pub expert: usize,
+    /// How many experts there are.
+    pub experts: usize,
+    /// The position of each row, rising.
+    pub positions: &'a [u32],
+}
+
+/// Watches linears. Chunks come from several threads at a time, but those of one chunk always in
+/// the same order.
+pub trait Tap: Sync {
+    /// Linears are about to read this input.
+    fn input(&self, input: LinearInput<'_>);
+
+    /// The gradient has come back to this output.
+    fn output_gradient(&self, _gradient: OutputGradient<'_>) {}
+}
+
+/// Takes activations, or gives them, slot by slot: one slot per chunk.
+pub type Put<'p> = &'p mut dyn FnMut(usize, Vec<f32>) -> Result<()>;
+/// Gives the activations of a slot.
+pub type Get<'g> = &'g dyn Fn(usize) -> Result<Vec<f32>>;
+
+/// Watches a run, and may keep its state between two layers so that another process can go on.
+pub trait Observer: Tap {
+    /// A chunk has left the layer. Chunks end about in their order. An error ends the run.
+    fn chunk_done(&self, _chunk: usize) -> Result<()> {
+        Ok(())
+    }
+
+    /// All chunks have left the layer. An error ends the run.
+    fn layer_done(&self, _layer: usize) -> Result<()> {
+        Ok(())
+    }
+
+    /// How many layers a former run has done. If there are any, the activations `[positions,
+    /// hidden]` behind them are handed to `put`, those of every chunk.
+    fn resume(&self, _put: Put<'_>) -> Result<usize> {
+        Ok(0)
+    }
+
+    /// So many layers are done: the time to keep the activations, which `get` gives. An error ends
+    /// the run.
+    fn keep(&self, _done: usize, _get: Get<'_>) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// How a model is run.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Threads; 0 takes one per core.
+    pub threads: usize,
+    /// Bytes that weights and activations may take; activations beyond it go to a temporary file.
+    pub max_memory: Option<u64>,
+    /// Where tensors are computed.
+    pub device: Device,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            threads: 0,
+            max_memory: None,
+            device: Device::default(),
+        }
+    }
+}
+
+/// A model that can be run.
+pub struct Engine<'a> {
+    /// What its metadata says.
+    pub hyper: Hyper,
+    /// What its forward pass is made of.
+    spec: Arc<ModelSpec>,
+    weights: Weights<'a>,
+    pool: Arc<rayon::ThreadPool>,
+    max_memory: Option<u64>,
+    reserved: u64,
+}
+
+/// The activations behind the last layer, for some rows of every chunk.
+pub struct Hidden {
+    states: States,
+    rows: usize,
+    width: usize,
+    /// Bytes that were kept in a temporary file meanwhile.
+    pub spilled_bytes: u64,
+}
+
+impl<'a> Engine<'a> {
+    /// Reads the metadata and checks that the architecture is known.
+    pub fn new(input: &'a Input<'a>, options: &Options) -> Result<Engine<'a>> {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(options.threads)
+            .build()
+            .map_err(|e| Error::Model(format!("cannot start {} threads: {e}", options.threads)))?;
+        let hyper = Hyper::new(input.metadata()).map_err(Error::Model)?;
+        Ok(Engine {
+            spec: Arc::new(ModelSpec::new(&hyper, input.catalog())),
+            hyper,
+            weights: Weights::new(input, &options.device),
+            pool: Arc::new(pool),
+            max_memory: options.max_memory,
+            reserved: 0,
+        })
+    }
+
+    /// Looks for every tensor that a run needs, without reading any.
+    ///
+    /// # Errors
+    /// Tensors that are missing or of the wrong shape.
+    pub fn check(&self) -> Result<()> {
+        let weights = self.weights.shapes_only();
+        let embedding = self.spec.embedding;
+        let rows = self.weights.row_count(embedding).unwrap_or(0);
+        weights.tensor(embedding, &[rows, self.hyper.hidden])?;
+        for layer in &self.spec.layers {
+            Layer::load(&weights, layer, &[])?;
+        }
+        weights.linear(&self.spec.output)?;
+        if let Some(norm) = &self.spec.output_norm {
+            weights.norm(norm)?;
+        }
+        Ok(())
+    }
+
+    /// What the forward pass is made of.
+    pub fn spec(&self) -> &ModelSpec {
+        &self.spec
+    }
+
+    /// The threads that this runs on.
+    pub fn pool(&self) -> &rayon::ThreadPool {
+        &self.pool
+    }
+
+    /// The number of tokens that the output matrix knows.
+    pub fn vocabulary(&self) -> usize {
+        self.spec.output.rows
+    }
+
+    /// The memory that this may use, in bytes; `None` for all of it.
+    pub fn max_memory(&self) -> Option<u64> {
+        self.max_memory
+    }
+
+    /// Leaves so many bytes of the memory to others from now on.
+    pub fn reserve(&mut self, bytes: u64) {
+        self.reserved = bytes;
+    }
+
+    /// The catalog of the model.
+    pub fn catalog(&self) -> &'a Catalog {
+        self.weights.catalog()
+    }
+
+    /// The tensor that makes logits.
+    pub fn output_name(&self) -> &'static str {
+        self.spec.output_name
+    }
+
+    /// Runs chunks of tokens, all of one length, and keeps the activations of the rows `keep` of
+    /// each.
+    ///
+    /// # Errors
+    /// Tensors that are missing or of the wrong shape, activations that are not finite, a token
+    /// outside of the vocabulary.
+    pub fn run(
+        &self,
+        chunks: &[Vec<u32>],
+        keep: Range<usize>,
+        observer: Option<&dyn Observer>,
+        progress: &dyn Progress,
+    ) -> Result<Hidden> {
+        let positions = chunks.first().map_or(0, Vec::len);
+        if chunks.iter().any(|c| c.len() != positions) || keep.end > positions {
+            return Err(Error::Model("chunks differ in length".into()));
+        }
+        let width = self.hyper.hidden;
+        let budget = self.layer_budget(positions);
+        let states = States::new(chunks.len(), positions * width, budget)?;
+        self.stream(chunks, &states, false, observer, progress)?;
+        let spilled_bytes = states.spilled_bytes(chunks.len());
+        let kept = States::new(
+            chunks.len(),
+            keep.len() * width,
+            self.budget(self.head_bytes() + self.logit_bytes()),
+        )?;
+        for chunk in 0..chunks.len() {
+            kept.put(
+                chunk,
+                states.take(chunk)?[keep.start * width..keep.end * width].to_vec(),
+            )?;
+        }
+        Ok(Hidden {
+            states: kept,
+            rows: keep.len(),
+            width,
+            spilled_bytes,
+        })
+    }
+
+    /// All layers over all chunks. Each chunk has one slot of `states`, or, where the input of
+    /// every layer is kept, one for each layer and one for what comes out.
+    fn stream(
+        &self,
+        chunks: &[Vec<u32>],
+        states: &States,
+        keep_inputs: bool,
+        observer: Option<&dyn Observer>,
+        progress: &dyn Progress,
+    ) -> Result<()> {
+        let positions = chunks.first().map_or(0, Vec::len);
+        if chunks.iter().any(|c| c.len() != positions) {
+            return Err(Error::Model("chunks differ in length".into()));
+        }
+        let slot = |layer: usize, chunk: usize| {
+            if keep_inputs {
+                layer * chunks.len() + chunk
+            } else {
+                chunk
+            }
+        };
+        self.pool.install(|| {
+            let resume = observer.filter(|_| !keep_inputs);
+            let done = resume.map_or(Ok(0), |observer| {
+                observer.resume(&mut |chunk, x| states.put(chunk, x))
+            })?;
+            if done == 0 {
+                chunks
+                    .par_iter()
+                    .enumerate()
+                    .try_for_each(|(i, tokens)| states.put(i, self.embed(tokens)?))?;
+            }
+            let angles = self.angles(positions)?;
+            progress.begin((self.hyper.layers * chunks.len()) as u64, Unit::Steps);
+            progress.advance((done * chunks.len()) as u64);
+            for number in done..self.hyper.layers {
+                progress.at(&format!("layer {} of {}", number + 1, self.hyper.layers));
+                let layer = Layer::load(&self.weights, &self.spec.layers[number], &angles)?;
+                self.weights.prefetch_layer(number + 1);
+                in_order(chunks.len(), |chunk| {
+                    if progress.cancelled() {
+                        return Err(Error::Cancelled);
+                    }
+                    let from = slot(number, chunk);
+                    let x = if keep_inputs {
+                        states.copy(from)?
+                    } else {
+                        states.take(from)?
+                    };
+                    let pass = Pass {
+                        chunk,
+                        tap: observer.map(|observer| observer as &dyn Tap),
+                        recording: false,
+                        split: self.split(chunks.len()),
+                        progress,
+                    };
+                    let stream = Rows::new(x, self.hyper.hidden);
+                    let Bundle { stream } = layer.forward(Bundle { stream }, &pass)?;
+                    if !stream.is_finite() {
+                        return Err(Error::NotFinite {
+                            layer: number,
+                            chunk,
+                        });
+                    }
+                    progress.advance(1);
+                    states.put(slot(number + 1, chunk), stream.into_numbers())?;
+                    observer.map_or(Ok(()), |observer| observer.chunk_done(chunk))
+                })?;
+                if let Some(observer) = observer {
+                    observer.layer_done(number)?;
+                    observer.keep(number + 1, &|chunk| states.copy(slot(number + 1, chunk)))?;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// Threads that one product may take when so many chunks run side by side.
+    fn split(&self, chunks: usize) -> usize {
+        (self.pool.current_num_threads() / chunks.max(1)).max(1)
+    }
+
+    /// Bytes that activations between layers may take.
+    fn layer_budget(&self, positions: usize) -> u64 {
+        let working = self.weights.working_bytes(positions, self.hyper.hidden);
+        let working = working * self.pool.current_num_threads() as u64;
+        self.budget(self.weights.largest_layer(self.hyper.layers) + working)
+    }
+
+    /// Bytes that activations may take beside weights of so many.
+    fn budget(&self, weights: u64) -> u64 {
+        self.max_memory.map_or(u64::MAX, |all| {
+            all.saturating_sub(weights.saturating_add(self.reserved))
+        })
+    }
+
+    fn embed(&self, tokens: &[u32]) -> Result<Vec<f32>> {
+        self.embed_rows(tokens, |_, _, _| Ok(()))
+    }
+
+    /// What the first layer reads of some tokens, with other numbers in rows of its tables:
+    /// `change` is given a table's name, the numbers of the rows, and the rows.
+    fn embed_rows<E: From<Error>>(
+        &self,
+        tokens: &[u32],
+        change: impl Fn(&str, &[u32], &mut [f32]) -> std::result::Result<(), E>,
+    ) -> std::result::Result<Vec<f32>, E> {
+        let rows = |table: &str, numbers: &[u32]| {
+            let mut rows = self.weights.rows(table, numbers, self.hyper.hidden)?;
+            change(table, numbers, &mut rows)?;
+            Ok::<_, E>(rows)
+        };
+        let mut x = rows(self.spec.embedding, tokens)?;
+        let scale = self.hyper.embedding_scale;
+        if scale != 1.0 {
+            x.iter_mut().for_each(|x| *x *= scale);
+        }
+        if let Some(table) = self.spec.positions {
+            let positions: Vec<u32> = (0..tokens.len() as u32).collect();
+            let at = rows(table, &positions)?;
+            x.iter_mut().zip(&at).for_each(|(x, at)| *x += at);
+        }
+        Ok(x)
+    }
+
+    /// The angles of [`Hyper::rotations`].
+    fn angles(&self, positions: usize) -> Result<Vec<Arc<Angles>>> {
+        let table = |rotation: &Rotation| {
+            let long = positions > rotation.original_context;
+            let pairs = rotation.length / 2;
+            let factors = self
+                .spec
+                .rope_factors(long)
+                .filter(|_| rotation.has_factors)
+                .map(|name| self.weights.tensor(name, &[pairs]))
+                .transpose()?;
+            let (cosines, sines) = rotation.table(positions, factors.as_deref());
+            Ok(Arc::new(Angles {
+                cosines,
+                sines,
+                pairs,
+            }))
+        };
+        self.hyper.rotations.iter().map(table).collect()
+    }
+}
+
+impl Hidden {
+    /// Rows that are kept of every chunk.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Bytes of them that are in memory.
+    pub fn memory_bytes(&self) -> u64 {
+        self.states.memory_bytes()
+    }
+
+    /// The rows of a chunk: `[rows, hidden]`.
+    ///
+    /// # Errors
+    /// If the temporary file cannot be read.
+    pub fn rows_of(&self, chunk: usize) -> Result<Rows> {
+        Ok(Rows::new(self.states.copy(chunk)?, self.width))
+    }
+
+    /// The same. They are gone from here afterwards.
+    ///
+    /// # Errors
+    /// If the temporary file cannot be read.
+    pub fn take(&self, chunk: usize) -> Result<Rows> {
+        Ok(Rows::new(self.states.take(chunk)?, self.width))
+    }
+}

@@ -1,0 +1,66 @@
+//! What stands between the matrices of a feed-forward network.
+
+use quantier_arch::Activation;
+use quantier_blocks::vector::{sigmoid, vectorized};
+
+const TWICE_ROOT: f32 = 1.595_769; // 2 sqrt(2 / pi)
+const CUBIC: f32 = 0.044_715;
+
+/// The activation of each number.
+pub(crate) fn activate(x: &mut [f32], activation: Activation) {
+    vectorized(|| match activation {
+        Activation::Silu => x.iter_mut().for_each(|x| *x = silu(*x)),
+        Activation::Gelu => x.iter_mut().for_each(|x| *x = gelu(*x)),
+    });
+}
+
+/// Its derivative: `x` becomes the slope of the activation, times the gradient `g`.
+pub(crate) fn activate_derivative(x: &mut [f32], g: &[f32], activation: Activation) {
+    let places = x.iter_mut().zip(g);
+    vectorized(|| match activation {
+        Activation::Silu => places.for_each(|(x, g)| *x = silu_slope(*x) * g),
+        Activation::Gelu => places.for_each(|(x, g)| *x = gelu_slope(*x) * g),
+    });
+}
+
+/// The activation of each number of `gate`, times that of `up`.
+pub(crate) fn gate(gate: &mut [f32], up: &[f32], activation: Activation) {
+    let places = gate.iter_mut().zip(up);
+    vectorized(|| match activation {
+        Activation::Silu => places.for_each(|(x, up)| *x = silu(*x) * up),
+        Activation::Gelu => places.for_each(|(x, up)| *x = gelu(*x) * up),
+    });
+}
+
+/// Its derivative for `gate`, which becomes the slope of the activation, times `up`, times the
+/// gradient `g`. That for `up` is [`gate`] of the gate and `g`.
+pub(crate) fn gate_derivative(gate: &mut [f32], up: &[f32], g: &[f32], activation: Activation) {
+    let places = gate.iter_mut().zip(up.iter().zip(g));
+    vectorized(|| match activation {
+        Activation::Silu => places.for_each(|(x, (up, g))| *x = silu_slope(*x) * up * g),
+        Activation::Gelu => places.for_each(|(x, (up, g))| *x = gelu_slope(*x) * up * g),
+    });
+}
+
+#[inline(always)]
+fn silu(x: f32) -> f32 {
+    x * sigmoid(x)
+}
+
+#[inline(always)]
+fn silu_slope(x: f32) -> f32 {
+    let s = sigmoid(x);
+    s * (1.0 + x * (1.0 - s))
+}
+
+/// The form with a hyperbolic tangent: x / 2 (1 + tanh u) = x sigmoid(2 u).
+#[inline(always)]
+fn gelu(x: f32) -> f32 {
+    x * sigmoid(TWICE_ROOT * x * (1.0 + CUBIC * x * x))
+}
+
+#[inline(always)]
+fn gelu_slope(x: f32) -> f32 {
+    let s = sigmoid(TWICE_ROOT * x * (1.0 + CUBIC * x * x));
+    s + x * s * (1.0 - s) * TWICE_ROOT * (1.0 + 3.0 * CUBIC * x * x)
+}

@@ -1,0 +1,371 @@
+//! From queries, keys and values to the heads' outputs: scores, scale, soft cap, mask, softmax, the
+//! mix of values.
+
+use super::elementwise::{add, soft_cap};
+use crate::model::rows::Rows;
+use quantier_blocks::vector::{LANES, exp, sum, vectorized};
+use quantier_round::matrix::{View, multiply};
+use rayon::prelude::*;
+
+/// Queries that are taken together. Keys behind the last of them are never looked at.
+const BLOCK: usize = 64;
+
+/// How attention scores become probabilities.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Scores {
+    /// They are multiplied by this first.
+    pub scale: f32,
+    /// Then bent to stay below this.
+    pub cap: Option<f32>,
+    /// A token sees so many tokens, itself among them.
+    pub window: Option<usize>,
+}
+
+/// Queries, keys and values of a chunk. Every head of keys serves `heads / kv_heads` heads of
+/// queries.
+#[derive(Debug)]
+pub(crate) struct Heads {
+    pub heads: usize,
+    pub kv_heads: usize,
+    /// `[heads, positions, length]`, as rows of `length`.
+    pub query: Rows,
+    /// `[kv_heads, positions, length]`, as rows of `length`.
+    pub key: Rows,
+    /// `[positions, kv_heads * value_length]`.
+    pub value: Rows,
+}
+
+/// The parts of [`Heads`] that one head of queries reads.
+#[derive(Clone, Copy)]
+struct Head<'a> {
+    query: View<'a>,
+    key: View<'a>,
+    value: View<'a>,
+}
+
+impl Heads {
+    fn value_length(&self) -> usize {
+        self.value.columns() / self.kv_heads
+    }
+
+    /// The head of keys and values that serves a head of queries.
+    fn shared(&self, head: usize) -> usize {
+        head / (self.heads / self.kv_heads)
+    }
+
+    fn head(&self, head: usize) -> Head<'_> {
+        let (positions, length) = (self.value.len(), self.query.columns());
+        let (shared, value_length) = (self.shared(head), self.value_length());
+        let rows = |x: &'_ Rows, head: usize| head * positions * x.columns();
+        let query = &self.query.numbers()[rows(&self.query, head)..];
+        let key = &self.key.numbers()[rows(&self.key, shared)..];
+        let value = &self.value.numbers()[shared * value_length..];
+        Head {
+            query: View::new(query, positions, length, length),
+            key: View::new(key, positions, length, length),
+            value: View::new(value, positions, value_length, self.value.columns()),
+        }
+    }
+}
+
+impl Scores {
+    /// The outputs of all heads, side by side: `[positions, heads * value_length]`. `split` is how
+    /// many threads may share the heads.
+    pub(crate) fn attend(&self, all: &Heads, split: usize) -> Rows {
+        let (heads, positions, value_length) = (all.heads, all.value.len(), all.value_length());
+        let mut mixed = vec![0.0f32; heads * positions * value_length];
+        let attend = |(head, out): (usize, &mut [f32])| self.attend_head(all.head(head), out);
+        let each = positions * value_length;
+        match split > 1 {
+            true => mixed.par_chunks_mut(each).enumerate().for_each(attend),
+            false => mixed.chunks_mut(each).enumerate().for_each(attend),
+        }
+        let mut out = Rows::zeros(positions, heads * value_length);
+        for (head, mixed) in mixed.chunks_exact(each).enumerate() {
+            for (place, mixed) in out.iter_mut().zip(mixed.chunks_exact(value_length)) {
+                place[head * value_length..][..value_length].copy_from_slice(mixed);
+            }
+        }
+        out
+    }
+
+    /// One head: `[positions, value_length]`.
+    fn attend_head(&self, Head { query, key, value }: Head<'_>, out: &mut [f32]) {
+        let positions = query.rows();
+        let value_length = value.columns();
+        let mut scores = vec![0.0f32; BLOCK.min(positions) * positions];
+        for first in (0..positions).step_by(BLOCK) {
+            let end = (first + BLOCK).min(positions);
+            // All that one of these queries sees.
+            let keys = self.seen(first).start..end;
+            let (rows, columns) = (end - first, keys.len());
+            let scores = &mut scores[..rows * columns];
+            multiply(
+                query.range(first..end),
+                key.range(keys.clone()).transposed(),
+                scores,
+                columns,
+                1,
+            );
+            for (query, row) in (first..end).zip(scores.chunks_exact_mut(columns)) {
+                let seen = self.seen(query);
+                let seen = seen.start - keys.start..seen.end - keys.start;
+                row[..seen.start].fill(0.0);
+                row[seen.end..].fill(0.0);
+                self.row(&mut row[seen]);
+            }
+            let out = &mut out[first * value_length..];
+            multiply(
+                View::new(scores, rows, columns, columns),
+                value.range(keys),
+                out,
+                value_length,
+                1,
+            );
+        }
+    }
+
+    /// The derivative of [`Scores::attend`]: the gradients of queries, keys and values.
+    pub(crate) fn derivative(&self, all: &Heads, g: &Rows) -> Heads {
+        let (heads, positions, value_length) = (all.heads, all.value.len(), all.value_length());
+        let length = all.query.columns();
+        let zeros = |x: &Rows| Rows::zeros(x.len(), x.columns());
+        let mut gradients = Heads {
+            heads,
+            kv_heads: all.kv_heads,
+            query: zeros(&all.query),
+            key: zeros(&all.key),
+            value: zeros(&all.value),
+        };
+        for head in 0..heads {
+            let shared = all.shared(head);
+            let gradient = &g.numbers()[head * value_length..];
+            let step = gradients.value.columns();
+            let query = &mut gradients.query.numbers_mut()[head * positions * length..];
+            let key = &mut gradients.key.numbers_mut()[shared * positions * length..];
+            HeadGradient {
+                scores: self,
+                head: all.head(head),
+                gradient: View::new(gradient, positions, value_length, heads * value_length),
+            }
+            .add_to(Targets {
+                query: &mut query[..positions * length],
+                key: &mut key[..positions * length],
+                value: &mut gradients.value.numbers_mut()[shared * value_length..],
+                value_step: step,
+            });
+        }
+        gradients
+    }
+
+    fn seen(&self, query: usize) -> std::ops::Range<usize> {
+        let first = self
+            .window
+            .map_or(0, |window| (query + 1).saturating_sub(window));
+        first..query + 1
+    }
+
+    /// Scores of the keys that a query sees, to probabilities.
+    fn row(&self, scores: &mut [f32]) {
+        vectorized(|| scores.iter_mut().for_each(|x| *x *= self.scale));
+        if let Some(cap) = self.cap {
+            soft_cap(scores, cap);
+        }
+        vectorized(|| softmax_in_place(scores));
+    }
+}
+
+/// A head, and the gradient of its output.
+struct HeadGradient<'a> {
+    scores: &'a Scores,
+    head: Head<'a>,
+    gradient: View<'a>,
+}
+
+/// Where a head's gradients go.
+struct Targets<'a> {
+    query: &'a mut [f32],
+    key: &'a mut [f32],
+    value: &'a mut [f32],
+    /// From a position's values to the next's.
+    value_step: usize,
+}
+
+impl HeadGradient<'_> {
+    /// Adds this head's part to the gradients, block by block of queries, with the probabilities
+    /// computed anew.
+    ///
+    /// With probabilities `p` and their gradients `d`, that of the scores is `p (d - sum of p d)`
+    /// times the slope of scale and cap.
+    fn add_to(&self, targets: Targets<'_>) {
+        let HeadGradient { scores, head, .. } = self;
+        let (positions, length) = (head.query.rows(), head.query.columns());
+        let value_length = head.value.columns();
+        let (mut p, mut d, mut bent, mut part) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        for first in (0..positions).step_by(BLOCK) {
+            let end = (first + BLOCK).min(positions);
+            let keys = scores.seen(first).start..end;
+            let (rows, columns) = (end - first, keys.len());
+            let (query, gradient) = (
+                head.query.range(first..end),
+                self.gradient.range(first..end),
+            );
+            let (key, value) = (head.key.range(keys.clone()), head.value.range(keys.clone()));
+            p.resize(rows * columns, 0.0);
+            d.resize(rows * columns, 0.0);
+            multiply(query, key.transposed(), &mut p, columns, 1);
+            if scores.cap.is_some() {
+                bent.clear();
+                bent.extend_from_slice(&p);
+            }
+            for (query, row) in (first..end).zip(p.chunks_exact_mut(columns)) {
+                let seen = scores.seen(query);
+                let seen = seen.start - keys.start..seen.end - keys.start;
+                row[..seen.start].fill(0.0);
+                row[seen.end..].fill(0.0);
+                scores.row(&mut row[seen]);
+            }
+            part.resize(columns * value_length, 0.0);
+            multiply(
+                View::new(&p, rows, columns, columns).transposed(),
+                gradient,
+                &mut part,
+                value_length,
+                1,
+            );
+            let step = targets.value_step;
+            let places = targets.value[keys.start * step..].chunks_mut(step);
+            for (place, part) in places.zip(part.chunks_exact(value_length)) {
+                add(place, part);
+            }
+            multiply(gradient, value.transposed(), &mut d, columns, 1);
+            for (p, d) in p.chunks_exact(columns).zip(d.chunks_exact_mut(columns)) {
+                vectorized(|| {
+                    let both: f64 = p.iter().zip(&*d).map(|(p, d)| f64::from(p * d)).sum();
+                    let both = both as f32;
+                    d.iter_mut()
+                        .zip(p)
+                        .for_each(|(d, p)| *d = p * (*d - both) * scores.scale);
+                });
+            }
+            if let Some(cap) = scores.cap {
+                let slope = |score: f32| 1.0 - (score * scores.scale / cap).tanh().powi(2);
+                d.iter_mut()
+                    .zip(&bent)
+                    .for_each(|(d, score)| *d *= slope(*score));
+            }
+            let d = View::new(&d, rows, columns, columns);
+            let query_gradient = &mut targets.query[first * length..end * length];
+            multiply(d, key, query_gradient, length, 1);
+            part.resize(columns * length, 0.0);
+            multiply(d.transposed(), query, &mut part, length, 1);
+            add(&mut targets.key[keys.start * length..], &part);
+        }
+    }
+}
+
+#[inline(always)]
+fn softmax_in_place(xs: &mut [f32]) {
+    let (chunks, rest) = xs.as_chunks::<LANES>();
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    for chunk in chunks {
+        for (max, x) in lanes.iter_mut().zip(chunk) {
+            *max = if *x > *max { *x } else { *max };
+        }
+    }
+    let mut max = f32::NEG_INFINITY;
+    for x in lanes.iter().chain(rest) {
+        max = if *x > max { *x } else { max };
+    }
+    // What is not a number stays so, and spreads.
+    xs.iter_mut().for_each(|x| *x = exp(*x - max));
+    let scale = (1.0 / sum(xs)) as f32;
+    xs.iter_mut().for_each(|x| *x *= scale);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::ops::tests::random;
+
+    /// Blocks and lanes against sums in f64, one at a time.
+    #[test]
+    fn every_query_sees_what_it_may() {
+        let (heads, kv_heads, length, value_length) = (4, 2, 6, 5);
+        for (positions, window, cap) in [
+            (1, None, None),
+            (3, None, None),
+            (64, Some(7), None),
+            (150, None, Some(2.0)),
+            (150, Some(70), None),
+        ] {
+            let scores = Scores {
+                scale: 1.7,
+                cap,
+                window,
+            };
+            let all = Heads {
+                heads,
+                kv_heads,
+                query: Rows::new(random(heads * positions * length, 1), length),
+                key: Rows::new(random(kv_heads * positions * length, 2), length),
+                value: Rows::new(
+                    random(positions * kv_heads * value_length, 3),
+                    2 * value_length,
+                ),
+            };
+            let one = scores.attend(&all, 1);
+            assert_eq!(one, scores.attend(&all, 3));
+            let query = |head, position| {
+                all.query
+                    .range(head * positions + position..head * positions + position + 1)
+                    .into_numbers()
+            };
+            let key_of = |head, position| {
+                all.key
+                    .range(head * positions + position..head * positions + position + 1)
+                    .into_numbers()
+            };
+            for (position, row) in one.iter().enumerate() {
+                for head in 0..heads {
+                    let shared = head / 2;
+                    let first = window.map_or(0, |w: usize| (position + 1).saturating_sub(w));
+                    let weight = |key: usize| {
+                        let (q, k) = (query(head, position), key_of(shared, key));
+                        let dot = q.iter().zip(&k).map(|(a, b)| f64::from(a * b));
+                        let score = dot.sum::<f64>() * f64::from(scores.scale);
+                        cap.map_or(score, |c| (score / f64::from(c)).tanh() * f64::from(c))
+                            .exp()
+                    };
+                    let weights: Vec<f64> = (first..=position).map(weight).collect();
+                    let sum: f64 = weights.iter().sum();
+                    for i in 0..value_length {
+                        let value = |key: usize| {
+                            f64::from(
+                                all.value.numbers()
+                                    [key * 2 * value_length + shared * value_length + i],
+                            )
+                        };
+                        let want: f64 = weights
+                            .iter()
+                            .zip(first..)
+                            .map(|(w, key)| w / sum * value(key))
+                            .sum();
+                        let got = f64::from(row[head * value_length + i]);
+                        assert!(
+                            (got - want).abs() < 2e-6,
+                            "{positions} {window:?} {position} {head}: {got} {want}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_number_shows() {
+        let mut row = [0.5, f32::NAN, 1.0, 2.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0];
+        softmax_in_place(&mut row);
+        assert!(row.iter().all(|x| x.is_nan()));
+    }
+}

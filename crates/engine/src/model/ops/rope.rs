@@ -1,0 +1,52 @@
+//! Rotary position embeddings (Su et al. 2021).
+
+use quantier_arch::Rope;
+
+/// Cosines and sines of every position, `[positions, pairs]`.
+#[derive(Debug)]
+pub(crate) struct Angles {
+    pub cosines: Vec<f32>,
+    pub sines: Vec<f32>,
+    /// Pairs of numbers of a head that are rotated.
+    pub pairs: usize,
+}
+
+/// Which way to rotate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Direction {
+    Forward,
+    /// The derivative of [`Direction::Forward`].
+    Back,
+}
+
+impl Angles {
+    /// Rotates heads `[heads, positions, length]` as far as the angles go.
+    pub(crate) fn rotate(&self, x: &mut [f32], length: usize, rope: Rope, direction: Direction) {
+        let positions = self.cosines.len() / self.pairs.max(1);
+        if self.pairs == 0 || positions == 0 {
+            return;
+        }
+        let sign = match direction {
+            Direction::Forward => 1.0,
+            Direction::Back => -1.0,
+        };
+        for head in x.chunks_exact_mut(positions * length) {
+            let angles = self
+                .cosines
+                .chunks_exact(self.pairs)
+                .zip(self.sines.chunks_exact(self.pairs));
+            for (x, (cosines, sines)) in head.chunks_exact_mut(length).zip(angles) {
+                for (pair, (cos, sin)) in cosines.iter().zip(sines).enumerate() {
+                    let (first, second) = match rope {
+                        Rope::Pairs => (2 * pair, 2 * pair + 1),
+                        Rope::Halves => (pair, pair + self.pairs),
+                        Rope::None => return,
+                    };
+                    let (a, b, sin) = (x[first], x[second], sign * sin);
+                    x[first] = a * cos - b * sin;
+                    x[second] = a * sin + b * cos;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,373 @@
+//! Every derivative beside differences, in one table.
+
+use super::activation::{activate, activate_derivative, gate, gate_derivative};
+use super::attention::{Heads, Scores};
+use super::elementwise::{
+    add_bias, add_scaled, clamp, clamp_derivative, dots, scale, scale_rows, sigmoid, sigmoid_slope,
+};
+use super::norm::{self, layer_norm, rms_norm};
+use super::product::{product, product_derivative, row_derivative};
+use super::rope::{Angles, Direction};
+use super::router::{Weighing, most_probable, softmax, softmax_derivative};
+use crate::model::rows::Rows;
+use quantier_arch::{Activation, Rope};
+
+/// Numbers between -1 and 1 without a pattern.
+pub(in crate::model) fn random(len: usize, seed: u32) -> Vec<f32> {
+    let mut state = seed;
+    let mut number = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+    };
+    (0..len).map(|_| number()).collect()
+}
+
+/// The slope of `f` at 0, by fourth-order central differences.
+fn slope(f: impl Fn(f32) -> f64) -> f64 {
+    const STEP: f32 = 1e-2;
+    (8.0 * (f(STEP) - f(-STEP)) - (f(2.0 * STEP) - f(-2.0 * STEP))) / (12.0 * f64::from(STEP))
+}
+
+/// The dot product, in f64.
+fn dot(x: &[f32], y: &[f32]) -> f64 {
+    let products = x.iter().zip(y).map(|(x, y)| f64::from(*x) * f64::from(*y));
+    products.sum()
+}
+
+/// Fails unless the gradients of a function of some arguments are the slopes that differences show:
+/// along a random direction of each argument, of a random weighing of the result.
+pub(in crate::model) fn check_gradients(
+    name: &str,
+    at: &[Vec<f32>],
+    f: &dyn Fn(&[Vec<f32>]) -> Vec<f32>,
+    gradients: &dyn Fn(&[Vec<f32>], &[f32]) -> Vec<Vec<f32>>,
+) {
+    let weights = random(f(at).len(), 77);
+    let gradients = gradients(at, &weights);
+    assert_eq!(gradients.len(), at.len(), "{name}");
+    for (i, gradient) in gradients.iter().enumerate() {
+        assert_eq!(gradient.len(), at[i].len(), "{name}, argument {i}");
+        let direction = random(at[i].len(), 99 + i as u32);
+        let measured = slope(|step| {
+            let mut moved = at.to_vec();
+            add_scaled(&mut moved[i], &direction, step);
+            dot(&f(&moved), &weights)
+        });
+        let computed = dot(gradient, &direction);
+        assert!(
+            (measured - computed).abs() < 2e-3 * computed.abs().max(1.0),
+            "{name}, argument {i}: {computed}, measured {measured}"
+        );
+    }
+}
+
+/// A row of the table.
+struct Case<'c> {
+    name: String,
+    /// Lengths of the arguments.
+    lens: Vec<usize>,
+    f: Box<dyn Fn(&[Vec<f32>]) -> Vec<f32> + 'c>,
+    /// Of the arguments and the gradient of the result: the gradients of the arguments.
+    derivative: Box<dyn Fn(&[Vec<f32>], &[f32]) -> Vec<Vec<f32>> + 'c>,
+}
+
+fn case<'c>(
+    name: impl Into<String>,
+    lens: &[usize],
+    f: impl Fn(&[Vec<f32>]) -> Vec<f32> + 'c,
+    derivative: impl Fn(&[Vec<f32>], &[f32]) -> Vec<Vec<f32>> + 'c,
+) -> Case<'c> {
+    Case {
+        name: name.into(),
+        lens: lens.to_vec(),
+        f: Box::new(f),
+        derivative: Box::new(derivative),
+    }
+}
+
+/// `x`, changed.
+fn changed(x: &[f32], change: impl FnOnce(&mut [f32])) -> Vec<f32> {
+    let mut x = x.to_vec();
+    change(&mut x);
+    x
+}
+
+/// Rows of seven.
+fn rows(x: &[f32]) -> Rows {
+    Rows::new(x.to_vec(), 7)
+}
+
+const N: usize = 3 * 7;
+
+fn cases_of_rows<'c>(weight: &'c [f32], bias: &'c [f32]) -> Vec<Case<'c>> {
+    vec![
+        case(
+            "rms_norm",
+            &[N],
+            |x| changed(&x[0], |x| rms_norm(x, weight, 1e-3)),
+            |x, g| {
+                vec![changed(g, |g| {
+                    norm::derivative(&x[0], g, weight, 1e-3, false)
+                })]
+            },
+        ),
+        case(
+            "layer_norm",
+            &[N],
+            |x| changed(&x[0], |x| layer_norm(x, weight, bias, 1e-3)),
+            |x, g| {
+                vec![changed(g, |g| {
+                    norm::derivative(&x[0], g, weight, 1e-3, true)
+                })]
+            },
+        ),
+        case(
+            "add_scaled",
+            &[N, N],
+            |x| changed(&x[0], |y| add_scaled(y, &x[1], 0.3)),
+            |_, g| vec![g.to_vec(), changed(g, |g| scale(g, 0.3))],
+        ),
+        case(
+            "add_bias",
+            &[N],
+            |x| {
+                let mut y = rows(&x[0]);
+                add_bias(&mut y, bias);
+                y.into_numbers()
+            },
+            |_, g| vec![g.to_vec()],
+        ),
+        case(
+            "scale_rows",
+            &[N, 3],
+            |x| {
+                let mut y = rows(&x[0]);
+                scale_rows(&mut y, &x[1]);
+                y.into_numbers()
+            },
+            |x, g| {
+                let mut of_rows = rows(g);
+                scale_rows(&mut of_rows, &x[1]);
+                vec![of_rows.into_numbers(), dots(&rows(&x[0]), &rows(g))]
+            },
+        ),
+        case(
+            "clamp",
+            &[N],
+            |x| changed(&x[0], |x| clamp(x, 0.413)),
+            |x, g| vec![changed(g, |g| clamp_derivative(&x[0], g, 0.413))],
+        ),
+        case(
+            "sigmoid",
+            &[N],
+            |x| x[0].iter().map(|x| sigmoid(*x)).collect(),
+            |x, g| {
+                let slope = |x: &f32| sigmoid_slope(sigmoid(*x));
+                vec![g.iter().zip(&x[0]).map(|(g, x)| g * slope(x)).collect()]
+            },
+        ),
+        case(
+            "product",
+            &[5 * 7],
+            |x| product(&rows(&x[0]), &weight_of(4), 1).into_numbers(),
+            |_, g| {
+                let g = Rows::new(g.to_vec(), 4);
+                vec![product_derivative(&g, &weight_of(4), 1).into_numbers()]
+            },
+        ),
+        case(
+            "product of one row",
+            &[7],
+            |x| product(&rows(&x[0]), &weight_of(4), 1).into_numbers(),
+            |_, g| {
+                let g = Rows::new(g.to_vec(), 4);
+                vec![row_derivative(&g, &weight_of(4)).into_numbers()]
+            },
+        ),
+        case(
+            "softmax",
+            &[40],
+            |x| changed(&x[0], softmax),
+            |x, g| vec![changed(g, |g| softmax_derivative(&x[0], g))],
+        ),
+    ]
+}
+
+/// A matrix of `rows` rows of seven.
+fn weight_of(rows: usize) -> Vec<f32> {
+    random(rows * 7, 8)
+}
+
+fn cases_of_activations<'c>() -> Vec<Case<'c>> {
+    let mut cases = Vec::new();
+    for kind in [Activation::Silu, Activation::Gelu] {
+        cases.push(case(
+            format!("{kind:?}"),
+            &[N],
+            move |x| changed(&x[0], |x| activate(x, kind)),
+            move |x, g| vec![changed(&x[0], |x| activate_derivative(x, g, kind))],
+        ));
+        cases.push(case(
+            format!("gated {kind:?}"),
+            &[N, N],
+            move |x| changed(&x[0], |y| gate(y, &x[1], kind)),
+            move |x, g| {
+                vec![
+                    changed(&x[0], |y| gate_derivative(y, &x[1], g, kind)),
+                    changed(&x[0], |y| gate(y, g, kind)),
+                ]
+            },
+        ));
+    }
+    cases
+}
+
+fn cases_of_experts<'c>() -> Vec<Case<'c>> {
+    let weighing = |normalized| Weighing {
+        scale: 1.3,
+        normalized,
+    };
+    // Where differences move, the same experts stay chosen; the others' weights mean nothing.
+    let chosen = most_probable(&changed(&random(6, 1), softmax), 2);
+    let only_chosen = {
+        let chosen = chosen.clone();
+        move |mut x: Vec<f32>| {
+            let others = |(i, _): &(usize, &mut f32)| !chosen.contains(i);
+            let others = x.iter_mut().enumerate().filter(others);
+            others.for_each(|(_, x)| *x = 0.0);
+            x
+        }
+    };
+    let cases = [true, false].map(|normalized| {
+        let (chosen, forward, back) = (chosen.clone(), only_chosen.clone(), only_chosen.clone());
+        let of_forward = chosen.clone();
+        case(
+            format!("weights of experts, normalized: {normalized}"),
+            &[6],
+            move |x| {
+                let mut row = changed(&x[0], softmax);
+                weighing(normalized).weights(&mut row, &of_forward);
+                forward(row)
+            },
+            move |x, g| {
+                let probabilities = changed(&x[0], softmax);
+                let mut g = back(g.to_vec());
+                weighing(normalized).derivative(&probabilities, &chosen, &mut g);
+                softmax_derivative(&x[0], &mut g);
+                vec![g]
+            },
+        )
+    });
+    cases.into()
+}
+
+fn cases_of_attention<'c>() -> Vec<Case<'c>> {
+    let mut cases = Vec::new();
+    for (positions, window, cap) in [(5, None, None), (70, Some(9), None), (66, None, Some(2.0))] {
+        let scores = Scores {
+            scale: 0.8,
+            cap,
+            window,
+        };
+        let heads = |x: &[Vec<f32>]| Heads {
+            heads: 4,
+            kv_heads: 2,
+            query: Rows::new(x[0].clone(), 6),
+            key: Rows::new(x[1].clone(), 6),
+            value: Rows::new(x[2].clone(), 2 * 5),
+        };
+        cases.push(case(
+            format!("attention over {positions} positions"),
+            &[4 * positions * 6, 2 * positions * 6, positions * 2 * 5],
+            move |x| scores.attend(&heads(x), 1).into_numbers(),
+            move |x, g| {
+                let Heads {
+                    query, key, value, ..
+                } = scores.derivative(&heads(x), &Rows::new(g.to_vec(), 4 * 5));
+                [query, key, value].map(Rows::into_numbers).into()
+            },
+        ));
+    }
+    for rope in [Rope::Pairs, Rope::Halves] {
+        // Six of eight numbers of a head are rotated.
+        let (positions, pairs) = (4, 3);
+        let angles = Angles {
+            cosines: random(positions * pairs, 3),
+            sines: random(positions * pairs, 4),
+            pairs,
+        };
+        let back = Angles {
+            cosines: angles.cosines.clone(),
+            sines: angles.sines.clone(),
+            pairs,
+        };
+        cases.push(case(
+            format!("rotation of {rope:?}"),
+            &[2 * positions * 8],
+            move |x| changed(&x[0], |x| angles.rotate(x, 8, rope, Direction::Forward)),
+            move |_, g| vec![changed(g, |g| back.rotate(g, 8, rope, Direction::Back))],
+        ));
+    }
+    cases
+}
+
+#[test]
+fn derivatives_are_those_that_differences_show() {
+    let (weight, bias) = (random(7, 5), random(7, 6));
+    let cases = cases_of_rows(&weight, &bias)
+        .into_iter()
+        .chain(cases_of_activations())
+        .chain(cases_of_experts())
+        .chain(cases_of_attention());
+    for case in cases {
+        let at = case
+            .lens
+            .iter()
+            .zip(1..)
+            .map(|(len, seed)| random(*len, seed));
+        check_gradients(
+            &case.name,
+            &at.collect::<Vec<_>>(),
+            &case.f,
+            &case.derivative,
+        );
+    }
+}
+
+/// Plain sums in f64 as the second opinion.
+#[test]
+fn norms_and_activations_are_those_of_their_formulas() {
+    for n in [1, 7, 64, 101] {
+        let (x, weight, bias) = (random(n, 1), random(n, 2), random(n, 3));
+        let mean =
+            |of: &dyn Fn(f64) -> f64| x.iter().map(|x| of(f64::from(*x))).sum::<f64>() / n as f64;
+        let near = |ours: &[f32], formula: &dyn Fn(usize) -> f64| {
+            for (i, ours) in ours.iter().enumerate() {
+                let (ours, formula) = (f64::from(*ours), formula(i));
+                assert!(
+                    (ours - formula).abs() < 1e-5 * formula.abs().max(1.0),
+                    "{n}, {i}"
+                );
+            }
+        };
+        let at = |xs: &[f32], i: usize| f64::from(xs[i]);
+        let scale = 1.0 / (mean(&|x| x * x) + 1e-2).sqrt();
+        near(&changed(&x, |x| rms_norm(x, &weight, 1e-2)), &|i| {
+            at(&x, i) * scale * at(&weight, i)
+        });
+        let center = mean(&|x| x);
+        let scale = 1.0 / (mean(&|x| (x - center).powi(2)) + 1e-2).sqrt();
+        near(
+            &changed(&x, |x| layer_norm(x, &weight, &bias, 1e-2)),
+            &|i| (at(&x, i) - center) * scale * at(&weight, i) + at(&bias, i),
+        );
+        near(&changed(&x, |x| activate(x, Activation::Silu)), &|i| {
+            at(&x, i) / (1.0 + (-at(&x, i)).exp())
+        });
+        let root = (2.0 / std::f64::consts::PI).sqrt();
+        near(&changed(&x, |x| activate(x, Activation::Gelu)), &|i| {
+            let x = at(&x, i);
+            0.5 * x * (1.0 + (root * (x + 0.044_715 * x.powi(3))).tanh())
+        });
+    }
+}

@@ -1,0 +1,60 @@
+//! Chunks side by side, begun one after another.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Does `one` with 0, 1, .. `count` - 1 on the threads of the pool that it is called in. Each
+/// thread takes the next number, so that what must be put together in order waits for few others.
+/// After an error nothing new is begun, and that of the lowest number is returned.
+pub fn in_order<E: Send>(
+    count: usize,
+    one: impl Fn(usize) -> Result<(), E> + Sync,
+) -> Result<(), E> {
+    let next = AtomicUsize::new(0);
+    // One loop per thread, and not one per task: a thread that waits within `one` would take
+    // another task, and its own number would be the last to end.
+    let ended = rayon::broadcast(|_| {
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            if number >= count {
+                return Ok(());
+            }
+            if let Err(error) = one(number) {
+                next.store(count, Ordering::Relaxed);
+                return Err((number, error));
+            }
+        }
+    });
+    let first = ended
+        .into_iter()
+        .filter_map(|ended| ended.err())
+        .min_by_key(|(number, _)| *number);
+    first.map_or(Ok(()), |(_, error)| Err(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Mutex;
+
+    #[test]
+    fn every_number_once_and_none_after_an_error() {
+        for count in [0, 1, 2, 100] {
+            let seen = Mutex::new(Vec::new());
+            in_order::<()>(count, |n| {
+                seen.lock().unwrap().push(n);
+                Ok(())
+            })
+            .unwrap();
+            let mut seen = seen.into_inner().unwrap();
+            seen.sort_unstable();
+            assert_eq!(seen, (0..count).collect::<Vec<_>>());
+        }
+        let last = AtomicUsize::new(0);
+        let stop = in_order(1_000_000, |n| {
+            last.fetch_max(n, Ordering::Relaxed);
+            if n >= 5 { Err(n) } else { Ok(()) }
+        });
+        assert_eq!(stop, Err(5));
+        assert!(last.into_inner() < 1_000_000 - 1);
+    }
+}

@@ -1,0 +1,325 @@
+//! Sequential rounding: a model and its rounded form go through a text side by side, layer by layer
+//! and within a layer stage by stage, so that each linear is rounded for its input in the rounded
+//! model.
+//!
+//! ```text
+//! for each layer, for each stage of its mixers:
+//!   show     of every chunk, the stage's input in both models
+//!   round    the linears of the stage
+//!   step     every chunk through the stage, in both models
+//! then the same for the output matrix
+//! ```
+
+use super::layer::{Between, Bundle, Layer, Place};
+use super::linear::Pass;
+use super::rows::Rows;
+use super::states::States;
+use super::{Engine, Error, Get, Put, Replaced, in_order};
+use quantier_core::progress::{Progress, Unit};
+use std::ops::Range;
+
+/// Rounds a model while both go through a text.
+pub trait Rounder: Sync {
+    /// Why it cannot.
+    type Error: From<Error> + Send;
+
+    /// Whether any of these linears will be rounded with statistics of its input. An input that none
+    /// needs is not computed.
+    fn wants(&self, tensors: &[String]) -> bool;
+
+    /// Gives rows of a table as they are rounded, in place of the model's: `[rows.len(), columns]`.
+    /// Called on several threads.
+    ///
+    /// # Errors
+    /// Its own.
+    fn rows(
+        &self,
+        table: &str,
+        rows: &[u32],
+        columns: usize,
+        numbers: &mut [f32],
+    ) -> Result<(), Self::Error>;
+
+    /// The input of a stage in a chunk, in the unquantized model and in the rounded one:
+    /// `[positions, columns]`. Called on several threads.
+    fn meet(&self, chunk: usize, columns: usize, of_original: Vec<f32>, of_rounded: Vec<f32>);
+
+    /// The inputs of all chunks were shown to [`meet`](Rounder::meet), unless no linear in `met` was
+    /// [wanted](Rounder::wants). Gives the weights of those linears that are rounded, and of those
+    /// in `behind`, whose inputs the stage computes within.
+    ///
+    /// # Errors
+    /// Its own.
+    fn round(&self, met: &[String], behind: &[String]) -> Result<Vec<Replaced>, Self::Error>;
+
+    /// How many layers a former run has done. If there are any, the activations `[positions,
+    /// hidden]` behind them are handed to `put`: for each chunk those of the unquantized model, then
+    /// those of the rounded one.
+    ///
+    /// # Errors
+    /// Its own.
+    fn resume(&self, _put: Put<'_>) -> Result<usize, Self::Error> {
+        Ok(0)
+    }
+
+    /// So many layers are done: the time to keep the activations, which `get` gives in the same
+    /// order.
+    ///
+    /// # Errors
+    /// Its own.
+    fn keep(&self, _done: usize, _get: Get<'_>) -> Result<(), Self::Error> {
+        Ok(())
+    }
+}
+
+/// Both models: their activations, in front of some stage.
+struct Both<'e> {
+    engine: &'e Engine<'e>,
+    chunks: usize,
+    positions: usize,
+    /// Of each chunk the residual stream of the unquantized model, then that of the rounded one.
+    streams: States,
+    /// The same of what else there is within a block.
+    aside: Option<Aside>,
+    progress: &'e dyn Progress,
+}
+
+/// The parts of [`Between`] beside the stream, side by side.
+struct Aside {
+    states: States,
+    /// The length of a row of each part that there is.
+    columns: AsideColumns,
+}
+
+#[derive(Clone, Copy, Default, PartialEq)]
+struct AsideColumns {
+    input: Option<usize>,
+    mixed: Option<usize>,
+}
+
+impl AsideColumns {
+    fn all(&self) -> usize {
+        self.input.unwrap_or(0) + self.mixed.unwrap_or(0)
+    }
+}
+
+impl Engine<'_> {
+    /// Takes chunks of tokens, all of one length, through this model and through the same as
+    /// `rounder` rounds it.
+    ///
+    /// # Errors
+    /// As [`Engine::run`], and those of `rounder`.
+    pub fn propagate<R: Rounder>(
+        &self,
+        chunks: &[Vec<u32>],
+        rounder: &R,
+        progress: &dyn Progress,
+    ) -> Result<(), R::Error> {
+        let positions = chunks.first().map_or(0, Vec::len);
+        if chunks.iter().any(|c| c.len() != positions) {
+            return Err(Error::Model("chunks differ in length".into()).into());
+        }
+        let layers = self.hyper.layers;
+        self.pool.install(|| {
+            let len = positions * self.hyper.hidden;
+            // Half of the room is for the inputs of later stages.
+            let budget = self.propagation_budget(positions) / 2;
+            let mut both = Both {
+                engine: self,
+                chunks: chunks.len(),
+                positions,
+                streams: States::new(2 * chunks.len(), len, budget)?,
+                aside: None,
+                progress,
+            };
+            let done = rounder.resume(&mut |slot, x| both.streams.put(slot, x))?;
+            if done == 0 {
+                both.embed(chunks, rounder)?;
+            }
+            let angles = self.angles(positions)?;
+            let stages = |layers: Range<usize>| -> u64 {
+                let stages = layers.map(|number| self.spec.layers[number].stages());
+                (stages.sum::<usize>() * chunks.len()) as u64
+            };
+            progress.begin(stages(0..layers), Unit::Steps);
+            progress.advance(stages(0..done));
+            for number in done..layers {
+                progress.at(&format!("layer {} of {layers}", number + 1));
+                let original = Layer::load(&self.weights, &self.spec.layers[number], &angles)?;
+                self.weights.prefetch_layer(number + 1);
+                let mut rounded = original.clone();
+                let places = original.places();
+                for (i, &place) in places.iter().enumerate() {
+                    let names = stage_names(&original, place);
+                    if rounder.wants(&names[0]) {
+                        both.meet(rounder, &|slot| {
+                            let between = both.between(slot)?;
+                            Ok(original.input(place, &between).into_owned())
+                        })?;
+                    }
+                    rounded.replace(place, rounder.round(&names[0], &names[1])?);
+                    let layer = Layers {
+                        number,
+                        models: [&original, &rounded],
+                    };
+                    both.step(layer, place, places.get(i + 1))?;
+                }
+                rounder.keep(number + 1, &|slot| both.streams.copy(slot))?;
+            }
+            let output = [self.output_name().to_owned()];
+            if rounder.wants(&output) {
+                progress.at("output");
+                let norm = self.spec.output_norm.as_ref();
+                let norm = norm.map(|norm| self.weights.norm(norm)).transpose()?;
+                both.meet(rounder, &|slot| {
+                    let stream = both.between(slot)?.bundle.stream;
+                    Ok(norm
+                        .as_ref()
+                        .map_or(stream.clone(), |norm| norm.of(&stream)))
+                })?;
+            }
+            rounder.round(&output, &[])?;
+            Ok(())
+        })
+    }
+
+    /// Bytes that activations may take beside a layer and its rounded form.
+    fn propagation_budget(&self, positions: usize) -> u64 {
+        let largest = self.weights.largest_layer(self.hyper.layers);
+        self.layer_budget(positions)
+            .saturating_sub(if self.max_memory.is_some() {
+                largest
+            } else {
+                0
+            })
+    }
+}
+
+/// A layer in both models.
+#[derive(Clone, Copy)]
+struct Layers<'l> {
+    number: usize,
+    /// Unquantized and rounded.
+    models: [&'l Layer; 2],
+}
+
+/// The tensors of a stage's linears, and of those that it computes the inputs of within.
+fn stage_names(layer: &Layer, place: Place) -> [Vec<String>; 2] {
+    let stage = layer.linears(place);
+    [stage.linears, stage.inner].map(|linears| linears.iter().map(|l| l.name.clone()).collect())
+}
+
+impl Both<'_> {
+    fn embed<R: Rounder>(&self, chunks: &[Vec<u32>], rounder: &R) -> Result<(), R::Error> {
+        in_order(chunks.len(), |chunk| {
+            let rows = |table: &str, rows: &[u32], numbers: &mut [f32]| {
+                rounder.rows(table, rows, self.engine.hyper.hidden, numbers)
+            };
+            self.streams
+                .put(2 * chunk, self.engine.embed(&chunks[chunk])?)?;
+            self.streams
+                .put(2 * chunk + 1, self.engine.embed_rows(&chunks[chunk], rows)?)?;
+            Ok(())
+        })
+    }
+
+    /// A slot's activations.
+    fn between(&self, slot: usize) -> super::Result<Between> {
+        let stream = Rows::new(self.streams.copy(slot)?, self.engine.hyper.hidden);
+        let mut between = Between {
+            bundle: Bundle { stream },
+            ..Between::default()
+        };
+        if let Some(Aside { states, columns }) = &self.aside {
+            let rows = Rows::new(states.copy(slot)?, columns.all());
+            let inputs = columns.input.unwrap_or(0);
+            between.input = columns.input.map(|_| rows.columns_range(0..inputs));
+            between.mixed = columns
+                .mixed
+                .map(|_| rows.columns_range(inputs..columns.all()));
+        }
+        Ok(between)
+    }
+
+    /// Shows an input of every chunk.
+    fn meet<R: Rounder>(
+        &self,
+        rounder: &R,
+        input: &(dyn Fn(usize) -> super::Result<Rows> + Sync),
+    ) -> Result<(), R::Error> {
+        in_order(self.chunks, |chunk| {
+            if self.progress.cancelled() {
+                return Err(Error::Cancelled.into());
+            }
+            let (original, rounded) = (input(2 * chunk)?, input(2 * chunk + 1)?);
+            let columns = original.columns();
+            rounder.meet(
+                chunk,
+                columns,
+                original.into_numbers(),
+                rounded.into_numbers(),
+            );
+            Ok(())
+        })
+    }
+
+    /// Takes every chunk through a stage, in both models. `next` is the layer's next stage.
+    fn step(&mut self, layer: Layers<'_>, place: Place, next: Option<&Place>) -> super::Result<()> {
+        let columns = next.filter(|next| next.block == place.block).map(|next| {
+            let linears = layer.models[0].linears(*next).linears;
+            AsideColumns {
+                input: linears
+                    .first()
+                    .filter(|_| next.stage > 0)
+                    .map(|l| l.columns),
+                mixed: (next.mixer > 0).then_some(self.engine.hyper.hidden),
+            }
+        });
+        let room = |columns: AsideColumns| -> super::Result<Aside> {
+            let budget = self.engine.propagation_budget(self.positions);
+            let budget = budget.saturating_sub(self.streams.memory_bytes());
+            let states = States::new(2 * self.chunks, self.positions * columns.all(), budget)?;
+            Ok(Aside { states, columns })
+        };
+        let aside = columns.map(room).transpose()?;
+        let split = self.engine.split(self.chunks);
+        in_order(self.chunks, |chunk| {
+            for (model, model_layer) in layer.models.into_iter().enumerate() {
+                if self.progress.cancelled() {
+                    return Err(Error::Cancelled);
+                }
+                let slot = 2 * chunk + model;
+                let pass = Pass {
+                    chunk,
+                    tap: None,
+                    recording: false,
+                    split,
+                    progress: self.progress,
+                };
+                let Between {
+                    bundle: Bundle { stream },
+                    input,
+                    mixed,
+                } = model_layer.step(place, self.between(slot)?, &pass)?;
+                if let Some(aside) = &aside {
+                    let parts: Vec<&Rows> = input.iter().chain(&mixed).collect();
+                    aside
+                        .states
+                        .put(slot, Rows::beside(&parts).into_numbers())?;
+                    continue;
+                }
+                if next.is_none() && !stream.is_finite() {
+                    return Err(Error::NotFinite {
+                        layer: layer.number,
+                        chunk,
+                    });
+                }
+                self.streams.put(slot, stream.into_numbers())?;
+            }
+            self.progress.advance(1);
+            Ok(())
+        })?;
+        self.aside = aside;
+        Ok(())
+    }
+}

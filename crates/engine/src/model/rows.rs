@@ -1,0 +1,135 @@
+//! Activations: rows of f32, one per token.
+
+use quantier_round::matrix::View;
+use std::ops::Range;
+
+/// Rows of equal length, one behind another.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Rows {
+    numbers: Vec<f32>,
+    columns: usize,
+}
+
+impl Rows {
+    /// Rows of `columns` numbers each.
+    ///
+    /// # Panics
+    /// If the numbers are no whole number of rows.
+    pub fn new(numbers: Vec<f32>, columns: usize) -> Rows {
+        assert!(
+            numbers.len().is_multiple_of(columns),
+            "{} numbers in rows of {columns}",
+            numbers.len()
+        );
+        Rows { numbers, columns }
+    }
+
+    /// `rows` rows of `columns` zeros.
+    pub fn zeros(rows: usize, columns: usize) -> Rows {
+        Rows::new(vec![0.0; rows * columns], columns)
+    }
+
+    /// The number of rows.
+    pub fn len(&self) -> usize {
+        self.numbers.len() / self.columns.max(1)
+    }
+
+    /// Whether there is no row.
+    pub fn is_empty(&self) -> bool {
+        self.numbers.is_empty()
+    }
+
+    /// The length of a row.
+    pub fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// All numbers, row by row.
+    pub fn numbers(&self) -> &[f32] {
+        &self.numbers
+    }
+
+    /// All numbers, row by row.
+    pub fn numbers_mut(&mut self) -> &mut [f32] {
+        &mut self.numbers
+    }
+
+    /// All numbers, row by row.
+    pub fn into_numbers(self) -> Vec<f32> {
+        self.numbers
+    }
+
+    /// Row after row.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = &[f32]> {
+        self.numbers.chunks_exact(self.columns.max(1))
+    }
+
+    /// Row after row.
+    pub fn iter_mut(&mut self) -> impl ExactSizeIterator<Item = &mut [f32]> {
+        self.numbers.chunks_exact_mut(self.columns.max(1))
+    }
+
+    /// Some rows that follow each other.
+    pub fn range(&self, rows: Range<usize>) -> Rows {
+        let numbers = rows.start * self.columns..rows.end * self.columns;
+        Rows::new(self.numbers[numbers].to_vec(), self.columns)
+    }
+
+    /// The rows with these numbers.
+    pub fn select(&self, rows: &[u32]) -> Rows {
+        let mut numbers = Vec::with_capacity(rows.len() * self.columns);
+        for row in rows {
+            numbers
+                .extend_from_slice(&self.numbers[*row as usize * self.columns..][..self.columns]);
+        }
+        Rows::new(numbers, self.columns)
+    }
+
+    /// Some columns that follow each other.
+    pub(super) fn columns_range(&self, columns: Range<usize>) -> Rows {
+        let mut numbers = Vec::with_capacity(self.len() * columns.len());
+        for row in self.iter() {
+            numbers.extend_from_slice(&row[columns.clone()]);
+        }
+        Rows::new(numbers, columns.len())
+    }
+
+    /// Rows of both, side by side.
+    pub(super) fn beside(parts: &[&Rows]) -> Rows {
+        let columns = parts.iter().map(|part| part.columns).sum();
+        let rows = parts.first().map_or(0, |part| part.len());
+        let mut numbers = Vec::with_capacity(rows * columns);
+        for row in 0..rows {
+            for part in parts {
+                numbers.extend_from_slice(&part.numbers[row * part.columns..][..part.columns]);
+            }
+        }
+        Rows::new(numbers, columns)
+    }
+
+    /// Whether all numbers are finite.
+    pub(super) fn is_finite(&self) -> bool {
+        self.numbers.iter().fold(true, |all, x| all & x.is_finite())
+    }
+
+    pub(super) fn view(&self) -> View<'_> {
+        View::new(&self.numbers, self.len(), self.columns, self.columns)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_and_columns_are_cut_and_joined() {
+        let rows = Rows::new((0..6).map(|x| x as f32).collect(), 3);
+        assert_eq!((rows.len(), rows.columns()), (2, 3));
+        assert_eq!(rows.range(1..2).numbers(), [3.0, 4.0, 5.0]);
+        assert_eq!(rows.select(&[1, 0, 1]).numbers()[..4], [3.0, 4.0, 5.0, 0.0]);
+        let parts = [rows.columns_range(0..1), rows.columns_range(1..3)];
+        assert_eq!(parts[1].numbers(), [1.0, 2.0, 4.0, 5.0]);
+        assert_eq!(Rows::beside(&[&parts[0], &parts[1]]), rows);
+        assert!(rows.is_finite() && !Rows::new(vec![0.0, f32::NAN], 1).is_finite());
+    }
+}

@@ -1,0 +1,293 @@
+//! Tensors of the file on their way to the forward pass.
+
+use super::device::Device;
+use super::linear::{Linear, Norm};
+
+use super::{Error, Result};
+use quantier_arch::Input;
+use quantier_arch::spec::{LinearSpec, NormSpec};
+use quantier_arch::{Catalog, Entry};
+use quantier_gguf as format;
+use quantier_gguf::reader::Tensor as Stored;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// The tensors of a model by name.
+pub(super) struct Weights<'a> {
+    input: &'a Input<'a>,
+    by_name: HashMap<&'a str, &'a Stored<'a>>,
+    /// Weights that are taken instead of the file's.
+    replaced: HashMap<String, Arc<Vec<f32>>>,
+    device: Device,
+    /// Whether shapes are all that is wanted.
+    shapes_only: bool,
+}
+
+/// Weights to be used in place of a tensor's own: all of them, in the order of the file.
+#[derive(Clone, Debug)]
+pub struct Replaced {
+    /// The tensor.
+    pub name: String,
+    /// As many as it has.
+    pub weights: Arc<Vec<f32>>,
+}
+
+impl<'a> Weights<'a> {
+    pub(super) fn new(input: &'a Input<'a>, device: &Device) -> Weights<'a> {
+        let by_name = input.tensors.iter().map(|t| (&*t.info.name, t)).collect();
+        Weights {
+            input,
+            by_name,
+            replaced: HashMap::new(),
+            device: device.clone(),
+            shapes_only: false,
+        }
+    }
+
+    /// The same tensors, of which none is read: each gives no weights.
+    pub(super) fn shapes_only(&self) -> Weights<'a> {
+        Weights {
+            input: self.input,
+            by_name: self.by_name.clone(),
+            replaced: HashMap::new(),
+            device: Device::default(),
+            shapes_only: true,
+        }
+    }
+
+    /// The same, with other weights in some tensors; what was replaced here stays replaced.
+    pub(super) fn replacing(&self, replaced: &[Replaced]) -> Result<Weights<'a>> {
+        let mut all = self.replaced.clone();
+        for Replaced { name, weights } in replaced {
+            let (needed, found) = (self.len(name), weights.len());
+            match needed {
+                Some(needed) if needed == found => all.insert(name.clone(), weights.clone()),
+                Some(needed) => {
+                    return Err(self.bad(
+                        name,
+                        format!("has {needed} weights, and {found} should replace them"),
+                    ));
+                }
+                None => {
+                    return Err(self.bad(name, "is missing; its weights cannot be replaced".into()));
+                }
+            };
+        }
+        let (by_name, device) = (self.by_name.clone(), self.device.clone());
+        Ok(Weights {
+            input: self.input,
+            by_name,
+            replaced: all,
+            device,
+            shapes_only: false,
+        })
+    }
+
+    pub(super) fn catalog(&self) -> &'a Catalog {
+        self.input.catalog()
+    }
+
+    /// Bytes that a layer takes when it is widened, the largest of all.
+    pub(super) fn largest_layer(&self, layers: usize) -> u64 {
+        let bytes = |layer| {
+            let weights = self.of_layer(layer).map(|t| t.info.shape.elements());
+            4 * weights.sum::<u64>()
+        };
+        (0..layers).map(bytes).max().unwrap_or(0)
+    }
+
+    /// The tensors of a layer.
+    fn of_layer(&self, layer: usize) -> impl Iterator<Item = &'a Stored<'a>> {
+        let entries = self.input.catalog().tensors().iter();
+        let is_here = move |entry: &&Entry| entry.layer.is_some_and(|id| id.index() == layer);
+        let input = self.input;
+        entries
+            .filter(is_here)
+            .map(move |entry| input.tensor(entry.id))
+    }
+
+    /// About the bytes of activations that a layer has at a time while a chunk of `positions` goes
+    /// through it.
+    pub(super) fn working_bytes(&self, positions: usize, hidden: usize) -> u64 {
+        /// What the matrix of most rows makes, its neighbour, and what comes of both.
+        const WIDEST: u64 = 3;
+        /// The layer's input, normalized, its output, and copies of them.
+        const HIDDEN: u64 = 6;
+        let entries = self.input.catalog().tensors().iter();
+        let rows = entries
+            .filter(|entry| entry.layer.is_some())
+            .map(|entry| entry.dims[1]);
+        (WIDEST * rows.max().unwrap_or(0) + HIDDEN * hidden as u64) * positions as u64 * 4
+    }
+
+    /// Tells the system that a layer's tensors are needed soon, so that it reads them meanwhile.
+    /// Only a hint.
+    pub(super) fn prefetch_layer(&self, layer: usize) {
+        self.of_layer(layer)
+            .for_each(|tensor| self.input.prefetch(tensor));
+    }
+
+    /// A tensor of these dimensions, outermost first.
+    ///
+    /// # Errors
+    /// If it is missing or has other dimensions.
+    pub(super) fn tensor(&self, name: &str, dims: &[usize]) -> Result<Vec<f32>> {
+        let weights = self.optional(name, dims)?;
+        weights.ok_or_else(|| self.bad(name, "is missing; the file is not complete".into()))
+    }
+
+    /// The same; `None` if it is missing.
+    fn optional(&self, name: &str, dims: &[usize]) -> Result<Option<Vec<f32>>> {
+        let Some(stored) = self.by_name.get(name) else {
+            return Ok(None);
+        };
+        let shape = &stored.info.shape;
+        let expected = dims.iter().map(|d| *d as u64).filter(|d| *d != 1);
+        let stored_dims = shape.dims().iter().rev().copied().filter(|d| *d != 1);
+        if !expected.eq(stored_dims) {
+            let what = format!(
+                "has shape {shape}; {dims:?}, outermost first, is what the metadata leads to"
+            );
+            return Err(self.bad(name, what));
+        }
+        if self.shapes_only {
+            return Ok(Some(Vec::new()));
+        }
+        let mut weights = vec![0.0; shape.elements() as usize];
+        self.widen(stored, 0..shape.rows(), &mut weights, true)?;
+        Ok(Some(weights))
+    }
+
+    /// A linear with its bias if there is one.
+    ///
+    /// # Errors
+    /// If its weights are missing, or a tensor has other dimensions.
+    pub(super) fn linear(&self, spec: &LinearSpec) -> Result<Linear> {
+        let name = format!("{}.weight", spec.stem);
+        let matrix = [spec.rows, spec.columns];
+        let (weights, bias) = match spec.experts {
+            Some(experts) => (
+                self.tensor(&name, &[experts, spec.rows, spec.columns])?,
+                None,
+            ),
+            None => (
+                self.tensor(&name, &matrix)?,
+                self.optional(&format!("{}.bias", spec.stem), &[spec.rows])?,
+            ),
+        };
+        let uploaded = match self.shapes_only {
+            true => None,
+            false => self.device.upload(&weights, matrix)?,
+        };
+        Ok(Linear {
+            name,
+            weights: Arc::new(weights),
+            experts: spec.experts.unwrap_or(1),
+            columns: spec.columns,
+            bias,
+            uploaded,
+        })
+    }
+
+    /// A norm: ones if the file has no weights of it.
+    ///
+    /// # Errors
+    /// If a tensor has other dimensions.
+    pub(super) fn norm(&self, spec: &NormSpec) -> Result<Norm> {
+        let optional = |part: &str| self.optional(&format!("{}.{part}", spec.stem), &[spec.len]);
+        Ok(Norm {
+            kind: spec.kind,
+            epsilon: spec.epsilon,
+            weight: optional("weight")?.unwrap_or_else(|| vec![1.0; spec.len]),
+            bias: optional("bias")?.unwrap_or_else(|| vec![0.0; spec.len]),
+        })
+    }
+
+    /// Some rows of a table, by number: `[numbers, columns]`.
+    pub(super) fn rows(&self, name: &str, numbers: &[u32], columns: usize) -> Result<Vec<f32>> {
+        let stored = self.table(name, columns)?;
+        let mut out = vec![0.0; numbers.len() * columns];
+        for (number, row) in numbers.iter().zip(out.chunks_exact_mut(columns)) {
+            let (number, rows) = (u64::from(*number), stored.info.shape.rows());
+            if number >= rows {
+                return Err(self.bad(
+                    name,
+                    format!("has {rows} rows, and row {number} is asked for"),
+                ));
+            }
+            self.widen(stored, number..number + 1, row, false)?;
+        }
+        Ok(out)
+    }
+
+    /// Rows of a table that follow each other, widened by the calling thread: `[rows, columns]`.
+    pub(super) fn band(
+        &self,
+        name: &str,
+        rows: std::ops::Range<usize>,
+        columns: usize,
+    ) -> Result<Vec<f32>> {
+        let stored = self.table(name, columns)?;
+        let mut out = vec![0.0; rows.len() * columns];
+        self.widen(stored, rows.start as u64..rows.end as u64, &mut out, false)?;
+        Ok(out)
+    }
+
+    fn table(&self, name: &str, columns: usize) -> Result<&'a Stored<'a>> {
+        let stored = self
+            .by_name
+            .get(name)
+            .ok_or_else(|| self.bad(name, "is missing".into()))?;
+        let shape = &stored.info.shape;
+        match shape.row_len() == columns as u64 && columns > 0 {
+            true => Ok(stored),
+            false => Err(self.bad(
+                name,
+                format!("has shape {shape}; rows of {columns} are expected"),
+            )),
+        }
+    }
+
+    /// How many rows a table has.
+    pub(super) fn row_count(&self, name: &str) -> Option<usize> {
+        Some(self.by_name.get(name)?.info.shape.rows() as usize)
+    }
+
+    /// Where products are computed.
+    pub(super) fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The number of values of a tensor in one dimension.
+    fn len(&self, name: &str) -> Option<usize> {
+        Some(self.by_name.get(name)?.info.shape.elements() as usize)
+    }
+
+    /// Widens rows into `out`; with `shared`, on all threads, and for the last time.
+    fn widen(
+        &self,
+        stored: &Stored<'_>,
+        rows: std::ops::Range<u64>,
+        out: &mut [f32],
+        shared: bool,
+    ) -> Result<()> {
+        let info = &stored.info;
+        if let Some(weights) = self.replaced.get(&*info.name) {
+            let first = rows.start as usize * info.shape.row_len() as usize;
+            out.copy_from_slice(&weights[first..][..out.len()]);
+            return Ok(());
+        }
+        let widened = match shared {
+            true => self.input.widen(stored, rows, out),
+            false => self.input.widen_here(stored, rows, out),
+        };
+        widened.map_err(|error| match error {
+            format::Error::Bad { .. } => Error::Model(error.to_string()),
+            error => Error::Format(error),
+        })
+    }
+
+    fn bad(&self, name: &str, what: String) -> Error {
+        Error::Model(format!("tensor '{name}' {what}"))
+    }
+}
