@@ -51,6 +51,9 @@ cases() {
                 printf '%s-size\t%s\tout.gguf\t--split-max-size\t1M\n' "$name" "$name"
                 printf '%s-unsplit\t%s\tout.gguf\t--split-max-size\t1G\n' "$name" "$name"
                 printf '%s-vocab\t%s\tout.gguf\t--vocab-only\n' "$name" "$name"
+                for type in f32 f16; do
+                    printf '%s-bigendian-%s\t%s\tout.gguf\t--bigendian\t--outtype\t%s\n' "$name" "$type" "$name" "$type"
+                done
                 ;;
             Card-*)
                 printf '%s-default\t%s\t.\t--outtype\tf16\n' "$name" "$name"
@@ -107,9 +110,9 @@ while IFS=$'\t' read -r case name output arguments; do
 done < <(cases)
 echo "$identical identical, $different different"
 
-# Of a split model, the first file is opened; a vocabulary alone cannot generate.
+# Of a split model, the first file is opened. A vocabulary alone cannot generate, nor a big-endian file here.
 cases | while IFS=$'\t' read -r case name output arguments; do
     files=("$work/ours/$case"/*.gguf)
-    [ "$arguments" = --vocab-only ] || [ ! -e "${files[0]}" ] || printf '%s\t%s\n' "$name" "${files[0]}"
+    [[ $arguments == --vocab-only || $arguments == --bigendian* ]] || [ ! -e "${files[0]}" ] || printf '%s\t%s\n' "$name" "${files[0]}"
 done >"$work/files"
 "$python" scripts/convert-runs.py "$bin" "$work/checkpoints" <"$work/files" && [ "$different" = 0 ]

@@ -5,6 +5,7 @@ use super::messages::{note, warning};
 use super::terminal::Bar;
 use super::text::{say, size};
 use quantier::convert::{Checkpoint, Job, OutType, Plan};
+use quantier::format::gguf::Endian;
 use serde_json::json;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -42,6 +43,9 @@ pub struct Args {
     /// Write metadata and vocabulary only
     #[arg(long)]
     vocab_only: bool,
+    /// Write for big-endian machines (s390x, for example), with --outtype f16 or f32
+    #[arg(long)]
+    bigendian: bool,
     /// Fail if a weight is not a number or infinite
     #[arg(long)]
     check: bool,
@@ -109,6 +113,10 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         vocab_only: args.vocab_only,
         check: args.check,
         threads: args.threads,
+        endian: match args.bigendian {
+            true => Endian::Big,
+            false => Endian::Little,
+        },
     };
     let plan = Plan::new(&checkpoint, &job)?;
     if !args.dry_run {

@@ -24,6 +24,7 @@ pub use checkpoint::{Checkpoint, Source};
 pub use plan::{Plan, PlannedTensor};
 
 use crate::format;
+use crate::format::gguf::Endian;
 use crate::plan::file_type::FileType;
 use crate::plan::recipe::Problem;
 use std::path::PathBuf;
@@ -68,6 +69,8 @@ pub struct Job {
     pub check: bool,
     /// Threads; 0 takes one per core.
     pub threads: usize,
+    /// The byte order of the files.
+    pub endian: Endian,
 }
 
 /// Why a conversion failed.

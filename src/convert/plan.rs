@@ -6,8 +6,8 @@ use super::weights::Weights;
 use super::{Checkpoint, Error, Job, Result};
 use crate::arch::{Architecture, Keys};
 use crate::format::gguf::{
-    self, DEFAULT_ALIGNMENT, Entries, Layout, Metadata, QUANTIZATION_VERSION, Shape, TensorInfo,
-    Value, keys,
+    self, DEFAULT_ALIGNMENT, Endian, Entries, Layout, Metadata, QUANTIZATION_VERSION, Shape,
+    TensorInfo, Value, keys,
 };
 use crate::format::types::GgmlType;
 use crate::plan::file_type::FileType;
@@ -29,6 +29,7 @@ pub struct Plan<'a> {
     pub notes: Vec<String>,
     /// The files, one per shard, and their metadata.
     files: Vec<(PathBuf, Metadata<'static>)>,
+    endian: Endian,
     vocab_only: bool,
     pub(super) check: bool,
     pub(super) threads: usize,
@@ -120,6 +121,7 @@ impl<'a> Plan<'a> {
                 Fault::Config(what) => in_config(what).into(),
                 Fault::Tensors(problems) => Error::Impossible(problems),
             })?;
+            check_endian(&tensors, job.endian)?;
         }
         let computed = keys.clone().into_entries();
         for parameter in architecture.parameters.iter().flat_map(|list| list.iter()) {
@@ -172,6 +174,7 @@ impl<'a> Plan<'a> {
             architecture,
             notes,
             files,
+            endian: job.endian,
             vocab_only,
             check,
             threads,
@@ -190,19 +193,26 @@ impl<'a> Plan<'a> {
 
     /// The layout of each file.
     pub(super) fn layouts(&self) -> Vec<Layout> {
-        let of = |(shard, (_, metadata)): (usize, &(PathBuf, Metadata<'_>))| {
+        let layout = |(shard, (_, metadata)): (usize, &(PathBuf, Metadata<'_>))| {
             let tensors: Vec<_> = self
                 .tensors
                 .iter()
                 .filter(|t| t.shard == shard)
                 .map(PlannedTensor::info)
                 .collect();
-            match self.vocab_only {
-                true => Layout::of_metadata(metadata),
-                false => Layout::new(metadata, &tensors, DEFAULT_ALIGNMENT),
+            // A file of metadata alone ends with it.
+            let alignment = if self.vocab_only {
+                1
+            } else {
+                DEFAULT_ALIGNMENT
+            };
+            match self.endian {
+                Endian::Little => Layout::new(metadata, &tensors, alignment),
+                Endian::Big => Layout::big_endian(metadata, &tensors, alignment)
+                    .expect("types that the plan has checked"),
             }
         };
-        self.files.iter().enumerate().map(of).collect()
+        self.files.iter().enumerate().map(layout).collect()
     }
 
     /// Bytes of all files, headers included.
@@ -236,6 +246,20 @@ impl ParameterCount {
         }
         count.experts = stacked.checked_div(stacks).unwrap_or(0);
         count
+    }
+}
+
+/// Refuses types that convert_hf_to_gguf.py writes in the wrong byte order: it swaps the bytes of
+/// numpy's numbers, and has bf16 and blocks as plain bytes.
+fn check_endian(tensors: &[PlannedTensor], endian: Endian) -> Result<()> {
+    let is_swapped = |t: &&PlannedTensor| matches!(t.target, GgmlType::F32 | GgmlType::F16);
+    match tensors.iter().find(|t| !is_swapped(t)) {
+        Some(tensor) if endian == Endian::Big => Err(Error::impossible(format!(
+            "convert_hf_to_gguf.py writes {} in little-endian order into big-endian files, which then do not run; \
+             add --outtype f16 or --outtype f32 to --bigendian",
+            tensor.target
+        ))),
+        _ => Ok(()),
     }
 }
 

@@ -559,6 +559,47 @@ fn eight_bit_weights_are_multiplied_by_their_scales() {
     );
 }
 
+#[test]
+fn a_big_endian_file_has_the_same_numbers_in_the_other_order() {
+    use quantier::format::gguf::{Endian, parse};
+    let checkpoint = Model::llama().write();
+    let dir = checkpoint.path();
+    let written = |args: &[&str]| {
+        plan(dir, args);
+        std::fs::read(dir.join("out.gguf")).unwrap()
+    };
+    for out_type in ["f16", "f32"] {
+        let little = written(&["--outtype", out_type]);
+        let big = written(&["--outtype", out_type, "--bigendian"]);
+        let (little_header, big_header) = (parse(&little).unwrap(), parse(&big).unwrap());
+        assert_eq!(big_header.endian, Endian::Big);
+        let keys = |metadata: &quantier::format::gguf::Metadata<'_>| -> Vec<(String, String)> {
+            let entries = metadata.iter();
+            entries
+                .map(|(k, v)| (k.to_string(), v.to_string()))
+                .collect()
+        };
+        assert_eq!(keys(&little_header.metadata), keys(&big_header.metadata));
+        assert_eq!(little.len(), big.len());
+        for ((info, offset), other) in little_header.tensors.iter().zip(&big_header.tensors) {
+            assert_eq!((info, *offset), (&other.0, other.1));
+            let range = *offset as usize..*offset as usize + info.bytes() as usize;
+            let mut swapped = big[range.clone()].to_vec();
+            let width = info.ggml_type.block_bytes();
+            swapped.chunks_exact_mut(width).for_each(<[u8]>::reverse);
+            assert!(swapped == little[range], "{}", info.name);
+        }
+    }
+    std::fs::remove_file(dir.join("out.gguf")).unwrap();
+    for out_type in ["auto", "bf16", "q8_0"] {
+        fails(
+            dir,
+            &["--bigendian", "--outtype", out_type],
+            &["in little-endian order", "--outtype f16 or --outtype f32"],
+        );
+    }
+}
+
 /// GPT-2 stores its matrices with columns for rows; scales belong to what is stored.
 #[test]
 fn eight_bit_weights_are_scaled_before_they_are_transposed() {
