@@ -23,8 +23,7 @@ CRATES = """core blocks gguf tokenizer arch allocate round engine report hub qua
 
 # Modules of the program, from the bottom up: each may import those before it.
 MODULES = """
-    text convert input resume model evaluate hessian imatrix sensitivity quantize verify diff edit make
-    publish cli
+    text convert input sensitivity quantize verify diff edit make publish cli
 """.split()
 
 # Parts of tensor names in string literals, and what is done to names.

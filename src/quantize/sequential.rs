@@ -5,7 +5,7 @@ use super::plan::Plan;
 use super::rounded::Rounded;
 use super::{Error, Result};
 use crate::format;
-use crate::model::{self, Engine, Get, Put, Replaced};
+use crate::model::{self, Engine, Get, Put, Replaced, Rows, SequentialRounder};
 use crate::progress::Progress;
 use crate::resume::Resume;
 use crate::rounding::hessian::{PairSums, Store};
@@ -71,7 +71,8 @@ impl Plan<'_> {
             rounded: Mutex::new(rounded),
         };
         with.engine.pool().install(|| pass.round_tables())?;
-        with.engine.propagate(with.chunks, &pass, progress)?;
+        with.engine
+            .round_sequentially(with.chunks, &pass, progress)?;
         let rounded = pass
             .rounded
             .into_inner()
@@ -187,7 +188,7 @@ impl Pass<'_> {
     }
 }
 
-impl model::Rounder for Pass<'_> {
+impl SequentialRounder for Pass<'_> {
     type Error = Error;
 
     fn wants(&self, tensors: &[String]) -> bool {
@@ -197,7 +198,13 @@ impl model::Rounder for Pass<'_> {
             .any(|index| self.has_feedback(index))
     }
 
-    fn rows(&self, table: &str, rows: &[u32], columns: usize, numbers: &mut [f32]) -> Result<()> {
+    fn table_rows(
+        &self,
+        table: &str,
+        rows: &[u32],
+        columns: usize,
+        numbers: &mut [f32],
+    ) -> Result<()> {
         let index = self
             .plan
             .tensors
@@ -220,17 +227,17 @@ impl model::Rounder for Pass<'_> {
         Ok(())
     }
 
-    fn meet(&self, chunk: usize, columns: usize, of_original: Vec<f32>, of_rounded: Vec<f32>) {
-        let fresh = || Arc::new(PairSums::new(columns, self.with.chunks.len()));
+    fn input(&self, chunk: usize, original: Rows, rounded: Rows) {
+        let fresh = || Arc::new(PairSums::new(original.columns(), self.with.chunks.len()));
         let pairs = lock(&self.pairs).get_or_insert_with(fresh).clone();
-        pairs.add(chunk, of_original, of_rounded);
+        pairs.add(chunk, original.into_numbers(), rounded.into_numbers());
         pairs.help();
     }
 
-    fn round(&self, met: &[String], behind: &[String]) -> Result<Vec<Replaced>> {
+    fn round(&self, linears: &[String], inner: &[String]) -> Result<Vec<Replaced>> {
         let pairs = lock(&self.pairs).take().and_then(Arc::into_inner);
         let bad = |error| Error::Inputs {
-            tensor: met.first().cloned().unwrap_or_default(),
+            tensor: linears.first().cloned().unwrap_or_default(),
             error,
         };
         let inputs = pairs
@@ -240,11 +247,11 @@ impl model::Rounder for Pass<'_> {
             .flatten();
         let inputs = inputs.map(Arc::new);
         let mut replaced = Vec::new();
-        for (number, name) in met.iter().chain(behind).enumerate() {
+        for (number, name) in linears.iter().chain(inner).enumerate() {
             let Some(index) = self.open(name) else {
                 continue;
             };
-            let blocks = self.round(index, inputs.as_ref().filter(|_| number < met.len()))?;
+            let blocks = self.round(index, inputs.as_ref().filter(|_| number < linears.len()))?;
             // The output matrix is not used in this pass.
             let linear = self.plan.input.catalog().linear_named(name);
             let in_layer = linear.is_some_and(|linear| linear.layer.is_some());
@@ -279,7 +286,7 @@ impl model::Rounder for Pass<'_> {
         Ok(snapshot.done())
     }
 
-    fn keep(&self, done: usize, get: Get<'_>) -> Result<()> {
+    fn save(&self, done: usize, get: Get<'_>) -> Result<()> {
         let Some(resume) = self.with.resume.filter(|resume| resume.due()) else {
             return Ok(());
         };

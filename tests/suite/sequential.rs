@@ -8,7 +8,9 @@ use quantier::format::types::GgmlType;
 use quantier::hessian::{self, Store};
 use quantier::input::Source;
 use quantier::model::backward::Labels;
-use quantier::model::{Engine, Error, LinearInput, Observer, Options, Replaced, Rounder, Tap};
+use quantier::model::{
+    Engine, Error, LinearInput, Observer, Options, Replaced, Rows, SequentialRounder, Tap,
+};
 use quantier::progress::Silent;
 use quantier::report::data::Frontier;
 use quantier::sensitivity::{self, Measure, Run, Settings};
@@ -52,14 +54,14 @@ impl Changer<'_> {
     }
 }
 
-impl Rounder for Changer<'_> {
+impl SequentialRounder for Changer<'_> {
     type Error = Error;
 
     fn wants(&self, tensors: &[String]) -> bool {
         !tensors.is_empty()
     }
 
-    fn rows(
+    fn table_rows(
         &self,
         table: &str,
         rows: &[u32],
@@ -74,27 +76,28 @@ impl Rounder for Changer<'_> {
         Ok(())
     }
 
-    fn meet(&self, chunk: usize, columns: usize, of_original: Vec<f32>, of_rounded: Vec<f32>) {
-        assert!(of_original.len() == of_rounded.len() && of_original.len().is_multiple_of(columns));
-        assert!(
-            self.waiting
-                .lock()
-                .unwrap()
-                .insert(chunk, [of_original, of_rounded])
-                .is_none()
-        );
+    fn input(&self, chunk: usize, original: Rows, rounded: Rows) {
+        assert_eq!(original.len(), rounded.len());
+        assert_eq!(original.columns(), rounded.columns());
+        let both = [original, rounded].map(Rows::into_numbers);
+        let mut waiting = self.waiting.lock().unwrap();
+        assert!(waiting.insert(chunk, both).is_none());
     }
 
-    fn round(&self, met: &[String], behind: &[String]) -> Result<Vec<Replaced>, Error> {
+    fn round(&self, linears: &[String], inner: &[String]) -> Result<Vec<Replaced>, Error> {
         let mut all = self.met.lock().unwrap();
         for (chunk, both) in std::mem::take(&mut *self.waiting.lock().unwrap()) {
             for (all, rows) in all.iter_mut().zip(both) {
-                all.extend(met.iter().map(|name| ((name.clone(), chunk), rows.clone())));
+                all.extend(
+                    linears
+                        .iter()
+                        .map(|name| ((name.clone(), chunk), rows.clone())),
+                );
             }
         }
-        Ok(met
+        Ok(linears
             .iter()
-            .chain(behind)
+            .chain(inner)
             .filter_map(|name| self.of(name).cloned())
             .collect())
     }
@@ -160,7 +163,9 @@ fn both_models_go_through_the_text_as_each_does_alone() {
                 waiting: Mutex::default(),
                 met: Mutex::default(),
             };
-            engine.propagate(&chunks, &changer, &Silent).unwrap();
+            engine
+                .round_sequentially(&chunks, &changer, &Silent)
+                .unwrap();
             let found = changer.met.into_inner().unwrap();
             let wanted = [
                 met(&engine, &chunks),

@@ -21,9 +21,9 @@ mod linear;
 mod mixer;
 mod ops;
 mod order;
-mod propagate;
 mod rerun;
 mod rows;
+mod sequential;
 mod states;
 mod weights;
 
@@ -44,10 +44,10 @@ pub use device::{Backend, Device, Uploaded, device};
 pub use head::Head;
 pub use ops::product::rows_times_rows;
 pub use order::in_order;
-pub use propagate::Rounder;
 pub use quantier_arch::hyper::{AttentionNumbers, Hyper, Rotation};
 pub use quantier_core::turns::Turns;
 pub use rows::Rows;
+pub use sequential::SequentialRounder;
 pub use weights::Replaced;
 
 /// Rows of hidden activations that are turned into logits at a time.

@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! for each layer, for each stage of its mixers:
-//!   show     of every chunk, the stage's input in both models
+//!   input    of every chunk, the stage's input in both models
 //!   round    the linears of the stage
 //!   step     every chunk through the stage, in both models
 //! then the same for the output matrix
@@ -18,8 +18,8 @@ use super::{Engine, Error, Get, Put, Replaced, in_order};
 use quantier_core::progress::{Progress, Unit};
 use std::ops::Range;
 
-/// Rounds a model while both go through a text.
-pub trait Rounder: Sync {
+/// Rounds the linears of a model in the order of its stages.
+pub trait SequentialRounder: Sync {
     /// Why it cannot.
     type Error: From<Error> + Send;
 
@@ -27,12 +27,12 @@ pub trait Rounder: Sync {
     /// needs is not computed.
     fn wants(&self, tensors: &[String]) -> bool;
 
-    /// Gives rows of a table as they are rounded, in place of the model's: `[rows.len(), columns]`.
-    /// Called on several threads.
+    /// Puts the rounded rows of a table in place of the model's: `[rows.len(), columns]`. Called on
+    /// several threads.
     ///
     /// # Errors
     /// Its own.
-    fn rows(
+    fn table_rows(
         &self,
         table: &str,
         rows: &[u32],
@@ -40,17 +40,17 @@ pub trait Rounder: Sync {
         numbers: &mut [f32],
     ) -> Result<(), Self::Error>;
 
-    /// The input of a stage in a chunk, in the unquantized model and in the rounded one:
-    /// `[positions, columns]`. Called on several threads.
-    fn meet(&self, chunk: usize, columns: usize, of_original: Vec<f32>, of_rounded: Vec<f32>);
+    /// The input of a stage in a chunk, in the unquantized model and in the rounded one. Called on
+    /// several threads.
+    fn input(&self, chunk: usize, original: Rows, rounded: Rows);
 
-    /// The inputs of all chunks were shown to [`meet`](Rounder::meet), unless no linear in `met` was
-    /// [wanted](Rounder::wants). Gives the weights of those linears that are rounded, and of those
-    /// in `behind`, whose inputs the stage computes within.
+    /// Rounds the linears of a stage, after its [`input`](SequentialRounder::input) in all chunks if
+    /// one of them was [wanted](SequentialRounder::wants), and the linears in `inner`, whose inputs
+    /// the stage computes within. Returns the weights of those that were rounded.
     ///
     /// # Errors
     /// Its own.
-    fn round(&self, met: &[String], behind: &[String]) -> Result<Vec<Replaced>, Self::Error>;
+    fn round(&self, linears: &[String], inner: &[String]) -> Result<Vec<Replaced>, Self::Error>;
 
     /// How many layers a former run has done. If there are any, the activations `[positions,
     /// hidden]` behind them are handed to `put`: for each chunk those of the unquantized model, then
@@ -62,12 +62,12 @@ pub trait Rounder: Sync {
         Ok(0)
     }
 
-    /// So many layers are done: the time to keep the activations, which `get` gives in the same
-    /// order.
+    /// A layer is done, and so are all before it: the time to save the activations, which `get` gives
+    /// in the same order.
     ///
     /// # Errors
     /// Its own.
-    fn keep(&self, _done: usize, _get: Get<'_>) -> Result<(), Self::Error> {
+    fn save(&self, _done: usize, _get: Get<'_>) -> Result<(), Self::Error> {
         Ok(())
     }
 }
@@ -109,7 +109,7 @@ impl Engine<'_> {
     ///
     /// # Errors
     /// As [`Engine::run`], and those of `rounder`.
-    pub fn propagate<R: Rounder>(
+    pub fn round_sequentially<R: SequentialRounder>(
         &self,
         chunks: &[Vec<u32>],
         rounder: &R,
@@ -123,7 +123,7 @@ impl Engine<'_> {
         self.pool.install(|| {
             let len = positions * self.hyper.hidden;
             // Half of the room is for the inputs of later stages.
-            let budget = self.propagation_budget(positions) / 2;
+            let budget = self.sequential_budget(positions) / 2;
             let mut both = Both {
                 engine: self,
                 chunks: chunks.len(),
@@ -152,10 +152,7 @@ impl Engine<'_> {
                 for (i, &place) in places.iter().enumerate() {
                     let names = stage_names(&original, place);
                     if rounder.wants(&names[0]) {
-                        both.meet(rounder, &|slot| {
-                            let between = both.between(slot)?;
-                            Ok(original.input(place, &between).into_owned())
-                        })?;
+                        both.show(rounder, |at| original.input(place, at).into_owned())?;
                     }
                     rounded.replace(place, rounder.round(&names[0], &names[1])?);
                     let layer = Layers {
@@ -164,18 +161,17 @@ impl Engine<'_> {
                     };
                     both.step(layer, place, places.get(i + 1))?;
                 }
-                rounder.keep(number + 1, &|slot| both.streams.copy(slot))?;
+                rounder.save(number + 1, &|slot| both.streams.copy(slot))?;
             }
             let output = [self.output_name().to_owned()];
             if rounder.wants(&output) {
                 progress.at("output");
                 let norm = self.spec.output_norm.as_ref();
                 let norm = norm.map(|norm| self.weights.norm(norm)).transpose()?;
-                both.meet(rounder, &|slot| {
-                    let stream = both.between(slot)?.bundle.stream;
-                    Ok(norm
-                        .as_ref()
-                        .map_or(stream.clone(), |norm| norm.of(&stream)))
+                both.show(rounder, |at| {
+                    let stream = &at.bundle.stream;
+                    norm.as_ref()
+                        .map_or_else(|| stream.clone(), |norm| norm.of(stream))
                 })?;
             }
             rounder.round(&output, &[])?;
@@ -184,7 +180,7 @@ impl Engine<'_> {
     }
 
     /// Bytes that activations may take beside a layer and its rounded form.
-    fn propagation_budget(&self, positions: usize) -> u64 {
+    fn sequential_budget(&self, positions: usize) -> u64 {
         let largest = self.weights.largest_layer(self.hyper.layers);
         self.layer_budget(positions)
             .saturating_sub(if self.max_memory.is_some() {
@@ -210,10 +206,14 @@ fn stage_names(layer: &Layer, place: Place) -> [Vec<String>; 2] {
 }
 
 impl Both<'_> {
-    fn embed<R: Rounder>(&self, chunks: &[Vec<u32>], rounder: &R) -> Result<(), R::Error> {
+    fn embed<R: SequentialRounder>(
+        &self,
+        chunks: &[Vec<u32>],
+        rounder: &R,
+    ) -> Result<(), R::Error> {
         in_order(chunks.len(), |chunk| {
             let rows = |table: &str, rows: &[u32], numbers: &mut [f32]| {
-                rounder.rows(table, rows, self.engine.hyper.hidden, numbers)
+                rounder.table_rows(table, rows, self.engine.hyper.hidden, numbers)
             };
             self.streams
                 .put(2 * chunk, self.engine.embed(&chunks[chunk])?)?;
@@ -241,24 +241,19 @@ impl Both<'_> {
         Ok(between)
     }
 
-    /// Shows an input of every chunk.
-    fn meet<R: Rounder>(
+    /// Shows the input of a stage in every chunk, as `input` makes it of what is in front of the
+    /// stage.
+    fn show<R: SequentialRounder>(
         &self,
         rounder: &R,
-        input: &(dyn Fn(usize) -> super::Result<Rows> + Sync),
+        input: impl Fn(&Between) -> Rows + Sync,
     ) -> Result<(), R::Error> {
         in_order(self.chunks, |chunk| {
             if self.progress.cancelled() {
                 return Err(Error::Cancelled.into());
             }
-            let (original, rounded) = (input(2 * chunk)?, input(2 * chunk + 1)?);
-            let columns = original.columns();
-            rounder.meet(
-                chunk,
-                columns,
-                original.into_numbers(),
-                rounded.into_numbers(),
-            );
+            let original = input(&self.between(2 * chunk)?);
+            rounder.input(chunk, original, input(&self.between(2 * chunk + 1)?));
             Ok(())
         })
     }
@@ -276,7 +271,7 @@ impl Both<'_> {
             }
         });
         let room = |columns: AsideColumns| -> super::Result<Aside> {
-            let budget = self.engine.propagation_budget(self.positions);
+            let budget = self.engine.sequential_budget(self.positions);
             let budget = budget.saturating_sub(self.streams.memory_bytes());
             let states = States::new(2 * self.chunks, self.positions * columns.all(), budget)?;
             Ok(Aside { states, columns })
