@@ -40,6 +40,11 @@ NAMES_ALLOWED = {
     "crates/arch/": "the one place that knows names",
     "src/convert/": "rules from a checkpoint's names to those of a GGUF",
     "src/cli/": "patterns that a user types, and examples of them",
+    "crates/allocate/src/recipe.rs": "a message",
+    "crates/engine/src/hessian/collect.rs": "names of files",
+    "crates/engine/src/model/weights.rs": "the tensors of a linear, by the stem that its spec gives",
+    "crates/report/src/heat_map.rs": "the order of rows, by role",
+    "crates/report/src/page.rs": "names cut short",
 }
 
 # A third dimension taken for the number of experts.
@@ -236,7 +241,7 @@ def parameters():
             for parameter in listed:
                 pattern, _, kind = parameter.rpartition(": ") if parameter.count(": ") == 1 else parameter.partition(": ")
                 kind = re.sub(r"^(?:&\s*(?:'\w+\s*)?(?:mut\s+)?|Option<\s*)+", "", kind.strip())
-                if kind.startswith("(") and kind != "()":
+                if re.match(r"\((?!\)|\s*(?:dyn|impl)\b)", kind):
                     yield place, f"{match[1]} takes a tuple: {' '.join(parameter.split())}"
 
 

@@ -74,16 +74,12 @@ const ORDER: [&str; 14] = [
     "ffn_up_exps",
 ];
 
-/// The row of a tensor: its name without layer and `.weight`, so that a layer's matrices of one
-/// role stay apart.
+/// The row of a tensor: its role, or outside of layers its name without `.weight`.
 fn row_of(tensor: &Tensor) -> &str {
-    let inner = match tensor.layer {
-        Some(layer) => tensor.name.strip_prefix(&format!("blk.{layer}.")),
-        None => Some(tensor.name.as_str()),
-    };
-    inner.map_or(&tensor.role, |name| {
-        name.strip_suffix(".weight").unwrap_or(name)
-    })
+    match tensor.layer {
+        Some(_) => &tensor.role,
+        None => tensor.name.strip_suffix(".weight").unwrap_or(&tensor.name),
+    }
 }
 
 /// The rows of a model: those outside the layers that come first, those of the layers, those that
