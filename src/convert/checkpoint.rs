@@ -14,14 +14,13 @@ use std::path::{Path, PathBuf};
 const CONFIG: &str = "config.json";
 const INDEX: &str = "model.safetensors.index.json";
 
-/// The mapped files of a checkpoint, and what they hold.
+/// The mapped files of a checkpoint, and their tensors.
 pub struct Checkpoint {
     /// The directory with the files beside the weights.
     pub dir: PathBuf,
     /// config.json.
     pub config: Config,
-    /// Every tensor, in the order in which the reference meets them: by file name, then by tensor
-    /// name.
+    /// Every tensor, in the reference's order: by file name, then by tensor name.
     pub tensors: Vec<Source>,
     maps: Vec<Map>,
 }
@@ -35,9 +34,9 @@ pub struct Source {
     pub dtype: Dtype,
     /// Dimensions, outermost first.
     pub shape: Vec<u64>,
-    /// Which file it is in.
+    /// Its file, as an index.
     pub(super) file: usize,
-    /// Where in that file, in bytes.
+    /// Its bytes in that file.
     pub(super) range: Range<usize>,
 }
 
@@ -185,18 +184,18 @@ impl Checkpoint {
 
 /// Tensors that the index names and the files lack, and the other way round.
 fn compare(index: &Index, tensors: &[Source]) -> Vec<Problem> {
-    let there: BTreeSet<&str> = tensors.iter().map(|t| &*t.name).collect();
-    let absent = index.files().filter(|(name, _)| !there.contains(name));
+    let stored: BTreeSet<&str> = tensors.iter().map(|t| &*t.name).collect();
+    let absent = index.files().filter(|(name, _)| !stored.contains(name));
     let absent = absent.map(|(name, file)| {
         Problem::of(
             name,
             format!("{INDEX} says that {file} holds these tensors, and it does not"),
         )
     });
-    let unknown = there.iter().filter(|name| !index.has(name));
-    let unknown =
-        unknown.map(|name| Problem::of(name, format!("these tensors are not in {INDEX}")));
-    absent.chain(unknown).collect()
+    let unlisted = stored.iter().filter(|name| !index.has(name));
+    let unlisted =
+        unlisted.map(|name| Problem::of(name, format!("these tensors are not in {INDEX}")));
+    absent.chain(unlisted).collect()
 }
 
 /// Names in a directory with this beginning and this end, sorted.

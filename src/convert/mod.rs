@@ -29,7 +29,7 @@ use crate::plan::file_type::FileType;
 use crate::plan::recipe::Problem;
 use std::path::PathBuf;
 
-/// `--outtype`: how matrices are stored.
+/// `--outtype`: the type of matrices.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OutType {
     /// The 16-bit type of the checkpoint's first matrix that has one, else f16.
@@ -51,13 +51,13 @@ pub struct Job {
     /// Where the output goes: a file, `{ftype}` in whose name becomes the output type, or a
     /// directory, where the file is named after the model.
     pub output: PathBuf,
-    /// A JSON file with `general.*` keys that go over what the checkpoint says.
+    /// A JSON file with `general.*` keys that override the checkpoint's.
     pub metadata: Option<PathBuf>,
-    /// The model's name, over all else that names it.
+    /// The model's name, which overrides all others.
     pub model_name: Option<String>,
-    /// The pre-tokenizer of a byte-level vocabulary, if it is not to be found out.
+    /// The pre-tokenizer of a byte-level vocabulary, if it is not to be detected.
     pub pre: Option<String>,
-    /// How matrices are stored.
+    /// The type of matrices.
     pub out_type: OutType,
     /// Begin another file before one would have more tensors than this; 0 for no limit.
     pub split_max_tensors: u64,

@@ -213,6 +213,23 @@ mod tests {
         assert_eq!(out, [1.0, 57344.0, 1.0 / 65536.0]);
     }
 
+    #[test]
+    fn operations_are_rounded_to_the_checkpoints_type() {
+        let applied = |numeric, dtype, weight: f32| {
+            let mut weights = [weight];
+            apply(numeric, dtype, &mut weights);
+            weights[0]
+        };
+        let e = std::f32::consts::E;
+        assert_eq!(applied(Numeric::NegExp, Dtype::F32, 1.0), -e);
+        assert_eq!(applied(Numeric::NegExp, Dtype::Bf16, 0.0), -1.0);
+        assert_eq!(applied(Numeric::NegExp, Dtype::F16, 1.0), -2.71875);
+        assert_eq!(applied(Numeric::NegExp, Dtype::F32, f32::NEG_INFINITY), 0.0);
+        // 2049 is no half; the nearest even one is 2048.
+        assert_eq!(applied(Numeric::AddOne, Dtype::F32, 2048.0), 2049.0);
+        assert_eq!(applied(Numeric::AddOne, Dtype::F16, 2048.0), 2048.0);
+    }
+
     /// Bits taken from numpy 2.2 on the same inputs.
     #[test]
     fn nans_keep_the_bits_that_numpy_keeps() {

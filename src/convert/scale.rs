@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 
 /// The ending of a scale's name, after that of its weights.
 const SCALE: &str = "_scale_inv";
-/// Scales of activations, which a GGUF has no use for.
+/// Scales of activations, which no GGUF has.
 const UNUSED: &[&str] = &[".activation_scale", "_activation_scale"];
 
 /// How a tensor's weights are scaled: weight (i, j) is multiplied by scale (i / rows, j / columns).
@@ -26,17 +26,17 @@ pub(super) struct Scale {
 /// The scales of a checkpoint.
 #[derive(Default)]
 pub(super) struct Scales {
-    of: HashMap<usize, Scale>,
+    by_weight: HashMap<usize, Scale>,
     consumed: HashSet<usize>,
 }
 
 impl Scales {
     /// The scale of a tensor's weights.
     pub(super) fn of(&self, source: usize) -> Option<Scale> {
-        self.of.get(&source).copied()
+        self.by_weight.get(&source).copied()
     }
 
-    /// Whether a tensor is no weight but belongs to one.
+    /// Whether a tensor holds scales, or anything else that belongs to a weight.
     pub(super) fn is_consumed(&self, source: usize) -> bool {
         self.consumed.contains(&source)
     }
@@ -76,11 +76,11 @@ pub(super) fn find(config: &Config, tensors: &[Source]) -> Result<Scales, Vec<Pr
             continue;
         };
         scales.consumed.insert(index);
-        let found = index_of
+        let weight = index_of
             .get(name)
             .ok_or("the weights of these scales are missing".to_owned());
-        match found.and_then(|&of| Ok((of, fit(index, source, &tensors[of], block)?))) {
-            Ok((of, scale)) => drop(scales.of.insert(of, scale)),
+        match weight.and_then(|&w| Ok((w, fit(index, source, &tensors[w], block)?))) {
+            Ok((weight, scale)) => drop(scales.by_weight.insert(weight, scale)),
             Err(what) => problems.push(Problem::of(&source.name, what)),
         }
     }

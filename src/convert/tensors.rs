@@ -30,7 +30,7 @@ struct Band {
     bytes: Bytes,
     /// The file.
     shard: usize,
-    /// Mapped bytes that are not needed any more once this is written: in which file, and where.
+    /// Mapped bytes that are not needed again once this is written: the file, and the range.
     release: Vec<(usize, Range<usize>)>,
 }
 
@@ -45,6 +45,9 @@ enum Bytes {
 
 impl Plan<'_> {
     /// Writes every file. Each appears under its name only when all are complete.
+    ///
+    /// # Errors
+    /// If a file cannot be read or written, a weight is refused by `--check`, or the job is stopped.
     pub fn run(&self, progress: &dyn Progress) -> Result<()> {
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(self.threads)

@@ -117,7 +117,7 @@ const LICENSE_OF_CARD: [(&str, &str); 2] = [
     ("license.link", "license_link"),
 ];
 
-/// What is told of a base model or a data set, in the order of the file.
+/// The fields of a base model or a data set, in the order of the file.
 const OF_SOURCE: [&str; 9] = [
     "name",
     "author",
@@ -530,12 +530,12 @@ fn source_of_id(id: &str, weights: u64) -> Value {
             Value::from(format!("https://{HUB}{organization}/{name}")),
         );
     }
-    let told = [
+    let fields = [
         ("name", parts.full_name.as_deref().map(title)),
         ("organization", parts.organization.as_deref().map(title)),
         ("version", parts.version),
     ];
-    for (key, text) in told {
+    for (key, text) in fields {
         source.extend(text.map(|text| (key.to_owned(), Value::from(text))));
     }
     Value::Object(source)
@@ -543,8 +543,8 @@ fn source_of_id(id: &str, weights: u64) -> Value {
 
 /// Writes a list of values of one kind; a list of several kinds as texts.
 fn write_list(key: &str, list: &[Value], entries: &mut Entries) {
-    fn all<T>(list: &[Value], of: impl Fn(&Value) -> Option<T>) -> Option<Vec<T>> {
-        list.iter().map(of).collect()
+    fn all<T>(list: &[Value], convert: impl Fn(&Value) -> Option<T>) -> Option<Vec<T>> {
+        list.iter().map(convert).collect()
     }
     let whole = |v: &Value| {
         v.as_i64()

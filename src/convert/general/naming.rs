@@ -127,13 +127,13 @@ pub fn id_parts(id: &str, weights: u64) -> IdParts {
         }
     }
     mark_basename(&mut parts);
-    let joined = |wanted: &dyn Fn(Marks) -> bool| {
-        let of: Vec<&str> = parts
+    let joined = |has_mark: &dyn Fn(Marks) -> bool| {
+        let marked: Vec<&str> = parts
             .iter()
-            .filter(|(_, m)| wanted(*m))
+            .filter(|(_, m)| has_mark(*m))
             .map(|(p, _)| p.as_str())
             .collect();
-        Some(of.join("-")).filter(|joined| !joined.is_empty())
+        Some(marked.join("-")).filter(|joined| !joined.is_empty())
     };
     let mut sizes: Vec<&str> = Vec::new();
     for (part, _) in parts.iter().filter(|(_, m)| m.size) {
