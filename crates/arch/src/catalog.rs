@@ -303,15 +303,6 @@ impl Catalog {
             .map_or(Role::Other, |id| self.tensor(id).facts.role)
     }
 
-    /// The tensors whose names a person's pattern covers, in the order of the file.
-    pub fn matching(&self, covers: impl Fn(&str) -> bool) -> Vec<TensorId> {
-        self.tensors
-            .iter()
-            .filter(|t| covers(&t.name))
-            .map(|t| t.id)
-            .collect()
-    }
-
     /// The tensors as llama-quantize goes through them: those outside of layers, then by layer, and
     /// by name.
     pub fn quantizer_order(&self) -> Vec<TensorId> {
@@ -574,7 +565,6 @@ mod tests {
             );
         }
         assert_eq!(catalog.tensor_named("output"), None);
-        assert_eq!(catalog.matching(|name| name.contains("shexp")).len(), 4);
     }
 
     #[test]

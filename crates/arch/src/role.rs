@@ -96,7 +96,7 @@ const ALL: [Role; 12] = [
 ];
 
 /// Gemma's second embedding table, which follows the first in everything but an explicit override.
-pub const PER_LAYER_EMBEDDING: &str = "per_layer_token_embd.weight";
+pub(crate) const PER_LAYER_EMBEDDING: &str = "per_layer_token_embd.weight";
 
 /// What llama.cpp's quantizer reads out of a tensor's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -193,7 +193,7 @@ const WEIGHT: &str = ".weight";
 
 /// The number of the layer that a tensor belongs to (`blk.7.attn_q.weight` -> 7), read as C's
 /// `scanf("blk.%d.")` reads it.
-pub fn layer_of(name: &str) -> Option<i32> {
+fn layer_of(name: &str) -> Option<i32> {
     let digits = name
         .strip_prefix("blk.")?
         .trim_start_matches([' ', '\t', '\n', '\r', '\x0b', '\x0c']);
@@ -223,7 +223,7 @@ pub fn layer_of(name: &str) -> Option<i32> {
 /// `quantize_output` is false under `--leave-output-tensor`. The list is the reference's: norms,
 /// gates that choose experts, position tables, small state-space and RWKV matrices, parts of vision
 /// and audio towers.
-pub fn may_be_quantized(
+fn may_be_quantized(
     architecture: &str,
     name: &str,
     dimensions: usize,
@@ -242,7 +242,7 @@ pub fn may_be_quantized(
 }
 
 /// The architecture with rules of its own.
-pub const GLM5_NEXT: &str = "glm5-next";
+const GLM5_NEXT: &str = "glm5-next";
 
 const WHOLE_NAMES_KEPT: &[&str] = &["position_embd.weight", "token_types.weight"];
 
