@@ -33,6 +33,15 @@ impl Plan<'_> {
         if !missing.is_empty() {
             return Err(Error::Impossible(missing));
         }
+        let needs_model = |output: &PlannedOutput<'_>| {
+            let rounding = output.rounding;
+            (rounding.is_sequential() || rounding.is_two_sided()) && output.rounded.is_none()
+        };
+        if self.outputs.iter().any(needs_model) {
+            return Err(Error::impossible(
+                "sequential and two-sided rounding run the model before a file is written",
+            ));
+        }
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(self.threads)
             .build()
