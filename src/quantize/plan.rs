@@ -88,7 +88,7 @@ impl<'a> PlannedOutput<'a> {
 
     /// The layout of each file.
     pub(super) fn layouts(&self) -> Vec<Layout> {
-        let of = |(shard, (_, metadata)): (usize, &(PathBuf, Metadata<'_>))| {
+        let layout = |(shard, (_, metadata)): (usize, &(PathBuf, Metadata<'_>))| {
             let tensors: Vec<_> = self
                 .tensors
                 .iter()
@@ -97,7 +97,7 @@ impl<'a> PlannedOutput<'a> {
                 .collect();
             Layout::new(metadata, &tensors, metadata.alignment())
         };
-        self.files.iter().enumerate().map(of).collect()
+        self.files.iter().enumerate().map(layout).collect()
     }
 
     /// Bytes of all its files, headers included.
@@ -218,8 +218,8 @@ impl<'a> Plan<'a> {
             let file_type = match request.wishes.file_type {
                 Some(file_type) => file_type.id(),
                 None => {
-                    let all = input.catalog().quantizer_order().into_iter();
-                    let types = all.map(|id| input.tensor(id).info.ggml_type);
+                    let order = input.catalog().quantizer_order().into_iter();
+                    let types = order.map(|id| input.tensor(id).info.ggml_type);
                     file_type_of_copy(input.metadata(), job, types)
                 }
             };
@@ -427,11 +427,12 @@ fn sources<'a>(
         let Some(name) = renumbered.name(old) else {
             continue;
         };
-        let found = imatrix.map_or(Ok(None), |used| {
-            importance_of(input.catalog().tensor(id), &used.imatrix)
-        });
-        let (importance, misfit) =
-            found.map_or_else(|misfit| (None, Some(misfit)), |found| (found, None));
+        let entry = input.catalog().tensor(id);
+        let importance = imatrix.map_or(Ok(None), |used| importance_of(entry, &used.imatrix));
+        let (importance, misfit) = match importance {
+            Ok(importance) => (importance, None),
+            Err(misfit) => (None, Some(misfit)),
+        };
         sources.push(Source {
             tensor,
             name,
@@ -553,11 +554,11 @@ fn impossible(tensor: &PlannedTensor, job: &Job) -> Option<Problem> {
 
 /// An alignment that nobody could read a file with.
 fn bad_alignment(overrides: &[KvOverride]) -> Option<Problem> {
-    let wanted = overrides.iter().rfind(|o| o.key == keys::ALIGNMENT)?;
+    let alignment = overrides.iter().rfind(|o| o.key == keys::ALIGNMENT)?;
     let fits = |v: &i64| {
         u32::try_from(*v).is_ok_and(|v| v.is_power_of_two() && u64::from(v) <= MAX_ALIGNMENT)
     };
-    match &wanted.value {
+    match &alignment.value {
         OverrideValue::Int(v) if fits(v) => None,
         _ => Some(Problem::of(
             "",

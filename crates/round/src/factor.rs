@@ -257,38 +257,39 @@ fn invert_lower(a: &mut [f64], n: usize, split: usize) {
     for from in (0..n).step_by(PANEL) {
         let to = (from + PANEL).min(n);
         let width = to - from;
-        let (above, here) = a.split_at_mut(from * n);
-        let here = &mut here[..width * n];
+        let (above, panel) = a.split_at_mut(from * n);
+        let panel = &mut panel[..width * n];
         let mut corner = vec![0.0f64; width * width];
         for j in 0..width {
-            corner[j * width + j] = 1.0 / here[j * n + from + j];
+            corner[j * width + j] = 1.0 / panel[j * n + from + j];
             for i in j + 1..width {
                 let product: f64 = (j..i)
-                    .map(|k| here[i * n + from + k] * corner[k * width + j])
+                    .map(|k| panel[i * n + from + k] * corner[k * width + j])
                     .sum();
-                corner[i * width + j] = -product / here[i * n + from + i];
+                corner[i * width + j] = -product / panel[i * n + from + i];
             }
         }
         if from > 0 {
             let mut product = vec![0.0f64; width * from];
             multiply(
-                View::new(here, width, from, n),
+                View::new(panel, width, from, n),
                 View::new(above, from, from, n),
                 &mut product,
                 from,
                 split,
             );
-            here.chunks_exact_mut(n)
+            panel
+                .chunks_exact_mut(n)
                 .for_each(|row| row[..from].fill(0.0));
             subtract_product(
                 View::new(&corner, width, width, width),
                 View::new(&product, width, from, from),
-                here,
+                panel,
                 n,
                 split,
             );
         }
-        for (row, corner) in here.chunks_exact_mut(n).zip(corner.chunks_exact(width)) {
+        for (row, corner) in panel.chunks_exact_mut(n).zip(corner.chunks_exact(width)) {
             row[from..to].copy_from_slice(corner);
         }
     }
@@ -321,9 +322,9 @@ mod tests {
         for n in [8, 136, 300] {
             let mean = hessian(n);
             let factor = InputFactor::new(&mean, n, 0.0, 1).unwrap();
-            let wanted: Vec<f64> = (0..n).map(|i| ((i * 37 % 19) as f64 - 9.0) / 7.0).collect();
-            let chosen: Vec<f64> = wanted.iter().map(|x| (x * 2.0).round() / 2.0).collect();
-            let (mut open, mut in_turn) = (wanted.clone(), 0.0);
+            let weights: Vec<f64> = (0..n).map(|i| ((i * 37 % 19) as f64 - 9.0) / 7.0).collect();
+            let chosen: Vec<f64> = weights.iter().map(|x| (x * 2.0).round() / 2.0).collect();
+            let (mut open, mut in_turn) = (weights.clone(), 0.0);
             for j in 0..n {
                 let error = open[j] - chosen[j];
                 in_turn += f64::from(factor.costs[j]) * error * error;
@@ -333,7 +334,7 @@ mod tests {
                     .skip(j + 1)
                     .for_each(|(open, f)| *open -= f64::from(*f) * error);
             }
-            let errors: Vec<f64> = wanted.iter().zip(&chosen).map(|(a, b)| a - b).collect();
+            let errors: Vec<f64> = weights.iter().zip(&chosen).map(|(a, b)| a - b).collect();
             let row = |i: usize| {
                 (0..n)
                     .map(|j| f64::from(mean[i * n + j]) * errors[j])
@@ -353,10 +354,10 @@ mod tests {
         let n = 136;
         let mean = hessian(n);
         let (factor, rows) = (InputFactor::new(&mean, n, 0.0, 1).unwrap(), 3);
-        let wanted: Vec<f32> = (0..rows * n)
+        let weights: Vec<f32> = (0..rows * n)
             .map(|i| ((i * 37 % 19) as f32 - 9.0) / 7.0)
             .collect();
-        let mut divided = wanted.clone();
+        let mut divided = weights.clone();
         factor.divide(&mut divided, 2);
         let mut again = vec![0.0; rows * n];
         multiply(
@@ -366,7 +367,7 @@ mod tests {
             n,
             1,
         );
-        let off = wanted
+        let off = weights
             .iter()
             .zip(&again)
             .map(|(w, a)| (w - a).abs())

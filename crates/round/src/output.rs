@@ -78,21 +78,21 @@ impl OutputFactor {
             .par_chunks_mut(rows.max(1))
             .enumerate()
             .for_each(|(k, out)| {
-                let mut asked = Vec::new();
+                let mut row = Vec::new();
                 for block in starts.windows(2).filter(|block| block[0] > k) {
                     // Times the inverse of the block's own triangle.
-                    asked.clear();
+                    row.clear();
                     for j in block[0]..block[1] {
-                        let sum: f64 = asked
+                        let sum: f64 = row
                             .iter()
                             .zip(block[0]..)
                             .map(|(x, i)| x * upper(i, j))
                             .sum();
-                        asked.push((upper(k, j) - sum) / upper(j, j));
+                        row.push((upper(k, j) - sum) / upper(j, j));
                     }
                     out[block[0]..block[1]]
                         .iter_mut()
-                        .zip(&asked)
+                        .zip(&row)
                         .for_each(|(out, x)| *out = *x as f32);
                 }
             });
@@ -137,10 +137,10 @@ impl OutputFactor {
                 .collect();
             let mut rounded = target.clone();
             if from > 0 {
-                let asked =
+                let coupling =
                     View::new(&self.coupling[from..], from, to - from, self.rows).transposed();
                 add_product(
-                    asked,
+                    coupling,
                     View::new(&errors, from, n, n),
                     &mut rounded,
                     n,
@@ -148,8 +148,9 @@ impl OutputFactor {
                 );
             }
             round(rows, &mut rounded);
-            let here = errors[from * n..to * n].iter_mut();
-            here.zip(&target)
+            let block_errors = errors[from * n..to * n].iter_mut();
+            block_errors
+                .zip(&target)
                 .zip(&rounded)
                 .for_each(|((error, target), rounded)| *error = target - rounded);
         }
@@ -208,23 +209,23 @@ mod tests {
     fn errors_of_rows_compensate_each_other() {
         for (m, n) in [(8, 3), (100, 4), (700, 2)] {
             let factor = OutputFactor::new(hessian(m), m, 2).unwrap();
-            let wanted: Vec<f32> = (0..m * n)
+            let weights: Vec<f32> = (0..m * n)
                 .map(|i| ((i * 7919 % 613) as f32 - 306.0) / 61.0)
                 .collect();
-            let (mut found, mut seen) = (vec![0.0; m * n], vec![0; m]);
-            factor.round_blocks(&wanted, n, 2, |rows, numbers| {
+            let (mut rounded, mut seen) = (vec![0.0; m * n], vec![0; m]);
+            factor.round_blocks(&weights, n, 2, |rows, numbers| {
                 numbers.iter_mut().for_each(|x| *x = x.round());
                 for (row, numbers) in rows.iter().zip(numbers.chunks(n)) {
-                    found[row * n..][..n].copy_from_slice(numbers);
+                    rounded[row * n..][..n].copy_from_slice(numbers);
                     seen[*row] += 1;
                 }
             });
             assert!(seen.iter().all(|times| *times == 1));
-            let errors = |of: &dyn Fn(usize) -> f32| -> Vec<f32> {
-                (0..m * n).map(|i| wanted[i] - of(i)).collect()
+            let errors = |rounded: &dyn Fn(usize) -> f32| -> Vec<f32> {
+                (0..m * n).map(|i| weights[i] - rounded(i)).collect()
             };
-            let ours = factor.cost(&errors(&|i| found[i]), 1);
-            let plain = factor.cost(&errors(&|i| wanted[i].round()), 1);
+            let ours = factor.cost(&errors(&|i| rounded[i]), 1);
+            let plain = factor.cost(&errors(&|i| weights[i].round()), 1);
             let blocks = factor.starts.len() - 1;
             match blocks {
                 1 => assert_eq!(ours, plain),
@@ -240,28 +241,28 @@ mod tests {
         let (m, n) = (64, 2);
         let mean = hessian(m);
         let factor = OutputFactor::new(mean.clone(), m, 1).unwrap();
-        let wanted: Vec<f32> = (0..m * n)
+        let weights: Vec<f32> = (0..m * n)
             .map(|i| ((i * 7919 % 613) as f32 - 306.0) / 61.0)
             .collect();
-        let (mut found, mut last) = (vec![0.0; m * n], Vec::new());
-        factor.round_blocks(&wanted, n, 1, |rows, numbers| {
+        let (mut rounded, mut last) = (vec![0.0; m * n], Vec::new());
+        factor.round_blocks(&weights, n, 1, |rows, numbers| {
             if rows[0] + 1 != factor.starts.len() - 1 {
                 numbers.iter_mut().for_each(|x| *x = x.round());
             }
             last = rows.to_vec();
             rows.iter()
                 .zip(numbers.chunks(n))
-                .for_each(|(row, x)| found[row * n..][..n].copy_from_slice(x));
+                .for_each(|(row, x)| rounded[row * n..][..n].copy_from_slice(x));
         });
         let added = InputFactor::added(&mean, m, ROW_DAMPING).unwrap();
         for i in last {
             for column in 0..n {
-                let error = |k: usize| f64::from(wanted[k * n + column] - found[k * n + column]);
-                let of = |k: usize| {
+                let error = |k: usize| f64::from(weights[k * n + column] - rounded[k * n + column]);
+                let term = |k: usize| {
                     (f64::from(mean[i * m + k]) + if i == k { added } else { 0.0 }) * error(k)
                 };
-                let sum: f64 = (0..m).map(of).sum();
-                let scale: f64 = (0..m).map(|k| of(k).abs()).sum();
+                let sum: f64 = (0..m).map(term).sum();
+                let scale: f64 = (0..m).map(|k| term(k).abs()).sum();
                 assert!(sum.abs() < 1e-4 * scale, "row {i}: {sum} of {scale}");
             }
         }

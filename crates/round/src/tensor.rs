@@ -116,8 +116,8 @@ impl Weights<'_> {
         let mut blocks = vec![0; rows as usize * rounder.row_bytes()];
         let mut proof = Proof::default();
         let rows_per_matrix = self.tensor.rows_per_matrix();
-        let all = blocks.chunks_mut((rows_per_matrix as usize * rounder.row_bytes()).max(1));
-        for (number, blocks) in all.enumerate() {
+        let matrices = blocks.chunks_mut((rows_per_matrix as usize * rounder.row_bytes()).max(1));
+        for (number, blocks) in matrices.enumerate() {
             let matrix = number % self.tensor.matrices();
             let knowledge = knowledge(matrix)?;
             let first = number as u64 * rows_per_matrix;

@@ -126,7 +126,7 @@ impl Needs {
 /// Fails if the directory holds Hessians of another job, or the disk has no room for `needed` bytes.
 pub fn check_room(job: &Job, needed: u64) -> Result<()> {
     let directory: &Path = &job.directory;
-    let there = check_free(directory, &job.key)?;
+    let own = check_free(directory, &job.key)?;
     let above = |path: &&Path| path.as_os_str().is_empty() || path.exists();
     let disk = directory
         .ancestors()
@@ -135,7 +135,7 @@ pub fn check_room(job: &Job, needed: u64) -> Result<()> {
     // Where room cannot be counted, a full disk is found out by writing.
     let free = fs4::available_space(disk.unwrap_or(Path::new(".")))
         .unwrap_or(u64::MAX)
-        .saturating_add(there);
+        .saturating_add(own);
     match free < needed {
         true => Err(Error::NoSpace {
             path: directory.to_owned(),

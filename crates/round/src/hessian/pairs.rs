@@ -131,7 +131,7 @@ impl PairSums {
         let n = self.columns;
         let (kept, both) = std::mem::replace(&mut turn.sample, Sample::new(0)).finish();
         debug_assert_eq!(both.len(), 2 * kept * n);
-        let of = |first: usize| {
+        let half = |first: usize| {
             both.chunks_exact(2 * n)
                 .flat_map(|row| row[first..first + n].iter().copied())
                 .collect()
@@ -141,7 +141,7 @@ impl PairSums {
             rows: turn.rows,
             mean: symmetric(&squares, n),
             cross,
-            samples: [of(0), of(n)],
+            samples: [half(0), half(n)],
         }
     }
 }

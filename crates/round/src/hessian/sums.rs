@@ -188,11 +188,11 @@ mod tests {
             for (i, row) in rows(&found).enumerate() {
                 assert_eq!(row.len(), columns - i);
                 for (j, x) in row.iter().enumerate() {
-                    let of = |rows: &[f32]| f64::from(rows[i]) * f64::from(rows[i + j]);
+                    let product = |rows: &[f32]| f64::from(rows[i]) * f64::from(rows[i + j]);
                     let want: f64 = pieces
                         .iter()
                         .flat_map(|rows| rows.chunks(columns))
-                        .map(of)
+                        .map(product)
                         .sum();
                     assert!(
                         (f64::from(*x) - want).abs() < 1e-5,
