@@ -1,5 +1,6 @@
 //! The forward pass on the small trained Llama: what must hold whatever the numbers are.
 
+use quantier::arch::LinearId;
 use quantier::convert;
 use quantier::input::Source;
 use quantier::model::{Engine, Error, LinearInput, Observer, Options, Tap};
@@ -114,7 +115,7 @@ fn a_checkpoint_runs_like_its_gguf() {
 /// Counts the rows that each matrix meets, and adds up their squares.
 #[derive(Default)]
 struct Watcher {
-    met: Mutex<BTreeMap<(String, usize), (usize, f64)>>,
+    met: Mutex<BTreeMap<(LinearId, usize), (usize, f64)>>,
     layers: Mutex<Vec<usize>>,
 }
 
@@ -123,9 +124,8 @@ impl Tap for Watcher {
         let mut met = self.met.lock().unwrap();
         let squares = input.rows.numbers().iter().map(|x| f64::from(*x).powi(2));
         let squares: f64 = squares.sum();
-        for name in input.linears {
-            let entry = met.entry(((*name).to_owned(), input.rows.columns()));
-            let entry = entry.or_default();
+        for linear in input.linears {
+            let entry = met.entry((*linear, input.rows.columns())).or_default();
             entry.0 += input.rows.len();
             entry.1 += squares;
         }
@@ -142,7 +142,7 @@ impl Observer for Watcher {
 #[test]
 fn every_matrix_is_observed_with_every_row() {
     let watcher = Watcher::default();
-    with_engine("refmodel-f16.gguf", &Options::default(), |engine| {
+    let catalog = with_engine("refmodel-f16.gguf", &Options::default(), |engine| {
         let hidden = engine
             .run(&chunks(3, 20), 10..20, Some(&watcher), &Silent)
             .unwrap();
@@ -151,12 +151,16 @@ fn every_matrix_is_observed_with_every_row() {
             .logits(&hidden.take(1).unwrap(), 1, Some(&watcher))
             .unwrap();
         assert_eq!((logits.len(), logits.columns()), (10, VOCABULARY as usize));
+        engine.catalog().clone()
     });
     assert_eq!(
         *watcher.layers.lock().unwrap(),
         (0..LAYERS).collect::<Vec<_>>()
     );
-    let met = watcher.met.into_inner().unwrap();
+    let met = watcher.met.into_inner().unwrap().into_iter();
+    let named =
+        |((linear, columns), seen)| ((catalog.weight(linear).name.to_string(), columns), seen);
+    let met: BTreeMap<_, _> = met.map(named).collect();
     assert_eq!(met.len(), 7 * LAYERS + 1);
     for ((name, columns), (rows, squares)) in &met {
         assert_eq!(

@@ -3,6 +3,7 @@
 use crate::support::allocation;
 use crate::support::models;
 use crate::support::program::{fail_each, json, killed_when, quantier, succeeds};
+use quantier::arch::Catalog;
 use quantier::convert;
 use quantier::evaluate::windows::Windows;
 use quantier::format::gguf::Value;
@@ -69,15 +70,18 @@ fn collected(
 type Rows = BTreeMap<usize, Vec<f32>>;
 
 /// All that each matrix meets, by tensor and matrix.
-#[derive(Default)]
-struct Met(Mutex<BTreeMap<(String, usize), Rows>>);
+struct Met<'c> {
+    catalog: &'c Catalog,
+    rows: Mutex<BTreeMap<(String, usize), Rows>>,
+}
 
-impl Tap for Met {
+impl Tap for Met<'_> {
     fn input(&self, input: LinearInput<'_>) {
-        let mut met = self.0.lock().unwrap();
+        let mut met = self.rows.lock().unwrap();
         let matrix = input.routed.map_or(0, |routed| routed.expert);
-        for name in input.linears {
-            let chunks = met.entry(((*name).to_owned(), matrix)).or_default();
+        for linear in input.linears {
+            let name = self.catalog.weight(*linear).name.to_string();
+            let chunks = met.entry((name, matrix)).or_default();
             chunks
                 .entry(input.chunk)
                 .or_default()
@@ -86,7 +90,7 @@ impl Tap for Met {
     }
 }
 
-impl Observer for Met {}
+impl Observer for Met<'_> {}
 
 /// What the matrices of a model meet in some chunks.
 fn met(engine: &Engine<'_>, chunks: usize) -> BTreeMap<(String, usize), Rows> {
@@ -94,7 +98,10 @@ fn met(engine: &Engine<'_>, chunks: usize) -> BTreeMap<(String, usize), Rows> {
         .chunks(CONTEXT)
         .map(<[u32]>::to_vec)
         .collect();
-    let watcher = Met::default();
+    let watcher = Met {
+        catalog: engine.catalog(),
+        rows: Mutex::default(),
+    };
     let hidden = engine
         .run(&all, 0..CONTEXT, Some(&watcher), &Silent)
         .unwrap();
@@ -105,7 +112,7 @@ fn met(engine: &Engine<'_>, chunks: usize) -> BTreeMap<(String, usize), Rows> {
                 .unwrap(),
         )
     });
-    watcher.0.into_inner().unwrap()
+    watcher.rows.into_inner().unwrap()
 }
 
 /// The mean of `x x^T` over the chunks that are summed, in f64, and how many rows that are.

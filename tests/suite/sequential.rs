@@ -3,6 +3,7 @@
 use crate::support::program::{
     divergence, fails, json, killed_when, place, quantier, read, refmodel, succeeds,
 };
+use quantier::arch::Catalog;
 use quantier::convert;
 use quantier::format::types::GgmlType;
 use quantier::hessian::{self, Store};
@@ -24,22 +25,24 @@ use std::sync::{Arc, Mutex};
 type Met = BTreeMap<(String, usize), Vec<f32>>;
 
 /// Notes what a run shows.
-#[derive(Default)]
-struct Watcher(Mutex<Met>);
+struct Watcher<'c> {
+    catalog: &'c Catalog,
+    met: Mutex<Met>,
+}
 
-impl Tap for Watcher {
+impl Tap for Watcher<'_> {
     fn input(&self, input: LinearInput<'_>) {
         if input.routed.is_none() {
-            let mut met = self.0.lock().unwrap();
-            for name in input.linears {
-                let rows = input.rows.numbers().to_vec();
-                met.insert(((*name).to_owned(), input.chunk), rows);
+            let mut met = self.met.lock().unwrap();
+            for linear in input.linears {
+                let name = self.catalog.weight(*linear).name.to_string();
+                met.insert((name, input.chunk), input.rows.numbers().to_vec());
             }
         }
     }
 }
 
-impl Observer for Watcher {}
+impl Observer for Watcher<'_> {}
 
 /// "Rounds" to numbers that have nothing to do with the weights, and notes what it is shown.
 struct Changer<'c> {
@@ -105,7 +108,10 @@ impl SequentialRounder for Changer<'_> {
 
 /// What matrices meet in a run, the output matrix among them.
 fn met(engine: &Engine<'_>, chunks: &[Vec<u32>]) -> Met {
-    let watcher = Watcher::default();
+    let watcher = Watcher {
+        catalog: engine.catalog(),
+        met: Mutex::default(),
+    };
     let hidden = engine
         .run(chunks, 0..chunks[0].len(), Some(&watcher), &Silent)
         .unwrap();
@@ -114,7 +120,7 @@ fn met(engine: &Engine<'_>, chunks: &[Vec<u32>]) -> Met {
         head.logits(&hidden.take(chunk).unwrap(), chunk, Some(&watcher))
             .unwrap();
     }
-    watcher.0.into_inner().unwrap()
+    watcher.met.into_inner().unwrap()
 }
 
 /// Each matrix meets what it meets in a run of the model as it is, and in one of the model with all

@@ -306,27 +306,22 @@ impl<'j> Recorder<'j> {
             .collect()
     }
 
-    /// Takes the input of linears.
-    pub fn input(&self, input: LinearInput<'_>) {
+    /// Takes the input of linears with these tensors, of which the first one names the file.
+    pub fn input(&self, tensors: &[&str], input: LinearInput<'_>) {
         let mut inputs = lock(&self.chunks[input.chunk]);
         let (matrix, matrices) = input
             .routed
             .map_or((0, 1), |routed| (routed.expert, routed.experts));
         // The output matrix reads the rows of a chunk in several parts.
         let begun = inputs.iter_mut().find(|begun| {
-            (begun.matrix, begun.matrices) == (matrix, matrices)
-                && begun.tensors[0] == input.linears[0]
+            (begun.matrix, begun.matrices) == (matrix, matrices) && begun.tensors[0] == tensors[0]
         });
         if let Some(begun) = begun {
             begun.rows.extend_from_slice(input.rows.numbers());
             return;
         }
         inputs.push(Input {
-            tensors: input
-                .linears
-                .iter()
-                .map(|name| (*name).to_owned())
-                .collect(),
+            tensors: tensors.iter().map(|name| (*name).to_owned()).collect(),
             matrix,
             matrices,
             columns: input.rows.columns(),

@@ -410,16 +410,14 @@ impl Tap for Collector<'_> {
         let mut met = lock(&self.chunks[input.chunk]);
         let mut in_hessians = Vec::new();
         let mut added = Ok(());
-        for name in input.linears {
+        for &linear in input.linears {
+            let name = &*self.catalog.weight(linear).name;
             met.last.clear();
             met.last.push_str(name);
-            let Some(linear) = self.catalog.linear_named(name) else {
-                continue;
-            };
-            if self.catalog.in_hessians(linear.id, self.process_output) {
-                in_hessians.push(*name);
+            if self.catalog.in_hessians(linear, self.process_output) {
+                in_hessians.push(name);
             }
-            if !self.catalog.in_imatrix(linear.id, self.process_output) || added.is_err() {
+            if !self.catalog.in_imatrix(linear, self.process_output) || added.is_err() {
                 continue;
             }
             let matrix = input
@@ -430,10 +428,7 @@ impl Tap for Collector<'_> {
         }
         drop(met);
         if let Some(recorder) = self.recorder.as_ref().filter(|_| !in_hessians.is_empty()) {
-            recorder.input(LinearInput {
-                linears: &in_hessians,
-                ..input
-            });
+            recorder.input(&in_hessians, input);
         }
         if let Err(error) = added {
             self.fail(input.chunk, error);

@@ -17,6 +17,7 @@ use super::ops::rope::Angles;
 use super::rows::Rows;
 use super::states::States;
 use super::{Engine, Error, LOGIT_ROWS, LinearInput, OutputGradient, Result, Routed, Tap};
+use quantier_arch::LinearId;
 use quantier_core::progress::{Progress, Unit};
 use quantier_gguf::snapshot::Snapshot;
 use rayon::prelude::*;
@@ -95,7 +96,7 @@ struct Sampler<'s> {
 
 /// One linear's part of a chunk.
 struct Sample {
-    name: String,
+    linear: LinearId,
     matrix: usize,
     matrices: usize,
     columns: usize,
@@ -125,8 +126,8 @@ impl Tap for Sampler<'_> {
         let (matrix, matrices) = input
             .routed
             .map_or((0, 1), |routed| (routed.expert, routed.experts));
-        let sample = |name: &&str| Sample {
-            name: (*name).to_owned(),
+        let sample = |linear: &LinearId| Sample {
+            linear: *linear,
             matrix,
             matrices,
             columns: input.rows.columns(),
@@ -145,7 +146,7 @@ impl Tap for Sampler<'_> {
         let rows = self.rows(gradient.routed, gradient.rows);
         let mut samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
         let mut samples = samples.iter_mut();
-        let sample = samples.find(|s| s.name == gradient.linear && s.matrix == matrix);
+        let sample = samples.find(|s| (s.linear, s.matrix) == (gradient.linear, matrix));
         if let Some(sample) = sample {
             sample.width = gradient.rows.columns();
             sample.piece.gradients.push(rows);
@@ -331,12 +332,13 @@ impl Backward<'_, '_> {
             };
             (0..chunks).into_par_iter().map(one).collect()
         });
-        let mut linears: BTreeMap<(String, usize), LinearSamples> = BTreeMap::new();
+        let mut linears: BTreeMap<(&str, usize), LinearSamples> = BTreeMap::new();
         for sample in samples?.into_iter().flatten() {
+            let name = &*engine.catalog().weight(sample.linear).name;
             let all = linears
-                .entry((sample.name.clone(), sample.matrix))
+                .entry((name, sample.matrix))
                 .or_insert_with(|| LinearSamples {
-                    name: sample.name,
+                    name: name.to_owned(),
                     matrix: sample.matrix,
                     matrices: sample.matrices,
                     columns: sample.columns,

@@ -7,6 +7,7 @@ use super::ops::product::product_derivative;
 use super::rows::Rows;
 use super::weights::Weights;
 use super::{Engine, LOGIT_ROWS, LinearInput, Result, Tap};
+use quantier_arch::LinearId;
 use quantier_core::progress::Silent;
 use quantier_round::matrix::{View, multiply};
 
@@ -25,6 +26,7 @@ enum Output<'e> {
     /// Some rows at a time, for a memory that the whole would take too much of. Every call widens
     /// all of them again.
     Bands {
+        id: LinearId,
         weights: &'e Weights<'e>,
         name: &'static str,
         rows: usize,
@@ -71,8 +73,10 @@ impl Engine<'_> {
     pub fn head(&self) -> Result<Head<'_>> {
         let (hyper, rows, name) = (&self.hyper, self.vocabulary(), self.output_name());
         self.pool.install(|| {
-            let output = match self.band() {
-                Some(band) => Output::Bands {
+            let id = self.catalog().output().map(|output| output.id);
+            let output = match self.band().zip(id) {
+                Some((band, id)) => Output::Bands {
+                    id,
                     weights: &self.weights,
                     name,
                     rows,
@@ -172,11 +176,11 @@ impl Head<'_> {
                 pass.input(&[linear], None, &x)?;
                 pass.times(linear, &x)?
             }
-            Output::Bands { name, rows, .. } => {
+            Output::Bands { id, rows, .. } => {
                 if let Some(tap) = tap {
                     tap.input(LinearInput {
                         chunk,
-                        linears: &[name],
+                        linears: &[*id],
                         routed: None,
                         rows: &x,
                     });
@@ -206,6 +210,7 @@ impl Head<'_> {
             name,
             rows,
             band,
+            ..
         } = &self.output
         else {
             return Ok(());

@@ -6,13 +6,15 @@ use super::ops::norm;
 use super::ops::product::{product, product_derivative, row_derivative};
 use super::rows::Rows;
 use super::{Error, LinearInput, OutputGradient, Result, Routed, Tap};
-use quantier_arch::Norm as NormKind;
+use quantier_arch::{LinearId, Norm as NormKind};
 use quantier_core::progress::Progress;
 use std::sync::Arc;
 
 /// A weight matrix that multiplies activations, or one for each expert, in f32.
 #[derive(Clone)]
 pub(super) struct Linear {
+    /// Its place in the model's catalog.
+    pub id: LinearId,
     /// The tensor's name.
     pub name: String,
     /// `[experts, rows, columns]`.
@@ -96,10 +98,10 @@ impl Pass<'_> {
     ) -> Result<()> {
         self.go_on()?;
         if let Some(tap) = self.tap {
-            let names: Vec<&str> = linears.iter().map(|linear| &*linear.name).collect();
+            let linears: Vec<_> = linears.iter().map(|linear| linear.id).collect();
             tap.input(LinearInput {
                 chunk: self.chunk,
-                linears: &names,
+                linears: &linears,
                 routed,
                 rows,
             });
@@ -142,7 +144,7 @@ impl Pass<'_> {
         if let Some(tap) = self.tap {
             tap.output_gradient(OutputGradient {
                 chunk: self.chunk,
-                linear: &linear.name,
+                linear: linear.id,
                 routed,
                 rows: g,
             });

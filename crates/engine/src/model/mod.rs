@@ -30,9 +30,9 @@ mod weights;
 use layer::{Bundle, Layer};
 use linear::Pass;
 use ops::rope::Angles;
-use quantier_arch::Catalog;
 use quantier_arch::Input;
 use quantier_arch::spec::ModelSpec;
+use quantier_arch::{Catalog, LinearId};
 use quantier_core::progress::{Progress, Unit};
 use rayon::prelude::*;
 use states::States;
@@ -111,8 +111,8 @@ pub type Result<T> = std::result::Result<T, Error>;
 pub struct LinearInput<'a> {
     /// The chunk, counted from 0.
     pub chunk: usize,
-    /// The linears' tensors: all that read these rows.
-    pub linears: &'a [&'a str],
+    /// All linears that read these rows.
+    pub linears: &'a [LinearId],
     /// The expert that the rows are for; None for all positions.
     pub routed: Option<Routed<'a>>,
     /// The activations.
@@ -124,8 +124,8 @@ pub struct LinearInput<'a> {
 pub struct OutputGradient<'a> {
     /// The chunk, counted from 0.
     pub chunk: usize,
-    /// The linear's tensor.
-    pub linear: &'a str,
+    /// The linear.
+    pub linear: LinearId,
     /// The expert that the rows are of; None for all positions.
     pub routed: Option<Routed<'a>>,
     /// The gradient, row by row.

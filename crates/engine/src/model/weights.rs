@@ -179,7 +179,10 @@ impl<'a> Weights<'a> {
             true => None,
             false => self.device.upload(&weights, matrix)?,
         };
+        let entry = self.catalog().linear_named(&name);
+        let entry = entry.ok_or_else(|| self.bad(&name, "multiplies no activations".into()))?;
         Ok(Linear {
+            id: entry.id,
             name,
             weights: Arc::new(weights),
             experts: spec.experts.unwrap_or(1),

@@ -9,7 +9,7 @@ use crate::model::ops::rope::Angles;
 use crate::model::ops::router::Weighing;
 use crate::model::ops::tests::{check_gradients, random};
 use crate::model::rows::Rows;
-use quantier_arch::{Activation, Norm as NormKind, Rope};
+use quantier_arch::{Activation, LinearId, Norm as NormKind, Rope};
 use quantier_core::progress::Silent;
 use std::sync::Arc;
 
@@ -28,6 +28,7 @@ fn pass<'p>() -> Pass<'p> {
 
 fn linear(experts: usize, rows: usize, columns: usize, seed: u32) -> Linear {
     Linear {
+        id: LinearId(seed),
         name: format!("linear {seed}"),
         weights: Arc::new(random(experts * rows * columns, seed)),
         experts,
