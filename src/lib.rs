@@ -19,15 +19,14 @@
 //! | [`arch`] | the table of architectures: names, metadata and transforms of their tensors | the names and shapes of a checkpoint |
 //! | [`report`] | the evidence: the frontier's JSON, pictures, the page, the table for a terminal | nothing: data in, text out |
 //! | [`tokenizer`] | vocabularies: Hugging Face tokenizer files to GGUF metadata | tokenizer files |
-//! | [`model`] | the forward pass, layer by layer over all chunks, and the backward stream; each input of a matrix shown to who watches; a model and its rounded form side by side | weights, through `input`; a temporary file |
+//! | [`model`] | the engine: forward and backward passes layer by layer over all chunks, taps on linears, sequential rounding | weights, through `input`; a temporary file |
 //! | [`plan`] | numbers in, recipe out: roles, file types, preset rules, the frontier's solver | numbers and names only |
 //! | [`quant`] | block layouts, quantizers, dequantizers, block validation | numbers only |
 //! | [`mod@format`] | GGUF, safetensors, JSON and importance-matrix files, output files, the table of tensor types | files; the only reader of untrusted bytes |
 //! | [`text`] | the built-in texts for calibration and evaluation, ten domains each | nothing |
 //! | [`resume`] | long jobs that survive being killed | a snapshot beside the output, through `format` |
 //! | [`simd`] | eight lanes of f32 with the same results on every CPU: plain, AVX2, NEON | nothing |
-//! //! | `vector` | loops that the compiler makes vectors of, at the CPU's highest level | nothing |
-//! | [`progress`] | what a long job tells the one who started it, and how it is stopped | nothing |
+//! //! | [`progress`] | what a long job tells the one who started it, and how it is stopped | nothing |
 //!
 //! `src/main.rs` and `src/cli/` are the program: one file per command, and the only place that
 //! prints.
