@@ -26,7 +26,7 @@
 //! | [`text`] | the built-in texts for calibration and evaluation, ten domains each | nothing |
 //! | [`resume`] | long jobs that survive being killed | a snapshot beside the output, through `format` |
 //! | [`simd`] | eight lanes of f32 with the same results on every CPU: plain, AVX2, NEON | nothing |
-//! //! | [`progress`] | what a long job tells the one who started it, and how it is stopped | nothing |
+//! | [`progress`] | what a long job tells the one who started it, and how it is stopped | nothing |
 //!
 //! `src/main.rs` and `src/cli/` are the program: one file per command, and the only place that
 //! prints.
