@@ -21,8 +21,10 @@ pub(super) struct Calibrated {
     pub(super) imatrix: Imatrix,
     /// The file of the importance matrix; none while it is only expected.
     pub(super) file: Option<PathBuf>,
-    /// Input Hessians, where errors are fed back.
+    /// Input Hessians, where errors are fed back; none while they are only expected.
     pub(super) hessians: Option<InputHessians>,
+    /// Their key, also while they are only expected.
+    pub(super) hessian_key: Option<Key>,
 }
 
 impl Calibrated {
@@ -48,6 +50,7 @@ impl Calibrated {
         Ok(Calibrated {
             imatrix,
             file: Some(file.to_owned()),
+            hessian_key: hessians.as_ref().map(|hessians| *hessians.key()),
             hessians,
         })
     }
@@ -225,14 +228,19 @@ impl Stage for Calibration<'_> {
 
 impl Foreseeable for Calibration<'_> {
     fn expected(&self, work: &WorkDir) -> Result<Calibrated> {
-        match self.has_imatrix(work) {
-            true => Calibrated::read(self.job, &self.file, None),
-            false => Ok(Calibrated {
+        let calibrated = match self.has_imatrix(work) {
+            true => Calibrated::read(self.job, &self.file, None)?,
+            false => Calibrated {
                 imatrix: expected(self.job),
                 file: None,
                 hessians: None,
-            }),
-        }
+                hessian_key: None,
+            },
+        };
+        Ok(Calibrated {
+            hessian_key: self.hessians.as_ref().map(|hessians| hessians.job.key),
+            ..calibrated
+        })
     }
 }
 

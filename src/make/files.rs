@@ -12,7 +12,6 @@ use super::workdir::WorkDir;
 use super::{Error, Result};
 use crate::format::snapshot::Key;
 use crate::format::types::GgmlType;
-use crate::hessian::Store;
 use crate::input::Tensor;
 use crate::quantize::{self, ImatrixRequest, OutputRequest, Plan, SequentialRun};
 use crate::resume::{KeyBuilder, Resume};
@@ -70,7 +69,7 @@ pub(super) fn content(imatrix: Option<&Path>) -> Result<Vec<u8>> {
 pub(super) struct Writer<'j> {
     job: &'j Job<'j>,
     calibrated: &'j Calibrated,
-    output_hessians: Option<&'j Store>,
+    sensitivities: &'j Sensitivities,
     numbers: Option<&'j Numbers>,
     /// The bytes of the importance matrix.
     imatrix: Vec<u8>,
@@ -86,15 +85,15 @@ impl<'j> Writer<'j> {
         Ok(Writer {
             job,
             calibrated,
-            output_hessians: sensitivities.output_hessians.as_ref(),
+            sensitivities,
             numbers,
             imatrix: content(calibrated.file.as_deref())?,
         })
     }
 
     fn key(&self, file: &FilePlan) -> Result<Key> {
-        let hessians = self.calibrated.hessians.as_ref().map(InputHessians::key);
-        let output_hessians = self.output_hessians.map(Store::key);
+        let hessians = self.calibrated.hessian_key.as_ref();
+        let output_hessians = self.sensitivities.output_key.as_ref();
         let key = KeyBuilder::new("make: file")
             .with_model(self.job.input)?
             .with("covariance", hessians.map_or(&[][..], |key| key))
@@ -179,7 +178,7 @@ impl<'j> Writer<'j> {
                     let with = SequentialRun {
                         engine: model.engine,
                         chunks,
-                        output_hessians: self.output_hessians,
+                        output_hessians: self.sensitivities.output_hessians.as_ref(),
                         file: Some(&blocks),
                         resume: Some(resume),
                     };

@@ -13,15 +13,16 @@ use crate::format::types::GgmlType;
 use crate::hessian::{self, Store};
 use crate::input::Tensor;
 use crate::resume::KeyBuilder;
-use crate::rounding::InputHessians;
 use crate::sensitivity::{self, Measure, Run, Scores, Settings};
 use std::path::Path;
 
 /// Sensitivities of a model.
 pub(super) struct Sensitivities {
     pub(super) scores: Scores,
-    /// Output Hessians, where rows are rounded jointly.
+    /// Output Hessians, where rows are rounded jointly; none while they are only expected.
     pub(super) output_hessians: Option<Store>,
+    /// Their key, also while they are only expected.
+    pub(super) output_key: Option<Key>,
     /// Whether the nats are only a guess, since nothing has been measured.
     pub(super) is_guess: bool,
 }
@@ -79,6 +80,10 @@ impl<'j> ScoringStage<'j> {
         let scores: Scores = work.read(SCORES, &self.key)?;
         let covers = scores.cover(&self.needed, &self.job.allowed());
         covers.then_some(scores)
+    }
+
+    fn output_key(&self) -> Option<Key> {
+        self.output_hessians.as_ref().map(|job| job.key)
     }
 
     /// Output Hessians of an earlier run; `None` inside if none are needed.
@@ -295,6 +300,7 @@ impl Stage for ScoringStage<'_> {
         Ok(loaded.map(|(scores, output_hessians)| Sensitivities {
             scores,
             output_hessians,
+            output_key: self.output_key(),
             is_guess: false,
         }))
     }
@@ -345,6 +351,7 @@ impl Stage for ScoringStage<'_> {
         Ok(Sensitivities {
             scores,
             output_hessians,
+            output_key: self.output_key(),
             is_guess: false,
         })
     }
@@ -357,6 +364,7 @@ impl Foreseeable for ScoringStage<'_> {
             is_guess: scores.is_none(),
             scores: scores.unwrap_or_else(|| self.needed.clone()),
             output_hessians: None,
+            output_key: self.output_key(),
         })
     }
 }
@@ -368,7 +376,7 @@ fn scores_key(job: &Job<'_>, chunks: &[Vec<u32>], calibrated: &Calibrated) -> Re
             .collect::<Vec<u8>>()
     });
     let settings = serde_json::to_vec(job.settings()).unwrap_or_default();
-    let hessians = calibrated.hessians.as_ref().map(InputHessians::key);
+    let hessians = calibrated.hessian_key.as_ref();
     let key = KeyBuilder::new("make: scores")
         .with_model(job.input)?
         .with("tokens", &bytes(chunks))

@@ -523,4 +523,14 @@ fn a_killed_run_goes_on_and_writes_the_same_file() {
         fs::read(found.unwrap()).unwrap()
     };
     assert!(file("out") == file("whole"));
+
+    // Another recipe: nothing is left of a file that a killed run was at.
+    let other = |bpw: &str| format!("make m.gguf {SMALL} --bpw {bpw} --snapshot-every 0 -o out");
+    killed_when(dir, &other("3.7"), || {
+        layers_done(&dir.join("out/work")).is_some()
+    });
+    succeeds(dir, &other("4.4"));
+    let left = fs::read_dir(dir.join("out/work")).unwrap();
+    let mut left = left.map(|e| e.unwrap().file_name().into_string().unwrap());
+    assert!(left.all(|name| !name.ends_with(".blocks") && !name.ends_with(".resume")));
 }
