@@ -11,7 +11,7 @@
 use quantier_arch::Input;
 use quantier_gguf::gguf::Layout;
 use quantier_gguf::output::Output;
-use quantier_gguf::snapshot::{self, Key, Lookup, Snapshot};
+use quantier_gguf::snapshot::{self, Key, Lookup, Progress, Snapshot};
 use quantier_gguf::{Error, Result};
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
@@ -176,7 +176,8 @@ impl Resume {
                 }
             })
         };
-        let written = snapshot::write::<Error>(&self.path, &self.key, done, extra, shape, &state);
+        let progress = Progress { done, extra, shape };
+        let written = snapshot::write::<Error>(&self.path, &self.key, progress, &state);
         if let Some(error) = broken.into_inner().unwrap_or_else(PoisonError::into_inner) {
             return Err(error);
         }

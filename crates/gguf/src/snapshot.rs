@@ -156,21 +156,32 @@ fn parse(bytes: &[u8]) -> std::result::Result<Head, String> {
     })
 }
 
+/// Progress of a job, for its snapshot.
+#[derive(Clone, Copy, Debug)]
+pub struct Progress<'p> {
+    /// Finished steps.
+    pub done: usize,
+    /// Partial results, packed by the job.
+    pub extra: &'p [u8],
+    /// Number and length of the activations' slots.
+    pub shape: [usize; 2],
+}
+
 /// Writes a snapshot: under a temporary name, then renamed, so that a killed process leaves the
 /// previous one.
 ///
-/// `state` gives the activations of each of `slots` slots, `[len]`.
+/// `state` gives the activations of each slot.
 ///
 /// # Errors
 /// Those of the disk and those of `state`.
 pub fn write<E: From<Error>>(
     path: &Path,
     key: &Key,
-    done: usize,
-    extra: &[u8],
-    [slots, len]: [usize; 2],
+    progress: Progress<'_>,
     state: &dyn Fn(usize) -> std::result::Result<Vec<f32>, E>,
 ) -> std::result::Result<(), E> {
+    let Progress { done, extra, shape } = progress;
+    let [slots, len] = shape;
     let bytes = HEAD + extra.len() + slots * len * 4 + DIGEST;
     let mut output = Output::create(path, bytes as u64, &[])?;
     let mut digest = Sha256::new();
@@ -271,7 +282,12 @@ mod tests {
 
     fn written(dir: &Path) -> std::path::PathBuf {
         let path = dir.join("a.resume");
-        write::<Error>(&path, &KEY, 3, b"extra", [2, 5], &|slot| {
+        let progress = Progress {
+            done: 3,
+            extra: b"extra",
+            shape: [2, 5],
+        };
+        write::<Error>(&path, &KEY, progress, &|slot| {
             Ok(vec![slot as f32 + 0.5; 5])
         })
         .unwrap();
@@ -329,7 +345,12 @@ mod tests {
                 what: "no".into(),
             })
         };
-        assert!(write(&path, &KEY, 4, b"", [1, 1], &fail).is_err());
+        let progress = Progress {
+            done: 4,
+            extra: b"",
+            shape: [1, 1],
+        };
+        assert!(write(&path, &KEY, progress, &fail).is_err());
         assert_eq!(std::fs::read(&path).unwrap(), before);
     }
 
