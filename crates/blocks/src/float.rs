@@ -13,7 +13,7 @@ use crate::types::GgmlType;
 /// ```
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(transparent)]
-pub struct BlockF32([u8; 4]);
+pub(crate) struct BlockF32([u8; 4]);
 
 impl Block<1> for BlockF32 {
     const TYPE: GgmlType = GgmlType::F32;
@@ -48,7 +48,7 @@ impl Block<1> for BlockF32 {
 /// ```
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(transparent)]
-pub struct BlockF16(Half);
+pub(crate) struct BlockF16(Half);
 
 impl Block<1> for BlockF16 {
     const TYPE: GgmlType = GgmlType::F16;
@@ -83,7 +83,7 @@ impl Block<1> for BlockF16 {
 /// ```
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(transparent)]
-pub struct BlockBf16([u8; 2]);
+pub(crate) struct BlockBf16([u8; 2]);
 
 impl Block<1> for BlockBf16 {
     const TYPE: GgmlType = GgmlType::BF16;

@@ -26,7 +26,7 @@ const SIGN: u8 = 8;
 /// ```
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
-pub struct BlockMxfp4 {
+pub(crate) struct BlockMxfp4 {
     e: u8,
     qs: [u8; 16],
 }
@@ -81,7 +81,7 @@ impl Block<32> for BlockMxfp4 {
 /// ```
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
-pub struct BlockNvfp4 {
+pub(crate) struct BlockNvfp4 {
     d: [u8; 4],
     qs: [[u8; 8]; 4],
 }

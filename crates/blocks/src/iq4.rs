@@ -29,7 +29,7 @@ type Lanes<S> = [<S as Simd>::F32; SUB];
 /// ```
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
-pub struct BlockIq4Nl {
+pub(crate) struct BlockIq4Nl {
     d: Half,
     qs: [u8; SUB / 2],
 }
@@ -89,7 +89,7 @@ impl Block<SUB> for BlockIq4Nl {
 /// ```
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
-pub struct BlockIq4Xs {
+pub(crate) struct BlockIq4Xs {
     d: Half,
     scales_high: [u8; 2],
     scales_low: [u8; 4],

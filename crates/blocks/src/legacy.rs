@@ -43,7 +43,7 @@ const TOGETHER: usize = VECTORS * LANES;
 /// ```
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
-pub struct BlockQ8_0 {
+pub(crate) struct BlockQ8_0 {
     d: Half,
     qs: [i8; LEN],
 }
@@ -151,7 +151,7 @@ fn largest_magnitudes<S: Simd>(simd: S, blocks: &[Weights]) -> S::F32 {
 /// ```
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
-pub struct BlockQ4_0 {
+pub(crate) struct BlockQ4_0 {
     d: Half,
     qs: [u8; LEN / 2],
 }
@@ -210,7 +210,7 @@ impl Stepped<LEN> for BlockQ4_0 {
 /// ```
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
-pub struct BlockQ5_0 {
+pub(crate) struct BlockQ5_0 {
     d: Half,
     qh: [u8; 4],
     qs: [u8; LEN / 2],
@@ -276,7 +276,7 @@ impl Stepped<LEN> for BlockQ5_0 {
 /// ```
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
-pub struct BlockQ4_1 {
+pub(crate) struct BlockQ4_1 {
     d: Half,
     m: Half,
     qs: [u8; LEN / 2],
@@ -340,7 +340,7 @@ impl Stepped<LEN> for BlockQ4_1 {
 /// ```
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
-pub struct BlockQ5_1 {
+pub(crate) struct BlockQ5_1 {
     d: Half,
     m: Half,
     qh: [u8; 4],

@@ -1,16 +1,59 @@
 //! Block formats: rows of f32 weights to the bytes of a ggml tensor type, and back.
 //!
-//! Every type is one struct with ggml's exact memory layout, which implements `Block`;
-//! [`Codec::of`] is the table that leads from a [`GgmlType`] to it. The bytes are those of the
-//! reference's `ggml_quantize_chunk`: plain IEEE f32 arithmetic, sums in source order, no fused
-//! multiply-add, on every CPU.
+//! The bytes are those of the reference's `ggml_quantize_chunk`: plain IEEE f32 arithmetic, sums in
+//! source order, no fused multiply-add, on every CPU. [`Codec::of`] leads from a
+//! [`GgmlType`](types::GgmlType) to its functions.
 //!
-//! Importance weights (the importance matrix's mean squares, one per column) are optional, except
-//! for the types whose [`Codec::needs_importance`] is set.
+//! # Quantize and dequantize rows
+//!
+//! ```
+//! use quantier_blocks::{Codec, types::GgmlType};
+//!
+//! let weights: Vec<f32> = (0..512).map(|i| (i as f32 * 0.37).sin()).collect();
+//! let codec = Codec::of(GgmlType::Q4_K).unwrap();
+//!
+//! let mut row = vec![0; 2 * GgmlType::Q4_K.block_bytes()];
+//! codec.quantize_row(&weights, None, &mut row);
+//!
+//! let mut back = vec![0.0; weights.len()];
+//! codec.dequantize_row(&row, &mut back);
+//! assert!(weights.iter().zip(&back).all(|(w, b)| (w - b).abs() < 0.1));
+//! ```
+//!
+//! # With importance weights
+//!
+//! One weight per column: the mean square of the linear's input, as an importance matrix has it.
+//! Types with [`Codec::needs_importance`] take no row without them.
+//!
+//! ```
+//! use quantier_blocks::{Codec, types::GgmlType};
+//!
+//! let weights: Vec<f32> = (0..256).map(|i| (i as f32 * 0.37).sin()).collect();
+//! let importance: Vec<f32> = (0..256).map(|i| 1.0 + (i % 7) as f32).collect();
+//! let codec = Codec::of(GgmlType::IQ2_XXS).unwrap();
+//! assert!(codec.needs_importance);
+//!
+//! let mut row = vec![0; GgmlType::IQ2_XXS.block_bytes()];
+//! codec.quantize_row(&weights, Some(&importance), &mut row);
+//! ```
+//!
+//! # Validate blocks
+//!
+//! ```
+//! use quantier_blocks::{Codec, Fault, types::GgmlType};
+//!
+//! let codec = Codec::of(GgmlType::Q8_0).unwrap();
+//! let mut blocks = vec![0; 3 * GgmlType::Q8_0.block_bytes()];
+//! assert_eq!(codec.first_fault(&blocks), None);
+//!
+//! // The scale of the second block becomes the f16 NaN.
+//! blocks[34..36].copy_from_slice(&[0x00, 0x7e]);
+//! assert_eq!(codec.first_fault(&blocks), Some((1, Fault::NaN)));
+//! ```
 
 // Lanes go through several arrays by one number.
 #![allow(clippy::needless_range_loop)]
-#![warn(missing_docs)]
+#![warn(missing_docs, unreachable_pub)]
 
 pub mod feedback;
 mod float;
@@ -23,7 +66,6 @@ mod low;
 mod num;
 mod planes;
 mod search;
-#[allow(missing_docs)]
 pub mod simd;
 mod ternary;
 pub mod types;
@@ -32,17 +74,17 @@ pub mod vector;
 use crate::simd::{Isa, Kernel, Simd};
 use crate::types::GgmlType;
 
-/// A block of `N` weights, in ggml's memory layout.
+/// A block of `N` weights, in ggml's memory layout: one struct per type.
 ///
 /// All fields are bytes (alignment 1), so that a row of a file is a slice of blocks without a copy.
-pub trait Block<const N: usize>: bytemuck::Pod {
+pub(crate) trait Block<const N: usize>: bytemuck::Pod {
     /// The tensor type that this is a block of.
     const TYPE: GgmlType;
     /// Whether the reference refuses to quantize to this type without importance weights.
     const NEEDS_IMPORTANCE: bool = false;
 
     /// Quantizes one row: `weights` and `importance` have one array per block of `row`. The
-    /// instructions that `simd` stands for change nothing but the time.
+    /// instructions of `simd` change nothing but the time.
     fn quantize_row<S: Simd>(
         simd: S,
         weights: &[[f32; N]],
@@ -50,10 +92,11 @@ pub trait Block<const N: usize>: bytemuck::Pod {
         row: &mut [Self],
     );
 
-    /// The weights that the block stands for, by the instructions that `simd` stands for.
+    /// The weights of the block, by the instructions of `simd`.
     fn dequantize<S: Simd>(&self, simd: S, weights: &mut [f32; N]);
 
-    /// What makes the block unusable, judged as the reference's `ggml_validate_row_data` does.
+    /// The reason why the block is unusable, by the rules of the reference's
+    /// `ggml_validate_row_data`.
     fn fault(&self) -> Option<Fault>;
 }
 
@@ -151,7 +194,7 @@ impl Codec {
         }
     }
 
-    /// The codec of a type; `None` for those that no model stores weights in (integers, q8_1,
+    /// The codec of a type; `None` for types that hold no weights of models (integers, f64, q8_1,
     /// q8_K).
     pub fn of(ggml_type: GgmlType) -> Option<&'static Codec> {
         CODECS.iter().find(|codec| codec.ggml_type == ggml_type)
@@ -199,14 +242,14 @@ impl Codec {
         (self.quantize)(isa, weights, importance, row);
     }
 
-    /// Whether rows can be rounded with error feedback: there are levels to choose.
+    /// Whether rows can be rounded with error feedback: true of every type with levels to choose.
     pub fn takes_feedback(&self) -> bool {
         self.round_eight.is_some()
     }
 
     /// Rounds a block of eight rows with error feedback: `weights` and `blocks` have eight of each,
-    /// one after the other. On return, `weights` holds what is left to be made good by the columns
-    /// behind the block: each weight as it was when its turn came, less what the block says.
+    /// one after the other. On return, `weights` holds the errors that the columns after the block
+    /// compensate: each weight before its own rounding, less its rounded value.
     ///
     /// # Panics
     /// If the type takes no feedback, or the lengths do not fit each other.
@@ -231,7 +274,7 @@ impl Codec {
         round(Isa::best(), coupling, weights, blocks);
     }
 
-    /// Turns one row of blocks (or any whole number of blocks) back into weights.
+    /// Dequantizes one row of blocks, or any whole number of blocks.
     ///
     /// # Panics
     /// If the lengths do not fit each other.
@@ -252,8 +295,8 @@ impl Codec {
         (self.dequantize)(isa, row, weights);
     }
 
-    /// The first unusable block, if any: its index and what is wrong. A rest that is no whole block
-    /// is ignored.
+    /// The first unusable block, if any: its index and what is wrong. An incomplete block at
+    /// the end is ignored.
     pub fn first_fault(&self, blocks: &[u8]) -> Option<(usize, Fault)> {
         (self.first_fault)(blocks)
     }

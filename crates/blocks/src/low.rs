@@ -33,7 +33,7 @@ const Q2_0_LEN: usize = 64;
 /// ```
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
-pub struct BlockQ1_0 {
+pub(crate) struct BlockQ1_0 {
     d: Half,
     bits: [u8; Q1_0_LEN / 8],
 }
@@ -78,7 +78,7 @@ impl Block<Q1_0_LEN> for BlockQ1_0 {
 /// ```
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
-pub struct BlockQ2_0 {
+pub(crate) struct BlockQ2_0 {
     d: Half,
     qs: [u8; Q2_0_LEN / 4],
 }

@@ -26,7 +26,7 @@ const FIVE_DIGITS: u16 = 243;
 /// ```
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
-pub struct BlockTq1_0 {
+pub(crate) struct BlockTq1_0 {
     wide: [u8; 32],
     middle: [u8; 16],
     narrow: [u8; 4],
@@ -97,7 +97,7 @@ impl Stepped<LEN> for BlockTq1_0 {
 /// ```
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
-pub struct BlockTq2_0 {
+pub(crate) struct BlockTq2_0 {
     qs: [u8; LEN / 4],
     d: Half,
 }

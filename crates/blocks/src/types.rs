@@ -1,7 +1,7 @@
 //! The ggml tensor types: number, name, block length and block bytes.
 //!
-//! This table is all that `format` knows of quantization. The numbers and sizes are facts of the
-//! GGUF format.
+//! Readers and writers of files need nothing else of quantization. The numbers and sizes are facts
+//! of the GGUF format.
 
 use std::fmt;
 
@@ -126,7 +126,10 @@ impl GgmlType {
         (0..TABLE.len()).map(|i| GgmlType(i as u8))
     }
 
-    /// The type with this number in a file, or a sentence that says why there is none.
+    /// The type with this number in a file.
+    ///
+    /// # Errors
+    /// The reason why there is none: unknown, or removed from GGUF.
     pub fn from_id(id: u32) -> Result<GgmlType, String> {
         if let Some(i) = TABLE.iter().position(|row| row.id == id) {
             return Ok(GgmlType(i as u8));

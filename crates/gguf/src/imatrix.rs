@@ -1,5 +1,4 @@
-//! The importance matrix: for each matrix of a model, the sums of squared activations of its input
-//! channels.
+//! The importance matrix: for each linear of a model, the sums of its squared inputs by channel.
 //!
 //! Two formats: GGUF (`NAME.in_sum2` and `NAME.counts` tensors), and the older `.dat`, which is little-endian:
 //!
@@ -35,25 +34,24 @@ pub enum Format {
     #[default]
     Gguf,
     /// The older format: means times calls. It keeps one count per tensor and the last dataset
-    /// only; entries that no activation met are left out, and such a matrix among others is filled
-    /// with ones.
+    /// only. Entries without activations are left out; a matrix without activations beside others
+    /// is filled with ones.
     Dat,
 }
 
 /// Statistics of one tensor.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Entry {
-    /// Sums of squared activations: one per input channel, for each matrix of the tensor after
-    /// another.
+    /// Sums of squared activations, `[matrices, channels]`.
     pub sums: Vec<f32>,
-    /// How many activations went into each matrix (one for a plain tensor, one per expert for a 3-D
-    /// one). An entry of a `.dat` file has a single count even if it has several matrices.
+    /// Activations summed for each matrix (one for a plain tensor, one per expert for a 3-D one).
+    /// An entry of a `.dat` file has a single count even if it has several matrices.
     pub counts: Vec<i64>,
 }
 
 impl Entry {
-    /// Mean squares, the importance weights that quantizers take: one per channel and matrix. A
-    /// matrix that no activation met gets all ones, as in the reference.
+    /// Mean squares: the importance weights of the quantizers, one per channel and matrix. A matrix
+    /// without activations gets all ones, as in the reference.
     pub fn means(&self) -> Vec<f32> {
         let per_count = self.sums.len() / self.counts.len().max(1);
         let count_of = |i: usize| self.counts[i / per_count] as f32;
@@ -68,21 +66,24 @@ impl Entry {
     }
 }
 
-/// An importance matrix: statistics by tensor name, and where they come from.
+/// An importance matrix: statistics by tensor name, and their origin.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Imatrix {
     /// By tensor name.
     pub entries: BTreeMap<String, Entry>,
-    /// Names of the texts that went in.
+    /// Names of the calibration texts.
     pub datasets: Vec<String>,
-    /// Chunks of text that went in; 0 where the file does not say.
+    /// Chunks of text; 0 where the file does not say.
     pub chunk_count: u32,
     /// Tokens in a chunk; 0 where the file does not say.
     pub chunk_size: u32,
 }
 
 impl Imatrix {
-    /// Reads either format. Every value is known to be finite and not negative afterwards.
+    /// Reads either format. Every value of the result is finite and not negative.
+    ///
+    /// # Errors
+    /// A file that cannot be read or is no sound importance matrix.
     pub fn read(path: &Path) -> Result<Imatrix> {
         let map = Map::open(path)?;
         Imatrix::parse(map.bytes()).map_err(|what| Error::Bad {
@@ -91,8 +92,10 @@ impl Imatrix {
         })
     }
 
-    /// Reads either format from a file's bytes. The error says what is wrong; the caller adds the
-    /// file's name.
+    /// Reads either format from a file's bytes.
+    ///
+    /// # Errors
+    /// The defect and its place; the caller adds the file's name.
     pub fn parse(bytes: &[u8]) -> std::result::Result<Imatrix, String> {
         let imatrix = if bytes.starts_with(b"GGUF") {
             parse_gguf(bytes)?
@@ -112,8 +115,10 @@ impl Imatrix {
         Ok(imatrix)
     }
 
-    /// Writes one of the formats, byte for byte as llama-imatrix writes the same sums. Fails if the
-    /// target is one of the `inputs`.
+    /// Writes one of the formats, byte for byte as llama-imatrix writes the same sums.
+    ///
+    /// # Errors
+    /// A name too long for the format, a target among the `inputs`, and those of the disk.
     pub fn write(&self, path: &Path, format: Format, inputs: &[&Path]) -> Result<()> {
         match format {
             Format::Gguf => self.write_gguf_beside(path, inputs),
@@ -122,11 +127,17 @@ impl Imatrix {
     }
 
     /// Writes the GGUF format.
+    ///
+    /// # Errors
+    /// As [`Imatrix::write`].
     pub fn write_gguf(&self, path: &Path) -> Result<()> {
         self.write(path, Format::Gguf, &[])
     }
 
-    /// Writes the `.dat` format; see [`Format::Dat`] for what is lost.
+    /// Writes the `.dat` format; [`Format::Dat`] lists what it loses.
+    ///
+    /// # Errors
+    /// As [`Imatrix::write`].
     pub fn write_dat(&self, path: &Path) -> Result<()> {
         self.write(path, Format::Dat, &[])
     }

@@ -5,6 +5,9 @@ use serde_json::{Map, Value};
 use std::path::Path;
 
 /// Reads a file that holds one JSON object.
+///
+/// # Errors
+/// A file that cannot be read or holds something else, with line and column.
 pub fn read_object(path: &Path) -> Result<Map<String, Value>> {
     let text = std::fs::read(path).map_err(|source| Error::Io {
         path: path.to_owned(),
@@ -17,10 +20,10 @@ pub fn read_object(path: &Path) -> Result<Map<String, Value>> {
     })
 }
 
-/// Parses text that is one JSON object; how deep it can be is limited.
+/// Parses text that is one JSON object, of limited depth.
 ///
 /// # Errors
-/// What is wrong, with line and column.
+/// The defect, with line and column.
 pub fn object(text: &[u8]) -> std::result::Result<Map<String, Value>, String> {
     match serde_json::from_slice(text) {
         Ok(Value::Object(object)) => Ok(object),

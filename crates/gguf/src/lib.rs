@@ -1,8 +1,70 @@
-//! Files: GGUF, safetensors, JSON and the importance matrix. The only readers of untrusted bytes.
+//! Files of models: GGUF, safetensors, importance matrices, logits. The only readers of untrusted
+//! bytes.
 //!
-//! Everything is checked once, where it is read; what comes out can be used without further checks.
-//! A file that lies gives an [`Error`] with the name of the bad thing and its place, never a panic,
-//! and never an allocation larger than the file itself warrants.
+//! Everything is checked once, when it is read; results need no further checks. A damaged file gives
+//! an [`Error`] that names the bad thing and its place, never a panic, and never an allocation
+//! larger than the file itself warrants. Outputs appear under their names when they are complete.
+//!
+//! # Write a GGUF
+//!
+//! ```
+//! use quantier_gguf::gguf::{Layout, Metadata, Shape, TensorInfo, Value, Writer};
+//! use quantier_gguf::types::GgmlType;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let dir = tempfile::tempdir()?;
+//! # let path = dir.path().join("model.gguf");
+//! let mut metadata = Metadata::new();
+//! metadata.set("general.architecture", Value::str("llama"));
+//! let tensors = [TensorInfo {
+//!     name: "output_norm.weight".into(),
+//!     shape: Shape::new(&[256])?,
+//!     ggml_type: GgmlType::F32,
+//! }];
+//!
+//! let layout = Layout::new(&metadata, &tensors, 32);
+//! let mut writer = Writer::create(&path, layout, &[])?;
+//! writer.write(&[0; 256 * 4])?;
+//! writer.finish()?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Open a model and list its tensors
+//!
+//! ```no_run
+//! use quantier_gguf::gguf::Model;
+//! use std::path::Path;
+//!
+//! # fn main() -> quantier_gguf::Result<()> {
+//! let model = Model::open(Path::new("model.gguf"))?;
+//! println!("{:?}", model.architecture());
+//! for tensor in &model.tensors {
+//!     let info = &tensor.info;
+//!     println!("{} {} {}, {} bytes", info.name, info.shape, info.ggml_type, info.bytes());
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Read an importance matrix
+//!
+//! ```no_run
+//! use quantier_gguf::imatrix::Imatrix;
+//! use std::path::Path;
+//!
+//! # fn main() -> quantier_gguf::Result<()> {
+//! let imatrix = Imatrix::read(Path::new("imatrix.gguf"))?;
+//! for (name, entry) in &imatrix.entries {
+//!     println!("{name}: {} channels", entry.means().len());
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! [`reader::TensorReader`] gives the weights of any model as f32.
+
+#![warn(missing_docs, unreachable_pub)]
 
 pub mod gguf;
 pub mod hessian;
@@ -21,7 +83,7 @@ pub use quantier_blocks::types;
 use byteorder::{ByteOrder, LittleEndian};
 use std::path::PathBuf;
 
-/// Result of this module.
+/// Result of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// Bytes in hexadecimal, as checksums are written.
@@ -36,7 +98,7 @@ fn le_bytes(numbers: &[f32]) -> Vec<u8> {
     bytes
 }
 
-/// What is wrong with a file.
+/// Failure to read or write a file.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The operating system refused.
@@ -44,7 +106,7 @@ pub enum Error {
     Io {
         /// The file.
         path: PathBuf,
-        /// What was tried: open, read, write, rename.
+        /// The failed operation: open, read, write, rename.
         action: &'static str,
         /// The system's reason.
         #[source]
@@ -68,17 +130,17 @@ pub enum Error {
         /// What is wrong, where, and what to do.
         what: String,
     },
-    /// Not enough room for what is about to be written.
+    /// Too little space for an output.
     #[error("{} needs {needed} bytes and only {free} are free there; make room or choose another directory", path.display())]
     NoSpace {
-        /// The file that would be written.
+        /// The output.
         path: PathBuf,
-        /// Bytes that it will have.
+        /// Its bytes.
         needed: u64,
-        /// Bytes that are free.
+        /// Free bytes.
         free: u64,
     },
-    /// An output that is there already and would be replaced.
+    /// An output that exists already.
     #[error("{} exists already; choose another output, or replace it with --force", path.display())]
     Exists {
         /// The file.

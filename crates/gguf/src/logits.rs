@@ -18,7 +18,7 @@ const MAGIC: &[u8; 8] = b"_logits_";
 const HEADER: u64 = 20;
 /// Bytes of `scale` and `min`.
 const ROW_HEADER: usize = 8;
-/// What rounding can lift a log-probability above 0.
+/// Largest log-probability; rounding can lift one above 0.
 const ABOVE_ZERO: f32 = 1e-3;
 /// Log-probabilities further than this below the largest are cut off, in nats.
 const RANGE: f32 = 16.0;
@@ -80,6 +80,9 @@ pub struct Logits {
 
 impl Logits {
     /// Opens a file; its sizes and tokens are checked here, each row when it is read.
+    ///
+    /// # Errors
+    /// A file that cannot be read, is no logits file, or was cut short.
     pub fn open(path: &Path) -> Result<Logits> {
         let map = Map::open(path)?;
         match parse(map.bytes()) {
@@ -104,8 +107,10 @@ impl Logits {
 
     /// Decodes a row into `[n_vocab]` log-probabilities, in nats.
     ///
-    /// # Panics
+    /// # Errors
+    /// A file that has become shorter, and a row without log-probabilities.
     ///
+    /// # Panics
     /// If there is no such row or `out` has another length.
     pub fn row(&self, chunk: usize, row: usize, out: &mut [f32]) -> Result<()> {
         assert!(chunk < self.shape.n_chunk as usize && row < self.shape.rows());
@@ -205,7 +210,11 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Begins a file with `[n_chunk * n_ctx]` tokens, which must not be one of the `inputs`.
+    /// Begins a file with `[n_chunk * n_ctx]` tokens.
+    ///
+    /// # Errors
+    /// Sizes that no file has, tokens that do not fit them, a target among the `inputs`, and those of
+    /// the disk.
     pub fn create(path: &Path, shape: Shape, tokens: &[u32], inputs: &[&Path]) -> Result<Writer> {
         let bad = |what| Error::Bad {
             path: path.to_owned(),
@@ -232,6 +241,9 @@ impl Writer {
     }
 
     /// Appends encoded rows, in order.
+    ///
+    /// # Errors
+    /// More rows than the sizes allow, and those of the disk.
     pub fn write(&mut self, rows: &[u8]) -> Result<()> {
         self.left = self
             .left
@@ -244,6 +256,9 @@ impl Writer {
     }
 
     /// Gives the file its name.
+    ///
+    /// # Errors
+    /// Missing rows, and those of the disk.
     pub fn finish(self) -> Result<()> {
         match self.left {
             0 => self.output.finish(),

@@ -13,12 +13,15 @@ pub struct Map {
     path: PathBuf,
     file: File,
     bytes: Mmap,
-    /// Held by whoever moves the file's position.
+    /// Guards the file's position.
     position: Mutex<()>,
 }
 
 impl Map {
     /// Maps the file. An empty file gives an empty slice.
+    ///
+    /// # Errors
+    /// A file that cannot be opened, a directory, a pipe, a device.
     pub fn open(path: &Path) -> Result<Map> {
         let io = |source| Error::Io {
             path: path.to_owned(),
@@ -54,7 +57,7 @@ impl Map {
         })
     }
 
-    /// Where the file is.
+    /// The file's path.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -64,7 +67,7 @@ impl Map {
         &self.bytes
     }
 
-    /// Appends bytes of the file to another, within the system where it can do that
+    /// Appends bytes of the file to another, inside the kernel where it supports that
     /// (`copy_file_range`): less than half the work of writing mapped bytes.
     pub(super) fn copy_to(&self, range: Range<usize>, mut out: &File) -> std::io::Result<()> {
         let _held = self.position.lock().unwrap_or_else(PoisonError::into_inner);
@@ -80,7 +83,10 @@ impl Map {
         }
     }
 
-    /// Fails if the file has become shorter than it was when it was mapped.
+    /// Checks that the whole mapping is still backed by the file.
+    ///
+    /// # Errors
+    /// A file that has become shorter.
     pub fn check_length(&self) -> Result<()> {
         let now = self
             .file
@@ -101,16 +107,15 @@ impl Map {
         Ok(())
     }
 
-    /// Tells the system that these bytes are needed soon, so that it begins to read them. Only a
-    /// hint.
+    /// Hints to the system that these bytes are needed soon.
     pub fn prefetch(&self, range: Range<usize>) {
         let _ = self
             .bytes
             .advise_range(Advice::WillNeed, range.start, range.len());
     }
 
-    /// Tells the system that these bytes are not needed again soon, so that a model larger than
-    /// memory does not push everything else out. Only a hint.
+    /// Hints to the system that these bytes are not needed again soon, so that a model larger than
+    /// memory does not evict everything else.
     pub fn release(&self, range: Range<usize>) {
         // SAFETY: the mapping is file-backed and read-only; dropped pages are read again from the
         // file.

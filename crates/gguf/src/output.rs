@@ -1,5 +1,5 @@
-//! Output files: written beside the target, flushed to the disk, renamed. Whatever happens before
-//! the rename, the target is what it was.
+//! Output files: written beside the target, flushed to the disk, renamed. Until the rename, the
+//! target stays as it is.
 
 use super::map::Map;
 use super::{Error, Result};
@@ -11,28 +11,31 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-/// Large enough that a system call costs nothing beside its bytes.
+/// Bytes of the buffer: large enough to hide the cost of system calls.
 const BUFFER: usize = 1 << 20;
-/// The disk is set to work each time so many more bytes are written.
+/// Bytes between two flushes to the disk.
 const FLUSH_EVERY: u64 = 64 << 20;
 
-/// A file that comes into being under its name only when [`Output::finish`] succeeds.
+/// A file that gets its name only when [`Output::finish`] succeeds.
 ///
 /// Until then it is `NAME.partial` in the same directory, locked, and removed when the value is
 /// dropped. A killed process leaves it behind; the next run takes it over.
 pub struct Output {
     target: PathBuf,
-    /// `None` where the target is no regular file (a device, a pipe): that is written directly.
+    /// `None` for a device or a pipe, which is written directly.
     partial: Option<PathBuf>,
     writer: BufWriter<Arc<File>>,
-    /// Brings to the disk what is written so far, so that little is left to wait for at the end.
+    /// Flushes written bytes to the disk in the background, to shorten the wait at the end.
     flushing: Option<JoinHandle<std::io::Result<()>>>,
-    /// Bytes written since that began.
+    /// Bytes written since that flush began.
     unflushed: u64,
 }
 
 impl Output {
-    /// Opens an output of `bytes` bytes (0 if unknown), which must not be one of the `inputs`.
+    /// Opens an output of `bytes` bytes (0 if unknown).
+    ///
+    /// # Errors
+    /// A target among the `inputs`, a directory, an output of another process, too little space.
     pub fn create(target: &Path, bytes: u64, inputs: &[&Path]) -> Result<Output> {
         check_not_input(target, inputs)?;
         let fail = |path: &Path, action| {
@@ -43,7 +46,7 @@ impl Output {
                 source,
             }
         };
-        // A link stays a link: what it points to is replaced.
+        // A link stays a link: its target is replaced.
         let target = target.canonicalize().unwrap_or_else(|_| target.to_owned());
         if target.is_dir() {
             let source = std::io::Error::other("it is a directory; name a file in it");
@@ -82,9 +85,8 @@ impl Output {
             // Some network file systems have no locks; the rename is still atomic there.
             Err(TryLockError::Error(_)) => {}
         }
-        // Between the opening and the lock, another process may have renamed the file to its
-        // target, finished; and a link leads to a file that is none of ours. Only what lies under
-        // the name itself is emptied.
+        // Before the lock, another process may have finished and renamed the file, and a link
+        // leads to a foreign file. Only a file of this very name is emptied.
         if !is_at(&file, &partial) {
             return Err(taken(
                 partial,
@@ -114,6 +116,9 @@ impl Output {
     }
 
     /// Appends bytes.
+    ///
+    /// # Errors
+    /// Those of the disk.
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
         let io = |source| Error::Io {
             path: self.target.clone(),
@@ -125,6 +130,9 @@ impl Output {
     }
 
     /// Appends bytes of an input as they are.
+    ///
+    /// # Errors
+    /// Those of the disk, and an input that has changed.
     pub fn copy(&mut self, input: &Map, range: Range<usize>) -> Result<()> {
         if range.len() < BUFFER {
             return self.write(&input.bytes()[range]);
@@ -141,7 +149,7 @@ impl Output {
         self.written(range.len() as u64)
     }
 
-    /// Sets the disk to work now and then.
+    /// Counts written bytes, and starts a flush when they are many.
     fn written(&mut self, bytes: u64) -> Result<()> {
         let io = |source| Error::Io {
             path: self.target.clone(),
@@ -153,7 +161,7 @@ impl Output {
         if self.partial.is_some() && self.unflushed >= FLUSH_EVERY && idle {
             flushed(self.flushing.take()).map_err(io)?;
             let file = Arc::clone(self.writer.get_ref());
-            // Without a thread, all is left to the end.
+            // Without a thread, the last flush does everything.
             self.flushing = std::thread::Builder::new()
                 .spawn(move || file.sync_data())
                 .ok();
@@ -162,9 +170,12 @@ impl Output {
         Ok(())
     }
 
-    /// Brings everything to the disk, still without its name: whoever has several outputs settles
-    /// all of them before the first is finished, since a full disk shows here. The buffer is given
-    /// back too: outputs that wait for others, of which there can be many, hold no memory.
+    /// Flushes everything to the disk, still without its name. A job with several outputs settles
+    /// all of them before it finishes the first, since a full disk shows here. The buffer is freed
+    /// too: many outputs may wait for each other.
+    ///
+    /// # Errors
+    /// Those of the disk.
     pub fn settle(&mut self) -> Result<()> {
         let io = |source| Error::Io {
             path: self.target.clone(),
@@ -181,6 +192,9 @@ impl Output {
     }
 
     /// Flushes everything to the disk and gives the file its name.
+    ///
+    /// # Errors
+    /// Those of the disk.
     pub fn finish(mut self) -> Result<()> {
         self.settle()?;
         let Some(partial) = self.partial.clone() else {
@@ -200,8 +214,7 @@ impl Output {
         Ok(())
     }
 
-    /// Takes the space that the file will need, so that neither another output nor another program
-    /// gets it first.
+    /// Reserves the space of the whole file, before another output or program takes it.
     fn reserve(&self, needed: u64) -> Result<()> {
         let dir = self
             .target
@@ -216,7 +229,7 @@ impl Output {
                 free,
             });
         }
-        // Where space cannot be reserved or counted, a full disk is found out by writing.
+        // Where space cannot be reserved or counted, a full disk shows in a write.
         match self.writer.get_ref().allocate(needed) {
             Err(e) if needed > 0 && e.kind() == ErrorKind::StorageFull => Err(Error::NoSpace {
                 path: self.target.clone(),
@@ -236,7 +249,7 @@ impl Drop for Output {
     }
 }
 
-/// Waits for a flush. Its error must not be lost: the system tells of a failed write only once.
+/// Waits for a flush. Its error must not be lost: the system reports a failed write only once.
 fn flushed(flushing: Option<JoinHandle<std::io::Result<()>>>) -> std::io::Result<()> {
     flushing.map_or(Ok(()), |thread| {
         thread
@@ -245,7 +258,7 @@ fn flushed(flushing: Option<JoinHandle<std::io::Result<()>>>) -> std::io::Result
     })
 }
 
-/// The error of an output that is somebody else's.
+/// The error of an output in the hands of another process.
 fn taken(path: PathBuf, action: &'static str, why: &str) -> Error {
     Error::Io {
         path,
@@ -254,15 +267,15 @@ fn taken(path: PathBuf, action: &'static str, why: &str) -> Error {
     }
 }
 
-/// Whether the process or the system has no room for another open file; the standard library has no
-/// name for it.
+/// Whether the process or the system has too many open files; the standard library has no name for
+/// it.
 fn too_many_open(error: &std::io::Error) -> bool {
     const ENFILE: i32 = 23;
     const EMFILE: i32 = 24;
     cfg!(unix) && matches!(error.raw_os_error(), Some(ENFILE | EMFILE))
 }
 
-/// Adds to a refusal what to do about it.
+/// Adds a remedy to a refusal of the system.
 fn with_advice(error: std::io::Error, path: &Path) -> std::io::Error {
     let dir = path
         .parent()
@@ -284,7 +297,10 @@ fn with_advice(error: std::io::Error, path: &Path) -> std::io::Error {
     std::io::Error::new(error.kind(), format!("{error}; {advice}"))
 }
 
-/// Fails if something has the name of an output already: what must not be replaced unasked.
+/// Checks that an output replaces nothing.
+///
+/// # Errors
+/// [`Error::Exists`].
 pub fn check_new(target: &Path) -> Result<()> {
     match target.symlink_metadata() {
         Ok(meta) if meta.is_file() || meta.is_dir() || meta.is_symlink() => Err(Error::Exists {
@@ -295,24 +311,22 @@ pub fn check_new(target: &Path) -> Result<()> {
     }
 }
 
-/// Some bytes of a file that are to become others.
+/// A change of some bytes of a file.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Patch {
-    /// Where, from the file's start.
+    /// Their offset from the file's start.
     pub offset: u64,
-    /// What is there.
+    /// The present bytes.
     pub before: Vec<u8>,
-    /// What is to be there; as long.
+    /// The new bytes, as many.
     pub after: Vec<u8>,
 }
 
-/// Changes some bytes of a file where they are: the one way in which a file is written that is not
-/// a new one. Each patch is one write, and the file is sound between any two of them only if the
-/// caller has seen to that.
+/// Changes bytes of an existing file in place: the only write that makes no new file. Each patch is
+/// one write; the caller ensures that the file is sound between any two.
 ///
 /// # Errors
-/// If a patch does not find what it expects; nothing has been written then. The file must not be
-/// mapped.
+/// A patch whose present bytes differ; nothing has been written then. The file must not be mapped.
 pub fn patch(path: &Path, patches: &[Patch]) -> Result<()> {
     let io = |action| {
         move |source| Error::Io {
@@ -354,8 +368,8 @@ pub fn patch(path: &Path, patches: &[Patch]) -> Result<()> {
     file.sync_all().map_err(io("write"))
 }
 
-/// Fails if the target is one of the inputs, under whatever name.
-pub fn check_not_input(target: &Path, inputs: &[&Path]) -> Result<()> {
+/// Fails if the target is one of the inputs, under any name.
+fn check_not_input(target: &Path, inputs: &[&Path]) -> Result<()> {
     let Ok(real) = target.canonicalize() else {
         return Ok(());
     };

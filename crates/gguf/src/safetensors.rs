@@ -6,7 +6,7 @@
 //! tensor data; offsets count from here
 //! ```
 //!
-//! [`parse`] checks all of it; whoever has a [`Header`] may slice freely.
+//! [`parse`] checks all of it: the ranges of a [`Header`] can be sliced without further checks.
 
 use byteorder::{ByteOrder, LittleEndian};
 use serde::de::{self, Deserialize, Deserializer, MapAccess, Visitor};
@@ -104,8 +104,7 @@ pub struct Header {
     pub tensors: Vec<TensorInfo>,
 }
 
-/// What to say of a file that is only Git LFS's note of where the true one lies, as a clone without
-/// LFS has it.
+/// The error of a file that is only a Git LFS pointer, as in a clone without LFS.
 pub fn lfs_pointer(file: &[u8]) -> Option<String> {
     let is_pointer = file.starts_with(b"version https://git-lfs");
     is_pointer.then(|| {
@@ -113,8 +112,10 @@ pub fn lfs_pointer(file: &[u8]) -> Option<String> {
     })
 }
 
-/// Parses and checks the header of a whole file. The error says what is wrong and where; the caller
-/// adds the file's name.
+/// Parses and checks the header of a whole file.
+///
+/// # Errors
+/// The defect and its place; the caller adds the file's name.
 pub fn parse(file: &[u8]) -> Result<Header, String> {
     let Some((prefix, rest)) = file.split_at_checked(PREFIX) else {
         return Err(format!(
@@ -230,7 +231,7 @@ struct Entry {
     data_offsets: [u64; 2],
 }
 
-/// The header's entries in its order, names not yet known to be unique.
+/// The header's entries in its order; names are not checked yet.
 struct Entries(Vec<(String, Entry)>);
 
 impl<'de> Deserialize<'de> for Entries {

@@ -131,7 +131,7 @@ const CLASS_OF_MODEL: [(&str, &str); 17] = [
 impl Class {
     /// The class of a checkpoint's tokenizer: as named in `tokenizer_config.json` or `config.json`,
     /// else that of the model type. One that is not known here changes nothing.
-    pub fn of(files: &Files) -> &'static Class {
+    pub(crate) fn of(files: &Files) -> &'static Class {
         let config = |name| {
             files
                 .config
@@ -158,7 +158,7 @@ impl Class {
     }
 
     /// The special token that the class has in a role.
-    pub fn default(&self, role: &str) -> Option<&'static str> {
+    pub(crate) fn default(&self, role: &str) -> Option<&'static str> {
         self.defaults
             .iter()
             .find(|(r, _)| *r == role)
@@ -166,7 +166,7 @@ impl Class {
     }
 
     /// The roles that the class names.
-    pub fn default_roles(&self) -> impl Iterator<Item = &'static str> {
+    pub(crate) fn default_roles(&self) -> impl Iterator<Item = &'static str> {
         // Qwen's has a beginning too, which is none.
         self.defaults
             .iter()
@@ -175,25 +175,25 @@ impl Class {
     }
 
     /// Whether the class itself says what the padding token is, even if it says none.
-    pub fn names_pad(&self) -> bool {
+    pub(crate) fn names_pad(&self) -> bool {
         self.default("pad_token").is_some() || self.name == "GPTNeoXTokenizer"
     }
 
-    pub fn more_special(&self) -> &'static [&'static str] {
+    pub(crate) fn more_special(&self) -> &'static [&'static str] {
         self.more_special
     }
 
-    pub fn adds_bos(&self) -> Option<bool> {
+    pub(crate) fn adds_bos(&self) -> Option<bool> {
         self.adds_bos
     }
 
-    pub fn makes_added(&self) -> bool {
+    pub(crate) fn makes_added(&self) -> bool {
         self.makes_added
     }
 
     /// Whether a text is to be encoded as if a space stood before it; `None` if `tokenizer.json`
     /// decides.
-    pub fn prefix_space(&self, settings: &Map<String, Value>) -> Option<bool> {
+    pub(crate) fn prefix_space(&self, settings: &Map<String, Value>) -> Option<bool> {
         let set = settings.get("add_prefix_space").and_then(Value::as_bool);
         if self.sets_prefix_space {
             Some(set.unwrap_or(false))

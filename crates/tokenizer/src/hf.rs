@@ -107,7 +107,7 @@ pub(super) struct HfTokenizer {
 
 impl HfTokenizer {
     /// Makes the tokenizer of a checkpoint with a `tokenizer.json`.
-    pub fn load(files: &Files) -> Result<HfTokenizer> {
+    pub(crate) fn load(files: &Files) -> Result<HfTokenizer> {
         let json = files.tokenizer.as_ref().ok_or_else(|| {
             bad(&files.dir, "no tokenizer.json; get it from where the model comes from, or save one with transformers")
         })?;
@@ -226,32 +226,32 @@ impl HfTokenizer {
     }
 
     /// The tokenizer inside, as the tokenizers library has it.
-    pub fn inner(&self) -> &Tokenizer {
+    pub(crate) fn inner(&self) -> &Tokenizer {
         &self.inner
     }
 
     /// All tokens and their ids, added ones too.
-    pub fn vocabulary(&self) -> HashMap<String, u32> {
+    pub(crate) fn vocabulary(&self) -> HashMap<String, u32> {
         self.inner.get_vocab(true)
     }
 
     /// How many tokens the model has, without added ones.
-    pub fn base_size(&self) -> usize {
+    pub(crate) fn base_size(&self) -> usize {
         self.inner.get_vocab_size(false)
     }
 
     /// The added tokens by id.
-    pub fn added(&self) -> HashMap<u32, AddedToken> {
+    pub(crate) fn added(&self) -> HashMap<u32, AddedToken> {
         self.inner.get_added_tokens_decoder().into_iter().collect()
     }
 
     /// The id of a token; that of the unknown token if it has none.
-    pub fn id(&self, token: &str) -> Option<u32> {
+    pub(crate) fn id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)
     }
 
     /// The ids of a text, with what is added in front and behind.
-    pub fn encode(&self, text: &str) -> std::result::Result<Vec<u32>, String> {
+    pub(crate) fn encode(&self, text: &str) -> std::result::Result<Vec<u32>, String> {
         let encoding = guarded(|| self.inner.encode(text, self.bounds.is_none()))?;
         let ids = encoding.get_ids();
         Ok(match &self.bounds {
@@ -261,7 +261,7 @@ impl HfTokenizer {
     }
 
     /// What a token's text becomes when it is encoded and decoded again.
-    pub fn round_trip(&self, text: &str) -> std::result::Result<String, String> {
+    pub(crate) fn round_trip(&self, text: &str) -> std::result::Result<String, String> {
         let text = guarded(|| {
             self.inner
                 .decode(self.inner.encode(text, false)?.get_ids(), false)

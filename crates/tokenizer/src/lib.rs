@@ -9,6 +9,8 @@
 //!                    class    pre
 //! ```
 
+#![warn(missing_docs, unreachable_pub)]
+
 mod bpe;
 mod checked;
 mod class;

@@ -22,12 +22,12 @@ pub(super) struct Fields<'a> {
 }
 
 impl<'a> Fields<'a> {
-    pub fn new(message: &'a [u8]) -> Fields<'a> {
+    pub(crate) fn new(message: &'a [u8]) -> Fields<'a> {
         Fields { rest: message }
     }
 
     /// Bytes that are not read yet.
-    pub fn remaining(&self) -> usize {
+    pub(crate) fn remaining(&self) -> usize {
         self.rest.len()
     }
 

@@ -66,10 +66,10 @@ fn sequence_in(slot: &Value) -> Option<&str> {
 
 impl Special {
     /// The kinds that are looked for unless a family says otherwise.
-    pub const TYPES: [&str; 7] = ["bos", "eos", "unk", "sep", "pad", "cls", "mask"];
+    pub(crate) const TYPES: [&str; 7] = ["bos", "eos", "unk", "sep", "pad", "cls", "mask"];
 
     /// Reads them from the files. Ids must be below `limit` to count, if there is one.
-    pub fn load(
+    pub(crate) fn load(
         files: &Files,
         merges: bool,
         types: &[&str],
@@ -108,7 +108,7 @@ impl Special {
     }
 
     /// Sets the id of a kind of token unless it has one.
-    pub fn set_id(&mut self, token: &str, id: u32) {
+    pub(crate) fn set_id(&mut self, token: &str, id: u32) {
         if !self.ids.iter().any(|(t, _)| t == token) {
             self.ids.push((token.to_owned(), id));
         }
@@ -148,7 +148,7 @@ impl Special {
     }
 
     /// Writes merges, ids, what is added, and templates.
-    pub fn write(&self, entries: &mut Entries) {
+    pub(crate) fn write(&self, entries: &mut Entries) {
         let key_of = |keys: &[(&str, &'static str)], token: &str| {
             keys.iter().find(|(t, _)| *t == token).map(|k| k.1)
         };

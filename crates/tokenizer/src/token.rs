@@ -35,7 +35,7 @@ pub(super) struct Token {
 
 impl Token {
     /// The token that fills the hole at an id.
-    pub fn padding(id: usize) -> Token {
+    pub(crate) fn padding(id: usize) -> Token {
         Token {
             text: format!("[PAD{id}]"),
             score: SCORE_OF_PADDING,

@@ -64,7 +64,7 @@ fn shifted<V: Simd>(simd: V, point: u16, minus: bool) -> V::F32 {
 /// ```
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
-pub struct BlockIq1S {
+pub(crate) struct BlockIq1S {
     d: Half,
     points: [[u8; S_SUB / 8]; S_SUBS],
     words: [[u8; 2]; S_SUBS],
@@ -257,7 +257,7 @@ impl Pointed for BlockIq1S {
 /// ```
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
-pub struct BlockIq1M {
+pub(crate) struct BlockIq1M {
     points: [u8; POINTS],
     halves: [u8; POINTS / 2],
     words: [[u8; 2]; 4],

@@ -95,7 +95,7 @@ fn pack_codes(codes: [u8; SUBS]) -> [u8; SUBS / 2] {
 /// ```
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
-pub struct BlockIq2Xxs {
+pub(crate) struct BlockIq2Xxs {
     d: Half,
     groups: [XxsGroup; XXS_SUBS],
 }
@@ -223,7 +223,7 @@ fn from_plain_levels<V: Simd>(
 /// ```
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
-pub struct BlockIq2Xs {
+pub(crate) struct BlockIq2Xs {
     d: Half,
     points_and_signs: [[u8; 2]; POINTS],
     codes: [u8; SUBS / 2],
@@ -331,7 +331,7 @@ impl Pointed for BlockIq2Xs {
 /// ```
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
-pub struct BlockIq2S {
+pub(crate) struct BlockIq2S {
     d: Half,
     points: [u8; POINTS],
     signs: [u8; POINTS],

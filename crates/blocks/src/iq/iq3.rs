@@ -79,7 +79,7 @@ fn side_by_side(first: &[f32; 4], second: &[f32; 4]) -> [f32; 8] {
 /// ```
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
-pub struct BlockIq3Xxs {
+pub(crate) struct BlockIq3Xxs {
     d: Half,
     points: [[u8; POINTS]; SUBS],
     words: [[u8; 4]; SUBS],
@@ -193,7 +193,7 @@ impl Pointed for BlockIq3Xxs {
 /// ```
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
-pub struct BlockIq3S {
+pub(crate) struct BlockIq3S {
     d: Half,
     points: [[u8; POINTS]; SUBS],
     ninth_bits: [u8; SUBS],

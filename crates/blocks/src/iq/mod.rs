@@ -15,9 +15,9 @@ mod ternary;
 use super::num::{max, nearest_int};
 use super::search::{sum_of_squares, weigh, with_squares};
 
-pub use iq1::{BlockIq1M, BlockIq1S};
-pub use iq2::{BlockIq2S, BlockIq2Xs, BlockIq2Xxs};
-pub use iq3::{BlockIq3S, BlockIq3Xxs};
+pub(crate) use iq1::{BlockIq1M, BlockIq1S};
+pub(crate) use iq2::{BlockIq2S, BlockIq2Xs, BlockIq2Xxs};
+pub(crate) use iq3::{BlockIq3S, BlockIq3Xxs};
 
 /// Weights in a block.
 const BLOCK: usize = 256;

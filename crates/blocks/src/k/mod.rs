@@ -19,10 +19,10 @@ mod q3;
 mod q4_q5;
 mod q6;
 
-pub use q2::BlockQ2K;
-pub use q3::BlockQ3K;
-pub use q4_q5::{BlockQ4K, BlockQ5K};
-pub use q6::BlockQ6K;
+pub(crate) use q2::BlockQ2K;
+pub(crate) use q3::BlockQ3K;
+pub(crate) use q4_q5::{BlockQ4K, BlockQ5K};
+pub(crate) use q6::BlockQ6K;
 
 /// Weights in a super-block, ggml's `QK_K`.
 const LEN: usize = 256;

@@ -33,7 +33,7 @@ const WITHOUT_IMPORTANCE: Candidates = Candidates {
 /// ```
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
-pub struct BlockQ2K {
+pub(crate) struct BlockQ2K {
     scales: [u8; S],
     qs: [u8; LEN / 4],
     d: Half,

@@ -28,7 +28,7 @@ const HALF_SCALES: i32 = 32;
 /// ```
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
-pub struct BlockQ3K {
+pub(crate) struct BlockQ3K {
     hmask: [u8; LEN / 8],
     qs: [u8; LEN / 4],
     scales: [u8; 12],

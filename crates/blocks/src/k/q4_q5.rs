@@ -242,7 +242,7 @@ fn dequantize<V: Simd>(
 /// ```
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
-pub struct BlockQ4K {
+pub(crate) struct BlockQ4K {
     head: Head,
     qs: [u8; LEN / 2],
 }
@@ -329,7 +329,7 @@ impl Stepped<LEN> for BlockQ4K {
 /// ```
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
-pub struct BlockQ5K {
+pub(crate) struct BlockQ5K {
     head: Head,
     qh: [u8; LEN / 8],
     qs: [u8; LEN / 2],

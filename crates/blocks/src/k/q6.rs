@@ -27,7 +27,7 @@ const MAX_SCALE: i32 = 127;
 /// ```
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
-pub struct BlockQ6K {
+pub(crate) struct BlockQ6K {
     ql: [u8; LEN / 2],
     qh: [u8; LEN / 4],
     scales: [i8; S],

@@ -6,19 +6,19 @@ use std::ops::{Add, Div, Mul, Sub};
 
 /// Proof that the CPU has AVX2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Avx2(());
+pub(super) struct Avx2(());
 
 /// Eight f32. There is one only where there was an [`Avx2`].
 #[derive(Clone, Copy)]
-pub struct F32(__m256);
+pub(super) struct F32(__m256);
 
 /// Eight i32. There is one only where there was an [`Avx2`].
 #[derive(Clone, Copy)]
-pub struct I32(__m256i);
+pub(super) struct I32(__m256i);
 
 /// Eight booleans: all bits of a lane, or none. There is one only where there was an [`Avx2`].
 #[derive(Clone, Copy)]
-pub struct Mask(__m256);
+pub(super) struct Mask(__m256);
 
 /// Operations of AVX2 and AVX, on registers alone.
 macro_rules! avx2 {

@@ -26,18 +26,18 @@ mod scalar;
 use avx2::Avx2;
 #[cfg(target_arch = "aarch64")]
 use neon::Neon;
-pub use scalar::Scalar;
+pub(crate) use scalar::Scalar;
 use std::ops::{Add, Div, Mul, Sub};
 use std::sync::OnceLock;
 
-/// How many lanes there are.
+/// Number of lanes.
 pub const LANES: usize = 8;
 
 /// Eight lanes. A value of an implementation proves that the CPU has its instructions.
 ///
 /// Where an operation's result for NaN or for numbers out of range is not said, it is the same on
 /// every CPU nevertheless, and [`Scalar`] shows it.
-pub trait Simd: Copy {
+pub(crate) trait Simd: Copy {
     /// Eight f32.
     type F32: Copy
         + Add<Output = Self::F32>
@@ -168,8 +168,8 @@ pub trait Simd: Copy {
 }
 
 /// A computation that is compiled for every instruction set.
-pub trait Kernel {
-    /// What comes of it.
+pub(crate) trait Kernel {
+    /// Its result.
     type Output;
 
     /// The computation; `#[inline(always)]`, as everything in it that is to profit.
@@ -186,17 +186,17 @@ enum Level {
     Neon(Neon),
 }
 
-/// An instruction set that this CPU has.
+/// An instruction set of this CPU. Every one gives the same bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Isa(Level);
 
 impl Isa {
-    /// The plain one, which every CPU has.
+    /// Plain instructions, which every CPU has.
     pub const SCALAR: Isa = Isa(Level::Scalar);
-    /// What lowers [`Isa::best`].
+    /// The environment variable that lowers [`Isa::best`].
     pub const VARIABLE: &str = "QUANTIER_ISA";
 
-    /// All that this CPU has, the plain one first, the fastest last.
+    /// Every instruction set of this CPU, [`Isa::SCALAR`] first, the fastest last.
     pub fn available() -> Vec<Isa> {
         let mut all = vec![Isa::SCALAR];
         #[cfg(target_arch = "x86_64")]
@@ -216,10 +216,10 @@ impl Isa {
         })
     }
 
-    /// What `QUANTIER_ISA` names, if it is set.
+    /// The instruction set that `QUANTIER_ISA` names, if it is set.
     ///
     /// # Errors
-    /// If that is no instruction set of this CPU.
+    /// A name that is no instruction set of this CPU.
     pub fn requested() -> Result<Option<Isa>, String> {
         let Some(wanted) = std::env::var_os(Isa::VARIABLE) else {
             return Ok(None);
@@ -250,7 +250,7 @@ impl Isa {
 
     /// Runs a kernel with these instructions.
     #[inline]
-    pub fn run<K: Kernel>(self, kernel: K) -> K::Output {
+    pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
         match self.0 {
             Level::Scalar => kernel.run(Scalar),
             #[cfg(target_arch = "x86_64")]

@@ -6,19 +6,19 @@ use std::ops::{Add, Div, Mul, Sub};
 
 /// Proof that the CPU has NEON.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Neon(());
+pub(super) struct Neon(());
 
 /// Eight f32: lanes 0 to 3, and 4 to 7. There are some only where there was a [`Neon`].
 #[derive(Clone, Copy)]
-pub struct F32(float32x4_t, float32x4_t);
+pub(super) struct F32(float32x4_t, float32x4_t);
 
 /// Eight i32. There are some only where there was a [`Neon`].
 #[derive(Clone, Copy)]
-pub struct I32(int32x4_t, int32x4_t);
+pub(super) struct I32(int32x4_t, int32x4_t);
 
 /// Eight booleans: all bits of a lane, or none. There are some only where there was a [`Neon`].
 #[derive(Clone, Copy)]
-pub struct Mask(uint32x4_t, uint32x4_t);
+pub(super) struct Mask(uint32x4_t, uint32x4_t);
 
 /// Operations of NEON, on registers alone.
 macro_rules! neon {

@@ -5,11 +5,11 @@ use std::ops::{Add, Div, Mul, Sub};
 
 /// No instructions but those that every CPU has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Scalar;
+pub(crate) struct Scalar;
 
 /// Eight lanes.
 #[derive(Clone, Copy)]
-pub struct Eight<T>([T; LANES]);
+pub(crate) struct Eight<T>([T; LANES]);
 
 #[inline(always)]
 fn each<T: Copy, R>(a: Eight<T>, f: impl Fn(T) -> R) -> Eight<R> {

@@ -68,7 +68,7 @@ impl Files {
         &self.maps
     }
 
-    /// Where the files are.
+    /// The paths of the files.
     pub fn paths(&self) -> Vec<&Path> {
         self.maps.iter().map(|map| map.path()).collect()
     }
@@ -235,7 +235,7 @@ impl Model {
     }
 }
 
-/// Checks that a header says the same of its place in a split as the file names do.
+/// Checks a header's place in a split against the file names.
 fn check_shard(header: &Header<'_>, shard: usize, count: usize) -> std::result::Result<(), String> {
     let number = |key| header.metadata.get(key).and_then(|v| v.as_u64());
     let said_count = number(keys::SPLIT_COUNT).unwrap_or(1).max(1);

@@ -1,5 +1,5 @@
-//! From bytes to a checked header. Nothing here trusts a number before it has been compared with
-//! what is left.
+//! From bytes to a checked header. No number is trusted before a comparison with the rest of the
+//! file.
 
 use super::endian::Endian;
 use super::keys;
@@ -21,8 +21,8 @@ const MAX_STRING: u64 = 1 << 30;
 const MAX_DEPTH: usize = 8;
 /// Largest alignment that makes sense (a huge page); beyond it, the number is damage.
 pub const MAX_ALIGNMENT: u64 = 1 << 21;
-/// Entries that room is made for on the word of a header alone; beyond it, room grows with what is
-/// really read.
+/// Entries for which a header's count alone reserves memory; beyond it, memory grows with the entries
+/// read.
 const TRUSTED_ENTRIES: u64 = 1 << 16;
 
 /// One tensor as the header describes it.
@@ -62,7 +62,7 @@ pub struct Header<'a> {
     pub metadata: Metadata<'a>,
     /// Tensors in the order of the file, each with the offset of its data from the file's start.
     pub tensors: Vec<(TensorInfo<'a>, u64)>,
-    /// Where tensor data starts, from the file's start.
+    /// Offset of the tensor data from the file's start.
     pub data_start: u64,
     /// Alignment of tensor data.
     pub alignment: u64,
@@ -83,7 +83,7 @@ impl Header<'_> {
 /// Parses and checks the header of a whole file, of either byte order.
 ///
 /// # Errors
-/// What is wrong and where; the caller adds the file's name.
+/// The defect and its place; the caller adds the file's name.
 pub fn parse(file: &[u8]) -> Result<Header<'_>, String> {
     let mut cursor = Cursor::new(file, Endian::Little);
     let Preamble {
@@ -325,7 +325,7 @@ fn place(
     Ok(tensors)
 }
 
-/// What a cursor could not read, and where.
+/// Failure of a cursor, and its place.
 pub(super) struct Fault {
     position: usize,
     what: String,

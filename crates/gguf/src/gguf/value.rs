@@ -69,7 +69,7 @@ impl ValueType {
     }
 
     /// Bytes of a value; `None` for strings and arrays, whose length varies.
-    pub fn fixed_size(self) -> Option<usize> {
+    pub(crate) fn fixed_size(self) -> Option<usize> {
         match self {
             ValueType::U8 | ValueType::I8 | ValueType::Bool => Some(1),
             ValueType::U16 | ValueType::I16 => Some(2),
@@ -129,7 +129,7 @@ impl<'a> Value<'a> {
     }
 
     /// A fixed-size value from its bytes; `None` if the length is wrong or the type has none.
-    pub fn from_bytes(
+    pub(crate) fn from_bytes(
         value_type: ValueType,
         bytes: &[u8],
         endian: Endian,
@@ -336,12 +336,12 @@ impl<'a> Array<'a> {
         self.element
     }
 
-    /// How many elements.
+    /// Number of elements.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there are none.
+    /// Whether it has no elements.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
@@ -385,7 +385,7 @@ impl<'a> Array<'a> {
         })
     }
 
-    /// The elements, whatever they are.
+    /// The elements, of any type.
     pub fn elements(&self) -> impl Iterator<Item = Value<'_>> {
         let strings = self.strings().map(|s| Value::String(Cow::Borrowed(s)));
         // All parts of a chain must live equally long.
@@ -457,7 +457,7 @@ impl<'a> Metadata<'a> {
             .unwrap_or(DEFAULT_ALIGNMENT)
     }
 
-    /// The same as ggml copies it, value by value: see [`Value::cut_at_zeros`].
+    /// The metadata as ggml copies it, value by value: see [`Value::cut_at_zeros`].
     pub fn cut_at_zeros(&self) -> Metadata<'a> {
         Metadata {
             entries: self
@@ -476,7 +476,7 @@ impl<'a> Metadata<'a> {
         }
     }
 
-    /// How many keys.
+    /// Number of keys.
     pub fn len(&self) -> usize {
         self.entries.len()
     }
@@ -495,8 +495,10 @@ pub struct Shape {
 }
 
 impl Shape {
-    /// From one to four dimensions. Says what is wrong: none or more than four, a zero, or a
-    /// product beyond 2^63.
+    /// From one to four dimensions.
+    ///
+    /// # Errors
+    /// None or more than four dimensions, a zero, or a product beyond 2^63.
     pub fn new(dims: &[u64]) -> Result<Shape, String> {
         if dims.is_empty() || dims.len() > 4 {
             return Err(format!(

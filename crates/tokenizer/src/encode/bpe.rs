@@ -15,7 +15,7 @@ use std::collections::HashMap;
 const MERGES: &str = "tokenizer.ggml.merges";
 
 /// A vocabulary's merges, and how words become symbols.
-pub struct Bpe {
+pub(crate) struct Bpe {
     pub pre: Pre,
     /// Rank and result of the merge of two symbols.
     merges: HashMap<(u32, u32), (u32, u32), RandomState>,
@@ -32,7 +32,7 @@ pub struct Bpe {
 
 impl Bpe {
     /// Reads the merges.
-    pub fn read(metadata: &Metadata<'_>, vocab: &Vocab, pre: Pre) -> Result<Bpe, Error> {
+    pub(crate) fn read(metadata: &Metadata<'_>, vocab: &Vocab, pre: Pre) -> Result<Bpe, Error> {
         let mut symbols = vocab.ids.clone();
         let mut symbol = |text: &[u8]| match symbols.get(text) {
             Some(&id) => id,
@@ -90,7 +90,7 @@ impl Bpe {
     }
 
     /// Appends the tokens of a word.
-    pub fn word(&self, word: &str, merger: &mut Merger, out: &mut Vec<u32>) {
+    pub(crate) fn word(&self, word: &str, merger: &mut Merger, out: &mut Vec<u32>) {
         let whole = self.pre.ignores_merges
             || self.pre.keeps_line_breaks && word.bytes().all(|b| b == b'\n');
         if whole

@@ -18,7 +18,7 @@ fn alphabet() -> &'static [char; 256] {
 }
 
 /// The character of a byte.
-pub fn char_of(byte: u8) -> char {
+pub(crate) fn char_of(byte: u8) -> char {
     alphabet()[byte as usize]
 }
 
@@ -32,7 +32,7 @@ fn byte_of(c: char) -> Option<u8> {
 
 /// The bytes that a text in the alphabet spells; `None` if it has a character that is not of the
 /// alphabet.
-pub fn decode(text: &[u8]) -> Option<Vec<u8>> {
+pub(crate) fn decode(text: &[u8]) -> Option<Vec<u8>> {
     std::str::from_utf8(text)
         .ok()?
         .chars()
@@ -42,7 +42,7 @@ pub fn decode(text: &[u8]) -> Option<Vec<u8>> {
 
 /// The bytes that a text spells; a character that is not of the alphabet becomes a remark, as in
 /// the reference.
-pub fn decode_or_mark(text: &[u8]) -> Vec<u8> {
+pub(crate) fn decode_or_mark(text: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(text.len());
     for c in String::from_utf8_lossy(text).chars() {
         match byte_of(c) {

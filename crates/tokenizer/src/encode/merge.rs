@@ -13,12 +13,12 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 /// A symbol that stands for no token and no part of a merge.
-pub const UNKNOWN: u32 = u32::MAX;
+pub(crate) const UNKNOWN: u32 = u32::MAX;
 const NONE: u32 = u32::MAX;
 
 /// A stretch of a text.
 #[derive(Clone, Copy, Debug)]
-pub struct Symbol {
+pub(crate) struct Symbol {
     /// First byte.
     pub start: u32,
     /// Bytes; 0 once it has been joined to the symbol before it.
@@ -40,20 +40,20 @@ struct Pair {
 
 /// The symbols of a text and the queue of pairs, kept between texts for their memory.
 #[derive(Default)]
-pub struct Merger {
+pub(crate) struct Merger {
     symbols: Vec<Symbol>,
     queue: BinaryHeap<Reverse<Pair>>,
 }
 
 impl Merger {
     /// Forgets the text before.
-    pub fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         self.symbols.clear();
         self.queue.clear();
     }
 
     /// Appends a symbol of `len` bytes.
-    pub fn push(&mut self, len: usize, id: u32) {
+    pub(crate) fn push(&mut self, len: usize, id: u32) {
         let index = self.symbols.len() as u32;
         let mut start = 0;
         if let Some(last) = self.symbols.last_mut() {
@@ -71,7 +71,7 @@ impl Merger {
 
     /// Joins all that can be joined. `pair` gives the order of two neighbours (the lowest is joined
     /// first) and what they become, or `None` if they cannot be joined.
-    pub fn merge(&mut self, pair: impl Fn(&Symbol, &Symbol) -> Option<(u32, u32)>) {
+    pub(crate) fn merge(&mut self, pair: impl Fn(&Symbol, &Symbol) -> Option<(u32, u32)>) {
         for right in 1..self.symbols.len() as u32 {
             self.queue(right - 1, right, &pair);
         }
@@ -117,7 +117,7 @@ impl Merger {
     }
 
     /// The symbols that are left, in the order of the text.
-    pub fn symbols(&self) -> impl Iterator<Item = &Symbol> {
+    pub(crate) fn symbols(&self) -> impl Iterator<Item = &Symbol> {
         self.symbols.iter().filter(|s| s.len > 0)
     }
 }

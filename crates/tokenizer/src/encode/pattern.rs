@@ -112,7 +112,7 @@ struct Sequence {
 
 /// A compiled pattern.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Pattern {
+pub(crate) struct Pattern {
     alternatives: Vec<Sequence>,
     /// Whether it names a category, and so sees kinds instead of code points.
     by_kind: bool,
@@ -123,7 +123,7 @@ impl Pattern {
     ///
     /// # Panics
     /// If the pattern is not in the grammar above.
-    pub fn new(pattern: &str) -> Pattern {
+    pub(crate) fn new(pattern: &str) -> Pattern {
         let mut parser = Parser { rest: pattern };
         let alternatives = parser.alternatives();
         assert!(
@@ -189,7 +189,7 @@ impl Pattern {
 
     /// Appends the ends of the pieces of `text[start..end]`: the matches, and what lies between
     /// them.
-    pub fn split(&self, text: &str, start: usize, end: usize, ends: &mut Vec<usize>) {
+    pub(crate) fn split(&self, text: &str, start: usize, end: usize, ends: &mut Vec<usize>) {
         let part = &text[..end];
         let (mut at, mut piece) = (start, start);
         while at < end {

@@ -9,7 +9,7 @@ use super::split::Step;
 
 /// A pre-tokenizer and what comes with its name.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Pre {
+pub(crate) struct Pre {
     /// What splits a text; each step splits the pieces of the one before.
     pub steps: Vec<Step>,
     /// Whether tokens are spelled in GPT-2's alphabet of bytes; else in UTF-8, with tokens such as
@@ -116,7 +116,7 @@ fn deepseek3(first: Step, asian: &str, signs_and_spaces: &str) -> Vec<Step> {
 impl Pre {
     /// The pre-tokenizer of a name in `tokenizer.ggml.pre`; an empty name is `default`. `None` if
     /// there is no such.
-    pub fn named(name: &str) -> Option<Pre> {
+    pub(crate) fn named(name: &str) -> Option<Pre> {
         let contractions = contractions!();
         let spaces_after_breaks = format!(r"[\r\n]*|{SPACES}");
         let steps = match name {

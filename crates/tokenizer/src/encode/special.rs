@@ -10,7 +10,7 @@ use std::ops::Range;
 
 /// A part of a text.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Fragment {
+pub(crate) enum Fragment {
     /// A special token.
     Token(u32),
     /// Bytes of the text.
@@ -18,7 +18,7 @@ pub enum Fragment {
 }
 
 /// The special tokens of a vocabulary.
-pub struct Special {
+pub(crate) struct Special {
     /// Longest first; of equals the first.
     ids: Vec<u32>,
     search: Option<AhoCorasick>,
@@ -30,7 +30,7 @@ fn is_space(byte: u8) -> bool {
 
 impl Special {
     /// Collects them.
-    pub fn of(vocab: &Vocab) -> Special {
+    pub(crate) fn of(vocab: &Vocab) -> Special {
         let text = |id: u32| &vocab.tokens[id as usize].text;
         let is_special =
             |&id: &u32| vocab.tokens[id as usize].role & (CONTROL | USER_DEFINED | UNKNOWN) != 0;
@@ -45,7 +45,7 @@ impl Special {
     }
 
     /// Cuts a text. Without `parse`, only user-defined tokens are cut out.
-    pub fn cut(&self, vocab: &Vocab, text: &str, parse: bool) -> Vec<Fragment> {
+    pub(crate) fn cut(&self, vocab: &Vocab, text: &str, parse: bool) -> Vec<Fragment> {
         let mut fragments = Vec::new();
         if !text.is_empty() {
             fragments.push(Fragment::Text(0..text.len()));

@@ -9,7 +9,7 @@ use super::unicode::{Kinds, LETTER, MARK, NUMBER, SPACE, is_han};
 
 /// One step of a pre-tokenizer; each step splits the pieces of the one before.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Step {
+pub(crate) enum Step {
     /// GPT-2: a contraction, or letters, digits or other signs with at most one space in front, or
     /// spaces.
     Gpt2,
@@ -32,7 +32,7 @@ pub enum Step {
 
 impl Step {
     /// Appends the ends of the pieces of `text[start..end]`.
-    pub fn split(&self, text: &str, start: usize, end: usize, ends: &mut Vec<usize>) {
+    pub(crate) fn split(&self, text: &str, start: usize, end: usize, ends: &mut Vec<usize>) {
         let mut part = Part {
             text: &text[..end],
             kinds: Kinds::get(),

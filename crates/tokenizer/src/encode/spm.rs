@@ -6,7 +6,7 @@ use super::merge::{Merger, UNKNOWN};
 use super::vocab::Vocab;
 
 /// What SentencePiece needs beside the vocabulary.
-pub struct Spm {
+pub(crate) struct Spm {
     /// The rank of each token among the scores: the highest first.
     order: Vec<u32>,
     /// Tokens for the bytes of what is no token.
@@ -27,7 +27,7 @@ fn order(score: f32) -> u32 {
 
 impl Spm {
     /// Prepares a vocabulary.
-    pub fn of(vocab: &Vocab) -> Spm {
+    pub(crate) fn of(vocab: &Vocab) -> Spm {
         let byte_tokens = vocab.byte_tokens();
         let bytes = std::array::from_fn(|b| {
             byte_tokens[b].or_else(|| vocab.ids.get(&[b as u8][..]).copied())
@@ -41,7 +41,7 @@ impl Spm {
     }
 
     /// Appends the tokens of a text whose spaces are U+2581.
-    pub fn word(&self, vocab: &Vocab, word: &str, merger: &mut Merger, out: &mut Vec<u32>) {
+    pub(crate) fn word(&self, vocab: &Vocab, word: &str, merger: &mut Merger, out: &mut Vec<u32>) {
         let token = |text: &[u8]| vocab.ids.get(text).copied();
         let bytes = word.as_bytes();
         merger.clear();

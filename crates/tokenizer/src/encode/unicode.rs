@@ -9,31 +9,31 @@ use regex_syntax::hir::{Class, HirKind};
 use std::sync::OnceLock;
 
 /// Set of kinds that a code point belongs to; at most one of the first five.
-pub type Kind = u8;
+pub(crate) type Kind = u8;
 /// `\p{L}`
-pub const LETTER: Kind = 1;
+pub(crate) const LETTER: Kind = 1;
 /// `\p{N}`
-pub const NUMBER: Kind = 2;
+pub(crate) const NUMBER: Kind = 2;
 /// `\p{M}`
-pub const MARK: Kind = 4;
+pub(crate) const MARK: Kind = 4;
 /// `\p{P}`
-pub const PUNCTUATION: Kind = 8;
+pub(crate) const PUNCTUATION: Kind = 8;
 /// `\p{S}`
-pub const SYMBOL: Kind = 16;
+pub(crate) const SYMBOL: Kind = 16;
 /// `\s`: the `White_Space` property.
-pub const SPACE: Kind = 32;
+pub(crate) const SPACE: Kind = 32;
 /// Any code point at all; tells a character without a kind from the end of the text, whose kind is
 /// 0.
-pub const SOME: Kind = 64;
+pub(crate) const SOME: Kind = 64;
 
 const CODE_POINTS: usize = 0x110000;
 
 /// The kinds of all code points.
-pub struct Kinds(Box<[Kind]>);
+pub(crate) struct Kinds(Box<[Kind]>);
 
 impl Kinds {
     /// The table, made when it is first asked for.
-    pub fn get() -> &'static Kinds {
+    pub(crate) fn get() -> &'static Kinds {
         static KINDS: OnceLock<Kinds> = OnceLock::new();
         KINDS.get_or_init(|| {
             let mut kinds = vec![SOME; CODE_POINTS];
@@ -58,14 +58,14 @@ impl Kinds {
 
     /// The kind of a character.
     #[inline]
-    pub fn of(&self, c: char) -> Kind {
+    pub(crate) fn of(&self, c: char) -> Kind {
         self.0[c as usize]
     }
 
     /// Kind and length in bytes of the character that starts at a byte of a text; `(0, 0)` beyond
     /// its end.
     #[inline]
-    pub fn at(&self, text: &str, at: usize) -> (Kind, usize) {
+    pub(crate) fn at(&self, text: &str, at: usize) -> (Kind, usize) {
         match text.as_bytes().get(at) {
             None => (0, 0),
             Some(&b) if b < 0x80 => (self.0[b as usize], 1),
@@ -91,7 +91,7 @@ fn ranges(class: &str) -> Vec<(char, char)> {
 }
 
 /// Whether the reference takes a character for a Chinese one.
-pub fn is_han(c: char) -> bool {
+pub(crate) fn is_han(c: char) -> bool {
     matches!(c as u32,
         0x4E00..=0x9FFF | 0x3400..=0x4DBF | 0x20000..=0x2A6DF | 0x2A700..=0x2EBEF | 0xF900..=0xFAFF | 0x2F800..=0x2FA1F)
 }

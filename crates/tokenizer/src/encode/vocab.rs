@@ -11,13 +11,13 @@ const SCORES: &str = "tokenizer.ggml.scores";
 const TYPES: &str = "tokenizer.ggml.token_type";
 
 /// Roles of a token, as bits: the reference gives some tokens more than one.
-pub type Role = u8;
-pub const UNKNOWN: Role = 1;
-pub const UNUSED: Role = 2;
-pub const NORMAL: Role = 4;
-pub const CONTROL: Role = 8;
-pub const USER_DEFINED: Role = 16;
-pub const BYTE: Role = 32;
+pub(crate) type Role = u8;
+pub(crate) const UNKNOWN: Role = 1;
+pub(crate) const UNUSED: Role = 2;
+pub(crate) const NORMAL: Role = 4;
+pub(crate) const CONTROL: Role = 8;
+pub(crate) const USER_DEFINED: Role = 16;
+pub(crate) const BYTE: Role = 32;
 
 /// Texts that end a turn or a text; control tokens, whatever the file says.
 const ENDS: [&str; 22] = [
@@ -123,7 +123,7 @@ const FILL_IN: [(&[&str], &[&str], bool); 6] = [
 ];
 
 /// One token.
-pub struct Token {
+pub(crate) struct Token {
     pub text: Box<[u8]>,
     pub score: f32,
     pub role: Role,
@@ -133,10 +133,10 @@ pub struct Token {
     pub strips_right: bool,
 }
 
-pub type Texts = HashMap<Box<[u8]>, u32, RandomState>;
+pub(crate) type Texts = HashMap<Box<[u8]>, u32, RandomState>;
 
 /// Tokens and what is known of them.
-pub struct Vocab {
+pub(crate) struct Vocab {
     pub tokens: Vec<Token>,
     /// From texts to tokens.
     pub ids: Texts,
@@ -148,7 +148,7 @@ pub struct Vocab {
 }
 
 /// Ids that a vocabulary has unless its file says otherwise.
-pub struct Defaults {
+pub(crate) struct Defaults {
     pub bos: Option<u32>,
     pub eos: Option<u32>,
     pub unknown: Option<u32>,
@@ -190,7 +190,7 @@ fn id(metadata: &Metadata<'_>, key: &str) -> Result<Option<u64>, Error> {
 }
 
 /// A text of the metadata, or an empty one.
-pub fn text<'m>(metadata: &'m Metadata<'_>, key: &str) -> Result<&'m str, Error> {
+pub(crate) fn text<'m>(metadata: &'m Metadata<'_>, key: &str) -> Result<&'m str, Error> {
     let string = |v: &'m Value<'_>| {
         v.as_str()
             .ok_or_else(|| Error(format!("'{key}' is {v}, not a text")))
@@ -199,7 +199,7 @@ pub fn text<'m>(metadata: &'m Metadata<'_>, key: &str) -> Result<&'m str, Error>
 }
 
 /// A truth value of the metadata, if it is there.
-pub fn flag(metadata: &Metadata<'_>, key: &str) -> Result<Option<bool>, Error> {
+pub(crate) fn flag(metadata: &Metadata<'_>, key: &str) -> Result<Option<bool>, Error> {
     match metadata.get(key) {
         None => Ok(None),
         Some(Value::Bool(set)) => Ok(Some(*set)),
@@ -208,7 +208,7 @@ pub fn flag(metadata: &Metadata<'_>, key: &str) -> Result<Option<bool>, Error> {
 }
 
 /// The strings of the metadata.
-pub fn strings<'m>(
+pub(crate) fn strings<'m>(
     metadata: &'m Metadata<'_>,
     key: &str,
 ) -> Result<impl Iterator<Item = &'m [u8]>, Error> {
@@ -224,7 +224,7 @@ pub fn strings<'m>(
 
 impl Vocab {
     /// Reads the tokens.
-    pub fn read(metadata: &Metadata<'_>, defaults: Defaults) -> Result<Vocab, Error> {
+    pub(crate) fn read(metadata: &Metadata<'_>, defaults: Defaults) -> Result<Vocab, Error> {
         let texts: Vec<&[u8]> = strings(metadata, TOKENS)?.collect();
         let scores = numbers(
             metadata,
@@ -283,7 +283,7 @@ impl Vocab {
     }
 
     /// The id of a text.
-    pub fn id(&self, text: &str) -> Option<u32> {
+    pub(crate) fn id(&self, text: &str) -> Option<u32> {
         self.ids.get(text.as_bytes()).copied()
     }
 
@@ -399,7 +399,7 @@ impl Vocab {
     }
 
     /// The text of a token: what decoding it gives.
-    pub fn piece(&self, id: u32, byte_level: bool) -> Vec<u8> {
+    pub(crate) fn piece(&self, id: u32, byte_level: bool) -> Vec<u8> {
         let Some(token) = self.tokens.get(id as usize) else {
             return Vec::new();
         };
@@ -422,7 +422,7 @@ impl Vocab {
     }
 
     /// The tokens that stand for single bytes: `<0x0A>` and so on.
-    pub fn byte_tokens(&self) -> [Option<u32>; 256] {
+    pub(crate) fn byte_tokens(&self) -> [Option<u32>; 256] {
         std::array::from_fn(|b| self.id(&format!("<0x{b:02X}>")))
     }
 }
