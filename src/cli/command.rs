@@ -1,20 +1,19 @@
-//! The command line that was typed, as others can repeat it.
+//! The command line in a form that others can repeat.
 
 use quantier::report::numbers::shell;
 use std::ffi::OsString;
 use std::sync::OnceLock;
 
-/// The arguments that count, where a file of defaults has added some.
+/// The arguments including those of the configuration file.
 static ALL: OnceLock<Vec<OsString>> = OnceLock::new();
 
-/// Sets the arguments that count instead of those of this process.
+/// Replaces the process's arguments.
 pub fn set(all: Vec<OsString>) {
     let _ = ALL.set(all);
 }
 
-/// The arguments of this process as one line, with what a file of defaults has added. Of paths the
-/// last part stays: where a file lies on this machine says nothing to others, and is nobody's
-/// business.
+/// The arguments as one line, including those of the configuration file. Paths are cut to their last
+/// component: directories on this machine are private and of no use to others.
 pub fn shown() -> String {
     let all = ALL
         .get()
@@ -31,7 +30,7 @@ fn line(arguments: impl Iterator<Item = String>) -> String {
     let mut line = String::from("quantier");
     let (mut is_name, mut is_file) = (false, false);
     for argument in arguments {
-        // Where defaults came from says nothing to others: they are written out.
+        // The configuration file's flags are written out instead.
         let skipped =
             is_file || argument == "--no-config" || argument.split('=').next() == Some("--config");
         is_file = argument == "--config";
@@ -49,13 +48,13 @@ fn line(arguments: impl Iterator<Item = String>) -> String {
     line
 }
 
-/// Options whose values are names on the Hub, which only look like paths.
+/// Options with names on the Hub, which look like paths.
 const NAMES: [&str; 2] = ["--base-model", "--repo"];
 
 fn without_path(argument: &str) -> String {
     let (option, value) = match argument.split_once('=') {
         Some((option, value)) if option.starts_with("--") => (&argument[..option.len() + 1], value),
-        // A short option and its value in one.
+        // A short option with its value attached.
         _ if argument.starts_with('-') && !argument.starts_with("--") => argument.split_at(
             argument
                 .char_indices()

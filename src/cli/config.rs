@@ -1,4 +1,4 @@
-//! The file of a publisher's defaults: flags that one would state for every model.
+//! The configuration file: a publisher's default flags for every model.
 //!
 //! ```toml
 //! [make]                       # `quantier make` and `quantier frontier`
@@ -8,8 +8,8 @@
 //! quantized-by = "me"
 //! ```
 //!
-//! What is typed wins. What the file adds becomes part of the command line, before that is parsed:
-//! there is one way in which a flag means something, and a recorded command is the whole one.
+//! The command line takes precedence. Defaults are appended to it before it is parsed: flags have
+//! one meaning, and a recorded command is complete.
 
 use super::Cli;
 use super::config_keys::{Key, Kind, SECTIONS, Section};
@@ -21,26 +21,26 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use toml::de::{DeTable, DeValue};
 
-/// Where defaults come from.
+/// Options that choose the file.
 #[derive(clap::Args)]
 #[command(next_help_heading = "Defaults")]
 pub struct Options {
-    /// Take the defaults of make, frontier and publish from this file; see `quantier config`
+    /// Configuration file with defaults for make, frontier and publish; see `quantier config`
     #[arg(long, value_name = "FILE", global = true)]
     config: Option<PathBuf>,
-    /// Take no defaults from a file
+    /// Ignore the configuration file
     #[arg(long, global = true)]
     no_config: bool,
 }
 
-/// The variable that names the file.
+/// Environment variable with the file's path.
 const VARIABLE: &str = "QUANTIER_CONFIG";
-/// The longest file that is read, in bytes.
+/// Maximum size of the file in bytes.
 const MAX_BYTES: u64 = 1 << 20;
-/// Flags that say which sizes are made: those of the file stand back as soon as one is typed.
+/// Flags that choose sizes: one on the command line replaces all of the file's.
 const SIZES: [&str; 6] = ["bpw", "size", "kld", "like", "fit", "variants"];
 
-/// A default: a key, its line in the file, and its values as they would be typed.
+/// A default: a key with its values as command-line arguments.
 struct Entry {
     section: &'static Section,
     key: &'static Key,
@@ -57,25 +57,24 @@ impl Entry {
     }
 }
 
-/// The file, read and checked.
+/// A checked configuration file.
 pub struct Config {
-    /// Where it is.
     pub path: PathBuf,
     entries: Vec<Entry>,
 }
 
 impl Options {
-    /// Ends the program if both were typed; clap does not see it behind a command.
+    /// Exits if both flags are given; clap does not detect that for global flags.
     pub fn check(&self) {
         if self.no_config && self.config.is_some() {
             let kind = clap::error::ErrorKind::ArgumentConflict;
             Cli::command()
-                .error(kind, "--config names a file, and --no-config wants none")
+                .error(kind, "--config and --no-config exclude each other")
                 .exit();
         }
     }
 
-    /// The file that is meant, and whether it was named: then it has to be there.
+    /// The file's path, and whether it must exist because the user named it.
     pub fn place(&self) -> Option<(PathBuf, bool)> {
         let set = |name: &str| {
             std::env::var_os(name)
@@ -88,7 +87,7 @@ impl Options {
         if let Some(named) = self.config.clone().or_else(|| set(VARIABLE)) {
             return Some((named, true));
         }
-        // The variable's own rule: a relative path in it counts as none.
+        // The XDG specification ignores relative paths.
         let base = set("XDG_CONFIG_HOME")
             .filter(|path| path.is_absolute())
             .or_else(|| Some(home()?.join(".config")));
@@ -100,7 +99,7 @@ impl Options {
         let Some((path, named)) = self.place() else {
             return Ok(None);
         };
-        let cannot = || format!("cannot read the defaults in {}", path.display());
+        let cannot = || format!("cannot read the configuration file {}", path.display());
         match path.metadata() {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound && !named => {
                 return Ok(None);
@@ -109,12 +108,12 @@ impl Options {
                 let meta = meta.with_context(cannot)?;
                 ensure!(
                     meta.is_file(),
-                    "{}: this is no file; --no-config leaves it alone",
+                    "{}: not a file; --no-config ignores it",
                     path.display()
                 );
                 ensure!(
                     meta.len() <= MAX_BYTES,
-                    "{}: too long for a file of defaults",
+                    "{}: too long for a configuration file",
                     path.display()
                 );
             }
@@ -122,7 +121,7 @@ impl Options {
         let text = std::fs::read_to_string(&path).with_context(cannot)?;
         let entries = entries(&text, &path).map_err(|(line, what)| {
             anyhow::anyhow!(
-                "{}, line {line}: {what} (`quantier config --example` shows what can be there)",
+                "{}, line {line}: {what} (`quantier config --example` lists all keys)",
                 path.display()
             )
         })?;
@@ -140,14 +139,14 @@ fn home() -> Option<PathBuf> {
 
 type At<T> = Result<T, (usize, String)>;
 
-/// The entries of a file; else the line, and what is wrong with it.
+/// The entries of a file, or an error with its line.
 fn entries(text: &str, path: &Path) -> At<Vec<Entry>> {
     let line = |at: usize| 1 + text.bytes().take(at).filter(|byte| *byte == b'\n').count();
     let parsed = DeTable::parse(text).map_err(|error| {
         let at = error.span().map_or(0, |span| span.start);
         (
             line(at),
-            format!("this is no TOML: {}", error.message().replace('\n', " ")),
+            format!("not valid TOML: {}", error.message().replace('\n', " ")),
         )
     })?;
     let mut all = Vec::new();
@@ -160,7 +159,7 @@ fn entries(text: &str, path: &Path) -> At<Vec<Entry>> {
         let DeValue::Table(table) = table.get_ref() else {
             return Err((
                 at,
-                format!("'{name}' is the name of a part: write [{name}], and the keys below it"),
+                format!("'{name}' is a section: write [{name}], and the keys below it"),
             ));
         };
         for (name, value) in table {
@@ -173,9 +172,9 @@ fn entries(text: &str, path: &Path) -> At<Vec<Entry>> {
                 (
                     at,
                     format!(
-                        "{name} is to be {}, and is {}",
+                        "{name} must be {}, not {}",
                         key.kind.words(),
-                        said(value.get_ref())
+                        described(value.get_ref())
                     ),
                 )
             };
@@ -195,11 +194,11 @@ fn entries(text: &str, path: &Path) -> At<Vec<Entry>> {
                 key,
                 values,
             };
-            understood(&entry).map_err(|what| (at, format!("{name}: {what}")))?;
+            check_values(&entry).map_err(|what| (at, format!("{name}: {what}")))?;
             all.push(entry);
         }
     }
-    // As the example has them, whatever their order in the file.
+    // In the order of the sample file.
     let place = |entry: &Entry| section_and_key(entry.key.name, entry.section.name);
     all.sort_by_key(place);
     Ok(all)
@@ -217,7 +216,7 @@ fn section_and_key(key: &str, section: &str) -> (usize, usize) {
     )
 }
 
-/// What a key that is none should perhaps be.
+/// The error for an unknown key, with the nearest key.
 fn unknown(name: &str, section: Option<&Section>) -> String {
     let near =
         |section: &'static Section| section.keys.iter().map(move |key| (section.name, key.name));
@@ -225,18 +224,18 @@ fn unknown(name: &str, section: Option<&Section>) -> String {
     match (known.clone().find(|(_, key)| *key == name), section) {
         (Some((home, _)), Some(section)) => {
             format!(
-                "'{name}' belongs below [{home}], and stands below [{}]",
+                "'{name}' belongs below [{home}], not below [{}]",
                 section.name
             )
         }
-        (Some((home, _)), None) => format!("'{name}' belongs below [{home}], and stands before it"),
+        (Some((home, _)), None) => format!("'{name}' belongs below [{home}], not above it"),
         (None, Some(section)) => {
             let all = section.keys.iter().map(|key| key.name);
             let nearest = all
                 .min_by_key(|key| distance(key, name))
                 .unwrap_or_default();
             format!(
-                "there is no key '{name}' in [{}]; the nearest is {nearest}",
+                "no key '{name}' in [{}]; the nearest is {nearest}",
                 section.name
             )
         }
@@ -246,25 +245,25 @@ fn unknown(name: &str, section: Option<&Section>) -> String {
                 .chain(known.map(|(_, key)| key.to_owned()))
                 .min_by_key(|key| distance(key, name));
             format!(
-                "there is no '{name}'; the nearest is {}",
+                "no key or section '{name}'; the nearest is {}",
                 nearest.unwrap_or_default()
             )
         }
     }
 }
 
-/// What a value is, in words.
-fn said(value: &DeValue<'_>) -> String {
+/// Describes a value.
+fn described(value: &DeValue<'_>) -> String {
     match value {
         DeValue::Array(all) => match all
             .iter()
             .find(|one| !matches!(one.get_ref(), DeValue::String(_)))
         {
-            Some(other) => format!("a list with {} in it", said(other.get_ref())),
+            Some(other) => format!("a list with {} in it", described(other.get_ref())),
             None => "a list".into(),
         },
         DeValue::Table(_) => "a table".into(),
-        DeValue::String(text) => format!("the text '{text}'"),
+        DeValue::String(text) => format!("the string '{text}'"),
         DeValue::Integer(number) => number.to_string(),
         DeValue::Float(number) => number.to_string(),
         DeValue::Boolean(flag) => flag.to_string(),
@@ -272,7 +271,7 @@ fn said(value: &DeValue<'_>) -> String {
     }
 }
 
-/// A path of the file: from where the file is, or from the home directory.
+/// Resolves a path relative to the file's directory or, with `~/`, to the home directory.
 fn resolved(value: &str, file: &Path) -> String {
     let path = match (value.strip_prefix("~/"), home()) {
         (Some(rest), Some(home)) => home.join(rest),
@@ -281,8 +280,8 @@ fn resolved(value: &str, file: &Path) -> String {
     path.to_string_lossy().into_owned()
 }
 
-/// Lets the flag's own parser look at the values.
-fn understood(entry: &Entry) -> Result<(), String> {
+/// Checks the values with the flag's own parser.
+fn check_values(entry: &Entry) -> Result<(), String> {
     let command = entry.section.commands[0];
     let needed = if command == "publish" {
         &["DIR"][..]
@@ -305,7 +304,7 @@ fn understood(entry: &Entry) -> Result<(), String> {
 }
 
 impl Config {
-    /// What is added to a command's line that was typed like this.
+    /// The arguments to add to a command line.
     pub fn arguments(&self, command: &str, matches: &clap::ArgMatches) -> Vec<String> {
         let cli = Cli::command();
         let known = |key: &str| {
@@ -333,7 +332,7 @@ impl Config {
             .collect()
     }
 
-    /// All that it says, part by part.
+    /// All defaults by section.
     pub fn parts(
         &self,
     ) -> impl Iterator<Item = (&'static str, &'static [&'static str], Vec<String>)> {
@@ -351,7 +350,7 @@ impl Config {
     }
 }
 
-/// The arguments with those of the file: at the end, before what `--` keeps from being flags.
+/// The command line with the file's arguments added at the end, but before `--`.
 pub fn extended(typed: &[OsString], added: &[String]) -> Vec<OsString> {
     let end = typed
         .iter()
@@ -363,17 +362,19 @@ pub fn extended(typed: &[OsString], added: &[String]) -> Vec<OsString> {
     all
 }
 
-/// A file to begin with: every key with its flag's description and a value, all commented out.
+/// A sample file: every key with its flag's description and a value, commented out.
 pub fn example() -> String {
     let cli = Cli::command();
     let mut text = String::from(
-        "# Defaults of quantier, for what you would state for every model. What is typed wins; --no-config leaves this\n\
-         # file out. Relative paths start at this file. Take the # away from what you want.\n",
+        "# Quantier's defaults for every model. Flags on the command line take precedence; --no-config ignores this\n\
+         # file. Paths are relative to it. Uncomment what you need.\n",
     );
     for section in &SECTIONS {
         let whose = match section.name {
-            "publish" => "quantier publish, and quantier make --publish",
-            _ => "quantier make and quantier frontier; sizes count only if none is typed",
+            "publish" => "quantier publish and quantier make --publish",
+            _ => {
+                "quantier make and quantier frontier; sizes apply only if the command line has none"
+            }
         };
         text += &format!("\n# {whose}\n[{}]\n", section.name);
         let command = cli.find_subcommand(section.commands[0]);
@@ -393,8 +394,7 @@ pub fn example() -> String {
     text
 }
 
-/// Parses the command line again, with what the file of defaults adds to it, if it adds something.
-/// The second value is what it added.
+/// The command line with the file's defaults, parsed again; `None` if there are none to add.
 pub fn with_defaults(
     options: &Options,
     typed: &[OsString],
@@ -425,7 +425,7 @@ pub fn with_defaults(
     match Cli::command().try_get_matches_from(&all) {
         Ok(matches) => Ok(Some((all, matches))),
         Err(error) => bail!(
-            "with the defaults in {}: {}",
+            "with the defaults of {}: {}",
             config.path.display(),
             error
                 .to_string()
@@ -472,7 +472,7 @@ variants = 5
 ";
 
     #[test]
-    fn what_is_typed_wins() {
+    fn the_command_line_takes_precedence() {
         let all = [
             "--file=/c/t/a.txt",
             "--file=/abs/b.txt",
@@ -505,23 +505,23 @@ variants = 5
     }
 
     #[test]
-    fn what_is_wrong_is_named_with_its_line() {
+    fn errors_name_their_line() {
         for (text, line, part) in [
-            ("a = ", 1, "no TOML"),
+            ("a = ", 1, "not valid TOML"),
             (
                 "[make]\n\nfile = 7",
                 3,
-                "file is to be a path in quotes, or a list of them, and is 7",
+                "file must be a path in quotes or a list of paths, not 7",
             ),
             ("[make]\nfile = [\"a\", 7]", 2, "a list with 7 in it"),
             (
                 "[make]\nvariants = \"8\"",
                 2,
-                "variants is to be a whole number, and is the text '8'",
+                "variants must be a whole number, not the string '8'",
             ),
             ("[make]\nvariants = -1", 2, "a whole number"),
             ("[make]\nvariants = 41", 2, "1..=40"),
-            ("[make]\nbpw = [4.25, -1]", 2, "a number, or a list"),
+            ("[make]\nbpw = [4.25, -1]", 2, "a number or a list"),
             ("[make]\nbpw = 0", 2, "bpw: "),
             ("[make]\nlike = \"Q4_K_X\"", 2, "Q4_K_M"),
             ("[make]\ntypes = \"k,q9_K\"", 2, "q9_K"),
@@ -557,7 +557,7 @@ variants = 5
     }
 
     #[test]
-    fn the_example_is_a_file_that_means_something() {
+    fn the_sample_parses_commented_out_and_not() {
         let none =
             entries(&example(), Path::new("c.toml")).unwrap_or_else(|error| panic!("{error:?}"));
         assert!(none.is_empty());
@@ -601,7 +601,7 @@ variants = 5
     }
 
     #[test]
-    fn what_is_added_stays_before_what_is_no_flag() {
+    fn defaults_are_added_before_a_double_dash() {
         let typed: Vec<OsString> = ["quantier", "make", "--", "M"].map(OsString::from).to_vec();
         assert_eq!(
             extended(&typed, &["--seed=2".into()]),

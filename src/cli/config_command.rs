@@ -1,4 +1,4 @@
-//! `quantier config`: where the file of defaults is looked for, and what it says.
+//! `quantier config`: location and content of the configuration file.
 
 use super::config::{Options, example};
 use super::text::say;
@@ -6,18 +6,18 @@ use quantier::report::numbers::shell;
 use serde_json::json;
 use std::process::ExitCode;
 
-/// Show the file of your defaults: where it is looked for, and what is in force
+/// Show the configuration file: its location and the defaults in force
 ///
-/// What one would state for every model (texts, sizes, who publishes, the repository's pattern) can
-/// stand in a TOML file: the one that --config names, else the one that QUANTIER_CONFIG names, else
-/// quantier/config.toml in XDG_CONFIG_HOME, else ~/.config/quantier/config.toml. It counts for
-/// `make`, `frontier` and `publish`. Flags that are typed win over it.
+/// A TOML file can hold defaults for every model: texts, sizes, the publisher, the repository's name
+/// pattern. Its location is --config, else $QUANTIER_CONFIG, else
+/// $XDG_CONFIG_HOME/quantier/config.toml, else ~/.config/quantier/config.toml. It applies to `make`,
+/// `frontier` and `publish`. Flags on the command line take precedence.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   quantier config
   mkdir -p ~/.config/quantier && quantier config --example > ~/.config/quantier/config.toml")]
 pub struct Args {
-    /// Print a file to begin with: all keys, explained and commented out
+    /// Print a sample file: all keys, explained and commented out
     #[arg(long)]
     example: bool,
     /// Print the result as JSON
@@ -58,22 +58,22 @@ pub fn run(args: &Args, options: &Options) -> anyhow::Result<ExitCode> {
                     &commands.join(", ")
                 };
                 match words.is_empty() {
-                    true => say!("\n{also}: nothing")?,
+                    true => say!("\n{also}: no defaults")?,
                     false => say!("\n{also}:\n{}", words.join("\n"))?,
                 }
             }
             say!(
-                "\nFlags that are typed win. `quantier config --example` shows what else can be there."
+                "\nFlags on the command line take precedence. `quantier config --example` lists all keys."
             )?;
         }
         (Some(path), None) => {
             say!(
-                "{}: there is no such file, and so no defaults. One could begin like this:\n",
+                "{}: no such file, so no defaults apply. A sample to start from:\n",
                 path.display()
             )?;
             say!("{}", example().trim_end())?;
         }
-        (None, _) => say!("No file of defaults: --no-config, or no home directory")?,
+        (None, _) => say!("No configuration file: --no-config, or no home directory")?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -1,9 +1,9 @@
-//! What can stand in the file of defaults: a table of flags.
+//! The keys of the configuration file: a table of flags.
 
 use quantier::plan::frontier::{Budget, Constraints};
 use toml::de::DeValue;
 
-/// What a value has to be.
+/// The type of a value.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     Text,
@@ -18,17 +18,17 @@ pub enum Kind {
 impl Kind {
     pub fn words(self) -> &'static str {
         match self {
-            Kind::Text => "a text in quotes",
-            Kind::Texts => "a text in quotes, or a list of them",
+            Kind::Text => "a string",
+            Kind::Texts => "a string or a list of strings",
             Kind::Path => "a path in quotes",
-            Kind::Paths => "a path in quotes, or a list of them",
+            Kind::Paths => "a path in quotes or a list of paths",
             Kind::Whole => "a whole number",
-            Kind::Numbers => "a number, or a list of them",
+            Kind::Numbers => "a number or a list of numbers",
             Kind::Flag => "true or false",
         }
     }
 
-    /// The values as they would be typed; `None` if this is something else.
+    /// The values as command-line arguments; `None` if the type is wrong.
     pub fn typed(self, value: &DeValue<'_>) -> Option<Vec<String>> {
         let list = |one: &dyn Fn(&DeValue<'_>) -> Option<String>| match value {
             DeValue::Array(all) => all.iter().map(|value| one(value.get_ref())).collect(),
@@ -53,13 +53,13 @@ fn whole(value: &DeValue<'_>) -> Option<u64> {
     u64::from_str_radix(integer.as_str(), integer.radix()).ok()
 }
 
-/// A key of the file: a flag by its long name.
+/// A key of the file: a flag's long name.
 pub struct Key {
     pub name: &'static str,
     pub kind: Kind,
-    /// A value for the example.
+    /// The value in the sample file.
     pub example: &'static str,
-    /// What the flag's own parser does not find.
+    /// Checks beyond those of the flag's own parser.
     pub check: fn(&str) -> Result<(), String>,
 }
 
@@ -72,7 +72,7 @@ const fn key(name: &'static str, kind: Kind, example: &'static str) -> Key {
     }
 }
 
-/// A part of the file, and whose flags its keys are.
+/// A section of the file with the commands that it applies to.
 pub struct Section {
     pub name: &'static str,
     pub commands: &'static [&'static str],

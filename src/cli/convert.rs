@@ -12,8 +12,8 @@ use std::process::ExitCode;
 
 /// Convert a Hugging Face checkpoint to GGUF, byte for byte as convert_hf_to_gguf.py does
 ///
-/// MODEL is a directory with config.json, safetensors and a tokenizer, one .safetensors file beside
-/// its config, or hf://ORG/NAME, which is downloaded first.
+/// MODEL is a directory with config.json, safetensors and a tokenizer, a .safetensors file with
+/// config.json next to it, or hf://ORG/NAME, which is downloaded first.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   quantier convert ./Qwen3-4B -o model-bf16.gguf
@@ -23,45 +23,44 @@ pub struct Args {
     /// The checkpoint
     #[arg(value_name = "MODEL")]
     model: PathBuf,
-    /// Where the output goes; {ftype} in the name becomes the output type. In a directory, the file
-    /// is named after the model; without it, that is the model's directory, or this one for hf://
+    /// The output file; {ftype} in the name is replaced by the output type. In a directory, the file
+    /// is named after the model. Default: the model's directory, or the current one for hf://
     #[arg(short, long, value_name = "FILE")]
     outfile: Option<PathBuf>,
-    /// How matrices are stored: auto takes the 16-bit type of the checkpoint
+    /// Type of the weight matrices; auto keeps the checkpoint's 16-bit type
     #[arg(long, value_name = "TYPE", default_value = "auto", value_parser = out_type)]
     outtype: OutType,
-    /// Begin another file before one would have more than this many tensors
+    /// Maximum number of tensors per file; 0 for no limit
     #[arg(long, value_name = "N", default_value_t = 0)]
     split_max_tensors: u64,
-    /// Begin another file before one would have more bytes of tensors than this; K, M and G are
-    /// powers of 1000
+    /// Maximum bytes of tensors per file; K, M and G are powers of 1000; 0 for no limit
     #[arg(long, value_name = "N[K|M|G]", default_value = "0", value_parser = split_size)]
     split_max_size: u64,
-    /// Show the plan; write nothing
+    /// Print the plan; write nothing
     #[arg(long)]
     dry_run: bool,
-    /// Write metadata and vocabulary only
+    /// Write only metadata and vocabulary
     #[arg(long)]
     vocab_only: bool,
     /// Write for big-endian machines (s390x, for example), with --outtype f16 or f32
     #[arg(long)]
     bigendian: bool,
-    /// Fail if a weight is not a number or infinite
+    /// Fail on NaN and infinite weights
     #[arg(long)]
     check: bool,
-    /// How many threads to use; 0 takes one per core
+    /// Number of threads; 0 for one per core
     #[arg(short, long, value_name = "N", default_value_t = 0)]
     threads: usize,
-    /// Print the plan, or what was written, as JSON
+    /// Print the result as JSON
     #[arg(long)]
     json: bool,
-    /// A JSON file with general.* keys that go over what the checkpoint says
+    /// A JSON file with general.* keys, which override the checkpoint's
     #[arg(long, value_name = "FILE")]
     metadata: Option<PathBuf>,
-    /// The model's name, over all else that names it
+    /// The model's name, overriding all other sources
     #[arg(long, value_name = "NAME")]
     model_name: Option<String>,
-    /// The pre-tokenizer of a byte-level vocabulary, if it cannot be found out
+    /// The pre-tokenizer of a byte-level vocabulary, if it is not recognized
     #[arg(long, value_name = "NAME")]
     pre: Option<String>,
 }
@@ -69,24 +68,24 @@ pub struct Args {
 pub(super) fn out_type(name: &str) -> Result<OutType, String> {
     OutType::NAMES
         .iter()
-        .find(|(known, _)| *known == name)
+        .find(|(type_name, _)| *type_name == name)
         .map(|(_, t)| *t)
         .ok_or_else(|| {
             let names: Vec<_> = OutType::NAMES.iter().map(|(name, _)| *name).collect();
-            format!("no such type; known are {}", names.join(", "))
+            format!("no such type; the types are {}", names.join(", "))
         })
 }
 
 pub(super) fn split_size(text: &str) -> Result<u64, String> {
     let units = [("K", 1000), ("M", 1000 * 1000), ("G", 1000 * 1000 * 1000)];
-    let found = units
+    let with_unit = units
         .iter()
         .find_map(|(unit, factor)| Some((text.strip_suffix(unit)?, *factor)));
-    let (digits, factor) = found.unwrap_or((text, 1));
+    let (digits, factor) = with_unit.unwrap_or((text, 1));
     let number: Option<u64> = digits.parse().ok();
     number
         .and_then(|n| n.checked_mul(factor))
-        .ok_or_else(|| "a number is expected, and K, M or G behind it".into())
+        .ok_or_else(|| "expected a number, optionally followed by K, M or G".into())
 }
 
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
@@ -129,12 +128,12 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What the user should know before a long run.
+/// Prints notes and warnings before a long run.
 fn warn(plan: &Plan<'_>) {
     plan.notes.iter().for_each(|note| note!("{note}"));
     for t in plan.tensors.iter().filter(|t| t.wanted != t.target) {
         let (name, len, wanted, target) = (&t.name, t.shape.row_len(), t.wanted, t.target);
-        warning!("{name}: rows of {len} weights do not fit {wanted}; {target} is used instead");
+        warning!("{name}: {wanted} cannot hold rows of {len} weights; {target} is used instead");
     }
 }
 

@@ -1,4 +1,4 @@
-//! The texts that models are measured on, in chunks.
+//! Evaluation texts, cut into chunks.
 
 use super::measure::{Opened, read_text};
 use anyhow::{Context, bail, ensure};
@@ -7,9 +7,9 @@ use quantier::format::logits::Logits;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-/// Texts that are measured together: the chunks of each follow those of the one before.
+/// The chunks of several texts, one text after another.
 pub struct Corpus {
-    /// What was read, and which chunks are its own.
+    /// The texts with their ranges of chunks.
     pub parts: Vec<(PathBuf, Range<usize>)>,
     tokens: Vec<u32>,
     n_ctx: usize,
@@ -41,8 +41,7 @@ impl Corpus {
         Ok(corpus)
     }
 
-    /// The chunks of a logits file, the first `chunks` of them. If texts are named, they must be
-    /// what it was made of.
+    /// The first `chunks` chunks of a logits file. `texts`, if any, must be the file's own.
     pub fn of_logits(
         model: &Opened<'_>,
         (path, logits): (&Path, &Logits),
@@ -53,8 +52,8 @@ impl Corpus {
         let (n_ctx, n_vocab) = (shape.n_ctx as usize, shape.n_vocab as usize);
         ensure!(
             n_vocab == model.engine.vocabulary(),
-            "{file}: it was made with a model of {n_vocab} tokens, and this one has {}; make it again with the base of \
-             this model",
+            "{file}: written by a model with {n_vocab} tokens, but this one has {}; write it again with the base of this \
+             model",
             model.engine.vocabulary()
         );
         if texts.is_empty() {
@@ -70,7 +69,7 @@ impl Corpus {
             corpus.push(path, &logits.tokens()[..used * n_ctx]);
             ensure!(
                 used > 0,
-                "0 chunks leave nothing to score; ask for at least one"
+                "0 chunks leave nothing to score; use at least one"
             );
             return Ok(corpus);
         }
@@ -78,22 +77,22 @@ impl Corpus {
         let stored = logits.tokens();
         if let Some(i) = corpus.tokens.iter().zip(stored).position(|(a, b)| a != b) {
             bail!(
-                "{file}: it was made of another text, or with another vocabulary: token {} of chunk {} is {} there and \
-                 {} here; give the text that it was made of, or none to take it from the file",
+                "{file}: written from another text or with another vocabulary: token {} of chunk {} is {} there and {} \
+                 here; give its own text, or none to take the tokens from the file",
                 i % n_ctx,
                 i / n_ctx,
                 stored[i],
                 corpus.tokens[i]
             );
         }
-        // A file may hold fewer chunks than its text has: --chunks was given when it was made.
+        // A file written with --chunks holds fewer chunks than its text.
         match (corpus.tokens.len() > stored.len(), texts.len()) {
             (true, 1) => {
                 corpus.tokens.truncate(stored.len());
                 corpus.parts[0].1.end = shape.n_chunk as usize;
             }
             (true, _) => bail!(
-                "{file}: it has {} chunks and the texts {}",
+                "{file}: the file has {} chunks, but the texts have {}",
                 shape.n_chunk,
                 corpus.chunks()
             ),
@@ -117,8 +116,8 @@ impl Corpus {
         Ok(Windows::of_chunks(&self.tokens, self.n_ctx, self.bos)?)
     }
 
-    /// Fails unless another model reads the same texts as the same tokens as `first`, or without
-    /// texts the same tokens as the same text.
+    /// Fails unless `other` tokenizes the texts as `first` does or, without texts, decodes the
+    /// tokens to the same text.
     pub fn check(
         &self,
         (first, other): (&Opened<'_>, &Opened<'_>),
@@ -134,12 +133,12 @@ impl Corpus {
         };
         ensure!(
             same,
-            "it has another vocabulary: it reads the text as other tokens; compare models of one family"
+            "its vocabulary differs: it splits the text into other tokens; compare models of one family"
         );
         Ok(())
     }
 
-    /// The rows of a text among those of all, where every chunk has equally many.
+    /// The rows of one text; every chunk has the same number of rows.
     pub fn rows<'r, T>(&self, part: &Range<usize>, all: &'r [T]) -> &'r [T] {
         let per_chunk = all.len() / self.chunks().max(1);
         &all[part.start * per_chunk..part.end * per_chunk]

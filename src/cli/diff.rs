@@ -12,26 +12,24 @@ use serde_json::json;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// What a difference and trouble are told apart by, as diff(1) does.
+/// Exit codes, as those of diff(1).
 const DIFFERENT: u8 = 1;
 const TROUBLE: u8 = 2;
-/// Arrays that JSON has in full.
+/// Longest array printed in full as JSON.
 const SHORT_ARRAY: usize = 16;
-/// Texts of more bytes are shown from where they differ.
+/// Longest text shown from its beginning; longer ones are shown from the first difference.
 const SHORT_TEXT: usize = 48;
 
-/// Show what two models differ in: metadata, tensors, shapes, types, and how far the weights are
-/// apart
+/// Compare two models: metadata, tensors, shapes, types, and the error of the weights
 ///
-/// The error of a tensor is the root of the mean square of B - A, divided by that of A's weights;
-/// both are dequantized. 0.01 is one per cent. The most changed tensors come first. Neither the
-/// order of keys and tensors nor where a model is cut into shards counts; cmp compares files byte
-/// for byte.
+/// The error of a tensor is the root mean square of B - A relative to that of A, both dequantized;
+/// 0.01 is one per cent. The most changed tensors come first. The order of keys and tensors and the
+/// split into shards are ignored; use cmp to compare files byte for byte.
 ///
-/// Exit code 0 if the models are the same, 1 if they differ, 2 if they could not be compared.
+/// Exit code 0 if the models are equal, 1 if they differ, 2 if the comparison failed.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
-  quantier diff model-F16.gguf model-Q4_K_M.gguf   # what quantization did to each tensor
+  quantier diff model-F16.gguf model-Q4_K_M.gguf   # quantization error of each tensor
   quantier diff ./Qwen3-4B model-BF16.gguf         # a checkpoint against its GGUF
   quantier diff old.gguf new.gguf --json | jq .metadata")]
 pub struct Args {
@@ -41,7 +39,7 @@ pub struct Args {
     /// The model to compare with it
     #[arg(value_name = "B")]
     b: PathBuf,
-    /// How many changed tensors are listed; 0 for all. JSON always has all
+    /// Number of changed tensors to list; 0 for all. JSON always lists all
     #[arg(short = 'n', long, value_name = "N", default_value_t = 30)]
     top: usize,
     /// Print the result as JSON
@@ -49,7 +47,7 @@ pub struct Args {
     json: bool,
 }
 
-/// Has exit codes of its own: a difference must not look like a failure.
+/// Returns its own exit codes: a difference is not a failure.
 pub fn run(args: &Args) -> ExitCode {
     match compare(args) {
         Ok(same) => ExitCode::from(if same { 0 } else { DIFFERENT }),
@@ -69,7 +67,7 @@ fn compare(args: &Args) -> anyhow::Result<bool> {
         .for_each(|text| note!("{text}"));
     let bar = Bar::new();
     let Some(found) = diff(&a, &b, &bar)? else {
-        anyhow::bail!("stopped before the end")
+        anyhow::bail!("interrupted")
     };
     drop(bar);
     match args.json {
@@ -81,7 +79,7 @@ fn compare(args: &Args) -> anyhow::Result<bool> {
 
 fn print(found: &Diff<'_>, args: &Args) -> anyhow::Result<()> {
     if found.is_empty() {
-        return say!("the same: {} tensors", count(found.same as u64));
+        return say!("equal: {} tensors", count(found.same as u64));
     }
     say!("A: {}\nB: {}", args.a.display(), args.b.display())?;
     if !found.keys.is_empty() {
@@ -93,14 +91,14 @@ fn print(found: &Diff<'_>, args: &Args) -> anyhow::Result<()> {
     }
     for (name, tensors) in [("A", &found.only_a), ("B", &found.only_b)] {
         if !tensors.is_empty() {
-            say!("\nTensors of {name} alone: {}", count(tensors.len() as u64))?;
+            say!("\nTensors only in {name}: {}", count(tensors.len() as u64))?;
         }
         tensors
             .iter()
             .try_for_each(|t| say!("  {:<44} {:<22} {}", t.name, t.shape, t.ggml_type))?;
     }
     say!(
-        "\nTensors of both: {} differ, {} are the same",
+        "\nTensors in both: {} differ, {} are equal",
         count(found.changed.len() as u64),
         count(found.same as u64)
     )?;
@@ -125,7 +123,7 @@ fn print(found: &Diff<'_>, args: &Args) -> anyhow::Result<()> {
     match found.changed.len().saturating_sub(listed) {
         0 => Ok(()),
         more => say!(
-            "  and {} that changed less; --top 0 lists all",
+            "  and {} more with smaller errors; --top 0 lists all",
             count(more as u64)
         ),
     }
@@ -159,7 +157,7 @@ fn key_line(change: &KeyChange<'_>) -> String {
             let rest = |text: &[u8]| quoted(&Value::String(text[at..].to_vec().into()));
             let (lengths, rests) = ((a.len(), b.len()), (rest(a), rest(b)));
             format!(
-                "~ {key}: texts of {} and {} bytes, from byte {at} on: {} -> {}",
+                "~ {key}: strings of {} and {} bytes, first difference at byte {at}: {} -> {}",
                 lengths.0, lengths.1, rests.0, rests.1
             )
         }
@@ -172,7 +170,7 @@ fn key_line(change: &KeyChange<'_>) -> String {
     }
 }
 
-/// A value in few words, texts in quotes.
+/// A value, shortened; strings in quotes.
 fn quoted(value: &Value<'_>) -> String {
     match value {
         Value::String(bytes) => {
@@ -191,8 +189,8 @@ fn tensor_line(change: &TensorChange) -> String {
     let of = |x: String, y: String| if x == y { x } else { format!("{x} -> {y}") };
     let error = match change.error {
         Some(error) => nats(error.relative),
-        None if a.shape != b.shape => "other shapes".into(),
-        None => "other bytes".into(),
+        None if a.shape != b.shape => "shapes differ".into(),
+        None => "bytes differ".into(),
     };
     let shapes = of(a.shape.to_string(), b.shape.to_string());
     format!(
@@ -219,7 +217,7 @@ fn to_json(found: &Diff<'_>) -> serde_json::Value {
     };
     let stored =
         |t: &Stored| json!({ "name": t.name, "shape": t.shape.dims(), "type": t.ggml_type.name() });
-    // What is no number is null in JSON.
+    // NaN and infinity become null in JSON.
     let tensor = |change: &TensorChange| {
         json!({
             "name": change.a.name, "shape_a": change.a.shape.dims(), "shape_b": change.b.shape.dims(),

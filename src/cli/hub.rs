@@ -1,18 +1,17 @@
-//! A model that was named: a path, or `hf://` and what it becomes here.
+//! Model arguments: a path, or an `hf://` address and its local copy.
 
 use anyhow::bail;
 use quantier::hub::Address;
 use std::path::{Path, PathBuf};
 
-/// Where a model is read from, and where a file goes that is named after it.
+/// A model on this machine.
 pub struct Model {
-    /// A path of this machine.
     pub path: PathBuf,
-    /// What was typed, if the model came from the Hub: nothing may be written beside it then.
+    /// The model's address on the Hub, if it has one: nothing may be written into the Hub's cache.
     pub address: Option<Address>,
 }
 
-/// How much of a model a command reads.
+/// The part of a model that a command reads.
 #[derive(Clone, Copy)]
 pub enum Need {
     Everything,
@@ -20,39 +19,40 @@ pub enum Need {
     Vocabulary,
 }
 
-/// The path of a model; what `hf://` names is downloaded first, as far as it is not in the cache.
-pub fn local(named: &Path) -> anyhow::Result<PathBuf> {
-    Ok(model(named, Need::Everything)?.path)
+/// The path of a model; `hf://` models are downloaded unless they are in the cache.
+pub fn local(argument: &Path) -> anyhow::Result<PathBuf> {
+    Ok(model(argument, Need::Everything)?.path)
 }
 
-/// As [`local`], with what the command needs of it, and where it came from.
-pub fn model(named: &Path, need: Need) -> anyhow::Result<Model> {
-    if Address::is_meant(named) {
-        let address = Address::parse(&named.display().to_string()).map_err(anyhow::Error::msg)?;
+/// As [`local`], limited to a part of the model, with the model's address.
+pub fn model(argument: &Path, need: Need) -> anyhow::Result<Model> {
+    if Address::is_meant(argument) {
+        let address =
+            Address::parse(&argument.display().to_string()).map_err(anyhow::Error::msg)?;
         return Ok(Model {
             path: fetched(&address, need)?,
             address: Some(address),
         });
     }
     let as_address =
-        || Address::parse(&format!("{}{}", quantier::hub::SCHEME, named.display())).ok();
-    // The name of a model where a path is expected is the most likely slip.
-    if !named.exists()
-        && named
+        || Address::parse(&format!("{}{}", quantier::hub::SCHEME, argument.display())).ok();
+    // A bare ORG/NAME is the most likely mistake.
+    if !argument.exists()
+        && argument
             .extension()
             .is_none_or(|e| e != "gguf" && e != "safetensors")
-        && named
+        && argument
             .parent()
             .is_some_and(|parent| !parent.as_os_str().is_empty() && !parent.exists())
         && let Some(address) = as_address()
     {
         bail!(
-            "there is no {}; for the model of this name on the Hugging Face Hub, write {address}",
-            named.display()
+            "{} does not exist; for the model of this name on the Hugging Face Hub, write {address}",
+            argument.display()
         );
     }
     Ok(Model {
-        path: named.to_owned(),
+        path: argument.to_owned(),
         address: None,
     })
 }
@@ -78,6 +78,6 @@ fn fetched(address: &Address, need: Need) -> anyhow::Result<PathBuf> {
 #[cfg(not(feature = "hub"))]
 fn fetched(address: &Address, _: Need) -> anyhow::Result<PathBuf> {
     bail!(
-        "{address}: this program was built without the Hub; build it with --features hub, or download the model yourself"
+        "{address}: this program was built without Hub support; build it with --features hub, or download the model yourself"
     )
 }

@@ -26,13 +26,12 @@ use std::time::Duration;
 
 /// Compute the importance matrix of a model from a text, as llama-imatrix does
 ///
-/// For every matrix of the model's blocks it sums the squares of what the matrix is multiplied by,
-/// channel by channel and expert by expert; `quantier quantize --imatrix` and llama-quantize take
-/// the file. MODEL is a GGUF, the first shard of a split one, a Hugging Face checkpoint, or
-/// hf://ORG/NAME.
+/// Sums the squared inputs of every linear layer per channel and per expert. The file is for
+/// `quantier quantize --imatrix` and llama-quantize. MODEL is a GGUF, the first shard of a split
+/// one, a Hugging Face checkpoint, or hf://ORG/NAME.
 ///
-/// A run that was stopped or killed goes on from where it was when the same command is given again:
-/// every so often it keeps what it has in OUTPUT.resume, which is gone when the run has ended.
+/// An interrupted run resumes when the same command is run again: its snapshot is in OUTPUT.resume,
+/// which is removed at the end.
 #[derive(clap::Args)]
 #[command(
     override_usage = "quantier imatrix [OPTIONS] --file <TEXT> <MODEL>
@@ -41,29 +40,29 @@ use std::time::Duration;
     after_help = "Examples:
   quantier imatrix -f calibration.txt -o imatrix.gguf model-bf16.gguf
 
-  # Three machines with a third of the chunks each, then one file of the three:
+  # A third of the chunks on each of three machines, then merge:
   quantier imatrix -f calibration.txt --chunk 0 --chunks 100 -o part0.gguf model-bf16.gguf
   quantier imatrix -f calibration.txt --chunk 100 --chunks 100 -o part1.gguf model-bf16.gguf
   quantier imatrix -f calibration.txt --chunk 200 -o part2.gguf model-bf16.gguf
   quantier imatrix --in-file part0.gguf,part1.gguf,part2.gguf -o imatrix.gguf
 
-  # Also what rounding with error feedback needs, of the same text:
-  quantier imatrix -f calibration.txt -o imatrix.gguf --covariance covariance model-bf16.gguf
+  # Also the input Hessians, for rounding with error feedback:
+  quantier imatrix -f calibration.txt -o imatrix.gguf --hessians hessians model-bf16.gguf
 
-  # What an importance matrix says about its model:
+  # Statistics of every tensor:
   quantier imatrix --show-statistics --in-file imatrix.gguf"
 )]
 pub struct Args {
     /// The model
     #[arg(value_name = "MODEL", conflicts_with = "model")]
     positional: Option<PathBuf>,
-    /// The model, as llama-imatrix takes it
+    /// The model, in llama-imatrix's spelling
     #[arg(short, long, value_name = "MODEL")]
     model: Option<PathBuf>,
-    /// A text, UTF-8; several are used one after another, each cut into chunks on its own
+    /// A calibration text, UTF-8; repeatable. Each text is cut into chunks separately
     #[arg(short, long, value_name = "TEXT")]
     file: Vec<PathBuf>,
-    /// Where the importance matrix goes
+    /// The importance matrix to write
     #[arg(
         short,
         long,
@@ -72,51 +71,55 @@ pub struct Args {
         alias = "output-file"
     )]
     output: PathBuf,
-    /// gguf, or dat for old programs
+    /// Output format: gguf, or dat for older programs
     #[arg(long, value_name = "FORMAT", value_parser = ["gguf", "dat"])]
     output_format: Option<String>,
-    /// Importance matrices of the same model to add to; several are separated by commas or named
-    /// one by one. Without a text they are merged and nothing else
+    /// Importance matrices of the same model to add to, separated by commas; repeatable. Without a
+    /// text, they are only merged
     #[arg(long, value_name = "FILE", value_delimiter = ',')]
     in_file: Vec<PathBuf>,
-    /// The chunk of each text to begin with, counted from 0
+    /// First chunk of each text, counted from 0
     #[arg(long, value_name = "N", default_value_t = 0, alias = "from-chunk")]
     chunk: usize,
-    /// Collect for the output matrix too
+    /// Include the output matrix
     #[arg(long)]
     process_output: bool,
-    /// Take control tokens in the text for what they are
+    /// Parse control tokens in the text
     #[arg(long)]
     parse_special: bool,
-    /// Also write covariances: for each distinct input of the matrices the mean of x x^T, a file in
-    /// DIR. One chunk of eight is not summed; some of its rows are kept to judge by. With n input
-    /// channels, a file has 2 n^2 bytes
-    #[arg(long, value_name = "DIR")]
-    covariance: Option<PathBuf>,
-    /// Do not measure the perplexity on the way, which takes the output matrix for half of the
-    /// tokens
+    /// Also write the input Hessians, the mean of x x^T of each distinct input, one file each in
+    /// DIR. One chunk in eight is held out, and some of its rows are stored for validation. An input
+    /// of n channels takes 2 n^2 bytes
+    #[arg(long, value_name = "DIR", alias = "covariance")]
+    hessians: Option<PathBuf>,
+    /// Skip the perplexity, which costs the output matrix for half of the tokens
     #[arg(long, overrides_with = "ppl")]
     no_ppl: bool,
-    /// The default, for llama-imatrix's sake
+    /// The default; accepted for compatibility with llama-imatrix
     #[arg(long, hide = true)]
     ppl: bool,
-    /// Print figures of every tensor: after a run, or of a single --in-file without a text
+    /// Print statistics of every tensor: after a run, or of a single --in-file without a text
     #[arg(long)]
     show_statistics: bool,
-    /// Also write FILE.at_N after every N chunks; the weights are then read once for every N
-    /// chunks. 0 for never
+    /// Also write FILE.at_N after every N chunks; the weights are then read once per N chunks. 0 for
+    /// never
     #[arg(long, value_name = "N", default_value_t = 0)]
     save_frequency: usize,
-    /// Taken and not used: what llama-imatrix saves on the way, this keeps in OUTPUT.resume
+    /// Accepted and ignored: intermediate results are in OUTPUT.resume
     #[arg(long, value_name = "N", hide = true)]
     output_frequency: Option<usize>,
-    /// Keep the state of the run at most so often; it has the size of all activations between two
-    /// layers, 4 x tokens x width bytes, and room for two is needed. 0 for after every layer
-    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
-    checkpoint_every: u64,
-    /// Neither keep the state of the run nor use one that was kept
-    #[arg(long)]
-    no_checkpoint: bool,
+    /// Minimum time between snapshots of the run; 0 for one after every layer. A snapshot holds the
+    /// activations between two layers, 4 x tokens x width bytes; two must fit on the disk
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = 30,
+        alias = "checkpoint-every"
+    )]
+    snapshot_every: u64,
+    /// Neither write snapshots nor resume from one
+    #[arg(long, alias = "no-checkpoint")]
+    no_snapshot: bool,
     #[command(flatten)]
     common: Common,
 }
@@ -126,7 +129,7 @@ pub fn run(args: &Args, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
     if args.file.is_empty() && args.in_file.is_empty() {
         wrong_usage(
             "imatrix",
-            "give a text (--file), or importance matrices to merge (--in-file)",
+            "a text (--file) or importance matrices to merge (--in-file) are required",
         );
     }
     if args.show_statistics && args.file.is_empty() && args.in_file.len() != 1 {
@@ -138,10 +141,10 @@ pub fn run(args: &Args, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
     if model.is_none() && !args.file.is_empty() {
         wrong_usage("imatrix", "the model is missing");
     }
-    if args.covariance.is_some() && (args.file.is_empty() || args.save_frequency > 0) {
+    if args.hessians.is_some() && (args.file.is_empty() || args.save_frequency > 0) {
         wrong_usage(
             "imatrix",
-            "--covariance takes a text (--file), and no --save-frequency",
+            "--hessians requires a text (--file) and excludes --save-frequency",
         );
     }
     let source = model.map(source).transpose()?;
@@ -183,7 +186,7 @@ pub fn run(args: &Args, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What there was before this run.
+/// The merged sums of `--in-file`.
 struct Before {
     sums: Sums,
     /// Tokens in a chunk of the output.
@@ -191,8 +194,8 @@ struct Before {
 }
 
 impl Before {
-    /// Reads and merges the files, which must be of the model if there is one. Chunks are counted
-    /// in the length that the files agree on, unless the command has its own.
+    /// Reads and merges the files, checked against the model if given. The chunk size is the
+    /// command's own or, without one, the common chunk size of the files.
     fn read(
         args: &Args,
         own_size: bool,
@@ -203,7 +206,7 @@ impl Before {
             u32::try_from(args.common.ctx_size).context("--ctx-size is too large")?;
         ensure!(
             chunk_size > 0,
-            "--ctx-size 0 leaves no chunk; the default is 512"
+            "--ctx-size must be at least 1; the default is 512"
         );
         let files = args
             .in_file
@@ -220,8 +223,11 @@ impl Before {
         for (path, file) in args.in_file.iter().zip(&files) {
             let theirs = Sums::of_file(file, chunk_size);
             if let Some((model, input)) = model {
-                let dims = |wanted: &str| {
-                    let tensor = input.tensors.iter().find(|t| *t.info.name == *wanted)?;
+                let dims = |tensor_name: &str| {
+                    let tensor = input
+                        .tensors
+                        .iter()
+                        .find(|t| *t.info.name == *tensor_name)?;
                     Some(tensor.info.shape.dims().to_vec())
                 };
                 theirs
@@ -239,7 +245,7 @@ fn format(args: &Args) -> Format {
     if args.output_format.is_none() && args.output.extension().is_some_and(|e| e == "dat") {
         let path = args.output.display();
         note!(
-            "{path} will be a GGUF file whatever its name; --output-format dat writes the old format"
+            "{path} will be a GGUF file in spite of its name; --output-format dat writes the old format"
         );
     }
     if dat { Format::Dat } else { Format::Gguf }
@@ -249,7 +255,7 @@ fn format(args: &Args) -> Format {
 struct Chunks {
     tokens: Vec<u32>,
     bos: Option<u32>,
-    /// The texts that have chunks in the wanted range.
+    /// The texts with chunks in the requested range.
     datasets: Vec<String>,
 }
 
@@ -281,11 +287,11 @@ impl Chunks {
         }
         ensure!(
             args.common.chunks != Some(0),
-            "--chunks 0 leaves nothing to do; ask for at least one"
+            "--chunks 0 leaves nothing to do; use at least one"
         );
         ensure!(
             args.chunk < most,
-            "--chunk {} is beyond the end: the text has {most} chunks of {n_ctx} tokens, the first of which is 0",
+            "--chunk {} is out of range: the text has {most} chunks of {n_ctx} tokens, counted from 0",
             args.chunk
         );
         Ok(chunks)
@@ -303,7 +309,7 @@ fn collected<'a>(
     let windows = Windows::of_chunks(&chunks.tokens, args.common.ctx_size, chunks.bos)?;
     let (format, mut inputs) = (format(args), input.paths());
     inputs.extend(args.file.iter().map(PathBuf::as_path));
-    // What cannot be written is found out before the work, not after it.
+    // Fail on an unwritable output now rather than after the run.
     drop(Output::create(&args.output, 0, &inputs)?);
 
     let finished = |sums: &Sums| {
@@ -321,7 +327,7 @@ fn collected<'a>(
         let path = beside(&args.output, &format!(".at_{}", file.chunk_count));
         file.write(&path, format, &inputs)
     };
-    let covariances = match &args.covariance {
+    let covariances = match &args.hessians {
         Some(directory) => Some(covariances(args, directory, input, &mut opened, &windows)?),
         None => None,
     };
@@ -338,7 +344,7 @@ fn collected<'a>(
     let collected = collect(&opened.engine, &windows, &options, &bar);
     drop(bar);
     if let Some(why) = resume.as_ref().and_then(Resume::failed) {
-        warning!("the state of the run could not be kept: {why}");
+        warning!("no snapshot could be written: {why}");
     }
     let Collected {
         sums,
@@ -351,12 +357,9 @@ fn collected<'a>(
             if error.is_final() {
                 resume.remove();
             }
-            let again = resume.snapshot().map(|path| {
-                format!(
-                    "; the same command goes on from what {} keeps",
-                    path.display()
-                )
-            });
+            let again = resume
+                .snapshot()
+                .map(|path| format!("; the same command resumes from {}", path.display()));
             return Err(anyhow::anyhow!(
                 "{}: {error}{}",
                 model.display(),
@@ -382,7 +385,7 @@ fn collected<'a>(
     })
 }
 
-/// All that the result of a run depends on, as far as its tokens and their chunks go.
+/// The key of a run: model, tokens, chunks and options.
 fn job(
     kind: &str,
     args: &Args,
@@ -408,7 +411,7 @@ fn number(n: usize) -> [u8; 8] {
     (n as u64).to_le_bytes()
 }
 
-/// What is to be collected for `--covariance`. The memory that it takes is taken off the engine's.
+/// The job of `--hessians`. Reserves its memory in the engine.
 fn covariances(
     args: &Args,
     directory: &Path,
@@ -433,14 +436,14 @@ fn covariances(
     };
     needs.check(&job)?;
     note!(
-        "covariances take at most {} in {}",
+        "input Hessians take at most {} in {}",
         size(needs.files),
         directory.display()
     );
     if !experts_apart {
         note!(
-            "the experts of a layer share one covariance: one for each would take more than a quarter of --max-memory, \
-             or than 2 GiB where that is not given"
+            "the experts of a layer share one input Hessian: separate ones would exceed a quarter of --max-memory (2 GiB \
+             by default)"
         );
     }
     if let Some(limit) = opened
@@ -449,7 +452,7 @@ fn covariances(
         .filter(|limit| *limit < needs.memory)
     {
         warning!(
-            "the covariances of a layer take {} of memory, and --max-memory is {}",
+            "the input Hessians of a layer take {} of memory, but --max-memory is {}",
             size(needs.memory),
             size(limit)
         );
@@ -458,7 +461,7 @@ fn covariances(
     Ok(job)
 }
 
-/// Where the run is kept, unless that is not wanted or cannot be.
+/// The snapshot of the run, unless disabled or impossible.
 fn resume(
     args: &Args,
     input: &Input<'_>,
@@ -466,7 +469,7 @@ fn resume(
     covariances: Option<&hessian::Job>,
 ) -> anyhow::Result<Option<Resume>> {
     let regular = !args.output.exists() || args.output.is_file();
-    if args.no_checkpoint || !regular {
+    if args.no_snapshot || !regular {
         return Ok(None);
     }
     let labels: Vec<u8> = windows
@@ -480,15 +483,14 @@ fn resume(
         .with("group", &number(args.save_frequency))
         .with("covariance", covariances.map_or(&[], |job| &job.key));
     let path = beside(&args.output, ".resume");
-    let (resume, note) =
-        Resume::open(&path, job.key(), Duration::from_secs(args.checkpoint_every))?;
+    let (resume, note) = Resume::open(&path, job.key(), Duration::from_secs(args.snapshot_every))?;
     if let Some(note) = note {
         note!("{note}");
     }
     Ok(Some(resume))
 }
 
-/// A name with something appended.
+/// A path with a suffix appended to its name.
 fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
@@ -503,13 +505,13 @@ fn names(paths: &[PathBuf]) -> String {
         .join(", ")
 }
 
-/// What is told at the end.
+/// The result of the command.
 struct Report<'a> {
     file: Imatrix,
-    /// Chunks that this run went through; 0 where it only read files.
+    /// Chunks processed by this run; 0 if it only merged files.
     chunks: usize,
     perplexity: Option<Perplexity>,
-    /// The first chunk of the group, and the layers that a former run had done.
+    /// First chunk of the group, and number of layers done by an earlier run.
     resumed: Option<[usize; 2]>,
     written: Option<&'a Path>,
     covariance: Option<(hessian::Job, hessian::Written)>,
@@ -517,17 +519,17 @@ struct Report<'a> {
 
 impl Report<'_> {
     fn print(&self, args: &Args) -> anyhow::Result<()> {
-        /// Experts that meet less than this part of the mean are told.
+        /// Experts with less than this fraction of the mean token count are reported.
         const HARDLY: f64 = 0.05;
-        /// Layers whose experts are told one by one.
+        /// Number of layers with rare experts that are listed.
         const SHOWN: usize = 12;
         let file = &self.file;
         let gaps = coverage::gaps(file, HARDLY);
         let statistics = args.show_statistics.then(|| Statistics::of(file));
-        if let Some(of) = statistics.as_ref().filter(|of| of.tensors.is_empty()) {
+        if let Some(statistics) = &statistics {
             ensure!(
-                !of.tensors.is_empty(),
-                "{}: no tensor met any token",
+                !statistics.tensors.is_empty(),
+                "{}: no tensor has any tokens",
                 names(&args.in_file)
             );
         }
@@ -557,11 +559,11 @@ impl Report<'_> {
         }
         if let Some([chunk, layers]) = self.resumed {
             let group = if chunk > 0 {
-                format!(" of the chunks from {chunk} on")
+                format!(", chunks from {chunk}")
             } else {
                 String::new()
             };
-            note!("a former run had done {layers} layers{group}; this one went on from there");
+            note!("resumed after {layers} layers{group}");
         }
         if let Some(perplexity) = &self.perplexity {
             say!("Final estimate: PPL = {}", perplexity.perplexity)?;
@@ -589,7 +591,7 @@ impl Report<'_> {
             )) = &self.covariance
             {
                 say!(
-                    "{}: {files} covariances for {tensors} tensors, {}",
+                    "{}: {files} input Hessians for {tensors} tensors, {}",
                     job.directory.display(),
                     size(*bytes)
                 )?;
@@ -600,24 +602,19 @@ impl Report<'_> {
     }
 }
 
-/// Tells of experts that the text hardly reached.
+/// Warns of experts with few tokens.
 fn warn(gaps: &[Gap], shown: usize) {
     if gaps.is_empty() {
         return;
     }
     gaps.iter().take(shown).for_each(|gap| warning!("{gap}"));
     if gaps.len() > shown {
-        warning!(
-            "and so in {} more places; --json lists all",
-            gaps.len() - shown
-        );
+        warning!("and {} more layers; --json lists all", gaps.len() - shown);
     }
     let none = if gaps.iter().any(|gap| !gap.never.is_empty()) {
-        ", those that no token met on none"
+        ", or on none where no token was routed to them"
     } else {
         ""
     };
-    warning!(
-        "such experts are quantized on little evidence{none}; a longer or more varied text reaches more"
-    );
+    warning!("such experts are quantized on little data{none}; use a longer or more varied text");
 }

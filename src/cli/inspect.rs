@@ -12,16 +12,16 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-/// Show what a model holds: metadata, tensors, sizes and bits per weight by role
+/// Show a model's metadata, tensors, sizes and bits per weight by role
 ///
-/// A Hugging Face checkpoint is shown as the GGUF that `quantier convert` would write.
+/// A Hugging Face checkpoint is shown as `quantier convert` would write it.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   quantier inspect model-Q4_K_M.gguf
   quantier inspect --json model.gguf | jq -r '.metadata.\"tokenizer.chat_template\".value'
   quantier inspect hf://Qwen/Qwen3-0.6B")]
 pub struct Args {
-    /// A GGUF file, any shard of a split one, a Hugging Face directory, a .safetensors file, or
+    /// A GGUF file (any shard of a split one), a Hugging Face directory, a .safetensors file, or
     /// hf://ORG/NAME
     model: PathBuf,
     /// Print everything as JSON, arrays in full
@@ -32,7 +32,7 @@ pub struct Args {
     tensors: bool,
 }
 
-/// Sums over tensors that have something in common.
+/// Sums over a group of tensors.
 #[derive(Default)]
 struct Sum {
     tensors: u64,
@@ -47,10 +47,10 @@ impl Sum {
     }
 }
 
-/// What is shown of a model, whatever files it is in.
-struct Held<'a> {
+/// A model's content, independent of its file format.
+struct Content<'a> {
     paths: Vec<&'a Path>,
-    /// A line for each file of a GGUF, or one for a checkpoint.
+    /// One line per file of a GGUF, or one for a checkpoint.
     heads: Vec<String>,
     /// Version and alignment of a GGUF.
     version: Option<(u32, u64)>,
@@ -64,8 +64,8 @@ struct Tensor<'a> {
     offset: u64,
 }
 
-impl<'a> Held<'a> {
-    fn of_gguf(model: &'a Model) -> Held<'a> {
+impl<'a> Content<'a> {
+    fn of_gguf(model: &'a Model) -> Content<'a> {
         let paths = model.files.paths();
         let head = |(header, path): (&quantier::format::gguf::Header<'_>, &&Path)| {
             let (keys, tensors) = (header.metadata.len(), header.tensors.len());
@@ -84,7 +84,7 @@ impl<'a> Held<'a> {
             shard: t.shard,
             offset: t.offset,
         });
-        Held {
+        Content {
             heads: model.headers.iter().zip(&paths).map(head).collect(),
             paths,
             version: model
@@ -96,7 +96,7 @@ impl<'a> Held<'a> {
         }
     }
 
-    fn of_checkpoint(dir: &Path, input: &'a Input<'a>) -> Held<'a> {
+    fn of_checkpoint(dir: &Path, input: &'a Input<'a>) -> Content<'a> {
         let (metadata, tensors) = (input.metadata(), &input.tensors);
         let (name, keys, n) = (dir.display(), metadata.len(), tensors.len());
         let tensors = tensors.iter().map(|t| Tensor {
@@ -104,9 +104,9 @@ impl<'a> Held<'a> {
             shard: t.shard,
             offset: t.offset,
         });
-        Held {
+        Content {
             heads: vec![format!(
-                "{name}: a checkpoint, which becomes a GGUF of {keys} keys and {n} tensors"
+                "{name}: checkpoint; as GGUF: {keys} keys, {n} tensors"
             )],
             paths: input.paths(),
             version: None,
@@ -116,10 +116,10 @@ impl<'a> Held<'a> {
     }
 }
 
-fn sums(held: &Held<'_>) -> (Sum, BTreeMap<Role, Sum>) {
+fn sums(content: &Content<'_>) -> (Sum, BTreeMap<Role, Sum>) {
     let mut all = Sum::default();
     let mut by_role: BTreeMap<Role, Sum> = BTreeMap::new();
-    for tensor in &held.tensors {
+    for tensor in &content.tensors {
         let info = tensor.info;
         for sum in [&mut all, by_role.entry(Role::of(&info.name)).or_default()] {
             sum.tensors += 1;
@@ -134,28 +134,28 @@ fn sums(held: &Held<'_>) -> (Sum, BTreeMap<Role, Sum>) {
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let source = source(&args.model)?;
     match &source {
-        Source::Gguf(files) => show(&Held::of_gguf(&Model::parse(files)?), args)?,
+        Source::Gguf(files) => show(&Content::of_gguf(&Model::parse(files)?), args)?,
         Source::Checkpoint(checkpoint) => {
             let input = input(&source)?;
             input.notes().iter().for_each(|note| note!("{note}"));
-            show(&Held::of_checkpoint(&checkpoint.dir, &input), args)?;
+            show(&Content::of_checkpoint(&checkpoint.dir, &input), args)?;
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn show(held: &Held<'_>, args: &Args) -> anyhow::Result<()> {
+fn show(content: &Content<'_>, args: &Args) -> anyhow::Result<()> {
     match args.json {
-        true => say!("{}", serde_json::to_string_pretty(&to_json(held))?),
-        false => print(held, args),
+        true => say!("{}", serde_json::to_string_pretty(&to_json(content))?),
+        false => print(content, args),
     }
 }
 
-fn print(held: &Held<'_>, args: &Args) -> anyhow::Result<()> {
-    let (all, by_role) = sums(held);
-    held.heads.iter().try_for_each(|head| say!("{head}"))?;
+fn print(content: &Content<'_>, args: &Args) -> anyhow::Result<()> {
+    let (all, by_role) = sums(content);
+    content.heads.iter().try_for_each(|head| say!("{head}"))?;
     say!("\nMetadata")?;
-    for (key, value) in held.metadata.iter() {
+    for (key, value) in content.metadata.iter() {
         say!(
             "  {key:<44} {:<4} {}",
             value.value_type().name(),
@@ -192,7 +192,7 @@ fn print(held: &Held<'_>, args: &Args) -> anyhow::Result<()> {
     row("all", &all)?;
     if args.tensors {
         say!("\nTensors")?;
-        for Tensor { info, .. } in &held.tensors {
+        for Tensor { info, .. } in &content.tensors {
             say!(
                 "  {:<44} {:<22} {:<8} {:>12}",
                 info.name,
@@ -205,10 +205,10 @@ fn print(held: &Held<'_>, args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn to_json(held: &Held<'_>) -> serde_json::Value {
-    let (all, by_role) = sums(held);
+fn to_json(content: &Content<'_>) -> serde_json::Value {
+    let (all, by_role) = sums(content);
     let sum_json = |sum: &Sum| json!({ "tensors": sum.tensors, "weights": sum.weights, "bytes": sum.bytes, "bpw": sum.bpw(), "types": sum.types });
-    let metadata: Map<_, _> = held
+    let metadata: Map<_, _> = content
         .metadata
         .iter()
         .map(|(key, value)| {
@@ -218,7 +218,7 @@ fn to_json(held: &Held<'_>) -> serde_json::Value {
             )
         })
         .collect();
-    let tensors: Vec<_> = held
+    let tensors: Vec<_> = content
         .tensors
         .iter()
         .map(|t| {
@@ -233,7 +233,7 @@ fn to_json(held: &Held<'_>) -> serde_json::Value {
         .map(|(role, sum)| (role.label().to_owned(), sum_json(sum)))
         .collect();
     json!({
-        "files": held.paths, "version": held.version.map(|v| v.0), "alignment": held.version.map(|v| v.1),
+        "files": content.paths, "version": content.version.map(|v| v.0), "alignment": content.version.map(|v| v.1),
         "metadata": metadata, "all": sum_json(&all), "roles": roles, "tensors": tensors,
     })
 }

@@ -16,12 +16,11 @@ use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-/// Measure how far quantized models are from their base: KL divergence in nats, and what comes with
-/// it
+/// Measure the KL divergence of quantized models from their base, in nats, and related statistics
 ///
-/// One pass of the base serves all the others, and no logits file lies in between: both sides have
-/// full f32 logits. A logits file of llama-perplexity can take the base's place; it holds 16 bits
-/// per log-probability, and nothing that is less probable than e^-16 of the most probable token.
+/// The base runs once for all models, without a logits file in between: both sides have full f32
+/// logits. A logits file of llama-perplexity can replace the base; it holds 16 bits per
+/// log-probability and cuts off below e^-16 of the most probable token.
 #[derive(clap::Args)]
 #[command(
     override_usage = "quantier kld [OPTIONS] --file <TEXT> <BASE> <QUANT>...
@@ -29,22 +28,22 @@ use std::process::ExitCode;
     after_help = "Examples:
   quantier kld model-F16.gguf model-Q4_K_M.gguf model-Q6_K.gguf -f wiki.txt -f code.txt
 
-  # The base runs once, and its log-probabilities serve later:
+  # Run the base once and reuse its log-probabilities:
   quantier kld model-F16.gguf model-Q4_K_M.gguf -f wiki.txt --save-logits wiki.logits
   quantier kld --logits wiki.logits model-Q6_K.gguf"
 )]
 pub struct Args {
-    /// The base model (not with --logits), and the models to compare with it
+    /// The base model (not with --logits) and the models to compare with it
     #[arg(value_name = "MODEL", required = true)]
     models: Vec<PathBuf>,
-    /// A text, UTF-8; several give a table with a line for each
+    /// An evaluation text, UTF-8; repeatable, with one line per text
     #[arg(short, long, value_name = "TEXT", required_unless_present = "logits")]
     file: Vec<PathBuf>,
-    /// Take the base's log-probabilities and the text's tokens from a file of llama-perplexity
-    /// --kl-divergence-base or of --save-logits
+    /// Read the base's log-probabilities and the tokens from a file written by --save-logits or
+    /// llama-perplexity --kl-divergence-base
     #[arg(long, value_name = "FILE", aliases = ["kl-divergence-base"], conflicts_with = "save_logits")]
     logits: Option<PathBuf>,
-    /// Write the base's log-probabilities too, for llama-perplexity --kl-divergence or for --logits
+    /// Also write the base's log-probabilities, for --logits or llama-perplexity --kl-divergence
     #[arg(long, value_name = "FILE", aliases = ["save-all-logits"])]
     save_logits: Option<PathBuf>,
     #[command(flatten)]
@@ -55,9 +54,9 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let file = args.logits.as_deref().map(Logits::open).transpose()?;
     let logits = args.logits.as_deref().zip(file.as_ref());
     if logits.is_none() && args.models.len() < 2 {
-        wrong_usage("kld", "a model to compare with the base is missing");
+        wrong_usage("kld", "name at least one model to compare with the base");
     }
-    // All are looked at before the first is run.
+    // Open and check all models before running the first.
     let sources = args
         .models
         .iter()
@@ -78,7 +77,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     report(args, &corpus, &found)
 }
 
-/// The chunks, which all models must read as the same tokens.
+/// The chunks; fails unless all models tokenize them alike.
 fn read(
     args: &Args,
     opened: &[Opened<'_>],
@@ -93,7 +92,7 @@ fn read(
         let sizes = (first.engine.vocabulary(), other.engine.vocabulary());
         ensure!(
             sizes.0 == sizes.1,
-            "{}: it has a vocabulary of {} tokens and {} one of {}; compare models of one family",
+            "{}: its vocabulary has {} tokens, that of {} has {}; compare models of one family",
             path.display(),
             sizes.1,
             args.models[0].display(),
@@ -106,14 +105,13 @@ fn read(
     Ok(corpus)
 }
 
-/// Models that agree on the most probable token in a smaller part of the rows have hardly anything
-/// in common.
+/// Minimum fraction of rows with the same most probable token for related models.
 const UNRELATED: f64 = 0.05;
 
-/// A model and its rows beside the base's.
+/// A model with its comparison to the base, row by row.
 type Found<'a> = (&'a PathBuf, Vec<Comparison>);
 
-/// Runs the layers of one model after the other, then compares all in one sweep.
+/// Runs the layers of one model after another, then compares all logits in one sweep.
 fn compare<'a>(
     args: &'a Args,
     inputs: &[Input<'_>],
@@ -136,8 +134,8 @@ fn compare<'a>(
         }
         None => None,
     };
-    // While a model runs, the activations of those before it are kept; in the end, two output
-    // matrices at least.
+    // A running model shares memory with the activations of its predecessors; the final sweep needs
+    // at least two output matrices.
     let head = opened
         .iter()
         .map(|model| model.engine.head_bytes())
@@ -179,14 +177,14 @@ fn report(args: &Args, corpus: &Corpus, found: &[Found<'_>]) -> anyhow::Result<E
         models.push((path, of(rows)?, texts.collect::<anyhow::Result<Vec<_>>>()?));
     }
     if args.logits.is_some() && args.file.is_empty() {
-        // Without the text, only the size of the vocabulary could be compared.
+        // Without the text, only the sizes of the vocabularies were compared.
         for (path, all, _) in models
             .iter()
             .filter(|(_, all, _)| all.same_top.value < UNRELATED)
         {
             warning!(
-                "{} and the logits file agree on the most probable token of {:.1}% of the rows; are they of one \
-                 vocabulary? With --file, this is checked",
+                "{} and the logits file agree on the most probable token in only {:.1}% of the rows; their vocabularies \
+                 may differ. --file checks that",
                 path.display(),
                 100.0 * all.same_top.value
             );
@@ -237,7 +235,7 @@ fn report(args: &Args, corpus: &Corpus, found: &[Found<'_>]) -> anyhow::Result<E
     Ok(ExitCode::SUCCESS)
 }
 
-/// One line for each text or model.
+/// Prints one line per text or model.
 fn table<'s>(
     what: &str,
     lines: impl Iterator<Item = (String, &'s Statistics)> + Clone,

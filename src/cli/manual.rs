@@ -1,5 +1,4 @@
-//! `quantier completions` and `quantier man`: what shells and manuals need to know of the command
-//! line.
+//! `quantier completions` and `quantier man`: shell completions and manual pages.
 
 use super::Cli;
 use super::text::{bytes, say};
@@ -10,7 +9,7 @@ use quantier::format::output::Output;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-/// Print what a shell needs to complete commands and options
+/// Print a shell completion script
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   quantier completions bash > ~/.local/share/bash-completion/completions/quantier
@@ -21,7 +20,7 @@ pub struct CompletionsArgs {
     shell: Shell,
 }
 
-/// Print the manual page, or write those of all commands
+/// Print the manual page, or write the pages of all commands to a directory
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   quantier man | man -l -
@@ -33,7 +32,7 @@ pub struct ManArgs {
 }
 
 pub fn completions(args: &CompletionsArgs) -> anyhow::Result<ExitCode> {
-    // It would panic if it wrote to a pipe that is closed.
+    // clap_complete panics on a closed pipe.
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut Cli::command(), "quantier", &mut script);
     bytes(&script)?;
@@ -69,7 +68,7 @@ fn page(command: clap::Command) -> anyhow::Result<Vec<u8>> {
     let mut page = Vec::new();
     clap_mangen::Man::new(command)
         .render(&mut page)
-        .context("cannot make the manual page")?;
+        .context("cannot render the manual page")?;
     Ok(page)
 }
 

@@ -1,4 +1,4 @@
-//! What the commands have in common that run a model on a text.
+//! Common options and helpers of the commands that run a model on a text.
 
 use super::hub;
 use anyhow::{Context, ensure};
@@ -8,23 +8,23 @@ use quantier::model::{Device, Engine, Options, device};
 use quantier::tokenizer::Tokenizer;
 use std::path::Path;
 
-/// What all of them take.
+/// Common options.
 #[derive(clap::Args)]
 pub struct Common {
     /// Tokens in a chunk
     #[arg(short, long, value_name = "N", default_value_t = 512)]
     pub ctx_size: usize,
-    /// The most chunks of each text that are used; all without it
+    /// Maximum number of chunks per text; all by default
     #[arg(long, value_name = "N")]
     pub chunks: Option<usize>,
-    /// How many threads to use; 0 takes one per core
+    /// Number of threads; 0 for one per core
     #[arg(short, long, value_name = "N", default_value_t = 0)]
     pub threads: usize,
-    /// Memory for widened weights and the activations of all chunks, in MiB; activations beyond it
-    /// go to a temporary file
+    /// Memory for dequantized weights and activations, in MiB; activations beyond it go to a
+    /// temporary file
     #[arg(long, value_name = "MIB")]
     pub max_memory: Option<u64>,
-    /// Where to compute: cpu, cuda[:N] or metal[:N], as far as the build has them
+    /// Device: cpu, cuda[:N] or metal[:N], as far as the build supports them
     #[arg(long, value_name = "DEVICE", default_value = "cpu", value_parser = device)]
     pub device: Device,
     /// Print the result as JSON
@@ -43,7 +43,7 @@ impl Common {
     }
 }
 
-/// A text as the reference reads it: without the line break at its end, if there is one.
+/// Reads a text as the reference does: without a final line break.
 pub fn read_text(path: &Path) -> anyhow::Result<String> {
     let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
     let mut text = String::from_utf8(bytes).map_err(|e| {
@@ -59,7 +59,7 @@ pub fn read_text(path: &Path) -> anyhow::Result<String> {
     Ok(text)
 }
 
-/// A model that is open, with its tokenizer.
+/// An open model with its tokenizer.
 pub struct Opened<'a> {
     pub engine: Engine<'a>,
     pub tokenizer: Tokenizer,
@@ -76,7 +76,7 @@ pub fn open<'a>(
     let tokenizer = Tokenizer::from_gguf(input.metadata()).with_context(name)?;
     ensure!(
         tokenizer.vocab_size() <= engine.vocabulary(),
-        "{}: its tokenizer has {} tokens and its output matrix {} rows",
+        "{}: its tokenizer has {} tokens, but its output matrix has only {} rows",
         name(),
         tokenizer.vocab_size(),
         engine.vocabulary()
@@ -84,7 +84,7 @@ pub fn open<'a>(
     Ok(Opened { engine, tokenizer })
 }
 
-/// The files of a model, from wherever it was named.
+/// Opens a model's files, downloading them if necessary.
 pub fn source(path: &Path) -> anyhow::Result<Source> {
     Ok(Source::open(&hub::local(path)?)?)
 }
@@ -94,7 +94,7 @@ pub fn input(source: &Source) -> anyhow::Result<Input<'_>> {
 }
 
 impl Opened<'_> {
-    /// The BOS that stands at the beginning of every chunk, if the vocabulary asks for one.
+    /// The BOS token at the beginning of every chunk, if the vocabulary has one.
     pub fn chunk_bos(&self) -> Option<u32> {
         self.tokenizer.bos().filter(|_| self.tokenizer.adds_bos())
     }

@@ -8,28 +8,28 @@ use std::process::ExitCode;
 
 /// Join the shards of a split GGUF, byte for byte as llama-gguf-split --merge does
 ///
-/// The other shards are found by their names, beside the one that is named. Like the reference, the
-/// file keeps a note of having been split (split.no, split.tensors.count, and a split.count of 0),
-/// which no program minds.
+/// The other shards are found by their names in the same directory. As in the reference, the merged
+/// file keeps the keys split.no and split.tensors.count, and a split.count of 0; programs ignore
+/// them.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   quantier merge model-00001-of-00003.gguf merged.gguf
-  quantier merge model-00001-of-00003.gguf original.gguf --no-split-keys   # the file that was split")]
+  quantier merge model-00001-of-00003.gguf original.gguf --no-split-keys   # as before the split")]
 pub struct Args {
-    /// The first shard; any other will do
+    /// Any shard
     first_shard: PathBuf,
     /// The file to write
     out: PathBuf,
-    /// Leave the split.* keys out: what comes out is, byte for byte, the file that was split
+    /// Omit the split.* keys: the result is, byte for byte, the file before the split
     #[arg(long)]
     no_split_keys: bool,
-    /// Show the plan; write nothing
+    /// Print the plan; write nothing
     #[arg(long)]
     dry_run: bool,
-    /// Replace OUT if it is there
+    /// Overwrite OUT if it exists
     #[arg(long)]
     force: bool,
-    /// Print the plan, or what was written, as JSON
+    /// Print the result as JSON
     #[arg(long)]
     json: bool,
 }

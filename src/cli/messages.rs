@@ -1,9 +1,7 @@
-//! What is told beside the results: notes, warnings, errors and progress, to standard error and to
-//! a log file.
+//! Notes, warnings, errors and progress, on standard error and in a log file.
 //!
-//! On a terminal, words in colour and a bar that they do not tear. Off it, plain lines and no
-//! progress; or, on request, a line of JSON for everything that happens. A log file has all of it
-//! with the time.
+//! On a terminal: colours and a progress bar. Elsewhere: plain lines and no progress or, on
+//! request, one line of JSON per event. A log file records everything with timestamps.
 
 use indicatif::ProgressBar;
 use quantier::progress::Unit;
@@ -21,29 +19,29 @@ pub enum Show {
     Auto,
     /// Nothing
     None,
-    /// A line of JSON for every event, on standard error
+    /// One line of JSON per event, on standard error
     Json,
 }
 
-/// What every command takes.
+/// Options of every command.
 #[derive(clap::Args)]
 #[command(next_help_heading = "Messages")]
 pub struct Options {
-    /// Add notes, warnings, errors and stages with their times to a file
+    /// Append notes, warnings, errors and stages to a file, with timestamps
     #[arg(long, value_name = "FILE", global = true)]
     log: Option<PathBuf>,
-    /// Tell what is being worked on, line by line, also where there is no terminal
+    /// Print the current step line by line, even without a terminal
     #[arg(short, long, global = true)]
     verbose: bool,
-    /// How progress is shown; json is for programs: a line for each event on standard error
+    /// How to show progress; json is for programs: one line per event on standard error
     /// (docs/messages.md)
     #[arg(long, value_name = "HOW", default_value = "auto", global = true)]
     progress: Show,
 }
 
-/// How a log file begins, so that nothing else is taken for one and added to.
+/// First line of a log file. A file without it is not appended to.
 const HEAD: &str = "# quantier log\n";
-/// Events of progress are at least so far apart.
+/// Minimum interval between progress events.
 const PACE: Duration = Duration::from_millis(200);
 
 struct Messages {
@@ -53,7 +51,7 @@ struct Messages {
     colour: bool,
     log: Option<Mutex<File>>,
     bar: Mutex<Option<ProgressBar>>,
-    /// Amount and unit of the stage, how much is done, and when that was last told.
+    /// Amount and unit of the stage, the amount done, and the time of the last event.
     stage: Mutex<Option<(u64, Unit, u64, Instant)>>,
 }
 
@@ -81,19 +79,20 @@ impl Messages {
     }
 }
 
-/// Sets all up, once, before anything is told.
+/// Sets up the messages, once, before the first one.
 pub fn begin(options: &Options) -> anyhow::Result<()> {
     let log = options.log.as_deref().map(opened).transpose()?;
     let _ = MESSAGES.set(Messages::new(options.progress, options.verbose, log));
-    let typed: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let version = env!("CARGO_PKG_VERSION");
     logged(
         "begin",
-        &format!("quantier {} {}", env!("CARGO_PKG_VERSION"), typed.join(" ")),
+        &format!("quantier {version} {}", arguments.join(" ")),
     );
     Ok(())
 }
 
-/// Opens a log to add to it; a file that is none of ours is left alone.
+/// Opens a log for appending; refuses a file that is not a log of this program.
 fn opened(path: &Path) -> anyhow::Result<File> {
     let fail = |e| anyhow::anyhow!("cannot write the log {}: {e}", path.display());
     let mut file = OpenOptions::new()
@@ -105,10 +104,10 @@ fn opened(path: &Path) -> anyhow::Result<File> {
     let mut head = [0; HEAD.len()];
     let meta = file.metadata().map_err(fail)?;
     if meta.is_file() && meta.len() > 0 {
-        let ours = file.read_exact(&mut head).is_ok() && head == *HEAD.as_bytes();
+        let is_log = file.read_exact(&mut head).is_ok() && head == *HEAD.as_bytes();
         anyhow::ensure!(
-            ours,
-            "{}: it is no log of this program, and nothing is added to it",
+            is_log,
+            "{}: not a log of this program; nothing was appended. Choose another file for --log",
             path.display()
         );
     } else {
@@ -117,7 +116,7 @@ fn opened(path: &Path) -> anyhow::Result<File> {
     Ok(file)
 }
 
-/// Something that the user should know. `note!` and `warning!` call it.
+/// Prints and logs a message for the user. `note!` and `warning!` call it.
 pub fn tell(kind: &str, text: &str) {
     let messages = messages();
     logged(kind, text);
@@ -144,7 +143,7 @@ macro_rules! warning {
 }
 pub(super) use {note, warning};
 
-/// A line on standard error; a reader that is gone is no failure.
+/// Prints a line on standard error; a closed pipe is not an error.
 fn above_the_bar(line: &str) {
     let print = || {
         let _ = writeln!(std::io::stderr(), "{line}");
@@ -155,17 +154,17 @@ fn above_the_bar(line: &str) {
     }
 }
 
-/// The bar that is on the terminal from now on, or none.
+/// Sets the bar on the terminal.
 pub fn set_bar(bar: Option<ProgressBar>) {
     *locked(&messages().bar) = bar;
 }
 
-/// Whether there may be a bar.
+/// Whether to show a bar.
 pub fn wants_bar() -> bool {
     messages().show == Show::Auto && std::io::stderr().is_terminal()
 }
 
-/// A stage begins, with so much to do.
+/// Begins a stage of a given amount of work.
 pub fn stage_begins(amount: u64, unit: Unit) {
     let messages = messages();
     let unit_name = unit_name(unit);
@@ -179,7 +178,7 @@ pub fn stage_begins(amount: u64, unit: Unit) {
     *locked(&messages.stage) = Some((amount, unit, 0, Instant::now()));
 }
 
-/// A stage has come to a thing.
+/// Reports the current item of a stage.
 pub fn stage_at(name: &str) {
     let messages = messages();
     logged("at", name);
@@ -193,7 +192,7 @@ pub fn stage_at(name: &str) {
     }
 }
 
-/// A stage has done so much more.
+/// Reports progress of a stage.
 pub fn stage_advances(more: u64) {
     let messages = messages();
     if messages.show != Show::Json {
@@ -214,7 +213,7 @@ pub fn stage_advances(more: u64) {
     }
 }
 
-/// The last stage of a job is over.
+/// Ends the last stage of a job.
 pub fn stages_end() {
     let messages = messages();
     if locked(&messages.stage).take().is_some() && messages.show == Show::Json {
@@ -222,7 +221,7 @@ pub fn stages_end() {
     }
 }
 
-/// The program is about to end.
+/// Logs the end of the program.
 pub fn end(ok: bool) {
     let took = messages().begun.elapsed().as_secs_f64();
     logged(
@@ -238,7 +237,7 @@ fn unit_name(unit: Unit) -> &'static str {
     }
 }
 
-/// One line of JSON: the event, the seconds since the program began, and what belongs to it.
+/// One line of JSON: the event, the seconds since the start of the program, and the fields.
 fn event(kind: &str, mut fields: serde_json::Value) -> String {
     let seconds = (messages().begun.elapsed().as_secs_f64() * 1000.0).round() / 1000.0;
     let mut line = json!({ "event": kind, "seconds": seconds });
@@ -252,7 +251,7 @@ fn logged(kind: &str, text: &str) {
     let Some(log) = &messages().log else { return };
     // One event is one line.
     let text = text.replace('\n', "\n    ");
-    // A full disk must not end the work that the log is about.
+    // A full disk must not stop the job.
     let _ = writeln!(locked(log), "{} {kind:<7} {text}", time(SystemTime::now()));
 }
 
@@ -339,7 +338,7 @@ mod tests {
             opened(&path)
                 .unwrap_err()
                 .to_string()
-                .contains("no log of this program")
+                .contains("not a log of this program")
         );
         assert_eq!(std::fs::read(&path).unwrap(), b"GGUF and more than that");
         let log = dir.path().join("log");

@@ -1,4 +1,4 @@
-//! The command line: one file per command. What was typed becomes a job; only this module prints.
+//! The command line: one file per command. Arguments become a job; only this module prints.
 
 mod command;
 mod config;
@@ -33,9 +33,9 @@ use std::process::ExitCode;
 
 /// Turns a model checkpoint into the best GGUF for its size.
 ///
-/// MODEL is a Hugging Face directory, a .safetensors file, a GGUF, any shard of a split one, or
-/// hf://ORG/NAME, which is downloaded into the Hub's cache. Every output is written beside its
-/// target before it is renamed, so that a failed or stopped run leaves nothing behind.
+/// MODEL is a Hugging Face directory, a .safetensors file, a GGUF (any shard of a split one), or
+/// hf://ORG/NAME, which is downloaded into the Hub's cache. Every output is written to a temporary
+/// file and renamed at the end: a failed or interrupted run leaves nothing behind.
 #[derive(Parser)]
 #[command(name = "quantier", version, arg_required_else_help = true, max_term_width = 110, after_help = EXAMPLES)]
 struct Cli {
@@ -70,25 +70,24 @@ enum Command {
 }
 
 const EXAMPLES: &str = "Examples:
-  # The main job: measure, mix types, write, prove. Then open out/report.html
+  # The main job: measure, mix types, write, verify. Then open out/report.html
   quantier make hf://Qwen/Qwen3-0.6B --bpw 4.25 -o out
 
   # Several sizes from one measurement, with your own text
   quantier make ./Qwen3-0.6B -f calibration.txt --like Q4_K_M --size 400MiB -o out
 
-  # One of llama.cpp's presets, as llama-quantize makes it
+  # One of llama.cpp's presets, byte for byte as llama-quantize writes it
   quantier quantize ./Qwen3-0.6B Qwen3-0.6B-Q4_K_M.gguf Q4_K_M
 
-  # How far is a quantized model from its base?
+  # KL divergence of a quantized model from its base
   quantier kld ./Qwen3-0.6B Qwen3-0.6B-Q4_K_M.gguf -f held-out.txt
 
-'quantier COMMAND --help' tells everything about a command, -h the same in short.
+'quantier COMMAND --help' describes a command in full, -h in short.
 Exit codes: 0 done, 1 failed, 2 wrong usage.";
 
 /// Parses the command line and runs the command.
 pub fn run() -> anyhow::Result<ExitCode> {
-    // Clap's own matches are kept beside the typed arguments: they alone know the order of
-    // different flags.
+    // Only clap's raw matches know the order of different flags.
     let typed: Vec<_> = std::env::args_os().collect();
     let matches = Cli::command().get_matches_from(&typed);
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|e| e.exit());
@@ -139,7 +138,7 @@ fn command(cli: Cli, matches: &clap::ArgMatches) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// Ends the program as clap does for wrong usage: a sentence, the usage, exit code 2.
+/// Exits as clap does for wrong usage: message, usage, exit code 2.
 fn wrong_usage(command: &str, message: impl std::fmt::Display) -> ! {
     let mut cli = Cli::command();
     cli.build();

@@ -16,7 +16,7 @@ use std::process::ExitCode;
 ///
 /// MODEL is a GGUF, the first shard of a split one, a Hugging Face checkpoint, or hf://ORG/NAME.
 /// The second half of every chunk is scored. Quantized weights are dequantized and multiplied in
-/// f32, so that the figure is that of the weights alone.
+/// f32: the result depends on the weights alone.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   quantier perplexity model-Q4_K_M.gguf -f wiki.txt
@@ -25,14 +25,14 @@ pub struct Args {
     /// The model
     #[arg(value_name = "MODEL", required_unless_present = "model")]
     positional: Option<PathBuf>,
-    /// The model, as llama-perplexity is told
+    /// The model, in llama-perplexity's spelling
     #[arg(short, long, value_name = "MODEL", conflicts_with = "positional")]
     model: Option<PathBuf>,
-    /// A text, UTF-8; several give a figure each and one for all together
+    /// A text, UTF-8; repeatable, with a result per text and one for all
     #[arg(short, long, value_name = "TEXT", required = true)]
     file: Vec<PathBuf>,
-    /// Write the log-probabilities of all scored rows too, as llama-perplexity --kl-divergence-base
-    /// does
+    /// Also write the log-probabilities of all scored rows, as llama-perplexity
+    /// --kl-divergence-base does
     #[arg(long, value_name = "FILE", aliases = ["save-all-logits", "kl-divergence-base"])]
     save_logits: Option<PathBuf>,
     #[command(flatten)]
@@ -42,7 +42,7 @@ pub struct Args {
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let common = &args.common;
     let Some(path) = args.positional.as_ref().or(args.model.as_ref()) else {
-        bail!("no model is given")
+        bail!("name a model")
     };
     let source = source(path)?;
     let input = input(&source)?;

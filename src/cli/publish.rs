@@ -1,4 +1,4 @@
-//! `quantier publish`, and what `quantier make --publish` has in common with it.
+//! `quantier publish` and `quantier make --publish`.
 
 use super::messages::note;
 use super::terminal::Bar;
@@ -11,49 +11,47 @@ use quantier::report::numbers::shell;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-/// What the card says, and how it is written.
+/// Content and location of the model card.
 #[derive(clap::Args, Default, PartialEq)]
 pub struct CardArgs {
-    /// The model that was quantized, as the Hub names it; without it, what the GGUF's metadata say
+    /// The quantized model's ID on the Hub; by default from the GGUF's metadata
     #[arg(long, value_name = "ORG/NAME", help_heading = "Publishing")]
     pub base_model: Option<String>,
-    /// The license: one of the Hub's identifiers (apache-2.0, mit, llama3.1 ...), or another name
+    /// The license: one of the Hub's identifiers (apache-2.0, mit, llama3.1 ...) or another name
     #[arg(long, value_name = "LICENSE", help_heading = "Publishing")]
     pub license: Option<String>,
-    /// Who publishes: a name on the Hub
+    /// The publisher's name on the Hub
     #[arg(long, value_name = "NAME", help_heading = "Publishing")]
     pub quantized_by: Option<String>,
-    /// A language of the model (en, no, multilingual); repeat it for more
+    /// A language of the model (en, no, multilingual); repeatable
     #[arg(long, value_name = "LANGUAGE", help_heading = "Publishing")]
     pub language: Vec<String>,
-    /// A further tag; repeat it for more
+    /// An additional tag; repeatable
     #[arg(long, value_name = "TAG", help_heading = "Publishing")]
     pub tag: Vec<String>,
-    /// The repository that the files will go to: the card's commands then fetch them from there.
-    /// {name} in it stands for the model's name
+    /// The target repository, for the download commands on the card. {name} is replaced by the
+    /// model's name
     #[arg(long, value_name = "USER/NAME", help_heading = "Publishing")]
     pub repo: Option<String>,
-    /// A template for the card instead of the built-in one; `quantier publish --print-template`
-    /// shows that and what variables there are
+    /// A custom template for the card; `quantier publish --print-template` prints the built-in one
+    /// and the variables
     #[arg(long, value_name = "FILE", help_heading = "Publishing")]
     pub template: Option<PathBuf>,
-    /// Publish into a directory that is there already: files of an earlier publication are
-    /// replaced, others stay
+    /// Publish into an existing directory: files of an earlier publication are replaced, others are
+    /// kept
     #[arg(long, help_heading = "Publishing")]
     pub force: bool,
-    /// Copy the models; without it they are hard links where the file system can do that, which
-    /// take no space
+    /// Copy the models instead of making hard links, which take no space
     #[arg(long, help_heading = "Publishing")]
     pub copy: bool,
 }
 
-/// Make a directory for the Hub of what `make` has written
+/// Prepare the output of `make` for upload to the Hub
 ///
-/// DIR is what `quantier make` has written. The result can be uploaded as it is: README.md with the
-/// Hub's metadata, a table of the files and how to run them; the models (hard links or copies,
-/// never moved), recipes, importance matrix, picture, report, a Modelfile for each model, Ollama's
-/// template and params, SHA256SUMS. What is not known of the model is asked for by a note and left
-/// out.
+/// DIR is the output directory of `quantier make`. The result is ready for upload: README.md with
+/// the Hub's metadata, a table of the files and instructions to run them; the models (hard links or
+/// copies), recipes, importance matrix, chart, report, a Modelfile per model, Ollama's template and
+/// params, SHA256SUMS. Missing facts about the model are left out, with a note.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   quantier make ./Qwen3-4B --variants 8 -o out
@@ -61,15 +59,15 @@ pub struct CardArgs {
       --quantized-by me --repo me/Qwen3-4B-GGUF
   hf upload me/Qwen3-4B-GGUF out/publish .")]
 pub struct Args {
-    /// What `quantier make` has written
+    /// The output directory of `quantier make`
     #[arg(value_name = "DIR", required_unless_present = "print_template")]
     directory: Option<PathBuf>,
-    /// The directory to be uploaded; DIR/publish without it
+    /// The directory to upload; DIR/publish by default
     #[arg(short, long, value_name = "OUT")]
     output: Option<PathBuf>,
     #[command(flatten)]
     card: CardArgs,
-    /// Print the built-in template of the card and the variables that one can use, and do nothing
+    /// Print the built-in card template and its variables, and exit
     #[arg(long)]
     print_template: bool,
     /// Print the result as JSON
@@ -91,7 +89,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What was typed, as a job. What can be refused is refused.
+/// Turns arguments into a checked job.
 pub fn job(
     command: &str,
     directory: &Path,
@@ -106,7 +104,7 @@ pub fn job(
         Some((_, Some(id))) => Some(id),
         Some((text, None)) => wrong_usage(
             command,
-            format!("{option} '{text}': a name on the Hub is like org/name"),
+            format!("{option} '{text}': expected a name on the Hub, like org/name"),
         ),
     };
     for (option, texts) in [("--language", &args.language), ("--tag", &args.tag)] {
@@ -146,25 +144,25 @@ pub fn job(
     }
 }
 
-/// Fails unless this can be a language or a tag.
+/// Checks a language or a tag.
 pub fn check_word(text: &str) -> Result<(), String> {
     match text.trim().is_empty() || text.contains(['\n', '/', '\\']) {
-        true => Err(format!("'{text}': one word is expected")),
+        true => Err(format!("'{text}': expected a single word")),
         false => Ok(()),
     }
 }
 
-/// Fails unless this can be a repository, or a pattern of one.
+/// Checks a repository, or a pattern of one.
 pub fn check_repo(text: &str) -> Result<(), String> {
     match repository(text, "name") {
         Some(_) => Ok(()),
         None => Err(format!(
-            "'{text}': a name on the Hub is like org/name, or like org/{{name}}-GGUF"
+            "'{text}': expected a name on the Hub, like org/name or org/{{name}}-GGUF"
         )),
     }
 }
 
-/// What was done, for a person or a script.
+/// Prints the result as text or JSON.
 pub fn tell(job: &Job, done: &Done, json: bool) -> anyhow::Result<()> {
     done.notes.iter().for_each(|text| note!("{text}"));
     if json {

@@ -33,53 +33,53 @@ const OVERRIDE_LIMIT: usize = 127;
 /// same arguments
 ///
 /// MODEL is a GGUF, the first shard of a split one, or a checkpoint: a directory with config.json,
-/// safetensors and a tokenizer, one .safetensors file, or hf://ORG/NAME. A checkpoint is converted
-/// on the way, without a file in between. TYPE is a preset's name or number in any case, or COPY.
-/// Without OUT the output is ggml-model-TYPE.gguf beside the input, in the checkpoint's directory,
-/// or here if the model came from the Hub.
+/// safetensors and a tokenizer, a .safetensors file, or hf://ORG/NAME. A checkpoint is converted on
+/// the fly. TYPE is the name or number of a preset, in upper or lower case, or COPY. The default
+/// for OUT is ggml-model-TYPE.gguf in the input's directory, or in the current one for hf://.
 #[derive(clap::Args)]
 #[command(
     override_usage = "quantier quantize [OPTIONS] MODEL [OUT] TYPE [THREADS]",
     after_help = types_help()
 )]
 pub struct Args {
-    /// The model, the output, the preset, and how many threads to use
+    /// Model, output, preset and number of threads
     #[arg(num_args = 2..=4, required = true, allow_negative_numbers = true, value_names = ["MODEL", "OUT", "TYPE", "THREADS"])]
     args: Vec<OsString>,
     /// Importance matrix, GGUF or .dat
     #[arg(long, value_name = "FILE")]
     imatrix: Option<PathBuf>,
-    /// How weights are rounded: reference (each by itself, the bytes of llama-quantize), or
-    /// feedback (each error made good by the weights beside it: the same types and sizes, about
-    /// half the divergence)
-    #[arg(long, value_name = "HOW", default_value = "reference", value_parser = rounding, requires_if("feedback", "covariance"))]
+    /// Rounding of weights: reference (llama-quantize's bytes), or feedback (each rounding error is
+    /// compensated in the weights not yet rounded, as in GPTQ: about half the KL divergence at the
+    /// same types and size)
+    #[arg(long, value_name = "HOW", default_value = "reference", value_parser = rounding, requires_if("feedback", "hessians"))]
     rounding: Rounding,
-    /// The covariances for --rounding feedback, as `quantier imatrix --covariance DIR` writes them
-    #[arg(long, value_name = "DIR")]
-    covariance: Option<PathBuf>,
-    /// Round with feedback, and each matrix for what it meets behind those rounded before it, while
-    /// this text goes through both models: a tenth to a fifth less divergence again. Takes a pass
-    /// over the text for each output; repeatable. Best is the text that the covariances are of
+    /// Input Hessians for --rounding feedback, written by `quantier imatrix --hessians DIR`
+    #[arg(long, value_name = "DIR", alias = "covariance")]
+    hessians: Option<PathBuf>,
+    /// Sequential rounding with error feedback: calibrate each linear layer on this text's
+    /// activations in the already rounded model (GPTAQ), for 10 to 20% less divergence. Takes a pass
+    /// over the text per output; repeatable. Best with the text of the Hessians
     #[arg(
         long,
         value_name = "TEXT",
-        requires = "covariance",
-        conflicts_with = "prune_layers"
+        requires = "hessians",
+        conflicts_with = "prune_layers",
+        alias = "propagate"
     )]
-    propagate: Vec<PathBuf>,
-    /// Covariances of gradients for --propagate, as `quantier frontier` and `quantier make` leave
-    /// them in DIR/work/gradients: rows of a matrix are then rounded for what they do together to
-    /// what the model says, for about a tenth less again
-    #[arg(long, value_name = "DIR", requires = "propagate")]
-    gradients: Option<PathBuf>,
-    /// Tokens in a chunk of the text for --propagate
+    sequential: Vec<PathBuf>,
+    /// Two-sided rounding: output Hessians for --sequential, written by `quantier frontier` and
+    /// `quantier make` to DIR/work/gradients. The rows of a matrix are rounded jointly (YAQA), for
+    /// about 10% less divergence
+    #[arg(long, value_name = "DIR", requires = "sequential", alias = "gradients")]
+    output_hessians: Option<PathBuf>,
+    /// Tokens per chunk for --sequential
     #[arg(short, long, value_name = "N", default_value_t = 512)]
     ctx_size: usize,
-    /// The most chunks of each text for --propagate; all without it
+    /// Maximum number of chunks per text for --sequential; all by default
     #[arg(long, value_name = "N")]
     chunks: Option<usize>,
-    /// Memory for the weights and activations of --propagate, in MiB; activations beyond it go to a
-    /// temporary file
+    /// Memory for the weights and activations of --sequential, in MiB; activations beyond it go to
+    /// a temporary file
     #[arg(long, value_name = "MIB")]
     max_memory: Option<u64>,
     /// Use the importance matrix only for tensors whose name contains NAME
@@ -88,13 +88,13 @@ pub struct Args {
     /// Do not use the importance matrix for tensors whose name contains NAME
     #[arg(long, value_name = "NAME", conflicts_with = "include_weights")]
     exclude_weights: Vec<String>,
-    /// Quantize tensors that are quantized already; much worse than quantizing the original
+    /// Allow input that is already quantized; the result is much worse than from the original
     #[arg(long)]
     allow_requantize: bool,
-    /// Leave output.weight as it is
+    /// Keep the type of output.weight
     #[arg(long)]
     leave_output_tensor: bool,
-    /// Give every tensor the preset's default type, no mixture
+    /// Use the preset's default type for all tensors, without a mixture
     #[arg(long)]
     pure: bool,
     /// Type of output.weight
@@ -103,14 +103,13 @@ pub struct Args {
     /// Type of the token embeddings
     #[arg(long, value_name = "GGML_TYPE", value_parser = ggml_type)]
     token_embedding_type: Option<GgmlType>,
-    /// Type of the tensors whose name matches a regular expression; repeatable, the first match
-    /// decides
+    /// Type of tensors by regular expression; repeatable, the first match wins
     #[arg(long, value_name = "NAME=GGML_TYPE")]
     tensor_type: Vec<String>,
-    /// A file of NAME=GGML_TYPE, separated by blanks or lines
+    /// A file of NAME=GGML_TYPE entries, separated by white space
     #[arg(long, value_name = "FILE")]
     tensor_type_file: Vec<PathBuf>,
-    /// Layers to leave out: 3,4,17
+    /// Layers to remove: 3,4,17
     #[arg(long, value_name = "L0,L1,...", value_delimiter = ',')]
     prune_layers: Vec<u32>,
     /// Write as many shards as the input has
@@ -119,26 +118,25 @@ pub struct Args {
     /// Set metadata in the output; TYPE is int, float, bool or str
     #[arg(long, value_name = "KEY=TYPE:VALUE", value_parser = kv_override)]
     override_kv: Vec<KvOverride>,
-    /// Show the plan with true sizes and every substituted type; write nothing
+    /// Print the plan with exact sizes and substituted types; write nothing
     #[arg(long)]
     dry_run: bool,
-    /// Accepted for llama-quantize's sake: memory is bounded without it
+    /// Accepted for compatibility with llama-quantize; memory is always bounded
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(1..))]
     max_buffer_size: Option<u32>,
     /// Another output from the same pass over the input; repeatable
     #[arg(long, value_name = "TYPE=PATH")]
     also: Vec<OsString>,
-    /// Fail where a tensor's rows do not fit its type, instead of taking another type
+    /// Fail, instead of substituting a type, if a tensor's rows do not fit its type
     #[arg(long)]
     no_fallback: bool,
-    /// What a checkpoint's matrices are before they are quantized: auto takes the 16-bit type of
-    /// the checkpoint
+    /// Type of a checkpoint's matrices before quantization; auto keeps its 16-bit type
     #[arg(long, value_name = "TYPE", default_value = "auto", value_parser = super::convert::out_type)]
     outtype: OutType,
-    /// The pre-tokenizer of a checkpoint's byte-level vocabulary, if it cannot be found out
+    /// The pre-tokenizer of a checkpoint's byte-level vocabulary, if it is not recognized
     #[arg(long, value_name = "NAME")]
     pre: Option<String>,
-    /// Print the plan, or what was written, as JSON
+    /// Print the result as JSON
     #[arg(long)]
     json: bool,
 }
@@ -146,7 +144,7 @@ pub struct Args {
 const EXAMPLES: &str = "Examples:
   quantier quantize model-bf16.gguf model-IQ4_XS.gguf IQ4_XS
   quantier quantize --also Q8_0=model-Q8_0.gguf model-bf16.gguf model-Q5_K_M.gguf Q5_K_M
-  quantier quantize --dry-run ./Qwen3-4B Q4_K_M   # how large it would be
+  quantier quantize --dry-run ./Qwen3-4B Q4_K_M   # the exact size
   quantier quantize --tensor-type ffn_down=q6_k ./Qwen3-4B mixed.gguf Q4_K_S";
 
 fn types_help() -> String {
@@ -174,15 +172,15 @@ pub(super) fn rounding(name: &str) -> Result<Rounding, String> {
 fn ggml_type(name: &str) -> Result<GgmlType, String> {
     GgmlType::from_name(name).ok_or_else(|| {
         let names: Vec<_> = GgmlType::all().map(GgmlType::name).collect();
-        format!("no such type; known are {}", names.join(", "))
+        format!("no such type; the types are {}", names.join(", "))
     })
 }
 
 fn kv_override(text: &str) -> Result<KvOverride, String> {
-    let (key, typed) = text.split_once('=').ok_or("KEY=TYPE:VALUE is expected")?;
-    let (kind, value) = typed.split_once(':').ok_or("KEY=TYPE:VALUE is expected")?;
+    let (key, typed) = text.split_once('=').ok_or("expected KEY=TYPE:VALUE")?;
+    let (kind, value) = typed.split_once(':').ok_or("expected KEY=TYPE:VALUE")?;
     if key.is_empty() || key.len() > OVERRIDE_LIMIT {
-        return Err(format!("a key has 1 to {OVERRIDE_LIMIT} bytes"));
+        return Err(format!("keys must have 1 to {OVERRIDE_LIMIT} bytes"));
     }
     let value = match kind {
         "int" => OverrideValue::Int(value.parse().map_err(|e| format!("'{value}': {e}"))?),
@@ -193,12 +191,12 @@ fn kv_override(text: &str) -> Result<KvOverride, String> {
                 .map_err(|_| format!("'{value}' is neither true nor false"))?,
         ),
         "str" if value.len() > OVERRIDE_LIMIT => {
-            return Err(format!("a string has at most {OVERRIDE_LIMIT} bytes"));
+            return Err(format!("strings must have at most {OVERRIDE_LIMIT} bytes"));
         }
         "str" => OverrideValue::Str(value.as_bytes().to_vec()),
         other => {
             return Err(format!(
-                "'{other}' is no type; int, float, bool and str are"
+                "'{other}' is not a type; the types are int, float, bool and str"
             ));
         }
     };
@@ -215,7 +213,7 @@ pub fn run(args: Args, matches: &clap::ArgMatches) -> anyhow::Result<ExitCode> {
         pre: args.pre.clone(),
         ..convert::Job::default()
     };
-    let propagation = Propagated::new(&args);
+    let propagation = Sequential::new(&args);
     let job = job(args, matches)?;
     let source = Source::open(&job.input)?;
     let input = source.reader(&conversion)?;
@@ -236,8 +234,8 @@ pub fn run(args: Args, matches: &clap::ArgMatches) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What `--propagate` takes.
-struct Propagated {
+/// Arguments of `--sequential`.
+struct Sequential {
     texts: Vec<PathBuf>,
     ctx_size: usize,
     chunks: Option<usize>,
@@ -245,17 +243,17 @@ struct Propagated {
     max_memory: Option<u64>,
 }
 
-impl Propagated {
-    fn new(args: &Args) -> Propagated {
+impl Sequential {
+    fn new(args: &Args) -> Sequential {
         let Args {
             ctx_size,
             chunks,
             max_memory,
             ..
         } = *args;
-        let gradients = args.gradients.clone();
-        Propagated {
-            texts: args.propagate.clone(),
+        let gradients = args.output_hessians.clone();
+        Sequential {
+            texts: args.sequential.clone(),
             ctx_size,
             chunks,
             gradients,
@@ -301,7 +299,7 @@ impl Propagated {
     }
 }
 
-/// From what was typed to what is meant.
+/// Turns arguments into a job.
 fn job(args: Args, matches: &clap::ArgMatches) -> anyhow::Result<Job> {
     let named = |text: &OsString| text.to_str().and_then(Choice::parse);
     let model = hub::model(Path::new(&args.args[0]), Need::Everything)?;
@@ -320,11 +318,11 @@ fn job(args: Args, matches: &clap::ArgMatches) -> anyhow::Result<Job> {
             };
             (path, choice, threads)
         }
-        (Some(_), _) => wrong_usage(NAME, "there is an argument too many after the type"),
+        (Some(_), _) => wrong_usage(NAME, "too many arguments after the type"),
         (None, None) => wrong_usage(
             NAME,
             format!(
-                "'{}' is no type, and none follows it",
+                "'{}' is not a type, and no type follows it",
                 args.args[1].display()
             ),
         ),
@@ -332,7 +330,7 @@ fn job(args: Args, matches: &clap::ArgMatches) -> anyhow::Result<Job> {
             Some(choice) => (PathBuf::from(&args.args[1]), choice, args.args.get(3)),
             None => wrong_usage(
                 NAME,
-                format!("'{}' is no type; see the list in --help", text.display()),
+                format!("'{}' is not a type; --help lists the types", text.display()),
             ),
         },
     };
@@ -354,11 +352,11 @@ fn job(args: Args, matches: &clap::ArgMatches) -> anyhow::Result<Job> {
         Some(e) if args.keep_split && e == "gguf" => path.with_extension(""),
         _ => path,
     };
-    let rounding = match args.propagate.is_empty() {
+    let rounding = match args.sequential.is_empty() {
         true => args.rounding,
         false => Rounding::Feedback {
             sequential: true,
-            two_sided: args.gradients.is_some(),
+            two_sided: args.output_hessians.is_some(),
         },
     };
     let mut outputs = vec![OutputRequest {
@@ -393,7 +391,7 @@ fn job(args: Args, matches: &clap::ArgMatches) -> anyhow::Result<Job> {
         input,
         outputs,
         imatrix,
-        hessians: args.covariance,
+        hessians: args.hessians,
         allow_requantize: args.allow_requantize,
         keep_split: args.keep_split,
         no_fallback: args.no_fallback,
@@ -403,8 +401,7 @@ fn job(args: Args, matches: &clap::ArgMatches) -> anyhow::Result<Job> {
     })
 }
 
-/// `--tensor-type` and `--tensor-type-file` in the order in which they were typed, since the first
-/// match decides.
+/// `--tensor-type` and `--tensor-type-file` in command-line order, since the first match wins.
 fn overrides(args: &Args, matches: &clap::ArgMatches) -> anyhow::Result<Vec<(Pattern, GgmlType)>> {
     let indices = |id| matches.indices_of(id).into_iter().flatten();
     let mut typed: Vec<(usize, Vec<String>)> = Vec::new();
@@ -431,39 +428,39 @@ fn overrides(args: &Args, matches: &clap::ArgMatches) -> anyhow::Result<Vec<(Pat
         .collect())
 }
 
-/// As in llama-quantize, the name ends at the first `=` and is put in lower case.
+/// As in llama-quantize, the name ends at the first `=` and is lower-cased.
 fn tensor_type(text: &str) -> Result<(Pattern, GgmlType), String> {
-    let (name, t) = text.split_once('=').ok_or("there is no '='")?;
+    let (name, t) = text.split_once('=').ok_or("'=' is missing")?;
     if name.is_empty() {
         return Err("the name is missing".into());
     }
     Ok((Pattern::new(&name.to_ascii_lowercase())?, ggml_type(t)?))
 }
 
-/// What the user should know before a long run.
+/// Prints notes and warnings before a long run.
 fn warn(plan: &Plan<'_>) {
     plan.few_tokens().iter().for_each(|what| warning!("{what}"));
     for output in &plan.outputs {
         let plain: Vec<_> = output.without_feedback().map(|t| &*t.name).collect();
         if !plain.is_empty() {
             note!(
-                "no covariance of their inputs: these are rounded as the reference does: {}",
+                "rounded without error feedback, for lack of an input Hessian: {}",
                 plain.join(", ")
             );
         }
         for t in output.substituted() {
             warning!(
-                "{}: rows of {} weights do not fit {}; {} is used instead",
+                "{}: {} cannot hold rows of {} weights; {} is used instead",
                 t.name,
-                t.shape.row_len(),
                 t.chosen.wanted,
+                t.shape.row_len(),
                 t.chosen.target
             );
         }
     }
 }
 
-/// Shows what will be written, or what was, with what rounding with error feedback did.
+/// Prints the plan or, with `proved`, the result.
 fn show(
     plan: &Plan<'_>,
     job: &Job,
@@ -503,7 +500,7 @@ fn show(
         )?;
         let missing: Vec<_> = output.imatrix_missing().map(|t| &*t.name).collect();
         if !missing.is_empty() {
-            say!("  needs an importance matrix for {}", missing.join(", "))?;
+            say!("  requires an importance matrix for {}", missing.join(", "))?;
         }
         if let Some(text) = feedback_text(of_output(i)) {
             say!("  {text}")?;
@@ -512,13 +509,13 @@ fn show(
     Ok(())
 }
 
-/// What rounding with error feedback did, in a line; tensor by tensor it is in --json.
+/// The effect of error feedback in one line; --json has it per tensor.
 fn feedback_text(proved: &[TensorProof]) -> Option<String> {
     let ratios: Vec<f64> = proved.iter().filter_map(|p| p.proof.ratio()).collect();
     let Some([mean, least, most]) = spread(&ratios) else {
         return (!proved.is_empty()).then(|| {
             format!(
-                "{} tensors rounded with error feedback; no chunk was held out to prove it",
+                "{} tensors rounded with error feedback, not validated: no chunk was held out",
                 proved.len()
             )
         });
@@ -527,8 +524,8 @@ fn feedback_text(proved: &[TensorProof]) -> Option<String> {
         (rows + p.proof.rows, kept + p.proof.by_reference)
     });
     Some(format!(
-        "{} tensors rounded with error feedback: on held-out text, the errors of what they make are {mean:.2} times those of \
-         plain rounding ({least:.2} to {most:.2}); plain rounding was better for {kept} of {rows} rows and was kept there",
+        "{} tensors rounded with error feedback: on held-out text, their output error is {mean:.2} times that of plain \
+         rounding ({least:.2} to {most:.2}); {kept} of {rows} rows were better with plain rounding and keep it",
         proved.len()
     ))
 }
@@ -538,7 +535,7 @@ fn show_tensors(output: &PlannedOutput<'_>) -> anyhow::Result<()> {
         let note = if t.chosen.wanted == t.chosen.target {
             String::new()
         } else {
-            format!("  instead of {}", t.chosen.wanted)
+            format!("  in place of {}", t.chosen.wanted)
         };
         say!(
             "  {:<44} {:<22} {:>7} -> {:<7} {:>12}{note}",

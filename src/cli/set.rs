@@ -17,17 +17,16 @@ use std::process::ExitCode;
 
 /// Edit a GGUF's metadata: names, token ids, the chat template, any key
 ///
-/// OUT is a copy with other metadata, whose tensors are the model's own, byte for byte; keys keep
-/// their places, and new ones come last. --in-place writes into the file itself, without touching
-/// the tensors, and only where nothing has to move for it: numbers, flags, and texts of the same
-/// length. A run that is killed then leaves a readable file; anything else would not, and is
-/// refused.
+/// OUT is a copy with edited metadata and identical tensors; keys keep their order, new ones are
+/// appended. --in-place edits the file itself, and only what does not change its layout: numbers,
+/// flags, and strings of the same length. The file then stays readable even if the run is killed.
+/// Other edits are refused.
 ///
-/// A new chat template is tried with conversations of all kinds, and what it cannot render or
-/// leaves out is noted.
+/// A new chat template is tested on conversations of all kinds, with a note for each that it fails
+/// to render or renders incompletely.
 ///
-/// A split model keeps its cut: with --in-place only its first shard is changed; OUT is the name of
-/// the new first shard, and all others are copied beside it.
+/// A split model stays split: --in-place changes its first shard only; OUT is the new first shard,
+/// and the others are copied next to it.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   quantier set model.gguf -o fixed.gguf --chat-template template.jinja
@@ -36,59 +35,58 @@ use std::process::ExitCode;
   quantier set model.gguf -o tagged.gguf --key 'general.tags=str[]:[\"chat\", \"en\"]' \\
       --remove general.description
 
-Types: u8, i8, u16, i16, u32, i32, u64, i64, f32, f64, bool, str; TYPE[] is an array, its value in JSON.
-quantier inspect shows a model's keys with their types.")]
+Types: u8, i8, u16, i16, u32, i32, u64, i64, f32, f64, bool, str; TYPE[] is an array, with a value in JSON.
+quantier inspect lists a model's keys and their types.")]
 pub struct Args {
-    /// A GGUF file, or any shard of a split one
+    /// A GGUF file (any shard of a split one)
     model: PathBuf,
     /// The file to write
     #[arg(short, long, value_name = "OUT", conflicts_with = "in_place")]
     output: Option<PathBuf>,
-    /// Change MODEL itself, where that is safe
+    /// Edit MODEL itself, where that is safe
     #[arg(long)]
     in_place: bool,
-    /// Set a key; repeatable. A key that is there keeps its type
+    /// Set a key; repeatable. An existing key keeps its type
     #[arg(long, value_name = "KEY=TYPE:VALUE", value_parser = key_value)]
     key: Vec<Edit>,
     /// Remove a key; repeatable
     #[arg(long, value_name = "KEY")]
     remove: Vec<String>,
-    /// Take the chat template from a file (tokenizer.chat_template)
+    /// Read the chat template from a file (tokenizer.chat_template)
     #[arg(long, value_name = "FILE")]
     chat_template: Option<PathBuf>,
     /// The model's name (general.name)
     #[arg(long)]
     name: Option<String>,
-    /// Token that begins a text (tokenizer.ggml.bos_token_id)
+    /// Beginning-of-text token (tokenizer.ggml.bos_token_id)
     #[arg(long, value_name = "ID")]
     bos: Option<u32>,
-    /// Token that ends a text (tokenizer.ggml.eos_token_id)
+    /// End-of-text token (tokenizer.ggml.eos_token_id)
     #[arg(long, value_name = "ID")]
     eos: Option<u32>,
-    /// Token that ends a turn (tokenizer.ggml.eot_token_id)
+    /// End-of-turn token (tokenizer.ggml.eot_token_id)
     #[arg(long, value_name = "ID")]
     eot: Option<u32>,
-    /// Token that fills up (tokenizer.ggml.padding_token_id)
+    /// Padding token (tokenizer.ggml.padding_token_id)
     #[arg(long, value_name = "ID")]
     pad: Option<u32>,
-    /// Token for what is unknown (tokenizer.ggml.unknown_token_id)
+    /// Unknown token (tokenizer.ggml.unknown_token_id)
     #[arg(long, value_name = "ID")]
     unk: Option<u32>,
-    /// Token between two texts (tokenizer.ggml.seperator_token_id, which is how the format spells
-    /// it)
+    /// Separator token (tokenizer.ggml.seperator_token_id, the format's spelling)
     #[arg(long, value_name = "ID")]
     sep: Option<u32>,
-    /// Whether a text gets a BOS (tokenizer.ggml.add_bos_token)
+    /// Prepend BOS to texts (tokenizer.ggml.add_bos_token)
     #[arg(long, value_name = "true|false")]
     add_bos: Option<bool>,
-    /// Whether a text gets an EOS (tokenizer.ggml.add_eos_token)
+    /// Append EOS to texts (tokenizer.ggml.add_eos_token)
     #[arg(long, value_name = "true|false")]
     add_eos: Option<bool>,
-    /// Do what is refused otherwise: change a key's type, name a token that the vocabulary does not
-    /// have, remove general.architecture, replace an OUT that is there
+    /// Allow a change of a key's type, token IDs outside the vocabulary, removal of
+    /// general.architecture, and an existing OUT
     #[arg(long)]
     force: bool,
-    /// Show the changes; write nothing
+    /// Print the changes; write nothing
     #[arg(long)]
     dry_run: bool,
     /// Print the changes as JSON
@@ -96,18 +94,18 @@ pub struct Args {
     json: bool,
 }
 
-/// Where a model has its chat template.
+/// Key of the chat template.
 const CHAT_TEMPLATE: &str = "tokenizer.chat_template";
 
 fn key_value(text: &str) -> Result<Edit, String> {
-    let (key, value) = text.split_once('=').ok_or("KEY=TYPE:VALUE is expected")?;
+    let (key, value) = text.split_once('=').ok_or("expected KEY=TYPE:VALUE")?;
     Ok(Edit {
         key: key.to_owned(),
         value: Some(typed(value)?),
     })
 }
 
-/// From what was typed to what is meant.
+/// Turns arguments into edits.
 fn edits(args: &Args) -> anyhow::Result<Vec<Edit>> {
     let mut all = args.key.clone();
     let mut set = |key: &str, value: Option<Value<'static>>| {
@@ -159,12 +157,12 @@ fn edits(args: &Args) -> anyhow::Result<Vec<Edit>> {
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let edits = edits(args)?;
     if edits.is_empty() {
-        wrong_usage("set", "nothing is to be set; see --help for what can be");
+        wrong_usage("set", "no change requested; --help lists the options");
     }
     if args.output.is_none() && !args.in_place && !args.dry_run {
         wrong_usage(
             "set",
-            "name a file to write with -o OUT, or change the model itself with --in-place",
+            "choose an output with -o OUT, or edit the model itself with --in-place",
         );
     }
     let files = Files::open(&args.model)?;
@@ -179,26 +177,25 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let changes: Vec<_> = edited.changes.iter().map(change_json).collect();
     let mut report = json!({ "input": args.model, "written": !args.dry_run, "changes": changes });
     let first = model.files.paths()[0].to_owned();
-    let mut done = String::from("nothing was written (dry run)");
+    let mut done = String::from("nothing written (dry run)");
     if args.in_place {
         let found = patches(&model, &edited);
         let patches = match found {
             Ok(patches) => patches,
             Err(why) => bail!(
-                "{}: {why}; that cannot be done in place: a run that is killed in the middle would leave no readable \
-                 file. Write a copy with -o OUT",
+                "{}: {why}; impossible in place: a killed run would leave an unreadable file. Write a copy with -o OUT",
                 first.display()
             ),
         };
         let bytes: usize = patches.iter().map(|patch| patch.after.len()).sum();
-        // What is mapped must not change.
+        // A mapped file must not change.
         drop(edited);
         drop(model);
         drop(files);
         if !args.dry_run {
             output::patch(&first, &patches)?;
             done = format!(
-                "{}: {bytes} bytes changed in place; tensors were not touched",
+                "{}: {bytes} bytes changed in place; tensors untouched",
                 first.display()
             );
         }
@@ -215,7 +212,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
             .collect();
         if !args.dry_run {
             done = format!(
-                "{}: {} written, tensors as they were",
+                "{}: {} written, tensors unchanged",
                 paths.join(", "),
                 size(bytes)
             );

@@ -9,45 +9,44 @@ use serde_json::json;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Cut a GGUF into shards, byte for byte as llama-gguf-split does
+/// Split a GGUF into shards, byte for byte as llama-gguf-split does
 ///
-/// The shards are called OUT_PREFIX-00001-of-0000N.gguf. llama.cpp and every command here read the
-/// model through the first of them. A model that is split already is split anew. All shards get
-/// their names once the last is complete, or none does; the model stays what it is.
+/// The shards are named OUT_PREFIX-00001-of-0000N.gguf. llama.cpp and all commands here open the
+/// model by its first shard. A split model is split anew. The shards are renamed into place
+/// together once the last is complete; the input is not modified.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
-  quantier split model-BF16.gguf model-BF16 --split-max-size 48G   # files that the Hub takes
+  quantier split model-BF16.gguf model-BF16 --split-max-size 48G   # below the Hub's limit
   quantier split model.gguf model --split-max-tensors 64
-  quantier split model.gguf model --split-max-size 2G --dry-run    # what would come out")]
+  quantier split model.gguf model --split-max-size 2G --dry-run    # the plan only")]
 pub struct Args {
-    /// A GGUF file, or any shard of a split one
+    /// A GGUF file (any shard of a split one)
     model: PathBuf,
-    /// What the shards' names begin with, directories included
+    /// Prefix of the shards' paths
     out_prefix: PathBuf,
-    /// Begin another shard after so many tensors
+    /// Maximum number of tensors per shard
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u64).range(1..))]
     split_max_tensors: u64,
-    /// Begin another shard before one would have more bytes of tensors than this; M and G are
-    /// powers of 1000
+    /// Maximum bytes of tensors per shard; M and G are powers of 1000
     #[arg(long, value_name = "N(M|G)", conflicts_with = "split_max_tensors", value_parser = max_size)]
     split_max_size: Option<u64>,
-    /// Put nothing but metadata into the first shard, which is small then and quickly read
+    /// Write only metadata into the first shard, which makes it small and quick to read
     #[arg(long)]
     no_tensor_first_split: bool,
-    /// Show the plan; write nothing
+    /// Print the plan; write nothing
     #[arg(long)]
     dry_run: bool,
-    /// Replace shards of these names (llama-gguf-split does so unasked)
+    /// Overwrite existing shards (llama-gguf-split always does)
     #[arg(long)]
     force: bool,
-    /// Print the plan, or what was written, as JSON
+    /// Print the result as JSON
     #[arg(long)]
     json: bool,
 }
 
 fn max_size(text: &str) -> Result<u64, String> {
     match super::convert::split_size(text)? {
-        0 => Err("a shard must hold something".into()),
+        0 => Err("the size must be greater than 0".into()),
         bytes => Ok(bytes),
     }
 }
@@ -64,7 +63,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Writes the files of a plan, unless it is only to be shown.
+/// Prints the notes of a plan and, unless it is a dry run, writes its files.
 pub(super) fn write(plan: &Plan<'_>, dry_run: bool, force: bool) -> anyhow::Result<()> {
     plan.notes.iter().for_each(|text| note!("{text}"));
     if !dry_run {
@@ -74,7 +73,7 @@ pub(super) fn write(plan: &Plan<'_>, dry_run: bool, force: bool) -> anyhow::Resu
     Ok(())
 }
 
-/// One line for each file.
+/// Prints one line per file.
 pub(super) fn show(plan: &Plan<'_>, dry_run: bool, as_json: bool) -> anyhow::Result<()> {
     if as_json {
         let one = |f: &PlannedFile<'_>| json!({ "path": f.path, "tensors": f.tensors.len(), "bytes": plan.file_bytes(f) });

@@ -7,15 +7,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 static STOP: AtomicBool = AtomicBool::new(false);
 
-/// A progress bar on standard error, or silence where that is no terminal. Ctrl-C and a request to
-/// terminate ask the job to stop; a second one ends the program at once.
+/// A progress bar on standard error; hidden if that is not a terminal. The first Ctrl-C or SIGTERM
+/// asks the job to stop, the second exits at once.
 pub struct Bar(ProgressBar);
 
 impl Bar {
-    /// A bar for a job that is about to begin.
+    /// A bar for a new job.
     pub fn new() -> Bar {
-        // Without a handler Ctrl-C still ends the program, and the next run takes the partial file
-        // over.
+        // Without a handler Ctrl-C kills the program; the next run reuses the partial file.
         let _ = ctrlc::set_handler(|| {
             if STOP.swap(true, Ordering::SeqCst) {
                 std::process::exit(1);
@@ -29,13 +28,13 @@ impl Bar {
         Bar(bar)
     }
 
-    /// Which of several things the job is at from now on (a model).
+    /// Sets the prefix: the current one of several models.
     pub fn about(&self, name: &str) {
         self.0.set_prefix(format!("{name}: "));
     }
 }
 
-/// How a bar looks that counts this.
+/// The template of a bar that counts this unit.
 fn template(unit: Unit) -> &'static str {
     match unit {
         Unit::Bytes => {

@@ -1,13 +1,11 @@
-//! How numbers are shown, and how anything is printed.
+//! Printing to standard output.
 
 use anyhow::Context;
 pub use quantier::report::numbers::{count, size};
 use std::io::{ErrorKind, Write};
 
-/// Prints a line to standard output; `say!` in place of `println!`, which panics if that cannot be
-/// done.
-///
-/// A reader that has seen enough (`| head`) is no failure: the rest goes nowhere.
+/// Prints a line to standard output. Unlike `println!`, `say!` returns errors and ignores a closed
+/// pipe (`| head`).
 pub fn line(text: std::fmt::Arguments<'_>) -> anyhow::Result<()> {
     match writeln!(std::io::stdout(), "{text}") {
         Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(()),
@@ -15,7 +13,7 @@ pub fn line(text: std::fmt::Arguments<'_>) -> anyhow::Result<()> {
     }
 }
 
-/// Prints bytes to standard output as they are.
+/// Prints bytes to standard output.
 pub fn bytes(bytes: &[u8]) -> anyhow::Result<()> {
     match std::io::stdout().write_all(bytes) {
         Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(()),

@@ -17,8 +17,8 @@ use std::process::ExitCode;
   quantier tokenize -m model.gguf -p 'Hello world'
   quantier tokenize -m hf://Qwen/Qwen3-0.6B -f wiki.txt --show-count")]
 pub struct Args {
-    /// A GGUF file, any shard of a split one, a Hugging Face directory, or hf://ORG/NAME, of which
-    /// the vocabulary is enough
+    /// A GGUF file (any shard of a split one), a Hugging Face directory, or hf://ORG/NAME; only the
+    /// vocabulary is read
     #[arg(short, long)]
     model: PathBuf,
     /// The text
@@ -36,19 +36,19 @@ pub struct Args {
     /// Print the tokens as JSON
     #[arg(long, conflicts_with = "ids")]
     json: bool,
-    /// Do not add a beginning even if the vocabulary says so
+    /// Do not prepend the BOS token, even if the vocabulary says so
     #[arg(long)]
     no_bos: bool,
-    /// Take control tokens in the text for text
+    /// Treat control tokens in the text as plain text
     #[arg(long)]
     no_parse_special: bool,
-    /// Do not take \n, \r, \t, \', \", \\ and \x41 in the text for what they stand for
+    /// Do not process the escapes \n, \r, \t, \', \", \\ and \x41 in the text
     #[arg(long)]
     no_escape: bool,
-    /// Print how many tokens there are
+    /// Print the number of tokens
     #[arg(long)]
     show_count: bool,
-    /// Say nothing but the tokens (which is what is always done)
+    /// Accepted for compatibility with llama-tokenize; nothing is logged
     #[arg(long)]
     log_disable: bool,
 }
@@ -56,7 +56,7 @@ pub struct Args {
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let model = hub::model(&args.model, Need::Vocabulary)?;
     let source = Source::open(&model.path)?;
-    // No weight is read, and none need be there.
+    // The weights are not read and may be missing.
     let input = source.reader(&convert::Job {
         vocab_only: true,
         ..convert::Job::default()
@@ -77,7 +77,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
                 .context("cannot read standard input")?;
             (bytes, "standard input".to_owned())
         }
-        (None, None) => bail!("no text is given; use --prompt, --file or --stdin"),
+        (None, None) => bail!("no text; use --prompt, --file or --stdin"),
     };
     let bytes = if args.no_escape {
         bytes
@@ -118,7 +118,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// A text with its escapes resolved; those that are not known stay.
+/// A text with its escapes resolved; unknown ones are kept.
 fn unescaped(text: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(text.len());
     let mut rest = text;

@@ -1,9 +1,9 @@
-//! Metadata values as they are typed and shown.
+//! Metadata values as text and JSON.
 
 use quantier::format::gguf::{Array, Value, ValueType};
 use serde_json::json;
 
-/// A value on one line of readable length.
+/// A value on one line, shortened.
 pub fn shortened(value: &Value<'_>) -> String {
     const SHOWN: usize = 100;
     let text = match value {
@@ -32,8 +32,7 @@ pub fn shortened(value: &Value<'_>) -> String {
 pub fn value_json(value: &Value<'_>) -> serde_json::Value {
     match value {
         Value::Bool(v) => json!(v),
-        // The shortest decimal number that reads back as this f32, not all the digits of its
-        // double.
+        // The shortest decimal number that reads back as this f32.
         Value::F32(v) => json!(v.to_string().parse::<f64>().unwrap_or(f64::NAN)),
         Value::F64(v) => json!(v),
         Value::String(v) => json!(String::from_utf8_lossy(v)),
@@ -50,10 +49,9 @@ fn array_json(array: &Array<'_>) -> serde_json::Value {
     array.elements().map(|value| value_json(&value)).collect()
 }
 
-/// A value as it is typed: `TYPE:VALUE`. The types are the format's; `TYPE[]` is an array, its
-/// value in JSON.
+/// Parses `TYPE:VALUE`. The types are GGUF's; `TYPE[]` is an array with its value in JSON.
 pub fn typed(text: &str) -> Result<Value<'static>, String> {
-    let (kind, value) = text.split_once(':').ok_or("TYPE:VALUE is expected")?;
+    let (kind, value) = text.split_once(':').ok_or("expected TYPE:VALUE")?;
     match kind.strip_suffix("[]") {
         None => scalar(scalar_type(kind)?, value),
         Some(element) => array(scalar_type(element)?, value),
@@ -69,7 +67,7 @@ fn scalar_type(name: &str) -> Result<ValueType, String> {
     scalars().find(|t| t.name() == name).ok_or_else(|| {
         let names: Vec<_> = scalars().map(ValueType::name).collect();
         format!(
-            "'{name}' is no type; {} are, and with [] behind it arrays of them",
+            "'{name}' is not a type; the types are {}, and TYPE[] for arrays",
             names.join(", ")
         )
     })
@@ -95,17 +93,17 @@ fn scalar(kind: ValueType, text: &str) -> Result<Value<'static>, String> {
                 .map_err(|_| format!("'{text}' is neither true nor false"))?,
         ),
         ValueType::String => Value::str(text.to_owned()),
-        ValueType::Array => return Err("an array of arrays cannot be typed".into()),
+        ValueType::Array => return Err("arrays of arrays are not supported".into()),
     })
 }
 
 fn array(kind: ValueType, text: &str) -> Result<Value<'static>, String> {
     let list: Vec<serde_json::Value> =
-        serde_json::from_str(text).map_err(|e| format!("'{text}' is no JSON array: {e}"))?;
+        serde_json::from_str(text).map_err(|e| format!("'{text}' is not a JSON array: {e}"))?;
     let element = |one: &serde_json::Value| match (kind, one) {
         (ValueType::String, serde_json::Value::String(s)) => Ok(Value::str(s.clone())),
-        (ValueType::String, other) => Err(format!("{other} is no string")),
-        (_, serde_json::Value::String(s)) => Err(format!("{s:?} is no {}", kind.name())),
+        (ValueType::String, other) => Err(format!("{other} is not a string")),
+        (_, serde_json::Value::String(s)) => Err(format!("{s:?} is not of type {}", kind.name())),
         (_, other) => scalar(kind, &other.to_string()),
     };
     let values = list.iter().map(element).collect::<Result<Vec<_>, _>>()?;

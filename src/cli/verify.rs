@@ -8,19 +8,18 @@ use quantier::verify::verify;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Check a GGUF: its structure, and every block of every tensor
+/// Check a GGUF: its structure and every block of every tensor
 ///
-/// Structure: magic, version, counts, types, names, offsets, overlaps, lengths. Blocks: scales that
-/// are no numbers or infinite, as llama.cpp judges them. Exit code 0 if all is well, 1 at the first
-/// fault.
+/// Structure: magic, version, counts, types, names, offsets, overlaps, lengths. Blocks: NaN and
+/// infinite scales, by llama.cpp's rules. Exit code 0 if the file is valid, 1 if it has a fault.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   quantier verify model-Q4_K_M.gguf
   quantier verify model-00001-of-00003.gguf --all")]
 pub struct Args {
-    /// A GGUF file, any shard of a split one, or hf://ORG/NAME/FILE.gguf
+    /// A GGUF file (any shard of a split one), or hf://ORG/NAME/FILE.gguf
     model: PathBuf,
-    /// Report every tensor with a fault, not only the first
+    /// Report all faulty tensors, not only the first
     #[arg(long)]
     all: bool,
     /// Print the result as JSON
@@ -32,19 +31,19 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let files = Files::open(&hub::local(&args.model)?)?;
     let model = Model::parse(&files)?;
     let bar = Bar::new();
-    let Some(bad) = verify(&model, args.all, &bar)? else {
-        anyhow::bail!("stopped before the end")
+    let Some(faults) = verify(&model, args.all, &bar)? else {
+        anyhow::bail!("interrupted")
     };
     drop(bar);
     let bytes: u64 = model.tensors.iter().map(|t| t.info.bytes()).sum();
     if args.json {
-        let ok = bad.is_empty();
+        let ok = faults.is_empty();
         say!(
             "{}",
-            serde_json::json!({ "ok": ok, "tensors": model.tensors.len(), "bytes": bytes, "faults": bad })
+            serde_json::json!({ "ok": ok, "tensors": model.tensors.len(), "bytes": bytes, "faults": faults })
         )?;
     } else {
-        for b in &bad {
+        for b in &faults {
             say!(
                 "{}: tensor '{}' ({}), row {}, block {}: {}",
                 b.path.display(),
@@ -55,7 +54,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
                 b.fault
             )?;
         }
-        if bad.is_empty() {
+        if faults.is_empty() {
             say!(
                 "{}: {} tensors, {}: no fault",
                 args.model.display(),
@@ -64,7 +63,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
             )?;
         }
     }
-    Ok(if bad.is_empty() {
+    Ok(if faults.is_empty() {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE

@@ -78,7 +78,7 @@ fn predicted(job: &Job<'_>, scores: &Scores, allocation: &Allocation) -> data::F
         files: allocation.files.iter().map(file).collect(),
         stages: Vec::new(),
         settings: vec![data::Setting {
-            name: "positions judged on".into(),
+            name: "scored positions".into(),
             value: scores.positions.to_string(),
         }],
         commands: commands(job, allocation),
@@ -234,14 +234,18 @@ fn rounded(report: &mut data::Frontier, job: &Job<'_>, proved: &[Vec<TensorProof
     }
     let how = match job.options.rounding {
         Rounding::Feedback {
+            sequential: true,
+            two_sided: true,
+        } => "sequential, two-sided error feedback",
+        Rounding::Feedback {
             sequential: true, ..
-        } => "error feedback, each matrix behind those that were rounded before it",
+        } => "sequential error feedback",
         _ => "error feedback",
     };
     let value = match spread(&ratios) {
         Some([mean, least, most]) => format!(
-            "{how}; on held-out text the errors of products are {mean:.2} times those of plain rounding ({least:.2} to \
-             {most:.2}, tensor by tensor)"
+            "{how}; the output error on held-out text is {mean:.2} times that of reference rounding ({least:.2} to \
+             {most:.2} per tensor)"
         ),
         None => how.into(),
     };

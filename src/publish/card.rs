@@ -1,4 +1,4 @@
-//! The model card: a template of Markdown, filled in.
+//! The model card: a Markdown template.
 
 use super::facts::Facts;
 use super::front_matter::front_matter;
@@ -9,28 +9,28 @@ use crate::report::numbers::{clean, count, figure, nats, percent, size, type_nam
 use minijinja::{Environment, Value, context};
 use std::borrow::Cow;
 
-/// The card that is made where the user has no template.
+/// The built-in template.
 pub const TEMPLATE: &str = include_str!("card.md");
-/// What a user's template can use: printed before the template by `--print-template`.
+/// The variables of a template, printed before it by `--print-template`.
 pub const VARIABLES: &str = include_str!("card-variables.txt");
 
-/// The reference, as a reader finds it.
+/// The reference by its public name.
 const REFERENCE: &str = "llama.cpp (commit 0c1e57098)";
-/// What is not known.
+/// Placeholder for unknown values.
 const NONE: &str = "–";
-/// Up to which mean KL divergence a file is good for what: nats, and the words.
+/// Recommended use by maximum mean KL divergence in nats.
 const PURPOSES: [(f64, &str); 6] = [
-    (0.003, "next to the original: where size hardly matters"),
-    (0.012, "hardly to be told from the original"),
-    (0.035, "the usual choice: small losses"),
-    (0.1, "where memory is short: losses that show now and then"),
-    (0.3, "where nothing larger fits: clear losses"),
-    (f64::INFINITY, "the last resort"),
+    (0.003, "near-lossless, if size hardly matters"),
+    (0.012, "almost indistinguishable from the original"),
+    (0.035, "recommended: small losses"),
+    (0.1, "for limited memory: occasional visible losses"),
+    (0.3, "if nothing larger fits: clear losses"),
+    (f64::INFINITY, "last resort"),
 ];
 
-/// A file that is published.
+/// A published file.
 pub struct Published<'f> {
-    /// What frontier.json says of it.
+    /// Its entry in frontier.json.
     pub file: &'f File,
     /// Its SHA-256.
     pub sha256: String,
@@ -38,7 +38,10 @@ pub struct Published<'f> {
     pub modelfile: String,
 }
 
-/// Fails if a template cannot be parsed; tells where.
+/// Checks that a template parses.
+///
+/// # Errors
+/// The line of the fault and its description.
 pub fn check(template: &str) -> Result<(), String> {
     environment(template).map(|_| ())
 }
@@ -51,11 +54,11 @@ fn environment(template: &str) -> Result<Environment<'_>, String> {
     environment.add_filter("link", |text: &str| link(text));
     environment
         .add_template("card", template)
-        .map_err(|error| told(&error))?;
+        .map_err(|error| described(&error))?;
     Ok(environment)
 }
 
-fn told(error: &minijinja::Error) -> String {
+fn described(error: &minijinja::Error) -> String {
     let what = error
         .detail()
         .map_or_else(|| error.kind().to_string(), str::to_owned);
@@ -64,7 +67,10 @@ fn told(error: &minijinja::Error) -> String {
         .map_or_else(|| what.clone(), |line| format!("line {line}: {what}"))
 }
 
-/// The card.
+/// Renders the card.
+///
+/// # Errors
+/// If the template fails: the line of the fault and its description.
 pub fn card(
     template: &str,
     data: &Frontier,
@@ -76,7 +82,7 @@ pub fn card(
     let card = environment
         .get_template("card")
         .and_then(|card| card.render(values(data, files, facts, imatrix)));
-    let mut card = card.map_err(|error| told(&error))?;
+    let mut card = card.map_err(|error| described(&error))?;
     card.truncate(card.trim_end().len());
     card.push('\n');
     Ok(card)
@@ -131,7 +137,7 @@ fn names(texts: &[Text]) -> String {
         .join(", ")
 }
 
-/// The preset's name at the end of a file's.
+/// The preset label at the end of a file name.
 fn label(name: &str) -> &str {
     let stem = name.strip_suffix(".gguf").unwrap_or(name);
     stem.rsplit_once('-').map_or(stem, |(_, label)| label)
@@ -143,13 +149,13 @@ fn file_values(data: &Frontier, published: &Published<'_>, relative: bool) -> Va
     let predicted = file
         .corrected
         .unwrap_or_else(|| data.corrected(file.predicted));
-    let shown = |value: Option<String>| value.unwrap_or_else(|| NONE.into());
+    let or_dash = |value: Option<String>| value.unwrap_or_else(|| NONE.into());
     let kld = measured.map(|m| {
         let (value, error) = figure(m.kld, m.uncertainty);
         error.map_or(value.clone(), |error| format!("{value} ± {error}"))
     });
-    let nats_known = measured.map(|m| m.kld).or((!relative).then_some(predicted));
-    let purpose = nats_known.and_then(|nats| PURPOSES.iter().find(|(most, _)| nats <= *most));
+    let divergence = measured.map(|m| m.kld).or((!relative).then_some(predicted));
+    let purpose = divergence.and_then(|nats| PURPOSES.iter().find(|(most, _)| nats <= *most));
     context! {
         name => file.name,
         url => link(&file.name),
@@ -158,11 +164,11 @@ fn file_values(data: &Frontier, published: &Published<'_>, relative: bool) -> Va
         size => size(file.bytes),
         bytes => file.bytes,
         bpw => format!("{:.2}", file.bpw),
-        ppl => shown(measured.and_then(|m| m.ppl).map(|ppl| format!("{ppl:.4}"))),
-        kld => shown(kld),
-        p999 => shown(measured.and_then(|m| m.p999).map(nats)),
-        same_top => shown(measured.and_then(|m| m.same_top).map(percent)),
-        predicted => shown((!relative).then(|| nats(predicted))),
+        ppl => or_dash(measured.and_then(|m| m.ppl).map(|ppl| format!("{ppl:.4}"))),
+        kld => or_dash(kld),
+        p999 => or_dash(measured.and_then(|m| m.p999).map(nats)),
+        same_top => or_dash(measured.and_then(|m| m.same_top).map(percent)),
+        predicted => or_dash((!relative).then(|| nats(predicted))),
         purpose => purpose.map_or(NONE, |(_, words)| words),
         budget => clean(&file.budget),
         sha256 => published.sha256,
@@ -171,36 +177,36 @@ fn file_values(data: &Frontier, published: &Published<'_>, relative: bool) -> Va
     }
 }
 
-/// A name for Ollama: lower case, and nothing that it does not take.
+/// A model name for Ollama: lower case, with its permitted characters only.
 fn model_name(file: &str) -> String {
     let stem = file.strip_suffix(".gguf").unwrap_or(file).to_lowercase();
-    let kept = stem.chars().map(|c| {
+    let permitted = stem.chars().map(|c| {
         if c.is_ascii_alphanumeric() || "-_.".contains(c) {
             c
         } else {
             '-'
         }
     });
-    let name: String = kept.collect();
+    let name: String = permitted.collect();
     match name.trim_matches(['-', '.', '_']) {
         "" => "model".into(),
         name => name.to_owned(),
     }
 }
 
-/// Presets that people choose by and that one of our files beats: no larger, and nearer to the
-/// original. By what was measured where both are, else by what is predicted of both; the second
-/// value tells whether that happened.
+/// The usual presets that one of our files beats: no larger, and closer to the original. Compares
+/// measurements if the preset is measured, else predictions; the second value tells whether any
+/// comparison is a prediction.
 fn dominated(data: &Frontier, relative: bool) -> (Vec<Value>, bool) {
     let mut any_predicted = false;
     let mut all = Vec::new();
     let usual = |preset: &&Preset| FileType::of_name(&preset.name).is_some_and(FileType::is_usual);
     for preset in data.presets.iter().filter(usual).filter(|_| !relative) {
-        let by_measure = preset.measured.as_ref().map(|m| m.kld);
-        let Some(theirs) = by_measure.or_else(|| Some(data.corrected(preset.predicted?))) else {
+        let measured = preset.measured.as_ref().map(|m| m.kld);
+        let Some(theirs) = measured.or_else(|| Some(data.corrected(preset.predicted?))) else {
             continue;
         };
-        let ours = |file: &File| match by_measure {
+        let ours = |file: &File| match measured {
             Some(_) => file.measured.as_ref().map(|m| m.kld),
             None => Some(
                 file.corrected
@@ -214,7 +220,7 @@ fn dominated(data: &Frontier, relative: bool) -> (Vec<Value>, bool) {
         let Some((file, kld)) = better.min_by(|a, b| a.1.total_cmp(&b.1)) else {
             continue;
         };
-        any_predicted |= by_measure.is_none();
+        any_predicted |= measured.is_none();
         all.push(context! {
             name => clean(&preset.name),
             size => size(preset.bytes),
@@ -228,18 +234,17 @@ fn dominated(data: &Frontier, relative: bool) -> (Vec<Value>, bool) {
     (all, any_predicted)
 }
 
-/// What the importance matrix and the scores were taken from.
+/// Describes the texts of the importance matrix and the sensitivities.
 fn calibration(data: &Frontier) -> String {
     let scoring = &data.scoring;
     if scoring.texts.is_empty() {
-        return "The importance matrix came from elsewhere; tensors were judged by the error of their weights, weighted by it"
-            .into();
+        return "The importance matrix was given; types were chosen by the importance-weighted error of the weights".into();
     }
     let text = |text: &Text| {
         let what = match &*text.name {
             "built-in calibration text" => {
                 "Quantier's built-in calibration text: short documents of ten domains (prose, knowledge, dialogue, \
-                 instructions, mathematics, data, code, several languages and scripts), written for it"
+                 instructions, mathematics, data, code, several languages and scripts), written for this purpose"
                     .into()
             }
             name => markdown(name),
@@ -248,7 +253,7 @@ fn calibration(data: &Frontier) -> String {
     };
     let texts: Vec<String> = scoring.texts.iter().map(text).collect();
     format!(
-        "Calibrated on\n\n{}\n\nThe importance matrix takes all of it. Tensors were judged on {} sequences of {} tokens: {}",
+        "Calibrated on\n\n{}\n\nThe importance matrix uses all of it, the sensitivities {} sequences of {} tokens ({})",
         texts.join("\n"),
         count(scoring.sequences),
         count(scoring.context),

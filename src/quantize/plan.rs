@@ -368,7 +368,7 @@ fn read_hessians(input: &Input<'_>, job: &Job) -> Result<Option<InputHessians>> 
     }
     let Some(directory) = &job.hessians else {
         return Err(Error::impossible(
-            "rounding with error feedback needs covariances (--covariance DIR)",
+            "rounding with error feedback needs input Hessians (--hessians DIR)",
         ));
     };
     let hessians = InputHessians::open(directory)?;

@@ -473,7 +473,7 @@ fn messages_are_for_people_scripts_or_a_log() {
         .assert()
         .code(1);
     assert!(
-        String::from_utf8_lossy(&refused.get_output().stderr).contains("no log of this program")
+        String::from_utf8_lossy(&refused.get_output().stderr).contains("not a log of this program")
     );
 }
 

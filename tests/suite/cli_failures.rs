@@ -348,7 +348,10 @@ fn importance_that_is_missing_where_it_is_needed() {
         &["blk.1.ffn_up.weight", "blk.0.attn_q.weight", "--imatrix"],
     );
     let shown = succeeds(dir.path(), "quantize --dry-run m.gguf out.gguf IQ2_XXS");
-    assert!(shown.contains("needs an importance matrix for"), "{shown}");
+    assert!(
+        shown.contains("requires an importance matrix for"),
+        "{shown}"
+    );
 }
 
 /// Starts a run that would take a minute, and waits until it writes.

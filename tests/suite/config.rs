@@ -217,7 +217,7 @@ fn what_is_wrong_is_told_before_any_work() {
             "[make]\nvariants = \"many\"\n",
             &[
                 "config.toml, line 2",
-                "variants is to be a whole number",
+                "variants must be a whole number",
                 "'many'",
             ][..],
         ),
@@ -225,7 +225,7 @@ fn what_is_wrong_is_told_before_any_work() {
             "[publish]\n\nlicence = \"mit\"\n",
             &["config.toml, line 3", "'licence'", "the nearest is license"],
         ),
-        ("[make\n", &["config.toml, line 1", "no TOML"]),
+        ("[make\n", &["config.toml, line 1", "not valid TOML"]),
         (
             "[make]\nfile = \"gone.txt\"\n",
             &["cannot read", ".config/quantier/gone.txt"],
@@ -238,15 +238,15 @@ fn what_is_wrong_is_told_before_any_work() {
     fs::write(&file, [0xff, 0xfe]).unwrap();
     fails(
         command(dir.path(), make),
-        &["cannot read the defaults", "config.toml"],
+        &["cannot read the configuration file", "config.toml"],
     );
     fails(
         command(dir.path(), &format!("{make} --config nowhere.toml")),
-        &["nowhere.toml", "cannot read the defaults"],
+        &["nowhere.toml", "cannot read the configuration file"],
     );
     fails(
         command(dir.path(), &format!("{make} --config .")),
-        &["no file", "--no-config"],
+        &["not a file", "--no-config"],
     );
     command(dir.path(), &format!("{make} --config a --no-config"))
         .assert()

@@ -175,7 +175,7 @@ fn vocabularies_that_differ() {
         );
     });
     let parts = [
-        "x.gguf: it has another vocabulary",
+        "x.gguf: its vocabulary differs",
         "compare models of one family",
     ];
     fails(dir.path(), &format!("kld m.gguf x.gguf {ON_A}"), &parts);
@@ -190,11 +190,11 @@ fn vocabularies_that_differ() {
         &[
             (
                 "kld --logits x.kld x.gguf m.gguf",
-                &["m.gguf: it has another vocabulary"],
+                &["m.gguf: its vocabulary differs"],
             ),
             (
                 "kld --logits x.kld m.gguf -f a.txt",
-                &["x.kld: it was made of another text, or with another"],
+                &["x.kld: written from another text or with another"],
             ),
         ],
     );
@@ -213,7 +213,7 @@ fn vocabularies_that_differ() {
     fails(
         dir.path(),
         &format!("kld m.gguf x.gguf {ON_A}"),
-        &["x.gguf: it has a vocabulary of 4097 tokens", "4096"],
+        &["x.gguf: its vocabulary has 4097 tokens", "4096"],
     );
     succeeds(
         dir.path(),
@@ -222,7 +222,7 @@ fn vocabularies_that_differ() {
     fails(
         dir.path(),
         "kld --logits x.kld m.gguf",
-        &["x.kld: it was made with a model of 4097 tokens", "4096"],
+        &["x.kld: written by a model with 4097 tokens", "4096"],
     );
 }
 
@@ -254,13 +254,13 @@ fn logits_files_of_another_text_and_damaged_ones() {
     let another = fails(
         dir.path(),
         "kld --logits a.kld m.gguf -f b.txt",
-        &["a.kld: it was made of another text"],
+        &["a.kld: written from another text"],
     );
     assert!(another.contains("of chunk 0 is "), "{another}");
     fails(
         dir.path(),
         "kld --logits a.kld m.gguf -f a.txt -f b.txt",
-        &["a.kld: it has 2 chunks and the texts "],
+        &["a.kld: the file has 2 chunks, but the texts have "],
     );
     let bytes = std::fs::read(dir.path().join("a.kld")).unwrap();
     std::fs::write(dir.path().join("cut.kld"), &bytes[..bytes.len() - 9]).unwrap();

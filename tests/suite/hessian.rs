@@ -370,7 +370,7 @@ fn threads_memory_and_the_importance_matrix_do_not_show() {
         &format!("{RUN} --process-output --covariance b -t 3 --max-memory 1"),
     );
     assert!(
-        text.contains("b: 25 covariances for 43 tensors, "),
+        text.contains("b: 25 input Hessians for 43 tensors, "),
         "{text}"
     );
     assert!(files(&dir.join("a")) == files(&dir.join("b")));
@@ -430,7 +430,8 @@ fn what_cannot_be_done_is_refused() {
     ] {
         let ran = quantier(args).current_dir(dir).assert().code(2);
         assert!(
-            String::from_utf8_lossy(&ran.get_output().stderr).contains("--covariance takes a text")
+            String::from_utf8_lossy(&ran.get_output().stderr)
+                .contains("--hessians requires a text")
         );
     }
     succeeds(dir, &format!("{RUN} --covariance a"));

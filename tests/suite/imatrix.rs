@@ -297,11 +297,11 @@ fn experts_that_the_text_does_not_reach_are_told() {
         .success();
     let told = String::from_utf8(ran.get_output().stderr.clone()).unwrap();
     assert!(
-        told.contains("warning: layer 0, 4 experts of 64.0 tokens on average: no token met 3\n"),
+        told.contains("warning: layer 0, 4 experts with 64.0 tokens on average: no tokens for 3\n"),
         "{told}"
     );
     assert!(
-        told.ends_with("a longer or more varied text reaches more\n") && told.lines().count() == 3,
+        told.ends_with("use a longer or more varied text\n") && told.lines().count() == 3,
         "{told}"
     );
     let gaps = json(

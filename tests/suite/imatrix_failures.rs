@@ -24,7 +24,7 @@ fn wrong_usage() {
         &[
             (
                 "imatrix -m m.gguf",
-                &["give a text (--file), or importance matrices to merge (--in-file)"],
+                &["a text (--file) or importance matrices to merge (--in-file) are required"],
             ),
             ("imatrix -f t.txt", &["the model is missing"]),
             (
@@ -63,13 +63,13 @@ fn texts_that_cannot_be_used() {
             ),
             (
                 "imatrix -m m.gguf -f t.txt -c 64 --chunk 9999",
-                &["--chunk 9999 is beyond the end", "chunks of 64"],
+                &["--chunk 9999 is out of range", "chunks of 64"],
             ),
             (
                 "imatrix -m m.gguf -f t.txt -c 64 --chunks 0",
                 &["--chunks 0 leaves nothing"],
             ),
-            ("imatrix -m m.gguf -f t.txt -c 0", &["--ctx-size 0"]),
+            ("imatrix -m m.gguf -f t.txt -c 0", &["--ctx-size must be"]),
             ("imatrix -m m.gguf -f t.txt -c 2", &["context of 2 tokens"]),
         ],
     );

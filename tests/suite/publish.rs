@@ -344,7 +344,7 @@ fn nothing_is_overwritten_unasked_and_nothing_is_lost() {
     fails(
         "publish out -o hub --base-model /some/where/model",
         2,
-        "a name on the Hub is like org/name",
+        "expected a name on the Hub, like org/name",
     );
     fails("publish out -o m.gguf", 1, "no directory");
     fs::write(dir.path().join("bad.md"), "a\n{{ b }").unwrap();

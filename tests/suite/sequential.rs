@@ -437,7 +437,7 @@ fn make_propagates() {
             .clone()
     };
     assert!(
-        rounding(&whole).contains("behind those that were rounded before it"),
+        rounding(&whole).contains("sequential, two-sided"),
         "{}",
         rounding(&whole)
     );

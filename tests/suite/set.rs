@@ -331,7 +331,7 @@ fn wrong_usage() {
     usage_errors(
         dir.path(),
         &[
-            ("set m.gguf -o n.gguf", &["nothing is to be set"]),
+            ("set m.gguf -o n.gguf", &["no change requested"]),
             ("set m.gguf --eos 2", &["-o OUT"]),
             (
                 "set m.gguf --in-place -o n.gguf --eos 2",
@@ -339,7 +339,7 @@ fn wrong_usage() {
             ),
             (
                 "set m.gguf -o n.gguf --key general.name=tiny",
-                &["TYPE:VALUE is expected"],
+                &["expected TYPE:VALUE"],
             ),
             (
                 "set m.gguf -o n.gguf --key general.name=text:tiny",

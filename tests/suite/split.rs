@@ -241,7 +241,7 @@ fn wrong_usage() {
             ("split m.gguf s --split-max-tensors 0", &["0"]),
             (
                 "split m.gguf s --split-max-size 0",
-                &["must hold something"],
+                &["must be greater than 0"],
             ),
             ("split m.gguf s --split-max-size 2T", &["M or G"]),
             (

@@ -327,7 +327,7 @@ fn expect_type(metadata: &Metadata<'_>, wanted: &str) -> std::result::Result<(),
     match metadata.get(keys::TYPE).and_then(Value::as_str) {
         Some(found) if found == wanted => Ok(()),
         _ => Err(format!(
-            "'{}' is not {wanted:?}; is this what quantier imatrix --covariance has written?",
+            "'{}' is not {wanted:?}; is this what quantier imatrix --hessians has written?",
             keys::TYPE
         )),
     }
@@ -426,7 +426,7 @@ impl Index {
         let path = directory.join(INDEX);
         if directory.is_dir() && !path.exists() {
             let what =
-                "it holds no finished covariances; run `quantier imatrix --covariance` to its end"
+                "it holds no finished covariances; run `quantier imatrix --hessians` to its end"
                     .into();
             return Err(Error::Bad {
                 path: directory.to_owned(),

@@ -225,8 +225,8 @@ impl Score {
         match self {
             Score::PerToken => "second order, squares per token",
             Score::PerSequence => "second order, squares per sequence",
-            Score::WeightedError => "importance-weighted error (no downstream term)",
-            Score::Sweep => "each tensor measured alone",
+            Score::WeightedError => "importance-weighted error of the weights",
+            Score::Sweep => "sweep: each tensor measured alone",
         }
     }
 }

@@ -65,7 +65,7 @@ pub fn fit_chart(data: &Frontier, place: Place) -> Option<String> {
     let low = values().min_by(f64::total_cmp)? / ROOM;
     let high = values().max_by(f64::total_cmp)? * ROOM;
     let label = format!(
-        "Predicted against measured KL divergence of {}",
+        "Predicted and measured KL divergence of {}",
         shorten(&data.model.name, 80)
     );
     let mut svg = Svg::new(SIZE, SIZE, &label, place);
@@ -97,7 +97,7 @@ pub fn fit_chart(data: &Frontier, place: Place) -> Option<String> {
         "q-note",
         ((plot.x0 + plot.x1) / 2.0, SIZE - 14.0),
         Anchor::Middle,
-        "predicted nats, before the fit",
+        "predicted nats (not fitted)",
     );
     svg.upright_text("q-note", (16.0, (plot.y0 + plot.y1) / 2.0), "measured nats");
 

@@ -1,14 +1,11 @@
-//! The evidence that a person looks at: `frontier.json`, pictures, a page, a table. Data in, text
-//! out.
+//! Reports: `frontier.json`, charts, a page, a table. Data in, text out; equal data give equal bytes.
 //!
-//! | what | from |
+//! | output | function |
 //! |---|---|
 //! | `frontier.json` | [`data::Frontier::to_json`], read by [`data::Frontier::parse`] |
-//! | the report | [`page::page`] |
-//! | the main picture, to stand alone | [`size_chart::size_chart`] with [`svg::Place::Alone`] |
-//! | a table for a terminal | [`text::table`] |
-//!
-//! The same data give the same bytes.
+//! | `report.html` | [`page::page`] |
+//! | `frontier.svg` | [`size_chart::size_chart`] with [`svg::Place::Alone`] |
+//! | the table on a terminal | [`text::table`] |
 
 mod axis;
 pub mod compare;

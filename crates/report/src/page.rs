@@ -1,4 +1,4 @@
-//! `report.html`: one page without anything outside it.
+//! `report.html`: one self-contained page.
 
 use super::compare::{Comparison, geometric_mean};
 use super::data::{File, Frontier, Measured, Score, Text};
@@ -14,19 +14,19 @@ use std::fmt::Write;
 
 const TEMPLATE: &str = include_str!("page.html");
 const STYLE: &str = include_str!("page.css");
-/// Tensors that the table of the worthiest has.
-const WORTHIEST: usize = 15;
-/// Files whose choices it shows.
-const WORTH_FILES: usize = 4;
-/// Longest name on the page, characters.
+/// Rows in the table of the most sensitive tensors.
+const MOST_SENSITIVE: usize = 15;
+/// Files in that table.
+const SENSITIVITY_FILES: usize = 4;
+/// Longest name on the page, in characters.
 const NAME: usize = 120;
-/// What stands where a number is not known.
+/// Placeholder for unknown numbers.
 const NONE: &str = "–";
 
 /// The page.
 ///
 /// # Panics
-/// Never, but for an error in the template, which the tests would find.
+/// Never, unless the template is wrong, which the tests exclude.
 pub fn page(data: &Frontier) -> String {
     let mut environment = Environment::new();
     environment.set_auto_escape_callback(|_| AutoEscape::Html);
@@ -94,7 +94,7 @@ fn facts(data: &Frontier) -> Vec<String> {
     facts.extend(
         model
             .experts
-            .map(|experts| format!("{experts} experts a layer")),
+            .map(|experts| format!("{experts} experts per layer")),
     );
     facts.push(format!(
         "{} original: {}",
@@ -104,7 +104,7 @@ fn facts(data: &Frontier) -> Vec<String> {
     facts
 }
 
-/// The one sentence that tells what was gained; none if there is nothing to compare.
+/// The summary in one sentence; none without comparisons.
 fn lede(data: &Frontier, comparisons: &[Option<Comparison>]) -> Option<Value> {
     let measured = comparisons.iter().flatten().any(|c| c.measured);
     let counted: Vec<&Comparison> = comparisons
@@ -151,23 +151,23 @@ fn lede(data: &Frontier, comparisons: &[Option<Comparison>]) -> Option<Value> {
 
 fn size_text(data: &Frontier) -> String {
     let mut text = String::from(
-        "How far the model’s output is from the original’s, at every size: the curve is the best mixture of types \
-         that was found, as predicted. Lower is better.",
+        "The curve is the predicted frontier: the recipes with the least KL divergence from the original model at every \
+         size. Lower is better.",
     );
     if !data.presets.is_empty() {
-        text += " Dotted lines lead from llama.cpp’s presets to the curve at the same size.";
+        text += " Dotted lines connect llama.cpp’s presets to the frontier at the same size.";
     }
     if data.scoring.score == Score::WeightedError {
-        text += " Predictions here are weighted errors of the matrices: their order means something, their size only \
-                 after the fit.";
+        text += " Predictions are importance-weighted errors of the weights, in relative units until they are fitted to \
+                 measurements.";
     }
     if data.evaluation.is_none() {
-        text += " Nothing has been measured yet: every figure is a prediction.";
+        text += " Nothing has been measured yet: all figures are predictions.";
     }
     text
 }
 
-fn known(value: Option<f64>, show: fn(f64) -> String) -> String {
+fn or_dash(value: Option<f64>, show: fn(f64) -> String) -> String {
     value.map_or(NONE.into(), show)
 }
 
@@ -187,9 +187,9 @@ fn file_row(data: &Frontier, file: &File, comparison: Option<&Comparison>) -> Va
         predicted => nats(file.corrected.unwrap_or_else(|| data.corrected(file.predicted))),
         kld => kld(measured).0,
         kld_error => kld(measured).1,
-        p999 => known(measured.and_then(|m| m.p999), nats),
-        same_top => known(measured.and_then(|m| m.same_top), percent),
-        ratio => known(ratio, |ratio| format!("{ratio:.4}")),
+        p999 => or_dash(measured.and_then(|m| m.p999), nats),
+        same_top => or_dash(measured.and_then(|m| m.same_top), percent),
+        ratio => or_dash(ratio, |ratio| format!("{ratio:.4}")),
         against => comparison.map(against),
     }
 }
@@ -227,11 +227,11 @@ fn files_note(data: &Frontier) -> String {
     let mut note =
         String::from("KL divergences are in nats per token, with their standard errors.");
     if data.fit.is_some() {
-        note += " Predictions are those after the fit.";
+        note += " Predictions are fitted to the measurements.";
     }
     if !data.presets.is_empty() {
-        note += " A file is compared with the preset of its size (at most 1% larger than the file); if there is none, \
-                 with what lies between its two neighbours at its size, on a straight line in the picture above.";
+        note += " A file is compared with the preset of its size (at most 1% larger than the file) or, if there is none, \
+                 with the straight line between its two neighbours in the chart above.";
     }
     note
 }
@@ -243,18 +243,18 @@ fn presets(data: &Frontier) -> Vec<Value> {
             name => shorten(&preset.name, 40),
             size => size(preset.bytes),
             bpw => format!("{:.2}", preset.bpw),
-            predicted => known(preset.predicted.map(|p| data.corrected(p)), nats),
+            predicted => or_dash(preset.predicted.map(|p| data.corrected(p)), nats),
             kld => kld(measured).0,
             kld_error => kld(measured).1,
-            p999 => known(measured.and_then(|m| m.p999), nats),
-            same_top => known(measured.and_then(|m| m.same_top), percent),
-            frontier => known(data.nats_at(preset.bytes).map(|p| data.corrected(p)), nats),
+            p999 => or_dash(measured.and_then(|m| m.p999), nats),
+            same_top => or_dash(measured.and_then(|m| m.same_top), percent),
+            frontier => or_dash(data.nats_at(preset.bytes).map(|p| data.corrected(p)), nats),
         }
     };
     data.presets.iter().map(row).collect()
 }
 
-/// The files whose recipes are shown.
+/// The files with a heat map.
 fn mapped(data: &Frontier) -> impl Iterator<Item = &File> {
     data.files
         .iter()
@@ -267,7 +267,7 @@ fn map(data: &Frontier, file: &File) -> Value {
     context! { name => shorten(&file.name, NAME), title, svg, width => format!("{width:.0}") }
 }
 
-/// What the colours of the maps mean: the types that occur, by rising bits per weight.
+/// The key of the heat maps: the types that occur, by bits per weight.
 fn key(data: &Frontier) -> Vec<Value> {
     let mut seen: Vec<(f64, String)> = Vec::new();
     for (file, tensor) in
@@ -281,7 +281,7 @@ fn key(data: &Frontier) -> Vec<Value> {
             continue;
         };
         let name = type_name(&choice.ggml_type);
-        if !seen.iter().any(|(_, known)| *known == name) {
+        if !seen.iter().any(|(_, listed)| *listed == name) {
             seen.push((choice.bpw(tensor.weights), name));
         }
     }
@@ -304,23 +304,23 @@ fn fit_text(data: &Frontier) -> Vec<String> {
                 .map(|r| format!("The rank correlation is {r:.3}."));
             let error = fit.median_error.map(|e| {
                 format!(
-                    "After the fit, half of the predictions are within {}.",
+                    "Half of the fitted predictions are within {} of the measurement.",
                     percent(e)
                 )
             });
             text.extend([rank, error].into_iter().flatten());
         }
-        None => text.push("No line was fitted: too few files were measured.".into()),
+        None => text.push("No fit: too few files were measured.".into()),
     }
     text.push(
-        "Points on the dashed line were predicted exactly. Predictions come from the scores of single tensors, added \
-         up, and from other text than the measurements."
+        "Points on the dashed line were predicted exactly. Predictions are sums of the sensitivities of single tensors, \
+         computed on other text than the measurements."
             .into(),
     );
     text
 }
 
-/// The tensors whose precision is worth most, as the template's `worth*` values.
+/// The most sensitive tensors, as the template's `worth*` values.
 fn worth(data: &Frontier) -> Value {
     let all = data.worth();
     let unit = Unit::of(data.model.base_bytes);
@@ -328,7 +328,7 @@ fn worth(data: &Frontier) -> Value {
     let (Some(first), Some(median)) = (all.first(), all.get(all.len() / 2)) else {
         return context! {};
     };
-    let shown = spread(&data.files, WORTH_FILES);
+    let shown = spread(&data.files, SENSITIVITY_FILES);
     let row = |worth: &super::compare::Worth| {
         let tensor = worth.tensor;
         let (few, more) = (worth.few, worth.more);
@@ -349,15 +349,15 @@ fn worth(data: &Frontier) -> Value {
         }
     };
     let text = format!(
-        "The nats that each byte saves when a tensor gets about 5.5 bits per weight instead of about 3.4, with \
-         everything else at full precision: the {} highest of {} tensors. The median tensor saves {} per {}.",
-        all.len().min(WORTHIEST),
+        "Nats saved per added byte if a tensor gets about 5.5 instead of about 3.4 bits per weight, with all others at \
+         full precision: the {} most sensitive of {} tensors. The median tensor saves {} per {}.",
+        all.len().min(MOST_SENSITIVE),
         all.len(),
         rate(median.nats_per_byte),
         unit.name()
     );
     context! {
-        worth => all.iter().take(WORTHIEST).map(row).collect::<Vec<Value>>(),
+        worth => all.iter().take(MOST_SENSITIVE).map(row).collect::<Vec<Value>>(),
         worth_text => text,
         worth_unit => unit.name(),
         worth_files => shown.iter().map(|file| shorten(&file.label, 14)).collect::<Vec<String>>(),
@@ -382,14 +382,18 @@ fn commands(data: &Frontier) -> Vec<Value> {
 
 fn settings(data: &Frontier) -> Vec<Value> {
     let texts = |texts: &[Text]| {
-        let one = |text: &Text| {
+        let described = |text: &Text| {
             format!(
                 "{} ({} tokens)",
                 shorten(&text.name, 60),
                 count(text.tokens)
             )
         };
-        texts.iter().map(one).collect::<Vec<String>>().join(", ")
+        texts
+            .iter()
+            .map(described)
+            .collect::<Vec<String>>()
+            .join(", ")
     };
     let scoring = &data.scoring;
     let draws = if scoring.draws == 1 {
@@ -398,20 +402,20 @@ fn settings(data: &Frontier) -> Vec<Value> {
         "label draws"
     };
     let mut all = vec![
-        ("scored on", texts(&scoring.texts)),
+        ("calibration text", texts(&scoring.texts)),
         (
             "sequences",
             format!(
-                "{} of {} tokens, {} {draws}, seed {}",
+                "{} of {} tokens, {} {draws} each, seed {}",
                 count(scoring.sequences),
                 count(scoring.context),
                 scoring.draws,
                 scoring.seed
             ),
         ),
-        ("score", scoring.score.label().into()),
+        ("sensitivity", scoring.score.label().into()),
         (
-            "types considered",
+            "candidate types",
             data.types
                 .iter()
                 .map(|t| type_name(t))
@@ -421,12 +425,12 @@ fn settings(data: &Frontier) -> Vec<Value> {
     ];
     if let Some(evaluation) = &data.evaluation {
         let how = format!(
-            "; {} tokens scored, in windows of {}, by {}",
+            "; {} tokens scored, in chunks of {}, by {}",
             count(evaluation.tokens),
             count(evaluation.context),
             shorten(&evaluation.tool, 40)
         );
-        all.push(("measured on", texts(&evaluation.texts) + &how));
+        all.push(("evaluation text", texts(&evaluation.texts) + &how));
     }
     let own = all
         .into_iter()

@@ -29,20 +29,20 @@ const TELLING: (f64, f64) = (1e-3, 0.6);
 /// Points of the curve nearer to each other than this are not drawn.
 const CURVE_STEP: f64 = 1.5;
 
-/// What a point says of its nats.
+/// The source of a point's nats.
 #[derive(Clone, Copy, PartialEq)]
-enum Known {
+enum Source {
     Measured,
     Predicted,
 }
 
-/// A file or preset on the picture.
+/// A file or preset on the chart.
 struct Mark {
     name: String,
     tip: String,
     bytes: f64,
     nats: f64,
-    known: Known,
+    source: Source,
     ours: bool,
 }
 
@@ -57,7 +57,7 @@ fn marks(data: &Frontier) -> Vec<Mark> {
         )
     };
     let after = if data.fit.is_some() {
-        "predicted, after the fit"
+        "predicted (fitted)"
     } else {
         "predicted"
     };
@@ -66,43 +66,43 @@ fn marks(data: &Frontier) -> Vec<Mark> {
         let predicted = file
             .corrected
             .unwrap_or_else(|| data.corrected(file.predicted));
-        let mut add = |name: String, nats: f64, known, how: &str| {
+        let mut add = |name: String, nats: f64, source, how: &str| {
             let tip = tell(&file.name, file.bytes, file.bpw, nats, how);
             marks.push(Mark {
                 name,
                 tip,
                 bytes: file.bytes as f64,
                 nats,
-                known,
+                source,
                 ours: true,
             });
         };
         let name = shorten(&file.label, 24);
         match &file.measured {
             Some(measured) => {
-                add(String::new(), predicted, Known::Predicted, after);
+                add(String::new(), predicted, Source::Predicted, after);
                 let same = measured.same_top.map_or(String::new(), |top| {
                     format!(", same top token {}", percent(top))
                 });
                 add(
                     name,
                     measured.kld,
-                    Known::Measured,
+                    Source::Measured,
                     &format!("measured{same}"),
                 );
             }
-            None => add(name, predicted, Known::Predicted, after),
+            None => add(name, predicted, Source::Predicted, after),
         }
     }
     for preset in &data.presets {
         let predicted = preset
             .predicted
-            .map(|p| (data.corrected(p), Known::Predicted, after));
+            .map(|p| (data.corrected(p), Source::Predicted, after));
         let measured = preset
             .measured
             .as_ref()
-            .map(|m| (m.kld, Known::Measured, "measured"));
-        let Some((nats, known, how)) = measured.or(predicted) else {
+            .map(|m| (m.kld, Source::Measured, "measured"));
+        let Some((nats, source, how)) = measured.or(predicted) else {
             continue;
         };
         let tip = tell(&preset.name, preset.bytes, preset.bpw, nats, how);
@@ -112,7 +112,7 @@ fn marks(data: &Frontier) -> Vec<Mark> {
             tip,
             bytes: preset.bytes as f64,
             nats,
-            known,
+            source,
             ours: false,
         });
     }
@@ -120,7 +120,7 @@ fn marks(data: &Frontier) -> Vec<Mark> {
     marks
 }
 
-/// The frontier after the fit: (bytes, nats), what cannot be drawn on a logarithmic axis left out.
+/// The fitted frontier, (bytes, nats), without points that a logarithmic axis cannot show.
 fn curve(data: &Frontier) -> Vec<(f64, f64)> {
     let all = data
         .frontier
@@ -166,9 +166,9 @@ fn bytes_per_bit(data: &Frontier) -> Option<(f64, f64)> {
     let points: Vec<(f64, f64)> = points
         .chain(data.files.iter().map(|p| (p.bytes as f64, p.bpw)))
         .collect();
-    let known = || points.iter().copied().filter(|point| point.1.is_finite());
-    let low = known().min_by(|a, b| a.0.total_cmp(&b.0))?;
-    let high = known().max_by(|a, b| a.0.total_cmp(&b.0))?;
+    let finite = || points.iter().copied().filter(|point| point.1.is_finite());
+    let low = finite().min_by(|a, b| a.0.total_cmp(&b.0))?;
+    let high = finite().max_by(|a, b| a.0.total_cmp(&b.0))?;
     match high.1 - low.1 {
         bits if bits > 0.0 => {
             let slope = (high.0 - low.0) / bits;
@@ -196,7 +196,7 @@ pub fn size_chart(data: &Frontier, place: Place) -> String {
             "q-note",
             (WIDTH / 2.0, height / 2.0),
             Anchor::Middle,
-            "No nats are known yet.",
+            "No divergence is known yet.",
         );
         return svg.finish();
     };
@@ -333,32 +333,32 @@ fn legend(svg: &mut Svg, data: &Frontier, (mut x, y): (f64, f64), marks: &[Mark]
     }
     for (ours, name) in [(true, "Quantier"), (false, "llama.cpp preset")] {
         let mut named = false;
-        for (known, how) in [
-            (Known::Measured, "measured"),
-            (Known::Predicted, "predicted"),
+        for (source, how) in [
+            (Source::Measured, "measured"),
+            (Source::Predicted, "predicted"),
         ] {
             if marks
                 .iter()
-                .any(|mark| mark.ours == ours && mark.known == known)
+                .any(|mark| mark.ours == ours && mark.source == source)
             {
                 let text = if named {
                     how.into()
                 } else {
                     format!("{name}, {how}")
                 };
-                entry(svg, &|svg, at| shape(svg, ours, known, at, ""), &text);
+                entry(svg, &|svg, at| shape(svg, ours, source, at, ""), &text);
                 named = true;
             }
         }
     }
 }
 
-fn shape(svg: &mut Svg, ours: bool, known: Known, at: (f64, f64), tip: &str) {
-    match (ours, known) {
-        (true, Known::Measured) => svg.diamond("q-ours", at, RADIUS, tip),
-        (true, Known::Predicted) => svg.diamond("q-ours-open", at, RADIUS + 2.5, tip),
-        (false, Known::Measured) => svg.circle("q-theirs", at, RADIUS, tip),
-        (false, Known::Predicted) => svg.circle("q-theirs-open", at, RADIUS - 0.75, tip),
+fn shape(svg: &mut Svg, ours: bool, source: Source, at: (f64, f64), tip: &str) {
+    match (ours, source) {
+        (true, Source::Measured) => svg.diamond("q-ours", at, RADIUS, tip),
+        (true, Source::Predicted) => svg.diamond("q-ours-open", at, RADIUS + 2.5, tip),
+        (false, Source::Measured) => svg.circle("q-theirs", at, RADIUS, tip),
+        (false, Source::Predicted) => svg.circle("q-theirs-open", at, RADIUS - 0.75, tip),
     }
 }
 
@@ -410,9 +410,9 @@ fn draw_marks(svg: &mut Svg, plot: Area, line: &[(f64, f64)], marks: &[Mark], x:
         svg.line("q-lead", place(mark), end);
     }
     // The measured ones last: they are smaller, and fill the predicted ones where both agree.
-    for known in [Known::Predicted, Known::Measured] {
-        for mark in marks.iter().rev().filter(|mark| mark.known == known) {
-            shape(svg, mark.ours, mark.known, place(mark), &mark.tip);
+    for source in [Source::Predicted, Source::Measured] {
+        for mark in marks.iter().rev().filter(|mark| mark.source == source) {
+            shape(svg, mark.ours, mark.source, place(mark), &mark.tip);
         }
     }
     for (mark, spot) in names

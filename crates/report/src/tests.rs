@@ -389,6 +389,6 @@ fn odd_numbers_do_no_harm() {
     }
     let mut empty = sample("bare");
     (empty.tensors, empty.frontier, empty.types) = (vec![], vec![], vec![]);
-    assert!(page(&empty).contains("No nats are known yet."));
+    assert!(page(&empty).contains("No divergence is known yet."));
     table(&empty);
 }

@@ -5,18 +5,17 @@ use super::numbers::{change, figure, nats, percent, shorten, size, type_name, we
 use super::page::preset_names;
 use std::fmt::Write;
 
-/// Longest name of a file that is shown whole, characters.
+/// Longest file name shown in full, in characters.
 const NAME: usize = 48;
 
-/// A column: its heading and one text per file, empty where nothing is known.
+/// A column: its heading and one cell per file, empty if unknown.
 struct Column {
     heading: &'static str,
     cells: Vec<String>,
     left: bool,
 }
 
-/// Model, files and fit, in lines without a last line break. Columns without a single number are
-/// left out.
+/// Model, files and fit, without a final line break. Empty columns are omitted.
 pub fn table(data: &Frontier) -> String {
     let model = &data.model;
     let mut out = format!(
@@ -96,9 +95,7 @@ fn columns(data: &Frontier) -> Vec<Column> {
         }),
         Column {
             left: true,
-            ..column("KLD against presets of this size", &|file| {
-                against(data, file)
-            })
+            ..column("KLD vs. presets of this size", &|file| against(data, file))
         },
     ];
     columns.retain(|column| column.cells.iter().any(|cell| !cell.is_empty()));

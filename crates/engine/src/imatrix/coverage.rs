@@ -14,15 +14,15 @@ pub struct Gap {
     pub tensors: Vec<String>,
     /// Number of experts that each has.
     pub experts: usize,
-    /// Tokens that an expert met on average.
+    /// Mean number of tokens per expert.
     pub mean: f64,
-    /// Experts that no token met.
+    /// Experts without tokens.
     pub never: Vec<usize>,
-    /// Other experts below the wanted fraction of the mean, and how many tokens each met.
+    /// Other experts below the fraction of the mean, with their token counts.
     pub hardly: Vec<(usize, i64)>,
 }
 
-/// Experts with fewer tokens than `fraction` of their tensor's mean; those that none met are always
+/// Experts with fewer tokens than `fraction` of their tensor's mean; those without tokens are always
 /// among them.
 pub fn gaps(imatrix: &Imatrix, fraction: f64) -> Vec<Gap> {
     let mut found: Vec<Gap> = Vec::new();
@@ -82,13 +82,13 @@ impl fmt::Display for Gap {
         }
         write!(
             f,
-            ", {} experts of {:.1} tokens on average: ",
+            ", {} experts with {:.1} tokens on average: ",
             self.experts, self.mean
         )?;
         if !self.never.is_empty() {
             write!(
                 f,
-                "no token met {}",
+                "no tokens for {}",
                 some(self.never.iter().map(ToString::to_string))
             )?;
         }
@@ -100,7 +100,7 @@ impl fmt::Display for Gap {
             );
             write!(
                 f,
-                "{}hardly any met {hardly}",
+                "{}few for {hardly}",
                 if self.never.is_empty() { "" } else { "; " }
             )?;
         }
@@ -136,16 +136,16 @@ mod tests {
                 .collect::<Vec<_>>()
         };
         let nine =
-            "blk.9.ffn_up_exps.weight, 4 experts of 2.2 tokens on average: no token met 0, 1, 2";
+            "blk.9.ffn_up_exps.weight, 4 experts with 2.2 tokens on average: no tokens for 0, 1, 2";
         assert_eq!(
             text(0.02)[..],
             [
                 nine,
-                "layer 10, 4 experts of 50.0 tokens on average: no token met 0"
+                "layer 10, 4 experts with 50.0 tokens on average: no tokens for 0"
             ]
         );
         let hardly =
-            "layer 10, 4 experts of 50.0 tokens on average: no token met 0; hardly any met 1 (1)";
+            "layer 10, 4 experts with 50.0 tokens on average: no tokens for 0; few for 1 (1)";
         assert_eq!(text(0.1)[1], hardly);
         assert_eq!(gaps(&imatrix, 0.1)[1].tensors.len(), 2);
         let many = Gap {
