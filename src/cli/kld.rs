@@ -18,9 +18,9 @@ use std::process::ExitCode;
 
 /// Measure the KL divergence of quantized models from their base, in nats, and related statistics
 ///
-/// The base runs once for all models, without a logits file in between: both sides have full f32
-/// logits. A logits file of llama-perplexity can replace the base; it holds 16 bits per
-/// log-probability and cuts off below e^-16 of the most probable token.
+/// The base runs once for all models, without a logits file in between: all logits are full f32. A
+/// logits file of llama-perplexity can replace the base; it holds 16 bits per log-probability and
+/// cuts off below e^-16 of the most probable token.
 #[derive(clap::Args)]
 #[command(
     override_usage = "quantier kld [OPTIONS] --file <TEXT> <BASE> <QUANT>...

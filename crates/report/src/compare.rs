@@ -5,7 +5,7 @@ use super::data::{Choice, File, Frontier, Preset, Tensor};
 /// A preset has a file's size if it is at most this much smaller (the header differs by that) or
 /// larger.
 const SAME_SIZE: (f64, f64) = (0.001, 0.01);
-/// What a tensor's precision is worth is read off between the types nearest to these bits per
+/// The gain of a tensor is taken between the types nearest to these bits per
 /// weight.
 const FEW_BITS: f64 = 3.4;
 const MORE_BITS: f64 = 5.5;
@@ -84,15 +84,15 @@ impl Frontier {
         ))
     }
 
-    /// What precision is worth, tensor by tensor, the most first; ties in the order of the file.
-    pub fn worth(&self) -> Vec<Worth<'_>> {
-        let mut all: Vec<Worth> = self.tensors.iter().filter_map(Worth::of).collect();
+    /// The gains of all tensors in descending order; ties in the order of the file.
+    pub fn gains(&self) -> Vec<Gain<'_>> {
+        let mut all: Vec<Gain> = self.tensors.iter().filter_map(Gain::of).collect();
         all.sort_by(|a, b| b.nats_per_byte.total_cmp(&a.nats_per_byte));
         all
     }
 }
 
-/// A file of so many bytes and nats beside presets with their nats.
+/// Compares a file with presets, given their nats.
 fn compare<'a>(
     bytes: u64,
     ours: f64,
@@ -157,9 +157,9 @@ pub fn geometric_mean(ratios: impl Iterator<Item = f64>) -> Option<f64> {
     (n > 0).then(|| (sum / f64::from(n)).exp())
 }
 
-/// What it is worth to give a tensor about 5.5 bits per weight instead of about 3.4.
+/// The gain of a tensor from about 5.5 bits per weight instead of about 3.4.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Worth<'a> {
+pub struct Gain<'a> {
     /// The tensor.
     pub tensor: &'a Tensor,
     /// The smaller choice.
@@ -170,8 +170,8 @@ pub struct Worth<'a> {
     pub nats_per_byte: f64,
 }
 
-impl<'a> Worth<'a> {
-    fn of(tensor: &'a Tensor) -> Option<Worth<'a>> {
+impl<'a> Gain<'a> {
+    fn of(tensor: &'a Tensor) -> Option<Gain<'a>> {
         let nearest = |bits: f64| {
             let off = |choice: &Choice| (choice.bpw(tensor.weights) - bits).abs();
             let order = |a: &&Choice, b: &&Choice| {
@@ -184,7 +184,7 @@ impl<'a> Worth<'a> {
             .bytes
             .checked_sub(few.bytes)
             .filter(|added| *added > 0)?;
-        Some(Worth {
+        Some(Gain {
             tensor,
             few,
             more,
@@ -194,7 +194,7 @@ impl<'a> Worth<'a> {
 }
 
 impl Choice {
-    /// Bits per weight of a tensor of so many weights.
+    /// Bits per weight in a tensor of `weights` weights.
     pub fn bpw(&self, weights: u64) -> f64 {
         8.0 * self.bytes as f64 / weights.max(1) as f64
     }

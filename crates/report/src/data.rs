@@ -220,7 +220,7 @@ pub enum Score {
 }
 
 impl Score {
-    /// What a reader is told.
+    /// The label in reports.
     pub fn label(self) -> &'static str {
         match self {
             Score::PerToken => "second order, squares per token",

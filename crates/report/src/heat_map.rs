@@ -38,7 +38,7 @@ const COLOURS: [[u8; 3]; 9] = [
 /// sqrt(1.05 x 0.05) - 0.05).
 const LIGHT_TEXT: f64 = 0.18;
 
-/// Colour of so many bits per weight, logarithmic, and whether text on it should be light.
+/// Colour for bits per weight, on a logarithmic scale, and whether text on it should be light.
 pub(super) fn colour(bpw: f64) -> (String, bool) {
     let part = ((bpw / SCALE.0).ln() / (SCALE.1 / SCALE.0).ln()).clamp(0.0, 1.0);
     let place = part * (COLOURS.len() - 1) as f64;

@@ -67,7 +67,7 @@ fn values(data: &Frontier) -> Value {
         commands => commands(data),
         settings => settings(data),
         stages => stages(data),
-        ..worth(data)
+        ..gains(data)
     }
 }
 
@@ -320,18 +320,18 @@ fn fit_text(data: &Frontier) -> Vec<String> {
     text
 }
 
-/// The most sensitive tensors, as the template's `worth*` values.
-fn worth(data: &Frontier) -> Value {
-    let all = data.worth();
+/// The most sensitive tensors, as the template's `gain*` values.
+fn gains(data: &Frontier) -> Value {
+    let all = data.gains();
     let unit = Unit::of(data.model.base_bytes);
     let rate = |nats_per_byte: f64| nats(nats_per_byte * unit.bytes());
     let (Some(first), Some(median)) = (all.first(), all.get(all.len() / 2)) else {
         return context! {};
     };
     let shown = spread(&data.files, SENSITIVITY_FILES);
-    let row = |worth: &super::compare::Worth| {
-        let tensor = worth.tensor;
-        let (few, more) = (worth.few, worth.more);
+    let row = |gain: &super::compare::Gain| {
+        let tensor = gain.tensor;
+        let (few, more) = (gain.few, gain.more);
         let types = shown.iter().map(|file| {
             file.recipe
                 .get(&tensor.name)
@@ -343,8 +343,8 @@ fn worth(data: &Frontier) -> Value {
             nats => format!("{} → {}", nats(few.nats), nats(more.nats)),
             change => format!("{} → {}", type_name(&few.ggml_type), type_name(&more.ggml_type)),
             added => size(more.bytes - few.bytes),
-            rate => rate(worth.nats_per_byte),
-            bar => format!("{:.1}", (100.0 * worth.nats_per_byte / first.nats_per_byte).clamp(0.0, 100.0)),
+            rate => rate(gain.nats_per_byte),
+            bar => format!("{:.1}", (100.0 * gain.nats_per_byte / first.nats_per_byte).clamp(0.0, 100.0)),
             types => types.collect::<Vec<String>>(),
         }
     };
@@ -357,10 +357,10 @@ fn worth(data: &Frontier) -> Value {
         unit.name()
     );
     context! {
-        worth => all.iter().take(MOST_SENSITIVE).map(row).collect::<Vec<Value>>(),
-        worth_text => text,
-        worth_unit => unit.name(),
-        worth_files => shown.iter().map(|file| shorten(&file.label, 14)).collect::<Vec<String>>(),
+        gains => all.iter().take(MOST_SENSITIVE).map(row).collect::<Vec<Value>>(),
+        gain_text => text,
+        gain_unit => unit.name(),
+        gain_files => shown.iter().map(|file| shorten(&file.label, 14)).collect::<Vec<String>>(),
     }
 }
 

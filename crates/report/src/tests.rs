@@ -314,16 +314,16 @@ fn files_are_compared_at_their_own_size() {
 }
 
 #[test]
-fn worth_is_nats_per_byte() {
+fn gains_are_nats_per_byte() {
     let data = sample("small");
-    let worth = data.worth();
-    assert_eq!(worth.len(), data.tensors.len());
+    let gains = data.gains();
+    assert_eq!(gains.len(), data.tensors.len());
     assert!(
-        worth
+        gains
             .windows(2)
             .all(|pair| pair[0].nats_per_byte >= pair[1].nats_per_byte)
     );
-    let first = worth[0];
+    let first = gains[0];
     assert_eq!(
         (first.few.ggml_type.as_str(), first.more.ggml_type.as_str()),
         ("q3_K", "q5_K")
