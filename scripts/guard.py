@@ -278,10 +278,10 @@ class Guard:
         self.add(name, JOB.sub(b"", (self.work / name).read_bytes()), exact)
 
     def directory(self, name):
-        """All files below, but for the state of unfinished runs."""
+        """All files below but for the index, which has checksums of whole files, job and all."""
         for path in sorted((self.work / name).rglob("*")):
             relative = str(path.relative_to(self.work))
-            if path.is_file() and path.suffix != ".json" and "/work/" not in relative.replace("covariance/", ""):
+            if path.is_file() and path.name != "index.gguf":
                 self.file(relative)
 
     def model(self, name, checkpoint, pre):

@@ -387,11 +387,25 @@ pub fn example() -> String {
                 .and_then(|flag| flag.get_help())
                 .map(|help| help.to_string())
                 .unwrap_or_default();
-            let first = help.split(['.', ';', ':']).next().unwrap_or_default();
+            let first = first_clause(&help);
             text += &format!("\n# {first}\n#{} = {}\n", key.name, key.example);
         }
     }
     text
+}
+
+/// A help text up to its first colon, semicolon or end of a sentence; `llama.cpp` ends none.
+fn first_clause(help: &str) -> &str {
+    let ends = |(at, c): &(usize, char)| match c {
+        ';' | ':' => true,
+        '.' => help[at + 1..]
+            .chars()
+            .next()
+            .is_none_or(char::is_whitespace),
+        _ => false,
+    };
+    let end = help.char_indices().find(ends);
+    end.map_or(help, |(at, _)| &help[..at])
 }
 
 /// The command line with the file's defaults, parsed again; `None` if there are none to add.

@@ -195,7 +195,7 @@ fn rows_that_do_not_fit() {
         .success();
     let warning = String::from_utf8_lossy(&ran.get_output().stderr).into_owned();
     assert!(
-        warning.contains("blk.0.odd.weight: rows of 96 weights do not fit q4_K; q5_0"),
+        warning.contains("blk.0.odd.weight: q4_K cannot hold rows of 96 weights; q5_0"),
         "{warning}"
     );
     assert_eq!(type_of(dir.path(), "out.gguf", "blk.0.odd.weight"), "q5_0");

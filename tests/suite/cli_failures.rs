@@ -45,9 +45,12 @@ fn wrong_usage() {
             ("quantise m.gguf", &["quantise"]),
             ("quantize", &["Usage"]),
             ("quantize m.gguf", &["Usage"]),
-            ("quantize m.gguf out.gguf Q4_X_M", &["'Q4_X_M' is no type"]),
-            ("quantize m.gguf out.gguf", &["'out.gguf' is no type"]),
-            ("quantize m.gguf out.gguf 999", &["'999' is no type"]),
+            (
+                "quantize m.gguf out.gguf Q4_X_M",
+                &["'Q4_X_M' is not a type"],
+            ),
+            ("quantize m.gguf out.gguf", &["'out.gguf' is not a type"]),
+            ("quantize m.gguf out.gguf 999", &["'999' is not a type"]),
             ("quantize m.gguf out.gguf Q4_0 many", &["threads"]),
             ("quantize m.gguf Q4_0 4 5", &["Usage"]),
             ("quantize --pur m.gguf Q4_0", &["--pur"]),
@@ -69,7 +72,7 @@ fn wrong_usage() {
             ),
             (
                 "quantize --override-kv a=u8:1 m.gguf Q4_0",
-                &["'u8' is no type"],
+                &["'u8' is not a type"],
             ),
             ("quantize --override-kv a=int:x m.gguf Q4_0", &["'x'"]),
             (

@@ -180,8 +180,7 @@ fn the_file_is_found_where_it_is_named() {
     xdg.env("XDG_CONFIG_HOME", dir.path());
     let (text, _) = runs(xdg);
     assert!(
-        text.contains("quantier/config.toml: there is no such file")
-            && text.contains("#quantized-by ="),
+        text.contains("quantier/config.toml: no such file") && text.contains("#quantized-by ="),
         "{text}"
     );
     let (text, _) = runs(command(dir.path(), "config"));

@@ -69,7 +69,7 @@ fn a_model_is_itself_however_it_is_stored() {
     let dir = with_model();
     assert!(succeeds(dir.path(), "diff m.gguf m.gguf").contains("equal: 24 tensors"));
     succeeds(dir.path(), "split m.gguf s --split-max-tensors 9");
-    assert!(succeeds(dir.path(), "diff m.gguf s-00002-of-00003.gguf").contains("the same"));
+    assert!(succeeds(dir.path(), "diff m.gguf s-00002-of-00003.gguf").contains("equal: "));
     // Another order of keys and tensors.
     let mut turned = model();
     turned.tensors.reverse();
@@ -90,7 +90,7 @@ fn a_checkpoint_is_the_file_that_it_becomes() {
     let dir = tempfile::tempdir().unwrap();
     let checkpoint = format!("{}/testdata/refmodel", env!("CARGO_MANIFEST_DIR"));
     succeeds(dir.path(), &format!("convert {checkpoint} -o m.gguf"));
-    assert!(succeeds(dir.path(), &format!("diff {checkpoint} m.gguf")).contains("the same"));
+    assert!(succeeds(dir.path(), &format!("diff {checkpoint} m.gguf")).contains("equal: "));
     succeeds(dir.path(), "quantize m.gguf q.gguf Q8_0");
     let found = json(dir.path(), &format!("{checkpoint} q.gguf"));
     let changed = found["tensors"].as_array().unwrap();
@@ -267,7 +267,7 @@ fn metadata_key_by_key() {
         "- only: u8 1",
         "+ new: bool true",
         "~ long: strings of 300 and 303 bytes, first difference at byte 300: \"\" -> \"end\"",
-        "0 differ, 24 are the same",
+        "0 differ, 24 are equal",
     ] {
         assert!(shown.contains(line), "no {line:?} in\n{shown}");
     }

@@ -728,7 +728,7 @@ fn the_program_says_what_to_do() {
     );
     program.fails(
         &mut inspect("org/name"),
-        &["there is no org/name", "write hf://org/name"],
+        &["org/name does not exist", "write hf://org/name"],
     );
     program.fails(
         inspect("hf://org/name").env("HF_HUB_OFFLINE", "1"),

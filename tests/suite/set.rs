@@ -343,7 +343,7 @@ fn wrong_usage() {
             ),
             (
                 "set m.gguf -o n.gguf --key general.name=text:tiny",
-                &["'text' is no type"],
+                &["'text' is not a type"],
             ),
             ("set m.gguf -o n.gguf --key a=u8:256", &["'256'"]),
             ("set m.gguf -o n.gguf --bos x", &["'x'"]),

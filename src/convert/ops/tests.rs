@@ -381,7 +381,7 @@ fn a_fused_matrix_is_split_within_its_groups() {
         let output = made(ops, vec![vec![Operand::tensor(0, &[8, 3], None)]]).unwrap();
         let elements = read(
             &output.clone().finish(),
-            &[source.clone()],
+            std::slice::from_ref(&source),
             0..{ output.shape().iter().product() },
         );
         let rows: Vec<u32> = elements.iter().step_by(3).map(|e| e / 3).collect();

@@ -184,7 +184,7 @@ pub trait Observer: Tap {
 }
 
 /// How a model is run.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Options {
     /// Threads; 0 takes one per core.
     pub threads: usize,
@@ -192,16 +192,6 @@ pub struct Options {
     pub max_memory: Option<u64>,
     /// Where tensors are computed.
     pub device: Device,
-}
-
-impl Default for Options {
-    fn default() -> Options {
-        Options {
-            threads: 0,
-            max_memory: None,
-            device: Device::default(),
-        }
-    }
 }
 
 /// A model that can be run.

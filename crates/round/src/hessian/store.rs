@@ -125,11 +125,10 @@ impl Store {
 
     /// The Hessian of matrix `matrix` (the expert, or 0) of a tensor; `None` without one.
     ///
-    /// An expert's mean is drawn to that of all experts: the one of its own `r` rows weighs `r / (r
-    /// + n)`, and the other the rest, with `n` the length of a row. The few rows
-    /// of a singular Hessian never decide alone, and both weigh the same where an expert has just
-    /// as many rows as its Hessian needs for full rank. An expert without a mean of its own has that
-    /// of all.
+    /// An expert's mean is drawn towards that of all experts: with `r` rows of length `n`, its own
+    /// mean has the weight `r / (r + n)`. A singular Hessian of a few rows never decides alone, and
+    /// both means weigh the same where the expert has just as many rows as full rank needs. An
+    /// expert without a mean of its own takes that of all.
     ///
     /// # Errors
     /// If the file is damaged, or has been changed since the store was opened.

@@ -130,6 +130,8 @@ fn run_linear<'m>(
 }
 
 /// Any mixer.
+// One value per mixer of a loaded layer: a box would save nothing.
+#[allow(clippy::large_enum_variant)]
 #[derive(Clone)]
 pub(super) enum AnyMixer {
     Attention(Attention),

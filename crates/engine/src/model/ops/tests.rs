@@ -39,8 +39,8 @@ fn dot(x: &[f32], y: &[f32]) -> f64 {
 pub(in crate::model) fn check_gradients(
     name: &str,
     at: &[Vec<f32>],
-    f: &dyn Fn(&[Vec<f32>]) -> Vec<f32>,
-    gradients: &dyn Fn(&[Vec<f32>], &[f32]) -> Vec<Vec<f32>>,
+    f: &Function<'_>,
+    gradients: &Derivative<'_>,
 ) {
     let weights = random(f(at).len(), 77);
     let gradients = gradients(at, &weights);
@@ -61,14 +61,18 @@ pub(in crate::model) fn check_gradients(
     }
 }
 
+/// A function of some arguments.
+type Function<'c> = dyn Fn(&[Vec<f32>]) -> Vec<f32> + 'c;
+/// Of the arguments and the gradient of the result: the gradients of the arguments.
+type Derivative<'c> = dyn Fn(&[Vec<f32>], &[f32]) -> Vec<Vec<f32>> + 'c;
+
 /// A row of the table.
 struct Case<'c> {
     name: String,
     /// Lengths of the arguments.
     lens: Vec<usize>,
-    f: Box<dyn Fn(&[Vec<f32>]) -> Vec<f32> + 'c>,
-    /// Of the arguments and the gradient of the result: the gradients of the arguments.
-    derivative: Box<dyn Fn(&[Vec<f32>], &[f32]) -> Vec<Vec<f32>> + 'c>,
+    f: Box<Function<'c>>,
+    derivative: Box<Derivative<'c>>,
 }
 
 fn case<'c>(
