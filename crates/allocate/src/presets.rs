@@ -303,7 +303,8 @@ fn holds(when: When, default: GgmlType, tensor: &TensorFacts, model: &ModelFacts
 /// knows none.
 ///
 /// ```
-/// # use quantier::{format::types::GgmlType, plan::presets::fit_rows};
+/// # use quantier_allocate::presets::fit_rows;
+/// # use quantier_blocks::types::GgmlType;
 /// assert_eq!(fit_rows(GgmlType::Q4_K, 512), Some(GgmlType::Q4_K));
 /// assert_eq!(fit_rows(GgmlType::Q4_K, 320), Some(GgmlType::Q5_0));
 /// assert_eq!(fit_rows(GgmlType::Q4_K, 40), Some(GgmlType::F16));

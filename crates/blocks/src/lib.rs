@@ -2,7 +2,7 @@
 //!
 //! The bytes are those of the reference's `ggml_quantize_chunk`: plain IEEE f32 arithmetic, sums in
 //! source order, no fused multiply-add, on every CPU. [`Codec::of`] leads from a
-//! [`GgmlType`](types::GgmlType) to its functions.
+//! [`GgmlType`] to its functions.
 //!
 //! # Quantize and dequantize rows
 //!

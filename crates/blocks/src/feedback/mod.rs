@@ -15,7 +15,7 @@
 //!     keep the scale of least cost
 //! ```
 //!
-//! [`stepped`] is for types in which each weight has a level of its own, [`pointed`] for those with
+//! `stepped` is for types in which each weight has a level of its own, `pointed` for those with
 //! codebooks.
 
 mod pointed;

@@ -5,7 +5,7 @@ use std::collections::BinaryHeap;
 /// 2^64 over the golden ratio: any number of its multiples, modulo 2^64, is spread evenly.
 const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// Keeps the rows whose number, times [`GOLDEN`], is least. Their distances take three values at
+/// Keeps the rows whose number, times `GOLDEN`, is least. Their distances take three values at
 /// most, and none of them is in step with the length of a chunk, so that first tokens come no more
 /// often than others.
 pub struct Sample {
