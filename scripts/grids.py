@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes the codebooks of the IQ types (src/quant/iq/data/*.hex) from the reference's source.
+"""Writes the codebooks of the IQ types (crates/blocks/src/iq/data/*.hex) from the reference's source.
 
     scripts/grids.py "$(scripts/reference.sh --source)"
 

@@ -27,6 +27,6 @@ fi
 
 work_in "${QUANTIER_PARITY:-}"
 # Our own words are the text: all prose and some code of this repository.
-cat README.md CONTRIBUTING.md docs/*.md src/lib.rs src/*/mod.rs >"$work/text.txt"
+cat testdata/texts/*.txt >"$work/text.txt"
 "$python" scripts/parity-engine.py --reference "$bin" --ours "$QUANTIER" --python "$python" --text "$work/text.txt" \
     --work "$work" "$@"

@@ -26,9 +26,7 @@ names=("$@")
 [ ${#names[@]} -gt 0 ] || names=(refmodel mixtral qwen2moe qwen3moe)
 
 # Any text will do: what is compared does not depend on it.
-cat README.md CONTRIBUTING.md src/lib.rs >"$work/calibration.txt"
-head -c 20000 src/tokenizer/special.rs >"$work/evaluation.txt"
-settings=(-f "$work/calibration.txt" --eval "$work/evaluation.txt" -c 128 --score-chunks 4 --score-positions 256
+settings=(-f testdata/texts/calibration.txt --eval testdata/texts/evaluation.txt -c 128 --score-chunks 4 --score-positions 256
     --eval-chunks 4)
 
 : >"$work/files"

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Writes the fingerprints of pre-tokenizers (src/tokenizer/data/pre.tsv) from the reference's converter.
+"""Writes the fingerprints of pre-tokenizers (crates/tokenizer/src/data/pre.tsv) from the reference's converter.
 
     scripts/pre-tokenizers.py "$(scripts/reference.sh --source)"
 
 One line per fingerprint: SHA-256, a tab, the name under which llama.cpp knows the pre-tokenizer; sorted, so that it
 can be searched. A fingerprint that the reference tests twice has the name of the last test. The probe text, whose
-token ids are hashed, goes to src/tokenizer/data/probe.txt.
+token ids are hashed, goes to crates/tokenizer/src/data/probe.txt.
 """
 
 import ast
