@@ -13,6 +13,7 @@ use super::{Error, Result};
 use crate::format::gguf::Writer;
 use crate::format::safetensors::Dtype;
 use crate::progress::{Progress, Unit};
+use quantier_core::threads;
 use rayon::prelude::*;
 use std::ops::Range;
 use std::path::Path;
@@ -49,12 +50,7 @@ impl Plan<'_> {
     /// # Errors
     /// If a file cannot be read or written, a weight is refused by `--check`, or the job is stopped.
     pub fn run(&self, progress: &dyn Progress) -> Result<()> {
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(self.threads)
-            .build()
-            .map_err(|e| {
-                Error::impossible(format!("cannot start {} threads: {e}", self.threads))
-            })?;
+        let pool = threads::pool(self.threads).map_err(Error::impossible)?;
         let inputs = self.checkpoint.paths();
         let mut writers = Vec::new();
         for (path, layout) in self.paths().zip(self.layouts()) {

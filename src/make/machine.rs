@@ -8,6 +8,7 @@ use crate::model::rows_times_rows;
 use crate::progress::Silent;
 use crate::rounding::{DAMPING, InputFactor, InputStatistics, Knowledge, Rounder};
 use crate::sensitivity::Scores;
+use quantier_core::threads;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -54,10 +55,7 @@ impl Machine {
         threads: usize,
         fed: bool,
     ) -> Result<Machine> {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-        let pool = pool.map_err(|e| {
-            crate::model::Error::Model(format!("cannot start {threads} threads: {e}"))
-        })?;
+        let pool = threads::pool(threads).map_err(crate::model::Error::Model)?;
         // Work per second of all threads, each of which does `work` again and again.
         let rate = |amount: f64, at_least: Duration, work: &(dyn Fn() + Sync)| -> f64 {
             let each = pool.broadcast(|_| {

@@ -14,6 +14,7 @@ use crate::hessian::{self, Store};
 use crate::input::Tensor;
 use crate::resume::KeyBuilder;
 use crate::sensitivity::{self, Measure, Run, Scores, Settings};
+use quantier_core::threads;
 use std::path::Path;
 
 /// Sensitivities of a model.
@@ -101,10 +102,7 @@ impl<'j> ScoringStage<'j> {
         let (settings, allowed) = (self.job.settings(), self.job.allowed());
         let knowledge = self.calibrated.knowledge(input);
         let Some(model) = &self.job.model else {
-            let threads = options.engine.threads;
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-            let pool =
-                pool.map_err(|e| crate::model::Error::Model(format!("cannot start threads: {e}")))?;
+            let pool = threads::pool(options.engine.threads).map_err(crate::model::Error::Model)?;
             let progress = session.progress;
             let scores = sensitivity::weighted(&knowledge, settings, &allowed, &pool, progress)?;
             session.work.write(SCORES, &self.key, &scores)?;

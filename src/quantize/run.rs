@@ -13,6 +13,7 @@ use crate::input::Tensor;
 use crate::plan::recipe::Problem;
 use crate::progress::{Progress, Unit};
 use crate::rounding::{Proof, Rounder, Target, TensorProof, Weights};
+use quantier_core::threads;
 use std::ops::Range;
 use std::path::Path;
 
@@ -42,12 +43,7 @@ impl Plan<'_> {
                 "sequential and two-sided rounding run the model before a file is written",
             ));
         }
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(self.threads)
-            .build()
-            .map_err(|e| {
-                Error::impossible(format!("cannot start {} threads: {e}", self.threads))
-            })?;
+        let pool = threads::pool(self.threads).map_err(Error::impossible)?;
         let mut inputs = self.input.paths();
         inputs.extend(self.imatrix_path.as_deref());
         let mut sinks = Vec::new();

@@ -100,13 +100,15 @@ impl Pass<'_> {
         lock(&self.rounded)
     }
 
+    /// The number of a tensor in the plan.
+    fn index(&self, name: &str) -> Option<usize> {
+        let mut tensors = self.plan.tensors.iter();
+        tensors.position(|source| *source.tensor.info.name == *name)
+    }
+
     /// The number of a tensor that is still to be rounded.
     fn open(&self, name: &str) -> Option<usize> {
-        let index = self
-            .plan
-            .tensors
-            .iter()
-            .position(|source| *source.tensor.info.name == *name)?;
+        let index = self.index(name)?;
         let planned = &self.plan.outputs[self.output].tensors[index];
         let changes = planned.chosen.target != planned.from && !self.rounded().has(&planned.name);
         changes.then_some(index)
@@ -205,11 +207,7 @@ impl SequentialRounder for Pass<'_> {
         columns: usize,
         numbers: &mut [f32],
     ) -> Result<()> {
-        let index = self
-            .plan
-            .tensors
-            .iter()
-            .position(|source| *source.tensor.info.name == *table);
+        let index = self.index(table);
         let Some((index, rounder)) = index.and_then(|index| Some((index, self.rounder(index)?)))
         else {
             return Ok(());
@@ -256,9 +254,7 @@ impl SequentialRounder for Pass<'_> {
             let linear = self.plan.input.catalog().linear_named(name);
             let in_layer = linear.is_some_and(|linear| linear.layer.is_some());
             if let Some(rounder) = self.rounder(index).filter(|_| in_layer) {
-                let mut weights =
-                    vec![0.0; self.plan.tensors[index].tensor.info.shape.elements() as usize];
-                rounder.widen(&blocks, &mut weights);
+                let weights = self.plan.weights(index).widen(&rounder, &blocks);
                 replaced.push(Replaced {
                     name: name.clone(),
                     weights: Arc::new(weights),

@@ -164,13 +164,7 @@ impl Candidate<'_> {
             })
         };
         let (blocks, _) = self.weights.round(rounder, &knowledge, progress)?;
-        let mut weights = vec![0.0f32; self.tensor().info.shape.elements() as usize];
-        let rows = self.tensor().task_rows();
-        weights
-            .par_chunks_mut(rows * self.columns())
-            .zip(blocks.par_chunks(rows * rounder.row_bytes()))
-            .for_each(|(weights, blocks)| rounder.widen(blocks, weights));
-        Ok(weights)
+        Ok(self.weights.widen(rounder, &blocks))
     }
 
     /// The sum of `u^2 / 2` over positions, averaged over draws, for each type; with what errors at

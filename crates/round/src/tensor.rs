@@ -143,6 +143,26 @@ impl Weights<'_> {
         Ok((blocks, proof))
     }
 
+    /// The weights that the tensor's blocks hold, in the order of the file; on the threads of the
+    /// current pool.
+    ///
+    /// # Panics
+    /// If `blocks` are not those of the whole tensor.
+    pub fn widen(&self, rounder: &Rounder, blocks: &[u8]) -> Vec<f32> {
+        let mut weights = vec![0.0f32; self.tensor.info.shape.elements() as usize];
+        let rows = self.tensor.task_rows();
+        assert_eq!(
+            rounder.blocks_bytes(weights.len()),
+            blocks.len(),
+            "blocks of a tensor"
+        );
+        weights
+            .par_chunks_mut(rows * self.row_len())
+            .zip(blocks.par_chunks(rows * rounder.row_bytes()))
+            .for_each(|(weights, blocks)| rounder.widen(blocks, weights));
+        weights
+    }
+
     /// Rounds the rows of one matrix band by band.
     fn round_banded(
         &self,

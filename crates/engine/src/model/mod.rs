@@ -34,6 +34,7 @@ use quantier_arch::Input;
 use quantier_arch::spec::ModelSpec;
 use quantier_arch::{Catalog, LinearId};
 use quantier_core::progress::{Progress, Unit};
+use quantier_core::threads;
 use rayon::prelude::*;
 use states::States;
 use std::ops::Range;
@@ -218,10 +219,7 @@ pub struct Hidden {
 impl<'a> Engine<'a> {
     /// Reads the metadata and checks that the architecture is known.
     pub fn new(input: &'a Input<'a>, options: &Options) -> Result<Engine<'a>> {
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(options.threads)
-            .build()
-            .map_err(|e| Error::Model(format!("cannot start {} threads: {e}", options.threads)))?;
+        let pool = threads::pool(options.threads).map_err(Error::Model)?;
         let hyper = Hyper::new(input.metadata()).map_err(Error::Model)?;
         Ok(Engine {
             spec: Arc::new(ModelSpec::new(&hyper, input.catalog())),

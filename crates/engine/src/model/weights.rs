@@ -12,10 +12,9 @@ use quantier_gguf::reader::Tensor as Stored;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// The tensors of a model by name.
+/// The tensors of a model.
 pub(super) struct Weights<'a> {
     input: &'a Input<'a>,
-    by_name: HashMap<&'a str, &'a Stored<'a>>,
     /// Weights that are taken instead of the file's.
     replaced: HashMap<String, Arc<Vec<f32>>>,
     device: Device,
@@ -34,10 +33,8 @@ pub struct Replaced {
 
 impl<'a> Weights<'a> {
     pub(super) fn new(input: &'a Input<'a>, device: &Device) -> Weights<'a> {
-        let by_name = input.tensors.iter().map(|t| (&*t.info.name, t)).collect();
         Weights {
             input,
-            by_name,
             replaced: HashMap::new(),
             device: device.clone(),
             shapes_only: false,
@@ -48,7 +45,6 @@ impl<'a> Weights<'a> {
     pub(super) fn shapes_only(&self) -> Weights<'a> {
         Weights {
             input: self.input,
-            by_name: self.by_name.clone(),
             replaced: HashMap::new(),
             device: Device::default(),
             shapes_only: true,
@@ -73,18 +69,22 @@ impl<'a> Weights<'a> {
                 }
             };
         }
-        let (by_name, device) = (self.by_name.clone(), self.device.clone());
         Ok(Weights {
             input: self.input,
-            by_name,
             replaced: all,
-            device,
+            device: self.device.clone(),
             shapes_only: false,
         })
     }
 
     pub(super) fn catalog(&self) -> &'a Catalog {
         self.input.catalog()
+    }
+
+    /// The tensor of this name.
+    fn stored(&self, name: &str) -> Option<&'a Stored<'a>> {
+        let id = self.catalog().tensor_named(name)?;
+        Some(self.input.tensor(id))
     }
 
     /// Bytes that a layer takes when it is widened, the largest of all.
@@ -138,7 +138,7 @@ impl<'a> Weights<'a> {
 
     /// The same; `None` if it is missing.
     fn optional(&self, name: &str, dims: &[usize]) -> Result<Option<Vec<f32>>> {
-        let Some(stored) = self.by_name.get(name) else {
+        let Some(stored) = self.stored(name) else {
             return Ok(None);
         };
         let shape = &stored.info.shape;
@@ -237,10 +237,8 @@ impl<'a> Weights<'a> {
     }
 
     fn table(&self, name: &str, columns: usize) -> Result<&'a Stored<'a>> {
-        let stored = self
-            .by_name
-            .get(name)
-            .ok_or_else(|| self.bad(name, "is missing".into()))?;
+        let stored = self.stored(name);
+        let stored = stored.ok_or_else(|| self.bad(name, "is missing".into()))?;
         let shape = &stored.info.shape;
         match shape.row_len() == columns as u64 && columns > 0 {
             true => Ok(stored),
@@ -253,7 +251,7 @@ impl<'a> Weights<'a> {
 
     /// How many rows a table has.
     pub(super) fn row_count(&self, name: &str) -> Option<usize> {
-        Some(self.by_name.get(name)?.info.shape.rows() as usize)
+        Some(self.stored(name)?.info.shape.rows() as usize)
     }
 
     /// Where products are computed.
@@ -263,7 +261,7 @@ impl<'a> Weights<'a> {
 
     /// The number of values of a tensor in one dimension.
     fn len(&self, name: &str) -> Option<usize> {
-        Some(self.by_name.get(name)?.info.shape.elements() as usize)
+        Some(self.stored(name)?.info.shape.elements() as usize)
     }
 
     /// Widens rows into `out`; with `shared`, on all threads, and for the last time.

@@ -48,6 +48,13 @@ impl Projections {
             Projections::Fused(all) => vec![all],
         }
     }
+
+    fn linears_mut(&mut self) -> Vec<&mut Linear> {
+        match self {
+            Projections::Apart(all) => all.iter_mut().collect(),
+            Projections::Fused(all) => vec![all],
+        }
+    }
 }
 
 /// What the derivative of the first stage needs.
@@ -109,23 +116,17 @@ impl Attention {
 
 impl Mixer for Attention {
     fn stages(&self) -> Vec<Stage<&Linear>> {
-        let stage = |linears| Stage {
-            linears,
-            inner: Vec::new(),
-        };
-        vec![stage(self.projections.linears()), stage(vec![&self.output])]
+        vec![
+            Stage::of(self.projections.linears()),
+            Stage::of(vec![&self.output]),
+        ]
     }
 
     fn stages_mut(&mut self) -> Vec<Stage<&mut Linear>> {
-        let stage = |linears| Stage {
-            linears,
-            inner: Vec::new(),
-        };
-        let projections = match &mut self.projections {
-            Projections::Apart(all) => all.iter_mut().collect(),
-            Projections::Fused(all) => vec![all],
-        };
-        vec![stage(projections), stage(vec![&mut self.output])]
+        vec![
+            Stage::of(self.projections.linears_mut()),
+            Stage::of(vec![&mut self.output]),
+        ]
     }
 
     fn run_stage<'m>(

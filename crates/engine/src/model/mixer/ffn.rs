@@ -113,19 +113,14 @@ impl Ffn {
 
 impl Mixer for Ffn {
     fn stages(&self) -> Vec<Stage<&Linear>> {
-        let stage = |linears| Stage {
-            linears,
-            inner: Vec::new(),
-        };
-        vec![stage(self.first.linears()), stage(vec![&self.down])]
+        vec![Stage::of(self.first.linears()), Stage::of(vec![&self.down])]
     }
 
     fn stages_mut(&mut self) -> Vec<Stage<&mut Linear>> {
-        let stage = |linears| Stage {
-            linears,
-            inner: Vec::new(),
-        };
-        vec![stage(self.first.linears_mut()), stage(vec![&mut self.down])]
+        vec![
+            Stage::of(self.first.linears_mut()),
+            Stage::of(vec![&mut self.down]),
+        ]
     }
 
     fn run_stage<'m>(

@@ -32,6 +32,16 @@ pub(super) struct Stage<L> {
     pub inner: Vec<L>,
 }
 
+impl<L> Stage<L> {
+    /// A stage whose linears all read its input.
+    fn of(linears: Vec<L>) -> Stage<L> {
+        Stage {
+            linears,
+            inner: Vec::new(),
+        }
+    }
+}
+
 /// What a stage's derivative needs beside the stage's input.
 pub(super) trait StageTape {
     /// Takes the stage's input and the gradient of its output, and adds the gradient of the input
