@@ -2,8 +2,8 @@
 
 use crate::support::gguf::Tiny;
 use crate::support::program::{
-    LAYERS, bash, fails, importance, json, listing, model, quantier, read, refmodel, succeeds,
-    with_model,
+    LAYERS, bash, fails, importance, json, listing, model, quantier, read, refmodel, stderr,
+    succeeds, with_model,
 };
 use quantier::format::gguf::{Files, Model, Value};
 use std::fs;
@@ -189,11 +189,7 @@ fn rows_that_do_not_fit() {
             quantier::format::types::GgmlType::F32,
         )
         .write(&dir.path().join("n.gguf"));
-    let ran = quantier("quantize n.gguf out.gguf Q4_K_S")
-        .current_dir(dir.path())
-        .assert()
-        .success();
-    let warning = String::from_utf8_lossy(&ran.get_output().stderr).into_owned();
+    let warning = stderr(dir.path(), "quantize n.gguf out.gguf Q4_K_S", 0);
     assert!(
         warning.contains("blk.0.odd.weight: q4_K cannot hold rows of 96 weights; q5_0"),
         "{warning}"
@@ -401,25 +397,18 @@ fn a_reader_that_has_seen_enough_is_no_failure() {
     }
 }
 
-/// The program's standard error, after it has succeeded.
-#[track_caller]
-fn told(dir: &std::path::Path, args: &str) -> String {
-    let ran = quantier(args).current_dir(dir).assert().success();
-    String::from_utf8(ran.get_output().stderr.clone()).unwrap()
-}
-
 #[test]
 fn messages_are_for_people_scripts_or_a_log() {
     let dir = tempfile::tempdir().unwrap();
     model().write(&dir.path().join("m.gguf"));
     let dir = dir.path();
     assert_eq!(
-        told(dir, "quantize m.gguf out.gguf Q8_0"),
+        stderr(dir, "quantize m.gguf out.gguf Q8_0", 0),
         "",
         "nothing that a script did not ask for"
     );
 
-    let events = told(dir, "quantize --progress json m.gguf out.gguf Q8_0");
+    let events = stderr(dir, "quantize --progress json m.gguf out.gguf Q8_0", 0);
     let events: Vec<serde_json::Value> = events
         .lines()
         .map(|line| serde_json::from_str(line).unwrap())
@@ -440,15 +429,11 @@ fn messages_are_for_people_scripts_or_a_log() {
     let last = events.iter().rfind(|e| e["event"] == "advance").unwrap();
     assert_eq!(last["done"], last["amount"], "{last}");
 
-    let lines = told(dir, "-v quantize m.gguf out.gguf Q8_0");
+    let lines = stderr(dir, "-v quantize m.gguf out.gguf Q8_0", 0);
     assert!(lines.contains(" s  blk.0.ffn_up.weight"), "{lines}");
 
-    told(dir, "quantize --log run.log m.gguf out.gguf Q8_0");
-    let failed = quantier("verify absent.gguf --log run.log")
-        .current_dir(dir)
-        .assert()
-        .code(1);
-    let error = String::from_utf8(failed.get_output().stderr.clone()).unwrap();
+    stderr(dir, "quantize --log run.log m.gguf out.gguf Q8_0", 0);
+    let error = stderr(dir, "verify absent.gguf --log run.log", 1);
     let log = std::fs::read_to_string(dir.join("run.log")).unwrap();
     let kinds: Vec<&str> = log
         .lines()

@@ -2,8 +2,8 @@
 
 use crate::support::gguf::{dat, info};
 use crate::support::program::{
-    bash, fail_each, fails, importance, listing, model, quantier, sparse, succeeds, usage_errors,
-    with_model,
+    bash, fail_each, fails, importance, listing, model, quantier, sparse, stderr, succeeds,
+    usage_errors, with_model,
 };
 use quantier::format::types::GgmlType;
 use std::fs;
@@ -431,11 +431,7 @@ fn a_run_that_is_killed_can_be_run_again() {
 fn two_runs_do_not_write_one_file() {
     let dir = big();
     let mut child = start(dir.path());
-    let ran = quantier("quantize big.gguf out.gguf Q8_0 1")
-        .current_dir(dir.path())
-        .assert()
-        .code(1);
-    let error = String::from_utf8_lossy(&ran.get_output().stderr).into_owned();
+    let error = stderr(dir.path(), "quantize big.gguf out.gguf Q8_0 1", 1);
     assert!(error.contains("another process is writing it"), "{error}");
     signal(&child, "INT");
     child.wait().unwrap();

@@ -1,5 +1,6 @@
 //! The forward pass on the small trained Llama: what must hold whatever the numbers are.
 
+use crate::support::text;
 use quantier::arch::LinearId;
 use quantier::convert;
 use quantier::input::Source;
@@ -26,13 +27,9 @@ fn with_engine<T>(model: &str, options: &Options, then: impl FnOnce(&Engine<'_>)
 
 /// Tokens without a pattern, all different by chunk.
 fn chunks(count: usize, len: usize) -> Vec<Vec<u32>> {
-    let mut state = 7u32;
-    let mut token = || {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (state >> 8) % VOCABULARY
-    };
-    (0..count)
-        .map(|_| (0..len).map(|_| token()).collect())
+    text::tokens(count * len)
+        .chunks(len)
+        .map(<[u32]>::to_vec)
         .collect()
 }
 

@@ -3,7 +3,7 @@
 
 use crate::support::gguf::{Tiny, info};
 use crate::support::models;
-use crate::support::program::{fail_each, fails, quantier, succeeds};
+use crate::support::program::{fail_each, fails, quantier, stderr, succeeds};
 use crate::support::text::{numbers, prose};
 use quantier::format::gguf::{Array, Value};
 use quantier::format::types::GgmlType;
@@ -233,11 +233,7 @@ fn a_logits_file_of_a_stranger_is_told() {
         dir.path(),
         &format!("perplexity x.gguf {ON_A} --save-logits x.kld"),
     );
-    let ran = quantier("kld --logits x.kld m.gguf")
-        .current_dir(dir.path())
-        .assert()
-        .success();
-    let warning = String::from_utf8_lossy(&ran.get_output().stderr).into_owned();
+    let warning = stderr(dir.path(), "kld --logits x.kld m.gguf", 0);
     assert!(
         warning.starts_with("warning: m.gguf and the logits file agree on "),
         "{warning}"

@@ -1,7 +1,9 @@
 //! Rounding with error feedback from outside: covariances, files, proofs, and what `make` does with
 //! them.
 
-use crate::support::program::{divergence, fails, json, place, quantier, read, succeeds};
+use crate::support::program::{
+    divergence, fails, json, place, proven, quantier, read, stderr, succeeds, types,
+};
 use quantier::report::data::Frontier;
 use serde_json::Value as Json;
 use std::fs;
@@ -29,29 +31,15 @@ fn fewer_nats_at_the_same_types_and_bytes() {
             &format!("quantize --imatrix imatrix.gguf m.gguf plain.gguf {name}"),
         );
         let done = json(dir, &format!("{FEEDBACK} --json m.gguf fed.gguf {name}"));
-        let proved = done["outputs"][0]["feedback"].as_array().unwrap();
-        assert!(proved.len() > 40, "{name}: {} tensors", proved.len());
-        for proof in proved {
-            let [plain, taken] = ["reference", "taken"].map(|of| proof[of].as_f64().unwrap());
-            assert!(taken <= plain && plain > 0.0, "{name}: {proof}");
-        }
+        let proven = proven(&done);
+        assert!(proven > 40, "{name}: {proven} tensors");
         let [plain, fed] = ["plain.gguf", "fed.gguf"].map(|file| divergence(dir, file));
         assert!(
             fed < bound * plain,
             "{name}: {fed} nats with feedback, {plain} without"
         );
         succeeds(dir, "verify fed.gguf");
-        let types = |file: &str| -> Vec<(String, Json)> {
-            let tensors = json(dir, &format!("inspect --json {file}"));
-            let one = |t: &Json| (t["name"].as_str().unwrap().to_owned(), t["type"].clone());
-            tensors["tensors"]
-                .as_array()
-                .unwrap()
-                .iter()
-                .map(one)
-                .collect()
-        };
-        assert_eq!(types("plain.gguf"), types("fed.gguf"), "{name}");
+        assert_eq!(types(dir, "plain.gguf"), types(dir, "fed.gguf"), "{name}");
     }
 }
 
@@ -111,11 +99,7 @@ fn what_cannot_be_rounded_so_is_said() {
     let at = bytes.len() - 1000;
     bytes[at] ^= 0x40;
     fs::write(&file, bytes).unwrap();
-    let ran = quantier(&format!("{FEEDBACK} m.gguf x.gguf Q4_K"))
-        .current_dir(dir)
-        .assert()
-        .code(1);
-    let told = String::from_utf8(ran.get_output().stderr.clone()).unwrap();
+    let told = stderr(dir, &format!("{FEEDBACK} m.gguf x.gguf Q4_K"), 1);
     assert!(
         told.contains("error: ")
             && told.contains("blk.0.ffn_down.gguf")
@@ -137,11 +121,7 @@ fn too_few_tokens_are_told_and_do_no_harm() {
         dir,
         "imatrix m.gguf -f cal.txt -c 128 --chunks 3 --process-output --no-ppl --covariance cov -o imatrix.gguf",
     );
-    let ran = quantier(&format!("{FEEDBACK} m.gguf fed.gguf Q3_K_M"))
-        .current_dir(dir)
-        .assert()
-        .success();
-    let told = String::from_utf8(ran.get_output().stderr.clone()).unwrap();
+    let told = stderr(dir, &format!("{FEEDBACK} m.gguf fed.gguf Q3_K_M"), 0);
     // Two chunks of 128 were summed, and the third was held out.
     assert!(
         told.contains("256 tokens, 768 channels") && told.contains("at least 878 tokens"),

@@ -2,7 +2,8 @@
 
 use crate::support::allocation;
 use crate::support::models;
-use crate::support::program::{fail_each, json, killed_when, quantier, succeeds};
+use crate::support::program::{fail_each, json, killed_when, quantier, stderr, succeeds};
+use crate::support::text;
 use quantier::arch::Catalog;
 use quantier::convert;
 use quantier::evaluate::windows::Windows;
@@ -21,14 +22,8 @@ use tempfile::TempDir;
 
 const CONTEXT: usize = 24;
 
-/// Tokens without a pattern.
 fn tokens(chunks: usize) -> Vec<u32> {
-    let mut state = 7u32;
-    let mut token = || {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (state >> 8) % 4096
-    };
-    (0..chunks * CONTEXT).map(|_| token()).collect()
+    text::tokens(chunks * CONTEXT)
 }
 
 fn with_engine<T>(path: &Path, threads: usize, then: impl FnOnce(&Engine<'_>) -> T) -> T {
@@ -506,11 +501,11 @@ fn activations_that_are_not_finite_are_named() {
     data[..4].copy_from_slice(&f32::NAN.to_le_bytes());
     model.write(&dir.path().join("m.gguf"));
     fs::write(dir.path().join("t.txt"), models::text()).unwrap();
-    let ran = quantier("imatrix -m m.gguf -f t.txt -c 64 --covariance a")
-        .current_dir(dir.path())
-        .assert()
-        .code(1);
-    let error = String::from_utf8_lossy(&ran.get_output().stderr).into_owned();
+    let error = stderr(
+        dir.path(),
+        "imatrix -m m.gguf -f t.txt -c 64 --covariance a",
+        1,
+    );
     assert!(
         error.contains("layer 1, chunk 0: the input of 'blk.1.attn_q.weight'"),
         "{error}"

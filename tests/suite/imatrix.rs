@@ -1,7 +1,7 @@
 //! `quantier imatrix` from outside: what it writes, in one run or in several.
 
 use crate::support::models;
-use crate::support::program::{json, killed_when, listing, quantier, start, succeeds};
+use crate::support::program::{json, killed_when, listing, start, stderr, succeeds};
 use quantier::format::imatrix::Imatrix;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -111,10 +111,7 @@ fn what_another_job_kept_is_not_used() {
     let saving = format!("{run} --checkpoint-every 0");
     assert!(killed_after(dir, &saving, [1, 0]), "it ended before");
     let others = bytes(dir, "out.gguf.resume");
-    let note = |args: &str| {
-        let output = quantier(args).current_dir(dir).assert().success();
-        String::from_utf8(output.get_output().stderr.clone()).unwrap()
-    };
+    let note = |args: &str| stderr(dir, args, 0);
     let others_jobs = [
         "-c 64 --chunks 5",
         "-c 64 --chunk 1 --chunks 6",
@@ -291,11 +288,7 @@ fn experts_that_the_text_does_not_reach_are_told() {
     let dir = place();
     let dir = dir.path();
     models::experts().write(&dir.join("e.gguf"));
-    let ran = quantier("imatrix e.gguf -f t.txt -c 64 --chunks 4 -t 2")
-        .current_dir(dir)
-        .assert()
-        .success();
-    let told = String::from_utf8(ran.get_output().stderr.clone()).unwrap();
+    let told = stderr(dir, "imatrix e.gguf -f t.txt -c 64 --chunks 4 -t 2", 0);
     assert!(
         told.contains("warning: layer 0, 4 experts with 64.0 tokens on average: no tokens for 3\n"),
         "{told}"

@@ -2,7 +2,7 @@
 //! ones made of it.
 
 use crate::support::gguf::Tiny;
-use crate::support::program::{json, killed_when, listing, quantier, start, succeeds};
+use crate::support::program::{json, killed_when, listing, quantier, start, stderr, succeeds};
 use quantier::convert;
 use quantier::format::gguf::Value;
 use quantier::format::imatrix::Imatrix;
@@ -61,8 +61,7 @@ fn make(dir: &Path, rest: &str) -> String {
 #[track_caller]
 fn fails(dir: &Path, args: &str, parts: &[&str]) -> String {
     let before = listing(dir);
-    let ran = quantier(args).current_dir(dir).assert().code(1);
-    let error = String::from_utf8_lossy(&ran.get_output().stderr).into_owned();
+    let error = stderr(dir, args, 1);
     assert!(
         error.contains("error: ") && !error.contains("panicked"),
         "{error}"
@@ -613,11 +612,11 @@ fn gradients_that_are_no_numbers_are_named() {
     };
     let model = changed(zero).set("llama.attention.layer_norm_rms_epsilon", Value::F32(1e-38));
     model.write(&dir.path().join("steep.gguf"));
-    let ran = quantier(&format!("make steep.gguf {SMALL} --bpw 4 -o out"))
-        .current_dir(dir.path())
-        .assert()
-        .code(1);
-    let error = String::from_utf8_lossy(&ran.get_output().stderr).into_owned();
+    let error = stderr(
+        dir.path(),
+        &format!("make steep.gguf {SMALL} --bpw 4 -o out"),
+        1,
+    );
     assert!(
         error.contains("layer ") && error.contains("chunk ") && error.contains("--score imatrix"),
         "{error}"

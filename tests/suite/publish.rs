@@ -1,7 +1,7 @@
 //! `quantier publish` and `quantier make --variants --publish` from outside.
 
 use crate::support::models;
-use crate::support::program::{json, listing, quantier, succeeds};
+use crate::support::program::{json, listing, quantier, stderr, succeeds};
 use quantier::format::gguf::Value;
 use quantier::report::data::Frontier;
 use quantier_core::rng::Rng;
@@ -427,8 +427,7 @@ fn make_fails_early(dir: &Path) {
     let args = format!(
         "make m.gguf {SMALL} -f texts/cal.txt --eval texts/eval.txt --bpw 5 -o out --publish"
     );
-    let output = quantier(&args).current_dir(dir).assert().code(1);
-    let error = String::from_utf8_lossy(&output.get_output().stderr).into_owned();
+    let error = stderr(dir, &args, 1);
     assert!(error.contains("--force"), "{error}");
     fs::remove_dir_all(dir.join("out/publish")).unwrap();
 }

@@ -1,7 +1,7 @@
 //! Rounding one tensor behind the other: both models side by side, files, and runs that are killed.
 
 use crate::support::program::{
-    divergence, fails, json, killed_when, place, quantier, read, refmodel, succeeds,
+    divergence, fails, json, killed_when, place, proven, quantier, read, refmodel, succeeds, types,
 };
 use quantier::arch::Catalog;
 use quantier::convert;
@@ -212,27 +212,18 @@ fn fewer_nats_again_at_the_same_types() {
             dir,
             &format!("{QUANTIZE} --propagate cal.txt --json m.gguf propagated.gguf {name}"),
         );
-        for proof in done["outputs"][0]["feedback"].as_array().unwrap() {
-            let [plain, taken] = ["reference", "taken"].map(|of| proof[of].as_f64().unwrap());
-            assert!(taken <= plain && plain > 0.0, "{name}: {proof}");
-        }
+        proven(&done);
         let [fed, propagated] = ["fed.gguf", "propagated.gguf"].map(|file| divergence(dir, file));
         assert!(
             propagated < 0.95 * fed,
             "{name}: {propagated} nats, {fed} for the inputs of the model as it is"
         );
         succeeds(dir, "verify propagated.gguf");
-        let tensors = |file: &str| -> Vec<(String, Json)> {
-            let held = json(dir, &format!("inspect --json {file}"));
-            let one = |t: &Json| (t["name"].as_str().unwrap().to_owned(), t["type"].clone());
-            held["tensors"]
-                .as_array()
-                .unwrap()
-                .iter()
-                .map(one)
-                .collect()
-        };
-        assert_eq!(tensors("fed.gguf"), tensors("propagated.gguf"), "{name}");
+        assert_eq!(
+            types(dir, "fed.gguf"),
+            types(dir, "propagated.gguf"),
+            "{name}"
+        );
         let held = json(dir, "inspect --json propagated.gguf");
         assert_eq!(
             held.pointer("/metadata/quantier.rounding/value")

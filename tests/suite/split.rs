@@ -2,7 +2,7 @@
 
 use crate::support::gguf::Tiny;
 use crate::support::program::{
-    bash, fail_each, fails, json, killed_when, listing, model, quantier, read, refmodel, sparse,
+    bash, fail_each, fails, json, killed_when, listing, model, read, refmodel, sparse, stderr,
     succeeds, usage_errors, with_model,
 };
 use quantier::format::gguf::{Files, Model, Value};
@@ -219,11 +219,7 @@ fn tensors_that_are_larger_than_a_shard_may_be() {
     let mut small_first = model();
     small_first.tensors.rotate_left(1);
     small_first.write(&dir.path().join("n.gguf"));
-    let ran = quantier("split n.gguf s --split-max-size 9000")
-        .current_dir(dir.path())
-        .assert()
-        .success();
-    let note = String::from_utf8_lossy(&ran.get_output().stderr).into_owned();
+    let note = stderr(dir.path(), "split n.gguf s --split-max-size 9000", 0);
     assert!(
         note.contains("note: tensor 'token_embd.weight' has 12288 bytes")
             && note.contains("larger"),

@@ -30,6 +30,11 @@ impl Rng {
         (self.next_u64() >> 40) as f32 / (1u32 << 24) as f32
     }
 
+    /// In [0, 1), 53 bits.
+    pub fn uniform_f64(&mut self) -> f64 {
+        (self.next_u64() >> 11) as f64 / (1u64 << 53) as f64
+    }
+
     /// In [-1/2, 1/2), 24 bits.
     pub fn centered(&mut self) -> f32 {
         self.uniform() - 0.5
@@ -43,6 +48,13 @@ impl Rng {
     /// A normal over a uniform: tails as heavy as 1/x^2.
     pub fn heavy(&mut self) -> f32 {
         self.gaussian() / (self.uniform() + 1.0e-4)
+    }
+
+    /// Puts a list into a random order (Fisher and Yates).
+    pub fn shuffle<T>(&mut self, list: &mut [T]) {
+        for i in (1..list.len()).rev() {
+            list.swap(i, self.below(i as u64 + 1) as usize);
+        }
     }
 }
 

@@ -45,13 +45,19 @@ pub fn json(dir: &Path, args: &str) -> serde_json::Value {
     serde_json::from_str(&succeeds(dir, args)).expect("JSON")
 }
 
+/// Runs the program in a directory; it must end with this exit code. Returns its standard error.
+#[track_caller]
+pub fn stderr(dir: &Path, args: &str, code: i32) -> String {
+    let output = quantier(args).current_dir(dir).assert().code(code);
+    String::from_utf8(output.get_output().stderr.clone()).unwrap()
+}
+
 /// Runs the program in a directory; it must fail with exit code 1 and one error that has all of
 /// `parts`. Nothing may be in the directory afterwards that was not there before.
 #[track_caller]
 pub fn fails(dir: &Path, args: &str, parts: &[&str]) -> String {
     let before = listing(dir);
-    let output = quantier(args).current_dir(dir).assert().code(1);
-    let error = String::from_utf8(output.get_output().stderr.clone()).unwrap();
+    let error = stderr(dir, args, 1);
     assert!(
         error.starts_with("error: ") && !error.contains("panicked"),
         "{error}"
@@ -84,8 +90,7 @@ pub fn fail_each(dir: &Path, rows: &[(&str, &[&str])]) {
 pub fn usage_errors(dir: &Path, rows: &[(&str, &[&str])]) {
     let before = listing(dir);
     for (args, parts) in rows {
-        let output = quantier(args).current_dir(dir).assert().code(2);
-        let error = String::from_utf8_lossy(&output.get_output().stderr).into_owned();
+        let error = stderr(dir, args, 2);
         for part in *parts {
             assert!(error.contains(part), "{args}: no {part:?} in: {error}");
         }
@@ -269,4 +274,32 @@ pub fn divergence(dir: &Path, file: &str) -> f64 {
             .and_then(serde_json::Value::as_f64)
     };
     find(&found).unwrap_or_else(|| panic!("no divergence in {found}"))
+}
+
+/// Names and types of the tensors of a file.
+pub fn types(dir: &Path, file: &str) -> Vec<(String, serde_json::Value)> {
+    let inspected = json(dir, &format!("inspect --json {file}"));
+    inspected["tensors"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|tensor| {
+            (
+                tensor["name"].as_str().unwrap().to_owned(),
+                tensor["type"].clone(),
+            )
+        })
+        .collect()
+}
+
+/// Tensors of the first output that were rounded with error feedback, of what `quantize --json`
+/// prints; none may be worse than the reference's rounding.
+#[track_caller]
+pub fn proven(printed: &serde_json::Value) -> usize {
+    let proofs = printed["outputs"][0]["feedback"].as_array().unwrap();
+    for proof in proofs {
+        let [reference, taken] = ["reference", "taken"].map(|key| proof[key].as_f64().unwrap());
+        assert!(taken <= reference && reference > 0.0, "{proof}");
+    }
+    proofs.len()
 }

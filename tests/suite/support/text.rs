@@ -31,3 +31,9 @@ pub fn numbers(bytes: usize) -> String {
     }
     text
 }
+
+/// Tokens without a pattern, of a vocabulary of 4096.
+pub fn tokens(count: usize) -> Vec<u32> {
+    let mut rng = Rng::new(7);
+    (0..count).map(|_| rng.below(4096) as u32).collect()
+}

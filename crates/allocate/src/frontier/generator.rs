@@ -3,6 +3,7 @@
 use super::{Choice, Item, Problem};
 use quantier_arch::Role;
 use quantier_blocks::types::GgmlType;
+use quantier_core::rng::Rng;
 
 /// What a problem is like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,37 +28,9 @@ pub const KINDS: [Kind; 5] = [
     Kind::NonConvex,
 ];
 
-/// Steele, Lea and Flood's SplitMix64 (2014).
-pub struct Random(pub u64);
-
-impl Random {
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// A whole number below `end`.
-    pub fn below(&mut self, end: usize) -> usize {
-        (self.next() % end as u64) as usize
-    }
-
-    /// Evenly between 0 and 1.
-    pub fn part(&mut self) -> f64 {
-        (self.next() >> 11) as f64 / (1u64 << 53) as f64
-    }
-
-    /// Evenly in the logarithm between 1 / factor and factor.
-    pub fn around_one(&mut self, factor: f64) -> f64 {
-        factor.powf(2.0 * self.part() - 1.0)
-    }
-
-    pub fn shuffle<T>(&mut self, list: &mut [T]) {
-        for i in (1..list.len()).rev() {
-            list.swap(i, self.below(i + 1));
-        }
-    }
+/// Evenly in the logarithm between 1 / factor and factor.
+fn around_one(rng: &mut Rng, factor: f64) -> f64 {
+    factor.powf(2.0 * rng.uniform_f64() - 1.0)
 }
 
 /// The types that llama.cpp quantizes to, plain floats included.
@@ -75,13 +48,13 @@ pub fn types() -> Vec<GgmlType> {
 }
 
 /// A problem with so many items, each of 1 to 16 rows of 256 weights, and `kind`'s difficulty.
-pub fn problem(kind: Kind, items: usize, random: &mut Random) -> Problem {
+pub fn problem(kind: Kind, items: usize, random: &mut Rng) -> Problem {
     let items = if kind == Kind::Few {
         items.min(3)
     } else {
         items
     };
-    let mut rows: Vec<u64> = (0..items).map(|_| 1 + random.below(16) as u64).collect();
+    let mut rows: Vec<u64> = (0..items).map(|_| 1 + random.below(16)).collect();
     if kind == Kind::OneHuge {
         rows[0] = rows[1..].iter().sum::<u64>() + 3;
     }
@@ -94,12 +67,12 @@ pub fn problem(kind: Kind, items: usize, random: &mut Random) -> Problem {
     }
 }
 
-pub fn item(kind: Kind, name: &str, rows: u64, random: &mut Random) -> Item {
-    let matters = random.around_one(10.0);
+pub fn item(kind: Kind, name: &str, rows: u64, random: &mut Rng) -> Item {
+    let matters = around_one(random, 10.0);
     let mut types = types();
     random.shuffle(&mut types);
     if kind != Kind::Model {
-        types.truncate(3 + random.below(6));
+        types.truncate(3 + random.below(6) as usize);
     }
     let choice = |t: &GgmlType| {
         let bytes = rows * t.row_bytes(256).unwrap();
@@ -108,9 +81,9 @@ pub fn item(kind: Kind, name: &str, rows: u64, random: &mut Random) -> Item {
             Kind::EqualSlopes => 1e-3 * (17.0 - t.bpw()) * rows as f64,
             // A square root is concave: only the ends are on the hull.
             Kind::NonConvex => {
-                matters * (17.0 - t.bpw()).sqrt() * rows as f64 * random.around_one(1.2)
+                matters * (17.0 - t.bpw()).sqrt() * rows as f64 * around_one(random, 1.2)
             }
-            _ => matters * 0.25f64.powf(t.bpw()) * rows as f64 * random.around_one(2.0),
+            _ => matters * 0.25f64.powf(t.bpw()) * rows as f64 * around_one(random, 2.0),
         };
         Choice {
             ggml_type: *t,

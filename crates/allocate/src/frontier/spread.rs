@@ -61,12 +61,13 @@ pub fn spread(problem: &Problem, frontier: &Frontier, n: usize, in_nats: bool) -
 
 #[cfg(test)]
 mod tests {
-    use super::super::generator::{KINDS, Kind, Random, problem};
+    use super::super::generator::{KINDS, Kind, problem};
     use super::*;
+    use quantier_core::rng::Rng;
 
     #[test]
     fn steps_are_even_and_worth_it() {
-        let model = problem(Kind::Model, 60, &mut Random(1));
+        let model = problem(Kind::Model, 60, &mut Rng::new(1));
         let frontier = Frontier::of(&model).unwrap();
         let all = spread(&model, &frontier, 6, true);
         assert_eq!(all.len(), 6);
@@ -96,7 +97,7 @@ mod tests {
     fn every_kind_of_frontier_has_some() {
         for kind in KINDS {
             for seed in 0..5 {
-                let problem = problem(kind, 8, &mut Random(seed));
+                let problem = problem(kind, 8, &mut Rng::new(seed));
                 let frontier = Frontier::of(&problem).unwrap();
                 for (n, in_nats) in [(1, true), (5, true), (1, false), (5, false)] {
                     let all = spread(&problem, &frontier, n, in_nats);

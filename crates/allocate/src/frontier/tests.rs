@@ -1,10 +1,11 @@
 //! The solver against simpler ones, and what must hold of any answer.
 
-use super::generator::{KINDS, Kind, Random, brute_force, by_bytes, problem};
+use super::generator::{KINDS, Kind, brute_force, by_bytes, problem};
 use super::{Choice, Frontier, Item, Problem, Solution};
 use proptest::prelude::*;
 use quantier_arch::Role;
 use quantier_blocks::types::GgmlType;
+use quantier_core::rng::Rng;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -52,7 +53,7 @@ fn check(problem: &Problem, solution: &Solution, bytes: u64) {
 
 fn any_problem() -> impl Strategy<Value = Problem> {
     (prop::sample::select(&KINDS[..]), 2usize..14, any::<u64>())
-        .prop_map(|(kind, items, seed)| problem(kind, items, &mut Random(seed)))
+        .prop_map(|(kind, items, seed)| problem(kind, items, &mut Rng::new(seed)))
 }
 
 /// A budget from just below the smallest recipe to just above the largest.
@@ -98,7 +99,7 @@ proptest! {
 
     #[test]
     fn the_order_of_items_and_choices_does_not_matter(problem in any_problem(), part in 0.0..1.0, seed: u64) {
-        let mut random = Random(seed);
+        let mut random = Rng::new(seed);
         let mut shuffled = problem.clone();
         random.shuffle(&mut shuffled.items);
         shuffled.items.iter_mut().for_each(|item| random.shuffle(&mut item.choices));
@@ -199,7 +200,7 @@ fn answers_are_near_the_optimum_also_where_prefixes_are_not() {
             } else {
                 3 + seed as usize % 15
             };
-            let problem = problem(kind, items, &mut Random(seed));
+            let problem = problem(kind, items, &mut Rng::new(seed));
             let (ours, prefix) = gaps(&problem, 20);
             assert!(ours <= GAP, "{kind:?} {seed}: {ours}");
             widest = widest.max(ours);
@@ -219,7 +220,7 @@ fn answers_are_near_the_optimum_also_where_prefixes_are_not() {
 #[test]
 fn both_oracles_agree() {
     for kind in KINDS {
-        let problem = problem(kind, 4, &mut Random(7));
+        let problem = problem(kind, 4, &mut Rng::new(7));
         let frontier = frontier(&problem);
         let bytes = budget(&frontier, 0.4) & !1;
         let (a, b) = (
@@ -233,7 +234,7 @@ fn both_oracles_agree() {
 #[test]
 fn large_problems_are_solved_near_the_bound_and_at_once() {
     for kind in [Kind::Model, Kind::EqualSlopes, Kind::NonConvex] {
-        let problem = problem(kind, 1000, &mut Random(3));
+        let problem = problem(kind, 1000, &mut Rng::new(3));
         let start = Instant::now();
         let frontier = frontier(&problem);
         let built = start.elapsed();
