@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! cargo test --release --test suite                      all of them
-//! cargo test --release --test suite -- --skip slow::     those that take no more than some seconds
+//! cargo fast                                             all but slow::, of every crate, without --release
 //! cargo test --release --test suite make::               one module
 //! ```
 
@@ -14,32 +14,20 @@ mod config;
 mod convert;
 mod convert_golden;
 mod diff;
-#[cfg(unix)]
-mod documented;
 mod engine;
 mod evaluate;
 mod evaluate_failures;
-#[cfg(unix)]
-mod feedback;
 mod fuzz_seeds;
 #[cfg(unix)]
 mod hessian;
 #[cfg(all(unix, feature = "hub"))]
 mod hub;
-#[cfg(unix)]
-mod imatrix;
 mod imatrix_failures;
 mod logits_vs_reference;
-#[cfg(unix)]
-mod make;
-mod make_proof;
 mod ollama_templates;
 #[cfg(unix)]
-mod publish;
-#[cfg(unix)]
-mod sequential;
-#[cfg(unix)]
 mod set;
+mod slow;
 #[cfg(unix)]
 mod split;
 mod support;

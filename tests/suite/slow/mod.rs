@@ -1,0 +1,16 @@
+//! Tests that take longer than a few seconds: whole runs of the engine, and of `make`. `cargo fast`
+//! leaves them out.
+
+#[cfg(unix)]
+mod documented;
+#[cfg(unix)]
+mod feedback;
+#[cfg(unix)]
+mod imatrix;
+#[cfg(unix)]
+mod make;
+mod make_proof;
+#[cfg(unix)]
+mod publish;
+#[cfg(unix)]
+mod sequential;
