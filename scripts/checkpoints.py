@@ -186,6 +186,15 @@ def qwen3moe():
     return config, model(BPE_VOCAB, layer), "bpe"
 
 
+def gemma1():
+    def layer(p):
+        return attention(p) | gated(p + "mlp.") | norms(p, "input_layernorm", "post_attention_layernorm")
+
+    config = base("GemmaForCausalLM", "gemma", SPM_VOCAB, head_dim=HEAD, bos_token_id=2, eos_token_id=1,
+                  hidden_activation="gelu_pytorch_tanh")
+    return config, model(SPM_VOCAB, layer, tied=True), "gemma"
+
+
 def gemma_layer(p, qk=False):
     shapes = attention(p) | gated(p + "mlp.")
     shapes |= norms(p, "input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm",
@@ -303,6 +312,7 @@ CHECKPOINTS = {
     "qwen3": (qwen3, torch.bfloat16, 1),
     "qwen3-yarn": (qwen3_yarn, torch.bfloat16, 1),
     "qwen3moe": (qwen3moe, torch.bfloat16, 2),
+    "gemma1": (gemma1, torch.bfloat16, 1),
     "gemma2": (gemma2, torch.bfloat16, 1),
     "gemma2-f16": (gemma2, torch.float16, 1),
     "gemma3": (gemma3, torch.bfloat16, 1),

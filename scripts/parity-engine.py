@@ -22,7 +22,7 @@ PRINTED = 0.5e-6
 CASES = {name: (name, 512, 4) for name in (
     "llama", "llama3", "llama-yarn", "mistral", "mixtral", "qwen2", "qwen2moe", "qwen3", "qwen3-yarn", "qwen3moe",
     "phi3", "phi3-long", "olmo", "olmo2", "granite", "starcoder2", "gpt2", "gpt2-bare", "smollm3", "smollm3-deep")}
-CASES |= {name: (name, 1024, 3) for name in ("gemma2", "gemma3", "gemma3-deep")}
+CASES |= {name: (name, 1024, 3) for name in ("gemma1", "gemma2", "gemma3", "gemma3-deep")}
 CASES |= {"phi3-beyond-4096": ("phi3-long", 4608, 2), "llama3-odd-context": ("llama3", 333, 5),
           "refmodel": ("refmodel", 512, 8)}
 

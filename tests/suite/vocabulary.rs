@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 fn kind(class: &str) -> VocabKind {
     match class {
+        "GemmaForCausalLM" => VocabKind::Gemma1,
         "Gemma2ForCausalLM" => VocabKind::Gemma2,
         "Gemma3ForCausalLM" => VocabKind::Gemma3,
         "Phi3ForCausalLM" => VocabKind::Phi3,

@@ -1,4 +1,4 @@
-//! Gemma 2 and 3 (text). Their norms hold what is added to 1.
+//! Gemma 1, 2 and 3 (text). Their norms hold what is added to 1.
 
 use super::config::Result;
 use super::decoder::{Activation, Decoder, Rope, Window};
@@ -17,13 +17,23 @@ const GEMMA: Decoder = Decoder {
     ..Decoder::LLAMA
 };
 
+pub(super) static GEMMA1: Architecture = Architecture {
+    classes: &["GemmaForCausalLM"],
+    name: "gemma",
+    vocabulary: VocabKind::Gemma1,
+    parameters: &[GEMMA1_PARAMETERS],
+    tensors: &[TIED_EMBEDDINGS, GEMMA1_NORMS, PLAIN_ATTENTION, GATED_FFN, BUFFERS],
+    generated: nothing_generated,
+    decoder: GEMMA,
+};
+
 pub(super) static GEMMA2: Architecture = Architecture {
     classes: &["Gemma2ForCausalLM"],
     name: "gemma2",
     vocabulary: VocabKind::Gemma2,
-    parameters: &[GEMMA2_PARAMETERS],
+    parameters: &[GEMMA1_PARAMETERS, GEMMA2_PARAMETERS],
     tensors: &[
-        GEMMA2_EMBEDDINGS,
+        TIED_EMBEDDINGS,
         NORMS,
         PLAIN_ATTENTION,
         GATED_FFN,
@@ -71,7 +81,7 @@ pub(super) static GEMMA3: Architecture = Architecture {
     },
 };
 
-const GEMMA2_PARAMETERS: &[Parameter] = &[
+const GEMMA1_PARAMETERS: &[Parameter] = &[
     Parameter::U32("context_length", &["max_position_embeddings"]),
     Parameter::U32("embedding_length", &["hidden_size"]),
     Parameter::Layers,
@@ -85,13 +95,16 @@ const GEMMA2_PARAMETERS: &[Parameter] = &[
     Parameter::U32("attention.key_length", &["head_dim"]),
     Parameter::U32("attention.value_length", &["head_dim"]),
     Parameter::FileType,
+];
+
+const GEMMA2_PARAMETERS: &[Parameter] = &[
     Parameter::F32("attn_logit_softcapping", &["attn_logit_softcapping"]),
     Parameter::F32("final_logit_softcapping", &["final_logit_softcapping"]),
     Parameter::U32("attention.sliding_window", &["sliding_window"]),
 ];
 
 /// The embeddings are the output matrix too; a copy of them is left out.
-const GEMMA2_EMBEDDINGS: &[Recipe] = &[
+const TIED_EMBEDDINGS: &[Recipe] = &[
     Recipe::rename("model.embed_tokens", "token_embd", &[Any, Hidden]),
     Recipe::skip("lm_head"),
 ];
@@ -134,6 +147,22 @@ const NORMS: &[Recipe] = &[
     Recipe::with(
         "model.layers.{}.post_feedforward_layernorm.weight",
         "blk.{}.post_ffw_norm.weight",
+        &[Hidden],
+        &[AddOne],
+    ),
+];
+
+const GEMMA1_NORMS: &[Recipe] = &[
+    Recipe::with("model.norm.weight", "output_norm.weight", &[Hidden], &[AddOne]),
+    Recipe::with(
+        "model.layers.{}.input_layernorm.weight",
+        "blk.{}.attn_norm.weight",
+        &[Hidden],
+        &[AddOne],
+    ),
+    Recipe::with(
+        "model.layers.{}.post_attention_layernorm.weight",
+        "blk.{}.ffn_norm.weight",
         &[Hidden],
         &[AddOne],
     ),

@@ -71,6 +71,7 @@ pub static ARCHITECTURES: &[&Architecture] = &[
     &qwen::QWEN2_MOE,
     &qwen::QWEN3,
     &qwen::QWEN3_MOE,
+    &gemma::GEMMA1,
     &gemma::GEMMA2,
     &gemma::GEMMA3,
     &phi::PHI3,

@@ -47,6 +47,8 @@ pub enum VocabKind {
     /// SentencePiece, else byte-pair encoding in its manner, else byte-level; with the extras of
     /// Code Llama and the small Granites: Llama, Mistral, Mixtral, Granite, SmolLM3.
     Llama,
+    /// SentencePiece without a space in front, with the end of a turn of CodeGemma: Gemma 1.
+    Gemma1,
     /// SentencePiece without a space in front: Gemma 2.
     Gemma2,
     /// The same, or byte-level where there is no SentencePiece model: Gemma 3.
@@ -92,6 +94,7 @@ pub fn import(
             None => import.byte_level()?,
         },
         VocabKind::Llama => import.llama()?,
+        VocabKind::Gemma1 => import.gemma1()?,
         VocabKind::Gemma2 => import.gemma()?.ok_or_else(|| no_model(dir))?,
         VocabKind::Gemma3 => match import.gemma()? {
             Some(tokens) => tokens,
@@ -165,6 +168,22 @@ impl Import<'_> {
             self.entries
                 .set("tokenizer.ggml.add_space_prefix", Value::Bool(false));
         }
+        Ok(tokens)
+    }
+
+    fn gemma1(&mut self) -> Result<usize> {
+        /// The end of a turn. The reference sets the tokens for filling in too, but writes none of
+        /// them.
+        const EOT: u32 = 107;
+
+        let tokens = self.sentencepiece(Additions::Common)?;
+        let tokens = tokens.ok_or_else(|| no_model(&self.files.dir))?;
+        let types = ["prefix", "suffix", "middle", "fsep", "eot"];
+        let mut special = Special::load(self.files, false, &types, None)?;
+        special.set_id("eot", EOT);
+        special.write(&mut self.entries);
+        self.entries
+            .set("tokenizer.ggml.add_space_prefix", Value::Bool(false));
         Ok(tokens)
     }
 

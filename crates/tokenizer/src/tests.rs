@@ -290,6 +290,7 @@ fn bad_files_are_named_with_line_and_column() {
         VocabKind::ByteLevel,
         VocabKind::Qwen,
         VocabKind::Llama,
+        VocabKind::Gemma1,
         VocabKind::Gemma2,
         VocabKind::Gemma3,
         VocabKind::Phi3,
