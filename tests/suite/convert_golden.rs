@@ -65,11 +65,13 @@ fn conversions_are_the_references() {
             ));
         }
     }
-    let of_refmodel: [(&str, &[&str]); 4] = [
+    let of_refmodel: [(&str, &[&str]); 6] = [
         ("tensors", &["--split-max-tensors", "5"]),
         ("size", &["--split-max-size", "1M"]),
         ("unsplit", &["--split-max-size", "1G"]),
         ("vocab", &["--vocab-only"]),
+        ("bigendian-f32", &["--bigendian", "--outtype", "f32"]),
+        ("bigendian-f16", &["--bigendian", "--outtype", "f16"]),
     ];
     for (case, arguments) in of_refmodel {
         cases.push((
