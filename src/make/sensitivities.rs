@@ -266,12 +266,12 @@ impl<'j> ScoringStage<'j> {
         let bands = (2.0 * numbers.threads + 1.0) * products;
         let sums = self.missing_rows().into_iter().map(|rows| 4 * rows * rows);
         let feedback = numbers.feedback.as_ref();
+        // The output matrix is gone before the first layer is widened.
+        let at_output = numbers.output * 4.0 + numbers.working_logits();
+        let at_layer = numbers.largest * 4.0 + layer + numbers.working(3.0);
         Memory {
             activations: (numbers.layers + 1.0 + 2.0 * draws) * tokens * numbers.hidden * 4.0,
-            work: numbers.largest.max(numbers.output) * 4.0
-                + layer
-                + bands
-                + numbers.working(3.0).max(numbers.working_logits()),
+            work: at_output.max(at_layer) + bands,
             feedback: feedback.map_or(0.0, |feedback| feedback.factor_bytes())
                 + sums.sum::<u64>() as f64 / numbers.layers.max(1.0),
         }
