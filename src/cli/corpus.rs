@@ -7,6 +7,19 @@ use quantier::format::logits::Logits;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+/// An open logits file.
+pub struct LogitsFile<'a> {
+    pub path: &'a Path,
+    pub logits: Logits,
+}
+
+impl LogitsFile<'_> {
+    pub fn open(path: &Path) -> anyhow::Result<LogitsFile<'_>> {
+        let logits = Logits::open(path)?;
+        Ok(LogitsFile { path, logits })
+    }
+}
+
 /// The chunks of several texts, one text after another.
 pub struct Corpus {
     /// The texts with their ranges of chunks.
@@ -44,7 +57,7 @@ impl Corpus {
     /// The first `chunks` chunks of a logits file. `texts`, if any, must be the file's own.
     pub fn of_logits(
         model: &Opened<'_>,
-        (path, logits): (&Path, &Logits),
+        LogitsFile { path, logits }: &LogitsFile<'_>,
         texts: &[PathBuf],
         chunks: Option<usize>,
     ) -> anyhow::Result<Corpus> {
@@ -120,7 +133,8 @@ impl Corpus {
     /// tokens to the same text.
     pub fn check(
         &self,
-        (first, other): (&Opened<'_>, &Opened<'_>),
+        first: &Opened<'_>,
+        other: &Opened<'_>,
         texts: &[PathBuf],
         chunks: Option<usize>,
     ) -> anyhow::Result<()> {

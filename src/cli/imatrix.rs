@@ -125,7 +125,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
-    let model = args.positional.as_deref().or(args.model.as_deref());
+    let path = args.positional.as_deref().or(args.model.as_deref());
     if args.file.is_empty() && args.in_file.is_empty() {
         wrong_usage(
             "imatrix",
@@ -138,7 +138,7 @@ pub fn run(args: &Args, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
             "--show-statistics without a text takes a single --in-file",
         );
     }
-    if model.is_none() && !args.file.is_empty() {
+    if path.is_none() && !args.file.is_empty() {
         wrong_usage("imatrix", "the model is missing");
     }
     if args.hessians.is_some() && (args.file.is_empty() || args.save_frequency > 0) {
@@ -147,15 +147,16 @@ pub fn run(args: &Args, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
             "--hessians requires a text (--file) and excludes --save-frequency",
         );
     }
-    let source = model.map(source).transpose()?;
+    let source = path.map(source).transpose()?;
     let input = source.as_ref().map(input).transpose()?;
     let own_size =
         matches.value_source("ctx_size") == Some(ValueSource::CommandLine) || !args.file.is_empty();
-    let before = Before::read(args, own_size, model.zip(input.as_ref()))?;
-    let report = match (model, &input) {
-        (Some(model), Some(input)) if !args.file.is_empty() => {
-            collected(args, model, input, before)?
-        }
+    let model = path
+        .zip(input.as_ref())
+        .map(|(path, input)| Model { path, input });
+    let before = Before::read(args, own_size, model)?;
+    let report = match model {
+        Some(model) if !args.file.is_empty() => collected(args, model, before)?,
         _ if args.show_statistics => {
             let file = before.sums.to_file(before.chunk_size);
             Report {
@@ -169,7 +170,7 @@ pub fn run(args: &Args, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
         }
         _ => {
             let file = before.sums.to_file(before.chunk_size);
-            let inputs = input.as_ref().map_or(Vec::new(), |input| input.paths());
+            let inputs = model.map_or(Vec::new(), |model| model.input.paths());
             file.write(&args.output, format(args), &inputs)?;
             let written = Some(&*args.output);
             Report {
@@ -186,6 +187,13 @@ pub fn run(args: &Args, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// A model: its path as the user typed it, and its files.
+#[derive(Clone, Copy)]
+struct Model<'a> {
+    path: &'a Path,
+    input: &'a Input<'a>,
+}
+
 /// The merged sums of `--in-file`.
 struct Before {
     sums: Sums,
@@ -196,11 +204,7 @@ struct Before {
 impl Before {
     /// Reads and merges the files, checked against the model if given. The chunk size is the
     /// command's own or, without one, the common chunk size of the files.
-    fn read(
-        args: &Args,
-        own_size: bool,
-        model: Option<(&Path, &Input<'_>)>,
-    ) -> anyhow::Result<Before> {
+    fn read(args: &Args, own_size: bool, model: Option<Model<'_>>) -> anyhow::Result<Before> {
         let name = |path: &Path| path.display().to_string();
         let mut chunk_size =
             u32::try_from(args.common.ctx_size).context("--ctx-size is too large")?;
@@ -222,17 +226,15 @@ impl Before {
         let mut sums = Sums::default();
         for (path, file) in args.in_file.iter().zip(&files) {
             let theirs = Sums::of_file(file, chunk_size);
-            if let Some((model, input)) = model {
+            if let Some(model) = model {
                 let dims = |tensor_name: &str| {
-                    let tensor = input
-                        .tensors
-                        .iter()
-                        .find(|t| *t.info.name == *tensor_name)?;
+                    let tensors = &model.input.tensors;
+                    let tensor = tensors.iter().find(|t| *t.info.name == *tensor_name)?;
                     Some(tensor.info.shape.dims().to_vec())
                 };
                 theirs
                     .check_model(dims)
-                    .with_context(|| format!("{}, against {}", name(path), name(model)))?;
+                    .with_context(|| format!("{}, against {}", name(path), name(model.path)))?;
             }
             sums.merge_file(&theirs).with_context(|| name(path))?;
         }
@@ -300,11 +302,10 @@ impl Chunks {
 
 fn collected<'a>(
     args: &'a Args,
-    model: &Path,
-    input: &Input<'_>,
+    Model { path, input }: Model<'_>,
     before: Before,
 ) -> anyhow::Result<Report<'a>> {
-    let mut opened = open(model, input, &args.common.options())?;
+    let mut opened = open(path, input, &args.common.options())?;
     let chunks = Chunks::read(args, &opened)?;
     let windows = Windows::of_chunks(&chunks.tokens, args.common.ctx_size, chunks.bos)?;
     let (format, mut inputs) = (format(args), input.paths());
@@ -362,11 +363,11 @@ fn collected<'a>(
                 .map(|path| format!("; the same command resumes from {}", path.display()));
             return Err(anyhow::anyhow!(
                 "{}: {error}{}",
-                model.display(),
+                path.display(),
                 again.unwrap_or_default()
             ));
         }
-        (Err(error), None) => return Err(error).with_context(|| model.display().to_string()),
+        (Err(error), None) => return Err(error).with_context(|| path.display().to_string()),
     };
     let file = finished(&sums).with_context(|| format!("adding to {}", names(&args.in_file)))?;
     file.write(&args.output, format, &inputs)?;

@@ -1,6 +1,6 @@
 //! `quantier kld`.
 
-use super::corpus::Corpus;
+use super::corpus::{Corpus, LogitsFile};
 use super::measure::{Common, Opened, input, open, source};
 use super::messages::warning;
 use super::terminal::Bar;
@@ -10,7 +10,7 @@ use anyhow::{Context, ensure};
 use quantier::evaluate::measure::{self, Base, Measured};
 use quantier::evaluate::score::Comparison;
 use quantier::evaluate::statistics::{Figure, Statistics};
-use quantier::format::logits::{Logits, Writer};
+use quantier::format::logits::Writer;
 use quantier::input::Input;
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -51,8 +51,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let file = args.logits.as_deref().map(Logits::open).transpose()?;
-    let logits = args.logits.as_deref().zip(file.as_ref());
+    let logits = args.logits.as_deref().map(LogitsFile::open).transpose()?;
     if logits.is_none() && args.models.len() < 2 {
         wrong_usage("kld", "name at least one model to compare with the base");
     }
@@ -72,16 +71,16 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         .zip(&inputs)
         .map(|(path, input)| open(path, input, &args.common.options()));
     let mut opened = opened.collect::<anyhow::Result<Vec<_>>>()?;
-    let corpus = read(args, &opened, logits)?;
-    let found = compare(args, &inputs, &mut opened, &corpus, logits)?;
-    report(args, &corpus, &found)
+    let corpus = read(args, &opened, logits.as_ref())?;
+    let compared = compare(args, &inputs, &mut opened, &corpus, logits.as_ref())?;
+    report(args, &corpus, &compared)
 }
 
 /// The chunks; fails unless all models tokenize them alike.
 fn read(
     args: &Args,
     opened: &[Opened<'_>],
-    logits: Option<(&Path, &Logits)>,
+    logits: Option<&LogitsFile<'_>>,
 ) -> anyhow::Result<Corpus> {
     let (first, chunks) = (&opened[0], args.common.chunks);
     let corpus = match logits {
@@ -99,7 +98,7 @@ fn read(
             sizes.0
         );
         corpus
-            .check((first, other), &args.file, chunks)
+            .check(first, other, &args.file, chunks)
             .with_context(|| path.display().to_string())?;
     }
     Ok(corpus)
@@ -108,8 +107,11 @@ fn read(
 /// Minimum fraction of rows with the same most probable token for related models.
 const UNRELATED: f64 = 0.05;
 
-/// A model with its comparison to the base, row by row.
-type Found<'a> = (&'a PathBuf, Vec<Comparison>);
+/// A model compared with the base, row by row.
+struct Compared<'a> {
+    path: &'a Path,
+    rows: Vec<Comparison>,
+}
 
 /// Runs the layers of one model after another, then compares all logits in one sweep.
 fn compare<'a>(
@@ -117,8 +119,8 @@ fn compare<'a>(
     inputs: &[Input<'_>],
     opened: &mut [Opened<'_>],
     corpus: &Corpus,
-    logits: Option<(&Path, &Logits)>,
-) -> anyhow::Result<Vec<Found<'a>>> {
+    logits: Option<&LogitsFile<'_>>,
+) -> anyhow::Result<Vec<Compared<'a>>> {
     let windows = corpus.windows()?;
     let quants = &args.models[usize::from(logits.is_none())..];
     let mut save = match &args.save_logits {
@@ -154,7 +156,7 @@ fn compare<'a>(
     }
     bar.about("all");
     let base = match logits {
-        Some((path, logits)) => Base::Stored {
+        Some(LogitsFile { path, logits }) => Base::Stored {
             name: path.display().to_string(),
             logits,
         },
@@ -163,24 +165,38 @@ fn compare<'a>(
     let rows = measure::compare(&base, &measured, &windows, save.as_mut(), &bar)?;
     drop(bar);
     save.map_or(Ok(()), Writer::finish)?;
-    Ok(quants.iter().zip(rows).collect())
+    let compared = quants.iter().zip(rows);
+    Ok(compared
+        .map(|(path, rows)| Compared { path, rows })
+        .collect())
 }
 
-fn report(args: &Args, corpus: &Corpus, found: &[Found<'_>]) -> anyhow::Result<ExitCode> {
+/// Statistics of a model: of all texts, and of each.
+struct Summary<'a> {
+    path: &'a Path,
+    all: Statistics,
+    texts: Vec<(&'a Path, Statistics)>,
+}
+
+fn report(args: &Args, corpus: &Corpus, compared: &[Compared<'_>]) -> anyhow::Result<ExitCode> {
     let of = |rows: &[Comparison]| Statistics::of(&[rows]).context("there is nothing to score");
     let mut models = Vec::new();
-    for (path, rows) in found {
+    for Compared { path, rows } in compared {
         let texts = corpus
             .parts
             .iter()
-            .map(|(text, part)| Ok((text, of(corpus.rows(part, rows))?)));
-        models.push((path, of(rows)?, texts.collect::<anyhow::Result<Vec<_>>>()?));
+            .map(|(text, part)| Ok((&**text, of(corpus.rows(part, rows))?)));
+        models.push(Summary {
+            path,
+            all: of(rows)?,
+            texts: texts.collect::<anyhow::Result<_>>()?,
+        });
     }
     if args.logits.is_some() && args.file.is_empty() {
         // Without the text, only the sizes of the vocabularies were compared.
-        for (path, all, _) in models
+        for Summary { path, all, .. } in models
             .iter()
-            .filter(|(_, all, _)| all.same_top.value < UNRELATED)
+            .filter(|model| model.all.same_top.value < UNRELATED)
         {
             warning!(
                 "{} and the logits file agree on the most probable token in only {:.1}% of the rows; their vocabularies \
@@ -191,7 +207,7 @@ fn report(args: &Args, corpus: &Corpus, found: &[Found<'_>]) -> anyhow::Result<E
         }
     }
     if args.common.json {
-        let one = |(path, all, texts): &(&&PathBuf, Statistics, Vec<(&PathBuf, Statistics)>)| {
+        let one = |Summary { path, all, texts }: &Summary<'_>| {
             let texts: Vec<_> = texts
                 .iter()
                 .map(|(text, s)| json!({ "text": text, "statistics": s }))
@@ -214,7 +230,7 @@ fn report(args: &Args, corpus: &Corpus, found: &[Found<'_>]) -> anyhow::Result<E
         )?;
         return Ok(ExitCode::SUCCESS);
     }
-    for (path, all, texts) in &models {
+    for Summary { path, all, texts } in &models {
         say!("{}\n{all}", path.display())?;
         if texts.len() > 1 {
             let names = texts
@@ -229,7 +245,7 @@ fn report(args: &Args, corpus: &Corpus, found: &[Found<'_>]) -> anyhow::Result<E
             "model",
             models
                 .iter()
-                .map(|(path, all, _)| (path.display().to_string(), all)),
+                .map(|model| (model.path.display().to_string(), &model.all)),
         )?;
     }
     Ok(ExitCode::SUCCESS)

@@ -52,10 +52,10 @@ impl Block<SUB> for BlockIq4Nl {
                     for &v in &x {
                         sums = sums + v * v;
                     }
-                    Some((
-                        eight(&w[i * LANES..][..blocks.len()]),
-                        variances(simd, sums, SUB),
-                    ))
+                    Some(Importance {
+                        subs: eight(&w[i * LANES..][..blocks.len()]),
+                        variance: variances(simd, sums, SUB),
+                    })
                 }
                 None => None,
             };
@@ -123,7 +123,10 @@ impl Block<256> for BlockIq4Xs {
             let importance = match importance {
                 Some(w) => {
                     let subs: &[Sub; 8] = bytemuck::cast_ref(&w[i]);
-                    Some((subs.each_ref(), simd.splat(variance[i % LANES])))
+                    Some(Importance {
+                        subs: subs.each_ref(),
+                        variance: simd.splat(variance[i % LANES]),
+                    })
                 }
                 None => None,
             };
@@ -234,16 +237,22 @@ fn variances<S: Simd>(simd: S, sums_of_squares: S::F32, count: usize) -> S::F32 
     sums_of_squares * simd.splat(2.0 / count as f32)
 }
 
+/// Importance of the weights of eight sub-blocks.
+struct Importance<'a, S: Simd> {
+    subs: [&'a Sub; LANES],
+    variance: S::F32,
+}
+
 /// Error weights: by importance and variance, or the squares of the weights themselves.
 #[inline(always)]
 fn error_weights<S: Simd>(
     simd: S,
     x: &Lanes<S>,
-    importance: Option<([&Sub; LANES], S::F32)>,
+    importance: Option<Importance<'_, S>>,
 ) -> Lanes<S> {
     match importance {
-        Some((importance, variance)) => {
-            let mut weights = simd.gather(importance);
+        Some(Importance { subs, variance }) => {
+            let mut weights = simd.gather(subs);
             for (w, &x) in weights.iter_mut().zip(x) {
                 *w = weigh_lanes(simd, x, *w, variance);
             }

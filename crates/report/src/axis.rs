@@ -1,5 +1,7 @@
 //! Axes: from values to places, and where the ticks stand.
 
+use std::ops::RangeInclusive;
+
 /// Steps of a logarithmic axis within a decade, from coarse to fine.
 const LOG_STEPS: [&[u32]; 4] = [&[1], &[1, 3], &[1, 2, 5], &[1, 2, 3, 4, 5, 6, 8]];
 /// Steps of a linear axis, per power of ten.
@@ -14,16 +16,18 @@ pub(super) fn drawable(nats: f64) -> bool {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Axis {
     log: bool,
-    low: f64,
-    high: f64,
+    /// Lowest and highest value.
+    pub(super) low: f64,
+    pub(super) high: f64,
     from: f64,
     to: f64,
 }
 
 impl Axis {
-    /// From `low` to `high` (low < high; above 0 for a logarithmic axis), drawn from place `from`
+    /// An axis of `values` (more than one; above 0 for a logarithmic axis), drawn from place `from`
     /// to place `to`.
-    pub(super) fn new(log: bool, (low, high): (f64, f64), (from, to): (f64, f64)) -> Axis {
+    pub(super) fn new(log: bool, values: RangeInclusive<f64>, from: f64, to: f64) -> Axis {
+        let (low, high) = values.into_inner();
         Axis {
             log,
             low,
@@ -49,11 +53,6 @@ impl Axis {
             high: self.high * factor + offset,
             ..*self
         }
-    }
-
-    /// Lowest and highest value.
-    pub(super) fn ends(&self) -> (f64, f64) {
-        (self.low, self.high)
     }
 
     /// Whether a value is on the axis.
@@ -131,17 +130,17 @@ mod tests {
 
     #[test]
     fn ticks_are_round_and_apart() {
-        let linear = Axis::new(false, (2.29, 6.7), (0.0, 900.0));
+        let linear = Axis::new(false, 2.29..=6.7, 0.0, 900.0);
         assert_eq!(
             linear.ticks(90.0),
             [2.5, 3.0, 3.5, 4.0, 4.5, 5.0, 5.5, 6.0, 6.5]
         );
-        let log = Axis::new(true, (0.0018, 0.6), (500.0, 0.0));
+        let log = Axis::new(true, 0.0018..=0.6, 500.0, 0.0);
         assert_eq!(
             log.ticks(30.0),
             [0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5]
         );
-        let wide = Axis::new(true, (1e-12, 10.0), (0.0, 100.0));
+        let wide = Axis::new(true, 1e-12..=10.0, 0.0, 100.0);
         assert!(wide.ticks(20.0).len() <= 6);
         for axis in [linear, log, wide] {
             for value in axis.ticks(20.0) {
@@ -156,9 +155,9 @@ mod tests {
     #[test]
     fn the_ends_are_the_ends() {
         for log in [false, true] {
-            let axis = Axis::new(log, (2.0, 32.0), (10.0, 110.0));
+            let axis = Axis::new(log, 2.0..=32.0, 10.0, 110.0);
             assert_eq!((axis.at(2.0), axis.at(32.0)), (10.0, 110.0));
         }
-        assert!((Axis::new(true, (2.0, 32.0), (10.0, 110.0)).at(8.0) - 60.0).abs() < 1e-9);
+        assert!((Axis::new(true, 2.0..=32.0, 10.0, 110.0).at(8.0) - 60.0).abs() < 1e-9);
     }
 }

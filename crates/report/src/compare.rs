@@ -77,11 +77,8 @@ impl Frontier {
             .frontier
             .windows(2)
             .find(|pair| pair[0].bytes <= bytes && bytes <= pair[1].bytes)?;
-        Some(between(
-            (pair[0].bytes, pair[0].nats),
-            (pair[1].bytes, pair[1].nats),
-            bytes,
-        ))
+        let part = part(pair[0].bytes, pair[1].bytes, bytes);
+        Some(between(pair[0].nats, pair[1].nats, part))
     }
 
     /// The gains of all tensors in descending order; ties in the order of the file.
@@ -129,23 +126,26 @@ fn compare<'a>(
         .windows(2)
         .find(|pair| pair[0].0.bytes <= bytes && bytes <= pair[1].0.bytes)?;
     let [(small, small_nats), (large, large_nats)] = [pair[0], pair[1]];
-    let theirs = between((small.bytes, small_nats), (large.bytes, large_nats), bytes);
+    let part = part(small.bytes, large.bytes, bytes);
     Some(Comparison {
         preset: small,
         next: Some(large),
         ours,
-        theirs,
+        theirs: between(small_nats, large_nats, part),
         measured,
     })
 }
 
-/// Nats at a size between two points: linear in the bytes and in the logarithm of the nats (in the
-/// nats if one is 0).
-fn between(a: (u64, f64), b: (u64, f64), bytes: u64) -> f64 {
-    let part = (bytes - a.0) as f64 / (b.0 - a.0).max(1) as f64;
-    match a.1 > 0.0 && b.1 > 0.0 {
-        true => (a.1.ln() * (1.0 - part) + b.1.ln() * part).exp(),
-        false => a.1 * (1.0 - part) + b.1 * part,
+/// The part of the way from `small` to `large` at which `bytes` is.
+fn part(small: u64, large: u64, bytes: u64) -> f64 {
+    (bytes - small) as f64 / (large - small).max(1) as f64
+}
+
+/// Nats at a part of the way from `a` to `b`: linear in the logarithm (in the nats if one is 0).
+fn between(a: f64, b: f64, part: f64) -> f64 {
+    match a > 0.0 && b > 0.0 {
+        true => (a.ln() * (1.0 - part) + b.ln() * part).exp(),
+        false => a * (1.0 - part) + b * part,
     }
 }
 

@@ -4,50 +4,55 @@ use super::axis::{Axis, drawable, tick};
 use super::data::Frontier;
 use super::labels::Labels;
 use super::numbers::{nats, shorten};
-use super::svg::{Anchor, Area, Place, Svg, text_width};
+use super::plot::{Legend, Mark, Plot, RADIUS, Symbol};
+use super::svg::{Anchor, Area, Place, Point, Svg, point};
 
 const SIZE: f64 = 520.0;
 const LEFT: f64 = 70.0;
 const RIGHT: f64 = 16.0;
 const HEAD: f64 = 40.0;
 const FOOT: f64 = 56.0;
-const RADIUS: f64 = 5.0;
-const NAME_SIZE: f64 = 12.5;
-/// Bold letters are about this much wider.
-const BOLD: f64 = 1.07;
 /// The axes reach this much further than the points, as a factor.
 const ROOM: f64 = 1.6;
 
+fn symbol(ours: bool) -> Symbol {
+    Symbol {
+        ours,
+        open: false,
+        radius: if ours { RADIUS + 2.0 } else { RADIUS },
+    }
+}
+
 /// Predicted and measured nats of a file or preset.
-struct Mark {
-    name: String,
-    predicted: f64,
-    measured: f64,
-    ours: bool,
+fn mark(name: String, predicted: f64, measured: f64, ours: bool) -> Mark {
+    let (x, y) = (nats(predicted), nats(measured));
+    Mark {
+        tip: format!("{name}: {x} predicted, {y} measured"),
+        name,
+        x: predicted,
+        y: measured,
+        symbol: symbol(ours),
+        favoured: if ours { 0.7 } else { 3.8 },
+    }
 }
 
 /// Our files, then the presets: those that were both predicted and measured.
 fn marks(data: &Frontier) -> Vec<Mark> {
     let ours = data.files.iter().filter_map(|file| {
-        let (name, measured) = (shorten(&file.label, 24), file.measured.as_ref()?.kld);
-        Some(Mark {
-            name,
-            predicted: file.predicted,
+        let measured = file.measured.as_ref()?.kld;
+        Some(mark(
+            shorten(&file.label, 24),
+            file.predicted,
             measured,
-            ours: true,
-        })
+            true,
+        ))
     });
     let theirs = data.presets.iter().filter_map(|preset| {
-        let (name, measured) = (shorten(&preset.name, 20), preset.measured.as_ref()?.kld);
-        Some(Mark {
-            name,
-            predicted: preset.predicted?,
-            measured,
-            ours: false,
-        })
+        let (predicted, measured) = (preset.predicted?, preset.measured.as_ref()?.kld);
+        Some(mark(shorten(&preset.name, 20), predicted, measured, false))
     });
     ours.chain(theirs)
-        .filter(|mark| drawable(mark.predicted) && drawable(mark.measured))
+        .filter(|mark| drawable(mark.x) && drawable(mark.y))
         .collect()
 }
 
@@ -57,11 +62,7 @@ pub fn fit_chart(data: &Frontier, place: Place) -> Option<String> {
     if marks.len() < 2 {
         return None;
     }
-    let values = || {
-        marks
-            .iter()
-            .flat_map(|mark| [mark.predicted, mark.measured])
-    };
+    let values = || marks.iter().flat_map(|mark| [mark.x, mark.y]);
     let low = values().min_by(f64::total_cmp)? / ROOM;
     let high = values().max_by(f64::total_cmp)? * ROOM;
     let label = format!(
@@ -69,130 +70,72 @@ pub fn fit_chart(data: &Frontier, place: Place) -> Option<String> {
         shorten(&data.model.name, 80)
     );
     let mut svg = Svg::new(SIZE, SIZE, &label, place);
-    let plot = Area {
+    let area = Area {
         x0: LEFT,
         y0: HEAD,
         x1: SIZE - RIGHT,
         y1: SIZE - FOOT,
     };
-    let x = Axis::new(true, (low, high), (plot.x0, plot.x1));
-    let y = Axis::new(true, (low, high), (plot.y1, plot.y0));
-    for value in x.ticks(48.0) {
-        svg.line("q-grid", (x.at(value), plot.y0), (x.at(value), plot.y1));
-        svg.text(
-            "q-tick",
-            (x.at(value), plot.y1 + 19.0),
-            Anchor::Middle,
-            &tick(value),
-        );
-        svg.line("q-grid", (plot.x0, y.at(value)), (plot.x1, y.at(value)));
-        svg.text(
-            "q-tick",
-            (plot.x0 - 8.0, y.at(value) + 4.0),
-            Anchor::End,
-            &tick(value),
-        );
+    let Area { x0, y0, x1, y1 } = area;
+    let plot = Plot {
+        area,
+        x: Axis::new(true, low..=high, x0, x1),
+        y: Axis::new(true, low..=high, y1, y0),
+    };
+    for value in plot.x.ticks(48.0) {
+        let x = plot.x.at(value);
+        svg.line("q-grid", point(x, y0), point(x, y1));
+        svg.text("q-tick", point(x, y1 + 19.0), Anchor::Middle, &tick(value));
+        plot.y_tick(&mut svg, value);
     }
-    svg.text(
-        "q-note",
-        ((plot.x0 + plot.x1) / 2.0, SIZE - 14.0),
-        Anchor::Middle,
-        "predicted nats (not fitted)",
-    );
-    svg.upright_text("q-note", (16.0, (plot.y0 + plot.y1) / 2.0), "measured nats");
+    let Point { x, y } = area.middle();
+    let text = "predicted nats (not fitted)";
+    svg.text("q-note", point(x, SIZE - 14.0), Anchor::Middle, text);
+    svg.upright_text("q-note", point(16.0, y), "measured nats");
 
-    let mut labels = Labels::new(plot);
-    let diagonal = [(plot.x0, plot.y1), (plot.x1, plot.y0)];
-    svg.line("q-diagonal", diagonal[0], diagonal[1]);
-    labels.curve(&diagonal);
-    let fit = fit_line(data, &x, &y);
-    if let Some(line) = fit {
-        svg.line("q-fit", line[0], line[1]);
+    let mut labels = Labels::new(area);
+    let mut draw = |svg: &mut Svg, class: &str, line: [Point; 2]| {
+        svg.line(class, line[0], line[1]);
         labels.curve(&line);
+    };
+    draw(&mut svg, "q-diagonal", [point(x0, y1), point(x1, y0)]);
+    let fit = fit_line(data, &plot);
+    if let Some(line) = fit {
+        draw(&mut svg, "q-fit", line);
     }
     legend(&mut svg, &marks, fit.is_some());
-
-    let at = |mark: &Mark| (x.at(mark.predicted), y.at(mark.measured));
-    marks
-        .iter()
-        .for_each(|mark| labels.block(Area::around(at(mark), RADIUS + 1.5)));
-    let mut names = Vec::new();
-    for mark in &marks {
-        let favoured = if mark.ours { 0.7 } else { 3.8 };
-        let letters = if mark.ours {
-            BOLD * NAME_SIZE
-        } else {
-            NAME_SIZE
-        };
-        let Some(spot) = labels.place(at(mark), &mark.name, letters, favoured) else {
-            continue;
-        };
-        if let Some(end) = spot.leader {
-            svg.line("q-lead", at(mark), end);
-        }
-        names.push((mark, spot));
-    }
-    for mark in marks.iter().rev() {
-        let tip = format!(
-            "{}: {} predicted, {} measured",
-            mark.name,
-            nats(mark.predicted),
-            nats(mark.measured)
-        );
-        shape(&mut svg, mark.ours, at(mark), &tip);
-    }
-    for (mark, spot) in names {
-        let class = if mark.ours {
-            "q-ours-name"
-        } else {
-            "q-theirs-name"
-        };
-        svg.text(class, spot.at, spot.anchor, &mark.name);
-    }
+    plot.draw_marks(&mut svg, &marks, labels, RADIUS + 1.5);
     Some(svg.finish())
 }
 
 /// The part of the fitted line that is in the picture; it is straight, since both axes are
 /// logarithmic.
-fn fit_line(data: &Frontier, x: &Axis, y: &Axis) -> Option<[(f64, f64); 2]> {
+fn fit_line(data: &Frontier, plot: &Plot) -> Option<[Point; 2]> {
     let fit = data
         .fit
         .filter(|fit| fit.scale > 0.0 && fit.exponent > 0.0)?;
-    let (low, high) = x.ends();
+    let (low, high) = (plot.x.low, plot.x.high);
     let back = |measured: f64| (measured / fit.scale).powf(1.0 / fit.exponent);
     let (from, to) = (low.max(back(low)), high.min(back(high)));
-    (from < to).then(|| [from, to].map(|predicted| (x.at(predicted), y.at(fit.apply(predicted)))))
-}
-
-fn shape(svg: &mut Svg, ours: bool, at: (f64, f64), tip: &str) {
-    match ours {
-        true => svg.diamond("q-ours", at, RADIUS + 2.0, tip),
-        false => svg.circle("q-theirs", at, RADIUS, tip),
-    }
+    (from < to).then(|| [from, to].map(|predicted| plot.at(predicted, fit.apply(predicted))))
 }
 
 fn legend(svg: &mut Svg, marks: &[Mark], fitted: bool) {
-    let (mut x, y) = (LEFT, 18.0);
-    let mut entry = |svg: &mut Svg, draw: &dyn Fn(&mut Svg, (f64, f64)), text: &str| {
-        draw(svg, (x + 8.0, y));
-        svg.text("q-note", (x + 22.0, y + 4.0), Anchor::Start, text);
-        x += 22.0 + text_width(text, NAME_SIZE) + 12.0;
+    let mut legend = Legend {
+        svg,
+        at: point(LEFT, 18.0),
+        indent: 22.0,
+        gap: 12.0,
+        reach: 8.0,
     };
     for (ours, text) in [(true, "Quantier"), (false, "llama.cpp preset")] {
-        if marks.iter().any(|mark| mark.ours == ours) {
-            entry(svg, &|svg, at| shape(svg, ours, at, ""), text);
+        let symbol = symbol(ours);
+        if marks.iter().any(|mark| mark.symbol == symbol) {
+            legend.symbol(symbol, text);
         }
     }
-    entry(
-        svg,
-        &|svg, (x, y)| svg.line("q-diagonal", (x - 8.0, y), (x + 8.0, y)),
-        "equal",
-    );
+    legend.line("q-diagonal", "equal");
     if fitted {
-        entry(
-            svg,
-            &|svg, (x, y)| svg.line("q-fit", (x - 8.0, y), (x + 8.0, y)),
-            "fit",
-        );
+        legend.line("q-fit", "fit");
     }
 }

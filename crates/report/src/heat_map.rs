@@ -3,7 +3,7 @@
 
 use super::data::{File, Frontier, Tensor};
 use super::numbers::{nats, shorten, size, type_name};
-use super::svg::{Anchor, Area, Place, Svg, text_width};
+use super::svg::{Anchor, Area, Place, Svg, point, text_width};
 
 /// Widest the picture gets.
 const WIDTH: f64 = 1032.0;
@@ -176,12 +176,17 @@ pub fn heat_map(data: &Frontier, file: &File, place: Place) -> (String, f64) {
         let x = left + cell * (column as f64 + 0.5);
         svg.text(
             "q-layer",
-            (x, HEAD - 7.0),
+            point(x, HEAD - 7.0),
             Anchor::Middle,
             &layer.to_string(),
         );
     }
-    svg.text("q-layer", (left - 10.0, HEAD - 7.0), Anchor::End, "layer");
+    svg.text(
+        "q-layer",
+        point(left - 10.0, HEAD - 7.0),
+        Anchor::End,
+        "layer",
+    );
 
     let cells = |name: &str| -> Vec<(usize, Cell)> {
         let row = data
@@ -210,48 +215,42 @@ pub fn heat_map(data: &Frontier, file: &File, place: Place) -> (String, f64) {
     let mut name_row = |svg: &mut Svg, name: &str| {
         svg.text(
             "q-row",
-            (left - 10.0, y + ROW / 2.0 + 4.0),
+            point(left - 10.0, y + ROW / 2.0 + 4.0),
             Anchor::End,
             &shorten(name, ROW_CHARACTERS),
         );
         y += ROW;
-        (y - ROW + GAP / 2.0, y - GAP / 2.0)
-    };
-    let wide_row = |svg: &mut Svg, (y0, y1): (f64, f64), tensor: &Tensor| {
-        let area = Area {
+        Area {
             x0: left + GAP / 2.0,
-            y0,
+            y0: y - ROW + GAP / 2.0,
             x1: right - GAP / 2.0,
-            y1,
-        };
+            y1: y - GAP / 2.0,
+        }
+    };
+    let wide_row = |svg: &mut Svg, row: Area, tensor: &Tensor| {
         Cell::of(tensor, file)
             .iter()
-            .for_each(|cell| draw_cell(svg, area, cell, Some(LARGE)));
+            .for_each(|cell| draw_cell(svg, row, cell, Some(LARGE)));
     };
     for tensor in &rows.first {
-        let edges = name_row(&mut svg, row_of(tensor));
-        wide_row(&mut svg, edges, tensor);
+        let row = name_row(&mut svg, row_of(tensor));
+        wide_row(&mut svg, row, tensor);
     }
     for (name, cells) in &layered {
-        let (y0, y1) = name_row(&mut svg, name);
+        let row = name_row(&mut svg, name);
         for (column, shown) in cells {
             let x = left + cell * *column as f64;
-            draw_cell(
-                &mut svg,
-                Area {
-                    x0: x + GAP / 2.0,
-                    y0,
-                    x1: x + (cell - GAP / 2.0).max(GAP),
-                    y1,
-                },
-                shown,
-                letters,
-            );
+            let area = Area {
+                x0: x + GAP / 2.0,
+                x1: x + (cell - GAP / 2.0).max(GAP),
+                ..row
+            };
+            draw_cell(&mut svg, area, shown, letters);
         }
     }
     for tensor in &rows.last {
-        let edges = name_row(&mut svg, row_of(tensor));
-        wide_row(&mut svg, edges, tensor);
+        let row = name_row(&mut svg, row_of(tensor));
+        wide_row(&mut svg, row, tensor);
     }
     (svg.finish(), width)
 }
@@ -313,14 +312,10 @@ fn draw_cell(svg: &mut Svg, area: Area, cell: &Cell, letters: Option<Lettering>)
         if dark { "q-on-dark" } else { "q-on-light" }
     );
     let lines = letters.lines(&cell.text);
-    let top = (area.y0 + area.y1) / 2.0 - letters.size * (lines.len() as f64 - 1.0) / 2.0
-        + 0.36 * letters.size;
+    let middle = area.middle();
+    let top = middle.y - letters.size * (lines.len() as f64 - 1.0) / 2.0 + 0.36 * letters.size;
     for (i, line) in lines.iter().enumerate() {
-        svg.text(
-            &class,
-            ((area.x0 + area.x1) / 2.0, top + letters.size * i as f64),
-            Anchor::Middle,
-            line,
-        );
+        let at = point(middle.x, top + letters.size * i as f64);
+        svg.text(&class, at, Anchor::Middle, line);
     }
 }

@@ -5,7 +5,7 @@
 //! lies on. It may not lie on another name or on a point, nor leave the picture. A name without a
 //! place is left out; its point still has a tooltip.
 
-use super::svg::{Anchor, Area, text_width};
+use super::svg::{Anchor, Area, Point, point, text_width};
 use std::f64::consts::TAU;
 
 /// Distances from the point that are tried.
@@ -25,17 +25,17 @@ const TURN_COST: f64 = 14.0;
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Spot {
     /// Left or right end of the baseline, as the anchor says.
-    pub(super) at: (f64, f64),
+    pub(super) at: Point,
     pub(super) anchor: Anchor,
     /// End of the line that leads from the point to the name, if it needs one.
-    pub(super) leader: Option<(f64, f64)>,
+    pub(super) leader: Option<Point>,
 }
 
 /// What is on the picture so far.
 pub(super) struct Labels {
     bounds: Area,
     taken: Vec<Area>,
-    lines: Vec<((f64, f64), (f64, f64))>,
+    lines: Vec<[Point; 2]>,
 }
 
 impl Labels {
@@ -49,9 +49,9 @@ impl Labels {
     }
 
     /// A curve that names should not lie on.
-    pub(super) fn curve(&mut self, points: &[(f64, f64)]) {
+    pub(super) fn curve(&mut self, points: &[Point]) {
         self.lines
-            .extend(points.windows(2).map(|pair| (pair[0], pair[1])));
+            .extend(points.windows(2).map(|pair| [pair[0], pair[1]]));
     }
 
     /// An area that names must not lie on.
@@ -63,7 +63,7 @@ impl Labels {
     /// clockwise from the right) as can be.
     pub(super) fn place(
         &mut self,
-        point: (f64, f64),
+        point: Point,
         text: &str,
         size: f64,
         favoured: f64,
@@ -86,7 +86,7 @@ impl Labels {
                 let crossed = self
                     .lines
                     .iter()
-                    .filter(|(a, b)| area.meets(*a, *b))
+                    .filter(|[a, b]| area.meets(*a, *b))
                     .count()
                     .min(2);
                 let cost = cost + LINE_COST * crossed as f64;
@@ -104,13 +104,13 @@ impl Labels {
             y1: y1 + MARGIN.1,
         });
         if let Some(end) = spot.leader {
-            self.lines.push((point, end));
+            self.lines.push([point, end]);
         }
         Some(spot)
     }
 
     /// Whether a name may stand there, and its leader cross nothing that is taken.
-    fn is_free(&self, point: (f64, f64), area: &Area, leader: Option<(f64, f64)>) -> bool {
+    fn is_free(&self, point: Point, area: &Area, leader: Option<Point>) -> bool {
         let own = |taken: &&Area| !taken.holds(&Area::around(point, 0.0));
         self.bounds.holds(area)
             && !self.taken.iter().any(|taken| taken.overlaps(area))
@@ -127,18 +127,18 @@ impl Labels {
 /// The area of a name at a distance and direction from a point, and the point of its edge that is
 /// nearest.
 fn beside(
-    (x, y): (f64, f64),
+    Point { x, y }: Point,
     angle: f64,
     distance: f64,
     width: f64,
     height: f64,
-) -> (Area, (f64, f64)) {
+) -> (Area, Point) {
     let (sin, cos) = angle.sin_cos();
-    let (ex, ey) = (x + distance * cos, y + distance * sin);
+    let edge = point(x + distance * cos, y + distance * sin);
     // The name hangs on that point by the side that faces the point; straight above or below, by
     // its middle.
-    let x0 = ex - width * (1.0 - cos.clamp(-0.5, 0.5) * 2.0) / 2.0;
-    let y0 = ey - height * (1.0 - sin.clamp(-0.5, 0.5) * 2.0) / 2.0;
+    let x0 = edge.x - width * (1.0 - cos.clamp(-0.5, 0.5) * 2.0) / 2.0;
+    let y0 = edge.y - height * (1.0 - sin.clamp(-0.5, 0.5) * 2.0) / 2.0;
     (
         Area {
             x0,
@@ -146,21 +146,21 @@ fn beside(
             x1: x0 + width,
             y1: y0 + height,
         },
-        (ex, ey),
+        edge,
     )
 }
 
 /// Where the text starts or ends. It is anchored at the side near the point, since its width is a
 /// guess.
-fn spot(area: &Area, (x, _): (f64, f64), height: f64, leader: Option<(f64, f64)>) -> Spot {
+fn spot(area: &Area, beside: Point, height: f64, leader: Option<Point>) -> Spot {
     let baseline = area.y1 - 0.18 * height;
-    let (at, anchor) = match x {
-        _ if area.x0 >= x => (area.x0, Anchor::Start),
-        _ if area.x1 <= x => (area.x1, Anchor::End),
-        _ => ((area.x0 + area.x1) / 2.0, Anchor::Middle),
+    let (x, anchor) = match beside.x {
+        x if area.x0 >= x => (area.x0, Anchor::Start),
+        x if area.x1 <= x => (area.x1, Anchor::End),
+        _ => (area.middle().x, Anchor::Middle),
     };
     Spot {
-        at: (at, baseline),
+        at: point(x, baseline),
         anchor,
         leader,
     }
@@ -180,13 +180,13 @@ mod tests {
             y1: 300.0,
         };
         let mut labels = Labels::new(bounds);
-        let points: Vec<(f64, f64)> = (0..200_u32)
-            .map(|i| (f64::from(i * 37 % 390) + 5.0, f64::from(i * 91 % 290) + 5.0))
+        let points: Vec<Point> = (0..200_u32)
+            .map(|i| point(f64::from(i * 37 % 390) + 5.0, f64::from(i * 91 % 290) + 5.0))
             .collect();
         for &point in &points {
             labels.block(Area::around(point, 5.0));
         }
-        labels.curve(&[(0.0, 0.0), (400.0, 300.0)]);
+        labels.curve(&[point(0.0, 0.0), point(400.0, 300.0)]);
         let before = labels.taken.len();
         let named = points
             .iter()
@@ -219,8 +219,8 @@ mod tests {
             x1: 100.0,
             y1: 100.0,
         });
-        let spot = labels.place((50.0, 50.0), "A", 10.0, 0.0).unwrap();
+        let spot = labels.place(point(50.0, 50.0), "A", 10.0, 0.0).unwrap();
         assert_eq!((spot.anchor, spot.leader), (Anchor::Start, None));
-        assert!((spot.at.0 - 58.0).abs() < 1e-9);
+        assert!((spot.at.x - 58.0).abs() < 1e-9);
     }
 }

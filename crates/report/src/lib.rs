@@ -15,6 +15,7 @@ pub mod heat_map;
 mod labels;
 pub mod numbers;
 pub mod page;
+mod plot;
 #[doc(hidden)]
 pub mod sample;
 pub mod size_chart;

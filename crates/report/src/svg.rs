@@ -55,6 +55,18 @@ pub(super) fn at(x: f64) -> String {
     format!("{}", if x == 0.0 { 0.0 } else { x })
 }
 
+/// A point of a picture; y grows downwards.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Point {
+    pub(super) x: f64,
+    pub(super) y: f64,
+}
+
+/// A [`Point`].
+pub(super) fn point(x: f64, y: f64) -> Point {
+    Point { x, y }
+}
+
 /// Which end of a text its position means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Anchor {
@@ -109,31 +121,31 @@ impl Svg {
     }
 
     /// A straight line.
-    pub(super) fn line(&mut self, class: &str, (x1, y1): (f64, f64), (x2, y2): (f64, f64)) {
+    pub(super) fn line(&mut self, class: &str, from: Point, to: Point) {
         self.leaf(
             "line",
             class,
             &[
-                ("x1", &at(x1)),
-                ("y1", &at(y1)),
-                ("x2", &at(x2)),
-                ("y2", &at(y2)),
+                ("x1", &at(from.x)),
+                ("y1", &at(from.y)),
+                ("x2", &at(to.x)),
+                ("y2", &at(to.y)),
             ],
             "",
         );
     }
 
     /// A line through points.
-    pub(super) fn polyline(&mut self, class: &str, points: &[(f64, f64)]) {
+    pub(super) fn polyline(&mut self, class: &str, points: &[Point]) {
         let points: Vec<String> = points
             .iter()
-            .map(|&(x, y)| format!("{},{}", at(x), at(y)))
+            .map(|point| format!("{},{}", at(point.x), at(point.y)))
             .collect();
         self.leaf("polyline", class, &[("points", &points.join(" "))], "");
     }
 
     /// A circle with a tooltip.
-    pub(super) fn circle(&mut self, class: &str, (x, y): (f64, f64), r: f64, tip: &str) {
+    pub(super) fn circle(&mut self, class: &str, Point { x, y }: Point, r: f64, tip: &str) {
         self.leaf(
             "circle",
             class,
@@ -143,7 +155,7 @@ impl Svg {
     }
 
     /// A square standing on its corner, with a tooltip.
-    pub(super) fn diamond(&mut self, class: &str, (x, y): (f64, f64), r: f64, tip: &str) {
+    pub(super) fn diamond(&mut self, class: &str, Point { x, y }: Point, r: f64, tip: &str) {
         let d = format!(
             "M{} {}L{} {}L{} {}L{} {}Z",
             at(x),
@@ -174,13 +186,13 @@ impl Svg {
     }
 
     /// A text; `y` is its baseline.
-    pub(super) fn text(&mut self, class: &str, (x, y): (f64, f64), anchor: Anchor, text: &str) {
+    pub(super) fn text(&mut self, class: &str, place: Point, anchor: Anchor, text: &str) {
         let anchor = match anchor {
             Anchor::Start => "",
             Anchor::Middle => " text-anchor=\"middle\"",
             Anchor::End => " text-anchor=\"end\"",
         };
-        let (x, y, text) = (at(x), at(y), escape(text));
+        let (x, y, text) = (at(place.x), at(place.y), escape(text));
         let _ = write!(
             self.0,
             "\n<text class=\"{class}\" x=\"{x}\" y=\"{y}\"{anchor}>{text}</text>"
@@ -188,8 +200,8 @@ impl Svg {
     }
 
     /// A text that reads upwards, centred at a point.
-    pub(super) fn upright_text(&mut self, class: &str, (x, y): (f64, f64), text: &str) {
-        let (x, y, text) = (at(x), at(y), escape(text));
+    pub(super) fn upright_text(&mut self, class: &str, place: Point, text: &str) {
+        let (x, y, text) = (at(place.x), at(place.y), escape(text));
         let _ = write!(
             self.0,
             "\n<text class=\"{class}\" transform=\"translate({x} {y}) rotate(-90)\" text-anchor=\"middle\">{text}</text>"
@@ -214,13 +226,17 @@ pub(super) struct Area {
 
 impl Area {
     /// A square around a point.
-    pub(super) fn around((x, y): (f64, f64), r: f64) -> Area {
+    pub(super) fn around(Point { x, y }: Point, r: f64) -> Area {
         Area {
             x0: x - r,
             y0: y - r,
             x1: x + r,
             y1: y + r,
         }
+    }
+
+    pub(super) fn middle(&self) -> Point {
+        point((self.x0 + self.x1) / 2.0, (self.y0 + self.y1) / 2.0)
     }
 
     pub(super) fn overlaps(&self, other: &Area) -> bool {
@@ -232,12 +248,12 @@ impl Area {
     }
 
     /// Whether a straight line has a part within.
-    pub(super) fn meets(&self, (ax, ay): (f64, f64), (bx, by): (f64, f64)) -> bool {
+    pub(super) fn meets(&self, a: Point, b: Point) -> bool {
         // The part of the line, as fractions of its length, that is inside the edges met so far.
         let (mut from, mut to) = (0.0_f64, 1.0_f64);
         for (start, step, low, high) in [
-            (ax, bx - ax, self.x0, self.x1),
-            (ay, by - ay, self.y0, self.y1),
+            (a.x, b.x - a.x, self.x0, self.x1),
+            (a.y, b.y - a.y, self.y0, self.y1),
         ] {
             if step == 0.0 {
                 if start < low || start > high {
@@ -275,7 +291,7 @@ mod tests {
         assert_eq!(escape("<b>&'\"\u{1}"), "&lt;b&gt;&amp;&#39;&quot;\u{fffd}");
         let mut svg = Svg::new(10.0, 10.0, "\"><script>", Place::Page);
         svg.leaf("rect", "q", &[("fill", "\"/><script>")], "</title><script>");
-        svg.text("q", (0.0, 0.0), Anchor::Start, "</text><script>");
+        svg.text("q", point(0.0, 0.0), Anchor::Start, "</text><script>");
         assert!(!svg.finish().contains("<script"));
     }
 
@@ -287,12 +303,12 @@ mod tests {
             x1: 3.0,
             y1: 2.0,
         };
-        assert!(area.meets((0.0, 0.0), (4.0, 3.0)));
-        assert!(area.meets((2.0, 1.5), (2.0, 9.0)));
-        assert!(area.meets((2.0, 0.0), (2.0, 9.0)));
-        assert!(!area.meets((0.0, 0.0), (0.9, 9.0)));
-        assert!(!area.meets((0.0, 2.5), (9.0, 2.5)));
-        assert!(!area.meets((0.0, 1.5), (0.5, 1.5)));
+        assert!(area.meets(point(0.0, 0.0), point(4.0, 3.0)));
+        assert!(area.meets(point(2.0, 1.5), point(2.0, 9.0)));
+        assert!(area.meets(point(2.0, 0.0), point(2.0, 9.0)));
+        assert!(!area.meets(point(0.0, 0.0), point(0.9, 9.0)));
+        assert!(!area.meets(point(0.0, 2.5), point(9.0, 2.5)));
+        assert!(!area.meets(point(0.0, 1.5), point(0.5, 1.5)));
     }
 
     #[test]

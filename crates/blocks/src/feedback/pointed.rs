@@ -36,9 +36,9 @@ impl Fours {
         self.eights.len() * LANES
     }
 
-    /// The point `v` with the least `v^T m v - 2 h^T v`.
+    /// The point of least cost.
     #[inline(always)]
-    fn cheapest<S: Simd>(&self, simd: S, m: &[[f32; 4]; 4], h: &[f32; 4]) -> u16 {
+    fn cheapest<S: Simd>(&self, simd: S, Quadratic { m, h }: &Quadratic<4>) -> u16 {
         let form = Form::new(simd, m, h);
         let (mut least, mut at) = (simd.splat(f32::INFINITY), simd.splat_i32(0));
         for (number, eight) in self.eights.iter().enumerate() {
@@ -70,7 +70,13 @@ fn least_lane<S: Simd>(simd: S, numbers: S::F32) -> (f32, usize) {
     (numbers[best], best)
 }
 
-/// `v^T m v - 2 h^T v` of four values.
+/// The cost of a point `v`: `v^T m v - 2 h^T v`.
+struct Quadratic<const D: usize> {
+    m: [[f32; D]; D],
+    h: [f32; D],
+}
+
+/// A [`Quadratic`] of four values, for eight points at a time.
 #[derive(Clone, Copy)]
 struct Form<S: Simd> {
     /// The diagonal, and twice what is above it.
@@ -95,7 +101,6 @@ impl<S: Simd> Form<S> {
         form
     }
 
-    /// Of eight points.
     #[inline(always)]
     fn of(&self, simd: S, points: &[[f32; LANES]; 4]) -> S::F32 {
         let mut v = [simd.splat(0.0); 4];
@@ -130,15 +135,21 @@ pub(crate) struct Eights {
     seconds: Vec<([[f32; LANES]; 4], [u16; LANES])>,
 }
 
-/// A quadratic form of eight values, and the one of the first four if the other four are the best.
-struct Forms<'f> {
-    m: &'f [[f32; 8]; 8],
-    h: &'f [f32; 8],
-    first: (&'f [[f32; 4]; 4], &'f [f32; 4]),
-    /// What the second says more than the first, at the same values.
+/// The cost of eight values, and of the first four if the other four are the best.
+struct Forms {
+    all: Quadratic<8>,
+    first: Quadratic<4>,
+    /// Makes the cost of the first four comparable with that of all eight.
     offset: f32,
-    /// How much rounding can be in it.
+    /// Bound on its rounding errors.
     slack: f32,
+}
+
+/// A point of a codebook and its cost.
+#[derive(Clone, Copy)]
+struct Candidate {
+    number: u16,
+    cost: f32,
 }
 
 impl Eights {
@@ -182,12 +193,12 @@ impl Eights {
         self.points.len()
     }
 
-    /// The point with the least `v^T m v - 2 h^T v`.
+    /// The point of least cost.
     #[inline(always)]
-    fn cheapest<S: Simd>(&self, simd: S, forms: &Forms<'_>) -> u16 {
+    fn cheapest<S: Simd>(&self, simd: S, forms: &Forms) -> u16 {
         /// More than any codebook has: three values in four places.
         const MOST: usize = 11;
-        let form = Form::new(simd, forms.first.0, forms.first.1);
+        let form = Form::new(simd, &forms.first.m, &forms.first.h);
         let offset = simd.splat(forms.offset - forms.slack);
         let mut bounds = [[f32::INFINITY; LANES]; MOST];
         let (mut least, mut at) = (simd.splat(f32::INFINITY), simd.splat_i32(0));
@@ -201,38 +212,45 @@ impl Eights {
         let (_, lane) = least_lane(simd, least);
         // The most promising first, so that few others are left.
         let likely = simd.store_i32(at)[lane] as usize * LANES + lane;
-        let own = (sub_form(forms.m, 4), quarter(forms.h, 4));
-        let (mut number, mut cost) =
-            self.cheapest_of(simd, forms, &own, likely, (0, f32::INFINITY));
+        let second = Quadratic {
+            m: sub_form(&forms.all.m, 4),
+            h: quarter(&forms.all.h, 4),
+        };
+        let none = Candidate {
+            number: 0,
+            cost: f32::INFINITY,
+        };
+        let mut best = self.cheapest_of(simd, &forms.all, &second, likely, none);
         let halves = self.starts.len() - 1;
         for first in 0..halves {
-            if bounds[first / LANES][first % LANES] < cost && first != likely {
-                (number, cost) = self.cheapest_of(simd, forms, &own, first, (number, cost));
+            if bounds[first / LANES][first % LANES] < best.cost && first != likely {
+                best = self.cheapest_of(simd, &forms.all, &second, first, best);
             }
         }
-        number
+        best.number
     }
 
-    /// The cheapest of the points with this first half and of one that is known, with its cost.
+    /// The cheapest of `best` and the points with this first half. `second` is the cost of second
+    /// halves alone.
     #[inline(always)]
     fn cheapest_of<S: Simd>(
         &self,
         simd: S,
-        forms: &Forms<'_>,
-        (own, own_h): &([[f32; 4]; 4], [f32; 4]),
+        all: &Quadratic<8>,
+        second: &Quadratic<4>,
         first: usize,
-        known: (u16, f32),
-    ) -> (u16, f32) {
+        best: Candidate,
+    ) -> Candidate {
         let v: [f32; 4] = std::array::from_fn(|i| self.firsts[first / LANES][i][first % LANES]);
-        let (mut base, mut h) = (0.0, *own_h);
+        let (mut base, mut h) = (0.0, second.h);
         for i in 0..4 {
-            let row: f32 = (0..4).map(|j| forms.m[i][j] * v[j]).sum();
-            base += v[i] * (row - 2.0 * forms.h[i]);
+            let row: f32 = (0..4).map(|j| all.m[i][j] * v[j]).sum();
+            base += v[i] * (row - 2.0 * all.h[i]);
             for j in 0..4 {
-                h[j] -= forms.m[4 + j][i] * v[i];
+                h[j] -= all.m[4 + j][i] * v[i];
             }
         }
-        let form = Form::new(simd, own, &h);
+        let form = Form::new(simd, &second.m, &h);
         let rows = &self.seconds[self.starts[first] as usize..self.starts[first + 1] as usize];
         let (mut least, mut at) = (simd.splat(f32::INFINITY), simd.splat_i32(0));
         for (i, (others, _)) in rows.iter().enumerate() {
@@ -242,9 +260,12 @@ impl Eights {
             at = simd.select_i32(better, simd.splat_i32(i as i32), at);
         }
         let (cost, lane) = least_lane(simd, least);
-        match base + cost < known.1 {
-            true => (rows[simd.store_i32(at)[lane] as usize].1[lane], base + cost),
-            false => known,
+        match base + cost < best.cost {
+            true => Candidate {
+                number: rows[simd.store_i32(at)[lane] as usize].1[lane],
+                cost: base + cost,
+            },
+            false => best,
         }
     }
 }
@@ -344,6 +365,16 @@ struct Round<'a, B> {
     block: &'a mut B,
 }
 
+/// A sub-block to be rounded at one scale.
+struct Try<'a> {
+    /// Its first column.
+    first: usize,
+    x: &'a [f32],
+    scale: f32,
+    /// Whether its values are shifted down.
+    down: bool,
+}
+
 /// A sub-block rounded at one scale.
 #[derive(Clone, Copy)]
 struct Tried {
@@ -351,6 +382,21 @@ struct Tried {
     /// As many as the sub-block has columns.
     errors: [f32; 32],
     choices: [Choice; 4],
+}
+
+/// A group of eight columns to be rounded.
+struct Group<'a> {
+    metric: &'a Metric,
+    x: [f32; 8],
+    scale: f32,
+}
+
+/// A rounded group.
+struct Rounded {
+    choice: Choice,
+    /// The weights of the choice.
+    values: [f32; 8],
+    cost: f32,
 }
 
 impl<B: Pointed> Kernel for Round<'_, B> {
@@ -377,14 +423,13 @@ impl<B: Pointed> Kernel for Round<'_, B> {
                 if number > 0 && scale == block.scale(sub) && changed.down(sub) == block.down(sub) {
                     continue;
                 }
-                let tried = round_sub::<S, B>(
-                    simd,
-                    coupling,
-                    &x[from..to],
-                    from,
-                    &points,
-                    (scale, changed.down(sub)),
-                );
+                let sub = Try {
+                    first: from,
+                    x: &x[from..to],
+                    scale,
+                    down: changed.down(sub),
+                };
+                let tried = round_sub::<S, B>(simd, coupling, sub, &points);
                 if number == 0 || tried.cost < best.cost {
                     (best, best_change) = (tried, change);
                 }
@@ -409,16 +454,20 @@ fn feed_back(error: f32, factors: &[f32], open: &mut [f32]) {
         .for_each(|(x, factor)| *x -= error * factor);
 }
 
-/// Rounds a sub-block that begins at column `first`; its errors go to the columns within it.
+/// Rounds a sub-block; its errors go to the columns within it.
 #[inline(always)]
 fn round_sub<S: Simd, B: Pointed>(
     simd: S,
     coupling: Coupling<'_>,
-    x: &[f32],
-    first: usize,
+    sub: Try<'_>,
     points: &Points,
-    (scale, down): (f32, bool),
 ) -> Tried {
+    let Try {
+        first,
+        x,
+        scale,
+        down,
+    } = sub;
     let mut tried = Tried {
         cost: 0.0,
         errors: [0.0; 32],
@@ -426,45 +475,25 @@ fn round_sub<S: Simd, B: Pointed>(
     };
     let y = &mut tried.errors[..B::SUB];
     y.copy_from_slice(x);
-    for group in 0..B::SUB / 8 {
-        let at = group * 8;
-        let metric = &coupling.groups[first / 8 + group];
-        let here: [f32; 8] = std::array::from_fn(|i| y[at + i]);
-        let (choice, values) = match points {
-            Points::Shifted(book, shift) if B::SHIFTS_GROUPS => {
-                let up = shifted(simd, book, metric, &here, scale, *shift);
-                let down = shifted(simd, book, metric, &here, scale, -*shift);
-                let (of, down) = if down.2 < up.2 {
-                    (down, true)
-                } else {
-                    (up, false)
-                };
-                (
-                    Choice {
-                        points: [of.0, 0],
-                        signs: 0,
-                        down,
-                    },
-                    of.1,
-                )
-            }
-            Points::Shifted(book, shift) => {
-                let shift = if down { -*shift } else { *shift };
-                let of = shifted(simd, book, metric, &here, scale, shift);
-                (
-                    Choice {
-                        points: [of.0, 0],
-                        signs: 0,
-                        down,
-                    },
-                    of.1,
-                )
-            }
-            Points::Eight(book) => signed(simd, *book, metric, &here, scale, B::EVEN_SIGNS),
-            Points::Four(book) => signed(simd, *book, metric, &here, scale, B::EVEN_SIGNS),
+    for number in 0..B::SUB / 8 {
+        let at = number * 8;
+        let group = Group {
+            metric: &coupling.groups[first / 8 + number],
+            x: std::array::from_fn(|i| y[at + i]),
+            scale,
         };
-        tried.choices[group] = choice;
-        for (i, value) in values.into_iter().enumerate() {
+        let rounded = match points {
+            Points::Shifted(book, shift) if B::SHIFTS_GROUPS => {
+                let up = shifted(simd, book, &group, *shift, false);
+                let down = shifted(simd, book, &group, *shift, true);
+                if down.cost < up.cost { down } else { up }
+            }
+            Points::Shifted(book, shift) => shifted(simd, book, &group, *shift, down),
+            Points::Eight(book) => signed(simd, *book, &group, B::EVEN_SIGNS),
+            Points::Four(book) => signed(simd, *book, &group, B::EVEN_SIGNS),
+        };
+        tried.choices[number] = rounded.choice;
+        for (i, value) in rounded.values.into_iter().enumerate() {
             let error = y[at + i] - value;
             tried.cost += coupling.costs[first + at + i] * error * error;
             y[at + i] = error;
@@ -487,23 +516,28 @@ fn times<const D: usize>(m: &[[f32; D]; D], x: &[f32; D]) -> [f32; D] {
     out
 }
 
-/// The best point of values that have their signs and are all shifted, its weights, and what it
-/// costs (less what every choice costs).
+/// The best point of values that have their signs and are all shifted, up or down.
 #[inline(always)]
-fn shifted<S: Simd>(
-    simd: S,
-    book: &Eights,
-    metric: &Metric,
-    x: &[f32; 8],
-    scale: f32,
-    shift: f32,
-) -> (u16, [f32; 8], f32) {
-    let m = &metric.eight;
+fn shifted<S: Simd>(simd: S, book: &Eights, group: &Group<'_>, shift: f32, down: bool) -> Rounded {
+    let Group {
+        metric,
+        ref x,
+        scale,
+    } = *group;
+    let shift = if down { -shift } else { shift };
     // Of scale * (point + shift): the shift's part is taken away first.
     let rest = x.map(|x| x - scale * shift);
     let number = cheapest_of_eight(simd, book, metric, &rest, &[scale; 8]);
     let values = book.point(number).map(|v| scale * (v + shift));
-    (number, values, cost(m, x, &values))
+    Rounded {
+        choice: Choice {
+            points: [number, 0],
+            signs: 0,
+            down,
+        },
+        values,
+        cost: cost(&metric.eight, x, &values),
+    }
 }
 
 /// What it costs to take `values` for `x`.
@@ -543,20 +577,15 @@ fn cheapest_of_eight<S: Simd>(
     let slopes = times(&metric.eight, x);
     let (x4, scales4) = (quarter(x, 0), quarter(scales, 0));
     let slopes4 = times(&metric.first_four, &x4);
-    let (m, h) = in_units(&metric.eight, &slopes, scales);
-    let (m4, h4) = in_units(&metric.first_four, &slopes4, &scales4);
     let all: f32 = x.iter().zip(slopes).map(|(x, s)| x * s).sum();
     let first: f32 = x4.iter().zip(slopes4).map(|(x, s)| x * s).sum();
-    book.cheapest(
-        simd,
-        &Forms {
-            m: &m,
-            h: &h,
-            first: (&m4, &h4),
-            offset: first - all,
-            slack: SLACK * all,
-        },
-    )
+    let forms = Forms {
+        all: in_units(&metric.eight, &slopes, scales),
+        first: in_units(&metric.first_four, &slopes4, &scales4),
+        offset: first - all,
+        slack: SLACK * all,
+    };
+    book.cheapest(simd, &forms)
 }
 
 impl Magnitudes for Eights {
@@ -588,8 +617,8 @@ impl Magnitudes for Fours {
         let ([x0, _], [s0, s1]): ([[f32; 4]; 2], [[f32; 4]; 2]) =
             (bytemuck::cast(*x), bytemuck::cast(*scales));
         // The first half as if the second could make good what it can.
-        let (m, h) = in_units(&metric.first_four, &times(&metric.first_four, &x0), &s0);
-        let mut numbers = [self.cheapest(simd, &m, &h), 0];
+        let form = in_units(&metric.first_four, &times(&metric.first_four, &x0), &s0);
+        let mut numbers = [self.cheapest(simd, &form), 0];
         let mut values = [self.values(numbers[0], &s0), [0.0; 4]];
         for turn in 0..2 * ROUNDS - 1 {
             let half = (turn + 1) % 2;
@@ -600,8 +629,8 @@ impl Magnitudes for Fours {
             }
             let slopes: [[f32; 4]; 2] = bytemuck::cast(times(&metric.eight, &bytemuck::cast(open)));
             let scales = if half == 0 { &s0 } else { &s1 };
-            let (m, h) = in_units(&sub_form(&metric.eight, 4 * half), &slopes[half], scales);
-            let number = self.cheapest(simd, &m, &h);
+            let form = in_units(&sub_form(&metric.eight, 4 * half), &slopes[half], scales);
+            let number = self.cheapest(simd, &form);
             if turn > 0 && number == numbers[half] {
                 break;
             }
@@ -618,36 +647,34 @@ impl Fours {
     }
 }
 
-/// A quadratic form and its slope for points instead of weights, each of which is a point's value
-/// times its scale.
+/// The cost of points, from the quadratic form and the slope of weights, each of which is a point's
+/// value times its scale.
 #[inline(always)]
 fn in_units<const D: usize>(
     m: &[[f32; D]; D],
     slope: &[f32; D],
     scales: &[f32; D],
-) -> ([[f32; D]; D], [f32; D]) {
-    let (mut of_points, mut h) = (*m, *slope);
+) -> Quadratic<D> {
+    let (mut m, mut h) = (*m, *slope);
     for i in 0..D {
         h[i] *= scales[i];
         for j in 0..D {
-            of_points[i][j] *= scales[i] * scales[j];
+            m[i][j] *= scales[i] * scales[j];
         }
     }
-    (of_points, h)
+    Quadratic { m, h }
 }
 
-/// The best signs and points that are found for a group, and its weights.
+/// The best signs and points that are found for a group.
 #[inline(always)]
-fn signed<S: Simd>(
-    simd: S,
-    book: &impl Magnitudes,
-    metric: &Metric,
-    x: &[f32; 8],
-    scale: f32,
-    even: bool,
-) -> (Choice, [f32; 8]) {
+fn signed<S: Simd>(simd: S, book: &impl Magnitudes, group: &Group<'_>, even: bool) -> Rounded {
     /// Times that signs are turned and points looked for again.
     const ROUNDS: usize = 3;
+    let Group {
+        metric,
+        ref x,
+        scale,
+    } = *group;
     let m = &metric.eight;
     let mut signs = (0..8).fold(0u8, |signs, i| signs | u8::from(x[i] < 0.0) << i);
     if even && signs.count_ones() % 2 == 1 {
@@ -671,14 +698,15 @@ fn signed<S: Simd>(
         }
         (signs, points, values, least) = (turned, other_points, other_values, cost);
     }
-    (
-        Choice {
+    Rounded {
+        choice: Choice {
             points,
             signs,
             down: false,
         },
         values,
-    )
+        cost: least,
+    }
 }
 
 /// The signs with one turned (two, if their number must stay even) where that costs less,

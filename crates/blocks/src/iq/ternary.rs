@@ -398,7 +398,8 @@ pub(super) trait Search<const S: usize, const G: usize, const C: usize> {
                 Place::Known(point) => point,
                 Place::Among(neighbours) => {
                     strayed = true;
-                    let point = nearest(simd, &neighbours, &x[g], &weights[g], scale, values(g));
+                    let scaled = values(g).map(|v| scale * v);
+                    let point = nearest(simd, &neighbours, &x[g], &weights[g], &scaled);
                     let Some(point) = point else {
                         return Some((f32::NAN, points, choice));
                     };
@@ -478,7 +479,7 @@ const OWN: [[i32; LANES]; LANES] = {
 };
 
 /// The neighbour with the least weighted distance, the first one if several have. `None` if no
-/// distance is a number that f32 can hold.
+/// distance is a number that f32 can hold. `values` are those of the trits, times the scale.
 ///
 /// There ggml goes on to search the whole book, but compares with weights behind the group and
 /// behind the row, so that its result means nothing; we let the block show its fault. It takes
@@ -489,7 +490,6 @@ fn nearest<V: Simd>(
     neighbours: &Neighbours<'_>,
     x: &[f32; 8],
     weights: &[f32; 8],
-    scale: f32,
     values: &[f32; 3],
 ) -> Option<u16> {
     // Lanes are positions, those of the second row in the order 4 to 7, 0 to 3.
@@ -501,7 +501,7 @@ fn nearest<V: Simd>(
     {
         let (x, weights) = (simd.load(x), simd.load(weights));
         for (level, &v) in values.iter().enumerate() {
-            let off = simd.splat(scale * v) - x;
+            let off = simd.splat(v) - x;
             rows[4 * half + level] = weights * off * off;
         }
     }

@@ -113,23 +113,23 @@ impl Head {
 }
 
 /// What the two types do differently.
-#[derive(Clone, Copy)]
-struct Rules {
+trait Variant {
     /// The candidates without importance weights.
-    candidates: Candidates,
-    /// The highest scale code let through with them.
-    ceiling: u8,
+    const CANDIDATES: Candidates;
+    /// The highest scale code let through with importance weights.
+    const CEILING: u8;
+
+    /// The block of these scales, offsets and levels.
+    fn new(head: Head, levels: &Levels) -> Self;
 }
 
-/// Quantizes up to [`TOGETHER`] super-blocks to levels of `0 ..= MAX`; `store` takes what comes of
-/// each.
+/// Quantizes up to [`TOGETHER`] super-blocks to levels of `0 ..= MAX`.
 #[inline(always)]
-fn quantize<I: Simd, const MAX: i32>(
+fn quantize<I: Simd, B: Variant, const MAX: i32>(
     simd: I,
     x: &[[f32; LEN]],
     importance: Option<&[[f32; LEN]]>,
-    rules: Rules,
-    mut store: impl FnMut(usize, Head, &Levels),
+    blocks: &mut [B],
 ) {
     let mut weights = [[0.0; LEN]; TOGETHER];
     match importance {
@@ -157,49 +157,40 @@ fn quantize<I: Simd, const MAX: i32>(
     let candidates = if importance.is_some() {
         WITH_IMPORTANCE
     } else {
-        rules.candidates
+        B::CANDIDATES
     };
     let fits = affine::fit::<I, N, S, MAX>(simd, x, &weights, candidates, Measure::Square);
     let (codes, ceiling) = match importance {
         Some(_) => (
             affine::codes_of_least_error::<I, S, MAX_SCALE>(simd, &fits),
-            rules.ceiling,
+            B::CEILING,
         ),
         None => (
             affine::codes_of_largest::<S, MAX_SCALE>(&fits),
             MAX_SCALE as u8,
         ),
     };
-    for (i, (x, [scales, offsets])) in x.iter().zip(codes).enumerate() {
+    for (i, ((block, x), [scales, offsets])) in blocks.iter_mut().zip(x).zip(codes).enumerate() {
         let head = Head::new(&scales.up_to(ceiling), &offsets.up_to(ceiling));
         let (scales, offsets) = head.scales_and_offsets();
         let levels =
             affine::round::<N, S, MAX>(bytemuck::cast_ref(x), &scales, &offsets, &fits.origins[i]);
-        store(i, head, bytemuck::cast_ref(&levels));
+        *block = B::new(head, bytemuck::cast_ref(&levels));
     }
 }
 
-/// Quantizes a row to levels of `0 ..= MAX`; `block` makes a block of what comes of each
-/// super-block.
+/// Quantizes a row to levels of `0 ..= MAX`.
 #[inline(always)]
-fn quantize_row<I: Simd, B, const MAX: i32>(
+fn quantize_row<I: Simd, B: Variant, const MAX: i32>(
     simd: I,
     weights: &[[f32; LEN]],
     importance: Option<&[[f32; LEN]]>,
     row: &mut [B],
-    rules: Rules,
-    block: impl Fn(Head, &Levels) -> B,
 ) {
-    for (i, row) in row.chunks_mut(TOGETHER).enumerate() {
-        let some = i * TOGETHER..i * TOGETHER + row.len();
+    for (i, blocks) in row.chunks_mut(TOGETHER).enumerate() {
+        let some = i * TOGETHER..i * TOGETHER + blocks.len();
         let importance = importance.map(|w| &w[some.clone()]);
-        quantize::<I, MAX>(
-            simd,
-            &weights[some],
-            importance,
-            rules,
-            |i, head, levels| row[i] = block(head, levels),
-        );
+        quantize::<I, B, MAX>(simd, &weights[some], importance, blocks);
     }
 }
 
@@ -249,17 +240,26 @@ pub(crate) struct BlockQ4K {
 
 impl BlockQ4K {
     const MAX_LEVEL: i32 = 15;
+}
+
+impl Variant for BlockQ4K {
+    const CANDIDATES: Candidates = Candidates {
+        first: -1.0,
+        step: 0.1,
+        last: 20,
+    };
     /// ggml packs the codes of its search as they are here, in Q5_K it does not. It matters for
     /// negative scales, which wrap: they come about where hardly any weight of a sub-block has
     /// importance.
-    const RULES: Rules = Rules {
-        candidates: Candidates {
-            first: -1.0,
-            step: 0.1,
-            last: 20,
-        },
-        ceiling: u8::MAX,
-    };
+    const CEILING: u8 = u8::MAX;
+
+    #[inline(always)]
+    fn new(head: Head, levels: &Levels) -> Self {
+        BlockQ4K {
+            head,
+            qs: planes::pack::<4, 32, _, _>(levels, 0),
+        }
+    }
 }
 
 impl Block<LEN> for BlockQ4K {
@@ -272,17 +272,7 @@ impl Block<LEN> for BlockQ4K {
         importance: Option<&[[f32; LEN]]>,
         row: &mut [Self],
     ) {
-        quantize_row::<I, _, { Self::MAX_LEVEL }>(
-            simd,
-            weights,
-            importance,
-            row,
-            Self::RULES,
-            |head, levels| BlockQ4K {
-                head,
-                qs: planes::pack::<4, 32, _, _>(levels, 0),
-            },
-        );
+        quantize_row::<I, Self, { Self::MAX_LEVEL }>(simd, weights, importance, row);
     }
 
     #[inline(always)]
@@ -315,7 +305,7 @@ impl Stepped<LEN> for BlockQ4K {
     }
 
     fn set_levels(&mut self, levels: &Levels) {
-        self.qs = planes::pack::<4, 32, _, _>(levels, 0);
+        *self = Self::new(self.head, levels);
     }
 }
 
@@ -337,14 +327,24 @@ pub(crate) struct BlockQ5K {
 
 impl BlockQ5K {
     const MAX_LEVEL: i32 = 31;
-    const RULES: Rules = Rules {
-        candidates: Candidates {
-            first: -0.5,
-            step: 0.1,
-            last: 15,
-        },
-        ceiling: MAX_SCALE as u8,
+}
+
+impl Variant for BlockQ5K {
+    const CANDIDATES: Candidates = Candidates {
+        first: -0.5,
+        step: 0.1,
+        last: 15,
     };
+    const CEILING: u8 = MAX_SCALE as u8;
+
+    #[inline(always)]
+    fn new(head: Head, levels: &Levels) -> Self {
+        BlockQ5K {
+            head,
+            qh: planes::pack::<1, 32, _, _>(levels, 4),
+            qs: planes::pack::<4, 32, _, _>(levels, 0),
+        }
+    }
 }
 
 impl Block<LEN> for BlockQ5K {
@@ -357,18 +357,7 @@ impl Block<LEN> for BlockQ5K {
         importance: Option<&[[f32; LEN]]>,
         row: &mut [Self],
     ) {
-        quantize_row::<I, _, { Self::MAX_LEVEL }>(
-            simd,
-            weights,
-            importance,
-            row,
-            Self::RULES,
-            |head, levels| BlockQ5K {
-                head,
-                qh: planes::pack::<1, 32, _, _>(levels, 4),
-                qs: planes::pack::<4, 32, _, _>(levels, 0),
-            },
-        );
+        quantize_row::<I, Self, { Self::MAX_LEVEL }>(simd, weights, importance, row);
     }
 
     #[inline(always)]
@@ -401,7 +390,6 @@ impl Stepped<LEN> for BlockQ5K {
     }
 
     fn set_levels(&mut self, levels: &Levels) {
-        self.qh = planes::pack::<1, 32, _, _>(levels, 4);
-        self.qs = planes::pack::<4, 32, _, _>(levels, 0);
+        *self = Self::new(self.head, levels);
     }
 }
