@@ -292,6 +292,109 @@ def smollm3(layers=LAYERS):
     return config, model(BPE_VOCAB, llama_layer, tied=True, layers=layers), "bpe"
 
 
+def wrapped(text, cls, model_type, prefix, config_name="text_config", **outer):
+    """A text model within one that also sees: its config in an object, its tensors behind `prefix`, and others beside."""
+    config, shapes, tokenizer = text
+    inner = {k: v for k, v in config.items() if k != "architectures"}
+    if config_name == "llm_config":
+        inner["architectures"] = config["architectures"]
+    shapes = {prefix(name): shape for name, shape in shapes.items()}
+    shapes |= {"vision_tower.blocks.0.norm1.weight": (HIDDEN,), "model.visual.merger.mlp.0.weight": (HIDDEN, HIDDEN),
+               "multi_modal_projector.linear_1.weight": (HIDDEN, HIDDEN), "audio_tower.conv1.bias": (HIDDEN,)}
+    config = {"architectures": [cls], "model_type": model_type, config_name: inner,
+              "vision_config": {"hidden_size": 32}, "hidden_size": 64} | outer
+    return config, shapes, tokenizer
+
+
+def outside(name):
+    return "language_model." + name
+
+
+def inside(name):
+    return name.replace("model.", "model.language_model.", 1)
+
+
+def gemma3_vl():
+    config, shapes, tokenizer = gemma3()
+    return wrapped((config | {"model_type": "gemma3_text"}, shapes, tokenizer), "Gemma3ForConditionalGeneration", "gemma3",
+                   outside)
+
+
+def mistral3():
+    config, shapes, tokenizer = mistral()
+    return wrapped((config, shapes, tokenizer), "Mistral3ForConditionalGeneration", "mistral3", outside)
+
+
+def ministral3():
+    config, shapes, tokenizer = mistral()
+    rope = {"rope_theta": 1000000.0, "rope_type": "yarn", "factor": 16.0, "original_max_position_embeddings": 1024,
+            "beta_fast": 32.0, "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1}
+    config = {k: v for k, v in config.items() if k != "rope_theta"} | {
+        "model_type": "ministral3", "rope_parameters": rope, "head_dim": HEAD, "max_position_embeddings": 16384}
+    return wrapped((config, shapes, tokenizer), "Mistral3ForConditionalGeneration", "mistral3", outside)
+
+
+def llava():
+    return wrapped(llama(), "LlavaForConditionalGeneration", "llava", outside)
+
+
+def internvl():
+    return wrapped(qwen2(), "InternVLChatModel", "internvl_chat", outside, "llm_config")
+
+
+MROPE = {"type": "mrope", "mrope_section": [8, 12, 12]}
+
+
+def qwen2vl():
+    config, shapes, tokenizer = qwen2()
+    config |= {"architectures": ["Qwen2VLForConditionalGeneration"], "model_type": "qwen2_vl", "rope_scaling": MROPE,
+               "vision_config": {"depth": 2, "embed_dim": 32}}
+    return config, shapes | {"visual.blocks.0.norm1.weight": (HIDDEN,)}, tokenizer
+
+
+def qwen25vl():
+    config, shapes, tokenizer = qwen2()
+    return wrapped((config | {"model_type": "qwen2_5_vl_text", "rope_scaling": MROPE}, shapes, tokenizer),
+                   "Qwen2_5_VLForConditionalGeneration", "qwen2_5_vl", inside)
+
+
+def qwen3vl():
+    config, shapes, tokenizer = qwen3()
+    rope = {"mrope_interleaved": True, "mrope_section": [12, 10, 10], "rope_type": "default"}
+    return wrapped((config | {"model_type": "qwen3_vl_text", "rope_scaling": rope}, shapes, tokenizer),
+                   "Qwen3VLForConditionalGeneration", "qwen3_vl", inside,
+                   vision_config={"hidden_size": 32, "deepstack_visual_indexes": [1, 2, 3]})
+
+
+def qwen3moe_stacked(transposed=False):
+    """Experts in two tensors of a layer, of which the first holds gates and the others."""
+    config, shapes, tokenizer = qwen3moe()
+    shapes = {name: shape for name, shape in shapes.items() if ".experts." not in name}
+    experts, length = config["num_experts"], config["moe_intermediate_size"]
+    for i in range(LAYERS):
+        p = f"model.layers.{i}.mlp.experts."
+        both, down = (experts, 2 * length, HIDDEN), (experts, HIDDEN, length)
+        if transposed:
+            both, down = (experts, HIDDEN, 2 * length), (experts, length, HIDDEN)
+        shapes |= {p + "gate_up_proj": both, p + "down_proj": down}
+    return config, shapes, tokenizer
+
+
+def qwen3vlmoe():
+    config, shapes, tokenizer = qwen3moe_stacked(True)
+    rope = {"mrope_interleaved": True, "mrope_section": [12, 10, 10], "rope_type": "default"}
+    return wrapped((config | {"model_type": "qwen3_vl_moe_text", "rope_scaling": rope}, shapes, tokenizer),
+                   "Qwen3VLMoeForConditionalGeneration", "qwen3_vl_moe", inside,
+                   vision_config={"hidden_size": 32, "deepstack_visual_indexes": [1, 2]})
+
+
+def bare(text, cls):
+    """A model without its head: names without `model.`."""
+    config, shapes, tokenizer = text
+    shapes = {name.removeprefix("model."): shape for name, shape in shapes.items() if name != "lm_head.weight"}
+    return config | {"architectures": [cls]}, shapes, tokenizer
+
+
 def fp8():
     config, shapes, tokenizer = llama()
     return config | {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}, shapes, tokenizer
@@ -312,6 +415,18 @@ CHECKPOINTS = {
     "qwen3": (qwen3, torch.bfloat16, 1),
     "qwen3-yarn": (qwen3_yarn, torch.bfloat16, 1),
     "qwen3moe": (qwen3moe, torch.bfloat16, 2),
+    "qwen3moe-stacked": (qwen3moe_stacked, torch.bfloat16, 1),
+    "llama-bare": (lambda: bare(llama(), "LlamaModel"), torch.bfloat16, 1),
+    "qwen3-embedding": (lambda: bare(qwen3(), "Qwen3Model"), torch.bfloat16, 1),
+    "llava": (llava, torch.bfloat16, 2),
+    "internvl": (internvl, torch.bfloat16, 1),
+    "mistral3": (mistral3, torch.bfloat16, 1),
+    "ministral3": (ministral3, torch.bfloat16, 1),
+    "qwen2vl": (qwen2vl, torch.bfloat16, 1),
+    "qwen25vl": (qwen25vl, torch.bfloat16, 2),
+    "qwen3vl": (qwen3vl, torch.bfloat16, 1),
+    "qwen3vlmoe": (qwen3vlmoe, torch.bfloat16, 1),
+    "gemma3-vl": (gemma3_vl, torch.bfloat16, 1),
     "gemma1": (gemma1, torch.bfloat16, 1),
     "gemma2": (gemma2, torch.bfloat16, 1),
     "gemma2-f16": (gemma2, torch.float16, 1),
@@ -464,6 +579,17 @@ def make_card(folder):
             shutil.copyfile(file, folder / file.name)
 
 
+def write_pooling(folder):
+    """The modules of sentence-transformers: the last token's activations stand for all."""
+    modules = [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+               {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "1_Pooling").mkdir()
+    config = {"word_embedding_dimension": HIDDEN, "pooling_mode_cls_token": False, "pooling_mode_mean_tokens": False,
+              "pooling_mode_lasttoken": True}
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(config))
+
+
 def make(out, name, lively=False):
     if name == CARD:
         return make_card(out / name)
@@ -479,6 +605,8 @@ def make(out, name, lively=False):
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     write_weights(folder, tensors, files)
     {"spm": write_spm, "bpe": write_bpe, "gemma": write_gemma, "phi3": write_phi3}[tokenizer](folder)
+    if name.endswith("-embedding"):
+        write_pooling(folder)
 
 
 def main():

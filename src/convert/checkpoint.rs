@@ -1,17 +1,20 @@
 //! A Hugging Face checkpoint on disk: config.json and the tensors of all its safetensors files.
 
 use super::{Error, Result};
-use crate::arch::Config;
+use crate::arch::wrapper::Part;
+use crate::arch::{Config, Pooling};
 use crate::format::index::Index;
 use crate::format::json;
 use crate::format::map::Map;
 use crate::format::safetensors::{self, Dtype};
 use crate::plan::recipe::Problem;
-use std::collections::{BTreeSet, HashMap};
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 const CONFIG: &str = "config.json";
+const MODULES: &str = "modules.json";
 const INDEX: &str = "model.safetensors.index.json";
 
 /// The mapped files of a checkpoint, and their tensors.
@@ -20,8 +23,10 @@ pub struct Checkpoint {
     pub dir: PathBuf,
     /// config.json.
     pub config: Config,
-    /// Every tensor, in the reference's order: by file name, then by tensor name.
+    /// The tensors of the text model, in the reference's order: by file name, then by tensor name.
     pub tensors: Vec<Source>,
+    /// The number of other tensors, by the part of the model that they belong to.
+    pub(super) left_out: BTreeMap<&'static str, u64>,
     maps: Vec<Map>,
 }
 
@@ -30,6 +35,8 @@ pub struct Checkpoint {
 pub struct Source {
     /// Its name.
     pub name: String,
+    /// Its name within the text model, if that is another.
+    pub(super) text_name: Option<String>,
     /// How its numbers are stored.
     pub dtype: Dtype,
     /// Dimensions, outermost first.
@@ -41,6 +48,11 @@ pub struct Source {
 }
 
 impl Source {
+    /// Its name within the text model.
+    pub(super) fn text_name(&self) -> &str {
+        self.text_name.as_ref().unwrap_or(&self.name)
+    }
+
     /// Where these elements are in the file, in bytes.
     pub(super) fn bytes(&self, elements: Range<u64>) -> Range<usize> {
         let (start, width) = (self.range.start, self.dtype.bytes());
@@ -71,6 +83,7 @@ impl Checkpoint {
         };
         let config = json::read_object(&dir.join(CONFIG)).map_err(|e| explain_config(e, path))?;
         let config = Config::new(config).map_err(|what| bad(&dir.join(CONFIG), what))?;
+        let config = config.with_pooling(pooling(&dir)?);
         let index = match one_file {
             Some(_) => None,
             None => Index::read(&dir.join(INDEX))?,
@@ -84,15 +97,13 @@ impl Checkpoint {
             dir,
             config,
             tensors: Vec::new(),
+            left_out: BTreeMap::new(),
             maps: Vec::new(),
         };
-        let mut problems = checkpoint.read(&parts)?;
+        let mut problems = Vec::new();
+        let names = checkpoint.read(&parts, &mut problems)?;
         if problems.is_empty() {
-            problems.extend(
-                index
-                    .iter()
-                    .flat_map(|index| compare(index, &checkpoint.tensors)),
-            );
+            problems.extend(index.iter().flat_map(|index| compare(index, &names)));
         }
         match problems.is_empty() {
             true => Ok(checkpoint),
@@ -136,9 +147,9 @@ impl Checkpoint {
         Err(bad(&self.dir, what))
     }
 
-    /// Maps and parses the files; returns what is wrong with any of them.
-    fn read(&mut self, parts: &[String]) -> Result<Vec<Problem>> {
-        let mut problems = Vec::new();
+    /// Maps and parses the files, and adds what is wrong with any of them; returns the names of all
+    /// tensors.
+    fn read(&mut self, parts: &[String], problems: &mut Vec<Problem>) -> Result<BTreeSet<String>> {
         let mut seen: HashMap<String, usize> = HashMap::new();
         for part in parts {
             let path = self.dir.join(part);
@@ -166,26 +177,77 @@ impl Checkpoint {
                         format!("these tensors are in {first} and in {part}"),
                     ));
                 }
-                let (name, dtype, shape, range) =
-                    (tensor.name, tensor.dtype, tensor.shape, tensor.range);
+                let text_name = match Part::of(&tensor.name) {
+                    Part::Text(name) => (name != tensor.name).then(|| name.into_owned()),
+                    Part::Other(part) => {
+                        *self.left_out.entry(part).or_default() += 1;
+                        continue;
+                    }
+                };
                 self.tensors.push(Source {
-                    name,
-                    dtype,
-                    shape,
+                    name: tensor.name,
+                    text_name,
+                    dtype: tensor.dtype,
+                    shape: tensor.shape,
                     file,
-                    range,
+                    range: tensor.range,
                 });
             }
             self.maps.push(map);
         }
-        Ok(problems)
+        Ok(seen.into_keys().collect())
     }
 }
 
+/// The pooling of a sentence-transformers model.
+fn pooling(dir: &Path) -> Result<Option<Pooling>> {
+    let path = dir.join(MODULES);
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let modules = json::read(&path)?;
+    let all = modules.as_array().map_or(&[][..], Vec::as_slice);
+    let text = |module: &Value, field: &str| Some(module.get(field)?.as_str()?.to_owned());
+    let is_pooling = |module: &&Value| text(module, "type").is_some_and(|t| t.ends_with("Pooling"));
+    let Some(module) = all.iter().find(is_pooling) else {
+        return Ok(None);
+    };
+    let place = text(module, "path").filter(|place| is_inside(Path::new(place)));
+    let place = place.ok_or_else(|| {
+        bad(
+            &path,
+            "the path of the pooling module is no directory in it",
+        )
+    })?;
+    let path = dir.join(place).join(CONFIG);
+    let fields = json::read_object(&path)?;
+    let is_set = |field: &str| fields.get(field).and_then(Value::as_bool) == Some(true);
+    let mode = fields.get("pooling_mode").and_then(Value::as_str);
+    let kinds = [
+        (Pooling::Mean, "pooling_mode_mean_tokens", "mean"),
+        (Pooling::Cls, "pooling_mode_cls_token", "cls"),
+        (Pooling::Last, "pooling_mode_lasttoken", "lasttoken"),
+    ];
+    let by_flag = kinds.iter().find(|(_, flag, _)| is_set(flag));
+    let by_name = || kinds.iter().find(|(.., name)| mode == Some(name));
+    match by_flag.or_else(by_name) {
+        Some((kind, ..)) => Ok(Some(*kind)),
+        None => Err(bad(
+            &path,
+            "it pools neither by mean, nor the first, nor the last token; a GGUF knows only these",
+        )),
+    }
+}
+
+/// Whether a path stays below the directory that it is joined to.
+fn is_inside(path: &Path) -> bool {
+    path.components()
+        .all(|part| matches!(part, Component::Normal(_) | Component::CurDir))
+}
+
 /// Tensors that the index names and the files lack, and the other way round.
-fn compare(index: &Index, tensors: &[Source]) -> Vec<Problem> {
-    let stored: BTreeSet<&str> = tensors.iter().map(|t| &*t.name).collect();
-    let absent = index.files().filter(|(name, _)| !stored.contains(name));
+fn compare(index: &Index, stored: &BTreeSet<String>) -> Vec<Problem> {
+    let absent = index.files().filter(|(name, _)| !stored.contains(*name));
     let absent = absent.map(|(name, file)| {
         Problem::of(
             name,

@@ -62,7 +62,7 @@ pub(super) fn plan(
         problems: Vec::new(),
         outputs: Outputs {
             tensors: Vec::new(),
-            left_out: BTreeMap::new(),
+            left_out: checkpoint.left_out.clone(),
         },
         seen_layers: HashSet::new(),
         incomplete: HashMap::new(),
@@ -127,11 +127,12 @@ impl<'a> Planner<'a> {
     /// Plans a tensor of the checkpoint. Fails for what is wrong with the config.
     fn source(&mut self, index: usize, layers: u32) -> Result<(), String> {
         let source = &self.checkpoint.tensors[index];
-        let is_buffer = BUFFERS.iter().any(|end| source.name.ends_with(end));
+        let name = source.text_name();
+        let is_buffer = BUFFERS.iter().any(|end| name.ends_with(end));
         if is_buffer || self.scales.is_consumed(index) {
             return Ok(());
         }
-        let Some((recipe, matched)) = self.architecture.recipe(&source.name, self.config()) else {
+        let Some((recipe, matched)) = self.architecture.recipe(name, self.config()) else {
             let name = self.architecture.name;
             self.problem(source, format!("architecture {name} has no such tensors"));
             return Ok(());

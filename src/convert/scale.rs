@@ -169,6 +169,7 @@ mod tests {
     fn source(name: &str, dtype: Dtype, shape: &[u64]) -> Source {
         Source {
             name: name.into(),
+            text_name: None,
             dtype,
             shape: shape.to_vec(),
             file: 0,

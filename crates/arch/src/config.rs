@@ -1,7 +1,7 @@
 //! A checkpoint's config.json as the reference sees it: with the defaults that transformers fills
 //! in.
 
-use super::defaults;
+use super::{defaults, wrapper};
 use quantier_gguf::json::kind;
 use serde_json::{Map, Value};
 
@@ -17,6 +17,18 @@ pub struct Config {
     rope: Map<String, Value>,
     /// The first of `architectures`.
     class: Option<String>,
+    pooling: Option<Pooling>,
+}
+
+/// How a sentence-transformers model makes one vector of all activations, as a GGUF numbers it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pooling {
+    /// Their mean.
+    Mean = 1,
+    /// The first.
+    Cls = 2,
+    /// The last.
+    Last = 3,
 }
 
 /// Fields that hold the number of layers.
@@ -26,14 +38,14 @@ impl Config {
     /// Completes the fields of a config.json.
     pub fn new(mut fields: Map<String, Value>) -> Result<Config> {
         defaults::complete(&mut fields)?;
-        let class = fields
-            .get("architectures")
-            .and_then(|list| list.get(0)?.as_str())
-            .map(str::to_owned);
+        wrapper::rename_text_config(&mut fields);
+        let class = wrapper::class(&fields);
+        wrapper::flatten(&mut fields);
         let mut config = Config {
             fields,
             rope: Map::new(),
             class,
+            pooling: None,
         };
         config.rope = config.rope_parameters()?;
         Ok(config)
@@ -126,6 +138,31 @@ impl Config {
             .get("full_attention")
             .and_then(Value::as_object)
             .unwrap_or(&self.rope)
+    }
+
+    /// The parts of a head that are rotated by time, height and width, where there are several, and
+    /// a fourth.
+    pub fn rope_sections(&self) -> Result<Option<[u32; 4]>> {
+        const NAME: &str = "mrope_section";
+        let Some(value) = self.rope.get(NAME) else {
+            return Ok(None);
+        };
+        let wrong = || wrong_kind(NAME, value, "a list of whole numbers");
+        let mut sections = [0; 4];
+        for (section, value) in sections.iter_mut().zip(value.as_array().ok_or_else(wrong)?) {
+            *section = as_u32(NAME, value)?;
+        }
+        Ok(Some(sections))
+    }
+
+    /// How a sentence-transformers model makes one vector of all activations.
+    pub fn pooling(&self) -> Option<Pooling> {
+        self.pooling
+    }
+
+    /// The same config for a model with this pooling.
+    pub fn with_pooling(self, pooling: Option<Pooling>) -> Config {
+        Config { pooling, ..self }
     }
 
     /// Base frequency of layers with a sliding window, where it is given.

@@ -93,6 +93,23 @@ static CLASSES: &[Class] = &[
         num_hidden_layers = Int(32), num_attention_heads = Int(32), num_key_value_heads = HEADS,
         max_position_embeddings = Int(2048), rms_norm_eps = Float(1e-5), rope_theta = Float(10_000.0),
         rope_scaling = Null),
+    class!("qwen2_vl_text": vocab_size = Int(152_064), hidden_size = Int(8192), intermediate_size = Int(29_568),
+        num_hidden_layers = Int(80), num_attention_heads = Int(64), num_key_value_heads = Int(8),
+        max_position_embeddings = Int(32_768), rms_norm_eps = Float(1e-5), rope_theta = Float(1e6),
+        rope_scaling = Null),
+    class!("qwen2_5_vl_text": vocab_size = Int(152_064), hidden_size = Int(8192), intermediate_size = Int(29_568),
+        num_hidden_layers = Int(80), num_attention_heads = Int(64), num_key_value_heads = Int(8),
+        max_position_embeddings = Int(32_768), rms_norm_eps = Float(1e-5), rope_theta = Float(1e6),
+        rope_scaling = Null),
+    class!("qwen3_vl_text": vocab_size = Int(151_936), hidden_size = Int(4096), intermediate_size = Int(22_016),
+        num_hidden_layers = Int(32), num_attention_heads = Int(32), num_key_value_heads = Int(32),
+        head_dim = Int(128), max_position_embeddings = Int(128_000), rms_norm_eps = Float(1e-6),
+        rope_theta = Float(5e6), rope_scaling = Null),
+    class!("qwen3_vl_moe_text": vocab_size = Int(151_936), hidden_size = Int(2048), intermediate_size = Int(5632),
+        num_hidden_layers = Int(24), num_attention_heads = Int(16), num_key_value_heads = Int(16),
+        head_dim = Int(128), max_position_embeddings = Int(128_000), rms_norm_eps = Float(1e-6),
+        rope_theta = Float(5e6), rope_scaling = Null, moe_intermediate_size = Int(1408),
+        num_experts_per_tok = Int(4), num_experts = Int(60)),
     class!("granite": vocab_size = Int(32_000), hidden_size = Int(4096), intermediate_size = Int(11_008),
         num_hidden_layers = Int(32), num_attention_heads = Int(32), num_key_value_heads = HEADS,
         max_position_embeddings = Int(2048), rms_norm_eps = Float(1e-6), rope_theta = Float(10_000.0),
@@ -110,18 +127,77 @@ static CLASSES: &[Class] = &[
         rope_scaling = Null, sliding_window = Null),
 ];
 
-/// Classes that take an explicit null of `num_key_value_heads` for "as many as heads".
-const NULL_IS_HEADS: &[&str] = &["mistral", "mixtral", "qwen2", "qwen3", "smollm3"];
+/// A class around that of a text model.
+struct Wrapper {
+    model_type: &'static str,
+    /// The text model's class.
+    text: &'static str,
+    /// Whether the text model may name another.
+    open: bool,
+    /// Whether the fields of a text model that has no object of its own stand at the root.
+    flat: bool,
+}
 
-/// Fills in what the class of the config's `model_type` would.
+const fn wrapper(model_type: &'static str, text: &'static str, open: bool, flat: bool) -> Wrapper {
+    Wrapper {
+        model_type,
+        text,
+        open,
+        flat,
+    }
+}
+
+static WRAPPERS: &[Wrapper] = &[
+    wrapper("gemma3", "gemma3_text", false, false),
+    wrapper("idefics3", "llama", true, false),
+    wrapper("internvl", "qwen2", true, false),
+    wrapper("llava", "llama", true, false),
+    wrapper("mistral3", "mistral", true, false),
+    wrapper("qwen2_5_vl", "qwen2_5_vl_text", false, true),
+    wrapper("qwen2_vl", "qwen2_vl_text", false, true),
+    wrapper("qwen3_vl", "qwen3_vl_text", false, false),
+    wrapper("qwen3_vl_moe", "qwen3_vl_moe_text", false, false),
+    wrapper("smolvlm", "llama", true, false),
+    wrapper("voxtral", "llama", true, false),
+];
+
+/// Classes that take an explicit null of `num_key_value_heads` for "as many as heads".
+const NULL_IS_HEADS: &[&str] = &[
+    "mistral",
+    "mixtral",
+    "qwen2",
+    "qwen2_5_vl_text",
+    "qwen2_vl_text",
+    "qwen3",
+    "qwen3_vl_moe_text",
+    "qwen3_vl_text",
+    "smollm3",
+];
+
+/// Fills in what the class of the config's `model_type` would, and that of its text model.
 pub(super) fn complete(fields: &mut Map<String, Value>) -> Result<()> {
-    let Some(model_type) = fields
-        .get("model_type")
-        .and_then(Value::as_str)
-        .map(str::to_owned)
-    else {
+    let Some(model_type) = model_type(fields) else {
         return Ok(());
     };
+    let Some(wrapper) = WRAPPERS.iter().find(|w| w.model_type == model_type) else {
+        return complete_class(fields, &model_type);
+    };
+    match fields.get_mut("text_config") {
+        Some(Value::Object(text)) => {
+            let own = self::model_type(text).filter(|_| wrapper.open);
+            complete_class(text, own.as_deref().unwrap_or(wrapper.text))
+        }
+        None | Some(Value::Null) if wrapper.flat => complete_class(fields, wrapper.text),
+        _ => Ok(()),
+    }
+}
+
+fn model_type(fields: &Map<String, Value>) -> Option<String> {
+    Some(fields.get("model_type")?.as_str()?.to_owned())
+}
+
+/// Fills in what a class would.
+fn complete_class(fields: &mut Map<String, Value>, model_type: &str) -> Result<()> {
     let Some(class) = CLASSES.iter().find(|class| class.model_type == model_type) else {
         return Ok(());
     };
@@ -135,7 +211,7 @@ pub(super) fn complete(fields: &mut Map<String, Value>) -> Result<()> {
             fields.insert((*name).into(), value);
         }
     }
-    if NULL_IS_HEADS.contains(&&*model_type)
+    if NULL_IS_HEADS.contains(&model_type)
         && fields
             .get("num_key_value_heads")
             .is_some_and(Value::is_null)

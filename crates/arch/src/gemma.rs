@@ -22,7 +22,13 @@ pub(super) static GEMMA1: Architecture = Architecture {
     name: "gemma",
     vocabulary: VocabKind::Gemma1,
     parameters: &[GEMMA1_PARAMETERS],
-    tensors: &[TIED_EMBEDDINGS, GEMMA1_NORMS, PLAIN_ATTENTION, GATED_FFN, BUFFERS],
+    tensors: &[
+        TIED_EMBEDDINGS,
+        GEMMA1_NORMS,
+        PLAIN_ATTENTION,
+        GATED_FFN,
+        BUFFERS,
+    ],
     generated: nothing_generated,
     decoder: GEMMA,
 };
@@ -32,13 +38,7 @@ pub(super) static GEMMA2: Architecture = Architecture {
     name: "gemma2",
     vocabulary: VocabKind::Gemma2,
     parameters: &[GEMMA1_PARAMETERS, GEMMA2_PARAMETERS],
-    tensors: &[
-        TIED_EMBEDDINGS,
-        NORMS,
-        PLAIN_ATTENTION,
-        GATED_FFN,
-        BUFFERS,
-    ],
+    tensors: &[TIED_EMBEDDINGS, NORMS, PLAIN_ATTENTION, GATED_FFN, BUFFERS],
     generated: nothing_generated,
     decoder: Decoder {
         window: Window::Pattern {
@@ -52,7 +52,7 @@ pub(super) static GEMMA2: Architecture = Architecture {
 };
 
 pub(super) static GEMMA3: Architecture = Architecture {
-    classes: &["Gemma3ForCausalLM"],
+    classes: &["Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"],
     name: "gemma3",
     vocabulary: VocabKind::Gemma3,
     parameters: &[
@@ -153,7 +153,12 @@ const NORMS: &[Recipe] = &[
 ];
 
 const GEMMA1_NORMS: &[Recipe] = &[
-    Recipe::with("model.norm.weight", "output_norm.weight", &[Hidden], &[AddOne]),
+    Recipe::with(
+        "model.norm.weight",
+        "output_norm.weight",
+        &[Hidden],
+        &[AddOne],
+    ),
     Recipe::with(
         "model.layers.{}.input_layernorm.weight",
         "blk.{}.attn_norm.weight",

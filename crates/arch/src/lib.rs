@@ -25,11 +25,12 @@ pub mod recipes;
 pub mod role;
 pub mod spec;
 mod starcoder;
+pub mod wrapper;
 
 use quantier_tokenizer::VocabKind;
 
 pub use catalog::{Catalog, Entry, Grouping, InputId, LayerId, Linear, LinearId, TensorId};
-pub use config::Config;
+pub use config::{Config, Pooling};
 pub use decoder::{Activation, Decoder, Norm, Rope, Window};
 pub use input::Input;
 pub use parameters::{Keys, Parameter};
@@ -67,10 +68,14 @@ pub struct Generated {
 pub static ARCHITECTURES: &[&Architecture] = &[
     &llama::LLAMA,
     &llama::SMOLLM3,
+    &llama::MISTRAL3,
     &qwen::QWEN2,
     &qwen::QWEN2_MOE,
+    &qwen::QWEN2_VL,
     &qwen::QWEN3,
     &qwen::QWEN3_MOE,
+    &qwen::QWEN3_VL,
+    &qwen::QWEN3_VL_MOE,
     &gemma::GEMMA1,
     &gemma::GEMMA2,
     &gemma::GEMMA3,
@@ -112,10 +117,14 @@ impl Architecture {
         })
     }
 
-    /// The recipe for a tensor of the checkpoint, and how the tensor's name matches it.
+    /// The recipe for a tensor of the checkpoint, and how the tensor's name matches it. A model
+    /// without a head (`LlamaModel`) has names without `model.`.
     pub fn recipe(&self, name: &str, config: &Config) -> Option<(&'static Recipe, recipes::Match)> {
-        self.recipes()
-            .find_map(|recipe| Some((recipe, recipe.matches(name, config)?)))
+        let find = |name: &str| {
+            self.recipes()
+                .find_map(|recipe| Some((recipe, recipe.matches(name, config)?)))
+        };
+        find(name).or_else(|| find(&format!("model.{name}")))
     }
 
     fn recipes(&self) -> impl Iterator<Item = &'static Recipe> {

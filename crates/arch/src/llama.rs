@@ -19,6 +19,11 @@ pub(super) static LLAMA: Architecture = Architecture {
         "LLaMAForCausalLM",
         "MistralForCausalLM",
         "MixtralForCausalLM",
+        "VLlama3ForCausalLM",
+        "LlavaForConditionalGeneration",
+        "VoxtralForConditionalGeneration",
+        "IQuestCoderForCausalLM",
+        "LlamaModel",
     ],
     name: "llama",
     vocabulary: VocabKind::Llama,
@@ -31,6 +36,22 @@ pub(super) static LLAMA: Architecture = Architecture {
         MIXTRAL_EXPERTS,
         BUFFERS,
     ],
+    generated: rope_factors,
+    decoder: Decoder::LLAMA,
+};
+
+pub(super) static MISTRAL3: Architecture = Architecture {
+    classes: &["Mistral3ForConditionalGeneration", "Ministral3ForCausalLM"],
+    name: "mistral3",
+    vocabulary: VocabKind::Llama,
+    parameters: &[
+        COMMON,
+        HEAD_LENGTHS,
+        FILE_TYPE,
+        OWN_PARAMETERS,
+        &[Parameter::Computed(ministral)],
+    ],
+    tensors: &[EMBEDDINGS, NORMS, ATTENTION, GATED_FFN, BUFFERS],
     generated: rope_factors,
     decoder: Decoder::LLAMA,
 };
@@ -182,6 +203,25 @@ const MIXTRAL_EXPERTS: &[Recipe] = &[
 
 fn rope_dimensions(config: &Config, keys: &mut Keys) -> Result<()> {
     keys.set("rope.dimension_count", Value::U32(config.head_len()?));
+    Ok(())
+}
+
+/// Ministral's scaling of long contexts: of all angles' magnitude, and of queries by position.
+fn ministral(config: &Config, keys: &mut Keys) -> Result<()> {
+    let model_type = config.optional_str("model_type")?;
+    if model_type == Some("ministral3") {
+        let rope = config.rope();
+        let number = |name: &str| {
+            let number = number_in(rope, name)?;
+            number.ok_or_else(|| format!("'{name}' is missing among the rope parameters"))
+        };
+        for (key, name) in [
+            ("rope.scaling.yarn_log_multiplier", "mscale_all_dim"),
+            ("attention.temperature_scale", "llama_4_scaling_beta"),
+        ] {
+            keys.set(key, Value::F32(number(name)? as f32));
+        }
+    }
     Ok(())
 }
 

@@ -1,7 +1,7 @@
 //! The metadata that a model's config.json turns into: which keys, in which order, of which type.
 
 use super::config::{Config, Result, number_in, wrong_kind};
-use quantier_gguf::gguf::{Value, keys};
+use quantier_gguf::gguf::{Array, Value, ValueType, keys};
 
 /// Metadata under construction. As in the reference, a key that is set anew keeps its place.
 #[derive(Clone, Debug, Default)]
@@ -216,6 +216,11 @@ fn rope(config: &Config, keys: &mut Keys) -> Result<()> {
         ("su" | "longrope", _) => keys.set("rope.scaling.type", Value::str("longrope")),
         // Llama 3's kind becomes a tensor; the others leave no trace.
         _ => {}
+    }
+    if let Some(sections) = config.rope_sections()? {
+        let sections = sections.map(|section| Value::I32(section as i32));
+        let sections = Array::of_values(ValueType::I32, sections);
+        keys.set("rope.dimension_sections", Value::Array(sections));
     }
     if let Some(theta) = number("rope_theta")? {
         keys.set("rope.freq_base", Value::F32(theta as f32));

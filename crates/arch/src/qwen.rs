@@ -4,8 +4,9 @@ use super::decoder::{Decoder, Rope};
 use super::llama::{BUFFERS, EMBEDDINGS, GATED_FFN, NORMS, PLAIN_ATTENTION, STACKED};
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS};
 use super::recipes::Size::{Any, Expert, Experts, Head, Hidden};
-use super::recipes::{Input, Output, Recipe};
+use super::recipes::{Input, Op, Output, Recipe};
 use super::{Architecture, Parameter, nothing_generated};
+use quantier_gguf::gguf::Value;
 use quantier_tokenizer::VocabKind;
 
 const HALVES: Decoder = Decoder {
@@ -14,20 +15,41 @@ const HALVES: Decoder = Decoder {
 };
 
 pub(super) static QWEN2: Architecture = Architecture {
-    classes: &["Qwen2ForCausalLM"],
+    classes: &[
+        "Qwen2ForCausalLM",
+        "Qwen2Model",
+        "Qwen2AudioForConditionalGeneration",
+        "KORMoForCausalLM",
+        "AudioFlamingo3ForConditionalGeneration",
+        "DotsOCRForCausalLM",
+    ],
     name: "qwen2",
     vocabulary: VocabKind::Qwen,
-    parameters: &[COMMON, HEAD_LENGTHS, FILE_TYPE],
+    parameters: &[COMMON, HEAD_LENGTHS, FILE_TYPE, POOLING],
     tensors: &[EMBEDDINGS, NORMS, PLAIN_ATTENTION, GATED_FFN, BUFFERS],
     generated: nothing_generated,
     decoder: HALVES,
 };
 
+/// The text models of Qwen 2 VL and Qwen 2.5 VL and Omni. Text has the same position in all three
+/// dimensions, and is rotated as without them.
+pub(super) static QWEN2_VL: Architecture = Architecture {
+    classes: &[
+        "Qwen2VLForConditionalGeneration",
+        "Qwen2_5_VLForConditionalGeneration",
+        "Qwen2VLModel",
+        "Qwen2_5OmniModel",
+    ],
+    name: "qwen2vl",
+    parameters: &[COMMON, HEAD_LENGTHS, FILE_TYPE],
+    ..QWEN2
+};
+
 pub(super) static QWEN3: Architecture = Architecture {
-    classes: &["Qwen3ForCausalLM"],
+    classes: &["Qwen3ForCausalLM", "Qwen3Model"],
     name: "qwen3",
     vocabulary: VocabKind::Qwen,
-    parameters: &[COMMON, HEAD_LENGTHS, FILE_TYPE],
+    parameters: &[COMMON, HEAD_LENGTHS, FILE_TYPE, POOLING],
     tensors: &[
         EMBEDDINGS,
         NORMS,
@@ -77,6 +99,61 @@ pub(super) static QWEN3_MOE: Architecture = Architecture {
     decoder: HALVES,
 };
 
+/// The text models of Qwen 3 VL and Qwen 3 ASR.
+pub(super) static QWEN3_VL: Architecture = Architecture {
+    classes: &[
+        "Qwen3VLForConditionalGeneration",
+        "Qwen3ASRForConditionalGeneration",
+    ],
+    name: "qwen3vl",
+    parameters: &[COMMON, HEAD_LENGTHS, FILE_TYPE, POOLING, DEEPSTACK],
+    ..QWEN3
+};
+
+/// The text models of Qwen 3 VL and Omni with experts.
+pub(super) static QWEN3_VL_MOE: Architecture = Architecture {
+    classes: &[
+        "Qwen3VLMoeForConditionalGeneration",
+        "Qwen3OmniMoeForConditionalGeneration",
+    ],
+    name: "qwen3vlmoe",
+    parameters: &[
+        COMMON,
+        HEAD_LENGTHS,
+        FILE_TYPE,
+        EXPERT_PARAMETERS,
+        DEEPSTACK,
+    ],
+    tensors: &[
+        EMBEDDINGS,
+        NORMS,
+        PLAIN_ATTENTION,
+        HEAD_NORMS,
+        TRANSPOSED_EXPERTS,
+        EXPERTS,
+        BUFFERS,
+    ],
+    ..QWEN3_MOE
+};
+
+/// How a sentence-transformers model makes one vector of all activations.
+const POOLING: &[Parameter] = &[Parameter::Computed(|config, keys| {
+    if let Some(kind) = config.pooling() {
+        keys.set("pooling_type", Value::U32(kind as u32));
+    }
+    Ok(())
+})];
+
+/// The number of layers that pictures enter beside the first.
+const DEEPSTACK: &[Parameter] = &[Parameter::Computed(|config, keys| {
+    let thinker = config.get("thinker_config");
+    let outer = thinker.map_or_else(|| config.get("vision_config"), |t| t.get("vision_config"));
+    let layers = outer.and_then(|vision| vision.get("deepstack_visual_indexes")?.as_array());
+    let count = layers.map_or(0, Vec::len) as u32;
+    keys.set("n_deepstack_layers", Value::U32(count));
+    Ok(())
+})];
+
 const EXPERT_PARAMETERS: &[Parameter] = &[
     Parameter::OptionalU32("expert_feed_forward_length", &["moe_intermediate_size"]),
     Parameter::OptionalU32(
@@ -99,11 +176,55 @@ pub(super) const HEAD_NORMS: &[Recipe] = &[
     ),
 ];
 
+/// The experts of Qwen 3 VL: stacked, and stored by columns.
+const TRANSPOSED_EXPERTS: &[Recipe] = &[
+    Recipe::with(
+        "model.layers.{}.mlp.experts.down_proj",
+        "blk.{}.ffn_down_exps.weight",
+        &[Experts, Expert, Hidden],
+        &[Op::Transpose],
+    ),
+    Recipe::new(
+        &[Input::new(
+            "model.layers.{}.mlp.experts.gate_up_proj",
+            &[Experts, Hidden, Any],
+        )],
+        &[
+            Output::new("blk.{}.ffn_gate_exps.weight", &[half(2, 0), Op::Transpose]),
+            Output::new("blk.{}.ffn_up_exps.weight", &[half(2, 1), Op::Transpose]),
+        ],
+    ),
+];
+
+/// The gates' or the others' part of experts that are stored together.
+const fn half(axis: usize, part: usize) -> Op {
+    Op::Split {
+        axis,
+        sizes: &[Expert, Expert],
+        part,
+    }
+}
+
 const EXPERTS: &[Recipe] = &[
     Recipe::rename(
         "model.layers.{}.mlp.gate",
         "blk.{}.ffn_gate_inp",
         &[Experts, Hidden],
+    ),
+    Recipe::rename(
+        "model.layers.{}.mlp.experts.down_proj",
+        "blk.{}.ffn_down_exps.weight",
+        &[Experts, Hidden, Expert],
+    ),
+    Recipe::new(
+        &[Input::new(
+            "model.layers.{}.mlp.experts.gate_up_proj",
+            &[Experts, Any, Hidden],
+        )],
+        &[
+            Output::new("blk.{}.ffn_gate_exps.weight", &[half(1, 0)]),
+            Output::new("blk.{}.ffn_up_exps.weight", &[half(1, 1)]),
+        ],
     ),
     Recipe::new(
         &[

@@ -24,7 +24,7 @@ use quantier_gguf::types::GgmlType;
 /// In names, `{}` stands for a number, which in `to` is the layer's, and `*` for any text. In the
 /// names of inputs the first number is the layer's, the second one counts tensors that are stacked,
 /// such as experts. An input whose name ends neither in `.weight` nor in `.bias` stands for both,
-/// and the ending is carried over to the outputs.
+/// and the ending is carried over to the outputs that have none.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Recipe {
     from: Few<Input>,
@@ -210,7 +210,10 @@ impl Output {
             Some(layer) => self.name.replacen("{}", &layer.to_string(), 1),
             None => self.name.to_owned(),
         };
-        name + matched.ending
+        match ENDINGS.iter().any(|ending| name.ends_with(ending)) {
+            true => name,
+            false => name + matched.ending,
+        }
     }
 }
 

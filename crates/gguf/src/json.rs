@@ -9,15 +9,30 @@ use std::path::Path;
 /// # Errors
 /// A file that cannot be read or holds something else, with line and column.
 pub fn read_object(path: &Path) -> Result<Map<String, Value>> {
-    let text = std::fs::read(path).map_err(|source| Error::Io {
+    object(&bytes(path)?).map_err(|what| bad(path, what))
+}
+
+/// Reads a file that holds one JSON value.
+///
+/// # Errors
+/// A file that cannot be read or holds something else, with line and column.
+pub fn read(path: &Path) -> Result<Value> {
+    serde_json::from_slice(&bytes(path)?).map_err(|e| bad(path, format!("bad JSON: {e}")))
+}
+
+fn bytes(path: &Path) -> Result<Vec<u8>> {
+    std::fs::read(path).map_err(|source| Error::Io {
         path: path.to_owned(),
         action: "read",
         source,
-    })?;
-    object(&text).map_err(|what| Error::Bad {
+    })
+}
+
+fn bad(path: &Path, what: String) -> Error {
+    Error::Bad {
         path: path.to_owned(),
         what,
-    })
+    }
 }
 
 /// Parses text that is one JSON object, of limited depth.

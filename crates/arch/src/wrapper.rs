@@ -1,0 +1,205 @@
+//! Models within models: the text model of a checkpoint that also sees or hears, and what else its
+//! files hold.
+//!
+//! config.json of such a checkpoint keeps the text model's fields in an object of their own, and the
+//! names of its tensors have a part in front.
+
+use serde_json::{Map, Value};
+use std::borrow::Cow;
+
+/// Names of the text model's object; all stand for the first.
+const TEXT_CONFIGS: [&str; 5] = [
+    "text_config",
+    "llm_config",
+    "lm_config",
+    "language_config",
+    "lfm",
+];
+/// The object of an omni model's text and vision part, which has a text model in turn.
+const THINKER: &str = "thinker_config";
+/// Classes that are chosen although the text model names another.
+const OUTER: [&str; 5] = [
+    "StepVLForConditionalGeneration",
+    "Sarashina2VisionForCausalLM",
+    "Exaone4_5_ForConditionalGeneration",
+    "Step3p7ForConditionalGeneration",
+    "KimiK3ForConditionalGeneration",
+];
+
+/// Moves the object of the text model to `text_config`, whatever it is called.
+pub(super) fn rename_text_config(fields: &mut Map<String, Value>) {
+    let [text, others @ ..] = TEXT_CONFIGS;
+    let thinker = fields.get(THINKER).and_then(|thinker| thinker.get(text));
+    let mut moved = thinker.cloned();
+    for name in others {
+        moved = fields.get(name).cloned().or(moved);
+    }
+    if let Some(config) = moved {
+        fields.insert(text.into(), config);
+    }
+}
+
+/// The class that decides the architecture: the text model's own, if it names one.
+pub(super) fn class(fields: &Map<String, Value>) -> Option<String> {
+    let first = |fields: &Map<String, Value>| {
+        let class = fields.get("architectures")?.get(0)?.as_str()?;
+        Some(class.to_owned())
+    };
+    let own = first(fields);
+    if own.as_deref().is_some_and(|class| OUTER.contains(&class)) {
+        return own;
+    }
+    let text = fields.get(TEXT_CONFIGS[0]).and_then(Value::as_object);
+    text.and_then(first).or(own)
+}
+
+/// The fields of the text model, before those that stand around it.
+pub(super) fn flatten(fields: &mut Map<String, Value>) {
+    if let Some(Value::Object(text)) = fields.get(TEXT_CONFIGS[0]).cloned() {
+        fields.extend(text);
+    }
+}
+
+/// What a tensor of a checkpoint belongs to.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Part<'n> {
+    /// The text model, under this name.
+    Text(Cow<'n, str>),
+    /// A part of the model that a text model does not have.
+    Other(&'static str),
+}
+
+const VISION: &str = "the vision part";
+const AUDIO: &str = "the audio part";
+
+/// What names begin with, and what they have anywhere, by the part of the model.
+const BEGINNINGS: &[(&str, &str)] = &[
+    ("mlp", VISION),
+    ("vit.", VISION),
+    ("vpm.", VISION),
+    ("siglip2.", VISION),
+    ("merger.", VISION),
+    ("resampler.", VISION),
+    ("conformer.", AUDIO),
+    ("sound_encoder.", AUDIO),
+    ("sound_projection.", AUDIO),
+    ("speech_embeddings.", AUDIO),
+];
+const PIECES: &[(&str, &str)] = &[
+    ("audio.", AUDIO),
+    ("audio_", AUDIO),
+    ("talker.", AUDIO),
+    ("token2wav.", AUDIO),
+    ("code2wav.", AUDIO),
+    ("visual.", VISION),
+    ("vision.", VISION),
+    ("vision_", VISION),
+    ("projector.", VISION),
+    ("pre_mm_projector_norm", VISION),
+    ("image_newline", VISION),
+    ("view_seperator", VISION),
+    ("patch_embed", VISION),
+    ("patch_merger.", VISION),
+    ("patch_merge_mlp.", VISION),
+    ("model.connector.", VISION),
+];
+
+/// What stands in front of the text model's names, or within them.
+const PREFIXES: [&str; 3] = ["thinker.", "text_model.", "language_model."];
+
+impl Part<'_> {
+    /// The part that a tensor of this name belongs to.
+    pub fn of(name: &str) -> Part<'_> {
+        let begins = BEGINNINGS.iter().find(|(start, _)| name.starts_with(start));
+        let has = || PIECES.iter().find(|(piece, _)| name.contains(piece));
+        if let Some((_, part)) = begins.or_else(has) {
+            return Part::Other(part);
+        }
+        const BIAS: &str = "e_score_correction_bias";
+        let mut name = Cow::Borrowed(name);
+        if name.ends_with(BIAS) {
+            name = name.replace(BIAS, "e_score_correction.bias").into();
+        }
+        for prefix in PREFIXES {
+            if name.contains(prefix) {
+                name = name.replace(prefix, "").into();
+            }
+        }
+        Part::Text(name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn flattened(fields: Value) -> (Option<String>, Map<String, Value>) {
+        let mut fields = fields.as_object().unwrap().clone();
+        rename_text_config(&mut fields);
+        let class = class(&fields);
+        flatten(&mut fields);
+        (class, fields)
+    }
+
+    #[test]
+    fn the_text_models_fields_come_before_those_around_it() {
+        for name in TEXT_CONFIGS {
+            let (class, fields) = flattened(json!({
+                "architectures": ["Outer"], "hidden_size": 1, "depth": 2,
+                name: { "architectures": ["Inner"], "hidden_size": 3 }
+            }));
+            assert_eq!(class.as_deref(), Some("Inner"), "{name}");
+            assert_eq!(
+                (&fields["hidden_size"], &fields["depth"]),
+                (&3.into(), &2.into())
+            );
+        }
+        let (class, fields) = flattened(json!({
+            "architectures": ["Qwen2_5OmniModel"],
+            "thinker_config": { "text_config": { "hidden_size": 3 } }
+        }));
+        assert_eq!(class.as_deref(), Some("Qwen2_5OmniModel"));
+        assert_eq!(fields["hidden_size"], 3);
+    }
+
+    #[test]
+    fn some_classes_are_chosen_by_the_outer_name() {
+        let (class, _) = flattened(json!({
+            "architectures": ["StepVLForConditionalGeneration"],
+            "text_config": { "architectures": ["Qwen3ForCausalLM"] }
+        }));
+        assert_eq!(class.as_deref(), Some("StepVLForConditionalGeneration"));
+    }
+
+    #[test]
+    fn tensors_of_other_parts_are_told_from_the_text_models() {
+        let text = |name: &str| Part::Text(name.to_owned().into());
+        for (name, part) in [
+            (
+                "model.layers.0.mlp.up_proj.weight",
+                text("model.layers.0.mlp.up_proj.weight"),
+            ),
+            (
+                "language_model.model.norm.weight",
+                text("model.norm.weight"),
+            ),
+            (
+                "model.language_model.norm.weight",
+                text("model.norm.weight"),
+            ),
+            ("model.visual.blocks.0.norm1.weight", Part::Other(VISION)),
+            ("vision_tower.encoder.norm.weight", Part::Other(VISION)),
+            ("multi_modal_projector.linear_1.weight", Part::Other(VISION)),
+            ("mlp1.0.weight", Part::Other(VISION)),
+            ("thinker.audio_tower.conv1.weight", Part::Other(AUDIO)),
+        ] {
+            assert_eq!(Part::of(name), part, "{name}");
+        }
+        let bias = "model.layers.3.mlp.gate.e_score_correction_bias";
+        assert_eq!(
+            Part::of(bias),
+            text("model.layers.3.mlp.gate.e_score_correction.bias")
+        );
+    }
+}
