@@ -363,7 +363,7 @@ def qwen3vl():
     rope = {"mrope_interleaved": True, "mrope_section": [12, 10, 10], "rope_type": "default"}
     return wrapped((config | {"model_type": "qwen3_vl_text", "rope_scaling": rope}, shapes, tokenizer),
                    "Qwen3VLForConditionalGeneration", "qwen3_vl", inside,
-                   vision_config={"hidden_size": 32, "deepstack_visual_indexes": [1, 2, 3]})
+                   vision_config={"hidden_size": 32, "deepstack_visual_indexes": [1]})
 
 
 def qwen3moe_stacked(transposed=False):
@@ -385,7 +385,7 @@ def qwen3vlmoe():
     rope = {"mrope_interleaved": True, "mrope_section": [12, 10, 10], "rope_type": "default"}
     return wrapped((config | {"model_type": "qwen3_vl_moe_text", "rope_scaling": rope}, shapes, tokenizer),
                    "Qwen3VLMoeForConditionalGeneration", "qwen3_vl_moe", inside,
-                   vision_config={"hidden_size": 32, "deepstack_visual_indexes": [1, 2]})
+                   vision_config={"hidden_size": 32, "deepstack_visual_indexes": [1]})
 
 
 def bare(text, cls):
@@ -473,7 +473,8 @@ def enliven(name, tensors):
         if w.dim() == 1 and key.endswith(".weight") and not name.startswith("gemma"):
             w32 += 1.0
         elif "embed_tokens" in key or "lm_head" in key or key.endswith("wte.weight"):
-            w32 *= 2.0
+            # Gemma multiplies embeddings by the root of their length, and they are the output matrix too.
+            w32 *= 0.25 if name.startswith("gemma") else 2.0
         tensors[key] = w32.to(w.dtype)
     return tensors
 

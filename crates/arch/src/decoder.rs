@@ -8,6 +8,8 @@ pub struct Decoder {
     pub norm: Norm,
     /// How positions enter queries and keys.
     pub rope: Rope,
+    /// How the pairs of a head are shared out to the dimensions of pictures.
+    pub sections: Sections,
     /// What stands between the matrices of the feed-forward network.
     pub activation: Activation,
     /// Whether embeddings are multiplied by the square root of their length.
@@ -44,6 +46,18 @@ pub enum Rope {
     Halves,
 }
 
+/// How the pairs of a head are shared out to time, height and width. A token of text has the same
+/// position in all three, and 0 in a fourth, which the pairs that are left over take.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Sections {
+    /// There is one dimension.
+    None,
+    /// One section after the other.
+    Consecutive,
+    /// In turn, as long as a section lasts.
+    Interleaved,
+}
+
 /// What stands between the matrices of the feed-forward network.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Activation {
@@ -74,6 +88,7 @@ impl Decoder {
     pub const LLAMA: Decoder = Decoder {
         norm: Norm::Rms,
         rope: Rope::Pairs,
+        sections: Sections::None,
         activation: Activation::Silu,
         scaled_embeddings: false,
         normalized_experts: true,

@@ -1,6 +1,6 @@
 //! The numbers of a model: what its metadata says of its decoder, checked.
 
-use crate::{Architecture, Decoder, Norm, Rope, Window};
+use crate::{Architecture, Decoder, Norm, Rope, Sections, Window};
 use quantier_gguf::gguf::{Metadata, Value, keys};
 
 /// The most heads or numbers in a row that are believed.
@@ -29,6 +29,8 @@ pub struct Hyper {
     pub rotations: Vec<Rotation>,
     /// Scores of attention are multiplied by this.
     pub score_scale: f32,
+    /// How queries grow with their position.
+    pub temperature: Option<Temperature>,
     /// Scores of attention are bent to stay below this.
     pub score_cap: Option<f32>,
     /// Logits are bent to stay below this.
@@ -64,6 +66,23 @@ pub struct AttentionNumbers {
     pub rotation: Option<usize>,
 }
 
+/// Queries are multiplied by `1 + strength * ln(1 + floor(position / period))`: attention stays
+/// sharp over long contexts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Temperature {
+    /// How fast they grow.
+    pub strength: f32,
+    /// Positions of one factor.
+    pub period: usize,
+}
+
+impl Temperature {
+    /// The factor of a position.
+    pub fn factor(&self, position: usize) -> f32 {
+        1.0 + self.strength * ((position / self.period) as f32 + 1.0).ln()
+    }
+}
+
 /// How positions rotate queries and keys: RoPE, its linear interpolation, and YaRN (Peng et al.
 /// 2023).
 #[derive(Clone, Debug, PartialEq)]
@@ -84,6 +103,8 @@ pub struct Rotation {
     pub beta_slow: f32,
     /// The context that the model was trained for before its positions were stretched.
     pub original_context: usize,
+    /// Pairs that do not turn, among the first `length / 2`.
+    pub still: Vec<usize>,
     /// Whether the file's tensors of factors divide its angles.
     pub has_factors: bool,
 }
@@ -153,7 +174,29 @@ impl Keys<'_> {
         }
     }
 
-    fn rotation(&self, length: usize, context: usize) -> Result<Rotation> {
+    /// Pairs of a head that no section of time, height and width takes.
+    fn still(&self, pairs: usize, sections: Sections) -> Result<Vec<usize>> {
+        const KEY: &str = "rope.dimension_sections";
+        if sections == Sections::None {
+            return Ok(Vec::new());
+        }
+        let sizes = self.per_layer(KEY, 4)?;
+        let sizes = sizes.ok_or_else(|| self.bad(KEY, "is missing"))?;
+        let all: usize = sizes.iter().sum();
+        if all == 0 {
+            return Err(self.bad(KEY, "holds only zeros"));
+        }
+        let turns = |pair: &usize| {
+            let sector = pair % all;
+            match sections {
+                Sections::Interleaved => sector < 3 * sizes[sector % 3],
+                _ => sector < all - sizes[3],
+            }
+        };
+        Ok((0..pairs).filter(|pair| !turns(pair)).collect())
+    }
+
+    fn rotation(&self, length: usize, context: usize, sections: Sections) -> Result<Rotation> {
         let kind = self
             .get("rope.scaling.type")
             .and_then(Value::as_str)
@@ -173,6 +216,7 @@ impl Keys<'_> {
             original_context: self
                 .optional("rope.scaling.original_context_length")?
                 .unwrap_or(context),
+            still: self.still(length / 2, sections)?,
             has_factors: true,
         };
         if let Some(extrapolation) = self
@@ -182,7 +226,11 @@ impl Keys<'_> {
             rotation.extrapolation = extrapolation;
         }
         if rotation.extrapolation != 0.0 {
-            rotation.magnitude *= 1.0 + 0.1 * factor.ln();
+            let magnitude = |part: f32| 1.0 + 0.1 * part * factor.max(1.0).ln();
+            rotation.magnitude *= match self.float("rope.scaling.yarn_log_multiplier")? {
+                Some(part) if part != 0.0 => magnitude(1.0) / magnitude(part),
+                _ => 1.0 + 0.1 * factor.ln(),
+            };
         }
         Ok(rotation)
     }
@@ -254,7 +302,7 @@ impl Hyper {
             Norm::Layer => keys.float("attention.layer_norm_epsilon")?,
         };
         let context = keys.optional("context_length")?.unwrap_or(0);
-        let mut rotations = vec![keys.rotation(rotated, context)?];
+        let mut rotations = vec![keys.rotation(rotated, context, decoder.sections)?];
         let mut windows = vec![None; layers];
         if let Window::Pattern {
             layers: period,
@@ -306,6 +354,14 @@ impl Hyper {
             } as f32)
                 .sqrt();
         let positive = |x: Option<f32>| x.filter(|x| *x != 0.0);
+        const STRENGTH: &str = "attention.temperature_scale";
+        let temperature = positive(keys.float(STRENGTH)?).map(|strength| Temperature {
+            strength,
+            period: rotations[0].original_context,
+        });
+        if temperature.is_some_and(|temperature| temperature.period == 0) {
+            return Err(keys.bad(STRENGTH, "needs 'rope.scaling.original_context_length'"));
+        }
         let embedding_scale = if decoder.scaled_embeddings {
             (hidden as f32).sqrt()
         } else {
@@ -324,6 +380,7 @@ impl Hyper {
             epsilon: epsilon.unwrap_or(1e-5),
             rotations,
             score_scale: positive(keys.float("attention.scale")?).unwrap_or(scale),
+            temperature,
             score_cap: positive(keys.float("attn_logit_softcapping")?)
                 .or((name == "gemma2").then_some(50.0)),
             logit_cap: positive(keys.float("final_logit_softcapping")?)
@@ -352,7 +409,12 @@ impl Rotation {
         for position in 0..positions {
             let mut angle = position as f32;
             for pair in 0..pairs {
-                let whole = angle / factors.map_or(1.0, |f| f[pair]);
+                let turned = if self.still.contains(&pair) {
+                    0.0
+                } else {
+                    angle
+                };
+                let whole = turned / factors.map_or(1.0, |f| f[pair]);
                 let mut theta = self.scale * whole;
                 if self.extrapolation != 0.0 {
                     let ramp =

@@ -31,7 +31,7 @@ use quantier_tokenizer::VocabKind;
 
 pub use catalog::{Catalog, Entry, Grouping, InputId, LayerId, Linear, LinearId, TensorId};
 pub use config::{Config, Pooling};
-pub use decoder::{Activation, Decoder, Norm, Rope, Window};
+pub use decoder::{Activation, Decoder, Norm, Rope, Sections, Window};
 pub use input::Input;
 pub use parameters::{Keys, Parameter};
 pub use recipes::Recipe;

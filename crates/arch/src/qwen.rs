@@ -1,6 +1,6 @@
 //! Qwen 2 and 3, dense and with experts.
 
-use super::decoder::{Decoder, Rope};
+use super::decoder::{Decoder, Rope, Sections};
 use super::llama::{BUFFERS, EMBEDDINGS, GATED_FFN, NORMS, PLAIN_ATTENTION, STACKED};
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS};
 use super::recipes::Size::{Any, Expert, Experts, Head, Hidden};
@@ -12,6 +12,11 @@ use quantier_tokenizer::VocabKind;
 const HALVES: Decoder = Decoder {
     rope: Rope::Halves,
     ..Decoder::LLAMA
+};
+
+const INTERLEAVED: Decoder = Decoder {
+    sections: Sections::Interleaved,
+    ..HALVES
 };
 
 pub(super) static QWEN2: Architecture = Architecture {
@@ -42,6 +47,10 @@ pub(super) static QWEN2_VL: Architecture = Architecture {
     ],
     name: "qwen2vl",
     parameters: &[COMMON, HEAD_LENGTHS, FILE_TYPE],
+    decoder: Decoder {
+        sections: Sections::Consecutive,
+        ..HALVES
+    },
     ..QWEN2
 };
 
@@ -107,6 +116,7 @@ pub(super) static QWEN3_VL: Architecture = Architecture {
     ],
     name: "qwen3vl",
     parameters: &[COMMON, HEAD_LENGTHS, FILE_TYPE, POOLING, DEEPSTACK],
+    decoder: INTERLEAVED,
     ..QWEN3
 };
 
@@ -133,6 +143,7 @@ pub(super) static QWEN3_VL_MOE: Architecture = Architecture {
         EXPERTS,
         BUFFERS,
     ],
+    decoder: INTERLEAVED,
     ..QWEN3_MOE
 };
 

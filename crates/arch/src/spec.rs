@@ -5,7 +5,7 @@
 //! matrices) is looked up here, once, when a model is opened.
 
 use crate::catalog::{EMBEDDING, OUTPUT};
-use crate::hyper::{AttentionNumbers, Hyper};
+use crate::hyper::{AttentionNumbers, Hyper, Temperature};
 use crate::{Activation, Catalog, Norm, Rope};
 
 /// The position table of models that add positions to their embeddings.
@@ -145,6 +145,8 @@ pub struct AttentionSpec {
     pub rope: Rope,
     /// Scores are multiplied by this.
     pub score_scale: f32,
+    /// How queries grow with their position.
+    pub temperature: Option<Temperature>,
     /// Scores are bent to stay below this.
     pub score_cap: Option<f32>,
     /// Queries, keys and values are clamped to plus and minus this.
@@ -356,6 +358,7 @@ impl Known<'_> {
             output: self.linear("attn_output", hyper.hidden, heads * value_length),
             rope: hyper.decoder.rope,
             score_scale: hyper.score_scale,
+            temperature: hyper.temperature,
             score_cap: hyper.score_cap,
             clamp: hyper.clamp,
         }

@@ -1,8 +1,8 @@
 //! Every command of README.md, docs/ and the examples of `--help` runs, as it is written there.
 //!
 //! Each page gets a directory in which its commands run from top to bottom, in bash. What they name
-//! is there: the repository's testdata/, small models and texts in place of other people's, a Hub
-//! on this machine for `hf://`; `/tmp` is a directory of the test. A file of defaults keeps the
+//! is there: the repository's testdata/ with one layer of the reference model, small models and
+//! texts in place of other people's, a Hub on this machine for `hf://`; `/tmp` is a directory of the test. A file of defaults keeps the
 //! jobs small. A command that is neither run nor listed with its reason is a failure.
 
 use crate::support::hub::Hub;
@@ -191,6 +191,20 @@ impl Place {
             );
         }
         models::shortened_checkpoint(&at("small/checkpoint"), 1);
+        // The repository's testdata/ with one layer of the reference model.
+        fs::create_dir(at("testdata")).unwrap();
+        for entry in fs::read_dir(root().join("testdata")).unwrap() {
+            let entry = entry.unwrap();
+            let name = entry.file_name().into_string().unwrap();
+            if !name.starts_with("refmodel") {
+                symlink(entry.path(), at("testdata").join(name)).unwrap();
+            }
+        }
+        models::shortened_checkpoint(&at("testdata/refmodel"), 1);
+        succeeds(
+            dir.path(),
+            "convert testdata/refmodel --outtype f16 -o testdata/refmodel-f16.gguf",
+        );
         let mut files: BTreeMap<String, Vec<u8>> = BTreeMap::new();
         for (path, _) in listing(&at("small/checkpoint")) {
             files.insert(
@@ -225,7 +239,7 @@ impl Place {
             "calibration.txt"
         };
         for (name, is) in [
-            ("testdata", root().join("testdata")),
+            ("testdata", self.dir.path().join("testdata")),
             ("README.md", root().join("README.md")),
             ("docs", root().join("docs")),
             (

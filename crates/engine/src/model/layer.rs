@@ -310,6 +310,7 @@ fn attention(
         kv_heads: numbers.kv_heads,
         key_length: numbers.key_length,
         clamp: spec.clamp,
+        temperature: spec.temperature,
         rope: spec.rope,
         angles: numbers
             .rotation

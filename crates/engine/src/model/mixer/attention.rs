@@ -8,6 +8,7 @@ use crate::model::ops::elementwise::{clamp, clamp_derivative};
 use crate::model::ops::rope::{Angles, Direction};
 use crate::model::rows::Rows;
 use quantier_arch::Rope;
+use quantier_arch::hyper::Temperature;
 use std::sync::Arc;
 
 /// ```text
@@ -26,6 +27,8 @@ pub(in crate::model) struct Attention {
     pub key_length: usize,
     /// Queries, keys and values are clamped to plus and minus this.
     pub clamp: Option<f32>,
+    /// How queries grow with their position.
+    pub temperature: Option<Temperature>,
     pub rope: Rope,
     /// None if the layer does not rotate.
     pub angles: Option<Arc<Angles>>,
@@ -112,6 +115,19 @@ impl Attention {
         }
         by_position(&g, heads)
     }
+
+    /// Multiplies queries, or their gradients, `[heads, positions, length]`, by the factors of their
+    /// positions.
+    fn temper(&self, query: &mut Rows) {
+        let Some(temperature) = self.temperature else {
+            return;
+        };
+        let positions = query.len() / self.heads;
+        for (row, query) in query.iter_mut().enumerate() {
+            let factor = temperature.factor(row % positions);
+            query.iter_mut().for_each(|x| *x *= factor);
+        }
+    }
 }
 
 impl Mixer for Attention {
@@ -155,10 +171,12 @@ impl Mixer for Attention {
             normalize(&self.query_norm, &mut query),
             normalize(&self.key_norm, &mut key),
         ];
+        let mut query = self.rotated(&query, self.heads);
+        self.temper(&mut query);
         let heads = Heads {
             heads: self.heads,
             kv_heads: self.kv_heads,
-            query: self.rotated(&query, self.heads),
+            query,
             key: self.rotated(&key, self.kv_heads),
             value,
         };
@@ -176,7 +194,8 @@ impl Mixer for Attention {
 impl StageTape for HeadsTape<'_> {
     fn backward(&self, _input: &Rows, dy: Rows, pass: &Pass<'_>, dx: &mut Rows) -> Result<()> {
         let attention = self.attention;
-        let gradients = attention.scores.derivative(&self.heads, &dy);
+        let mut gradients = attention.scores.derivative(&self.heads, &dy);
+        attention.temper(&mut gradients.query);
         let mut query = attention.unrotated(gradients.query, attention.heads);
         let mut key = attention.unrotated(gradients.key, attention.kv_heads);
         let norms = [&attention.query_norm, &attention.key_norm];

@@ -9,6 +9,7 @@ use crate::model::ops::rope::Angles;
 use crate::model::ops::router::Weighing;
 use crate::model::ops::tests::{check_gradients, random};
 use crate::model::rows::Rows;
+use quantier_arch::hyper::Temperature;
 use quantier_arch::{Activation, LinearId, Norm as NormKind, Rope};
 use quantier_core::progress::Silent;
 use std::sync::Arc;
@@ -70,6 +71,10 @@ fn attention(projections: Projections, window: Option<usize>) -> AnyMixer {
         kv_heads: 2,
         key_length: 6,
         clamp: Some(1.7),
+        temperature: Some(Temperature {
+            strength: 0.3,
+            period: 2,
+        }),
         rope: Rope::Halves,
         angles: Some(Arc::new(Angles {
             cosines: random(POSITIONS * 2, 31),
