@@ -20,7 +20,7 @@ use crate::rounding::{self, NoFactor, Rounding};
 use std::path::PathBuf;
 
 /// What to write and where.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct OutputRequest {
     /// The file; with [`Job::keep_split`], the part before `-00001-of-00003.gguf`.
     pub path: PathBuf,
