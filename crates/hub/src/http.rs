@@ -1,5 +1,4 @@
-//! Requests: redirects that keep the token at home, failures sorted by what can be done about them,
-//! patience.
+//! Requests: redirects without the token to other servers, failures by their remedy, retries.
 
 use super::{Address, Error, Result, Settings};
 use quantier_core::progress::Progress;
@@ -10,44 +9,45 @@ use ureq::http::{HeaderMap, Method, Request, Uri, header};
 use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, Body};
 
-/// Redirects that are followed in a row.
+/// Limit on redirects in a row.
 const MAX_REDIRECTS: usize = 8;
-/// Tries without any progress between them.
+/// Limit on tries without progress.
 const MAX_TRIES: u32 = 6;
-/// Tries while nobody has answered yet: mostly there is no network then.
+/// Limit on tries before any answer: most likely there is no network.
 const MAX_FIRST_TRIES: u32 = 3;
-/// The longest that a server can make us wait, and the longest pause between two tries.
+/// Longest pause between two tries, whether our own or the server's.
 const MAX_PAUSE: Duration = Duration::from_secs(120);
-/// How often a pause looks whether the job was stopped.
+/// Interval of checks for cancellation during a pause.
 const POLL: Duration = Duration::from_millis(50);
-/// A server that says nothing for so long is gone.
+/// Timeout of a silent server.
 const SILENCE: Duration = Duration::from_secs(30);
 
 /// A connection to the Hub for one address.
 pub(super) struct Client<'a> {
     agent: Agent,
     endpoint: Uri,
-    /// Whether anybody has answered.
+    /// Whether any server has answered.
     reached: AtomicBool,
     pub settings: &'a Settings,
     pub address: &'a Address,
 }
 
-/// What a server said, after all redirects that were followed.
+/// An answer, after redirects.
 pub(super) struct Answer {
     pub status: u16,
     pub headers: HeaderMap,
     pub body: Body,
-    /// What the Hub itself, not the store that it sends us to, said about the file.
+    /// ETag from the Hub itself, not from the storage server.
     pub etag: Option<String>,
+    /// Size of the file, from the Hub itself.
     pub size: Option<u64>,
 }
 
-/// Why there is no good answer.
+/// A failed request.
 pub(super) enum Failure {
-    /// No connection, or it broke; another try may help.
+    /// No connection, or a broken one; another try may help.
     Lost { host: String, why: String },
-    /// An answer that is no success.
+    /// A status other than success.
     Status {
         status: u16,
         code: String,
@@ -65,8 +65,7 @@ pub(super) enum Follow {
     AtHome,
 }
 
-/// The longest file of certificates that is read, in bytes; Mozilla's whole list has a quarter of a
-/// MB.
+/// Size limit of a file of certificates, in bytes. Mozilla's list has a quarter of a MB.
 const MAX_AUTHORITIES: u64 = 16 << 20;
 
 /// The certificates in a file.
@@ -97,6 +96,8 @@ fn authorities(path: &Path) -> Result<RootCerts> {
 }
 
 impl<'a> Client<'a> {
+    /// # Errors
+    /// An endpoint that is no address, a bad file of certificates.
     pub fn new(settings: &'a Settings, address: &'a Address) -> Result<Client<'a>> {
         let wrong = |e| {
             Error::Setting(format!(
@@ -109,7 +110,7 @@ impl<'a> Client<'a> {
             .authorities
             .as_deref()
             .map_or(Ok(RootCerts::WebPki), authorities)?;
-        // Redirects are followed here, since the token must not be.
+        // Redirects are followed by `ask`, which keeps the token from other servers.
         let config = Agent::config_builder()
             .tls_config(TlsConfig::builder().root_certs(roots).build())
             .http_status_as_error(false)
@@ -130,14 +131,17 @@ impl<'a> Client<'a> {
         })
     }
 
-    /// Where a path below the endpoint is; it is [`escaped`] already.
+    /// URL of an [`escaped`] path below the endpoint.
+    ///
+    /// # Errors
+    /// A path that makes no valid URL.
     pub fn url(&self, path: &str) -> Result<Uri> {
         let url = format!("{}/{path}", self.settings.endpoint);
         url.parse()
             .map_err(|e| self.wrong(format!("'{url}' is no address: {e}")))
     }
 
-    /// An error about something that the server said.
+    /// An error about an answer of the server.
     pub fn wrong(&self, what: impl Into<String>) -> Error {
         Error::Answer {
             address: self.address.to_string(),
@@ -145,7 +149,10 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// Asks once, and follows redirects. `from` asks for the rest of a file.
+    /// One request, redirects followed. Bytes before `from` are not requested.
+    ///
+    /// # Errors
+    /// No connection, a status other than success, a redirect that is not followed.
     pub fn ask(
         &self,
         method: Method,
@@ -253,13 +260,13 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// What a failure means in the end.
+    /// The error of a failure without further tries.
     pub fn explained(&self, failure: Failure, file: Option<&str>) -> Error {
         let address = self.address.to_string();
         match (failure, &self.settings.token) {
             (Failure::Final(error), _) => error,
             (Failure::Lost { host, why }, _) => Error::Lost { address, host, why },
-            (Failure::Status { status: 401, .. }, None) => Error::WhoAreYou(address),
+            (Failure::Status { status: 401, .. }, None) => Error::Unauthorized(address),
             (Failure::Status { status: 401, .. }, Some(token)) => Error::BadToken {
                 address,
                 from: token.from.clone(),
@@ -291,7 +298,10 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// Asks again and again, as long as that may help.
+    /// Retries a request as long as that may help.
+    ///
+    /// # Errors
+    /// The last failure, or cancellation.
     pub fn patiently<T>(
         &self,
         file: Option<&str>,
@@ -308,7 +318,7 @@ impl<'a> Client<'a> {
     }
 }
 
-/// Tries that are left, and how long the next pause is.
+/// Number of tries and length of the next pause.
 pub(super) struct Patience<'a> {
     client: &'a Client<'a>,
     tries: u32,
@@ -319,12 +329,15 @@ impl<'a> Patience<'a> {
         Patience { client, tries: 0 }
     }
 
-    /// Something was gained since the last failure.
+    /// Resets the number of tries, after progress.
     pub fn renew(&mut self) {
         self.tries = 0;
     }
 
-    /// Waits for the next try after a failure, or says why there is none.
+    /// Waits for the next try after a failure.
+    ///
+    /// # Errors
+    /// The failure itself where another try will not help, or cancellation.
     pub fn after(
         &mut self,
         failure: Failure,
@@ -374,7 +387,7 @@ pub(super) fn header(headers: &HeaderMap, name: &str) -> Option<String> {
     headers.get(name)?.to_str().ok().map(str::to_owned)
 }
 
-/// An ETag without quotes and the mark of a weak one.
+/// An ETag without quotes and weak prefix.
 pub(super) fn unquoted(etag: &str) -> String {
     etag.strip_prefix("W/")
         .unwrap_or(etag)
@@ -382,7 +395,7 @@ pub(super) fn unquoted(etag: &str) -> String {
         .to_owned()
 }
 
-/// Scheme, host and port are the same.
+/// Whether scheme, host and port are equal.
 fn same_origin(a: &Uri, b: &Uri) -> bool {
     let origin = |uri: &Uri| {
         let scheme = uri.scheme_str()?.to_ascii_lowercase();
@@ -401,7 +414,7 @@ fn host(url: &Uri) -> String {
     )
 }
 
-/// For people: what stands behind the question mark may be a signature.
+/// For messages: a query may contain a signature.
 fn without_query(url: &Uri) -> String {
     format!(
         "{}://{}{}",
@@ -411,7 +424,7 @@ fn without_query(url: &Uri) -> String {
     )
 }
 
-/// Where a redirect leads.
+/// The absolute URL of a redirect.
 fn resolved(from: &Uri, to: &str) -> Option<Uri> {
     let (scheme, authority) = (from.scheme_str()?, from.authority()?);
     let text = if to.starts_with("http://") || to.starts_with("https://") {
@@ -434,7 +447,7 @@ fn resolved(from: &Uri, to: &str) -> Option<Uri> {
         .filter(|uri: &Uri| uri.host().is_some_and(|host| !host.is_empty()))
 }
 
-/// A path as it stands in an address; slashes stay.
+/// Percent-encodes a path; slashes stay.
 pub(super) fn escaped(part: &str) -> String {
     let mut out = String::with_capacity(part.len());
     for byte in part.bytes() {

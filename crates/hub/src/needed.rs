@@ -1,10 +1,10 @@
-//! Which files of a model are needed: those that the conversion reads, and nothing else.
+//! The files of a model that a conversion reads.
 
 use super::address::Address;
 use super::{Error, Result};
 use quantier_gguf::gguf::shard_siblings;
 
-/// Small files that a conversion reads, where there are any.
+/// Small files that a conversion reads if they exist.
 const SMALL: [&str; 12] = [
     "config.json",
     "generation_config.json",
@@ -21,29 +21,29 @@ const SMALL: [&str; 12] = [
 ];
 /// Further chat templates, by name.
 const TEMPLATES: &str = "additional_chat_templates/";
-/// Says which tensor is in which file.
+/// The index of tensors by file.
 pub(super) const INDEX: &str = "model.safetensors.index.json";
-/// The longest small file, in bytes. The largest tokenizers have about 40 MB.
+/// Size limit of a small file, in bytes. The largest tokenizers have about 40 MB.
 pub(super) const MAX_SMALL: u64 = 512 << 20;
 
-/// What is to be downloaded.
+/// The files to download.
 #[derive(Debug, PartialEq)]
 pub(super) struct Wanted {
-    /// Files that come first.
+    /// Configuration and tokenizer, downloaded first.
     pub small: Vec<String>,
     pub weights: Weights,
-    /// The file that stands for the model; its directory without one.
+    /// The file to open as the model; the snapshot's directory if `None`.
     pub model: Option<String>,
 }
 
 #[derive(Debug, PartialEq)]
 pub(super) enum Weights {
     Files(Vec<String>),
-    /// Those that the index names.
+    /// The files in the index.
     OfIndex,
 }
 
-/// Chooses among the files of a model.
+/// Chooses the files to download.
 pub(super) fn wanted(address: &Address, files: &[String], vocabulary_only: bool) -> Result<Wanted> {
     let has = |name: &str| files.iter().any(|file| file == name);
     let unusable = |what: String| Error::Unusable {
@@ -78,7 +78,7 @@ pub(super) fn wanted(address: &Address, files: &[String], vocabulary_only: bool)
     let mut weights: Vec<String> = files.iter().filter(|f| is_weights(f)).cloned().collect();
     weights.sort();
     if one.is_none() && weights.is_empty() && !has(INDEX) && !vocabulary_only {
-        // A repository of GGUFs: if there is one model in it, that is what is meant.
+        // A repository of GGUFs: unambiguous with one model.
         let firsts: Vec<&String> = ggufs
             .iter()
             .filter(|file| is_first(file))
@@ -129,7 +129,7 @@ pub(super) fn wanted(address: &Address, files: &[String], vocabulary_only: bool)
     })
 }
 
-/// Files of weights, as the conversion looks for them where there is no index.
+/// Whether this is a file of weights for a conversion without an index.
 pub(super) fn is_weights(file: &str) -> bool {
     file.starts_with("model") && file.ends_with(".safetensors") && !file.contains('/')
 }
@@ -152,7 +152,7 @@ fn gguf(address: &Address, file: &str, files: &[String]) -> Result<Wanted> {
     })
 }
 
-/// Whether a GGUF is a whole model or the first shard of one.
+/// Whether a GGUF is a whole model or the first file of a split one.
 fn is_first(file: &str) -> bool {
     shard_siblings(file).is_none_or(|shards| shards[0] == *file)
 }
