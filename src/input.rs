@@ -1,5 +1,5 @@
-//! The model that a command is given: a GGUF, or a Hugging Face checkpoint that is converted on the
-//! fly, band by band, without a file in between.
+//! The input of a command: a GGUF, or a Hugging Face checkpoint converted on the fly, band by band,
+//! without a file in between.
 
 use crate::convert::{self, Checkpoint};
 use crate::format;
