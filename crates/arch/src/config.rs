@@ -24,6 +24,9 @@ const LAYERS: &[&str] = &["n_layers", "num_hidden_layers", "n_layer", "num_layer
 
 impl Config {
     /// Completes the fields of a config.json.
+    ///
+    /// # Errors
+    /// A field of the wrong kind.
     pub fn new(mut fields: Map<String, Value>) -> Result<Config> {
         defaults::complete(&mut fields)?;
         let class = fields
@@ -58,16 +61,25 @@ impl Config {
     }
 
     /// How many layers there are.
+    ///
+    /// # Errors
+    /// A missing field, or a value that is no whole number.
     pub fn layers(&self) -> Result<u32> {
         self.u32(LAYERS)
     }
 
     /// A whole number under the first of these names; it must be there.
+    ///
+    /// # Errors
+    /// A missing field, or a value that is no whole number.
     pub fn u32(&self, names: &[&str]) -> Result<u32> {
         self.optional_u32(names)?.ok_or_else(|| missing(names))
     }
 
     /// A whole number under the first of these names.
+    ///
+    /// # Errors
+    /// A value that is no whole number.
     pub fn optional_u32(&self, names: &[&str]) -> Result<Option<u32>> {
         self.first(names)
             .map(|(name, value)| as_u32(name, value))
@@ -75,11 +87,17 @@ impl Config {
     }
 
     /// A number under the first of these names; it must be there.
+    ///
+    /// # Errors
+    /// A missing field, or a value that is no number.
     pub fn f64(&self, names: &[&str]) -> Result<f64> {
         self.optional_f64(names)?.ok_or_else(|| missing(names))
     }
 
     /// A number under the first of these names.
+    ///
+    /// # Errors
+    /// A value that is no number.
     pub fn optional_f64(&self, names: &[&str]) -> Result<Option<f64>> {
         self.first(names)
             .map(|(name, value)| as_f64(name, value))
@@ -87,6 +105,9 @@ impl Config {
     }
 
     /// A text under this name.
+    ///
+    /// # Errors
+    /// A value that is no text.
     pub fn optional_str(&self, name: &str) -> Result<Option<&str>> {
         self.get(name)
             .map(|value| {
@@ -98,6 +119,9 @@ impl Config {
     }
 
     /// An object under this name.
+    ///
+    /// # Errors
+    /// A value that is no object.
     pub fn optional_object(&self, name: &str) -> Result<Option<&Map<String, Value>>> {
         self.get(name)
             .map(|value| {
@@ -109,6 +133,9 @@ impl Config {
     }
 
     /// Length of a head's queries and keys: `head_dim`, or the heads' share of the hidden size.
+    ///
+    /// # Errors
+    /// A missing field, a value that is no whole number, no attention heads.
     pub fn head_len(&self) -> Result<u32> {
         if let Some(len) = self.optional_u32(&["head_dim"])? {
             return Ok(len);
@@ -129,6 +156,9 @@ impl Config {
     }
 
     /// Base frequency of layers with a sliding window, where it is given.
+    ///
+    /// # Errors
+    /// A value that is no number.
     pub fn sliding_rope_theta(&self) -> Result<Option<f64>> {
         let theta = self
             .rope

@@ -82,7 +82,10 @@ pub static ARCHITECTURES: &[&Architecture] = &[
 ];
 
 impl Architecture {
-    /// The architecture of a class, or a sentence that names the nearest.
+    /// The architecture of a class in config.json.
+    ///
+    /// # Errors
+    /// An unsupported class; the message names the nearest supported one.
     pub fn of_class(class: &str) -> Result<&'static Architecture, String> {
         let classes = || {
             ARCHITECTURES
@@ -100,7 +103,10 @@ impl Architecture {
         ))
     }
 
-    /// The architecture that a GGUF names, or a sentence that lists those that are known.
+    /// The architecture of a GGUF by its `general.architecture`.
+    ///
+    /// # Errors
+    /// An unsupported architecture; the message lists the supported ones.
     pub fn of_gguf(name: &str) -> Result<&'static Architecture, String> {
         ARCHITECTURES.iter().copied().find(|a| a.name == name).ok_or_else(|| {
             let known: Vec<_> = ARCHITECTURES.iter().map(|a| a.name).collect();

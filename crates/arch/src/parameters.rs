@@ -67,6 +67,9 @@ use Parameter::{Computed, FileType, Layers, OptionalF32, OptionalU32};
 
 impl Parameter {
     /// Adds this step's keys.
+    ///
+    /// # Errors
+    /// A missing field of the configuration, or one of the wrong kind.
     pub fn apply(self, config: &Config, keys: &mut Keys) -> Result<()> {
         match self {
             Layers => keys.set("block_count", Value::U32(config.layers()?)),

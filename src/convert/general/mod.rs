@@ -148,6 +148,9 @@ pub struct General {
 impl General {
     /// Reads the metadata of a checkpoint. `overrides` is a JSON file with keys of a GGUF; `name`
     /// is put over all.
+    ///
+    /// # Errors
+    /// A file that cannot be read or is not valid JSON or YAML.
     pub fn load(
         dir: &Path,
         overrides: Option<&Path>,
@@ -328,8 +331,10 @@ impl General {
         }
     }
 
-    /// The entries in the order of the file. What has a kind that cannot be written is an error
-    /// with its key.
+    /// The entries, in the order of the file.
+    ///
+    /// # Errors
+    /// A value of a kind that cannot be written, with its key.
     pub fn entries(&self) -> Result<Entries> {
         let mut entries = Entries::new();
         for ((key, kind, _), value) in SAMPLING.iter().zip(&self.sampling) {

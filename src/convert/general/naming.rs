@@ -322,8 +322,10 @@ impl FileName<'_> {
 }
 
 /// Fills the type into a file name: `{ftype}` or `{outtype}` in small letters, `{FTYPE}` or
-/// `{OUTTYPE}` in capitals. `{{` and `}}` stand for braces. Says what is wrong with any other
-/// brace.
+/// `{OUTTYPE}` in capitals. `{{` and `}}` are literal braces.
+///
+/// # Errors
+/// An unknown field or a lone brace.
 pub fn fill_template(name: &str, encoding: &str) -> Result<String, String> {
     let mut out = String::with_capacity(name.len());
     let mut rest = name;

@@ -58,6 +58,9 @@ pub struct Distribution<'a> {
 
 impl<'a> Distribution<'a> {
     /// A row of logits, `[n_vocab]`, not empty.
+    ///
+    /// # Errors
+    /// A value that is not finite.
     pub fn of_logits(logits: &'a [f32]) -> Result<Distribution<'a>, Error> {
         let max = checked_max(logits)?;
         let sum = vectorized(|| {
@@ -80,6 +83,9 @@ impl<'a> Distribution<'a> {
 
     /// A row of log-probabilities from a logits file, taken as they are: neither normalized nor
     /// used below [`STORED_FLOOR`], as llama-perplexity does it.
+    ///
+    /// # Errors
+    /// A value that is not finite.
     pub fn of_stored(log_probabilities: &'a [f32]) -> Result<Distribution<'a>, Error> {
         let max = checked_max(log_probabilities)?;
         Ok(Distribution {
@@ -111,6 +117,9 @@ impl<'a> Distribution<'a> {
     }
 
     /// -ln p of a token, in nats.
+    ///
+    /// # Errors
+    /// A token outside of the vocabulary.
     pub fn nll(&self, label: u32) -> Result<f64, Error> {
         let n_vocab = self.values.len();
         let value = self
@@ -137,6 +146,9 @@ pub struct Comparison {
 }
 
 /// Compares a row with the base model's, over the whole vocabulary.
+///
+/// # Errors
+/// Rows of different lengths, a token outside of the vocabulary, a divergence that is not finite.
 pub fn compare(base: &Distribution, row: &Distribution, label: u32) -> Result<Comparison, Error> {
     if base.values.len() != row.values.len() {
         return Err(Error::Vocabulary {

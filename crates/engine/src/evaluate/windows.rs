@@ -65,6 +65,9 @@ impl<'a> Windows<'a> {
     /// Cuts a text into chunks of `n_ctx` tokens, at most `chunks` of them. `tokens` is the text
     /// with the BOS that the tokenizer puts before it; `bos` is that token where the vocabulary
     /// asks for it.
+    ///
+    /// # Errors
+    /// A context of less than [`MIN_CONTEXT`] tokens, a text of less than [`MIN_CHUNKS`] chunks, 0 chunks.
     pub fn of_text(
         tokens: &'a [u32],
         n_ctx: usize,
@@ -89,6 +92,9 @@ impl<'a> Windows<'a> {
 
     /// Chunks that have been cut already, `[chunks * n_ctx]` tokens: those of a logits file. One is
     /// enough.
+    ///
+    /// # Errors
+    /// A context of less than [`MIN_CONTEXT`] tokens, no tokens, an incomplete chunk.
     pub fn of_chunks(
         tokens: &'a [u32],
         n_ctx: usize,

@@ -218,6 +218,9 @@ pub struct Hidden {
 
 impl<'a> Engine<'a> {
     /// Reads the metadata and checks that the architecture is known.
+    ///
+    /// # Errors
+    /// An unsupported architecture, missing or wrong metadata, no threads.
     pub fn new(input: &'a Input<'a>, options: &Options) -> Result<Engine<'a>> {
         let pool = threads::pool(options.threads).map_err(Error::Model)?;
         let hyper = Hyper::new(input.metadata()).map_err(Error::Model)?;
