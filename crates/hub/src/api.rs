@@ -23,6 +23,9 @@ pub(super) struct Listing {
 
 impl Listing {
     /// Requests the listing of the address's revision.
+    ///
+    /// # Errors
+    /// A failed request, or a listing that is malformed or too long.
     pub fn get(client: &Client<'_>, progress: &dyn Progress) -> Result<Listing> {
         let address = client.address;
         // A slash in a revision must not look like one of the path.
@@ -96,6 +99,9 @@ pub(super) struct Remote {
 
 impl Remote {
     /// Requests the headers of a file of a commit.
+    ///
+    /// # Errors
+    /// A failed request, or an answer without a valid ETag or a size.
     pub fn get(
         client: &Client<'_>,
         commit: &str,
