@@ -34,7 +34,7 @@ impl Listing {
             "api/models/{}/revision/{revision}",
             address.repository
         ))?;
-        let bytes = client.patiently(None, progress, || {
+        let bytes = client.with_retries(None, progress, || {
             let answer = client.ask(Method::GET, &url, 0, Follow::AtHome)?;
             if answer.status != 200 {
                 let what = format!(
@@ -113,7 +113,7 @@ impl Remote {
             client.address.repository,
             escaped(file)
         ))?;
-        let answer = client.patiently(Some(file), progress, || {
+        let answer = client.with_retries(Some(file), progress, || {
             client.ask(Method::HEAD, &url, 0, Follow::AtHome)
         })?;
         let wrong = |what: &str| client.wrong(format!("the Hub's answer for {file} {what}"));

@@ -3,7 +3,7 @@
 
 use super::api::Remote;
 use super::cache::Cache;
-use super::http::{Answer, Client, Failure, Follow, Patience, header, paused, unquoted};
+use super::http::{Answer, Client, Failure, Follow, Backoff, header, paused, unquoted};
 use super::{Error, Result};
 use quantier_core::progress::Progress;
 use quantier_gguf as format;
@@ -98,20 +98,20 @@ impl Blob<'_> {
             if let End::Changed = self.filled(&mut part)? {
                 return Ok(false);
             }
-            let is = part.sum.take().map(|sum| hex(&sum.finalize()));
-            match (is, self.remote.sha256()) {
-                (Some(is), Some(should)) if is != should => {
+            let actual = part.sum.take().map(|sum| hex(&sum.finalize()));
+            match (actual, self.remote.sha256()) {
+                (Some(actual), Some(expected)) if actual != expected => {
                     // The first mismatch may come from the bytes of an earlier run; the second
                     // cannot.
                     part.restart()?;
-                    if wrong.replace(is.clone()).is_some() {
+                    if wrong.replace(actual.clone()).is_some() {
                         let (address, file) = (self.client.address.to_string(), file.clone());
                         let _ = std::fs::remove_file(&part.path);
                         return Err(Error::Sum {
                             address,
                             file,
-                            is,
-                            should: should.to_owned(),
+                            actual,
+                            expected: expected.to_owned(),
                         });
                     }
                 }
@@ -216,7 +216,7 @@ impl Blob<'_> {
     /// Requests the missing bytes until the file is complete.
     fn filled(&mut self, part: &mut Part) -> Result<End> {
         let file = &*self.remote.file;
-        let mut patience = Patience::new(self.client);
+        let mut backoff = Backoff::new(self.client);
         let mut version = None;
         self.progress.at(file);
         if part.sum.is_none() && self.remote.sha256().is_some() {
@@ -230,9 +230,9 @@ impl Blob<'_> {
                 Ok(End::Complete) => {}
                 Err(failure) => {
                     if part.len > before {
-                        patience.renew();
+                        backoff.reset();
                     }
-                    patience.after(failure, Some(file), self.progress)?;
+                    backoff.after(failure, Some(file), self.progress)?;
                 }
             }
         }

@@ -52,14 +52,14 @@ pub enum Error {
     )]
     NoRevision(String),
     /// A file missing from the listing, or 404.
-    #[error("{address}: the model has no file '{file}'{there}")]
+    #[error("{address}: the model has no file '{file}'{alternatives}")]
     NoFile {
         /// The requested address.
         address: String,
         /// The file.
         file: String,
         /// The alternatives, if any.
-        there: String,
+        alternatives: String,
     },
     /// 429, after all tries.
     #[error(
@@ -113,7 +113,7 @@ pub enum Error {
     },
     /// Two downloads with the wrong SHA-256.
     #[error(
-        "{address}: {file} arrived twice with a SHA-256 of {is} where the Hub says {should}; nothing of it was kept. A proxy \
+        "{address}: {file} arrived twice with a SHA-256 of {actual} where the Hub says {expected}; nothing of it was kept. A proxy \
          may change it on the way"
     )]
     Sum {
@@ -122,9 +122,9 @@ pub enum Error {
         /// The file.
         file: String,
         /// Its sum.
-        is: String,
+        actual: String,
         /// The sum that the Hub states.
-        should: String,
+        expected: String,
     },
     /// No usable model in the repository.
     #[error("{address}: {what}")]

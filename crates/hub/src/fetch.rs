@@ -4,7 +4,7 @@ use super::api::{Listing, Remote};
 use super::cache::Cache;
 use super::download::download;
 use super::http::Client;
-use super::needed::{INDEX, MAX_SMALL, Wanted, Weights, is_weights, wanted};
+use super::needed::{INDEX, MAX_SMALL, Selection, Weights, is_weights, select};
 use super::{Address, Error, Result, Settings};
 use quantier_core::progress::{Progress, Unit};
 use quantier_core::words::size;
@@ -60,11 +60,11 @@ pub fn fetch(
         }
         Err(error) => return Err(error),
     };
-    let Wanted {
+    let Selection {
         small,
         weights,
         model,
-    } = wanted(
+    } = select(
         address,
         &listing.files,
         need == Need::Vocabulary && address.file.is_none(),
@@ -87,13 +87,13 @@ pub fn fetch(
             let files = Index::read(&path)
                 .map_err(|e| client.wrong(e.to_string()))?
                 .map_or_else(Vec::new, |index| index.parts());
-            let there: HashSet<&String> = listing.files.iter().collect();
-            if let Some(file) = files.iter().find(|file| !there.contains(file)) {
-                let there = format!(", and {INDEX} names it");
+            let listed: HashSet<&String> = listing.files.iter().collect();
+            if let Some(file) = files.iter().find(|file| !listed.contains(file)) {
+                let alternatives = format!(", and {INDEX} names it");
                 return Err(Error::NoFile {
                     address: address.to_string(),
                     file: file.clone(),
-                    there,
+                    alternatives,
                 });
             }
             job.all(&files, None)?;
@@ -180,7 +180,7 @@ impl Fetch<'_> {
             }
             missing.push(remote);
         }
-        let there = |remote: &Remote| {
+        let downloaded = |remote: &Remote| {
             let blob = self.cache.blob(&remote.etag);
             let part = self.cache.incomplete(&remote.etag);
             blob.metadata()
@@ -189,7 +189,7 @@ impl Fetch<'_> {
         };
         let needed: u64 = missing
             .iter()
-            .map(|remote| remote.size - there(remote))
+            .map(|remote| remote.size - downloaded(remote))
             .sum();
         if let Some(free) = self.cache.free().filter(|&free| free < needed) {
             let path = self.client.settings.cache.clone();

@@ -261,7 +261,7 @@ impl<'a> Client<'a> {
     }
 
     /// The error of a failure without further tries.
-    pub fn explained(&self, failure: Failure, file: Option<&str>) -> Error {
+    pub fn error(&self, failure: Failure, file: Option<&str>) -> Error {
         let address = self.address.to_string();
         match (failure, &self.settings.token) {
             (Failure::Final(error), _) => error,
@@ -285,7 +285,7 @@ impl<'a> Client<'a> {
                 (_, Some(file)) => Error::NoFile {
                     address,
                     file: file.into(),
-                    there: " (404)".into(),
+                    alternatives: " (404)".into(),
                 },
                 _ => Error::NoModel(address),
             },
@@ -302,35 +302,35 @@ impl<'a> Client<'a> {
     ///
     /// # Errors
     /// The last failure, or cancellation.
-    pub fn patiently<T>(
+    pub fn with_retries<T>(
         &self,
         file: Option<&str>,
         progress: &dyn Progress,
         mut ask: impl FnMut() -> std::result::Result<T, Failure>,
     ) -> Result<T> {
-        let mut patience = Patience::new(self);
+        let mut backoff = Backoff::new(self);
         loop {
             match ask() {
                 Ok(answer) => return Ok(answer),
-                Err(failure) => patience.after(failure, file, progress)?,
+                Err(failure) => backoff.after(failure, file, progress)?,
             }
         }
     }
 }
 
 /// Number of tries and length of the next pause.
-pub(super) struct Patience<'a> {
+pub(super) struct Backoff<'a> {
     client: &'a Client<'a>,
     tries: u32,
 }
 
-impl<'a> Patience<'a> {
-    pub fn new(client: &'a Client<'a>) -> Patience<'a> {
-        Patience { client, tries: 0 }
+impl<'a> Backoff<'a> {
+    pub fn new(client: &'a Client<'a>) -> Backoff<'a> {
+        Backoff { client, tries: 0 }
     }
 
     /// Resets the number of tries, after progress.
-    pub fn renew(&mut self) {
+    pub fn reset(&mut self) {
         self.tries = 0;
     }
 
@@ -351,7 +351,7 @@ impl<'a> Patience<'a> {
                 wait,
                 ..
             } => *wait,
-            _ => return Err(self.client.explained(failure, file)),
+            _ => return Err(self.client.error(failure, file)),
         };
         let most = if self.client.reached.load(Ordering::Relaxed) {
             MAX_TRIES
@@ -360,7 +360,7 @@ impl<'a> Patience<'a> {
         };
         self.tries += 1;
         if self.tries >= most || asked.is_some_and(|wait| wait > MAX_PAUSE) {
-            return Err(self.client.explained(failure, file));
+            return Err(self.client.error(failure, file));
         }
         let own = self.client.settings.patience * (1 << (self.tries - 1));
         paused(asked.unwrap_or(own).min(MAX_PAUSE), progress)

@@ -28,7 +28,7 @@ pub(super) const MAX_SMALL: u64 = 512 << 20;
 
 /// The files to download.
 #[derive(Debug, PartialEq)]
-pub(super) struct Wanted {
+pub(super) struct Selection {
     /// Configuration and tokenizer, downloaded first.
     pub small: Vec<String>,
     pub weights: Weights,
@@ -44,7 +44,7 @@ pub(super) enum Weights {
 }
 
 /// Chooses the files to download.
-pub(super) fn wanted(address: &Address, files: &[String], vocabulary_only: bool) -> Result<Wanted> {
+pub(super) fn select(address: &Address, files: &[String], vocabulary_only: bool) -> Result<Selection> {
     let has = |name: &str| files.iter().any(|file| file == name);
     let unusable = |what: String| Error::Unusable {
         address: address.to_string(),
@@ -54,16 +54,16 @@ pub(super) fn wanted(address: &Address, files: &[String], vocabulary_only: bool)
         .iter()
         .filter(|file| file.ends_with(".gguf"))
         .collect();
-    let one = match &address.file {
+    let named = match &address.file {
         Some(file) if !has(file) => {
-            let there = match ggufs.is_empty() {
+            let alternatives = match ggufs.is_empty() {
                 true => String::new(),
                 false => format!("; its GGUFs are {}", listed(&ggufs)),
             };
             return Err(Error::NoFile {
                 address: address.to_string(),
                 file: file.clone(),
-                there,
+                alternatives,
             });
         }
         Some(file) if file.ends_with(".safetensors") && !file.contains('/') => Some(file),
@@ -77,7 +77,7 @@ pub(super) fn wanted(address: &Address, files: &[String], vocabulary_only: bool)
     };
     let mut weights: Vec<String> = files.iter().filter(|f| is_weights(f)).cloned().collect();
     weights.sort();
-    if one.is_none() && weights.is_empty() && !has(INDEX) && !vocabulary_only {
+    if named.is_none() && weights.is_empty() && !has(INDEX) && !vocabulary_only {
         // A repository of GGUFs: unambiguous with one model.
         let firsts: Vec<&String> = ggufs
             .iter()
@@ -116,16 +116,16 @@ pub(super) fn wanted(address: &Address, files: &[String], vocabulary_only: bool)
             "it has no config.json, and so is no model that can be converted".into(),
         ));
     }
-    let weights = match one {
+    let weights = match named {
         _ if vocabulary_only => Weights::Files(Vec::new()),
         Some(file) => Weights::Files(vec![file.clone()]),
         None if has(INDEX) => Weights::OfIndex,
         None => Weights::Files(weights),
     };
-    Ok(Wanted {
+    Ok(Selection {
         small,
         weights,
-        model: one.filter(|_| !vocabulary_only).cloned(),
+        model: named.filter(|_| !vocabulary_only).cloned(),
     })
 }
 
@@ -135,17 +135,17 @@ pub(super) fn is_weights(file: &str) -> bool {
 }
 
 /// A GGUF with all its shards.
-fn gguf(address: &Address, file: &str, files: &[String]) -> Result<Wanted> {
+fn gguf(address: &Address, file: &str, files: &[String]) -> Result<Selection> {
     let shards = shard_siblings(file).unwrap_or_else(|| vec![file.to_owned()]);
     if let Some(missing) = shards.iter().find(|shard| !files.contains(shard)) {
-        let there = format!(", and {file} is one of {} shards", shards.len());
+        let alternatives = format!(", and {file} is one of {} shards", shards.len());
         return Err(Error::NoFile {
             address: address.to_string(),
             file: missing.clone(),
-            there,
+            alternatives,
         });
     }
-    Ok(Wanted {
+    Ok(Selection {
         small: Vec::new(),
         weights: Weights::Files(shards),
         model: Some(file.to_owned()),
@@ -173,9 +173,9 @@ fn listed(files: &[&String]) -> String {
 mod tests {
     use super::*;
 
-    fn of(address: &str, files: &[&str]) -> std::result::Result<Wanted, String> {
+    fn of(address: &str, files: &[&str]) -> std::result::Result<Selection, String> {
         let files: Vec<String> = files.iter().map(|f| (*f).to_owned()).collect();
-        wanted(&Address::parse(address).unwrap(), &files, false).map_err(|e| e.to_string())
+        select(&Address::parse(address).unwrap(), &files, false).map_err(|e| e.to_string())
     }
 
     fn names(list: &[&str]) -> Vec<String> {
