@@ -30,14 +30,6 @@ impl Source {
         }
     }
 
-    /// The files that hold the weights.
-    pub fn paths(&self) -> Vec<&Path> {
-        match self {
-            Source::Gguf(files) => files.paths(),
-            Source::Checkpoint(checkpoint) => checkpoint.paths(),
-        }
-    }
-
     /// Checks the files. `conversion` says how a checkpoint is converted; its output is never
     /// written.
     ///

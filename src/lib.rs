@@ -142,7 +142,7 @@
 //! `src/main.rs` and `src/cli/` are the program: one file per command, and the only place that
 //! prints.
 
-#![warn(missing_docs)]
+#![warn(missing_docs, unreachable_pub)]
 
 pub mod convert;
 pub mod diff;

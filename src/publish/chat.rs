@@ -81,15 +81,15 @@ impl ChatTemplate {
     /// The prompt of a conversation; with `generate`, up to the beginning of the assistant's turn.
     ///
     /// # Errors
-    /// As [`ChatTemplate::render_with`].
-    pub fn render(&self, messages: &[Message], generate: bool) -> Result<String, String> {
+    /// A conversation that the template refuses or cannot render.
+    pub(crate) fn render(&self, messages: &[Message], generate: bool) -> Result<String, String> {
         self.render_with(messages, None, generate)
     }
 
     /// The same without the BOS token, which the runtime adds.
     ///
     /// # Errors
-    /// As [`ChatTemplate::render_with`].
+    /// A conversation that the template refuses or cannot render.
     pub fn prompt(&self, messages: &[Message], generate: bool) -> Result<String, String> {
         let text = self.render(messages, generate)?;
         match text.strip_prefix(&*self.bos) {
@@ -102,7 +102,7 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// A conversation that the template refuses or cannot render.
-    pub fn render_with(
+    pub(crate) fn render_with(
         &self,
         messages: &[Message],
         tools: Option<&serde_json::Value>,

@@ -75,7 +75,7 @@ pub enum Family {
 
 impl Family {
     /// How it is called.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Family::ChatMl => "ChatML",
             Family::Llama3 => "Llama 3",

@@ -126,7 +126,7 @@ impl From<rounding::Error> for Error {
 
 impl Error {
     /// Whether the same run, started again, would fail again.
-    pub fn is_final(&self) -> bool {
+    pub(crate) fn is_final(&self) -> bool {
         match self {
             Error::Round(_) | Error::Inputs { .. } | Error::Impossible(_) => true,
             Error::Model(error) => error.is_final(),

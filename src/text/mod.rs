@@ -65,7 +65,8 @@ static DOMAINS: [Domain; 10] = [
 /// The documents of a set as pairs of domain and text, by domain.
 ///
 /// Documents have no newline at either end, and every domain has some in each set.
-pub fn documents(set: Set) -> impl Iterator<Item = (&'static str, &'static str)> {
+#[cfg(test)]
+fn documents(set: Set) -> impl Iterator<Item = (&'static str, &'static str)> {
     DOMAINS.iter().flat_map(move |domain| {
         domain
             .documents(set)

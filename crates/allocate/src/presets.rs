@@ -53,7 +53,7 @@ impl ModelFacts {
 
 /// Facts about a tensor for the rules.
 #[derive(Clone, Copy, Debug)]
-pub struct TensorFacts {
+pub(crate) struct TensorFacts {
     /// Its role.
     pub role: Role,
     /// Weights in a row.
@@ -228,7 +228,7 @@ const RULES: &[Rule] = &[
 /// Whether the ordinal of an FFN tensor is its layer, not its index within the role.
 ///
 /// Experts are not always in order; the file types around two bits count them nevertheless.
-pub fn counts_layers(file_type: FileType, role: Role, model: &ModelFacts) -> bool {
+pub(crate) fn counts_layers(file_type: FileType, role: Role, model: &ModelFacts) -> bool {
     model.experts > 1
         && matches!(role, Role::FfnDown | Role::FfnGate | Role::FfnUp)
         && !AROUND_TWO_BITS.contains(&file_type)
@@ -236,7 +236,7 @@ pub fn counts_layers(file_type: FileType, role: Role, model: &ModelFacts) -> boo
 }
 
 /// The preset's type for a tensor, regardless of its shape.
-pub fn type_for(file_type: FileType, tensor: &TensorFacts, model: &ModelFacts) -> GgmlType {
+pub(crate) fn type_for(file_type: FileType, tensor: &TensorFacts, model: &ModelFacts) -> GgmlType {
     let default = file_type.default_type();
     if tensor.keeps_q8 && default.is_quantized() {
         return GgmlType::Q8_0;
@@ -298,15 +298,7 @@ fn holds(when: When, default: GgmlType, tensor: &TensorFacts, model: &ModelFacts
 }
 
 /// The fallback type if rows are not whole blocks of `wanted`; `None` if the reference has none.
-///
-/// ```
-/// # use quantier_allocate::presets::fit_rows;
-/// # use quantier_blocks::types::GgmlType;
-/// assert_eq!(fit_rows(GgmlType::Q4_K, 512), Some(GgmlType::Q4_K));
-/// assert_eq!(fit_rows(GgmlType::Q4_K, 320), Some(GgmlType::Q5_0));
-/// assert_eq!(fit_rows(GgmlType::Q4_K, 40), Some(GgmlType::F16));
-/// ```
-pub fn fit_rows(wanted: GgmlType, row_len: u64) -> Option<GgmlType> {
+pub(crate) fn fit_rows(wanted: GgmlType, row_len: u64) -> Option<GgmlType> {
     let fits = |t: GgmlType| row_len.is_multiple_of(t.block_len() as u64);
     if fits(wanted) {
         return Some(wanted);
@@ -339,4 +331,16 @@ pub fn requires_imatrix(role: Role, target: GgmlType, file_type: Option<FileType
         target,
         T::IQ3_XXS | T::IQ2_XXS | T::IQ2_XS | T::IQ2_S | T::IQ1_M | T::IQ1_S
     ) || (target == T::Q2_K && file_type == Some(FileType::Q2_K_S))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn odd_rows_have_a_fallback() {
+        assert_eq!(fit_rows(T::Q4_K, 512), Some(T::Q4_K));
+        assert_eq!(fit_rows(T::Q4_K, 320), Some(T::Q5_0));
+        assert_eq!(fit_rows(T::Q4_K, 40), Some(T::F16));
+    }
 }

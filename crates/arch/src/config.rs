@@ -6,7 +6,7 @@ use quantier_gguf::json::kind;
 use serde_json::{Map, Value};
 
 /// What is wrong with a field; names the field.
-pub type Result<T> = std::result::Result<T, String>;
+pub(crate) type Result<T> = std::result::Result<T, String>;
 
 /// The fields of config.json and the defaults of its class.
 #[derive(Clone, Debug)]
@@ -53,7 +53,7 @@ impl Config {
     }
 
     /// The first of several names for one thing that is there at all; nothing if that one is null.
-    pub fn first<'n>(&self, names: &[&'n str]) -> Option<(&'n str, &Value)> {
+    pub(crate) fn first<'n>(&self, names: &[&'n str]) -> Option<(&'n str, &Value)> {
         let (name, value) = names
             .iter()
             .find_map(|name| Some((*name, self.fields.get(*name)?)))?;
@@ -90,7 +90,7 @@ impl Config {
     ///
     /// # Errors
     /// A missing field, or a value that is no number.
-    pub fn f64(&self, names: &[&str]) -> Result<f64> {
+    pub(crate) fn f64(&self, names: &[&str]) -> Result<f64> {
         self.optional_f64(names)?.ok_or_else(|| missing(names))
     }
 
@@ -98,23 +98,9 @@ impl Config {
     ///
     /// # Errors
     /// A value that is no number.
-    pub fn optional_f64(&self, names: &[&str]) -> Result<Option<f64>> {
+    pub(crate) fn optional_f64(&self, names: &[&str]) -> Result<Option<f64>> {
         self.first(names)
             .map(|(name, value)| as_f64(name, value))
-            .transpose()
-    }
-
-    /// A text under this name.
-    ///
-    /// # Errors
-    /// A value that is no text.
-    pub fn optional_str(&self, name: &str) -> Result<Option<&str>> {
-        self.get(name)
-            .map(|value| {
-                value
-                    .as_str()
-                    .ok_or_else(|| wrong_kind(name, value, "a text"))
-            })
             .transpose()
     }
 
@@ -122,7 +108,7 @@ impl Config {
     ///
     /// # Errors
     /// A value that is no object.
-    pub fn optional_object(&self, name: &str) -> Result<Option<&Map<String, Value>>> {
+    pub(crate) fn optional_object(&self, name: &str) -> Result<Option<&Map<String, Value>>> {
         self.get(name)
             .map(|value| {
                 value
@@ -136,7 +122,7 @@ impl Config {
     ///
     /// # Errors
     /// A missing field, a value that is no whole number, no attention heads.
-    pub fn head_len(&self) -> Result<u32> {
+    pub(crate) fn head_len(&self) -> Result<u32> {
         if let Some(len) = self.optional_u32(&["head_dim"])? {
             return Ok(len);
         }
@@ -148,7 +134,7 @@ impl Config {
 
     /// Parameters of the rotary embedding, those of full attention where several kinds have their
     /// own.
-    pub fn rope(&self) -> &Map<String, Value> {
+    pub(crate) fn rope(&self) -> &Map<String, Value> {
         self.rope
             .get("full_attention")
             .and_then(Value::as_object)
@@ -159,7 +145,7 @@ impl Config {
     ///
     /// # Errors
     /// A value that is no number.
-    pub fn sliding_rope_theta(&self) -> Result<Option<f64>> {
+    pub(crate) fn sliding_rope_theta(&self) -> Result<Option<f64>> {
         let theta = self
             .rope
             .get("sliding_attention")

@@ -7,6 +7,8 @@
 //! An opened model ([`Input`]) has a [`Catalog`]: ids of its tensors, linears, inputs and layers.
 //! [`role`] holds the reference's rules over tensor names, which nothing else reads.
 
+#![warn(unreachable_pub)]
+
 pub mod catalog;
 mod config;
 mod decoder;
@@ -107,7 +109,7 @@ impl Architecture {
     ///
     /// # Errors
     /// An unsupported architecture; the message lists the supported ones.
-    pub fn of_gguf(name: &str) -> Result<&'static Architecture, String> {
+    pub(crate) fn of_gguf(name: &str) -> Result<&'static Architecture, String> {
         ARCHITECTURES.iter().copied().find(|a| a.name == name).ok_or_else(|| {
             let known: Vec<_> = ARCHITECTURES.iter().map(|a| a.name).collect();
             format!(

@@ -47,6 +47,7 @@
 //! # writer.write(&1f32.to_le_bytes().repeat(256))?;
 //! # writer.finish()?;
 //! let model = Model::open(&path)?;
+//! assert_eq!(model.architecture(), Some("llama"));
 //! for (key, value) in model.metadata().iter() {
 //!     println!("{key} = {value}");
 //! }

@@ -26,7 +26,7 @@ impl Listing {
     ///
     /// # Errors
     /// A failed request, or a listing that is malformed or too long.
-    pub fn get(client: &Client<'_>, progress: &dyn Progress) -> Result<Listing> {
+    pub(crate) fn get(client: &Client<'_>, progress: &dyn Progress) -> Result<Listing> {
         let address = client.address;
         // A slash in a revision must not look like one of the path.
         let revision = escaped(&address.revision).replace('/', "%2F");
@@ -102,7 +102,7 @@ impl Remote {
     ///
     /// # Errors
     /// A failed request, or an answer without a valid ETag or a size.
-    pub fn get(
+    pub(crate) fn get(
         client: &Client<'_>,
         commit: &str,
         file: &str,
@@ -132,7 +132,7 @@ impl Remote {
     }
 
     /// The SHA-256 of the file's bytes, if the ETag is one.
-    pub fn sha256(&self) -> Option<&str> {
+    pub(crate) fn sha256(&self) -> Option<&str> {
         let hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
         (self.etag.len() == 64 && self.etag.bytes().all(hex)).then_some(&*self.etag)
     }

@@ -14,7 +14,7 @@ pub(super) struct Cache {
 
 impl Cache {
     /// The directories of `ORG/NAME`, not created yet.
-    pub fn new(cache: &Path, repository: &str) -> Cache {
+    pub(crate) fn new(cache: &Path, repository: &str) -> Cache {
         let name = format!("models--{}", repository.replace('/', "--"));
         Cache {
             root: cache.join(&name),
@@ -23,22 +23,22 @@ impl Cache {
     }
 
     /// Directory of a commit's files.
-    pub fn snapshot(&self, commit: &str) -> PathBuf {
+    pub(crate) fn snapshot(&self, commit: &str) -> PathBuf {
         self.root.join("snapshots").join(commit)
     }
 
     /// Path of the blob of an ETag.
-    pub fn blob(&self, etag: &str) -> PathBuf {
+    pub(crate) fn blob(&self, etag: &str) -> PathBuf {
         self.root.join("blobs").join(etag)
     }
 
     /// Path of its partial download.
-    pub fn incomplete(&self, etag: &str) -> PathBuf {
+    pub(crate) fn incomplete(&self, etag: &str) -> PathBuf {
         self.root.join("blobs").join(format!("{etag}.incomplete"))
     }
 
     /// Path of its lock file.
-    pub fn lock(&self, etag: &str) -> PathBuf {
+    pub(crate) fn lock(&self, etag: &str) -> PathBuf {
         self.locks.join(format!("{etag}.lock"))
     }
 
@@ -46,7 +46,7 @@ impl Cache {
     ///
     /// # Errors
     /// A directory that cannot be created.
-    pub fn create(&self) -> Result<()> {
+    pub(crate) fn create(&self) -> Result<()> {
         let blobs = self.root.join("blobs");
         [&blobs, &self.locks]
             .into_iter()
@@ -54,7 +54,7 @@ impl Cache {
     }
 
     /// Whether a file of a commit is complete.
-    pub fn has(&self, commit: &str, file: &str) -> bool {
+    pub(crate) fn has(&self, commit: &str, file: &str) -> bool {
         self.snapshot(commit).join(file).is_file()
     }
 
@@ -62,7 +62,7 @@ impl Cache {
     ///
     /// # Errors
     /// A directory or link that cannot be created.
-    pub fn link(&self, commit: &str, file: &str, etag: &str) -> Result<()> {
+    pub(crate) fn link(&self, commit: &str, file: &str, etag: &str) -> Result<()> {
         let path = self.snapshot(commit).join(file);
         let parent = path.parent().unwrap_or(&self.root);
         created(parent)?;
@@ -94,7 +94,7 @@ impl Cache {
     }
 
     /// The commit of a revision at the last request.
-    pub fn commit(&self, revision: &str) -> Option<String> {
+    pub(crate) fn commit(&self, revision: &str) -> Option<String> {
         if is_commit(revision) {
             return Some(revision.to_owned());
         }
@@ -107,7 +107,7 @@ impl Cache {
     ///
     /// # Errors
     /// A file that cannot be written.
-    pub fn set_commit(&self, revision: &str, commit: &str) -> Result<()> {
+    pub(crate) fn set_commit(&self, revision: &str, commit: &str) -> Result<()> {
         if is_commit(revision) || self.commit(revision).as_deref() == Some(commit) {
             return Ok(());
         }
@@ -128,7 +128,7 @@ impl Cache {
     }
 
     /// Free bytes of the disk.
-    pub fn free(&self) -> Option<u64> {
+    pub(crate) fn free(&self) -> Option<u64> {
         fs4::available_space(&self.root).ok()
     }
 }

@@ -3,7 +3,7 @@
 
 use super::api::Remote;
 use super::cache::Cache;
-use super::http::{Answer, Client, Failure, Follow, Backoff, header, paused, unquoted};
+use super::http::{Answer, Backoff, Client, Failure, Follow, header, paused, unquoted};
 use super::{Error, Result};
 use quantier_core::progress::Progress;
 use quantier_gguf as format;

@@ -98,7 +98,7 @@ fn authorities(path: &Path) -> Result<RootCerts> {
 impl<'a> Client<'a> {
     /// # Errors
     /// An endpoint that is no address, a bad file of certificates.
-    pub fn new(settings: &'a Settings, address: &'a Address) -> Result<Client<'a>> {
+    pub(crate) fn new(settings: &'a Settings, address: &'a Address) -> Result<Client<'a>> {
         let wrong = |e| {
             Error::Setting(format!(
                 "HF_ENDPOINT '{}' is no address: {e}",
@@ -135,14 +135,14 @@ impl<'a> Client<'a> {
     ///
     /// # Errors
     /// A path that makes no valid URL.
-    pub fn url(&self, path: &str) -> Result<Uri> {
+    pub(crate) fn url(&self, path: &str) -> Result<Uri> {
         let url = format!("{}/{path}", self.settings.endpoint);
         url.parse()
             .map_err(|e| self.wrong(format!("'{url}' is no address: {e}")))
     }
 
     /// An error about an answer of the server.
-    pub fn wrong(&self, what: impl Into<String>) -> Error {
+    pub(crate) fn wrong(&self, what: impl Into<String>) -> Error {
         Error::Answer {
             address: self.address.to_string(),
             what: what.into(),
@@ -153,7 +153,7 @@ impl<'a> Client<'a> {
     ///
     /// # Errors
     /// No connection, a status other than success, a redirect that is not followed.
-    pub fn ask(
+    pub(crate) fn ask(
         &self,
         method: Method,
         url: &Uri,
@@ -261,7 +261,7 @@ impl<'a> Client<'a> {
     }
 
     /// The error of a failure without further tries.
-    pub fn error(&self, failure: Failure, file: Option<&str>) -> Error {
+    pub(crate) fn error(&self, failure: Failure, file: Option<&str>) -> Error {
         let address = self.address.to_string();
         match (failure, &self.settings.token) {
             (Failure::Final(error), _) => error,
@@ -302,7 +302,7 @@ impl<'a> Client<'a> {
     ///
     /// # Errors
     /// The last failure, or cancellation.
-    pub fn with_retries<T>(
+    pub(crate) fn with_retries<T>(
         &self,
         file: Option<&str>,
         progress: &dyn Progress,
@@ -325,12 +325,12 @@ pub(super) struct Backoff<'a> {
 }
 
 impl<'a> Backoff<'a> {
-    pub fn new(client: &'a Client<'a>) -> Backoff<'a> {
+    pub(crate) fn new(client: &'a Client<'a>) -> Backoff<'a> {
         Backoff { client, tries: 0 }
     }
 
     /// Resets the number of tries, after progress.
-    pub fn reset(&mut self) {
+    pub(crate) fn reset(&mut self) {
         self.tries = 0;
     }
 
@@ -338,7 +338,7 @@ impl<'a> Backoff<'a> {
     ///
     /// # Errors
     /// The failure itself where another try will not help, or cancellation.
-    pub fn after(
+    pub(crate) fn after(
         &mut self,
         failure: Failure,
         file: Option<&str>,

@@ -21,6 +21,8 @@
 //! Downloads do not go through [`quantier_gguf::output`]: a partial file is kept for the next run to
 //! resume.
 
+#![warn(unreachable_pub)]
+
 mod address;
 #[cfg(feature = "hub")]
 mod api;

@@ -44,7 +44,11 @@ pub(super) enum Weights {
 }
 
 /// Chooses the files to download.
-pub(super) fn select(address: &Address, files: &[String], vocabulary_only: bool) -> Result<Selection> {
+pub(super) fn select(
+    address: &Address,
+    files: &[String],
+    vocabulary_only: bool,
+) -> Result<Selection> {
     let has = |name: &str| files.iter().any(|file| file == name);
     let unusable = |what: String| Error::Unusable {
         address: address.to_string(),

@@ -59,7 +59,7 @@ pub fn read_text(path: &Path) -> Result<Option<String>> {
 ///
 /// # Errors
 /// A file that cannot be read, or invalid JSON, with its line and column.
-pub fn read_json(path: &Path) -> Result<Option<Value>> {
+pub(crate) fn read_json(path: &Path) -> Result<Option<Value>> {
     let Some(bytes) = read_bytes(path)? else {
         return Ok(None);
     };
@@ -75,7 +75,7 @@ pub fn read_json(path: &Path) -> Result<Option<Value>> {
 /// Reads a JSON file with an object.
 ///
 /// # Errors
-/// As [`read_json`], and a value other than an object.
+/// A file that cannot be read, invalid JSON with its line and column, a value other than an object.
 pub fn read_object(path: &Path) -> Result<Option<Map<String, Value>>> {
     match read_json(path)? {
         None => Ok(None),
@@ -126,12 +126,12 @@ impl Files {
     }
 
     /// A field of `tokenizer_config.json`.
-    pub fn config_field(&self, name: &str) -> Option<&Value> {
+    pub(crate) fn config_field(&self, name: &str) -> Option<&Value> {
         self.tokenizer_config.as_ref()?.get(name)
     }
 
     /// An error about `tokenizer.json`.
-    pub fn bad_tokenizer(&self, what: impl Into<String>) -> Error {
+    pub(crate) fn bad_tokenizer(&self, what: impl Into<String>) -> Error {
         bad(&self.dir.join("tokenizer.json"), what)
     }
 

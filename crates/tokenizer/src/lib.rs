@@ -31,11 +31,10 @@ use spm::Additions;
 use std::path::Path;
 
 pub use encode::{Error as VocabularyError, Tokenizer};
-pub use token::TokenType;
 
 /// Limit on the tokens of a vocabulary: the largest models have 2^18, and a damaged file could fill
 /// memory with padding.
-pub const MAX_TOKENS: usize = 1 << 24;
+pub(crate) const MAX_TOKENS: usize = 1 << 24;
 
 /// The vocabulary of a family: its files and additions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,7 +5,7 @@ use quantier_gguf::gguf::{Entries, Value, ValueType};
 /// Type of a token, with its number in a GGUF (SentencePiece's).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(i32)]
-pub enum TokenType {
+pub(crate) enum TokenType {
     /// A result of merges.
     Normal = 1,
     /// Replaces text without an encoding.

@@ -5,7 +5,7 @@
 //! gives.
 
 mod card;
-pub mod naming;
+pub(super) mod naming;
 
 use crate::format::gguf::{Entries, Value as Gguf, ValueType};
 use crate::format::{Error, Result};
@@ -300,14 +300,9 @@ impl General {
         self.values.get(key)?.as_str()
     }
 
-    /// The model's name.
-    pub fn name(&self) -> Option<&str> {
-        self.str("name")
-    }
-
     /// The parts of the name that the converted file gets by default; `encoding` is the type of
     /// most tensors.
-    pub fn file_name<'a>(&'a self, encoding: &'a str) -> FileName<'a> {
+    pub(crate) fn file_name<'a>(&'a self, encoding: &'a str) -> FileName<'a> {
         let [name, basename, finetune] = ["name", "basename", "finetune"].map(|key| self.str(key));
         let [version, size_label] = ["version", "size_label"].map(|key| self.str(key));
         FileName {
@@ -322,7 +317,7 @@ impl General {
     }
 
     /// The same for a file that holds only a vocabulary.
-    pub fn vocabulary_file_name(&self) -> FileName<'_> {
+    pub(crate) fn vocabulary_file_name(&self) -> FileName<'_> {
         FileName {
             size_label: None,
             encoding: None,

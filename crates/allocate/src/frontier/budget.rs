@@ -84,7 +84,7 @@ impl Memory {
     ///
     /// Tokens are rounded up to 256. A layer with a sliding window keeps the window and one batch
     /// of 512 (`llama_kv_cache_iswa`).
-    pub fn kv_cache(&self, ctx: u64) -> u64 {
+    pub(crate) fn kv_cache(&self, ctx: u64) -> u64 {
         let up = |tokens: u64| tokens.div_ceil(CELLS).saturating_mul(CELLS);
         let layer = |layer: &LayerCache| {
             let all = up(ctx);
@@ -105,7 +105,7 @@ impl Memory {
     ///
     /// An upper estimate: the reference shares buffers between parts of the graph. It presumes flash
     /// attention, the reference's default; without it, add scores of 512 x ctx x heads x 4 bytes.
-    pub fn compute(&self, ctx: u64) -> u64 {
+    pub(crate) fn compute(&self, ctx: u64) -> u64 {
         let batch = BATCH.min(ctx);
         let widths = [
             (self.vocabulary, 1),
@@ -178,7 +178,7 @@ impl Budget {
     /// From a size such as `4.5GiB`.
     ///
     /// # Errors
-    /// As [`parse_bytes`].
+    /// A text that is no size, or a size below 1 byte or above 9 PB.
     pub fn size(text: &str) -> Result<Budget, String> {
         parse_bytes(text).map(Budget::Size)
     }
@@ -210,7 +210,7 @@ impl Budget {
     /// From memory such as `8GiB` and tokens of context.
     ///
     /// # Errors
-    /// As [`parse_bytes`].
+    /// A text that is no size, or a size below 1 byte or above 9 PB.
     pub fn fit(memory: &str, ctx: u64) -> Result<Budget, String> {
         Ok(Budget::Fit {
             memory: parse_bytes(memory)?,
@@ -224,9 +224,8 @@ impl Budget {
     /// than those of the smallest recipe.
     ///
     /// # Errors
-    /// A budget below the smallest recipe, a size well above the largest recipe, nats below the
-    /// fewest possible, a fact missing in `around`.
-    pub fn target(
+    /// As [`Budget::solve`].
+    pub(crate) fn target(
         &self,
         problem: &Problem,
         frontier: &Frontier,
@@ -297,7 +296,8 @@ impl Budget {
     /// The best recipe within the budget.
     ///
     /// # Errors
-    /// As [`Budget::target`].
+    /// A budget below the smallest recipe, a size well above the largest recipe, nats below the
+    /// fewest possible, a fact missing in `around`.
     pub fn solve(
         &self,
         problem: &Problem,
@@ -365,7 +365,7 @@ const UNITS: &[(&str, u64)] = &[
 ///
 /// # Errors
 /// A text that is no size, or a size below 1 byte or above 9 PB.
-pub fn parse_bytes(text: &str) -> Result<u64, String> {
+fn parse_bytes(text: &str) -> Result<u64, String> {
     let lower = text.trim().to_ascii_lowercase();
     let (number, factor) = UNITS
         .iter()

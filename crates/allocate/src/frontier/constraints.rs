@@ -22,7 +22,7 @@ impl Subject {
     ///
     /// # Errors
     /// An empty text or an invalid regular expression.
-    pub fn parse(text: &str) -> Result<Subject, String> {
+    pub(crate) fn parse(text: &str) -> Result<Subject, String> {
         match Role::from_label(text) {
             _ if text.is_empty() => Err("the name before '=' is missing".into()),
             Some(role) => Ok(Subject::Role(role)),
@@ -215,8 +215,7 @@ impl Constraints {
             .find(|(subject, ..)| subject.covers(name, role))
     }
 
-    /// Narrows the choices of every item to the allowed types. It goes before the grouping of items,
-    /// since it matches names of tensors.
+    /// Narrows the choices of every item to the allowed types.
     ///
     /// # Errors
     /// Every constraint without a tensor and every item without a remaining choice. The problem then

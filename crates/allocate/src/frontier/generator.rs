@@ -6,7 +6,7 @@ use quantier_blocks::types::GgmlType;
 
 /// What a problem is like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub(crate) enum Kind {
     /// A model's tensors; nats fall by a factor of four per bit, give or take.
     Model,
     /// So few items that prefixes are far apart.
@@ -19,7 +19,7 @@ pub enum Kind {
     NonConvex,
 }
 
-pub const KINDS: [Kind; 5] = [
+pub(crate) const KINDS: [Kind; 5] = [
     Kind::Model,
     Kind::Few,
     Kind::OneHuge,
@@ -28,10 +28,10 @@ pub const KINDS: [Kind; 5] = [
 ];
 
 /// Steele, Lea and Flood's SplitMix64 (2014).
-pub struct Random(pub u64);
+pub(crate) struct Random(pub u64);
 
 impl Random {
-    pub fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -39,21 +39,21 @@ impl Random {
     }
 
     /// A whole number below `end`.
-    pub fn below(&mut self, end: usize) -> usize {
+    pub(crate) fn below(&mut self, end: usize) -> usize {
         (self.next() % end as u64) as usize
     }
 
     /// Evenly between 0 and 1.
-    pub fn part(&mut self) -> f64 {
+    pub(crate) fn part(&mut self) -> f64 {
         (self.next() >> 11) as f64 / (1u64 << 53) as f64
     }
 
     /// Evenly in the logarithm between 1 / factor and factor.
-    pub fn around_one(&mut self, factor: f64) -> f64 {
+    pub(crate) fn around_one(&mut self, factor: f64) -> f64 {
         factor.powf(2.0 * self.part() - 1.0)
     }
 
-    pub fn shuffle<T>(&mut self, list: &mut [T]) {
+    pub(crate) fn shuffle<T>(&mut self, list: &mut [T]) {
         for i in (1..list.len()).rev() {
             list.swap(i, self.below(i + 1));
         }
@@ -61,7 +61,7 @@ impl Random {
 }
 
 /// The types that llama.cpp quantizes to, plain floats included.
-pub fn types() -> Vec<GgmlType> {
+pub(crate) fn types() -> Vec<GgmlType> {
     let not_written = [
         GgmlType::F32,
         GgmlType::F64,
@@ -75,7 +75,7 @@ pub fn types() -> Vec<GgmlType> {
 }
 
 /// A problem with so many items, each of 1 to 16 rows of 256 weights, and `kind`'s difficulty.
-pub fn problem(kind: Kind, items: usize, random: &mut Random) -> Problem {
+pub(crate) fn problem(kind: Kind, items: usize, random: &mut Random) -> Problem {
     let items = if kind == Kind::Few {
         items.min(3)
     } else {
@@ -94,7 +94,7 @@ pub fn problem(kind: Kind, items: usize, random: &mut Random) -> Problem {
     }
 }
 
-pub fn item(kind: Kind, name: &str, rows: u64, random: &mut Random) -> Item {
+pub(crate) fn item(kind: Kind, name: &str, rows: u64, random: &mut Random) -> Item {
     let matters = random.around_one(10.0);
     let mut types = types();
     random.shuffle(&mut types);
@@ -133,7 +133,7 @@ pub fn item(kind: Kind, name: &str, rows: u64, random: &mut Random) -> Item {
 ///
 /// Dynamic programming over bytes, one item after the other. Every block of every type has an even
 /// number of bytes per 256 weights.
-pub fn by_bytes(problem: &Problem, limit: u64) -> Vec<f64> {
+pub(crate) fn by_bytes(problem: &Problem, limit: u64) -> Vec<f64> {
     let mut fewest = vec![f64::INFINITY; (limit / 2 + 1) as usize];
     fewest[(problem.fixed_bytes / 2) as usize..].fill(0.0);
     for item in &problem.items {
@@ -151,7 +151,7 @@ pub fn by_bytes(problem: &Problem, limit: u64) -> Vec<f64> {
 }
 
 /// The fewest nats within so many bytes, of all recipes there are.
-pub fn brute_force(problem: &Problem, bytes: u64) -> f64 {
+pub(crate) fn brute_force(problem: &Problem, bytes: u64) -> f64 {
     fn walk(items: &[Item], room: i64) -> f64 {
         let Some((item, rest)) = items.split_first() else {
             return if room < 0 { f64::INFINITY } else { 0.0 };

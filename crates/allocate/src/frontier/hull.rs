@@ -33,7 +33,8 @@ pub struct Step {
 
 impl Step {
     /// Nats removed per byte; never greater than that of the step before.
-    pub fn slope(&self) -> f64 {
+    #[cfg(test)]
+    pub(crate) fn slope(&self) -> f64 {
         self.nats / self.bytes as f64
     }
 }
@@ -88,7 +89,8 @@ impl Frontier {
     /// The frontier of a problem.
     ///
     /// # Errors
-    /// As [`Problem::check`].
+    /// A duplicate name, an item without choices, nats that are negative or not finite, sums out of
+    /// range.
     pub fn of(problem: &Problem) -> Result<Frontier, Invalid> {
         problem.check()?;
         let mut order: Vec<usize> = (0..problem.items.len()).collect();
@@ -142,7 +144,7 @@ impl Frontier {
 
     /// All steps, by falling nats per byte. The recipe after any number of them is the best of its
     /// size.
-    pub fn steps(&self) -> &[Step] {
+    pub(crate) fn steps(&self) -> &[Step] {
         &self.steps
     }
 
@@ -177,7 +179,8 @@ impl Frontier {
     }
 
     /// A lower bound on the nats of all recipes within `bytes`; `None` below the smallest size.
-    pub fn bound(&self, bytes: u64) -> Option<f64> {
+    #[cfg(test)]
+    pub(crate) fn bound(&self, bytes: u64) -> Option<f64> {
         let before = self.steps_within(bytes)?;
         let nats = self.nats(self.sums[before].units);
         let over = (bytes - self.sums[before].bytes) as f64;

@@ -18,7 +18,7 @@ mod generator;
 #[cfg(test)]
 mod tests;
 
-pub use budget::{Budget, BudgetError, LayerCache, Memory, Surroundings, Target, parse_bytes};
+pub use budget::{Budget, BudgetError, LayerCache, Memory, Surroundings, Target};
 pub use constraints::{ConstraintError, Constraints, Subject};
 pub use hull::{Frontier, Point, Step};
 pub use problem::{Choice, Invalid, Item, Problem, Solution};

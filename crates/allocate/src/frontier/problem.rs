@@ -15,58 +15,21 @@ pub struct Choice {
     pub nats: f64,
 }
 
-/// The unit of allocation: a tensor of the GGUF, or several of the same type.
+/// The unit of allocation: a tensor of the GGUF.
 ///
 /// A 3-D tensor of experts is one item, its nats the sum over the experts.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Item {
-    /// The name of the tensor or group.
+    /// The name of the tensor.
     pub name: String,
     /// The role of the tensor.
     pub role: Role,
-    /// Weights in a row; for a group, the greatest common divisor.
+    /// Weights in a row.
     pub row_len: u64,
     /// Number of weights.
     pub weights: u64,
     /// The possible types, in any order.
     pub choices: Vec<Choice>,
-}
-
-impl Item {
-    /// Groups items under a single type: bytes and nats are summed, over the types common to all.
-    pub fn together(name: impl Into<String>, items: &[Item]) -> Item {
-        let sum = |t: GgmlType| {
-            let same: Option<Vec<Choice>> =
-                items.iter().map(|item| item.choice(t).copied()).collect();
-            same.map(|same| Choice {
-                ggml_type: t,
-                bytes: same.iter().fold(0, |sum, c| sum.saturating_add(c.bytes)),
-                nats: same.iter().map(|c| c.nats).sum(),
-            })
-        };
-        let types = items.first().map_or(&[][..], |item| &item.choices);
-        Item {
-            name: name.into(),
-            role: items.first().map_or(Role::Other, |item| item.role),
-            row_len: items
-                .iter()
-                .fold(0, |divisor, item| common_divisor(divisor, item.row_len)),
-            weights: items
-                .iter()
-                .fold(0, |sum, item| sum.saturating_add(item.weights)),
-            choices: types.iter().filter_map(|c| sum(c.ggml_type)).collect(),
-        }
-    }
-
-    /// The choice of a type.
-    pub fn choice(&self, t: GgmlType) -> Option<&Choice> {
-        self.choices.iter().find(|c| c.ggml_type == t)
-    }
-}
-
-/// Greatest common divisor (Euclid).
-fn common_divisor(a: u64, b: u64) -> u64 {
-    if b == 0 { a } else { common_divisor(b, a % b) }
 }
 
 /// An allocation problem.
@@ -97,9 +60,8 @@ impl Problem {
     /// Checks the problem.
     ///
     /// # Errors
-    /// A duplicate name, an item without choices, nats that are negative or not finite, sums out of
-    /// range.
-    pub fn check(&self) -> Result<(), Invalid> {
+    /// As [`Frontier::of`](super::Frontier::of).
+    pub(crate) fn check(&self) -> Result<(), Invalid> {
         let invalid = |item: &str, reason: String| Invalid {
             item: item.into(),
             reason,
@@ -141,7 +103,7 @@ impl Problem {
     }
 
     /// Weights of all tensors, chosen and fixed.
-    pub fn weights(&self) -> u64 {
+    pub(crate) fn weights(&self) -> u64 {
         self.items.iter().fold(self.fixed_weights, |sum, item| {
             sum.saturating_add(item.weights)
         })

@@ -97,13 +97,8 @@ impl<'a> Distribution<'a> {
     }
 
     /// The row's values.
-    pub fn values(&self) -> &'a [f32] {
+    pub(crate) fn values(&self) -> &'a [f32] {
         self.values
-    }
-
-    /// The largest value.
-    pub fn max(&self) -> f32 {
-        self.max
     }
 
     /// What is taken from a value to give ln p, in nats.
@@ -112,7 +107,7 @@ impl<'a> Distribution<'a> {
     }
 
     /// The first of the most probable tokens.
-    pub fn top(&self) -> usize {
+    pub(crate) fn top(&self) -> usize {
         self.values.iter().position(|&x| x == self.max).unwrap_or(0)
     }
 
@@ -120,7 +115,7 @@ impl<'a> Distribution<'a> {
     ///
     /// # Errors
     /// A token outside of the vocabulary.
-    pub fn nll(&self, label: u32) -> Result<f64, Error> {
+    pub(crate) fn nll(&self, label: u32) -> Result<f64, Error> {
         let n_vocab = self.values.len();
         let value = self
             .values

@@ -44,12 +44,12 @@ pub enum Error {
 }
 
 /// First scored position of a chunk of `n_ctx` tokens.
-pub fn first_scored(n_ctx: usize) -> usize {
+pub(crate) fn first_scored(n_ctx: usize) -> usize {
     n_ctx / 2
 }
 
 /// Number of scored positions in a chunk of `n_ctx` tokens.
-pub fn scored(n_ctx: usize) -> usize {
+pub(crate) fn scored(n_ctx: usize) -> usize {
     (n_ctx - first_scored(n_ctx)).saturating_sub(1)
 }
 
@@ -125,12 +125,12 @@ impl<'a> Windows<'a> {
     }
 
     /// First scored position of every chunk.
-    pub fn first_scored(&self) -> usize {
+    pub(crate) fn first_scored(&self) -> usize {
         first_scored(self.n_ctx)
     }
 
     /// Number of scored positions in every chunk.
-    pub fn scored(&self) -> usize {
+    pub(crate) fn scored(&self) -> usize {
         scored(self.n_ctx)
     }
 
@@ -153,7 +153,7 @@ impl<'a> Windows<'a> {
     /// # Panics
     ///
     /// If there is no such chunk.
-    pub fn labels(&self, chunk: usize) -> &'a [u32] {
+    pub(crate) fn labels(&self, chunk: usize) -> &'a [u32] {
         &self.chunk(chunk)[self.first_scored() + 1..]
     }
 

@@ -313,7 +313,7 @@ impl<'j> Recorder<'j> {
     }
 
     /// Takes the input of linears with these tensors, of which the first one names the file.
-    pub fn input(&self, tensors: &[&str], input: LinearInput<'_>) {
+    pub(crate) fn input(&self, tensors: &[&str], input: LinearInput<'_>) {
         let mut inputs = lock(&self.chunks[input.chunk]);
         let (matrix, matrices) = input
             .routed

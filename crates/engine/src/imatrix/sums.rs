@@ -59,7 +59,7 @@ pub enum Error {
 
 impl Error {
     /// The tensor that it is about; empty where it is about all.
-    pub fn tensor(&self) -> &str {
+    pub(crate) fn tensor(&self) -> &str {
         match self {
             Error::NonFinite { tensor, .. }
             | Error::OtherModel { tensor, .. }
@@ -99,7 +99,7 @@ impl Sums {
     ///
     /// # Panics
     /// If `matrix` is not below `matrices`, or `rows` is no multiple of `columns`.
-    pub fn add_rows(
+    pub(crate) fn add_rows(
         &mut self,
         tensor: &str,
         [matrix, matrices]: [usize; 2],

@@ -438,11 +438,6 @@ impl Trace<'_> {
     pub(super) fn input(&self, layer: usize, chunk: usize) -> Result<Vec<f32>> {
         self.states.copy(layer * self.chunks.len() + chunk)
     }
-
-    /// The chunks of tokens.
-    pub fn chunks(&self) -> &[Vec<u32>] {
-        self.chunks
-    }
 }
 
 /// The gradient of `ln p(label)` for logits: 1 at the label less the probabilities. `random` in

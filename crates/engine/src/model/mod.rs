@@ -253,11 +253,6 @@ impl<'a> Engine<'a> {
         Ok(())
     }
 
-    /// What the forward pass is made of.
-    pub fn spec(&self) -> &ModelSpec {
-        &self.spec
-    }
-
     /// The threads that this runs on.
     pub fn pool(&self) -> &rayon::ThreadPool {
         &self.pool
@@ -478,12 +473,12 @@ impl<'a> Engine<'a> {
 
 impl Hidden {
     /// Rows that are kept of every chunk.
-    pub fn rows(&self) -> usize {
+    pub(crate) fn rows(&self) -> usize {
         self.rows
     }
 
     /// Bytes of them that are in memory.
-    pub fn memory_bytes(&self) -> u64 {
+    pub(crate) fn memory_bytes(&self) -> u64 {
         self.states.memory_bytes()
     }
 

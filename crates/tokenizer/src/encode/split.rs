@@ -9,7 +9,7 @@ use super::unicode::{Kinds, LETTER, MARK, NUMBER, SPACE, is_han};
 
 /// One step of a pre-tokenizer: it splits the pieces of the previous one.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Step {
+pub(super) enum Step {
     /// GPT-2: a contraction; letters, digits or other characters after at most one space; spaces.
     Gpt2,
     /// Llama 3 and Qwen: letters after at most one other character, groups of digits, punctuation

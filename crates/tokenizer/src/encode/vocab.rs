@@ -10,7 +10,7 @@ const SCORES: &str = "tokenizer.ggml.scores";
 const TYPES: &str = "tokenizer.ggml.token_type";
 
 /// Roles of a token as a bit set: the reference gives some tokens several.
-pub(crate) type Role = u8;
+pub(super) type Role = u8;
 pub(crate) const UNKNOWN: Role = 1;
 pub(crate) const UNUSED: Role = 2;
 pub(crate) const NORMAL: Role = 4;
@@ -122,7 +122,7 @@ const FILL_IN: [(&[&str], &[&str], bool); 6] = [
 ];
 
 /// One token.
-pub(crate) struct Token {
+pub(super) struct Token {
     pub text: Box<[u8]>,
     pub score: f32,
     pub role: Role,
@@ -132,7 +132,7 @@ pub(crate) struct Token {
     pub strips_right: bool,
 }
 
-pub(crate) type Texts = HashMap<Box<[u8]>, u32, RandomState>;
+pub(super) type Texts = HashMap<Box<[u8]>, u32, RandomState>;
 
 /// Tokens and special ids.
 pub(crate) struct Vocab {
