@@ -1,7 +1,7 @@
-//! `diff`: what two models differ in. Metadata key by key, tensors by name, and how far the weights
-//! of a tensor that both have are apart.
+//! `diff`: differences between two models in metadata by key, in tensors by name, and in the weights
+//! of common tensors.
 //!
-//! The order of keys and tensors does not count, nor does where a model is cut into shards.
+//! The order of keys and tensors and the split into files are ignored.
 
 use crate::convert;
 use crate::format::gguf::{Array, Endian, Shape, Value, keys};
@@ -12,23 +12,21 @@ use crate::quant::Codec;
 use rayon::prelude::*;
 use std::collections::HashMap;
 
-/// What two models, A and B, differ in.
+/// The differences between two models, A and B.
 pub struct Diff<'a> {
-    /// Keys of either that are not the same in both: first those of A in its order, then those of B
-    /// alone.
+    /// Differing keys: first keys of A in its order, then keys of B alone.
     pub keys: Vec<KeyChange<'a>>,
     /// Tensors of A alone.
     pub only_a: Vec<Stored>,
     /// Tensors of B alone.
     pub only_b: Vec<Stored>,
-    /// Tensors of both that are not the same, most changed first: other shapes, then what is no
-    /// number, then by relative error.
+    /// Differing tensors of both, most changed first: other shapes, then NaN, then by relative error.
     pub changed: Vec<TensorChange>,
-    /// How many tensors are the same, byte for byte.
+    /// Number of tensors that are equal byte for byte.
     pub same: usize,
 }
 
-/// A key that is not the same in both.
+/// A differing key.
 #[derive(Clone, Debug)]
 pub struct KeyChange<'a> {
     /// The key.
@@ -37,24 +35,24 @@ pub struct KeyChange<'a> {
     pub a: Option<Value<'a>>,
     /// Its value in B.
     pub b: Option<Value<'a>>,
-    /// Of two arrays of one type: where they differ.
+    /// The differences between two arrays of one type.
     pub elements: Option<Elements<'a>>,
 }
 
-/// Where two arrays differ.
+/// Differences between two arrays.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Elements<'a> {
-    /// The first element that is not the same, or that only one has.
+    /// Index of the first differing element.
     pub first: usize,
-    /// It in A.
+    /// Its value in A; `None` past the end.
     pub a: Option<Value<'a>>,
-    /// It in B.
+    /// Its value in B; `None` past the end.
     pub b: Option<Value<'a>>,
-    /// How many are not the same, those that only one has among them.
+    /// Number of differing elements, including the surplus of the longer array.
     pub differing: usize,
 }
 
-/// A tensor and how it is stored.
+/// Name, shape and type of a tensor.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Stored {
     /// Its name.
@@ -65,29 +63,28 @@ pub struct Stored {
     pub ggml_type: GgmlType,
 }
 
-/// A tensor of both that is not the same.
+/// A differing tensor of both.
 #[derive(Clone, Debug)]
 pub struct TensorChange {
-    /// It in A.
+    /// The tensor of A.
     pub a: Stored,
-    /// It in B.
+    /// The tensor of B.
     pub b: Stored,
-    /// How far the weights are apart; `None` for other shapes and for types that hold no weights.
+    /// The error of the weights; `None` for other shapes and for types without weights.
     pub error: Option<WeightError>,
 }
 
-/// How far the weights of B are from those of A.
+/// Error of the weights of B relative to A.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct WeightError {
-    /// Root of the mean square of the differences.
+    /// Root mean square of the differences.
     pub rmse: f64,
-    /// The same, divided by the root of the mean square of A's weights. Infinite if these are all 0
-    /// and B's are not.
+    /// The same, divided by the root mean square of A's weights. Infinite if only A's are all 0.
     pub relative: f64,
 }
 
 impl Diff<'_> {
-    /// Whether there is nothing to tell.
+    /// Whether the models are equal.
     pub fn is_empty(&self) -> bool {
         self.keys.is_empty()
             && self.only_a.is_empty()
@@ -96,8 +93,10 @@ impl Diff<'_> {
     }
 }
 
-/// Compares two models; `None` if the job was cancelled. Memory is bounded by the band, not by the
-/// models.
+/// Compares two models; `None` after cancellation. Memory is bounded by the band, not by the models.
+///
+/// # Errors
+/// A file that changes meanwhile, weights that cannot be converted.
 pub fn diff<'a>(
     a: &'a Input<'a>,
     b: &'a Input<'a>,
@@ -149,7 +148,7 @@ pub fn diff<'a>(
         }
         progress.advance(tensor.info.bytes() + other.info.bytes());
     }
-    // Stable: what is equally far keeps the order of A.
+    // A stable sort: equal errors keep the order of A.
     changed.sort_by(|x, y| rank(y).total_cmp(&rank(x)));
     Ok(Some(Diff {
         keys: key_changes(a, b),
@@ -160,7 +159,7 @@ pub fn diff<'a>(
     }))
 }
 
-/// The shape without what readers leave out.
+/// The shape without trailing dimensions of 1.
 fn shape(tensor: &Tensor<'_>) -> Shape {
     tensor.info.shape.trimmed()
 }
@@ -173,7 +172,7 @@ fn stored(tensor: &Tensor<'_>) -> Stored {
     }
 }
 
-/// The larger, the earlier in the list. A positive NaN is larger than infinity in the total order.
+/// Sort key, largest first. A positive NaN is larger than infinity in the total order.
 fn rank(change: &TensorChange) -> f64 {
     match change.error {
         _ if change.a.shape != change.b.shape => f64::NAN.copysign(1.0),
@@ -203,8 +202,8 @@ fn identical(
     Ok(true)
 }
 
-/// How far two tensors of one shape are apart; `None` if either is of a type that holds no weights.
-/// Sums are in f64, in the same order whatever the threads.
+/// Error of two tensors of one shape; `None` if either is of a type without weights. Sums are in f64,
+/// in an order independent of the threads.
 fn weight_error(
     a: &Input<'_>,
     tensor: &Tensor<'_>,
@@ -251,7 +250,7 @@ fn weight_error(
     Ok(Some(WeightError { rmse, relative }))
 }
 
-/// Squares of the differences, and of the first; eight sums side by side.
+/// Sums of squares of the differences and of A, in eight lanes.
 fn sums(x: &[f32], y: &[f32]) -> (f64, f64) {
     let (mut error, mut power) = ([0.0f64; 8], [0.0f64; 8]);
     let mut add = |lane: usize, x: f32, y: f32| {
@@ -310,7 +309,7 @@ fn key_changes<'a>(a: &'a Input<'a>, b: &'a Input<'a>) -> Vec<KeyChange<'a>> {
     changes
 }
 
-/// Whether two values are the same in type and bytes: a NaN is itself, and 0 is not -0.
+/// Whether two values are equal in type and bytes: NaN equals itself, and 0 is not -0.
 fn same(a: &Value<'_>, b: &Value<'_>) -> bool {
     let bytes = |value: &Value<'_>| {
         let mut bytes = Vec::new();
@@ -320,7 +319,7 @@ fn same(a: &Value<'_>, b: &Value<'_>) -> bool {
     a.value_type() == b.value_type() && bytes(a) == bytes(b)
 }
 
-/// Where two arrays that are not the same differ.
+/// Compares two differing arrays.
 fn elements<'a>(a: &'a Array<'_>, b: &'a Array<'_>) -> Elements<'a> {
     let mut found = Elements {
         first: a.len().min(b.len()),

@@ -1,5 +1,5 @@
-//! The model that a command is given: a GGUF, or a Hugging Face checkpoint that is converted on the
-//! fly, band by band, without a file in between.
+//! The input of a command: a GGUF, or a Hugging Face checkpoint converted on the fly, band by band,
+//! without a file in between.
 
 use crate::convert::{self, Checkpoint};
 use crate::format;
@@ -27,14 +27,6 @@ impl Source {
         match path.is_dir() || path.extension().is_some_and(|e| e == "safetensors") {
             true => Ok(Source::Checkpoint(Box::new(Checkpoint::open(path)?))),
             false => Ok(Source::Gguf(Files::open(path)?)),
-        }
-    }
-
-    /// The files that hold the weights.
-    pub fn paths(&self) -> Vec<&Path> {
-        match self {
-            Source::Gguf(files) => files.paths(),
-            Source::Checkpoint(checkpoint) => checkpoint.paths(),
         }
     }
 

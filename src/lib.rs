@@ -1,37 +1,148 @@
 //! Quantier turns a model checkpoint into the best GGUF for its size.
 //!
-//! This page is the map of the house. Data flows downwards; nothing imports upwards.
+//! Every command of the program is a function of this crate: it takes a job, reports through
+//! [`progress::Progress`] and prints nothing.
 //!
-//! | module | what it does | what it may touch |
+//! # Convert a checkpoint
+//!
+//! ```no_run
+//! use quantier::convert::{Checkpoint, Job, OutType, Plan};
+//! use quantier::progress::Silent;
+//! use std::path::Path;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let checkpoint = Checkpoint::open(Path::new("SmolLM2-135M"))?;
+//! let job = Job {
+//!     output: "model.gguf".into(),
+//!     out_type: OutType::F16,
+//!     ..Job::default()
+//! };
+//! Plan::new(&checkpoint, &job)?.run(&Silent)?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Quantize a model
+//!
+//! ```no_run
+//! use quantier::plan::{file_type::FileType, recipe::Wishes};
+//! use quantier::quantize::{Job, OutputRequest, Plan};
+//! use quantier::{convert, input::Source, progress::Silent};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let output = OutputRequest {
+//!     path: "model-Q4_K_M.gguf".into(),
+//!     wishes: Wishes { file_type: Some(FileType::Q4_K_M), ..Wishes::default() },
+//!     ..OutputRequest::default()
+//! };
+//! let job = Job { input: "model.gguf".into(), outputs: vec![output], ..Job::default() };
+//! let source = Source::open(&job.input)?;
+//! let model = source.reader(&convert::Job::default())?;
+//! Plan::new(&model, &job)?.run(&Silent)?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Compute an importance matrix
+//!
+//! ```no_run
+//! use quantier::imatrix::collect::{Options, collect};
+//! use quantier::{convert, evaluate::windows::Windows, input::Source, model, progress::Silent};
+//! use quantier::{model::Engine, tokenizer::Tokenizer};
+//! use std::path::Path;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let source = Source::open(Path::new("model.gguf"))?;
+//! let model = source.reader(&convert::Job::default())?;
+//! let engine = Engine::new(&model, &model::Options::default())?;
+//! let tokenizer = Tokenizer::from_gguf(model.metadata())?;
+//! let tokens = tokenizer.encode(&std::fs::read_to_string("calibration.txt")?, true, false);
+//! let bos = tokenizer.bos().filter(|_| tokenizer.adds_bos());
+//! let windows = Windows::of_text(&tokens, 512, None, bos)?;
+//! let collected = collect(&engine, &windows, &Options::default(), &Silent)?;
+//! collected.sums.to_file(512).write_gguf(Path::new("imatrix.gguf"))?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Measure the KL divergence of a quantized model
+//!
+//! ```no_run
+//! use quantier::evaluate::measure::{Base, Measured, compare};
+//! use quantier::evaluate::{statistics::Statistics, windows::Windows};
+//! use quantier::{model::Engine, progress::Silent};
+//!
+//! // Engines and windows as in the example above.
+//! fn divergence(
+//!     [base, quantized]: [&Engine<'_>; 2],
+//!     text: &Windows<'_>,
+//! ) -> Result<f64, Box<dyn std::error::Error>> {
+//!     let base = Base::Model(Measured::new("base".into(), base, text, &Silent)?);
+//!     let models = [Measured::new("quantized".into(), quantized, text, &Silent)?];
+//!     let rows = compare(&base, &models, text, None, &Silent)?;
+//!     Ok(Statistics::of(&[&rows[0]]).ok_or("no scored rows")?.kld.value)
+//! }
+//! ```
+//!
+//! # Make the best file for a size
+//!
+//! ```no_run
+//! use quantier::make::{Files, Goal, Job, NamedBudget, Options, Runnable, Text, Texts};
+//! use quantier::{input::Input, model::Engine, plan::frontier::Budget, progress::Silent};
+//! use quantier::tokenizer::Tokenizer;
+//!
+//! // Model, engine and tokenizer as in the example of the importance matrix.
+//! fn make(
+//!     input: &Input<'_>,
+//!     engine: &Engine<'_>,
+//!     text: &str,
+//! ) -> Result<(), Box<dyn std::error::Error>> {
+//!     let budgets = vec![NamedBudget { name: "--bpw 4.25".into(), budget: Budget::Bpw(4.25) }];
+//!     let goal = Goal::Files(Files { budgets, ..Files::default() });
+//!     let options = Options { directory: "out".into(), goal, ..Options::default() };
+//!     let texts = Texts::hold_out(vec![Text { name: "text.txt".into(), content: text.into() }]);
+//!     let tokenizer = &Tokenizer::from_gguf(input.metadata())?;
+//!     let job = Job::new(input, Some(Runnable { engine, tokenizer }), options, &texts)?;
+//!     let made = job.run(&Silent, &|note| eprintln!("{note}"))?;
+//!     println!("{:?}", made.files);
+//!     Ok(())
+//! }
+//! ```
+//!
+//! # Modules
+//!
+//! Each module depends on those below it only.
+//!
+//! | module | content | access |
 //! |---|---|---|
-//! | [`make`] | the main job, to be read top-down like a story: measure, choose, write, prove, report | files, through `format` |
-//! | [`publish`] | from what `make` wrote to a directory for the Hub: card, Modelfiles, sums; chat templates linted and taken apart | files, through `format`; it links and renames |
+//! | [`make`] | the main pipeline: measure, allocate, write, verify, report | files, through `format` |
+//! | [`publish`] | a directory for the Hub from the results of `make`: card, Modelfiles, checksums, chat template | files, through `format`; links and renames |
 //! | [`convert`], [`quantize`], [`verify`] | the other pipelines | files, through `format` |
-//! | [`edit`] | models cut into shards, joined, or under other metadata; tensors as they are | files, through `format` |
-//! | [`diff`] | what two models differ in: metadata, shapes, types, the error of every tensor | weights, through `input` |
-//! | [`rounding`] | rows of weights to blocks, with error feedback: each error is compensated in the weights not yet rounded; Hessians and their files | numbers; a directory, through `format` |
-//! | [`sensitivity`] | the nats that every type costs in every tensor, from gradients and real quantized bytes | weights, through `input`; what a killed run has kept |
-//! | [`hub`] | `hf://`: models on the Hugging Face Hub, into its own cache | the network; the cache |
-//! | [`input`] | a model to be read: a GGUF, or a checkpoint that is converted on the fly | files, through `format` |
-//! | [`hessian`] | input and output Hessians while they are collected | numbers and names; a directory, through `format` |
-//! | [`imatrix`] | sums of squared activations: collecting, merging, coverage, statistics | numbers and names; `model` to collect |
-//! | [`evaluate`] | scored tokens, rows of logits and statistics: perplexity, KL divergence | numbers; a logits file's layout |
-//! | [`arch`] | the table of architectures: names, metadata and transforms of their tensors | the names and shapes of a checkpoint |
-//! | [`report`] | the evidence: the frontier's JSON, pictures, the page, the table for a terminal | nothing: data in, text out |
-//! | [`tokenizer`] | vocabularies: Hugging Face tokenizer files to GGUF metadata | tokenizer files |
-//! | [`model`] | the engine: forward and backward passes layer by layer over all chunks, taps on linears, sequential rounding | weights, through `input`; a temporary file |
-//! | [`plan`] | numbers in, recipe out: roles, file types, preset rules, the frontier's solver | numbers and names only |
-//! | [`quant`] | block layouts, quantizers, dequantizers, block validation | numbers only |
-//! | [`mod@format`] | GGUF, safetensors, JSON and importance-matrix files, output files, the table of tensor types | files; the only reader of untrusted bytes |
-//! | [`text`] | the built-in texts for calibration and evaluation, ten domains each | nothing |
-//! | [`resume`] | long jobs that survive being killed | a snapshot beside the output, through `format` |
-//! | [`simd`] | eight lanes of f32 with the same results on every CPU: plain, AVX2, NEON | nothing |
-//! | [`progress`] | what a long job tells the one who started it, and how it is stopped | nothing |
+//! | [`edit`] | `split`, `merge`, `set`: copies with other files or metadata | files, through `format` |
+//! | [`diff`] | differences between two models: metadata, shapes, types, the error of every tensor | weights, through `input` |
+//! | [`rounding`] | weights to blocks, with error feedback; Hessians and their files | numbers; a directory, through `format` |
+//! | [`sensitivity`] | nats of every type in every tensor, from gradients and quantized bytes | weights, through `input`; a snapshot |
+//! | [`hub`] | `hf://`: downloads from the Hugging Face Hub | the network; the Hub's cache |
+//! | [`input`] | the input of a command: a GGUF, or a checkpoint converted on the fly | files, through `format` |
+//! | [`hessian`] | collection of input and output Hessians | numbers and names; a directory, through `format` |
+//! | [`imatrix`] | importance matrices: collection, merging, coverage, statistics | numbers and names; `model` to collect |
+//! | [`evaluate`] | perplexity and KL divergence: scored tokens, logits, statistics | numbers; a logits file |
+//! | [`arch`] | model families and the catalog of a model's tensors | names and shapes of a checkpoint |
+//! | [`report`] | frontier.json, pictures, the page, the table for a terminal | none: data in, text out |
+//! | [`tokenizer`] | Hugging Face tokenizer files to GGUF metadata; text to tokens | tokenizer files |
+//! | [`model`] | the engine: forward and backward passes by layer, taps on linears, sequential rounding | weights, through `input`; a temporary file |
+//! | [`plan`] | allocation: file types, preset rules, the frontier's solver | numbers and names |
+//! | [`quant`] | block layouts, quantizers, dequantizers, block validation | numbers |
+//! | [`mod@format`] | GGUF, safetensors, importance matrices, output files; the only parser of untrusted bytes | files |
+//! | [`text`] | the built-in texts for calibration and evaluation | none |
+//! | [`resume`] | snapshots of long jobs | a snapshot beside the output, through `format` |
+//! | [`simd`] | eight lanes of f32 with the same results on every CPU: plain, AVX2, NEON | none |
+//! | [`progress`] | progress and cancellation of long jobs | none |
 //!
 //! `src/main.rs` and `src/cli/` are the program: one file per command, and the only place that
 //! prints.
 
-#![warn(missing_docs)]
+#![warn(missing_docs, unreachable_pub)]
 
 pub mod convert;
 pub mod diff;

@@ -1,7 +1,6 @@
-//! `verify`: are all the weights of a model usable?
+//! `verify`: validates every block of a model.
 //!
-//! The structure (offsets, overlaps, names, sizes) is checked when a model is opened; here every
-//! block is.
+//! The structure (offsets, overlaps, names, sizes) is checked when a model is opened.
 
 use crate::format::gguf::Model;
 use crate::format::{self, types::GgmlType};
@@ -10,9 +9,9 @@ use crate::quant::{Codec, Fault};
 use rayon::prelude::*;
 use std::path::PathBuf;
 
-/// Bytes that are checked between two looks at the clock.
+/// Bytes validated between two checks for cancellation.
 const BAND_BYTES: usize = 64 << 20;
-/// Bytes that one thread takes at a time.
+/// Bytes of a thread's task.
 const TASK_BYTES: usize = 1 << 20;
 
 /// The first unusable block of a tensor.
@@ -28,14 +27,15 @@ pub struct BadTensor {
     pub row: u64,
     /// The block, counted over the whole tensor.
     pub block: u64,
-    /// What is wrong with it.
+    /// Its fault.
     pub fault: String,
 }
 
-/// Checks every block of every tensor; stops at the first fault unless `all`.
+/// Validates every block of every tensor, up to the first fault or, with `all`, the first fault of
+/// each tensor. `None` after cancellation.
 ///
 /// # Errors
-/// If the file becomes shorter meanwhile. `None` if the job was cancelled.
+/// A file that becomes shorter meanwhile.
 pub fn verify(
     model: &Model,
     all: bool,

@@ -476,20 +476,17 @@ fn texts(args: &Common) -> anyhow::Result<Texts> {
             evaluation = built_in(Set::Evaluation, "built-in evaluation text");
         }
     }
-    if evaluation.is_empty() {
-        for text in &mut calibration {
-            let (kept, held_out) = make::split(&text.content);
-            text.content = kept;
-            evaluation.push(Text {
-                name: format!("{}{}", text.name, make::HELD_OUT),
-                content: held_out,
-            });
-        }
-    }
+    let texts = match evaluation.is_empty() {
+        true => Texts::hold_out(calibration),
+        false => Texts {
+            calibration,
+            evaluation,
+            ..Texts::default()
+        },
+    };
     Ok(Texts {
-        calibration,
-        evaluation,
         context: args.ctx_size,
         evaluation_chunks: args.eval_chunks,
+        ..texts
     })
 }

@@ -117,7 +117,7 @@ impl Checkpoint {
     }
 
     /// The files of the weights.
-    pub fn paths(&self) -> Vec<&Path> {
+    pub(crate) fn paths(&self) -> Vec<&Path> {
         self.maps.iter().map(Map::path).collect()
     }
 
@@ -127,7 +127,7 @@ impl Checkpoint {
     }
 
     /// Where config.json is.
-    pub fn config_path(&self) -> PathBuf {
+    pub(crate) fn config_path(&self) -> PathBuf {
         self.dir.join(CONFIG)
     }
 

@@ -120,7 +120,7 @@ impl OutType {
     ];
 
     /// The file type that a checkpoint gets.
-    pub fn file_type(self, tensors: &[Source]) -> FileType {
+    pub(crate) fn file_type(self, tensors: &[Source]) -> FileType {
         use format::safetensors::Dtype;
         match self {
             OutType::F32 => FileType::F32,

@@ -64,11 +64,6 @@ impl PlannedTensor {
         self.info().bytes()
     }
 
-    /// The checkpoint's tensors that it is made of, as indices.
-    pub fn sources(&self) -> impl Iterator<Item = usize> {
-        self.weights.sources()
-    }
-
     /// The smallest number of elements that are converted together: a row. The only row of one
     /// dimension counts as many, where its type allows it.
     pub(super) fn unit(&self) -> u64 {
@@ -187,7 +182,7 @@ impl<'a> Plan<'a> {
     }
 
     /// The metadata of the first file.
-    pub fn metadata(&self) -> &Metadata<'static> {
+    pub(crate) fn metadata(&self) -> &Metadata<'static> {
         &self.files[0].1
     }
 

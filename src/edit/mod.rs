@@ -1,9 +1,8 @@
-//! `split`, `merge`, `set`: a model's tensors as they are, in other files or under other metadata.
+//! `split`, `merge`, `set`: copies of a model with other files or metadata, tensors unchanged.
 //!
-//! [`split`], [`merge`] and [`set`] each make a [`Plan`] of new files and refuse what cannot work
-//! before a byte is written; [`Plan::run`] copies the tensors, within the system where it can do
-//! that, in memory that does not depend on the model. [`set::patches`] is the one way to change a
-//! file where it is.
+//! [`split`], [`merge`] and [`set`] each check their request and make a [`Plan`] of new files;
+//! [`Plan::run`] copies the tensors, inside the kernel if possible, in constant memory.
+//! [`set::patches`] alone edits a file in place.
 
 pub mod set;
 mod split;
@@ -20,16 +19,16 @@ use crate::progress::{Progress, Unit};
 use std::ops::Range;
 use std::path::PathBuf;
 
-/// Bytes that are copied between two looks at the clock.
+/// Bytes copied between two checks for cancellation.
 const BAND_BYTES: usize = 64 << 20;
 
-/// Why a model was not written anew.
+/// Failure of a split, merge or edit.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A file could not be read or written, or its contents forbid it.
+    /// A file could not be read or written, or is unsuitable.
     #[error(transparent)]
     Format(#[from] format::Error),
-    /// Edits that make no sense; one sentence per reason.
+    /// Invalid edits; one sentence per reason.
     #[error("this cannot be done, and nothing was written:\n{}", Problem::by_reason(.0))]
     Impossible(Vec<Problem>),
     /// Stopped from outside.
@@ -40,7 +39,7 @@ pub enum Error {
 /// Result of this module.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Refuses big-endian models: their tensors cannot be copied as they are, and the reference does not
+/// Refuses big-endian models: their tensors cannot be copied unchanged, and the reference does not
 /// read them either.
 fn check_byte_order(model: &Model) -> Result<()> {
     match model.endian() {
@@ -52,18 +51,18 @@ fn check_byte_order(model: &Model) -> Result<()> {
     }
 }
 
-/// Files to be written.
+/// The planned files of a copy.
 pub struct Plan<'a> {
     model: &'a Model,
     /// The files, in the order of their tensors.
     pub files: Vec<PlannedFile<'a>>,
-    /// What the user should know.
+    /// Notes for the user.
     pub notes: Vec<String>,
 }
 
-/// A file to be written.
+/// A planned file.
 pub struct PlannedFile<'a> {
-    /// Where it goes.
+    /// Its path.
     pub path: PathBuf,
     /// Its metadata.
     pub metadata: Metadata<'a>,
@@ -72,14 +71,14 @@ pub struct PlannedFile<'a> {
     header: Header,
 }
 
-/// How the rest of a header is written.
+/// Layout of a header.
 #[derive(Clone, Copy, PartialEq)]
 enum Header {
-    /// As ggml does: shapes end at their last dimension that is not 1.
+    /// ggml's: shapes without trailing dimensions of 1.
     Ggml,
-    /// Shapes as the input has them.
+    /// With the shapes of the input.
     AsItWas,
-    /// Metadata only, without what would align tensors.
+    /// Metadata only, without padding at the end.
     Bare,
 }
 
@@ -99,7 +98,7 @@ impl<'a> Plan<'a> {
         let infos: Vec<_> = self.tensors(file).iter().map(info).collect();
         match file.header {
             Header::Bare => Layout::of_metadata(&file.metadata),
-            // Nothing follows that would have to be aligned, and the reference pads for 32 bytes.
+            // Without tensors the reference pads to 32 bytes.
             Header::Ggml if infos.is_empty() => {
                 Layout::new(&file.metadata, &infos, DEFAULT_ALIGNMENT)
             }
@@ -107,17 +106,16 @@ impl<'a> Plan<'a> {
         }
     }
 
-    /// Bytes that a file will have.
+    /// Size of a file in bytes.
     pub fn file_bytes(&self, file: &PlannedFile<'_>) -> u64 {
         self.layout(file).file_bytes()
     }
 
-    /// Writes the files: all of them or none. `replace` says that files of these names may be there
-    /// already.
+    /// Writes the files: all of them or none. `replace` allows existing files of these names.
     ///
     /// # Errors
-    /// A full disk is found out before anything is copied where the system can tell; an input that
-    /// changes meanwhile is an error too.
+    /// An existing file without `replace`, too little space on the disk, an input that changes
+    /// meanwhile, cancellation.
     pub fn run(&self, replace: bool, progress: &dyn Progress) -> Result<()> {
         if !replace {
             self.files
@@ -125,7 +123,7 @@ impl<'a> Plan<'a> {
                 .try_for_each(|file| check_new(&file.path))?;
         }
         let inputs = self.model.files.paths();
-        // All are created first, so that the space for all is taken first.
+        // All are created before the first is written, which reserves the space for all.
         let mut writers = Vec::with_capacity(self.files.len());
         for file in &self.files {
             writers.push(Writer::create(&file.path, self.layout(file), &inputs)?);

@@ -1,5 +1,4 @@
-//! Metadata edits: which make sense, what the header becomes, and whether that can be written where
-//! it is.
+//! Metadata edits: checks, the new header, and patches in place.
 
 use super::{Error, Header, Plan, PlannedFile, Result, check_byte_order};
 use crate::format::gguf::{
@@ -9,12 +8,12 @@ use crate::format::output::Patch;
 use crate::plan::recipe::Problem;
 use std::path::Path;
 
-/// The vocabulary, whose length bounds token ids.
+/// The vocabulary; its length bounds token ids.
 const TOKENS: &str = "tokenizer.ggml.tokens";
-/// Differing bytes no further apart than this are written as one.
+/// Differing bytes within this distance become one patch.
 const GAP: usize = 8;
 
-/// An edit as it was wished.
+/// A requested edit.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Edit {
     /// The key.
@@ -23,31 +22,30 @@ pub struct Edit {
     pub value: Option<Value<'static>>,
 }
 
-/// What an edit does.
+/// The effect of an edit.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Change<'a> {
     /// The key.
     pub key: String,
-    /// What it was.
+    /// The old value.
     pub before: Option<Value<'a>>,
-    /// What it becomes.
+    /// The new value.
     pub after: Option<Value<'static>>,
 }
 
-/// Metadata after edits, each key at the place that it had and new ones at the end, and what the
-/// edits do to it.
+/// Metadata after edits: keys keep their order, new ones are at the end.
 pub struct Edited<'a> {
-    /// All of it.
+    /// The new metadata.
     pub metadata: Metadata<'a>,
-    /// One for each edit.
+    /// The changes, by edit.
     pub changes: Vec<Change<'a>>,
 }
 
 /// Applies edits.
 ///
 /// # Errors
-/// [`Error::Impossible`] with every reason at once. `force` lets through what is only unwise:
-/// another type for a key, token ids outside of the vocabulary, no `general.architecture`.
+/// [`Error::Impossible`] with all reasons. `force` permits another type for a key, token ids outside
+/// of the vocabulary, and the removal of `general.architecture`.
 pub fn edit<'a>(model: &'a Model, edits: &[Edit], force: bool) -> Result<Edited<'a>> {
     check_byte_order(model)?;
     let old = model.metadata();
@@ -89,7 +87,7 @@ pub fn edit<'a>(model: &'a Model, edits: &[Edit], force: bool) -> Result<Edited<
     })
 }
 
-/// Why an edit makes no sense.
+/// The fault of an edit.
 fn problem(old: &Metadata<'_>, edit: &Edit, force: bool) -> Option<Problem> {
     let (key, before) = (&*edit.key, old.get(&edit.key));
     let refused = |what: String| Some(Problem::of("", what));
@@ -145,7 +143,7 @@ fn problem(old: &Metadata<'_>, edit: &Edit, force: bool) -> Option<Problem> {
     None
 }
 
-/// A value's type as it is typed: `u32`, or `u32[]` for an array.
+/// Name of a value's type: `u32`, or `u32[]` for an array.
 fn kind(value: &Value<'_>) -> String {
     match value {
         Value::Array(array) => format!("{}[]", array.element().name()),
@@ -153,8 +151,7 @@ fn kind(value: &Value<'_>) -> String {
     }
 }
 
-/// Whether two values have their types and all lengths in common, so that any mixture of their
-/// bytes can be read.
+/// Whether two values have equal types and lengths: then any mixture of their bytes is readable.
 fn alike(a: &Value<'_>, b: &Value<'_>) -> bool {
     match (a, b) {
         (Value::String(a), Value::String(b)) => a.len() == b.len(),
@@ -172,11 +169,11 @@ fn alike(a: &Value<'_>, b: &Value<'_>) -> bool {
     }
 }
 
-/// Plans a copy of the model with other metadata. The shards of a split model keep their cut:
-/// `path` is then the name of the first, and the others go beside it.
+/// Plans a copy of the model with other metadata. A split model stays split: `path` is then the name
+/// of the first file, and the others go beside it.
 ///
 /// # Errors
-/// If the name is not that of a first shard where there are several.
+/// For a split model, a name other than that of a first file.
 pub fn copy<'a>(model: &'a Model, metadata: Metadata<'a>, path: &Path) -> Result<Plan<'a>> {
     let count = model.headers.len();
     let prefix = match shard_name(path) {
@@ -215,13 +212,13 @@ pub fn copy<'a>(model: &'a Model, metadata: Metadata<'a>, path: &Path) -> Result
     })
 }
 
-/// What to change in the model's first file where it is. Whatever moment a run is killed at, the
-/// file must be readable; so nothing may move: every changed value has its type and all lengths in
-/// common with the one before. The values of several keys are separate writes, and a run that is
-/// killed between them has changed some of them; the same command changes the rest.
+/// The patches of an edit to the model's first file in place. The file must be readable after an
+/// interruption at any time, so every changed value must keep its type and lengths. Several keys are
+/// separate writes: after an interruption between them, the same command makes the remaining ones.
 ///
 /// # Errors
-/// The reason why it cannot be done, for a person.
+/// A key that is new, removed or of another length, another alignment, a header with a layout other
+/// than ggml's.
 pub fn patches(model: &Model, edited: &Edited<'_>) -> std::result::Result<Vec<Patch>, String> {
     let encoded = |value: &Value<'_>| {
         let mut bytes = Vec::new();

@@ -1,28 +1,26 @@
-//! Into shards and back, byte for byte as llama-gguf-split does.
+//! Splits a model into several files and merges them, byte for byte as llama-gguf-split does.
 
 use super::{Header, Plan, PlannedFile, Result, check_byte_order};
 use crate::format::Error;
 use crate::format::gguf::{DEFAULT_ALIGNMENT, MAX_SHARDS, Model, Value, keys, shards};
 use std::path::Path;
 
-/// Where another shard begins.
+/// Limit on the files of a split.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Limit {
-    /// After so many tensors.
+    /// Tensors per file.
     Tensors(u64),
-    /// Before the tensors of one, each padded to 32 bytes, would have more bytes than this. Headers
-    /// do not count.
+    /// Bytes of tensors per file, each padded to 32 bytes, headers not included.
     Bytes(u64),
 }
 
-/// Plans a model's shards, `PREFIX-00001-of-0000N.gguf`; a model that is split already is split
-/// anew.
+/// Plans the files `PREFIX-00001-of-0000N.gguf` of a model, which may be split already.
 ///
-/// The first shard has all metadata; with `first_bare` it has nothing else.
+/// The first file has all metadata, and no tensors with `first_bare`.
 ///
 /// # Errors
-/// If the first tensor alone is larger than the limit, which the reference refuses too (a later one
-/// gets a shard of its own, and a note), or there would be more shards than can be counted.
+/// A first tensor above the limit, as in the reference (a later one gets a file of its own and a
+/// note); more files than the format can count.
 pub fn split<'a>(
     model: &'a Model,
     prefix: &Path,
@@ -78,7 +76,7 @@ pub fn split<'a>(
     );
     let files = files.into_iter().zip(starts.iter().copied().zip(ends)).map(
         |((path, mut metadata), (start, end))| {
-            // The reference knows the count only in the end, and what is set anew comes last.
+            // The reference sets the count at the end, which moves the key behind the others.
             metadata.set(keys::SPLIT_COUNT, Value::U16(count as u16));
             PlannedFile {
                 path,
@@ -95,12 +93,12 @@ pub fn split<'a>(
     })
 }
 
-/// Plans the one file of a split model. As the reference leaves it, its metadata tells that it was
-/// split, with a `split.count` of 0; without `split_keys` it does not, and the file is the one that
-/// was split, byte for byte, if that was laid out as ggml does it.
+/// Plans the merged file of a split model. With `split_keys` its metadata is the reference's, with a
+/// `split.count` of 0. Without them, the file equals the original one byte for byte, if that had
+/// ggml's layout.
 ///
 /// # Errors
-/// If the model is not split.
+/// A model that is not split.
 pub fn merge<'a>(model: &'a Model, path: &Path, split_keys: bool) -> Result<Plan<'a>> {
     check_byte_order(model)?;
     let mut metadata = model.metadata().cut_at_zeros();

@@ -60,7 +60,7 @@ pub use error::{Error, Result};
 pub use fit::{Fit, fit};
 pub use job::{Job, Runnable, model_name, rounding_bytes};
 pub use options::{Files, Goal, NamedBudget, Options, Scoring, Texts};
-pub use texts::{HELD_OUT, Text, split};
+pub use texts::Text;
 
 /// The results of a run.
 pub struct Made {

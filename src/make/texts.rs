@@ -17,7 +17,7 @@ pub struct Text {
 }
 
 /// Suffix of the name of a held-out part.
-pub const HELD_OUT: &str = " (held out)";
+const HELD_OUT: &str = " (held out)";
 /// Advice where a held-out part is too short.
 const OF_ITS_OWN: &str = "; it is a fifth part of the calibration text, so that five times as many are needed there, or a \
                           text of its own for the evaluation (--eval)";
@@ -26,10 +26,40 @@ const OF_ITS_OWN: &str = "; it is a fifth part of the calibration text, so that 
 const PARTS: usize = 40;
 const HELD_OUT_EVERY: usize = 5;
 
+impl Default for Texts {
+    /// No text, in chunks of 512 tokens, all of them evaluated.
+    fn default() -> Texts {
+        Texts {
+            calibration: Vec::new(),
+            evaluation: Vec::new(),
+            context: 512,
+            evaluation_chunks: None,
+        }
+    }
+}
+
+impl Texts {
+    /// Calibration texts, with about a fifth of each held out for the evaluation.
+    pub fn hold_out(mut calibration: Vec<Text>) -> Texts {
+        let mut evaluation = Vec::with_capacity(calibration.len());
+        for text in &mut calibration {
+            let (kept, content) = split(&text.content);
+            text.content = kept;
+            let name = format!("{}{HELD_OUT}", text.name);
+            evaluation.push(Text { name, content });
+        }
+        Texts {
+            calibration,
+            evaluation,
+            ..Texts::default()
+        }
+    }
+}
+
 /// Divides a text into two without a paragraph in common. The second has about a fifth, taken from
 /// all over the text. Parts end at form feeds if there are enough, else at empty lines, else at the
 /// ends of lines.
-pub fn split(text: &str) -> (String, String) {
+fn split(text: &str) -> (String, String) {
     let mut pieces = ["\n\x0c\n", "\n\n", "\n"]
         .iter()
         .map(|end| text.split_inclusive(end).collect::<Vec<_>>());

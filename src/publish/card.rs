@@ -10,9 +10,9 @@ use minijinja::{Environment, Value, context};
 use std::borrow::Cow;
 
 /// The built-in template.
-pub const TEMPLATE: &str = include_str!("card.md");
+pub(crate) const TEMPLATE: &str = include_str!("card.md");
 /// The variables of a template, printed before it by `--print-template`.
-pub const VARIABLES: &str = include_str!("card-variables.txt");
+pub(crate) const VARIABLES: &str = include_str!("card-variables.txt");
 
 /// The reference by its public name.
 const REFERENCE: &str = "llama.cpp (commit 0c1e57098)";
@@ -29,7 +29,7 @@ const PURPOSES: [(f64, &str); 6] = [
 ];
 
 /// A published file.
-pub struct Published<'f> {
+pub(crate) struct Published<'f> {
     /// Its entry in frontier.json.
     pub file: &'f File,
     /// Its SHA-256.
@@ -42,7 +42,7 @@ pub struct Published<'f> {
 ///
 /// # Errors
 /// The line of the fault and its description.
-pub fn check(template: &str) -> Result<(), String> {
+pub(crate) fn check(template: &str) -> Result<(), String> {
     environment(template).map(|_| ())
 }
 
@@ -71,7 +71,7 @@ fn described(error: &minijinja::Error) -> String {
 ///
 /// # Errors
 /// If the template fails: the line of the fault and its description.
-pub fn card(
+pub(crate) fn card(
     template: &str,
     data: &Frontier,
     files: &[Published<'_>],

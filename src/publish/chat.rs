@@ -45,8 +45,11 @@ pub struct ChatTemplate {
 const NAME: &str = "chat";
 
 impl ChatTemplate {
-    /// Parses a template. `{% generation %}` and `{% endgeneration %}` are taken out first, as they
-    /// change no text. `bos` and `eos` are what it may write as `bos_token` and `eos_token`.
+    /// Parses a template. `{% generation %}` and `{% endgeneration %}` are removed, as they change no
+    /// text. `bos` and `eos` are its `bos_token` and `eos_token`.
+    ///
+    /// # Errors
+    /// A template that is too long or malformed.
     pub fn parse(source: &str, bos: &str, eos: &str) -> Result<ChatTemplate, String> {
         if source.len() > MAX_TEMPLATE {
             return Err(format!(
@@ -75,13 +78,18 @@ impl ChatTemplate {
         })
     }
 
-    /// The prompt of a conversation; with `generate`, ready for the assistant's next words.
-    pub fn render(&self, messages: &[Message], generate: bool) -> Result<String, String> {
+    /// The prompt of a conversation; with `generate`, up to the beginning of the assistant's turn.
+    ///
+    /// # Errors
+    /// A conversation that the template refuses or cannot render.
+    pub(crate) fn render(&self, messages: &[Message], generate: bool) -> Result<String, String> {
         self.render_with(messages, None, generate)
     }
 
-    /// The same without the token that begins a text at its start, since who runs the model adds
-    /// that.
+    /// The same without the BOS token, which the runtime adds.
+    ///
+    /// # Errors
+    /// A conversation that the template refuses or cannot render.
     pub fn prompt(&self, messages: &[Message], generate: bool) -> Result<String, String> {
         let text = self.render(messages, generate)?;
         match text.strip_prefix(&*self.bos) {
@@ -91,7 +99,10 @@ impl ChatTemplate {
     }
 
     /// [`ChatTemplate::render`] with descriptions of functions, in OpenAI's layout.
-    pub fn render_with(
+    ///
+    /// # Errors
+    /// A conversation that the template refuses or cannot render.
+    pub(crate) fn render_with(
         &self,
         messages: &[Message],
         tools: Option<&serde_json::Value>,

@@ -131,7 +131,7 @@ pub fn repository(pattern: &str, name: &str) -> Option<String> {
 
 impl Facts {
     /// From the metadata of one of the files.
-    pub fn new(metadata: &Metadata<'_>, said: &Said) -> Facts {
+    pub(crate) fn new(metadata: &Metadata<'_>, said: &Said) -> Facts {
         let mut notes = Vec::new();
         let base_model = said
             .base_model

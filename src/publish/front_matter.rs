@@ -4,7 +4,7 @@ use super::facts::Facts;
 use std::fmt::Write;
 
 /// The lines between two `---`, with these.
-pub fn front_matter(facts: &Facts) -> String {
+pub(crate) fn front_matter(facts: &Facts) -> String {
     let mut out = String::from("---\n");
     let mut pair = |key: &str, value: Option<&str>| {
         if let Some(value) = value {

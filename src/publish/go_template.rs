@@ -8,7 +8,7 @@ use super::turns::{System, Turns, Within};
 use std::fmt::Write;
 
 /// What a model without a chat template is asked: the words as they are.
-pub const PLAIN: &str = "{{ .Prompt }}";
+pub(crate) const PLAIN: &str = "{{ .Prompt }}";
 
 /// The template.
 ///

@@ -115,7 +115,10 @@ pub type Result<T> = std::result::Result<T, Error>;
 const FRONTIER: &str = "frontier.json";
 const IMATRIX: &str = "imatrix.gguf";
 
-/// Everything that can be refused before there is anything to publish.
+/// Checks output and template, before anything is published.
+///
+/// # Errors
+/// An output that is a file, or not empty without `force`; a malformed template of the card.
 pub fn check(job: &Job) -> Result<()> {
     place::check(&job.output, job.force)?;
     job.template.as_deref().map_or(Ok(()), |template| {
@@ -123,7 +126,11 @@ pub fn check(job: &Job) -> Result<()> {
     })
 }
 
-/// Does it all.
+/// Publishes the results of `make`.
+///
+/// # Errors
+/// As [`check`]; results that are missing, damaged or changed; a file that cannot be read or written;
+/// cancellation.
 pub fn run(job: &Job, progress: &dyn Progress) -> Result<Done> {
     check(job)?;
     let data = read(&job.directory)?;

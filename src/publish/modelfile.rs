@@ -36,7 +36,7 @@ pub struct Ollama {
 
 impl Ollama {
     /// Go's template; None where Ollama has to find one by itself.
-    pub fn go(&self) -> Option<String> {
+    pub(crate) fn go(&self) -> Option<String> {
         match &self.template {
             Template::Derived(turns) => Some(go_template(turns)),
             Template::Missing => Some(PLAIN.into()),
@@ -45,7 +45,7 @@ impl Ollama {
     }
 
     /// What a reader should know of the template, in sentences.
-    pub fn remarks(&self) -> Vec<String> {
+    pub(crate) fn remarks(&self) -> Vec<String> {
         match &self.template {
             Template::Missing => vec!["The model has no chat template: it continues texts.".into()],
             Template::Unknown(why) => vec![
@@ -93,7 +93,7 @@ impl Ollama {
     }
 
     /// The Modelfile for a GGUF in the same directory.
-    pub fn modelfile(&self, gguf: &str) -> String {
+    pub(crate) fn modelfile(&self, gguf: &str) -> String {
         let mut out = format!("# ollama create NAME -f THIS_FILE\nFROM ./{gguf}\n\n");
         for remark in self.remarks() {
             let _ = writeln!(out, "# {}", remark.replace(['\n', '\r'], " "));
@@ -115,7 +115,7 @@ impl Ollama {
     }
 
     /// The file `params`: the same as JSON.
-    pub fn params(&self) -> String {
+    pub(crate) fn params(&self) -> String {
         let mut params = Map::new();
         if !self.stops.is_empty() {
             params.insert("stop".into(), self.stops.clone().into());

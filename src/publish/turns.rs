@@ -75,7 +75,7 @@ pub enum Family {
 
 impl Family {
     /// How it is called.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Family::ChatMl => "ChatML",
             Family::Llama3 => "Llama 3",
@@ -93,7 +93,10 @@ const USER: [&str; 2] = ["QzUsrAQ", "QzUsrBQ"];
 const ASSISTANT: &str = "QzAstQ";
 
 impl Turns {
-    /// Takes a template apart. The error says what does not fit.
+    /// Takes a template apart.
+    ///
+    /// # Errors
+    /// A template that cannot be rendered, or with turns that vary by their context.
     pub fn of(template: &ChatTemplate) -> Result<Turns, String> {
         let user = |i: usize| Message::new("user", USER[i]);
         let assistant = || Message::new("assistant", ASSISTANT);

@@ -20,7 +20,7 @@ use crate::rounding::{self, NoFactor, Rounding};
 use std::path::PathBuf;
 
 /// What to write and where.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct OutputRequest {
     /// The file; with [`Job::keep_split`], the part before `-00001-of-00003.gguf`.
     pub path: PathBuf,
@@ -126,7 +126,7 @@ impl From<rounding::Error> for Error {
 
 impl Error {
     /// Whether the same run, started again, would fail again.
-    pub fn is_final(&self) -> bool {
+    pub(crate) fn is_final(&self) -> bool {
         match self {
             Error::Round(_) | Error::Inputs { .. } | Error::Impossible(_) => true,
             Error::Model(error) => error.is_final(),

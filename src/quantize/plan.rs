@@ -106,7 +106,7 @@ impl<'a> PlannedOutput<'a> {
     }
 
     /// Bytes of all its files if its weights were rounded so: only the metadata say how they were.
-    pub fn file_bytes_rounded(&self, rounding: Rounding) -> u64 {
+    pub(crate) fn file_bytes_rounded(&self, rounding: Rounding) -> u64 {
         let files: Vec<_> = self
             .files
             .iter()

@@ -7,7 +7,7 @@
 //! scores       each candidate's rounding errors against inputs and output gradients
 //! ```
 //!
-//! The result is a [`Scores`]: numbers for the solver in `plan`. After every layer of the backward
+//! The result is a `Scores`: numbers for the solver in `plan`. After every layer of the backward
 //! stream, the run is saved as a snapshot where a [`Resume`] says.
 
 mod kept;
@@ -73,7 +73,7 @@ pub enum Error {
 
 impl Error {
     /// Whether the same run, started again, would fail again.
-    pub fn is_final(&self) -> bool {
+    pub(crate) fn is_final(&self) -> bool {
         match self {
             Error::Model(error) => error.is_final(),
             Error::Format(_) => false,
@@ -153,14 +153,14 @@ pub struct Choice {
 
 impl Choice {
     /// The cost of the reference's rounding.
-    pub fn plain(&self) -> f64 {
+    pub(crate) fn plain(&self) -> f64 {
         self.plain_nats.unwrap_or(self.nats)
     }
 }
 
 /// A tensor that may take several types.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Scored {
+pub(crate) struct Scored {
     /// Its name.
     pub name: String,
     /// Its dimensions, row length first.
@@ -175,7 +175,7 @@ pub struct Scored {
 
 /// The scores of a model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Scores {
+pub(crate) struct Scores {
     /// In the order of the model.
     pub tensors: Vec<Scored>,
     /// Tensors without inputs on this text, whose sensitivities are unknown: they have one choice,
@@ -191,11 +191,11 @@ pub struct Scores {
 }
 
 /// Which types tensors may take: by the name of a tensor and a type.
-pub type Allowed<'a> = &'a dyn Fn(&str, GgmlType) -> bool;
+pub(crate) type Allowed<'a> = &'a dyn Fn(&str, GgmlType) -> bool;
 
 /// A model's weights, and what their rounding uses.
 #[derive(Clone, Copy)]
-pub struct ModelKnowledge<'k> {
+pub(crate) struct ModelKnowledge<'k> {
     /// The model.
     pub input: &'k Input<'k>,
     /// Its importance matrix.
@@ -225,7 +225,7 @@ pub struct Run<'r> {
 ///
 /// # Errors
 /// Numbers that are not finite, an importance matrix of another model, a model that cannot be run.
-pub fn score(
+pub(crate) fn score(
     run: &Run<'_>,
     knowledge: &ModelKnowledge<'_>,
     allowed: Allowed<'_>,
@@ -251,7 +251,7 @@ pub fn score(
 /// Sums the output Hessians of a run, and scores nothing.
 ///
 /// # Errors
-/// As [`score`].
+/// As `score`.
 pub fn sum_output_hessians(run: &Run<'_>, progress: &dyn Progress) -> Result<()> {
     divergence(run, &BTreeMap::new(), progress).map(drop)
 }
@@ -260,7 +260,7 @@ pub fn sum_output_hessians(run: &Run<'_>, progress: &dyn Progress) -> Result<()>
 ///
 /// # Errors
 /// An importance matrix of another model.
-pub fn weighted(
+pub(crate) fn weighted(
     knowledge: &ModelKnowledge<'_>,
     settings: &Settings,
     allowed: Allowed<'_>,
@@ -290,10 +290,10 @@ pub fn weighted(
     ))
 }
 
-/// The tensors and types that [`score`] would score, from metadata alone; in place of nats, a guess
+/// The tensors and types that `score` would score, from metadata alone; in place of nats, a guess
 /// that falls by a factor of 4 with every bit. `has_importance` says which tensors will have
 /// importance weights.
-pub fn guess(
+pub(crate) fn guess(
     input: &Input<'_>,
     has_importance: &dyn Fn(&str) -> bool,
     settings: &Settings,
@@ -431,7 +431,7 @@ fn scored(
 impl Scores {
     /// Whether these scores have every tensor and type of a [`guess`] for the types that are
     /// `allowed`.
-    pub fn cover(&self, guess: &Scores, allowed: Allowed<'_>) -> bool {
+    pub(crate) fn cover(&self, guess: &Scores, allowed: Allowed<'_>) -> bool {
         let covers = |guessed: &Scored| {
             let Some(scored) = self.tensors.iter().find(|t| t.name == guessed.name) else {
                 return false;
@@ -469,7 +469,10 @@ fn only_choice(
 ///
 /// # Errors
 /// An importance matrix of another model.
-pub fn importance(input: &Input<'_>, imatrix: &Imatrix) -> Result<BTreeMap<String, Vec<f32>>> {
+pub(crate) fn importance(
+    input: &Input<'_>,
+    imatrix: &Imatrix,
+) -> Result<BTreeMap<String, Vec<f32>>> {
     let mut found = BTreeMap::new();
     for tensor in &input.tensors {
         let Some(entry) = imatrix.entries.get(&*tensor.info.name) else {

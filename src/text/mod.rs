@@ -1,26 +1,23 @@
-//! The built-in texts: what importance matrices and scores are measured on when the user names no
-//! text.
+//! The built-in texts, the default for calibration and evaluation.
 //!
-//! All of it was written for Quantier: nothing is quoted, the persons, firms and places are
-//! invented, and it is under the licence of the program. It is small, so it aims at variety: ten
-//! domains, many short documents, no two alike. A user's own text, of the kind that the model will
-//! really meet, is better.
+//! They were written for Quantier: nothing is quoted, persons, firms and places are invented, and
+//! the licence is the program's. They are small and varied: many short documents in ten domains. A
+//! text of the user's own domain is better.
 //!
-//! There are two sets that have no topic and no wording in common: [`Set::Calibration`] to choose
-//! by, and [`Set::Evaluation`] to judge the choice by. Each has one UTF-8 file per domain
-//! (`calibration/NAME.txt`, `evaluation/NAME.txt`); inside a file a line that is a form feed and
-//! nothing else ends a document. To add a document, append it to its file. To add a domain, write
-//! both files and a line in `DOMAINS`.
+//! [`Set::Calibration`] and [`Set::Evaluation`] have no topic and no wording in common. Each has one
+//! UTF-8 file per domain (`calibration/NAME.txt`, `evaluation/NAME.txt`); a line with a form feed
+//! alone ends a document. To add a document, append it to its file. To add a domain, write both
+//! files and a line in `DOMAINS`.
 
-/// Ends a document inside a file: a form feed on a line of its own.
+/// Separator of documents in a file: a line with a form feed.
 const SEPARATOR: &str = "\n\x0c\n";
 
-/// Which of the two built-in texts.
+/// One of the two built-in texts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Set {
-    /// For importance matrices and scores.
+    /// For importance matrices, Hessians and sensitivities.
     Calibration,
-    /// Held out, for measuring what was chosen.
+    /// Held out, for the divergence of files.
     Evaluation,
 }
 
@@ -51,7 +48,7 @@ macro_rules! domain {
     };
 }
 
-/// The order in which a round of [`joined`] begins; neighbours are unlike each other.
+/// In the order of the first round of [`joined`]; adjacent domains are unlike each other.
 static DOMAINS: [Domain; 10] = [
     domain!("narrative"),
     domain!("code_systems"),
@@ -65,10 +62,11 @@ static DOMAINS: [Domain; 10] = [
     domain!("mathematics"),
 ];
 
-/// The documents of a set as pairs of domain and text, domain after domain.
+/// The documents of a set as pairs of domain and text, by domain.
 ///
-/// A document has no newline at either end, and every domain has some in each set.
-pub fn documents(set: Set) -> impl Iterator<Item = (&'static str, &'static str)> {
+/// Documents have no newline at either end, and every domain has some in each set.
+#[cfg(test)]
+fn documents(set: Set) -> impl Iterator<Item = (&'static str, &'static str)> {
     DOMAINS.iter().flat_map(move |domain| {
         domain
             .documents(set)
@@ -78,9 +76,8 @@ pub fn documents(set: Set) -> impl Iterator<Item = (&'static str, &'static str)>
 
 /// The whole set as one text with a blank line between documents, the domains interleaved.
 ///
-/// Every prefix that is more than a few documents long holds the domains in about the shares that
-/// they have in the whole, so it may be cut where the tokens wanted are reached. The order is
-/// fixed.
+/// The order is fixed, and every prefix of more than a few documents has about the same shares of
+/// domains as the whole, so the text may be cut at any number of tokens.
 pub fn joined(set: Set) -> String {
     let mut text = interleaved(set)
         .into_iter()
@@ -91,13 +88,13 @@ pub fn joined(set: Set) -> String {
     text
 }
 
-/// The documents of a set in the order of [`joined`]: the next one always comes from the domain of
-/// which the smallest part has been given so far (in bytes; the first in `DOMAINS` among equals).
+/// The documents of a set in the order of [`joined`]: each from the domain with the smallest part
+/// used so far, in bytes (among equals, the first in `DOMAINS`).
 fn interleaved(set: Set) -> Vec<(&'static str, &'static str)> {
     struct Queue {
         name: &'static str,
         documents: std::vec::IntoIter<&'static str>,
-        given: usize,
+        used: usize,
         total: usize,
     }
 
@@ -109,25 +106,24 @@ fn interleaved(set: Set) -> Vec<(&'static str, &'static str)> {
             Queue {
                 name: domain.name,
                 documents: documents.into_iter(),
-                given: 0,
+                used: 0,
                 total,
             }
         })
         .collect();
 
     let mut order = Vec::new();
-    // given / total of two queues are compared by multiplying crosswise; min_by takes the first of
-    // equals.
+    // used / total of two queues, compared by cross-multiplication; min_by takes the first of equals.
     while let Some(queue) = queues
         .iter_mut()
         .filter(|queue| !queue.documents.as_slice().is_empty())
-        .min_by(|a, b| (a.given * b.total).cmp(&(b.given * a.total)))
+        .min_by(|a, b| (a.used * b.total).cmp(&(b.used * a.total)))
     {
         let document = queue
             .documents
             .next()
-            .expect("only queues with documents left were looked at");
-        queue.given += document.len();
+            .expect("queues without documents were filtered out");
+        queue.used += document.len();
         order.push((queue.name, document));
     }
     order

@@ -60,7 +60,7 @@ impl FileType {
         self.0
     }
 
-    /// The type that tensors get where no rule says otherwise.
+    /// The type of tensors without a rule.
     pub fn default_type(self) -> GgmlType {
         // Every constant has a row; the fallback cannot be reached.
         DEFAULTS
@@ -75,14 +75,13 @@ impl FileType {
         CHOICES.iter().find(named).map_or("?", |o| o.name)
     }
 
-    /// The preset that has this very name.
+    /// The preset of this exact name.
     pub fn of_name(name: &str) -> Option<FileType> {
         CHOICES.iter().find(|choice| choice.name == name)?.file_type
     }
 
-    /// Whether it is a preset that people choose sizes by: of K-quants, i-quants of two bits and
-    /// more, or Q8_0. The others stand for one type that readers of the name would expect to find,
-    /// such as MXFP4_MOE or TQ1_0.
+    /// Whether it is a preset chosen by size: K-quants, i-quants of two bits and more, Q8_0. The name
+    /// of any other, such as MXFP4_MOE or TQ1_0, promises one type.
     pub fn is_usual(self) -> bool {
         let name = self.name();
         let i_quant = name.starts_with("IQ") && !name.starts_with("IQ1") && name != "IQ4_NL";
@@ -90,14 +89,14 @@ impl FileType {
     }
 }
 
-/// What a person may ask for on the command line.
+/// A preset on the command line.
 #[derive(Debug)]
 pub struct Choice {
-    /// The name, in capitals as llama.cpp writes it.
+    /// The name, with llama.cpp's capitals.
     pub name: &'static str,
     /// The file type; `None` for COPY, which keeps every tensor as it is.
     pub file_type: Option<FileType>,
-    /// Another name of a preset that is listed too.
+    /// Whether it is another name of a listed preset.
     pub is_alias: bool,
 }
 
@@ -117,7 +116,7 @@ const fn alias(name: &'static str, file_type: FileType) -> Choice {
     }
 }
 
-/// In llama-quantize's order, which decides what a number means where two names share it.
+/// In llama-quantize's order, which decides between two names of a number.
 pub const CHOICES: &[Choice] = &[
     preset("Q1_0", FileType::Q1_0),
     preset("Q2_0", FileType::Q2_0),

@@ -1,4 +1,6 @@
-//! Numbers in, recipe out: which type each tensor gets. Knows no files.
+//! Allocation: sensitivities in, recipes out. Numbers and names only, no files.
+
+#![warn(unreachable_pub)]
 
 pub mod file_type;
 pub mod frontier;

@@ -1,20 +1,19 @@
-//! llama.cpp's preset rules: which type a tensor gets under a file type, as one table.
+//! llama.cpp's preset rules as one table: the type of a tensor under a file type.
 //!
-//! A row applies if the tensor's role is among its roles, the file type among its file types, and
-//! every one of its conditions holds; the first row that applies decides, and without one the file
-//! type's default stays. The rules are the reference's `llama_tensor_get_type`, told as facts; the
-//! order of rows matters only where two could apply.
+//! A row applies if it lists the tensor's role and the file type, and all its conditions hold; the
+//! first row that applies decides, else the file type's default. The rules are the facts of the
+//! reference's `llama_tensor_get_type`; the order of rows matters only where two could apply.
 
 use super::file_type::FileType;
 use quantier_arch::Role;
 use quantier_blocks::types::GgmlType;
 
-/// What the rules ask about a model.
+/// Facts about a model for the rules.
 #[derive(Clone, Debug, Default)]
 pub struct ModelFacts {
     /// `general.architecture`.
     pub architecture: String,
-    /// Layers, those of multi-token prediction included.
+    /// Layers, including multi-token prediction.
     pub layers: u32,
     /// Layers of multi-token prediction.
     pub predict_layers: u32,
@@ -24,7 +23,7 @@ pub struct ModelFacts {
     pub kv_heads: u32,
     /// Experts in a layer; 0 for a dense model.
     pub experts: u32,
-    /// Whether the model has no output matrix of its own, so that the embedding serves as one.
+    /// Whether the embedding serves as the output matrix.
     pub tied: bool,
     /// Tensors that carry attention values.
     pub value_tensors: u32,
@@ -33,12 +32,12 @@ pub struct ModelFacts {
 }
 
 impl ModelFacts {
-    /// Query heads that share one key-value head; 0 where there are none.
+    /// Query heads per key-value head; 0 without key-value heads.
     fn heads_per_kv_head(&self) -> u32 {
         self.heads.checked_div(self.kv_heads).unwrap_or(0)
     }
 
-    /// Whether llama.cpp calls the model a 70B, which it tells from architecture and depth.
+    /// Whether llama.cpp counts the model as a 70B, by architecture and depth.
     fn is_70b(&self) -> bool {
         let depth = self.layers.saturating_sub(self.predict_layers);
         match &*self.architecture {
@@ -52,17 +51,17 @@ impl ModelFacts {
     }
 }
 
-/// What the rules ask about one tensor.
+/// Facts about a tensor for the rules.
 #[derive(Clone, Copy, Debug)]
-pub struct TensorFacts {
+pub(crate) struct TensorFacts {
     /// Its role.
     pub role: Role,
     /// Weights in a row.
     pub row_len: u64,
     /// Matrices in it (experts); 1 for a plain one.
     pub matrices: u64,
-    /// Which one of its role it is: counted among the tensors that these rules have decided, or,
-    /// for the FFN of a model with experts, the layer.
+    /// Ordinal within its role among the tensors under these rules, or, for the FFN of a model with
+    /// experts, the layer.
     pub ordinal: u32,
     /// Whether mixtures give it Q8_0.
     pub keeps_q8: bool,
@@ -80,7 +79,7 @@ enum When {
     NoImatrix,
     Falcon,
     NotFalcon,
-    /// Bailing MoE 3 has 3-D tensors that are no experts.
+    /// Bailing MoE 3 has 3-D tensors beside its experts.
     NoBailingProjection,
     /// Ordinal below a number.
     Among(u32),
@@ -130,7 +129,7 @@ const DOWN: &[Role] = &[Role::FfnDown];
 const GATE_UP: &[Role] = &[Role::FfnGate, Role::FfnUp];
 const ANY_ROLE: &[Role] = &[];
 
-/// The file types around two bits, which have rules of their own for everything within a layer.
+/// The file types around two bits, with their own rules for all tensors of a layer.
 const AROUND_TWO_BITS: &[FileType] = &[
     FileType::IQ1_S,
     FileType::IQ1_M,
@@ -146,7 +145,7 @@ use When::*;
 
 #[rustfmt::skip]
 const RULES: &[Rule] = &[
-    // The output matrix, or the embedding where it serves as one.
+    // The output matrix, or a tied embedding.
     rule(OUTPUT, &[F::MXFP4_MOE], &[], T::Q8_0),
     rule(OUTPUT, ANY, &[Falcon], T::Q8_0),
     rule(OUTPUT, ANY, &[OddRows], T::Q8_0),
@@ -218,7 +217,7 @@ const RULES: &[Rule] = &[
     rule(DOWN, &[F::Q4_K_M, F::Q5_K_M], &[MoreBits], T::Q6_K),
     rule(DOWN, &[F::IQ4_NL, F::IQ4_XS], &[NoImatrix, FirstEighth], T::Q5_K),
     rule(DOWN, &[F::Q4_K_S], &[NotFalcon, FirstEighth], T::Q5_K),
-    // Q4_0 and Q5_0 with importance weights can go wrong in the first layers; an offset cures that.
+    // Q4_0 and Q5_0 with importance weights can fail in the first layers; types with an offset do not.
     rule(DOWN, &[F::Q4_0], &[Imatrix, FirstEighth], T::Q4_1),
     rule(DOWN, &[F::Q5_0], &[Imatrix, FirstEighth], T::Q5_1),
 
@@ -226,19 +225,18 @@ const RULES: &[Rule] = &[
     rule(GATE_UP, &[F::IQ3_XS], &[MiddleLayers], T::IQ3_XXS),
 ];
 
-/// Whether the ordinal of an FFN tensor is its layer, as opposed to how many of its role came
-/// before it.
+/// Whether the ordinal of an FFN tensor is its layer, not its index within the role.
 ///
-/// Experts do not always come in order; the file types around two bits count them all the same.
-pub fn counts_layers(file_type: FileType, role: Role, model: &ModelFacts) -> bool {
+/// Experts are not always in order; the file types around two bits count them nevertheless.
+pub(crate) fn counts_layers(file_type: FileType, role: Role, model: &ModelFacts) -> bool {
     model.experts > 1
         && matches!(role, Role::FfnDown | Role::FfnGate | Role::FfnUp)
         && !AROUND_TWO_BITS.contains(&file_type)
         && file_type != FileType::MXFP4_MOE
 }
 
-/// The type that the preset gives a tensor, before shapes are looked at.
-pub fn type_for(file_type: FileType, tensor: &TensorFacts, model: &ModelFacts) -> GgmlType {
+/// The preset's type for a tensor, regardless of its shape.
+pub(crate) fn type_for(file_type: FileType, tensor: &TensorFacts, model: &ModelFacts) -> GgmlType {
     let default = file_type.default_type();
     if tensor.keeps_q8 && default.is_quantized() {
         return GgmlType::Q8_0;
@@ -258,7 +256,7 @@ pub fn type_for(file_type: FileType, tensor: &TensorFacts, model: &ModelFacts) -
                 .all(|when| holds(*when, default, tensor, model))
     };
     let chosen = RULES.iter().find(applies).map_or(default, |rule| rule.then);
-    // In a 70B eight heads share one value matrix, so more bits for it cost next to nothing.
+    // In a 70B eight heads share one value matrix: more bits for it take few bytes.
     let bumped = role.carries_values() && !AROUND_TWO_BITS.contains(&file_type) && model.is_70b();
     match chosen {
         GgmlType::Q3_K | GgmlType::Q4_K if bumped => GgmlType::Q5_K,
@@ -299,17 +297,8 @@ fn holds(when: When, default: GgmlType, tensor: &TensorFacts, model: &ModelFacts
     }
 }
 
-/// The type that stands in where rows are not whole blocks of `wanted`; `None` where the reference
-/// knows none.
-///
-/// ```
-/// # use quantier_allocate::presets::fit_rows;
-/// # use quantier_blocks::types::GgmlType;
-/// assert_eq!(fit_rows(GgmlType::Q4_K, 512), Some(GgmlType::Q4_K));
-/// assert_eq!(fit_rows(GgmlType::Q4_K, 320), Some(GgmlType::Q5_0));
-/// assert_eq!(fit_rows(GgmlType::Q4_K, 40), Some(GgmlType::F16));
-/// ```
-pub fn fit_rows(wanted: GgmlType, row_len: u64) -> Option<GgmlType> {
+/// The fallback type if rows are not whole blocks of `wanted`; `None` if the reference has none.
+pub(crate) fn fit_rows(wanted: GgmlType, row_len: u64) -> Option<GgmlType> {
     let fits = |t: GgmlType| row_len.is_multiple_of(t.block_len() as u64);
     if fits(wanted) {
         return Some(wanted);
@@ -333,7 +322,7 @@ pub fn fit_rows(wanted: GgmlType, row_len: u64) -> Option<GgmlType> {
     Some(if fits(smaller) { smaller } else { T::F16 })
 }
 
-/// Whether the reference refuses to quantize this tensor to this type without importance weights.
+/// Whether the reference requires importance weights for this tensor and type.
 pub fn requires_imatrix(role: Role, target: GgmlType, file_type: Option<FileType>) -> bool {
     if matches!(role, Role::TokenEmbedding | Role::Output) {
         return false;
@@ -342,4 +331,16 @@ pub fn requires_imatrix(role: Role, target: GgmlType, file_type: Option<FileType
         target,
         T::IQ3_XXS | T::IQ2_XXS | T::IQ2_XS | T::IQ2_S | T::IQ1_M | T::IQ1_S
     ) || (target == T::Q2_K && file_type == Some(FileType::Q2_K_S))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn odd_rows_have_a_fallback() {
+        assert_eq!(fit_rows(T::Q4_K, 512), Some(T::Q4_K));
+        assert_eq!(fit_rows(T::Q4_K, 320), Some(T::Q5_0));
+        assert_eq!(fit_rows(T::Q4_K, 40), Some(T::F16));
+    }
 }

@@ -1,4 +1,4 @@
-//! From a file type, overrides and the facts of a model to one type per tensor.
+//! From a file type, overrides and facts of a model to a type for each tensor.
 
 use super::file_type::FileType;
 use super::presets::{ModelFacts, TensorFacts, counts_layers, fit_rows, type_for};
@@ -6,83 +6,85 @@ use quantier_arch::{Facts, Role, TensorId};
 use quantier_blocks::types::GgmlType;
 use std::collections::{BTreeMap, HashMap};
 
-/// A pattern for tensor names: a regular expression, found anywhere in the name.
+/// A regular expression on the names of tensors, not anchored.
 #[derive(Clone, Debug)]
 pub struct Pattern(fancy_regex::Regex);
 
 impl Pattern {
-    /// From a regular expression; the error says what is wrong with it.
+    /// From a regular expression.
+    ///
+    /// # Errors
+    /// An invalid regular expression.
     pub fn new(text: &str) -> Result<Pattern, String> {
         fancy_regex::Regex::new(text)
             .map(Pattern)
             .map_err(|e| format!("'{text}' is no regular expression: {e}"))
     }
 
-    /// Whether it occurs in the name. A pattern that backtracks without end does not match.
-    pub fn matches(&self, name: &str) -> bool {
+    /// Whether it matches a part of the name. Excessive backtracking counts as no match.
+    pub(crate) fn matches(&self, name: &str) -> bool {
         self.0.is_match(name).unwrap_or(false)
     }
 
     /// The expression.
-    pub fn as_str(&self) -> &str {
+    pub(crate) fn as_str(&self) -> &str {
         self.0.as_str()
     }
 }
 
-/// What a person asks for.
+/// A user's choice of types.
 #[derive(Clone, Debug, Default)]
 pub struct Wishes {
-    /// The preset; `None` copies every tensor as it is.
+    /// The preset; `None` copies every tensor unchanged.
     pub file_type: Option<FileType>,
     /// The preset's default type for everything, no mixture.
     pub pure: bool,
-    /// Leave `output.weight` as it is.
+    /// Leave `output.weight` unchanged.
     pub leave_output: bool,
-    /// A type for the output matrix (and for the embedding where it serves as one).
+    /// A type for the output matrix, or for a tied embedding.
     pub output_type: Option<GgmlType>,
     /// A type for the token embedding.
     pub embedding_type: Option<GgmlType>,
-    /// Types for tensors by name; the first pattern that matches decides.
+    /// Types by name; the first match decides.
     pub overrides: Vec<(Pattern, GgmlType)>,
-    /// Types for tensors of this model; they decide before the patterns.
+    /// Types by tensor of this model; they precede the patterns.
     pub recipe: BTreeMap<TensorId, GgmlType>,
 }
 
-/// A tensor as the choice sees it.
+/// A tensor with the facts for the choice of its type.
 #[derive(Clone, Copy, Debug)]
 pub struct Candidate<'a> {
-    /// Its place in the input.
+    /// Its id.
     pub id: TensorId,
     /// Its name.
     pub name: &'a str,
-    /// What the quantizer reads out of the name.
+    /// Role, layer and flags.
     pub facts: Facts,
     /// Its dimensions, row length first, missing ones 1.
     pub dims: [u64; 4],
-    /// Its type now.
+    /// Its present type.
     pub ggml_type: GgmlType,
 }
 
-/// The type of one tensor, and how it came about.
+/// The chosen type of a tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Chosen {
     /// The tensor's role.
     pub role: Role,
-    /// What the preset, an override or an option asked for.
+    /// The type from the preset, an override or an option.
     pub wanted: GgmlType,
-    /// What it becomes: `wanted`, or the type that stands in where its rows do not fit.
+    /// The final type: `wanted`, or its fallback if the rows do not fit.
     pub target: GgmlType,
-    /// Whether the quantizer may touch it at all.
+    /// Whether the tensor may be quantized.
     pub quantizable: bool,
 }
 
-/// Why something cannot be done with a tensor.
+/// A reason for failure, about one tensor or the whole job.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Problem {
-    /// What is wrong and what to do, without the tensor's name, so that equal reasons can be told
-    /// once.
+    /// The fault and its remedy, without the tensor's name: equal reasons are reported once.
     pub reason: String,
-    /// The tensor; empty if the reason concerns no single one.
+    /// The tensor; empty for the whole job.
     pub tensor: String,
 }
 
@@ -116,8 +118,10 @@ impl Problem {
     }
 }
 
-/// Chooses a type for every tensor, in order; the order matters to presets that count. Fails with
-/// every tensor that no type can be found for.
+/// Chooses a type for every tensor, in order: some presets count tensors.
+///
+/// # Errors
+/// Every tensor without a possible type.
 pub fn choose(
     wishes: &Wishes,
     model: &ModelFacts,
@@ -178,7 +182,7 @@ fn choose_one(
     let embedding_type =
         embedding_type.filter(|_| !facts.is_per_layer_embedding || overridden.is_none());
     let output_type = wishes.output_type.filter(|_| role == Role::Output);
-    // These two options mean what they say: no other type stands in where rows do not fit.
+    // No fallback for these two options: rows that do not fit are an error.
     if let Some(wanted) = embedding_type.or(output_type) {
         if !dims[0].is_multiple_of(wanted.block_len() as u64) {
             return Err(Problem::of(name, misfit(dims[0], wanted)));
@@ -239,7 +243,7 @@ fn misfit(row_len: u64, t: GgmlType) -> String {
     )
 }
 
-/// Which one of its role a tensor is; counts it.
+/// The ordinal of a tensor within its role; counts it.
 fn ordinal(
     file_type: FileType,
     tensor: &Candidate<'_>,

@@ -194,7 +194,7 @@ pub(crate) const OUTPUT: &str = "output.weight";
 impl Catalog {
     /// The catalog of a model of this architecture whose tensors have these names and dimensions
     /// (row length first), in the order of the file.
-    pub fn new<'n>(
+    pub(crate) fn new<'n>(
         architecture: &str,
         tensors: impl IntoIterator<Item = (&'n str, [u64; 4])>,
     ) -> Catalog {
@@ -317,7 +317,7 @@ impl Catalog {
     }
 
     /// A linear.
-    pub fn linear(&self, id: LinearId) -> &Linear {
+    pub(crate) fn linear(&self, id: LinearId) -> &Linear {
         &self.linears[id.index()]
     }
 

@@ -6,7 +6,7 @@ use quantier_gguf::json::kind;
 use serde_json::{Map, Value};
 
 /// What is wrong with a field; names the field.
-pub type Result<T> = std::result::Result<T, String>;
+pub(crate) type Result<T> = std::result::Result<T, String>;
 
 /// The fields of config.json and the defaults of its class.
 #[derive(Clone, Debug)]
@@ -36,6 +36,9 @@ const LAYERS: &[&str] = &["n_layers", "num_hidden_layers", "n_layer", "num_layer
 
 impl Config {
     /// Completes the fields of a config.json.
+    ///
+    /// # Errors
+    /// A field of the wrong kind.
     pub fn new(mut fields: Map<String, Value>) -> Result<Config> {
         defaults::complete(&mut fields)?;
         wrapper::rename_text_config(&mut fields);
@@ -62,7 +65,7 @@ impl Config {
     }
 
     /// The first of several names for one thing that is there at all; nothing if that one is null.
-    pub fn first<'n>(&self, names: &[&'n str]) -> Option<(&'n str, &Value)> {
+    pub(crate) fn first<'n>(&self, names: &[&'n str]) -> Option<(&'n str, &Value)> {
         let (name, value) = names
             .iter()
             .find_map(|name| Some((*name, self.fields.get(*name)?)))?;
@@ -70,16 +73,25 @@ impl Config {
     }
 
     /// How many layers there are.
+    ///
+    /// # Errors
+    /// A missing field, or a value that is no whole number.
     pub fn layers(&self) -> Result<u32> {
         self.u32(LAYERS)
     }
 
     /// A whole number under the first of these names; it must be there.
+    ///
+    /// # Errors
+    /// A missing field, or a value that is no whole number.
     pub fn u32(&self, names: &[&str]) -> Result<u32> {
         self.optional_u32(names)?.ok_or_else(|| missing(names))
     }
 
     /// A whole number under the first of these names.
+    ///
+    /// # Errors
+    /// A value that is no whole number.
     pub fn optional_u32(&self, names: &[&str]) -> Result<Option<u32>> {
         self.first(names)
             .map(|(name, value)| as_u32(name, value))
@@ -87,30 +99,28 @@ impl Config {
     }
 
     /// A number under the first of these names; it must be there.
-    pub fn f64(&self, names: &[&str]) -> Result<f64> {
+    ///
+    /// # Errors
+    /// A missing field, or a value that is no number.
+    pub(crate) fn f64(&self, names: &[&str]) -> Result<f64> {
         self.optional_f64(names)?.ok_or_else(|| missing(names))
     }
 
     /// A number under the first of these names.
-    pub fn optional_f64(&self, names: &[&str]) -> Result<Option<f64>> {
+    ///
+    /// # Errors
+    /// A value that is no number.
+    pub(crate) fn optional_f64(&self, names: &[&str]) -> Result<Option<f64>> {
         self.first(names)
             .map(|(name, value)| as_f64(name, value))
             .transpose()
     }
 
-    /// A text under this name.
-    pub fn optional_str(&self, name: &str) -> Result<Option<&str>> {
-        self.get(name)
-            .map(|value| {
-                value
-                    .as_str()
-                    .ok_or_else(|| wrong_kind(name, value, "a text"))
-            })
-            .transpose()
-    }
-
     /// An object under this name.
-    pub fn optional_object(&self, name: &str) -> Result<Option<&Map<String, Value>>> {
+    ///
+    /// # Errors
+    /// A value that is no object.
+    pub(crate) fn optional_object(&self, name: &str) -> Result<Option<&Map<String, Value>>> {
         self.get(name)
             .map(|value| {
                 value
@@ -121,7 +131,10 @@ impl Config {
     }
 
     /// Length of a head's queries and keys: `head_dim`, or the heads' share of the hidden size.
-    pub fn head_len(&self) -> Result<u32> {
+    ///
+    /// # Errors
+    /// A missing field, a value that is no whole number, no attention heads.
+    pub(crate) fn head_len(&self) -> Result<u32> {
         if let Some(len) = self.optional_u32(&["head_dim"])? {
             return Ok(len);
         }
@@ -133,7 +146,7 @@ impl Config {
 
     /// Parameters of the rotary embedding, those of full attention where several kinds have their
     /// own.
-    pub fn rope(&self) -> &Map<String, Value> {
+    pub(crate) fn rope(&self) -> &Map<String, Value> {
         self.rope
             .get("full_attention")
             .and_then(Value::as_object)
@@ -166,7 +179,10 @@ impl Config {
     }
 
     /// Base frequency of layers with a sliding window, where it is given.
-    pub fn sliding_rope_theta(&self) -> Result<Option<f64>> {
+    ///
+    /// # Errors
+    /// A value that is no number.
+    pub(crate) fn sliding_rope_theta(&self) -> Result<Option<f64>> {
         let theta = self
             .rope
             .get("sliding_attention")

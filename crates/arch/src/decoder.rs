@@ -85,7 +85,7 @@ pub enum Window {
 
 impl Decoder {
     /// Llama's; the others are told by what differs.
-    pub const LLAMA: Decoder = Decoder {
+    pub(crate) const LLAMA: Decoder = Decoder {
         norm: Norm::Rms,
         rope: Rope::Pairs,
         sections: Sections::None,

@@ -7,6 +7,8 @@
 //! An opened model ([`Input`]) has a [`Catalog`]: ids of its tensors, linears, inputs and layers.
 //! [`role`] holds the reference's rules over tensor names, which nothing else reads.
 
+#![warn(unreachable_pub)]
+
 pub mod catalog;
 mod config;
 mod decoder;
@@ -88,7 +90,10 @@ pub static ARCHITECTURES: &[&Architecture] = &[
 ];
 
 impl Architecture {
-    /// The architecture of a class, or a sentence that names the nearest.
+    /// The architecture of a class in config.json.
+    ///
+    /// # Errors
+    /// An unsupported class; the message names the nearest supported one.
     pub fn of_class(class: &str) -> Result<&'static Architecture, String> {
         let classes = || {
             ARCHITECTURES
@@ -106,8 +111,11 @@ impl Architecture {
         ))
     }
 
-    /// The architecture that a GGUF names, or a sentence that lists those that are known.
-    pub fn of_gguf(name: &str) -> Result<&'static Architecture, String> {
+    /// The architecture of a GGUF by its `general.architecture`.
+    ///
+    /// # Errors
+    /// An unsupported architecture; the message lists the supported ones.
+    pub(crate) fn of_gguf(name: &str) -> Result<&'static Architecture, String> {
         ARCHITECTURES.iter().copied().find(|a| a.name == name).ok_or_else(|| {
             let known: Vec<_> = ARCHITECTURES.iter().map(|a| a.name).collect();
             format!(

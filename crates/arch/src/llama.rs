@@ -208,7 +208,7 @@ fn rope_dimensions(config: &Config, keys: &mut Keys) -> Result<()> {
 
 /// Ministral's scaling of long contexts: of all angles' magnitude, and of queries by position.
 fn ministral(config: &Config, keys: &mut Keys) -> Result<()> {
-    let model_type = config.optional_str("model_type")?;
+    let model_type = config.get("model_type").and_then(|value| value.as_str());
     if model_type == Some("ministral3") {
         let rope = config.rope();
         let number = |name: &str| {

@@ -23,7 +23,7 @@ impl Keys {
     }
 
     /// Sets a key; the architecture's name and a dot are put before it.
-    pub fn set(&mut self, key: &str, value: Value<'static>) {
+    pub(crate) fn set(&mut self, key: &str, value: Value<'static>) {
         self.set_exact(format!("{}.{key}", self.architecture), value);
     }
 
@@ -67,6 +67,9 @@ use Parameter::{Computed, FileType, Layers, OptionalF32, OptionalU32};
 
 impl Parameter {
     /// Adds this step's keys.
+    ///
+    /// # Errors
+    /// A missing field of the configuration, or one of the wrong kind.
     pub fn apply(self, config: &Config, keys: &mut Keys) -> Result<()> {
         match self {
             Layers => keys.set("block_count", Value::U32(config.layers()?)),
@@ -96,7 +99,7 @@ impl Parameter {
 }
 
 /// The keys of most models, in the reference's order.
-pub const COMMON: &[Parameter] = &[
+pub(crate) const COMMON: &[Parameter] = &[
     Layers,
     OptionalU32(
         "context_length",
@@ -156,13 +159,13 @@ pub const COMMON: &[Parameter] = &[
 ];
 
 /// Lengths of a head's key and value, which come after [`COMMON`].
-pub const HEAD_LENGTHS: &[Parameter] = &[
+pub(crate) const HEAD_LENGTHS: &[Parameter] = &[
     OptionalU32("attention.key_length", &["head_dim"]),
     OptionalU32("attention.value_length", &["head_dim"]),
 ];
 
 /// `general.file_type`, which stands between the common keys and a family's own.
-pub const FILE_TYPE: &[Parameter] = &[FileType];
+pub(crate) const FILE_TYPE: &[Parameter] = &[FileType];
 
 /// Models that see what comes after a token say so.
 fn causal(config: &Config, keys: &mut Keys) -> Result<()> {

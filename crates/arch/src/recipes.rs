@@ -183,7 +183,7 @@ pub struct Match {
 
 impl Input {
     /// A tensor of this name with these dimensions.
-    pub const fn new(name: &'static str, dims: &'static [Size]) -> Input {
+    pub(crate) const fn new(name: &'static str, dims: &'static [Size]) -> Input {
         Input { name, dims }
     }
 
@@ -195,12 +195,16 @@ impl Input {
 
 impl Output {
     /// A tensor that is made of the first input.
-    pub const fn new(name: &'static str, ops: &'static [Op]) -> Output {
+    pub(crate) const fn new(name: &'static str, ops: &'static [Op]) -> Output {
         Output::of(&[0], name, ops)
     }
 
     /// A tensor that is made of these inputs.
-    pub const fn of(inputs: &'static [usize], name: &'static str, ops: &'static [Op]) -> Output {
+    pub(crate) const fn of(
+        inputs: &'static [usize],
+        name: &'static str,
+        ops: &'static [Op],
+    ) -> Output {
         Output { name, inputs, ops }
     }
 
@@ -219,12 +223,16 @@ impl Output {
 
 impl Recipe {
     /// A tensor that is only renamed.
-    pub const fn rename(from: &'static str, to: &'static str, dims: &'static [Size]) -> Recipe {
+    pub(crate) const fn rename(
+        from: &'static str,
+        to: &'static str,
+        dims: &'static [Size],
+    ) -> Recipe {
         Recipe::with(from, to, dims, &[])
     }
 
     /// A tensor that is renamed and changed.
-    pub const fn with(
+    pub(crate) const fn with(
         from: &'static str,
         to: &'static str,
         dims: &'static [Size],
@@ -239,7 +247,7 @@ impl Recipe {
     }
 
     /// Tensors that become others, in this order, once all of them have been seen.
-    pub const fn new(from: &'static [Input], to: &'static [Output]) -> Recipe {
+    pub(crate) const fn new(from: &'static [Input], to: &'static [Output]) -> Recipe {
         Recipe {
             from: Few::Several(from),
             to: Few::Several(to),
@@ -249,7 +257,7 @@ impl Recipe {
     }
 
     /// A tensor that no GGUF needs: it follows from the config.
-    pub const fn skip(from: &'static str) -> Recipe {
+    pub(crate) const fn skip(from: &'static str) -> Recipe {
         Recipe {
             from: Few::One(Input::new(from, &[])),
             to: Few::Several(&[]),
@@ -291,7 +299,7 @@ impl Recipe {
     }
 
     /// Whether the recipe is for this name, and how.
-    pub fn matches(&self, name: &str, config: &Config) -> Option<Match> {
+    pub(crate) fn matches(&self, name: &str, config: &Config) -> Option<Match> {
         let mut inputs = self.inputs().iter().enumerate();
         let matched = inputs.find_map(|(input, tensor)| {
             let (base, ending) = match ENDINGS.iter().any(|ending| tensor.name.ends_with(ending)) {

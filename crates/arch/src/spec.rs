@@ -257,7 +257,7 @@ impl LayerSpec {
     }
 
     /// The mixers of all blocks.
-    pub fn mixers(&self) -> impl Iterator<Item = &MixerSpec> {
+    pub(crate) fn mixers(&self) -> impl Iterator<Item = &MixerSpec> {
         self.blocks.iter().flat_map(|block| &block.mixers)
     }
 

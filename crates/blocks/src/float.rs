@@ -95,7 +95,7 @@ impl Block<1> for BlockBf16 {
         _importance: Option<&[[f32; 1]]>,
         row: &mut [Self],
     ) {
-        /// Set in a NaN, it makes a quiet one of it.
+        /// The quiet bit of a NaN.
         const QUIET: u32 = 0x40;
         for ([x], number) in weights.iter().zip(row) {
             let bits = x.to_bits();

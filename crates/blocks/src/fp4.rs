@@ -242,8 +242,8 @@ fn half_ue4m3(code: u8) -> f32 {
     }
 }
 
-/// The UE4M3 number nearest to `x`, as ggml rounds: ties away from zero, what is not above zero to
-/// 0, and all that would take the largest exponent (256 and more) to the largest number, 448.
+/// The UE4M3 number nearest to `x` with ggml's rounding: ties away from zero, numbers not above zero
+/// to 0, and from 256 on (the largest exponent) to the largest number, 448.
 #[inline]
 fn to_ue4m3(x: f32) -> u8 {
     const LARGEST: f32 = 448.0;

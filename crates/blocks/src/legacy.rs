@@ -1,4 +1,4 @@
-//! The 32-weight types of ggml's first years: one scale (and offset) per block.
+//! ggml's oldest types: blocks of 32 weights with one scale, and offset if any.
 //!
 //! Q4_0 and Q5_0 are one algorithm with 16 and 32 levels around zero, Q4_1 and Q5_1 one with 16 and
 //! 32 levels above an offset.
@@ -18,8 +18,8 @@ use crate::types::GgmlType;
 const LEN: usize = 32;
 type Weights = [f32; LEN];
 type Levels = [u8; LEN];
-/// What is tried beside the scale that was found, in 32nds of it; and beside scale and offset, that
-/// in quarters of a step.
+/// Tries of error feedback: changes of the scale in 32nds; and of scale and offset, the latter in
+/// quarters of a step.
 const HALF_TRIES: &[[i8; 2]] = &[[0, 0], [-1, 0], [1, 0], [-2, 0], [2, 0]];
 const OFFSET_TRIES: &[[i8; 2]] = &[[0, 0], [-1, 0], [1, 0], [0, -1], [0, 1], [-1, 1], [1, -1]];
 
@@ -32,7 +32,7 @@ fn nudged_offset(d: Half, m: Half, [scale, offset]: [i8; 2]) -> (Half, Half) {
     (d.nudged(scale), moved)
 }
 
-/// Blocks that are searched side by side.
+/// Blocks searched side by side.
 const TOGETHER: usize = VECTORS * LANES;
 
 /// 32 signed bytes and a scale: `w = d * q`.
@@ -97,7 +97,7 @@ impl Block<LEN> for BlockQ8_0 {
 
 impl Stepped<LEN> for BlockQ8_0 {
     const SUB: usize = LEN;
-    /// From -127, as ggml has them.
+    /// From -127, as in ggml.
     const GRID: Grid = Grid::Even { top: 254 };
     const ZERO: f32 = 127.0;
     const TRIES: &'static [[i8; 2]] = &[[0, 0]];
@@ -115,8 +115,8 @@ impl Stepped<LEN> for BlockQ8_0 {
     }
 }
 
-/// The largest magnitude in each of up to eight blocks, as comparing from first to last finds it: a
-/// NaN makes it forget what came before.
+/// The largest magnitude in each of up to eight blocks, by comparisons from first to last: a NaN
+/// resets it.
 #[inline(always)]
 fn largest_magnitudes<S: Simd>(simd: S, blocks: &[Weights]) -> S::F32 {
     // As integers, magnitudes have the same order, and a NaN is above them all.
@@ -511,8 +511,8 @@ fn mean_square(row: &[Weights]) -> f32 {
     sum_of_squares(row) / row.len() as f32
 }
 
-/// Levels from numbers of steps. These are 0 to `top` and less than one more, or infinite or NaN
-/// where the scale overflowed or vanished: C's conversion then makes 0 of them.
+/// Levels from multiples of the step. These are from 0 to below `top + 1`, or infinite or NaN for a
+/// scale that overflowed or vanished: C's conversion then gives 0.
 #[inline(always)]
 fn level_bytes<S: Simd>(simd: S, steps: S::F32, top: i32) -> [u8; LANES] {
     let finite = simd.select(
@@ -537,7 +537,7 @@ fn fifth_bits(levels: &Levels) -> [u8; 4] {
     bits
 }
 
-/// The levels of a block, with the fifth bits where there are any.
+/// The levels of a block, with the fifth bits if any.
 #[inline(always)]
 fn levels<S: Simd>(
     simd: S,

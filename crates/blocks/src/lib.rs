@@ -51,7 +51,7 @@
 //! assert_eq!(codec.first_fault(&blocks), Some((1, Fault::NaN)));
 //! ```
 
-// Lanes go through several arrays by one number.
+// Loops over lanes index several arrays.
 #![allow(clippy::needless_range_loop)]
 #![warn(missing_docs, unreachable_pub)]
 
@@ -83,8 +83,8 @@ pub(crate) trait Block<const N: usize>: bytemuck::Pod {
     /// Whether the reference refuses to quantize to this type without importance weights.
     const NEEDS_IMPORTANCE: bool = false;
 
-    /// Quantizes one row: `weights` and `importance` have one array per block of `row`. The
-    /// instructions of `simd` change nothing but the time.
+    /// Quantizes one row: `weights` and `importance` have one array per block of `row`. The result
+    /// does not depend on `simd`.
     fn quantize_row<S: Simd>(
         simd: S,
         weights: &[[f32; N]],
@@ -95,12 +95,11 @@ pub(crate) trait Block<const N: usize>: bytemuck::Pod {
     /// The weights of the block, by the instructions of `simd`.
     fn dequantize<S: Simd>(&self, simd: S, weights: &mut [f32; N]);
 
-    /// The reason why the block is unusable, by the rules of the reference's
-    /// `ggml_validate_row_data`.
+    /// The fault of the block, by the rules of the reference's `ggml_validate_row_data`.
     fn fault(&self) -> Option<Fault>;
 }
 
-/// Why a block is unusable.
+/// Fault of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// A scale (or a plain number) that is not a number.
@@ -194,8 +193,7 @@ impl Codec {
         }
     }
 
-    /// The codec of a type; `None` for types that hold no weights of models (integers, f64, q8_1,
-    /// q8_K).
+    /// The codec of a type; `None` for types without model weights (integers, f64, q8_1, q8_K).
     pub fn of(ggml_type: GgmlType) -> Option<&'static Codec> {
         CODECS.iter().find(|codec| codec.ggml_type == ggml_type)
     }
@@ -214,7 +212,7 @@ impl Codec {
         self.quantize_row_with(Isa::best(), weights, importance, row);
     }
 
-    /// [`Codec::quantize_row`] with the instructions of `isa`, which change nothing but the time.
+    /// [`Codec::quantize_row`] with an instruction set, without effect on the result.
     ///
     /// # Panics
     /// As [`Codec::quantize_row`].
@@ -282,7 +280,7 @@ impl Codec {
         self.dequantize_row_with(Isa::best(), row, weights);
     }
 
-    /// [`Codec::dequantize_row`] with the instructions of `isa`, which change nothing but the time.
+    /// [`Codec::dequantize_row`] with an instruction set, without effect on the result.
     ///
     /// # Panics
     /// As [`Codec::dequantize_row`].
@@ -295,8 +293,7 @@ impl Codec {
         (self.dequantize)(isa, row, weights);
     }
 
-    /// The first unusable block, if any: its index and what is wrong. An incomplete block at
-    /// the end is ignored.
+    /// Index and fault of the first unusable block. An incomplete block at the end is ignored.
     pub fn first_fault(&self, blocks: &[u8]) -> Option<(usize, Fault)> {
         (self.first_fault)(blocks)
     }

@@ -6,7 +6,8 @@ use super::{Block, Fault};
 use crate::simd::Simd;
 use crate::types::GgmlType;
 
-/// What is tried beside the largest magnitude, in 32nds of it: it makes most weights the same.
+/// Tries of error feedback beside the largest magnitude, in 32nds: at that scale most weights round to
+/// one level.
 pub(super) const SMALLER_TRIES: &[[i8; 2]] = &[
     [0, 0],
     [-2, 0],
@@ -117,7 +118,7 @@ impl Block<Q2_0_LEN> for BlockQ2_0 {
 impl Stepped<Q1_0_LEN> for BlockQ1_0 {
     const SUB: usize = Q1_0_LEN;
     const GRID: Grid = Grid::Even { top: 1 };
-    /// Between both: one is above it, the other below.
+    /// The midpoint of both levels.
     const ZERO: f32 = 0.5;
     const TRIES: &'static [[i8; 2]] = &[[0, 0], [-2, 0], [2, 0], [-4, 0], [4, 0]];
 

@@ -1,4 +1,4 @@
-//! The few number conversions that all block formats share, exact to the bit.
+//! Number conversions common to the block formats, exact to the bit.
 
 use super::Fault;
 use crate::simd::Simd;
@@ -9,7 +9,7 @@ const EXPONENT_SHIFT: u32 = 112 << 23;
 /// 2^-14: below it a half is subnormal.
 const SMALLEST_NORMAL: f32 = f32::from_bits(SMALLEST_NORMAL_HALF);
 const SMALLEST_NORMAL_HALF: u32 = 113 << 23;
-/// The bits of 2^16, from where on no rounding leads back to a finite half.
+/// The bits of 2^16: from here on, no number rounds to a finite half.
 const BEYOND_HALF: u32 = (127 + 16) << 23;
 
 /// An IEEE half in a block, as two little-endian bytes, so that blocks have alignment 1.
@@ -26,7 +26,7 @@ impl Half {
     pub(crate) fn from_f32(x: f32) -> Half {
         let sign = (x.to_bits() >> 16) & 0x8000;
         let magnitude = x.to_bits() & 0x7fff_ffff;
-        // The sum's last bit is worth 2^-24, as a subnormal half's: the addition rounds.
+        // The last bit of the sum is 2^-24, as that of a subnormal half: the addition rounds.
         let subnormal = (f32::from_bits(magnitude) + 0.5)
             .to_bits()
             .wrapping_sub(0.5f32.to_bits());
@@ -90,7 +90,7 @@ impl Half {
         )
     }
 
-    /// A little larger or smaller: by so many 32nds of itself.
+    /// Larger or smaller by a number of 32nds.
     #[inline]
     pub(crate) fn nudged(self, thirty_seconds: i8) -> Half {
         match thirty_seconds {
@@ -99,7 +99,7 @@ impl Half {
         }
     }
 
-    /// What makes this number useless as a scale.
+    /// The fault of this number as a scale.
     #[inline]
     pub(crate) fn fault(self) -> Option<Fault> {
         let bits = u16::from_le_bytes(self.0);
@@ -121,8 +121,8 @@ pub(super) fn nudged(code: u8, change: i8, top: u8) -> u8 {
 /// mantissa, ties to even.
 pub(super) const MAGIC: f32 = 12_582_912.0;
 
-/// Rounds to the nearest integer, ties to even, for |x| < 2^22. Outside that range the result is
-/// what the same bits give in ggml's `nearest_int`.
+/// Rounds to the nearest integer, ties to even, for |x| < 2^22. Outside that range the result is that
+/// of ggml's `nearest_int`.
 #[inline]
 pub(crate) fn nearest_int(x: f32) -> i32 {
     ((x + MAGIC).to_bits() & 0x007f_ffff) as i32 - 0x0040_0000
@@ -137,8 +137,7 @@ pub(super) fn nearest_ints<S: Simd>(simd: S, x: S::F32) -> S::I32 {
     ) - simd.splat_i32(0x0040_0000)
 }
 
-/// C's `(int) x` as x86-64 does it: towards zero, and `i32::MIN` for NaN and everything that does
-/// not fit.
+/// C's `(int) x` on x86-64: towards zero, and `i32::MIN` for NaN and numbers out of range.
 #[inline]
 pub(crate) fn trunc_i32(x: f32) -> i32 {
     const LIMIT: f32 = 2_147_483_648.0;
@@ -149,14 +148,13 @@ pub(crate) fn trunc_i32(x: f32) -> i32 {
     }
 }
 
-/// The larger of two numbers as ggml's `MAX` macro picks it: `b` unless `a > b`, so a NaN in `b` is
-/// taken up.
+/// ggml's `MAX` macro: `b` unless `a > b`, so NaN in `b` is kept.
 #[inline]
 pub(crate) fn max(a: f32, b: f32) -> f32 {
     if a > b { a } else { b }
 }
 
-/// The largest magnitude, 0 if there is none above 0; NaN does not count.
+/// The largest magnitude; NaN is ignored, and 0 is the least.
 #[inline]
 pub(crate) fn largest_magnitude<const N: usize>(x: &[f32; N]) -> f32 {
     x.iter()
@@ -169,9 +167,8 @@ pub(crate) fn inverse_or_zero(d: f32) -> f32 {
     if d != 0.0 { 1.0 / d } else { 0.0 }
 }
 
-/// C's `(int) roundf(x)` (and the low bytes of `lroundf(x)`) as x86-64 does it: ties away from
-/// zero, and `i32::MIN` for NaN and everything that does not fit. Without the call into the math
-/// library.
+/// C's `(int) roundf(x)` (and the low bytes of `lroundf(x)`) on x86-64: ties away from zero, and
+/// `i32::MIN` for NaN and numbers out of range. Without a call into the math library.
 #[inline]
 pub(crate) fn round_i32(x: f32) -> i32 {
     let whole = trunc_i32(x);

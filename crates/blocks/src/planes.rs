@@ -1,4 +1,4 @@
-//! How levels share bytes: planes of 1, 2 or 4 bits, in runs.
+//! Packing of levels into bytes: planes of 1, 2 or 4 bits, in runs.
 //!
 //! With `BITS` bits per level and runs of `RUN` levels, the first `RUN` bytes hold the first `8 /
 //! BITS` runs, the first run in the lowest bits; the next `RUN` bytes hold the next runs, and so
@@ -40,7 +40,7 @@ pub(super) fn pack<const BITS: usize, const RUN: usize, const N: usize, const BY
     bytes
 }
 
-/// What eight bytes hold of both their runs of four bits.
+/// Both runs of four bits in eight bytes.
 #[inline(always)]
 pub(super) fn nibbles<V: Simd>(simd: V, bytes: &[u8; LANES]) -> [V::I32; 2] {
     let bytes = simd.load_u8(bytes);
@@ -50,8 +50,8 @@ pub(super) fn nibbles<V: Simd>(simd: V, bytes: &[u8; LANES]) -> [V::I32; 2] {
     ]
 }
 
-/// What nibbles in runs of half the weights stand for: `step * table[nibble]`, given the halves of
-/// a table of sixteen.
+/// The values `step * table[nibble]` of nibbles in runs of half the weights, given the halves of a
+/// table of sixteen.
 #[inline(always)]
 pub(super) fn looked_up<V: Simd, const N: usize, const BYTES: usize>(
     simd: V,
@@ -70,7 +70,7 @@ pub(super) fn looked_up<V: Simd, const N: usize, const BYTES: usize>(
     }
 }
 
-/// What eight bytes hold of their four runs of two bits.
+/// The four runs of two bits in eight bytes.
 #[inline(always)]
 pub(super) fn quarters<V: Simd>(simd: V, bytes: &[u8; LANES]) -> [V::I32; 4] {
     let (bytes, three) = (simd.load_u8(bytes), simd.splat_i32(3));

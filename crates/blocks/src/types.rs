@@ -1,7 +1,6 @@
 //! The ggml tensor types: number, name, block length and block bytes.
 //!
-//! Readers and writers of files need nothing else of quantization. The numbers and sizes are facts
-//! of the GGUF format.
+//! Readers and writers of files need only these. Numbers and sizes are facts of the GGUF format.
 
 use std::fmt;
 
@@ -9,7 +8,7 @@ use std::fmt;
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct GgmlType(u8);
 
-/// What the format fixes about one type.
+/// The facts of one type.
 struct Row {
     id: u32,
     name: &'static str,
@@ -80,7 +79,7 @@ types! {
     Q2_0    = 42, "q2_0",     64,  18, true;
 }
 
-/// Type numbers that GGUF files once held and no longer may, with what to do about them.
+/// Type numbers removed from GGUF, with their remedy.
 const REMOVED: &[(u32, &str)] = &[
     (
         4,
@@ -129,7 +128,7 @@ impl GgmlType {
     /// The type with this number in a file.
     ///
     /// # Errors
-    /// The reason why there is none: unknown, or removed from GGUF.
+    /// A number that is unknown or was removed from GGUF.
     pub fn from_id(id: u32) -> Result<GgmlType, String> {
         if let Some(i) = TABLE.iter().position(|row| row.id == id) {
             return Ok(GgmlType(i as u8));
@@ -198,7 +197,7 @@ impl fmt::Debug for GgmlType {
     }
 }
 
-/// Files of ours name types as ggml does: `q4_K`.
+/// Serialized by ggml's name: `q4_K`.
 impl serde::Serialize for GgmlType {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(self.name())

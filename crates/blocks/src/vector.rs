@@ -1,16 +1,15 @@
-//! Loops over f32 that are written plainly and run with all the vector instructions that the CPU
-//! has.
+//! Plain loops over f32, compiled for the vector instructions of the CPU.
 //!
-//! The compiler makes the vectors. It neither reorders sums nor contracts products into them, so
-//! the result is the same on every CPU.
+//! The compiler vectorizes them. It neither reorders sums nor contracts products, so the results are
+//! the same on every CPU.
 
 use crate::simd::{Isa, Kernel, Simd};
 
-/// Values handled together where a loop keeps several sums; the compiler makes vectors of them.
+/// Number of parallel sums of a loop, for the compiler to vectorize.
 pub const LANES: usize = 8;
 
-/// Runs `f`, compiled once for each instruction set of [`simd`](crate::simd), with the best that
-/// this CPU has. What `f` calls gains from it where it is inlined.
+/// Runs `f`, compiled for each instruction set of [`simd`](crate::simd), with the best of this CPU.
+/// Functions called by `f` profit if they are inlined.
 #[inline(always)]
 pub fn vectorized<R>(f: impl FnOnce() -> R) -> R {
     struct Plain<F>(F);
@@ -24,8 +23,8 @@ pub fn vectorized<R>(f: impl FnOnce() -> R) -> R {
     Isa::best().run(Plain(f))
 }
 
-/// e^x for x <= 0, with a relative error below 3e-7; x below -87 counts as -87, which is nothing
-/// beside a sum of 1. NaN stays NaN.
+/// e^x for x <= 0, with a relative error below 3e-7; x below -87 counts as -87, which is negligible
+/// against 1. NaN stays NaN.
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
     // x = n ln 2 + r with |r| <= ln 2 / 2; the Taylor series of e^r to r^7 is off by less than 6e-9

@@ -1,32 +1,32 @@
-//! What a long job tells the one who started it, and how it is asked to stop.
+//! Progress and cancellation of long jobs.
 
-/// What a job counts.
+/// The unit of progress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unit {
-    /// Bytes that are read.
+    /// Bytes read.
     Bytes,
-    /// Pieces of work of about the same size.
+    /// Steps of about the same size.
     Steps,
 }
 
-/// Watches a job. Pipelines print nothing; whoever implements this may.
+/// An observer of a job. Pipelines print nothing themselves.
 pub trait Progress: Sync {
-    /// The job is about to do so much. A job of several parts begins several times.
+    /// Begins a part of the job with its total amount.
     fn begin(&self, _amount: u64, _unit: Unit) {}
 
-    /// It has come to this thing (a tensor, a layer).
+    /// Names the current item, such as a tensor or a layer.
     fn at(&self, _name: &str) {}
 
-    /// It has done so much more.
+    /// Adds to the amount done.
     fn advance(&self, _amount: u64) {}
 
-    /// Whether it should stop as soon as it can; it then fails with nothing half-written.
+    /// Whether the job is to stop. It then fails, without partial outputs.
     fn cancelled(&self) -> bool {
         false
     }
 }
 
-/// Watches nothing.
+/// No progress and no cancellation.
 pub struct Silent;
 
 impl Progress for Silent {}

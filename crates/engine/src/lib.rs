@@ -12,7 +12,7 @@
 //! Below it: files ([`quantier_gguf`]), the catalog of a model ([`quantier_arch`]), products of
 //! matrices ([`quantier_round::matrix`]).
 
-#![warn(missing_docs)]
+#![warn(missing_docs, unreachable_pub)]
 
 pub mod evaluate;
 pub mod hessian;

@@ -30,39 +30,57 @@
 //! # }
 //! ```
 //!
-//! # Open a model and list its tensors
+//! # Read metadata and tensors
 //!
-//! ```no_run
-//! use quantier_gguf::gguf::Model;
-//! use std::path::Path;
+//! ```
+//! use quantier_gguf::{gguf::Model, reader::TensorReader};
+//! # use quantier_gguf::gguf::{Layout, Metadata, Shape, TensorInfo, Value, Writer};
 //!
-//! # fn main() -> quantier_gguf::Result<()> {
-//! let model = Model::open(Path::new("model.gguf"))?;
-//! println!("{:?}", model.architecture());
-//! for tensor in &model.tensors {
-//!     let info = &tensor.info;
-//!     println!("{} {} {}, {} bytes", info.name, info.shape, info.ggml_type, info.bytes());
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let dir = tempfile::tempdir()?;
+//! # let path = dir.path().join("model.gguf");
+//! # let mut metadata = Metadata::new();
+//! # metadata.set("general.architecture", Value::str("llama"));
+//! # let (shape, ggml_type) = (Shape::new(&[256])?, quantier_gguf::types::GgmlType::F32);
+//! # let tensors = [TensorInfo { name: "output_norm.weight".into(), shape, ggml_type }];
+//! # let mut writer = Writer::create(&path, Layout::new(&metadata, &tensors, 32), &[])?;
+//! # writer.write(&1f32.to_le_bytes().repeat(256))?;
+//! # writer.finish()?;
+//! let model = Model::open(&path)?;
+//! assert_eq!(model.architecture(), Some("llama"));
+//! for (key, value) in model.metadata().iter() {
+//!     println!("{key} = {value}");
+//! }
+//! let reader = TensorReader::from(model);
+//! for tensor in &reader.tensors {
+//!     let shape = &tensor.info.shape;
+//!     println!("{} {shape} {}", tensor.info.name, tensor.info.ggml_type);
+//!     let mut weights = vec![0.0; shape.elements() as usize];
+//!     reader.widen(tensor, 0..shape.rows(), &mut weights)?;
+//! #   assert!(weights == vec![1.0; 256]);
 //! }
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! # Read an importance matrix
+//! # Write and read an importance matrix
 //!
-//! ```no_run
-//! use quantier_gguf::imatrix::Imatrix;
-//! use std::path::Path;
+//! ```
+//! use quantier_gguf::imatrix::{Entry, Imatrix};
 //!
 //! # fn main() -> quantier_gguf::Result<()> {
-//! let imatrix = Imatrix::read(Path::new("imatrix.gguf"))?;
-//! for (name, entry) in &imatrix.entries {
-//!     println!("{name}: {} channels", entry.means().len());
-//! }
+//! # let dir = tempfile::tempdir().expect("a temporary directory");
+//! # let path = dir.path().join("imatrix.gguf");
+//! let mut imatrix = Imatrix::default();
+//! let entry = Entry { sums: vec![6.0, 9.0], counts: vec![3] };
+//! imatrix.entries.insert("blk.0.attn_q.weight".into(), entry);
+//! imatrix.write_gguf(&path)?;
+//!
+//! let imatrix = Imatrix::read(&path)?;
+//! assert_eq!(imatrix.entries["blk.0.attn_q.weight"].means(), [2.0, 3.0]);
 //! # Ok(())
 //! # }
 //! ```
-//!
-//! [`reader::TensorReader`] gives the weights of any model as f32.
 
 #![warn(missing_docs, unreachable_pub)]
 

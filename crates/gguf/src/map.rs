@@ -108,7 +108,7 @@ impl Map {
     }
 
     /// Hints to the system that these bytes are needed soon.
-    pub fn prefetch(&self, range: Range<usize>) {
+    pub(crate) fn prefetch(&self, range: Range<usize>) {
         let _ = self
             .bytes
             .advise_range(Advice::WillNeed, range.start, range.len());

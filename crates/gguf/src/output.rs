@@ -176,7 +176,7 @@ impl Output {
     ///
     /// # Errors
     /// Those of the disk.
-    pub fn settle(&mut self) -> Result<()> {
+    pub(crate) fn settle(&mut self) -> Result<()> {
         let io = |source| Error::Io {
             path: self.target.clone(),
             action: "write",

@@ -34,7 +34,7 @@ pub struct Tensor<'a> {
 
 impl Tensor<'_> {
     /// Bytes of a row.
-    pub fn row_bytes(&self) -> usize {
+    pub(crate) fn row_bytes(&self) -> usize {
         (self.info.bytes() / self.info.shape.rows()) as usize
     }
 

@@ -1,32 +1,32 @@
-//! What names a model on the Hub, and which model a directory of the Hub's cache is.
+//! Addresses of models on the Hub, and the origin of a directory in the Hub's cache.
 
 use std::fmt;
 use std::path::{Component, Path};
 
-/// How an address begins.
+/// Prefix of an address.
 pub const SCHEME: &str = "hf://";
-/// Longest names that the Hub gives.
+/// Length limit of the Hub's names.
 const MAX_NAME: usize = 96;
-/// Longest revisions and paths of files that are taken.
+/// Length limit of revisions and paths of files.
 const MAX_PATH: usize = 512;
 
 /// A model on the Hub, or one file of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Address {
-    /// `ORG/NAME`, or `NAME` for the few that have no owner.
+    /// `ORG/NAME`, or `NAME` for a repository without an owner.
     pub repository: String,
     /// A branch, a tag, a commit or `refs/pr/N`.
     pub revision: String,
-    /// The file that is meant, if it is one.
+    /// The file, if the address names one.
     pub file: Option<String>,
 }
 
 impl Address {
-    /// Takes `hf://ORG/NAME[@REVISION][/FILE]` apart. A slash in a revision is written `%2F`, but
-    /// for `refs/pr/N`.
+    /// Parses `hf://ORG/NAME[@REVISION][/FILE]`. A slash in a revision is written `%2F`, except in
+    /// `refs/pr/N`.
     ///
     /// # Errors
-    /// What is wrong with it, in a sentence.
+    /// Another scheme, or a name, revision or file that cannot exist on the Hub.
     pub fn parse(text: &str) -> Result<Address, String> {
         let bad = |what: &str| {
             format!("{text}: {what}; hf://ORG/NAME, hf://ORG/NAME@REVISION or either with /FILE")
@@ -74,7 +74,7 @@ impl Address {
         })
     }
 
-    /// Whether a text is meant to be an address.
+    /// Whether a text has the scheme of an address.
     pub fn is_meant(text: &Path) -> bool {
         text.to_str().is_some_and(|text| text.starts_with(SCHEME))
     }
@@ -90,7 +90,7 @@ impl fmt::Display for Address {
     }
 }
 
-/// Whether the Hub could have given this name to an owner or a model.
+/// Whether this is a valid name of an owner or a model.
 fn is_name(name: &str) -> bool {
     let known = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
     let ends = |c: char| c == '-' || c == '.';
@@ -102,7 +102,7 @@ fn is_name(name: &str) -> bool {
         && !name.contains("..")
 }
 
-/// Whether a path with slashes stays inside the directory that it is appended to, on every system.
+/// Whether a relative path with slashes stays inside its parent directory, on every system.
 pub(super) fn is_inside(path: &str) -> bool {
     let plain = |c: char| !c.is_control() && !"\\:<>|\"".contains(c);
     let part = |part: &str| !part.is_empty() && part != "." && part != ".." && part.len() <= 255;
@@ -114,7 +114,7 @@ pub(super) fn is_inside(path: &str) -> bool {
             .all(|c| matches!(c, Component::Normal(_)))
 }
 
-/// The model that a directory of the Hub's cache holds.
+/// Origin of a directory in the Hub's cache.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Origin {
     /// `ORG/NAME`.
@@ -123,8 +123,7 @@ pub struct Origin {
     pub commit: String,
 }
 
-/// Which model a path inside `models--ORG--NAME/snapshots/COMMIT` belongs to; `None` for any other
-/// path.
+/// The model of a path inside `models--ORG--NAME/snapshots/COMMIT`; `None` for any other path.
 pub fn origin(path: &Path) -> Option<Origin> {
     let parts: Vec<&str> = path
         .components()

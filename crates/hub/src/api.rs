@@ -1,4 +1,4 @@
-//! What the Hub says about a model: the commit of a revision, and the names of its files.
+//! The Hub's API: the commit and files of a revision, ETag and size of a file.
 
 use super::address::{is_commit, is_inside};
 use super::http::{Client, Failure, Follow, escaped};
@@ -8,22 +8,25 @@ use quantier_gguf::json;
 use std::io::Read;
 use ureq::http::Method;
 
-/// The longest listing that is read, in bytes. One file takes about 100.
+/// Size limit of a listing, in bytes. One file takes about 100.
 const MAX_LISTING: u64 = 32 << 20;
-/// The most files that a listing may have.
+/// Limit on the files of a listing.
 const MAX_FILES: usize = 200_000;
 
-/// A model at one commit.
+/// The files of one commit.
 #[derive(Clone, Debug)]
 pub(super) struct Listing {
     pub commit: String,
-    /// All files whose names stay inside the repository.
+    /// Names of files; names that leave the repository are dropped.
     pub files: Vec<String>,
 }
 
 impl Listing {
-    /// Asks for the address's revision.
-    pub fn get(client: &Client<'_>, progress: &dyn Progress) -> Result<Listing> {
+    /// Requests the listing of the address's revision.
+    ///
+    /// # Errors
+    /// A failed request, or a listing that is malformed or too long.
+    pub(crate) fn get(client: &Client<'_>, progress: &dyn Progress) -> Result<Listing> {
         let address = client.address;
         // A slash in a revision must not look like one of the path.
         let revision = escaped(&address.revision).replace('/', "%2F");
@@ -31,7 +34,7 @@ impl Listing {
             "api/models/{}/revision/{revision}",
             address.repository
         ))?;
-        let bytes = client.patiently(None, progress, || {
+        let bytes = client.with_retries(None, progress, || {
             let answer = client.ask(Method::GET, &url, 0, Follow::AtHome)?;
             if answer.status != 200 {
                 let what = format!(
@@ -85,18 +88,21 @@ impl Listing {
     }
 }
 
-/// What is known of a file before it is downloaded.
+/// Name, ETag and size of a file on the Hub.
 #[derive(Clone, Debug)]
 pub(super) struct Remote {
     pub file: String,
-    /// Names the blob.
+    /// Name of the blob.
     pub etag: String,
     pub size: u64,
 }
 
 impl Remote {
-    /// Asks for a file of a commit.
-    pub fn get(
+    /// Requests the headers of a file of a commit.
+    ///
+    /// # Errors
+    /// A failed request, or an answer without a valid ETag or a size.
+    pub(crate) fn get(
         client: &Client<'_>,
         commit: &str,
         file: &str,
@@ -107,7 +113,7 @@ impl Remote {
             client.address.repository,
             escaped(file)
         ))?;
-        let answer = client.patiently(Some(file), progress, || {
+        let answer = client.with_retries(Some(file), progress, || {
             client.ask(Method::HEAD, &url, 0, Follow::AtHome)
         })?;
         let wrong = |what: &str| client.wrong(format!("the Hub's answer for {file} {what}"));
@@ -125,14 +131,14 @@ impl Remote {
         })
     }
 
-    /// The SHA-256 of the file's bytes, if the Hub tells it.
-    pub fn sha256(&self) -> Option<&str> {
+    /// The SHA-256 of the file's bytes, if the ETag is one.
+    pub(crate) fn sha256(&self) -> Option<&str> {
         let hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
         (self.etag.len() == 64 && self.etag.bytes().all(hex)).then_some(&*self.etag)
     }
 }
 
-/// Whether an ETag can be the name of a file.
+/// Whether an ETag is a valid name of a blob.
 fn is_etag(etag: &str) -> bool {
     (8..=128).contains(&etag.len())
         && etag

@@ -13,8 +13,8 @@ pub(super) struct Cache {
 }
 
 impl Cache {
-    /// The part of `ORG/NAME`; nothing is created yet.
-    pub fn new(cache: &Path, repository: &str) -> Cache {
+    /// The directories of `ORG/NAME`, not created yet.
+    pub(crate) fn new(cache: &Path, repository: &str) -> Cache {
         let name = format!("models--{}", repository.replace('/', "--"));
         Cache {
             root: cache.join(&name),
@@ -22,46 +22,51 @@ impl Cache {
         }
     }
 
-    /// Where a commit's files are.
-    pub fn snapshot(&self, commit: &str) -> PathBuf {
+    /// Directory of a commit's files.
+    pub(crate) fn snapshot(&self, commit: &str) -> PathBuf {
         self.root.join("snapshots").join(commit)
     }
 
-    /// Where the bytes with an ETag are.
-    pub fn blob(&self, etag: &str) -> PathBuf {
+    /// Path of the blob of an ETag.
+    pub(crate) fn blob(&self, etag: &str) -> PathBuf {
         self.root.join("blobs").join(etag)
     }
 
-    /// The first part of them.
-    pub fn incomplete(&self, etag: &str) -> PathBuf {
+    /// Path of its partial download.
+    pub(crate) fn incomplete(&self, etag: &str) -> PathBuf {
         self.root.join("blobs").join(format!("{etag}.incomplete"))
     }
 
-    /// What whoever writes that blob locks.
-    pub fn lock(&self, etag: &str) -> PathBuf {
+    /// Path of its lock file.
+    pub(crate) fn lock(&self, etag: &str) -> PathBuf {
         self.locks.join(format!("{etag}.lock"))
     }
 
-    /// Creates the directories, so that what cannot be written is found out first.
-    pub fn create(&self) -> Result<()> {
+    /// Creates the directories.
+    ///
+    /// # Errors
+    /// A directory that cannot be created.
+    pub(crate) fn create(&self) -> Result<()> {
         let blobs = self.root.join("blobs");
         [&blobs, &self.locks]
             .into_iter()
             .try_for_each(|dir| created(dir))
     }
 
-    /// Whether a file of a commit is there, with all its bytes.
-    pub fn has(&self, commit: &str, file: &str) -> bool {
+    /// Whether a file of a commit is complete.
+    pub(crate) fn has(&self, commit: &str, file: &str) -> bool {
         self.snapshot(commit).join(file).is_file()
     }
 
-    /// Gives a blob its name in a commit.
-    pub fn link(&self, commit: &str, file: &str, etag: &str) -> Result<()> {
+    /// Links a blob under a name in a commit.
+    ///
+    /// # Errors
+    /// A directory or link that cannot be created.
+    pub(crate) fn link(&self, commit: &str, file: &str, etag: &str) -> Result<()> {
         let path = self.snapshot(commit).join(file);
         let parent = path.parent().unwrap_or(&self.root);
         created(parent)?;
-        // From the file's directory up to the model's: snapshots, the commit, and the directories
-        // of the file.
+        // Up from the file's directory to the model's: its own directories, the commit, snapshots.
         let up = "../".repeat(2 + file.matches('/').count());
         let target = PathBuf::from(format!("{up}blobs/{etag}"));
         let blob = self.blob(etag);
@@ -71,8 +76,7 @@ impl Cache {
         {
             return Ok(());
         }
-        // Another process may link the same file at the same time: the name changes hands in one
-        // step.
+        // Another process may link the same file at the same time: the rename is atomic.
         let fail = |source| {
             Error::Format(format::Error::Io {
                 path: path.clone(),
@@ -89,8 +93,8 @@ impl Cache {
         std::fs::rename(&new, &path).map_err(fail)
     }
 
-    /// The commit that a revision was at when it was last asked for.
-    pub fn commit(&self, revision: &str) -> Option<String> {
+    /// The commit of a revision at the last request.
+    pub(crate) fn commit(&self, revision: &str) -> Option<String> {
         if is_commit(revision) {
             return Some(revision.to_owned());
         }
@@ -99,8 +103,11 @@ impl Cache {
         is_commit(text).then(|| text.to_owned())
     }
 
-    /// Notes which commit a revision is at.
-    pub fn set_commit(&self, revision: &str, commit: &str) -> Result<()> {
+    /// Stores the commit of a revision.
+    ///
+    /// # Errors
+    /// A file that cannot be written.
+    pub(crate) fn set_commit(&self, revision: &str, commit: &str) -> Result<()> {
         if is_commit(revision) || self.commit(revision).as_deref() == Some(commit) {
             return Ok(());
         }
@@ -120,8 +127,8 @@ impl Cache {
         Ok(())
     }
 
-    /// Bytes that the disk has left.
-    pub fn free(&self) -> Option<u64> {
+    /// Free bytes of the disk.
+    pub(crate) fn free(&self) -> Option<u64> {
         fs4::available_space(&self.root).ok()
     }
 }
@@ -144,7 +151,7 @@ fn linked(target: &Path, _: &Path, new: &Path) -> std::io::Result<()> {
     std::os::unix::fs::symlink(target, new)
 }
 
-/// Links need a privilege on Windows; a second name for the same bytes does as well.
+/// Symbolic links need a privilege on Windows: a hard link, or else a copy.
 #[cfg(not(unix))]
 fn linked(_: &Path, blob: &Path, new: &Path) -> std::io::Result<()> {
     std::fs::hard_link(blob, new).or_else(|_| std::fs::copy(blob, new).map(|_| ()))

@@ -1,9 +1,9 @@
-//! One file into the cache: from where an earlier try has stopped, with one writer at a time,
-//! checked before it counts.
+//! Downloads one file into the cache: resumed, by one writer at a time, checked before it gets its
+//! name.
 
 use super::api::Remote;
 use super::cache::Cache;
-use super::http::{Answer, Client, Failure, Follow, Patience, header, paused, unquoted};
+use super::http::{Answer, Backoff, Client, Failure, Follow, header, paused, unquoted};
 use super::{Error, Result};
 use quantier_core::progress::Progress;
 use quantier_gguf as format;
@@ -15,14 +15,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 use ureq::http::Method;
 
-/// Bytes that are read at once.
+/// Size of a read, in bytes.
 const BUFFER: usize = 256 << 10;
-/// How often a lock is tried that another process holds.
+/// Interval of tries for a lock of another process.
 const LOCK_POLL: Duration = Duration::from_millis(200);
-/// How often a file may be begun anew, since it changed or arrived wrong.
+/// Limit on restarts of a file that changes on the server.
 const MAX_RESTARTS: u32 = 4;
 
-/// Brings a file of a commit into the cache, and gives it its name there.
+/// Downloads a file of a commit into the cache and links it.
 pub(super) fn download(
     client: &Client<'_>,
     cache: &Cache,
@@ -37,12 +37,12 @@ pub(super) fn download(
             commit,
             remote: &remote,
             progress,
-            told: 0,
+            reported: 0,
         };
         if blob.write()? {
             return cache.link(commit, &remote.file, &remote.etag);
         }
-        // It is another file by now: what the Hub says of it is asked again.
+        // The file has changed on the server: its ETag and size are requested again.
         remote = Remote::get(client, commit, &remote.file, progress)?;
     }
     Err(client.wrong(format!(
@@ -51,36 +51,36 @@ pub(super) fn download(
     )))
 }
 
-/// A blob that is about to be written.
+/// The download of a blob.
 struct Blob<'a> {
     client: &'a Client<'a>,
     cache: &'a Cache,
     commit: &'a str,
     remote: &'a Remote,
     progress: &'a dyn Progress,
-    /// Bytes that progress was told of. After a restart they are not told again.
-    told: u64,
+    /// Bytes reported to progress. A restart does not report them again.
+    reported: u64,
 }
 
-/// The unfinished file.
+/// The partial file.
 struct Part {
     path: PathBuf,
     file: File,
     len: u64,
-    /// Of the bytes so far, if they can be checked.
+    /// SHA-256 of the bytes so far, if the Hub states that of the file.
     sum: Option<Sha256>,
 }
 
-/// How one answer ended.
+/// The end of one answer.
 enum End {
-    /// All bytes are there.
+    /// All bytes have arrived.
     Complete,
-    /// The file on the server is another one.
+    /// The file on the server has changed.
     Changed,
 }
 
 impl Blob<'_> {
-    /// Whether the blob is there; if not, the server has another file by now.
+    /// Completes the blob; `false` if the file has changed on the server.
     fn write(&mut self) -> Result<bool> {
         let Remote { etag, size, file } = self.remote;
         let (blob, size) = (self.cache.blob(etag), *size);
@@ -89,7 +89,7 @@ impl Blob<'_> {
             .metadata()
             .is_ok_and(|meta| meta.is_file() && meta.len() == size)
         {
-            self.tell(size);
+            self.report(size);
             return Ok(true);
         }
         let mut part = self.part()?;
@@ -98,20 +98,20 @@ impl Blob<'_> {
             if let End::Changed = self.filled(&mut part)? {
                 return Ok(false);
             }
-            let is = part.sum.take().map(|sum| hex(&sum.finalize()));
-            match (is, self.remote.sha256()) {
-                (Some(is), Some(should)) if is != should => {
-                    // What an earlier run left may have been wrong; what this one has brought all
-                    // of may not.
+            let actual = part.sum.take().map(|sum| hex(&sum.finalize()));
+            match (actual, self.remote.sha256()) {
+                (Some(actual), Some(expected)) if actual != expected => {
+                    // The first mismatch may come from the bytes of an earlier run; the second
+                    // cannot.
                     part.restart()?;
-                    if wrong.replace(is.clone()).is_some() {
+                    if wrong.replace(actual.clone()).is_some() {
                         let (address, file) = (self.client.address.to_string(), file.clone());
                         let _ = std::fs::remove_file(&part.path);
                         return Err(Error::Sum {
                             address,
                             file,
-                            is,
-                            should: should.to_owned(),
+                            actual,
+                            expected: expected.to_owned(),
                         });
                     }
                 }
@@ -123,7 +123,7 @@ impl Blob<'_> {
         Ok(true)
     }
 
-    /// Waits until nobody else writes this blob.
+    /// Waits for the lock of this blob.
     fn locked(&self) -> Result<Option<File>> {
         let path = self.cache.lock(&self.remote.etag);
         let fail = |source| {
@@ -157,7 +157,7 @@ impl Blob<'_> {
         }
     }
 
-    /// The unfinished file as it was left, its bytes summed.
+    /// Opens the partial file of an earlier run and hashes its bytes.
     fn part(&self) -> Result<Part> {
         let path = self.cache.incomplete(&self.remote.etag);
         let fail = |source| {
@@ -213,16 +213,16 @@ impl Blob<'_> {
         Ok(part)
     }
 
-    /// Asks for what is missing until nothing is.
+    /// Requests the missing bytes until the file is complete.
     fn filled(&mut self, part: &mut Part) -> Result<End> {
         let file = &*self.remote.file;
-        let mut patience = Patience::new(self.client);
+        let mut backoff = Backoff::new(self.client);
         let mut version = None;
         self.progress.at(file);
         if part.sum.is_none() && self.remote.sha256().is_some() {
             part.sum = Some(Sha256::new());
         }
-        self.tell(part.len);
+        self.report(part.len);
         while part.len < self.remote.size {
             let before = part.len;
             match self.one_answer(part, &mut version) {
@@ -230,17 +230,17 @@ impl Blob<'_> {
                 Ok(End::Complete) => {}
                 Err(failure) => {
                     if part.len > before {
-                        patience.renew();
+                        backoff.reset();
                     }
-                    patience.after(failure, Some(file), self.progress)?;
+                    backoff.after(failure, Some(file), self.progress)?;
                 }
             }
         }
         Ok(End::Complete)
     }
 
-    /// Asks once, and writes what comes. `version` is the store's own ETag, by which later answers
-    /// must go on.
+    /// Writes the bytes of one answer. `version` is the ETag of the storage server; later answers
+    /// must have the same.
     fn one_answer(
         &mut self,
         part: &mut Part,
@@ -268,7 +268,7 @@ impl Blob<'_> {
         let other = version.is_some() && is.is_some() && *version != is;
         match answer.status {
             206 if other => {
-                // The rest of another file: what is there does not belong to it.
+                // The rest of another version: the bytes so far do not belong to it.
                 *version = None;
                 part.restart()?;
                 return Err(lost("it changed in the middle of the download"));
@@ -281,7 +281,7 @@ impl Blob<'_> {
                     return Err(lost("the answer is another part of it than was asked for"));
                 }
             },
-            // No range, or no range of this file: all of it, from the beginning.
+            // The server ignores ranges and sends the whole file.
             200 if part.len > 0 => part.restart()?,
             200 => {}
             416 => {
@@ -316,16 +316,16 @@ impl Blob<'_> {
                 return Err(lost("more bytes came than it has"));
             }
             part.append(&buffer[..n])?;
-            self.tell(part.len);
+            self.report(part.len);
         }
         Ok(End::Complete)
     }
 
-    /// Tells progress that so many bytes are there.
-    fn tell(&mut self, len: u64) {
-        if len > self.told {
-            self.progress.advance(len - self.told);
-            self.told = len;
+    /// Reports the first `len` bytes to progress.
+    fn report(&mut self, len: u64) {
+        if len > self.reported {
+            self.progress.advance(len - self.reported);
+            self.reported = len;
         }
     }
 }
@@ -342,7 +342,7 @@ impl Part {
         Ok(())
     }
 
-    /// Begins anew.
+    /// Drops all bytes.
     fn restart(&mut self) -> Result<()> {
         self.file
             .set_len(0)
@@ -368,7 +368,7 @@ fn part_error(path: &std::path::Path, action: &'static str, source: std::io::Err
     })
 }
 
-/// `bytes FIRST-LAST/TOTAL`: the first byte, and how many there are if that is told.
+/// Parses `bytes FIRST-LAST/TOTAL` into the first byte and, if stated, the total.
 fn range(answer: &Answer) -> Option<(u64, Option<u64>)> {
     let text = header(&answer.headers, "content-range")?;
     let (range, total) = text.strip_prefix("bytes ")?.split_once('/')?;

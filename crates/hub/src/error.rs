@@ -1,4 +1,4 @@
-//! What can go wrong with a download, each with what to do about it.
+//! Errors of downloads, each with a remedy.
 
 use quantier_gguf as format;
 use std::path::PathBuf;
@@ -6,13 +6,13 @@ use std::path::PathBuf;
 /// Result of this module.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Where tokens are made.
+/// The page for access tokens.
 const TOKENS: &str = "https://huggingface.co/settings/tokens";
 
-/// Why a model could not be brought here.
+/// Failure of a download.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A variable of the environment, or the token, is wrong.
+    /// A bad environment variable or access token.
     #[error("{0}")]
     Setting(String),
     /// 401 without a token.
@@ -20,16 +20,16 @@ pub enum Error {
         "{0}: the Hub asks who you are (401): the model does not exist, or is private or gated; check the name, and set \
          HF_TOKEN to a token that may read it ({TOKENS})"
     )]
-    WhoAreYou(String),
+    Unauthorized(String),
     /// 401 with a token.
     #[error(
         "{address}: the Hub does not know the token from {from} (401): it has expired or was mistyped; make a new one at \
          {TOKENS}"
     )]
     BadToken {
-        /// What was asked for.
+        /// The requested address.
         address: String,
-        /// Where the token came from.
+        /// Origin of the token: a variable or a file.
         from: String,
     },
     /// 403.
@@ -38,7 +38,7 @@ pub enum Error {
          may read gated models"
     )]
     Forbidden {
-        /// What was asked for.
+        /// The requested address.
         address: String,
         /// The model's page.
         page: String,
@@ -51,17 +51,17 @@ pub enum Error {
         "{0}: the model has no such branch, tag or commit (404); without @REVISION, main is taken"
     )]
     NoRevision(String),
-    /// A file that is not in the listing, or 404 for it.
-    #[error("{address}: the model has no file '{file}'{there}")]
+    /// A file missing from the listing, or 404.
+    #[error("{address}: the model has no file '{file}'{alternatives}")]
     NoFile {
-        /// What was asked for.
+        /// The requested address.
         address: String,
         /// The file.
         file: String,
-        /// What there is instead, if that helps.
-        there: String,
+        /// The alternatives, if any.
+        alternatives: String,
     },
-    /// 429 to the end.
+    /// 429, after all tries.
     #[error(
         "{0}: the Hub asks to slow down (429), also after several tries; wait some minutes and run again, which goes on \
          from what is there. With HF_TOKEN set, the Hub allows more"
@@ -72,69 +72,69 @@ pub enum Error {
         "{address}: {url} answers with status {status}; try again later, which goes on from what is there"
     )]
     Status {
-        /// What was asked for.
+        /// The requested address.
         address: String,
-        /// Who answered.
+        /// The answering URL, without its query.
         url: String,
         /// The status.
         status: u16,
     },
-    /// No connection, or one that breaks again and again.
+    /// No connection, or one that kept breaking.
     #[error(
         "{address}: no connection to {host} that lasts: {why}; check the network, HF_ENDPOINT and HTTPS_PROXY, and run \
          again, which goes on from what is there"
     )]
     Lost {
-        /// What was asked for.
+        /// The requested address.
         address: String,
-        /// Who was asked.
+        /// The server.
         host: String,
         /// The last reason.
         why: String,
     },
-    /// `HF_HUB_OFFLINE`, and the cache has not got it.
+    /// `HF_HUB_OFFLINE` is set, and the model is not in the cache.
     #[error(
         "{address}: not, or not completely, in the cache {}, and HF_HUB_OFFLINE forbids to ask the Hub; run once without it",
         cache.display()
     )]
     Offline {
-        /// What was asked for.
+        /// The requested address.
         address: String,
         /// The cache.
         cache: PathBuf,
     },
-    /// The server says what cannot be.
+    /// An invalid answer of the server.
     #[error("{address}: {what}")]
     Answer {
-        /// What was asked for.
+        /// The requested address.
         address: String,
         /// What is wrong and what to do.
         what: String,
     },
     /// Two downloads with the wrong SHA-256.
     #[error(
-        "{address}: {file} arrived twice with a SHA-256 of {is} where the Hub says {should}; nothing of it was kept. A proxy \
+        "{address}: {file} arrived twice with a SHA-256 of {actual} where the Hub says {expected}; nothing of it was kept. A proxy \
          may change it on the way"
     )]
     Sum {
-        /// What was asked for.
+        /// The requested address.
         address: String,
         /// The file.
         file: String,
         /// Its sum.
-        is: String,
-        /// What the Hub said.
-        should: String,
+        actual: String,
+        /// The sum that the Hub states.
+        expected: String,
     },
-    /// Nothing in the repository can be used.
+    /// No usable model in the repository.
     #[error("{address}: {what}")]
     Unusable {
-        /// What was asked for.
+        /// The requested address.
         address: String,
-        /// Why, and what to do.
+        /// The reason and the remedy.
         what: String,
     },
-    /// The disk.
+    /// A file could not be read or written.
     #[error(transparent)]
     Format(#[from] format::Error),
     /// Stopped from outside.

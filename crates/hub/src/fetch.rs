@@ -1,10 +1,10 @@
-//! A whole model into the cache.
+//! Downloads a model into the cache.
 
 use super::api::{Listing, Remote};
 use super::cache::Cache;
 use super::download::download;
 use super::http::Client;
-use super::needed::{INDEX, MAX_SMALL, Wanted, Weights, is_weights, wanted};
+use super::needed::{INDEX, MAX_SMALL, Selection, Weights, is_weights, select};
 use super::{Address, Error, Result, Settings};
 use quantier_core::progress::{Progress, Unit};
 use quantier_core::words::size;
@@ -16,24 +16,23 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Files that are downloaded at once.
+/// Parallel downloads.
 const WORKERS: usize = 4;
 
-/// How much of a model is needed.
+/// The part of a model to download.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Need {
-    /// All that a conversion reads.
+    /// All files of a conversion.
     Everything,
-    /// What it reads but the weights. A GGUF is needed whole.
+    /// The same without the weights. A GGUF is downloaded whole.
     Vocabulary,
 }
 
-/// Brings a model into the cache, as far as it is not there, and returns its path in it: a
-/// snapshot's directory, or a file in one. `note` is told what the user should know.
+/// Downloads the missing files of a model into the cache and returns the model's path: a snapshot's
+/// directory, or a file in one. `note` takes notes for the user.
 ///
 /// # Errors
-/// Everything that may be wrong on the way; what was downloaded by then is kept and is not
-/// downloaded again.
+/// See [`Error`]. Finished and partial downloads are kept, and the next call resumes them.
 pub fn fetch(
     address: &Address,
     settings: &Settings,
@@ -52,7 +51,7 @@ pub fn fetch(
     let client = Client::new(settings, address)?;
     let listing = match Listing::get(&client, progress) {
         Ok(listing) => listing,
-        // What the cache has is better than nothing, as it is for the Hub's own library.
+        // Without a connection, the cached model is used, as in the Hub's own library.
         Err(Error::Lost { host, why, .. }) if cached(&cache, address, need).is_some() => {
             note(&format!(
                 "{address}: {host} cannot be reached ({why}); what the cache has of it is used"
@@ -61,11 +60,11 @@ pub fn fetch(
         }
         Err(error) => return Err(error),
     };
-    let Wanted {
+    let Selection {
         small,
         weights,
         model,
-    } = wanted(
+    } = select(
         address,
         &listing.files,
         need == Need::Vocabulary && address.file.is_none(),
@@ -88,13 +87,13 @@ pub fn fetch(
             let files = Index::read(&path)
                 .map_err(|e| client.wrong(e.to_string()))?
                 .map_or_else(Vec::new, |index| index.parts());
-            let there: HashSet<&String> = listing.files.iter().collect();
-            if let Some(file) = files.iter().find(|file| !there.contains(file)) {
-                let there = format!(", and {INDEX} names it");
+            let listed: HashSet<&String> = listing.files.iter().collect();
+            if let Some(file) = files.iter().find(|file| !listed.contains(file)) {
+                let alternatives = format!(", and {INDEX} names it");
                 return Err(Error::NoFile {
                     address: address.to_string(),
                     file: file.clone(),
-                    there,
+                    alternatives,
                 });
             }
             job.all(&files, None)?;
@@ -104,7 +103,7 @@ pub fn fetch(
     Ok(model.map_or(snapshot.clone(), |file| snapshot.join(file)))
 }
 
-/// The model as the cache has it, if that is all of it.
+/// The path of the model, if the cache has all of it.
 fn cached(cache: &Cache, address: &Address, need: Need) -> Option<PathBuf> {
     let commit = cache.commit(&address.revision)?;
     let snapshot = cache.snapshot(&commit);
@@ -124,7 +123,7 @@ fn cached(cache: &Cache, address: &Address, need: Need) -> Option<PathBuf> {
         .collect();
     if !has("config.json") || !names.iter().any(|name| is_weights(name)) && need == Need::Everything
     {
-        // A repository of GGUFs, of which one was downloaded.
+        // A repository of GGUFs with one of them downloaded.
         let mut firsts = names.iter().filter(|name| {
             let shards = shard_siblings(name);
             name.ends_with(".gguf")
@@ -143,7 +142,7 @@ fn cached(cache: &Cache, address: &Address, need: Need) -> Option<PathBuf> {
     (complete || need == Need::Vocabulary).then_some(snapshot)
 }
 
-/// `model-00002-of-00003.safetensors` and the others of its kind.
+/// All files of a split checkpoint such as `model-00002-of-00003.safetensors`.
 fn safetensors_siblings(name: &str) -> Vec<String> {
     let stem = name.strip_suffix(".safetensors").unwrap_or(name);
     let shards = shard_siblings(&format!("{stem}.gguf"));
@@ -163,7 +162,7 @@ struct Fetch<'a> {
 }
 
 impl Fetch<'_> {
-    /// Downloads those of the files that are missing, several at once.
+    /// Downloads the missing files, several in parallel.
     fn all(&self, files: &[String], max: Option<u64>) -> Result<()> {
         let commit = &*self.listing.commit;
         let mut missing = Vec::new();
@@ -181,7 +180,7 @@ impl Fetch<'_> {
             }
             missing.push(remote);
         }
-        let there = |remote: &Remote| {
+        let downloaded = |remote: &Remote| {
             let blob = self.cache.blob(&remote.etag);
             let part = self.cache.incomplete(&remote.etag);
             blob.metadata()
@@ -190,7 +189,7 @@ impl Fetch<'_> {
         };
         let needed: u64 = missing
             .iter()
-            .map(|remote| remote.size - there(remote))
+            .map(|remote| remote.size - downloaded(remote))
             .sum();
         if let Some(free) = self.cache.free().filter(|&free| free < needed) {
             let path = self.client.settings.cache.clone();
@@ -227,7 +226,7 @@ impl Fetch<'_> {
         let (queue, failure) = (Mutex::new(remotes.into_iter()), Mutex::new(None));
         let failed = |error| {
             watch.failed.store(true, Ordering::SeqCst);
-            // The first failure tells; the others only stop because of it.
+            // Only the first failure is reported; the others are its consequence.
             failure
                 .lock()
                 .unwrap_or_else(|e| e.into_inner())
@@ -256,7 +255,7 @@ impl Fetch<'_> {
     }
 }
 
-/// Stops all downloads when one has failed.
+/// Stops all downloads after the first failure.
 struct Watch<'a> {
     progress: &'a dyn Progress,
     failed: AtomicBool,

@@ -1,5 +1,4 @@
-//! Requests: redirects that keep the token at home, failures sorted by what can be done about them,
-//! patience.
+//! Requests: redirects without the token to other servers, failures by their remedy, retries.
 
 use super::{Address, Error, Result, Settings};
 use quantier_core::progress::Progress;
@@ -10,44 +9,45 @@ use ureq::http::{HeaderMap, Method, Request, Uri, header};
 use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, Body};
 
-/// Redirects that are followed in a row.
+/// Limit on redirects in a row.
 const MAX_REDIRECTS: usize = 8;
-/// Tries without any progress between them.
+/// Limit on tries without progress.
 const MAX_TRIES: u32 = 6;
-/// Tries while nobody has answered yet: mostly there is no network then.
+/// Limit on tries before any answer: most likely there is no network.
 const MAX_FIRST_TRIES: u32 = 3;
-/// The longest that a server can make us wait, and the longest pause between two tries.
+/// Longest pause between two tries, whether our own or the server's.
 const MAX_PAUSE: Duration = Duration::from_secs(120);
-/// How often a pause looks whether the job was stopped.
+/// Interval of checks for cancellation during a pause.
 const POLL: Duration = Duration::from_millis(50);
-/// A server that says nothing for so long is gone.
+/// Timeout of a silent server.
 const SILENCE: Duration = Duration::from_secs(30);
 
 /// A connection to the Hub for one address.
 pub(super) struct Client<'a> {
     agent: Agent,
     endpoint: Uri,
-    /// Whether anybody has answered.
+    /// Whether any server has answered.
     reached: AtomicBool,
     pub settings: &'a Settings,
     pub address: &'a Address,
 }
 
-/// What a server said, after all redirects that were followed.
+/// An answer, after redirects.
 pub(super) struct Answer {
     pub status: u16,
     pub headers: HeaderMap,
     pub body: Body,
-    /// What the Hub itself, not the store that it sends us to, said about the file.
+    /// ETag from the Hub itself, not from the storage server.
     pub etag: Option<String>,
+    /// Size of the file, from the Hub itself.
     pub size: Option<u64>,
 }
 
-/// Why there is no good answer.
+/// A failed request.
 pub(super) enum Failure {
-    /// No connection, or it broke; another try may help.
+    /// No connection, or a broken one; another try may help.
     Lost { host: String, why: String },
-    /// An answer that is no success.
+    /// A status other than success.
     Status {
         status: u16,
         code: String,
@@ -65,8 +65,7 @@ pub(super) enum Follow {
     AtHome,
 }
 
-/// The longest file of certificates that is read, in bytes; Mozilla's whole list has a quarter of a
-/// MB.
+/// Size limit of a file of certificates, in bytes. Mozilla's list has a quarter of a MB.
 const MAX_AUTHORITIES: u64 = 16 << 20;
 
 /// The certificates in a file.
@@ -97,7 +96,9 @@ fn authorities(path: &Path) -> Result<RootCerts> {
 }
 
 impl<'a> Client<'a> {
-    pub fn new(settings: &'a Settings, address: &'a Address) -> Result<Client<'a>> {
+    /// # Errors
+    /// An endpoint that is no address, a bad file of certificates.
+    pub(crate) fn new(settings: &'a Settings, address: &'a Address) -> Result<Client<'a>> {
         let wrong = |e| {
             Error::Setting(format!(
                 "HF_ENDPOINT '{}' is no address: {e}",
@@ -109,7 +110,7 @@ impl<'a> Client<'a> {
             .authorities
             .as_deref()
             .map_or(Ok(RootCerts::WebPki), authorities)?;
-        // Redirects are followed here, since the token must not be.
+        // Redirects are followed by `ask`, which keeps the token from other servers.
         let config = Agent::config_builder()
             .tls_config(TlsConfig::builder().root_certs(roots).build())
             .http_status_as_error(false)
@@ -130,23 +131,29 @@ impl<'a> Client<'a> {
         })
     }
 
-    /// Where a path below the endpoint is; it is [`escaped`] already.
-    pub fn url(&self, path: &str) -> Result<Uri> {
+    /// URL of an [`escaped`] path below the endpoint.
+    ///
+    /// # Errors
+    /// A path that makes no valid URL.
+    pub(crate) fn url(&self, path: &str) -> Result<Uri> {
         let url = format!("{}/{path}", self.settings.endpoint);
         url.parse()
             .map_err(|e| self.wrong(format!("'{url}' is no address: {e}")))
     }
 
-    /// An error about something that the server said.
-    pub fn wrong(&self, what: impl Into<String>) -> Error {
+    /// An error about an answer of the server.
+    pub(crate) fn wrong(&self, what: impl Into<String>) -> Error {
         Error::Answer {
             address: self.address.to_string(),
             what: what.into(),
         }
     }
 
-    /// Asks once, and follows redirects. `from` asks for the rest of a file.
-    pub fn ask(
+    /// One request, redirects followed. Bytes before `from` are not requested.
+    ///
+    /// # Errors
+    /// No connection, a status other than success, a redirect that is not followed.
+    pub(crate) fn ask(
         &self,
         method: Method,
         url: &Uri,
@@ -253,13 +260,13 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// What a failure means in the end.
-    pub fn explained(&self, failure: Failure, file: Option<&str>) -> Error {
+    /// The error of a failure without further tries.
+    pub(crate) fn error(&self, failure: Failure, file: Option<&str>) -> Error {
         let address = self.address.to_string();
         match (failure, &self.settings.token) {
             (Failure::Final(error), _) => error,
             (Failure::Lost { host, why }, _) => Error::Lost { address, host, why },
-            (Failure::Status { status: 401, .. }, None) => Error::WhoAreYou(address),
+            (Failure::Status { status: 401, .. }, None) => Error::Unauthorized(address),
             (Failure::Status { status: 401, .. }, Some(token)) => Error::BadToken {
                 address,
                 from: token.from.clone(),
@@ -278,7 +285,7 @@ impl<'a> Client<'a> {
                 (_, Some(file)) => Error::NoFile {
                     address,
                     file: file.into(),
-                    there: " (404)".into(),
+                    alternatives: " (404)".into(),
                 },
                 _ => Error::NoModel(address),
             },
@@ -291,41 +298,47 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// Asks again and again, as long as that may help.
-    pub fn patiently<T>(
+    /// Retries a request as long as that may help.
+    ///
+    /// # Errors
+    /// The last failure, or cancellation.
+    pub(crate) fn with_retries<T>(
         &self,
         file: Option<&str>,
         progress: &dyn Progress,
         mut ask: impl FnMut() -> std::result::Result<T, Failure>,
     ) -> Result<T> {
-        let mut patience = Patience::new(self);
+        let mut backoff = Backoff::new(self);
         loop {
             match ask() {
                 Ok(answer) => return Ok(answer),
-                Err(failure) => patience.after(failure, file, progress)?,
+                Err(failure) => backoff.after(failure, file, progress)?,
             }
         }
     }
 }
 
-/// Tries that are left, and how long the next pause is.
-pub(super) struct Patience<'a> {
+/// Number of tries and length of the next pause.
+pub(super) struct Backoff<'a> {
     client: &'a Client<'a>,
     tries: u32,
 }
 
-impl<'a> Patience<'a> {
-    pub fn new(client: &'a Client<'a>) -> Patience<'a> {
-        Patience { client, tries: 0 }
+impl<'a> Backoff<'a> {
+    pub(crate) fn new(client: &'a Client<'a>) -> Backoff<'a> {
+        Backoff { client, tries: 0 }
     }
 
-    /// Something was gained since the last failure.
-    pub fn renew(&mut self) {
+    /// Resets the number of tries, after progress.
+    pub(crate) fn reset(&mut self) {
         self.tries = 0;
     }
 
-    /// Waits for the next try after a failure, or says why there is none.
-    pub fn after(
+    /// Waits for the next try after a failure.
+    ///
+    /// # Errors
+    /// The failure itself where another try will not help, or cancellation.
+    pub(crate) fn after(
         &mut self,
         failure: Failure,
         file: Option<&str>,
@@ -338,7 +351,7 @@ impl<'a> Patience<'a> {
                 wait,
                 ..
             } => *wait,
-            _ => return Err(self.client.explained(failure, file)),
+            _ => return Err(self.client.error(failure, file)),
         };
         let most = if self.client.reached.load(Ordering::Relaxed) {
             MAX_TRIES
@@ -347,7 +360,7 @@ impl<'a> Patience<'a> {
         };
         self.tries += 1;
         if self.tries >= most || asked.is_some_and(|wait| wait > MAX_PAUSE) {
-            return Err(self.client.explained(failure, file));
+            return Err(self.client.error(failure, file));
         }
         let own = self.client.settings.patience * (1 << (self.tries - 1));
         paused(asked.unwrap_or(own).min(MAX_PAUSE), progress)
@@ -374,7 +387,7 @@ pub(super) fn header(headers: &HeaderMap, name: &str) -> Option<String> {
     headers.get(name)?.to_str().ok().map(str::to_owned)
 }
 
-/// An ETag without quotes and the mark of a weak one.
+/// An ETag without quotes and weak prefix.
 pub(super) fn unquoted(etag: &str) -> String {
     etag.strip_prefix("W/")
         .unwrap_or(etag)
@@ -382,7 +395,7 @@ pub(super) fn unquoted(etag: &str) -> String {
         .to_owned()
 }
 
-/// Scheme, host and port are the same.
+/// Whether scheme, host and port are equal.
 fn same_origin(a: &Uri, b: &Uri) -> bool {
     let origin = |uri: &Uri| {
         let scheme = uri.scheme_str()?.to_ascii_lowercase();
@@ -401,7 +414,7 @@ fn host(url: &Uri) -> String {
     )
 }
 
-/// For people: what stands behind the question mark may be a signature.
+/// For messages: a query may contain a signature.
 fn without_query(url: &Uri) -> String {
     format!(
         "{}://{}{}",
@@ -411,7 +424,7 @@ fn without_query(url: &Uri) -> String {
     )
 }
 
-/// Where a redirect leads.
+/// The absolute URL of a redirect.
 fn resolved(from: &Uri, to: &str) -> Option<Uri> {
     let (scheme, authority) = (from.scheme_str()?, from.authority()?);
     let text = if to.starts_with("http://") || to.starts_with("https://") {
@@ -434,7 +447,7 @@ fn resolved(from: &Uri, to: &str) -> Option<Uri> {
         .filter(|uri: &Uri| uri.host().is_some_and(|host| !host.is_empty()))
 }
 
-/// A path as it stands in an address; slashes stay.
+/// Percent-encodes a path; slashes stay.
 pub(super) fn escaped(part: &str) -> String {
     let mut out = String::with_capacity(part.len());
     for byte in part.bytes() {

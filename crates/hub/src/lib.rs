@@ -1,26 +1,27 @@
-//! `hf://`: models on the Hugging Face Hub, brought into the Hub's own cache.
+//! `hf://`: models on the Hugging Face Hub, downloaded into the Hub's own cache.
 //!
 //! ```text
 //! Address::parse   hf://ORG/NAME[@REVISION][/FILE], checked
-//! Settings         where the Hub and the cache are, and the token: from the environment, as the Hub's own tools read it
-//! fetch            the commit and the names of its files; those that a conversion reads; each into the cache
+//! Settings         endpoint, cache and access token, from the environment variables of the Hub's own tools
+//! fetch            list the files of a commit, choose the ones for a conversion, download each into the cache
 //! ```
 //!
-//! Everything that the server says is untrusted: names are compared with those that are known or
-//! checked before they become a path, lengths bound what is read, and large files are checked
-//! against their SHA-256. The cache is laid out as the Python library huggingface_hub does it, so
-//! that either finds what the other has brought:
+//! Answers of the server are untrusted: names are checked before they become paths, every read is
+//! bounded, and large files are checked against their SHA-256. The cache has the layout of the
+//! Python library huggingface_hub, and the two share their downloads:
 //!
 //! ```text
-//! models--ORG--NAME/refs/REVISION              the commit that a revision was at last
-//! models--ORG--NAME/blobs/ETAG                 a file's bytes; ETAG is the SHA-256 of large files
-//! models--ORG--NAME/blobs/ETAG.incomplete      the first part of them
+//! models--ORG--NAME/refs/REVISION              the last commit of a revision
+//! models--ORG--NAME/blobs/ETAG                 the bytes of a file; ETAG is the SHA-256 of a large one
+//! models--ORG--NAME/blobs/ETAG.incomplete      a partial download
 //! models--ORG--NAME/snapshots/COMMIT/FILE      a link to ../../blobs/ETAG
-//! .locks/models--ORG--NAME/ETAG.lock           held by whoever writes that blob
+//! .locks/models--ORG--NAME/ETAG.lock           locked by the writer of the blob
 //! ```
 //!
-//! A download is the one kind of output that does not go through `format/output.rs`: its unfinished
-//! file is kept, not removed, since it is what the next run goes on from.
+//! Downloads do not go through [`quantier_gguf::output`]: a partial file is kept for the next run to
+//! resume.
+
+#![warn(unreachable_pub)]
 
 mod address;
 #[cfg(feature = "hub")]

@@ -1,10 +1,10 @@
-//! Which files of a model are needed: those that the conversion reads, and nothing else.
+//! The files of a model that a conversion reads.
 
 use super::address::Address;
 use super::{Error, Result};
 use quantier_gguf::gguf::shard_siblings;
 
-/// Small files that a conversion reads, where there are any.
+/// Small files that a conversion reads if they exist.
 const SMALL: [&str; 12] = [
     "config.json",
     "generation_config.json",
@@ -21,30 +21,34 @@ const SMALL: [&str; 12] = [
 ];
 /// Further chat templates, by name.
 const TEMPLATES: &str = "additional_chat_templates/";
-/// Says which tensor is in which file.
+/// The index of tensors by file.
 pub(super) const INDEX: &str = "model.safetensors.index.json";
-/// The longest small file, in bytes. The largest tokenizers have about 40 MB.
+/// Size limit of a small file, in bytes. The largest tokenizers have about 40 MB.
 pub(super) const MAX_SMALL: u64 = 512 << 20;
 
-/// What is to be downloaded.
+/// The files to download.
 #[derive(Debug, PartialEq)]
-pub(super) struct Wanted {
-    /// Files that come first.
+pub(super) struct Selection {
+    /// Configuration and tokenizer, downloaded first.
     pub small: Vec<String>,
     pub weights: Weights,
-    /// The file that stands for the model; its directory without one.
+    /// The file to open as the model; the snapshot's directory if `None`.
     pub model: Option<String>,
 }
 
 #[derive(Debug, PartialEq)]
 pub(super) enum Weights {
     Files(Vec<String>),
-    /// Those that the index names.
+    /// The files in the index.
     OfIndex,
 }
 
-/// Chooses among the files of a model.
-pub(super) fn wanted(address: &Address, files: &[String], vocabulary_only: bool) -> Result<Wanted> {
+/// Chooses the files to download.
+pub(super) fn select(
+    address: &Address,
+    files: &[String],
+    vocabulary_only: bool,
+) -> Result<Selection> {
     let has = |name: &str| files.iter().any(|file| file == name);
     let unusable = |what: String| Error::Unusable {
         address: address.to_string(),
@@ -54,16 +58,16 @@ pub(super) fn wanted(address: &Address, files: &[String], vocabulary_only: bool)
         .iter()
         .filter(|file| file.ends_with(".gguf"))
         .collect();
-    let one = match &address.file {
+    let named = match &address.file {
         Some(file) if !has(file) => {
-            let there = match ggufs.is_empty() {
+            let alternatives = match ggufs.is_empty() {
                 true => String::new(),
                 false => format!("; its GGUFs are {}", listed(&ggufs)),
             };
             return Err(Error::NoFile {
                 address: address.to_string(),
                 file: file.clone(),
-                there,
+                alternatives,
             });
         }
         Some(file) if file.ends_with(".safetensors") && !file.contains('/') => Some(file),
@@ -77,8 +81,8 @@ pub(super) fn wanted(address: &Address, files: &[String], vocabulary_only: bool)
     };
     let mut weights: Vec<String> = files.iter().filter(|f| is_weights(f)).cloned().collect();
     weights.sort();
-    if one.is_none() && weights.is_empty() && !has(INDEX) && !vocabulary_only {
-        // A repository of GGUFs: if there is one model in it, that is what is meant.
+    if named.is_none() && weights.is_empty() && !has(INDEX) && !vocabulary_only {
+        // A repository of GGUFs: unambiguous with one model.
         let firsts: Vec<&String> = ggufs
             .iter()
             .filter(|file| is_first(file))
@@ -116,43 +120,43 @@ pub(super) fn wanted(address: &Address, files: &[String], vocabulary_only: bool)
             "it has no config.json, and so is no model that can be converted".into(),
         ));
     }
-    let weights = match one {
+    let weights = match named {
         _ if vocabulary_only => Weights::Files(Vec::new()),
         Some(file) => Weights::Files(vec![file.clone()]),
         None if has(INDEX) => Weights::OfIndex,
         None => Weights::Files(weights),
     };
-    Ok(Wanted {
+    Ok(Selection {
         small,
         weights,
-        model: one.filter(|_| !vocabulary_only).cloned(),
+        model: named.filter(|_| !vocabulary_only).cloned(),
     })
 }
 
-/// Files of weights, as the conversion looks for them where there is no index.
+/// Whether this is a file of weights for a conversion without an index.
 pub(super) fn is_weights(file: &str) -> bool {
     file.starts_with("model") && file.ends_with(".safetensors") && !file.contains('/')
 }
 
 /// A GGUF with all its shards.
-fn gguf(address: &Address, file: &str, files: &[String]) -> Result<Wanted> {
+fn gguf(address: &Address, file: &str, files: &[String]) -> Result<Selection> {
     let shards = shard_siblings(file).unwrap_or_else(|| vec![file.to_owned()]);
     if let Some(missing) = shards.iter().find(|shard| !files.contains(shard)) {
-        let there = format!(", and {file} is one of {} shards", shards.len());
+        let alternatives = format!(", and {file} is one of {} shards", shards.len());
         return Err(Error::NoFile {
             address: address.to_string(),
             file: missing.clone(),
-            there,
+            alternatives,
         });
     }
-    Ok(Wanted {
+    Ok(Selection {
         small: Vec::new(),
         weights: Weights::Files(shards),
         model: Some(file.to_owned()),
     })
 }
 
-/// Whether a GGUF is a whole model or the first shard of one.
+/// Whether a GGUF is a whole model or the first file of a split one.
 fn is_first(file: &str) -> bool {
     shard_siblings(file).is_none_or(|shards| shards[0] == *file)
 }
@@ -173,9 +177,9 @@ fn listed(files: &[&String]) -> String {
 mod tests {
     use super::*;
 
-    fn of(address: &str, files: &[&str]) -> std::result::Result<Wanted, String> {
+    fn of(address: &str, files: &[&str]) -> std::result::Result<Selection, String> {
         let files: Vec<String> = files.iter().map(|f| (*f).to_owned()).collect();
-        wanted(&Address::parse(address).unwrap(), &files, false).map_err(|e| e.to_string())
+        select(&Address::parse(address).unwrap(), &files, false).map_err(|e| e.to_string())
     }
 
     fn names(list: &[&str]) -> Vec<String> {

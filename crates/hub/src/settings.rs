@@ -1,4 +1,4 @@
-//! Where the Hub and its cache are, as the environment says it: the variables of the Python library
+//! Endpoint, access token and cache, from the environment variables of the Python library
 //! huggingface_hub.
 
 use super::{Error, Result};
@@ -6,12 +6,12 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// The Hub itself.
+/// The default endpoint.
 const ENDPOINT: &str = "https://huggingface.co";
-/// The longest token file that is read, in bytes.
+/// Size limit of a token file, in bytes.
 const MAX_TOKEN: u64 = 4096;
 
-/// A secret, and where it came from. It is never printed.
+/// An access token and its origin. The secret is never printed.
 #[derive(Clone)]
 pub struct Token {
     secret: String,
@@ -19,30 +19,29 @@ pub struct Token {
     pub from: String,
 }
 
-/// How to reach the Hub.
+/// Access to the Hub.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// `https://huggingface.co`, or a mirror: scheme, host and perhaps a path, without a slash at
-    /// the end.
+    /// `https://huggingface.co`, or a mirror: scheme, host and perhaps a path, without a trailing
+    /// slash.
     pub endpoint: String,
-    /// Whom the Hub takes us for.
+    /// Access token.
     pub token: Option<Token>,
-    /// The directory with `models--ORG--NAME`.
+    /// The cache: the parent directory of `models--ORG--NAME`.
     pub cache: PathBuf,
-    /// A file of certificates (PEM) of those who may vouch for a server, in place of Mozilla's
-    /// list.
+    /// A PEM file of certificate authorities, in place of Mozilla's list.
     pub authorities: Option<PathBuf>,
-    /// Ask nobody.
+    /// Offline: no network requests.
     pub offline: bool,
-    /// How long to wait before the second try; each further one waits twice as long.
+    /// Pause before the second try; it doubles with each further one.
     pub patience: Duration,
 }
 
 impl Token {
-    /// A token as it was typed; blanks around it are dropped.
+    /// Trims the text of a token. `from` names its origin in errors.
     ///
     /// # Errors
-    /// If it cannot stand in a header.
+    /// A text that is empty or not printable ASCII without blanks.
     pub fn new(text: &str, from: &str) -> Result<Token> {
         let secret = text.trim();
         match !secret.is_empty() && secret.bytes().all(|b| b.is_ascii_graphic()) {
@@ -68,12 +67,12 @@ impl fmt::Debug for Token {
 }
 
 impl Settings {
-    /// What the environment says: `HF_ENDPOINT`, `HF_TOKEN` or the file that `HF_TOKEN_PATH` names
-    /// or `HF_HOME` has, `HF_HUB_CACHE`, `HF_HOME`, `XDG_CACHE_HOME`, `HF_HUB_OFFLINE`,
+    /// From the environment: `HF_ENDPOINT`, `HF_TOKEN` or the file that `HF_TOKEN_PATH` names
+    /// or `HF_HOME` contains, `HF_HUB_CACHE`, `HF_HOME`, `XDG_CACHE_HOME`, `HF_HUB_OFFLINE`,
     /// `HF_HUB_DISABLE_IMPLICIT_TOKEN`, `SSL_CERT_FILE` or `REQUESTS_CA_BUNDLE`.
     ///
     /// # Errors
-    /// If there is no home directory, or the token or the endpoint cannot be one.
+    /// No home directory, a malformed token, an endpoint that is no HTTP address.
     pub fn from_env() -> Result<Settings> {
         Settings::from(&|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
     }
@@ -116,9 +115,9 @@ impl Settings {
     }
 }
 
-/// The token that `hf auth login` has left.
+/// The token stored by `hf auth login`.
 fn stored(path: &Path) -> Result<Option<Token>> {
-    // A token that cannot be read is as good as none: the Hub says if it needs one.
+    // An unreadable token counts as none: the Hub answers 401 where it needs one.
     let Ok(meta) = path.metadata() else {
         return Ok(None);
     };
@@ -139,7 +138,7 @@ fn home(get: &dyn Fn(&str) -> Option<String>) -> Option<PathBuf> {
         .map(PathBuf::from)
 }
 
-/// A path whose `~` is the home directory.
+/// Expands a leading `~/` to the home directory.
 fn expanded(path: &str, get: &dyn Fn(&str) -> Option<String>) -> PathBuf {
     match (path.strip_prefix("~/"), home(get)) {
         (Some(rest), Some(home)) => home.join(rest),

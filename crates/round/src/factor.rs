@@ -165,7 +165,7 @@ impl InputFactor {
     }
 
     /// How many columns it has.
-    pub fn columns(&self) -> usize {
+    pub(crate) fn columns(&self) -> usize {
         self.columns
     }
 

@@ -14,7 +14,7 @@
 //! The result is plain blocks: a type says which numbers a weight can become, and error feedback
 //! chooses among them. See [`quantier_blocks`] for what happens within a block.
 
-#![warn(missing_docs)]
+#![warn(missing_docs, unreachable_pub)]
 
 mod directory;
 mod factor;
@@ -32,7 +32,7 @@ mod tests;
 pub use directory::InputHessians;
 pub use factor::{DAMPING, InputFactor, NoFactor};
 pub use feedback::round_rows;
-pub use output::{OutputFactor, ROW_DAMPING};
+pub use output::OutputFactor;
 pub use proof::{Proof, TensorProof, spread};
 pub use rounder::{Knowledge, Rounder, Rounding, Stopped};
 pub use statistics::InputStatistics;

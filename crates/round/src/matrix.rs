@@ -113,7 +113,7 @@ pub fn multiply<T: Number>(
 ///
 /// # Panics
 /// If the shapes do not fit each other or the slices.
-pub fn subtract_product<T: Number>(
+pub(crate) fn subtract_product<T: Number>(
     a: View<'_, T>,
     b: View<'_, T>,
     out: &mut [T],
@@ -127,7 +127,7 @@ pub fn subtract_product<T: Number>(
 ///
 /// # Panics
 /// If the shapes do not fit each other or the slices.
-pub fn add_product<T: Number>(
+pub(crate) fn add_product<T: Number>(
     a: View<'_, T>,
     b: View<'_, T>,
     out: &mut [T],
@@ -143,7 +143,7 @@ pub fn add_product<T: Number>(
 ///
 /// # Panics
 /// If the lengths do not fit.
-pub fn add_columns_times_columns(
+pub(crate) fn add_columns_times_columns(
     [left, right]: [&[f32]; 2],
     columns: usize,
     some: std::ops::Range<usize>,

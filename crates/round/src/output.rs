@@ -17,7 +17,7 @@ use rayon::prelude::*;
 
 /// The damping added to the diagonal, relative to its mean: gradients are of fewer positions than
 /// inputs.
-pub const ROW_DAMPING: f64 = 0.3;
+const ROW_DAMPING: f64 = 0.3;
 /// The fewest and the most rows of a block.
 const BLOCK: [usize; 2] = [16, 128];
 /// The fewest blocks, as long as they are not too small.
@@ -37,7 +37,7 @@ pub struct OutputFactor {
 }
 
 impl OutputFactor {
-    /// Factors a Hessian `[rows, rows]`, with [`ROW_DAMPING`] times the mean of its diagonal added
+    /// Factors a Hessian `[rows, rows]`, with 0.3 times the mean of its diagonal added
     /// to the diagonal, in f64. Takes [`OutputFactor::working_bytes`] meanwhile. At most `split`
     /// threads share the work.
     ///
@@ -112,7 +112,7 @@ impl OutputFactor {
     }
 
     /// How many rows it has.
-    pub fn rows(&self) -> usize {
+    pub(crate) fn rows(&self) -> usize {
         self.rows
     }
 

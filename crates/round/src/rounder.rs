@@ -143,8 +143,8 @@ impl Rounder {
     /// whose number changes no byte; else the calling thread does it.
     ///
     /// The proof is empty without feedback. With feedback along rows alone it has no
-    /// [`Proof::power`], which is the same for all types: see [`InputStatistics::power`]. That of
-    /// two-sided rounding is weighted by the output Hessian.
+    /// [`Proof::power`], which is the same for all types. That of two-sided rounding is weighted by
+    /// the output Hessian.
     ///
     /// # Errors
     /// If `progress` is cancelled, which is looked at before each row, or before feedback.

@@ -130,7 +130,7 @@ impl InputStatistics {
     }
 
     /// The sum of the squares of the products of rows of weights with held-out inputs.
-    pub fn power(&self, weights: &[f32]) -> f64 {
+    pub(crate) fn power(&self, weights: &[f32]) -> f64 {
         squares(&self.original_products(weights, 1))
     }
 

@@ -1,5 +1,5 @@
-//! Vocabularies of `tokenizer.json`: byte-level byte-pair encoding, and byte-pair encoding in
-//! SentencePiece's manner.
+//! Vocabularies of `tokenizer.json`: byte-level byte-pair encoding, and byte-pair encoding with byte
+//! fallback, as converted from SentencePiece.
 
 use super::files::Files;
 use super::hf::{HfTokenizer, library_error};
@@ -11,8 +11,8 @@ use quantier_gguf::gguf::Entries;
 use serde_json::Value;
 use std::collections::HashSet;
 
-/// Writes a byte-level vocabulary: tokens, types, pre-tokenizer, merges, special tokens. Returns
-/// how many tokens.
+/// Writes a byte-level vocabulary: tokens, types, pre-tokenizer, merges, special tokens. Returns the
+/// number of tokens.
 pub(super) fn write_byte_level(
     files: &Files,
     vocab_size: Option<u64>,
@@ -61,7 +61,7 @@ fn byte_level(
     for (id, added) in tokenizer.added() {
         let mut text = added.content;
         if !added.normalized {
-            // llama.cpp takes added tokens as they are in a text that is normalized already.
+            // llama.cpp matches added tokens in normalized text.
             text = tokenizer
                 .round_trip(&text)
                 .map_err(|what| library_error(files, &text, &what))?;
@@ -80,8 +80,8 @@ fn byte_level(
     Ok(tokens)
 }
 
-/// Whether `tokenizer.json` holds a vocabulary in SentencePiece's manner: characters, bytes only as
-/// a last resort.
+/// Whether `tokenizer.json` has a vocabulary converted from SentencePiece: byte-pair encoding of
+/// characters with byte fallback.
 pub(super) fn is_like_sentencepiece(files: &Files) -> bool {
     let Some(tokenizer) = &files.tokenizer else {
         return false;
@@ -95,8 +95,8 @@ pub(super) fn is_like_sentencepiece(files: &Files) -> bool {
         && decoder == Some("Sequence")
 }
 
-/// The vocabulary of such a `tokenizer.json`, all scores alike: llama.cpp merges by score, so these
-/// serve models whose tokens are given.
+/// The vocabulary of such a `tokenizer.json`, with equal scores as in the reference. llama.cpp merges
+/// by score, so such a file serves only text that is tokenized elsewhere.
 pub(super) fn like_sentencepiece(files: &Files) -> Result<Vec<Token>> {
     let tokenizer = HfTokenizer::load(files)?;
     let base = tokenizer.base_size();
@@ -152,7 +152,7 @@ pub(super) fn like_sentencepiece(files: &Files) -> Result<Vec<Token>> {
         .collect()
 }
 
-/// Whether a token stands for a byte: `<0x0A>`.
+/// Whether a token is a byte such as `<0x0A>`.
 fn is_byte(text: &str) -> bool {
     let digits = text
         .strip_prefix("<0x")

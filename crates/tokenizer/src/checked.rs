@@ -1,12 +1,11 @@
-//! `tokenizer.json` before the tokenizers library gets it: the library trusts its files, so what
-//! would make it panic, loop or allocate without bound is refused here, and so is every kind of
-//! tokenizer but byte-pair encoding.
+//! Checks `tokenizer.json` for the tokenizers library, which trusts its files: refused are files that
+//! make it panic, loop or allocate without bound, and tokenizers other than byte-pair encoding.
 
 use super::MAX_TOKENS;
 use super::files::kind;
 use serde_json::{Map, Value};
 
-/// The parts that may stand in `normalizer`, `pre_tokenizer`, `post_processor` and `decoder`.
+/// The supported parts of `normalizer`, `pre_tokenizer`, `post_processor` and `decoder`.
 const KNOWN: [(&str, &[&str]); 4] = [
     (
         "normalizer",
@@ -66,28 +65,28 @@ const KNOWN: [(&str, &[&str]); 4] = [
         ],
     ),
 ];
-/// The fields in which a sequence has its parts.
+/// The fields with the parts of a sequence.
 const PARTS: [&str; 4] = ["normalizers", "pretokenizers", "processors", "decoders"];
-/// The most parts in one field; real ones have about ten.
+/// Limit on the parts of one field; real ones have about ten.
 const MAX_PARTS: usize = 64;
-/// How many times longer a text may become on its way through one field: each part multiplies.
+/// Limit on the growth factor of a text in one field: the product over its parts.
 const MAX_GROWTH: usize = 1024;
-/// Bytes that a part may put before a text.
+/// Limit on the bytes that a part prepends.
 const MAX_PREPENDED: usize = 64;
-/// Bytes of all patterns together; the longest real one has about 600.
+/// Limit on the bytes of all patterns together; the longest real one has about 600.
 const MAX_PATTERNS: usize = 8192;
-/// Regular expressions: each may backtrack a million times before the library gives up. Real files
-/// have up to seven.
+/// Limit on regular expressions: the library lets each backtrack a million times. Real files have up
+/// to seven.
 const MAX_REGEXES: usize = 16;
-/// Sum of the numbers in counted repetitions such as `{1,3}`: each copies a part of the compiled
+/// Limit on the sum of counted repetitions such as `{1,3}`: each copies a part of the compiled
 /// pattern.
 const MAX_REPEATED: usize = 256;
-/// Slots of a template, and ids of one of its tokens.
+/// Limit on the slots of a template and on the ids of a special token.
 const MAX_SLOTS: usize = 64;
-/// Bytes of an added token, which is encoded as a text.
+/// Limit on the bytes of an added token: it is encoded as a text.
 pub(super) const MAX_ADDED: usize = 1024;
 
-/// Refuses what the library should not see.
+/// Refuses files that the library cannot handle.
 pub(super) fn check(json: &Map<String, Value>) -> Result<(), String> {
     let mut patterns = Patterns::default();
     for (field, known) in KNOWN {
@@ -118,7 +117,7 @@ pub(super) fn check(json: &Map<String, Value>) -> Result<(), String> {
     }
 }
 
-/// The parts of a field, those of sequences within sequences too.
+/// Collects the parts of a field, with those of nested sequences.
 fn parts<'a>(
     field: &str,
     known: &[&str],
@@ -164,8 +163,8 @@ fn text<'a>(part: &'a Value, name: &str) -> &'a str {
     part.get(name).and_then(Value::as_str).unwrap_or_default()
 }
 
-/// How many times longer a part can make a text, apart from what is added once and from normal
-/// forms, whose growth has an end.
+/// Growth factor of a text in a part, without additions of a fixed length and without Unicode
+/// normal forms, whose growth is bounded.
 fn growth_of(field: &str, part: &Value) -> usize {
     match (field, text(part, "type")) {
         (_, "Replace") => {
@@ -174,12 +173,12 @@ fn growth_of(field: &str, part: &Value) -> usize {
                 .get("pattern")
                 .map_or("", |pattern| text(pattern, "String"))
             {
-                // A pattern may match nothing, between any two letters.
+                // A pattern may match the empty string between any two characters.
                 "" => content + 1,
                 string => content.div_ceil(string.len()).max(1),
             }
         }
-        // A letter of two bytes for each byte, or a sign of three for what is no text.
+        // Two bytes of UTF-8 per byte, or U+FFFD in three for invalid ones.
         ("decoder", "ByteLevel") => 3,
         (_, "ByteLevel" | "BertNormalizer" | "BPEDecoder") => 2,
         (_, "Metaspace") => text(part, "replacement").len().max(1),
@@ -187,7 +186,7 @@ fn growth_of(field: &str, part: &Value) -> usize {
     }
 }
 
-/// The regular expressions of a file: the library compiles each, whatever that takes.
+/// Totals of the patterns of a file: the library compiles them without a limit.
 #[derive(Default)]
 struct Patterns {
     regexes: usize,
@@ -203,7 +202,7 @@ impl Patterns {
         let regex = text(pattern, "Regex");
         self.regexes += usize::from(!regex.is_empty());
         self.bytes += regex.len() + text(pattern, "String").len();
-        // What stands in braces is a name (`\p{Lu}`) or a count.
+        // Braces enclose a name (`\p{Lu}`) or a count.
         let counts = regex
             .split('{')
             .skip(1)
@@ -232,7 +231,7 @@ impl Patterns {
     }
 }
 
-/// A template holds the text once, and every special token of it must have its ids.
+/// A template may contain the text once, and all its special tokens must have ids.
 fn check_template(part: &Value) -> Result<(), String> {
     let slots = |name| {
         part.get(name)
@@ -291,7 +290,7 @@ fn check_added(entry: &Value) -> Result<(), String> {
 }
 
 fn check_model(model: &Value) -> Result<(), String> {
-    // Old files do not name the type; merges say it.
+    // Old files have merges but no type.
     match model.get("type").and_then(Value::as_str) {
         Some("BPE") => {}
         None if model.get("merges").is_some() => {}

@@ -1,28 +1,28 @@
-//! The tokenizer classes of transformers, as data: what each changes about `tokenizer.json`.
+//! The tokenizer classes of transformers as data: their changes to `tokenizer.json`.
 
 use super::files::Files;
 use serde_json::{Map, Value};
 
-/// A class: the name without "Fast", special tokens of its own, and what it adds to every text.
+/// A tokenizer class of transformers.
 #[derive(Debug, PartialEq)]
 pub(super) struct Class {
+    /// Name without "Fast".
     name: &'static str,
-    /// Role and text of the special tokens that it has unless the configuration says otherwise.
+    /// Role and text of the default special tokens.
     defaults: &'static [(&'static str, &'static str)],
     /// Further special tokens.
     more_special: &'static [&'static str],
-    /// Whether a beginning is added unless the configuration says otherwise; `None` if
-    /// `tokenizer.json` decides.
+    /// Default of `add_bos_token`; `None` if `tokenizer.json` decides.
     adds_bos: Option<bool>,
-    /// Whether its special tokens are added tokens with flags (else only texts).
+    /// Whether its special tokens are added tokens with flags, not plain texts.
     makes_added: bool,
-    /// Whether it overrules `add_prefix_space` of `tokenizer.json`.
+    /// Whether it overrides `add_prefix_space` of `tokenizer.json`.
     sets_prefix_space: bool,
 }
 
 const TEXT_END: &str = "<|endoftext|>";
 
-/// Any class that changes nothing.
+/// Any class without changes.
 const PLAIN: Class = Class {
     name: "PreTrainedTokenizer",
     defaults: &[],
@@ -107,7 +107,7 @@ const CLASSES: [Class; 7] = [
     },
 ];
 
-/// The class of a model type whose files name none.
+/// Default class by model type.
 const CLASS_OF_MODEL: [(&str, &str); 17] = [
     ("gemma", "GemmaTokenizer"),
     ("gemma2", "GemmaTokenizer"),
@@ -129,8 +129,8 @@ const CLASS_OF_MODEL: [(&str, &str); 17] = [
 ];
 
 impl Class {
-    /// The class of a checkpoint's tokenizer: as named in `tokenizer_config.json` or `config.json`,
-    /// else that of the model type. One that is not known here changes nothing.
+    /// The class of a checkpoint's tokenizer: by `tokenizer_config.json`, `config.json`, or else the
+    /// model type. Unknown classes are without changes.
     pub(crate) fn of(files: &Files) -> &'static Class {
         let config = |name| {
             files
@@ -157,7 +157,7 @@ impl Class {
             .unwrap_or(&PLAIN)
     }
 
-    /// The special token that the class has in a role.
+    /// The default special token of a role.
     pub(crate) fn default(&self, role: &str) -> Option<&'static str> {
         self.defaults
             .iter()
@@ -165,16 +165,16 @@ impl Class {
             .map(|(_, text)| *text)
     }
 
-    /// The roles that the class names.
+    /// The roles with a default.
     pub(crate) fn default_roles(&self) -> impl Iterator<Item = &'static str> {
-        // Qwen's has a beginning too, which is none.
+        // Qwen's class declares a BOS token and leaves it empty.
         self.defaults
             .iter()
             .map(|(role, _)| *role)
             .chain(self.makes_added.then_some("bos_token"))
     }
 
-    /// Whether the class itself says what the padding token is, even if it says none.
+    /// Whether the class declares the padding token, even as none.
     pub(crate) fn names_pad(&self) -> bool {
         self.default("pad_token").is_some() || self.name == "GPTNeoXTokenizer"
     }
@@ -191,8 +191,7 @@ impl Class {
         self.makes_added
     }
 
-    /// Whether a text is to be encoded as if a space stood before it; `None` if `tokenizer.json`
-    /// decides.
+    /// Whether a text gets a space prefix; `None` if `tokenizer.json` decides.
     pub(crate) fn prefix_space(&self, settings: &Map<String, Value>) -> Option<bool> {
         let set = settings.get("add_prefix_space").and_then(Value::as_bool);
         if self.sets_prefix_space {
@@ -203,8 +202,8 @@ impl Class {
     }
 }
 
-/// A pre-tokenizer with `add_prefix_space` set. Only where it is the whole pre-tokenizer; within a
-/// sequence, transformers does not see it.
+/// Sets `add_prefix_space` of a pre-tokenizer. As in transformers, parts of a sequence are left
+/// alone.
 pub(super) fn with_prefix_space(mut pre_tokenizer: Value, prefix_space: Option<bool>) -> Value {
     if let (Some(set), Some(old)) = (prefix_space, pre_tokenizer.get_mut("add_prefix_space")) {
         *old = Value::Bool(set);

@@ -1,11 +1,11 @@
-//! The small files of a checkpoint directory, read once.
+//! Configuration and tokenizer files of a checkpoint directory, read once.
 
 use quantier_gguf::safetensors::lfs_pointer;
 use quantier_gguf::{Error, Result};
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 
-/// Something is wrong in a file.
+/// An error about a file.
 pub fn bad(path: &Path, what: impl Into<String>) -> Error {
     Error::Bad {
         path: path.to_owned(),
@@ -13,7 +13,10 @@ pub fn bad(path: &Path, what: impl Into<String>) -> Error {
     }
 }
 
-/// The bytes of a file; `None` if there is no such file.
+/// Reads a file; `None` if it does not exist.
+///
+/// # Errors
+/// A file that cannot be read.
 pub fn read_bytes(path: &Path) -> Result<Option<Vec<u8>>> {
     if !path.is_file() {
         return Ok(None);
@@ -26,7 +29,10 @@ pub fn read_bytes(path: &Path) -> Result<Option<Vec<u8>>> {
     Ok(Some(bytes))
 }
 
-/// A text file with the line ends that Python's text mode gives it: `\n` for `\r\n` and `\r`.
+/// Reads a text file with line ends as in Python's text mode: `\n` for `\r\n` and `\r`.
+///
+/// # Errors
+/// A file that cannot be read or is not UTF-8.
 pub fn read_text(path: &Path) -> Result<Option<String>> {
     let Some(bytes) = read_bytes(path)? else {
         return Ok(None);
@@ -49,8 +55,11 @@ pub fn read_text(path: &Path) -> Result<Option<String>> {
     }))
 }
 
-/// A JSON file; what is wrong is told with line and column.
-pub fn read_json(path: &Path) -> Result<Option<Value>> {
+/// Reads a JSON file.
+///
+/// # Errors
+/// A file that cannot be read, or invalid JSON, with its line and column.
+pub(crate) fn read_json(path: &Path) -> Result<Option<Value>> {
     let Some(bytes) = read_bytes(path)? else {
         return Ok(None);
     };
@@ -63,7 +72,10 @@ pub fn read_json(path: &Path) -> Result<Option<Value>> {
     serde_json::from_slice(&bytes).map(Some).map_err(refused)
 }
 
-/// A JSON file that holds an object.
+/// Reads a JSON file with an object.
+///
+/// # Errors
+/// A file that cannot be read, invalid JSON with its line and column, a value other than an object.
 pub fn read_object(path: &Path) -> Result<Option<Map<String, Value>>> {
     match read_json(path)? {
         None => Ok(None),
@@ -75,7 +87,7 @@ pub fn read_object(path: &Path) -> Result<Option<Map<String, Value>>> {
     }
 }
 
-/// What a JSON value is, in words.
+/// The kind of a JSON value, in words.
 pub fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
@@ -87,20 +99,23 @@ pub fn kind(value: &Value) -> &'static str {
     }
 }
 
-/// The files of a checkpoint that tell of its vocabulary.
+/// The vocabulary files of a checkpoint.
 pub struct Files {
     /// The checkpoint.
     pub dir: PathBuf,
     /// `tokenizer.json`: the tokenizer of the tokenizers library.
     pub tokenizer: Option<Map<String, Value>>,
-    /// `tokenizer_config.json`: what transformers adds to it.
+    /// `tokenizer_config.json`: the settings of transformers.
     pub tokenizer_config: Option<Map<String, Value>>,
-    /// `config.json`, as it is in the file.
+    /// `config.json`, unmodified.
     pub config: Option<Map<String, Value>>,
 }
 
 impl Files {
-    /// Reads what is there.
+    /// Reads the existing files.
+    ///
+    /// # Errors
+    /// As [`read_object`].
     pub fn read(dir: &Path) -> Result<Files> {
         Ok(Files {
             dir: dir.to_owned(),
@@ -111,16 +126,16 @@ impl Files {
     }
 
     /// A field of `tokenizer_config.json`.
-    pub fn config_field(&self, name: &str) -> Option<&Value> {
+    pub(crate) fn config_field(&self, name: &str) -> Option<&Value> {
         self.tokenizer_config.as_ref()?.get(name)
     }
 
-    /// Something is wrong in `tokenizer.json`.
-    pub fn bad_tokenizer(&self, what: impl Into<String>) -> Error {
+    /// An error about `tokenizer.json`.
+    pub(crate) fn bad_tokenizer(&self, what: impl Into<String>) -> Error {
         bad(&self.dir.join("tokenizer.json"), what)
     }
 
-    /// The added tokens that `tokenizer.json` lists.
+    /// The added tokens of `tokenizer.json`.
     pub fn added_tokens(&self) -> &[Value] {
         self.tokenizer
             .as_ref()

@@ -1,10 +1,9 @@
-//! The tokenizer as Python's `AutoTokenizer.from_pretrained` makes it: `tokenizer.json` in the
-//! tokenizers library, and around it what the tokenizer's class in transformers changes.
+//! The tokenizer of Python's `AutoTokenizer.from_pretrained`: `tokenizer.json` in the tokenizers
+//! library, with the changes of its class in transformers.
 //!
-//! The reference asks that object for the vocabulary, and fingerprints how it encodes a text, so
-//! both depend on the class: some add a token in front whatever `tokenizer.json` says, some bring
-//! special tokens of their own, and all overwrite the flags of added tokens with those of
-//! `tokenizer_config.json`.
+//! The reference takes vocabulary and fingerprint from that object, and both depend on the class:
+//! some add a BOS token regardless of `tokenizer.json`, some have special tokens of their own, and
+//! all overwrite the flags of added tokens with those of `tokenizer_config.json`.
 
 use super::class::{self, Class};
 use super::files::{Files, bad, kind, read_object};
@@ -15,7 +14,7 @@ use std::collections::{HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use tokenizers::{AddedToken, Tokenizer};
 
-/// The attributes that hold one special token, in the order of transformers.
+/// The attributes of single special tokens, in the order of transformers.
 const ROLES: [&str; 7] = [
     "bos_token",
     "eos_token",
@@ -27,11 +26,11 @@ const ROLES: [&str; 7] = [
 ];
 const MORE_SPECIAL: &str = "additional_special_tokens";
 
-/// An added token whose flags may be left open.
+/// An added token with an optional flag.
 #[derive(Clone, Debug, PartialEq)]
 struct Added {
     token: AddedToken,
-    /// As given; if not given, the opposite of special.
+    /// The default is the opposite of `special`.
     normalized: Option<bool>,
 }
 
@@ -97,16 +96,16 @@ impl Special {
 /// The tokenizer of a checkpoint.
 pub(super) struct HfTokenizer {
     inner: Tokenizer,
-    /// Texts of all special tokens that have a role.
+    /// Texts of all special tokens with a role.
     pub special: HashSet<String>,
-    /// Ids in front of and behind every text; `None` if `tokenizer.json` itself says what to add.
+    /// Ids before and after every text; `None` if `tokenizer.json` decides.
     bounds: Option<(Vec<u32>, Vec<u32>)>,
     /// Whether decoding removes spaces before punctuation.
     cleans_up: bool,
 }
 
 impl HfTokenizer {
-    /// Makes the tokenizer of a checkpoint with a `tokenizer.json`.
+    /// Loads the tokenizer of a checkpoint with a `tokenizer.json`.
     pub(crate) fn load(files: &Files) -> Result<HfTokenizer> {
         let json = files.tokenizer.as_ref().ok_or_else(|| {
             bad(&files.dir, "no tokenizer.json; get it from where the model comes from, or save one with transformers")
@@ -126,7 +125,7 @@ impl HfTokenizer {
             roles.extend(Special::parse(pad).map(|pad| ("pad_token", pad)));
             roles.sort_by_key(|(role, _)| ROLES.iter().position(|r| r == role));
         }
-        // What is in the files under a role has the flags of the token of the same text.
+        // A special token of the files has the flags of the added token of the same text.
         for (role, special) in &mut roles {
             if settings.contains_key(*role)
                 && let Some((_, added)) = decoder
@@ -225,17 +224,17 @@ impl HfTokenizer {
         })
     }
 
-    /// The tokenizer inside, as the tokenizers library has it.
+    /// The tokenizer of the tokenizers library.
     pub(crate) fn inner(&self) -> &Tokenizer {
         &self.inner
     }
 
-    /// All tokens and their ids, added ones too.
+    /// All tokens, added ones included, with their ids.
     pub(crate) fn vocabulary(&self) -> HashMap<String, u32> {
         self.inner.get_vocab(true)
     }
 
-    /// How many tokens the model has, without added ones.
+    /// Number of tokens without added ones.
     pub(crate) fn base_size(&self) -> usize {
         self.inner.get_vocab_size(false)
     }
@@ -245,12 +244,12 @@ impl HfTokenizer {
         self.inner.get_added_tokens_decoder().into_iter().collect()
     }
 
-    /// The id of a token; that of the unknown token if it has none.
+    /// The id of a token.
     pub(crate) fn id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)
     }
 
-    /// The ids of a text, with what is added in front and behind.
+    /// Encodes a text, with the tokens added before and after it.
     pub(crate) fn encode(&self, text: &str) -> std::result::Result<Vec<u32>, String> {
         let encoding = guarded(|| self.inner.encode(text, self.bounds.is_none()))?;
         let ids = encoding.get_ids();
@@ -260,7 +259,7 @@ impl HfTokenizer {
         })
     }
 
-    /// What a token's text becomes when it is encoded and decoded again.
+    /// Encodes and decodes a text.
     pub(crate) fn round_trip(&self, text: &str) -> std::result::Result<String, String> {
         let text = guarded(|| {
             self.inner
@@ -274,8 +273,7 @@ impl HfTokenizer {
     }
 }
 
-/// Calls the tokenizers library. It is not written for hostile files; what it cannot take must not
-/// end the program.
+/// Calls the tokenizers library and catches its panics: it is not written for hostile files.
 pub(super) fn guarded<T>(
     call: impl FnOnce() -> tokenizers::Result<T>,
 ) -> std::result::Result<T, String> {
@@ -304,10 +302,10 @@ fn cleaned_up(text: &str) -> String {
         .fold(text.to_owned(), |text, (from, to)| text.replace(from, to))
 }
 
-/// The arguments with which the class is made, and the added tokens by id.
+/// The arguments of the class, and the added tokens by id.
 ///
-/// From `tokenizer_config.json`; where it has no added tokens (as in old checkpoints), from the
-/// three files that held all this before.
+/// From `tokenizer_config.json`; if it has no added tokens (old checkpoints), from the three older
+/// files.
 fn settings(files: &Files) -> Result<(Map<String, Value>, Decoder)> {
     let path = files.dir.join("tokenizer_config.json");
     let mut settings = files.tokenizer_config.clone().unwrap_or_default();
@@ -384,8 +382,7 @@ fn settings(files: &Files) -> Result<(Map<String, Value>, Decoder)> {
     Ok((settings, decoder))
 }
 
-/// The special token in a role: from the settings, even if they say that there is none, or the
-/// class's own.
+/// The special token of a role: from the settings, even if null, or else the default of the class.
 fn role(name: &str, class: &Class, settings: &Map<String, Value>) -> Option<Special> {
     let special = match settings.get(name) {
         Some(value) => Special::parse(value)?,
@@ -399,8 +396,8 @@ fn role(name: &str, class: &Class, settings: &Map<String, Value>) -> Option<Spec
     })
 }
 
-/// Gives the file to the tokenizers library, without what only concerns batches and with the
-/// class's changes.
+/// Parses the file with the tokenizers library, without truncation and padding and with the changes
+/// of the class.
 fn parse(
     files: &Files,
     json: &Map<String, Value>,
@@ -430,8 +427,8 @@ fn parse(
     .map_err(|why| files.bad_tokenizer(format!("the tokenizers library cannot read it: {why}")))
 }
 
-/// Adds the tokens of the configuration that are not in `tokenizer.json`, or have other flags
-/// there, and the special tokens that are missing.
+/// Adds the tokens of the configuration that `tokenizer.json` lacks or has with other flags, and the
+/// missing special tokens.
 fn add_tokens(inner: &mut Tokenizer, mut decoder: Decoder, all_special: &[Special]) {
     let present: HashSet<AddedToken> = inner.get_added_tokens_decoder().into_values().collect();
     decoder.sort_by_key(|(id, _)| *id);
@@ -447,7 +444,7 @@ fn add_tokens(inner: &mut Tokenizer, mut decoder: Decoder, all_special: &[Specia
         .map(|t| &*t.content)
         .chain(missing.iter().map(|added| &*added.token.content))
         .collect();
-    // A token with flags is never taken for one of the known texts, so its flags are set anew.
+    // As in transformers, a token with flags never equals a plain text, so its flags are set again.
     let anew = all_special.iter().filter(|special| match special {
         Special::Text(text) => !known.contains(&**text),
         Special::Added(added) => !given.contains(&(&added.token, added.normalized)),

@@ -1,5 +1,5 @@
-//! Vocabularies: the tokenizer files of a Hugging Face checkpoint become `tokenizer.*` metadata,
-//! and [`Tokenizer`] (in `encode`) turns text into tokens by that metadata.
+//! Vocabularies: [`import`] converts the tokenizer files of a Hugging Face checkpoint to `tokenizer.*`
+//! metadata, and [`Tokenizer`] encodes text by that metadata.
 //!
 //! ```text
 //! tokenizer.model  -> protobuf -> spm ---+
@@ -31,48 +31,49 @@ use spm::Additions;
 use std::path::Path;
 
 pub use encode::{Error as VocabularyError, Tokenizer};
-pub use token::TokenType;
 
-/// The most tokens that a vocabulary may have. The largest that are known have 2^18; a file that
-/// claims billions is damaged, and believing it would fill memory with padding.
-pub const MAX_TOKENS: usize = 1 << 24;
+/// Limit on the tokens of a vocabulary: the largest models have 2^18, and a damaged file could fill
+/// memory with padding.
+pub(crate) const MAX_TOKENS: usize = 1 << 24;
 
-/// How a family keeps its vocabulary, and what it adds to it.
+/// The vocabulary of a family: its files and additions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum VocabKind {
     /// Byte-level byte-pair encoding: GPT-2, OLMo, Starcoder2, Qwen's mixtures of experts.
     ByteLevel,
-    /// SentencePiece if there is a model of it, else byte-level: Qwen2 and Qwen3.
+    /// SentencePiece if `tokenizer.model` exists, else byte-level: Qwen2 and Qwen3.
     Qwen,
-    /// SentencePiece, else byte-pair encoding in its manner, else byte-level; with the extras of
-    /// Code Llama and the small Granites: Llama, Mistral, Mixtral, Granite, SmolLM3.
+    /// SentencePiece, else byte-pair encoding with byte fallback, else byte-level; with the extras
+    /// of Code Llama and the small Granites: Llama, Mistral, Mixtral, Granite, SmolLM3.
     Llama,
-    /// SentencePiece without a space in front, with the end of a turn of CodeGemma: Gemma 1.
+    /// SentencePiece without a space prefix, with CodeGemma's end of turn: Gemma 1.
     Gemma1,
-    /// SentencePiece without a space in front: Gemma 2.
+    /// SentencePiece without a space prefix: Gemma 2.
     Gemma2,
-    /// The same, or byte-level where there is no SentencePiece model: Gemma 3.
+    /// The same, or byte-level without `tokenizer.model`: Gemma 3.
     Gemma3,
     /// SentencePiece with added tokens as they are, or byte-level for Phi-4: Phi-3.
     Phi3,
 }
 
-/// A vocabulary as a GGUF has it.
+/// A vocabulary as GGUF metadata.
 #[derive(Clone, Debug)]
 pub struct Vocabulary {
     /// `tokenizer.*` in the order of the file.
     pub entries: Entries,
-    /// How many tokens.
+    /// Number of tokens.
     pub tokens: usize,
-    /// What the user should know.
+    /// Notes for the user.
     pub notes: Vec<String>,
 }
 
 /// Imports the vocabulary of a checkpoint.
 ///
-/// `vocab_size` is the configuration's; missing tokens below it are filled with padding. `pre`
-/// names the pre-tokenizer of a byte-level vocabulary if it is not to be found out. The errors name
-/// the file and what is wrong with it.
+/// `vocab_size` is the configuration's; missing tokens below it become padding. `pre` names the
+/// pre-tokenizer of a byte-level vocabulary; `None` detects it.
+///
+/// # Errors
+/// A missing, damaged or unsupported tokenizer file, or an unknown pre-tokenizer.
 pub fn import(
     dir: &Path,
     kind: VocabKind,
@@ -133,7 +134,7 @@ fn checked_size(vocab_size: Option<u64>, own: usize, dir: &Path) -> Result<usize
     })
 }
 
-/// A vocabulary on its way. Each method returns the number of tokens.
+/// State of an import. Each method returns the number of tokens.
 struct Import<'a> {
     files: &'a Files,
     vocab_size: Option<u64>,
@@ -200,12 +201,12 @@ impl Import<'_> {
     }
 
     fn llama(&mut self) -> Result<usize> {
-        /// The vocabulary of Code Llama, and the first of its four tokens for filling in; the
-        /// reference writes only the last, which ends a text that is filled in.
+        /// Vocabulary size of Code Llama, and its end-of-infill token, the only infill token that
+        /// the reference writes.
         const CODE_LLAMA: u64 = 32016;
         const CODE_LLAMA_EOT: u32 = 32010;
-        /// The vocabulary of the small Granite models, whose tokenizer says wrongly that a
-        /// beginning is added.
+        /// Vocabulary size of the small Granite models, whose tokenizer wrongly declares a BOS
+        /// token.
         const SMALL_GRANITE: u64 = 49152;
 
         let dir = &self.files.dir;

@@ -1,10 +1,8 @@
-//! `tokenizer.ggml.pre`: which of llama.cpp's pre-tokenizers splits text as the model's own
-//! tokenizer does.
+//! `tokenizer.ggml.pre`: detects the pre-tokenizer of a model among llama.cpp's.
 //!
-//! The reference encodes a probe text and looks the SHA-256 of the ids up in a table. That finds a
-//! model that is in the table, and no other: a vocabulary of one token more has another fingerprint
-//! although it splits text in the same way. Then we compare the splits themselves: every known
-//! pre-tokenizer splits the probe text, and the one whose pieces are the same is the answer.
+//! The reference encodes a probe text and looks the SHA-256 of the ids up in a table. That finds
+//! only the models of the table: one added token changes the fingerprint but not the splits. For
+//! other models we compare the splits of the probe text with those of every known pre-tokenizer.
 
 use super::files::Files;
 use super::hf::{HfTokenizer, guarded, library_error};
@@ -18,11 +16,11 @@ use tokenizers::{
     PreTokenizerWrapper,
 };
 
-/// The text that is encoded: what pre-tokenizers are known to split differently.
+/// The reference's probe text, which pre-tokenizers split differently.
 const PROBE: &str = include_str!("data/probe.txt");
-/// What the probe text does not have: punctuation that ends a line. Only for comparing splits.
+/// Punctuation at ends of lines, which the probe text lacks. For the comparison of splits only.
 const MORE: &str = " end.\n\n\tif (x) {\r\n\t}\r\n";
-/// Fingerprint and name of every tokenizer that the reference knows, sorted.
+/// The reference's table of fingerprints and names, sorted.
 const FINGERPRINTS: &str = include_str!("data/pre.tsv");
 
 /// The name of a fingerprint.
@@ -34,20 +32,20 @@ fn lookup(fingerprint: &str) -> Option<&'static str> {
         .map(|(_, name)| name)
 }
 
-/// The fingerprint of the ids that the probe text has: SHA-256 of the list as Python prints it.
+/// Fingerprint of the ids of the probe text: SHA-256 of the list in Python's notation.
 fn fingerprint(ids: &[u32]) -> String {
     let list = format!("{ids:?}");
     quantier_gguf::hex(&Sha256::digest(list))
 }
 
-/// A pre-tokenizer that llama.cpp has, as `tokenizer.json` would spell it.
+/// A pre-tokenizer of llama.cpp in terms of `tokenizer.json`.
 struct Known {
     name: &'static str,
-    /// Patterns that split one after the other.
+    /// Patterns, applied in order.
     patterns: &'static [&'static str],
-    /// Whether the byte-level step after them splits as GPT-2 does.
+    /// Whether the byte-level step splits with GPT-2's pattern.
     like_gpt2: bool,
-    /// Whether a piece that is a token is taken whole, before any merge.
+    /// Whether a piece equal to a token is not merged (`ignore_merges`); `None` for any.
     ignores_merges: Option<bool>,
 }
 
@@ -60,7 +58,7 @@ const fn known(name: &'static str, patterns: &'static [&'static str]) -> Known {
     }
 }
 
-/// Where several of llama.cpp's names split in the same way, the one that most models have.
+/// Among names with the same splits, the most frequent one.
 static KNOWN: [Known; 14] = [
     Known {
         ignores_merges: Some(true),
@@ -155,14 +153,14 @@ impl Known {
     }
 }
 
-/// The known pre-tokenizers, made once: their patterns take far longer to compile than to run.
+/// The known pre-tokenizers, compiled once: compilation takes far longer than a split.
 static MADE: LazyLock<Vec<(&Known, PreTokenizerWrapper)>> = LazyLock::new(|| {
     let make =
         |known: &'static Known| Some((known, serde_json::from_value(known.pre_tokenizer()).ok()?));
     KNOWN.iter().filter_map(make).collect()
 });
 
-/// Where the pieces of the probe text end, in bytes of the text as `normalize` leaves it.
+/// Ends of the pieces of the normalized probe text, as byte offsets in the original one.
 fn ends(
     pre_tokenizer: &PreTokenizerWrapper,
     normalized: NormalizedString,
@@ -173,15 +171,13 @@ fn ends(
     Some(splits.into_iter().map(|(_, (_, end), _)| end).collect())
 }
 
-/// The known pre-tokenizer that is most like the tokenizer's, and whether it splits the probe text
-/// in the same way.
+/// The known pre-tokenizer with the most similar splits, and whether they are equal.
 fn nearest(tokenizer: &HfTokenizer, ignores_merges: bool) -> Option<(&'static str, bool)> {
     let mut probe = NormalizedString::from([PROBE, MORE].concat());
     if let Some(normalizer) = tokenizer.inner().get_normalizer() {
         normalizer.normalize(&mut probe).ok()?;
     }
-    // The offsets of all splits refer to the text before it was normalized, so they can be
-    // compared.
+    // All offsets refer to the text before normalization, which makes them comparable.
     let own = ends(tokenizer.inner().get_pre_tokenizer()?, probe.clone())?;
     let likeness = |known: &Known, made: &PreTokenizerWrapper| {
         let theirs = ends(made, probe.clone())?;
@@ -205,9 +201,7 @@ fn nearest(tokenizer: &HfTokenizer, ignores_merges: bool) -> Option<(&'static st
     best.map(|(shared, fits, known)| (known.name, shared == 1.0 && fits))
 }
 
-/// The name of a tokenizer's pre-tokenizer: the one that the user says, else that of its
-/// fingerprint, else that of the one that splits alike. A note says when it was not the fingerprint
-/// that decided.
+/// The name of the pre-tokenizer: the user's, else by fingerprint, else by equal splits, with a note.
 pub(super) fn find(
     files: &Files,
     tokenizer: &HfTokenizer,

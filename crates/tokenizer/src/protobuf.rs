@@ -1,7 +1,7 @@
-//! The protobuf wire format, as much of it as a tokenizer model needs.
+//! The part of the protobuf wire format that a tokenizer model needs.
 //!
-//! A message is a row of fields, each a key (number and wire type in one varint) and a payload.
-//! Payloads are slices of the input, so nothing that a file claims makes this allocate.
+//! A message is a list of fields, each a key (number and wire type in one varint) and a payload.
+//! Payloads are slices of the input: nothing is allocated.
 
 /// A field's payload.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -26,7 +26,7 @@ impl<'a> Fields<'a> {
         Fields { rest: message }
     }
 
-    /// Bytes that are not read yet.
+    /// Unread bytes.
     pub(crate) fn remaining(&self) -> usize {
         self.rest.len()
     }

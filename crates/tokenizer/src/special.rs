@@ -1,4 +1,4 @@
-//! Special tokens, merges and chat templates: what a GGUF says beside the tokens themselves.
+//! Special tokens, merges and chat templates: the metadata of a vocabulary beside its tokens.
 
 use super::files::{Files, bad, read_json, read_text};
 use quantier_gguf::Result;
@@ -6,7 +6,7 @@ use quantier_gguf::gguf::{Entries, Value as Gguf};
 use serde_json::{Map, Value};
 use std::path::Path;
 
-/// The kinds of special token that have an id in a GGUF, and its key.
+/// Kinds of special tokens with the keys of their ids.
 const ID_KEYS: [(&str, &str); 8] = [
     ("bos", "tokenizer.ggml.bos_token_id"),
     ("eos", "tokenizer.ggml.eos_token_id"),
@@ -18,28 +18,28 @@ const ID_KEYS: [(&str, &str); 8] = [
     ("eot", "tokenizer.ggml.eot_token_id"),
     ("eom", "tokenizer.ggml.eom_token_id"),
 ];
-/// The kinds that a tokenizer may add on its own.
+/// Kinds of special tokens that a tokenizer may add to a text, with their keys.
 const ADD_KEYS: [(&str, &str); 3] = [
     ("bos", "tokenizer.ggml.add_bos_token"),
     ("eos", "tokenizer.ggml.add_eos_token"),
     ("sep", "tokenizer.ggml.add_sep_token"),
 ];
 
-/// What the files say beside the tokens.
+/// Merges, special tokens and chat template of a vocabulary.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Special {
     pub merges: Vec<String>,
-    /// Kind and id, in the order in which they were found; the first of a kind counts.
+    /// Kind and id; the first of a kind counts.
     ids: Vec<(String, u32)>,
     /// Kind, and whether such a token is added to every text.
     adds: Vec<(String, bool)>,
-    /// A string, or a list of named ones.
+    /// The chat template: a string, or a list of named ones.
     template: Option<Value>,
     lowercase: Option<bool>,
     strip_accents: Option<bool>,
 }
 
-/// Whether Python would call this true.
+/// Truth of a value in Python.
 fn truthy(value: &Value) -> bool {
     match value {
         Value::Null => false,
@@ -65,10 +65,10 @@ fn sequence_in(slot: &Value) -> Option<&str> {
 }
 
 impl Special {
-    /// The kinds that are looked for unless a family says otherwise.
+    /// The usual kinds.
     pub(crate) const TYPES: [&str; 7] = ["bos", "eos", "unk", "sep", "pad", "cls", "mask"];
 
-    /// Reads them from the files. Ids must be below `limit` to count, if there is one.
+    /// Reads them from the files. Ids not below `limit` are ignored.
     pub(crate) fn load(
         files: &Files,
         merges: bool,
@@ -107,7 +107,7 @@ impl Special {
         Ok(special)
     }
 
-    /// Sets the id of a kind of token unless it has one.
+    /// Sets the id of a kind without one.
     pub(crate) fn set_id(&mut self, token: &str, id: u32) {
         if !self.ids.iter().any(|(t, _)| t == token) {
             self.ids.push((token.to_owned(), id));
@@ -147,7 +147,7 @@ impl Special {
         }
     }
 
-    /// Writes merges, ids, what is added, and templates.
+    /// Writes merges, ids, additions and templates.
     pub(crate) fn write(&self, entries: &mut Entries) {
         let key_of = |keys: &[(&str, &'static str)], token: &str| {
             keys.iter().find(|(t, _)| *t == token).map(|k| k.1)
@@ -180,12 +180,12 @@ impl Special {
     }
 }
 
-/// Merges in either spelling, `"a b"` or `["a", "b"]`, as GGUF has them: `"a b"`, a space within a
-/// part as `Ġ`.
+/// Merges, spelled `"a b"` or `["a", "b"]`, in GGUF's spelling: `"a b"`, with `Ġ` for a space within a
+/// part.
 fn joined_merges(list: &[Value]) -> std::result::Result<Vec<String>, String> {
     let wrong =
         |at: usize| format!("merge {at} is neither \"a b\" nor [\"a\", \"b\"] like the first one");
-    /// What byte-level vocabularies write for a space.
+    /// A space in byte-level vocabularies.
     const SPACE: &str = "\u{120}";
     match list.first() {
         None => Ok(Vec::new()),
@@ -209,8 +209,7 @@ fn joined_merges(list: &[Value]) -> std::result::Result<Vec<String>, String> {
     }
 }
 
-/// Merges from the file that slow tokenizers have: one per line, lines that are none are passed
-/// over.
+/// Merges from `merges.txt` of slow tokenizers: one per line, other lines are skipped.
 fn merges_txt(path: &Path) -> Result<Vec<String>> {
     let Some(text) = read_text(path)? else {
         return Ok(Vec::new());
@@ -230,11 +229,10 @@ fn merges_txt(path: &Path) -> Result<Vec<String>> {
         .collect())
 }
 
-/// The state while the files are read: the post-processor corrects the configuration that is read
-/// after it.
+/// State of the reading: the post-processor overrides the configuration.
 struct Reading<'a> {
     special: &'a mut Special,
-    /// `tokenizer_config.json`; `None` too if it holds nothing.
+    /// `tokenizer_config.json`; `None` if it is missing or empty.
     config: Option<Map<String, Value>>,
     types: Vec<String>,
     limit: Option<u64>,
@@ -255,7 +253,7 @@ impl Reading<'_> {
         }
     }
 
-    /// Reads which tokens the post-processor adds, and which tokens those are.
+    /// Reads the tokens that the post-processor adds.
     fn post_processors(&mut self, post_processor: &Value) {
         let mut roles = Roles {
             bos: self.token("bos_token"),
@@ -309,8 +307,7 @@ impl Reading<'_> {
         }
     }
 
-    /// Guesses from a template's ends whether a first and a last token are added. As crude as the
-    /// reference's guess.
+    /// The reference's heuristic for added tokens: the first and last slot of a template.
     fn template_processing(&mut self, processor: &Value, roles: &mut Roles) {
         let slots = |name| {
             processor
@@ -352,8 +349,7 @@ impl Reading<'_> {
 
     fn trailing_token(&mut self, last: &Value, roles: &mut Roles) {
         if self.config.is_some() && *last != roles.eos {
-            // The token that is named as the end stays known as the end of a turn, or else of a
-            // message.
+            // The configured EOS token becomes the end of a turn, or else of a message.
             let free = ["eot", "eom"]
                 .into_iter()
                 .find(|kind| !self.types.iter().any(|t| t == kind));
@@ -367,7 +363,7 @@ impl Reading<'_> {
         self.special.set_add("eos", true);
     }
 
-    /// Whether a separator stands between two texts: `A [sep] [eos] B`.
+    /// Detects a separator between two texts: `A [sep] [eos] B`.
     fn separator(
         &mut self,
         pair: &[Value],
@@ -405,14 +401,14 @@ impl Reading<'_> {
         }
     }
 
-    /// The chat template: of `tokenizer_config.json`, else from a file of its own.
+    /// Reads the chat template from `tokenizer_config.json` or its own file.
     fn template(&mut self, files: &Files) -> Result<()> {
         let own = self.config.as_ref().and_then(|c| c.get("chat_template"));
         let template = match own {
             Some(own) => own.clone(),
             None => template_file(&files.dir)?.unwrap_or(Value::Null),
         };
-        // Anything but a string or a list is passed over.
+        // Values other than a string or a list are ignored.
         self.special.template = Some(template).filter(|t| t.is_string() || t.is_array());
         Ok(())
     }
@@ -420,7 +416,7 @@ impl Reading<'_> {
     fn ids_from_tokenizer_config(&mut self, files: &Files) -> Result<()> {
         for kind in self.types.clone() {
             if let Value::Bool(add) = self.token(&format!("add_{kind}_token")) {
-                // What the post-processor says stands above this.
+                // The post-processor takes precedence.
                 self.special.set_add_if_unset(&kind, add);
             }
             let entry = self.token(&format!("{kind}_token"));
@@ -454,7 +450,7 @@ impl Reading<'_> {
         Ok(())
     }
 
-    /// Takes an id unless it is no whole number or not below the limit.
+    /// Sets an id; others than whole numbers below the limit are ignored.
     fn set_id(&mut self, kind: &str, id: &Value) -> std::result::Result<(), String> {
         match (id.as_u64(), id.as_i64()) {
             (Some(id), _) if self.limit.is_some_and(|limit| id >= limit) => Ok(()),
@@ -472,7 +468,7 @@ impl Reading<'_> {
     }
 }
 
-/// The special tokens as the post-processor's reading knows them: strings, or objects with a
+/// Special tokens by role during the reading of the post-processor: strings, or objects with a
 /// content.
 struct Roles {
     bos: Value,
@@ -481,14 +477,13 @@ struct Roles {
     sep: Value,
 }
 
-/// `chat_template.jinja` with what lies in `additional_chat_templates`, or else
-/// `chat_template.json`.
+/// `chat_template.jinja` with the files of `additional_chat_templates`, or else `chat_template.json`.
 fn template_file(dir: &Path) -> Result<Option<Value>> {
     let Some(default) = read_text(&dir.join("chat_template.jinja"))? else {
         let path = dir.join("chat_template.json");
         return Ok(read_json(&path)?.and_then(|json| json.get("chat_template").cloned()));
     };
-    // In the order of the directory, as the reference has them.
+    // In the order of the directory, as in the reference.
     let mut named = Vec::new();
     for entry in dir
         .join("additional_chat_templates")
@@ -517,11 +512,10 @@ fn template_file(dir: &Path) -> Result<Option<Value>> {
     Ok(Some(Value::Array(named)))
 }
 
-/// Writes a template, or named ones each under its name, then the list of names, then the one
-/// called default.
+/// Writes a template; or named ones, the list of names, and the default one.
 ///
-/// The reference lists names in the order of a Python set, which changes from run to run; ours are
-/// in the order of their appearance.
+/// The reference lists names in the order of a Python set, which changes from run to run; we keep
+/// the order of the file.
 fn write_template(template: &Value, entries: &mut Entries) {
     const KEY: &str = "tokenizer.chat_template";
     if let Some(text) = template.as_str() {

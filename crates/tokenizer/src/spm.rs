@@ -1,7 +1,7 @@
-//! SentencePiece: `tokenizer.model` and what the files beside it add.
+//! SentencePiece: `tokenizer.model` and the additions of the other files.
 //!
 //! ```text
-//! model    1: piece, repeated   (other fields: how it was trained, how text is normalized)
+//! model    1: piece, repeated   (other fields: training and normalization)
 //! piece    1: text    2: score, f32    3: type; normal if absent
 //! ```
 
@@ -74,7 +74,7 @@ fn parse_piece(message: &[u8]) -> std::result::Result<Token, String> {
                     3 => TokenType::Control,
                     5 => TokenType::Unused,
                     6 => TokenType::Byte,
-                    // User-defined pieces (4) count as normal ones in the reference.
+                    // As in the reference, user-defined pieces (4) count as normal ones.
                     _ => TokenType::Normal,
                 }
             }
@@ -87,18 +87,17 @@ fn parse_piece(message: &[u8]) -> std::result::Result<Token, String> {
     Ok(token)
 }
 
-/// How the families differ in what they make of the files beside the model.
+/// The handling of added tokens by family.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Additions {
-    /// Added tokens that look special are control tokens; the others have spaces for
-    /// SentencePiece's sign.
+    /// Added tokens are control tokens by their text; the others have spaces in place of U+2581.
     Common,
-    /// Phi-3: added tokens as they are, from `tokenizer.json` too; an id beyond the vocabulary is
-    /// an error.
+    /// Phi-3: added tokens unchanged, also from `tokenizer.json`; an id beyond the vocabulary is an
+    /// error.
     Phi3,
 }
 
-/// The vocabulary of `tokenizer.model`; `None` if the file is not there.
+/// The vocabulary of `tokenizer.model`; `None` without that file.
 pub(super) fn vocabulary(
     files: &Files,
     vocab_size: Option<u64>,
@@ -165,7 +164,7 @@ fn add_from_added_tokens_json(tokens: &mut [Token], path: &Path) -> Result<()> {
                 format!("the id of {text:?} is not a whole number from 0 up"),
             )
         })?;
-        // An id beyond the vocabulary is passed over.
+        // An id beyond the vocabulary is ignored.
         if let Some(token) = usize::try_from(id).ok().and_then(|id| tokens.get_mut(id)) {
             *token = Token {
                 text,

@@ -1,31 +1,31 @@
-//! The tokens of a vocabulary in the making.
+//! Tokens with score and type, and their metadata.
 
 use quantier_gguf::gguf::{Entries, Value, ValueType};
 
-/// What a token is, with the number that stands for it in a GGUF (those of SentencePiece).
+/// Type of a token, with its number in a GGUF (SentencePiece's).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(i32)]
-pub enum TokenType {
-    /// Text that the tokenizer merges to.
+pub(crate) enum TokenType {
+    /// A result of merges.
     Normal = 1,
-    /// Stands for what cannot be encoded.
+    /// Replaces text without an encoding.
     Unknown = 2,
-    /// Has a meaning instead of a text.
+    /// A control token.
     Control = 3,
-    /// Text that is split off before anything else.
+    /// Text split off before the pre-tokenizer.
     UserDefined = 4,
     /// Never produced.
     Unused = 5,
-    /// One byte of what has no other token.
+    /// One byte, for text without another token.
     Byte = 6,
 }
 
-/// The score of a token that fills a hole in a SentencePiece vocabulary.
+/// Score of a padding token in a SentencePiece vocabulary.
 const SCORE_OF_PADDING: f32 = -10000.0;
-/// The score of a token that was added to a vocabulary later.
+/// Score of an added token.
 pub(super) const SCORE_OF_ADDED: f32 = -1000.0;
 
-/// A token: its text, its score (where the vocabulary has scores) and its type.
+/// A token: text, score (in vocabularies with scores) and type.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Token {
     pub text: String,
@@ -34,7 +34,7 @@ pub(super) struct Token {
 }
 
 impl Token {
-    /// The token that fills the hole at an id.
+    /// The padding token of an id.
     pub(crate) fn padding(id: usize) -> Token {
         Token {
             text: format!("[PAD{id}]"),
@@ -55,9 +55,8 @@ pub(super) fn write(tokens: &[Token], scored: bool, entries: &mut Entries) {
     entries.set_values("tokenizer.ggml.token_type", ValueType::I32, types);
 }
 
-/// Whether an added token's text says that it is a control token although its flags do not: some
-/// publishers forget the flag. The rules are the reference's; each names the models that made it
-/// necessary.
+/// Whether an added token is a control token by its text: some publishers forget the flag. The rules
+/// are the reference's, each with the models that need it.
 pub(super) fn looks_special(text: &str) -> bool {
     let enclosed = |start: &str, end: &str| text.starts_with(start) && text.ends_with(end);
     // deepseek-coder; gemma, three of them
@@ -69,8 +68,7 @@ pub(super) fn looks_special(text: &str) -> bool {
         || enclosed("<unused", ">")
 }
 
-/// A user-defined token's text as llama.cpp compares it: with spaces where SentencePiece has its
-/// own sign.
+/// Text of a user-defined token for llama.cpp: spaces in place of U+2581.
 pub(super) fn with_spaces(text: &str) -> String {
     text.replace('\u{2581}', " ")
 }

@@ -5,7 +5,7 @@
 //! gives.
 
 mod card;
-pub mod naming;
+pub(super) mod naming;
 
 use crate::format::gguf::{Entries, Value as Gguf, ValueType};
 use crate::format::{Error, Result};
@@ -148,6 +148,9 @@ pub struct General {
 impl General {
     /// Reads the metadata of a checkpoint. `overrides` is a JSON file with keys of a GGUF; `name`
     /// is put over all.
+    ///
+    /// # Errors
+    /// A file that cannot be read or is not valid JSON or YAML.
     pub fn load(
         dir: &Path,
         overrides: Option<&Path>,
@@ -297,14 +300,9 @@ impl General {
         self.values.get(key)?.as_str()
     }
 
-    /// The model's name.
-    pub fn name(&self) -> Option<&str> {
-        self.str("name")
-    }
-
     /// The parts of the name that the converted file gets by default; `encoding` is the type of
     /// most tensors.
-    pub fn file_name<'a>(&'a self, encoding: &'a str) -> FileName<'a> {
+    pub(crate) fn file_name<'a>(&'a self, encoding: &'a str) -> FileName<'a> {
         let [name, basename, finetune] = ["name", "basename", "finetune"].map(|key| self.str(key));
         let [version, size_label] = ["version", "size_label"].map(|key| self.str(key));
         FileName {
@@ -319,7 +317,7 @@ impl General {
     }
 
     /// The same for a file that holds only a vocabulary.
-    pub fn vocabulary_file_name(&self) -> FileName<'_> {
+    pub(crate) fn vocabulary_file_name(&self) -> FileName<'_> {
         FileName {
             size_label: None,
             encoding: None,
@@ -328,8 +326,10 @@ impl General {
         }
     }
 
-    /// The entries in the order of the file. What has a kind that cannot be written is an error
-    /// with its key.
+    /// The entries, in the order of the file.
+    ///
+    /// # Errors
+    /// A value of a kind that cannot be written, with its key.
     pub fn entries(&self) -> Result<Entries> {
         let mut entries = Entries::new();
         for ((key, kind, _), value) in SAMPLING.iter().zip(&self.sampling) {

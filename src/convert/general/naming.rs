@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 /// What is read out of a model's id, `ORGANIZATION/NAME-SIZE-FINETUNE-VERSION`, as far as the parts
 /// are there.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct IdParts {
+pub(crate) struct IdParts {
     /// The id without the organization.
     pub full_name: Option<String>,
     /// What stands before the slash.
@@ -81,7 +81,7 @@ fn is_letter(c: char) -> bool {
 
 /// Takes an id apart. `weights` is the model's number of weights, 0 if not known: a size far from
 /// it is taken for a context length.
-pub fn id_parts(id: &str, weights: u64) -> IdParts {
+pub(crate) fn id_parts(id: &str, weights: u64) -> IdParts {
     if id.contains(' ') {
         // A sentence is a name as it is.
         return IdParts {
@@ -215,7 +215,7 @@ fn mark_basename(parts: &mut [(String, Marks)]) {
 
 /// A name for people: words with a capital, unless they have one already or are numbers or
 /// versions.
-pub fn title(id: &str) -> String {
+pub(crate) fn title(id: &str) -> String {
     let word = |word: &str| {
         let lower = word.chars().any(char::is_lowercase) && !word.chars().any(char::is_uppercase);
         if lower && !NO_TITLE.is_match(word) {
@@ -249,7 +249,7 @@ fn title_case(word: &str) -> String {
 }
 
 /// A number of weights in words: at least two digits, `1.1B`, `70B`, `540K`.
-pub fn rounded(weights: u64) -> String {
+pub(crate) fn rounded(weights: u64) -> String {
     const DIGITS: usize = 2;
     let (scale, unit) = match weights {
         w if w > 1_000_000_000_000 => (1e-12, 'T'),
@@ -269,7 +269,7 @@ pub fn rounded(weights: u64) -> String {
 
 /// The size label of a model: of all weights, or for a mixture of experts, the number of experts
 /// and the weights that one of them has together with what all share.
-pub fn size_label(total: u64, shared: u64, expert: u64, experts: u64) -> String {
+pub(crate) fn size_label(total: u64, shared: u64, expert: u64, experts: u64) -> String {
     if experts > 0 {
         format!("{experts}x{}", rounded(shared.saturating_add(expert)))
     } else {
@@ -279,7 +279,7 @@ pub fn size_label(total: u64, shared: u64, expert: u64, experts: u64) -> String 
 
 /// The parts of a file's name.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct FileName<'a> {
+pub(crate) struct FileName<'a> {
     /// The model's name; counts if there is no basename.
     pub name: Option<&'a str>,
     /// The model family.
@@ -298,7 +298,7 @@ pub struct FileName<'a> {
 
 impl FileName<'_> {
     /// The file's name without `.gguf`, after GGUF's naming convention.
-    pub fn stem(&self) -> String {
+    pub(crate) fn stem(&self) -> String {
         let joined = |text: &str| text.trim().replace(' ', "-");
         let base = self
             .basename
@@ -322,9 +322,11 @@ impl FileName<'_> {
 }
 
 /// Fills the type into a file name: `{ftype}` or `{outtype}` in small letters, `{FTYPE}` or
-/// `{OUTTYPE}` in capitals. `{{` and `}}` stand for braces. Says what is wrong with any other
-/// brace.
-pub fn fill_template(name: &str, encoding: &str) -> Result<String, String> {
+/// `{OUTTYPE}` in capitals. `{{` and `}}` are literal braces.
+///
+/// # Errors
+/// An unknown field or a lone brace.
+pub(crate) fn fill_template(name: &str, encoding: &str) -> Result<String, String> {
     let mut out = String::with_capacity(name.len());
     let mut rest = name;
     while let Some(at) = rest.find(['{', '}']) {

@@ -1,21 +1,21 @@
-//! What a person asks for, and what it means for the solver.
+//! Budgets and their targets for the solver.
 
 use super::hull::{Frontier, Point};
 use super::problem::{Problem, Solution};
 use crate::file_type::{self, FileType};
 
-/// A budget, as a person states it.
+/// A budget of a recipe, as stated by a user.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Budget {
-    /// At most so many bits per weight, over all tensors.
+    /// The most bits per weight, over all tensors.
     Bpw(f64),
-    /// A file of at most so many bytes, metadata included.
+    /// The most bytes of a file, metadata included.
     Size(u64),
-    /// The smallest file with at most so many predicted nats per token.
+    /// The smallest file with at most this predicted KL divergence in nats per token.
     Kld(f64),
     /// At most the tensor bytes of a preset.
     Like(FileType),
-    /// The best file that runs in so many bytes with so many tokens of context.
+    /// The best file for a memory and a context.
     Fit {
         /// Bytes for weights, KV cache and compute buffers together.
         memory: u64,
@@ -27,52 +27,52 @@ pub enum Budget {
 /// A budget in the solver's terms.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Target {
-    /// At most so many bytes of tensors.
+    /// The most bytes of tensors.
     Bytes(u64),
-    /// At most so many predicted nats per token.
+    /// The most predicted nats per token.
     Nats(f64),
 }
 
-/// What budgets need to know beside the problem.
+/// Facts about the file and the model for budgets.
 #[derive(Clone, Debug, Default)]
 pub struct Surroundings {
     /// Bytes of the file before its tensors: metadata and tensor table.
     pub header_bytes: u64,
     /// Bytes of all tensors under the preset of [`Budget::Like`].
     pub preset_bytes: Option<u64>,
-    /// What the model needs to run; for [`Budget::Fit`].
+    /// Memory of the running model, for [`Budget::Fit`].
     pub memory: Option<Memory>,
 }
 
-/// What one layer keeps of every token.
+/// KV cache of one layer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LayerCache {
     /// Key-value heads; 0 for a layer without a cache.
     pub kv_heads: u64,
-    /// Numbers in a head's key.
+    /// Length of a head's key.
     pub key_length: u64,
-    /// Numbers in a head's value.
+    /// Length of a head's value.
     pub value_length: u64,
-    /// Tokens that a layer with a sliding window looks back; `None` for all.
+    /// Tokens of the sliding window; `None` for full attention.
     pub window: Option<u64>,
 }
 
-/// What a model needs to run beside its weights.
+/// Dimensions of a model's memory beside its weights.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Memory {
-    /// Every layer's cache.
+    /// Cache of each layer.
     pub layers: Vec<LayerCache>,
     /// Tokens in the vocabulary.
     pub vocabulary: u64,
     /// Width of the hidden state.
     pub embedding: u64,
-    /// Width of the widest feed-forward layer: for experts, that of all that a token uses together.
+    /// Width of the widest feed-forward layer: for experts, the sum over the active ones.
     pub feed_forward: u64,
     /// Heads of queries times the length of a key: the width of the queries of a layer.
     pub queries: u64,
 }
 
-/// Tokens that llama.cpp computes at once (`n_ubatch`).
+/// Batch size of llama.cpp in tokens (`n_ubatch`).
 const BATCH: u64 = 512;
 
 /// llama.cpp rounds the cells of a cache up to a multiple of this.
@@ -84,7 +84,7 @@ impl Memory {
     ///
     /// Tokens are rounded up to 256. A layer with a sliding window keeps the window and one batch
     /// of 512 (`llama_kv_cache_iswa`).
-    pub fn kv_cache(&self, ctx: u64) -> u64 {
+    pub(crate) fn kv_cache(&self, ctx: u64) -> u64 {
         let up = |tokens: u64| tokens.div_ceil(CELLS).saturating_mul(CELLS);
         let layer = |layer: &LayerCache| {
             let all = up(ctx);
@@ -103,10 +103,9 @@ impl Memory {
     /// two feed-forward activations, four hidden states, queries and attention's output, and the
     /// attention mask in f32 and f16.
     ///
-    /// Meant to err on the large side: the reference shares buffers between parts of the graph that
-    /// do not meet. It presumes flash attention, which is the reference's default; without it,
-    /// scores of 512 x ctx x heads x 4 bytes come on top.
-    pub fn compute(&self, ctx: u64) -> u64 {
+    /// An upper estimate: the reference shares buffers between parts of the graph. It presumes flash
+    /// attention, the reference's default; without it, add scores of 512 x ctx x heads x 4 bytes.
+    pub(crate) fn compute(&self, ctx: u64) -> u64 {
         let batch = BATCH.min(ctx);
         let widths = [
             (self.vocabulary, 1),
@@ -122,69 +121,80 @@ impl Memory {
     }
 }
 
-/// Why no recipe meets a budget.
+/// A budget without a recipe.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum BudgetError {
-    /// Even the smallest recipe is larger.
+    /// Less than the smallest recipe.
     #[error("{budget} is less than the smallest recipe takes: {range}")]
     TooSmall {
         /// The budget in words.
         budget: String,
-        /// What is possible, in words.
+        /// The possible range in words.
         range: String,
     },
-    /// Much of the budget would be left over.
+    /// Far more than the largest recipe.
     #[error(
         "{budget} is more than the largest recipe can use: {range}; allow larger types, or ask for less"
     )]
     TooLarge {
         /// The budget in words.
         budget: String,
-        /// What is possible, in words.
+        /// The possible range in words.
         range: String,
     },
-    /// No recipe has so few nats.
+    /// Fewer nats than any recipe has.
     #[error(
         "{budget} is less than any recipe reaches: {range}; allow larger types, or ask for more"
     )]
     OutOfReach {
         /// The budget in words.
         budget: String,
-        /// What is possible, in words.
+        /// The possible range in words.
         range: String,
     },
-    /// A fact is missing that the budget needs.
+    /// A missing fact about the file or the model.
     #[error("{budget} cannot be resolved: {missing}")]
     Unknown {
         /// The budget in words.
         budget: String,
-        /// What is not known.
+        /// The missing fact.
         missing: &'static str,
     },
 }
 
-/// A size-like budget above the largest recipe is met by it if at most this part would be left
-/// over. A person who asks for 8.5 bits, or for the rounded size of the largest file, means the
-/// largest; one who asks for 12 is mistaken.
+/// The largest recipe meets a size-like budget above it if at most this part of the budget is left
+/// over: 8.5 bits, or the rounded size of the largest file, mean the largest; 12 bits are a mistake.
 const LEFT_OVER: f64 = 0.01;
 
 impl Budget {
     /// From bits per weight such as `4.25`.
+    ///
+    /// # Errors
+    /// A text that is no number above 0.
     pub fn bpw(text: &str) -> Result<Budget, String> {
         positive(text).map(Budget::Bpw)
     }
 
     /// From a size such as `4.5GiB`.
+    ///
+    /// # Errors
+    /// A text that is no size, or a size below 1 byte or above 9 PB.
     pub fn size(text: &str) -> Result<Budget, String> {
         parse_bytes(text).map(Budget::Size)
     }
 
     /// From nats per token such as `0.02`.
+    ///
+    /// # Errors
+    /// A text that is no number above 0.
     pub fn kld(text: &str) -> Result<Budget, String> {
         positive(text).map(Budget::Kld)
     }
 
     /// From the name of a preset such as `Q4_K_M`.
+    ///
+    /// # Errors
+    /// An unknown name; the message lists all presets.
     pub fn like(text: &str) -> Result<Budget, String> {
         let choice = file_type::Choice::parse(text).and_then(|choice| choice.file_type);
         choice.map(Budget::Like).ok_or_else(|| {
@@ -198,6 +208,9 @@ impl Budget {
     }
 
     /// From memory such as `8GiB` and tokens of context.
+    ///
+    /// # Errors
+    /// A text that is no size, or a size below 1 byte or above 9 PB.
     pub fn fit(memory: &str, ctx: u64) -> Result<Budget, String> {
         Ok(Budget::Fit {
             memory: parse_bytes(memory)?,
@@ -205,11 +218,14 @@ impl Budget {
         })
     }
 
-    /// What it means for the solver. Fails below the smallest recipe, and where a size lies above
-    /// the largest by so much that the answer would not be what was asked for. Memory is a limit
-    /// and no wish: more than the model can use is fine; so are more nats than the smallest recipe
-    /// has.
-    pub fn target(
+    /// The target for the solver.
+    ///
+    /// Memory is a limit, not a target: more than the model can use is accepted, as are more nats
+    /// than those of the smallest recipe.
+    ///
+    /// # Errors
+    /// As [`Budget::solve`].
+    pub(crate) fn target(
         &self,
         problem: &Problem,
         frontier: &Frontier,
@@ -277,7 +293,11 @@ impl Budget {
         Ok(Target::Bytes(of_tensors))
     }
 
-    /// The best recipe that meets it.
+    /// The best recipe within the budget.
+    ///
+    /// # Errors
+    /// A budget below the smallest recipe, a size well above the largest recipe, nats below the
+    /// fewest possible, a fact missing in `around`.
     pub fn solve(
         &self,
         problem: &Problem,
@@ -288,7 +308,7 @@ impl Budget {
             Target::Bytes(bytes) => frontier.at_most(bytes),
             Target::Nats(nats) => frontier.for_nats(nats),
         };
-        // `target` has seen to it that there is one.
+        // `target` has checked that a recipe exists.
         Ok(solution.unwrap_or_else(|| frontier.after(0)))
     }
 }
@@ -322,7 +342,7 @@ fn positive(text: &str) -> Result<f64, String> {
     number.ok_or_else(|| format!("'{text}' is not a number above 0"))
 }
 
-/// Units of bytes; where one ends in another, the longer comes first.
+/// Units of bytes; a unit precedes its suffixes.
 const UNITS: &[(&str, u64)] = &[
     ("kib", 1 << 10),
     ("mib", 1 << 20),
@@ -340,9 +360,12 @@ const UNITS: &[(&str, u64)] = &[
     ("", 1),
 ];
 
-/// Bytes from `4.5GiB` (powers of 1024), `4.5GB` or `4.5G` (powers of 1000), or a bare number; case
-/// does not matter. What is left of a byte is dropped.
-pub fn parse_bytes(text: &str) -> Result<u64, String> {
+/// Parses a size: `4.5GiB` (powers of 1024), `4.5GB` or `4.5G` (powers of 1000), or a plain number,
+/// in any case. Fractions of a byte are dropped.
+///
+/// # Errors
+/// A text that is no size, or a size below 1 byte or above 9 PB.
+fn parse_bytes(text: &str) -> Result<u64, String> {
     let lower = text.trim().to_ascii_lowercase();
     let (number, factor) = UNITS
         .iter()
@@ -354,7 +377,7 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
         .ok()
         .filter(|_| digits)
         .map(|n| n * factor as f64);
-    // Above 2^53, doubles skip numbers; and no file is that large.
+    // Doubles above 2^53 are not exact, and no file is that large.
     match bytes.filter(|b| (1.0..=9.0e15).contains(b)) {
         Some(bytes) => Ok(bytes as u64),
         None => Err(format!(

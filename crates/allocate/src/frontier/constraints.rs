@@ -1,4 +1,4 @@
-//! What a person decides beforehand: types for some tensors, and which types may be chosen at all.
+//! Constraints on an allocation: fixed types of some tensors, and the allowed types of others.
 
 use super::problem::{Item, Problem};
 use crate::recipe::Pattern;
@@ -6,20 +6,23 @@ use quantier_arch::Role;
 use quantier_blocks::types::GgmlType;
 use quantier_core::words::distance;
 
-/// Which tensors a constraint is about.
+/// The tensors of a constraint.
 #[derive(Clone, Debug)]
 pub enum Subject {
-    /// All of them.
+    /// All tensors.
     All,
-    /// Those of a role, by its label: `output` is not `attn_output`.
+    /// Tensors of a role, by its label: `output` is not `attn_output`.
     Role(Role),
-    /// Those whose name a regular expression finds, as in llama-quantize's `--tensor-type`.
+    /// Tensors by a regular expression on the name, as in llama-quantize's `--tensor-type`.
     Names(Pattern),
 }
 
 impl Subject {
     /// From the label of a role, or else a regular expression.
-    pub fn parse(text: &str) -> Result<Subject, String> {
+    ///
+    /// # Errors
+    /// An empty text or an invalid regular expression.
+    pub(crate) fn parse(text: &str) -> Result<Subject, String> {
         match Role::from_label(text) {
             _ if text.is_empty() => Err("the name before '=' is missing".into()),
             Some(role) => Ok(Subject::Role(role)),
@@ -46,9 +49,9 @@ impl Subject {
 
 /// Constraints on a problem, from the options of a command.
 ///
-/// A pin beats everything else, and of several the first that covers a tensor decides. Minimum,
-/// maximum and the list of types hold together; of the lists, the first that covers a tensor
-/// decides, so that one for a role stands before the one for all.
+/// A pin overrides all other constraints; the first pin that covers a tensor decides. Otherwise all
+/// of minimum, maximum and list of types hold. The first list that covers a tensor decides, and the
+/// one for all tensors is the last.
 #[derive(Clone, Debug, Default)]
 pub struct Constraints {
     pins: Vec<(Subject, GgmlType)>,
@@ -79,19 +82,18 @@ impl Bound {
     }
 }
 
-/// Why constraints cannot be met.
+/// A constraint that cannot be met.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConstraintError {
-    /// A constraint is about no tensor.
+    /// A constraint without a tensor.
     #[error("{constraint} covers none of the tensors to choose for; the nearest name is {nearest}")]
     NothingCovered {
-        /// The option as it was typed.
+        /// The option.
         constraint: String,
         /// The role or tensor with the nearest name.
         nearest: String,
     },
-    /// A tensor cannot have the type that it is pinned to, because its rows are no whole blocks of
-    /// it.
+    /// A pinned type with blocks that do not fit the rows of the tensor.
     #[error(
         "{tensor}: {constraint} does not fit: rows of {row_len} weights are not whole blocks of {ggml_type} ({} weights); \
          it can be {types}", ggml_type.block_len()
@@ -99,29 +101,32 @@ pub enum ConstraintError {
     DoesNotFit {
         /// The tensor.
         tensor: String,
-        /// The option as it was typed.
+        /// The option.
         constraint: String,
         /// The type.
         ggml_type: GgmlType,
         /// Weights in a row of the tensor.
         row_len: u64,
-        /// The types that it can have.
+        /// Its possible types.
         types: String,
     },
-    /// No type is left for a tensor.
+    /// A tensor without an allowed type.
     #[error("{tensor}: {constraint} leaves it no type; it can be {types}")]
     NothingLeft {
         /// The tensor.
         tensor: String,
-        /// The options as they were typed.
+        /// The options.
         constraint: String,
-        /// The types that it can have.
+        /// Its possible types.
         types: String,
     },
 }
 
 impl Constraints {
     /// Adds `--pin NAMES=TYPE`.
+    ///
+    /// # Errors
+    /// A text without `=`, an invalid regular expression, an unknown type.
     pub fn pin(&mut self, text: &str) -> Result<(), String> {
         let (subject, t) = text.rsplit_once('=').ok_or("NAMES=TYPE is expected")?;
         self.pins.push((Subject::parse(subject)?, parse_type(t)?));
@@ -129,11 +134,17 @@ impl Constraints {
     }
 
     /// Adds `--min NAMES=TYPE` or `--min TYPE`: no type of fewer bits per weight.
+    ///
+    /// # Errors
+    /// An invalid regular expression, an unknown type.
     pub fn min(&mut self, text: &str) -> Result<(), String> {
         self.bound(Bound::Min, text)
     }
 
     /// Adds `--max NAMES=TYPE` or `--max TYPE`: no type of more bits per weight.
+    ///
+    /// # Errors
+    /// An invalid regular expression, an unknown type.
     pub fn max(&mut self, text: &str) -> Result<(), String> {
         self.bound(Bound::Max, text)
     }
@@ -147,8 +158,11 @@ impl Constraints {
         Ok(())
     }
 
-    /// Adds `--types LIST` or `--types NAMES=LIST`: of types and groups of types (`k`, `iq`,
-    /// `legacy`, `all`), separated by commas. One for all tensors counts after those for some.
+    /// Adds `--types LIST` or `--types NAMES=LIST`: types and groups of types (`k`, `iq`, `legacy`,
+    /// `all`), separated by commas. The list for all tensors is the last to apply.
+    ///
+    /// # Errors
+    /// An invalid regular expression, an unknown type, a second list for all tensors.
     pub fn types(&mut self, text: &str) -> Result<(), String> {
         let (subject, list) = match text.rsplit_once('=') {
             Some((subject, list)) => (Subject::parse(subject)?, list),
@@ -174,8 +188,7 @@ impl Constraints {
         Ok(())
     }
 
-    /// Whether the tensor of this name and role may get a type. Types that are not allowed need no
-    /// score.
+    /// Whether a tensor may have a type. Other types need no sensitivity.
     pub fn allows(&self, name: &str, role: Role, t: GgmlType) -> bool {
         if let Some((_, pinned)) = self.pin_of(name, role) {
             return *pinned == t;
@@ -202,11 +215,11 @@ impl Constraints {
             .find(|(subject, ..)| subject.covers(name, role))
     }
 
-    /// Narrows the choices of every item to what is allowed; fails with every constraint that is
-    /// about nothing and every item that is left without a choice, and then leaves the problem as
-    /// it was.
+    /// Narrows the choices of every item to the allowed types.
     ///
-    /// To be applied before items are grouped, while names are those of tensors.
+    /// # Errors
+    /// Every constraint without a tensor and every item without a remaining choice. The problem then
+    /// stays unchanged.
     pub fn apply(&self, problem: &mut Problem) -> Result<(), Vec<ConstraintError>> {
         let mut errors = self.idle(problem);
         let mut narrowed = Vec::with_capacity(problem.items.len());
@@ -301,7 +314,7 @@ impl Constraints {
     }
 }
 
-/// An option as a person typed it.
+/// The text of an option.
 fn typed(option: &str, subject: &Subject, t: GgmlType) -> String {
     match subject {
         Subject::All => format!("{option} {t}"),
@@ -309,7 +322,7 @@ fn typed(option: &str, subject: &Subject, t: GgmlType) -> String {
     }
 }
 
-/// The name nearest to a text: of a role that occurs, or of a tensor.
+/// The name nearest to a text, of a role in the problem or of a tensor.
 fn nearest(text: &str, problem: &Problem) -> String {
     let roles = problem.items.iter().map(|item| item.role.label());
     let names = problem.items.iter().map(|item| &*item.name);
@@ -320,7 +333,7 @@ fn nearest(text: &str, problem: &Problem) -> String {
         .to_owned()
 }
 
-/// Groups of types that a list may name.
+/// Named groups of types.
 const GROUPS: &[(&str, &[GgmlType])] = &[
     (
         "k",

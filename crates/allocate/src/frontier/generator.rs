@@ -7,7 +7,7 @@ use quantier_core::rng::Rng;
 
 /// What a problem is like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub(crate) enum Kind {
     /// A model's tensors; nats fall by a factor of four per bit, give or take.
     Model,
     /// So few items that prefixes are far apart.
@@ -20,7 +20,7 @@ pub enum Kind {
     NonConvex,
 }
 
-pub const KINDS: [Kind; 5] = [
+pub(crate) const KINDS: [Kind; 5] = [
     Kind::Model,
     Kind::Few,
     Kind::OneHuge,
@@ -34,7 +34,7 @@ fn around_one(rng: &mut Rng, factor: f64) -> f64 {
 }
 
 /// The types that llama.cpp quantizes to, plain floats included.
-pub fn types() -> Vec<GgmlType> {
+pub(crate) fn types() -> Vec<GgmlType> {
     let not_written = [
         GgmlType::F32,
         GgmlType::F64,
@@ -48,7 +48,7 @@ pub fn types() -> Vec<GgmlType> {
 }
 
 /// A problem with so many items, each of 1 to 16 rows of 256 weights, and `kind`'s difficulty.
-pub fn problem(kind: Kind, items: usize, random: &mut Rng) -> Problem {
+pub(crate) fn problem(kind: Kind, items: usize, random: &mut Rng) -> Problem {
     let items = if kind == Kind::Few {
         items.min(3)
     } else {
@@ -67,7 +67,7 @@ pub fn problem(kind: Kind, items: usize, random: &mut Rng) -> Problem {
     }
 }
 
-pub fn item(kind: Kind, name: &str, rows: u64, random: &mut Rng) -> Item {
+pub(crate) fn item(kind: Kind, name: &str, rows: u64, random: &mut Rng) -> Item {
     let matters = around_one(random, 10.0);
     let mut types = types();
     random.shuffle(&mut types);
@@ -106,7 +106,7 @@ pub fn item(kind: Kind, name: &str, rows: u64, random: &mut Rng) -> Item {
 ///
 /// Dynamic programming over bytes, one item after the other. Every block of every type has an even
 /// number of bytes per 256 weights.
-pub fn by_bytes(problem: &Problem, limit: u64) -> Vec<f64> {
+pub(crate) fn by_bytes(problem: &Problem, limit: u64) -> Vec<f64> {
     let mut fewest = vec![f64::INFINITY; (limit / 2 + 1) as usize];
     fewest[(problem.fixed_bytes / 2) as usize..].fill(0.0);
     for item in &problem.items {
@@ -124,7 +124,7 @@ pub fn by_bytes(problem: &Problem, limit: u64) -> Vec<f64> {
 }
 
 /// The fewest nats within so many bytes, of all recipes there are.
-pub fn brute_force(problem: &Problem, bytes: u64) -> f64 {
+pub(crate) fn brute_force(problem: &Problem, bytes: u64) -> f64 {
     fn walk(items: &[Item], room: i64) -> f64 {
         let Some((item, rest)) = items.split_first() else {
             return if room < 0 { f64::INFINITY } else { 0.0 };

@@ -1,16 +1,15 @@
-//! From costs to the frontier: per item the lower convex hull, over all items the steps in order of
-//! worth.
+//! From costs to the frontier: the lower convex hull of each item, and the steps of all items by
+//! nats per byte.
 //!
-//! An item's choices that another beats in both bytes and nats never help. Of the rest, those on
-//! the lower convex hull of (bytes, nats) are the ones that some exchange rate between nats and
-//! bytes prefers (Everett, "Generalized Lagrange multiplier method for solving problems of optimum
-//! allocation of resources", 1963). One step leads from each hull vertex to the next; along an
-//! item, steps buy ever less per byte, so that sorting the steps of all items by what they buy
-//! keeps every item's own order. After any number of them the recipe is the best of its size.
+//! A choice that another beats in both bytes and nats is never optimal. Of the rest, those on the
+//! lower convex hull of (bytes, nats) are optimal for some Lagrange multiplier (Everett,
+//! "Generalized Lagrange multiplier method for solving problems of optimum allocation of resources",
+//! 1963). A step leads from one vertex of a hull to the next; its nats per byte fall along an item,
+//! so a sort of the steps of all items keeps the order of each. The recipe after any number of steps
+//! is the best of its size.
 //!
-//! Sums of nats are taken over whole numbers of a unit, a power of two of at most 2^-59 of the sum
-//! of every item's greatest nats. So they do not depend on the order of the items, and equal is
-//! equal.
+//! Nats are summed as whole multiples of a unit, a power of two of at most 2^-59 of the sum of every
+//! item's greatest nats. So sums do not depend on the order of the items, and comparisons are exact.
 
 use super::problem::{Invalid, Problem, Solution};
 use std::cmp::Ordering;
@@ -24,22 +23,23 @@ pub struct Step {
     pub from: usize,
     /// Index of the item's choice after.
     pub to: usize,
-    /// Bytes that it adds.
+    /// Bytes added.
     pub bytes: u64,
-    /// Predicted nats that it takes away.
+    /// Predicted nats removed.
     pub nats: f64,
     pub(super) ladder: usize,
     pub(super) units: i64,
 }
 
 impl Step {
-    /// Nats gained per byte; never greater than that of the step before.
-    pub fn slope(&self) -> f64 {
+    /// Nats removed per byte; never greater than that of the step before.
+    #[cfg(test)]
+    pub(crate) fn slope(&self) -> f64 {
         self.nats / self.bytes as f64
     }
 }
 
-/// A place on the frontier.
+/// A point of the frontier.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Point {
     /// Bytes of all tensors.
@@ -48,7 +48,7 @@ pub struct Point {
     pub nats: f64,
 }
 
-/// A choice that no other of its item beats.
+/// An undominated choice of an item.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rung {
     pub bytes: i64,
@@ -58,7 +58,7 @@ pub(super) struct Rung {
     pub choice: usize,
 }
 
-/// An item's choices that no other of the item beats, by rising bytes and falling nats.
+/// The undominated choices of an item, by rising bytes and falling nats.
 #[derive(Clone, Debug)]
 pub(super) struct Ladder {
     /// Index of the item in the problem.
@@ -76,18 +76,21 @@ pub(super) struct Sums {
 /// The whole frontier of a problem.
 #[derive(Clone, Debug)]
 pub struct Frontier {
-    /// In the order of the items' names, so that the order of the items cannot matter.
+    /// By name of the item, which makes the result independent of the order of the items.
     pub(super) ladders: Vec<Ladder>,
     steps: Vec<Step>,
-    /// Sums of the recipe after each number of steps; one more than there are steps.
+    /// Sums of the recipe after each number of steps, from 0 on.
     pub(super) sums: Vec<Sums>,
     /// Units in a nat; a power of two.
     scale: f64,
 }
 
 impl Frontier {
-    /// The frontier of a problem; fails if an item has no choices, or nats that are no numbers of
-    /// at least 0.
+    /// The frontier of a problem.
+    ///
+    /// # Errors
+    /// A duplicate name, an item without choices, nats that are negative or not finite, sums out of
+    /// range.
     pub fn of(problem: &Problem) -> Result<Frontier, Invalid> {
         problem.check()?;
         let mut order: Vec<usize> = (0..problem.items.len()).collect();
@@ -109,7 +112,7 @@ impl Frontier {
             .enumerate()
             .flat_map(|(l, ladder)| ladder.steps(l, scale))
             .collect();
-        // Stable: where slopes are equal, the items' names decide, then the item's own order.
+        // A stable sort: equal slopes are in the order of names, then of the item's own steps.
         steps.sort_by(by_falling_slope);
 
         let lowest = ladders.iter().map(|ladder| ladder.rungs[0]);
@@ -139,14 +142,14 @@ impl Frontier {
         })
     }
 
-    /// All steps, each worth no more per byte than the one before; the recipe after any number of
-    /// them is the best of its size.
-    pub fn steps(&self) -> &[Step] {
+    /// All steps, by falling nats per byte. The recipe after any number of them is the best of its
+    /// size.
+    pub(crate) fn steps(&self) -> &[Step] {
         &self.steps
     }
 
-    /// The frontier from the smallest recipe to the largest worthwhile one: one point more than
-    /// there are steps.
+    /// The points of the frontier, from the smallest recipe to the largest useful one: one before
+    /// the first step, and one after each.
     pub fn points(&self) -> Vec<Point> {
         self.sums
             .iter()
@@ -166,7 +169,7 @@ impl Frontier {
         }
     }
 
-    /// The smallest recipe of those with the fewest nats; more bytes buy nothing.
+    /// The smallest recipe with the fewest nats: the largest useful one.
     pub fn largest(&self) -> Point {
         let last = self.sums[self.sums.len() - 1];
         Point {
@@ -175,9 +178,9 @@ impl Frontier {
         }
     }
 
-    /// A bound from below: no recipe within so many bytes has fewer nats than this. `None` below
-    /// the smallest size.
-    pub fn bound(&self, bytes: u64) -> Option<f64> {
+    /// A lower bound on the nats of all recipes within `bytes`; `None` below the smallest size.
+    #[cfg(test)]
+    pub(crate) fn bound(&self, bytes: u64) -> Option<f64> {
         let before = self.steps_within(bytes)?;
         let nats = self.nats(self.sums[before].units);
         let over = (bytes - self.sums[before].bytes) as f64;
@@ -191,19 +194,19 @@ impl Frontier {
     /// The recipe after the first `steps` steps, the best of its size.
     ///
     /// # Panics
-    /// If there are not so many.
+    /// If there are fewer steps.
     pub fn after(&self, steps: usize) -> Solution {
         self.solution(&self.rungs_after(steps), self.sums[steps])
     }
 
-    /// How many steps fit within so many bytes; `None` if not even the smallest recipe does.
+    /// Number of steps within `bytes`; `None` below the smallest recipe.
     pub(super) fn steps_within(&self, bytes: u64) -> Option<usize> {
         self.sums
             .partition_point(|sums| sums.bytes <= bytes)
             .checked_sub(1)
     }
 
-    /// Each ladder's rung after so many steps.
+    /// Rung of each ladder after `steps` steps.
     pub(super) fn rungs_after(&self, steps: usize) -> Vec<usize> {
         let mut rungs = vec![0; self.ladders.len()];
         for step in &self.steps[..steps] {
@@ -234,12 +237,12 @@ impl Frontier {
     }
 }
 
-/// The power of two that brings a sum of nats to between 2^59 and 2^60.
+/// The power of two that scales a sum of nats to between 2^59 and 2^60.
 fn units_per_nat(sum: f64) -> f64 {
-    // An IEEE double's exponent field, of 11 bits above 52 of mantissa, is 1022 more than that of
+    // The exponent field of an IEEE double, 11 bits above 52 of mantissa, is biased by 1022 against
     // the next power of two.
     let above = (sum.to_bits() >> 52) as i32 - 1022;
-    // Beyond 2^1000 a factor would not be finite; so few nats are none.
+    // A factor beyond 2^1000 would not be finite; such nats count as 0.
     if sum > 0.0 {
         f64::from((60 - above).min(1000)).exp2()
     } else {
@@ -247,7 +250,7 @@ fn units_per_nat(sum: f64) -> f64 {
     }
 }
 
-/// Of a list by rising bytes, drops what has no fewer units than something before it.
+/// Of a list by rising bytes, drops the entries without fewer units than all before them.
 pub(super) fn keep_unbeaten<T>(list: &mut Vec<T>, units: impl Fn(&T) -> i64) {
     let mut fewest = i64::MAX;
     list.retain(|one| {

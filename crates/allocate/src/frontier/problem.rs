@@ -1,103 +1,67 @@
-//! What the solver is asked, and what it answers.
+//! Input and output of the solver.
 
 use quantier_arch::Role;
 use quantier_blocks::types::GgmlType;
 
-/// One type that an item may get, with its cost.
+/// A possible type of an item, with its cost.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Choice {
     /// The type.
     pub ggml_type: GgmlType,
-    /// Bytes that the item then takes in the file. A GGUF pads every tensor to its alignment; count
-    /// the padding if budgets are to hold for files.
+    /// Bytes of the item in the file. A GGUF pads every tensor to its alignment; for budgets of
+    /// files, include the padding.
     pub bytes: u64,
-    /// Predicted KL divergence in nats per token, at least 0. Adds up over items.
+    /// Predicted KL divergence in nats per token, at least 0 and additive over items.
     pub nats: f64,
 }
 
-/// What gets one type: a tensor of the GGUF, or several that must share one.
+/// The unit of allocation: a tensor of the GGUF.
 ///
 /// A 3-D tensor of experts is one item, its nats the sum over the experts.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Item {
-    /// The tensor's name, or what its group is called.
+    /// The name of the tensor.
     pub name: String,
-    /// What the tensor does in the model.
+    /// The role of the tensor.
     pub role: Role,
-    /// Weights in a row; for a group a length that whole blocks of every allowed type divide.
+    /// Weights in a row.
     pub row_len: u64,
-    /// How many weights it has.
+    /// Number of weights.
     pub weights: u64,
-    /// The types to choose from, in any order.
+    /// The possible types, in any order.
     pub choices: Vec<Choice>,
 }
 
-impl Item {
-    /// Several items as one that gets a single type: bytes and nats add up, and only types that all
-    /// have stay.
-    pub fn together(name: impl Into<String>, items: &[Item]) -> Item {
-        let sum = |t: GgmlType| {
-            let same: Option<Vec<Choice>> =
-                items.iter().map(|item| item.choice(t).copied()).collect();
-            same.map(|same| Choice {
-                ggml_type: t,
-                bytes: same.iter().fold(0, |sum, c| sum.saturating_add(c.bytes)),
-                nats: same.iter().map(|c| c.nats).sum(),
-            })
-        };
-        let types = items.first().map_or(&[][..], |item| &item.choices);
-        Item {
-            name: name.into(),
-            role: items.first().map_or(Role::Other, |item| item.role),
-            row_len: items
-                .iter()
-                .fold(0, |divisor, item| common_divisor(divisor, item.row_len)),
-            weights: items
-                .iter()
-                .fold(0, |sum, item| sum.saturating_add(item.weights)),
-            choices: types.iter().filter_map(|c| sum(c.ggml_type)).collect(),
-        }
-    }
-
-    /// The choice of a type.
-    pub fn choice(&self, t: GgmlType) -> Option<&Choice> {
-        self.choices.iter().find(|c| c.ggml_type == t)
-    }
-}
-
-/// Euclid's: the longest row length of which both are multiples.
-fn common_divisor(a: u64, b: u64) -> u64 {
-    if b == 0 { a } else { common_divisor(b, a % b) }
-}
-
-/// What is to be chosen.
+/// An allocation problem.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Problem {
-    /// What gets a type each. The order does not matter to the answer.
+    /// The items. Their order does not affect the solution.
     pub items: Vec<Item>,
-    /// Bytes of the tensors that keep their type (norms and the like).
+    /// Bytes of the tensors that keep their type, such as norms.
     pub fixed_bytes: u64,
     /// Weights of those tensors.
     pub fixed_weights: u64,
 }
 
-/// Why a problem cannot be solved: it is malformed.
+/// A malformed problem.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{item}: {reason}")]
 pub struct Invalid {
     /// The item.
     pub item: String,
-    /// What is wrong with it.
+    /// Its fault.
     pub reason: String,
 }
 
-/// The most bytes of a problem, an exbibyte; keeps every product of the solver within 128 bits.
+/// Limit on the bytes of a problem, an exbibyte: it keeps the products of the solver within 128 bits.
 const MOST_BYTES: u64 = 1 << 60;
 
 impl Problem {
-    /// Whether every item has choices with finite, non-negative nats, no name occurs twice, and
-    /// sums stay in range.
-    pub fn check(&self) -> Result<(), Invalid> {
+    /// Checks the problem.
+    ///
+    /// # Errors
+    /// As [`Frontier::of`](super::Frontier::of).
+    pub(crate) fn check(&self) -> Result<(), Invalid> {
         let invalid = |item: &str, reason: String| Invalid {
             item: item.into(),
             reason,
@@ -139,18 +103,18 @@ impl Problem {
     }
 
     /// Weights of all tensors, chosen and fixed.
-    pub fn weights(&self) -> u64 {
+    pub(crate) fn weights(&self) -> u64 {
         self.items.iter().fold(self.fixed_weights, |sum, item| {
             sum.saturating_add(item.weights)
         })
     }
 
-    /// Bits per weight of so many tensor bytes.
+    /// Bits per weight of `bytes` of tensors.
     pub fn bpw(&self, bytes: u64) -> f64 {
         8.0 * bytes as f64 / self.weights().max(1) as f64
     }
 
-    /// The recipe in names and types, in the order of the items.
+    /// Names and types of a recipe, in the order of the items.
     pub fn recipe<'a>(
         &'a self,
         solution: &'a Solution,
@@ -165,7 +129,7 @@ impl Problem {
 /// A recipe: one choice for every item.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Solution {
-    /// For each item of the problem, in its order, the index of the choice.
+    /// Index of the choice, by item of the problem.
     pub choices: Vec<usize>,
     /// Bytes of all tensors, the fixed ones included.
     pub bytes: u64,

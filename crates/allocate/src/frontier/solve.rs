@@ -1,43 +1,42 @@
-//! What fills the bytes between two optima of the frontier.
+//! Recipes between two optima of the frontier.
 //!
 //! Let a recipe of the frontier and the one after its next step be D bytes and U nats apart, and
-//! look at changes of the first, in any number of items. A change that adds b bytes and n nats
-//! *strays* by n + b U/D from the straight line between the two. None strays below it, and strays
-//! of items add up: a change of an item that strays by much is in no good recipe. So:
+//! consider changes of the first, in any number of items. A change by b bytes and n nats *strays* by
+//! n + b U/D from the straight line between the two. No change strays below the line, and the strays
+//! of items add up: a change of one item with a large stray is in no good recipe. So:
 //!
 //! ```text
 //! states = {no change}; found = {no change}
-//! for each item, those that stray least first:
-//!     stop if the item strays by more than the widest gap between `found` and the line
-//!     states = every state, combined with every change of the item that strays by less than the gap
-//!     drop states that another beats in bytes and nats, or that stray by the gap, or that cannot come back below D
-//!     found  = the best recipes at every size from 0 to D, with those of the states
+//! for each item, by rising stray:
+//!     stop if it strays by more than the widest gap between `found` and the line
+//!     states = every state, combined with every change of the item below the gap
+//!     drop states that are dominated, or stray by the gap, or cannot return below D bytes
+//!     found  = the best recipes at every size from 0 to D, those of the states included
 //! ```
 //!
-//! This is the dynamic programme over a growing core of Pisinger, "A minimal algorithm for the
+//! This is the dynamic program over an expanding core of Pisinger, "A minimal algorithm for the
 //! multiple-choice knapsack problem" (1995), for all sizes between two optima at once. Two
-//! departures bound the work: a gap below a ten-thousandth of the nats counts as none, and where
-//! states grow too many, of every band of nats one stays, the one with the fewest bytes.
+//! departures bound the work: a gap below a ten-thousandth of the nats counts as none, and of too
+//! many states, only the one with the fewest bytes in every band of nats is kept.
 //!
-//! More bytes never predict more nats: the recipes between two optima depend on those two, not on
-//! the budget, and an optimum is no worse than anything smaller.
+//! More bytes never predict more nats: the recipes between two optima depend on these optima, not on
+//! the budget, and an optimum is no worse than any smaller recipe.
 
 use super::hull::{Frontier, Rung, Sums, keep_unbeaten};
 use super::problem::Solution;
 
-/// A gap between the best recipe found and the bound counts as none if it is the nats divided by
-/// this, or less.
+/// A gap of at most the nats divided by this counts as none.
 const TOLERANCE: i128 = 10_000;
 
-/// About how many combinations are looked at between two optima.
+/// Approximate limit on the combinations between two optima.
 const WORK: usize = 1 << 20;
 
 impl Frontier {
-    /// The best recipe found within so many bytes, those of the fixed tensors included; `None`
-    /// below the smallest.
+    /// The best recipe within `bytes`, those of the fixed tensors included; `None` below the
+    /// smallest.
     ///
-    /// A recipe of the frontier, the optimum, where one is that large; otherwise as a rule within
-    /// 0.01% of the fewest nats possible. More bytes never predict more nats.
+    /// It is the optimum if a recipe of the frontier has that size, else usually within 0.01% of the
+    /// fewest nats possible. More bytes never predict more nats.
     pub fn at_most(&self, bytes: u64) -> Option<Solution> {
         let steps = self.steps_within(bytes)?;
         if self.sums[steps].bytes == bytes || steps == self.steps().len() {
@@ -49,7 +48,7 @@ impl Frontier {
         Some(filling.solution(filling.found[fits - 1]))
     }
 
-    /// The smallest recipe found with at most so many predicted nats; `None` if none has so few.
+    /// The smallest recipe with at most `nats` predicted nats; `None` below the fewest.
     pub fn for_nats(&self, nats: f64) -> Option<Solution> {
         let enough = |units: i64| self.nats(units) <= nats;
         let steps = self.sums.iter().position(|sums| enough(sums.units))?;
@@ -69,17 +68,17 @@ impl Frontier {
 /// A change of a recipe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct State {
-    /// Bytes that it adds.
+    /// Bytes added.
     bytes: i64,
-    /// Units of nats that it adds.
+    /// Units of nats added.
     units: i64,
-    /// Where it came from: an index into `Filling::changes`, 0 for no change at all.
+    /// Its last change, an index into `Filling::changes`; 0 for no change.
     change: usize,
-    /// What the last item changes to, while the item is being combined.
+    /// Rung of the current item, while it is combined.
     rung: usize,
 }
 
-/// The last of the changes that lead to a state.
+/// The last change of a state; `before` leads to the others.
 #[derive(Clone, Copy)]
 struct Change {
     before: usize,
@@ -90,7 +89,7 @@ struct Change {
 /// An item of the core.
 struct Member {
     ladder: usize,
-    /// Changes (bytes and units added, rung), those that stray least first.
+    /// Changes (bytes and units added, rung), by rising stray.
     options: Vec<State>,
 }
 
@@ -106,7 +105,7 @@ struct Filling<'a> {
     found: Vec<State>,
 }
 
-/// From one optimum to the next: D and U.
+/// The line from one optimum to the next: D and U.
 #[derive(Clone, Copy)]
 struct Line {
     bytes: i64,
@@ -114,7 +113,7 @@ struct Line {
 }
 
 impl Line {
-    /// By how much a change strays, in units times D.
+    /// Stray of a change, in units times D.
     fn stray(self, bytes: i64, units: i64) -> i128 {
         units as i128 * self.bytes as i128 + bytes as i128 * self.units as i128
     }
@@ -153,7 +152,7 @@ impl<'a> Filling<'a> {
         let core = self.core(gap);
         let options: usize = core.iter().map(|member| 1 + member.options.len()).sum();
         let most_states = (WORK / options.max(1)).max(64);
-        // How many bytes the items from each on can give back.
+        // The most bytes that each item and its successors can save.
         let mut back = vec![0; core.len() + 1];
         for (i, member) in core.iter().enumerate().rev() {
             back[i] = back[i + 1]
@@ -201,7 +200,7 @@ impl<'a> Filling<'a> {
         }
     }
 
-    /// The items that stray by less than the gap.
+    /// The items with changes below the gap.
     fn core(&self, gap: i128) -> Vec<Member> {
         let member = |(ladder, &at): (usize, &usize)| {
             let rungs = &self.frontier.ladders[ladder].rungs;
@@ -231,8 +230,8 @@ impl<'a> Filling<'a> {
         self.line.stray(state.bytes, state.units)
     }
 
-    /// The greatest distance of what is found from the line, in units times D: just below the size
-    /// of each recipe, the one before is still the best. Gaps within the tolerance are none.
+    /// The greatest distance of `found` from the line, in units times D. It occurs just below the size
+    /// of a recipe, where the one before is still the best. Gaps within the tolerance count as none.
     fn widest_gap(&self) -> i128 {
         let next = State {
             bytes: self.line.bytes,
@@ -252,14 +251,13 @@ impl<'a> Filling<'a> {
         self.found.iter().zip(sizes).map(gap).max().unwrap_or(0)
     }
 
-    /// Takes over the states that are the best recipes of their size, and thins the states to a
-    /// number.
+    /// Adds the best states of their size to `found`, and thins the states to `most`.
     fn keep_found(&mut self, states: &mut Vec<State>, ladder: usize, most: usize) {
         let Line { bytes, units } = self.line;
         let is_between = |state: &State| {
             (1..bytes).contains(&state.bytes) && (-units + 1..0).contains(&state.units)
         };
-        // Marked by their place, so that those found are not lost to thinning.
+        // Marks instead of removal: thinning must not lose a state that improves `found`.
         let stays = bands(states, most);
         let mut kept = Vec::with_capacity(most.min(states.len()));
         for (state, stays) in states.iter().zip(stays) {
@@ -322,14 +320,14 @@ impl<'a> Filling<'a> {
     }
 }
 
-/// Sorts by rising bytes and drops what another beats; of equals the first found stays.
+/// Sorts by rising bytes and drops dominated states; the first of equals stays.
 fn sort_unbeaten(states: &mut Vec<State>) {
     states.sort_unstable();
     keep_unbeaten(states, |state| state.units);
 }
 
-/// Which of the states, by rising bytes and falling nats, stay if there may be only `most`: the
-/// smallest of every band of nats.
+/// Marks the states to keep of a list by rising bytes and falling nats: the smallest in each of
+/// `most` bands of nats.
 fn bands(states: &[State], most: usize) -> Vec<bool> {
     let (Some(first), Some(last)) = (states.first(), states.last()) else {
         return Vec::new();

@@ -1,23 +1,21 @@
-//! A set of sizes to offer: recipes all along the frontier, each worth its step.
+//! A series of recipes along the frontier.
 
 use super::{Frontier, Problem, Solution};
 
-/// Nats of the smallest recipe that is offered: about where models are of little use (a model all
-/// in 2.1 bits).
+/// Nats of the smallest recipe: about those of a model all in 2.1 bits, which is of little use.
 const MOST: f64 = 0.35;
-/// Nats of the largest: beyond this, nobody can tell.
+/// Nats of the largest: smaller divergences are not noticeable.
 const LEAST: f64 = 0.001;
-/// Nats of the only one, if one is asked for.
+/// Nats of a single recipe.
 const ONLY: f64 = 0.02;
-/// Bits per weight of smallest and largest, where nothing is known in nats.
+/// Bits per weight of smallest and largest, if costs are not in nats.
 const BITS: (f64, f64) = (2.5, 6.6);
-/// A recipe of less than so many times the bytes of the next smaller is not worth a file.
+/// Minimum ratio of the bytes of two recipes.
 const STEP: f64 = 1.02;
 
-/// About `n` recipes, by rising size: in even steps of the nats' logarithm between what is still of
-/// use and what is as good as the original, as far as the frontier goes. Each takes away about the
-/// same part of what divergence is left. Where costs are no nats, in even steps of the size. Steps
-/// too small to be worth a file are left out.
+/// At most `n` recipes, by rising size: in even steps of log nats, within the frontier and within
+/// the useful range of 0.001 to 0.35 nats. If costs are not in nats, in even steps of the size.
+/// Recipes of nearly equal size are left out.
 pub fn spread(problem: &Problem, frontier: &Frontier, n: usize, in_nats: bool) -> Vec<Solution> {
     let (smallest, largest) = (frontier.smallest(), frontier.largest());
     let part = |i: usize| {

@@ -387,34 +387,3 @@ fn malformed_problems_name_the_tensor() {
         assert!(error.item == name && error.reason.contains(word), "{error}");
     }
 }
-
-#[test]
-fn what_shares_a_type_adds_up() {
-    let a = item(
-        "a",
-        &[
-            (GgmlType::Q4_0, 100, 1.0),
-            (GgmlType::Q8_0, 200, 0.5),
-            (GgmlType::Q6_K, 150, 0.7),
-        ],
-    );
-    let mut b = item(
-        "b",
-        &[(GgmlType::Q8_0, 20, 0.25), (GgmlType::Q4_0, 10, 2.0)],
-    );
-    b.row_len = 160;
-    let both = Item::together("both", &[a, b]);
-    assert_eq!(
-        (both.row_len, both.weights),
-        (32, 512),
-        "rows of 256 and of 160 are whole blocks of 32"
-    );
-    assert_eq!(
-        both.choices,
-        item(
-            "",
-            &[(GgmlType::Q4_0, 110, 3.0), (GgmlType::Q8_0, 220, 0.75)]
-        )
-        .choices
-    );
-}

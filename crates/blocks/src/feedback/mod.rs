@@ -1,22 +1,21 @@
-//! Rounding with error feedback: the levels of a block chosen one column after the other, each
-//! column's error made good by the columns that are still open.
+//! Rounding with error feedback: the levels of a block are chosen column by column, and each
+//! column's error is compensated in the columns not yet rounded.
 //!
-//! A matrix `W` meets inputs `x`; what rounding costs it is the error of its output, `tr(E C E^T)`
-//! with `E` the change of the weights and `C` the mean of `x x^T`. The best that open columns can
-//! do about the error of a column is linear, the same for all rows, and stands in a factor of `C`
-//! ([`Coupling`]; GPTQ, Frantar et al. 2022; LDLQ, Chee et al. 2023). Here is the step for one
-//! block in eight rows; what lies before and behind a block is `crate::feedback`'s.
+//! Rounding a matrix `W` with input Hessian `H = E[x x^T]` costs the error of its output,
+//! `tr(D H D^T)` with `D` the change of the weights. The optimal compensation of a column's error is
+//! linear, the same for all rows, and follows from a factor of `H` ([`Coupling`]; GPTQ, Frantar et
+//! al. 2022; LDLQ, Chee et al. 2023). This is the step for one block of eight rows; the crate
+//! quantier-round carries errors from block to block.
 //!
 //! ```text
-//! the reference's search chooses the block's scales, for the weights as errors so far have changed them, with what errors
-//!     of columns cost for their importance
-//! for each sub-block: for its scale and for those beside it (Stepped::TRIES, Pointed::TRIES):
-//!     for each column (or each group of a codebook): the level of least cost; its error goes to the columns behind it
+//! the reference's search chooses the scales of the block, for the compensated weights, with the costs of the columns as
+//!     importance
+//! for each sub-block: for its scale and for adjacent ones (Stepped::TRIES, Pointed::TRIES):
+//!     for each column (or each group of a codebook): the level of least cost; its error goes to the later columns
 //!     keep the scale of least cost
 //! ```
 //!
-//! `stepped` is for types in which each weight has a level of its own, `pointed` for those with
-//! codebooks.
+//! `stepped` is for types with a level for each weight, `pointed` for codebook types.
 
 mod pointed;
 mod stepped;
@@ -26,32 +25,31 @@ mod tests;
 pub(super) use pointed::{Choice, Eights, Fours, Pointed, Points, round_pointed};
 pub(super) use stepped::{Grid, Stepped, Table, round_stepped};
 
-/// How the errors of a block's columns act on each other, and what they cost.
+/// Factors of the input Hessian for one block: compensation and cost of the columns' errors.
 #[derive(Clone, Copy)]
 pub struct Coupling<'a> {
-    /// Row `j` of this is for column `j` of the block: an error `e` of it takes `e * row[k]` from
-    /// the weight of column `k > j`. What stands before column `j` does not count.
+    /// Row `j` compensates column `j` of the block: an error `e` changes the weight of column `k > j`
+    /// by `-e * row[k]`. Entries up to column `j` are ignored.
     pub rows: &'a [f32],
-    /// From one row to the next.
+    /// Distance between rows.
     pub stride: usize,
-    /// What the square of a column's error costs if the columns behind it make good what they can.
+    /// Cost of a column's squared error, after compensation in the later columns.
     pub costs: &'a [f32],
-    /// By group of eight columns: what the errors of the group cost, as a quadratic form; and the
-    /// same for the first four of them if the other four make good what they can.
+    /// Cost of the errors of each group of eight columns, after compensation.
     pub groups: &'a [Metric],
 }
 
-/// A quadratic form of the errors of eight columns.
+/// The cost of errors in eight columns, as a quadratic form.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Metric {
     /// Of all eight.
     pub eight: [[f32; 8]; 8],
-    /// Of the first four.
+    /// Of the first four, after compensation in the other four.
     pub first_four: [[f32; 4]; 4],
 }
 
 impl Coupling<'_> {
-    /// The factors of column `j`, from column `from` up to `to`.
+    /// The factors of column `j` for columns `from..to`.
     #[inline(always)]
     fn row(&self, j: usize, from: usize, to: usize) -> &[f32] {
         &self.rows[j * self.stride..][from..to]
@@ -59,7 +57,7 @@ impl Coupling<'_> {
 }
 
 /// Rounds one block of eight rows: `weights` and `blocks` have one array per row. On return,
-/// `weights` holds the errors: each weight as it was when its turn came, less what the block says.
+/// `weights` has the errors: each compensated weight less its rounded value.
 pub(super) type RoundEight = fn(crate::simd::Isa, Coupling<'_>, &mut [f32], &mut [u8]);
 
 impl Metric {
@@ -68,7 +66,7 @@ impl Metric {
     /// In turn, the errors are `e'_j = e_j - sum of coupling[k][j] e'_k over k < j`, and each costs
     /// `costs[j] e'_j^2`.
     pub fn new(coupling: [&[f32]; 8], costs: &[f32]) -> Metric {
-        // turned[j][i]: how much of error i is in e'_j.
+        // turned[j][i]: coefficient of error i in e'_j.
         let mut turned = [[0.0f32; 8]; 8];
         for j in 0..8 {
             turned[j][j] = 1.0;

@@ -1,10 +1,10 @@
-//! Types in which each weight has a level of its own: eight rows side by side, column after column.
+//! Types with a level for each weight: eight rows in lanes, column by column.
 
 use super::Coupling;
 use crate::simd::{Isa, Kernel, LANES, Simd};
 use crate::{Block, quantize_row};
 
-/// What the levels `0 ..= top` of a type stand for.
+/// The values of the levels `0 ..= top` of a type.
 pub(crate) enum Grid {
     /// `base + step * level`.
     Even {
@@ -17,24 +17,24 @@ pub(crate) enum Grid {
 
 /// Up to sixteen numbers that are not evenly spaced.
 pub(crate) struct Table {
-    /// Rising; filled up with the last one.
+    /// In rising order, padded with the last one.
     numbers: [f32; 16],
-    /// Between two of them; infinite behind the last one.
+    /// Midpoints between them; infinite behind the last one.
     middles: [f32; 15],
-    /// The levels that stand for them.
+    /// Their levels.
     levels: [u8; 16],
 }
 
 impl Table {
-    /// The table of a type whose levels stand for `numbers`. Of two levels for the same number the
-    /// first is used.
+    /// The table of a type with the values `numbers` by level. Of equal values, the first level is
+    /// used.
     pub(crate) const fn new(of_levels: &[f32; 16]) -> Table {
         let (mut numbers, mut levels) = ([0.0f32; 16], [0u8; 16]);
         let mut len = 0;
         let mut level = 0;
         while level < 16 {
             let number = of_levels[level];
-            // Insertion, since there is no sorting in constants.
+            // Insertion sort: constants have no other.
             let mut at = len;
             while at > 0 && numbers[at - 1] > number {
                 at -= 1;
@@ -81,23 +81,23 @@ impl Table {
     }
 }
 
-/// A type whose weights take levels one by one.
+/// A type with a level for each weight.
 pub(crate) trait Stepped<const N: usize>: Block<N> {
-    /// Weights under one scale.
+    /// Weights of a sub-block.
     const SUB: usize;
-    /// What the levels stand for.
+    /// The values of the levels.
     const GRID: Grid;
-    /// Changes of a sub-block's scale (and offset, where it has one) that are tried, in the type's
-    /// own steps; the first is none.
+    /// The tried changes of a sub-block's scale, and offset if any, in steps of the type; the first
+    /// is none.
     const TRIES: &'static [[i8; 2]];
 
-    /// The level that stands for 0, where levels are evenly spaced and have no offset of their own.
+    /// The level of 0, for evenly spaced levels without a stored offset.
     const ZERO: f32 = 0.0;
 
     /// The step of a sub-block.
     fn step(&self, sub: usize) -> f32;
 
-    /// What level 0 of a sub-block stands for.
+    /// The value of level 0 of a sub-block.
     fn base(&self, sub: usize) -> f32 {
         -Self::ZERO * self.step(sub)
     }
@@ -105,7 +105,7 @@ pub(crate) trait Stepped<const N: usize>: Block<N> {
     /// Changes scale and offset of a sub-block, as far as the type can.
     fn nudge(&mut self, sub: usize, change: [i8; 2]);
 
-    /// Takes these levels for those that are there.
+    /// Replaces the levels.
     fn set_levels(&mut self, levels: &[u8; N]);
 }
 
@@ -141,7 +141,7 @@ struct Round<'a, B, const N: usize> {
     blocks: &'a mut [B; LANES],
 }
 
-/// A sub-block rounded at one scale, in every lane its own; as many columns as the sub-block has.
+/// A sub-block rounded at one scale per lane: by column of the sub-block.
 #[derive(Clone, Copy)]
 struct Tried<S: Simd, const N: usize> {
     cost: S::F32,
@@ -202,7 +202,7 @@ impl<B: Stepped<N>, const N: usize> Kernel for Round<'_, B, N> {
     }
 }
 
-/// Lets open columns make good what they can of an error, in every lane its own.
+/// Compensates an error per lane in the columns not yet rounded.
 #[inline(always)]
 fn feed_back<S: Simd>(simd: S, error: S::F32, factors: &[f32], open: &mut [S::F32]) {
     for (x, &factor) in open.iter_mut().zip(factors) {
@@ -210,7 +210,7 @@ fn feed_back<S: Simd>(simd: S, error: S::F32, factors: &[f32], open: &mut [S::F3
     }
 }
 
-/// A sub-block at the scale of least cost, and which of the tries that is in each lane.
+/// A sub-block at the scale of least cost, and the index of that try per lane.
 #[inline(always)]
 fn best_try<S: Simd, B: Stepped<N>, const N: usize>(
     simd: S,
@@ -256,7 +256,7 @@ fn best_try<S: Simd, B: Stepped<N>, const N: usize>(
     (best, simd.store_u8(choices))
 }
 
-/// Rounds a sub-block, whose errors go to the columns within it.
+/// Rounds a sub-block, with feedback within it.
 #[inline(always)]
 fn round_sub<S: Simd, B: Stepped<N>, const N: usize>(
     simd: S,
@@ -273,7 +273,7 @@ fn round_sub<S: Simd, B: Stepped<N>, const N: usize>(
         levels: [simd.splat_i32(0); N],
     };
     tried.errors[..B::SUB].copy_from_slice(&x[from..to]);
-    // Of a subnormal step the inverse would be infinite.
+    // The inverse of a subnormal step is infinite.
     let vanishes = simd.lt(simd.abs(step), simd.splat(f32::MIN_POSITIVE));
     let inverse = simd.select(vanishes, zero, simd.splat(1.0) / step);
     for j in 0..B::SUB {

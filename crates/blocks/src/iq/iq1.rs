@@ -43,7 +43,7 @@ fn lanes<V: Simd>(simd: V, columns: &[f32], from: usize) -> V::F32 {
     )
 }
 
-/// What a point's weights are in units of the scale.
+/// Values of a point's weights, in units of the scale.
 #[inline(always)]
 fn shifted<V: Simd>(simd: V, point: u16, minus: bool) -> V::F32 {
     let shift = if minus { MINUS[1] } else { PLUS[1] };
@@ -76,7 +76,7 @@ pub(super) struct OneShift;
 /// Boundaries in a sub-block of IQ1_S, as many columns as the eight from the last one take.
 const S_COLUMNS: usize = S_SUB + LANES;
 
-/// What the sums of IQ1_S are made of.
+/// Terms of the sums of IQ1_S.
 pub(super) struct OneShiftParts {
     /// Running sums of (weight * x) and of the weights.
     x: [f32; S_COLUMNS],
@@ -269,7 +269,7 @@ struct TwoShifts;
 /// Boundaries in a sub-block of IQ1_M, as many columns as the eight from the last one take.
 const M_COLUMNS: usize = M_SUB + LANES;
 
-/// What the sums of a half are made of in IQ1_M.
+/// Terms of the sums of a half of IQ1_M.
 ///
 /// Neighbouring values differ by one, so the sum over all three parts is that of the greatest
 /// value, less one for each boundary that a weight is below. For squares, there are other

@@ -14,7 +14,7 @@ use crate::{Block, Fault};
 const POINTS: usize = BLOCK / 8;
 /// Levels of a magnitude.
 const LEVELS: usize = 3;
-/// What the levels stand for: roughly 1, 3 and 5 times eight.
+/// Values of the levels: roughly 1, 3 and 5 times eight.
 const VALUES: [f32; LEVELS] = [8.0, 25.0, 43.0];
 /// Candidates for a scale in IQ2_XXS: six on either side.
 const XXS_CANDIDATES: usize = 13;
@@ -339,7 +339,7 @@ pub(crate) struct BlockIq2S {
     codes: [u8; SUBS / 2],
 }
 
-/// The share of the block's variance in the weight of an error, where no importance is known.
+/// Factor of the block's variance in the error weights without importance.
 const S_VARIANCE_SHARE: f32 = 0.25;
 
 impl Block<BLOCK> for BlockIq2S {

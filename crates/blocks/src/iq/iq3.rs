@@ -228,9 +228,9 @@ impl Block<BLOCK> for BlockIq3S {
                     .rev()
                     .fold(0, |bits, p| bits << 1 | (p >> 8) as u8)
             });
-            // ggml does not leave room for the points and signs of a sub-block of zeros: those
-            // behind it move up, although their ninth bits and scales stay, and so come back as
-            // other weights. The bytes are what counts.
+            // ggml skips the points and signs of a sub-block of zeros: those behind it move up,
+            // although their ninth bits and scales stay, and dequantize to other weights. We keep
+            // these bytes.
             for (place, i) in (0..SUBS).filter(|&i| !fit.empty[i]).enumerate() {
                 block.points[place] = fit.points[i].map(|p| p as u8);
                 block.signs[place] = fit.signs.as_chunks().0[i];

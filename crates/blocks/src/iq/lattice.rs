@@ -1,4 +1,4 @@
-//! The search that the 2-bit and 3-bit codebook types share.
+//! The search of the 2-bit and 3-bit codebook types.
 //!
 //! A sub-block has one scale, and its magnitudes (in groups of `D`) are odd multiples of it that
 //! must lie in a codebook:
@@ -19,7 +19,7 @@
 //! 3. Rounding, searching and summing are loops of their own over all candidates: the first and the last have no
 //!    branches, and all have much that does not wait for each other.
 //!
-//! What the candidates led to waits in memory in between, 8 KiB for the types with 31 candidates.
+//! Results of the candidates stay in memory between these loops: 8 KiB for the types with 31 candidates.
 
 use super::BLOCK;
 use super::grid::{Codebook, Map, Place, TABLES, cheapest, entry, field, read_points, spelled};
@@ -31,7 +31,7 @@ use std::sync::OnceLock;
 /// A codebook and the format's values of its points.
 pub(super) struct Lattice<const D: usize, const N: usize> {
     book: Codebook<D, N>,
-    /// What the points stand for, in units of the scale.
+    /// Values of the points, in units of the scale.
     pub(super) values: [[f32; D]; N],
     eights: OnceLock<Eights>,
     fours: OnceLock<Fours>,
@@ -81,7 +81,7 @@ pub(super) enum Resnap {
     Strays,
 }
 
-/// The constants by which the searches of the types differ.
+/// Constants of a type's search.
 pub(super) struct Plan {
     /// Distance between candidates, in half steps of the top level.
     pub(super) stride: f32,
@@ -91,7 +91,7 @@ pub(super) struct Plan {
     pub(super) signs: Signs,
 }
 
-/// What the search finds for a block of `B` sub-blocks of `G` groups.
+/// Result for a block of `B` sub-blocks of `G` groups.
 pub(super) struct Fit<const G: usize, const B: usize> {
     /// One per sub-block, not negative (but NaN where sums overflowed).
     pub(super) scales: [f32; B],

@@ -1,8 +1,7 @@
-//! Codebook types: groups of four or eight weights share a number that names a point of a small
-//! codebook.
+//! Codebook types: groups of four or eight weights share the index of a point in a small codebook.
 //!
-//! The quantizers all go the same way: weigh the errors, fit a scale and codebook points to every
-//! sub-block, store the scales as multiples of one f16, pack.
+//! All quantizers compute error weights, fit a scale and codebook points to every sub-block, store
+//! the scales as multiples of one f16, and pack.
 
 mod grid;
 mod iq1;

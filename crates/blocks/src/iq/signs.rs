@@ -6,13 +6,13 @@ use crate::simd::Simd;
 /// Seven sign bits, when the eighth is what makes the number of negative weights even.
 pub(super) const EVEN_MASK: u8 = 0x7f;
 
-/// How a format keeps the signs of eight weights.
+/// Encoding of the signs of eight weights.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Signs {
     /// In eight bits.
     Free,
-    /// In seven bits; an odd number of minus signs cannot be told, so the cheapest weight gets the
-    /// wrong sign.
+    /// In seven bits; an odd number of minus signs cannot be encoded, so the weight of least cost gets
+    /// the wrong sign.
     Even,
 }
 
@@ -28,7 +28,7 @@ impl Signs {
     ) -> S::I32 {
         let (zero, none) = (simd.splat(0.0), simd.splat_i32(0));
         let bit = |i: usize| simd.splat_i32(1 << i);
-        // The bit of the weight that it would cost least to turn, the first one of equals.
+        // The bit of the weight with the least cost of a wrong sign, the first of equals.
         let cost = |x: S::F32, importance: S::F32| importance * x * x;
         let (mut least, mut cheapest) = (cost(x[0], importance[0]), bit(0));
         let (mut signs, mut count) = (none, none);

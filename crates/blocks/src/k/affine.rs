@@ -1,27 +1,26 @@
-//! What Q2_K, Q4_K and Q5_K share: super-blocks of `S` sub-blocks of `N` weights, each with a scale
-//! and an offset.
+//! Common to Q2_K, Q4_K and Q5_K: super-blocks of `S` sub-blocks of `N` weights, each with a scale and
+//! an offset.
 
 use super::LEN;
 use crate::num::{Half, nearest_int};
 use crate::search::{self, Candidates, Measure, Origin, VECTORS, side_by_side};
 use crate::simd::{LANES, Simd};
 
-/// Super-blocks that are quantized together. The sub-blocks of a few of them are searched side by
-/// side.
+/// Super-blocks quantized together, with their sub-blocks searched side by side.
 pub(super) const TOGETHER: usize = LANES;
 
 /// The scales and offsets of the sub-blocks of some super-blocks.
 pub(super) struct Fits<const S: usize> {
     pub(super) scales: [[f32; S]; TOGETHER],
     pub(super) offsets: [[f32; S]; TOGETHER],
-    /// What the errors of a sub-block count together.
+    /// Sum of the error weights by sub-block.
     pub(super) totals: [[f32; S]; TOGETHER],
-    /// What the levels follow from that were found with them.
+    /// Inverse scale and offset of their levels.
     pub(super) origins: [[Origin; S]; TOGETHER],
 }
 
-/// Fits every sub-block of up to [`TOGETHER`] super-blocks. `weights` say what the error of each
-/// `x` counts, `measure` what an error counts.
+/// Fits every sub-block of up to [`TOGETHER`] super-blocks, with error weights `weights` and error
+/// measure `measure`.
 #[inline(always)]
 pub(super) fn fit<I: Simd, const N: usize, const S: usize, const MAX: i32>(
     simd: I,
@@ -120,8 +119,8 @@ pub(super) fn codes_of_largest<const S: usize, const MAX: i32>(
     })
 }
 
-/// Scales and offsets of every super-block in the units with the least error, where each counts
-/// what its sub-block's errors do.
+/// Scales and offsets of every super-block in the units with the least error, weighted by the error
+/// weights of the sub-blocks.
 #[inline(always)]
 pub(super) fn codes_of_least_error<I: Simd, const S: usize, const MAX: i32>(
     simd: I,
@@ -151,8 +150,8 @@ pub(super) fn codes_of_least_error<I: Simd, const S: usize, const MAX: i32>(
     codes
 }
 
-/// Rounds the weights to the levels that the quantized scales and offsets stand for. Sub-blocks
-/// whose scale is zero keep the levels of the search.
+/// Rounds the weights at the quantized scales and offsets. Sub-blocks with a scale of zero keep the
+/// levels of the search.
 #[inline(always)]
 pub(super) fn round<const N: usize, const S: usize, const MAX: i32>(
     x: &[[f32; N]; S],
@@ -166,7 +165,7 @@ pub(super) fn round<const N: usize, const S: usize, const MAX: i32>(
     })
 }
 
-/// The weights that eight levels of a sub-block stand for.
+/// The values of eight levels of a sub-block.
 #[inline(always)]
 pub(super) fn weights<V: Simd>(simd: V, scale: f32, levels: V::I32, offset: f32) -> [f32; LANES] {
     simd.store(simd.splat(scale) * simd.to_f32(levels) - simd.splat(offset))

@@ -10,8 +10,8 @@
 //!
 //! Every quantizer takes the same three steps. It searches each sub-block for the scale (and
 //! offset) with the least weighted error ([`search`](super::search)), quantizes these scales, and
-//! rounds the weights anew to the levels that the scales now stand for: only where a scale came out
-//! as zero do the levels of the search stay. Then [`planes`](super::planes) packs the levels.
+//! rounds the weights again at the quantized scales; a sub-block with a scale of zero keeps the
+//! levels of the search. Then [`planes`](super::planes) packs the levels.
 
 mod affine;
 mod q2;
@@ -29,7 +29,7 @@ const LEN: usize = 256;
 /// Bytes in a run of most planes.
 const RUN: usize = 32;
 
-/// Codes of scale and offset, of scale alone, that are tried beside those found: see `feedback`.
+/// Tries of error feedback: changes of the codes of scale and offset, and of scale alone.
 const AFFINE_TRIES: &[[i8; 2]] = &[
     [0, 0],
     [-1, 0],
@@ -52,8 +52,8 @@ mod tests {
     use crate::Block;
     use crate::search::sum_of_squares;
 
-    /// The root mean square of what quantization changes, in steps of a type with `levels` levels,
-    /// for weights spread evenly over [-1, 1].
+    /// Root mean square error of quantization, in steps of a type with `levels` levels, for weights
+    /// spread evenly over [-1, 1].
     fn error_in_steps<B: Block<LEN>>(levels: f32, importance: bool) -> f32 {
         let x: [f32; LEN] =
             std::array::from_fn(|i| ((i * i * 31 + 7 * i) % 509) as f32 / 254.0 - 1.0);

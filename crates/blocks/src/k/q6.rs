@@ -42,7 +42,7 @@ impl BlockQ6K {
         for h in 0..S / LANES {
             let of_lanes = h * LANES..(h + 1) * LANES;
             let x = simd.gather(eight(&blocks[of_lanes.clone()]));
-            // The importance weights count as they are here, and squares take their place.
+            // Error weights are the plain importance weights, or else squares.
             let mut weights = x;
             match importance {
                 Some(importance) => {

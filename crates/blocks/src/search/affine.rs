@@ -9,23 +9,21 @@
 //!     if their error is less: best <- scale', low'; low <- low'
 //! ```
 //!
-//! A candidate that wins moves `low`, from which the next ones count, so candidates cannot be tried
-//! side by side. What can are sub-blocks: each lane is one, and takes its own winners. That costs a
-//! transposition, 24 shuffles for 64 weights, beside some 800 operations on them. Three more
-//! departures:
+//! An accepted candidate moves `low` for the next ones, so candidates are sequential. Sub-blocks are
+//! not: each lane is one, with its own acceptance. That costs a transposition, 24 shuffles for 64
+//! weights, beside some 800 operations on them. Three more departures:
 //!
-//! 1. `G` vectors of lanes go through each loop together, so that one's additions run while the other's wait for each
-//!    other.
-//! 2. Rounding adds and subtracts 1.5 * 2^23 and clamps as f32, two operations less than by the bits that
-//!    [`nearest_int`] looks at. Below 2^22 it is the same, and rounding is monotonic: the least and the greatest weight
-//!    tell for all (`Level::Quick`). Others go the way of the bits.
-//! 3. Levels are not kept, but what they follow from: hardly any sub-block needs them in the end.
+//! 1. `G` vectors of lanes go through each loop together, which hides the latency of the additions.
+//! 2. Rounding adds and subtracts 1.5 * 2^23 and clamps as f32, two operations less than by the bits of
+//!    [`nearest_int`]. Below 2^22 the results are equal, and since rounding is monotonic, the least and the greatest
+//!    weight decide for all (`Level::Quick`). Other sub-blocks are rounded by the bits.
+//! 3. Instead of levels, their inverse scale and offset are kept: few sub-blocks need their levels in the end.
 
 use super::eight;
 use crate::num::{MAGIC, nearest_int, nearest_ints};
 use crate::simd::{LANES, Simd};
 
-/// Vectors of sub-blocks that are searched side by side.
+/// Vectors of sub-blocks searched side by side.
 pub(crate) const VECTORS: usize = 2;
 
 /// The sub-blocks from number `start` on, position by position; where they do not fill the vectors,
@@ -46,18 +44,17 @@ pub(crate) fn side_by_side<S: Simd, const N: usize>(
     out
 }
 
-/// What was found for `G` vectors of sub-blocks: `x ~ scale * level + low`, `low` not being above
-/// zero.
+/// Result for `G` vectors of sub-blocks: `x ~ scale * level + low`, with `low` at most zero.
 pub(crate) struct Affine<V, const G: usize> {
     pub(crate) scale: [V; G],
     pub(crate) low: [V; G],
-    /// The sums of what errors count.
+    /// Sums of the error weights.
     pub(crate) total: [V; G],
-    /// What the levels follow from: an inverse scale, and `low` at that time.
+    /// Inverse scale and `low` of the levels.
     origin: ([V; G], [V; G]),
 }
 
-/// The inverse scale and the offset from which the levels of one sub-block follow.
+/// Inverse scale and offset of the levels of one sub-block.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Origin {
     inverse: f32,
@@ -79,7 +76,7 @@ impl Origin {
 }
 
 impl<V: Copy, const G: usize> Affine<V, G> {
-    /// What the levels follow from, for lane `l` of vector `g` at `[g][l]`.
+    /// Inverse scale and offset of the levels, for lane `l` of vector `g` at `[g][l]`.
     #[inline(always)]
     pub(crate) fn origins<S: Simd<F32 = V>>(&self, s: S) -> [[Origin; LANES]; G] {
         let mut origins = [[Origin::default(); LANES]; G];
@@ -102,24 +99,24 @@ pub(crate) struct Candidates {
     pub(crate) last: i32,
 }
 
-/// ggml's candidates wherever importance weights steer an affine search.
+/// ggml's candidates of an affine search with importance weights.
 pub(crate) const WITH_IMPORTANCE: Candidates = Candidates {
     first: -0.9,
     step: 0.05,
     last: 36,
 };
 
-/// What an error counts.
+/// Measure of an error.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Measure {
     Square,
     Magnitude,
 }
 
-/// What a number stays below to be rounded so.
+/// Bound on the numbers for quick rounding.
 const QUICK: f32 = 4_194_304.0;
 
-/// How numbers become levels.
+/// Rounding of numbers to levels.
 trait Level<S: Simd> {
     /// The level `0 ..= max` nearest to each number, as f32.
     fn of(s: S, v: S::F32, max: S::F32) -> S::F32;
@@ -136,7 +133,7 @@ impl<S: Simd> Level<S> for Quick {
     }
 }
 
-/// For all numbers: what [`nearest_int`] makes of the bits.
+/// For all numbers, as [`nearest_int`].
 struct ByBits;
 
 impl<S: Simd> Level<S> for ByBits {
@@ -146,7 +143,7 @@ impl<S: Simd> Level<S> for ByBits {
     }
 }
 
-/// Some vectors of sub-blocks on their way through the search.
+/// State of the search for some vectors of sub-blocks.
 struct Search<'a, S: Simd, const N: usize, const G: usize> {
     s: S,
     x: &'a [[S::F32; G]; N],
@@ -155,7 +152,7 @@ struct Search<'a, S: Simd, const N: usize, const G: usize> {
     measure: Measure,
 }
 
-/// What a candidate's levels add up to.
+/// Sums of a candidate's levels.
 struct Sums<V, const G: usize> {
     wl: [V; G],
     wll: [V; G],
@@ -240,7 +237,7 @@ impl<S: Simd, const N: usize, const G: usize> Search<'_, S, N, G> {
 }
 
 /// Searches scales and offsets of `8 * G` sub-blocks of `N` weights, position by position in `x`.
-/// `w` says what the error of each `x` counts (ggml's `make_qkx2_quants` and `make_qkx3_quants`).
+/// `w` are the error weights (ggml's `make_qkx2_quants` and `make_qkx3_quants`).
 #[inline(always)]
 pub(crate) fn affine<S: Simd, const N: usize, const G: usize, const MAX: i32>(
     s: S,
@@ -275,8 +272,7 @@ pub(crate) fn affine<S: Simd, const N: usize, const G: usize, const MAX: i32>(
     let (mut scale, mut origin) = (least_x, (least_x, least_x));
     for g in 0..G {
         low[g] = s.min(zero, least_x[g]);
-        // Where all are alike there is nothing to search; those lanes get a range that harms
-        // nobody.
+        // Lanes of equal weights need no search; they get a harmless range.
         flat[g] = s.le(high[g], low[g]);
         range[g] = s.select(flat[g], s.splat(1.0), high[g] - low[g]);
         origin.0[g] = search.max / range[g];
@@ -294,8 +290,7 @@ pub(crate) fn affine<S: Simd, const N: usize, const G: usize, const MAX: i32>(
             inverse[g] = steps / range[g];
         }
         let Sums { wl, wll, wxl } = search.sums(&extremes, &inverse, &low, &mut levels);
-        // The least-squares fit of scale and low to the levels; there is none without a positive
-        // determinant.
+        // The least-squares fit of scale and low to the levels exists for a positive determinant.
         let (mut fitted, mut fitted_low, mut fits) = ([zero; G], [zero; G], flat);
         for g in 0..G {
             let determinant = sum_w[g] * wll[g] - wl[g] * wl[g];

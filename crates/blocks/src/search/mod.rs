@@ -1,17 +1,15 @@
-//! Searches for the scale of a few weights, shared by the types: least weighted squares over a
-//! handful of candidates.
+//! Searches for the scale of a group of weights, shared by the types: weighted least squares over a
+//! few candidates.
 //!
-//! All of them go one way. A candidate scale rounds the weights `x` to integer levels `l`; for
-//! these levels, the best scale has a closed form from weighted sums, and so has the error that it
-//! leaves; the candidate with the least error wins. The order is the reference's, since every sum
-//! depends on its order, and the first of two equally good candidates wins.
+//! In all of them, a candidate scale rounds the weights `x` to integer levels `l`; for these levels,
+//! the best scale and its error have closed forms of weighted sums; the candidate with the least
+//! error wins. The order is the reference's: every sum depends on its order, and the first of two
+//! equally good candidates wins.
 //!
-//! A lane is a group of weights, so that each search runs for eight at once, and every sum has an
-//! order of its own. Candidates that do not depend on each other are tried side by side besides, as
-//! many as hide the time that a sum waits for its additions. What groups would do differently, such
-//! as taking a candidate, becomes a choice in each lane: the work is done for all, and one that has
-//! nothing to gain does it in vain. The weights have to be turned from rows to lanes for that
-//! ([`Simd::gather`]), at a few operations per weight.
+//! A lane is a group of weights: each search runs for eight at once, and every sum keeps its order.
+//! Independent candidates also run side by side, enough to hide the latency of the additions.
+//! Branches, such as the acceptance of a candidate, become a selection in each lane. The weights are
+//! transposed from rows to lanes for that ([`Simd::gather`]), at a few operations per weight.
 //!
 //! [`symmetric`] searches levels on both sides of zero, [`affine`] levels above an offset,
 //! [`unsigned`] levels above zero.
@@ -33,11 +31,10 @@ use crate::simd::{LANES, Simd};
 /// Groups whose largest magnitude lies below this count as zero (ggml's `GROUP_MAX_EPS`).
 pub(super) const VANISHING: f32 = 1e-15;
 
-/// Rounds of improving one level at a time, at most, in the searches that do so.
+/// Limit on the rounds of coordinate descent.
 const ROUNDS: usize = 5;
 
-/// The first eight items; fewer are filled up with the last one. The lanes of a group that is not
-/// full do the work of its last member again, and nobody asks for what they find.
+/// The first eight items, padded with the last one. The results of padding lanes are ignored.
 #[inline(always)]
 pub(super) fn eight<T>(items: &[T]) -> [&T; LANES] {
     let last = items.len() - 1;
@@ -50,8 +47,7 @@ pub(super) fn sum_of_squares(x: &[f32]) -> f32 {
     x.iter().fold(0.0, |sum, v| sum + v * v)
 }
 
-/// [`sum_of_squares`] of eight blocks, one in each lane. A sum in its order waits for every single
-/// addition; eight of them wait together.
+/// [`sum_of_squares`] of eight blocks in lanes, which hides the latency of ordered sums.
 #[inline(always)]
 pub(super) fn sums_of_squares<S: Simd, const N: usize>(
     simd: S,
@@ -68,8 +64,7 @@ pub(super) fn sums_of_squares<S: Simd, const N: usize>(
     sums
 }
 
-/// The blocks of a row, each with its number and [`sum_of_squares`], which is taken of eight at a
-/// time.
+/// The blocks of a row, each with its index and [`sum_of_squares`], computed for eight at a time.
 pub(super) struct WithSquares<'a, S, const N: usize> {
     simd: S,
     row: &'a [[f32; N]],
@@ -108,9 +103,8 @@ impl<'a, S: Simd, const N: usize> Iterator for WithSquares<'a, S, N> {
     }
 }
 
-/// What the error of each weight counts: the importance of its column times its size,
-/// `sqrt(variance + x^2)`. `variance`, the mean square of the surroundings or twice that, keeps
-/// small weights from counting for nothing.
+/// Error weights: the importance of the column times `sqrt(variance + x^2)`. `variance`, once or
+/// twice the mean square of the block, bounds the error weight of small `x` from below.
 #[inline]
 pub(super) fn weigh<const N: usize>(
     x: &[f32; N],

@@ -13,17 +13,17 @@ pub(crate) struct Symmetric<S: Simd> {
     pub(crate) inverse: S::F32,
 }
 
-/// What [`symmetric_by_descent`] finds for `G` times eight groups.
+/// Result of [`symmetric_by_descent`] for `G` times eight groups.
 pub(crate) struct Descent<S: Simd, const N: usize, const G: usize> {
     pub(crate) scales: [S::F32; G],
     /// The levels with `HALF` added, 0 for a group of zeros; those of eight groups side by side.
     pub(crate) levels: [[[u8; LANES]; N]; G],
 }
 
-/// The best scale so far in each lane, and by how much it lessens the error.
+/// The best scale so far in each lane, and its reduction of the error.
 ///
 /// With levels `l` and weights `w`, the best scale for these levels is `wxl / wll`, the sums of `w
-/// * x * l` over that of `w * l * l`, and it lessens the error by `wxl * wxl / wll`.
+/// * x * l` over that of `w * l * l`, and it reduces the error by `wxl * wxl / wll`.
 pub(crate) struct Best<S: Simd> {
     pub(crate) scale: S::F32,
     gain: S::F32,
@@ -39,7 +39,7 @@ impl<S: Simd> Best<S> {
         }
     }
 
-    /// Takes the candidate where it gains more, and says where.
+    /// Accepts the candidate in the lanes with a larger reduction; returns these lanes.
     #[inline(always)]
     pub(crate) fn offer(&mut self, simd: S, wxl: S::F32, wll: S::F32) -> S::Mask {
         let better = simd.both(
@@ -53,7 +53,7 @@ impl<S: Simd> Best<S> {
     }
 }
 
-/// The signed levels `-HALF ..= HALF - 1` nearest to `v`, as `nearest_int` has them.
+/// The signed levels `-HALF ..= HALF - 1` nearest to `v`, as by `nearest_int`.
 #[inline(always)]
 fn signed_levels<S: Simd, const HALF: i32>(simd: S, v: S::F32) -> S::I32 {
     simd.max_i32(
@@ -83,7 +83,7 @@ pub(crate) fn levels_of_scale<S: Simd, const N: usize, const HALF: i32>(
     levels
 }
 
-/// Levels `0 ..= 2 * HALF - 1` for what a search found in one lane ([`Symmetric::inverse`]).
+/// Levels `0 ..= 2 * HALF - 1` for one lane of a search ([`Symmetric::inverse`]).
 #[inline(always)]
 pub(crate) fn levels_of_inverse<S: Simd, const N: usize, const HALF: i32>(
     simd: S,
@@ -100,19 +100,19 @@ pub(crate) fn levels_of_inverse<S: Simd, const N: usize, const HALF: i32>(
     levels
 }
 
-/// Where ggml looks beside `-HALF`, in steps of so many levels.
+/// Step of ggml's candidates beside `-HALF`, in levels.
 const OFFSETS: [f32; 18] = [
     -9., -8., -7., -6., -5., -4., -3., -2., -1., 1., 2., 3., 4., 5., 6., 7., 8., 9.,
 ];
 const STEP: f32 = 0.1;
-/// Candidates that are scored side by side.
+/// Candidates scored side by side.
 const SIDE_BY_SIDE: usize = 3;
 
 /// Searches [`Symmetric`] scales: the extreme weight lands on `-HALF`, or up to 0.9 levels beside
-/// it. `w` says what the error of each `x` counts (ggml's `make_qx_quants`).
+/// it. `w` are the error weights (ggml's `make_qx_quants`).
 ///
-/// Each candidate costs ten operations per weight. They keep all units for floating point busy, so
-/// that more candidates side by side gain nothing.
+/// Each candidate costs ten operations per weight. They saturate the floating-point units: more
+/// candidates side by side are not faster.
 #[inline(always)]
 pub(crate) fn symmetric<S: Simd, const N: usize, const HALF: i32>(
     simd: S,
@@ -202,10 +202,10 @@ fn score<S: Simd, const N: usize, const C: usize, const HALF: i32, const FINITE:
 }
 
 /// Searches scales for `x ~ scale * level`, levels being `-HALF ..= HALF - 1`, by moving one level
-/// at a time from where the extreme weight lands on `-HALF`; every error counts `x^2` (ggml's
+/// at a time from where the extreme weight lands on `-HALF`; the error weights are `x^2` (ggml's
 /// `make_q3_quants`).
 ///
-/// Every move waits for the one before it; `G` times eight groups wait together.
+/// Moves are sequential; `G` times eight groups hide their latency.
 #[inline(always)]
 pub(crate) fn symmetric_by_descent<S: Simd, const N: usize, const G: usize, const HALF: i32>(
     simd: S,

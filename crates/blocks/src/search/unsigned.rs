@@ -4,27 +4,24 @@ use super::{ROUNDS, VANISHING};
 use crate::num::nearest_ints;
 use crate::simd::Simd;
 
-/// What [`unsigned`] finds for `G` times eight groups.
+/// Result of [`unsigned`] for `G` times eight groups.
 pub(crate) struct Unsigned<S: Simd, const N: usize, const G: usize> {
     pub(crate) scales: [S::F32; G],
     /// As bytes, `0 ..= 255`.
     pub(crate) levels: [[S::I32; N]; G],
 }
 
-/// Candidates of [`unsigned`] beside the one that puts the largest `x` on `MAX`, in steps of so
-/// many levels.
+/// Step of the candidates of [`unsigned`] beside the largest `x` on `MAX`, in levels.
 const OFFSETS: [f32; 8] = [-4., -3., -2., -1., 1., 2., 3., 4.];
 const STEP: f32 = 0.1;
 
 /// Searches scales for `x ~ scale * level`, levels being `0 ..= MAX`, for `G` times eight groups
 /// side by side: first among nine that put the largest `x` on `MAX` or beside it, then by moving
-/// one level at a time. `w` says what the error of each `x` counts (ggml's `make_qp_quants`).
+/// one level at a time. `w` are the error weights (ggml's `make_qp_quants`).
 ///
-/// A negative `x`, which only rounding errors bring about, gives a level below zero, wrapped into a
-/// byte.
+/// A negative `x`, possible by rounding errors only, gives a level below zero, wrapped into a byte.
 ///
-/// Every move waits for the one before it, hence `G`: what a super-block's scales and its offsets
-/// go through, for one.
+/// Moves are sequential; `G` hides their latency, with the scales and offsets of a super-block.
 #[inline(always)]
 pub(crate) fn unsigned<S: Simd, const N: usize, const G: usize, const MAX: i32>(
     simd: S,

@@ -1,20 +1,19 @@
-//! Eight lanes of f32 on every CPU, so that one kernel gives the same bytes everywhere.
+//! Eight lanes of f32, with the same results on every CPU.
 //!
 //! ```text
-//! Simd      what a kernel may do with eight f32, eight i32 and eight booleans
-//! Scalar    arrays of eight; the meaning of every operation, and the only one where no other is
+//! Simd      operations on eight f32, eight i32 and eight booleans
+//! Scalar    arrays of eight; defines every operation, and is the fallback
 //! Avx2      one 256-bit register (x86-64)
 //! Neon      two 128-bit registers (aarch64)
-//! Isa       which of them this CPU has; `Isa::best` once, or lower if QUANTIER_ISA says so
+//! Isa       an instruction set of this CPU; `Isa::best`, or a lower one by QUANTIER_ISA
 //! ```
 //!
 //! A kernel is written once, over `S: Simd`, and entered through `Isa::run`, which compiles it for
 //! each of the three. Lanes are sub-blocks, candidates or codebook points, never positions inside
-//! one sum: every sum keeps the order that it has in the reference, and no operation here rounds
-//! otherwise than the scalar one. Nothing is fused.
+//! one sum: every sum keeps the order of the reference, and every operation rounds like the scalar
+//! one. Nothing is fused.
 //!
-//! All of the program's CPU-specific instructions, and the `unsafe` that they take, are in this
-//! directory.
+//! All CPU-specific instructions of the program, with their `unsafe`, are in this directory.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -35,8 +34,7 @@ pub const LANES: usize = 8;
 
 /// Eight lanes. A value of an implementation proves that the CPU has its instructions.
 ///
-/// Where an operation's result for NaN or for numbers out of range is not said, it is the same on
-/// every CPU nevertheless, and [`Scalar`] shows it.
+/// Results for NaN and numbers out of range are the same on every CPU, too: [`Scalar`] defines them.
 pub(crate) trait Simd: Copy {
     /// Eight f32.
     type F32: Copy
@@ -91,7 +89,7 @@ pub(crate) trait Simd: Copy {
     fn of_bits(self, x: Self::I32) -> Self::F32;
     /// The number as f32, rounded to nearest.
     fn to_f32(self, x: Self::I32) -> Self::F32;
-    /// The integer part; `i32::MIN` for NaN and for what does not fit.
+    /// The integer part; `i32::MIN` for NaN and numbers out of range.
     fn trunc(self, x: Self::F32) -> Self::I32;
 
     fn lt(self, a: Self::F32, b: Self::F32) -> Self::Mask;
@@ -102,11 +100,11 @@ pub(crate) trait Simd: Copy {
     fn both(self, a: Self::Mask, b: Self::Mask) -> Self::Mask;
     fn either(self, a: Self::Mask, b: Self::Mask) -> Self::Mask;
     fn not(self, a: Self::Mask) -> Self::Mask;
-    /// Bit `i` says what lane `i` says.
+    /// The lanes as bits: lane `i` is bit `i`.
     fn mask_bits(self, a: Self::Mask) -> u8;
-    /// `yes` where the mask says so, else `no`.
+    /// `yes` in the lanes of the mask, `no` in the others.
     fn select(self, mask: Self::Mask, yes: Self::F32, no: Self::F32) -> Self::F32;
-    /// `yes` where the mask says so, else `no`.
+    /// `yes` in the lanes of the mask, `no` in the others.
     fn select_i32(self, mask: Self::Mask, yes: Self::I32, no: Self::I32) -> Self::I32;
 
     #[inline(always)]
@@ -132,7 +130,7 @@ pub(crate) trait Simd: Copy {
         self.select(self.lanes_of(signs), self.neg(x), x)
     }
 
-    /// The mask whose [`Simd::mask_bits`] these are.
+    /// The mask of these [`Simd::mask_bits`].
     #[inline(always)]
     fn lanes_of(self, bits: u8) -> Self::Mask {
         let own = self.load_i32(&[1, 2, 4, 8, 16, 32, 64, 128]);
@@ -155,8 +153,8 @@ pub(crate) trait Simd: Copy {
         const { assert!(N.is_multiple_of(LANES)) };
         let mut out = [self.splat(0.0); N];
         for (part, out) in out.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
-            // A loop: what `std::array::from_fn` calls is not always inlined, and then compiled
-            // without vectors.
+            // A loop: the closure of `std::array::from_fn` is not always inlined, and is then
+            // compiled without vectors.
             let mut square = *out;
             for (row, lanes) in square.iter_mut().zip(rows) {
                 *row = self.load(&lanes.as_chunks().0[part]);
@@ -167,16 +165,16 @@ pub(crate) trait Simd: Copy {
     }
 }
 
-/// A computation that is compiled for every instruction set.
+/// A computation, compiled for every instruction set.
 pub(crate) trait Kernel {
     /// Its result.
     type Output;
 
-    /// The computation; `#[inline(always)]`, as everything in it that is to profit.
+    /// The computation; `#[inline(always)]`, as all functions that it calls.
     fn run<S: Simd>(self, simd: S) -> Self::Output;
 }
 
-/// The instruction sets that kernels are written for.
+/// The supported instruction sets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Level {
     Scalar,
@@ -186,12 +184,12 @@ enum Level {
     Neon(Neon),
 }
 
-/// An instruction set of this CPU. Every one gives the same bytes.
+/// An instruction set of this CPU. All give the same bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Isa(Level);
 
 impl Isa {
-    /// Plain instructions, which every CPU has.
+    /// The instructions of every CPU.
     pub const SCALAR: Isa = Isa(Level::Scalar);
     /// The environment variable that lowers [`Isa::best`].
     pub const VARIABLE: &str = "QUANTIER_ISA";
@@ -206,8 +204,8 @@ impl Isa {
         all
     }
 
-    /// The fastest, or the one that `QUANTIER_ISA` names if this CPU has it; looked up once. A name
-    /// that is not known here changes nothing: see [`Isa::requested`].
+    /// The fastest, or the one named by `QUANTIER_ISA` if this CPU has it; cached. Unknown names are
+    /// ignored: see [`Isa::requested`].
     pub fn best() -> Isa {
         static BEST: OnceLock<Isa> = OnceLock::new();
         *BEST.get_or_init(|| {
@@ -216,10 +214,10 @@ impl Isa {
         })
     }
 
-    /// The instruction set that `QUANTIER_ISA` names, if it is set.
+    /// The instruction set named by `QUANTIER_ISA`, if it is set.
     ///
     /// # Errors
-    /// A name that is no instruction set of this CPU.
+    /// A name other than those of this CPU's instruction sets.
     pub fn requested() -> Result<Option<Isa>, String> {
         let Some(wanted) = std::env::var_os(Isa::VARIABLE) else {
             return Ok(None);

@@ -1,9 +1,9 @@
-//! Eight lanes as arrays: what every operation means.
+//! Eight lanes as arrays: the definition of every operation.
 
 use super::{LANES, Simd};
 use std::ops::{Add, Div, Mul, Sub};
 
-/// No instructions but those that every CPU has.
+/// The instructions of every CPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Scalar;
 
@@ -179,7 +179,7 @@ impl Simd for Scalar {
 
     #[inline(always)]
     fn trunc(self, x: Eight<f32>) -> Eight<i32> {
-        // The conversion makes `i32::MIN` of what is too small.
+        // The conversion saturates numbers that are too small to `i32::MIN`.
         each(x, |x| {
             if x < 2_147_483_648.0 {
                 x as i32

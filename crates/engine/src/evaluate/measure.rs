@@ -88,6 +88,9 @@ pub type Save<'s> = Option<&'s mut stored::Writer>;
 
 impl<'e> Measured<'e> {
     /// Runs all layers of a model on all chunks. `name` is what errors call it.
+    ///
+    /// # Errors
+    /// Errors of [`Engine::run`], under the name of the model.
     pub fn new(
         name: String,
         engine: &'e Engine<'e>,
@@ -170,6 +173,10 @@ impl Output<'_> {
 }
 
 /// The -ln p of every scored token, in nats, chunk by chunk.
+///
+/// # Errors
+/// Logits that are not finite, a label outside of the vocabulary, a logits file that cannot be written,
+/// cancellation.
 pub fn nll(
     measured: &Measured<'_>,
     windows: &Windows<'_>,
@@ -216,6 +223,10 @@ pub fn nll(
 /// Output matrices are kept widened for as many models as the first one's `max_memory` allows (one
 /// at least), and the base's logits are computed once for all of these together. `save` is for a
 /// base that is a model.
+///
+/// # Errors
+/// Logits that are not finite, vocabularies of different sizes, a logits file that cannot be read or written,
+/// cancellation.
 pub fn compare(
     base: &Base<'_>,
     models: &[Measured<'_>],

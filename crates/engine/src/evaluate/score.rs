@@ -58,6 +58,9 @@ pub struct Distribution<'a> {
 
 impl<'a> Distribution<'a> {
     /// A row of logits, `[n_vocab]`, not empty.
+    ///
+    /// # Errors
+    /// A value that is not finite.
     pub fn of_logits(logits: &'a [f32]) -> Result<Distribution<'a>, Error> {
         let max = checked_max(logits)?;
         let sum = vectorized(|| {
@@ -80,6 +83,9 @@ impl<'a> Distribution<'a> {
 
     /// A row of log-probabilities from a logits file, taken as they are: neither normalized nor
     /// used below [`STORED_FLOOR`], as llama-perplexity does it.
+    ///
+    /// # Errors
+    /// A value that is not finite.
     pub fn of_stored(log_probabilities: &'a [f32]) -> Result<Distribution<'a>, Error> {
         let max = checked_max(log_probabilities)?;
         Ok(Distribution {
@@ -91,13 +97,8 @@ impl<'a> Distribution<'a> {
     }
 
     /// The row's values.
-    pub fn values(&self) -> &'a [f32] {
+    pub(crate) fn values(&self) -> &'a [f32] {
         self.values
-    }
-
-    /// The largest value.
-    pub fn max(&self) -> f32 {
-        self.max
     }
 
     /// What is taken from a value to give ln p, in nats.
@@ -106,12 +107,15 @@ impl<'a> Distribution<'a> {
     }
 
     /// The first of the most probable tokens.
-    pub fn top(&self) -> usize {
+    pub(crate) fn top(&self) -> usize {
         self.values.iter().position(|&x| x == self.max).unwrap_or(0)
     }
 
     /// -ln p of a token, in nats.
-    pub fn nll(&self, label: u32) -> Result<f64, Error> {
+    ///
+    /// # Errors
+    /// A token outside of the vocabulary.
+    pub(crate) fn nll(&self, label: u32) -> Result<f64, Error> {
         let n_vocab = self.values.len();
         let value = self
             .values
@@ -137,6 +141,9 @@ pub struct Comparison {
 }
 
 /// Compares a row with the base model's, over the whole vocabulary.
+///
+/// # Errors
+/// Rows of different lengths, a token outside of the vocabulary, a divergence that is not finite.
 pub fn compare(base: &Distribution, row: &Distribution, label: u32) -> Result<Comparison, Error> {
     if base.values.len() != row.values.len() {
         return Err(Error::Vocabulary {

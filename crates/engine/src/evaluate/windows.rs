@@ -44,12 +44,12 @@ pub enum Error {
 }
 
 /// First scored position of a chunk of `n_ctx` tokens.
-pub fn first_scored(n_ctx: usize) -> usize {
+pub(crate) fn first_scored(n_ctx: usize) -> usize {
     n_ctx / 2
 }
 
 /// Number of scored positions in a chunk of `n_ctx` tokens.
-pub fn scored(n_ctx: usize) -> usize {
+pub(crate) fn scored(n_ctx: usize) -> usize {
     (n_ctx - first_scored(n_ctx)).saturating_sub(1)
 }
 
@@ -65,6 +65,9 @@ impl<'a> Windows<'a> {
     /// Cuts a text into chunks of `n_ctx` tokens, at most `chunks` of them. `tokens` is the text
     /// with the BOS that the tokenizer puts before it; `bos` is that token where the vocabulary
     /// asks for it.
+    ///
+    /// # Errors
+    /// A context of less than [`MIN_CONTEXT`] tokens, a text of less than [`MIN_CHUNKS`] chunks, 0 chunks.
     pub fn of_text(
         tokens: &'a [u32],
         n_ctx: usize,
@@ -89,6 +92,9 @@ impl<'a> Windows<'a> {
 
     /// Chunks that have been cut already, `[chunks * n_ctx]` tokens: those of a logits file. One is
     /// enough.
+    ///
+    /// # Errors
+    /// A context of less than [`MIN_CONTEXT`] tokens, no tokens, an incomplete chunk.
     pub fn of_chunks(
         tokens: &'a [u32],
         n_ctx: usize,
@@ -119,12 +125,12 @@ impl<'a> Windows<'a> {
     }
 
     /// First scored position of every chunk.
-    pub fn first_scored(&self) -> usize {
+    pub(crate) fn first_scored(&self) -> usize {
         first_scored(self.n_ctx)
     }
 
     /// Number of scored positions in every chunk.
-    pub fn scored(&self) -> usize {
+    pub(crate) fn scored(&self) -> usize {
         scored(self.n_ctx)
     }
 
@@ -147,7 +153,7 @@ impl<'a> Windows<'a> {
     /// # Panics
     ///
     /// If there is no such chunk.
-    pub fn labels(&self, chunk: usize) -> &'a [u32] {
+    pub(crate) fn labels(&self, chunk: usize) -> &'a [u32] {
         &self.chunk(chunk)[self.first_scored() + 1..]
     }
 

@@ -244,6 +244,9 @@ fn means(sums: &[&[Panel]], count: u64, put: &mut dyn FnMut(&[f32]) -> Result<()
 
 impl<'j> Recorder<'j> {
     /// Makes the directory, and looks whether another job has left something there.
+    ///
+    /// # Errors
+    /// A directory that cannot be created or read, or one with Hessians of another job.
     pub fn new(job: &'j Job, chunks: usize) -> Result<Recorder<'j>> {
         let directory = &job.directory;
         let io = |source| Error::Io {
@@ -263,6 +266,9 @@ impl<'j> Recorder<'j> {
     }
 
     /// Begins anew: what there is of this job counts as unfinished from now on.
+    ///
+    /// # Errors
+    /// An index that cannot be removed.
     pub fn begin(&self) -> Result<()> {
         let path = self.job.directory.join(INDEX);
         match std::fs::remove_file(&path) {
@@ -307,7 +313,7 @@ impl<'j> Recorder<'j> {
     }
 
     /// Takes the input of linears with these tensors, of which the first one names the file.
-    pub fn input(&self, tensors: &[&str], input: LinearInput<'_>) {
+    pub(crate) fn input(&self, tensors: &[&str], input: LinearInput<'_>) {
         let mut inputs = lock(&self.chunks[input.chunk]);
         let (matrix, matrices) = input
             .routed
@@ -365,6 +371,9 @@ impl<'j> Recorder<'j> {
 
     /// All chunks have met all matrices of the layer: writes its files, on all threads of the pool
     /// that this is called in.
+    ///
+    /// # Errors
+    /// A file that cannot be written.
     pub fn layer_done(&self) -> Result<()> {
         let Turn { mut inputs, .. } = std::mem::take(&mut *lock(&self.turn));
         for summed in inputs.values_mut() {
@@ -388,6 +397,9 @@ impl<'j> Recorder<'j> {
     }
 
     /// The run has ended: the directory is complete.
+    ///
+    /// # Errors
+    /// An index that cannot be written.
     pub fn finish(self) -> Result<Written> {
         Index {
             key: self.job.key,

@@ -113,17 +113,19 @@ impl Needs {
         }
     }
 
-    /// Fails if the directory holds Hessians of another job, or the disk has no room for these.
-    /// Nothing is written.
+    /// Checks the directory of a job, without writing.
     ///
     /// # Errors
-    /// If it is so, or the directory cannot be read.
+    /// A directory that cannot be read or has Hessians of another job, too little space on the disk.
     pub fn check(&self, job: &Job) -> Result<()> {
         check_room(job, self.files)
     }
 }
 
-/// Fails if the directory holds Hessians of another job, or the disk has no room for `needed` bytes.
+/// Checks the directory of a job and the space for `needed` bytes.
+///
+/// # Errors
+/// A directory that cannot be read or has Hessians of another job, too little space on the disk.
 pub fn check_room(job: &Job, needed: u64) -> Result<()> {
     let directory: &Path = &job.directory;
     let own = check_free(directory, &job.key)?;

@@ -59,7 +59,7 @@ pub enum Error {
 
 impl Error {
     /// The tensor that it is about; empty where it is about all.
-    pub fn tensor(&self) -> &str {
+    pub(crate) fn tensor(&self) -> &str {
         match self {
             Error::NonFinite { tensor, .. }
             | Error::OtherModel { tensor, .. }
@@ -94,9 +94,12 @@ impl Sums {
     /// The rows of one call are summed first, then added: with one call per chunk, in the order of
     /// the chunks, the result does not depend on threads. After an error nothing has changed.
     ///
+    /// # Errors
+    /// Rows of another shape than before, a sum that is not finite in f32.
+    ///
     /// # Panics
     /// If `matrix` is not below `matrices`, or `rows` is no multiple of `columns`.
-    pub fn add_rows(
+    pub(crate) fn add_rows(
         &mut self,
         tensor: &str,
         [matrix, matrices]: [usize; 2],
@@ -139,6 +142,9 @@ impl Sums {
 
     /// Adds the sums of another run of the same model. Texts follow ours. After an error nothing
     /// has changed.
+    ///
+    /// # Errors
+    /// Tensors of other shapes, a sum that is not finite in f32.
     pub fn merge(&mut self, other: &Sums) -> Result<(), Error> {
         for (name, theirs) in &other.tensors {
             let Some(ours) = self.tensors.get(name) else {
@@ -185,6 +191,9 @@ impl Sums {
 
     /// Adds what a file holds. Its tensors must belong to as many blocks as ours do; see
     /// [`Sums::merge`] for the rest.
+    ///
+    /// # Errors
+    /// Tensors of other blocks, and the errors of [`Sums::merge`].
     pub fn merge_file(&mut self, theirs: &Sums) -> Result<(), Error> {
         let blocks = |sums: &Sums| {
             sums.tensors
@@ -202,8 +211,10 @@ impl Sums {
         self.merge(theirs)
     }
 
-    /// Fails unless these can be the sums of a model. `dims` gives the dimensions of its tensors,
-    /// row length first.
+    /// Checks the sums against a model. `dims` gives the dimensions of its tensors, row length first.
+    ///
+    /// # Errors
+    /// A tensor that the model lacks or has in another shape.
     pub fn check_model(&self, dims: impl Fn(&str) -> Option<Vec<u64>>) -> Result<(), Error> {
         for (name, tensor) in &self.tensors {
             let other = |ours: String| {

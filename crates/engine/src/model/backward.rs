@@ -157,6 +157,9 @@ impl Tap for Sampler<'_> {
 impl<'a> Engine<'a> {
     /// Runs chunks of tokens, all of one length, and keeps what every layer reads. What does not
     /// fit into memory goes to a temporary file.
+    ///
+    /// # Errors
+    /// As [`Engine::run`], and a temporary file that cannot be written.
     pub fn trace<'c>(
         &self,
         chunks: &'c [Vec<u32>],
@@ -180,6 +183,9 @@ impl<'a> Engine<'a> {
 
     /// Begins at the logits: draws labels and takes their gradient back to the last layer. `sample`
     /// are the positions of each chunk that are sampled, rising.
+    ///
+    /// # Errors
+    /// Logits that are not finite, a temporary file that cannot be written, cancellation.
     pub fn backward<'e, 'c>(
         &'e self,
         trace: &'e Trace<'c>,
@@ -301,6 +307,9 @@ impl Backward<'_, '_> {
     }
 
     /// One of the gradients between two layers.
+    ///
+    /// # Errors
+    /// A temporary file that cannot be read.
     pub fn gradient(&self, slot: usize) -> Result<Vec<f32>> {
         self.gradients.copy(slot)
     }
@@ -392,6 +401,9 @@ impl Backward<'_, '_> {
     }
 
     /// The gradients of the embeddings, chunk by chunk; behind the last layer only.
+    ///
+    /// # Errors
+    /// A temporary file that cannot be read.
     pub fn embeddings(&self) -> Result<Vec<Embedded>> {
         debug_assert_eq!(self.left, 0, "layers are left");
         let scale = self.engine.hyper.embedding_scale;
@@ -425,11 +437,6 @@ impl Trace<'_> {
     /// hidden]`.
     pub(super) fn input(&self, layer: usize, chunk: usize) -> Result<Vec<f32>> {
         self.states.copy(layer * self.chunks.len() + chunk)
-    }
-
-    /// The chunks of tokens.
-    pub fn chunks(&self) -> &[Vec<u32>] {
-        self.chunks
     }
 }
 

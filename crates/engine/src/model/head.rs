@@ -70,6 +70,9 @@ impl Engine<'_> {
 
     /// Widens the last norm and the output matrix, unless that takes too much of the memory
     /// allowed.
+    ///
+    /// # Errors
+    /// Tensors that are missing or of the wrong shape, or cannot be read.
     pub fn head(&self) -> Result<Head<'_>> {
         let (hyper, rows, name) = (&self.hyper, self.vocabulary(), self.output_name());
         self.pool.install(|| {

@@ -218,6 +218,9 @@ pub struct Hidden {
 
 impl<'a> Engine<'a> {
     /// Reads the metadata and checks that the architecture is known.
+    ///
+    /// # Errors
+    /// An unsupported architecture, missing or wrong metadata, no threads.
     pub fn new(input: &'a Input<'a>, options: &Options) -> Result<Engine<'a>> {
         let pool = threads::pool(options.threads).map_err(Error::Model)?;
         let hyper = Hyper::new(input.metadata()).map_err(Error::Model)?;
@@ -248,11 +251,6 @@ impl<'a> Engine<'a> {
             weights.norm(norm)?;
         }
         Ok(())
-    }
-
-    /// What the forward pass is made of.
-    pub fn spec(&self) -> &ModelSpec {
-        &self.spec
     }
 
     /// The threads that this runs on.
@@ -475,12 +473,12 @@ impl<'a> Engine<'a> {
 
 impl Hidden {
     /// Rows that are kept of every chunk.
-    pub fn rows(&self) -> usize {
+    pub(crate) fn rows(&self) -> usize {
         self.rows
     }
 
     /// Bytes of them that are in memory.
-    pub fn memory_bytes(&self) -> u64 {
+    pub(crate) fn memory_bytes(&self) -> u64 {
         self.states.memory_bytes()
     }
 

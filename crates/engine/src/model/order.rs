@@ -5,6 +5,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// Does `one` with 0, 1, .. `count` - 1 on the threads of the pool that it is called in. Each
 /// thread takes the next number, so that what must be put together in order waits for few others.
 /// After an error nothing new is begun, and that of the lowest number is returned.
+///
+/// # Errors
+/// The error of the lowest number.
 pub fn in_order<E: Send>(
     count: usize,
     one: impl Fn(usize) -> Result<(), E> + Sync,

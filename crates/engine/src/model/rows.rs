@@ -15,7 +15,7 @@ impl Rows {
     ///
     /// # Panics
     /// If the numbers are no whole number of rows.
-    pub fn new(numbers: Vec<f32>, columns: usize) -> Rows {
+    pub(crate) fn new(numbers: Vec<f32>, columns: usize) -> Rows {
         assert!(
             numbers.len().is_multiple_of(columns),
             "{} numbers in rows of {columns}",
@@ -25,7 +25,7 @@ impl Rows {
     }
 
     /// `rows` rows of `columns` zeros.
-    pub fn zeros(rows: usize, columns: usize) -> Rows {
+    pub(crate) fn zeros(rows: usize, columns: usize) -> Rows {
         Rows::new(vec![0.0; rows * columns], columns)
     }
 
@@ -50,7 +50,7 @@ impl Rows {
     }
 
     /// All numbers, row by row.
-    pub fn numbers_mut(&mut self) -> &mut [f32] {
+    pub(crate) fn numbers_mut(&mut self) -> &mut [f32] {
         &mut self.numbers
     }
 
@@ -65,7 +65,7 @@ impl Rows {
     }
 
     /// Row after row.
-    pub fn iter_mut(&mut self) -> impl ExactSizeIterator<Item = &mut [f32]> {
+    pub(crate) fn iter_mut(&mut self) -> impl ExactSizeIterator<Item = &mut [f32]> {
         self.numbers.chunks_exact_mut(self.columns.max(1))
     }
 

@@ -70,7 +70,7 @@ pub struct Header<'a> {
 
 impl Header<'_> {
     /// The same without the file's bytes.
-    pub fn into_owned(self) -> Header<'static> {
+    pub(crate) fn into_owned(self) -> Header<'static> {
         let owned = |(info, offset): (TensorInfo<'_>, u64)| (info.into_owned(), offset);
         Header {
             metadata: self.metadata.into_owned(),

@@ -207,7 +207,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Brings everything to the disk; see [`Output::settle`].
+    /// Flushes all data to the disk, before the first of several files gets its name.
     ///
     /// # Errors
     /// Those of the disk.

@@ -66,7 +66,7 @@ impl PairSums {
     }
 
     /// Bytes of the sums of `columns` channels, with their means.
-    pub fn bytes(columns: usize) -> u64 {
+    pub(crate) fn bytes(columns: usize) -> u64 {
         4 * (panel_numbers(columns) + 3 * columns * columns) as u64
     }
 

@@ -98,14 +98,14 @@ impl Store {
     }
 
     /// The input channels of a tensor, and how many matrices it has; `None` without a Hessian.
-    pub fn shape(&self, tensor: &str) -> Option<[usize; 2]> {
+    pub(crate) fn shape(&self, tensor: &str) -> Option<[usize; 2]> {
         let file = *self.tensors.get(tensor)?;
         Some([self.columns[file], self.apart[file].len()])
     }
 
     /// The tensors with means over fewer rows than columns, with both numbers: their Hessians are
     /// singular.
-    pub fn of_few_rows(&self) -> impl Iterator<Item = (&str, u64, usize)> {
+    pub(crate) fn of_few_rows(&self) -> impl Iterator<Item = (&str, u64, usize)> {
         let all = self
             .tensors
             .iter()
@@ -189,7 +189,7 @@ impl Store {
 }
 
 /// The whole matrix of an upper triangle.
-pub fn symmetric(upper: &[f32], n: usize) -> Vec<f32> {
+pub(crate) fn symmetric(upper: &[f32], n: usize) -> Vec<f32> {
     /// Numbers of a row that are transposed at a time, which stay in the cache.
     const BLOCK: usize = 64;
     debug_assert_eq!(upper.len(), triangle(n));

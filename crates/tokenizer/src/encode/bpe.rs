@@ -1,7 +1,7 @@
-//! Byte-pair encoding: the pair that was learned first is joined first.
+//! Byte-pair encoding: adjacent symbols are merged by the rank of their merge.
 //!
-//! A word's symbols are ids: a token's own where the text is a token, else one beyond them, for a
-//! merge may lead through texts that are none. So a merge is one look-up of two ids.
+//! Symbols are ids: of the token with the same text, or beyond all tokens for intermediate results.
+//! So a merge is one look-up of two ids.
 
 use super::bytes;
 use super::merge::{Merger, UNKNOWN};
@@ -14,19 +14,19 @@ use std::collections::HashMap;
 
 const MERGES: &str = "tokenizer.ggml.merges";
 
-/// A vocabulary's merges, and how words become symbols.
+/// Merges of a vocabulary and initial symbols of words.
 pub(crate) struct Bpe {
     pub pre: Pre,
     /// Rank and result of the merge of two symbols.
     merges: HashMap<(u32, u32), (u32, u32), RandomState>,
     /// The symbol of each byte, in a byte-level vocabulary.
     bytes: [u32; 256],
-    /// Tokens for the bytes of a symbol that is no token.
+    /// Tokens of single bytes, the fallback for a symbol without a token.
     fallback: [Option<u32>; 256],
-    /// Words in bytes: to tokens in a byte-level vocabulary, to symbols in another.
+    /// Tokens (byte-level) or symbols (others) of whole words, by their bytes.
     words: Texts,
     tokens: u32,
-    /// Where a line cannot be joined; only for vocabularies that are not byte-level.
+    /// Boundaries without merges; `None` for byte-level vocabularies.
     pub seams: Option<Seams>,
 }
 

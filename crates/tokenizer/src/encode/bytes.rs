@@ -2,7 +2,7 @@
 
 use std::sync::OnceLock;
 
-/// The character of each byte: itself where it can be seen, else the next from U+0100 on.
+/// The character of each byte: itself if printable, else the next from U+0100 on.
 fn alphabet() -> &'static [char; 256] {
     static ALPHABET: OnceLock<[char; 256]> = OnceLock::new();
     ALPHABET.get_or_init(|| {
@@ -30,8 +30,7 @@ fn byte_of(c: char) -> Option<u8> {
     }
 }
 
-/// The bytes that a text in the alphabet spells; `None` if it has a character that is not of the
-/// alphabet.
+/// Decodes a text in the alphabet; `None` if it has a character outside of it.
 pub(crate) fn decode(text: &[u8]) -> Option<Vec<u8>> {
     std::str::from_utf8(text)
         .ok()?
@@ -40,8 +39,7 @@ pub(crate) fn decode(text: &[u8]) -> Option<Vec<u8>> {
         .collect()
 }
 
-/// The bytes that a text spells; a character that is not of the alphabet becomes a remark, as in
-/// the reference.
+/// Decodes a text; a character outside of the alphabet becomes a marker, as in the reference.
 pub(crate) fn decode_or_mark(text: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(text.len());
     for c in String::from_utf8_lossy(text).chars() {

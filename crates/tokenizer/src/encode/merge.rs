@@ -1,18 +1,18 @@
-//! Merging, the heart of both algorithms: of all neighbours that may be joined, join the best pair,
-//! the leftmost of equals, until none is left.
+//! Merging, common to both algorithms: of all adjacent symbols that can be merged, merge the best
+//! pair, the leftmost of equals, until none is left.
 //!
 //! ```text
-//! queue every pair of neighbours that has an order
-//! while there is a best pair:  skip it if either side has changed since
-//!                              join it; queue the new symbol with both its neighbours
+//! queue every mergeable pair of neighbours
+//! pop the best pair:  skip it if either side has changed since
+//!                     merge it; queue the new symbol with both its neighbours
 //! ```
 //!
-//! O(n log n) for n symbols, whatever the text.
+//! O(n log n) for n symbols.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-/// A symbol that stands for no token and no part of a merge.
+/// A symbol without a token and without merges.
 pub(crate) const UNKNOWN: u32 = u32::MAX;
 const NONE: u32 = u32::MAX;
 
@@ -21,9 +21,9 @@ const NONE: u32 = u32::MAX;
 pub(crate) struct Symbol {
     /// First byte.
     pub start: u32,
-    /// Bytes; 0 once it has been joined to the symbol before it.
+    /// Bytes; 0 after a merge into the symbol before it.
     pub len: u32,
-    /// What it is, or [`UNKNOWN`].
+    /// Its id, or [`UNKNOWN`].
     pub id: u32,
     prev: u32,
     next: u32,
@@ -38,7 +38,7 @@ struct Pair {
     id: u32,
 }
 
-/// The symbols of a text and the queue of pairs, kept between texts for their memory.
+/// Symbols of a text and queue of pairs, kept between texts to reuse their memory.
 #[derive(Default)]
 pub(crate) struct Merger {
     symbols: Vec<Symbol>,
@@ -46,7 +46,7 @@ pub(crate) struct Merger {
 }
 
 impl Merger {
-    /// Forgets the text before.
+    /// Removes all symbols.
     pub(crate) fn clear(&mut self) {
         self.symbols.clear();
         self.queue.clear();
@@ -69,8 +69,8 @@ impl Merger {
         });
     }
 
-    /// Joins all that can be joined. `pair` gives the order of two neighbours (the lowest is joined
-    /// first) and what they become, or `None` if they cannot be joined.
+    /// Merges until no pair is left. `pair` gives the order of two neighbours (the lowest first) and
+    /// the resulting id, or `None` without a merge.
     pub(crate) fn merge(&mut self, pair: impl Fn(&Symbol, &Symbol) -> Option<(u32, u32)>) {
         for right in 1..self.symbols.len() as u32 {
             self.queue(right - 1, right, &pair);
@@ -116,7 +116,7 @@ impl Merger {
         }
     }
 
-    /// The symbols that are left, in the order of the text.
+    /// The remaining symbols, in the order of the text.
     pub(crate) fn symbols(&self) -> impl Iterator<Item = &Symbol> {
         self.symbols.iter().filter(|s| s.len > 0)
     }

@@ -1,4 +1,4 @@
-//! Text to tokens and back, exactly as the reference does it, from the metadata of a GGUF.
+//! Encodes text to tokens and back by the metadata of a GGUF, with the reference's results.
 //!
 //! ```text
 //! text -> special: cut out special tokens -> for each part of the text
@@ -6,10 +6,10 @@
 //!   llama:         spaces become U+2581         -> spm (merge) -> tokens
 //! ```
 //!
-//! Departures from the reference's manner, not from its results:
-//! 1. A word that came before in a text gives the tokens that it gave then.
-//! 2. A text without word boundaries (SentencePiece, Gemma 4) is taken apart wherever no token could join what is on
-//!    both sides; the parts are merged on their own.
+//! Departures from the reference, without effect on the tokens:
+//! 1. The tokens of a word are cached within a text.
+//! 2. A text without word boundaries (SentencePiece, Gemma 4) is cut at every position that no token can span; the parts
+//!    are merged separately.
 //! 3. Special tokens are found by one search for all.
 
 mod bpe;
@@ -35,18 +35,18 @@ use vocab::{Defaults, Vocab};
 
 const MODEL: &str = "tokenizer.ggml.model";
 const PRE: &str = "tokenizer.ggml.pre";
-/// What SentencePiece has for a space.
+/// SentencePiece's character for a space.
 const SPACE: char = '\u{2581}';
-/// Words that are remembered, and their greatest length in bytes.
-const REMEMBERED: usize = 1 << 16;
-const REMEMBERED_LEN: usize = 48;
+/// Limits on the words of the cache and on their length in bytes.
+const CACHED: usize = 1 << 16;
+const CACHED_LEN: usize = 48;
 
-/// Why a vocabulary cannot be used: the key and what is wrong with it.
+/// An unusable vocabulary: the key and its fault.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct Error(String);
 
-/// A vocabulary ready to encode and decode. It may be used from several threads at once.
+/// An encoder and decoder of text, usable from several threads at once.
 pub struct Tokenizer {
     vocab: Vocab,
     special: Special,
@@ -65,8 +65,7 @@ impl Tokenizer {
     /// Reads the vocabulary from `tokenizer.*`.
     ///
     /// # Errors
-    /// If the kind of vocabulary or its pre-tokenizer is not supported, or a key is missing or not
-    /// what it should be.
+    /// An unsupported vocabulary or pre-tokenizer, a missing or malformed key.
     pub fn from_gguf(metadata: &Metadata<'_>) -> Result<Tokenizer, Error> {
         let model = vocab::text(metadata, MODEL)?;
         let defaults = match model {
@@ -148,8 +147,8 @@ impl Tokenizer {
         Ok(tokenizer)
     }
 
-    /// The tokens of a text. `add_special` adds the beginning and the end that the vocabulary says;
-    /// `parse_special` takes control tokens in the text for what they are, not for text.
+    /// Encodes a text. `add_special` adds BOS and EOS tokens as the vocabulary specifies;
+    /// `parse_special` recognizes control tokens in the text.
     pub fn encode(&self, text: &str, add_special: bool, parse_special: bool) -> Vec<u32> {
         let mut session = Session::default();
         if add_special && self.adds_bos {
@@ -204,14 +203,13 @@ impl Tokenizer {
         }
     }
 
-    /// The text of some tokens: their pieces one after the other, special tokens as they are
-    /// written. Of a text that was encoded by byte-level BPE, it gives that text; SentencePiece's
-    /// space in front stays.
+    /// Decodes tokens to text, special tokens included. Byte-level BPE is decoded exactly;
+    /// SentencePiece's space prefix stays.
     pub fn decode(&self, tokens: &[u32]) -> Vec<u8> {
         tokens.iter().flat_map(|&id| self.piece(id)).collect()
     }
 
-    /// The text of one token; nothing if there is no such token.
+    /// The text of one token; empty for an unknown id.
     pub fn piece(&self, id: u32) -> Vec<u8> {
         self.vocab.piece(
             id,
@@ -219,27 +217,27 @@ impl Tokenizer {
         )
     }
 
-    /// How many tokens the vocabulary has.
+    /// Number of tokens in the vocabulary.
     pub fn vocab_size(&self) -> usize {
         self.vocab.tokens.len()
     }
 
-    /// The token that begins a text.
+    /// The BOS token.
     pub fn bos(&self) -> Option<u32> {
         self.vocab.bos
     }
 
-    /// The token that ends a text.
+    /// The EOS token.
     pub fn eos(&self) -> Option<u32> {
         self.vocab.eos
     }
 
-    /// Whether a beginning is added to a text.
+    /// Whether texts get a BOS token.
     pub fn adds_bos(&self) -> bool {
         self.adds_bos
     }
 
-    /// Whether an end is added to a text.
+    /// Whether texts get an EOS token.
     pub fn adds_eos(&self) -> bool {
         self.adds_eos
     }
@@ -258,7 +256,7 @@ impl Tokenizer {
     }
 }
 
-/// The words that a pre-tokenizer makes of a text.
+/// Splits a text into words.
 fn pieces<'t>(pre: &Pre, text: &'t str) -> impl Iterator<Item = &'t str> {
     let mut ends = vec![text.len()];
     for step in &pre.steps {
@@ -274,33 +272,33 @@ fn pieces<'t>(pre: &Pre, text: &'t str) -> impl Iterator<Item = &'t str> {
         .map(move |end| &text[std::mem::replace(&mut start, end)..end])
 }
 
-/// What is kept while one text is encoded.
+/// State of the encoding of one text.
 #[derive(Default)]
 struct Session<'t> {
     out: Vec<u32>,
     merger: Merger,
-    /// Where in `out` the tokens of a word are.
+    /// Range in `out` of the tokens of a cached word.
     seen: HashMap<&'t str, (usize, usize), RandomState>,
     text: String,
 }
 
 impl<'t> Session<'t> {
-    /// Appends the tokens of a word: those that it had before, or else what `encode` appends.
+    /// Appends the tokens of a word, from the cache or by `encode`.
     fn word(&mut self, word: &'t str, encode: impl FnOnce(&mut Merger, &mut Vec<u32>)) {
         if let Some(&(start, end)) = self.seen.get(word) {
             return self.out.extend_from_within(start..end);
         }
         let start = self.out.len();
         encode(&mut self.merger, &mut self.out);
-        if word.len() <= REMEMBERED_LEN {
-            if self.seen.len() == REMEMBERED {
+        if word.len() <= CACHED_LEN {
+            if self.seen.len() == CACHED {
                 self.seen.clear();
             }
             self.seen.insert(word, (start, self.out.len()));
         }
     }
 
-    /// The same, with spaces replaced, and one in front if so said.
+    /// The same with spaces replaced by U+2581, and with a space prefix if `space`.
     fn escaped(
         &mut self,
         word: &'t str,
@@ -331,12 +329,11 @@ fn escape(c: char) -> char {
     if c == ' ' { SPACE } else { c }
 }
 
-/// The characters that some token has before a space: only between them and a space may a merge
-/// reach.
+/// Characters that some token has before a space: no merge joins another character to a space.
 struct Seams(HashSet<char, RandomState>);
 
 impl Seams {
-    /// Of all texts that a merge may lead to.
+    /// From all possible results of merges.
     fn of<'a>(texts: impl Iterator<Item = &'a Box<[u8]>>) -> Seams {
         let mut before = HashSet::with_hasher(RandomState::default());
         for text in texts {
@@ -351,7 +348,7 @@ impl Seams {
         Seams(before)
     }
 
-    /// The parts of a text that can be merged each on its own.
+    /// Cuts a text into parts that merge independently.
     fn parts<'t>(&self, text: &'t str) -> impl Iterator<Item = &'t str> {
         let mut rest = text;
         std::iter::from_fn(move || {

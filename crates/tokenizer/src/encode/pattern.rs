@@ -1,15 +1,14 @@
-//! The regular expressions of pre-tokenizers, as far as those go, with the meaning that the
-//! reference gives them.
+//! The subset of regular expressions in pre-tokenizers, with the reference's semantics.
 //!
-//! The reference runs them in two ways. One that names a category (`\p{L}`) sees a text in which
-//! each character beyond ASCII is one of six letters: letter, number, mark, punctuation, symbol,
-//! other. One that names none sees the code points. In both a space beyond ASCII is a vertical tab,
-//! which `\s` matches but `[^\r\n]` also does. So a [`Set`] here is a bit per ASCII character, and
-//! for the others either kinds or code points.
+//! The reference has two modes. An expression with a category (`\p{L}`) sees a text with each
+//! character beyond ASCII replaced by one of six: letter, number, mark, punctuation, symbol, other.
+//! Any other expression sees the code points. In both, a space beyond ASCII is a vertical tab, which
+//! both `\s` and `[^\r\n]` match. So a [`Set`] is a bit per ASCII character, and either kinds or code
+//! points for the others.
 //!
 //! Alternatives are tried in order and repetitions are greedy with backtracking, as in ECMAScript.
-//! Backtracking never leaves one alternative, and every repetition is of a single set, so the depth
-//! is bounded by the pattern's length.
+//! Backtracking stays within one alternative, and every repetition is of a single set, so the depth
+//! is bounded by the length of the pattern.
 //!
 //! ```text
 //! pattern     = sequence { "|" sequence }
@@ -22,7 +21,7 @@ use super::unicode::{self, Kind, Kinds};
 
 const ALL_KINDS: Kind =
     unicode::LETTER | unicode::NUMBER | unicode::MARK | unicode::PUNCTUATION | unicode::SYMBOL;
-/// In sets: characters beyond ASCII that are of no kind.
+/// In sets: characters beyond ASCII without a kind.
 const OTHER: Kind = unicode::SPACE;
 const VERTICAL_TAB: u32 = 0x0B;
 const ASCII_SPACES: u128 = 1 << 9 | 1 << 10 | 1 << 11 | 1 << 12 | 1 << 13 | 1 << 32;
@@ -35,7 +34,7 @@ struct Set {
     kinds: Kind,
     /// Code points beyond ASCII.
     ranges: Vec<(u32, u32)>,
-    /// Whether it holds what `ranges` does not.
+    /// Whether the code points are the complement of `ranges`.
     beyond: bool,
 }
 
@@ -94,7 +93,7 @@ struct Item {
     max: usize,
 }
 
-/// What a sequence may end in.
+/// End of a sequence.
 #[derive(Clone, Debug, PartialEq)]
 enum Tail {
     None,
@@ -114,7 +113,7 @@ struct Sequence {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Pattern {
     alternatives: Vec<Sequence>,
-    /// Whether it names a category, and so sees kinds instead of code points.
+    /// Whether it names a category: it sees kinds instead of code points.
     by_kind: bool,
 }
 
@@ -137,7 +136,7 @@ impl Pattern {
         }
     }
 
-    /// The end of the match that starts at a byte.
+    /// End of the match at a byte.
     fn match_at(&self, text: &str, at: usize) -> Option<usize> {
         self.alternatives
             .iter()
@@ -187,8 +186,7 @@ impl Pattern {
         }
     }
 
-    /// Appends the ends of the pieces of `text[start..end]`: the matches, and what lies between
-    /// them.
+    /// Appends the ends of the pieces of `text[start..end]`: the matches and the text between them.
     pub(crate) fn split(&self, text: &str, start: usize, end: usize, ends: &mut Vec<usize>) {
         let part = &text[..end];
         let (mut at, mut piece) = (start, start);

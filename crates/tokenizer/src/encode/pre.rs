@@ -1,32 +1,30 @@
-//! Pre-tokenizers by name: how a text is split into words before their bytes are merged.
+//! Pre-tokenizers by name: the split of a text into words before the merges.
 //!
-//! The names, the regular expressions and what comes with a name are facts of the format, taken
-//! from the reference's list. The expressions are written in the syntax of [`Pattern`]; a step that
-//! the reference runs by hand-written code is a [`Step`] of its own.
+//! Names, regular expressions and properties are facts of the format, from the reference's list.
+//! Expressions are in the syntax of [`Pattern`]; the reference's hand-written splits are [`Step`]s.
 
 use super::pattern::Pattern;
 use super::split::Step;
 
-/// A pre-tokenizer and what comes with its name.
+/// Steps and properties of a pre-tokenizer.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Pre {
-    /// What splits a text; each step splits the pieces of the one before.
+    /// The steps; each splits the pieces of the previous one.
     pub steps: Vec<Step>,
-    /// Whether tokens are spelled in GPT-2's alphabet of bytes; else in UTF-8, with tokens such as
-    /// `<0x0A>` for bytes.
+    /// Whether tokens are spelled in GPT-2's alphabet of bytes, not in UTF-8 with byte tokens such as
+    /// `<0x0A>`.
     pub byte_level: bool,
-    /// Whether spaces become U+2581 first.
+    /// Whether spaces become U+2581.
     pub escapes_spaces: bool,
-    /// Whether a word that is a token is that token, however its bytes would merge.
+    /// Whether a word equal to a token is not merged.
     pub ignores_merges: bool,
-    /// Whether a run of line breaks that is a token is that token.
+    /// Whether a run of line breaks equal to a token is not merged.
     pub keeps_line_breaks: bool,
-    /// Whether a beginning is added unless the file says otherwise.
+    /// Default of `add_bos_token`.
     pub adds_bos: bool,
-    /// Whether a beginning is added whatever the file says.
+    /// Whether a BOS token is added regardless of `add_bos_token`.
     pub forces_bos: bool,
-    /// Whether token 11 is beginning and end unless the file says otherwise; some have no
-    /// beginning.
+    /// Whether the default BOS token is 11; else there is no default.
     pub has_bos: bool,
 }
 
@@ -37,8 +35,8 @@ macro_rules! contractions {
     };
 }
 
-/// Words of capitals and then small letters, as OpenAI's o200k has them, with what may follow a
-/// word; characters beyond ASCII count as both.
+/// Words of OpenAI's o200k: capitals, then small letters, then a suffix; characters beyond ASCII count
+/// as both.
 macro_rules! cased_words {
     ($marks:literal, $after:expr) => {
         concat!(
@@ -102,7 +100,7 @@ fn words(digits: usize) -> Step {
     }
 }
 
-/// The three steps of DeepSeek V3; `signs` and `breaks` differ in those that follow it.
+/// The three steps of DeepSeek V3, also of its variants with other arguments.
 fn deepseek3(first: Step, asian: &str, signs_and_spaces: &str) -> Vec<Step> {
     let last = [
         ASCII_SIGN_AND_WORD,
@@ -114,8 +112,8 @@ fn deepseek3(first: Step, asian: &str, signs_and_spaces: &str) -> Vec<Step> {
 }
 
 impl Pre {
-    /// The pre-tokenizer of a name in `tokenizer.ggml.pre`; an empty name is `default`. `None` if
-    /// there is no such.
+    /// The pre-tokenizer of a name in `tokenizer.ggml.pre`; an empty name is `default`. `None` for an
+    /// unknown name.
     pub(crate) fn named(name: &str) -> Option<Pre> {
         let contractions = contractions!();
         let spaces_after_breaks = format!(r"[\r\n]*|{SPACES}");

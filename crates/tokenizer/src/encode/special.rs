@@ -1,8 +1,7 @@
-//! Special tokens are cut out of a text before anything else.
+//! Cuts special tokens out of a text, before the pre-tokenizer.
 //!
-//! The reference searches the whole text for the longest token first, then what is left for the
-//! next, and so on. Most tokens are in no text, so one search for all finds those that are, and
-//! only they are cut out in that manner.
+//! The reference searches the text for each token in turn, longest first. Few of them occur in a
+//! text: one search for all finds these, and only they are searched in that order.
 
 use super::vocab::{CONTROL, UNKNOWN, USER_DEFINED, Vocab};
 use aho_corasick::AhoCorasick;
@@ -19,7 +18,7 @@ pub(crate) enum Fragment {
 
 /// The special tokens of a vocabulary.
 pub(crate) struct Special {
-    /// Longest first; of equals the first.
+    /// By falling length, then by id.
     ids: Vec<u32>,
     search: Option<AhoCorasick>,
 }
@@ -29,7 +28,7 @@ fn is_space(byte: u8) -> bool {
 }
 
 impl Special {
-    /// Collects them.
+    /// Collects the special tokens of a vocabulary.
     pub(crate) fn of(vocab: &Vocab) -> Special {
         let text = |id: u32| &vocab.tokens[id as usize].text;
         let is_special =

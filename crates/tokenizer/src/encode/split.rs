@@ -1,30 +1,29 @@
-//! The pre-tokenizers that the reference has written by hand, and the steps that all are made of.
+//! The steps of pre-tokenizers, and the reference's hand-written pre-tokenizers.
 //!
-//! Each splits a stretch of a text into pieces and appends their ends. A stretch ends for it where
-//! it ends, even if the text goes on. Where these differ from the regular expression that they
-//! stand for, they are right: that is what the reference does.
+//! Each splits a range of a text into pieces and appends their ends; text after the range is not
+//! visible. The reference's hand-written splits differ from the regular expressions that they
+//! replace, and so do these.
 
 use super::pattern::Pattern;
 use super::unicode::{Kinds, LETTER, MARK, NUMBER, SPACE, is_han};
 
-/// One step of a pre-tokenizer; each step splits the pieces of the one before.
+/// One step of a pre-tokenizer: it splits the pieces of the previous one.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Step {
-    /// GPT-2: a contraction, or letters, digits or other signs with at most one space in front, or
-    /// spaces.
+pub(super) enum Step {
+    /// GPT-2: a contraction; letters, digits or other characters after at most one space; spaces.
     Gpt2,
-    /// Llama 3 and Qwen: any one sign may stand before letters; signs take the line breaks that
-    /// follow them; digits in groups of at most so many; marks belong to letters if so said.
+    /// Llama 3 and Qwen: letters after at most one other character, groups of digits, punctuation
+    /// with the line breaks after it, spaces.
     Words { digits: usize, marks: bool },
-    /// Kimi K2: Llama 3 with Chinese apart and contractions at the end of words.
+    /// Kimi K2: as Llama 3, with runs of Chinese and with contractions at the end of words.
     Kimi,
     /// Runs of digits in groups of three from the right.
     DigitsFromRight,
-    /// Line breaks apart from all else.
+    /// Runs of line breaks.
     Lines,
-    /// SuperBPE: before every place from which on a multiple of three ASCII digits follows.
+    /// SuperBPE: splits before each group of three ASCII digits, counted from the right.
     BeforeThreeDigits,
-    /// Spaces at the very end apart.
+    /// Trailing spaces.
     TrailingSpaces,
     /// A regular expression.
     Pattern(Pattern),
@@ -53,7 +52,7 @@ impl Step {
     }
 }
 
-/// A text up to the end of the stretch, and the ends found.
+/// A text up to the end of the range, and the ends of pieces.
 struct Part<'a> {
     text: &'a str,
     kinds: &'static Kinds,
@@ -71,7 +70,7 @@ impl Part<'_> {
         self.text.as_bytes().get(at).copied().unwrap_or(0)
     }
 
-    /// The end of the run of characters from `at` on whose kinds satisfy.
+    /// End of the run of characters from `at` on with kinds that satisfy `is`.
     #[inline]
     fn run(&self, mut at: usize, is: impl Fn(u8) -> bool) -> usize {
         loop {
@@ -83,8 +82,7 @@ impl Part<'_> {
         }
     }
 
-    /// The end of an English contraction at `at`, if there is one. `fold` takes capitals for small
-    /// letters.
+    /// End of an English contraction at `at`. `fold` maps capitals to small letters.
     fn contraction(&self, at: usize, fold: impl Fn(u8) -> u8) -> Option<usize> {
         if self.byte(at) != b'\'' {
             return None;
@@ -103,8 +101,7 @@ impl Part<'_> {
         at
     }
 
-    /// The end of the spaces at `at`: all, but for the last if something follows and they are more
-    /// than one.
+    /// End of the spaces at `at`: without the last of several if text follows.
     fn spaces(&self, at: usize) -> usize {
         let (mut end, mut last) = (at, 0);
         loop {
@@ -122,7 +119,7 @@ impl Part<'_> {
         }
     }
 
-    /// The end of the last line break among the spaces at `at`.
+    /// End of the last line break among the spaces at `at`.
     fn to_last_line_break(&self, at: usize) -> Option<usize> {
         let spaces = &self.text[at..self.run(at, |k| k & SPACE != 0)];
         spaces.rfind(['\r', '\n']).map(|found| at + found + 1)
@@ -179,7 +176,7 @@ impl Part<'_> {
             .unwrap_or_else(|| self.spaces(at))
     }
 
-    /// The end of at most so many digits.
+    /// End of at most `digits` digits.
     fn group(&self, at: usize, digits: usize) -> usize {
         let mut end = at;
         for _ in 0..digits {
@@ -192,7 +189,7 @@ impl Part<'_> {
         end
     }
 
-    /// The end of the signs at `at`, with at most one space in front and all line breaks behind.
+    /// End of the punctuation at `at`, after at most one space and with all line breaks behind.
     fn signs(&self, at: usize, letters: u8) -> Option<usize> {
         let not_signs = SPACE | NUMBER | letters;
         let after_space = at + usize::from(self.byte(at) == b' ');
@@ -250,7 +247,7 @@ impl Part<'_> {
             }
             let end = self.run(at, |k| k & NUMBER != 0);
             let mut left = self.text[at..end].chars().count();
-            // What stands before goes with the first group.
+            // Text before the digits goes with the first group.
             while left > 0 {
                 let group = if left.is_multiple_of(3) { 3 } else { left % 3 };
                 at = self.group(at, group);

@@ -1,17 +1,17 @@
-//! SentencePiece as the reference has it: of all neighbours that are a token together, those of the
-//! highest score are joined first.
+//! SentencePiece as in the reference: adjacent symbols are merged by the score of the resulting
+//! token, highest first.
 
 use super::Seams;
 use super::merge::{Merger, UNKNOWN};
 use super::vocab::Vocab;
 
-/// What SentencePiece needs beside the vocabulary.
+/// Tables of SentencePiece beside the vocabulary.
 pub(crate) struct Spm {
-    /// The rank of each token among the scores: the highest first.
+    /// Order of each token by score: lower for a higher score.
     order: Vec<u32>,
-    /// Tokens for the bytes of what is no token.
+    /// Tokens of single bytes, the fallback.
     bytes: [Option<u32>; 256],
-    /// Where words cannot be joined.
+    /// Boundaries without merges.
     pub seams: Seams,
 }
 
@@ -61,7 +61,7 @@ impl Spm {
                 continue;
             }
             for &byte in &bytes[symbol.start as usize..][..symbol.len as usize] {
-                // The reference gives up without a token for a byte.
+                // The reference fails here without a token for a byte.
                 out.extend(self.bytes[byte as usize].or(vocab.unknown));
             }
         }

@@ -1,14 +1,12 @@
-//! What kind of character each code point is, as the reference's tables say: general categories of
-//! Unicode 15.1.
+//! General categories of code points as in the reference: Unicode 15.1.
 //!
-//! The categories come from `regex-syntax`, cut to the code points that Unicode 15.1 knows; a test
-//! compares the whole table with the reference's by its checksum, so that a newer Unicode in that
-//! crate cannot change a token unnoticed.
+//! They come from `regex-syntax`, restricted to the code points of Unicode 15.1. A test compares the
+//! checksum of the table with the reference's, against a newer Unicode in that crate.
 
 use regex_syntax::hir::{Class, HirKind};
 use std::sync::OnceLock;
 
-/// Set of kinds that a code point belongs to; at most one of the first five.
+/// Categories of a code point as a bit set; at most one of the first five.
 pub(crate) type Kind = u8;
 /// `\p{L}`
 pub(crate) const LETTER: Kind = 1;
@@ -22,8 +20,8 @@ pub(crate) const PUNCTUATION: Kind = 8;
 pub(crate) const SYMBOL: Kind = 16;
 /// `\s`: the `White_Space` property.
 pub(crate) const SPACE: Kind = 32;
-/// Any code point at all; tells a character without a kind from the end of the text, whose kind is
-/// 0.
+/// Set for every code point: distinguishes one without a category from the end of the text, which
+/// is 0.
 pub(crate) const SOME: Kind = 64;
 
 const CODE_POINTS: usize = 0x110000;
@@ -32,7 +30,7 @@ const CODE_POINTS: usize = 0x110000;
 pub(crate) struct Kinds(Box<[Kind]>);
 
 impl Kinds {
-    /// The table, made when it is first asked for.
+    /// The table, built on first use.
     pub(crate) fn get() -> &'static Kinds {
         static KINDS: OnceLock<Kinds> = OnceLock::new();
         KINDS.get_or_init(|| {
@@ -90,7 +88,7 @@ fn ranges(class: &str) -> Vec<(char, char)> {
     }
 }
 
-/// Whether the reference takes a character for a Chinese one.
+/// Whether the reference counts a character as Chinese.
 pub(crate) fn is_han(c: char) -> bool {
     matches!(c as u32,
         0x4E00..=0x9FFF | 0x3400..=0x4DBF | 0x20000..=0x2A6DF | 0x2A700..=0x2EBEF | 0xF900..=0xFAFF | 0x2F800..=0x2FA1F)

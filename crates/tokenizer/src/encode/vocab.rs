@@ -1,5 +1,4 @@
-//! The vocabulary as a GGUF has it: texts, scores and roles of the tokens, and what the reference
-//! adds to them.
+//! The vocabulary of a GGUF: texts, scores and roles of tokens, with the reference's additions.
 
 use super::Error;
 use foldhash::fast::RandomState;
@@ -10,8 +9,8 @@ pub(super) const TOKENS: &str = "tokenizer.ggml.tokens";
 const SCORES: &str = "tokenizer.ggml.scores";
 const TYPES: &str = "tokenizer.ggml.token_type";
 
-/// Roles of a token, as bits: the reference gives some tokens more than one.
-pub(crate) type Role = u8;
+/// Roles of a token as a bit set: the reference gives some tokens several.
+pub(super) type Role = u8;
 pub(crate) const UNKNOWN: Role = 1;
 pub(crate) const UNUSED: Role = 2;
 pub(crate) const NORMAL: Role = 4;
@@ -19,7 +18,7 @@ pub(crate) const CONTROL: Role = 8;
 pub(crate) const USER_DEFINED: Role = 16;
 pub(crate) const BYTE: Role = 32;
 
-/// Texts that end a turn or a text; control tokens, whatever the file says.
+/// Texts of tokens at the end of a turn or text: control tokens regardless of the file.
 const ENDS: [&str; 22] = [
     "<|eot_id|>",
     "<|im_end|>",
@@ -45,8 +44,8 @@ const ENDS: [&str; 22] = [
     "[e~[",
 ];
 
-/// For each key of a token for filling in: the texts by which it is found if the file does not name
-/// it, and whether it ends a generation. The first that the vocabulary has becomes a control token.
+/// Infill tokens: their keys, their texts for files without the key, and whether they end a
+/// generation. The first existing text becomes a control token.
 const FILL_IN: [(&[&str], &[&str], bool); 6] = [
     (
         &[
@@ -123,19 +122,19 @@ const FILL_IN: [(&[&str], &[&str], bool); 6] = [
 ];
 
 /// One token.
-pub(crate) struct Token {
+pub(super) struct Token {
     pub text: Box<[u8]>,
     pub score: f32,
     pub role: Role,
-    /// Whether spaces before it go with it.
+    /// Whether it includes the spaces before it.
     pub strips_left: bool,
-    /// Whether spaces after it go with it.
+    /// Whether it includes the spaces after it.
     pub strips_right: bool,
 }
 
-pub(crate) type Texts = HashMap<Box<[u8]>, u32, RandomState>;
+pub(super) type Texts = HashMap<Box<[u8]>, u32, RandomState>;
 
-/// Tokens and what is known of them.
+/// Tokens and special ids.
 pub(crate) struct Vocab {
     pub tokens: Vec<Token>,
     /// From texts to tokens.
@@ -147,7 +146,7 @@ pub(crate) struct Vocab {
     pub ends: BTreeSet<u32>,
 }
 
-/// Ids that a vocabulary has unless its file says otherwise.
+/// Default special ids.
 pub(crate) struct Defaults {
     pub bos: Option<u32>,
     pub eos: Option<u32>,
@@ -180,7 +179,7 @@ fn numbers(
     Ok(Some(array.values().take(tokens).map(number).collect()))
 }
 
-/// A number of the metadata, if it is there.
+/// A number of the metadata.
 fn id(metadata: &Metadata<'_>, key: &str) -> Result<Option<u64>, Error> {
     let number = |v: &Value<'_>| {
         v.as_u64()
@@ -189,7 +188,7 @@ fn id(metadata: &Metadata<'_>, key: &str) -> Result<Option<u64>, Error> {
     metadata.get(key).map(number).transpose()
 }
 
-/// A text of the metadata, or an empty one.
+/// A text of the metadata; empty if it is missing.
 pub(crate) fn text<'m>(metadata: &'m Metadata<'_>, key: &str) -> Result<&'m str, Error> {
     let string = |v: &'m Value<'_>| {
         v.as_str()
@@ -198,7 +197,7 @@ pub(crate) fn text<'m>(metadata: &'m Metadata<'_>, key: &str) -> Result<&'m str,
     Ok(metadata.get(key).map(string).transpose()?.unwrap_or(""))
 }
 
-/// A truth value of the metadata, if it is there.
+/// A boolean of the metadata.
 pub(crate) fn flag(metadata: &Metadata<'_>, key: &str) -> Result<Option<bool>, Error> {
     match metadata.get(key) {
         None => Ok(None),
@@ -287,8 +286,7 @@ impl Vocab {
         self.ids.get(text.as_bytes()).copied()
     }
 
-    /// The id that a key names if the vocabulary has it, else the default if the vocabulary has
-    /// that.
+    /// The id of a key, or else the default, if it is in the vocabulary.
     fn named(
         &self,
         metadata: &Metadata<'_>,
@@ -306,8 +304,7 @@ impl Vocab {
         self.tokens[id as usize].role |= role;
     }
 
-    /// Finds the tokens whose text says what they are, as the reference does: files often do not
-    /// say it.
+    /// Detects special tokens by their texts, as the reference does: files often lack their keys.
     fn find_special(&mut self, metadata: &Metadata<'_>) -> Result<(), Error> {
         for (keys, texts, ends) in FILL_IN {
             let mut named = None;
@@ -340,7 +337,7 @@ impl Vocab {
             .extend(self.named(metadata, "tokenizer.ggml.eom_token_id", None)?);
         let ends = |text: &str| self.id(text).filter(|id| self.ends.contains(id));
         let called = ends("<|call|>").or(ends("<|calls|>")).is_some();
-        // Where others end a turn, these do not: Harmony and Solar; Gemma 4 and PLaMo.
+        // These do not end a turn in Harmony and Solar; Gemma 4 and PLaMo.
         let end = ends("<|end|>")
             .filter(|_| called && (ends("<|return|>").or(ends("<|flush|>"))).is_some());
         let s =
@@ -354,7 +351,7 @@ impl Vocab {
         Ok(())
     }
 
-    /// Sets which tokens take the spaces beside them, by the names of models: no file says it.
+    /// Sets the tokens that include adjacent spaces, by the name of the model: files do not state it.
     fn set_strips(&mut self, metadata: &Metadata<'_>) -> Result<(), Error> {
         let name = text(metadata, "general.name")?.to_ascii_lowercase();
         let pre = text(metadata, "tokenizer.ggml.pre")?;
@@ -393,12 +390,12 @@ impl Vocab {
         Ok(())
     }
 
-    /// The byte that a token such as `<0x0A>` stands for.
+    /// The byte of a token such as `<0x0A>`.
     fn byte_of(text: &[u8]) -> Option<u8> {
         u8::from_str_radix(std::str::from_utf8(text.get(3..5)?).ok()?, 16).ok()
     }
 
-    /// The text of a token: what decoding it gives.
+    /// Decodes a token.
     pub(crate) fn piece(&self, id: u32, byte_level: bool) -> Vec<u8> {
         let Some(token) = self.tokens.get(id as usize) else {
             return Vec::new();
@@ -421,7 +418,7 @@ impl Vocab {
         }
     }
 
-    /// The tokens that stand for single bytes: `<0x0A>` and so on.
+    /// Tokens of single bytes such as `<0x0A>`.
     pub(crate) fn byte_tokens(&self) -> [Option<u32>; 256] {
         std::array::from_fn(|b| self.id(&format!("<0x{b:02X}>")))
     }
