@@ -292,6 +292,82 @@ def smollm3(layers=LAYERS):
     return config, model(BPE_VOCAB, llama_layer, tied=True, layers=layers), "bpe"
 
 
+def seed_oss():
+    config = base("SeedOssForCausalLM", "seed_oss", BPE_VOCAB, head_dim=HEAD, attention_bias=True)
+    return config, model(BPE_VOCAB, lambda p: llama_layer(p, biases=True)), "bpe"
+
+
+def plain(prefix):
+    return {f"{prefix}up_proj.weight": (FFN, HIDDEN), f"{prefix}down_proj.weight": (HIDDEN, FFN)}
+
+
+def arcee():
+    config = base("ArceeForCausalLM", "arcee", BPE_VOCAB, head_dim=HEAD)
+
+    def layer(p):
+        return attention(p) | plain(p + "mlp.") | norms(p, "input_layernorm", "post_attention_layernorm")
+
+    return config, model(BPE_VOCAB, layer), "bpe"
+
+
+def olmo3(layers=LAYERS):
+    config, _, tokenizer = olmo2()
+    scaling = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 256, "attention_factor": 1.2,
+               "beta_fast": 32.0, "beta_slow": 1.0}
+    config |= {"architectures": ["Olmo3ForCausalLM"], "model_type": "olmo3", "num_hidden_layers": layers,
+               "sliding_window": 64, "rope_scaling": scaling}
+
+    def layer(p):
+        return (attention(p) | gated(p + "mlp.") | norms(p, "post_attention_layernorm", "post_feedforward_layernorm")
+                | norms(p + "self_attn.", "q_norm") | norms(p + "self_attn.", "k_norm", size=KV_HEADS * HEAD))
+
+    return config, model(BPE_VOCAB, layer, layers=layers), tokenizer
+
+
+def command_r():
+    config = base("CohereForCausalLM", "cohere", BPE_VOCAB, logit_scale=0.25, layer_norm_eps=1e-5, rope_theta=8e6,
+                  model_max_length=8192)
+    del config["rms_norm_eps"]
+    return config, model(BPE_VOCAB, lambda p: attention(p) | gated(p + "mlp.") | norms(p, "input_layernorm"), tied=True), "bpe"
+
+
+def nemotron():
+    config = base("NemotronForCausalLM", "nemotron", SPM_VOCAB, norm_eps=1e-5, partial_rotary_factor=0.5,
+                  hidden_act="relu2")
+    del config["rms_norm_eps"]
+
+    def layer(p):
+        return attention(p) | plain(p + "mlp.") | norms(p, "input_layernorm", "post_attention_layernorm", bias=True)
+
+    return config, model(SPM_VOCAB, layer, bias=True), "spm"
+
+
+def orion():
+    config = base("OrionForCausalLM", "orion", SPM_VOCAB)
+
+    def layer(p):
+        return attention(p) | gated(p + "mlp.") | norms(p, "input_layernorm", "post_attention_layernorm", bias=True)
+
+    return config, model(SPM_VOCAB, layer, bias=True), "spm"
+
+
+def ernie(fused=False):
+    config = base("Ernie4_5ForCausalLM", "ernie4_5", SPM_VOCAB, head_dim=HEAD)
+
+    def layer(p):
+        if not fused:
+            return llama_layer(p)
+        return (norms(p, "input_layernorm", "post_attention_layernorm")
+                | {p + "self_attn.qkv_proj.weight": ((HEADS + 2 * KV_HEADS) * HEAD, HIDDEN),
+                   p + "self_attn.o_proj.weight": (HIDDEN, HEADS * HEAD),
+                   p + "mlp.up_gate_proj.weight": (2 * FFN, HIDDEN), p + "mlp.down_proj.weight": (HIDDEN, FFN)})
+
+    shapes = model(SPM_VOCAB, layer)
+    if fused:
+        shapes = {name.replace("model.", "ernie."): shape for name, shape in shapes.items()}
+    return config, shapes, "spm"
+
+
 def wrapped(text, cls, model_type, prefix, config_name="text_config", **outer):
     """A text model within one that also sees: its config in an object, its tensors behind `prefix`, and others beside."""
     config, shapes, tokenizer = text
@@ -415,6 +491,16 @@ CHECKPOINTS = {
     "qwen3": (qwen3, torch.bfloat16, 1),
     "qwen3-yarn": (qwen3_yarn, torch.bfloat16, 1),
     "qwen3moe": (qwen3moe, torch.bfloat16, 2),
+    "seed_oss": (seed_oss, torch.bfloat16, 1),
+    "arcee": (arcee, torch.bfloat16, 1),
+    "olmo3": (olmo3, torch.bfloat16, 1),
+    # The fourth layer is the first that sees everything.
+    "olmo3-deep": (lambda: olmo3(5), torch.bfloat16, 1),
+    "command-r": (command_r, torch.float16, 1),
+    "nemotron": (nemotron, torch.bfloat16, 1),
+    "orion": (orion, torch.bfloat16, 1),
+    "ernie4_5": (ernie, torch.bfloat16, 1),
+    "ernie4_5-fused": (lambda: ernie(True), torch.bfloat16, 2),
     "qwen3moe-stacked": (qwen3moe_stacked, torch.bfloat16, 1),
     "llama-bare": (lambda: bare(llama(), "LlamaModel"), torch.bfloat16, 1),
     "qwen3-embedding": (lambda: bare(qwen3(), "Qwen3Model"), torch.bfloat16, 1),

@@ -12,6 +12,8 @@ pub struct Decoder {
     pub sections: Sections,
     /// What stands between the matrices of the feed-forward network.
     pub activation: Activation,
+    /// How a layer's blocks follow each other.
+    pub layout: Layout,
     /// Whether embeddings are multiplied by the square root of their length.
     pub scaled_embeddings: bool,
     /// Whether the weights of the chosen experts are made to sum up to 1.
@@ -20,6 +22,8 @@ pub struct Decoder {
     pub window: Window,
     /// Every n-th layer does not rotate; 0 for none.
     pub unrotated_every: u32,
+    /// Whether the metadata's scale multiplies logits; else it divides them.
+    pub multiplied_logits: bool,
     /// Models of so many layers scale scores by the hidden size per head instead of the length of a
     /// head.
     pub wide_heads: Option<u32>,
@@ -46,6 +50,15 @@ pub enum Rope {
     Halves,
 }
 
+/// How a layer's blocks follow each other.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Layout {
+    /// Attention, then the feed-forward network behind a norm of this name.
+    Sequential(&'static str),
+    /// Both side by side, behind the norm of attention.
+    Parallel,
+}
+
 /// How the pairs of a head are shared out to time, height and width. A token of text has the same
 /// position in all three, and 0 in a fourth, which the pairs that are left over take.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -65,6 +78,8 @@ pub enum Activation {
     Silu,
     /// The Gaussian error linear unit in its tanh form.
     Gelu,
+    /// The square of what is above 0 (So et al. 2021).
+    SquaredRelu,
 }
 
 /// Which layers see only the last tokens.
@@ -72,6 +87,9 @@ pub enum Activation {
 pub enum Window {
     /// All layers see everything, whatever the metadata says.
     None,
+    /// Those that the metadata list, of every four the first three if it lists none; their rotation is
+    /// not stretched. None if the metadata has no window.
+    Listed,
     /// Of so many layers the last sees everything.
     Pattern {
         /// The period.
@@ -89,11 +107,13 @@ impl Decoder {
         norm: Norm::Rms,
         rope: Rope::Pairs,
         sections: Sections::None,
+        layout: Layout::Sequential("ffn_norm"),
         activation: Activation::Silu,
         scaled_embeddings: false,
         normalized_experts: true,
         window: Window::None,
         unrotated_every: 0,
+        multiplied_logits: false,
         wide_heads: None,
     };
 }

@@ -166,6 +166,26 @@ impl Keys<'_> {
         }
     }
 
+    /// A list of truth values, one for each layer.
+    fn flags(&self, key: &str, layers: usize) -> Result<Option<Vec<bool>>> {
+        let Some(value) = self.get(key) else {
+            return Ok(None);
+        };
+        let flag = |value: Value<'_>| match value {
+            Value::Bool(flag) => Some(flag),
+            _ => None,
+        };
+        let list = value.as_array();
+        let flags: Option<Vec<_>> = list.and_then(|list| list.values().map(flag).collect());
+        match flags.filter(|flags| flags.len() == layers) {
+            Some(flags) => Ok(Some(flags)),
+            None => Err(self.bad(
+                key,
+                format!("is {value}; {layers} truth values are expected, one for each layer"),
+            )),
+        }
+    }
+
     fn float(&self, key: &str) -> Result<Option<f32>> {
         match self.get(key) {
             None => Ok(None),
@@ -330,6 +350,27 @@ impl Hyper {
             }
             rotations.push(windowed);
         }
+        if decoder.window == Window::Listed {
+            let tokens = keys
+                .optional("attention.sliding_window")?
+                .filter(|n| *n > 0);
+            let listed = keys.flags("attention.sliding_window_pattern", layers)?;
+            for (layer, window) in windows.iter_mut().enumerate() {
+                let is_windowed = match &listed {
+                    Some(listed) => listed[layer],
+                    None => !(layer + 1).is_multiple_of(4),
+                };
+                *window = tokens.filter(|_| is_windowed);
+            }
+            let base = keys.float("rope.freq_base_swa")?;
+            rotations.push(Rotation {
+                base: base.unwrap_or(rotations[0].base),
+                scale: 1.0,
+                extrapolation: 0.0,
+                magnitude: 1.0,
+                ..rotations[0].clone()
+            });
+        }
         let unrotated_every = decoder.unrotated_every as usize;
         let rotates = |layer: usize| {
             decoder.rope != Rope::None
@@ -387,7 +428,12 @@ impl Hyper {
                 .or((name == "gemma2").then_some(30.0)),
             embedding_scale: positive(keys.float("embedding_scale")?).unwrap_or(embedding_scale),
             residual_scale: positive(keys.float("residual_scale")?).unwrap_or(1.0),
-            logit_scale: positive(keys.float("logit_scale")?).map_or(1.0, |s| 1.0 / s),
+            logit_scale: positive(keys.float("logit_scale")?).map_or(1.0, |scale| {
+                match decoder.multiplied_logits {
+                    true => scale,
+                    false => 1.0 / scale,
+                }
+            }),
             clamp: positive(keys.float("attention.clamp_kqv")?),
             experts_used: keys.optional("expert_used_count")?.unwrap_or(0),
             expert_scale: positive(keys.float("expert_weights_scale")?).unwrap_or(1.0),

@@ -10,21 +10,26 @@
 #![warn(unreachable_pub)]
 
 pub mod catalog;
+mod cohere;
 mod config;
 mod decoder;
 mod defaults;
+mod ernie;
 mod gemma;
 mod gpt2;
 mod granite;
 pub mod hyper;
 mod input;
 mod llama;
+mod nemotron;
 mod olmo;
+mod orion;
 mod parameters;
 mod phi;
 mod qwen;
 pub mod recipes;
 pub mod role;
+mod seed;
 pub mod spec;
 mod starcoder;
 pub mod wrapper;
@@ -33,7 +38,7 @@ use quantier_tokenizer::VocabKind;
 
 pub use catalog::{Catalog, Entry, Grouping, InputId, LayerId, Linear, LinearId, TensorId};
 pub use config::{Config, Pooling};
-pub use decoder::{Activation, Decoder, Norm, Rope, Sections, Window};
+pub use decoder::{Activation, Decoder, Layout, Norm, Rope, Sections, Window};
 pub use input::Input;
 pub use parameters::{Keys, Parameter};
 pub use recipes::Recipe;
@@ -87,6 +92,12 @@ pub static ARCHITECTURES: &[&Architecture] = &[
     &granite::GRANITE,
     &starcoder::STARCODER2,
     &gpt2::GPT2,
+    &seed::SEED_OSS,
+    &llama::ARCEE,
+    &cohere::COMMAND_R,
+    &nemotron::NEMOTRON,
+    &orion::ORION,
+    &ernie::ERNIE4_5,
 ];
 
 impl Architecture {

@@ -2,8 +2,8 @@
 //! recipes from here.
 
 use super::config::{Result, number_in};
-use super::decoder::Decoder;
-use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS};
+use super::decoder::{Activation, Decoder};
+use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS, POOLING};
 use super::recipes::Op::{self, Interleave, Stack};
 use super::recipes::Size::{
     Any, Expert, Experts, FeedForward, Hidden, KeyHeads, Keys as KeyRows, Queries, QueryHeads,
@@ -65,6 +65,19 @@ pub(super) static SMOLLM3: Architecture = Architecture {
     generated: rope_factors,
     decoder: Decoder {
         unrotated_every: 4,
+        ..Decoder::LLAMA
+    },
+};
+
+pub(super) static ARCEE: Architecture = Architecture {
+    classes: &["ArceeForCausalLM"],
+    name: "arcee",
+    vocabulary: VocabKind::Llama,
+    parameters: &[COMMON, HEAD_LENGTHS, FILE_TYPE, OWN_PARAMETERS, POOLING],
+    tensors: &[EMBEDDINGS, NORMS, ATTENTION, PLAIN_FFN, BUFFERS],
+    generated: rope_factors,
+    decoder: Decoder {
+        activation: Activation::SquaredRelu,
         ..Decoder::LLAMA
     },
 };
@@ -152,6 +165,20 @@ pub(super) const GATED_FFN: &[Recipe] = &[
         "blk.{}.ffn_gate",
         &[FeedForward, Hidden],
     ),
+    Recipe::rename(
+        "model.layers.{}.mlp.up_proj",
+        "blk.{}.ffn_up",
+        &[FeedForward, Hidden],
+    ),
+    Recipe::rename(
+        "model.layers.{}.mlp.down_proj",
+        "blk.{}.ffn_down",
+        &[Hidden, FeedForward],
+    ),
+];
+
+/// A feed-forward network without a gate.
+pub(super) const PLAIN_FFN: &[Recipe] = &[
     Recipe::rename(
         "model.layers.{}.mlp.up_proj",
         "blk.{}.ffn_up",

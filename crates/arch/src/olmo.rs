@@ -1,11 +1,13 @@
 //! OLMo, whose norms have no weights, and OLMo 2, whose norms come after each half of a layer.
 
-use super::decoder::{Decoder, Norm, Rope};
+use super::config::Result;
+use super::decoder::{Decoder, Norm, Rope, Window};
 use super::llama::{BUFFERS, EMBEDDINGS, GATED_FFN, PLAIN_ATTENTION};
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS};
 use super::recipes::Op::Interleave;
 use super::recipes::Size::{Any, Hidden, KeyHeads, Keys as KeyRows, Queries, QueryHeads};
-use super::{Architecture, Parameter, Recipe, nothing_generated};
+use super::{Architecture, Config, Keys, Parameter, Recipe, nothing_generated};
+use quantier_gguf::gguf::{Array, Value, ValueType};
 use quantier_tokenizer::VocabKind;
 
 /// Fixed in the model's code, not said by its config.
@@ -25,17 +27,42 @@ pub(super) static OLMO: Architecture = Architecture {
 };
 
 pub(super) static OLMO2: Architecture = Architecture {
-    classes: &["Olmo2ForCausalLM"],
+    classes: &["Olmo2ForCausalLM", "Olmo3ForCausalLM"],
     name: "olmo2",
     vocabulary: VocabKind::ByteLevel,
-    parameters: &[COMMON, HEAD_LENGTHS, FILE_TYPE],
+    parameters: &[
+        COMMON,
+        HEAD_LENGTHS,
+        FILE_TYPE,
+        &[Parameter::Computed(windows)],
+    ],
     tensors: &[EMBEDDINGS, OLMO2_NORMS, PLAIN_ATTENTION, GATED_FFN, BUFFERS],
     generated: nothing_generated,
     decoder: Decoder {
         rope: Rope::Halves,
+        window: Window::Listed,
         ..Decoder::LLAMA
     },
 };
+
+/// OLMo 3's sliding windows: in the layers that the config lists, else in three of four.
+fn windows(config: &Config, keys: &mut Keys) -> Result<()> {
+    let Some(tokens) = config.optional_u32(&["sliding_window"])? else {
+        return Ok(());
+    };
+    keys.set("attention.sliding_window", Value::U32(tokens));
+    let listed = config.get("layer_types").and_then(|list| list.as_array());
+    let flags: Vec<bool> = match listed {
+        Some(kinds) => kinds
+            .iter()
+            .map(|kind| kind == "sliding_attention")
+            .collect(),
+        None => (1..=config.layers()?).map(|layer| layer % 4 != 0).collect(),
+    };
+    let flags = Array::of_values(ValueType::Bool, flags.into_iter().map(Value::Bool));
+    keys.set("attention.sliding_window_pattern", Value::Array(flags));
+    Ok(())
+}
 
 const OLMO_PARAMETERS: &[Parameter] = &[
     Parameter::ConstantF32("attention.layer_norm_epsilon", OLMO_EPSILON),

@@ -167,6 +167,14 @@ pub(crate) const HEAD_LENGTHS: &[Parameter] = &[
 /// `general.file_type`, which stands between the common keys and a family's own.
 pub(crate) const FILE_TYPE: &[Parameter] = &[FileType];
 
+/// How a sentence-transformers model makes one vector of all activations.
+pub(crate) const POOLING: &[Parameter] = &[Parameter::Computed(|config, keys| {
+    if let Some(kind) = config.pooling() {
+        keys.set("pooling_type", Value::U32(kind as u32));
+    }
+    Ok(())
+})];
+
 /// Models that see what comes after a token say so.
 fn causal(config: &Config, keys: &mut Keys) -> Result<()> {
     if config.get("is_causal").is_some_and(|value| *value == false) {

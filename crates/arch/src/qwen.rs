@@ -2,7 +2,7 @@
 
 use super::decoder::{Decoder, Rope, Sections};
 use super::llama::{BUFFERS, EMBEDDINGS, GATED_FFN, NORMS, PLAIN_ATTENTION, STACKED};
-use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS};
+use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS, POOLING};
 use super::recipes::Size::{Any, Expert, Experts, Head, Hidden};
 use super::recipes::{Input, Op, Output, Recipe};
 use super::{Architecture, Parameter, nothing_generated};
@@ -146,14 +146,6 @@ pub(super) static QWEN3_VL_MOE: Architecture = Architecture {
     decoder: INTERLEAVED,
     ..QWEN3_MOE
 };
-
-/// How a sentence-transformers model makes one vector of all activations.
-const POOLING: &[Parameter] = &[Parameter::Computed(|config, keys| {
-    if let Some(kind) = config.pooling() {
-        keys.set("pooling_type", Value::U32(kind as u32));
-    }
-    Ok(())
-})];
 
 /// The number of layers that pictures enter beside the first.
 const DEEPSTACK: &[Parameter] = &[Parameter::Computed(|config, keys| {

@@ -6,7 +6,7 @@
 
 use crate::catalog::{EMBEDDING, OUTPUT};
 use crate::hyper::{AttentionNumbers, Hyper, Temperature};
-use crate::{Activation, Catalog, Norm, Rope};
+use crate::{Activation, Catalog, Layout, Norm, Rope};
 
 /// The position table of models that add positions to their embeddings.
 const POSITIONS: &str = "position_embd.weight";
@@ -236,22 +236,24 @@ impl LayerSpec {
             hyper,
             catalog,
         };
-        let block = |norm: &str, mixer: MixerSpec, post_norm: &str| BlockSpec {
-            norm: known.norm(norm, hyper.hidden),
-            mixers: vec![mixer],
-            post_norm: known
-                .has(post_norm)
-                .then(|| known.norm(post_norm, hyper.hidden))
-                .flatten(),
-            residual_scale: hyper.residual_scale,
-        };
         let mut blocks = Vec::new();
-        if let Some(numbers) = hyper.attention[number] {
-            let attention = MixerSpec::Attention(known.attention(numbers));
-            blocks.push(block("attn_norm", attention, "post_attention_norm"));
-        }
-        if hyper.has_ffn[number] {
-            blocks.push(block("ffn_norm", known.ffn_or_moe(), "post_ffw_norm"));
+        let attention = hyper.attention[number].map(|numbers| known.attention(numbers));
+        let attention = attention.map(MixerSpec::Attention);
+        let ffn = hyper.has_ffn[number].then(|| known.ffn_or_moe());
+        match hyper.decoder.layout {
+            Layout::Sequential(norm) => {
+                // Some families call the norm in front of the network that behind attention.
+                let post_norm = Some("post_attention_norm").filter(|name| *name != norm);
+                blocks.extend(
+                    attention.map(|mixer| known.block("attn_norm", vec![mixer], post_norm)),
+                );
+                let post_norm = Some("post_ffw_norm");
+                blocks.extend(ffn.map(|mixer| known.block(norm, vec![mixer], post_norm)));
+            }
+            Layout::Parallel => {
+                let mixers = attention.into_iter().chain(ffn).collect();
+                blocks.push(known.block("attn_norm", mixers, None));
+            }
         }
         LayerSpec { blocks }
     }
@@ -304,6 +306,17 @@ impl Known<'_> {
     /// One of the dimensions of a tensor; 0 if it is missing, which loading it will say.
     fn dim(&self, name: &str, which: usize) -> usize {
         self.dims(name).map_or(0, |dims| dims[which] as usize)
+    }
+
+    fn block(&self, norm: &str, mixers: Vec<MixerSpec>, post_norm: Option<&str>) -> BlockSpec {
+        let hidden = self.hyper.hidden;
+        let post_norm = post_norm.filter(|name| self.has(name));
+        BlockSpec {
+            norm: self.norm(norm, hidden),
+            mixers,
+            post_norm: post_norm.and_then(|name| self.norm(name, hidden)),
+            residual_scale: self.hyper.residual_scale,
+        }
     }
 
     fn norm(&self, name: &str, len: usize) -> Option<NormSpec> {

@@ -104,6 +104,9 @@ const PIECES: &[(&str, &str)] = &[
     ("model.connector.", VISION),
 ];
 
+/// ERNIE's name for what others call the model.
+const ERNIE: &str = "ernie.";
+
 /// What stands in front of the text model's names, or within them.
 const PREFIXES: [&str; 3] = ["thinker.", "text_model.", "language_model."];
 
@@ -119,6 +122,9 @@ impl Part<'_> {
         let mut name = Cow::Borrowed(name);
         if name.ends_with(BIAS) {
             name = name.replace(BIAS, "e_score_correction.bias").into();
+        }
+        if name.contains(ERNIE) {
+            name = name.replace(ERNIE, "model.").into();
         }
         for prefix in PREFIXES {
             if name.contains(prefix) {

@@ -46,6 +46,12 @@ pub enum VocabKind {
     /// SentencePiece, else byte-pair encoding with byte fallback, else byte-level; with the extras
     /// of Code Llama and the small Granites: Llama, Mistral, Mixtral, Granite, SmolLM3.
     Llama,
+    /// SentencePiece: Orion.
+    SentencePiece,
+    /// SentencePiece, padding and unknown tokens by number: Nemotron.
+    Nemotron,
+    /// SentencePiece, the space prefix as tokenizer_config.json says: ERNIE 4.5.
+    Ernie,
     /// SentencePiece without a space prefix, with CodeGemma's end of turn: Gemma 1.
     Gemma1,
     /// SentencePiece without a space prefix: Gemma 2.
@@ -95,6 +101,13 @@ pub fn import(
             None => import.byte_level()?,
         },
         VocabKind::Llama => import.llama()?,
+        VocabKind::SentencePiece => import.only_sentencepiece()?,
+        VocabKind::Nemotron => import.nemotron()?,
+        VocabKind::Ernie => {
+            let tokens = import.only_sentencepiece()?;
+            import.space_prefix()?;
+            tokens
+        }
         VocabKind::Gemma1 => import.gemma1()?,
         VocabKind::Gemma2 => import.gemma()?.ok_or_else(|| no_model(dir))?,
         VocabKind::Gemma3 => match import.gemma()? {
@@ -163,6 +176,35 @@ impl Import<'_> {
         Ok(Some(tokens.len()))
     }
 
+    fn only_sentencepiece(&mut self) -> Result<usize> {
+        let tokens = self.sentencepiece(Additions::Common)?;
+        tokens.ok_or_else(|| no_model(&self.files.dir))
+    }
+
+    fn nemotron(&mut self) -> Result<usize> {
+        let tokens = self.only_sentencepiece()?;
+        for (name, id) in [("padding", 0), ("unknown", 1)] {
+            let key = format!("tokenizer.ggml.{name}_token_id");
+            self.entries.set(&key, Value::U32(id));
+        }
+        Ok(tokens)
+    }
+
+    /// The space in front of a text, where tokenizer_config.json says whether there is one.
+    fn space_prefix(&mut self) -> Result<()> {
+        let field = self.files.config_field("add_prefix_space");
+        let Some(space) = field.filter(|space| !space.is_null()) else {
+            return Ok(());
+        };
+        let path = self.files.dir.join("tokenizer_config.json");
+        let space = space.as_bool();
+        let space =
+            space.ok_or_else(|| bad(&path, "add_prefix_space is neither true nor false"))?;
+        self.entries
+            .set("tokenizer.ggml.add_space_prefix", Value::Bool(space));
+        Ok(())
+    }
+
     fn gemma(&mut self) -> Result<Option<usize>> {
         let tokens = self.sentencepiece(Additions::Common)?;
         if tokens.is_some() {
@@ -177,8 +219,7 @@ impl Import<'_> {
         /// them.
         const EOT: u32 = 107;
 
-        let tokens = self.sentencepiece(Additions::Common)?;
-        let tokens = tokens.ok_or_else(|| no_model(&self.files.dir))?;
+        let tokens = self.only_sentencepiece()?;
         let types = ["prefix", "suffix", "middle", "fsep", "eot"];
         let mut special = Special::load(self.files, false, &types, None)?;
         special.set_id("eot", EOT);
@@ -215,18 +256,7 @@ impl Import<'_> {
                 "tekken.json alone is not supported; get the tokenizer.json of the same model";
             return Err(bad(dir, what));
         }
-        if let Some(space) = self
-            .files
-            .config_field("add_prefix_space")
-            .filter(|v| !v.is_null())
-        {
-            let path = dir.join("tokenizer_config.json");
-            let space = space
-                .as_bool()
-                .ok_or_else(|| bad(&path, "add_prefix_space is neither true nor false"))?;
-            self.entries
-                .set("tokenizer.ggml.add_space_prefix", Value::Bool(space));
-        }
+        self.space_prefix()?;
         let tokens = if let Some(tokens) = self.sentencepiece(Additions::Common)? {
             tokens
         } else if bpe::is_like_sentencepiece(self.files) {

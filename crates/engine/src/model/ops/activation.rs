@@ -11,6 +11,7 @@ pub(crate) fn activate(x: &mut [f32], activation: Activation) {
     vectorized(|| match activation {
         Activation::Silu => x.iter_mut().for_each(|x| *x = silu(*x)),
         Activation::Gelu => x.iter_mut().for_each(|x| *x = gelu(*x)),
+        Activation::SquaredRelu => x.iter_mut().for_each(|x| *x = squared_relu(*x)),
     });
 }
 
@@ -20,6 +21,7 @@ pub(crate) fn activate_derivative(x: &mut [f32], g: &[f32], activation: Activati
     vectorized(|| match activation {
         Activation::Silu => places.for_each(|(x, g)| *x = silu_slope(*x) * g),
         Activation::Gelu => places.for_each(|(x, g)| *x = gelu_slope(*x) * g),
+        Activation::SquaredRelu => places.for_each(|(x, g)| *x = 2.0 * x.max(0.0) * g),
     });
 }
 
@@ -29,6 +31,7 @@ pub(crate) fn gate(gate: &mut [f32], up: &[f32], activation: Activation) {
     vectorized(|| match activation {
         Activation::Silu => places.for_each(|(x, up)| *x = silu(*x) * up),
         Activation::Gelu => places.for_each(|(x, up)| *x = gelu(*x) * up),
+        Activation::SquaredRelu => places.for_each(|(x, up)| *x = squared_relu(*x) * up),
     });
 }
 
@@ -39,6 +42,7 @@ pub(crate) fn gate_derivative(gate: &mut [f32], up: &[f32], g: &[f32], activatio
     vectorized(|| match activation {
         Activation::Silu => places.for_each(|(x, (up, g))| *x = silu_slope(*x) * up * g),
         Activation::Gelu => places.for_each(|(x, (up, g))| *x = gelu_slope(*x) * up * g),
+        Activation::SquaredRelu => places.for_each(|(x, (up, g))| *x = 2.0 * x.max(0.0) * up * g),
     });
 }
 
@@ -51,6 +55,12 @@ fn silu(x: f32) -> f32 {
 fn silu_slope(x: f32) -> f32 {
     let s = sigmoid(x);
     s * (1.0 + x * (1.0 - s))
+}
+
+#[inline(always)]
+fn squared_relu(x: f32) -> f32 {
+    let above = x.max(0.0);
+    above * above
 }
 
 /// The form with a hyperbolic tangent: x / 2 (1 + tanh u) = x sigmoid(2 u).

@@ -204,7 +204,7 @@ fn weight_of(rows: usize) -> Vec<f32> {
 
 fn cases_of_activations<'c>() -> Vec<Case<'c>> {
     let mut cases = Vec::new();
-    for kind in [Activation::Silu, Activation::Gelu] {
+    for kind in [Activation::Silu, Activation::Gelu, Activation::SquaredRelu] {
         cases.push(case(
             format!("{kind:?}"),
             &[N],

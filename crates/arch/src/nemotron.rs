@@ -1,0 +1,94 @@
+//! Nemotron 4 and Minitron: layer norms that hold what is added to 1, a squared ReLU, heads that
+//! are rotated in part.
+
+use super::config::{Result, number_in};
+use super::decoder::{Activation, Decoder, Norm, Rope};
+use super::llama::{BUFFERS, EMBEDDINGS, PLAIN_ATTENTION, PLAIN_FFN};
+use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS};
+use super::recipes::Op::AddOne;
+use super::recipes::Size::Hidden;
+use super::{Architecture, Config, Keys, Parameter, Recipe, nothing_generated};
+use quantier_gguf::gguf::Value;
+use quantier_tokenizer::VocabKind;
+
+pub(super) static NEMOTRON: Architecture = Architecture {
+    classes: &["NemotronForCausalLM"],
+    name: "nemotron",
+    vocabulary: VocabKind::Nemotron,
+    parameters: &[COMMON, HEAD_LENGTHS, FILE_TYPE, PARAMETERS],
+    tensors: &[EMBEDDINGS, NORMS, PLAIN_ATTENTION, PLAIN_FFN, BUFFERS],
+    generated: nothing_generated,
+    decoder: Decoder {
+        norm: Norm::Layer,
+        rope: Rope::Halves,
+        activation: Activation::SquaredRelu,
+        ..Decoder::LLAMA
+    },
+};
+
+const PARAMETERS: &[Parameter] = &[
+    Parameter::U32("vocab_size", &["vocab_size"]),
+    Parameter::F32(
+        "attention.layer_norm_epsilon",
+        &[
+            "layer_norm_eps",
+            "layer_norm_epsilon",
+            "norm_epsilon",
+            "norm_eps",
+        ],
+    ),
+    Parameter::Computed(rope),
+];
+
+fn rope(config: &Config, keys: &mut Keys) -> Result<()> {
+    const PART: &str = "partial_rotary_factor";
+    let rope = config.rope();
+    let part = number_in(rope, PART)?.ok_or(format!("field '{PART}' is missing"))?;
+    let hidden = config.u32(&["hidden_size", "n_embd"])?;
+    let heads = config.u32(&["num_attention_heads", "n_head"])?;
+    let rotated = ((part * f64::from(hidden)) as u32).checked_div(heads);
+    let rotated = rotated.ok_or("field 'num_attention_heads' is 0")?;
+    keys.set("rope.dimension_count", Value::U32(rotated));
+    let nonzero = |factor: Option<f64>| factor.filter(|factor| *factor != 0.0);
+    let factor = nonzero(config.optional_f64(&["factor"])?);
+    match factor.or(number_in(rope, "factor")?) {
+        None => keys.set("rope.scaling.type", Value::str("none")),
+        Some(factor) => {
+            keys.set("rope.scaling.type", Value::str("linear"));
+            keys.set("rope.scaling.factor", Value::F32(factor as f32));
+        }
+    }
+    Ok(())
+}
+
+const NORMS: &[Recipe] = &[
+    Recipe::with(
+        "model.norm.weight",
+        "output_norm.weight",
+        &[Hidden],
+        &[AddOne],
+    ),
+    Recipe::with(
+        "model.layers.{}.input_layernorm.weight",
+        "blk.{}.attn_norm.weight",
+        &[Hidden],
+        &[AddOne],
+    ),
+    Recipe::with(
+        "model.layers.{}.post_attention_layernorm.weight",
+        "blk.{}.ffn_norm.weight",
+        &[Hidden],
+        &[AddOne],
+    ),
+    Recipe::rename("model.norm.bias", "output_norm.bias", &[Hidden]),
+    Recipe::rename(
+        "model.layers.{}.input_layernorm.bias",
+        "blk.{}.attn_norm.bias",
+        &[Hidden],
+    ),
+    Recipe::rename(
+        "model.layers.{}.post_attention_layernorm.bias",
+        "blk.{}.ffn_norm.bias",
+        &[Hidden],
+    ),
+];
