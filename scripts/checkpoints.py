@@ -331,6 +331,57 @@ def command_r():
     return config, model(BPE_VOCAB, lambda p: attention(p) | gated(p + "mlp.") | norms(p, "input_layernorm"), tied=True), "bpe"
 
 
+def cohere2():
+    config, shapes, tokenizer = command_r()
+    del config["model_max_length"]
+    config |= {"architectures": ["Cohere2ForCausalLM"], "model_type": "cohere2", "rotary_pct": 1.0, "sliding_window": 64,
+               "num_hidden_layers": 5}
+    return config, model(BPE_VOCAB, lambda p: attention(p) | gated(p + "mlp.") | norms(p, "input_layernorm"), tied=True,
+                         layers=5), tokenizer
+
+
+def phi2():
+    config = base("PhiForCausalLM", "phi", BPE_VOCAB, intermediate_size=4 * HIDDEN, partial_rotary_factor=0.5,
+                  layer_norm_eps=1e-5, num_key_value_heads=HEADS)
+    del config["rms_norm_eps"]
+
+    def layer(p):
+        shapes = norms(p, "input_layernorm", bias=True)
+        for name, n_in, n_out in (("self_attn.q_proj", HIDDEN, HIDDEN), ("self_attn.k_proj", HIDDEN, HIDDEN),
+                                  ("self_attn.v_proj", HIDDEN, HIDDEN), ("self_attn.dense", HIDDEN, HIDDEN),
+                                  ("mlp.fc1", HIDDEN, 4 * HIDDEN), ("mlp.fc2", 4 * HIDDEN, HIDDEN)):
+            shapes |= {f"{p}{name}.weight": (n_out, n_in), f"{p}{name}.bias": (n_out,)}
+        return shapes
+
+    shapes = model(BPE_VOCAB, layer, final_norm=False) | norms("model.", "final_layernorm", bias=True)
+    return config, shapes | {"lm_head.bias": (BPE_VOCAB,)}, "bpe"
+
+
+def stablelm(parallel=False):
+    config = base("StableLmForCausalLM", "stablelm", BPE_VOCAB, layer_norm_eps=1e-5, partial_rotary_factor=0.25,
+                  use_parallel_residual=parallel)
+    del config["rms_norm_eps"]
+    names = ["input_layernorm"] if parallel else ["input_layernorm", "post_attention_layernorm"]
+
+    def layer(p):
+        return attention(p, biases=not parallel) | gated(p + "mlp.") | norms(p, *names, bias=True)
+
+    return config, model(BPE_VOCAB, layer, bias=True), "bpe"
+
+
+def starcoder():
+    config, _, tokenizer = gpt2()
+    config |= {"architectures": ["GPTBigCodeForCausalLM"], "model_type": "gpt_bigcode", "multi_query": True}
+    shapes = {"transformer.wte.weight": (BPE_VOCAB, HIDDEN), "transformer.wpe.weight": (1024, HIDDEN)}
+    for i in range(LAYERS):
+        p = f"transformer.h.{i}."
+        shapes |= norms(p, "ln_1", "ln_2", bias=True)
+        for name, n_in, n_out in (("attn.c_attn", HIDDEN, HIDDEN + 2 * HEAD), ("attn.c_proj", HIDDEN, HIDDEN),
+                                  ("mlp.c_fc", HIDDEN, 4 * HIDDEN), ("mlp.c_proj", 4 * HIDDEN, HIDDEN)):
+            shapes |= {f"{p}{name}.weight": (n_out, n_in), f"{p}{name}.bias": (n_out,)}
+    return config, shapes | norms("transformer.", "ln_f", bias=True), tokenizer
+
+
 def nemotron():
     config = base("NemotronForCausalLM", "nemotron", SPM_VOCAB, norm_eps=1e-5, partial_rotary_factor=0.5,
                   hidden_act="relu2")
@@ -497,6 +548,11 @@ CHECKPOINTS = {
     # The fourth layer is the first that sees everything.
     "olmo3-deep": (lambda: olmo3(5), torch.bfloat16, 1),
     "command-r": (command_r, torch.float16, 1),
+    "cohere2": (cohere2, torch.float16, 1),
+    "phi2": (phi2, torch.float16, 1),
+    "stablelm": (stablelm, torch.bfloat16, 1),
+    "stablelm-parallel": (lambda: stablelm(True), torch.bfloat16, 1),
+    "starcoder": (starcoder, torch.float32, 1),
     "nemotron": (nemotron, torch.bfloat16, 1),
     "orion": (orion, torch.bfloat16, 1),
     "ernie4_5": (ernie, torch.bfloat16, 1),

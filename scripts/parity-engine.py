@@ -14,6 +14,8 @@ import numpy as np
 
 # What may differ: perplexity, sums over their tensor's mean, KL divergence; all as fractions.
 PPL, SUMS, KLD = 0.0005, 0.002, 0.02
+# The reference looks GELU up in a table of f16. Phi-2's sums are off by 0.200% for it, and by 0.011% with such a table.
+SUMS_OF_TABLE = {"phi2": 0.004}
 # Half the last digit of a divergence that the reference prints, which is more than KLD of the smallest ones.
 PRINTED = 0.5e-6
 
@@ -22,7 +24,7 @@ PRINTED = 0.5e-6
 CASES = {name: (name, 512, 4) for name in (
     "llama", "llama3", "llama-yarn", "mistral", "mixtral", "qwen2", "qwen2moe", "qwen3", "qwen3-yarn", "qwen3moe",
     "phi3", "phi3-long", "olmo", "olmo2", "granite", "starcoder2", "gpt2", "gpt2-bare", "smollm3", "smollm3-deep",
-    "seed_oss", "arcee", "olmo3", "olmo3-deep", "command-r", "nemotron", "orion", "ernie4_5", "qwen3moe-stacked", "llava", "internvl", "mistral3", "qwen2vl", "qwen3vl", "qwen3vlmoe")}
+    "seed_oss", "arcee", "olmo3", "olmo3-deep", "command-r", "cohere2", "phi2", "stablelm", "stablelm-parallel", "starcoder", "nemotron", "orion", "ernie4_5", "qwen3moe-stacked", "llava", "internvl", "mistral3", "qwen2vl", "qwen3vl", "qwen3vlmoe")}
 CASES |= {name: (name, 1024, 3) for name in ("gemma1", "gemma2", "gemma3", "gemma3-deep", "gemma3-vl")}
 # Ministral's queries grow from position 1024 on.
 CASES |= {"ministral3": ("ministral3", 2048, 2)}
@@ -123,13 +125,14 @@ class Case:
         stored = self.ours_of_stored()
         expected_kld, of_ours = self.reference_kld("reference.kld"), self.reference_kld("ours.kld")
         sums, where, counts = self.imatrix()
+        bound = SUMS_OF_TABLE.get(self.name, SUMS)
         off = lambda found, expected: found / expected - 1
         near = lambda found, expected: abs(found - expected) <= KLD * expected + PRINTED
-        good = [abs(off(ppl, expected_ppl)) <= PPL, sums <= SUMS and counts, near(kld, expected_kld),
+        good = [abs(off(ppl, expected_ppl)) <= PPL, sums <= bound and counts, near(kld, expected_kld),
                 near(stored, expected_kld), near(kld, of_ours)]
         return all(good), (
             f"PPL {ppl:.4f} / {expected_ppl:.4f} ({off(ppl, expected_ppl):+.4%}); imatrix off by {sums:.4%}"
-            f"{' in ' + where if sums > SUMS else ''}, counts {'identical' if counts else 'DIFFER'}; KLD {kld:.6f} / "
+            f"{' in ' + where if sums > bound else ''}, counts {'identical' if counts else 'DIFFER'}; KLD {kld:.6f} / "
             f"{expected_kld:.6f} ({off(kld, expected_kld):+.3%}), with its logits file {off(stored, expected_kld):+.3%}, "
             f"it with ours {off(kld, of_ours):+.3%}")
 

@@ -1,6 +1,6 @@
-//! Command-R: attention and feed-forward network side by side, norms without biases.
+//! Command-R and R7B: attention and feed-forward network side by side, norms without biases.
 
-use super::decoder::{Decoder, Layout, Norm};
+use super::decoder::{Decoder, Layout, Norm, Window};
 use super::llama::{BUFFERS, GATED_FFN, PLAIN_ATTENTION};
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS};
 use super::recipes::Size::{Any, Hidden};
@@ -23,6 +23,40 @@ pub(super) static COMMAND_R: Architecture = Architecture {
     },
 };
 
+pub(super) static COHERE2: Architecture = Architecture {
+    classes: &["Cohere2ForCausalLM"],
+    name: "cohere2",
+    parameters: &[COMMON, HEAD_LENGTHS, FILE_TYPE, COHERE2_PARAMETERS],
+    decoder: Decoder {
+        window: Window::Pattern {
+            layers: 4,
+            tokens: None,
+            rope_base: None,
+        },
+        // The layers that see everything have no positions.
+        unrotated_every: 4,
+        ..COMMAND_R.decoder
+    },
+    ..COMMAND_R
+};
+
+const COHERE2_PARAMETERS: &[Parameter] = &[
+    Parameter::F32("logit_scale", &["logit_scale"]),
+    Parameter::U32("attention.sliding_window", &["sliding_window"]),
+    Parameter::U32("vocab_size", &["vocab_size"]),
+    Parameter::Computed(|config, keys| {
+        let rotated = config.f64(&["rotary_pct"])? * f64::from(config.share_of_head()?);
+        keys.set("rope.dimension_count", Value::U32(rotated as u32));
+        Ok(())
+    }),
+    UNSCALED,
+];
+
+const UNSCALED: Parameter = Parameter::Computed(|_, keys| {
+    keys.set("rope.scaling.type", Value::str("none"));
+    Ok(())
+});
+
 const PARAMETERS: &[Parameter] = &[
     // The models know longer contexts than their config says.
     Parameter::U32(
@@ -30,10 +64,7 @@ const PARAMETERS: &[Parameter] = &[
         &["model_max_length", "max_position_embeddings"],
     ),
     Parameter::F32("logit_scale", &["logit_scale"]),
-    Parameter::Computed(|_, keys| {
-        keys.set("rope.scaling.type", Value::str("none"));
-        Ok(())
-    }),
+    UNSCALED,
 ];
 
 const TENSORS: &[Recipe] = &[

@@ -138,9 +138,14 @@ impl Config {
         if let Some(len) = self.optional_u32(&["head_dim"])? {
             return Ok(len);
         }
-        match self.u32(&["num_attention_heads"])? {
+        self.share_of_head()
+    }
+
+    /// A head's share of the hidden size.
+    pub fn share_of_head(&self) -> Result<u32> {
+        match self.u32(&["num_attention_heads", "n_head"])? {
             0 => Err("field 'num_attention_heads' is 0".into()),
-            heads => Ok(self.u32(&["hidden_size"])? / heads),
+            heads => Ok(self.u32(&["hidden_size", "n_embd"])? / heads),
         }
     }
 

@@ -57,6 +57,8 @@ pub enum Layout {
     Sequential(&'static str),
     /// Both side by side, behind the norm of attention.
     Parallel,
+    /// Side by side if the file has no norm of this name, else one after the other.
+    ParallelWithout(&'static str),
 }
 
 /// How the pairs of a head are shared out to time, height and width. A token of text has the same

@@ -37,9 +37,9 @@ const PARAMETERS: &[Parameter] = &[
     Parameter::FileType,
 ];
 
-fn feed_forward(config: &Config, keys: &mut Keys) -> Result<()> {
+pub(super) fn feed_forward(config: &Config, keys: &mut Keys) -> Result<()> {
     let width = config
-        .u32(&["n_embd"])?
+        .u32(&["hidden_size", "n_embd"])?
         .checked_mul(FFN_FACTOR)
         .ok_or("field 'n_embd' is too large")?;
     keys.set("feed_forward_length", Value::U32(width));

@@ -31,6 +31,7 @@ pub mod recipes;
 pub mod role;
 mod seed;
 pub mod spec;
+mod stablelm;
 mod starcoder;
 pub mod wrapper;
 
@@ -95,6 +96,10 @@ pub static ARCHITECTURES: &[&Architecture] = &[
     &seed::SEED_OSS,
     &llama::ARCEE,
     &cohere::COMMAND_R,
+    &cohere::COHERE2,
+    &phi::PHI2,
+    &stablelm::STABLELM,
+    &starcoder::STARCODER,
     &nemotron::NEMOTRON,
     &orion::ORION,
     &ernie::ERNIE4_5,

@@ -4,7 +4,7 @@
 use super::config::{Result, number_in};
 use super::decoder::{Activation, Decoder, Norm, Rope};
 use super::llama::{BUFFERS, EMBEDDINGS, PLAIN_ATTENTION, PLAIN_FFN};
-use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS};
+use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS, rotated};
 use super::recipes::Op::AddOne;
 use super::recipes::Size::Hidden;
 use super::{Architecture, Config, Keys, Parameter, Recipe, nothing_generated};
@@ -41,14 +41,8 @@ const PARAMETERS: &[Parameter] = &[
 ];
 
 fn rope(config: &Config, keys: &mut Keys) -> Result<()> {
-    const PART: &str = "partial_rotary_factor";
     let rope = config.rope();
-    let part = number_in(rope, PART)?.ok_or(format!("field '{PART}' is missing"))?;
-    let hidden = config.u32(&["hidden_size", "n_embd"])?;
-    let heads = config.u32(&["num_attention_heads", "n_head"])?;
-    let rotated = ((part * f64::from(hidden)) as u32).checked_div(heads);
-    let rotated = rotated.ok_or("field 'num_attention_heads' is 0")?;
-    keys.set("rope.dimension_count", Value::U32(rotated));
+    keys.set("rope.dimension_count", Value::U32(rotated(config, None)?));
     let nonzero = |factor: Option<f64>| factor.filter(|factor| *factor != 0.0);
     let factor = nonzero(config.optional_f64(&["factor"])?);
     match factor.or(number_in(rope, "factor")?) {

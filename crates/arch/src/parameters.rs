@@ -27,7 +27,8 @@ impl Keys {
         self.set_exact(format!("{}.{key}", self.architecture), value);
     }
 
-    fn set_exact(&mut self, key: String, value: Value<'static>) {
+    /// Sets a key as it is.
+    pub(crate) fn set_exact(&mut self, key: String, value: Value<'static>) {
         match self.entries.iter_mut().find(|(k, _)| *k == key) {
             Some((_, old)) => *old = value,
             None => self.entries.push((key, value)),
@@ -174,6 +175,21 @@ pub(crate) const POOLING: &[Parameter] = &[Parameter::Computed(|config, keys| {
     }
     Ok(())
 })];
+
+/// The numbers of a head that are rotated: the part of them that the config says, or else
+/// `by_default`.
+///
+/// # Errors
+/// If the part, the hidden size or the number of heads is missing.
+pub(crate) fn rotated(config: &Config, by_default: Option<f64>) -> Result<u32> {
+    const PART: &str = "partial_rotary_factor";
+    let part = number_in(config.rope(), PART)?.or(by_default);
+    let part = part.ok_or(format!("field '{PART}' is missing"))?;
+    let hidden = config.u32(&["hidden_size", "n_embd"])?;
+    let heads = config.u32(&["num_attention_heads", "n_head"])?;
+    let rotated = ((part * f64::from(hidden)) as u32).checked_div(heads);
+    rotated.ok_or("field 'num_attention_heads' is 0".into())
+}
 
 /// Models that see what comes after a token say so.
 fn causal(config: &Config, keys: &mut Keys) -> Result<()> {

@@ -1,11 +1,15 @@
+//! Phi-1 and Phi-2: layer norms, attention and feed-forward network side by side.
 //! Phi-3 and what is built like it (Phi-3.5, Phi-4): queries, keys and values in one matrix, gate
 //! and up in one.
 
 use super::config::{Result, number_in, wrong_kind};
-use super::decoder::{Decoder, Rope};
-use super::llama::{BUFFERS, EMBEDDINGS, NORMS};
+use super::decoder::{Activation, Decoder, Layout, Norm, Rope};
+use super::llama::{BUFFERS, EMBEDDINGS, NORMS, PLAIN_ATTENTION};
 use super::recipes::Size::{Any, FeedForward, Hidden, Number, Product};
-use super::{Architecture, Config, Generated, Keys, Parameter, Recipe};
+use super::{
+    Architecture, Config, Generated, Keys, Parameter, Recipe, gpt2, nothing_generated,
+    parameters::rotated,
+};
 use quantier_gguf::gguf::Value;
 use quantier_tokenizer::VocabKind;
 
@@ -21,6 +25,60 @@ pub(super) static PHI3: Architecture = Architecture {
         ..Decoder::LLAMA
     },
 };
+
+pub(super) static PHI2: Architecture = Architecture {
+    classes: &["PhiForCausalLM"],
+    name: "phi2",
+    vocabulary: VocabKind::ByteLevel,
+    parameters: &[PHI2_PARAMETERS],
+    tensors: &[EMBEDDINGS, PLAIN_ATTENTION, PHI2_TENSORS, BUFFERS],
+    generated: nothing_generated,
+    decoder: Decoder {
+        norm: Norm::Layer,
+        rope: Rope::Halves,
+        activation: Activation::Gelu,
+        layout: Layout::Parallel,
+        ..Decoder::LLAMA
+    },
+};
+
+const PHI2_PARAMETERS: &[Parameter] = &[
+    Parameter::U32("context_length", CONTEXT),
+    Parameter::U32("embedding_length", HIDDEN),
+    Parameter::Computed(gpt2::feed_forward),
+    Parameter::Layers,
+    Parameter::U32("attention.head_count", HEADS),
+    Parameter::U32("attention.head_count_kv", HEADS),
+    Parameter::F32(
+        "attention.layer_norm_epsilon",
+        &["layer_norm_epsilon", "layer_norm_eps"],
+    ),
+    Parameter::Computed(|config, keys| {
+        keys.set("rope.dimension_count", Value::U32(rotated(config, None)?));
+        Ok(())
+    }),
+    Parameter::FileType,
+    Parameter::Computed(|_, keys| {
+        keys.set_exact("tokenizer.ggml.add_bos_token".into(), Value::Bool(false));
+        Ok(())
+    }),
+];
+
+const PHI2_TENSORS: &[Recipe] = &[
+    Recipe::rename("model.final_layernorm", "output_norm", &[Hidden]),
+    Recipe::rename(
+        "model.layers.{}.input_layernorm",
+        "blk.{}.attn_norm",
+        &[Hidden],
+    ),
+    Recipe::rename(
+        "model.layers.{}.self_attn.dense",
+        "blk.{}.attn_output",
+        &[Hidden, Any],
+    ),
+    Recipe::rename("model.layers.{}.mlp.fc1", "blk.{}.ffn_up", &[Any, Hidden]),
+    Recipe::rename("model.layers.{}.mlp.fc2", "blk.{}.ffn_down", &[Hidden, Any]),
+];
 
 const CONTEXT: &[&str] = &["n_positions", "max_position_embeddings"];
 const HIDDEN: &[&str] = &["hidden_size", "n_embd"];
@@ -78,15 +136,6 @@ fn original_context_of(config: &Config) -> Result<u32> {
     number.ok_or_else(|| wrong_kind(ORIGINAL_CONTEXT, value, "a whole number"))
 }
 
-/// How many of a head's dimensions are rotated.
-fn rotated(config: &Config) -> Result<u32> {
-    let share = number_in(config.rope(), "partial_rotary_factor")?.unwrap_or(1.0);
-    match config.u32(HEADS)? {
-        0 => Err("there are 0 heads".into()),
-        heads => Ok((share * f64::from(config.u32(HIDDEN)?)) as u32 / heads),
-    }
-}
-
 fn original_context(config: &Config, keys: &mut Keys) -> Result<()> {
     keys.set(
         "rope.scaling.original_context_length",
@@ -97,7 +146,10 @@ fn original_context(config: &Config, keys: &mut Keys) -> Result<()> {
 
 fn rope(config: &Config, keys: &mut Keys) -> Result<()> {
     let theta = number_in(config.rope(), "rope_theta")?.ok_or("field 'rope_theta' is missing")?;
-    keys.set("rope.dimension_count", Value::U32(rotated(config)?));
+    keys.set(
+        "rope.dimension_count",
+        Value::U32(rotated(config, Some(1.0))?),
+    );
     keys.set("rope.freq_base", Value::F32(theta as f32));
     Ok(())
 }
@@ -152,7 +204,7 @@ fn long_rope_factors(config: &Config, keys: &mut Keys) -> Result<Vec<Generated>>
             ));
         }
     };
-    let expected = rotated(config)? / 2;
+    let expected = rotated(config, Some(1.0))? / 2;
     if long.len() != expected as usize || short.len() != expected as usize {
         let (long, short) = (long.len(), short.len());
         return Err(format!(

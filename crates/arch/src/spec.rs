@@ -240,7 +240,11 @@ impl LayerSpec {
         let attention = hyper.attention[number].map(|numbers| known.attention(numbers));
         let attention = attention.map(MixerSpec::Attention);
         let ffn = hyper.has_ffn[number].then(|| known.ffn_or_moe());
-        match hyper.decoder.layout {
+        let layout = match hyper.decoder.layout {
+            Layout::ParallelWithout(norm) if known.has(norm) => Layout::Sequential(norm),
+            layout => layout,
+        };
+        match layout {
             Layout::Sequential(norm) => {
                 // Some families call the norm in front of the network that behind attention.
                 let post_norm = Some("post_attention_norm").filter(|name| *name != norm);
@@ -250,7 +254,7 @@ impl LayerSpec {
                 let post_norm = Some("post_ffw_norm");
                 blocks.extend(ffn.map(|mixer| known.block(norm, vec![mixer], post_norm)));
             }
-            Layout::Parallel => {
+            Layout::Parallel | Layout::ParallelWithout(_) => {
                 let mixers = attention.into_iter().chain(ffn).collect();
                 blocks.push(known.block("attn_norm", mixers, None));
             }

@@ -429,17 +429,22 @@ fn has_listed_files(made: &Path, page: &str) {
         .flat_map(|cell| cell.split('`').skip(1).step_by(2))
         .collect();
     assert!(names.len() >= 5, "{names:?}");
-    // One layer of the model may be nearest to another preset than all of them.
-    let unlabelled = |name: &str| match name.split_once("bpw-") {
-        Some((start, label)) => format!("{start}{}", &label[label.find('.').unwrap_or(0)..]),
-        None => name.to_owned(),
+    // One layer of the model has its own size, and is nearest to another preset than all of them.
+    let unlabelled = |name: &str| match (name.split_once('-'), name.find(".gguf")) {
+        (Some((start, rest)), Some(end)) if rest.contains("bpw-") => {
+            format!("{start}{}", &name[end..])
+        }
+        _ => name.to_owned(),
     };
     let there: Vec<String> = listing(made)
         .into_iter()
         .filter_map(|(path, _)| Some(unlabelled(path.file_name()?.to_str()?)))
         .collect();
     for name in names {
-        assert!(there.contains(&unlabelled(name)), "{name} is not there");
+        assert!(
+            there.contains(&unlabelled(name)),
+            "{name} is not among {there:?}"
+        );
     }
 }
 

@@ -1,0 +1,54 @@
+//! StableLM: layer norms, heads that are rotated in part, in some sizes attention and feed-forward
+//! network side by side.
+
+use super::config::{Result, number_in};
+use super::decoder::{Decoder, Layout, Norm, Rope};
+use super::llama::{BUFFERS, EMBEDDINGS, GATED_FFN, NORMS, PLAIN_ATTENTION};
+use super::{Architecture, Config, Keys, Parameter, nothing_generated};
+use quantier_gguf::gguf::Value;
+use quantier_tokenizer::VocabKind;
+
+pub(super) static STABLELM: Architecture = Architecture {
+    classes: &["StableLmForCausalLM", "StableLMEpochForCausalLM"],
+    name: "stablelm",
+    vocabulary: VocabKind::ByteLevel,
+    parameters: &[PARAMETERS],
+    tensors: &[EMBEDDINGS, NORMS, PLAIN_ATTENTION, GATED_FFN, BUFFERS],
+    generated: nothing_generated,
+    decoder: Decoder {
+        norm: Norm::Layer,
+        rope: Rope::Halves,
+        layout: Layout::ParallelWithout("ffn_norm"),
+        ..Decoder::LLAMA
+    },
+};
+
+const PARAMETERS: &[Parameter] = &[
+    Parameter::U32("context_length", &["max_position_embeddings"]),
+    Parameter::U32("embedding_length", &["hidden_size"]),
+    Parameter::Layers,
+    Parameter::U32("feed_forward_length", &["intermediate_size"]),
+    Parameter::Computed(rotated),
+    Parameter::U32("attention.head_count", &["num_attention_heads"]),
+    Parameter::U32("attention.head_count_kv", &["num_key_value_heads"]),
+    Parameter::Computed(|config, keys| {
+        let parallel = config.get("use_parallel_residual");
+        let parallel = parallel.is_none_or(|value| *value == true);
+        keys.set("use_parallel_residual", Value::Bool(parallel));
+        Ok(())
+    }),
+    Parameter::F32(
+        "attention.layer_norm_epsilon",
+        &["layer_norm_eps", "norm_eps"],
+    ),
+    Parameter::FileType,
+];
+
+fn rotated(config: &Config, keys: &mut Keys) -> Result<()> {
+    const PART: &str = "partial_rotary_factor";
+    let part = number_in(config.rope(), PART)?;
+    let part = part.ok_or(format!("field '{PART}' is missing"))?;
+    let rotated = part * f64::from(config.share_of_head()?);
+    keys.set("rope.dimension_count", Value::U32(rotated as u32));
+    Ok(())
+}
