@@ -17,6 +17,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
+/// Pages whose commands count the reference model's tensors, or name files after its size.
+const WHOLE_MODEL: [&str; 2] = ["docs/files.md", "docs/first-ten-minutes.md"];
+
 /// First words of commands that are run.
 const RUN: [&str; 10] = [
     "quantier",
@@ -238,8 +241,12 @@ impl Place {
         } else {
             "calibration.txt"
         };
+        let testdata = match page {
+            page if WHOLE_MODEL.contains(&page) => root().join("testdata"),
+            _ => self.dir.path().join("testdata"),
+        };
         for (name, is) in [
-            ("testdata", self.dir.path().join("testdata")),
+            ("testdata", testdata),
             ("README.md", root().join("README.md")),
             ("docs", root().join("docs")),
             (
