@@ -382,6 +382,17 @@ def starcoder():
     return config, shapes | norms("transformer.", "ln_f", bias=True), tokenizer
 
 
+def codeshell():
+    config, shapes, tokenizer = starcoder()
+    config |= {"architectures": ["CodeShellForCausalLM"], "model_type": "codeshell", "num_query_groups": KV_HEADS}
+    rows = HIDDEN + 2 * KV_HEADS * HEAD
+    for i in range(LAYERS):
+        p = f"transformer.h.{i}.attn.c_attn."
+        shapes |= {p + "weight": (rows, HIDDEN), p + "bias": (rows,)}
+    del shapes["transformer.wpe.weight"]
+    return config, shapes | {"lm_head.weight": (BPE_VOCAB, HIDDEN)}, tokenizer
+
+
 def nemotron():
     config = base("NemotronForCausalLM", "nemotron", SPM_VOCAB, norm_eps=1e-5, partial_rotary_factor=0.5,
                   hidden_act="relu2")
@@ -485,6 +496,17 @@ def qwen25vl():
                    "Qwen2_5_VLForConditionalGeneration", "qwen2_5_vl", inside)
 
 
+def paddleocr():
+    config, shapes, tokenizer = ernie()
+    config |= {"architectures": ["PaddleOCRVLForConditionalGeneration"], "model_type": "paddleocr_vl",
+               "rope_scaling": {"mrope_section": [8, 12, 12], "rope_type": "default"}, "vision_config": {"hidden_size": 32}}
+    return config, shapes | {"visual.vision_model.post_layernorm.weight": (32,), "mlp_AR.pre_norm.weight": (32,)}, tokenizer
+
+
+def stepvl():
+    return wrapped(qwen3(), "StepVLForConditionalGeneration", "step_vl", inside)
+
+
 def qwen3vl():
     config, shapes, tokenizer = qwen3()
     rope = {"mrope_interleaved": True, "mrope_section": [12, 10, 10], "rope_type": "default"}
@@ -553,6 +575,10 @@ CHECKPOINTS = {
     "stablelm": (stablelm, torch.bfloat16, 1),
     "stablelm-parallel": (lambda: stablelm(True), torch.bfloat16, 1),
     "starcoder": (starcoder, torch.float32, 1),
+    "codeshell": (codeshell, torch.float16, 1),
+    "paddleocr": (paddleocr, torch.bfloat16, 1),
+    "stepvl": (stepvl, torch.bfloat16, 1),
+    "phi4v": (lambda: (phi3()[0] | {"architectures": ["Phi4ForCausalLMV"]}, *phi3()[1:]), torch.bfloat16, 1),
     "nemotron": (nemotron, torch.bfloat16, 1),
     "orion": (orion, torch.bfloat16, 1),
     "ernie4_5": (ernie, torch.bfloat16, 1),

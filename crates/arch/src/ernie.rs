@@ -1,6 +1,6 @@
 //! ERNIE 4.5: Llama whose matrices may be fused, in front of its name another prefix.
 
-use super::decoder::Decoder;
+use super::decoder::{Decoder, Rope, Sections};
 use super::llama::{BUFFERS, EMBEDDINGS, GATED_FFN, NORMS, PLAIN_ATTENTION};
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS};
 use super::recipes::Size::{Any, FeedForward, Hidden, Keys, Queries};
@@ -23,6 +23,18 @@ pub(super) static ERNIE4_5: Architecture = Architecture {
     ],
     generated: nothing_generated,
     decoder: Decoder::LLAMA,
+};
+
+/// The text model of PaddleOCR-VL.
+pub(super) static PADDLEOCR: Architecture = Architecture {
+    classes: &["PaddleOCRVLForConditionalGeneration"],
+    name: "paddleocr",
+    decoder: Decoder {
+        rope: Rope::Halves,
+        sections: Sections::Consecutive,
+        ..Decoder::LLAMA
+    },
+    ..ERNIE4_5
 };
 
 /// One of the consecutive parts of the rows.

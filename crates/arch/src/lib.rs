@@ -100,9 +100,11 @@ pub static ARCHITECTURES: &[&Architecture] = &[
     &phi::PHI2,
     &stablelm::STABLELM,
     &starcoder::STARCODER,
+    &starcoder::CODESHELL,
     &nemotron::NEMOTRON,
     &orion::ORION,
     &ernie::ERNIE4_5,
+    &ernie::PADDLEOCR,
 ];
 
 impl Architecture {

@@ -14,7 +14,7 @@ use quantier_gguf::gguf::Value;
 use quantier_tokenizer::VocabKind;
 
 pub(super) static PHI3: Architecture = Architecture {
-    classes: &["Phi3ForCausalLM"],
+    classes: &["Phi3ForCausalLM", "Phi4ForCausalLMV"],
     name: "phi3",
     vocabulary: VocabKind::Phi3,
     parameters: &[PARAMETERS],

@@ -55,7 +55,11 @@ pub(super) static QWEN2_VL: Architecture = Architecture {
 };
 
 pub(super) static QWEN3: Architecture = Architecture {
-    classes: &["Qwen3ForCausalLM", "Qwen3Model"],
+    classes: &[
+        "Qwen3ForCausalLM",
+        "Qwen3Model",
+        "StepVLForConditionalGeneration",
+    ],
     name: "qwen3",
     vocabulary: VocabKind::Qwen,
     parameters: &[COMMON, HEAD_LENGTHS, FILE_TYPE, POOLING],

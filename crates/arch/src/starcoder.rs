@@ -1,5 +1,5 @@
 //! StarCoder: norms with biases, and a feed-forward network without a gate. The first one is GPT-2
-//! with one head of keys and values, and matrices stored by rows.
+//! with one head of keys and values, and matrices stored by rows. CodeShell is built like it.
 
 use super::decoder::{Activation, Decoder, Norm, Rope};
 use super::llama::{BUFFERS, EMBEDDINGS, NORMS, PLAIN_ATTENTION};
@@ -23,6 +23,35 @@ pub(super) static STARCODER: Architecture = Architecture {
         ..Decoder::LLAMA
     },
 };
+
+/// CodeShell: the same with RoPE and more heads of keys and values.
+pub(super) static CODESHELL: Architecture = Architecture {
+    classes: &["CodeShellForCausalLM"],
+    name: "codeshell",
+    parameters: &[CODESHELL_PARAMETERS],
+    decoder: Decoder {
+        rope: Rope::Halves,
+        ..STARCODER.decoder
+    },
+    ..STARCODER
+};
+
+const CODESHELL_PARAMETERS: &[Parameter] = &[
+    Parameter::U32("context_length", &["n_positions"]),
+    Parameter::U32("embedding_length", &["n_embd"]),
+    Parameter::Computed(gpt2::feed_forward),
+    Parameter::Layers,
+    Parameter::U32("attention.head_count", &["n_head"]),
+    Parameter::U32("attention.head_count_kv", &["num_query_groups"]),
+    Parameter::F32("attention.layer_norm_epsilon", &["layer_norm_epsilon"]),
+    Parameter::FileType,
+    Parameter::ConstantF32("rope.freq_base", 10_000.0),
+    Parameter::Computed(|_, keys| {
+        keys.set("rope.scaling.type", Value::str("linear"));
+        Ok(())
+    }),
+    Parameter::ConstantF32("rope.scaling.factor", 1.0),
+];
 
 const PARAMETERS: &[Parameter] = &[
     Parameter::U32("context_length", &["n_positions"]),
