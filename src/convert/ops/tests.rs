@@ -110,7 +110,8 @@ impl Whole {
             Number(n) => n,
             _ => unreachable!("sizes in these tests are numbers"),
         };
-        let rows = *self.shape.first()?;
+        // A tensor of one element may have no dimension left, and gain one again.
+        let rows = self.shape.first().copied();
         let count: u64 = self.shape.iter().product();
         match op {
             Op::Split { axis, sizes, part } => {
@@ -129,9 +130,9 @@ impl Whole {
                 let start: u64 = sizes[..part].iter().sum();
                 self.part(axis, start..start + sizes[part])
             }
-            Op::First(size) => self.part(0, 0..rows.min(number(size))),
+            Op::First(size) => self.part(0, 0..rows?.min(number(size))),
             Op::Interleave(heads) => {
-                let heads = number(heads);
+                let (rows, heads) = (rows?, number(heads));
                 rows.is_multiple_of(2 * heads).then_some(())?;
                 let head = rows / heads;
                 // Row 2i of a head is row i of its first half, row 2i + 1 row i of its second.
