@@ -578,7 +578,8 @@ CHECKPOINTS = {
     "codeshell": (codeshell, torch.float16, 1),
     "paddleocr": (paddleocr, torch.bfloat16, 1),
     "stepvl": (stepvl, torch.bfloat16, 1),
-    "phi4v": (lambda: (phi3()[0] | {"architectures": ["Phi4ForCausalLMV"]}, *phi3()[1:]), torch.bfloat16, 1),
+    # llama.cpp goes by the model's name for spaces after special tokens.
+    "phi3-vision": (lambda: (phi3()[0] | {"architectures": ["Phi4ForCausalLMV"]}, *phi3()[1:]), torch.bfloat16, 1),
     "nemotron": (nemotron, torch.bfloat16, 1),
     "orion": (orion, torch.bfloat16, 1),
     "ernie4_5": (ernie, torch.bfloat16, 1),
