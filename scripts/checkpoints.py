@@ -243,14 +243,14 @@ def olmo():
     return config, model(BPE_VOCAB, lambda p: attention(p) | gated(p + "mlp."), final_norm=False), "bpe"
 
 
-def olmo2():
-    config = base("Olmo2ForCausalLM", "olmo2", BPE_VOCAB)
+def olmo2(layers=LAYERS):
+    config = base("Olmo2ForCausalLM", "olmo2", BPE_VOCAB, num_hidden_layers=layers)
 
     def layer(p):
         return (attention(p) | gated(p + "mlp.") | norms(p, "post_attention_layernorm", "post_feedforward_layernorm")
                 | norms(p + "self_attn.", "q_norm") | norms(p + "self_attn.", "k_norm", size=KV_HEADS * HEAD))
 
-    return config, model(BPE_VOCAB, layer), "bpe"
+    return config, model(BPE_VOCAB, layer, layers=layers), "bpe"
 
 
 def granite():
@@ -272,7 +272,7 @@ def starcoder2():
     return config, model(BPE_VOCAB, layer, tied=True, bias=True), "bpe"
 
 
-def gpt2(prefix="transformer."):
+def gpt2(prefix="transformer.", kv_heads=HEADS, by_rows=False):
     config = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "n_embd": HIDDEN, "n_head": HEADS,
               "n_layer": LAYERS, "n_positions": 1024, "n_ctx": 1024, "vocab_size": BPE_VOCAB,
               "layer_norm_epsilon": 1e-5, "bos_token_id": 1, "eos_token_id": 2}
@@ -280,9 +280,9 @@ def gpt2(prefix="transformer."):
     for i in range(LAYERS):
         p = f"{prefix}h.{i}."
         shapes |= norms(p, "ln_1", "ln_2", bias=True)
-        for name, n_in, n_out in (("attn.c_attn", HIDDEN, 3 * HIDDEN), ("attn.c_proj", HIDDEN, HIDDEN),
+        for name, n_in, n_out in (("attn.c_attn", HIDDEN, HIDDEN + 2 * kv_heads * HEAD), ("attn.c_proj", HIDDEN, HIDDEN),
                                   ("mlp.c_fc", HIDDEN, 4 * HIDDEN), ("mlp.c_proj", 4 * HIDDEN, HIDDEN)):
-            shapes |= {f"{p}{name}.weight": (n_in, n_out), f"{p}{name}.bias": (n_out,)}
+            shapes |= {f"{p}{name}.weight": (n_out, n_in) if by_rows else (n_in, n_out), f"{p}{name}.bias": (n_out,)}
     return config, shapes | norms(prefix, "ln_f", bias=True), "bpe"
 
 
@@ -311,33 +311,29 @@ def arcee():
 
 
 def olmo3(layers=LAYERS):
-    config, _, tokenizer = olmo2()
+    config, shapes, tokenizer = olmo2(layers)
     scaling = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 256, "attention_factor": 1.2,
                "beta_fast": 32.0, "beta_slow": 1.0}
-    config |= {"architectures": ["Olmo3ForCausalLM"], "model_type": "olmo3", "num_hidden_layers": layers,
-               "sliding_window": 64, "rope_scaling": scaling}
+    config |= {"architectures": ["Olmo3ForCausalLM"], "model_type": "olmo3", "sliding_window": 64, "rope_scaling": scaling}
+    return config, shapes, tokenizer
+
+
+def command_r(layers=LAYERS):
+    config = base("CohereForCausalLM", "cohere", BPE_VOCAB, logit_scale=0.25, layer_norm_eps=1e-5, rope_theta=8e6,
+                  model_max_length=8192, num_hidden_layers=layers)
+    del config["rms_norm_eps"]
 
     def layer(p):
-        return (attention(p) | gated(p + "mlp.") | norms(p, "post_attention_layernorm", "post_feedforward_layernorm")
-                | norms(p + "self_attn.", "q_norm") | norms(p + "self_attn.", "k_norm", size=KV_HEADS * HEAD))
+        return attention(p) | gated(p + "mlp.") | norms(p, "input_layernorm")
 
-    return config, model(BPE_VOCAB, layer, layers=layers), tokenizer
-
-
-def command_r():
-    config = base("CohereForCausalLM", "cohere", BPE_VOCAB, logit_scale=0.25, layer_norm_eps=1e-5, rope_theta=8e6,
-                  model_max_length=8192)
-    del config["rms_norm_eps"]
-    return config, model(BPE_VOCAB, lambda p: attention(p) | gated(p + "mlp.") | norms(p, "input_layernorm"), tied=True), "bpe"
+    return config, model(BPE_VOCAB, layer, tied=True, layers=layers), "bpe"
 
 
 def cohere2():
-    config, shapes, tokenizer = command_r()
+    config, shapes, tokenizer = command_r(5)
     del config["model_max_length"]
-    config |= {"architectures": ["Cohere2ForCausalLM"], "model_type": "cohere2", "rotary_pct": 1.0, "sliding_window": 64,
-               "num_hidden_layers": 5}
-    return config, model(BPE_VOCAB, lambda p: attention(p) | gated(p + "mlp.") | norms(p, "input_layernorm"), tied=True,
-                         layers=5), tokenizer
+    config |= {"architectures": ["Cohere2ForCausalLM"], "model_type": "cohere2", "rotary_pct": 1.0, "sliding_window": 64}
+    return config, shapes, tokenizer
 
 
 def phi2():
@@ -369,26 +365,15 @@ def stablelm(parallel=False):
     return config, model(BPE_VOCAB, layer, bias=True), "bpe"
 
 
-def starcoder():
-    config, _, tokenizer = gpt2()
+def starcoder(kv_heads=1):
+    config, shapes, tokenizer = gpt2(kv_heads=kv_heads, by_rows=True)
     config |= {"architectures": ["GPTBigCodeForCausalLM"], "model_type": "gpt_bigcode", "multi_query": True}
-    shapes = {"transformer.wte.weight": (BPE_VOCAB, HIDDEN), "transformer.wpe.weight": (1024, HIDDEN)}
-    for i in range(LAYERS):
-        p = f"transformer.h.{i}."
-        shapes |= norms(p, "ln_1", "ln_2", bias=True)
-        for name, n_in, n_out in (("attn.c_attn", HIDDEN, HIDDEN + 2 * HEAD), ("attn.c_proj", HIDDEN, HIDDEN),
-                                  ("mlp.c_fc", HIDDEN, 4 * HIDDEN), ("mlp.c_proj", 4 * HIDDEN, HIDDEN)):
-            shapes |= {f"{p}{name}.weight": (n_out, n_in), f"{p}{name}.bias": (n_out,)}
-    return config, shapes | norms("transformer.", "ln_f", bias=True), tokenizer
+    return config, shapes, tokenizer
 
 
 def codeshell():
-    config, shapes, tokenizer = starcoder()
+    config, shapes, tokenizer = starcoder(KV_HEADS)
     config |= {"architectures": ["CodeShellForCausalLM"], "model_type": "codeshell", "num_query_groups": KV_HEADS}
-    rows = HIDDEN + 2 * KV_HEADS * HEAD
-    for i in range(LAYERS):
-        p = f"transformer.h.{i}.attn.c_attn."
-        shapes |= {p + "weight": (rows, HIDDEN), p + "bias": (rows,)}
     del shapes["transformer.wpe.weight"]
     return config, shapes | {"lm_head.weight": (BPE_VOCAB, HIDDEN)}, tokenizer
 

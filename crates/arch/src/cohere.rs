@@ -52,10 +52,7 @@ const COHERE2_PARAMETERS: &[Parameter] = &[
     UNSCALED,
 ];
 
-const UNSCALED: Parameter = Parameter::Computed(|_, keys| {
-    keys.set("rope.scaling.type", Value::str("none"));
-    Ok(())
-});
+const UNSCALED: Parameter = Parameter::ConstantStr("rope.scaling.type", "none");
 
 const PARAMETERS: &[Parameter] = &[
     // The models know longer contexts than their config says.

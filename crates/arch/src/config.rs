@@ -142,10 +142,13 @@ impl Config {
     }
 
     /// A head's share of the hidden size.
-    pub fn share_of_head(&self) -> Result<u32> {
-        match self.u32(&["num_attention_heads", "n_head"])? {
+    ///
+    /// # Errors
+    /// A missing field, a value that is no whole number, no attention heads.
+    pub(crate) fn share_of_head(&self) -> Result<u32> {
+        match self.u32(&["num_attention_heads"])? {
             0 => Err("field 'num_attention_heads' is 0".into()),
-            heads => Ok(self.u32(&["hidden_size", "n_embd"])? / heads),
+            heads => Ok(self.u32(&["hidden_size"])? / heads),
         }
     }
 
@@ -160,7 +163,10 @@ impl Config {
 
     /// The parts of a head that are rotated by time, height and width, where there are several, and
     /// a fourth.
-    pub fn rope_sections(&self) -> Result<Option<[u32; 4]>> {
+    ///
+    /// # Errors
+    /// A value that is no list of whole numbers.
+    pub(crate) fn rope_sections(&self) -> Result<Option<[u32; 4]>> {
         const NAME: &str = "mrope_section";
         let Some(value) = self.rope.get(NAME) else {
             return Ok(None);
@@ -174,7 +180,7 @@ impl Config {
     }
 
     /// How a sentence-transformers model makes one vector of all activations.
-    pub fn pooling(&self) -> Option<Pooling> {
+    pub(crate) fn pooling(&self) -> Option<Pooling> {
         self.pooling
     }
 

@@ -24,13 +24,13 @@ use self::Fill::{Float, Int, Null, Quotient, SameAs};
 
 /// A configuration class.
 struct Class {
-    model_type: &'static str,
+    model_types: &'static [&'static str],
     fields: &'static [(&'static str, Fill)],
 }
 
 macro_rules! class {
-    ($model_type:literal: $($field:ident = $default:expr),* $(,)?) => {
-        Class { model_type: $model_type, fields: &[$((stringify!($field), $default)),*] }
+    ($($model_type:literal)|+: $($field:ident = $default:expr),* $(,)?) => {
+        Class { model_types: &[$($model_type),+], fields: &[$((stringify!($field), $default)),*] }
     };
 }
 
@@ -133,11 +133,7 @@ static CLASSES: &[Class] = &[
         num_hidden_layers = Int(64), num_attention_heads = Int(80), num_key_value_heads = Int(8),
         max_position_embeddings = Int(524_288), rms_norm_eps = Float(1e-6), rope_theta = Float(10_000.0),
         rope_scaling = Null, head_dim = Int(128)),
-    class!("qwen2_vl_text": vocab_size = Int(152_064), hidden_size = Int(8192), intermediate_size = Int(29_568),
-        num_hidden_layers = Int(80), num_attention_heads = Int(64), num_key_value_heads = Int(8),
-        max_position_embeddings = Int(32_768), rms_norm_eps = Float(1e-5), rope_theta = Float(1e6),
-        rope_scaling = Null),
-    class!("qwen2_5_vl_text": vocab_size = Int(152_064), hidden_size = Int(8192), intermediate_size = Int(29_568),
+    class!("qwen2_vl_text" | "qwen2_5_vl_text": vocab_size = Int(152_064), hidden_size = Int(8192), intermediate_size = Int(29_568),
         num_hidden_layers = Int(80), num_attention_heads = Int(64), num_key_value_heads = Int(8),
         max_position_embeddings = Int(32_768), rms_norm_eps = Float(1e-5), rope_theta = Float(1e6),
         rope_scaling = Null),
@@ -238,7 +234,10 @@ fn model_type(fields: &Map<String, Value>) -> Option<String> {
 
 /// Fills in what a class would.
 fn complete_class(fields: &mut Map<String, Value>, model_type: &str) -> Result<()> {
-    let Some(class) = CLASSES.iter().find(|class| class.model_type == model_type) else {
+    let Some(class) = CLASSES
+        .iter()
+        .find(|class| class.model_types.contains(&model_type))
+    else {
         return Ok(());
     };
     for (name, default) in class.fields {

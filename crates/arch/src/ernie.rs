@@ -37,15 +37,6 @@ pub(super) static PADDLEOCR: Architecture = Architecture {
     ..ERNIE4_5
 };
 
-/// One of the consecutive parts of the rows.
-const fn rows(sizes: &'static [Size], part: usize) -> Op {
-    Op::Split {
-        axis: 0,
-        sizes,
-        part,
-    }
-}
-
 const HEADS: &[Size] = &[Queries, Keys, Keys];
 const HALVES: &[Size] = &[FeedForward, FeedForward];
 
@@ -56,9 +47,9 @@ const FUSED: &[Recipe] = &[
             &[Any, Hidden],
         )],
         &[
-            Output::new("blk.{}.attn_q.weight", &[rows(HEADS, 0)]),
-            Output::new("blk.{}.attn_k.weight", &[rows(HEADS, 1)]),
-            Output::new("blk.{}.attn_v.weight", &[rows(HEADS, 2)]),
+            Output::new("blk.{}.attn_q.weight", &[Op::part(0, HEADS, 0)]),
+            Output::new("blk.{}.attn_k.weight", &[Op::part(0, HEADS, 1)]),
+            Output::new("blk.{}.attn_v.weight", &[Op::part(0, HEADS, 2)]),
         ],
     ),
     Recipe::new(
@@ -67,8 +58,8 @@ const FUSED: &[Recipe] = &[
             &[Any, Hidden],
         )],
         &[
-            Output::new("blk.{}.ffn_gate.weight", &[rows(HALVES, 0)]),
-            Output::new("blk.{}.ffn_up.weight", &[rows(HALVES, 1)]),
+            Output::new("blk.{}.ffn_gate.weight", &[Op::part(0, HALVES, 0)]),
+            Output::new("blk.{}.ffn_up.weight", &[Op::part(0, HALVES, 1)]),
         ],
     ),
 ];

@@ -24,7 +24,7 @@ pub(super) static GEMMA1: Architecture = Architecture {
     parameters: &[GEMMA1_PARAMETERS],
     tensors: &[
         TIED_EMBEDDINGS,
-        GEMMA1_NORMS,
+        PLUS_ONE_NORMS,
         PLAIN_ATTENTION,
         GATED_FFN,
         BUFFERS,
@@ -152,7 +152,8 @@ const NORMS: &[Recipe] = &[
     ),
 ];
 
-const GEMMA1_NORMS: &[Recipe] = &[
+/// Weights of norms that hold what is added to 1: before each half of a layer, and behind the last.
+pub(super) const PLUS_ONE_NORMS: &[Recipe] = &[
     Recipe::with(
         "model.norm.weight",
         "output_norm.weight",

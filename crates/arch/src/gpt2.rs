@@ -12,12 +12,78 @@ use quantier_tokenizer::VocabKind;
 /// The feed-forward network is as many times wider than the hidden state.
 const FFN_FACTOR: u32 = 4;
 
+/// Tensors under their names with a prefix: matrices by rows, norms, tables, biases.
+macro_rules! by_rows {
+    ($prefix:literal) => {
+        &[
+            Recipe::rename("lm_head", "output", &[Any, Hidden]),
+            Recipe::rename(concat!($prefix, "wte"), "token_embd", &[Any, Hidden]),
+            Recipe::rename(concat!($prefix, "wpe"), "position_embd", &[Any, Hidden]),
+            Recipe::rename(concat!($prefix, "ln_f"), "output_norm", &[Hidden]),
+            Recipe::rename(concat!($prefix, "h.{}.ln_1"), "blk.{}.attn_norm", &[Hidden]),
+            Recipe::rename(concat!($prefix, "h.{}.ln_2"), "blk.{}.ffn_norm", &[Hidden]),
+            Recipe::rename(
+                concat!($prefix, "h.{}.attn.c_attn"),
+                "blk.{}.attn_qkv",
+                &[Any, Hidden],
+            ),
+            Recipe::rename(
+                concat!($prefix, "h.{}.attn.c_proj"),
+                "blk.{}.attn_output",
+                &[Hidden, Any],
+            ),
+            Recipe::rename(
+                concat!($prefix, "h.{}.mlp.c_fc"),
+                "blk.{}.ffn_up",
+                &[Any, Hidden],
+            ),
+            Recipe::rename(
+                concat!($prefix, "h.{}.mlp.c_proj"),
+                "blk.{}.ffn_down",
+                &[Hidden, Any],
+            ),
+            // Old checkpoints hold the causal mask.
+            Recipe::skip(concat!($prefix, "h.{}.attn.bias")),
+            Recipe::skip(concat!($prefix, "h.{}.attn.masked_bias")),
+        ]
+    };
+}
+
+/// GPT-2's matrices under their names with a prefix: by columns.
+macro_rules! by_columns {
+    ($prefix:literal) => {
+        &[
+            transposed(
+                concat!($prefix, "h.{}.attn.c_attn.weight"),
+                "blk.{}.attn_qkv.weight",
+            ),
+            transposed(
+                concat!($prefix, "h.{}.attn.c_proj.weight"),
+                "blk.{}.attn_output.weight",
+            ),
+            transposed(
+                concat!($prefix, "h.{}.mlp.c_fc.weight"),
+                "blk.{}.ffn_up.weight",
+            ),
+            transposed(
+                concat!($prefix, "h.{}.mlp.c_proj.weight"),
+                "blk.{}.ffn_down.weight",
+            ),
+        ]
+    };
+}
+
 pub(super) static GPT2: Architecture = Architecture {
     classes: &["GPT2LMHeadModel"],
     name: "gpt2",
     vocabulary: VocabKind::ByteLevel,
     parameters: &[PARAMETERS],
-    tensors: &[PREFIXED, BARE],
+    tensors: &[
+        by_columns!("transformer."),
+        BY_ROWS,
+        by_columns!(""),
+        by_rows!(""),
+    ],
     generated: nothing_generated,
     decoder: Decoder {
         norm: Norm::Layer,
@@ -46,61 +112,9 @@ pub(super) fn feed_forward(config: &Config, keys: &mut Keys) -> Result<()> {
     Ok(())
 }
 
-macro_rules! recipes {
-    ($prefix:literal) => {
-        &[
-            Recipe::rename("lm_head", "output", &[Any, Hidden]),
-            Recipe::rename(concat!($prefix, "wte"), "token_embd", &[Any, Hidden]),
-            Recipe::rename(concat!($prefix, "wpe"), "position_embd", &[Any, Hidden]),
-            Recipe::rename(concat!($prefix, "ln_f"), "output_norm", &[Hidden]),
-            Recipe::rename(concat!($prefix, "h.{}.ln_1"), "blk.{}.attn_norm", &[Hidden]),
-            Recipe::rename(concat!($prefix, "h.{}.ln_2"), "blk.{}.ffn_norm", &[Hidden]),
-            transposed(
-                concat!($prefix, "h.{}.attn.c_attn.weight"),
-                "blk.{}.attn_qkv.weight",
-            ),
-            transposed(
-                concat!($prefix, "h.{}.attn.c_proj.weight"),
-                "blk.{}.attn_output.weight",
-            ),
-            transposed(
-                concat!($prefix, "h.{}.mlp.c_fc.weight"),
-                "blk.{}.ffn_up.weight",
-            ),
-            transposed(
-                concat!($prefix, "h.{}.mlp.c_proj.weight"),
-                "blk.{}.ffn_down.weight",
-            ),
-            Recipe::rename(
-                concat!($prefix, "h.{}.attn.c_attn.bias"),
-                "blk.{}.attn_qkv.bias",
-                &[],
-            ),
-            Recipe::rename(
-                concat!($prefix, "h.{}.attn.c_proj.bias"),
-                "blk.{}.attn_output.bias",
-                &[],
-            ),
-            Recipe::rename(
-                concat!($prefix, "h.{}.mlp.c_fc.bias"),
-                "blk.{}.ffn_up.bias",
-                &[],
-            ),
-            Recipe::rename(
-                concat!($prefix, "h.{}.mlp.c_proj.bias"),
-                "blk.{}.ffn_down.bias",
-                &[],
-            ),
-            // Old checkpoints hold the causal mask.
-            Recipe::skip(concat!($prefix, "h.{}.attn.bias")),
-            Recipe::skip(concat!($prefix, "h.{}.attn.masked_bias")),
-        ]
-    };
-}
-
 const fn transposed(from: &'static str, to: &'static str) -> Recipe {
     Recipe::with(from, to, &[Any, Any], &[Transpose])
 }
 
-const PREFIXED: &[Recipe] = recipes!("transformer.");
-const BARE: &[Recipe] = recipes!("");
+/// Tensors of GPT-2's kin whose matrices are stored by rows.
+pub(super) const BY_ROWS: &[Recipe] = by_rows!("transformer.");

@@ -29,14 +29,6 @@ const PARAMETERS: &[Parameter] = &[
 
 /// Granite has no head length of its own: a `head_dim` in the config counts for nothing.
 fn rope_dimensions(config: &Config, keys: &mut Keys) -> Result<()> {
-    match config.u32(&["num_attention_heads"])? {
-        0 => Err("field 'num_attention_heads' is 0".into()),
-        heads => {
-            keys.set(
-                "rope.dimension_count",
-                Value::U32(config.u32(&["hidden_size"])? / heads),
-            );
-            Ok(())
-        }
-    }
+    keys.set("rope.dimension_count", Value::U32(config.share_of_head()?));
+    Ok(())
 }

@@ -149,18 +149,23 @@ impl Keys<'_> {
 
     /// One number for all layers, or a list with one for each.
     fn per_layer(&self, key: &str, layers: usize) -> Result<Option<Vec<usize>>> {
+        self.numbers(key, layers, "layer")
+    }
+
+    /// One number for all things of a kind, or a list with one for each.
+    fn numbers(&self, key: &str, count: usize, kind: &str) -> Result<Option<Vec<usize>>> {
         let Some(Value::Array(list)) = self.get(key) else {
-            return Ok(self.optional(key)?.map(|n| vec![n; layers]));
+            return Ok(self.optional(key)?.map(|n| vec![n; count]));
         };
         let number = |value: Value<'_>| value.as_u64().filter(|n| *n <= LIMIT);
         let numbers: Option<Vec<_>> = list.values().map(number).collect();
-        match numbers.filter(|numbers| numbers.len() == layers) {
+        match numbers.filter(|numbers| numbers.len() == count) {
             Some(numbers) => Ok(Some(numbers.into_iter().map(|n| n as usize).collect())),
             None => Err(self.bad(
                 key,
                 format!(
-                    "is a list; {layers} whole numbers of at most {LIMIT} are expected, one for \
-                     each layer"
+                    "is a list; {count} whole numbers of at most {LIMIT} are expected, one for \
+                     each {kind}"
                 ),
             )),
         }
@@ -200,7 +205,7 @@ impl Keys<'_> {
         if sections == Sections::None {
             return Ok(Vec::new());
         }
-        let sizes = self.per_layer(KEY, 4)?;
+        let sizes = self.numbers(KEY, 4, "dimension")?;
         let sizes = sizes.ok_or_else(|| self.bad(KEY, "is missing"))?;
         let all: usize = sizes.iter().sum();
         if all == 0 {
@@ -324,52 +329,47 @@ impl Hyper {
         let context = keys.optional("context_length")?.unwrap_or(0);
         let mut rotations = vec![keys.rotation(rotated, context, decoder.sections)?];
         let mut windows = vec![None; layers];
-        if let Window::Pattern {
-            layers: period,
-            tokens,
-            rope_base,
-        } = decoder.window
-        {
-            let tokens = keys
-                .optional("attention.sliding_window")?
-                .or(tokens.map(|t| t as usize));
-            let period = period as usize;
-            for (layer, window) in windows.iter_mut().enumerate() {
-                *window = tokens
-                    .filter(|tokens| *tokens > 0 && (period == 0 || layer % period < period - 1));
-            }
-            let mut windowed = Rotation {
-                has_factors: false,
-                ..rotations[0].clone()
-            };
-            if let Some(base) = rope_base {
-                windowed.base = keys.float("rope.freq_base_swa")?.unwrap_or(base);
-                windowed.scale = 1.0;
-                windowed.extrapolation = 0.0;
-                windowed.magnitude = 1.0;
-            }
-            rotations.push(windowed);
-        }
-        if decoder.window == Window::Listed {
-            let tokens = keys
-                .optional("attention.sliding_window")?
-                .filter(|n| *n > 0);
-            let listed = keys.flags("attention.sliding_window_pattern", layers)?;
-            for (layer, window) in windows.iter_mut().enumerate() {
-                let is_windowed = match &listed {
-                    Some(listed) => listed[layer],
-                    None => !(layer + 1).is_multiple_of(4),
+        let tokens = keys.optional("attention.sliding_window");
+        match decoder.window {
+            Window::None => {}
+            Window::Pattern {
+                layers: period,
+                tokens: by_default,
+                rope_base,
+            } => {
+                let tokens = tokens?.or(by_default.map(|tokens| tokens as usize));
+                let period = period as usize;
+                for (layer, window) in windows.iter_mut().enumerate() {
+                    *window = tokens.filter(|tokens| {
+                        *tokens > 0 && (period == 0 || layer % period < period - 1)
+                    });
+                }
+                let windowed = match rope_base {
+                    Some(base) => {
+                        let base = keys.float("rope.freq_base_swa")?.unwrap_or(base);
+                        rotations[0].unstretched(base)
+                    }
+                    None => rotations[0].clone(),
                 };
-                *window = tokens.filter(|_| is_windowed);
+                rotations.push(Rotation {
+                    has_factors: false,
+                    ..windowed
+                });
             }
-            let base = keys.float("rope.freq_base_swa")?;
-            rotations.push(Rotation {
-                base: base.unwrap_or(rotations[0].base),
-                scale: 1.0,
-                extrapolation: 0.0,
-                magnitude: 1.0,
-                ..rotations[0].clone()
-            });
+            Window::Listed => {
+                let tokens = tokens?.filter(|tokens| *tokens > 0);
+                let listed = keys.flags("attention.sliding_window_pattern", layers)?;
+                for (layer, window) in windows.iter_mut().enumerate() {
+                    let is_windowed = match &listed {
+                        Some(listed) => listed[layer],
+                        None => !(layer + 1).is_multiple_of(4),
+                    };
+                    *window = tokens.filter(|_| is_windowed);
+                }
+                let base = keys.float("rope.freq_base_swa")?;
+                let base = base.unwrap_or(rotations[0].base);
+                rotations.push(rotations[0].unstretched(base));
+            }
         }
         let unrotated_every = decoder.unrotated_every as usize;
         let rotates = |layer: usize| {
@@ -442,6 +442,17 @@ impl Hyper {
 }
 
 impl Rotation {
+    /// The same with another base, and positions as they are.
+    fn unstretched(&self, base: f32) -> Rotation {
+        Rotation {
+            base,
+            scale: 1.0,
+            extrapolation: 0.0,
+            magnitude: 1.0,
+            ..self.clone()
+        }
+    }
+
     /// Cosines and sines for positions from 0 on: `[positions, length / 2]` each. `factors` divide
     /// the angles.
     pub fn table(&self, positions: usize, factors: Option<&[f32]>) -> (Vec<f32>, Vec<f32>) {

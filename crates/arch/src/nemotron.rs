@@ -3,11 +3,10 @@
 
 use super::config::{Result, number_in};
 use super::decoder::{Activation, Decoder, Norm, Rope};
-use super::llama::{BUFFERS, EMBEDDINGS, PLAIN_ATTENTION, PLAIN_FFN};
+use super::gemma::PLUS_ONE_NORMS;
+use super::llama::{BUFFERS, EMBEDDINGS, NORMS, PLAIN_ATTENTION, PLAIN_FFN};
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS, rotated};
-use super::recipes::Op::AddOne;
-use super::recipes::Size::Hidden;
-use super::{Architecture, Config, Keys, Parameter, Recipe, nothing_generated};
+use super::{Architecture, Config, Keys, Parameter, nothing_generated};
 use quantier_gguf::gguf::Value;
 use quantier_tokenizer::VocabKind;
 
@@ -16,7 +15,15 @@ pub(super) static NEMOTRON: Architecture = Architecture {
     name: "nemotron",
     vocabulary: VocabKind::Nemotron,
     parameters: &[COMMON, HEAD_LENGTHS, FILE_TYPE, PARAMETERS],
-    tensors: &[EMBEDDINGS, NORMS, PLAIN_ATTENTION, PLAIN_FFN, BUFFERS],
+    tensors: &[
+        EMBEDDINGS,
+        PLUS_ONE_NORMS,
+        // Their biases are as they are.
+        NORMS,
+        PLAIN_ATTENTION,
+        PLAIN_FFN,
+        BUFFERS,
+    ],
     generated: nothing_generated,
     decoder: Decoder {
         norm: Norm::Layer,
@@ -54,35 +61,3 @@ fn rope(config: &Config, keys: &mut Keys) -> Result<()> {
     }
     Ok(())
 }
-
-const NORMS: &[Recipe] = &[
-    Recipe::with(
-        "model.norm.weight",
-        "output_norm.weight",
-        &[Hidden],
-        &[AddOne],
-    ),
-    Recipe::with(
-        "model.layers.{}.input_layernorm.weight",
-        "blk.{}.attn_norm.weight",
-        &[Hidden],
-        &[AddOne],
-    ),
-    Recipe::with(
-        "model.layers.{}.post_attention_layernorm.weight",
-        "blk.{}.ffn_norm.weight",
-        &[Hidden],
-        &[AddOne],
-    ),
-    Recipe::rename("model.norm.bias", "output_norm.bias", &[Hidden]),
-    Recipe::rename(
-        "model.layers.{}.input_layernorm.bias",
-        "blk.{}.attn_norm.bias",
-        &[Hidden],
-    ),
-    Recipe::rename(
-        "model.layers.{}.post_attention_layernorm.bias",
-        "blk.{}.ffn_norm.bias",
-        &[Hidden],
-    ),
-];

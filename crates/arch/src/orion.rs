@@ -3,7 +3,6 @@
 use super::decoder::{Decoder, Norm, Rope};
 use super::llama::{BUFFERS, EMBEDDINGS, GATED_FFN, NORMS, PLAIN_ATTENTION};
 use super::{Architecture, Parameter, nothing_generated};
-use quantier_gguf::gguf::Value;
 use quantier_tokenizer::VocabKind;
 
 pub(super) static ORION: Architecture = Architecture {
@@ -22,10 +21,7 @@ pub(super) static ORION: Architecture = Architecture {
 
 const PARAMETERS: &[Parameter] = &[
     Parameter::FileType,
-    Parameter::Computed(|_, keys| {
-        keys.set("tensor_data_layout", Value::str("Meta AI original pth"));
-        Ok(())
-    }),
+    Parameter::ConstantStr("tensor_data_layout", "Meta AI original pth"),
     Parameter::U32(
         "context_length",
         &[

@@ -60,6 +60,10 @@ pub enum Parameter {
     NonzeroF32(&'static str, &'static [&'static str]),
     /// A number that the config does not say.
     ConstantF32(&'static str, f32),
+    /// A whole number that the config does not say.
+    ConstantU32(&'static str, u32),
+    /// A text that the config does not say.
+    ConstantStr(&'static str, &'static str),
     /// Whatever a function makes of the config.
     Computed(fn(&Config, &mut Keys) -> Result<()>),
 }
@@ -78,6 +82,8 @@ impl Parameter {
             Parameter::U32(key, fields) => keys.set(key, Value::U32(config.u32(fields)?)),
             Parameter::F32(key, fields) => keys.set(key, Value::F32(config.f64(fields)? as f32)),
             Parameter::ConstantF32(key, value) => keys.set(key, Value::F32(value)),
+            Parameter::ConstantU32(key, value) => keys.set(key, Value::U32(value)),
+            Parameter::ConstantStr(key, value) => keys.set(key, Value::str(value)),
             OptionalU32(key, fields) => {
                 if let Some(value) = config.optional_u32(fields)? {
                     keys.set(key, Value::U32(value));
@@ -176,15 +182,23 @@ pub(crate) const POOLING: &[Parameter] = &[Parameter::Computed(|config, keys| {
     Ok(())
 })];
 
-/// The numbers of a head that are rotated: the part of them that the config says, or else
-/// `by_default`.
+/// The part of a head's numbers that is rotated: what the config says, or else `by_default`.
+///
+/// # Errors
+/// If it is missing.
+pub(crate) fn rotated_part(config: &Config, by_default: Option<f64>) -> Result<f64> {
+    const PART: &str = "partial_rotary_factor";
+    let part = number_in(config.rope(), PART)?.or(by_default);
+    part.ok_or(format!("field '{PART}' is missing"))
+}
+
+/// The numbers of a head that are rotated: the part is taken of the hidden size, before it is shared
+/// out to heads.
 ///
 /// # Errors
 /// If the part, the hidden size or the number of heads is missing.
 pub(crate) fn rotated(config: &Config, by_default: Option<f64>) -> Result<u32> {
-    const PART: &str = "partial_rotary_factor";
-    let part = number_in(config.rope(), PART)?.or(by_default);
-    let part = part.ok_or(format!("field '{PART}' is missing"))?;
+    let part = rotated_part(config, by_default)?;
     let hidden = config.u32(&["hidden_size", "n_embd"])?;
     let heads = config.u32(&["num_attention_heads", "n_head"])?;
     let rotated = ((part * f64::from(hidden)) as u32).checked_div(heads);

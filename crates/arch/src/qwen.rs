@@ -4,7 +4,7 @@ use super::decoder::{Decoder, Rope, Sections};
 use super::llama::{BUFFERS, EMBEDDINGS, GATED_FFN, NORMS, PLAIN_ATTENTION, STACKED};
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS, POOLING};
 use super::recipes::Size::{Any, Expert, Experts, Head, Hidden};
-use super::recipes::{Input, Op, Output, Recipe};
+use super::recipes::{Input, Op, Output, Recipe, Size};
 use super::{Architecture, Parameter, nothing_generated};
 use quantier_gguf::gguf::Value;
 use quantier_tokenizer::VocabKind;
@@ -197,20 +197,20 @@ const TRANSPOSED_EXPERTS: &[Recipe] = &[
             &[Experts, Hidden, Any],
         )],
         &[
-            Output::new("blk.{}.ffn_gate_exps.weight", &[half(2, 0), Op::Transpose]),
-            Output::new("blk.{}.ffn_up_exps.weight", &[half(2, 1), Op::Transpose]),
+            Output::new(
+                "blk.{}.ffn_gate_exps.weight",
+                &[Op::part(2, HALVES_OF_EXPERTS, 0), Op::Transpose],
+            ),
+            Output::new(
+                "blk.{}.ffn_up_exps.weight",
+                &[Op::part(2, HALVES_OF_EXPERTS, 1), Op::Transpose],
+            ),
         ],
     ),
 ];
 
-/// The gates' or the others' part of experts that are stored together.
-const fn half(axis: usize, part: usize) -> Op {
-    Op::Split {
-        axis,
-        sizes: &[Expert, Expert],
-        part,
-    }
-}
+/// Gates and the others of experts that are stored together.
+const HALVES_OF_EXPERTS: &[Size] = &[Expert, Expert];
 
 const EXPERTS: &[Recipe] = &[
     Recipe::rename(
@@ -229,8 +229,14 @@ const EXPERTS: &[Recipe] = &[
             &[Experts, Any, Hidden],
         )],
         &[
-            Output::new("blk.{}.ffn_gate_exps.weight", &[half(1, 0)]),
-            Output::new("blk.{}.ffn_up_exps.weight", &[half(1, 1)]),
+            Output::new(
+                "blk.{}.ffn_gate_exps.weight",
+                &[Op::part(1, HALVES_OF_EXPERTS, 0)],
+            ),
+            Output::new(
+                "blk.{}.ffn_up_exps.weight",
+                &[Op::part(1, HALVES_OF_EXPERTS, 1)],
+            ),
         ],
     ),
     Recipe::new(

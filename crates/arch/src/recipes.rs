@@ -101,6 +101,13 @@ pub enum Op {
     Cast(GgmlType),
 }
 
+impl Op {
+    /// One of the consecutive parts of a dimension.
+    pub(crate) const fn part(axis: usize, sizes: &'static [Size], part: usize) -> Op {
+        Op::Split { axis, sizes, part }
+    }
+}
+
 /// A size that the config determines.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Size {

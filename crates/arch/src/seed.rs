@@ -1,7 +1,7 @@
 //! Seed-OSS: Qwen 2 whose norm in front of the feed-forward network is named after attention.
 
 use super::decoder::{Decoder, Layout, Rope};
-use super::llama::{BUFFERS, EMBEDDINGS, GATED_FFN, PLAIN_ATTENTION};
+use super::llama::{BUFFERS, EMBEDDINGS, GATED_FFN, NORMS, PLAIN_ATTENTION};
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS};
 use super::recipes::Size::Hidden;
 use super::{Architecture, Recipe, nothing_generated};
@@ -14,7 +14,14 @@ pub(super) static SEED_OSS: Architecture = Architecture {
     name: "seed_oss",
     vocabulary: VocabKind::ByteLevel,
     parameters: &[COMMON, HEAD_LENGTHS, FILE_TYPE],
-    tensors: &[EMBEDDINGS, NORMS, PLAIN_ATTENTION, GATED_FFN, BUFFERS],
+    tensors: &[
+        EMBEDDINGS,
+        FFN_NORMS,
+        NORMS,
+        PLAIN_ATTENTION,
+        GATED_FFN,
+        BUFFERS,
+    ],
     generated: nothing_generated,
     decoder: Decoder {
         rope: Rope::Halves,
@@ -23,16 +30,9 @@ pub(super) static SEED_OSS: Architecture = Architecture {
     },
 };
 
-const NORMS: &[Recipe] = &[
-    Recipe::rename("model.norm", "output_norm", &[Hidden]),
-    Recipe::rename(
-        "model.layers.{}.input_layernorm",
-        "blk.{}.attn_norm",
-        &[Hidden],
-    ),
-    Recipe::rename(
-        "model.layers.{}.post_attention_layernorm",
-        "blk.{}.post_attention_norm",
-        &[Hidden],
-    ),
-];
+/// In place of the name that Llama's has.
+const FFN_NORMS: &[Recipe] = &[Recipe::rename(
+    "model.layers.{}.post_attention_layernorm",
+    "blk.{}.post_attention_norm",
+    &[Hidden],
+)];

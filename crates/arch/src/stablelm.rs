@@ -1,9 +1,10 @@
 //! StableLM: layer norms, heads that are rotated in part, in some sizes attention and feed-forward
 //! network side by side.
 
-use super::config::{Result, number_in};
+use super::config::Result;
 use super::decoder::{Decoder, Layout, Norm, Rope};
 use super::llama::{BUFFERS, EMBEDDINGS, GATED_FFN, NORMS, PLAIN_ATTENTION};
+use super::parameters::rotated_part;
 use super::{Architecture, Config, Keys, Parameter, nothing_generated};
 use quantier_gguf::gguf::Value;
 use quantier_tokenizer::VocabKind;
@@ -45,10 +46,7 @@ const PARAMETERS: &[Parameter] = &[
 ];
 
 fn rotated(config: &Config, keys: &mut Keys) -> Result<()> {
-    const PART: &str = "partial_rotary_factor";
-    let part = number_in(config.rope(), PART)?;
-    let part = part.ok_or(format!("field '{PART}' is missing"))?;
-    let rotated = part * f64::from(config.share_of_head()?);
+    let rotated = rotated_part(config, None)? * f64::from(config.share_of_head()?);
     keys.set("rope.dimension_count", Value::U32(rotated as u32));
     Ok(())
 }

@@ -4,94 +4,62 @@
 use super::decoder::{Activation, Decoder, Norm, Rope};
 use super::llama::{BUFFERS, EMBEDDINGS, NORMS, PLAIN_ATTENTION};
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS};
-use super::recipes::Size::{Any, FeedForward, Hidden};
+use super::recipes::Size::{FeedForward, Hidden};
 use super::{Architecture, Parameter, Recipe, gpt2, nothing_generated};
-use quantier_gguf::gguf::Value;
 use quantier_tokenizer::VocabKind;
 
 pub(super) static STARCODER: Architecture = Architecture {
     classes: &["GPTBigCodeForCausalLM"],
     name: "starcoder",
-    vocabulary: VocabKind::ByteLevel,
-    parameters: &[PARAMETERS],
-    tensors: &[GPT_TENSORS],
-    generated: nothing_generated,
-    decoder: Decoder {
-        norm: Norm::Layer,
-        rope: Rope::None,
-        activation: Activation::Gelu,
-        ..Decoder::LLAMA
-    },
+    parameters: &[
+        SIZES,
+        &[Parameter::ConstantU32("attention.head_count_kv", 1)],
+        EPSILON,
+        FILE_TYPE,
+    ],
+    tensors: &[gpt2::BY_ROWS],
+    ..gpt2::GPT2
 };
 
 /// CodeShell: the same with RoPE and more heads of keys and values.
 pub(super) static CODESHELL: Architecture = Architecture {
     classes: &["CodeShellForCausalLM"],
     name: "codeshell",
-    parameters: &[CODESHELL_PARAMETERS],
+    parameters: &[
+        SIZES,
+        &[Parameter::U32(
+            "attention.head_count_kv",
+            &["num_query_groups"],
+        )],
+        EPSILON,
+        FILE_TYPE,
+        ROPE,
+    ],
+    tensors: &[gpt2::BY_ROWS],
     decoder: Decoder {
         rope: Rope::Halves,
-        ..STARCODER.decoder
+        ..gpt2::GPT2.decoder
     },
-    ..STARCODER
+    ..gpt2::GPT2
 };
 
-const CODESHELL_PARAMETERS: &[Parameter] = &[
+const SIZES: &[Parameter] = &[
     Parameter::U32("context_length", &["n_positions"]),
     Parameter::U32("embedding_length", &["n_embd"]),
     Parameter::Computed(gpt2::feed_forward),
     Parameter::Layers,
     Parameter::U32("attention.head_count", &["n_head"]),
-    Parameter::U32("attention.head_count_kv", &["num_query_groups"]),
-    Parameter::F32("attention.layer_norm_epsilon", &["layer_norm_epsilon"]),
-    Parameter::FileType,
+];
+
+const EPSILON: &[Parameter] = &[Parameter::F32(
+    "attention.layer_norm_epsilon",
+    &["layer_norm_epsilon"],
+)];
+
+const ROPE: &[Parameter] = &[
     Parameter::ConstantF32("rope.freq_base", 10_000.0),
-    Parameter::Computed(|_, keys| {
-        keys.set("rope.scaling.type", Value::str("linear"));
-        Ok(())
-    }),
+    Parameter::ConstantStr("rope.scaling.type", "linear"),
     Parameter::ConstantF32("rope.scaling.factor", 1.0),
-];
-
-const PARAMETERS: &[Parameter] = &[
-    Parameter::U32("context_length", &["n_positions"]),
-    Parameter::U32("embedding_length", &["n_embd"]),
-    Parameter::Computed(gpt2::feed_forward),
-    Parameter::Layers,
-    Parameter::U32("attention.head_count", &["n_head"]),
-    Parameter::Computed(|_, keys| {
-        keys.set("attention.head_count_kv", Value::U32(1));
-        Ok(())
-    }),
-    Parameter::F32("attention.layer_norm_epsilon", &["layer_norm_epsilon"]),
-    Parameter::FileType,
-];
-
-const GPT_TENSORS: &[Recipe] = &[
-    Recipe::rename("lm_head", "output", &[Any, Hidden]),
-    Recipe::rename("transformer.wte", "token_embd", &[Any, Hidden]),
-    Recipe::rename("transformer.wpe", "position_embd", &[Any, Hidden]),
-    Recipe::rename("transformer.ln_f", "output_norm", &[Hidden]),
-    Recipe::rename("transformer.h.{}.ln_1", "blk.{}.attn_norm", &[Hidden]),
-    Recipe::rename("transformer.h.{}.ln_2", "blk.{}.ffn_norm", &[Hidden]),
-    Recipe::rename(
-        "transformer.h.{}.attn.c_attn",
-        "blk.{}.attn_qkv",
-        &[Any, Hidden],
-    ),
-    Recipe::rename(
-        "transformer.h.{}.attn.c_proj",
-        "blk.{}.attn_output",
-        &[Hidden, Any],
-    ),
-    Recipe::rename("transformer.h.{}.mlp.c_fc", "blk.{}.ffn_up", &[Any, Hidden]),
-    Recipe::rename(
-        "transformer.h.{}.mlp.c_proj",
-        "blk.{}.ffn_down",
-        &[Hidden, Any],
-    ),
-    Recipe::skip("transformer.h.{}.attn.bias"),
-    Recipe::skip("transformer.h.{}.attn.masked_bias"),
 ];
 
 pub(super) static STARCODER2: Architecture = Architecture {
