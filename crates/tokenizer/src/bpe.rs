@@ -5,48 +5,68 @@ use super::files::Files;
 use super::hf::{HfTokenizer, library_error};
 use super::special::Special;
 use super::token::{self, SCORE_OF_ADDED, Token, TokenType};
-use super::{checked_size, pre};
+use super::{Import, checked_size, pre};
 use quantier_gguf::Result;
-use quantier_gguf::gguf::Entries;
 use serde_json::Value;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+
+/// Departures of a family from the plain byte-level vocabulary.
+pub(super) struct Rules {
+    /// Kinds of special tokens with their added tokens, for kinds without an id in the files. Files
+    /// without such an added token are refused.
+    pub roles: &'static [(&'static str, &'static str)],
+    /// Kinds of special tokens in the files.
+    pub types: &'static [&'static str],
+    /// Whether added tokens keep their texts and are control tokens only by their flag.
+    pub as_they_are: bool,
+}
+
+impl Rules {
+    /// None.
+    pub(super) const PLAIN: Rules = Rules {
+        roles: &[],
+        types: &Special::TYPES,
+        as_they_are: false,
+    };
+}
 
 /// Writes a byte-level vocabulary: tokens, types, pre-tokenizer, merges, special tokens. Returns the
-/// number of tokens.
+/// number of tokens and the tokenizer.
 pub(super) fn write_byte_level(
-    files: &Files,
-    vocab_size: Option<u64>,
-    named_pre: Option<&str>,
-    entries: &mut Entries,
-    notes: &mut Vec<String>,
-) -> Result<usize> {
+    import: &mut Import<'_>,
+    rules: &Rules,
+) -> Result<(usize, HfTokenizer)> {
+    let files = import.files;
     let tokenizer = HfTokenizer::load(files)?;
-    let tokens = byte_level(files, &tokenizer, vocab_size)?;
-    let pre = pre::find(files, &tokenizer, named_pre, notes)?;
-    entries.set_str("tokenizer.ggml.model", "gpt2");
-    entries.set_str("tokenizer.ggml.pre", &pre);
-    token::write(&tokens, false, entries);
-    Special::load(files, true, &Special::TYPES, None)?.write(entries);
-    Ok(tokens.len())
+    let tokens = byte_level(files, &tokenizer, import.vocab_size, rules)?;
+    let pre = pre::find(files, &tokenizer, import.pre, &mut import.notes)?;
+    import.entries.set_str("tokenizer.ggml.model", "gpt2");
+    import.entries.set_str("tokenizer.ggml.pre", &pre);
+    token::write(&tokens, false, &mut import.entries);
+    let mut special = Special::load(files, true, rules.types, None)?;
+    let added = tokenizer.added();
+    for &(kind, text) in rules.roles {
+        let id = added.iter().find(|(_, token)| token.content == text);
+        let (&id, _) = id.ok_or_else(|| {
+            files.bad_tokenizer(format!(
+                "it lacks the added token {text:?}, which every model of this class has; the file belongs to another model"
+            ))
+        })?;
+        special.set_id(kind, id);
+    }
+    special.write(&mut import.entries);
+    Ok((tokens.len(), tokenizer))
 }
 
 fn byte_level(
     files: &Files,
     tokenizer: &HfTokenizer,
     vocab_size: Option<u64>,
+    rules: &Rules,
 ) -> Result<Vec<Token>> {
     let vocabulary = tokenizer.vocabulary();
     let size = checked_size(vocab_size, vocabulary.len(), &files.dir)?;
-    if let Some((text, id)) = vocabulary
-        .iter()
-        .max_by_key(|(_, id)| **id)
-        .filter(|(_, id)| **id as usize >= size)
-    {
-        return Err(files.bad_tokenizer(format!(
-            "token {text:?} has the id {id}, but config.json has a vocab_size of {size}; one of the two files belongs \
-             to another model"
-        )));
-    }
+    check_size(files, &vocabulary, size)?;
     let mut tokens: Vec<Token> = (0..size).map(Token::padding).collect();
     let place = |tokens: &mut Vec<Token>, id: u32, text: String, token_type| {
         tokens[id as usize] = Token {
@@ -60,6 +80,14 @@ fn byte_level(
     }
     for (id, added) in tokenizer.added() {
         let mut text = added.content;
+        if rules.as_they_are {
+            let token_type = match added.special {
+                true => TokenType::Control,
+                false => TokenType::UserDefined,
+            };
+            place(&mut tokens, id, text, token_type);
+            continue;
+        }
         if !added.normalized {
             // llama.cpp matches added tokens in normalized text.
             text = tokenizer
@@ -78,6 +106,65 @@ fn byte_level(
         }
     }
     Ok(tokens)
+}
+
+/// Writes XVERSE's vocabulary: texts and types of `tokenizer.json`, without scores and merges.
+/// Returns the number of tokens.
+pub(super) fn write_xverse(import: &mut Import<'_>) -> Result<usize> {
+    let files = import.files;
+    let tokenizer = HfTokenizer::load(files)?;
+    let vocabulary = tokenizer.vocabulary();
+    let size = checked_size(import.vocab_size, vocabulary.len(), &files.dir)?;
+    check_size(files, &vocabulary, size)?;
+    let added = tokenizer.added();
+    let mut tokens: Vec<Option<Token>> = vec![None; size];
+    for (text, id) in vocabulary {
+        let (text, token_type) = match added.get(&id) {
+            // An empty text to llama.cpp; spelled as Python prints the byte.
+            _ if text == "\0" => (r"<b'\x00'>".to_owned(), TokenType::Byte),
+            _ if is_byte(&text) => (text, TokenType::Byte),
+            Some(added) if added.special => (text, TokenType::Control),
+            Some(_) => (text, TokenType::UserDefined),
+            None => (text, TokenType::Normal),
+        };
+        tokens[id as usize] = Some(Token {
+            text,
+            score: 0.0,
+            token_type,
+        });
+    }
+    let tokens = without_holes(files, tokens)?;
+    import.entries.set_str("tokenizer.ggml.model", "llama");
+    import.entries.set_str("tokenizer.ggml.pre", "default");
+    token::write(&tokens, false, &mut import.entries);
+    Special::load(files, false, &Special::TYPES, Some(size as u64))?.write(&mut import.entries);
+    Ok(size)
+}
+
+/// Refuses a vocabulary with ids that are not below the configuration's `size`.
+fn check_size(files: &Files, vocabulary: &HashMap<String, u32>, size: usize) -> Result<()> {
+    match vocabulary.iter().max_by_key(|(_, id)| **id) {
+        Some((text, &id)) if id as usize >= size => Err(files.bad_tokenizer(format!(
+            "token {text:?} has the id {id}, but config.json has a vocab_size of {size}; one of the two files belongs \
+             to another model"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// All tokens, or an error about the first id without one.
+fn without_holes(files: &Files, tokens: Vec<Option<Token>>) -> Result<Vec<Token>> {
+    let size = tokens.len();
+    let missing = |id| {
+        files.bad_tokenizer(format!(
+            "no token has the id {id}, and there are {size} in all"
+        ))
+    };
+    tokens
+        .into_iter()
+        .enumerate()
+        .map(|(id, token)| token.ok_or_else(|| missing(id)))
+        .collect()
 }
 
 /// Whether `tokenizer.json` has a vocabulary converted from SentencePiece: byte-pair encoding of
@@ -140,16 +227,7 @@ pub(super) fn like_sentencepiece(files: &Files) -> Result<Vec<Token>> {
             token_type,
         })
     }));
-    let missing = |id| {
-        files.bad_tokenizer(format!(
-            "no token has the id {id}, and there are {base} in all"
-        ))
-    };
-    tokens
-        .into_iter()
-        .enumerate()
-        .map(|(id, token)| token.ok_or_else(|| missing(id)))
-        .collect()
+    without_holes(files, tokens)
 }
 
 /// Whether a token is a byte such as `<0x0A>`.

@@ -98,6 +98,8 @@ pub(super) struct HfTokenizer {
     inner: Tokenizer,
     /// Texts of all special tokens with a role.
     pub special: HashSet<String>,
+    /// The id of the unknown token.
+    unknown: Option<u32>,
     /// Ids before and after every text; `None` if `tokenizer.json` decides.
     bounds: Option<(Vec<u32>, Vec<u32>)>,
     /// Whether decoding removes spaces before punctuation.
@@ -186,13 +188,12 @@ impl HfTokenizer {
         {
             inner.set_encode_special_tokens(true);
         }
-        let id_of = |name: &str| {
-            let token = roles.iter().find(|(role, _)| *role == name)?;
-            let unknown = roles.iter().find(|(role, _)| *role == "unk_token");
-            inner
-                .token_to_id(token.1.text())
-                .or_else(|| inner.token_to_id(unknown?.1.text()))
+        let named = |name: &str| {
+            let (_, token) = roles.iter().find(|(role, _)| *role == name)?;
+            Some(inner.token_to_id(token.text()))
         };
+        let unknown = named("unk_token").flatten();
+        let id_of = |name: &str| named(name)?.or(unknown);
         let bounds = class.adds_bos().map(|bos| {
             let adds = |name, default| {
                 settings
@@ -219,6 +220,7 @@ impl HfTokenizer {
         Ok(HfTokenizer {
             inner,
             special: seen,
+            unknown,
             bounds,
             cleans_up,
         })
@@ -247,6 +249,11 @@ impl HfTokenizer {
     /// The id of a token.
     pub(crate) fn id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)
+    }
+
+    /// The id of a token, or that of the unknown token.
+    pub(crate) fn id_or_unknown(&self, token: &str) -> Option<u32> {
+        self.id(token).or(self.unknown)
     }
 
     /// Encodes a text, with the tokens added before and after it.

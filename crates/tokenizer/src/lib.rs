@@ -3,7 +3,8 @@
 //!
 //! ```text
 //! tokenizer.model  -> protobuf -> spm ---+
-//!                                        +-> token -> special -> metadata
+//! *.tiktoken       -> tiktoken ----------+
+//! tokenizer.jsonl  -> plamo -------------+-> token -> special -> metadata
 //! tokenizer.json -> checked -> hf -> bpe-+
 //!                              |
 //!                    class    pre
@@ -12,21 +13,26 @@
 #![warn(missing_docs, unreachable_pub)]
 
 mod bpe;
+mod chatglm;
 mod checked;
 mod class;
 mod encode;
+mod families;
 pub mod files;
 mod hf;
+mod internlm;
+mod plamo;
 mod pre;
 mod protobuf;
 mod special;
 mod spm;
+mod tiktoken;
 mod token;
 
+use bpe::Rules;
 use files::{Files, bad};
 use quantier_gguf::Result;
 use quantier_gguf::gguf::{Entries, Value};
-use special::Special;
 use spm::Additions;
 use std::path::Path;
 
@@ -39,14 +45,16 @@ pub(crate) const MAX_TOKENS: usize = 1 << 24;
 /// The vocabulary of a family: its files and additions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum VocabKind {
-    /// Byte-level byte-pair encoding: GPT-2, OLMo, Starcoder2, Qwen's mixtures of experts.
+    /// Byte-level byte-pair encoding: GPT-2, OLMo, Starcoder2, Qwen's mixtures of experts, Falcon,
+    /// GPT-NeoX, BLOOM, Cohere, EXAONE, Jais, Spark, Seed-OSS.
     ByteLevel,
     /// SentencePiece if `tokenizer.model` exists, else byte-level: Qwen2 and Qwen3.
     Qwen,
     /// SentencePiece, else byte-pair encoding with byte fallback, else byte-level; with the extras
-    /// of Code Llama and the small Granites: Llama, Mistral, Mixtral, Granite, SmolLM3.
+    /// of Code Llama and the small Granites: Llama, Mistral, Mixtral, Granite, SmolLM3, Apertus,
+    /// Arcee, Nanbeige.
     Llama,
-    /// SentencePiece: Orion.
+    /// SentencePiece: Orion, Baichuan, MiniCPM, PLaMo 1, BitNet.
     SentencePiece,
     /// SentencePiece, padding and unknown tokens by number: Nemotron.
     Nemotron,
@@ -60,6 +68,45 @@ pub enum VocabKind {
     Gemma3,
     /// SentencePiece with added tokens as they are, or byte-level for Phi-4: Phi-3.
     Phi3,
+    /// Byte-level; special tokens are `<|endoftext|>` and `<|user|>`: GLM 4, GLM-4V, GLM-OCR.
+    Glm4,
+    /// Byte-level; special tokens are `[gMASK]`, `<|user|>` and `<|observation|>`: GLM 4.5.
+    GlmMoe,
+    /// As GLM 4 without a BOS token; SentencePiece for ChatGLM 3: GLM, ChatGLM.
+    ChatGlm,
+    /// Byte-level, or `hy.tiktoken`; ends of text and turn by the configuration: Hunyuan's dense and
+    /// visual models.
+    Hunyuan,
+    /// `hy.tiktoken`: Hunyuan's mixtures of experts.
+    HunyuanMoe,
+    /// `qwen.tiktoken`: Qwen 1.
+    Qwen1,
+    /// Byte-level, or `arcade100k.tiktoken`: StableLM.
+    StableLm,
+    /// SentencePiece with added tokens as they are, `<|im_end|>` as EOS token: InternLM 2.
+    InternLm2,
+    /// SentencePiece, `<|im_end|>` as EOS token: InternLM 3.
+    InternLm3,
+    /// The tokens of `tokenizer.json` as if of SentencePiece, without scores: XVERSE.
+    Xverse,
+    /// `tokenizer.jsonl`: PLaMo 2.
+    Plamo2,
+    /// The same with a chat template: PLaMo 3.
+    Plamo3,
+    /// Byte-level, for infill: Refact.
+    Refact,
+    /// Byte-level, else SentencePiece with special tokens by number (SEA-LION): MPT.
+    Mpt,
+    /// SentencePiece, from another checkpoint: OpenELM.
+    OpenElm,
+    /// Byte-level with Llama 3's size, else byte-pair encoding with byte fallback: DeciLM.
+    Deci,
+    /// Byte-level, `<|eot|>` as end of turn: Muse Glimmer.
+    MuseGlimmer,
+    /// Byte-level, added tokens as they are, always with a BOS token: LLaDA.
+    Llada,
+    /// SentencePiece, else byte-level with added tokens as they are: Dream.
+    Dream,
 }
 
 /// A vocabulary as GGUF metadata.
@@ -115,6 +162,28 @@ pub fn import(
             None => import.byte_level()?,
         },
         VocabKind::Phi3 => import.phi3()?,
+        VocabKind::Glm4 => import.byte_level_with(&families::GLM4)?,
+        VocabKind::GlmMoe => import.byte_level_with(&families::GLM_MOE)?,
+        VocabKind::ChatGlm => import.chatglm()?,
+        VocabKind::Hunyuan => import.hunyuan()?,
+        VocabKind::HunyuanMoe => import.hunyuan_moe()?,
+        VocabKind::Qwen1 => import.qwen1()?,
+        VocabKind::StableLm => import.stablelm()?,
+        VocabKind::InternLm2 => import.internlm2()?,
+        VocabKind::InternLm3 => import.internlm3()?,
+        VocabKind::Xverse => bpe::write_xverse(&mut import)?,
+        VocabKind::Plamo2 => import.plamo2()?,
+        VocabKind::Plamo3 => import.plamo3()?,
+        VocabKind::Refact => import.refact()?,
+        VocabKind::Mpt => import.mpt()?,
+        VocabKind::OpenElm => import.openelm()?,
+        VocabKind::Deci => import.deci()?,
+        VocabKind::MuseGlimmer => import.muse_glimmer()?,
+        VocabKind::Llada => import.llada()?,
+        VocabKind::Dream => match import.sentencepiece(Additions::Common)? {
+            Some(tokens) => tokens,
+            None => import.byte_level_with(&families::AS_THEY_ARE)?,
+        },
     };
     Ok(Vocabulary {
         entries: import.entries,
@@ -157,14 +226,19 @@ struct Import<'a> {
 }
 
 impl Import<'_> {
+    /// A field of config.json; the text model's own first, as in the reference.
+    fn config(&self, name: &str) -> Option<&serde_json::Value> {
+        let config = self.files.config.as_ref()?;
+        let own = config.get("text_config").and_then(|text| text.get(name));
+        own.or_else(|| config.get(name))
+    }
+
     fn byte_level(&mut self) -> Result<usize> {
-        bpe::write_byte_level(
-            self.files,
-            self.vocab_size,
-            self.pre,
-            &mut self.entries,
-            &mut self.notes,
-        )
+        self.byte_level_with(&Rules::PLAIN)
+    }
+
+    fn byte_level_with(&mut self, rules: &Rules) -> Result<usize> {
+        bpe::write_byte_level(self, rules).map(|(tokens, _)| tokens)
     }
 
     /// `None` if there is no `tokenizer.model`.
@@ -179,15 +253,6 @@ impl Import<'_> {
     fn only_sentencepiece(&mut self) -> Result<usize> {
         let tokens = self.sentencepiece(Additions::Common)?;
         tokens.ok_or_else(|| no_model(&self.files.dir))
-    }
-
-    fn nemotron(&mut self) -> Result<usize> {
-        let tokens = self.only_sentencepiece()?;
-        for (name, id) in [("padding", 0), ("unknown", 1)] {
-            let key = format!("tokenizer.ggml.{name}_token_id");
-            self.entries.set(&key, Value::U32(id));
-        }
-        Ok(tokens)
     }
 
     /// The space in front of a text, where tokenizer_config.json says whether there is one.
@@ -210,77 +275,6 @@ impl Import<'_> {
         if tokens.is_some() {
             self.entries
                 .set("tokenizer.ggml.add_space_prefix", Value::Bool(false));
-        }
-        Ok(tokens)
-    }
-
-    fn gemma1(&mut self) -> Result<usize> {
-        /// The end of a turn. The reference sets the tokens for filling in too, but writes none of
-        /// them.
-        const EOT: u32 = 107;
-
-        let tokens = self.only_sentencepiece()?;
-        let types = ["prefix", "suffix", "middle", "fsep", "eot"];
-        let mut special = Special::load(self.files, false, &types, None)?;
-        special.set_id("eot", EOT);
-        special.write(&mut self.entries);
-        self.entries
-            .set("tokenizer.ggml.add_space_prefix", Value::Bool(false));
-        Ok(tokens)
-    }
-
-    fn phi3(&mut self) -> Result<usize> {
-        let class = self
-            .files
-            .config_field("tokenizer_class")
-            .and_then(|c| c.as_str());
-        if class == Some("GPT2Tokenizer") {
-            return self.byte_level();
-        }
-        self.sentencepiece(Additions::Phi3)?
-            .ok_or_else(|| no_model(&self.files.dir))
-    }
-
-    fn llama(&mut self) -> Result<usize> {
-        /// Vocabulary size of Code Llama, and its end-of-infill token, the only infill token that
-        /// the reference writes.
-        const CODE_LLAMA: u64 = 32016;
-        const CODE_LLAMA_EOT: u32 = 32010;
-        /// Vocabulary size of the small Granite models, whose tokenizer wrongly declares a BOS
-        /// token.
-        const SMALL_GRANITE: u64 = 49152;
-
-        let dir = &self.files.dir;
-        if self.files.tokenizer.is_none() && dir.join("tekken.json").is_file() {
-            let what =
-                "tekken.json alone is not supported; get the tokenizer.json of the same model";
-            return Err(bad(dir, what));
-        }
-        self.space_prefix()?;
-        let tokens = if let Some(tokens) = self.sentencepiece(Additions::Common)? {
-            tokens
-        } else if bpe::is_like_sentencepiece(self.files) {
-            let tokens = bpe::like_sentencepiece(self.files)?;
-            spm::write(self.files, &tokens, &mut self.entries)?;
-            tokens.len()
-        } else {
-            self.byte_level()?
-        };
-        match self.vocab_size {
-            Some(CODE_LLAMA) => {
-                let mut special = Special::load(
-                    self.files,
-                    false,
-                    &["prefix", "suffix", "middle", "eot"],
-                    None,
-                )?;
-                special.set_id("eot", CODE_LLAMA_EOT);
-                special.write(&mut self.entries);
-            }
-            Some(SMALL_GRANITE) => self
-                .entries
-                .set("tokenizer.ggml.add_bos_token", Value::Bool(false)),
-            _ => {}
         }
         Ok(tokens)
     }

@@ -17,14 +17,14 @@ use tokenizers::{
 };
 
 /// The reference's probe text, which pre-tokenizers split differently.
-const PROBE: &str = include_str!("data/probe.txt");
+pub(super) const PROBE: &str = include_str!("data/probe.txt");
 /// Punctuation at ends of lines, which the probe text lacks. For the comparison of splits only.
 const MORE: &str = " end.\n\n\tif (x) {\r\n\t}\r\n";
 /// The reference's table of fingerprints and names, sorted.
 const FINGERPRINTS: &str = include_str!("data/pre.tsv");
 
 /// The name of a fingerprint.
-fn lookup(fingerprint: &str) -> Option<&'static str> {
+pub(super) fn lookup(fingerprint: &str) -> Option<&'static str> {
     FINGERPRINTS
         .lines()
         .filter_map(|line| line.split_once('\t'))
@@ -33,7 +33,7 @@ fn lookup(fingerprint: &str) -> Option<&'static str> {
 }
 
 /// Fingerprint of the ids of the probe text: SHA-256 of the list in Python's notation.
-fn fingerprint(ids: &[u32]) -> String {
+pub(super) fn fingerprint(ids: &[u32]) -> String {
     let list = format!("{ids:?}");
     quantier_gguf::hex(&Sha256::digest(list))
 }

@@ -40,7 +40,7 @@ pub(super) struct Special {
 }
 
 /// Truth of a value in Python.
-fn truthy(value: &Value) -> bool {
+pub(super) fn truthy(value: &Value) -> bool {
     match value {
         Value::Null => false,
         Value::Bool(b) => *b,
@@ -111,6 +111,23 @@ impl Special {
     pub(crate) fn set_id(&mut self, token: &str, id: u32) {
         if !self.ids.iter().any(|(t, _)| t == token) {
             self.ids.push((token.to_owned(), id));
+        }
+    }
+
+    /// The id of a kind.
+    pub(crate) fn id(&self, token: &str) -> Option<u32> {
+        self.ids.iter().find(|(t, _)| t == token).map(|(_, id)| *id)
+    }
+
+    /// Whether any kind has an id.
+    pub(crate) fn has_ids(&self) -> bool {
+        !self.ids.is_empty()
+    }
+
+    /// Replaces the id of a kind that has one.
+    pub(crate) fn replace_id(&mut self, token: &str, id: u32) {
+        if let Some((_, old)) = self.ids.iter_mut().find(|(t, _)| t == token) {
+            *old = id;
         }
     }
 
@@ -516,7 +533,7 @@ fn template_file(dir: &Path) -> Result<Option<Value>> {
 ///
 /// The reference lists names in the order of a Python set, which changes from run to run; we keep
 /// the order of the file.
-fn write_template(template: &Value, entries: &mut Entries) {
+pub(super) fn write_template(template: &Value, entries: &mut Entries) {
     const KEY: &str = "tokenizer.chat_template";
     if let Some(text) = template.as_str() {
         return entries.set_str(KEY, text);

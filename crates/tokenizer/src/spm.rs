@@ -1,8 +1,9 @@
 //! SentencePiece: `tokenizer.model` and the additions of the other files.
 //!
 //! ```text
-//! model    1: piece, repeated   (other fields: training and normalization)
-//! piece    1: text    2: score, f32    3: type; normal if absent
+//! model       1: piece, repeated    3: normalizer    (2: training)
+//! piece       1: text    2: score, f32    3: type; normal if absent
+//! normalizer  3: whether a space is put in front of a text, true if absent
 //! ```
 
 use super::files::{Files, bad, kind, read_bytes, read_object};
@@ -19,23 +20,50 @@ use std::path::Path;
 /// The name of the file.
 pub(super) const FILE: &str = "tokenizer.model";
 
-/// Reads the pieces of a model.
-pub(super) fn parse(bytes: &[u8]) -> std::result::Result<Vec<Token>, String> {
+/// A SentencePiece model.
+pub(super) struct Model {
+    pub pieces: Vec<Token>,
+    /// Whether a space is put in front of a text.
+    pub prefixes_space: bool,
+}
+
+impl Model {
+    /// The model of a checkpoint; `None` without `tokenizer.model`.
+    pub(super) fn read(files: &Files) -> Result<Option<Model>> {
+        let path = files.dir.join(FILE);
+        let bytes = read_bytes(&path)?;
+        let model = bytes.map(|bytes| parse(&bytes).map_err(|what| bad(&path, what)));
+        model.transpose()
+    }
+}
+
+/// Reads a model.
+fn parse(bytes: &[u8]) -> std::result::Result<Model, String> {
     const PIECES: u64 = 1;
+    const NORMALIZER: u64 = 3;
     if let Some(pointer) = lfs_pointer(bytes) {
         return Err(pointer);
     }
     let mut pieces = Vec::new();
+    let mut prefixes_space = true;
     let mut fields = Fields::new(bytes);
     loop {
         let at = bytes.len() - fields.remaining();
         let Some(field) = fields.next() else { break };
         let (number, payload) =
             field.map_err(|what| format!("not a SentencePiece model: at byte {at}: {what}"))?;
-        if let (PIECES, Payload::Bytes(message)) = (number, payload) {
-            let piece = parse_piece(message)
-                .map_err(|what| format!("piece {} at byte {at}: {what}", pieces.len()))?;
-            pieces.push(piece);
+        match (number, payload) {
+            (PIECES, Payload::Bytes(message)) => {
+                let piece = parse_piece(message)
+                    .map_err(|what| format!("piece {} at byte {at}: {what}", pieces.len()))?;
+                pieces.push(piece);
+            }
+            (NORMALIZER, Payload::Bytes(message)) => {
+                prefixes_space = parse_prefix(message)
+                    .map_err(|what| format!("the normalizer at byte {at}: {what}"))?
+                    .unwrap_or(prefixes_space);
+            }
+            _ => {}
         }
         if pieces.len() > MAX_TOKENS {
             return Err(format!("more than {MAX_TOKENS} pieces"));
@@ -47,8 +75,23 @@ pub(super) fn parse(bytes: &[u8]) -> std::result::Result<Vec<Token>, String> {
     let mut seen = HashSet::with_capacity(pieces.len());
     match pieces.iter().position(|p| !seen.insert(p.text.as_str())) {
         Some(at) => Err(format!("piece {at}: {:?} is there twice", pieces[at].text)),
-        None => Ok(pieces),
+        None => Ok(Model {
+            pieces,
+            prefixes_space,
+        }),
     }
+}
+
+/// Whether a normalizer puts a space in front of a text; `None` if it does not say.
+fn parse_prefix(message: &[u8]) -> std::result::Result<Option<bool>, String> {
+    const PREFIX: u64 = 3;
+    let mut prefix = None;
+    for field in Fields::new(message) {
+        if let (PREFIX, Payload::Varint(flag)) = field? {
+            prefix = Some(flag != 0);
+        }
+    }
+    Ok(prefix)
 }
 
 fn parse_piece(message: &[u8]) -> std::result::Result<Token, String> {
@@ -92,9 +135,9 @@ fn parse_piece(message: &[u8]) -> std::result::Result<Token, String> {
 pub(super) enum Additions {
     /// Added tokens are control tokens by their text; the others have spaces in place of U+2581.
     Common,
-    /// Phi-3: added tokens unchanged, also from `tokenizer.json`; an id beyond the vocabulary is an
-    /// error.
-    Phi3,
+    /// Phi-3, InternLM 2: added tokens unchanged, also from `tokenizer.json`; an id beyond the
+    /// vocabulary is an error.
+    AsTheyAre,
 }
 
 /// The vocabulary of `tokenizer.model`; `None` without that file.
@@ -104,12 +147,11 @@ pub(super) fn vocabulary(
     additions: Additions,
 ) -> Result<Option<Vec<Token>>> {
     let path = files.dir.join(FILE);
-    let Some(bytes) = read_bytes(&path)? else {
+    let Some(Model { pieces, .. }) = Model::read(files)? else {
         return Ok(None);
     };
-    let pieces = parse(&bytes).map_err(|what| bad(&path, what))?;
     let size = super::checked_size(vocab_size.filter(|&n| n > 0), pieces.len(), &files.dir)?;
-    if additions == Additions::Phi3 && pieces.len() > size {
+    if additions == Additions::AsTheyAre && pieces.len() > size {
         return Err(bad(
             &path,
             format!(
@@ -122,6 +164,13 @@ pub(super) fn vocabulary(
     tokens.truncate(size);
     tokens.extend((tokens.len()..size).map(Token::padding));
     add_from_added_tokens_json(&mut tokens, &files.dir.join("added_tokens.json"))?;
+    place_added(files, &mut tokens, additions)?;
+    Ok(Some(tokens))
+}
+
+/// Places the added tokens of `tokenizer_config.json`, and of `tokenizer.json` where the family takes
+/// them.
+pub(super) fn place_added(files: &Files, tokens: &mut [Token], additions: Additions) -> Result<()> {
     let config_path = files.dir.join("tokenizer_config.json");
     match files.config_field("added_tokens_decoder") {
         None => {}
@@ -132,7 +181,7 @@ pub(super) fn vocabulary(
                 })?;
                 let entry = Added::parse(number, entry).map_err(|what| bad(&config_path, what))?;
                 entry
-                    .place(&mut tokens, additions)
+                    .place(tokens, additions)
                     .map_err(|what| bad(&config_path, what))?;
             }
         }
@@ -143,17 +192,17 @@ pub(super) fn vocabulary(
             ));
         }
     }
-    if additions == Additions::Phi3 {
+    if additions == Additions::AsTheyAre {
         for entry in files.added_tokens() {
             let id = entry.get("id").and_then(Value::as_u64);
             let id = id.ok_or_else(|| files.bad_tokenizer("an entry of added_tokens has no id"))?;
             let entry = Added::parse(id, entry).map_err(|what| files.bad_tokenizer(what))?;
             entry
-                .place(&mut tokens, additions)
+                .place(tokens, additions)
                 .map_err(|what| files.bad_tokenizer(what))?;
         }
     }
-    Ok(Some(tokens))
+    Ok(())
 }
 
 fn add_from_added_tokens_json(tokens: &mut [Token], path: &Path) -> Result<()> {
@@ -232,11 +281,16 @@ impl<'a> Added<'a> {
     }
 }
 
+/// Writes tokens with scores, under the name of a pre-tokenizer.
+pub(super) fn write_tokens(tokens: &[Token], pre: &str, entries: &mut Entries) {
+    entries.set_str("tokenizer.ggml.model", "llama");
+    entries.set_str("tokenizer.ggml.pre", pre);
+    token::write(tokens, true, entries);
+}
+
 /// Writes a vocabulary with scores and its special tokens.
 pub(super) fn write(files: &Files, tokens: &[Token], entries: &mut Entries) -> Result<()> {
-    entries.set_str("tokenizer.ggml.model", "llama");
-    entries.set_str("tokenizer.ggml.pre", "default");
-    token::write(tokens, true, entries);
+    write_tokens(tokens, "default", entries);
     Special::load(files, false, &Special::TYPES, Some(tokens.len() as u64))?.write(entries);
     Ok(())
 }
@@ -292,7 +346,7 @@ mod tests {
 
     #[test]
     fn pieces_have_text_score_and_type() {
-        let tokens = parse(&small_model()).unwrap();
+        let tokens = parse(&small_model()).unwrap().pieces;
         let seen: Vec<_> = tokens
             .iter()
             .map(|t| (t.text.as_str(), t.score, t.token_type))
@@ -313,8 +367,8 @@ mod tests {
     fn a_model_cut_anywhere_is_an_error_or_a_shorter_model() {
         let model = small_model();
         for length in 0..model.len() {
-            if let Ok(tokens) = parse(&model[..length]) {
-                assert!(tokens.len() < 6, "cut at {length}");
+            if let Ok(model) = parse(&model[..length]) {
+                assert!(model.pieces.len() < 6, "cut at {length}");
             }
         }
     }
@@ -338,7 +392,7 @@ mod tests {
                 "not a SentencePiece model: at byte 2",
             ),
         ] {
-            let error = parse(&model).unwrap_err();
+            let error = parse(&model).err().unwrap();
             assert!(error.contains(what), "{error}");
         }
     }
@@ -388,7 +442,7 @@ mod tests {
             6
         );
         // Phi-3 takes the flags as they are, and no id beyond the vocabulary.
-        let error = vocabulary(&files, Some(9), Additions::Phi3)
+        let error = vocabulary(&files, Some(9), Additions::AsTheyAre)
             .unwrap_err()
             .to_string();
         assert!(error.contains("\"far\" has the id 99"), "{error}");

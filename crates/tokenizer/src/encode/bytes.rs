@@ -22,6 +22,11 @@ pub(crate) fn char_of(byte: u8) -> char {
     alphabet()[byte as usize]
 }
 
+/// Spells bytes in the alphabet.
+pub(crate) fn encode(bytes: &[u8]) -> String {
+    bytes.iter().map(|&b| char_of(b)).collect()
+}
+
 fn byte_of(c: char) -> Option<u8> {
     match c as u32 {
         seen @ (0x21..=0x7E | 0xA1..=0xAC | 0xAE..=0xFF) => Some(seen as u8),

@@ -13,8 +13,8 @@
 //! 3. Special tokens are found by one search for all.
 
 mod bpe;
-mod bytes;
-mod merge;
+pub(crate) mod bytes;
+pub(crate) mod merge;
 mod pattern;
 mod pre;
 mod special;

@@ -1,0 +1,198 @@
+//! Vocabularies of single families: the plain ones with other special tokens.
+
+use super::bpe::{self, Rules};
+use super::files::bad;
+use super::special::Special;
+use super::spm::{self, Additions};
+use super::{Import, no_model};
+use quantier_gguf::Result;
+use quantier_gguf::gguf::Value;
+
+const TEXT_END: &str = "<|endoftext|>";
+
+/// GLM 4 and its small and visual kin.
+pub(super) const GLM4: Rules = Rules {
+    roles: &[
+        ("eos", TEXT_END),
+        ("eot", "<|user|>"),
+        ("unk", TEXT_END),
+        ("bos", TEXT_END),
+    ],
+    ..Rules::PLAIN
+};
+/// GLM 4.5 and later mixtures of experts.
+pub(super) const GLM_MOE: Rules = Rules {
+    roles: &[
+        ("bos", "[gMASK]"),
+        ("eot", "<|user|>"),
+        ("unk", TEXT_END),
+        ("eom", "<|observation|>"),
+    ],
+    ..Rules::PLAIN
+};
+/// ChatGLM 4.
+pub(super) const CHATGLM: Rules = Rules {
+    roles: &[("eos", TEXT_END), ("eot", "<|user|>"), ("unk", TEXT_END)],
+    ..Rules::PLAIN
+};
+/// LLaDA and Dream.
+pub(super) const AS_THEY_ARE: Rules = Rules {
+    as_they_are: true,
+    ..Rules::PLAIN
+};
+/// Kinds of special tokens for filling in. The reference writes only the last.
+const FILL_IN: [&str; 4] = ["prefix", "suffix", "middle", "eot"];
+
+impl Import<'_> {
+    pub(crate) fn set_id(&mut self, kind: &str, id: u32) {
+        self.entries
+            .set(format!("tokenizer.ggml.{kind}_token_id"), Value::U32(id));
+    }
+
+    fn set_flag(&mut self, name: &str, flag: bool) {
+        self.entries
+            .set(format!("tokenizer.ggml.{name}"), Value::Bool(flag));
+    }
+
+    pub(crate) fn llada(&mut self) -> Result<usize> {
+        let tokens = self.byte_level_with(&AS_THEY_ARE)?;
+        self.set_flag("add_bos_token", true);
+        Ok(tokens)
+    }
+
+    pub(crate) fn refact(&mut self) -> Result<usize> {
+        let tokens = self.byte_level()?;
+        Special::load(self.files, false, &FILL_IN, None)?.write(&mut self.entries);
+        Ok(tokens)
+    }
+
+    pub(crate) fn muse_glimmer(&mut self) -> Result<usize> {
+        let (tokens, tokenizer) = bpe::write_byte_level(self, &Rules::PLAIN)?;
+        if let Some(id) = tokenizer.id_or_unknown("<|eot|>") {
+            self.set_id("eot", id);
+        }
+        Ok(tokens)
+    }
+
+    /// Byte-level; with a `tokenizer.model` alone, SEA-LION's.
+    pub(crate) fn mpt(&mut self) -> Result<usize> {
+        if self.files.tokenizer.is_some() || !self.files.dir.join(spm::FILE).is_file() {
+            return self.byte_level();
+        }
+        let tokens = self.only_sentencepiece()?;
+        self.set_flag("add_bos_token", false);
+        self.set_id("padding", 3);
+        self.set_id("eos", 1);
+        self.set_id("unknown", 0);
+        Ok(tokens)
+    }
+
+    pub(crate) fn openelm(&mut self) -> Result<usize> {
+        self.sentencepiece(Additions::Common)?.ok_or_else(|| {
+            let what = format!(
+                "no {}; OpenELM comes without one and uses that of Llama 2: download it from a checkpoint of Llama 2",
+                spm::FILE
+            );
+            bad(&self.files.dir, what)
+        })
+    }
+
+    /// Byte-level as in Llama 3, else as converted from SentencePiece.
+    pub(crate) fn deci(&mut self) -> Result<usize> {
+        /// Vocabulary size of Llama 3.
+        const LLAMA3: u64 = 128_256;
+
+        if self.vocab_size.unwrap_or(LLAMA3) == LLAMA3 {
+            return self.byte_level();
+        }
+        if !bpe::is_like_sentencepiece(self.files) {
+            return Err(self.files.bad_tokenizer(
+                "DeciLM 7B needs a tokenizer.json with byte-pair encoding, byte fallback and a Sequence as decoder; \
+                 get it from where the model comes from",
+            ));
+        }
+        self.like_sentencepiece()
+    }
+
+    fn like_sentencepiece(&mut self) -> Result<usize> {
+        let tokens = bpe::like_sentencepiece(self.files)?;
+        spm::write(self.files, &tokens, &mut self.entries)?;
+        Ok(tokens.len())
+    }
+
+    pub(crate) fn nemotron(&mut self) -> Result<usize> {
+        let tokens = self.only_sentencepiece()?;
+        self.set_id("padding", 0);
+        self.set_id("unknown", 1);
+        Ok(tokens)
+    }
+
+    pub(crate) fn gemma1(&mut self) -> Result<usize> {
+        /// The end of a turn. The reference sets the tokens for filling in too, but writes none of
+        /// them.
+        const EOT: u32 = 107;
+
+        let tokens = self.only_sentencepiece()?;
+        let types = ["prefix", "suffix", "middle", "fsep", "eot"];
+        let mut special = Special::load(self.files, false, &types, None)?;
+        special.set_id("eot", EOT);
+        special.write(&mut self.entries);
+        self.entries
+            .set("tokenizer.ggml.add_space_prefix", Value::Bool(false));
+        Ok(tokens)
+    }
+
+    pub(crate) fn phi3(&mut self) -> Result<usize> {
+        let class = self
+            .files
+            .config_field("tokenizer_class")
+            .and_then(|c| c.as_str());
+        if class == Some("GPT2Tokenizer") {
+            return self.byte_level();
+        }
+        self.sentencepiece(Additions::AsTheyAre)?
+            .ok_or_else(|| no_model(&self.files.dir))
+    }
+
+    pub(crate) fn llama(&mut self) -> Result<usize> {
+        /// Vocabulary size of Code Llama, and its end-of-infill token, the only infill token that
+        /// the reference writes.
+        const CODE_LLAMA: u64 = 32016;
+        const CODE_LLAMA_EOT: u32 = 32010;
+        /// Vocabulary size of the small Granite models, whose tokenizer wrongly declares a BOS
+        /// token.
+        const SMALL_GRANITE: u64 = 49152;
+
+        let dir = &self.files.dir;
+        if self.files.tokenizer.is_none() && dir.join("tekken.json").is_file() {
+            let what =
+                "tekken.json alone is not supported; get the tokenizer.json of the same model";
+            return Err(bad(dir, what));
+        }
+        self.space_prefix()?;
+        let tokens = if let Some(tokens) = self.sentencepiece(Additions::Common)? {
+            tokens
+        } else if bpe::is_like_sentencepiece(self.files) {
+            self.like_sentencepiece()?
+        } else {
+            self.byte_level()?
+        };
+        match self.vocab_size {
+            Some(CODE_LLAMA) => {
+                let mut special = Special::load(
+                    self.files,
+                    false,
+                    &["prefix", "suffix", "middle", "eot"],
+                    None,
+                )?;
+                special.set_id("eot", CODE_LLAMA_EOT);
+                special.write(&mut self.entries);
+            }
+            Some(SMALL_GRANITE) => self
+                .entries
+                .set("tokenizer.ggml.add_bos_token", Value::Bool(false)),
+            _ => {}
+        }
+        Ok(tokens)
+    }
+}
