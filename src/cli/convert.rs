@@ -4,6 +4,7 @@ use super::hub::{self, Need};
 use super::messages::{note, warning};
 use super::terminal::Bar;
 use super::text::{say, size};
+use quantier::arch::Nextn;
 use quantier::convert::{Checkpoint, Job, OutType, Plan};
 use quantier::format::gguf::Endian;
 use serde_json::json;
@@ -45,6 +46,12 @@ pub struct Args {
     /// Write for big-endian machines (s390x, for example), with --outtype f16 or f32
     #[arg(long)]
     bigendian: bool,
+    /// Write only the blocks for multi-token prediction, as a draft model; its name begins with mtp-
+    #[arg(long)]
+    mtp: bool,
+    /// Leave out the blocks for multi-token prediction
+    #[arg(long, alias = "no-mtp", conflicts_with = "mtp")]
+    no_nextn: bool,
     /// Fail on NaN and infinite weights
     #[arg(long)]
     check: bool,
@@ -115,6 +122,11 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         endian: match args.bigendian {
             true => Endian::Big,
             false => Endian::Little,
+        },
+        nextn: match (args.mtp, args.no_nextn) {
+            (true, _) => Nextn::Alone,
+            (_, true) => Nextn::LeftOut,
+            _ => Nextn::Kept,
         },
     };
     let plan = Plan::new(&checkpoint, &job)?;

@@ -23,6 +23,7 @@ mod weights;
 pub use checkpoint::{Checkpoint, Source};
 pub use plan::{Plan, PlannedTensor};
 
+use crate::arch::Nextn;
 use crate::format;
 use crate::format::gguf::Endian;
 use crate::plan::file_type::FileType;
@@ -71,6 +72,8 @@ pub struct Job {
     pub threads: usize,
     /// The byte order of the files.
     pub endian: Endian,
+    /// What is written of a model with blocks for multi-token prediction.
+    pub nextn: Nextn,
 }
 
 /// Why a conversion failed.

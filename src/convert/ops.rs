@@ -152,6 +152,24 @@ fn apply(op: Op, operand: Operand, sizes: Sizes<'_>) -> Result<Operand, String> 
             let blocks = [sizes.get(groups)?, sizes.get(members)?];
             operand.map(axis, |view| view.swapped(axis, 1, blocks))
         }
+        Op::TileBehind {
+            first,
+            groups,
+            members,
+        } => {
+            let (rows, first) = (dimension(0)?, sizes.get(first)?);
+            if first > rows {
+                return Err(format!(
+                    "its shape {shape:?} has less than {first} rows, as config.json says"
+                ));
+            }
+            let blocks = [sizes.get(groups)?, sizes.get(members)?];
+            let stay = operand.clone().map(0, |view| view.narrowed(0, 0..first))?;
+            let tiled = operand.map(0, |view| {
+                view.narrowed(0, first..rows)?.swapped(0, 1, blocks)
+            })?;
+            Operand::concatenated(vec![stay, tiled], 0)
+        }
         Op::Transpose => operand.map(shape.len().saturating_sub(2), |view| view.transposed()),
         Op::Reshape(dims) => {
             let elements: u64 = shape.iter().product();

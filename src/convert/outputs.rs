@@ -7,7 +7,7 @@ use super::scale::{self, Scales};
 use super::weights::{Operand, Weights};
 use super::{Checkpoint, Source};
 use crate::arch::recipes::{Input, Match, Output, Recipe};
-use crate::arch::{Architecture, Config, Keys};
+use crate::arch::{Architecture, Config, Keys, Nextn};
 use crate::format::gguf::{MAX_NAME, Shape};
 use crate::format::types::GgmlType;
 use crate::plan::file_type::FileType;
@@ -25,6 +25,7 @@ const ALWAYS_F32: &[&str] = &[
     "ffn_gate_inp.weight",
     "ffn_gate_inp_shexp.weight",
     "position_embd.weight",
+    "ssm_conv1d.weight",
 ];
 
 /// Why tensors cannot be planned: the config, or any number of tensors.
@@ -40,6 +41,19 @@ pub(super) struct Outputs {
     /// The number of the checkpoint's tensors that are left out, by the part of the model that they
     /// belong to.
     pub(super) left_out: BTreeMap<&'static str, u64>,
+    /// What else the user should know.
+    pub(super) notes: Vec<String>,
+}
+
+/// What is converted, and how.
+#[derive(Clone, Copy)]
+pub(super) struct Conversion<'a> {
+    pub(super) checkpoint: &'a Checkpoint,
+    /// The checkpoint's, with the blocks for further tokens that are written.
+    pub(super) config: &'a Config,
+    pub(super) architecture: &'static Architecture,
+    pub(super) file_type: FileType,
+    pub(super) nextn: Nextn,
 }
 
 /// Every tensor of the output in its order: those that are computed, then the checkpoint's as they
@@ -47,22 +61,21 @@ pub(super) struct Outputs {
 ///
 /// # Errors
 /// Everything that is wrong with any tensor at once, or what is wrong with the config.
-pub(super) fn plan(
-    checkpoint: &Checkpoint,
-    architecture: &'static Architecture,
-    file_type: FileType,
-    keys: &mut Keys,
-) -> Result<Outputs, Fault> {
-    let config = &checkpoint.config;
-    let mut planner = Planner {
+pub(super) fn plan(conversion: Conversion<'_>, keys: &mut Keys) -> Result<Outputs, Fault> {
+    let Conversion {
         checkpoint,
+        config,
         architecture,
-        file_type,
+        ..
+    } = conversion;
+    let mut planner = Planner {
+        conversion,
         scales: Scales::default(),
         problems: Vec::new(),
         outputs: Outputs {
             tensors: Vec::new(),
             left_out: checkpoint.left_out.clone(),
+            notes: Vec::new(),
         },
         seen_layers: HashSet::new(),
         incomplete: HashMap::new(),
@@ -73,9 +86,10 @@ pub(super) fn plan(
         planner.push(generated.name.into(), &dims, None, weights);
     }
     let layers = config.layers().map_err(Fault::Config)?;
+    let blocks = config.blocks().map_err(Fault::Config)?;
     planner.scales = scale::find(config, &checkpoint.tensors).map_err(Fault::Tensors)?;
     for index in 0..checkpoint.tensors.len() {
-        planner.source(index, layers).map_err(Fault::Config)?;
+        planner.source(index, blocks).map_err(Fault::Config)?;
     }
     planner.check_complete(layers);
     planner.check_names();
@@ -87,9 +101,7 @@ pub(super) fn plan(
 }
 
 struct Planner<'a> {
-    checkpoint: &'a Checkpoint,
-    architecture: &'static Architecture,
-    file_type: FileType,
+    conversion: Conversion<'a>,
     scales: Scales,
     problems: Vec<Problem>,
     outputs: Outputs,
@@ -117,7 +129,7 @@ struct Member {
 
 impl<'a> Planner<'a> {
     fn config(&self) -> &'a Config {
-        &self.checkpoint.config
+        self.conversion.config
     }
 
     fn problem(&mut self, source: &Source, what: impl Into<String>) {
@@ -125,15 +137,32 @@ impl<'a> Planner<'a> {
     }
 
     /// Plans a tensor of the checkpoint. Fails for what is wrong with the config.
-    fn source(&mut self, index: usize, layers: u32) -> Result<(), String> {
-        let source = &self.checkpoint.tensors[index];
+    fn source(&mut self, index: usize, blocks: u32) -> Result<(), String> {
+        let Conversion {
+            architecture,
+            config,
+            nextn,
+            ..
+        } = self.conversion;
+        let source = &self.conversion.checkpoint.tensors[index];
         let name = source.text_name();
         let is_buffer = BUFFERS.iter().any(|end| name.ends_with(end));
         if is_buffer || self.scales.is_consumed(index) {
             return Ok(());
         }
-        let Some((recipe, matched)) = self.architecture.recipe(name, self.config()) else {
-            let name = self.architecture.name;
+        let names = architecture.nextn();
+        if names.is_some_and(|names| !names.keeps(name, nextn)) {
+            return Ok(());
+        }
+        let found = match (architecture.recipe(name, config), names) {
+            (None, Some(names)) => {
+                let within = names.within_layers(name, config.layers()?);
+                within.and_then(|name| architecture.recipe(&name, config))
+            }
+            (found, _) => found,
+        };
+        let Some((recipe, matched)) = found else {
+            let name = architecture.name;
             self.problem(source, format!("architecture {name} has no such tensors"));
             return Ok(());
         };
@@ -144,8 +173,8 @@ impl<'a> Planner<'a> {
             return Ok(());
         }
         self.seen_layers.extend(matched.layer);
-        if matched.layer.is_some_and(|layer| layer >= layers) {
-            self.problem(source, format!("config.json has only {layers} layers"));
+        if matched.layer.is_some_and(|layer| layer >= blocks) {
+            self.problem(source, format!("config.json has only {blocks} layers"));
             return Ok(());
         }
         let input = &recipe.inputs()[matched.input];
@@ -167,7 +196,7 @@ impl<'a> Planner<'a> {
         if let Some(size) = recipe.stacked() {
             stack = size.required(self.config())?;
             if matched.index.is_some_and(|index| u64::from(index) >= stack) {
-                let source = &self.checkpoint.tensors[source];
+                let source = &self.conversion.checkpoint.tensors[source];
                 self.problem(source, format!("config.json has only {stack} experts"));
                 return Ok(());
             }
@@ -196,7 +225,7 @@ impl<'a> Planner<'a> {
 
     /// Plans an output of a recipe whose inputs are complete and in order.
     fn output(&mut self, output: &Output, members: &[Member]) -> Result<(), Problem> {
-        let source = |member: &Member| &self.checkpoint.tensors[member.source];
+        let source = |member: &Member| &self.conversion.checkpoint.tensors[member.source];
         let mut inputs = Vec::new();
         for &input in output.inputs {
             let stack = members
@@ -223,7 +252,7 @@ impl<'a> Planner<'a> {
         }
         let sizes = Sizes {
             config: self.config(),
-            dir: &self.checkpoint.dir,
+            dir: &self.conversion.checkpoint.dir,
         };
         let operand = ops::make(output.ops, inputs, sizes)
             .map_err(|what| Problem::of(&source(&members[0]).name, what))?;
@@ -246,7 +275,7 @@ impl<'a> Planner<'a> {
             Ok(shape) => shape,
             Err(what) => return self.problems.push(Problem::of(&name, what)),
         };
-        let wanted = cast.unwrap_or_else(|| wanted_type(&name, dims.len(), self.file_type));
+        let wanted = cast.unwrap_or_else(|| wanted_type(&name, dims.len(), self.conversion.file_type));
         let fits = wanted.row_bytes(shape.row_len()).is_some();
         let target = if fits { wanted } else { GgmlType::F16 };
         self.outputs.tensors.push(PlannedTensor {
@@ -272,10 +301,27 @@ impl<'a> Planner<'a> {
                     None => "tensors",
                 };
                 let what = format!("some {kind} of {place} are missing beside these");
-                self.problem(&self.checkpoint.tensors[member.source], what);
+                self.problem(&self.conversion.checkpoint.tensors[member.source], what);
             }
         }
-        if let Some(first) = (0..layers).find(|layer| !self.seen_layers.contains(layer)) {
+        let config = self.conversion.config;
+        let missing = |layer: &u32| !self.seen_layers.contains(layer);
+        let promised = config.blocks().unwrap_or(layers);
+        if let (Some(_), Some(names)) = (
+            (layers..promised).find(missing),
+            self.conversion.architecture.nextn(),
+        ) {
+            let field = names.field;
+            self.outputs.notes.push(format!(
+                "config.json promises blocks for multi-token prediction ('{field}'), and the files do not hold \
+                 all of them; llama-quantize refuses such a file: convert it with --no-nextn"
+            ));
+        }
+        let needed = match self.conversion.nextn {
+            Nextn::Alone => 0..0,
+            _ => 0..layers,
+        };
+        if let Some(first) = needed.into_iter().find(missing) {
             let what = format!(
                 "config.json has {layers} layers, and there is no tensor of layer {first}; files are missing"
             );

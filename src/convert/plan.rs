@@ -1,10 +1,10 @@
 //! The plan: every name, shape, type and key, and every refusal, before the first byte is written.
 
 use super::general::{General, ParameterCount, naming::fill_template};
-use super::outputs::{self, Fault, Outputs};
+use super::outputs::{self, Conversion, Fault, Outputs};
 use super::weights::Weights;
-use super::{Checkpoint, Error, Job, Result};
-use crate::arch::{Architecture, Keys};
+use super::{Checkpoint, Error, Job, Result, Source};
+use crate::arch::{Architecture, Keys, Nextn};
 use crate::format::gguf::{
     self, DEFAULT_ALIGNMENT, Endian, Entries, Layout, Metadata, QUANTIZATION_VERSION, Shape,
     TensorInfo, Value, keys,
@@ -106,13 +106,28 @@ impl<'a> Plan<'a> {
             .ok_or_else(|| in_config("field 'architectures' is missing or empty".into()))?;
         let architecture = Architecture::of_class(class).map_err(in_config)?;
         let file_type = job.out_type.file_type(&checkpoint.tensors);
+        let names = checkpoint.tensors.iter().map(Source::text_name);
+        let nextn = architecture.nextn_blocks(job.nextn, config, names);
+        let config = &config.clone().with_nextn(nextn.map_err(in_config)?);
         let mut keys = Keys::new(architecture.name, file_type.id());
         let mut tensors = Vec::new();
         let mut left_out = BTreeMap::new();
+        let mut further_notes = Vec::new();
         if !job.vocab_only {
             checkpoint.check_has_weights()?;
-            let outputs = outputs::plan(checkpoint, architecture, file_type, &mut keys);
-            Outputs { tensors, left_out } = outputs.map_err(|fault| match fault {
+            let conversion = Conversion {
+                checkpoint,
+                config,
+                architecture,
+                file_type,
+                nextn: job.nextn,
+            };
+            let outputs = outputs::plan(conversion, &mut keys);
+            Outputs {
+                tensors,
+                left_out,
+                notes: further_notes,
+            } = outputs.map_err(|fault| match fault {
                 Fault::Config(what) => in_config(what).into(),
                 Fault::Tensors(problems) => Error::Impossible(problems),
             })?;
@@ -161,7 +176,8 @@ impl<'a> Plan<'a> {
         let left_out = left_out
             .iter()
             .map(|(part, count)| format!("{count} tensors of {part} are left out"));
-        let notes = vocabulary.notes.into_iter().chain(left_out).collect();
+        let notes = vocabulary.notes.into_iter().chain(left_out);
+        let notes = notes.chain(further_notes).collect();
         Ok(Plan {
             checkpoint,
             tensors,
@@ -278,9 +294,10 @@ fn split(tensors: &mut [PlannedTensor], job: &Job) -> usize {
 /// Where the output goes: in a directory, under the model's own name.
 fn output(job: &Job, general: &General, file_type: FileType) -> Result<PathBuf> {
     if job.output.is_dir() {
-        let name = match job.vocab_only {
-            true => general.vocabulary_file_name().stem(),
-            false => general.file_name(file_type.name()).stem(),
+        let name = match (job.nextn, job.vocab_only) {
+            (Nextn::Alone, _) => general.draft_file_name(file_type.name()),
+            (_, true) => general.vocabulary_file_name().stem(),
+            (_, false) => general.file_name(file_type.name()).stem(),
         };
         return Ok(job.output.join(name + ".gguf"));
     }

@@ -18,6 +18,8 @@ pub struct Config {
     /// The first of `architectures`.
     class: Option<String>,
     pooling: Option<Pooling>,
+    /// Blocks for further tokens behind the last layer.
+    nextn: u32,
 }
 
 /// How a sentence-transformers model makes one vector of all activations, as a GGUF numbers it.
@@ -49,6 +51,7 @@ impl Config {
             rope: Map::new(),
             class,
             pooling: None,
+            nextn: 0,
         };
         config.rope = config.rope_parameters()?;
         Ok(config)
@@ -78,6 +81,25 @@ impl Config {
     /// A missing field, or a value that is no whole number.
     pub fn layers(&self) -> Result<u32> {
         self.u32(LAYERS)
+    }
+
+    /// How many blocks for further tokens stand behind the layers.
+    pub fn nextn(&self) -> u32 {
+        self.nextn
+    }
+
+    /// The same config with so many blocks for further tokens.
+    pub fn with_nextn(self, nextn: u32) -> Config {
+        Config { nextn, ..self }
+    }
+
+    /// The layers and the blocks for further tokens, which a GGUF counts together.
+    ///
+    /// # Errors
+    /// As [`Config::layers`], and if they do not fit into 32 bits.
+    pub fn blocks(&self) -> Result<u32> {
+        let blocks = self.layers()?.checked_add(self.nextn);
+        blocks.ok_or_else(|| "there are more than 2^32 layers".into())
     }
 
     /// A whole number under the first of these names; it must be there.

@@ -24,6 +24,11 @@ pub struct Decoder {
     pub unrotated_every: u32,
     /// Whether the metadata's scale multiplies logits; else it divides them.
     pub multiplied_logits: bool,
+    /// Whether the matrix of queries makes a gate for every number that a head puts out, behind the
+    /// queries of the head.
+    pub gated_queries: bool,
+    /// Whether the layers that the metadata do not leave to attention are gated delta nets.
+    pub delta_nets: bool,
     /// Models of so many layers scale scores by the hidden size per head instead of the length of a
     /// head.
     pub wide_heads: Option<u32>,
@@ -116,6 +121,8 @@ impl Decoder {
         window: Window::None,
         unrotated_every: 0,
         multiplied_logits: false,
+        gated_queries: false,
+        delta_nets: false,
         wide_heads: None,
     };
 }

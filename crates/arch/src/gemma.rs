@@ -38,7 +38,14 @@ pub(super) static GEMMA2: Architecture = Architecture {
     name: "gemma2",
     vocabulary: VocabKind::Gemma2,
     parameters: &[GEMMA1_PARAMETERS, GEMMA2_PARAMETERS],
-    tensors: &[TIED_EMBEDDINGS, NORMS, PLAIN_ATTENTION, GATED_FFN, BUFFERS],
+    tensors: &[
+        TIED_EMBEDDINGS,
+        PLUS_ONE_ATTENTION_NORMS,
+        FFN_NORMS,
+        PLAIN_ATTENTION,
+        GATED_FFN,
+        BUFFERS,
+    ],
     generated: nothing_generated,
     decoder: Decoder {
         window: Window::Pattern {
@@ -63,9 +70,10 @@ pub(super) static GEMMA3: Architecture = Architecture {
     ],
     tensors: &[
         GEMMA3_EMBEDDINGS,
-        NORMS,
+        PLUS_ONE_ATTENTION_NORMS,
+        FFN_NORMS,
         PLAIN_ATTENTION,
-        GEMMA3_HEAD_NORMS,
+        PLUS_ONE_HEAD_NORMS,
         GATED_FFN,
         BUFFERS,
     ],
@@ -119,7 +127,9 @@ const GEMMA3_EMBEDDINGS: &[Recipe] = &[
     Recipe::rename("lm_head", "output", &[Any, Hidden]),
 ];
 
-const NORMS: &[Recipe] = &[
+/// The norms in front of attention, behind it and behind the last layer, whose weights hold what is
+/// added to 1.
+pub(super) const PLUS_ONE_ATTENTION_NORMS: &[Recipe] = &[
     Recipe::with(
         "model.norm.weight",
         "output_norm.weight",
@@ -138,6 +148,9 @@ const NORMS: &[Recipe] = &[
         &[Hidden],
         &[AddOne],
     ),
+];
+
+const FFN_NORMS: &[Recipe] = &[
     Recipe::with(
         "model.layers.{}.pre_feedforward_layernorm.weight",
         "blk.{}.ffn_norm.weight",
@@ -174,7 +187,8 @@ pub(super) const PLUS_ONE_NORMS: &[Recipe] = &[
     ),
 ];
 
-const GEMMA3_HEAD_NORMS: &[Recipe] = &[
+/// Norms over every head's queries and keys, whose weights hold what is added to 1.
+pub(super) const PLUS_ONE_HEAD_NORMS: &[Recipe] = &[
     Recipe::with(
         "model.layers.{}.self_attn.q_norm.weight",
         "blk.{}.attn_q_norm.weight",

@@ -14,6 +14,7 @@ mod cohere;
 mod config;
 mod decoder;
 mod defaults;
+mod delta;
 mod ernie;
 mod gemma;
 mod gpt2;
@@ -22,6 +23,7 @@ pub mod hyper;
 mod input;
 mod llama;
 mod nemotron;
+mod nextn;
 mod olmo;
 mod orion;
 mod parameters;
@@ -41,6 +43,7 @@ pub use catalog::{Catalog, Entry, Grouping, InputId, LayerId, Linear, LinearId, 
 pub use config::{Config, Pooling};
 pub use decoder::{Activation, Decoder, Layout, Norm, Rope, Sections, Window};
 pub use input::Input;
+pub use nextn::Nextn;
 pub use parameters::{Keys, Parameter};
 pub use recipes::Recipe;
 pub use role::{Facts, Role};
@@ -84,6 +87,9 @@ pub static ARCHITECTURES: &[&Architecture] = &[
     &qwen::QWEN3_MOE,
     &qwen::QWEN3_VL,
     &qwen::QWEN3_VL_MOE,
+    &delta::QWEN3_5,
+    &delta::QWEN3_5_MOE,
+    &delta::MINICPM_V4_6,
     &gemma::GEMMA1,
     &gemma::GEMMA2,
     &gemma::GEMMA3,

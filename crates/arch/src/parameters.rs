@@ -44,7 +44,7 @@ impl Keys {
 /// One step of turning a config into metadata.
 #[derive(Clone, Copy)]
 pub enum Parameter {
-    /// The number of layers, as `block_count`.
+    /// The number of layers and of blocks for further tokens, as `block_count`.
     Layers,
     /// `general.file_type`.
     FileType,
@@ -77,7 +77,7 @@ impl Parameter {
     /// A missing field of the configuration, or one of the wrong kind.
     pub fn apply(self, config: &Config, keys: &mut Keys) -> Result<()> {
         match self {
-            Layers => keys.set("block_count", Value::U32(config.layers()?)),
+            Layers => keys.set("block_count", Value::U32(config.blocks()?)),
             FileType => keys.set_exact(keys::FILE_TYPE.into(), Value::U32(keys.file_type)),
             Parameter::U32(key, fields) => keys.set(key, Value::U32(config.u32(fields)?)),
             Parameter::F32(key, fields) => keys.set(key, Value::F32(config.f64(fields)? as f32)),

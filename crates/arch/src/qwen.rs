@@ -161,7 +161,7 @@ const DEEPSTACK: &[Parameter] = &[Parameter::Computed(|config, keys| {
     Ok(())
 })];
 
-const EXPERT_PARAMETERS: &[Parameter] = &[
+pub(super) const EXPERT_PARAMETERS: &[Parameter] = &[
     Parameter::OptionalU32("expert_feed_forward_length", &["moe_intermediate_size"]),
     Parameter::OptionalU32(
         "expert_shared_feed_forward_length",
@@ -212,7 +212,8 @@ const TRANSPOSED_EXPERTS: &[Recipe] = &[
 /// Gates and the others of experts that are stored together.
 const HALVES_OF_EXPERTS: &[Size] = &[Expert, Expert];
 
-const EXPERTS: &[Recipe] = &[
+/// Experts, stacked or one by one.
+pub(super) const EXPERTS: &[Recipe] = &[
     Recipe::rename(
         "model.layers.{}.mlp.gate",
         "blk.{}.ffn_gate_inp",
@@ -262,7 +263,8 @@ const EXPERTS: &[Recipe] = &[
     ),
 ];
 
-const SHARED_EXPERT: &[Recipe] = &[
+/// An expert that sees every token, and its weight.
+pub(super) const SHARED_EXPERT: &[Recipe] = &[
     Recipe::rename(
         "model.layers.{}.mlp.shared_expert_gate",
         "blk.{}.ffn_gate_inp_shexp",

@@ -82,6 +82,15 @@ pub enum Op {
         /// The number of blocks in a group.
         members: Size,
     },
+    /// The same of the rows behind the first ones, which stay.
+    TileBehind {
+        /// The number of rows that stay.
+        first: Size,
+        /// The number of groups.
+        groups: Size,
+        /// The number of blocks in a group.
+        members: Size,
+    },
     /// The last two dimensions are exchanged.
     Transpose,
     /// Other dimensions for the same elements. One size may be [`Size::Any`].
@@ -139,6 +148,8 @@ pub enum Size {
     Field(&'static [&'static str]),
     /// The product of these.
     Product(&'static [Size]),
+    /// The quotient of these, which leaves no rest.
+    Quotient(&'static Size, &'static Size),
 }
 
 /// When a row applies; else later rows are tried.
@@ -392,6 +403,15 @@ impl Size {
                 }
                 Ok(Some(product))
             }
+            Size::Quotient(whole, part) => {
+                let (Some(of), Some(by)) = (whole.of(config)?, part.of(config)?) else {
+                    return Ok(None);
+                };
+                match of.checked_rem(by) {
+                    Some(0) => Ok(Some(of / by)),
+                    _ => Err(format!("{of} ({whole:?}) is no multiple of {by} ({part:?})")),
+                }
+            }
             _ => Ok(config.optional_u32(self.fields(config))?.map(u64::from)),
         }
     }
@@ -416,6 +436,10 @@ impl Size {
                 .iter()
                 .find(|size| size.of(config) == Ok(None))
                 .map_or(&[], |size| size.missing(config)),
+            Size::Quotient(whole, part) => match whole.of(config) {
+                Ok(None) => whole.missing(config),
+                _ => part.missing(config),
+            },
             _ => self.fields(config),
         }
     }
@@ -549,6 +573,12 @@ mod tests {
                 .unwrap_err()
                 .contains("is a text")
         );
+        const RATIO: Size = Size::Quotient(&Size::Hidden, &Size::QueryHeads);
+        assert_eq!(RATIO.of(&config), Ok(Some(16)));
+        const UNEVEN: Size = Size::Quotient(&Size::Hidden, &Size::Number(7));
+        assert!(UNEVEN.of(&config).unwrap_err().contains("no multiple of 7"));
+        const UNKNOWN: Size = Size::Quotient(&Size::Hidden, &Size::Experts);
+        assert!(UNKNOWN.required(&config).unwrap_err().contains("num_experts"));
         const HUGE: Size = Size::Product(&[Size::Number(1 << 40), Size::Number(1 << 40)]);
         assert!(HUGE.of(&config).is_err());
     }

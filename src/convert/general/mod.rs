@@ -326,6 +326,15 @@ impl General {
         }
     }
 
+    /// The same of a file that holds only a draft model.
+    pub(crate) fn draft_file_name(&self, encoding: &str) -> String {
+        let name = FileName {
+            size_label: None,
+            ..self.file_name(encoding)
+        };
+        format!("mtp-{}", name.stem())
+    }
+
     /// The entries, in the order of the file.
     ///
     /// # Errors

@@ -1,0 +1,294 @@
+//! Qwen 3.5 and its successors, dense and with experts: three of four layers are gated delta nets,
+//! the others softmax attention with gates among the queries.
+
+use super::config::{Config, Result};
+use super::decoder::{Decoder, Layout, Rope, Sections};
+use super::gemma::{PLUS_ONE_ATTENTION_NORMS, PLUS_ONE_HEAD_NORMS};
+use super::llama::{BUFFERS, EMBEDDINGS, GATED_FFN};
+use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS, rotated_part};
+use super::qwen::{EXPERT_PARAMETERS, EXPERTS, SHARED_EXPERT};
+use super::recipes::Op::{AddOne, NegExp, Squeeze, Tile, TileBehind};
+use super::recipes::Size::{self, Any, Field, Hidden, Keys as KeyRows, Number, Product, Queries, Quotient};
+use super::recipes::{Op, Recipe};
+use super::{Architecture, Keys, Parameter, nothing_generated};
+use quantier_gguf::gguf::{Array, Value, ValueType};
+use quantier_tokenizer::VocabKind;
+
+pub(super) static QWEN3_5: Architecture = Architecture {
+    classes: &["Qwen3_5ForConditionalGeneration", "Qwen3_5ForCausalLM"],
+    name: "qwen35",
+    vocabulary: VocabKind::ByteLevel,
+    parameters: &[
+        COMMON,
+        HEAD_LENGTHS,
+        FILE_TYPE,
+        EXPERT_PARAMETERS,
+        PREDICT_LAYERS,
+        DELTA_NET,
+        SECTIONS,
+    ],
+    tensors: &[
+        EMBEDDINGS,
+        PLUS_ONE_ATTENTION_NORMS,
+        GATED_ATTENTION,
+        PLUS_ONE_HEAD_NORMS,
+        DELTA_NETS,
+        GATED_FFN,
+        NEXTN,
+        BUFFERS,
+    ],
+    generated: nothing_generated,
+    decoder: Decoder {
+        rope: Rope::Halves,
+        sections: Sections::Interleaved,
+        layout: Layout::Sequential("post_attention_norm"),
+        gated_queries: true,
+        delta_nets: true,
+        ..Decoder::LLAMA
+    },
+};
+
+pub(super) static QWEN3_5_MOE: Architecture = Architecture {
+    classes: &[
+        "Qwen3_5MoeForConditionalGeneration",
+        "Qwen3_5MoeForCausalLM",
+    ],
+    name: "qwen35moe",
+    tensors: &[
+        EMBEDDINGS,
+        PLUS_ONE_ATTENTION_NORMS,
+        GATED_ATTENTION,
+        PLUS_ONE_HEAD_NORMS,
+        DELTA_NETS,
+        EXPERTS,
+        SHARED_EXPERT,
+        NEXTN,
+        BUFFERS,
+    ],
+    ..QWEN3_5
+};
+
+/// The text model of MiniCPM-V 4.6, whose blocks for further tokens are never converted.
+pub(super) static MINICPM_V4_6: Architecture = Architecture {
+    classes: &["MiniCPMV4_6ForConditionalGeneration"],
+    tensors: &[
+        &[
+            Recipe::leave_out("mtp*", "multi-token prediction"),
+            Recipe::leave_out("model.merger.*", "the vision part"),
+        ],
+        EMBEDDINGS,
+        PLUS_ONE_ATTENTION_NORMS,
+        GATED_ATTENTION,
+        PLUS_ONE_HEAD_NORMS,
+        DELTA_NETS,
+        GATED_FFN,
+        BUFFERS,
+    ],
+    ..QWEN3_5
+};
+
+const KEY_HEADS: Size = Field(&["linear_num_key_heads"]);
+const VALUE_HEADS: Size = Field(&["linear_num_value_heads"]);
+/// Heads of values that share a head of keys.
+const SHARING: Size = Quotient(&VALUE_HEADS, &KEY_HEADS);
+const KEYS: Size = Product(&[KEY_HEADS, Field(&["linear_key_head_dim"])]);
+const VALUES: Size = Product(&[VALUE_HEADS, Field(&["linear_value_head_dim"])]);
+const QUERIES_AND_KEYS: Size = Product(&[Number(2), KEYS]);
+const QUERIES_AND_GATES: Size = Product(&[Number(2), Queries]);
+
+/// Heads of values follow the heads of keys that they share in the checkpoint; ggml repeats all heads
+/// of keys one after the other.
+const TILE_ROWS: Op = Tile {
+    axis: 0,
+    groups: KEY_HEADS,
+    members: SHARING,
+};
+/// The same of the values behind queries and keys.
+const TILE_VALUES: Op = TileBehind {
+    first: QUERIES_AND_KEYS,
+    groups: KEY_HEADS,
+    members: SHARING,
+};
+
+const DELTA_NETS: &[Recipe] = &[
+    Recipe::with(
+        "model.layers.{}.linear_attn.in_proj_qkv",
+        "blk.{}.attn_qkv",
+        &[Any, Hidden],
+        &[TILE_VALUES],
+    ),
+    Recipe::with(
+        "model.layers.{}.linear_attn.in_proj_z",
+        "blk.{}.attn_gate",
+        &[VALUES, Hidden],
+        &[TILE_ROWS],
+    ),
+    Recipe::with(
+        "model.layers.{}.linear_attn.in_proj_b",
+        "blk.{}.ssm_beta",
+        &[VALUE_HEADS, Hidden],
+        &[TILE_ROWS],
+    ),
+    Recipe::with(
+        "model.layers.{}.linear_attn.in_proj_a",
+        "blk.{}.ssm_alpha",
+        &[VALUE_HEADS, Hidden],
+        &[TILE_ROWS],
+    ),
+    Recipe::with(
+        "model.layers.{}.linear_attn.conv1d",
+        "blk.{}.ssm_conv1d",
+        &[Any, Number(1), Field(&["linear_conv_kernel_dim"])],
+        &[Squeeze(1), TILE_VALUES],
+    ),
+    Recipe::with(
+        "model.layers.{}.linear_attn.A_log",
+        "blk.{}.ssm_a",
+        &[VALUE_HEADS],
+        &[TILE_ROWS, NegExp],
+    ),
+    Recipe::with(
+        "model.layers.{}.linear_attn.dt_bias",
+        "blk.{}.ssm_dt.bias",
+        &[VALUE_HEADS],
+        &[TILE_ROWS],
+    ),
+    Recipe::rename(
+        "model.layers.{}.linear_attn.norm",
+        "blk.{}.ssm_norm",
+        &[Field(&["linear_value_head_dim"])],
+    ),
+    Recipe::with(
+        "model.layers.{}.linear_attn.out_proj",
+        "blk.{}.ssm_out",
+        &[Hidden, VALUES],
+        &[Tile {
+            axis: 1,
+            groups: KEY_HEADS,
+            members: SHARING,
+        }],
+    ),
+];
+
+/// Attention whose matrix of queries has the rows of a gate behind those of each head.
+const GATED_ATTENTION: &[Recipe] = &[
+    Recipe::rename(
+        "model.layers.{}.self_attn.q_proj",
+        "blk.{}.attn_q",
+        &[QUERIES_AND_GATES, Hidden],
+    ),
+    Recipe::rename(
+        "model.layers.{}.self_attn.k_proj",
+        "blk.{}.attn_k",
+        &[KeyRows, Hidden],
+    ),
+    Recipe::rename(
+        "model.layers.{}.self_attn.v_proj",
+        "blk.{}.attn_v",
+        &[KeyRows, Hidden],
+    ),
+    Recipe::rename(
+        "model.layers.{}.self_attn.o_proj",
+        "blk.{}.attn_output",
+        &[Hidden, Queries],
+    ),
+];
+
+/// What a block for a further token has beside a layer.
+const NEXTN: &[Recipe] = &[
+    Recipe::rename(
+        "model.layers.{}.eh_proj",
+        "blk.{}.nextn.eh_proj",
+        &[Hidden, Product(&[Number(2), Hidden])],
+    ),
+    Recipe::with(
+        "model.layers.{}.enorm.weight",
+        "blk.{}.nextn.enorm.weight",
+        &[Hidden],
+        &[AddOne],
+    ),
+    Recipe::with(
+        "model.layers.{}.hnorm.weight",
+        "blk.{}.nextn.hnorm.weight",
+        &[Hidden],
+        &[AddOne],
+    ),
+    Recipe::with(
+        "model.layers.{}.shared_head.norm.weight",
+        "blk.{}.nextn.shared_head_norm.weight",
+        &[Hidden],
+        &[AddOne],
+    ),
+];
+
+const PREDICT_LAYERS: &[Parameter] = &[Parameter::Computed(|config, keys| {
+    if config.nextn() > 0 {
+        keys.set("nextn_predict_layers", Value::U32(config.nextn()));
+    }
+    Ok(())
+})];
+
+const DELTA_NET: &[Parameter] = &[
+    Parameter::U32("ssm.conv_kernel", &["linear_conv_kernel_dim"]),
+    Parameter::U32("ssm.state_size", &["linear_key_head_dim"]),
+    Parameter::U32("ssm.group_count", &["linear_num_key_heads"]),
+    Parameter::U32("ssm.time_step_rank", &["linear_num_value_heads"]),
+    Parameter::Computed(inner_size),
+    Parameter::Computed(recurrent_layers),
+    Parameter::Computed(full_attention_interval),
+    Parameter::Computed(rotated_dimensions),
+];
+
+/// Parts of a head for time, height, width and a fourth, which are always told.
+const SECTIONS: &[Parameter] = &[Parameter::Computed(|config, keys| {
+    const BY_DEFAULT: [i32; 4] = [11, 11, 10, 0];
+    if config.rope_sections()?.is_none() {
+        let sections = Array::of_values(ValueType::I32, BY_DEFAULT.map(Value::I32));
+        keys.set("rope.dimension_sections", Value::Array(sections));
+    }
+    Ok(())
+})];
+
+fn inner_size(config: &Config, keys: &mut Keys) -> Result<()> {
+    let size = VALUES.required(config)?;
+    let size = u32::try_from(size)
+        .map_err(|_| "the values of all heads have more than 32 bits".to_owned())?;
+    keys.set("ssm.inner_size", Value::U32(size));
+    Ok(())
+}
+
+/// Which layers are delta nets, where the config lists their kinds; blocks for further tokens are
+/// none.
+fn recurrent_layers(config: &Config, keys: &mut Keys) -> Result<()> {
+    const FIELD: &str = "layer_types";
+    let Some(kinds) = config.get(FIELD) else {
+        return Ok(());
+    };
+    let kinds = kinds.as_array().map_or(&[][..], Vec::as_slice);
+    let (layers, blocks) = (config.layers()? as usize, config.nextn() as usize);
+    if kinds.len() != layers {
+        let count = kinds.len();
+        return Err(format!(
+            "field '{FIELD}' lists {count} layers, and there are {layers}"
+        ));
+    }
+    let flags = kinds.iter().map(|kind| kind == "linear_attention");
+    let flags = flags.chain(std::iter::repeat_n(false, blocks));
+    let flags = Array::of_values(ValueType::Bool, flags.map(Value::Bool));
+    keys.set("attention.recurrent_layers", Value::Array(flags));
+    Ok(())
+}
+
+fn full_attention_interval(config: &Config, keys: &mut Keys) -> Result<()> {
+    const NAME: &str = "full_attention_interval";
+    let interval = config.optional_u32(&[NAME])?;
+    keys.set(NAME, Value::U32(interval.unwrap_or(4)));
+    Ok(())
+}
+
+fn rotated_dimensions(config: &Config, keys: &mut Keys) -> Result<()> {
+    let part = rotated_part(config, Some(0.25))?;
+    let rotated = (f64::from(config.head_len()?) * part) as u32;
+    keys.set("rope.dimension_count", Value::U32(rotated));
+    Ok(())
+}
