@@ -27,6 +27,8 @@ REFMODEL = Path(os.environ.get("QUANTIER_REFMODEL", HERE.parent / "testdata" / "
 SPM_VOCAB = 4096
 PHI3_VOCAB = SPM_VOCAB + 64
 BPE_VOCAB = 512
+# Tokens that its tokenizer has; the others are padding.
+BPE_TOKENS = 489
 
 HIDDEN, HEADS, KV_HEADS, LAYERS, FFN = 256, 4, 2, 2, 512
 HEAD = HIDDEN // HEADS
@@ -36,6 +38,8 @@ def tensor(name, shape, dtype):
     """Weights of this name: reproducible, with a few values that rounding could treat differently."""
     gen = torch.Generator().manual_seed(zlib.crc32(name.encode()))
     w = torch.randn(shape, generator=gen, dtype=torch.float32) * 0.05
+    if name.endswith("relative_pe.slopes"):
+        return torch.tensor([[0.25 ** (i + 1)] for i in range(shape[0])], dtype=dtype)
     flat = w.flatten()
     odd = torch.tensor([0.0, -0.0, 1e-8, -6e-8, 3e-5, 65519.0 / 65536, 1.0009765625, 1e-30])
     if flat.numel() >= 4096:
@@ -529,6 +533,352 @@ def bare(text, cls):
     return config | {"architectures": [cls]}, shapes, tokenizer
 
 
+def without(config, *names):
+    return {k: v for k, v in config.items() if k not in names}
+
+
+def gptneox(parallel=True):
+    config = base("GPTNeoXForCausalLM", "gpt_neox", BPE_VOCAB, rotary_pct=0.25, layer_norm_eps=1e-5, hidden_act="gelu",
+                  use_parallel_residual=parallel)
+    shapes = {"gpt_neox.embed_in.weight": (BPE_VOCAB, HIDDEN), "embed_out.weight": (BPE_VOCAB, HIDDEN)}
+    shapes |= norms("gpt_neox.", "final_layer_norm", bias=True)
+    for i in range(LAYERS):
+        p = f"gpt_neox.layers.{i}."
+        shapes |= norms(p, "input_layernorm", "post_attention_layernorm", bias=True)
+        shapes |= linears(p, {"attention.query_key_value": (3 * HIDDEN, HIDDEN), "attention.dense": (HIDDEN, HIDDEN),
+                              "mlp.dense_h_to_4h": (FFN, HIDDEN), "mlp.dense_4h_to_h": (HIDDEN, FFN)})
+    return without(config, "rms_norm_eps", "num_key_value_heads"), shapes, "bpe"
+
+
+def linears(prefix, shapes, bias=True):
+    both = {f"{prefix}{n}.weight": s for n, s in shapes.items()}
+    return both | ({f"{prefix}{n}.bias": s[:1] for n, s in shapes.items()} if bias else {})
+
+
+def bloom(prefix="transformer.", heads=HEADS):
+    config = {"architectures": ["BloomForCausalLM" if prefix else "BloomModel"], "model_type": "bloom",
+              "hidden_size": HIDDEN, "n_layer": LAYERS, "num_attention_heads": heads, "vocab_size": BPE_VOCAB,
+              "seq_length": 2048, "layer_norm_epsilon": 1e-5, "bos_token_id": 1, "eos_token_id": 2}
+    shapes = {f"{prefix}word_embeddings.weight": (BPE_VOCAB, HIDDEN)}
+    shapes |= norms(prefix, "word_embeddings_layernorm", "ln_f", bias=True)
+    for i in range(LAYERS):
+        p = f"{prefix}h.{i}."
+        shapes |= norms(p, "input_layernorm", "post_attention_layernorm", bias=True)
+        shapes |= linears(p, {"self_attention.query_key_value": (3 * HIDDEN, HIDDEN),
+                              "self_attention.dense": (HIDDEN, HIDDEN), "mlp.dense_h_to_4h": (4 * HIDDEN, HIDDEN),
+                              "mlp.dense_4h_to_h": (HIDDEN, 4 * HIDDEN)})
+    return config, shapes, "bpe"
+
+
+def falcon(groups=None):
+    config = {"architectures": ["FalconForCausalLM" if groups else "RWForCausalLM"],
+              "model_type": "falcon" if groups else "RefinedWebModel", "hidden_size": HIDDEN, "vocab_size": BPE_VOCAB,
+              "layer_norm_epsilon": 1e-5, "bos_token_id": 1, "eos_token_id": 2, "bias": False, "parallel_attn": True}
+    if groups:
+        config |= {"num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "num_kv_heads": groups,
+                   "new_decoder_architecture": True}
+    else:
+        config |= {"n_layer": LAYERS, "n_head": HEADS, "multi_query": True}
+    names = ["ln_attn", "ln_mlp"] if groups else ["input_layernorm"]
+    shapes = {"transformer.word_embeddings.weight": (BPE_VOCAB, HIDDEN), "lm_head.weight": (BPE_VOCAB, HIDDEN)}
+    shapes |= norms("transformer.", "ln_f", bias=True)
+    for i in range(LAYERS):
+        p = f"transformer.h.{i}."
+        rows = HIDDEN + 2 * (groups or 1) * HEAD
+        shapes |= norms(p, *names, bias=True)
+        shapes |= linears(p, {"self_attention.query_key_value": (rows, HIDDEN),
+                              "self_attention.dense": (HIDDEN, HIDDEN), "mlp.dense_h_to_4h": (4 * HIDDEN, HIDDEN),
+                              "mlp.dense_4h_to_h": (HIDDEN, 4 * HIDDEN)}, bias=False)
+    return config, shapes, "bpe"
+
+
+def mpt(alibi=True):
+    # Without norms of queries and keys: llama.cpp aborts on them ("ggml_is_contiguous").
+    attention_config = {"alibi": alibi, "alibi_bias_max": 8, "clip_qkv": None if alibi else 6.0, "qk_ln": False}
+    config = {"architectures": ["MPTForCausalLM"], "model_type": "mpt", "d_model": HIDDEN, "n_layers": LAYERS,
+              "n_heads": HEADS, "vocab_size": BPE_VOCAB, "max_seq_len": 2048, "attn_config": attention_config,
+              "no_bias": True, "expansion_ratio": 4}
+    shapes = {"transformer.wte.weight": (BPE_VOCAB, HIDDEN)} | norms("transformer.", "norm_f", bias=not alibi)
+    if not alibi:
+        shapes["transformer.wpe.weight"] = (2048, HIDDEN)
+    for i in range(LAYERS):
+        p = f"transformer.blocks.{i}."
+        shapes |= norms(p, "norm_1", "norm_2", bias=not alibi)
+        shapes |= linears(p, {"attn.Wqkv": (3 * HIDDEN, HIDDEN), "attn.out_proj": (HIDDEN, HIDDEN),
+                              "ffn.up_proj": (4 * HIDDEN, HIDDEN), "ffn.down_proj": (HIDDEN, 4 * HIDDEN)},
+                          bias=not alibi)
+    return config, shapes, "bpe"
+
+
+def refact():
+    config = {"architectures": ["GPTRefactForCausalLM"], "model_type": "gpt_refact", "n_embd": HIDDEN,
+              "n_layer": LAYERS, "n_head": HEADS, "n_positions": 2048, "vocab_size": BPE_VOCAB, "multi_query": True,
+              "layer_norm_epsilon": 1e-5, "bos_token_id": 1, "eos_token_id": 2}
+    ffn = -(-(2 * 4 * HIDDEN // 3) // 256) * 256
+    shapes = {"transformer.wte.weight": (BPE_VOCAB, HIDDEN), "lm_head.weight": (BPE_VOCAB, HIDDEN)}
+    shapes |= norms("transformer.", "ln_f")
+    for i in range(LAYERS):
+        p = f"transformer.h.{i}."
+        shapes |= norms(p, "ln_1", "ln_2")
+        shapes |= linears(p, {"attn.q": (HIDDEN, HIDDEN), "attn.kv": (2 * HEAD, HIDDEN), "attn.c_proj": (HIDDEN, HIDDEN),
+                              "mlp.gate_up_proj": (2 * ffn, HIDDEN), "mlp.c_proj": (HIDDEN, ffn)}, bias=False)
+    return config, shapes, "bpe"
+
+
+def jais(mup=True):
+    config = {"architectures": ["JAISLMHeadModel"], "model_type": "jais", "n_embd": HIDDEN, "n_layer": LAYERS,
+              "n_head": HEADS, "n_inner": FFN, "n_positions": 2048, "vocab_size": BPE_VOCAB,
+              "layer_norm_epsilon": 1e-5, "activation_function": "swiglu", "position_embedding_type": "alibi",
+              "bos_token_id": 1, "eos_token_id": 2}
+    config |= ({"mup_embeddings_scale": 9.1705, "mup_output_alpha": 1.09, "mup_width_scale": 0.2857} if mup
+               else {"embeddings_scale": 14.6, "width_scale": 0.1111})
+    shapes = {"transformer.wte.weight": (BPE_VOCAB, HIDDEN), "lm_head.weight": (BPE_VOCAB, HIDDEN)}
+    shapes |= norms("transformer.", "ln_f", bias=True)
+    if mup:
+        shapes["transformer.relative_pe.slopes"] = (HEADS, 1)
+    for i in range(LAYERS):
+        p = f"transformer.h.{i}."
+        shapes |= norms(p, "ln_1", "ln_2", bias=True)
+        for name, (rows, columns) in {"attn.c_attn": (3 * HIDDEN, HIDDEN), "attn.c_proj": (HIDDEN, HIDDEN),
+                                      "mlp.c_fc": (FFN, HIDDEN), "mlp.c_fc2": (FFN, HIDDEN),
+                                      "mlp.c_proj": (HIDDEN, FFN)}.items():
+            shapes |= {f"{p}{name}.weight": (columns, rows), f"{p}{name}.bias": (rows,)}
+    return config, shapes, "bpe"
+
+
+def jais2():
+    config = base("Jais2ForCausalLM", "jais2", BPE_VOCAB, layer_norm_eps=1e-5, hidden_act="relu2", rope_theta=5e5)
+
+    def layer(p):
+        biased = linears(p + "mlp.", {"up_proj": (FFN, HIDDEN), "down_proj": (HIDDEN, FFN)})
+        return (attention(p, biases=True, out_bias=True) | biased
+                | norms(p, "input_layernorm", "post_attention_layernorm", bias=True))
+
+    return without(config, "rms_norm_eps"), model(BPE_VOCAB, layer, bias=True), "bpe"
+
+
+def apertus():
+    config = base("ApertusForCausalLM", "apertus", BPE_VOCAB, hidden_act="xielu", rope_theta=12e6,
+                  rope_scaling={"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                                "original_max_position_embeddings": 8192})
+
+    def layer(p):
+        shapes = attention(p) | plain(p + "mlp.") | norms(p, "attention_layernorm", "feedforward_layernorm")
+        shapes |= norms(p + "self_attn.", "q_norm", "k_norm", size=HEAD)
+        return shapes | {f"{p}mlp.act_fn.{n}": (1,) for n in ("alpha_n", "alpha_p", "beta", "eps")}
+
+    return config, model(BPE_VOCAB, layer), "bpe"
+
+
+def exaone4(layers=LAYERS):
+    config = base("Exaone4ForCausalLM", "exaone4", BPE_VOCAB, num_hidden_layers=layers, rope_theta=1e6,
+                  sliding_window=64 if layers > LAYERS else None, sliding_window_pattern="LLLG")
+    config |= {"rope_scaling": {"rope_type": "llama3", "factor": 16.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                                "original_max_position_embeddings": 8192}}
+
+    def layer(p):
+        return (attention(p) | gated(p + "mlp.") | norms(p, "post_attention_layernorm", "post_feedforward_layernorm")
+                | norms(p + "self_attn.", "q_norm", "k_norm", size=HEAD))
+
+    return config, model(BPE_VOCAB, layer, layers=layers), "bpe"
+
+
+def spark(layers=4):
+    rope = {"full_attention": {"rope_type": "default", "rope_theta": 1e6, "partial_rotary_factor": 0.5},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1.0}}
+    kinds = ["sliding_attention", "full_attention"] * (layers // 2)
+    config = base("Spark2_5ForCausalLM", "spark2_5", BPE_VOCAB, num_hidden_layers=layers, head_dim=HEAD,
+                  sliding_window=64, layer_types=kinds, rope_parameters=rope, gate_attn_act_mode="sigmoid",
+                  headwise_attn_output_gate=True, hidden_act="gelu")
+
+    def layer(p):
+        rows = (HEADS + 2 * KV_HEADS) * HEAD
+        return (linears(p + "self_attn.", {"q_k_v_proj": (rows, HIDDEN), "g_proj": (HEADS, HIDDEN),
+                                           "o_proj": (HIDDEN, HEADS * HEAD)}, bias=False)
+                | gated(p + "mlp.") | norms(p, "input_layernorm", "post_attention_layernorm"))
+
+    return config, model(BPE_VOCAB, layer, layers=layers), "bpe"
+
+
+def muse(layers=4):
+    kinds = ["sliding_attention"] * 3 + ["full_attention"]
+    text = base("MuseGlimmerForCausalLM", "muse_glimmer_text", BPE_VOCAB, num_hidden_layers=layers, head_dim=HEAD,
+                sliding_window=64, layer_types=kinds, rope_theta=5e5, qk_scale_factor=3.5, output_multiplier=0.25,
+                final_logit_softcapping=20.0)
+
+    def layer(p):
+        shapes = attention(p) | gated(p + "mlp.") | {p + "self_attn.gate_proj.weight": (HEADS * HEAD, HIDDEN)}
+        return shapes | norms(p, "input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm",
+                              "post_feedforward_layernorm")
+
+    shapes = {n.replace("model.", "model.language_model.", 1): s for n, s in model(BPE_VOCAB, layer, layers=layers).items()}
+    shapes["model.vision_tower.ln_pre.weight"] = (32,)
+    config = {"architectures": ["MuseGlimmerForConditionalGeneration"], "model_type": "muse_glimmer",
+              "text_config": without(text, "architectures"), "vision_config": {"hidden_size": 32}}
+    return config, shapes, "muse"
+
+
+def glm4(vision=False):
+    text = base("Glm4ForCausalLM", "glm4", BPE_VOCAB, head_dim=HEAD, partial_rotary_factor=0.5, attention_bias=True)
+
+    def layer(p):
+        ffn = linears(p + "mlp.", {"gate_up_proj": (2 * FFN, HIDDEN), "down_proj": (HIDDEN, FFN)}, bias=False)
+        return attention(p, biases=True) | ffn | norms(
+            p, "input_layernorm", "post_self_attn_layernorm", "post_attention_layernorm", "post_mlp_layernorm")
+
+    shapes = model(BPE_VOCAB, layer)
+    if not vision:
+        return text, shapes, "glm"
+    text |= {"model_type": "glm4v_text", "rope_scaling": {"rope_type": "default", "mrope_section": [4, 6, 6]}}
+    shapes = {n.replace("model.", "model.language_model.", 1): s for n, s in shapes.items()}
+    shapes["model.visual.patch_embed.proj.weight"] = (32, 3)
+    config = {"architectures": ["Glm4vForConditionalGeneration"], "model_type": "glm4v",
+              "text_config": without(text, "architectures"), "vision_config": {"hidden_size": 32}}
+    return config, shapes, "glm"
+
+
+def glm():
+    config, shapes, tokenizer = glm4()
+    config |= {"architectures": ["GlmForCausalLM"], "model_type": "glm"}
+    names = ("post_self_attn_layernorm", "post_mlp_layernorm")
+    return config, {n: s for n, s in shapes.items() if not any(name in n for name in names)}, tokenizer
+
+
+def chatglm():
+    config = {"architectures": ["ChatGLMModel"], "model_type": "chatglm", "hidden_size": HIDDEN, "num_layers": LAYERS,
+              "num_attention_heads": HEADS, "multi_query_attention": True, "multi_query_group_num": KV_HEADS,
+              "ffn_hidden_size": FFN, "kv_channels": HEAD, "seq_length": 2048, "layernorm_epsilon": 1.5e-7,
+              "padded_vocab_size": BPE_VOCAB, "vocab_size": BPE_VOCAB, "rope_ratio": 500, "eos_token_id": 2}
+    rows = (HEADS + 2 * KV_HEADS) * HEAD
+    p = "transformer."
+    shapes = {p + "embedding.word_embeddings.weight": (BPE_VOCAB, HIDDEN),
+              p + "output_layer.weight": (BPE_VOCAB, HIDDEN), p + "rotary_pos_emb.inv_freq": (HEAD // 4,)}
+    shapes |= norms(p + "encoder.", "final_layernorm")
+    for i in range(LAYERS):
+        q = f"{p}encoder.layers.{i}."
+        shapes |= norms(q, "input_layernorm", "post_attention_layernorm")
+        shapes |= linears(q, {"self_attention.query_key_value": (rows, HIDDEN)})
+        shapes |= linears(q, {"self_attention.dense": (HIDDEN, HIDDEN), "mlp.dense_h_to_4h": (2 * FFN, HIDDEN),
+                              "mlp.dense_4h_to_h": (HIDDEN, FFN)}, bias=False)
+    return config, shapes, "glm"
+
+
+def hunyuan(vision=False):
+    scaling = {"type": "dynamic", "alpha": 1000.0, "factor": 1.0}
+    config = base("HunYuanDenseV1ForCausalLM", "hunyuan_v1_dense", BPE_VOCAB, head_dim=HEAD, rope_theta=10000.0,
+                  max_position_embeddings=32768, rope_scaling=scaling, tie_word_embeddings=True)
+
+    def layer(p):
+        return llama_layer(p) | norms(p + "self_attn.", "query_layernorm", "key_layernorm", size=HEAD)
+
+    shapes = model(BPE_VOCAB, layer, tied=True)
+    if vision:
+        config |= {"architectures": ["HunYuanVLForConditionalGeneration"], "model_type": "hunyuan_vl",
+                   "pad_token_id": -1, "num_experts": 1, "vision_config": {"hidden_size": 32},
+                   "rope_scaling": {"type": "xdrope", "alpha": 1000.0, "factor": 1.0,
+                                    "xdrope_section": [8, 8, 8, 8]}}
+        shapes["vit.layers.0.mlp.dense_h_to_4h.weight"] = (64, 32)
+    return config, shapes, "bpe"
+
+
+def openelm():
+    heads, kv_heads, multipliers = [4, 8], [2, 2], [0.5, 1.3]
+    config = {"architectures": ["OpenELMForCausalLM"], "model_type": "openelm", "model_dim": HIDDEN, "head_dim": HEAD,
+              "num_transformer_layers": LAYERS, "num_query_heads": heads, "num_kv_heads": kv_heads,
+              "ffn_multipliers": multipliers, "ffn_dim_divisor": 256, "max_context_length": 2048,
+              "rope_freq_constant": 10000, "vocab_size": SPM_VOCAB, "bos_token_id": 1, "eos_token_id": 2}
+    p = "transformer."
+    shapes = {p + "token_embeddings.weight": (SPM_VOCAB, HIDDEN)} | norms(p, "norm")
+    for i in range(LAYERS):
+        q = f"{p}layers.{i}."
+        ffn = max(256, int(multipliers[i] * HIDDEN + 128) // 256 * 256)
+        ffn += 256 if ffn < 0.9 * multipliers[i] * HIDDEN else 0
+        rows = (heads[i] + 2 * kv_heads[i]) * HEAD
+        shapes |= norms(q, "attn_norm", "ffn_norm") | norms(q + "attn.", "q_norm", "k_norm", size=HEAD)
+        shapes |= linears(q, {"attn.qkv_proj": (rows, HIDDEN), "attn.out_proj": (HIDDEN, heads[i] * HEAD),
+                              "ffn.proj_1": (2 * ffn, HIDDEN), "ffn.proj_2": (HIDDEN, ffn)}, bias=False)
+    return config, shapes, "spm"
+
+
+def minicpm(long=False):
+    config = base("MiniCPMForCausalLM", "minicpm", SPM_VOCAB, scale_emb=12, scale_depth=1.4, dim_model_base=64,
+                  tie_word_embeddings=True)
+    if long:
+        config["rope_scaling"] = {"rope_type": "longrope", "original_max_position_embeddings": 1024,
+                                  "long_factor": [1.0 + i / 7 for i in range(HEAD // 2)],
+                                  "short_factor": [1.0 + i / 70 for i in range(HEAD // 2)]}
+    return config, model(SPM_VOCAB, llama_layer, tied=True), "spm"
+
+
+def baichuan(layers=LAYERS):
+    config = base("BaichuanForCausalLM", "baichuan", SPM_VOCAB, num_hidden_layers=layers)
+
+    def layer(p):
+        shapes = {p + "self_attn.W_pack.weight": (3 * HIDDEN, HIDDEN), p + "self_attn.o_proj.weight": (HIDDEN, HIDDEN)}
+        return shapes | gated(p + "mlp.") | norms(p, "input_layernorm", "post_attention_layernorm")
+
+    return without(config, "num_key_value_heads"), model(SPM_VOCAB, layer, layers=layers), "spm"
+
+
+def xverse():
+    # As many as the tokenizer has.
+    config = base("XverseForCausalLM", "xverse", BPE_TOKENS)
+    return config, model(BPE_TOKENS, llama_layer), "bpe"
+
+
+def internlm2():
+    config = base("InternLM2ForCausalLM", "internlm2", SPM_VOCAB)
+    rows = (HEADS + 2 * KV_HEADS) * HEAD
+    shapes = {"model.tok_embeddings.weight": (SPM_VOCAB, HIDDEN), "output.weight": (SPM_VOCAB, HIDDEN)}
+    shapes |= norms("model.", "norm")
+    for i in range(LAYERS):
+        p = f"model.layers.{i}."
+        shapes |= norms(p, "attention_norm", "ffn_norm")
+        shapes |= linears(p, {"attention.wqkv": (rows, HIDDEN), "attention.wo": (HIDDEN, HIDDEN),
+                              "feed_forward.w1": (FFN, HIDDEN), "feed_forward.w2": (HIDDEN, FFN),
+                              "feed_forward.w3": (FFN, HIDDEN)}, bias=False)
+    return config, shapes, "spm"
+
+
+def internlm3():
+    config = base("InternLM3ForCausalLM", "internlm3", SPM_VOCAB, head_dim=HEAD)
+    return config, model(SPM_VOCAB, llama_layer), "spm"
+
+
+def deci():
+    def block(group, linear, width):
+        return {"attention": {"n_heads_in_group": group, "replace_with_linear": linear}, "ffn": {"ffn_mult": width}}
+
+    blocks = [block(2, False, 2.0), block(None, False, 1.3), block(None, True, 2.5), block(4, False, 1.0),
+              block(None, False, None)]
+    config = base("DeciLMForCausalLM", "nemotron-nas", SPM_VOCAB, num_hidden_layers=len(blocks), block_configs=blocks,
+                  rope_theta=5e5)
+    shapes = {"model.embed_tokens.weight": (SPM_VOCAB, HIDDEN), "lm_head.weight": (SPM_VOCAB, HIDDEN)}
+    shapes |= norms("model.", "norm")
+    for i, spec in enumerate(blocks):
+        p, group = f"model.layers.{i}.", spec["attention"]["n_heads_in_group"]
+        if group:
+            rows = HEADS // group * HEAD
+            shapes |= norms(p, "input_layernorm")
+            shapes |= linears(p + "self_attn.", {"q_proj": (HIDDEN, HIDDEN), "k_proj": (rows, HIDDEN),
+                                                 "v_proj": (rows, HIDDEN), "o_proj": (HIDDEN, HIDDEN)}, bias=False)
+        elif spec["attention"]["replace_with_linear"]:
+            shapes |= norms(p, "input_layernorm") | {p + "self_attn.linear_attn.weight": (HIDDEN, HIDDEN)}
+        if width := spec["ffn"]["ffn_mult"]:
+            ffn = -(-int(2 * width * HIDDEN / 3) // 256) * 256
+            shapes |= gated(p + "mlp.", ffn=ffn) | norms(p, "post_attention_layernorm")
+    return config, shapes, "spm"
+
+
+def deci7b():
+    config = base("DeciLMForCausalLM", "deci", SPM_VOCAB, num_key_value_heads_per_layer=[4, 1])
+    shapes = model(SPM_VOCAB, llama_layer)
+    for i, heads in enumerate((4, 1)):
+        for name in ("k_proj", "v_proj"):
+            shapes[f"model.layers.{i}.self_attn.{name}.weight"] = (heads * HEAD, HIDDEN)
+    return config, shapes, "spm"
+
+
 def fp8():
     config, shapes, tokenizer = llama()
     return config | {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}, shapes, tokenizer
@@ -562,6 +912,39 @@ CHECKPOINTS = {
     "starcoder": (starcoder, torch.float32, 1),
     "codeshell": (codeshell, torch.float16, 1),
     "paddleocr": (paddleocr, torch.bfloat16, 1),
+    "gptneox": (gptneox, torch.float16, 1),
+    "gptneox-sequential": (lambda: gptneox(False), torch.bfloat16, 1),
+    "bloom": (bloom, torch.bfloat16, 1),
+    "bloom-bare": (lambda: bloom("", 8), torch.float16, 1),
+    "falcon": (falcon, torch.bfloat16, 1),
+    "falcon-groups": (lambda: falcon(2), torch.bfloat16, 2),
+    "mpt": (mpt, torch.bfloat16, 1),
+    "mpt-positions": (lambda: mpt(False), torch.float32, 1),
+    "refact": (refact, torch.bfloat16, 1),
+    "jais": (jais, torch.float32, 1),
+    "jais-f16": (lambda: jais(False), torch.float16, 1),
+    "jais2": (jais2, torch.bfloat16, 1),
+    "apertus": (apertus, torch.bfloat16, 1),
+    "exaone4": (exaone4, torch.bfloat16, 1),
+    # Windows belong to the model of 64 layers.
+    "exaone4-deep": (lambda: exaone4(64), torch.bfloat16, 1),
+    "spark2_5": (spark, torch.bfloat16, 1),
+    "muse-glimmer": (muse, torch.bfloat16, 1),
+    "glm4": (glm4, torch.bfloat16, 1),
+    "glm4v": (lambda: glm4(True), torch.bfloat16, 1),
+    "glm": (glm, torch.bfloat16, 1),
+    "chatglm": (chatglm, torch.float16, 1),
+    "hunyuan": (hunyuan, torch.bfloat16, 1),
+    "hunyuan-vl": (lambda: hunyuan(True), torch.bfloat16, 1),
+    "openelm": (openelm, torch.bfloat16, 1),
+    "minicpm": (minicpm, torch.bfloat16, 1),
+    "minicpm-long": (lambda: minicpm(True), torch.float16, 1),
+    "baichuan": (baichuan, torch.bfloat16, 1),
+    "xverse": (xverse, torch.bfloat16, 1),
+    "internlm2": (internlm2, torch.bfloat16, 1),
+    "internlm3": (internlm3, torch.bfloat16, 1),
+    "deci": (deci, torch.bfloat16, 1),
+    "deci-7b": (deci7b, torch.bfloat16, 1),
     "stepvl": (stepvl, torch.bfloat16, 1),
     # llama.cpp goes by the model's name for spaces after special tokens.
     "phi3-vision": (lambda: (phi3()[0] | {"architectures": ["Phi4ForCausalLMV"]}, *phi3()[1:]), torch.bfloat16, 1),
@@ -623,6 +1006,8 @@ def quantize_fp8(tensors):
 def enliven(name, tensors):
     """Weights near 1 for norms (Gemma's are added to 1 as they are), no outliers, and logits that differ by a nat."""
     for key, w in tensors.items():
+        if key.endswith("relative_pe.slopes"):
+            continue
         w32 = w.float().clamp(-0.2, 0.2)
         if w.dim() == 1 and key.endswith(".weight") and not name.startswith("gemma"):
             w32 += 1.0
@@ -659,9 +1044,9 @@ def byte_letters():
     return [letters[b] for b in range(256)]
 
 
-def write_bpe(folder):
+def write_bpe(folder, more=()):
     letters = byte_letters()
-    specials = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
+    specials = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", *more]
     vocab = {t: i for i, t in enumerate(specials + letters)}
     space = letters[32]
     pairs = [("t", "h"), ("th", "e"), (space, "the"), ("i", "n"), ("a", "n"), ("e", "r"), ("o", "n"), ("r", "e"),
@@ -685,6 +1070,14 @@ def write_bpe(folder):
               "unk_token": "<unk>", "add_bos_token": False,
               "chat_template": "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"}
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
+
+
+def write_glm(folder):
+    write_bpe(folder, ["<|endoftext|>", "<|user|>"])
+
+
+def write_muse(folder):
+    write_bpe(folder, ["<|eot|>"])
 
 
 def write_spm(folder):
@@ -759,7 +1152,7 @@ def make(out, name, lively=False):
         tensors = quantize_fp8(tensors)
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     write_weights(folder, tensors, files)
-    {"spm": write_spm, "bpe": write_bpe, "gemma": write_gemma, "phi3": write_phi3}[tokenizer](folder)
+    {"spm": write_spm, "bpe": write_bpe, "gemma": write_gemma, "phi3": write_phi3, "glm": write_glm, "muse": write_muse}[tokenizer](folder)
     if name.endswith("-embedding"):
         write_pooling(folder)
 

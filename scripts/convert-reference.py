@@ -14,6 +14,9 @@ import os
 import sys
 import traceback
 
+# Checkpoints whose tensors' values the reference cannot read lazily ("Tensor.item() cannot be called on meta tensors").
+EAGER = {"jais"}
+
 
 def main():
     source = sys.argv[1]
@@ -25,7 +28,9 @@ def main():
     if told := os.environ.get("QUANTIER_PRE", "gpt-2"):
         TextModel.get_vocab_base_pre = lambda self, tokenizer: told
     for line in sys.stdin.read().splitlines():
-        sys.argv = ["convert_hf_to_gguf.py", *line.split("\t")]
+        arguments = line.split("\t")
+        eager = ["--no-lazy"] if os.path.basename(arguments[0]) in EAGER else []
+        sys.argv = ["convert_hf_to_gguf.py", *arguments, *eager]
         try:
             convert_hf_to_gguf.main()
         except SystemExit as end:

@@ -24,7 +24,12 @@ PRINTED = 0.5e-6
 CASES = {name: (name, 512, 4) for name in (
     "llama", "llama3", "llama-yarn", "mistral", "mixtral", "qwen2", "qwen2moe", "qwen3", "qwen3-yarn", "qwen3moe",
     "phi3", "phi3-long", "olmo", "olmo2", "granite", "starcoder2", "gpt2", "gpt2-bare", "smollm3", "smollm3-deep",
-    "seed_oss", "arcee", "olmo3", "olmo3-deep", "command-r", "cohere2", "phi2", "stablelm", "stablelm-parallel", "starcoder", "codeshell", "paddleocr", "nemotron", "orion", "ernie4_5", "qwen3moe-stacked", "llava", "internvl", "mistral3", "qwen2vl", "qwen3vl", "qwen3vlmoe")}
+    "seed_oss", "arcee", "olmo3", "olmo3-deep", "command-r", "cohere2", "phi2", "stablelm", "stablelm-parallel",
+    "starcoder", "codeshell", "paddleocr", "nemotron", "orion", "ernie4_5", "qwen3moe-stacked", "llava", "internvl",
+    "mistral3", "qwen2vl", "qwen3vl", "qwen3vlmoe", "gptneox", "gptneox-sequential", "bloom", "bloom-bare",
+    "falcon", "falcon-groups", "mpt", "mpt-positions", "refact", "jais", "jais2", "apertus", "exaone4",
+    "exaone4-deep", "spark2_5", "muse-glimmer", "glm4", "glm4v", "glm", "chatglm", "hunyuan", "hunyuan-vl",
+    "openelm", "minicpm", "minicpm-long", "xverse", "internlm2", "internlm3", "deci", "deci-7b")}
 CASES |= {name: (name, 1024, 3) for name in ("gemma1", "gemma2", "gemma3", "gemma3-deep", "gemma3-vl")}
 # Ministral's queries grow from position 1024 on.
 CASES |= {"ministral3": ("ministral3", 2048, 2)}

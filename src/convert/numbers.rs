@@ -57,9 +57,10 @@ pub(super) fn widen(dtype: Dtype, raw: &[u8], out: &mut [f32]) {
 pub(super) fn apply(numeric: Numeric, dtype: Dtype, weights: &mut [f32]) {
     for w in weights {
         *w = match numeric {
-            Numeric::AddOne => *w + 1.0,
+            Numeric::Plus(number) => *w + number,
             // Rounded once: to the nearest f32 in all but a few of a billion cases.
             Numeric::NegExp => -(f64::from(*w).exp() as f32),
+            Numeric::Times(factor) => *w * factor,
         };
         if dtype == Dtype::F16 {
             *w = half::f16::from_f32(*w).to_f32();

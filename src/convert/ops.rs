@@ -15,6 +15,8 @@ pub(super) struct Sizes<'a> {
     pub(super) config: &'a Config,
     /// The directory of the tokenizer's files.
     pub(super) dir: &'a Path,
+    /// The layer, of tensors of one.
+    pub(super) layer: Option<u32>,
 }
 
 impl Sizes<'_> {
@@ -28,7 +30,7 @@ impl Sizes<'_> {
 
     /// Sizes of which one may be whatever is there: `rest` says what that is beside the others.
     fn all(self, sizes: &[Size], rest: impl Fn(&[u64]) -> Option<u64>) -> Result<Vec<u64>, String> {
-        let given = sizes.iter().filter(|size| **size != Size::Any);
+        let given = sizes.iter().filter(|size| !matches!(size, Size::Any));
         let given: Vec<u64> = given
             .map(|size| self.get(*size))
             .collect::<Result<_, _>>()?;
@@ -57,6 +59,22 @@ impl Sizes<'_> {
             .map_or(0, Vec::len);
         Ok((tokens + added) as u64)
     }
+}
+
+/// The weights of an output without inputs; `None` of any other.
+///
+/// # Errors
+/// If the config lacks the size or the value.
+pub(super) fn filled(ops: &[Op], sizes: Sizes<'_>) -> Result<Option<Vec<f32>>, String> {
+    let [Op::Fill { len, value }] = ops else {
+        return Ok(None);
+    };
+    let len = sizes.get(*len)?;
+    // Heads and rows, never matrices.
+    if len > u64::from(u16::MAX) {
+        return Err(format!("{len} is too long for a norm"));
+    }
+    Ok(Some(vec![value(sizes.config)? as f32; len as usize]))
 }
 
 /// Makes one output of inputs, each of which is one tensor or a stack of them.
@@ -102,6 +120,20 @@ fn concatenated(inputs: Vec<Vec<Operand>>, axis: usize) -> Result<Vec<Operand>, 
     }
 }
 
+/// With the two halves of each head's rows interleaved.
+fn interleaved(operand: Operand, heads: u64) -> Result<Operand, String> {
+    let rows = operand.shape().first().copied().unwrap_or(0);
+    let half = match heads.checked_mul(2) {
+        Some(halves) if halves > 0 && rows.is_multiple_of(halves) => rows / halves,
+        _ => {
+            return Err(format!(
+                "its {rows} rows are not two halves of each of {heads} heads"
+            ));
+        }
+    };
+    operand.map(0, |view| view.swapped(0, heads, [2, half]))
+}
+
 /// Applies an operation on one tensor.
 fn apply(op: Op, operand: Operand, sizes: Sizes<'_>) -> Result<Operand, String> {
     let shape = operand.shape().to_vec();
@@ -132,17 +164,38 @@ fn apply(op: Op, operand: Operand, sizes: Sizes<'_>) -> Result<Operand, String> 
             let rows = dimension(0)?.min(sizes.get(size)?);
             operand.map(0, |view| view.narrowed(0, 0..rows))
         }
-        Op::Interleave(heads) => {
+        Op::Interleave(heads) => interleaved(operand, sizes.get(heads)?),
+        Op::InterleaveBy(heads) => {
+            interleaved(operand, heads(sizes.config, sizes.layer.unwrap_or(0))?)
+        }
+        Op::Deinterleave { heads, rotated } => {
             let (rows, heads) = (dimension(0)?, sizes.get(heads)?);
-            let half = match heads.checked_mul(2) {
-                Some(halves) if halves > 0 && rows.is_multiple_of(halves) => rows / halves,
-                _ => {
-                    return Err(format!(
-                        "its {rows} rows are not two halves of each of {heads} heads"
-                    ));
+            let rotated = rotated(sizes.config)?;
+            let length = rows
+                .checked_div(heads)
+                .filter(|length| length * heads == rows);
+            let length = length.ok_or_else(|| format!("its {rows} rows are not {heads} heads"))?;
+            if rotated > length || !rotated.is_multiple_of(2) {
+                return Err(format!(
+                    "{rotated} of {length} rows of a head cannot be rotated"
+                ));
+            }
+            let mut parts = Vec::new();
+            for start in (0..heads).map(|head| head * length) {
+                let part = |range: std::ops::Range<u64>| {
+                    operand
+                        .clone()
+                        .map(0, |view| view.narrowed(0, range.clone()))
+                };
+                if rotated > 0 {
+                    let turned = part(start..start + rotated)?;
+                    parts.push(turned.map(0, |view| view.swapped(0, 1, [rotated / 2, 2]))?);
                 }
-            };
-            operand.map(0, |view| view.swapped(0, heads, [2, half]))
+                if rotated < length {
+                    parts.push(part(start + rotated..start + length)?);
+                }
+            }
+            Operand::concatenated(parts, 0)
         }
         Op::Tile {
             axis,
@@ -180,9 +233,46 @@ fn apply(op: Op, operand: Operand, sizes: Sizes<'_>) -> Result<Operand, String> 
             operand.map(0, |view| view.reshaped(&dims))
         }
         Op::Squeeze(axis) => operand.map(axis, |view| view.squeezed(axis)),
-        Op::AddOne => Ok(operand.with(Numeric::AddOne)),
+        Op::Ungroup {
+            groups,
+            sizes: parts,
+        } => {
+            let (rows, groups) = (dimension(0)?, sizes.get(groups)?);
+            let group = rows
+                .checked_div(groups)
+                .filter(|group| group * groups == rows);
+            let group = group.ok_or_else(|| format!("its {rows} rows are not {groups} groups"))?;
+            let parts = sizes.all(parts, |given| group.checked_sub(given.iter().sum()))?;
+            if parts.iter().sum::<u64>() != group {
+                return Err(format!(
+                    "its groups of {group} rows are not {parts:?} together"
+                ));
+            }
+            let rest = &shape[1..];
+            let grouped = [&[groups, group][..], rest].concat();
+            let grouped = operand.map(0, |view| view.reshaped(&grouped))?;
+            let mut start = 0;
+            let part = |size: &u64| {
+                let range = start..start + size;
+                start += size;
+                let flat = [&[groups * size][..], rest].concat();
+                let part = grouped
+                    .clone()
+                    .map(1, |view| view.narrowed(1, range.clone()))?;
+                part.map(0, |view| view.reshaped(&flat))
+            };
+            let parts = parts.iter().filter(|size| **size > 0).map(part);
+            Operand::concatenated(parts.collect::<Result<_, _>>()?, 0)
+        }
+        Op::Scale(factor) => {
+            let factor = factor(sizes.config)?;
+            Ok(operand.with(Numeric::Times(factor as f32)))
+        }
+        Op::AddOne => Ok(operand.with(Numeric::Plus(1.0))),
+        Op::AddNumber(number) => Ok(operand.with(Numeric::Plus(number as f32))),
         Op::NegExp => Ok(operand.with(Numeric::NegExp)),
         Op::Cast(ggml_type) => Ok(operand.cast(ggml_type)),
         Op::Stack(_) | Op::Concat(_) => Err("one tensor cannot be joined".into()),
+        Op::Fill { .. } => Err("a tensor of the checkpoint cannot be filled".into()),
     }
 }

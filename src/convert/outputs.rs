@@ -1,6 +1,7 @@
 //! From the checkpoint's tensors to the output's, by the recipes of the architecture; and everything
 //! that is wrong with them.
 
+use super::numbers;
 use super::ops::{self, Sizes};
 use super::plan::PlannedTensor;
 use super::scale::{self, Scales};
@@ -8,7 +9,7 @@ use super::weights::{Operand, Weights};
 use super::{Checkpoint, Source};
 use crate::arch::recipes::{Input, Match, Output, Recipe};
 use crate::arch::{Architecture, Config, Keys, Nextn};
-use crate::format::gguf::{MAX_NAME, Shape};
+use crate::format::gguf::{Array, MAX_NAME, Shape, Value, ValueType};
 use crate::format::types::GgmlType;
 use crate::plan::file_type::FileType;
 use crate::plan::recipe::Problem;
@@ -79,6 +80,7 @@ pub(super) fn plan(conversion: Conversion<'_>, keys: &mut Keys) -> Result<Output
         },
         seen_layers: HashSet::new(),
         incomplete: HashMap::new(),
+        values: BTreeMap::new(),
     };
     for generated in (architecture.generated)(config, keys).map_err(Fault::Config)? {
         let dims = [generated.weights.len() as u64];
@@ -90,6 +92,7 @@ pub(super) fn plan(conversion: Conversion<'_>, keys: &mut Keys) -> Result<Output
     planner.scales = scale::find(config, &checkpoint.tensors).map_err(Fault::Tensors)?;
     for index in 0..checkpoint.tensors.len() {
         planner.source(index, blocks).map_err(Fault::Config)?;
+        planner.set_keys(layers, keys);
     }
     planner.check_complete(layers);
     planner.check_names();
@@ -109,6 +112,8 @@ struct Planner<'a> {
     seen_layers: HashSet<u32>,
     /// Inputs of recipes whose other inputs have not been seen yet.
     incomplete: HashMap<Group, Vec<Member>>,
+    /// Values of keys, by layer, where one is of layers.
+    values: BTreeMap<String, BTreeMap<Option<u32>, f32>>,
 }
 
 /// The inputs of one recipe in one layer.
@@ -169,6 +174,19 @@ impl<'a> Planner<'a> {
         if let Some(part) = recipe.left_out {
             *self.outputs.left_out.entry(part).or_default() += 1;
         }
+        if let Some(key) = &recipe.key {
+            let source = &self.conversion.checkpoint.tensors[index];
+            match self
+                .numbers(source)
+                .and_then(|numbers| (key.value)(self.config(), &numbers))
+            {
+                Ok(value) => {
+                    let values = self.values.entry(key.name(architecture.name));
+                    values.or_default().insert(matched.layer, value);
+                }
+                Err(what) => self.problem(source, what),
+            }
+        }
         if recipe.outputs().is_empty() {
             return Ok(());
         }
@@ -183,6 +201,42 @@ impl<'a> Planner<'a> {
             return Ok(());
         }
         self.member(recipe, matched, index)
+    }
+
+    /// The numbers of a small tensor.
+    fn numbers(&self, source: &Source) -> Result<Vec<f32>, String> {
+        /// No key has a number for each weight of a matrix.
+        const MOST: u64 = 1 << 16;
+        let count: u64 = source.shape.iter().product();
+        if count > MOST {
+            return Err(format!(
+                "it has {count} numbers; at most {MOST} are expected"
+            ));
+        }
+        let mut numbers = vec![0.0; count as usize];
+        numbers::widen(
+            source.dtype,
+            self.conversion.checkpoint.data(source),
+            &mut numbers,
+        );
+        Ok(numbers)
+    }
+
+    /// Sets the keys of which all values are known.
+    fn set_keys(&mut self, layers: u32, keys: &mut Keys) {
+        self.values.retain(|key, values| {
+            if let Some(value) = values.get(&None) {
+                keys.set_exact(key.clone(), Value::F32(*value));
+                return false;
+            }
+            let is_complete = values.len() == layers as usize;
+            if is_complete {
+                let values = values.values().map(|value| Value::F32(*value));
+                let list = Array::of_values(ValueType::F32, values);
+                keys.set_exact(key.clone(), Value::Array(list));
+            }
+            !is_complete
+        });
     }
 
     /// Takes a tensor for its recipe; once the recipe has all of them, plans its outputs.
@@ -226,6 +280,17 @@ impl<'a> Planner<'a> {
     /// Plans an output of a recipe whose inputs are complete and in order.
     fn output(&mut self, output: &Output, members: &[Member]) -> Result<(), Problem> {
         let source = |member: &Member| &self.conversion.checkpoint.tensors[member.source];
+        let sizes = Sizes {
+            config: self.config(),
+            dir: &self.conversion.checkpoint.dir,
+            layer: members[0].matched.layer,
+        };
+        let failed = |what| Problem::of(&source(&members[0]).name, what);
+        if let Some(weights) = ops::filled(output.ops, sizes).map_err(failed)? {
+            let (name, dims) = (output.name(&members[0].matched), [weights.len() as u64]);
+            self.push(name, &dims, None, || Weights::Computed(weights));
+            return Ok(());
+        }
         let mut inputs = Vec::new();
         for &input in output.inputs {
             let stack = members
@@ -250,12 +315,7 @@ impl<'a> Planner<'a> {
             }
             inputs.push(operands);
         }
-        let sizes = Sizes {
-            config: self.config(),
-            dir: &self.conversion.checkpoint.dir,
-        };
-        let operand = ops::make(output.ops, inputs, sizes)
-            .map_err(|what| Problem::of(&source(&members[0]).name, what))?;
+        let operand = ops::make(output.ops, inputs, sizes).map_err(failed)?;
         let (dims, cast) = (operand.shape().to_vec(), operand.cast);
         let name = output.name(&members[0].matched);
         self.push(name, &dims, cast, || Weights::Stored(operand.finish()));
@@ -275,7 +335,8 @@ impl<'a> Planner<'a> {
             Ok(shape) => shape,
             Err(what) => return self.problems.push(Problem::of(&name, what)),
         };
-        let wanted = cast.unwrap_or_else(|| wanted_type(&name, dims.len(), self.conversion.file_type));
+        let wanted =
+            cast.unwrap_or_else(|| wanted_type(&name, dims.len(), self.conversion.file_type));
         let fits = wanted.row_bytes(shape.row_len()).is_some();
         let target = if fits { wanted } else { GgmlType::F16 };
         self.outputs.tensors.push(PlannedTensor {
@@ -290,6 +351,14 @@ impl<'a> Planner<'a> {
 
     /// Finds recipes without all of their inputs, and layers without tensors.
     fn check_complete(&mut self, layers: u32) {
+        for (key, values) in std::mem::take(&mut self.values) {
+            let missing = (0..layers).find(|layer| !values.contains_key(&Some(*layer)));
+            let what = format!(
+                "key '{key}' needs a tensor of every layer; that of layer {} is missing",
+                missing.unwrap_or(0)
+            );
+            self.problems.push(Problem::of("", what));
+        }
         for (group, members) in std::mem::take(&mut self.incomplete) {
             let place = match group.layer {
                 Some(layer) => format!("layer {layer}"),

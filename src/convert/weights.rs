@@ -39,10 +39,12 @@ pub(super) struct Part {
 /// An operation on every number.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Numeric {
-    /// x + 1.
-    AddOne,
+    /// x plus this.
+    Plus(f32),
     /// -exp(x).
     NegExp,
+    /// x times this.
+    Times(f32),
 }
 
 impl Weights {

@@ -154,6 +154,7 @@ const ORDER: &[(&str, Slot)] = &[
     ("attn_k", Slot::Attention),
     ("attn_v", Slot::Attention),
     ("attn_qkv", Slot::Attention),
+    ("attn_gate", Slot::Attention),
     ("attn_q_a", Slot::Attention),
     ("attn_kv_a_mqa", Slot::Attention),
     ("attn_q_b", Slot::Own),

@@ -1,6 +1,6 @@
 //! Command-R and R7B: attention and feed-forward network side by side, norms without biases.
 
-use super::decoder::{Decoder, Layout, Norm, Window};
+use super::decoder::{Decoder, Layout, Norm, Unrotated, Window};
 use super::llama::{BUFFERS, GATED_FFN, PLAIN_ATTENTION};
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS};
 use super::recipes::Size::{Any, Hidden};
@@ -34,7 +34,7 @@ pub(super) static COHERE2: Architecture = Architecture {
             rope_base: None,
         },
         // The layers that see everything have no positions.
-        unrotated_every: 4,
+        unrotated: Unrotated::Every(4),
         ..COMMAND_R.decoder
     },
     ..COMMAND_R

@@ -189,14 +189,24 @@ impl Config {
     /// # Errors
     /// A value that is no list of whole numbers.
     pub(crate) fn rope_sections(&self) -> Result<Option<[u32; 4]>> {
-        const NAME: &str = "mrope_section";
-        let Some(value) = self.rope.get(NAME) else {
+        self.sections_in(&["mrope_section"])
+    }
+
+    /// The same under the first of these names.
+    ///
+    /// # Errors
+    /// As [`Config::rope_sections`].
+    pub(crate) fn sections_in(&self, names: &[&str]) -> Result<Option<[u32; 4]>> {
+        let named = names
+            .iter()
+            .find_map(|name| Some((*name, self.rope.get(*name)?)));
+        let Some((name, value)) = named else {
             return Ok(None);
         };
-        let wrong = || wrong_kind(NAME, value, "a list of whole numbers");
+        let wrong = || wrong_kind(name, value, "a list of whole numbers");
         let mut sections = [0; 4];
         for (section, value) in sections.iter_mut().zip(value.as_array().ok_or_else(wrong)?) {
-            *section = as_u32(NAME, value)?;
+            *section = as_u32(name, value)?;
         }
         Ok(Some(sections))
     }
@@ -224,6 +234,24 @@ impl Config {
             .filter(|value| !value.is_null())
             .map(|value| as_f64("rope_theta", value))
             .transpose()
+    }
+
+    /// Which layers see only the last tokens, by `layer_types`.
+    pub(crate) fn sliding_layers(&self) -> Option<Vec<bool>> {
+        let kinds = self.get("layer_types")?.as_array()?.iter();
+        Some(kinds.map(|kind| kind == "sliding_attention").collect())
+    }
+
+    /// The part of a head that layers of one kind rotate, as `rope_parameters` says for each kind.
+    ///
+    /// # Errors
+    /// If it is missing.
+    pub(crate) fn rope_part_of(&self, kind: &str) -> Result<f64> {
+        const PART: &str = "partial_rotary_factor";
+        let parameters = self.rope.get(kind).and_then(Value::as_object);
+        let part = parameters.map(|parameters| number_in(parameters, PART));
+        let part = part.transpose()?.flatten();
+        part.ok_or_else(|| format!("'{PART}' of '{kind}' is missing in 'rope_parameters'"))
     }
 
     /// `rope_parameters` (or `rope_scaling`) with the parameters that older files keep at the root.

@@ -16,12 +16,22 @@ pub struct Decoder {
     pub layout: Layout,
     /// Whether embeddings are multiplied by the square root of their length.
     pub scaled_embeddings: bool,
+    /// Whether embeddings are normalized, without weights.
+    pub normalized_embeddings: bool,
     /// Whether the weights of the chosen experts are made to sum up to 1.
     pub normalized_experts: bool,
     /// Which layers see only the last tokens.
     pub window: Window,
-    /// Every n-th layer does not rotate; 0 for none.
-    pub unrotated_every: u32,
+    /// Which layers do not rotate.
+    pub unrotated: Unrotated,
+    /// How distances are held against scores.
+    pub alibi: Alibi,
+    /// Whether norms of queries and keys stand behind the rotation.
+    pub norms_rotated: bool,
+    /// Added to the divisor of norms behind a block, if it is another than that of all norms.
+    pub post_norm_epsilon: Option<f32>,
+    /// Whether layers without heads of keys have one matrix in place of attention.
+    pub linear_layers: bool,
     /// Whether the metadata's scale multiplies logits; else it divides them.
     pub multiplied_logits: bool,
     /// Whether the matrix of queries makes a gate for every number that a head puts out, behind the
@@ -29,9 +39,51 @@ pub struct Decoder {
     pub gated_queries: bool,
     /// Whether the layers that the metadata do not leave to attention are gated delta nets.
     pub delta_nets: bool,
-    /// Models of so many layers scale scores by the hidden size per head instead of the length of a
-    /// head.
-    pub wide_heads: Option<u32>,
+    /// What scores of attention are divided by.
+    pub score_divisor: ScoreDivisor,
+}
+
+/// What scores of attention are divided by, if the metadata does not say it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum ScoreDivisor {
+    /// The square root of the length of a head.
+    Root,
+    /// The same, in models of so many layers of the hidden size per head.
+    RootOfShare(u32),
+    /// The length of a head.
+    Length,
+}
+
+/// Which layers do not rotate.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Unrotated {
+    /// All rotate.
+    None,
+    /// Every n-th one.
+    Every(u32),
+    /// Those that see everything, if others do not.
+    Unwindowed,
+    /// All of them, unless the model has so many layers.
+    Unless(u32),
+}
+
+/// How distances are held against scores (ALiBi, Press et al. 2022): the bias of the steepest head
+/// at a distance of one context.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Alibi {
+    /// Not at all.
+    None,
+    /// As the metadata says; not at all if it does not say it.
+    Listed,
+    /// By this.
+    Always(f32),
+    /// By `bias`, in models of so many layers.
+    InModelsOf {
+        /// The number of layers.
+        layers: u32,
+        /// The bias.
+        bias: f32,
+    },
 }
 
 /// How activations are normalized.
@@ -64,6 +116,8 @@ pub enum Layout {
     Parallel,
     /// Side by side if the file has no norm of this name, else one after the other.
     ParallelWithout(&'static str),
+    /// Side by side if the metadata says so, each behind its norm; else one after the other.
+    Switched,
 }
 
 /// How the pairs of a head are shared out to time, height and width. A token of text has the same
@@ -76,6 +130,9 @@ pub enum Sections {
     Consecutive,
     /// In turn, as long as a section lasts.
     Interleaved,
+    /// One section after the other, in heads that are rotated by halves, if the metadata lists
+    /// sections.
+    Listed,
 }
 
 /// What stands between the matrices of the feed-forward network.
@@ -87,6 +144,32 @@ pub enum Activation {
     Gelu,
     /// The square of what is above 0 (So et al. 2021).
     SquaredRelu,
+    /// xIELU (Huang and Schlag 2024), with the parameters of the metadata.
+    Xielu(Xielu),
+}
+
+/// The parameters of xIELU: `rise x^2 + slope x` above 0, `fall (exp(min(x, bound)) - 1 - x) + slope
+/// x` below.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Xielu {
+    /// Curvature above 0.
+    pub rise: f32,
+    /// Curvature below 0.
+    pub fall: f32,
+    /// Slope at 0.
+    pub slope: f32,
+    /// The exponential's argument stays below this.
+    pub bound: f32,
+}
+
+impl Xielu {
+    /// Before the metadata are read.
+    pub(crate) const UNKNOWN: Xielu = Xielu {
+        rise: 0.0,
+        fall: 0.0,
+        slope: 0.0,
+        bound: 0.0,
+    };
 }
 
 /// Which layers see only the last tokens.
@@ -94,9 +177,8 @@ pub enum Activation {
 pub enum Window {
     /// All layers see everything, whatever the metadata says.
     None,
-    /// Those that the metadata list, of every four the first three if it lists none; their rotation is
-    /// not stretched. None if the metadata has no window.
-    Listed,
+    /// Those that the metadata list.
+    Listed(Listed),
     /// Of so many layers the last sees everything.
     Pattern {
         /// The period.
@@ -108,6 +190,32 @@ pub enum Window {
     },
 }
 
+/// Layers with windows, as the metadata list them.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Listed {
+    /// If the metadata list none, the last of so many sees everything.
+    pub period: u32,
+    /// Tokens that the others see, if the metadata does not say; no windows if neither says it.
+    pub tokens: Option<u32>,
+    /// Whether their rotation is stretched as that of the layers that see everything.
+    pub stretched: bool,
+    /// Base of their rotation, if the metadata does not say; else that of all layers.
+    pub rope_base: Option<f32>,
+    /// Only models of so many layers have windows.
+    pub layers: Option<u32>,
+}
+
+impl Listed {
+    /// Of every four layers the first three; their rotation is not stretched.
+    pub(crate) const THREE_OF_FOUR: Listed = Listed {
+        period: 4,
+        tokens: None,
+        stretched: false,
+        rope_base: None,
+        layers: None,
+    };
+}
+
 impl Decoder {
     /// Llama's; the others are told by what differs.
     pub(crate) const LLAMA: Decoder = Decoder {
@@ -117,12 +225,17 @@ impl Decoder {
         layout: Layout::Sequential("ffn_norm"),
         activation: Activation::Silu,
         scaled_embeddings: false,
+        normalized_embeddings: false,
         normalized_experts: true,
         window: Window::None,
-        unrotated_every: 0,
+        unrotated: Unrotated::None,
+        alibi: Alibi::None,
+        norms_rotated: false,
+        post_norm_epsilon: None,
+        linear_layers: false,
         multiplied_logits: false,
         gated_queries: false,
         delta_nets: false,
-        wide_heads: None,
+        score_divisor: ScoreDivisor::Root,
     };
 }

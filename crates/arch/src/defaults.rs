@@ -157,6 +157,34 @@ static CLASSES: &[Class] = &[
         rope_scaling = Null, sliding_window = Null),
     class!("gpt2": vocab_size = Int(50_257), n_positions = Int(1024), n_embd = Int(768), n_layer = Int(12),
         n_head = Int(12), n_inner = Null, layer_norm_epsilon = Float(1e-5)),
+    class!("gpt_neox": vocab_size = Int(50_432), hidden_size = Int(6144), intermediate_size = Int(24_576),
+        num_hidden_layers = Int(44), num_attention_heads = Int(64), max_position_embeddings = Int(2048),
+        layer_norm_eps = Float(1e-5), rotary_pct = Float(0.25)),
+    class!("bloom": vocab_size = Int(250_880), hidden_size = Int(64), n_layer = Int(2), n_head = Int(8),
+        layer_norm_epsilon = Float(1e-5)),
+    class!("falcon": vocab_size = Int(65_024), hidden_size = Int(4544), num_hidden_layers = Int(32),
+        num_attention_heads = Int(71), num_kv_heads = HEADS, layer_norm_epsilon = Float(1e-5)),
+    class!("mpt": vocab_size = Int(50_368), d_model = Int(2048), n_layers = Int(24), n_heads = Int(16),
+        max_seq_len = Int(2048)),
+    class!("apertus": vocab_size = Int(131_072), hidden_size = Int(4096), intermediate_size = Int(14_336),
+        num_hidden_layers = Int(32), num_attention_heads = Int(32), num_key_value_heads = HEADS,
+        max_position_embeddings = Int(65_536), rms_norm_eps = Float(1e-5), rope_theta = Float(12e6)),
+    class!("exaone4": vocab_size = Int(102_400), hidden_size = Int(4096), intermediate_size = Int(16_384),
+        num_hidden_layers = Int(32), num_attention_heads = Int(32), num_key_value_heads = Int(32),
+        max_position_embeddings = Int(2048), rms_norm_eps = Float(1e-5), rope_theta = Float(10_000.0),
+        rope_scaling = Null, sliding_window = Int(4096)),
+    class!("glm" | "glm4": vocab_size = Int(151_552), hidden_size = Int(4096), intermediate_size = Int(13_696),
+        num_hidden_layers = Int(40), num_attention_heads = Int(32), num_key_value_heads = Int(2),
+        head_dim = Int(128), max_position_embeddings = Int(131_072), rms_norm_eps = Float(1.5625e-7),
+        rope_theta = Float(10_000.0), partial_rotary_factor = Float(0.5)),
+    class!("glm4v_text": vocab_size = Int(151_552), hidden_size = Int(4096), intermediate_size = Int(13_696),
+        num_hidden_layers = Int(40), num_attention_heads = Int(32), num_key_value_heads = Int(2),
+        max_position_embeddings = Int(32_768), rms_norm_eps = Float(1e-5), rope_theta = Float(10_000.0),
+        rope_scaling = Null),
+    class!("hunyuan_v1_dense": vocab_size = Int(290_943), hidden_size = Int(4096), intermediate_size = Int(11_008),
+        num_hidden_layers = Int(32), num_attention_heads = Int(32), num_key_value_heads = HEADS, head_dim = Null,
+        max_position_embeddings = Int(2048), rms_norm_eps = Float(1e-5), rope_theta = Float(10_000.0),
+        rope_scaling = Null),
     class!("smollm3": vocab_size = Int(128_256), hidden_size = Int(2048), intermediate_size = Int(11_008),
         num_hidden_layers = Int(36), num_attention_heads = Int(16), num_key_value_heads = Int(4),
         max_position_embeddings = Int(32_768), rms_norm_eps = Float(1e-6), rope_theta = Float(2_000_000.0),
@@ -184,6 +212,7 @@ const fn wrapper(model_type: &'static str, text: &'static str, open: bool, flat:
 }
 
 static WRAPPERS: &[Wrapper] = &[
+    wrapper("glm4v", "glm4v_text", false, false),
     wrapper("gemma3", "gemma3_text", false, false),
     wrapper("idefics3", "llama", true, false),
     wrapper("internvl", "qwen2", true, false),
@@ -232,8 +261,34 @@ fn model_type(fields: &Map<String, Value>) -> Option<String> {
     Some(fields.get("model_type")?.as_str()?.to_owned())
 }
 
+/// Other names of a class's fields, which it takes as well, and the names that it gives them.
+const ALIASES: &[(&str, &[(&str, &str)])] = &[
+    (
+        "bloom",
+        &[
+            ("n_embed", "hidden_size"),
+            ("num_attention_heads", "n_head"),
+            ("num_hidden_layers", "n_layer"),
+        ],
+    ),
+    (
+        "mpt",
+        &[
+            ("hidden_size", "d_model"),
+            ("num_attention_heads", "n_heads"),
+            ("num_hidden_layers", "n_layers"),
+        ],
+    ),
+];
+
 /// Fills in what a class would.
 fn complete_class(fields: &mut Map<String, Value>, model_type: &str) -> Result<()> {
+    let aliases = ALIASES.iter().filter(|(class, _)| *class == model_type);
+    for (alias, name) in aliases.flat_map(|(_, aliases)| *aliases) {
+        if let Some(value) = fields.remove(*alias) {
+            fields.insert((*name).into(), value);
+        }
+    }
     let Some(class) = CLASSES
         .iter()
         .find(|class| class.model_types.contains(&model_type))
@@ -318,6 +373,18 @@ mod tests {
         assert_eq!(mistral["num_key_value_heads"], 32);
         assert!(mistral["head_dim"].is_null());
         assert_eq!(completed(json!({ "model_type": "new" })).len(), 1);
+    }
+
+    #[test]
+    fn aliases_give_way_to_the_class_own_names() {
+        let bloom = completed(
+            json!({ "model_type": "bloom", "num_attention_heads": 4, "n_head": 16, "n_layer": 3 }),
+        );
+        assert_eq!(
+            (&bloom["n_head"], &bloom["n_layer"]),
+            (&json!(4), &json!(3))
+        );
+        assert!(!bloom.contains_key("num_attention_heads"));
     }
 
     #[test]

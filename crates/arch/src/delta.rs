@@ -8,7 +8,9 @@ use super::llama::{BUFFERS, EMBEDDINGS, GATED_FFN};
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS, rotated_part};
 use super::qwen::{EXPERT_PARAMETERS, EXPERTS, SHARED_EXPERT};
 use super::recipes::Op::{AddOne, NegExp, Squeeze, Tile, TileBehind};
-use super::recipes::Size::{self, Any, Field, Hidden, Keys as KeyRows, Number, Product, Queries, Quotient};
+use super::recipes::Size::{
+    self, Any, Field, Hidden, Keys as KeyRows, Number, Product, Queries, Quotient,
+};
 use super::recipes::{Op, Recipe};
 use super::{Architecture, Keys, Parameter, nothing_generated};
 use quantier_gguf::gguf::{Array, Value, ValueType};

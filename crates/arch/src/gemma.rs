@@ -1,7 +1,7 @@
 //! Gemma 1, 2 and 3 (text). Their norms hold what is added to 1.
 
 use super::config::Result;
-use super::decoder::{Activation, Decoder, Rope, Window};
+use super::decoder::{Activation, Decoder, Rope, ScoreDivisor, Window};
 use super::llama::{BUFFERS, GATED_FFN, PLAIN_ATTENTION};
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS};
 use super::recipes::Op::{AddOne, First};
@@ -53,7 +53,7 @@ pub(super) static GEMMA2: Architecture = Architecture {
             tokens: Some(4096),
             rope_base: None,
         },
-        wide_heads: Some(46),
+        score_divisor: ScoreDivisor::RootOfShare(46),
         ..GEMMA
     },
 };
@@ -84,7 +84,7 @@ pub(super) static GEMMA3: Architecture = Architecture {
             tokens: None,
             rope_base: Some(10_000.0),
         },
-        wide_heads: Some(62),
+        score_divisor: ScoreDivisor::RootOfShare(62),
         ..GEMMA
     },
 };

@@ -12,78 +12,12 @@ use quantier_tokenizer::VocabKind;
 /// The feed-forward network is as many times wider than the hidden state.
 const FFN_FACTOR: u32 = 4;
 
-/// Tensors under their names with a prefix: matrices by rows, norms, tables, biases.
-macro_rules! by_rows {
-    ($prefix:literal) => {
-        &[
-            Recipe::rename("lm_head", "output", &[Any, Hidden]),
-            Recipe::rename(concat!($prefix, "wte"), "token_embd", &[Any, Hidden]),
-            Recipe::rename(concat!($prefix, "wpe"), "position_embd", &[Any, Hidden]),
-            Recipe::rename(concat!($prefix, "ln_f"), "output_norm", &[Hidden]),
-            Recipe::rename(concat!($prefix, "h.{}.ln_1"), "blk.{}.attn_norm", &[Hidden]),
-            Recipe::rename(concat!($prefix, "h.{}.ln_2"), "blk.{}.ffn_norm", &[Hidden]),
-            Recipe::rename(
-                concat!($prefix, "h.{}.attn.c_attn"),
-                "blk.{}.attn_qkv",
-                &[Any, Hidden],
-            ),
-            Recipe::rename(
-                concat!($prefix, "h.{}.attn.c_proj"),
-                "blk.{}.attn_output",
-                &[Hidden, Any],
-            ),
-            Recipe::rename(
-                concat!($prefix, "h.{}.mlp.c_fc"),
-                "blk.{}.ffn_up",
-                &[Any, Hidden],
-            ),
-            Recipe::rename(
-                concat!($prefix, "h.{}.mlp.c_proj"),
-                "blk.{}.ffn_down",
-                &[Hidden, Any],
-            ),
-            // Old checkpoints hold the causal mask.
-            Recipe::skip(concat!($prefix, "h.{}.attn.bias")),
-            Recipe::skip(concat!($prefix, "h.{}.attn.masked_bias")),
-        ]
-    };
-}
-
-/// GPT-2's matrices under their names with a prefix: by columns.
-macro_rules! by_columns {
-    ($prefix:literal) => {
-        &[
-            transposed(
-                concat!($prefix, "h.{}.attn.c_attn.weight"),
-                "blk.{}.attn_qkv.weight",
-            ),
-            transposed(
-                concat!($prefix, "h.{}.attn.c_proj.weight"),
-                "blk.{}.attn_output.weight",
-            ),
-            transposed(
-                concat!($prefix, "h.{}.mlp.c_fc.weight"),
-                "blk.{}.ffn_up.weight",
-            ),
-            transposed(
-                concat!($prefix, "h.{}.mlp.c_proj.weight"),
-                "blk.{}.ffn_down.weight",
-            ),
-        ]
-    };
-}
-
 pub(super) static GPT2: Architecture = Architecture {
     classes: &["GPT2LMHeadModel"],
     name: "gpt2",
     vocabulary: VocabKind::ByteLevel,
     parameters: &[PARAMETERS],
-    tensors: &[
-        by_columns!("transformer."),
-        BY_ROWS,
-        by_columns!(""),
-        by_rows!(""),
-    ],
+    tensors: &[BY_COLUMNS, BY_ROWS],
     generated: nothing_generated,
     decoder: Decoder {
         norm: Norm::Layer,
@@ -117,4 +51,47 @@ const fn transposed(from: &'static str, to: &'static str) -> Recipe {
 }
 
 /// Tensors of GPT-2's kin whose matrices are stored by rows.
-pub(super) const BY_ROWS: &[Recipe] = by_rows!("transformer.");
+pub(super) const BY_ROWS: &[Recipe] = &[
+    Recipe::rename("lm_head", "output", &[Any, Hidden]),
+    Recipe::rename("transformer.wte", "token_embd", &[Any, Hidden]),
+    Recipe::rename("transformer.wpe", "position_embd", &[Any, Hidden]),
+    Recipe::rename("transformer.ln_f", "output_norm", &[Hidden]),
+    Recipe::rename("transformer.h.{}.ln_1", "blk.{}.attn_norm", &[Hidden]),
+    Recipe::rename("transformer.h.{}.ln_2", "blk.{}.ffn_norm", &[Hidden]),
+    Recipe::rename(
+        "transformer.h.{}.attn.c_attn",
+        "blk.{}.attn_qkv",
+        &[Any, Hidden],
+    ),
+    Recipe::rename(
+        "transformer.h.{}.attn.c_proj",
+        "blk.{}.attn_output",
+        &[Hidden, Any],
+    ),
+    Recipe::rename("transformer.h.{}.mlp.c_fc", "blk.{}.ffn_up", &[Any, Hidden]),
+    Recipe::rename(
+        "transformer.h.{}.mlp.c_proj",
+        "blk.{}.ffn_down",
+        &[Hidden, Any],
+    ),
+    // Old checkpoints hold the causal mask.
+    Recipe::skip("transformer.h.{}.attn.bias"),
+    Recipe::skip("transformer.h.{}.attn.masked_bias"),
+];
+
+/// Matrices that are stored by columns.
+pub(super) const BY_COLUMNS: &[Recipe] = &[
+    transposed(
+        "transformer.h.{}.attn.c_attn.weight",
+        "blk.{}.attn_qkv.weight",
+    ),
+    transposed(
+        "transformer.h.{}.attn.c_proj.weight",
+        "blk.{}.attn_output.weight",
+    ),
+    transposed("transformer.h.{}.mlp.c_fc.weight", "blk.{}.ffn_up.weight"),
+    transposed(
+        "transformer.h.{}.mlp.c_proj.weight",
+        "blk.{}.ffn_down.weight",
+    ),
+];

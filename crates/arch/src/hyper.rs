@@ -1,8 +1,13 @@
 //! The numbers of a model: what its metadata says of its decoder, checked.
 
-use crate::{Architecture, Decoder, Norm, Rope, Sections, Window};
+use crate::{
+    Activation, Alibi, Architecture, Decoder, Norm, Rope, ScoreDivisor, Sections, Unrotated,
+    Window, Xielu,
+};
 use quantier_gguf::gguf::{Metadata, Value, keys};
 
+/// How the pairs of a head are shared out to the dimensions of pictures.
+const SECTIONS: &str = "rope.dimension_sections";
 /// The most heads or numbers in a row that are believed.
 const LIMIT: u64 = 1 << 24;
 /// The most layers that are believed.
@@ -21,8 +26,14 @@ pub struct Hyper {
     pub hidden: usize,
     /// The attention of every layer; None in a layer without.
     pub attention: Vec<Option<AttentionNumbers>>,
+    /// Whether a layer has one matrix in place of attention.
+    pub is_linear: Vec<bool>,
     /// Whether a layer has a feed-forward network.
     pub has_ffn: Vec<bool>,
+    /// What stands between the matrices of every layer's feed-forward network.
+    pub activations: Vec<Activation>,
+    /// Whether the metadata puts attention and feed-forward network side by side.
+    pub parallel: bool,
     /// Added to the divisor of norms.
     pub epsilon: f32,
     /// How positions rotate, in one or more ways.
@@ -33,6 +44,8 @@ pub struct Hyper {
     pub temperature: Option<Temperature>,
     /// Scores of attention are bent to stay below this.
     pub score_cap: Option<f32>,
+    /// Distances are held against scores by this times each head's slope.
+    pub max_alibi_bias: Option<f32>,
     /// Logits are bent to stay below this.
     pub logit_cap: Option<f32>,
     /// Embeddings are multiplied by this.
@@ -171,6 +184,15 @@ impl Keys<'_> {
         }
     }
 
+    /// A truth value.
+    fn flag(&self, key: &str) -> Result<Option<bool>> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::Bool(flag)) => Ok(Some(*flag)),
+            Some(value) => Err(self.bad(key, format!("is {value}; true or false is expected"))),
+        }
+    }
+
     /// A list of truth values, one for each layer.
     fn flags(&self, key: &str, layers: usize) -> Result<Option<Vec<bool>>> {
         let Some(value) = self.get(key) else {
@@ -191,6 +213,46 @@ impl Keys<'_> {
         }
     }
 
+    /// One finite number for all layers, or a list with one for each. The key is not the
+    /// architecture's.
+    fn floats(&self, key: &str, layers: usize) -> Result<Vec<f32>> {
+        let number = |value: &Value<'_>| match value {
+            Value::F32(x) if x.is_finite() => Some(*x),
+            _ => None,
+        };
+        let value = self.metadata.get(key);
+        let value = value.ok_or_else(|| format!("'{key}' is missing"))?;
+        let numbers = match value {
+            Value::Array(list) => list.values().map(|value| number(&value)).collect(),
+            value => number(value).map(|number| vec![number; layers]),
+        };
+        let numbers = numbers.filter(|numbers: &Vec<f32>| numbers.len() == layers);
+        numbers.ok_or_else(|| {
+            format!("'{key}' is {value}; {layers} finite f32 are expected, one for each layer")
+        })
+    }
+
+    /// What stands between the matrices of every layer's feed-forward network.
+    fn activations(&self, by_default: Activation, layers: usize) -> Result<Vec<Activation>> {
+        if !matches!(by_default, Activation::Xielu(_)) {
+            return Ok(vec![by_default; layers]);
+        }
+        let [positive, negative, slope, bound] = ["alpha_p", "alpha_n", "beta", "eps"]
+            .map(|name| self.floats(&format!("xielu.{name}"), layers));
+        let (positive, negative, slope, bound) = (positive?, negative?, slope?, bound?);
+        // log(1 + exp(x)), which is x where the exponential would be too large.
+        let softplus = |x: f32| if x > 20.0 { x } else { x.exp().ln_1p() };
+        let layer = |i: usize| {
+            Activation::Xielu(Xielu {
+                rise: softplus(positive[i]),
+                fall: slope[i] + softplus(negative[i]),
+                slope: slope[i],
+                bound: bound[i],
+            })
+        };
+        Ok((0..layers).map(layer).collect())
+    }
+
     fn float(&self, key: &str) -> Result<Option<f32>> {
         match self.get(key) {
             None => Ok(None),
@@ -201,15 +263,14 @@ impl Keys<'_> {
 
     /// Pairs of a head that no section of time, height and width takes.
     fn still(&self, pairs: usize, sections: Sections) -> Result<Vec<usize>> {
-        const KEY: &str = "rope.dimension_sections";
         if sections == Sections::None {
             return Ok(Vec::new());
         }
-        let sizes = self.numbers(KEY, 4, "dimension")?;
-        let sizes = sizes.ok_or_else(|| self.bad(KEY, "is missing"))?;
+        let sizes = self.numbers(SECTIONS, 4, "dimension")?;
+        let sizes = sizes.ok_or_else(|| self.bad(SECTIONS, "is missing"))?;
         let all: usize = sizes.iter().sum();
         if all == 0 {
-            return Err(self.bad(KEY, "holds only zeros"));
+            return Err(self.bad(SECTIONS, "holds only zeros"));
         }
         let turns = |pair: &usize| {
             let sector = pair % all;
@@ -250,6 +311,13 @@ impl Keys<'_> {
         {
             rotation.extrapolation = extrapolation;
         }
+        // NTK-aware scaling, once for all positions.
+        if let Some(alpha) = self
+            .float("rope.scaling.alpha")?
+            .filter(|alpha| *alpha > 0.0)
+        {
+            rotation.base *= alpha.powf(length as f32 / (length as f32 - 2.0));
+        }
         if rotation.extrapolation != 0.0 {
             let magnitude = |part: f32| 1.0 + 0.1 * part * factor.max(1.0).ln();
             rotation.magnitude *= match self.float("rope.scaling.yarn_log_multiplier")? {
@@ -275,11 +343,20 @@ impl Hyper {
                     _ => format!("'{}' is missing", keys::ARCHITECTURE),
                 },
             )?;
-        let decoder = Architecture::of_gguf(name)?.decoder;
+        let mut decoder = Architecture::of_gguf(name)?.decoder;
         let keys = Keys {
             metadata,
             architecture: name,
         };
+        if decoder.sections == Sections::Listed {
+            decoder.sections = match keys.get(SECTIONS) {
+                Some(_) => Sections::Consecutive,
+                None => Sections::None,
+            };
+            if decoder.sections == Sections::Consecutive {
+                decoder.rope = Rope::Halves;
+            }
+        }
         let (layers, hidden) = (
             keys.number("block_count")?,
             keys.number("embedding_length")?,
@@ -295,8 +372,12 @@ impl Hyper {
         }
         let kv_heads = keys.per_layer("attention.head_count_kv", layers)?;
         let kv_heads = kv_heads.unwrap_or_else(|| heads.clone());
-        for (heads, kv_heads) in heads.iter().zip(&kv_heads).filter(|(heads, _)| **heads > 0) {
-            if *kv_heads == 0 || !heads.is_multiple_of(*kv_heads) {
+        let is_linear =
+            |layer: usize| decoder.linear_layers && heads[layer] > 0 && kv_heads[layer] == 0;
+        let is_linear: Vec<_> = (0..layers).map(is_linear).collect();
+        for layer in (0..layers).filter(|layer| !is_linear[*layer]) {
+            let (heads, kv_heads) = (heads[layer], kv_heads[layer]);
+            if heads > 0 && (kv_heads == 0 || !heads.is_multiple_of(kv_heads)) {
                 return Err(keys.bad(
                     "attention.head_count_kv",
                     format!("is {kv_heads}, no divisor of {heads} heads"),
@@ -311,13 +392,17 @@ impl Hyper {
             length("attention.key_length")?,
             length("attention.value_length")?,
         );
-        let rotated = keys.optional("rope.dimension_count")?.unwrap_or(key_length);
-        if rotated > key_length || !rotated.is_multiple_of(2) {
-            return Err(keys.bad(
-                "rope.dimension_count",
-                format!("is {rotated}; heads have {key_length} numbers"),
-            ));
-        }
+        let length_of = |key: &str, by_default: usize| {
+            let length = keys.optional(key)?.unwrap_or(by_default);
+            match length > key_length || !length.is_multiple_of(2) {
+                true => Err(keys.bad(key, format!("is {length}; heads have {key_length} numbers"))),
+                false => Ok(length),
+            }
+        };
+        let rotated = match decoder.rope {
+            Rope::None => 0,
+            _ => length_of("rope.dimension_count", key_length)?,
+        };
         let feed_forward = match keys.get("feed_forward_length") {
             Some(Value::Array(_)) => keys.per_layer("feed_forward_length", layers)?,
             _ => None,
@@ -356,25 +441,41 @@ impl Hyper {
                     ..windowed
                 });
             }
-            Window::Listed => {
-                let tokens = tokens?.filter(|tokens| *tokens > 0);
+            Window::Listed(list) => {
+                let tokens = tokens?.or(list.tokens.map(|tokens| tokens as usize));
+                let tokens = tokens.filter(|tokens| {
+                    *tokens > 0 && list.layers.is_none_or(|number| number as usize == layers)
+                });
                 let listed = keys.flags("attention.sliding_window_pattern", layers)?;
                 for (layer, window) in windows.iter_mut().enumerate() {
                     let is_windowed = match &listed {
                         Some(listed) => listed[layer],
-                        None => !(layer + 1).is_multiple_of(4),
+                        None => !(layer + 1).is_multiple_of(list.period as usize),
                     };
                     *window = tokens.filter(|_| is_windowed);
                 }
-                let base = keys.float("rope.freq_base_swa")?;
+                let base = keys.float("rope.freq_base_swa")?.or(list.rope_base);
                 let base = base.unwrap_or(rotations[0].base);
-                rotations.push(rotations[0].unstretched(base));
+                let mut windowed = match list.stretched {
+                    true => Rotation {
+                        base,
+                        ..rotations[0].clone()
+                    },
+                    false => rotations[0].unstretched(base),
+                };
+                windowed.length = length_of("rope.dimension_count_swa", rotated)?;
+                rotations.push(windowed);
             }
         }
-        let unrotated_every = decoder.unrotated_every as usize;
+        let is_windowed = windows.iter().any(Option::is_some);
         let rotates = |layer: usize| {
             decoder.rope != Rope::None
-                && (unrotated_every == 0 || !(layer + 1).is_multiple_of(unrotated_every))
+                && match decoder.unrotated {
+                    Unrotated::None => true,
+                    Unrotated::Every(number) => !(layer + 1).is_multiple_of(number as usize),
+                    Unrotated::Unwindowed => !is_windowed || windows[layer].is_some(),
+                    Unrotated::Unless(number) => layers == number as usize,
+                }
         };
         let attention = |layer: usize| AttentionNumbers {
             heads: heads[layer],
@@ -384,16 +485,16 @@ impl Hyper {
             window: windows[layer],
             rotation: rotates(layer).then_some(usize::from(windows[layer].is_some())),
         };
-        let attention = (0..layers).map(|layer| (heads[layer] > 0).then(|| attention(layer)));
+        let attends = |layer: usize| heads[layer] > 0 && !is_linear[layer];
+        let attention = (0..layers).map(|layer| attends(layer).then(|| attention(layer)));
         let attention = attention.collect();
-        let wide = decoder.wide_heads == Some(layers as u32);
-        let scale = 1.0
-            / (if wide {
-                hidden / most_heads
-            } else {
-                key_length
-            } as f32)
-                .sqrt();
+        let scale = match decoder.score_divisor {
+            ScoreDivisor::Length => 1.0 / key_length as f32,
+            ScoreDivisor::RootOfShare(number) if layers == number as usize => {
+                1.0 / ((hidden / most_heads) as f32).sqrt()
+            }
+            ScoreDivisor::Root | ScoreDivisor::RootOfShare(_) => 1.0 / (key_length as f32).sqrt(),
+        };
         let positive = |x: Option<f32>| x.filter(|x| *x != 0.0);
         const STRENGTH: &str = "attention.temperature_scale";
         let temperature = positive(keys.float(STRENGTH)?).map(|strength| Temperature {
@@ -403,6 +504,15 @@ impl Hyper {
         if temperature.is_some_and(|temperature| temperature.period == 0) {
             return Err(keys.bad(STRENGTH, "needs 'rope.scaling.original_context_length'"));
         }
+        let max_alibi_bias = match decoder.alibi {
+            Alibi::None => None,
+            Alibi::Listed => keys.float("attention.max_alibi_bias")?,
+            Alibi::Always(bias) => Some(bias),
+            Alibi::InModelsOf {
+                layers: number,
+                bias,
+            } => Some(bias).filter(|_| layers == number as usize),
+        };
         let embedding_scale = if decoder.scaled_embeddings {
             (hidden as f32).sqrt()
         } else {
@@ -414,6 +524,9 @@ impl Hyper {
             layers,
             hidden,
             attention,
+            is_linear,
+            activations: keys.activations(decoder.activation, layers)?,
+            parallel: keys.flag("use_parallel_residual")?.unwrap_or(false),
             has_ffn: match feed_forward {
                 Some(lengths) => lengths.into_iter().map(|length| length > 0).collect(),
                 None => vec![true; layers],
@@ -422,6 +535,7 @@ impl Hyper {
             rotations,
             score_scale: positive(keys.float("attention.scale")?).unwrap_or(scale),
             temperature,
+            max_alibi_bias: positive(max_alibi_bias),
             score_cap: positive(keys.float("attn_logit_softcapping")?)
                 .or((name == "gemma2").then_some(50.0)),
             logit_cap: positive(keys.float("final_logit_softcapping")?)

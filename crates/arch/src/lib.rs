@@ -9,29 +9,46 @@
 
 #![warn(unreachable_pub)]
 
+mod apertus;
+mod baichuan;
+mod bloom;
 pub mod catalog;
 mod cohere;
 mod config;
+mod deci;
 mod decoder;
 mod defaults;
 mod delta;
 mod ernie;
+mod exaone;
 mod gemma;
+mod glm;
 mod gpt2;
 mod granite;
+mod hunyuan;
 pub mod hyper;
 mod input;
+mod internlm;
+mod jais;
 mod llama;
+mod minicpm;
+mod mpt;
+mod muse;
 mod nemotron;
+mod neox;
 mod nextn;
 mod olmo;
+mod openelm;
 mod orion;
 mod parameters;
 mod phi;
+mod plamo;
 mod qwen;
 pub mod recipes;
+mod refact;
 pub mod role;
 mod seed;
+mod spark;
 pub mod spec;
 mod stablelm;
 mod starcoder;
@@ -41,7 +58,10 @@ use quantier_tokenizer::VocabKind;
 
 pub use catalog::{Catalog, Entry, Grouping, InputId, LayerId, Linear, LinearId, TensorId};
 pub use config::{Config, Pooling};
-pub use decoder::{Activation, Decoder, Layout, Norm, Rope, Sections, Window};
+pub use decoder::{
+    Activation, Alibi, Decoder, Layout, Listed, Norm, Rope, ScoreDivisor, Sections, Unrotated,
+    Window, Xielu,
+};
 pub use input::Input;
 pub use nextn::Nextn;
 pub use parameters::{Keys, Parameter};
@@ -78,6 +98,7 @@ pub struct Generated {
 /// Every architecture that can be converted.
 pub static ARCHITECTURES: &[&Architecture] = &[
     &llama::LLAMA,
+    &llama::INTERNLM3,
     &llama::SMOLLM3,
     &llama::MISTRAL3,
     &qwen::QWEN2,
@@ -111,6 +132,28 @@ pub static ARCHITECTURES: &[&Architecture] = &[
     &orion::ORION,
     &ernie::ERNIE4_5,
     &ernie::PADDLEOCR,
+    &neox::GPTNEOX,
+    &bloom::BLOOM,
+    &bloom::FALCON,
+    &mpt::MPT,
+    &refact::REFACT,
+    &jais::JAIS,
+    &jais::JAIS2,
+    &apertus::APERTUS,
+    &exaone::EXAONE4,
+    &spark::SPARK2_5,
+    &muse::MUSE_GLIMMER,
+    &glm::GLM4,
+    &glm::CHATGLM,
+    &hunyuan::HUNYUAN_DENSE,
+    &hunyuan::HUNYUAN_VL,
+    &openelm::OPENELM,
+    &minicpm::MINICPM,
+    &baichuan::BAICHUAN,
+    &baichuan::XVERSE,
+    &internlm::INTERNLM2,
+    &plamo::PLAMO3,
+    &deci::DECI,
 ];
 
 impl Architecture {
@@ -150,13 +193,14 @@ impl Architecture {
     }
 
     /// The recipe for a tensor of the checkpoint, and how the tensor's name matches it. A model
-    /// without a head (`LlamaModel`) has names without `model.`.
+    /// without a head (`LlamaModel`, `BloomModel`) has names without the first part.
     pub fn recipe(&self, name: &str, config: &Config) -> Option<(&'static Recipe, recipes::Match)> {
         let find = |name: &str| {
             self.recipes()
                 .find_map(|recipe| Some((recipe, recipe.matches(name, config)?)))
         };
-        find(name).or_else(|| find(&format!("model.{name}")))
+        let bare = |part: &&str| find(&format!("{part}.{name}"));
+        find(name).or_else(|| ["model", "transformer"].iter().find_map(|part| bare(&part)))
     }
 
     fn recipes(&self) -> impl Iterator<Item = &'static Recipe> {

@@ -2,14 +2,14 @@
 //! recipes from here.
 
 use super::config::{Result, number_in};
-use super::decoder::{Activation, Decoder};
+use super::decoder::{Activation, Decoder, Unrotated};
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS, POOLING};
 use super::recipes::Op::{self, Interleave, Stack};
 use super::recipes::Size::{
     Any, Expert, Experts, FeedForward, Hidden, KeyHeads, Keys as KeyRows, Queries, QueryHeads,
 };
 use super::recipes::{Input, Output, Recipe};
-use super::{Architecture, Config, Generated, Keys, Parameter};
+use super::{Architecture, Config, Generated, Keys, Parameter, nothing_generated};
 use quantier_gguf::gguf::Value;
 use quantier_tokenizer::VocabKind;
 
@@ -40,6 +40,14 @@ pub(super) static LLAMA: Architecture = Architecture {
     decoder: Decoder::LLAMA,
 };
 
+/// InternLM 3: Llama with a vocabulary of its own.
+pub(super) static INTERNLM3: Architecture = Architecture {
+    classes: &["InternLM3ForCausalLM"],
+    vocabulary: VocabKind::InternLm3,
+    generated: nothing_generated,
+    ..LLAMA
+};
+
 pub(super) static MISTRAL3: Architecture = Architecture {
     classes: &["Mistral3ForConditionalGeneration", "Ministral3ForCausalLM"],
     name: "mistral3",
@@ -64,7 +72,7 @@ pub(super) static SMOLLM3: Architecture = Architecture {
     tensors: &[EMBEDDINGS, NORMS, ATTENTION, GATED_FFN, BUFFERS],
     generated: rope_factors,
     decoder: Decoder {
-        unrotated_every: 4,
+        unrotated: Unrotated::Every(4),
         ..Decoder::LLAMA
     },
 };
@@ -258,6 +266,11 @@ fn ministral(config: &Config, keys: &mut Keys) -> Result<()> {
 /// are blended. All in f32, in the order in which PyTorch computes it for the reference: a number
 /// divided by a tensor is the tensor's reciprocal times the number.
 pub(super) fn rope_factors(config: &Config, _: &mut Keys) -> Result<Vec<Generated>> {
+    rope_factors_by(config, 8.0)
+}
+
+/// The same with another default of `factor`.
+pub(super) fn rope_factors_by(config: &Config, by_default: f64) -> Result<Vec<Generated>> {
     let rope = config.rope();
     if !rope
         .get("rope_type")
@@ -268,7 +281,7 @@ pub(super) fn rope_factors(config: &Config, _: &mut Keys) -> Result<Vec<Generate
     }
     let number = |name, default| Ok::<_, String>(number_in(rope, name)?.unwrap_or(default));
     let base = number("rope_theta", 10_000.0)? as f32;
-    let factor = number("factor", 8.0)?;
+    let factor = number("factor", by_default)?;
     let (low, high) = (
         number("low_freq_factor", 1.0)?,
         number("high_freq_factor", 4.0)?,

@@ -4,8 +4,8 @@
 //! A GGUF counts them as layers and says in `nextn_predict_layers` how many of its last layers they
 //! are. Checkpoints number them from 0 and keep them apart from the layers.
 
-use super::config::{Config, Result};
 use super::Architecture;
+use super::config::{Config, Result};
 
 /// What is converted of a model with such blocks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -138,7 +138,10 @@ impl Names {
         let name = self.own(name)?;
         if let Some(block) = self.block(name) {
             let rest = name.strip_prefix(self.layers)?.split_once('.')?.1;
-            return Some(format!("model.layers.{}.{rest}", layers.checked_add(block)?));
+            return Some(format!(
+                "model.layers.{}.{rest}",
+                layers.checked_add(block)?
+            ));
         }
         let named = |(from, to): &(&str, &str)| {
             let ending = name.strip_prefix(from)?;
@@ -161,10 +164,16 @@ mod tests {
     fn blocks_become_layers_behind_the_others() {
         let names = qwen().nextn().unwrap();
         for (name, layer) in [
-            ("mtp.layers.1.mlp.up_proj.weight", Some("model.layers.5.mlp.up_proj.weight")),
+            (
+                "mtp.layers.1.mlp.up_proj.weight",
+                Some("model.layers.5.mlp.up_proj.weight"),
+            ),
             ("model.mtp.layers.0.a", Some("model.layers.4.a")),
             ("mtp.fc.weight", Some("model.layers.4.eh_proj.weight")),
-            ("mtp.norm.weight", Some("model.layers.4.shared_head.norm.weight")),
+            (
+                "mtp.norm.weight",
+                Some("model.layers.4.shared_head.norm.weight"),
+            ),
             ("mtp.layers.4294967295.a", None),
             ("mtp.layers.x.a", None),
             ("mtp.other.weight", None),
@@ -178,7 +187,11 @@ mod tests {
     fn parts_of_a_model_are_chosen() {
         let names = qwen().nextn().unwrap();
         let kept = |nextn| {
-            let all = ["mtp.fc.weight", "lm_head.weight", "model.layers.0.mlp.up_proj.weight"];
+            let all = [
+                "mtp.fc.weight",
+                "lm_head.weight",
+                "model.layers.0.mlp.up_proj.weight",
+            ];
             all.map(|name| names.keeps(name, nextn))
         };
         assert_eq!(kept(Nextn::Kept), [true; 3]);

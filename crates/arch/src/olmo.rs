@@ -1,13 +1,13 @@
 //! OLMo, whose norms have no weights, and OLMo 2, whose norms come after each half of a layer.
 
 use super::config::Result;
-use super::decoder::{Decoder, Norm, Rope, Window};
+use super::decoder::{Decoder, Listed, Norm, Rope, Window};
 use super::llama::{BUFFERS, EMBEDDINGS, GATED_FFN, PLAIN_ATTENTION};
-use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS};
+use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS, set_flags};
 use super::recipes::Op::Interleave;
 use super::recipes::Size::{Any, Hidden, KeyHeads, Keys as KeyRows, Queries, QueryHeads};
 use super::{Architecture, Config, Keys, Parameter, Recipe, nothing_generated};
-use quantier_gguf::gguf::{Array, Value, ValueType};
+use quantier_gguf::gguf::Value;
 use quantier_tokenizer::VocabKind;
 
 /// Fixed in the model's code, not said by its config.
@@ -18,7 +18,7 @@ pub(super) static OLMO: Architecture = Architecture {
     name: "olmo",
     vocabulary: VocabKind::ByteLevel,
     parameters: &[COMMON, HEAD_LENGTHS, FILE_TYPE, OLMO_PARAMETERS],
-    tensors: &[EMBEDDINGS, OLMO_ATTENTION, GATED_FFN, BUFFERS],
+    tensors: &[EMBEDDINGS, WEIGHTS_INTERLEAVED, GATED_FFN, BUFFERS],
     generated: nothing_generated,
     decoder: Decoder {
         norm: Norm::Layer,
@@ -36,11 +36,18 @@ pub(super) static OLMO2: Architecture = Architecture {
         FILE_TYPE,
         &[Parameter::Computed(windows)],
     ],
-    tensors: &[EMBEDDINGS, OLMO2_NORMS, PLAIN_ATTENTION, GATED_FFN, BUFFERS],
+    tensors: &[
+        EMBEDDINGS,
+        POST_NORMS,
+        OLMO2_NORMS,
+        PLAIN_ATTENTION,
+        GATED_FFN,
+        BUFFERS,
+    ],
     generated: nothing_generated,
     decoder: Decoder {
         rope: Rope::Halves,
-        window: Window::Listed,
+        window: Window::Listed(Listed::THREE_OF_FOUR),
         ..Decoder::LLAMA
     },
 };
@@ -51,16 +58,11 @@ fn windows(config: &Config, keys: &mut Keys) -> Result<()> {
         return Ok(());
     };
     keys.set("attention.sliding_window", Value::U32(tokens));
-    let listed = config.get("layer_types").and_then(|list| list.as_array());
-    let flags: Vec<bool> = match listed {
-        Some(kinds) => kinds
-            .iter()
-            .map(|kind| kind == "sliding_attention")
-            .collect(),
+    let flags = match config.sliding_layers() {
+        Some(flags) => flags,
         None => (1..=config.layers()?).map(|layer| layer % 4 != 0).collect(),
     };
-    let flags = Array::of_values(ValueType::Bool, flags.into_iter().map(Value::Bool));
-    keys.set("attention.sliding_window_pattern", Value::Array(flags));
+    set_flags(keys, "attention.sliding_window_pattern", flags);
     Ok(())
 }
 
@@ -70,7 +72,7 @@ const OLMO_PARAMETERS: &[Parameter] = &[
 ];
 
 /// Only the weights are interleaved; the reference leaves biases as they are.
-const OLMO_ATTENTION: &[Recipe] = &[
+pub(super) const WEIGHTS_INTERLEAVED: &[Recipe] = &[
     Recipe::with(
         "model.layers.{}.self_attn.q_proj.weight",
         "blk.{}.attn_q.weight",
@@ -105,7 +107,8 @@ const OLMO_ATTENTION: &[Recipe] = &[
     ),
 ];
 
-const OLMO2_NORMS: &[Recipe] = &[
+/// Norms behind each half of a layer, and none in front.
+pub(super) const POST_NORMS: &[Recipe] = &[
     Recipe::rename("model.norm", "output_norm", &[Hidden]),
     Recipe::rename(
         "model.layers.{}.post_attention_layernorm",
@@ -117,6 +120,10 @@ const OLMO2_NORMS: &[Recipe] = &[
         "blk.{}.post_ffw_norm",
         &[Hidden],
     ),
+];
+
+/// Norms of all heads of queries, and of keys.
+const OLMO2_NORMS: &[Recipe] = &[
     Recipe::rename(
         "model.layers.{}.self_attn.q_norm",
         "blk.{}.attn_q_norm",

@@ -28,7 +28,7 @@ impl Keys {
     }
 
     /// Sets a key as it is.
-    pub(crate) fn set_exact(&mut self, key: String, value: Value<'static>) {
+    pub fn set_exact(&mut self, key: String, value: Value<'static>) {
         match self.entries.iter_mut().find(|(k, _)| *k == key) {
             Some((_, old)) => *old = value,
             None => self.entries.push((key, value)),
@@ -52,6 +52,8 @@ pub enum Parameter {
     U32(&'static str, &'static [&'static str]),
     /// A whole number, if the first of these fields is there and not null.
     OptionalU32(&'static str, &'static [&'static str]),
+    /// A whole number, or this if it is missing.
+    OrU32(&'static str, &'static [&'static str], u32),
     /// A number, which must be there.
     F32(&'static str, &'static [&'static str]),
     /// A number, if it is there and not null.
@@ -88,6 +90,10 @@ impl Parameter {
                 if let Some(value) = config.optional_u32(fields)? {
                     keys.set(key, Value::U32(value));
                 }
+            }
+            Parameter::OrU32(key, fields, by_default) => {
+                let value = config.optional_u32(fields)?;
+                keys.set(key, Value::U32(value.unwrap_or(by_default)));
             }
             OptionalF32(key, fields) => {
                 if let Some(value) = config.optional_f64(fields)? {
@@ -182,6 +188,18 @@ pub(crate) const POOLING: &[Parameter] = &[Parameter::Computed(|config, keys| {
     Ok(())
 })];
 
+/// Sets a list of whole numbers.
+pub(crate) fn set_numbers(keys: &mut Keys, key: &str, numbers: impl IntoIterator<Item = u32>) {
+    let numbers = numbers.into_iter().map(|number| Value::I32(number as i32));
+    keys.set(key, Value::Array(Array::of_values(ValueType::I32, numbers)));
+}
+
+/// Sets a list of truth values.
+pub(crate) fn set_flags(keys: &mut Keys, key: &str, flags: impl IntoIterator<Item = bool>) {
+    let flags = flags.into_iter().map(Value::Bool);
+    keys.set(key, Value::Array(Array::of_values(ValueType::Bool, flags)));
+}
+
 /// The part of a head's numbers that is rotated: what the config says, or else `by_default`.
 ///
 /// # Errors
@@ -259,9 +277,7 @@ fn rope(config: &Config, keys: &mut Keys) -> Result<()> {
         _ => {}
     }
     if let Some(sections) = config.rope_sections()? {
-        let sections = sections.map(|section| Value::I32(section as i32));
-        let sections = Array::of_values(ValueType::I32, sections);
-        keys.set("rope.dimension_sections", Value::Array(sections));
+        set_numbers(keys, "rope.dimension_sections", sections);
     }
     if let Some(theta) = number("rope_theta")? {
         keys.set("rope.freq_base", Value::F32(theta as f32));

@@ -25,17 +25,28 @@ use quantier_gguf::types::GgmlType;
 /// names of inputs the first number is the layer's, the second one counts tensors that are stacked,
 /// such as experts. An input whose name ends neither in `.weight` nor in `.bias` stands for both,
 /// and the ending is carried over to the outputs that have none.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug)]
 pub struct Recipe {
     from: Few<Input>,
     to: Few<Output>,
     when: When,
     /// What the tensors belong to, if they are left out and the user should know.
     pub left_out: Option<&'static str>,
+    /// The key that becomes of the numbers of a tensor.
+    pub key: Option<ToKey>,
+}
+
+/// A tensor that becomes metadata: one number, or, of tensors of layers, a list with one for each.
+#[derive(Clone, Copy, Debug)]
+pub struct ToKey {
+    /// The key, in which `{}` stands for the architecture.
+    pub key: &'static str,
+    /// Its value, from the tensor's numbers.
+    pub value: fn(&Config, &[f32]) -> Result<f32>,
 }
 
 /// A tensor of the checkpoint.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug)]
 pub struct Input {
     /// Its name.
     pub name: &'static str,
@@ -45,7 +56,7 @@ pub struct Input {
 }
 
 /// A tensor of the GGUF.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug)]
 pub struct Output {
     /// Its name.
     pub name: &'static str,
@@ -56,7 +67,7 @@ pub struct Output {
 }
 
 /// One step from a checkpoint's tensors to a GGUF's. Dimensions are counted from the outermost.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug)]
 pub enum Op {
     /// One of the consecutive parts of a dimension. One size may be [`Size::Any`]: what the others
     /// leave.
@@ -73,6 +84,15 @@ pub enum Op {
     /// The two halves of the rows of each of so many heads are interleaved, which is how llama.cpp
     /// rotates them.
     Interleave(Size),
+    /// The same with as many heads as the layer has.
+    InterleaveBy(fn(&Config, u32) -> Result<u64>),
+    /// The reverse, for the first rows of each head, those that are rotated: even rows, then odd ones.
+    Deinterleave {
+        /// The number of heads.
+        heads: Size,
+        /// How many rows of a head are rotated.
+        rotated: fn(&Config) -> Result<u64>,
+    },
     /// Blocks of a dimension that are grouped (a0 a1 b0 b1 c0 c1) are tiled (a0 b0 c0 a1 b1 c1).
     Tile {
         /// The dimension.
@@ -91,6 +111,14 @@ pub enum Op {
         /// The number of blocks in a group.
         members: Size,
     },
+    /// Rows in so many groups, each of parts of these sizes (q0 k0 v0 q1 k1 v1), with equal parts
+    /// put together (q0 q1 k0 k1 v0 v1). One size may be [`Size::Any`].
+    Ungroup {
+        /// The number of groups.
+        groups: Size,
+        /// The sizes of a group's parts.
+        sizes: &'static [Size],
+    },
     /// The last two dimensions are exchanged.
     Transpose,
     /// Other dimensions for the same elements. One size may be [`Size::Any`].
@@ -104,8 +132,20 @@ pub enum Op {
     Concat(usize),
     /// 1 is added to every weight.
     AddOne,
+    /// This is added to every weight.
+    AddNumber(f64),
     /// Every weight x becomes -exp(x).
     NegExp,
+    /// A tensor that the checkpoint does not have: one dimension of this size, filled with what the
+    /// config says. The only operation of an output without inputs.
+    Fill {
+        /// The number of weights.
+        len: Size,
+        /// Each of them.
+        value: fn(&Config) -> Result<f64>,
+    },
+    /// Every weight is multiplied by what the config says.
+    Scale(fn(&Config) -> Result<f64>),
     /// The type does not follow from the file type.
     Cast(GgmlType),
 }
@@ -118,7 +158,7 @@ impl Op {
 }
 
 /// A size that the config determines.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug)]
 pub enum Size {
     /// Whatever is there.
     Any,
@@ -146,6 +186,8 @@ pub enum Size {
     Number(u64),
     /// The number under the first of these names that the config has.
     Field(&'static [&'static str]),
+    /// What a function makes of the config.
+    Computed(fn(&Config) -> Result<u64>),
     /// The product of these.
     Product(&'static [Size]),
     /// The quotient of these, which leaves no rest.
@@ -153,7 +195,7 @@ pub enum Size {
 }
 
 /// When a row applies; else later rows are tried.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug)]
 pub enum When {
     /// Always.
     Always,
@@ -161,6 +203,8 @@ pub enum When {
     Set(&'static str),
     /// If the config does not have this field, or it is null or false.
     Unset(&'static str),
+    /// If the rotation of heads has sections for pictures.
+    Sections,
     /// In layers before the one with this number; in all of them if the config does not say it.
     LayersBefore(Size),
     /// In layers from the one with this number on; in none if the config does not say it.
@@ -168,7 +212,7 @@ pub enum When {
 }
 
 /// One item, or several.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug)]
 enum Few<T: 'static> {
     One(T),
     Several(&'static [T]),
@@ -261,6 +305,7 @@ impl Recipe {
             to: Few::One(Output::new(to, ops)),
             when: When::Always,
             left_out: None,
+            key: None,
         }
     }
 
@@ -271,6 +316,7 @@ impl Recipe {
             to: Few::Several(to),
             when: When::Always,
             left_out: None,
+            key: None,
         }
     }
 
@@ -281,6 +327,19 @@ impl Recipe {
             to: Few::Several(&[]),
             when: When::Always,
             left_out: None,
+            key: None,
+        }
+    }
+
+    /// A tensor whose numbers become the value of a key.
+    pub(crate) const fn to_key(
+        from: &'static str,
+        key: &'static str,
+        value: fn(&Config, &[f32]) -> Result<f32>,
+    ) -> Recipe {
+        Recipe {
+            key: Some(ToKey { key, value }),
+            ..Recipe::skip(from)
         }
     }
 
@@ -339,6 +398,13 @@ impl Recipe {
     }
 }
 
+impl ToKey {
+    /// The key in a model of this architecture.
+    pub fn name(&self, architecture: &str) -> String {
+        self.key.replace("{}", architecture)
+    }
+}
+
 impl When {
     fn holds(self, matched: &Match, config: &Config) -> bool {
         let is_set = |field| config.get(field).is_some_and(|value| *value != false);
@@ -350,6 +416,7 @@ impl When {
             When::Always => true,
             When::Set(field) => is_set(field),
             When::Unset(field) => !is_set(field),
+            When::Sections => config.rope().contains_key("mrope_section"),
             When::LayersBefore(size) => before(size),
             When::LayersFrom(size) => !before(size),
         }
@@ -388,6 +455,7 @@ impl Size {
         match self {
             Size::Any | Size::Vocabulary => Ok(None),
             Size::Number(number) => Ok(Some(number)),
+            Size::Computed(size) => size(config).map(Some),
             Size::Head => Ok(Some(config.head_len()?.into())),
             Size::Queries => Size::Product(&[Size::QueryHeads, Size::Head]).of(config),
             Size::Keys => Size::Product(&[Size::KeyHeads, Size::Head]).of(config),
@@ -409,7 +477,9 @@ impl Size {
                 };
                 match of.checked_rem(by) {
                     Some(0) => Ok(Some(of / by)),
-                    _ => Err(format!("{of} ({whole:?}) is no multiple of {by} ({part:?})")),
+                    _ => Err(format!(
+                        "{of} ({whole:?}) is no multiple of {by} ({part:?})"
+                    )),
                 }
             }
             _ => Ok(config.optional_u32(self.fields(config))?.map(u64::from)),
@@ -578,7 +648,12 @@ mod tests {
         const UNEVEN: Size = Size::Quotient(&Size::Hidden, &Size::Number(7));
         assert!(UNEVEN.of(&config).unwrap_err().contains("no multiple of 7"));
         const UNKNOWN: Size = Size::Quotient(&Size::Hidden, &Size::Experts);
-        assert!(UNKNOWN.required(&config).unwrap_err().contains("num_experts"));
+        assert!(
+            UNKNOWN
+                .required(&config)
+                .unwrap_err()
+                .contains("num_experts")
+        );
         const HUGE: Size = Size::Product(&[Size::Number(1 << 40), Size::Number(1 << 40)]);
         assert!(HUGE.of(&config).is_err());
     }

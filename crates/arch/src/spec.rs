@@ -10,6 +10,8 @@ use crate::{Activation, Catalog, Layout, Norm, Rope};
 
 /// The position table of models that add positions to their embeddings.
 const POSITIONS: &str = "position_embd.weight";
+/// The norm behind the embeddings.
+const EMBEDDING_NORM: &str = "token_embd_norm.weight";
 /// Factors of angles for every context, and for short and long ones.
 const FACTORS: [&str; 3] = [
     "rope_freqs.weight",
@@ -26,6 +28,8 @@ pub struct ModelSpec {
     pub embedding: &'static str,
     /// The table of positions that are added to them.
     pub positions: Option<&'static str>,
+    /// The norm behind the embeddings.
+    pub embedding_norm: Option<NormSpec>,
     /// The norm in front of the output matrix.
     pub output_norm: Option<NormSpec>,
     /// The output matrix.
@@ -52,6 +56,12 @@ impl ModelSpec {
             layers: layers.map(layer).collect(),
             embedding: EMBEDDING,
             positions: there(POSITIONS),
+            embedding_norm: match hyper.decoder.normalized_embeddings {
+                true => Some(NormSpec::weightless(hyper)),
+                false => there(EMBEDDING_NORM).and_then(|_| {
+                    NormSpec::new(hyper, catalog, "token_embd_norm".into(), hyper.hidden)
+                }),
+            },
             output_norm: NormSpec::new(hyper, catalog, "output_norm".into(), hyper.hidden),
             output: LinearSpec {
                 stem: output_name.trim_end_matches(".weight").into(),
@@ -78,24 +88,33 @@ pub struct LayerSpec {
     pub blocks: Vec<BlockSpec>,
 }
 
-/// `stream + residual_scale * post_norm(sum of mixers(norm(stream)))`.
+/// `stream + residual_scale * post_norm(sum of branches(stream))`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BlockSpec {
-    /// In front of the mixers.
-    pub norm: Option<NormSpec>,
-    /// Side by side: they read the same and their outputs are added.
-    pub mixers: Vec<MixerSpec>,
-    /// Behind the mixers.
+    /// Side by side: their outputs are added.
+    pub branches: Vec<BranchSpec>,
+    /// Behind the sum.
     pub post_norm: Option<NormSpec>,
     /// What the mixers make is multiplied by this before it is added to the stream.
     pub residual_scale: f32,
 }
 
-/// What stands in a block.
+/// `mixer(norm(stream))`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BranchSpec {
+    /// In front of the mixer.
+    pub norm: Option<NormSpec>,
+    /// The mixer.
+    pub mixer: MixerSpec,
+}
+
+/// What stands in a branch.
 #[derive(Clone, Debug, PartialEq)]
 pub enum MixerSpec {
     /// Softmax attention.
     Attention(AttentionSpec),
+    /// One matrix in place of attention.
+    Linear(LinearSpec),
     /// A feed-forward network.
     Ffn(FfnSpec),
     /// A mixture of experts.
@@ -139,6 +158,13 @@ pub struct AttentionSpec {
     pub query_norm: Option<NormSpec>,
     /// The same of keys.
     pub key_norm: Option<NormSpec>,
+    /// Whether both norms stand behind the rotation.
+    pub norms_rotated: bool,
+    /// The matrix whose logistic function multiplies the heads' outputs: one number per head, or one
+    /// per element.
+    pub gate: Option<LinearSpec>,
+    /// The norm in front of the output matrix.
+    pub output_norm: Option<NormSpec>,
     /// The output matrix.
     pub output: LinearSpec,
     /// How heads are rotated.
@@ -149,6 +175,8 @@ pub struct AttentionSpec {
     pub temperature: Option<Temperature>,
     /// Scores are bent to stay below this.
     pub score_cap: Option<f32>,
+    /// Distances are held against scores by this times each head's slope (ALiBi, Press et al. 2022).
+    pub max_alibi_bias: Option<f32>,
     /// Queries, keys and values are clamped to plus and minus this.
     pub clamp: Option<f32>,
 }
@@ -167,6 +195,8 @@ pub enum Projections {
 pub struct FfnSpec {
     /// The matrices of the first stage.
     pub first: First,
+    /// The norm in front of the second stage.
+    pub inner_norm: Option<NormSpec>,
     /// The matrix of the second stage.
     pub down: LinearSpec,
     /// What stands between them.
@@ -236,48 +266,74 @@ impl LayerSpec {
             hyper,
             catalog,
         };
-        let mut blocks = Vec::new();
-        let attention = hyper.attention[number].map(|numbers| known.attention(numbers));
-        let attention = attention.map(MixerSpec::Attention);
+        let attention = match hyper.attention[number] {
+            Some(numbers) => Some(MixerSpec::Attention(known.attention(numbers))),
+            None if hyper.is_linear[number] => {
+                let linear = known.linear("attn_output", hyper.hidden, hyper.hidden);
+                Some(MixerSpec::Linear(linear))
+            }
+            None => None,
+        };
         let ffn = hyper.has_ffn[number].then(|| known.ffn_or_moe());
         let layout = match hyper.decoder.layout {
             Layout::ParallelWithout(norm) if known.has(norm) => Layout::Sequential(norm),
             layout => layout,
         };
-        match layout {
-            Layout::Sequential(norm) => {
-                // Some families call the norm in front of the network that behind attention.
-                let post_norm = Some("post_attention_norm").filter(|name| *name != norm);
-                blocks.extend(
-                    attention.map(|mixer| known.block("attn_norm", vec![mixer], post_norm)),
-                );
-                let post_norm = Some("post_ffw_norm");
-                blocks.extend(ffn.map(|mixer| known.block(norm, vec![mixer], post_norm)));
-            }
-            Layout::Parallel | Layout::ParallelWithout(_) => {
-                let mixers = attention.into_iter().chain(ffn).collect();
-                blocks.push(known.block("attn_norm", mixers, None));
-            }
-        }
+        let attention_norm = match known.has("attn_norm_2") {
+            true => "attn_norm_2",
+            false => "attn_norm",
+        };
+        let attention = attention.map(|mixer| known.branch(attention_norm, mixer));
+        let sequential = |norm: &str| {
+            // Some families call the norm in front of the network that behind attention.
+            let post_norm = Some("post_attention_norm").filter(|name| *name != norm);
+            let attention = attention.clone();
+            let attention = attention.map(|branch| known.block(vec![branch], post_norm));
+            let ffn = ffn.clone().map(|mixer| known.branch(norm, mixer));
+            let ffn = ffn.map(|branch| known.block(vec![branch], Some("post_ffw_norm")));
+            attention.into_iter().chain(ffn).collect()
+        };
+        let parallel = |norm: &str| {
+            let ffn = ffn.clone().map(|mixer| known.branch(norm, mixer));
+            let branches = attention.clone().into_iter().chain(ffn).collect();
+            vec![known.block(branches, None)]
+        };
+        let blocks = match layout {
+            Layout::Sequential(norm) => sequential(norm),
+            Layout::Switched if !hyper.parallel => sequential("ffn_norm"),
+            Layout::Switched => parallel("ffn_norm"),
+            Layout::Parallel | Layout::ParallelWithout(_) => parallel("attn_norm"),
+        };
         LayerSpec { blocks }
     }
 
     /// The mixers of all blocks.
     pub(crate) fn mixers(&self) -> impl Iterator<Item = &MixerSpec> {
-        self.blocks.iter().flat_map(|block| &block.mixers)
+        let branches = self.blocks.iter().flat_map(|block| &block.branches);
+        branches.map(|branch| &branch.mixer)
     }
 
     /// Stages of all mixers: within one, all linears read one input.
     pub fn stages(&self) -> usize {
         let stages = |mixer: &MixerSpec| match mixer {
             MixerSpec::Attention(_) | MixerSpec::Ffn(_) => 2,
-            MixerSpec::Moe(_) => 1,
+            MixerSpec::Moe(_) | MixerSpec::Linear(_) => 1,
         };
         self.mixers().map(stages).sum()
     }
 }
 
 impl NormSpec {
+    /// The norm of embeddings, of which the file has no weights.
+    fn weightless(hyper: &Hyper) -> NormSpec {
+        NormSpec {
+            stem: "token_embd_norm".into(),
+            kind: hyper.decoder.norm,
+            epsilon: hyper.epsilon,
+            len: hyper.hidden,
+        }
+    }
+
     /// A norm, if the file has it: a layer norm may have no weights, and is there all the same.
     fn new(hyper: &Hyper, catalog: &Catalog, stem: String, len: usize) -> Option<NormSpec> {
         let kind = hyper.decoder.norm;
@@ -312,19 +368,34 @@ impl Known<'_> {
         self.dims(name).map_or(0, |dims| dims[which] as usize)
     }
 
-    fn block(&self, norm: &str, mixers: Vec<MixerSpec>, post_norm: Option<&str>) -> BlockSpec {
-        let hidden = self.hyper.hidden;
+    fn branch(&self, norm: &str, mixer: MixerSpec) -> BranchSpec {
+        BranchSpec {
+            norm: self.norm(norm, self.hyper.hidden),
+            mixer,
+        }
+    }
+
+    fn block(&self, branches: Vec<BranchSpec>, post_norm: Option<&str>) -> BlockSpec {
         let post_norm = post_norm.filter(|name| self.has(name));
+        let post_norm = post_norm.and_then(|name| self.norm(name, self.hyper.hidden));
+        let epsilon = self.hyper.decoder.post_norm_epsilon;
         BlockSpec {
-            norm: self.norm(norm, hidden),
-            mixers,
-            post_norm: post_norm.and_then(|name| self.norm(name, hidden)),
+            branches,
+            post_norm: post_norm.map(|norm| NormSpec {
+                epsilon: epsilon.unwrap_or(norm.epsilon),
+                ..norm
+            }),
             residual_scale: self.hyper.residual_scale,
         }
     }
 
     fn norm(&self, name: &str, len: usize) -> Option<NormSpec> {
         NormSpec::new(self.hyper, self.catalog, self.stem(name), len)
+    }
+
+    /// A norm that few files have.
+    fn norm_if_there(&self, name: &str, len: usize) -> Option<NormSpec> {
+        self.has(name).then(|| self.norm(name, len))?
     }
 
     /// A norm of heads, which has weights for one head or for all of them.
@@ -372,11 +443,21 @@ impl Known<'_> {
             projections,
             query_norm: self.norm_of_heads("attn_q_norm", key_length, heads),
             key_norm: self.norm_of_heads("attn_k_norm", key_length, kv_heads),
+            norms_rotated: hyper.decoder.norms_rotated,
+            gate: self.has("attn_gate").then(|| {
+                let rows = match self.dim("attn_gate", 1) == heads {
+                    true => heads,
+                    false => heads * value_length,
+                };
+                self.linear("attn_gate", rows, hyper.hidden)
+            }),
+            output_norm: self.norm_if_there("attn_sub_norm", heads * value_length),
             output: self.linear("attn_output", hyper.hidden, heads * value_length),
             rope: hyper.decoder.rope,
             score_scale: hyper.score_scale,
             temperature: hyper.temperature,
             score_cap: hyper.score_cap,
+            max_alibi_bias: hyper.max_alibi_bias,
             clamp: hyper.clamp,
         }
     }
@@ -400,8 +481,9 @@ impl Known<'_> {
                 true => First::Fused(up),
                 false => First::Plain(up),
             },
+            inner_norm: self.norm_if_there("ffn_sub_norm", length),
             down: self.linear("ffn_down", hidden, length),
-            activation: self.hyper.decoder.activation,
+            activation: self.hyper.activations[self.number],
         }
     }
 
@@ -417,8 +499,9 @@ impl Known<'_> {
                 gate: self.linear(&gate, length, hidden),
                 up: self.linear(&up, length, hidden),
             },
+            inner_norm: self.norm_if_there("ffn_sub_norm", length),
             down: self.linear(&down, hidden, length),
-            activation: self.hyper.decoder.activation,
+            activation: self.hyper.activations[self.number],
         }
     }
 
@@ -442,7 +525,7 @@ impl Known<'_> {
             gate: of_experts("ffn_gate_exps", length, hyper.hidden),
             up: of_experts("ffn_up_exps", length, hyper.hidden),
             down: of_experts("ffn_down_exps", hyper.hidden, length),
-            activation: hyper.decoder.activation,
+            activation: hyper.activations[self.number],
             used: hyper.experts_used,
             scale: hyper.expert_scale,
             normalized: hyper.decoder.normalized_experts,

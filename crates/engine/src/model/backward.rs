@@ -407,9 +407,19 @@ impl Backward<'_, '_> {
     pub fn embeddings(&self) -> Result<Vec<Embedded>> {
         debug_assert_eq!(self.left, 0, "layers are left");
         let scale = self.engine.hyper.embedding_scale;
+        let norm = self.engine.embedding_norm()?;
         let one = |(chunk, tokens): (usize, &Vec<u32>)| {
+            let embedded = match &norm {
+                Some(_) => self
+                    .engine
+                    .unnormalized_rows(tokens, |_, _, _| Ok::<_, Error>(()))?,
+                None => Vec::new(),
+            };
             let draw = |draw: usize| -> Result<Vec<f32>> {
                 let mut gradient = self.gradients.copy(chunk * self.draws + draw)?;
+                if let Some(norm) = &norm {
+                    norm.derivative(&embedded, &mut gradient);
+                }
                 gradient.iter_mut().for_each(|g| *g *= scale);
                 Ok(gradient)
             };

@@ -1,15 +1,19 @@
 //! A layer with its weights: blocks of mixers on the residual stream.
 
 use super::linear::{Linear, Norm, Pass};
-use super::mixer::{AnyMixer, Attention, Ffn, First, Moe, Projections, Shared, Stage, Tape};
-use super::ops::attention::Scores;
+use super::mixer::{
+    AnyMixer, Attention, Ffn, First, Moe, Projections, Shared, Single, Stage, Tape,
+};
+use super::ops::attention::{Scores, alibi_slopes};
 use super::ops::elementwise::{add, add_scaled, scale};
 use super::ops::rope::Angles;
 use super::ops::router::Weighing;
 use super::rows::Rows;
 use super::weights::Weights;
 use super::{Replaced, Result};
-use quantier_arch::spec::{self, AttentionSpec, BlockSpec, FfnSpec, LayerSpec, MixerSpec, MoeSpec};
+use quantier_arch::spec::{
+    self, AttentionSpec, BlockSpec, BranchSpec, FfnSpec, LayerSpec, MixerSpec, MoeSpec,
+};
 use std::borrow::Cow;
 use std::sync::Arc;
 
@@ -28,17 +32,22 @@ pub(super) struct Layer {
 
 #[derive(Clone)]
 struct Block {
-    norm: Option<Norm>,
-    mixers: Vec<AnyMixer>,
+    branches: Vec<Branch>,
     post_norm: Option<Norm>,
     residual_scale: f32,
+}
+
+#[derive(Clone)]
+struct Branch {
+    norm: Option<Norm>,
+    mixer: AnyMixer,
 }
 
 /// A stage of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Place {
     pub block: usize,
-    pub mixer: usize,
+    pub branch: usize,
     pub stage: usize,
 }
 
@@ -47,7 +56,7 @@ pub(super) struct Place {
 pub(super) struct Between {
     /// As it was in front of the stage's block.
     pub bundle: Bundle,
-    /// What the mixers before the stage's in the same block have made; None if there are none.
+    /// What the branches before the stage's in the same block have made; None if there are none.
     pub mixed: Option<Rows>,
     /// The stage's input; None if it is the first one of a mixer, whose input follows from the
     /// stream.
@@ -61,11 +70,16 @@ struct BlockTape<'l> {
     block: &'l Block,
     /// The stream in front of the block.
     stream: Rows,
-    /// The mixers' input; None without a norm, where it is the stream.
-    normalized: Option<Rows>,
-    mixers: Vec<Tape<'l>>,
-    /// What the mixers made, if a norm is behind them.
+    branches: Vec<BranchTape<'l>>,
+    /// What the branches made, if a norm is behind them.
     mixed: Option<Rows>,
+}
+
+#[derive(Default)]
+struct BranchTape<'l> {
+    /// The mixer's input; None without a norm, where it is the stream.
+    normalized: Option<Rows>,
+    mixer: Tape<'l>,
 }
 
 impl Layer {
@@ -85,7 +99,7 @@ impl Layer {
     /// From the bundle in front of the layer to that behind it.
     pub(super) fn forward(&self, mut bundle: Bundle, pass: &Pass<'_>) -> Result<Bundle> {
         for block in &self.blocks {
-            let y = block.mix(&block.input(&bundle.stream), pass, None)?;
+            let y = block.mix(&bundle.stream, pass, None)?;
             block.add_to(&mut bundle.stream, y);
         }
         Ok(bundle)
@@ -99,15 +113,12 @@ impl Layer {
     ) -> Result<(Bundle, LayerTape<'l>)> {
         let mut tapes = Vec::with_capacity(self.blocks.len());
         for block in &self.blocks {
-            let mut mixers = Vec::new();
-            let normalized = block.norm.as_ref().map(|norm| norm.of(&stream));
-            let input = normalized.as_ref().unwrap_or(&stream);
-            let y = block.mix(input, pass, Some(&mut mixers))?;
+            let mut branches = Vec::new();
+            let y = block.mix(&stream, pass, Some(&mut branches))?;
             tapes.push(BlockTape {
                 block,
                 stream: stream.clone(),
-                normalized,
-                mixers,
+                branches,
                 mixed: block.post_norm.is_some().then(|| y.clone()),
             });
             block.add_to(&mut stream, y);
@@ -134,11 +145,11 @@ impl Layer {
     pub(super) fn places(&self) -> Vec<Place> {
         let mut places = Vec::new();
         for (block, of_block) in self.blocks.iter().enumerate() {
-            for (mixer, of_mixer) in of_block.mixers.iter().enumerate() {
-                let stages = 0..of_mixer.stages().len();
+            for (branch, of_branch) in of_block.branches.iter().enumerate() {
+                let stages = 0..of_branch.mixer.stages().len();
                 places.extend(stages.map(|stage| Place {
                     block,
-                    mixer,
+                    branch,
                     stage,
                 }));
             }
@@ -148,13 +159,13 @@ impl Layer {
 
     /// The linears of a stage.
     pub(super) fn linears(&self, place: Place) -> Stage<&Linear> {
-        let mixer = &self.blocks[place.block].mixers[place.mixer];
+        let mixer = &self.blocks[place.block].branches[place.branch].mixer;
         mixer.stages().swap_remove(place.stage)
     }
 
     /// Puts other weights into linears of a stage.
     pub(super) fn replace(&mut self, place: Place, replaced: Vec<Replaced>) {
-        let mixer = &mut self.blocks[place.block].mixers[place.mixer];
+        let mixer = &mut self.blocks[place.block].branches[place.branch].mixer;
         let stage = mixer.stages_mut().swap_remove(place.stage);
         let mut linears: Vec<_> = stage.linears.into_iter().chain(stage.inner).collect();
         for Replaced { name, weights } in replaced {
@@ -167,14 +178,14 @@ impl Layer {
     pub(super) fn input<'b>(&self, place: Place, at: &'b Between) -> Cow<'b, Rows> {
         match &at.input {
             Some(input) => Cow::Borrowed(input),
-            None => self.blocks[place.block].input(&at.bundle.stream),
+            None => self.blocks[place.block].branches[place.branch].input(&at.bundle.stream),
         }
     }
 
     /// Takes a chunk through one stage.
     pub(super) fn step(&self, place: Place, mut at: Between, pass: &Pass<'_>) -> Result<Between> {
         let block = &self.blocks[place.block];
-        let mixer = &block.mixers[place.mixer];
+        let mixer = &block.branches[place.branch].mixer;
         let (y, _) = mixer.run_stage(place.stage, &self.input(place, &at), pass)?;
         at.input = None;
         if place.stage + 1 < mixer.stages().len() {
@@ -188,7 +199,7 @@ impl Layer {
             }
             None => y,
         };
-        match place.mixer + 1 < block.mixers.len() {
+        match place.branch + 1 < block.branches.len() {
             true => at.mixed = Some(mixed),
             false => block.add_to(&mut at.bundle.stream, mixed),
         }
@@ -198,48 +209,33 @@ impl Layer {
 
 impl Block {
     fn load(weights: &Weights<'_>, spec: &BlockSpec, angles: &[Arc<Angles>]) -> Result<Block> {
-        let norm = |spec: &Option<spec::NormSpec>| {
-            let norm = spec.as_ref().map(|spec| weights.norm(spec));
-            norm.transpose()
-        };
-        let mixer = |spec: &MixerSpec| {
-            Ok(match spec {
-                MixerSpec::Attention(spec) => {
-                    AnyMixer::Attention(attention(weights, spec, angles)?)
-                }
-                MixerSpec::Ffn(spec) => AnyMixer::Ffn(ffn(weights, spec)?),
-                MixerSpec::Moe(spec) => AnyMixer::Moe(moe(weights, spec)?),
-            })
-        };
+        let branches = spec.branches.iter();
+        let branches = branches.map(|branch| Branch::load(weights, branch, angles));
         Ok(Block {
-            norm: norm(&spec.norm)?,
-            mixers: spec.mixers.iter().map(mixer).collect::<Result<_>>()?,
-            post_norm: norm(&spec.post_norm)?,
+            branches: branches.collect::<Result<_>>()?,
+            post_norm: norm(weights, &spec.post_norm)?,
             residual_scale: spec.residual_scale,
         })
     }
 
-    /// What the mixers read.
-    fn input<'s>(&self, stream: &'s Rows) -> Cow<'s, Rows> {
-        match &self.norm {
-            Some(norm) => Cow::Owned(norm.of(stream)),
-            None => Cow::Borrowed(stream),
-        }
-    }
-
-    /// The sum of what the mixers make of their input.
+    /// The sum of what the branches make of the stream.
     fn mix<'b>(
         &'b self,
-        input: &Rows,
+        stream: &Rows,
         pass: &Pass<'_>,
-        mut tapes: Option<&mut Vec<Tape<'b>>>,
+        mut tapes: Option<&mut Vec<BranchTape<'b>>>,
     ) -> Result<Rows> {
         let mut sum: Option<Rows> = None;
-        for mixer in &self.mixers {
-            let mut tape = tapes.is_some().then(Tape::default);
-            let y = mixer.forward(input, pass, tape.as_mut())?;
-            if let Some(tapes) = &mut tapes {
-                tapes.extend(tape);
+        for branch in &self.branches {
+            let input = branch.input(stream);
+            let mut tape = tapes.is_some().then(BranchTape::default);
+            let of_mixer = tape.as_mut().map(|tape| &mut tape.mixer);
+            let y = branch.mixer.forward(&input, pass, of_mixer)?;
+            if let (Some(tapes), Some(mut tape)) = (&mut tapes, tape) {
+                if let Cow::Owned(input) = input {
+                    tape.normalized = Some(input);
+                }
+                tapes.push(tape);
             }
             match &mut sum {
                 Some(sum) => add(sum.numbers_mut(), y.numbers()),
@@ -257,6 +253,30 @@ impl Block {
     }
 }
 
+impl Branch {
+    fn load(weights: &Weights<'_>, spec: &BranchSpec, angles: &[Arc<Angles>]) -> Result<Branch> {
+        Ok(Branch {
+            norm: norm(weights, &spec.norm)?,
+            mixer: match &spec.mixer {
+                MixerSpec::Attention(spec) => {
+                    AnyMixer::Attention(attention(weights, spec, angles)?)
+                }
+                MixerSpec::Linear(spec) => AnyMixer::Single(Single(weights.linear(spec)?)),
+                MixerSpec::Ffn(spec) => AnyMixer::Ffn(ffn(weights, spec)?),
+                MixerSpec::Moe(spec) => AnyMixer::Moe(moe(weights, spec)?),
+            },
+        })
+    }
+
+    /// What the mixer reads.
+    fn input<'s>(&self, stream: &'s Rows) -> Cow<'s, Rows> {
+        match &self.norm {
+            Some(norm) => Cow::Owned(norm.of(stream)),
+            None => Cow::Borrowed(stream),
+        }
+    }
+}
+
 impl BlockTape<'_> {
     fn backward(&self, gradient: Rows, pass: &Pass<'_>) -> Result<Rows> {
         let block = self.block;
@@ -265,23 +285,25 @@ impl BlockTape<'_> {
         if let (Some(norm), Some(mixed)) = (&block.post_norm, &self.mixed) {
             norm.derivative(mixed.numbers(), of_mixed.numbers_mut());
         }
-        let mixers = block.mixers.iter().zip(&self.mixers).rev();
-        let input = self.normalized.as_ref().unwrap_or(&self.stream);
         let mut of_stream = gradient;
-        let Some(norm) = &block.norm else {
-            for (mixer, tape) in mixers {
-                mixer.backward(tape, input, of_mixed.clone(), pass, &mut of_stream)?;
-            }
-            return Ok(of_stream);
-        };
-        let mut of_input = Rows::zeros(input.len(), input.columns());
-        for (mixer, tape) in mixers {
-            mixer.backward(tape, input, of_mixed.clone(), pass, &mut of_input)?;
+        for (branch, tape) in block.branches.iter().zip(&self.branches).rev() {
+            let (mixer, dy) = (&branch.mixer, of_mixed.clone());
+            let (Some(norm), Some(input)) = (&branch.norm, &tape.normalized) else {
+                mixer.backward(&tape.mixer, &self.stream, dy, pass, &mut of_stream)?;
+                continue;
+            };
+            let mut of_input = Rows::zeros(input.len(), input.columns());
+            mixer.backward(&tape.mixer, input, dy, pass, &mut of_input)?;
+            norm.derivative(self.stream.numbers(), of_input.numbers_mut());
+            add(of_stream.numbers_mut(), of_input.numbers());
         }
-        norm.derivative(self.stream.numbers(), of_input.numbers_mut());
-        add(of_stream.numbers_mut(), of_input.numbers());
         Ok(of_stream)
     }
+}
+
+/// A norm, where there is one.
+fn norm(weights: &Weights<'_>, spec: &Option<spec::NormSpec>) -> Result<Option<Norm>> {
+    spec.as_ref().map(|spec| weights.norm(spec)).transpose()
 }
 
 fn attention(
@@ -289,10 +311,7 @@ fn attention(
     spec: &AttentionSpec,
     angles: &[Arc<Angles>],
 ) -> Result<Attention> {
-    let norm = |spec: &Option<spec::NormSpec>| {
-        let norm = spec.as_ref().map(|spec| weights.norm(spec));
-        norm.transpose()
-    };
+    let norm = |spec| norm(weights, spec);
     let numbers = spec.numbers;
     Ok(Attention {
         projections: match &spec.projections {
@@ -305,6 +324,13 @@ fn attention(
         },
         query_norm: norm(&spec.query_norm)?,
         key_norm: norm(&spec.key_norm)?,
+        norms_rotated: spec.norms_rotated,
+        gate: spec
+            .gate
+            .as_ref()
+            .map(|gate| weights.linear(gate))
+            .transpose()?,
+        output_norm: norm(&spec.output_norm)?,
         output: weights.linear(&spec.output)?,
         heads: numbers.heads,
         kv_heads: numbers.kv_heads,
@@ -319,6 +345,9 @@ fn attention(
             scale: spec.score_scale,
             cap: spec.score_cap,
             window: numbers.window,
+            slopes: spec
+                .max_alibi_bias
+                .map(|bias| alibi_slopes(numbers.heads, bias).into()),
         },
     })
 }
@@ -333,6 +362,7 @@ fn ffn(weights: &Weights<'_>, spec: &FfnSpec) -> Result<Ffn> {
             spec::First::Fused(both) => First::Fused(weights.linear(both)?),
             spec::First::Plain(up) => First::Plain(weights.linear(up)?),
         },
+        inner_norm: norm(weights, &spec.inner_norm)?,
         down: weights.linear(&spec.down)?,
         activation: spec.activation,
     })

@@ -28,7 +28,7 @@ mod states;
 mod weights;
 
 use layer::{Bundle, Layer};
-use linear::Pass;
+use linear::{Norm, Pass};
 use ops::rope::Angles;
 use quantier_arch::Input;
 use quantier_arch::spec::ModelSpec;
@@ -431,6 +431,19 @@ impl<'a> Engine<'a> {
         tokens: &[u32],
         change: impl Fn(&str, &[u32], &mut [f32]) -> std::result::Result<(), E>,
     ) -> std::result::Result<Vec<f32>, E> {
+        let mut x = self.unnormalized_rows(tokens, change)?;
+        if let Some(norm) = self.embedding_norm()? {
+            norm.apply(&mut x);
+        }
+        Ok(x)
+    }
+
+    /// The same in front of the norm behind the embeddings, if there is one.
+    fn unnormalized_rows<E: From<Error>>(
+        &self,
+        tokens: &[u32],
+        change: impl Fn(&str, &[u32], &mut [f32]) -> std::result::Result<(), E>,
+    ) -> std::result::Result<Vec<f32>, E> {
         let rows = |table: &str, numbers: &[u32]| {
             let mut rows = self.weights.rows(table, numbers, self.hyper.hidden)?;
             change(table, numbers, &mut rows)?;
@@ -447,6 +460,12 @@ impl<'a> Engine<'a> {
             x.iter_mut().zip(&at).for_each(|(x, at)| *x += at);
         }
         Ok(x)
+    }
+
+    /// The norm behind the embeddings.
+    fn embedding_norm(&self) -> Result<Option<Norm>> {
+        let norm = self.spec.embedding_norm.as_ref();
+        norm.map(|norm| self.weights.norm(norm)).transpose()
     }
 
     /// The angles of [`Hyper::rotations`].

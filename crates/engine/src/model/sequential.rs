@@ -267,7 +267,7 @@ impl Both<'_> {
                     .first()
                     .filter(|_| next.stage > 0)
                     .map(|l| l.columns),
-                mixed: (next.mixer > 0).then_some(self.engine.hyper.hidden),
+                mixed: (next.branch > 0).then_some(self.engine.hyper.hidden),
             }
         });
         let room = |columns: AsideColumns| -> super::Result<Aside> {

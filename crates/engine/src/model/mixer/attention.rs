@@ -4,7 +4,9 @@ use super::{BoxedTape, Mixer, Stage, StageTape, run_linear};
 use crate::model::Result;
 use crate::model::linear::{Linear, Norm, Pass};
 use crate::model::ops::attention::{Heads, Scores};
-use crate::model::ops::elementwise::{clamp, clamp_derivative};
+use crate::model::ops::elementwise::{
+    clamp, clamp_derivative, dots, scale_groups, sigmoid, sigmoid_slope,
+};
 use crate::model::ops::rope::{Angles, Direction};
 use crate::model::rows::Rows;
 use quantier_arch::Rope;
@@ -12,14 +14,20 @@ use quantier_arch::hyper::Temperature;
 use std::sync::Arc;
 
 /// ```text
-/// stage 0    input -> queries, keys, values -> clamp, norms, rotation -> the heads' outputs
-/// stage 1    the heads' outputs -> the output matrix
+/// stage 0    input -> queries, keys, values -> clamp, norms, rotation -> the heads' outputs -> gate, norm
+/// stage 1    that -> the output matrix
 /// ```
 #[derive(Clone)]
 pub(in crate::model) struct Attention {
     pub projections: Projections,
     pub query_norm: Option<Norm>,
     pub key_norm: Option<Norm>,
+    /// Whether both norms stand behind the rotation.
+    pub norms_rotated: bool,
+    /// Its logistic function multiplies the heads' outputs: one number per head or per element.
+    pub gate: Option<Linear>,
+    /// In front of the output matrix.
+    pub output_norm: Option<Norm>,
     pub output: Linear,
     pub heads: usize,
     pub kv_heads: usize,
@@ -68,6 +76,22 @@ struct HeadsTape<'m> {
     /// Queries and keys in front of their norms, if they have some.
     unnormalized: [Option<Rows>; 2],
     heads: Heads,
+    gated: Option<Gated>,
+    /// The heads' outputs in front of the last norm, if there is one.
+    unnormalized_output: Option<Rows>,
+}
+
+/// The gate's values, and what they multiply.
+struct Gated {
+    values: Rows,
+    outputs: Rows,
+}
+
+/// Heads of queries or of keys.
+struct HeadsPlace<'a> {
+    heads: usize,
+    norm: Option<&'a Norm>,
+    recording: bool,
 }
 
 impl Attention {
@@ -97,23 +121,69 @@ impl Attention {
         }
     }
 
-    /// `[positions, heads * length]` as `[heads, positions, length]`, rotated.
-    fn rotated(&self, x: &Rows, heads: usize) -> Rows {
-        let mut x = by_head(x, heads);
-        if let Some(angles) = &self.angles {
-            let length = x.columns();
-            angles.rotate(x.numbers_mut(), length, self.rope, Direction::Forward);
+    /// Queries or keys `[positions, heads * length]` as `[heads, positions, length]`, normalized and
+    /// rotated; what the norm reads goes to `tape`.
+    fn placed(&self, mut x: Rows, place: &HeadsPlace<'_>, tape: &mut Option<Rows>) -> Rows {
+        let mut normalize = |x: &mut Rows| {
+            if let Some(norm) = place.norm {
+                *tape = place.recording.then(|| x.clone());
+                norm.apply(x.numbers_mut());
+            }
+        };
+        if !self.norms_rotated {
+            normalize(&mut x);
+        }
+        let mut x = by_head(&x, place.heads);
+        self.rotate(&mut x, Direction::Forward);
+        if self.norms_rotated {
+            normalize(&mut x);
         }
         x
     }
 
-    /// The derivative of [`Attention::rotated`].
-    fn unrotated(&self, mut g: Rows, heads: usize) -> Rows {
-        if let Some(angles) = &self.angles {
-            let length = g.columns();
-            angles.rotate(g.numbers_mut(), length, self.rope, Direction::Back);
+    /// The derivative of [`Attention::placed`].
+    fn unplaced(&self, mut g: Rows, place: &HeadsPlace<'_>, tape: &Option<Rows>) -> Rows {
+        let derive = |g: &mut Rows| {
+            if let (Some(norm), Some(before)) = (place.norm, tape) {
+                norm.derivative(before.numbers(), g.numbers_mut());
+            }
+        };
+        if self.norms_rotated {
+            derive(&mut g);
         }
-        by_position(&g, heads)
+        self.rotate(&mut g, Direction::Back);
+        let mut g = by_position(&g, place.heads);
+        if !self.norms_rotated {
+            derive(&mut g);
+        }
+        g
+    }
+
+    fn rotate(&self, x: &mut Rows, direction: Direction) {
+        if let Some(angles) = &self.angles {
+            let length = x.columns();
+            angles.rotate(x.numbers_mut(), length, self.rope, direction);
+        }
+    }
+
+    /// Where queries and keys stand.
+    fn places(&self, recording: bool) -> [HeadsPlace<'_>; 2] {
+        [
+            (self.heads, &self.query_norm),
+            (self.kv_heads, &self.key_norm),
+        ]
+        .map(|(heads, norm)| HeadsPlace {
+            heads,
+            norm: norm.as_ref(),
+            recording,
+        })
+    }
+
+    /// The linears of the first stage.
+    fn first(&self) -> Vec<&Linear> {
+        let mut linears = self.projections.linears();
+        linears.extend(&self.gate);
+        linears
     }
 
     /// Multiplies queries, or their gradients, `[heads, positions, length]`, by the factors of their
@@ -132,17 +202,13 @@ impl Attention {
 
 impl Mixer for Attention {
     fn stages(&self) -> Vec<Stage<&Linear>> {
-        vec![
-            Stage::of(self.projections.linears()),
-            Stage::of(vec![&self.output]),
-        ]
+        vec![Stage::of(self.first()), Stage::of(vec![&self.output])]
     }
 
     fn stages_mut(&mut self) -> Vec<Stage<&mut Linear>> {
-        vec![
-            Stage::of(self.projections.linears_mut()),
-            Stage::of(vec![&mut self.output]),
-        ]
+        let mut first = self.projections.linears_mut();
+        first.extend(&mut self.gate);
+        vec![Stage::of(first), Stage::of(vec![&mut self.output])]
     }
 
     fn run_stage<'m>(
@@ -154,61 +220,74 @@ impl Mixer for Attention {
         if stage > 0 {
             return run_linear(&self.output, input, pass);
         }
-        pass.input(&self.projections.linears(), None, input)?;
+        pass.input(&self.first(), None, input)?;
         let mut all = self.project(input, pass)?;
         let projected = self.clamp.filter(|_| pass.recording).map(|_| all.clone());
         if let Some(limit) = self.clamp {
             all.iter_mut().for_each(|x| clamp(x.numbers_mut(), limit));
         }
-        let [mut query, mut key, value] = all;
-        let normalize = |norm: &Option<Norm>, x: &mut Rows| {
-            let norm = norm.as_ref()?;
-            let before = pass.recording.then(|| x.clone());
-            norm.apply(x.numbers_mut());
-            before
-        };
-        let unnormalized = [
-            normalize(&self.query_norm, &mut query),
-            normalize(&self.key_norm, &mut key),
-        ];
-        let mut query = self.rotated(&query, self.heads);
+        let [query, key, value] = all;
+        let mut unnormalized = [None, None];
+        let [of_query, of_key] = &self.places(pass.recording);
+        let mut query = self.placed(query, of_query, &mut unnormalized[0]);
         self.temper(&mut query);
         let heads = Heads {
             heads: self.heads,
             kv_heads: self.kv_heads,
             query,
-            key: self.rotated(&key, self.kv_heads),
+            key: self.placed(key, of_key, &mut unnormalized[1]),
             value,
         };
-        let y = self.scores.attend(&heads, pass.split);
-        let tape = HeadsTape {
+        let mut y = self.scores.attend(&heads, pass.split);
+        let mut tape = HeadsTape {
             attention: self,
             projected,
             unnormalized,
             heads,
+            gated: None,
+            unnormalized_output: None,
         };
+        if let Some(gate) = &self.gate {
+            let mut values = pass.times(gate, input)?;
+            values
+                .numbers_mut()
+                .iter_mut()
+                .for_each(|x| *x = sigmoid(*x));
+            let outputs = y.clone();
+            scale_groups(y.numbers_mut(), values.numbers());
+            tape.gated = pass.recording.then_some(Gated { values, outputs });
+        }
+        if let Some(norm) = &self.output_norm {
+            tape.unnormalized_output = pass.recording.then(|| y.clone());
+            norm.apply(y.numbers_mut());
+        }
         Ok((y, Box::new(tape)))
     }
 }
 
 impl StageTape for HeadsTape<'_> {
-    fn backward(&self, _input: &Rows, dy: Rows, pass: &Pass<'_>, dx: &mut Rows) -> Result<()> {
+    fn backward(&self, _input: &Rows, mut dy: Rows, pass: &Pass<'_>, dx: &mut Rows) -> Result<()> {
         let attention = self.attention;
+        if let (Some(norm), Some(before)) = (&attention.output_norm, &self.unnormalized_output) {
+            norm.derivative(before.numbers(), dy.numbers_mut());
+        }
+        if let (Some(gate), Some(Gated { values, outputs })) = (&attention.gate, &self.gated) {
+            let scales = values.numbers();
+            let mut of_gate = dots(outputs.numbers(), dy.numbers(), scales.len());
+            let places = of_gate.iter_mut().zip(scales);
+            places.for_each(|(g, value)| *g *= sigmoid_slope(*value));
+            pass.back(gate, &Rows::new(of_gate, values.columns()), dx)?;
+            scale_groups(dy.numbers_mut(), scales);
+        }
         let mut gradients = attention.scores.derivative(&self.heads, &dy);
         attention.temper(&mut gradients.query);
-        let mut query = attention.unrotated(gradients.query, attention.heads);
-        let mut key = attention.unrotated(gradients.key, attention.kv_heads);
-        let norms = [&attention.query_norm, &attention.key_norm];
-        for ((norm, before), g) in norms
-            .into_iter()
-            .zip(&self.unnormalized)
-            .zip([&mut query, &mut key])
-        {
-            if let (Some(norm), Some(before)) = (norm, before) {
-                norm.derivative(before.numbers(), g.numbers_mut());
-            }
-        }
-        let mut all = [query, key, gradients.value];
+        let [of_query, of_key] = &attention.places(true);
+        let [queries, keys] = &self.unnormalized;
+        let mut all = [
+            attention.unplaced(gradients.query, of_query, queries),
+            attention.unplaced(gradients.key, of_key, keys),
+            gradients.value,
+        ];
         if let (Some(limit), Some(projected)) = (attention.clamp, &self.projected) {
             for (g, x) in all.iter_mut().zip(projected) {
                 clamp_derivative(x.numbers(), g.numbers_mut(), limit);

@@ -2,18 +2,20 @@
 
 use super::{BoxedTape, Mixer, Stage, StageTape, run_linear};
 use crate::model::Result;
-use crate::model::linear::{Linear, Pass};
+use crate::model::linear::{Linear, Norm, Pass};
 use crate::model::ops::activation::{activate, activate_derivative, gate, gate_derivative};
 use crate::model::rows::Rows;
 use quantier_arch::Activation;
 
 /// ```text
-/// stage 0    input -> gate and up -> activation(gate) * up
+/// stage 0    input -> gate and up -> activation(gate) * up -> norm
 /// stage 1    that -> down
 /// ```
 #[derive(Clone)]
 pub(in crate::model) struct Ffn {
     pub first: First,
+    /// In front of the second stage.
+    pub inner_norm: Option<Norm>,
     pub down: Linear,
     pub activation: Activation,
 }
@@ -35,6 +37,8 @@ pub(super) struct GateTape<'m> {
     gate: Rows,
     /// None without a gate: then `gate` is what the activation reads.
     up: Option<Rows>,
+    /// In front of the norm, if there is one.
+    unnormalized: Option<Rows>,
 }
 
 impl GateTape<'_> {
@@ -98,7 +102,7 @@ impl Ffn {
             }
             First::Plain(up) => (pass.times(up, input)?, None),
         };
-        let y = match &up {
+        let mut y = match &up {
             Some(up) => gated(&gate, up, self.activation),
             None => {
                 let mut y = gate.clone();
@@ -106,8 +110,18 @@ impl Ffn {
                 y
             }
         };
-        let ffn = self;
-        Ok((y, GateTape { ffn, gate, up }))
+        let mut unnormalized = None;
+        if let Some(norm) = &self.inner_norm {
+            unnormalized = pass.recording.then(|| y.clone());
+            norm.apply(y.numbers_mut());
+        }
+        let tape = GateTape {
+            ffn: self,
+            gate,
+            up,
+            unnormalized,
+        };
+        Ok((y, tape))
     }
 }
 
@@ -139,7 +153,10 @@ impl Mixer for Ffn {
 }
 
 impl StageTape for GateTape<'_> {
-    fn backward(&self, _input: &Rows, dy: Rows, pass: &Pass<'_>, dx: &mut Rows) -> Result<()> {
+    fn backward(&self, _input: &Rows, mut dy: Rows, pass: &Pass<'_>, dx: &mut Rows) -> Result<()> {
+        if let (Some(norm), Some(before)) = (&self.ffn.inner_norm, &self.unnormalized) {
+            norm.derivative(before.numbers(), dy.numbers_mut());
+        }
         let activation = self.ffn.activation;
         let Some(up) = &self.up else {
             let mut g = self.gate.clone();

@@ -11,12 +11,14 @@
 mod attention;
 mod ffn;
 mod moe;
+mod single;
 #[cfg(test)]
 mod tests;
 
 pub(super) use attention::{Attention, Projections};
 pub(super) use ffn::{Ffn, First};
 pub(super) use moe::{Moe, Shared};
+pub(super) use single::Single;
 
 use super::Result;
 use super::linear::{Linear, Pass};
@@ -147,6 +149,7 @@ pub(super) enum AnyMixer {
     Attention(Attention),
     Ffn(Ffn),
     Moe(Moe),
+    Single(Single),
 }
 
 impl Deref for AnyMixer {
@@ -157,6 +160,7 @@ impl Deref for AnyMixer {
             AnyMixer::Attention(mixer) => mixer,
             AnyMixer::Ffn(mixer) => mixer,
             AnyMixer::Moe(mixer) => mixer,
+            AnyMixer::Single(mixer) => mixer,
         }
     }
 }
@@ -167,6 +171,7 @@ impl DerefMut for AnyMixer {
             AnyMixer::Attention(mixer) => mixer,
             AnyMixer::Ffn(mixer) => mixer,
             AnyMixer::Moe(mixer) => mixer,
+            AnyMixer::Single(mixer) => mixer,
         }
     }
 }

@@ -3,7 +3,7 @@
 use super::ffn::{Ffn, GateTape, gated, gated_derivative};
 use super::{BoxedTape, Mixer, Stage, StageTape};
 use crate::model::linear::{Linear, Pass};
-use crate::model::ops::elementwise::{add, dots, scale_rows, sigmoid, sigmoid_slope};
+use crate::model::ops::elementwise::{add, dots, scale_groups, sigmoid, sigmoid_slope};
 use crate::model::ops::router::{Weighing, most_probable, softmax, softmax_derivative};
 use crate::model::rows::Rows;
 use crate::model::{Result, Routed};
@@ -152,7 +152,7 @@ fn add_at(y: &mut Rows, positions: &[u32], x: &Rows) {
 
 fn scaled(x: &Rows, scales: &[f32]) -> Rows {
     let mut x = x.clone();
-    scale_rows(&mut x, scales);
+    scale_groups(x.numbers_mut(), scales);
     x
 }
 
@@ -244,7 +244,12 @@ impl StageTape for MoeTape<'_> {
         for (number, expert) in self.experts.iter().enumerate().rev() {
             let g = dy.select(&expert.positions);
             let columns = of_weights.columns();
-            for (position, dot) in expert.positions.iter().zip(dots(&expert.output, &g)) {
+            for (position, dot) in
+                expert
+                    .positions
+                    .iter()
+                    .zip(dots(expert.output.numbers(), g.numbers(), g.len()))
+            {
                 let place = *position as usize * columns + expert.expert;
                 of_weights.numbers_mut()[place] = dot;
             }
@@ -299,7 +304,7 @@ impl MoeTape<'_> {
 
 impl SharedTape<'_> {
     fn backward(&self, input: &Rows, dy: &Rows, pass: &Pass<'_>, dx: &mut Rows) -> Result<()> {
-        let of_scores = dots(&self.output, dy)
+        let of_scores = dots(self.output.numbers(), dy.numbers(), dy.len())
             .into_iter()
             .zip(&self.weights)
             .map(|(g, weight)| g * sigmoid_slope(*weight));

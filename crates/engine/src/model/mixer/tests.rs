@@ -2,9 +2,9 @@
 //! the fold of its stages, and where it looks back only, a cut sequence is the beginning of the
 //! whole one.
 
-use super::{AnyMixer, Attention, Ffn, First, Moe, Projections, Shared, Tape};
+use super::{AnyMixer, Attention, Ffn, First, Moe, Projections, Shared, Single, Tape};
 use crate::model::linear::{Linear, Norm, Pass};
-use crate::model::ops::attention::Scores;
+use crate::model::ops::attention::{Scores, alibi_slopes};
 use crate::model::ops::rope::Angles;
 use crate::model::ops::router::Weighing;
 use crate::model::ops::tests::{check_gradients, random};
@@ -42,6 +42,7 @@ fn linear(experts: usize, rows: usize, columns: usize, seed: u32) -> Linear {
 fn ffn(first: First) -> Ffn {
     Ffn {
         first,
+        inner_norm: None,
         down: linear(1, HIDDEN, 6, 3),
         activation: Activation::Silu,
     }
@@ -54,18 +55,24 @@ fn gated_ffn() -> Ffn {
     })
 }
 
-fn attention(projections: Projections, window: Option<usize>) -> AnyMixer {
-    let norm = |len: usize, seed: u32| Norm {
+fn norm(len: usize, seed: u32) -> Norm {
+    Norm {
         kind: NormKind::Rms,
         epsilon: 1e-2,
         weight: random(len, seed),
         bias: Vec::new(),
-    };
-    AnyMixer::Attention(Attention {
+    }
+}
+
+fn attention(projections: Projections, window: Option<usize>) -> Attention {
+    Attention {
         projections,
         // Of all heads, and of one.
         query_norm: Some(norm(4 * 6, 21)),
         key_norm: Some(norm(6, 22)),
+        norms_rotated: false,
+        gate: None,
+        output_norm: None,
         output: linear(1, HIDDEN, 4 * 3, 14),
         heads: 4,
         kv_heads: 2,
@@ -85,7 +92,25 @@ fn attention(projections: Projections, window: Option<usize>) -> AnyMixer {
             scale: 0.6,
             cap: Some(3.0),
             window,
+            slopes: None,
         },
+    }
+}
+
+/// Gates of the given rows, norms of heads behind the rotation, a norm in front of the output matrix, ALiBi.
+fn gated_attention(gate_rows: usize) -> AnyMixer {
+    AnyMixer::Attention(Attention {
+        query_norm: Some(norm(6, 21)),
+        norms_rotated: true,
+        gate: Some(linear(1, gate_rows, HIDDEN, 16)),
+        output_norm: Some(norm(4 * 3, 23)),
+        scores: Scores {
+            scale: 0.6,
+            cap: None,
+            window: None,
+            slopes: Some(alibi_slopes(4, 8.0).into()),
+        },
+        ..attention(Projections::Fused(linear(1, 42, HIDDEN, 15)), None)
     })
 }
 
@@ -116,18 +141,32 @@ fn mixers() -> Vec<(&'static str, AnyMixer)> {
     };
     let fused = ffn(First::Fused(linear(1, 12, HIDDEN, 4)));
     let plain = ffn(First::Plain(linear(1, 6, HIDDEN, 5)));
+    let normed = Ffn {
+        inner_norm: Some(norm(6, 24)),
+        ..gated_ffn()
+    };
     vec![
         (
             "attention",
-            attention(Projections::Apart(Box::new(apart)), None),
+            AnyMixer::Attention(attention(Projections::Apart(Box::new(apart)), None)),
         ),
         (
             "fused attention with a window",
-            attention(Projections::Fused(linear(1, 42, HIDDEN, 15)), Some(2)),
+            AnyMixer::Attention(attention(
+                Projections::Fused(linear(1, 42, HIDDEN, 15)),
+                Some(2),
+            )),
         ),
+        ("attention with a gate per head", gated_attention(4)),
+        ("attention with a gate per element", gated_attention(4 * 3)),
         ("gated", AnyMixer::Ffn(gated_ffn())),
         ("fused", AnyMixer::Ffn(fused)),
         ("plain", AnyMixer::Ffn(plain)),
+        ("with an inner norm", AnyMixer::Ffn(normed)),
+        (
+            "one linear",
+            AnyMixer::Single(Single(linear(1, HIDDEN, HIDDEN, 6))),
+        ),
         ("experts", moe(true, None)),
         ("experts and a shared one", moe(false, Some(shared))),
     ]

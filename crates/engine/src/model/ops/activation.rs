@@ -1,6 +1,6 @@
 //! What stands between the matrices of a feed-forward network.
 
-use quantier_arch::Activation;
+use quantier_arch::{Activation, Xielu};
 use quantier_blocks::vector::{sigmoid, vectorized};
 
 const TWICE_ROOT: f32 = 1.595_769; // 2 sqrt(2 / pi)
@@ -12,6 +12,7 @@ pub(crate) fn activate(x: &mut [f32], activation: Activation) {
         Activation::Silu => x.iter_mut().for_each(|x| *x = silu(*x)),
         Activation::Gelu => x.iter_mut().for_each(|x| *x = gelu(*x)),
         Activation::SquaredRelu => x.iter_mut().for_each(|x| *x = squared_relu(*x)),
+        Activation::Xielu(parameters) => x.iter_mut().for_each(|x| *x = xielu(*x, parameters)),
     });
 }
 
@@ -22,6 +23,7 @@ pub(crate) fn activate_derivative(x: &mut [f32], g: &[f32], activation: Activati
         Activation::Silu => places.for_each(|(x, g)| *x = silu_slope(*x) * g),
         Activation::Gelu => places.for_each(|(x, g)| *x = gelu_slope(*x) * g),
         Activation::SquaredRelu => places.for_each(|(x, g)| *x = 2.0 * x.max(0.0) * g),
+        Activation::Xielu(p) => places.for_each(|(x, g)| *x = xielu_slope(*x, p) * g),
     });
 }
 
@@ -32,6 +34,7 @@ pub(crate) fn gate(gate: &mut [f32], up: &[f32], activation: Activation) {
         Activation::Silu => places.for_each(|(x, up)| *x = silu(*x) * up),
         Activation::Gelu => places.for_each(|(x, up)| *x = gelu(*x) * up),
         Activation::SquaredRelu => places.for_each(|(x, up)| *x = squared_relu(*x) * up),
+        Activation::Xielu(parameters) => places.for_each(|(x, up)| *x = xielu(*x, parameters) * up),
     });
 }
 
@@ -43,6 +46,7 @@ pub(crate) fn gate_derivative(gate: &mut [f32], up: &[f32], g: &[f32], activatio
         Activation::Silu => places.for_each(|(x, (up, g))| *x = silu_slope(*x) * up * g),
         Activation::Gelu => places.for_each(|(x, (up, g))| *x = gelu_slope(*x) * up * g),
         Activation::SquaredRelu => places.for_each(|(x, (up, g))| *x = 2.0 * x.max(0.0) * up * g),
+        Activation::Xielu(p) => places.for_each(|(x, (up, g))| *x = xielu_slope(*x, p) * up * g),
     });
 }
 
@@ -61,6 +65,26 @@ fn silu_slope(x: f32) -> f32 {
 fn squared_relu(x: f32) -> f32 {
     let above = x.max(0.0);
     above * above
+}
+
+#[inline(always)]
+fn xielu(x: f32, p: Xielu) -> f32 {
+    let curved = match x > 0.0 {
+        true => p.rise * x * x,
+        false => p.fall * (x.min(p.bound).exp_m1() - x),
+    };
+    curved + p.slope * x
+}
+
+#[inline(always)]
+fn xielu_slope(x: f32, p: Xielu) -> f32 {
+    // Between the bound and 0 the exponential stands still.
+    let rising = if x < p.bound { x.exp() } else { 0.0 };
+    let curved = match x > 0.0 {
+        true => 2.0 * p.rise * x,
+        false => p.fall * (rising - 1.0),
+    };
+    curved + p.slope
 }
 
 /// The form with a hyperbolic tangent: x / 2 (1 + tanh u) = x sigmoid(2 u).

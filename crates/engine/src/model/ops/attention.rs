@@ -6,12 +6,13 @@ use crate::model::rows::Rows;
 use quantier_blocks::vector::{LANES, exp, sum, vectorized};
 use quantier_round::matrix::{View, multiply};
 use rayon::prelude::*;
+use std::sync::Arc;
 
 /// Queries that are taken together. Keys behind the last of them are never looked at.
 const BLOCK: usize = 64;
 
 /// How attention scores become probabilities.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Scores {
     /// They are multiplied by this first.
     pub scale: f32,
@@ -19,6 +20,22 @@ pub(crate) struct Scores {
     pub cap: Option<f32>,
     /// A token sees so many tokens, itself among them.
     pub window: Option<usize>,
+    /// By head: what is taken off for each token between a query and a key.
+    pub slopes: Option<Arc<[f32]>>,
+}
+
+/// The slopes of heads (ALiBi, Press et al. 2022): falling by equal factors to `2^-max_bias`; heads
+/// beyond a power of 2 stand between the others.
+pub(crate) fn alibi_slopes(heads: usize, max_bias: f32) -> Vec<f32> {
+    let regular = 1 << heads.max(1).ilog2();
+    let slope = |head: usize| {
+        let steps = match head < regular {
+            true => (head + 1) as f32,
+            false => (head - regular) as f32 + 0.5,
+        };
+        (-max_bias * steps / regular as f32).exp2()
+    };
+    (0..heads).map(slope).collect()
 }
 
 /// Queries, keys and values of a chunk. Every head of keys serves `heads / kv_heads` heads of
@@ -38,6 +55,7 @@ pub(crate) struct Heads {
 /// The parts of [`Heads`] that one head of queries reads.
 #[derive(Clone, Copy)]
 struct Head<'a> {
+    number: usize,
     query: View<'a>,
     key: View<'a>,
     value: View<'a>,
@@ -61,6 +79,7 @@ impl Heads {
         let key = &self.key.numbers()[rows(&self.key, shared)..];
         let value = &self.value.numbers()[shared * value_length..];
         Head {
+            number: head,
             query: View::new(query, positions, length, length),
             key: View::new(key, positions, length, length),
             value: View::new(value, positions, value_length, self.value.columns()),
@@ -90,7 +109,10 @@ impl Scores {
     }
 
     /// One head: `[positions, value_length]`.
-    fn attend_head(&self, Head { query, key, value }: Head<'_>, out: &mut [f32]) {
+    fn attend_head(&self, head: Head<'_>, out: &mut [f32]) {
+        let Head {
+            query, key, value, ..
+        } = head;
         let positions = query.rows();
         let value_length = value.columns();
         let mut scores = vec![0.0f32; BLOCK.min(positions) * positions];
@@ -112,7 +134,7 @@ impl Scores {
                 let seen = seen.start - keys.start..seen.end - keys.start;
                 row[..seen.start].fill(0.0);
                 row[seen.end..].fill(0.0);
-                self.row(&mut row[seen]);
+                self.row(&mut row[seen], head.number);
             }
             let out = &mut out[first * value_length..];
             multiply(
@@ -166,10 +188,16 @@ impl Scores {
     }
 
     /// Scores of the keys that a query sees, to probabilities.
-    fn row(&self, scores: &mut [f32]) {
+    fn row(&self, scores: &mut [f32], head: usize) {
         vectorized(|| scores.iter_mut().for_each(|x| *x *= self.scale));
         if let Some(cap) = self.cap {
             soft_cap(scores, cap);
+        }
+        if let Some(slopes) = &self.slopes {
+            let slope = slopes[head];
+            let distances = (0..scores.len()).rev();
+            let places = scores.iter_mut().zip(distances);
+            places.for_each(|(x, distance)| *x -= slope * distance as f32);
         }
         vectorized(|| softmax_in_place(scores));
     }
@@ -223,7 +251,7 @@ impl HeadGradient<'_> {
                 let seen = seen.start - keys.start..seen.end - keys.start;
                 row[..seen.start].fill(0.0);
                 row[seen.end..].fill(0.0);
-                scores.row(&mut row[seen]);
+                scores.row(&mut row[seen], head.number);
             }
             part.resize(columns * value_length, 0.0);
             multiply(
@@ -292,17 +320,18 @@ mod tests {
     #[test]
     fn every_query_sees_what_it_may() {
         let (heads, kv_heads, length, value_length) = (4, 2, 6, 5);
-        for (positions, window, cap) in [
-            (1, None, None),
-            (3, None, None),
-            (64, Some(7), None),
-            (150, None, Some(2.0)),
-            (150, Some(70), None),
+        for (positions, window, cap, alibi) in [
+            (1, None, None, None),
+            (3, None, None, Some(8.0)),
+            (64, Some(7), None, None),
+            (150, None, Some(2.0), None),
+            (150, Some(70), None, Some(4.0)),
         ] {
             let scores = Scores {
                 scale: 1.7,
                 cap,
                 window,
+                slopes: alibi.map(|bias| alibi_slopes(heads, bias).into()),
             };
             let all = Heads {
                 heads,
@@ -334,8 +363,13 @@ mod tests {
                         let (q, k) = (query(head, position), key_of(shared, key));
                         let dot = q.iter().zip(&k).map(|(a, b)| f64::from(a * b));
                         let score = dot.sum::<f64>() * f64::from(scores.scale);
-                        cap.map_or(score, |c| (score / f64::from(c)).tanh() * f64::from(c))
-                            .exp()
+                        let capped =
+                            cap.map_or(score, |c| (score / f64::from(c)).tanh() * f64::from(c));
+                        // Four heads: 2 to the power of minus a quarter, a half ... of the bias.
+                        let slope = alibi.map_or(0.0, |bias: f32| {
+                            (-f64::from(bias) * (head + 1) as f64 / 4.0).exp2()
+                        });
+                        (capped - slope * (position - key) as f64).exp()
                     };
                     let weights: Vec<f64> = (first..=position).map(weight).collect();
                     let sum: f64 = weights.iter().sum();
@@ -359,6 +393,24 @@ mod tests {
                     }
                 }
             }
+        }
+    }
+
+    /// The published slopes of 8 heads, and how 12 heads take theirs from 16.
+    #[test]
+    fn slopes_fall_by_equal_factors() {
+        let eight = alibi_slopes(8, 8.0);
+        assert_eq!(
+            eight,
+            [
+                0.5, 0.25, 0.125, 0.0625, 0.03125, 0.015625, 0.0078125, 0.00390625
+            ]
+        );
+        let twelve = alibi_slopes(12, 8.0);
+        assert_eq!(twelve[..8], eight[..]);
+        let sixteen = alibi_slopes(16, 8.0);
+        for (own, between) in twelve[8..].iter().zip(sixteen.iter().step_by(2)) {
+            assert!((own - between).abs() < 1e-7, "{twelve:?}");
         }
     }
 

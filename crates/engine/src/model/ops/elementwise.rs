@@ -29,20 +29,26 @@ pub(crate) fn add_bias(x: &mut Rows, bias: &[f32]) {
     });
 }
 
-/// Every row times its number. The derivative for the rows is the same, that for the numbers is
-/// [`dots`] of the rows and the gradient.
-pub(crate) fn scale_rows(x: &mut Rows, scales: &[f32]) {
+/// Every group of numbers times its scale: rows, or heads, as many of equal length as there are
+/// scales. The derivative for the numbers is the same, that for the scales is [`dots`] of the
+/// numbers and the gradient.
+pub(crate) fn scale_groups(x: &mut [f32], scales: &[f32]) {
+    let length = x.len() / scales.len().max(1);
     vectorized(|| {
-        for (row, scale) in x.iter_mut().zip(scales) {
-            row.iter_mut().for_each(|x| *x *= scale);
+        for (group, scale) in x.chunks_exact_mut(length.max(1)).zip(scales) {
+            group.iter_mut().for_each(|x| *x *= scale);
         }
     });
 }
 
-/// The dot product of each row of `x` with the same row of `y`.
-pub(crate) fn dots(x: &Rows, y: &Rows) -> Vec<f32> {
+/// The dot product of each of so many groups of `x` with the same group of `y`.
+pub(crate) fn dots(x: &[f32], y: &[f32], groups: usize) -> Vec<f32> {
+    let length = (x.len() / groups.max(1)).max(1);
     let dot = |(x, y): (&[f32], &[f32])| x.iter().zip(y).map(|(x, y)| x * y).sum();
-    x.iter().zip(y.iter()).map(dot).collect()
+    x.chunks_exact(length)
+        .zip(y.chunks_exact(length))
+        .map(dot)
+        .collect()
 }
 
 /// Every number clamped to plus and minus `limit`.

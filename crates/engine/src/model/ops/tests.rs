@@ -1,16 +1,17 @@
 //! Every derivative beside differences, in one table.
 
 use super::activation::{activate, activate_derivative, gate, gate_derivative};
-use super::attention::{Heads, Scores};
+use super::attention::{Heads, Scores, alibi_slopes};
 use super::elementwise::{
-    add_bias, add_scaled, clamp, clamp_derivative, dots, scale, scale_rows, sigmoid, sigmoid_slope,
+    add_bias, add_scaled, clamp, clamp_derivative, dots, scale, scale_groups, sigmoid,
+    sigmoid_slope,
 };
 use super::norm::{self, layer_norm, rms_norm};
 use super::product::{product, product_derivative, row_derivative};
 use super::rope::{Angles, Direction};
 use super::router::{Weighing, most_probable, softmax, softmax_derivative};
 use crate::model::rows::Rows;
-use quantier_arch::{Activation, Rope};
+use quantier_arch::{Activation, Rope, Xielu};
 
 /// Numbers between -1 and 1 without a pattern.
 pub(in crate::model) fn random(len: usize, seed: u32) -> Vec<f32> {
@@ -142,18 +143,10 @@ fn cases_of_rows<'c>(weight: &'c [f32], bias: &'c [f32]) -> Vec<Case<'c>> {
             |_, g| vec![g.to_vec()],
         ),
         case(
-            "scale_rows",
+            "scale_groups",
             &[N, 3],
-            |x| {
-                let mut y = rows(&x[0]);
-                scale_rows(&mut y, &x[1]);
-                y.into_numbers()
-            },
-            |x, g| {
-                let mut of_rows = rows(g);
-                scale_rows(&mut of_rows, &x[1]);
-                vec![of_rows.into_numbers(), dots(&rows(&x[0]), &rows(g))]
-            },
+            |x| changed(&x[0], |y| scale_groups(y, &x[1])),
+            |x, g| vec![changed(g, |g| scale_groups(g, &x[1])), dots(&x[0], g, 3)],
         ),
         case(
             "clamp",
@@ -204,7 +197,14 @@ fn weight_of(rows: usize) -> Vec<f32> {
 
 fn cases_of_activations<'c>() -> Vec<Case<'c>> {
     let mut cases = Vec::new();
-    for kind in [Activation::Silu, Activation::Gelu, Activation::SquaredRelu] {
+    let xielu = Activation::Xielu(Xielu {
+        rise: 0.9,
+        fall: 1.3,
+        slope: 0.5,
+        bound: -1e-6,
+    });
+    let kinds = [Activation::Silu, Activation::Gelu, Activation::SquaredRelu];
+    for kind in kinds.into_iter().chain([xielu]) {
         cases.push(case(
             format!("{kind:?}"),
             &[N],
@@ -267,12 +267,19 @@ fn cases_of_experts<'c>() -> Vec<Case<'c>> {
 
 fn cases_of_attention<'c>() -> Vec<Case<'c>> {
     let mut cases = Vec::new();
-    for (positions, window, cap) in [(5, None, None), (70, Some(9), None), (66, None, Some(2.0))] {
+    for (positions, window, cap, alibi) in [
+        (5, None, None, None),
+        (70, Some(9), None, None),
+        (66, None, Some(2.0), None),
+        (66, None, None, Some(8.0)),
+    ] {
         let scores = Scores {
             scale: 0.8,
             cap,
             window,
+            slopes: alibi.map(|bias| alibi_slopes(4, bias).into()),
         };
+        let of_derivative = scores.clone();
         let heads = |x: &[Vec<f32>]| Heads {
             heads: 4,
             kv_heads: 2,
@@ -287,7 +294,7 @@ fn cases_of_attention<'c>() -> Vec<Case<'c>> {
             move |x, g| {
                 let Heads {
                     query, key, value, ..
-                } = scores.derivative(&heads(x), &Rows::new(g.to_vec(), 4 * 5));
+                } = of_derivative.derivative(&heads(x), &Rows::new(g.to_vec(), 4 * 5));
                 [query, key, value].map(Rows::into_numbers).into()
             },
         ));
