@@ -388,6 +388,8 @@ impl<'a> Planner<'a> {
         }
         let needed = match self.conversion.nextn {
             Nextn::Alone => 0..0,
+            // Layers may have nothing at all.
+            _ if self.conversion.architecture.decoder.linear_layers => 0..0,
             _ => 0..layers,
         };
         if let Some(first) = needed.into_iter().find(missing) {

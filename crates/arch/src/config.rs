@@ -34,7 +34,13 @@ pub enum Pooling {
 }
 
 /// Fields that hold the number of layers.
-const LAYERS: &[&str] = &["n_layers", "num_hidden_layers", "n_layer", "num_layers"];
+const LAYERS: &[&str] = &[
+    "n_layers",
+    "num_hidden_layers",
+    "n_layer",
+    "num_layers",
+    "num_transformer_layers",
+];
 
 impl Config {
     /// Completes the fields of a config.json.

@@ -50,7 +50,16 @@ pub(super) static HUNYUAN_VL: Architecture = Architecture {
     ..HUNYUAN_DENSE
 };
 
-const PARAMETERS: &[Parameter] = &[Parameter::Computed(rope)];
+const PARAMETERS: &[Parameter] = &[
+    // Some files of dense models say that there is one expert.
+    Parameter::Computed(|config, keys| {
+        if config.get("num_local_experts").is_none() {
+            keys.remove("expert_count");
+        }
+        Ok(())
+    }),
+    Parameter::Computed(rope),
+];
 const VL_PARAMETERS: &[Parameter] = &[Parameter::Computed(sections)];
 
 fn number(config: &Config, name: &str, by_default: f64) -> Result<f64> {

@@ -14,7 +14,7 @@ use quantier_tokenizer::VocabKind;
 pub(super) static MUSE_GLIMMER: Architecture = Architecture {
     classes: &["MuseGlimmerForConditionalGeneration"],
     name: "muse-glimmer",
-    vocabulary: VocabKind::ByteLevel,
+    vocabulary: VocabKind::MuseGlimmer,
     parameters: &[COMMON, HEAD_LENGTHS, FILE_TYPE, PARAMETERS],
     tensors: &[EMBEDDINGS, TENSORS, ATTENTION, GATED_FFN, BUFFERS],
     generated: nothing_generated,

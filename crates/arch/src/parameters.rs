@@ -35,6 +35,12 @@ impl Keys {
         }
     }
 
+    /// Takes a key of the architecture away.
+    pub(crate) fn remove(&mut self, key: &str) {
+        let key = format!("{}.{key}", self.architecture);
+        self.entries.retain(|(other, _)| *other != key);
+    }
+
     /// The keys in order.
     pub fn into_entries(self) -> Vec<(String, Value<'static>)> {
         self.entries

@@ -526,7 +526,7 @@ impl Size {
             Size::FeedForward => &["intermediate_size"],
             Size::Expert => &["moe_intermediate_size", "intermediate_size"],
             Size::Experts => &["num_local_experts", "num_experts"],
-            Size::QueryHeads => set(&["n_heads", "num_attention_heads"], config),
+            Size::QueryHeads => set(&["n_heads", "num_attention_heads", "n_head"], config),
             Size::KeyHeads => set(
                 &["n_kv_heads", "num_key_value_heads", "num_attention_heads"],
                 config,
