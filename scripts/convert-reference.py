@@ -4,7 +4,10 @@
     convert-reference.py SOURCE < JOBS
 
 SOURCE is the reference's directory; every line of JOBS is the arguments of one conversion, separated by tabs.
-Nothing of the reference is changed but one answer: it cannot know the hash of a tiny vocabulary, so it is told the
+With QUANTIER_ONLY_VOCABULARY in the environment, no class writes the parameters of its model: what is compared then is the
+vocabulary, and its configuration need not be complete.
+
+Nothing else of the reference is changed but one answer: it cannot know the hash of a tiny vocabulary, so it is told the
 name of the pre-tokenizer, which the environment's QUANTIER_PRE holds (default: gpt-2; if it is empty, nothing is
 changed).
 """
@@ -27,6 +30,14 @@ def main():
 
     if told := os.environ.get("QUANTIER_PRE", "gpt-2"):
         TextModel.get_vocab_base_pre = lambda self, tokenizer: told
+    if os.environ.get("QUANTIER_ONLY_VOCABULARY"):
+        prepare = TextModel.prepare_metadata
+
+        def without_parameters(self, vocab_only):
+            self.set_gguf_parameters = lambda: None
+            return prepare(self, vocab_only)
+
+        TextModel.prepare_metadata = without_parameters
     for line in sys.stdin.read().splitlines():
         arguments = line.split("\t")
         eager = ["--no-lazy"] if os.path.basename(arguments[0]) in EAGER else []

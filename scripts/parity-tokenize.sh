@@ -1,9 +1,12 @@
 #!/usr/bin/env bash
 # Compares `quantier tokenize` with the reference's llama-tokenize, id for id: every vocabulary of a supported kind that
 # the reference has (models/ggml-vocab-*.gguf), and the reference model's; on the reference's own cases (.inp, whose
-# ids are also compared with .out), on texts, and on made-up nasty ones; special tokens parsed and not.
+# ids are also compared with .out), on texts, and on made-up nasty ones; special tokens parsed and not. Then a small
+# vocabulary for every pre-tokenizer that the reference has a name for, and one of PLaMo (scripts/split_vocabularies.py),
+# on the nasty texts.
 #
-#   scripts/parity-tokenize.sh [NAME ...]      all vocabularies, or those named (for example llama-bpe)
+#   scripts/parity-tokenize.sh [NAME ...]      all vocabularies, or those named (for example llama-bpe); `split` for all of
+#                                              the small ones, split-NAME for one
 #
 # One line per case; the last line is `N identical, N different`. Exit code 1 if any is different.
 #
@@ -101,5 +104,20 @@ for model in "$vocabularies"/ggml-vocab-*.gguf testdata/refmodel-f16.gguf; do
         compare "$name $(basename "$text" .txt) --no-parse-special" "$model" "$text" --no-parse-special
     done
 done
+
+# Every pre-tokenizer by its name.
+if [ $# = 0 ] || [[ " $* " == *" split"* ]]; then
+    python=$(scripts/reference.sh --python)
+    "$python" scripts/split_vocabularies.py "$(scripts/reference.sh --source)" "$work/split" "$work/nasty.txt"
+    head -c 100000 "$work/nasty.txt" | iconv -f utf-8 -t utf-8 -c >"$work/some.txt"
+    for model in "$work"/split/*.gguf; do
+        name=$(basename "$model" .gguf)
+        if [ $# -gt 0 ] && [[ " $* " != *" split "* ]] && [[ " $* " != *" $name "* ]]; then
+            continue
+        fi
+        compare "$name" "$model" "$work/some.txt"
+        compare "$name --no-parse-special" "$model" "$work/some.txt" --no-parse-special
+    done
+fi
 echo "$identical identical, $different different"
 [ "$different" = 0 ]

@@ -3,9 +3,11 @@
 # files are rebuilt from the reference's models/ggml-vocab-*.gguf, and both sides convert them. Nothing is told to the
 # reference: it finds the pre-tokenizers by their fingerprints or refuses.
 #
-#   scripts/parity-vocabularies.sh [NAME ...]      all (scripts/vocabularies.py has the names), or those named
+#   scripts/parity-vocabularies.sh [NAME ...]      all (scripts/vocabularies.py has the names), or those named; `small` for
+#                                                  those of scripts/small_vocabularies.py
 #
-# Then runs tests/suite/vocabulary.rs on them, which prints one line per vocabulary. Exit code 1 if one differs.
+# The small ones show how each family's files are read; both sides are told their pre-tokenizer, since no fingerprint of
+# theirs is known. Then runs tests/suite/vocabulary.rs on them, which prints one line per vocabulary. Exit code 1 if one differs.
 #
 # QUANTIER_VOCABULARIES   where the files go, about 200 MB (default: a temporary directory, removed afterwards)
 set -euo pipefail
@@ -20,8 +22,29 @@ else
     trap 'rm -rf "$QUANTIER_VOCABULARIES"' EXIT
 fi
 export QUANTIER_VOCABULARIES
-"$python" scripts/vocabularies.py "$source" "$QUANTIER_VOCABULARIES" "$@"
-"$python" scripts/vocabularies.py --jobs "$source" "$QUANTIER_VOCABULARIES" "$@" |
-    QUANTIER_PRE='' "$python" scripts/convert-reference.py "$source" 2>"$QUANTIER_VOCABULARIES/reference.log" || true
-grep '^failed:' "$QUANTIER_VOCABULARIES/reference.log" | cut -f 1 || true
-cargo test --release --quiet --test suite vocabulary:: -- --ignored --nocapture
+root=$QUANTIER_VOCABULARIES
+# The programs beside some checkpoints are copied there.
+export HF_HOME=$root/cache
+
+# compare DIRECTORY PRE SCRIPT [ARGUMENT ...]: SCRIPT makes the checkpoints, and says how to convert them.
+compare() {
+    export QUANTIER_VOCABULARIES=$1 QUANTIER_PRE=$2
+    local script=$3
+    shift 3
+    mkdir -p "$QUANTIER_VOCABULARIES"
+    "$python" "$script" "$@"
+    "$python" "$script" --jobs "$@" | "$python" scripts/convert-reference.py "$source" 2>"$root/reference.log" || true
+    grep '^failed:' "$root/reference.log" | cut -f 1 || true
+    cargo test --release --quiet --test suite vocabulary:: -- --ignored --nocapture
+}
+
+failed=0
+if [ $# = 0 ] || [[ " $* " == *" small "* ]]; then
+    (QUANTIER_ONLY_VOCABULARY=1 compare "$root/small" qwen2 scripts/small_vocabularies.py "$root/small") || failed=1
+fi
+names=()
+for name in "$@"; do [ "$name" = small ] || names+=("$name"); done
+if [ $# = 0 ] || [ ${#names[@]} -gt 0 ]; then
+    (compare "$root/real" '' scripts/vocabularies.py "$source" "$root/real" "${names[@]}") || failed=1
+fi
+exit "$failed"

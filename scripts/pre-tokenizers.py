@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 source = Path(sys.argv[1]) / "conversion" / "base.py"
-data = Path(__file__).resolve().parent.parent / "src" / "tokenizer" / "data"
+data = Path(__file__).resolve().parent.parent / "crates" / "tokenizer" / "src" / "data"
 [function] = [
     node
     for node in ast.walk(ast.parse(source.read_text(encoding="utf-8")))

@@ -1,7 +1,8 @@
 //! Vocabularies and general metadata against files that the reference's converter wrote.
 //!
 //! `QUANTIER_VOCABULARIES` names a directory in which every checkpoint `NAME/` has the file
-//! `NAME.gguf` that the converter wrote for it with `--vocab-only`.
+//! `NAME.gguf` that the converter wrote for it with `--vocab-only`. `QUANTIER_PRE` names the
+//! pre-tokenizer of all of them, if it is not empty.
 
 use quantier::convert::general::General;
 use quantier::format::gguf::{Files, Model, Value};
@@ -15,6 +16,23 @@ fn kind(class: &str) -> VocabKind {
         "Gemma3ForCausalLM" => VocabKind::Gemma3,
         "Phi3ForCausalLM" => VocabKind::Phi3,
         "Qwen2ForCausalLM" | "Qwen3ForCausalLM" => VocabKind::Qwen,
+        "Glm4ForCausalLM" => VocabKind::Glm4,
+        "Glm4MoeForCausalLM" => VocabKind::GlmMoe,
+        "GlmForCausalLM" | "ChatGLMModel" => VocabKind::ChatGlm,
+        "HunYuanDenseV1ForCausalLM" => VocabKind::Hunyuan,
+        "HunYuanMoEV1ForCausalLM" => VocabKind::HunyuanMoe,
+        "QWenLMHeadModel" => VocabKind::Qwen1,
+        "StableLmForCausalLM" => VocabKind::StableLm,
+        "InternLM2ForCausalLM" => VocabKind::InternLm2,
+        "InternLM3ForCausalLM" => VocabKind::InternLm3,
+        "XverseForCausalLM" => VocabKind::Xverse,
+        "DeciLMForCausalLM" => VocabKind::Deci,
+        "Plamo3ForCausalLM" => VocabKind::Plamo3,
+        "GPTRefactForCausalLM" => VocabKind::Refact,
+        "MPTForCausalLM" => VocabKind::Mpt,
+        "MuseGlimmerForConditionalGeneration" => VocabKind::MuseGlimmer,
+        "LLaDAModelLM" => VocabKind::Llada,
+        "DreamModel" => VocabKind::Dream,
         "LlamaForCausalLM" | "MistralForCausalLM" | "MixtralForCausalLM" | "GraniteForCausalLM"
         | "SmolLM3ForCausalLM" => VocabKind::Llama,
         _ => VocabKind::ByteLevel,
@@ -34,8 +52,10 @@ fn ours(dir: &Path) -> Result<(Entries, Vec<String>), String> {
         .map_err(|e| e.to_string())?
         .into_iter()
         .collect();
+    let pre = std::env::var("QUANTIER_PRE").ok().filter(|pre| !pre.is_empty());
+    let size = config["vocab_size"].as_u64();
     let vocabulary =
-        import(dir, kind(class), config["vocab_size"].as_u64(), None).map_err(|e| e.to_string())?;
+        import(dir, kind(class), size, pre.as_deref()).map_err(|e| e.to_string())?;
     entries.extend(vocabulary.entries);
     Ok((entries, vocabulary.notes))
 }

@@ -5,7 +5,7 @@ use super::{Error, Result};
 use quantier_gguf::gguf::shard_siblings;
 
 /// Small files that a conversion reads if they exist.
-const SMALL: [&str; 12] = [
+const SMALL: [&str; 17] = [
     "config.json",
     "generation_config.json",
     "tokenizer.json",
@@ -15,6 +15,11 @@ const SMALL: [&str; 12] = [
     "added_tokens.json",
     "vocab.json",
     "merges.txt",
+    "tekken.json",
+    "tokenizer.jsonl",
+    "qwen.tiktoken",
+    "hy.tiktoken",
+    "arcade100k.tiktoken",
     "chat_template.jinja",
     "chat_template.json",
     "README.md",

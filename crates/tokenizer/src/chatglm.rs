@@ -42,7 +42,7 @@ impl Import<'_> {
 
     fn chatglm3(&mut self) -> Result<usize> {
         let files = self.files;
-        let model = Model::read(files)?.ok_or_else(|| no_model(&files.dir))?;
+        let model = Model::read(&files.dir.join(spm::FILE))?.ok_or_else(|| no_model(&files.dir))?;
         let mut tokens = model.pieces;
         let pieces = tokens.len();
         let padded = self.config("padded_vocab_size").and_then(Value::as_u64);

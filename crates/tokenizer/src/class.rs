@@ -1,6 +1,7 @@
 //! The tokenizer classes of transformers as data: their changes to `tokenizer.json`.
 
 use super::files::Files;
+use super::slow::Slow;
 use serde_json::{Map, Value};
 
 /// A tokenizer class of transformers.
@@ -18,6 +19,8 @@ pub(super) struct Class {
     makes_added: bool,
     /// Whether it overrides `add_prefix_space` of `tokenizer.json`.
     sets_prefix_space: bool,
+    /// How it reads `vocab.json` and `merges.txt`; `None` if it needs a `tokenizer.json`.
+    slow: Option<Slow>,
 }
 
 const TEXT_END: &str = "<|endoftext|>";
@@ -30,9 +33,10 @@ const PLAIN: Class = Class {
     adds_bos: None,
     makes_added: false,
     sets_prefix_space: true,
+    slow: None,
 };
 
-const CLASSES: [Class; 7] = [
+const CLASSES: [Class; 9] = [
     Class {
         name: "LlamaTokenizer",
         defaults: &[
@@ -93,6 +97,27 @@ const CLASSES: [Class; 7] = [
             ("eos_token", TEXT_END),
             ("unk_token", TEXT_END),
         ],
+        slow: Some(Slow::Gpt2),
+        ..PLAIN
+    },
+    Class {
+        name: "CodeGenTokenizer",
+        defaults: &[
+            ("bos_token", TEXT_END),
+            ("eos_token", TEXT_END),
+            ("unk_token", TEXT_END),
+        ],
+        slow: Some(Slow::Gpt2),
+        ..PLAIN
+    },
+    Class {
+        name: "BloomTokenizer",
+        defaults: &[
+            ("bos_token", "<s>"),
+            ("eos_token", "</s>"),
+            ("unk_token", "<unk>"),
+            ("pad_token", "<pad>"),
+        ],
         ..PLAIN
     },
     Class {
@@ -103,29 +128,92 @@ const CLASSES: [Class; 7] = [
             ("pad_token", TEXT_END),
         ],
         makes_added: true,
+        slow: Some(Slow::Qwen2),
         ..PLAIN
     },
 ];
 
-/// Default class by model type.
-const CLASS_OF_MODEL: [(&str, &str); 17] = [
+/// Default class by model type, of decoders; of types that are not here, one without changes.
+const CLASS_OF_MODEL: [(&str, &str); 79] = [
+    ("aria", "LlamaTokenizer"),
+    ("arcee", "LlamaTokenizer"),
+    ("aya_vision", "CohereTokenizer"),
+    ("bloom", "BloomTokenizer"),
+    ("code_llama", "CodeLlamaTokenizer"),
+    ("codegen", "CodeGenTokenizer"),
+    ("cohere", "CohereTokenizer"),
+    ("cohere2", "CohereTokenizer"),
+    ("dbrx", "GPT2Tokenizer"),
+    ("deepseek_v2", "LlamaTokenizer"),
+    ("deepseek_v3", "LlamaTokenizer"),
+    ("diffllama", "LlamaTokenizer"),
+    ("ernie4_5", "LlamaTokenizer"),
+    ("ernie4_5_moe", "LlamaTokenizer"),
+    ("exaone4", "GPT2Tokenizer"),
+    ("falcon_mamba", "GPTNeoXTokenizer"),
+    ("flex_olmo", "GPT2Tokenizer"),
     ("gemma", "GemmaTokenizer"),
     ("gemma2", "GemmaTokenizer"),
     ("gemma3", "GemmaTokenizer"),
     ("gemma3_text", "GemmaTokenizer"),
+    ("gemma3n", "GemmaTokenizer"),
+    ("gemma3n_text", "GemmaTokenizer"),
     ("gpt2", "GPT2Tokenizer"),
+    ("gpt_bigcode", "GPT2Tokenizer"),
+    ("gpt_neo", "GPT2Tokenizer"),
+    ("gpt_neox", "GPTNeoXTokenizer"),
+    ("gptj", "GPT2Tokenizer"),
     ("granite", "GPT2Tokenizer"),
+    ("granitemoe", "GPT2Tokenizer"),
+    ("granitemoehybrid", "GPT2Tokenizer"),
+    ("granitemoeshared", "GPT2Tokenizer"),
+    ("idefics3", "LlamaTokenizer"),
+    ("internvl", "Qwen2Tokenizer"),
+    ("jamba", "LlamaTokenizer"),
+    ("jetmoe", "LlamaTokenizer"),
     ("llama", "LlamaTokenizer"),
+    ("llama4", "LlamaTokenizer"),
+    ("llama4_text", "LlamaTokenizer"),
+    ("llava", "LlamaTokenizer"),
+    ("llava_next", "LlamaTokenizer"),
+    ("llava_onevision", "LlamaTokenizer"),
+    ("mamba", "GPTNeoXTokenizer"),
+    ("mamba2", "GPTNeoXTokenizer"),
+    ("minimax", "GPT2Tokenizer"),
+    ("ministral", "LlamaTokenizer"),
     ("mistral", "LlamaTokenizer"),
+    ("mistral3", "LlamaTokenizer"),
     ("mixtral", "LlamaTokenizer"),
+    ("mllama", "LlamaTokenizer"),
+    ("mpt", "GPTNeoXTokenizer"),
     ("olmo", "GPTNeoXTokenizer"),
     ("olmo2", "GPTNeoXTokenizer"),
+    ("olmo3", "GPT2Tokenizer"),
+    ("olmoe", "GPTNeoXTokenizer"),
+    ("opt", "GPT2Tokenizer"),
+    ("paligemma", "LlamaTokenizer"),
+    ("persimmon", "LlamaTokenizer"),
+    ("phi", "CodeGenTokenizer"),
     ("phi3", "LlamaTokenizer"),
+    ("phimoe", "LlamaTokenizer"),
     ("qwen2", "Qwen2Tokenizer"),
+    ("qwen2_5_omni", "Qwen2Tokenizer"),
+    ("qwen2_5_vl", "Qwen2Tokenizer"),
+    ("qwen2_audio", "Qwen2Tokenizer"),
     ("qwen2_moe", "Qwen2Tokenizer"),
+    ("qwen2_vl", "Qwen2Tokenizer"),
     ("qwen3", "Qwen2Tokenizer"),
     ("qwen3_moe", "Qwen2Tokenizer"),
+    ("qwen3_next", "Qwen2Tokenizer"),
+    ("qwen3_omni_moe", "Qwen2Tokenizer"),
+    ("qwen3_vl", "Qwen2Tokenizer"),
+    ("qwen3_vl_moe", "Qwen2Tokenizer"),
+    ("recurrent_gemma", "GemmaTokenizer"),
+    ("rwkv", "GPTNeoXTokenizer"),
+    ("stablelm", "GPTNeoXTokenizer"),
     ("starcoder2", "GPT2Tokenizer"),
+    ("zamba", "LlamaTokenizer"),
+    ("zamba2", "LlamaTokenizer"),
 ];
 
 impl Class {
@@ -181,6 +269,14 @@ impl Class {
 
     pub(crate) fn more_special(&self) -> &'static [&'static str] {
         self.more_special
+    }
+
+    pub(crate) fn name(&self) -> &'static str {
+        self.name
+    }
+
+    pub(crate) fn slow(&self) -> Option<Slow> {
+        self.slow
     }
 
     pub(crate) fn adds_bos(&self) -> Option<bool> {

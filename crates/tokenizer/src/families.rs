@@ -4,7 +4,7 @@ use super::bpe::{self, Rules};
 use super::files::bad;
 use super::special::Special;
 use super::spm::{self, Additions};
-use super::{Import, no_model};
+use super::{Import, no_model, tekken};
 use quantier_gguf::Result;
 use quantier_gguf::gguf::Value;
 
@@ -163,11 +163,8 @@ impl Import<'_> {
         /// token.
         const SMALL_GRANITE: u64 = 49152;
 
-        let dir = &self.files.dir;
-        if self.files.tokenizer.is_none() && dir.join("tekken.json").is_file() {
-            let what =
-                "tekken.json alone is not supported; get the tokenizer.json of the same model";
-            return Err(bad(dir, what));
+        if self.files.tokenizer.is_none() && self.files.dir.join(tekken::FILE).is_file() {
+            return self.mistral(false);
         }
         self.space_prefix()?;
         let tokens = if let Some(tokens) = self.sentencepiece(Additions::Common)? {

@@ -130,9 +130,13 @@ impl Files {
         self.tokenizer_config.as_ref()?.get(name)
     }
 
-    /// An error about `tokenizer.json`.
+    /// An error about `tokenizer.json`, or about `vocab.json` in its place.
     pub(crate) fn bad_tokenizer(&self, what: impl Into<String>) -> Error {
-        bad(&self.dir.join("tokenizer.json"), what)
+        let name = match self.tokenizer {
+            Some(_) => "tokenizer.json",
+            None => "vocab.json",
+        };
+        bad(&self.dir.join(name), what)
     }
 
     /// The added tokens of `tokenizer.json`.

@@ -7,9 +7,11 @@
 
 use super::class::{self, Class};
 use super::files::{Files, bad, kind, read_object};
+use super::slow::{self, Slow};
 use super::{MAX_TOKENS, checked};
 use quantier_gguf::{Error, Result};
 use serde_json::{Map, Value};
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use tokenizers::{AddedToken, Tokenizer};
@@ -107,13 +109,17 @@ pub(super) struct HfTokenizer {
 }
 
 impl HfTokenizer {
-    /// Loads the tokenizer of a checkpoint with a `tokenizer.json`.
+    /// Loads the tokenizer of a checkpoint with a `tokenizer.json`, or with `vocab.json` and
+    /// `merges.txt`.
     pub(crate) fn load(files: &Files) -> Result<HfTokenizer> {
-        let json = files.tokenizer.as_ref().ok_or_else(|| {
-            bad(&files.dir, "no tokenizer.json; get it from where the model comes from, or save one with transformers")
-        })?;
-        checked::check(json).map_err(|what| files.bad_tokenizer(what))?;
         let class = Class::of(files);
+        let slow = files.tokenizer.is_none();
+        let json = match &files.tokenizer {
+            Some(json) => Cow::Borrowed(json),
+            None => Cow::Owned(slow::tokenizer(files, class)?),
+        };
+        let json = &*json;
+        checked::check(json).map_err(|what| files.bad_tokenizer(what))?;
         let (settings, decoder) = settings(files)?;
         let mut roles: Vec<(&str, Special)> = ROLES
             .iter()
@@ -126,6 +132,17 @@ impl HfTokenizer {
         {
             roles.extend(Special::parse(pad).map(|pad| ("pad_token", pad)));
             roles.sort_by_key(|(role, _)| ROLES.iter().position(|r| r == role));
+        }
+        // The class that reads vocab.json gives its special tokens flags.
+        for (role, special) in roles.iter_mut().filter(|_| slow && !class.makes_added()) {
+            if let Special::Text(text) = special
+                && ["bos_token", "eos_token", "unk_token", "pad_token"].contains(role)
+            {
+                *special = Special::Added(Added {
+                    token: AddedToken::from(std::mem::take(text), false),
+                    normalized: None,
+                });
+            }
         }
         // A special token of the files has the flags of the added token of the same text.
         for (role, special) in &mut roles {
@@ -194,25 +211,30 @@ impl HfTokenizer {
         };
         let unknown = named("unk_token").flatten();
         let id_of = |name: &str| named(name)?.or(unknown);
-        let bounds = class.adds_bos().map(|bos| {
-            let adds = |name, default| {
-                settings
-                    .get(name)
-                    .and_then(Value::as_bool)
-                    .unwrap_or(default)
-            };
-            let bound = |add, name| {
-                if add {
-                    id_of(name).into_iter().collect()
-                } else {
-                    Vec::new()
-                }
-            };
-            (
-                bound(adds("add_bos_token", bos), "bos_token"),
-                bound(adds("add_eos_token", false), "eos_token"),
-            )
-        });
+        // GPT-2's class adds only a BOS token, and only if it reads vocab.json.
+        let reads_vocab = slow && class.slow() == Some(Slow::Gpt2);
+        let bounds = class
+            .adds_bos()
+            .or(reads_vocab.then_some(false))
+            .map(|bos| {
+                let adds = |name, default| {
+                    settings
+                        .get(name)
+                        .and_then(Value::as_bool)
+                        .unwrap_or(default)
+                };
+                let bound = |add, name| {
+                    if add {
+                        id_of(name).into_iter().collect()
+                    } else {
+                        Vec::new()
+                    }
+                };
+                (
+                    bound(adds("add_bos_token", bos), "bos_token"),
+                    bound(!reads_vocab && adds("add_eos_token", false), "eos_token"),
+                )
+            });
         let cleans_up = settings
             .get("clean_up_tokenization_spaces")
             .and_then(Value::as_bool)

@@ -16,7 +16,7 @@ impl Import<'_> {
     pub(crate) fn internlm2(&mut self) -> Result<usize> {
         let files = self.files;
         let path = files.dir.join(spm::FILE);
-        let model = Model::read(files)?.ok_or_else(|| no_model(&files.dir))?;
+        let model = Model::read(&path)?.ok_or_else(|| no_model(&files.dir))?;
         let mut tokens = model.pieces;
         let size = checked_size(self.vocab_size, tokens.len(), &files.dir)?;
         if size > tokens.len() {

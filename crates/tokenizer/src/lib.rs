@@ -4,10 +4,11 @@
 //! ```text
 //! tokenizer.model  -> protobuf -> spm ---+
 //! *.tiktoken       -> tiktoken ----------+
+//! tekken.json      -> tekken ------------+
 //! tokenizer.jsonl  -> plamo -------------+-> token -> special -> metadata
 //! tokenizer.json -> checked -> hf -> bpe-+
-//!                              |
-//!                    class    pre
+//!                  |         |    |
+//! vocab.json ----> slow   class  pre
 //! ```
 
 #![warn(missing_docs, unreachable_pub)]
@@ -24,8 +25,10 @@ mod internlm;
 mod plamo;
 mod pre;
 mod protobuf;
+mod slow;
 mod special;
 mod spm;
+mod tekken;
 mod tiktoken;
 mod token;
 
@@ -54,6 +57,9 @@ pub enum VocabKind {
     /// of Code Llama and the small Granites: Llama, Mistral, Mixtral, Granite, SmolLM3, Apertus,
     /// Arcee, Nanbeige.
     Llama,
+    /// Mistral's own files: `tekken.json` or `tokenizer.model.vN`, of checkpoints with params.json
+    /// (`--mistral-format`). `Llama` takes a lone `tekken.json` too.
+    Mistral,
     /// SentencePiece: Orion, Baichuan, MiniCPM, PLaMo 1, BitNet.
     SentencePiece,
     /// SentencePiece, padding and unknown tokens by number: Nemotron.
@@ -148,6 +154,7 @@ pub fn import(
             None => import.byte_level()?,
         },
         VocabKind::Llama => import.llama()?,
+        VocabKind::Mistral => import.mistral(true)?,
         VocabKind::SentencePiece => import.only_sentencepiece()?,
         VocabKind::Nemotron => import.nemotron()?,
         VocabKind::Ernie => {

@@ -28,11 +28,10 @@ pub(super) struct Model {
 }
 
 impl Model {
-    /// The model of a checkpoint; `None` without `tokenizer.model`.
-    pub(super) fn read(files: &Files) -> Result<Option<Model>> {
-        let path = files.dir.join(FILE);
-        let bytes = read_bytes(&path)?;
-        let model = bytes.map(|bytes| parse(&bytes).map_err(|what| bad(&path, what)));
+    /// Reads a file; `None` if it does not exist.
+    pub(super) fn read(path: &Path) -> Result<Option<Model>> {
+        let bytes = read_bytes(path)?;
+        let model = bytes.map(|bytes| parse(&bytes).map_err(|what| bad(path, what)));
         model.transpose()
     }
 }
@@ -147,7 +146,7 @@ pub(super) fn vocabulary(
     additions: Additions,
 ) -> Result<Option<Vec<Token>>> {
     let path = files.dir.join(FILE);
-    let Some(Model { pieces, .. }) = Model::read(files)? else {
+    let Some(Model { pieces, .. }) = Model::read(&path)? else {
         return Ok(None);
     };
     let size = super::checked_size(vocab_size.filter(|&n| n > 0), pieces.len(), &files.dir)?;

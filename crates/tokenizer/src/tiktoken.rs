@@ -23,7 +23,7 @@ use serde_json::Value;
 use std::collections::{HashMap, HashSet};
 
 /// Limit on the bytes of a token; real files have up to 128.
-const MAX_BYTES: usize = 4096;
+const MAX_BYTES: usize = 512;
 /// Number of the tokens `<|extra_0|>`, `<|extra_1|>` ... of Qwen and Hunyuan.
 const EXTRAS: usize = 205;
 
@@ -135,12 +135,6 @@ impl Ranks {
             let token = STANDARD
                 .decode(text)
                 .map_err(|e| wrong(&format!("the token is not base64: {e}")))?;
-            if token.is_empty() || token.len() > MAX_BYTES {
-                return Err(wrong(&format!(
-                    "a token of {} bytes; taken are 1 to {MAX_BYTES}",
-                    token.len()
-                )));
-            }
             let rank = std::str::from_utf8(rank).ok().and_then(|r| r.parse().ok());
             let rank: u32 = rank.ok_or_else(|| wrong("the rank is not a whole number"))?;
             match seen.insert(token.clone()) {
@@ -156,6 +150,15 @@ impl Ranks {
     /// From tokens with their ranks.
     pub(super) fn new(mut all: Vec<(u32, Vec<u8>)>) -> std::result::Result<Ranks, String> {
         all.sort_unstable();
+        let odd = all
+            .iter()
+            .find(|(_, t)| t.is_empty() || t.len() > MAX_BYTES);
+        if let Some((rank, token)) = odd {
+            return Err(format!(
+                "the token of rank {rank} has {} bytes; taken are 1 to {MAX_BYTES}",
+                token.len()
+            ));
+        }
         let hole = all.iter().zip(0..).find(|((rank, _), at)| rank != at);
         if let Some((_, at)) = hole {
             return Err(format!("no token has the rank {at}, or two have"));
@@ -164,10 +167,24 @@ impl Ranks {
             return Err("it has no tokens".to_owned());
         }
         let ranks = all.iter().map(|(rank, token)| (token.clone(), *rank));
+        let ranks: HashMap<Vec<u8>, u32> = ranks.collect();
+        if ranks.len() < all.len() {
+            return Err("two ranks have the same token".to_owned());
+        }
         Ok(Ranks {
-            ranks: ranks.collect(),
+            ranks,
             tokens: all.into_iter().map(|(_, token)| token).collect(),
         })
+    }
+
+    /// The tokens in the order of their ranks.
+    pub(super) fn tokens(&self) -> &[Vec<u8>] {
+        &self.tokens
+    }
+
+    /// The rank of a token.
+    pub(super) fn of(&self, token: &[u8]) -> Option<u32> {
+        self.ranks.get(token).copied()
     }
 
     /// The two parts whose merge makes a token, in GPT-2's alphabet: what is left of its bytes after

@@ -4,6 +4,7 @@
 //! text -> special: cut out special tokens -> for each part of the text
 //!   gpt2, gemma4:  pre (split, pattern): words -> bpe (merge) -> tokens
 //!   llama:         spaces become U+2581         -> spm (merge) -> tokens
+//!   plamo2:        plamo -> tokens
 //! ```
 //!
 //! Departures from the reference, without effect on the tokens:
@@ -16,6 +17,7 @@ mod bpe;
 pub(crate) mod bytes;
 pub(crate) mod merge;
 mod pattern;
+mod plamo;
 mod pre;
 mod special;
 mod split;
@@ -26,6 +28,7 @@ mod vocab;
 use bpe::Bpe;
 use foldhash::fast::RandomState;
 use merge::Merger;
+use plamo::Plamo;
 use pre::Pre;
 use quantier_gguf::gguf::Metadata;
 use special::{Fragment, Special};
@@ -59,6 +62,7 @@ pub struct Tokenizer {
 enum Algorithm {
     Spm(Box<Spm>),
     Bpe(Box<Bpe>),
+    Plamo(Box<Plamo>),
 }
 
 impl Tokenizer {
@@ -79,6 +83,11 @@ impl Tokenizer {
                 eos: Some(11),
                 unknown: None,
             },
+            "plamo2" => Defaults {
+                bos: Some(1),
+                eos: Some(2),
+                unknown: Some(0),
+            },
             "gemma4" => Defaults {
                 bos: None,
                 eos: None,
@@ -91,7 +100,7 @@ impl Tokenizer {
             }
             other => {
                 return Err(Error(format!(
-                    "'{MODEL}' is '{other}'; supported are llama, gpt2 and gemma4"
+                    "'{MODEL}' is '{other}'; supported are llama, gpt2, gemma4 and plamo2"
                 )));
             }
         };
@@ -108,6 +117,17 @@ impl Tokenizer {
                 adds_bos: true,
                 adds_eos: false,
                 adds_space: true,
+            }
+        } else if model == "plamo2" {
+            let vocab = Vocab::read(metadata, defaults)?;
+            let algorithm = Algorithm::Plamo(Box::new(Plamo::of(&vocab)?));
+            Tokenizer {
+                special: Special::of(&vocab),
+                vocab,
+                algorithm,
+                adds_bos: false,
+                adds_eos: false,
+                adds_space: false,
             }
         } else {
             let name = if model == "gemma4" {
@@ -151,6 +171,8 @@ impl Tokenizer {
     /// `parse_special` recognizes control tokens in the text.
     pub fn encode(&self, text: &str, add_special: bool, parse_special: bool) -> Vec<u32> {
         let mut session = Session::default();
+        // As in the reference, whatever the file says of PLaMo.
+        let add_special = add_special && !matches!(self.algorithm, Algorithm::Plamo(_));
         if add_special && self.adds_bos {
             session.out.extend(self.vocab.bos);
         }
@@ -176,6 +198,7 @@ impl Tokenizer {
 
     fn encode_fragment<'t>(&self, text: &'t str, space: bool, session: &mut Session<'t>) {
         match &self.algorithm {
+            Algorithm::Plamo(plamo) => plamo.text(text, &mut session.out),
             Algorithm::Spm(spm) => {
                 let mut prefix = space;
                 for part in spm.seams.parts(text) {
@@ -211,10 +234,11 @@ impl Tokenizer {
 
     /// The text of one token; empty for an unknown id.
     pub fn piece(&self, id: u32) -> Vec<u8> {
-        self.vocab.piece(
-            id,
-            matches!(&self.algorithm, Algorithm::Bpe(bpe) if bpe.pre.byte_level),
-        )
+        match &self.algorithm {
+            Algorithm::Plamo(_) => Plamo::piece(&self.vocab, id),
+            Algorithm::Bpe(bpe) => self.vocab.piece(id, bpe.pre.byte_level),
+            Algorithm::Spm(_) => self.vocab.piece(id, false),
+        }
     }
 
     /// Number of tokens in the vocabulary.

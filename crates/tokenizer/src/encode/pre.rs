@@ -135,6 +135,7 @@ impl Pre {
                 digits: 1,
                 marks: true,
             }],
+            "exaone-moe" => vec![Step::Phrases],
             "laguna" => vec![Step::Lines, words(1)],
             "gpt-2" | "phi-2" | "jina-es" | "jina-de" | "gigachat" | "jina-v2-es"
             | "jina-v2-de" | "a.x-4.0" | "mellum" | "modern-bert" | "jina-v1-en"
@@ -335,6 +336,24 @@ mod tests {
     }
 
     #[test]
+    fn phrases_are_words_with_single_spaces_between() {
+        assert_eq!(
+            pieces("exaone-moe", " ab cd  e\u{301}f 1 x.\n\n y"),
+            [
+                " ab cd",
+                " ",
+                " e\u{301}f",
+                " ",
+                "1",
+                " x",
+                ".\n",
+                "\n",
+                " y"
+            ]
+        );
+    }
+
+    #[test]
     fn marks_belong_to_words_where_it_says_so() {
         assert_eq!(pieces("qwen2", "e\u{301}e"), ["e", "\u{301}e"]);
         assert_eq!(pieces("qwen35", "e\u{301}e"), ["e\u{301}e"]);
@@ -351,8 +370,9 @@ mod tests {
         assert_eq!(Pre::named("no such"), None);
     }
 
-    const NAMES: [&str; 28] = [
+    const NAMES: [&str; 29] = [
         "default",
+        "exaone-moe",
         "llama-bpe",
         "qwen2",
         "qwen35",

@@ -15,6 +15,8 @@ pub(super) enum Step {
     /// Llama 3 and Qwen: letters after at most one other character, groups of digits, punctuation
     /// with the line breaks after it, spaces.
     Words { digits: usize, marks: bool },
+    /// EXAONE MoE: as Qwen, with all words that single spaces separate in one piece, and marks.
+    Phrases,
     /// Kimi K2: as Llama 3, with runs of Chinese and with contractions at the end of words.
     Kimi,
     /// Runs of digits in groups of three from the right.
@@ -42,6 +44,7 @@ impl Step {
             Step::Words { digits, marks } => {
                 part.words(start, *digits, if *marks { LETTER | MARK } else { LETTER })
             }
+            Step::Phrases => part.phrases(start),
             Step::Kimi => part.kimi(start),
             Step::DigitsFromRight => part.digits_from_right(start),
             Step::Lines => part.lines(start),
@@ -174,6 +177,49 @@ impl Part<'_> {
         self.signs(at, letters)
             .or_else(|| self.to_last_line_break(at))
             .unwrap_or_else(|| self.spaces(at))
+    }
+
+    fn phrases(&mut self, start: usize) {
+        let mut at = start;
+        while at < self.text.len() {
+            at = self.phrases_piece(at);
+            self.ends.push(at);
+        }
+    }
+
+    fn phrases_piece(&self, at: usize) -> usize {
+        if let Some(end) = self.contraction(at, |b| b.to_ascii_lowercase()) {
+            return end;
+        }
+        let (kind, len) = self.at(at);
+        let is_break = matches!(self.byte(at), b'\r' | b'\n');
+        if kind & LETTER != 0 {
+            return self.phrase(at);
+        }
+        if !is_break && kind & NUMBER == 0 && self.at(at + len).0 & LETTER != 0 {
+            return self.phrase(at + len);
+        }
+        if kind & NUMBER != 0 {
+            return at + len;
+        }
+        let after_space = at + usize::from(self.byte(at) == b' ');
+        let end = self.run(after_space, |k| k & (SPACE | LETTER | NUMBER) == 0);
+        if end > after_space {
+            return end + usize::from(matches!(self.byte(end), b'\r' | b'\n'));
+        }
+        self.to_last_line_break(at)
+            .unwrap_or_else(|| self.spaces(at))
+    }
+
+    /// End of the words at a letter: letters, each with marks, and a single space before a letter.
+    fn phrase(&self, mut at: usize) -> usize {
+        loop {
+            let end = self.run(at, |k| k & (LETTER | MARK) != 0);
+            if self.byte(end) != b' ' || self.at(end + 1).0 & LETTER == 0 {
+                return end;
+            }
+            at = end + 1;
+        }
     }
 
     /// End of at most `digits` digits.

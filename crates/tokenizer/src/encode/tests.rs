@@ -53,6 +53,22 @@ fn bpe(pre: &str) -> Metadata<'static> {
     metadata
 }
 
+/// PLaMo with all bytes, padding as its converter writes it, and a few tokens.
+fn plamo() -> Metadata<'static> {
+    let bytes: Vec<String> = (0..256).map(|b| format!("<0x{b:02X}>")).collect();
+    let mut tokens = vec![("<|plamo:unk|>", 0.0, 2), ("<|plamo:bos|>", 0.0, 3)];
+    tokens.extend([("</s>", 0.0, 3), ("<|plamo:pad|>", 0.0, 3)]);
+    tokens.extend(bytes.iter().map(|b| (b.as_str(), 0.0, 6)));
+    tokens.extend([
+        ("a", -4.0, 1),
+        ("b", -4.0, 1),
+        ("ab", -3.0, 1),
+        ("ba", -2.0, 1),
+    ]);
+    tokens.extend([("bab", -9.0, 1), ("漢", -5.0, 1), ("[P1]", -1000.0, 5)]);
+    metadata("plamo2", &tokens, &[])
+}
+
 fn tokenizer(metadata: &Metadata<'_>) -> Tokenizer {
     Tokenizer::from_gguf(metadata).expect("a vocabulary")
 }
@@ -104,6 +120,28 @@ fn byte_pairs_join_by_rank() {
 }
 
 #[test]
+fn plamo_writes_a_text_at_the_highest_score() {
+    let t = tokenizer(&plamo());
+    assert_eq!(shown(&t, "ab", true), ["ab"]);
+    // The sum decides: -3 - 3, not -4 - 2 - 4.
+    assert_eq!(shown(&t, "abab", true), ["ab", "ab"]);
+    assert_eq!(shown(&t, "aba", true), ["a", "ba"]);
+    assert_eq!(shown(&t, "bab", true), ["ba", "b"]);
+    assert_eq!(
+        shown(&t, "漢字", true),
+        ["漢", "<0xE5>", "<0xAD>", "<0x97>"]
+    );
+    assert_eq!(shown(&t, "\u{feff}a</s>", true), ["a", "</s>"]);
+    // Unused tokens count, at the price of a character in bytes.
+    assert_eq!(shown(&t, "[P1]", true), ["[P1]"]);
+    let mut broken = plamo();
+    let bytes = Array::of_values(ValueType::I32, (0..267).map(|_| Value::I32(1)));
+    broken.set("tokenizer.ggml.token_type", Value::Array(bytes));
+    let error = Tokenizer::from_gguf(&broken).err().unwrap().to_string();
+    assert!(error.contains("no token <0x00>"), "{error}");
+}
+
+#[test]
 fn what_is_wrong_is_said() {
     let said = |metadata: &Metadata<'_>| {
         Tokenizer::from_gguf(metadata)
@@ -148,6 +186,13 @@ proptest! {
             let t = tokenizer(&bpe(pre));
             prop_assert_eq!(t.decode(&t.encode(&text, false, true)), text.as_bytes());
         }
+    }
+
+    #[test]
+    fn plamos_tokens_spell_the_text(text in r"(\PC|[ab' \r\n漢字]|\[P1\]){0,60}") {
+        let t = tokenizer(&plamo());
+        let whole = text.strip_prefix('\u{feff}').unwrap_or(&text);
+        prop_assert_eq!(t.decode(&t.encode(&text, false, false)), whole.as_bytes());
     }
 
     #[test]
