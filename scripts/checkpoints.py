@@ -11,6 +11,7 @@ Needs torch, safetensors and sentencepiece. The tokenizer.model is the reference
 QUANTIER_REFMODEL); byte-level vocabularies are made here. Equal versions of this script make equal files.
 """
 
+import collections
 import json
 import os
 import shutil
@@ -981,6 +982,14 @@ CHECKPOINTS = {
     "smollm3": (smollm3, torch.bfloat16, 1),
     # The fourth layer is the first that does not rotate.
     "smollm3-deep": (lambda: smollm3(5), torch.bfloat16, 1),
+    # Files of torch.save in place of safetensors.
+    "llama-bin": (llama, torch.bfloat16, 1),
+    "llama-bin-f16": (llama, torch.float16, 2),
+    "llama-bin-f32": (llama, torch.float32, 3),
+    "mixtral-bin": (mixtral, torch.float16, 2),
+    # Both names of the embeddings have one storage.
+    "qwen2-bin-tied": (lambda: (qwen2()[0], qwen2()[1] | {"lm_head.weight": (BPE_VOCAB, HIDDEN)}, "bpe"), torch.float32, 1),
+    "gpt2-bin": (gpt2, torch.float32, 1),
 }
 
 
@@ -1018,19 +1027,54 @@ def enliven(name, tensors):
     return tensors
 
 
-def write_weights(folder, tensors, files):
+def save_safetensors(tensors, file):
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def save_torch(tensors, file):
+    """As a state dictionary is saved, with its versions as an attribute."""
+    state = collections.OrderedDict(tensors)
+    state._metadata = collections.OrderedDict({"": {"version": 1}})
+    torch.save(state, file)
+
+
+def write_weights(folder, tensors, files, is_torch=False):
+    stem, suffix, save = ("pytorch_model", "bin", save_torch) if is_torch else ("model", "safetensors", save_safetensors)
     if files == 1:
-        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        save(tensors, folder / f"{stem}.{suffix}")
         return
     names = list(tensors)
     weight_map = {}
     for i in range(files):
-        part = f"model-{i + 1:05d}-of-{files:05d}.safetensors"
+        part = f"{stem}-{i + 1:05d}-of-{files:05d}.{suffix}"
         mine = names[i * len(names) // files:(i + 1) * len(names) // files]
-        save_file({n: tensors[n] for n in mine}, folder / part, metadata={"format": "pt"})
+        save({n: tensors[n] for n in mine}, folder / part)
         weight_map |= {n: part for n in mine}
     index = {"metadata": {"total_size": sum(t.nbytes for t in tensors.values())}, "weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+    (folder / f"{stem}.{suffix}.index.json").write_text(json.dumps(index, indent=2))
+
+
+def as_views(tensors):
+    """The same tensors as a training may leave them: parts of one storage, the other way round in memory, tied, in
+    double precision, with a buffer of truth values."""
+    out = dict(tensors)
+    small = [n for n, w in tensors.items() if w.dim() == 1]
+    whole, at = torch.cat([torch.zeros(3, dtype=tensors[small[0]].dtype), *(tensors[n] for n in small)]), 3
+    for n in small:
+        out[n] = whole[at:at + len(tensors[n])]
+        at += len(tensors[n])
+    for n, w in tensors.items():
+        if "k_proj.weight" in n or "mlp.c_proj.weight" in n or "w3.weight" in n:
+            out[n] = w.t().contiguous().t()
+        elif "v_proj.weight" in n or "attn.c_proj.weight" in n:
+            out[n] = torch.cat([w, w + 1], dim=1)[:, :w.shape[1]]
+        elif "q_proj.weight" in n:
+            out[n] = w.double()
+    if "lm_head.weight" in out and "model.embed_tokens.weight" in out and "q_proj.bias" in "".join(out):
+        out["lm_head.weight"] = out["model.embed_tokens.weight"]
+    if "model.layers.0.self_attn.q_proj.weight" in out:
+        out["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.arange(HEAD // 2) < 8
+    return out
 
 
 def byte_letters():
@@ -1181,7 +1225,8 @@ def make(out, name, lively=False):
     if name.endswith("fp8"):
         tensors = quantize_fp8(tensors)
     (folder / "config.json").write_text(json.dumps(config, indent=2))
-    write_weights(folder, tensors, files)
+    is_torch = "-bin" in name
+    write_weights(folder, as_views(tensors) if is_torch else tensors, files, is_torch)
     {"spm": write_spm, "bpe": write_bpe, "gemma": write_gemma, "phi3": write_phi3, "glm": write_glm, "muse": write_muse,
      "hf": write_hf}[tokenizer](folder)
     if name.endswith("-embedding"):

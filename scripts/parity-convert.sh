@@ -46,7 +46,16 @@ cases() {
             printf '%s-%s\t%s\tout.gguf\t--outtype\t%s\n' "$name" "$type" "$name" "$type"
         done
         case $name in
-            refmodel | llama | mixtral | phi3-long)
+            # Some rows of qwen2 are no whole blocks.
+            refmodel | llama-f32 | mixtral | qwen2 | gemma1 | gpt2 | llama-bin-f16)
+                for type in tq1_0 tq2_0; do
+                    printf '%s-%s\t%s\t{ftype}-{FTYPE}.gguf\t--outtype\t%s\n' "$name" "$type" "$name" "$type"
+                done
+                ;;&
+            refmodel | llama | llama-bin | mixtral | phi3-long)
+                printf '%s-first\t%s\tout.gguf\t--no-tensor-first-split\t--use-temp-file\n' "$name" "$name"
+                printf '%s-first-tensors\t%s\tout.gguf\t--no-tensor-first-split\t--split-max-tensors\t5\n' "$name" "$name"
+                printf '%s-temp\t%s\tout.gguf\t--use-temp-file\n' "$name" "$name"
                 printf '%s-tensors\t%s\tout.gguf\t--split-max-tensors\t5\n' "$name" "$name"
                 printf '%s-size\t%s\tout.gguf\t--split-max-size\t1M\n' "$name" "$name"
                 printf '%s-unsplit\t%s\tout.gguf\t--split-max-size\t1G\n' "$name" "$name"

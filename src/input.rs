@@ -7,6 +7,8 @@ use crate::format::gguf::{Files, Metadata, Model};
 use crate::format::reader::TensorReader;
 pub use crate::format::reader::{Tensor, TensorSource};
 pub use quantier_arch::Input;
+use std::fs::File;
+use std::io::Read;
 use std::ops::Range;
 use std::path::Path;
 
@@ -14,17 +16,18 @@ use std::path::Path;
 pub enum Source {
     /// One GGUF or all shards of a split one.
     Gguf(Files),
-    /// Configuration, tokenizer and safetensors.
+    /// Configuration, tokenizer and weights.
     Checkpoint(Box<Checkpoint>),
 }
 
 impl Source {
-    /// Maps the files: a directory or a .safetensors file is a checkpoint, all else a GGUF.
+    /// Maps the files: a directory, a .safetensors file or PyTorch's .bin file is a checkpoint, all
+    /// else a GGUF.
     ///
     /// # Errors
     /// Files that are missing or damaged.
     pub fn open(path: &Path) -> convert::Result<Source> {
-        match path.is_dir() || path.extension().is_some_and(|e| e == "safetensors") {
+        match path.is_dir() || is_checkpoint_file(path) {
             true => Ok(Source::Checkpoint(Box::new(Checkpoint::open(path)?))),
             false => Ok(Source::Gguf(Files::open(path)?)),
         }
@@ -56,6 +59,19 @@ impl Source {
             })
             .collect();
         Ok(TensorReader::new(plan, tensors).into())
+    }
+}
+
+/// Whether a file has the weights of a checkpoint. GGUFs of old have been called `.bin`, too.
+fn is_checkpoint_file(path: &Path) -> bool {
+    match path.extension().and_then(|extension| extension.to_str()) {
+        Some("safetensors") => true,
+        Some("bin") => {
+            let mut magic = [0; 4];
+            let read = File::open(path).and_then(|mut file| file.read_exact(&mut magic));
+            path.is_file() && !(read.is_ok() && magic == *b"GGUF")
+        }
+        _ => false,
     }
 }
 

@@ -13,8 +13,9 @@ use std::process::ExitCode;
 
 /// Convert a Hugging Face checkpoint to GGUF, byte for byte as convert_hf_to_gguf.py does
 ///
-/// MODEL is a directory with config.json, safetensors and a tokenizer, a .safetensors file with
-/// config.json next to it, or hf://ORG/NAME, which is downloaded first.
+/// MODEL is a directory with config.json, weights (model*.safetensors, else pytorch_model*.bin) and a
+/// tokenizer, one file of weights with config.json next to it, or hf://ORG/NAME, which is downloaded
+/// first.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   quantier convert ./Qwen3-4B -o model-bf16.gguf
@@ -28,7 +29,8 @@ pub struct Args {
     /// is named after the model. Default: the model's directory, or the current one for hf://
     #[arg(short, long, value_name = "FILE")]
     outfile: Option<PathBuf>,
-    /// Type of the weight matrices; auto keeps the checkpoint's 16-bit type
+    /// Type of the weight matrices; auto keeps the checkpoint's 16-bit type. tq1_0 and tq2_0 are for
+    /// models trained with ternary weights
     #[arg(long, value_name = "TYPE", default_value = "auto", value_parser = out_type)]
     outtype: OutType,
     /// Maximum number of tensors per file; 0 for no limit
@@ -37,9 +39,18 @@ pub struct Args {
     /// Maximum bytes of tensors per file; K, M and G are powers of 1000; 0 for no limit
     #[arg(long, value_name = "N[K|M|G]", default_value = "0", value_parser = split_size)]
     split_max_size: u64,
+    /// Leave the first file without tensors; they begin in a second one
+    #[arg(long)]
+    no_tensor_first_split: bool,
     /// Print the plan; write nothing
     #[arg(long)]
     dry_run: bool,
+    /// MODEL is ORG/NAME on the Hub: as hf://ORG/NAME, and the file is named after both
+    #[arg(long)]
+    remote: bool,
+    /// Accepted for compatibility with convert_hf_to_gguf.py; memory is always bounded
+    #[arg(long)]
+    use_temp_file: bool,
     /// Write only metadata and vocabulary
     #[arg(long)]
     vocab_only: bool,
@@ -101,9 +112,19 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     } else {
         Need::Everything
     };
-    let model = hub::model(&args.model, need)?;
+    if args.use_temp_file {
+        note!("--use-temp-file has no effect: memory is always bounded");
+    }
+    let model = match args.remote {
+        true => hub::remote(&args.model, need)?,
+        false => hub::model(&args.model, need)?,
+    };
     let checkpoint = Checkpoint::open(&model.path)?;
     let dir = match (&model.address, model.path.is_dir()) {
+        (Some(address), _) if args.remote => {
+            let name = address.repository.replace('/', "-");
+            PathBuf::from(format!("{name}-{{ftype}}.gguf"))
+        }
         (Some(_), _) => PathBuf::from("."),
         (None, true) => model.path,
         (None, false) => model.path.with_file_name(""),
@@ -116,6 +137,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         out_type: args.outtype,
         split_max_tensors: args.split_max_tensors,
         split_max_size: args.split_max_size,
+        no_tensor_first_split: args.no_tensor_first_split,
         vocab_only: args.vocab_only,
         check: args.check,
         threads: args.threads,

@@ -40,7 +40,7 @@ pub fn model(argument: &Path, need: Need) -> anyhow::Result<Model> {
     if !argument.exists()
         && argument
             .extension()
-            .is_none_or(|e| e != "gguf" && e != "safetensors")
+            .is_none_or(|e| e != "gguf" && e != "safetensors" && e != "bin")
         && argument
             .parent()
             .is_some_and(|parent| !parent.as_os_str().is_empty() && !parent.exists())
@@ -55,6 +55,17 @@ pub fn model(argument: &Path, need: Need) -> anyhow::Result<Model> {
         path: argument.to_owned(),
         address: None,
     })
+}
+
+/// As [`model`], of an argument that is `ORG/NAME` on the Hub without saying so.
+pub fn remote(argument: &Path, need: Need) -> anyhow::Result<Model> {
+    match Address::is_meant(argument) {
+        true => model(argument, need),
+        false => model(
+            Path::new(&format!("{}{}", quantier::hub::SCHEME, argument.display())),
+            need,
+        ),
+    }
 }
 
 #[cfg(feature = "hub")]

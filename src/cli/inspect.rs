@@ -21,7 +21,7 @@ use std::process::ExitCode;
   quantier inspect --json model.gguf | jq -r '.metadata.\"tokenizer.chat_template\".value'
   quantier inspect hf://Qwen/Qwen3-0.6B")]
 pub struct Args {
-    /// A GGUF file (any shard of a split one), a Hugging Face directory, a .safetensors file, or
+    /// A GGUF file (any shard of a split one), a Hugging Face directory, a .safetensors or .bin file, or
     /// hf://ORG/NAME
     model: PathBuf,
     /// Print everything as JSON, arrays in full

@@ -25,7 +25,7 @@ use std::time::Duration;
 /// Options of both commands.
 #[derive(clap::Args)]
 pub struct Common {
-    /// The model: a Hugging Face directory, a .safetensors file, a GGUF, the first shard of a split
+    /// The model: a Hugging Face directory, a .safetensors or .bin file, a GGUF, the first shard of a split
     /// one, or hf://ORG/NAME
     #[arg(value_name = "MODEL")]
     model: PathBuf,

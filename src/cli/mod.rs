@@ -33,7 +33,7 @@ use std::process::ExitCode;
 
 /// Turns a model checkpoint into the best GGUF for its size.
 ///
-/// MODEL is a Hugging Face directory, a .safetensors file, a GGUF (any shard of a split one), or
+/// MODEL is a Hugging Face directory, a .safetensors or .bin file, a GGUF (any shard of a split one), or
 /// hf://ORG/NAME, which is downloaded into the Hub's cache. Every output is written to a temporary
 /// file and renamed at the end: a failed or interrupted run leaves nothing behind.
 #[derive(Parser)]

@@ -33,7 +33,7 @@ const OVERRIDE_LIMIT: usize = 127;
 /// same arguments
 ///
 /// MODEL is a GGUF, the first shard of a split one, or a checkpoint: a directory with config.json,
-/// safetensors and a tokenizer, a .safetensors file, or hf://ORG/NAME. A checkpoint is converted on
+/// safetensors and a tokenizer, a .safetensors or .bin file, or hf://ORG/NAME. A checkpoint is converted on
 /// the fly. TYPE is the name or number of a preset, in upper or lower case, or COPY. The default
 /// for OUT is ggml-model-TYPE.gguf in the input's directory, or in the current one for hf://.
 #[derive(clap::Args)]

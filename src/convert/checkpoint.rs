@@ -1,12 +1,14 @@
-//! A Hugging Face checkpoint on disk: config.json and the tensors of all its safetensors files.
+//! A Hugging Face checkpoint on disk: config.json and the tensors of all its files.
 
+use super::parts::{self, Parts};
+use super::view::View;
 use super::{Error, Result};
 use crate::arch::wrapper::Part;
 use crate::arch::{Config, Pooling};
 use crate::format::index::Index;
 use crate::format::json;
 use crate::format::map::Map;
-use crate::format::safetensors::{self, Dtype};
+use crate::format::safetensors::Dtype;
 use crate::plan::recipe::Problem;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -15,7 +17,6 @@ use std::path::{Component, Path, PathBuf};
 
 const CONFIG: &str = "config.json";
 const MODULES: &str = "modules.json";
-const INDEX: &str = "model.safetensors.index.json";
 
 /// The mapped files of a checkpoint, and their tensors.
 pub struct Checkpoint {
@@ -41,9 +42,12 @@ pub struct Source {
     pub dtype: Dtype,
     /// Dimensions, outermost first.
     pub shape: Vec<u64>,
+    /// Numbers in the file from one index of each dimension to the next, where rows do not simply
+    /// follow each other.
+    pub(super) strides: Option<Vec<u64>>,
     /// Its file, as an index.
     pub(super) file: usize,
-    /// Its bytes in that file.
+    /// Its bytes in that file, from its first number to its last.
     pub(super) range: Range<usize>,
 }
 
@@ -51,6 +55,14 @@ impl Source {
     /// Its name within the text model.
     pub(super) fn text_name(&self) -> &str {
         self.text_name.as_ref().unwrap_or(&self.name)
+    }
+
+    /// Its numbers as they lie in the file.
+    pub(super) fn view(&self) -> View {
+        match &self.strides {
+            Some(strides) => View::strided(&self.shape, strides),
+            None => View::whole(&self.shape),
+        }
     }
 
     /// Where these elements are in the file, in bytes.
@@ -61,7 +73,7 @@ impl Source {
 }
 
 impl Checkpoint {
-    /// Opens a directory, or one safetensors file with a config.json beside it, and checks that
+    /// Opens a directory, or one file of weights with a config.json beside it, and checks that
     /// nothing is missing.
     ///
     /// # Errors
@@ -84,14 +96,13 @@ impl Checkpoint {
         let config = json::read_object(&dir.join(CONFIG)).map_err(|e| explain_config(e, path))?;
         let config = Config::new(config).map_err(|what| bad(&dir.join(CONFIG), what))?;
         let config = config.with_pooling(pooling(&dir)?);
-        let index = match one_file {
-            Some(_) => None,
-            None => Index::read(&dir.join(INDEX))?,
-        };
-        let parts = match (&one_file, &index) {
-            (Some(part), _) => vec![part.clone()],
-            (None, Some(index)) => index.parts(),
-            (None, None) => list(&dir, "model", ".safetensors")?,
+        let Parts {
+            names: parts,
+            index,
+            index_name,
+        } = match one_file {
+            Some(name) => Parts::one(name),
+            None => Parts::of(&dir)?,
         };
         let mut checkpoint = Checkpoint {
             dir,
@@ -103,7 +114,8 @@ impl Checkpoint {
         let mut problems = Vec::new();
         let names = checkpoint.read(&parts, &mut problems)?;
         if problems.is_empty() {
-            problems.extend(index.iter().flat_map(|index| compare(index, &names)));
+            let compare = |index| compare(index, index_name, &names);
+            problems.extend(index.iter().flat_map(compare));
         }
         match problems.is_empty() {
             true => Ok(checkpoint),
@@ -136,14 +148,11 @@ impl Checkpoint {
         if !self.tensors.is_empty() {
             return Ok(());
         }
-        let what = match list(&self.dir, "pytorch_model", ".bin")?.is_empty() {
-            true => "there are no model*.safetensors in it; name the directory of a Hugging Face model".to_owned(),
-            false => "its weights are pytorch_model*.bin, which can run code when they are read. Make safetensors of \
-                      them first: python -c \"from transformers import AutoModelForCausalLM as M; \
-                      M.from_pretrained('DIR', torch_dtype='auto').save_pretrained('OUT', safe_serialization=True)\", \
-                      then copy the tokenizer's files to OUT"
-                .to_owned(),
-        };
+        let what = parts::explain(&self.dir).unwrap_or_else(|| {
+            "there are neither model*.safetensors nor pytorch_model*.bin in it; name the directory of a Hugging Face \
+             model"
+                .to_owned()
+        });
         Err(bad(&self.dir, what))
     }
 
@@ -161,15 +170,15 @@ impl Checkpoint {
                 continue;
             }
             let map = Map::open(&path)?;
-            let header = match safetensors::parse(map.bytes()) {
-                Ok(header) => header,
+            let tensors = match parts::tensors(part, map.bytes()) {
+                Ok(tensors) => tensors,
                 Err(what) => {
                     problems.push(Problem::of(part, what));
                     continue;
                 }
             };
             let file = self.maps.len();
-            for tensor in header.tensors {
+            for tensor in tensors {
                 if let Some(first) = seen.insert(tensor.name.clone(), file) {
                     let first = self.maps[first].path().display();
                     problems.push(Problem::of(
@@ -189,6 +198,7 @@ impl Checkpoint {
                     text_name,
                     dtype: tensor.dtype,
                     shape: tensor.shape,
+                    strides: tensor.strides,
                     file,
                     range: tensor.range,
                 });
@@ -246,38 +256,18 @@ fn is_inside(path: &Path) -> bool {
 }
 
 /// Tensors that the index names and the files lack, and the other way round.
-fn compare(index: &Index, stored: &BTreeSet<String>) -> Vec<Problem> {
+fn compare(index: &Index, index_name: &str, stored: &BTreeSet<String>) -> Vec<Problem> {
     let absent = index.files().filter(|(name, _)| !stored.contains(*name));
     let absent = absent.map(|(name, file)| {
         Problem::of(
             name,
-            format!("{INDEX} says that {file} holds these tensors, and it does not"),
+            format!("{index_name} says that {file} holds these tensors, and it does not"),
         )
     });
     let unlisted = stored.iter().filter(|name| !index.has(name));
     let unlisted =
-        unlisted.map(|name| Problem::of(name, format!("these tensors are not in {INDEX}")));
+        unlisted.map(|name| Problem::of(name, format!("these tensors are not in {index_name}")));
     absent.chain(unlisted).collect()
-}
-
-/// Names in a directory with this beginning and this end, sorted.
-fn list(dir: &Path, prefix: &str, suffix: &str) -> Result<Vec<String>> {
-    let io = |source| crate::format::Error::Io {
-        path: dir.to_owned(),
-        action: "list",
-        source,
-    };
-    let mut names = Vec::new();
-    for entry in std::fs::read_dir(dir).map_err(io)? {
-        let name = entry.map_err(io)?.file_name();
-        names.extend(
-            name.to_str()
-                .filter(|name| name.starts_with(prefix) && name.ends_with(suffix))
-                .map(str::to_owned),
-        );
-    }
-    names.sort();
-    Ok(names)
 }
 
 fn bad(path: &Path, what: impl Into<String>) -> Error {
@@ -294,10 +284,11 @@ fn explain_config(error: crate::format::Error, path: &Path) -> Error {
         crate::format::Error::Io { source, .. }
             if source.kind() == std::io::ErrorKind::NotFound && path.exists() =>
         {
+            let foreign = parts::explain(path).map_or(String::new(), |what| format!(" ({what})"));
             bad(
                 path,
                 format!(
-                    "there is no {CONFIG} beside the weights; name the directory of a Hugging Face model"
+                    "there is no {CONFIG} beside the weights; name the directory of a Hugging Face model{foreign}"
                 ),
             )
         }

@@ -2,7 +2,7 @@
 //! writes.
 //!
 //! ```text
-//! Checkpoint::open     config.json and every safetensors header, checked
+//! Checkpoint::open     config.json and every header of the weights, checked
 //! Plan::new            each tensor's name, shape, type and origin; all metadata; the layout of every file
 //! Plan::run            bands of rows through the transforms and the rounding, in parallel, to the disk
 //! ```
@@ -14,6 +14,7 @@ pub mod general;
 mod numbers;
 mod ops;
 mod outputs;
+mod parts;
 mod plan;
 mod scale;
 mod tensors;
@@ -44,6 +45,10 @@ pub enum OutType {
     Bf16,
     /// Blocks of 32 with 8 bits each.
     Q8_0,
+    /// Ternary weights, five in 8 bits; embeddings and output in f16.
+    Tq1_0,
+    /// Ternary weights of two bits; embeddings and output in f16.
+    Tq2_0,
 }
 
 /// A whole job.
@@ -64,6 +69,8 @@ pub struct Job {
     pub split_max_tensors: u64,
     /// Begin another file before one would have more bytes of tensors than this; 0 for no limit.
     pub split_max_size: u64,
+    /// Leave the first file without tensors, and begin them in a second one.
+    pub no_tensor_first_split: bool,
     /// Write metadata and vocabulary only.
     pub vocab_only: bool,
     /// Fail where a weight is not a number or infinite.
@@ -114,12 +121,14 @@ impl Error {
 
 impl OutType {
     /// Every type with its name on the command line.
-    pub const NAMES: [(&'static str, OutType); 5] = [
+    pub const NAMES: [(&'static str, OutType); 7] = [
         ("auto", OutType::Auto),
         ("f32", OutType::F32),
         ("f16", OutType::F16),
         ("bf16", OutType::Bf16),
         ("q8_0", OutType::Q8_0),
+        ("tq1_0", OutType::Tq1_0),
+        ("tq2_0", OutType::Tq2_0),
     ];
 
     /// The file type that a checkpoint gets.
@@ -130,6 +139,8 @@ impl OutType {
             OutType::F16 => FileType::F16,
             OutType::Bf16 => FileType::BF16,
             OutType::Q8_0 => FileType::Q8_0,
+            OutType::Tq1_0 => FileType::TQ1_0,
+            OutType::Tq2_0 => FileType::TQ2_0,
             OutType::Auto => {
                 let halves = tensors
                     .iter()

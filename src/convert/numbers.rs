@@ -79,6 +79,7 @@ pub(super) fn narrow(target: GgmlType, weights: &[f32], out: &mut [u8]) {
         match target {
             GgmlType::F16 => fix_halves(weights, out),
             GgmlType::Q8_0 => fix_blocks(weights, out),
+            GgmlType::TQ1_0 | GgmlType::TQ2_0 => fix_ternary(target, weights, out),
             _ => {}
         }
     }
@@ -160,6 +161,23 @@ fn fix_blocks(weights: &[f32], out: &mut [u8]) {
         if x.iter().any(|x| x.is_nan()) {
             *block = [0; BYTES];
             block[..2].copy_from_slice(&SCALE.to_le_bytes());
+        }
+    }
+}
+
+/// The same for ternary blocks: zeros, and behind them the scale.
+fn fix_ternary(target: GgmlType, weights: &[f32], out: &mut [u8]) {
+    const LEN: usize = 256;
+    const SCALE: [u8; 2] = 0x7e00u16.to_le_bytes();
+    let codec = Codec::of(target).expect("a type that weights are stored in");
+    let mut zeros = vec![0; out.len() * LEN / weights.len()];
+    codec.quantize_row(&[0.0; LEN], None, &mut zeros);
+    let scale = zeros.len() - SCALE.len();
+    zeros[scale..].copy_from_slice(&SCALE);
+    let blocks = out.chunks_exact_mut(zeros.len());
+    for (x, block) in weights.chunks_exact(LEN).zip(blocks) {
+        if x.iter().any(|x| x.is_nan()) {
+            block.copy_from_slice(&zeros);
         }
     }
 }

@@ -29,6 +29,15 @@ const ALWAYS_F32: &[&str] = &[
     "ssm_conv1d.weight",
 ];
 
+/// Matrices that the reference leaves in f16 where all others become ternary, by the end of their
+/// name.
+const NEVER_TERNARY: &[&str] = &[
+    "token_embd.weight",
+    "altup_router.weight",
+    "laurel_l.weight",
+    "laurel_r.weight",
+];
+
 /// Why tensors cannot be planned: the config, or any number of tensors.
 pub(super) enum Fault {
     Config(String),
@@ -311,7 +320,7 @@ impl<'a> Planner<'a> {
                     return Err(Problem::of(&tensor.name, what));
                 }
                 let scale = self.scales.of(member.source);
-                operands.push(Operand::tensor(member.source, &tensor.shape, scale));
+                operands.push(Operand::viewed(member.source, tensor.view(), scale));
             }
             inputs.push(operands);
         }
@@ -453,6 +462,11 @@ fn wanted_type(name: &str, rank: usize, file_type: FileType) -> GgmlType {
         FileType::F32 => GgmlType::F32,
         FileType::BF16 => GgmlType::BF16,
         FileType::Q8_0 => GgmlType::Q8_0,
+        FileType::TQ1_0 | FileType::TQ2_0 if !is_never_ternary(name) => file_type.default_type(),
         _ => GgmlType::F16,
     }
+}
+
+fn is_never_ternary(name: &str) -> bool {
+    name == "output.weight" || NEVER_TERNARY.iter().any(|end| name.ends_with(end))
 }

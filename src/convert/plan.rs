@@ -105,6 +105,11 @@ impl<'a> Plan<'a> {
             .class()
             .ok_or_else(|| in_config("field 'architectures' is missing or empty".into()))?;
         let architecture = Architecture::of_class(class).map_err(in_config)?;
+        if job.vocab_only && job.no_tensor_first_split {
+            return Err(Error::impossible(
+                "a vocabulary is one file; leave out --no-tensor-first-split, or --vocab-only",
+            ));
+        }
         let file_type = job.out_type.file_type(&checkpoint.tensors);
         let names = checkpoint.tensors.iter().map(Source::text_name);
         let nextn = architecture.nextn_blocks(job.nextn, config, names);
@@ -276,7 +281,8 @@ fn check_endian(tensors: &[PlannedTensor], endian: Endian) -> Result<()> {
 
 /// Deals the tensors out to files; returns how many there are.
 fn split(tensors: &mut [PlannedTensor], job: &Job) -> usize {
-    let (mut shard, mut in_shard, mut bytes) = (0, 0, 0u64);
+    let first = usize::from(job.no_tensor_first_split);
+    let (mut shard, mut in_shard, mut bytes) = (first, 0, 0u64);
     for tensor in tensors {
         let size = tensor.bytes();
         let too_many = job.split_max_tensors != 0 && in_shard >= job.split_max_tensors;

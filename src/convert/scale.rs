@@ -123,6 +123,11 @@ fn fit(
             weights.shape
         ));
     };
+    if weights.strides.is_some() || scales.strides.is_some() {
+        return Err(
+            "scaled weights are only read row by row; save copies, tensor.contiguous()".into(),
+        );
+    }
     let [scale_rows, scale_columns] = match *scales.shape {
         [] => [1, 1],
         [n] => [n, 1],
@@ -172,6 +177,7 @@ mod tests {
             text_name: None,
             dtype,
             shape: shape.to_vec(),
+            strides: None,
             file: 0,
             range: 0..0,
         }

@@ -62,6 +62,16 @@ impl View {
         View { offset: 0, dims }
     }
 
+    /// A tensor whose dimensions have these strides.
+    pub(super) fn strided(shape: &[u64], strides: &[u64]) -> View {
+        let factors = shape.iter().zip(strides);
+        let dims = factors.map(|(&size, &stride)| vec![Factor { size, stride }]);
+        View {
+            offset: 0,
+            dims: dims.collect(),
+        }
+    }
+
     /// The sizes of the dimensions.
     pub(super) fn shape(&self) -> Vec<u64> {
         self.dims.iter().map(|dim| size(dim)).collect()

@@ -87,11 +87,17 @@ pub(super) struct Operand {
 }
 
 impl Operand {
-    /// A tensor of the checkpoint as it is.
+    /// A tensor of the checkpoint whose rows follow each other.
+    #[cfg(test)]
     pub(super) fn tensor(source: usize, shape: &[u64], scale: Option<Scale>) -> Operand {
+        Operand::viewed(source, View::whole(shape), scale)
+    }
+
+    /// A tensor of the checkpoint as it is.
+    pub(super) fn viewed(source: usize, view: View, scale: Option<Scale>) -> Operand {
         Operand {
-            shape: shape.to_vec(),
-            parts: vec![(source, scale, View::whole(shape))],
+            shape: view.shape(),
+            parts: vec![(source, scale, view)],
             joined: 0,
             numeric: Vec::new(),
             cast: None,

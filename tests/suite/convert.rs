@@ -1,6 +1,7 @@
 //! `quantier convert` on checkpoints made here: what it makes of them, and what it says about
 //! broken ones.
 
+use crate::support::torch::{TorchFile, View, text};
 use assert_cmd::Command;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -82,6 +83,16 @@ impl Model {
             &data,
         ]
         .concat()
+    }
+
+    /// A file of torch.save with all tensors whose name passes, each with a storage of its own.
+    fn torch(&self, keep: impl Fn(&str) -> bool) -> TorchFile {
+        let mut file = TorchFile::default();
+        for (name, (_, shape, bytes)) in self.tensors.iter().filter(|(name, _)| keep(name)) {
+            let storage = file.storage("BFloat16Storage", bytes.clone());
+            file.tensor(name, &View::whole(storage, shape));
+        }
+        file
     }
 
     /// Writes config.json and a tokenizer.
@@ -505,15 +516,236 @@ fn what_cannot_be_an_output_is_left_alone() {
     );
 }
 
+/// The bytes of the output, which is removed.
+fn converted(dir: &Path, args: &[&str]) -> Vec<u8> {
+    plan(dir, args);
+    let bytes = std::fs::read(dir.join("out.gguf")).unwrap();
+    std::fs::remove_file(dir.join("out.gguf")).unwrap();
+    bytes
+}
+
 #[test]
-fn pytorch_files_are_explained() {
-    let dir = Model::llama().write();
-    std::fs::rename(
-        dir.path().join("model.safetensors"),
-        dir.path().join("pytorch_model.bin"),
+fn pytorch_files_give_the_bytes_of_safetensors() {
+    let model = Model::llama();
+    let dir = model.write();
+    let path = |name: &str| dir.path().join(name);
+    let expected = converted(dir.path(), &[]);
+    // Safetensors win, whatever is beside them.
+    std::fs::write(path("pytorch_model.bin"), b"anything").unwrap();
+    assert!(converted(dir.path(), &[]) == expected);
+    std::fs::remove_file(path("model.safetensors")).unwrap();
+    fails(
+        dir.path(),
+        &[],
+        &["pytorch_model.bin", "no file of torch.save"],
+    );
+
+    std::fs::write(path("pytorch_model.bin"), model.torch(|_| true).bytes()).unwrap();
+    assert!(converted(dir.path(), &[]) == expected);
+    let quantized = Command::cargo_bin("quantier")
+        .unwrap()
+        .args(["quantize", "--dry-run"])
+        .args([dir.path(), Path::new("Q8_0")])
+        .output()
+        .unwrap();
+    assert!(quantized.status.success(), "{quantized:?}");
+
+    // Two files, the index of which says what is where. In the reference's order, the second
+    // file's tensors come last.
+    let second = |name: &str| name > "model.layers.0.mlp.up";
+    let names = [
+        "pytorch_model-00001-of-00002.bin",
+        "pytorch_model-00002-of-00002.bin",
+    ];
+    std::fs::rename(path("pytorch_model.bin"), path("whole.bin")).unwrap();
+    std::fs::write(path(names[0]), model.torch(|name| !second(name)).bytes()).unwrap();
+    std::fs::write(path(names[1]), model.torch(second).bytes()).unwrap();
+    let file_of = |name: &String| names[usize::from(second(name))];
+    let map: BTreeMap<_, _> = model
+        .tensors
+        .keys()
+        .map(|name| (name, file_of(name)))
+        .collect();
+    let index = path("pytorch_model.bin.index.json");
+    std::fs::write(&index, json!({ "weight_map": map }).to_string()).unwrap();
+    assert!(converted(dir.path(), &[]) == expected);
+    std::fs::remove_file(path(names[1])).unwrap();
+    fails(dir.path(), &[], &[names[1], "missing"]);
+    std::fs::write(
+        path(names[1]),
+        model.torch(|name| name.contains("q_proj")).bytes(),
     )
     .unwrap();
-    fails(dir.path(), &[], &["pytorch_model*.bin", "save_pretrained"]);
+    fails(
+        dir.path(),
+        &[],
+        &["model.norm.weight", "pytorch_model.bin.index.json says"],
+    );
+
+    // One file by its name.
+    let mut command = Command::cargo_bin("quantier").unwrap();
+    let output = command
+        .arg("convert")
+        .arg(path("whole.bin"))
+        .arg("-o")
+        .arg(path("out.gguf"));
+    assert!(output.output().unwrap().status.success());
+    assert!(std::fs::read(path("out.gguf")).unwrap() == expected);
+}
+
+#[test]
+fn views_of_shared_storages_are_what_they_show() {
+    let mut model = Model::llama();
+    // GPT-2's matrices lie the other way round; here one does, and two share a storage.
+    let (_, shape, down) = model.layer("mlp.down_proj.weight").clone();
+    let mut file = model.torch(|name| !name.contains("down_proj") && !name.contains("k_proj"));
+    let rows: Vec<[u8; 2]> = down.as_chunks::<2>().0.to_vec();
+    let (height, width) = (shape[0] as usize, shape[1] as usize);
+    let transposed: Vec<u8> = (0..width * height)
+        .flat_map(|i| rows[i % height * width + i / height])
+        .collect();
+    let storage = file.storage("BFloat16Storage", transposed);
+    let view = View {
+        storage,
+        offset: 0,
+        shape: shape.clone(),
+        strides: vec![1, shape[0]],
+    };
+    file.tensor("model.layers.0.mlp.down_proj.weight", &view);
+    let shared = View {
+        storage: 0,
+        offset: 2 * HIDDEN,
+        ..View::whole(0, &[HIDDEN, HIDDEN])
+    };
+    file.parameter("model.layers.0.self_attn.k_proj.weight", &shared);
+    let embeddings = model.tensors["model.embed_tokens.weight"].2.clone();
+    model.layer("self_attn.k_proj.weight").2 =
+        embeddings[2 * 2 * HIDDEN as usize..][..2 * (HIDDEN * HIDDEN) as usize].to_vec();
+
+    let dir = model.write();
+    for out_type in ["f32", "bf16", "q8_0"] {
+        let arguments = ["--outtype", out_type];
+        std::fs::write(
+            dir.path().join("model.safetensors"),
+            model.safetensors(|_| true),
+        )
+        .unwrap();
+        plan(dir.path(), &arguments);
+        let names = ["ffn_down", "attn_k", "attn_q"].map(|name| format!("blk.0.{name}.weight"));
+        let expected = names.clone().map(|name| weights(dir.path(), &name));
+        std::fs::remove_file(dir.path().join("model.safetensors")).unwrap();
+        std::fs::write(dir.path().join("pytorch_model.bin"), file.bytes()).unwrap();
+        plan(dir.path(), &arguments);
+        assert!(
+            names.map(|name| weights(dir.path(), &name)) == expected,
+            "{out_type}"
+        );
+    }
+}
+
+#[test]
+fn pytorch_files_that_hold_something_else_are_refused() {
+    let model = Model::llama();
+    let dir = model.write_without_weights();
+    let with = |key: &str, value: &[u8]| {
+        let mut file = model.torch(|_| true);
+        file.item(key, value);
+        file.bytes()
+    };
+    let legacy = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.".to_vec();
+    let system = [b"cos\nsystem\n", &text("touch ran")[..], b"\x85R"].concat();
+    for (bytes, parts) in [
+        (
+            with("run", &system),
+            &["'os.system'", "nothing of it was run"][..],
+        ),
+        (with("epoch", b"K\x03"), &["tensor 'epoch'", "a number"]),
+        (legacy, &["before 1.6", "torch.save"]),
+        (model.safetensors(|_| true), &["no file of torch.save"]),
+    ] {
+        std::fs::write(dir.path().join("pytorch_model.bin"), bytes).unwrap();
+        fails(dir.path(), &[], &[&["pytorch_model.bin"], parts].concat());
+    }
+    assert!(!dir.path().join("ran").exists() && !Path::new("ran").exists());
+}
+
+#[test]
+fn weights_of_other_kinds_are_explained() {
+    for (name, parts) in [
+        (
+            "weights.safetensors",
+            &[
+                "'weights.safetensors' is not found",
+                "only model*.safetensors",
+            ][..],
+        ),
+        ("adapter.bin", &["'adapter.bin'", "only pytorch_model*.bin"]),
+        ("consolidated.00.pth", &["Meta's own format", "-hf"]),
+        ("tf_model.h5", &["TensorFlow's", "from_tf=True"]),
+        ("flax_model.msgpack", &["Flax's", "from_flax=True"]),
+        ("weights.npz", &["MLX"]),
+        (
+            "nothing.txt",
+            &["neither model*.safetensors nor pytorch_model*.bin"],
+        ),
+    ] {
+        let dir = Model::llama().write_without_weights();
+        std::fs::write(dir.path().join(name), b"").unwrap();
+        fails(dir.path(), &[], parts);
+    }
+}
+
+#[test]
+fn ternary_types_leave_embeddings_and_output_in_f16() {
+    let mut model = Model::llama();
+    model.config["intermediate_size"] = json!(256);
+    for name in ["mlp.gate_proj.weight", "mlp.up_proj.weight"] {
+        model.add(&format!("model.layers.0.{name}"), &[256, HIDDEN]);
+    }
+    model.add("model.layers.0.mlp.down_proj.weight", &[HIDDEN, 256]);
+    model.add("lm_head.weight", &[VOCAB, HIDDEN]);
+    let dir = model.write();
+    for (out_type, name) in [("tq1_0", "TQ1_0"), ("tq2_0", "TQ2_0")] {
+        let plan = plan(dir.path(), &["--outtype", out_type, "--dry-run"]);
+        assert_eq!(plan["file_type"], name);
+        let tensors = plan["tensors"].as_array().unwrap();
+        let of = |name: &str| {
+            let tensor = tensors.iter().find(|t| t["name"] == name).unwrap();
+            [&tensor["wanted"], &tensor["to"]].map(|t| t.as_str().unwrap())
+        };
+        assert_eq!(of("blk.0.ffn_down.weight"), [out_type, out_type]);
+        // Rows of 64.
+        assert_eq!(of("blk.0.attn_q.weight"), [out_type, "f16"]);
+        assert_eq!(of("token_embd.weight"), ["f16", "f16"]);
+        assert_eq!(of("output.weight"), ["f16", "f16"]);
+    }
+}
+
+#[test]
+fn the_first_file_can_do_without_tensors() {
+    let dir = Model::llama().write();
+    let split = plan(dir.path(), &["--no-tensor-first-split", "--use-temp-file"]);
+    let paths = split["paths"].as_array().unwrap();
+    assert_eq!(paths.len(), 2);
+    let counts = paths.iter().map(|path| {
+        let file = std::fs::read(path.as_str().unwrap()).unwrap();
+        quantier::format::gguf::parse(&file).unwrap().tensors.len()
+    });
+    assert_eq!(counts.collect::<Vec<_>>(), [0, 11]);
+    paths
+        .iter()
+        .for_each(|path| std::fs::remove_file(path.as_str().unwrap()).unwrap());
+    let arguments = ["--no-tensor-first-split", "--vocab-only"];
+    fails(dir.path(), &arguments, &["a vocabulary is one file"]);
+    let output = quantier(dir.path(), &["--use-temp-file", "--dry-run"])
+        .output()
+        .unwrap();
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(
+        error.matches("--use-temp-file has no effect").count(),
+        1,
+        "{error}"
+    );
 }
 
 #[test]

@@ -1,8 +1,9 @@
 //! The fuzzers start from these files. They are what our writer writes; a stale one fails here.
 
 use crate::support::gguf::{Tiny, dat, everything, imatrix, small};
+use crate::support::torch::{TorchFile, View, archive};
 use quantier::format::hessian::{File, Head, INDEX, Index, Part, Writing, triangle, write};
-use quantier::format::safetensors;
+use quantier::format::{safetensors, torch};
 use quantier::rounding::InputHessians;
 use quantier::tokenizer::{VocabKind, import};
 use serde_json::{Value, json};
@@ -23,6 +24,23 @@ fn tensors() -> Vec<u8> {
         &[7; 16],
     ]
     .concat()
+}
+
+/// Tensors of two types, a parameter, and a transposed view of a shared storage.
+fn torch_file() -> TorchFile {
+    let mut file = TorchFile::default();
+    let halves = file.storage("HalfStorage", vec![7; 48]);
+    let floats = file.storage("FloatStorage", vec![7; 8]);
+    file.tensor("b.weight", &View::whole(halves, &[4, 6]));
+    file.parameter("a.bias", &View::whole(floats, &[2]));
+    let transposed = View {
+        storage: halves,
+        offset: 6,
+        shape: vec![6, 3],
+        strides: vec![1, 6],
+    };
+    file.tensor("tied", &transposed);
+    file
 }
 
 /// A SentencePiece model with a piece of every type, a training field, and a piece that is text
@@ -196,6 +214,9 @@ fn the_seeds_are_current() {
             ]),
         ),
         ("safetensors/small.safetensors", tensors()),
+        ("torch/small.bin", torch_file().bytes()),
+        ("torch/wide.bin", archive(&torch_file().entries(), true)),
+        ("torch/pickle.pkl", torch_file().pickle()),
         ("tokenizer_model/small.model", pieces()),
         ("tokenizer_json/byte_level.json", byte_level()),
         ("tokenizer_json/split.json", split()),
@@ -240,6 +261,7 @@ fn the_seeds_are_read_to_the_end() {
         .unwrap();
     assert_eq!(sample.map(|numbers| numbers.len()), Some(48));
     assert_eq!(safetensors::parse(&tensors()).unwrap().tensors.len(), 3);
+    assert_eq!(torch::parse(&torch_file().bytes()).unwrap().len(), 3);
     for (name, kind, bytes, tokens) in [
         ("tokenizer.model", VocabKind::Gemma2, pieces(), 8),
         ("tokenizer.json", VocabKind::ByteLevel, byte_level(), 10),

@@ -1,10 +1,53 @@
-//! model.safetensors.index.json: the file of every tensor of a checkpoint.
+//! The files of a checkpoint's weights, by name, and their index: the file of every tensor.
 
 use crate::{Error, Result, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-/// The file of every tensor, as model.safetensors.index.json names it.
+/// A format of checkpoints, by the names of its files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Format {
+    /// Beginning of the names of files with weights.
+    pub prefix: &'static str,
+    /// End of the names of files with weights.
+    pub suffix: &'static str,
+    /// The name of the index.
+    pub index: &'static str,
+}
+
+impl Format {
+    /// Safetensors.
+    pub const SAFETENSORS: Format = Format {
+        prefix: "model",
+        suffix: ".safetensors",
+        index: "model.safetensors.index.json",
+    };
+    /// Files of `torch.save`.
+    pub const TORCH: Format = Format {
+        prefix: "pytorch_model",
+        suffix: ".bin",
+        index: "pytorch_model.bin.index.json",
+    };
+
+    /// The format of a directory with these names: PyTorch's only where there are no safetensors,
+    /// as for the reference.
+    pub fn of(names: &[String]) -> Format {
+        let has = |format: &Format| {
+            let is_of = |name: &String| format.is_part(name) || *name == format.index;
+            names.iter().any(is_of)
+        };
+        let preferred = [Format::SAFETENSORS, Format::TORCH];
+        let found = preferred.into_iter().find(has);
+        found.unwrap_or(Format::SAFETENSORS)
+    }
+
+    /// Whether this is the name of a file with weights.
+    pub fn is_part(&self, name: &str) -> bool {
+        name.starts_with(self.prefix) && name.ends_with(self.suffix)
+    }
+}
+
+/// The file of every tensor, as an index names it.
 pub struct Index {
     file_of: BTreeMap<String, String>,
 }
@@ -53,5 +96,32 @@ impl Index {
     pub fn parts(&self) -> Vec<String> {
         let parts: BTreeSet<_> = self.file_of.values().collect();
         parts.into_iter().cloned().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn safetensors_come_before_pytorchs_files() {
+        let of = |names: &[&str]| {
+            let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
+            Format::of(&names)
+        };
+        assert_eq!(
+            of(&["pytorch_model.bin", "model.safetensors"]),
+            Format::SAFETENSORS
+        );
+        assert_eq!(
+            of(&["pytorch_model.bin", Format::SAFETENSORS.index]),
+            Format::SAFETENSORS
+        );
+        assert_eq!(
+            of(&["pytorch_model-00001-of-00002.bin", "x.safetensors"]),
+            Format::TORCH
+        );
+        assert_eq!(of(&[Format::TORCH.index]), Format::TORCH);
+        assert_eq!(of(&["training_args.bin"]), Format::SAFETENSORS);
     }
 }

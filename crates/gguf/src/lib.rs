@@ -1,4 +1,4 @@
-//! Files of models: GGUF, safetensors, importance matrices, logits. The only readers of untrusted
+//! Files of models: GGUF, safetensors, PyTorch's, importance matrices, logits. The only readers of untrusted
 //! bytes.
 //!
 //! Everything is checked once, when it is read; results need no further checks. A damaged file gives
@@ -84,6 +84,7 @@
 
 #![warn(missing_docs, unreachable_pub)]
 
+pub mod foreign;
 pub mod gguf;
 pub mod hessian;
 pub mod imatrix;
@@ -92,9 +93,12 @@ pub mod json;
 pub mod logits;
 pub mod map;
 pub mod output;
+mod pickle;
 pub mod reader;
 pub mod safetensors;
 pub mod snapshot;
+pub mod torch;
+mod zip;
 
 pub use quantier_blocks::types;
 

@@ -4,13 +4,13 @@ use super::api::{Listing, Remote};
 use super::cache::Cache;
 use super::download::download;
 use super::http::Client;
-use super::needed::{INDEX, MAX_SMALL, Selection, Weights, is_weights, select};
+use super::needed::{MAX_SMALL, Selection, Weights, is_weights, select};
 use super::{Address, Error, Result, Settings};
 use quantier_core::progress::{Progress, Unit};
 use quantier_core::words::size;
 use quantier_gguf as format;
 use quantier_gguf::gguf::shard_siblings;
-use quantier_gguf::index::Index;
+use quantier_gguf::index::{Format, Index};
 use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Mutex;
@@ -81,15 +81,15 @@ pub fn fetch(
     job.all(&small, Some(MAX_SMALL))?;
     match weights {
         Weights::Files(files) => job.all(&files, None)?,
-        Weights::OfIndex => {
-            job.all(&[INDEX.to_owned()], Some(MAX_SMALL))?;
-            let path = cache.snapshot(&listing.commit).join(INDEX);
+        Weights::OfIndex(index) => {
+            job.all(&[index.to_owned()], Some(MAX_SMALL))?;
+            let path = cache.snapshot(&listing.commit).join(index);
             let files = Index::read(&path)
                 .map_err(|e| client.wrong(e.to_string()))?
                 .map_or_else(Vec::new, |index| index.parts());
             let listed: HashSet<&String> = listing.files.iter().collect();
             if let Some(file) = files.iter().find(|file| !listed.contains(file)) {
-                let alternatives = format!(", and {INDEX} names it");
+                let alternatives = format!(", and {index} names it");
                 return Err(Error::NoFile {
                     address: address.to_string(),
                     file: file.clone(),
@@ -121,7 +121,10 @@ fn cached(cache: &Cache, address: &Address, need: Need) -> Option<PathBuf> {
         .flatten()
         .filter_map(|entry| entry.file_name().into_string().ok())
         .collect();
-    if !has("config.json") || !names.iter().any(|name| is_weights(name)) && need == Need::Everything
+    let format = Format::of(&names);
+    let is_weights = |name: &&String| is_weights(format, name);
+    if !has("config.json")
+        || !names.iter().any(|name| is_weights(&name)) && need == Need::Everything
     {
         // A repository of GGUFs with one of them downloaded.
         let mut firsts = names.iter().filter(|name| {
@@ -132,10 +135,10 @@ fn cached(cache: &Cache, address: &Address, need: Need) -> Option<PathBuf> {
         let only = firsts.next()?;
         return firsts.next().is_none().then(|| snapshot.join(only));
     }
-    let complete = match Index::read(&snapshot.join(INDEX)).ok()? {
+    let complete = match Index::read(&snapshot.join(format.index)).ok()? {
         Some(index) => index.parts().iter().all(|file| has(file)),
-        None => names.iter().filter(|name| is_weights(name)).all(|name| {
-            let parts = safetensors_siblings(name);
+        None => names.iter().filter(is_weights).all(|name| {
+            let parts = siblings(name, format.suffix);
             parts.iter().all(|file| has(file))
         }),
     };
@@ -143,10 +146,10 @@ fn cached(cache: &Cache, address: &Address, need: Need) -> Option<PathBuf> {
 }
 
 /// All files of a split checkpoint such as `model-00002-of-00003.safetensors`.
-fn safetensors_siblings(name: &str) -> Vec<String> {
-    let stem = name.strip_suffix(".safetensors").unwrap_or(name);
+fn siblings(name: &str, suffix: &str) -> Vec<String> {
+    let stem = name.strip_suffix(suffix).unwrap_or(name);
     let shards = shard_siblings(&format!("{stem}.gguf"));
-    let renamed = |shard: String| format!("{}.safetensors", shard.trim_end_matches(".gguf"));
+    let renamed = |shard: String| format!("{}{suffix}", shard.trim_end_matches(".gguf"));
     shards.map_or_else(
         || vec![name.to_owned()],
         |all| all.into_iter().map(renamed).collect(),

@@ -2,7 +2,9 @@
 
 use super::address::Address;
 use super::{Error, Result};
+use quantier_gguf::foreign;
 use quantier_gguf::gguf::shard_siblings;
+use quantier_gguf::index::Format;
 
 /// Small files that a conversion reads if they exist.
 const SMALL: [&str; 17] = [
@@ -26,8 +28,6 @@ const SMALL: [&str; 17] = [
 ];
 /// Further chat templates, by name.
 const TEMPLATES: &str = "additional_chat_templates/";
-/// The index of tensors by file.
-pub(super) const INDEX: &str = "model.safetensors.index.json";
 /// Size limit of a small file, in bytes. The largest tokenizers have about 40 MB.
 pub(super) const MAX_SMALL: u64 = 512 << 20;
 
@@ -44,8 +44,8 @@ pub(super) struct Selection {
 #[derive(Debug, PartialEq)]
 pub(super) enum Weights {
     Files(Vec<String>),
-    /// The files in the index.
-    OfIndex,
+    /// The files in the index of this name.
+    OfIndex(&'static str),
 }
 
 /// Chooses the files to download.
@@ -75,18 +75,20 @@ pub(super) fn select(
                 alternatives,
             });
         }
-        Some(file) if file.ends_with(".safetensors") && !file.contains('/') => Some(file),
+        Some(file) if is_checkpoint_file(file) => Some(file),
         Some(file) if file.ends_with(".gguf") => return gguf(address, file, files),
         Some(file) => {
             return Err(unusable(format!(
-                "{file} is neither a GGUF nor safetensors at the top"
+                "{file} is neither a GGUF nor a .safetensors or .bin file at the top"
             )));
         }
         None => None,
     };
-    let mut weights: Vec<String> = files.iter().filter(|f| is_weights(f)).cloned().collect();
+    let format = Format::of(files);
+    let is_part = |file: &&String| is_weights(format, file);
+    let mut weights: Vec<String> = files.iter().filter(is_part).cloned().collect();
     weights.sort();
-    if named.is_none() && weights.is_empty() && !has(INDEX) && !vocabulary_only {
+    if named.is_none() && weights.is_empty() && !has(format.index) && !vocabulary_only {
         // A repository of GGUFs: unambiguous with one model.
         let firsts: Vec<&String> = ggufs
             .iter()
@@ -95,15 +97,10 @@ pub(super) fn select(
             .collect();
         return match firsts[..] {
             [file] => gguf(address, file, files),
-            [] if files
-                .iter()
-                .any(|f| f.starts_with("pytorch_model") && f.ends_with(".bin")) =>
-            {
-                let what = "its weights are pytorch_model*.bin, which can run code when they are read; look for a \
-                            revision with safetensors: @refs/pr/N of a conversion, or make them with transformers";
-                Err(unusable(what.into()))
-            }
-            [] => Err(unusable("it has neither safetensors nor a GGUF".into())),
+            [] => Err(unusable(match foreign::explain(files) {
+                Some(what) => format!("it has no weights that can be converted: {what}"),
+                None => "it has neither safetensors, nor pytorch_model*.bin, nor a GGUF".into(),
+            })),
             _ => Err(unusable(format!(
                 "it holds several GGUFs; name one: {address}/FILE, where FILE is one of {}",
                 listed(&firsts)
@@ -128,7 +125,7 @@ pub(super) fn select(
     let weights = match named {
         _ if vocabulary_only => Weights::Files(Vec::new()),
         Some(file) => Weights::Files(vec![file.clone()]),
-        None if has(INDEX) => Weights::OfIndex,
+        None if has(format.index) => Weights::OfIndex(format.index),
         None => Weights::Files(weights),
     };
     Ok(Selection {
@@ -139,8 +136,15 @@ pub(super) fn select(
 }
 
 /// Whether this is a file of weights for a conversion without an index.
-pub(super) fn is_weights(file: &str) -> bool {
-    file.starts_with("model") && file.ends_with(".safetensors") && !file.contains('/')
+pub(super) fn is_weights(format: Format, file: &str) -> bool {
+    format.is_part(file) && !file.contains('/')
+}
+
+/// Whether a file that an address names holds the weights of a checkpoint.
+fn is_checkpoint_file(file: &str) -> bool {
+    let formats = [Format::SAFETENSORS, Format::TORCH];
+    let is_of = |format: &Format| file.ends_with(format.suffix);
+    formats.iter().any(is_of) && !file.contains('/')
 }
 
 /// A GGUF with all its shards.
@@ -181,6 +185,8 @@ fn listed(files: &[&String]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const INDEX: &str = Format::SAFETENSORS.index;
 
     fn of(address: &str, files: &[&str]) -> std::result::Result<Selection, String> {
         let files: Vec<String> = files.iter().map(|f| (*f).to_owned()).collect();
@@ -226,7 +232,7 @@ mod tests {
             of("hf://o/n", &[&files[..], &[INDEX]].concat())
                 .unwrap()
                 .weights,
-            Weights::OfIndex
+            Weights::OfIndex(INDEX)
         );
         let one = of("hf://o/n/consolidated.safetensors", &files).unwrap();
         assert_eq!(
@@ -267,11 +273,36 @@ mod tests {
     }
 
     #[test]
+    fn pytorchs_files_serve_where_there_are_no_safetensors() {
+        let files = [
+            "config.json",
+            "pytorch_model-00002-of-00002.bin",
+            "pytorch_model-00001-of-00002.bin",
+            "training_args.bin",
+        ];
+        let shards = [files[2], files[1]];
+        assert_eq!(
+            of("hf://o/n", &files).unwrap().weights,
+            Weights::Files(names(&shards))
+        );
+        let index = Format::TORCH.index;
+        let indexed = of("hf://o/n", &[&files[..], &[index]].concat());
+        assert_eq!(indexed.unwrap().weights, Weights::OfIndex(index));
+        let with_safetensors = of("hf://o/n", &[&files[..], &["model.safetensors"]].concat());
+        assert_eq!(
+            with_safetensors.unwrap().weights,
+            Weights::Files(names(&["model.safetensors"]))
+        );
+        let one = of("hf://o/n/pytorch_model-00001-of-00002.bin", &files).unwrap();
+        assert_eq!(one.model.as_deref(), Some(files[2]));
+    }
+
+    #[test]
     fn what_cannot_be_used_says_why() {
         assert!(
-            of("hf://o/n", &["pytorch_model.bin", "config.json"])
+            of("hf://o/n", &["consolidated.00.pth", "config.json"])
                 .unwrap_err()
-                .contains("safetensors")
+                .contains("Meta's own format")
         );
         assert!(
             of("hf://o/n", &["data.csv"])

@@ -8,3 +8,5 @@ pub mod hub;
 pub mod models;
 pub mod program;
 pub mod text;
+#[path = "../../../crates/gguf/tests/gguf/torch_files.rs"]
+pub mod torch;

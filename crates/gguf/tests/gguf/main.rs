@@ -6,6 +6,8 @@ mod attacks;
 mod files;
 mod imatrix_attacks;
 mod raw;
+mod torch;
+mod torch_files;
 
 use std::fmt::Display;
 

@@ -1,0 +1,94 @@
+//! The files of a checkpoint's weights, and the tensors in them.
+
+use super::Result;
+use crate::format::foreign;
+use crate::format::index::{Format, Index};
+use crate::format::torch::{self, TensorInfo};
+use crate::format::{Error, safetensors};
+use std::path::Path;
+
+/// The files that hold the weights.
+pub(super) struct Parts {
+    /// Their names, sorted.
+    pub(super) names: Vec<String>,
+    /// The file of every tensor, where an index says it.
+    pub(super) index: Option<Index>,
+    /// The name of the index.
+    pub(super) index_name: &'static str,
+}
+
+impl Parts {
+    /// The files in a directory: safetensors, else PyTorch's, as the reference looks for them; of
+    /// either, those that an index names, else those whose names begin and end as the format's do.
+    ///
+    /// # Errors
+    /// A directory or an index that cannot be read.
+    pub(super) fn of(dir: &Path) -> Result<Parts> {
+        let all = names(dir)?;
+        let format = Format::of(&all);
+        let index = Index::read(&dir.join(format.index))?;
+        let is_part = |name: &&String| format.is_part(name);
+        let names = match &index {
+            Some(index) => index.parts(),
+            None => all.iter().filter(is_part).cloned().collect(),
+        };
+        Ok(Parts {
+            names,
+            index,
+            index_name: format.index,
+        })
+    }
+
+    /// One file alone.
+    pub(super) fn one(name: String) -> Parts {
+        Parts {
+            names: vec![name],
+            index: None,
+            index_name: Format::SAFETENSORS.index,
+        }
+    }
+}
+
+/// The tensors of a file, in the reference's order: safetensors by name, PyTorch's as they were
+/// saved.
+///
+/// # Errors
+/// The defect and its place; the caller adds the file's name.
+pub(super) fn tensors(name: &str, file: &[u8]) -> std::result::Result<Vec<TensorInfo>, String> {
+    if !name.ends_with(Format::SAFETENSORS.suffix) {
+        return torch::parse(file);
+    }
+    let tensors = safetensors::parse(file)?.tensors.into_iter();
+    Ok(tensors
+        .map(|tensor| TensorInfo {
+            name: tensor.name,
+            dtype: tensor.dtype,
+            shape: tensor.shape,
+            strides: None,
+            range: tensor.range,
+        })
+        .collect())
+}
+
+/// What the weights of a directory are, if not a checkpoint's, and what to do.
+pub(super) fn explain(dir: &Path) -> Option<String> {
+    foreign::explain(&names(dir).ok()?)
+}
+
+/// The names in a directory, sorted; those of directories end with a slash.
+fn names(dir: &Path) -> Result<Vec<String>> {
+    let io = |source| Error::Io {
+        path: dir.to_owned(),
+        action: "list",
+        source,
+    };
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(io)? {
+        let entry = entry.map_err(io)?;
+        let end = if entry.path().is_dir() { "/" } else { "" };
+        let name = entry.file_name().into_string().ok();
+        names.extend(name.map(|name| name + end));
+    }
+    names.sort();
+    Ok(names)
+}
