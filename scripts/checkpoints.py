@@ -527,6 +527,107 @@ def qwen3vlmoe():
                    vision_config={"hidden_size": 32, "deepstack_visual_indexes": [1]})
 
 
+LINEAR_HEAD = 64
+
+
+def delta_net(p, keys, values):
+    """A gated delta net of so many heads of keys and of values."""
+    inner = values * LINEAR_HEAD
+    p += "linear_attn."
+    return {p + "in_proj_qkv.weight": (2 * keys * LINEAR_HEAD + inner, HIDDEN), p + "in_proj_z.weight": (inner, HIDDEN),
+            p + "in_proj_b.weight": (values, HIDDEN), p + "in_proj_a.weight": (values, HIDDEN),
+            p + "conv1d.weight": (2 * keys * LINEAR_HEAD + inner, 1, 4), p + "A_log": (values,), p + "dt_bias": (values,),
+            p + "norm.weight": (LINEAR_HEAD,), p + "out_proj.weight": (HIDDEN, inner)}
+
+
+def gated_attention(p):
+    """Attention with the rows of a gate behind the queries of every head."""
+    return (attention(p) | {p + "self_attn.q_proj.weight": (2 * HEADS * HEAD, HIDDEN)}
+            | norms(p + "self_attn.", "q_norm", "k_norm", size=HEAD))
+
+
+def qwen35(keys=2, values=4, layers=4, mtp=1, ffn=lambda p: gated(p + "mlp."), **more):
+    """Qwen 3.5: three delta nets, then attention. `mtp` blocks predict further tokens."""
+    rope = {"mrope_interleaved": True, "mrope_section": [3, 3, 2], "rope_type": "default", "rope_theta": 10000000,
+            "partial_rotary_factor": 0.25}
+    config = base("Qwen3_5ForCausalLM", "qwen3_5_text", BPE_VOCAB, num_hidden_layers=layers, head_dim=HEAD,
+                  attn_output_gate=True, full_attention_interval=4, linear_conv_kernel_dim=4,
+                  linear_key_head_dim=LINEAR_HEAD, linear_value_head_dim=LINEAR_HEAD, linear_num_key_heads=keys,
+                  linear_num_value_heads=values, mtp_num_hidden_layers=mtp, rope_parameters=rope,
+                  layer_types=["full_attention" if i % 4 == 3 else "linear_attention" for i in range(layers)])
+    config |= more
+    both = ("input_layernorm", "post_attention_layernorm")
+
+    def layer(p):
+        full = int(p.split(".")[2]) % 4 == 3
+        return (gated_attention(p) if full else delta_net(p, keys, values)) | norms(p, *both) | ffn(p)
+
+    shapes = model(BPE_VOCAB, layer, layers=layers)
+    for i in range(mtp):
+        p = f"mtp.layers.{i}."
+        shapes |= gated_attention(p) | norms(p, *both) | ffn(p)
+    if mtp:
+        shapes |= {"mtp.fc.weight": (HIDDEN, 2 * HIDDEN)}
+        shapes |= norms("mtp.", "pre_fc_norm_embedding", "pre_fc_norm_hidden", "norm")
+    return config, shapes, "bpe"
+
+
+def without(config, *fields):
+    return {name: value for name, value in config.items() if name not in fields}
+
+
+def qwen35_vl():
+    return wrapped(qwen35(), "Qwen3_5ForConditionalGeneration", "qwen3_5", inside)
+
+
+def qwen35_sparse():
+    """As many heads of keys as of values, and fields that may be absent: kinds of layers, sections, the number of
+    blocks for further tokens, the part of a head that is rotated."""
+    config, shapes, tokenizer = qwen35(keys=4, layers=5)
+    config |= {"rope_parameters": {"rope_type": "default", "rope_theta": 10000000}}
+    return without(config, "layer_types", "mtp_num_hidden_layers"), shapes, tokenizer
+
+
+def qwen35_without_mtp():
+    config, shapes, tokenizer = qwen35(mtp=0)
+    return without(config, "mtp_num_hidden_layers"), shapes, tokenizer
+
+
+def qwen35_promised():
+    """A block for a further token in the config, and no tensors of it."""
+    config, shapes, tokenizer = qwen35(mtp=0)
+    return config | {"mtp_num_hidden_layers": 1}, shapes, tokenizer
+
+
+def qwen35moe(stacked=True):
+    experts, length = 8, 96
+
+    def ffn(p):
+        p += "mlp."
+        shapes = {p + "gate.weight": (experts, HIDDEN), p + "shared_expert_gate.weight": (1, HIDDEN)}
+        shapes |= gated(p + "shared_expert.", ffn=128)
+        if stacked:
+            return shapes | {p + "experts.gate_up_proj": (experts, 2 * length, HIDDEN),
+                             p + "experts.down_proj": (experts, HIDDEN, length)}
+        for e in range(experts):
+            shapes |= gated(f"{p}experts.{e}.", ffn=length)
+        return shapes
+
+    config, shapes, tokenizer = qwen35(ffn=ffn, architectures=["Qwen3_5MoeForCausalLM"], model_type="qwen3_5_moe_text",
+                                       num_experts=experts, num_experts_per_tok=2, moe_intermediate_size=length,
+                                       shared_expert_intermediate_size=128)
+    return without(config, "intermediate_size"), shapes, tokenizer
+
+
+def qwen35moe_vl():
+    return wrapped(qwen35moe(), "Qwen3_5MoeForConditionalGeneration", "qwen3_5_moe", inside)
+
+
+def minicpmv46():
+    config, shapes, tokenizer = wrapped(qwen35(), "MiniCPMV4_6ForConditionalGeneration", "minicpmv4_6", inside)
+    return config, shapes | {"model.merger.mlp.0.linear_1.weight": (HIDDEN, HIDDEN)}, tokenizer
+
+
 def bare(text, cls):
     """A model without its head: names without `model.`."""
     config, shapes, tokenizer = text
@@ -979,6 +1080,14 @@ CHECKPOINTS = {
     "starcoder2": (starcoder2, torch.bfloat16, 1),
     "gpt2": (gpt2, torch.float32, 1),
     "gpt2-bare": (lambda: gpt2(""), torch.float16, 1),
+    "qwen35": (qwen35_vl, torch.bfloat16, 1),
+    "qwen35-f16": (lambda: qwen35(values=6), torch.float16, 1),
+    "qwen35-sparse": (qwen35_sparse, torch.float32, 1),
+    "qwen35-without-mtp": (qwen35_without_mtp, torch.bfloat16, 1),
+    "qwen35-promised": (qwen35_promised, torch.bfloat16, 1),
+    "qwen35moe": (qwen35moe_vl, torch.bfloat16, 2),
+    "qwen35moe-apart": (lambda: qwen35moe(False), torch.bfloat16, 1),
+    "minicpmv46": (minicpmv46, torch.bfloat16, 1),
     "smollm3": (smollm3, torch.bfloat16, 1),
     # The fourth layer is the first that does not rotate.
     "smollm3-deep": (lambda: smollm3(5), torch.bfloat16, 1),
@@ -1013,13 +1122,19 @@ def quantize_fp8(tensors):
 
 
 def enliven(name, tensors):
-    """Weights near 1 for norms (Gemma's are added to 1 as they are), no outliers, and logits that differ by a nat."""
+    """Weights near 1 for norms (some are added to 1 as they are), no outliers, and logits that differ by a nat."""
     for key, w in tensors.items():
         if key.endswith("relative_pe.slopes"):
             continue
         w32 = w.float().clamp(-0.2, 0.2)
-        if w.dim() == 1 and key.endswith(".weight") and not name.startswith("gemma"):
+        plus_one = name.startswith("gemma") or name.startswith("qwen35") and "linear_attn" not in key
+        if w.dim() == 1 and key.endswith(".weight") and not plus_one:
             w32 += 1.0
+        elif key.endswith("A_log"):
+            # States that last for some tokens, or for many.
+            w32 = 20.0 * w32 - 2.0
+        elif "conv1d" in key:
+            w32 *= 5.0
         elif "embed_tokens" in key or "lm_head" in key or key.endswith("wte.weight"):
             # Gemma multiplies embeddings by the root of their length, and they are the output matrix too.
             w32 *= 0.25 if name.startswith("gemma") else 2.0

@@ -21,12 +21,18 @@ import traceback
 EAGER = {"jais"}
 
 
+def subclasses(cls):
+    for sub in cls.__subclasses__():
+        yield sub
+        yield from subclasses(sub)
+
+
 def main():
     source = sys.argv[1]
     sys.path.insert(0, source)
     sys.path.insert(1, os.path.join(source, "gguf-py"))
     import convert_hf_to_gguf
-    from conversion.base import TextModel
+    from conversion.base import ModelBase, TextModel
 
     if told := os.environ.get("QUANTIER_PRE", "gpt-2"):
         TextModel.get_vocab_base_pre = lambda self, tokenizer: told
@@ -50,6 +56,11 @@ def main():
         except Exception:
             traceback.print_exc()
             print(f"failed: {line}", file=sys.stderr)
+        # Flags that the program leaves at the class of the model.
+        if {"--mtp", "--no-nextn", "--no-mtp"} & set(sys.argv):
+            for cls in subclasses(ModelBase):
+                for flag in {"no_mtp", "mtp_only"} & vars(cls).keys():
+                    delattr(cls, flag)
         logging.getLogger().setLevel(logging.WARNING)
 
 

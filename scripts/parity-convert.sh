@@ -36,14 +36,17 @@ names=("$@")
 
 # case <TAB> checkpoint <TAB> name of the output, a dot for the default <TAB> further arguments
 cases() {
-    local name type
+    local name type more
     for name in "${names[@]}"; do
         if [ "$name" = bpe ]; then
             printf 'bpe-vocab\tbpe\tout.gguf\t--vocab-only\n'
             continue
         fi
+        # The reference wants a block for further tokens, unless it is told that there is none.
+        more=
+        [ "$name" != qwen35-without-mtp ] || more=$'\t--no-nextn'
         for type in f32 f16 bf16 q8_0 auto; do
-            printf '%s-%s\t%s\tout.gguf\t--outtype\t%s\n' "$name" "$type" "$name" "$type"
+            printf '%s-%s\t%s\tout.gguf\t--outtype\t%s%s\n' "$name" "$type" "$name" "$type" "$more"
         done
         case $name in
             # Some rows of qwen2 are no whole blocks.
@@ -63,6 +66,14 @@ cases() {
                 for type in f32 f16; do
                     printf '%s-bigendian-%s\t%s\tout.gguf\t--bigendian\t--outtype\t%s\n' "$name" "$type" "$name" "$type"
                 done
+                ;;
+            qwen35 | qwen35moe | qwen35-sparse)
+                for type in f32 q8_0; do
+                    printf '%s-mtp-%s\t%s\tout.gguf\t--mtp\t--outtype\t%s\n' "$name" "$type" "$name" "$type"
+                    printf '%s-no-nextn-%s\t%s\tout.gguf\t--no-nextn\t--outtype\t%s\n' "$name" "$type" "$name" "$type"
+                done
+                printf '%s-mtp-default\t%s\t.\t--mtp\t--outtype\tf16\n' "$name" "$name"
+                printf '%s-no-mtp-default\t%s\t.\t--no-mtp\t--outtype\tf16\n' "$name" "$name"
                 ;;
             Card-*)
                 printf '%s-default\t%s\t.\t--outtype\tf16\n' "$name" "$name"
@@ -119,9 +130,10 @@ while IFS=$'\t' read -r case name output arguments; do
 done < <(cases)
 echo "$identical identical, $different different"
 
-# Of a split model, the first file is opened. A vocabulary alone cannot generate, nor a big-endian file here.
+# Of a split model, the first file is opened. A vocabulary alone cannot generate, nor a draft model, nor a big-endian
+# file here.
 cases | while IFS=$'\t' read -r case name output arguments; do
     files=("$work/ours/$case"/*.gguf)
-    [[ $arguments == --vocab-only || $arguments == --bigendian* ]] || [ ! -e "${files[0]}" ] || printf '%s\t%s\n' "$name" "${files[0]}"
+    [[ $arguments == --vocab-only || $arguments == --bigendian* || $arguments == --mtp* ]] || [ ! -e "${files[0]}" ] || printf '%s\t%s\n' "$name" "${files[0]}"
 done >"$work/files"
 "$python" scripts/convert-runs.py "$bin" "$work/checkpoints" <"$work/files" && [ "$different" = 0 ]

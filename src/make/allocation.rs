@@ -16,7 +16,7 @@ use crate::plan::frontier::{
     Budget, Choice, Frontier, Item, LayerCache, Memory, Problem, Solution, Surroundings, spread,
 };
 use crate::plan::recipe::Wishes;
-use crate::sensitivity::{Measure, Scores};
+use crate::sensitivity::{Measure, NEXTN_TYPE, Scores};
 use std::path::PathBuf;
 
 /// The frontier of a model, and a file for every budget.
@@ -117,7 +117,7 @@ impl Allocation {
             presets,
             files: Vec::new(),
             open: Vec::new(),
-            notes: without_statistics(scores).into_iter().collect(),
+            notes: without_statistics(job.input, scores),
             adjusted: targets::Adjustments::default(),
             directory: job.options.directory.clone(),
             name: job.name.clone(),
@@ -288,26 +288,38 @@ impl Allocation {
     }
 }
 
-/// A note on tensors without statistics.
-fn without_statistics(scores: &Scores) -> Option<String> {
+/// Notes on tensors without statistics.
+fn without_statistics(input: &Input<'_>, scores: &Scores) -> Vec<String> {
     /// Names that are listed.
     const SHOWN: usize = 3;
-    let names = &scores.unread;
-    let shown: Vec<_> = names.iter().take(SHOWN).map(String::as_str).collect();
-    let more = if names.len() > SHOWN {
-        " and others"
-    } else {
-        ""
+    let is_nextn = |name: &&String| input.is_nextn(name);
+    let (nextn, others): (Vec<_>, Vec<_>) = scores.unread.iter().partition(is_nextn);
+    let note = |names: Vec<&String>, what: &str| {
+        let shown: Vec<_> = names.iter().take(SHOWN).map(|name| name.as_str()).collect();
+        let more = if names.len() > SHOWN {
+            " and others"
+        } else {
+            ""
+        };
+        (!names.is_empty()).then(|| {
+            format!(
+                "{} of {} tensors ({}{more}) {what}; --pin gives them another",
+                names.len(),
+                scores.tensors.len(),
+                shown.join(", ")
+            )
+        })
     };
-    (!names.is_empty()).then(|| {
-        format!(
-            "{} of {} tensors ({}{more}) are multiplied by nothing when a text goes through the model, so that nothing is \
-             known of them: they get the most precise type that is allowed; --pin gives them another",
-            names.len(),
-            scores.tensors.len(),
-            shown.join(", ")
-        )
-    })
+    let of_nextn = format!(
+        "are of blocks for multi-token prediction, which are not run, so that nothing is known of them: they get \
+         {NEXTN_TYPE}, or else the most precise type that is allowed"
+    );
+    let of_others = "are multiplied by nothing when a text goes through the model, so that nothing is known of them: \
+                     they get the most precise type that is allowed";
+    [note(others, of_others), note(nextn, &of_nextn)]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 /// Rounds bytes of a tensor up to the alignment of the files.
@@ -364,6 +376,7 @@ fn memory(input: &Input<'_>, model: &Model<'_>) -> Memory {
     };
     let with_attention = || hyper.attention.iter().flatten();
     let queries = with_attention().map(|attention| attention.heads * attention.key_length);
+    let states = hyper.delta_nets.iter().flatten();
     let catalog = input.catalog();
     let up = catalog.linears().iter().filter(|l| l.role == Role::FfnUp);
     let rows = up.map(|linear| {
@@ -372,6 +385,7 @@ fn memory(input: &Input<'_>, model: &Model<'_>) -> Memory {
     });
     Memory {
         layers: with_attention().map(layer).collect(),
+        states: states.map(|net| net.state() as u64).sum(),
         vocabulary: model.engine.vocabulary() as u64,
         embedding: hyper.hidden as u64,
         feed_forward: rows.max().unwrap_or(0),

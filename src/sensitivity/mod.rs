@@ -190,6 +190,10 @@ pub(crate) struct Scores {
     pub positions: usize,
 }
 
+/// The type of tensors in blocks for multi-token prediction of which nothing is known: a draft that
+/// few bits have spoilt proposes tokens in vain.
+pub(crate) const NEXTN_TYPE: GgmlType = GgmlType::Q8_0;
+
 /// Which types tensors may take: by the name of a tensor and a type.
 pub(crate) type Allowed<'a> = &'a dyn Fn(&str, GgmlType) -> bool;
 
@@ -270,9 +274,12 @@ pub(crate) fn weighted(
     let input = knowledge.input;
     let importance = importance(input, knowledge.imatrix)?;
     let candidates = candidates(input, &importance, None, settings, allowed);
+    let known = |(name, _): &(&&str, &Candidate<'_>)| {
+        importance.contains_key(**name) || !input.is_nextn(name)
+    };
     let mut errors = Nats::new();
     progress.begin(candidates.len() as u64, Unit::Steps);
-    for (name, candidate) in &candidates {
+    for (name, candidate) in candidates.iter().filter(known) {
         progress.at(name);
         let of_types = pool.install(|| candidate.weighted_error(progress))?;
         if of_types.iter().any(|x| !x.is_finite()) {
@@ -314,7 +321,12 @@ pub(crate) fn guess(
             candidate.types.iter().map(of_type).collect(),
         )
     };
-    let nats: Nats = candidates.iter().map(of).collect();
+    // The pass that scores does not run blocks for further tokens; weights are all that others need.
+    let known = |(name, _): &(&&str, &Candidate<'_>)| {
+        let by_weights = settings.measure == Measure::Imatrix && has_importance(name);
+        by_weights || !input.is_nextn(name)
+    };
+    let nats: Nats = candidates.iter().filter(known).map(of).collect();
     collected(input, &candidates, &nats, settings.measure, allowed)
 }
 
@@ -380,9 +392,12 @@ fn collected(
         if nats.is_none() {
             scores.unread.push(info.name.to_string());
         }
-        scores
-            .tensors
-            .push(scored(tensor, candidate, nats, allowed));
+        let is_nextn = input.is_nextn(&info.name);
+        let only = |others: &[GgmlType]| match nextn_type(others, info.ggml_type) {
+            Some(fine) if is_nextn => fine,
+            _ => only_choice(&info.name, info.ggml_type, others, allowed),
+        };
+        scores.tensors.push(scored(tensor, candidate, nats, only));
     }
     scores
 }
@@ -391,7 +406,7 @@ fn scored(
     tensor: &Tensor<'_>,
     candidate: &Candidate<'_>,
     nats: Option<&Vec<f64>>,
-    allowed: Allowed<'_>,
+    only: impl Fn(&[GgmlType]) -> GgmlType,
 ) -> Scored {
     let info = &tensor.info;
     let bytes = |t: GgmlType| t.row_bytes(info.shape.row_len()).unwrap_or(0) * info.shape.rows();
@@ -415,8 +430,8 @@ fn scored(
         }
     }
     if nats.is_none() {
-        let others = candidate.types.iter().map(Rounder::ggml_type);
-        let only = only_choice(&info.name, info.ggml_type, others, allowed);
+        let others: Vec<_> = candidate.types.iter().map(Rounder::ggml_type).collect();
+        let only = only(&others);
         choices = vec![choice(only, bytes(only), 0.0)];
     }
     Scored {
@@ -441,11 +456,15 @@ impl Scores {
             if !self.unread.contains(&scored.name) {
                 return needed.iter().all(|t| own.contains(t));
             }
+            if guess.unread.contains(&guessed.name) {
+                return own == needed;
+            }
             let others = needed.into_iter().filter(|t| *t != guessed.base_type);
+            let others: Vec<_> = others.collect();
             own == [only_choice(
                 &guessed.name,
                 guessed.base_type,
-                others,
+                &others,
                 allowed,
             )]
         };
@@ -455,14 +474,17 @@ impl Scores {
 
 /// The type of a tensor of unknown sensitivity: its own, or else the most precise one that it may
 /// have.
-fn only_choice(
-    name: &str,
-    own: GgmlType,
-    others: impl Iterator<Item = GgmlType>,
-    allowed: Allowed<'_>,
-) -> GgmlType {
-    let finest = others.max_by(|a, b| a.bpw().total_cmp(&b.bpw()));
-    finest.filter(|_| !allowed(name, own)).unwrap_or(own)
+fn only_choice(name: &str, own: GgmlType, others: &[GgmlType], allowed: Allowed<'_>) -> GgmlType {
+    let finest = others.iter().max_by(|a, b| a.bpw().total_cmp(&b.bpw()));
+    let finest = finest.filter(|_| !allowed(name, own));
+    finest.copied().unwrap_or(own)
+}
+
+/// The coarsest type of at least the precision of [`NEXTN_TYPE`] that is coarser than a tensor's own.
+fn nextn_type(types: &[GgmlType], own: GgmlType) -> Option<GgmlType> {
+    let precision = NEXTN_TYPE.bpw()..own.bpw();
+    let fine = types.iter().filter(|t| precision.contains(&t.bpw()));
+    fine.min_by(|a, b| a.bpw().total_cmp(&b.bpw())).copied()
 }
 
 /// The importance weights of the tensors in an importance matrix.

@@ -52,10 +52,11 @@ fn ours(dir: &Path) -> Result<(Entries, Vec<String>), String> {
         .map_err(|e| e.to_string())?
         .into_iter()
         .collect();
-    let pre = std::env::var("QUANTIER_PRE").ok().filter(|pre| !pre.is_empty());
+    let pre = std::env::var("QUANTIER_PRE")
+        .ok()
+        .filter(|pre| !pre.is_empty());
     let size = config["vocab_size"].as_u64();
-    let vocabulary =
-        import(dir, kind(class), size, pre.as_deref()).map_err(|e| e.to_string())?;
+    let vocabulary = import(dir, kind(class), size, pre.as_deref()).map_err(|e| e.to_string())?;
     entries.extend(vocabulary.entries);
     Ok((entries, vocabulary.notes))
 }

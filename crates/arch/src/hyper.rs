@@ -20,7 +20,7 @@ pub struct Hyper {
     pub architecture: String,
     /// What the architecture's table says.
     pub decoder: Decoder,
-    /// Layers.
+    /// Layers; blocks for further tokens behind them are not among them.
     pub layers: usize,
     /// Length of the activations between layers.
     pub hidden: usize,
@@ -28,6 +28,8 @@ pub struct Hyper {
     pub attention: Vec<Option<AttentionNumbers>>,
     /// Whether a layer has one matrix in place of attention.
     pub is_linear: Vec<bool>,
+    /// The gated delta net of every layer; None in a layer without.
+    pub delta_nets: Vec<Option<DeltaNumbers>>,
     /// Whether a layer has a feed-forward network.
     pub has_ffn: Vec<bool>,
     /// What stands between the matrices of every layer's feed-forward network.
@@ -77,6 +79,44 @@ pub struct AttentionNumbers {
     pub window: Option<usize>,
     /// Which of [`Hyper::rotations`] it takes; None if it does not rotate.
     pub rotation: Option<usize>,
+}
+
+/// The gated delta net of one layer (Yang et al. 2025).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeltaNumbers {
+    /// Heads of queries and keys.
+    pub key_heads: usize,
+    /// Heads of values and states; head `i` reads head `i % key_heads` of queries and keys.
+    pub value_heads: usize,
+    /// Length of a head of queries and keys.
+    pub key_length: usize,
+    /// Length of a head of values.
+    pub value_length: usize,
+    /// Tokens that the convolution in front reads, the present one among them.
+    pub kernel: usize,
+}
+
+impl DeltaNumbers {
+    /// Numbers of all queries, which are those of all keys.
+    pub fn keys(&self) -> usize {
+        self.key_heads * self.key_length
+    }
+
+    /// Numbers of all values.
+    pub fn values(&self) -> usize {
+        self.value_heads * self.value_length
+    }
+
+    /// Numbers of queries, keys and values, side by side.
+    pub fn channels(&self) -> usize {
+        2 * self.keys() + self.values()
+    }
+
+    /// Numbers of the state that goes from token to token: that of the heads, and the tokens of the
+    /// convolution.
+    pub fn state(&self) -> usize {
+        self.values() * self.key_length + (self.kernel - 1) * self.channels()
+    }
 }
 
 /// Queries are multiplied by `1 + strength * ln(1 + floor(position / period))`: attention stays
@@ -282,6 +322,47 @@ impl Keys<'_> {
         Ok((0..pairs).filter(|pair| !turns(pair)).collect())
     }
 
+    /// The delta nets of every layer: where the metadata list them, or else in all but the last of
+    /// so many layers.
+    fn delta_nets(&self, layers: usize, blocks: usize) -> Result<Vec<Option<DeltaNumbers>>> {
+        const INTERVAL: &str = "full_attention_interval";
+        const HEADS: &str = "ssm.time_step_rank";
+        const INNER: &str = "ssm.inner_size";
+        let (key_heads, value_heads) = (self.number("ssm.group_count")?, self.number(HEADS)?);
+        let (kernel, inner) = (self.number("ssm.conv_kernel")?, self.number(INNER)?);
+        if !value_heads.is_multiple_of(key_heads) {
+            return Err(self.bad(
+                HEADS,
+                format!("is {value_heads}, no multiple of {key_heads} heads of keys"),
+            ));
+        }
+        if !inner.is_multiple_of(value_heads) {
+            return Err(self.bad(
+                INNER,
+                format!("is {inner}, no multiple of {value_heads} heads"),
+            ));
+        }
+        let numbers = DeltaNumbers {
+            key_heads,
+            value_heads,
+            key_length: self.number("ssm.state_size")?,
+            value_length: inner / value_heads,
+            kernel,
+        };
+        let listed = self.flags("attention.recurrent_layers", blocks)?;
+        let interval = match self.get(INTERVAL) {
+            Some(_) => self.number(INTERVAL)?,
+            None => 4,
+        };
+        let is_recurrent = |layer: usize| match &listed {
+            Some(listed) => listed[layer],
+            None => !(layer + 1).is_multiple_of(interval),
+        };
+        Ok((0..layers)
+            .map(|layer| is_recurrent(layer).then_some(numbers))
+            .collect())
+    }
+
     fn rotation(&self, length: usize, context: usize, sections: Sections) -> Result<Rotation> {
         let kind = self
             .get("rope.scaling.type")
@@ -357,20 +438,26 @@ impl Hyper {
                 decoder.rope = Rope::Halves;
             }
         }
-        let (layers, hidden) = (
+        let (blocks, hidden) = (
             keys.number("block_count")?,
             keys.number("embedding_length")?,
         );
-        if layers > LAYERS {
-            return Err(keys.bad("block_count", format!("is {layers}, more than {LAYERS}")));
+        if blocks > LAYERS {
+            return Err(keys.bad("block_count", format!("is {blocks}, more than {LAYERS}")));
         }
-        let heads = keys.per_layer("attention.head_count", layers)?;
+        const NEXTN: &str = "nextn_predict_layers";
+        let nextn = keys.optional(NEXTN)?.unwrap_or(0);
+        let layers = blocks.checked_sub(nextn).filter(|layers| *layers > 0);
+        let layers = layers
+            .ok_or_else(|| keys.bad(NEXTN, format!("is {nextn}, and there are {blocks} layers")))?;
+        // Lists count the blocks for further tokens too.
+        let heads = keys.per_layer("attention.head_count", blocks)?;
         let heads = heads.ok_or_else(|| keys.bad("attention.head_count", "is missing"))?;
         let most_heads = heads.iter().copied().max().unwrap_or(0);
         if most_heads == 0 {
             return Err(keys.bad("attention.head_count", "is 0"));
         }
-        let kv_heads = keys.per_layer("attention.head_count_kv", layers)?;
+        let kv_heads = keys.per_layer("attention.head_count_kv", blocks)?;
         let kv_heads = kv_heads.unwrap_or_else(|| heads.clone());
         let is_linear =
             |layer: usize| decoder.linear_layers && heads[layer] > 0 && kv_heads[layer] == 0;
@@ -404,7 +491,7 @@ impl Hyper {
             _ => length_of("rope.dimension_count", key_length)?,
         };
         let feed_forward = match keys.get("feed_forward_length") {
-            Some(Value::Array(_)) => keys.per_layer("feed_forward_length", layers)?,
+            Some(Value::Array(_)) => keys.per_layer("feed_forward_length", blocks)?,
             _ => None,
         };
         let epsilon = match decoder.norm {
@@ -446,7 +533,7 @@ impl Hyper {
                 let tokens = tokens.filter(|tokens| {
                     *tokens > 0 && list.layers.is_none_or(|number| number as usize == layers)
                 });
-                let listed = keys.flags("attention.sliding_window_pattern", layers)?;
+                let listed = keys.flags("attention.sliding_window_pattern", blocks)?;
                 for (layer, window) in windows.iter_mut().enumerate() {
                     let is_windowed = match &listed {
                         Some(listed) => listed[layer],
@@ -485,7 +572,12 @@ impl Hyper {
             window: windows[layer],
             rotation: rotates(layer).then_some(usize::from(windows[layer].is_some())),
         };
-        let attends = |layer: usize| heads[layer] > 0 && !is_linear[layer];
+        let delta_nets = match decoder.delta_nets {
+            true => keys.delta_nets(layers, blocks)?,
+            false => vec![None; layers],
+        };
+        let attends =
+            |layer: usize| heads[layer] > 0 && !is_linear[layer] && delta_nets[layer].is_none();
         let attention = (0..layers).map(|layer| attends(layer).then(|| attention(layer)));
         let attention = attention.collect();
         let scale = match decoder.score_divisor {
@@ -527,8 +619,9 @@ impl Hyper {
             is_linear,
             activations: keys.activations(decoder.activation, layers)?,
             parallel: keys.flag("use_parallel_residual")?.unwrap_or(false),
+            delta_nets,
             has_ffn: match feed_forward {
-                Some(lengths) => lengths.into_iter().map(|length| length > 0).collect(),
+                Some(lengths) => lengths[..layers].iter().map(|length| *length > 0).collect(),
                 None => vec![true; layers],
             },
             epsilon: epsilon.unwrap_or(1e-5),

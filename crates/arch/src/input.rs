@@ -1,6 +1,6 @@
 //! An opened model: its weights, its metadata and its catalog.
 
-use crate::catalog::{Catalog, Entry, TensorId};
+use crate::catalog::{Catalog, Entry, LayerId, TensorId};
 use quantier_gguf::gguf::{Value, keys};
 use quantier_gguf::reader::{Tensor, TensorReader};
 use std::ops::Deref;
@@ -9,6 +9,8 @@ use std::ops::Deref;
 pub struct Input<'a> {
     reader: TensorReader<'a>,
     catalog: Catalog,
+    /// The first layer that is a block for further tokens, if any is.
+    nextn: Option<LayerId>,
 }
 
 impl<'a> From<TensorReader<'a>> for Input<'a> {
@@ -22,7 +24,19 @@ impl<'a> From<TensorReader<'a>> for Input<'a> {
             architecture.unwrap_or_default(),
             infos.map(|info| (&*info.name, info.shape.four())),
         );
-        Input { reader, catalog }
+        let number = |key: &str| {
+            let value = reader.metadata().get(&format!("{}.{key}", architecture?))?;
+            value.as_u64()
+        };
+        let nextn = number("nextn_predict_layers").filter(|blocks| *blocks > 0);
+        let first = number("block_count").zip(nextn);
+        let first = first.and_then(|(all, blocks)| all.checked_sub(blocks)?.try_into().ok());
+        let nextn = first.map(LayerId);
+        Input {
+            reader,
+            catalog,
+            nextn,
+        }
     }
 }
 
@@ -30,6 +44,16 @@ impl<'a> Input<'a> {
     /// The tensors, linears, inputs and layers of the model.
     pub fn catalog(&self) -> &Catalog {
         &self.catalog
+    }
+
+    /// Whether a tensor belongs to a block for further tokens (multi-token prediction), which a pass
+    /// through the layers does not run.
+    pub fn is_nextn(&self, name: &str) -> bool {
+        let id = self.catalog.tensor_named(name);
+        let layer = id.and_then(|id| self.catalog.tensor(id).layer);
+        layer
+            .zip(self.nextn)
+            .is_some_and(|(layer, first)| layer >= first)
     }
 
     /// A tensor, to be read.

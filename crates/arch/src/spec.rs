@@ -5,7 +5,7 @@
 //! matrices) is looked up here, once, when a model is opened.
 
 use crate::catalog::{EMBEDDING, OUTPUT};
-use crate::hyper::{AttentionNumbers, Hyper, Temperature};
+use crate::hyper::{AttentionNumbers, DeltaNumbers, Hyper, Temperature};
 use crate::{Activation, Catalog, Layout, Norm, Rope};
 
 /// The position table of models that add positions to their embeddings.
@@ -115,6 +115,8 @@ pub enum MixerSpec {
     Attention(AttentionSpec),
     /// One matrix in place of attention.
     Linear(LinearSpec),
+    /// A gated delta net.
+    DeltaNet(DeltaSpec),
     /// A feed-forward network.
     Ffn(FfnSpec),
     /// A mixture of experts.
@@ -160,9 +162,8 @@ pub struct AttentionSpec {
     pub key_norm: Option<NormSpec>,
     /// Whether both norms stand behind the rotation.
     pub norms_rotated: bool,
-    /// The matrix whose logistic function multiplies the heads' outputs: one number per head, or one
-    /// per element.
-    pub gate: Option<LinearSpec>,
+    /// The gate of the heads' outputs.
+    pub gate: Gate,
     /// The norm in front of the output matrix.
     pub output_norm: Option<NormSpec>,
     /// The output matrix.
@@ -179,6 +180,45 @@ pub struct AttentionSpec {
     pub max_alibi_bias: Option<f32>,
     /// Queries, keys and values are clamped to plus and minus this.
     pub clamp: Option<f32>,
+}
+
+/// A gated delta net (Yang et al. 2025): a causal convolution over queries, keys and values, then a
+/// state per head that forgets, and learns by the delta rule.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DeltaSpec {
+    /// Heads and the length of the convolution.
+    pub numbers: DeltaNumbers,
+    /// The matrix with the rows of queries before those of keys before those of values.
+    pub projections: LinearSpec,
+    /// The gate of what the heads put out.
+    pub gate: LinearSpec,
+    /// How much of an error a head learns, before the logistic function.
+    pub strength: LinearSpec,
+    /// How fast a head forgets, before its bias and softplus.
+    pub step: LinearSpec,
+    /// The tensor that is added to the step: one number per head of values.
+    pub step_bias: String,
+    /// The tensor that multiplies the step: one number below 0 per head of values.
+    pub decay: String,
+    /// The tensor of the convolution: one kernel per channel.
+    pub convolution: String,
+    /// The norm of what a head puts out.
+    pub norm: NormSpec,
+    /// The output matrix.
+    pub output: LinearSpec,
+    /// The least length by which queries and keys are divided.
+    pub epsilon: f32,
+}
+
+/// The gate of the heads' outputs, which its logistic function multiplies.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Gate {
+    /// There is none.
+    None,
+    /// The rows of each head's queries are followed by as many of the gate.
+    Queries,
+    /// Its own matrix, with a row per head or per element.
+    Own(LinearSpec),
 }
 
 /// The matrices of queries, keys and values.
@@ -266,13 +306,14 @@ impl LayerSpec {
             hyper,
             catalog,
         };
-        let attention = match hyper.attention[number] {
-            Some(numbers) => Some(MixerSpec::Attention(known.attention(numbers))),
-            None if hyper.is_linear[number] => {
+        let attention = match (hyper.attention[number], hyper.delta_nets[number]) {
+            (_, Some(numbers)) => Some(MixerSpec::DeltaNet(known.delta_net(numbers))),
+            (Some(numbers), None) => Some(MixerSpec::Attention(known.attention(numbers))),
+            (None, None) if hyper.is_linear[number] => {
                 let linear = known.linear("attn_output", hyper.hidden, hyper.hidden);
                 Some(MixerSpec::Linear(linear))
             }
-            None => None,
+            (None, None) => None,
         };
         let ffn = hyper.has_ffn[number].then(|| known.ffn_or_moe());
         let layout = match hyper.decoder.layout {
@@ -316,7 +357,7 @@ impl LayerSpec {
     /// Stages of all mixers: within one, all linears read one input.
     pub fn stages(&self) -> usize {
         let stages = |mixer: &MixerSpec| match mixer {
-            MixerSpec::Attention(_) | MixerSpec::Ffn(_) => 2,
+            MixerSpec::Attention(_) | MixerSpec::DeltaNet(_) | MixerSpec::Ffn(_) => 2,
             MixerSpec::Moe(_) | MixerSpec::Linear(_) => 1,
         };
         self.mixers().map(stages).sum()
@@ -428,12 +469,27 @@ impl Known<'_> {
             kv_heads * key_length,
             kv_heads * value_length,
         );
+        let gate = match (hyper.decoder.gated_queries, self.has("attn_gate")) {
+            (true, _) => Gate::Queries,
+            (false, false) => Gate::None,
+            (false, true) => {
+                let rows = match self.dim("attn_gate", 1) == heads {
+                    true => heads,
+                    false => heads * value_length,
+                };
+                Gate::Own(self.linear("attn_gate", rows, hyper.hidden))
+            }
+        };
+        let query_rows = match gate {
+            Gate::Queries => 2 * queries,
+            _ => queries,
+        };
         let projections = match self.has("attn_qkv") {
             true => {
                 Projections::Fused(self.linear("attn_qkv", queries + keys + values, hyper.hidden))
             }
             false => Projections::Apart([
-                self.linear("attn_q", queries, hyper.hidden),
+                self.linear("attn_q", query_rows, hyper.hidden),
                 self.linear("attn_k", keys, hyper.hidden),
                 self.linear("attn_v", values, hyper.hidden),
             ]),
@@ -444,13 +500,7 @@ impl Known<'_> {
             query_norm: self.norm_of_heads("attn_q_norm", key_length, heads),
             key_norm: self.norm_of_heads("attn_k_norm", key_length, kv_heads),
             norms_rotated: hyper.decoder.norms_rotated,
-            gate: self.has("attn_gate").then(|| {
-                let rows = match self.dim("attn_gate", 1) == heads {
-                    true => heads,
-                    false => heads * value_length,
-                };
-                self.linear("attn_gate", rows, hyper.hidden)
-            }),
+            gate,
             output_norm: self.norm_if_there("attn_sub_norm", heads * value_length),
             output: self.linear("attn_output", hyper.hidden, heads * value_length),
             rope: hyper.decoder.rope,
@@ -459,6 +509,29 @@ impl Known<'_> {
             score_cap: hyper.score_cap,
             max_alibi_bias: hyper.max_alibi_bias,
             clamp: hyper.clamp,
+        }
+    }
+
+    fn delta_net(&self, numbers: DeltaNumbers) -> DeltaSpec {
+        let (hidden, heads) = (self.hyper.hidden, numbers.value_heads);
+        let values = numbers.values();
+        DeltaSpec {
+            numbers,
+            projections: self.linear("attn_qkv", numbers.channels(), hidden),
+            gate: self.linear("attn_gate", values, hidden),
+            strength: self.linear("ssm_beta", heads, hidden),
+            step: self.linear("ssm_alpha", heads, hidden),
+            step_bias: self.stem("ssm_dt.bias"),
+            decay: self.stem("ssm_a"),
+            convolution: self.stem("ssm_conv1d.weight"),
+            norm: NormSpec {
+                stem: self.stem("ssm_norm"),
+                kind: Norm::Rms,
+                epsilon: self.hyper.epsilon,
+                len: numbers.value_length,
+            },
+            output: self.linear("ssm_out", hidden, values),
+            epsilon: self.hyper.epsilon,
         }
     }
 

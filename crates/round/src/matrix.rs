@@ -45,6 +45,17 @@ impl<'a, T> View<'a, T> {
         }
     }
 
+    /// Its numbers, row by row.
+    pub fn to_vec(self) -> Vec<T>
+    where
+        T: Copy,
+    {
+        let (rows, columns) = self.steps;
+        let row = |row: usize| (0..self.columns).map(move |column| row * rows + column * columns);
+        let places = (0..self.rows).flat_map(row);
+        places.map(|place| self.numbers[place]).collect()
+    }
+
     /// How many rows it has.
     pub fn rows(&self) -> usize {
         self.rows
@@ -127,7 +138,7 @@ pub(crate) fn subtract_product<T: Number>(
 ///
 /// # Panics
 /// If the shapes do not fit each other or the slices.
-pub(crate) fn add_product<T: Number>(
+pub fn add_product<T: Number>(
     a: View<'_, T>,
     b: View<'_, T>,
     out: &mut [T],

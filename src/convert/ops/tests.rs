@@ -423,6 +423,19 @@ fn grouped_blocks_are_tiled() {
 }
 
 #[test]
+fn blocks_behind_the_first_rows_are_tiled() {
+    let source = Whole::new(0, &[7, 2]);
+    let tile = Op::TileBehind {
+        first: Number(3),
+        groups: Number(2),
+        members: Number(2),
+    };
+    let output = apply_to(Operand::tensor(0, &[7, 2], None), tile).unwrap();
+    let rows = read(&output.finish(), &[source], 0..14);
+    assert_eq!(rows, [0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 8, 9, 12, 13]);
+}
+
+#[test]
 fn operations_that_do_not_fit_say_why() {
     let cases: &[(Op, &str)] = &[
         (

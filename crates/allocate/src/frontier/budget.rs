@@ -62,6 +62,8 @@ pub struct LayerCache {
 pub struct Memory {
     /// Cache of each layer.
     pub layers: Vec<LayerCache>,
+    /// Numbers of the states that layers without a cache pass from token to token.
+    pub states: u64,
     /// Tokens in the vocabulary.
     pub vocabulary: u64,
     /// Width of the hidden state.
@@ -80,7 +82,7 @@ const CELLS: u64 = 256;
 
 impl Memory {
     /// Bytes of the KV cache in llama.cpp's default, f16: of every layer, tokens x KV heads x (key
-    /// + value) x 2.
+    /// + value) x 2; and of one sequence's states, which are f32.
     ///
     /// Tokens are rounded up to 256. A layer with a sliding window keeps the window and one batch
     /// of 512 (`llama_kv_cache_iswa`).
@@ -96,7 +98,11 @@ impl Memory {
                 .saturating_mul(layer.key_length.saturating_add(layer.value_length));
             cells.saturating_mul(per_token).saturating_mul(2)
         };
-        self.layers.iter().map(layer).fold(0, u64::saturating_add)
+        let states = self.states.saturating_mul(4);
+        self.layers
+            .iter()
+            .map(layer)
+            .fold(states, u64::saturating_add)
     }
 
     /// An allowance for llama.cpp's compute buffers: for a batch of 512 tokens, in f32, the logits,
@@ -589,6 +595,14 @@ mod tests {
             ..Memory::default()
         };
         assert_eq!(memory(full).kv_cache(8192), 3 * 8192 * 4 * 192 * 2);
+        let with_states = Memory {
+            states: 1000,
+            ..memory(full)
+        };
+        assert_eq!(
+            with_states.kv_cache(8192),
+            memory(full).kv_cache(8192) + 4000
+        );
         assert_eq!(
             memory(full).kv_cache(8193),
             3 * 8448 * 4 * 192 * 2,

@@ -2,7 +2,7 @@
 
 use super::linear::{Linear, Norm, Pass};
 use super::mixer::{
-    AnyMixer, Attention, Ffn, First, Moe, Projections, Shared, Single, Stage, Tape,
+    AnyMixer, Attention, DeltaNet, Ffn, First, Gate, Moe, Projections, Shared, Single, Stage, Tape,
 };
 use super::ops::attention::{Scores, alibi_slopes};
 use super::ops::elementwise::{add, add_scaled, scale};
@@ -11,8 +11,9 @@ use super::ops::router::Weighing;
 use super::rows::Rows;
 use super::weights::Weights;
 use super::{Replaced, Result};
+use quantier_arch::Norm as NormKind;
 use quantier_arch::spec::{
-    self, AttentionSpec, BlockSpec, BranchSpec, FfnSpec, LayerSpec, MixerSpec, MoeSpec,
+    self, AttentionSpec, BlockSpec, BranchSpec, DeltaSpec, FfnSpec, LayerSpec, MixerSpec, MoeSpec,
 };
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -261,6 +262,7 @@ impl Branch {
                 MixerSpec::Attention(spec) => {
                     AnyMixer::Attention(attention(weights, spec, angles)?)
                 }
+                MixerSpec::DeltaNet(spec) => AnyMixer::DeltaNet(delta_net(weights, spec)?),
                 MixerSpec::Linear(spec) => AnyMixer::Single(Single(weights.linear(spec)?)),
                 MixerSpec::Ffn(spec) => AnyMixer::Ffn(ffn(weights, spec)?),
                 MixerSpec::Moe(spec) => AnyMixer::Moe(moe(weights, spec)?),
@@ -325,11 +327,11 @@ fn attention(
         query_norm: norm(&spec.query_norm)?,
         key_norm: norm(&spec.key_norm)?,
         norms_rotated: spec.norms_rotated,
-        gate: spec
-            .gate
-            .as_ref()
-            .map(|gate| weights.linear(gate))
-            .transpose()?,
+        gate: match &spec.gate {
+            spec::Gate::None => Gate::None,
+            spec::Gate::Queries => Gate::Queries,
+            spec::Gate::Own(gate) => Gate::Own(weights.linear(gate)?),
+        },
         output_norm: norm(&spec.output_norm)?,
         output: weights.linear(&spec.output)?,
         heads: numbers.heads,
@@ -349,6 +351,31 @@ fn attention(
                 .max_alibi_bias
                 .map(|bias| alibi_slopes(numbers.heads, bias).into()),
         },
+    })
+}
+
+fn delta_net(weights: &Weights<'_>, spec: &DeltaSpec) -> Result<DeltaNet> {
+    let numbers = spec.numbers;
+    let heads = numbers.value_heads;
+    let length = numbers.key_length;
+    Ok(DeltaNet {
+        numbers,
+        projections: weights.linear(&spec.projections)?,
+        gate: weights.linear(&spec.gate)?,
+        strength: weights.linear(&spec.strength)?,
+        step: weights.linear(&spec.step)?,
+        step_bias: weights.finite(&spec.step_bias, &[heads])?,
+        decay: weights.finite(&spec.decay, &[heads])?,
+        kernels: weights.finite(&spec.convolution, &[numbers.channels(), numbers.kernel])?,
+        // The root mean square of a head of length 1 is the root of its share.
+        unit: Norm {
+            kind: NormKind::Rms,
+            epsilon: spec.epsilon / length as f32,
+            weight: vec![1.0 / (length as f32).sqrt(); length],
+            bias: Vec::new(),
+        },
+        norm: weights.norm(&spec.norm)?,
+        output: weights.linear(&spec.output)?,
     })
 }
 

@@ -136,6 +136,24 @@ impl<'a> Weights<'a> {
         weights.ok_or_else(|| self.bad(name, "is missing; the file is not complete".into()))
     }
 
+    /// The same, of finite numbers.
+    ///
+    /// # Errors
+    /// As [`Weights::tensor`], and if a number is not finite; it names the number.
+    pub(super) fn finite(&self, name: &str, dims: &[usize]) -> Result<Vec<f32>> {
+        let numbers = self.tensor(name, dims)?;
+        match numbers.iter().position(|x| !x.is_finite()) {
+            Some(at) => Err(self.bad(
+                name,
+                format!(
+                    "holds {} as its number {at}; the checkpoint is damaged, or its numbers are too large for f32",
+                    numbers[at]
+                ),
+            )),
+            None => Ok(numbers),
+        }
+    }
+
     /// The same; `None` if it is missing.
     fn optional(&self, name: &str, dims: &[usize]) -> Result<Option<Vec<f32>>> {
         let Some(stored) = self.stored(name) else {

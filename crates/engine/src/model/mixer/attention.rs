@@ -24,8 +24,8 @@ pub(in crate::model) struct Attention {
     pub key_norm: Option<Norm>,
     /// Whether both norms stand behind the rotation.
     pub norms_rotated: bool,
-    /// Its logistic function multiplies the heads' outputs: one number per head or per element.
-    pub gate: Option<Linear>,
+    /// The gate of the heads' outputs.
+    pub gate: Gate,
     /// In front of the output matrix.
     pub output_norm: Option<Norm>,
     pub output: Linear,
@@ -66,6 +66,17 @@ impl Projections {
             Projections::Fused(all) => vec![all],
         }
     }
+}
+
+/// The gate of the heads' outputs, which its logistic function multiplies.
+#[derive(Clone)]
+pub(in crate::model) enum Gate {
+    /// There is none.
+    None,
+    /// The rows of each head's queries are followed by as many of the gate.
+    Queries,
+    /// Its own matrix, with a row per head or per element.
+    Own(Linear),
 }
 
 /// What the derivative of the first stage needs.
@@ -182,8 +193,32 @@ impl Attention {
     /// The linears of the first stage.
     fn first(&self) -> Vec<&Linear> {
         let mut linears = self.projections.linears();
-        linears.extend(&self.gate);
+        if let Gate::Own(gate) = &self.gate {
+            linears.push(gate);
+        }
         linears
+    }
+
+    /// Queries and gates of `[positions, heads * 2 * key_length]`.
+    fn without_gates(&self, both: &Rows) -> [Rows; 2] {
+        let part = |first: usize| {
+            let pairs = both.numbers().chunks_exact(2 * self.key_length);
+            let parts = pairs.flat_map(|pair| &pair[first * self.key_length..][..self.key_length]);
+            Rows::new(parts.copied().collect(), both.columns() / 2)
+        };
+        [part(0), part(1)]
+    }
+
+    /// The reverse of [`Attention::without_gates`].
+    fn with_gates(&self, queries: &Rows, gates: &Rows) -> Rows {
+        let heads = |x: &'_ Rows| {
+            x.numbers()
+                .chunks_exact(self.key_length)
+                .map(<[f32]>::to_vec)
+        };
+        let pairs = heads(queries).zip(heads(gates));
+        let both = pairs.flat_map(|(query, gate)| [query, gate]).flatten();
+        Rows::new(both.collect(), 2 * queries.columns())
     }
 
     /// Multiplies queries, or their gradients, `[heads, positions, length]`, by the factors of their
@@ -200,6 +235,27 @@ impl Attention {
     }
 }
 
+impl Gated {
+    /// The heads' outputs, gated; the gate is in front of its logistic function.
+    fn new(y: &mut Rows, mut values: Rows) -> Gated {
+        let places = values.numbers_mut().iter_mut();
+        places.for_each(|x| *x = sigmoid(*x));
+        let outputs = y.clone();
+        scale_groups(y.numbers_mut(), values.numbers());
+        Gated { values, outputs }
+    }
+
+    /// Turns the gradient of the gated outputs into that of the outputs; gives that of the gate.
+    fn derivative(&self, g: &mut Rows) -> Rows {
+        let values = self.values.numbers();
+        let mut of_gate = dots(self.outputs.numbers(), g.numbers(), values.len());
+        let places = of_gate.iter_mut().zip(values);
+        places.for_each(|(g, value)| *g *= sigmoid_slope(*value));
+        scale_groups(g.numbers_mut(), values);
+        Rows::new(of_gate, self.values.columns())
+    }
+}
+
 impl Mixer for Attention {
     fn stages(&self) -> Vec<Stage<&Linear>> {
         vec![Stage::of(self.first()), Stage::of(vec![&self.output])]
@@ -207,7 +263,9 @@ impl Mixer for Attention {
 
     fn stages_mut(&mut self) -> Vec<Stage<&mut Linear>> {
         let mut first = self.projections.linears_mut();
-        first.extend(&mut self.gate);
+        if let Gate::Own(gate) = &mut self.gate {
+            first.push(gate);
+        }
         vec![Stage::of(first), Stage::of(vec![&mut self.output])]
     }
 
@@ -222,6 +280,15 @@ impl Mixer for Attention {
         }
         pass.input(&self.first(), None, input)?;
         let mut all = self.project(input, pass)?;
+        let gate = match &self.gate {
+            Gate::None => None,
+            Gate::Queries => {
+                let [queries, gate] = self.without_gates(&all[0]);
+                all[0] = queries;
+                Some(gate)
+            }
+            Gate::Own(gate) => Some(pass.times(gate, input)?),
+        };
         let projected = self.clamp.filter(|_| pass.recording).map(|_| all.clone());
         if let Some(limit) = self.clamp {
             all.iter_mut().for_each(|x| clamp(x.numbers_mut(), limit));
@@ -247,16 +314,7 @@ impl Mixer for Attention {
             gated: None,
             unnormalized_output: None,
         };
-        if let Some(gate) = &self.gate {
-            let mut values = pass.times(gate, input)?;
-            values
-                .numbers_mut()
-                .iter_mut()
-                .for_each(|x| *x = sigmoid(*x));
-            let outputs = y.clone();
-            scale_groups(y.numbers_mut(), values.numbers());
-            tape.gated = pass.recording.then_some(Gated { values, outputs });
-        }
+        tape.gated = gate.map(|values| Gated::new(&mut y, values));
         if let Some(norm) = &self.output_norm {
             tape.unnormalized_output = pass.recording.then(|| y.clone());
             norm.apply(y.numbers_mut());
@@ -271,13 +329,9 @@ impl StageTape for HeadsTape<'_> {
         if let (Some(norm), Some(before)) = (&attention.output_norm, &self.unnormalized_output) {
             norm.derivative(before.numbers(), dy.numbers_mut());
         }
-        if let (Some(gate), Some(Gated { values, outputs })) = (&attention.gate, &self.gated) {
-            let scales = values.numbers();
-            let mut of_gate = dots(outputs.numbers(), dy.numbers(), scales.len());
-            let places = of_gate.iter_mut().zip(scales);
-            places.for_each(|(g, value)| *g *= sigmoid_slope(*value));
-            pass.back(gate, &Rows::new(of_gate, values.columns()), dx)?;
-            scale_groups(dy.numbers_mut(), scales);
+        let of_gates = self.gated.as_ref().map(|gated| gated.derivative(&mut dy));
+        if let (Gate::Own(gate), Some(of_gates)) = (&attention.gate, &of_gates) {
+            pass.back(gate, of_gates, dx)?;
         }
         let mut gradients = attention.scores.derivative(&self.heads, &dy);
         attention.temper(&mut gradients.query);
@@ -292,6 +346,9 @@ impl StageTape for HeadsTape<'_> {
             for (g, x) in all.iter_mut().zip(projected) {
                 clamp_derivative(x.numbers(), g.numbers_mut(), limit);
             }
+        }
+        if let (Gate::Queries, Some(of_gates)) = (&attention.gate, &of_gates) {
+            all[0] = attention.with_gates(&all[0], of_gates);
         }
         match &attention.projections {
             // The last one first: an order of sums, which results depend on.

@@ -9,13 +9,15 @@
 //! ```
 
 mod attention;
+mod delta_net;
 mod ffn;
 mod moe;
 mod single;
 #[cfg(test)]
 mod tests;
 
-pub(super) use attention::{Attention, Projections};
+pub(super) use attention::{Attention, Gate, Projections};
+pub(super) use delta_net::DeltaNet;
 pub(super) use ffn::{Ffn, First};
 pub(super) use moe::{Moe, Shared};
 pub(super) use single::Single;
@@ -147,6 +149,7 @@ fn run_linear<'m>(
 #[derive(Clone)]
 pub(super) enum AnyMixer {
     Attention(Attention),
+    DeltaNet(DeltaNet),
     Ffn(Ffn),
     Moe(Moe),
     Single(Single),
@@ -158,6 +161,7 @@ impl Deref for AnyMixer {
     fn deref(&self) -> &(dyn Mixer + 'static) {
         match self {
             AnyMixer::Attention(mixer) => mixer,
+            AnyMixer::DeltaNet(mixer) => mixer,
             AnyMixer::Ffn(mixer) => mixer,
             AnyMixer::Moe(mixer) => mixer,
             AnyMixer::Single(mixer) => mixer,
@@ -169,6 +173,7 @@ impl DerefMut for AnyMixer {
     fn deref_mut(&mut self) -> &mut (dyn Mixer + 'static) {
         match self {
             AnyMixer::Attention(mixer) => mixer,
+            AnyMixer::DeltaNet(mixer) => mixer,
             AnyMixer::Ffn(mixer) => mixer,
             AnyMixer::Moe(mixer) => mixer,
             AnyMixer::Single(mixer) => mixer,

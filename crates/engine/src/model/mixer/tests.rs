@@ -2,14 +2,16 @@
 //! the fold of its stages, and where it looks back only, a cut sequence is the beginning of the
 //! whole one.
 
-use super::{AnyMixer, Attention, Ffn, First, Moe, Projections, Shared, Single, Tape};
+use super::{
+    AnyMixer, Attention, DeltaNet, Ffn, First, Gate, Moe, Projections, Shared, Single, Tape,
+};
 use crate::model::linear::{Linear, Norm, Pass};
 use crate::model::ops::attention::{Scores, alibi_slopes};
 use crate::model::ops::rope::Angles;
 use crate::model::ops::router::Weighing;
 use crate::model::ops::tests::{check_gradients, random};
 use crate::model::rows::Rows;
-use quantier_arch::hyper::Temperature;
+use quantier_arch::hyper::{DeltaNumbers, Temperature};
 use quantier_arch::{Activation, LinearId, Norm as NormKind, Rope};
 use quantier_core::progress::Silent;
 use std::sync::Arc;
@@ -71,7 +73,7 @@ fn attention(projections: Projections, window: Option<usize>) -> Attention {
         query_norm: Some(norm(4 * 6, 21)),
         key_norm: Some(norm(6, 22)),
         norms_rotated: false,
-        gate: None,
+        gate: Gate::None,
         output_norm: None,
         output: linear(1, HIDDEN, 4 * 3, 14),
         heads: 4,
@@ -102,7 +104,7 @@ fn gated_attention(gate_rows: usize) -> AnyMixer {
     AnyMixer::Attention(Attention {
         query_norm: Some(norm(6, 21)),
         norms_rotated: true,
-        gate: Some(linear(1, gate_rows, HIDDEN, 16)),
+        gate: Gate::Own(linear(1, gate_rows, HIDDEN, 16)),
         output_norm: Some(norm(4 * 3, 23)),
         scores: Scores {
             scale: 0.6,
@@ -111,6 +113,51 @@ fn gated_attention(gate_rows: usize) -> AnyMixer {
             slopes: Some(alibi_slopes(4, 8.0).into()),
         },
         ..attention(Projections::Fused(linear(1, 42, HIDDEN, 15)), None)
+    })
+}
+
+/// Attention with gates among the queries, whose values are as long as its keys.
+fn attention_with_gates() -> AnyMixer {
+    let projections = [
+        linear(1, 2 * 4 * 6, HIDDEN, 16),
+        linear(1, 2 * 6, HIDDEN, 12),
+        linear(1, 2 * 6, HIDDEN, 13),
+    ];
+    AnyMixer::Attention(Attention {
+        gate: Gate::Queries,
+        clamp: None,
+        output: linear(1, HIDDEN, 4 * 6, 17),
+        ..attention(Projections::Apart(Box::new(projections)), None)
+    })
+}
+
+fn delta_net() -> AnyMixer {
+    let numbers = DeltaNumbers {
+        key_heads: 2,
+        value_heads: 4,
+        key_length: 4,
+        value_length: 3,
+        kernel: 3,
+    };
+    let (heads, values) = (numbers.value_heads, numbers.values());
+    let norm = |weight: Vec<f32>| Norm {
+        kind: NormKind::Rms,
+        epsilon: 1e-2,
+        weight,
+        bias: Vec::new(),
+    };
+    AnyMixer::DeltaNet(DeltaNet {
+        numbers,
+        projections: linear(1, numbers.channels(), HIDDEN, 61),
+        gate: linear(1, values, HIDDEN, 62),
+        strength: linear(1, heads, HIDDEN, 63),
+        step: linear(1, heads, HIDDEN, 64),
+        step_bias: random(heads, 65),
+        decay: random(heads, 66).iter().map(|x| -0.3 - x.abs()).collect(),
+        kernels: random(numbers.channels() * numbers.kernel, 67),
+        unit: norm(vec![0.5; 4]),
+        norm: norm(random(3, 68)),
+        output: linear(1, HIDDEN, values, 69),
     })
 }
 
@@ -159,6 +206,8 @@ fn mixers() -> Vec<(&'static str, AnyMixer)> {
         ),
         ("attention with a gate per head", gated_attention(4)),
         ("attention with a gate per element", gated_attention(4 * 3)),
+        ("attention with gates among queries", attention_with_gates()),
+        ("delta net", delta_net()),
         ("gated", AnyMixer::Ffn(gated_ffn())),
         ("fused", AnyMixer::Ffn(fused)),
         ("plain", AnyMixer::Ffn(plain)),

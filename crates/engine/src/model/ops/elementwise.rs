@@ -20,6 +20,11 @@ pub(crate) fn scale(x: &mut [f32], scale: f32) {
     }
 }
 
+/// Every number times its own. The derivative for each is the gradient times the other.
+pub(crate) fn multiply(x: &mut [f32], y: &[f32]) {
+    vectorized(|| x.iter_mut().zip(y).for_each(|(x, y)| *x *= y));
+}
+
 /// Every row plus `bias`. The derivative is the gradient.
 pub(crate) fn add_bias(x: &mut Rows, bias: &[f32]) {
     vectorized(|| {
@@ -75,6 +80,13 @@ pub(crate) fn clamp_derivative(x: &[f32], g: &mut [f32], limit: f32) {
 /// Bends each number to stay below `cap` (soft-capping).
 pub(crate) fn soft_cap(x: &mut [f32], cap: f32) {
     x.iter_mut().for_each(|x| *x = (*x / cap).tanh() * cap);
+}
+
+/// The logarithm of 1 + e^x, above `LINEAR` x itself, as the reference has it. The slope is
+/// [`sigmoid`].
+pub(crate) fn softplus(x: f32) -> f32 {
+    const LINEAR: f32 = 20.0;
+    if x > LINEAR { x } else { x.exp().ln_1p() }
 }
 
 /// The logistic function.

@@ -5,6 +5,8 @@
 
 pub(super) mod activation;
 pub(super) mod attention;
+pub(super) mod convolution;
+pub(super) mod delta;
 pub(super) mod elementwise;
 pub(super) mod norm;
 pub(super) mod product;

@@ -2,9 +2,11 @@
 
 use super::activation::{activate, activate_derivative, gate, gate_derivative};
 use super::attention::{Heads, Scores, alibi_slopes};
+use super::convolution::{convolve, convolve_derivative};
+use super::delta::Streams;
 use super::elementwise::{
-    add_bias, add_scaled, clamp, clamp_derivative, dots, scale, scale_groups, sigmoid,
-    sigmoid_slope,
+    add_bias, add_scaled, clamp, clamp_derivative, dots, multiply, scale, scale_groups, sigmoid,
+    sigmoid_slope, softplus,
 };
 use super::norm::{self, layer_norm, rms_norm};
 use super::product::{product, product_derivative, row_derivative};
@@ -162,6 +164,27 @@ fn cases_of_rows<'c>(weight: &'c [f32], bias: &'c [f32]) -> Vec<Case<'c>> {
                 let slope = |x: &f32| sigmoid_slope(sigmoid(*x));
                 vec![g.iter().zip(&x[0]).map(|(g, x)| g * slope(x)).collect()]
             },
+        ),
+        case(
+            "softplus",
+            &[N],
+            |x| x[0].iter().map(|x| softplus(*x)).collect(),
+            |x, g| vec![g.iter().zip(&x[0]).map(|(g, x)| g * sigmoid(*x)).collect()],
+        ),
+        case(
+            "multiply",
+            &[N, N],
+            |x| changed(&x[0], |y| multiply(y, &x[1])),
+            |x, g| {
+                let times = |y: &[f32]| changed(g, |g| multiply(g, y));
+                vec![times(&x[1]), times(&x[0])]
+            },
+        ),
+        case(
+            "convolve",
+            &[N],
+            |x| convolve(&rows(&x[0]), &weight_of(2)).into_numbers(),
+            |_, g| vec![convolve_derivative(&rows(g), &weight_of(2)).into_numbers()],
         ),
         case(
             "product",
@@ -322,6 +345,90 @@ fn cases_of_attention<'c>() -> Vec<Case<'c>> {
     cases
 }
 
+/// Streams of 4 heads of values of 3 and 2 heads of keys of 5.
+fn streams(x: &[Vec<f32>]) -> Streams {
+    // Decays below 0, and strengths between 0 and 1.
+    let decay = x[3].iter().map(|x| 0.2 * x - 0.3).collect();
+    let strength = x[4].iter().map(|x| 0.4 * x + 0.5).collect();
+    Streams {
+        key_heads: 2,
+        value_heads: 4,
+        query: Rows::new(x[0].clone(), 2 * 5),
+        key: Rows::new(x[1].iter().map(|x| 0.5 * x).collect(), 2 * 5),
+        value: Rows::new(x[2].clone(), 4 * 3),
+        decay: Rows::new(decay, 4),
+        strength: Rows::new(strength, 4),
+    }
+}
+
+/// Lengths of the arguments of [`streams`].
+fn lens_of_streams(positions: usize) -> [usize; 5] {
+    [10, 10, 12, 4, 4].map(|each| each * positions)
+}
+
+fn cases_of_states<'c>() -> Vec<Case<'c>> {
+    let case = |positions: usize| {
+        case(
+            format!("states over {positions} positions"),
+            &lens_of_streams(positions),
+            |x| streams(x).scan(1).into_numbers(),
+            |x, g| {
+                let g = streams(x).derivative(&Rows::new(g.to_vec(), 12), 1);
+                let times = |x: Rows, scale: f32| {
+                    changed(x.numbers(), |x| super::elementwise::scale(x, scale))
+                };
+                vec![
+                    times(g.query, 1.0),
+                    times(g.key, 0.5),
+                    times(g.value, 1.0),
+                    times(g.decay, 0.2),
+                    times(g.strength, 0.4),
+                ]
+            },
+        )
+    };
+    // Less than a block of steps, one and a bit, and two.
+    [3, 70, 128].map(case).into()
+}
+
+/// Blocks of steps against single steps in f64.
+#[test]
+fn blocks_of_steps_are_the_steps() {
+    for positions in [1, 5, 64, 65, 150] {
+        let arguments = lens_of_streams(positions);
+        let arguments: Vec<_> = arguments
+            .iter()
+            .zip(1..)
+            .map(|(len, s)| random(*len, s))
+            .collect();
+        let all = streams(&arguments);
+        let out = all.scan(1);
+        assert_eq!(out, all.scan(3));
+        for head in 0..4 {
+            let mut state = [[0.0f64; 3]; 5];
+            for position in 0..positions {
+                let at = |x: &Rows, i: usize| f64::from(x.numbers()[position * x.columns() + i]);
+                let key = |i: usize| at(&all.key, head % 2 * 5 + i);
+                let kept = at(&all.decay, head).exp();
+                state.iter_mut().flatten().for_each(|x| *x *= kept);
+                for column in 0..3 {
+                    let recalled: f64 = (0..5).map(|i| state[i][column] * key(i)).sum();
+                    let error = at(&all.value, head * 3 + column) - recalled;
+                    let learned = at(&all.strength, head) * error;
+                    (0..5).for_each(|i| state[i][column] += key(i) * learned);
+                    let read = |i: usize| state[i][column] * at(&all.query, head % 2 * 5 + i);
+                    let want = (0..5).map(read).sum::<f64>() / 5f64.sqrt();
+                    let got = at(&out, head * 3 + column);
+                    assert!(
+                        (got - want).abs() < 1e-5,
+                        "{positions} {head} {position}: {got} {want}"
+                    );
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn derivatives_are_those_that_differences_show() {
     let (weight, bias) = (random(7, 5), random(7, 6));
@@ -329,7 +436,8 @@ fn derivatives_are_those_that_differences_show() {
         .into_iter()
         .chain(cases_of_activations())
         .chain(cases_of_experts())
-        .chain(cases_of_attention());
+        .chain(cases_of_attention())
+        .chain(cases_of_states());
     for case in cases {
         let at = case
             .lens

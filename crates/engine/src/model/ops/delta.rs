@@ -1,0 +1,531 @@
+//! The gated delta rule (Yang et al. 2025): each head has a state, a matrix from keys to values,
+//! that forgets and then learns what it got wrong.
+//!
+//! ```text
+//! S      <- exp(decay) S
+//! d      =  strength (v - S'k)
+//! S      <- S + k d'
+//! output =  S'q / sqrt(length of k)
+//! ```
+//!
+//! Steps are taken in blocks, as matrix products. Within a block let `c_i` be what is kept of the
+//! state in front of it after step `i`, and `r_ij = c_i / c_j`. Then the rows `d_i` solve a
+//! triangular system:
+//!
+//! ```text
+//! d_i      = strength_i (v_i - c_i S'k_i - sum_{j < i} r_ij (k_i.k_j) d_j)
+//! output_i = (c_i S'q_i + sum_{j <= i} r_ij (q_i.k_j) d_j) / sqrt(length of k)
+//! S        <- c_last S + sum_j r_last,j k_j d_j'
+//! ```
+//!
+//! The derivative goes through the blocks backwards, with the state in front of each kept.
+
+use crate::model::rows::Rows;
+use quantier_blocks::vector::vectorized;
+use quantier_round::matrix::{View, add_product, multiply};
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// Steps that are taken together.
+const BLOCK: usize = 64;
+
+/// What goes through the states of all heads. Heads of values outnumber those of keys: head `i`
+/// reads head `i % key_heads`.
+#[derive(Debug)]
+pub(crate) struct Streams {
+    pub key_heads: usize,
+    pub value_heads: usize,
+    /// `[positions, key_heads * key_length]`.
+    pub query: Rows,
+    /// `[positions, key_heads * key_length]`.
+    pub key: Rows,
+    /// `[positions, value_heads * value_length]`.
+    pub value: Rows,
+    /// The logarithm of what is kept of a state: `[positions, value_heads]`.
+    pub decay: Rows,
+    /// How much of an error is learned: `[positions, value_heads]`.
+    pub strength: Rows,
+}
+
+impl Streams {
+    fn key_length(&self) -> usize {
+        self.key.columns() / self.key_heads
+    }
+
+    fn value_length(&self) -> usize {
+        self.value.columns() / self.value_heads
+    }
+
+    fn head(&self, head: usize) -> Head<'_> {
+        let (positions, shared) = (self.value.len(), head % self.key_heads);
+        let view = |x: &'_ Rows, head: usize, length: usize| head * length..x.numbers().len();
+        let keys = view(&self.key, shared, self.key_length());
+        let values = view(&self.value, head, self.value_length());
+        let part = |x: &Rows| x.iter().map(|row| row[head]).collect();
+        Head {
+            query: View::new(
+                &self.query.numbers()[keys.clone()],
+                positions,
+                self.key_length(),
+                self.query.columns(),
+            ),
+            key: View::new(
+                &self.key.numbers()[keys],
+                positions,
+                self.key_length(),
+                self.key.columns(),
+            ),
+            value: View::new(
+                &self.value.numbers()[values],
+                positions,
+                self.value_length(),
+                self.value.columns(),
+            ),
+            decay: part(&self.decay),
+            strength: part(&self.strength),
+        }
+    }
+
+    /// What `f` makes of every head; `split` is how many threads may share them.
+    fn each_head<T: Send>(&self, split: usize, f: impl Fn(usize) -> T + Sync + Send) -> Vec<T> {
+        match split > 1 {
+            true => (0..self.value_heads).into_par_iter().map(f).collect(),
+            false => (0..self.value_heads).map(f).collect(),
+        }
+    }
+
+    /// The outputs of all heads, side by side, from states of zeros:
+    /// `[positions, value_heads * value_length]`.
+    pub(crate) fn scan(&self, split: usize) -> Rows {
+        let outputs = self.each_head(split, |head| self.head(head).scan());
+        let mut out = Rows::zeros(self.value.len(), self.value.columns());
+        for (head, output) in outputs.iter().enumerate() {
+            place(&mut out, head, output, self.value_length());
+        }
+        out
+    }
+
+    /// The derivative of [`Streams::scan`]: the gradients of everything, of that of the outputs.
+    pub(crate) fn derivative(&self, g: &Rows, split: usize) -> Streams {
+        let (positions, value_length) = (self.value.len(), self.value_length());
+        let gradients = self.each_head(split, |head| {
+            let of_head = &g.numbers()[head * value_length..];
+            let g = View::new(of_head, positions, value_length, g.columns());
+            self.head(head).derivative(g)
+        });
+        let zeros = |x: &Rows| Rows::zeros(x.len(), x.columns());
+        let mut out = Streams {
+            key_heads: self.key_heads,
+            value_heads: self.value_heads,
+            query: zeros(&self.query),
+            key: zeros(&self.key),
+            value: zeros(&self.value),
+            decay: zeros(&self.decay),
+            strength: zeros(&self.strength),
+        };
+        for (head, gradient) in gradients.iter().enumerate() {
+            let shared = head % self.key_heads;
+            place(&mut out.query, shared, &gradient.query, self.key_length());
+            place(&mut out.key, shared, &gradient.key, self.key_length());
+            place(&mut out.value, head, &gradient.value, value_length);
+            place(&mut out.decay, head, &gradient.decay, 1);
+            place(&mut out.strength, head, &gradient.strength, 1);
+        }
+        out
+    }
+}
+
+/// Adds the rows of a head to its columns.
+fn place(rows: &mut Rows, head: usize, of_head: &[f32], length: usize) {
+    for (row, part) in rows.iter_mut().zip(of_head.chunks_exact(length)) {
+        add(&mut row[head * length..][..length], part, 1.0);
+    }
+}
+
+/// `x += scale y`.
+fn add(x: &mut [f32], y: &[f32], scale: f32) {
+    x.iter_mut().zip(y).for_each(|(x, y)| *x += scale * y);
+}
+
+fn dot(x: &[f32], y: &[f32]) -> f32 {
+    x.iter().zip(y).map(|(x, y)| x * y).sum()
+}
+
+/// Every row times its number.
+fn scaled(x: &[f32], columns: usize, scales: &[f32]) -> Vec<f32> {
+    let rows = x.chunks_exact(columns).zip(scales);
+    rows.flat_map(|(row, scale)| row.iter().map(move |x| x * scale))
+        .collect()
+}
+
+/// The parts of [`Streams`] that one head of values reads.
+struct Head<'a> {
+    query: View<'a>,
+    key: View<'a>,
+    value: View<'a>,
+    decay: Vec<f32>,
+    strength: Vec<f32>,
+}
+
+/// Gradients of what one head reads, each as rows of its own.
+struct Gradient {
+    query: Vec<f32>,
+    key: Vec<f32>,
+    value: Vec<f32>,
+    decay: Vec<f32>,
+    strength: Vec<f32>,
+}
+
+/// What is computed of the steps of a block.
+struct Block<'a> {
+    query: View<'a>,
+    key: View<'a>,
+    strength: &'a [f32],
+    /// `c_i`: what is kept of the state in front of the block after each step.
+    kept: Vec<f32>,
+    /// `r_ij` for `j <= i`, else 0: `[steps, steps]`.
+    ratios: Vec<f32>,
+    /// `k_i.k_j`.
+    overlaps: Vec<f32>,
+    /// `q_i.k_j`.
+    scores: Vec<f32>,
+    /// `S'k_i`.
+    recalled: Vec<f32>,
+    /// `S'q_i`.
+    read: Vec<f32>,
+    /// `v_i - c_i S'k_i`.
+    errors: Vec<f32>,
+    /// `d_i`.
+    learned: Vec<f32>,
+    /// `r_last,i k_i`.
+    keys_to_end: Vec<f32>,
+}
+
+/// A matrix in a slice, row by row.
+fn whole(x: &[f32], columns: usize) -> View<'_> {
+    View::new(x, x.len() / columns, columns, columns)
+}
+
+fn product(a: View<'_>, b: View<'_>) -> Vec<f32> {
+    let mut out = vec![0.0; a.rows() * b.columns()];
+    multiply(a, b, &mut out, b.columns(), 1);
+    out
+}
+
+impl Head<'_> {
+    fn lengths(&self) -> (usize, usize) {
+        (self.key.columns(), self.value.columns())
+    }
+
+    /// Outputs are multiplied by this.
+    fn scale(&self) -> f32 {
+        1.0 / (self.key.columns() as f32).sqrt()
+    }
+
+    fn blocks(&self) -> impl DoubleEndedIterator<Item = Range<usize>> + use<> {
+        let positions = self.value.rows();
+        let starts = (0..positions.div_ceil(BLOCK)).map(|block| block * BLOCK);
+        starts.map(move |start| start..(start + BLOCK).min(positions))
+    }
+
+    fn scan(&self) -> Vec<f32> {
+        let (key_length, value_length) = self.lengths();
+        let mut out = vec![0.0; self.value.rows() * value_length];
+        let mut state = vec![0.0; key_length * value_length];
+        for steps in self.blocks() {
+            let out = &mut out[steps.start * value_length..steps.end * value_length];
+            let block = self.block(steps, &state);
+            block.outputs(out, self.scale());
+            block.advance(&mut state);
+        }
+        out
+    }
+
+    /// Computes a block of the state `[key_length, value_length]` in front of it.
+    fn block(&self, steps: Range<usize>, state: &[f32]) -> Block<'_> {
+        let (_, value_length) = self.lengths();
+        let count = steps.len();
+        let (query, key) = (
+            self.query.range(steps.clone()),
+            self.key.range(steps.clone()),
+        );
+        let mut sum = 0.0;
+        let decays = self.decay[steps.clone()].iter().map(|decay| {
+            sum += decay;
+            sum
+        });
+        let decays: Vec<f32> = decays.collect();
+        let mut ratios = vec![0.0; count * count];
+        for (i, row) in ratios.chunks_exact_mut(count).enumerate() {
+            for (ratio, decay) in row.iter_mut().zip(&decays[..=i]) {
+                *ratio = (decays[i] - decay).exp();
+            }
+        }
+        let kept: Vec<f32> = decays.iter().map(|decay| decay.exp()).collect();
+        let state = whole(state, value_length);
+        let recalled = product(key, state);
+        let mut errors = self.value.range(steps.clone()).to_vec();
+        let rows = errors.chunks_exact_mut(value_length);
+        for ((error, recalled), kept) in rows.zip(recalled.chunks_exact(value_length)).zip(&kept) {
+            add(error, recalled, -kept);
+        }
+        let mut block = Block {
+            query,
+            key,
+            strength: &self.strength[steps],
+            ratios,
+            overlaps: product(key, key.transposed()),
+            scores: product(query, key.transposed()),
+            read: product(query, state),
+            learned: Vec::new(),
+            keys_to_end: Vec::new(),
+            kept,
+            recalled,
+            errors,
+        };
+        block.learn(value_length);
+        block
+    }
+
+    fn derivative(&self, g: View<'_>) -> Gradient {
+        let (key_length, value_length) = self.lengths();
+        let positions = self.value.rows();
+        let mut states = Vec::new();
+        let mut state = vec![0.0; key_length * value_length];
+        for steps in self.blocks() {
+            states.push(state.clone());
+            self.block(steps, &state).advance(&mut state);
+        }
+        let mut gradient = Gradient {
+            query: vec![0.0; positions * key_length],
+            key: vec![0.0; positions * key_length],
+            value: vec![0.0; positions * value_length],
+            decay: vec![0.0; positions],
+            strength: vec![0.0; positions],
+        };
+        let mut of_state = vec![0.0; key_length * value_length];
+        for (steps, state) in self.blocks().zip(&states).rev() {
+            let block = self.block(steps.clone(), state);
+            let outputs = g.range(steps.clone());
+            let of_block = block.derivative(outputs, state, &mut of_state, self.scale());
+            let put = |all: &mut [f32], part: &[f32], length: usize| {
+                all[steps.start * length..steps.end * length].copy_from_slice(part);
+            };
+            put(&mut gradient.query, &of_block.query, key_length);
+            put(&mut gradient.key, &of_block.key, key_length);
+            put(&mut gradient.value, &of_block.value, value_length);
+            put(&mut gradient.decay, &of_block.decay, 1);
+            put(&mut gradient.strength, &of_block.strength, 1);
+        }
+        gradient
+    }
+}
+
+impl Block<'_> {
+    fn count(&self) -> usize {
+        self.kept.len()
+    }
+
+    fn value_length(&self) -> usize {
+        self.errors.len() / self.count()
+    }
+
+    /// The ratio to the last step, of each step.
+    fn to_end(&self) -> &[f32] {
+        &self.ratios[(self.count() - 1) * self.count()..]
+    }
+
+    /// What is kept of the state in front of the block behind it.
+    fn kept_to_end(&self) -> f32 {
+        self.kept[self.count() - 1]
+    }
+
+    /// Solves for `d_i`.
+    fn learn(&mut self, value_length: usize) {
+        let count = self.count();
+        let mut learned = vec![0.0; count * value_length];
+        vectorized(|| {
+            for i in 0..count {
+                let (before, rest) = learned.split_at_mut(i * value_length);
+                let row = &mut rest[..value_length];
+                row.copy_from_slice(&self.errors[i * value_length..][..value_length]);
+                for (j, earlier) in before.chunks_exact(value_length).enumerate() {
+                    let at = i * count + j;
+                    add(row, earlier, -self.ratios[at] * self.overlaps[at]);
+                }
+                row.iter_mut().for_each(|x| *x *= self.strength[i]);
+            }
+        });
+        self.learned = learned;
+        let keys = self.key.to_vec();
+        self.keys_to_end = scaled(&keys, self.key.columns(), self.to_end());
+    }
+
+    /// `r_ij q_i.k_j` for `j <= i`, else 0.
+    fn weights(&self) -> Vec<f32> {
+        let pairs = self.ratios.iter().zip(&self.scores);
+        pairs.map(|(ratio, score)| ratio * score).collect()
+    }
+
+    fn outputs(&self, out: &mut [f32], scale: f32) {
+        let (count, value_length) = (self.count(), self.value_length());
+        let learned = whole(&self.learned, value_length);
+        multiply(whole(&self.weights(), count), learned, out, value_length, 1);
+        let rows = out.chunks_exact_mut(value_length);
+        let read = self.read.chunks_exact(value_length);
+        for ((out, read), kept) in rows.zip(read).zip(&self.kept) {
+            add(out, read, *kept);
+            out.iter_mut().for_each(|x| *x *= scale);
+        }
+    }
+
+    /// From the state in front of the block to that behind it.
+    fn advance(&self, state: &mut [f32]) {
+        let (value_length, kept) = (self.value_length(), self.kept_to_end());
+        state.iter_mut().for_each(|x| *x *= kept);
+        let keys = whole(&self.keys_to_end, self.key.columns()).transposed();
+        add_product(
+            keys,
+            whole(&self.learned, value_length),
+            state,
+            value_length,
+            1,
+        );
+    }
+
+    /// The derivative, of the gradient `g` of the outputs and of that of the state behind the
+    /// block, which becomes that of the state in front of it.
+    fn derivative(&self, g: View<'_>, state: &[f32], of_state: &mut [f32], scale: f32) -> Gradient {
+        let (count, value_length) = (self.count(), self.value_length());
+        let key_length = self.key.columns();
+        let mut outputs = g.to_vec();
+        outputs.iter_mut().for_each(|x| *x *= scale);
+        let learned = whole(&self.learned, value_length);
+        let state_view = whole(state, value_length);
+
+        // Of the learned rows: by the outputs and by the state behind the block.
+        let weights = self.weights();
+        let mut of_learned = product(
+            whole(&weights, count).transposed(),
+            whole(&outputs, value_length),
+        );
+        add_product(
+            whole(&self.keys_to_end, key_length),
+            whole(of_state, value_length),
+            &mut of_learned,
+            value_length,
+            1,
+        );
+        // Of the keys, by the state behind the block, per ratio to the end.
+        let by_end = product(learned, whole(of_state, value_length).transposed());
+        let of_kept_to_end = dot(state, of_state);
+
+        // Through the triangular system, from its last row up.
+        let of_errors = self.solve_back(of_learned);
+        let of_values = scaled(&of_errors, value_length, self.strength);
+
+        let of_weights = product(whole(&outputs, value_length), learned.transposed());
+        let of_system = product(whole(&of_errors, value_length), learned.transposed());
+        let mut of_decays = vec![0.0f32; count];
+        let mut of_strength: Vec<f32> = of_errors
+            .chunks_exact(value_length)
+            .zip(self.errors.chunks_exact(value_length))
+            .map(|(g, error)| dot(g, error))
+            .collect();
+        let (mut of_overlaps, mut of_scores) = (vec![0.0; count * count], vec![0.0; count * count]);
+        for i in 0..count {
+            for j in 0..=i {
+                let at = i * count + j;
+                let ratio = self.ratios[at];
+                let mut of_ratio = of_weights[at] * self.scores[at];
+                of_scores[at] = of_weights[at] * ratio;
+                if j < i {
+                    let of_overlap = -of_system[at] * self.overlaps[at];
+                    of_strength[i] += of_overlap * ratio;
+                    of_ratio += of_overlap * self.strength[i];
+                    of_overlaps[at] = -of_system[at] * self.strength[i] * ratio;
+                }
+                of_decays[i] += of_ratio * ratio;
+                of_decays[j] -= of_ratio * ratio;
+            }
+        }
+        let last = count - 1;
+        of_decays[last] += of_kept_to_end * self.kept_to_end();
+        let keys = self.key.to_vec();
+        let mut of_keys = scaled(&by_end, key_length, self.to_end());
+        for (j, (g, key)) in by_end
+            .chunks_exact(key_length)
+            .zip(keys.chunks_exact(key_length))
+            .enumerate()
+        {
+            let of_ratio = dot(g, key) * self.to_end()[j];
+            of_decays[last] += of_ratio;
+            of_decays[j] -= of_ratio;
+        }
+        for i in 0..count {
+            let row = i * value_length..(i + 1) * value_length;
+            let of_kept = dot(&self.read[row.clone()], &outputs[row.clone()])
+                - dot(&self.recalled[row.clone()], &of_values[row]);
+            of_decays[i] += of_kept * self.kept[i];
+        }
+
+        // By the state in front of the block.
+        let read = scaled(&outputs, value_length, &self.kept);
+        let mut recalled = scaled(&of_values, value_length, &self.kept);
+        recalled.iter_mut().for_each(|x| *x = -*x);
+        let (read, recalled) = (whole(&read, value_length), whole(&recalled, value_length));
+        let mut of_queries = product(read, state_view.transposed());
+        add_product(
+            recalled,
+            state_view.transposed(),
+            &mut of_keys,
+            key_length,
+            1,
+        );
+        let kept = self.kept_to_end();
+        of_state.iter_mut().for_each(|x| *x *= kept);
+        add_product(self.query.transposed(), read, of_state, value_length, 1);
+        add_product(self.key.transposed(), recalled, of_state, value_length, 1);
+
+        // By the products of keys and queries.
+        let (of_scores, of_overlaps) = (whole(&of_scores, count), whole(&of_overlaps, count));
+        add_product(of_scores, self.key, &mut of_queries, key_length, 1);
+        for (g, x) in [
+            (of_scores.transposed(), self.query),
+            (of_overlaps, self.key),
+            (of_overlaps.transposed(), self.key),
+        ] {
+            add_product(g, x, &mut of_keys, key_length, 1);
+        }
+        // Each decay is in the sums of all later steps.
+        let mut sum = 0.0;
+        for g in of_decays.iter_mut().rev() {
+            sum += *g;
+            *g = sum;
+        }
+        Gradient {
+            query: of_queries,
+            key: of_keys,
+            value: of_values,
+            decay: of_decays,
+            strength: of_strength,
+        }
+    }
+
+    /// The transposed triangular system, solved for the gradients of `strength_i errors_i`.
+    fn solve_back(&self, mut g: Vec<f32>) -> Vec<f32> {
+        let (count, value_length) = (self.count(), self.value_length());
+        vectorized(|| {
+            for i in (0..count).rev() {
+                let (before, rest) = g.split_at_mut(i * value_length);
+                let row = &rest[..value_length];
+                for (j, earlier) in before.chunks_exact_mut(value_length).enumerate() {
+                    let at = i * count + j;
+                    let weight = self.strength[i] * self.ratios[at] * self.overlaps[at];
+                    add(earlier, row, -weight);
+                }
+            }
+        });
+        g
+    }
+}
