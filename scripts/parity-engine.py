@@ -30,12 +30,14 @@ CASES = {name: (name, 512, 4) for name in (
     "mistral3", "qwen2vl", "qwen3vl", "qwen3vlmoe", "gptneox", "gptneox-sequential", "bloom", "bloom-bare",
     "falcon", "falcon-groups", "mpt", "mpt-positions", "refact", "jais", "jais2", "apertus", "exaone4",
     "exaone4-deep", "spark2_5", "muse-glimmer", "glm4", "glm4v", "glm", "chatglm", "hunyuan", "hunyuan-vl",
-    "openelm", "minicpm", "minicpm-long", "baichuan", "xverse", "internlm2", "internlm3", "deci", "deci-7b")}
+    "openelm", "minicpm", "minicpm-long", "baichuan", "xverse", "internlm2", "internlm3", "deci", "deci-7b",
+    "qwen35", "qwen35-f16", "qwen35-sparse", "qwen35moe", "qwen35moe-apart")}
 CASES |= {name: (name, 1024, 3) for name in ("gemma1", "gemma2", "gemma3", "gemma3-deep", "gemma3-vl")}
 # Ministral's queries grow from position 1024 on.
 CASES |= {"ministral3": ("ministral3", 2048, 2)}
 CASES |= {"phi3-beyond-4096": ("phi3-long", 4608, 2), "llama3-odd-context": ("llama3", 333, 5),
-          "refmodel": ("refmodel", 512, 8)}
+          # No multiple of the steps that a delta net takes together.
+          "qwen35-odd-context": ("qwen35", 333, 5), "refmodel": ("refmodel", 512, 8)}
 
 # Nothing is rounded to f16 but what the reference always rounds (its table of GELU).
 EXACT = ["-ctk", "f32", "-ctv", "f32", "-fa", "off"]

@@ -51,8 +51,6 @@ pub(super) struct Outputs {
     /// The number of the checkpoint's tensors that are left out, by the part of the model that they
     /// belong to.
     pub(super) left_out: BTreeMap<&'static str, u64>,
-    /// What else the user should know.
-    pub(super) notes: Vec<String>,
 }
 
 /// What is converted, and how.
@@ -85,7 +83,6 @@ pub(super) fn plan(conversion: Conversion<'_>, keys: &mut Keys) -> Result<Output
         outputs: Outputs {
             tensors: Vec::new(),
             left_out: checkpoint.left_out.clone(),
-            notes: Vec::new(),
         },
         seen_layers: HashSet::new(),
         incomplete: HashMap::new(),
@@ -382,26 +379,26 @@ impl<'a> Planner<'a> {
                 self.problem(&self.conversion.checkpoint.tensors[member.source], what);
             }
         }
-        let config = self.conversion.config;
         let missing = |layer: &u32| !self.seen_layers.contains(layer);
-        let promised = config.blocks().unwrap_or(layers);
-        if let (Some(_), Some(names)) = (
-            (layers..promised).find(missing),
-            self.conversion.architecture.nextn(),
-        ) {
-            let field = names.field;
-            self.outputs.notes.push(format!(
-                "config.json promises blocks for multi-token prediction ('{field}'), and the files do not hold \
-                 all of them; llama-quantize refuses such a file: convert it with --no-nextn"
-            ));
-        }
-        let needed = match self.conversion.nextn {
+        let mut promised = layers..self.config().blocks().unwrap_or(layers);
+        let mut needed = match self.conversion.nextn {
             Nextn::Alone => 0..0,
             // Layers may have nothing at all.
             _ if self.conversion.architecture.decoder.linear_layers => 0..0,
             _ => 0..layers,
         };
-        if let Some(first) = needed.into_iter().find(missing) {
+        let (promised, needed) = (promised.find(missing), needed.find(missing));
+        let names = self.conversion.architecture.nextn();
+        if let Some((names, _)) = names.zip(promised) {
+            // The reference writes a file that neither llama-quantize nor a run can load.
+            let field = names.field;
+            let what = format!(
+                "config.json promises blocks for multi-token prediction ('{field}'), and the files lack them; add \
+                 --no-nextn to convert the model without"
+            );
+            self.problems.push(Problem::of("", what));
+        }
+        if let Some(first) = needed {
             let what = format!(
                 "config.json has {layers} layers, and there is no tensor of layer {first}; files are missing"
             );

@@ -117,7 +117,6 @@ impl<'a> Plan<'a> {
         let mut keys = Keys::new(architecture.name, file_type.id());
         let mut tensors = Vec::new();
         let mut left_out = BTreeMap::new();
-        let mut further_notes = Vec::new();
         if !job.vocab_only {
             checkpoint.check_has_weights()?;
             let conversion = Conversion {
@@ -128,11 +127,7 @@ impl<'a> Plan<'a> {
                 nextn: job.nextn,
             };
             let outputs = outputs::plan(conversion, &mut keys);
-            Outputs {
-                tensors,
-                left_out,
-                notes: further_notes,
-            } = outputs.map_err(|fault| match fault {
+            Outputs { tensors, left_out } = outputs.map_err(|fault| match fault {
                 Fault::Config(what) => in_config(what).into(),
                 Fault::Tensors(problems) => Error::Impossible(problems),
             })?;
@@ -181,8 +176,7 @@ impl<'a> Plan<'a> {
         let left_out = left_out
             .iter()
             .map(|(part, count)| format!("{count} tensors of {part} are left out"));
-        let notes = vocabulary.notes.into_iter().chain(left_out);
-        let notes = notes.chain(further_notes).collect();
+        let notes = vocabulary.notes.into_iter().chain(left_out).collect();
         Ok(Plan {
             checkpoint,
             tensors,

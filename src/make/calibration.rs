@@ -254,7 +254,10 @@ pub(super) fn imatrix_bytes(job: &Job<'_>) -> u64 {
 fn expected(job: &Job<'_>) -> Imatrix {
     let catalog = job.input.catalog();
     let linears = catalog.linears().iter();
-    let collected = linears.filter(|linear| catalog.in_imatrix(linear.id, true));
+    let collected = linears.filter(|linear| {
+        let is_run = !job.input.is_nextn(&catalog.weight(linear.id).name);
+        is_run && catalog.in_imatrix(linear.id, true)
+    });
     let entries = collected.map(|linear| {
         let weight = catalog.weight(linear.id);
         let entry = Entry {

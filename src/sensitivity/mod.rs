@@ -664,7 +664,7 @@ pub(crate) fn gradient_rows(engine: &Engine<'_>) -> Vec<u64> {
     let of_layers = catalog
         .linears()
         .iter()
-        .filter(|linear| linear.layer.is_some());
+        .filter(|linear| linear.layer.is_some_and(|layer| layer.index() < engine.hyper.layers));
     let whole = of_layers.filter(|linear| linear.grouping == Grouping::Whole);
     whole
         .filter(|linear| catalog.in_hessians(linear.id, false))

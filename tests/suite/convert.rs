@@ -338,6 +338,38 @@ fn layers_without_tensors_are_missed() {
 }
 
 #[test]
+fn blocks_for_multi_token_prediction_must_be_there_or_left_out() {
+    let mut model = Model::llama();
+    fails(
+        model.write().path(),
+        &["--mtp"],
+        &["--mtp and --no-nextn are for models with", "llama has none"],
+    );
+    model.config["architectures"] = json!(["Qwen3_5ForCausalLM"]);
+    for (field, value) in [
+        ("head_dim", 32),
+        ("linear_num_key_heads", 1),
+        ("linear_num_value_heads", 1),
+        ("linear_key_head_dim", 32),
+        ("linear_value_head_dim", 32),
+    ] {
+        model.config[field] = json!(value);
+    }
+    model.add("model.layers.0.self_attn.q_proj.weight", &[2 * HIDDEN, HIDDEN]);
+    fails(
+        model.write().path(),
+        &[],
+        &["'mtp_num_hidden_layers'", "add --no-nextn"],
+    );
+    model.config["mtp_num_hidden_layers"] = json!(1);
+    fails(
+        model.write().path(),
+        &[],
+        &["config.json promises blocks", "--no-nextn"],
+    );
+}
+
+#[test]
 fn experts_must_be_complete() {
     let mut model = Model::llama();
     model.config["architectures"] = json!(["MixtralForCausalLM"]);

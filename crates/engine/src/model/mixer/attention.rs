@@ -211,13 +211,9 @@ impl Attention {
 
     /// The reverse of [`Attention::without_gates`].
     fn with_gates(&self, queries: &Rows, gates: &Rows) -> Rows {
-        let heads = |x: &'_ Rows| {
-            x.numbers()
-                .chunks_exact(self.key_length)
-                .map(<[f32]>::to_vec)
-        };
-        let pairs = heads(queries).zip(heads(gates));
-        let both = pairs.flat_map(|(query, gate)| [query, gate]).flatten();
+        let queries_of = queries.numbers().chunks_exact(self.key_length);
+        let pairs = queries_of.zip(gates.numbers().chunks_exact(self.key_length));
+        let both = pairs.flat_map(|(query, gate)| query.iter().chain(gate)).copied();
         Rows::new(both.collect(), 2 * queries.columns())
     }
 

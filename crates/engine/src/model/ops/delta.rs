@@ -222,7 +222,7 @@ impl Head<'_> {
         1.0 / (self.key.columns() as f32).sqrt()
     }
 
-    fn blocks(&self) -> impl DoubleEndedIterator<Item = Range<usize>> + use<> {
+    fn blocks(&self) -> impl ExactSizeIterator<Item = Range<usize>> + DoubleEndedIterator + use<> {
         let positions = self.value.rows();
         let starts = (0..positions.div_ceil(BLOCK)).map(|block| block * BLOCK);
         starts.map(move |start| start..(start + BLOCK).min(positions))
