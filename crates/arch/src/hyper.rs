@@ -112,6 +112,13 @@ impl DeltaNumbers {
         2 * self.keys() + self.values()
     }
 
+    /// About the operations of one token on the states: each number is forgotten, recalled, learned
+    /// and read.
+    pub fn operations(&self) -> usize {
+        const EACH: usize = 4 * 2;
+        EACH * self.values() * self.key_length
+    }
+
     /// Numbers of the state that goes from token to token: that of the heads, and the tokens of the
     /// convolution.
     pub fn state(&self) -> usize {
