@@ -661,10 +661,11 @@ fn most_rows(engine: &Engine<'_>) -> usize {
 pub(crate) fn gradient_rows(engine: &Engine<'_>) -> Vec<u64> {
     let catalog = engine.catalog();
     let most = most_rows(engine) as u64;
-    let of_layers = catalog
-        .linears()
-        .iter()
-        .filter(|linear| linear.layer.is_some_and(|layer| layer.index() < engine.hyper.layers));
+    let of_layers = catalog.linears().iter().filter(|linear| {
+        linear
+            .layer
+            .is_some_and(|layer| layer.index() < engine.hyper.layers)
+    });
     let whole = of_layers.filter(|linear| linear.grouping == Grouping::Whole);
     whole
         .filter(|linear| catalog.in_hessians(linear.id, false))

@@ -355,7 +355,10 @@ fn blocks_for_multi_token_prediction_must_be_there_or_left_out() {
     ] {
         model.config[field] = json!(value);
     }
-    model.add("model.layers.0.self_attn.q_proj.weight", &[2 * HIDDEN, HIDDEN]);
+    model.add(
+        "model.layers.0.self_attn.q_proj.weight",
+        &[2 * HIDDEN, HIDDEN],
+    );
     fails(
         model.write().path(),
         &[],

@@ -213,7 +213,9 @@ impl Attention {
     fn with_gates(&self, queries: &Rows, gates: &Rows) -> Rows {
         let queries_of = queries.numbers().chunks_exact(self.key_length);
         let pairs = queries_of.zip(gates.numbers().chunks_exact(self.key_length));
-        let both = pairs.flat_map(|(query, gate)| query.iter().chain(gate)).copied();
+        let both = pairs
+            .flat_map(|(query, gate)| query.iter().chain(gate))
+            .copied();
         Rows::new(both.collect(), 2 * queries.columns())
     }
 

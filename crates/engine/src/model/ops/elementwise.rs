@@ -20,11 +20,6 @@ pub(crate) fn scale(x: &mut [f32], scale: f32) {
     }
 }
 
-/// Every number times its own. The derivative for each is the gradient times the other.
-pub(crate) fn multiply(x: &mut [f32], y: &[f32]) {
-    vectorized(|| x.iter_mut().zip(y).for_each(|(x, y)| *x *= y));
-}
-
 /// Every row plus `bias`. The derivative is the gradient.
 pub(crate) fn add_bias(x: &mut Rows, bias: &[f32]) {
     vectorized(|| {

@@ -5,7 +5,7 @@ use super::attention::{Heads, Scores, alibi_slopes};
 use super::convolution::{convolve, convolve_derivative};
 use super::delta::Streams;
 use super::elementwise::{
-    add_bias, add_scaled, clamp, clamp_derivative, dots, multiply, scale, scale_groups, sigmoid,
+    add_bias, add_scaled, clamp, clamp_derivative, dots, scale, scale_groups, sigmoid,
     sigmoid_slope, softplus,
 };
 use super::norm::{self, layer_norm, rms_norm};
@@ -170,15 +170,6 @@ fn cases_of_rows<'c>(weight: &'c [f32], bias: &'c [f32]) -> Vec<Case<'c>> {
             &[N],
             |x| x[0].iter().map(|x| softplus(*x)).collect(),
             |x, g| vec![g.iter().zip(&x[0]).map(|(g, x)| g * sigmoid(*x)).collect()],
-        ),
-        case(
-            "multiply",
-            &[N, N],
-            |x| changed(&x[0], |y| multiply(y, &x[1])),
-            |x, g| {
-                let times = |y: &[f32]| changed(g, |g| multiply(g, y));
-                vec![times(&x[1]), times(&x[0])]
-            },
         ),
         case(
             "convolve",
