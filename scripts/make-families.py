@@ -1,0 +1,69 @@
+#!/usr/bin/env python3
+"""`quantier make --bpw 4.5` end to end on a tiny random model of every family: convert, measure, round, prove; then the
+file must load and generate in llama-completion.
+
+    scripts/make-families.py [NAME ...]      all checkpoints of scripts/checkpoints.py, or those named
+
+One line per checkpoint with the size and the measured divergence; the last line is `N run, M do not`. Exit code 1 if
+any does not. QUANTIER is the program (default: target/release/quantier). The reference must be built
+(scripts/reference.sh --python).
+"""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+TEXTS = HERE.parent / "testdata" / "texts"
+PROGRAM = os.environ.get("QUANTIER", HERE.parent / "target" / "release" / "quantier")
+BPW = 4.5
+# A few chunks, and types of few and of many bits: it is the way that is tried, not the result.
+SETTINGS = ["-f", TEXTS / "calibration.txt", "--eval", TEXTS / "evaluation.txt", "-c", 128, "--score-chunks", 2,
+            "--eval-chunks", 2, "--types", "IQ2_S,Q3_K,Q4_K,Q6_K,Q8_0"]
+
+
+def say(*command):
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, errors="replace")
+    if done.returncode != 0:
+        raise RuntimeError((done.stderr or done.stdout).strip().replace("\n", " ")[:400])
+    return done.stdout.strip()
+
+
+def family(name, python, bin, work):
+    say(python, HERE / "checkpoints.py", "--lively", work, name)
+    model = work / "model.gguf"
+    say(PROGRAM, "convert", work / name, "--outfile", model, "--outtype", "f32", "--pre", "gpt-2")
+    out = work / "out"
+    say(PROGRAM, "make", model, "--bpw", BPW, "-o", out, *SETTINGS)
+    (made,) = json.loads((out / "frontier.json").read_text())["files"]
+    file = out / made["name"]
+    wrong, _ = importlib.import_module("convert-runs").generates(Path(bin), file)
+    if wrong:
+        raise RuntimeError(f"llama-completion: {wrong}")
+    return f"{made['bpw']:.3f} bpw, KLD {made['measured']['kld']:.6f}"
+
+
+def main():
+    sys.path.insert(0, str(HERE))
+    bin, python = (say(HERE / "reference.sh", *a) for a in ([], ["--python"]))
+    listed = say(python, HERE / "checkpoints.py", "--list").split("\n")
+    count = {True: 0, False: 0}
+    for name in sys.argv[1:] or [n for n in listed if not n.startswith("Card-")]:
+        with tempfile.TemporaryDirectory() as work:
+            try:
+                made = family(name, python, bin, Path(work))
+                good, figures = True, made
+            except (RuntimeError, OSError, KeyError, ValueError) as error:
+                good, figures = False, str(error)
+        count[good] += 1
+        print(f"{'runs' if good else 'fails':<7} {name}: {figures}", flush=True)
+    print(f"{count[True]} run, {count[False]} do not")
+    sys.exit(0 if count[False] == 0 else 1)
+
+
+if __name__ == "__main__":
+    main()
