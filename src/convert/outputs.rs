@@ -393,8 +393,8 @@ impl<'a> Planner<'a> {
             // The reference writes a file that neither llama-quantize nor a run can load.
             let field = names.field;
             let what = format!(
-                "config.json promises blocks for multi-token prediction ('{field}'), and the files lack them; add \
-                 --no-nextn to convert the model without"
+                "config.json promises blocks for multi-token prediction ('{field}'), and the files lack them; \
+                 `quantier convert --no-nextn` writes the model without"
             );
             self.problems.push(Problem::of("", what));
         }

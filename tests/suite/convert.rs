@@ -362,7 +362,7 @@ fn blocks_for_multi_token_prediction_must_be_there_or_left_out() {
     fails(
         model.write().path(),
         &[],
-        &["'mtp_num_hidden_layers'", "add --no-nextn"],
+        &["'mtp_num_hidden_layers'", "convert --no-nextn"],
     );
     model.config["mtp_num_hidden_layers"] = json!(1);
     fails(

@@ -157,6 +157,7 @@ const ORDER: &[(&str, Slot)] = &[
     ("attn_gate", Slot::Attention),
     ("ssm_beta", Slot::Attention),
     ("ssm_alpha", Slot::Attention),
+    ("ssm_ba", Slot::Attention),
     ("attn_q_a", Slot::Attention),
     ("attn_kv_a_mqa", Slot::Attention),
     ("attn_q_b", Slot::Own),

@@ -37,8 +37,9 @@ pub struct Decoder {
     /// Whether the matrix of queries makes a gate for every number that a head puts out, behind the
     /// queries of the head.
     pub gated_queries: bool,
-    /// Whether the layers that the metadata do not leave to attention are gated delta nets.
-    pub delta_nets: bool,
+    /// How heads share in the layers that the metadata do not leave to attention, which are gated
+    /// delta nets; None if there are none.
+    pub delta_nets: Option<DeltaHeads>,
     /// What scores of attention are divided by.
     pub score_divisor: ScoreDivisor,
 }
@@ -133,6 +134,15 @@ pub enum Sections {
     /// One section after the other, in heads that are rotated by halves, if the metadata lists
     /// sections.
     Listed,
+}
+
+/// Which heads of values share a head of keys in a gated delta net.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeltaHeads {
+    /// Heads of keys follow each other, again and again.
+    Tiled,
+    /// Heads of values that share one follow each other. Strength and step come from one matrix.
+    Grouped,
 }
 
 /// What stands between the matrices of the feed-forward network.
@@ -235,7 +245,7 @@ impl Decoder {
         linear_layers: false,
         multiplied_logits: false,
         gated_queries: false,
-        delta_nets: false,
+        delta_nets: None,
         score_divisor: ScoreDivisor::Root,
     };
 }

@@ -2,7 +2,7 @@
 //! the others softmax attention with gates among the queries.
 
 use super::config::{Config, Result};
-use super::decoder::{Decoder, Layout, Rope, Sections};
+use super::decoder::{Decoder, DeltaHeads, Layout, Rope, Sections};
 use super::gemma::{PLUS_ONE_ATTENTION_NORMS, PLUS_ONE_HEAD_NORMS};
 use super::llama::{BUFFERS, EMBEDDINGS, GATED_FFN};
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS, rotated_part};
@@ -45,7 +45,7 @@ pub(super) static QWEN3_5: Architecture = Architecture {
         sections: Sections::Interleaved,
         layout: Layout::Sequential("post_attention_norm"),
         gated_queries: true,
-        delta_nets: true,
+        delta_nets: Some(DeltaHeads::Tiled),
         ..Decoder::LLAMA
     },
 };

@@ -1,8 +1,8 @@
 //! The numbers of a model: what its metadata says of its decoder, checked.
 
 use crate::{
-    Activation, Alibi, Architecture, Decoder, Norm, Rope, ScoreDivisor, Sections, Unrotated,
-    Window, Xielu,
+    Activation, Alibi, Architecture, Decoder, DeltaHeads, Norm, Rope, ScoreDivisor, Sections,
+    Unrotated, Window, Xielu,
 };
 use quantier_gguf::gguf::{Metadata, Value, keys};
 
@@ -86,8 +86,10 @@ pub struct AttentionNumbers {
 pub struct DeltaNumbers {
     /// Heads of queries and keys.
     pub key_heads: usize,
-    /// Heads of values and states; head `i` reads head `i % key_heads` of queries and keys.
+    /// Heads of values and states.
     pub value_heads: usize,
+    /// Which of them share a head of queries and keys.
+    pub sharing: DeltaHeads,
     /// Length of a head of queries and keys.
     pub key_length: usize,
     /// Length of a head of values.
@@ -97,6 +99,14 @@ pub struct DeltaNumbers {
 }
 
 impl DeltaNumbers {
+    /// The head of queries and keys that a head of values reads.
+    pub fn shared(&self, head: usize) -> usize {
+        match self.sharing {
+            DeltaHeads::Tiled => head % self.key_heads,
+            DeltaHeads::Grouped => head / (self.value_heads / self.key_heads),
+        }
+    }
+
     /// Numbers of all queries, which are those of all keys.
     pub fn keys(&self) -> usize {
         self.key_heads * self.key_length
@@ -331,7 +341,12 @@ impl Keys<'_> {
 
     /// The delta nets of every layer: where the metadata list them, or else in all but the last of
     /// so many layers.
-    fn delta_nets(&self, layers: usize, blocks: usize) -> Result<Vec<Option<DeltaNumbers>>> {
+    fn delta_nets(
+        &self,
+        sharing: DeltaHeads,
+        layers: usize,
+        blocks: usize,
+    ) -> Result<Vec<Option<DeltaNumbers>>> {
         const INTERVAL: &str = "full_attention_interval";
         const HEADS: &str = "ssm.time_step_rank";
         const INNER: &str = "ssm.inner_size";
@@ -352,6 +367,7 @@ impl Keys<'_> {
         let numbers = DeltaNumbers {
             key_heads,
             value_heads,
+            sharing,
             key_length: self.number("ssm.state_size")?,
             value_length: inner / value_heads,
             kernel,
@@ -580,8 +596,8 @@ impl Hyper {
             rotation: rotates(layer).then_some(usize::from(windows[layer].is_some())),
         };
         let delta_nets = match decoder.delta_nets {
-            true => keys.delta_nets(layers, blocks)?,
-            false => vec![None; layers],
+            Some(sharing) => keys.delta_nets(sharing, layers, blocks)?,
+            None => vec![None; layers],
         };
         let attends =
             |layer: usize| heads[layer] > 0 && !is_linear[layer] && delta_nets[layer].is_none();
@@ -713,5 +729,73 @@ impl Rotation {
             pair(self.beta_fast).floor().max(0.0),
             pair(self.beta_slow).ceil().min(last),
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A Qwen 3.5 of four layers and a block for further tokens.
+    fn metadata(changes: &[(&str, u32)]) -> Metadata<'static> {
+        let mut metadata = Metadata::new();
+        metadata.set(keys::ARCHITECTURE.to_owned(), Value::str("qwen35"));
+        let sections = quantier_gguf::gguf::Array::of_values(
+            quantier_gguf::gguf::ValueType::I32,
+            [3, 3, 2, 0].map(Value::I32),
+        );
+        let own = |key: &str| format!("qwen35.{key}");
+        metadata.set(own("rope.dimension_sections"), Value::Array(sections));
+        for (key, value) in [
+            ("block_count", 5),
+            ("nextn_predict_layers", 1),
+            ("embedding_length", 64),
+            ("attention.head_count", 2),
+            ("attention.key_length", 32),
+            ("attention.value_length", 32),
+            ("rope.dimension_count", 8),
+            ("ssm.conv_kernel", 4),
+            ("ssm.state_size", 16),
+            ("ssm.group_count", 2),
+            ("ssm.time_step_rank", 4),
+            ("ssm.inner_size", 64),
+        ]
+        .into_iter()
+        .chain(changes.iter().copied())
+        {
+            metadata.set(own(key), Value::U32(value));
+        }
+        metadata
+    }
+
+    #[test]
+    fn three_of_four_layers_are_delta_nets_and_further_blocks_are_no_layers() {
+        let hyper = Hyper::new(&metadata(&[])).unwrap();
+        assert_eq!(hyper.layers, 4);
+        let nets: Vec<_> = hyper.delta_nets.iter().map(Option::is_some).collect();
+        assert_eq!(nets, [true, true, true, false]);
+        let attention: Vec<_> = hyper.attention.iter().map(Option::is_some).collect();
+        assert_eq!(attention, [false, false, false, true]);
+        let net = hyper.delta_nets[0].unwrap();
+        assert_eq!((net.keys(), net.values(), net.channels()), (32, 64, 128));
+        assert_eq!(net.state(), 64 * 16 + 3 * 128);
+        assert_eq!([0, 1, 2, 3].map(|head| net.shared(head)), [0, 1, 0, 1]);
+        let every_other = Hyper::new(&metadata(&[("full_attention_interval", 2)])).unwrap();
+        assert!(every_other.attention[1].is_some() && every_other.attention[2].is_none());
+    }
+
+    #[test]
+    fn numbers_that_make_no_delta_net_are_named() {
+        for (key, value) in [
+            ("ssm.time_step_rank", 3),
+            ("ssm.inner_size", 63),
+            ("ssm.group_count", 0),
+            ("ssm.conv_kernel", 0),
+            ("full_attention_interval", 0),
+            ("nextn_predict_layers", 5),
+        ] {
+            let error = Hyper::new(&metadata(&[(key, value)])).unwrap_err();
+            assert!(error.contains(&format!("'qwen35.{key}'")), "{key}: {error}");
+        }
     }
 }

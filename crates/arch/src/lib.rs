@@ -59,8 +59,8 @@ use quantier_tokenizer::VocabKind;
 pub use catalog::{Catalog, Entry, Grouping, InputId, LayerId, Linear, LinearId, TensorId};
 pub use config::{Config, Pooling};
 pub use decoder::{
-    Activation, Alibi, Decoder, Layout, Listed, Norm, Rope, ScoreDivisor, Sections, Unrotated,
-    Window, Xielu,
+    Activation, Alibi, Decoder, DeltaHeads, Layout, Listed, Norm, Rope, ScoreDivisor, Sections,
+    Unrotated, Window, Xielu,
 };
 pub use input::Input;
 pub use nextn::Nextn;

@@ -10,8 +10,10 @@ use super::config::{Config, Result};
 /// What is converted of a model with such blocks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Nextn {
-    /// Everything.
+    /// Everything that the files hold, whatever config.json promises.
     #[default]
+    IfThere,
+    /// Everything, as the reference has it: what config.json promises must be there.
     Kept,
     /// The blocks, and what they share with the layers: a draft model (`--mtp`).
     Alone,
@@ -77,7 +79,7 @@ impl Architecture {
     ) -> Result<u32> {
         let Some(names) = self.nextn() else {
             return match nextn {
-                Nextn::Kept => Ok(0),
+                Nextn::IfThere | Nextn::Kept => Ok(0),
                 _ => Err(format!(
                     "--mtp and --no-nextn are for models with blocks for multi-token prediction; architecture {} \
                      has none",
@@ -85,18 +87,21 @@ impl Architecture {
                 )),
             };
         };
-        if nextn == Nextn::LeftOut {
+        // Some classes have them, and leave them out.
+        let own = tensors.filter(|name| names.has(name) && self.recipe(name, config).is_none());
+        let own: Vec<_> = own.collect();
+        if nextn == Nextn::LeftOut || nextn == Nextn::IfThere && own.is_empty() {
             return Ok(0);
         }
         let promised = config.optional_u32(&[names.field])?.unwrap_or(0);
         if promised > 0 {
             return Ok(promised);
         }
-        let own = tensors.filter(|name| self.recipe(name, config).is_none());
-        let blocks = own.filter_map(|name| Some(names.block(name)?.checked_add(1)?));
+        let blocks = own.iter().map(|name| names.block(name)?.checked_add(1));
+        let blocks = blocks.flatten();
         blocks.max().ok_or(format!(
             "neither '{}' nor a tensor '{}*' tells of blocks for multi-token prediction, which models of this \
-             kind have; add --no-nextn to convert it without",
+             kind have; `quantier convert --no-nextn` writes it without",
             names.field, names.layers
         ))
     }
@@ -126,7 +131,7 @@ impl Names {
     /// Whether a conversion has a tensor of this name.
     pub fn keeps(&self, name: &str, nextn: Nextn) -> bool {
         match nextn {
-            Nextn::Kept => true,
+            Nextn::IfThere | Nextn::Kept => true,
             Nextn::Alone => self.has(name) || self.shared.contains(&name),
             Nextn::LeftOut => !self.has(name),
         }
@@ -209,7 +214,9 @@ mod tests {
         let promised = json!({ "mtp_num_hidden_layers": 1 });
         assert_eq!(blocks(promised.clone(), Nextn::Kept, &tensors), Ok(1));
         assert_eq!(blocks(promised.clone(), Nextn::Kept, &[]), Ok(1));
-        assert_eq!(blocks(promised, Nextn::LeftOut, &tensors), Ok(0));
+        assert_eq!(blocks(promised.clone(), Nextn::LeftOut, &tensors), Ok(0));
+        assert_eq!(blocks(promised.clone(), Nextn::IfThere, &[]), Ok(0));
+        assert_eq!(blocks(promised, Nextn::IfThere, &tensors), Ok(1));
         assert_eq!(blocks(json!({}), Nextn::Alone, &tensors), Ok(2));
         let missing = blocks(json!({}), Nextn::Kept, &["mtp.fc.weight"]).unwrap_err();
         assert!(missing.contains("--no-nextn"), "{missing}");

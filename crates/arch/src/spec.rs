@@ -6,7 +6,7 @@
 
 use crate::catalog::{EMBEDDING, OUTPUT};
 use crate::hyper::{AttentionNumbers, DeltaNumbers, Hyper, Temperature};
-use crate::{Activation, Catalog, Layout, Norm, Rope};
+use crate::{Activation, Catalog, DeltaHeads, Layout, Norm, Rope};
 
 /// The position table of models that add positions to their embeddings.
 const POSITIONS: &str = "position_embd.weight";
@@ -192,10 +192,8 @@ pub struct DeltaSpec {
     pub projections: LinearSpec,
     /// The gate of what the heads put out.
     pub gate: LinearSpec,
-    /// How much of an error a head learns, before the logistic function.
-    pub strength: LinearSpec,
-    /// How fast a head forgets, before its bias and softplus.
-    pub step: LinearSpec,
+    /// The matrices of strength and step.
+    pub rates: Rates,
     /// The tensor that is added to the step: one number per head of values.
     pub step_bias: String,
     /// The tensor that multiplies the step: one number below 0 per head of values.
@@ -208,6 +206,16 @@ pub struct DeltaSpec {
     pub output: LinearSpec,
     /// The least length by which queries and keys are divided.
     pub epsilon: f32,
+}
+
+/// The matrices of a delta net's rates: how much of an error a head learns, before the logistic
+/// function, and how fast it forgets, before its bias and softplus.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Rates {
+    /// One for strengths, one for steps.
+    Apart([LinearSpec; 2]),
+    /// For every head of keys, the rows of strengths of the heads that share it, then those of steps.
+    Fused(LinearSpec),
 }
 
 /// The gate of the heads' outputs, which its logistic function multiplies.
@@ -519,8 +527,13 @@ impl Known<'_> {
             numbers,
             projections: self.linear("attn_qkv", numbers.channels(), hidden),
             gate: self.linear("attn_gate", values, hidden),
-            strength: self.linear("ssm_beta", heads, hidden),
-            step: self.linear("ssm_alpha", heads, hidden),
+            rates: match numbers.sharing {
+                DeltaHeads::Tiled => Rates::Apart([
+                    self.linear("ssm_beta", heads, hidden),
+                    self.linear("ssm_alpha", heads, hidden),
+                ]),
+                DeltaHeads::Grouped => Rates::Fused(self.linear("ssm_ba", 2 * heads, hidden)),
+            },
             step_bias: self.stem("ssm_dt.bias"),
             decay: self.stem("ssm_a"),
             convolution: self.stem("ssm_conv1d.weight"),

@@ -2,7 +2,8 @@
 
 use super::linear::{Linear, Norm, Pass};
 use super::mixer::{
-    AnyMixer, Attention, DeltaNet, Ffn, First, Gate, Moe, Projections, Shared, Single, Stage, Tape,
+    AnyMixer, Attention, DeltaNet, Ffn, First, Gate, Moe, Projections, Rates, Shared, Single,
+    Stage, Tape,
 };
 use super::ops::attention::{Scores, alibi_slopes};
 use super::ops::elementwise::{add, add_scaled, scale};
@@ -362,8 +363,12 @@ fn delta_net(weights: &Weights<'_>, spec: &DeltaSpec) -> Result<DeltaNet> {
         numbers,
         projections: weights.linear(&spec.projections)?,
         gate: weights.linear(&spec.gate)?,
-        strength: weights.linear(&spec.strength)?,
-        step: weights.linear(&spec.step)?,
+        rates: match &spec.rates {
+            spec::Rates::Apart([strength, step]) => {
+                Rates::Apart(Box::new([weights.linear(strength)?, weights.linear(step)?]))
+            }
+            spec::Rates::Fused(both) => Rates::Fused(weights.linear(both)?),
+        },
         step_bias: weights.finite(&spec.step_bias, &[heads])?,
         decay: weights.finite(&spec.decay, &[heads])?,
         kernels: weights.finite(&spec.convolution, &[numbers.channels(), numbers.kernel])?,

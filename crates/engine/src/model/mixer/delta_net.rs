@@ -25,8 +25,7 @@ pub(in crate::model) struct DeltaNet {
     /// The rows of queries before those of keys before those of values.
     pub projections: Linear,
     pub gate: Linear,
-    pub strength: Linear,
-    pub step: Linear,
+    pub rates: Rates,
     /// `[value_heads]`.
     pub step_bias: Vec<f32>,
     /// `[value_heads]`, below 0.
@@ -37,6 +36,31 @@ pub(in crate::model) struct DeltaNet {
     pub unit: Norm,
     pub norm: Norm,
     pub output: Linear,
+}
+
+/// The matrices of strengths and steps.
+#[derive(Clone)]
+pub(in crate::model) enum Rates {
+    /// In this order.
+    Apart(Box<[Linear; 2]>),
+    /// For every head of keys, the rows of strengths of the heads that share it, then those of steps.
+    Fused(Linear),
+}
+
+impl Rates {
+    fn linears(&self) -> Vec<&Linear> {
+        match self {
+            Rates::Apart(both) => both.iter().collect(),
+            Rates::Fused(both) => vec![both],
+        }
+    }
+
+    fn linears_mut(&mut self) -> Vec<&mut Linear> {
+        match self {
+            Rates::Apart(both) => both.iter_mut().collect(),
+            Rates::Fused(both) => vec![both],
+        }
+    }
 }
 
 /// What the derivative of the first stage needs.
@@ -58,13 +82,44 @@ struct StatesTape<'m> {
 
 impl DeltaNet {
     fn first(&self) -> Vec<&Linear> {
-        vec![&self.projections, &self.gate, &self.strength, &self.step]
+        let mut all = vec![&self.projections, &self.gate];
+        all.extend(self.rates.linears());
+        all
     }
 
     /// Queries, keys and values of rows that have them side by side.
     fn parts(&self, rows: &Rows) -> [Rows; 3] {
         let keys = self.numbers.keys();
         [0..keys, keys..2 * keys, 2 * keys..rows.columns()].map(|part| rows.columns_range(part))
+    }
+
+    /// Strengths and steps of an input.
+    fn rates(&self, input: &Rows, pass: &Pass<'_>) -> Result<[Rows; 2]> {
+        match &self.rates {
+            Rates::Apart(both) => {
+                let [strength, step] = &**both;
+                Ok([pass.times(strength, input)?, pass.times(step, input)?])
+            }
+            Rates::Fused(both) => {
+                let both = pass.times(both, input)?;
+                let sharing = self.numbers.value_heads / self.numbers.key_heads;
+                let part = |first: usize| {
+                    let groups = both.numbers().chunks_exact(2 * sharing);
+                    let parts = groups.flat_map(|group| &group[first * sharing..][..sharing]);
+                    Rows::new(parts.copied().collect(), self.numbers.value_heads)
+                };
+                Ok([part(0), part(1)])
+            }
+        }
+    }
+
+    /// Strengths and steps as one matrix makes both.
+    fn fused(&self, strengths: &Rows, steps: &Rows) -> Rows {
+        let sharing = self.numbers.value_heads / self.numbers.key_heads;
+        let groups = strengths.numbers().chunks_exact(sharing);
+        let groups = groups.zip(steps.numbers().chunks_exact(sharing));
+        let both = groups.flat_map(|(strengths, steps)| strengths.iter().chain(steps));
+        Rows::new(both.copied().collect(), 2 * self.numbers.value_heads)
     }
 
     /// Every number by what its head has: `f` gets both.
@@ -81,15 +136,9 @@ impl Mixer for DeltaNet {
     }
 
     fn stages_mut(&mut self) -> Vec<Stage<&mut Linear>> {
-        vec![
-            Stage::of(vec![
-                &mut self.projections,
-                &mut self.gate,
-                &mut self.strength,
-                &mut self.step,
-            ]),
-            Stage::of(vec![&mut self.output]),
-        ]
+        let mut first = vec![&mut self.projections, &mut self.gate];
+        first.extend(self.rates.linears_mut());
+        vec![Stage::of(first), Stage::of(vec![&mut self.output])]
     }
 
     fn run_stage<'m>(
@@ -106,20 +155,18 @@ impl Mixer for DeltaNet {
         let mut activated = convolved.clone();
         activate(activated.numbers_mut(), Activation::Silu);
         let [queries, keys, value] = self.parts(&activated);
-        let mut strength = pass.times(&self.strength, input)?;
+        let [mut strength, mut steps] = self.rates(input, pass)?;
         strength
             .numbers_mut()
             .iter_mut()
             .for_each(|x| *x = sigmoid(*x));
-        let mut steps = pass.times(&self.step, input)?;
         self.by_head(&mut steps, &self.step_bias, |step, bias| *step += bias);
         let mut decay = steps.clone();
         self.by_head(&mut decay, &self.decay, |step, decay| {
             *step = decay * softplus(*step)
         });
         let streams = Streams {
-            key_heads: self.numbers.key_heads,
-            value_heads: self.numbers.value_heads,
+            numbers: self.numbers,
             query: self.unit.of(&queries),
             key: self.unit.of(&keys),
             value,
@@ -182,8 +229,14 @@ impl StageTape for StatesTape<'_> {
         let places = decay.numbers_mut().iter_mut().zip(self.steps.numbers());
         places.for_each(|(g, step)| *g *= sigmoid(*step));
         // The last one first, as everywhere.
-        pass.back(&net.step, &decay, dx)?;
-        pass.back(&net.strength, &strength, dx)?;
+        match &net.rates {
+            Rates::Apart(both) => {
+                let [of_strength, of_step] = &**both;
+                pass.back(of_step, &decay, dx)?;
+                pass.back(of_strength, &strength, dx)?;
+            }
+            Rates::Fused(both) => pass.back(both, &net.fused(&strength, &decay), dx)?,
+        }
         pass.back(&net.gate, &of_gates, dx)?;
         pass.back(&net.projections, &of_projected, dx)
     }

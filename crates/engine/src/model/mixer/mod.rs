@@ -17,7 +17,7 @@ mod single;
 mod tests;
 
 pub(super) use attention::{Attention, Gate, Projections};
-pub(super) use delta_net::DeltaNet;
+pub(super) use delta_net::{DeltaNet, Rates};
 pub(super) use ffn::{Ffn, First};
 pub(super) use moe::{Moe, Shared};
 pub(super) use single::Single;

@@ -3,7 +3,7 @@
 //! whole one.
 
 use super::{
-    AnyMixer, Attention, DeltaNet, Ffn, First, Gate, Moe, Projections, Shared, Single, Tape,
+    AnyMixer, Attention, DeltaNet, Ffn, First, Gate, Moe, Projections, Rates, Shared, Single, Tape,
 };
 use crate::model::linear::{Linear, Norm, Pass};
 use crate::model::ops::attention::{Scores, alibi_slopes};
@@ -12,7 +12,7 @@ use crate::model::ops::router::Weighing;
 use crate::model::ops::tests::{check_gradients, random};
 use crate::model::rows::Rows;
 use quantier_arch::hyper::{DeltaNumbers, Temperature};
-use quantier_arch::{Activation, LinearId, Norm as NormKind, Rope};
+use quantier_arch::{Activation, DeltaHeads, LinearId, Norm as NormKind, Rope};
 use quantier_core::progress::Silent;
 use std::sync::Arc;
 
@@ -131,10 +131,11 @@ fn attention_with_gates() -> AnyMixer {
     })
 }
 
-fn delta_net() -> AnyMixer {
+fn delta_net(sharing: DeltaHeads) -> AnyMixer {
     let numbers = DeltaNumbers {
         key_heads: 2,
         value_heads: 4,
+        sharing,
         key_length: 4,
         value_length: 3,
         kernel: 3,
@@ -150,8 +151,13 @@ fn delta_net() -> AnyMixer {
         numbers,
         projections: linear(1, numbers.channels(), HIDDEN, 61),
         gate: linear(1, values, HIDDEN, 62),
-        strength: linear(1, heads, HIDDEN, 63),
-        step: linear(1, heads, HIDDEN, 64),
+        rates: match sharing {
+            DeltaHeads::Tiled => Rates::Apart(Box::new([
+                linear(1, heads, HIDDEN, 63),
+                linear(1, heads, HIDDEN, 64),
+            ])),
+            DeltaHeads::Grouped => Rates::Fused(linear(1, 2 * heads, HIDDEN, 63)),
+        },
         step_bias: random(heads, 65),
         decay: random(heads, 66).iter().map(|x| -0.3 - x.abs()).collect(),
         kernels: random(numbers.channels() * numbers.kernel, 67),
@@ -207,7 +213,8 @@ fn mixers() -> Vec<(&'static str, AnyMixer)> {
         ("attention with a gate per head", gated_attention(4)),
         ("attention with a gate per element", gated_attention(4 * 3)),
         ("attention with gates among queries", attention_with_gates()),
-        ("delta net", delta_net()),
+        ("delta net", delta_net(DeltaHeads::Tiled)),
+        ("delta net of groups", delta_net(DeltaHeads::Grouped)),
         ("gated", AnyMixer::Ffn(gated_ffn())),
         ("fused", AnyMixer::Ffn(fused)),
         ("plain", AnyMixer::Ffn(plain)),

@@ -21,6 +21,7 @@
 //! The derivative goes through the blocks backwards, with the state in front of each kept.
 
 use crate::model::rows::Rows;
+use quantier_arch::hyper::DeltaNumbers;
 use quantier_blocks::vector::vectorized;
 use quantier_round::matrix::{View, add_product, multiply};
 use rayon::prelude::*;
@@ -29,12 +30,11 @@ use std::ops::Range;
 /// Steps that are taken together.
 const BLOCK: usize = 64;
 
-/// What goes through the states of all heads. Heads of values outnumber those of keys: head `i`
-/// reads head `i % key_heads`.
+/// What goes through the states of all heads. Heads of values outnumber those of keys, and share
+/// them.
 #[derive(Debug)]
 pub(crate) struct Streams {
-    pub key_heads: usize,
-    pub value_heads: usize,
+    pub numbers: DeltaNumbers,
     /// `[positions, key_heads * key_length]`.
     pub query: Rows,
     /// `[positions, key_heads * key_length]`.
@@ -49,38 +49,20 @@ pub(crate) struct Streams {
 
 impl Streams {
     fn key_length(&self) -> usize {
-        self.key.columns() / self.key_heads
+        self.numbers.key_length
     }
 
     fn value_length(&self) -> usize {
-        self.value.columns() / self.value_heads
+        self.numbers.value_length
     }
 
     fn head(&self, head: usize) -> Head<'_> {
-        let (positions, shared) = (self.value.len(), head % self.key_heads);
-        let view = |x: &'_ Rows, head: usize, length: usize| head * length..x.numbers().len();
-        let keys = view(&self.key, shared, self.key_length());
-        let values = view(&self.value, head, self.value_length());
+        let shared = self.numbers.shared(head);
         let part = |x: &Rows| x.iter().map(|row| row[head]).collect();
         Head {
-            query: View::new(
-                &self.query.numbers()[keys.clone()],
-                positions,
-                self.key_length(),
-                self.query.columns(),
-            ),
-            key: View::new(
-                &self.key.numbers()[keys],
-                positions,
-                self.key_length(),
-                self.key.columns(),
-            ),
-            value: View::new(
-                &self.value.numbers()[values],
-                positions,
-                self.value_length(),
-                self.value.columns(),
-            ),
+            query: columns_of(&self.query, shared, self.key_length()),
+            key: columns_of(&self.key, shared, self.key_length()),
+            value: columns_of(&self.value, head, self.value_length()),
             decay: part(&self.decay),
             strength: part(&self.strength),
         }
@@ -89,8 +71,11 @@ impl Streams {
     /// What `f` makes of every head; `split` is how many threads may share them.
     fn each_head<T: Send>(&self, split: usize, f: impl Fn(usize) -> T + Sync + Send) -> Vec<T> {
         match split > 1 {
-            true => (0..self.value_heads).into_par_iter().map(f).collect(),
-            false => (0..self.value_heads).map(f).collect(),
+            true => (0..self.numbers.value_heads)
+                .into_par_iter()
+                .map(f)
+                .collect(),
+            false => (0..self.numbers.value_heads).map(f).collect(),
         }
     }
 
@@ -107,16 +92,14 @@ impl Streams {
 
     /// The derivative of [`Streams::scan`]: the gradients of everything, of that of the outputs.
     pub(crate) fn derivative(&self, g: &Rows, split: usize) -> Streams {
-        let (positions, value_length) = (self.value.len(), self.value_length());
+        let value_length = self.value_length();
         let gradients = self.each_head(split, |head| {
-            let of_head = &g.numbers()[head * value_length..];
-            let g = View::new(of_head, positions, value_length, g.columns());
-            self.head(head).derivative(g)
+            self.head(head)
+                .derivative(columns_of(g, head, value_length))
         });
         let zeros = |x: &Rows| Rows::zeros(x.len(), x.columns());
         let mut out = Streams {
-            key_heads: self.key_heads,
-            value_heads: self.value_heads,
+            numbers: self.numbers,
             query: zeros(&self.query),
             key: zeros(&self.key),
             value: zeros(&self.value),
@@ -124,7 +107,7 @@ impl Streams {
             strength: zeros(&self.strength),
         };
         for (head, gradient) in gradients.iter().enumerate() {
-            let shared = head % self.key_heads;
+            let shared = self.numbers.shared(head);
             place(&mut out.query, shared, &gradient.query, self.key_length());
             place(&mut out.key, shared, &gradient.key, self.key_length());
             place(&mut out.value, head, &gradient.value, value_length);
@@ -133,6 +116,12 @@ impl Streams {
         }
         out
     }
+}
+
+/// The columns of a head.
+fn columns_of(rows: &Rows, head: usize, length: usize) -> View<'_> {
+    let numbers = &rows.numbers()[head * length..];
+    View::new(numbers, rows.len(), length, rows.columns())
 }
 
 /// Adds the rows of a head to its columns.
@@ -199,6 +188,14 @@ struct Block<'a> {
     learned: Vec<f32>,
     /// `r_last,i k_i`.
     keys_to_end: Vec<f32>,
+}
+
+/// Gradients of what pairs of steps have in common.
+struct Pairs {
+    overlaps: Vec<f32>,
+    scores: Vec<f32>,
+    decays: Vec<f32>,
+    strength: Vec<f32>,
 }
 
 /// A matrix in a slice, row by row.
@@ -426,29 +423,13 @@ impl Block<'_> {
 
         let of_weights = product(whole(&outputs, value_length), learned.transposed());
         let of_system = product(whole(&of_errors, value_length), learned.transposed());
-        let mut of_decays = vec![0.0f32; count];
-        let mut of_strength: Vec<f32> = of_errors
-            .chunks_exact(value_length)
-            .zip(self.errors.chunks_exact(value_length))
-            .map(|(g, error)| dot(g, error))
-            .collect();
-        let (mut of_overlaps, mut of_scores) = (vec![0.0; count * count], vec![0.0; count * count]);
-        for i in 0..count {
-            for j in 0..=i {
-                let at = i * count + j;
-                let ratio = self.ratios[at];
-                let mut of_ratio = of_weights[at] * self.scores[at];
-                of_scores[at] = of_weights[at] * ratio;
-                if j < i {
-                    let of_overlap = -of_system[at] * self.overlaps[at];
-                    of_strength[i] += of_overlap * ratio;
-                    of_ratio += of_overlap * self.strength[i];
-                    of_overlaps[at] = -of_system[at] * self.strength[i] * ratio;
-                }
-                of_decays[i] += of_ratio * ratio;
-                of_decays[j] -= of_ratio * ratio;
-            }
+        let mut pairs = self.of_pairs(&of_weights, &of_system);
+        let rows = of_errors.chunks_exact(value_length);
+        let rows = rows.zip(self.errors.chunks_exact(value_length));
+        for (of_strength, (g, error)) in pairs.strength.iter_mut().zip(rows) {
+            *of_strength += dot(g, error);
         }
+        let of_decays = &mut pairs.decays;
         let last = count - 1;
         of_decays[last] += of_kept_to_end * self.kept_to_end();
         let keys = self.key.to_vec();
@@ -488,7 +469,8 @@ impl Block<'_> {
         add_product(self.key.transposed(), recalled, of_state, value_length, 1);
 
         // By the products of keys and queries.
-        let (of_scores, of_overlaps) = (whole(&of_scores, count), whole(&of_overlaps, count));
+        let of_scores = whole(&pairs.scores, count);
+        let of_overlaps = whole(&pairs.overlaps, count);
         add_product(of_scores, self.key, &mut of_queries, key_length, 1);
         for (g, x) in [
             (of_scores.transposed(), self.query),
@@ -499,7 +481,7 @@ impl Block<'_> {
         }
         // Each decay is in the sums of all later steps.
         let mut sum = 0.0;
-        for g in of_decays.iter_mut().rev() {
+        for g in pairs.decays.iter_mut().rev() {
             sum += *g;
             *g = sum;
         }
@@ -507,9 +489,38 @@ impl Block<'_> {
             query: of_queries,
             key: of_keys,
             value: of_values,
-            decay: of_decays,
-            strength: of_strength,
+            decay: pairs.decays,
+            strength: pairs.strength,
         }
+    }
+
+    /// Gradients by the pairs of steps, of those of [`Block::weights`] and of the products of errors
+    /// and learned rows.
+    fn of_pairs(&self, of_weights: &[f32], of_system: &[f32]) -> Pairs {
+        let count = self.count();
+        let mut pairs = Pairs {
+            overlaps: vec![0.0; count * count],
+            scores: vec![0.0; count * count],
+            decays: vec![0.0; count],
+            strength: vec![0.0; count],
+        };
+        for i in 0..count {
+            for j in 0..=i {
+                let at = i * count + j;
+                let ratio = self.ratios[at];
+                let mut of_ratio = of_weights[at] * self.scores[at];
+                pairs.scores[at] = of_weights[at] * ratio;
+                if j < i {
+                    let of_overlap = -of_system[at] * self.overlaps[at];
+                    pairs.strength[i] += of_overlap * ratio;
+                    of_ratio += of_overlap * self.strength[i];
+                    pairs.overlaps[at] = -of_system[at] * self.strength[i] * ratio;
+                }
+                pairs.decays[i] += of_ratio * ratio;
+                pairs.decays[j] -= of_ratio * ratio;
+            }
+        }
+        pairs
     }
 
     /// The transposed triangular system, solved for the gradients of `strength_i errors_i`.

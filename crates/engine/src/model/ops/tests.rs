@@ -13,7 +13,8 @@ use super::product::{product, product_derivative, row_derivative};
 use super::rope::{Angles, Direction};
 use super::router::{Weighing, most_probable, softmax, softmax_derivative};
 use crate::model::rows::Rows;
-use quantier_arch::{Activation, Rope, Xielu};
+use quantier_arch::hyper::DeltaNumbers;
+use quantier_arch::{Activation, DeltaHeads, Rope, Xielu};
 
 /// Numbers between -1 and 1 without a pattern.
 pub(in crate::model) fn random(len: usize, seed: u32) -> Vec<f32> {
@@ -342,8 +343,14 @@ fn streams(x: &[Vec<f32>]) -> Streams {
     let decay = x[3].iter().map(|x| 0.2 * x - 0.3).collect();
     let strength = x[4].iter().map(|x| 0.4 * x + 0.5).collect();
     Streams {
-        key_heads: 2,
-        value_heads: 4,
+        numbers: DeltaNumbers {
+            key_heads: 2,
+            value_heads: 4,
+            sharing: DeltaHeads::Tiled,
+            key_length: 5,
+            value_length: 3,
+            kernel: 1,
+        },
         query: Rows::new(x[0].clone(), 2 * 5),
         key: Rows::new(x[1].iter().map(|x| 0.5 * x).collect(), 2 * 5),
         value: Rows::new(x[2].clone(), 4 * 3),
