@@ -35,6 +35,13 @@ HIDDEN, HEADS, KV_HEADS, LAYERS, FFN = 256, 4, 2, 2, 512
 HEAD = HIDDEN // HEADS
 
 
+# Puts <s> in front.
+FIRST = {"SpecialToken": {"id": "<s>", "type_id": 0}}
+TEXTS = [{"Sequence": {"id": name, "type_id": 0}} for name in "AB"]
+BEGIN = {"type": "TemplateProcessing", "single": [FIRST, TEXTS[0]], "pair": [FIRST, *TEXTS],
+         "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}}
+
+
 def tensor(name, shape, dtype):
     """Weights of this name: reproducible, with a few values that rounding could treat differently."""
     gen = torch.Generator().manual_seed(zlib.crc32(name.encode()))
@@ -332,6 +339,16 @@ def command_r(layers=LAYERS):
         return attention(p) | gated(p + "mlp.") | norms(p, "input_layernorm")
 
     return config, model(BPE_VOCAB, layer, tied=True, layers=layers), "bpe"
+
+
+def command_r_norms():
+    # llama.cpp looks for them from so many layers on.
+    layers = 64
+    config, shapes, tokenizer = command_r(layers)
+    for i in range(layers):
+        p = f"model.layers.{i}.self_attn."
+        shapes |= {p + "q_norm.weight": (HEADS, HEAD), p + "k_norm.weight": (KV_HEADS, HEAD)}
+    return config | {"use_qk_norm": True}, shapes, tokenizer
 
 
 def cohere2():
@@ -981,6 +998,60 @@ def deci7b():
     return config, shapes, "hf"
 
 
+def plamo():
+    """The reference takes one size only."""
+    hidden, heads, length = 5120, 40, 128
+    config = base("PlamoForCausalLM", "plamo", SPM_VOCAB, hidden_size=hidden, num_attention_heads=heads,
+                  num_hidden_layers=1, intermediate_size=256)
+    p = "model.layers.layers.0."
+    shapes = {"model.embed_tokens.weight": (SPM_VOCAB, hidden), "lm_head.weight": (SPM_VOCAB, hidden)}
+    shapes |= norms("model.", "norm", size=hidden) | norms(p, "norm", size=hidden)
+    shapes |= linears(p, {"self_attn.q_proj": (hidden, hidden), "self_attn.k_proj": (5 * length, hidden),
+                          "self_attn.v_proj": (5 * length, hidden), "self_attn.o_proj": (hidden, hidden),
+                          "mlp.gate_proj": (256, hidden), "mlp.up_proj": (256, hidden),
+                          "mlp.down_proj": (hidden, 256)}, bias=False)
+    return config, shapes | {p + "self_attn.rotary_emb.inv_freq": (length // 2,)}, "spm"
+
+
+def plamo3(layers=4):
+    config = base("Plamo3ForCausalLM", "plamo3", HF_VOCAB, num_hidden_layers=layers, head_dim=HEAD, window_size=64,
+                  sliding_window_pattern=4, rope_theta=1e6, rope_local_theta=10000.0)
+    shapes = {"model.embed_tokens.weight": (HF_VOCAB, HIDDEN)} | norms("model.", "norm")
+    for i in range(layers):
+        p = f"model.layers.layers.{i}."
+        shapes |= norms(p, "pre_mixer_norm", "post_mixer_norm", "pre_mlp_norm", "post_mlp_norm")
+        shapes |= norms(p + "mixer.", "q_norm", "k_norm", size=HEAD)
+        shapes |= linears(p, {"mixer.qkv_proj": ((HEADS + 2 * KV_HEADS) * HEAD, HIDDEN),
+                              "mixer.o_proj": (HIDDEN, HEADS * HEAD), "mlp.gate_up_proj": (2 * FFN, HIDDEN),
+                              "mlp.down_proj": (HIDDEN, FFN)}, bias=False)
+    return config, shapes, "plamo"
+
+
+def nanbeige(loops=1):
+    config = base("NanbeigeForCausalLM", "nanbeige", SPM_VOCAB, num_loops=loops, head_dim=HEAD)
+    return config, model(SPM_VOCAB, llama_layer), "spm"
+
+
+def llada():
+    config = {"architectures": ["LLaDAModelLM"], "model_type": "llada", "d_model": HIDDEN, "n_layers": LAYERS,
+              "n_heads": HEADS, "n_kv_heads": HEADS, "mlp_hidden_size": FFN, "max_sequence_length": 2048,
+              "rope_theta": 5e5, "rms_norm_eps": 1e-5, "vocab_size": BPE_VOCAB, "eos_token_id": 2}
+    t = "model.transformer."
+    shapes = {t + "wte.weight": (BPE_VOCAB, HIDDEN), t + "ff_out.weight": (BPE_VOCAB, HIDDEN)} | norms(t, "ln_f")
+    for i in range(LAYERS):
+        p = f"{t}blocks.{i}."
+        shapes |= norms(p, "attn_norm", "ff_norm")
+        shapes |= linears(p, {n: (HIDDEN, HIDDEN) for n in ("q_proj", "k_proj", "v_proj", "attn_out")}, bias=False)
+        shapes |= linears(p, {"ff_proj": (FFN, HIDDEN), "up_proj": (FFN, HIDDEN), "ff_out": (HIDDEN, FFN)}, bias=False)
+    return config, shapes, "llada"
+
+
+def dream():
+    config, shapes, tokenizer = qwen2()
+    config |= {"architectures": ["DreamModel"], "model_type": "Dream", "mask_token_id": 4}
+    return config, shapes, tokenizer
+
+
 def fp8():
     config, shapes, tokenizer = llama()
     return config | {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}, shapes, tokenizer
@@ -1045,6 +1116,13 @@ CHECKPOINTS = {
     "xverse": (xverse, torch.bfloat16, 1),
     "internlm2": (internlm2, torch.bfloat16, 1),
     "internlm3": (internlm3, torch.bfloat16, 1),
+    "plamo": (plamo, torch.bfloat16, 1),
+    "plamo3": (plamo3, torch.bfloat16, 1),
+    "nanbeige": (nanbeige, torch.bfloat16, 1),
+    "nanbeige-loops": (lambda: nanbeige(2), torch.bfloat16, 1),
+    "llada": (llada, torch.bfloat16, 1),
+    "dream": (dream, torch.bfloat16, 1),
+    "command-r-norms": (command_r_norms, torch.bfloat16, 1),
     "deci": (deci, torch.bfloat16, 1),
     "deci-7b": (deci7b, torch.bfloat16, 1),
     "stepvl": (stepvl, torch.bfloat16, 1),
@@ -1254,12 +1332,8 @@ def write_hf(folder):
               "special": True} for i, t in enumerate(tokens[:3])]
     normalizer = {"type": "Sequence", "normalizers": [
         {"type": "Prepend", "prepend": "\u2581"}, {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}]}
-    first = {"SpecialToken": {"id": "<s>", "type_id": 0}}
-    text = [{"Sequence": {"id": name, "type_id": 0}} for name in "AB"]
-    begin = {"type": "TemplateProcessing", "single": [first, text[0]], "pair": [first, *text],
-             "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}}
     tokenizer = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "normalizer": normalizer,
-                 "pre_tokenizer": None, "post_processor": begin, "decoder": {"type": "Sequence", "decoders": [
+                 "pre_tokenizer": None, "post_processor": BEGIN, "decoder": {"type": "Sequence", "decoders": [
                      {"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "}, {"type": "ByteFallback"},
                      {"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
                  "model": {"type": "BPE", "dropout": None, "unk_token": "<unk>", "continuing_subword_prefix": None,
@@ -1267,6 +1341,23 @@ def write_hf(folder):
                            "vocab": {t: i for i, t in enumerate(tokens)}, "merges": [list(m) for m in merges]}}
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False))
     write_spm_config(folder, tokenizer_class="PreTrainedTokenizerFast")
+
+
+def write_plamo(folder):
+    kinds = {0: "UNKNOWN", 1: "CONTROL", 2: "CONTROL"}
+    lines = [json.dumps([t, -float(i), kinds.get(i, "BYTE" if t.startswith("<0x") else "NORMAL")], ensure_ascii=False)
+             for i, t in enumerate(hf_tokens()[0])]
+    (folder / "tokenizer.jsonl").write_text("\n".join(lines) + "\n")
+    config = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<unk>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
+
+
+def write_llada(folder):
+    """Byte-level, and a token at the beginning."""
+    write_bpe(folder)
+    path = folder / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    path.write_text(json.dumps(tokenizer | {"post_processor": BEGIN}, ensure_ascii=False))
 
 
 def write_spm(folder):
@@ -1343,7 +1434,7 @@ def make(out, name, lively=False):
     is_torch = "-bin" in name
     write_weights(folder, as_views(tensors) if is_torch else tensors, files, is_torch)
     {"spm": write_spm, "bpe": write_bpe, "gemma": write_gemma, "phi3": write_phi3, "glm": write_glm, "muse": write_muse,
-     "hf": write_hf}[tokenizer](folder)
+     "hf": write_hf, "plamo": write_plamo, "llada": write_llada}[tokenizer](folder)
     if name.endswith("-embedding"):
         write_pooling(folder)
 

@@ -245,8 +245,8 @@ mod tests {
         assert_eq!(applied(Numeric::NegExp, Dtype::F16, 1.0), -2.71875);
         assert_eq!(applied(Numeric::NegExp, Dtype::F32, f32::NEG_INFINITY), 0.0);
         // 2049 is no half; the nearest even one is 2048.
-        assert_eq!(applied(Numeric::AddOne, Dtype::F32, 2048.0), 2049.0);
-        assert_eq!(applied(Numeric::AddOne, Dtype::F16, 2048.0), 2048.0);
+        assert_eq!(applied(Numeric::Plus(1.0), Dtype::F32, 2048.0), 2049.0);
+        assert_eq!(applied(Numeric::Plus(1.0), Dtype::F16, 2048.0), 2048.0);
     }
 
     /// Bits taken from numpy 2.2 on the same inputs.

@@ -3,7 +3,7 @@
 use super::decoder::{Decoder, Layout, Norm, Unrotated, Window};
 use super::llama::{BUFFERS, GATED_FFN, PLAIN_ATTENTION};
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS};
-use super::recipes::Size::{Any, Hidden};
+use super::recipes::Size::{Any, Head, Hidden, KeyHeads, QueryHeads};
 use super::{Architecture, Parameter, Recipe, nothing_generated};
 use quantier_gguf::gguf::Value;
 use quantier_tokenizer::VocabKind;
@@ -13,7 +13,7 @@ pub(super) static COMMAND_R: Architecture = Architecture {
     name: "command-r",
     vocabulary: VocabKind::ByteLevel,
     parameters: &[COMMON, HEAD_LENGTHS, FILE_TYPE, PARAMETERS],
-    tensors: &[TENSORS, PLAIN_ATTENTION, GATED_FFN, BUFFERS],
+    tensors: &[TENSORS, HEAD_NORMS, PLAIN_ATTENTION, GATED_FFN, BUFFERS],
     generated: nothing_generated,
     decoder: Decoder {
         norm: Norm::Layer,
@@ -27,6 +27,7 @@ pub(super) static COHERE2: Architecture = Architecture {
     classes: &["Cohere2ForCausalLM"],
     name: "cohere2",
     parameters: &[COMMON, HEAD_LENGTHS, FILE_TYPE, COHERE2_PARAMETERS],
+    tensors: &[TENSORS, PLAIN_ATTENTION, GATED_FFN, BUFFERS],
     decoder: Decoder {
         window: Window::Pattern {
             layers: 4,
@@ -62,6 +63,20 @@ const PARAMETERS: &[Parameter] = &[
     ),
     Parameter::F32("logit_scale", &["logit_scale"]),
     UNSCALED,
+];
+
+/// Norms with weights of their own for each head, in the largest models.
+const HEAD_NORMS: &[Recipe] = &[
+    Recipe::rename(
+        "model.layers.{}.self_attn.q_norm",
+        "blk.{}.attn_q_norm",
+        &[QueryHeads, Head],
+    ),
+    Recipe::rename(
+        "model.layers.{}.self_attn.k_norm",
+        "blk.{}.attn_k_norm",
+        &[KeyHeads, Head],
+    ),
 ];
 
 const TENSORS: &[Recipe] = &[

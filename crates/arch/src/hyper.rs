@@ -452,6 +452,18 @@ impl Hyper {
             metadata,
             architecture: name,
         };
+        const CONVERTED: &str = "convert and quantize work";
+        if keys.flag("attention.causal")? == Some(false) {
+            return Err(format!(
+                "this model also sees what comes after a token, and predicts no next one: it cannot be run here \
+                 ({CONVERTED})"
+            ));
+        }
+        if keys.optional("num_loops")?.is_some_and(|loops| loops > 1) {
+            return Err(format!(
+                "the layers of this model run several times: it cannot be run here yet ({CONVERTED})"
+            ));
+        }
         if decoder.sections == Sections::Listed {
             decoder.sections = match keys.get(SECTIONS) {
                 Some(_) => Sections::Consecutive,

@@ -30,6 +30,7 @@ pub mod hyper;
 mod input;
 mod internlm;
 mod jais;
+mod llada;
 mod llama;
 mod minicpm;
 mod mpt;
@@ -152,7 +153,11 @@ pub static ARCHITECTURES: &[&Architecture] = &[
     &baichuan::BAICHUAN,
     &baichuan::XVERSE,
     &internlm::INTERNLM2,
+    &plamo::PLAMO,
     &plamo::PLAMO3,
+    &llama::NANBEIGE,
+    &llada::LLADA,
+    &llada::DREAM,
     &deci::DECI,
 ];
 

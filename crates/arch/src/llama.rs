@@ -77,6 +77,24 @@ pub(super) static SMOLLM3: Architecture = Architecture {
     },
 };
 
+/// Nanbeige: the layers may run several times.
+pub(super) static NANBEIGE: Architecture = Architecture {
+    classes: &["NanbeigeForCausalLM"],
+    name: "nanbeige",
+    parameters: &[COMMON, HEAD_LENGTHS, FILE_TYPE, OWN_PARAMETERS, LOOPS],
+    tensors: &[EMBEDDINGS, NORMS, ATTENTION, GATED_FFN, BUFFERS],
+    ..LLAMA
+};
+
+const LOOPS: &[Parameter] = &[Parameter::Computed(|config, keys| {
+    let loops = config.optional_u32(&["num_loops"])?.unwrap_or(1).max(1);
+    keys.set("num_loops", Value::U32(loops));
+    let skips = config.get("skip_loop_final_norm");
+    let skips = skips.is_some_and(|value| *value == true);
+    keys.set("skip_loop_final_norm", Value::Bool(skips));
+    Ok(())
+})];
+
 pub(super) static ARCEE: Architecture = Architecture {
     classes: &["ArceeForCausalLM"],
     name: "arcee",

@@ -134,6 +134,8 @@ pub struct NormSpec {
     pub epsilon: f32,
     /// Numbers that are normalized together.
     pub len: usize,
+    /// Rows of weights: more than one if each head has its own.
+    pub groups: usize,
 }
 
 /// A weight matrix that multiplies activations, or one for each expert.
@@ -372,6 +374,14 @@ impl LayerSpec {
     }
 }
 
+/// Whether the file has a tensor of this name; a few norms have names without an ending.
+fn is_there(catalog: &Catalog, stem: &str) -> bool {
+    let with_ending = format!("{stem}.weight");
+    [&*with_ending, stem]
+        .iter()
+        .any(|name| catalog.tensor_named(name).is_some())
+}
+
 impl NormSpec {
     /// The norm of embeddings, of which the file has no weights.
     fn weightless(hyper: &Hyper) -> NormSpec {
@@ -380,19 +390,20 @@ impl NormSpec {
             kind: hyper.decoder.norm,
             epsilon: hyper.epsilon,
             len: hyper.hidden,
+            groups: 1,
         }
     }
 
     /// A norm, if the file has it: a layer norm may have no weights, and is there all the same.
     fn new(hyper: &Hyper, catalog: &Catalog, stem: String, len: usize) -> Option<NormSpec> {
         let kind = hyper.decoder.norm;
-        let there =
-            kind == Norm::Layer || catalog.tensor_named(&format!("{stem}.weight")).is_some();
+        let there = kind == Norm::Layer || is_there(catalog, &stem);
         there.then_some(NormSpec {
             stem,
             kind,
             epsilon: hyper.epsilon,
             len,
+            groups: 1,
         })
     }
 }
@@ -425,7 +436,7 @@ impl Known<'_> {
     }
 
     fn block(&self, branches: Vec<BranchSpec>, post_norm: Option<&str>) -> BlockSpec {
-        let post_norm = post_norm.filter(|name| self.has(name));
+        let post_norm = post_norm.filter(|name| is_there(self.catalog, &self.stem(name)));
         let post_norm = post_norm.and_then(|name| self.norm(name, self.hyper.hidden));
         let epsilon = self.hyper.decoder.post_norm_epsilon;
         BlockSpec {
@@ -447,11 +458,19 @@ impl Known<'_> {
         self.has(name).then(|| self.norm(name, len))?
     }
 
-    /// A norm of heads, which has weights for one head or for all of them.
+    /// A norm of heads: with weights for one head, with weights for each, or over all of them.
     fn norm_of_heads(&self, name: &str, len: usize, heads: usize) -> Option<NormSpec> {
-        let held: u64 = self.dims(name)?.iter().product();
+        let dims = self.dims(name)?;
         let all = len * heads;
-        self.norm(name, if held == all as u64 { all } else { len })
+        if heads > 1 && dims[..2] == [len as u64, heads as u64] {
+            let norm = self.norm(name, len)?;
+            return Some(NormSpec {
+                groups: heads,
+                ..norm
+            });
+        }
+        let is_whole = dims.iter().product::<u64>() == all as u64;
+        self.norm(name, if is_whole { all } else { len })
     }
 
     fn linear(&self, name: &str, rows: usize, columns: usize) -> LinearSpec {
@@ -542,6 +561,7 @@ impl Known<'_> {
                 kind: Norm::Rms,
                 epsilon: self.hyper.epsilon,
                 len: numbers.value_length,
+                groups: 1,
             },
             output: self.linear("ssm_out", hidden, values),
             epsilon: self.hyper.epsilon,

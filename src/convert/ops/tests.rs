@@ -118,13 +118,13 @@ impl Whole {
                 let size = *self.shape.get(axis)?;
                 let given: u64 = sizes
                     .iter()
-                    .filter(|s| **s != Any)
+                    .filter(|s| !matches!(s, Any))
                     .map(|s| number(*s))
                     .sum();
                 let left = size.checked_sub(given)?;
                 let sizes: Vec<u64> = sizes
                     .iter()
-                    .map(|s| if *s == Any { left } else { number(*s) })
+                    .map(|s| if matches!(s, Any) { left } else { number(*s) })
                     .collect();
                 (sizes.iter().sum::<u64>() == size).then_some(())?;
                 let start: u64 = sizes[..part].iter().sum();
@@ -168,11 +168,17 @@ impl Whole {
             Op::Reshape(sizes) => {
                 let given: u64 = sizes
                     .iter()
-                    .filter(|s| **s != Any)
+                    .filter(|s| !matches!(s, Any))
                     .map(|s| number(*s))
                     .product();
                 count.is_multiple_of(given).then_some(())?;
-                let size = |s: &Size| if *s == Any { count / given } else { number(*s) };
+                let size = |s: &Size| {
+                    if matches!(s, Any) {
+                        count / given
+                    } else {
+                        number(*s)
+                    }
+                };
                 let shape: Vec<u64> = sizes.iter().map(size).collect();
                 (shape.iter().product::<u64>() == count).then(|| Whole {
                     shape,
@@ -299,8 +305,76 @@ fn made(ops: &[Op], inputs: Vec<Vec<Operand>>) -> Result<Operand, String> {
     let sizes = Sizes {
         config: &config,
         dir: Path::new("."),
+        layer: Some(3),
     };
     make(ops, inputs, sizes)
+}
+
+/// Twelve rows of three columns: which rows come out, in which order.
+#[test]
+fn groups_and_rotated_rows_stand_in_their_order() {
+    let by_layer: fn(&Config, u32) -> Result<u64, String> = |_, layer| Ok(u64::from(layer) - 1);
+    let cases: [(Op, [u32; 12]); 4] = [
+        // Two groups of four rows of queries, one of keys, one of values.
+        (
+            Op::Ungroup {
+                groups: Number(2),
+                sizes: &[Any, Number(1), Number(1)],
+            },
+            [0, 1, 2, 3, 6, 7, 8, 9, 4, 10, 5, 11],
+        ),
+        (
+            Op::Deinterleave {
+                heads: Number(2),
+                rotated: |_| Ok(4),
+            },
+            [0, 2, 1, 3, 4, 5, 6, 8, 7, 9, 10, 11],
+        ),
+        (
+            Op::Deinterleave {
+                heads: Number(3),
+                rotated: |_| Ok(4),
+            },
+            [0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11],
+        ),
+        (
+            Op::InterleaveBy(by_layer),
+            [0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11],
+        ),
+    ];
+    let source = Whole::new(0, &[12, 3]);
+    for (op, rows) in cases {
+        let output = made(&[op], vec![vec![Operand::tensor(0, &[12, 3], None)]]).unwrap();
+        let elements = rows
+            .iter()
+            .flat_map(|row| (0..3).map(move |column| row * 3 + column));
+        let expected = Whole {
+            shape: vec![12, 3],
+            elements: elements.map(|i| source.elements[i as usize]).collect(),
+        };
+        compare(&output, &[source.clone()], &expected, 5);
+    }
+    for op in [
+        Op::Ungroup {
+            groups: Number(5),
+            sizes: &[Any],
+        },
+        Op::Ungroup {
+            groups: Number(2),
+            sizes: &[Number(4), Number(4)],
+        },
+        Op::Deinterleave {
+            heads: Number(2),
+            rotated: |_| Ok(3),
+        },
+        Op::Deinterleave {
+            heads: Number(2),
+            rotated: |_| Ok(8),
+        },
+    ] {
+        let made = made(&[op], vec![vec![Operand::tensor(0, &[12, 3], None)]]);
+        assert!(made.is_err(), "{op:?}");
+    }
 }
 
 proptest! {
@@ -483,7 +557,10 @@ fn numeric_operations_and_types_are_kept_for_the_bands() {
     let ops = [Op::NegExp, Op::AddOne, Op::Cast(GgmlType::F32)];
     let output = made(&ops, vec![vec![Operand::tensor(0, &[4], None)]]).unwrap();
     assert_eq!(output.cast, Some(GgmlType::F32));
-    assert_eq!(output.finish().numeric, [Numeric::NegExp, Numeric::AddOne]);
+    assert_eq!(
+        output.finish().numeric,
+        [Numeric::NegExp, Numeric::Plus(1.0)]
+    );
 }
 
 fn apply_to(operand: Operand, op: Op) -> Result<Operand, String> {

@@ -378,6 +378,7 @@ fn delta_net(weights: &Weights<'_>, spec: &DeltaSpec) -> Result<DeltaNet> {
             epsilon: spec.epsilon / length as f32,
             weight: vec![1.0 / (length as f32).sqrt(); length],
             bias: Vec::new(),
+            len: length,
         },
         norm: weights.norm(&spec.norm)?,
         output: weights.linear(&spec.output)?,

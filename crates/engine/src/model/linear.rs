@@ -46,24 +46,49 @@ impl Linear {
 pub(super) struct Norm {
     pub kind: NormKind,
     pub epsilon: f32,
+    /// `[groups, len]`: several groups if each head has its own weights.
     pub weight: Vec<f32>,
-    /// Only of layer norms.
+    /// Only of layer norms; as long.
     pub bias: Vec<f32>,
+    /// Numbers that are normalized together.
+    pub len: usize,
 }
 
 impl Norm {
-    /// Normalizes rows that are as long as the weights.
+    /// Normalizes rows that are as long as the weights, or parts of them.
     pub(super) fn apply(&self, x: &mut [f32]) {
-        match self.kind {
-            NormKind::Rms => norm::rms_norm(x, &self.weight, self.epsilon),
-            NormKind::Layer => norm::layer_norm(x, &self.weight, &self.bias, self.epsilon),
+        let norm = |x: &mut [f32], weight: &[f32], bias: &[f32]| match self.kind {
+            NormKind::Rms => norm::rms_norm(x, weight, self.epsilon),
+            NormKind::Layer => norm::layer_norm(x, weight, bias, self.epsilon),
+        };
+        if self.weight.len() == self.len {
+            return norm(x, &self.weight, &self.bias);
+        }
+        for row in x.chunks_exact_mut(self.weight.len()) {
+            let weights = self.weight.chunks_exact(self.len);
+            let weights = weights.zip(self.bias.chunks_exact(self.len));
+            let groups = row.chunks_exact_mut(self.len).zip(weights);
+            groups.for_each(|(x, (weight, bias))| norm(x, weight, bias));
         }
     }
 
     /// The derivative at `x`: `g` becomes the gradient of `x`.
     pub(super) fn derivative(&self, x: &[f32], g: &mut [f32]) {
         let centred = self.kind == NormKind::Layer;
-        norm::derivative(x, g, &self.weight, self.epsilon, centred);
+        let derive = |x: &[f32], g: &mut [f32], weight: &[f32]| {
+            norm::derivative(x, g, weight, self.epsilon, centred);
+        };
+        if self.weight.len() == self.len {
+            return derive(x, g, &self.weight);
+        }
+        let rows = g.chunks_exact_mut(self.weight.len());
+        for (g, x) in rows.zip(x.chunks_exact(self.weight.len())) {
+            let weights = self.weight.chunks_exact(self.len);
+            let groups = g.chunks_exact_mut(self.len).zip(x.chunks_exact(self.len));
+            groups
+                .zip(weights)
+                .for_each(|((g, x), weight)| derive(x, g, weight));
+        }
     }
 
     /// The same rows, normalized.

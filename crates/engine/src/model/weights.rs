@@ -215,12 +215,20 @@ impl<'a> Weights<'a> {
     /// # Errors
     /// If a tensor has other dimensions.
     pub(super) fn norm(&self, spec: &NormSpec) -> Result<Norm> {
-        let optional = |part: &str| self.optional(&format!("{}.{part}", spec.stem), &[spec.len]);
+        let dims = [spec.groups, spec.len];
+        let optional = |part: &str| self.optional(&format!("{}.{part}", spec.stem), &dims);
+        let all = spec.groups * spec.len;
+        // A few norms have names without an ending.
+        let weight = match optional("weight")? {
+            None => self.optional(&spec.stem, &dims)?,
+            weight => weight,
+        };
         Ok(Norm {
             kind: spec.kind,
             epsilon: spec.epsilon,
-            weight: optional("weight")?.unwrap_or_else(|| vec![1.0; spec.len]),
-            bias: optional("bias")?.unwrap_or_else(|| vec![0.0; spec.len]),
+            weight: weight.unwrap_or_else(|| vec![1.0; all]),
+            bias: optional("bias")?.unwrap_or_else(|| vec![0.0; all]),
+            len: spec.len,
         })
     }
 

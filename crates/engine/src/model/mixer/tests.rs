@@ -62,7 +62,8 @@ fn norm(len: usize, seed: u32) -> Norm {
         kind: NormKind::Rms,
         epsilon: 1e-2,
         weight: random(len, seed),
-        bias: Vec::new(),
+        bias: vec![0.0; len],
+        len,
     }
 }
 
@@ -116,6 +117,20 @@ fn gated_attention(gate_rows: usize) -> AnyMixer {
     })
 }
 
+/// Every head of queries and of keys has its own weights of a layer norm.
+fn normed_heads() -> AnyMixer {
+    let norm = |heads: usize, seed: u32| Norm {
+        kind: NormKind::Layer,
+        len: 6,
+        ..norm(heads * 6, seed)
+    };
+    AnyMixer::Attention(Attention {
+        query_norm: Some(norm(4, 25)),
+        key_norm: Some(norm(2, 26)),
+        ..attention(Projections::Fused(linear(1, 42, HIDDEN, 15)), None)
+    })
+}
+
 /// Attention with gates among the queries, whose values are as long as its keys.
 fn attention_with_gates() -> AnyMixer {
     let projections = [
@@ -144,6 +159,7 @@ fn delta_net(sharing: DeltaHeads) -> AnyMixer {
     let norm = |weight: Vec<f32>| Norm {
         kind: NormKind::Rms,
         epsilon: 1e-2,
+        len: weight.len(),
         weight,
         bias: Vec::new(),
     };
@@ -218,6 +234,10 @@ fn mixers() -> Vec<(&'static str, AnyMixer)> {
         ("gated", AnyMixer::Ffn(gated_ffn())),
         ("fused", AnyMixer::Ffn(fused)),
         ("plain", AnyMixer::Ffn(plain)),
+        (
+            "attention with norms of their own for heads",
+            normed_heads(),
+        ),
         ("with an inner norm", AnyMixer::Ffn(normed)),
         (
             "one linear",
