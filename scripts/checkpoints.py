@@ -177,6 +177,13 @@ def qwen3():
     return config, model(BPE_VOCAB, layer, tied=True), "bpe"
 
 
+def reranker(tied=True):
+    """Qwen3's reranker, which the reference recognizes by the name of its directory."""
+    config, shapes, _ = qwen3()
+    head = {} if tied else {"lm_head.weight": (BPE_VOCAB, HIDDEN)}
+    return config | {"tie_word_embeddings": tied}, shapes | head, "bpe-answers"
+
+
 def qwen3_yarn():
     config, shapes, tokenizer = qwen3()
     scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048}
@@ -1071,6 +1078,8 @@ CHECKPOINTS = {
     "qwen2moe": (qwen2moe, torch.bfloat16, 2),
     "qwen3": (qwen3, torch.bfloat16, 1),
     "qwen3-yarn": (qwen3_yarn, torch.bfloat16, 1),
+    "qwen3-reranker": (reranker, torch.bfloat16, 1),
+    "qwen3-reranker-untied": (lambda: reranker(False), torch.float32, 1),
     "qwen3moe": (qwen3moe, torch.bfloat16, 2),
     "seed_oss": (seed_oss, torch.bfloat16, 1),
     "arcee": (arcee, torch.bfloat16, 1),
@@ -1341,6 +1350,16 @@ def write_hf(folder):
                            "vocab": {t: i for i, t in enumerate(tokens)}, "merges": [list(m) for m in merges]}}
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False))
     write_spm_config(folder, tokenizer_class="PreTrainedTokenizerFast")
+def write_bpe_answers(folder):
+    """The same with the words that a reranker answers by."""
+    write_bpe(folder)
+    path = folder / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    first = len(tokenizer["model"]["vocab"])
+    tokenizer["added_tokens"] += [{"id": first + i, "content": word, "single_word": False, "lstrip": False,
+                                   "rstrip": False, "normalized": False, "special": False}
+                                  for i, word in enumerate(["no", "yes"])]
+    path.write_text(json.dumps(tokenizer, ensure_ascii=False))
 
 
 def write_plamo(folder):
@@ -1433,8 +1452,8 @@ def make(out, name, lively=False):
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     is_torch = "-bin" in name
     write_weights(folder, as_views(tensors) if is_torch else tensors, files, is_torch)
-    {"spm": write_spm, "bpe": write_bpe, "gemma": write_gemma, "phi3": write_phi3, "glm": write_glm, "muse": write_muse,
-     "hf": write_hf, "plamo": write_plamo, "llada": write_llada}[tokenizer](folder)
+    {"spm": write_spm, "bpe": write_bpe, "bpe-answers": write_bpe_answers, "gemma": write_gemma, "phi3": write_phi3,
+     "glm": write_glm, "muse": write_muse, "hf": write_hf, "plamo": write_plamo, "llada": write_llada}[tokenizer](folder)
     if name.endswith("-embedding"):
         write_pooling(folder)
 

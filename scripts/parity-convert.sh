@@ -131,9 +131,10 @@ while IFS=$'\t' read -r case name output arguments; do
 done < <(cases)
 echo "$identical identical, $different different"
 
-# Of a split model, the first file is opened. A vocabulary alone cannot generate, nor a draft model, nor a big-endian
-# file here.
+# Of a split model, the first file is opened. A vocabulary alone cannot generate, nor a draft model, nor a reranker, nor a
+# big-endian file here.
 cases | while IFS=$'\t' read -r case name output arguments; do
+    [[ $name != *-reranker* ]] || continue
     files=("$work/ours/$case"/*.gguf)
     [[ $arguments == --vocab-only || $arguments == --bigendian* || $arguments == --mtp* ]] || [ ! -e "${files[0]}" ] || printf '%s\t%s\n' "$name" "${files[0]}"
 done >"$work/files"

@@ -1,7 +1,7 @@
 //! The input of a command: a GGUF, or a Hugging Face checkpoint converted on the fly, band by band,
 //! without a file in between.
 
-use crate::convert::{self, Checkpoint};
+use crate::convert::{self, Checkpoint, OutType};
 use crate::format;
 use crate::format::gguf::{Files, Metadata, Model};
 use crate::format::reader::TensorReader;
@@ -33,6 +33,31 @@ impl Source {
         }
     }
 
+    /// As [`Source::reader`], for weights that are going to be used. A checkpoint whose weights f16
+    /// would make infinite is taken as bf16, if its type is not given.
+    ///
+    /// # Errors
+    /// As [`Source::reader`], and files that have become shorter.
+    pub fn finite_reader(&self, conversion: &convert::Job) -> convert::Result<Input<'_>> {
+        if let (Source::Checkpoint(checkpoint), OutType::Auto) = (self, conversion.out_type) {
+            let plan = convert::Plan::new(checkpoint, conversion)?;
+            if let Some(found) = plan.find_too_large()? {
+                let conversion = convert::Job {
+                    out_type: OutType::Bf16,
+                    ..conversion.clone()
+                };
+                let mut plan = convert::Plan::new(checkpoint, &conversion)?;
+                plan.notes.push(format!(
+                    "{}, row {}, holds {}, which becomes infinite in f16; the checkpoint is taken as bf16",
+                    found.tensor, found.row, found.value
+                ));
+                return Ok(reader_of(plan));
+            }
+            return Ok(reader_of(plan));
+        }
+        self.reader(conversion)
+    }
+
     /// Checks the files. `conversion` says how a checkpoint is converted; its output is never
     /// written.
     ///
@@ -43,22 +68,7 @@ impl Source {
             Source::Gguf(files) => return Ok(TensorReader::from(Model::parse(files)?).into()),
             Source::Checkpoint(checkpoint) => checkpoint,
         };
-        let plan = convert::Plan::new(checkpoint, conversion)?;
-        let mut end = 0;
-        let planned = plan.tensors.iter().enumerate();
-        let tensors = planned
-            .map(|(index, tensor)| {
-                let offset = end;
-                end += tensor.bytes();
-                Tensor {
-                    info: tensor.info().into_owned(),
-                    shard: 0,
-                    offset,
-                    index,
-                }
-            })
-            .collect();
-        Ok(TensorReader::new(plan, tensors).into())
+        Ok(reader_of(convert::Plan::new(checkpoint, conversion)?))
     }
 }
 
@@ -73,6 +83,25 @@ fn is_checkpoint_file(path: &Path) -> bool {
         }
         _ => false,
     }
+}
+
+/// The input that a conversion makes.
+fn reader_of(plan: convert::Plan<'_>) -> Input<'_> {
+    let mut end = 0;
+    let planned = plan.tensors.iter().enumerate();
+    let tensors = planned
+        .map(|(index, tensor)| {
+            let offset = end;
+            end += tensor.bytes();
+            Tensor {
+                info: tensor.info().into_owned(),
+                shard: 0,
+                offset,
+                index,
+            }
+        })
+        .collect();
+    TensorReader::new(plan, tensors).into()
 }
 
 impl TensorSource for convert::Plan<'_> {

@@ -63,7 +63,7 @@ pub struct Args {
     /// Leave out the blocks for multi-token prediction
     #[arg(long, alias = "no-mtp", conflicts_with = "mtp")]
     no_nextn: bool,
-    /// Fail on NaN and infinite weights
+    /// Fail on weights that are NaN or infinite, or become so in the output's type
     #[arg(long)]
     check: bool,
     /// Number of threads; 0 for one per core
@@ -157,6 +157,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         let bar = Bar::new();
         plan.run(&bar)?;
         drop(bar);
+        infinite(&plan);
     }
     show(&plan, args)?;
     Ok(ExitCode::SUCCESS)
@@ -168,6 +169,20 @@ fn warn(plan: &Plan<'_>) {
     for t in plan.tensors.iter().filter(|t| t.wanted != t.target) {
         let (name, len, wanted, target) = (&t.name, t.shape.row_len(), t.wanted, t.target);
         warning!("{name}: {wanted} cannot hold rows of {len} weights; {target} is used instead");
+    }
+}
+
+/// Warns of weights that became infinite.
+fn infinite(plan: &Plan<'_>) {
+    /// Tensors that are named.
+    const NAMED: usize = 8;
+    let found = plan.too_large();
+    found
+        .iter()
+        .take(NAMED)
+        .for_each(|weight| warning!("{weight}"));
+    if found.len() > NAMED {
+        warning!("and {} more tensors with such weights", found.len() - NAMED);
     }
 }
 

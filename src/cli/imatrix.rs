@@ -1,6 +1,6 @@
 //! `quantier imatrix`.
 
-use super::measure::{Common, Opened, input, open, read_text, source};
+use super::measure::{Common, Opened, open, read_text, runnable, source};
 use super::messages::{note, warning};
 use super::terminal::Bar;
 use super::text::{say, size};
@@ -148,7 +148,7 @@ pub fn run(args: &Args, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
         );
     }
     let source = path.map(source).transpose()?;
-    let input = source.as_ref().map(input).transpose()?;
+    let input = source.as_ref().map(runnable).transpose()?;
     let own_size =
         matches.value_source("ctx_size") == Some(ValueSource::CommandLine) || !args.file.is_empty();
     let model = path

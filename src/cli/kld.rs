@@ -1,7 +1,7 @@
 //! `quantier kld`.
 
 use super::corpus::{Corpus, LogitsFile};
-use super::measure::{Common, Opened, input, open, source};
+use super::measure::{Common, Opened, open, runnable, source};
 use super::messages::warning;
 use super::terminal::Bar;
 use super::text::say;
@@ -63,7 +63,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         .collect::<anyhow::Result<Vec<_>>>()?;
     let inputs = sources
         .iter()
-        .map(input)
+        .map(runnable)
         .collect::<anyhow::Result<Vec<_>>>()?;
     let opened = args
         .models

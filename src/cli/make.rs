@@ -349,7 +349,8 @@ fn go(
         threads: args.threads,
         ..convert::Job::default()
     };
-    let input = source.reader(&conversion)?;
+    let input = source.finite_reader(&conversion)?;
+    input.notes().iter().for_each(|note| note!("{note}"));
     let opened = match (open(&args.model, &input, &options.engine), &options.imatrix) {
         (Ok(mut opened), _) => {
             if options.rounding.has_feedback() {

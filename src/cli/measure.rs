@@ -1,6 +1,7 @@
 //! Common options and helpers of the commands that run a model on a text.
 
 use super::hub;
+use super::messages::note;
 use anyhow::{Context, ensure};
 use quantier::convert;
 use quantier::input::{Input, Source};
@@ -89,8 +90,16 @@ pub fn source(path: &Path) -> anyhow::Result<Source> {
     Ok(Source::open(&hub::local(path)?)?)
 }
 
+/// The model of opened files, to be inspected.
 pub fn input(source: &Source) -> anyhow::Result<Input<'_>> {
     Ok(source.reader(&convert::Job::default())?)
+}
+
+/// The model of opened files, to be run; prints what the user should know about it.
+pub fn runnable(source: &Source) -> anyhow::Result<Input<'_>> {
+    let input = source.finite_reader(&convert::Job::default())?;
+    input.notes().iter().for_each(|note| note!("{note}"));
+    Ok(input)
 }
 
 impl Opened<'_> {

@@ -1,7 +1,7 @@
 //! `quantier perplexity`.
 
 use super::corpus::Corpus;
-use super::measure::{Common, input, open, source};
+use super::measure::{Common, open, runnable, source};
 use super::terminal::Bar;
 use super::text::say;
 use anyhow::{Context, bail};
@@ -35,17 +35,26 @@ pub struct Args {
     /// --kl-divergence-base does
     #[arg(long, value_name = "FILE", aliases = ["save-all-logits", "kl-divergence-base"])]
     save_logits: Option<PathBuf>,
+    /// llama-perplexity's option for what quantier kld does
+    #[arg(long, hide = true)]
+    kl_divergence: bool,
     #[command(flatten)]
     common: Common,
 }
 
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let common = &args.common;
+    if args.kl_divergence {
+        bail!(
+            "--kl-divergence is a command here: quantier kld BASE MODEL -f TEXT, or quantier kld MODEL --logits FILE \
+             with the log-probabilities that --save-logits writes"
+        );
+    }
     let Some(path) = args.positional.as_ref().or(args.model.as_ref()) else {
         bail!("name a model")
     };
     let source = source(path)?;
-    let input = input(&source)?;
+    let input = runnable(&source)?;
     let opened = open(path, &input, &common.options())?;
     let corpus = Corpus::of_texts(&opened, &args.file, common.ctx_size, common.chunks)?;
     let windows = corpus.windows()?;

@@ -216,10 +216,11 @@ pub fn run(args: Args, matches: &clap::ArgMatches) -> anyhow::Result<ExitCode> {
     let propagation = Sequential::new(&args);
     let job = job(args, matches)?;
     let source = Source::open(&job.input)?;
-    let input = source.reader(&conversion)?;
+    let input = source.finite_reader(&conversion)?;
     input.notes().iter().for_each(|note| note!("{note}"));
     let mut plan = Plan::new(&input, &job)?;
     if dry_run {
+        plan.warnings.iter().for_each(|what| warning!("{what}"));
         show(&plan, &job, json, None)?;
         return Ok(ExitCode::SUCCESS);
     }
@@ -439,6 +440,7 @@ fn tensor_type(text: &str) -> Result<(Pattern, GgmlType), String> {
 
 /// Prints notes and warnings before a long run.
 fn warn(plan: &Plan<'_>) {
+    plan.warnings.iter().for_each(|what| warning!("{what}"));
     plan.few_tokens().iter().for_each(|what| warning!("{what}"));
     for output in &plan.outputs {
         let plain: Vec<_> = output.without_feedback().map(|t| &*t.name).collect();

@@ -2,10 +2,10 @@
 
 use super::parts::{self, Parts};
 use super::view::View;
-use super::{Error, Result};
+use super::{Error, Result, explain, reranker};
 use crate::arch::wrapper::Part;
 use crate::arch::{Config, Pooling};
-use crate::format::index::Index;
+use crate::format::index::{Format, Index};
 use crate::format::json;
 use crate::format::map::Map;
 use crate::format::safetensors::Dtype;
@@ -95,7 +95,9 @@ impl Checkpoint {
         };
         let config = json::read_object(&dir.join(CONFIG)).map_err(|e| explain_config(e, path))?;
         let config = Config::new(config).map_err(|what| bad(&dir.join(CONFIG), what))?;
-        let config = config.with_pooling(pooling(&dir)?);
+        let pooling = pooling(&dir).map_err(|e| e.to_string());
+        let is_reranker = reranker::is_one(&dir, &config);
+        let config = config.with_pooling(pooling).as_reranker(is_reranker);
         let Parts {
             names: parts,
             index,
@@ -112,7 +114,7 @@ impl Checkpoint {
             maps: Vec::new(),
         };
         let mut problems = Vec::new();
-        let names = checkpoint.read(&parts, &mut problems)?;
+        let names = checkpoint.read(&parts, index.as_ref(), &mut problems)?;
         if problems.is_empty() {
             let compare = |index| compare(index, index_name, &names);
             problems.extend(index.iter().flat_map(compare));
@@ -148,7 +150,8 @@ impl Checkpoint {
         if !self.tensors.is_empty() {
             return Ok(());
         }
-        let what = parts::explain(&self.dir).unwrap_or_else(|| {
+        let what = explain::directory(&self.dir).or_else(|| parts::explain(&self.dir));
+        let what = what.unwrap_or_else(|| {
             "there are neither model*.safetensors nor pytorch_model*.bin in it; name the directory of a Hugging Face \
              model"
                 .to_owned()
@@ -156,17 +159,32 @@ impl Checkpoint {
         Err(bad(&self.dir, what))
     }
 
+    /// What to do about a file that the index names and that is missing.
+    fn missing_file(&self, parts: &[String]) -> String {
+        let has_whole = self.dir.join(WHOLE).is_file() && !parts.iter().any(|part| part == WHOLE);
+        match has_whole {
+            true => format!(
+                "these files are missing, and {index} does not name the {WHOLE} beside it; if that is the whole \
+                 model, remove {index}, which is of another download",
+                index = Format::SAFETENSORS.index
+            ),
+            false => "these files are missing; download them again".into(),
+        }
+    }
+
     /// Maps and parses the files, and adds what is wrong with any of them; returns the names of all
-    /// tensors.
-    fn read(&mut self, parts: &[String], problems: &mut Vec<Problem>) -> Result<BTreeSet<String>> {
+    /// tensors. Of a tensor in several files, that in the index's counts.
+    fn read(
+        &mut self,
+        parts: &[String],
+        index: Option<&Index>,
+        problems: &mut Vec<Problem>,
+    ) -> Result<BTreeSet<String>> {
         let mut seen: HashMap<String, usize> = HashMap::new();
         for part in parts {
             let path = self.dir.join(part);
             if !path.is_file() {
-                problems.push(Problem::of(
-                    part,
-                    "these files are missing; download them again",
-                ));
+                problems.push(Problem::of(part, self.missing_file(parts)));
                 continue;
             }
             let map = Map::open(&path)?;
@@ -180,11 +198,17 @@ impl Checkpoint {
             let file = self.maps.len();
             for tensor in tensors {
                 if let Some(first) = seen.insert(tensor.name.clone(), file) {
-                    let first = self.maps[first].path().display();
-                    problems.push(Problem::of(
-                        &tensor.name,
-                        format!("these tensors are in {first} and in {part}"),
-                    ));
+                    let first = self.maps[first].path().file_name().unwrap_or_default();
+                    match index.and_then(|index| index.file_of(&tensor.name)) {
+                        Some(named) if named == part => {
+                            self.tensors.retain(|other| other.name != tensor.name);
+                        }
+                        Some(named) if first == named => continue,
+                        _ => problems.push(Problem::of(
+                            &tensor.name,
+                            format!("these tensors are in {} and in {part}", first.display()),
+                        )),
+                    }
                 }
                 let text_name = match Part::of(&tensor.name) {
                     Part::Text(name) => (name != tensor.name).then(|| name.into_owned()),
@@ -208,6 +232,9 @@ impl Checkpoint {
         Ok(seen.into_keys().collect())
     }
 }
+
+/// The only file of a model that is not divided.
+const WHOLE: &str = "model.safetensors";
 
 /// The pooling of a sentence-transformers model.
 fn pooling(dir: &Path) -> Result<Option<Pooling>> {
@@ -284,7 +311,8 @@ fn explain_config(error: crate::format::Error, path: &Path) -> Error {
         crate::format::Error::Io { source, .. }
             if source.kind() == std::io::ErrorKind::NotFound && path.exists() =>
         {
-            let foreign = parts::explain(path).map_or(String::new(), |what| format!(" ({what})"));
+            let foreign = explain::directory(path).or_else(|| parts::explain(path));
+            let foreign = foreign.map_or(String::new(), |what| format!(" ({what})"));
             bad(
                 path,
                 format!(

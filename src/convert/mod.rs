@@ -10,12 +10,16 @@
 //! Everything that cannot work is refused by [`Plan::new`], before a byte is written.
 
 mod checkpoint;
+mod explain;
 pub mod general;
+mod head;
 mod numbers;
 mod ops;
 mod outputs;
 mod parts;
 mod plan;
+mod range;
+mod reranker;
 mod scale;
 mod tensors;
 mod view;
@@ -23,6 +27,7 @@ mod weights;
 
 pub use checkpoint::{Checkpoint, Source};
 pub use plan::{Plan, PlannedTensor};
+pub use range::TooLarge;
 
 use crate::arch::Nextn;
 use crate::format;
@@ -104,6 +109,9 @@ pub enum Error {
         /// What it holds: NaN or an infinity.
         value: f32,
     },
+    /// A weight that `--check` refuses: the output's type makes it infinite.
+    #[error(transparent)]
+    TooLarge(#[from] TooLarge),
     /// Stopped from outside.
     #[error("stopped; nothing was written")]
     Cancelled,

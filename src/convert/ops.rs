@@ -3,6 +3,7 @@
 use super::weights::{Numeric, Operand};
 use crate::arch::Config;
 use crate::arch::recipes::{Op, Size};
+use serde_json::{Map, Value};
 use std::path::Path;
 
 #[cfg(test)]
@@ -47,8 +48,7 @@ impl Sizes<'_> {
         if self.dir.join("tokenizer.model").is_file() {
             return Ok(self.config.u32(&["vocab_size"])?.into());
         }
-        let tokenizer = crate::format::json::read_object(&self.dir.join("tokenizer.json"))
-            .map_err(|e| e.to_string())?;
+        let tokenizer = self.tokenizer()?;
         let tokens = tokenizer
             .get("model")
             .and_then(|model| model.get("vocab")?.as_object())
@@ -58,6 +58,24 @@ impl Sizes<'_> {
             .and_then(|added| added.as_array())
             .map_or(0, Vec::len);
         Ok((tokens + added) as u64)
+    }
+
+    /// The number of a token.
+    fn token(self, text: &str) -> Result<u64, String> {
+        let tokenizer = self.tokenizer()?;
+        let is_it = |entry: &&Value| entry.get("content").is_some_and(|content| content == text);
+        let added = tokenizer.get("added_tokens").and_then(Value::as_array);
+        let added = added.and_then(|added| added.iter().find(is_it)?.get("id"));
+        let plain = || tokenizer.get("model")?.get("vocab")?.get(text);
+        let id = added.or_else(plain).and_then(Value::as_u64);
+        id.ok_or_else(|| {
+            format!("tokenizer.json has no token '{text}', whose logit a reranker gives; download it again")
+        })
+    }
+
+    fn tokenizer(self) -> Result<Map<String, Value>, String> {
+        let path = self.dir.join("tokenizer.json");
+        crate::format::json::read_object(&path).map_err(|e| e.to_string())
     }
 }
 
@@ -163,6 +181,21 @@ fn apply(op: Op, operand: Operand, sizes: Sizes<'_>) -> Result<Operand, String> 
         Op::First(size) => {
             let rows = dimension(0)?.min(sizes.get(size)?);
             operand.map(0, |view| view.narrowed(0, 0..rows))
+        }
+        Op::Rows(tokens) => {
+            let row = |token: &&str| {
+                let row = sizes.token(token)?;
+                match row < dimension(0)? {
+                    true => operand
+                        .clone()
+                        .map(0, |view| view.narrowed(0, row..row + 1)),
+                    false => Err(format!(
+                        "its shape {shape:?} has no row {row}, that of the token '{token}'"
+                    )),
+                }
+            };
+            let rows = tokens.iter().map(row).collect::<Result<_, _>>()?;
+            Operand::concatenated(rows, 0)
         }
         Op::Interleave(heads) => interleaved(operand, sizes.get(heads)?),
         Op::InterleaveBy(heads) => {

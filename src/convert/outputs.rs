@@ -10,6 +10,7 @@ use super::{Checkpoint, Source};
 use crate::arch::recipes::{Input, Match, Output, Recipe};
 use crate::arch::{Architecture, Config, Keys, Nextn};
 use crate::format::gguf::{Array, MAX_NAME, Shape, Value, ValueType};
+use crate::format::safetensors::Dtype;
 use crate::format::types::GgmlType;
 use crate::plan::file_type::FileType;
 use crate::plan::recipe::Problem;
@@ -37,6 +38,12 @@ const NEVER_TERNARY: &[&str] = &[
     "laurel_l.weight",
     "laurel_r.weight",
 ];
+
+/// What to do about a tensor that is needed and not there.
+const ABSENT: &str = "these tensors are missing, and the model cannot be run without them; download the files again, \
+                      or convert a checkpoint that is whole";
+/// Missing inputs of a recipe that an error names; it counts the others.
+const NAMED_ABSENT: usize = 8;
 
 /// Why tensors cannot be planned: the config, or any number of tensors.
 pub(super) enum Fault {
@@ -85,6 +92,7 @@ pub(super) fn plan(conversion: Conversion<'_>, keys: &mut Keys) -> Result<Output
             left_out: checkpoint.left_out.clone(),
         },
         seen_layers: HashSet::new(),
+        touched: HashSet::new(),
         incomplete: HashMap::new(),
         values: BTreeMap::new(),
     };
@@ -116,8 +124,10 @@ struct Planner<'a> {
     outputs: Outputs,
     /// Layers that tensors have been seen of.
     seen_layers: HashSet<u32>,
+    /// Names of outputs that some tensor of the checkpoint belongs to.
+    touched: HashSet<String>,
     /// Inputs of recipes whose other inputs have not been seen yet.
-    incomplete: HashMap<Group, Vec<Member>>,
+    incomplete: HashMap<Group, (&'static Recipe, Vec<Member>)>,
     /// Values of keys, by layer, where one is of layers.
     values: BTreeMap<String, BTreeMap<Option<u32>, f32>>,
 }
@@ -197,12 +207,20 @@ impl<'a> Planner<'a> {
             return Ok(());
         }
         self.seen_layers.extend(matched.layer);
+        let names = recipe.outputs().iter().map(|output| output.name(&matched));
+        self.touched.extend(names);
         if matched.layer.is_some_and(|layer| layer >= blocks) {
             self.problem(source, format!("config.json has only {blocks} layers"));
             return Ok(());
         }
         let input = &recipe.inputs()[matched.input];
         if let Err(what) = check_dims(input, source, self.config()) {
+            self.problem(source, what);
+            return Ok(());
+        }
+        if self.scales.of(index).is_none()
+            && let Some(what) = unscaled(source)
+        {
             self.problem(source, what);
             return Ok(());
         }
@@ -269,10 +287,14 @@ impl<'a> Planner<'a> {
             output: recipe.outputs()[0].name(&matched),
             layer: matched.layer,
         };
-        let members = self.incomplete.entry(group.clone()).or_default();
+        let entry = self.incomplete.entry(group.clone());
+        let (_, members) = entry.or_insert_with(|| (recipe, Vec::new()));
         members.push(Member { matched, source });
         if members.len() as u64 == needed {
-            let mut members = self.incomplete.remove(&group).unwrap_or_default();
+            let (_, mut members) = self
+                .incomplete
+                .remove(&group)
+                .unwrap_or((recipe, Vec::new()));
             members.sort_by_key(|member| (member.matched.input, member.matched.index));
             for output in recipe.outputs() {
                 if let Err(problem) = self.output(output, &members) {
@@ -355,7 +377,8 @@ impl<'a> Planner<'a> {
         });
     }
 
-    /// Finds recipes without all of their inputs, and layers without tensors.
+    /// Finds recipes without all of their inputs, tensors that the architecture needs, and layers
+    /// without tensors.
     fn check_complete(&mut self, layers: u32) {
         for (key, values) in std::mem::take(&mut self.values) {
             let missing = (0..layers).find(|layer| !values.contains_key(&Some(*layer)));
@@ -365,20 +388,14 @@ impl<'a> Planner<'a> {
             );
             self.problems.push(Problem::of("", what));
         }
-        for (group, members) in std::mem::take(&mut self.incomplete) {
-            let place = match group.layer {
-                Some(layer) => format!("layer {layer}"),
-                None => group.output,
-            };
-            for member in members {
-                let kind = match member.matched.index {
-                    Some(_) => "experts",
-                    None => "tensors",
-                };
-                let what = format!("some {kind} of {place} are missing beside these");
-                self.problem(&self.conversion.checkpoint.tensors[member.source], what);
-            }
+        for (recipe, members) in std::mem::take(&mut self.incomplete).into_values() {
+            let stack = recipe
+                .stacked()
+                .and_then(|size| size.of(self.config()).ok()?);
+            let absent = absent_inputs(recipe, &members, stack.unwrap_or(1));
+            self.problems.extend(absent);
         }
+        self.check_needed(layers);
         let missing = |layer: &u32| !self.seen_layers.contains(layer);
         let mut promised = layers..self.config().blocks().unwrap_or(layers);
         let mut needed = match self.conversion.nextn {
@@ -406,6 +423,23 @@ impl<'a> Planner<'a> {
         }
     }
 
+    /// Finds tensors that the architecture needs and no tensor of the checkpoint leads to.
+    fn check_needed(&mut self, layers: u32) {
+        // Blocks for further tokens have tensors of their own.
+        if self.conversion.nextn == Nextn::Alone {
+            return;
+        }
+        let mut seen: Vec<u32> = self.seen_layers.iter().copied().collect();
+        seen.retain(|layer| *layer < layers);
+        seen.sort_unstable();
+        let there = |name: &str| self.touched.contains(name);
+        let (architecture, config) = (self.conversion.architecture, self.config());
+        let missing = architecture.missing(&seen, Some(config), &there);
+        let missing = missing.iter();
+        let missing = missing.map(|tensor| Problem::of(&tensor.source, ABSENT));
+        self.problems.extend(missing);
+    }
+
     /// Finds names that occur twice or are too long for ggml.
     fn check_names(&mut self) {
         let mut seen = HashSet::new();
@@ -419,6 +453,64 @@ impl<'a> Planner<'a> {
                 self.problems.push(Problem::of(&tensor.name, what));
             }
         }
+    }
+}
+
+/// The inputs that a recipe lacks beside those that have been seen, of `stack` that each stack has.
+fn absent_inputs(recipe: &Recipe, members: &[Member], stack: u64) -> Vec<Problem> {
+    let Some(Match { layer, ending, .. }) = members.first().map(|first| &first.matched) else {
+        return Vec::new();
+    };
+    let number = layer.map_or(String::new(), |layer| layer.to_string());
+    let (mut problems, mut more) = (Vec::new(), 0u64);
+    for (input, tensor) in recipe.inputs().iter().enumerate() {
+        let seen: HashSet<Option<u32>> = members
+            .iter()
+            .filter(|member| member.matched.input == input)
+            .map(|member| member.matched.index)
+            .collect();
+        let needed = if tensor.is_stacked() { stack } else { 1 };
+        let absent = (0..needed.min(u64::from(u32::MAX)))
+            .filter(|index| !seen.contains(&tensor.is_stacked().then_some(*index as u32)));
+        let room = NAMED_ABSENT.saturating_sub(problems.len());
+        let before = problems.len();
+        problems.extend(absent.take(room).map(|index| {
+            let name = tensor.name.replacen("{}", &number, 1);
+            let name = name.replacen("{}", &index.to_string(), 1);
+            let carried = !name.ends_with(ending);
+            let ending = if carried { *ending } else { "" };
+            Problem::of(&format!("{name}{ending}"), ABSENT)
+        }));
+        let named = (problems.len() - before) as u64;
+        more += needed
+            .saturating_sub(seen.len() as u64)
+            .saturating_sub(named);
+    }
+    if more > 0 {
+        let place = layer.map_or(String::new(), |layer| format!(" of layer {layer}"));
+        problems.push(Problem::of(
+            "",
+            format!("{more} more tensors{place} are missing"),
+        ));
+    }
+    problems
+}
+
+/// What is wrong with a matrix of whole numbers or of 8 bits that has no scales.
+fn unscaled(source: &Source) -> Option<String> {
+    if source.shape.len() < 2 {
+        return None;
+    }
+    let dtype = source.dtype;
+    match dtype {
+        Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::Bf16 => None,
+        Dtype::I8 | Dtype::U8 | Dtype::F8E4m3 | Dtype::F8E5m2 => Some(format!(
+            "these matrices are stored in 8 bits ({dtype}), and their scales (NAME_scale_inv, with a \
+             quantization_config in config.json) are missing; convert the original model, in bf16 or f16"
+        )),
+        Dtype::I64 | Dtype::I32 | Dtype::I16 | Dtype::Bool => Some(format!(
+            "these matrices hold no weights but whole numbers ({dtype}); convert the original model, in bf16 or f16"
+        )),
     }
 }
 

@@ -3,7 +3,7 @@
 use super::general::{General, ParameterCount, naming::fill_template};
 use super::outputs::{self, Conversion, Fault, Outputs};
 use super::weights::Weights;
-use super::{Checkpoint, Error, Job, Result, Source};
+use super::{Checkpoint, Error, Job, Result, Source, head, range};
 use crate::arch::{Architecture, Keys, Nextn};
 use crate::format::gguf::{
     self, DEFAULT_ALIGNMENT, Endian, Entries, Layout, Metadata, QUANTIZATION_VERSION, Shape,
@@ -33,6 +33,8 @@ pub struct Plan<'a> {
     vocab_only: bool,
     pub(super) check: bool,
     pub(super) threads: usize,
+    /// Weights that became infinite.
+    pub(super) too_large: range::Seen,
 }
 
 /// One tensor of the output.
@@ -84,6 +86,19 @@ impl PlannedTensor {
         (elements / self.unit() * row_bytes) as usize
     }
 
+    /// One without weights.
+    #[cfg(test)]
+    pub(super) fn of_type(name: &str, dims: &[u64], target: GgmlType) -> PlannedTensor {
+        PlannedTensor {
+            name: name.into(),
+            shape: Shape::new(dims).unwrap(),
+            wanted: target,
+            target,
+            weights: Weights::Computed(Vec::new()),
+            shard: 0,
+        }
+    }
+
     /// The elements of rows, counted over all matrices.
     pub(super) fn elements(&self, rows: Range<u64>) -> Range<u64> {
         rows.start * self.shape.row_len()..rows.end * self.shape.row_len()
@@ -101,10 +116,7 @@ impl<'a> Plan<'a> {
             path: checkpoint.config_path(),
             what,
         };
-        let class = config
-            .class()
-            .ok_or_else(|| in_config("field 'architectures' is missing or empty".into()))?;
-        let architecture = Architecture::of_class(class).map_err(in_config)?;
+        let architecture = Architecture::of(config).map_err(in_config)?;
         if job.vocab_only && job.no_tensor_first_split {
             return Err(Error::impossible(
                 "a vocabulary is one file; leave out --no-tensor-first-split, or --vocab-only",
@@ -137,6 +149,7 @@ impl<'a> Plan<'a> {
         for parameter in architecture.parameters.iter().flat_map(|list| list.iter()) {
             parameter.apply(config, &mut keys).map_err(in_config)?;
         }
+        let mut notes = keys.notes().to_vec();
         let own = keys.into_entries().split_off(computed.len());
         let dir = &*checkpoint.dir;
         let count = ParameterCount::of(&tensors);
@@ -152,6 +165,12 @@ impl<'a> Plan<'a> {
             .map(u64::from);
         let vocabulary =
             tokenizer::import(dir, architecture.vocabulary, vocab_size, job.pre.as_deref())?;
+        head::check_rows(&tensors, vocabulary.tokens as u64, vocab_size)?;
+        if !job.vocab_only {
+            notes.extend(head::check_tie(checkpoint, architecture, &tensors)?);
+        }
+
+        notes.extend(dropped_template(dir, &vocabulary.entries));
 
         let mut entries = Entries::new();
         entries.set(keys::ARCHITECTURE, Value::str(architecture.name));
@@ -176,7 +195,11 @@ impl<'a> Plan<'a> {
         let left_out = left_out
             .iter()
             .map(|(part, count)| format!("{count} tensors of {part} are left out"));
-        let notes = vocabulary.notes.into_iter().chain(left_out).collect();
+        let notes = notes
+            .into_iter()
+            .chain(vocabulary.notes)
+            .chain(left_out)
+            .collect();
         Ok(Plan {
             checkpoint,
             tensors,
@@ -188,6 +211,7 @@ impl<'a> Plan<'a> {
             vocab_only,
             check,
             threads,
+            too_large: range::Seen::default(),
         })
     }
 
@@ -257,6 +281,20 @@ impl ParameterCount {
         count.experts = stacked.checked_div(stacks).unwrap_or(0);
         count
     }
+}
+
+/// A note about a chat template that does not reach the output: the reference looks for none
+/// without a `tokenizer_config.json`.
+fn dropped_template(dir: &Path, vocabulary: &Entries) -> Option<String> {
+    const FILE: &str = "chat_template.jinja";
+    let is_dropped =
+        vocabulary.get("tokenizer.chat_template").is_none() && dir.join(FILE).is_file();
+    is_dropped.then(|| {
+        format!(
+            "{FILE} is left out, as convert_hf_to_gguf.py does without a tokenizer_config.json; quantier set --chat-template \
+             adds it"
+        )
+    })
 }
 
 /// Refuses types that convert_hf_to_gguf.py writes in the wrong byte order: it swaps the bytes of

@@ -2,6 +2,7 @@
 
 use super::Source;
 use crate::arch::Config;
+use crate::format::safetensors::Dtype;
 use crate::plan::recipe::Problem;
 use std::collections::{HashMap, HashSet};
 
@@ -54,6 +55,13 @@ pub(super) fn find(config: &Config, tensors: &[Source]) -> Result<Scales, Vec<Pr
     {
         None => return Ok(scales),
         Some("fp8") => {}
+        Some(method) if tensors.iter().all(|tensor| is_plain(tensor.dtype)) => {
+            let what = format!(
+                "config.json says that the checkpoint is quantized by '{method}', and its weights are not: they are \
+                 of 16 or 32 bits. Remove quantization_config from config.json"
+            );
+            return Err(vec![Problem::of("", what)]);
+        }
         Some(method) => {
             let what = format!(
                 "checkpoints quantized by '{method}' are not supported; convert the original model"
@@ -89,6 +97,11 @@ pub(super) fn find(config: &Config, tensors: &[Source]) -> Result<Scales, Vec<Pr
     } else {
         Err(problems)
     }
+}
+
+/// Whether numbers are stored as floats of at least 16 bits.
+fn is_plain(dtype: Dtype) -> bool {
+    matches!(dtype, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::Bf16)
 }
 
 /// `weight_block_size`: rows and columns that share a scale.
@@ -169,8 +182,6 @@ fn fit(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::format::safetensors::Dtype;
-
     fn source(name: &str, dtype: Dtype, shape: &[u64]) -> Source {
         Source {
             name: name.into(),

@@ -175,11 +175,15 @@ impl Plan<'_> {
             match self.is_copied_whole(tensor, stored, task.clone()) {
                 true => {
                     self.copy(stored, task, out);
+                    Ok::<_, Error>(())
+                }
+                false => {
+                    let start = task.start;
+                    self.convert(tensor, stored, task, scratch)?;
+                    self.check_range(tensor, start, &scratch.weights)?;
+                    narrow(tensor.target, &scratch.weights, out);
                     Ok(())
                 }
-                false => self.convert(tensor, stored, task, scratch).map(|()| {
-                    narrow(tensor.target, &scratch.weights, out);
-                }),
             }
         })?;
         Ok(Band {
@@ -290,6 +294,21 @@ impl Plan<'_> {
             }
             out = rest;
         }
+    }
+
+    /// The numbers of elements, before they are rounded to the output's type.
+    pub(super) fn numbers(
+        &self,
+        tensor: &PlannedTensor,
+        stored: &Stored,
+        elements: Range<u64>,
+    ) -> Result<Vec<f32>> {
+        self.mapped(tensor, elements.clone())
+            .iter()
+            .try_for_each(|(file, _)| self.checkpoint.maps()[*file].check_length())?;
+        let mut scratch = Scratch::default();
+        self.convert(tensor, stored, elements, &mut scratch)?;
+        Ok(scratch.weights)
     }
 
     /// Makes the numbers of elements in `scratch.weights`.

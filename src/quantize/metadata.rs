@@ -2,7 +2,7 @@
 
 use super::{Error, Job, Result};
 use crate::arch::Role;
-use crate::format::gguf::{Metadata, QUANTIZATION_VERSION, Value, keys};
+use crate::format::gguf::{Array, Metadata, QUANTIZATION_VERSION, Value, ValueType, keys};
 use crate::format::imatrix::Imatrix;
 use crate::format::types::GgmlType;
 use crate::plan::presets::ModelFacts;
@@ -152,8 +152,19 @@ pub(super) struct Changes<'c> {
     pub(super) rounding: Rounding,
     pub(super) imatrix: Option<&'c UsedImatrix>,
     pub(super) architecture: &'c str,
-    /// The number of layers after pruning.
-    pub(super) layers_left: Option<u32>,
+    /// The layers that are left out.
+    pub(super) layers_left: Option<Pruning<'c>>,
+}
+
+/// Layers that are left out.
+#[derive(Clone, Copy)]
+pub(super) struct Pruning<'c> {
+    /// Layers of the input.
+    pub(super) layers: u32,
+    /// Their numbers.
+    pub(super) pruned: &'c [u32],
+    /// Layers of the output.
+    pub(super) left: u32,
 }
 
 impl Changes<'_> {
@@ -189,13 +200,41 @@ impl Changes<'_> {
             }
         }
         set_rounding(&mut out, self.rounding);
-        if let Some(layers) = self.layers_left {
+        if let Some(pruning) = self.layers_left {
             let key = format!("{}.{BLOCK_COUNT}", self.architecture);
-            out.set(key, Value::U32(layers));
+            out.set(key, Value::U32(pruning.left));
+            self.shorten_lists(&mut out, pruning);
         }
         out
     }
 }
+
+impl Changes<'_> {
+    /// Takes pruned layers out of lists with one value for each layer, which llama.cpp does not read
+    /// at any other length.
+    fn shorten_lists(&self, metadata: &mut Metadata<'_>, pruning: Pruning<'_>) {
+        let prefix = format!("{}.", self.architecture);
+        let of_layers = |(key, value): (&str, &Value<'_>)| {
+            let list = value.as_array()?;
+            let name = key.strip_prefix(&prefix)?;
+            let is_of_layers = list.len() as u64 == u64::from(pruning.layers)
+                && list.element() != ValueType::String
+                && !OTHER_LISTS.contains(&name);
+            let kept = (0u32..)
+                .zip(list.values())
+                .filter(|(layer, _)| !pruning.pruned.contains(layer));
+            let kept = Array::of_values(list.element(), kept.map(|(_, value)| value));
+            is_of_layers.then(|| (key.to_owned(), kept))
+        };
+        let shortened: Vec<_> = metadata.iter().filter_map(of_layers).collect();
+        for (key, list) in shortened {
+            metadata.set(key, Value::Array(list));
+        }
+    }
+}
+
+/// Lists of an architecture that do not count layers, whatever their length.
+const OTHER_LISTS: [&str; 1] = ["rope.dimension_sections"];
 
 /// Records a rounding other than the reference's.
 pub(super) fn set_rounding(metadata: &mut Metadata<'_>, rounding: Rounding) {
@@ -292,7 +331,41 @@ fn guess(t: GgmlType) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::format::gguf::{Array, ValueType};
+    #[test]
+    fn lists_of_layers_lose_the_pruned_ones() {
+        let list = |values: &[u32]| {
+            let values = values.iter().map(|n| Value::U32(*n));
+            Value::Array(Array::of_values(ValueType::U32, values))
+        };
+        let mut metadata = Metadata::new();
+        metadata.set("a.block_count", Value::U32(4));
+        metadata.set("a.attention.head_count_kv", list(&[0, 1, 2, 3]));
+        metadata.set("a.rope.dimension_sections", list(&[8, 12, 12, 0]));
+        metadata.set("a.other", list(&[5, 6]));
+        metadata.set("tokenizer.ggml.four", list(&[0, 1, 2, 3]));
+        let changes = Changes {
+            overrides: &[],
+            file_type: 0,
+            rounding: Rounding::Reference,
+            imatrix: None,
+            architecture: "a",
+            layers_left: Some(Pruning {
+                layers: 4,
+                pruned: &[1, 2, 9],
+                left: 2,
+            }),
+        };
+        let out = changes.apply(&metadata);
+        assert_eq!(out.get("a.block_count"), Some(&Value::U32(2)));
+        assert_eq!(out.get("a.attention.head_count_kv"), Some(&list(&[0, 3])));
+        for key in [
+            "a.rope.dimension_sections",
+            "a.other",
+            "tokenizer.ggml.four",
+        ] {
+            assert_eq!(out.get(key), metadata.get(key), "{key}");
+        }
+    }
 
     #[test]
     fn overrides_reach_numbers_but_not_what_differs_by_layer() {

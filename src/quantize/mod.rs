@@ -4,6 +4,7 @@
 //! [`Plan::new`] decides everything and refuses what cannot work, before a byte is written;
 //! [`Plan::run`] streams the tensors through.
 
+mod checks;
 mod metadata;
 mod plan;
 mod rounded;

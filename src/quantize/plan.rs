@@ -1,10 +1,11 @@
 //! The plan: every decision and every refusal, before the first byte is written.
 
 use super::metadata::{
-    Changes, KvOverride, OverrideValue, UsedImatrix, facts, file_type_of_copy, set_rounding,
+    Changes, KvOverride, OverrideValue, Pruning, UsedImatrix, facts, file_type_of_copy,
+    set_rounding,
 };
 use super::rounded::Rounded;
-use super::{Error, Job, Result};
+use super::{Error, Job, Result, checks};
 use crate::arch::{Entry, Facts, Role, TensorId, role};
 use crate::format::gguf::{
     self, Layout, MAX_ALIGNMENT, Metadata, Shape, TensorInfo, keys, shard_path,
@@ -31,6 +32,8 @@ pub struct Plan<'a> {
     pub(super) imatrix_path: Option<PathBuf>,
     /// The input Hessians, if any output is rounded with error feedback.
     pub(super) hessians: Option<InputHessians>,
+    /// What the user should know before the job is run.
+    pub warnings: Vec<String>,
 }
 
 /// A tensor of the input on its way to the outputs.
@@ -196,12 +199,22 @@ impl<'a> Plan<'a> {
     pub fn new(input: &'a Input<'a>, job: &Job) -> Result<Plan<'a>> {
         let imatrix = read_imatrix(job)?;
         let hessians = read_hessians(input, job)?;
-        let mut problems = Vec::new();
+        let mut problems = checks::unusable(input);
+        let foreign = imatrix
+            .as_ref()
+            .and_then(|used| checks::foreign_imatrix(input, used));
+        problems.extend(foreign);
         let (tensors, layers_left) = sources(input, job, imatrix.as_ref());
         let roles = tensors
             .iter()
             .map(|source| input.entry(source.tensor).facts.role);
         let facts = facts(input.metadata(), job, roles, imatrix.is_some())?;
+        if layers_left == Some(0) && facts.layers > 0 {
+            problems.push(Problem::of(
+                "",
+                "--prune-layers leaves no layer of the model",
+            ));
+        }
         let candidates: Vec<_> = tensors
             .iter()
             .map(|source| source.candidate(&facts.architecture))
@@ -229,7 +242,11 @@ impl<'a> Plan<'a> {
                 rounding: request.rounding,
                 imatrix: imatrix.as_ref(),
                 architecture: &facts.architecture,
-                layers_left,
+                layers_left: layers_left.map(|left| Pruning {
+                    layers: facts.layers,
+                    pruned: &job.prune_layers,
+                    left,
+                }),
             };
             let metadata = changes.apply(input.metadata());
             let shards = if job.keep_split {
@@ -278,6 +295,17 @@ impl<'a> Plan<'a> {
         if !problems.is_empty() {
             return Err(Error::Impossible(problems));
         }
+        let mut warnings: Vec<String> = checks::absent_layers(&job.prune_layers, facts.layers)
+            .into_iter()
+            .collect();
+        for (output, request) in outputs.iter().zip(&job.outputs) {
+            let patterns = request.wishes.overrides.iter().map(|(pattern, _)| pattern);
+            warnings.extend(checks::idle_patterns(patterns, &output.tensors));
+            if let Some(used) = &imatrix {
+                warnings.extend(checks::imatrix_gaps(input, job, used, &output.tensors));
+            }
+        }
+        warnings.dedup();
         let imatrix_path = job.imatrix.as_ref().map(|request| request.path.clone());
         Ok(Plan {
             input,
@@ -286,6 +314,7 @@ impl<'a> Plan<'a> {
             threads: job.threads,
             imatrix_path,
             hessians,
+            warnings,
         })
     }
 

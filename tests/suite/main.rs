@@ -31,4 +31,5 @@ mod slow;
 #[cfg(unix)]
 mod split;
 mod support;
+mod unusual_inputs;
 mod vocabulary;

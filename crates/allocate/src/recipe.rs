@@ -22,12 +22,12 @@ impl Pattern {
     }
 
     /// Whether it matches a part of the name. Excessive backtracking counts as no match.
-    pub(crate) fn matches(&self, name: &str) -> bool {
+    pub fn matches(&self, name: &str) -> bool {
         self.0.is_match(name).unwrap_or(false)
     }
 
     /// The expression.
-    pub(crate) fn as_str(&self) -> &str {
+    pub fn as_str(&self) -> &str {
         self.0.as_str()
     }
 }

@@ -1,7 +1,7 @@
 //! BLOOM: layer norms, one of them behind the embeddings, and ALiBi. Falcon has the same names, RoPE,
 //! and attention and feed-forward network side by side.
 
-use super::decoder::{Activation, Alibi, Decoder, Layout, Norm, Rope};
+use super::decoder::{Activation, Alibi, Decoder, Layout, Needs, Norm, Rope};
 use super::neox::BY_HEAD;
 use super::recipes::Op;
 use super::recipes::Size::{Any, Field, Head, Hidden};
@@ -24,6 +24,7 @@ pub(super) static BLOOM: Architecture = Architecture {
         rope: Rope::None,
         alibi: Alibi::Always(MAX_ALIBI_BIAS),
         layout: Layout::Sequential("ffn_norm"),
+        needs: Needs::WEIGHTS,
         ..FALCON.decoder
     },
 };
@@ -40,6 +41,11 @@ pub(super) static FALCON: Architecture = Architecture {
         rope: Rope::Halves,
         activation: Activation::Gelu,
         layout: Layout::Parallel,
+        needs: Needs {
+            // Large models have a norm of its own for the network.
+            optional: &["attn_norm_2"],
+            ..Needs::WEIGHTS
+        },
         ..Decoder::LLAMA
     },
 };

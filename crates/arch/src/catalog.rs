@@ -181,7 +181,7 @@ const ORDER: &[(&str, Slot)] = &[
 ];
 
 /// Ends of the short names of weights whose third dimension counts experts.
-const OF_EXPERTS: &str = "exps";
+pub(crate) const OF_EXPERTS: &str = "exps";
 
 /// Tables whose rows are looked up.
 const TABLES: &[&str] = &[

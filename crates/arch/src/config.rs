@@ -17,7 +17,13 @@ pub struct Config {
     rope: Map<String, Value>,
     /// The first of `architectures`.
     class: Option<String>,
-    pooling: Option<Pooling>,
+    /// `model_type` of the whole checkpoint; that of its text model is among the fields.
+    model_type: Option<String>,
+    /// Whether the embeddings serve as output matrix, by the fields of the text model and those
+    /// around it; true if any of them says so.
+    is_tied: Option<bool>,
+    pooling: Result<Option<Pooling>>,
+    is_reranker: bool,
     /// Blocks for further tokens behind the last layer.
     nextn: u32,
 }
@@ -42,6 +48,9 @@ const LAYERS: &[&str] = &[
     "num_transformer_layers",
 ];
 
+/// Whether the embeddings serve as output matrix.
+pub(crate) const TIED: &str = "tie_word_embeddings";
+
 impl Config {
     /// Completes the fields of a config.json.
     ///
@@ -51,12 +60,19 @@ impl Config {
         defaults::complete(&mut fields)?;
         wrapper::rename_text_config(&mut fields);
         let class = wrapper::class(&fields);
+        let model_type = fields.get("model_type").and_then(Value::as_str);
+        let model_type = model_type.map(str::to_owned);
+        let outer = fields.get(TIED).and_then(Value::as_bool);
         wrapper::flatten(&mut fields);
+        let inner = fields.get(TIED).and_then(Value::as_bool);
         let mut config = Config {
             fields,
             rope: Map::new(),
             class,
-            pooling: None,
+            model_type,
+            is_tied: outer.max(inner),
+            pooling: Ok(None),
+            is_reranker: false,
             nextn: 0,
         };
         config.rope = config.rope_parameters()?;
@@ -66,6 +82,12 @@ impl Config {
     /// The name of the model's class, which decides the architecture.
     pub fn class(&self) -> Option<&str> {
         self.class.as_deref()
+    }
+
+    /// `model_type` of the checkpoint and of its text model.
+    pub fn model_types(&self) -> [Option<&str>; 2] {
+        let text = self.get("model_type").and_then(Value::as_str);
+        [self.model_type.as_deref(), text]
     }
 
     /// A field that is there and not null.
@@ -217,14 +239,36 @@ impl Config {
         Ok(Some(sections))
     }
 
-    /// How a sentence-transformers model makes one vector of all activations.
-    pub(crate) fn pooling(&self) -> Option<Pooling> {
-        self.pooling
+    /// Whether the embeddings serve as output matrix; `None` if the config does not say.
+    pub fn is_tied(&self) -> Option<bool> {
+        self.is_tied
     }
 
-    /// The same config for a model with this pooling.
-    pub fn with_pooling(self, pooling: Option<Pooling>) -> Config {
+    /// How a sentence-transformers model makes one vector of all activations.
+    ///
+    /// # Errors
+    /// What is wrong with the files that say it.
+    pub(crate) fn pooling(&self) -> Result<Option<Pooling>> {
+        self.pooling.clone()
+    }
+
+    /// The same config for a model with this pooling. What is wrong with it matters only to
+    /// architectures whose metadata hold it.
+    pub fn with_pooling(self, pooling: std::result::Result<Option<Pooling>, String>) -> Config {
         Config { pooling, ..self }
+    }
+
+    /// Whether the model ranks texts by the logits of two tokens.
+    pub(crate) fn is_reranker(&self) -> bool {
+        self.is_reranker
+    }
+
+    /// The same config for a model that ranks texts by the logits of two tokens.
+    pub fn as_reranker(self, is_reranker: bool) -> Config {
+        Config {
+            is_reranker,
+            ..self
+        }
     }
 
     /// Base frequency of layers with a sliding window, where it is given.
@@ -333,11 +377,18 @@ fn as_u32(name: &str, value: &Value) -> Result<u32> {
 }
 
 fn as_f64(name: &str, value: &Value) -> Result<f64> {
-    let number = value
-        .as_f64()
+    // Python writes numbers that JSON does not know.
+    let not_finite = match value.as_str() {
+        Some("Infinity") => Some(f64::INFINITY),
+        Some("-Infinity") => Some(f64::NEG_INFINITY),
+        Some("NaN") => Some(f64::NAN),
+        _ => None,
+    };
+    let number = not_finite
+        .or(value.as_f64())
         .ok_or_else(|| wrong_kind(name, value, "a number"))?;
     // The reference packs numbers into 32 bits and fails on those that become infinite.
-    match (number as f32).is_finite() {
+    match (number as f32).is_finite() || not_finite.is_some() {
         true => Ok(number),
         false => Err(format!(
             "field '{name}' is {number}, which does not fit into an f32"

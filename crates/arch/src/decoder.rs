@@ -42,6 +42,29 @@ pub struct Decoder {
     pub delta_nets: Option<DeltaHeads>,
     /// What scores of attention are divided by.
     pub score_divisor: ScoreDivisor,
+    /// Which of its tensors a model may lack, and which it must have beside its weights.
+    pub needs: Needs,
+}
+
+/// What llama.cpp does not load a model without. The weights that an architecture's recipes lead to
+/// are needed unless they stand here. Names are those of a GGUF, without layer and ending.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Needs {
+    /// Weights that some models of the architecture lack.
+    pub optional: &'static [&'static str],
+    /// Biases that every one of them has.
+    pub biases: &'static [&'static str],
+    /// Whether the embeddings cannot serve as the output matrix.
+    pub own_output: bool,
+}
+
+impl Needs {
+    /// The weights alone.
+    pub(crate) const WEIGHTS: Needs = Needs {
+        optional: &[],
+        biases: &[],
+        own_output: false,
+    };
 }
 
 /// What scores of attention are divided by, if the metadata does not say it.
@@ -247,5 +270,6 @@ impl Decoder {
         gated_queries: false,
         delta_nets: None,
         score_divisor: ScoreDivisor::Root,
+        needs: Needs::WEIGHTS,
     };
 }

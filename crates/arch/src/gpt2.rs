@@ -2,7 +2,7 @@
 //! prefix.
 
 use super::config::Result;
-use super::decoder::{Activation, Decoder, Norm, Rope};
+use super::decoder::{Activation, Decoder, Needs, Norm, Rope};
 use super::recipes::Op::Transpose;
 use super::recipes::Size::{Any, Hidden};
 use super::{Architecture, Config, Keys, Parameter, Recipe, nothing_generated};
@@ -23,13 +23,25 @@ pub(super) static GPT2: Architecture = Architecture {
         norm: Norm::Layer,
         rope: Rope::None,
         activation: Activation::Gelu,
+        needs: Needs {
+            biases: &[
+                "output_norm",
+                "attn_norm",
+                "attn_qkv",
+                "attn_output",
+                "ffn_norm",
+                "ffn_up",
+                "ffn_down",
+            ],
+            ..Needs::WEIGHTS
+        },
         ..Decoder::LLAMA
     },
 };
 
 const PARAMETERS: &[Parameter] = &[
     Parameter::Layers,
-    Parameter::U32("context_length", &["n_ctx"]),
+    Parameter::Computed(context),
     Parameter::U32("embedding_length", &["n_embd"]),
     Parameter::Computed(feed_forward),
     Parameter::U32("attention.head_count", &["n_head"]),
@@ -37,11 +49,39 @@ const PARAMETERS: &[Parameter] = &[
     Parameter::FileType,
 ];
 
+/// Rows of the position table. Old files have its size in `n_ctx` too, where the reference looks for
+/// it.
+fn context(config: &Config, keys: &mut Keys) -> Result<()> {
+    let old = config.optional_u32(&["n_ctx"])?;
+    let positions = match config.optional_u32(&["n_positions"])?.or(old) {
+        Some(positions) => positions,
+        None => config.u32(&["n_positions", "n_ctx"])?,
+    };
+    if let Some(old) = old.filter(|old| *old != positions) {
+        keys.note(format!(
+            "the context is n_positions of config.json, {positions}; convert_hf_to_gguf.py writes n_ctx, {old}, and \
+             llama.cpp does not load the file then"
+        ));
+    }
+    keys.set("context_length", Value::U32(positions));
+    Ok(())
+}
+
+/// The width of the feed-forward network: the config's, or a multiple of the hidden size. The
+/// reference always takes the multiple.
 pub(super) fn feed_forward(config: &Config, keys: &mut Keys) -> Result<()> {
-    let width = config
+    let by_factor = config
         .u32(&["hidden_size", "n_embd"])?
         .checked_mul(FFN_FACTOR)
         .ok_or("field 'n_embd' is too large")?;
+    let width = config.optional_u32(&["n_inner", "intermediate_size"])?;
+    let width = width.unwrap_or(by_factor);
+    if width != by_factor {
+        keys.note(format!(
+            "the feed-forward network has config.json's width, {width}; convert_hf_to_gguf.py writes {by_factor}, and \
+             llama.cpp does not load the file then"
+        ));
+    }
     keys.set("feed_forward_length", Value::U32(width));
     Ok(())
 }

@@ -35,6 +35,7 @@ mod llama;
 mod minicpm;
 mod mpt;
 mod muse;
+mod needed;
 mod nemotron;
 mod neox;
 mod nextn;
@@ -47,6 +48,7 @@ mod plamo;
 mod qwen;
 pub mod recipes;
 mod refact;
+mod refused;
 pub mod role;
 mod seed;
 mod spark;
@@ -60,10 +62,11 @@ use quantier_tokenizer::VocabKind;
 pub use catalog::{Catalog, Entry, Grouping, InputId, LayerId, Linear, LinearId, TensorId};
 pub use config::{Config, Pooling};
 pub use decoder::{
-    Activation, Alibi, Decoder, DeltaHeads, Layout, Listed, Norm, Rope, ScoreDivisor, Sections,
-    Unrotated, Window, Xielu,
+    Activation, Alibi, Decoder, DeltaHeads, Layout, Listed, Needs, Norm, Rope, ScoreDivisor,
+    Sections, Unrotated, Window, Xielu,
 };
 pub use input::Input;
+pub use needed::Missing;
 pub use nextn::Nextn;
 pub use parameters::{Keys, Parameter};
 pub use recipes::Recipe;
@@ -162,25 +165,36 @@ pub static ARCHITECTURES: &[&Architecture] = &[
 ];
 
 impl Architecture {
+    /// The architecture of a checkpoint, by its class.
+    ///
+    /// # Errors
+    /// A missing or unsupported class; the message says what is known of it.
+    pub fn of(config: &Config) -> Result<&'static Architecture, String> {
+        let class = config.class();
+        let class = class.ok_or("field 'architectures' is missing or empty")?;
+        Architecture::of_class(class).map_err(|unsupported| {
+            let types = config.model_types().into_iter().flatten();
+            let mut reasons = types.filter_map(|model_type| refused::reason(model_type, class));
+            reasons.next().unwrap_or(unsupported)
+        })
+    }
+
     /// The architecture of a class in config.json.
     ///
     /// # Errors
-    /// An unsupported class; the message names the nearest supported one.
-    pub fn of_class(class: &str) -> Result<&'static Architecture, String> {
-        let classes = || {
-            ARCHITECTURES
-                .iter()
-                .flat_map(|a| a.classes.iter().map(move |c| (*a, *c)))
-        };
-        if let Some((architecture, _)) = classes().find(|(_, known)| *known == class) {
+    /// An unsupported class; the message names a supported one of nearly the same name.
+    fn of_class(class: &str) -> Result<&'static Architecture, String> {
+        let mut classes = ARCHITECTURES
+            .iter()
+            .flat_map(|a| a.classes.iter().map(move |c| (*a, *c)));
+        if let Some((architecture, _)) = classes.clone().find(|(_, known)| *known == class) {
             return Ok(architecture);
         }
-        let nearest = classes()
-            .min_by_key(|(_, known)| quantier_core::words::distance(class, known))
-            .map_or("", |(_, known)| known);
-        Err(format!(
-            "architecture '{class}' is not supported; the nearest that is: {nearest}"
-        ))
+        let near = match classes.find(|(_, known)| is_misspelt(class, known)) {
+            Some((_, known)) => format!("; is it {known}?"),
+            None => "; docs/architectures.md lists those that are".to_owned(),
+        };
+        Err(format!("architecture '{class}' is not supported{near}"))
     }
 
     /// The architecture of a GGUF by its `general.architecture`.
@@ -197,6 +211,11 @@ impl Architecture {
         })
     }
 
+    /// Whether models of this `general.architecture` are known.
+    pub fn is_known(name: &str) -> bool {
+        ARCHITECTURES.iter().any(|a| a.name == name)
+    }
+
     /// The recipe for a tensor of the checkpoint, and how the tensor's name matches it. A model
     /// without a head (`LlamaModel`, `BloomModel`) has names without the first part.
     pub fn recipe(&self, name: &str, config: &Config) -> Option<(&'static Recipe, recipes::Match)> {
@@ -211,6 +230,18 @@ impl Architecture {
     fn recipes(&self) -> impl Iterator<Item = &'static Recipe> {
         self.tensors.iter().flat_map(|recipes| recipes.iter())
     }
+}
+
+/// Whether a class is another one with a wrong letter, or with letters of another case. Another
+/// number is another model.
+fn is_misspelt(class: &str, known: &str) -> bool {
+    let numbers = |name: &str| {
+        name.chars()
+            .filter(char::is_ascii_digit)
+            .collect::<String>()
+    };
+    let [a, b] = [class, known].map(str::to_ascii_lowercase);
+    numbers(class) == numbers(known) && quantier_core::words::distance(&a, &b) <= 1
 }
 
 /// For architectures without generated tensors.
@@ -238,19 +269,31 @@ mod tests {
     }
 
     #[test]
-    fn the_nearest_architecture_is_named() {
-        assert!(
-            Architecture::of_class("LLamaForCausalLM")
-                .err()
-                .unwrap()
-                .contains(": LlamaForCausalLM")
+    fn only_a_class_of_nearly_the_same_name_is_proposed() {
+        let error = |class: &str| Architecture::of_class(class).err().unwrap();
+        assert!(error("LLamaForCausalLM").ends_with("is it LlamaForCausalLM?"));
+        assert!(error("Qwen2MoEForCausalLM").ends_with("is it Qwen2MoeForCausalLM?"));
+        for class in ["Llama4ForCausalLM", "GlmForCausalLM", "OPTForCausalLM", ""] {
+            assert!(error(class).contains("docs/architectures.md"), "{class}");
+        }
+    }
+
+    #[test]
+    fn popular_models_that_cannot_be_converted_are_known_by_their_type() {
+        let error = |fields: serde_json::Value| {
+            let config = Config::new(fields.as_object().unwrap().clone()).unwrap();
+            Architecture::of(&config).err().unwrap()
+        };
+        use serde_json::json;
+        let opt = error(json!({ "architectures": ["OPTForCausalLM"], "model_type": "opt" }));
+        assert!(opt.starts_with("OPT (model type 'opt'"), "{opt}");
+        // The text model within has another type.
+        let inkling = error(
+            json!({ "architectures": ["InklingForConditionalGeneration"],
+            "model_type": "inkling_mm_model", "text_config": { "model_type": "inkling_text" } }),
         );
-        assert!(
-            Architecture::of_class("Qwen2MoEForCausalLM")
-                .err()
-                .unwrap()
-                .contains(": Qwen2MoeForCausalLM")
-        );
+        assert!(inkling.starts_with("Inkling"), "{inkling}");
+        assert!(error(json!({})).contains("'architectures' is missing"));
     }
 
     #[test]

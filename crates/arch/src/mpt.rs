@@ -1,7 +1,7 @@
 //! MPT: layer norms, which may have no biases, and ALiBi or a table of positions.
 
 use super::config::Result;
-use super::decoder::{Activation, Alibi, Decoder, Norm, Rope};
+use super::decoder::{Activation, Alibi, Decoder, Needs, Norm, Rope};
 use super::recipes::Size;
 use super::recipes::Size::{Any, Field};
 use super::{Architecture, Config, Keys, Parameter, Recipe, nothing_generated};
@@ -23,6 +23,11 @@ pub(super) static MPT: Architecture = Architecture {
         rope: Rope::None,
         activation: Activation::Gelu,
         alibi: Alibi::Listed,
+        needs: Needs {
+            // Positions are told by ALiBi, or by a table.
+            optional: &["position_embd", "attn_q_norm", "attn_k_norm"],
+            ..Needs::WEIGHTS
+        },
         ..Decoder::LLAMA
     },
 };

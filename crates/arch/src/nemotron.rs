@@ -2,7 +2,7 @@
 //! are rotated in part.
 
 use super::config::{Result, number_in};
-use super::decoder::{Activation, Decoder, Norm, Rope};
+use super::decoder::{Activation, Decoder, Needs, Norm, Rope};
 use super::gemma::PLUS_ONE_NORMS;
 use super::llama::{BUFFERS, EMBEDDINGS, NORMS, PLAIN_ATTENTION, PLAIN_FFN};
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS, rotated};
@@ -29,8 +29,16 @@ pub(super) static NEMOTRON: Architecture = Architecture {
         norm: Norm::Layer,
         rope: Rope::Halves,
         activation: Activation::SquaredRelu,
+        needs: NORM_BIASES,
         ..Decoder::LLAMA
     },
+};
+
+/// Layer norms with biases, and an output matrix of its own.
+pub(super) const NORM_BIASES: Needs = Needs {
+    optional: &[],
+    biases: &["output_norm", "attn_norm", "ffn_norm"],
+    own_output: true,
 };
 
 const PARAMETERS: &[Parameter] = &[

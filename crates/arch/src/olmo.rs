@@ -1,7 +1,7 @@
 //! OLMo, whose norms have no weights, and OLMo 2, whose norms come after each half of a layer.
 
 use super::config::Result;
-use super::decoder::{Decoder, Listed, Norm, Rope, Window};
+use super::decoder::{Decoder, Listed, Needs, Norm, Rope, Window};
 use super::llama::{BUFFERS, EMBEDDINGS, GATED_FFN, PLAIN_ATTENTION};
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS, set_flags};
 use super::recipes::Op::Interleave;
@@ -48,6 +48,10 @@ pub(super) static OLMO2: Architecture = Architecture {
     decoder: Decoder {
         rope: Rope::Halves,
         window: Window::Listed(Listed::THREE_OF_FOUR),
+        needs: Needs {
+            own_output: true,
+            ..Needs::WEIGHTS
+        },
         ..Decoder::LLAMA
     },
 };

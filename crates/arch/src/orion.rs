@@ -2,6 +2,7 @@
 
 use super::decoder::{Decoder, Norm, Rope};
 use super::llama::{BUFFERS, EMBEDDINGS, GATED_FFN, NORMS, PLAIN_ATTENTION};
+use super::nemotron::NORM_BIASES;
 use super::{Architecture, Parameter, nothing_generated};
 use quantier_tokenizer::VocabKind;
 
@@ -15,6 +16,7 @@ pub(super) static ORION: Architecture = Architecture {
     decoder: Decoder {
         norm: Norm::Layer,
         rope: Rope::Halves,
+        needs: NORM_BIASES,
         ..Decoder::LLAMA
     },
 };

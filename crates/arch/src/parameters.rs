@@ -10,6 +10,7 @@ pub struct Keys {
     /// `general.file_type`.
     file_type: u32,
     entries: Vec<(String, Value<'static>)>,
+    notes: Vec<String>,
 }
 
 impl Keys {
@@ -19,6 +20,7 @@ impl Keys {
             architecture,
             file_type,
             entries: Vec::new(),
+            notes: Vec::new(),
         }
     }
 
@@ -39,6 +41,16 @@ impl Keys {
     pub(crate) fn remove(&mut self, key: &str) {
         let key = format!("{}.{key}", self.architecture);
         self.entries.retain(|(other, _)| *other != key);
+    }
+
+    /// Tells the user something about the keys.
+    pub(crate) fn note(&mut self, note: String) {
+        self.notes.push(note);
+    }
+
+    /// What the user should know about the keys.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// The keys in order.
@@ -188,7 +200,7 @@ pub(crate) const FILE_TYPE: &[Parameter] = &[FileType];
 
 /// How a sentence-transformers model makes one vector of all activations.
 pub(crate) const POOLING: &[Parameter] = &[Parameter::Computed(|config, keys| {
-    if let Some(kind) = config.pooling() {
+    if let Some(kind) = config.pooling()? {
         keys.set("pooling_type", Value::U32(kind as u32));
     }
     Ok(())
@@ -279,8 +291,13 @@ fn rope(config: &Config, keys: &mut Keys) -> Result<()> {
             }
         }
         ("su" | "longrope", _) => keys.set("rope.scaling.type", Value::str("longrope")),
-        // Llama 3's kind becomes a tensor; the others leave no trace.
-        _ => {}
+        // Llama 3's kind becomes a tensor.
+        ("" | "default" | "mrope" | "linear" | "yarn", _) => {}
+        _ if kind.eq_ignore_ascii_case("llama3") => {}
+        _ => keys.note(format!(
+            "the RoPE type '{kind}' of config.json has no counterpart in llama.cpp and is left out: contexts longer \
+             than the original one will be worse than with transformers"
+        )),
     }
     if let Some(sections) = config.rope_sections()? {
         set_numbers(keys, "rope.dimension_sections", sections);

@@ -3,7 +3,7 @@
 //! and up in one.
 
 use super::config::{Result, number_in, wrong_kind};
-use super::decoder::{Activation, Decoder, Layout, Norm, Rope};
+use super::decoder::{Activation, Decoder, Layout, Needs, Norm, Rope};
 use super::llama::{BUFFERS, EMBEDDINGS, NORMS, PLAIN_ATTENTION};
 use super::recipes::Size::{Any, FeedForward, Hidden, Number, Product};
 use super::{
@@ -38,6 +38,18 @@ pub(super) static PHI2: Architecture = Architecture {
         rope: Rope::Halves,
         activation: Activation::Gelu,
         layout: Layout::Parallel,
+        needs: Needs {
+            biases: &[
+                "output",
+                "output_norm",
+                "attn_norm",
+                "attn_output",
+                "ffn_up",
+                "ffn_down",
+            ],
+            own_output: true,
+            ..Needs::WEIGHTS
+        },
         ..Decoder::LLAMA
     },
 };

@@ -1,12 +1,12 @@
 //! Qwen 2 and 3, dense and with experts.
 
-use super::decoder::{Decoder, Rope, Sections};
+use super::decoder::{Decoder, Needs, Rope, Sections};
 use super::llama::{BUFFERS, EMBEDDINGS, GATED_FFN, NORMS, PLAIN_ATTENTION, STACKED};
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS, POOLING};
 use super::recipes::Size::{Any, Expert, Experts, Head, Hidden};
-use super::recipes::{Input, Op, Output, Recipe, Size};
+use super::recipes::{Input, Op, Output, Recipe, Size, When};
 use super::{Architecture, Parameter, nothing_generated};
-use quantier_gguf::gguf::Value;
+use quantier_gguf::gguf::{Array, Value};
 use quantier_tokenizer::VocabKind;
 
 const HALVES: Decoder = Decoder {
@@ -62,8 +62,15 @@ pub(super) static QWEN3: Architecture = Architecture {
     ],
     name: "qwen3",
     vocabulary: VocabKind::Qwen,
-    parameters: &[COMMON, HEAD_LENGTHS, FILE_TYPE, POOLING],
+    parameters: &[
+        COMMON,
+        HEAD_LENGTHS,
+        FILE_TYPE,
+        POOLING,
+        RERANKER_PARAMETERS,
+    ],
     tensors: &[
+        RERANKER,
         EMBEDDINGS,
         NORMS,
         PLAIN_ATTENTION,
@@ -91,6 +98,10 @@ pub(super) static QWEN2_MOE: Architecture = Architecture {
     generated: nothing_generated,
     decoder: Decoder {
         normalized_experts: false,
+        needs: Needs {
+            own_output: true,
+            ..Needs::WEIGHTS
+        },
         ..HALVES
     },
 };
@@ -119,7 +130,14 @@ pub(super) static QWEN3_VL: Architecture = Architecture {
         "Qwen3ASRForConditionalGeneration",
     ],
     name: "qwen3vl",
-    parameters: &[COMMON, HEAD_LENGTHS, FILE_TYPE, POOLING, DEEPSTACK],
+    parameters: &[
+        COMMON,
+        HEAD_LENGTHS,
+        FILE_TYPE,
+        POOLING,
+        RERANKER_PARAMETERS,
+        DEEPSTACK,
+    ],
     decoder: INTERLEAVED,
     ..QWEN3
 };
@@ -168,6 +186,52 @@ pub(super) const EXPERT_PARAMETERS: &[Parameter] = &[
         &["shared_expert_intermediate_size"],
     ),
 ];
+
+/// Rerankers say "yes" or "no": in place of an output matrix they have its rows of these tokens.
+const RERANKER: &[Recipe] = &[
+    Recipe::new(
+        &[Input::new("model.embed_tokens.weight", &[Any, Hidden])],
+        &[
+            Output::new("cls.output.weight", ANSWERS),
+            Output::new("token_embd.weight", &[]),
+        ],
+    )
+    .when(When::Reranker { tied: true }),
+    Recipe::with(
+        "lm_head.weight",
+        "cls.output.weight",
+        &[Any, Hidden],
+        ANSWERS,
+    )
+    .when(When::Reranker { tied: false }),
+];
+
+const ANSWERS: &[Op] = &[Op::Rows(&["yes", "no"])];
+
+const RERANKER_PARAMETERS: &[Parameter] = &[Parameter::Computed(|config, keys| {
+    /// The pooling of llama.cpp that makes a score.
+    const RANK: u32 = 4;
+    if config.is_reranker() {
+        keys.set("pooling_type", Value::U32(RANK));
+        let labels = Array::of_strings(["yes", "no"]);
+        keys.set("classifier.output_labels", Value::Array(labels));
+        let (template, names) = (Value::str(RERANK_TEMPLATE), Array::of_strings(["rerank"]));
+        keys.set_exact("tokenizer.chat_template.rerank".into(), template);
+        keys.set_exact("tokenizer.chat_templates".into(), Value::Array(names));
+    }
+    Ok(())
+})];
+
+/// What a reranker is asked, as its makers print it.
+const RERANK_TEMPLATE: &str = "<|im_start|>system\n\
+    Judge whether the Document meets the requirements based on the Query and the Instruct provided. \
+    Note that the answer can only be \"yes\" or \"no\".<|im_end|>\n\
+    <|im_start|>user\n\
+    <Instruct>: Given a web search query, retrieve relevant passages that answer the query\n\
+    <Query>: {query}\n\
+    <Document>: {document}<|im_end|>\n\
+    <|im_start|>assistant\n\
+    <think>\n\n</think>\n\n";
 
 /// A norm over every head's queries and keys.
 pub(super) const HEAD_NORMS: &[Recipe] = &[

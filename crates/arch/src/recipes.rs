@@ -16,7 +16,7 @@
 //! says what becomes of a low-rank pair: an operation on rows is one on the rows of B, an operation
 //! on columns is one on the columns of A.
 
-use super::config::{Config, Result};
+use super::config::{Config, Result, TIED};
 use quantier_gguf::types::GgmlType;
 
 /// A row of the table.
@@ -81,6 +81,8 @@ pub enum Op {
     },
     /// At most so many rows; those behind them are left out.
     First(Size),
+    /// The rows of these tokens, in this order.
+    Rows(&'static [&'static str]),
     /// The two halves of the rows of each of so many heads are interleaved, which is how llama.cpp
     /// rotates them.
     Interleave(Size),
@@ -205,6 +207,11 @@ pub enum When {
     Unset(&'static str),
     /// If the rotation of heads has sections for pictures.
     Sections,
+    /// If the model is a reranker, and its embeddings serve as output matrix or not.
+    Reranker {
+        /// Whether they do.
+        tied: bool,
+    },
     /// In layers before the one with this number; in all of them if the config does not say it.
     LayersBefore(Size),
     /// In layers from the one with this number on; in none if the config does not say it.
@@ -366,6 +373,26 @@ impl Recipe {
         self.to.as_slice()
     }
 
+    /// Whether the recipe is for its names in every model.
+    pub(crate) fn is_unconditional(&self) -> bool {
+        matches!(self.when, When::Always)
+    }
+
+    /// Whether the recipe is for this layer, or for what stands outside of layers. Without a config,
+    /// only recipes without a condition are.
+    pub(crate) fn applies(&self, layer: Option<u32>, config: Option<&Config>) -> bool {
+        let matched = Match {
+            input: 0,
+            layer,
+            index: None,
+            ending: "",
+        };
+        match config {
+            Some(config) => self.when.holds(&matched, config),
+            None => matches!(self.when, When::Always),
+        }
+    }
+
     /// The number of tensors that are stacked, where some are.
     pub fn stacked(&self) -> Option<Size> {
         let mut ops = self.outputs().iter().flat_map(|output| output.ops);
@@ -417,6 +444,7 @@ impl When {
             When::Set(field) => is_set(field),
             When::Unset(field) => !is_set(field),
             When::Sections => config.rope().contains_key("mrope_section"),
+            When::Reranker { tied } => config.is_reranker() && is_set(TIED) == tied,
             When::LayersBefore(size) => before(size),
             When::LayersFrom(size) => !before(size),
         }

@@ -136,6 +136,23 @@ pub fn block_of(name: &str) -> Option<u32> {
     name.strip_prefix("blk.")?.split('.').next()?.parse().ok()
 }
 
+/// Whether a tensor is the matrix of a single expert, as files of Mixtral had them at first:
+/// `blk.3.ffn_gate.7.weight`.
+pub fn is_single_expert(name: &str) -> bool {
+    let parts: Vec<_> = name.split('.').collect();
+    let is_number = |part: &str| part.parse::<u32>().is_ok();
+    match parts[..] {
+        [
+            "blk",
+            layer,
+            "ffn_gate" | "ffn_up" | "ffn_down",
+            expert,
+            "weight",
+        ] => is_number(layer) && is_number(expert),
+        _ => false,
+    }
+}
+
 /// The name of the tensor that does the same one layer before, as llama-imatrix looks for it.
 pub fn one_block_before(name: &str) -> Option<String> {
     let block = block_of(name)?;

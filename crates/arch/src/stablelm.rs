@@ -2,7 +2,7 @@
 //! network side by side.
 
 use super::config::Result;
-use super::decoder::{Decoder, Layout, Norm, Rope};
+use super::decoder::{Decoder, Layout, Needs, Norm, Rope};
 use super::llama::{BUFFERS, EMBEDDINGS, GATED_FFN, NORMS, PLAIN_ATTENTION};
 use super::parameters::rotated_part;
 use super::{Architecture, Config, Keys, Parameter, nothing_generated};
@@ -20,6 +20,11 @@ pub(super) static STABLELM: Architecture = Architecture {
         norm: Norm::Layer,
         rope: Rope::Halves,
         layout: Layout::ParallelWithout("ffn_norm"),
+        needs: Needs {
+            optional: &["ffn_norm"],
+            biases: &["output_norm", "attn_norm"],
+            own_output: true,
+        },
         ..Decoder::LLAMA
     },
 };

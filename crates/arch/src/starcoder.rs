@@ -1,7 +1,7 @@
 //! StarCoder: norms with biases, and a feed-forward network without a gate. The first one is GPT-2
 //! with one head of keys and values, and matrices stored by rows. CodeShell is built like it.
 
-use super::decoder::{Activation, Decoder, Norm, Rope};
+use super::decoder::{Activation, Decoder, Needs, Norm, Rope};
 use super::llama::{BUFFERS, EMBEDDINGS, NORMS, PLAIN_ATTENTION};
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS};
 use super::recipes::Size::{FeedForward, Hidden};
@@ -38,6 +38,12 @@ pub(super) static CODESHELL: Architecture = Architecture {
     tensors: &[gpt2::BY_ROWS],
     decoder: Decoder {
         rope: Rope::Halves,
+        needs: Needs {
+            // llama.cpp takes the output matrix for the embeddings then.
+            optional: &["token_embd", "position_embd"],
+            own_output: true,
+            ..gpt2::GPT2.decoder.needs
+        },
         ..gpt2::GPT2.decoder
     },
     ..gpt2::GPT2
@@ -73,6 +79,17 @@ pub(super) static STARCODER2: Architecture = Architecture {
         norm: Norm::Layer,
         rope: Rope::Halves,
         activation: Activation::Gelu,
+        needs: Needs {
+            biases: &[
+                "output_norm",
+                "attn_norm",
+                "attn_output",
+                "ffn_norm",
+                "ffn_up",
+                "ffn_down",
+            ],
+            ..Needs::WEIGHTS
+        },
         ..Decoder::LLAMA
     },
 };

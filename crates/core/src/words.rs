@@ -30,6 +30,15 @@ impl Unit {
     }
 }
 
+/// Names, separated by commas; those beyond `most` are counted.
+pub fn listed(names: &[&str], most: usize) -> String {
+    let named = names[..names.len().min(most)].join(", ");
+    match names.len().saturating_sub(most) {
+        0 => named,
+        more => format!("{named} and {more} more"),
+    }
+}
+
 /// How many letters have to be added, removed or replaced to make one word of the other
 /// (Levenshtein 1965).
 pub fn distance(a: &str, b: &str) -> usize {
@@ -49,6 +58,13 @@ pub fn distance(a: &str, b: &str) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn long_lists_are_cut() {
+        assert_eq!(listed(&["a", "b"], 2), "a, b");
+        assert_eq!(listed(&["a", "b", "c", "d"], 2), "a, b and 2 more");
+        assert_eq!(listed(&[], 2), "");
+    }
 
     #[test]
     fn edits_are_counted() {

@@ -13,6 +13,7 @@ use super::gguf::{
 };
 use super::map::Map;
 use super::output::Output;
+use super::safetensors::lfs_pointer;
 use super::types::GgmlType;
 use super::{Error, Result, le_bytes, shown};
 use byteorder::{ByteOrder, LittleEndian};
@@ -97,6 +98,9 @@ impl Imatrix {
     /// # Errors
     /// The defect and its place; the caller adds the file's name.
     pub fn parse(bytes: &[u8]) -> std::result::Result<Imatrix, String> {
+        if let Some(pointer) = lfs_pointer(bytes) {
+            return Err(pointer);
+        }
         let imatrix = if bytes.starts_with(b"GGUF") {
             parse_gguf(bytes)?
         } else {

@@ -92,6 +92,11 @@ impl Index {
         self.file_of.contains_key(tensor)
     }
 
+    /// The file that the index names for a tensor.
+    pub fn file_of(&self, tensor: &str) -> Option<&str> {
+        self.file_of.get(tensor).map(String::as_str)
+    }
+
     /// The names of the files, sorted.
     pub fn parts(&self) -> Vec<String> {
         let parts: BTreeSet<_> = self.file_of.values().collect();

@@ -1,4 +1,7 @@
 //! JSON files: errors with the file's name, the line and the column.
+//!
+//! `NaN`, `Infinity` and `-Infinity`, which Python writes and JSON does not know, are taken as the
+//! texts of these names.
 
 use super::{Error, Result};
 use serde_json::{Map, Value};
@@ -17,7 +20,7 @@ pub fn read_object(path: &Path) -> Result<Map<String, Value>> {
 /// # Errors
 /// A file that cannot be read or holds something else, with line and column.
 pub fn read(path: &Path) -> Result<Value> {
-    serde_json::from_slice(&bytes(path)?).map_err(|e| bad(path, format!("bad JSON: {e}")))
+    value(&bytes(path)?).map_err(|what| bad(path, what))
 }
 
 fn bytes(path: &Path) -> Result<Vec<u8>> {
@@ -40,14 +43,76 @@ fn bad(path: &Path, what: String) -> Error {
 /// # Errors
 /// The defect, with line and column.
 pub fn object(text: &[u8]) -> std::result::Result<Map<String, Value>, String> {
-    match serde_json::from_slice(text) {
-        Ok(Value::Object(object)) => Ok(object),
-        Ok(other) => Err(format!(
+    match value(text)? {
+        Value::Object(object) => Ok(object),
+        other => Err(format!(
             "it holds {}, and an object {{...}} is expected",
             kind(&other)
         )),
-        Err(e) => Err(format!("bad JSON: {e}")),
     }
+}
+
+/// Parses text that is one JSON value.
+fn value(text: &[u8]) -> std::result::Result<Value, String> {
+    let encoding = BYTE_ORDER_MARKS
+        .iter()
+        .find(|(mark, _)| text.starts_with(mark));
+    if let Some((_, what)) = encoding {
+        return Err(format!(
+            "{what}; save it as UTF-8 without a byte order mark"
+        ));
+    }
+    let bad = |e| format!("bad JSON: {e}");
+    match serde_json::from_slice(text) {
+        Ok(value) => Ok(value),
+        Err(error) => match quote_numbers(text) {
+            Some(quoted) => serde_json::from_slice(&quoted).map_err(bad),
+            None => Err(bad(error)),
+        },
+    }
+}
+
+/// Beginnings of texts in encodings that JSON does not have.
+const BYTE_ORDER_MARKS: [(&[u8], &str); 3] = [
+    (b"\xef\xbb\xbf", "it begins with a byte order mark"),
+    (b"\xff\xfe", "it is UTF-16"),
+    (b"\xfe\xff", "it is UTF-16"),
+];
+
+/// Numbers that Python writes and JSON does not know.
+const NOT_FINITE: [&str; 3] = ["-Infinity", "Infinity", "NaN"];
+
+/// Puts numbers that are not finite into quotation marks; `None` if there is none.
+fn quote_numbers(text: &[u8]) -> Option<Vec<u8>> {
+    let mut quoted = Vec::with_capacity(text.len());
+    let (mut at, mut in_text, mut any) = (0, false, false);
+    while let Some(&byte) = text.get(at) {
+        let rest = &text[at..];
+        let number = NOT_FINITE
+            .iter()
+            .find(|name| rest.starts_with(name.as_bytes()));
+        match (in_text, byte, number) {
+            (false, _, Some(name)) => {
+                quoted.extend([b"\"", name.as_bytes(), b"\""].concat());
+                at += name.len();
+                any = true;
+                continue;
+            }
+            // What is escaped ends no text.
+            (true, b'\\', _) => {
+                quoted.push(byte);
+                at += 1;
+                quoted.extend(text.get(at));
+            }
+            (_, b'"', _) => {
+                in_text = !in_text;
+                quoted.push(byte);
+            }
+            _ => quoted.push(byte),
+        }
+        at += 1;
+    }
+    any.then_some(quoted)
 }
 
 /// What a JSON value is, in words.
@@ -60,5 +125,39 @@ pub fn kind(value: &Value) -> &'static str {
         Value::String(_) => "a text",
         Value::Array(_) => "a list",
         Value::Object(_) => "an object",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn numbers_that_are_not_finite_are_taken_as_python_writes_them() {
+        let text =
+            br#"{"a": [0.0, Infinity], "b": -Infinity, "c": NaN, "d \" NaN": "Infinity \\"}"#;
+        let object = object(text).unwrap();
+        assert_eq!(
+            Value::Object(object),
+            json!({ "a": [0.0, "Infinity"], "b": "-Infinity", "c": "NaN", "d \" NaN": "Infinity \\" })
+        );
+        let error = super::object(b"{\"a\": NaN,\n]").unwrap_err();
+        assert!(error.contains("line 2 column 1"), "{error}");
+        let error = super::object(b"{\"a\": nan}").unwrap_err();
+        assert!(error.contains("line 1 column 7"), "{error}");
+    }
+
+    #[test]
+    fn other_encodings_are_named() {
+        for (text, what) in [
+            (&b"\xef\xbb\xbf{}"[..], "begins with a byte order mark"),
+            (b"\xff\xfe{\0}\0", "it is UTF-16"),
+            (b"\xfe\xff\0{\0}", "it is UTF-16"),
+        ] {
+            let error = object(text).unwrap_err();
+            assert!(error.starts_with(what) || error.contains(what), "{error}");
+            assert!(error.contains("save it as UTF-8"), "{error}");
+        }
     }
 }

@@ -254,6 +254,7 @@ impl Import<'_> {
             return Ok(None);
         };
         spm::write(self.files, &tokens, &mut self.entries)?;
+        self.notes.extend(spm::unplaced(self.files, &tokens));
         Ok(Some(tokens.len()))
     }
 

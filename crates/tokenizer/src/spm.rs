@@ -10,6 +10,7 @@ use super::files::{Files, bad, kind, read_bytes, read_object};
 use super::protobuf::{Fields, Payload};
 use super::token::{self, SCORE_OF_ADDED, Token, TokenType};
 use super::{MAX_TOKENS, special::Special};
+use quantier_core::words::listed;
 use quantier_gguf::Result;
 use quantier_gguf::gguf::Entries;
 use quantier_gguf::safetensors::lfs_pointer;
@@ -202,6 +203,32 @@ pub(super) fn place_added(files: &Files, tokens: &mut [Token], additions: Additi
         }
     }
     Ok(())
+}
+
+/// A warning of tokens that `tokenizer.json` adds and that are padding, since neither
+/// `added_tokens.json` nor `tokenizer_config.json` has them: the reference looks in no other file.
+pub(super) fn unplaced(files: &Files, tokens: &[Token]) -> Option<String> {
+    /// Tokens that are named.
+    const NAMED: usize = 8;
+    let is_padding = |id: u64| {
+        let token = usize::try_from(id).ok().and_then(|id| tokens.get(id));
+        token.is_some_and(|token| *token == Token::padding(id as usize))
+    };
+    let unplaced = |entry: &Value| {
+        let id = entry.get("id")?.as_u64().filter(|id| is_padding(*id))?;
+        let text = entry.get("content")?.as_str()?;
+        Some(format!("{text} ({id})"))
+    };
+    let named: Vec<String> = files.added_tokens().iter().filter_map(unplaced).collect();
+    let names: Vec<&str> = named.iter().map(String::as_str).collect();
+    (!names.is_empty()).then(|| {
+        format!(
+            "tokens that only tokenizer.json adds become padding, as convert_hf_to_gguf.py has them: {}. Texts will not \
+             be split at them, and generation does not end at one of them; add them to added_tokens_decoder in \
+             tokenizer_config.json",
+            listed(&names, NAMED)
+        )
+    })
 }
 
 fn add_from_added_tokens_json(tokens: &mut [Token], path: &Path) -> Result<()> {
@@ -445,6 +472,24 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(error.contains("\"far\" has the id 99"), "{error}");
+    }
+
+    #[test]
+    fn tokens_that_only_tokenizer_json_adds_are_named() {
+        let (dir, _) = directory("{}");
+        let added = r#"{"added_tokens": [{"id": 1, "content": "<s>"}, {"id": 6, "content": "<|end|>"},
+            {"id": 99, "content": "far"}]}"#;
+        std::fs::write(dir.path().join("tokenizer.json"), added).unwrap();
+        let files = Files::read(dir.path()).unwrap();
+        let warning = |size| {
+            let tokens = vocabulary(&files, size, Additions::Common)
+                .unwrap()
+                .unwrap();
+            unplaced(&files, &tokens)
+        };
+        let told = warning(Some(8)).unwrap();
+        assert!(told.contains(": <|end|> (6). "), "{told}");
+        assert_eq!(warning(None), None, "no padding");
     }
 
     #[test]

@@ -32,9 +32,9 @@ use linear::{Norm, Pass};
 use ops::rope::Angles;
 use quantier_arch::Input;
 use quantier_arch::spec::ModelSpec;
-use quantier_arch::{Catalog, LinearId};
+use quantier_arch::{Catalog, LinearId, role};
 use quantier_core::progress::{Progress, Unit};
-use quantier_core::threads;
+use quantier_core::{threads, words};
 use rayon::prelude::*;
 use states::States;
 use std::ops::Range;
@@ -216,14 +216,38 @@ pub struct Hidden {
     pub spilled_bytes: u64,
 }
 
+/// Refuses a model without tensors that its architecture needs; names them.
+fn check_complete(hyper: &Hyper, catalog: &Catalog) -> std::result::Result<(), String> {
+    /// Tensors that are named.
+    const NAMED: usize = 12;
+    let missing = hyper.missing(catalog);
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let mut tensors = catalog.tensors().iter();
+    let remedy = match tensors.any(|tensor| role::is_single_expert(&tensor.name)) {
+        true => {
+            "the file is old: it has one tensor for each expert; convert the original model again"
+        }
+        false => "the file is not complete",
+    };
+    let names: Vec<&str> = missing.iter().map(String::as_str).collect();
+    Err(format!(
+        "models of architecture {} do not run without these tensors, which are missing: {}; {remedy}",
+        hyper.architecture,
+        words::listed(&names, NAMED)
+    ))
+}
+
 impl<'a> Engine<'a> {
     /// Reads the metadata and checks that the architecture is known.
     ///
     /// # Errors
-    /// An unsupported architecture, missing or wrong metadata, no threads.
+    /// An unsupported architecture, missing or wrong metadata, missing tensors, no threads.
     pub fn new(input: &'a Input<'a>, options: &Options) -> Result<Engine<'a>> {
         let pool = threads::pool(options.threads).map_err(Error::Model)?;
         let hyper = Hyper::new(input.metadata()).map_err(Error::Model)?;
+        check_complete(&hyper, input.catalog()).map_err(Error::Model)?;
         Ok(Engine {
             spec: Arc::new(ModelSpec::new(&hyper, input.catalog())),
             hyper,

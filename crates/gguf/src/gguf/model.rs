@@ -2,7 +2,7 @@
 
 use super::endian::{Endian, has_big_endian_form, reverse_blocks};
 use super::keys;
-use super::read::{Header, TensorInfo, parse};
+use super::read::{Header, MAGIC, TensorInfo, parse};
 use super::value::{Metadata, Value};
 use crate::map::Map;
 use crate::types::GgmlType;
@@ -14,6 +14,9 @@ use std::sync::Arc;
 
 /// Most shards that the names `-00001-of-99999.gguf` can count.
 pub const MAX_SHARDS: u64 = 65_535;
+/// What to do about shards that were joined byte by byte.
+const JOINED: &str = "it is several shards one behind the other, which no program can read; keep the shards apart \
+                      under their names (-00001-of-00002.gguf and so on), or join them by quantier merge";
 /// Missing shards that an error names; it counts the others.
 const NAMED_SHARDS: usize = 5;
 
@@ -44,6 +47,10 @@ impl Files {
             .map(|p| p.display().to_string())
             .collect();
         if !missing.is_empty() && path.exists() {
+            let map = Arc::new(Map::open(path)?);
+            if is_whole(map.bytes()) {
+                return Ok(Files { maps: vec![map] });
+            }
             let named = missing[..missing.len().min(NAMED_SHARDS)].join(", ");
             let more = match missing.len().saturating_sub(NAMED_SHARDS) {
                 0 => String::new(),
@@ -157,7 +164,12 @@ impl Model {
                 what,
             };
             let header = parse(map.bytes()).map_err(bad)?.into_owned();
-            check_shard(&header, shard, files.maps.len()).map_err(bad)?;
+            check_shard(&header, shard, files.maps.len()).map_err(|what| {
+                match is_followed_by_another(&header, map.bytes()) {
+                    true => bad(JOINED.into()),
+                    false => bad(what),
+                }
+            })?;
             if headers
                 .first()
                 .is_some_and(|first| first.endian != header.endian)
@@ -233,6 +245,27 @@ impl Model {
         }
         Ok(())
     }
+}
+
+/// Whether a file is a whole model, whatever its name says.
+fn is_whole(file: &[u8]) -> bool {
+    let count = |header: &Header<'_>| header.metadata.get(keys::SPLIT_COUNT)?.as_u64();
+    parse(file).is_ok_and(|header| count(&header).is_none_or(|count| count <= 1))
+}
+
+/// Whether another GGUF begins behind the tensors of a file, as where shards were joined by `cat`.
+fn is_followed_by_another(header: &Header<'_>, file: &[u8]) -> bool {
+    let ends = header
+        .tensors
+        .iter()
+        .map(|(info, offset)| offset + info.bytes());
+    let end = ends.max().unwrap_or(0);
+    let alignment = header.metadata.alignment().max(1);
+    let begin = [end, end.next_multiple_of(alignment)];
+    begin.iter().any(|&at| {
+        file.get(at as usize..)
+            .is_some_and(|rest| rest.starts_with(MAGIC))
+    })
 }
 
 /// Checks a header's place in a split against the file names.

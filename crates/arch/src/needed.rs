@@ -1,0 +1,333 @@
+//! Tensors that a model of an architecture must have: the weights that its recipes lead to, and the
+//! biases that it names, but for those that it may lack ([`crate::Needs`]).
+
+use super::catalog::OF_EXPERTS;
+use super::hyper::Hyper;
+use super::{Architecture, Catalog, Config, Recipe, role};
+
+/// Two ways in which a layer may have the same. The first is a layer's if it has anything of it, the
+/// second is that of all other layers.
+struct Ways {
+    first: fn(&str) -> bool,
+    second: fn(&str) -> bool,
+}
+
+const WAYS: [Ways; 2] = [
+    Ways {
+        first: |stem| stem == "ffn_gate_inp" || stem.ends_with(OF_EXPERTS),
+        second: |stem| ["ffn_gate", "ffn_up", "ffn_down"].contains(&stem),
+    },
+    Ways {
+        first: |stem| stem == "attn_qkv",
+        second: |stem| ["attn_q", "attn_k", "attn_v"].contains(&stem),
+    },
+];
+
+/// The output matrix, which is absent where the embeddings serve as both.
+const OUTPUT: &str = "output";
+const WEIGHT: &str = ".weight";
+const BIAS: &str = ".bias";
+
+/// A tensor that is needed and not there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Missing {
+    /// Its name in the GGUF.
+    pub name: String,
+    /// The name of the checkpoint's tensor that it is made of, or of the first if there are several.
+    pub source: String,
+}
+
+/// A weight that an architecture's recipes lead to.
+struct Weight {
+    /// Its name in the GGUF, `blk.{}.` in front of it if it belongs to a layer, without an ending.
+    name: &'static str,
+    /// All that lead to it.
+    recipes: Vec<&'static Recipe>,
+    /// The first of the recipe's inputs that it is made of.
+    source: &'static str,
+    /// Whether the ending of its name is that of the input's.
+    carries_ending: bool,
+    /// Which of the architecture's tables of recipes leads to it.
+    table: usize,
+}
+
+impl Weight {
+    /// Its name without layer and ending.
+    fn stem(&self) -> &'static str {
+        self.name.strip_prefix("blk.{}.").unwrap_or(self.name)
+    }
+
+    fn is_of_layers(&self) -> bool {
+        self.name.contains("{}")
+    }
+
+    /// Whether there is a tensor of this name. Some have no ending.
+    fn is_there(&self, layer: Option<u32>, has: &dyn Fn(&str) -> bool) -> bool {
+        has(&self.name(layer, WEIGHT)) || has(&self.name(layer, ""))
+    }
+
+    fn name(&self, layer: Option<u32>, ending: &str) -> String {
+        let layer = layer.map_or(String::new(), |layer| layer.to_string());
+        self.name.replacen("{}", &layer, 1) + ending
+    }
+
+    fn missing(&self, layer: Option<u32>, ending: &str) -> Missing {
+        let number = layer.map_or(String::new(), |layer| layer.to_string());
+        let source = self.source.replacen("{}", &number, 1).replace("{}", "*");
+        Missing {
+            name: self.name(layer, ending),
+            source: match self.carries_ending && !source.ends_with(ending) {
+                true => source + ending,
+                false => source,
+            },
+        }
+    }
+}
+
+impl Hyper {
+    /// The names of tensors that the model needs and its file lacks.
+    pub fn missing(&self, catalog: &Catalog) -> Vec<String> {
+        let Ok(architecture) = Architecture::of_gguf(&self.architecture) else {
+            return Vec::new();
+        };
+        let layers: Vec<u32> = (0..self.layers as u32).collect();
+        let has = |name: &str| catalog.tensor_named(name).is_some();
+        // Some models have layers without attention or without a network.
+        let is_of_missing_part = |name: &str| {
+            let layer = role::block_of(name).map_or(usize::MAX, |layer| layer as usize);
+            let no_attention = self.attention.get(layer).is_some_and(Option::is_none);
+            let no_ffn = self.has_ffn.get(layer).is_some_and(|has_ffn| !has_ffn);
+            no_attention && name.contains(".attn_") || no_ffn && name.contains(".ffn_")
+        };
+        let missing = architecture.missing(&layers, None, &has).into_iter();
+        let names = missing.map(|tensor| tensor.name);
+        names.filter(|name| !is_of_missing_part(name)).collect()
+    }
+}
+
+impl Architecture {
+    /// The tensors that a model needs and lacks, outside of layers and in these layers. `config` is
+    /// that of a checkpoint; without it, recipes under a condition say nothing. `has` says whether
+    /// a tensor of this name is there.
+    pub fn missing(
+        &'static self,
+        layers: &[u32],
+        config: Option<&Config>,
+        has: &dyn Fn(&str) -> bool,
+    ) -> Vec<Missing> {
+        let needs = self.decoder.needs;
+        let weights = self.weights();
+        let mut missing = Vec::new();
+        let mut look = |weight: &Weight, layer: Option<u32>| {
+            let applies = |recipe: &&Recipe| recipe.applies(layer, config);
+            if !weight.recipes.iter().any(applies) {
+                return;
+            }
+            let is_there = weight.is_there(layer, has);
+            if !needs.optional.contains(&weight.stem()) && !is_there {
+                missing.push(weight.missing(layer, WEIGHT));
+            }
+            let has_bias = has(&weight.name(layer, BIAS));
+            if needs.biases.contains(&weight.stem()) && !has_bias {
+                missing.push(weight.missing(layer, BIAS));
+            }
+        };
+        for weight in weights.iter().filter(|weight| !weight.is_of_layers()) {
+            if weight.stem() != OUTPUT || needs.own_output {
+                look(weight, None);
+            }
+        }
+        // Layers of some models have nothing at all.
+        let layers = match self.decoder.linear_layers {
+            true => &[],
+            false => layers,
+        };
+        let of_layers: Vec<&Weight> = weights.iter().filter(|w| w.is_of_layers()).collect();
+        for &layer in layers {
+            let there = |weight: &&&Weight| weight.is_there(Some(layer), has);
+            let present: Vec<&Weight> = of_layers.iter().filter(there).copied().collect();
+            let is_other_way = |weight: &Weight| {
+                WAYS.iter().any(|ways| {
+                    let any = |weights: &[&Weight], way: fn(&str) -> bool| {
+                        weights.iter().any(|weight| way(weight.stem()))
+                    };
+                    let has_both = any(&of_layers, ways.first) && any(&of_layers, ways.second);
+                    let other = match any(&present, ways.first) {
+                        true => ways.second,
+                        false => ways.first,
+                    };
+                    has_both && other(weight.stem())
+                })
+            };
+            // A layer of several kinds of mixers has those whose tables it has anything of.
+            let is_other_mixer = |weight: &Weight| {
+                let is_of_table = |other: &&Weight| other.table == weight.table;
+                self.decoder.delta_nets && !present.iter().any(is_of_table)
+            };
+            for weight in &of_layers {
+                let is_other = match self.decoder.delta_nets {
+                    true => is_other_mixer(weight),
+                    false => is_other_way(weight),
+                };
+                if !is_other {
+                    look(weight, Some(layer));
+                }
+            }
+        }
+        missing
+    }
+
+    /// Whether a model may have an output matrix of its own.
+    pub fn has_output(&self) -> bool {
+        let outputs = |recipe: &'static Recipe| recipe.outputs().iter();
+        let name = |name: &str| name.strip_suffix(WEIGHT).unwrap_or(name) == OUTPUT;
+        self.recipes()
+            .flat_map(outputs)
+            .any(|output| name(output.name))
+    }
+
+    /// Every weight that the recipes lead to. A recipe for a name that an earlier one always takes
+    /// leads to nothing.
+    fn weights(&'static self) -> Vec<Weight> {
+        let mut weights: Vec<Weight> = Vec::new();
+        let mut taken: Vec<&str> = Vec::new();
+        let tables = self.tensors.iter().enumerate();
+        let recipes = tables.flat_map(|(table, recipes)| recipes.iter().map(move |r| (table, r)));
+        for (table, recipe) in recipes {
+            let mut names = recipe.inputs().iter().map(|input| input.name);
+            if names.clone().any(|name| taken.contains(&name)) {
+                continue;
+            }
+            if recipe.is_unconditional() {
+                taken.extend(&mut names);
+            }
+            for output in recipe.outputs() {
+                let name = output.name.strip_suffix(WEIGHT).unwrap_or(output.name);
+                let input = output.inputs.first();
+                let source = input.map(|input| recipe.inputs()[*input].name);
+                let Some(source) = source.filter(|_| !name.ends_with(BIAS)) else {
+                    continue;
+                };
+                match weights.iter_mut().find(|weight| weight.name == name) {
+                    Some(weight) => weight.recipes.push(recipe),
+                    None => weights.push(Weight {
+                        name,
+                        recipes: vec![recipe],
+                        source,
+                        carries_ending: name == output.name,
+                        table,
+                    }),
+                }
+            }
+        }
+        weights
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The tensors of a model, and what is missing when those that begin so are left out.
+    fn without(
+        architecture: &'static Architecture,
+        tensors: &[&str],
+        left_out: &str,
+    ) -> Vec<String> {
+        let has = |name: &str| tensors.contains(&name) && !name.starts_with(left_out);
+        let missing = architecture.missing(&[0], None, &has);
+        missing.into_iter().map(|m| m.name).collect()
+    }
+
+    const LLAMA: [&str; 11] = [
+        "token_embd.weight",
+        "output_norm.weight",
+        "blk.0.attn_norm.weight",
+        "blk.0.ffn_norm.weight",
+        "blk.0.attn_q.weight",
+        "blk.0.attn_k.weight",
+        "blk.0.attn_v.weight",
+        "blk.0.attn_output.weight",
+        "blk.0.ffn_gate.weight",
+        "blk.0.ffn_up.weight",
+        "blk.0.ffn_down.weight",
+    ];
+
+    #[test]
+    fn every_tensor_of_a_llama_is_needed() {
+        let llama = Architecture::of_gguf("llama").unwrap();
+        assert!(without(llama, &LLAMA, "-").is_empty());
+        for name in LLAMA {
+            assert_eq!(without(llama, &LLAMA, name), [name]);
+        }
+        let missing = llama.missing(&[7], None, &|name| name != "blk.7.ffn_down.weight");
+        assert_eq!(missing[0].source, "model.layers.7.mlp.down_proj.weight");
+    }
+
+    #[test]
+    fn a_layer_has_experts_or_a_network() {
+        let llama = Architecture::of_gguf("llama").unwrap();
+        let experts = [
+            "blk.0.ffn_gate_inp.weight",
+            "blk.0.ffn_gate_exps.weight",
+            "blk.0.ffn_up_exps.weight",
+            "blk.0.ffn_down_exps.weight",
+        ];
+        let tensors: Vec<_> = LLAMA[..8].iter().chain(&experts).copied().collect();
+        assert!(without(llama, &tensors, "-").is_empty());
+        assert_eq!(without(llama, &tensors, experts[2]), [experts[2]]);
+        let qwen = Architecture::of_gguf("qwen3moe").unwrap();
+        let missing = without(qwen, &LLAMA, "-");
+        assert!(missing.contains(&experts[0].to_owned()), "{missing:?}");
+        assert!(!missing.iter().any(|name| name.contains("ffn_down.")));
+    }
+
+    #[test]
+    fn norms_are_optional_where_the_family_has_none() {
+        let missing = |name: &str| {
+            let architecture = Architecture::of_gguf(name).unwrap();
+            let missing = architecture.missing(&[0], None, &|_| false);
+            missing.into_iter().map(|m| m.name).collect::<Vec<_>>()
+        };
+        let norms = |name: &str| missing(name).iter().filter(|n| n.contains("norm")).count();
+        assert_eq!((norms("olmo"), norms("llama"), norms("gemma2")), (0, 3, 5));
+        // Of two recipes for one name, the first decides what it becomes.
+        let seed = missing("seed_oss");
+        assert!(seed.contains(&"blk.0.post_attention_norm.weight".to_owned()));
+        assert!(!seed.contains(&"blk.0.ffn_norm.weight".to_owned()));
+        // Attention and network side by side have one norm, one after the other two.
+        assert!(!missing("stablelm").contains(&"blk.0.ffn_norm.weight".to_owned()));
+        assert!(missing("stablelm").contains(&"blk.0.attn_norm.bias".to_owned()));
+        assert!(missing("gpt2").contains(&"blk.0.attn_qkv.bias".to_owned()));
+        assert!(
+            !missing("command-r")
+                .iter()
+                .any(|name| name.ends_with(".bias"))
+        );
+    }
+
+    #[test]
+    fn an_output_matrix_is_needed_where_embeddings_do_not_serve_as_one() {
+        for (name, needed) in [("llama", false), ("phi2", true), ("gemma2", false)] {
+            let architecture = Architecture::of_gguf(name).unwrap();
+            let missing = architecture.missing(&[], None, &|_| false);
+            let output = missing.iter().any(|m| m.name == "output.weight");
+            assert_eq!(output, needed, "{name}");
+        }
+    }
+
+    #[test]
+    fn sources_are_the_checkpoints_names() {
+        let qwen = Architecture::of_gguf("qwen3moe").unwrap();
+        let missing = qwen.missing(&[2], None, &|name| !name.contains("ffn_"));
+        let sources: Vec<_> = missing.iter().map(|m| &*m.source).collect();
+        assert!(
+            sources.contains(&"model.layers.2.mlp.gate.weight"),
+            "{sources:?}"
+        );
+        assert!(
+            sources.contains(&"model.layers.2.mlp.experts.gate_up_proj"),
+            "{sources:?}"
+        );
+    }
+}

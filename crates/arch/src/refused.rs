@@ -1,0 +1,82 @@
+//! Popular models that the reference does not convert, so that the user learns of it by name.
+
+/// What is known of them.
+struct Refused {
+    /// `model_type` in config.json.
+    model_type: &'static str,
+    /// What people call them.
+    title: &'static str,
+    why: Why,
+}
+
+/// Why there is no GGUF of a model.
+#[derive(Clone, Copy)]
+enum Why {
+    /// llama.cpp cannot run it.
+    Unknown,
+    /// A later llama.cpp runs it.
+    Later,
+}
+
+const TABLE: &[Refused] = &[
+    unknown("inkling_mm_model", "Inkling"),
+    unknown("deepseek_v41", "DeepSeek V4.1"),
+    unknown("diffusion_gemma", "DiffusionGemma"),
+    unknown("apertus1p5", "Apertus 1.5"),
+    unknown("minicpm_sala", "MiniCPM-SALA"),
+    unknown("opt", "OPT"),
+    unknown("gpt_neo", "GPT-Neo"),
+    unknown("zamba2", "Zamba 2"),
+    unknown("llada2_moe", "LLaDA 2"),
+    unknown("axk2", "A.X K2"),
+    later("k2_horizon", "K2 Horizon"),
+    later("kolibri1", "Kolibri 1"),
+    unknown("xing4_0", "Xing 4.0"),
+    unknown("olmo_hybrid", "OLMo Hybrid"),
+    unknown("gigachat3_5", "GigaChat 3.5"),
+];
+
+const fn unknown(model_type: &'static str, title: &'static str) -> Refused {
+    Refused {
+        model_type,
+        title,
+        why: Why::Unknown,
+    }
+}
+
+const fn later(model_type: &'static str, title: &'static str) -> Refused {
+    Refused {
+        why: Why::Later,
+        ..unknown(model_type, title)
+    }
+}
+
+/// Why a model of this type cannot be converted, if it is a known one.
+pub(super) fn reason(model_type: &str, class: &str) -> Option<String> {
+    let refused = TABLE.iter().find(|row| row.model_type == model_type)?;
+    let title = refused.title;
+    let why = match refused.why {
+        Why::Unknown => "llama.cpp cannot run it, so that there is no GGUF to make of it",
+        Why::Later => "only a later llama.cpp than the one that files are compared with runs it",
+    };
+    Some(format!(
+        "{title} (model type '{model_type}', class '{class}') is not supported: {why}"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn popular_models_are_refused_by_name() {
+        let reason = |model_type| super::reason(model_type, "XForCausalLM");
+        assert!(reason("opt").unwrap().starts_with("OPT (model type 'opt'"));
+        assert!(reason("kolibri1").unwrap().contains("a later llama.cpp"));
+        assert_eq!(reason("llama"), None);
+        let mut types: Vec<_> = TABLE.iter().map(|row| row.model_type).collect();
+        types.sort_unstable();
+        types.dedup();
+        assert_eq!(types.len(), TABLE.len());
+    }
+}

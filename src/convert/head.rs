@@ -1,0 +1,102 @@
+//! The two ends of a model, token embeddings and output matrix: as many rows as there are tokens, and
+//! an output matrix of its own where the config says so.
+
+use super::plan::PlannedTensor;
+use super::{Checkpoint, Error, Result};
+use crate::arch::Architecture;
+use crate::plan::recipe::Problem;
+
+const EMBEDDING: &str = "token_embd.weight";
+const OUTPUT: &str = "output.weight";
+/// The classifier of a reranker, which is made of the output matrix.
+const CLASSIFIER: &str = "cls.output.weight";
+/// Whether the embeddings serve as output matrix.
+const TIED: &str = "tie_word_embeddings";
+/// Bytes from the beginning of two matrices that tell whether they are the same.
+const COMPARED: usize = 1 << 20;
+
+/// Refuses a model whose embeddings or output matrix have another number of rows than the
+/// vocabulary has tokens: llama.cpp does not load it.
+pub(super) fn check_rows(
+    tensors: &[PlannedTensor],
+    tokens: u64,
+    vocab_size: Option<u64>,
+) -> Result<()> {
+    let size = match vocab_size {
+        Some(size) => format!("config.json has a vocab_size of {size}"),
+        None => "config.json has no vocab_size".into(),
+    };
+    let misfit = |tensor: &&PlannedTensor| tensor.shape.rows() != tokens;
+    let ends = tensors
+        .iter()
+        .filter(|t| [EMBEDDING, OUTPUT].contains(&&*t.name));
+    let problem = |tensor: &PlannedTensor| {
+        let rows = tensor.shape.rows();
+        let what = format!(
+            "it has {rows} rows, {size}, and the tokenizer's files lead to {tokens} tokens; llama.cpp loads only as \
+             many rows as tokens. Take weights, config.json and tokenizer from one model; if they are, vocab_size \
+             should be {rows}"
+        );
+        Problem::of(&tensor.name, what)
+    };
+    let problems: Vec<_> = ends.filter(misfit).map(problem).collect();
+    match problems.is_empty() {
+        true => Ok(()),
+        false => Err(Error::Impossible(problems)),
+    }
+}
+
+/// Compares what config.json says about the output matrix with what is there. Returns a note where
+/// an output matrix of its own will be used although the config denies it.
+///
+/// # Errors
+/// If there should be one and is none.
+pub(super) fn check_tie(
+    checkpoint: &Checkpoint,
+    architecture: &Architecture,
+    tensors: &[PlannedTensor],
+) -> Result<Option<String>> {
+    let find = |name: &str| tensors.iter().find(|tensor| tensor.name == name);
+    let (embedding, output) = (find(EMBEDDING), find(OUTPUT));
+    match (checkpoint.config.is_tied(), embedding, output) {
+        (Some(false), Some(_), None) => {
+            let needs = architecture.has_output() && find(CLASSIFIER).is_none();
+            match needs && !is_without_head(checkpoint) {
+                true => Err(Error::impossible(format!(
+                    "config.json says that the model has an output matrix of its own ({TIED} is false), and there is \
+                     no lm_head.weight; download the files again, or set {TIED} to true if the embeddings serve as \
+                     output matrix"
+                ))),
+                false => Ok(None),
+            }
+        }
+        (Some(true), Some(embedding), Some(output)) if differ(checkpoint, [embedding, output]) => {
+            Ok(Some(format!(
+                "config.json says that the embeddings serve as output matrix ({TIED} is true), and lm_head.weight \
+                 holds another one, which is taken, as convert_hf_to_gguf.py does; remove one of them if transformers \
+                 gives better results"
+            )))
+        }
+        _ => Ok(None),
+    }
+}
+
+/// Whether the checkpoint is of a model without a head: an embedding model, or a bare one.
+fn is_without_head(checkpoint: &Checkpoint) -> bool {
+    let class = checkpoint.config.class().unwrap_or_default();
+    let is_bare = class.ends_with("Model") && !class.ends_with("LMHeadModel");
+    is_bare || checkpoint.dir.join("modules.json").is_file()
+}
+
+/// Whether two tensors hold other numbers, by their beginnings.
+fn differ(checkpoint: &Checkpoint, tensors: [&PlannedTensor; 2]) -> bool {
+    let sources = tensors.map(|tensor| tensor.weights.sources().next());
+    let [Some(a), Some(b)] = sources.map(|index| Some(&checkpoint.tensors[index?])) else {
+        return false;
+    };
+    let [a_bytes, b_bytes] = [a, b].map(|source| {
+        let bytes = checkpoint.data(source);
+        &bytes[..bytes.len().min(COMPARED)]
+    });
+    a.dtype == b.dtype && a_bytes != b_bytes
+}
