@@ -34,7 +34,7 @@ pub(super) fn directory(dir: &Path) -> Option<String> {
     }
     let gguf = first_with_extension(dir, "gguf")?;
     Some(format!(
-        "it holds GGUF files, and no checkpoint; name one of them, such as {gguf}"
+        "it is a directory of GGUF files without a config.json, and no checkpoint; name one of them, such as {gguf}"
     ))
 }
 
@@ -67,7 +67,11 @@ mod tests {
                 ["Mistral's own format", "download config.json"],
             ),
             ("model_index.json", "{}", ["pipeline", "language model"]),
-            ("a-Q4_K_M.gguf", "", ["GGUF files", "such as a-Q4_K_M.gguf"]),
+            (
+                "a-Q4_K_M.gguf",
+                "",
+                ["directory of GGUF files", "such as a-Q4_K_M.gguf"],
+            ),
         ] {
             let dir = tempfile::tempdir().unwrap();
             assert_eq!(directory(dir.path()), None);

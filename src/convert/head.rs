@@ -73,8 +73,8 @@ pub(super) fn check_tie(
         (Some(true), Some(embedding), Some(output)) if differ(checkpoint, [embedding, output]) => {
             Ok(Some(format!(
                 "config.json says that the embeddings serve as output matrix ({TIED} is true), and lm_head.weight \
-                 holds another one, which is taken, as convert_hf_to_gguf.py does; remove one of them if transformers \
-                 gives better results"
+                 holds another one, which is taken, as convert_hf_to_gguf.py does; remove lm_head.weight if the model is \
+                 better in transformers, which takes the embeddings"
             )))
         }
         _ => Ok(None),

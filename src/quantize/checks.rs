@@ -1,12 +1,13 @@
 //! Inputs that llama-quantize takes without a word, and that are refused or told here.
 
 use super::metadata::UsedImatrix;
-use super::{Job, PlannedTensor};
+use super::{Job, PlannedOutput, PlannedTensor};
 use crate::arch::{Architecture, TensorId, role};
 use crate::format::gguf::{Value, keys};
 use crate::input::Input;
 use crate::plan::recipe::{Pattern, Problem};
 use quantier_core::words::{distance, listed};
+use std::collections::HashSet;
 
 /// The tokens of a vocabulary.
 const TOKENS: &str = "tokenizer.ggml.tokens";
@@ -76,7 +77,7 @@ pub(super) fn imatrix_gaps(
     input: &Input<'_>,
     job: &Job,
     used: &UsedImatrix,
-    tensors: &[PlannedTensor],
+    output: &PlannedOutput<'_>,
 ) -> Vec<String> {
     let catalog = input.catalog();
     let is_filtered = job
@@ -87,11 +88,15 @@ pub(super) fn imatrix_gaps(
         let linear = catalog.linear_named(&tensor.name);
         linear.is_some_and(|linear| catalog.in_imatrix(linear.id, false))
     };
+    // Those that cannot be written without it are refused later on.
+    let refused: HashSet<&str> = output.imatrix_missing().map(|t| &*t.name).collect();
     let is_without = |tensor: &&PlannedTensor| {
         let rounded = tensor.chosen.target != tensor.from && tensor.chosen.target.is_quantized();
-        rounded && !tensor.has_importance && is_collected(tensor)
+        let is_refused = refused.contains(&*tensor.name);
+        rounded && !tensor.has_importance && is_collected(tensor) && !is_refused
     };
-    let without: Vec<&str> = tensors
+    let without: Vec<&str> = output
+        .tensors
         .iter()
         .filter(is_without)
         .map(|t| &*t.name)

@@ -302,7 +302,7 @@ impl<'a> Plan<'a> {
             let patterns = request.wishes.overrides.iter().map(|(pattern, _)| pattern);
             warnings.extend(checks::idle_patterns(patterns, &output.tensors));
             if let Some(used) = &imatrix {
-                warnings.extend(checks::imatrix_gaps(input, job, used, &output.tensors));
+                warnings.extend(checks::imatrix_gaps(input, job, used, output));
             }
         }
         warnings.dedup();

@@ -405,6 +405,7 @@ fn experts_must_be_complete() {
     let mut model = Model::llama();
     model.config["architectures"] = json!(["MixtralForCausalLM"]);
     model.config["num_local_experts"] = json!(2);
+    model.add("model.layers.0.block_sparse_moe.gate.weight", &[2, HIDDEN]);
     for expert in [0, 1] {
         let prefix = format!("model.layers.0.block_sparse_moe.experts.{expert}");
         model.add(&format!("{prefix}.w1.weight"), &[FFN, HIDDEN]);
@@ -429,6 +430,10 @@ fn experts_must_be_complete() {
 fn quantized_checkpoints_of_other_kinds_are_refused_by_name() {
     let mut model = Model::llama();
     model.config["quantization_config"] = json!({ "quant_method": "gptq" });
+    let name = "model.layers.0.mlp.up_proj.qweight";
+    model
+        .tensors
+        .insert(name.into(), ("I32", vec![2], vec![0; 8]));
     fails(
         model.write().path(),
         &[],

@@ -97,7 +97,7 @@ fn models_that_cannot_be_run() {
         &[
             (
                 "imatrix -m missing.gguf -f t.txt -c 64",
-                &["missing.gguf", "'blk.1.attn_k.weight' is missing"],
+                &["missing.gguf", "are missing: blk.1.attn_k.weight"],
             ),
             ("imatrix -m nowhere.gguf -f t.txt", &["nowhere.gguf"]),
         ],

@@ -52,8 +52,11 @@ pub fn object(text: &[u8]) -> std::result::Result<Map<String, Value>, String> {
     }
 }
 
-/// Parses text that is one JSON value.
-fn value(text: &[u8]) -> std::result::Result<Value, String> {
+/// Parses text that is one JSON value, of limited depth.
+///
+/// # Errors
+/// The defect, with line and column, or another encoding than UTF-8.
+pub fn value(text: &[u8]) -> std::result::Result<Value, String> {
     let encoding = BYTE_ORDER_MARKS
         .iter()
         .find(|(mark, _)| text.starts_with(mark));
@@ -62,7 +65,7 @@ fn value(text: &[u8]) -> std::result::Result<Value, String> {
             "{what}; save it as UTF-8 without a byte order mark"
         ));
     }
-    let bad = |e| format!("bad JSON: {e}");
+    let bad = |e| format!("not valid JSON: {e}");
     match serde_json::from_slice(text) {
         Ok(value) => Ok(value),
         Err(error) => match quote_numbers(text) {

@@ -1,7 +1,7 @@
 //! Configuration and tokenizer files of a checkpoint directory, read once.
 
 use quantier_gguf::safetensors::lfs_pointer;
-use quantier_gguf::{Error, Result};
+use quantier_gguf::{Error, Result, json};
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 
@@ -63,13 +63,8 @@ pub(crate) fn read_json(path: &Path) -> Result<Option<Value>> {
     let Some(bytes) = read_bytes(path)? else {
         return Ok(None);
     };
-    let refused = |e| {
-        bad(
-            path,
-            lfs_pointer(&bytes).unwrap_or_else(|| format!("not valid JSON: {e}")),
-        )
-    };
-    serde_json::from_slice(&bytes).map(Some).map_err(refused)
+    let refused = |what| bad(path, lfs_pointer(&bytes).unwrap_or(what));
+    json::value(&bytes).map(Some).map_err(refused)
 }
 
 /// Reads a JSON file with an object.
