@@ -294,6 +294,8 @@ fn rope(config: &Config, keys: &mut Keys) -> Result<()> {
         // Llama 3's kind becomes a tensor.
         ("" | "default" | "mrope" | "linear" | "yarn", _) => {}
         _ if kind.eq_ignore_ascii_case("llama3") => {}
+        // Hunyuan's becomes another base.
+        _ if parameters.contains_key("alpha") => {}
         _ => keys.note(format!(
             "the RoPE type '{kind}' of config.json has no counterpart in llama.cpp and is left out: contexts longer \
              than the original one will be worse than with transformers"
