@@ -162,10 +162,10 @@ impl Architecture {
             // A layer of several kinds of mixers has those whose tables it has anything of.
             let is_other_mixer = |weight: &Weight| {
                 let is_of_table = |other: &&Weight| other.table == weight.table;
-                self.decoder.delta_nets && !present.iter().any(is_of_table)
+                self.decoder.delta_nets.is_some() && !present.iter().any(is_of_table)
             };
             for weight in &of_layers {
-                let is_other = match self.decoder.delta_nets {
+                let is_other = match self.decoder.delta_nets.is_some() {
                     true => is_other_mixer(weight),
                     false => is_other_way(weight),
                 };
