@@ -65,7 +65,18 @@ fn conversions_are_the_references() {
             ));
         }
     }
-    let of_refmodel: [(&str, &[&str]); 6] = [
+    for out_type in ["tq1_0", "tq2_0"] {
+        cases.push((
+            format!("refmodel-{out_type}"),
+            testdata("refmodel"),
+            "{ftype}-{FTYPE}.gguf",
+            vec!["--outtype", out_type],
+        ));
+    }
+    let of_refmodel: [(&str, &[&str]); 9] = [
+        ("first", &["--no-tensor-first-split", "--use-temp-file"]),
+        ("first-tensors", &["--no-tensor-first-split", "--split-max-tensors", "5"]),
+        ("temp", &["--use-temp-file"]),
         ("tensors", &["--split-max-tensors", "5"]),
         ("size", &["--split-max-size", "1M"]),
         ("unsplit", &["--split-max-size", "1G"]),
