@@ -127,6 +127,25 @@ def mistral():
     return config, model(SPM_VOCAB, llama_layer), "spm"
 
 
+def mistral_format(scaled=False):
+    """params.json and the names of Mistral's code; the second kind has YaRN, and queries that grow with position."""
+    params = {"dim": HIDDEN, "n_layers": LAYERS, "head_dim": HEAD, "hidden_dim": FFN, "n_heads": HEADS,
+              "n_kv_heads": KV_HEADS, "norm_eps": 1e-5, "vocab_size": SPM_VOCAB, "rope_theta": 1000000.0}
+    if scaled:
+        params |= {"max_position_embeddings": 8192, "llama_4_scaling": {"beta": 0.1, "original_max_position_embeddings": 2048},
+                   "yarn": {"original_max_position_embeddings": 2048, "factor": 4.0, "apply_scale": False, "beta": 32,
+                            "alpha": 1}}
+    shapes = {"tok_embeddings.weight": (SPM_VOCAB, HIDDEN), "norm.weight": (HIDDEN,), "output.weight": (SPM_VOCAB, HIDDEN)}
+    for i in range(LAYERS):
+        p, q, k = f"layers.{i}.", HEADS * HEAD, KV_HEADS * HEAD
+        shapes |= {p + "attention.wq.weight": (q, HIDDEN), p + "attention.wk.weight": (k, HIDDEN),
+                   p + "attention.wv.weight": (k, HIDDEN), p + "attention.wo.weight": (HIDDEN, q),
+                   p + "feed_forward.w1.weight": (FFN, HIDDEN), p + "feed_forward.w2.weight": (HIDDEN, FFN),
+                   p + "feed_forward.w3.weight": (FFN, HIDDEN)}
+        shapes |= norms(p, "attention_norm", "ffn_norm")
+    return params, shapes, "spm"
+
+
 def mixtral():
     config = base("MixtralForCausalLM", "mixtral", SPM_VOCAB, num_local_experts=4, num_experts_per_tok=2)
 
@@ -1178,6 +1197,9 @@ CHECKPOINTS = {
     "smollm3": (smollm3, torch.bfloat16, 1),
     # The fourth layer is the first that does not rotate.
     "smollm3-deep": (lambda: smollm3(5), torch.bfloat16, 1),
+    # Mistral's own format.
+    "mistral-format": (mistral_format, torch.bfloat16, 1),
+    "mistral-format-scaled": (lambda: mistral_format(True), torch.float16, 2),
     # Files of torch.save in place of safetensors.
     "llama-bin": (llama, torch.bfloat16, 1),
     "llama-bin-f16": (llama, torch.float16, 2),
@@ -1240,8 +1262,8 @@ def save_torch(tensors, file):
     torch.save(state, file)
 
 
-def write_weights(folder, tensors, files, is_torch=False):
-    stem, suffix, save = ("pytorch_model", "bin", save_torch) if is_torch else ("model", "safetensors", save_safetensors)
+def write_weights(folder, tensors, files, stem):
+    suffix, save = ("bin", save_torch) if stem == "pytorch_model" else ("safetensors", save_safetensors)
     if files == 1:
         save(tensors, folder / f"{stem}.{suffix}")
         return
@@ -1449,9 +1471,10 @@ def make(out, name, lively=False):
         tensors = enliven(name, tensors)
     if name.endswith("fp8"):
         tensors = quantize_fp8(tensors)
-    (folder / "config.json").write_text(json.dumps(config, indent=2))
-    is_torch = "-bin" in name
-    write_weights(folder, as_views(tensors) if is_torch else tensors, files, is_torch)
+    is_torch, is_mistral = "-bin" in name, name.startswith("mistral-format")
+    (folder / ("params.json" if is_mistral else "config.json")).write_text(json.dumps(config, indent=2))
+    stem = "consolidated" if is_mistral else "model"
+    write_weights(folder, as_views(tensors) if is_torch else tensors, files, "pytorch_model" if is_torch else stem)
     {"spm": write_spm, "bpe": write_bpe, "bpe-answers": write_bpe_answers, "gemma": write_gemma, "phi3": write_phi3,
      "glm": write_glm, "muse": write_muse, "hf": write_hf, "plamo": write_plamo, "llada": write_llada}[tokenizer](folder)
     if name.endswith("-embedding"):

@@ -42,6 +42,14 @@ cases() {
             printf 'bpe-vocab\tbpe\tout.gguf\t--vocab-only\n'
             continue
         fi
+        if [[ $name == mistral-format* ]]; then
+            for type in f32 f16 bf16 q8_0 auto; do
+                printf '%s-%s\t%s\tout.gguf\t--outtype\t%s\t--mistral-format\n' "$name" "$type" "$name" "$type"
+            done
+            printf '%s-plain\t%s\tout.gguf\t--mistral-format\t--disable-mistral-community-chat-template\n' "$name" "$name"
+            printf '%s-vocab\t%s\tout.gguf\t--vocab-only\t--mistral-format\n' "$name" "$name"
+            continue
+        fi
         # The reference wants a block for further tokens, and files without one do not run, unless it is told that
         # there is none.
         more=

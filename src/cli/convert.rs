@@ -4,9 +4,11 @@ use super::hub::{self, Need};
 use super::messages::{note, warning};
 use super::terminal::Bar;
 use super::text::{say, size};
+use anyhow::bail;
 use quantier::arch::Nextn;
 use quantier::convert::{Checkpoint, Job, OutType, Plan};
 use quantier::format::gguf::Endian;
+use quantier::hub::Address;
 use serde_json::json;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -51,6 +53,13 @@ pub struct Args {
     /// Accepted for compatibility with convert_hf_to_gguf.py; memory is always bounded
     #[arg(long)]
     use_temp_file: bool,
+    /// MODEL is in Mistral's own format: params.json, consolidated*.safetensors, and tekken.json or
+    /// tokenizer.model
+    #[arg(long)]
+    mistral_format: bool,
+    /// With --mistral-format: write no chat template if the model brings none
+    #[arg(long, requires = "mistral_format")]
+    disable_mistral_community_chat_template: bool,
     /// Write only metadata and vocabulary
     #[arg(long)]
     vocab_only: bool,
@@ -115,11 +124,17 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if args.use_temp_file {
         note!("--use-temp-file has no effect: memory is always bounded");
     }
+    if args.mistral_format && (args.remote || Address::is_meant(&args.model)) {
+        bail!("--mistral-format takes a directory; download the model first: hf download ORG/NAME --local-dir DIR");
+    }
     let model = match args.remote {
         true => hub::remote(&args.model, need)?,
         false => hub::model(&args.model, need)?,
     };
-    let checkpoint = Checkpoint::open(&model.path)?;
+    let checkpoint = match args.mistral_format {
+        true => Checkpoint::open_mistral(&model.path)?,
+        false => Checkpoint::open(&model.path)?,
+    };
     let dir = match (&model.address, model.path.is_dir()) {
         (Some(address), _) if args.remote => {
             let name = address.repository.replace('/', "-");
@@ -134,6 +149,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         metadata: args.metadata.clone(),
         model_name: args.model_name.clone(),
         pre: args.pre.clone(),
+        no_community_template: args.disable_mistral_community_chat_template,
         out_type: args.outtype,
         split_max_tensors: args.split_max_tensors,
         split_max_size: args.split_max_size,

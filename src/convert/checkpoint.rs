@@ -16,13 +16,14 @@ use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 
 const CONFIG: &str = "config.json";
+const PARAMS: &str = "params.json";
 const MODULES: &str = "modules.json";
 
 /// The mapped files of a checkpoint, and their tensors.
 pub struct Checkpoint {
     /// The directory with the files beside the weights.
     pub dir: PathBuf,
-    /// config.json.
+    /// config.json, or params.json of Mistral's own format.
     pub config: Config,
     /// The tensors of the text model, in the reference's order: by file name, then by tensor name.
     pub tensors: Vec<Source>,
@@ -79,6 +80,18 @@ impl Checkpoint {
     /// # Errors
     /// Everything that is wrong with the files at once, as far as it can be seen.
     pub fn open(path: &Path) -> Result<Checkpoint> {
+        Checkpoint::open_with(path, CONFIG)
+    }
+
+    /// Opens a directory in Mistral's own format: params.json and consolidated*.safetensors.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`].
+    pub fn open_mistral(path: &Path) -> Result<Checkpoint> {
+        Checkpoint::open_with(path, PARAMS)
+    }
+
+    fn open_with(path: &Path, config_name: &str) -> Result<Checkpoint> {
         let one_file = path.is_file().then(|| {
             path.file_name()
                 .unwrap_or_default()
@@ -93,8 +106,14 @@ impl Checkpoint {
                 .to_owned(),
             None => path.to_owned(),
         };
-        let config = json::read_object(&dir.join(CONFIG)).map_err(|e| explain_config(e, path))?;
-        let config = Config::new(config).map_err(|what| bad(&dir.join(CONFIG), what))?;
+        let config_path = dir.join(config_name);
+        let explain = |error| explain_config(error, path, config_name);
+        let config = json::read_object(&config_path).map_err(explain)?;
+        let config = match config_name {
+            PARAMS => Config::of_params(config),
+            _ => Config::new(config),
+        };
+        let config = config.map_err(|what| bad(&config_path, what))?;
         let pooling = pooling(&dir).map_err(|e| e.to_string());
         let is_reranker = reranker::is_one(&dir, &config);
         let config = config.with_pooling(pooling).as_reranker(is_reranker);
@@ -104,6 +123,7 @@ impl Checkpoint {
             index_name,
         } = match one_file {
             Some(name) => Parts::one(name),
+            None if config_name == PARAMS => Parts::of_mistral(&dir)?,
             None => Parts::of(&dir)?,
         };
         let mut checkpoint = Checkpoint {
@@ -140,9 +160,10 @@ impl Checkpoint {
         &self.maps[source.file].bytes()[source.range.clone()]
     }
 
-    /// Where config.json is.
+    /// Where the configuration is.
     pub(crate) fn config_path(&self) -> PathBuf {
-        self.dir.join(CONFIG)
+        let is_mistral = self.config.is_of_params();
+        self.dir.join(if is_mistral { PARAMS } else { CONFIG })
     }
 
     /// Fails with what to do if the checkpoint has no weights.
@@ -306,7 +327,7 @@ fn bad(path: &Path, what: impl Into<String>) -> Error {
 }
 
 /// A missing config.json mostly means that the wrong thing was named.
-fn explain_config(error: crate::format::Error, path: &Path) -> Error {
+fn explain_config(error: crate::format::Error, path: &Path, config_name: &str) -> Error {
     match error {
         crate::format::Error::Io { source, .. }
             if source.kind() == std::io::ErrorKind::NotFound && path.exists() =>
@@ -316,7 +337,7 @@ fn explain_config(error: crate::format::Error, path: &Path) -> Error {
             bad(
                 path,
                 format!(
-                    "there is no {CONFIG} beside the weights; name the directory of a Hugging Face model{foreign}"
+                    "there is no {config_name} beside the weights; name the directory of a Hugging Face model{foreign}"
                 ),
             )
         }

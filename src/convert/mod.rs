@@ -68,6 +68,8 @@ pub struct Job {
     pub model_name: Option<String>,
     /// The pre-tokenizer of a byte-level vocabulary, if it is not to be detected.
     pub pre: Option<String>,
+    /// Write no chat template of a community for a model in Mistral's format.
+    pub no_community_template: bool,
     /// The type of matrices.
     pub out_type: OutType,
     /// Begin another file before one would have more tensors than this; 0 for no limit.

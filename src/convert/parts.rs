@@ -18,6 +18,20 @@ pub(super) struct Parts {
 }
 
 impl Parts {
+    /// The files of Mistral's own format in a directory. The reference reads no index of them.
+    ///
+    /// # Errors
+    /// A directory that cannot be read.
+    pub(super) fn of_mistral(dir: &Path) -> Result<Parts> {
+        let mut names = names(dir)?;
+        names.retain(|name| Format::MISTRAL.is_part(name));
+        Ok(Parts {
+            names,
+            index: None,
+            index_name: Format::MISTRAL.index,
+        })
+    }
+
     /// The files in a directory: safetensors, else PyTorch's, as the reference looks for them; of
     /// either, those that an index names, else those whose names begin and end as the format's do.
     ///

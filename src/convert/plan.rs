@@ -16,6 +16,10 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+/// The key behind which a model in Mistral's format has no more tokens.
+const ADD_BOS: &str = "tokenizer.ggml.add_bos_token";
+const CHAT_TEMPLATE: &str = "tokenizer.chat_template";
+
 /// A conversion that can work.
 pub struct Plan<'a> {
     pub(crate) checkpoint: &'a Checkpoint,
@@ -182,7 +186,19 @@ impl<'a> Plan<'a> {
         own.into_iter()
             .for_each(|(key, value)| entries.set(key, value));
         entries.set(keys::QUANTIZATION_VERSION, Value::U32(QUANTIZATION_VERSION));
-        entries.extend(vocabulary.entries);
+        let own_template = dir.join("chat_template.jinja").is_file();
+        for (key, value) in vocabulary.entries {
+            let is_template = key == CHAT_TEMPLATE;
+            if is_template && job.no_community_template && !own_template {
+                continue;
+            }
+            // Mistral's format says the size by its tokenizer, and the reference behind the tokens.
+            if config.is_of_params() && key == ADD_BOS {
+                let size = Value::U32(vocabulary.tokens as u32);
+                entries.set(format!("{}.vocab_size", architecture.name), size);
+            }
+            entries.set(key, value);
+        }
         let mut metadata = Metadata::new();
         entries
             .into_iter()

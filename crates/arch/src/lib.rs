@@ -33,6 +33,7 @@ mod jais;
 mod llada;
 mod llama;
 mod minicpm;
+mod mistral;
 mod mpt;
 mod muse;
 mod needed;
@@ -162,6 +163,8 @@ pub static ARCHITECTURES: &[&Architecture] = &[
     &llada::LLADA,
     &llada::DREAM,
     &deci::DECI,
+    &mistral::LLAMA,
+    &mistral::MISTRAL3,
 ];
 
 impl Architecture {

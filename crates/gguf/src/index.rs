@@ -29,6 +29,13 @@ impl Format {
         index: "pytorch_model.bin.index.json",
     };
 
+    /// Safetensors in Mistral's own format, which no index names.
+    pub const MISTRAL: Format = Format {
+        prefix: "consolidated",
+        suffix: ".safetensors",
+        index: "consolidated.safetensors.index.json",
+    };
+
     /// The format of a directory with these names: PyTorch's only where there are no safetensors,
     /// as for the reference.
     pub fn of(names: &[String]) -> Format {
