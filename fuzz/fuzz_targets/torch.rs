@@ -12,7 +12,11 @@ mod torch_files;
 fuzz_target!(|bytes: &[u8]| {
     check(bytes);
     let entry = |name: &str, data: &[u8]| (format!("a/{name}"), data.to_vec());
-    let entries = [entry("data.pkl", bytes), entry("data/0", &[7; 48]), entry("data/1", &[7; 8])];
+    let entries = [
+        entry("data.pkl", bytes),
+        entry("data/0", &[7; 48]),
+        entry("data/1", &[7; 8]),
+    ];
     check(&torch_files::archive(&entries, false));
 });
 
@@ -22,7 +26,12 @@ fn check(file: &[u8]) {
         let elements: u64 = tensor.shape.iter().product();
         assert!(elements * width <= file.len() as u64);
         let last: u64 = match &tensor.strides {
-            Some(strides) => tensor.shape.iter().zip(strides).map(|(size, stride)| (size - 1) * stride).sum(),
+            Some(strides) => tensor
+                .shape
+                .iter()
+                .zip(strides)
+                .map(|(size, stride)| (size - 1) * stride)
+                .sum(),
             None => elements.saturating_sub(1),
         };
         let numbers = if elements == 0 { 0 } else { last + 1 };

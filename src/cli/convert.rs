@@ -125,7 +125,9 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         note!("--use-temp-file has no effect: memory is always bounded");
     }
     if args.mistral_format && (args.remote || Address::is_meant(&args.model)) {
-        bail!("--mistral-format takes a directory; download the model first: hf download ORG/NAME --local-dir DIR");
+        bail!(
+            "--mistral-format takes a directory; download the model first: hf download ORG/NAME --local-dir DIR"
+        );
     }
     let model = match args.remote {
         true => hub::remote(&args.model, need)?,

@@ -788,14 +788,22 @@ fn mistrals_own_format_is_read_on_demand() {
         None if name.contains("embed") => "tok_embeddings.weight".to_owned(),
         None => "norm.weight".to_owned(),
     };
-    model.tensors = model.tensors.into_iter().map(|(name, tensor)| (own(&name), tensor)).collect();
+    model.tensors = model
+        .tensors
+        .into_iter()
+        .map(|(name, tensor)| (own(&name), tensor))
+        .collect();
     let dir = model.write_without_weights();
     let path = |name: &str| dir.path().join(name);
     std::fs::remove_file(path("config.json")).unwrap();
     let mut params = json!({ "dim": HIDDEN, "n_layers": 1, "head_dim": 32, "hidden_dim": FFN, "n_heads": 2,
         "n_kv_heads": 2, "norm_eps": 1e-5, "vocab_size": VOCAB });
     std::fs::write(path("params.json"), params.to_string()).unwrap();
-    std::fs::write(path("consolidated.safetensors"), model.safetensors(|_| true)).unwrap();
+    std::fs::write(
+        path("consolidated.safetensors"),
+        model.safetensors(|_| true),
+    )
+    .unwrap();
     plan(dir.path(), &["--mistral-format", "--outtype", "f32"]);
     // Rows of queries stay where they are.
     let rows: Vec<_> = weights(dir.path(), "blk.0.attn_q.weight")
@@ -805,12 +813,23 @@ fn mistrals_own_format_is_read_on_demand() {
     assert_eq!(rows[..3], [0.0, HIDDEN as f32, 2.0 * HIDDEN as f32]);
     let file = std::fs::read(path("out.gguf")).unwrap();
     let header = quantier::format::gguf::parse(&file).unwrap();
-    let keys: Vec<_> = header.metadata.iter().map(|(key, _)| key.to_string()).collect();
+    let keys: Vec<_> = header
+        .metadata
+        .iter()
+        .map(|(key, _)| key.to_string())
+        .collect();
     let at = |key: &str| keys.iter().position(|k| k == key).unwrap();
-    assert_eq!(at("llama.vocab_size") + 1, at("tokenizer.ggml.add_bos_token"));
+    assert_eq!(
+        at("llama.vocab_size") + 1,
+        at("tokenizer.ggml.add_bos_token")
+    );
     assert!(keys.contains(&"tokenizer.chat_template".to_owned()));
     std::fs::remove_file(path("out.gguf")).unwrap();
-    let without = ["--mistral-format", "--disable-mistral-community-chat-template", "--dry-run"];
+    let without = [
+        "--mistral-format",
+        "--disable-mistral-community-chat-template",
+        "--dry-run",
+    ];
     plan(dir.path(), &without);
     params["moe"] = json!({ "num_experts": 4 });
     std::fs::write(path("params.json"), params.to_string()).unwrap();

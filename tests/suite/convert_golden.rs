@@ -75,7 +75,10 @@ fn conversions_are_the_references() {
     }
     let of_refmodel: [(&str, &[&str]); 9] = [
         ("first", &["--no-tensor-first-split", "--use-temp-file"]),
-        ("first-tensors", &["--no-tensor-first-split", "--split-max-tensors", "5"]),
+        (
+            "first-tensors",
+            &["--no-tensor-first-split", "--split-max-tensors", "5"],
+        ),
         ("temp", &["--use-temp-file"]),
         ("tensors", &["--split-max-tensors", "5"]),
         ("size", &["--split-max-size", "1M"]),

@@ -130,6 +130,23 @@ impl Place {
 }
 
 #[test]
+fn pytorchs_files_are_fetched_where_there_are_no_safetensors() {
+    let place = Place::new();
+    let mut state = place.hub.state();
+    state.files.retain(|name, _| !name.contains("safetensors"));
+    drop(state);
+    let snapshot = place.fetch("hf://org/name").unwrap();
+    let file = fs::read(snapshot.join("pytorch_model.bin")).unwrap();
+    assert!(file == place.hub.state().files["pytorch_model.bin"]);
+    let offline = Settings {
+        offline: true,
+        ..place.settings()
+    };
+    let cached = place.fetch_with("hf://org/name", &offline, &Silent);
+    assert_eq!(cached.unwrap(), snapshot);
+}
+
+#[test]
 fn the_needed_files_come_into_the_hubs_own_layout_once() {
     let place = Place::new();
     let snapshot = place.fetch("hf://org/name").unwrap();
@@ -657,6 +674,8 @@ fn commands_take_models_from_the_hub() {
     assert!(read("hub.gguf") == read("directory.gguf"));
     let asked = program.place.hub.asked();
     assert_eq!(asked.len(), 1, "all was there: {asked:?}");
+    program.prints("convert --remote org/name --outtype bf16");
+    assert!(read("org-name-bf16.gguf") == read("directory.gguf"));
     assert_eq!(ids, program.prints("tokenize -m hub.gguf -p Hello --ids"));
 
     // Outputs without a name of their own are not put into the cache.

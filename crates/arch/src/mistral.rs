@@ -49,7 +49,10 @@ const PARAMETERS: &[&[Parameter]] = &[
     COMMON,
     HEAD_LENGTHS,
     FILE_TYPE,
-    &[Parameter::Computed(rope_dimensions), Parameter::Computed(long_contexts)],
+    &[
+        Parameter::Computed(rope_dimensions),
+        Parameter::Computed(long_contexts),
+    ],
 ];
 
 /// Rows of queries and keys are already in llama.cpp's order.
@@ -59,13 +62,37 @@ const TENSORS: &[Recipe] = &[
     Recipe::rename("norm", "output_norm", &[Hidden]),
     Recipe::rename("layers.{}.attention_norm", "blk.{}.attn_norm", &[Hidden]),
     Recipe::rename("layers.{}.ffn_norm", "blk.{}.ffn_norm", &[Hidden]),
-    Recipe::rename("layers.{}.attention.wq", "blk.{}.attn_q", &[Queries, Hidden]),
-    Recipe::rename("layers.{}.attention.wk", "blk.{}.attn_k", &[KeyRows, Hidden]),
+    Recipe::rename(
+        "layers.{}.attention.wq",
+        "blk.{}.attn_q",
+        &[Queries, Hidden],
+    ),
+    Recipe::rename(
+        "layers.{}.attention.wk",
+        "blk.{}.attn_k",
+        &[KeyRows, Hidden],
+    ),
     Recipe::rename("layers.{}.attention.wv", "blk.{}.attn_v", &[Any, Hidden]),
-    Recipe::rename("layers.{}.attention.wo", "blk.{}.attn_output", &[Hidden, Any]),
-    Recipe::rename("layers.{}.feed_forward.w1", "blk.{}.ffn_gate", &[FeedForward, Hidden]),
-    Recipe::rename("layers.{}.feed_forward.w3", "blk.{}.ffn_up", &[FeedForward, Hidden]),
-    Recipe::rename("layers.{}.feed_forward.w2", "blk.{}.ffn_down", &[Hidden, FeedForward]),
+    Recipe::rename(
+        "layers.{}.attention.wo",
+        "blk.{}.attn_output",
+        &[Hidden, Any],
+    ),
+    Recipe::rename(
+        "layers.{}.feed_forward.w1",
+        "blk.{}.ffn_gate",
+        &[FeedForward, Hidden],
+    ),
+    Recipe::rename(
+        "layers.{}.feed_forward.w3",
+        "blk.{}.ffn_up",
+        &[FeedForward, Hidden],
+    ),
+    Recipe::rename(
+        "layers.{}.feed_forward.w2",
+        "blk.{}.ffn_down",
+        &[Hidden, FeedForward],
+    ),
 ];
 
 impl Config {
@@ -81,7 +108,10 @@ impl Config {
                     .into(),
             );
         }
-        if fields.get("quantization").is_some_and(|value| !value.is_null()) {
+        if fields
+            .get("quantization")
+            .is_some_and(|value| !value.is_null())
+        {
             return Err(
                 "8-bit weights in Mistral's format ('quantization') are not converted; take the checkpoint in Hugging \
                  Face's format (config.json, model*.safetensors), without --mistral-format"
@@ -93,7 +123,11 @@ impl Config {
                 fields.insert(other.into(), value);
             }
         }
-        let class = if fields.contains_key(SCALING) { SCALED } else { PLAIN };
+        let class = if fields.contains_key(SCALING) {
+            SCALED
+        } else {
+            PLAIN
+        };
         fields.insert("architectures".into(), Json::from(vec![class]));
         Config::new(fields)
     }
@@ -132,7 +166,10 @@ fn long_contexts(config: &Config, keys: &mut Keys) -> Result<()> {
         ] {
             keys.set(&format!("rope.scaling.{key}"), Value::F32(value as f32));
         }
-        keys.set("rope.scaling.original_context_length", Value::U32(context as u32));
+        keys.set(
+            "rope.scaling.original_context_length",
+            Value::U32(context as u32),
+        );
     }
     if let Some(scaling) = config.optional_object(SCALING)? {
         let beta = number_in(scaling, "beta")?;
@@ -157,8 +194,10 @@ mod tests {
 
     #[test]
     fn parameters_have_the_names_of_params_json() {
-        let config = config(json!({ "llama_4_scaling": { "beta": 0.5 }, "yarn": { "factor": 4.0, "beta": 32,
-            "alpha": 1, "apply_scale": false, "original_max_position_embeddings": 2048 } }));
+        let config = config(
+            json!({ "llama_4_scaling": { "beta": 0.5 }, "yarn": { "factor": 4.0, "beta": 32,
+            "alpha": 1, "apply_scale": false, "original_max_position_embeddings": 2048 } }),
+        );
         let config = config.unwrap();
         let architecture = Architecture::of_class(config.class().unwrap()).unwrap();
         assert_eq!(architecture.name, "mistral3");
@@ -168,11 +207,17 @@ mod tests {
         let entries = keys.into_entries();
         let of = |name: &str| {
             let key = format!("mistral3.{name}");
-            entries.iter().find(|(k, _)| *k == key).map(|(_, value)| value.clone())
+            entries
+                .iter()
+                .find(|(k, _)| *k == key)
+                .map(|(_, value)| value.clone())
         };
         assert_eq!(of("embedding_length"), Some(Value::U32(64)));
         assert_eq!(of("attention.head_count_kv"), Some(Value::U32(1)));
-        assert_eq!(of("rope.scaling.yarn_log_multiplier"), Some(Value::F32(1.0)));
+        assert_eq!(
+            of("rope.scaling.yarn_log_multiplier"),
+            Some(Value::F32(1.0))
+        );
         assert_eq!(of("attention.temperature_scale"), Some(Value::F32(0.5)));
         assert_eq!(of("vocab_size"), None);
     }
@@ -182,7 +227,10 @@ mod tests {
         assert_eq!(config(json!({})).unwrap().class(), Some(PLAIN));
         for (more, part) in [
             (json!({ "moe": { "num_experts": 4 } }), "'moe'"),
-            (json!({ "quantization": { "qformat_weight": "fp8_e4m3" } }), "'quantization'"),
+            (
+                json!({ "quantization": { "qformat_weight": "fp8_e4m3" } }),
+                "'quantization'",
+            ),
         ] {
             assert!(config(more).unwrap_err().contains(part));
         }
