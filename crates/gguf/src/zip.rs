@@ -153,7 +153,8 @@ impl<'a> Central<'a> {
         }
         if u16_at(10) != 0 {
             return Err(format!(
-                "its entry {} is compressed, which torch.save never does; load the file with torch and save it again",
+                "its entry {} is compressed, as in a TorchScript program, and torch.save never does that; save the weights alone, \
+                 torch.save(model.state_dict(), FILE)",
                 shown(name)
             ));
         }
