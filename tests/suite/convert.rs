@@ -735,7 +735,11 @@ fn pytorch_files_that_hold_something_else_are_refused() {
         (model.safetensors(|_| true), &["no file of torch.save"]),
     ] {
         std::fs::write(dir.path().join("pytorch_model.bin"), bytes).unwrap();
-        fails(dir.path(), &[], &[&["pytorch_model.bin"], parts].concat());
+        fails(
+            dir.path(),
+            &[],
+            &[&["pytorch_model.bin"][..], parts].concat(),
+        );
     }
     assert!(!dir.path().join("ran").exists() && !Path::new("ran").exists());
 }
