@@ -139,7 +139,7 @@ impl Architecture {
         }
         // Layers of some models have nothing at all.
         let layers = match self.decoder.linear_layers {
-            true => &[],
+            true => &layers[..0],
             false => layers,
         };
         let of_layers: Vec<&Weight> = weights.iter().filter(|w| w.is_of_layers()).collect();
@@ -164,7 +164,7 @@ impl Architecture {
                 let is_of_table = |other: &&Weight| other.table == weight.table;
                 self.decoder.delta_nets.is_some() && !present.iter().any(is_of_table)
             };
-            for weight in &of_layers {
+            for &weight in &of_layers {
                 let is_other = match self.decoder.delta_nets.is_some() {
                     true => is_other_mixer(weight),
                     false => is_other_way(weight),
