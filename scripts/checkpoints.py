@@ -130,7 +130,8 @@ def mistral():
 def mistral_format(scaled=False):
     """params.json and the names of Mistral's code; the second kind has YaRN, and queries that grow with position."""
     params = {"dim": HIDDEN, "n_layers": LAYERS, "head_dim": HEAD, "hidden_dim": FFN, "n_heads": HEADS,
-              "n_kv_heads": KV_HEADS, "norm_eps": 1e-5, "vocab_size": SPM_VOCAB, "rope_theta": 1000000.0}
+              "n_kv_heads": KV_HEADS, "norm_eps": 1e-5, "vocab_size": SPM_VOCAB, "rope_theta": 1000000.0,
+              "max_position_embeddings": 2048}
     if scaled:
         params |= {"max_position_embeddings": 8192, "llama_4_scaling": {"beta": 0.1, "original_max_position_embeddings": 2048},
                    "yarn": {"original_max_position_embeddings": 2048, "factor": 4.0, "apply_scale": False, "beta": 32,

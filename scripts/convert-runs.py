@@ -78,6 +78,9 @@ def own_tokenizers(checkpoint):
     from transformers import AutoTokenizer
 
     kinds = [True, False] if (checkpoint / "tokenizer.model").exists() else [True]
+    if not any((checkpoint / name).exists() for name in ("tokenizer.model", "tokenizer.json")):
+        # Files that only a class beside the checkpoint reads, such as PLaMo's; scripts/vocabularies.py tries those.
+        return []
     return [AutoTokenizer.from_pretrained(checkpoint, use_fast=fast) for fast in kinds]
 
 

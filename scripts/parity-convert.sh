@@ -144,6 +144,6 @@ echo "$identical identical, $different different"
 cases | while IFS=$'\t' read -r case name output arguments; do
     [[ $name != *-reranker* ]] || continue
     files=("$work/ours/$case"/*.gguf)
-    [[ $arguments == --vocab-only || $arguments == --bigendian* || $arguments == --mtp* ]] || [ ! -e "${files[0]}" ] || printf '%s\t%s\n' "$name" "${files[0]}"
+    [[ $arguments == --vocab-only* || $arguments == --bigendian* || $arguments == --mtp* ]] || [ ! -e "${files[0]}" ] || printf '%s\t%s\n' "$name" "${files[0]}"
 done >"$work/files"
 "$python" scripts/convert-runs.py "$bin" "$work/checkpoints" <"$work/files" && [ "$different" = 0 ]

@@ -115,11 +115,14 @@ if ! ready; then
     [ "$code" = 0 ] || fail "a quantized model does not run (exit code $code); its output is $home/probe.log"
     touch "$runs"
 fi
-if [ "${1:-}" = --python ] && [ ! -f "$home/pyvenv/complete" ]; then
+# The stamp holds the packages, so that a checkout that needs more installs them.
+packages="torch==2.11.0 transformers==4.57.6 numpy==2.2.6 sentencepiece==0.2.3 mistral-common==1.13.1 protobuf safetensors gguf"
+if [ "${1:-}" = --python ] && [ "$(cat "$home/pyvenv/complete" 2>/dev/null)" != "$packages" ]; then
     echo "reference.sh: installing the Python packages into $home/pyvenv" >&2
-    python3 -m venv "$home/pyvenv"
-    "$home/pyvenv/bin/pip" install --quiet torch==2.11.0
-    "$home/pyvenv/bin/pip" install --quiet transformers==4.57.6 numpy==2.2.6 sentencepiece==0.2.3 protobuf safetensors gguf
-    touch "$home/pyvenv/complete"
+    [ -x "$home/pyvenv/bin/pip" ] || python3 -m venv "$home/pyvenv"
+    for package in $packages; do
+        "$home/pyvenv/bin/pip" install --quiet "$package"
+    done
+    echo "$packages" >"$home/pyvenv/complete"
 fi
 echo "$show"
