@@ -9,6 +9,8 @@
 # The small ones show how each family's files are read; both sides are told their pre-tokenizer, since no fingerprint of
 # theirs is known. Then runs tests/suite/vocabulary.rs on them, which prints one line per vocabulary. Exit code 1 if one differs.
 #
+# QUANTIER_WRITE_GOLDENS=1 puts the small ones, and what the reference wrote, into crates/tokenizer/testdata.
+#
 # QUANTIER_VOCABULARIES   where the files go, about 200 MB (default: a temporary directory, removed afterwards)
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -24,7 +26,12 @@ fi
 export QUANTIER_VOCABULARIES
 root=$QUANTIER_VOCABULARIES
 # The programs beside some checkpoints are copied there.
-export HF_HOME=$root/cache
+export HF_HOME=$root/cache QUANTIER_ONLY_VOCABULARY=1
+
+convert() {
+    "$python" scripts/convert-reference.py "$source" 2>"$root/reference.log" || true
+    grep '^failed:' "$root/reference.log" | cut -f 1 || true
+}
 
 # compare DIRECTORY PRE SCRIPT [ARGUMENT ...]: SCRIPT makes the checkpoints, and says how to convert them.
 compare() {
@@ -33,14 +40,19 @@ compare() {
     shift 3
     mkdir -p "$QUANTIER_VOCABULARIES"
     "$python" "$script" "$@"
-    "$python" "$script" --jobs "$@" | "$python" scripts/convert-reference.py "$source" 2>"$root/reference.log" || true
-    grep '^failed:' "$root/reference.log" | cut -f 1 || true
+    # Beside mistral-common, transformers would take other classes for other vocabularies.
+    "$python" "$script" --jobs "$@" | grep -v /tekken | convert
+    "$python" "$script" --jobs "$@" | grep /tekken | PYTHONPATH=$root/mistral-common convert
     cargo test --release --quiet --test suite vocabulary:: -- --ignored --nocapture
 }
 
 failed=0
 if [ $# = 0 ] || [[ " $* " == *" small "* ]]; then
-    (QUANTIER_ONLY_VOCABULARY=1 compare "$root/small" qwen2 scripts/small_vocabularies.py "$root/small") || failed=1
+    "$python" -m pip install --quiet --target "$root/mistral-common" mistral-common
+    (compare "$root/small" qwen2 scripts/small_vocabularies.py "$root/small") || failed=1
+fi
+if [ -n "${QUANTIER_WRITE_GOLDENS:-}" ]; then
+    "$python" scripts/small_vocabularies.py --goldens "$root/small"
 fi
 names=()
 for name in "$@"; do [ "$name" = small ] || names+=("$name"); done

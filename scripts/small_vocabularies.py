@@ -5,6 +5,8 @@ reference has.
     small_vocabularies.py OUT              OUT/NAME for each: config.json and the files of its tokenizer
     small_vocabularies.py --jobs OUT       the conversions that write OUT/NAME.gguf: a line of jobs for
                                            convert-reference.py
+    small_vocabularies.py --goldens OUT    puts those without a tokenizer.model, and what the reference wrote for them, into
+                                           crates/tokenizer/testdata
 
 Some tokenizers are programs beside the checkpoint, which the reference runs. Where that is so, one with the same
 interface is written here; what it reads, and what special tokens it has, is what the models' own programs have.
@@ -13,11 +15,15 @@ Needs torch and sentencepiece (scripts/reference.sh --python), as checkpoints.py
 """
 
 import base64
+import hashlib
 import json
+import shutil
+import struct
 import sys
 from pathlib import Path
 
-from checkpoints import BPE_VOCAB, REFMODEL, SPM_VOCAB, base, byte_letters, gpt2, write_bpe, write_spm, write_spm_config
+from checkpoints import BPE_VOCAB, HERE, REFMODEL, SPM_VOCAB, base, byte_letters, gpt2, write_bpe, write_spm_config
+from gguf import GGUFReader
 from sentencepiece import sentencepiece_model_pb2
 
 TEXT_END = "<|endoftext|>"
@@ -43,8 +49,8 @@ def ranks():
     return {token: rank for rank, token in enumerate(dict.fromkeys(tokens))}
 
 
-def write_ranks(path, twice=False):
-    lines = [f"{base64.b64encode(token).decode()} {rank}" for token, rank in ranks().items()]
+def write_ranks(path, tokens, twice=False):
+    lines = [f"{base64.b64encode(token).decode()} {rank}" for token, rank in tokens.items()]
     if twice:
         lines.insert(300, lines[42])
     path.write_text("\n".join(lines) + "\n")
@@ -52,7 +58,13 @@ def write_ranks(path, twice=False):
 
 PROGRAM = '''
 import base64
+import unicodedata
+
+import regex
 from transformers import PreTrainedTokenizer
+
+PATTERN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*"
+           r"|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+")
 
 
 class MadeTokenizer(PreTrainedTokenizer):
@@ -74,6 +86,19 @@ class MadeTokenizer(PreTrainedTokenizer):
     def get_vocab(self):
         return self.mergeable_ranks
 
+    def encode(self, text, **_):
+        ids = []
+        for word in regex.findall(PATTERN, unicodedata.normalize("NFC", text)):
+            parts = [bytes([byte]) for byte in word.encode()]
+            while True:
+                pairs = [(self.mergeable_ranks.get(a + b, 1 << 30), i) for i, (a, b) in enumerate(zip(parts, parts[1:]))]
+                rank, i = min(pairs, default=(1 << 30, 0))
+                if rank == 1 << 30:
+                    break
+                parts[i:i + 2] = [parts[i] + parts[i + 1]]
+            ids += [self.mergeable_ranks[part] for part in parts]
+        return ids
+
     def _add_tokens(self, new_tokens, special_tokens=False):
         return 0
 
@@ -91,13 +116,13 @@ ARCADE = [TEXT_END, *(f"<|fim_{n}|>" for n in ("prefix", "middle", "suffix", "pa
 
 
 def tiktoken(folder, file, special, **more):
-    """A tokenizer of ranks with its program. Returns the number of tokens."""
-    gap = more.pop("gap", 0)
-    write_ranks(folder / file, more.pop("twice", False))
+    """A tokenizer of ranks, ours unless others are given, with its program. Returns the number of tokens."""
+    gap, tokens = more.pop("gap", 0), more.pop("tokens", None) or ranks()
+    write_ranks(folder / file, tokens, more.pop("twice", False))
     (folder / "tokenization_made.py").write_text(PROGRAM % {"file": file, "gap": gap, "special": special})
     config = {"tokenizer_class": "MadeTokenizer", "auto_map": {"AutoTokenizer": ["tokenization_made.MadeTokenizer", None]}}
     write_json(folder / "tokenizer_config.json", config | more)
-    return len(ranks()) + gap + len(special)
+    return len(tokens) + gap + len(special)
 
 
 def byte_level(folder, added=(), plain=(), **more):
@@ -207,6 +232,11 @@ def hunyuan(folder):
     size = byte_level(folder, [TEXT_END, "<|eos|>"])
     write_json(folder / "generation_config.json", {"eos_token_id": [size - 2, size - 1]})
     return config("HunYuanDenseV1ForCausalLM", "hunyuan_v1_dense", size, pad_token_id=-1, eod_token_id=size - 1)
+
+
+def hunyuan_vl(folder):
+    more = {"architectures": ["HunYuanVLForConditionalGeneration"], "model_type": "hunyuan_vl"}
+    return hunyuan(folder) | more
 
 
 def hunyuan_tiktoken(folder, **more):
@@ -319,7 +349,9 @@ def mpt(folder):
 
 
 def mpt_sentencepiece(folder):
-    write_spm(folder)
+    # A class that transformers does not know: it reads no tokenizer then, and the reference falls back.
+    pieces(folder)
+    write_spm_config(folder, tokenizer_class="MadeTokenizer")
     return config("MPTForCausalLM", "mpt", SPM_VOCAB, n_layers=2)
 
 
@@ -385,16 +417,43 @@ def tekken_v7(folder):
 
 
 MADE = {f.__name__: f for f in (
-    glm4, glm_moe, chatglm, chatglm3, hunyuan, hunyuan_tiktoken, hunyuan_moe, qwen1, qwen1_ids, stablelm_tiktoken, internlm2,
+    glm4, glm_moe, chatglm, chatglm3, hunyuan, hunyuan_vl, hunyuan_tiktoken, hunyuan_moe, qwen1, qwen1_ids, stablelm_tiktoken, internlm2,
     internlm2_plain, internlm3, xverse, deci, deci_llama3, plamo3, refact, mpt, mpt_sentencepiece, muse_glimmer,
     muse_glimmer_unknown, llada, dream, gpt2_slow, gpt2_slow_plain, qwen2_slow, codegen_slow, tekken, tekken_v7)}
 
 
+def shown(field):
+    """A value of a GGUF in one line; an array as its type, length and SHA-256."""
+    value, kind = field.contents(), field.types[-1].name
+    if len(field.types) == 1:
+        return str(value).lower() if kind == "BOOL" else json.dumps(value, ensure_ascii=False)
+    digest = hashlib.sha256()
+    for element in value:
+        text = element.encode() if kind == "STRING" else struct.pack("<f" if kind == "FLOAT32" else "<i", element)
+        digest.update(struct.pack("<I", len(text)) + text)
+    return f"{kind.lower()} {len(value)} {digest.hexdigest()}"
+
+
+def write_goldens(out):
+    data = HERE.parent / "crates" / "tokenizer" / "testdata"
+    lines = []
+    for name in sorted(MADE):
+        if (out / name / "tokenizer.model").is_file():
+            continue
+        shutil.rmtree(data / name, ignore_errors=True)
+        shutil.copytree(out / name, data / name, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+        fields = GGUFReader(out / f"{name}.gguf").fields
+        lines += [f"{name} {key} {shown(field)}\n" for key, field in fields.items() if key.startswith("tokenizer.")]
+    (data / "vocabularies.golden").write_text("".join(lines), encoding="utf-8")
+
+
 def main():
-    jobs = sys.argv[1:2] == ["--jobs"]
-    if len(sys.argv) != 2 + jobs:
+    mode = sys.argv[1] if len(sys.argv) == 3 else None
+    if len(sys.argv) not in (2, 3) or mode not in (None, "--jobs", "--goldens"):
         sys.exit(__doc__)
-    out = Path(sys.argv[1 + jobs])
+    out, jobs = Path(sys.argv[-1]), mode == "--jobs"
+    if mode == "--goldens":
+        return write_goldens(out)
     for name, make in MADE.items():
         if jobs:
             print(out / name, "--vocab-only", "--outfile", out / f"{name}.gguf", sep="\t")

@@ -19,6 +19,7 @@ import sys
 from pathlib import Path
 
 import checkpoints
+import small_vocabularies
 from checkpoints import base, write_spm_config
 from gguf import GGUFReader
 from sentencepiece import sentencepiece_model_pb2
@@ -94,6 +95,8 @@ VOCABULARIES = {
     "phi-3": ("Phi3ForCausalLM", "phi3", "LlamaTokenizer"),
     "qwen2": ("Qwen2ForCausalLM", "qwen2", "Qwen2Tokenizer"),
     "qwen35": ("Qwen3ForCausalLM", "qwen3", "Qwen2Tokenizer"),
+    # The vocabulary of Qwen 1 is that of Qwen 2 without the last tokens, in a file of ranks.
+    "qwen1": ("QWenLMHeadModel", "qwen", "QWenTokenizer"),
     "refact": ("GPT2LMHeadModel", "gpt2", "GPT2TokenizerFast"),
     "starcoder": ("Starcoder2ForCausalLM", "starcoder2", "GPT2Tokenizer"),
 }
@@ -232,8 +235,20 @@ def halves(merge, vocab):
     raise ValueError(f"the merge {merge!r} is not of two tokens")
 
 
+def write_qwen1(folder, source):
+    letters = {letter: byte for byte, letter in enumerate(checkpoints.byte_letters())}
+    vocabulary = Vocabulary(source, "qwen2")
+    texts = [text for text, kind in zip(vocabulary.texts, vocabulary.types) if kind == NORMAL]
+    ranks = {bytes(letters[c] for c in text): rank for rank, text in enumerate(texts)}
+    small_vocabularies.tiktoken(folder, "qwen.tiktoken", small_vocabularies.QWEN, tokens=ranks)
+    write_json(folder / "config.json", base("QWenLMHeadModel", "qwen", 151936, bos_token_id=None, eos_token_id=None))
+
+
 def make(source, out, name):
     model_class, model_type, tokenizer_class = VOCABULARIES[name]
+    if name == "qwen1":
+        (out / name).mkdir(parents=True, exist_ok=True)
+        return write_qwen1(out / name, source)
     vocabulary = Vocabulary(source, name)
     folder = out / name
     folder.mkdir(parents=True, exist_ok=True)

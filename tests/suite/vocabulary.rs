@@ -19,7 +19,7 @@ fn kind(class: &str) -> VocabKind {
         "Glm4ForCausalLM" => VocabKind::Glm4,
         "Glm4MoeForCausalLM" => VocabKind::GlmMoe,
         "GlmForCausalLM" | "ChatGLMModel" => VocabKind::ChatGlm,
-        "HunYuanDenseV1ForCausalLM" => VocabKind::Hunyuan,
+        "HunYuanDenseV1ForCausalLM" | "HunYuanVLForConditionalGeneration" => VocabKind::Hunyuan,
         "HunYuanMoEV1ForCausalLM" => VocabKind::HunyuanMoe,
         "QWenLMHeadModel" => VocabKind::Qwen1,
         "StableLmForCausalLM" => VocabKind::StableLm,

@@ -4,7 +4,7 @@
 use super::files::Files;
 use super::hf::{HfTokenizer, library_error};
 use super::special::Special;
-use super::token::{self, SCORE_OF_ADDED, Token, TokenType};
+use super::token::{self, SCORE_OF_ADDED, Scores, Token, TokenType};
 use super::{Import, checked_size, pre};
 use quantier_gguf::Result;
 use serde_json::Value;
@@ -17,6 +17,9 @@ pub(super) struct Rules {
     pub roles: &'static [(&'static str, &'static str)],
     /// Kinds of special tokens in the files.
     pub types: &'static [&'static str],
+    /// Names of pre-tokenizers that split alike, and the family's in their place: a tokenizer without
+    /// a known fingerprint gets the latter. They differ in the BOS token.
+    pub kin: &'static [(&'static str, &'static str)],
     /// Whether added tokens keep their texts and are control tokens only by their flag.
     pub as_they_are: bool,
 }
@@ -26,6 +29,7 @@ impl Rules {
     pub(super) const PLAIN: Rules = Rules {
         roles: &[],
         types: &Special::TYPES,
+        kin: &[],
         as_they_are: false,
     };
 }
@@ -39,10 +43,13 @@ pub(super) fn write_byte_level(
     let files = import.files;
     let tokenizer = HfTokenizer::load(files)?;
     let tokens = byte_level(files, &tokenizer, import.vocab_size, rules)?;
-    let pre = pre::find(files, &tokenizer, import.pre, &mut import.notes)?;
+    let pre = match import.pre {
+        Some(name) => name.to_owned(),
+        None => pre::find(files, &tokenizer, rules.kin, &mut import.notes)?,
+    };
     import.entries.set_str("tokenizer.ggml.model", "gpt2");
     import.entries.set_str("tokenizer.ggml.pre", &pre);
-    token::write(&tokens, false, &mut import.entries);
+    token::write(&tokens, Scores::Left, &mut import.entries);
     let mut special = Special::load(files, true, rules.types, None)?;
     let added = tokenizer.added();
     for &(kind, text) in rules.roles {
@@ -136,7 +143,7 @@ pub(super) fn write_xverse(import: &mut Import<'_>) -> Result<usize> {
     let tokens = without_holes(files, tokens)?;
     import.entries.set_str("tokenizer.ggml.model", "llama");
     import.entries.set_str("tokenizer.ggml.pre", "default");
-    token::write(&tokens, false, &mut import.entries);
+    token::write(&tokens, Scores::Left, &mut import.entries);
     Special::load(files, false, &Special::TYPES, Some(size as u64))?.write(&mut import.entries);
     Ok(size)
 }

@@ -9,6 +9,8 @@ use quantier_gguf::Result;
 use quantier_gguf::gguf::Value;
 
 const TEXT_END: &str = "<|endoftext|>";
+/// GLM's pre-tokenizers split like Llama 3's.
+const GLM_KIN: &[(&str, &str)] = &[("llama-bpe", "glm4"), ("dbrx", "chatglm-bpe")];
 
 /// GLM 4 and its small and visual kin.
 pub(super) const GLM4: Rules = Rules {
@@ -18,6 +20,7 @@ pub(super) const GLM4: Rules = Rules {
         ("unk", TEXT_END),
         ("bos", TEXT_END),
     ],
+    kin: GLM_KIN,
     ..Rules::PLAIN
 };
 /// GLM 4.5 and later mixtures of experts.
@@ -28,11 +31,13 @@ pub(super) const GLM_MOE: Rules = Rules {
         ("unk", TEXT_END),
         ("eom", "<|observation|>"),
     ],
+    kin: GLM_KIN,
     ..Rules::PLAIN
 };
 /// ChatGLM 4.
 pub(super) const CHATGLM: Rules = Rules {
     roles: &[("eos", TEXT_END), ("eot", "<|user|>"), ("unk", TEXT_END)],
+    kin: GLM_KIN,
     ..Rules::PLAIN
 };
 /// LLaDA and Dream.

@@ -1,7 +1,7 @@
 //! PLaMo 2 and 3: a line of `tokenizer.jsonl` per token, an array of text, score and type.
 
 use super::files::{bad, kind, read_text};
-use super::token::{self, SCORE_OF_ADDED, Token, TokenType};
+use super::token::{self, SCORE_OF_ADDED, Scores, Token, TokenType};
 use super::{Import, MAX_TOKENS, checked_size, special};
 use quantier_gguf::Result;
 use quantier_gguf::gguf::Value as Gguf;
@@ -77,7 +77,7 @@ impl Import<'_> {
 
         self.entries.set_str("tokenizer.ggml.model", "plamo2");
         self.entries.set_str("tokenizer.ggml.pre", "default");
-        token::write(&tokens, true, &mut self.entries);
+        token::write(&tokens, Scores::Floats, &mut self.entries);
         let config = files.dir.join("tokenizer_config.json");
         for (role, key) in ROLES {
             let Some(named) = files.config_field(role).filter(|v| !v.is_null()) else {

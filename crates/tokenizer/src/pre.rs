@@ -201,16 +201,14 @@ fn nearest(tokenizer: &HfTokenizer, ignores_merges: bool) -> Option<(&'static st
     best.map(|(shared, fits, known)| (known.name, shared == 1.0 && fits))
 }
 
-/// The name of the pre-tokenizer: the user's, else by fingerprint, else by equal splits, with a note.
+/// The name of the pre-tokenizer: by fingerprint, else by equal splits, with a note. `kin` has other
+/// names for some of the latter.
 pub(super) fn find(
     files: &Files,
     tokenizer: &HfTokenizer,
-    named: Option<&str>,
+    kin: &[(&str, &str)],
     notes: &mut Vec<String>,
 ) -> Result<String> {
-    if let Some(name) = named {
-        return Ok(name.to_owned());
-    }
     let ids = tokenizer
         .encode(PROBE)
         .map_err(|what| library_error(files, "the probe text", &what))?;
@@ -224,7 +222,9 @@ pub(super) fn find(
         .unwrap_or(false);
     let nearest = guarded(|| Ok(nearest(tokenizer, ignores_merges)));
     match nearest.map_err(|what| library_error(files, "the probe text", &what))? {
-        Some((name, true)) => {
+        Some((found, true)) => {
+            let name = kin.iter().find(|(other, _)| *other == found);
+            let name = name.map_or(found, |(_, own)| *own);
             notes.push(format!(
                 "the tokenizer's fingerprint {fingerprint} is not known; its pre-tokenizer splits text like {name}'s, \
                  which is what the file says (--pre NAME says another)"

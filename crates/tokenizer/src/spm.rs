@@ -1,14 +1,15 @@
 //! SentencePiece: `tokenizer.model` and the additions of the other files.
 //!
 //! ```text
-//! model       1: piece, repeated    3: normalizer    (2: training)
+//! model       1: piece, repeated    2: training    3: normalizer
 //! piece       1: text    2: score, f32    3: type; normal if absent
+//! training   35: whether a text without pieces becomes bytes
 //! normalizer  3: whether a space is put in front of a text, true if absent
 //! ```
 
 use super::files::{Files, bad, kind, read_bytes, read_object};
 use super::protobuf::{Fields, Payload};
-use super::token::{self, SCORE_OF_ADDED, Token, TokenType};
+use super::token::{self, SCORE_OF_ADDED, Scores, Token, TokenType};
 use super::{MAX_TOKENS, special::Special};
 use quantier_core::words::listed;
 use quantier_gguf::Result;
@@ -40,12 +41,16 @@ impl Model {
 /// Reads a model.
 fn parse(bytes: &[u8]) -> std::result::Result<Model, String> {
     const PIECES: u64 = 1;
+    const TRAINER: u64 = 2;
+    const BYTE_FALLBACK: u64 = 35;
     const NORMALIZER: u64 = 3;
+    const PREFIX: u64 = 3;
     if let Some(pointer) = lfs_pointer(bytes) {
         return Err(pointer);
     }
     let mut pieces = Vec::new();
     let mut prefixes_space = true;
+    let mut falls_back = false;
     let mut fields = Fields::new(bytes);
     loop {
         let at = bytes.len() - fields.remaining();
@@ -58,8 +63,13 @@ fn parse(bytes: &[u8]) -> std::result::Result<Model, String> {
                     .map_err(|what| format!("piece {} at byte {at}: {what}", pieces.len()))?;
                 pieces.push(piece);
             }
+            (TRAINER, Payload::Bytes(message)) => {
+                falls_back = flag(message, BYTE_FALLBACK)
+                    .map_err(|what| format!("the training at byte {at}: {what}"))?
+                    .unwrap_or(falls_back);
+            }
             (NORMALIZER, Payload::Bytes(message)) => {
-                prefixes_space = parse_prefix(message)
+                prefixes_space = flag(message, PREFIX)
                     .map_err(|what| format!("the normalizer at byte {at}: {what}"))?
                     .unwrap_or(prefixes_space);
             }
@@ -72,6 +82,11 @@ fn parse(bytes: &[u8]) -> std::result::Result<Model, String> {
     if pieces.is_empty() {
         return Err("not a SentencePiece model: it has no pieces".to_owned());
     }
+    // As the library does: the byte's own token is <0x00>.
+    let nul = pieces.iter_mut().find(|piece| piece.text == "\0");
+    if let Some(nul) = nul.filter(|_| falls_back) {
+        nul.token_type = TokenType::Unused;
+    }
     let mut seen = HashSet::with_capacity(pieces.len());
     match pieces.iter().position(|p| !seen.insert(p.text.as_str())) {
         Some(at) => Err(format!("piece {at}: {:?} is there twice", pieces[at].text)),
@@ -82,16 +97,17 @@ fn parse(bytes: &[u8]) -> std::result::Result<Model, String> {
     }
 }
 
-/// Whether a normalizer puts a space in front of a text; `None` if it does not say.
-fn parse_prefix(message: &[u8]) -> std::result::Result<Option<bool>, String> {
-    const PREFIX: u64 = 3;
-    let mut prefix = None;
+/// A flag of a message; `None` if it is absent.
+fn flag(message: &[u8], number: u64) -> std::result::Result<Option<bool>, String> {
+    let mut flag = None;
     for field in Fields::new(message) {
-        if let (PREFIX, Payload::Varint(flag)) = field? {
-            prefix = Some(flag != 0);
+        if let (at, Payload::Varint(value)) = field?
+            && at == number
+        {
+            flag = Some(value != 0);
         }
     }
-    Ok(prefix)
+    Ok(flag)
 }
 
 fn parse_piece(message: &[u8]) -> std::result::Result<Token, String> {
@@ -311,7 +327,7 @@ impl<'a> Added<'a> {
 pub(super) fn write_tokens(tokens: &[Token], pre: &str, entries: &mut Entries) {
     entries.set_str("tokenizer.ggml.model", "llama");
     entries.set_str("tokenizer.ggml.pre", pre);
-    token::write(tokens, true, entries);
+    token::write(tokens, Scores::Floats, entries);
 }
 
 /// Writes a vocabulary with scores and its special tokens.

@@ -13,7 +13,7 @@ use super::encode::bytes;
 use super::files::{Files, bad, kind, read_object, read_text};
 use super::spm::{self, Model};
 use super::tiktoken::Ranks;
-use super::token::{self, Token, TokenType};
+use super::token::{self, Scores, Token, TokenType};
 use super::{Import, MAX_TOKENS};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -307,7 +307,12 @@ impl Import<'_> {
         {
             self.set_id(kind, id);
         }
-        token::write(&mistral.tokens, true, &mut self.entries);
+        // The reference gives tekken's tokens the whole number 0.
+        let scores = match mistral.merges {
+            Some(_) => Scores::Integers,
+            None => Scores::Floats,
+        };
+        token::write(&mistral.tokens, scores, &mut self.entries);
         self.entries
             .set("tokenizer.ggml.add_bos_token", Gguf::Bool(true));
         self.entries

@@ -105,6 +105,35 @@ fn a_byte_level_vocabulary_has_tokens_types_and_merges() {
 }
 
 #[test]
+fn a_family_may_have_its_own_name_for_a_split() {
+    let mut llama3 = tokenizer();
+    let split = &mut llama3["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"];
+    *split = json!(split.as_str().unwrap().replace(r"\p{N}|", r"\p{N}{1,3}|"));
+    let added = llama3["added_tokens"].as_array_mut().unwrap();
+    for (id, content) in [(11, "<|endoftext|>"), (12, "<|user|>")] {
+        added.push(json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true}));
+    }
+    let dir = directory(&[("tokenizer.json", llama3.to_string())]);
+    for (kind, pre) in [
+        (VocabKind::ByteLevel, "dbrx"),
+        (VocabKind::ChatGlm, "chatglm-bpe"),
+    ] {
+        let vocabulary = import(dir.path(), kind, None, None).unwrap();
+        let entry = |name: &str| vocabulary.entries.get(&format!("tokenizer.ggml.{name}"));
+        assert_eq!(entry("pre"), Some(&Value::str(pre)));
+        let eot = (kind == VocabKind::ChatGlm).then_some(&Value::U32(12));
+        assert_eq!(entry("eot_token_id"), eot);
+    }
+    let error = import(dir.path(), VocabKind::GlmMoe, None, None).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("lacks the added token \"[gMASK]\""),
+        "{error}"
+    );
+}
+
+#[test]
 fn the_user_may_name_the_pre_tokenizer() {
     let dir = directory(&[("tokenizer.json", tokenizer().to_string())]);
     let vocabulary = import(dir.path(), VocabKind::Qwen, None, Some("mine")).unwrap();

@@ -11,7 +11,7 @@
 use super::encode::{Tokenizer, bytes, merge};
 use super::files::{bad, read_bytes, read_object};
 use super::special::Special;
-use super::token::{self, Token, TokenType};
+use super::token::{self, Scores, Token, TokenType};
 use super::{Import, MAX_TOKENS, checked_size, pre};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -273,7 +273,11 @@ impl Import<'_> {
             }
             tokens
         };
-        if let Some(eos) = self.config("eod_token_id").filter(|v| !v.is_null()) {
+        // transformers leaves the field out of the configurations that it knows.
+        let model_type = self.files.config.as_ref().and_then(|c| c.get("model_type"));
+        let known = ["hunyuan_v1_dense", "hunyuan_v1_moe"].map(Value::from);
+        let eod = self.config("eod_token_id").filter(|v| !v.is_null());
+        if let Some(eos) = eod.filter(|_| !model_type.is_some_and(|m| known.contains(m))) {
             let eos = id_of(eos, "eod_token_id");
             let eos = eos.map_err(|what| bad(&self.files.dir.join("config.json"), what))?;
             self.set_id("eos", eos);
@@ -292,8 +296,9 @@ impl Import<'_> {
     }
 
     fn tiktoken_of_hunyuan(&mut self) -> Result<usize> {
+        let ranks = self.ranks(&HUNYUAN)?;
         let special = Special::load(self.files, false, &Special::TYPES, None)?;
-        self.tiktoken(&HUNYUAN, special)
+        self.tiktoken(&HUNYUAN, &ranks, special)
     }
 
     /// With the end of text as unknown token, and as BOS and EOS token where no file names any.
@@ -306,7 +311,7 @@ impl Import<'_> {
             special.set_id("eos", end);
         }
         special.set_id("unk", end);
-        self.tiktoken(family, special)
+        self.tiktoken(family, &ranks, special)
     }
 
     fn ranks(&self, family: &Family) -> Result<Ranks> {
@@ -321,9 +326,8 @@ impl Import<'_> {
         Ranks::parse(&file, family.lenient).map_err(|what| bad(&path, what))
     }
 
-    fn tiktoken(&mut self, family: &Family, mut special: Special) -> Result<usize> {
+    fn tiktoken(&mut self, family: &Family, ranks: &Ranks, mut special: Special) -> Result<usize> {
         let files = self.files;
-        let ranks = self.ranks(family)?;
         let path = files.dir.join(family.file);
         let first = ranks.tokens.len() + family.gap;
         let own = first + family.special.len() + family.extras;
@@ -360,7 +364,7 @@ impl Import<'_> {
         let mut entries = Entries::new();
         entries.set_str("tokenizer.ggml.model", "gpt2");
         entries.set_str("tokenizer.ggml.pre", family.pre);
-        token::write(&tokens, false, &mut entries);
+        token::write(&tokens, Scores::Left, &mut entries);
         special.write(&mut entries);
         let pre = self.pre_of(family, &entries)?;
         entries.set_str("tokenizer.ggml.pre", &pre);

@@ -44,12 +44,29 @@ impl Token {
     }
 }
 
-/// Writes texts, scores (only if `scored`) and types.
-pub(super) fn write(tokens: &[Token], scored: bool, entries: &mut Entries) {
+/// The scores of a vocabulary in a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Scores {
+    /// None.
+    Left,
+    /// As they are.
+    Floats,
+    /// As whole numbers.
+    Integers,
+}
+
+/// Writes texts, scores and types.
+pub(super) fn write(tokens: &[Token], scores: Scores, entries: &mut Entries) {
+    const SCORES: &str = "tokenizer.ggml.scores";
     entries.set_strings("tokenizer.ggml.tokens", tokens.iter().map(|t| &t.text));
-    if scored {
-        let scores = tokens.iter().map(|t| Value::F32(t.score));
-        entries.set_values("tokenizer.ggml.scores", ValueType::F32, scores);
+    let all = tokens.iter().map(|t| t.score);
+    match scores {
+        Scores::Left => {}
+        Scores::Floats => entries.set_values(SCORES, ValueType::F32, all.map(Value::F32)),
+        Scores::Integers => {
+            let whole = all.map(|score| Value::I32(score as i32));
+            entries.set_values(SCORES, ValueType::I32, whole);
+        }
     }
     let types = tokens.iter().map(|t| Value::I32(t.token_type as i32));
     entries.set_values("tokenizer.ggml.token_type", ValueType::I32, types);
