@@ -372,8 +372,8 @@ mod tests {
             ("▁a", -1.5, 1),
             ("x", -2.0, 4),
         ]);
-        // a training field that is passed over, and a piece without score and type
-        model.extend([0x12, 3, 0x08, 0x01, 0x00]);
+        // training with byte fallback, and a piece without score and type
+        model.extend([0x12, 3, 0x98, 0x02, 0x01]);
         model.extend([0x0a, 3, 0x0a, 1, b'y']);
         model
     }
