@@ -663,6 +663,22 @@ def qwen35moe(stacked=True):
     return without(config, "intermediate_size"), shapes, tokenizer
 
 
+def qwen3next(**more):
+    """Qwen 3 Next: queries, keys, values and gates of a head in one matrix, strengths and steps in another."""
+    config, shapes, tokenizer = qwen35moe(False)
+    keys, values = config["linear_num_key_heads"], config["linear_num_value_heads"]
+    apart = ("in_proj_qkv.", "in_proj_z.", "in_proj_a.", "in_proj_b.")
+    shapes = {name: shape for name, shape in shapes.items() if not any(part in name for part in apart)}
+    for i in (i for i, kind in enumerate(config["layer_types"]) if kind == "linear_attention"):
+        p = f"model.layers.{i}.linear_attn."
+        shapes |= {p + "in_proj_qkvz.weight": (2 * (keys + values) * LINEAR_HEAD, HIDDEN),
+                   p + "in_proj_ba.weight": (2 * values, HIDDEN)}
+    config = without(config, "rope_parameters", "mtp_num_hidden_layers", "layer_types", "attn_output_gate")
+    config |= {"architectures": ["Qwen3NextForCausalLM"], "model_type": "qwen3_next", "rope_theta": 10000000,
+               "partial_rotary_factor": 0.25}
+    return config | more, shapes, tokenizer
+
+
 def qwen35moe_vl():
     return wrapped(qwen35moe(), "Qwen3_5MoeForConditionalGeneration", "qwen3_5_moe", inside)
 
@@ -1187,6 +1203,7 @@ CHECKPOINTS = {
     "starcoder2": (starcoder2, torch.bfloat16, 1),
     "gpt2": (gpt2, torch.float32, 1),
     "gpt2-bare": (lambda: gpt2(""), torch.float16, 1),
+    "qwen3next": (qwen3next, torch.bfloat16, 1),
     "qwen35": (qwen35_vl, torch.bfloat16, 1),
     "qwen35-f16": (lambda: qwen35(values=6), torch.float16, 1),
     "qwen35-sparse": (qwen35_sparse, torch.float32, 1),
@@ -1237,7 +1254,7 @@ def enliven(name, tensors):
         if key.endswith("relative_pe.slopes"):
             continue
         w32 = w.float().clamp(-0.2, 0.2)
-        plus_one = name.startswith("gemma") or name.startswith("qwen35") and "linear_attn" not in key
+        plus_one = name.startswith("gemma") or name.startswith(("qwen35", "qwen3next")) and "linear_attn" not in key
         if w.dim() == 1 and key.endswith(".weight") and not plus_one:
             w32 += 1.0
         elif key.endswith("A_log"):

@@ -31,7 +31,7 @@ CASES = {name: (name, 512, 4) for name in (
     "falcon", "falcon-groups", "mpt", "mpt-positions", "refact", "jais", "jais2", "apertus", "exaone4",
     "exaone4-deep", "spark2_5", "muse-glimmer", "glm4", "glm4v", "glm", "chatglm", "hunyuan", "hunyuan-vl",
     "openelm", "minicpm", "minicpm-long", "baichuan", "xverse", "internlm2", "internlm3", "deci", "deci-7b",
-    "qwen35", "qwen35-f16", "qwen35-sparse", "qwen35moe", "qwen35moe-apart")}
+    "qwen35", "qwen35-f16", "qwen35-sparse", "qwen35moe", "qwen35moe-apart", "qwen3next")}
 CASES |= {name: (name, 1024, 3) for name in ("gemma1", "gemma2", "gemma3", "gemma3-deep", "gemma3-vl")}
 # Ministral's queries grow from position 1024 on.
 CASES |= {"ministral3": ("ministral3", 2048, 2)}

@@ -1,4 +1,4 @@
-//! Qwen 3.5 and its successors, dense and with experts: three of four layers are gated delta nets,
+//! Qwen 3 Next, and Qwen 3.5 and its successors, dense and with experts: three of four layers are gated delta nets,
 //! the others softmax attention with gates among the queries.
 
 use super::config::{Config, Result};
@@ -11,10 +11,41 @@ use super::recipes::Op::{AddOne, NegExp, Squeeze, Tile, TileBehind};
 use super::recipes::Size::{
     self, Any, Field, Hidden, Keys as KeyRows, Number, Product, Queries, Quotient,
 };
-use super::recipes::{Op, Recipe};
+use super::recipes::{Input, Op, Output, Recipe};
 use super::{Architecture, Keys, Parameter, nothing_generated};
 use quantier_gguf::gguf::{Array, Value, ValueType};
 use quantier_tokenizer::VocabKind;
+
+/// Heads of values stay beside those that share their heads of keys.
+pub(super) static QWEN3_NEXT: Architecture = Architecture {
+    classes: &["Qwen3NextForCausalLM"],
+    name: "qwen3next",
+    parameters: &[
+        COMMON,
+        HEAD_LENGTHS,
+        FILE_TYPE,
+        EXPERT_PARAMETERS,
+        PREDICT_LAYERS,
+        DELTA_NET,
+    ],
+    tensors: &[
+        EMBEDDINGS,
+        PLUS_ONE_ATTENTION_NORMS,
+        GATED_ATTENTION,
+        PLUS_ONE_HEAD_NORMS,
+        GROUPED_DELTA_NETS,
+        EXPERTS,
+        SHARED_EXPERT,
+        NEXTN,
+        BUFFERS,
+    ],
+    decoder: Decoder {
+        sections: Sections::None,
+        delta_nets: Some(DeltaHeads::Grouped),
+        ..QWEN3_5.decoder
+    },
+    ..QWEN3_5
+};
 
 pub(super) static QWEN3_5: Architecture = Architecture {
     classes: &["Qwen3_5ForConditionalGeneration", "Qwen3_5ForCausalLM"],
@@ -172,6 +203,77 @@ const DELTA_NETS: &[Recipe] = &[
     ),
 ];
 
+/// The values, or the gates, of the heads that share one of keys.
+const SHARED_VALUES: Size = Product(&[SHARING, Field(&["linear_value_head_dim"])]);
+/// What a head of keys has in one matrix: queries, keys, and values, then gates.
+const WITH_GATES: &[Size] = &[Any, SHARED_VALUES];
+const WITHOUT_GATES: &[Size] = &[
+    Field(&["linear_key_head_dim"]),
+    Field(&["linear_key_head_dim"]),
+    SHARED_VALUES,
+];
+const BY_KEY_HEAD: Op = Op::Reshape(&[KEY_HEADS, Any, Hidden]);
+const BY_ROWS: Op = Op::Reshape(&[Any, Hidden]);
+
+const GROUPED_DELTA_NETS: &[Recipe] = &[
+    Recipe::new(
+        &[Input::new(
+            "model.layers.{}.linear_attn.in_proj_qkvz.weight",
+            &[Any, Hidden],
+        )],
+        &[
+            Output::new(
+                "blk.{}.attn_qkv.weight",
+                &[
+                    BY_KEY_HEAD,
+                    Op::part(1, WITH_GATES, 0),
+                    BY_ROWS,
+                    Op::Ungroup {
+                        groups: KEY_HEADS,
+                        sizes: WITHOUT_GATES,
+                    },
+                ],
+            ),
+            Output::new(
+                "blk.{}.attn_gate.weight",
+                &[BY_KEY_HEAD, Op::part(1, WITH_GATES, 1), BY_ROWS],
+            ),
+        ],
+    ),
+    Recipe::rename(
+        "model.layers.{}.linear_attn.in_proj_ba",
+        "blk.{}.ssm_ba",
+        &[Product(&[Number(2), VALUE_HEADS]), Hidden],
+    ),
+    Recipe::with(
+        "model.layers.{}.linear_attn.conv1d",
+        "blk.{}.ssm_conv1d",
+        &[Any, Number(1), Field(&["linear_conv_kernel_dim"])],
+        &[Squeeze(1)],
+    ),
+    Recipe::with(
+        "model.layers.{}.linear_attn.A_log",
+        "blk.{}.ssm_a",
+        &[VALUE_HEADS],
+        &[NegExp],
+    ),
+    Recipe::rename(
+        "model.layers.{}.linear_attn.dt_bias",
+        "blk.{}.ssm_dt.bias",
+        &[VALUE_HEADS],
+    ),
+    Recipe::rename(
+        "model.layers.{}.linear_attn.norm",
+        "blk.{}.ssm_norm",
+        &[Field(&["linear_value_head_dim"])],
+    ),
+    Recipe::rename(
+        "model.layers.{}.linear_attn.out_proj",
+        "blk.{}.ssm_out",
+        &[Hidden, VALUES],
+    ),
+];
+
 /// Attention whose matrix of queries has the rows of a gate behind those of each head.
 const GATED_ATTENTION: &[Recipe] = &[
     Recipe::rename(
@@ -263,11 +365,22 @@ fn inner_size(config: &Config, keys: &mut Keys) -> Result<()> {
 /// none.
 fn recurrent_layers(config: &Config, keys: &mut Keys) -> Result<()> {
     const FIELD: &str = "layer_types";
-    let Some(kinds) = config.get(FIELD) else {
-        return Ok(());
-    };
-    let kinds = kinds.as_array().map_or(&[][..], Vec::as_slice);
     let (layers, blocks) = (config.layers()? as usize, config.nextn() as usize);
+    let kinds = config.get(FIELD).and_then(|kinds| kinds.as_array());
+    let kinds = match (kinds, config.get(FIELD)) {
+        (Some(kinds), _) => kinds.clone(),
+        (None, Some(_)) => Vec::new(),
+        // transformers lists them for this class.
+        (None, None) if is_next(config) => {
+            let interval = config.optional_u32(&[INTERVAL])?.unwrap_or(4).max(1) as usize;
+            let kind = |layer: usize| match layer.is_multiple_of(interval) {
+                true => "full_attention".into(),
+                false => "linear_attention".into(),
+            };
+            (1..=layers).map(kind).collect()
+        }
+        (None, None) => return Ok(()),
+    };
     if kinds.len() != layers {
         let count = kinds.len();
         return Err(format!(
@@ -281,10 +394,18 @@ fn recurrent_layers(config: &Config, keys: &mut Keys) -> Result<()> {
     Ok(())
 }
 
+/// Of so many layers the last has attention.
+const INTERVAL: &str = "full_attention_interval";
+
+fn is_next(config: &Config) -> bool {
+    config
+        .get("model_type")
+        .is_some_and(|model_type| *model_type == "qwen3_next")
+}
+
 fn full_attention_interval(config: &Config, keys: &mut Keys) -> Result<()> {
-    const NAME: &str = "full_attention_interval";
-    let interval = config.optional_u32(&[NAME])?;
-    keys.set(NAME, Value::U32(interval.unwrap_or(4)));
+    let interval = config.optional_u32(&[INTERVAL])?;
+    keys.set(INTERVAL, Value::U32(interval.unwrap_or(4)));
     Ok(())
 }
 

@@ -113,6 +113,7 @@ pub static ARCHITECTURES: &[&Architecture] = &[
     &qwen::QWEN3_MOE,
     &qwen::QWEN3_VL,
     &qwen::QWEN3_VL_MOE,
+    &delta::QWEN3_NEXT,
     &delta::QWEN3_5,
     &delta::QWEN3_5_MOE,
     &delta::MINICPM_V4_6,

@@ -39,7 +39,7 @@ pub struct Names {
 }
 
 static FAMILIES: &[Names] = &[Names {
-    architectures: &["qwen35", "qwen35moe"],
+    architectures: &["qwen35", "qwen35moe", "qwen3next"],
     field: "mtp_num_hidden_layers",
     prefix: "mtp.",
     layers: "mtp.layers.",
