@@ -42,13 +42,13 @@ compare() {
     "$python" "$script" "$@"
     # Beside mistral-common, transformers would take other classes for other vocabularies.
     "$python" "$script" --jobs "$@" | grep -v /tekken | convert
-    "$python" "$script" --jobs "$@" | grep /tekken | PYTHONPATH=$root/mistral-common convert
+    "$python" "$script" --jobs "$@" | grep /tekken | PYTHONPATH=$mistral_common convert
     cargo test --release --quiet --test suite vocabulary:: -- --ignored --nocapture
 }
 
 failed=0
+mistral_common=$(scripts/reference.sh --mistral-common)
 if [ $# = 0 ] || [[ " $* " == *" small "* ]]; then
-    "$python" -m pip install --quiet --target "$root/mistral-common" mistral-common
     (compare "$root/small" qwen2 scripts/small_vocabularies.py "$root/small") || failed=1
 fi
 if [ -n "${QUANTIER_WRITE_GOLDENS:-}" ]; then

@@ -7,6 +7,8 @@
 #   scripts/reference.sh --source   print the directory of the vendored source instead
 #   scripts/reference.sh --python   print the interpreter that runs its Python converter instead, with the packages
 #                                   that it needs (installed at the first call, about 5 GB)
+#   scripts/reference.sh --mistral-common   print the directory of mistral-common instead, which it needs for Mistral's
+#                                   own format, and which must not be seen otherwise
 #
 # Some virtual machines announce AMX and forbid it: what -march=native builds there ends with "Illegal instruction" on
 # quantized models. The build therefore ends with a run of one, and repeats ggml's CPU library without AMX if it must.
@@ -73,6 +75,7 @@ case "${1:-}" in
     --check) ready && echo "$bin" && exit 0 || exit 1 ;;
     --source) show=$source ;;
     --python) show=$home/pyvenv/bin/python ;;
+    --mistral-common) show=$home/mistral-common ;;
     "") show=$bin ;;
     *) echo "reference.sh: unknown argument '$1' (see the top of this script)" >&2; exit 2 ;;
 esac
@@ -115,14 +118,17 @@ if ! ready; then
     [ "$code" = 0 ] || fail "a quantized model does not run (exit code $code); its output is $home/probe.log"
     touch "$runs"
 fi
-# The stamp holds the packages, so that a checkout that needs more installs them.
-packages="torch==2.11.0 transformers==4.57.6 numpy==2.2.6 sentencepiece==0.2.3 mistral-common==1.13.1 protobuf safetensors gguf"
-if [ "${1:-}" = --python ] && [ "$(cat "$home/pyvenv/complete" 2>/dev/null)" != "$packages" ]; then
+if [[ "${1:-}" == --python || "${1:-}" == --mistral-common ]] && [ ! -f "$home/pyvenv/complete" ]; then
     echo "reference.sh: installing the Python packages into $home/pyvenv" >&2
-    [ -x "$home/pyvenv/bin/pip" ] || python3 -m venv "$home/pyvenv"
-    for package in $packages; do
-        "$home/pyvenv/bin/pip" install --quiet "$package"
-    done
-    echo "$packages" >"$home/pyvenv/complete"
+    python3 -m venv "$home/pyvenv"
+    "$home/pyvenv/bin/pip" install --quiet torch==2.11.0
+    "$home/pyvenv/bin/pip" install --quiet transformers==4.57.6 numpy==2.2.6 sentencepiece==0.2.3 protobuf safetensors gguf
+    touch "$home/pyvenv/complete"
+fi
+# Beside the others: where it is there, transformers takes other classes for other vocabularies.
+if [ "${1:-}" = --mistral-common ] && [ ! -f "$home/mistral-common/complete" ]; then
+    echo "reference.sh: installing mistral-common into $home/mistral-common" >&2
+    "$home/pyvenv/bin/pip" install --quiet --upgrade --target "$home/mistral-common" mistral-common==1.13.1
+    touch "$home/mistral-common/complete"
 fi
 echo "$show"

@@ -688,7 +688,7 @@ fn commands_take_models_from_the_hub() {
             .unwrap()
             .filter(is_gguf)
             .count(),
-        5
+        6
     );
     assert!(
         program

@@ -244,8 +244,13 @@ fn is_misspelt(class: &str, known: &str) -> bool {
             .filter(char::is_ascii_digit)
             .collect::<String>()
     };
+    /// In a shorter name, one letter is another family: OPT, MPT.
+    const SHORTEST: usize = 5;
+    let own = class.split("For").next().unwrap_or_default();
     let [a, b] = [class, known].map(str::to_ascii_lowercase);
-    numbers(class) == numbers(known) && quantier_core::words::distance(&a, &b) <= 1
+    own.len() >= SHORTEST
+        && numbers(class) == numbers(known)
+        && quantier_core::words::distance(&a, &b) <= 1
 }
 
 /// For architectures without generated tensors.
