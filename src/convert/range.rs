@@ -152,7 +152,7 @@ mod tests {
         let bf16 = PlannedTensor::of_type("a", &[4, 3], GgmlType::BF16);
         assert_eq!(too_large(&bf16, 0, &weights), None);
         let seen = Seen::default();
-        [7, 4, 5].map(|row| {
+        [7, 4, 5].into_iter().for_each(|row| {
             seen.add(TooLarge {
                 row,
                 ..found.clone()

@@ -1,7 +1,7 @@
 //! Baichuan: Llama with queries, keys and values in one matrix; the model of 40 layers has ALiBi
 //! instead of RoPE. XVERSE: Llama with a vocabulary of its own.
 
-use super::decoder::{Alibi, Decoder, Unrotated};
+use super::decoder::{Alibi, Decoder, Needs, Unrotated};
 use super::llama::{ATTENTION, BUFFERS, EMBEDDINGS, GATED_FFN, NORMS};
 use super::olmo::WEIGHTS_INTERLEAVED;
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS};
@@ -20,6 +20,10 @@ pub(super) static BAICHUAN: Architecture = Architecture {
     tensors: &[EMBEDDINGS, NORMS, FUSED, ATTENTION, GATED_FFN, BUFFERS],
     generated: nothing_generated,
     decoder: Decoder {
+        needs: Needs {
+            own_output: true,
+            ..Needs::WEIGHTS
+        },
         unrotated: Unrotated::Unless(32),
         alibi: Alibi::InModelsOf {
             layers: 40,

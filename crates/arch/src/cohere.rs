@@ -1,6 +1,6 @@
 //! Command-R and R7B: attention and feed-forward network side by side, norms without biases.
 
-use super::decoder::{Decoder, Layout, Norm, Unrotated, Window};
+use super::decoder::{Decoder, Layout, Needs, Norm, Unrotated, Window};
 use super::llama::{BUFFERS, GATED_FFN, PLAIN_ATTENTION};
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS};
 use super::recipes::Size::{Any, Head, Hidden, KeyHeads, QueryHeads};
@@ -18,6 +18,10 @@ pub(super) static COMMAND_R: Architecture = Architecture {
     decoder: Decoder {
         norm: Norm::Layer,
         layout: Layout::Parallel,
+        needs: Needs {
+            optional: &["attn_q_norm", "attn_k_norm"],
+            ..Needs::WEIGHTS
+        },
         multiplied_logits: true,
         ..Decoder::LLAMA
     },

@@ -1,6 +1,6 @@
 //! InternLM 2: queries, keys and values of each group of heads in one matrix.
 
-use super::decoder::Decoder;
+use super::decoder::{Decoder, Needs};
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS};
 use super::recipes::Op::{self, Interleave, Reshape};
 use super::recipes::Size::{self, Any, FeedForward, Head, Hidden, KeyHeads, QueryHeads};
@@ -15,7 +15,13 @@ pub(super) static INTERNLM2: Architecture = Architecture {
     parameters: &[COMMON, HEAD_LENGTHS, FILE_TYPE],
     tensors: &[TENSORS],
     generated: nothing_generated,
-    decoder: Decoder::LLAMA,
+    decoder: Decoder {
+        needs: Needs {
+            own_output: true,
+            ..Needs::WEIGHTS
+        },
+        ..Decoder::LLAMA
+    },
 };
 
 /// Some heads of queries, their head of keys, and their head of values.

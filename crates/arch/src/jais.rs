@@ -2,7 +2,7 @@
 //! ReLU.
 
 use super::config::Result;
-use super::decoder::{Activation, Alibi, Decoder, Norm, Rope, ScoreDivisor};
+use super::decoder::{Activation, Alibi, Decoder, Needs, Norm, Rope, ScoreDivisor};
 use super::llama::{BUFFERS, EMBEDDINGS, NORMS, PLAIN_ATTENTION, PLAIN_FFN};
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS};
 use super::recipes::Op;
@@ -29,6 +29,11 @@ pub(super) static JAIS: Architecture = Architecture {
         norm: Norm::Layer,
         rope: Rope::None,
         alibi: Alibi::Listed,
+        needs: Needs {
+            optional: &["position_embd"],
+            own_output: true,
+            ..Needs::WEIGHTS
+        },
         score_divisor: ScoreDivisor::Length,
         ..Decoder::LLAMA
     },

@@ -228,7 +228,7 @@ impl Architecture {
                 .find_map(|recipe| Some((recipe, recipe.matches(name, config)?)))
         };
         let bare = |part: &&str| find(&format!("{part}.{name}"));
-        find(name).or_else(|| ["model", "transformer"].iter().find_map(|part| bare(&part)))
+        find(name).or_else(|| ["model", "transformer"].iter().find_map(bare))
     }
 
     fn recipes(&self) -> impl Iterator<Item = &'static Recipe> {

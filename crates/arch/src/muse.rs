@@ -2,7 +2,7 @@
 //! each half of a layer.
 
 use super::config::Result;
-use super::decoder::{Decoder, Listed, Unrotated, Window};
+use super::decoder::{Decoder, Listed, Needs, Unrotated, Window};
 use super::llama::{ATTENTION, BUFFERS, EMBEDDINGS, GATED_FFN};
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS, set_flags};
 use super::recipes::Op::{self, AddOne, Interleave};
@@ -19,6 +19,10 @@ pub(super) static MUSE_GLIMMER: Architecture = Architecture {
     tensors: &[EMBEDDINGS, TENSORS, ATTENTION, GATED_FFN, BUFFERS],
     generated: nothing_generated,
     decoder: Decoder {
+        needs: Needs {
+            own_output: true,
+            ..Needs::WEIGHTS
+        },
         normalized_embeddings: true,
         post_norm_epsilon: Some(1e-8),
         multiplied_logits: true,

@@ -1,7 +1,7 @@
 //! GPT-NeoX and Pythia: layer norms, queries, keys and values of each head in one matrix, attention
 //! and feed-forward network side by side behind norms of their own.
 
-use super::decoder::{Activation, Decoder, Layout, Norm, Rope};
+use super::decoder::{Activation, Decoder, Layout, Needs, Norm, Rope};
 use super::recipes::Op;
 use super::recipes::Size::{Any, Hidden, Number, QueryHeads};
 use super::{Architecture, Parameter, Recipe, nothing_generated};
@@ -19,6 +19,10 @@ pub(super) static GPTNEOX: Architecture = Architecture {
         norm: Norm::Layer,
         rope: Rope::Halves,
         activation: Activation::Gelu,
+        needs: Needs {
+            own_output: true,
+            ..Needs::WEIGHTS
+        },
         layout: Layout::Switched,
         ..Decoder::LLAMA
     },

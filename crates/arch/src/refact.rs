@@ -1,7 +1,7 @@
 //! Refact: GPT-2's names, RMS norms, ALiBi, one head of keys and values.
 
 use super::config::Result;
-use super::decoder::{Alibi, Decoder, Rope};
+use super::decoder::{Alibi, Decoder, Needs, Rope};
 use super::recipes::Op;
 use super::recipes::Size::{self, Any, Computed, Hidden};
 use super::recipes::{Input, Output};
@@ -18,6 +18,10 @@ pub(super) static REFACT: Architecture = Architecture {
     generated: nothing_generated,
     decoder: Decoder {
         rope: Rope::None,
+        needs: Needs {
+            optional: &["position_embd"],
+            ..Needs::WEIGHTS
+        },
         alibi: Alibi::Always(8.0),
         ..Decoder::LLAMA
     },

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Tensors are views of storages: several may share one, each with an offset and strides. No code is
-//! run: see [`crate::pickle`]. [`parse`] checks all of it: the ranges of a [`TensorInfo`] can be
+//! run: see `pickle.rs`. [`parse`] checks all of it: the ranges of a [`TensorInfo`] can be
 //! sliced without further checks.
 
 use crate::pickle::{self, Object, Pickle, Value};

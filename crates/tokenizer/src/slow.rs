@@ -83,7 +83,7 @@ fn merges(text: &str, slow: Slow) -> std::result::Result<Vec<Value>, String> {
         }
         Slow::Qwen2 => lines.retain(|(number, line)| {
             let line = line.trim();
-            !line.is_empty() && !(*number == 1 && line.starts_with("#version:"))
+            !(line.is_empty() || *number == 1 && line.starts_with("#version:"))
         }),
     }
     let mut seen = HashSet::new();

@@ -352,7 +352,7 @@ fn groups_and_rotated_rows_stand_in_their_order() {
             shape: vec![12, 3],
             elements: elements.map(|i| source.elements[i as usize]).collect(),
         };
-        compare(&output, &[source.clone()], &expected, 5);
+        compare(&output, std::slice::from_ref(&source), &expected, 5);
     }
     for op in [
         Op::Ungroup {

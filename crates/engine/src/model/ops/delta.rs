@@ -443,11 +443,11 @@ impl Block<'_> {
             of_decays[last] += of_ratio;
             of_decays[j] -= of_ratio;
         }
-        for i in 0..count {
+        for (i, of_decay) in of_decays.iter_mut().enumerate().take(count) {
             let row = i * value_length..(i + 1) * value_length;
             let of_kept = dot(&self.read[row.clone()], &outputs[row.clone()])
                 - dot(&self.recalled[row.clone()], &of_values[row]);
-            of_decays[i] += of_kept * self.kept[i];
+            *of_decay += of_kept * self.kept[i];
         }
 
         // By the state in front of the block.

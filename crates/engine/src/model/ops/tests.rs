@@ -403,18 +403,19 @@ fn blocks_of_steps_are_the_steps() {
         let out = all.scan(1);
         assert_eq!(out, all.scan(3));
         for head in 0..4 {
-            let mut state = [[0.0f64; 3]; 5];
+            // By column of values.
+            let mut state = [[0.0f64; 5]; 3];
             for position in 0..positions {
                 let at = |x: &Rows, i: usize| f64::from(x.numbers()[position * x.columns() + i]);
                 let key = |i: usize| at(&all.key, head % 2 * 5 + i);
                 let kept = at(&all.decay, head).exp();
                 state.iter_mut().flatten().for_each(|x| *x *= kept);
-                for column in 0..3 {
-                    let recalled: f64 = (0..5).map(|i| state[i][column] * key(i)).sum();
+                for (column, state) in state.iter_mut().enumerate() {
+                    let recalled: f64 = (0..5).map(|i| state[i] * key(i)).sum();
                     let error = at(&all.value, head * 3 + column) - recalled;
                     let learned = at(&all.strength, head) * error;
-                    (0..5).for_each(|i| state[i][column] += key(i) * learned);
-                    let read = |i: usize| state[i][column] * at(&all.query, head % 2 * 5 + i);
+                    (0..5).for_each(|i| state[i] += key(i) * learned);
+                    let read = |i: usize| state[i] * at(&all.query, head % 2 * 5 + i);
                     let want = (0..5).map(read).sum::<f64>() / 5f64.sqrt();
                     let got = at(&out, head * 3 + column);
                     assert!(
