@@ -68,7 +68,7 @@ fn pieces() -> Vec<u8> {
         model.extend([0x0a, piece.len() as u8]);
         model.extend(piece);
     }
-    model.extend([0x12, 3, 0x08, 0x01, 0x00, 0x0a, 3, 0x0a, 1, b'y']);
+    model.extend([0x12, 3, 0x98, 0x02, 0x01, 0x0a, 3, 0x0a, 1, b'y']);
     model
 }
 

@@ -12,7 +12,7 @@ use quantier_tokenizer::VocabKind;
 pub(super) static STABLELM: Architecture = Architecture {
     classes: &["StableLmForCausalLM", "StableLMEpochForCausalLM"],
     name: "stablelm",
-    vocabulary: VocabKind::ByteLevel,
+    vocabulary: VocabKind::StableLm,
     parameters: &[PARAMETERS],
     tensors: &[EMBEDDINGS, NORMS, PLAIN_ATTENTION, GATED_FFN, BUFFERS],
     generated: nothing_generated,
