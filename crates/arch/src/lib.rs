@@ -282,7 +282,12 @@ mod tests {
         let error = |class: &str| Architecture::of_class(class).err().unwrap();
         assert!(error("LLamaForCausalLM").ends_with("is it LlamaForCausalLM?"));
         assert!(error("Qwen2MoEForCausalLM").ends_with("is it Qwen2MoeForCausalLM?"));
-        for class in ["Llama4ForCausalLM", "GlmForCausalLM", "OPTForCausalLM", ""] {
+        for class in [
+            "Llama4ForCausalLM",
+            "GlmMoeForCausalLM",
+            "OPTForCausalLM",
+            "",
+        ] {
             assert!(error(class).contains("docs/architectures.md"), "{class}");
         }
     }

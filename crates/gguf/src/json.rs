@@ -148,7 +148,7 @@ mod tests {
         let error = super::object(b"{\"a\": NaN,\n]").unwrap_err();
         assert!(error.contains("line 2 column 1"), "{error}");
         let error = super::object(b"{\"a\": nan}").unwrap_err();
-        assert!(error.contains("line 1 column 7"), "{error}");
+        assert!(error.contains("line 1 column 8"), "{error}");
     }
 
     #[test]
