@@ -2,14 +2,13 @@
 //! instead of RoPE. XVERSE: Llama with a vocabulary of its own.
 
 use super::decoder::{Alibi, Decoder, Needs, Unrotated};
-use super::llama::{ATTENTION, BUFFERS, EMBEDDINGS, GATED_FFN, NORMS};
+use super::llama::{ATTENTION, BUFFERS, EMBEDDINGS, GATED_FFN, NORMS, PLAIN_ATTENTION};
 use super::olmo::WEIGHTS_INTERLEAVED;
-use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS};
+use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS, SHARED_ROPE_DIMENSIONS};
 use super::recipes::Op::{self, Interleave, Reshape, Squeeze};
 use super::recipes::Size::{self, Any, Hidden, KeyHeads, Number, QueryHeads};
 use super::recipes::{Input, Output};
 use super::{Architecture, Parameter, Recipe, nothing_generated};
-use quantier_gguf::gguf::Value;
 use quantier_tokenizer::VocabKind;
 
 pub(super) static BAICHUAN: Architecture = Architecture {
@@ -38,17 +37,21 @@ pub(super) static XVERSE: Architecture = Architecture {
     name: "xverse",
     vocabulary: VocabKind::Xverse,
     parameters: &[COMMON, HEAD_LENGTHS, FILE_TYPE, PARAMETERS],
-    tensors: &[EMBEDDINGS, NORMS, WEIGHTS_INTERLEAVED, GATED_FFN, BUFFERS],
+    tensors: &[
+        EMBEDDINGS,
+        NORMS,
+        WEIGHTS_INTERLEAVED,
+        PLAIN_ATTENTION,
+        GATED_FFN,
+        BUFFERS,
+    ],
     generated: nothing_generated,
     decoder: Decoder::LLAMA,
 };
 
 const PARAMETERS: &[Parameter] = &[
     Parameter::ConstantStr("tensor_data_layout", "Meta AI original pth"),
-    Parameter::Computed(|config, keys| {
-        keys.set("rope.dimension_count", Value::U32(config.share_of_head()?));
-        Ok(())
-    }),
+    SHARED_ROPE_DIMENSIONS,
 ];
 
 const THIRDS: Op = Reshape(&[Number(3), Any, Hidden]);

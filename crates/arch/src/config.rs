@@ -286,6 +286,20 @@ impl Config {
             .transpose()
     }
 
+    /// A list of numbers among the rope parameters; `None` if it is missing or null.
+    ///
+    /// # Errors
+    /// A value that is no list of numbers.
+    pub(crate) fn rope_numbers(&self, name: &str) -> Result<Option<Vec<f32>>> {
+        let Some(value) = self.rope.get(name).filter(|value| !value.is_null()) else {
+            return Ok(None);
+        };
+        let list = value.as_array().map(|list| list.iter());
+        let numbers = list.and_then(|list| list.map(|x| Some(x.as_f64()? as f32)).collect());
+        let wrong = || wrong_kind(name, value, "a list of numbers");
+        numbers.map(Some).ok_or_else(wrong)
+    }
+
     /// Which layers see only the last tokens, by `layer_types`.
     pub(crate) fn sliding_layers(&self) -> Option<Vec<bool>> {
         let kinds = self.get("layer_types")?.as_array()?.iter();

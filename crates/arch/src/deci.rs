@@ -3,7 +3,7 @@
 
 use super::config::{Result, wrong_kind};
 use super::decoder::Decoder;
-use super::llama::{BUFFERS, EMBEDDINGS, NORMS, OWN_PARAMETERS, rope_factors};
+use super::llama::{BUFFERS, EMBEDDINGS, NORMS, OWN_PARAMETERS, PLAIN_ATTENTION, rope_factors};
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS, set_numbers};
 use super::recipes::Op::{self, InterleaveBy};
 use super::recipes::Size::{Any, Hidden};
@@ -17,7 +17,7 @@ pub(super) static DECI: Architecture = Architecture {
     name: "deci",
     vocabulary: VocabKind::Deci,
     parameters: &[&[Parameter::Computed(parameters)], OWN_PARAMETERS],
-    tensors: &[EMBEDDINGS, NORMS, TENSORS, BUFFERS],
+    tensors: &[EMBEDDINGS, NORMS, TENSORS, PLAIN_ATTENTION, BUFFERS],
     generated: rope_factors,
     decoder: Decoder {
         linear_layers: true,
@@ -186,16 +186,6 @@ const TENSORS: &[Recipe] = &[
         "blk.{}.attn_k",
         &[Any, Hidden],
         KEYS,
-    ),
-    Recipe::rename(
-        "model.layers.{}.self_attn.v_proj",
-        "blk.{}.attn_v",
-        &[Any, Hidden],
-    ),
-    Recipe::rename(
-        "model.layers.{}.self_attn.o_proj",
-        "blk.{}.attn_output",
-        &[Hidden, Any],
     ),
     Recipe::rename(
         "model.layers.{}.self_attn.linear_attn",

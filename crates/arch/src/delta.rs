@@ -5,7 +5,7 @@ use super::config::{Config, Result};
 use super::decoder::{Decoder, DeltaHeads, Layout, Rope, Sections};
 use super::gemma::{PLUS_ONE_ATTENTION_NORMS, PLUS_ONE_HEAD_NORMS};
 use super::llama::{BUFFERS, EMBEDDINGS, GATED_FFN};
-use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS, rotated_part};
+use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS, rotated_part, set_numbers};
 use super::qwen::{EXPERT_PARAMETERS, EXPERTS, SHARED_EXPERT};
 use super::recipes::Op::{AddOne, NegExp, Squeeze, Tile, TileBehind};
 use super::recipes::Size::{
@@ -345,10 +345,9 @@ const DELTA_NET: &[Parameter] = &[
 
 /// Parts of a head for time, height, width and a fourth, which are always told.
 const SECTIONS: &[Parameter] = &[Parameter::Computed(|config, keys| {
-    const BY_DEFAULT: [i32; 4] = [11, 11, 10, 0];
+    const BY_DEFAULT: [u32; 4] = [11, 11, 10, 0];
     if config.rope_sections()?.is_none() {
-        let sections = Array::of_values(ValueType::I32, BY_DEFAULT.map(Value::I32));
-        keys.set("rope.dimension_sections", Value::Array(sections));
+        set_numbers(keys, "rope.dimension_sections", BY_DEFAULT);
     }
     Ok(())
 })];

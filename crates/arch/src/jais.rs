@@ -4,7 +4,7 @@
 use super::config::Result;
 use super::decoder::{Activation, Alibi, Decoder, Needs, Norm, Rope, ScoreDivisor};
 use super::llama::{BUFFERS, EMBEDDINGS, NORMS, PLAIN_ATTENTION, PLAIN_FFN};
-use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS};
+use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS, ROPE_DIMENSIONS};
 use super::recipes::Op;
 use super::recipes::Op::Transpose;
 use super::recipes::Size::{Any, Hidden};
@@ -43,7 +43,7 @@ pub(super) static JAIS2: Architecture = Architecture {
     classes: &["Jais2ForCausalLM"],
     name: "jais2",
     vocabulary: VocabKind::ByteLevel,
-    parameters: &[COMMON, HEAD_LENGTHS, FILE_TYPE, JAIS2_PARAMETERS],
+    parameters: &[COMMON, HEAD_LENGTHS, FILE_TYPE, &[ROPE_DIMENSIONS]],
     tensors: &[EMBEDDINGS, NORMS, PLAIN_ATTENTION, PLAIN_FFN, BUFFERS],
     generated: nothing_generated,
     decoder: Decoder {
@@ -63,11 +63,6 @@ const PARAMETERS: &[Parameter] = &[
     Parameter::F32("attention.layer_norm_epsilon", &["layer_norm_epsilon"]),
     Parameter::FileType,
 ];
-
-const JAIS2_PARAMETERS: &[Parameter] = &[Parameter::Computed(|config, keys| {
-    keys.set("rope.dimension_count", Value::U32(config.head_len()?));
-    Ok(())
-})];
 
 /// What embeddings are multiplied by.
 fn embedding_scale(config: &Config) -> Result<f64> {

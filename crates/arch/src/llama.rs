@@ -3,7 +3,7 @@
 
 use super::config::{Result, number_in};
 use super::decoder::{Activation, Decoder, Unrotated};
-use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS, POOLING};
+use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS, POOLING, ROPE_DIMENSIONS};
 use super::recipes::Op::{self, Interleave, Stack};
 use super::recipes::Size::{
     Any, Expert, Experts, FeedForward, Hidden, KeyHeads, Keys as KeyRows, Queries, QueryHeads,
@@ -110,7 +110,7 @@ pub(super) static ARCEE: Architecture = Architecture {
 
 pub(super) const OWN_PARAMETERS: &[Parameter] = &[
     Parameter::U32("vocab_size", &["vocab_size"]),
-    Parameter::Computed(rope_dimensions),
+    ROPE_DIMENSIONS,
 ];
 
 /// Token embeddings and the output matrix, which is absent where the embeddings serve as both.
@@ -253,11 +253,6 @@ const MIXTRAL_EXPERTS: &[Recipe] = &[
         ],
     ),
 ];
-
-fn rope_dimensions(config: &Config, keys: &mut Keys) -> Result<()> {
-    keys.set("rope.dimension_count", Value::U32(config.head_len()?));
-    Ok(())
-}
 
 /// Ministral's scaling of long contexts: of all angles' magnitude, and of queries by position.
 fn ministral(config: &Config, keys: &mut Keys) -> Result<()> {

@@ -1,8 +1,8 @@
 //! MiniCPM: Llama with three multipliers, and factors of angles for long contexts.
 
-use super::config::{Result, wrong_kind};
+use super::config::Result;
 use super::decoder::Decoder;
-use super::llama::{BUFFERS, EMBEDDINGS, GATED_FFN, NORMS};
+use super::llama::{BUFFERS, EMBEDDINGS, GATED_FFN, NORMS, PLAIN_ATTENTION};
 use super::olmo::WEIGHTS_INTERLEAVED;
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS};
 use super::{Architecture, Config, Generated, Keys, Parameter};
@@ -14,7 +14,14 @@ pub(super) static MINICPM: Architecture = Architecture {
     name: "minicpm",
     vocabulary: VocabKind::SentencePiece,
     parameters: &[COMMON, HEAD_LENGTHS, FILE_TYPE, PARAMETERS],
-    tensors: &[EMBEDDINGS, NORMS, WEIGHTS_INTERLEAVED, GATED_FFN, BUFFERS],
+    tensors: &[
+        EMBEDDINGS,
+        NORMS,
+        WEIGHTS_INTERLEAVED,
+        PLAIN_ATTENTION,
+        GATED_FFN,
+        BUFFERS,
+    ],
     generated: long_rope_factors,
     decoder: Decoder::LLAMA,
 };
@@ -36,13 +43,9 @@ const PARAMETERS: &[Parameter] = &[
 fn long_rope_factors(config: &Config, _: &mut Keys) -> Result<Vec<Generated>> {
     let expected = config.share_of_head()? as usize / 2;
     let factors = |field: &str, name| {
-        let Some(value) = config.rope().get(field).filter(|value| !value.is_null()) else {
+        let Some(weights) = config.rope_numbers(field)? else {
             return Ok(None);
         };
-        let list = value.as_array().map(|list| list.iter());
-        let numbers = list.and_then(|list| list.map(|x| Some(x.as_f64()? as f32)).collect());
-        let weights: Vec<f32> =
-            numbers.ok_or_else(|| wrong_kind(field, value, "a list of numbers"))?;
         match weights.len() == expected {
             true => Ok(Some(Generated { name, weights })),
             false => Err(format!(

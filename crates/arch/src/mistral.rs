@@ -3,7 +3,7 @@
 use super::config::{Result, number_in, wrong_kind};
 use super::decoder::Decoder;
 use super::llama::rope_factors;
-use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS};
+use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS, ROPE_DIMENSIONS};
 use super::recipes::Recipe;
 use super::recipes::Size::{Any, FeedForward, Hidden, Keys as KeyRows, Queries};
 use super::{Architecture, Config, Keys, Parameter};
@@ -49,10 +49,7 @@ const PARAMETERS: &[&[Parameter]] = &[
     COMMON,
     HEAD_LENGTHS,
     FILE_TYPE,
-    &[
-        Parameter::Computed(rope_dimensions),
-        Parameter::Computed(long_contexts),
-    ],
+    &[ROPE_DIMENSIONS, Parameter::Computed(long_contexts)],
 ];
 
 /// Rows of queries and keys are already in llama.cpp's order.
@@ -136,11 +133,6 @@ impl Config {
     pub fn is_of_params(&self) -> bool {
         matches!(self.class(), Some(PLAIN | SCALED))
     }
-}
-
-fn rope_dimensions(config: &Config, keys: &mut Keys) -> Result<()> {
-    keys.set("rope.dimension_count", Value::U32(config.head_len()?));
-    Ok(())
 }
 
 /// YaRN under the names of params.json, and the growth of queries.

@@ -2,6 +2,7 @@
 //! and feed-forward network side by side behind norms of their own.
 
 use super::decoder::{Activation, Decoder, Layout, Needs, Norm, Rope};
+use super::parameters::PARALLEL_RESIDUAL;
 use super::recipes::Op;
 use super::recipes::Size::{Any, Hidden, Number, QueryHeads};
 use super::{Architecture, Parameter, Recipe, nothing_generated};
@@ -39,12 +40,7 @@ const PARAMETERS: &[Parameter] = &[
         Ok(())
     }),
     Parameter::U32("attention.head_count", &["num_attention_heads"]),
-    Parameter::Computed(|config, keys| {
-        let parallel = config.get("use_parallel_residual");
-        let parallel = parallel.is_none_or(|value| *value == true);
-        keys.set("use_parallel_residual", Value::Bool(parallel));
-        Ok(())
-    }),
+    PARALLEL_RESIDUAL,
     Parameter::F32("attention.layer_norm_epsilon", &["layer_norm_eps"]),
 ];
 

@@ -5,7 +5,7 @@ use super::decoder::{Decoder, Listed, Needs, Norm, Rope, Window};
 use super::llama::{BUFFERS, EMBEDDINGS, GATED_FFN, PLAIN_ATTENTION};
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS, set_flags};
 use super::recipes::Op::Interleave;
-use super::recipes::Size::{Any, Hidden, KeyHeads, Keys as KeyRows, Queries, QueryHeads};
+use super::recipes::Size::{Hidden, KeyHeads, Keys as KeyRows, Queries, QueryHeads};
 use super::{Architecture, Config, Keys, Parameter, Recipe, nothing_generated};
 use quantier_gguf::gguf::Value;
 use quantier_tokenizer::VocabKind;
@@ -18,7 +18,13 @@ pub(super) static OLMO: Architecture = Architecture {
     name: "olmo",
     vocabulary: VocabKind::ByteLevel,
     parameters: &[COMMON, HEAD_LENGTHS, FILE_TYPE, OLMO_PARAMETERS],
-    tensors: &[EMBEDDINGS, WEIGHTS_INTERLEAVED, GATED_FFN, BUFFERS],
+    tensors: &[
+        EMBEDDINGS,
+        WEIGHTS_INTERLEAVED,
+        PLAIN_ATTENTION,
+        GATED_FFN,
+        BUFFERS,
+    ],
     generated: nothing_generated,
     decoder: Decoder {
         norm: Norm::Layer,
@@ -75,7 +81,8 @@ const OLMO_PARAMETERS: &[Parameter] = &[
     Parameter::OptionalF32("attention.clamp_kqv", &["clip_qkv"]),
 ];
 
-/// Only the weights are interleaved; the reference leaves biases as they are.
+/// In front of [`PLAIN_ATTENTION`]: only the weights are interleaved; the reference leaves biases as
+/// they are.
 pub(super) const WEIGHTS_INTERLEAVED: &[Recipe] = &[
     Recipe::with(
         "model.layers.{}.self_attn.q_proj.weight",
@@ -88,26 +95,6 @@ pub(super) const WEIGHTS_INTERLEAVED: &[Recipe] = &[
         "blk.{}.attn_k.weight",
         &[KeyRows, Hidden],
         &[Interleave(KeyHeads)],
-    ),
-    Recipe::rename(
-        "model.layers.{}.self_attn.q_proj.bias",
-        "blk.{}.attn_q.bias",
-        &[Queries],
-    ),
-    Recipe::rename(
-        "model.layers.{}.self_attn.k_proj.bias",
-        "blk.{}.attn_k.bias",
-        &[KeyRows],
-    ),
-    Recipe::rename(
-        "model.layers.{}.self_attn.v_proj",
-        "blk.{}.attn_v",
-        &[Any, Hidden],
-    ),
-    Recipe::rename(
-        "model.layers.{}.self_attn.o_proj",
-        "blk.{}.attn_output",
-        &[Hidden, Any],
     ),
 ];
 

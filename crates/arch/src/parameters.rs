@@ -206,6 +206,27 @@ pub(crate) const POOLING: &[Parameter] = &[Parameter::Computed(|config, keys| {
     Ok(())
 })];
 
+/// Whether attention and feed-forward network stand side by side: they do unless the config denies it.
+pub(crate) const PARALLEL_RESIDUAL: Parameter = Parameter::Computed(|config, keys| {
+    let parallel = config.get("use_parallel_residual");
+    let parallel = parallel.is_none_or(|value| *value == true);
+    keys.set("use_parallel_residual", Value::Bool(parallel));
+    Ok(())
+});
+
+/// RoPE dimensions: the length of a head.
+pub(crate) const ROPE_DIMENSIONS: Parameter = Parameter::Computed(|config, keys| {
+    keys.set("rope.dimension_count", Value::U32(config.head_len()?));
+    Ok(())
+});
+
+/// The same of models without a head length of their own: a `head_dim` in the config counts for
+/// nothing.
+pub(crate) const SHARED_ROPE_DIMENSIONS: Parameter = Parameter::Computed(|config, keys| {
+    keys.set("rope.dimension_count", Value::U32(config.share_of_head()?));
+    Ok(())
+});
+
 /// Sets a list of whole numbers.
 pub(crate) fn set_numbers(keys: &mut Keys, key: &str, numbers: impl IntoIterator<Item = u32>) {
     let numbers = numbers.into_iter().map(|number| Value::I32(number as i32));

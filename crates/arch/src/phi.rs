@@ -180,26 +180,12 @@ fn sliding_window(config: &Config, keys: &mut Keys) -> Result<()> {
 fn long_rope_factors(config: &Config, keys: &mut Keys) -> Result<Vec<Generated>> {
     let original = f64::from(original_context_of(config)?);
     let rope = config.rope();
-    let factors = |name: &str| {
-        let value = rope.get(name).filter(|value| !value.is_null())?;
-        let numbers = value
-            .as_array()
-            .map(|list| list.iter().map(|x| Some(x.as_f64()? as f32)).collect());
-        Some(
-            numbers
-                .flatten()
-                .ok_or_else(|| wrong_kind(name, value, "a list of numbers")),
-        )
-    };
-    let Some(long) = factors("long_factor")
-        .transpose()?
-        .filter(|long: &Vec<f32>| !long.is_empty())
-    else {
+    let long = config.rope_numbers("long_factor")?;
+    let Some(long) = long.filter(|long| !long.is_empty()) else {
         return Ok(Vec::new());
     };
-    let short = factors("short_factor")
-        .transpose()?
-        .ok_or("'short_factor' is missing beside 'long_factor'")?;
+    let short = config.rope_numbers("short_factor")?;
+    let short = short.ok_or("'short_factor' is missing beside 'long_factor'")?;
     let scale = f64::from(config.u32(CONTEXT)?) / original;
     let kind = rope
         .get("rope_type")

@@ -4,7 +4,7 @@
 use super::config::Result;
 use super::decoder::{Decoder, Layout, Needs, Norm, Rope};
 use super::llama::{BUFFERS, EMBEDDINGS, GATED_FFN, NORMS, PLAIN_ATTENTION};
-use super::parameters::rotated_part;
+use super::parameters::{PARALLEL_RESIDUAL, rotated_part};
 use super::{Architecture, Config, Keys, Parameter, nothing_generated};
 use quantier_gguf::gguf::Value;
 use quantier_tokenizer::VocabKind;
@@ -37,12 +37,7 @@ const PARAMETERS: &[Parameter] = &[
     Parameter::Computed(rotated),
     Parameter::U32("attention.head_count", &["num_attention_heads"]),
     Parameter::U32("attention.head_count_kv", &["num_key_value_heads"]),
-    Parameter::Computed(|config, keys| {
-        let parallel = config.get("use_parallel_residual");
-        let parallel = parallel.is_none_or(|value| *value == true);
-        keys.set("use_parallel_residual", Value::Bool(parallel));
-        Ok(())
-    }),
+    PARALLEL_RESIDUAL,
     Parameter::F32(
         "attention.layer_norm_epsilon",
         &["layer_norm_eps", "norm_eps"],
