@@ -380,7 +380,10 @@ fn memory(input: &Input<'_>, model: &Model<'_>) -> Memory {
     let catalog = input.catalog();
     let up = catalog.linears().iter().filter(|l| l.role == Role::FfnUp);
     let rows = up.map(|linear| {
-        let used = linear.grouping.experts().map_or(1, |_| hyper.experts_used);
+        let used = linear
+            .grouping
+            .experts()
+            .map_or(1, |_| hyper.experts_used());
         input.tensor(linear.tensor).info.shape.four()[1] * used.max(1) as u64
     });
     Memory {

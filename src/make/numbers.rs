@@ -94,7 +94,7 @@ impl Numbers {
                 layers.entry(layer).or_default(),
                 &input.tensor(linear.tensor).info.shape,
             );
-            let ([columns, rows, ..], share) = (shape.four(), share(linear, hyper.experts_used));
+            let ([columns, rows, ..], share) = (shape.four(), share(linear, hyper.experts_used()));
             let weights = shape.elements() as f64;
             active += weights * share;
             layer.weights += weights;
@@ -132,7 +132,7 @@ impl Numbers {
             inputs: most(|layer| layer.inputs.values().sum()),
             vocabulary: engine.vocabulary() as f64,
             attention: 2.0 * (context * queries) as f64 + states as f64,
-            experts_used: hyper.experts_used,
+            experts_used: hyper.experts_used(),
             model_bytes: input.tensors.iter().map(|t| t.info.bytes()).sum(),
             calibration: (calibration.chunks() * context) as f64,
             evaluation: (model.texts.evaluation()?.chunks() * context) as f64,

@@ -18,8 +18,8 @@ pub struct Decoder {
     pub scaled_embeddings: bool,
     /// Whether embeddings are normalized, without weights.
     pub normalized_embeddings: bool,
-    /// Whether the weights of the chosen experts are made to sum up to 1.
-    pub normalized_experts: bool,
+    /// How routers weigh experts.
+    pub router: Router,
     /// Which layers see only the last tokens.
     pub window: Window,
     /// Which layers do not rotate.
@@ -159,6 +159,50 @@ pub enum Sections {
     Listed,
 }
 
+/// How routers weigh experts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Router {
+    /// How scores become probabilities.
+    pub gating: Setting<Gating>,
+    /// Whether the weights of the chosen experts are made to sum up to 1.
+    pub normalized: Setting<bool>,
+}
+
+impl Router {
+    /// Probabilities of all experts, those of the chosen ones made to sum up to 1.
+    pub(crate) const SOFTMAX: Router = Router {
+        gating: Setting::Always(Gating::Softmax),
+        normalized: Setting::Always(true),
+    };
+    /// As the metadata says; logistic functions if it does not say it.
+    pub(crate) const LISTED: Router = Router {
+        gating: Setting::Listed(Gating::Sigmoid),
+        normalized: Setting::Listed(false),
+    };
+}
+
+/// What an architecture or the metadata of a model decides.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Setting<T> {
+    /// This, whatever the metadata says.
+    Always(T),
+    /// What the metadata says; this if it does not say it.
+    Listed(T),
+}
+
+/// How a router's scores become probabilities.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gating {
+    /// Exponentials, as parts of the sum of all.
+    Softmax,
+    /// The logistic function of each.
+    Sigmoid,
+    /// Exponentials, as parts of the sum of those of the chosen experts.
+    ChosenSoftmax,
+    /// The square root of softplus of each.
+    RootSoftplus,
+}
+
 /// Which heads of values share a head of keys in a gated delta net.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeltaHeads {
@@ -259,7 +303,7 @@ impl Decoder {
         activation: Activation::Silu,
         scaled_embeddings: false,
         normalized_embeddings: false,
-        normalized_experts: true,
+        router: Router::SOFTMAX,
         window: Window::None,
         unrotated: Unrotated::None,
         alibi: Alibi::None,

@@ -1,8 +1,8 @@
 //! The numbers of a model: what its metadata says of its decoder, checked.
 
 use crate::{
-    Activation, Alibi, Architecture, Decoder, DeltaHeads, Norm, Rope, ScoreDivisor, Sections,
-    Unrotated, Window, Xielu,
+    Activation, Alibi, Architecture, Decoder, DeltaHeads, Gating, Norm, Rope, Router, ScoreDivisor,
+    Sections, Setting, Unrotated, Window, Xielu,
 };
 use quantier_gguf::gguf::{Metadata, Value, keys};
 
@@ -58,10 +58,33 @@ pub struct Hyper {
     pub logit_scale: f32,
     /// Queries, keys and values are clamped to plus and minus this.
     pub clamp: Option<f32>,
+    /// How the router of every layer weighs experts, if it has any.
+    pub routing: Vec<Routing>,
+}
+
+/// How a router chooses the experts that see a token, and weighs them.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Routing {
     /// Experts that see a token.
-    pub experts_used: usize,
-    /// Weights of experts are multiplied by this.
-    pub expert_scale: f32,
+    pub used: usize,
+    /// How scores become probabilities.
+    pub gating: Gating,
+    /// Groups of experts, of which a token sees a few; None if all experts are one group.
+    pub groups: Option<ExpertGroups>,
+    /// Whether the weights of the chosen experts are made to sum up to 1.
+    pub normalized: bool,
+    /// Weights are multiplied by this.
+    pub scale: f32,
+}
+
+/// Groups of experts of equal size. The best ones are those whose two best experts have the largest
+/// sum of probabilities (DeepSeek-AI 2024).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExpertGroups {
+    /// How many there are.
+    pub count: usize,
+    /// Groups that experts are chosen of.
+    pub used: usize,
 }
 
 /// The attention of one layer.
@@ -386,6 +409,69 @@ impl Keys<'_> {
             .collect())
     }
 
+    /// How the routers of every layer weigh experts. Lists count the blocks for further tokens too.
+    fn routing(&self, router: Router, layers: usize, blocks: usize) -> Result<Vec<Routing>> {
+        const GATING: &str = "expert_gating_func";
+        let gating = match (router.gating, self.optional(GATING)?) {
+            (Setting::Always(gating), _) | (Setting::Listed(gating), None | Some(0)) => gating,
+            (Setting::Listed(_), Some(1)) => Gating::Softmax,
+            (Setting::Listed(_), Some(2)) => Gating::Sigmoid,
+            (Setting::Listed(_), Some(3)) => Gating::ChosenSoftmax,
+            (Setting::Listed(_), Some(4)) => Gating::RootSoftplus,
+            (Setting::Listed(_), Some(number)) => {
+                return Err(self.bad(GATING, format!("is {number}; 1 to 4 are known")));
+            }
+        };
+        let normalized = match router.normalized {
+            Setting::Always(normalized) => normalized,
+            Setting::Listed(normalized) => self.flag("expert_weights_norm")?.unwrap_or(normalized),
+        };
+        let scale = self.float("expert_weights_scale")?;
+        let used = self.per_layer("expert_used_count", blocks)?;
+        let mut used = used.unwrap_or_else(|| vec![0; blocks]);
+        used.truncate(layers);
+        let routing = |used: usize| {
+            Ok(Routing {
+                used,
+                gating,
+                groups: self.groups(used)?,
+                normalized,
+                scale: scale.filter(|scale| *scale != 0.0).unwrap_or(1.0),
+            })
+        };
+        used.into_iter().map(routing).collect()
+    }
+
+    /// The groups of experts of a layer in which a token sees so many experts.
+    fn groups(&self, experts_used: usize) -> Result<Option<ExpertGroups>> {
+        const COUNT: &str = "expert_group_count";
+        const USED: &str = "expert_group_used_count";
+        /// Experts of a group that its sum is made of.
+        const SUMMED: usize = 2;
+        let count = self.optional(COUNT)?.unwrap_or(0);
+        if count <= 1 || experts_used == 0 {
+            return Ok(None);
+        }
+        let (experts, used) = (self.number("expert_count")?, self.number(USED)?);
+        let size = experts / count;
+        if !experts.is_multiple_of(count) || size < SUMMED {
+            return Err(self.bad(
+                COUNT,
+                format!("is {count}; {experts} experts in groups of {SUMMED} or more are expected"),
+            ));
+        }
+        if used >= count || used * size < experts_used {
+            return Err(self.bad(
+                USED,
+                format!(
+                    "is {used}; less than {count} groups of {size} experts are expected, and room for {experts_used} \
+                     experts"
+                ),
+            ));
+        }
+        Ok(Some(ExpertGroups { count, used }))
+    }
+
     fn rotation(&self, length: usize, context: usize, sections: Sections) -> Result<Rotation> {
         let kind = self
             .get("rope.scaling.type")
@@ -677,9 +763,14 @@ impl Hyper {
                 }
             }),
             clamp: positive(keys.float("attention.clamp_kqv")?),
-            experts_used: keys.optional("expert_used_count")?.unwrap_or(0),
-            expert_scale: positive(keys.float("expert_weights_scale")?).unwrap_or(1.0),
+            routing: keys.routing(decoder.router, layers, blocks)?,
         })
+    }
+
+    /// Experts that see a token, in the layer where most do.
+    pub fn experts_used(&self) -> usize {
+        let used = self.routing.iter().map(|routing| routing.used);
+        used.max().unwrap_or(0)
     }
 }
 
@@ -794,6 +885,61 @@ mod tests {
         assert_eq!([0, 1, 2, 3].map(|head| net.shared(head)), [0, 1, 0, 1]);
         let every_other = Hyper::new(&metadata(&[("full_attention_interval", 2)])).unwrap();
         assert!(every_other.attention[1].is_some() && every_other.attention[2].is_none());
+    }
+
+    #[test]
+    fn routing_is_what_the_family_and_the_metadata_say() {
+        let metadata = metadata(&[
+            ("expert_count", 8),
+            ("expert_used_count", 3),
+            ("expert_group_count", 4),
+            ("expert_group_used_count", 2),
+            ("expert_gating_func", 4),
+        ]);
+        let keys = Keys {
+            metadata: &metadata,
+            architecture: "qwen35",
+        };
+        let routing = Routing {
+            used: 3,
+            gating: Gating::RootSoftplus,
+            groups: Some(ExpertGroups { count: 4, used: 2 }),
+            normalized: false,
+            scale: 1.0,
+        };
+        let listed = keys.routing(Router::LISTED, 2, 3).unwrap();
+        assert_eq!(listed, [routing, routing]);
+        let softmax = Routing {
+            gating: Gating::Softmax,
+            normalized: true,
+            ..routing
+        };
+        assert_eq!(keys.routing(Router::SOFTMAX, 1, 1).unwrap(), [softmax]);
+    }
+
+    #[test]
+    fn groups_that_hold_no_experts_are_named() {
+        let sound = [
+            ("expert_count", 8),
+            ("expert_used_count", 3),
+            ("expert_group_count", 4),
+            ("expert_group_used_count", 2),
+        ];
+        for (key, value) in [
+            ("expert_group_count", 3),
+            ("expert_group_count", 8),
+            ("expert_group_used_count", 4),
+            ("expert_group_used_count", 1),
+            ("expert_group_used_count", 0),
+            ("expert_count", 0),
+        ] {
+            let changed = sound.map(|(name, number)| match name == key {
+                true => (name, value),
+                false => (name, number),
+            });
+            let error = Hyper::new(&metadata(&changed)).unwrap_err();
+            assert!(error.contains(&format!("'qwen35.{key}'")), "{key}: {error}");
+        }
     }
 
     #[test]

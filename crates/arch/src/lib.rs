@@ -63,8 +63,8 @@ use quantier_tokenizer::VocabKind;
 pub use catalog::{Catalog, Entry, Grouping, InputId, LayerId, Linear, LinearId, TensorId};
 pub use config::{Config, Pooling};
 pub use decoder::{
-    Activation, Alibi, Decoder, DeltaHeads, Layout, Listed, Needs, Norm, Rope, ScoreDivisor,
-    Sections, Unrotated, Window, Xielu,
+    Activation, Alibi, Decoder, DeltaHeads, Gating, Layout, Listed, Needs, Norm, Rope, Router,
+    ScoreDivisor, Sections, Setting, Unrotated, Window, Xielu,
 };
 pub use input::Input;
 pub use needed::Missing;

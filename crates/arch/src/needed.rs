@@ -14,7 +14,7 @@ struct Ways {
 
 const WAYS: [Ways; 2] = [
     Ways {
-        first: |stem| stem == "ffn_gate_inp" || stem.ends_with(OF_EXPERTS),
+        first: |stem| ["ffn_gate_inp", "exp_probs_b"].contains(&stem) || stem.ends_with(OF_EXPERTS),
         second: |stem| ["ffn_gate", "ffn_up", "ffn_down"].contains(&stem),
     },
     Ways {
@@ -49,6 +49,8 @@ struct Weight {
     carries_ending: bool,
     /// Which of the architecture's tables of recipes leads to it.
     table: usize,
+    /// Whether it is a bias of no weight.
+    is_bias: bool,
 }
 
 impl Weight {
@@ -124,7 +126,7 @@ impl Architecture {
                 return;
             }
             let is_there = weight.is_there(layer, has);
-            if !needs.optional.contains(&weight.stem()) && !is_there {
+            if !needs.optional.contains(&weight.stem()) && !weight.is_bias && !is_there {
                 missing.push(weight.missing(layer, WEIGHT));
             }
             let has_bias = has(&weight.name(layer, BIAS));
@@ -186,8 +188,8 @@ impl Architecture {
             .any(|output| name(output.name))
     }
 
-    /// Every weight that the recipes lead to. A recipe for a name that an earlier one always takes
-    /// leads to nothing.
+    /// Every weight that the recipes lead to, and every bias of no weight. A recipe for a name that
+    /// an earlier one always takes leads to nothing.
     fn weights(&'static self) -> Vec<Weight> {
         let mut weights: Vec<Weight> = Vec::new();
         let mut taken: Vec<&str> = Vec::new();
@@ -202,21 +204,26 @@ impl Architecture {
                 taken.extend(&mut names);
             }
             for output in recipe.outputs() {
-                let name = output.name.strip_suffix(WEIGHT).unwrap_or(output.name);
+                let bias = output.name.strip_suffix(BIAS);
+                let weight = output.name.strip_suffix(WEIGHT).unwrap_or(output.name);
+                let name = bias.unwrap_or(weight);
                 let input = output.inputs.first();
-                let source = input.map(|input| recipe.inputs()[*input].name);
-                let Some(source) = source.filter(|_| !name.ends_with(BIAS)) else {
+                let Some(source) = input.map(|input| recipe.inputs()[*input].name) else {
                     continue;
                 };
+                let found = Weight {
+                    name,
+                    recipes: vec![recipe],
+                    source,
+                    carries_ending: name == output.name,
+                    table,
+                    is_bias: bias.is_some(),
+                };
                 match weights.iter_mut().find(|weight| weight.name == name) {
+                    None => weights.push(found),
+                    Some(_) if found.is_bias => {}
+                    Some(weight) if weight.is_bias => *weight = found,
                     Some(weight) => weight.recipes.push(recipe),
-                    None => weights.push(Weight {
-                        name,
-                        recipes: vec![recipe],
-                        source,
-                        carries_ending: name == output.name,
-                        table,
-                    }),
                 }
             }
         }

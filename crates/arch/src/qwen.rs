@@ -1,6 +1,6 @@
 //! Qwen 2 and 3, dense and with experts.
 
-use super::decoder::{Decoder, Needs, Rope, Sections};
+use super::decoder::{Decoder, Needs, Rope, Router, Sections, Setting};
 use super::llama::{BUFFERS, EMBEDDINGS, GATED_FFN, NORMS, PLAIN_ATTENTION, STACKED};
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS, POOLING};
 use super::recipes::Size::{Any, Expert, Experts, Head, Hidden};
@@ -97,7 +97,10 @@ pub(super) static QWEN2_MOE: Architecture = Architecture {
     ],
     generated: nothing_generated,
     decoder: Decoder {
-        normalized_experts: false,
+        router: Router {
+            normalized: Setting::Always(false),
+            ..Router::SOFTMAX
+        },
         needs: Needs {
             own_output: true,
             ..Needs::WEIGHTS

@@ -4,8 +4,8 @@
 //! What a file shows by its tensors (biases, norms of heads, norms behind a block, experts, fused
 //! matrices) is looked up here, once, when a model is opened.
 
-use crate::catalog::{EMBEDDING, OUTPUT};
-use crate::hyper::{AttentionNumbers, DeltaNumbers, Hyper, Temperature};
+use crate::catalog::{EMBEDDING, OF_EXPERTS, OUTPUT};
+use crate::hyper::{AttentionNumbers, DeltaNumbers, Hyper, Routing, Temperature};
 use crate::{Activation, Catalog, DeltaHeads, Layout, Norm, Rope};
 
 /// The position table of models that add positions to their embeddings.
@@ -274,20 +274,15 @@ pub enum First {
 pub struct MoeSpec {
     /// Scores the experts.
     pub router: LinearSpec,
-    /// The experts' gates.
-    pub gate: LinearSpec,
-    /// What they multiply.
-    pub up: LinearSpec,
-    /// The experts' output matrices.
-    pub down: LinearSpec,
-    /// What stands between them.
-    pub activation: Activation,
-    /// Experts that see a token.
-    pub used: usize,
-    /// Experts' weights are multiplied by this.
-    pub scale: f32,
-    /// Whether the weights of the chosen experts are made to sum up to 1.
-    pub normalized: bool,
+    /// The tensor that is added to probabilities where experts are chosen: one number per expert.
+    pub selection_bias: Option<String>,
+    /// How experts are chosen and weighed.
+    pub routing: Routing,
+    /// The matrix from the input to what experts read, and that from what they make to the output;
+    /// None if experts read the input.
+    pub latent: Option<[LinearSpec; 2]>,
+    /// The experts: each matrix is one per expert.
+    pub experts: FfnSpec,
     /// The expert that sees every token.
     pub shared: Option<SharedSpec>,
 }
@@ -295,8 +290,8 @@ pub struct MoeSpec {
 /// The expert that sees every token.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SharedSpec {
-    /// Weighs it.
-    pub router: LinearSpec,
+    /// Weighs it; None if it counts as it is.
+    pub router: Option<LinearSpec>,
     /// The expert.
     pub ffn: FfnSpec,
 }
@@ -571,70 +566,70 @@ impl Known<'_> {
     fn ffn_or_moe(&self) -> MixerSpec {
         match self.has("ffn_gate_inp") {
             true => MixerSpec::Moe(self.moe()),
-            false => MixerSpec::Ffn(self.ffn()),
+            false => MixerSpec::Ffn(self.ffn("", self.hyper.hidden)),
         }
     }
 
-    fn ffn(&self) -> FfnSpec {
-        if self.has("ffn_gate") {
-            return self.gated("");
-        }
-        let hidden = self.hyper.hidden;
-        let (rows, length) = (self.dim("ffn_up", 1), self.dim("ffn_down", 0));
-        let up = self.linear("ffn_up", rows, hidden);
-        FfnSpec {
-            first: match rows == 2 * length {
-                true => First::Fused(up),
-                false => First::Plain(up),
-            },
-            inner_norm: self.norm_if_there("ffn_sub_norm", length),
-            down: self.linear("ffn_down", hidden, length),
-            activation: self.hyper.activations[self.number],
-        }
-    }
-
-    fn gated(&self, suffix: &str) -> FfnSpec {
-        let hidden = self.hyper.hidden;
+    /// The network of matrices whose names end so, which reads rows of this length.
+    fn ffn(&self, suffix: &str, columns: usize) -> FfnSpec {
         let [gate, up, down] = ["gate", "up", "down"].map(|name| format!("ffn_{name}{suffix}"));
-        let length = match self.has(&up) {
-            true => self.dim(&up, 1),
-            false => self.dim(&gate, 1),
+        let sample = match self.has(&up) {
+            true => &up,
+            false => &gate,
+        };
+        let rows = self.dim(sample, 1);
+        let experts = suffix.ends_with(OF_EXPERTS).then(|| self.dim(sample, 2));
+        let linear = |name: &str, rows: usize, columns: usize| LinearSpec {
+            experts,
+            ..self.linear(name, rows, columns)
+        };
+        let length = match self.has(&gate) {
+            true => rows,
+            false => self.dim(&down, 0),
+        };
+        let first = match (self.has(&gate), rows == 2 * length) {
+            (true, _) => First::Gated {
+                gate: linear(&gate, rows, columns),
+                up: linear(&up, rows, columns),
+            },
+            (false, true) => First::Fused(linear(&up, rows, columns)),
+            (false, false) => First::Plain(linear(&up, rows, columns)),
         };
         FfnSpec {
-            first: First::Gated {
-                gate: self.linear(&gate, length, hidden),
-                up: self.linear(&up, length, hidden),
-            },
-            inner_norm: self.norm_if_there("ffn_sub_norm", length),
-            down: self.linear(&down, hidden, length),
+            first,
+            inner_norm: self.norm_if_there(&format!("ffn_sub_norm{suffix}"), length),
+            down: linear(&down, columns, length),
             activation: self.hyper.activations[self.number],
         }
     }
 
     fn moe(&self) -> MoeSpec {
-        let hyper = self.hyper;
-        let sample = match self.has("ffn_up_exps") {
-            true => "ffn_up_exps",
-            false => "ffn_gate_exps",
-        };
-        let (length, experts) = (self.dim(sample, 1), self.dim(sample, 2));
-        let of_experts = |name: &str, rows: usize, columns: usize| LinearSpec {
-            experts: Some(experts),
-            ..self.linear(name, rows, columns)
-        };
-        let shared = self.has("ffn_gate_inp_shexp").then(|| SharedSpec {
-            router: self.linear("ffn_gate_inp_shexp", 1, hyper.hidden),
-            ffn: self.gated("_shexp"),
+        let hidden = self.hyper.hidden;
+        let latent = self.has("ffn_latent_down").then(|| {
+            let length = self.dim("ffn_latent_down", 1);
+            [
+                self.linear("ffn_latent_down", length, hidden),
+                self.linear("ffn_latent_up", hidden, length),
+            ]
         });
+        let columns = latent.as_ref().map_or(hidden, |[down, _]| down.rows);
+        let experts = self.ffn("_exps", columns);
+        let shared = self.has("ffn_up_shexp").then(|| SharedSpec {
+            router: self
+                .has("ffn_gate_inp_shexp")
+                .then(|| self.linear("ffn_gate_inp_shexp", 1, hidden)),
+            ffn: self.ffn("_shexp", hidden),
+        });
+        let selection_bias = self.stem("exp_probs_b.bias");
         MoeSpec {
-            router: self.linear("ffn_gate_inp", experts, hyper.hidden),
-            gate: of_experts("ffn_gate_exps", length, hyper.hidden),
-            up: of_experts("ffn_up_exps", length, hyper.hidden),
-            down: of_experts("ffn_down_exps", hyper.hidden, length),
-            activation: hyper.activations[self.number],
-            used: hyper.experts_used,
-            scale: hyper.expert_scale,
-            normalized: hyper.decoder.normalized_experts,
+            router: self.linear("ffn_gate_inp", experts.down.experts.unwrap_or(0), hidden),
+            selection_bias: self
+                .catalog
+                .tensor_named(&selection_bias)
+                .map(|_| selection_bias),
+            routing: self.hyper.routing[self.number],
+            latent,
+            experts,
             shared,
         }
     }

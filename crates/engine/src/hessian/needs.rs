@@ -69,7 +69,7 @@ impl Needs {
         let seen = |input: &Distinct| {
             positions
                 * if input.matrices > 1 {
-                    engine.hyper.experts_used.max(1)
+                    engine.hyper.experts_used().max(1)
                 } else {
                     1
                 }

@@ -2,13 +2,13 @@
 
 use super::linear::{Linear, Norm, Pass};
 use super::mixer::{
-    AnyMixer, Attention, DeltaNet, Ffn, First, Gate, Moe, Projections, Rates, Shared, Single,
-    Stage, Tape,
+    AnyMixer, Attention, DeltaNet, Ffn, First, Gate, Latent, Moe, Projections, Rates, Shared,
+    Single, Stage, Tape,
 };
 use super::ops::attention::{Scores, alibi_slopes};
 use super::ops::elementwise::{add, add_scaled, scale};
 use super::ops::rope::Angles;
-use super::ops::router::Weighing;
+use super::ops::router::Router;
 use super::rows::Rows;
 use super::weights::Weights;
 use super::{Replaced, Result};
@@ -403,22 +403,28 @@ fn ffn(weights: &Weights<'_>, spec: &FfnSpec) -> Result<Ffn> {
 
 fn moe(weights: &Weights<'_>, spec: &MoeSpec) -> Result<Moe> {
     let shared = |shared: &spec::SharedSpec| -> Result<Shared> {
+        let router = shared.router.as_ref();
         Ok(Shared {
-            router: weights.linear(&shared.router)?,
+            router: router.map(|router| weights.linear(router)).transpose()?,
             ffn: ffn(weights, &shared.ffn)?,
         })
     };
+    let latent = |[down, up]: &[spec::LinearSpec; 2]| -> Result<Latent> {
+        Ok(Latent {
+            down: weights.linear(down)?,
+            up: weights.linear(up)?,
+        })
+    };
+    let bias = spec.selection_bias.as_ref();
+    let bias = bias.map(|bias| weights.finite(bias, &[spec.router.rows]));
     Ok(Moe {
-        router: weights.linear(&spec.router)?,
-        gate: weights.linear(&spec.gate)?,
-        up: weights.linear(&spec.up)?,
-        down: weights.linear(&spec.down)?,
-        activation: spec.activation,
-        used: spec.used,
-        weighing: Weighing {
-            scale: spec.scale,
-            normalized: spec.normalized,
+        scores: weights.linear(&spec.router)?,
+        router: Router {
+            routing: spec.routing,
+            selection_bias: bias.transpose()?,
         },
+        latent: spec.latent.as_ref().map(latent).transpose()?,
+        experts: ffn(weights, &spec.experts)?,
         shared: spec.shared.as_ref().map(shared).transpose()?,
     })
 }

@@ -1,10 +1,10 @@
 //! A feed-forward network.
 
 use super::{BoxedTape, Mixer, Stage, StageTape, run_linear};
-use crate::model::Result;
 use crate::model::linear::{Linear, Norm, Pass};
 use crate::model::ops::activation::{activate, activate_derivative, gate, gate_derivative};
 use crate::model::rows::Rows;
+use crate::model::{Result, Routed};
 use quantier_arch::Activation;
 
 /// ```text
@@ -65,42 +65,39 @@ impl First {
 }
 
 /// `activation(gate) * up`.
-pub(super) fn gated(gate_rows: &Rows, up: &Rows, activation: Activation) -> Rows {
+fn gated(gate_rows: &Rows, up: &Rows, activation: Activation) -> Rows {
     let mut out = gate_rows.clone();
     gate(out.numbers_mut(), up.numbers(), activation);
     out
 }
 
 /// Its derivatives for gate and up.
-pub(super) fn gated_derivative(
-    gate_rows: &Rows,
-    up: &Rows,
-    g: &Rows,
-    activation: Activation,
-) -> [Rows; 2] {
+fn gated_derivative(gate_rows: &Rows, up: &Rows, g: &Rows, activation: Activation) -> [Rows; 2] {
     let mut of_gate = gate_rows.clone();
     gate_derivative(of_gate.numbers_mut(), up.numbers(), g.numbers(), activation);
     [of_gate, gated(gate_rows, g, activation)]
 }
 
 impl Ffn {
-    /// The first stage, whose input was shown already.
+    /// The first stage, whose input was shown already; `expert` is 0 for matrices that are alone.
     pub(super) fn run_first<'m>(
         &'m self,
+        expert: usize,
         input: &Rows,
         pass: &Pass<'_>,
     ) -> Result<(Rows, GateTape<'m>)> {
+        let times = |linear: &Linear| pass.times_expert(linear, expert, input);
         let (gate, up) = match &self.first {
-            First::Gated { gate, up } => (pass.times(gate, input)?, Some(pass.times(up, input)?)),
+            First::Gated { gate, up } => (times(gate)?, Some(times(up)?)),
             First::Fused(both) => {
-                let both = pass.times(both, input)?;
+                let both = times(both)?;
                 let length = both.columns() / 2;
                 (
                     both.columns_range(0..length),
                     Some(both.columns_range(length..2 * length)),
                 )
             }
-            First::Plain(up) => (pass.times(up, input)?, None),
+            First::Plain(up) => (times(up)?, None),
         };
         let mut y = match &up {
             Some(up) => gated(&gate, up, self.activation),
@@ -147,13 +144,26 @@ impl Mixer for Ffn {
             return run_linear(&self.down, input, pass);
         }
         pass.input(&self.first.linears(), None, input)?;
-        let (y, tape) = self.run_first(input, pass)?;
+        let (y, tape) = self.run_first(0, input, pass)?;
         Ok((y, Box::new(tape)))
     }
 }
 
 impl StageTape for GateTape<'_> {
-    fn backward(&self, _input: &Rows, mut dy: Rows, pass: &Pass<'_>, dx: &mut Rows) -> Result<()> {
+    fn backward(&self, _input: &Rows, dy: Rows, pass: &Pass<'_>, dx: &mut Rows) -> Result<()> {
+        self.back(None, dy, pass, dx)
+    }
+}
+
+impl GateTape<'_> {
+    /// The derivative of [`Ffn::run_first`].
+    pub(super) fn back(
+        &self,
+        routed: Option<Routed<'_>>,
+        mut dy: Rows,
+        pass: &Pass<'_>,
+        dx: &mut Rows,
+    ) -> Result<()> {
         if let (Some(norm), Some(before)) = (&self.ffn.inner_norm, &self.unnormalized) {
             norm.derivative(before.numbers(), dy.numbers_mut());
         }
@@ -161,17 +171,17 @@ impl StageTape for GateTape<'_> {
         let Some(up) = &self.up else {
             let mut g = self.gate.clone();
             activate_derivative(g.numbers_mut(), dy.numbers(), activation);
-            let linears = self.ffn.first.linears();
-            return linears.into_iter().try_for_each(|up| pass.back(up, &g, dx));
+            let mut linears = self.ffn.first.linears().into_iter();
+            return linears.try_for_each(|up| pass.back_expert(up, routed, &g, dx));
         };
         let [of_gate, of_up] = gated_derivative(&self.gate, up, &dy, activation);
         match &self.ffn.first {
             First::Gated { gate, up } => {
-                pass.back(up, &of_up, dx)?;
-                pass.back(gate, &of_gate, dx)
+                pass.back_expert(up, routed, &of_up, dx)?;
+                pass.back_expert(gate, routed, &of_gate, dx)
             }
             First::Fused(one) | First::Plain(one) => {
-                pass.back(one, &Rows::beside(&[&of_gate, &of_up]), dx)
+                pass.back_expert(one, routed, &Rows::beside(&[&of_gate, &of_up]), dx)
             }
         }
     }

@@ -19,7 +19,7 @@ mod tests;
 pub(super) use attention::{Attention, Gate, Projections};
 pub(super) use delta_net::{DeltaNet, Rates};
 pub(super) use ffn::{Ffn, First};
-pub(super) use moe::{Moe, Shared};
+pub(super) use moe::{Latent, Moe, Shared};
 pub(super) use single::Single;
 
 use super::Result;

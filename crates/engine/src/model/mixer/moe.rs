@@ -1,36 +1,43 @@
 //! A mixture of experts, of which a token sees a few, and perhaps one that sees every token.
 
-use super::ffn::{Ffn, GateTape, gated, gated_derivative};
+use super::ffn::{Ffn, GateTape};
 use super::{BoxedTape, Mixer, Stage, StageTape};
 use crate::model::linear::{Linear, Pass};
 use crate::model::ops::elementwise::{add, dots, scale_groups, sigmoid, sigmoid_slope};
-use crate::model::ops::router::{Weighing, most_probable, softmax, softmax_derivative};
+use crate::model::ops::router::Router;
 use crate::model::rows::Rows;
 use crate::model::{Result, Routed};
-use quantier_arch::Activation;
 
 /// ```text
-/// stage 0    input -> router -> the chosen experts' gate and up -> their down, weighed and added
+/// stage 0    input -> scores -> the chosen experts and their weights
+///            input, or a matrix of it -> the chosen experts, weighed and added -> perhaps a matrix of that
+///            input -> the shared expert, perhaps weighed
 /// ```
 ///
 /// One stage, since which experts a token sees follows from the input.
 #[derive(Clone)]
 pub(in crate::model) struct Moe {
-    pub router: Linear,
-    pub gate: Linear,
-    pub up: Linear,
-    pub down: Linear,
-    pub activation: Activation,
-    /// Experts that see a token.
-    pub used: usize,
-    pub weighing: Weighing,
+    pub scores: Linear,
+    pub router: Router,
+    pub latent: Option<Latent>,
+    /// Each linear is one per expert.
+    pub experts: Ffn,
     pub shared: Option<Shared>,
 }
 
-/// The expert that sees every token, and the matrix of one row that weighs it.
+/// The matrices around experts that read and write rows of another length.
+#[derive(Clone)]
+pub(in crate::model) struct Latent {
+    /// In front of them.
+    pub down: Linear,
+    /// Behind them.
+    pub up: Linear,
+}
+
+/// The expert that sees every token, and the matrix of one row that weighs it, if there is one.
 #[derive(Clone)]
 pub(in crate::model) struct Shared {
-    pub router: Linear,
+    pub router: Option<Linear>,
     pub ffn: Ffn,
 }
 
@@ -41,16 +48,15 @@ struct MoeTape<'m> {
     /// The experts of each position.
     chosen: Vec<Vec<usize>>,
     /// Those that see a position, by number.
-    experts: Vec<ExpertTape>,
+    experts: Vec<ExpertTape<'m>>,
     shared: Option<SharedTape<'m>>,
 }
 
 /// What an expert made of its positions.
-struct ExpertTape {
+struct ExpertTape<'m> {
     expert: usize,
     positions: Vec<u32>,
-    gate: Rows,
-    up: Rows,
+    gate: GateTape<'m>,
     output: Rows,
     /// By position.
     weights: Vec<f32>,
@@ -60,11 +66,12 @@ struct SharedTape<'m> {
     shared: &'m Shared,
     gate: GateTape<'m>,
     output: Rows,
-    weights: Vec<f32>,
+    /// By position.
+    weights: Option<Vec<f32>>,
 }
 
 /// Which experts see which positions.
-struct Routing {
+struct Routes {
     /// By position.
     chosen: Vec<Vec<usize>>,
     /// By expert.
@@ -74,48 +81,46 @@ struct Routing {
 }
 
 impl Moe {
-    /// Sends every position to its most probable experts.
-    fn route(&self, scores: &Rows) -> Routing {
+    /// Sends every position to its experts.
+    fn route(&self, scores: &Rows) -> Routes {
         let mut weights = scores.clone();
         let mut positions = vec![Vec::new(); scores.columns()];
         let mut chosen = Vec::with_capacity(scores.len());
         for (position, row) in weights.iter_mut().enumerate() {
-            softmax(row);
-            let experts = most_probable(row, self.used.max(1));
-            self.weighing.weights(row, &experts);
+            let experts = self.router.route(row);
             for expert in &experts {
                 positions[*expert].push(position as u32);
             }
             chosen.push(experts);
         }
-        Routing {
+        Routes {
             chosen,
             positions,
             weights,
         }
     }
 
-    /// What an expert makes of its positions of the input.
-    fn run_expert(
-        &self,
-        input: &Rows,
+    /// What an expert makes of its positions of what experts read.
+    fn run_expert<'m>(
+        &'m self,
+        rows: &Rows,
         routed: Routed<'_>,
         weights: Vec<f32>,
         pass: &Pass<'_>,
-    ) -> Result<ExpertTape> {
-        let expert = routed.expert;
-        let x = input.select(routed.positions);
-        pass.input(&[&self.gate, &self.up], Some(routed), &x)?;
-        let gate = pass.times_expert(&self.gate, expert, &x)?;
-        let up = pass.times_expert(&self.up, expert, &x)?;
-        let inner = gated(&gate, &up, self.activation);
-        pass.input(&[&self.down], Some(routed), &inner)?;
+    ) -> Result<ExpertTape<'m>> {
+        let Routed {
+            expert, positions, ..
+        } = routed;
+        let Ffn { first, down, .. } = &self.experts;
+        let x = rows.select(positions);
+        pass.input(&first.linears(), Some(routed), &x)?;
+        let (inner, gate) = self.experts.run_first(expert, &x, pass)?;
+        pass.input(&[down], Some(routed), &inner)?;
         Ok(ExpertTape {
             expert,
-            positions: routed.positions.to_vec(),
-            output: pass.times_expert(&self.down, expert, &inner)?,
+            positions: positions.to_vec(),
+            output: pass.times_expert(down, expert, &inner)?,
             gate,
-            up,
             weights,
         })
     }
@@ -123,16 +128,17 @@ impl Moe {
     fn routed<'p>(&self, expert: usize, positions: &'p [u32]) -> Routed<'p> {
         Routed {
             expert,
-            experts: self.gate.experts,
+            experts: self.experts.down.experts,
             positions,
         }
     }
 
     /// The linears that read every position of the input.
     fn whole(&self) -> Vec<&Linear> {
-        let mut all = vec![&self.router];
+        let mut all = vec![&self.scores];
+        all.extend(self.latent.iter().map(|latent| &latent.down));
         if let Some(shared) = &self.shared {
-            all.push(&shared.router);
+            all.extend(&shared.router);
             all.extend(shared.ffn.first.linears());
         }
         all
@@ -158,12 +164,21 @@ fn scaled(x: &Rows, scales: &[f32]) -> Rows {
 
 impl Mixer for Moe {
     fn stages(&self) -> Vec<Stage<&Linear>> {
-        let mut stage = Stage {
-            linears: vec![&self.router, &self.gate, &self.up],
-            inner: vec![&self.down],
-        };
+        let mut stage = Stage::of(vec![&self.scores]);
+        let first = self.experts.first.linears();
+        match &self.latent {
+            Some(Latent { down, up }) => {
+                stage.linears.push(down);
+                stage.inner.extend(first);
+                stage.inner.extend([&self.experts.down, up]);
+            }
+            None => {
+                stage.linears.extend(first);
+                stage.inner.push(&self.experts.down);
+            }
+        }
         if let Some(Shared { router, ffn }) = &self.shared {
-            stage.linears.push(router);
+            stage.linears.extend(router);
             stage.linears.extend(ffn.first.linears());
             stage.inner.push(&ffn.down);
         }
@@ -171,12 +186,21 @@ impl Mixer for Moe {
     }
 
     fn stages_mut(&mut self) -> Vec<Stage<&mut Linear>> {
-        let mut stage = Stage {
-            linears: vec![&mut self.router, &mut self.gate, &mut self.up],
-            inner: vec![&mut self.down],
-        };
+        let mut stage = Stage::of(vec![&mut self.scores]);
+        let first = self.experts.first.linears_mut();
+        match &mut self.latent {
+            Some(Latent { down, up }) => {
+                stage.linears.push(down);
+                stage.inner.extend(first);
+                stage.inner.extend([&mut self.experts.down, up]);
+            }
+            None => {
+                stage.linears.extend(first);
+                stage.inner.push(&mut self.experts.down);
+            }
+        }
         if let Some(Shared { router, ffn }) = &mut self.shared {
-            stage.linears.push(router);
+            stage.linears.extend(router);
             stage.linears.extend(ffn.first.linears_mut());
             stage.inner.push(&mut ffn.down);
         }
@@ -190,31 +214,47 @@ impl Mixer for Moe {
         pass: &Pass<'_>,
     ) -> Result<(Rows, BoxedTape<'m>)> {
         pass.input(&self.whole(), None, input)?;
-        let scores = pass.times(&self.router, input)?;
-        let routing = self.route(&scores);
-        let mut y = Rows::zeros(input.len(), input.columns());
+        let scores = pass.times(&self.scores, input)?;
+        let routes = self.route(&scores);
+        let latent = self.latent.as_ref();
+        let latent_rows = latent.map(|latent| pass.times(&latent.down, input));
+        let latent_rows = latent_rows.transpose()?;
+        let rows = latent_rows.as_ref().unwrap_or(input);
+        let mut y = Rows::zeros(rows.len(), rows.columns());
         let mut experts = Vec::new();
-        for (expert, positions) in routing.positions.iter().enumerate() {
+        for (expert, positions) in routes.positions.iter().enumerate() {
             if positions.is_empty() {
                 continue;
             }
             let weight =
-                |p: &u32| routing.weights.numbers()[*p as usize * scores.columns() + expert];
+                |p: &u32| routes.weights.numbers()[*p as usize * scores.columns() + expert];
             let weights = positions.iter().map(weight).collect();
-            let tape = self.run_expert(input, self.routed(expert, positions), weights, pass)?;
+            let tape = self.run_expert(rows, self.routed(expert, positions), weights, pass)?;
             add_at(&mut y, positions, &scaled(&tape.output, &tape.weights));
             if pass.recording {
                 experts.push(tape);
             }
         }
+        if let Some(Latent { up, .. }) = latent {
+            pass.input(&[up], None, &y)?;
+            y = pass.times(up, &y)?;
+        }
         let mut shared_tape = None;
         if let Some(shared) = &self.shared {
-            let weights = pass.times(&shared.router, input)?.into_numbers();
-            let weights: Vec<f32> = weights.into_iter().map(sigmoid).collect();
-            let (inner, gate) = shared.ffn.run_first(input, pass)?;
+            let scores = shared.router.as_ref();
+            let scores = scores.map(|router| pass.times(router, input)).transpose()?;
+            let weights = scores.map(|scores| {
+                let scores = scores.into_numbers().into_iter();
+                scores.map(sigmoid).collect::<Vec<f32>>()
+            });
+            let (inner, gate) = shared.ffn.run_first(0, input, pass)?;
             pass.input(&[&shared.ffn.down], None, &inner)?;
             let output = pass.times(&shared.ffn.down, &inner)?;
-            add(y.numbers_mut(), scaled(&output, &weights).numbers());
+            let weighed = weights.as_ref().map(|weights| scaled(&output, weights));
+            add(
+                y.numbers_mut(),
+                weighed.as_ref().unwrap_or(&output).numbers(),
+            );
             shared_tape = Some(SharedTape {
                 shared,
                 gate,
@@ -225,7 +265,7 @@ impl Mixer for Moe {
         let tape = MoeTape {
             moe: self,
             scores,
-            chosen: routing.chosen,
+            chosen: routes.chosen,
             experts,
             shared: shared_tape,
         };
@@ -240,9 +280,17 @@ impl StageTape for MoeTape<'_> {
         if let Some(shared) = &self.shared {
             shared.backward(input, &dy, pass, dx)?;
         }
+        let positions = input.len();
+        let (mut of_mixed, mut of_latent) = (None, None);
+        if let Some(Latent { up, .. }) = &self.moe.latent {
+            let mut of_up = Rows::zeros(positions, up.columns);
+            pass.back(up, &dy, &mut of_up)?;
+            (of_mixed, of_latent) = (Some(of_up), Some(Rows::zeros(positions, up.columns)));
+        }
+        let of_mixed = of_mixed.unwrap_or(dy);
         let mut of_weights = Rows::zeros(self.scores.len(), self.scores.columns());
         for (number, expert) in self.experts.iter().enumerate().rev() {
-            let g = dy.select(&expert.positions);
+            let g = of_mixed.select(&expert.positions);
             let columns = of_weights.columns();
             for (position, dot) in
                 expert
@@ -256,9 +304,13 @@ impl StageTape for MoeTape<'_> {
             if number == 0 {
                 self.router_backward(&mut of_weights, pass, dx)?;
             }
-            self.expert_backward(expert, &scaled(&g, &expert.weights), pass, dx)?;
+            let of_rows = of_latent.as_mut().unwrap_or(dx);
+            self.expert_backward(expert, &scaled(&g, &expert.weights), pass, of_rows)?;
         }
-        Ok(())
+        match (&self.moe.latent, &of_latent) {
+            (Some(Latent { down, .. }), Some(g)) => pass.back(down, g, dx),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -266,53 +318,44 @@ impl MoeTape<'_> {
     /// From the gradients of the weights, which become those of the scores.
     fn router_backward(&self, g: &mut Rows, pass: &Pass<'_>, dx: &mut Rows) -> Result<()> {
         for ((g, scores), chosen) in g.iter_mut().zip(self.scores.iter()).zip(&self.chosen) {
-            let mut probabilities = scores.to_vec();
-            softmax(&mut probabilities);
-            self.moe.weighing.derivative(&probabilities, chosen, g);
-            softmax_derivative(scores, g);
+            self.moe.router.derivative(scores, chosen, g);
         }
-        pass.back(&self.moe.router, g, dx)
+        pass.back(&self.moe.scores, g, dx)
     }
 
     /// From the gradient of an expert's output.
     fn expert_backward(
         &self,
-        expert: &ExpertTape,
+        expert: &ExpertTape<'_>,
         g: &Rows,
         pass: &Pass<'_>,
         dx: &mut Rows,
     ) -> Result<()> {
-        let Moe {
-            gate,
-            up,
-            down,
-            activation,
-            ..
-        } = self.moe;
         let routed = Some(self.moe.routed(expert.expert, &expert.positions));
         let rows = expert.positions.len();
         let mut of_inner = Rows::zeros(rows, expert.gate.columns());
-        pass.back_expert(down, routed, g, &mut of_inner)?;
-        let [of_gate, of_up] = gated_derivative(&expert.gate, &expert.up, &of_inner, *activation);
-        let mut of_input = Rows::zeros(rows, dx.columns());
-        pass.back_expert(up, routed, &of_up, &mut of_input)?;
-        pass.back_expert(gate, routed, &of_gate, &mut of_input)?;
-        add_at(dx, &expert.positions, &of_input);
+        pass.back_expert(&self.moe.experts.down, routed, g, &mut of_inner)?;
+        let mut of_rows = Rows::zeros(rows, dx.columns());
+        expert.gate.back(routed, of_inner, pass, &mut of_rows)?;
+        add_at(dx, &expert.positions, &of_rows);
         Ok(())
     }
 }
 
 impl SharedTape<'_> {
     fn backward(&self, input: &Rows, dy: &Rows, pass: &Pass<'_>, dx: &mut Rows) -> Result<()> {
-        let of_scores = dots(self.output.numbers(), dy.numbers(), dy.len())
-            .into_iter()
-            .zip(&self.weights)
-            .map(|(g, weight)| g * sigmoid_slope(*weight));
-        let of_scores = Rows::new(of_scores.collect(), 1);
-        pass.back(&self.shared.router, &of_scores, dx)?;
+        let mut of_output = None;
+        if let (Some(router), Some(weights)) = (&self.shared.router, &self.weights) {
+            let of_scores = dots(self.output.numbers(), dy.numbers(), dy.len())
+                .into_iter()
+                .zip(weights)
+                .map(|(g, weight)| g * sigmoid_slope(*weight));
+            pass.back(router, &Rows::new(of_scores.collect(), 1), dx)?;
+            of_output = Some(scaled(dy, weights));
+        }
+        let of_output = of_output.as_ref().unwrap_or(dy);
         let mut of_inner = Rows::zeros(dy.len(), self.gate.columns());
-        let of_output = scaled(dy, &self.weights);
-        pass.back(&self.shared.ffn.down, &of_output, &mut of_inner)?;
+        pass.back(&self.shared.ffn.down, of_output, &mut of_inner)?;
         self.gate.backward(input, of_inner, pass, dx)
     }
 }

@@ -3,16 +3,17 @@
 //! whole one.
 
 use super::{
-    AnyMixer, Attention, DeltaNet, Ffn, First, Gate, Moe, Projections, Rates, Shared, Single, Tape,
+    AnyMixer, Attention, DeltaNet, Ffn, First, Gate, Latent, Moe, Projections, Rates, Shared,
+    Single, Tape,
 };
 use crate::model::linear::{Linear, Norm, Pass};
 use crate::model::ops::attention::{Scores, alibi_slopes};
 use crate::model::ops::rope::Angles;
-use crate::model::ops::router::Weighing;
+use crate::model::ops::router::Router;
 use crate::model::ops::tests::{check_gradients, random};
 use crate::model::rows::Rows;
-use quantier_arch::hyper::{DeltaNumbers, Temperature};
-use quantier_arch::{Activation, DeltaHeads, LinearId, Norm as NormKind, Rope};
+use quantier_arch::hyper::{DeltaNumbers, Routing, Temperature};
+use quantier_arch::{Activation, DeltaHeads, Gating, LinearId, Norm as NormKind, Rope};
 use quantier_core::progress::Silent;
 use std::sync::Arc;
 
@@ -183,31 +184,66 @@ fn delta_net(sharing: DeltaHeads) -> AnyMixer {
     })
 }
 
+/// Two of four experts, and one that sees every token if there is a matrix that weighs it.
+fn moe(normalized: bool, shared_router: Option<Linear>) -> Moe {
+    Moe {
+        scores: linear(1, 4, HIDDEN, 41),
+        router: Router {
+            routing: Routing {
+                used: 2,
+                gating: Gating::Softmax,
+                groups: None,
+                normalized,
+                scale: 1.5,
+            },
+            selection_bias: None,
+        },
+        latent: None,
+        experts: Ffn {
+            down: linear(4, HIDDEN, 6, 44),
+            ..ffn(First::Gated {
+                gate: linear(4, 6, HIDDEN, 42),
+                up: linear(4, 6, HIDDEN, 43),
+            })
+        },
+        shared: shared_router.map(|router| Shared {
+            router: Some(router),
+            ffn: gated_ffn(),
+        }),
+    }
+}
+
+/// Experts of one matrix on either side of their activation, between two matrices; logistic
+/// functions choose them with a bias; a shared one without a weight.
+fn latent_moe() -> AnyMixer {
+    const LATENT: usize = 4;
+    let mut moe = moe(true, None);
+    moe.router.routing.gating = Gating::Sigmoid;
+    moe.router.selection_bias = Some(vec![0.0, 0.2, 0.6, 0.0]);
+    AnyMixer::Moe(Moe {
+        latent: Some(Latent {
+            down: linear(1, LATENT, HIDDEN, 46),
+            up: linear(1, HIDDEN, LATENT, 47),
+        }),
+        experts: Ffn {
+            down: linear(4, LATENT, 6, 48),
+            activation: Activation::SquaredRelu,
+            ..ffn(First::Plain(linear(4, 6, LATENT, 49)))
+        },
+        shared: Some(Shared {
+            router: None,
+            ffn: ffn(First::Plain(linear(1, 6, HIDDEN, 50))),
+        }),
+        ..moe
+    })
+}
+
 fn mixers() -> Vec<(&'static str, AnyMixer)> {
     let apart = [
         linear(1, 4 * 6, HIDDEN, 11),
         linear(1, 2 * 6, HIDDEN, 12),
         linear(1, 2 * 3, HIDDEN, 13),
     ];
-    let moe = |normalized, shared| {
-        AnyMixer::Moe(Moe {
-            router: linear(1, 4, HIDDEN, 41),
-            gate: linear(4, 6, HIDDEN, 42),
-            up: linear(4, 6, HIDDEN, 43),
-            down: linear(4, HIDDEN, 6, 44),
-            activation: Activation::Silu,
-            used: 2,
-            weighing: Weighing {
-                scale: 1.5,
-                normalized,
-            },
-            shared,
-        })
-    };
-    let shared = Shared {
-        router: linear(1, 1, HIDDEN, 45),
-        ffn: gated_ffn(),
-    };
     let fused = ffn(First::Fused(linear(1, 12, HIDDEN, 4)));
     let plain = ffn(First::Plain(linear(1, 6, HIDDEN, 5)));
     let normed = Ffn {
@@ -243,8 +279,12 @@ fn mixers() -> Vec<(&'static str, AnyMixer)> {
             "one linear",
             AnyMixer::Single(Single(linear(1, HIDDEN, HIDDEN, 6))),
         ),
-        ("experts", moe(true, None)),
-        ("experts and a shared one", moe(false, Some(shared))),
+        ("experts", AnyMixer::Moe(moe(true, None))),
+        (
+            "experts and a shared one",
+            AnyMixer::Moe(moe(false, Some(linear(1, 1, HIDDEN, 45)))),
+        ),
+        ("latent experts without gates", latent_moe()),
     ]
 }
 

@@ -1,8 +1,126 @@
 //! Which experts see a token, and with which weights.
+//!
+//! ```text
+//! probabilities  = gating(scores)
+//! chosen         = the best by probabilities + selection bias, of the best groups
+//! weights        = probabilities of the chosen, softmax of their scores where gating says so
+//!                  / max(their sum, 2^-14) where they are normalized
+//!                  * scale
+//! ```
+//!
+//! The derivative goes through the weights, and not through the choice.
+
+use super::elementwise::{sigmoid, sigmoid_slope, softplus};
+use quantier_arch::Gating;
+use quantier_arch::hyper::{ExpertGroups, Routing};
 
 /// The least sum of weights that they are divided by: the smallest normal number of f16, as in
 /// llama.cpp.
 const LEAST_SUM: f32 = 6.103_515_6e-5;
+
+/// Routes one token.
+#[derive(Clone, Debug)]
+pub(crate) struct Router {
+    pub routing: Routing,
+    /// Added to probabilities where experts are chosen: `[experts]`.
+    pub selection_bias: Option<Vec<f32>>,
+}
+
+impl Router {
+    /// Makes a token's scores `[experts]` weights, and returns the chosen experts, the best first.
+    /// Weights of the others mean nothing.
+    pub(crate) fn route(&self, row: &mut [f32]) -> Vec<usize> {
+        self.probabilities(row);
+        let chosen = self.choose(row);
+        self.gate_chosen(row, &chosen);
+        self.weigh(row, &chosen);
+        chosen
+    }
+
+    /// The derivative of [`Router::route`] at these scores and chosen experts: `g`, which is 0 but
+    /// for the chosen ones, becomes the gradient of the scores.
+    pub(crate) fn derivative(&self, scores: &[f32], chosen: &[usize], g: &mut [f32]) {
+        let mut probabilities = scores.to_vec();
+        self.probabilities(&mut probabilities);
+        let mut values = probabilities.clone();
+        self.gate_chosen(&mut values, chosen);
+        self.weigh_derivative(&values, chosen, g);
+        let each = g.iter_mut().zip(scores.iter().zip(&probabilities));
+        match self.routing.gating {
+            Gating::Softmax => softmax_derivative(scores, g),
+            Gating::Sigmoid => each.for_each(|(g, (_, value))| *g *= sigmoid_slope(*value)),
+            Gating::ChosenSoftmax => {
+                let mut of_chosen = selected(g, chosen);
+                softmax_derivative(&selected(scores, chosen), &mut of_chosen);
+                place(g, chosen, &of_chosen);
+            }
+            // Where the root is 0, so is the slope of softplus, and faster.
+            Gating::RootSoftplus => each
+                .filter(|(_, (_, root))| **root > 0.0)
+                .for_each(|(g, (score, root))| *g *= sigmoid(*score) / (2.0 * root)),
+        }
+    }
+
+    /// What experts are chosen by, in place of scores.
+    fn probabilities(&self, row: &mut [f32]) {
+        match self.routing.gating {
+            Gating::Softmax => softmax(row),
+            Gating::Sigmoid => row.iter_mut().for_each(|x| *x = sigmoid(*x)),
+            Gating::ChosenSoftmax => {}
+            Gating::RootSoftplus => row.iter_mut().for_each(|x| *x = softplus(*x).sqrt()),
+        }
+    }
+
+    /// The experts that see a token of these probabilities, the best first.
+    fn choose(&self, probabilities: &[f32]) -> Vec<usize> {
+        let mut values = probabilities.to_vec();
+        if let Some(bias) = &self.selection_bias {
+            values.iter_mut().zip(bias).for_each(|(x, bias)| *x += bias);
+        }
+        if let Some(groups) = self.routing.groups {
+            leave_best_groups(&mut values, groups);
+        }
+        largest(&values, self.routing.used.max(1))
+    }
+
+    /// Probabilities that depend on the choice.
+    fn gate_chosen(&self, row: &mut [f32], chosen: &[usize]) {
+        if self.routing.gating == Gating::ChosenSoftmax {
+            let mut scores = selected(row, chosen);
+            softmax(&mut scores);
+            place(row, chosen, &scores);
+        }
+    }
+
+    /// Probabilities to weights.
+    fn weigh(&self, row: &mut [f32], chosen: &[usize]) {
+        if self.routing.normalized {
+            let sum = chosen_sum(row, chosen).max(LEAST_SUM);
+            row.iter_mut().for_each(|x| *x /= sum);
+        }
+        row.iter_mut().for_each(|x| *x *= self.routing.scale);
+    }
+
+    /// The derivative of [`Router::weigh`]: `g` becomes the gradient of the probabilities.
+    fn weigh_derivative(&self, probabilities: &[f32], chosen: &[usize], g: &mut [f32]) {
+        g.iter_mut().for_each(|g| *g *= self.routing.scale);
+        if !self.routing.normalized {
+            return;
+        }
+        let sum = chosen_sum(probabilities, chosen);
+        let divisor = sum.max(LEAST_SUM);
+        let of_divisor = g.iter().zip(probabilities);
+        let of_divisor: Vec<f32> = of_divisor
+            .map(|(g, p)| g * p / (divisor * divisor))
+            .collect();
+        let of_sum = match sum >= LEAST_SUM {
+            true => folded_sum(&of_divisor),
+            false => 0.0,
+        };
+        g.iter_mut().for_each(|g| *g /= divisor);
+        chosen.iter().for_each(|expert| g[*expert] -= of_sum);
+    }
+}
 
 /// The sum in lanes of 32 that are folded by halves; the rest one after another.
 fn folded_sum(xs: &[f32]) -> f32 {
@@ -26,7 +144,7 @@ fn exponentials(row: &mut [f32]) -> f32 {
 }
 
 /// Scores to probabilities.
-pub(crate) fn softmax(row: &mut [f32]) {
+fn softmax(row: &mut [f32]) {
     let sum = exponentials(row);
     row.iter_mut().for_each(|x| *x /= sum);
 }
@@ -35,7 +153,7 @@ pub(crate) fn softmax(row: &mut [f32]) {
 ///
 /// As a quotient `e / s` of exponentials: `e (g / s - sum(g e / s^2))`, less the sum of that at the
 /// maximum, which nothing but rounding makes differ from 0.
-pub(crate) fn softmax_derivative(scores: &[f32], g: &mut [f32]) {
+fn softmax_derivative(scores: &[f32], g: &mut [f32]) {
     let mut e = scores.to_vec();
     let s = exponentials(&mut e);
     let of_sum: Vec<f32> = g.iter().zip(&e).map(|(g, e)| g * e / (s * s)).collect();
@@ -51,55 +169,24 @@ pub(crate) fn softmax_derivative(scores: &[f32], g: &mut [f32]) {
         .for_each(|(g, _)| *g -= of_max);
 }
 
-/// The numbers of the `count` most probable experts.
-pub(crate) fn most_probable(probabilities: &[f32], count: usize) -> Vec<usize> {
-    let mut order: Vec<usize> = (0..probabilities.len()).collect();
-    order.sort_by(|a, b| probabilities[*b].total_cmp(&probabilities[*a]));
+/// The places of the `count` largest numbers, the largest first.
+fn largest(values: &[f32], count: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..values.len()).collect();
+    order.sort_by(|a, b| values[*b].total_cmp(&values[*a]));
     order.truncate(count);
     order
 }
 
-/// How probabilities become weights.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Weighing {
-    /// Weights are multiplied by this.
-    pub scale: f32,
-    /// Whether they are divided by the sum of the chosen probabilities.
-    pub normalized: bool,
-}
-
-impl Weighing {
-    /// Probabilities to weights, for the experts in `chosen`; the others' weights mean nothing.
-    pub(crate) fn weights(&self, row: &mut [f32], chosen: &[usize]) {
-        let sum = self
-            .normalized
-            .then(|| chosen_sum(row, chosen).max(LEAST_SUM));
-        row.iter_mut().for_each(|x| *x *= self.scale);
-        if let Some(sum) = sum {
-            row.iter_mut().for_each(|x| *x /= sum);
+/// Puts minus infinity in the place of all experts outside of the best groups.
+fn leave_best_groups(values: &mut [f32], groups: ExpertGroups) {
+    let size = (values.len() / groups.count).max(1);
+    let best_two = |group: &[f32]| largest(group, 2).iter().map(|place| group[*place]).sum();
+    let sums: Vec<f32> = values.chunks_exact(size).map(best_two).collect();
+    let best = largest(&sums, groups.used);
+    for (number, group) in values.chunks_exact_mut(size).enumerate() {
+        if !best.contains(&number) {
+            group.fill(f32::NEG_INFINITY);
         }
-    }
-
-    /// The derivative of [`Weighing::weights`]: `g`, which is 0 but for the chosen experts, becomes
-    /// the gradient of the probabilities.
-    pub(crate) fn derivative(&self, probabilities: &[f32], chosen: &[usize], g: &mut [f32]) {
-        if !self.normalized {
-            g.iter_mut().for_each(|g| *g *= self.scale);
-            return;
-        }
-        let sum = chosen_sum(probabilities, chosen);
-        let divisor = sum.max(LEAST_SUM);
-        let of_divisor: Vec<f32> = g
-            .iter()
-            .zip(probabilities)
-            .map(|(g, p)| g * (p * self.scale) / (divisor * divisor))
-            .collect();
-        let of_sum = match sum >= LEAST_SUM {
-            true => folded_sum(&of_divisor),
-            false => 0.0,
-        };
-        g.iter_mut().for_each(|g| *g = *g / divisor * self.scale);
-        chosen.iter().for_each(|expert| g[*expert] -= of_sum);
     }
 }
 
@@ -109,4 +196,136 @@ fn chosen_sum(probabilities: &[f32], chosen: &[usize]) -> f32 {
         .iter()
         .for_each(|expert| masked[*expert] = probabilities[*expert]);
     folded_sum(&masked)
+}
+
+/// The numbers at these places.
+fn selected(row: &[f32], places: &[usize]) -> Vec<f32> {
+    places.iter().map(|place| row[*place]).collect()
+}
+
+/// Puts numbers to these places.
+fn place(row: &mut [f32], places: &[usize], numbers: &[f32]) {
+    let both = places.iter().zip(numbers);
+    both.for_each(|(place, number)| row[*place] = *number);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn router(gating: Gating, groups: Option<ExpertGroups>) -> Router {
+        Router {
+            routing: Routing {
+                used: 2,
+                gating,
+                groups,
+                normalized: false,
+                scale: 1.0,
+            },
+            selection_bias: None,
+        }
+    }
+
+    const GATINGS: [Gating; 4] = [
+        Gating::Softmax,
+        Gating::Sigmoid,
+        Gating::ChosenSoftmax,
+        Gating::RootSoftplus,
+    ];
+
+    #[test]
+    fn a_bias_changes_the_choice_and_no_weight() {
+        let scores = [0.5, 2.0, -1.0, 1.0];
+        for gating in GATINGS {
+            let plain = router(gating, None);
+            let biased = Router {
+                selection_bias: Some(vec![0.0, 0.0, 9.0, 0.0]),
+                ..plain.clone()
+            };
+            let (mut expected, mut row) = (scores, scores);
+            assert_eq!(plain.route(&mut expected), [1, 3]);
+            assert_eq!(biased.route(&mut row), [2, 1]);
+            if gating != Gating::ChosenSoftmax {
+                assert_eq!(row, expected, "{gating:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn weights_are_those_of_their_formulas() {
+        let scores = [0.5f32, 2.0, -1.0, 1.0];
+        let exp = |x: f32| x.exp();
+        let all: f32 = scores.iter().copied().map(exp).sum();
+        for (gating, expected) in [
+            (Gating::Softmax, [exp(2.0) / all, exp(1.0) / all]),
+            (
+                Gating::Sigmoid,
+                [1.0 / (1.0 + exp(-2.0)), 1.0 / (1.0 + exp(-1.0))],
+            ),
+            (
+                Gating::ChosenSoftmax,
+                [exp(2.0), exp(1.0)].map(|e| e / (exp(2.0) + exp(1.0))),
+            ),
+            (
+                Gating::RootSoftplus,
+                [exp(2.0), exp(1.0)].map(|e| e.ln_1p().sqrt()),
+            ),
+        ] {
+            for (normalized, scale) in [(false, 1.0), (true, 2.5)] {
+                let mut router = router(gating, None);
+                (router.routing.normalized, router.routing.scale) = (normalized, scale);
+                let mut row = scores;
+                assert_eq!(router.route(&mut row), [1, 3]);
+                let sum = if normalized {
+                    expected[0] + expected[1]
+                } else {
+                    1.0
+                };
+                for (weight, expected) in [row[1], row[3]].iter().zip(expected) {
+                    let expected = expected / sum * scale;
+                    assert!(
+                        (weight - expected).abs() < 1e-6,
+                        "{gating:?} {weight} {expected}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn sums_of_nearly_nothing_are_divided_by_the_floor() {
+        let mut router = router(Gating::Sigmoid, None);
+        router.routing.normalized = true;
+        let mut row = [-20.0, -30.0, -15.0];
+        let values = row.map(sigmoid);
+        assert_eq!(router.route(&mut row), [2, 0]);
+        assert_eq!(
+            [row[0], row[2]],
+            [values[0], values[2]].map(|x| x / LEAST_SUM)
+        );
+        assert_eq!(LEAST_SUM, (-14f32).exp2());
+    }
+
+    #[test]
+    fn experts_are_chosen_of_the_groups_whose_two_best_are_the_best() {
+        // Sums of the two best: 1.5, 1.9, 1.2, 1.4; the best expert of all is in the third.
+        let scores = [
+            0.8, 0.7, 0.0, /**/ 1.0, 0.1, 0.9, /**/ 1.2, -9.0, 0.0, /**/ 0.6, 0.8,
+            0.5,
+        ];
+        let choose = |count: usize, used: usize| {
+            let groups = ExpertGroups { count, used };
+            router(Gating::ChosenSoftmax, Some(groups)).choose(&scores)
+        };
+        assert_eq!(choose(4, 1), [3, 5]);
+        assert_eq!(choose(4, 2), [3, 5]);
+        // In groups of six, the sums are 1.9 and 2.
+        assert_eq!(choose(2, 1), [6, 10]);
+        assert_eq!(router(Gating::ChosenSoftmax, None).choose(&scores), [6, 3]);
+        let mut values = scores;
+        leave_best_groups(&mut values, ExpertGroups { count: 4, used: 3 });
+        let left: Vec<_> = values.iter().map(|x| x.is_finite()).collect();
+        assert_eq!(left[..6], [true; 6]);
+        assert_eq!(left[6..], [false, false, false, true, true, true]);
+    }
 }

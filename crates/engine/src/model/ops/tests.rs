@@ -11,10 +11,10 @@ use super::elementwise::{
 use super::norm::{self, layer_norm, rms_norm};
 use super::product::{product, product_derivative, row_derivative};
 use super::rope::{Angles, Direction};
-use super::router::{Weighing, most_probable, softmax, softmax_derivative};
+use super::router::Router;
 use crate::model::rows::Rows;
-use quantier_arch::hyper::DeltaNumbers;
-use quantier_arch::{Activation, DeltaHeads, Rope, Xielu};
+use quantier_arch::hyper::{DeltaNumbers, ExpertGroups, Routing};
+use quantier_arch::{Activation, DeltaHeads, Gating, Rope, Xielu};
 
 /// Numbers between -1 and 1 without a pattern.
 pub(in crate::model) fn random(len: usize, seed: u32) -> Vec<f32> {
@@ -196,12 +196,6 @@ fn cases_of_rows<'c>(weight: &'c [f32], bias: &'c [f32]) -> Vec<Case<'c>> {
                 vec![row_derivative(&g, &weight_of(4)).into_numbers()]
             },
         ),
-        case(
-            "softmax",
-            &[40],
-            |x| changed(&x[0], softmax),
-            |x, g| vec![changed(g, |g| softmax_derivative(&x[0], g))],
-        ),
     ]
 }
 
@@ -241,43 +235,68 @@ fn cases_of_activations<'c>() -> Vec<Case<'c>> {
     cases
 }
 
+/// Every way of weighing, with two of six experts; the bias and the groups change the choice.
 fn cases_of_experts<'c>() -> Vec<Case<'c>> {
-    let weighing = |normalized| Weighing {
-        scale: 1.3,
-        normalized,
+    // So far apart that the same experts stay chosen where differences move.
+    let apart = [0.1, -0.9, 0.6, 1.1, -0.4, 0.3];
+    let scores = move |x: &[f32]| -> Vec<f32> {
+        let moved = x.iter().zip(apart);
+        moved.map(|(x, apart)| 0.1 * x + apart).collect()
     };
-    // Where differences move, the same experts stay chosen; the others' weights mean nothing.
-    let chosen = most_probable(&changed(&random(6, 1), softmax), 2);
-    let only_chosen = {
-        let chosen = chosen.clone();
-        move |mut x: Vec<f32>| {
-            let others = |(i, _): &(usize, &mut f32)| !chosen.contains(i);
-            let others = x.iter_mut().enumerate().filter(others);
-            others.for_each(|(_, x)| *x = 0.0);
-            x
+    let groups = ExpertGroups { count: 3, used: 1 };
+    let mut cases = Vec::new();
+    for gating in [
+        Gating::Softmax,
+        Gating::Sigmoid,
+        Gating::ChosenSoftmax,
+        Gating::RootSoftplus,
+    ] {
+        for (normalized, biased, groups) in [
+            (false, false, None),
+            (true, true, None),
+            (true, false, Some(groups)),
+            (false, true, Some(groups)),
+        ] {
+            let router = Router {
+                routing: Routing {
+                    used: 2,
+                    gating,
+                    groups,
+                    normalized,
+                    scale: 1.3,
+                },
+                selection_bias: biased.then(|| vec![3.0, 0.0, 0.0, 0.0, 2.0, 0.0]),
+            };
+            let of_forward = router.clone();
+            cases.push(case(
+                format!("{gating:?}, normalized {normalized}, bias {biased}, {groups:?}"),
+                &[6],
+                move |x| {
+                    let mut row = scores(&x[0]);
+                    let chosen = of_forward.route(&mut row);
+                    only(&chosen, &row)
+                },
+                move |x, g| {
+                    let scores = scores(&x[0]);
+                    let chosen = router.route(&mut scores.clone());
+                    let mut g = only(&chosen, g);
+                    router.derivative(&scores, &chosen, &mut g);
+                    g.iter_mut().for_each(|g| *g *= 0.1);
+                    vec![g]
+                },
+            ));
         }
+    }
+    cases
+}
+
+/// The numbers at these places; the others mean nothing.
+fn only(places: &[usize], numbers: &[f32]) -> Vec<f32> {
+    let number = |(place, number): (usize, &f32)| match places.contains(&place) {
+        true => *number,
+        false => 0.0,
     };
-    let cases = [true, false].map(|normalized| {
-        let (chosen, forward, back) = (chosen.clone(), only_chosen.clone(), only_chosen.clone());
-        let of_forward = chosen.clone();
-        case(
-            format!("weights of experts, normalized: {normalized}"),
-            &[6],
-            move |x| {
-                let mut row = changed(&x[0], softmax);
-                weighing(normalized).weights(&mut row, &of_forward);
-                forward(row)
-            },
-            move |x, g| {
-                let probabilities = changed(&x[0], softmax);
-                let mut g = back(g.to_vec());
-                weighing(normalized).derivative(&probabilities, &chosen, &mut g);
-                softmax_derivative(&x[0], &mut g);
-                vec![g]
-            },
-        )
-    });
-    cases.into()
+    numbers.iter().enumerate().map(number).collect()
 }
 
 fn cases_of_attention<'c>() -> Vec<Case<'c>> {
