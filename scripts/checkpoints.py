@@ -688,6 +688,92 @@ def minicpmv46():
     return config, shapes | {"model.merger.mlp.0.linear_1.weight": (HIDDEN, HIDDEN)}, tokenizer
 
 
+SPACE_HEAD = 64
+
+
+def state_space(p, heads=8, groups=2, state=32, hidden=HIDDEN, norm=True):
+    """A state space of Mamba-2: gates, values, keys, queries and steps of one matrix."""
+    inner, keys = heads * SPACE_HEAD, groups * state
+    shapes = {p + "in_proj.weight": (2 * inner + 2 * keys + heads, hidden), p + "conv1d.weight": (inner + 2 * keys, 1, 4),
+              p + "conv1d.bias": (inner + 2 * keys,), p + "A_log": (heads,), p + "D": (heads,), p + "dt_bias": (heads,),
+              p + "out_proj.weight": (hidden, inner)}
+    return shapes | (norms(p, "norm", size=inner) if norm else {})
+
+
+def backbone(layers, vocab, layer, prefix="", tied=False):
+    """A model with the names of Mamba's authors; the embeddings have the rows of padding."""
+    shapes = {prefix + "backbone.embeddings.weight": (vocab, HIDDEN)} | norms(prefix + "backbone.", "norm_f")
+    for i in range(layers):
+        p = f"{prefix}backbone.layers.{i}."
+        shapes |= layer(i, p) | norms(p, "norm")
+    return shapes | ({} if tied else {prefix + "lm_head.weight": (vocab, HIDDEN)})
+
+
+def mamba2(**more):
+    config = {"architectures": ["Mamba2ForCausalLM"], "model_type": "mamba2", "hidden_size": HIDDEN, "expand": 2,
+              "num_hidden_layers": 3, "num_heads": 8, "head_dim": SPACE_HEAD, "n_groups": 2, "state_size": 32,
+              "conv_kernel": 4, "layer_norm_epsilon": 1e-5, "vocab_size": BPE_VOCAB + 5, "pad_vocab_size_multiple": 8,
+              "bos_token_id": 1, "eos_token_id": 2}
+    return config | more, backbone(3, BPE_VOCAB + 8, lambda i, p: state_space(p + "mixer.")), "bpe"
+
+
+def codestral():
+    """Mamba Codestral's names; fields that may be absent: groups, kernels, lengths, padding."""
+    config = {"architectures": ["Mamba2ForCausalLM"], "model_type": "mamba2", "d_model": HIDDEN, "n_layer": 2,
+              "vocab_size": SPM_VOCAB, "bos_token_id": 1, "eos_token_id": 2, "rms_norm_eps": 1e-6}
+    shapes = backbone(2, SPM_VOCAB, lambda i, p: state_space(p + "mixer.", groups=1, state=128), "model.")
+    return config, shapes, "spm"
+
+
+def original_mamba2():
+    """The files of Mamba's authors: no class, other names, embeddings that are the output too."""
+    config = {"d_model": HIDDEN, "n_layer": 2, "vocab_size": BPE_VOCAB + 5, "ssm_cfg": {"layer": "Mamba2"},
+              "rms_norm": True, "pad_vocab_size_multiple": 16, "tie_embeddings": True}
+    shapes = backbone(2, BPE_VOCAB + 16, lambda i, p: state_space(p + "mixer.", groups=1, state=128), tied=True)
+    return config, {name.replace("embeddings", "embedding"): shape for name, shape in shapes.items()}, "bpe"
+
+
+def nemotron_h(pattern="M-M*-", **more):
+    length = 128
+    config = base("NemotronHForCausalLM", "nemotron_h", BPE_VOCAB + 5, hybrid_override_pattern=pattern,
+                  num_hidden_layers=len(pattern), attention_head_dim=length, mamba_num_heads=8, mamba_head_dim=SPACE_HEAD,
+                  n_groups=2, ssm_state_size=32, conv_kernel=4, expand=2, mlp_hidden_act="relu2", layer_norm_epsilon=1e-5,
+                  use_conv_bias=True, intermediate_size=FFN + 64, tie_word_embeddings=False)
+    config = without(config, "hidden_act", "rms_norm_eps") | more
+    biases = config.get("attention_bias", False)
+
+    def layer(i, p):
+        p += "mixer."
+        if pattern[i] == "M":
+            return state_space(p)
+        if pattern[i] == "*":
+            q, k = HEADS * length, KV_HEADS * length
+            return linears(p, {"q_proj": (q, HIDDEN), "k_proj": (k, HIDDEN), "v_proj": (k, HIDDEN),
+                               "o_proj": (HIDDEN, q)}, bias=biases)
+        return linears(p, {"up_proj": (FFN + 64, HIDDEN), "down_proj": (HIDDEN, FFN + 64)}, bias=biases)
+
+    return config, backbone(len(pattern), BPE_VOCAB + 8, layer), "bpe"
+
+
+def falcon_h1(norm=True):
+    """Attention beside a state space, and multipliers of everything; with a norm of the states and without."""
+    multipliers = {"embedding_multiplier": 5.656854249492381, "lm_head_multiplier": 0.0390625,
+                   "attention_in_multiplier": 1.1, "attention_out_multiplier": 0.9375, "key_multiplier": 0.39062,
+                   "ssm_in_multiplier": 1.25, "ssm_out_multiplier": 0.23570226039551587,
+                   "mlp_multipliers": [0.8838834764831844, 0.5859375],
+                   "ssm_multipliers": [0.3535533905932738, 0.25, 0.1767766952966369, 0.5, 0.3535533905932738]}
+    config = base("FalconH1ForCausalLM", "falcon_h1", BPE_VOCAB, head_dim=HEAD, mamba_d_ssm=8 * SPACE_HEAD,
+                  mamba_d_head=SPACE_HEAD, mamba_n_heads=8, mamba_n_groups=2, mamba_d_state=32, mamba_d_conv=4,
+                  mamba_expand=2, mamba_rms_norm=norm, rope_theta=100000000000.0, **multipliers)
+
+    def layer(p):
+        return (attention(p) | gated(p + "feed_forward.") | state_space(p + "mamba.", norm=norm)
+                | norms(p, "input_layernorm", "pre_ff_layernorm"))
+
+    shapes = model(BPE_VOCAB, layer, final_norm=False) | norms("model.", "final_layernorm")
+    return config, shapes, "bpe"
+
+
 def bare(text, cls):
     """A model without its head: names without `model.`."""
     config, shapes, tokenizer = text
@@ -1174,6 +1260,13 @@ CHECKPOINTS = {
     # llama.cpp goes by the model's name for spaces after special tokens.
     "phi3-vision": (lambda: (phi3()[0] | {"architectures": ["Phi4ForCausalLMV"]}, *phi3()[1:]), torch.bfloat16, 1),
     "nemotron": (nemotron, torch.bfloat16, 1),
+    "nemotron_h": (nemotron_h, torch.bfloat16, 1),
+    "nemotron_h-f16": (lambda: nemotron_h("*M-", attention_bias=True, rms_norm_eps=1e-6), torch.float16, 1),
+    "mamba2": (mamba2, torch.bfloat16, 1),
+    "mamba2-codestral": (codestral, torch.float32, 2),
+    "mamba2-original": (original_mamba2, torch.float16, 1),
+    "falcon-h1": (falcon_h1, torch.bfloat16, 1),
+    "falcon-h1-f16": (lambda: falcon_h1(False), torch.float16, 1),
     "orion": (orion, torch.bfloat16, 1),
     "ernie4_5": (ernie, torch.bfloat16, 1),
     "ernie4_5-fused": (lambda: ernie(True), torch.bfloat16, 2),
@@ -1260,9 +1353,11 @@ def enliven(name, tensors):
         elif key.endswith("A_log"):
             # States that last for some tokens, or for many.
             w32 = 20.0 * w32 - 2.0
+        elif key.endswith(".D"):
+            w32 += 1.0
         elif "conv1d" in key:
             w32 *= 5.0
-        elif "embed_tokens" in key or "lm_head" in key or key.endswith("wte.weight"):
+        elif "embed" in key or "lm_head" in key or key.endswith("wte.weight"):
             # Gemma multiplies embeddings by the root of their length, and they are the output matrix too.
             w32 *= 0.25 if name.startswith("gemma") else 2.0
         tensors[key] = w32.to(w.dtype)

@@ -152,6 +152,30 @@ fn interleaved(operand: Operand, heads: u64) -> Result<Operand, String> {
     operand.map(0, |view| view.swapped(0, heads, [2, half]))
 }
 
+/// The consecutive parts of a dimension. One size may be whatever the others leave.
+fn ranges(
+    shape: &[u64],
+    axis: usize,
+    parts: &[Size],
+    sizes: Sizes<'_>,
+) -> Result<Vec<std::ops::Range<u64>>, String> {
+    let size = shape.get(axis);
+    let size = *size.ok_or_else(|| format!("its shape {shape:?} has no dimension {axis}"))?;
+    let sum = |parts: &[u64]| parts.iter().try_fold(0u64, |sum, n| sum.checked_add(*n));
+    let parts = sizes.all(parts, |given| size.checked_sub(sum(given)?))?;
+    if sum(&parts) != Some(size) {
+        return Err(format!(
+            "dimension {axis} of its shape {shape:?} is not {parts:?} together, as config.json says"
+        ));
+    }
+    let mut start = 0;
+    let range = |size: u64| {
+        start += size;
+        start - size..start
+    };
+    Ok(parts.into_iter().map(range).collect())
+}
+
 /// Applies an operation on one tensor.
 fn apply(op: Op, operand: Operand, sizes: Sizes<'_>) -> Result<Operand, String> {
     let shape = operand.shape().to_vec();
@@ -167,16 +191,8 @@ fn apply(op: Op, operand: Operand, sizes: Sizes<'_>) -> Result<Operand, String> 
             sizes: parts,
             part,
         } => {
-            let size = dimension(axis)?;
-            let sum = |parts: &[u64]| parts.iter().try_fold(0u64, |sum, n| sum.checked_add(*n));
-            let parts = sizes.all(parts, |given| size.checked_sub(sum(given)?))?;
-            if sum(&parts) != Some(size) {
-                return Err(format!(
-                    "dimension {axis} of its shape {shape:?} is not {parts:?} together, as config.json says"
-                ));
-            }
-            let start: u64 = parts[..part].iter().sum();
-            operand.map(axis, |view| view.narrowed(axis, start..start + parts[part]))
+            let range = ranges(&shape, axis, parts, sizes)?.swap_remove(part);
+            operand.map(axis, |view| view.narrowed(axis, range.clone()))
         }
         Op::First(size) => {
             let rows = dimension(0)?.min(sizes.get(size)?);
@@ -296,6 +312,21 @@ fn apply(op: Op, operand: Operand, sizes: Sizes<'_>) -> Result<Operand, String> 
             };
             let parts = parts.iter().filter(|size| **size > 0).map(part);
             Operand::concatenated(parts.collect::<Result<_, _>>()?, 0)
+        }
+        Op::ScaleParts {
+            sizes: parts,
+            factor,
+        } => {
+            let ranges = ranges(&shape, 0, parts, sizes)?;
+            let part = |(number, range): (usize, std::ops::Range<u64>)| {
+                let factor = factor(sizes.config, number)?;
+                let part = operand.clone();
+                let part = part.map(0, |view| view.narrowed(0, range.clone()))?;
+                Ok(part.with(Numeric::Times(factor as f32)))
+            };
+            let ranges = ranges.into_iter().enumerate();
+            let parts = ranges.filter(|(_, range)| !range.is_empty()).map(part);
+            Operand::concatenated(parts.collect::<Result<_, String>>()?, 0)
         }
         Op::Scale(factor) => {
             let factor = factor(sizes.config)?;

@@ -245,16 +245,16 @@ impl Plan<'_> {
     }
 
     /// Whether a part's numbers stay as they are, apart from their order.
-    fn is_copied(&self, tensor: &PlannedTensor, stored: &Stored, part: &Part) -> bool {
+    fn is_copied(&self, tensor: &PlannedTensor, part: &Part) -> bool {
         same_type(self.source(part).dtype) == Some(tensor.target)
-            && stored.numeric.is_empty()
+            && part.numeric.is_empty()
             && part.scale.is_none()
             && !self.check
     }
 
     fn is_copied_whole(&self, tensor: &PlannedTensor, stored: &Stored, task: Range<u64>) -> bool {
         let mut pieces = stored.pieces(task);
-        pieces.all(|(part, _)| self.is_copied(tensor, stored, part))
+        pieces.all(|(part, _)| self.is_copied(tensor, part))
     }
 
     /// The bytes of a file that are the output's, where nothing changes.
@@ -268,7 +268,7 @@ impl Plan<'_> {
         let (Some((part, elements)), None) = (pieces.next(), pieces.next()) else {
             return None;
         };
-        if !self.is_copied(tensor, stored, part) {
+        if !self.is_copied(tensor, part) {
             return None;
         }
         let source = self.source(part);
@@ -341,7 +341,7 @@ impl Plan<'_> {
             if let Some(scale) = &part.scale {
                 self.scale(part, scale, here, weights);
             }
-            for numeric in &stored.numeric {
+            for numeric in &part.numeric {
                 apply(*numeric, source.dtype, weights);
             }
             if self.check && !weights.iter().fold(true, |all, w| all & w.is_finite()) {

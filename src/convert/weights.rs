@@ -19,8 +19,6 @@ pub(super) enum Weights {
 #[derive(Debug, PartialEq)]
 pub(super) struct Stored {
     parts: Vec<Part>,
-    /// What is done to every number, in order.
-    pub(super) numeric: Vec<Numeric>,
 }
 
 /// The elements that come from one view of one tensor.
@@ -32,6 +30,8 @@ pub(super) struct Part {
     pub(super) scale: Option<Scale>,
     /// Which of its elements, in which order.
     pub(super) order: Order,
+    /// What is done to every number, in order.
+    pub(super) numeric: Vec<Numeric>,
     /// The first element behind these in the output.
     end: u64,
 }
@@ -77,13 +77,21 @@ impl Stored {
 pub(super) struct Operand {
     /// The sizes of the dimensions, outermost first.
     shape: Vec<u64>,
-    parts: Vec<(usize, Option<Scale>, View)>,
+    parts: Vec<Piece>,
     /// The number of leading dimensions that the parts divide among them; each part has all of the
     /// others.
     joined: usize,
-    numeric: Vec<Numeric>,
     /// The type of the output, where it does not follow from the file type.
     pub(super) cast: Option<GgmlType>,
+}
+
+/// A view of one tensor.
+#[derive(Clone, Debug)]
+struct Piece {
+    source: usize,
+    scale: Option<Scale>,
+    view: View,
+    numeric: Vec<Numeric>,
 }
 
 impl Operand {
@@ -97,9 +105,13 @@ impl Operand {
     pub(super) fn viewed(source: usize, view: View, scale: Option<Scale>) -> Operand {
         Operand {
             shape: view.shape(),
-            parts: vec![(source, scale, view)],
+            parts: vec![Piece {
+                source,
+                scale,
+                view,
+                numeric: Vec::new(),
+            }],
             joined: 0,
-            numeric: Vec::new(),
             cast: None,
         }
     }
@@ -107,12 +119,12 @@ impl Operand {
     /// Operands of one shape along a new dimension before all others.
     ///
     /// # Errors
-    /// If there is none, or they differ in more than the numbers.
+    /// If there is none, or they differ in shape or type.
     pub(super) fn stacked(operands: Vec<Operand>) -> Result<Operand, String> {
         let expanded = |mut operand: Operand| {
             operand.shape.insert(0, 1);
-            for (_, _, view) in &mut operand.parts {
-                *view = view.clone().expanded();
+            for part in &mut operand.parts {
+                part.view = part.view.clone().expanded();
             }
             operand.joined += usize::from(operand.joined > 0);
             operand
@@ -123,13 +135,13 @@ impl Operand {
     /// Operands one behind the other along a dimension.
     ///
     /// # Errors
-    /// If there is none, they differ in more than this dimension and the numbers, or they are made
-    /// of several tensors already, and not to be joined in the first dimension.
+    /// If there is none, they differ in more than this dimension, or they are made of several tensors
+    /// already, and not to be joined in the first dimension.
     pub(super) fn concatenated(operands: Vec<Operand>, axis: usize) -> Result<Operand, String> {
         let Some(first) = operands.first() else {
             return Err("there is nothing to join".into());
         };
-        let (mut shape, numeric, cast) = (first.shape.clone(), first.numeric.clone(), first.cast);
+        let (mut shape, cast) = (first.shape.clone(), first.cast);
         if axis >= shape.len() {
             return Err(format!("its shape {shape:?} has no dimension {axis}"));
         }
@@ -146,8 +158,8 @@ impl Operand {
                     "shapes {shape:?} and {other:?} cannot be joined in dimension {axis}"
                 ));
             }
-            if operand.numeric != numeric || operand.cast != cast {
-                return Err("tensors with different operations cannot be joined".into());
+            if operand.cast != cast {
+                return Err("tensors of different types cannot be joined".into());
             }
         }
         let joined = operands.iter().map(|operand| operand.joined).max();
@@ -157,8 +169,11 @@ impl Operand {
             (0, _) => parts.extend(operands.into_iter().flat_map(|operand| operand.parts)),
             (_, 0) => {
                 for index in 0..shape[..axis].iter().product() {
-                    for (source, scale, view) in operands.iter().flat_map(|o| &o.parts) {
-                        parts.push((*source, *scale, at(view, &shape[..axis], index)?));
+                    for part in operands.iter().flat_map(|o| &o.parts) {
+                        parts.push(Piece {
+                            view: at(&part.view, &shape[..axis], index)?,
+                            ..part.clone()
+                        });
                     }
                 }
             }
@@ -173,7 +188,6 @@ impl Operand {
             shape,
             parts,
             joined: joined.max(axis + 1),
-            numeric,
             cast,
         })
     }
@@ -196,17 +210,20 @@ impl Operand {
             let tensors = self.parts.len();
             return Err(format!("dimension {axis} is joined of {tensors} tensors"));
         }
-        for (_, _, view) in &mut self.parts {
-            *view = apply(view.clone())?;
+        for part in &mut self.parts {
+            part.view = apply(part.view.clone())?;
         }
         self.shape.truncate(self.joined);
-        self.shape.extend(&self.parts[0].2.shape()[self.joined..]);
+        self.shape
+            .extend(&self.parts[0].view.shape()[self.joined..]);
         Ok(self)
     }
 
     /// Applies an operation on numbers.
     pub(super) fn with(mut self, numeric: Numeric) -> Operand {
-        self.numeric.push(numeric);
+        for part in &mut self.parts {
+            part.numeric.push(numeric);
+        }
         self
     }
 
@@ -219,19 +236,19 @@ impl Operand {
     /// The finished weights.
     pub(super) fn finish(self) -> Stored {
         let mut end = 0;
-        let parts = self.parts.into_iter().map(|(source, scale, view)| {
-            let order = view.order();
+        let parts = self.parts.into_iter().map(|part| {
+            let order = part.view.order();
             end += order.elements();
             Part {
-                source,
-                scale,
+                source: part.source,
+                scale: part.scale,
                 order,
+                numeric: part.numeric,
                 end,
             }
         });
         Stored {
             parts: parts.collect(),
-            numeric: self.numeric,
         }
     }
 }

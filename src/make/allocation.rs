@@ -376,7 +376,6 @@ fn memory(input: &Input<'_>, model: &Model<'_>) -> Memory {
     };
     let with_attention = || hyper.attention.iter().flatten();
     let queries = with_attention().map(|attention| attention.heads * attention.key_length);
-    let states = hyper.delta_nets.iter().flatten();
     let catalog = input.catalog();
     let up = catalog.linears().iter().filter(|l| l.role == Role::FfnUp);
     let rows = up.map(|linear| {
@@ -388,7 +387,7 @@ fn memory(input: &Input<'_>, model: &Model<'_>) -> Memory {
     });
     Memory {
         layers: with_attention().map(layer).collect(),
-        states: states.map(|net| net.state() as u64).sum(),
+        states: hyper.states() as u64,
         vocabulary: model.engine.vocabulary() as u64,
         embedding: hyper.hidden as u64,
         feed_forward: rows.max().unwrap_or(0),

@@ -104,8 +104,6 @@ impl Numbers {
         }
         let attention = hyper.attention.iter().flatten();
         let queries: usize = attention.map(|a| a.heads * a.key_length).sum();
-        let nets = hyper.delta_nets.iter().flatten();
-        let states: usize = nets.map(|net| net.operations()).sum();
         let most = |of: fn(&Layer) -> f64| layers.values().map(of).fold(0.0, f64::max);
         let calibration = model.texts.calibration()?;
         let context = calibration.n_ctx();
@@ -131,7 +129,7 @@ impl Numbers {
             columns: most(|layer| layer.columns),
             inputs: most(|layer| layer.inputs.values().sum()),
             vocabulary: engine.vocabulary() as f64,
-            attention: 2.0 * (context * queries) as f64 + states as f64,
+            attention: 2.0 * (context * queries) as f64 + hyper.state_operations() as f64,
             experts_used: hyper.experts_used(),
             model_bytes: input.tensors.iter().map(|t| t.info.bytes()).sum(),
             calibration: (calibration.chunks() * context) as f64,

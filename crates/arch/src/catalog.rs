@@ -165,6 +165,7 @@ const ORDER: &[(&str, Slot)] = &[
     ("attn_k_b", Slot::Own),
     ("attn_v_b", Slot::Own),
     ("attn_output", Slot::Own),
+    ("ssm_in", Slot::Own),
     ("ssm_out", Slot::Own),
     ("ffn_gate", Slot::Ffn),
     ("ffn_up", Slot::Ffn),

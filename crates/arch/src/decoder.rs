@@ -40,6 +40,8 @@ pub struct Decoder {
     /// How heads share in the layers that the metadata do not leave to attention, which are gated
     /// delta nets; None if there are none.
     pub delta_nets: Option<DeltaHeads>,
+    /// Which layers are state spaces of Mamba-2; None if none are.
+    pub mamba2: Option<Mamba2Layers>,
     /// What scores of attention are divided by.
     pub score_divisor: ScoreDivisor,
     /// Which of its tensors a model may lack, and which it must have beside its weights.
@@ -89,6 +91,8 @@ pub enum Unrotated {
     Unwindowed,
     /// All of them, unless the model has so many layers.
     Unless(u32),
+    /// All of them, if the metadata denies that the rotation was trained.
+    Untuned,
 }
 
 /// How distances are held against scores (ALiBi, Press et al. 2022): the bias of the steepest head
@@ -212,6 +216,17 @@ pub enum DeltaHeads {
     Grouped,
 }
 
+/// Which layers are state spaces of Mamba-2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mamba2Layers {
+    /// All of them, beside attention if they have heads of keys.
+    All,
+    /// Those without heads of keys.
+    Unattended,
+    /// Those without heads of keys and without a feed-forward network.
+    Alone,
+}
+
 /// What stands between the matrices of the feed-forward network.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Activation {
@@ -294,6 +309,11 @@ impl Listed {
 }
 
 impl Decoder {
+    /// Whether layers have mixers of several kinds.
+    pub(crate) fn has_several_mixers(&self) -> bool {
+        self.delta_nets.is_some() || self.mamba2.is_some()
+    }
+
     /// Llama's; the others are told by what differs.
     pub(crate) const LLAMA: Decoder = Decoder {
         norm: Norm::Rms,
@@ -313,6 +333,7 @@ impl Decoder {
         multiplied_logits: false,
         gated_queries: false,
         delta_nets: None,
+        mamba2: None,
         score_divisor: ScoreDivisor::Root,
         needs: Needs::WEIGHTS,
     };

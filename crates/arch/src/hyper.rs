@@ -1,8 +1,8 @@
 //! The numbers of a model: what its metadata says of its decoder, checked.
 
 use crate::{
-    Activation, Alibi, Architecture, Decoder, DeltaHeads, Gating, Norm, Rope, Router, ScoreDivisor,
-    Sections, Setting, Unrotated, Window, Xielu,
+    Activation, Alibi, Architecture, Decoder, DeltaHeads, Gating, Mamba2Layers, Norm, Rope, Router,
+    ScoreDivisor, Sections, Setting, Unrotated, Window, Xielu,
 };
 use quantier_gguf::gguf::{Metadata, Value, keys};
 
@@ -30,6 +30,8 @@ pub struct Hyper {
     pub is_linear: Vec<bool>,
     /// The gated delta net of every layer; None in a layer without.
     pub delta_nets: Vec<Option<DeltaNumbers>>,
+    /// The state space of every layer; None in a layer without.
+    pub mamba2: Vec<Option<Mamba2Numbers>>,
     /// Whether a layer has a feed-forward network.
     pub has_ffn: Vec<bool>,
     /// What stands between the matrices of every layer's feed-forward network.
@@ -149,6 +151,55 @@ impl DeltaNumbers {
     /// and read.
     pub fn operations(&self) -> usize {
         const EACH: usize = 4 * 2;
+        EACH * self.values() * self.key_length
+    }
+
+    /// Numbers of the state that goes from token to token: that of the heads, and the tokens of the
+    /// convolution.
+    pub fn state(&self) -> usize {
+        self.values() * self.key_length + (self.kernel - 1) * self.channels()
+    }
+}
+
+/// The state space of one layer (Mamba-2, Dao and Gu 2024).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mamba2Numbers {
+    /// Heads of queries and keys (C and B), each shared by heads of values that follow each other.
+    pub groups: usize,
+    /// Heads of values and states.
+    pub heads: usize,
+    /// Length of a head of queries and keys.
+    pub key_length: usize,
+    /// Length of a head of values.
+    pub value_length: usize,
+    /// Tokens that the convolution in front reads, the present one among them.
+    pub kernel: usize,
+}
+
+impl Mamba2Numbers {
+    /// Numbers of all values.
+    pub fn values(&self) -> usize {
+        self.heads * self.value_length
+    }
+
+    /// Numbers of all keys, which are those of all queries.
+    pub fn keys(&self) -> usize {
+        self.groups * self.key_length
+    }
+
+    /// Numbers that the convolution reads: values, keys and queries, side by side.
+    pub fn channels(&self) -> usize {
+        self.values() + 2 * self.keys()
+    }
+
+    /// Numbers of one token in front of the states: gates, channels and steps.
+    pub fn inputs(&self) -> usize {
+        self.values() + self.channels() + self.heads
+    }
+
+    /// About the operations of one token on the states: each number is forgotten, learned and read.
+    pub fn operations(&self) -> usize {
+        const EACH: usize = 3 * 2;
         EACH * self.values() * self.key_length
     }
 
@@ -472,6 +523,34 @@ impl Keys<'_> {
         Ok(Some(ExpertGroups { count, used }))
     }
 
+    /// The sizes of the layers that are state spaces.
+    fn mamba2(&self) -> Result<Mamba2Numbers> {
+        const HEADS: &str = "ssm.time_step_rank";
+        const GROUPS: &str = "ssm.group_count";
+        const INNER: &str = "ssm.inner_size";
+        let (heads, groups) = (self.number(HEADS)?, self.number(GROUPS)?);
+        let inner = self.number(INNER)?;
+        if !heads.is_multiple_of(groups) {
+            return Err(self.bad(HEADS, format!("is {heads}, no multiple of {groups} groups")));
+        }
+        if !inner.is_multiple_of(heads) {
+            return Err(self.bad(INNER, format!("is {inner}, no multiple of {heads} heads")));
+        }
+        const LENGTH: &str = "ssm.state_size";
+        let key_length = self.number(LENGTH)?;
+        if (groups * key_length) as u64 > LIMIT {
+            let what = format!("is {key_length}; {groups} groups have more than {LIMIT} numbers");
+            return Err(self.bad(LENGTH, what));
+        }
+        Ok(Mamba2Numbers {
+            groups,
+            heads,
+            key_length,
+            value_length: inner / heads,
+            kernel: self.number("ssm.conv_kernel")?,
+        })
+    }
+
     fn rotation(&self, length: usize, context: usize, sections: Sections) -> Result<Rotation> {
         let kind = self
             .get("rope.scaling.type")
@@ -575,7 +654,7 @@ impl Hyper {
         let heads = keys.per_layer("attention.head_count", blocks)?;
         let heads = heads.ok_or_else(|| keys.bad("attention.head_count", "is missing"))?;
         let most_heads = heads.iter().copied().max().unwrap_or(0);
-        if most_heads == 0 {
+        if most_heads == 0 && decoder.mamba2 != Some(Mamba2Layers::All) {
             return Err(keys.bad("attention.head_count", "is 0"));
         }
         let kv_heads = keys.per_layer("attention.head_count_kv", blocks)?;
@@ -583,9 +662,11 @@ impl Hyper {
         let is_linear =
             |layer: usize| decoder.linear_layers && heads[layer] > 0 && kv_heads[layer] == 0;
         let is_linear: Vec<_> = (0..layers).map(is_linear).collect();
+        let is_unattended = |layer: usize| decoder.mamba2.is_some() && kv_heads[layer] == 0;
         for layer in (0..layers).filter(|layer| !is_linear[*layer]) {
+            let is_unattended = is_unattended(layer);
             let (heads, kv_heads) = (heads[layer], kv_heads[layer]);
-            if heads > 0 && (kv_heads == 0 || !heads.is_multiple_of(kv_heads)) {
+            if heads > 0 && !is_unattended && (kv_heads == 0 || !heads.is_multiple_of(kv_heads)) {
                 return Err(keys.bad(
                     "attention.head_count_kv",
                     format!("is {kv_heads}, no divisor of {heads} heads"),
@@ -594,7 +675,7 @@ impl Hyper {
         }
         let length = |key: &str| {
             let length = keys.optional(key);
-            length.map(|length| length.unwrap_or(hidden / most_heads))
+            length.map(|length| length.unwrap_or(hidden / most_heads.max(1)))
         };
         let (key_length, value_length) = (
             length("attention.key_length")?,
@@ -613,11 +694,20 @@ impl Hyper {
         };
         let feed_forward = match keys.get("feed_forward_length") {
             Some(Value::Array(_)) => keys.per_layer("feed_forward_length", blocks)?,
+            _ if decoder.mamba2.is_some() => keys.per_layer("feed_forward_length", blocks)?,
             _ => None,
+        };
+        let has_ffn: Vec<bool> = match feed_forward {
+            Some(lengths) => lengths[..layers].iter().map(|length| *length > 0).collect(),
+            None => vec![true; layers],
         };
         let epsilon = match decoder.norm {
             Norm::Rms => keys.float("attention.layer_norm_rms_epsilon")?,
-            Norm::Layer => keys.float("attention.layer_norm_epsilon")?,
+            Norm::Layer => None,
+        };
+        let epsilon = match epsilon {
+            None => keys.float("attention.layer_norm_epsilon")?,
+            epsilon => epsilon,
         };
         let context = keys.optional("context_length")?.unwrap_or(0);
         let mut rotations = vec![keys.rotation(rotated, context, decoder.sections)?];
@@ -676,6 +766,7 @@ impl Hyper {
             }
         }
         let is_windowed = windows.iter().any(Option::is_some);
+        let is_tuned = keys.flag("rope.scaling.finetuned")?.unwrap_or(true);
         let rotates = |layer: usize| {
             decoder.rope != Rope::None
                 && match decoder.unrotated {
@@ -683,6 +774,7 @@ impl Hyper {
                     Unrotated::Every(number) => !(layer + 1).is_multiple_of(number as usize),
                     Unrotated::Unwindowed => !is_windowed || windows[layer].is_some(),
                     Unrotated::Unless(number) => layers == number as usize,
+                    Unrotated::Untuned => is_tuned,
                 }
         };
         let attention = |layer: usize| AttentionNumbers {
@@ -697,8 +789,25 @@ impl Hyper {
             Some(sharing) => keys.delta_nets(sharing, layers, blocks)?,
             None => vec![None; layers],
         };
-        let attends =
-            |layer: usize| heads[layer] > 0 && !is_linear[layer] && delta_nets[layer].is_none();
+        let mamba2 = match decoder.mamba2 {
+            Some(which) => {
+                let numbers = keys.mamba2()?;
+                let is_one = |layer: usize| match which {
+                    Mamba2Layers::All => true,
+                    Mamba2Layers::Unattended => is_unattended(layer),
+                    Mamba2Layers::Alone => is_unattended(layer) && !has_ffn[layer],
+                };
+                let layer = |layer: usize| is_one(layer).then_some(numbers);
+                (0..layers).map(layer).collect()
+            }
+            None => vec![None; layers],
+        };
+        let attends = |layer: usize| {
+            heads[layer] > 0
+                && !is_linear[layer]
+                && !is_unattended(layer)
+                && delta_nets[layer].is_none()
+        };
         let attention = (0..layers).map(|layer| attends(layer).then(|| attention(layer)));
         let attention = attention.collect();
         let scale = match decoder.score_divisor {
@@ -741,10 +850,8 @@ impl Hyper {
             activations: keys.activations(decoder.activation, layers)?,
             parallel: keys.flag("use_parallel_residual")?.unwrap_or(false),
             delta_nets,
-            has_ffn: match feed_forward {
-                Some(lengths) => lengths[..layers].iter().map(|length| *length > 0).collect(),
-                None => vec![true; layers],
-            },
+            mamba2,
+            has_ffn,
             epsilon: epsilon.unwrap_or(1e-5),
             rotations,
             score_scale: positive(keys.float("attention.scale")?).unwrap_or(scale),
@@ -771,6 +878,23 @@ impl Hyper {
     pub fn experts_used(&self) -> usize {
         let used = self.routing.iter().map(|routing| routing.used);
         used.max().unwrap_or(0)
+    }
+}
+
+impl Hyper {
+    /// Numbers of all layers' states that go from token to token.
+    pub fn states(&self) -> usize {
+        let delta_nets = self.delta_nets.iter().flatten().map(DeltaNumbers::state);
+        let mamba2 = self.mamba2.iter().flatten().map(Mamba2Numbers::state);
+        delta_nets.chain(mamba2).sum()
+    }
+
+    /// About the operations of one token on the states of all layers.
+    pub fn state_operations(&self) -> usize {
+        let delta_nets = self.delta_nets.iter().flatten();
+        let delta_nets = delta_nets.map(DeltaNumbers::operations);
+        let mamba2 = self.mamba2.iter().flatten().map(Mamba2Numbers::operations);
+        delta_nets.chain(mamba2).sum()
     }
 }
 

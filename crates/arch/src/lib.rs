@@ -21,6 +21,7 @@ mod defaults;
 mod delta;
 mod ernie;
 mod exaone;
+mod falcon_h1;
 mod gemma;
 mod glm;
 mod gpt2;
@@ -32,12 +33,14 @@ mod internlm;
 mod jais;
 mod llada;
 mod llama;
+mod mamba2;
 mod minicpm;
 mod mistral;
 mod mpt;
 mod muse;
 mod needed;
 mod nemotron;
+mod nemotron_h;
 mod neox;
 mod nextn;
 mod olmo;
@@ -63,8 +66,8 @@ use quantier_tokenizer::VocabKind;
 pub use catalog::{Catalog, Entry, Grouping, InputId, LayerId, Linear, LinearId, TensorId};
 pub use config::{Config, Pooling};
 pub use decoder::{
-    Activation, Alibi, Decoder, DeltaHeads, Gating, Layout, Listed, Needs, Norm, Rope, Router,
-    ScoreDivisor, Sections, Setting, Unrotated, Window, Xielu,
+    Activation, Alibi, Decoder, DeltaHeads, Gating, Layout, Listed, Mamba2Layers, Needs, Norm,
+    Rope, Router, ScoreDivisor, Sections, Setting, Unrotated, Window, Xielu,
 };
 pub use input::Input;
 pub use needed::Missing;
@@ -124,6 +127,7 @@ pub static ARCHITECTURES: &[&Architecture] = &[
     &olmo::OLMO,
     &olmo::OLMO2,
     &granite::GRANITE,
+    &granite::GRANITE_HYBRID,
     &starcoder::STARCODER2,
     &gpt2::GPT2,
     &seed::SEED_OSS,
@@ -135,6 +139,9 @@ pub static ARCHITECTURES: &[&Architecture] = &[
     &starcoder::STARCODER,
     &starcoder::CODESHELL,
     &nemotron::NEMOTRON,
+    &nemotron_h::NEMOTRON_H,
+    &mamba2::MAMBA2,
+    &falcon_h1::FALCON_H1,
     &orion::ORION,
     &ernie::ERNIE4_5,
     &ernie::PADDLEOCR,
@@ -168,14 +175,28 @@ pub static ARCHITECTURES: &[&Architecture] = &[
     &mistral::MISTRAL3,
 ];
 
+/// What a config decides on, beside its class.
+type Choice = fn(&Config) -> config::Result<&'static Architecture>;
+
+/// Classes that become one architecture or another.
+const CHOICES: &[(&str, Choice)] = &[
+    ("GraniteMoeHybridForCausalLM", granite::of_hybrid),
+    ("BambaForCausalLM", granite::of_hybrid),
+];
+
 impl Architecture {
-    /// The architecture of a checkpoint, by its class.
+    /// The architecture of a checkpoint, by its class, and where several are the same class by what
+    /// else the config says.
     ///
     /// # Errors
-    /// A missing or unsupported class; the message says what is known of it.
+    /// A missing or unsupported class; the message says what is known of it. Fields that decide and
+    /// are missing or of the wrong kind.
     pub fn of(config: &Config) -> Result<&'static Architecture, String> {
         let class = config.class();
         let class = class.ok_or("field 'architectures' is missing or empty")?;
+        if let Some((_, choice)) = CHOICES.iter().find(|(name, _)| *name == class) {
+            return choice(config);
+        }
         Architecture::of_class(class).map_err(|unsupported| {
             let types = config.model_types().into_iter().flatten();
             let mut reasons = types.filter_map(|model_type| refused::reason(model_type, class));

@@ -95,11 +95,12 @@ impl Hyper {
         let layers: Vec<u32> = (0..self.layers as u32).collect();
         let has = |name: &str| catalog.tensor_named(name).is_some();
         // Some models have layers without attention or without a network.
+        let is_mixed = self.decoder.has_several_mixers();
         let is_of_missing_part = |name: &str| {
             let layer = role::block_of(name).map_or(usize::MAX, |layer| layer as usize);
             let no_attention = self.attention.get(layer).is_some_and(Option::is_none);
             let no_ffn = self.has_ffn.get(layer).is_some_and(|has_ffn| !has_ffn);
-            no_attention && name.contains(".attn_") || no_ffn && name.contains(".ffn_")
+            no_attention && !is_mixed && name.contains(".attn_") || no_ffn && name.contains(".ffn_")
         };
         let missing = architecture.missing(&layers, None, &has).into_iter();
         let names = missing.map(|tensor| tensor.name);
@@ -164,10 +165,10 @@ impl Architecture {
             // A layer of several kinds of mixers has those whose tables it has anything of.
             let is_other_mixer = |weight: &Weight| {
                 let is_of_table = |other: &&Weight| other.table == weight.table;
-                self.decoder.delta_nets.is_some() && !present.iter().any(is_of_table)
+                !present.iter().any(is_of_table)
             };
             for &weight in &of_layers {
-                let is_other = match self.decoder.delta_nets.is_some() {
+                let is_other = match self.decoder.has_several_mixers() {
                     true => is_other_mixer(weight),
                     false => is_other_way(weight),
                 };

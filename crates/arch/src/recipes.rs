@@ -148,6 +148,14 @@ pub enum Op {
     },
     /// Every weight is multiplied by what the config says.
     Scale(fn(&Config) -> Result<f64>),
+    /// Consecutive parts of the rows are multiplied each by what the config says of it. One size may
+    /// be [`Size::Any`].
+    ScaleParts {
+        /// The sizes of all parts.
+        sizes: &'static [Size],
+        /// The factor of a part, by its number.
+        factor: fn(&Config, usize) -> Result<f64>,
+    },
     /// The type does not follow from the file type.
     Cast(GgmlType),
 }
@@ -205,6 +213,8 @@ pub enum When {
     Set(&'static str),
     /// If the config does not have this field, or it is null or false.
     Unset(&'static str),
+    /// If the config has this number, and it is not 0.
+    Counted(&'static str),
     /// If the rotation of heads has sections for pictures.
     Sections,
     /// If the model is a reranker, and its embeddings serve as output matrix or not.
@@ -443,6 +453,7 @@ impl When {
             When::Always => true,
             When::Set(field) => is_set(field),
             When::Unset(field) => !is_set(field),
+            When::Counted(field) => is_set(field) && config.get(field).is_some_and(|n| *n != 0),
             When::Sections => config.rope().contains_key("mrope_section"),
             When::Reranker { tied } => config.is_reranker() && is_set(TIED) == tied,
             When::LayersBefore(size) => before(size),

@@ -5,7 +5,7 @@
 //! matrices) is looked up here, once, when a model is opened.
 
 use crate::catalog::{EMBEDDING, OF_EXPERTS, OUTPUT};
-use crate::hyper::{AttentionNumbers, DeltaNumbers, Hyper, Routing, Temperature};
+use crate::hyper::{AttentionNumbers, DeltaNumbers, Hyper, Mamba2Numbers, Routing, Temperature};
 use crate::{Activation, Catalog, DeltaHeads, Layout, Norm, Rope};
 
 /// The position table of models that add positions to their embeddings.
@@ -117,6 +117,8 @@ pub enum MixerSpec {
     Linear(LinearSpec),
     /// A gated delta net.
     DeltaNet(DeltaSpec),
+    /// A state space.
+    Mamba2(Mamba2Spec),
     /// A feed-forward network.
     Ffn(FfnSpec),
     /// A mixture of experts.
@@ -218,6 +220,30 @@ pub enum Rates {
     Apart([LinearSpec; 2]),
     /// For every head of keys, the rows of strengths of the heads that share it, then those of steps.
     Fused(LinearSpec),
+}
+
+/// A state space (Mamba-2, Dao and Gu 2024): a causal convolution over values, keys and queries, then
+/// a state per head that forgets.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Mamba2Spec {
+    /// Heads and the length of the convolution.
+    pub numbers: Mamba2Numbers,
+    /// The matrix with the rows of gates before those of values, keys, queries and steps.
+    pub input: LinearSpec,
+    /// The tensor of the convolution: one kernel per channel.
+    pub convolution: String,
+    /// The tensor that is added behind it: one number per channel.
+    pub convolution_bias: Option<String>,
+    /// The tensor that is added to the steps: one number per head.
+    pub step_bias: String,
+    /// The tensor that multiplies them: one number below 0 per head.
+    pub decay: String,
+    /// How much of a value goes past the states: one number per head.
+    pub skip: String,
+    /// The norm behind the gate, of the heads that share keys.
+    pub norm: Option<NormSpec>,
+    /// The output matrix.
+    pub output: LinearSpec,
 }
 
 /// The gate of the heads' outputs, which its logistic function multiplies.
@@ -329,12 +355,16 @@ impl LayerSpec {
             true => "attn_norm_2",
             false => "attn_norm",
         };
-        let attention = attention.map(|mixer| known.branch(attention_norm, mixer));
+        let mamba2 = hyper.mamba2[number].map(|numbers| MixerSpec::Mamba2(known.mamba2(numbers)));
+        let attention = attention.into_iter().chain(mamba2);
+        let attention: Vec<_> = attention
+            .map(|mixer| known.branch(attention_norm, mixer))
+            .collect();
         let sequential = |norm: &str| {
             // Some families call the norm in front of the network that behind attention.
             let post_norm = Some("post_attention_norm").filter(|name| *name != norm);
-            let attention = attention.clone();
-            let attention = attention.map(|branch| known.block(vec![branch], post_norm));
+            let attention = Some(attention.clone()).filter(|branches| !branches.is_empty());
+            let attention = attention.map(|branches| known.block(branches, post_norm));
             let ffn = ffn.clone().map(|mixer| known.branch(norm, mixer));
             let ffn = ffn.map(|branch| known.block(vec![branch], Some("post_ffw_norm")));
             attention.into_iter().chain(ffn).collect()
@@ -362,7 +392,10 @@ impl LayerSpec {
     /// Stages of all mixers: within one, all linears read one input.
     pub fn stages(&self) -> usize {
         let stages = |mixer: &MixerSpec| match mixer {
-            MixerSpec::Attention(_) | MixerSpec::DeltaNet(_) | MixerSpec::Ffn(_) => 2,
+            MixerSpec::Attention(_)
+            | MixerSpec::DeltaNet(_)
+            | MixerSpec::Mamba2(_)
+            | MixerSpec::Ffn(_) => 2,
             MixerSpec::Moe(_) | MixerSpec::Linear(_) => 1,
         };
         self.mixers().map(stages).sum()
@@ -560,6 +593,28 @@ impl Known<'_> {
             },
             output: self.linear("ssm_out", hidden, values),
             epsilon: self.hyper.epsilon,
+        }
+    }
+
+    fn mamba2(&self, numbers: Mamba2Numbers) -> Mamba2Spec {
+        let (hidden, values) = (self.hyper.hidden, numbers.values());
+        let bias = self.stem("ssm_conv1d.bias");
+        Mamba2Spec {
+            numbers,
+            input: self.linear("ssm_in", numbers.inputs(), hidden),
+            convolution: self.stem("ssm_conv1d.weight"),
+            convolution_bias: self.catalog.tensor_named(&bias).map(|_| bias),
+            step_bias: self.stem("ssm_dt.bias"),
+            decay: self.stem("ssm_a"),
+            skip: self.stem("ssm_d"),
+            norm: self.has("ssm_norm").then(|| NormSpec {
+                stem: self.stem("ssm_norm"),
+                kind: Norm::Rms,
+                epsilon: self.hyper.epsilon,
+                len: values / numbers.groups,
+                groups: numbers.groups,
+            }),
+            output: self.linear("ssm_out", hidden, values),
         }
     }
 

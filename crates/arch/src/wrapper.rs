@@ -45,12 +45,19 @@ pub(super) fn class(fields: &Map<String, Value>) -> Option<String> {
         let class = fields.get("architectures")?.get(0)?.as_str()?;
         Some(class.to_owned())
     };
-    let own = first(fields);
+    let own = first(fields).or_else(|| mamba(fields));
     if own.as_deref().is_some_and(|class| OUTER.contains(&class)) {
         return own;
     }
     let text = fields.get(TEXT_CONFIGS[0]).and_then(Value::as_object);
     text.and_then(first).or(own)
+}
+
+/// The class of a checkpoint of Mamba's authors, which names none.
+fn mamba(fields: &Map<String, Value>) -> Option<String> {
+    let layer = fields.get("ssm_cfg")?.get("layer");
+    let layer = layer.and_then(Value::as_str).unwrap_or("Mamba");
+    Some(format!("{layer}ForCausalLM"))
 }
 
 /// The fields of the text model, before those that stand around it.
@@ -107,6 +114,9 @@ const PIECES: &[(&str, &str)] = &[
 /// ERNIE's name for what others call the model.
 const ERNIE: &str = "ernie.";
 
+/// What the names of Mamba Codestral begin with, which others have without `model.`.
+const CODESTRAL: [&str; 2] = ["model.backbone", "model.lm_head"];
+
 /// What stands in front of the text model's names, or within them.
 const PREFIXES: [&str; 3] = ["thinker.", "text_model.", "language_model."];
 
@@ -125,6 +135,9 @@ impl Part<'_> {
         }
         if name.contains(ERNIE) {
             name = name.replace(ERNIE, "model.").into();
+        }
+        if CODESTRAL.iter().any(|start| name.starts_with(start)) {
+            name = name["model.".len()..].to_owned().into();
         }
         for prefix in PREFIXES {
             if name.contains(prefix) {

@@ -99,6 +99,12 @@ pub enum VocabKind {
     Plamo2,
     /// The same with a chat template: PLaMo 3.
     Plamo3,
+    /// SentencePiece, else byte-level, padded to a multiple of `pad_vocab_size_multiple` or 16: Mamba 2.
+    Mamba2,
+    /// The same, padded to a multiple of 8: Granite's hybrids, Bamba.
+    GraniteHybrid,
+    /// Byte-level, padded to a multiple of 8: Nemotron-H.
+    NemotronH,
     /// Byte-level, for infill: Refact.
     Refact,
     /// Byte-level, else SentencePiece with special tokens by number (SEA-LION): MPT.
@@ -149,10 +155,7 @@ pub fn import(
     };
     let tokens = match kind {
         VocabKind::ByteLevel => import.byte_level()?,
-        VocabKind::Qwen => match import.sentencepiece(Additions::Common)? {
-            Some(tokens) => tokens,
-            None => import.byte_level()?,
-        },
+        VocabKind::Qwen => import.sentencepiece_or_byte_level()?,
         VocabKind::Llama => import.llama()?,
         VocabKind::Mistral => import.mistral(true)?,
         VocabKind::SentencePiece => import.only_sentencepiece()?,
@@ -180,6 +183,20 @@ pub fn import(
         VocabKind::InternLm3 => import.internlm3()?,
         VocabKind::Xverse => bpe::write_xverse(&mut import)?,
         VocabKind::Plamo2 => import.plamo2()?,
+        VocabKind::Mamba2 => {
+            let multiple = import.config("pad_vocab_size_multiple");
+            let multiple = multiple.and_then(serde_json::Value::as_u64);
+            import.padded(multiple.unwrap_or(16));
+            import.sentencepiece_or_byte_level()?
+        }
+        VocabKind::GraniteHybrid => {
+            import.padded(8);
+            import.sentencepiece_or_byte_level()?
+        }
+        VocabKind::NemotronH => {
+            import.padded(8);
+            import.byte_level()?
+        }
         VocabKind::Plamo3 => import.plamo3()?,
         VocabKind::Refact => import.refact()?,
         VocabKind::Mpt => import.mpt()?,
@@ -256,6 +273,19 @@ impl Import<'_> {
         spm::write(self.files, &tokens, &mut self.entries)?;
         self.notes.extend(spm::unplaced(self.files, &tokens));
         Ok(Some(tokens.len()))
+    }
+
+    fn sentencepiece_or_byte_level(&mut self) -> Result<usize> {
+        match self.sentencepiece(Additions::Common)? {
+            Some(tokens) => Ok(tokens),
+            None => self.byte_level(),
+        }
+    }
+
+    /// Makes the number of tokens a multiple of `multiple`.
+    fn padded(&mut self, multiple: u64) {
+        let padded = |size: u64| size.checked_next_multiple_of(multiple.max(1));
+        self.vocab_size = self.vocab_size.map(|size| padded(size).unwrap_or(size));
     }
 
     fn only_sentencepiece(&mut self) -> Result<usize> {

@@ -557,10 +557,33 @@ fn numeric_operations_and_types_are_kept_for_the_bands() {
     let ops = [Op::NegExp, Op::AddOne, Op::Cast(GgmlType::F32)];
     let output = made(&ops, vec![vec![Operand::tensor(0, &[4], None)]]).unwrap();
     assert_eq!(output.cast, Some(GgmlType::F32));
-    assert_eq!(
-        output.finish().numeric,
-        [Numeric::NegExp, Numeric::Plus(1.0)]
-    );
+    assert_eq!(numeric(output), [[Numeric::NegExp, Numeric::Plus(1.0)]]);
+}
+
+/// What is done to the numbers of each part.
+fn numeric(operand: Operand) -> Vec<Vec<Numeric>> {
+    let weights = operand.finish();
+    let pieces = weights.pieces(0..u64::MAX);
+    pieces.map(|(part, _)| part.numeric.clone()).collect()
+}
+
+#[test]
+fn parts_of_rows_have_factors_of_their_own() {
+    const SIZES: &[Size] = &[Size::Number(1), Size::Any, Size::Number(2)];
+    let ops = [
+        Op::Scale(|_| Ok(3.0)),
+        Op::ScaleParts {
+            sizes: SIZES,
+            factor: |_, part| Ok([0.5, 2.0, 4.0][part]),
+        },
+    ];
+    let output = made(&ops, vec![vec![Operand::tensor(0, &[6, 5], None)]]).unwrap();
+    assert_eq!(output.shape(), [6, 5]);
+    let [first, second, third] =
+        [0.5, 2.0, 4.0].map(|factor| vec![Numeric::Times(3.0), Numeric::Times(factor)]);
+    assert_eq!(numeric(output), [first, second, third]);
+    let too_long = made(&ops, vec![vec![Operand::tensor(0, &[2, 5], None)]]).unwrap_err();
+    assert!(too_long.contains("[1, 2]"), "{too_long}");
 }
 
 fn apply_to(operand: Operand, op: Op) -> Result<Operand, String> {

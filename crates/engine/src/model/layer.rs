@@ -2,8 +2,8 @@
 
 use super::linear::{Linear, Norm, Pass};
 use super::mixer::{
-    AnyMixer, Attention, DeltaNet, Ffn, First, Gate, Latent, Moe, Projections, Rates, Shared,
-    Single, Stage, Tape,
+    AnyMixer, Attention, DeltaNet, Ffn, First, Gate, Latent, Mamba2, Moe, Projections, Rates,
+    Shared, Single, Stage, Tape,
 };
 use super::ops::attention::{Scores, alibi_slopes};
 use super::ops::elementwise::{add, add_scaled, scale};
@@ -14,7 +14,8 @@ use super::weights::Weights;
 use super::{Replaced, Result};
 use quantier_arch::Norm as NormKind;
 use quantier_arch::spec::{
-    self, AttentionSpec, BlockSpec, BranchSpec, DeltaSpec, FfnSpec, LayerSpec, MixerSpec, MoeSpec,
+    self, AttentionSpec, BlockSpec, BranchSpec, DeltaSpec, FfnSpec, LayerSpec, Mamba2Spec,
+    MixerSpec, MoeSpec,
 };
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -264,6 +265,7 @@ impl Branch {
                     AnyMixer::Attention(attention(weights, spec, angles)?)
                 }
                 MixerSpec::DeltaNet(spec) => AnyMixer::DeltaNet(delta_net(weights, spec)?),
+                MixerSpec::Mamba2(spec) => AnyMixer::Mamba2(mamba2(weights, spec)?),
                 MixerSpec::Linear(spec) => AnyMixer::Single(Single(weights.linear(spec)?)),
                 MixerSpec::Ffn(spec) => AnyMixer::Ffn(ffn(weights, spec)?),
                 MixerSpec::Moe(spec) => AnyMixer::Moe(moe(weights, spec)?),
@@ -381,6 +383,24 @@ fn delta_net(weights: &Weights<'_>, spec: &DeltaSpec) -> Result<DeltaNet> {
             len: length,
         },
         norm: weights.norm(&spec.norm)?,
+        output: weights.linear(&spec.output)?,
+    })
+}
+
+fn mamba2(weights: &Weights<'_>, spec: &Mamba2Spec) -> Result<Mamba2> {
+    let numbers = spec.numbers;
+    let (heads, channels) = (numbers.heads, numbers.channels());
+    let bias = spec.convolution_bias.as_ref();
+    let bias = bias.map(|name| weights.finite(name, &[channels]));
+    Ok(Mamba2 {
+        numbers,
+        input: weights.linear(&spec.input)?,
+        kernels: weights.finite(&spec.convolution, &[channels, numbers.kernel])?,
+        channel_bias: bias.transpose()?,
+        step_bias: weights.finite(&spec.step_bias, &[heads])?,
+        decay: weights.finite(&spec.decay, &[heads])?,
+        skip: weights.finite(&spec.skip, &[heads])?,
+        norm: norm(weights, &spec.norm)?,
         output: weights.linear(&spec.output)?,
     })
 }

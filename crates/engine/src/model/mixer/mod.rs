@@ -11,6 +11,7 @@
 mod attention;
 mod delta_net;
 mod ffn;
+mod mamba2;
 mod moe;
 mod single;
 #[cfg(test)]
@@ -19,6 +20,7 @@ mod tests;
 pub(super) use attention::{Attention, Gate, Projections};
 pub(super) use delta_net::{DeltaNet, Rates};
 pub(super) use ffn::{Ffn, First};
+pub(super) use mamba2::Mamba2;
 pub(super) use moe::{Latent, Moe, Shared};
 pub(super) use single::Single;
 
@@ -151,6 +153,7 @@ pub(super) enum AnyMixer {
     Attention(Attention),
     DeltaNet(DeltaNet),
     Ffn(Ffn),
+    Mamba2(Mamba2),
     Moe(Moe),
     Single(Single),
 }
@@ -163,6 +166,7 @@ impl Deref for AnyMixer {
             AnyMixer::Attention(mixer) => mixer,
             AnyMixer::DeltaNet(mixer) => mixer,
             AnyMixer::Ffn(mixer) => mixer,
+            AnyMixer::Mamba2(mixer) => mixer,
             AnyMixer::Moe(mixer) => mixer,
             AnyMixer::Single(mixer) => mixer,
         }
@@ -175,6 +179,7 @@ impl DerefMut for AnyMixer {
             AnyMixer::Attention(mixer) => mixer,
             AnyMixer::DeltaNet(mixer) => mixer,
             AnyMixer::Ffn(mixer) => mixer,
+            AnyMixer::Mamba2(mixer) => mixer,
             AnyMixer::Moe(mixer) => mixer,
             AnyMixer::Single(mixer) => mixer,
         }

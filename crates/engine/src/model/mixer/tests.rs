@@ -3,8 +3,8 @@
 //! whole one.
 
 use super::{
-    AnyMixer, Attention, DeltaNet, Ffn, First, Gate, Latent, Moe, Projections, Rates, Shared,
-    Single, Tape,
+    AnyMixer, Attention, DeltaNet, Ffn, First, Gate, Latent, Mamba2, Moe, Projections, Rates,
+    Shared, Single, Tape,
 };
 use crate::model::linear::{Linear, Norm, Pass};
 use crate::model::ops::attention::{Scores, alibi_slopes};
@@ -12,7 +12,7 @@ use crate::model::ops::rope::Angles;
 use crate::model::ops::router::Router;
 use crate::model::ops::tests::{check_gradients, random};
 use crate::model::rows::Rows;
-use quantier_arch::hyper::{DeltaNumbers, Routing, Temperature};
+use quantier_arch::hyper::{DeltaNumbers, Mamba2Numbers, Routing, Temperature};
 use quantier_arch::{Activation, DeltaHeads, Gating, LinearId, Norm as NormKind, Rope};
 use quantier_core::progress::Silent;
 use std::sync::Arc;
@@ -238,6 +238,33 @@ fn latent_moe() -> AnyMixer {
     })
 }
 
+/// A state space with a bias of the convolution and a norm, or with neither.
+fn mamba2(plain: bool) -> AnyMixer {
+    let numbers = Mamba2Numbers {
+        groups: 2,
+        heads: 4,
+        key_length: 5,
+        value_length: 3,
+        kernel: 3,
+    };
+    let (heads, channels) = (numbers.heads, numbers.channels());
+    AnyMixer::Mamba2(Mamba2 {
+        numbers,
+        input: linear(1, numbers.inputs(), HIDDEN, 71),
+        kernels: random(channels * numbers.kernel, 72),
+        channel_bias: (!plain).then(|| random(channels, 73)),
+        step_bias: random(heads, 74),
+        decay: random(heads, 75).iter().map(|x| -0.3 - x.abs()).collect(),
+        skip: random(heads, 76),
+        // Each group of heads has weights of its own.
+        norm: (!plain).then(|| Norm {
+            len: 2 * 3,
+            ..norm(4 * 3, 77)
+        }),
+        output: linear(1, HIDDEN, numbers.values(), 78),
+    })
+}
+
 fn mixers() -> Vec<(&'static str, AnyMixer)> {
     let apart = [
         linear(1, 4 * 6, HIDDEN, 11),
@@ -267,6 +294,8 @@ fn mixers() -> Vec<(&'static str, AnyMixer)> {
         ("attention with gates among queries", attention_with_gates()),
         ("delta net", delta_net(DeltaHeads::Tiled)),
         ("delta net of groups", delta_net(DeltaHeads::Grouped)),
+        ("state space", mamba2(false)),
+        ("state space without bias and norm", mamba2(true)),
         ("gated", AnyMixer::Ffn(gated_ffn())),
         ("fused", AnyMixer::Ffn(fused)),
         ("plain", AnyMixer::Ffn(plain)),

@@ -20,15 +20,15 @@
 //!
 //! The derivative goes through the blocks backwards, with the state in front of each kept.
 
+use super::scan::{
+    self, Decays, Lengths, Steps, add, columns_of, dot, each_head, number_of, of_logarithms, place,
+    product, scaled, whole, zeros,
+};
 use crate::model::rows::Rows;
 use quantier_arch::hyper::DeltaNumbers;
 use quantier_blocks::vector::vectorized;
 use quantier_round::matrix::{View, add_product, multiply};
-use rayon::prelude::*;
 use std::ops::Range;
-
-/// Steps that are taken together.
-const BLOCK: usize = 64;
 
 /// What goes through the states of all heads. Heads of values outnumber those of keys, and share
 /// them.
@@ -58,46 +58,31 @@ impl Streams {
 
     fn head(&self, head: usize) -> Head<'_> {
         let shared = self.numbers.shared(head);
-        let part = |x: &Rows| x.iter().map(|row| row[head]).collect();
         Head {
             query: columns_of(&self.query, shared, self.key_length()),
             key: columns_of(&self.key, shared, self.key_length()),
             value: columns_of(&self.value, head, self.value_length()),
-            decay: part(&self.decay),
-            strength: part(&self.strength),
-        }
-    }
-
-    /// What `f` makes of every head; `split` is how many threads may share them.
-    fn each_head<T: Send>(&self, split: usize, f: impl Fn(usize) -> T + Sync + Send) -> Vec<T> {
-        match split > 1 {
-            true => (0..self.numbers.value_heads)
-                .into_par_iter()
-                .map(f)
-                .collect(),
-            false => (0..self.numbers.value_heads).map(f).collect(),
+            decay: number_of(&self.decay, head),
+            strength: number_of(&self.strength, head),
         }
     }
 
     /// The outputs of all heads, side by side, from states of zeros:
     /// `[positions, value_heads * value_length]`.
     pub(crate) fn scan(&self, split: usize) -> Rows {
-        let outputs = self.each_head(split, |head| self.head(head).scan());
-        let mut out = Rows::zeros(self.value.len(), self.value.columns());
-        for (head, output) in outputs.iter().enumerate() {
-            place(&mut out, head, output, self.value_length());
-        }
+        let mut out = zeros(&self.value);
+        each_head(
+            self.numbers.value_heads,
+            split,
+            |head| self.head(head).scan(),
+            |head, output| place(&mut out, head, &output, self.value_length()),
+        );
         out
     }
 
     /// The derivative of [`Streams::scan`]: the gradients of everything, of that of the outputs.
     pub(crate) fn derivative(&self, g: &Rows, split: usize) -> Streams {
         let value_length = self.value_length();
-        let gradients = self.each_head(split, |head| {
-            self.head(head)
-                .derivative(columns_of(g, head, value_length))
-        });
-        let zeros = |x: &Rows| Rows::zeros(x.len(), x.columns());
         let mut out = Streams {
             numbers: self.numbers,
             query: zeros(&self.query),
@@ -106,45 +91,18 @@ impl Streams {
             decay: zeros(&self.decay),
             strength: zeros(&self.strength),
         };
-        for (head, gradient) in gradients.iter().enumerate() {
+        let gradient = |head: usize| self.head(head).gradient(columns_of(g, head, value_length));
+        let take = |head: usize, gradient: Gradient| {
             let shared = self.numbers.shared(head);
             place(&mut out.query, shared, &gradient.query, self.key_length());
             place(&mut out.key, shared, &gradient.key, self.key_length());
             place(&mut out.value, head, &gradient.value, value_length);
             place(&mut out.decay, head, &gradient.decay, 1);
             place(&mut out.strength, head, &gradient.strength, 1);
-        }
+        };
+        each_head(self.numbers.value_heads, split, gradient, take);
         out
     }
-}
-
-/// The columns of a head.
-fn columns_of(rows: &Rows, head: usize, length: usize) -> View<'_> {
-    let numbers = &rows.numbers()[head * length..];
-    View::new(numbers, rows.len(), length, rows.columns())
-}
-
-/// Adds the rows of a head to its columns.
-fn place(rows: &mut Rows, head: usize, of_head: &[f32], length: usize) {
-    for (row, part) in rows.iter_mut().zip(of_head.chunks_exact(length)) {
-        add(&mut row[head * length..][..length], part, 1.0);
-    }
-}
-
-/// `x += scale y`.
-fn add(x: &mut [f32], y: &[f32], scale: f32) {
-    x.iter_mut().zip(y).for_each(|(x, y)| *x += scale * y);
-}
-
-fn dot(x: &[f32], y: &[f32]) -> f32 {
-    x.iter().zip(y).map(|(x, y)| x * y).sum()
-}
-
-/// Every row times its number.
-fn scaled(x: &[f32], columns: usize, scales: &[f32]) -> Vec<f32> {
-    let rows = x.chunks_exact(columns).zip(scales);
-    rows.flat_map(|(row, scale)| row.iter().map(move |x| x * scale))
-        .collect()
 }
 
 /// The parts of [`Streams`] that one head of values reads.
@@ -170,10 +128,7 @@ struct Block<'a> {
     query: View<'a>,
     key: View<'a>,
     strength: &'a [f32],
-    /// `c_i`: what is kept of the state in front of the block after each step.
-    kept: Vec<f32>,
-    /// `r_ij` for `j <= i`, else 0: `[steps, steps]`.
-    ratios: Vec<f32>,
+    decays: Decays,
     /// `k_i.k_j`.
     overlaps: Vec<f32>,
     /// `q_i.k_j`.
@@ -198,101 +153,62 @@ struct Pairs {
     strength: Vec<f32>,
 }
 
-/// A matrix in a slice, row by row.
-fn whole(x: &[f32], columns: usize) -> View<'_> {
-    View::new(x, x.len() / columns, columns, columns)
-}
+impl Steps for Head<'_> {
+    type Block<'b>
+        = Block<'b>
+    where
+        Self: 'b;
 
-fn product(a: View<'_>, b: View<'_>) -> Vec<f32> {
-    let mut out = vec![0.0; a.rows() * b.columns()];
-    multiply(a, b, &mut out, b.columns(), 1);
-    out
-}
-
-impl Head<'_> {
-    fn lengths(&self) -> (usize, usize) {
-        (self.key.columns(), self.value.columns())
-    }
-
-    /// Outputs are multiplied by this.
-    fn scale(&self) -> f32 {
-        1.0 / (self.key.columns() as f32).sqrt()
-    }
-
-    fn blocks(&self) -> impl ExactSizeIterator<Item = Range<usize>> + DoubleEndedIterator + use<> {
-        let positions = self.value.rows();
-        let starts = (0..positions.div_ceil(BLOCK)).map(|block| block * BLOCK);
-        starts.map(move |start| start..(start + BLOCK).min(positions))
-    }
-
-    fn scan(&self) -> Vec<f32> {
-        let (key_length, value_length) = self.lengths();
-        let mut out = vec![0.0; self.value.rows() * value_length];
-        let mut state = vec![0.0; key_length * value_length];
-        for steps in self.blocks() {
-            let out = &mut out[steps.start * value_length..steps.end * value_length];
-            let block = self.block(steps, &state);
-            block.outputs(out, self.scale());
-            block.advance(&mut state);
+    fn lengths(&self) -> Lengths {
+        Lengths {
+            positions: self.value.rows(),
+            key: self.key.columns(),
+            value: self.value.columns(),
         }
-        out
     }
 
-    /// Computes a block of the state `[key_length, value_length]` in front of it.
     fn block(&self, steps: Range<usize>, state: &[f32]) -> Block<'_> {
-        let (_, value_length) = self.lengths();
-        let count = steps.len();
+        let value_length = self.value.columns();
         let (query, key) = (
             self.query.range(steps.clone()),
             self.key.range(steps.clone()),
         );
-        let mut sum = 0.0;
-        let decays = self.decay[steps.clone()].iter().map(|decay| {
-            sum += decay;
-            sum
-        });
-        let decays: Vec<f32> = decays.collect();
-        let mut ratios = vec![0.0; count * count];
-        for (i, row) in ratios.chunks_exact_mut(count).enumerate() {
-            for (ratio, decay) in row.iter_mut().zip(&decays[..=i]) {
-                *ratio = (decays[i] - decay).exp();
-            }
-        }
-        let kept: Vec<f32> = decays.iter().map(|decay| decay.exp()).collect();
+        let decays = Decays::new(&self.decay[steps.clone()]);
         let state = whole(state, value_length);
         let recalled = product(key, state);
         let mut errors = self.value.range(steps.clone()).to_vec();
         let rows = errors.chunks_exact_mut(value_length);
-        for ((error, recalled), kept) in rows.zip(recalled.chunks_exact(value_length)).zip(&kept) {
+        for ((error, recalled), kept) in rows
+            .zip(recalled.chunks_exact(value_length))
+            .zip(&decays.kept)
+        {
             add(error, recalled, -kept);
         }
         let mut block = Block {
             query,
             key,
             strength: &self.strength[steps],
-            ratios,
+            decays,
             overlaps: product(key, key.transposed()),
             scores: product(query, key.transposed()),
             read: product(query, state),
             learned: Vec::new(),
             keys_to_end: Vec::new(),
-            kept,
             recalled,
             errors,
         };
         block.learn(value_length);
         block
     }
+}
 
-    fn derivative(&self, g: View<'_>) -> Gradient {
-        let (key_length, value_length) = self.lengths();
-        let positions = self.value.rows();
-        let mut states = Vec::new();
-        let mut state = vec![0.0; key_length * value_length];
-        for steps in self.blocks() {
-            states.push(state.clone());
-            self.block(steps, &state).advance(&mut state);
-        }
+impl Head<'_> {
+    fn gradient(&self, g: View<'_>) -> Gradient {
+        let Lengths {
+            positions,
+            key: key_length,
+            value: value_length,
+        } = self.lengths();
         let mut gradient = Gradient {
             query: vec![0.0; positions * key_length],
             key: vec![0.0; positions * key_length],
@@ -300,11 +216,7 @@ impl Head<'_> {
             decay: vec![0.0; positions],
             strength: vec![0.0; positions],
         };
-        let mut of_state = vec![0.0; key_length * value_length];
-        for (steps, state) in self.blocks().zip(&states).rev() {
-            let block = self.block(steps.clone(), state);
-            let outputs = g.range(steps.clone());
-            let of_block = block.derivative(outputs, state, &mut of_state, self.scale());
+        self.derivative(g, |steps, of_block| {
             let put = |all: &mut [f32], part: &[f32], length: usize| {
                 all[steps.start * length..steps.end * length].copy_from_slice(part);
             };
@@ -313,28 +225,23 @@ impl Head<'_> {
             put(&mut gradient.value, &of_block.value, value_length);
             put(&mut gradient.decay, &of_block.decay, 1);
             put(&mut gradient.strength, &of_block.strength, 1);
-        }
+        });
         gradient
     }
 }
 
 impl Block<'_> {
     fn count(&self) -> usize {
-        self.kept.len()
+        self.decays.count()
     }
 
     fn value_length(&self) -> usize {
         self.errors.len() / self.count()
     }
 
-    /// The ratio to the last step, of each step.
-    fn to_end(&self) -> &[f32] {
-        &self.ratios[(self.count() - 1) * self.count()..]
-    }
-
-    /// What is kept of the state in front of the block behind it.
-    fn kept_to_end(&self) -> f32 {
-        self.kept[self.count() - 1]
+    /// Outputs are multiplied by this.
+    fn scale(&self) -> f32 {
+        1.0 / (self.key.columns() as f32).sqrt()
     }
 
     /// Solves for `d_i`.
@@ -348,37 +255,40 @@ impl Block<'_> {
                 row.copy_from_slice(&self.errors[i * value_length..][..value_length]);
                 for (j, earlier) in before.chunks_exact(value_length).enumerate() {
                     let at = i * count + j;
-                    add(row, earlier, -self.ratios[at] * self.overlaps[at]);
+                    add(row, earlier, -self.decays.ratios[at] * self.overlaps[at]);
                 }
                 row.iter_mut().for_each(|x| *x *= self.strength[i]);
             }
         });
         self.learned = learned;
         let keys = self.key.to_vec();
-        self.keys_to_end = scaled(&keys, self.key.columns(), self.to_end());
+        self.keys_to_end = scaled(&keys, self.key.columns(), self.decays.to_end());
     }
+}
 
-    /// `r_ij q_i.k_j` for `j <= i`, else 0.
-    fn weights(&self) -> Vec<f32> {
-        let pairs = self.ratios.iter().zip(&self.scores);
-        pairs.map(|(ratio, score)| ratio * score).collect()
-    }
+impl scan::Block for Block<'_> {
+    type Gradient = Gradient;
 
-    fn outputs(&self, out: &mut [f32], scale: f32) {
+    fn outputs(&self, out: &mut [f32]) {
         let (count, value_length) = (self.count(), self.value_length());
         let learned = whole(&self.learned, value_length);
-        multiply(whole(&self.weights(), count), learned, out, value_length, 1);
+        multiply(
+            whole(&self.decays.weighed(&self.scores), count),
+            learned,
+            out,
+            value_length,
+            1,
+        );
         let rows = out.chunks_exact_mut(value_length);
         let read = self.read.chunks_exact(value_length);
-        for ((out, read), kept) in rows.zip(read).zip(&self.kept) {
+        for ((out, read), kept) in rows.zip(read).zip(&self.decays.kept) {
             add(out, read, *kept);
-            out.iter_mut().for_each(|x| *x *= scale);
+            out.iter_mut().for_each(|x| *x *= self.scale());
         }
     }
 
-    /// From the state in front of the block to that behind it.
     fn advance(&self, state: &mut [f32]) {
-        let (value_length, kept) = (self.value_length(), self.kept_to_end());
+        let (value_length, kept) = (self.value_length(), self.decays.kept_to_end());
         state.iter_mut().for_each(|x| *x *= kept);
         let keys = whole(&self.keys_to_end, self.key.columns()).transposed();
         add_product(
@@ -390,9 +300,8 @@ impl Block<'_> {
         );
     }
 
-    /// The derivative, of the gradient `g` of the outputs and of that of the state behind the
-    /// block, which becomes that of the state in front of it.
-    fn derivative(&self, g: View<'_>, state: &[f32], of_state: &mut [f32], scale: f32) -> Gradient {
+    fn derivative(&self, g: View<'_>, state: &[f32], of_state: &mut [f32]) -> Gradient {
+        let scale = self.scale();
         let (count, value_length) = (self.count(), self.value_length());
         let key_length = self.key.columns();
         let mut outputs = g.to_vec();
@@ -401,7 +310,7 @@ impl Block<'_> {
         let state_view = whole(state, value_length);
 
         // Of the learned rows: by the outputs and by the state behind the block.
-        let weights = self.weights();
+        let weights = self.decays.weighed(&self.scores);
         let mut of_learned = product(
             whole(&weights, count).transposed(),
             whole(&outputs, value_length),
@@ -431,28 +340,20 @@ impl Block<'_> {
         }
         let of_decays = &mut pairs.decays;
         let last = count - 1;
-        of_decays[last] += of_kept_to_end * self.kept_to_end();
+        of_decays[last] += of_kept_to_end * self.decays.kept_to_end();
         let keys = self.key.to_vec();
-        let mut of_keys = scaled(&by_end, key_length, self.to_end());
-        for (j, (g, key)) in by_end
-            .chunks_exact(key_length)
-            .zip(keys.chunks_exact(key_length))
-            .enumerate()
-        {
-            let of_ratio = dot(g, key) * self.to_end()[j];
-            of_decays[last] += of_ratio;
-            of_decays[j] -= of_ratio;
-        }
+        let mut of_keys = scaled(&by_end, key_length, self.decays.to_end());
+        self.decays.add_of_ends(of_decays, &by_end, &keys);
         for (i, of_decay) in of_decays.iter_mut().enumerate().take(count) {
             let row = i * value_length..(i + 1) * value_length;
             let of_kept = dot(&self.read[row.clone()], &outputs[row.clone()])
                 - dot(&self.recalled[row.clone()], &of_values[row]);
-            *of_decay += of_kept * self.kept[i];
+            *of_decay += of_kept * self.decays.kept[i];
         }
 
         // By the state in front of the block.
-        let read = scaled(&outputs, value_length, &self.kept);
-        let mut recalled = scaled(&of_values, value_length, &self.kept);
+        let read = scaled(&outputs, value_length, &self.decays.kept);
+        let mut recalled = scaled(&of_values, value_length, &self.decays.kept);
         recalled.iter_mut().for_each(|x| *x = -*x);
         let (read, recalled) = (whole(&read, value_length), whole(&recalled, value_length));
         let mut of_queries = product(read, state_view.transposed());
@@ -463,7 +364,7 @@ impl Block<'_> {
             key_length,
             1,
         );
-        let kept = self.kept_to_end();
+        let kept = self.decays.kept_to_end();
         of_state.iter_mut().for_each(|x| *x *= kept);
         add_product(self.query.transposed(), read, of_state, value_length, 1);
         add_product(self.key.transposed(), recalled, of_state, value_length, 1);
@@ -479,12 +380,7 @@ impl Block<'_> {
         ] {
             add_product(g, x, &mut of_keys, key_length, 1);
         }
-        // Each decay is in the sums of all later steps.
-        let mut sum = 0.0;
-        for g in pairs.decays.iter_mut().rev() {
-            sum += *g;
-            *g = sum;
-        }
+        of_logarithms(&mut pairs.decays);
         Gradient {
             query: of_queries,
             key: of_keys,
@@ -493,8 +389,10 @@ impl Block<'_> {
             strength: pairs.strength,
         }
     }
+}
 
-    /// Gradients by the pairs of steps, of those of [`Block::weights`] and of the products of errors
+impl Block<'_> {
+    /// Gradients by the pairs of steps, of those of the weighed scores and of the products of errors
     /// and learned rows.
     fn of_pairs(&self, of_weights: &[f32], of_system: &[f32]) -> Pairs {
         let count = self.count();
@@ -507,7 +405,7 @@ impl Block<'_> {
         for i in 0..count {
             for j in 0..=i {
                 let at = i * count + j;
-                let ratio = self.ratios[at];
+                let ratio = self.decays.ratios[at];
                 let mut of_ratio = of_weights[at] * self.scores[at];
                 pairs.scores[at] = of_weights[at] * ratio;
                 if j < i {
@@ -532,7 +430,7 @@ impl Block<'_> {
                 let row = &rest[..value_length];
                 for (j, earlier) in before.chunks_exact_mut(value_length).enumerate() {
                     let at = i * count + j;
-                    let weight = self.strength[i] * self.ratios[at] * self.overlaps[at];
+                    let weight = self.strength[i] * self.decays.ratios[at] * self.overlaps[at];
                     add(earlier, row, -weight);
                 }
             }

@@ -41,6 +41,15 @@ pub(crate) fn scale_groups(x: &mut [f32], scales: &[f32]) {
     });
 }
 
+/// `x += scales y`, with a scale for each group of numbers.
+pub(crate) fn add_scaled_groups(x: &mut [f32], y: &[f32], scales: &[f32]) {
+    let length = (x.len() / scales.len().max(1)).max(1);
+    let groups = x.chunks_exact_mut(length).zip(y.chunks_exact(length));
+    for ((x, y), scale) in groups.zip(scales) {
+        add_scaled(x, y, *scale);
+    }
+}
+
 /// The dot product of each of so many groups of `x` with the same group of `y`.
 pub(crate) fn dots(x: &[f32], y: &[f32], groups: usize) -> Vec<f32> {
     let length = (x.len() / groups.max(1)).max(1);

@@ -12,5 +12,7 @@ pub(super) mod norm;
 pub(super) mod product;
 pub(super) mod rope;
 pub(super) mod router;
+mod scan;
+pub(super) mod ssd;
 #[cfg(test)]
 pub(super) mod tests;

@@ -12,6 +12,7 @@ use super::norm::{self, layer_norm, rms_norm};
 use super::product::{product, product_derivative, row_derivative};
 use super::rope::{Angles, Direction};
 use super::router::Router;
+use super::ssd;
 use crate::model::rows::Rows;
 use quantier_arch::hyper::{DeltaNumbers, ExpertGroups, Routing};
 use quantier_arch::{Activation, DeltaHeads, Gating, Rope, Xielu};
@@ -408,6 +409,81 @@ fn cases_of_states<'c>() -> Vec<Case<'c>> {
     [3, 70, 128].map(case).into()
 }
 
+/// Streams of 6 heads of values of 3 and 2 heads of keys of 5.
+fn plain_streams(x: &[Vec<f32>]) -> ssd::Streams {
+    ssd::Streams {
+        groups: 2,
+        query: Rows::new(x[0].clone(), 2 * 5),
+        key: Rows::new(x[1].clone(), 2 * 5),
+        value: Rows::new(x[2].clone(), 6 * 3),
+        // Below 0.
+        decay: Rows::new(x[3].iter().map(|x| 0.2 * x - 0.3).collect(), 6),
+    }
+}
+
+/// Lengths of the arguments of [`plain_streams`].
+fn lens_of_plain_streams(positions: usize) -> [usize; 4] {
+    [10, 10, 18, 6].map(|each| each * positions)
+}
+
+fn cases_of_plain_states<'c>() -> Vec<Case<'c>> {
+    let case = |positions: usize| {
+        case(
+            format!("states without the delta rule over {positions} positions"),
+            &lens_of_plain_streams(positions),
+            |x| plain_streams(x).scan(1).into_numbers(),
+            |x, g| {
+                let ssd::Streams {
+                    query,
+                    key,
+                    value,
+                    mut decay,
+                    ..
+                } = plain_streams(x).derivative(&Rows::new(g.to_vec(), 18), 1);
+                scale(decay.numbers_mut(), 0.2);
+                [query, key, value, decay].map(Rows::into_numbers).into()
+            },
+        )
+    };
+    [3, 70, 128].map(case).into()
+}
+
+/// Blocks of steps without the delta rule against single steps in f64.
+#[test]
+fn blocks_of_plain_steps_are_the_steps() {
+    for positions in [1, 5, 64, 65, 150] {
+        let arguments = lens_of_plain_streams(positions);
+        let arguments: Vec<_> = arguments
+            .iter()
+            .zip(1..)
+            .map(|(len, seed)| random(*len, seed))
+            .collect();
+        let all = plain_streams(&arguments);
+        let out = all.scan(1);
+        assert_eq!(out, all.scan(4));
+        for head in 0..6 {
+            let mut state = [[0.0f64; 5]; 3];
+            for position in 0..positions {
+                let at = |x: &Rows, i: usize| f64::from(x.numbers()[position * x.columns() + i]);
+                let (group, kept) = (head / 3 * 5, at(&all.decay, head).exp());
+                for (column, state) in state.iter_mut().enumerate() {
+                    let value = at(&all.value, head * 3 + column);
+                    for (i, x) in state.iter_mut().enumerate() {
+                        *x = kept * *x + at(&all.key, group + i) * value;
+                    }
+                    let read = |i: usize| state[i] * at(&all.query, group + i);
+                    let want: f64 = (0..5).map(read).sum();
+                    let got = at(&out, head * 3 + column);
+                    assert!(
+                        (got - want).abs() < 1e-4,
+                        "{positions} {head} {position}: {got} {want}"
+                    );
+                }
+            }
+        }
+    }
+}
+
 /// Blocks of steps against single steps in f64.
 #[test]
 fn blocks_of_steps_are_the_steps() {
@@ -455,7 +531,8 @@ fn derivatives_are_those_that_differences_show() {
         .chain(cases_of_activations())
         .chain(cases_of_experts())
         .chain(cases_of_attention())
-        .chain(cases_of_states());
+        .chain(cases_of_states())
+        .chain(cases_of_plain_states());
     for case in cases {
         let at = case
             .lens
