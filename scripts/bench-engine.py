@@ -169,7 +169,8 @@ def main():
     rounds, parts = int(sys.argv[5]), " ".join(sys.argv[6:]).split()
     source = text(work)
     like = Path("testdata/refmodel-f16.gguf")
-    model = made(work / "f16.gguf", [synthetic, "--engine", "0.5b", like, work / "f16.gguf"])
+    given = os.environ.get("MODEL")
+    model = Path(given) if given else made(work / "f16.gguf", [synthetic, "--engine", "0.5b", like, work / "f16.gguf"])
     header(rounds)
     if "imatrix" in parts:
         imatrix(ours, reference, model, source, work, rounds)

@@ -14,6 +14,7 @@
 # QUANTIER          the program (default: target/release/quantier, built if it is not there)
 # QUANTIER_BENCH    where the files go, about 3 GB, with `memory` 9 GB (default: a temporary directory, removed
 #                   afterwards)
+# MODEL             another model for imatrix and kld, a GGUF of full precision
 # THREADS           of both (default: 2);  CHUNKS  of 512 tokens (default: 12);  LIMIT  of `memory`, MiB (default: 1536)
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -22,7 +23,7 @@ cd "$(dirname "$0")/.."
 reference=$(scripts/reference.sh)
 find_quantier
 synthetic=${SYNTHETIC:-target/release/examples/synthetic}
-[ -x "$synthetic" ] || cargo build --release --quiet --example synthetic
+[ -n "${MODEL:-}" ] || [ -x "$synthetic" ] || cargo build --release --quiet --example synthetic
 work_in "${QUANTIER_BENCH:-}"
 rounds=${1:-3}
 shift || true

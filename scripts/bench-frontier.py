@@ -12,6 +12,8 @@ from bench import THREADS, cut, fail, geometric_mean, machine, made, run, stages
 
 CTX = 512
 PRESETS = ["IQ2_XXS", "IQ2_M", "Q2_K", "IQ3_XXS", "Q3_K_S", "Q3_K_M", "IQ4_XS", "Q4_K_S", "Q4_K_M", "Q5_K_M", "Q6_K"]
+# llama-quantize makes these with an importance matrix only.
+NEED_IMATRIX = {"IQ2_XXS", "IQ2_M", "IQ3_XXS"}
 QUICK_PRESETS = ["Q2_K", "Q4_K_M", "Q6_K"]
 SIZES = ["2", "2.5", "3", "3.25", "3.75", "4.25", "5", "6", "7", "8"]
 QUICK_SIZES = ["2.5", "3.5", "4.5", "6"]
@@ -31,8 +33,20 @@ class Bench:
         self.quick = options.quick
         self.presets = QUICK_PRESETS if options.quick else PRESETS
         self.cut_texts(options)
-        self.imatrix = made(self.work / "imatrix.gguf", self.make_imatrix)
         self.stages = {}
+
+    @property
+    def imatrix(self):
+        return made(self.work / "imatrix.gguf", self.make_imatrix)
+
+    @property
+    def theirs(self):
+        """The importance matrix of llama-imatrix, on all calibration texts behind each other."""
+        text = self.work / "calibration.txt"
+        text.write_bytes(b"".join(part.read_bytes() for part in self.calibration))
+        return made(self.work / "theirs.imatrix.gguf", lambda path: run(
+            [self.reference / "llama-imatrix", "-m", self.model, "-f", text, "-o", path, "-c", CTX, "--process-output",
+             "--no-ppl", "-t", THREADS]))
 
     def cut_texts(self, options):
         source = options.texts or Path("../shared/text")
@@ -54,29 +68,31 @@ class Bench:
         run([self.quantier, "imatrix", self.model, *self.texts(), "-o", path, "-c", CTX, "--process-output", "--no-ppl",
              "-t", THREADS])
 
-    def preset(self, name):
+    def preset(self, name, imatrix=None, folder="presets"):
+        given = ["--imatrix", imatrix or self.imatrix] if imatrix != "" else []
+
         def make(path):
             for _ in range(TRIES):
-                command = [self.reference / "llama-quantize", "--imatrix", self.imatrix, self.model, path, name, THREADS]
+                command = [self.reference / "llama-quantize", *given, self.model, path, name, THREADS]
                 if run(command, check=False).returncode == 0 and path.exists():
                     return
                 path.unlink(missing_ok=True)
             fail(f"llama-quantize {name} failed {TRIES} times")
 
-        (self.work / "presets").mkdir(exist_ok=True)
-        return made(self.work / "presets" / f"{name}.gguf", make)
+        (self.work / folder).mkdir(exist_ok=True)
+        return made(self.work / folder / f"{name}.gguf", make)
 
-    def make(self, name, budgets, *more):
+    def make(self, name, budgets, *more, imatrix=True):
         """Runs `quantier make`; returns its frontier.json. Runs with the same settings share a directory."""
+        given = ["--imatrix", self.imatrix] if imatrix else []
         kept = self.work / f"{name}.json"
         if not kept.exists():
-            folder = self.work / ("made" if not more else name)
-            run([self.quantier, "make", self.model, *self.texts(), "--eval", self.evaluation, "--imatrix", self.imatrix,
-                 "-c", CTX, "-t", THREADS, "-o", folder, "--name", name, *budgets, *more])
+            folder = self.work / ("made" if imatrix and not more else name)
+            run([self.quantier, "make", self.model, *self.texts(), "--eval", self.evaluation, *given, "-c", CTX, "-t", THREADS, "-o", folder, "--name", name, *budgets, *more])
             shutil.copy(folder / "frontier.json", kept)
         frontier = json.loads(kept.read_text())
         self.stages[name] = frontier.get("stages", [])
-        folder = self.work / ("made" if not more else name)
+        folder = self.work / ("made" if imatrix and not more else name)
         for file in frontier["files"]:
             file["path"] = folder / file["name"]
         return frontier
@@ -156,6 +172,29 @@ def like(bench):
           f"and diverges less: {'yes' if held else 'NO'}.\n", flush=True)
 
 
+def independent(bench):
+    print("## Beside llama.cpp's own way\n")
+    print("`quantier make` with nothing but the texts; presets with the importance matrix of llama-imatrix on the same texts, "
+          "and without one; divergence as llama-perplexity measures it.\n", flush=True)
+    frontier = bench.make("independent", likes(bench), imatrix=False)
+    rows, ratios = [], {True: [], False: []}
+    for preset in bench.presets:
+        paths = {True: bench.preset(preset, bench.theirs, "presets-theirs")}
+        if preset not in NEED_IMATRIX:
+            paths[False] = bench.preset(preset, "", "presets-plain")
+        size = paths[True].stat().st_size
+        file = file_of(frontier, preset, size)
+        ours, found = bench.judge(file["path"]), {way: bench.judge(path)["kld"] for way, path in paths.items()}
+        for way, kld in found.items():
+            ratios[way].append(ours["kld"] / kld)
+        plain = [f"{found[False]:.6f}", f"{ours['kld'] / found[False]:.3f}"] if False in found else ["", ""]
+        rows.append([preset, str(size), str(file["path"].stat().st_size), f"{ours['kld']:.6f} ± {ours['uncertainty']:.6f}",
+                     f"{found[True]:.6f}", f"{ours['kld'] / found[True]:.3f}", *plain])
+    table(["preset", "bytes", "ours", "mean KLD, ours", "with imatrix", "ratio", "without", "ratio"], rows)
+    print(f"Geometric mean of the ratios: **{geometric_mean(ratios[True]):.3f}** with an importance matrix, "
+          f"**{geometric_mean(ratios[False]):.3f}** without.\n", flush=True)
+
+
 def measures(bench):
     print("## Against other ways to choose\n")
     types, chunks = os.environ.get("SWEEP_TYPES"), os.environ.get("SWEEP_CHUNKS", "24")
@@ -217,7 +256,7 @@ def header(bench):
           f"Evaluation: the first {bench.evaluation.stat().st_size // 1000} kB of {EVALUATION}, {CTX} tokens.\n", flush=True)
 
 
-PARTS = {"like": like, "measures": measures, "predict": predict}
+PARTS = {"like": like, "independent": independent, "measures": measures, "predict": predict}
 
 
 def main():
@@ -225,7 +264,7 @@ def main():
     for name in "quantier", "reference", "work", "model", "start":
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--parts", default=",".join(PARTS))
+    parser.add_argument("--parts", default="like,measures,predict")
     parser.add_argument("texts", type=Path, nargs="?")
     options = parser.parse_args()
     parts = options.parts.split(",")

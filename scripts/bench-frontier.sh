@@ -2,10 +2,12 @@
 # The evidence for the frontier, on the model of testdata/refmodel-f16.gguf, with llama-perplexity as the judge:
 #
 #   like      llama-quantize's presets beside the files of `quantier make --like PRESET`, all with one importance matrix
+#   independent  `quantier make` with nothing but the texts beside presets with llama-imatrix's importance matrix, and
+#             without one; only if it is named
 #   measures  the same budgets chosen by the importance-weighted error alone and by a sweep (each tensor measured alone)
 #   predict   ten budgets from 2 to 8 bits per weight: predicted against measured divergence
 #
-#   scripts/bench-frontier.sh [--quick] [--parts like,measures,predict] [TEXTS]
+#   scripts/bench-frontier.sh [--quick] [--parts like,independent,measures,predict] [TEXTS]
 #
 # TEXTS is a directory with wiki.txt, whose first 200 kB everything is judged on, and at least one other .txt, of each of
 # which the first 60 kB calibrate (default: ../shared/text). --quick takes 3 presets, 40 kB and 4 sizes.
