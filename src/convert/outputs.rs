@@ -5,7 +5,7 @@ use super::numbers;
 use super::ops::{self, Sizes};
 use super::plan::PlannedTensor;
 use super::scale::{self, Scales};
-use super::weights::{Operand, Weights};
+use super::weights::{Numeric, Operand, Weights};
 use super::{Checkpoint, Source};
 use crate::arch::recipes::{Input, Match, Output, Recipe};
 use crate::arch::{Architecture, Config, Keys, Nextn};
@@ -297,7 +297,7 @@ impl<'a> Planner<'a> {
                 .unwrap_or((recipe, Vec::new()));
             members.sort_by_key(|member| (member.matched.input, member.matched.index));
             for output in recipe.outputs() {
-                if let Err(problem) = self.output(output, &members) {
+                if let Err(problem) = self.output(recipe, output, &members) {
                     self.problems.push(problem);
                 }
             }
@@ -306,7 +306,12 @@ impl<'a> Planner<'a> {
     }
 
     /// Plans an output of a recipe whose inputs are complete and in order.
-    fn output(&mut self, output: &Output, members: &[Member]) -> Result<(), Problem> {
+    fn output(
+        &mut self,
+        recipe: &Recipe,
+        output: &Output,
+        members: &[Member],
+    ) -> Result<(), Problem> {
         let source = |member: &Member| &self.conversion.checkpoint.tensors[member.source];
         let sizes = Sizes {
             config: self.config(),
@@ -346,7 +351,30 @@ impl<'a> Planner<'a> {
         let operand = ops::make(output.ops, inputs, sizes).map_err(failed)?;
         let (dims, cast) = (operand.shape().to_vec(), operand.cast);
         let name = output.name(&members[0].matched);
-        self.push(name, &dims, cast, || Weights::Stored(operand.finish()));
+        let stored = operand.finish();
+        if recipe.is_finite {
+            let (tensor, numeric) = (source(&members[0]), &stored.numeric);
+            self.check_finite(tensor, numeric).map_err(failed)?;
+        }
+        self.push(name, &dims, cast, || Weights::Stored(stored));
+        Ok(())
+    }
+
+    /// Refuses a small tensor with a number that is not finite, or does not stay so.
+    fn check_finite(&self, source: &Source, numeric: &[Numeric]) -> Result<(), String> {
+        for (place, number) in self.numbers(source)?.into_iter().enumerate() {
+            let mut made = [number];
+            for numeric in numeric {
+                numbers::apply(*numeric, source.dtype, &mut made);
+            }
+            if !made[0].is_finite() {
+                return Err(format!(
+                    "number {place} is {number} and would be {} in the GGUF, which is not finite: the model would \
+                     make nothing but NaN. The checkpoint is damaged; download it again",
+                    made[0]
+                ));
+            }
+        }
         Ok(())
     }
 

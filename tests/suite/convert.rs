@@ -49,6 +49,37 @@ impl Model {
         model
     }
 
+    /// A Qwen 3.5 of one layer, which is a gated delta net of one head of keys and two of values, of 32
+    /// numbers each. Its tokenizer is that of testdata/bpe.
+    pub(super) fn qwen35() -> Model {
+        let tokens = 512;
+        let mut model = Model::llama();
+        model.config = json!({
+            "architectures": ["Qwen3_5ForCausalLM"], "model_type": "qwen3_5_text", "hidden_size": HIDDEN,
+            "intermediate_size": FFN, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 32,
+            "vocab_size": tokens, "layer_types": ["linear_attention"], "linear_conv_kernel_dim": 4,
+            "linear_key_head_dim": 32, "linear_value_head_dim": 32, "linear_num_key_heads": 1,
+            "linear_num_value_heads": 2, "tie_word_embeddings": true,
+            "rope_parameters": { "rope_theta": 1e6, "partial_rotary_factor": 0.5, "mrope_section": [3, 3, 2] },
+        });
+        model.tensors.retain(|name, _| !name.contains("self_attn"));
+        model.add("model.embed_tokens.weight", &[tokens, HIDDEN]);
+        for (name, shape) in [
+            ("in_proj_qkv.weight", vec![128, HIDDEN]),
+            ("in_proj_z.weight", vec![64, HIDDEN]),
+            ("in_proj_b.weight", vec![2, HIDDEN]),
+            ("in_proj_a.weight", vec![2, HIDDEN]),
+            ("conv1d.weight", vec![128, 1, 4]),
+            ("A_log", vec![2]),
+            ("dt_bias", vec![2]),
+            ("norm.weight", vec![32]),
+            ("out_proj.weight", vec![HIDDEN, 64]),
+        ] {
+            model.add(&format!("model.layers.0.linear_attn.{name}"), &shape);
+        }
+        model
+    }
+
     /// A GPT-2 of one layer of these widths.
     pub(super) fn gpt2(config: Value, hidden: u64, length: u64) -> Model {
         let mut model = Model {

@@ -479,6 +479,91 @@ fn gpt2_has_the_sizes_of_its_config() {
     );
 }
 
+/// Writes a Qwen 3.5 that `change` has changed.
+fn qwen35(change: impl FnOnce(&mut Model)) -> TempDir {
+    let mut model = Model::qwen35();
+    change(&mut model);
+    let dir = model.write();
+    with_byte_level(dir.path(), &[]);
+    dir
+}
+
+const QWEN35: [&str; 5] = ["--pre", "qwen2", "--no-nextn", "--outtype", "f32"];
+
+/// The two numbers of a tensor, in bf16.
+fn numbers(model: &mut Model, name: &str, numbers: [f32; 2]) {
+    let bytes = numbers.map(|x| (x.to_bits() >> 16) as u16);
+    let bytes = bytes.iter().flat_map(|half| half.to_le_bytes());
+    model.layer(&format!("linear_attn.{name}")).2 = bytes.collect();
+}
+
+#[test]
+fn decays_that_are_not_finite_are_refused() {
+    let nan = [1.0, f32::NAN];
+    let infinite = [f32::INFINITY, 1.0];
+    for (tensor, of_heads, parts) in [
+        ("A_log", nan, ["A_log", "number 1 is NaN"]),
+        ("A_log", infinite, ["A_log", "number 0 is inf"]),
+        // e^89 is beyond f32.
+        ("A_log", [89.0, 1.0], ["number 0 is 89", "would be -inf"]),
+        ("dt_bias", nan, ["dt_bias", "number 1 is NaN"]),
+        ("dt_bias", infinite, ["dt_bias", "number 0 is inf"]),
+    ] {
+        let dir = qwen35(|model| numbers(model, tensor, of_heads));
+        fails(dir.path(), &QWEN35, &parts);
+        fails(dir.path(), &QWEN35, &["linear_attn", "download it again"]);
+    }
+    // A state that never forgets, and the most that f32 holds.
+    let dir = qwen35(|model| numbers(model, "A_log", [f32::NEG_INFINITY, 88.5]));
+    told(dir.path(), &QWEN35);
+    let decay = weights(dir.path(), "blk.0.ssm_a");
+    assert!(decay[0] == 0.0 && decay[1] < -1e38, "{decay:?}");
+}
+
+#[test]
+fn parts_of_a_delta_net_must_add_up() {
+    let wrong = |change: &dyn Fn(&mut Model), parts: &[&str]| {
+        fails(qwen35(change).path(), &QWEN35, parts);
+    };
+    let rows = |tensor: &'static str, shape: &'static [u64]| {
+        move |model: &mut Model| model.add(&format!("model.layers.0.linear_attn.{tensor}"), shape)
+    };
+    let matrix = rows("in_proj_qkv.weight", &[160, HIDDEN]);
+    wrong(&matrix, &["in_proj_qkv", "must be 128 by config.json"]);
+    let kernels = rows("conv1d.weight", &[96, 1, 4]);
+    wrong(&kernels, &["conv1d", "must be 128 by config.json"]);
+    let field = |name: &'static str, value: Value| {
+        move |model: &mut Model| model.config[name] = value.clone()
+    };
+    let heads = field("linear_num_key_heads", json!(3));
+    wrong(&heads, &["linear_num_key_heads", "no multiple of 3"]);
+    let length = field("linear_value_head_dim", json!(16));
+    wrong(&length, &["'linear_key_head_dim' is 32", "is 16"]);
+    let list = field("layer_types", json!(["linear_attention", "full_attention"]));
+    wrong(&list, &["'layer_types' lists 2 layers"]);
+}
+
+#[test]
+fn sections_that_do_not_add_up_are_named() {
+    let sections =
+        |list: Value| qwen35(|model| model.config["rope_parameters"]["mrope_section"] = list);
+    let all = sections(json!([3, 3, 2]));
+    assert_eq!(told(all.path(), &QWEN35), "");
+    let more = sections(json!([11, 11, 10]));
+    has(
+        &told(more.path(), &QWEN35),
+        &["[11, 11, 10, 0] of 'mrope_section' are 32 pairs together, and 8 pairs"],
+    );
+    let key = metadata(more.path());
+    let key = key.get("qwen35.rope.dimension_sections");
+    let key = key.and_then(Gguf::as_array).unwrap().values();
+    assert!(key.eq([11, 11, 10, 0].map(Gguf::I32)));
+    for list in [json!([0, 0, 0]), json!([20, 20, 20])] {
+        let parts = ["'mrope_section'", "between 1 and 32"];
+        fails(sections(list).path(), &QWEN35, &parts);
+    }
+}
+
 /// A Qwen 3 of one layer.
 fn qwen3(tied: bool) -> Model {
     const TOKENS: u64 = 512;

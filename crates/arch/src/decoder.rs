@@ -42,6 +42,9 @@ pub struct Decoder {
     pub delta_nets: Option<DeltaHeads>,
     /// Which layers are state spaces of Mamba-2; None if none are.
     pub mamba2: Option<Mamba2Layers>,
+    /// Whether the block for a further token is attention and a feed-forward network, which read, at
+    /// each position, the token and the normalized activations of the position before.
+    pub drafts: bool,
     /// What scores of attention are divided by.
     pub score_divisor: ScoreDivisor,
     /// Which of its tensors a model may lack, and which it must have beside its weights.
@@ -334,6 +337,7 @@ impl Decoder {
         gated_queries: false,
         delta_nets: None,
         mamba2: None,
+        drafts: false,
         score_divisor: ScoreDivisor::Root,
         needs: Needs::WEIGHTS,
     };

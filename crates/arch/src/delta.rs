@@ -9,7 +9,7 @@ use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS, rotated_part, set_numbe
 use super::qwen::{EXPERT_PARAMETERS, EXPERTS, SHARED_EXPERT};
 use super::recipes::Op::{AddOne, NegExp, Squeeze, Tile, TileBehind};
 use super::recipes::Size::{
-    self, Any, Field, Hidden, Keys as KeyRows, Number, Product, Queries, Quotient,
+    self, Any, Computed, Field, Hidden, Keys as KeyRows, Number, Product, Queries, Quotient,
 };
 use super::recipes::{Input, Op, Output, Recipe};
 use super::{Architecture, Keys, Parameter, nothing_generated};
@@ -42,6 +42,7 @@ pub(super) static QWEN3_NEXT: Architecture = Architecture {
     decoder: Decoder {
         sections: Sections::None,
         delta_nets: Some(DeltaHeads::Grouped),
+        drafts: false,
         ..QWEN3_5.decoder
     },
     ..QWEN3_5
@@ -77,6 +78,7 @@ pub(super) static QWEN3_5: Architecture = Architecture {
         layout: Layout::Sequential("post_attention_norm"),
         gated_queries: true,
         delta_nets: Some(DeltaHeads::Tiled),
+        drafts: true,
         ..Decoder::LLAMA
     },
 };
@@ -127,6 +129,12 @@ const SHARING: Size = Quotient(&VALUE_HEADS, &KEY_HEADS);
 const KEYS: Size = Product(&[KEY_HEADS, Field(&["linear_key_head_dim"])]);
 const VALUES: Size = Product(&[VALUE_HEADS, Field(&["linear_value_head_dim"])]);
 const QUERIES_AND_KEYS: Size = Product(&[Number(2), KEYS]);
+/// Queries, keys and values side by side.
+const CHANNELS: Size = Computed(|config| {
+    let (keys, values) = (QUERIES_AND_KEYS.required(config)?, VALUES.required(config)?);
+    let channels = keys.checked_add(values);
+    channels.ok_or("queries, keys and values are too long together".into())
+});
 const QUERIES_AND_GATES: Size = Product(&[Number(2), Queries]);
 
 /// Heads of values follow the heads of keys that they share in the checkpoint; ggml repeats all heads
@@ -147,7 +155,7 @@ const DELTA_NETS: &[Recipe] = &[
     Recipe::with(
         "model.layers.{}.linear_attn.in_proj_qkv",
         "blk.{}.attn_qkv",
-        &[Any, Hidden],
+        &[CHANNELS, Hidden],
         &[TILE_VALUES],
     ),
     Recipe::with(
@@ -171,7 +179,7 @@ const DELTA_NETS: &[Recipe] = &[
     Recipe::with(
         "model.layers.{}.linear_attn.conv1d",
         "blk.{}.ssm_conv1d",
-        &[Any, Number(1), Field(&["linear_conv_kernel_dim"])],
+        &[CHANNELS, Number(1), Field(&["linear_conv_kernel_dim"])],
         &[Squeeze(1), TILE_VALUES],
     ),
     Recipe::with(
@@ -179,13 +187,15 @@ const DELTA_NETS: &[Recipe] = &[
         "blk.{}.ssm_a",
         &[VALUE_HEADS],
         &[TILE_ROWS, NegExp],
-    ),
+    )
+    .finite(),
     Recipe::with(
         "model.layers.{}.linear_attn.dt_bias",
         "blk.{}.ssm_dt.bias",
         &[VALUE_HEADS],
         &[TILE_ROWS],
-    ),
+    )
+    .finite(),
     Recipe::rename(
         "model.layers.{}.linear_attn.norm",
         "blk.{}.ssm_norm",
@@ -248,7 +258,7 @@ const GROUPED_DELTA_NETS: &[Recipe] = &[
     Recipe::with(
         "model.layers.{}.linear_attn.conv1d",
         "blk.{}.ssm_conv1d",
-        &[Any, Number(1), Field(&["linear_conv_kernel_dim"])],
+        &[CHANNELS, Number(1), Field(&["linear_conv_kernel_dim"])],
         &[Squeeze(1)],
     ),
     Recipe::with(
@@ -256,12 +266,14 @@ const GROUPED_DELTA_NETS: &[Recipe] = &[
         "blk.{}.ssm_a",
         &[VALUE_HEADS],
         &[NegExp],
-    ),
+    )
+    .finite(),
     Recipe::rename(
         "model.layers.{}.linear_attn.dt_bias",
         "blk.{}.ssm_dt.bias",
         &[VALUE_HEADS],
-    ),
+    )
+    .finite(),
     Recipe::rename(
         "model.layers.{}.linear_attn.norm",
         "blk.{}.ssm_norm",
@@ -343,16 +355,48 @@ const DELTA_NET: &[Parameter] = &[
     Parameter::Computed(rotated_dimensions),
 ];
 
-/// Parts of a head for time, height, width and a fourth, which are always told.
+/// Parts of a head for time, height and width, and a fourth, which are always told.
 const SECTIONS: &[Parameter] = &[Parameter::Computed(|config, keys| {
+    const NAME: &str = "rope.dimension_sections";
     const BY_DEFAULT: [u32; 4] = [11, 11, 10, 0];
-    if config.rope_sections()?.is_none() {
-        set_numbers(keys, "rope.dimension_sections", BY_DEFAULT);
+    let sections = config.rope_sections()?;
+    if sections.is_none() {
+        set_numbers(keys, NAME, BY_DEFAULT);
     }
-    Ok(())
+    check_sections(config, sections.unwrap_or(BY_DEFAULT), keys)
 })];
 
+/// Refuses sections that ggml cannot rotate by, and notes those that are not all rotated pairs of a
+/// head together. Text is not concerned, in which time, height and width are the same.
+///
+/// # Errors
+/// If all sections together are nothing, or more than a head.
+fn check_sections(config: &Config, sections: [u32; 4], keys: &mut Keys) -> Result<()> {
+    let together: u64 = sections.iter().map(|size| u64::from(*size)).sum();
+    let (head, pairs) = (config.head_len()?, rotated_numbers(config)? / 2);
+    if !(1..=u64::from(head)).contains(&together) {
+        return Err(format!(
+            "the sections {sections:?} of 'mrope_section' are {together} pairs together; between 1 and {head}, the \
+             length of a head, are possible"
+        ));
+    }
+    if config.rope_sections()?.is_some() && together != u64::from(pairs) {
+        keys.note(format!(
+            "the sections {sections:?} of 'mrope_section' are {together} pairs together, and {pairs} pairs of a head are \
+             rotated; text is not concerned, but pictures are placed otherwise than with transformers"
+        ));
+    }
+    Ok(())
+}
+
 fn inner_size(config: &Config, keys: &mut Keys) -> Result<()> {
+    let [key, value] = ["linear_key_head_dim", "linear_value_head_dim"];
+    let [of_keys, of_values] = [config.u32(&[key])?, config.u32(&[value])?];
+    if of_keys != of_values {
+        return Err(format!(
+            "'{key}' is {of_keys} and '{value}' is {of_values}; llama.cpp runs only heads of one length"
+        ));
+    }
     let size = VALUES.required(config)?;
     let size = u32::try_from(size)
         .map_err(|_| "the values of all heads have more than 32 bits".to_owned())?;
@@ -409,8 +453,12 @@ fn full_attention_interval(config: &Config, keys: &mut Keys) -> Result<()> {
 }
 
 fn rotated_dimensions(config: &Config, keys: &mut Keys) -> Result<()> {
-    let part = rotated_part(config, Some(0.25))?;
-    let rotated = (f64::from(config.head_len()?) * part) as u32;
-    keys.set("rope.dimension_count", Value::U32(rotated));
+    keys.set("rope.dimension_count", Value::U32(rotated_numbers(config)?));
     Ok(())
+}
+
+/// The numbers of a head that are rotated.
+fn rotated_numbers(config: &Config) -> Result<u32> {
+    let part = rotated_part(config, Some(0.25))?;
+    Ok((f64::from(config.head_len()?) * part) as u32)
 }

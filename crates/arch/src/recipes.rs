@@ -34,6 +34,8 @@ pub struct Recipe {
     pub left_out: Option<&'static str>,
     /// The key that becomes of the numbers of a tensor.
     pub key: Option<ToKey>,
+    /// Whether a conversion refuses outputs with numbers that are not finite.
+    pub is_finite: bool,
 }
 
 /// A tensor that becomes metadata: one number, or, of tensors of layers, a list with one for each.
@@ -323,6 +325,7 @@ impl Recipe {
             when: When::Always,
             left_out: None,
             key: None,
+            is_finite: false,
         }
     }
 
@@ -334,6 +337,7 @@ impl Recipe {
             when: When::Always,
             left_out: None,
             key: None,
+            is_finite: false,
         }
     }
 
@@ -345,6 +349,7 @@ impl Recipe {
             when: When::Always,
             left_out: None,
             key: None,
+            is_finite: false,
         }
     }
 
@@ -371,6 +376,15 @@ impl Recipe {
     /// The same under a condition.
     pub const fn when(self, when: When) -> Recipe {
         Recipe { when, ..self }
+    }
+
+    /// A small tensor with which a model makes nothing but NaN if one of its numbers is not finite:
+    /// such as how fast a state forgets.
+    pub(crate) const fn finite(self) -> Recipe {
+        Recipe {
+            is_finite: true,
+            ..self
+        }
     }
 
     /// The checkpoint's tensors.
