@@ -372,7 +372,7 @@ fn delta_net(weights: &Weights<'_>, spec: &DeltaSpec) -> Result<DeltaNet> {
             spec::Rates::Fused(both) => Rates::Fused(weights.linear(both)?),
         },
         step_bias: weights.finite(&spec.step_bias, &[heads])?,
-        decay: weights.finite(&spec.decay, &[heads])?,
+        decay: weights.at_most_zero(&spec.decay, heads)?,
         kernels: weights.finite(&spec.convolution, &[numbers.channels(), numbers.kernel])?,
         // The root mean square of a head of length 1 is the root of its share.
         unit: Norm {

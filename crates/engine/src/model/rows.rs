@@ -59,6 +59,11 @@ impl Rows {
         self.numbers
     }
 
+    /// A row.
+    pub(crate) fn row(&self, number: usize) -> &[f32] {
+        &self.numbers[number * self.columns..][..self.columns]
+    }
+
     /// Row after row.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &[f32]> {
         self.numbers.chunks_exact(self.columns.max(1))

@@ -154,7 +154,25 @@ impl<'a> Weights<'a> {
         }
     }
 
-    /// The same; `None` if it is missing.
+    /// Finite numbers, none of them above 0.
+    ///
+    /// # Errors
+    /// As [`Weights::finite`], and if a number is above 0.
+    pub(super) fn at_most_zero(&self, name: &str, len: usize) -> Result<Vec<f32>> {
+        let numbers = self.finite(name, &[len])?;
+        match numbers.iter().position(|x| *x > 0.0) {
+            Some(at) => Err(self.bad(
+                name,
+                format!(
+                    "holds {} as its number {at}, and a state would grow by it; the file is damaged",
+                    numbers[at]
+                ),
+            )),
+            None => Ok(numbers),
+        }
+    }
+
+    /// The same as [`Weights::tensor`]; `None` if it is missing.
     fn optional(&self, name: &str, dims: &[usize]) -> Result<Option<Vec<f32>>> {
         let Some(stored) = self.stored(name) else {
             return Ok(None);

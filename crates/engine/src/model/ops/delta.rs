@@ -105,6 +105,34 @@ impl Streams {
     }
 }
 
+/// The outputs of the states of all heads `[positions, value_heads * value_length]`, from states of
+/// zeros, on the calling thread: the recurrence alone, for measurements of it.
+///
+/// In this order: queries and keys `[positions, key_heads * key_length]`, of length 1; values
+/// `[positions, value_heads * value_length]`; logarithms of what is kept of a state, at most 0, and
+/// how much of an error is learned, both `[positions, value_heads]`.
+///
+/// # Panics
+/// If the lengths do not fit.
+pub fn delta_rule(numbers: DeltaNumbers, parts: [Vec<f32>; 5]) -> Vec<f32> {
+    let (keys, heads) = (numbers.keys(), numbers.value_heads);
+    let columns = [keys, keys, numbers.values(), heads, heads];
+    let mut rows = parts.into_iter().zip(columns);
+    let [query, key, value, decay, strength] = std::array::from_fn(|_| {
+        let (numbers, columns) = rows.next().unwrap_or_default();
+        Rows::new(numbers, columns)
+    });
+    let streams = Streams {
+        numbers,
+        query,
+        key,
+        value,
+        decay,
+        strength,
+    };
+    streams.scan(1).into_numbers()
+}
+
 /// The parts of [`Streams`] that one head of values reads.
 struct Head<'a> {
     query: View<'a>,
@@ -174,8 +202,14 @@ impl Steps for Head<'_> {
             self.key.range(steps.clone()),
         );
         let decays = Decays::new(&self.decay[steps.clone()]);
-        let state = whole(state, value_length);
-        let recalled = product(key, state);
+        // One product for keys and queries loses less than one each.
+        let count = steps.len();
+        let both = [key.to_vec(), query.to_vec()].concat();
+        let both = whole(&both, key.columns());
+        let mut recalled = product(both, whole(state, value_length));
+        let read = recalled.split_off(count * value_length);
+        let mut overlaps = product(both, key.transposed());
+        let scores = overlaps.split_off(count * count);
         let mut errors = self.value.range(steps.clone()).to_vec();
         let rows = errors.chunks_exact_mut(value_length);
         for ((error, recalled), kept) in rows
@@ -189,9 +223,9 @@ impl Steps for Head<'_> {
             key,
             strength: &self.strength[steps],
             decays,
-            overlaps: product(key, key.transposed()),
-            scores: product(query, key.transposed()),
-            read: product(query, state),
+            overlaps,
+            scores,
+            read,
             learned: Vec::new(),
             keys_to_end: Vec::new(),
             recalled,

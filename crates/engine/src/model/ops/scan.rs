@@ -6,6 +6,7 @@
 //! state in front of each kept and everything within computed again.
 
 use crate::model::rows::Rows;
+use quantier_blocks::vector::{exp, vectorized};
 use quantier_round::matrix::{View, multiply};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -118,7 +119,7 @@ pub(super) struct Decays {
 }
 
 impl Decays {
-    /// Of the logarithms of what each step keeps.
+    /// Of the logarithms of what each step keeps, none of them above 0.
     pub(super) fn new(logarithms: &[f32]) -> Decays {
         let count = logarithms.len();
         let mut sum = 0.0;
@@ -128,13 +129,14 @@ impl Decays {
         });
         let sums: Vec<f32> = sums.collect();
         let mut ratios = vec![0.0; count * count];
-        for (i, row) in ratios.chunks_exact_mut(count).enumerate() {
-            for (ratio, earlier) in row.iter_mut().zip(&sums[..=i]) {
-                *ratio = (sums[i] - earlier).exp();
+        vectorized(|| {
+            for (i, row) in ratios.chunks_exact_mut(count).enumerate() {
+                let places = row.iter_mut().zip(&sums[..=i]);
+                places.for_each(|(ratio, earlier)| *ratio = exp(sums[i] - earlier));
             }
-        }
+        });
         Decays {
-            kept: sums.iter().map(|sum| sum.exp()).collect(),
+            kept: sums.iter().map(|sum| exp(*sum)).collect(),
             ratios,
         }
     }
