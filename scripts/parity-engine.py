@@ -114,6 +114,9 @@ class Case:
         self.reference("llama-imatrix", "-m", self.f32, *self.sizes, "--no-ppl", "--process-output", "-o", theirs)
         run([self.o.ours, "imatrix", "-m", self.f32, *self.sizes, "--process-output", "-o", ours])
         theirs, ours = tensors(theirs), tensors(ours)
+        # The reference does not run the block for a further token: scripts/parity-nextn.py compares that.
+        block = [n.split(".nextn.")[0] + "." for n in ours if n.endswith("nextn.eh_proj.weight.in_sum2")]
+        ours = {n: v for n, v in ours.items() if n in theirs or not n.startswith(tuple(block))}
         if theirs.keys() != ours.keys():
             raise RuntimeError(f"imatrix: only one side has {sorted(theirs.keys() ^ ours.keys())[:3]}")
         worst, where, counts = 0.0, "", True

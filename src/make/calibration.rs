@@ -255,7 +255,7 @@ fn expected(job: &Job<'_>) -> Imatrix {
     let catalog = job.input.catalog();
     let linears = catalog.linears().iter();
     let collected = linears.filter(|linear| {
-        let is_run = !job.input.is_nextn(&catalog.weight(linear.id).name);
+        let is_run = job.input.is_run(&catalog.weight(linear.id).name);
         is_run && catalog.in_imatrix(linear.id, true)
     });
     let entries = collected.map(|linear| {

@@ -176,6 +176,11 @@ pub(super) fn imatrix_key(input: &Input<'_>, model: &Model<'_>) -> Result<Key> {
     let key = KeyBuilder::new("make: imatrix")
         .with_model(input)?
         .with("tokens", model.texts.calibration_bytes());
+    // Files of programs that did not run the block lack its linears.
+    let key = match model.engine.has_nextn() {
+        true => key.with("block for a further token", &[1]),
+        false => key,
+    };
     Ok(key.key())
 }
 

@@ -11,6 +11,7 @@
 //! stream, the run is saved as a snapshot where a [`Resume`] says.
 
 mod kept;
+mod nextn;
 mod scores;
 pub(crate) mod sweep;
 
@@ -241,10 +242,11 @@ pub(crate) fn score(
     }
     let importance = importance(input, knowledge.imatrix)?;
     let candidates = candidates(input, &importance, knowledge.hessians, settings, allowed);
-    let (nats, positions) = match settings.measure {
+    let (mut nats, positions) = match settings.measure {
         Measure::Sweep => sweep::sweep(run, &candidates, progress)?,
         _ => divergence(run, &candidates, progress)?,
     };
+    nextn::estimate(&mut nats, &candidates, input, run.engine.pool(), progress)?;
     Ok(Scores {
         sequences: run.chunks.len(),
         positions,
@@ -321,11 +323,8 @@ pub(crate) fn guess(
             candidate.types.iter().map(of_type).collect(),
         )
     };
-    // The pass that scores does not run blocks for further tokens; weights are all that others need.
-    let known = |(name, _): &(&&str, &Candidate<'_>)| {
-        let by_weights = settings.measure == Measure::Imatrix && has_importance(name);
-        by_weights || !input.is_nextn(name)
-    };
+    // A block for further tokens is estimated by its weights and importance.
+    let known = |(name, _): &(&&str, &Candidate<'_>)| has_importance(name) || !input.is_nextn(name);
     let nats: Nats = candidates.iter().filter(known).map(of).collect();
     collected(input, &candidates, &nats, settings.measure, allowed)
 }

@@ -26,6 +26,9 @@ pub struct Hyper {
     pub hidden: usize,
     /// The attention of every layer; None in a layer without.
     pub attention: Vec<Option<AttentionNumbers>>,
+    /// The attention of the block for a further token behind the layers; None if there is none, or
+    /// none that can be run.
+    pub nextn: Option<AttentionNumbers>,
     /// Whether a layer has one matrix in place of attention.
     pub is_linear: Vec<bool>,
     /// The gated delta net of every layer; None in a layer without.
@@ -808,6 +811,18 @@ impl Hyper {
                 && !is_unattended(layer)
                 && delta_nets[layer].is_none()
         };
+        // llama.cpp runs one block, and no second one behind it.
+        let nextn = (decoder.drafts && nextn == 1).then(|| AttentionNumbers {
+            heads: heads[layers],
+            kv_heads: kv_heads[layers],
+            key_length,
+            value_length,
+            window: None,
+            rotation: (decoder.rope != Rope::None).then_some(0),
+        });
+        let nextn = nextn.filter(|block| {
+            block.heads > 0 && block.kv_heads > 0 && block.heads.is_multiple_of(block.kv_heads)
+        });
         let attention = (0..layers).map(|layer| attends(layer).then(|| attention(layer)));
         let attention = attention.collect();
         let scale = match decoder.score_divisor {
@@ -846,6 +861,7 @@ impl Hyper {
             layers,
             hidden,
             attention,
+            nextn,
             is_linear,
             activations: keys.activations(decoder.activation, layers)?,
             parallel: keys.flag("use_parallel_residual")?.unwrap_or(false),

@@ -1,6 +1,8 @@
 //! An opened model: its weights, its metadata and its catalog.
 
 use crate::catalog::{Catalog, Entry, LayerId, TensorId};
+use crate::hyper::Hyper;
+use crate::spec::NextnSpec;
 use quantier_gguf::gguf::{Value, keys};
 use quantier_gguf::reader::{Tensor, TensorReader};
 use std::ops::Deref;
@@ -11,6 +13,8 @@ pub struct Input<'a> {
     catalog: Catalog,
     /// The first layer that is a block for further tokens, if any is.
     nextn: Option<LayerId>,
+    /// Whether that block can be run.
+    drafts: bool,
 }
 
 impl<'a> From<TensorReader<'a>> for Input<'a> {
@@ -31,11 +35,13 @@ impl<'a> From<TensorReader<'a>> for Input<'a> {
         let nextn = number("nextn_predict_layers").filter(|blocks| *blocks > 0);
         let first = number("block_count").zip(nextn);
         let first = first.and_then(|(all, blocks)| all.checked_sub(blocks)?.try_into().ok());
-        let nextn = first.map(LayerId);
+        let hyper = first.and_then(|_: u32| Hyper::new(reader.metadata()).ok());
+        let drafts = hyper.is_some_and(|hyper| NextnSpec::new(&hyper, &catalog).is_some());
         Input {
             reader,
             catalog,
-            nextn,
+            nextn: first.map(LayerId),
+            drafts,
         }
     }
 }
@@ -46,8 +52,14 @@ impl<'a> Input<'a> {
         &self.catalog
     }
 
-    /// Whether a tensor belongs to a block for further tokens (multi-token prediction), which a pass
-    /// through the layers does not run.
+    /// Whether an importance matrix has what a linear reads: it is in a layer, or in a block for
+    /// further tokens that can be run.
+    pub fn is_run(&self, name: &str) -> bool {
+        self.drafts || !self.is_nextn(name)
+    }
+
+    /// Whether a tensor belongs to a block for further tokens (multi-token prediction), on which
+    /// the model's own output does not depend.
     pub fn is_nextn(&self, name: &str) -> bool {
         let id = self.catalog.tensor_named(name);
         let layer = id.and_then(|id| self.catalog.tensor(id).layer);

@@ -36,6 +36,8 @@ pub struct ModelSpec {
     pub output: LinearSpec,
     /// Its weight, which may be the table of token embeddings.
     pub output_name: &'static str,
+    /// The block for a further token, if there is one that can be run.
+    pub nextn: Option<NextnSpec>,
     /// Tensors that divide the angles of short and of long contexts.
     rope_factors: [Option<&'static str>; 2],
 }
@@ -70,6 +72,7 @@ impl ModelSpec {
                 columns: hyper.hidden,
             },
             output_name,
+            nextn: NextnSpec::new(hyper, catalog),
             rope_factors: [always.or(short), always.or(long)],
         }
     }
@@ -78,6 +81,50 @@ impl ModelSpec {
     /// not.
     pub fn rope_factors(&self, long: bool) -> Option<&'static str> {
         self.rope_factors[usize::from(long)]
+    }
+}
+
+/// A block behind the layers that predicts the token behind the next one (multi-token prediction).
+///
+/// At each position it reads the token's embedding and the normalized activations of the position
+/// before: both normalized, side by side, through a projection, then a layer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NextnSpec {
+    /// The table of token embeddings: its own, or the model's.
+    pub embedding: String,
+    /// In front of the projection, of embeddings.
+    pub token_norm: NormSpec,
+    /// The same of activations.
+    pub hidden_norm: NormSpec,
+    /// From both, side by side, to the layer's input.
+    pub projection: LinearSpec,
+    /// Its layer.
+    pub layer: LayerSpec,
+}
+
+impl NextnSpec {
+    /// That of a model, if it can be run and has a projection.
+    pub(crate) fn new(hyper: &Hyper, catalog: &Catalog) -> Option<NextnSpec> {
+        hyper.nextn?;
+        let known = Known {
+            number: hyper.layers,
+            hyper,
+            catalog,
+        };
+        let embedding = known.stem("nextn.embed_tokens.weight");
+        let hidden = hyper.hidden;
+        Some(NextnSpec {
+            embedding: match catalog.tensor_named(&embedding) {
+                Some(_) => embedding,
+                None => EMBEDDING.to_owned(),
+            },
+            token_norm: known.norm_if_there("nextn.enorm", hidden)?,
+            hidden_norm: known.norm_if_there("nextn.hnorm", hidden)?,
+            projection: known
+                .has("nextn.eh_proj")
+                .then(|| known.linear("nextn.eh_proj", hidden, 2 * hidden))?,
+            layer: LayerSpec::new(hyper, hyper.layers, catalog),
+        })
     }
 }
 
@@ -330,23 +377,26 @@ struct Known<'k> {
 }
 
 impl LayerSpec {
-    /// A layer of a model.
+    /// A layer of a model; behind the last one stands the block for a further token.
     fn new(hyper: &Hyper, number: usize, catalog: &Catalog) -> LayerSpec {
         let known = Known {
             number,
             hyper,
             catalog,
         };
-        let attention = match (hyper.attention[number], hyper.delta_nets[number]) {
+        let delta_net = hyper.delta_nets.get(number).copied().flatten();
+        let attention = hyper.attention.get(number).copied();
+        let attention = match (attention.unwrap_or(hyper.nextn), delta_net) {
             (_, Some(numbers)) => Some(MixerSpec::DeltaNet(known.delta_net(numbers))),
             (Some(numbers), None) => Some(MixerSpec::Attention(known.attention(numbers))),
-            (None, None) if hyper.is_linear[number] => {
+            (None, None) if hyper.is_linear.get(number) == Some(&true) => {
                 let linear = known.linear("attn_output", hyper.hidden, hyper.hidden);
                 Some(MixerSpec::Linear(linear))
             }
             (None, None) => None,
         };
-        let ffn = hyper.has_ffn[number].then(|| known.ffn_or_moe());
+        let has_ffn = hyper.has_ffn.get(number) != Some(&false);
+        let ffn = has_ffn.then(|| known.ffn_or_moe());
         let layout = match hyper.decoder.layout {
             Layout::ParallelWithout(norm) if known.has(norm) => Layout::Sequential(norm),
             layout => layout,
@@ -355,7 +405,8 @@ impl LayerSpec {
             true => "attn_norm_2",
             false => "attn_norm",
         };
-        let mamba2 = hyper.mamba2[number].map(|numbers| MixerSpec::Mamba2(known.mamba2(numbers)));
+        let mamba2 = hyper.mamba2.get(number).copied().flatten();
+        let mamba2 = mamba2.map(|numbers| MixerSpec::Mamba2(known.mamba2(numbers)));
         let attention = attention.into_iter().chain(mamba2);
         let attention: Vec<_> = attention
             .map(|mixer| known.branch(attention_norm, mixer))
@@ -618,6 +669,19 @@ impl Known<'_> {
         }
     }
 
+    /// What stands between the matrices of the feed-forward network; behind the layers, that of the
+    /// last one.
+    fn activation(&self) -> Activation {
+        let activations = &self.hyper.activations;
+        activations[self.number.min(activations.len() - 1)]
+    }
+
+    /// How the router weighs experts; behind the layers, as in the last one.
+    fn routing(&self) -> Routing {
+        let routing = &self.hyper.routing;
+        routing[self.number.min(routing.len() - 1)]
+    }
+
     fn ffn_or_moe(&self) -> MixerSpec {
         match self.has("ffn_gate_inp") {
             true => MixerSpec::Moe(self.moe()),
@@ -654,7 +718,7 @@ impl Known<'_> {
             first,
             inner_norm: self.norm_if_there(&format!("ffn_sub_norm{suffix}"), length),
             down: linear(&down, columns, length),
-            activation: self.hyper.activations[self.number],
+            activation: self.activation(),
         }
     }
 
@@ -682,7 +746,7 @@ impl Known<'_> {
                 .catalog
                 .tensor_named(&selection_bias)
                 .map(|_| selection_bias),
-            routing: self.hyper.routing[self.number],
+            routing: self.routing(),
             latent,
             experts,
             shared,

@@ -161,11 +161,11 @@ pub fn input_of(engine: &Engine<'_>, tensor: &Entry, process_output: bool) -> Op
 }
 
 /// Whether the input Hessian of a linear is collected: it is in the set, and a layer of the model
-/// reads it.
+/// reads it, or the block for a further token.
 fn is_collected(engine: &Engine<'_>, linear: &Linear, process_output: bool) -> bool {
     let in_model = linear
         .layer
-        .is_none_or(|layer| layer.index() < engine.hyper.layers);
+        .is_none_or(|layer| layer.index() < engine.hyper.layers + usize::from(engine.has_nextn()));
     let catalog = engine.catalog();
     in_model
         && catalog.weight(linear.id).is_matrix()

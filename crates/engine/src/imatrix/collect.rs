@@ -286,12 +286,14 @@ impl Collector<'_> {
             .collect();
         let scored = windows.first_scored()..windows.first_scored() + windows.scored();
         let keep = match (options.process_output, options.score) {
+            _ if engine.has_nextn() => 0..windows.n_ctx(),
             (true, _) => 0..windows.n_ctx(),
             (false, true) => scored.clone(),
             (false, false) => 0..0,
         };
         let hidden = engine.run(&chunks, keep.clone(), Some(&*self), progress)?;
-        if keep.is_empty() {
+        engine.run_nextn(&chunks, &hidden, &*self, progress)?;
+        if !options.process_output && !options.score {
             return Ok(());
         }
         progress.begin(self.chunks.len() as u64, Unit::Steps);
@@ -343,7 +345,8 @@ impl Collector<'_> {
     ) -> Result<Vec<f64>, Error> {
         let rows = hidden.take(chunk)?;
         let mut nll = Vec::with_capacity(labels.len());
-        for start in (0..hidden.rows()).step_by(LOGIT_ROWS) {
+        let begin = if self.process_output { 0 } else { first };
+        for start in (begin..hidden.rows()).step_by(LOGIT_ROWS) {
             let count = LOGIT_ROWS.min(hidden.rows() - start);
             let logits = head.logits(&rows.range(start..start + count), chunk, Some(self))?;
             if labels.is_empty() || start + count <= first {

@@ -19,6 +19,7 @@ mod head;
 mod layer;
 mod linear;
 mod mixer;
+mod nextn;
 mod ops;
 mod order;
 mod rerun;
@@ -43,6 +44,7 @@ use weights::Weights;
 
 pub use device::{Backend, Device, Uploaded, device};
 pub use head::Head;
+pub use ops::delta::delta_rule;
 pub use ops::product::rows_times_rows;
 pub use order::in_order;
 pub use quantier_arch::hyper::{AttentionNumbers, Hyper, Rotation};
@@ -271,6 +273,10 @@ impl<'a> Engine<'a> {
             Layer::load(&weights, layer, &[])?;
         }
         weights.linear(&self.spec.output)?;
+        if let Some(spec) = &self.spec.nextn {
+            weights.linear(&spec.projection)?;
+            Layer::load(&weights, &spec.layer, &[])?;
+        }
         if let Some(norm) = &self.spec.output_norm {
             weights.norm(norm)?;
         }

@@ -1,0 +1,115 @@
+//! The block behind the layers that predicts the token behind the next one (multi-token prediction),
+//! run as a draft is: over the tokens and the activations of the model itself.
+//!
+//! ```text
+//! position k    the embedding of its token, normalized, beside
+//!               the model's normalized activations of position k - 1, normalized once more
+//!               -> projection -> layer
+//! ```
+//!
+//! Nothing stands in front of the first position, which reads zeros, as in llama.cpp.
+
+use super::layer::{Bundle, Layer};
+use super::linear::{Linear, Norm, Pass};
+use super::order::in_order;
+use super::rows::Rows;
+use super::{Engine, Error, Hidden, Observer, Result, Tap};
+use quantier_arch::spec::NextnSpec;
+use quantier_core::progress::{Progress, Unit};
+
+/// The block, widened.
+struct Block {
+    token_norm: Norm,
+    hidden_norm: Norm,
+    projection: Linear,
+    layer: Layer,
+    /// The norm behind the model's last layer.
+    model_norm: Option<Norm>,
+}
+
+impl Engine<'_> {
+    /// Whether there is a block for a further token that can be run.
+    pub fn has_nextn(&self) -> bool {
+        self.spec.nextn.is_some()
+    }
+
+    /// Runs the block for a further token, if there is one, over chunks that have gone through all
+    /// layers; `hidden` has all of their rows. The observer sees the inputs of its linears.
+    ///
+    /// # Errors
+    /// Tensors that are missing or of the wrong shape, activations that are not finite.
+    pub fn run_nextn(
+        &self,
+        chunks: &[Vec<u32>],
+        hidden: &Hidden,
+        observer: &dyn Observer,
+        progress: &dyn Progress,
+    ) -> Result<()> {
+        let Some(spec) = &self.spec.nextn else {
+            return Ok(());
+        };
+        let positions = chunks.first().map_or(0, Vec::len);
+        if chunks.iter().any(|chunk| chunk.len() != hidden.rows()) {
+            return Err(Error::Model("chunks differ in length".into()));
+        }
+        progress.begin(chunks.len() as u64, Unit::Steps);
+        progress.at("block for a further token");
+        self.pool.install(|| {
+            let block = self.nextn(spec, positions)?;
+            in_order(chunks.len(), |chunk| {
+                if progress.cancelled() {
+                    return Err(Error::Cancelled);
+                }
+                let pass = Pass {
+                    chunk,
+                    tap: Some(observer as &dyn Tap),
+                    recording: false,
+                    split: self.split(chunks.len()),
+                    progress,
+                };
+                let width = self.hyper.hidden;
+                let tokens = self.weights.rows(&spec.embedding, &chunks[chunk], width)?;
+                let hidden = hidden.rows_of(chunk)?;
+                let input = block.input(Rows::new(tokens, width), &hidden);
+                pass.input(&[&block.projection], None, &input)?;
+                let stream = pass.times(&block.projection, &input)?;
+                let Bundle { stream } = block.layer.forward(Bundle { stream }, &pass)?;
+                if !stream.is_finite() {
+                    let layer = self.hyper.layers;
+                    return Err(Error::NotFinite { layer, chunk });
+                }
+                progress.advance(1);
+                observer.chunk_done(chunk)
+            })?;
+            observer.layer_done(self.hyper.layers)
+        })
+    }
+
+    fn nextn(&self, spec: &NextnSpec, positions: usize) -> Result<Block> {
+        let weights = &self.weights;
+        let model_norm = self.spec.output_norm.as_ref();
+        Ok(Block {
+            token_norm: weights.norm(&spec.token_norm)?,
+            hidden_norm: weights.norm(&spec.hidden_norm)?,
+            projection: weights.linear(&spec.projection)?,
+            layer: Layer::load(weights, &spec.layer, &self.angles(positions)?)?,
+            model_norm: model_norm.map(|norm| weights.norm(norm)).transpose()?,
+        })
+    }
+}
+
+impl Block {
+    /// What the projection reads, of embeddings and of the activations behind the last layer: `[rows,
+    /// hidden]` both.
+    fn input(&self, mut tokens: Rows, hidden: &Rows) -> Rows {
+        self.token_norm.apply(tokens.numbers_mut());
+        let mut before = Rows::zeros(hidden.len(), hidden.columns());
+        let (_, rest) = before.numbers_mut().split_at_mut(hidden.columns());
+        rest.copy_from_slice(&hidden.numbers()[..rest.len()]);
+        if let Some(norm) = &self.model_norm {
+            norm.apply(rest);
+        }
+        self.hidden_norm.apply(rest);
+        Rows::beside(&[&tokens, &before])
+    }
+}

@@ -1,0 +1,108 @@
+//! Estimated sensitivities of the block for a further token, on which the model's own output does not
+//! depend, so that no divergence can be measured.
+//!
+//! Its tensors count as much as those of the last layer with the same roles: a tensor's
+//! importance-weighted error (see [`Candidate::weighted_error`]) times what such errors cost there,
+//! in nats. A draft then has about as many bits as the layer that it resembles.
+
+use super::Result;
+use super::kept::Nats;
+use super::scores::Candidate;
+use crate::input::Input;
+use crate::progress::{Progress, Unit};
+use std::collections::BTreeMap;
+
+/// Nats per error, of each of a candidate's scores: with error feedback, and without.
+type Rates = Vec<f64>;
+
+/// Adds the tensors of a block for a further token that have importance weights to the scores of
+/// all others.
+pub(super) fn estimate(
+    nats: &mut Nats,
+    candidates: &BTreeMap<&str, Candidate<'_>>,
+    input: &Input<'_>,
+    pool: &rayon::ThreadPool,
+    progress: &dyn Progress,
+) -> Result<()> {
+    let block = candidates
+        .iter()
+        .filter(|(name, candidate)| input.is_nextn(name) && candidate.weights.importance.is_some());
+    let block: Vec<_> = block.collect();
+    progress.begin(block.len() as u64, Unit::Steps);
+    let mut rates: Vec<(&str, Option<Rates>)> = Vec::new();
+    for (name, candidate) in &block {
+        progress.at(name);
+        let like = counterpart(nats, candidates, input, candidate);
+        let rate = like.map(|(like, scores)| -> Result<Rates> {
+            let errors = pool.install(|| like.weighted_error(progress))?;
+            Ok(rates_of(scores, &errors))
+        });
+        rates.push((name, rate.transpose()?));
+        progress.advance(1);
+    }
+    let known: Vec<&Rates> = rates.iter().filter_map(|(_, rate)| rate.as_ref()).collect();
+    let Some(first) = known.first() else {
+        return Ok(());
+    };
+    let others: Rates = (0..first.len())
+        .map(|score| mean(known.iter().filter_map(|rates| rates.get(score)).copied()))
+        .collect();
+    for ((name, candidate), (_, rates)) in block.iter().zip(&rates) {
+        let errors = pool.install(|| candidate.weighted_error(progress))?;
+        let rates = rates.as_ref().unwrap_or(&others).iter();
+        let scores = rates.flat_map(|rate| errors.iter().map(move |error| error * rate));
+        nats.insert((**name).to_owned(), scores.collect());
+    }
+    Ok(())
+}
+
+/// The tensor of the last layer that has one with a candidate's label, and its scores.
+fn counterpart<'c, 'a>(
+    nats: &'c Nats,
+    candidates: &'c BTreeMap<&str, Candidate<'a>>,
+    input: &Input<'_>,
+    candidate: &Candidate<'_>,
+) -> Option<(&'c Candidate<'a>, &'c [f64])> {
+    let label = input.entry(candidate.tensor()).label();
+    let same = candidates.iter().filter(|(name, other)| {
+        input.entry(other.tensor()).label() == label && !input.is_nextn(name)
+    });
+    let scored = same.filter_map(|(name, other)| Some((other, &**nats.get(*name)?)));
+    scored.max_by_key(|(other, _)| input.entry(other.tensor()).layer)
+}
+
+/// The mean rate of every series of scores, of which each has one for every error.
+fn rates_of(scores: &[f64], errors: &[f64]) -> Rates {
+    let series = scores.chunks_exact(errors.len().max(1));
+    let rate = |scores: &[f64]| {
+        let pairs = scores.iter().zip(errors);
+        mean(pairs.map(|(nats, error)| nats / error))
+    };
+    series.map(rate).collect()
+}
+
+/// The geometric mean of the finite numbers above 0; 0 if there is none.
+fn mean(numbers: impl Iterator<Item = f64>) -> f64 {
+    let logarithms = numbers.filter(|x| *x > 0.0 && x.is_finite()).map(f64::ln);
+    let logarithms: Vec<f64> = logarithms.collect();
+    match logarithms.len() {
+        0 => 0.0,
+        count => (logarithms.iter().sum::<f64>() / count as f64).exp(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_cost_what_they_cost_in_a_like_tensor() {
+        // Two types; with error feedback, then without.
+        let rates = rates_of(&[0.2, 0.8, 0.4, 3.2], &[0.1, 0.1]);
+        assert!((rates[0] - 4.0).abs() < 1e-12, "{rates:?}");
+        assert!((rates[1] - 128f64.sqrt()).abs() < 1e-12, "{rates:?}");
+        // A type without an error tells nothing.
+        assert_eq!(rates_of(&[0.0, 0.5], &[0.0, 0.25]), [2.0]);
+        assert_eq!(rates_of(&[0.0, 0.0], &[0.0, 0.0]), [0.0]);
+    }
+}
