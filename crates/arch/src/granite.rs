@@ -125,7 +125,7 @@ const LAYERS: &[Parameter] = &[Parameter::Computed(|config, keys| {
     set_attention(config, keys, &heads, layers.contains(&false))
 })];
 
-const SHARED: &[Parameter] = &[Parameter::Computed(|config, keys| {
+pub(super) const SHARED: &[Parameter] = &[Parameter::Computed(|config, keys| {
     const LENGTH: &str = "expert_shared_feed_forward_length";
     if let Some(length) = nonzero(config, &["shared_intermediate_size"])? {
         set_size(keys, LENGTH, length)?;
@@ -280,6 +280,14 @@ pub(super) const STATE_SIZE: Parameter = Parameter::U32(
 );
 pub(super) const GROUP_COUNT: Parameter = Parameter::U32("ssm.group_count", GROUPS);
 pub(super) const HEAD_COUNT: Parameter = Parameter::U32("ssm.time_step_rank", HEADS);
+
+/// The sizes of the state spaces of hybrids.
+const HYBRID_SIZES: Sizes = Sizes {
+    hidden: Hidden,
+    heads: Field(HEADS),
+    groups: Field(GROUPS),
+    inner: INNER,
+};
 
 /// Numbers of all heads of values: so many times the hidden size.
 const INNER: Size = Product(&[

@@ -398,7 +398,7 @@ fn mamba2(weights: &Weights<'_>, spec: &Mamba2Spec) -> Result<Mamba2> {
         kernels: weights.finite(&spec.convolution, &[channels, numbers.kernel])?,
         channel_bias: bias.transpose()?,
         step_bias: weights.finite(&spec.step_bias, &[heads])?,
-        decay: weights.finite(&spec.decay, &[heads])?,
+        decay: weights.at_most_zero(&spec.decay, heads)?,
         skip: weights.finite(&spec.skip, &[heads])?,
         norm: norm(weights, &spec.norm)?,
         output: weights.linear(&spec.output)?,
