@@ -31,7 +31,8 @@ class Bench:
         self.quantier, self.reference = options.quantier.resolve(), options.reference.resolve()
         self.work, self.model = options.work.resolve(), options.model.resolve()
         self.quick = options.quick
-        self.presets = QUICK_PRESETS if options.quick else PRESETS
+        given = os.environ.get("PRESETS")
+        self.presets = given.split(",") if given else QUICK_PRESETS if options.quick else PRESETS
         self.cut_texts(options)
         self.stages = {}
 

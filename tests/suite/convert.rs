@@ -213,7 +213,12 @@ pub(super) fn plan(dir: &Path, args: &[&str]) -> Value {
 
 /// The f32 weights of a tensor in the output.
 pub(super) fn weights(dir: &Path, name: &str) -> Vec<f32> {
-    let file = std::fs::read(dir.join("out.gguf")).unwrap();
+    weights_of(&dir.join("out.gguf"), name)
+}
+
+/// The f32 weights of a tensor of a file.
+pub(super) fn weights_of(path: &Path, name: &str) -> Vec<f32> {
+    let file = std::fs::read(path).unwrap();
     let header = quantier::format::gguf::parse(&file).unwrap();
     let (info, offset) = header
         .tensors

@@ -24,6 +24,7 @@ mod hessian;
 mod hub;
 mod imatrix_failures;
 mod logits_vs_reference;
+mod nextn;
 mod ollama_templates;
 #[cfg(unix)]
 mod set;

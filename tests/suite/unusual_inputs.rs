@@ -53,7 +53,7 @@ fn in_directory(files: &[(&str, &[u8])]) -> TempDir {
 }
 
 /// The tokenizer of testdata/bpe in place of SentencePiece's, with these tokens added to it.
-fn with_byte_level(dir: &Path, added: &[(&str, u64)]) {
+pub(super) fn with_byte_level(dir: &Path, added: &[(&str, u64)]) {
     let _ = std::fs::remove_file(dir.join("tokenizer.model"));
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/bpe");
     let text = std::fs::read_to_string(source.join("tokenizer.json")).unwrap();
