@@ -755,6 +755,110 @@ def nemotron_h(pattern="M-M*-", **more):
     return config, backbone(len(pattern), BPE_VOCAB + 8, layer), "bpe"
 
 
+def nemotron_h_moe(latent=None, mtp=0, listed=False, **more):
+    """Nemotron 3: experts without gates, chosen by logistic functions and a bias, in groups; one that sees every token.
+    They may read a shorter vector. A block for a further token has two layers, attention and experts."""
+    pattern, experts, length, shared = "ME*E", 8, 96, 160
+    config, shapes, tokenizer = nemotron_h(pattern)
+    names = {"M": "mamba", "E": "moe", "*": "attention"}
+    config |= {"n_routed_experts": experts, "num_experts_per_tok": 2, "moe_intermediate_size": length,
+               "moe_shared_expert_intermediate_size": shared, "n_shared_experts": 1, "norm_topk_prob": True,
+               "routed_scaling_factor": 2.5, "n_group": 4 if latent else 1, "topk_group": 2 if latent else 1,
+               "num_nextn_predict_layers": mtp}
+    if latent:
+        config["moe_latent_size"] = latent
+    if listed:
+        config = without(config, "hybrid_override_pattern", "num_hidden_layers")
+        config |= {"layers_block_type": [names[letter] for letter in pattern]}
+    columns = latent or HIDDEN
+
+    def moe(p):
+        p += "mixer."
+        layer = {p + "gate.weight": (experts, HIDDEN), p + "gate.e_score_correction.bias": (experts,),
+                 p + "shared_experts.up_proj.weight": (shared, HIDDEN), p + "shared_experts.down_proj.weight": (HIDDEN, shared)}
+        for e in range(experts):
+            x = f"{p}experts.{e}."
+            layer |= {x + "up_proj.weight": (length, columns), x + "down_proj.weight": (columns, length)}
+        if latent:
+            layer |= {p + "fc1_latent_proj.weight": (latent, HIDDEN), p + "fc2_latent_proj.weight": (HIDDEN, latent)}
+        return layer
+
+    for i in (i for i, letter in enumerate(pattern) if letter == "E"):
+        p = f"backbone.layers.{i}."
+        shapes = {name: shape for name, shape in shapes.items() if not name.startswith(p + "mixer.")} | moe(p)
+    if mtp:
+        attention = "backbone.layers.2."
+        shapes |= {name.replace(attention, "mtp.layers.0."): shape for name, shape in shapes.items()
+                   if name.startswith(attention)}
+        shapes |= moe("mtp.layers.1.") | norms("mtp.layers.0.", "enorm", "hnorm")
+        shapes |= norms("mtp.layers.1.", "norm", "final_layernorm")
+        shapes["mtp.layers.0.eh_proj.weight"] = (HIDDEN, 2 * HIDDEN)
+    return config | more, shapes, tokenizer
+
+
+def puzzle():
+    """Experts of other widths and numbers in every layer, names without `backbone.`, a head that is left out."""
+    config, shapes, tokenizer = nemotron_h_moe(64, 1)
+    config = without(config, "hybrid_override_pattern", "num_hidden_layers", "num_experts_per_tok", "moe_intermediate_size")
+    widths = {1: (96, 2), 3: (128, 4)}
+    kinds = ["mamba", "moe", "attention", "moe"]
+    blocks = [{"block_type": kind} for kind in kinds]
+    for i, (width, used) in widths.items():
+        blocks[i] |= {"moe_intermediate_size": width, "num_experts_per_tok": used}
+    for name, shape in shapes.items():
+        if "layers.3.mixer.experts" in name:
+            shapes[name] = tuple(128 if size == 96 else size for size in shape)
+    shapes = {name.replace("backbone.", "model.").replace("correction.bias", "correction_bias"): shape
+              for name, shape in shapes.items()}
+    return (config | {"architectures": ["NemotronHPuzzleForCausalLM"], "model_type": "nemotron_h_puzzle", "block_configs": blocks,
+                      "n_group": 1, "topk_group": 1}, shapes, tokenizer)
+
+
+def granite_hybrid(experts=0, kinds="MAMM", shared=FFN, **more):
+    """Granite 4: state spaces and attention, each with a network, or experts and one that every token sees."""
+    config = base("GraniteMoeHybridForCausalLM", "granitemoehybrid", BPE_VOCAB + (5 if "M" in kinds else 0),
+                  num_hidden_layers=len(kinds), layer_types=["mamba" if kind == "M" else "attention" for kind in kinds],
+                  mamba_n_heads=8, mamba_d_head=SPACE_HEAD, mamba_n_groups=1, mamba_d_state=32, mamba_d_conv=4,
+                  mamba_expand=2, mamba_conv_bias=True, shared_intermediate_size=shared, num_local_experts=experts,
+                  num_experts_per_tok=2 if experts else 0, attention_multiplier=0.015625, embedding_multiplier=12,
+                  residual_multiplier=0.22, logits_scaling=8, position_embedding_type="nope", rope_theta=10000)
+
+    def layer(p):
+        kind = kinds[int(p.split(".")[2])]
+        shapes = state_space(p + "mamba.", groups=1) if kind == "M" else attention(p)
+        shapes |= norms(p, "input_layernorm", "post_attention_layernorm")
+        shapes |= {p + "shared_mlp.input_linear.weight": (2 * shared, HIDDEN),
+                   p + "shared_mlp.output_linear.weight": (HIDDEN, shared)}
+        if experts:
+            p += "block_sparse_moe."
+            shapes |= {p + "router.layer.weight": (experts, HIDDEN), p + "input_linear.weight": (experts, 2 * FFN, HIDDEN),
+                       p + "output_linear.weight": (experts, HIDDEN, FFN)}
+        return shapes
+
+    vocab = BPE_VOCAB + (8 if "M" in kinds else 0)
+    return config | more, model(vocab, layer, layers=len(kinds)), "bpe"
+
+
+def bamba(**more):
+    """Layers with attention by number, which are rotated in part."""
+    config = base("BambaForCausalLM", "bamba", BPE_VOCAB, num_hidden_layers=3, attn_layer_indices=[1], attn_rotary_emb=32,
+                  mamba_n_heads=8, mamba_d_head="auto", mamba_n_groups=1, mamba_d_state=32, mamba_d_conv=4, mamba_expand=2,
+                  rope_theta=10000.0)
+    config["mamba_d_head"] = SPACE_HEAD
+
+    def layer(p):
+        shapes = attention(p) if p.split(".")[2] == "1" else state_space(p + "mamba.", groups=1)
+        return shapes | gated(p + "feed_forward.") | norms(p, "input_layernorm", "pre_ff_layernorm")
+
+    shapes = model(BPE_VOCAB, layer, final_norm=False, layers=3) | norms("model.", "final_layernorm")
+    return config | more, shapes, "bpe"
+
+
+def bamba_period():
+    config, shapes, tokenizer = bamba(attn_layer_period=3, attn_layer_offset=1)
+    return without(config, "attn_layer_indices", "attn_rotary_emb"), shapes, tokenizer
+
+
 def falcon_h1(norm=True):
     """Attention beside a state space, and multipliers of everything; with a norm of the states and without."""
     multipliers = {"embedding_multiplier": 5.656854249492381, "lm_head_multiplier": 0.0390625,
@@ -1262,6 +1366,15 @@ CHECKPOINTS = {
     "nemotron": (nemotron, torch.bfloat16, 1),
     "nemotron_h": (nemotron_h, torch.bfloat16, 1),
     "nemotron_h-f16": (lambda: nemotron_h("*M-", attention_bias=True, rms_norm_eps=1e-6), torch.float16, 1),
+    "nemotron_h_moe": (nemotron_h_moe, torch.bfloat16, 1),
+    "nemotron_h_moe-latent": (lambda: nemotron_h_moe(64, 1, True), torch.bfloat16, 2),
+    "nemotron_h_puzzle": (puzzle, torch.bfloat16, 1),
+    "granitehybrid": (granite_hybrid, torch.bfloat16, 1),
+    "granitehybrid-experts": (lambda: granite_hybrid(4, shared=160), torch.bfloat16, 1),
+    "granitehybrid-attention": (lambda: granite_hybrid(kinds="AA"), torch.bfloat16, 1),
+    "granitehybrid-attention-experts": (lambda: granite_hybrid(4, kinds="AA", shared=160), torch.bfloat16, 1),
+    "bamba": (bamba, torch.bfloat16, 1),
+    "bamba-period": (bamba_period, torch.float16, 1),
     "mamba2": (mamba2, torch.bfloat16, 1),
     "mamba2-codestral": (codestral, torch.float32, 2),
     "mamba2-original": (original_mamba2, torch.float16, 1),

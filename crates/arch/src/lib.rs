@@ -140,6 +140,7 @@ pub static ARCHITECTURES: &[&Architecture] = &[
     &starcoder::CODESHELL,
     &nemotron::NEMOTRON,
     &nemotron_h::NEMOTRON_H,
+    &nemotron_h::NEMOTRON_H_PUZZLE,
     &mamba2::MAMBA2,
     &falcon_h1::FALCON_H1,
     &orion::ORION,
@@ -182,6 +183,7 @@ type Choice = fn(&Config) -> config::Result<&'static Architecture>;
 const CHOICES: &[(&str, Choice)] = &[
     ("GraniteMoeHybridForCausalLM", granite::of_hybrid),
     ("BambaForCausalLM", granite::of_hybrid),
+    ("NemotronHForCausalLM", nemotron_h::of_class),
 ];
 
 impl Architecture {

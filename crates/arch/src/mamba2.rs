@@ -26,7 +26,7 @@ pub(super) static MAMBA2: Architecture = Architecture {
 
 /// The recipes of one layer's state space, whose names begin so, with operations on its matrices.
 macro_rules! state_space {
-    ($prefix:literal, $sizes:expr, $input:expr, $output:expr) => {
+    ($prefix:expr, $sizes:expr, $input:expr, $output:expr) => {
         &[
             Recipe::with(
                 concat!($prefix, "in_proj"),

@@ -1,14 +1,17 @@
-//! Nemotron-H: every layer is one of a Mamba-2, attention without rotation, and a feed-forward
-//! network.
+//! Nemotron-H and Nemotron 3: every layer is one of a Mamba-2, attention without rotation, and a
+//! feed-forward network or experts.
 
 use super::config::{Config, Result, wrong_kind};
-use super::decoder::{Activation, Decoder, Layout, Mamba2Layers, Rope};
+use super::decoder::{
+    Activation, Decoder, Gating, Layout, Mamba2Layers, Needs, Rope, Router, Setting,
+};
 use super::granite::{self, CONVOLUTION, GROUP_COUNT, GROUPS, HEAD_COUNT, HEADS, STATE_SIZE};
-use super::mamba2::{EMBEDDINGS, NORM, Sizes, set_size, state_space};
+use super::llama::rope_factors;
+use super::mamba2::{Sizes, set_size, state_space};
 use super::parameters::{COMMON, FILE_TYPE, set_numbers};
-use super::recipes::Op::Interleave;
-use super::recipes::Recipe;
-use super::recipes::Size::{self, Any, FeedForward, Field, Hidden, KeyHeads, Product, QueryHeads};
+use super::recipes::Op::{Interleave, Stack};
+use super::recipes::Size::{self, Any, Field, Hidden, KeyHeads, Number, Product, QueryHeads};
+use super::recipes::{Input, Output, Recipe};
 use super::{Architecture, Parameter};
 use quantier_gguf::gguf;
 use quantier_tokenizer::VocabKind;
@@ -22,13 +25,14 @@ pub(super) static NEMOTRON_H: Architecture = Architecture {
         COMMON,
         FILE_TYPE,
         granite::PARAMETERS,
+        granite::SHARED,
         STATE_PARAMETERS,
         LAYERS,
         HEAD_LENGTHS,
         NETWORKS,
     ],
-    tensors: &[EMBEDDINGS, NORM, STATE_SPACES, ATTENTION, FFN],
-    generated: super::nothing_generated,
+    tensors: &[TABLES[0], TABLES[1], TABLES[2], TABLES[3], TABLES[4]],
+    generated: rope_factors,
     decoder: Decoder {
         rope: Rope::None,
         layout: Layout::Sequential("attn_norm"),
@@ -37,6 +41,77 @@ pub(super) static NEMOTRON_H: Architecture = Architecture {
         ..Decoder::LLAMA
     },
 };
+
+/// The same class with experts, which may be latent, in place of networks.
+static NEMOTRON_H_MOE: Architecture = Architecture {
+    classes: &[],
+    name: "nemotron_h_moe",
+    parameters: &[
+        COMMON,
+        FILE_TYPE,
+        granite::PARAMETERS,
+        granite::SHARED,
+        STATE_PARAMETERS,
+        LAYERS,
+        HEAD_LENGTHS,
+        EXPERTS,
+        ROUTER,
+        LATENT,
+        PREDICT_LAYERS,
+    ],
+    tensors: &[TABLES[0], TABLES[1], TABLES[2], TABLES[3], TABLES[5], NEXTN],
+    decoder: Decoder {
+        router: Router {
+            gating: Setting::Always(Gating::Sigmoid),
+            normalized: Setting::Listed(false),
+        },
+        needs: Needs {
+            optional: &["ffn_latent_down", "ffn_latent_up"],
+            ..Needs::WEIGHTS
+        },
+        ..NEMOTRON_H.decoder
+    },
+    ..NEMOTRON_H
+};
+
+/// Every layer has experts of its own width, of which its own number see a token.
+pub(super) static NEMOTRON_H_PUZZLE: Architecture = Architecture {
+    classes: &["NemotronHPuzzleForCausalLM"],
+    parameters: &[
+        COMMON,
+        FILE_TYPE,
+        granite::PARAMETERS,
+        granite::SHARED,
+        STATE_PARAMETERS,
+        LAYERS,
+        HEAD_LENGTHS,
+        PUZZLE_EXPERTS,
+        ROUTER,
+        LATENT,
+    ],
+    tensors: &[
+        &[Recipe::leave_out("mtp.*", "multi-token prediction")],
+        TABLES[0],
+        TABLES[1],
+        TABLES[2],
+        TABLES[3],
+        TABLES[5],
+        MODEL_TABLES[0],
+        MODEL_TABLES[1],
+        MODEL_TABLES[2],
+        MODEL_TABLES[3],
+        MODEL_TABLES[5],
+    ],
+    ..NEMOTRON_H_MOE
+};
+
+/// The architecture of the class, by whether it has experts.
+pub(super) fn of_class(config: &Config) -> Result<&'static Architecture> {
+    Ok(match has_experts(config) {
+        true => &NEMOTRON_H_MOE,
+        false => &NEMOTRON_H,
+    })
+}
 
 const SIZES: Sizes = Sizes {
     hidden: Hidden,
@@ -59,44 +134,143 @@ const STATE_PARAMETERS: &[Parameter] = &[
     HEAD_COUNT,
 ];
 
-const STATE_SPACES: &[Recipe] = state_space!("backbone.layers.{}.mixer.", SIZES, &[], &[]);
+/// The tables of a model whose names begin so: embeddings, norms, state spaces, attention, networks,
+/// experts.
+macro_rules! tables {
+    ($model:literal) => {
+        [
+            &[
+                Recipe::rename(concat!($model, "embeddings"), "token_embd", &[Any, Hidden]),
+                Recipe::rename(concat!($model, "norm_f"), "output_norm", &[Hidden]),
+                Recipe::rename("lm_head", "output", &[Any, Hidden]),
+            ],
+            &[Recipe::rename(
+                concat!($model, "layers.{}.norm"),
+                "blk.{}.attn_norm",
+                &[Hidden],
+            )],
+            state_space!(concat!($model, "layers.{}.mixer."), SIZES, &[], &[]),
+            // Heads of queries and keys are interleaved as for a rotation, which there is none of.
+            &[
+                Recipe::with(
+                    concat!($model, "layers.{}.mixer.q_proj"),
+                    "blk.{}.attn_q",
+                    &[Any, Hidden],
+                    &[Interleave(QueryHeads)],
+                ),
+                Recipe::with(
+                    concat!($model, "layers.{}.mixer.k_proj"),
+                    "blk.{}.attn_k",
+                    &[Any, Hidden],
+                    &[Interleave(KeyHeads)],
+                ),
+                Recipe::rename(
+                    concat!($model, "layers.{}.mixer.v_proj"),
+                    "blk.{}.attn_v",
+                    &[Any, Hidden],
+                ),
+                Recipe::rename(
+                    concat!($model, "layers.{}.mixer.o_proj"),
+                    "blk.{}.attn_output",
+                    &[Hidden, Any],
+                ),
+            ],
+            &[
+                Recipe::rename(
+                    concat!($model, "layers.{}.mixer.up_proj"),
+                    "blk.{}.ffn_up",
+                    &[Any, Hidden],
+                ),
+                Recipe::rename(
+                    concat!($model, "layers.{}.mixer.down_proj"),
+                    "blk.{}.ffn_down",
+                    &[Hidden, Any],
+                ),
+            ],
+            &[
+                Recipe::rename(
+                    concat!($model, "layers.{}.mixer.gate.weight"),
+                    "blk.{}.ffn_gate_inp.weight",
+                    &[NUMBER_OF_EXPERTS, Hidden],
+                ),
+                Recipe::rename(
+                    concat!($model, "layers.{}.mixer.gate.e_score_correction.bias"),
+                    "blk.{}.exp_probs_b.bias",
+                    &[NUMBER_OF_EXPERTS],
+                ),
+                Recipe::new(
+                    &[
+                        Input::new(
+                            concat!($model, "layers.{}.mixer.experts.{}.down_proj.weight"),
+                            &[Any, Any],
+                        ),
+                        Input::new(
+                            concat!($model, "layers.{}.mixer.experts.{}.up_proj.weight"),
+                            &[Any, Any],
+                        ),
+                    ],
+                    &[
+                        Output::of(
+                            &[0],
+                            "blk.{}.ffn_down_exps.weight",
+                            &[Stack(NUMBER_OF_EXPERTS)],
+                        ),
+                        Output::of(
+                            &[1],
+                            "blk.{}.ffn_up_exps.weight",
+                            &[Stack(NUMBER_OF_EXPERTS)],
+                        ),
+                    ],
+                ),
+                Recipe::rename(
+                    concat!($model, "layers.{}.mixer.fc1_latent_proj"),
+                    "blk.{}.ffn_latent_down",
+                    &[Any, Hidden],
+                ),
+                Recipe::rename(
+                    concat!($model, "layers.{}.mixer.fc2_latent_proj"),
+                    "blk.{}.ffn_latent_up",
+                    &[Hidden, Any],
+                ),
+                Recipe::rename(
+                    concat!($model, "layers.{}.mixer.shared_experts.up_proj"),
+                    "blk.{}.ffn_up_shexp",
+                    &[Any, Hidden],
+                ),
+                Recipe::rename(
+                    concat!($model, "layers.{}.mixer.shared_experts.down_proj"),
+                    "blk.{}.ffn_down_shexp",
+                    &[Hidden, Any],
+                ),
+            ],
+        ]
+    };
+}
 
-/// Heads of queries and keys are interleaved as for a rotation, which there is none of.
-const ATTENTION: &[Recipe] = &[
-    Recipe::with(
-        "backbone.layers.{}.mixer.q_proj",
-        "blk.{}.attn_q",
-        &[Any, Hidden],
-        &[Interleave(QueryHeads)],
-    ),
-    Recipe::with(
-        "backbone.layers.{}.mixer.k_proj",
-        "blk.{}.attn_k",
-        &[Any, Hidden],
-        &[Interleave(KeyHeads)],
-    ),
-    Recipe::rename(
-        "backbone.layers.{}.mixer.v_proj",
-        "blk.{}.attn_v",
-        &[Any, Hidden],
-    ),
-    Recipe::rename(
-        "backbone.layers.{}.mixer.o_proj",
-        "blk.{}.attn_output",
-        &[Hidden, Any],
-    ),
-];
+const NUMBER_OF_EXPERTS: Size = Field(&["n_routed_experts"]);
 
-const FFN: &[Recipe] = &[
+const TABLES: [&[Recipe]; 6] = tables!("backbone.");
+/// Puzzle's names.
+const MODEL_TABLES: [&[Recipe]; 6] = tables!("model.");
+
+/// What a block for a further token has beside attention and experts.
+const NEXTN: &[Recipe] = &[
+    Recipe::rename("backbone.layers.{}.enorm", "blk.{}.nextn.enorm", &[Hidden]),
+    Recipe::rename("backbone.layers.{}.hnorm", "blk.{}.nextn.hnorm", &[Hidden]),
     Recipe::rename(
-        "backbone.layers.{}.mixer.up_proj",
-        "blk.{}.ffn_up",
-        &[FeedForward, Hidden],
+        "backbone.layers.{}.eh_proj",
+        "blk.{}.nextn.eh_proj",
+        &[Hidden, Product(&[Number(2), Hidden])],
     ),
     Recipe::rename(
-        "backbone.layers.{}.mixer.down_proj",
-        "blk.{}.ffn_down",
-        &[Hidden, FeedForward],
+        "backbone.layers.{}.post_attention_norm",
+        "blk.{}.post_attention_norm",
+        &[Hidden],
+    ),
+    Recipe::rename(
+        "backbone.layers.{}.final_layernorm",
+        "blk.{}.nextn.shared_head_norm",
+        &[Hidden],
     ),
 ];
 
@@ -126,7 +300,7 @@ impl Kind {
 /// networks or experts, not both: what llama.cpp's converter does not know becomes a state space
 /// without tensors.
 fn kinds(config: &Config) -> Result<Vec<Kind>> {
-    const FIELDS: [&str; 2] = ["hybrid_override_pattern", "layers_block_type"];
+    const FIELDS: [&str; 2] = ["hybrid_override_pattern", KINDS];
     let pattern = FIELDS
         .iter()
         .find_map(|name| Some((*name, config.get(name)?)));
@@ -167,27 +341,62 @@ fn kinds(config: &Config) -> Result<Vec<Kind>> {
     names.iter().map(kind).collect()
 }
 
-/// Sets the number of layers where the config lists them.
+/// Sets what follows from lists: the number of layers, and Puzzle's kinds of them.
 pub(super) fn complete(class: Option<&str>, fields: &mut serde_json::Map<String, Value>) {
-    let listed = fields.get("layers_block_type").and_then(Value::as_array);
-    let layers = listed.map(Vec::len);
-    if let (Some("NemotronHForCausalLM"), Some(layers)) = (class, layers) {
+    if class == Some(PUZZLE) {
+        let blocks = fields.get(BLOCKS).and_then(Value::as_array);
+        let kinds = blocks
+            .into_iter()
+            .flatten()
+            .map(|block| block.get("block_type"));
+        let kinds: Vec<Value> = kinds
+            .map(|kind| kind.cloned().unwrap_or_default())
+            .collect();
+        fields.insert(KINDS.into(), kinds.into());
+    } else if class != Some("NemotronHForCausalLM") {
+        return;
+    }
+    let listed = fields.get(KINDS).and_then(Value::as_array);
+    if let Some(layers) = listed.map(Vec::len) {
         fields.insert("num_hidden_layers".into(), layers.into());
     }
 }
 
+const PUZZLE: &str = "NemotronHPuzzleForCausalLM";
+const BLOCKS: &str = "block_configs";
+const KINDS: &str = "layers_block_type";
+
 /// Whether the model is a mixture of experts.
 fn has_experts(config: &Config) -> bool {
-    config.get("num_experts_per_tok").is_some()
+    config.first(&["num_experts_per_tok"]).is_some() || config.class() == Some(PUZZLE)
+}
+
+/// The kinds of layers, and of a block for a further token, which has attention and experts.
+fn with_nextn(config: &Config) -> Result<impl Iterator<Item = Option<Kind>> + use<>> {
+    let blocks = config.nextn() as usize;
+    if blocks > 1 {
+        return Err(format!(
+            "{blocks} blocks for multi-token prediction; llama.cpp's converter takes one of such a model"
+        ));
+    }
+    let kinds = kinds(config)?.into_iter().map(Some);
+    Ok(kinds.chain(std::iter::repeat_n(None, blocks)))
 }
 
 /// Heads of keys in the layers with attention, and no rotation.
 const LAYERS: &[Parameter] = &[Parameter::Computed(|config, keys| {
     let heads = config.u32(&["num_key_value_heads", "n_head_kv"])?;
-    let kinds = kinds(config)?;
-    let of_layer = |kind: &Kind| u32::from(*kind == Kind::Attention) * heads;
+    let kinds: Vec<_> = with_nextn(config)?.collect();
+    let of_layer = |kind: &Option<Kind>| match kind {
+        Some(Kind::Attention) | None => heads,
+        Some(_) => 0,
+    };
     let heads: Vec<u32> = kinds.iter().map(of_layer).collect();
-    granite::set_attention(config, keys, &heads, kinds.contains(&Kind::StateSpace))
+    let has_state_spaces = match config.class() == Some(PUZZLE) {
+        true => heads.contains(&0),
+        false => kinds.contains(&Some(Kind::StateSpace)),
+    };
+    granite::set_attention(config, keys, &heads, has_state_spaces)
 })];
 
 const HEAD_LENGTHS: &[Parameter] = &[Parameter::Computed(|config, keys| {
@@ -203,5 +412,78 @@ const NETWORKS: &[Parameter] = &[Parameter::Computed(|config, keys| {
     let kinds = kinds(config)?;
     let of_layer = |kind: &Kind| u32::from(*kind == Kind::Network) * length;
     set_numbers(keys, "feed_forward_length", kinds.iter().map(of_layer));
+    Ok(())
+})];
+
+/// The width of experts in the layers that have them.
+const EXPERTS: &[Parameter] = &[Parameter::Computed(|config, keys| {
+    let length = config.u32(&["moe_intermediate_size"])?;
+    let of_layer = |kind: Option<Kind>| match kind {
+        Some(Kind::Experts) | None => length,
+        Some(_) => 0,
+    };
+    set_numbers(
+        keys,
+        "feed_forward_length",
+        with_nextn(config)?.map(of_layer),
+    );
+    keys.set(
+        "expert_used_count",
+        gguf::Value::U32(config.u32(&["num_experts_per_tok"])?),
+    );
+    keys.set("expert_feed_forward_length", gguf::Value::U32(length));
+    Ok(())
+})];
+
+/// The same, layer by layer.
+const PUZZLE_EXPERTS: &[Parameter] = &[Parameter::Computed(|config, keys| {
+    let blocks = config.get(BLOCKS).and_then(Value::as_array);
+    let blocks = blocks.ok_or_else(|| format!("field '{BLOCKS}' is missing or no list"))?;
+    let numbers = |name: &str| -> Result<Vec<u32>> {
+        let number = |block: &Value| match block.get(name).filter(|value| !value.is_null()) {
+            None => Ok(0),
+            Some(value) => {
+                let number = value.as_u64().and_then(|number| number.try_into().ok());
+                number.ok_or_else(|| wrong_kind(name, value, "a whole number"))
+            }
+        };
+        blocks.iter().map(number).collect()
+    };
+    let lengths = numbers("moe_intermediate_size")?;
+    set_numbers(keys, "feed_forward_length", lengths.iter().copied());
+    set_numbers(keys, "expert_feed_forward_length", lengths);
+    set_numbers(keys, "expert_used_count", numbers("num_experts_per_tok")?);
+    Ok(())
+})];
+
+const ROUTER: &[Parameter] = &[
+    Parameter::U32(
+        "expert_shared_feed_forward_length",
+        &["moe_shared_expert_intermediate_size"],
+    ),
+    Parameter::U32("expert_count", &["n_routed_experts"]),
+    Parameter::U32("expert_shared_count", &["n_shared_experts"]),
+    Parameter::Computed(|config, keys| {
+        const FIELD: &str = "norm_topk_prob";
+        let value = config.get(FIELD);
+        let value = value.ok_or_else(|| format!("field '{FIELD}' is missing"))?;
+        let flag = value.as_bool();
+        let flag = flag.ok_or_else(|| wrong_kind(FIELD, value, "true or false"))?;
+        keys.set("expert_weights_norm", gguf::Value::Bool(flag));
+        Ok(())
+    }),
+    Parameter::F32("expert_weights_scale", &["routed_scaling_factor"]),
+    Parameter::U32("expert_group_count", &["n_group"]),
+];
+
+const LATENT: &[Parameter] = &[Parameter::OptionalU32(
+    "moe_latent_size",
+    &["moe_latent_size"],
+)];
+
+const PREDICT_LAYERS: &[Parameter] = &[Parameter::Computed(|config, keys| {
+    if config.nextn() > 0 {
+        keys.set("nextn_predict_layers", gguf::Value::U32(config.nextn()));
+    }
     Ok(())
 })];

@@ -32,17 +32,29 @@ pub struct Names {
     prefix: &'static str,
     /// What the names of one block's tensors begin with, in front of its number.
     layers: &'static str,
-    /// Tensors of the first block that have no number: their names, and their names within a layer.
+    /// Numbers that belong to one block.
+    parts: u32,
+    /// What the names of layers begin with, in front of their number.
+    within: &'static str,
+    /// Tensors of the first block that have no number, or other names within a layer: their names,
+    /// and their names within a layer.
     first: &'static [(&'static str, &'static str)],
+    /// Whether every model has such blocks.
+    always: bool,
     /// Tensors that the blocks share with the layers.
     shared: &'static [&'static str],
 }
 
-static FAMILIES: &[Names] = &[Names {
+static FAMILIES: &[Names] = &[QWEN, NEMOTRON_H];
+
+const QWEN: Names = Names {
     architectures: &["qwen35", "qwen35moe", "qwen3next"],
     field: "mtp_num_hidden_layers",
     prefix: "mtp.",
     layers: "mtp.layers.",
+    parts: 1,
+    within: "model.layers.",
+    always: true,
     first: &[
         ("mtp.fc.", "eh_proj."),
         ("mtp.pre_fc_norm_embedding.", "enorm."),
@@ -56,7 +68,27 @@ static FAMILIES: &[Names] = &[Names {
         "embed_tokens.weight",
         "norm.weight",
     ],
-}];
+};
+
+/// Attention and experts are two layers of one block.
+const NEMOTRON_H: Names = Names {
+    architectures: &["nemotron_h_moe"],
+    field: "num_nextn_predict_layers",
+    prefix: "mtp.",
+    layers: "mtp.layers.",
+    parts: 2,
+    within: "backbone.layers.",
+    always: false,
+    first: &[
+        ("mtp.layers.1.norm.", "post_attention_norm."),
+        ("mtp.layers.1.final_layernorm.", "final_layernorm."),
+    ],
+    shared: &[
+        "backbone.embeddings.weight",
+        "backbone.norm_f.weight",
+        "lm_head.weight",
+    ],
+};
 
 impl Architecture {
     /// How its checkpoints name blocks for further tokens; None if it has none.
@@ -98,8 +130,11 @@ impl Architecture {
             return Ok(promised);
         }
         let blocks = own.iter().map(|name| names.block(name)?.checked_add(1));
-        let blocks = blocks.flatten();
-        blocks.max().ok_or(format!(
+        let blocks = blocks.flatten().max();
+        if blocks.is_none() && own.is_empty() && !names.always && nextn == Nextn::Kept {
+            return Ok(0);
+        }
+        blocks.ok_or(format!(
             "neither '{}' nor a tensor '{}*' tells of blocks for multi-token prediction, which models of this \
              kind have; `quantier convert --no-nextn` writes it without",
             names.field, names.layers
@@ -120,7 +155,8 @@ impl Names {
     /// The number of the block that a tensor belongs to, if its name has one.
     fn block(&self, name: &str) -> Option<u32> {
         let (number, _) = self.own(name)?.strip_prefix(self.layers)?.split_once('.')?;
-        number.parse().ok()
+        let number: u32 = number.parse().ok()?;
+        Some(number / self.parts)
     }
 
     /// Whether a tensor belongs to one of the blocks.
@@ -141,18 +177,17 @@ impl Names {
     /// many layers.
     pub fn within_layers(&self, name: &str, layers: u32) -> Option<String> {
         let name = self.own(name)?;
-        if let Some(block) = self.block(name) {
-            let rest = name.strip_prefix(self.layers)?.split_once('.')?.1;
-            return Some(format!(
-                "model.layers.{}.{rest}",
-                layers.checked_add(block)?
-            ));
-        }
+        let within = self.within;
         let named = |(from, to): &(&str, &str)| {
             let ending = name.strip_prefix(from)?;
-            Some(format!("model.layers.{layers}.{to}{ending}"))
+            Some(format!("{within}{layers}.{to}{ending}"))
         };
-        self.first.iter().find_map(named)
+        if let Some(name) = self.first.iter().find_map(named) {
+            return Some(name);
+        }
+        let block = self.block(name)?;
+        let rest = name.strip_prefix(self.layers)?.split_once('.')?.1;
+        Some(format!("{within}{}.{rest}", layers.checked_add(block)?))
     }
 }
 
