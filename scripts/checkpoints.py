@@ -839,6 +839,16 @@ def granite_hybrid(experts=0, kinds="MAMM", shared=FFN, **more):
     return config | more, model(vocab, layer, layers=len(kinds)), "bpe"
 
 
+def granite_moe(shared=0):
+    """Granite's experts without state spaces; with one that every token sees, or without."""
+    cls, model_type = ("GraniteMoeSharedForCausalLM", "granitemoeshared") if shared else ("GraniteMoeForCausalLM", "granitemoe")
+    config, shapes, tokenizer = granite_hybrid(4, "AA", shared or FFN, architectures=[cls], model_type=model_type)
+    config = {name: value for name, value in config.items() if not name.startswith(("mamba_", "layer_types", "shared"))}
+    if shared:
+        return config | {"shared_intermediate_size": shared}, shapes, tokenizer
+    return config, {name: shape for name, shape in shapes.items() if "shared_mlp" not in name}, tokenizer
+
+
 def bamba(**more):
     """Layers with attention by number, which are rotated in part."""
     config = base("BambaForCausalLM", "bamba", BPE_VOCAB, num_hidden_layers=3, attn_layer_indices=[1], attn_rotary_emb=32,
@@ -1373,6 +1383,8 @@ CHECKPOINTS = {
     "granitehybrid-experts": (lambda: granite_hybrid(4, shared=160), torch.bfloat16, 1),
     "granitehybrid-attention": (lambda: granite_hybrid(kinds="AA"), torch.bfloat16, 1),
     "granitehybrid-attention-experts": (lambda: granite_hybrid(4, kinds="AA", shared=160), torch.bfloat16, 1),
+    "granitemoe": (granite_moe, torch.bfloat16, 1),
+    "granitemoe-shared": (lambda: granite_moe(160), torch.bfloat16, 1),
     "bamba": (bamba, torch.bfloat16, 1),
     "bamba-period": (bamba_period, torch.float16, 1),
     "mamba2": (mamba2, torch.bfloat16, 1),

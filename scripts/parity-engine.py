@@ -32,7 +32,7 @@ CASES = {name: (name, 512, 4) for name in (
     "exaone4-deep", "spark2_5", "muse-glimmer", "glm4", "glm4v", "glm", "chatglm", "hunyuan", "hunyuan-vl",
     "openelm", "minicpm", "minicpm-long", "baichuan", "xverse", "internlm2", "internlm3", "deci", "deci-7b",
     "nemotron_h", "nemotron_h-f16", "nemotron_h_moe", "nemotron_h_moe-latent", "nemotron_h_puzzle", "granitehybrid",
-    "granitehybrid-experts", "granitehybrid-attention", "granitehybrid-attention-experts", "bamba", "bamba-period",
+    "granitemoe", "granitemoe-shared", "granitehybrid-experts", "granitehybrid-attention", "granitehybrid-attention-experts", "bamba", "bamba-period",
     "mamba2", "mamba2-codestral", "mamba2-original", "falcon-h1", "falcon-h1-f16",
     "qwen35", "qwen35-f16", "qwen35-sparse", "qwen35moe", "qwen35moe-apart", "qwen3next")}
 CASES |= {name: (name, 1024, 3) for name in ("gemma1", "gemma2", "gemma3", "gemma3-deep", "gemma3-vl")}

@@ -1,6 +1,6 @@
 //! The operations of recipes, applied to weights under construction.
 
-use super::weights::{Numeric, Operand};
+use super::weights::{Cast, Numeric, Operand};
 use crate::arch::Config;
 use crate::arch::recipes::{Op, Size};
 use serde_json::{Map, Value};
@@ -335,7 +335,8 @@ fn apply(op: Op, operand: Operand, sizes: Sizes<'_>) -> Result<Operand, String> 
         Op::AddOne => Ok(operand.with(Numeric::Plus(1.0))),
         Op::AddNumber(number) => Ok(operand.with(Numeric::Plus(number as f32))),
         Op::NegExp => Ok(operand.with(Numeric::NegExp)),
-        Op::Cast(ggml_type) => Ok(operand.cast(ggml_type)),
+        Op::Cast(ggml_type) => Ok(operand.cast(Cast::To(ggml_type))),
+        Op::CastByFile => Ok(operand.cast(Cast::ByFile)),
         Op::Stack(_) | Op::Concat(_) => Err("one tensor cannot be joined".into()),
         Op::Fill { .. } => Err("a tensor of the checkpoint cannot be filled".into()),
     }

@@ -5,7 +5,7 @@ use super::numbers;
 use super::ops::{self, Sizes};
 use super::plan::PlannedTensor;
 use super::scale::{self, Scales};
-use super::weights::{Numeric, Operand, Weights};
+use super::weights::{Cast, Numeric, Operand, Weights};
 use super::{Checkpoint, Source};
 use crate::arch::recipes::{Input, Match, Output, Recipe};
 use crate::arch::{Architecture, Config, Keys, Nextn};
@@ -29,6 +29,9 @@ const ALWAYS_F32: &[&str] = &[
     "position_embd.weight",
     "ssm_conv1d.weight",
 ];
+
+/// A matrix that no rule is about.
+const ANY: &str = ".weight";
 
 /// Matrices that the reference leaves in f16 where all others become ternary, by the end of their
 /// name.
@@ -353,7 +356,7 @@ impl<'a> Planner<'a> {
         let name = output.name(&members[0].matched);
         let stored = operand.finish();
         if recipe.is_finite {
-            let (tensor, numeric) = (source(&members[0]), &stored.numeric);
+            let (tensor, numeric) = (source(&members[0]), stored.numeric());
             self.check_finite(tensor, numeric).map_err(failed)?;
         }
         self.push(name, &dims, cast, || Weights::Stored(stored));
@@ -383,7 +386,7 @@ impl<'a> Planner<'a> {
         &mut self,
         name: String,
         dims: &[u64],
-        cast: Option<GgmlType>,
+        cast: Option<Cast>,
         weights: impl FnOnce() -> Weights,
     ) {
         let reversed: Vec<u64> = dims.iter().rev().copied().collect();
@@ -391,8 +394,11 @@ impl<'a> Planner<'a> {
             Ok(shape) => shape,
             Err(what) => return self.problems.push(Problem::of(&name, what)),
         };
-        let wanted =
-            cast.unwrap_or_else(|| wanted_type(&name, dims.len(), self.conversion.file_type));
+        let wanted = match cast {
+            Some(Cast::To(ggml_type)) => ggml_type,
+            Some(Cast::ByFile) => wanted_type(ANY, dims.len(), self.conversion.file_type),
+            None => wanted_type(&name, dims.len(), self.conversion.file_type),
+        };
         let fits = wanted.row_bytes(shape.row_len()).is_some();
         let target = if fits { wanted } else { GgmlType::F16 };
         self.outputs.tensors.push(PlannedTensor {

@@ -59,6 +59,11 @@ impl Weights {
 }
 
 impl Stored {
+    /// What is done to the numbers of the first part.
+    pub(super) fn numeric(&self) -> &[Numeric] {
+        self.parts.first().map_or(&[], |part| &part.numeric)
+    }
+
     /// The parts that have these elements of the output, each with those elements of its own.
     pub(super) fn pieces(&self, elements: Range<u64>) -> impl Iterator<Item = (&Part, Range<u64>)> {
         let first = self
@@ -81,8 +86,17 @@ pub(super) struct Operand {
     /// The number of leading dimensions that the parts divide among them; each part has all of the
     /// others.
     joined: usize,
-    /// The type of the output, where it does not follow from the file type.
-    pub(super) cast: Option<GgmlType>,
+    /// The type of the output, where it does not follow from its name and the file type.
+    pub(super) cast: Option<Cast>,
+}
+
+/// Where the type of an output does not follow from its name and the file type.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Cast {
+    /// This type.
+    To(GgmlType),
+    /// The file type's, whatever the name.
+    ByFile,
 }
 
 /// A view of one tensor.
@@ -228,8 +242,8 @@ impl Operand {
     }
 
     /// Gives the output another type than the file type's.
-    pub(super) fn cast(mut self, ggml_type: GgmlType) -> Operand {
-        self.cast = Some(ggml_type);
+    pub(super) fn cast(mut self, cast: Cast) -> Operand {
+        self.cast = Some(cast);
         self
     }
 

@@ -1,7 +1,7 @@
 //! IBM's Granite: Llama with four multipliers; its hybrids with Mamba-2, and Bamba.
 
 use super::config::{Config, Result, wrong_kind};
-use super::decoder::{Decoder, Mamba2Layers, Unrotated};
+use super::decoder::{Decoder, Mamba2Layers, Needs, Unrotated};
 use super::llama::{ATTENTION, BUFFERS, EMBEDDINGS, GATED_FFN, NORMS, rope_factors};
 use super::mamba2::{CONTEXT, Sizes, nonzero, set_size, state_space};
 use super::parameters::{COMMON, FILE_TYPE, SHARED_ROPE_DIMENSIONS, set_numbers};
@@ -45,21 +45,40 @@ pub(super) static GRANITE_HYBRID: Architecture = Architecture {
     generated: rope_factors,
     decoder: Decoder {
         mamba2: Some(Mamba2Layers::Unattended),
+        needs: GRANITE_MOE.decoder.needs,
         ..GRANITE.decoder
     },
 };
 
-/// Hybrids without a state space, which are plain models, with the keys of hybrids.
+/// Mixtures of experts without state spaces.
+pub(super) static GRANITE_MOE: Architecture = Architecture {
+    classes: &["GraniteMoeForCausalLM", "GraniteMoeSharedForCausalLM"],
+    name: "granitemoe",
+    parameters: &[COMMON, FILE_TYPE, PARAMETERS, SHARED],
+    tensors: &[EMBEDDINGS, NORMS, ATTENTION, EXPERTS, SHARED_FFN, BUFFERS],
+    decoder: Decoder {
+        needs: Needs {
+            optional: &["ffn_gate_shexp", "ffn_up_shexp", "ffn_down_shexp"],
+            ..Needs::WEIGHTS
+        },
+        ..GRANITE.decoder
+    },
+    ..GRANITE
+};
+
+/// Hybrids without a state space, which are plain models with the keys of hybrids.
 static ATTENTION_ONLY: Architecture = Architecture {
     classes: &[],
-    name: "granite",
     vocabulary: VocabKind::Qwen,
-    decoder: GRANITE.decoder,
-    ..GRANITE_HYBRID
+    parameters: &[COMMON, FILE_TYPE, PARAMETERS, SHARED, HYBRID, LAYERS],
+    tensors: &[EMBEDDINGS, NORMS, BAMBA_NORMS, ATTENTION, FFN, BUFFERS],
+    ..GRANITE
 };
 static ATTENTION_ONLY_MOE: Architecture = Architecture {
-    name: "granitemoe",
-    ..ATTENTION_ONLY
+    classes: &[],
+    vocabulary: VocabKind::Qwen,
+    parameters: ATTENTION_ONLY.parameters,
+    ..GRANITE_MOE
 };
 
 /// The architecture of a hybrid.

@@ -127,6 +127,7 @@ pub static ARCHITECTURES: &[&Architecture] = &[
     &olmo::OLMO,
     &olmo::OLMO2,
     &granite::GRANITE,
+    &granite::GRANITE_MOE,
     &granite::GRANITE_HYBRID,
     &starcoder::STARCODER2,
     &gpt2::GPT2,

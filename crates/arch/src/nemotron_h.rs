@@ -9,9 +9,11 @@ use super::granite::{self, CONVOLUTION, GROUP_COUNT, GROUPS, HEAD_COUNT, HEADS, 
 use super::llama::rope_factors;
 use super::mamba2::{Sizes, set_size, state_space};
 use super::parameters::{COMMON, FILE_TYPE, set_numbers};
-use super::recipes::Op::{Interleave, Stack};
-use super::recipes::Size::{self, Any, Field, Hidden, KeyHeads, Number, Product, QueryHeads};
-use super::recipes::{Input, Output, Recipe};
+use super::recipes::Op::{CastByFile, Interleave, Stack};
+use super::recipes::Size::{
+    self, Any, Computed, Field, Hidden, KeyHeads, Number, Product, QueryHeads,
+};
+use super::recipes::{Input, Output, Recipe, When};
 use super::{Architecture, Parameter};
 use quantier_gguf::gguf;
 use quantier_tokenizer::VocabKind;
@@ -59,7 +61,15 @@ static NEMOTRON_H_MOE: Architecture = Architecture {
         LATENT,
         PREDICT_LAYERS,
     ],
-    tensors: &[TABLES[0], TABLES[1], TABLES[2], TABLES[3], TABLES[5], NEXTN],
+    tensors: &[
+        TABLES[0],
+        TABLES[1],
+        TABLES[2],
+        TABLES[3],
+        NEXTN_ROUTER,
+        TABLES[5],
+        NEXTN,
+    ],
     decoder: Decoder {
         router: Router {
             gating: Setting::Always(Gating::Sigmoid),
@@ -252,6 +262,17 @@ const NUMBER_OF_EXPERTS: Size = Field(&["n_routed_experts"]);
 const TABLES: [&[Recipe]; 6] = tables!("backbone.");
 /// Puzzle's names.
 const MODEL_TABLES: [&[Recipe]; 6] = tables!("model.");
+
+/// The router of a block for a further token, which the reference does not take for one.
+const NEXTN_ROUTER: &[Recipe] = &[Recipe::with(
+    "backbone.layers.{}.mixer.gate.weight",
+    "blk.{}.ffn_gate_inp.weight",
+    &[NUMBER_OF_EXPERTS, Hidden],
+    &[CastByFile],
+)
+.when(When::LayersFrom(Computed(|config| {
+    config.layers().map(u64::from)
+})))];
 
 /// What a block for a further token has beside attention and experts.
 const NEXTN: &[Recipe] = &[

@@ -26,6 +26,8 @@ pub enum Nextn {
 pub struct Names {
     /// The names of its architectures in a GGUF.
     architectures: &'static [&'static str],
+    /// A class of one of them that has none.
+    without: Option<&'static str>,
     /// The field of config.json with their number.
     pub field: &'static str,
     /// What the names begin with.
@@ -49,6 +51,7 @@ static FAMILIES: &[Names] = &[QWEN, NEMOTRON_H];
 
 const QWEN: Names = Names {
     architectures: &["qwen35", "qwen35moe", "qwen3next"],
+    without: None,
     field: "mtp_num_hidden_layers",
     prefix: "mtp.",
     layers: "mtp.layers.",
@@ -73,6 +76,7 @@ const QWEN: Names = Names {
 /// Attention and experts are two layers of one block.
 const NEMOTRON_H: Names = Names {
     architectures: &["nemotron_h_moe"],
+    without: Some("NemotronHPuzzleForCausalLM"),
     field: "num_nextn_predict_layers",
     prefix: "mtp.",
     layers: "mtp.layers.",
@@ -93,7 +97,10 @@ const NEMOTRON_H: Names = Names {
 impl Architecture {
     /// How its checkpoints name blocks for further tokens; None if it has none.
     pub fn nextn(&self) -> Option<&'static Names> {
-        let has = |names: &&Names| names.architectures.contains(&self.name);
+        let has = |names: &&Names| {
+            let is_without = |class: &str| self.classes.contains(&class);
+            names.architectures.contains(&self.name) && !names.without.is_some_and(is_without)
+        };
         FAMILIES.iter().find(has)
     }
 
@@ -221,6 +228,48 @@ mod tests {
         ] {
             assert_eq!(names.within_layers(name, 4).as_deref(), layer, "{name}");
         }
+    }
+
+    #[test]
+    fn two_layers_are_one_block_of_nemotron() {
+        for (name, layer) in [
+            (
+                "mtp.layers.0.norm.weight",
+                Some("backbone.layers.9.norm.weight"),
+            ),
+            (
+                "mtp.layers.1.mixer.gate.weight",
+                Some("backbone.layers.9.mixer.gate.weight"),
+            ),
+            (
+                "mtp.layers.1.norm.weight",
+                Some("backbone.layers.9.post_attention_norm.weight"),
+            ),
+            (
+                "mtp.layers.2.norm.weight",
+                Some("backbone.layers.10.norm.weight"),
+            ),
+            ("backbone.layers.1.norm.weight", None),
+        ] {
+            assert_eq!(
+                NEMOTRON_H.within_layers(name, 9).as_deref(),
+                layer,
+                "{name}"
+            );
+        }
+        // Its models may have none.
+        let moe = json!({ "architectures": ["NemotronHForCausalLM"], "num_experts_per_tok": 2 });
+        let config = Config::new(moe.as_object().unwrap().clone()).unwrap();
+        let architecture = Architecture::of(&config).unwrap();
+        assert_eq!(architecture.name, "nemotron_h_moe");
+        let blocks = |nextn| architecture.nextn_blocks(nextn, &config, ["a"].into_iter());
+        assert_eq!(
+            (blocks(Nextn::Kept), blocks(Nextn::LeftOut)),
+            (Ok(0), Ok(0))
+        );
+        assert!(blocks(Nextn::Alone).is_err());
+        let puzzle = Architecture::of_class("NemotronHPuzzleForCausalLM").unwrap();
+        assert!(puzzle.nextn().is_none());
     }
 
     #[test]

@@ -160,6 +160,8 @@ pub enum Op {
     },
     /// The type does not follow from the file type.
     Cast(GgmlType),
+    /// The type follows from the file type, whatever the name.
+    CastByFile,
 }
 
 impl Op {

@@ -556,7 +556,7 @@ fn operations_that_do_not_fit_say_why() {
 fn numeric_operations_and_types_are_kept_for_the_bands() {
     let ops = [Op::NegExp, Op::AddOne, Op::Cast(GgmlType::F32)];
     let output = made(&ops, vec![vec![Operand::tensor(0, &[4], None)]]).unwrap();
-    assert_eq!(output.cast, Some(GgmlType::F32));
+    assert_eq!(output.cast, Some(Cast::To(GgmlType::F32)));
     assert_eq!(numeric(output), [[Numeric::NegExp, Numeric::Plus(1.0)]]);
 }
 
