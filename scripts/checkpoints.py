@@ -888,6 +888,157 @@ def falcon_h1(norm=True):
     return config, shapes, "bpe"
 
 
+def lfm2_layer(p, attends, ffn):
+    """A short convolution, or attention if there are heads."""
+    both = norms(p, "operator_norm", "ffn_norm") | ffn(p + "feed_forward.")
+    if not attends:
+        c = p + "conv."
+        return both | {c + "conv.weight": (HIDDEN, 1, 3), c + "in_proj.weight": (3 * HIDDEN, HIDDEN),
+                       c + "out_proj.weight": (HIDDEN, HIDDEN)}
+    own = attention(p)
+    own[p + "self_attn.out_proj.weight"] = own.pop(p + "self_attn.o_proj.weight")
+    return both | own | norms(p + "self_attn.", "q_layernorm", "k_layernorm", size=HEAD)
+
+
+def lfm2_ffn(p, length):
+    return {p + "w1.weight": (length, HIDDEN), p + "w2.weight": (HIDDEN, length), p + "w3.weight": (length, HIDDEN)}
+
+
+def lfm2(length=384, kinds=("conv", "conv", "full_attention", "conv"), **more):
+    """LFM2, whose embeddings are the output matrix, and whose last norm is called one of the embeddings."""
+    config = base("Lfm2ForCausalLM", "lfm2", BPE_VOCAB, num_hidden_layers=len(kinds), norm_eps=1e-5, rope_theta=1000000.0,
+                  conv_L_cache=3, conv_bias=False, layer_types=list(kinds), block_ff_dim=FFN, block_multiple_of=64,
+                  block_ffn_dim_multiplier=1.1, block_auto_adjust_ff_dim=True, tie_embedding=True)
+    config = without(config, "rms_norm_eps", "intermediate_size") | more
+
+    def layer(p):
+        return lfm2_layer(p, kinds[int(p.split(".")[2])] != "conv", lambda p: lfm2_ffn(p, length))
+
+    shapes = model(BPE_VOCAB, layer, tied=True, final_norm=False, layers=len(kinds))
+    return config, shapes | norms("model.", "embedding_norm"), "bpe"
+
+
+def lfm2_plain():
+    """A width that is not adjusted, layers with attention by their numbers, and fields that may be absent."""
+    config, shapes, tokenizer = lfm2(FFN, intermediate_size=FFN, block_auto_adjust_ff_dim=False, full_attn_idxs=[2],
+                                     architectures=["LFM2ForCausalLM"])
+    absent = ("layer_types", "block_ff_dim", "block_multiple_of", "block_ffn_dim_multiplier", "conv_L_cache", "norm_eps",
+              "rope_theta", "max_position_embeddings")
+    return without(config, *absent), shapes, tokenizer
+
+
+def lfm2_vl():
+    config, shapes, tokenizer = wrapped(lfm2(), "Lfm2VlForConditionalGeneration", "lfm2_vl", inside)
+    config["text_config"]["architectures"] = ["Lfm2ForCausalLM"]
+    return config, shapes, tokenizer
+
+
+def lfm2_audio():
+    config, shapes, tokenizer = lfm2()
+    shapes = {"lfm." + name.removeprefix("model."): shape for name, shape in shapes.items()}
+    shapes |= {"depthformer.layers.0.w.weight": (HIDDEN, HIDDEN), "codebook_offsets": (8,),
+               "conformer.layers.0.norm_out.weight": (HIDDEN,)}
+    config |= {"intermediate_size": FFN, "rope_theta": 1000000.0}
+    outer = {"architectures": ["Lfm2AudioForConditionalGeneration"], "model_type": "lfm2_audio", "lfm": config}
+    return outer, shapes, tokenizer
+
+
+def lfm2moe():
+    """A dense layer first, then experts that logistic functions choose with a bias."""
+    kinds, experts, length = ("conv", "full_attention", "conv", "conv"), 8, 96
+
+    def moe(p):
+        shapes = {p + "gate.weight": (experts, HIDDEN), p + "expert_bias": (experts,)}
+        for e in range(experts):
+            shapes |= lfm2_ffn(f"{p}experts.{e}.", length)
+        return shapes
+
+    def layer(p):
+        number = int(p.split(".")[2])
+        return lfm2_layer(p, kinds[number] != "conv", moe if number else lambda p: lfm2_ffn(p, FFN))
+
+    config = base("Lfm2MoeForCausalLM", "lfm2_moe", BPE_VOCAB, num_hidden_layers=len(kinds), norm_eps=1e-5,
+                  rope_theta=1000000.0, conv_L_cache=3, conv_bias=False, layer_types=list(kinds), num_dense_layers=1,
+                  num_experts=experts, num_experts_per_tok=2, moe_intermediate_size=length, norm_topk_prob=True,
+                  use_expert_bias=True, routed_scaling_factor=1.0, tie_word_embeddings=True)
+    shapes = model(BPE_VOCAB, layer, tied=True, final_norm=False, layers=len(kinds))
+    return without(config, "rms_norm_eps"), shapes | norms("model.", "embedding_norm"), "bpe"
+
+
+def mamba_mixer(p, state=16, rank=8, kernel=4):
+    """A selective state space."""
+    inner = 2 * HIDDEN
+    return {p + "in_proj.weight": (2 * inner, HIDDEN), p + "conv1d.weight": (inner, 1, kernel), p + "conv1d.bias": (inner,),
+            p + "x_proj.weight": (rank + 2 * state, inner), p + "dt_proj.weight": (inner, rank), p + "dt_proj.bias": (inner,),
+            p + "A_log": (inner, state), p + "D": (inner,), p + "out_proj.weight": (HIDDEN, inner)}
+
+
+def mamba(falcon=False, embeddings="embeddings", repeated=False, **more):
+    """Mamba. The output matrix is its own, or that of the embeddings, which may be stored twice."""
+    config = {"architectures": ["FalconMambaForCausalLM" if falcon else "MambaForCausalLM"],
+              "model_type": "falcon_mamba" if falcon else "mamba", "hidden_size": HIDDEN, "intermediate_size": 2 * HIDDEN,
+              "num_hidden_layers": LAYERS, "state_size": 16, "conv_kernel": 4, "expand": 2, "time_step_rank": 8,
+              "layer_norm_epsilon": 1e-5, "use_bias": False, "use_conv_bias": True, "vocab_size": BPE_VOCAB - 3,
+              "bos_token_id": 1, "eos_token_id": 2}
+    shapes = {f"backbone.{embeddings}.weight": (BPE_VOCAB, HIDDEN)} | norms("backbone.", "norm_f")
+    for i in range(LAYERS):
+        p = f"backbone.layers.{i}."
+        shapes |= mamba_mixer(p + "mixer.") | norms(p, "norm")
+    if falcon or repeated:
+        shapes["lm_head.weight"] = (BPE_VOCAB, HIDDEN)
+    return config | more, shapes, "bpe"
+
+
+def mamba_old():
+    """The names of its first code, and what may be absent. The matrix of the output is stored twice."""
+    config, shapes, tokenizer = mamba(embeddings="embedding", repeated=True)
+    config = without(config, "intermediate_size", "state_size", "conv_kernel", "hidden_size", "num_hidden_layers",
+                     "layer_norm_epsilon")
+    return config | {"architectures": ["MambaLMHeadModel"], "d_model": HIDDEN, "n_layer": LAYERS,
+                     "pad_vocab_size_multiple": 16}, shapes, tokenizer
+
+
+def jamba(experts=4, rank=8, **more):
+    """Jamba: attention in the third of four layers, experts in every other one."""
+    layers = 5
+    config = base("JambaForCausalLM", "jamba", SPM_VOCAB, num_hidden_layers=layers, rms_norm_eps=1e-6, attn_layer_offset=2,
+                  attn_layer_period=3, expert_layer_offset=1, expert_layer_period=2, num_experts=experts,
+                  num_experts_per_tok=2, mamba_d_state=16, mamba_d_conv=4, mamba_expand=2, mamba_dt_rank=rank,
+                  mamba_conv_bias=True, mamba_proj_bias=False, tie_word_embeddings=False)
+
+    def layer(p):
+        number = int(p.split(".")[2])
+        shapes = norms(p, "input_layernorm", "pre_ff_layernorm")
+        if number % 3 == 2:
+            shapes |= attention(p)
+        else:
+            m = p + "mamba."
+            shapes |= mamba_mixer(m, rank=rank) | norms(m, "dt_layernorm", size=rank)
+            shapes |= norms(m, "b_layernorm", "c_layernorm", size=16)
+        f = p + "feed_forward."
+        if number % 2 == 0:
+            return shapes | gated(f)
+        shapes[f + "router.weight"] = (experts, HIDDEN)
+        for e in range(experts):
+            shapes |= gated(f"{f}experts.{e}.")
+        return shapes
+
+    shapes = model(SPM_VOCAB, layer, final_norm=False, layers=layers)
+    return config | more, shapes | norms("model.", "final_layernorm"), "spm"
+
+
+def jamba_sparse():
+    """Fields that may be absent, a lone expert in layers without experts, and a tokenizer.json."""
+    config, shapes, _ = jamba(rank=16, mamba_dt_rank="auto")
+    config = without(config, "mamba_d_state", "mamba_d_conv", "mamba_expand", "num_experts_per_tok", "rms_norm_eps")
+    alone = {name.replace("feed_forward.", "feed_forward.experts.0."): shape for name, shape in shapes.items()
+             if "feed_forward." in name and "experts" not in name and "router" not in name}
+    shapes = {name: shape for name, shape in shapes.items()
+              if "feed_forward." not in name or "experts" in name or "router" in name}
+    shapes = {name: (HF_VOCAB, HIDDEN) if shape[0] == SPM_VOCAB else shape for name, shape in shapes.items()}
+    return config | {"vocab_size": HF_VOCAB}, shapes | alone, "hf"
+
+
 def bare(text, cls):
     """A model without its head: names without `model.`."""
     config, shapes, tokenizer = text
@@ -1430,6 +1581,17 @@ CHECKPOINTS = {
     "qwen35moe": (qwen35moe_vl, torch.bfloat16, 2),
     "qwen35moe-apart": (lambda: qwen35moe(False), torch.bfloat16, 1),
     "minicpmv46": (minicpmv46, torch.bfloat16, 1),
+    "lfm2": (lfm2, torch.bfloat16, 1),
+    "lfm2-plain": (lfm2_plain, torch.float32, 1),
+    "lfm2-vl": (lfm2_vl, torch.bfloat16, 1),
+    "lfm2-audio": (lfm2_audio, torch.bfloat16, 1),
+    "lfm2-embedding": (lambda: bare(lfm2(), "Lfm2Model"), torch.bfloat16, 1),
+    "lfm2moe": (lfm2moe, torch.bfloat16, 2),
+    "mamba": (mamba, torch.bfloat16, 1),
+    "mamba-old": (mamba_old, torch.float32, 1),
+    "falcon-mamba": (lambda: mamba(True), torch.bfloat16, 2),
+    "jamba": (jamba, torch.bfloat16, 2),
+    "jamba-sparse": (jamba_sparse, torch.float16, 1),
     "smollm3": (smollm3, torch.bfloat16, 1),
     # The fourth layer is the first that does not rotate.
     "smollm3-deep": (lambda: smollm3(5), torch.bfloat16, 1),
@@ -1480,7 +1642,7 @@ def enliven(name, tensors):
             w32 = 20.0 * w32 - 2.0
         elif key.endswith(".D"):
             w32 += 1.0
-        elif "conv1d" in key:
+        elif "conv1d" in key or "conv.conv" in key or key.endswith("expert_bias"):
             w32 *= 5.0
         elif "embed" in key or "lm_head" in key or key.endswith("wte.weight"):
             # Gemma multiplies embeddings by the root of their length, and they are the output matrix too.
@@ -1707,6 +1869,8 @@ def make(out, name, lively=False):
     tensors = {n: tensor(n, shape, dtype) for n, shape in shapes.items()}
     if lively:
         tensors = enliven(name, tensors)
+    if name == "mamba-old":
+        tensors["lm_head.weight"] = tensors["backbone.embedding.weight"].clone()
     if name.endswith("fp8"):
         tensors = quantize_fp8(tensors)
     is_torch, is_mistral = "-bin" in name, name.startswith("mistral-format")

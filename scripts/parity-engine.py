@@ -34,7 +34,9 @@ CASES = {name: (name, 512, 4) for name in (
     "nemotron_h", "nemotron_h-f16", "nemotron_h_moe", "nemotron_h_moe-latent", "nemotron_h_puzzle", "granitehybrid",
     "granitemoe", "granitemoe-shared", "granitehybrid-experts", "granitehybrid-attention", "granitehybrid-attention-experts", "bamba", "bamba-period",
     "mamba2", "mamba2-codestral", "mamba2-original", "falcon-h1", "falcon-h1-f16",
-    "qwen35", "qwen35-f16", "qwen35-sparse", "qwen35moe", "qwen35moe-apart", "qwen3next")}
+    "qwen35", "qwen35-f16", "qwen35-sparse", "qwen35moe", "qwen35moe-apart", "qwen3next",
+    "lfm2", "lfm2-plain", "lfm2-vl", "lfm2-audio", "lfm2moe", "mamba", "mamba-old", "falcon-mamba", "jamba",
+    "jamba-sparse")}
 CASES |= {name: (name, 1024, 3) for name in ("gemma1", "gemma2", "gemma3", "gemma3-deep", "gemma3-vl")}
 # Ministral's queries grow from position 1024 on.
 CASES |= {"ministral3": ("ministral3", 2048, 2)}

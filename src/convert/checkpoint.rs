@@ -117,6 +117,8 @@ impl Checkpoint {
         let pooling = pooling(&dir).map_err(|e| e.to_string());
         let is_reranker = reranker::is_one(&dir, &config);
         let config = config.with_pooling(pooling).as_reranker(is_reranker);
+        let has_projection = dir.join(PROJECTION).is_file();
+        let config = config.with_projection(has_projection);
         let Parts {
             names: parts,
             index,
@@ -256,6 +258,9 @@ impl Checkpoint {
 
 /// The only file of a model that is not divided.
 const WHOLE: &str = "model.safetensors";
+
+/// The matrix behind the pooling of a sentence-transformers model.
+const PROJECTION: &str = "1_Dense/model.safetensors";
 
 /// The pooling of a sentence-transformers model.
 fn pooling(dir: &Path) -> Result<Option<Pooling>> {

@@ -28,6 +28,7 @@ const ALWAYS_F32: &[&str] = &[
     "ffn_gate_inp_shexp.weight",
     "position_embd.weight",
     "ssm_conv1d.weight",
+    "shortconv.conv.weight",
 ];
 
 /// A matrix that no rule is about.
@@ -190,6 +191,9 @@ impl<'a> Planner<'a> {
             self.problem(source, format!("architecture {name} has no such tensors"));
             return Ok(());
         };
+        if self.is_repeated(recipe, index) {
+            return Ok(());
+        }
         if let Some(part) = recipe.left_out {
             *self.outputs.left_out.entry(part).or_default() += 1;
         }
@@ -228,6 +232,21 @@ impl<'a> Planner<'a> {
             return Ok(());
         }
         self.member(recipe, matched, index)
+    }
+
+    /// Whether a tensor is one that came before it, under a name that its recipe gives.
+    fn is_repeated(&self, recipe: &Recipe, index: usize) -> bool {
+        let checkpoint = self.conversion.checkpoint;
+        let (before, rest) = checkpoint.tensors.split_at(index);
+        let mut others = before
+            .iter()
+            .filter(|other| recipe.unless_equal.contains(&other.text_name()));
+        others.any(|other| {
+            let tensor = &rest[0];
+            other.dtype == tensor.dtype
+                && other.shape == tensor.shape
+                && checkpoint.data(other) == checkpoint.data(tensor)
+        })
     }
 
     /// The numbers of a small tensor.

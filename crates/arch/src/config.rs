@@ -24,6 +24,8 @@ pub struct Config {
     is_tied: Option<bool>,
     pooling: Result<Option<Pooling>>,
     is_reranker: bool,
+    /// Whether a matrix stands behind the pooling, in a file of its own.
+    has_projection: bool,
     /// Blocks for further tokens behind the last layer.
     nextn: u32,
 }
@@ -74,6 +76,7 @@ impl Config {
             is_tied: outer.max(inner),
             pooling: Ok(None),
             is_reranker: false,
+            has_projection: false,
             nextn: 0,
         };
         config.rope = config.rope_parameters()?;
@@ -268,6 +271,19 @@ impl Config {
     pub fn as_reranker(self, is_reranker: bool) -> Config {
         Config {
             is_reranker,
+            ..self
+        }
+    }
+
+    /// Whether a matrix stands behind the pooling, in a file of its own.
+    pub(crate) fn has_projection(&self) -> bool {
+        self.has_projection
+    }
+
+    /// The same config for a model with a matrix behind the pooling, in a file of its own.
+    pub fn with_projection(self, has_projection: bool) -> Config {
+        Config {
+            has_projection,
             ..self
         }
     }

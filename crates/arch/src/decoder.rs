@@ -45,6 +45,12 @@ pub struct Decoder {
     /// Whether the block for a further token is attention and a feed-forward network, which read, at
     /// each position, the token and the normalized activations of the position before.
     pub drafts: bool,
+    /// Whether layers without heads of keys are short convolutions.
+    pub short_convolutions: bool,
+    /// Whether they are selective state spaces.
+    pub mamba: bool,
+    /// The name of the norm in front of the output matrix.
+    pub output_norm: &'static str,
     /// What scores of attention are divided by.
     pub score_divisor: ScoreDivisor,
     /// Which of its tensors a model may lack, and which it must have beside its weights.
@@ -314,7 +320,7 @@ impl Listed {
 impl Decoder {
     /// Whether layers have mixers of several kinds.
     pub(crate) fn has_several_mixers(&self) -> bool {
-        self.delta_nets.is_some() || self.mamba2.is_some()
+        self.delta_nets.is_some() || self.mamba2.is_some() || self.short_convolutions || self.mamba
     }
 
     /// Llama's; the others are told by what differs.
@@ -338,6 +344,9 @@ impl Decoder {
         delta_nets: None,
         mamba2: None,
         drafts: false,
+        short_convolutions: false,
+        mamba: false,
+        output_norm: "output_norm",
         score_divisor: ScoreDivisor::Root,
         needs: Needs::WEIGHTS,
     };

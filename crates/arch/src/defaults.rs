@@ -12,6 +12,7 @@ use serde_json::{Map, Number, Value};
 enum Fill {
     Int(u64),
     Float(f64),
+    True,
     /// The class knows the field, and it stays null.
     Null,
     /// The value of another field; null counts as missing.
@@ -20,7 +21,7 @@ enum Fill {
     Quotient(&'static str, &'static str),
 }
 
-use self::Fill::{Float, Int, Null, Quotient, SameAs};
+use self::Fill::{Float, Int, Null, Quotient, SameAs, True};
 
 /// A configuration class.
 struct Class {
@@ -74,6 +75,16 @@ static CLASSES: &[Class] = &[
         linear_conv_kernel_dim = Int(4), linear_key_head_dim = Int(128), linear_value_head_dim = Int(128),
         linear_num_key_heads = Int(16), linear_num_value_heads = Int(32), moe_intermediate_size = Int(512),
         shared_expert_intermediate_size = Int(512), num_experts_per_tok = Int(10), num_experts = Int(512)),
+    class!("lfm2": vocab_size = Int(65_536), hidden_size = Int(2560), intermediate_size = Int(12_288),
+        num_hidden_layers = Int(32), num_attention_heads = Int(32), num_key_value_heads = Int(8),
+        max_position_embeddings = Int(128_000), norm_eps = Float(1e-5), rope_theta = Float(1e6),
+        tie_word_embeddings = True, conv_L_cache = Int(3), block_multiple_of = Int(256),
+        block_ffn_dim_multiplier = Float(1.0), block_auto_adjust_ff_dim = True),
+    class!("jamba": vocab_size = Int(65_536), hidden_size = Int(4096), intermediate_size = Int(14_336),
+        num_hidden_layers = Int(32), num_attention_heads = Int(32), num_key_value_heads = Int(8),
+        rms_norm_eps = Float(1e-6), max_position_embeddings = Int(262_144), num_experts_per_tok = Int(2),
+        num_experts = Int(16), expert_layer_period = Int(2), expert_layer_offset = Int(1), attn_layer_period = Int(8),
+        attn_layer_offset = Int(4), mamba_d_state = Int(16), mamba_d_conv = Int(4), mamba_expand = Int(2)),
     class!("gemma": vocab_size = Int(256_000), hidden_size = Int(3072), intermediate_size = Int(24_576),
         num_hidden_layers = Int(28), num_attention_heads = Int(16), num_key_value_heads = Int(16),
         head_dim = Int(256), max_position_embeddings = Int(8192), rms_norm_eps = Float(1e-6),
@@ -229,6 +240,7 @@ static WRAPPERS: &[Wrapper] = &[
     wrapper("gemma3", "gemma3_text", false, false),
     wrapper("idefics3", "llama", true, false),
     wrapper("internvl", "qwen2", true, false),
+    wrapper("lfm2_vl", "lfm2", true, false),
     wrapper("llava", "llama", true, false),
     wrapper("mistral3", "mistral", true, false),
     wrapper("qwen2_5_vl", "qwen2_5_vl_text", false, true),
@@ -241,6 +253,7 @@ static WRAPPERS: &[Wrapper] = &[
 
 /// Classes that take an explicit null of `num_key_value_heads` for "as many as heads".
 const NULL_IS_HEADS: &[&str] = &[
+    "jamba",
     "mistral",
     "mixtral",
     "qwen2",
@@ -285,6 +298,14 @@ const ALIASES: &[(&str, &[(&str, &str)])] = &[
         ],
     ),
     (
+        "lfm2",
+        &[
+            ("block_ff_dim", "intermediate_size"),
+            ("theta", "rope_theta"),
+            ("tie_embedding", "tie_word_embeddings"),
+        ],
+    ),
+    (
         "mpt",
         &[
             ("hidden_size", "d_model"),
@@ -311,7 +332,7 @@ fn complete_class(fields: &mut Map<String, Value>, model_type: &str) -> Result<(
     for (name, default) in class.fields {
         let there = fields.get(*name).is_some_and(|value| match default {
             SameAs(_) | Quotient(..) => !value.is_null(),
-            Int(_) | Float(_) | Null => true,
+            Int(_) | Float(_) | True | Null => true,
         });
         if !there {
             let value = default.value(fields)?;
@@ -343,6 +364,7 @@ impl Fill {
         Ok(match self {
             Int(n) => n.into(),
             Float(x) => Number::from_f64(x).map_or(Value::Null, Value::Number),
+            True => true.into(),
             Null => Value::Null,
             SameAs(other) => fields.get(other).cloned().unwrap_or_default(),
             Quotient(of, by) => match whole(by)? {

@@ -35,6 +35,10 @@ pub struct Hyper {
     pub delta_nets: Vec<Option<DeltaNumbers>>,
     /// The state space of every layer; None in a layer without.
     pub mamba2: Vec<Option<Mamba2Numbers>>,
+    /// The short convolution of every layer; None in a layer without.
+    pub convolutions: Vec<Option<ConvolutionNumbers>>,
+    /// The selective state space of every layer; None in a layer without.
+    pub mamba: Vec<Option<MambaNumbers>>,
     /// Whether a layer has a feed-forward network.
     pub has_ffn: Vec<bool>,
     /// What stands between the matrices of every layer's feed-forward network.
@@ -210,6 +214,56 @@ impl Mamba2Numbers {
     /// convolution.
     pub fn state(&self) -> usize {
         self.values() * self.key_length + (self.kernel - 1) * self.channels()
+    }
+}
+
+/// The short convolution of one layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConvolutionNumbers {
+    /// Numbers of a token that go through it.
+    pub channels: usize,
+    /// Tokens that it reads, the present one among them.
+    pub kernel: usize,
+}
+
+impl ConvolutionNumbers {
+    /// The operations of one token: two gates, and a product and a sum for every tap.
+    pub fn operations(&self) -> usize {
+        (2 + 2 * self.kernel) * self.channels
+    }
+
+    /// Numbers of the state that goes from token to token.
+    pub fn state(&self) -> usize {
+        (self.kernel - 1) * self.channels
+    }
+}
+
+/// The selective state space of one layer (Mamba, Gu and Dao 2023).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MambaNumbers {
+    /// Numbers of a token that go through it.
+    pub channels: usize,
+    /// Numbers of a channel's state.
+    pub state: usize,
+    /// Numbers that the steps of all channels are made of.
+    pub rank: usize,
+    /// Tokens that the convolution in front reads, the present one among them.
+    pub kernel: usize,
+    /// Whether ranks, keys and queries are normalized without weights.
+    pub is_normalized: bool,
+}
+
+impl MambaNumbers {
+    /// About the operations of one token: each number of a state is forgotten, learned and read.
+    pub fn operations(&self) -> usize {
+        const EACH: usize = 3 * 2;
+        (EACH * self.state + 2 * self.kernel) * self.channels
+    }
+
+    /// Numbers of the state that goes from token to token: that of the channels, and the tokens of
+    /// the convolution.
+    pub fn state(&self) -> usize {
+        (self.state + self.kernel - 1) * self.channels
     }
 }
 
@@ -463,6 +517,39 @@ impl Keys<'_> {
             .collect())
     }
 
+    /// The numbers of short convolutions.
+    fn convolution(&self, channels: usize) -> Result<ConvolutionNumbers> {
+        const KERNEL: &str = "shortconv.l_cache";
+        match self.number(KERNEL)? {
+            1 => Err(self.bad(
+                KERNEL,
+                "is 1; llama.cpp runs convolutions of 2 tokens or more",
+            )),
+            kernel => Ok(ConvolutionNumbers { channels, kernel }),
+        }
+    }
+
+    /// The numbers of selective state spaces.
+    fn mamba(&self, hidden: usize) -> Result<MambaNumbers> {
+        const CHANNELS: &str = "ssm.inner_size";
+        let channels = self.number(CHANNELS)?;
+        if channels != 2 * hidden {
+            return Err(self.bad(
+                CHANNELS,
+                format!(
+                    "is {channels}; llama.cpp runs only twice the length of embeddings, {hidden}"
+                ),
+            ));
+        }
+        Ok(MambaNumbers {
+            channels,
+            state: self.number("ssm.state_size")?,
+            rank: self.number("ssm.time_step_rank")?,
+            kernel: self.number("ssm.conv_kernel")?,
+            is_normalized: self.flag("ssm.dt_b_c_rms")?.unwrap_or(false),
+        })
+    }
+
     /// How the routers of every layer weigh experts. Lists count the blocks for further tokens too.
     fn routing(&self, router: Router, layers: usize, blocks: usize) -> Result<Vec<Routing>> {
         const GATING: &str = "expert_gating_func";
@@ -657,19 +744,21 @@ impl Hyper {
         let heads = keys.per_layer("attention.head_count", blocks)?;
         let heads = heads.ok_or_else(|| keys.bad("attention.head_count", "is missing"))?;
         let most_heads = heads.iter().copied().max().unwrap_or(0);
-        if most_heads == 0 && decoder.mamba2 != Some(Mamba2Layers::All) {
+        let is_headless = decoder.mamba || decoder.mamba2 == Some(Mamba2Layers::All);
+        if most_heads == 0 && !is_headless {
             return Err(keys.bad("attention.head_count", "is 0"));
         }
         let kv_heads = keys.per_layer("attention.head_count_kv", blocks)?;
         let kv_heads = kv_heads.unwrap_or_else(|| heads.clone());
+        let may_be_unattended =
+            decoder.short_convolutions || decoder.mamba || decoder.mamba2.is_some();
+        let is_unattended = |layer: usize| may_be_unattended && kv_heads[layer] == 0;
         let is_linear =
             |layer: usize| decoder.linear_layers && heads[layer] > 0 && kv_heads[layer] == 0;
         let is_linear: Vec<_> = (0..layers).map(is_linear).collect();
-        let is_unattended = |layer: usize| decoder.mamba2.is_some() && kv_heads[layer] == 0;
-        for layer in (0..layers).filter(|layer| !is_linear[*layer]) {
-            let is_unattended = is_unattended(layer);
+        for layer in (0..layers).filter(|i| !is_linear[*i] && !is_unattended(*i)) {
             let (heads, kv_heads) = (heads[layer], kv_heads[layer]);
-            if heads > 0 && !is_unattended && (kv_heads == 0 || !heads.is_multiple_of(kv_heads)) {
+            if heads > 0 && (kv_heads == 0 || !heads.is_multiple_of(kv_heads)) {
                 return Err(keys.bad(
                     "attention.head_count_kv",
                     format!("is {kv_heads}, no divisor of {heads} heads"),
@@ -697,7 +786,9 @@ impl Hyper {
         };
         let feed_forward = match keys.get("feed_forward_length") {
             Some(Value::Array(_)) => keys.per_layer("feed_forward_length", blocks)?,
-            _ if decoder.mamba2.is_some() => keys.per_layer("feed_forward_length", blocks)?,
+            _ if decoder.mamba || decoder.mamba2.is_some() => {
+                keys.per_layer("feed_forward_length", blocks)?
+            }
             _ => None,
         };
         let has_ffn: Vec<bool> = match feed_forward {
@@ -805,6 +896,22 @@ impl Hyper {
             }
             None => vec![None; layers],
         };
+        let convolutions = match decoder.short_convolutions {
+            true => {
+                let numbers = keys.convolution(hidden)?;
+                let layer = |layer: usize| is_unattended(layer).then_some(numbers);
+                (0..layers).map(layer).collect()
+            }
+            false => vec![None; layers],
+        };
+        let mamba = match decoder.mamba {
+            true => {
+                let numbers = keys.mamba(hidden)?;
+                let layer = |layer: usize| is_unattended(layer).then_some(numbers);
+                (0..layers).map(layer).collect()
+            }
+            false => vec![None; layers],
+        };
         let attends = |layer: usize| {
             heads[layer] > 0
                 && !is_linear[layer]
@@ -867,6 +974,8 @@ impl Hyper {
             parallel: keys.flag("use_parallel_residual")?.unwrap_or(false),
             delta_nets,
             mamba2,
+            convolutions,
+            mamba,
             has_ffn,
             epsilon: epsilon.unwrap_or(1e-5),
             rotations,
@@ -890,27 +999,33 @@ impl Hyper {
         })
     }
 
-    /// Experts that see a token, in the layer where most do.
-    pub fn experts_used(&self) -> usize {
-        let used = self.routing.iter().map(|routing| routing.used);
-        used.max().unwrap_or(0)
-    }
-}
-
-impl Hyper {
-    /// Numbers of all layers' states that go from token to token.
+    /// Numbers of the states of all layers that go from token to token.
     pub fn states(&self) -> usize {
         let delta_nets = self.delta_nets.iter().flatten().map(DeltaNumbers::state);
+        let convolutions = self.convolutions.iter().flatten();
+        let convolutions = convolutions.map(ConvolutionNumbers::state);
+        let mamba = self.mamba.iter().flatten().map(MambaNumbers::state);
         let mamba2 = self.mamba2.iter().flatten().map(Mamba2Numbers::state);
-        delta_nets.chain(mamba2).sum()
+        let spaces = mamba.chain(mamba2);
+        delta_nets.chain(convolutions).chain(spaces).sum()
     }
 
     /// About the operations of one token on the states of all layers.
     pub fn state_operations(&self) -> usize {
         let delta_nets = self.delta_nets.iter().flatten();
         let delta_nets = delta_nets.map(DeltaNumbers::operations);
+        let convolutions = self.convolutions.iter().flatten();
+        let convolutions = convolutions.map(ConvolutionNumbers::operations);
+        let mamba = self.mamba.iter().flatten().map(MambaNumbers::operations);
         let mamba2 = self.mamba2.iter().flatten().map(Mamba2Numbers::operations);
-        delta_nets.chain(mamba2).sum()
+        let spaces = mamba.chain(mamba2);
+        delta_nets.chain(convolutions).chain(spaces).sum()
+    }
+
+    /// Experts that see a token, in the layer where most do.
+    pub fn experts_used(&self) -> usize {
+        let used = self.routing.iter().map(|routing| routing.used);
+        used.max().unwrap_or(0)
     }
 }
 

@@ -31,8 +31,10 @@ pub mod hyper;
 mod input;
 mod internlm;
 mod jais;
+mod lfm2;
 mod llada;
 mod llama;
+mod mamba;
 mod mamba2;
 mod minicpm;
 mod mistral;
@@ -120,6 +122,11 @@ pub static ARCHITECTURES: &[&Architecture] = &[
     &delta::QWEN3_5,
     &delta::QWEN3_5_MOE,
     &delta::MINICPM_V4_6,
+    &lfm2::LFM2,
+    &lfm2::LFM2_EMBEDDING,
+    &lfm2::LFM2_MOE,
+    &mamba::MAMBA,
+    &mamba::JAMBA,
     &gemma::GEMMA1,
     &gemma::GEMMA2,
     &gemma::GEMMA3,

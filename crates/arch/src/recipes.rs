@@ -36,6 +36,8 @@ pub struct Recipe {
     pub key: Option<ToKey>,
     /// Whether a conversion refuses outputs with numbers that are not finite.
     pub is_finite: bool,
+    /// Names of a tensor; if it came before and has the same weights, this one is left out.
+    pub unless_equal: &'static [&'static str],
 }
 
 /// A tensor that becomes metadata: one number, or, of tensors of layers, a list with one for each.
@@ -230,6 +232,8 @@ pub enum When {
     LayersBefore(Size),
     /// In layers from the one with this number on; in none if the config does not say it.
     LayersFrom(Size),
+    /// In layers that this holds for.
+    Layers(fn(&Config, u32) -> bool),
 }
 
 /// One item, or several.
@@ -328,6 +332,7 @@ impl Recipe {
             left_out: None,
             key: None,
             is_finite: false,
+            unless_equal: &[],
         }
     }
 
@@ -340,6 +345,7 @@ impl Recipe {
             left_out: None,
             key: None,
             is_finite: false,
+            unless_equal: &[],
         }
     }
 
@@ -352,6 +358,7 @@ impl Recipe {
             left_out: None,
             key: None,
             is_finite: false,
+            unless_equal: &[],
         }
     }
 
@@ -372,6 +379,14 @@ impl Recipe {
         Recipe {
             left_out: Some(part),
             ..Recipe::skip(from)
+        }
+    }
+
+    /// The same, left out if a tensor of one of these names came before and has the same weights.
+    pub(crate) const fn unless_equal(self, names: &'static [&'static str]) -> Recipe {
+        Recipe {
+            unless_equal: names,
+            ..self
         }
     }
 
@@ -474,6 +489,7 @@ impl When {
             When::Reranker { tied } => config.is_reranker() && is_set(TIED) == tied,
             When::LayersBefore(size) => before(size),
             When::LayersFrom(size) => !before(size),
+            When::Layers(holds) => matched.layer.is_some_and(|layer| holds(config, layer)),
         }
     }
 }

@@ -5,7 +5,10 @@
 //! matrices) is looked up here, once, when a model is opened.
 
 use crate::catalog::{EMBEDDING, OF_EXPERTS, OUTPUT};
-use crate::hyper::{AttentionNumbers, DeltaNumbers, Hyper, Mamba2Numbers, Routing, Temperature};
+use crate::hyper::{
+    AttentionNumbers, ConvolutionNumbers, DeltaNumbers, Hyper, Mamba2Numbers, MambaNumbers,
+    Routing, Temperature,
+};
 use crate::{Activation, Catalog, DeltaHeads, Layout, Norm, Rope};
 
 /// The position table of models that add positions to their embeddings.
@@ -60,11 +63,18 @@ impl ModelSpec {
             positions: there(POSITIONS),
             embedding_norm: match hyper.decoder.normalized_embeddings {
                 true => Some(NormSpec::weightless(hyper)),
-                false => there(EMBEDDING_NORM).and_then(|_| {
-                    NormSpec::new(hyper, catalog, "token_embd_norm".into(), hyper.hidden)
-                }),
+                false => there(EMBEDDING_NORM)
+                    .filter(|_| hyper.decoder.output_norm != "token_embd_norm")
+                    .and_then(|_| {
+                        NormSpec::new(hyper, catalog, "token_embd_norm".into(), hyper.hidden)
+                    }),
             },
-            output_norm: NormSpec::new(hyper, catalog, "output_norm".into(), hyper.hidden),
+            output_norm: NormSpec::new(
+                hyper,
+                catalog,
+                hyper.decoder.output_norm.into(),
+                hyper.hidden,
+            ),
             output: LinearSpec {
                 stem: output_name.trim_end_matches(".weight").into(),
                 experts: None,
@@ -166,6 +176,10 @@ pub enum MixerSpec {
     DeltaNet(DeltaSpec),
     /// A state space.
     Mamba2(Mamba2Spec),
+    /// A short convolution between two gates.
+    ShortConv(ShortConvSpec),
+    /// A selective state space.
+    Mamba(MambaSpec),
     /// A feed-forward network.
     Ffn(FfnSpec),
     /// A mixture of experts.
@@ -293,6 +307,46 @@ pub struct Mamba2Spec {
     pub output: LinearSpec,
 }
 
+/// A short convolution between two gates (Liquid AI 2025).
+#[derive(Clone, Debug, PartialEq)]
+pub struct ShortConvSpec {
+    /// Channels and length.
+    pub numbers: ConvolutionNumbers,
+    /// The matrix with the rows of the gate in front before those of the gate behind before those of
+    /// what goes through.
+    pub input: LinearSpec,
+    /// The tensor of the convolution: one kernel per channel.
+    pub convolution: String,
+    /// The output matrix.
+    pub output: LinearSpec,
+}
+
+/// A selective state space (Mamba, Gu and Dao 2023): a causal convolution, then a state per channel
+/// that forgets.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MambaSpec {
+    /// Sizes.
+    pub numbers: MambaNumbers,
+    /// The matrix with the rows of values before those of gates.
+    pub input: LinearSpec,
+    /// The tensor of the convolution: one kernel per channel.
+    pub convolution: String,
+    /// The tensor that is added behind it: one number per channel.
+    pub convolution_bias: String,
+    /// The matrix with the rows of ranks before those of keys before those of queries.
+    pub parameters: LinearSpec,
+    /// The norms of ranks, keys and queries.
+    pub norms: Option<[NormSpec; 3]>,
+    /// The matrix from ranks to the steps of all channels.
+    pub step: LinearSpec,
+    /// The tensor that multiplies the steps: one number for each of the states.
+    pub decay: String,
+    /// How much of a value goes past the states: one number per channel.
+    pub skip: String,
+    /// The output matrix.
+    pub output: LinearSpec,
+}
+
 /// The gate of the heads' outputs, which its logistic function multiplies.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Gate {
@@ -407,7 +461,13 @@ impl LayerSpec {
         };
         let mamba2 = hyper.mamba2.get(number).copied().flatten();
         let mamba2 = mamba2.map(|numbers| MixerSpec::Mamba2(known.mamba2(numbers)));
-        let attention = attention.into_iter().chain(mamba2);
+        let convolution = hyper.convolutions.get(number).copied().flatten();
+        let convolution =
+            convolution.map(|numbers| MixerSpec::ShortConv(known.short_conv(numbers)));
+        let mamba = hyper.mamba.get(number).copied().flatten();
+        let mamba = mamba.map(|numbers| MixerSpec::Mamba(known.mamba(numbers)));
+        let recurrent = mamba2.or(convolution).or(mamba);
+        let attention = attention.into_iter().chain(recurrent);
         let attention: Vec<_> = attention
             .map(|mixer| known.branch(attention_norm, mixer))
             .collect();
@@ -446,6 +506,8 @@ impl LayerSpec {
             MixerSpec::Attention(_)
             | MixerSpec::DeltaNet(_)
             | MixerSpec::Mamba2(_)
+            | MixerSpec::ShortConv(_)
+            | MixerSpec::Mamba(_)
             | MixerSpec::Ffn(_) => 2,
             MixerSpec::Moe(_) | MixerSpec::Linear(_) => 1,
         };
@@ -680,6 +742,51 @@ impl Known<'_> {
     fn routing(&self) -> Routing {
         let routing = &self.hyper.routing;
         routing[self.number.min(routing.len() - 1)]
+    }
+
+    fn short_conv(&self, numbers: ConvolutionNumbers) -> ShortConvSpec {
+        let channels = numbers.channels;
+        ShortConvSpec {
+            numbers,
+            input: self.linear("shortconv.in_proj", 3 * channels, self.hyper.hidden),
+            convolution: self.stem("shortconv.conv.weight"),
+            output: self.linear("shortconv.out_proj", self.hyper.hidden, channels),
+        }
+    }
+
+    fn mamba(&self, numbers: MambaNumbers) -> MambaSpec {
+        let MambaNumbers {
+            channels,
+            state,
+            rank,
+            ..
+        } = numbers;
+        let hidden = self.hyper.hidden;
+        let norm = |name: &str, len: usize| NormSpec {
+            stem: self.stem(name),
+            kind: Norm::Rms,
+            epsilon: self.hyper.epsilon,
+            len,
+            groups: 1,
+        };
+        MambaSpec {
+            numbers,
+            input: self.linear("ssm_in", 2 * channels, hidden),
+            convolution: self.stem("ssm_conv1d.weight"),
+            convolution_bias: self.stem("ssm_conv1d.bias"),
+            parameters: self.linear("ssm_x", rank + 2 * state, channels),
+            norms: (numbers.is_normalized || self.has("ssm_dt_norm")).then(|| {
+                [
+                    norm("ssm_dt_norm", rank),
+                    norm("ssm_b_norm", state),
+                    norm("ssm_c_norm", state),
+                ]
+            }),
+            step: self.linear("ssm_dt", channels, rank),
+            decay: self.stem("ssm_a"),
+            skip: self.stem("ssm_d"),
+            output: self.linear("ssm_out", hidden, channels),
+        }
     }
 
     fn ffn_or_moe(&self) -> MixerSpec {

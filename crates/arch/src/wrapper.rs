@@ -95,6 +95,10 @@ const BEGINNINGS: &[(&str, &str)] = &[
 const PIECES: &[(&str, &str)] = &[
     ("audio.", AUDIO),
     ("audio_", AUDIO),
+    ("codebook", AUDIO),
+    ("depth_embedding", AUDIO),
+    ("depth_linear", AUDIO),
+    ("depthformer", AUDIO),
     ("talker.", AUDIO),
     ("token2wav.", AUDIO),
     ("code2wav.", AUDIO),
@@ -111,8 +115,8 @@ const PIECES: &[(&str, &str)] = &[
     ("model.connector.", VISION),
 ];
 
-/// ERNIE's name for what others call the model.
-const ERNIE: &str = "ernie.";
+/// Names of ERNIE and of LFM2 Audio for what others call the model.
+const MODELS: [&str; 2] = ["ernie.", "lfm."];
 
 /// What the names of Mamba Codestral begin with, which others have without `model.`.
 const CODESTRAL: [&str; 2] = ["model.backbone", "model.lm_head"];
@@ -133,8 +137,10 @@ impl Part<'_> {
         if name.ends_with(BIAS) {
             name = name.replace(BIAS, "e_score_correction.bias").into();
         }
-        if name.contains(ERNIE) {
-            name = name.replace(ERNIE, "model.").into();
+        for model in MODELS {
+            if name.contains(model) {
+                name = name.replace(model, "model.").into();
+            }
         }
         if CODESTRAL.iter().any(|start| name.starts_with(start)) {
             name = name["model.".len()..].to_owned().into();

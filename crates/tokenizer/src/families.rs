@@ -92,6 +92,32 @@ impl Import<'_> {
         Ok(tokens)
     }
 
+    /// Mamba's; the first models came without a tokenizer.
+    pub(crate) fn mamba(&mut self) -> Result<usize> {
+        let multiple = self.config("pad_vocab_size_multiple");
+        self.padded(multiple.and_then(serde_json::Value::as_u64).unwrap_or(8));
+        if self.files.tokenizer.is_some() {
+            return self.byte_level();
+        }
+        self.sentencepiece(Additions::Common)?.ok_or_else(|| {
+            let what = format!(
+                "neither tokenizer.json nor {}; the first Mambas come without one and use that of GPT-NeoX: download \
+                 EleutherAI/gpt-neox-20b's",
+                spm::FILE
+            );
+            bad(&self.files.dir, what)
+        })
+    }
+
+    pub(crate) fn jamba(&mut self) -> Result<usize> {
+        if let Some(tokens) = self.sentencepiece(Additions::Common)? {
+            return Ok(tokens);
+        }
+        let tokens = self.like_sentencepiece()?;
+        self.set_flag("add_space_prefix", false);
+        Ok(tokens)
+    }
+
     pub(crate) fn openelm(&mut self) -> Result<usize> {
         self.sentencepiece(Additions::Common)?.ok_or_else(|| {
             let what = format!(

@@ -105,6 +105,10 @@ pub enum VocabKind {
     GraniteHybrid,
     /// Byte-level, padded to a multiple of 8: Nemotron-H.
     NemotronH,
+    /// Byte-level, else SentencePiece, padded to a multiple of `pad_vocab_size_multiple` or 8: Mamba.
+    Mamba,
+    /// SentencePiece, else byte-pair encoding with byte fallback and without a space prefix: Jamba.
+    Jamba,
     /// Byte-level, for infill: Refact.
     Refact,
     /// Byte-level, else SentencePiece with special tokens by number (SEA-LION): MPT.
@@ -198,6 +202,8 @@ pub fn import(
             import.byte_level()?
         }
         VocabKind::Plamo3 => import.plamo3()?,
+        VocabKind::Mamba => import.mamba()?,
+        VocabKind::Jamba => import.jamba()?,
         VocabKind::Refact => import.refact()?,
         VocabKind::Mpt => import.mpt()?,
         VocabKind::OpenElm => import.openelm()?,

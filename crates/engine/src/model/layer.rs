@@ -2,8 +2,8 @@
 
 use super::linear::{Linear, Norm, Pass};
 use super::mixer::{
-    AnyMixer, Attention, DeltaNet, Ffn, First, Gate, Latent, Mamba2, Moe, Projections, Rates,
-    Shared, Single, Stage, Tape,
+    AnyMixer, Attention, DeltaNet, Ffn, First, Gate, Latent, Mamba, Mamba2, Moe, Projections,
+    Rates, Shared, ShortConv, Single, Stage, Tape,
 };
 use super::ops::attention::{Scores, alibi_slopes};
 use super::ops::elementwise::{add, add_scaled, scale};
@@ -15,7 +15,7 @@ use super::{Replaced, Result};
 use quantier_arch::Norm as NormKind;
 use quantier_arch::spec::{
     self, AttentionSpec, BlockSpec, BranchSpec, DeltaSpec, FfnSpec, LayerSpec, Mamba2Spec,
-    MixerSpec, MoeSpec,
+    MambaSpec, MixerSpec, MoeSpec, ShortConvSpec,
 };
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -267,6 +267,8 @@ impl Branch {
                 MixerSpec::DeltaNet(spec) => AnyMixer::DeltaNet(delta_net(weights, spec)?),
                 MixerSpec::Mamba2(spec) => AnyMixer::Mamba2(mamba2(weights, spec)?),
                 MixerSpec::Linear(spec) => AnyMixer::Single(Single(weights.linear(spec)?)),
+                MixerSpec::ShortConv(spec) => AnyMixer::ShortConv(short_conv(weights, spec)?),
+                MixerSpec::Mamba(spec) => AnyMixer::Mamba(mamba(weights, spec)?),
                 MixerSpec::Ffn(spec) => AnyMixer::Ffn(ffn(weights, spec)?),
                 MixerSpec::Moe(spec) => AnyMixer::Moe(moe(weights, spec)?),
             },
@@ -372,7 +374,7 @@ fn delta_net(weights: &Weights<'_>, spec: &DeltaSpec) -> Result<DeltaNet> {
             spec::Rates::Fused(both) => Rates::Fused(weights.linear(both)?),
         },
         step_bias: weights.finite(&spec.step_bias, &[heads])?,
-        decay: weights.at_most_zero(&spec.decay, heads)?,
+        decay: weights.at_most_zero(&spec.decay, &[heads])?,
         kernels: weights.finite(&spec.convolution, &[numbers.channels(), numbers.kernel])?,
         // The root mean square of a head of length 1 is the root of its share.
         unit: Norm {
@@ -398,9 +400,39 @@ fn mamba2(weights: &Weights<'_>, spec: &Mamba2Spec) -> Result<Mamba2> {
         kernels: weights.finite(&spec.convolution, &[channels, numbers.kernel])?,
         channel_bias: bias.transpose()?,
         step_bias: weights.finite(&spec.step_bias, &[heads])?,
-        decay: weights.at_most_zero(&spec.decay, heads)?,
+        decay: weights.at_most_zero(&spec.decay, &[heads])?,
         skip: weights.finite(&spec.skip, &[heads])?,
         norm: norm(weights, &spec.norm)?,
+        output: weights.linear(&spec.output)?,
+    })
+}
+
+fn short_conv(weights: &Weights<'_>, spec: &ShortConvSpec) -> Result<ShortConv> {
+    let numbers = spec.numbers;
+    Ok(ShortConv {
+        input: weights.linear(&spec.input)?,
+        kernels: weights.finite(&spec.convolution, &[numbers.channels, numbers.kernel])?,
+        output: weights.linear(&spec.output)?,
+    })
+}
+
+fn mamba(weights: &Weights<'_>, spec: &MambaSpec) -> Result<Mamba> {
+    let numbers = spec.numbers;
+    let channels = numbers.channels;
+    let norms = |[rank, key, query]: &[spec::NormSpec; 3]| -> Result<Box<[Norm; 3]>> {
+        let [rank, key, query] = [rank, key, query].map(|norm| weights.norm(norm));
+        Ok(Box::new([rank?, key?, query?]))
+    };
+    Ok(Mamba {
+        numbers,
+        input: weights.linear(&spec.input)?,
+        kernels: weights.finite(&spec.convolution, &[channels, numbers.kernel])?,
+        kernel_bias: weights.finite(&spec.convolution_bias, &[channels])?,
+        parameters: weights.linear(&spec.parameters)?,
+        norms: spec.norms.as_ref().map(norms).transpose()?,
+        step: weights.linear(&spec.step)?,
+        decay: weights.at_most_zero(&spec.decay, &[channels, numbers.state])?,
+        skip: weights.finite(&spec.skip, &[channels])?,
         output: weights.linear(&spec.output)?,
     })
 }

@@ -158,8 +158,8 @@ impl<'a> Weights<'a> {
     ///
     /// # Errors
     /// As [`Weights::finite`], and if a number is above 0.
-    pub(super) fn at_most_zero(&self, name: &str, len: usize) -> Result<Vec<f32>> {
-        let numbers = self.finite(name, &[len])?;
+    pub(super) fn at_most_zero(&self, name: &str, dims: &[usize]) -> Result<Vec<f32>> {
+        let numbers = self.finite(name, dims)?;
         match numbers.iter().position(|x| *x > 0.0) {
             Some(at) => Err(self.bad(
                 name,

@@ -11,8 +11,10 @@
 mod attention;
 mod delta_net;
 mod ffn;
+mod mamba;
 mod mamba2;
 mod moe;
+mod short_conv;
 mod single;
 #[cfg(test)]
 mod tests;
@@ -20,8 +22,10 @@ mod tests;
 pub(super) use attention::{Attention, Gate, Projections};
 pub(super) use delta_net::{DeltaNet, Rates};
 pub(super) use ffn::{Ffn, First};
+pub(super) use mamba::Mamba;
 pub(super) use mamba2::Mamba2;
 pub(super) use moe::{Latent, Moe, Shared};
+pub(super) use short_conv::ShortConv;
 pub(super) use single::Single;
 
 use super::Result;
@@ -154,7 +158,9 @@ pub(super) enum AnyMixer {
     DeltaNet(DeltaNet),
     Ffn(Ffn),
     Mamba2(Mamba2),
+    Mamba(Mamba),
     Moe(Moe),
+    ShortConv(ShortConv),
     Single(Single),
 }
 
@@ -167,7 +173,9 @@ impl Deref for AnyMixer {
             AnyMixer::DeltaNet(mixer) => mixer,
             AnyMixer::Ffn(mixer) => mixer,
             AnyMixer::Mamba2(mixer) => mixer,
+            AnyMixer::Mamba(mixer) => mixer,
             AnyMixer::Moe(mixer) => mixer,
+            AnyMixer::ShortConv(mixer) => mixer,
             AnyMixer::Single(mixer) => mixer,
         }
     }
@@ -180,7 +188,9 @@ impl DerefMut for AnyMixer {
             AnyMixer::DeltaNet(mixer) => mixer,
             AnyMixer::Ffn(mixer) => mixer,
             AnyMixer::Mamba2(mixer) => mixer,
+            AnyMixer::Mamba(mixer) => mixer,
             AnyMixer::Moe(mixer) => mixer,
+            AnyMixer::ShortConv(mixer) => mixer,
             AnyMixer::Single(mixer) => mixer,
         }
     }

@@ -3,8 +3,8 @@
 //! whole one.
 
 use super::{
-    AnyMixer, Attention, DeltaNet, Ffn, First, Gate, Latent, Mamba2, Moe, Projections, Rates,
-    Shared, Single, Tape,
+    AnyMixer, Attention, DeltaNet, Ffn, First, Gate, Latent, Mamba, Mamba2, Moe, Projections,
+    Rates, Shared, ShortConv, Single, Tape,
 };
 use crate::model::linear::{Linear, Norm, Pass};
 use crate::model::ops::attention::{Scores, alibi_slopes};
@@ -12,7 +12,7 @@ use crate::model::ops::rope::Angles;
 use crate::model::ops::router::Router;
 use crate::model::ops::tests::{check_gradients, random};
 use crate::model::rows::Rows;
-use quantier_arch::hyper::{DeltaNumbers, Mamba2Numbers, Routing, Temperature};
+use quantier_arch::hyper::{DeltaNumbers, Mamba2Numbers, MambaNumbers, Routing, Temperature};
 use quantier_arch::{Activation, DeltaHeads, Gating, LinearId, Norm as NormKind, Rope};
 use quantier_core::progress::Silent;
 use std::sync::Arc;
@@ -184,6 +184,46 @@ fn delta_net(sharing: DeltaHeads) -> AnyMixer {
     })
 }
 
+fn short_conv() -> AnyMixer {
+    const KERNEL: usize = 3;
+    AnyMixer::ShortConv(ShortConv {
+        input: linear(1, 3 * HIDDEN, HIDDEN, 71),
+        kernels: random(HIDDEN * KERNEL, 72),
+        output: linear(1, HIDDEN, HIDDEN, 73),
+    })
+}
+
+fn mamba(is_normalized: bool) -> AnyMixer {
+    let numbers = MambaNumbers {
+        channels: 2 * HIDDEN,
+        state: 4,
+        rank: 3,
+        kernel: 3,
+        is_normalized,
+    };
+    let MambaNumbers {
+        channels,
+        state,
+        rank,
+        kernel,
+        ..
+    } = numbers;
+    let norms = [norm(rank, 81), norm(state, 82), norm(state, 83)];
+    let decay = random(channels * state, 84).into_iter();
+    AnyMixer::Mamba(Mamba {
+        numbers,
+        input: linear(1, 2 * channels, HIDDEN, 85),
+        kernels: random(channels * kernel, 86),
+        kernel_bias: random(channels, 87),
+        parameters: linear(1, rank + 2 * state, channels, 88),
+        norms: is_normalized.then(|| Box::new(norms)),
+        step: linear(1, channels, rank, 89),
+        decay: decay.map(|x| -0.5 - x.abs()).collect(),
+        skip: random(channels, 90),
+        output: linear(1, HIDDEN, channels, 91),
+    })
+}
+
 /// Two of four experts, and one that sees every token if there is a matrix that weighs it.
 fn moe(normalized: bool, shared_router: Option<Linear>) -> Moe {
     Moe {
@@ -296,6 +336,9 @@ fn mixers() -> Vec<(&'static str, AnyMixer)> {
         ("delta net of groups", delta_net(DeltaHeads::Grouped)),
         ("state space", mamba2(false)),
         ("state space without bias and norm", mamba2(true)),
+        ("short convolution", short_conv()),
+        ("selective state space", mamba(false)),
+        ("selective state space with norms", mamba(true)),
         ("gated", AnyMixer::Ffn(gated_ffn())),
         ("fused", AnyMixer::Ffn(fused)),
         ("plain", AnyMixer::Ffn(plain)),

@@ -20,6 +20,11 @@ pub(crate) fn scale(x: &mut [f32], scale: f32) {
     }
 }
 
+/// Every number times that of `y`. The derivative for either is the gradient times the other.
+pub(crate) fn multiply(x: &mut [f32], y: &[f32]) {
+    vectorized(|| x.iter_mut().zip(y).for_each(|(x, y)| *x *= y));
+}
+
 /// Every row plus `bias`. The derivative is the gradient.
 pub(crate) fn add_bias(x: &mut Rows, bias: &[f32]) {
     vectorized(|| {

@@ -13,6 +13,7 @@ pub(super) mod product;
 pub(super) mod rope;
 pub(super) mod router;
 mod scan;
+pub(super) mod selective;
 pub(super) mod ssd;
 #[cfg(test)]
 pub(super) mod tests;

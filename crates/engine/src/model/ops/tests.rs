@@ -5,13 +5,14 @@ use super::attention::{Heads, Scores, alibi_slopes};
 use super::convolution::{convolve, convolve_derivative};
 use super::delta::Streams;
 use super::elementwise::{
-    add_bias, add_scaled, clamp, clamp_derivative, dots, scale, scale_groups, sigmoid,
+    add_bias, add_scaled, clamp, clamp_derivative, dots, multiply, scale, scale_groups, sigmoid,
     sigmoid_slope, softplus,
 };
 use super::norm::{self, layer_norm, rms_norm};
 use super::product::{product, product_derivative, row_derivative};
 use super::rope::{Angles, Direction};
 use super::router::Router;
+use super::selective::Selective;
 use super::ssd;
 use crate::model::rows::Rows;
 use quantier_arch::hyper::{DeltaNumbers, ExpertGroups, Routing};
@@ -135,6 +136,16 @@ fn cases_of_rows<'c>(weight: &'c [f32], bias: &'c [f32]) -> Vec<Case<'c>> {
             &[N, N],
             |x| changed(&x[0], |y| add_scaled(y, &x[1], 0.3)),
             |_, g| vec![g.to_vec(), changed(g, |g| scale(g, 0.3))],
+        ),
+        case(
+            "multiply",
+            &[N, N],
+            |x| changed(&x[0], |y| multiply(y, &x[1])),
+            |x, g| {
+                [1, 0]
+                    .map(|other| changed(g, |g| multiply(g, &x[other])))
+                    .into()
+            },
         ),
         case(
             "add_bias",
@@ -484,6 +495,79 @@ fn blocks_of_plain_steps_are_the_steps() {
     }
 }
 
+/// What 70 channels with states of 3 read: more than go together.
+fn selective(x: &[Vec<f32>]) -> Selective {
+    Selective {
+        value: Rows::new(x[0].clone(), CHANNELS),
+        step: Rows::new(x[1].iter().map(|x| 0.3 * x + 0.5).collect(), CHANNELS),
+        key: Rows::new(x[2].clone(), 3),
+        query: Rows::new(x[3].clone(), 3),
+    }
+}
+
+const CHANNELS: usize = 70;
+
+fn lens_of_selective(positions: usize) -> [usize; 4] {
+    [CHANNELS, CHANNELS, 3, 3].map(|each| each * positions)
+}
+
+fn decays() -> Vec<f32> {
+    let decays = random(CHANNELS * 3, 9).into_iter();
+    decays.map(|x| -0.6 * (x + 1.0)).collect()
+}
+
+fn cases_of_selective_scans<'c>() -> Vec<Case<'c>> {
+    let case = |positions: usize| {
+        case(
+            format!("a selective scan over {positions} positions"),
+            &lens_of_selective(positions),
+            |x| selective(x).scan(&decays(), 1).into_numbers(),
+            |x, g| {
+                let g = Rows::new(g.to_vec(), CHANNELS);
+                let g = selective(x).derivative(&decays(), &g, 1);
+                let step = changed(g.step.numbers(), |x| scale(x, 0.3));
+                let [value, key, query] = [g.value, g.key, g.query].map(Rows::into_numbers);
+                vec![value, step, key, query]
+            },
+        )
+    };
+    // Less than a block of steps, one and a bit, and two.
+    [3, 35, 64].map(case).into()
+}
+
+/// Channels side by side against single states in f64.
+#[test]
+fn a_selective_scan_is_its_steps() {
+    for positions in [1, 33, 70] {
+        let arguments: Vec<_> = lens_of_selective(positions)
+            .iter()
+            .zip(1..)
+            .map(|(len, seed)| random(*len, seed))
+            .collect();
+        let (all, decays) = (selective(&arguments), decays());
+        let out = all.scan(&decays, 1);
+        assert_eq!(out, all.scan(&decays, 3));
+        for channel in [0, 5, 63, 64, CHANNELS - 1] {
+            let mut state = [0.0f64; 3];
+            for position in 0..positions {
+                let at = |x: &Rows, i: usize| f64::from(x.numbers()[position * x.columns() + i]);
+                let (value, step) = (at(&all.value, channel), at(&all.step, channel));
+                let mut want = 0.0;
+                for (i, h) in state.iter_mut().enumerate() {
+                    let decay = f64::from(decays[channel * 3 + i]);
+                    *h = (step * decay).exp() * *h + step * value * at(&all.key, i);
+                    want += *h * at(&all.query, i);
+                }
+                let got = at(&out, channel);
+                assert!(
+                    (got - want).abs() < 1e-5,
+                    "{positions} {channel} {position}: {got} {want}"
+                );
+            }
+        }
+    }
+}
+
 /// Blocks of steps against single steps in f64.
 #[test]
 fn blocks_of_steps_are_the_steps() {
@@ -532,7 +616,8 @@ fn derivatives_are_those_that_differences_show() {
         .chain(cases_of_experts())
         .chain(cases_of_attention())
         .chain(cases_of_states())
-        .chain(cases_of_plain_states());
+        .chain(cases_of_plain_states())
+        .chain(cases_of_selective_scans());
     for case in cases {
         let at = case
             .lens
