@@ -1142,6 +1142,91 @@ mod tests {
         assert!(every_other.attention[1].is_some() && every_other.attention[2].is_none());
     }
 
+    /// Metadata of whole numbers; lists of one for each layer.
+    fn numbers(architecture: &str, numbers: &[(&str, &[u32])]) -> Metadata<'static> {
+        let mut metadata = Metadata::new();
+        metadata.set(keys::ARCHITECTURE.to_owned(), Value::str(architecture));
+        for (key, numbers) in numbers {
+            let value = match numbers {
+                [number] => Value::U32(*number),
+                numbers => {
+                    let numbers = numbers.iter().map(|number| Value::U32(*number));
+                    let list = quantier_gguf::gguf::Array::of_values(
+                        quantier_gguf::gguf::ValueType::U32,
+                        numbers,
+                    );
+                    Value::Array(list)
+                }
+            };
+            metadata.set(format!("{architecture}.{key}"), value);
+        }
+        metadata
+    }
+
+    #[test]
+    fn layers_without_heads_of_keys_are_short_convolutions() {
+        let sound: [(&str, &[u32]); 5] = [
+            ("block_count", &[3]),
+            ("embedding_length", &[64]),
+            ("attention.head_count", &[4]),
+            ("attention.head_count_kv", &[0, 2, 0]),
+            ("shortconv.l_cache", &[3]),
+        ];
+        let hyper = Hyper::new(&numbers("lfm2", &sound)).unwrap();
+        let attends: Vec<_> = hyper.attention.iter().map(Option::is_some).collect();
+        assert_eq!(attends, [false, true, false]);
+        let convolves: Vec<_> = hyper.convolutions.iter().map(Option::is_some).collect();
+        assert_eq!(convolves, [true, false, true]);
+        assert_eq!(hyper.states(), 2 * 2 * 64);
+        for kernel in [0, 1] {
+            let mut damaged = sound;
+            let kernel = [kernel];
+            damaged[4].1 = &kernel;
+            let error = Hyper::new(&numbers("lfm2", &damaged)).unwrap_err();
+            assert!(error.contains("'lfm2.shortconv.l_cache'"), "{error}");
+        }
+        let error = Hyper::new(&numbers("llama", &sound)).unwrap_err();
+        assert!(error.contains("head_count_kv"), "{error}");
+    }
+
+    #[test]
+    fn mamba_has_neither_heads_nor_networks() {
+        let sound: [(&str, &[u32]); 8] = [
+            ("block_count", &[2]),
+            ("embedding_length", &[64]),
+            ("attention.head_count", &[0]),
+            ("feed_forward_length", &[0]),
+            ("ssm.conv_kernel", &[4]),
+            ("ssm.inner_size", &[128]),
+            ("ssm.state_size", &[16]),
+            ("ssm.time_step_rank", &[4]),
+        ];
+        let hyper = Hyper::new(&numbers("mamba", &sound)).unwrap();
+        assert_eq!(
+            (hyper.attention, hyper.has_ffn),
+            (vec![None; 2], vec![false; 2])
+        );
+        let mamba = hyper.mamba[1].unwrap();
+        assert_eq!(
+            (mamba.state(), mamba.is_normalized),
+            (128 * (16 + 3), false)
+        );
+        for (key, value) in [
+            ("ssm.conv_kernel", 0),
+            ("ssm.inner_size", 96),
+            ("ssm.state_size", 0),
+            ("ssm.time_step_rank", 0),
+        ] {
+            let value = [value];
+            let changed = sound.map(|(name, number)| match name == key {
+                true => (name, &value[..]),
+                false => (name, number),
+            });
+            let error = Hyper::new(&numbers("mamba", &changed)).unwrap_err();
+            assert!(error.contains(&format!("'mamba.{key}'")), "{key}: {error}");
+        }
+    }
+
     #[test]
     fn routing_is_what_the_family_and_the_metadata_say() {
         let metadata = metadata(&[
