@@ -244,7 +244,7 @@ def main():
     parser.add_argument("out", type=Path)
     parser.add_argument("texts", type=Path, nargs="+")
     parser.add_argument("--skip", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--minutes", type=float, help="end sooner, of so many minutes")
     options = parser.parse_args()
     texts = [path.read_bytes()[options.skip:].decode(errors="ignore") for path in options.texts]

@@ -5,7 +5,7 @@ use super::numbers;
 use super::ops::{self, Sizes};
 use super::plan::PlannedTensor;
 use super::scale::{self, Scales};
-use super::weights::{Cast, Numeric, Operand, Weights};
+use super::weights::{Cast, Operand, Part, Weights};
 use super::{Checkpoint, Source};
 use crate::arch::recipes::{Input, Match, Output, Recipe};
 use crate::arch::{Architecture, Config, Keys, Nextn};
@@ -375,18 +375,21 @@ impl<'a> Planner<'a> {
         let name = output.name(&members[0].matched);
         let stored = operand.finish();
         if recipe.is_finite {
-            let (tensor, numeric) = (source(&members[0]), stored.numeric());
-            self.check_finite(tensor, numeric).map_err(failed)?;
+            let elements = 0..dims.iter().product();
+            for (part, _) in stored.pieces(elements) {
+                self.check_finite(part).map_err(failed)?;
+            }
         }
         self.push(name, &dims, cast, || Weights::Stored(stored));
         Ok(())
     }
 
-    /// Refuses a small tensor with a number that is not finite, or does not stay so.
-    fn check_finite(&self, source: &Source, numeric: &[Numeric]) -> Result<(), String> {
+    /// Refuses a part of a small tensor with a number that is not finite, or does not stay so.
+    fn check_finite(&self, part: &Part) -> Result<(), String> {
+        let source = &self.conversion.checkpoint.tensors[part.source];
         for (place, number) in self.numbers(source)?.into_iter().enumerate() {
             let mut made = [number];
-            for numeric in numeric {
+            for numeric in &part.numeric {
                 numbers::apply(*numeric, source.dtype, &mut made);
             }
             if !made[0].is_finite() {

@@ -59,11 +59,6 @@ impl Weights {
 }
 
 impl Stored {
-    /// What is done to the numbers of the first part.
-    pub(super) fn numeric(&self) -> &[Numeric] {
-        self.parts.first().map_or(&[], |part| &part.numeric)
-    }
-
     /// The parts that have these elements of the output, each with those elements of its own.
     pub(super) fn pieces(&self, elements: Range<u64>) -> impl Iterator<Item = (&Part, Range<u64>)> {
         let first = self
