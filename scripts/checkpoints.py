@@ -1188,6 +1188,22 @@ def apertus():
     return config, model(BPE_VOCAB, layer), "bpe"
 
 
+def exaone():
+    scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+               "original_max_position_embeddings": 8192}
+    config = base("ExaoneForCausalLM", "exaone", BPE_VOCAB, num_layers=LAYERS, activation_function="silu",
+                  layer_norm_epsilon=1e-5, head_dim=HEAD, rope_theta=1e6, rope_scaling=scaling)
+    shapes = {"transformer.wte.weight": (BPE_VOCAB, HIDDEN), "lm_head.weight": (BPE_VOCAB, HIDDEN)}
+    shapes |= norms("transformer.", "ln_f")
+    for i in range(LAYERS):
+        p = f"transformer.h.{i}."
+        shapes |= norms(p, "ln_1", "ln_2") | linears(p, {
+            "attn.attention.q_proj": (HEADS * HEAD, HIDDEN), "attn.attention.k_proj": (KV_HEADS * HEAD, HIDDEN),
+            "attn.attention.v_proj": (KV_HEADS * HEAD, HIDDEN), "attn.attention.out_proj": (HIDDEN, HEADS * HEAD),
+            "mlp.c_fc_0": (FFN, HIDDEN), "mlp.c_fc_1": (FFN, HIDDEN), "mlp.c_proj": (HIDDEN, FFN)}, bias=False)
+    return without(config, "rms_norm_eps", "num_hidden_layers"), shapes, "bpe"
+
+
 def exaone4(layers=LAYERS):
     config = base("Exaone4ForCausalLM", "exaone4", BPE_VOCAB, num_hidden_layers=layers, rope_theta=1e6,
                   sliding_window=64 if layers > LAYERS else None, sliding_window_pattern="LLLG")
@@ -1199,6 +1215,25 @@ def exaone4(layers=LAYERS):
                 | norms(p + "self_attn.", "q_norm", "k_norm", size=HEAD))
 
     return config, model(BPE_VOCAB, layer, layers=layers), "bpe"
+
+
+def with_nextn(config, **more):
+    """Blocks for further tokens: their number in the config, and what they have beside the tensors of a layer."""
+    config = config | {"num_nextn_predict_layers": 1} | more
+    shapes = {"mtp.fc.weight": (HIDDEN, 2 * HIDDEN)}
+    return config, shapes | norms("mtp.", "pre_fc_norm_embedding", "pre_fc_norm_hidden", "norm")
+
+
+def exaone45(shared=False):
+    """EXAONE 4.5 with blocks that have layers of their own, or share one."""
+    config, shapes, tokenizer = exaone4()
+    config, more = with_nextn(config, num_nextn_predict_layers=2, mtp_share_layers=shared)
+    behind = f"model.layers.{LAYERS - 1}."
+    for i in range(1 if shared else 2):
+        more |= {n.replace(behind, f"mtp.layers.{i}."): s for n, s in shapes.items() if n.startswith(behind)}
+    config, shapes, tokenizer = wrapped((config | {"model_type": "exaone4_5_text"}, shapes, tokenizer),
+                                        "Exaone4_5_ForConditionalGeneration", "exaone4_5", inside)
+    return config, shapes | more, tokenizer
 
 
 def spark(layers=4):
@@ -1253,6 +1288,19 @@ def glm4(vision=False):
     config = {"architectures": ["Glm4vForConditionalGeneration"], "model_type": "glm4v",
               "text_config": without(text, "architectures"), "vision_config": {"hidden_size": 32}}
     return config, shapes, "glm"
+
+
+def glm_ocr():
+    """GLM-OCR: a block for a further token, numbered like a layer."""
+    config, shapes, tokenizer = glm4(True)
+    last, block = (f"model.language_model.layers.{i}." for i in (LAYERS - 1, LAYERS))
+    shapes |= {n.replace(last, block): s for n, s in shapes.items() if n.startswith(last)}
+    shapes |= {block + "eh_proj.weight": (HIDDEN, 2 * HIDDEN), block + "embed_tokens.weight": (BPE_VOCAB, HIDDEN),
+               block + "shared_head.head.weight": (BPE_VOCAB, HIDDEN)}
+    shapes |= norms(block, "enorm", "hnorm", "shared_head.norm")
+    text = config["text_config"] | {"model_type": "glm_ocr_text", "num_nextn_predict_layers": 1}
+    return config | {"architectures": ["GlmOcrForConditionalGeneration"], "model_type": "glm_ocr",
+                     "text_config": text}, shapes, tokenizer
 
 
 def glm():
@@ -1426,9 +1474,20 @@ def plamo3(layers=4):
     return config, shapes, "plamo"
 
 
-def nanbeige(loops=1):
-    config = base("NanbeigeForCausalLM", "nanbeige", SPM_VOCAB, num_loops=loops, head_dim=HEAD)
+def nanbeige(loops=1, bare=False):
+    """With several loops, the last norm stands between them, or nothing does."""
+    config = base("NanbeigeForCausalLM", "nanbeige", SPM_VOCAB, num_loops=loops, head_dim=HEAD,
+                  skip_loop_final_norm=bare)
     return config, model(SPM_VOCAB, llama_layer), "spm"
+
+
+def bitnet():
+    config = base("BitnetForCausalLM", "bitnet", SPM_VOCAB, tie_word_embeddings=True)
+
+    def layer(p):
+        return (llama_layer(p) | norms(p + "self_attn.", "inner_attn_ln") | norms(p + "mlp.", "ffn_layernorm", size=FFN))
+
+    return config, model(SPM_VOCAB, layer, tied=True), "spm"
 
 
 def llada():
@@ -1499,13 +1558,17 @@ CHECKPOINTS = {
     "jais-f16": (lambda: jais(False), torch.float16, 1),
     "jais2": (jais2, torch.bfloat16, 1),
     "apertus": (apertus, torch.bfloat16, 1),
+    "exaone": (exaone, torch.bfloat16, 1),
     "exaone4": (exaone4, torch.bfloat16, 1),
+    "exaone45": (exaone45, torch.bfloat16, 1),
+    "exaone45-shared": (lambda: exaone45(True), torch.bfloat16, 1),
     # Windows belong to the model of 64 layers.
     "exaone4-deep": (lambda: exaone4(64), torch.bfloat16, 1),
     "spark2_5": (spark, torch.bfloat16, 1),
     "muse-glimmer": (muse, torch.bfloat16, 1),
     "glm4": (glm4, torch.bfloat16, 1),
     "glm4v": (lambda: glm4(True), torch.bfloat16, 1),
+    "glm-ocr": (glm_ocr, torch.bfloat16, 1),
     "glm": (glm, torch.bfloat16, 1),
     "chatglm": (chatglm, torch.float16, 1),
     "hunyuan": (hunyuan, torch.bfloat16, 1),
@@ -1521,6 +1584,9 @@ CHECKPOINTS = {
     "plamo3": (plamo3, torch.bfloat16, 1),
     "nanbeige": (nanbeige, torch.bfloat16, 1),
     "nanbeige-loops": (lambda: nanbeige(2), torch.bfloat16, 1),
+    "nanbeige-loops-bare": (lambda: nanbeige(3, bare=True), torch.bfloat16, 1),
+    "bitnet": (bitnet, torch.bfloat16, 1),
+    "bitnet-f16": (bitnet, torch.float16, 1),
     "llada": (llada, torch.bfloat16, 1),
     "dream": (dream, torch.bfloat16, 1),
     "command-r-norms": (command_r_norms, torch.bfloat16, 1),
@@ -1891,8 +1957,9 @@ def make(out, name, lively=False):
         write_pooling(folder)
 
 
-# Checkpoints that the reference's converter cannot convert: its Baichuan calls itself without end.
-UNCONVERTED = {"baichuan"}
+# Checkpoints that the reference's converter cannot convert: its Baichuan calls itself without end, its EXAONE 3.5 lacks a
+# key without which llama.cpp does not load it.
+UNCONVERTED = {"baichuan", "exaone"}
 
 
 def main():

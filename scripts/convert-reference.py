@@ -46,7 +46,7 @@ def main():
         TextModel.prepare_metadata = without_parameters
     for line in sys.stdin.read().splitlines():
         arguments = line.split("\t")
-        eager = ["--no-lazy"] if os.path.basename(arguments[0]) in EAGER else []
+        eager = ["--no-lazy"] if os.path.basename(arguments[0]).split("-")[0] in EAGER else []
         sys.argv = ["convert_hf_to_gguf.py", *arguments, *eager]
         try:
             convert_hf_to_gguf.main()

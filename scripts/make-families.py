@@ -23,13 +23,16 @@ PROGRAM = os.environ.get("QUANTIER", HERE.parent / "target" / "release" / "quant
 BPW = 4.5
 # Where tables that stay in f32 are most of so small a model.
 OTHER_BPW = {"starcoder": 7.5, "mpt-positions": 10.0}
-# Not causal, or with layers that run twice, or no model for text: they are converted, and not measured.
-UNMEASURED = {"llada", "dream", "nanbeige-loops", "qwen3-reranker", "qwen3-reranker-untied"}
+# Rows of their down matrices are no whole blocks of any type: these matrices stay in f32.
+UNBLOCKED = {name: 16.0 for name in ("qwen2", "internvl", "qwen2vl", "qwen25vl", "qwen2-bin-tied")}
+# Not causal, or no model for text: they are converted, and not measured.
+UNMEASURED = {"llada", "dream", "qwen3-reranker", "qwen3-reranker-untied"}
 # Without blocks for multi-token prediction, which others of their kind have.
 WITHOUT_MTP = {"qwen35-without-mtp", "qwen35-promised", "minicpmv46"}
 # A few chunks, and types of few and of many bits: it is the way that is tried, not the result.
 SETTINGS = ["-f", TEXTS / "calibration.txt", "--eval", TEXTS / "evaluation.txt", "-c", 128, "--score-chunks", 2,
-            "--eval-chunks", 2, "--types", "IQ2_S,Q3_K,IQ4_NL,Q4_K,Q6_K,Q8_0"]
+            "--eval-chunks", 2]
+TYPES = "IQ2_S,Q3_K,IQ4_NL,Q4_K,Q6_K,Q8_0"
 
 
 def say(*command):
@@ -46,7 +49,8 @@ def family(name, python, bin, work):
     more += ["--no-nextn"] if name in WITHOUT_MTP else []
     say(PROGRAM, "convert", work / name, "--outfile", model, "--outtype", "f32", "--pre", "gpt-2", *more)
     out = work / "out"
-    say(PROGRAM, "make", model, "--bpw", OTHER_BPW.get(name, BPW), "-o", out, *SETTINGS)
+    types, bpw = (TYPES + ",F32", UNBLOCKED[name]) if name in UNBLOCKED else (TYPES, OTHER_BPW.get(name, BPW))
+    say(PROGRAM, "make", model, "--bpw", bpw, "-o", out, "--types", types, *SETTINGS)
     (made,) = json.loads((out / "frontier.json").read_text())["files"]
     file = out / made["name"]
     wrong, _ = importlib.import_module("convert-runs").generates(Path(bin), file)

@@ -13,6 +13,7 @@ mod checkpoint;
 mod explain;
 pub mod general;
 mod head;
+mod mean;
 mod numbers;
 mod ops;
 mod outputs;

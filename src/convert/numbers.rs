@@ -61,7 +61,22 @@ pub(super) fn apply(numeric: Numeric, dtype: Dtype, weights: &mut [f32]) {
             // Rounded once: to the nearest f32 in all but a few of a billion cases.
             Numeric::NegExp => -(f64::from(*w).exp() as f32),
             Numeric::Times(factor) => *w * factor,
+            // It depends on the other weights.
+            Numeric::Ternary => *w,
         };
+        if dtype == Dtype::F16 {
+            *w = half::f16::from_f32(*w).to_f32();
+        }
+    }
+}
+
+/// Makes weights ternary: the nearest of 0 and plus and minus `mean`, which is at least 1e-5. The
+/// divisions are those of the model's own code.
+pub(super) fn make_ternary(mean: f32, dtype: Dtype, weights: &mut [f32]) {
+    const LEAST: f32 = 1e-5;
+    let inverse = 1.0 / mean.max(LEAST);
+    for w in weights {
+        *w = (*w * inverse).round_ties_even().clamp(-1.0, 1.0) / inverse;
         if dtype == Dtype::F16 {
             *w = half::f16::from_f32(*w).to_f32();
         }
@@ -247,6 +262,21 @@ mod tests {
         // 2049 is no half; the nearest even one is 2048.
         assert_eq!(applied(Numeric::Plus(1.0), Dtype::F32, 2048.0), 2049.0);
         assert_eq!(applied(Numeric::Plus(1.0), Dtype::F16, 2048.0), 2048.0);
+    }
+
+    #[test]
+    fn ternary_weights_are_the_nearest_ones() {
+        let mut weights = [0.3, -0.26, 0.25, -0.0, 9.0, -1e-9];
+        make_ternary(0.5, Dtype::F32, &mut weights);
+        assert_eq!(weights, [0.5, -0.5, 0.0, 0.0, 0.5, 0.0]);
+        assert!(weights[3].is_sign_negative());
+        let mut zeros = [0.0; 2];
+        make_ternary(0.0, Dtype::F32, &mut zeros);
+        assert_eq!(zeros, [0.0; 2]);
+        // 1/3 is no half.
+        let mut weights = [1.0];
+        make_ternary(1.0 / 3.0, Dtype::F16, &mut weights);
+        assert_eq!(weights, [0.333_251_95]);
     }
 
     /// Bits taken from numpy 2.2 on the same inputs.

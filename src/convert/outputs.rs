@@ -46,6 +46,8 @@ const NEVER_TERNARY: &[&str] = &[
 /// What to do about a tensor that is needed and not there.
 const ABSENT: &str = "these tensors are missing, and the model cannot be run without them; download the files again, \
                       or convert a checkpoint that is whole";
+/// What blocks for further tokens are a part of.
+const NEXTN: &str = "multi-token prediction";
 /// Missing inputs of a recipe that an error names; it counts the others.
 const NAMED_ABSENT: usize = 8;
 
@@ -175,22 +177,43 @@ impl<'a> Planner<'a> {
         if is_buffer || self.scales.is_consumed(index) {
             return Ok(());
         }
-        let names = architecture.nextn();
-        if names.is_some_and(|names| !names.keeps(name, nextn)) {
+        let (names, layers) = (architecture.nextn(), config.layers()?);
+        if names.is_some_and(|names| !names.keeps(name, nextn, layers)) {
             return Ok(());
         }
         let found = match (architecture.recipe(name, config), names) {
-            (None, Some(names)) => {
-                let within = names.within_layers(name, config.layers()?);
-                within.and_then(|name| architecture.recipe(&name, config))
+            (None, Some(names)) if names.has(name, layers) => {
+                if config.nextn() == 0 {
+                    *self.outputs.left_out.entry(NEXTN).or_default() += 1;
+                    return Ok(());
+                }
+                let within = names.within_layers(name, config)?;
+                let recipes = within.iter();
+                let recipes = recipes.filter_map(|name| architecture.recipe(name, config));
+                recipes.collect()
             }
-            (found, _) => found,
+            (found, _) => Vec::from_iter(found),
         };
-        let Some((recipe, matched)) = found else {
+        if found.is_empty() {
             let name = architecture.name;
             self.problem(source, format!("architecture {name} has no such tensors"));
-            return Ok(());
-        };
+        }
+        for (recipe, matched) in found {
+            self.matched(index, recipe, matched, blocks)?;
+        }
+        Ok(())
+    }
+
+    /// Plans what a recipe makes of a tensor of the checkpoint.
+    fn matched(
+        &mut self,
+        index: usize,
+        recipe: &'static Recipe,
+        matched: Match,
+        blocks: u32,
+    ) -> Result<(), String> {
+        let architecture = self.conversion.architecture;
+        let source = &self.conversion.checkpoint.tensors[index];
         if self.is_repeated(recipe, index) {
             return Ok(());
         }
@@ -198,7 +221,6 @@ impl<'a> Planner<'a> {
             *self.outputs.left_out.entry(part).or_default() += 1;
         }
         if let Some(key) = &recipe.key {
-            let source = &self.conversion.checkpoint.tensors[index];
             match self
                 .numbers(source)
                 .and_then(|numbers| (key.value)(self.config(), &numbers))
@@ -451,9 +473,10 @@ impl<'a> Planner<'a> {
             let absent = absent_inputs(recipe, &members, stack.unwrap_or(1));
             self.problems.extend(absent);
         }
-        self.check_needed(layers);
+        let blocks = self.config().blocks().unwrap_or(layers);
+        self.check_needed(blocks);
         let missing = |layer: &u32| !self.seen_layers.contains(layer);
-        let mut promised = layers..self.config().blocks().unwrap_or(layers);
+        let mut promised = layers..blocks;
         let mut needed = match self.conversion.nextn {
             Nextn::Alone => 0..0,
             // Layers may have nothing at all.
@@ -480,13 +503,13 @@ impl<'a> Planner<'a> {
     }
 
     /// Finds tensors that the architecture needs and no tensor of the checkpoint leads to.
-    fn check_needed(&mut self, layers: u32) {
-        // Blocks for further tokens have tensors of their own.
+    fn check_needed(&mut self, blocks: u32) {
+        // A draft model has tensors of its own.
         if self.conversion.nextn == Nextn::Alone {
             return;
         }
         let mut seen: Vec<u32> = self.seen_layers.iter().copied().collect();
-        seen.retain(|layer| *layer < layers);
+        seen.retain(|layer| *layer < blocks);
         seen.sort_unstable();
         let there = |name: &str| self.touched.contains(name);
         let (architecture, config) = (self.conversion.architecture, self.config());

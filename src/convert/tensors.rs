@@ -5,10 +5,11 @@
 //! the mapped bytes themselves.
 
 use super::checkpoint::Source;
-use super::numbers::{apply, is_quiet_bf16, narrow, quiet_bf16, same_type, widen};
+use super::mean::mean_magnitude;
+use super::numbers::{apply, is_quiet_bf16, make_ternary, narrow, quiet_bf16, same_type, widen};
 use super::plan::{Plan, PlannedTensor};
 use super::scale::Scale;
-use super::weights::{Part, Stored, Weights};
+use super::weights::{Numeric, Part, Stored, Weights};
 use super::{Error, Result};
 use crate::format::gguf::Writer;
 use crate::format::safetensors::Dtype;
@@ -342,7 +343,13 @@ impl Plan<'_> {
                 self.scale(part, scale, here, weights);
             }
             for numeric in &part.numeric {
-                apply(*numeric, source.dtype, weights);
+                match numeric {
+                    Numeric::Ternary => {
+                        let mean = part.mean.get_or_init(|| self.mean_magnitude(part));
+                        make_ternary(*mean, source.dtype, weights);
+                    }
+                    numeric => apply(*numeric, source.dtype, weights),
+                }
             }
             if self.check && !weights.iter().fold(true, |all, w| all & w.is_finite()) {
                 let at = weights.iter().position(|w| !w.is_finite()).unwrap_or(0);
@@ -356,6 +363,16 @@ impl Plan<'_> {
             done += count;
         }
         Ok(())
+    }
+
+    /// The mean magnitude of a whole tensor's numbers.
+    fn mean_magnitude(&self, part: &Part) -> f32 {
+        let source = self.source(part);
+        let (data, width) = (self.checkpoint.data(source), source.dtype.bytes());
+        mean_magnitude(source.shape.iter().product(), |at, out| {
+            let start = at as usize * width;
+            widen(source.dtype, &data[start..start + out.len() * width], out);
+        })
     }
 
     /// Multiplies elements of a part by their scales.

@@ -5,6 +5,7 @@ use super::scale::Scale;
 use super::view::{Order, View};
 use crate::format::types::GgmlType;
 use std::ops::Range;
+use std::sync::OnceLock;
 
 /// The weights of one output tensor.
 #[derive(Debug, PartialEq)]
@@ -32,6 +33,8 @@ pub(super) struct Part {
     pub(super) order: Order,
     /// What is done to every number, in order.
     pub(super) numeric: Vec<Numeric>,
+    /// The mean magnitude of the numbers, once it is needed.
+    pub(super) mean: OnceLock<f32>,
     /// The first element behind these in the output.
     end: u64,
 }
@@ -45,6 +48,8 @@ pub(super) enum Numeric {
     NegExp,
     /// x times this.
     Times(f32),
+    /// The nearest of 0 and plus and minus the mean magnitude of the tensor.
+    Ternary,
 }
 
 impl Weights {
@@ -236,6 +241,19 @@ impl Operand {
         self
     }
 
+    /// Makes the numbers ternary.
+    ///
+    /// # Errors
+    /// If they are not those of one whole tensor, as they are stored.
+    pub(super) fn ternary(self) -> Result<Operand, String> {
+        match &self.parts[..] {
+            [part] if part.scale.is_none() && part.numeric.is_empty() => {
+                Ok(self.with(Numeric::Ternary))
+            }
+            _ => Err("only one whole tensor without scales can be made ternary".into()),
+        }
+    }
+
     /// Gives the output another type than the file type's.
     pub(super) fn cast(mut self, cast: Cast) -> Operand {
         self.cast = Some(cast);
@@ -253,6 +271,7 @@ impl Operand {
                 scale: part.scale,
                 order,
                 numeric: part.numeric,
+                mean: OnceLock::new(),
                 end,
             }
         });

@@ -1,7 +1,7 @@
 //! Apertus: norms of heads, a feed-forward network without a gate, and xIELU, whose parameters are
 //! tensors of the checkpoint and keys of the GGUF.
 
-use super::decoder::{Activation, Decoder, Rope, Xielu};
+use super::decoder::{Activation, Decoder, Needs, Rope, Xielu};
 use super::llama::{BUFFERS, EMBEDDINGS, OWN_PARAMETERS, PLAIN_ATTENTION, PLAIN_FFN, rope_factors};
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS};
 use super::qwen::HEAD_NORMS;
@@ -26,6 +26,7 @@ pub(super) static APERTUS: Architecture = Architecture {
     decoder: Decoder {
         rope: Rope::Halves,
         activation: Activation::Xielu(Xielu::UNKNOWN),
+        needs: Needs::OWN_OUTPUT,
         ..Decoder::LLAMA
     },
 };

@@ -19,10 +19,7 @@ pub(super) static BAICHUAN: Architecture = Architecture {
     tensors: &[EMBEDDINGS, NORMS, FUSED, ATTENTION, GATED_FFN, BUFFERS],
     generated: nothing_generated,
     decoder: Decoder {
-        needs: Needs {
-            own_output: true,
-            ..Needs::WEIGHTS
-        },
+        needs: Needs::OWN_OUTPUT,
         unrotated: Unrotated::Unless(32),
         alibi: Alibi::InModelsOf {
             layers: 40,
@@ -46,7 +43,10 @@ pub(super) static XVERSE: Architecture = Architecture {
         BUFFERS,
     ],
     generated: nothing_generated,
-    decoder: Decoder::LLAMA,
+    decoder: Decoder {
+        needs: Needs::OWN_OUTPUT,
+        ..Decoder::LLAMA
+    },
 };
 
 const PARAMETERS: &[Parameter] = &[

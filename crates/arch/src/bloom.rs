@@ -24,7 +24,7 @@ pub(super) static BLOOM: Architecture = Architecture {
         rope: Rope::None,
         alibi: Alibi::Always(MAX_ALIBI_BIAS),
         layout: Layout::Sequential("ffn_norm"),
-        needs: Needs::WEIGHTS,
+        needs: Needs::ALL_BIASES,
         ..FALCON.decoder
     },
 };
@@ -44,6 +44,7 @@ pub(super) static FALCON: Architecture = Architecture {
         needs: Needs {
             // Large models have a norm of its own for the network.
             optional: &["attn_norm_2"],
+            biases: &["output_norm", "attn_norm"],
             ..Needs::WEIGHTS
         },
         ..Decoder::LLAMA

@@ -12,6 +12,7 @@
 //! ```
 
 use crate::role::{self, Facts, Role};
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
@@ -203,6 +204,11 @@ pub(crate) const EMBEDDING: &str = "token_embd.weight";
 /// The matrix that makes logits, where it is not the token embedding.
 pub(crate) const OUTPUT: &str = "output.weight";
 
+/// The names that a weight may have, by that of its matrix or norm: a few norms have no ending.
+pub(crate) fn weight_names(stem: &str) -> impl Iterator<Item = Cow<'_, str>> {
+    [Cow::Owned(format!("{stem}.weight")), Cow::Borrowed(stem)].into_iter()
+}
+
 impl Catalog {
     /// The catalog of a model of this architecture whose tensors have these names and dimensions
     /// (row length first), in the order of the file.
@@ -307,6 +313,12 @@ impl Catalog {
         let name_of = |id: &TensorId| &*self.tensors[id.index()].name;
         let found = self.by_name.binary_search_by(|id| name_of(id).cmp(name));
         found.ok().map(|at| self.by_name[at])
+    }
+
+    /// The weight of a matrix or norm of this name.
+    pub fn weight_of(&self, stem: &str) -> Option<&Entry> {
+        let id = weight_names(stem).find_map(|name| self.tensor_named(&name))?;
+        Some(self.tensor(id))
     }
 
     /// The role of the tensor of this name.

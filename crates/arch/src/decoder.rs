@@ -76,6 +76,38 @@ impl Needs {
         biases: &[],
         own_output: false,
     };
+    /// The weights, and an output matrix.
+    pub(crate) const OWN_OUTPUT: Needs = Needs {
+        own_output: true,
+        ..Needs::WEIGHTS
+    };
+    /// Biases of norms and of matrices, but for those of queries, keys and values.
+    pub(crate) const BIASES: Needs = Needs {
+        biases: &[
+            "output_norm",
+            "attn_norm",
+            "attn_output",
+            "ffn_norm",
+            "ffn_up",
+            "ffn_down",
+        ],
+        ..Needs::WEIGHTS
+    };
+    /// Biases of all norms and matrices; queries, keys and values have one.
+    pub(crate) const ALL_BIASES: Needs = Needs {
+        biases: &[
+            "token_embd_norm",
+            "output_norm",
+            "attn_norm",
+            "attn_qkv",
+            "attn_output",
+            "ffn_norm",
+            "ffn_gate",
+            "ffn_up",
+            "ffn_down",
+        ],
+        ..Needs::WEIGHTS
+    };
 }
 
 /// What scores of attention are divided by, if the metadata does not say it.

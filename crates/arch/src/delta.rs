@@ -5,6 +5,7 @@ use super::config::{Config, Result};
 use super::decoder::{Decoder, DeltaHeads, Layout, Rope, Sections};
 use super::gemma::{PLUS_ONE_ATTENTION_NORMS, PLUS_ONE_HEAD_NORMS};
 use super::llama::{BUFFERS, EMBEDDINGS, GATED_FFN};
+use super::nextn::PREDICT_LAYERS;
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS, rotated_part, set_numbers};
 use super::qwen::{EXPERT_PARAMETERS, EXPERTS, SHARED_EXPERT};
 use super::recipes::Op::{AddOne, NegExp, Squeeze, Tile, TileBehind};
@@ -336,13 +337,6 @@ const NEXTN: &[Recipe] = &[
         &[AddOne],
     ),
 ];
-
-const PREDICT_LAYERS: &[Parameter] = &[Parameter::Computed(|config, keys| {
-    if config.nextn() > 0 {
-        keys.set("nextn_predict_layers", Value::U32(config.nextn()));
-    }
-    Ok(())
-})];
 
 const DELTA_NET: &[Parameter] = &[
     Parameter::U32("ssm.conv_kernel", &["linear_conv_kernel_dim"]),

@@ -1,15 +1,96 @@
-//! EXAONE 4: norms behind each half of a layer; windows, and rotation only within them, in the model
-//! of 64 layers.
+//! EXAONE 3.5: Llama under other names. EXAONE 4 and 4.5: norms behind each half of a layer; windows,
+//! and rotation only within them, in the model of 64 layers.
 
 use super::config::Result;
 use super::decoder::{Decoder, Listed, Rope, Unrotated, Window};
-use super::llama::{BUFFERS, EMBEDDINGS, GATED_FFN, PLAIN_ATTENTION, rope_factors_by};
+use super::llama::{
+    BUFFERS, EMBEDDINGS, GATED_FFN, PLAIN_ATTENTION, rope_factors, rope_factors_by,
+};
+use super::nextn::{NEXTN, PREDICT_LAYERS};
 use super::olmo::POST_NORMS;
-use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS, set_flags};
+use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS, rotated_part, set_flags};
 use super::qwen::HEAD_NORMS;
-use super::{Architecture, Config, Keys, Parameter};
+use super::recipes::Size::{Any, Hidden, Keys as KeyRows, Queries};
+use super::{Architecture, Config, Keys, Parameter, Recipe};
 use quantier_gguf::gguf::Value;
 use quantier_tokenizer::VocabKind;
+
+pub(super) static EXAONE: Architecture = Architecture {
+    classes: &["ExaoneForCausalLM"],
+    name: "exaone",
+    vocabulary: VocabKind::ByteLevel,
+    parameters: &[COMMON, HEAD_LENGTHS, FILE_TYPE, EXAONE_PARAMETERS],
+    tensors: &[EXAONE_TENSORS],
+    generated: rope_factors,
+    decoder: Decoder {
+        rope: Rope::Halves,
+        ..Decoder::LLAMA
+    },
+};
+
+const EXAONE_PARAMETERS: &[Parameter] = &[
+    Parameter::Computed(|config, keys| {
+        let rotated = rotated_part(config, Some(1.0))? * f64::from(config.share_of_head()?);
+        keys.set("rope.dimension_count", Value::U32(rotated as u32));
+        Ok(())
+    }),
+    Parameter::Computed(epsilon),
+];
+
+/// The epsilon under the name that llama.cpp reads. The reference writes it under that of layer norms
+/// alone, in a file that does not load.
+fn epsilon(config: &Config, keys: &mut Keys) -> Result<()> {
+    const KEY: &str = "attention.layer_norm_rms_epsilon";
+    let epsilon = config.f64(&["layer_norm_epsilon"])?;
+    keys.set(KEY, Value::F32(epsilon as f32));
+    keys.note(format!(
+        "exaone.{KEY} is written, which convert_hf_to_gguf.py leaves out: llama.cpp does not load a file without it"
+    ));
+    Ok(())
+}
+
+const EXAONE_TENSORS: &[Recipe] = &[
+    Recipe::rename("transformer.wte", "token_embd", &[Any, Hidden]),
+    Recipe::rename("lm_head", "output", &[Any, Hidden]),
+    Recipe::rename("transformer.ln_f", "output_norm", &[Hidden]),
+    Recipe::rename("transformer.h.{}.ln_1", "blk.{}.attn_norm", &[Hidden]),
+    Recipe::rename(
+        "transformer.h.{}.attn.attention.q_proj",
+        "blk.{}.attn_q",
+        &[Queries, Hidden],
+    ),
+    Recipe::rename(
+        "transformer.h.{}.attn.attention.k_proj",
+        "blk.{}.attn_k",
+        &[KeyRows, Hidden],
+    ),
+    Recipe::rename(
+        "transformer.h.{}.attn.attention.v_proj",
+        "blk.{}.attn_v",
+        &[KeyRows, Hidden],
+    ),
+    Recipe::rename(
+        "transformer.h.{}.attn.attention.out_proj",
+        "blk.{}.attn_output",
+        &[Hidden, Queries],
+    ),
+    Recipe::rename("transformer.h.{}.ln_2", "blk.{}.ffn_norm", &[Hidden]),
+    Recipe::rename(
+        "transformer.h.{}.mlp.c_fc_0",
+        "blk.{}.ffn_gate",
+        &[Any, Hidden],
+    ),
+    Recipe::rename(
+        "transformer.h.{}.mlp.c_fc_1",
+        "blk.{}.ffn_up",
+        &[Any, Hidden],
+    ),
+    Recipe::rename(
+        "transformer.h.{}.mlp.c_proj",
+        "blk.{}.ffn_down",
+        &[Hidden, Any],
+    ),
+];
 
 /// How far Llama 3.1's stretching goes, if the config does not say it.
 const FACTOR: f64 = 16.0;
@@ -39,6 +120,22 @@ pub(super) static EXAONE4: Architecture = Architecture {
         unrotated: Unrotated::Unwindowed,
         ..Decoder::LLAMA
     },
+};
+
+/// EXAONE 4.5's text model: EXAONE 4 with blocks for further tokens.
+pub(super) static EXAONE4_5: Architecture = Architecture {
+    classes: &["Exaone4_5_ForConditionalGeneration"],
+    parameters: &[COMMON, HEAD_LENGTHS, FILE_TYPE, PARAMETERS, PREDICT_LAYERS],
+    tensors: &[
+        EMBEDDINGS,
+        POST_NORMS,
+        PLAIN_ATTENTION,
+        HEAD_NORMS,
+        GATED_FFN,
+        NEXTN,
+        BUFFERS,
+    ],
+    ..EXAONE4
 };
 
 const PARAMETERS: &[Parameter] = &[

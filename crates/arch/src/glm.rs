@@ -1,9 +1,10 @@
-//! GLM 4: norms on both sides of each half of a layer, gate and up in one matrix, half of a head
-//! rotated. ChatGLM: the same without the norms behind, and queries, keys and values in one matrix.
+//! GLM 4 and GLM-OCR: norms on both sides of each half of a layer, gate and up in one matrix, half of
+//! a head rotated. ChatGLM: the same without the norms behind, and queries, keys and values in one matrix.
 
 use super::config::Result;
 use super::decoder::{Decoder, Sections};
 use super::llama::{BUFFERS, EMBEDDINGS, NORMS, PLAIN_ATTENTION};
+use super::nextn::NEXTN;
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS, rotated_part};
 use super::recipes::Op;
 use super::recipes::Size::{Any, Hidden, KeyHeads, Keys as KeyRows, Queries, QueryHeads};
@@ -35,6 +36,22 @@ pub(super) static GLM4: Architecture = Architecture {
     },
 };
 
+/// GLM-OCR's text model: behind the last layer stands a block for a further token.
+pub(super) static GLM_OCR: Architecture = Architecture {
+    classes: &["GlmOcrForConditionalGeneration"],
+    parameters: &[COMMON, HEAD_LENGTHS, FILE_TYPE, PARAMETERS, PREDICT_LAYERS],
+    tensors: &[
+        EMBEDDINGS,
+        GLM4_NORMS,
+        MROPE_ATTENTION,
+        PLAIN_ATTENTION,
+        FUSED_FFN,
+        NEXTN,
+        BUFFERS,
+    ],
+    ..GLM4
+};
+
 pub(super) static CHATGLM: Architecture = Architecture {
     classes: &[
         "GlmForCausalLM",
@@ -58,6 +75,13 @@ pub(super) static CHATGLM: Architecture = Architecture {
 
 const PARAMETERS: &[Parameter] = &[Parameter::Computed(|config, keys| {
     keys.set("rope.dimension_count", Value::U32(rotated(config)? as u32));
+    Ok(())
+})];
+
+const PREDICT_LAYERS: &[Parameter] = &[Parameter::Computed(|config, keys| {
+    if config.get("num_nextn_predict_layers").is_some() {
+        keys.set("nextn_predict_layers", Value::U32(config.nextn()));
+    }
     Ok(())
 })];
 

@@ -23,18 +23,7 @@ pub(super) static GPT2: Architecture = Architecture {
         norm: Norm::Layer,
         rope: Rope::None,
         activation: Activation::Gelu,
-        needs: Needs {
-            biases: &[
-                "output_norm",
-                "attn_norm",
-                "attn_qkv",
-                "attn_output",
-                "ffn_norm",
-                "ffn_up",
-                "ffn_down",
-            ],
-            ..Needs::WEIGHTS
-        },
+        needs: Needs::ALL_BIASES,
         ..Decoder::LLAMA
     },
 };

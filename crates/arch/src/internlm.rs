@@ -16,10 +16,7 @@ pub(super) static INTERNLM2: Architecture = Architecture {
     tensors: &[TENSORS],
     generated: nothing_generated,
     decoder: Decoder {
-        needs: Needs {
-            own_output: true,
-            ..Needs::WEIGHTS
-        },
+        needs: Needs::OWN_OUTPUT,
         ..Decoder::LLAMA
     },
 };

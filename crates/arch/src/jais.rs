@@ -32,7 +32,7 @@ pub(super) static JAIS: Architecture = Architecture {
         needs: Needs {
             optional: &["position_embd"],
             own_output: true,
-            ..Needs::WEIGHTS
+            ..Needs::ALL_BIASES
         },
         score_divisor: ScoreDivisor::Length,
         ..Decoder::LLAMA
@@ -50,6 +50,7 @@ pub(super) static JAIS2: Architecture = Architecture {
         norm: Norm::Layer,
         rope: Rope::Halves,
         activation: Activation::SquaredRelu,
+        needs: Needs::BIASES,
         ..Decoder::LLAMA
     },
 };

@@ -11,6 +11,7 @@
 
 mod apertus;
 mod baichuan;
+mod bitnet;
 mod bloom;
 pub mod catalog;
 mod cohere;
@@ -162,10 +163,13 @@ pub static ARCHITECTURES: &[&Architecture] = &[
     &jais::JAIS,
     &jais::JAIS2,
     &apertus::APERTUS,
+    &exaone::EXAONE,
     &exaone::EXAONE4,
+    &exaone::EXAONE4_5,
     &spark::SPARK2_5,
     &muse::MUSE_GLIMMER,
     &glm::GLM4,
+    &glm::GLM_OCR,
     &glm::CHATGLM,
     &hunyuan::HUNYUAN_DENSE,
     &hunyuan::HUNYUAN_VL,
@@ -173,6 +177,7 @@ pub static ARCHITECTURES: &[&Architecture] = &[
     &minicpm::MINICPM,
     &baichuan::BAICHUAN,
     &baichuan::XVERSE,
+    &bitnet::BITNET,
     &internlm::INTERNLM2,
     &plamo::PLAMO,
     &plamo::PLAMO3,

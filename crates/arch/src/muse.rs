@@ -19,10 +19,7 @@ pub(super) static MUSE_GLIMMER: Architecture = Architecture {
     tensors: &[EMBEDDINGS, TENSORS, ATTENTION, GATED_FFN, BUFFERS],
     generated: nothing_generated,
     decoder: Decoder {
-        needs: Needs {
-            own_output: true,
-            ..Needs::WEIGHTS
-        },
+        needs: Needs::OWN_OUTPUT,
         normalized_embeddings: true,
         post_norm_epsilon: Some(1e-8),
         multiplied_logits: true,

@@ -1,7 +1,7 @@
 //! Tensors that a model of an architecture must have: the weights that its recipes lead to, and the
 //! biases that it names, but for those that it may lack ([`crate::Needs`]).
 
-use super::catalog::OF_EXPERTS;
+use super::catalog::{OF_EXPERTS, weight_names};
 use super::hyper::Hyper;
 use super::{Architecture, Catalog, Config, Recipe, role};
 
@@ -25,6 +25,13 @@ const WAYS: [Ways; 2] = [
 
 /// The output matrix, which is absent where the embeddings serve as both.
 const OUTPUT: &str = "output";
+/// What blocks for further tokens have beside the tensors of a layer, and what they may lack of it.
+const NEXTN: &str = "nextn.";
+const OPTIONAL_NEXTN: [&str; 3] = [
+    "nextn.embed_tokens",
+    "nextn.shared_head_head",
+    "nextn.shared_head_norm",
+];
 const WEIGHT: &str = ".weight";
 const BIAS: &str = ".bias";
 
@@ -63,9 +70,14 @@ impl Weight {
         self.name.contains("{}")
     }
 
-    /// Whether there is a tensor of this name. Some have no ending.
+    /// Whether only blocks for further tokens have it.
+    fn is_of_nextn(&self) -> bool {
+        self.stem().starts_with(NEXTN)
+    }
+
+    /// Whether there is a tensor of this name.
     fn is_there(&self, layer: Option<u32>, has: &dyn Fn(&str) -> bool) -> bool {
-        has(&self.name(layer, WEIGHT)) || has(&self.name(layer, ""))
+        weight_names(&self.name(layer, "")).any(|name| has(&name))
     }
 
     fn name(&self, layer: Option<u32>, ending: &str) -> String {
@@ -110,8 +122,8 @@ impl Hyper {
 
 impl Architecture {
     /// The tensors that a model needs and lacks, outside of layers and in these layers. `config` is
-    /// that of a checkpoint; without it, recipes under a condition say nothing. `has` says whether
-    /// a tensor of this name is there.
+    /// that of a checkpoint; without it, recipes under a condition say nothing, and no layer is a block
+    /// for further tokens. `has` says whether a tensor of this name is there.
     pub fn missing(
         &'static self,
         layers: &[u32],
@@ -126,8 +138,9 @@ impl Architecture {
             if !weight.recipes.iter().any(applies) {
                 return;
             }
-            let is_there = weight.is_there(layer, has);
-            if !needs.optional.contains(&weight.stem()) && !weight.is_bias && !is_there {
+            let optional = needs.optional.iter().chain(&OPTIONAL_NEXTN);
+            let is_optional = optional.copied().any(|stem| stem == weight.stem());
+            if !is_optional && !weight.is_bias && !weight.is_there(layer, has) {
                 missing.push(weight.missing(layer, WEIGHT));
             }
             let has_bias = has(&weight.name(layer, BIAS));
@@ -145,8 +158,11 @@ impl Architecture {
             true => &layers[..0],
             false => layers,
         };
+        let first_nextn = config.and_then(|config| config.layers().ok());
+        let first_nextn = first_nextn.unwrap_or(u32::MAX);
         let of_layers: Vec<&Weight> = weights.iter().filter(|w| w.is_of_layers()).collect();
         for &layer in layers {
+            let is_nextn = layer >= first_nextn;
             let there = |weight: &&&Weight| weight.is_there(Some(layer), has);
             let present: Vec<&Weight> = of_layers.iter().filter(there).copied().collect();
             let is_other_way = |weight: &Weight| {
@@ -169,6 +185,7 @@ impl Architecture {
             };
             for &weight in &of_layers {
                 let is_other = match self.decoder.has_several_mixers() {
+                    _ if weight.is_of_nextn() => !is_nextn,
                     true => is_other_mixer(weight),
                     false => is_other_way(weight),
                 };
@@ -320,12 +337,66 @@ mod tests {
 
     #[test]
     fn an_output_matrix_is_needed_where_embeddings_do_not_serve_as_one() {
-        for (name, needed) in [("llama", false), ("phi2", true), ("gemma2", false)] {
+        for (name, needed) in [
+            ("llama", false),
+            ("phi2", true),
+            ("gemma2", false),
+            ("apertus", true),
+            ("gptneox", true),
+            ("bloom", false),
+            ("jais2", false),
+        ] {
             let architecture = Architecture::of_gguf(name).unwrap();
             let missing = architecture.missing(&[], None, &|_| false);
             let output = missing.iter().any(|m| m.name == "output.weight");
             assert_eq!(output, needed, "{name}");
         }
+    }
+
+    #[test]
+    fn biases_are_needed_where_the_loader_wants_them() {
+        let biases = |name: &str| {
+            let architecture = Architecture::of_gguf(name).unwrap();
+            let missing = architecture.missing(&[0], None, &|_| false);
+            let names = missing.into_iter().map(|m| m.name);
+            names
+                .filter(|name| name.ends_with(BIAS))
+                .collect::<Vec<_>>()
+        };
+        assert!(biases("mpt").is_empty() && biases("plamo").is_empty());
+        assert_eq!(
+            biases("falcon"),
+            ["output_norm.bias", "blk.0.attn_norm.bias"]
+        );
+        assert!(biases("bloom").contains(&"token_embd_norm.bias".to_owned()));
+        // A bias of queries, keys and values in one matrix is needed; of codeshell's it is not.
+        let of_qkv = |name| biases(name).contains(&"blk.0.attn_qkv.bias".to_owned());
+        assert_eq!(
+            ["gptneox", "jais", "starcoder", "codeshell"].map(of_qkv),
+            [true, true, true, false]
+        );
+        assert!(biases("jais").contains(&"blk.0.ffn_gate.bias".to_owned()));
+        assert_eq!(biases("jais2").len(), 6);
+    }
+
+    #[test]
+    fn blocks_for_further_tokens_need_more_than_a_layer() {
+        let glm = Architecture::of_class("GlmOcrForConditionalGeneration").unwrap();
+        let config = serde_json::json!({ "num_hidden_layers": 1, "num_nextn_predict_layers": 1 });
+        let config = Config::new(config.as_object().unwrap().clone()).unwrap();
+        let config = config.with_nextn(1);
+        let names = |layer| {
+            let missing = glm.missing(&[layer], Some(&config), &|_| false);
+            let names = missing.into_iter().map(|m| m.name);
+            names
+                .filter(|name| name.contains("nextn"))
+                .collect::<Vec<_>>()
+        };
+        assert!(names(0).is_empty());
+        assert_eq!(
+            names(1),
+            ["eh_proj", "enorm", "hnorm"].map(|name| format!("blk.1.nextn.{name}.weight"))
+        );
     }
 
     #[test]

@@ -22,7 +22,7 @@ pub(super) static GPTNEOX: Architecture = Architecture {
         activation: Activation::Gelu,
         needs: Needs {
             own_output: true,
-            ..Needs::WEIGHTS
+            ..Needs::ALL_BIASES
         },
         layout: Layout::Switched,
         ..Decoder::LLAMA

@@ -2,10 +2,13 @@
 //! prediction, MTP): how checkpoints name them.
 //!
 //! A GGUF counts them as layers and says in `nextn_predict_layers` how many of its last layers they
-//! are. Checkpoints number them from 0 and keep them apart from the layers.
+//! are. So do the checkpoints of some families; those of others number them from 0 and keep them
+//! apart from the layers.
 
-use super::Architecture;
 use super::config::{Config, Result};
+use super::recipes::Size::{Any, Hidden, Number, Product};
+use super::{Architecture, Parameter, Recipe};
+use quantier_gguf::gguf::Value;
 
 /// What is converted of a model with such blocks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -26,38 +29,57 @@ pub enum Nextn {
 pub struct Names {
     /// The names of its architectures in a GGUF.
     architectures: &'static [&'static str],
+    /// The classes of them that have such blocks; all if none is listed, but for `without`.
+    classes: &'static [&'static str],
     /// A class of one of them that has none.
     without: Option<&'static str>,
     /// The field of config.json with their number.
     pub field: &'static str,
+    /// The field that says that one block's tensors are those of all.
+    repeats: Option<&'static str>,
     /// What the names begin with.
     prefix: &'static str,
     /// What the names of one block's tensors begin with, in front of its number.
     layers: &'static str,
     /// Numbers that belong to one block.
     parts: u32,
+    /// Whether the numbers go on from those of the layers.
+    goes_on: bool,
     /// What the names of layers begin with, in front of their number.
     within: &'static str,
     /// Tensors of the first block that have no number, or other names within a layer: their names,
     /// and their names within a layer.
     first: &'static [(&'static str, &'static str)],
+    /// Whether every block has a copy of those.
+    copied: bool,
     /// Whether every model has such blocks.
     always: bool,
-    /// Tensors that the blocks share with the layers.
+    /// Whether config.json alone tells their number.
+    by_field: bool,
+    /// Tensors that the blocks share with the layers in a draft model; none if there are no draft
+    /// models of the family.
     shared: &'static [&'static str],
 }
 
-static FAMILIES: &[Names] = &[QWEN, NEMOTRON_H];
+static FAMILIES: &[Names] = &[QWEN, NEMOTRON_H, EXAONE, GLM_OCR];
+
+/// llama.cpp's limit on layers of all kinds.
+const MOST_BLOCKS: u32 = 512;
 
 const QWEN: Names = Names {
     architectures: &["qwen35", "qwen35moe", "qwen3next"],
+    classes: &[],
     without: None,
     field: "mtp_num_hidden_layers",
+    repeats: None,
     prefix: "mtp.",
     layers: "mtp.layers.",
     parts: 1,
+    goes_on: false,
     within: "model.layers.",
+    copied: false,
     always: true,
+    by_field: false,
     first: &[
         ("mtp.fc.", "eh_proj."),
         ("mtp.pre_fc_norm_embedding.", "enorm."),
@@ -78,8 +100,6 @@ const NEMOTRON_H: Names = Names {
     architectures: &["nemotron_h_moe"],
     without: Some("NemotronHPuzzleForCausalLM"),
     field: "num_nextn_predict_layers",
-    prefix: "mtp.",
-    layers: "mtp.layers.",
     parts: 2,
     within: "backbone.layers.",
     always: false,
@@ -92,14 +112,77 @@ const NEMOTRON_H: Names = Names {
         "backbone.norm_f.weight",
         "lm_head.weight",
     ],
+    ..QWEN
 };
+
+/// Every block has what is not numbered, and may have the tensors of one.
+const EXAONE: Names = Names {
+    architectures: &["exaone4"],
+    classes: &["Exaone4_5_ForConditionalGeneration"],
+    field: "num_nextn_predict_layers",
+    repeats: Some("mtp_share_layers"),
+    copied: true,
+    by_field: true,
+    shared: &[],
+    ..QWEN
+};
+
+const GLM_OCR: Names = Names {
+    architectures: &["glm4"],
+    classes: &["GlmOcrForConditionalGeneration"],
+    field: "num_nextn_predict_layers",
+    prefix: "model.layers.",
+    layers: "model.layers.",
+    goes_on: true,
+    first: &[],
+    by_field: true,
+    shared: &[],
+    ..QWEN
+};
+
+/// Their number, if there are any.
+pub(super) const PREDICT_LAYERS: &[Parameter] = &[Parameter::Computed(|config, keys| {
+    if config.nextn() > 0 {
+        keys.set("nextn_predict_layers", Value::U32(config.nextn()));
+    }
+    Ok(())
+})];
+
+/// What a block has beside the tensors of a layer.
+pub(super) const NEXTN: &[Recipe] = &[
+    Recipe::rename(
+        "model.layers.{}.eh_proj",
+        "blk.{}.nextn.eh_proj",
+        &[Hidden, Product(&[Number(2), Hidden])],
+    ),
+    Recipe::rename("model.layers.{}.enorm", "blk.{}.nextn.enorm", &[Hidden]),
+    Recipe::rename("model.layers.{}.hnorm", "blk.{}.nextn.hnorm", &[Hidden]),
+    Recipe::rename(
+        "model.layers.{}.embed_tokens",
+        "blk.{}.nextn.embed_tokens",
+        &[Any, Hidden],
+    ),
+    Recipe::rename(
+        "model.layers.{}.shared_head.head",
+        "blk.{}.nextn.shared_head_head",
+        &[Any, Hidden],
+    ),
+    Recipe::rename(
+        "model.layers.{}.shared_head.norm",
+        "blk.{}.nextn.shared_head_norm",
+        &[Hidden],
+    ),
+];
 
 impl Architecture {
     /// How its checkpoints name blocks for further tokens; None if it has none.
     pub fn nextn(&self) -> Option<&'static Names> {
         let has = |names: &&Names| {
-            let is_without = |class: &str| self.classes.contains(&class);
-            names.architectures.contains(&self.name) && !names.without.is_some_and(is_without)
+            let is_own = |class: &str| self.classes.contains(&class);
+            let classes = names.classes;
+            names.architectures.contains(&self.name)
+                && !names.without.is_some_and(is_own)
+                && (classes.is_empty() || classes.iter().any(|class| is_own(class)))
         };
         FAMILIES.iter().find(has)
     }
@@ -126,14 +209,31 @@ impl Architecture {
                 )),
             };
         };
+        if nextn == Nextn::Alone && names.shared.is_empty() {
+            return Err(format!(
+                "--mtp writes draft models, and llama.cpp runs none of architecture {}",
+                self.name
+            ));
+        }
+        let layers = config.layers()?;
         // Some classes have them, and leave them out.
-        let own = tensors.filter(|name| names.has(name) && self.recipe(name, config).is_none());
+        let is_kept = |name: &str| {
+            let recipe = self.recipe(name, config);
+            recipe.is_none_or(|(recipe, _)| !recipe.outputs().is_empty())
+        };
+        let own = tensors.filter(|name| names.has(name, layers) && is_kept(name));
         let own: Vec<_> = own.collect();
         if nextn == Nextn::LeftOut || nextn == Nextn::IfThere && own.is_empty() {
             return Ok(0);
         }
         let promised = config.optional_u32(&[names.field])?.unwrap_or(0);
-        if promised > 0 {
+        if promised > MOST_BLOCKS {
+            let field = names.field;
+            return Err(format!(
+                "'{field}' is {promised}; llama.cpp runs at most {MOST_BLOCKS} layers"
+            ));
+        }
+        if promised > 0 || names.by_field {
             return Ok(promised);
         }
         let blocks = own.iter().map(|name| names.block(name)?.checked_add(1));
@@ -159,42 +259,62 @@ impl Names {
         Some(name).filter(|name| name.starts_with(self.prefix))
     }
 
-    /// The number of the block that a tensor belongs to, if its name has one.
+    /// The number of the block or layer that a tensor belongs to, if its name has one.
     fn block(&self, name: &str) -> Option<u32> {
         let (number, _) = self.own(name)?.strip_prefix(self.layers)?.split_once('.')?;
         let number: u32 = number.parse().ok()?;
         Some(number / self.parts)
     }
 
-    /// Whether a tensor belongs to one of the blocks.
-    fn has(&self, name: &str) -> bool {
-        self.own(name).is_some()
+    /// Whether a tensor belongs to one of the blocks, which stand behind so many layers.
+    pub fn has(&self, name: &str, layers: u32) -> bool {
+        match self.goes_on {
+            true => self.block(name).is_some_and(|block| block >= layers),
+            false => self.own(name).is_some(),
+        }
     }
 
-    /// Whether a conversion has a tensor of this name.
-    pub fn keeps(&self, name: &str, nextn: Nextn) -> bool {
+    /// Whether a conversion of a model of so many layers has a tensor of this name.
+    pub fn keeps(&self, name: &str, nextn: Nextn, layers: u32) -> bool {
         match nextn {
             Nextn::IfThere | Nextn::Kept => true,
-            Nextn::Alone => self.has(name) || self.shared.contains(&name),
-            Nextn::LeftOut => !self.has(name),
+            Nextn::Alone => self.has(name, layers) || self.shared.contains(&name),
+            Nextn::LeftOut => !self.has(name, layers),
         }
     }
 
-    /// The name that a tensor of a block has as one of the layer that the block becomes, behind so
-    /// many layers.
-    pub fn within_layers(&self, name: &str, layers: u32) -> Option<String> {
-        let name = self.own(name)?;
-        let within = self.within;
-        let named = |(from, to): &(&str, &str)| {
-            let ending = name.strip_prefix(from)?;
-            Some(format!("{within}{layers}.{to}{ending}"))
+    /// The names that a tensor of a block has as one of the layers that the blocks become: several
+    /// if all of them have a copy.
+    ///
+    /// # Errors
+    /// A config without a number of layers.
+    pub fn within_layers(&self, name: &str, config: &Config) -> Result<Vec<String>> {
+        let Some(name) = self.own(name).filter(|_| !self.goes_on) else {
+            return Ok(Vec::new());
         };
-        if let Some(name) = self.first.iter().find_map(named) {
-            return Some(name);
+        let layers = config.layers()?;
+        let all = layers..layers.saturating_add(config.nextn().max(1));
+        let within = |layer: u32, rest: &str| format!("{}{layer}.{rest}", self.within);
+        let mut first = self.first.iter();
+        if let Some((from, to)) = first.find(|(from, _)| name.starts_with(from)) {
+            let rest = format!("{to}{}", &name[from.len()..]);
+            let copies = if self.copied { usize::MAX } else { 1 };
+            let copies = all.take(copies);
+            return Ok(copies.map(|layer| within(layer, &rest)).collect());
         }
-        let block = self.block(name)?;
-        let rest = name.strip_prefix(self.layers)?.split_once('.')?.1;
-        Some(format!("{within}{}.{rest}", layers.checked_add(block)?))
+        let rest = name.strip_prefix(self.layers).unwrap_or_default();
+        let rest = rest.split_once('.').map_or("", |(_, rest)| rest);
+        let Some(block) = self.block(name) else {
+            return Ok(Vec::new());
+        };
+        let is_set = |field: &str| config.get(field).is_some_and(|value| *value == true);
+        Ok(match self.repeats.is_some_and(is_set) {
+            true => all.map(|layer| within(layer, rest)).collect(),
+            false => {
+                let layer = layers.checked_add(block);
+                Vec::from_iter(layer.map(|layer| within(layer, rest)))
+            }
+        })
     }
 }
 
@@ -207,9 +327,14 @@ mod tests {
         Architecture::of_class("Qwen3_5ForCausalLM").unwrap()
     }
 
+    fn config(fields: serde_json::Value) -> Config {
+        Config::new(fields.as_object().unwrap().clone()).unwrap()
+    }
+
     #[test]
     fn blocks_become_layers_behind_the_others() {
         let names = qwen().nextn().unwrap();
+        let config = config(json!({ "num_hidden_layers": 4 })).with_nextn(2);
         for (name, layer) in [
             (
                 "mtp.layers.1.mlp.up_proj.weight",
@@ -226,7 +351,8 @@ mod tests {
             ("mtp.other.weight", None),
             ("model.layers.0.a", None),
         ] {
-            assert_eq!(names.within_layers(name, 4).as_deref(), layer, "{name}");
+            let within = names.within_layers(name, &config).unwrap();
+            assert_eq!(within, Vec::from_iter(layer), "{name}");
         }
     }
 
@@ -251,15 +377,14 @@ mod tests {
             ),
             ("backbone.layers.1.norm.weight", None),
         ] {
-            assert_eq!(
-                NEMOTRON_H.within_layers(name, 9).as_deref(),
-                layer,
-                "{name}"
-            );
+            let config = config(json!({ "num_hidden_layers": 9 })).with_nextn(2);
+            let within = NEMOTRON_H.within_layers(name, &config).unwrap();
+            assert_eq!(within, Vec::from_iter(layer), "{name}");
         }
         // Its models may have none.
-        let moe = json!({ "architectures": ["NemotronHForCausalLM"], "num_experts_per_tok": 2 });
-        let config = Config::new(moe.as_object().unwrap().clone()).unwrap();
+        let moe = json!({ "architectures": ["NemotronHForCausalLM"], "num_experts_per_tok": 2,
+            "num_hidden_layers": 9 });
+        let config = config(moe);
         let architecture = Architecture::of(&config).unwrap();
         assert_eq!(architecture.name, "nemotron_h_moe");
         let blocks = |nextn| architecture.nextn_blocks(nextn, &config, ["a"].into_iter());
@@ -273,6 +398,53 @@ mod tests {
     }
 
     #[test]
+    fn some_families_copy_what_all_blocks_share() {
+        let exaone = Architecture::of_class("Exaone4_5_ForConditionalGeneration").unwrap();
+        let names = exaone.nextn().unwrap();
+        let within = |fields, name| {
+            let config = config(fields).with_nextn(2);
+            names.within_layers(name, &config).unwrap()
+        };
+        let apart = json!({ "num_hidden_layers": 4 });
+        let shared = json!({ "num_hidden_layers": 4, "mtp_share_layers": true });
+        let copies = [
+            "model.layers.4.eh_proj.weight",
+            "model.layers.5.eh_proj.weight",
+        ];
+        assert_eq!(within(apart.clone(), "mtp.fc.weight"), copies);
+        assert_eq!(within(apart, "mtp.layers.1.a"), ["model.layers.5.a"]);
+        let copies = ["model.layers.4.a", "model.layers.5.a"];
+        assert_eq!(within(shared, "mtp.layers.0.a"), copies);
+    }
+
+    #[test]
+    fn blocks_may_be_numbered_like_layers() {
+        let glm = Architecture::of_class("GlmOcrForConditionalGeneration").unwrap();
+        let names = glm.nextn().unwrap();
+        let block = "model.layers.4.eh_proj.weight";
+        assert!(names.has(block, 4) && !names.has(block, 5));
+        assert!(!names.has("model.norm.weight", 4) && !names.has("model.layers.x.a", 4));
+        let blocks = |promised: u32, nextn, tensors: &[&str]| {
+            let fields = json!({ "num_hidden_layers": 4, "num_nextn_predict_layers": promised });
+            glm.nextn_blocks(nextn, &config(fields), tensors.iter().copied())
+        };
+        assert_eq!(blocks(1, Nextn::Kept, &[block]), Ok(1));
+        assert_eq!(blocks(1, Nextn::IfThere, &["model.layers.3.a"]), Ok(0));
+        assert_eq!(blocks(1, Nextn::LeftOut, &[block]), Ok(0));
+        assert_eq!(blocks(0, Nextn::Kept, &[block]), Ok(0));
+        assert!(
+            blocks(1, Nextn::Alone, &[block])
+                .unwrap_err()
+                .contains("draft")
+        );
+        assert!(
+            blocks(513, Nextn::Kept, &[block])
+                .unwrap_err()
+                .contains("512")
+        );
+    }
+
+    #[test]
     fn parts_of_a_model_are_chosen() {
         let names = qwen().nextn().unwrap();
         let kept = |nextn| {
@@ -281,7 +453,7 @@ mod tests {
                 "lm_head.weight",
                 "model.layers.0.mlp.up_proj.weight",
             ];
-            all.map(|name| names.keeps(name, nextn))
+            all.map(|name| names.keeps(name, nextn, 4))
         };
         assert_eq!(kept(Nextn::Kept), [true; 3]);
         assert_eq!(kept(Nextn::Alone), [true, true, false]);
@@ -290,9 +462,9 @@ mod tests {
 
     #[test]
     fn the_number_of_blocks_is_the_configs_or_the_tensors() {
-        let blocks = |config: serde_json::Value, nextn, tensors: &[&str]| {
-            let config = Config::new(config.as_object().unwrap().clone()).unwrap();
-            qwen().nextn_blocks(nextn, &config, tensors.iter().copied())
+        let blocks = |mut fields: serde_json::Value, nextn, tensors: &[&str]| {
+            fields["num_hidden_layers"] = 4.into();
+            qwen().nextn_blocks(nextn, &config(fields), tensors.iter().copied())
         };
         let tensors = ["mtp.layers.0.a", "mtp.layers.1.a", "mtp.fc.weight"];
         let promised = json!({ "mtp_num_hidden_layers": 1 });
@@ -305,7 +477,7 @@ mod tests {
         let missing = blocks(json!({}), Nextn::Kept, &["mtp.fc.weight"]).unwrap_err();
         assert!(missing.contains("--no-nextn"), "{missing}");
         let llama = Architecture::of_class("LlamaForCausalLM").unwrap();
-        let config = Config::new(serde_json::Map::new()).unwrap();
+        let config = config(json!({}));
         let refused = llama.nextn_blocks(Nextn::Alone, &config, [].into_iter());
         assert!(refused.unwrap_err().contains("llama has none"));
     }

@@ -54,10 +54,7 @@ pub(super) static OLMO2: Architecture = Architecture {
     decoder: Decoder {
         rope: Rope::Halves,
         window: Window::Listed(Listed::THREE_OF_FOUR),
-        needs: Needs {
-            own_output: true,
-            ..Needs::WEIGHTS
-        },
+        needs: Needs::OWN_OUTPUT,
         ..Decoder::LLAMA
     },
 };

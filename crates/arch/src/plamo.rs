@@ -1,7 +1,7 @@
 //! PLaMo 1: Llama with attention and feed-forward network side by side, of one size. PLaMo 3: norms on both sides of each half of a layer and of heads, windows by list.
 
 use super::config::{Result, wrong_kind};
-use super::decoder::{Decoder, Layout, Listed, Rope, Window};
+use super::decoder::{Decoder, Layout, Listed, Needs, Rope, Window};
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS, set_flags};
 use super::recipes::Op::{self, AddNumber, AddOne};
 use super::recipes::Size::{Any, Head, Hidden, Number};
@@ -23,6 +23,7 @@ pub(super) static PLAMO: Architecture = Architecture {
     decoder: Decoder {
         rope: Rope::Halves,
         layout: Layout::Parallel,
+        needs: Needs::OWN_OUTPUT,
         ..Decoder::LLAMA
     },
 };

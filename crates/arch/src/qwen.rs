@@ -101,10 +101,7 @@ pub(super) static QWEN2_MOE: Architecture = Architecture {
             normalized: Setting::Always(false),
             ..Router::SOFTMAX
         },
-        needs: Needs {
-            own_output: true,
-            ..Needs::WEIGHTS
-        },
+        needs: Needs::OWN_OUTPUT,
         ..HALVES
     },
 };

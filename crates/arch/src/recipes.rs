@@ -142,6 +142,9 @@ pub enum Op {
     AddNumber(f64),
     /// Every weight x becomes -exp(x).
     NegExp,
+    /// Every weight becomes the nearest of 0 and plus and minus the mean of all magnitudes (BitNet b1.58,
+    /// Ma et al. 2024). The tensor is a whole one of the checkpoint.
+    Ternary,
     /// A tensor that the checkpoint does not have: one dimension of this size, filled with what the
     /// config says. The only operation of an output without inputs.
     Fill {

@@ -16,6 +16,8 @@ enum Why {
     Unknown,
     /// A later llama.cpp runs it.
     Later,
+    /// The reference's file lacks a key without which llama.cpp does not load it.
+    Unloadable,
 }
 
 const TABLE: &[Refused] = &[
@@ -32,6 +34,10 @@ const TABLE: &[Refused] = &[
     later("k2_horizon", "K2 Horizon"),
     later("kolibri1", "Kolibri 1"),
     unknown("xing4_0", "Xing 4.0"),
+    Refused {
+        why: Why::Unloadable,
+        ..unknown("qwen", "Qwen 1")
+    },
     unknown("olmo_hybrid", "OLMo Hybrid"),
     unknown("gigachat3_5", "GigaChat 3.5"),
 ];
@@ -58,6 +64,10 @@ pub(super) fn reason(model_type: &str, class: &str) -> Option<String> {
     let why = match refused.why {
         Why::Unknown => "llama.cpp cannot run it, so that there is no GGUF to make of it",
         Why::Later => "only a later llama.cpp than the one that files are compared with runs it",
+        Why::Unloadable => {
+            "convert_hf_to_gguf.py leaves out the epsilon of its norms, so that llama.cpp does not load the file; \
+             its successor Qwen1.5 and later ones are supported"
+        }
     };
     Some(format!(
         "{title} (model type '{model_type}', class '{class}') is not supported: {why}"
@@ -73,6 +83,7 @@ mod tests {
         let reason = |model_type| super::reason(model_type, "XForCausalLM");
         assert!(reason("opt").unwrap().starts_with("OPT (model type 'opt'"));
         assert!(reason("kolibri1").unwrap().contains("a later llama.cpp"));
+        assert!(reason("qwen").unwrap().contains("epsilon"));
         assert_eq!(reason("llama"), None);
         let mut types: Vec<_> = TABLE.iter().map(|row| row.model_type).collect();
         types.sort_unstable();

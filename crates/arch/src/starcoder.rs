@@ -42,7 +42,7 @@ pub(super) static CODESHELL: Architecture = Architecture {
             // llama.cpp takes the output matrix for the embeddings then.
             optional: &["token_embd", "position_embd"],
             own_output: true,
-            ..gpt2::GPT2.decoder.needs
+            ..Needs::BIASES
         },
         ..gpt2::GPT2.decoder
     },
@@ -79,17 +79,7 @@ pub(super) static STARCODER2: Architecture = Architecture {
         norm: Norm::Layer,
         rope: Rope::Halves,
         activation: Activation::Gelu,
-        needs: Needs {
-            biases: &[
-                "output_norm",
-                "attn_norm",
-                "attn_output",
-                "ffn_norm",
-                "ffn_up",
-                "ffn_down",
-            ],
-            ..Needs::WEIGHTS
-        },
+        needs: Needs::BIASES,
         ..Decoder::LLAMA
     },
 };
