@@ -386,7 +386,9 @@ fn memory(input: &Input<'_>, model: &Model<'_>) -> Memory {
         input.tensor(linear.tensor).info.shape.four()[1] * used.max(1) as u64
     });
     Memory {
-        layers: with_attention().map(layer).collect(),
+        layers: (0..hyper.loops)
+            .flat_map(|_| with_attention().map(layer))
+            .collect(),
         states: hyper.states() as u64,
         vocabulary: model.engine.vocabulary() as u64,
         embedding: hyper.hidden as u64,

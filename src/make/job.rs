@@ -68,6 +68,13 @@ impl<'m> Job<'m> {
             options.scoring.settings.measure = Measure::Imatrix;
             options.rounding = Rounding::Reference;
         }
+        // Hessians are those of one run of a layer.
+        if model
+            .as_ref()
+            .is_some_and(|model| model.engine.hyper.loops > 1)
+        {
+            options.rounding = Rounding::Reference;
+        }
         if let Rounding::Feedback { two_sided, .. } = &mut options.rounding {
             *two_sided &= options.scoring.settings.measure == Measure::Divergence;
         }

@@ -135,6 +135,12 @@ impl Job<'_> {
             Allocation::new(self, &calibrated, &sensitivities, work)
         })?;
         let mut notes = allocation.notes.clone();
+        if model.is_some_and(|model| model.engine.hyper.loops > 1) {
+            notes.push(
+                "the layers run several times, so that they are rounded without error feedback"
+                    .into(),
+            );
+        }
 
         let writer = Writer::new(self, numbers, &calibrated, &sensitivities)?;
         let mut proven = None;

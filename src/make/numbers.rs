@@ -104,6 +104,8 @@ impl Numbers {
         }
         let attention = hyper.attention.iter().flatten();
         let queries: usize = attention.map(|a| a.heads * a.key_length).sum();
+        let queries = queries * hyper.loops;
+        active *= hyper.loops as f64;
         let most = |of: fn(&Layer) -> f64| layers.values().map(of).fold(0.0, f64::max);
         let calibration = model.texts.calibration()?;
         let context = calibration.n_ctx();
@@ -118,7 +120,7 @@ impl Numbers {
             None => 0,
         };
         Ok(Numbers {
-            layers: hyper.layers as f64,
+            layers: hyper.runs() as f64,
             hidden: hyper.hidden as f64,
             context: context as f64,
             threads: engine.pool().current_num_threads() as f64,

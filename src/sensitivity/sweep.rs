@@ -114,7 +114,7 @@ pub(crate) fn first_layer(engine: &Engine<'_>, name: &str) -> usize {
     let entry = catalog.tensor_named(name).map(|id| catalog.tensor(id));
     match entry.map(|entry| (entry.layer, entry.facts.role)) {
         Some((Some(layer), _)) => layer.index(),
-        Some((None, Role::Output)) => engine.hyper.layers,
+        Some((None, Role::Output)) => engine.hyper.runs(),
         _ => 0,
     }
 }

@@ -1,9 +1,12 @@
 //! The forward pass on the small trained Llama: what must hold whatever the numbers are.
 
-use crate::support::text;
+use crate::support::gguf::Tiny;
+use crate::support::{models, text};
 use quantier::arch::LinearId;
 use quantier::convert;
+use quantier::format::gguf::Value;
 use quantier::input::Source;
+use quantier::model::backward::{Labels, LinearSamples};
 use quantier::model::{Engine, Error, LinearInput, Observer, Options, Tap};
 use quantier::progress::Silent;
 use std::collections::BTreeMap;
@@ -209,4 +212,77 @@ fn a_stopped_run_says_so() {
         let stopped = engine.run(&chunks(1, 4), 0..4, None, &Stop).err().unwrap();
         assert!(matches!(stopped, Error::Cancelled), "{stopped}");
     });
+}
+
+/// Two layers of the small Llama as a Nanbeige that runs them twice.
+fn looped(skips_norm: bool) -> Tiny {
+    let mut model = models::shortened(2);
+    let keys = model.metadata.iter();
+    let own = keys.filter_map(|(key, value)| {
+        let rest = key.strip_prefix("llama.")?;
+        Some((format!("nanbeige.{rest}"), value.clone()))
+    });
+    let own: Vec<_> = own.collect();
+    own.into_iter()
+        .for_each(|(key, value)| model.metadata.set(key, value));
+    model
+        .set("general.architecture", Value::str("nanbeige"))
+        .set("nanbeige.num_loops", Value::U32(2))
+        .set("nanbeige.skip_loop_final_norm", Value::Bool(skips_norm))
+}
+
+/// The same as a Llama of four layers.
+fn unrolled() -> Tiny {
+    let mut model = models::shortened(2);
+    let layers = model.tensors.clone().into_iter();
+    let copies = layers.filter_map(|(mut info, data)| {
+        let rest = info.name.strip_prefix("blk.")?;
+        let (number, rest) = rest.split_once('.')?;
+        let number: u32 = number.parse().ok()?;
+        info.name = format!("blk.{}.{rest}", number + 2).into();
+        Some((info, data))
+    });
+    model.tensors.extend(copies);
+    model.set("llama.block_count", Value::U32(4))
+}
+
+/// The activations of a model, and the samples of its layers, the last one first.
+fn passes(model: &Tiny, chunks: &[Vec<u32>]) -> (Vec<Vec<f32>>, Vec<Vec<LinearSamples>>) {
+    let dir = tempfile::tempdir().unwrap();
+    let source = Source::open(&model.write(&dir.path().join("model.gguf"))).unwrap();
+    let input = source.reader(&convert::Job::default()).unwrap();
+    let engine = Engine::new(&input, &Options::default()).unwrap();
+    engine.check().unwrap();
+    let trace = engine.trace(chunks, None, &Silent).unwrap();
+    let all: Vec<Vec<u32>> = chunks
+        .iter()
+        .map(|c| (0..c.len() as u32).collect())
+        .collect();
+    let labels = Labels { draws: 1, seed: 3 };
+    let mut backward = engine.backward(&trace, labels, &all, &Silent).unwrap();
+    let layers = std::iter::from_fn(|| backward.layer(&Silent).unwrap());
+    let layers = layers.map(|(_, samples)| samples).collect();
+    (hidden(&engine, chunks), layers)
+}
+
+#[test]
+fn layers_that_run_twice_are_those_of_a_model_with_copies() {
+    let chunks = chunks(2, 12);
+    let (once, of_copies) = passes(&unrolled(), &chunks);
+    let (twice, of_loops) = passes(&looped(true), &chunks);
+    assert!(once == twice);
+    assert_eq!((of_copies.len(), of_loops.len()), (4, 4));
+    for (layer, (copies, loops)) in of_copies.iter().zip(&of_loops).enumerate() {
+        assert_eq!(copies.len(), loops.len());
+        for (a, b) in copies.iter().zip(loops) {
+            let number = (3 - layer) % 2;
+            assert!(b.name.starts_with(&format!("blk.{number}.")), "{}", b.name);
+            let pairs = a.pieces.iter().zip(&b.pieces);
+            for (a, b) in pairs {
+                assert!(a.inputs == b.inputs && a.gradients == b.gradients);
+            }
+        }
+    }
+    let (normalized, _) = passes(&looped(false), &chunks);
+    assert!(normalized != twice);
 }

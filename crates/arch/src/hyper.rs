@@ -22,6 +22,10 @@ pub struct Hyper {
     pub decoder: Decoder,
     /// Layers; blocks for further tokens behind them are not among them.
     pub layers: usize,
+    /// How often a token goes through all of them.
+    pub loops: usize,
+    /// Whether the last norm also stands between two loops.
+    pub loop_norm: bool,
     /// Length of the activations between layers.
     pub hidden: usize,
     /// The attention of every layer; None in a layer without.
@@ -689,6 +693,11 @@ impl Keys<'_> {
 }
 
 impl Hyper {
+    /// Layers that a token goes through, each counted as often as it runs.
+    pub fn runs(&self) -> usize {
+        self.layers * self.loops
+    }
+
     /// Reads the metadata.
     ///
     /// # Errors
@@ -714,11 +723,6 @@ impl Hyper {
                  ({CONVERTED})"
             ));
         }
-        if keys.optional("num_loops")?.is_some_and(|loops| loops > 1) {
-            return Err(format!(
-                "the layers of this model run several times: it cannot be run here yet ({CONVERTED})"
-            ));
-        }
         if decoder.sections == Sections::Listed {
             decoder.sections = match keys.get(SECTIONS) {
                 Some(_) => Sections::Consecutive,
@@ -740,6 +744,14 @@ impl Hyper {
         let layers = blocks.checked_sub(nextn).filter(|layers| *layers > 0);
         let layers = layers
             .ok_or_else(|| keys.bad(NEXTN, format!("is {nextn}, and there are {blocks} layers")))?;
+        const LOOPS: &str = "num_loops";
+        let loops = keys.optional(LOOPS)?.unwrap_or(1);
+        let runs = layers.checked_mul(loops);
+        if loops == 0 || runs.is_none_or(|runs| runs > LAYERS) {
+            let what =
+                format!("is {loops}; {layers} layers run at least once, and {LAYERS} in all");
+            return Err(keys.bad(LOOPS, what));
+        }
         // Lists count the blocks for further tokens too.
         let heads = keys.per_layer("attention.head_count", blocks)?;
         let heads = heads.ok_or_else(|| keys.bad("attention.head_count", "is missing"))?;
@@ -966,6 +978,8 @@ impl Hyper {
             architecture: name.to_owned(),
             decoder,
             layers,
+            loops,
+            loop_norm: loops > 1 && !keys.flag("skip_loop_final_norm")?.unwrap_or(false),
             hidden,
             attention,
             nextn,

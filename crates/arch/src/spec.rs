@@ -25,7 +25,7 @@ const FACTORS: [&str; 3] = [
 /// What a model's forward pass is made of.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelSpec {
-    /// Its layers.
+    /// Its layers, as often as they run.
     pub layers: Vec<LayerSpec>,
     /// The table of token embeddings.
     pub embedding: &'static str,
@@ -48,8 +48,18 @@ pub struct ModelSpec {
 impl ModelSpec {
     /// The spec of a model with these tensors.
     pub fn new(hyper: &Hyper, catalog: &Catalog) -> ModelSpec {
-        let layers = 0..hyper.layers;
-        let layer = |number| LayerSpec::new(hyper, number, catalog);
+        let output_norm = NormSpec::new(hyper, catalog, hyper.decoder.output_norm.into(), hyper.hidden);
+        let once = (0..hyper.layers).map(|number| LayerSpec::new(hyper, number, catalog));
+        let mut layers: Vec<LayerSpec> = once.collect();
+        if let Some(last) = layers.last_mut().filter(|_| hyper.loop_norm) {
+            last.norm.clone_from(&output_norm);
+        }
+        let layers = layers.into_iter().cycle();
+        let mut layers: Vec<LayerSpec> = layers.take(hyper.runs()).collect();
+        // The norm behind the last loop is that in front of the output matrix.
+        if let Some(last) = layers.last_mut() {
+            last.norm = None;
+        }
         let weight = catalog.output().map(|linear| catalog.tensor(linear.tensor));
         let output_name = match catalog.tensor_named(OUTPUT) {
             Some(_) => OUTPUT,
@@ -58,7 +68,7 @@ impl ModelSpec {
         let there = |name: &'static str| catalog.tensor_named(name).map(|_| name);
         let [always, short, long] = FACTORS.map(there);
         ModelSpec {
-            layers: layers.map(layer).collect(),
+            layers,
             embedding: EMBEDDING,
             positions: there(POSITIONS),
             embedding_norm: match hyper.decoder.normalized_embeddings {
@@ -69,12 +79,7 @@ impl ModelSpec {
                         NormSpec::new(hyper, catalog, "token_embd_norm".into(), hyper.hidden)
                     }),
             },
-            output_norm: NormSpec::new(
-                hyper,
-                catalog,
-                hyper.decoder.output_norm.into(),
-                hyper.hidden,
-            ),
+            output_norm,
             output: LinearSpec {
                 stem: output_name.trim_end_matches(".weight").into(),
                 experts: None,
@@ -143,6 +148,8 @@ impl NextnSpec {
 pub struct LayerSpec {
     /// In their order.
     pub blocks: Vec<BlockSpec>,
+    /// A norm of the stream behind them.
+    pub norm: Option<NormSpec>,
 }
 
 /// `stream + residual_scale * post_norm(sum of branches(stream))`.
@@ -491,7 +498,7 @@ impl LayerSpec {
             Layout::Switched => parallel("ffn_norm"),
             Layout::Parallel | Layout::ParallelWithout(_) => parallel("attn_norm"),
         };
-        LayerSpec { blocks }
+        LayerSpec { blocks, norm: None }
     }
 
     /// The mixers of all blocks.
@@ -515,14 +522,6 @@ impl LayerSpec {
     }
 }
 
-/// Whether the file has a tensor of this name; a few norms have names without an ending.
-fn is_there(catalog: &Catalog, stem: &str) -> bool {
-    let with_ending = format!("{stem}.weight");
-    [&*with_ending, stem]
-        .iter()
-        .any(|name| catalog.tensor_named(name).is_some())
-}
-
 impl NormSpec {
     /// The norm of embeddings, of which the file has no weights.
     fn weightless(hyper: &Hyper) -> NormSpec {
@@ -538,7 +537,7 @@ impl NormSpec {
     /// A norm, if the file has it: a layer norm may have no weights, and is there all the same.
     fn new(hyper: &Hyper, catalog: &Catalog, stem: String, len: usize) -> Option<NormSpec> {
         let kind = hyper.decoder.norm;
-        let there = kind == Norm::Layer || is_there(catalog, &stem);
+        let there = kind == Norm::Layer || catalog.weight_of(&stem).is_some();
         there.then_some(NormSpec {
             stem,
             kind,
@@ -564,6 +563,11 @@ impl Known<'_> {
         self.dims(name).is_some()
     }
 
+    /// Whether there is a weight, whatever its name ends with.
+    fn has_weight(&self, name: &str) -> bool {
+        self.catalog.weight_of(&self.stem(name)).is_some()
+    }
+
     /// One of the dimensions of a tensor; 0 if it is missing, which loading it will say.
     fn dim(&self, name: &str, which: usize) -> usize {
         self.dims(name).map_or(0, |dims| dims[which] as usize)
@@ -577,7 +581,7 @@ impl Known<'_> {
     }
 
     fn block(&self, branches: Vec<BranchSpec>, post_norm: Option<&str>) -> BlockSpec {
-        let post_norm = post_norm.filter(|name| is_there(self.catalog, &self.stem(name)));
+        let post_norm = post_norm.filter(|name| self.has_weight(name));
         let post_norm = post_norm.and_then(|name| self.norm(name, self.hyper.hidden));
         let epsilon = self.hyper.decoder.post_norm_epsilon;
         BlockSpec {

@@ -142,13 +142,18 @@ pub fn collect(
         let what = "covariances are summed over all chunks, layer by layer: not together with interim results";
         return Err(model::Error::Model(what.into()).into());
     }
+    if options.covariance.is_some() && engine.hyper.loops > 1 {
+        let what =
+            "the layers of this model run several times, and input Hessians are those of one run";
+        return Err(model::Error::Model(what.into()).into());
+    }
     let recorder = options
         .covariance
         .map(|job| Recorder::new(job, all))
         .transpose()
         .map_err(Error::Covariance)?;
     let found = options.resume.and_then(Resume::take);
-    let found = found.and_then(|snapshot| Found::of(snapshot, windows, group, engine.hyper.layers));
+    let found = found.and_then(|snapshot| Found::of(snapshot, windows, group, engine.hyper.runs()));
     // Layers whose covariances are not there any more have to be done again.
     let found = found.filter(|found| {
         recorder

@@ -167,7 +167,7 @@ impl<'a> Engine<'a> {
         progress: &dyn Progress,
     ) -> Result<Trace<'c>> {
         let positions = chunks.first().map_or(0, Vec::len);
-        let slots = (self.hyper.layers + 1) * chunks.len();
+        let slots = (self.hyper.runs() + 1) * chunks.len();
         let states = States::new(
             slots,
             positions * self.hyper.hidden,
@@ -196,7 +196,7 @@ impl<'a> Engine<'a> {
     where
         'a: 'e,
     {
-        let (chunks, positions, layers) = (trace.chunks.len(), trace.positions, self.hyper.layers);
+        let (chunks, positions, layers) = (trace.chunks.len(), trace.positions, self.hyper.runs());
         let width = self.hyper.hidden;
         let gradients = self.gradients(trace, labels.draws)?;
         let head = self.head()?;
@@ -259,7 +259,7 @@ impl<'a> Engine<'a> {
     where
         'a: 'e,
     {
-        let (chunks, layers, width) = (trace.chunks.len(), self.hyper.layers, self.hyper.hidden);
+        let (chunks, layers, width) = (trace.chunks.len(), self.hyper.runs(), self.hyper.hidden);
         let shape = [chunks * draws, trace.positions * width];
         let left = layers
             .checked_sub(kept.done())
@@ -295,7 +295,7 @@ impl<'a> Engine<'a> {
 impl Backward<'_, '_> {
     /// Layers that are done.
     pub fn done(&self) -> usize {
-        self.engine.hyper.layers - self.left
+        self.engine.hyper.runs() - self.left
     }
 
     /// How many gradients there are between two layers, and how many numbers each has.
@@ -439,7 +439,7 @@ impl Trace<'_> {
     /// # Errors
     /// If the temporary file cannot be read.
     pub fn output(&self, engine: &Engine<'_>, chunk: usize) -> Result<Rows> {
-        let hidden = self.input(engine.hyper.layers, chunk)?;
+        let hidden = self.input(engine.hyper.runs(), chunk)?;
         Ok(Rows::new(hidden, engine.hyper.hidden))
     }
 

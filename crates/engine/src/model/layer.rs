@@ -31,6 +31,8 @@ pub(super) struct Bundle {
 #[derive(Clone)]
 pub(super) struct Layer {
     blocks: Vec<Block>,
+    /// Of the stream behind them.
+    norm: Option<Norm>,
 }
 
 #[derive(Clone)]
@@ -67,7 +69,11 @@ pub(super) struct Between {
 }
 
 /// What the derivative of a layer needs.
-pub(super) struct LayerTape<'l>(Vec<BlockTape<'l>>);
+pub(super) struct LayerTape<'l> {
+    blocks: Vec<BlockTape<'l>>,
+    /// The stream in front of the norm behind them, if there is one.
+    unnormalized: Option<Rows>,
+}
 
 struct BlockTape<'l> {
     block: &'l Block,
@@ -96,6 +102,7 @@ impl Layer {
         let blocks = blocks.map(|block| Block::load(weights, block, angles));
         Ok(Layer {
             blocks: blocks.collect::<Result<_>>()?,
+            norm: norm(weights, &spec.norm)?,
         })
     }
 
@@ -105,7 +112,14 @@ impl Layer {
             let y = block.mix(&bundle.stream, pass, None)?;
             block.add_to(&mut bundle.stream, y);
         }
+        self.normalize(&mut bundle.stream);
         Ok(bundle)
+    }
+
+    fn normalize(&self, stream: &mut Rows) {
+        if let Some(norm) = &self.norm {
+            norm.apply(stream.numbers_mut());
+        }
     }
 
     /// The same, with what [`Layer::backward`] needs.
@@ -114,11 +128,11 @@ impl Layer {
         Bundle { mut stream }: Bundle,
         pass: &Pass<'_>,
     ) -> Result<(Bundle, LayerTape<'l>)> {
-        let mut tapes = Vec::with_capacity(self.blocks.len());
+        let mut blocks = Vec::with_capacity(self.blocks.len());
         for block in &self.blocks {
             let mut branches = Vec::new();
             let y = block.mix(&stream, pass, Some(&mut branches))?;
-            tapes.push(BlockTape {
+            blocks.push(BlockTape {
                 block,
                 stream: stream.clone(),
                 branches,
@@ -126,7 +140,13 @@ impl Layer {
             });
             block.add_to(&mut stream, y);
         }
-        Ok((Bundle { stream }, LayerTape(tapes)))
+        let unnormalized = self.norm.is_some().then(|| stream.clone());
+        self.normalize(&mut stream);
+        let tape = LayerTape {
+            blocks,
+            unnormalized,
+        };
+        Ok((Bundle { stream }, tape))
     }
 
     /// The derivative: from the gradient of the bundle behind the layer to that in front of it. The
@@ -134,10 +154,13 @@ impl Layer {
     pub(super) fn backward(
         &self,
         tape: &LayerTape<'_>,
-        gradient: Bundle,
+        mut gradient: Bundle,
         pass: &Pass<'_>,
     ) -> Result<Bundle> {
-        let mut tapes = tape.0.iter().rev();
+        if let (Some(norm), Some(stream)) = (&self.norm, &tape.unnormalized) {
+            norm.derivative(stream.numbers(), gradient.stream.numbers_mut());
+        }
+        let mut tapes = tape.blocks.iter().rev();
         let stream = tapes.try_fold(gradient.stream, |gradient, tape| {
             tape.backward(gradient, pass)
         })?;
@@ -204,7 +227,12 @@ impl Layer {
         };
         match place.branch + 1 < block.branches.len() {
             true => at.mixed = Some(mixed),
-            false => block.add_to(&mut at.bundle.stream, mixed),
+            false => {
+                block.add_to(&mut at.bundle.stream, mixed);
+                if place.block + 1 == self.blocks.len() {
+                    self.normalize(&mut at.bundle.stream);
+                }
+            }
         }
         Ok(at)
     }
@@ -479,4 +507,88 @@ fn moe(weights: &Weights<'_>, spec: &MoeSpec) -> Result<Moe> {
         experts: ffn(weights, &spec.experts)?,
         shared: spec.shared.as_ref().map(shared).transpose()?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::ops::tests::{check_gradients, random};
+    use quantier_arch::LinearId;
+    use quantier_core::progress::Silent;
+
+    const HIDDEN: usize = 6;
+
+    fn norm(seed: u32) -> Norm {
+        Norm {
+            kind: NormKind::Rms,
+            epsilon: 1e-2,
+            weight: random(HIDDEN, seed),
+            bias: vec![0.0; HIDDEN],
+            len: HIDDEN,
+        }
+    }
+
+    /// One block with a norm and a matrix, and a norm behind it.
+    fn layer() -> Layer {
+        let linear = Linear {
+            id: LinearId(0),
+            name: "linear".into(),
+            weights: Arc::new(random(HIDDEN * HIDDEN, 1)),
+            experts: 1,
+            columns: HIDDEN,
+            bias: None,
+            uploaded: None,
+        };
+        Layer {
+            blocks: vec![Block {
+                branches: vec![Branch {
+                    norm: Some(norm(2)),
+                    mixer: AnyMixer::Single(Single(linear)),
+                }],
+                post_norm: None,
+                residual_scale: 0.7,
+            }],
+            norm: Some(norm(3)),
+        }
+    }
+
+    fn pass<'p>() -> Pass<'p> {
+        Pass {
+            chunk: 0,
+            tap: None,
+            recording: true,
+            split: 1,
+            progress: &Silent,
+        }
+    }
+
+    fn bundle(x: &[f32]) -> Bundle {
+        Bundle {
+            stream: Rows::new(x.to_vec(), HIDDEN),
+        }
+    }
+
+    #[test]
+    fn the_norm_behind_the_blocks_has_a_derivative_and_is_the_last_step() {
+        let (layer, at) = (layer(), random(3 * HIDDEN, 4));
+        let forward = |x: &[Vec<f32>]| {
+            let behind = layer.forward(bundle(&x[0]), &pass()).unwrap();
+            behind.stream.into_numbers()
+        };
+        let backward = |x: &[Vec<f32>], g: &[f32]| {
+            let (_, tape) = layer.record(bundle(&x[0]), &pass()).unwrap();
+            let gradient = layer.backward(&tape, bundle(g), &pass()).unwrap();
+            vec![gradient.stream.into_numbers()]
+        };
+        check_gradients("layer", &[at.clone()], &forward, &backward);
+        let [place] = layer.places()[..] else {
+            panic!("one matrix is one stage");
+        };
+        let front = Between {
+            bundle: bundle(&at),
+            ..Between::default()
+        };
+        let behind = layer.step(place, front, &pass()).unwrap();
+        assert_eq!(behind.bundle.stream.numbers(), forward(&[at]));
+    }
 }

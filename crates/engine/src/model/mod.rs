@@ -381,18 +381,22 @@ impl<'a> Engine<'a> {
                 observer.resume(&mut |chunk, x| states.put(chunk, x))
             })?;
             if done == 0 {
-                chunks
-                    .par_iter()
-                    .enumerate()
-                    .try_for_each(|(i, tokens)| states.put(i, self.embed(tokens)?))?;
+                let norm = self.embedding_norm()?;
+                let chunks = chunks.par_iter().enumerate();
+                chunks.try_for_each(|(i, tokens)| {
+                    let plain = |_: &str, _: &[u32], _: &mut [f32]| Ok::<_, Error>(());
+                    states.put(i, self.embed(tokens, norm.as_ref(), plain)?)
+                })?;
             }
             let angles = self.angles(positions)?;
-            progress.begin((self.hyper.layers * chunks.len()) as u64, Unit::Steps);
+            let layers = self.hyper.runs();
+            progress.begin((layers * chunks.len()) as u64, Unit::Steps);
             progress.advance((done * chunks.len()) as u64);
-            for number in done..self.hyper.layers {
-                progress.at(&format!("layer {} of {}", number + 1, self.hyper.layers));
+            for number in done..layers {
+                progress.at(&format!("layer {} of {layers}", number + 1));
                 let layer = Layer::load(&self.weights, &self.spec.layers[number], &angles)?;
-                self.weights.prefetch_layer(number + 1);
+                self.weights
+                    .prefetch_layer((number + 1) % self.hyper.layers);
                 in_order(chunks.len(), |chunk| {
                     if progress.cancelled() {
                         return Err(Error::Cancelled);
@@ -450,19 +454,17 @@ impl<'a> Engine<'a> {
         })
     }
 
-    fn embed(&self, tokens: &[u32]) -> Result<Vec<f32>> {
-        self.embed_rows(tokens, |_, _, _| Ok(()))
-    }
-
     /// What the first layer reads of some tokens, with other numbers in rows of its tables:
-    /// `change` is given a table's name, the numbers of the rows, and the rows.
-    fn embed_rows<E: From<Error>>(
+    /// `change` is given a table's name, the numbers of the rows, and the rows. `norm` is the
+    /// [`Engine::embedding_norm`].
+    fn embed<E: From<Error>>(
         &self,
         tokens: &[u32],
+        norm: Option<&Norm>,
         change: impl Fn(&str, &[u32], &mut [f32]) -> std::result::Result<(), E>,
     ) -> std::result::Result<Vec<f32>, E> {
         let mut x = self.unnormalized_rows(tokens, change)?;
-        if let Some(norm) = self.embedding_norm()? {
+        if let Some(norm) = norm {
             norm.apply(&mut x);
         }
         Ok(x)

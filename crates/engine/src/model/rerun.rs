@@ -55,7 +55,7 @@ impl<'a> Engine<'a> {
     ) -> Result<Hidden> {
         let from = From {
             trace,
-            layer: first.min(self.hyper.layers),
+            layer: first.min(self.hyper.runs()),
         };
         self.run(trace.chunks, 0..trace.positions, Some(&from), progress)
     }

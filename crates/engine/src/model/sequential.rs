@@ -120,6 +120,11 @@ impl Engine<'_> {
             return Err(Error::Model("chunks differ in length".into()).into());
         }
         let layers = self.hyper.layers;
+        if self.hyper.loops > 1 {
+            let what =
+                "the layers of this model run several times: it cannot be rounded sequentially";
+            return Err(Error::Model(what.into()).into());
+        }
         self.pool.install(|| {
             let len = positions * self.hyper.hidden;
             // Half of the room is for the inputs of later stages.
@@ -211,14 +216,17 @@ impl Both<'_> {
         chunks: &[Vec<u32>],
         rounder: &R,
     ) -> Result<(), R::Error> {
+        let engine = self.engine;
+        let norm = engine.embedding_norm()?;
         in_order(chunks.len(), |chunk| {
             let rows = |table: &str, rows: &[u32], numbers: &mut [f32]| {
-                rounder.table_rows(table, rows, self.engine.hyper.hidden, numbers)
+                rounder.table_rows(table, rows, engine.hyper.hidden, numbers)
             };
+            let (tokens, norm) = (&chunks[chunk], norm.as_ref());
+            let original = engine.embed(tokens, norm, |_, _, _| Ok::<_, Error>(()))?;
+            self.streams.put(2 * chunk, original)?;
             self.streams
-                .put(2 * chunk, self.engine.embed(&chunks[chunk])?)?;
-            self.streams
-                .put(2 * chunk + 1, self.engine.embed_rows(&chunks[chunk], rows)?)?;
+                .put(2 * chunk + 1, engine.embed(tokens, norm, rows)?)?;
             Ok(())
         })
     }

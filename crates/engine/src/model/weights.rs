@@ -234,18 +234,15 @@ impl<'a> Weights<'a> {
     /// If a tensor has other dimensions.
     pub(super) fn norm(&self, spec: &NormSpec) -> Result<Norm> {
         let dims = [spec.groups, spec.len];
-        let optional = |part: &str| self.optional(&format!("{}.{part}", spec.stem), &dims);
         let all = spec.groups * spec.len;
-        // A few norms have names without an ending.
-        let weight = match optional("weight")? {
-            None => self.optional(&spec.stem, &dims)?,
-            weight => weight,
-        };
+        let weight = self.catalog().weight_of(&spec.stem);
+        let weight = weight.map(|weight| self.tensor(&weight.name, &dims));
+        let bias = self.optional(&format!("{}.bias", spec.stem), &dims)?;
         Ok(Norm {
             kind: spec.kind,
             epsilon: spec.epsilon,
-            weight: weight.unwrap_or_else(|| vec![1.0; all]),
-            bias: optional("bias")?.unwrap_or_else(|| vec![0.0; all]),
+            weight: weight.transpose()?.unwrap_or_else(|| vec![1.0; all]),
+            bias: bias.unwrap_or_else(|| vec![0.0; all]),
             len: spec.len,
         })
     }

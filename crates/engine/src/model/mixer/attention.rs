@@ -236,11 +236,16 @@ impl Attention {
 impl Gated {
     /// The heads' outputs, gated; the gate is in front of its logistic function.
     fn new(y: &mut Rows, mut values: Rows) -> Gated {
+        let outputs = y.clone();
+        Gated::apply(y, &mut values);
+        Gated { values, outputs }
+    }
+
+    /// The same without what the derivative needs. The gate becomes its logistic function.
+    fn apply(y: &mut Rows, values: &mut Rows) {
         let places = values.numbers_mut().iter_mut();
         places.for_each(|x| *x = sigmoid(*x));
-        let outputs = y.clone();
         scale_groups(y.numbers_mut(), values.numbers());
-        Gated { values, outputs }
     }
 
     /// Turns the gradient of the gated outputs into that of the outputs; gives that of the gate.
@@ -312,7 +317,11 @@ impl Mixer for Attention {
             gated: None,
             unnormalized_output: None,
         };
-        tape.gated = gate.map(|values| Gated::new(&mut y, values));
+        match gate {
+            Some(values) if pass.recording => tape.gated = Some(Gated::new(&mut y, values)),
+            Some(mut values) => Gated::apply(&mut y, &mut values),
+            None => {}
+        }
         if let Some(norm) = &self.output_norm {
             tape.unnormalized_output = pass.recording.then(|| y.clone());
             norm.apply(y.numbers_mut());
