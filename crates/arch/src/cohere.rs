@@ -1,9 +1,10 @@
 //! Command-R and R7B: attention and feed-forward network side by side, norms without biases.
 
-use super::decoder::{Decoder, Layout, Needs, Norm, Unrotated, Window};
+use super::decoder::{Decoder, Layout, Norm, Unrotated, Window};
 use super::llama::{BUFFERS, GATED_FFN, PLAIN_ATTENTION};
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS};
 use super::recipes::Size::{Any, Head, Hidden, KeyHeads, QueryHeads};
+use super::recipes::When;
 use super::{Architecture, Parameter, Recipe, nothing_generated};
 use quantier_gguf::gguf::Value;
 use quantier_tokenizer::VocabKind;
@@ -18,10 +19,6 @@ pub(super) static COMMAND_R: Architecture = Architecture {
     decoder: Decoder {
         norm: Norm::Layer,
         layout: Layout::Parallel,
-        needs: Needs {
-            optional: &["attn_q_norm", "attn_k_norm"],
-            ..Needs::WEIGHTS
-        },
         multiplied_logits: true,
         ..Decoder::LLAMA
     },
@@ -75,12 +72,14 @@ const HEAD_NORMS: &[Recipe] = &[
         "model.layers.{}.self_attn.q_norm",
         "blk.{}.attn_q_norm",
         &[QueryHeads, Head],
-    ),
+    )
+    .when(When::Deep(64)),
     Recipe::rename(
         "model.layers.{}.self_attn.k_norm",
         "blk.{}.attn_k_norm",
         &[KeyHeads, Head],
-    ),
+    )
+    .when(When::Deep(64)),
 ];
 
 const TENSORS: &[Recipe] = &[

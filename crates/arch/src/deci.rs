@@ -26,14 +26,26 @@ pub(super) static DECI: Architecture = Architecture {
 };
 
 /// What a layer of a searched architecture has.
-struct Block {
+pub(super) struct Block {
     heads: u32,
     kv_heads: u32,
     width: u32,
 }
 
+impl Block {
+    /// Whether the layer has a weight of this name. One matrix in place of attention has the name of
+    /// its output matrix.
+    pub(super) fn has(&self, stem: &str) -> bool {
+        match stem {
+            "attn_norm" | "attn_output" => self.heads > 0,
+            "attn_q" | "attn_k" | "attn_v" => self.kv_heads > 0,
+            _ => !stem.starts_with("ffn_") || self.width > 0,
+        }
+    }
+}
+
 /// The layers of a searched architecture; `None` if the config describes all of them alike.
-fn blocks(config: &Config) -> Result<Option<Vec<Block>>> {
+pub(super) fn blocks(config: &Config) -> Result<Option<Vec<Block>>> {
     const FIELD: &str = "block_configs";
     let Some(value) = config.get(FIELD) else {
         return Ok(None);

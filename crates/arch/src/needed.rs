@@ -3,7 +3,7 @@
 
 use super::catalog::{OF_EXPERTS, weight_names};
 use super::hyper::Hyper;
-use super::{Architecture, Catalog, Config, Recipe, role};
+use super::{Architecture, Catalog, Config, Recipe, deci, role};
 
 /// Two ways in which a layer may have the same. The first is a layer's if it has anything of it, the
 /// second is that of all other layers.
@@ -153,16 +153,20 @@ impl Architecture {
                 look(weight, None);
             }
         }
-        // Layers of some models have nothing at all.
-        let layers = match self.decoder.linear_layers {
-            true => &layers[..0],
-            false => layers,
+        // Layers of some models have nothing at all, as the config says.
+        let layers = match (self.decoder.linear_layers, config) {
+            (true, None) => &layers[..0],
+            _ => layers,
         };
+        let searched = config.filter(|_| self.decoder.linear_layers);
+        let searched = searched.and_then(|config| deci::blocks(config).ok().flatten());
         let first_nextn = config.and_then(|config| config.layers().ok());
         let first_nextn = first_nextn.unwrap_or(u32::MAX);
         let of_layers: Vec<&Weight> = weights.iter().filter(|w| w.is_of_layers()).collect();
         for &layer in layers {
             let is_nextn = layer >= first_nextn;
+            let block = searched.as_ref().and_then(|all| all.get(layer as usize));
+            let lacks = |weight: &Weight| block.is_some_and(|block| !block.has(weight.stem()));
             let there = |weight: &&&Weight| weight.is_there(Some(layer), has);
             let present: Vec<&Weight> = of_layers.iter().filter(there).copied().collect();
             let is_other_way = |weight: &Weight| {
@@ -189,7 +193,7 @@ impl Architecture {
                     true => is_other_mixer(weight),
                     false => is_other_way(weight),
                 };
-                if !is_other {
+                if !is_other && !lacks(weight) {
                     look(weight, Some(layer));
                 }
             }
@@ -397,6 +401,31 @@ mod tests {
             names(1),
             ["eh_proj", "enorm", "hnorm"].map(|name| format!("blk.1.nextn.{name}.weight"))
         );
+    }
+
+    #[test]
+    fn a_searched_layer_needs_what_the_config_gives_it() {
+        let deci = Architecture::of_gguf("deci").unwrap();
+        let fields = serde_json::json!({
+            "num_hidden_layers": 3, "num_attention_heads": 4, "hidden_size": 256, "block_configs": [
+                { "attention": { "n_heads_in_group": 2 }, "ffn": { "ffn_mult": 1.0 } },
+                { "attention": { "replace_with_linear": true }, "ffn": { "ffn_mult": 1.0 } },
+                { "attention": { "no_op": true }, "ffn": { "no_op": true } },
+            ]
+        });
+        let config = Config::new(fields.as_object().unwrap().clone()).unwrap();
+        let count = |layer, config| {
+            let missing = deci.missing(&[layer], config, &|_| false);
+            missing
+                .iter()
+                .filter(|m| m.name.starts_with("blk."))
+                .count()
+        };
+        assert_eq!(
+            [0, 1, 2].map(|layer| count(layer, Some(&config))),
+            [9, 6, 0]
+        );
+        assert_eq!(count(0, None), 0);
     }
 
     #[test]

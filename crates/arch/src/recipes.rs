@@ -231,6 +231,8 @@ pub enum When {
         /// Whether they do.
         tied: bool,
     },
+    /// If the model has at least so many layers.
+    Deep(u32),
     /// In layers before the one with this number; in all of them if the config does not say it.
     LayersBefore(Size),
     /// In layers from the one with this number on; in none if the config does not say it.
@@ -490,6 +492,7 @@ impl When {
             When::Counted(field) => is_set(field) && config.get(field).is_some_and(|n| *n != 0),
             When::Sections => config.rope().contains_key("mrope_section"),
             When::Reranker { tied } => config.is_reranker() && is_set(TIED) == tied,
+            When::Deep(least) => config.layers().is_ok_and(|layers| layers >= least),
             When::LayersBefore(size) => before(size),
             When::LayersFrom(size) => !before(size),
             When::Layers(holds) => matched.layer.is_some_and(|layer| holds(config, layer)),
@@ -669,8 +672,10 @@ mod tests {
 
     #[test]
     fn conditions_are_on_fields_and_layers() {
-        let config =
-            config(json!({ "first_k_dense": 2, "fused": true, "tied": false, "no": null }));
+        let config = config(
+            json!({ "first_k_dense": 2, "fused": true, "tied": false, "no": null,
+                "num_hidden_layers": 3 }),
+        );
         const DENSE: Size = Size::Field(&["first_k_dense"]);
         let layers = |when| -> Vec<u32> {
             let recipe = Recipe::skip("l.{}").when(when);
@@ -684,6 +689,7 @@ mod tests {
             [0, 1, 2, 3]
         );
         assert!(layers(When::LayersFrom(Size::Field(&["no"]))).is_empty());
+        assert!(layers(When::Deep(4)).is_empty() && layers(When::Deep(3)).len() == 4);
         for (field, is_set) in [
             ("fused", true),
             ("tied", false),
