@@ -1157,7 +1157,7 @@ mod tests {
     }
 
     /// Metadata of whole numbers; lists of one for each layer.
-    fn numbers(architecture: &str, numbers: &[(&str, &[u32])]) -> Metadata<'static> {
+    fn numbers(architecture: &'static str, numbers: &[(&str, &[u32])]) -> Metadata<'static> {
         let mut metadata = Metadata::new();
         metadata.set(keys::ARCHITECTURE.to_owned(), Value::str(architecture));
         for (key, numbers) in numbers {

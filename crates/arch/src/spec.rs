@@ -48,7 +48,12 @@ pub struct ModelSpec {
 impl ModelSpec {
     /// The spec of a model with these tensors.
     pub fn new(hyper: &Hyper, catalog: &Catalog) -> ModelSpec {
-        let output_norm = NormSpec::new(hyper, catalog, hyper.decoder.output_norm.into(), hyper.hidden);
+        let output_norm = NormSpec::new(
+            hyper,
+            catalog,
+            hyper.decoder.output_norm.into(),
+            hyper.hidden,
+        );
         let once = (0..hyper.layers).map(|number| LayerSpec::new(hyper, number, catalog));
         let mut layers: Vec<LayerSpec> = once.collect();
         if let Some(last) = layers.last_mut().filter(|_| hyper.loop_norm) {
