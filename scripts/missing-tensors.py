@@ -26,7 +26,7 @@ TOGETHER = 6
 # Where ours refuses, and llama.cpp runs a model that is another one than the checkpoint's: pattern of names -> reason.
 STRICTER = {
     r"\.act_fn\.": "each becomes a number of a list, in which those of later layers move up",
-    r"^mtp\.layers\..*\.[qkv]_proj\.weight$|\.layers\.2\.self_attn\.[qkv]_proj\.weight$":
+    r"^mtp\.layers\..*(\.[qkv]_proj\.weight|experts\.gate_up_proj)$|\.layers\.2\.self_attn\.[qkv]_proj\.weight$":
         "a block for further tokens; llama.cpp looks for them only where it runs it",
     r"^(model\.)?(language_model\.)?(lm_head|output_layer|embed_out)\.weight$": "not tied; llama.cpp takes the embeddings",
 }

@@ -32,6 +32,8 @@ const OPTIONAL_NEXTN: [&str; 3] = [
     "nextn.shared_head_head",
     "nextn.shared_head_norm",
 ];
+/// The step of a recurrence, a bias without a weight in some families.
+const STEP: &str = "ssm_dt";
 const WEIGHT: &str = ".weight";
 const BIAS: &str = ".bias";
 
@@ -143,8 +145,11 @@ impl Architecture {
             if !is_optional && !weight.is_bias && !weight.is_there(layer, has) {
                 missing.push(weight.missing(layer, WEIGHT));
             }
-            let has_bias = has(&weight.name(layer, BIAS));
-            if needs.biases.contains(&weight.stem()) && !has_bias {
+            let needs_bias = match weight.is_bias {
+                true => weight.stem() == STEP,
+                false => needs.biases.contains(&weight.stem()),
+            };
+            if needs_bias && !has(&weight.name(layer, BIAS)) {
                 missing.push(weight.missing(layer, BIAS));
             }
         };
