@@ -854,6 +854,30 @@ def granite_moe(shared=0):
     return config, {name: shape for name, shape in shapes.items() if "shared_mlp" not in name}, tokenizer
 
 
+def minimax01(layers=9, **more):
+    """MiniMax-01: of eight layers the last has softmax attention, which rotates half of a head."""
+    kinds = "layernorm_full_attention", "layernorm_linear_attention", "layernorm_mlp"
+    config = base("MiniMaxText01ForCausalLM", "minimax_text_01", BPE_VOCAB, num_hidden_layers=layers, head_dim=HEAD,
+                  rotary_dim=HEAD // 2, rope_theta=10000000, num_local_experts=4, num_experts_per_tok=2, intermediate_size=96)
+    config |= {f"{kind}_{which}": 1.0 if which == "beta" else 3.5565588200778455 for kind in kinds for which in ("alpha", "beta")}
+
+    def layer(p):
+        shapes = norms(p, "input_layernorm", "post_attention_layernorm")
+        x, values = p + "self_attn.", HEADS * HEAD
+        if int(p.split(".")[2]) % 8 == 7:
+            shapes |= attention(p)
+        else:
+            shapes |= {x + "qkv_proj.weight": (3 * values, HIDDEN), x + "output_gate.weight": (values, HIDDEN),
+                       x + "norm.weight": (values,), x + "out_proj.weight": (HIDDEN, values)}
+        shapes[p + "block_sparse_moe.gate.weight"] = (4, HIDDEN)
+        for e in range(4):
+            x = f"{p}block_sparse_moe.experts.{e}."
+            shapes |= {x + "w1.weight": (96, HIDDEN), x + "w2.weight": (HIDDEN, 96), x + "w3.weight": (96, HIDDEN)}
+        return shapes
+
+    return config | more, model(BPE_VOCAB, layer, layers=layers), "bpe"
+
+
 def bamba(**more):
     """Layers with attention by number, which are rotated in part."""
     config = base("BambaForCausalLM", "bamba", BPE_VOCAB, num_hidden_layers=3, attn_layer_indices=[1], attn_rotary_emb=32,
@@ -1605,6 +1629,7 @@ CHECKPOINTS = {
     "granitehybrid-experts": (lambda: granite_hybrid(4, shared=160), torch.bfloat16, 1),
     "granitehybrid-attention": (lambda: granite_hybrid(kinds="AA"), torch.bfloat16, 1),
     "granitehybrid-attention-experts": (lambda: granite_hybrid(4, kinds="AA", shared=160), torch.bfloat16, 1),
+    "minimax-01": (minimax01, torch.bfloat16, 2),
     "granitemoe": (granite_moe, torch.bfloat16, 1),
     "granitemoe-shared": (lambda: granite_moe(160), torch.bfloat16, 1),
     "bamba": (bamba, torch.bfloat16, 1),
@@ -1953,6 +1978,9 @@ def make(out, name, lively=False):
     {"spm": write_spm, "bpe": write_bpe, "bpe-answers": write_bpe_answers, "gemma": write_gemma, "phi3": write_phi3,
      "glm": write_glm, "muse": write_muse, "hf": write_hf, "hf-bare": lambda folder: write_hf(folder, False),
      "plamo": write_plamo, "llada": write_llada}[tokenizer](folder)
+     "glm": write_glm, "muse": write_muse, "hf": write_hf, "plamo": write_plamo, "llada": write_llada}[tokenizer](folder)
+    if name.startswith("minimax"):
+        (folder / "chat_template.jinja").write_text("{% for message in messages %}{{ message.content }}{% endfor %}")
     if name.endswith("-embedding"):
         write_pooling(folder)
 

@@ -51,6 +51,12 @@ pub struct Decoder {
     pub mamba: bool,
     /// The name of the norm in front of the output matrix.
     pub output_norm: &'static str,
+    /// If some layers have lightning attention: of so many the last has softmax attention, if the
+    /// metadata does not say which. None if no layer has.
+    pub lightning: Option<u32>,
+    /// Whether blocks add to what their mixers read, times the metadata's scale, in place of the
+    /// stream.
+    pub normalized_residuals: bool,
     /// What scores of attention are divided by.
     pub score_divisor: ScoreDivisor,
     /// Which of its tensors a model may lack, and which it must have beside its weights.
@@ -352,7 +358,8 @@ impl Listed {
 impl Decoder {
     /// Whether layers have mixers of several kinds.
     pub(crate) fn has_several_mixers(&self) -> bool {
-        self.delta_nets.is_some() || self.mamba2.is_some() || self.short_convolutions || self.mamba
+        let is_recurrent = self.short_convolutions || self.mamba || self.lightning.is_some();
+        is_recurrent || self.delta_nets.is_some() || self.mamba2.is_some()
     }
 
     /// Llama's; the others are told by what differs.
@@ -375,6 +382,8 @@ impl Decoder {
         gated_queries: false,
         delta_nets: None,
         mamba2: None,
+        lightning: None,
+        normalized_residuals: false,
         drafts: false,
         short_convolutions: false,
         mamba: false,

@@ -43,6 +43,8 @@ pub struct Hyper {
     pub convolutions: Vec<Option<ConvolutionNumbers>>,
     /// The selective state space of every layer; None in a layer without.
     pub mamba: Vec<Option<MambaNumbers>>,
+    /// The lightning attention of every layer; None in a layer without.
+    pub lightning: Vec<Option<LightningNumbers>>,
     /// Whether a layer has a feed-forward network.
     pub has_ffn: Vec<bool>,
     /// What stands between the matrices of every layer's feed-forward network.
@@ -271,6 +273,47 @@ impl MambaNumbers {
     }
 }
 
+/// The attention without softmax of one layer: states forget at a fixed rate (lightning attention,
+/// Qin et al. 2024).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LightningNumbers {
+    /// Heads of queries, keys, values and states.
+    pub heads: usize,
+    /// Length of a head.
+    pub length: usize,
+    /// Slopes of heads are multiplied by this.
+    pub rate: f32,
+}
+
+impl LightningNumbers {
+    /// Numbers of all values, which are those of all queries and of all keys.
+    pub fn values(&self) -> usize {
+        self.heads * self.length
+    }
+
+    /// The logarithm of what each head keeps of its state in a step.
+    pub fn decays(&self) -> Vec<f32> {
+        /// The slope of the steepest of 8 heads is one half.
+        const HALVED: f32 = 3.0;
+        let start = 2f32.powf(-2f32.powf(HALVED - (self.heads as f32).log2()));
+        let slope = |head: usize| start * start.powf(head as f32);
+        (0..self.heads)
+            .map(|head| -slope(head) * self.rate)
+            .collect()
+    }
+
+    /// About the operations of one token on the states: each number is forgotten, learned and read.
+    pub fn operations(&self) -> usize {
+        const EACH: usize = 3 * 2;
+        EACH * self.state()
+    }
+
+    /// Numbers of the state that goes from token to token.
+    pub fn state(&self) -> usize {
+        self.values() * self.length
+    }
+}
+
 /// Queries are multiplied by `1 + strength * ln(1 + floor(position / period))`: attention stays
 /// sharp over long contexts.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -482,7 +525,6 @@ impl Keys<'_> {
         layers: usize,
         blocks: usize,
     ) -> Result<Vec<Option<DeltaNumbers>>> {
-        const INTERVAL: &str = "full_attention_interval";
         const HEADS: &str = "ssm.time_step_rank";
         const INNER: &str = "ssm.inner_size";
         let (key_heads, value_heads) = (self.number("ssm.group_count")?, self.number(HEADS)?);
@@ -507,17 +549,24 @@ impl Keys<'_> {
             value_length: inner / value_heads,
             kernel,
         };
-        let listed = self.flags("attention.recurrent_layers", blocks)?;
+        let recurrent = self.recurrent(4, blocks)?;
+        let layer = |layer: usize| recurrent[layer].then_some(numbers);
+        Ok((0..layers).map(layer).collect())
+    }
+
+    /// Which blocks are recurrent: those that the metadata list, or else all but the last of so
+    /// many.
+    fn recurrent(&self, interval: usize, blocks: usize) -> Result<Vec<bool>> {
+        const INTERVAL: &str = "full_attention_interval";
+        if let Some(listed) = self.flags("attention.recurrent_layers", blocks)? {
+            return Ok(listed);
+        }
         let interval = match self.get(INTERVAL) {
             Some(_) => self.number(INTERVAL)?,
-            None => 4,
+            None => interval,
         };
-        let is_recurrent = |layer: usize| match &listed {
-            Some(listed) => listed[layer],
-            None => !(layer + 1).is_multiple_of(interval),
-        };
-        Ok((0..layers)
-            .map(|layer| is_recurrent(layer).then_some(numbers))
+        Ok((1..=blocks)
+            .map(|block| !block.is_multiple_of(interval))
             .collect())
     }
 
@@ -552,6 +601,33 @@ impl Keys<'_> {
             kernel: self.number("ssm.conv_kernel")?,
             is_normalized: self.flag("ssm.dt_b_c_rms")?.unwrap_or(false),
         })
+    }
+
+    /// The lightning attention of every layer.
+    fn lightning(
+        &self,
+        interval: u32,
+        heads: LightningNumbers,
+        layers: usize,
+        blocks: usize,
+    ) -> Result<Vec<Option<LightningNumbers>>> {
+        let recurrent = self.recurrent(interval as usize, blocks)?;
+        if layers == 1 && recurrent[0] {
+            return Err(self.bad(
+                "block_count",
+                "is 1; how fast lightning attention forgets is told by the layer among several",
+            ));
+        }
+        let layer = |layer: usize| {
+            // In f64, as the reference.
+            let depth = layer as f64 / (layers - 1) as f64;
+            let numbers = LightningNumbers {
+                rate: (1.0 - depth + 1e-5) as f32,
+                ..heads
+            };
+            recurrent[layer].then_some(numbers)
+        };
+        Ok((0..layers).map(layer).collect())
     }
 
     /// How the routers of every layer weigh experts. Lists count the blocks for further tokens too.
@@ -924,11 +1000,23 @@ impl Hyper {
             }
             false => vec![None; layers],
         };
+        let lightning = match decoder.lightning {
+            Some(interval) => {
+                let of_all = LightningNumbers {
+                    heads: most_heads,
+                    length: key_length,
+                    rate: 1.0,
+                };
+                keys.lightning(interval, of_all, layers, blocks)?
+            }
+            None => vec![None; layers],
+        };
         let attends = |layer: usize| {
             heads[layer] > 0
                 && !is_linear[layer]
                 && !is_unattended(layer)
                 && delta_nets[layer].is_none()
+                && lightning[layer].is_none()
         };
         // llama.cpp runs one block, and no second one behind it.
         let nextn = (decoder.drafts && nextn == 1).then(|| AttentionNumbers {
@@ -989,6 +1077,7 @@ impl Hyper {
             delta_nets,
             mamba2,
             convolutions,
+            lightning,
             mamba,
             has_ffn,
             epsilon: epsilon.unwrap_or(1e-5),
@@ -1021,6 +1110,8 @@ impl Hyper {
         let mamba = self.mamba.iter().flatten().map(MambaNumbers::state);
         let mamba2 = self.mamba2.iter().flatten().map(Mamba2Numbers::state);
         let spaces = mamba.chain(mamba2);
+        let lightning = self.lightning.iter().flatten();
+        let spaces = spaces.chain(lightning.map(LightningNumbers::state));
         delta_nets.chain(convolutions).chain(spaces).sum()
     }
 
@@ -1033,6 +1124,8 @@ impl Hyper {
         let mamba = self.mamba.iter().flatten().map(MambaNumbers::operations);
         let mamba2 = self.mamba2.iter().flatten().map(Mamba2Numbers::operations);
         let spaces = mamba.chain(mamba2);
+        let lightning = self.lightning.iter().flatten();
+        let spaces = spaces.chain(lightning.map(LightningNumbers::operations));
         delta_nets.chain(convolutions).chain(spaces).sum()
     }
 

@@ -38,6 +38,7 @@ mod llama;
 mod mamba;
 mod mamba2;
 mod minicpm;
+mod minimax;
 mod mistral;
 mod mpt;
 mod muse;
@@ -175,6 +176,7 @@ pub static ARCHITECTURES: &[&Architecture] = &[
     &hunyuan::HUNYUAN_VL,
     &openelm::OPENELM,
     &minicpm::MINICPM,
+    &minimax::MINIMAX_01,
     &baichuan::BAICHUAN,
     &baichuan::XVERSE,
     &bitnet::BITNET,

@@ -225,7 +225,7 @@ pub(super) const BUFFERS: &[Recipe] = &[Recipe::skip(
 /// One tensor of every expert becomes one of all experts.
 pub(super) const STACKED: &[Op] = &[Stack(Experts)];
 
-const MIXTRAL_EXPERTS: &[Recipe] = &[
+pub(super) const MIXTRAL_EXPERTS: &[Recipe] = &[
     Recipe::rename(
         "model.layers.{}.block_sparse_moe.gate",
         "blk.{}.ffn_gate_inp",

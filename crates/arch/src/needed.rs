@@ -56,8 +56,8 @@ struct Weight {
     source: &'static str,
     /// Whether the ending of its name is that of the input's.
     carries_ending: bool,
-    /// Which of the architecture's tables of recipes leads to it.
-    table: usize,
+    /// Which of the architecture's tables of recipes lead to it.
+    tables: Vec<usize>,
     /// Whether it is a bias of no weight.
     is_bias: bool,
 }
@@ -189,8 +189,8 @@ impl Architecture {
             };
             // A layer of several kinds of mixers has those whose tables it has anything of.
             let is_other_mixer = |weight: &Weight| {
-                let is_of_table = |other: &&Weight| other.table == weight.table;
-                !present.iter().any(is_of_table)
+                let has = |table: &usize| present.iter().any(|other| other.tables == [*table]);
+                !weight.tables.iter().any(has)
             };
             for &weight in &of_layers {
                 let is_other = match self.decoder.has_several_mixers() {
@@ -243,14 +243,19 @@ impl Architecture {
                     recipes: vec![recipe],
                     source,
                     carries_ending: name == output.name,
-                    table,
+                    tables: vec![table],
                     is_bias: bias.is_some(),
                 };
                 match weights.iter_mut().find(|weight| weight.name == name) {
                     None => weights.push(found),
                     Some(_) if found.is_bias => {}
                     Some(weight) if weight.is_bias => *weight = found,
-                    Some(weight) => weight.recipes.push(recipe),
+                    Some(weight) => {
+                        weight.recipes.push(recipe);
+                        weight
+                            .tables
+                            .extend((!weight.tables.contains(&table)).then_some(table));
+                    }
                 }
             }
         }

@@ -6,8 +6,8 @@
 
 use crate::catalog::{EMBEDDING, OF_EXPERTS, OUTPUT};
 use crate::hyper::{
-    AttentionNumbers, ConvolutionNumbers, DeltaNumbers, Hyper, Mamba2Numbers, MambaNumbers,
-    Routing, Temperature,
+    AttentionNumbers, ConvolutionNumbers, DeltaNumbers, Hyper, LightningNumbers, Mamba2Numbers,
+    MambaNumbers, Routing, Temperature,
 };
 use crate::{Activation, Catalog, DeltaHeads, Layout, Norm, Rope};
 
@@ -157,7 +157,7 @@ pub struct LayerSpec {
     pub norm: Option<NormSpec>,
 }
 
-/// `stream + residual_scale * post_norm(sum of branches(stream))`.
+/// `residual(stream) + residual_scale * post_norm(sum of branches(stream))`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BlockSpec {
     /// Side by side: their outputs are added.
@@ -166,6 +166,17 @@ pub struct BlockSpec {
     pub post_norm: Option<NormSpec>,
     /// What the mixers make is multiplied by this before it is added to the stream.
     pub residual_scale: f32,
+    /// What that is added to.
+    pub residual: Residual,
+}
+
+/// What blocks add to.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Residual {
+    /// The stream.
+    Stream,
+    /// What the first branch's mixer reads, times this.
+    Normalized(f32),
 }
 
 /// `mixer(norm(stream))`.
@@ -192,6 +203,8 @@ pub enum MixerSpec {
     ShortConv(ShortConvSpec),
     /// A selective state space.
     Mamba(MambaSpec),
+    /// Lightning attention.
+    Lightning(LightningSpec),
     /// A feed-forward network.
     Ffn(FfnSpec),
     /// A mixture of experts.
@@ -359,6 +372,22 @@ pub struct MambaSpec {
     pub output: LinearSpec,
 }
 
+/// Attention without softmax, whose states forget at a fixed rate (lightning attention, Qin et al.
+/// 2024).
+#[derive(Clone, Debug, PartialEq)]
+pub struct LightningSpec {
+    /// Heads, and how fast they forget.
+    pub numbers: LightningNumbers,
+    /// The matrix with the rows of queries, keys and values of each head.
+    pub projections: LinearSpec,
+    /// The gate of what the heads put out.
+    pub gate: LinearSpec,
+    /// The norm of what all heads put out.
+    pub norm: NormSpec,
+    /// The output matrix.
+    pub output: LinearSpec,
+}
+
 /// The gate of the heads' outputs, which its logistic function multiplies.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Gate {
@@ -467,7 +496,8 @@ impl LayerSpec {
             Layout::ParallelWithout(norm) if known.has(norm) => Layout::Sequential(norm),
             layout => layout,
         };
-        let attention_norm = match known.has("attn_norm_2") {
+        let lightning = hyper.lightning.get(number).copied().flatten();
+        let attention_norm = match known.has("attn_norm_2") && lightning.is_none() {
             true => "attn_norm_2",
             false => "attn_norm",
         };
@@ -479,7 +509,8 @@ impl LayerSpec {
         let mamba = hyper.mamba.get(number).copied().flatten();
         let mamba = mamba.map(|numbers| MixerSpec::Mamba(known.mamba(numbers)));
         let recurrent = mamba2.or(convolution).or(mamba);
-        let attention = attention.into_iter().chain(recurrent);
+        let lightning = lightning.map(|numbers| MixerSpec::Lightning(known.lightning(numbers)));
+        let attention = attention.into_iter().chain(recurrent.or(lightning));
         let attention: Vec<_> = attention
             .map(|mixer| known.branch(attention_norm, mixer))
             .collect();
@@ -520,6 +551,7 @@ impl LayerSpec {
             | MixerSpec::Mamba2(_)
             | MixerSpec::ShortConv(_)
             | MixerSpec::Mamba(_)
+            | MixerSpec::Lightning(_)
             | MixerSpec::Ffn(_) => 2,
             MixerSpec::Moe(_) | MixerSpec::Linear(_) => 1,
         };
@@ -595,7 +627,14 @@ impl Known<'_> {
                 epsilon: epsilon.unwrap_or(norm.epsilon),
                 ..norm
             }),
-            residual_scale: self.hyper.residual_scale,
+            residual_scale: match self.hyper.decoder.normalized_residuals {
+                true => 1.0,
+                false => self.hyper.residual_scale,
+            },
+            residual: match self.hyper.decoder.normalized_residuals {
+                true => Residual::Normalized(self.hyper.residual_scale),
+                false => Residual::Stream,
+            },
         }
     }
 
@@ -737,6 +776,23 @@ impl Known<'_> {
                 groups: numbers.groups,
             }),
             output: self.linear("ssm_out", hidden, values),
+        }
+    }
+
+    fn lightning(&self, numbers: LightningNumbers) -> LightningSpec {
+        let (hidden, values) = (self.hyper.hidden, numbers.values());
+        LightningSpec {
+            numbers,
+            projections: self.linear("attn_qkv", 3 * values, hidden),
+            gate: self.linear("attn_gate", values, hidden),
+            norm: NormSpec {
+                stem: self.stem("attn_norm_2"),
+                kind: Norm::Rms,
+                epsilon: self.hyper.epsilon,
+                len: values,
+                groups: 1,
+            },
+            output: self.linear("attn_output", hidden, values),
         }
     }
 

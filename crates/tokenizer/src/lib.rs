@@ -109,6 +109,8 @@ pub enum VocabKind {
     Mamba,
     /// SentencePiece, else byte-pair encoding with byte fallback and without a space prefix: Jamba.
     Jamba,
+    /// Byte-level, with `chat_template.jinja`: MiniMax-01, M1.
+    MiniMax01,
     /// Byte-level, for infill: Refact.
     Refact,
     /// Byte-level, else SentencePiece with special tokens by number (SEA-LION): MPT.
@@ -196,6 +198,15 @@ pub fn import(
         VocabKind::GraniteHybrid => {
             import.padded(8);
             import.sentencepiece_or_byte_level()?
+        }
+        VocabKind::MiniMax01 => {
+            const TEMPLATE: &str = "chat_template.jinja";
+            if !dir.join(TEMPLATE).is_file() {
+                let what = "the file is missing, and llama.cpp's converter would write a template of its own in its \
+                            place; download it from MiniMaxAI/MiniMax-M1-40k";
+                return Err(bad(&dir.join(TEMPLATE), what));
+            }
+            import.byte_level()?
         }
         VocabKind::NemotronH => {
             import.padded(8);

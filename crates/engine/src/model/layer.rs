@@ -2,8 +2,8 @@
 
 use super::linear::{Linear, Norm, Pass};
 use super::mixer::{
-    AnyMixer, Attention, DeltaNet, Ffn, First, Gate, Latent, Mamba, Mamba2, Moe, Projections,
-    Rates, Shared, ShortConv, Single, Stage, Tape,
+    AnyMixer, Attention, DeltaNet, Ffn, First, Gate, Latent, Lightning, Mamba, Mamba2, Moe,
+    Projections, Rates, Shared, ShortConv, Single, Stage, Tape,
 };
 use super::ops::attention::{Scores, alibi_slopes};
 use super::ops::elementwise::{add, add_scaled, scale};
@@ -14,8 +14,8 @@ use super::weights::Weights;
 use super::{Replaced, Result};
 use quantier_arch::Norm as NormKind;
 use quantier_arch::spec::{
-    self, AttentionSpec, BlockSpec, BranchSpec, DeltaSpec, FfnSpec, LayerSpec, Mamba2Spec,
-    MambaSpec, MixerSpec, MoeSpec, ShortConvSpec,
+    self, AttentionSpec, BlockSpec, BranchSpec, DeltaSpec, FfnSpec, LayerSpec, LightningSpec,
+    Mamba2Spec, MambaSpec, MixerSpec, MoeSpec, Residual, ShortConvSpec,
 };
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -40,6 +40,7 @@ struct Block {
     branches: Vec<Branch>,
     post_norm: Option<Norm>,
     residual_scale: f32,
+    residual: Residual,
 }
 
 #[derive(Clone)]
@@ -246,6 +247,7 @@ impl Block {
             branches: branches.collect::<Result<_>>()?,
             post_norm: norm(weights, &spec.post_norm)?,
             residual_scale: spec.residual_scale,
+            residual: spec.residual,
         })
     }
 
@@ -276,9 +278,20 @@ impl Block {
         Ok(sum.unwrap_or_default())
     }
 
+    /// The norm in front of the first branch.
+    fn first_norm(&self) -> Option<&Norm> {
+        self.branches.first()?.norm.as_ref()
+    }
+
     fn add_to(&self, stream: &mut Rows, mut mixed: Rows) {
         if let Some(norm) = &self.post_norm {
             norm.apply(mixed.numbers_mut());
+        }
+        if let Residual::Normalized(factor) = self.residual {
+            if let Some(norm) = self.first_norm() {
+                norm.apply(stream.numbers_mut());
+            }
+            scale(stream.numbers_mut(), factor);
         }
         add_scaled(stream.numbers_mut(), mixed.numbers(), self.residual_scale);
     }
@@ -293,6 +306,7 @@ impl Branch {
                     AnyMixer::Attention(attention(weights, spec, angles)?)
                 }
                 MixerSpec::DeltaNet(spec) => AnyMixer::DeltaNet(delta_net(weights, spec)?),
+                MixerSpec::Lightning(spec) => AnyMixer::Lightning(lightning(weights, spec)?),
                 MixerSpec::Mamba2(spec) => AnyMixer::Mamba2(mamba2(weights, spec)?),
                 MixerSpec::Linear(spec) => AnyMixer::Single(Single(weights.linear(spec)?)),
                 MixerSpec::ShortConv(spec) => AnyMixer::ShortConv(short_conv(weights, spec)?),
@@ -321,6 +335,12 @@ impl BlockTape<'_> {
             norm.derivative(mixed.numbers(), of_mixed.numbers_mut());
         }
         let mut of_stream = gradient;
+        if let Residual::Normalized(factor) = block.residual {
+            scale(of_stream.numbers_mut(), factor);
+            if let Some(norm) = block.first_norm() {
+                norm.derivative(self.stream.numbers(), of_stream.numbers_mut());
+            }
+        }
         for (branch, tape) in block.branches.iter().zip(&self.branches).rev() {
             let (mixer, dy) = (&branch.mixer, of_mixed.clone());
             let (Some(norm), Some(input)) = (&branch.norm, &tape.normalized) else {
@@ -465,6 +485,16 @@ fn mamba(weights: &Weights<'_>, spec: &MambaSpec) -> Result<Mamba> {
     })
 }
 
+fn lightning(weights: &Weights<'_>, spec: &LightningSpec) -> Result<Lightning> {
+    Ok(Lightning {
+        numbers: spec.numbers,
+        projections: weights.linear(&spec.projections)?,
+        gate: weights.linear(&spec.gate)?,
+        norm: weights.norm(&spec.norm)?,
+        output: weights.linear(&spec.output)?,
+    })
+}
+
 fn ffn(weights: &Weights<'_>, spec: &FfnSpec) -> Result<Ffn> {
     Ok(Ffn {
         first: match &spec.first {
@@ -528,26 +558,36 @@ mod tests {
         }
     }
 
-    /// One block with a norm and a matrix, and a norm behind it.
-    fn layer() -> Layer {
+    /// A norm and a matrix.
+    fn branch(seed: u32) -> Branch {
         let linear = Linear {
-            id: LinearId(0),
+            id: LinearId(seed),
             name: "linear".into(),
-            weights: Arc::new(random(HIDDEN * HIDDEN, 1)),
+            weights: Arc::new(random(HIDDEN * HIDDEN, seed)),
             experts: 1,
             columns: HIDDEN,
             bias: None,
             uploaded: None,
         };
+        Branch {
+            norm: Some(norm(seed + 1)),
+            mixer: AnyMixer::Single(Single(linear)),
+        }
+    }
+
+    fn block(branches: Vec<Branch>, residual: Residual) -> Block {
+        Block {
+            branches,
+            post_norm: None,
+            residual_scale: 0.7,
+            residual,
+        }
+    }
+
+    /// One block with a norm and a matrix, and a norm behind it.
+    fn layer() -> Layer {
         Layer {
-            blocks: vec![Block {
-                branches: vec![Branch {
-                    norm: Some(norm(2)),
-                    mixer: AnyMixer::Single(Single(linear)),
-                }],
-                post_norm: None,
-                residual_scale: 0.7,
-            }],
+            blocks: vec![block(vec![branch(1)], Residual::Stream)],
             norm: Some(norm(3)),
         }
     }
@@ -568,9 +608,9 @@ mod tests {
         }
     }
 
-    #[test]
-    fn the_norm_behind_the_blocks_has_a_derivative_and_is_the_last_step() {
-        let (layer, at) = (layer(), random(3 * HIDDEN, 4));
+    /// Compares the derivative of a layer with differences, and its forward pass with its steps.
+    fn check(layer: &Layer) {
+        let at = random(3 * HIDDEN, 4);
         let forward = |x: &[Vec<f32>]| {
             let behind = layer.forward(bundle(&x[0]), &pass()).unwrap();
             behind.stream.into_numbers()
@@ -581,14 +621,29 @@ mod tests {
             vec![gradient.stream.into_numbers()]
         };
         check_gradients("layer", &[at.clone()], &forward, &backward);
-        let [place] = layer.places()[..] else {
-            panic!("one matrix is one stage");
-        };
-        let front = Between {
+        let mut between = Between {
             bundle: bundle(&at),
             ..Between::default()
         };
-        let behind = layer.step(place, front, &pass()).unwrap();
-        assert_eq!(behind.bundle.stream.numbers(), forward(&[at]));
+        for place in layer.places() {
+            between = layer.step(place, between, &pass()).unwrap();
+        }
+        assert_eq!(between.bundle.stream.numbers(), forward(&[at]));
+    }
+
+    #[test]
+    fn the_norm_behind_the_blocks_has_a_derivative_and_is_the_last_step() {
+        check(&layer());
+    }
+
+    #[test]
+    fn blocks_add_to_the_stream_or_to_what_their_first_mixer_reads() {
+        for residual in [Residual::Stream, Residual::Normalized(1.6)] {
+            let two = || vec![branch(1), branch(11)];
+            check(&Layer {
+                blocks: vec![block(two(), residual), block(two(), residual)],
+                norm: None,
+            });
+        }
     }
 }

@@ -11,6 +11,7 @@
 mod attention;
 mod delta_net;
 mod ffn;
+mod lightning;
 mod mamba;
 mod mamba2;
 mod moe;
@@ -22,6 +23,7 @@ mod tests;
 pub(super) use attention::{Attention, Gate, Projections};
 pub(super) use delta_net::{DeltaNet, Rates};
 pub(super) use ffn::{Ffn, First};
+pub(super) use lightning::Lightning;
 pub(super) use mamba::Mamba;
 pub(super) use mamba2::Mamba2;
 pub(super) use moe::{Latent, Moe, Shared};
@@ -157,6 +159,7 @@ pub(super) enum AnyMixer {
     Attention(Attention),
     DeltaNet(DeltaNet),
     Ffn(Ffn),
+    Lightning(Lightning),
     Mamba2(Mamba2),
     Mamba(Mamba),
     Moe(Moe),
@@ -172,6 +175,7 @@ impl Deref for AnyMixer {
             AnyMixer::Attention(mixer) => mixer,
             AnyMixer::DeltaNet(mixer) => mixer,
             AnyMixer::Ffn(mixer) => mixer,
+            AnyMixer::Lightning(mixer) => mixer,
             AnyMixer::Mamba2(mixer) => mixer,
             AnyMixer::Mamba(mixer) => mixer,
             AnyMixer::Moe(mixer) => mixer,
@@ -187,6 +191,7 @@ impl DerefMut for AnyMixer {
             AnyMixer::Attention(mixer) => mixer,
             AnyMixer::DeltaNet(mixer) => mixer,
             AnyMixer::Ffn(mixer) => mixer,
+            AnyMixer::Lightning(mixer) => mixer,
             AnyMixer::Mamba2(mixer) => mixer,
             AnyMixer::Mamba(mixer) => mixer,
             AnyMixer::Moe(mixer) => mixer,

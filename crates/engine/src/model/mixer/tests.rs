@@ -3,8 +3,8 @@
 //! whole one.
 
 use super::{
-    AnyMixer, Attention, DeltaNet, Ffn, First, Gate, Latent, Mamba, Mamba2, Moe, Projections,
-    Rates, Shared, ShortConv, Single, Tape,
+    AnyMixer, Attention, DeltaNet, Ffn, First, Gate, Latent, Lightning, Mamba, Mamba2, Moe,
+    Projections, Rates, Shared, ShortConv, Single, Tape,
 };
 use crate::model::linear::{Linear, Norm, Pass};
 use crate::model::ops::attention::{Scores, alibi_slopes};
@@ -12,7 +12,9 @@ use crate::model::ops::rope::Angles;
 use crate::model::ops::router::Router;
 use crate::model::ops::tests::{check_gradients, random};
 use crate::model::rows::Rows;
-use quantier_arch::hyper::{DeltaNumbers, Mamba2Numbers, MambaNumbers, Routing, Temperature};
+use quantier_arch::hyper::{
+    DeltaNumbers, LightningNumbers, Mamba2Numbers, MambaNumbers, Routing, Temperature,
+};
 use quantier_arch::{Activation, DeltaHeads, Gating, LinearId, Norm as NormKind, Rope};
 use quantier_core::progress::Silent;
 use std::sync::Arc;
@@ -305,6 +307,22 @@ fn mamba2(plain: bool) -> AnyMixer {
     })
 }
 
+fn lightning() -> AnyMixer {
+    let numbers = LightningNumbers {
+        heads: 3,
+        length: 4,
+        rate: 0.8,
+    };
+    let values = numbers.values();
+    AnyMixer::Lightning(Lightning {
+        numbers,
+        projections: linear(1, 3 * values, HIDDEN, 81),
+        gate: linear(1, values, HIDDEN, 82),
+        norm: norm(values, 83),
+        output: linear(1, HIDDEN, values, 84),
+    })
+}
+
 fn mixers() -> Vec<(&'static str, AnyMixer)> {
     let apart = [
         linear(1, 4 * 6, HIDDEN, 11),
@@ -334,6 +352,7 @@ fn mixers() -> Vec<(&'static str, AnyMixer)> {
         ("attention with gates among queries", attention_with_gates()),
         ("delta net", delta_net(DeltaHeads::Tiled)),
         ("delta net of groups", delta_net(DeltaHeads::Grouped)),
+        ("lightning attention", lightning()),
         ("state space", mamba2(false)),
         ("state space without bias and norm", mamba2(true)),
         ("short convolution", short_conv()),

@@ -1,0 +1,145 @@
+//! Attention without softmax, whose states forget at a fixed rate (lightning attention, Qin et al.
+//! 2024), behind a norm and a gate.
+
+use super::{BoxedTape, Mixer, Stage, StageTape, run_linear};
+use crate::model::Result;
+use crate::model::linear::{Linear, Norm, Pass};
+use crate::model::ops::activation::{activate, activate_derivative};
+use crate::model::ops::elementwise::{sigmoid, sigmoid_slope};
+use crate::model::ops::ssd::Streams;
+use crate::model::rows::Rows;
+use quantier_arch::Activation;
+use quantier_arch::hyper::LightningNumbers;
+
+/// ```text
+/// stage 0    input -> queries, keys and values -> SiLU -> the states of all heads -> norm
+///            input -> gate -> logistic function, which multiplies what the heads put out
+/// stage 1    the heads' outputs -> the output matrix
+/// ```
+#[derive(Clone)]
+pub(in crate::model) struct Lightning {
+    pub numbers: LightningNumbers,
+    /// The rows of queries before those of keys before those of values, of each head.
+    pub projections: Linear,
+    pub gate: Linear,
+    /// Over all heads.
+    pub norm: Norm,
+    pub output: Linear,
+}
+
+/// What the derivative of the first stage needs.
+struct StatesTape<'m> {
+    attention: &'m Lightning,
+    /// In front of SiLU.
+    projected: Rows,
+    streams: Streams,
+    /// What the states put out.
+    outputs: Rows,
+    /// The same, normalized.
+    normalized: Rows,
+    /// Behind the logistic function.
+    gates: Rows,
+}
+
+impl Lightning {
+    /// Queries, keys or values, by number, of rows that have them side by side for each head.
+    fn part(&self, rows: &Rows, part: usize) -> Rows {
+        let length = self.numbers.length;
+        let heads = rows.numbers().chunks_exact(3 * length);
+        let numbers = heads.flat_map(|head| &head[part * length..][..length]);
+        Rows::new(numbers.copied().collect(), self.numbers.values())
+    }
+
+    /// The reverse of all three.
+    fn side_by_side(&self, parts: [&Rows; 3]) -> Rows {
+        let length = self.numbers.length;
+        let mut out = Vec::with_capacity(3 * parts[0].numbers().len());
+        for head in 0..parts[0].numbers().len() / length {
+            for part in parts {
+                out.extend_from_slice(&part.numbers()[head * length..][..length]);
+            }
+        }
+        Rows::new(out, 3 * self.numbers.values())
+    }
+}
+
+impl Mixer for Lightning {
+    fn stages(&self) -> Vec<Stage<&Linear>> {
+        let first = vec![&self.projections, &self.gate];
+        vec![Stage::of(first), Stage::of(vec![&self.output])]
+    }
+
+    fn stages_mut(&mut self) -> Vec<Stage<&mut Linear>> {
+        let first = vec![&mut self.projections, &mut self.gate];
+        vec![Stage::of(first), Stage::of(vec![&mut self.output])]
+    }
+
+    fn run_stage<'m>(
+        &'m self,
+        stage: usize,
+        input: &Rows,
+        pass: &Pass<'_>,
+    ) -> Result<(Rows, BoxedTape<'m>)> {
+        if stage > 0 {
+            return run_linear(&self.output, input, pass);
+        }
+        pass.input(&[&self.projections, &self.gate], None, input)?;
+        let projected = pass.times(&self.projections, input)?;
+        let mut activated = projected.clone();
+        activate(activated.numbers_mut(), Activation::Silu);
+        let decays = self.numbers.decays();
+        let streams = Streams {
+            groups: self.numbers.heads,
+            query: self.part(&activated, 0),
+            key: self.part(&activated, 1),
+            value: self.part(&activated, 2),
+            decay: Rows::new(decays.repeat(input.len()), self.numbers.heads),
+        };
+        let outputs = streams.scan(pass.split);
+        let normalized = self.norm.of(&outputs);
+        let mut gates = pass.times(&self.gate, input)?;
+        let numbers = gates.numbers_mut().iter_mut();
+        numbers.for_each(|gate| *gate = sigmoid(*gate));
+        let y = times(&normalized, &gates);
+        let tape = StatesTape {
+            attention: self,
+            projected,
+            streams,
+            outputs,
+            normalized,
+            gates,
+        };
+        Ok((y, Box::new(tape)))
+    }
+}
+
+/// Number by number.
+fn times(x: &Rows, y: &Rows) -> Rows {
+    let numbers = x.numbers().iter().zip(y.numbers());
+    Rows::new(numbers.map(|(x, y)| x * y).collect(), x.columns())
+}
+
+impl StageTape for StatesTape<'_> {
+    fn backward(&self, _input: &Rows, dy: Rows, pass: &Pass<'_>, dx: &mut Rows) -> Result<()> {
+        let attention = self.attention;
+        let mut of_gates = times(&dy, &self.normalized);
+        let gates = of_gates.numbers_mut().iter_mut().zip(self.gates.numbers());
+        gates.for_each(|(g, gate)| *g *= sigmoid_slope(*gate));
+        let mut of_outputs = times(&dy, &self.gates);
+        attention
+            .norm
+            .derivative(self.outputs.numbers(), of_outputs.numbers_mut());
+        let gradient = self.streams.derivative(&of_outputs, pass.split);
+        let parts = [&gradient.query, &gradient.key, &gradient.value];
+        let of_activated = attention.side_by_side(parts);
+        let mut of_projected = self.projected.clone();
+        activate_derivative(
+            of_projected.numbers_mut(),
+            of_activated.numbers(),
+            Activation::Silu,
+        );
+        // The last one first, as everywhere.
+        pass.back(&attention.gate, &of_gates, dx)?;
+        pass.back(&attention.projections, &of_projected, dx)
+    }
+}
