@@ -348,3 +348,51 @@ pub(super) fn set_attention(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value as Json, json};
+
+    fn config(fields: Json) -> Config {
+        Config::new(fields.as_object().unwrap().clone()).unwrap()
+    }
+
+    #[test]
+    fn hybrids_without_a_state_space_are_plain_models() {
+        let name = |fields: Json| of_hybrid(&config(fields)).unwrap().name;
+        let kinds = |kinds: [&str; 2]| json!({ "layer_types": kinds, "num_hidden_layers": 2 });
+        assert_eq!(name(kinds(["mamba", "attention"])), "granitehybrid");
+        assert_eq!(name(kinds(["attention", "attention"])), "granite");
+        let experts = json!({ "attn_layer_indices": [0, 1], "num_hidden_layers": 2, "num_experts_per_tok": 2 });
+        assert_eq!(name(experts), "granitemoe");
+        let by_period =
+            json!({ "attn_layer_period": 3, "attn_layer_offset": 1, "num_hidden_layers": 4 });
+        assert_eq!(
+            attention_layers(&config(by_period)).unwrap(),
+            [false, true, false, false]
+        );
+    }
+
+    #[test]
+    fn layers_that_cannot_be_told_are_named() {
+        for (fields, part) in [
+            (json!({ "num_hidden_layers": 2 }), "'attn_layer_period'"),
+            (
+                json!({ "num_hidden_layers": 2, "attn_layer_period": 0, "attn_layer_offset": 0 }),
+                "'attn_layer_period' is 0",
+            ),
+            (
+                json!({ "num_hidden_layers": 2, "layer_types": ["mamba"] }),
+                "tells of 1 layers",
+            ),
+            (
+                json!({ "num_hidden_layers": 2, "layer_types": 7 }),
+                "'layer_types' is a number",
+            ),
+        ] {
+            let error = attention_layers(&config(fields)).unwrap_err();
+            assert!(error.contains(part), "{part}: {error}");
+        }
+    }
+}

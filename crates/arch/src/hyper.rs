@@ -1403,4 +1403,113 @@ mod tests {
             assert!(error.contains(&format!("'qwen35.{key}'")), "{key}: {error}");
         }
     }
+
+    /// Metadata of an architecture: numbers, and lists of them.
+    fn of(
+        architecture: &str,
+        numbers: &[(&str, u32)],
+        lists: &[(&str, &[u32])],
+    ) -> Metadata<'static> {
+        let mut metadata = Metadata::new();
+        metadata.set(
+            keys::ARCHITECTURE.to_owned(),
+            Value::str(architecture.to_owned()),
+        );
+        let own = |key: &str| format!("{architecture}.{key}");
+        for (key, value) in numbers {
+            metadata.set(own(key), Value::U32(*value));
+        }
+        for (key, list) in lists {
+            let list = list.iter().map(|number| Value::I32(*number as i32));
+            let list =
+                quantier_gguf::gguf::Array::of_values(quantier_gguf::gguf::ValueType::I32, list);
+            metadata.set(own(key), Value::Array(list));
+        }
+        metadata
+    }
+
+    const STATE_SPACE: [(&str, u32); 8] = [
+        ("block_count", 4),
+        ("embedding_length", 64),
+        ("attention.head_count", 4),
+        ("ssm.conv_kernel", 4),
+        ("ssm.state_size", 16),
+        ("ssm.group_count", 2),
+        ("ssm.time_step_rank", 6),
+        ("ssm.inner_size", 96),
+    ];
+    /// State space, network, attention, network.
+    const PATTERN: [(&str, &[u32]); 2] = [
+        ("attention.head_count_kv", &[0, 0, 2, 0]),
+        ("feed_forward_length", &[0, 32, 0, 32]),
+    ];
+
+    #[test]
+    fn every_layer_of_nemotron_h_is_one_thing() {
+        let hyper = Hyper::new(&of("nemotron_h", &STATE_SPACE, &PATTERN)).unwrap();
+        let spaces: Vec<_> = hyper.mamba2.iter().map(Option::is_some).collect();
+        assert_eq!(spaces, [true, false, false, false]);
+        let attention: Vec<_> = hyper.attention.iter().map(Option::is_some).collect();
+        assert_eq!(attention, [false, false, true, false]);
+        assert_eq!(hyper.has_ffn, [false, true, false, true]);
+        assert_eq!(hyper.attention[2].unwrap().rotation, None);
+        let space = hyper.mamba2[0].unwrap();
+        assert_eq!(
+            (space.values(), space.keys(), space.channels()),
+            (96, 32, 160)
+        );
+        assert_eq!(space.inputs(), 96 + 160 + 6);
+        assert_eq!(hyper.states(), 96 * 16 + 3 * 160);
+        // In a Mamba 2 all layers are, and nothing else is there.
+        let nothing = [("attention.head_count", 0), ("feed_forward_length", 0)];
+        let mamba2 =
+            Hyper::new(&of("mamba2", &[&STATE_SPACE[..], &nothing].concat(), &[])).unwrap();
+        assert!(mamba2.mamba2.iter().all(Option::is_some));
+        assert!(mamba2.attention.iter().all(Option::is_none) && !mamba2.has_ffn.contains(&true));
+    }
+
+    #[test]
+    fn numbers_that_make_no_state_space_are_named() {
+        for (key, value) in [
+            ("ssm.time_step_rank", 5),
+            ("ssm.time_step_rank", 0),
+            ("ssm.inner_size", 95),
+            ("ssm.group_count", 0),
+            ("ssm.conv_kernel", 0),
+            ("ssm.state_size", 0),
+            ("ssm.state_size", 1 << 24),
+        ] {
+            let numbers = [&STATE_SPACE[..], &[(key, value)]].concat();
+            let error = Hyper::new(&of("nemotron_h", &numbers, &PATTERN)).unwrap_err();
+            assert!(
+                error.contains(&format!("'nemotron_h.{key}'")),
+                "{key}: {error}"
+            );
+        }
+    }
+
+    #[test]
+    fn lightning_attention_forgets_faster_in_the_first_layers() {
+        let numbers = |layers| {
+            [
+                ("block_count", layers),
+                ("embedding_length", 64),
+                ("attention.head_count", 4),
+                ("attention.key_length", 16),
+                ("rope.dimension_count", 8),
+            ]
+        };
+        let hyper = Hyper::new(&of("minimax-01", &numbers(9), &[])).unwrap();
+        let attends: Vec<_> = hyper.attention.iter().map(Option::is_some).collect();
+        assert_eq!(attends.iter().position(|attends| *attends), Some(7));
+        let decays = |layer: usize| hyper.lightning[layer].unwrap().decays();
+        let near = |x: f32, y: f32| (x - y).abs() < 1e-5 * y.abs();
+        // Slopes are a fourth, a sixteenth ...
+        let first = decays(0);
+        assert!((0..4).all(|head| near(first[head], -1.00001 * 0.25f32.powi(head as i32 + 1))));
+        assert!(near(decays(4)[0], -0.50001 * 0.25) && near(decays(8)[0], -1e-5 * 0.25));
+        assert_eq!(hyper.states(), 8 * 4 * 16 * 16);
+        let error = Hyper::new(&of("minimax-01", &numbers(1), &[])).unwrap_err();
+        assert!(error.contains("'minimax-01.block_count'"), "{error}");
+    }
 }

@@ -49,7 +49,8 @@ macro_rules! state_space {
                 concat!($prefix, "dt_bias"),
                 "blk.{}.ssm_dt.bias",
                 &[$sizes.heads],
-            ),
+            )
+            .finite(),
             Recipe::with(
                 concat!($prefix, "A_log"),
                 "blk.{}.ssm_a",
@@ -58,7 +59,8 @@ macro_rules! state_space {
                     crate::recipes::Op::NegExp,
                     crate::recipes::Op::Reshape(crate::mamba2::ONE_EACH),
                 ],
-            ),
+            )
+            .finite(),
             Recipe::with(
                 concat!($prefix, "D"),
                 "blk.{}.ssm_d",

@@ -71,6 +71,7 @@ static NEMOTRON_H_MOE: Architecture = Architecture {
         NEXTN,
     ],
     decoder: Decoder {
+        drafts: true,
         router: Router {
             gating: Setting::Always(Gating::Sigmoid),
             normalized: Setting::Listed(false),
@@ -508,3 +509,70 @@ const PREDICT_LAYERS: &[Parameter] = &[Parameter::Computed(|config, keys| {
     }
     Ok(())
 })];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn config(fields: Value) -> Config {
+        Config::new(fields.as_object().unwrap().clone()).unwrap()
+    }
+
+    #[test]
+    fn patterns_are_texts_or_lists() {
+        let dense = config(json!({ "hybrid_override_pattern": "M-*", "num_hidden_layers": 3 }));
+        let of_dense = [Kind::StateSpace, Kind::Network, Kind::Attention];
+        assert!(kinds(&dense).unwrap() == of_dense);
+        let listed = config(
+            json!({ "architectures": ["NemotronHForCausalLM"], "num_experts_per_tok": 2,
+            "layers_block_type": ["mamba", "moe", "attention", "moe"] }),
+        );
+        assert_eq!(listed.layers(), Ok(4));
+        let of_listed = [
+            Kind::StateSpace,
+            Kind::Experts,
+            Kind::Attention,
+            Kind::Experts,
+        ];
+        assert!(kinds(&listed).unwrap() == of_listed);
+        let puzzle = config(json!({ "architectures": [PUZZLE],
+            "block_configs": [{ "block_type": "mamba" }, { "block_type": "moe" }] }));
+        assert_eq!(puzzle.layers(), Ok(2));
+        assert!(kinds(&puzzle).unwrap() == [Kind::StateSpace, Kind::Experts]);
+    }
+
+    #[test]
+    fn patterns_that_no_model_has_are_named() {
+        for (fields, part) in [
+            (json!({ "num_hidden_layers": 1 }), "neither field"),
+            (
+                json!({ "hybrid_override_pattern": 3, "num_hidden_layers": 1 }),
+                "is a number",
+            ),
+            (
+                json!({ "hybrid_override_pattern": "MM", "num_hidden_layers": 1 }),
+                "2 layers",
+            ),
+            (
+                json!({ "hybrid_override_pattern": "MX", "num_hidden_layers": 2 }),
+                "'X'",
+            ),
+            (
+                json!({ "hybrid_override_pattern": "ME", "num_hidden_layers": 2 }),
+                "'E'",
+            ),
+            (
+                json!({ "hybrid_override_pattern": "M-", "num_hidden_layers": 2, "num_experts_per_tok": 2 }),
+                "'-'",
+            ),
+            (
+                json!({ "layers_block_type": ["mamba", 3], "num_hidden_layers": 2 }),
+                "a list",
+            ),
+        ] {
+            let error = kinds(&config(fields)).err().unwrap();
+            assert!(error.contains(part), "{part}: {error}");
+        }
+    }
+}

@@ -494,6 +494,10 @@ impl LayerSpec {
         let ffn = has_ffn.then(|| known.ffn_or_moe());
         let layout = match hyper.decoder.layout {
             Layout::ParallelWithout(norm) if known.has(norm) => Layout::Sequential(norm),
+            // Where layers are one of both, a block for a further token is one behind the other.
+            Layout::Sequential("attn_norm") if number == hyper.layers => {
+                Layout::Sequential("post_attention_norm")
+            }
             layout => layout,
         };
         let lightning = hyper.lightning.get(number).copied().flatten();

@@ -200,13 +200,16 @@ pub fn import(
             import.sentencepiece_or_byte_level()?
         }
         VocabKind::MiniMax01 => {
-            const TEMPLATE: &str = "chat_template.jinja";
-            if !dir.join(TEMPLATE).is_file() {
+            let path = dir.join("chat_template.jinja");
+            let template = files::read_text(&path)?;
+            let template = template.ok_or_else(|| {
                 let what = "the file is missing, and llama.cpp's converter would write a template of its own in its \
                             place; download it from MiniMaxAI/MiniMax-M1-40k";
-                return Err(bad(&dir.join(TEMPLATE), what));
-            }
-            import.byte_level()?
+                bad(&path, what)
+            })?;
+            let tokens = import.byte_level()?;
+            import.entries.set_str("tokenizer.chat_template", &template);
+            tokens
         }
         VocabKind::NemotronH => {
             import.padded(8);
