@@ -878,6 +878,34 @@ def minimax01(layers=9, **more):
     return config | more, model(BPE_VOCAB, layer, layers=layers), "bpe"
 
 
+def plamo2(**more):
+    """PLaMo 2: attention in every other layer, with norms of their own for heads; keys, queries and steps of its state
+    spaces are made of their values."""
+    state, rank, heads, length = 32, 64, 8, SPACE_HEAD
+    config = {"architectures": ["Plamo2ForCausalLM"], "model_type": "plamo2", "hidden_size": HIDDEN, "vocab_size": HF_VOCAB,
+              "num_hidden_layers": 4, "num_attention_heads": HEADS, "num_key_value_heads": KV_HEADS, "mamba_d_state": state,
+              "hidden_size_per_head": length, "mamba_num_heads": heads, "mamba_step": 2, "intermediate_size": FFN,
+              "max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "mamba_enabled": True}
+
+    def layer(i):
+        p = f"model.layers.layers.{i}."
+        x, inner, rows = p + "mixer.", heads * length, (HEADS + 2 * KV_HEADS) * length
+        shapes = norms(p, "pre_mixer_norm", "post_mixer_norm", "pre_mlp_norm", "post_mlp_norm")
+        shapes |= {p + "mlp.gate_up_proj.weight": (2 * FFN, HIDDEN), p + "mlp.down_proj.weight": (HIDDEN, FFN)}
+        if i % 2 == 1:
+            return shapes | {x + "qkv_proj.weight": (rows, HIDDEN), x + "o_proj.weight": (HIDDEN, HEADS * length),
+                             x + "q_weight": (HEADS, length), x + "k_weight": (KV_HEADS, length)}
+        return shapes | {x + "in_proj.weight": (2 * inner, HIDDEN), x + "conv1d.weight": (inner, 1, 4),
+                         x + "bcdt_proj.weight": (rank + 2 * state, inner), x + "dt_proj.weight": (heads, rank),
+                         x + "dt_bias": (heads,), x + "A_log": (heads,), x + "D": (heads,), x + "dt_norm_weight": (rank,),
+                         x + "B_norm_weight": (state,), x + "C_norm_weight": (state,), x + "out_proj.weight": (HIDDEN, inner)}
+
+    shapes = {"model.embed_tokens.weight": (HF_VOCAB, HIDDEN)} | norms("model.", "norm")
+    for i in range(4):
+        shapes |= layer(i)
+    return config | more, shapes, "plamo"
+
+
 def bamba(**more):
     """Layers with attention by number, which are rotated in part."""
     config = base("BambaForCausalLM", "bamba", BPE_VOCAB, num_hidden_layers=3, attn_layer_indices=[1], attn_rotary_emb=32,
@@ -1630,6 +1658,7 @@ CHECKPOINTS = {
     "granitehybrid-attention": (lambda: granite_hybrid(kinds="AA"), torch.bfloat16, 1),
     "granitehybrid-attention-experts": (lambda: granite_hybrid(4, kinds="AA", shared=160), torch.bfloat16, 1),
     "minimax-01": (minimax01, torch.bfloat16, 2),
+    "plamo2": (plamo2, torch.bfloat16, 1),
     "granitemoe": (granite_moe, torch.bfloat16, 1),
     "granitemoe-shared": (lambda: granite_moe(160), torch.bfloat16, 1),
     "bamba": (bamba, torch.bfloat16, 1),

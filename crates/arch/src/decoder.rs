@@ -272,6 +272,9 @@ pub enum Mamba2Layers {
     Unattended,
     /// Those without heads of keys and without a feed-forward network.
     Alone,
+    /// Those without heads of keys; keys, queries and steps are made of the values behind the
+    /// convolution (PLaMo 2).
+    Factored,
 }
 
 /// What stands between the matrices of the feed-forward network.

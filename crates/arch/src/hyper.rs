@@ -187,6 +187,9 @@ pub struct Mamba2Numbers {
     pub value_length: usize,
     /// Tokens that the convolution in front reads, the present one among them.
     pub kernel: usize,
+    /// If keys, queries and steps are made of the values behind the convolution: of how many numbers
+    /// the steps are made. Else all come from the input.
+    pub rank: Option<usize>,
 }
 
 impl Mamba2Numbers {
@@ -200,14 +203,20 @@ impl Mamba2Numbers {
         self.groups * self.key_length
     }
 
-    /// Numbers that the convolution reads: values, keys and queries, side by side.
+    /// Numbers that the convolution reads: values, keys and queries, side by side, or values alone.
     pub fn channels(&self) -> usize {
-        self.values() + 2 * self.keys()
+        match self.rank {
+            Some(_) => self.values(),
+            None => self.values() + 2 * self.keys(),
+        }
     }
 
-    /// Numbers of one token in front of the states: gates, channels and steps.
+    /// Numbers of one token that are made of the input: gates, channels and perhaps steps.
     pub fn inputs(&self) -> usize {
-        self.values() + self.channels() + self.heads
+        match self.rank {
+            Some(_) => 2 * self.values(),
+            None => self.values() + self.channels() + self.heads,
+        }
     }
 
     /// About the operations of one token on the states: each number is forgotten, learned and read.
@@ -694,11 +703,17 @@ impl Keys<'_> {
     }
 
     /// The sizes of the layers that are state spaces.
-    fn mamba2(&self) -> Result<Mamba2Numbers> {
+    fn mamba2(&self, which: Mamba2Layers, hidden: usize) -> Result<Mamba2Numbers> {
         const HEADS: &str = "ssm.time_step_rank";
         const GROUPS: &str = "ssm.group_count";
         const INNER: &str = "ssm.inner_size";
-        let (heads, groups) = (self.number(HEADS)?, self.number(GROUPS)?);
+        let rank = (which == Mamba2Layers::Factored).then_some((hidden / 16).max(64));
+        // All heads share keys and queries where none of them come from the input.
+        let groups = match rank {
+            Some(_) => 1,
+            None => self.number(GROUPS)?,
+        };
+        let heads = self.number(HEADS)?;
         let inner = self.number(INNER)?;
         if !heads.is_multiple_of(groups) {
             return Err(self.bad(HEADS, format!("is {heads}, no multiple of {groups} groups")));
@@ -718,6 +733,7 @@ impl Keys<'_> {
             key_length,
             value_length: inner / heads,
             kernel: self.number("ssm.conv_kernel")?,
+            rank,
         })
     }
 
@@ -973,10 +989,10 @@ impl Hyper {
         };
         let mamba2 = match decoder.mamba2 {
             Some(which) => {
-                let numbers = keys.mamba2()?;
+                let numbers = keys.mamba2(which, hidden)?;
                 let is_one = |layer: usize| match which {
                     Mamba2Layers::All => true,
-                    Mamba2Layers::Unattended => is_unattended(layer),
+                    Mamba2Layers::Unattended | Mamba2Layers::Factored => is_unattended(layer),
                     Mamba2Layers::Alone => is_unattended(layer) && !has_ffn[layer],
                 };
                 let layer = |layer: usize| is_one(layer).then_some(numbers);

@@ -182,6 +182,7 @@ pub static ARCHITECTURES: &[&Architecture] = &[
     &bitnet::BITNET,
     &internlm::INTERNLM2,
     &plamo::PLAMO,
+    &plamo::PLAMO2,
     &plamo::PLAMO3,
     &llama::NANBEIGE,
     &llada::LLADA,

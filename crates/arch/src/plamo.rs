@@ -1,10 +1,12 @@
-//! PLaMo 1: Llama with attention and feed-forward network side by side, of one size. PLaMo 3: norms on both sides of each half of a layer and of heads, windows by list.
+//! PLaMo 1: Llama with attention and feed-forward network side by side, of one size. PLaMo 2 and 3: norms on both sides of each half
+//! of a layer and of heads; the second with state spaces, the third with windows by list.
 
-use super::config::{Result, wrong_kind};
-use super::decoder::{Decoder, Layout, Listed, Needs, Rope, Window};
-use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS, set_flags};
-use super::recipes::Op::{self, AddNumber, AddOne};
-use super::recipes::Size::{Any, Head, Hidden, Number};
+use super::config::{Result, number_in, wrong_kind};
+use super::decoder::{Decoder, Layout, Listed, Mamba2Layers, Needs, Rope, Window};
+use super::mamba2::set_size;
+use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS, set_flags, set_numbers};
+use super::recipes::Op::{self, AddNumber, AddOne, NegExp, Squeeze};
+use super::recipes::Size::{self, Any, Computed, Head, Hidden, Number, Product};
 use super::{Architecture, Config, Keys, Parameter, Recipe, nothing_generated};
 use quantier_gguf::gguf::Value;
 use quantier_tokenizer::VocabKind;
@@ -101,7 +103,7 @@ pub(super) static PLAMO3: Architecture = Architecture {
     name: "plamo3",
     vocabulary: VocabKind::Plamo3,
     parameters: &[COMMON, HEAD_LENGTHS, FILE_TYPE, PARAMETERS],
-    tensors: &[TENSORS],
+    tensors: &[TENSORS, ATTENTION],
     generated: nothing_generated,
     decoder: Decoder {
         rope: Rope::Halves,
@@ -117,6 +119,168 @@ pub(super) static PLAMO3: Architecture = Architecture {
 const PARAMETERS: &[Parameter] = &[
     Parameter::U32("vocab_size", &["vocab_size"]),
     Parameter::Computed(windows),
+];
+
+/// Attention in every other layer, else a state space whose keys, queries and steps are made of its
+/// values.
+pub(super) static PLAMO2: Architecture = Architecture {
+    classes: &["Plamo2ForCausalLM", "PLaMo2ForCausalLM"],
+    name: "plamo2",
+    vocabulary: VocabKind::Plamo2,
+    parameters: &[PLAMO2_PARAMETERS, FILE_TYPE],
+    tensors: &[PLAMO2_SPACES, PLAMO2_NORMS, TENSORS, ATTENTION],
+    decoder: Decoder {
+        window: Window::None,
+        mamba2: Some(Mamba2Layers::Factored),
+        needs: Needs {
+            biases: &["ssm_dt"],
+            ..Needs::WEIGHTS
+        },
+        ..PLAMO3.decoder
+    },
+    ..PLAMO3
+};
+
+/// The heads of every layer: none in those with a state space.
+fn plamo2_heads(config: &Config, keys: &mut Keys) -> Result<()> {
+    const ENABLED: &str = "mamba_enabled";
+    if config.get(ENABLED).is_some_and(|value| *value == false) {
+        return Err(format!(
+            "field '{ENABLED}' is false; llama.cpp runs only models with state spaces"
+        ));
+    }
+    let step = config.optional_u32(&["mamba_step"])?.unwrap_or(2);
+    if step == 0 {
+        return Err("field 'mamba_step' is 0".into());
+    }
+    let layers = config.layers()?;
+    let attends = |layer: u32| match layers <= step / 2 {
+        true => layer + 1 == layers,
+        false => layer % step == step / 2,
+    };
+    for (key, field, by_default) in [
+        ("attention.head_count_kv", "num_key_value_heads", 4),
+        ("attention.head_count", "num_attention_heads", 32),
+    ] {
+        let heads = config.optional_u32(&[field])?.unwrap_or(by_default);
+        let heads = (0..layers).map(|layer| u32::from(attends(layer)) * heads);
+        set_numbers(keys, key, heads);
+    }
+    Ok(())
+}
+
+const PLAMO2_HEADS: Size = Computed(|config| {
+    let heads = config.optional_u32(&["mamba_num_heads"])?;
+    Ok(heads.unwrap_or(64).into())
+});
+const PLAMO2_LENGTH: Size = Computed(|config| {
+    let length = config.optional_u32(&["hidden_size_per_head"])?;
+    Ok(length.unwrap_or(128).into())
+});
+const PLAMO2_INNER: Size = Product(&[PLAMO2_HEADS, PLAMO2_LENGTH]);
+
+const PLAMO2_PARAMETERS: &[Parameter] = &[
+    Parameter::U32("vocab_size", &["vocab_size"]),
+    Parameter::Computed(plamo2_heads),
+    Parameter::OrU32("context_length", &["max_position_embeddings"], 2048),
+    Parameter::OrU32("embedding_length", &["hidden_size"], 4096),
+    Parameter::OrU32("attention.key_length", &["hidden_size_per_head"], 128),
+    Parameter::OrU32("attention.value_length", &["hidden_size_per_head"], 128),
+    Parameter::Layers,
+    Parameter::Computed(|config, keys| {
+        let epsilon = config.optional_f64(&["rms_norm_eps"])?.unwrap_or(1e-6);
+        keys.set(
+            "attention.layer_norm_rms_epsilon",
+            Value::F32(epsilon as f32),
+        );
+        let theta = number_in(config.rope(), "rope_theta")?.unwrap_or(10_000.0);
+        keys.set("rope.freq_base", Value::F32(theta as f32));
+        Ok(())
+    }),
+    Parameter::OrU32("ssm.state_size", &["mamba_d_state"], 64),
+    Parameter::OrU32("ssm.conv_kernel", &["mamba_d_conv"], 4),
+    Parameter::OrU32("ssm.time_step_rank", &["mamba_num_heads"], 64),
+    Parameter::Computed(|config, keys| {
+        set_size(keys, "ssm.inner_size", PLAMO2_INNER.required(config)?)
+    }),
+    Parameter::ConstantU32("ssm.group_count", 0),
+    Parameter::OrU32("feed_forward_length", &["intermediate_size"], 13_312),
+];
+
+const PLAMO2_SPACES: &[Recipe] = &[
+    Recipe::rename(
+        "model.layers.layers.{}.mixer.in_proj",
+        "blk.{}.ssm_in",
+        &[Any, Hidden],
+    ),
+    Recipe::with(
+        "model.layers.layers.{}.mixer.conv1d.weight",
+        "blk.{}.ssm_conv1d.weight",
+        &[PLAMO2_INNER, Number(1), Any],
+        &[Squeeze(1)],
+    ),
+    Recipe::rename(
+        "model.layers.layers.{}.mixer.bcdt_proj",
+        "blk.{}.ssm_x",
+        &[Any, PLAMO2_INNER],
+    ),
+    Recipe::rename(
+        "model.layers.layers.{}.mixer.dt_proj",
+        "blk.{}.ssm_dt",
+        &[PLAMO2_HEADS, Any],
+    ),
+    Recipe::rename(
+        "model.layers.layers.{}.mixer.dt_bias",
+        "blk.{}.ssm_dt.bias",
+        &[PLAMO2_HEADS],
+    )
+    .finite(),
+    Recipe::with(
+        "model.layers.layers.{}.mixer.A_log",
+        "blk.{}.ssm_a",
+        &[PLAMO2_HEADS],
+        &[NegExp],
+    )
+    .finite(),
+    Recipe::rename(
+        "model.layers.layers.{}.mixer.D",
+        "blk.{}.ssm_d",
+        &[PLAMO2_HEADS],
+    ),
+    Recipe::rename(
+        "model.layers.layers.{}.mixer.dt_norm_weight",
+        "blk.{}.ssm_dt_norm",
+        &[Any],
+    ),
+    Recipe::rename(
+        "model.layers.layers.{}.mixer.B_norm_weight",
+        "blk.{}.ssm_b_norm",
+        &[Any],
+    ),
+    Recipe::rename(
+        "model.layers.layers.{}.mixer.C_norm_weight",
+        "blk.{}.ssm_c_norm",
+        &[Any],
+    ),
+    Recipe::rename(
+        "model.layers.layers.{}.mixer.out_proj",
+        "blk.{}.ssm_out",
+        &[Hidden, PLAMO2_INNER],
+    ),
+];
+
+/// The norms of heads, with weights for each.
+const PLAMO2_NORMS: &[Recipe] = &[
+    Recipe::rename(
+        "model.layers.layers.{}.mixer.q_weight",
+        "blk.{}.attn_q_norm.weight",
+        &[Any, Any],
+    ),
+    Recipe::rename(
+        "model.layers.layers.{}.mixer.k_weight",
+        "blk.{}.attn_k_norm.weight",
+        &[Any, Any],
+    ),
 ];
 
 fn windows(config: &Config, keys: &mut Keys) -> Result<()> {
@@ -175,6 +339,19 @@ const TENSORS: &[Recipe] = &[
         &[AddNumber(0.089_442_719_099_991_59)],
     ),
     Recipe::rename(
+        "model.layers.layers.{}.mlp.gate_up_proj",
+        "blk.{}.ffn_up",
+        &[Any, Hidden],
+    ),
+    Recipe::rename(
+        "model.layers.layers.{}.mlp.down_proj",
+        "blk.{}.ffn_down",
+        &[Hidden, Any],
+    ),
+];
+
+const ATTENTION: &[Recipe] = &[
+    Recipe::rename(
         "model.layers.layers.{}.mixer.qkv_proj",
         "blk.{}.attn_qkv",
         &[Any, Hidden],
@@ -194,16 +371,6 @@ const TENSORS: &[Recipe] = &[
     Recipe::rename(
         "model.layers.layers.{}.mixer.o_proj",
         "blk.{}.attn_output",
-        &[Hidden, Any],
-    ),
-    Recipe::rename(
-        "model.layers.layers.{}.mlp.gate_up_proj",
-        "blk.{}.ffn_up",
-        &[Any, Hidden],
-    ),
-    Recipe::rename(
-        "model.layers.layers.{}.mlp.down_proj",
-        "blk.{}.ffn_down",
         &[Hidden, Any],
     ),
 ];

@@ -314,8 +314,11 @@ pub enum Rates {
 pub struct Mamba2Spec {
     /// Heads and the length of the convolution.
     pub numbers: Mamba2Numbers,
-    /// The matrix with the rows of gates before those of values, keys, queries and steps.
+    /// The matrix with the rows of gates before those of values, keys, queries and steps; or with the
+    /// rows of gates before those of values, of each head.
     pub input: LinearSpec,
+    /// In the second case, what keys, queries and steps are made of.
+    pub factors: Option<FactorsSpec>,
     /// The tensor of the convolution: one kernel per channel.
     pub convolution: String,
     /// The tensor that is added behind it: one number per channel.
@@ -370,6 +373,17 @@ pub struct MambaSpec {
     pub skip: String,
     /// The output matrix.
     pub output: LinearSpec,
+}
+
+/// Keys, queries and steps that are made of values.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FactorsSpec {
+    /// The matrix with the rows of keys before those of queries before those that steps are made of.
+    pub parameters: LinearSpec,
+    /// The norms of the three.
+    pub norms: [NormSpec; 3],
+    /// The matrix of steps.
+    pub step: LinearSpec,
 }
 
 /// Attention without softmax, whose states forget at a fixed rate (lightning attention, Qin et al.
@@ -767,6 +781,7 @@ impl Known<'_> {
         Mamba2Spec {
             numbers,
             input: self.linear("ssm_in", numbers.inputs(), hidden),
+            factors: numbers.rank.map(|rank| self.factors(numbers, rank)),
             convolution: self.stem("ssm_conv1d.weight"),
             convolution_bias: self.catalog.tensor_named(&bias).map(|_| bias),
             step_bias: self.stem("ssm_dt.bias"),
@@ -780,6 +795,26 @@ impl Known<'_> {
                 groups: numbers.groups,
             }),
             output: self.linear("ssm_out", hidden, values),
+        }
+    }
+
+    fn factors(&self, numbers: Mamba2Numbers, rank: usize) -> FactorsSpec {
+        let keys = numbers.keys();
+        let norm = |name: &str, len: usize| NormSpec {
+            stem: self.stem(name),
+            kind: Norm::Rms,
+            epsilon: self.hyper.epsilon,
+            len,
+            groups: 1,
+        };
+        FactorsSpec {
+            parameters: self.linear("ssm_x", 2 * keys + rank, numbers.values()),
+            norms: [
+                norm("ssm_b_norm", keys),
+                norm("ssm_c_norm", keys),
+                norm("ssm_dt_norm", rank),
+            ],
+            step: self.linear("ssm_dt", numbers.heads, rank),
         }
     }
 

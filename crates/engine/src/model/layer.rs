@@ -2,8 +2,8 @@
 
 use super::linear::{Linear, Norm, Pass};
 use super::mixer::{
-    AnyMixer, Attention, DeltaNet, Ffn, First, Gate, Latent, Lightning, Mamba, Mamba2, Moe,
-    Projections, Rates, Shared, ShortConv, Single, Stage, Tape,
+    AnyMixer, Attention, DeltaNet, Factors, Ffn, First, Gate, Latent, Lightning, Mamba, Mamba2,
+    Moe, Projections, Rates, Shared, ShortConv, Single, Stage, Tape,
 };
 use super::ops::attention::{Scores, alibi_slopes};
 use super::ops::elementwise::{add, add_scaled, scale};
@@ -14,8 +14,8 @@ use super::weights::Weights;
 use super::{Replaced, Result};
 use quantier_arch::Norm as NormKind;
 use quantier_arch::spec::{
-    self, AttentionSpec, BlockSpec, BranchSpec, DeltaSpec, FfnSpec, LayerSpec, LightningSpec,
-    Mamba2Spec, MambaSpec, MixerSpec, MoeSpec, Residual, ShortConvSpec,
+    self, AttentionSpec, BlockSpec, BranchSpec, DeltaSpec, FactorsSpec, FfnSpec, LayerSpec,
+    LightningSpec, Mamba2Spec, MambaSpec, MixerSpec, MoeSpec, Residual, ShortConvSpec,
 };
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -445,6 +445,11 @@ fn mamba2(weights: &Weights<'_>, spec: &Mamba2Spec) -> Result<Mamba2> {
     Ok(Mamba2 {
         numbers,
         input: weights.linear(&spec.input)?,
+        factors: spec
+            .factors
+            .as_ref()
+            .map(|spec| factors(weights, spec))
+            .transpose()?,
         kernels: weights.finite(&spec.convolution, &[channels, numbers.kernel])?,
         channel_bias: bias.transpose()?,
         step_bias: weights.finite(&spec.step_bias, &[heads])?,
@@ -483,6 +488,15 @@ fn mamba(weights: &Weights<'_>, spec: &MambaSpec) -> Result<Mamba> {
         skip: weights.finite(&spec.skip, &[channels])?,
         output: weights.linear(&spec.output)?,
     })
+}
+
+fn factors(weights: &Weights<'_>, spec: &FactorsSpec) -> Result<Box<Factors>> {
+    let [keys, queries, rank] = spec.norms.each_ref().map(|norm| weights.norm(norm));
+    Ok(Box::new(Factors {
+        parameters: weights.linear(&spec.parameters)?,
+        norms: [keys?, queries?, rank?],
+        step: weights.linear(&spec.step)?,
+    }))
 }
 
 fn lightning(weights: &Weights<'_>, spec: &LightningSpec) -> Result<Lightning> {

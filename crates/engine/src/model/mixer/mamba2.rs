@@ -22,11 +22,17 @@ use quantier_arch::hyper::Mamba2Numbers;
 ///            -> times SiLU of the gates -> norm -> the heads' outputs
 /// stage 1    the heads' outputs -> the output matrix
 /// ```
+///
+/// With factors, the input makes gates and values alone, and the values behind the convolution make
+/// keys, queries and steps, each behind a norm. Their matrices stand in the first stage, since gates
+/// and values go around them.
 #[derive(Clone)]
 pub(in crate::model) struct Mamba2 {
     pub numbers: Mamba2Numbers,
-    /// The rows of gates before those of values, keys, queries and steps.
+    /// The rows of gates before those of values, keys, queries and steps; with factors, the rows of
+    /// gates before those of values of each head.
     pub input: Linear,
+    pub factors: Option<Box<Factors>>,
     /// `[channels, kernel]`.
     pub kernels: Vec<f32>,
     /// `[channels]`.
@@ -42,6 +48,17 @@ pub(in crate::model) struct Mamba2 {
     pub output: Linear,
 }
 
+/// What makes keys, queries and steps of values.
+#[derive(Clone)]
+pub(in crate::model) struct Factors {
+    /// The rows of keys before those of queries before those that steps are made of.
+    pub parameters: Linear,
+    /// Of the three.
+    pub norms: [Norm; 3],
+    /// Its bias is the state space's.
+    pub step: Linear,
+}
+
 /// What the derivative of the first stage needs.
 struct StatesTape<'m> {
     space: &'m Mamba2,
@@ -50,6 +67,8 @@ struct StatesTape<'m> {
     convolved: Rows,
     /// Behind SiLU.
     values: Rows,
+    /// With factors: keys, queries and what steps are made of, in front of their norms.
+    parameters: Option<[Rows; 3]>,
     /// Steps with their bias, and behind softplus.
     steps: [Rows; 2],
     streams: Streams,
@@ -60,31 +79,51 @@ struct StatesTape<'m> {
 }
 
 impl Mamba2 {
-    /// Gates, channels and steps of rows that have them side by side.
-    fn parts(&self, rows: &Rows) -> [Rows; 3] {
-        let values = self.numbers.values();
-        let steps = values + self.numbers.channels();
-        [0..values, values..steps, steps..rows.columns()].map(|part| rows.columns_range(part))
+    /// Gates and values of rows that have them side by side for each head.
+    fn by_head(&self, rows: &Rows) -> [Rows; 2] {
+        let length = self.numbers.value_length;
+        [0, 1].map(|part| {
+            let heads = rows.numbers().chunks_exact(2 * length);
+            let numbers = heads.flat_map(|head| &head[part * length..][..length]);
+            Rows::new(numbers.copied().collect(), self.numbers.values())
+        })
     }
 
-    /// Values, keys and queries of rows that have them side by side.
-    fn channels(&self, rows: &Rows) -> [Rows; 3] {
-        let keys = self.numbers.values();
-        let queries = keys + self.numbers.keys();
-        [0..keys, keys..queries, queries..rows.columns()].map(|part| rows.columns_range(part))
+    /// The reverse.
+    fn heads_of(&self, gates: &Rows, values: &Rows) -> Rows {
+        let length = self.numbers.value_length;
+        let heads = gates.numbers().chunks_exact(length);
+        let heads = heads.zip(values.numbers().chunks_exact(length));
+        let numbers = heads.flat_map(|(gates, values)| gates.iter().chain(values));
+        Rows::new(numbers.copied().collect(), 2 * self.numbers.values())
+    }
+
+    /// Parts of rows: two of these lengths, and the rest.
+    fn parts(rows: &Rows, [first, second]: [usize; 2]) -> [Rows; 3] {
+        let rest = first + second;
+        [0..first, first..rest, rest..rows.columns()].map(|part| rows.columns_range(part))
     }
 }
 
 impl Mixer for Mamba2 {
     fn stages(&self) -> Vec<Stage<&Linear>> {
-        vec![Stage::of(vec![&self.input]), Stage::of(vec![&self.output])]
+        let factors = self.factors.iter();
+        let first = Stage {
+            linears: vec![&self.input],
+            inner: factors.flat_map(|f| [&f.parameters, &f.step]).collect(),
+        };
+        vec![first, Stage::of(vec![&self.output])]
     }
 
     fn stages_mut(&mut self) -> Vec<Stage<&mut Linear>> {
-        vec![
-            Stage::of(vec![&mut self.input]),
-            Stage::of(vec![&mut self.output]),
-        ]
+        let factors = self.factors.iter_mut();
+        let first = Stage {
+            linears: vec![&mut self.input],
+            inner: factors
+                .flat_map(|f| [&mut f.parameters, &mut f.step])
+                .collect(),
+        };
+        vec![first, Stage::of(vec![&mut self.output])]
     }
 
     fn run_stage<'m>(
@@ -97,15 +136,42 @@ impl Mixer for Mamba2 {
             return run_linear(&self.output, input, pass);
         }
         pass.input(&[&self.input], None, input)?;
-        let [gates, channels, mut steps] = self.parts(&pass.times(&self.input, input)?);
+        let (values, keys) = (self.numbers.values(), self.numbers.keys());
+        let projected = pass.times(&self.input, input)?;
+        let (gates, channels, mut steps) = match &self.factors {
+            Some(_) => {
+                let [gates, channels] = self.by_head(&projected);
+                (gates, channels, Rows::default())
+            }
+            None => {
+                let [gates, channels, steps] =
+                    Mamba2::parts(&projected, [values, self.numbers.channels()]);
+                (gates, channels, steps)
+            }
+        };
         let mut convolved = convolve(&channels, &self.kernels);
         if let Some(bias) = &self.channel_bias {
             add_bias(&mut convolved, bias);
         }
         let mut activated = convolved.clone();
         activate(activated.numbers_mut(), Activation::Silu);
-        let [values, key, query] = self.channels(&activated);
-        add_bias(&mut steps, &self.step_bias);
+        let (values, key, query, parameters) = match &self.factors {
+            Some(factors) => {
+                pass.input(&[&factors.parameters], None, &activated)?;
+                let made = pass.times(&factors.parameters, &activated)?;
+                let made = Mamba2::parts(&made, [keys, keys]);
+                let [key, query, rank] = [0, 1, 2].map(|i| factors.norms[i].of(&made[i]));
+                pass.input(&[&factors.step], None, &rank)?;
+                // With its bias.
+                steps = pass.times(&factors.step, &rank)?;
+                (activated, key, query, Some(made))
+            }
+            None => {
+                let [values, key, query] = Mamba2::parts(&activated, [values, keys]);
+                add_bias(&mut steps, &self.step_bias);
+                (values, key, query, None)
+            }
+        };
         let mut lengths = steps.clone();
         let numbers = lengths.numbers_mut().iter_mut();
         numbers.for_each(|step| *step = softplus(*step));
@@ -137,6 +203,7 @@ impl Mixer for Mamba2 {
             gates,
             convolved,
             values,
+            parameters,
             steps: [steps, lengths],
             streams,
             outputs,
@@ -162,8 +229,8 @@ impl StageTape for StatesTape<'_> {
         let mut of_outputs = self.gates.clone();
         gate(of_outputs.numbers_mut(), dy.numbers(), silu);
         let Streams {
-            query,
-            key,
+            mut query,
+            mut key,
             mut value,
             mut decay,
             ..
@@ -189,10 +256,26 @@ impl StageTape for StatesTape<'_> {
         }
 
         let mut of_convolved = self.convolved.clone();
-        let of_activated = Rows::beside(&[&value, &key, &query]);
+        let of_activated = match (&space.factors, &self.parameters) {
+            (Some(factors), Some(parameters)) => {
+                let mut rank = Rows::zeros(dx.len(), factors.step.columns);
+                pass.back(&factors.step, &decay, &mut rank)?;
+                let of_made = [&mut key, &mut query, &mut rank];
+                for (i, g) in of_made.into_iter().enumerate() {
+                    factors.norms[i].derivative(parameters[i].numbers(), g.numbers_mut());
+                }
+                let of_made = Rows::beside(&[&key, &query, &rank]);
+                pass.back(&factors.parameters, &of_made, &mut value)?;
+                value
+            }
+            _ => Rows::beside(&[&value, &key, &query]),
+        };
         activate_derivative(of_convolved.numbers_mut(), of_activated.numbers(), silu);
         let of_channels = convolve_derivative(&of_convolved, &space.kernels);
-        let of_input = Rows::beside(&[&of_gates, &of_channels, &decay]);
+        let of_input = match &space.factors {
+            Some(_) => space.heads_of(&of_gates, &of_channels),
+            None => Rows::beside(&[&of_gates, &of_channels, &decay]),
+        };
         pass.back(&space.input, &of_input, dx)
     }
 }

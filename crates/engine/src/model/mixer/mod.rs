@@ -25,7 +25,7 @@ pub(super) use delta_net::{DeltaNet, Rates};
 pub(super) use ffn::{Ffn, First};
 pub(super) use lightning::Lightning;
 pub(super) use mamba::Mamba;
-pub(super) use mamba2::Mamba2;
+pub(super) use mamba2::{Factors, Mamba2};
 pub(super) use moe::{Latent, Moe, Shared};
 pub(super) use short_conv::ShortConv;
 pub(super) use single::Single;

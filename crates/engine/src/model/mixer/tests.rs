@@ -3,8 +3,8 @@
 //! whole one.
 
 use super::{
-    AnyMixer, Attention, DeltaNet, Ffn, First, Gate, Latent, Lightning, Mamba, Mamba2, Moe,
-    Projections, Rates, Shared, ShortConv, Single, Tape,
+    AnyMixer, Attention, DeltaNet, Factors, Ffn, First, Gate, Latent, Lightning, Mamba, Mamba2,
+    Moe, Projections, Rates, Shared, ShortConv, Single, Tape,
 };
 use crate::model::linear::{Linear, Norm, Pass};
 use crate::model::ops::attention::{Scores, alibi_slopes};
@@ -288,11 +288,13 @@ fn mamba2(plain: bool) -> AnyMixer {
         key_length: 5,
         value_length: 3,
         kernel: 3,
+        rank: None,
     };
     let (heads, channels) = (numbers.heads, numbers.channels());
     AnyMixer::Mamba2(Mamba2 {
         numbers,
         input: linear(1, numbers.inputs(), HIDDEN, 71),
+        factors: None,
         kernels: random(channels * numbers.kernel, 72),
         channel_bias: (!plain).then(|| random(channels, 73)),
         step_bias: random(heads, 74),
@@ -304,6 +306,31 @@ fn mamba2(plain: bool) -> AnyMixer {
             ..norm(4 * 3, 77)
         }),
         output: linear(1, HIDDEN, numbers.values(), 78),
+    })
+}
+
+/// A state space whose keys, queries and steps are made of its values.
+fn factored_mamba2() -> AnyMixer {
+    const RANK: usize = 4;
+    let AnyMixer::Mamba2(plain) = mamba2(true) else {
+        unreachable!("a state space");
+    };
+    let numbers = Mamba2Numbers {
+        groups: 1,
+        rank: Some(RANK),
+        ..plain.numbers
+    };
+    let (values, keys) = (numbers.values(), numbers.keys());
+    AnyMixer::Mamba2(Mamba2 {
+        numbers,
+        input: linear(1, numbers.inputs(), HIDDEN, 91),
+        factors: Some(Box::new(Factors {
+            parameters: linear(1, 2 * keys + RANK, values, 92),
+            norms: [norm(keys, 93), norm(keys, 94), norm(RANK, 95)],
+            step: linear(1, numbers.heads, RANK, 96),
+        })),
+        kernels: random(values * numbers.kernel, 97),
+        ..plain
     })
 }
 
@@ -358,6 +385,7 @@ fn mixers() -> Vec<(&'static str, AnyMixer)> {
         ("short convolution", short_conv()),
         ("selective state space", mamba(false)),
         ("selective state space with norms", mamba(true)),
+        ("state space with factors", factored_mamba2()),
         ("gated", AnyMixer::Ffn(gated_ffn())),
         ("fused", AnyMixer::Ffn(fused)),
         ("plain", AnyMixer::Ffn(plain)),
