@@ -48,6 +48,10 @@ def tensor(name, shape, dtype):
     w = torch.randn(shape, generator=gen, dtype=torch.float32) * 0.05
     if name.endswith("relative_pe.slopes"):
         return torch.tensor([[0.25 ** (i + 1)] for i in range(shape[0])], dtype=dtype)
+    if name.endswith("A_log"):
+        # Without the one number in a hundred whose exponential torch (MKL) does not round to the nearest.
+        w = w.to(dtype).float()
+        return torch.where(torch.exp(w) == torch.exp(w.double()).float(), w, 0.0).to(dtype)
     flat = w.flatten()
     odd = torch.tensor([0.0, -0.0, 1e-8, -6e-8, 3e-5, 65519.0 / 65536, 1.0009765625, 1e-30])
     if flat.numel() >= 4096:
@@ -682,6 +686,103 @@ def qwen3next(**more):
     config |= {"architectures": ["Qwen3NextForCausalLM"], "model_type": "qwen3_next", "rope_theta": 10000000,
                "partial_rotary_factor": 0.25}
     return config | more, shapes, tokenizer
+
+
+def kimi_linear(head=32, kernel=4, rank=64, dense=1):
+    """Three of four layers with Kimi Delta Attention, the last with multi-head latent attention; a dense network first."""
+    layers, experts, length, plain, rotated, value = 4, 8, 96, 32, 16, 48
+    config = base("KimiLinearForCausalLM", "kimi_linear", BPE_VOCAB, num_hidden_layers=layers, num_key_value_heads=HEADS,
+                  head_dim=HIDDEN // HEADS, kv_lora_rank=rank, q_lora_rank=None, qk_nope_head_dim=plain,
+                  qk_rope_head_dim=rotated, v_head_dim=value, mla_use_nope=True, num_experts=experts,
+                  num_experts_per_token=2, num_shared_experts=1, moe_intermediate_size=length, moe_renormalize=True,
+                  moe_router_activation_func="sigmoid", first_k_dense_replace=dense, routed_scaling_factor=2.446,
+                  use_grouped_topk=True, num_expert_group=1, topk_group=1, rope_theta=10000.0,
+                  linear_attn_config={"full_attn_layers": [layers], "kda_layers": list(range(1, layers)),
+                                      "head_dim": head, "num_heads": HEADS, "short_conv_kernel_size": kernel})
+    shapes = {"model.embed_tokens.weight": (BPE_VOCAB, HIDDEN), "lm_head.weight": (BPE_VOCAB, HIDDEN)}
+    shapes |= norms("model.", "norm")
+    inner = HEADS * head
+    for i in range(layers):
+        p = f"model.layers.{i}."
+        shapes |= norms(p, "input_layernorm", "post_attention_layernorm")
+        a = p + "self_attn."
+        if i + 1 < layers:
+            shapes |= linears(a, {"q_proj": (inner, HIDDEN), "k_proj": (inner, HIDDEN), "v_proj": (inner, HIDDEN),
+                                  "f_a_proj": (head, HIDDEN), "f_b_proj": (inner, head), "b_proj": (HEADS, HIDDEN),
+                                  "g_a_proj": (head, HIDDEN), "g_b_proj": (inner, head), "o_proj": (HIDDEN, inner)},
+                              bias=False)
+            shapes |= {f"{a}{n}_conv1d.weight": (inner, 1, kernel) for n in "qkv"}
+            shapes |= {a + "A_log": (1, 1, HEADS, 1), a + "dt_bias": (inner,), a + "o_norm.weight": (head,)}
+        else:
+            queries = HEADS * (plain + rotated)
+            shapes |= {a + "kv_a_proj_with_mqa.weight": (rank + rotated, HIDDEN), a + "kv_a_layernorm.weight": (rank,),
+                       a + "kv_b_proj.weight": (HEADS * (plain + value), rank), a + "o_proj.weight": (HIDDEN, HEADS * value)}
+            shapes[a + "q_proj.weight"] = (queries, HIDDEN)
+        if i < dense:
+            shapes |= gated(p + "mlp.")
+            continue
+        m = p + "block_sparse_moe."
+        shapes |= {m + "gate.weight": (experts, HIDDEN), m + "gate.e_score_correction_bias": (experts,)}
+        shapes |= gated(m + "shared_experts.", ffn=length)
+        for e in range(experts):
+            x = f"{m}experts.{e}."
+            shapes |= {x + "w1.weight": (length, HIDDEN), x + "w2.weight": (HIDDEN, length), x + "w3.weight": (length, HIDDEN)}
+    return config, shapes, "bpe"
+
+
+def bailingmoe3(query_rank=None, mtp=1, **more):
+    """Kimi Delta Attention in three of five layers, latent attention in the others; limits of activations."""
+    layers, experts, length, rank, plain, rotated, value, kernel = 5, 8, 96, 64, 32, 16, 48, 4
+    config = base("BailingMoeV3ForCausalLM", "bailing_hybrid", BPE_VOCAB, num_hidden_layers=layers,
+                  num_key_value_heads=HEADS, head_dim=HEAD, layer_group_size=4, num_nextn_predict_layers=mtp,
+                  no_kda_lora=True, kda_safe_gate=True, kda_lower_bound=-5.0, short_conv_kernel_size=kernel,
+                  gated_attention_proj_granularity_type="head_wise", kv_lora_rank=rank, q_lora_rank=query_rank,
+                  qk_nope_head_dim=plain, qk_rope_head_dim=rotated, v_head_dim=value, num_experts=experts,
+                  num_experts_per_tok=3, n_group=4, topk_group=2, num_shared_experts=1, moe_intermediate_size=length,
+                  moe_shared_expert_intermediate_size=128, first_k_dense_replace=1, routed_scaling_factor=2.5,
+                  norm_topk_prob=True, score_function="sigmoid", rope_theta=6000000.0,
+                  expert_swiglu_limit_list=[None, 0.02, 0.01, 7.0, 0.02, 0.02],
+                  share_expert_swiglu_limit_list=[0.01, 0.02, None, 7.0])
+    shapes = {"model.word_embeddings.weight": (BPE_VOCAB, HIDDEN), "lm_head.weight": (BPE_VOCAB, HIDDEN)}
+    shapes |= norms("model.", "norm")
+    inner = HEADS * HEAD
+    for i in range(layers + mtp):
+        p = f"model.layers.{i}."
+        shapes |= norms(p, "input_layernorm", "post_attention_layernorm")
+        a = p + "attention."
+        if i < 3:
+            shapes |= linears(a, {"q_proj": (inner, HIDDEN), "k_proj": (inner, HIDDEN), "v_proj": (inner, HIDDEN),
+                                  "f_proj": (inner, HIDDEN), "b_proj": (HEADS, HIDDEN), "g_proj": (inner, HIDDEN),
+                                  "o_proj": (HIDDEN, inner)}, bias=False)
+            shapes |= {f"{a}{n}_conv1d.weight": (inner, 1, kernel) for n in "qkv"}
+            shapes |= {a + "A_log": (HEADS,), a + "dt_bias": (inner,), a + "o_norm.weight": (HEAD,)}
+        else:
+            queries = HEADS * (plain + rotated)
+            shapes |= {a + "kv_a_proj_with_mqa.weight": (rank + rotated, HIDDEN), a + "kv_a_layernorm.weight": (rank,),
+                       a + "kv_b_proj.weight": (HEADS * (plain + value), rank), a + "g_proj.weight": (HEADS, HIDDEN),
+                       a + "dense.weight": (HIDDEN, HEADS * value)}
+            if query_rank is None:
+                shapes[a + "q_proj.weight"] = (queries, HIDDEN)
+            else:
+                shapes |= {a + "q_a_proj.weight": (query_rank, HIDDEN), a + "q_a_layernorm.weight": (query_rank,),
+                           a + "q_b_proj.weight": (queries, query_rank)}
+        if i < 1:
+            shapes |= gated(p + "mlp.")
+            continue
+        m = p + "mlp."
+        shapes |= {m + "gate.weight": (experts, HIDDEN), m + "gate.expert_bias": (experts,)}
+        shapes |= gated(m + "shared_experts.", ffn=128)
+        for e in range(experts):
+            shapes |= gated(f"{m}experts.{e}.", ffn=length)
+        if i >= layers:
+            shapes |= {p + "eh_proj.weight": (HIDDEN, 2 * HIDDEN)} | norms(p, "enorm", "hnorm", "final_layernorm")
+    return config | more, shapes, "bpe"
+
+
+def bailingmoe3_vl():
+    text = bailingmoe3(48, 0, mrope_section=[4, 2, 2])
+    config, shapes, tokenizer = wrapped(text, "BailingMoeV3VLForConditionalGeneration", "bailingmm_hybrid", inside)
+    return config, shapes | {"linear_proj.0.weight": (HIDDEN, HIDDEN)}, tokenizer
 
 
 def qwen35moe_vl():
@@ -1717,6 +1818,12 @@ CHECKPOINTS = {
     "falcon-mamba": (lambda: mamba(True), torch.bfloat16, 2),
     "jamba": (jamba, torch.bfloat16, 2),
     "jamba-sparse": (jamba_sparse, torch.float16, 1),
+    "kimi-linear": (kimi_linear, torch.bfloat16, 2),
+    "bailingmoe3": (bailingmoe3, torch.bfloat16, 1),
+    # Without a block for multi-token prediction, queries of low rank, positions in sections.
+    "bailingmoe3-vl": (bailingmoe3_vl, torch.bfloat16, 1),
+    # Heads, kernels and latent vectors of other lengths, no dense network.
+    "kimi-linear-f16": (lambda: kimi_linear(64, 3, 48, 0), torch.float16, 1),
     "smollm3": (smollm3, torch.bfloat16, 1),
     # The fourth layer is the first that does not rotate.
     "smollm3-deep": (lambda: smollm3(5), torch.bfloat16, 1),

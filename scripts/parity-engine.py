@@ -37,13 +37,15 @@ CASES = {name: (name, 512, 4) for name in (
     "mamba2", "mamba2-codestral", "mamba2-original", "falcon-h1", "falcon-h1-f16",
     "qwen35", "qwen35-f16", "qwen35-sparse", "qwen35moe", "qwen35moe-apart", "qwen3next",
     "lfm2", "lfm2-plain", "lfm2-vl", "lfm2-audio", "lfm2moe", "mamba", "mamba-old", "falcon-mamba", "jamba",
-    "jamba-sparse")}
+    "jamba-sparse",
+    "kimi-linear", "kimi-linear-f16", "bailingmoe3", "bailingmoe3-vl")}
 CASES |= {name: (name, 1024, 3) for name in ("gemma1", "gemma2", "gemma3", "gemma3-deep", "gemma3-vl")}
 # Ministral's queries grow from position 1024 on.
 CASES |= {"ministral3": ("ministral3", 2048, 2)}
 CASES |= {"phi3-beyond-4096": ("phi3-long", 4608, 2), "llama3-odd-context": ("llama3", 333, 5),
           # No multiple of the steps that a delta net takes together.
-          "qwen35-odd-context": ("qwen35", 333, 5), "refmodel": ("refmodel", 512, 8)}
+          "qwen35-odd-context": ("qwen35", 333, 5),
+          "kimi-linear-odd-context": ("kimi-linear", 333, 5), "refmodel": ("refmodel", 512, 8)}
 
 # Nothing is rounded to f16 but what the reference always rounds (its table of GELU).
 EXACT = ["-ctk", "f32", "-ctv", "f32", "-fa", "off"]

@@ -59,6 +59,7 @@ pub(super) fn apply(numeric: Numeric, dtype: Dtype, weights: &mut [f32]) {
         *w = match numeric {
             Numeric::Plus(number) => *w + number,
             // Rounded once: to the nearest f32 in all but a few of a billion cases.
+            Numeric::Exp => f64::from(*w).exp() as f32,
             Numeric::NegExp => -(f64::from(*w).exp() as f32),
             Numeric::Times(factor) => *w * factor,
             // It depends on the other weights.
@@ -256,6 +257,7 @@ mod tests {
         };
         let e = std::f32::consts::E;
         assert_eq!(applied(Numeric::NegExp, Dtype::F32, 1.0), -e);
+        assert_eq!(applied(Numeric::Exp, Dtype::F32, 1.0), e);
         assert_eq!(applied(Numeric::NegExp, Dtype::Bf16, 0.0), -1.0);
         assert_eq!(applied(Numeric::NegExp, Dtype::F16, 1.0), -2.71875);
         assert_eq!(applied(Numeric::NegExp, Dtype::F32, f32::NEG_INFINITY), 0.0);

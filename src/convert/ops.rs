@@ -334,6 +334,7 @@ fn apply(op: Op, operand: Operand, sizes: Sizes<'_>) -> Result<Operand, String> 
         }
         Op::AddOne => Ok(operand.with(Numeric::Plus(1.0))),
         Op::AddNumber(number) => Ok(operand.with(Numeric::Plus(number as f32))),
+        Op::Exp => Ok(operand.with(Numeric::Exp)),
         Op::NegExp => Ok(operand.with(Numeric::NegExp)),
         Op::Cast(ggml_type) => Ok(operand.cast(Cast::To(ggml_type))),
         Op::CastByFile => Ok(operand.cast(Cast::ByFile)),

@@ -28,6 +28,9 @@ const ALWAYS_F32: &[&str] = &[
     "ffn_gate_inp_shexp.weight",
     "position_embd.weight",
     "ssm_conv1d.weight",
+    "ssm_conv1d_q.weight",
+    "ssm_conv1d_k.weight",
+    "ssm_conv1d_v.weight",
     "shortconv.conv.weight",
 ];
 

@@ -44,6 +44,8 @@ pub(super) struct Part {
 pub(super) enum Numeric {
     /// x plus this.
     Plus(f32),
+    /// exp(x).
+    Exp,
     /// -exp(x).
     NegExp,
     /// x times this.

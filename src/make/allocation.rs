@@ -371,7 +371,11 @@ fn memory(input: &Input<'_>, model: &Model<'_>) -> Memory {
     let layer = |attention: &AttentionNumbers| LayerCache {
         kv_heads: attention.kv_heads as u64,
         key_length: attention.key_length as u64,
-        value_length: attention.value_length as u64,
+        // Latent attention keeps keys alone, of which the values are a part.
+        value_length: match hyper.latent {
+            Some(_) => 0,
+            None => attention.value_length as u64,
+        },
         window: attention.window.map(|w| w as u64),
     };
     let with_attention = || hyper.attention.iter().flatten();

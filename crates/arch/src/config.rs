@@ -184,6 +184,17 @@ impl Config {
             .transpose()
     }
 
+    /// A whole number in an object of this name.
+    ///
+    /// # Errors
+    /// A value that is no object, a number that is no whole one.
+    pub(crate) fn number_of(&self, object: &str, name: &str) -> Result<Option<u32>> {
+        let object = self.optional_object(object)?;
+        let value = object.and_then(|object| object.get(name));
+        let value = value.filter(|value| !value.is_null());
+        value.map(|value| as_u32(name, value)).transpose()
+    }
+
     /// Length of a head's queries and keys: `head_dim`, or the heads' share of the hidden size.
     ///
     /// # Errors

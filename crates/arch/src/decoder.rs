@@ -261,6 +261,9 @@ pub enum DeltaHeads {
     Tiled,
     /// Heads of values that share one follow each other. Strength and step come from one matrix.
     Grouped,
+    /// None do: each has its own, and every channel of it a decay of its own (Kimi Delta Attention,
+    /// Kimi Team 2025).
+    Own,
 }
 
 /// Which layers are state spaces of Mamba-2.
@@ -286,6 +289,8 @@ pub enum Activation {
     Gelu,
     /// The square of what is above 0 (So et al. 2021).
     SquaredRelu,
+    /// The logistic function.
+    Sigmoid,
     /// xIELU (Huang and Schlag 2024), with the parameters of the metadata.
     Xielu(Xielu),
 }

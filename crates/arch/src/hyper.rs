@@ -45,6 +45,12 @@ pub struct Hyper {
     pub mamba: Vec<Option<MambaNumbers>>,
     /// The lightning attention of every layer; None in a layer without.
     pub lightning: Vec<Option<LightningNumbers>>,
+    /// Multi-head latent attention, which all layers with attention have; None if they have the
+    /// usual one.
+    pub latent: Option<LatentNumbers>,
+    /// The logarithm of the least that a step keeps of a channel in a delta net, below 0; None if it
+    /// may keep nothing.
+    pub decay_bound: Option<f32>,
     /// Whether a layer has a feed-forward network.
     pub has_ffn: Vec<bool>,
     /// What stands between the matrices of every layer's feed-forward network.
@@ -73,6 +79,10 @@ pub struct Hyper {
     pub logit_scale: f32,
     /// Queries, keys and values are clamped to plus and minus this.
     pub clamp: Option<f32>,
+    /// The limit of activations in every layer's feed-forward network and shared expert.
+    pub limits: Vec<Option<f32>>,
+    /// The same in its experts.
+    pub expert_limits: Vec<Option<f32>>,
     /// How the router of every layer weighs experts, if it has any.
     pub routing: Vec<Routing>,
 }
@@ -119,6 +129,19 @@ pub struct AttentionNumbers {
     pub rotation: Option<usize>,
 }
 
+/// Multi-head latent attention (DeepSeek-AI 2024).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LatentNumbers {
+    /// Length of the latent vector, which keys and values of all heads are made of.
+    pub rank: usize,
+    /// RoPE dimensions of a head's queries and of the keys.
+    pub rotated: usize,
+    /// Length of a head's queries, those among them.
+    pub key_length: usize,
+    /// Length of a head's output.
+    pub value_length: usize,
+}
+
 /// The gated delta net of one layer (Yang et al. 2025).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeltaNumbers {
@@ -142,6 +165,15 @@ impl DeltaNumbers {
         match self.sharing {
             DeltaHeads::Tiled => head % self.key_heads,
             DeltaHeads::Grouped => head / (self.value_heads / self.key_heads),
+            DeltaHeads::Own => head,
+        }
+    }
+
+    /// Decays of one token: of heads, or of their channels.
+    pub fn decays(&self) -> usize {
+        match self.sharing {
+            DeltaHeads::Tiled | DeltaHeads::Grouped => self.value_heads,
+            DeltaHeads::Own => self.keys(),
         }
     }
 
@@ -476,6 +508,21 @@ impl Keys<'_> {
         })
     }
 
+    /// The limit of activations of every layer: one for all, or a list with one for each block; none
+    /// where it is next to 0, as in the reference.
+    fn limits(&self, key: &str, layers: usize, blocks: usize) -> Result<Vec<Option<f32>>> {
+        const LEAST: f32 = 1e-6;
+        let own = format!("{}.{key}", self.architecture);
+        let limits = match self.get(key) {
+            None => vec![0.0; blocks],
+            Some(_) => self.floats(&own, blocks)?,
+        };
+        let limits = limits.into_iter().take(layers);
+        Ok(limits
+            .map(|limit| Some(limit).filter(|limit| *limit > LEAST))
+            .collect())
+    }
+
     /// What stands between the matrices of every layer's feed-forward network.
     fn activations(&self, by_default: Activation, layers: usize) -> Result<Vec<Activation>> {
         if !matches!(by_default, Activation::Xielu(_)) {
@@ -737,6 +784,62 @@ impl Keys<'_> {
         })
     }
 
+    /// The delta nets of layers without heads of keys, which are all of one kind.
+    fn own_delta_nets(
+        &self,
+        heads: &[usize],
+        kv_heads: &[usize],
+    ) -> Result<Vec<Option<DeltaNumbers>>> {
+        let length = self.number("kda.head_dim")?;
+        let kernel = self.number("ssm.conv_kernel")?;
+        let net = |heads: usize| DeltaNumbers {
+            key_heads: heads,
+            value_heads: heads,
+            sharing: DeltaHeads::Own,
+            key_length: length,
+            value_length: length,
+            kernel,
+        };
+        let layers = heads.iter().zip(kv_heads);
+        Ok(layers
+            .map(|(heads, kv_heads)| (*heads > 0 && *kv_heads == 0).then(|| net(*heads)))
+            .collect())
+    }
+
+    /// Multi-head latent attention whose matrices are apart for each head, which the length of a
+    /// head's key tells.
+    fn latent(&self, key_length: usize) -> Result<Option<LatentNumbers>> {
+        const KEY: &str = "attention.key_length_mla";
+        const RANK: &str = "attention.kv_lora_rank";
+        if self.get(KEY).is_none() {
+            return Ok(None);
+        }
+        let numbers = LatentNumbers {
+            rank: self.number(RANK)?,
+            rotated: self.optional("rope.dimension_count")?.unwrap_or(0),
+            key_length: self.number(KEY)?,
+            value_length: self.number("attention.value_length_mla")?,
+        };
+        if numbers.rotated >= numbers.key_length {
+            let (rotated, length) = (numbers.rotated, numbers.key_length);
+            return Err(self.bad(
+                KEY,
+                format!(
+                    "is {length}; more than the {rotated} of 'rope.dimension_count' is expected"
+                ),
+            ));
+        }
+        if key_length != numbers.rank + numbers.rotated {
+            return Err(self.bad(
+                "attention.key_length",
+                format!(
+                    "is {key_length}; the sum of '{RANK}' and 'rope.dimension_count' is expected"
+                ),
+            ));
+        }
+        Ok(Some(numbers))
+    }
+
     fn rotation(&self, length: usize, context: usize, sections: Sections) -> Result<Rotation> {
         let kind = self
             .get("rope.scaling.type")
@@ -854,12 +957,19 @@ impl Hyper {
         }
         let kv_heads = keys.per_layer("attention.head_count_kv", blocks)?;
         let kv_heads = kv_heads.unwrap_or_else(|| heads.clone());
-        let may_be_unattended =
-            decoder.short_convolutions || decoder.mamba || decoder.mamba2.is_some();
+        let own_delta_nets = decoder.delta_nets == Some(DeltaHeads::Own);
+        let may_be_unattended = decoder.short_convolutions
+            || decoder.mamba
+            || decoder.mamba2.is_some()
+            || own_delta_nets;
         let is_unattended = |layer: usize| may_be_unattended && kv_heads[layer] == 0;
         let is_linear =
             |layer: usize| decoder.linear_layers && heads[layer] > 0 && kv_heads[layer] == 0;
         let is_linear: Vec<_> = (0..layers).map(is_linear).collect();
+        let own_delta_nets = match own_delta_nets {
+            true => keys.own_delta_nets(&heads[..layers], &kv_heads[..layers])?,
+            false => vec![None; layers],
+        };
         for layer in (0..layers).filter(|i| !is_linear[*i] && !is_unattended(*i)) {
             let (heads, kv_heads) = (heads[layer], kv_heads[layer]);
             if heads > 0 && (kv_heads == 0 || !heads.is_multiple_of(kv_heads)) {
@@ -884,6 +994,7 @@ impl Hyper {
                 false => Ok(length),
             }
         };
+        let latent = keys.latent(key_length)?;
         let rotated = match decoder.rope {
             Rope::None => 0,
             _ => length_of("rope.dimension_count", key_length)?,
@@ -979,11 +1090,12 @@ impl Hyper {
             heads: heads[layer],
             kv_heads: kv_heads[layer],
             key_length,
-            value_length,
+            value_length: latent.map_or(value_length, |latent| latent.rank),
             window: windows[layer],
             rotation: rotates(layer).then_some(usize::from(windows[layer].is_some())),
         };
         let delta_nets = match decoder.delta_nets {
+            Some(DeltaHeads::Own) => own_delta_nets,
             Some(sharing) => keys.delta_nets(sharing, layers, blocks)?,
             None => vec![None; layers],
         };
@@ -1053,7 +1165,10 @@ impl Hyper {
             ScoreDivisor::RootOfShare(number) if layers == number as usize => {
                 1.0 / ((hidden / most_heads) as f32).sqrt()
             }
-            ScoreDivisor::Root | ScoreDivisor::RootOfShare(_) => 1.0 / (key_length as f32).sqrt(),
+            ScoreDivisor::Root | ScoreDivisor::RootOfShare(_) => {
+                let length = latent.map_or(key_length, |latent| latent.key_length);
+                1.0 / (length as f32).sqrt()
+            }
         };
         let positive = |x: Option<f32>| x.filter(|x| *x != 0.0);
         const STRENGTH: &str = "attention.temperature_scale";
@@ -1073,6 +1188,11 @@ impl Hyper {
                 bias,
             } => Some(bias).filter(|_| layers == number as usize),
         };
+        const BOUND: &str = "kda.gate_lower_bound";
+        let decay_bound = keys.float(BOUND)?;
+        if decay_bound.is_some_and(|bound| bound >= 0.0) {
+            return Err(keys.bad(BOUND, "is not below 0"));
+        }
         let embedding_scale = if decoder.scaled_embeddings {
             (hidden as f32).sqrt()
         } else {
@@ -1091,6 +1211,8 @@ impl Hyper {
             activations: keys.activations(decoder.activation, layers)?,
             parallel: keys.flag("use_parallel_residual")?.unwrap_or(false),
             delta_nets,
+            latent,
+            decay_bound,
             mamba2,
             convolutions,
             lightning,
@@ -1114,6 +1236,8 @@ impl Hyper {
                 }
             }),
             clamp: positive(keys.float("attention.clamp_kqv")?),
+            limits: keys.limits("swiglu_clamp_shexp", layers, blocks)?,
+            expert_limits: keys.limits("swiglu_clamp_exp", layers, blocks)?,
             routing: keys.routing(decoder.router, layers, blocks)?,
         })
     }

@@ -11,6 +11,7 @@
 
 mod apertus;
 mod baichuan;
+mod bailing;
 mod bitnet;
 mod bloom;
 pub mod catalog;
@@ -32,6 +33,7 @@ pub mod hyper;
 mod input;
 mod internlm;
 mod jais;
+mod kimi;
 mod lfm2;
 mod llada;
 mod llama;
@@ -129,6 +131,9 @@ pub static ARCHITECTURES: &[&Architecture] = &[
     &lfm2::LFM2_MOE,
     &mamba::MAMBA,
     &mamba::JAMBA,
+    &kimi::KIMI_LINEAR,
+    &bailing::BAILING_MOE3,
+    &bailing::BAILING_MOE3_VL,
     &gemma::GEMMA1,
     &gemma::GEMMA2,
     &gemma::GEMMA3,

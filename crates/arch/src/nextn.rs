@@ -61,7 +61,7 @@ pub struct Names {
     shared: &'static [&'static str],
 }
 
-static FAMILIES: &[Names] = &[QWEN, NEMOTRON_H, EXAONE, GLM_OCR];
+static FAMILIES: &[Names] = &[QWEN, NEMOTRON_H, EXAONE, GLM_OCR, LING];
 
 /// llama.cpp's limit on layers of all kinds.
 const MOST_BLOCKS: u32 = 512;
@@ -137,6 +137,22 @@ const GLM_OCR: Names = Names {
     first: &[],
     by_field: true,
     shared: &[],
+    ..QWEN
+};
+
+const LING: Names = Names {
+    architectures: &["bailingmoe3"],
+    field: "num_nextn_predict_layers",
+    prefix: "model.layers.",
+    layers: "model.layers.",
+    goes_on: true,
+    first: &[],
+    by_field: true,
+    shared: &[
+        "model.word_embeddings.weight",
+        "model.norm.weight",
+        "lm_head.weight",
+    ],
     ..QWEN
 };
 

@@ -140,6 +140,8 @@ pub enum Op {
     AddOne,
     /// This is added to every weight.
     AddNumber(f64),
+    /// Every weight x becomes exp(x).
+    Exp,
     /// Every weight x becomes -exp(x).
     NegExp,
     /// Every weight becomes the nearest of 0 and plus and minus the mean of all magnitudes (BitNet b1.58,

@@ -6,8 +6,8 @@
 
 use crate::catalog::{EMBEDDING, OF_EXPERTS, OUTPUT};
 use crate::hyper::{
-    AttentionNumbers, ConvolutionNumbers, DeltaNumbers, Hyper, LightningNumbers, Mamba2Numbers,
-    MambaNumbers, Routing, Temperature,
+    AttentionNumbers, ConvolutionNumbers, DeltaNumbers, Hyper, LatentNumbers, LightningNumbers,
+    Mamba2Numbers, MambaNumbers, Routing, Temperature,
 };
 use crate::{Activation, Catalog, DeltaHeads, Layout, Norm, Rope};
 
@@ -193,6 +193,8 @@ pub struct BranchSpec {
 pub enum MixerSpec {
     /// Softmax attention.
     Attention(AttentionSpec),
+    /// Multi-head latent attention.
+    LatentAttention(LatentSpec),
     /// One matrix in place of attention.
     Linear(LinearSpec),
     /// A gated delta net.
@@ -226,12 +228,12 @@ pub struct NormSpec {
     pub groups: usize,
 }
 
-/// A weight matrix that multiplies activations, or one for each expert.
+/// A weight matrix that multiplies activations, or one for each expert or head.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LinearSpec {
     /// The tensors' name without `.weight` and `.bias`.
     pub stem: String,
-    /// Matrices, if there is one for each expert.
+    /// Matrices, if there is one for each expert or head.
     pub experts: Option<usize>,
     /// Length of an output.
     pub rows: usize,
@@ -272,24 +274,73 @@ pub struct AttentionSpec {
     pub clamp: Option<f32>,
 }
 
+/// A matrix, or the two factors of one of low rank.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Factored {
+    /// One matrix.
+    Whole(LinearSpec),
+    /// Two.
+    LowRank {
+        /// Reads the input.
+        first: LinearSpec,
+        /// A norm between both.
+        norm: Option<NormSpec>,
+        /// Reads what the first one makes.
+        second: LinearSpec,
+    },
+}
+
+/// Multi-head latent attention (DeepSeek-AI 2024) in its absorbed form: keys and values of all heads
+/// are a latent vector and a rotated part; each head has a matrix in front of the scores, and one
+/// behind the mix of values.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LatentSpec {
+    /// Lengths.
+    pub numbers: LatentNumbers,
+    /// Heads, and what a token sees.
+    pub attention: AttentionNumbers,
+    /// The matrix of queries.
+    pub query: Factored,
+    /// The matrix of the latent vector and the rotated part of keys.
+    pub compression: LinearSpec,
+    /// The norm of the latent vector.
+    pub norm: NormSpec,
+    /// By head: from a query to a query of the latent vector.
+    pub key: LinearSpec,
+    /// By head: from the latent vector to the output.
+    pub value: LinearSpec,
+    /// The gate of the heads' outputs.
+    pub gate: Gate,
+    /// The output matrix.
+    pub output: LinearSpec,
+    /// How heads are rotated.
+    pub rope: Rope,
+    /// Scores are multiplied by this.
+    pub score_scale: f32,
+}
+
 /// A gated delta net (Yang et al. 2025): a causal convolution over queries, keys and values, then a
 /// state per head that forgets, and learns by the delta rule.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DeltaSpec {
     /// Heads and the length of the convolution.
     pub numbers: DeltaNumbers,
-    /// The matrix with the rows of queries before those of keys before those of values.
-    pub projections: LinearSpec,
+    /// The matrices of queries, keys and values.
+    pub projections: Projections,
     /// The gate of what the heads put out.
-    pub gate: LinearSpec,
+    pub gate: Factored,
+    /// What stands behind the gate.
+    pub gate_activation: Activation,
     /// The matrices of strength and step.
     pub rates: Rates,
-    /// The tensor that is added to the step: one number per head of values.
+    /// The tensor that is added to the step: one number per decay.
     pub step_bias: String,
-    /// The tensor that multiplies the step: one number below 0 per head of values.
+    /// The tensor that multiplies the step: one number per head of values, below 0 without a bound.
     pub decay: String,
-    /// The tensor of the convolution: one kernel per channel.
-    pub convolution: String,
+    /// The logarithm of the least that a step keeps, below 0.
+    pub decay_bound: Option<f32>,
+    /// The tensors of the convolution, of queries before keys before values: one kernel per channel.
+    pub convolutions: Vec<String>,
     /// The norm of what a head puts out.
     pub norm: NormSpec,
     /// The output matrix.
@@ -302,8 +353,13 @@ pub struct DeltaSpec {
 /// function, and how fast it forgets, before its bias and softplus.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Rates {
-    /// One for strengths, one for steps.
-    Apart([LinearSpec; 2]),
+    /// One each.
+    Apart {
+        /// Of strengths.
+        strength: LinearSpec,
+        /// Of steps.
+        step: Factored,
+    },
     /// For every head of keys, the rows of strengths of the heads that share it, then those of steps.
     Fused(LinearSpec),
 }
@@ -433,6 +489,9 @@ pub struct FfnSpec {
     pub down: LinearSpec,
     /// What stands between them.
     pub activation: Activation,
+    /// Behind its activation the gate is at most this, and what it multiplies is clamped to plus and
+    /// minus this.
+    pub limit: Option<f32>,
 }
 
 /// The matrices of a feed-forward network's first stage.
@@ -497,7 +556,10 @@ impl LayerSpec {
         let attention = hyper.attention.get(number).copied();
         let attention = match (attention.unwrap_or(hyper.nextn), delta_net) {
             (_, Some(numbers)) => Some(MixerSpec::DeltaNet(known.delta_net(numbers))),
-            (Some(numbers), None) => Some(MixerSpec::Attention(known.attention(numbers))),
+            (Some(numbers), None) => Some(match hyper.latent {
+                Some(latent) => MixerSpec::LatentAttention(known.latent(latent, numbers)),
+                None => MixerSpec::Attention(known.attention(numbers)),
+            }),
             (None, None) if hyper.is_linear.get(number) == Some(&true) => {
                 let linear = known.linear("attn_output", hyper.hidden, hyper.hidden);
                 Some(MixerSpec::Linear(linear))
@@ -565,6 +627,7 @@ impl LayerSpec {
     pub fn stages(&self) -> usize {
         let stages = |mixer: &MixerSpec| match mixer {
             MixerSpec::Attention(_)
+            | MixerSpec::LatentAttention(_)
             | MixerSpec::DeltaNet(_)
             | MixerSpec::Mamba2(_)
             | MixerSpec::ShortConv(_)
@@ -746,23 +809,110 @@ impl Known<'_> {
         }
     }
 
+    /// A matrix of the first name, or with one of the second name the product of both.
+    fn factored(&self, [first, second]: [&str; 2], rows: usize) -> Factored {
+        let hidden = self.hyper.hidden;
+        match self.has(second) {
+            true => Factored::LowRank {
+                first: self.linear(first, self.dim(first, 1), hidden),
+                norm: None,
+                second: self.linear(second, rows, self.dim(first, 1)),
+            },
+            false => Factored::Whole(self.linear(first, rows, hidden)),
+        }
+    }
+
+    fn latent(&self, numbers: LatentNumbers, attention: AttentionNumbers) -> LatentSpec {
+        let hyper = self.hyper;
+        let heads = attention.heads;
+        let LatentNumbers {
+            rank,
+            rotated,
+            key_length,
+            value_length,
+        } = numbers;
+        let of_heads = |name: &str, rows: usize, columns: usize| LinearSpec {
+            experts: Some(heads),
+            ..self.linear(name, rows, columns)
+        };
+        // The file holds weights of these norms even if a family's norms are of another kind.
+        let norm = |name: &str, len: usize| NormSpec {
+            stem: self.stem(name),
+            kind: Norm::Rms,
+            epsilon: hyper.epsilon,
+            len,
+            groups: 1,
+        };
+        let query = match self.has("attn_q_a") {
+            true => {
+                let length = self.dim("attn_q_a", 1);
+                Factored::LowRank {
+                    first: self.linear("attn_q_a", length, hyper.hidden),
+                    norm: Some(norm("attn_q_a_norm", length)),
+                    second: self.linear("attn_q_b", heads * key_length, length),
+                }
+            }
+            false => Factored::Whole(self.linear("attn_q", heads * key_length, hyper.hidden)),
+        };
+        LatentSpec {
+            numbers,
+            attention,
+            query,
+            compression: self.linear("attn_kv_a_mqa", rank + rotated, hyper.hidden),
+            norm: norm("attn_kv_a_norm", rank),
+            key: of_heads("attn_k_b", rank, key_length - rotated),
+            value: of_heads("attn_v_b", value_length, rank),
+            gate: match self.has("attn_gate") {
+                true => Gate::Own(self.linear("attn_gate", heads, hyper.hidden)),
+                false => Gate::None,
+            },
+            output: self.linear("attn_output", hyper.hidden, heads * value_length),
+            rope: hyper.decoder.rope,
+            score_scale: hyper.score_scale,
+        }
+    }
+
     fn delta_net(&self, numbers: DeltaNumbers) -> DeltaSpec {
         let (hidden, heads) = (self.hyper.hidden, numbers.value_heads);
         let values = numbers.values();
+        let strength = self.linear("ssm_beta", heads, hidden);
+        let own = numbers.sharing == DeltaHeads::Own;
+        let convolutions: &[&str] = match own {
+            true => &["ssm_conv1d_q", "ssm_conv1d_k", "ssm_conv1d_v"],
+            false => &["ssm_conv1d"],
+        };
+        let tensor = |name: &&str| self.stem(&format!("{name}.weight"));
         DeltaSpec {
             numbers,
-            projections: self.linear("attn_qkv", numbers.channels(), hidden),
-            gate: self.linear("attn_gate", values, hidden),
+            projections: match own {
+                true => Projections::Apart(
+                    ["attn_q", "attn_k", "attn_v"].map(|name| self.linear(name, values, hidden)),
+                ),
+                false => Projections::Fused(self.linear("attn_qkv", numbers.channels(), hidden)),
+            },
+            gate: match own {
+                true => self.factored(["ssm_g_a", "ssm_g_b"], values),
+                false => Factored::Whole(self.linear("attn_gate", values, hidden)),
+            },
+            gate_activation: match own {
+                true => Activation::Sigmoid,
+                false => Activation::Silu,
+            },
             rates: match numbers.sharing {
-                DeltaHeads::Tiled => Rates::Apart([
-                    self.linear("ssm_beta", heads, hidden),
-                    self.linear("ssm_alpha", heads, hidden),
-                ]),
+                DeltaHeads::Tiled => Rates::Apart {
+                    strength,
+                    step: Factored::Whole(self.linear("ssm_alpha", heads, hidden)),
+                },
                 DeltaHeads::Grouped => Rates::Fused(self.linear("ssm_ba", 2 * heads, hidden)),
+                DeltaHeads::Own => Rates::Apart {
+                    strength,
+                    step: self.factored(["ssm_f_a", "ssm_f_b"], numbers.decays()),
+                },
             },
             step_bias: self.stem("ssm_dt.bias"),
             decay: self.stem("ssm_a"),
-            convolution: self.stem("ssm_conv1d.weight"),
+            decay_bound: self.hyper.decay_bound,
+            convolutions: convolutions.iter().map(tensor).collect(),
             norm: NormSpec {
                 stem: self.stem("ssm_norm"),
                 kind: Norm::Rms,
@@ -770,7 +920,10 @@ impl Known<'_> {
                 len: numbers.value_length,
                 groups: 1,
             },
-            output: self.linear("ssm_out", hidden, values),
+            output: match own {
+                true => self.linear("attn_output", hidden, values),
+                false => self.linear("ssm_out", hidden, values),
+            },
             epsilon: self.hyper.epsilon,
         }
     }
@@ -840,6 +993,15 @@ impl Known<'_> {
     fn activation(&self) -> Activation {
         let activations = &self.hyper.activations;
         activations[self.number.min(activations.len() - 1)]
+    }
+
+    /// The limit of activations in the feed-forward network, or in its experts; none behind the layers.
+    fn limit(&self, experts: bool) -> Option<f32> {
+        let limits = match experts {
+            true => &self.hyper.expert_limits,
+            false => &self.hyper.limits,
+        };
+        limits.get(self.number).copied().flatten()
     }
 
     /// How the router weighs experts; behind the layers, as in the last one.
@@ -930,6 +1092,7 @@ impl Known<'_> {
             inner_norm: self.norm_if_there(&format!("ffn_sub_norm{suffix}"), length),
             down: linear(&down, columns, length),
             activation: self.activation(),
+            limit: self.limit(experts.is_some()),
         }
     }
 

@@ -3,7 +3,7 @@
 use super::collect::waiting_rows;
 use super::{EXPERT_SAMPLE, Job, SAMPLE, is_held_out};
 use crate::model::Engine;
-use quantier_arch::{Entry, InputId, LayerId, Linear};
+use quantier_arch::{Entry, Grouping, InputId, LayerId, Linear};
 use quantier_gguf::hessian::triangle;
 use quantier_gguf::{Error, Result};
 use quantier_round::hessian::check_free;
@@ -35,6 +35,8 @@ struct Distinct {
     layer: Option<LayerId>,
     columns: usize,
     matrices: usize,
+    /// Matrices that see a position.
+    seeing: usize,
 }
 
 impl Needs {
@@ -66,14 +68,7 @@ impl Needs {
                 0
             }
         }) <= limit;
-        let seen = |input: &Distinct| {
-            positions
-                * if input.matrices > 1 {
-                    engine.hyper.experts_used().max(1)
-                } else {
-                    1
-                }
-        };
+        let seen = |input: &Distinct| positions * input.seeing;
         let held_out = (0..chunks)
             .filter(|chunk| is_held_out(*chunk, chunks))
             .count();
@@ -186,6 +181,11 @@ fn distinct(engine: &Engine<'_>, process_output: bool) -> Vec<Distinct> {
             layer: linear.layer,
             columns: catalog.weight(linear.id).row_len() as usize,
             matrices: linear.grouping.matrices(),
+            seeing: match linear.grouping {
+                Grouping::Whole | Grouping::Experts(1) => 1,
+                Grouping::Experts(_) => engine.hyper.experts_used().max(1),
+                Grouping::Heads(count) => count,
+            },
         })
         .collect()
 }

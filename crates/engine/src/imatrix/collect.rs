@@ -16,8 +16,8 @@ use crate::model::{
     self, Engine, Get, Hidden, LOGIT_ROWS, LinearInput, Observer, Put, Tap, Turns, in_order,
 };
 use crate::resume::Resume;
-use quantier_arch::Catalog;
 use quantier_arch::role::block_of;
+use quantier_arch::{Catalog, Grouping};
 use quantier_core::progress::{Progress, Unit};
 use quantier_gguf as format;
 use quantier_gguf::snapshot::{Packer, Snapshot, Unpacker};
@@ -378,6 +378,16 @@ impl Collector<'_> {
         Ok(nll)
     }
 
+    /// Leaves tensors of heads one count: all of them see every position.
+    fn share_counts(&self, sums: &mut Sums) {
+        for (name, tensor) in &mut sums.tensors {
+            let linear = self.catalog.linear_named(name);
+            if linear.is_some_and(|linear| matches!(linear.grouping, Grouping::Heads(_))) {
+                tensor.counts.truncate(1);
+            }
+        }
+    }
+
     fn fail(&self, chunk: usize, error: sums::Error) {
         let mut failed = lock(&self.failed);
         if failed.as_ref().is_none_or(|(first, _)| chunk < *first) {
@@ -447,7 +457,8 @@ impl Tap for Collector<'_> {
 impl Observer for Collector<'_> {
     fn chunk_done(&self, chunk: usize) -> model::Result<()> {
         if lock(&self.failed).is_none() {
-            let sums = std::mem::take(&mut lock(&self.chunks[chunk]).sums);
+            let mut sums = std::mem::take(&mut lock(&self.chunks[chunk]).sums);
+            self.share_counts(&mut sums);
             match lock(&self.turn).take(chunk, sums) {
                 Ok(()) => {
                     if let Some(recorder) = &self.recorder {

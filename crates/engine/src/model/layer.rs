@@ -2,8 +2,9 @@
 
 use super::linear::{Linear, Norm, Pass};
 use super::mixer::{
-    AnyMixer, Attention, DeltaNet, Factors, Ffn, First, Gate, Latent, Lightning, Mamba, Mamba2,
-    Moe, Projections, Rates, Shared, ShortConv, Single, Stage, Tape,
+    AnyMixer, Apart, Attention, Decay, DeltaNet, Factored, Factors, Ffn, First, Gate, Latent,
+    LatentAttention, Lightning, LowRank, Mamba, Mamba2, Moe, Projections, Rates, Shared, ShortConv,
+    Single, Stage, Tape,
 };
 use super::ops::attention::{Scores, alibi_slopes};
 use super::ops::elementwise::{add, add_scaled, scale};
@@ -14,8 +15,8 @@ use super::weights::Weights;
 use super::{Replaced, Result};
 use quantier_arch::Norm as NormKind;
 use quantier_arch::spec::{
-    self, AttentionSpec, BlockSpec, BranchSpec, DeltaSpec, FactorsSpec, FfnSpec, LayerSpec,
-    LightningSpec, Mamba2Spec, MambaSpec, MixerSpec, MoeSpec, Residual, ShortConvSpec,
+    self, AttentionSpec, BlockSpec, BranchSpec, DeltaSpec, FactorsSpec, FfnSpec, LatentSpec,
+    LayerSpec, LightningSpec, Mamba2Spec, MambaSpec, MixerSpec, MoeSpec, Residual, ShortConvSpec,
 };
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -305,6 +306,9 @@ impl Branch {
                 MixerSpec::Attention(spec) => {
                     AnyMixer::Attention(attention(weights, spec, angles)?)
                 }
+                MixerSpec::LatentAttention(spec) => {
+                    AnyMixer::LatentAttention(latent_attention(weights, spec, angles)?)
+                }
                 MixerSpec::DeltaNet(spec) => AnyMixer::DeltaNet(delta_net(weights, spec)?),
                 MixerSpec::Lightning(spec) => AnyMixer::Lightning(lightning(weights, spec)?),
                 MixerSpec::Mamba2(spec) => AnyMixer::Mamba2(mamba2(weights, spec)?),
@@ -369,22 +373,11 @@ fn attention(
     let norm = |spec| norm(weights, spec);
     let numbers = spec.numbers;
     Ok(Attention {
-        projections: match &spec.projections {
-            spec::Projections::Apart([query, key, value]) => Projections::Apart(Box::new([
-                weights.linear(query)?,
-                weights.linear(key)?,
-                weights.linear(value)?,
-            ])),
-            spec::Projections::Fused(all) => Projections::Fused(weights.linear(all)?),
-        },
+        projections: projections(weights, &spec.projections)?,
         query_norm: norm(&spec.query_norm)?,
         key_norm: norm(&spec.key_norm)?,
         norms_rotated: spec.norms_rotated,
-        gate: match &spec.gate {
-            spec::Gate::None => Gate::None,
-            spec::Gate::Queries => Gate::Queries,
-            spec::Gate::Own(gate) => Gate::Own(weights.linear(gate)?),
-        },
+        gate: gate(weights, &spec.gate)?,
         output_norm: norm(&spec.output_norm)?,
         output: weights.linear(&spec.output)?,
         heads: numbers.heads,
@@ -407,23 +400,102 @@ fn attention(
     })
 }
 
+fn projections(weights: &Weights<'_>, spec: &spec::Projections) -> Result<Projections> {
+    Ok(match spec {
+        spec::Projections::Apart([query, key, value]) => Projections::Apart(Box::new([
+            weights.linear(query)?,
+            weights.linear(key)?,
+            weights.linear(value)?,
+        ])),
+        spec::Projections::Fused(all) => Projections::Fused(weights.linear(all)?),
+    })
+}
+
+fn gate(weights: &Weights<'_>, spec: &spec::Gate) -> Result<Gate> {
+    Ok(match spec {
+        spec::Gate::None => Gate::None,
+        spec::Gate::Queries => Gate::Queries,
+        spec::Gate::Own(gate) => Gate::Own(weights.linear(gate)?),
+    })
+}
+
+fn factored(weights: &Weights<'_>, spec: &spec::Factored) -> Result<Factored> {
+    Ok(match spec {
+        spec::Factored::Whole(whole) => Factored::Whole(weights.linear(whole)?),
+        spec::Factored::LowRank {
+            first,
+            norm: between,
+            second,
+        } => Factored::LowRank(Box::new(LowRank {
+            first: weights.linear(first)?,
+            norm: norm(weights, between)?,
+            second: weights.linear(second)?,
+        })),
+    })
+}
+
+fn latent_attention(
+    weights: &Weights<'_>,
+    spec: &LatentSpec,
+    angles: &[Arc<Angles>],
+) -> Result<LatentAttention> {
+    let rotation = spec.attention.rotation;
+    Ok(LatentAttention {
+        numbers: spec.numbers,
+        heads: spec.attention.heads,
+        query: factored(weights, &spec.query)?,
+        compression: weights.linear(&spec.compression)?,
+        norm: weights.norm(&spec.norm)?,
+        key: weights.linear(&spec.key)?,
+        value: weights.linear(&spec.value)?,
+        gate: gate(weights, &spec.gate)?,
+        output: weights.linear(&spec.output)?,
+        rope: spec.rope,
+        angles: rotation.and_then(|rotation| angles.get(rotation).cloned()),
+        scores: Scores {
+            scale: spec.score_scale,
+            cap: None,
+            window: spec.attention.window,
+            slopes: None,
+        },
+    })
+}
+
 fn delta_net(weights: &Weights<'_>, spec: &DeltaSpec) -> Result<DeltaNet> {
     let numbers = spec.numbers;
     let heads = numbers.value_heads;
     let length = numbers.key_length;
+    // Several are of queries, keys and values, which are equally long then.
+    let channels = numbers.channels() / spec.convolutions.len();
+    let convolutions = spec.convolutions.iter();
+    let convolutions: Result<Vec<_>> = convolutions
+        .map(|name| weights.finite(name, &[channels, numbers.kernel]))
+        .collect();
+    let decay = match spec.decay_bound {
+        Some(_) => weights.finite(&spec.decay, &[heads])?,
+        None => weights.at_most_zero(&spec.decay, &[heads])?,
+    };
     Ok(DeltaNet {
         numbers,
-        projections: weights.linear(&spec.projections)?,
-        gate: weights.linear(&spec.gate)?,
+        projections: projections(weights, &spec.projections)?,
+        gate: factored(weights, &spec.gate)?,
+        gate_activation: spec.gate_activation,
         rates: match &spec.rates {
-            spec::Rates::Apart([strength, step]) => {
-                Rates::Apart(Box::new([weights.linear(strength)?, weights.linear(step)?]))
-            }
+            spec::Rates::Apart { strength, step } => Rates::Apart(Box::new(Apart {
+                strength: weights.linear(strength)?,
+                step: factored(weights, step)?,
+            })),
             spec::Rates::Fused(both) => Rates::Fused(weights.linear(both)?),
         },
-        step_bias: weights.finite(&spec.step_bias, &[heads])?,
-        decay: weights.at_most_zero(&spec.decay, &[heads])?,
-        kernels: weights.finite(&spec.convolution, &[numbers.channels(), numbers.kernel])?,
+        step_bias: weights.finite(&spec.step_bias, &[numbers.decays()])?,
+        decay: match spec.decay_bound {
+            Some(bound) => Decay::Bounded {
+                numbers: decay,
+                bound,
+            },
+            None => Decay::Softplus(decay),
+        },
+        kernels: convolutions?.concat(),
         // The root mean square of a head of length 1 is the root of its share.
         unit: Norm {
             kind: NormKind::Rms,
@@ -522,6 +594,7 @@ fn ffn(weights: &Weights<'_>, spec: &FfnSpec) -> Result<Ffn> {
         inner_norm: norm(weights, &spec.inner_norm)?,
         down: weights.linear(&spec.down)?,
         activation: spec.activation,
+        limit: spec.limit,
     })
 }
 

@@ -10,7 +10,7 @@ use quantier_arch::{LinearId, Norm as NormKind};
 use quantier_core::progress::Progress;
 use std::sync::Arc;
 
-/// A weight matrix that multiplies activations, or one for each expert, in f32.
+/// A weight matrix that multiplies activations, or one for each expert or head, in f32.
 #[derive(Clone)]
 pub(super) struct Linear {
     /// Its place in the model's catalog.
@@ -19,7 +19,7 @@ pub(super) struct Linear {
     pub name: String,
     /// `[experts, rows, columns]`.
     pub weights: Arc<Vec<f32>>,
-    /// More than one only for experts.
+    /// More than one only for experts and heads.
     pub experts: usize,
     pub columns: usize,
     /// `[rows]`; experts have none.

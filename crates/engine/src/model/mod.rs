@@ -116,7 +116,7 @@ pub struct LinearInput<'a> {
     pub chunk: usize,
     /// All linears that read these rows.
     pub linears: &'a [LinearId],
-    /// The expert that the rows are for; None for all positions.
+    /// The expert or head that the rows are for; None if there is one matrix for all positions.
     pub routed: Option<Routed<'a>>,
     /// The activations.
     pub rows: &'a Rows,
@@ -129,18 +129,18 @@ pub struct OutputGradient<'a> {
     pub chunk: usize,
     /// The linear.
     pub linear: LinearId,
-    /// The expert that the rows are of; None for all positions.
+    /// The expert or head that the rows are of; None if there is one matrix for all positions.
     pub routed: Option<Routed<'a>>,
     /// The gradient, row by row.
     pub rows: &'a Rows,
 }
 
-/// Positions that one expert sees.
+/// Positions that one expert sees, or one head, which sees all of them.
 #[derive(Clone, Copy, Debug)]
 pub struct Routed<'a> {
-    /// The expert.
+    /// The expert or head.
     pub expert: usize,
-    /// How many experts there are.
+    /// How many there are.
     pub experts: usize,
     /// The position of each row, rising.
     pub positions: &'a [u32],

@@ -53,14 +53,14 @@ pub(in crate::model) enum Projections {
 }
 
 impl Projections {
-    fn linears(&self) -> Vec<&Linear> {
+    pub(super) fn linears(&self) -> Vec<&Linear> {
         match self {
             Projections::Apart(all) => all.iter().collect(),
             Projections::Fused(all) => vec![all],
         }
     }
 
-    fn linears_mut(&mut self) -> Vec<&mut Linear> {
+    pub(super) fn linears_mut(&mut self) -> Vec<&mut Linear> {
         match self {
             Projections::Apart(all) => all.iter_mut().collect(),
             Projections::Fused(all) => vec![all],
@@ -93,7 +93,7 @@ struct HeadsTape<'m> {
 }
 
 /// The gate's values, and what they multiply.
-struct Gated {
+pub(super) struct Gated {
     values: Rows,
     outputs: Rows,
 }
@@ -235,7 +235,7 @@ impl Attention {
 
 impl Gated {
     /// The heads' outputs, gated; the gate is in front of its logistic function.
-    fn new(y: &mut Rows, mut values: Rows) -> Gated {
+    pub(super) fn new(y: &mut Rows, mut values: Rows) -> Gated {
         let outputs = y.clone();
         Gated::apply(y, &mut values);
         Gated { values, outputs }
@@ -249,7 +249,7 @@ impl Gated {
     }
 
     /// Turns the gradient of the gated outputs into that of the outputs; gives that of the gate.
-    fn derivative(&self, g: &mut Rows) -> Rows {
+    pub(super) fn derivative(&self, g: &mut Rows) -> Rows {
         let values = self.values.numbers();
         let mut of_gate = dots(self.outputs.numbers(), g.numbers(), values.len());
         let places = of_gate.iter_mut().zip(values);
@@ -373,7 +373,7 @@ impl StageTape for HeadsTape<'_> {
 }
 
 /// `[positions, heads * length]` as `[heads, positions, length]`.
-fn by_head(x: &Rows, heads: usize) -> Rows {
+pub(super) fn by_head(x: &Rows, heads: usize) -> Rows {
     let length = x.columns() / heads;
     let mut out = Vec::with_capacity(x.numbers().len());
     for head in 0..heads {
@@ -385,7 +385,7 @@ fn by_head(x: &Rows, heads: usize) -> Rows {
 }
 
 /// The reverse of [`by_head`].
-fn by_position(x: &Rows, heads: usize) -> Rows {
+pub(super) fn by_position(x: &Rows, heads: usize) -> Rows {
     let (positions, length) = (x.len() / heads, x.columns());
     let mut out = Rows::zeros(positions, heads * length);
     for (position, row) in out.iter_mut().enumerate() {

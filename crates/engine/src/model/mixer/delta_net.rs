@@ -1,13 +1,16 @@
-//! A gated delta net (Yang et al. 2025): a causal convolution over queries, keys and values, a state
-//! per head that forgets and learns by the delta rule, and a gate behind a norm.
+//! A gated delta net (Yang et al. 2025), or Kimi Delta Attention (Kimi Team 2025): a causal
+//! convolution over queries, keys and values, a state per head that forgets and learns by the delta
+//! rule, and a gate behind a norm.
 
+use super::attention::Projections;
+use super::factored::{Factored, FactoredTape};
 use super::{BoxedTape, Mixer, Stage, StageTape, run_linear};
 use crate::model::Result;
 use crate::model::linear::{Linear, Norm, Pass};
 use crate::model::ops::activation::{activate, activate_derivative, gate, gate_derivative};
 use crate::model::ops::convolution::{convolve, convolve_derivative};
 use crate::model::ops::delta::Streams;
-use crate::model::ops::elementwise::{sigmoid, sigmoid_slope, softplus};
+use crate::model::ops::elementwise::{add_bias, sigmoid, sigmoid_slope, softplus};
 use crate::model::rows::Rows;
 use quantier_arch::Activation;
 use quantier_arch::hyper::DeltaNumbers;
@@ -15,22 +18,21 @@ use quantier_arch::hyper::DeltaNumbers;
 /// ```text
 /// stage 0    input -> queries, keys, values -> convolution, SiLU -> queries and keys of length 1
 ///            input -> strength -> logistic function
-///            input -> step -> bias, softplus -> times the decay
-///            the states of all heads -> norm, times SiLU of the gate -> the heads' outputs
+///            input -> step -> bias -> decays of heads, or of their channels
+///            the states of all heads -> norm, times activation of the gate -> the heads' outputs
 /// stage 1    the heads' outputs -> the output matrix
 /// ```
 #[derive(Clone)]
 pub(in crate::model) struct DeltaNet {
     pub numbers: DeltaNumbers,
-    /// The rows of queries before those of keys before those of values.
-    pub projections: Linear,
-    pub gate: Linear,
+    pub projections: Projections,
+    pub gate: Factored,
+    pub gate_activation: Activation,
     pub rates: Rates,
-    /// `[value_heads]`.
+    /// One for each decay: of a head or a channel.
     pub step_bias: Vec<f32>,
-    /// `[value_heads]`, below 0.
-    pub decay: Vec<f32>,
-    /// `[channels, kernel]`.
+    pub decay: Decay,
+    /// Of queries before keys before values: `[channels, kernel]`.
     pub kernels: Vec<f32>,
     /// Makes a head of queries or keys one of length 1.
     pub unit: Norm,
@@ -38,29 +40,103 @@ pub(in crate::model) struct DeltaNet {
     pub output: Linear,
 }
 
+/// How steps become decays, logarithms of what is kept. One number per head.
+#[derive(Clone)]
+pub(in crate::model) enum Decay {
+    /// The number, below 0, times softplus of the step.
+    Softplus(Vec<f32>),
+    /// The bound, below 0, times the logistic function of the number times the step.
+    Bounded { numbers: Vec<f32>, bound: f32 },
+}
+
+impl Decay {
+    /// From steps with their bias, as many for each head.
+    fn of(&self, steps: &Rows) -> Rows {
+        let f = match self {
+            Decay::Softplus(_) => |number: f32, step: f32, _: f32| number * softplus(step),
+            Decay::Bounded { .. } => {
+                |number: f32, step: f32, bound: f32| bound * sigmoid(number * step)
+            }
+        };
+        self.each(steps.clone(), f)
+    }
+
+    /// Turns gradients of decays into those of steps.
+    fn derivative(&self, steps: &Rows, g: &mut Rows) {
+        let slope = match self {
+            Decay::Softplus(_) => |number: f32, step: f32, _: f32| number * sigmoid(step),
+            Decay::Bounded { .. } => |number: f32, step: f32, bound: f32| {
+                bound * number * sigmoid_slope(sigmoid(number * step))
+            },
+        };
+        let slopes = self.each(steps.clone(), slope);
+        let places = g.numbers_mut().iter_mut().zip(slopes.numbers());
+        places.for_each(|(g, slope)| *g *= slope);
+    }
+
+    /// Every step by `f`, which gets the number of its head, the step and the bound.
+    fn each(&self, mut steps: Rows, f: impl Fn(f32, f32, f32) -> f32) -> Rows {
+        let (numbers, bound) = match self {
+            Decay::Softplus(numbers) => (numbers, 0.0),
+            Decay::Bounded { numbers, bound } => (numbers, *bound),
+        };
+        let length = steps.columns() / numbers.len();
+        for row in steps.iter_mut() {
+            for (steps, number) in row.chunks_exact_mut(length).zip(numbers) {
+                steps.iter_mut().for_each(|x| *x = f(*number, *x, bound));
+            }
+        }
+        steps
+    }
+}
+
 /// The matrices of strengths and steps.
 #[derive(Clone)]
 pub(in crate::model) enum Rates {
-    /// In this order.
-    Apart(Box<[Linear; 2]>),
+    /// One each.
+    Apart(Box<Apart>),
     /// For every head of keys, the rows of strengths of the heads that share it, then those of steps.
     Fused(Linear),
 }
 
+/// Matrices of their own of strengths and steps.
+#[derive(Clone)]
+pub(in crate::model) struct Apart {
+    pub strength: Linear,
+    pub step: Factored,
+}
+
 impl Rates {
-    fn linears(&self) -> Vec<&Linear> {
+    fn stage(&self) -> Stage<&Linear> {
         match self {
-            Rates::Apart(both) => both.iter().collect(),
-            Rates::Fused(both) => vec![both],
+            Rates::Apart(both) => Stage {
+                linears: vec![&both.strength, both.step.outer()],
+                inner: both.step.inner().into_iter().collect(),
+            },
+            Rates::Fused(both) => Stage::of(vec![both]),
         }
     }
 
-    fn linears_mut(&mut self) -> Vec<&mut Linear> {
+    fn stage_mut(&mut self) -> Stage<&mut Linear> {
         match self {
-            Rates::Apart(both) => both.iter_mut().collect(),
-            Rates::Fused(both) => vec![both],
+            Rates::Apart(both) => {
+                let Apart { strength, step } = &mut **both;
+                let (outer, inner) = step.linears_mut();
+                Stage {
+                    linears: vec![strength, outer],
+                    inner: inner.into_iter().collect(),
+                }
+            }
+            Rates::Fused(both) => Stage::of(vec![both]),
         }
     }
+}
+
+/// Strengths and steps of an input, with the tape of steps that have a matrix of their own.
+struct Rated<'m> {
+    strength: Rows,
+    steps: Rows,
+    tape: Option<FactoredTape<'m>>,
 }
 
 /// What the derivative of the first stage needs.
@@ -78,13 +154,30 @@ struct StatesTape<'m> {
     /// The same, normalized.
     normalized: Rows,
     gates: Rows,
+    gate: FactoredTape<'m>,
+    step: Option<FactoredTape<'m>>,
 }
 
 impl DeltaNet {
-    fn first(&self) -> Vec<&Linear> {
-        let mut all = vec![&self.projections, &self.gate];
-        all.extend(self.rates.linears());
-        all
+    fn first(&self) -> Stage<&Linear> {
+        let mut stage = Stage::of(self.projections.linears());
+        stage.linears.push(self.gate.outer());
+        stage.inner.extend(self.gate.inner());
+        let rates = self.rates.stage();
+        stage.linears.extend(rates.linears);
+        stage.inner.extend(rates.inner);
+        stage
+    }
+
+    /// Queries, keys and values of an input, side by side.
+    fn project(&self, input: &Rows, pass: &Pass<'_>) -> Result<Rows> {
+        match &self.projections {
+            Projections::Apart(all) => {
+                let all: Result<Vec<_>> = all.iter().map(|one| pass.times(one, input)).collect();
+                Ok(Rows::beside(&all?.iter().collect::<Vec<_>>()))
+            }
+            Projections::Fused(all) => pass.times(all, input),
+        }
     }
 
     /// Queries, keys and values of rows that have them side by side.
@@ -94,11 +187,16 @@ impl DeltaNet {
     }
 
     /// Strengths and steps of an input.
-    fn rates(&self, input: &Rows, pass: &Pass<'_>) -> Result<[Rows; 2]> {
+    fn rates(&self, input: &Rows, pass: &Pass<'_>) -> Result<Rated<'_>> {
         match &self.rates {
             Rates::Apart(both) => {
-                let [strength, step] = &**both;
-                Ok([pass.times(strength, input)?, pass.times(step, input)?])
+                let strength = pass.times(&both.strength, input)?;
+                let (steps, tape) = both.step.run(input, pass)?;
+                Ok(Rated {
+                    strength,
+                    steps,
+                    tape: Some(tape),
+                })
             }
             Rates::Fused(both) => {
                 let both = pass.times(both, input)?;
@@ -108,7 +206,11 @@ impl DeltaNet {
                     let parts = groups.flat_map(|group| &group[first * sharing..][..sharing]);
                     Rows::new(parts.copied().collect(), self.numbers.value_heads)
                 };
-                Ok([part(0), part(1)])
+                Ok(Rated {
+                    strength: part(0),
+                    steps: part(1),
+                    tape: None,
+                })
             }
         }
     }
@@ -121,24 +223,22 @@ impl DeltaNet {
         let both = groups.flat_map(|(strengths, steps)| strengths.iter().chain(steps));
         Rows::new(both.copied().collect(), 2 * self.numbers.value_heads)
     }
-
-    /// Every number by what its head has: `f` gets both.
-    fn by_head(&self, rows: &mut Rows, of_head: &[f32], f: impl Fn(&mut f32, f32)) {
-        for row in rows.iter_mut() {
-            row.iter_mut().zip(of_head).for_each(|(x, own)| f(x, *own));
-        }
-    }
 }
 
 impl Mixer for DeltaNet {
     fn stages(&self) -> Vec<Stage<&Linear>> {
-        vec![Stage::of(self.first()), Stage::of(vec![&self.output])]
+        vec![self.first(), Stage::of(vec![&self.output])]
     }
 
     fn stages_mut(&mut self) -> Vec<Stage<&mut Linear>> {
-        let mut first = vec![&mut self.projections, &mut self.gate];
-        first.extend(self.rates.linears_mut());
-        vec![Stage::of(first), Stage::of(vec![&mut self.output])]
+        let mut first = Stage::of(self.projections.linears_mut());
+        let (gate, inner) = self.gate.linears_mut();
+        first.linears.push(gate);
+        first.inner.extend(inner);
+        let rates = self.rates.stage_mut();
+        first.linears.extend(rates.linears);
+        first.inner.extend(rates.inner);
+        vec![first, Stage::of(vec![&mut self.output])]
     }
 
     fn run_stage<'m>(
@@ -150,21 +250,22 @@ impl Mixer for DeltaNet {
         if stage > 0 {
             return run_linear(&self.output, input, pass);
         }
-        pass.input(&self.first(), None, input)?;
-        let convolved = convolve(&pass.times(&self.projections, input)?, &self.kernels);
+        pass.input(&self.first().linears, None, input)?;
+        let convolved = convolve(&self.project(input, pass)?, &self.kernels);
         let mut activated = convolved.clone();
         activate(activated.numbers_mut(), Activation::Silu);
         let [queries, keys, value] = self.parts(&activated);
-        let [mut strength, mut steps] = self.rates(input, pass)?;
+        let Rated {
+            mut strength,
+            mut steps,
+            tape: step,
+        } = self.rates(input, pass)?;
         strength
             .numbers_mut()
             .iter_mut()
             .for_each(|x| *x = sigmoid(*x));
-        self.by_head(&mut steps, &self.step_bias, |step, bias| *step += bias);
-        let mut decay = steps.clone();
-        self.by_head(&mut decay, &self.decay, |step, decay| {
-            *step = decay * softplus(*step)
-        });
+        add_bias(&mut steps, &self.step_bias);
+        let decay = self.decay.of(&steps);
         let streams = Streams {
             numbers: self.numbers,
             query: self.unit.of(&queries),
@@ -175,9 +276,9 @@ impl Mixer for DeltaNet {
         };
         let outputs = streams.scan(pass.split);
         let normalized = self.norm.of(&outputs);
-        let gates = pass.times(&self.gate, input)?;
+        let (gates, gate_tape) = self.gate.run(input, pass)?;
         let mut y = gates.clone();
-        gate(y.numbers_mut(), normalized.numbers(), Activation::Silu);
+        gate(y.numbers_mut(), normalized.numbers(), self.gate_activation);
         let tape = StatesTape {
             net: self,
             convolved,
@@ -187,24 +288,25 @@ impl Mixer for DeltaNet {
             outputs,
             normalized,
             gates,
+            gate: gate_tape,
+            step,
         };
         Ok((y, Box::new(tape)))
     }
 }
 
 impl StageTape for StatesTape<'_> {
-    fn backward(&self, _input: &Rows, dy: Rows, pass: &Pass<'_>, dx: &mut Rows) -> Result<()> {
+    fn backward(&self, input: &Rows, dy: Rows, pass: &Pass<'_>, dx: &mut Rows) -> Result<()> {
         let net = self.net;
-        let silu = Activation::Silu;
         let mut of_gates = self.gates.clone();
         gate_derivative(
             of_gates.numbers_mut(),
             self.normalized.numbers(),
             dy.numbers(),
-            silu,
+            net.gate_activation,
         );
         let mut of_outputs = self.gates.clone();
-        gate(of_outputs.numbers_mut(), dy.numbers(), silu);
+        gate(of_outputs.numbers_mut(), dy.numbers(), net.gate_activation);
         net.norm
             .derivative(self.outputs.numbers(), of_outputs.numbers_mut());
         let Streams {
@@ -220,24 +322,33 @@ impl StageTape for StatesTape<'_> {
         }
         let mut of_convolved = self.convolved.clone();
         let of_activated = Rows::beside(&[&query, &key, &value]);
-        activate_derivative(of_convolved.numbers_mut(), of_activated.numbers(), silu);
+        activate_derivative(
+            of_convolved.numbers_mut(),
+            of_activated.numbers(),
+            Activation::Silu,
+        );
         let of_projected = convolve_derivative(&of_convolved, &net.kernels);
         let strengths = self.streams.strength.numbers();
         let places = strength.numbers_mut().iter_mut().zip(strengths);
         places.for_each(|(g, strength)| *g *= sigmoid_slope(*strength));
-        net.by_head(&mut decay, &net.decay, |g, decay| *g *= decay);
-        let places = decay.numbers_mut().iter_mut().zip(self.steps.numbers());
-        places.for_each(|(g, step)| *g *= sigmoid(*step));
+        net.decay.derivative(&self.steps, &mut decay);
         // The last one first, as everywhere.
-        match &net.rates {
-            Rates::Apart(both) => {
-                let [of_strength, of_step] = &**both;
-                pass.back(of_step, &decay, dx)?;
-                pass.back(of_strength, &strength, dx)?;
+        match (&net.rates, &self.step) {
+            (Rates::Apart(both), Some(step)) => {
+                step.backward(input, decay, pass, dx)?;
+                pass.back(&both.strength, &strength, dx)?;
             }
-            Rates::Fused(both) => pass.back(both, &net.fused(&strength, &decay), dx)?,
+            (Rates::Apart(_), None) => {}
+            (Rates::Fused(both), _) => pass.back(both, &net.fused(&strength, &decay), dx)?,
         }
-        pass.back(&net.gate, &of_gates, dx)?;
-        pass.back(&net.projections, &of_projected, dx)
+        self.gate.backward(input, of_gates, pass, dx)?;
+        match &net.projections {
+            Projections::Apart(linears) => {
+                let parts = net.parts(&of_projected);
+                let mut parts = linears.iter().zip(&parts).rev();
+                parts.try_for_each(|(linear, g)| pass.back(linear, g, dx))
+            }
+            Projections::Fused(all) => pass.back(all, &of_projected, dx),
+        }
     }
 }

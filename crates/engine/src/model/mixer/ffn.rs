@@ -3,6 +3,7 @@
 use super::{BoxedTape, Mixer, Stage, StageTape, run_linear};
 use crate::model::linear::{Linear, Norm, Pass};
 use crate::model::ops::activation::{activate, activate_derivative, gate, gate_derivative};
+use crate::model::ops::elementwise::{clamp, clamp_derivative, scale_groups};
 use crate::model::rows::Rows;
 use crate::model::{Result, Routed};
 use quantier_arch::Activation;
@@ -18,6 +19,9 @@ pub(in crate::model) struct Ffn {
     pub inner_norm: Option<Norm>,
     pub down: Linear,
     pub activation: Activation,
+    /// Behind its activation the gate is at most this, and what it multiplies is clamped to plus and
+    /// minus this.
+    pub limit: Option<f32>,
 }
 
 /// The matrices of the first stage.
@@ -71,14 +75,54 @@ fn gated(gate_rows: &Rows, up: &Rows, activation: Activation) -> Rows {
     out
 }
 
-/// Its derivatives for gate and up.
-fn gated_derivative(gate_rows: &Rows, up: &Rows, g: &Rows, activation: Activation) -> [Rows; 2] {
-    let mut of_gate = gate_rows.clone();
-    gate_derivative(of_gate.numbers_mut(), up.numbers(), g.numbers(), activation);
-    [of_gate, gated(gate_rows, g, activation)]
+/// `activation(gate)`, at most `limit`.
+fn limited(gate_rows: &Rows, activation: Activation, limit: f32) -> Rows {
+    let mut out = gate_rows.clone();
+    activate(out.numbers_mut(), activation);
+    let places = out.numbers_mut().iter_mut();
+    places.filter(|x| **x > limit).for_each(|x| *x = limit);
+    out
 }
 
 impl Ffn {
+    /// What the gate makes of the matrix beside it.
+    fn gated(&self, gate: &Rows, up: &Rows) -> Rows {
+        let Some(limit) = self.limit else {
+            return gated(gate, up, self.activation);
+        };
+        let mut out = up.clone();
+        clamp(out.numbers_mut(), limit);
+        let gates = limited(gate, self.activation, limit);
+        scale_groups(out.numbers_mut(), gates.numbers());
+        out
+    }
+
+    /// The derivatives of [`Ffn::gated`] for gate and up.
+    fn gated_derivative(&self, gate: &Rows, up: &Rows, g: &Rows) -> [Rows; 2] {
+        let mut of_gate = gate.clone();
+        let Some(limit) = self.limit else {
+            gate_derivative(
+                of_gate.numbers_mut(),
+                up.numbers(),
+                g.numbers(),
+                self.activation,
+            );
+            return [of_gate, gated(gate, g, self.activation)];
+        };
+        let gates = limited(gate, self.activation, limit);
+        let mut of_up = g.clone();
+        scale_groups(of_up.numbers_mut(), gates.numbers());
+        clamp_derivative(up.numbers(), of_up.numbers_mut(), limit);
+        let mut of_gates = up.clone();
+        clamp(of_gates.numbers_mut(), limit);
+        scale_groups(of_gates.numbers_mut(), g.numbers());
+        let places = of_gates.numbers_mut().iter_mut().zip(gates.numbers());
+        let at_limit = places.filter(|(_, gate)| **gate >= limit);
+        at_limit.for_each(|(g, _)| *g = 0.0);
+        activate_derivative(of_gate.numbers_mut(), of_gates.numbers(), self.activation);
+        [of_gate, of_up]
+    }
+
     /// The first stage, whose input was shown already; `expert` is 0 for matrices that are alone.
     pub(super) fn run_first<'m>(
         &'m self,
@@ -100,7 +144,7 @@ impl Ffn {
             First::Plain(up) => (times(up)?, None),
         };
         let mut y = match &up {
-            Some(up) => gated(&gate, up, self.activation),
+            Some(up) => self.gated(&gate, up),
             None => {
                 let mut y = gate.clone();
                 activate(y.numbers_mut(), self.activation);
@@ -174,7 +218,7 @@ impl GateTape<'_> {
             let mut linears = self.ffn.first.linears().into_iter();
             return linears.try_for_each(|up| pass.back_expert(up, routed, &g, dx));
         };
-        let [of_gate, of_up] = gated_derivative(&self.gate, up, &dy, activation);
+        let [of_gate, of_up] = self.ffn.gated_derivative(&self.gate, up, &dy);
         match &self.ffn.first {
             First::Gated { gate, up } => {
                 pass.back_expert(up, routed, &of_up, dx)?;

@@ -10,7 +10,9 @@
 
 mod attention;
 mod delta_net;
+mod factored;
 mod ffn;
+mod latent;
 mod lightning;
 mod mamba;
 mod mamba2;
@@ -21,8 +23,10 @@ mod single;
 mod tests;
 
 pub(super) use attention::{Attention, Gate, Projections};
-pub(super) use delta_net::{DeltaNet, Rates};
+pub(super) use delta_net::{Apart, Decay, DeltaNet, Rates};
+pub(super) use factored::{Factored, LowRank};
 pub(super) use ffn::{Ffn, First};
+pub(super) use latent::LatentAttention;
 pub(super) use lightning::Lightning;
 pub(super) use mamba::Mamba;
 pub(super) use mamba2::{Factors, Mamba2};
@@ -160,6 +164,7 @@ pub(super) enum AnyMixer {
     DeltaNet(DeltaNet),
     Ffn(Ffn),
     Lightning(Lightning),
+    LatentAttention(LatentAttention),
     Mamba2(Mamba2),
     Mamba(Mamba),
     Moe(Moe),
@@ -176,6 +181,7 @@ impl Deref for AnyMixer {
             AnyMixer::DeltaNet(mixer) => mixer,
             AnyMixer::Ffn(mixer) => mixer,
             AnyMixer::Lightning(mixer) => mixer,
+            AnyMixer::LatentAttention(mixer) => mixer,
             AnyMixer::Mamba2(mixer) => mixer,
             AnyMixer::Mamba(mixer) => mixer,
             AnyMixer::Moe(mixer) => mixer,
@@ -192,6 +198,7 @@ impl DerefMut for AnyMixer {
             AnyMixer::DeltaNet(mixer) => mixer,
             AnyMixer::Ffn(mixer) => mixer,
             AnyMixer::Lightning(mixer) => mixer,
+            AnyMixer::LatentAttention(mixer) => mixer,
             AnyMixer::Mamba2(mixer) => mixer,
             AnyMixer::Mamba(mixer) => mixer,
             AnyMixer::Moe(mixer) => mixer,

@@ -3,8 +3,9 @@
 //! whole one.
 
 use super::{
-    AnyMixer, Attention, DeltaNet, Factors, Ffn, First, Gate, Latent, Lightning, Mamba, Mamba2,
-    Moe, Projections, Rates, Shared, ShortConv, Single, Tape,
+    AnyMixer, Apart, Attention, Decay, DeltaNet, Factored, Factors, Ffn, First, Gate, Latent,
+    LatentAttention, Lightning, LowRank, Mamba, Mamba2, Moe, Projections, Rates, Shared, ShortConv,
+    Single, Tape,
 };
 use crate::model::linear::{Linear, Norm, Pass};
 use crate::model::ops::attention::{Scores, alibi_slopes};
@@ -13,7 +14,8 @@ use crate::model::ops::router::Router;
 use crate::model::ops::tests::{check_gradients, random};
 use crate::model::rows::Rows;
 use quantier_arch::hyper::{
-    DeltaNumbers, LightningNumbers, Mamba2Numbers, MambaNumbers, Routing, Temperature,
+    DeltaNumbers, LatentNumbers, LightningNumbers, Mamba2Numbers, MambaNumbers, Routing,
+    Temperature,
 };
 use quantier_arch::{Activation, DeltaHeads, Gating, LinearId, Norm as NormKind, Rope};
 use quantier_core::progress::Silent;
@@ -50,6 +52,7 @@ fn ffn(first: First) -> Ffn {
         inner_norm: None,
         down: linear(1, HIDDEN, 6, 3),
         activation: Activation::Silu,
+        limit: None,
     }
 }
 
@@ -68,6 +71,14 @@ fn norm(len: usize, seed: u32) -> Norm {
         bias: vec![0.0; len],
         len,
     }
+}
+
+fn angles(pairs: usize) -> Arc<Angles> {
+    Arc::new(Angles {
+        cosines: random(POSITIONS * pairs, 31),
+        sines: random(POSITIONS * pairs, 32),
+        pairs,
+    })
 }
 
 fn attention(projections: Projections, window: Option<usize>) -> Attention {
@@ -89,11 +100,7 @@ fn attention(projections: Projections, window: Option<usize>) -> Attention {
             period: 2,
         }),
         rope: Rope::Halves,
-        angles: Some(Arc::new(Angles {
-            cosines: random(POSITIONS * 2, 31),
-            sines: random(POSITIONS * 2, 32),
-            pairs: 2,
-        })),
+        angles: Some(angles(2)),
         scores: Scores {
             scale: 0.6,
             cap: Some(3.0),
@@ -168,17 +175,18 @@ fn delta_net(sharing: DeltaHeads) -> AnyMixer {
     };
     AnyMixer::DeltaNet(DeltaNet {
         numbers,
-        projections: linear(1, numbers.channels(), HIDDEN, 61),
-        gate: linear(1, values, HIDDEN, 62),
+        projections: Projections::Fused(linear(1, numbers.channels(), HIDDEN, 61)),
+        gate: Factored::Whole(linear(1, values, HIDDEN, 62)),
+        gate_activation: Activation::Silu,
         rates: match sharing {
-            DeltaHeads::Tiled => Rates::Apart(Box::new([
-                linear(1, heads, HIDDEN, 63),
-                linear(1, heads, HIDDEN, 64),
-            ])),
             DeltaHeads::Grouped => Rates::Fused(linear(1, 2 * heads, HIDDEN, 63)),
+            _ => Rates::Apart(Box::new(Apart {
+                strength: linear(1, heads, HIDDEN, 63),
+                step: Factored::Whole(linear(1, heads, HIDDEN, 64)),
+            })),
         },
         step_bias: random(heads, 65),
-        decay: random(heads, 66).iter().map(|x| -0.3 - x.abs()).collect(),
+        decay: Decay::Softplus(below_zero(heads)),
         kernels: random(numbers.channels() * numbers.kernel, 67),
         unit: norm(vec![0.5; 4]),
         norm: norm(random(3, 68)),
@@ -350,6 +358,97 @@ fn lightning() -> AnyMixer {
     })
 }
 
+fn below_zero(heads: usize) -> Vec<f32> {
+    random(heads, 66).iter().map(|x| -0.3 - x.abs()).collect()
+}
+
+/// A matrix, or its factors with an inner length of 3.
+fn factored(low_rank: Option<Option<Norm>>, rows: usize, seed: u32) -> Factored {
+    match low_rank {
+        None => Factored::Whole(linear(1, rows, HIDDEN, seed)),
+        Some(norm) => Factored::LowRank(Box::new(LowRank {
+            first: linear(1, 3, HIDDEN, seed),
+            norm,
+            second: linear(1, rows, 3, seed + 1),
+        })),
+    }
+}
+
+/// Kimi Delta Attention: every head has its own keys, and every channel its own decay.
+fn channel_net(low_rank: bool) -> AnyMixer {
+    let numbers = DeltaNumbers {
+        key_heads: 3,
+        value_heads: 3,
+        sharing: DeltaHeads::Own,
+        key_length: 4,
+        value_length: 4,
+        kernel: 3,
+    };
+    let (heads, values) = (numbers.value_heads, numbers.values());
+    let AnyMixer::DeltaNet(net) = delta_net(DeltaHeads::Tiled) else {
+        unreachable!("another mixer");
+    };
+    let factors = low_rank.then_some(None);
+    AnyMixer::DeltaNet(DeltaNet {
+        numbers,
+        projections: Projections::Apart(Box::new(
+            [71, 72, 73].map(|seed| linear(1, values, HIDDEN, seed)),
+        )),
+        gate: factored(factors.clone(), values, 74),
+        gate_activation: Activation::Sigmoid,
+        rates: Rates::Apart(Box::new(Apart {
+            strength: linear(1, heads, HIDDEN, 76),
+            step: factored(factors, numbers.decays(), 77),
+        })),
+        step_bias: random(numbers.decays(), 79),
+        decay: match low_rank {
+            true => Decay::Softplus(below_zero(heads)),
+            false => Decay::Bounded {
+                numbers: random(heads, 66),
+                bound: -2.5,
+            },
+        },
+        kernels: random(numbers.channels() * numbers.kernel, 67),
+        norm: norm(4, 68),
+        output: linear(1, HIDDEN, values, 69),
+        ..net
+    })
+}
+
+fn latent_attention(gated: bool, heads: usize) -> AnyMixer {
+    let numbers = LatentNumbers {
+        rank: 5,
+        rotated: 4,
+        key_length: 7,
+        value_length: 3,
+    };
+    AnyMixer::LatentAttention(LatentAttention {
+        numbers,
+        heads,
+        query: factored(gated.then(|| Some(norm(3, 80))), heads * 7, 81),
+        compression: linear(1, 9, HIDDEN, 83),
+        norm: norm(5, 84),
+        key: linear(heads, 5, 3, 85),
+        value: Linear {
+            bias: None,
+            ..linear(heads, 3, 5, 86)
+        },
+        gate: match gated {
+            true => Gate::Own(linear(1, heads, HIDDEN, 87)),
+            false => Gate::None,
+        },
+        output: linear(1, HIDDEN, heads * 3, 88),
+        rope: Rope::Pairs,
+        angles: gated.then(|| angles(2)),
+        scores: Scores {
+            scale: 0.6,
+            cap: None,
+            window: None,
+            slopes: None,
+        },
+    })
+}
+
 fn mixers() -> Vec<(&'static str, AnyMixer)> {
     let apart = [
         linear(1, 4 * 6, HIDDEN, 11),
@@ -386,6 +485,14 @@ fn mixers() -> Vec<(&'static str, AnyMixer)> {
         ("selective state space", mamba(false)),
         ("selective state space with norms", mamba(true)),
         ("state space with factors", factored_mamba2()),
+        ("delta net of channels", channel_net(true)),
+        ("delta net of channels with a bound", channel_net(false)),
+        ("latent attention", latent_attention(false, 4)),
+        ("latent attention of one head", latent_attention(false, 1)),
+        (
+            "latent attention with a gate, factors and angles",
+            latent_attention(true, 2),
+        ),
         ("gated", AnyMixer::Ffn(gated_ffn())),
         ("fused", AnyMixer::Ffn(fused)),
         ("plain", AnyMixer::Ffn(plain)),
@@ -394,6 +501,14 @@ fn mixers() -> Vec<(&'static str, AnyMixer)> {
             normed_heads(),
         ),
         ("with an inner norm", AnyMixer::Ffn(normed)),
+        (
+            "with a limit",
+            AnyMixer::Ffn(Ffn {
+                // No number is near it, where differences show no slope.
+                limit: Some(0.9),
+                ..gated_ffn()
+            }),
+        ),
         (
             "one linear",
             AnyMixer::Single(Single(linear(1, HIDDEN, HIDDEN, 6))),
@@ -457,13 +572,17 @@ fn a_cut_sequence_is_the_beginning_of_the_whole_one() {
         let whole = mixer.forward(&input(), &pass(), None).unwrap();
         for positions in 1..POSITIONS {
             let mut mixer = mixer.clone();
-            if let AnyMixer::Attention(attention) = &mut mixer {
-                let angles = attention.angles.take().unwrap();
-                attention.angles = Some(Arc::new(Angles {
+            let angles = match &mut mixer {
+                AnyMixer::Attention(attention) => &mut attention.angles,
+                AnyMixer::LatentAttention(attention) => &mut attention.angles,
+                _ => &mut None,
+            };
+            if let Some(angles) = angles {
+                *angles = Arc::new(Angles {
                     cosines: angles.cosines[..positions * angles.pairs].to_vec(),
                     sines: angles.sines[..positions * angles.pairs].to_vec(),
                     pairs: angles.pairs,
-                }));
+                });
             }
             let cut = input().range(0..positions);
             let cut = mixer.forward(&cut, &pass(), None).unwrap();

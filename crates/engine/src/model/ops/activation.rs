@@ -12,6 +12,7 @@ pub(crate) fn activate(x: &mut [f32], activation: Activation) {
         Activation::Silu => x.iter_mut().for_each(|x| *x = silu(*x)),
         Activation::Gelu => x.iter_mut().for_each(|x| *x = gelu(*x)),
         Activation::SquaredRelu => x.iter_mut().for_each(|x| *x = squared_relu(*x)),
+        Activation::Sigmoid => x.iter_mut().for_each(|x| *x = sigmoid(*x)),
         Activation::Xielu(parameters) => x.iter_mut().for_each(|x| *x = xielu(*x, parameters)),
     });
 }
@@ -23,6 +24,7 @@ pub(crate) fn activate_derivative(x: &mut [f32], g: &[f32], activation: Activati
         Activation::Silu => places.for_each(|(x, g)| *x = silu_slope(*x) * g),
         Activation::Gelu => places.for_each(|(x, g)| *x = gelu_slope(*x) * g),
         Activation::SquaredRelu => places.for_each(|(x, g)| *x = 2.0 * x.max(0.0) * g),
+        Activation::Sigmoid => places.for_each(|(x, g)| *x = sigmoid_slope(*x) * g),
         Activation::Xielu(p) => places.for_each(|(x, g)| *x = xielu_slope(*x, p) * g),
     });
 }
@@ -34,6 +36,7 @@ pub(crate) fn gate(gate: &mut [f32], up: &[f32], activation: Activation) {
         Activation::Silu => places.for_each(|(x, up)| *x = silu(*x) * up),
         Activation::Gelu => places.for_each(|(x, up)| *x = gelu(*x) * up),
         Activation::SquaredRelu => places.for_each(|(x, up)| *x = squared_relu(*x) * up),
+        Activation::Sigmoid => places.for_each(|(x, up)| *x = sigmoid(*x) * up),
         Activation::Xielu(parameters) => places.for_each(|(x, up)| *x = xielu(*x, parameters) * up),
     });
 }
@@ -46,6 +49,7 @@ pub(crate) fn gate_derivative(gate: &mut [f32], up: &[f32], g: &[f32], activatio
         Activation::Silu => places.for_each(|(x, (up, g))| *x = silu_slope(*x) * up * g),
         Activation::Gelu => places.for_each(|(x, (up, g))| *x = gelu_slope(*x) * up * g),
         Activation::SquaredRelu => places.for_each(|(x, (up, g))| *x = 2.0 * x.max(0.0) * up * g),
+        Activation::Sigmoid => places.for_each(|(x, (up, g))| *x = sigmoid_slope(*x) * up * g),
         Activation::Xielu(p) => places.for_each(|(x, (up, g))| *x = xielu_slope(*x, p) * up * g),
     });
 }
@@ -59,6 +63,12 @@ fn silu(x: f32) -> f32 {
 fn silu_slope(x: f32) -> f32 {
     let s = sigmoid(x);
     s * (1.0 + x * (1.0 - s))
+}
+
+#[inline(always)]
+fn sigmoid_slope(x: f32) -> f32 {
+    let s = sigmoid(x);
+    s * (1.0 - s)
 }
 
 #[inline(always)]

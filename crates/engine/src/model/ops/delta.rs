@@ -1,5 +1,6 @@
-//! The gated delta rule (Yang et al. 2025): each head has a state, a matrix from keys to values,
-//! that forgets and then learns what it got wrong.
+//! The gated delta rule: each head has a state, a matrix from keys to values, that forgets and then
+//! learns what it got wrong. All of a state decays alike (Gated DeltaNet, Yang et al. 2025), or each
+//! channel of the keys by itself (Kimi Delta Attention, Kimi Team 2025).
 //!
 //! ```text
 //! S      <- exp(decay) S
@@ -9,26 +10,35 @@
 //! ```
 //!
 //! Steps are taken in blocks, as matrix products. Within a block let `c_i` be what is kept of the
-//! state in front of it after step `i`, and `r_ij = c_i / c_j`. Then the rows `d_i` solve a
-//! triangular system:
+//! state in front of it after step `i`, and `r_ij = c_i / c_j`, both of each channel. Then the rows
+//! `d_i` solve a triangular system:
 //!
 //! ```text
-//! d_i      = strength_i (v_i - c_i S'k_i - sum_{j < i} r_ij (k_i.k_j) d_j)
-//! output_i = (c_i S'q_i + sum_{j <= i} r_ij (q_i.k_j) d_j) / sqrt(length of k)
-//! S        <- c_last S + sum_j r_last,j k_j d_j'
+//! d_i      = strength_i (v_i - S'(c_i k_i) - sum_{j < i} k_i.(r_ij k_j) d_j)
+//! output_i = (S'(c_i q_i) + sum_{j <= i} q_i.(r_ij k_j) d_j) / sqrt(length of k)
+//! S        <- c_last S + sum_j (r_last,j k_j) d_j'
 //! ```
+//!
+//! No ratio is computed as a quotient, which strong decays would make one of zeros, or of a
+//! difference of sums, in which they would drown the others. A block is halved again and again; the
+//! ratio of two steps is what is kept from the earlier one to the border between their halves, times
+//! what is kept from there to the later one. In parts of a few steps it is the product of what each
+//! step keeps.
 //!
 //! The derivative goes through the blocks backwards, with the state in front of each kept.
 
 use super::scan::{
-    self, Decays, Lengths, Steps, add, columns_of, dot, each_head, number_of, of_logarithms, place,
-    product, scaled, whole, zeros,
+    self, Lengths, Steps, add, columns_of, dot, each_head, number_of, place, product, scaled,
+    whole, zeros,
 };
 use crate::model::rows::Rows;
 use quantier_arch::hyper::DeltaNumbers;
-use quantier_blocks::vector::vectorized;
+use quantier_blocks::vector::{exp, vectorized};
 use quantier_round::matrix::{View, add_product, multiply};
 use std::ops::Range;
+
+/// Steps of a part that is not halved any more.
+const FEW: usize = 8;
 
 /// What goes through the states of all heads. Heads of values outnumber those of keys, and share
 /// them.
@@ -41,7 +51,8 @@ pub(crate) struct Streams {
     pub key: Rows,
     /// `[positions, value_heads * value_length]`.
     pub value: Rows,
-    /// The logarithm of what is kept of a state: `[positions, value_heads]`.
+    /// The logarithm of what is kept of a state: `[positions, value_heads]`, or of each of its
+    /// channels: `[positions, value_heads * key_length]`.
     pub decay: Rows,
     /// How much of an error is learned: `[positions, value_heads]`.
     pub strength: Rows,
@@ -56,13 +67,18 @@ impl Streams {
         self.numbers.value_length
     }
 
+    /// Decays of a head at one step.
+    fn decays(&self) -> usize {
+        self.decay.columns() / self.numbers.value_heads
+    }
+
     fn head(&self, head: usize) -> Head<'_> {
         let shared = self.numbers.shared(head);
         Head {
             query: columns_of(&self.query, shared, self.key_length()),
             key: columns_of(&self.key, shared, self.key_length()),
             value: columns_of(&self.value, head, self.value_length()),
-            decay: number_of(&self.decay, head),
+            decay: columns_of(&self.decay, head, self.decays()).to_vec(),
             strength: number_of(&self.strength, head),
         }
     }
@@ -97,7 +113,7 @@ impl Streams {
             place(&mut out.query, shared, &gradient.query, self.key_length());
             place(&mut out.key, shared, &gradient.key, self.key_length());
             place(&mut out.value, head, &gradient.value, value_length);
-            place(&mut out.decay, head, &gradient.decay, 1);
+            place(&mut out.decay, head, &gradient.decay, self.decays());
             place(&mut out.strength, head, &gradient.strength, 1);
         };
         each_head(self.numbers.value_heads, split, gradient, take);
@@ -109,14 +125,14 @@ impl Streams {
 /// zeros, on the calling thread: the recurrence alone, for measurements of it.
 ///
 /// In this order: queries and keys `[positions, key_heads * key_length]`, of length 1; values
-/// `[positions, value_heads * value_length]`; logarithms of what is kept of a state, at most 0, and
-/// how much of an error is learned, both `[positions, value_heads]`.
+/// `[positions, value_heads * value_length]`; logarithms of what is kept of a state, at most 0,
+/// `[positions, decays]`; how much of an error is learned, `[positions, value_heads]`.
 ///
 /// # Panics
 /// If the lengths do not fit.
 pub fn delta_rule(numbers: DeltaNumbers, parts: [Vec<f32>; 5]) -> Vec<f32> {
     let (keys, heads) = (numbers.keys(), numbers.value_heads);
-    let columns = [keys, keys, numbers.values(), heads, heads];
+    let columns = [keys, keys, numbers.values(), numbers.decays(), heads];
     let mut rows = parts.into_iter().zip(columns);
     let [query, key, value, decay, strength] = std::array::from_fn(|_| {
         let (numbers, columns) = rows.next().unwrap_or_default();
@@ -138,6 +154,7 @@ struct Head<'a> {
     query: View<'a>,
     key: View<'a>,
     value: View<'a>,
+    /// `[positions, decays]`.
     decay: Vec<f32>,
     strength: Vec<f32>,
 }
@@ -151,34 +168,148 @@ struct Gradient {
     strength: Vec<f32>,
 }
 
+/// The decays of a block's steps: one for all of a state, or one for each channel.
+#[derive(Clone, Copy)]
+struct Decays<'a> {
+    /// `[steps, each]`.
+    numbers: &'a [f32],
+    each: usize,
+}
+
 /// What is computed of the steps of a block.
 struct Block<'a> {
-    query: View<'a>,
-    key: View<'a>,
+    query: Vec<f32>,
+    key: Vec<f32>,
+    decays: Decays<'a>,
     strength: &'a [f32],
-    decays: Decays,
-    /// `k_i.k_j`.
+    /// What each step keeps: `[steps, decays]`.
+    kept: Vec<f32>,
+    /// `c_i`.
+    kept_from_start: Vec<f32>,
+    /// `c_i q_i`.
+    queries_from_start: Vec<f32>,
+    /// `c_i k_i`.
+    keys_from_start: Vec<f32>,
+    /// `r_last,j k_j`.
+    keys_to_end: Vec<f32>,
+    /// `k_i.(r_ij k_j)` for `j < i`, else 0: `[steps, steps]`.
     overlaps: Vec<f32>,
-    /// `q_i.k_j`.
+    /// `q_i.(r_ij k_j)` for `j <= i`, else 0: `[steps, steps]`.
     scores: Vec<f32>,
-    /// `S'k_i`.
-    recalled: Vec<f32>,
-    /// `S'q_i`.
+    /// `S'(c_i q_i)`.
     read: Vec<f32>,
-    /// `v_i - c_i S'k_i`.
+    /// `v_i - S'(c_i k_i)`.
     errors: Vec<f32>,
     /// `d_i`.
     learned: Vec<f32>,
-    /// `r_last,i k_i`.
-    keys_to_end: Vec<f32>,
 }
 
-/// Gradients of what pairs of steps have in common.
-struct Pairs {
-    overlaps: Vec<f32>,
-    scores: Vec<f32>,
-    decays: Vec<f32>,
-    strength: Vec<f32>,
+/// Two neighbouring parts of a block, with queries and keys as they meet at the border.
+struct Border {
+    earlier: Range<usize>,
+    later: Range<usize>,
+    /// What is kept from each earlier step to the border.
+    until: Vec<f32>,
+    /// What is kept from the border to each later step.
+    since: Vec<f32>,
+    earlier_keys: Vec<f32>,
+    /// Keys, then queries: one product for both loses less than one each.
+    later_rows: Vec<f32>,
+}
+
+fn exponentials(mut x: Vec<f32>) -> Vec<f32> {
+    vectorized(|| x.iter_mut().for_each(|x| *x = exp(*x)));
+    x
+}
+
+/// `x` times one number, or times one for each.
+fn times(x: &mut [f32], scales: &[f32]) {
+    match scales {
+        [scale] => x.iter_mut().for_each(|x| *x *= scale),
+        scales => x.iter_mut().zip(scales).for_each(|(x, s)| *x *= s),
+    }
+}
+
+/// A block of so many steps, halved again and again: pairs of neighbouring parts, and parts of a few
+/// steps. Any two steps are in the parts of one pair, or in one part of a few.
+fn halves(steps: usize) -> (Vec<[Range<usize>; 2]>, Vec<Range<usize>>) {
+    let (mut pairs, mut few) = (Vec::new(), Vec::new());
+    let mut open = vec![0..steps];
+    while let Some(part) = open.pop() {
+        if part.len() <= FEW {
+            few.push(part);
+            continue;
+        }
+        let border = part.start + part.len() / 2;
+        pairs.push([part.start..border, border..part.end]);
+        open.extend([part.start..border, border..part.end]);
+    }
+    (pairs, few)
+}
+
+impl Decays<'_> {
+    fn at(&self, step: usize) -> &[f32] {
+        &self.numbers[step * self.each..][..self.each]
+    }
+
+    /// What is kept from the beginning of these steps to the end of each: `[steps, each]`.
+    fn since(&self, steps: Range<usize>) -> Vec<f32> {
+        let mut kept = Vec::with_capacity(steps.len() * self.each);
+        let mut sums = vec![0.0; self.each];
+        for step in steps {
+            add(&mut sums, self.at(step), 1.0);
+            kept.extend_from_slice(&sums);
+        }
+        exponentials(kept)
+    }
+
+    /// What is kept from the end of each of these steps to the end of all: `[steps, each]`.
+    fn until(&self, steps: Range<usize>) -> Vec<f32> {
+        let mut kept = vec![0.0; steps.len() * self.each];
+        let mut sums = vec![0.0; self.each];
+        for (place, step) in kept.chunks_exact_mut(self.each).zip(steps).rev() {
+            place.copy_from_slice(&sums);
+            add(&mut sums, self.at(step), 1.0);
+        }
+        exponentials(kept)
+    }
+
+    /// `gradient += x y`, with the products of a row summed if its channels share a decay.
+    fn add_products(&self, gradient: &mut [f32], x: &[f32], y: &[f32]) {
+        let columns = x.len() / (gradient.len() / self.each);
+        match self.each {
+            1 => {
+                let rows = x.chunks_exact(columns).zip(y.chunks_exact(columns));
+                let places = gradient.iter_mut().zip(rows);
+                places.for_each(|(g, (x, y))| *g += dot(x, y));
+            }
+            _ => {
+                let places = gradient.iter_mut().zip(x.iter().zip(y));
+                vectorized(|| places.for_each(|(g, (x, y))| *g += x * y));
+            }
+        }
+    }
+
+    /// The derivative of [`Decays::since`]: adds to the gradients `of_decays` of the decays of these steps,
+    /// of the gradients of the logarithms of what is kept.
+    fn since_derivative(&self, of_decays: &mut [f32], of_logs: &[f32]) {
+        let mut sums = vec![0.0; self.each];
+        let rows = of_decays.chunks_exact_mut(self.each);
+        for (g, of_log) in rows.zip(of_logs.chunks_exact(self.each)).rev() {
+            add(&mut sums, of_log, 1.0);
+            add(g, &sums, 1.0);
+        }
+    }
+
+    /// The same of [`Decays::until`].
+    fn until_derivative(&self, of_decays: &mut [f32], of_logs: &[f32]) {
+        let mut sums = vec![0.0; self.each];
+        let rows = of_decays.chunks_exact_mut(self.each);
+        for (g, of_log) in rows.zip(of_logs.chunks_exact(self.each)) {
+            add(g, &sums, 1.0);
+            add(&mut sums, of_log, 1.0);
+        }
+    }
 }
 
 impl Steps for Head<'_> {
@@ -196,42 +327,42 @@ impl Steps for Head<'_> {
     }
 
     fn block(&self, steps: Range<usize>, state: &[f32]) -> Block<'_> {
-        let value_length = self.value.columns();
-        let (query, key) = (
-            self.query.range(steps.clone()),
-            self.key.range(steps.clone()),
-        );
-        let decays = Decays::new(&self.decay[steps.clone()]);
-        // One product for keys and queries loses less than one each.
+        let (key_length, value_length) = (self.key.columns(), self.value.columns());
         let count = steps.len();
-        let both = [key.to_vec(), query.to_vec()].concat();
-        let both = whole(&both, key.columns());
-        let mut recalled = product(both, whole(state, value_length));
+        let query = self.query.range(steps.clone()).to_vec();
+        let key = self.key.range(steps.clone()).to_vec();
+        let each = self.decay.len() / self.value.rows();
+        let decays = Decays {
+            numbers: &self.decay[steps.start * each..steps.end * each],
+            each,
+        };
+        let kept_from_start = decays.since(0..count);
+        let keys_from_start = scaled(&key, key_length, &kept_from_start);
+        let queries_from_start = scaled(&query, key_length, &kept_from_start);
+        // One product for keys and queries loses less than one each.
+        let both = [&keys_from_start[..], &queries_from_start].concat();
+        let mut recalled = product(whole(&both, key_length), whole(state, value_length));
         let read = recalled.split_off(count * value_length);
-        let mut overlaps = product(both, key.transposed());
-        let scores = overlaps.split_off(count * count);
         let mut errors = self.value.range(steps.clone()).to_vec();
-        let rows = errors.chunks_exact_mut(value_length);
-        for ((error, recalled), kept) in rows
-            .zip(recalled.chunks_exact(value_length))
-            .zip(&decays.kept)
-        {
-            add(error, recalled, -kept);
-        }
+        add(&mut errors, &recalled, -1.0);
         let mut block = Block {
+            queries_from_start,
+            keys_from_start,
+            keys_to_end: scaled(&key, key_length, &decays.until(0..count)),
             query,
             key,
-            strength: &self.strength[steps],
+            kept: exponentials(decays.numbers.to_vec()),
             decays,
-            overlaps,
-            scores,
+            strength: &self.strength[steps],
+            kept_from_start,
+            overlaps: vec![0.0; count * count],
+            scores: vec![0.0; count * count],
             read,
-            learned: Vec::new(),
-            keys_to_end: Vec::new(),
-            recalled,
             errors,
+            learned: Vec::new(),
         };
-        block.learn(value_length);
+        block.meet();
+        block.learn();
         block
     }
 }
@@ -243,11 +374,12 @@ impl Head<'_> {
             key: key_length,
             value: value_length,
         } = self.lengths();
+        let each = self.decay.len() / positions.max(1);
         let mut gradient = Gradient {
             query: vec![0.0; positions * key_length],
             key: vec![0.0; positions * key_length],
             value: vec![0.0; positions * value_length],
-            decay: vec![0.0; positions],
+            decay: vec![0.0; positions * each],
             strength: vec![0.0; positions],
         };
         self.derivative(g, |steps, of_block| {
@@ -257,7 +389,7 @@ impl Head<'_> {
             put(&mut gradient.query, &of_block.query, key_length);
             put(&mut gradient.key, &of_block.key, key_length);
             put(&mut gradient.value, &of_block.value, value_length);
-            put(&mut gradient.decay, &of_block.decay, 1);
+            put(&mut gradient.decay, &of_block.decay, each);
             put(&mut gradient.strength, &of_block.strength, 1);
         });
         gradient
@@ -266,7 +398,11 @@ impl Head<'_> {
 
 impl Block<'_> {
     fn count(&self) -> usize {
-        self.decays.count()
+        self.strength.len()
+    }
+
+    fn key_length(&self) -> usize {
+        self.key.len() / self.count()
     }
 
     fn value_length(&self) -> usize {
@@ -275,12 +411,188 @@ impl Block<'_> {
 
     /// Outputs are multiplied by this.
     fn scale(&self) -> f32 {
-        1.0 / (self.key.columns() as f32).sqrt()
+        1.0 / (self.key_length() as f32).sqrt()
+    }
+
+    /// Where the rows of some steps stand.
+    fn rows(&self, steps: &Range<usize>) -> Range<usize> {
+        steps.start * self.key_length()..steps.end * self.key_length()
+    }
+
+    /// The row of a step.
+    fn row<'x>(&self, x: &'x [f32], step: usize) -> &'x [f32] {
+        &x[step * self.key_length()..][..self.key_length()]
+    }
+
+    /// What a step keeps.
+    fn kept(&self, step: usize) -> &[f32] {
+        &self.kept[step * self.decays.each..][..self.decays.each]
+    }
+
+    /// What is kept of the state in front of the block behind it.
+    fn kept_to_end(&self) -> &[f32] {
+        &self.kept_from_start[self.kept.len() - self.decays.each..]
+    }
+
+    fn border(&self, [earlier, later]: [Range<usize>; 2]) -> Border {
+        let key_length = self.key_length();
+        let (until, since) = (
+            self.decays.until(earlier.clone()),
+            self.decays.since(later.clone()),
+        );
+        let mut later_rows = scaled(&self.key[self.rows(&later)], key_length, &since);
+        later_rows.extend(scaled(&self.query[self.rows(&later)], key_length, &since));
+        Border {
+            earlier_keys: scaled(&self.key[self.rows(&earlier)], key_length, &until),
+            later_rows,
+            until,
+            since,
+            earlier,
+            later,
+        }
+    }
+
+    /// Makes overlaps and scores.
+    fn meet(&mut self) {
+        let (count, key_length) = (self.count(), self.key_length());
+        let (pairs, few) = halves(count);
+        for pair in pairs {
+            let border = self.border(pair);
+            let (rows, columns) = (border.later.len(), border.earlier.len());
+            let earlier = whole(&border.earlier_keys, key_length).transposed();
+            let both = product(whole(&border.later_rows, key_length), earlier);
+            let (overlaps, scores) = both.split_at(rows * columns);
+            for (all, part) in [(&mut self.overlaps, overlaps), (&mut self.scores, scores)] {
+                let places = all[border.later.start * count..].chunks_mut(count);
+                for (place, row) in places.zip(part.chunks_exact(columns)) {
+                    place[border.earlier.clone()].copy_from_slice(row);
+                }
+            }
+        }
+        let (mut overlaps, mut scores) = (
+            std::mem::take(&mut self.overlaps),
+            std::mem::take(&mut self.scores),
+        );
+        vectorized(|| {
+            for earlier in few.iter().flat_map(Range::clone) {
+                let end = few.iter().find(|part| part.contains(&earlier));
+                let end = end.map_or(count, |part| part.end);
+                let mut key = self.row(&self.key, earlier).to_vec();
+                for step in earlier..end {
+                    let at = step * count + earlier;
+                    if step > earlier {
+                        times(&mut key, self.kept(step));
+                        overlaps[at] = dot(&key, self.row(&self.key, step));
+                    }
+                    scores[at] = dot(&key, self.row(&self.query, step));
+                }
+            }
+        });
+        (self.overlaps, self.scores) = (overlaps, scores);
+    }
+
+    /// The derivative of [`Block::meet`]: adds to the gradients of queries, keys and decays.
+    fn meet_derivative(&self, of_overlaps: &[f32], of_scores: &[f32], gradient: &mut Gradient) {
+        let (pairs, few) = halves(self.count());
+        for pair in pairs {
+            self.border_derivative(&self.border(pair), [of_overlaps, of_scores], gradient);
+        }
+        for part in few {
+            self.few_derivative(part, [of_overlaps, of_scores], gradient);
+        }
+    }
+
+    /// The part of [`Block::meet_derivative`] of two neighbouring parts.
+    fn border_derivative(&self, border: &Border, of_both: [&[f32]; 2], gradient: &mut Gradient) {
+        let (count, key_length) = (self.count(), self.key_length());
+        let each = self.decays.each;
+        let (rows, columns) = (border.later.len(), border.earlier.len());
+        let mut of_products = Vec::with_capacity(2 * rows * columns);
+        for all in of_both {
+            let places = all[border.later.start * count..].chunks(count).take(rows);
+            places.for_each(|row| of_products.extend_from_slice(&row[border.earlier.clone()]));
+        }
+        let of_products = whole(&of_products, columns);
+        let of_later = product(of_products, whole(&border.earlier_keys, key_length));
+        let of_earlier = product(
+            of_products.transposed(),
+            whole(&border.later_rows, key_length),
+        );
+        let (of_keys, of_queries) = of_later.split_at(rows * key_length);
+        let (later_keys, later_queries) = border.later_rows.split_at(rows * key_length);
+        let mut of_logs = vec![0.0; border.since.len()];
+        self.decays.add_products(&mut of_logs, later_keys, of_keys);
+        self.decays
+            .add_products(&mut of_logs, later_queries, of_queries);
+        let place = &mut gradient.decay[border.later.start * each..border.later.end * each];
+        self.decays.since_derivative(place, &of_logs);
+        let mut of_logs = vec![0.0; border.until.len()];
+        self.decays
+            .add_products(&mut of_logs, &border.earlier_keys, &of_earlier);
+        let place = &mut gradient.decay[border.earlier.start * each..border.earlier.end * each];
+        self.decays.until_derivative(place, &of_logs);
+        let put = |all: &mut [f32], steps: &Range<usize>, g: &[f32], kept: &[f32]| {
+            add(
+                &mut all[self.rows(steps)],
+                &scaled(g, key_length, kept),
+                1.0,
+            );
+        };
+        put(&mut gradient.key, &border.later, of_keys, &border.since);
+        put(
+            &mut gradient.query,
+            &border.later,
+            of_queries,
+            &border.since,
+        );
+        put(
+            &mut gradient.key,
+            &border.earlier,
+            &of_earlier,
+            &border.until,
+        );
+    }
+
+    /// The part of [`Block::meet_derivative`] of a few steps: from each, forwards with its key as it
+    /// is kept, then back with the gradient of what is kept of it.
+    fn few_derivative(
+        &self,
+        part: Range<usize>,
+        [of_overlaps, of_scores]: [&[f32]; 2],
+        gradient: &mut Gradient,
+    ) {
+        let (count, each) = (self.count(), self.decays.each);
+        vectorized(|| {
+            for earlier in part.clone() {
+                let mut keys = vec![self.row(&self.key, earlier).to_vec()];
+                for step in earlier + 1..part.end {
+                    let mut key = keys[keys.len() - 1].clone();
+                    times(&mut key, self.kept(step));
+                    keys.push(key);
+                }
+                let mut of_key = vec![0.0; self.key_length()];
+                for (step, key) in (earlier..part.end).zip(&keys).rev() {
+                    let at = step * count + earlier;
+                    let row = self.rows(&(step..step + 1));
+                    add(&mut gradient.query[row.clone()], key, of_scores[at]);
+                    add(&mut of_key, self.row(&self.query, step), of_scores[at]);
+                    if step > earlier {
+                        add(&mut gradient.key[row], key, of_overlaps[at]);
+                        add(&mut of_key, self.row(&self.key, step), of_overlaps[at]);
+                        let place = &mut gradient.decay[step * each..(step + 1) * each];
+                        self.decays.add_products(place, key, &of_key);
+                        times(&mut of_key, self.kept(step));
+                    }
+                }
+                let row = self.rows(&(earlier..earlier + 1));
+                add(&mut gradient.key[row], &of_key, 1.0);
+            }
+        });
     }
 
     /// Solves for `d_i`.
-    fn learn(&mut self, value_length: usize) {
-        let count = self.count();
+    fn learn(&mut self) {
+        let (count, value_length) = (self.count(), self.value_length());
         let mut learned = vec![0.0; count * value_length];
         vectorized(|| {
             for i in 0..count {
@@ -288,171 +600,19 @@ impl Block<'_> {
                 let row = &mut rest[..value_length];
                 row.copy_from_slice(&self.errors[i * value_length..][..value_length]);
                 for (j, earlier) in before.chunks_exact(value_length).enumerate() {
-                    let at = i * count + j;
-                    add(row, earlier, -self.decays.ratios[at] * self.overlaps[at]);
+                    add(row, earlier, -self.overlaps[i * count + j]);
                 }
                 row.iter_mut().for_each(|x| *x *= self.strength[i]);
             }
         });
         self.learned = learned;
-        let keys = self.key.to_vec();
-        self.keys_to_end = scaled(&keys, self.key.columns(), self.decays.to_end());
-    }
-}
-
-impl scan::Block for Block<'_> {
-    type Gradient = Gradient;
-
-    fn outputs(&self, out: &mut [f32]) {
-        let (count, value_length) = (self.count(), self.value_length());
-        let learned = whole(&self.learned, value_length);
-        multiply(
-            whole(&self.decays.weighed(&self.scores), count),
-            learned,
-            out,
-            value_length,
-            1,
-        );
-        let rows = out.chunks_exact_mut(value_length);
-        let read = self.read.chunks_exact(value_length);
-        for ((out, read), kept) in rows.zip(read).zip(&self.decays.kept) {
-            add(out, read, *kept);
-            out.iter_mut().for_each(|x| *x *= self.scale());
-        }
     }
 
-    fn advance(&self, state: &mut [f32]) {
-        let (value_length, kept) = (self.value_length(), self.decays.kept_to_end());
-        state.iter_mut().for_each(|x| *x *= kept);
-        let keys = whole(&self.keys_to_end, self.key.columns()).transposed();
-        add_product(
-            keys,
-            whole(&self.learned, value_length),
-            state,
-            value_length,
-            1,
-        );
-    }
-
-    fn derivative(&self, g: View<'_>, state: &[f32], of_state: &mut [f32]) -> Gradient {
-        let scale = self.scale();
-        let (count, value_length) = (self.count(), self.value_length());
-        let key_length = self.key.columns();
-        let mut outputs = g.to_vec();
-        outputs.iter_mut().for_each(|x| *x *= scale);
-        let learned = whole(&self.learned, value_length);
-        let state_view = whole(state, value_length);
-
-        // Of the learned rows: by the outputs and by the state behind the block.
-        let weights = self.decays.weighed(&self.scores);
-        let mut of_learned = product(
-            whole(&weights, count).transposed(),
-            whole(&outputs, value_length),
-        );
-        add_product(
-            whole(&self.keys_to_end, key_length),
-            whole(of_state, value_length),
-            &mut of_learned,
-            value_length,
-            1,
-        );
-        // Of the keys, by the state behind the block, per ratio to the end.
-        let by_end = product(learned, whole(of_state, value_length).transposed());
-        let of_kept_to_end = dot(state, of_state);
-
-        // Through the triangular system, from its last row up.
-        let of_errors = self.solve_back(of_learned);
-        let of_values = scaled(&of_errors, value_length, self.strength);
-
-        let of_weights = product(whole(&outputs, value_length), learned.transposed());
-        let of_system = product(whole(&of_errors, value_length), learned.transposed());
-        let mut pairs = self.of_pairs(&of_weights, &of_system);
-        let rows = of_errors.chunks_exact(value_length);
-        let rows = rows.zip(self.errors.chunks_exact(value_length));
-        for (of_strength, (g, error)) in pairs.strength.iter_mut().zip(rows) {
-            *of_strength += dot(g, error);
-        }
-        let of_decays = &mut pairs.decays;
-        let last = count - 1;
-        of_decays[last] += of_kept_to_end * self.decays.kept_to_end();
-        let keys = self.key.to_vec();
-        let mut of_keys = scaled(&by_end, key_length, self.decays.to_end());
-        self.decays.add_of_ends(of_decays, &by_end, &keys);
-        for (i, of_decay) in of_decays.iter_mut().enumerate().take(count) {
-            let row = i * value_length..(i + 1) * value_length;
-            let of_kept = dot(&self.read[row.clone()], &outputs[row.clone()])
-                - dot(&self.recalled[row.clone()], &of_values[row]);
-            *of_decay += of_kept * self.decays.kept[i];
-        }
-
-        // By the state in front of the block.
-        let read = scaled(&outputs, value_length, &self.decays.kept);
-        let mut recalled = scaled(&of_values, value_length, &self.decays.kept);
-        recalled.iter_mut().for_each(|x| *x = -*x);
-        let (read, recalled) = (whole(&read, value_length), whole(&recalled, value_length));
-        let mut of_queries = product(read, state_view.transposed());
-        add_product(
-            recalled,
-            state_view.transposed(),
-            &mut of_keys,
-            key_length,
-            1,
-        );
-        let kept = self.decays.kept_to_end();
-        of_state.iter_mut().for_each(|x| *x *= kept);
-        add_product(self.query.transposed(), read, of_state, value_length, 1);
-        add_product(self.key.transposed(), recalled, of_state, value_length, 1);
-
-        // By the products of keys and queries.
-        let of_scores = whole(&pairs.scores, count);
-        let of_overlaps = whole(&pairs.overlaps, count);
-        add_product(of_scores, self.key, &mut of_queries, key_length, 1);
-        for (g, x) in [
-            (of_scores.transposed(), self.query),
-            (of_overlaps, self.key),
-            (of_overlaps.transposed(), self.key),
-        ] {
-            add_product(g, x, &mut of_keys, key_length, 1);
-        }
-        of_logarithms(&mut pairs.decays);
-        Gradient {
-            query: of_queries,
-            key: of_keys,
-            value: of_values,
-            decay: pairs.decays,
-            strength: pairs.strength,
-        }
-    }
-}
-
-impl Block<'_> {
-    /// Gradients by the pairs of steps, of those of the weighed scores and of the products of errors
-    /// and learned rows.
-    fn of_pairs(&self, of_weights: &[f32], of_system: &[f32]) -> Pairs {
-        let count = self.count();
-        let mut pairs = Pairs {
-            overlaps: vec![0.0; count * count],
-            scores: vec![0.0; count * count],
-            decays: vec![0.0; count],
-            strength: vec![0.0; count],
-        };
-        for i in 0..count {
-            for j in 0..=i {
-                let at = i * count + j;
-                let ratio = self.decays.ratios[at];
-                let mut of_ratio = of_weights[at] * self.scores[at];
-                pairs.scores[at] = of_weights[at] * ratio;
-                if j < i {
-                    let of_overlap = -of_system[at] * self.overlaps[at];
-                    pairs.strength[i] += of_overlap * ratio;
-                    of_ratio += of_overlap * self.strength[i];
-                    pairs.overlaps[at] = -of_system[at] * self.strength[i] * ratio;
-                }
-                pairs.decays[i] += of_ratio * ratio;
-                pairs.decays[j] -= of_ratio * ratio;
-            }
-        }
-        pairs
+    /// A state, or its gradient, times what is kept of it to the end.
+    fn keep(&self, state: &mut [f32]) {
+        let each = state.len() / self.decays.each;
+        let parts = state.chunks_exact_mut(each).zip(self.kept_to_end());
+        parts.for_each(|(part, kept)| part.iter_mut().for_each(|x| *x *= kept));
     }
 
     /// The transposed triangular system, solved for the gradients of `strength_i errors_i`.
@@ -463,12 +623,127 @@ impl Block<'_> {
                 let (before, rest) = g.split_at_mut(i * value_length);
                 let row = &rest[..value_length];
                 for (j, earlier) in before.chunks_exact_mut(value_length).enumerate() {
-                    let at = i * count + j;
-                    let weight = self.strength[i] * self.decays.ratios[at] * self.overlaps[at];
-                    add(earlier, row, -weight);
+                    add(
+                        earlier,
+                        row,
+                        -self.strength[i] * self.overlaps[i * count + j],
+                    );
                 }
             }
         });
         g
+    }
+}
+
+impl scan::Block for Block<'_> {
+    type Gradient = Gradient;
+
+    fn outputs(&self, out: &mut [f32]) {
+        let (count, value_length, scale) = (self.count(), self.value_length(), self.scale());
+        let learned = whole(&self.learned, value_length);
+        multiply(whole(&self.scores, count), learned, out, value_length, 1);
+        let places = out.iter_mut().zip(&self.read);
+        places.for_each(|(x, read)| *x = (*x + read) * scale);
+    }
+
+    fn advance(&self, state: &mut [f32]) {
+        let value_length = self.value_length();
+        self.keep(state);
+        let keys = whole(&self.keys_to_end, self.key_length()).transposed();
+        let learned = whole(&self.learned, value_length);
+        add_product(keys, learned, state, value_length, 1);
+    }
+
+    fn derivative(&self, g: View<'_>, state: &[f32], of_state: &mut [f32]) -> Gradient {
+        let (count, value_length) = (self.count(), self.value_length());
+        let (key_length, each) = (self.key_length(), self.decays.each);
+        let learned = whole(&self.learned, value_length);
+        let state_view = whole(state, value_length);
+        let mut outputs = g.to_vec();
+        outputs.iter_mut().for_each(|x| *x *= self.scale());
+        let outputs_view = whole(&outputs, value_length);
+
+        // Of the learned rows: by the outputs and by the state behind the block.
+        let mut of_learned = product(whole(&self.scores, count).transposed(), outputs_view);
+        let of_state_view = whole(of_state, value_length);
+        add_product(
+            whole(&self.keys_to_end, key_length),
+            of_state_view,
+            &mut of_learned,
+            value_length,
+            1,
+        );
+        let of_keys_to_end = product(learned, of_state_view.transposed());
+
+        // Through the triangular system, from its last row up.
+        let of_errors = self.solve_back(of_learned);
+        let of_values = scaled(&of_errors, value_length, self.strength);
+        let of_scores = product(outputs_view, learned.transposed());
+        let mut of_overlaps = product(whole(&of_errors, value_length), learned.transposed());
+        let mut of_strength = Vec::with_capacity(count);
+        for i in 0..count {
+            let row = i * value_length..(i + 1) * value_length;
+            let of_row = &mut of_overlaps[i * count..(i + 1) * count];
+            let recalled = dot(&of_row[..i], &self.overlaps[i * count..][..i]);
+            of_strength.push(dot(&of_errors[row.clone()], &self.errors[row]) - recalled);
+            of_row.iter_mut().for_each(|x| *x *= -self.strength[i]);
+        }
+
+        // By the state in front of the block.
+        let of_queries_from_start = product(outputs_view, state_view.transposed());
+        let mut of_keys_from_start =
+            product(whole(&of_values, value_length), state_view.transposed());
+        of_keys_from_start.iter_mut().for_each(|x| *x = -*x);
+        let mut of_logs = vec![0.0; self.kept_from_start.len()];
+        for (x, g) in [
+            (&self.queries_from_start, &of_queries_from_start),
+            (&self.keys_from_start, &of_keys_from_start),
+        ] {
+            self.decays.add_products(&mut of_logs, x, g);
+        }
+        let last = (count - 1) * each;
+        let parts = state.chunks_exact(state.len() / each);
+        let parts = parts.zip(of_state.chunks_exact(state.len() / each));
+        let places = of_logs[last..].iter_mut().zip(self.kept_to_end());
+        for ((place, kept), (state, of_state)) in places.zip(parts) {
+            *place += kept * dot(state, of_state);
+        }
+        let mut of_decays = vec![0.0; count * each];
+        self.decays.since_derivative(&mut of_decays, &of_logs);
+        let mut of_logs = vec![0.0; self.kept_from_start.len()];
+        self.decays
+            .add_products(&mut of_logs, &self.keys_to_end, &of_keys_to_end);
+        self.decays.until_derivative(&mut of_decays, &of_logs);
+
+        let mut of_keys = scaled(&of_keys_from_start, key_length, &self.kept_from_start);
+        let to_end = self.decays.until(0..count);
+        add(
+            &mut of_keys,
+            &scaled(&of_keys_to_end, key_length, &to_end),
+            1.0,
+        );
+        let mut gradient = Gradient {
+            query: scaled(&of_queries_from_start, key_length, &self.kept_from_start),
+            key: of_keys,
+            value: of_values,
+            decay: of_decays,
+            strength: of_strength,
+        };
+        self.meet_derivative(&of_overlaps, &of_scores, &mut gradient);
+
+        self.keep(of_state);
+        let queries = whole(&self.queries_from_start, key_length).transposed();
+        add_product(queries, outputs_view, of_state, value_length, 1);
+        let mut recalled = gradient.value.clone();
+        recalled.iter_mut().for_each(|x| *x = -*x);
+        let keys = whole(&self.keys_from_start, key_length).transposed();
+        add_product(
+            keys,
+            whole(&recalled, value_length),
+            of_state,
+            value_length,
+            1,
+        );
+        gradient
     }
 }

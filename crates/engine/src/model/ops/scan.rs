@@ -6,7 +6,7 @@
 //! state in front of each kept and everything within computed again.
 
 use crate::model::rows::Rows;
-use quantier_blocks::vector::{exp, vectorized};
+use quantier_blocks::vector::{LANES, exp, vectorized};
 use quantier_round::matrix::{View, multiply};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -231,15 +231,35 @@ pub(super) fn add(x: &mut [f32], y: &[f32], scale: f32) {
     x.iter_mut().zip(y).for_each(|(x, y)| *x += scale * y);
 }
 
+/// The dot product: lane by lane, then the lanes.
+#[inline(always)]
 pub(super) fn dot(x: &[f32], y: &[f32]) -> f32 {
-    x.iter().zip(y).map(|(x, y)| x * y).sum()
+    let ((xs, x), (ys, y)) = (x.as_chunks::<LANES>(), y.as_chunks::<LANES>());
+    let mut sums = [0.0; LANES];
+    for (x, y) in xs.iter().zip(ys) {
+        for (sum, (x, y)) in sums.iter_mut().zip(x.iter().zip(y)) {
+            *sum += x * y;
+        }
+    }
+    let rest = x.iter().zip(y).map(|(x, y)| x * y);
+    sums.into_iter().chain(rest).sum()
 }
 
-/// Every row times its number.
+/// Every row times its number, or times numbers of its own.
 pub(super) fn scaled(x: &[f32], columns: usize, scales: &[f32]) -> Vec<f32> {
-    let rows = x.chunks_exact(columns).zip(scales);
-    rows.flat_map(|(row, scale)| row.iter().map(move |x| x * scale))
-        .collect()
+    let mut out = x.to_vec();
+    let each = scales.len() / (x.len() / columns).max(1);
+    let rows = out.chunks_exact_mut(columns);
+    let rows = rows.zip(scales.chunks_exact(each.max(1)));
+    vectorized(|| {
+        for (row, scales) in rows {
+            match scales {
+                [scale] => row.iter_mut().for_each(|x| *x *= scale),
+                scales => row.iter_mut().zip(scales).for_each(|(x, s)| *x *= s),
+            }
+        }
+    });
+    out
 }
 
 /// A matrix in a slice, row by row.

@@ -224,7 +224,12 @@ fn cases_of_activations<'c>() -> Vec<Case<'c>> {
         slope: 0.5,
         bound: -1e-6,
     });
-    let kinds = [Activation::Silu, Activation::Gelu, Activation::SquaredRelu];
+    let kinds = [
+        Activation::Silu,
+        Activation::Gelu,
+        Activation::SquaredRelu,
+        Activation::Sigmoid,
+    ];
     for kind in kinds.into_iter().chain([xielu]) {
         cases.push(case(
             format!("{kind:?}"),
@@ -368,10 +373,10 @@ fn cases_of_attention<'c>() -> Vec<Case<'c>> {
     cases
 }
 
-/// Streams of 4 heads of values of 3 and 2 heads of keys of 5.
+/// Streams of 4 heads of values of 3 and 2 heads of keys of 5, with a decay for each head or channel.
 fn streams(x: &[Vec<f32>]) -> Streams {
     // Decays below 0, and strengths between 0 and 1.
-    let decay = x[3].iter().map(|x| 0.2 * x - 0.3).collect();
+    let decay: Vec<f32> = x[3].iter().map(|x| 0.2 * x - 0.3).collect();
     let strength = x[4].iter().map(|x| 0.4 * x + 0.5).collect();
     Streams {
         numbers: DeltaNumbers {
@@ -385,21 +390,21 @@ fn streams(x: &[Vec<f32>]) -> Streams {
         query: Rows::new(x[0].clone(), 2 * 5),
         key: Rows::new(x[1].iter().map(|x| 0.5 * x).collect(), 2 * 5),
         value: Rows::new(x[2].clone(), 4 * 3),
-        decay: Rows::new(decay, 4),
+        decay: Rows::new(decay, 4 * x[3].len() / x[4].len()),
         strength: Rows::new(strength, 4),
     }
 }
 
-/// Lengths of the arguments of [`streams`].
-fn lens_of_streams(positions: usize) -> [usize; 5] {
-    [10, 10, 12, 4, 4].map(|each| each * positions)
+/// Lengths of the arguments of [`streams`], with so many decays for each head.
+fn lens_of_streams(positions: usize, decays: usize) -> [usize; 5] {
+    [10, 10, 12, 4 * decays, 4].map(|each| each * positions)
 }
 
 fn cases_of_states<'c>() -> Vec<Case<'c>> {
-    let case = |positions: usize| {
+    let case = |(positions, decays): (usize, usize)| {
         case(
-            format!("states over {positions} positions"),
-            &lens_of_streams(positions),
+            format!("states over {positions} positions, {decays} decays"),
+            &lens_of_streams(positions, decays),
             |x| streams(x).scan(1).into_numbers(),
             |x, g| {
                 let g = streams(x).derivative(&Rows::new(g.to_vec(), 12), 1);
@@ -417,7 +422,9 @@ fn cases_of_states<'c>() -> Vec<Case<'c>> {
         )
     };
     // Less than a block of steps, one and a bit, and two.
-    [3, 70, 128].map(case).into()
+    let positions = [3, 70, 128].into_iter();
+    let both = positions.flat_map(|positions| [1, 5].map(|decays| (positions, decays)));
+    both.map(case).collect()
 }
 
 /// Streams of 6 heads of values of 3 and 2 heads of keys of 5.
@@ -571,14 +578,21 @@ fn a_selective_scan_is_its_steps() {
 /// Blocks of steps against single steps in f64.
 #[test]
 fn blocks_of_steps_are_the_steps() {
-    for positions in [1, 5, 64, 65, 150] {
-        let arguments = lens_of_streams(positions);
+    let positions = [1, 5, 64, 65, 150].into_iter();
+    for (positions, decays, strong) in
+        positions.flat_map(|p| [(p, 1, 1.0), (p, 5, 1.0), (p, 1, 400.0), (p, 5, 400.0)])
+    {
+        let arguments = lens_of_streams(positions, decays);
         let arguments: Vec<_> = arguments
             .iter()
             .zip(1..)
             .map(|(len, s)| random(*len, s))
             .collect();
-        let all = streams(&arguments);
+        let mut all = streams(&arguments);
+        // Strong decays at a few steps, between weak ones.
+        for row in all.decay.iter_mut().step_by(7) {
+            row.iter_mut().for_each(|x| *x *= strong);
+        }
         let out = all.scan(1);
         assert_eq!(out, all.scan(3));
         for head in 0..4 {
@@ -587,8 +601,9 @@ fn blocks_of_steps_are_the_steps() {
             for position in 0..positions {
                 let at = |x: &Rows, i: usize| f64::from(x.numbers()[position * x.columns() + i]);
                 let key = |i: usize| at(&all.key, head % 2 * 5 + i);
-                let kept = at(&all.decay, head).exp();
-                state.iter_mut().flatten().for_each(|x| *x *= kept);
+                for (i, x) in state.iter_mut().flat_map(|row| row.iter_mut().enumerate()) {
+                    *x *= at(&all.decay, head * decays + i % decays).exp();
+                }
                 for (column, state) in state.iter_mut().enumerate() {
                     let recalled: f64 = (0..5).map(|i| state[i] * key(i)).sum();
                     let error = at(&all.value, head * 3 + column) - recalled;
@@ -599,7 +614,7 @@ fn blocks_of_steps_are_the_steps() {
                     let got = at(&out, head * 3 + column);
                     assert!(
                         (got - want).abs() < 1e-5,
-                        "{positions} {head} {position}: {got} {want}"
+                        "{positions} {decays} {strong} {head} {position}: {got} {want}"
                     );
                 }
             }

@@ -1,0 +1,380 @@
+//! Ling and Ring 3 (Bailing MoE V3): Kimi Delta Attention with bounded decays in most layers,
+//! multi-head latent attention with a gate per head in the others, and a mixture of experts in all
+//! but the first ones.
+
+use super::config::{Config, Result, wrong_kind};
+use super::decoder::{Decoder, DeltaHeads, Needs, Router, Sections};
+use super::kimi::{BY_QUERY_HEAD, DELTA_KERNELS, KEYS_AND_VALUES, RANK};
+use super::llama::{BUFFERS, GATED_FFN, NORMS};
+use super::nextn::{NEXTN, PREDICT_LAYERS};
+use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS, set_numbers};
+use super::qwen::EXPERTS;
+use super::recipes::Op::{self, Exp, Reshape, Transpose};
+use super::recipes::Size::{Any, Experts, Hidden, Number, Queries, QueryHeads};
+use super::recipes::{Input, Output, Recipe, When};
+use super::{Architecture, Keys, Parameter, nothing_generated};
+use quantier_gguf::gguf::{Array, Value, ValueType};
+use quantier_tokenizer::VocabKind;
+
+pub(super) static BAILING_MOE3: Architecture = Architecture {
+    classes: &["BailingMoeV3ForCausalLM"],
+    name: "bailingmoe3",
+    vocabulary: VocabKind::ByteLevel,
+    parameters: &[
+        COMMON,
+        HEAD_LENGTHS,
+        FILE_TYPE,
+        PARAMETERS,
+        super::kimi::LATENT_LENGTHS,
+        EXPERT_PARAMETERS,
+        PREDICT_LAYERS,
+    ],
+    tensors: &[
+        EMBEDDINGS,
+        NORMS,
+        ATTENTION,
+        DELTA_ATTENTION,
+        LATENT_ATTENTION,
+        GATED_FFN,
+        EXPERTS,
+        SHARED_EXPERTS,
+        NEXTN,
+        BLOCK_NORM,
+        BUFFERS,
+    ],
+    generated: nothing_generated,
+    decoder: Decoder {
+        delta_nets: Some(DeltaHeads::Own),
+        router: Router::LISTED,
+        sections: Sections::Listed,
+        needs: Needs {
+            optional: &["attn_q", "attn_q_a", "attn_q_a_norm", "attn_q_b"],
+            ..Needs::WEIGHTS
+        },
+        ..Decoder::LLAMA
+    },
+};
+
+/// The same behind pictures: positions in sections.
+pub(super) static BAILING_MOE3_VL: Architecture = Architecture {
+    classes: &["BailingMoeV3VLForConditionalGeneration"],
+    parameters: &[
+        COMMON,
+        HEAD_LENGTHS,
+        FILE_TYPE,
+        PARAMETERS,
+        super::kimi::LATENT_LENGTHS,
+        EXPERT_PARAMETERS,
+        PREDICT_LAYERS,
+        &[Parameter::Computed(sections)],
+    ],
+    tensors: &[
+        &[Recipe::leave_out("linear_proj*", "the vision part")],
+        EMBEDDINGS,
+        NORMS,
+        ATTENTION,
+        DELTA_ATTENTION,
+        LATENT_ATTENTION,
+        GATED_FFN,
+        EXPERTS,
+        SHARED_EXPERTS,
+        NEXTN,
+        BLOCK_NORM,
+        BUFFERS,
+    ],
+    ..BAILING_MOE3
+};
+
+const PARAMETERS: &[Parameter] = &[
+    Parameter::Computed(kv_heads),
+    Parameter::U32("vocab_size", &["vocab_size"]),
+    Parameter::U32("ssm.conv_kernel", &["short_conv_kernel_size"]),
+    Parameter::U32("kda.head_dim", &["head_dim"]),
+    Parameter::Computed(|_, keys| {
+        keys.set("kda.safe_gate", Value::Bool(true));
+        Ok(())
+    }),
+    Parameter::F32("kda.gate_lower_bound", &["kda_lower_bound"]),
+    Parameter::OptionalU32("attention.q_lora_rank", &["q_lora_rank"]),
+    Parameter::U32("attention.kv_lora_rank", &["kv_lora_rank"]),
+    Parameter::U32("rope.dimension_count", &["qk_rope_head_dim"]),
+];
+
+const EXPERT_PARAMETERS: &[Parameter] = &[
+    Parameter::U32("expert_feed_forward_length", &["moe_intermediate_size"]),
+    Parameter::U32(
+        "expert_shared_feed_forward_length",
+        &["moe_shared_expert_intermediate_size"],
+    ),
+    Parameter::OrU32("expert_shared_count", &["num_shared_experts"], 1),
+    Parameter::U32("leading_dense_block_count", &["first_k_dense_replace"]),
+    Parameter::F32("expert_weights_scale", &["routed_scaling_factor"]),
+    Parameter::Computed(|config, keys| {
+        let normalized = config.get("norm_topk_prob");
+        let normalized = normalized.ok_or("field 'norm_topk_prob' is missing")?;
+        keys.set("expert_weights_norm", Value::Bool(*normalized == true));
+        Ok(())
+    }),
+    Parameter::Computed(|config, keys| {
+        limits(config, keys, "expert_swiglu_limit_list", "swiglu_clamp_exp")?;
+        let field = "share_expert_swiglu_limit_list";
+        limits(config, keys, field, "swiglu_clamp_shexp")
+    }),
+];
+
+/// Whether a layer has latent attention: the last of each group, those behind the last whole group,
+/// and blocks for further tokens.
+fn is_latent(config: &Config, layer: u32) -> Result<bool> {
+    const GROUP: &str = "layer_group_size";
+    let (layers, group) = (config.layers()?, config.u32(&[GROUP])?);
+    if group == 0 {
+        return Err(format!("field '{GROUP}' is 0"));
+    }
+    Ok((u64::from(layer) + 1).is_multiple_of(group.into()) || layer >= layers / group * group)
+}
+
+fn has_latent_attention(config: &Config, layer: u32) -> bool {
+    is_latent(config, layer).unwrap_or(true)
+}
+
+fn has_delta_attention(config: &Config, layer: u32) -> bool {
+    !has_latent_attention(config, layer)
+}
+
+/// One head of keys in layers of latent attention, none in the others. What the reference does not
+/// convert is refused here.
+fn kv_heads(config: &Config, keys: &mut Keys) -> Result<()> {
+    for (field, wanted) in [
+        ("no_kda_lora", serde_json::Value::from(true)),
+        ("kda_safe_gate", true.into()),
+        ("gated_attention_proj_granularity_type", "head_wise".into()),
+    ] {
+        if config.get(field) != Some(&wanted) {
+            return Err(format!(
+                "field '{field}' is not {wanted}; models of this class without it cannot be converted yet"
+            ));
+        }
+    }
+    let blocks = 0..config.blocks()?;
+    let heads: Result<Vec<u32>> = blocks
+        .map(|block| Ok(u32::from(is_latent(config, block)?)))
+        .collect();
+    set_numbers(keys, "attention.head_count_kv", heads?);
+    Ok(())
+}
+
+/// Limits of activations, one for each block; 0 for none.
+fn limits(config: &Config, keys: &mut Keys, field: &str, key: &str) -> Result<()> {
+    let Some(listed) = config.get(field) else {
+        return Ok(());
+    };
+    let wrong = || wrong_kind(field, listed, "a list of numbers");
+    let limit = |value: &serde_json::Value| match value.is_null() {
+        true => Some(0.0),
+        false => value.as_f64().map(|limit| limit as f32),
+    };
+    let list = listed.as_array().ok_or_else(wrong)?;
+    let mut limits: Vec<f32> = list
+        .iter()
+        .map(limit)
+        .collect::<Option<_>>()
+        .ok_or_else(wrong)?;
+    limits.resize(config.blocks()? as usize, 0.0);
+    let limits = limits.into_iter().map(Value::F32);
+    keys.set(key, Value::Array(Array::of_values(ValueType::F32, limits)));
+    Ok(())
+}
+
+/// Pairs of a head for time, height and width.
+fn sections(config: &Config, keys: &mut Keys) -> Result<()> {
+    const FIELD: &str = "mrope_section";
+    let listed = config.get(FIELD);
+    let listed = listed.ok_or_else(|| format!("field '{FIELD}' is missing"))?;
+    let wrong = || wrong_kind(FIELD, listed, "a list of three whole numbers");
+    let list = listed.as_array().filter(|list| list.len() >= 3);
+    let list = list.ok_or_else(wrong)?[..3].iter();
+    let number = |value: &serde_json::Value| value.as_u64().and_then(|n| u32::try_from(n).ok());
+    let sizes: Option<Vec<u32>> = list.map(number).collect();
+    let sizes = sizes.ok_or_else(wrong)?;
+    let pairs: u64 = sizes.iter().map(|size| u64::from(*size)).sum();
+    let rotated = config.u32(&["qk_rope_head_dim"])?;
+    if 2 * pairs != u64::from(rotated) {
+        return Err(format!(
+            "field '{FIELD}' has {pairs} pairs, and 'qk_rope_head_dim' is {rotated}"
+        ));
+    }
+    set_numbers(
+        keys,
+        "rope.dimension_sections",
+        sizes.into_iter().chain([0]),
+    );
+    Ok(())
+}
+
+const EMBEDDINGS: &[Recipe] = &[
+    Recipe::rename("model.word_embeddings", "token_embd", &[Any, Hidden]),
+    Recipe::rename("lm_head", "output", &[Any, Hidden]),
+];
+
+/// The matrices that both kinds of attention have.
+const ATTENTION: &[Recipe] = &[
+    Recipe::rename(
+        "model.layers.{}.attention.q_proj",
+        "blk.{}.attn_q",
+        &[Any, Hidden],
+    ),
+    Recipe::rename(
+        "model.layers.{}.attention.o_proj",
+        "blk.{}.attn_output",
+        &[Hidden, Any],
+    ),
+    Recipe::rename(
+        "model.layers.{}.attention.dense",
+        "blk.{}.attn_output",
+        &[Hidden, Any],
+    ),
+];
+
+const DELTA_ATTENTION: &[Recipe] = &[
+    Recipe::rename(
+        "model.layers.{}.attention.k_proj",
+        "blk.{}.attn_k",
+        &[Queries, Hidden],
+    ),
+    Recipe::rename(
+        "model.layers.{}.attention.v_proj",
+        "blk.{}.attn_v",
+        &[Queries, Hidden],
+    ),
+    Recipe::with(
+        "model.layers.{}.attention.q_conv1d",
+        "blk.{}.ssm_conv1d_q",
+        &[],
+        DELTA_KERNELS,
+    ),
+    Recipe::with(
+        "model.layers.{}.attention.k_conv1d",
+        "blk.{}.ssm_conv1d_k",
+        &[],
+        DELTA_KERNELS,
+    ),
+    Recipe::with(
+        "model.layers.{}.attention.v_conv1d",
+        "blk.{}.ssm_conv1d_v",
+        &[],
+        DELTA_KERNELS,
+    ),
+    Recipe::rename(
+        "model.layers.{}.attention.f_proj",
+        "blk.{}.ssm_f_a",
+        &[Queries, Hidden],
+    )
+    .when(When::Layers(has_delta_attention)),
+    Recipe::rename(
+        "model.layers.{}.attention.g_proj",
+        "blk.{}.ssm_g_a",
+        &[Queries, Hidden],
+    )
+    .when(When::Layers(has_delta_attention)),
+    Recipe::rename(
+        "model.layers.{}.attention.b_proj",
+        "blk.{}.ssm_beta",
+        &[QueryHeads, Hidden],
+    ),
+    Recipe::with(
+        "model.layers.{}.attention.A_log",
+        "blk.{}.ssm_a",
+        &[],
+        &[Exp, Reshape(&[Any, Number(1)])],
+    ),
+    Recipe::rename(
+        "model.layers.{}.attention.dt_bias",
+        "blk.{}.ssm_dt.bias",
+        &[Queries],
+    ),
+    Recipe::rename(
+        "model.layers.{}.attention.o_norm",
+        "blk.{}.ssm_norm",
+        &[super::recipes::Size::Head],
+    ),
+];
+
+const LATENT_ATTENTION: &[Recipe] = &[
+    Recipe::rename(
+        "model.layers.{}.attention.q_a_proj",
+        "blk.{}.attn_q_a",
+        &[Any, Hidden],
+    ),
+    Recipe::rename(
+        "model.layers.{}.attention.q_a_layernorm",
+        "blk.{}.attn_q_a_norm",
+        &[Any],
+    ),
+    Recipe::rename(
+        "model.layers.{}.attention.q_b_proj",
+        "blk.{}.attn_q_b",
+        &[Any, Any],
+    ),
+    Recipe::rename(
+        "model.layers.{}.attention.kv_a_proj_with_mqa",
+        "blk.{}.attn_kv_a_mqa",
+        &[Any, Hidden],
+    ),
+    Recipe::rename(
+        "model.layers.{}.attention.kv_a_layernorm",
+        "blk.{}.attn_kv_a_norm",
+        &[RANK],
+    ),
+    Recipe::new(
+        &[Input::new(
+            "model.layers.{}.attention.kv_b_proj.weight",
+            &[Any, RANK],
+        )],
+        &[
+            Output::new(
+                "blk.{}.attn_k_b.weight",
+                &[BY_QUERY_HEAD, Op::part(1, KEYS_AND_VALUES, 0), Transpose],
+            ),
+            Output::new(
+                "blk.{}.attn_v_b.weight",
+                &[BY_QUERY_HEAD, Op::part(1, KEYS_AND_VALUES, 1)],
+            ),
+        ],
+    ),
+    Recipe::rename(
+        "model.layers.{}.attention.g_proj",
+        "blk.{}.attn_gate",
+        &[QueryHeads, Hidden],
+    )
+    .when(When::Layers(has_latent_attention)),
+];
+
+const SHARED_EXPERTS: &[Recipe] = &[
+    Recipe::rename(
+        "model.layers.{}.mlp.gate.expert_bias",
+        "blk.{}.exp_probs_b.bias",
+        &[Experts],
+    ),
+    Recipe::rename(
+        "model.layers.{}.mlp.shared_experts.gate_proj",
+        "blk.{}.ffn_gate_shexp",
+        &[Any, Hidden],
+    ),
+    Recipe::rename(
+        "model.layers.{}.mlp.shared_experts.up_proj",
+        "blk.{}.ffn_up_shexp",
+        &[Any, Hidden],
+    ),
+    Recipe::rename(
+        "model.layers.{}.mlp.shared_experts.down_proj",
+        "blk.{}.ffn_down_shexp",
+        &[Hidden, Any],
+    ),
+];
+
+/// The norm behind a block for a further token.
+const BLOCK_NORM: &[Recipe] = &[Recipe::rename(
+    "model.layers.{}.final_layernorm",
+    "blk.{}.layer_output_norm",
+    &[Hidden],
+)];

@@ -1,0 +1,291 @@
+//! Kimi Linear: Kimi Delta Attention in most layers, multi-head latent attention without rotation in
+//! the others, and a mixture of experts in all but the first ones.
+
+use super::config::{Config, Result, wrong_kind};
+use super::decoder::{Decoder, DeltaHeads, Gating, Needs, Rope, Router, Setting};
+use super::llama::{BUFFERS, EMBEDDINGS, GATED_FFN, MIXTRAL_EXPERTS, NORMS};
+use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS, set_numbers};
+use super::recipes::Op::{self, NegExp, Reshape, Transpose};
+use super::recipes::Size::{self, Any, Experts, Field, Hidden, Number, Product, QueryHeads};
+use super::recipes::{Input, Output, Recipe};
+use super::{Architecture, Keys, Parameter, nothing_generated};
+use quantier_gguf::gguf::Value;
+use quantier_tokenizer::VocabKind;
+
+pub(super) static KIMI_LINEAR: Architecture = Architecture {
+    classes: &["KimiLinearForCausalLM", "KimiLinearModel"],
+    name: "kimi-linear",
+    vocabulary: VocabKind::ByteLevel,
+    parameters: &[
+        COMMON,
+        HEAD_LENGTHS,
+        FILE_TYPE,
+        PARAMETERS,
+        LATENT_LENGTHS,
+        EXPERT_PARAMETERS,
+    ],
+    tensors: &[
+        EMBEDDINGS,
+        NORMS,
+        ATTENTION,
+        DELTA_ATTENTION,
+        LATENT_ATTENTION,
+        GATED_FFN,
+        MIXTRAL_EXPERTS,
+        SHARED_EXPERTS,
+        BUFFERS,
+    ],
+    generated: nothing_generated,
+    decoder: Decoder {
+        rope: Rope::None,
+        delta_nets: Some(DeltaHeads::Own),
+        router: Router {
+            gating: Setting::Listed(Gating::Softmax),
+            normalized: Setting::Always(true),
+        },
+        needs: Needs {
+            own_output: true,
+            ..Needs::WEIGHTS
+        },
+        ..Decoder::LLAMA
+    },
+};
+
+/// Fields of the layers with Kimi Delta Attention.
+const DELTA: &str = "linear_attn_config";
+
+const PARAMETERS: &[Parameter] = &[
+    Parameter::U32("vocab_size", &["vocab_size"]),
+    Parameter::Computed(kv_heads),
+    Parameter::Computed(delta_lengths),
+    Parameter::Computed(whole_queries),
+    Parameter::U32("attention.kv_lora_rank", &["kv_lora_rank", "n_lora_kv"]),
+    Parameter::U32("rope.dimension_count", &["qk_rope_head_dim", "n_rot"]),
+];
+
+/// Matrices of queries of low rank are refused: llama.cpp loads none of this architecture.
+fn whole_queries(config: &Config, _: &mut Keys) -> Result<()> {
+    match config.optional_u32(&["q_lora_rank", "n_lora_q"])? {
+        Some(rank) if rank > 0 => Err(format!(
+            "field 'q_lora_rank' is {rank}; llama.cpp cannot load a Kimi Linear whose queries are of low rank"
+        )),
+        _ => Ok(()),
+    }
+}
+
+const EXPERT_PARAMETERS: &[Parameter] = &[
+    Parameter::U32("expert_feed_forward_length", &["moe_intermediate_size"]),
+    Parameter::U32("expert_shared_count", &["num_shared_experts"]),
+    Parameter::U32("leading_dense_block_count", &["first_k_dense_replace"]),
+    Parameter::F32("expert_weights_scale", &["routed_scaling_factor"]),
+];
+
+/// Lengths of heads of multi-head latent attention: as they are cached, and as they are meant.
+pub(super) const LATENT_LENGTHS: &[Parameter] = &[Parameter::Computed(|config, keys| {
+    let rank = config.u32(&["kv_lora_rank", "n_lora_kv"])?;
+    let rotated = config.u32(&["qk_rope_head_dim", "n_rot"])?;
+    let sum = |a: u32, b: u32| {
+        let sum = a.checked_add(b);
+        sum.ok_or_else(|| "the length of a head has more than 32 bits".to_owned())
+    };
+    keys.set("attention.key_length", Value::U32(sum(rank, rotated)?));
+    let plain = config.optional_u32(&["qk_nope_head_dim"])?;
+    let key = match config.optional_u32(&["n_embd_head_k_mla"])? {
+        Some(length) => Some(length),
+        None => plain.map(|plain| sum(plain, rotated)).transpose()?,
+    };
+    if let Some(length) = key {
+        keys.set("attention.key_length_mla", Value::U32(length));
+    }
+    if let Some(length) = config.optional_u32(&["n_embd_head_v_mla", "v_head_dim"])? {
+        keys.set("attention.value_length_mla", Value::U32(length));
+    }
+    Ok(())
+})];
+
+/// One head of keys in layers of latent attention, none in the others.
+fn kv_heads(config: &Config, keys: &mut Keys) -> Result<()> {
+    const LAYERS: &str = "full_attn_layers";
+    let delta = config.optional_object(DELTA)?;
+    let delta = delta.ok_or_else(|| format!("field '{DELTA}' is missing"))?;
+    let missing = || format!("field '{LAYERS}' of '{DELTA}' is missing");
+    let listed = delta.get(LAYERS).ok_or_else(missing)?;
+    let wrong = || wrong_kind(LAYERS, listed, "a list of layers, counted from 1");
+    let listed = listed.as_array().ok_or_else(wrong)?;
+    let layers = 1..=u64::from(config.layers()?);
+    let heads = layers.map(|layer| u32::from(listed.iter().any(|l| l.as_u64() == Some(layer))));
+    set_numbers(keys, "attention.head_count_kv", heads);
+    Ok(())
+}
+
+fn delta_lengths(config: &Config, keys: &mut Keys) -> Result<()> {
+    for (key, field) in [
+        ("ssm.conv_kernel", "short_conv_kernel_size"),
+        ("kda.head_dim", "head_dim"),
+    ] {
+        if let Some(number) = config.number_of(DELTA, field)? {
+            keys.set(key, Value::U32(number));
+        }
+    }
+    Ok(())
+}
+
+const DELTA_HEAD: Size = Size::Computed(|config| {
+    let length = config.number_of(DELTA, "head_dim")?;
+    let length = length.ok_or_else(|| format!("field 'head_dim' of '{DELTA}' is missing"))?;
+    Ok(length.into())
+});
+const DELTA_ROWS: Size = Product(&[QueryHeads, DELTA_HEAD]);
+
+/// The matrices that both kinds of attention have.
+const ATTENTION: &[Recipe] = &[
+    Recipe::rename(
+        "model.layers.{}.self_attn.q_proj",
+        "blk.{}.attn_q",
+        &[Any, Hidden],
+    ),
+    Recipe::rename(
+        "model.layers.{}.self_attn.o_proj",
+        "blk.{}.attn_output",
+        &[Hidden, Any],
+    ),
+];
+
+/// One kernel per channel, with room for steps and sequences.
+const KERNELS: &[Op] = &[Reshape(&[Number(1), DELTA_ROWS, Number(1), Any])];
+/// The same in models whose heads are all of one length.
+pub(super) const DELTA_KERNELS: &[Op] = &[Reshape(&[Number(1), Size::Queries, Number(1), Any])];
+
+const DELTA_ATTENTION: &[Recipe] = &[
+    Recipe::rename(
+        "model.layers.{}.self_attn.k_proj",
+        "blk.{}.attn_k",
+        &[DELTA_ROWS, Hidden],
+    ),
+    Recipe::rename(
+        "model.layers.{}.self_attn.v_proj",
+        "blk.{}.attn_v",
+        &[DELTA_ROWS, Hidden],
+    ),
+    Recipe::with(
+        "model.layers.{}.self_attn.q_conv1d",
+        "blk.{}.ssm_conv1d_q",
+        &[],
+        KERNELS,
+    ),
+    Recipe::with(
+        "model.layers.{}.self_attn.k_conv1d",
+        "blk.{}.ssm_conv1d_k",
+        &[],
+        KERNELS,
+    ),
+    Recipe::with(
+        "model.layers.{}.self_attn.v_conv1d",
+        "blk.{}.ssm_conv1d_v",
+        &[],
+        KERNELS,
+    ),
+    Recipe::rename(
+        "model.layers.{}.self_attn.f_a_proj",
+        "blk.{}.ssm_f_a",
+        &[Any, Hidden],
+    ),
+    Recipe::rename(
+        "model.layers.{}.self_attn.f_b_proj",
+        "blk.{}.ssm_f_b",
+        &[DELTA_ROWS, Any],
+    ),
+    Recipe::rename(
+        "model.layers.{}.self_attn.b_proj",
+        "blk.{}.ssm_beta",
+        &[QueryHeads, Hidden],
+    ),
+    Recipe::with(
+        "model.layers.{}.self_attn.A_log",
+        "blk.{}.ssm_a",
+        &[],
+        &[NegExp],
+    ),
+    Recipe::rename(
+        "model.layers.{}.self_attn.dt_bias",
+        "blk.{}.ssm_dt.bias",
+        &[DELTA_ROWS],
+    ),
+    Recipe::rename(
+        "model.layers.{}.self_attn.g_a_proj",
+        "blk.{}.ssm_g_a",
+        &[Any, Hidden],
+    ),
+    Recipe::rename(
+        "model.layers.{}.self_attn.g_b_proj",
+        "blk.{}.ssm_g_b",
+        &[DELTA_ROWS, Any],
+    ),
+    Recipe::rename(
+        "model.layers.{}.self_attn.o_norm",
+        "blk.{}.ssm_norm",
+        &[DELTA_HEAD],
+    ),
+];
+
+pub(super) const RANK: Size = Field(&["kv_lora_rank", "n_lora_kv"]);
+const PLAIN: Size = Field(&["qk_nope_head_dim"]);
+const VALUE: Size = Field(&["n_embd_head_v_mla", "v_head_dim"]);
+/// Of each head the rows of keys, then those of values.
+pub(super) const KEYS_AND_VALUES: &[Size] = &[PLAIN, VALUE];
+/// The matrix of keys and values, which is absorbed head by head into queries and outputs.
+const BY_HEAD: Op = Reshape(&[Size::KeyHeads, Any, RANK]);
+/// The same in models that count no heads of keys.
+pub(super) const BY_QUERY_HEAD: Op = Reshape(&[QueryHeads, Any, RANK]);
+
+const LATENT_ATTENTION: &[Recipe] = &[
+    Recipe::rename(
+        "model.layers.{}.self_attn.kv_a_proj_with_mqa",
+        "blk.{}.attn_kv_a_mqa",
+        &[Any, Hidden],
+    ),
+    Recipe::rename(
+        "model.layers.{}.self_attn.kv_a_layernorm",
+        "blk.{}.attn_kv_a_norm",
+        &[RANK],
+    ),
+    Recipe::new(
+        &[Input::new(
+            "model.layers.{}.self_attn.kv_b_proj.weight",
+            &[Any, RANK],
+        )],
+        &[
+            Output::new(
+                "blk.{}.attn_k_b.weight",
+                &[BY_HEAD, Op::part(1, KEYS_AND_VALUES, 0), Transpose],
+            ),
+            Output::new(
+                "blk.{}.attn_v_b.weight",
+                &[BY_HEAD, Op::part(1, KEYS_AND_VALUES, 1)],
+            ),
+        ],
+    ),
+];
+
+const SHARED_EXPERTS: &[Recipe] = &[
+    Recipe::rename(
+        "model.layers.{}.block_sparse_moe.gate.e_score_correction.bias",
+        "blk.{}.exp_probs_b.bias",
+        &[Experts],
+    ),
+    Recipe::rename(
+        "model.layers.{}.block_sparse_moe.shared_experts.gate_proj",
+        "blk.{}.ffn_gate_shexp",
+        &[Any, Hidden],
+    ),
+    Recipe::rename(
+        "model.layers.{}.block_sparse_moe.shared_experts.up_proj",
+        "blk.{}.ffn_up_shexp",
+        &[Any, Hidden],
+    ),
+    Recipe::rename(
+        "model.layers.{}.block_sparse_moe.shared_experts.down_proj",
+        "blk.{}.ffn_down_shexp",
+        &[Hidden, Any],
+    ),
+];

@@ -1,0 +1,224 @@
+//! Multi-head latent attention (DeepSeek-AI 2024) in its absorbed form: all heads share one head of
+//! keys, of which the values are a part, and each head has a matrix in front of the scores and one
+//! behind the mix of values.
+
+use super::attention::{Gate, Gated, by_head, by_position};
+use super::factored::{Factored, FactoredTape};
+use super::{BoxedTape, Mixer, Stage, StageTape, run_linear};
+use crate::model::linear::{Linear, Norm, Pass};
+use crate::model::ops::attention::{Heads, Scores};
+use crate::model::ops::elementwise::add;
+use crate::model::ops::rope::{Angles, Direction};
+use crate::model::rows::Rows;
+use crate::model::{Result, Routed};
+use quantier_arch::Rope;
+use quantier_arch::hyper::LatentNumbers;
+use std::sync::Arc;
+
+/// ```text
+/// stage 0    input -> queries: of each head an unrotated part, then a rotated one
+///            input -> latent vector, then a rotated part of all keys -> norm of the latent vector
+///            unrotated part of a head's query -> its matrix of keys -> query of the latent vector
+///            scores of queries and keys -> mix of latent vectors -> the head's matrix of values -> gate
+/// stage 1    that -> the output matrix
+/// ```
+#[derive(Clone)]
+pub(in crate::model) struct LatentAttention {
+    pub numbers: LatentNumbers,
+    pub heads: usize,
+    pub query: Factored,
+    /// The latent vector, then the rotated part of keys.
+    pub compression: Linear,
+    /// Of the latent vector.
+    pub norm: Norm,
+    /// By head: from the unrotated part of a query to a query of the latent vector.
+    pub key: Linear,
+    /// By head: from the latent vector to the head's output.
+    pub value: Linear,
+    /// The gate of the heads' outputs; never among the queries.
+    pub gate: Gate,
+    pub output: Linear,
+    pub rope: Rope,
+    /// None if the layer does not rotate.
+    pub angles: Option<Arc<Angles>>,
+    pub scores: Scores,
+}
+
+/// What the derivative of the first stage needs.
+struct LatentTape<'m> {
+    attention: &'m LatentAttention,
+    query: FactoredTape<'m>,
+    /// In front of the norm.
+    latent: Rows,
+    heads: Heads,
+    gated: Option<Gated>,
+}
+
+impl LatentAttention {
+    /// The linears that read the input.
+    fn first(&self) -> Vec<&Linear> {
+        let mut linears = vec![self.query.outer(), &self.compression];
+        if let Gate::Own(gate) = &self.gate {
+            linears.push(gate);
+        }
+        linears
+    }
+
+    /// A head's part of a linear with a matrix for each head, which all positions are for.
+    fn of_head<'p>(&self, head: usize, positions: &'p [u32]) -> Option<Routed<'p>> {
+        (self.heads > 1).then_some(Routed {
+            expert: head,
+            experts: self.heads,
+            positions,
+        })
+    }
+
+    /// The product of each head's rows with its matrix: `[heads, positions, columns]` to
+    /// `[heads, positions, rows]`.
+    fn times_heads(&self, linear: &Linear, x: &Rows, pass: &Pass<'_>) -> Result<Rows> {
+        let count = x.len() / self.heads;
+        let positions: Vec<u32> = (0..count as u32).collect();
+        let mut numbers = Vec::new();
+        let mut columns = 1;
+        for head in 0..self.heads {
+            let x = x.range(head * count..(head + 1) * count);
+            pass.input(&[linear], self.of_head(head, &positions), &x)?;
+            let y = pass.times_expert(linear, head, &x)?;
+            columns = y.columns();
+            numbers.extend(y.into_numbers());
+        }
+        Ok(Rows::new(numbers, columns))
+    }
+
+    /// The derivative of [`LatentAttention::times_heads`]: the gradient of its rows.
+    fn back_heads(&self, linear: &Linear, g: &Rows, pass: &Pass<'_>) -> Result<Rows> {
+        let count = g.len() / self.heads;
+        let positions: Vec<u32> = (0..count as u32).collect();
+        let mut numbers = Vec::with_capacity(g.len() * linear.columns);
+        for head in 0..self.heads {
+            let g = g.range(head * count..(head + 1) * count);
+            let mut dx = Rows::zeros(count, linear.columns);
+            pass.back_expert(linear, self.of_head(head, &positions), &g, &mut dx)?;
+            numbers.extend(dx.into_numbers());
+        }
+        Ok(Rows::new(numbers, linear.columns))
+    }
+
+    /// Rotates rows `[heads, positions, length]`.
+    fn rotate(&self, x: &mut Rows, direction: Direction) {
+        if let Some(angles) = &self.angles {
+            let length = x.columns();
+            angles.rotate(x.numbers_mut(), length, self.rope, direction);
+        }
+    }
+
+    /// Unrotated and rotated parts of queries `[heads, positions, length]`.
+    fn parts(&self, queries: &Rows) -> [Rows; 2] {
+        let plain = self.numbers.key_length - self.numbers.rotated;
+        [0..plain, plain..queries.columns()].map(|part| queries.columns_range(part))
+    }
+}
+
+impl Mixer for LatentAttention {
+    fn stages(&self) -> Vec<Stage<&Linear>> {
+        let mut inner: Vec<_> = self.query.inner().into_iter().collect();
+        inner.extend([&self.key, &self.value]);
+        let first = Stage {
+            linears: self.first(),
+            inner,
+        };
+        vec![first, Stage::of(vec![&self.output])]
+    }
+
+    fn stages_mut(&mut self) -> Vec<Stage<&mut Linear>> {
+        let (query, inner) = self.query.linears_mut();
+        let mut first = Stage {
+            linears: vec![query, &mut self.compression],
+            inner: inner.into_iter().collect(),
+        };
+        if let Gate::Own(gate) = &mut self.gate {
+            first.linears.push(gate);
+        }
+        first.inner.extend([&mut self.key, &mut self.value]);
+        vec![first, Stage::of(vec![&mut self.output])]
+    }
+
+    fn run_stage<'m>(
+        &'m self,
+        stage: usize,
+        input: &Rows,
+        pass: &Pass<'_>,
+    ) -> Result<(Rows, BoxedTape<'m>)> {
+        if stage > 0 {
+            return run_linear(&self.output, input, pass);
+        }
+        pass.input(&self.first(), None, input)?;
+        let (queries, query) = self.query.run(input, pass)?;
+        let [plain, mut rotated] = self.parts(&by_head(&queries, self.heads));
+        self.rotate(&mut rotated, Direction::Forward);
+        let absorbed = self.times_heads(&self.key, &plain, pass)?;
+        let compressed = pass.times(&self.compression, input)?;
+        let rank = self.numbers.rank;
+        let latent = compressed.columns_range(0..rank);
+        let mut shared = compressed.columns_range(rank..compressed.columns());
+        self.rotate(&mut shared, Direction::Forward);
+        let value = self.norm.of(&latent);
+        let heads = Heads {
+            heads: self.heads,
+            kv_heads: 1,
+            query: Rows::beside(&[&absorbed, &rotated]),
+            key: Rows::beside(&[&value, &shared]),
+            value,
+        };
+        let mixed = self.scores.attend(&heads, pass.split);
+        let outputs = self.times_heads(&self.value, &by_head(&mixed, self.heads), pass)?;
+        let mut y = by_position(&outputs, self.heads);
+        let gated = match &self.gate {
+            Gate::Own(gate) => Some(Gated::new(&mut y, pass.times(gate, input)?)),
+            Gate::None | Gate::Queries => None,
+        };
+        let tape = LatentTape {
+            attention: self,
+            query,
+            latent,
+            heads,
+            gated,
+        };
+        Ok((y, Box::new(tape)))
+    }
+}
+
+impl StageTape for LatentTape<'_> {
+    fn backward(&self, input: &Rows, mut dy: Rows, pass: &Pass<'_>, dx: &mut Rows) -> Result<()> {
+        let attention = self.attention;
+        let of_gates = self.gated.as_ref().map(|gated| gated.derivative(&mut dy));
+        if let (Gate::Own(gate), Some(of_gates)) = (&attention.gate, &of_gates) {
+            pass.back(gate, of_gates, dx)?;
+        }
+        let of_outputs = by_head(&dy, attention.heads);
+        let of_mixed = attention.back_heads(&attention.value, &of_outputs, pass)?;
+        let of_mixed = by_position(&of_mixed, attention.heads);
+        let Heads {
+            query, key, value, ..
+        } = attention.scores.derivative(&self.heads, &of_mixed);
+
+        // The latent vector is a part of the keys, and the values.
+        let rank = attention.numbers.rank;
+        let mut of_latent = key.columns_range(0..rank);
+        add(of_latent.numbers_mut(), value.numbers());
+        let norm = &attention.norm;
+        norm.derivative(self.latent.numbers(), of_latent.numbers_mut());
+        let mut of_shared = key.columns_range(rank..key.columns());
+        attention.rotate(&mut of_shared, Direction::Back);
+        let of_compressed = Rows::beside(&[&of_latent, &of_shared]);
+        pass.back(&attention.compression, &of_compressed, dx)?;
+
+        let of_absorbed = query.columns_range(0..rank);
+        let mut of_rotated = query.columns_range(rank..query.columns());
+        attention.rotate(&mut of_rotated, Direction::Back);
+        let of_plain = attention.back_heads(&attention.key, &of_absorbed, pass)?;
+        let of_queries = Rows::beside(&[&of_plain, &of_rotated]);
+        let of_queries = by_position(&of_queries, attention.heads);
+        self.query.backward(input, of_queries, pass, dx)
+    }
+}
