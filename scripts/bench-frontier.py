@@ -175,9 +175,11 @@ def like(bench):
 
 def independent(bench):
     print("## Beside llama.cpp's own way\n")
-    print("`quantier make` with nothing but the texts; presets with the importance matrix of llama-imatrix on the same texts, "
-          "and without one; divergence as llama-perplexity measures it.\n", flush=True)
-    frontier = bench.make("independent", likes(bench), imatrix=False)
+    types = os.environ.get("TYPES")
+    print(f"`quantier make` with nothing but the texts, of {types or 'all types'}; presets with the importance matrix of "
+          "llama-imatrix on the same texts, and without one; divergence as llama-perplexity measures it.\n", flush=True)
+    narrowed = ["--types", types] if types else []
+    frontier = bench.make("independent", likes(bench), *narrowed, imatrix=False)
     rows, ratios = [], {True: [], False: []}
     for preset in bench.presets:
         paths = {True: bench.preset(preset, bench.theirs, "presets-theirs")}

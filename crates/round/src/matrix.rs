@@ -51,9 +51,17 @@ impl<'a, T> View<'a, T> {
         T: Copy,
     {
         let (rows, columns) = self.steps;
-        let row = |row: usize| (0..self.columns).map(move |column| row * rows + column * columns);
-        let places = (0..self.rows).flat_map(row);
-        places.map(|place| self.numbers[place]).collect()
+        let mut all = Vec::with_capacity(self.rows * self.columns);
+        for row in 0..self.rows {
+            match columns {
+                1 => all.extend_from_slice(&self.numbers[row * rows..][..self.columns]),
+                _ => {
+                    let places = (0..self.columns).map(|column| row * rows + column * columns);
+                    all.extend(places.map(|place| self.numbers[place]));
+                }
+            }
+        }
+        all
     }
 
     /// How many rows it has.
