@@ -2114,7 +2114,6 @@ def make(out, name, lively=False):
     {"spm": write_spm, "bpe": write_bpe, "bpe-answers": write_bpe_answers, "gemma": write_gemma, "phi3": write_phi3,
      "glm": write_glm, "muse": write_muse, "hf": write_hf, "hf-bare": lambda folder: write_hf(folder, False),
      "plamo": write_plamo, "llada": write_llada}[tokenizer](folder)
-     "glm": write_glm, "muse": write_muse, "hf": write_hf, "plamo": write_plamo, "llada": write_llada}[tokenizer](folder)
     if name.startswith("minimax"):
         (folder / "chat_template.jinja").write_text("{% for message in messages %}{{ message.content }}{% endfor %}")
     if name.endswith("-embedding"):
