@@ -139,8 +139,11 @@ impl<'m> Job<'m> {
     /// Whether the constraints let a tensor have a type.
     pub(super) fn allowed(&self) -> impl Fn(&str, GgmlType) -> bool {
         |name, t| {
-            let role = self.input.catalog().role_named(name);
-            self.options.constraints.allows(name, role, t)
+            let catalog = self.input.catalog();
+            let tensor = catalog.tensor_named(name).map(|id| catalog.tensor(id));
+            let row_len = tensor.map_or(0, |tensor| tensor.row_len());
+            let role = catalog.role_named(name);
+            self.options.constraints.allows(name, role, row_len, t)
         }
     }
 

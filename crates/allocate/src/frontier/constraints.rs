@@ -51,7 +51,8 @@ impl Subject {
 ///
 /// A pin overrides all other constraints; the first pin that covers a tensor decides. Otherwise all
 /// of minimum, maximum and list of types hold. The first list that covers a tensor decides, and the
-/// one for all tensors is the last.
+/// one for all tensors is the last; it leaves out tensors whose rows are whole blocks of none of its
+/// types.
 #[derive(Clone, Debug, Default)]
 pub struct Constraints {
     pins: Vec<(Subject, GgmlType)>,
@@ -188,8 +189,9 @@ impl Constraints {
         Ok(())
     }
 
-    /// Whether a tensor may have a type. Other types need no sensitivity.
-    pub fn allows(&self, name: &str, role: Role, t: GgmlType) -> bool {
+    /// Whether a tensor with rows of so many weights may have a type. Other types need no
+    /// sensitivity.
+    pub fn allows(&self, name: &str, role: Role, row_len: u64, t: GgmlType) -> bool {
         if let Some((_, pinned)) = self.pin_of(name, role) {
             return *pinned == t;
         }
@@ -199,7 +201,7 @@ impl Constraints {
             .all(|(bound, s, limit)| !s.covers(name, role) || bound.allows(*limit, t));
         bounds
             && self
-                .list_of(name, role)
+                .list_of(name, role, row_len)
                 .is_none_or(|(_, types, _)| types.contains(&t))
     }
 
@@ -209,10 +211,17 @@ impl Constraints {
             .find(|(subject, _)| subject.covers(name, role))
     }
 
-    fn list_of(&self, name: &str, role: Role) -> Option<&(Subject, Vec<GgmlType>, String)> {
-        self.lists
-            .iter()
-            .find(|(subject, ..)| subject.covers(name, role))
+    fn list_of(
+        &self,
+        name: &str,
+        role: Role,
+        row_len: u64,
+    ) -> Option<&(Subject, Vec<GgmlType>, String)> {
+        let fits = |t: &GgmlType| row_len.is_multiple_of(t.block_len() as u64);
+        self.lists.iter().find(|(subject, types, _)| match subject {
+            Subject::All => types.iter().any(fits),
+            _ => subject.covers(name, role),
+        })
     }
 
     /// Narrows the choices of every item to the allowed types.
@@ -227,7 +236,7 @@ impl Constraints {
             let left: Vec<_> = item
                 .choices
                 .iter()
-                .filter(|c| self.allows(&item.name, item.role, c.ggml_type))
+                .filter(|c| self.allows(&item.name, item.role, item.row_len, c.ggml_type))
                 .copied()
                 .collect();
             if left.is_empty() && !item.choices.is_empty() {
@@ -303,7 +312,7 @@ impl Constraints {
             .filter(|(_, subject, _)| subject.covers(&item.name, item.role));
         let bounds = bounds.map(|(bound, subject, t)| typed(bound.option(), subject, *t));
         let list = self
-            .list_of(&item.name, item.role)
+            .list_of(&item.name, item.role, item.row_len)
             .map(|(_, _, text)| format!("--types {text}"));
         let constraint: Vec<_> = bounds.chain(list).collect();
         ConstraintError::NothingLeft {
@@ -543,9 +552,31 @@ mod tests {
     #[test]
     fn what_may_not_be_chosen_need_not_be_scored() {
         let constraints = constraints(&[("--types", "k"), ("--pin", "output=q8_0")]);
-        assert!(constraints.allows("output.weight", Role::Output, GgmlType::Q8_0));
-        assert!(!constraints.allows("output.weight", Role::Output, GgmlType::Q6_K));
-        assert!(!constraints.allows("blk.0.ffn_down.weight", Role::FfnDown, GgmlType::Q8_0));
+        let allows = |name, role, t| constraints.allows(name, role, 256, t);
+        assert!(allows("output.weight", Role::Output, GgmlType::Q8_0));
+        assert!(!allows("output.weight", Role::Output, GgmlType::Q6_K));
+        assert!(!allows(
+            "blk.0.ffn_down.weight",
+            Role::FfnDown,
+            GgmlType::Q8_0
+        ));
+    }
+
+    #[test]
+    fn a_list_for_all_leaves_out_rows_that_fit_none_of_it() {
+        let all = constraints(&[("--types", "k,q8_0")]);
+        let one = constraints(&[("--types", "ssm_dt=k")]);
+        for (row_len, t, by_all) in [
+            (48, GgmlType::F16, true),
+            (64, GgmlType::F16, false),
+            (64, GgmlType::Q8_0, true),
+        ] {
+            let allows = |constraints: &Constraints| {
+                constraints.allows("blk.0.ssm_dt.weight", Role::Other, row_len, t)
+            };
+            assert_eq!(allows(&all), by_all, "{row_len} {t}");
+            assert!(!allows(&one), "{row_len} {t}");
+        }
     }
 
     #[test]
