@@ -35,7 +35,11 @@ def main():
     from conversion.base import ModelBase, TextModel
 
     if told := os.environ.get("QUANTIER_PRE", "gpt-2"):
-        TextModel.get_vocab_base_pre = lambda self, tokenizer: told
+        # Kimi's ranks have one pre-tokenizer, and the reference takes no other.
+        def pre(self, tokenizer):
+            return "kimi-k2" if "Kimi" in type(self).__name__ and hasattr(tokenizer, "eos_id") else told
+
+        TextModel.get_vocab_base_pre = pre
     if os.environ.get("QUANTIER_ONLY_VOCABULARY"):
         prepare = TextModel.prepare_metadata
 

@@ -58,6 +58,7 @@ def write_ranks(path, tokens, twice=False):
 
 PROGRAM = '''
 import base64
+import types
 import unicodedata
 
 import regex
@@ -77,6 +78,8 @@ class MadeTokenizer(PreTrainedTokenizer):
             self.mergeable_ranks.setdefault(token, len(self.mergeable_ranks))
         first = len(self.mergeable_ranks) + %(gap)d
         self.special_tokens = {text: first + i for i, text in enumerate(%(special)r)}
+        # Names of Kimi's program.
+        self.model, self.eos_id = types.SimpleNamespace(_mergeable_ranks=self.mergeable_ranks), self.special_tokens.get("[EOS]")
         super().__init__(**kwargs)
 
     @property
@@ -248,6 +251,18 @@ def hunyuan_moe(folder):
     return hunyuan_tiktoken(folder) | {"architectures": ["HunYuanMoEV1ForCausalLM"], "model_type": "hunyuan"}
 
 
+def kimi(folder):
+    """Special tokens by number, of which two have no name, one more than the vocabulary has, and padding behind none."""
+    first = len(ranks())
+    named = {first: "[BOS]", first + 1: "[EOS]", first + 2: "<|im_end|>", first + 4: "<|im_user|>", first + 256: "[UNK]",
+             first + 257: "[PAD]"}
+    special = [named.get(i, f"<|reserved_token_{i}|>") for i in range(first, first + 258)]
+    tiktoken(folder, "tiktoken.model", special, eos_token="[EOS]", bos_token="[BOS]", chat_template="{{ messages }}",
+             added_tokens_decoder={str(i): {"content": text, "special": True} for i, text in named.items()})
+    linear = {"linear_attn_config": {"full_attn_layers": [1]}}
+    return config("KimiLinearForCausalLM", "kimi_linear", first + 257, bos_token_id=first, eos_token_id=first + 2, **linear)
+
+
 def qwen1(folder):
     size = tiktoken(folder, "qwen.tiktoken", QWEN)
     return config("QWenLMHeadModel", "qwen", size + 13, bos_token_id=None, eos_token_id=None)
@@ -417,7 +432,7 @@ def tekken_v7(folder):
 
 
 MADE = {f.__name__: f for f in (
-    glm4, glm_moe, chatglm, chatglm3, hunyuan, hunyuan_vl, hunyuan_tiktoken, hunyuan_moe, qwen1, qwen1_ids, stablelm_tiktoken, internlm2,
+    glm4, glm_moe, chatglm, chatglm3, hunyuan, hunyuan_vl, hunyuan_tiktoken, hunyuan_moe, kimi, qwen1, qwen1_ids, stablelm_tiktoken, internlm2,
     internlm2_plain, internlm3, xverse, deci, deci_llama3, plamo3, refact, mpt, mpt_sentencepiece, muse_glimmer,
     muse_glimmer_unknown, llada, dream, gpt2_slow, gpt2_slow_plain, qwen2_slow, codegen_slow, tekken, tekken_v7)}
 

@@ -15,7 +15,7 @@ use quantier_tokenizer::VocabKind;
 pub(super) static KIMI_LINEAR: Architecture = Architecture {
     classes: &["KimiLinearForCausalLM", "KimiLinearModel"],
     name: "kimi-linear",
-    vocabulary: VocabKind::ByteLevel,
+    vocabulary: VocabKind::Kimi,
     parameters: &[
         COMMON,
         HEAD_LENGTHS,

@@ -83,7 +83,7 @@ impl Import<'_> {
     }
 
     /// The added tokens of `tokenizer_config.json` with numbers as ids.
-    fn decoder(&self) -> impl Iterator<Item = (u32, &Value)> {
+    pub(crate) fn decoder(&self) -> impl Iterator<Item = (u32, &Value)> {
         let decoder = self.files.config_field("added_tokens_decoder");
         decoder
             .and_then(Value::as_object)

@@ -85,6 +85,8 @@ pub enum VocabKind {
     Hunyuan,
     /// `hy.tiktoken`: Hunyuan's mixtures of experts.
     HunyuanMoe,
+    /// Byte-level, or `tiktoken.model`: Kimi Linear.
+    Kimi,
     /// `qwen.tiktoken`: Qwen 1.
     Qwen1,
     /// Byte-level, or `arcade100k.tiktoken`: StableLM.
@@ -183,6 +185,7 @@ pub fn import(
         VocabKind::ChatGlm => import.chatglm()?,
         VocabKind::Hunyuan => import.hunyuan()?,
         VocabKind::HunyuanMoe => import.hunyuan_moe()?,
+        VocabKind::Kimi => import.kimi()?,
         VocabKind::Qwen1 => import.qwen1()?,
         VocabKind::StableLm => import.stablelm()?,
         VocabKind::InternLm2 => import.internlm2()?,

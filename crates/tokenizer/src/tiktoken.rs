@@ -1,4 +1,4 @@
-//! Vocabularies of tiktoken: `qwen.tiktoken`, `hy.tiktoken`, `arcade100k.tiktoken`.
+//! Vocabularies of tiktoken: `qwen.tiktoken`, `hy.tiktoken`, `arcade100k.tiktoken`, `tiktoken.model`.
 //!
 //! ```text
 //! file = lines of: token in base64, space, rank
@@ -35,8 +35,10 @@ struct Family {
     extras: usize,
     /// Ids left free between the file's tokens and the special ones.
     gap: usize,
-    /// The pre-tokenizer of an unknown fingerprint; all families split like Qwen2.
+    /// The pre-tokenizer of an unknown fingerprint.
     pre: &'static str,
+    /// Whether the file has no other pre-tokenizer, whatever its fingerprint.
+    one_pre: bool,
     /// Whether a token may have no merge, and the line numbers are the ranks.
     lenient: bool,
 }
@@ -47,6 +49,7 @@ static QWEN: Family = Family {
     extras: EXTRAS,
     gap: 0,
     pre: "qwen2",
+    one_pre: false,
     lenient: false,
 };
 static HUNYUAN: Family = Family {
@@ -61,6 +64,7 @@ static HUNYUAN: Family = Family {
     extras: EXTRAS,
     gap: 0,
     pre: "hunyuan",
+    one_pre: false,
     lenient: true,
 };
 static ARCADE: Family = Family {
@@ -102,8 +106,28 @@ static ARCADE: Family = Family {
     extras: 0,
     gap: 1,
     pre: "stablelm2",
+    one_pre: false,
     lenient: false,
 };
+/// Its special tokens stand in tokenizer_config.json.
+static KIMI: Family = Family {
+    file: "tiktoken.model",
+    special: &[],
+    extras: 0,
+    gap: 0,
+    pre: "kimi-k2",
+    one_pre: true,
+    lenient: false,
+};
+
+impl Family {
+    /// The texts of the special tokens.
+    fn names(&self) -> Vec<String> {
+        let extras = (0..self.extras).map(|n| format!("<|extra_{n}|>"));
+        let named = self.special.iter().map(|text| (*text).to_owned());
+        named.chain(extras).collect()
+    }
+}
 
 /// Tokens by rank.
 pub(super) struct Ranks {
@@ -295,10 +319,48 @@ impl Import<'_> {
         Ok(tokens)
     }
 
+    /// Special tokens behind the ranks, by number; those without a name are reserved.
+    pub(crate) fn kimi(&mut self) -> Result<usize> {
+        /// Numbers behind the ranks that are special tokens.
+        const SPECIAL: usize = 258;
+        /// The end of a text where tokenizer_config.json names none.
+        const END: &str = "[EOS]";
+
+        if self.files.tokenizer.is_some() || !self.files.dir.join(KIMI.file).is_file() {
+            return self.byte_level();
+        }
+        let ranks = self.ranks(&KIMI)?;
+        let first = ranks.tokens.len();
+        let size = checked_size(self.vocab_size, first + SPECIAL, &self.files.dir)?;
+        let named: HashMap<u32, &str> = self
+            .decoder()
+            .filter_map(|(id, entry)| Some((id, entry.get("content")?.as_str()?)))
+            .collect();
+        let name = |id: usize| match named.get(&(id as u32)) {
+            Some(text) => (*text).to_owned(),
+            None => format!("<|reserved_token_{id}|>"),
+        };
+        let names: Vec<String> = (first..first + SPECIAL).map(name).collect();
+        let end = self.files.config_field("eos_token");
+        let end = end.and_then(|end| end.get("content").unwrap_or(end).as_str());
+        let end = end.unwrap_or(END);
+        let eos = names.iter().rposition(|name| name == end).ok_or_else(|| {
+            let what = format!(
+                "the end of a text, '{end}', is none of the special tokens behind the ranks"
+            );
+            bad(&self.files.dir.join("tokenizer_config.json"), what)
+        })?;
+        let special = Special::load(self.files, false, &Special::TYPES, None)?;
+        let names = names.into_iter().take(size.saturating_sub(first)).collect();
+        let tokens = self.tiktoken(&KIMI, &ranks, special, names)?;
+        self.set_id("eos", (first + eos) as u32);
+        Ok(tokens)
+    }
+
     fn tiktoken_of_hunyuan(&mut self) -> Result<usize> {
         let ranks = self.ranks(&HUNYUAN)?;
         let special = Special::load(self.files, false, &Special::TYPES, None)?;
-        self.tiktoken(&HUNYUAN, &ranks, special)
+        self.tiktoken(&HUNYUAN, &ranks, special, HUNYUAN.names())
     }
 
     /// With the end of text as unknown token, and as BOS and EOS token where no file names any.
@@ -311,7 +373,7 @@ impl Import<'_> {
             special.set_id("eos", end);
         }
         special.set_id("unk", end);
-        self.tiktoken(family, &ranks, special)
+        self.tiktoken(family, &ranks, special, family.names())
     }
 
     fn ranks(&self, family: &Family) -> Result<Ranks> {
@@ -326,11 +388,18 @@ impl Import<'_> {
         Ranks::parse(&file, family.lenient).map_err(|what| bad(&path, what))
     }
 
-    fn tiktoken(&mut self, family: &Family, ranks: &Ranks, mut special: Special) -> Result<usize> {
+    /// `names` are the texts of the special tokens.
+    fn tiktoken(
+        &mut self,
+        family: &Family,
+        ranks: &Ranks,
+        mut special: Special,
+        names: Vec<String>,
+    ) -> Result<usize> {
         let files = self.files;
         let path = files.dir.join(family.file);
         let first = ranks.tokens.len() + family.gap;
-        let own = first + family.special.len() + family.extras;
+        let own = first + names.len();
         let size = checked_size(self.vocab_size, own, &files.dir)?;
         // Hunyuan's converter wants no padding, Qwen's as much as the embeddings have rows.
         if size < own || family.lenient && size != own {
@@ -353,9 +422,8 @@ impl Import<'_> {
             .map(|bytes| token(bytes::encode(bytes), TokenType::Normal))
             .collect();
         tokens.extend((tokens.len()..first).map(Token::padding));
-        let extras = (0..family.extras).map(|n| format!("<|extra_{n}|>"));
-        let named = family.special.iter().map(|text| (*text).to_owned());
-        tokens.extend(named.chain(extras).map(|t| token(t, TokenType::Control)));
+        let special_tokens = names.into_iter();
+        tokens.extend(special_tokens.map(|t| token(t, TokenType::Control)));
         tokens.extend((tokens.len()..size).map(Token::padding));
 
         special.merges = ranks
@@ -375,6 +443,9 @@ impl Import<'_> {
     /// The name of the pre-tokenizer: the user's, else by the fingerprint of the ids that this
     /// vocabulary gives the probe text.
     fn pre_of(&mut self, family: &Family, entries: &Entries) -> Result<String> {
+        if family.one_pre {
+            return Ok(family.pre.to_owned());
+        }
         if let Some(name) = self.pre {
             return Ok(name.to_owned());
         }

@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 use std::fmt::Write;
 use std::path::Path;
 
-const KINDS: [(&str, VocabKind); 26] = [
+const KINDS: [(&str, VocabKind); 27] = [
     ("chatglm", VocabKind::ChatGlm),
     ("codegen_slow", VocabKind::ByteLevel),
     ("deci", VocabKind::Deci),
@@ -23,6 +23,7 @@ const KINDS: [(&str, VocabKind); 26] = [
     ("hunyuan_moe", VocabKind::HunyuanMoe),
     ("hunyuan_tiktoken", VocabKind::Hunyuan),
     ("hunyuan_vl", VocabKind::Hunyuan),
+    ("kimi", VocabKind::Kimi),
     ("llada", VocabKind::Llada),
     ("mpt", VocabKind::Mpt),
     ("muse_glimmer", VocabKind::MuseGlimmer),
