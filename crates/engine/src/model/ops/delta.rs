@@ -234,7 +234,7 @@ fn times(x: &mut [f32], scales: &[f32]) {
 /// steps. Any two steps are in the parts of one pair, or in one part of a few.
 fn halves(steps: usize) -> (Vec<[Range<usize>; 2]>, Vec<Range<usize>>) {
     let (mut pairs, mut few) = (Vec::new(), Vec::new());
-    let mut open = vec![0..steps];
+    let mut open: Vec<_> = std::iter::once(0..steps).collect();
     while let Some(part) = open.pop() {
         if part.len() <= FEW {
             few.push(part);
