@@ -26,7 +26,9 @@ OTHER_BPW = {"starcoder": 7.5, "gpt2": 7.5, "gpt2-bare": 7.5, "gpt2-bin": 7.5, "
 # Rows of their down matrices are no whole blocks of any type: these matrices stay in f32.
 UNBLOCKED = {name: 16.0 for name in ("qwen2", "internvl", "qwen2vl", "qwen25vl", "qwen2-bin-tied")}
 # Not causal, or no model for text: they are converted, and not measured.
-UNMEASURED = {"llada", "dream", "qwen3-reranker", "qwen3-reranker-untied"}
+UNMEASURED = {"llada", "dream", "qwen3-reranker", "qwen3-reranker-untied",
+              # llama.cpp never finishes a token of it.
+              "plamo2"}
 # Without blocks for multi-token prediction, which others of their kind have.
 WITHOUT_MTP = {"qwen35-without-mtp", "qwen35-promised", "minicpmv46"}
 # A few chunks, and types of few and of many bits: it is the way that is tried, not the result.

@@ -33,7 +33,7 @@ CASES = {name: (name, 512, 4) for name in (
     "openelm", "minicpm", "minicpm-long", "baichuan", "xverse", "internlm2", "internlm3", "deci", "deci-7b", "bitnet", "nanbeige",
     "nanbeige-loops", "nanbeige-loops-bare",
     "nemotron_h", "nemotron_h-f16", "nemotron_h_moe", "nemotron_h_moe-latent", "nemotron_h_puzzle", "granitehybrid",
-    "minimax-01", "plamo2", "granitemoe", "granitemoe-shared", "granitehybrid-experts", "granitehybrid-attention",
+    "minimax-01", "granitemoe", "granitemoe-shared", "granitehybrid-experts", "granitehybrid-attention",
     "granitehybrid-attention-experts", "bamba", "bamba-period",
     "mamba2", "mamba2-codestral", "mamba2-original", "falcon-h1", "falcon-h1-f16",
     "qwen35", "qwen35-f16", "qwen35-sparse", "qwen35moe", "qwen35moe-apart", "qwen3next",

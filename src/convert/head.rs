@@ -2,7 +2,7 @@
 //! an output matrix of its own where the config says so.
 
 use super::plan::PlannedTensor;
-use super::{Checkpoint, Error, Result};
+use super::{Checkpoint, Error, Result, numbers};
 use crate::arch::Architecture;
 use crate::plan::recipe::Problem;
 
@@ -44,6 +44,40 @@ pub(super) fn check_rows(
         true => Ok(()),
         false => Err(Error::Impossible(problems)),
     }
+}
+
+/// The tokens behind the tokenizer's own whose embeddings are zeros, which llama.cpp must not choose:
+/// models with added tokens that were never trained list them.
+///
+/// # Errors
+/// A tokenizer.json that cannot be read.
+pub(super) fn untrained(checkpoint: &Checkpoint) -> Result<Vec<u32>> {
+    let table = checkpoint
+        .tensors
+        .iter()
+        .find(|source| source.text_name() == "model.embed_tokens.weight");
+    let path = checkpoint.dir.join("tokenizer.json");
+    let (Some(table), true) = (table, path.is_file()) else {
+        return Ok(Vec::new());
+    };
+    let tokenizer = crate::format::json::read_object(&path)?;
+    let own = tokenizer
+        .get("model")
+        .and_then(|model| model.get("vocab")?.as_object());
+    let own = own.map_or(0, |own| own.len());
+    let (&[_, columns], None) = (&*table.shape, table.strides.as_ref()) else {
+        return Ok(Vec::new());
+    };
+    let mut row = vec![0.0; columns as usize];
+    let rows = checkpoint.data(table);
+    let rows = rows.chunks_exact(row.len().max(1) * table.dtype.bytes());
+    let mut is_zero = |bytes: &[u8]| {
+        numbers::widen(table.dtype, bytes, &mut row);
+        row.iter().all(|x| *x == 0.0)
+    };
+    let tokens = rows.enumerate().skip(own);
+    let untrained = tokens.filter(|(_, bytes)| is_zero(bytes));
+    Ok(untrained.map(|(token, _)| token as u32).collect())
 }
 
 /// Compares what config.json says about the output matrix with what is there. Returns a note where

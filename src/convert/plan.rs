@@ -6,8 +6,8 @@ use super::weights::Weights;
 use super::{Checkpoint, Error, Job, Result, Source, head, range};
 use crate::arch::{Architecture, Keys, Nextn};
 use crate::format::gguf::{
-    self, DEFAULT_ALIGNMENT, Endian, Entries, Layout, Metadata, QUANTIZATION_VERSION, Shape,
-    TensorInfo, Value, keys,
+    self, Array, DEFAULT_ALIGNMENT, Endian, Entries, Layout, Metadata, QUANTIZATION_VERSION, Shape,
+    TensorInfo, Value, ValueType, keys,
 };
 use crate::format::types::GgmlType;
 use crate::plan::file_type::FileType;
@@ -109,6 +109,15 @@ impl PlannedTensor {
     }
 }
 
+/// Tokens that must not be chosen.
+const SUPPRESSED: &str = "tokenizer.ggml.suppress_tokens";
+
+/// A list of tokens.
+fn tokens(tokens: &[u32]) -> Value<'static> {
+    let tokens = tokens.iter().map(|token| Value::I32(*token as i32));
+    Value::Array(Array::of_values(ValueType::I32, tokens))
+}
+
 impl<'a> Plan<'a> {
     /// Decides everything.
     ///
@@ -154,7 +163,14 @@ impl<'a> Plan<'a> {
             parameter.apply(config, &mut keys).map_err(in_config)?;
         }
         let mut notes = keys.notes().to_vec();
-        let own = keys.into_entries().split_off(computed.len());
+        let mut own = keys.into_entries().split_off(computed.len());
+        if architecture.vocabulary == tokenizer::VocabKind::MiniMax01 {
+            let untrained = head::untrained(checkpoint)?;
+            let at = own.iter().position(|(key, _)| key == keys::FILE_TYPE);
+            if let (Some(at), false) = (at, untrained.is_empty()) {
+                own.insert(at + 1, (SUPPRESSED.into(), tokens(&untrained)));
+            }
+        }
         let dir = &*checkpoint.dir;
         let count = ParameterCount::of(&tensors);
         let general = General::load(

@@ -153,6 +153,11 @@ fn plamo2_heads(config: &Config, keys: &mut Keys) -> Result<()> {
     if step == 0 {
         return Err("field 'mamba_step' is 0".into());
     }
+    keys.note(
+        "llama.cpp at the reference's commit never finishes a token of such a model: its first layer has no heads, for \
+         which llama.cpp rotates those of the others by 0 numbers, without end"
+            .into(),
+    );
     let layers = config.layers()?;
     let attends = |layer: u32| match layers <= step / 2 {
         true => layer + 1 == layers,
