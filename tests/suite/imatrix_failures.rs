@@ -80,12 +80,12 @@ fn models_that_cannot_be_run() {
     let dir = place();
     let dir = dir.path();
     models::refmodel()
-        .set("general.architecture", Value::str("mamba"))
-        .write(&dir.join("mamba.gguf"));
+        .set("general.architecture", Value::str("grok"))
+        .write(&dir.join("grok.gguf"));
     fails(
         dir,
-        "imatrix -m mamba.gguf -f t.txt -c 64",
-        &["mamba.gguf", "'mamba'"],
+        "imatrix -m grok.gguf -f t.txt -c 64",
+        &["grok.gguf", "'grok'"],
     );
     let mut missing = models::shortened(2);
     missing

@@ -388,7 +388,7 @@ mod tests {
             ),
             (
                 json!({ "num_hidden_layers": 2, "layer_types": 7 }),
-                "'layer_types' is a number",
+                "'layer_types' is a whole number",
             ),
         ] {
             let error = attention_layers(&config(fields)).unwrap_err();

@@ -548,7 +548,7 @@ mod tests {
             (json!({ "num_hidden_layers": 1 }), "neither field"),
             (
                 json!({ "hybrid_override_pattern": 3, "num_hidden_layers": 1 }),
-                "is a number",
+                "is a whole number",
             ),
             (
                 json!({ "hybrid_override_pattern": "MM", "num_hidden_layers": 1 }),
