@@ -707,7 +707,7 @@ mod tests {
             let gradient = layer.backward(&tape, bundle(g), &pass()).unwrap();
             vec![gradient.stream.into_numbers()]
         };
-        check_gradients("layer", &[at.clone()], &forward, &backward);
+        check_gradients("layer", std::slice::from_ref(&at), &forward, &backward);
         let mut between = Between {
             bundle: bundle(&at),
             ..Between::default()
