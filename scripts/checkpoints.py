@@ -1131,29 +1131,29 @@ def mamba_mixer(p, state=16, rank=8, kernel=4):
             p + "A_log": (inner, state), p + "D": (inner,), p + "out_proj.weight": (HIDDEN, inner)}
 
 
-def mamba(falcon=False, embeddings="embeddings", repeated=False, **more):
+def mamba(falcon=False, embeddings="embeddings", repeated=False, rank=8, **more):
     """Mamba. The output matrix is its own, or that of the embeddings, which may be stored twice."""
     config = {"architectures": ["FalconMambaForCausalLM" if falcon else "MambaForCausalLM"],
               "model_type": "falcon_mamba" if falcon else "mamba", "hidden_size": HIDDEN, "intermediate_size": 2 * HIDDEN,
-              "num_hidden_layers": LAYERS, "state_size": 16, "conv_kernel": 4, "expand": 2, "time_step_rank": 8,
+              "num_hidden_layers": LAYERS, "state_size": 16, "conv_kernel": 4, "expand": 2, "time_step_rank": rank,
               "layer_norm_epsilon": 1e-5, "use_bias": False, "use_conv_bias": True, "vocab_size": BPE_VOCAB - 3,
               "bos_token_id": 1, "eos_token_id": 2}
     shapes = {f"backbone.{embeddings}.weight": (BPE_VOCAB, HIDDEN)} | norms("backbone.", "norm_f")
     for i in range(LAYERS):
         p = f"backbone.layers.{i}."
-        shapes |= mamba_mixer(p + "mixer.") | norms(p, "norm")
+        shapes |= mamba_mixer(p + "mixer.", rank=rank) | norms(p, "norm")
     if falcon or repeated:
         shapes["lm_head.weight"] = (BPE_VOCAB, HIDDEN)
     return config | more, shapes, "bpe"
 
 
 def mamba_old():
-    """The names of its first code, and what may be absent. The matrix of the output is stored twice."""
-    config, shapes, tokenizer = mamba(embeddings="embedding", repeated=True)
-    config = without(config, "intermediate_size", "state_size", "conv_kernel", "hidden_size", "num_hidden_layers",
-                     "layer_norm_epsilon")
-    return config | {"architectures": ["MambaLMHeadModel"], "d_model": HIDDEN, "n_layer": LAYERS,
-                     "pad_vocab_size_multiple": 16}, shapes, tokenizer
+    """The files of Mamba's authors: no class, other names. The matrix of the output is that of the embeddings, stored
+    once more."""
+    config, shapes, tokenizer = mamba(embeddings="embedding", repeated=True, rank=16)
+    config = {"d_model": HIDDEN, "n_layer": LAYERS, "vocab_size": config["vocab_size"], "ssm_cfg": {},
+              "rms_norm": True, "residual_in_fp32": True, "pad_vocab_size_multiple": 16}
+    return config, shapes, tokenizer
 
 
 def jamba(experts=4, rank=8, **more):
