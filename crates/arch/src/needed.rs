@@ -145,10 +145,8 @@ impl Architecture {
             if !is_optional && !weight.is_bias && !weight.is_there(layer, has) {
                 missing.push(weight.missing(layer, WEIGHT));
             }
-            let needs_bias = match weight.is_bias {
-                true => weight.stem() == STEP,
-                false => needs.biases.contains(&weight.stem()),
-            };
+            let needs_bias =
+                needs.biases.contains(&weight.stem()) || weight.is_bias && weight.stem() == STEP;
             if needs_bias && !has(&weight.name(layer, BIAS)) {
                 missing.push(weight.missing(layer, BIAS));
             }
@@ -323,6 +321,31 @@ mod tests {
         let missing = without(qwen, &LLAMA, "-");
         assert!(missing.contains(&experts[0].to_owned()), "{missing:?}");
         assert!(!missing.iter().any(|name| name.contains("ffn_down.")));
+    }
+
+    #[test]
+    fn a_bias_for_the_choice_is_needed_where_there_are_experts() {
+        let lfm2 = Architecture::of_gguf("lfm2moe").unwrap();
+        let tensors = [
+            "blk.0.ffn_gate_inp.weight",
+            "blk.0.ffn_gate_exps.weight",
+            "blk.0.ffn_up_exps.weight",
+            "blk.0.ffn_down_exps.weight",
+            "blk.1.ffn_gate.weight",
+            "blk.1.ffn_up.weight",
+            "blk.1.ffn_down.weight",
+        ];
+        let missing = |layer: u32| {
+            let missing = lfm2.missing(&[layer], None, &|name| tensors.contains(&name));
+            let names = missing.into_iter().map(|missing| missing.name);
+            names
+                .filter(|name| !name.contains("norm"))
+                .collect::<Vec<_>>()
+        };
+        assert!(missing(0).contains(&"blk.0.exp_probs_b.bias".to_owned()));
+        assert!(!missing(1).iter().any(|name| name.starts_with("blk.")));
+        // Neither attention nor a convolution: no layer is without both, which loading it says.
+        assert!(!missing(0).iter().any(|name| name.contains("attn_q")));
     }
 
     #[test]

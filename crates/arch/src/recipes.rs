@@ -692,6 +692,8 @@ mod tests {
         );
         assert!(layers(When::LayersFrom(Size::Field(&["no"]))).is_empty());
         assert!(layers(When::Deep(4)).is_empty() && layers(When::Deep(3)).len() == 4);
+        const EVEN: fn(&Config, u32) -> bool = |_, layer| layer.is_multiple_of(2);
+        assert_eq!(layers(When::Layers(EVEN)), [0, 2]);
         for (field, is_set) in [
             ("fused", true),
             ("tied", false),

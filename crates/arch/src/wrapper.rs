@@ -221,6 +221,16 @@ mod tests {
         ] {
             assert_eq!(Part::of(name), part, "{name}");
         }
+        for (name, part) in [
+            (
+                "lfm.layers.0.conv.conv.weight",
+                text("model.layers.0.conv.conv.weight"),
+            ),
+            ("depthformer.layers.0.w.weight", Part::Other(AUDIO)),
+            ("codebook_offsets", Part::Other(AUDIO)),
+        ] {
+            assert_eq!(Part::of(name), part, "{name}");
+        }
         let bias = "model.layers.3.mlp.gate.e_score_correction_bias";
         assert_eq!(
             Part::of(bias),
