@@ -178,8 +178,8 @@ def independent(bench):
     types = os.environ.get("TYPES")
     print(f"`quantier make` with nothing but the texts, of {types or 'all types'}; presets with the importance matrix of "
           "llama-imatrix on the same texts, and without one; divergence as llama-perplexity measures it.\n", flush=True)
-    narrowed = ["--types", types] if types else []
-    frontier = bench.make("independent", likes(bench), *narrowed, imatrix=False)
+    more = (["--types", types] if types else []) + os.environ.get("MORE", "").split()
+    frontier = bench.make("independent", likes(bench), *more, imatrix=False)
     rows, ratios = [], {True: [], False: []}
     for preset in bench.presets:
         paths = {True: bench.preset(preset, bench.theirs, "presets-theirs")}

@@ -17,7 +17,7 @@
 # QUANTIER_BENCH    where the files go; what is there already is not made again (default: a temporary directory, removed
 #                   afterwards)
 # PRESETS           the presets, with commas between
-# TYPES             the types of `independent` (default: all)
+# TYPES             the types of `independent` (default: all);  MORE  further options of its `make`
 # MODEL             another model, a GGUF of full precision
 # SWEEP_TYPES       the types of the sweep (default: all);  SWEEP_CHUNKS  the chunks that it measures (default: 24)
 # THREADS           of all programs (default: all cores)
