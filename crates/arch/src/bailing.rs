@@ -286,12 +286,14 @@ const DELTA_ATTENTION: &[Recipe] = &[
         "blk.{}.ssm_a",
         &[],
         &[Exp, Reshape(&[Any, Number(1)])],
-    ),
+    )
+    .finite(),
     Recipe::rename(
         "model.layers.{}.attention.dt_bias",
         "blk.{}.ssm_dt.bias",
         &[Queries],
-    ),
+    )
+    .finite(),
     Recipe::rename(
         "model.layers.{}.attention.o_norm",
         "blk.{}.ssm_norm",

@@ -1529,6 +1529,74 @@ mod tests {
         }
     }
 
+    /// A Kimi Linear of two layers with delta attention and one with latent attention.
+    const KIMI: &[(&str, &[u32])] = &[
+        ("block_count", &[3]),
+        ("embedding_length", &[64]),
+        ("attention.head_count", &[4]),
+        ("attention.head_count_kv", &[0, 0, 1]),
+        ("attention.key_length", &[48 + 8]),
+        ("attention.key_length_mla", &[24]),
+        ("attention.value_length_mla", &[20]),
+        ("attention.kv_lora_rank", &[48]),
+        ("rope.dimension_count", &[8]),
+        ("ssm.conv_kernel", &[4]),
+        ("kda.head_dim", &[16]),
+    ];
+
+    /// The same with other numbers under a key.
+    fn kimi(key: &str, other: &'static [u32]) -> Result<Hyper> {
+        let of_key = |(name, listed): &(&'static str, &'static [u32])| match *name == key {
+            true => (*name, other),
+            false => (*name, *listed),
+        };
+        let all: Vec<_> = KIMI.iter().map(of_key).collect();
+        Hyper::new(&numbers("kimi-linear", &all))
+    }
+
+    #[test]
+    fn layers_without_heads_of_keys_have_decays_of_channels_and_the_others_a_latent_vector() {
+        let hyper = kimi("", &[]).unwrap();
+        let nets: Vec<_> = hyper.delta_nets.iter().map(Option::is_some).collect();
+        assert_eq!(nets, [true, true, false]);
+        let net = hyper.delta_nets[0].unwrap();
+        assert_eq!((net.decays(), net.values(), net.channels()), (64, 64, 192));
+        assert_eq!(net.state(), 4 * 16 * 16 + 3 * 3 * 64);
+        assert_eq!([0, 3].map(|head| net.shared(head)), [0, 3]);
+        let latent = hyper.latent.unwrap();
+        assert_eq!((latent.rank, latent.rotated), (48, 8));
+        let attention = hyper.attention[2].unwrap();
+        assert_eq!((attention.kv_heads, attention.value_length), (1, 48));
+        assert_eq!(
+            (attention.rotation, hyper.score_scale),
+            (None, 1.0 / 24f32.sqrt())
+        );
+    }
+
+    #[test]
+    fn numbers_that_make_no_latent_attention_are_named() {
+        for (key, other) in [
+            ("attention.key_length", &[57][..]),
+            ("attention.key_length_mla", &[8]),
+            ("attention.value_length_mla", &[0]),
+            ("attention.kv_lora_rank", &[0]),
+            ("kda.head_dim", &[0]),
+            ("ssm.conv_kernel", &[0]),
+        ] {
+            let error = kimi(key, other).unwrap_err();
+            assert!(
+                error.contains(&format!("'kimi-linear.{key}'")),
+                "{key}: {error}"
+            );
+        }
+        // Above 0 states would grow.
+        let mut metadata = numbers("kimi-linear", KIMI);
+        let key = "kimi-linear.kda.gate_lower_bound";
+        metadata.set(key.to_owned(), Value::F32(0.5));
+        let error = Hyper::new(&metadata).unwrap_err();
+        assert!(error.contains(key), "{error}");
+    }
+
     #[test]
     fn numbers_that_make_no_delta_net_are_named() {
         for (key, value) in [

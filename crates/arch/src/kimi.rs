@@ -205,12 +205,14 @@ const DELTA_ATTENTION: &[Recipe] = &[
         "blk.{}.ssm_a",
         &[],
         &[NegExp],
-    ),
+    )
+    .finite(),
     Recipe::rename(
         "model.layers.{}.self_attn.dt_bias",
         "blk.{}.ssm_dt.bias",
         &[DELTA_ROWS],
-    ),
+    )
+    .finite(),
     Recipe::rename(
         "model.layers.{}.self_attn.g_a_proj",
         "blk.{}.ssm_g_a",
