@@ -21,8 +21,9 @@ HERE = Path(__file__).resolve().parent
 TEXTS = HERE.parent / "testdata" / "texts"
 PROGRAM = os.environ.get("QUANTIER", HERE.parent / "target" / "release" / "quantier")
 BPW = 4.5
-# Where tables that stay in f32 are most of so small a model.
-OTHER_BPW = {"starcoder": 7.5, "gpt2": 7.5, "gpt2-bare": 7.5, "gpt2-bin": 7.5, "mpt-positions": 10.0}
+# Where tables that stay in f32, or a block for a further token, are most of so small a model.
+OTHER_BPW = {"starcoder": 7.5, "glm-ocr": 6.0, "exaone45": 6.0, "exaone45-shared": 6.0,
+             "gpt2": 7.5, "gpt2-bare": 7.5, "gpt2-bin": 7.5, "mpt-positions": 10.0}
 # Rows of their down matrices are no whole blocks of any type: these matrices stay in f32.
 UNBLOCKED = {name: 16.0 for name in ("qwen2", "internvl", "qwen2vl", "qwen25vl", "qwen2-bin-tied")}
 # Not causal, or no model for text: they are converted, and not measured.
