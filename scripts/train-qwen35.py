@@ -6,7 +6,7 @@ and attention with gates, twice as many heads of values as of keys, a block for 
     scripts/train-qwen35.py OUT TEXT ... [--skip BYTES] [--steps N] [--minutes M]
 
 The vocabulary (1024 tokens, byte-level) is made of the same texts. --skip leaves out the beginning of every text, so
-that it can calibrate and judge. About ten minutes on two idle cores. Convert it by `quantier convert --pre gpt-2`, since
+that it can calibrate and judge. 800 steps take about 20 minutes of processor time. Convert it by `quantier convert --pre gpt-2`, since
 the reference knows tokenizers by hashes. Needs torch, safetensors and tokenizers:
 `$(scripts/reference.sh --python)` has them.
 
