@@ -72,7 +72,7 @@ def main():
             try:
                 made = family(name, python, bin, Path(work))
                 good, figures = True, made
-            except (RuntimeError, OSError, KeyError, ValueError) as error:
+            except (RuntimeError, OSError, KeyError, ValueError, subprocess.SubprocessError) as error:
                 good, figures = False, str(error)
         count[good] += 1
         print(f"{'runs' if good else 'fails':<7} {name}: {figures}", flush=True)
