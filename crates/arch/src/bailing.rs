@@ -3,7 +3,7 @@
 //! but the first ones.
 
 use super::config::{Config, Result, wrong_kind};
-use super::decoder::{Decoder, DeltaHeads, Needs, Router, Sections};
+use super::decoder::{Decoder, DeltaHeads, Needs, Recurrence, Router, Sections};
 use super::kimi::{BY_QUERY_HEAD, DELTA_KERNELS, KEYS_AND_VALUES, RANK};
 use super::llama::{BUFFERS, GATED_FFN, NORMS};
 use super::nextn::{NEXTN, PREDICT_LAYERS};
@@ -44,7 +44,7 @@ pub(super) static BAILING_MOE3: Architecture = Architecture {
     ],
     generated: nothing_generated,
     decoder: Decoder {
-        delta_nets: Some(DeltaHeads::Own),
+        recurrence: Some(Recurrence::DeltaNets(DeltaHeads::Own)),
         router: Router::LISTED,
         sections: Sections::Listed,
         needs: Needs {

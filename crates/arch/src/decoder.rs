@@ -37,23 +37,13 @@ pub struct Decoder {
     /// Whether the matrix of queries makes a gate for every number that a head puts out, behind the
     /// queries of the head.
     pub gated_queries: bool,
-    /// How heads share in the layers that the metadata do not leave to attention, which are gated
-    /// delta nets; None if there are none.
-    pub delta_nets: Option<DeltaHeads>,
-    /// Which layers are state spaces of Mamba-2; None if none are.
-    pub mamba2: Option<Mamba2Layers>,
+    /// What carries a state from token to token in some layers; None if nothing does.
+    pub recurrence: Option<Recurrence>,
     /// Whether the block for a further token is attention and a feed-forward network, which read, at
     /// each position, the token and the normalized activations of the position before.
     pub drafts: bool,
-    /// Whether layers without heads of keys are short convolutions.
-    pub short_convolutions: bool,
-    /// Whether they are selective state spaces.
-    pub mamba: bool,
     /// The name of the norm in front of the output matrix.
     pub output_norm: &'static str,
-    /// If some layers have lightning attention: of so many the last has softmax attention, if the
-    /// metadata does not say which. None if no layer has.
-    pub lightning: Option<u32>,
     /// Whether blocks add to what their mixers read, times the metadata's scale, in place of the
     /// stream.
     pub normalized_residuals: bool,
@@ -254,6 +244,41 @@ pub enum Gating {
     RootSoftplus,
 }
 
+/// What carries a state from token to token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recurrence {
+    /// Gated delta nets, in layers that the metadata do not leave to attention.
+    DeltaNets(DeltaHeads),
+    /// State spaces of Mamba-2.
+    Mamba2(Mamba2Layers),
+    /// Selective state spaces, in layers without heads of keys.
+    Mamba,
+    /// Short convolutions, in layers without heads of keys.
+    ShortConvolutions,
+    /// Lightning attention. Of so many layers the last has softmax attention, if the metadata do not
+    /// say which.
+    Lightning(u32),
+}
+
+impl Recurrence {
+    /// Whether layers without heads of keys have no attention.
+    pub(crate) fn is_told_by_heads(self) -> bool {
+        match self {
+            Recurrence::DeltaNets(sharing) => sharing == DeltaHeads::Own,
+            Recurrence::Lightning(_) => false,
+            Recurrence::Mamba2(_) | Recurrence::Mamba | Recurrence::ShortConvolutions => true,
+        }
+    }
+
+    /// Whether a model may have no attention at all.
+    pub(crate) fn may_be_alone(self) -> bool {
+        matches!(
+            self,
+            Recurrence::Mamba | Recurrence::Mamba2(Mamba2Layers::All)
+        )
+    }
+}
+
 /// Which heads of values share a head of keys in a gated delta net.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeltaHeads {
@@ -366,8 +391,7 @@ impl Listed {
 impl Decoder {
     /// Whether layers have mixers of several kinds.
     pub(crate) fn has_several_mixers(&self) -> bool {
-        let is_recurrent = self.short_convolutions || self.mamba || self.lightning.is_some();
-        is_recurrent || self.delta_nets.is_some() || self.mamba2.is_some()
+        self.recurrence.is_some()
     }
 
     /// Llama's; the others are told by what differs.
@@ -388,13 +412,9 @@ impl Decoder {
         linear_layers: false,
         multiplied_logits: false,
         gated_queries: false,
-        delta_nets: None,
-        mamba2: None,
-        lightning: None,
+        recurrence: None,
         normalized_residuals: false,
         drafts: false,
-        short_convolutions: false,
-        mamba: false,
         output_norm: "output_norm",
         score_divisor: ScoreDivisor::Root,
         needs: Needs::WEIGHTS,

@@ -2,7 +2,7 @@
 //! the others softmax attention with gates among the queries.
 
 use super::config::{Config, Result};
-use super::decoder::{Decoder, DeltaHeads, Layout, Rope, Sections};
+use super::decoder::{Decoder, DeltaHeads, Layout, Recurrence, Rope, Sections};
 use super::gemma::{PLUS_ONE_ATTENTION_NORMS, PLUS_ONE_HEAD_NORMS};
 use super::llama::{BUFFERS, EMBEDDINGS, GATED_FFN};
 use super::nextn::PREDICT_LAYERS;
@@ -42,7 +42,7 @@ pub(super) static QWEN3_NEXT: Architecture = Architecture {
     ],
     decoder: Decoder {
         sections: Sections::None,
-        delta_nets: Some(DeltaHeads::Grouped),
+        recurrence: Some(Recurrence::DeltaNets(DeltaHeads::Grouped)),
         drafts: false,
         ..QWEN3_5.decoder
     },
@@ -78,7 +78,7 @@ pub(super) static QWEN3_5: Architecture = Architecture {
         sections: Sections::Interleaved,
         layout: Layout::Sequential("post_attention_norm"),
         gated_queries: true,
-        delta_nets: Some(DeltaHeads::Tiled),
+        recurrence: Some(Recurrence::DeltaNets(DeltaHeads::Tiled)),
         drafts: true,
         ..Decoder::LLAMA
     },

@@ -2,7 +2,7 @@
 //! weights.
 
 use super::config::{Config, Result};
-use super::decoder::{Decoder, Mamba2Layers, Needs, Rope};
+use super::decoder::{Decoder, Mamba2Layers, Needs, Recurrence, Rope};
 use super::mamba2::{Sizes, epsilon, nonzero, set_size, state_space};
 use super::parameters::FILE_TYPE;
 use super::recipes::Op::{self, Scale, ScaleParts};
@@ -23,7 +23,7 @@ pub(super) static FALCON_H1: Architecture = Architecture {
     generated: nothing_generated,
     decoder: Decoder {
         rope: Rope::Halves,
-        mamba2: Some(Mamba2Layers::All),
+        recurrence: Some(Recurrence::Mamba2(Mamba2Layers::All)),
         needs: Needs {
             optional: &["ssm_norm"],
             ..Needs::WEIGHTS

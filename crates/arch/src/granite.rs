@@ -1,7 +1,7 @@
 //! IBM's Granite: Llama with four multipliers; its hybrids with Mamba-2, and Bamba.
 
 use super::config::{Config, Result, wrong_kind};
-use super::decoder::{Decoder, Mamba2Layers, Needs, Unrotated};
+use super::decoder::{Decoder, Mamba2Layers, Needs, Recurrence, Unrotated};
 use super::llama::{ATTENTION, BUFFERS, EMBEDDINGS, GATED_FFN, NORMS, rope_factors};
 use super::mamba2::{CONTEXT, Sizes, nonzero, set_size, state_space};
 use super::parameters::{COMMON, FILE_TYPE, SHARED_ROPE_DIMENSIONS, set_numbers};
@@ -44,7 +44,7 @@ pub(super) static GRANITE_HYBRID: Architecture = Architecture {
     ],
     generated: rope_factors,
     decoder: Decoder {
-        mamba2: Some(Mamba2Layers::Unattended),
+        recurrence: Some(Recurrence::Mamba2(Mamba2Layers::Unattended)),
         needs: GRANITE_MOE.decoder.needs,
         ..GRANITE.decoder
     },

@@ -1,8 +1,8 @@
 //! The numbers of a model: what its metadata says of its decoder, checked.
 
 use crate::{
-    Activation, Alibi, Architecture, Decoder, DeltaHeads, Gating, Mamba2Layers, Norm, Rope, Router,
-    ScoreDivisor, Sections, Setting, Unrotated, Window, Xielu,
+    Activation, Alibi, Architecture, Decoder, DeltaHeads, Gating, Mamba2Layers, Norm, Recurrence,
+    Rope, Router, ScoreDivisor, Sections, Setting, Unrotated, Window, Xielu,
 };
 use quantier_gguf::gguf::{Metadata, Value, keys};
 
@@ -35,16 +35,8 @@ pub struct Hyper {
     pub nextn: Option<AttentionNumbers>,
     /// Whether a layer has one matrix in place of attention.
     pub is_linear: Vec<bool>,
-    /// The gated delta net of every layer; None in a layer without.
-    pub delta_nets: Vec<Option<DeltaNumbers>>,
-    /// The state space of every layer; None in a layer without.
-    pub mamba2: Vec<Option<Mamba2Numbers>>,
-    /// The short convolution of every layer; None in a layer without.
-    pub convolutions: Vec<Option<ConvolutionNumbers>>,
-    /// The selective state space of every layer; None in a layer without.
-    pub mamba: Vec<Option<MambaNumbers>>,
-    /// The lightning attention of every layer; None in a layer without.
-    pub lightning: Vec<Option<LightningNumbers>>,
+    /// What carries a state from token to token in every layer; None in a layer with nothing.
+    pub recurrent: Vec<Option<Recurrent>>,
     /// Multi-head latent attention, which all layers with attention have; None if they have the
     /// usual one.
     pub latent: Option<LatentNumbers>,
@@ -261,6 +253,45 @@ impl Mamba2Numbers {
     /// convolution.
     pub fn state(&self) -> usize {
         self.values() * self.key_length + (self.kernel - 1) * self.channels()
+    }
+}
+
+/// What carries a state from token to token in one layer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Recurrent {
+    /// A gated delta net.
+    DeltaNet(DeltaNumbers),
+    /// A state space of Mamba-2.
+    Mamba2(Mamba2Numbers),
+    /// A selective state space.
+    Mamba(MambaNumbers),
+    /// A short convolution.
+    ShortConvolution(ConvolutionNumbers),
+    /// Lightning attention.
+    Lightning(LightningNumbers),
+}
+
+impl Recurrent {
+    /// Numbers of the state that goes from token to token.
+    pub fn state(&self) -> usize {
+        match self {
+            Recurrent::DeltaNet(numbers) => numbers.state(),
+            Recurrent::Mamba2(numbers) => numbers.state(),
+            Recurrent::Mamba(numbers) => numbers.state(),
+            Recurrent::ShortConvolution(numbers) => numbers.state(),
+            Recurrent::Lightning(numbers) => numbers.state(),
+        }
+    }
+
+    /// About the operations of one token on the state.
+    pub fn operations(&self) -> usize {
+        match self {
+            Recurrent::DeltaNet(numbers) => numbers.operations(),
+            Recurrent::Mamba2(numbers) => numbers.operations(),
+            Recurrent::Mamba(numbers) => numbers.operations(),
+            Recurrent::ShortConvolution(numbers) => numbers.operations(),
+            Recurrent::Lightning(numbers) => numbers.operations(),
+        }
     }
 }
 
@@ -580,7 +611,7 @@ impl Keys<'_> {
         sharing: DeltaHeads,
         layers: usize,
         blocks: usize,
-    ) -> Result<Vec<Option<DeltaNumbers>>> {
+    ) -> Result<Vec<Option<Recurrent>>> {
         const HEADS: &str = "ssm.time_step_rank";
         const INNER: &str = "ssm.inner_size";
         let (key_heads, value_heads) = (self.number("ssm.group_count")?, self.number(HEADS)?);
@@ -606,7 +637,7 @@ impl Keys<'_> {
             kernel,
         };
         let recurrent = self.recurrent(4, blocks)?;
-        let layer = |layer: usize| recurrent[layer].then_some(numbers);
+        let layer = |layer: usize| recurrent[layer].then_some(Recurrent::DeltaNet(numbers));
         Ok((0..layers).map(layer).collect())
     }
 
@@ -666,7 +697,7 @@ impl Keys<'_> {
         heads: LightningNumbers,
         layers: usize,
         blocks: usize,
-    ) -> Result<Vec<Option<LightningNumbers>>> {
+    ) -> Result<Vec<Option<Recurrent>>> {
         let recurrent = self.recurrent(interval as usize, blocks)?;
         if layers == 1 && recurrent[0] {
             return Err(self.bad(
@@ -681,7 +712,7 @@ impl Keys<'_> {
                 rate: (1.0 - depth + 1e-5) as f32,
                 ..heads
             };
-            recurrent[layer].then_some(numbers)
+            recurrent[layer].then_some(Recurrent::Lightning(numbers))
         };
         Ok((0..layers).map(layer).collect())
     }
@@ -789,16 +820,18 @@ impl Keys<'_> {
         &self,
         heads: &[usize],
         kv_heads: &[usize],
-    ) -> Result<Vec<Option<DeltaNumbers>>> {
+    ) -> Result<Vec<Option<Recurrent>>> {
         let length = self.number("kda.head_dim")?;
         let kernel = self.number("ssm.conv_kernel")?;
-        let net = |heads: usize| DeltaNumbers {
-            key_heads: heads,
-            value_heads: heads,
-            sharing: DeltaHeads::Own,
-            key_length: length,
-            value_length: length,
-            kernel,
+        let net = |heads: usize| {
+            Recurrent::DeltaNet(DeltaNumbers {
+                key_heads: heads,
+                value_heads: heads,
+                sharing: DeltaHeads::Own,
+                key_length: length,
+                value_length: length,
+                kernel,
+            })
         };
         let layers = heads.iter().zip(kv_heads);
         Ok(layers
@@ -951,25 +984,16 @@ impl Hyper {
         let heads = keys.per_layer("attention.head_count", blocks)?;
         let heads = heads.ok_or_else(|| keys.bad("attention.head_count", "is missing"))?;
         let most_heads = heads.iter().copied().max().unwrap_or(0);
-        let is_headless = decoder.mamba || decoder.mamba2 == Some(Mamba2Layers::All);
-        if most_heads == 0 && !is_headless {
+        if most_heads == 0 && !decoder.recurrence.is_some_and(Recurrence::may_be_alone) {
             return Err(keys.bad("attention.head_count", "is 0"));
         }
         let kv_heads = keys.per_layer("attention.head_count_kv", blocks)?;
         let kv_heads = kv_heads.unwrap_or_else(|| heads.clone());
-        let own_delta_nets = decoder.delta_nets == Some(DeltaHeads::Own);
-        let may_be_unattended = decoder.short_convolutions
-            || decoder.mamba
-            || decoder.mamba2.is_some()
-            || own_delta_nets;
+        let may_be_unattended = decoder.recurrence.is_some_and(Recurrence::is_told_by_heads);
         let is_unattended = |layer: usize| may_be_unattended && kv_heads[layer] == 0;
         let is_linear =
             |layer: usize| decoder.linear_layers && heads[layer] > 0 && kv_heads[layer] == 0;
         let is_linear: Vec<_> = (0..layers).map(is_linear).collect();
-        let own_delta_nets = match own_delta_nets {
-            true => keys.own_delta_nets(&heads[..layers], &kv_heads[..layers])?,
-            false => vec![None; layers],
-        };
         for layer in (0..layers).filter(|i| !is_linear[*i] && !is_unattended(*i)) {
             let (heads, kv_heads) = (heads[layer], kv_heads[layer]);
             if heads > 0 && (kv_heads == 0 || !heads.is_multiple_of(kv_heads)) {
@@ -1001,10 +1025,12 @@ impl Hyper {
         };
         let feed_forward = match keys.get("feed_forward_length") {
             Some(Value::Array(_)) => keys.per_layer("feed_forward_length", blocks)?,
-            _ if decoder.mamba || decoder.mamba2.is_some() => {
-                keys.per_layer("feed_forward_length", blocks)?
-            }
-            _ => None,
+            _ => match decoder.recurrence {
+                Some(Recurrence::Mamba | Recurrence::Mamba2(_)) => {
+                    keys.per_layer("feed_forward_length", blocks)?
+                }
+                _ => None,
+            },
         };
         let has_ffn: Vec<bool> = match feed_forward {
             Some(lengths) => lengths[..layers].iter().map(|length| *length > 0).collect(),
@@ -1094,14 +1120,18 @@ impl Hyper {
             window: windows[layer],
             rotation: rotates(layer).then_some(usize::from(windows[layer].is_some())),
         };
-        let delta_nets = match decoder.delta_nets {
-            Some(DeltaHeads::Own) => own_delta_nets,
-            Some(sharing) => keys.delta_nets(sharing, layers, blocks)?,
-            None => vec![None; layers],
+        let of_unattended = |numbers: Recurrent| {
+            let layer = |layer: usize| is_unattended(layer).then_some(numbers);
+            (0..layers).map(layer).collect()
         };
-        let mamba2 = match decoder.mamba2 {
-            Some(which) => {
-                let numbers = keys.mamba2(which, hidden)?;
+        let recurrent: Vec<_> = match decoder.recurrence {
+            None => vec![None; layers],
+            Some(Recurrence::DeltaNets(DeltaHeads::Own)) => {
+                keys.own_delta_nets(&heads[..layers], &kv_heads[..layers])?
+            }
+            Some(Recurrence::DeltaNets(sharing)) => keys.delta_nets(sharing, layers, blocks)?,
+            Some(Recurrence::Mamba2(which)) => {
+                let numbers = Recurrent::Mamba2(keys.mamba2(which, hidden)?);
                 let is_one = |layer: usize| match which {
                     Mamba2Layers::All => true,
                     Mamba2Layers::Unattended | Mamba2Layers::Factored => is_unattended(layer),
@@ -1110,26 +1140,11 @@ impl Hyper {
                 let layer = |layer: usize| is_one(layer).then_some(numbers);
                 (0..layers).map(layer).collect()
             }
-            None => vec![None; layers],
-        };
-        let convolutions = match decoder.short_convolutions {
-            true => {
-                let numbers = keys.convolution(hidden)?;
-                let layer = |layer: usize| is_unattended(layer).then_some(numbers);
-                (0..layers).map(layer).collect()
+            Some(Recurrence::Mamba) => of_unattended(Recurrent::Mamba(keys.mamba(hidden)?)),
+            Some(Recurrence::ShortConvolutions) => {
+                of_unattended(Recurrent::ShortConvolution(keys.convolution(hidden)?))
             }
-            false => vec![None; layers],
-        };
-        let mamba = match decoder.mamba {
-            true => {
-                let numbers = keys.mamba(hidden)?;
-                let layer = |layer: usize| is_unattended(layer).then_some(numbers);
-                (0..layers).map(layer).collect()
-            }
-            false => vec![None; layers],
-        };
-        let lightning = match decoder.lightning {
-            Some(interval) => {
+            Some(Recurrence::Lightning(interval)) => {
                 let of_all = LightningNumbers {
                     heads: most_heads,
                     length: key_length,
@@ -1137,14 +1152,15 @@ impl Hyper {
                 };
                 keys.lightning(interval, of_all, layers, blocks)?
             }
-            None => vec![None; layers],
         };
         let attends = |layer: usize| {
             heads[layer] > 0
                 && !is_linear[layer]
                 && !is_unattended(layer)
-                && delta_nets[layer].is_none()
-                && lightning[layer].is_none()
+                && !matches!(
+                    recurrent[layer],
+                    Some(Recurrent::DeltaNet(_) | Recurrent::Lightning(_))
+                )
         };
         // llama.cpp runs one block, and no second one behind it.
         let nextn = (decoder.drafts && nextn == 1).then(|| AttentionNumbers {
@@ -1210,13 +1226,9 @@ impl Hyper {
             is_linear,
             activations: keys.activations(decoder.activation, layers)?,
             parallel: keys.flag("use_parallel_residual")?.unwrap_or(false),
-            delta_nets,
+            recurrent,
             latent,
             decay_bound,
-            mamba2,
-            convolutions,
-            lightning,
-            mamba,
             has_ffn,
             epsilon: epsilon.unwrap_or(1e-5),
             rotations,
@@ -1244,29 +1256,13 @@ impl Hyper {
 
     /// Numbers of the states of all layers that go from token to token.
     pub fn states(&self) -> usize {
-        let delta_nets = self.delta_nets.iter().flatten().map(DeltaNumbers::state);
-        let convolutions = self.convolutions.iter().flatten();
-        let convolutions = convolutions.map(ConvolutionNumbers::state);
-        let mamba = self.mamba.iter().flatten().map(MambaNumbers::state);
-        let mamba2 = self.mamba2.iter().flatten().map(Mamba2Numbers::state);
-        let spaces = mamba.chain(mamba2);
-        let lightning = self.lightning.iter().flatten();
-        let spaces = spaces.chain(lightning.map(LightningNumbers::state));
-        delta_nets.chain(convolutions).chain(spaces).sum()
+        self.recurrent.iter().flatten().map(Recurrent::state).sum()
     }
 
     /// About the operations of one token on the states of all layers.
     pub fn state_operations(&self) -> usize {
-        let delta_nets = self.delta_nets.iter().flatten();
-        let delta_nets = delta_nets.map(DeltaNumbers::operations);
-        let convolutions = self.convolutions.iter().flatten();
-        let convolutions = convolutions.map(ConvolutionNumbers::operations);
-        let mamba = self.mamba.iter().flatten().map(MambaNumbers::operations);
-        let mamba2 = self.mamba2.iter().flatten().map(Mamba2Numbers::operations);
-        let spaces = mamba.chain(mamba2);
-        let lightning = self.lightning.iter().flatten();
-        let spaces = spaces.chain(lightning.map(LightningNumbers::operations));
-        delta_nets.chain(convolutions).chain(spaces).sum()
+        let recurrent = self.recurrent.iter().flatten();
+        recurrent.map(Recurrent::operations).sum()
     }
 
     /// Experts that see a token, in the layer where most do.
@@ -1377,11 +1373,13 @@ mod tests {
     fn three_of_four_layers_are_delta_nets_and_further_blocks_are_no_layers() {
         let hyper = Hyper::new(&metadata(&[])).unwrap();
         assert_eq!(hyper.layers, 4);
-        let nets: Vec<_> = hyper.delta_nets.iter().map(Option::is_some).collect();
+        let nets: Vec<_> = hyper.recurrent.iter().map(Option::is_some).collect();
         assert_eq!(nets, [true, true, true, false]);
         let attention: Vec<_> = hyper.attention.iter().map(Option::is_some).collect();
         assert_eq!(attention, [false, false, false, true]);
-        let net = hyper.delta_nets[0].unwrap();
+        let Some(Recurrent::DeltaNet(net)) = hyper.recurrent[0] else {
+            panic!("another layer: {:?}", hyper.recurrent[0]);
+        };
         assert_eq!((net.keys(), net.values(), net.channels()), (32, 64, 128));
         assert_eq!(net.state(), 64 * 16 + 3 * 128);
         assert_eq!([0, 1, 2, 3].map(|head| net.shared(head)), [0, 1, 0, 1]);
@@ -1422,7 +1420,7 @@ mod tests {
         let hyper = Hyper::new(&numbers("lfm2", &sound)).unwrap();
         let attends: Vec<_> = hyper.attention.iter().map(Option::is_some).collect();
         assert_eq!(attends, [false, true, false]);
-        let convolves: Vec<_> = hyper.convolutions.iter().map(Option::is_some).collect();
+        let convolves: Vec<_> = hyper.recurrent.iter().map(Option::is_some).collect();
         assert_eq!(convolves, [true, false, true]);
         assert_eq!(hyper.states(), 2 * 2 * 64);
         for kernel in [0, 1] {
@@ -1453,7 +1451,9 @@ mod tests {
             (hyper.attention, hyper.has_ffn),
             (vec![None; 2], vec![false; 2])
         );
-        let mamba = hyper.mamba[1].unwrap();
+        let Some(Recurrent::Mamba(mamba)) = hyper.recurrent[1] else {
+            panic!("another layer: {:?}", hyper.recurrent[1]);
+        };
         assert_eq!(
             (mamba.state(), mamba.is_normalized),
             (128 * (16 + 3), false)
@@ -1557,9 +1557,11 @@ mod tests {
     #[test]
     fn layers_without_heads_of_keys_have_decays_of_channels_and_the_others_a_latent_vector() {
         let hyper = kimi("", &[]).unwrap();
-        let nets: Vec<_> = hyper.delta_nets.iter().map(Option::is_some).collect();
+        let nets: Vec<_> = hyper.recurrent.iter().map(Option::is_some).collect();
         assert_eq!(nets, [true, true, false]);
-        let net = hyper.delta_nets[0].unwrap();
+        let Some(Recurrent::DeltaNet(net)) = hyper.recurrent[0] else {
+            panic!("another layer: {:?}", hyper.recurrent[0]);
+        };
         assert_eq!((net.decays(), net.values(), net.channels()), (64, 64, 192));
         assert_eq!(net.state(), 4 * 16 * 16 + 3 * 3 * 64);
         assert_eq!([0, 3].map(|head| net.shared(head)), [0, 3]);
@@ -1655,13 +1657,15 @@ mod tests {
     #[test]
     fn every_layer_of_nemotron_h_is_one_thing() {
         let hyper = Hyper::new(&of("nemotron_h", &STATE_SPACE, &PATTERN)).unwrap();
-        let spaces: Vec<_> = hyper.mamba2.iter().map(Option::is_some).collect();
+        let spaces: Vec<_> = hyper.recurrent.iter().map(Option::is_some).collect();
         assert_eq!(spaces, [true, false, false, false]);
         let attention: Vec<_> = hyper.attention.iter().map(Option::is_some).collect();
         assert_eq!(attention, [false, false, true, false]);
         assert_eq!(hyper.has_ffn, [false, true, false, true]);
         assert_eq!(hyper.attention[2].unwrap().rotation, None);
-        let space = hyper.mamba2[0].unwrap();
+        let Some(Recurrent::Mamba2(space)) = hyper.recurrent[0] else {
+            panic!("another layer: {:?}", hyper.recurrent[0]);
+        };
         assert_eq!(
             (space.values(), space.keys(), space.channels()),
             (96, 32, 160)
@@ -1672,7 +1676,7 @@ mod tests {
         let nothing = [("attention.head_count", 0), ("feed_forward_length", 0)];
         let mamba2 =
             Hyper::new(&of("mamba2", &[&STATE_SPACE[..], &nothing].concat(), &[])).unwrap();
-        assert!(mamba2.mamba2.iter().all(Option::is_some));
+        assert!(mamba2.recurrent.iter().all(Option::is_some));
         assert!(mamba2.attention.iter().all(Option::is_none) && !mamba2.has_ffn.contains(&true));
     }
 
@@ -1710,7 +1714,10 @@ mod tests {
         let hyper = Hyper::new(&of("minimax-01", &numbers(9), &[])).unwrap();
         let attends: Vec<_> = hyper.attention.iter().map(Option::is_some).collect();
         assert_eq!(attends.iter().position(|attends| *attends), Some(7));
-        let decays = |layer: usize| hyper.lightning[layer].unwrap().decays();
+        let decays = |layer: usize| match hyper.recurrent[layer] {
+            Some(Recurrent::Lightning(numbers)) => numbers.decays(),
+            other => panic!("another layer: {other:?}"),
+        };
         let near = |x: f32, y: f32| (x - y).abs() < 1e-5 * y.abs();
         // Slopes are a fourth, a sixteenth ...
         let first = decays(0);

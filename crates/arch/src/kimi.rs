@@ -2,7 +2,7 @@
 //! the others, and a mixture of experts in all but the first ones.
 
 use super::config::{Config, Result, wrong_kind};
-use super::decoder::{Decoder, DeltaHeads, Gating, Needs, Rope, Router, Setting};
+use super::decoder::{Decoder, DeltaHeads, Gating, Needs, Recurrence, Rope, Router, Setting};
 use super::llama::{BUFFERS, EMBEDDINGS, GATED_FFN, MIXTRAL_EXPERTS, NORMS};
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS, set_numbers};
 use super::recipes::Op::{self, NegExp, Reshape, Transpose};
@@ -38,7 +38,7 @@ pub(super) static KIMI_LINEAR: Architecture = Architecture {
     generated: nothing_generated,
     decoder: Decoder {
         rope: Rope::None,
-        delta_nets: Some(DeltaHeads::Own),
+        recurrence: Some(Recurrence::DeltaNets(DeltaHeads::Own)),
         router: Router {
             gating: Setting::Listed(Gating::Softmax),
             normalized: Setting::Always(true),

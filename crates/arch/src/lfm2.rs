@@ -2,7 +2,7 @@
 //! attention.
 
 use super::config::{Config, Result, wrong_kind};
-use super::decoder::{Decoder, Needs, Rope, Router, Setting};
+use super::decoder::{Decoder, Needs, Recurrence, Rope, Router, Setting};
 use super::llama::{BUFFERS, STACKED};
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS, POOLING, set_numbers};
 use super::recipes::Op::Squeeze;
@@ -30,7 +30,7 @@ pub(super) static LFM2: Architecture = Architecture {
     generated: nothing_generated,
     decoder: Decoder {
         rope: Rope::Halves,
-        short_convolutions: true,
+        recurrence: Some(Recurrence::ShortConvolutions),
         output_norm: "token_embd_norm",
         ..Decoder::LLAMA
     },

@@ -73,7 +73,7 @@ pub use catalog::{Catalog, Entry, Grouping, InputId, LayerId, Linear, LinearId, 
 pub use config::{Config, Pooling};
 pub use decoder::{
     Activation, Alibi, Decoder, DeltaHeads, Gating, Layout, Listed, Mamba2Layers, Needs, Norm,
-    Rope, Router, ScoreDivisor, Sections, Setting, Unrotated, Window, Xielu,
+    Recurrence, Rope, Router, ScoreDivisor, Sections, Setting, Unrotated, Window, Xielu,
 };
 pub use input::Input;
 pub use needed::Missing;

@@ -2,7 +2,7 @@
 //! and mixtures of experts in some layers.
 
 use super::config::{Config, Result};
-use super::decoder::{Decoder, Needs, Rope, Router, Setting};
+use super::decoder::{Decoder, Needs, Recurrence, Rope, Router, Setting};
 use super::llama::{BUFFERS, EMBEDDINGS, PLAIN_ATTENTION, STACKED};
 use super::parameters::{FILE_TYPE, set_numbers};
 use super::recipes::Op::{NegExp, Squeeze};
@@ -25,7 +25,7 @@ pub(super) static MAMBA: Architecture = Architecture {
     generated: nothing_generated,
     decoder: Decoder {
         rope: Rope::None,
-        mamba: true,
+        recurrence: Some(Recurrence::Mamba),
         needs: Needs {
             biases: &["ssm_conv1d", "ssm_dt"],
             ..Needs::WEIGHTS

@@ -2,7 +2,7 @@
 //! common.
 
 use super::config::{Config, Result};
-use super::decoder::{Decoder, Mamba2Layers, Rope};
+use super::decoder::{Decoder, Mamba2Layers, Recurrence, Rope};
 use super::parameters::FILE_TYPE;
 use super::recipes::Recipe;
 use super::recipes::Size::{self, Any, Computed, Field};
@@ -19,7 +19,7 @@ pub(super) static MAMBA2: Architecture = Architecture {
     generated: nothing_generated,
     decoder: Decoder {
         rope: Rope::None,
-        mamba2: Some(Mamba2Layers::All),
+        recurrence: Some(Recurrence::Mamba2(Mamba2Layers::All)),
         ..Decoder::LLAMA
     },
 };

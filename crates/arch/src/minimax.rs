@@ -2,7 +2,7 @@
 //! experts in all; what a block adds to is its normalized input.
 
 use super::config::{Config, Result};
-use super::decoder::{Decoder, Rope};
+use super::decoder::{Decoder, Recurrence, Rope};
 use super::llama::{BUFFERS, EMBEDDINGS, MIXTRAL_EXPERTS, NORMS, PLAIN_ATTENTION};
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS};
 use super::recipes::Recipe;
@@ -27,7 +27,7 @@ pub(super) static MINIMAX_01: Architecture = Architecture {
     generated: nothing_generated,
     decoder: Decoder {
         rope: Rope::Halves,
-        lightning: Some(8),
+        recurrence: Some(Recurrence::Lightning(8)),
         normalized_residuals: true,
         ..Decoder::LLAMA
     },

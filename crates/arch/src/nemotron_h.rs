@@ -3,7 +3,7 @@
 
 use super::config::{Config, Result, wrong_kind};
 use super::decoder::{
-    Activation, Decoder, Gating, Layout, Mamba2Layers, Needs, Rope, Router, Setting,
+    Activation, Decoder, Gating, Layout, Mamba2Layers, Needs, Recurrence, Rope, Router, Setting,
 };
 use super::granite::{self, CONVOLUTION, GROUP_COUNT, GROUPS, HEAD_COUNT, HEADS, STATE_SIZE};
 use super::llama::rope_factors;
@@ -39,7 +39,7 @@ pub(super) static NEMOTRON_H: Architecture = Architecture {
         rope: Rope::None,
         layout: Layout::Sequential("attn_norm"),
         activation: Activation::SquaredRelu,
-        mamba2: Some(Mamba2Layers::Alone),
+        recurrence: Some(Recurrence::Mamba2(Mamba2Layers::Alone)),
         ..Decoder::LLAMA
     },
 };

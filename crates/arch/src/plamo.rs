@@ -2,7 +2,7 @@
 //! of a layer and of heads; the second with state spaces, the third with windows by list.
 
 use super::config::{Result, number_in, wrong_kind};
-use super::decoder::{Decoder, Layout, Listed, Mamba2Layers, Needs, Rope, Window};
+use super::decoder::{Decoder, Layout, Listed, Mamba2Layers, Needs, Recurrence, Rope, Window};
 use super::mamba2::set_size;
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS, set_flags, set_numbers};
 use super::recipes::Op::{self, AddNumber, AddOne, NegExp, Squeeze};
@@ -131,7 +131,7 @@ pub(super) static PLAMO2: Architecture = Architecture {
     tensors: &[PLAMO2_SPACES, PLAMO2_NORMS, TENSORS, ATTENTION],
     decoder: Decoder {
         window: Window::None,
-        mamba2: Some(Mamba2Layers::Factored),
+        recurrence: Some(Recurrence::Mamba2(Mamba2Layers::Factored)),
         needs: Needs {
             biases: &["ssm_dt"],
             ..Needs::WEIGHTS

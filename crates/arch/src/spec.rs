@@ -7,7 +7,7 @@
 use crate::catalog::{EMBEDDING, OF_EXPERTS, OUTPUT};
 use crate::hyper::{
     AttentionNumbers, ConvolutionNumbers, DeltaNumbers, Hyper, LatentNumbers, LightningNumbers,
-    Mamba2Numbers, MambaNumbers, Routing, Temperature,
+    Mamba2Numbers, MambaNumbers, Recurrent, Routing, Temperature,
 };
 use crate::{Activation, Catalog, DeltaHeads, Layout, Norm, Rope};
 
@@ -552,19 +552,17 @@ impl LayerSpec {
             hyper,
             catalog,
         };
-        let delta_net = hyper.delta_nets.get(number).copied().flatten();
         let attention = hyper.attention.get(number).copied();
-        let attention = match (attention.unwrap_or(hyper.nextn), delta_net) {
-            (_, Some(numbers)) => Some(MixerSpec::DeltaNet(known.delta_net(numbers))),
-            (Some(numbers), None) => Some(match hyper.latent {
+        let attention = match attention.unwrap_or(hyper.nextn) {
+            Some(numbers) => Some(match hyper.latent {
                 Some(latent) => MixerSpec::LatentAttention(known.latent(latent, numbers)),
                 None => MixerSpec::Attention(known.attention(numbers)),
             }),
-            (None, None) if hyper.is_linear.get(number) == Some(&true) => {
+            None if hyper.is_linear.get(number) == Some(&true) => {
                 let linear = known.linear("attn_output", hyper.hidden, hyper.hidden);
                 Some(MixerSpec::Linear(linear))
             }
-            (None, None) => None,
+            None => None,
         };
         let has_ffn = hyper.has_ffn.get(number) != Some(&false);
         let ffn = has_ffn.then(|| known.ffn_or_moe());
@@ -576,21 +574,14 @@ impl LayerSpec {
             }
             layout => layout,
         };
-        let lightning = hyper.lightning.get(number).copied().flatten();
-        let attention_norm = match known.has("attn_norm_2") && lightning.is_none() {
+        let recurrent = hyper.recurrent.get(number).copied().flatten();
+        let is_lightning = matches!(recurrent, Some(Recurrent::Lightning(_)));
+        let attention_norm = match known.has("attn_norm_2") && !is_lightning {
             true => "attn_norm_2",
             false => "attn_norm",
         };
-        let mamba2 = hyper.mamba2.get(number).copied().flatten();
-        let mamba2 = mamba2.map(|numbers| MixerSpec::Mamba2(known.mamba2(numbers)));
-        let convolution = hyper.convolutions.get(number).copied().flatten();
-        let convolution =
-            convolution.map(|numbers| MixerSpec::ShortConv(known.short_conv(numbers)));
-        let mamba = hyper.mamba.get(number).copied().flatten();
-        let mamba = mamba.map(|numbers| MixerSpec::Mamba(known.mamba(numbers)));
-        let recurrent = mamba2.or(convolution).or(mamba);
-        let lightning = lightning.map(|numbers| MixerSpec::Lightning(known.lightning(numbers)));
-        let attention = attention.into_iter().chain(recurrent.or(lightning));
+        let recurrent = recurrent.map(|numbers| known.recurrent(numbers));
+        let attention = attention.into_iter().chain(recurrent);
         let attention: Vec<_> = attention
             .map(|mixer| known.branch(attention_norm, mixer))
             .collect();
@@ -925,6 +916,16 @@ impl Known<'_> {
                 false => self.linear("ssm_out", hidden, values),
             },
             epsilon: self.hyper.epsilon,
+        }
+    }
+
+    fn recurrent(&self, numbers: Recurrent) -> MixerSpec {
+        match numbers {
+            Recurrent::DeltaNet(numbers) => MixerSpec::DeltaNet(self.delta_net(numbers)),
+            Recurrent::Mamba2(numbers) => MixerSpec::Mamba2(self.mamba2(numbers)),
+            Recurrent::Mamba(numbers) => MixerSpec::Mamba(self.mamba(numbers)),
+            Recurrent::ShortConvolution(numbers) => MixerSpec::ShortConv(self.short_conv(numbers)),
+            Recurrent::Lightning(numbers) => MixerSpec::Lightning(self.lightning(numbers)),
         }
     }
 
