@@ -41,7 +41,8 @@ pub struct Common {
     #[arg(long, value_name = "FILE")]
     imatrix: Option<PathBuf>,
     /// Set the type of tensors: NAMES=TYPE, where NAMES is a role (token_embd, output, attn_q, attn_k,
-    /// attn_v, attn_output, ffn_gate, ffn_up, ffn_down) or a regular expression
+    /// attn_v, attn_output, attn_gate, ffn_gate, ffn_up, ffn_down, ssm_in, ssm_out ... as `inspect`
+    /// lists them) or a regular expression
     #[arg(long, value_name = "NAMES=TYPE")]
     pin: Vec<String>,
     /// The smallest type, by bits per weight: TYPE for all tensors or NAMES=TYPE for some

@@ -17,7 +17,25 @@ pub enum Role {
     FfnUp,
     FfnGate,
     FfnDown,
+    /// The gate of attention, or of a delta net.
+    AttentionGate,
+    /// What a state space reads: gates, values, keys, queries and steps.
+    StateInput,
+    /// Keys, queries and steps that a state space makes of its values.
+    StateParameters,
+    /// The steps of a state space's channels, of fewer numbers.
+    StateStep,
+    /// How much a delta net forgets.
+    StateAlpha,
+    /// How much a delta net learns.
+    StateBeta,
+    /// Both in one matrix.
+    StateRates,
+    StateOutput,
+    ConvolutionInput,
+    ConvolutionOutput,
     Output,
+    /// No role of these. llama.cpp's quantizer treats all roles of recurrent layers so.
     Other,
 }
 
@@ -32,6 +50,16 @@ const PARTS: &[(&str, Role)] = &[
     ("ffn_up", Role::FfnUp),
     ("ffn_gate", Role::FfnGate),
     ("ffn_down", Role::FfnDown),
+    ("attn_gate.weight", Role::AttentionGate),
+    ("ssm_in.weight", Role::StateInput),
+    ("ssm_x.weight", Role::StateParameters),
+    ("ssm_dt.weight", Role::StateStep),
+    ("ssm_alpha.weight", Role::StateAlpha),
+    ("ssm_beta.weight", Role::StateBeta),
+    ("ssm_ba.weight", Role::StateRates),
+    ("ssm_out.weight", Role::StateOutput),
+    ("shortconv.in_proj.weight", Role::ConvolutionInput),
+    ("shortconv.out_proj.weight", Role::ConvolutionOutput),
 ];
 
 impl Role {
@@ -73,6 +101,16 @@ impl Role {
             Role::FfnUp => "ffn_up",
             Role::FfnGate => "ffn_gate",
             Role::FfnDown => "ffn_down",
+            Role::AttentionGate => "attn_gate",
+            Role::StateInput => "ssm_in",
+            Role::StateParameters => "ssm_x",
+            Role::StateStep => "ssm_dt",
+            Role::StateAlpha => "ssm_alpha",
+            Role::StateBeta => "ssm_beta",
+            Role::StateRates => "ssm_ba",
+            Role::StateOutput => "ssm_out",
+            Role::ConvolutionInput => "shortconv.in_proj",
+            Role::ConvolutionOutput => "shortconv.out_proj",
             Role::Output => "output",
             Role::Other => "other",
         }
@@ -80,7 +118,7 @@ impl Role {
 }
 
 /// Every role.
-const ALL: [Role; 12] = [
+const ALL: [Role; 22] = [
     Role::TokenEmbedding,
     Role::AttentionQ,
     Role::AttentionK,
@@ -91,6 +129,16 @@ const ALL: [Role; 12] = [
     Role::FfnUp,
     Role::FfnGate,
     Role::FfnDown,
+    Role::AttentionGate,
+    Role::StateInput,
+    Role::StateParameters,
+    Role::StateStep,
+    Role::StateAlpha,
+    Role::StateBeta,
+    Role::StateRates,
+    Role::StateOutput,
+    Role::ConvolutionInput,
+    Role::ConvolutionOutput,
     Role::Output,
     Role::Other,
 ];
@@ -333,8 +381,14 @@ mod tests {
             ("blk.3.ffn_gate_inp.weight", Role::FfnGate),
             ("blk.3.attn_qkv.weight", Role::AttentionQkv),
             ("blk.3.attn_q_norm.weight", Role::Other),
+            ("blk.3.attn_gate.weight", Role::AttentionGate),
+            ("blk.3.ssm_in.weight", Role::StateInput),
+            ("blk.3.ssm_dt.weight", Role::StateStep),
+            ("blk.3.ssm_dt.bias", Role::Other),
+            ("blk.3.shortconv.out_proj.weight", Role::ConvolutionOutput),
         ] {
             assert_eq!(Role::of(name), role, "{name}");
+            assert_eq!(Role::from_label(role.label()), Some(role));
         }
     }
 

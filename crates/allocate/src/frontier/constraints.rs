@@ -572,7 +572,7 @@ mod tests {
             (64, GgmlType::Q8_0, true),
         ] {
             let allows = |constraints: &Constraints| {
-                constraints.allows("blk.0.ssm_dt.weight", Role::Other, row_len, t)
+                constraints.allows("blk.0.ssm_dt.weight", Role::StateStep, row_len, t)
             };
             assert_eq!(allows(&all), by_all, "{row_len} {t}");
             assert!(!allows(&one), "{row_len} {t}");
