@@ -1876,6 +1876,9 @@ def enliven(name, tensors):
             w32 += 1.0
         elif "conv1d" in key or "conv.conv" in key or key.endswith("expert_bias"):
             w32 *= 5.0
+        elif key.startswith(("word_embeddings", "transformer.word_embeddings")):
+            # BLOOM's and Falcon's, which are the output matrix too: logits would be beyond all sense.
+            pass
         elif "embed" in key or "lm_head" in key or key.endswith("wte.weight"):
             # Gemma multiplies embeddings by the root of their length, and they are the output matrix too.
             w32 *= 0.25 if name.startswith("gemma") else 2.0
