@@ -163,8 +163,10 @@ fn print(content: &Content<'_>, args: &Args) -> anyhow::Result<()> {
         )?;
     }
     say!("\nTensors by role")?;
+    let widest = by_role.keys().map(|role| role.label().len()).max();
+    let width = widest.unwrap_or(0).max(12);
     say!(
-        "  {:<12} {:>7} {:>15} {:>12} {:>7}  types",
+        "  {:<width$} {:>7} {:>15} {:>12} {:>7}  types",
         "role",
         "tensors",
         "weights",
@@ -178,7 +180,7 @@ fn print(content: &Content<'_>, args: &Args) -> anyhow::Result<()> {
             .map(|(t, n)| format!("{n} x {t}"))
             .collect();
         say!(
-            "  {name:<12} {:>7} {:>15} {:>12} {:>7.3}  {}",
+            "  {name:<width$} {:>7} {:>15} {:>12} {:>7.3}  {}",
             sum.tensors,
             count(sum.weights),
             size(sum.bytes),
