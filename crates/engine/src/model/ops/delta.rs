@@ -28,7 +28,7 @@
 //! The derivative goes through the blocks backwards, with the state in front of each kept.
 
 use super::scan::{
-    self, Lengths, Steps, add, columns_of, dot, each_head, number_of, place, product, scaled,
+    self, Lengths, Steps, add, columns_of, dot, each_head, number_of, place, product, put, scaled,
     whole, zeros,
 };
 use crate::model::rows::Rows;
@@ -383,14 +383,11 @@ impl Head<'_> {
             strength: vec![0.0; positions],
         };
         self.derivative(g, |steps, of_block| {
-            let put = |all: &mut [f32], part: &[f32], length: usize| {
-                all[steps.start * length..steps.end * length].copy_from_slice(part);
-            };
-            put(&mut gradient.query, &of_block.query, key_length);
-            put(&mut gradient.key, &of_block.key, key_length);
-            put(&mut gradient.value, &of_block.value, value_length);
-            put(&mut gradient.decay, &of_block.decay, each);
-            put(&mut gradient.strength, &of_block.strength, 1);
+            put(&mut gradient.query, &steps, &of_block.query);
+            put(&mut gradient.key, &steps, &of_block.key);
+            put(&mut gradient.value, &steps, &of_block.value);
+            put(&mut gradient.decay, &steps, &of_block.decay);
+            put(&mut gradient.strength, &steps, &of_block.strength);
         });
         gradient
     }

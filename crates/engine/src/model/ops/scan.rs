@@ -221,6 +221,12 @@ pub(super) fn place(rows: &mut Rows, head: usize, of_head: &[f32], length: usize
     }
 }
 
+/// Puts the rows of some steps in their place among those of all steps.
+pub(super) fn put(all: &mut [f32], steps: &Range<usize>, of_steps: &[f32]) {
+    let length = of_steps.len() / steps.len();
+    all[steps.start * length..steps.end * length].copy_from_slice(of_steps);
+}
+
 /// As many zeros.
 pub(super) fn zeros(x: &Rows) -> Rows {
     Rows::zeros(x.len(), x.columns())

@@ -19,7 +19,7 @@
 
 use super::scan::{
     self, Decays, Lengths, Steps, add, blocks, columns_of, dot, each_head, number_of,
-    of_logarithms, place, product, scaled, whole, zeros,
+    of_logarithms, place, product, put, scaled, whole, zeros,
 };
 use crate::model::rows::Rows;
 use quantier_round::matrix::{View, add_product, multiply};
@@ -201,13 +201,10 @@ impl Head<'_> {
             decay: vec![0.0; positions],
         };
         self.derivative(g, |steps, of_block| {
-            let put = |all: &mut [f32], part: &[f32], length: usize| {
-                all[steps.start * length..steps.end * length].copy_from_slice(part);
-            };
-            put(&mut gradient.query, &of_block.query, key);
-            put(&mut gradient.key, &of_block.key, key);
-            put(&mut gradient.value, &of_block.value, value);
-            put(&mut gradient.decay, &of_block.decay, 1);
+            put(&mut gradient.query, &steps, &of_block.query);
+            put(&mut gradient.key, &steps, &of_block.key);
+            put(&mut gradient.value, &steps, &of_block.value);
+            put(&mut gradient.decay, &steps, &of_block.decay);
         });
         gradient
     }
