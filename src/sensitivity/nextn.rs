@@ -29,7 +29,7 @@ pub(super) fn estimate(
         .filter(|(name, candidate)| input.is_nextn(name) && candidate.weights.importance.is_some());
     let block: Vec<_> = block.collect();
     progress.begin(block.len() as u64, Unit::Steps);
-    let mut rates: Vec<(&str, Option<Rates>)> = Vec::new();
+    let mut rates: Vec<Option<Rates>> = Vec::new();
     for (name, candidate) in &block {
         progress.at(name);
         let like = counterpart(nats, candidates, input, candidate);
@@ -37,17 +37,17 @@ pub(super) fn estimate(
             let errors = pool.install(|| like.weighted_error(progress))?;
             Ok(rates_of(scores, &errors))
         });
-        rates.push((name, rate.transpose()?));
+        rates.push(rate.transpose()?);
         progress.advance(1);
     }
-    let known: Vec<&Rates> = rates.iter().filter_map(|(_, rate)| rate.as_ref()).collect();
+    let known: Vec<&Rates> = rates.iter().flatten().collect();
     let Some(first) = known.first() else {
         return Ok(());
     };
     let others: Rates = (0..first.len())
         .map(|score| mean(known.iter().filter_map(|rates| rates.get(score)).copied()))
         .collect();
-    for ((name, candidate), (_, rates)) in block.iter().zip(&rates) {
+    for ((name, candidate), rates) in block.iter().zip(&rates) {
         let errors = pool.install(|| candidate.weighted_error(progress))?;
         let rates = rates.as_ref().unwrap_or(&others).iter();
         let scores = rates.flat_map(|rate| errors.iter().map(move |error| error * rate));
