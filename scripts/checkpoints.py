@@ -730,6 +730,25 @@ def kimi_linear(head=32, kernel=4, rank=64, dense=1):
     return config, shapes, "bpe"
 
 
+def gpt_oss(**more):
+    """Sinks, every other layer with a window, experts with biases whose rows of gate and up come in turn."""
+    layers, experts, length = 3, 8, 96
+    config = base("GptOssForCausalLM", "gpt_oss", BPE_VOCAB, num_hidden_layers=layers, intermediate_size=length,
+                  head_dim=32, num_local_experts=experts, num_experts_per_tok=3, sliding_window=96,
+                  layer_types=["sliding_attention", "full_attention", "sliding_attention"])
+
+    def layer(p):
+        m = p + "mlp."
+        return (attention(p, head=32, biases=True, out_bias=True) | {p + "self_attn.sinks": (HEADS,)}
+                | {m + "router.weight": (experts, HIDDEN), m + "router.bias": (experts,),
+                   m + "experts.gate_up_proj": (experts, HIDDEN, 2 * length),
+                   m + "experts.gate_up_proj_bias": (experts, 2 * length),
+                   m + "experts.down_proj": (experts, length, HIDDEN), m + "experts.down_proj_bias": (experts, HIDDEN)}
+                | norms(p, "input_layernorm", "post_attention_layernorm"))
+
+    return config | more, model(BPE_VOCAB, layer, layers=layers), "bpe"
+
+
 def bailingmoe3(query_rank=None, mtp=1, **more):
     """Kimi Delta Attention in three of five layers, latent attention in the others; limits of activations."""
     layers, experts, length, rank, plain, rotated, value, kernel = 5, 8, 96, 64, 32, 16, 48, 4
@@ -1818,6 +1837,9 @@ CHECKPOINTS = {
     "falcon-mamba": (lambda: mamba(True), torch.bfloat16, 2),
     "jamba": (jamba, torch.bfloat16, 2),
     "jamba-sparse": (jamba_sparse, torch.float16, 1),
+    # YaRN by its class, and by its own words.
+    "gpt-oss": (gpt_oss, torch.bfloat16, 2),
+    "gpt-oss-f16": (lambda: gpt_oss(rope_scaling=None, rope_theta=10000.0), torch.float16, 1),
     "kimi-linear": (kimi_linear, torch.bfloat16, 2),
     "bailingmoe3": (bailingmoe3, torch.bfloat16, 1),
     # Without a block for multi-token prediction, queries of low rank, positions in sections.
@@ -1874,7 +1896,13 @@ def enliven(name, tensors):
             w32 = 20.0 * w32 - 2.0
         elif key.endswith(".D"):
             w32 += 1.0
-        elif "conv1d" in key or "conv.conv" in key or key.endswith("expert_bias"):
+        elif key.endswith("sinks"):
+            # As large as the largest scores.
+            w32 *= 20.0
+        elif "experts.gate_up_proj" in key and name.startswith("gpt-oss"):
+            # Beyond the limit of activations, now and then.
+            w32 *= 4.0
+        elif "conv1d" in key or "conv.conv" in key or key.endswith(("expert_bias", "router.bias")):
             w32 *= 5.0
         elif key.startswith(("word_embeddings", "transformer.word_embeddings")):
             # BLOOM's and Falcon's, which are the output matrix too: logits would be beyond all sense.

@@ -12,6 +12,8 @@ pub struct Decoder {
     pub sections: Sections,
     /// What stands between the matrices of the feed-forward network.
     pub activation: Activation,
+    /// The limit of activations in every feed-forward network that the metadata give none.
+    pub limit: Option<Limit>,
     /// How a layer's blocks follow each other.
     pub layout: Layout,
     /// Whether embeddings are multiplied by the square root of their length.
@@ -316,8 +318,25 @@ pub enum Activation {
     SquaredRelu,
     /// The logistic function.
     Sigmoid,
+    /// x times the logistic function of 1.702 x (Hendrycks and Gimpel 2016).
+    QuickGelu,
     /// xIELU (Huang and Schlag 2024), with the parameters of the metadata.
     Xielu(Xielu),
+}
+
+/// How far gate and up of a gated feed-forward network go.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Limit {
+    /// Behind its activation the gate is at most this, and up is clamped to plus and minus this.
+    Behind(f32),
+    /// In front of its activation the gate is at most `limit`; up is clamped to plus and minus
+    /// `limit`, and then `offset` is added to it.
+    InFront {
+        /// The limit of both.
+        limit: f32,
+        /// Added to up.
+        offset: f32,
+    },
 }
 
 /// The parameters of xIELU: `rise x^2 + slope x` above 0, `fall (exp(min(x, bound)) - 1 - x) + slope
@@ -401,6 +420,7 @@ impl Decoder {
         sections: Sections::None,
         layout: Layout::Sequential("ffn_norm"),
         activation: Activation::Silu,
+        limit: None,
         scaled_embeddings: false,
         normalized_embeddings: false,
         router: Router::SOFTMAX,

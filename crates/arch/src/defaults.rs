@@ -13,6 +13,8 @@ enum Fill {
     Int(u64),
     Float(f64),
     True,
+    Text(&'static str),
+    Object(&'static [(&'static str, Fill)]),
     /// The class knows the field, and it stays null.
     Null,
     /// The value of another field; null counts as missing.
@@ -21,7 +23,7 @@ enum Fill {
     Quotient(&'static str, &'static str),
 }
 
-use self::Fill::{Float, Int, Null, Quotient, SameAs, True};
+use self::Fill::{Float, Int, Null, Object, Quotient, SameAs, Text, True};
 
 /// A configuration class.
 struct Class {
@@ -36,6 +38,14 @@ macro_rules! class {
 }
 
 const HEADS: Fill = SameAs("num_attention_heads");
+
+const GPT_OSS_YARN: &[(&str, Fill)] = &[
+    ("rope_type", Text("yarn")),
+    ("factor", Float(32.0)),
+    ("beta_fast", Float(32.0)),
+    ("beta_slow", Float(1.0)),
+    ("original_max_position_embeddings", Int(4096)),
+];
 
 static CLASSES: &[Class] = &[
     class!("llama": vocab_size = Int(32_000), hidden_size = Int(4096), intermediate_size = Int(11_008),
@@ -181,6 +191,11 @@ static CLASSES: &[Class] = &[
         rope_scaling = Null, sliding_window = Null),
     class!("gpt2": vocab_size = Int(50_257), n_positions = Int(1024), n_embd = Int(768), n_layer = Int(12),
         n_head = Int(12), n_inner = Null, layer_norm_epsilon = Float(1e-5)),
+    class!("gpt_oss": vocab_size = Int(201_088), hidden_size = Int(2880), intermediate_size = Int(2880),
+        num_hidden_layers = Int(36), num_attention_heads = Int(64), num_key_value_heads = Int(8), head_dim = Int(64),
+        max_position_embeddings = Int(131_072), rms_norm_eps = Float(1e-5), rope_theta = Float(150_000.0),
+        rope_scaling = Object(GPT_OSS_YARN), sliding_window = Int(128), num_local_experts = Int(128),
+        num_experts_per_tok = Int(4)),
     class!("gpt_neox": vocab_size = Int(50_432), hidden_size = Int(6144), intermediate_size = Int(24_576),
         num_hidden_layers = Int(44), num_attention_heads = Int(64), max_position_embeddings = Int(2048),
         layer_norm_eps = Float(1e-5), rotary_pct = Float(0.25)),
@@ -335,7 +350,7 @@ fn complete_class(fields: &mut Map<String, Value>, model_type: &str) -> Result<(
     for (name, default) in class.fields {
         let there = fields.get(*name).is_some_and(|value| match default {
             SameAs(_) | Quotient(..) => !value.is_null(),
-            Int(_) | Float(_) | True | Null => true,
+            Int(_) | Float(_) | True | Text(_) | Object(_) | Null => true,
         });
         if !there {
             let value = default.value(fields)?;
@@ -368,6 +383,12 @@ impl Fill {
             Int(n) => n.into(),
             Float(x) => Number::from_f64(x).map_or(Value::Null, Value::Number),
             True => true.into(),
+            Text(text) => text.into(),
+            Object(fills) => {
+                let filled =
+                    |(name, fill): &(&str, Fill)| Ok(((*name).to_owned(), fill.value(fields)?));
+                Value::Object(fills.iter().map(filled).collect::<Result<_>>()?)
+            }
             Null => Value::Null,
             SameAs(other) => fields.get(other).cloned().unwrap_or_default(),
             Quotient(of, by) => match whole(by)? {

@@ -27,6 +27,7 @@ mod falcon_h1;
 mod gemma;
 mod glm;
 mod gpt2;
+mod gpt_oss;
 mod granite;
 mod hunyuan;
 pub mod hyper;
@@ -72,8 +73,8 @@ use quantier_tokenizer::VocabKind;
 pub use catalog::{Catalog, Entry, Grouping, InputId, LayerId, Linear, LinearId, TensorId};
 pub use config::{Config, Pooling};
 pub use decoder::{
-    Activation, Alibi, Decoder, DeltaHeads, Gating, Layout, Listed, Mamba2Layers, Needs, Norm,
-    Recurrence, Rope, Router, ScoreDivisor, Sections, Setting, Unrotated, Window, Xielu,
+    Activation, Alibi, Decoder, DeltaHeads, Gating, Layout, Limit, Listed, Mamba2Layers, Needs,
+    Norm, Recurrence, Rope, Router, ScoreDivisor, Sections, Setting, Unrotated, Window, Xielu,
 };
 pub use input::Input;
 pub use needed::Missing;
@@ -145,6 +146,7 @@ pub static ARCHITECTURES: &[&Architecture] = &[
     &granite::GRANITE_HYBRID,
     &starcoder::STARCODER2,
     &gpt2::GPT2,
+    &gpt_oss::GPT_OSS,
     &seed::SEED_OSS,
     &llama::ARCEE,
     &cohere::COMMAND_R,

@@ -9,7 +9,7 @@ use crate::hyper::{
     AttentionNumbers, ConvolutionNumbers, DeltaNumbers, Hyper, LatentNumbers, LightningNumbers,
     Mamba2Numbers, MambaNumbers, Recurrent, Routing, Temperature,
 };
-use crate::{Activation, Catalog, DeltaHeads, Layout, Norm, Rope};
+use crate::{Activation, Catalog, DeltaHeads, Layout, Limit, Norm, Rope};
 
 /// The position table of models that add positions to their embeddings.
 const POSITIONS: &str = "position_embd.weight";
@@ -252,6 +252,9 @@ pub struct AttentionSpec {
     pub query_norm: Option<NormSpec>,
     /// The same of keys.
     pub key_norm: Option<NormSpec>,
+    /// The tensor of sinks: one logit per head, which takes its part of the probabilities and has no
+    /// value.
+    pub sinks: Option<String>,
     /// Whether both norms stand behind the rotation.
     pub norms_rotated: bool,
     /// The gate of the heads' outputs.
@@ -489,9 +492,8 @@ pub struct FfnSpec {
     pub down: LinearSpec,
     /// What stands between them.
     pub activation: Activation,
-    /// Behind its activation the gate is at most this, and what it multiplies is clamped to plus and
-    /// minus this.
-    pub limit: Option<f32>,
+    /// How far gate and up go.
+    pub limit: Option<Limit>,
 }
 
 /// The matrices of a feed-forward network's first stage.
@@ -787,6 +789,9 @@ impl Known<'_> {
             projections,
             query_norm: self.norm_of_heads("attn_q_norm", key_length, heads),
             key_norm: self.norm_of_heads("attn_k_norm", key_length, kv_heads),
+            sinks: self
+                .has("attn_sinks")
+                .then(|| self.stem("attn_sinks.weight")),
             norms_rotated: hyper.decoder.norms_rotated,
             gate,
             output_norm: self.norm_if_there("attn_sub_norm", heads * value_length),
@@ -996,13 +1001,15 @@ impl Known<'_> {
         activations[self.number.min(activations.len() - 1)]
     }
 
-    /// The limit of activations in the feed-forward network, or in its experts; none behind the layers.
-    fn limit(&self, experts: bool) -> Option<f32> {
+    /// The limit of activations in the feed-forward network, or in its experts; behind the layers, the
+    /// family's.
+    fn limit(&self, experts: bool) -> Option<Limit> {
         let limits = match experts {
             true => &self.hyper.expert_limits,
             false => &self.hyper.limits,
         };
-        limits.get(self.number).copied().flatten()
+        let listed = limits.get(self.number).copied().flatten();
+        listed.map(Limit::Behind).or(self.hyper.decoder.limit)
     }
 
     /// How the router weighs experts; behind the layers, as in the last one.

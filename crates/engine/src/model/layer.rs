@@ -372,6 +372,8 @@ fn attention(
 ) -> Result<Attention> {
     let norm = |spec| norm(weights, spec);
     let numbers = spec.numbers;
+    let sinks = spec.sinks.as_ref();
+    let sinks = sinks.map(|name| weights.finite(name, &[numbers.heads]));
     Ok(Attention {
         projections: projections(weights, &spec.projections)?,
         query_norm: norm(&spec.query_norm)?,
@@ -393,6 +395,7 @@ fn attention(
             scale: spec.score_scale,
             cap: spec.score_cap,
             window: numbers.window,
+            sinks: sinks.transpose()?.map(Arc::from),
             slopes: spec
                 .max_alibi_bias
                 .map(|bias| alibi_slopes(numbers.heads, bias).into()),
@@ -456,6 +459,7 @@ fn latent_attention(
             scale: spec.score_scale,
             cap: None,
             window: spec.attention.window,
+            sinks: None,
             slopes: None,
         },
     })

@@ -22,7 +22,7 @@ pub(super) struct Linear {
     /// More than one only for experts and heads.
     pub experts: usize,
     pub columns: usize,
-    /// `[rows]`; experts have none.
+    /// `[experts, rows]`.
     pub bias: Option<Vec<f32>>,
     /// The same weights on a device that multiplies instead of the CPU.
     pub uploaded: Option<Arc<dyn Uploaded>>,
@@ -147,7 +147,8 @@ impl Pass<'_> {
             None => product(x, linear.of_expert(expert), self.split),
         };
         if let Some(bias) = &linear.bias {
-            add_bias(&mut y, bias);
+            let rows = bias.len() / linear.experts;
+            add_bias(&mut y, &bias[expert * rows..][..rows]);
         }
         Ok(y)
     }

@@ -201,16 +201,9 @@ impl<'a> Weights<'a> {
     pub(super) fn linear(&self, spec: &LinearSpec) -> Result<Linear> {
         let name = format!("{}.weight", spec.stem);
         let matrix = [spec.rows, spec.columns];
-        let (weights, bias) = match spec.experts {
-            Some(experts) => (
-                self.tensor(&name, &[experts, spec.rows, spec.columns])?,
-                None,
-            ),
-            None => (
-                self.tensor(&name, &matrix)?,
-                self.optional(&format!("{}.bias", spec.stem), &[spec.rows])?,
-            ),
-        };
+        let experts = spec.experts.unwrap_or(1);
+        let weights = self.tensor(&name, &[experts, spec.rows, spec.columns])?;
+        let bias = self.optional(&format!("{}.bias", spec.stem), &[experts, spec.rows])?;
         let uploaded = match self.shapes_only {
             true => None,
             false => self.device.upload(&weights, matrix)?,
@@ -221,7 +214,7 @@ impl<'a> Weights<'a> {
             id: entry.id,
             name,
             weights: Arc::new(weights),
-            experts: spec.experts.unwrap_or(1),
+            experts,
             columns: spec.columns,
             bias,
             uploaded,

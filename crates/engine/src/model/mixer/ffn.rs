@@ -6,7 +6,7 @@ use crate::model::ops::activation::{activate, activate_derivative, gate, gate_de
 use crate::model::ops::elementwise::{clamp, clamp_derivative, scale_groups};
 use crate::model::rows::Rows;
 use crate::model::{Result, Routed};
-use quantier_arch::Activation;
+use quantier_arch::{Activation, Limit};
 
 /// ```text
 /// stage 0    input -> gate and up -> activation(gate) * up -> norm
@@ -19,9 +19,8 @@ pub(in crate::model) struct Ffn {
     pub inner_norm: Option<Norm>,
     pub down: Linear,
     pub activation: Activation,
-    /// Behind its activation the gate is at most this, and what it multiplies is clamped to plus and
-    /// minus this.
-    pub limit: Option<f32>,
+    /// How far gate and up go.
+    pub limit: Option<Limit>,
 }
 
 /// The matrices of the first stage.
@@ -75,52 +74,86 @@ fn gated(gate_rows: &Rows, up: &Rows, activation: Activation) -> Rows {
     out
 }
 
+/// The derivatives of [`gated`] for gate and up.
+fn gated_derivative(gate: &Rows, up: &Rows, g: &Rows, activation: Activation) -> [Rows; 2] {
+    let mut of_gate = gate.clone();
+    gate_derivative(of_gate.numbers_mut(), up.numbers(), g.numbers(), activation);
+    [of_gate, gated(gate, g, activation)]
+}
+
+/// A gate of at most `limit`, and up clamped to plus and minus it, with `offset` added.
+fn bounded(gate: &Rows, up: &Rows, limit: f32, offset: f32) -> [Rows; 2] {
+    let (mut gate, mut up) = (gate.clone(), up.clone());
+    at_most(gate.numbers_mut(), limit);
+    clamp(up.numbers_mut(), limit);
+    up.numbers_mut().iter_mut().for_each(|x| *x += offset);
+    [gate, up]
+}
+
 /// `activation(gate)`, at most `limit`.
 fn limited(gate_rows: &Rows, activation: Activation, limit: f32) -> Rows {
     let mut out = gate_rows.clone();
     activate(out.numbers_mut(), activation);
-    let places = out.numbers_mut().iter_mut();
-    places.filter(|x| **x > limit).for_each(|x| *x = limit);
+    at_most(out.numbers_mut(), limit);
     out
+}
+
+fn at_most(xs: &mut [f32], limit: f32) {
+    let places = xs.iter_mut().filter(|x| **x > limit);
+    places.for_each(|x| *x = limit);
+}
+
+/// The derivative of [`at_most`]: no gradient goes where a number was at its limit.
+fn at_most_derivative(xs: &[f32], g: &mut [f32], limit: f32) {
+    let places = g.iter_mut().zip(xs).filter(|(_, x)| **x >= limit);
+    places.for_each(|(g, _)| *g = 0.0);
 }
 
 impl Ffn {
     /// What the gate makes of the matrix beside it.
     fn gated(&self, gate: &Rows, up: &Rows) -> Rows {
-        let Some(limit) = self.limit else {
-            return gated(gate, up, self.activation);
-        };
-        let mut out = up.clone();
-        clamp(out.numbers_mut(), limit);
-        let gates = limited(gate, self.activation, limit);
-        scale_groups(out.numbers_mut(), gates.numbers());
-        out
+        match self.limit {
+            None => gated(gate, up, self.activation),
+            Some(Limit::Behind(limit)) => {
+                let mut out = up.clone();
+                clamp(out.numbers_mut(), limit);
+                let gates = limited(gate, self.activation, limit);
+                scale_groups(out.numbers_mut(), gates.numbers());
+                out
+            }
+            Some(Limit::InFront { limit, offset }) => {
+                let [gate, up] = bounded(gate, up, limit, offset);
+                gated(&gate, &up, self.activation)
+            }
+        }
     }
 
     /// The derivatives of [`Ffn::gated`] for gate and up.
     fn gated_derivative(&self, gate: &Rows, up: &Rows, g: &Rows) -> [Rows; 2] {
-        let mut of_gate = gate.clone();
-        let Some(limit) = self.limit else {
-            gate_derivative(
-                of_gate.numbers_mut(),
-                up.numbers(),
-                g.numbers(),
-                self.activation,
-            );
-            return [of_gate, gated(gate, g, self.activation)];
-        };
-        let gates = limited(gate, self.activation, limit);
-        let mut of_up = g.clone();
-        scale_groups(of_up.numbers_mut(), gates.numbers());
-        clamp_derivative(up.numbers(), of_up.numbers_mut(), limit);
-        let mut of_gates = up.clone();
-        clamp(of_gates.numbers_mut(), limit);
-        scale_groups(of_gates.numbers_mut(), g.numbers());
-        let places = of_gates.numbers_mut().iter_mut().zip(gates.numbers());
-        let at_limit = places.filter(|(_, gate)| **gate >= limit);
-        at_limit.for_each(|(g, _)| *g = 0.0);
-        activate_derivative(of_gate.numbers_mut(), of_gates.numbers(), self.activation);
-        [of_gate, of_up]
+        match self.limit {
+            None => gated_derivative(gate, up, g, self.activation),
+            Some(Limit::Behind(limit)) => {
+                let gates = limited(gate, self.activation, limit);
+                let mut of_up = g.clone();
+                scale_groups(of_up.numbers_mut(), gates.numbers());
+                clamp_derivative(up.numbers(), of_up.numbers_mut(), limit);
+                let mut of_gates = up.clone();
+                clamp(of_gates.numbers_mut(), limit);
+                scale_groups(of_gates.numbers_mut(), g.numbers());
+                at_most_derivative(gates.numbers(), of_gates.numbers_mut(), limit);
+                let mut of_gate = gate.clone();
+                activate_derivative(of_gate.numbers_mut(), of_gates.numbers(), self.activation);
+                [of_gate, of_up]
+            }
+            Some(Limit::InFront { limit, offset }) => {
+                let [bounded_gate, bounded_up] = bounded(gate, up, limit, offset);
+                let [mut of_gate, mut of_up] =
+                    gated_derivative(&bounded_gate, &bounded_up, g, self.activation);
+                at_most_derivative(gate.numbers(), of_gate.numbers_mut(), limit);
+                clamp_derivative(up.numbers(), of_up.numbers_mut(), limit);
+                [of_gate, of_up]
+            }
+        }
     }
 
     /// The first stage, whose input was shown already; `expert` is 0 for matrices that are alone.

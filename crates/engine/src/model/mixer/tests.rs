@@ -17,7 +17,7 @@ use quantier_arch::hyper::{
     DeltaNumbers, LatentNumbers, LightningNumbers, Mamba2Numbers, MambaNumbers, Routing,
     Temperature,
 };
-use quantier_arch::{Activation, DeltaHeads, Gating, LinearId, Norm as NormKind, Rope};
+use quantier_arch::{Activation, DeltaHeads, Gating, Limit, LinearId, Norm as NormKind, Rope};
 use quantier_core::progress::Silent;
 use std::sync::Arc;
 
@@ -105,6 +105,7 @@ fn attention(projections: Projections, window: Option<usize>) -> Attention {
             scale: 0.6,
             cap: Some(3.0),
             window,
+            sinks: None,
             slopes: None,
         },
     }
@@ -121,6 +122,7 @@ fn gated_attention(gate_rows: usize) -> AnyMixer {
             scale: 0.6,
             cap: None,
             window: None,
+            sinks: None,
             slopes: Some(alibi_slopes(4, 8.0).into()),
         },
         ..attention(Projections::Fused(linear(1, 42, HIDDEN, 15)), None)
@@ -288,6 +290,43 @@ fn latent_moe() -> AnyMixer {
     })
 }
 
+/// Experts and a router with biases, weights that are a softmax of those of the chosen, a limit in
+/// front of the activation.
+fn biased_moe() -> AnyMixer {
+    let biased = |rows: usize, columns: usize, seed: u32| Linear {
+        bias: Some(random(4 * rows, seed + 100)),
+        ..linear(4, rows, columns, seed)
+    };
+    let mut moe = moe(false, None);
+    moe.router.routing.gating = Gating::ChosenSoftmax;
+    moe.experts = Ffn {
+        down: biased(HIDDEN, 6, 44),
+        activation: Activation::QuickGelu,
+        // No number is near it, where differences show no slope.
+        limit: Some(Limit::InFront {
+            limit: 0.9,
+            offset: 1.0,
+        }),
+        ..ffn(First::Gated {
+            gate: biased(6, HIDDEN, 42),
+            up: biased(6, HIDDEN, 43),
+        })
+    };
+    AnyMixer::Moe(moe)
+}
+
+/// Sinks of about the size of the scores, and a window.
+fn attention_with_sinks() -> AnyMixer {
+    let plain = attention(Projections::Fused(linear(1, 42, HIDDEN, 15)), Some(3));
+    AnyMixer::Attention(Attention {
+        scores: Scores {
+            sinks: Some(random(4, 18).into()),
+            ..plain.scores.clone()
+        },
+        ..plain
+    })
+}
+
 /// A state space with a bias of the convolution and a norm, or with neither.
 fn mamba2(plain: bool) -> AnyMixer {
     let numbers = Mamba2Numbers {
@@ -444,6 +483,7 @@ fn latent_attention(gated: bool, heads: usize) -> AnyMixer {
             scale: 0.6,
             cap: None,
             window: None,
+            sinks: None,
             slopes: None,
         },
     })
@@ -505,7 +545,7 @@ fn mixers() -> Vec<(&'static str, AnyMixer)> {
             "with a limit",
             AnyMixer::Ffn(Ffn {
                 // No number is near it, where differences show no slope.
-                limit: Some(0.9),
+                limit: Some(Limit::Behind(0.9)),
                 ..gated_ffn()
             }),
         ),
@@ -519,6 +559,8 @@ fn mixers() -> Vec<(&'static str, AnyMixer)> {
             AnyMixer::Moe(moe(false, Some(linear(1, 1, HIDDEN, 45)))),
         ),
         ("latent experts without gates", latent_moe()),
+        ("experts with biases and a limit", biased_moe()),
+        ("attention with sinks", attention_with_sinks()),
     ]
 }
 

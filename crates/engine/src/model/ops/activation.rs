@@ -5,6 +5,8 @@ use quantier_blocks::vector::{sigmoid, vectorized};
 
 const TWICE_ROOT: f32 = 1.595_769; // 2 sqrt(2 / pi)
 const CUBIC: f32 = 0.044_715;
+/// With which a logistic function is near the Gaussian integral.
+const QUICK: f32 = 1.702;
 
 /// The activation of each number.
 pub(crate) fn activate(x: &mut [f32], activation: Activation) {
@@ -13,6 +15,7 @@ pub(crate) fn activate(x: &mut [f32], activation: Activation) {
         Activation::Gelu => x.iter_mut().for_each(|x| *x = gelu(*x)),
         Activation::SquaredRelu => x.iter_mut().for_each(|x| *x = squared_relu(*x)),
         Activation::Sigmoid => x.iter_mut().for_each(|x| *x = sigmoid(*x)),
+        Activation::QuickGelu => x.iter_mut().for_each(|x| *x = quick_gelu(*x)),
         Activation::Xielu(parameters) => x.iter_mut().for_each(|x| *x = xielu(*x, parameters)),
     });
 }
@@ -25,6 +28,7 @@ pub(crate) fn activate_derivative(x: &mut [f32], g: &[f32], activation: Activati
         Activation::Gelu => places.for_each(|(x, g)| *x = gelu_slope(*x) * g),
         Activation::SquaredRelu => places.for_each(|(x, g)| *x = 2.0 * x.max(0.0) * g),
         Activation::Sigmoid => places.for_each(|(x, g)| *x = sigmoid_slope(*x) * g),
+        Activation::QuickGelu => places.for_each(|(x, g)| *x = quick_gelu_slope(*x) * g),
         Activation::Xielu(p) => places.for_each(|(x, g)| *x = xielu_slope(*x, p) * g),
     });
 }
@@ -37,6 +41,7 @@ pub(crate) fn gate(gate: &mut [f32], up: &[f32], activation: Activation) {
         Activation::Gelu => places.for_each(|(x, up)| *x = gelu(*x) * up),
         Activation::SquaredRelu => places.for_each(|(x, up)| *x = squared_relu(*x) * up),
         Activation::Sigmoid => places.for_each(|(x, up)| *x = sigmoid(*x) * up),
+        Activation::QuickGelu => places.for_each(|(x, up)| *x = quick_gelu(*x) * up),
         Activation::Xielu(parameters) => places.for_each(|(x, up)| *x = xielu(*x, parameters) * up),
     });
 }
@@ -50,6 +55,7 @@ pub(crate) fn gate_derivative(gate: &mut [f32], up: &[f32], g: &[f32], activatio
         Activation::Gelu => places.for_each(|(x, (up, g))| *x = gelu_slope(*x) * up * g),
         Activation::SquaredRelu => places.for_each(|(x, (up, g))| *x = 2.0 * x.max(0.0) * up * g),
         Activation::Sigmoid => places.for_each(|(x, (up, g))| *x = sigmoid_slope(*x) * up * g),
+        Activation::QuickGelu => places.for_each(|(x, (up, g))| *x = quick_gelu_slope(*x) * up * g),
         Activation::Xielu(p) => places.for_each(|(x, (up, g))| *x = xielu_slope(*x, p) * up * g),
     });
 }
@@ -69,6 +75,17 @@ fn silu_slope(x: f32) -> f32 {
 fn sigmoid_slope(x: f32) -> f32 {
     let s = sigmoid(x);
     s * (1.0 - s)
+}
+
+#[inline(always)]
+fn quick_gelu(x: f32) -> f32 {
+    x * sigmoid(QUICK * x)
+}
+
+#[inline(always)]
+fn quick_gelu_slope(x: f32) -> f32 {
+    let s = sigmoid(QUICK * x);
+    s * (1.0 + QUICK * x * (1.0 - s))
 }
 
 #[inline(always)]

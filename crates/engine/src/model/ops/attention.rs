@@ -20,6 +20,9 @@ pub(crate) struct Scores {
     pub cap: Option<f32>,
     /// A token sees so many tokens, itself among them.
     pub window: Option<usize>,
+    /// By head: the score of a key that every query sees and that has no value (Xiao et al. 2023).
+    /// Neither scale nor cap touch it.
+    pub sinks: Option<Arc<[f32]>>,
     /// By head: what is taken off for each token between a query and a key.
     pub slopes: Option<Arc<[f32]>>,
 }
@@ -199,7 +202,11 @@ impl Scores {
             let places = scores.iter_mut().zip(distances);
             places.for_each(|(x, distance)| *x -= slope * distance as f32);
         }
-        vectorized(|| softmax_in_place(scores));
+        let sink = self
+            .sinks
+            .as_ref()
+            .map_or(f32::NEG_INFINITY, |sinks| sinks[head]);
+        vectorized(|| softmax_in_place(scores, sink));
     }
 }
 
@@ -224,7 +231,7 @@ impl HeadGradient<'_> {
     /// computed anew.
     ///
     /// With probabilities `p` and their gradients `d`, that of the scores is `p (d - sum of p d)`
-    /// times the slope of scale and cap.
+    /// times the slope of scale and cap. A sink has its part in that `p` do not sum up to 1.
     fn add_to(&self, targets: Targets<'_>) {
         let HeadGradient { scores, head, .. } = self;
         let (positions, length) = (head.query.rows(), head.query.columns());
@@ -292,8 +299,9 @@ impl HeadGradient<'_> {
     }
 }
 
+/// Scores to probabilities beside a sink of this score; minus infinity for none.
 #[inline(always)]
-fn softmax_in_place(xs: &mut [f32]) {
+fn softmax_in_place(xs: &mut [f32], sink: f32) {
     let (chunks, rest) = xs.as_chunks::<LANES>();
     let mut lanes = [f32::NEG_INFINITY; LANES];
     for chunk in chunks {
@@ -301,13 +309,13 @@ fn softmax_in_place(xs: &mut [f32]) {
             *max = if *x > *max { *x } else { *max };
         }
     }
-    let mut max = f32::NEG_INFINITY;
+    let mut max = sink;
     for x in lanes.iter().chain(rest) {
         max = if *x > max { *x } else { max };
     }
     // What is not a number stays so, and spreads.
     xs.iter_mut().for_each(|x| *x = exp(*x - max));
-    let scale = (1.0 / sum(xs)) as f32;
+    let scale = (1.0 / (sum(xs) + f64::from(exp(sink - max)))) as f32;
     xs.iter_mut().for_each(|x| *x *= scale);
 }
 
@@ -320,17 +328,19 @@ mod tests {
     #[test]
     fn every_query_sees_what_it_may() {
         let (heads, kv_heads, length, value_length) = (4, 2, 6, 5);
-        for (positions, window, cap, alibi) in [
-            (1, None, None, None),
-            (3, None, None, Some(8.0)),
-            (64, Some(7), None, None),
-            (150, None, Some(2.0), None),
-            (150, Some(70), None, Some(4.0)),
+        for (positions, window, cap, alibi, sink) in [
+            (1, None, None, None, None),
+            (1, None, None, None, Some(2.0)),
+            (3, None, None, Some(8.0), None),
+            (64, Some(7), None, None, Some(-1.0)),
+            (150, None, Some(2.0), None, Some(9.0)),
+            (150, Some(70), None, Some(4.0), None),
         ] {
             let scores = Scores {
                 scale: 1.7,
                 cap,
                 window,
+                sinks: sink.map(|sink: f32| vec![sink, sink / 2.0, 0.0, -sink].into()),
                 slopes: alibi.map(|bias| alibi_slopes(heads, bias).into()),
             };
             let all = Heads {
@@ -372,7 +382,11 @@ mod tests {
                         (capped - slope * (position - key) as f64).exp()
                     };
                     let weights: Vec<f64> = (first..=position).map(weight).collect();
-                    let sum: f64 = weights.iter().sum();
+                    let sink = scores
+                        .sinks
+                        .as_ref()
+                        .map(|sinks| f64::from(sinks[head]).exp());
+                    let sum: f64 = weights.iter().chain(&sink).sum();
                     for i in 0..value_length {
                         let value = |key: usize| {
                             f64::from(
@@ -417,7 +431,7 @@ mod tests {
     #[test]
     fn what_is_not_a_number_shows() {
         let mut row = [0.5, f32::NAN, 1.0, 2.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0];
-        softmax_in_place(&mut row);
+        softmax_in_place(&mut row, f32::NEG_INFINITY);
         assert!(row.iter().all(|x| x.is_nan()));
     }
 }

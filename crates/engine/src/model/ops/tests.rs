@@ -229,6 +229,7 @@ fn cases_of_activations<'c>() -> Vec<Case<'c>> {
         Activation::Gelu,
         Activation::SquaredRelu,
         Activation::Sigmoid,
+        Activation::QuickGelu,
     ];
     for kind in kinds.into_iter().chain([xielu]) {
         cases.push(case(
@@ -318,16 +319,18 @@ fn only(places: &[usize], numbers: &[f32]) -> Vec<f32> {
 
 fn cases_of_attention<'c>() -> Vec<Case<'c>> {
     let mut cases = Vec::new();
-    for (positions, window, cap, alibi) in [
-        (5, None, None, None),
-        (70, Some(9), None, None),
-        (66, None, Some(2.0), None),
-        (66, None, None, Some(8.0)),
+    for (positions, window, cap, alibi, sinks) in [
+        (5, None, None, None, false),
+        (70, Some(9), None, None, false),
+        (66, None, Some(2.0), None, false),
+        (66, None, None, Some(8.0), false),
+        (66, Some(9), Some(2.0), None, true),
     ] {
         let scores = Scores {
             scale: 0.8,
             cap,
             window,
+            sinks: sinks.then(|| random(4, 9).into()),
             slopes: alibi.map(|bias| alibi_slopes(4, bias).into()),
         };
         let of_derivative = scores.clone();
