@@ -1,5 +1,5 @@
-//! What every crate of Quantier may use: progress of long jobs, thread pools, and words
-//! in messages.
+//! Shared by all crates: progress of long jobs, thread pools, ordering of parallel results, random
+//! numbers for tests, and formatting for messages.
 
 #![warn(missing_docs, unreachable_pub)]
 

@@ -20,7 +20,7 @@ pub trait Progress: Sync {
     /// Adds to the amount done.
     fn advance(&self, _amount: u64) {}
 
-    /// Whether the job is to stop. It then fails, without partial outputs.
+    /// Returns true to stop the job. It then fails, without partial outputs.
     fn cancelled(&self) -> bool {
         false
     }

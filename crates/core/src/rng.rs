@@ -1,12 +1,12 @@
-//! Pseudo-random numbers for tests, examples and benches. The same on every machine: integer
-//! arithmetic and IEEE basic operations only, no math library.
+//! Pseudo-random numbers for tests, examples and benches. Identical on every machine: integer
+//! arithmetic and basic IEEE operations only, no math library.
 
 /// splitmix64 (Steele, Lea, Flood 2014).
 #[derive(Clone, Debug)]
 pub struct Rng(u64);
 
 impl Rng {
-    /// A generator; the seed is its state.
+    /// Generator with `seed` as its state.
     pub fn new(seed: u64) -> Rng {
         Rng(seed)
     }
@@ -25,32 +25,32 @@ impl Rng {
         self.next_u64() % n
     }
 
-    /// In [0, 1), 24 bits.
+    /// Uniform in [0, 1), 24 bits.
     pub fn uniform(&mut self) -> f32 {
         (self.next_u64() >> 40) as f32 / (1u32 << 24) as f32
     }
 
-    /// In [0, 1), 53 bits.
+    /// Uniform in [0, 1), 53 bits.
     pub fn uniform_f64(&mut self) -> f64 {
         (self.next_u64() >> 11) as f64 / (1u64 << 53) as f64
     }
 
-    /// In [-1/2, 1/2), 24 bits.
+    /// Uniform in [-1/2, 1/2), 24 bits.
     pub fn centered(&mut self) -> f32 {
         self.uniform() - 0.5
     }
 
-    /// Approximately standard normal: the sum of twelve uniforms less six.
+    /// Approximately standard normal: the sum of twelve uniforms, minus six.
     pub fn gaussian(&mut self) -> f32 {
         (0..12).map(|_| self.uniform()).sum::<f32>() - 6.0
     }
 
-    /// A normal over a uniform: tails as heavy as 1/x^2.
+    /// A normal divided by a uniform: tails as heavy as 1/x^2.
     pub fn heavy(&mut self) -> f32 {
         self.gaussian() / (self.uniform() + 1.0e-4)
     }
 
-    /// Puts a list into a random order (Fisher and Yates).
+    /// Shuffles a list (Fisher and Yates).
     pub fn shuffle<T>(&mut self, list: &mut [T]) {
         for i in (1..list.len()).rev() {
             list.swap(i, self.below(i as u64 + 1) as usize);
@@ -62,9 +62,9 @@ impl Rng {
 mod tests {
     use super::*;
 
-    /// Golden vectors and seeds of fuzzers depend on these numbers.
+    /// Golden vectors and fuzzing seeds depend on these numbers.
     #[test]
-    fn numbers_are_those_of_splitmix64() {
+    fn output_matches_splitmix64() {
         let mut rng = Rng::new(1_234_567);
         let numbers: [u64; 3] = std::array::from_fn(|_| rng.next_u64());
         assert_eq!(

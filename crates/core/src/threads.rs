@@ -1,9 +1,9 @@
 //! Thread pools.
 
-/// A pool of this many threads; 0 takes one per core.
+/// Thread pool of the given size; 0 means one thread per core.
 ///
 /// # Errors
-/// If the system does not start them. The message gives the number and the reason.
+/// If the system cannot start the threads. The message gives the number and the reason.
 pub fn pool(threads: usize) -> Result<rayon::ThreadPool, String> {
     rayon::ThreadPoolBuilder::new()
         .num_threads(threads)

@@ -1,12 +1,12 @@
-//! The order of items that several threads bring.
+//! Reordering of items from several threads.
 
 use std::collections::BTreeMap;
 
-/// Puts numbered items in order: each waits until all before it have come.
+/// Puts numbered items in order: each waits until all before it have arrived.
 pub struct Turns<T> {
     /// The number of the next item.
     next: usize,
-    /// Items that came before their turn.
+    /// Items that arrived before their turn.
     early: BTreeMap<usize, T>,
 }
 
@@ -20,12 +20,12 @@ impl<T> Default for Turns<T> {
 }
 
 impl<T> Turns<T> {
-    /// Takes the item of a number.
+    /// Adds the item with this number.
     pub fn put(&mut self, number: usize, item: T) {
         self.early.insert(number, item);
     }
 
-    /// The next item with its number, if it has come.
+    /// The next item with its number, if it has arrived.
     pub fn pop(&mut self) -> Option<(usize, T)> {
         let item = self.early.remove(&self.next)?;
         self.next += 1;
@@ -38,7 +38,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_early_item_waits_for_its_turn() {
+    fn early_items_wait_for_their_turn() {
         for order in [[0, 1, 2, 3], [3, 2, 1, 0], [1, 0, 3, 2]] {
             let (mut turns, mut seen) = (Turns::default(), Vec::new());
             for number in order {

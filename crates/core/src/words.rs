@@ -1,4 +1,4 @@
-//! Words and numbers in messages.
+//! Formatting for messages: sizes, lists of names, edit distance.
 
 /// A size in binary units: `4.33 GiB`.
 pub fn size(bytes: u64) -> String {
@@ -14,23 +14,23 @@ pub fn size(bytes: u64) -> String {
 pub struct Unit(u32);
 
 impl Unit {
-    /// The largest unit, from KiB on, of which `bytes` is at least one.
+    /// The largest unit, from KiB on, that is not larger than `bytes`.
     pub fn of(bytes: u64) -> Unit {
         Unit((bytes.max(1).ilog2() / 10).clamp(1, 5))
     }
 
-    /// Bytes in it.
+    /// Size of the unit in bytes.
     pub fn bytes(self) -> f64 {
         1024_f64.powi(self.0 as i32)
     }
 
-    /// Its name.
+    /// Name of the unit.
     pub fn name(self) -> &'static str {
         ["B", "KiB", "MiB", "GiB", "TiB", "PiB"][self.0 as usize]
     }
 }
 
-/// Names, separated by commas; those beyond `most` are counted.
+/// Names separated by commas; those beyond `most` are counted.
 pub fn listed(names: &[&str], most: usize) -> String {
     let named = names[..names.len().min(most)].join(", ");
     match names.len().saturating_sub(most) {
@@ -39,8 +39,7 @@ pub fn listed(names: &[&str], most: usize) -> String {
     }
 }
 
-/// How many letters have to be added, removed or replaced to make one word of the other
-/// (Levenshtein 1965).
+/// Edit distance of two words (Levenshtein 1965), in letters.
 pub fn distance(a: &str, b: &str) -> usize {
     let mut row: Vec<usize> = (0..=b.len()).collect();
     for (i, x) in a.bytes().enumerate() {
@@ -67,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn edits_are_counted() {
+    fn edit_distance_counts_edits() {
         assert_eq!(distance("kitten", "sitting"), 3);
     }
 }

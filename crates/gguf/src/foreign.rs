@@ -1,13 +1,13 @@
-//! Weights in files that no conversion reads: what they are, and what to do about them.
+//! Weight files of unsupported formats: explanation and remedy.
 
 /// A kind of file.
 struct Kind {
     is: fn(&str) -> bool,
-    /// What it is and what to do, after its name.
+    /// Explanation and remedy, printed after the file's name.
     what: &'static str,
 }
 
-/// The kinds, by what a directory with several is best described by.
+/// In order of precedence, for directories with files of several kinds.
 const KINDS: [Kind; 12] = [
     Kind {
         is: |name| name.ends_with(".safetensors"),
@@ -16,7 +16,7 @@ const KINDS: [Kind; 12] = [
     },
     Kind {
         is: |name| is_ggml(name) && name.ends_with(".bin"),
-        what: "is a model of llama.cpp before GGUF, which today's cannot load either; convert the original checkpoint",
+        what: "is a llama.cpp model from before GGUF, which llama.cpp no longer loads; convert the original checkpoint",
     },
     Kind {
         is: |name| name.ends_with(".bin") && !is_trainers(name),
@@ -62,7 +62,7 @@ const KINDS: [Kind; 12] = [
     },
     Kind {
         is: |name| name.ends_with(".npz"),
-        what: "holds weights of MLX; convert the original checkpoint, or save this one as safetensors",
+        what: "holds MLX weights; convert the original checkpoint, or save this one as safetensors",
     },
     Kind {
         is: |name| {
@@ -70,15 +70,16 @@ const KINDS: [Kind; 12] = [
                 .iter()
                 .any(|end| name.ends_with(end))
         },
-        what: "is an export for another program; convert the checkpoint that it was made of",
+        what: "is an export for another program; convert the original checkpoint",
     },
     Kind {
         is: |name| name.starts_with("checkpoint-") && name.ends_with('/'),
-        what: "may be a checkpoint of a training; name that directory",
+        what: "may be a training checkpoint; name that directory",
     },
 ];
 
-/// Explains a directory without weights by one of its names; those of directories end with a slash.
+/// Explains a directory without supported weights by the names in it; names of directories end with
+/// a slash.
 pub fn explain(names: &[String]) -> Option<String> {
     let found = |kind: &Kind| {
         Some((
@@ -90,12 +91,12 @@ pub fn explain(names: &[String]) -> Option<String> {
     Some(format!("{} {what}", super::shown(&name)))
 }
 
-/// Names of files before GGUF.
+/// True for names of files older than GGUF.
 fn is_ggml(name: &str) -> bool {
     name.contains("ggml") || name.contains("ggjt") || name.contains("-q4_") || name.contains(".q4_")
 }
 
-/// What a training keeps beside the weights.
+/// True for training state that is stored beside the weights.
 fn is_trainers(name: &str) -> bool {
     [
         "training_args",
@@ -113,7 +114,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_best_known_kind_explains_a_directory() {
+    fn directories_are_explained_by_the_first_kind() {
         let of = |names: &[&str]| {
             let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
             explain(&names)
@@ -138,7 +139,7 @@ mod tests {
             (&["model.onnx"], "another program"),
             (
                 &["checkpoint-500/", "training_args.bin"],
-                "'checkpoint-500/' may be a checkpoint",
+                "'checkpoint-500/' may be a training checkpoint",
             ),
         ] {
             let what = of(names).unwrap();

@@ -1,22 +1,22 @@
-//! Hessians: the mean of `x x^T` over the inputs `x` of linears, or over their output gradients. One
-//! file for each distinct input, and an index.
+//! Hessians: the mean of `x x^T` over the inputs `x` of linears, or over their output gradients.
+//! One file per distinct input, and an index.
 //!
 //! ```text
 //! general.type           "covariance"
-//! covariance.key         the job that wrote it, a SHA-256 in hexadecimal
+//! covariance.key         the job, a SHA-256 in hexadecimal
 //! covariance.columns     u32; the length of x
 //! covariance.rows        array of u64: rows summed, for each matrix (expert) of the tensors
 //! covariance.tensors     array of strings: the tensors with this input
 //! covariance.checksums   array of strings: SHA-256 of the data of each tensor of the file
 //! covariance.checksum    string: SHA-256 of all fields above, and of the names and lengths of the file's tensors
-//! mean                   f32 [columns (columns + 1) / 2]: the upper triangle row by row; of experts, over all of them
-//! mean.E                 the same of expert E alone, if it has enough rows
-//! sample                 f32 [columns, k]: rows that were not summed; of experts, of all of them
-//! sample.E               the same of expert E
+//! mean                   f32 [columns (columns + 1) / 2]: the upper triangle row by row; for experts, over all of them
+//! mean.E                 the same for expert E alone, if it has enough rows
+//! sample                 f32 [columns, k]: held-out rows; for experts, of all of them
+//! sample.E               the same for expert E
 //! ```
 //!
-//! The index has the type "covariance-index" and, for the files that it lists, their checksums: it
-//! is written last, and marks a complete directory.
+//! The index has the type "covariance-index" and the checksums of the files it lists. It is written
+//! last, and marks a complete directory.
 
 use super::gguf::{
     Array, DEFAULT_ALIGNMENT, Endian, Layout, Metadata, Shape, TensorInfo, Value, ValueType,
@@ -41,36 +41,36 @@ const CHECKSUMS: &str = "covariance.checksums";
 const CHECKSUM: &str = "covariance.checksum";
 const FILES: &str = "covariance.files";
 
-/// The index's name in its directory.
+/// Name of the index in its directory.
 pub const INDEX: &str = "index.gguf";
 
-/// The remedy for a directory that cannot be used.
+/// Remedy for an unusable directory.
 pub const AGAIN: &str = "remove the directory and collect the Hessians again";
 
-/// Numbers of the upper triangle of a symmetric matrix, its diagonal included.
+/// Size of the upper triangle of a symmetric matrix, diagonal included.
 pub fn triangle(columns: usize) -> usize {
     columns * (columns + 1) / 2
 }
 
-/// The head of a file.
+/// Header of a file.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Head {
-    /// The job that wrote it.
+    /// The job that produced it.
     pub key: Key,
-    /// The length of an input row.
+    /// Length of an input row.
     pub columns: usize,
-    /// Rows that were summed, for each matrix of the tensors.
+    /// Number of summed rows, for each matrix of the tensors.
     pub rows: Vec<u64>,
     /// The tensors with this input.
     pub tensors: Vec<String>,
 }
 
-/// A part of a file: of one matrix of several, by its number, or of all.
+/// A part of a file: of one matrix of several, by its index, or of all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Part {
     /// The mean of `x x^T`.
     Mean(Option<usize>),
-    /// Rows that were not summed.
+    /// Held-out rows, not part of the mean.
     Sample(Option<usize>),
 }
 
@@ -93,31 +93,31 @@ impl Part {
             "sample" => Part::Sample(matrix),
             _ => return None,
         };
-        // Digits alone: no sign, no zero in front.
+        // Digits only: no sign, no leading zero.
         (part.name() == name).then_some(part)
     }
 }
 
-/// Gives the numbers of a part, piece by piece, the same each time.
+/// Streams the numbers of a part in pieces; every call gives the same numbers.
 pub type Pieces<'p> = Box<dyn Fn(&mut dyn FnMut(&[f32]) -> Result<()>) -> Result<()> + Sync + 'p>;
 
-/// A part to be written.
+/// A part to write.
 pub struct Writing<'p> {
     /// The part.
     pub part: Part,
-    /// How many rows a sample has; not used by means.
+    /// Number of rows of a sample; unused for means.
     pub rows: usize,
     /// Its numbers.
     pub pieces: Pieces<'p>,
 }
 
-/// Writes a file. Returns its checksum and its length in bytes.
+/// Writes a file. Returns its checksum and its size in bytes.
 ///
 /// # Errors
-/// Numbers that are not finite; those of the disk.
+/// Non-finite numbers; I/O errors.
 ///
 /// # Panics
-/// If a part has another count of numbers than its head says.
+/// If the size of a part differs from the header.
 pub fn write(path: &Path, head: &Head, parts: &[Writing<'_>]) -> Result<(String, u64)> {
     let mut infos = Vec::with_capacity(parts.len());
     let mut checksums = Vec::with_capacity(parts.len());
@@ -130,9 +130,8 @@ pub fn write(path: &Path, head: &Head, parts: &[Writing<'_>]) -> Result<(String,
         pieces(&mut |piece| {
             if !piece.iter().fold(true, |all, x| all & x.is_finite()) {
                 let tensor = shown(head.tensors.first().map_or("", String::as_str));
-                let what = format!(
-                    "the input of {tensor} has products that are not finite; they must fit into f32"
-                );
+                let what =
+                    format!("the input Hessian of {tensor} has values that are not finite in f32");
                 return Err(Error::Bad {
                     path: path.to_owned(),
                     what,
@@ -179,20 +178,20 @@ pub fn write(path: &Path, head: &Head, parts: &[Writing<'_>]) -> Result<(String,
     Ok((checksum, bytes))
 }
 
-/// A file with a sound head. Its numbers are checked as they are read.
+/// A file with a checked header. Its numbers are checked as they are read.
 pub struct File {
     map: Map,
     head: Head,
     checksum: String,
-    /// Where the numbers of each part are, and their checksum.
+    /// Byte range and checksum of each part.
     parts: BTreeMap<Part, (Range<usize>, String)>,
 }
 
 impl File {
-    /// Opens a file and reads its head.
+    /// Opens a file and reads its header.
     ///
     /// # Errors
-    /// A file that cannot be read, is damaged, or is no Hessian.
+    /// A file that cannot be read, is damaged, or is not a Hessian.
     pub fn open(path: &Path) -> Result<File> {
         let map = Map::open(path)?;
         let bad = |what: String| Error::Bad {
@@ -208,25 +207,25 @@ impl File {
         })
     }
 
-    /// Its head.
+    /// The header.
     pub fn head(&self) -> &Head {
         &self.head
     }
 
-    /// The checksum of all of it.
+    /// Checksum of the whole file.
     pub fn checksum(&self) -> &str {
         &self.checksum
     }
 
-    /// Whether it has this part.
+    /// True if the file has this part.
     pub fn has(&self, part: Part) -> bool {
         self.parts.contains_key(&part)
     }
 
-    /// The numbers of a part: the upper triangle of a mean, row by row, or a sample's rows.
+    /// The numbers of a part: the upper triangle of a mean, row by row, or the rows of a sample.
     ///
     /// # Errors
-    /// Damaged numbers.
+    /// Damaged or non-finite numbers.
     pub fn read(&self, part: Part) -> Result<Option<Vec<f32>>> {
         let Some((range, checksum)) = self.parts.get(&part) else {
             return Ok(None);
@@ -269,14 +268,14 @@ fn parsed(bytes: &[u8]) -> std::result::Result<(Head, String, Parts), String> {
         Some(Value::Array(array)) if array.element() == ValueType::U64 && !array.is_empty() => {
             array.values().filter_map(|value| value.as_u64()).collect()
         }
-        _ => return Err(format!("'{ROWS}' is no list of numbers of rows")),
+        _ => return Err(format!("'{ROWS}' is not a list of row counts")),
     };
     if rows
         .iter()
         .try_fold(0u64, |sum, n| sum.checked_add(*n))
         .is_none_or(|sum| sum == 0)
     {
-        return Err(format!("'{ROWS}' has a sum that no run has"));
+        return Err(format!("'{ROWS}' has an impossible sum"));
     }
     let head = Head {
         key: key(metadata)?,
@@ -302,7 +301,7 @@ fn parsed(bytes: &[u8]) -> std::result::Result<(Head, String, Parts), String> {
     for ((info, offset), checksum) in header.tensors.iter().zip(checksums) {
         let bad = |why: &str| Err(format!("tensor {} {why}", shown(&info.name)));
         let Some(part) = Part::of(&info.name) else {
-            return bad("is no part of a Hessian");
+            return bad("is not part of a Hessian");
         };
         if info.ggml_type != GgmlType::F32 {
             return bad("is not f32");
@@ -312,7 +311,7 @@ fn parsed(bytes: &[u8]) -> std::result::Result<(Head, String, Parts), String> {
             Part::Sample(_) => (info.shape.row_len() == columns as u64, part),
         };
         if !fits || matrix.is_some_and(|matrix| matrix >= head.rows.len()) {
-            return bad("has a shape that does not fit the other fields");
+            return bad("has a shape that contradicts the other fields");
         }
         let start = *offset as usize;
         parts.insert(part, (start..start + info.bytes() as usize, checksum));
@@ -327,14 +326,14 @@ fn expect_type(metadata: &Metadata<'_>, wanted: &str) -> std::result::Result<(),
     match metadata.get(keys::TYPE).and_then(Value::as_str) {
         Some(found) if found == wanted => Ok(()),
         _ => Err(format!(
-            "'{}' is not {wanted:?}; is this what quantier imatrix --hessians has written?",
+            "'{}' is not {wanted:?}; was it written by quantier imatrix --hessians?",
             keys::TYPE
         )),
     }
 }
 
 fn key(metadata: &Metadata<'_>) -> std::result::Result<Key, String> {
-    let bad = || format!("'{KEY}' is no SHA-256 in hexadecimal");
+    let bad = || format!("'{KEY}' is not a SHA-256 in hexadecimal");
     let text = metadata
         .get(KEY)
         .and_then(Value::as_str)
@@ -345,7 +344,7 @@ fn key(metadata: &Metadata<'_>) -> std::result::Result<Key, String> {
         *byte = u8::from_str_radix(text.get(2 * i..2 * i + 2).ok_or_else(bad)?, 16)
             .map_err(|_| bad())?;
     }
-    // One way to write it, so that every change is seen.
+    // A single spelling, so that every change is detected.
     if hex(&key) == text {
         Ok(key)
     } else {
@@ -354,7 +353,7 @@ fn key(metadata: &Metadata<'_>) -> std::result::Result<Key, String> {
 }
 
 fn strings(metadata: &Metadata<'_>, key: &str) -> std::result::Result<Vec<String>, String> {
-    let bad = || format!("'{key}' is no list of texts");
+    let bad = || format!("'{key}' is not a list of texts");
     let array = metadata
         .get(key)
         .and_then(Value::as_array)
@@ -363,13 +362,13 @@ fn strings(metadata: &Metadata<'_>, key: &str) -> std::result::Result<Vec<String
     array.ok_or_else(bad)?.strings().map(text).collect()
 }
 
-/// Whether a checksum is the one that was written down. No fuzzer comes upon checksums: in what is
-/// built for one, every checksum agrees, so that what lies behind them is tried too.
+/// True if a checksum matches the stored one. Fuzzers cannot guess checksums: in fuzzing builds all
+/// of them match, so that the code behind the check is reached.
 fn agrees(found: &str, written: Option<&str>) -> bool {
     cfg!(fuzzing) || written == Some(found)
 }
 
-/// Of all that a file says but its numbers, and of their checksums.
+/// Checksum of the header, and of the names, lengths and checksums of all parts.
 fn checksum<'c>(head: &Head, parts: impl Iterator<Item = ((&'c str, u64), &'c String)>) -> String {
     let mut packed = Packer::default();
     packed
@@ -389,7 +388,7 @@ fn checksum<'c>(head: &Head, parts: impl Iterator<Item = ((&'c str, u64), &'c St
 /// The files of a complete directory.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Index {
-    /// The job that wrote them.
+    /// The job that produced them.
     pub key: Key,
     /// Names and checksums of the files.
     pub files: Vec<(String, String)>,
@@ -399,7 +398,7 @@ impl Index {
     /// Writes the index of a directory.
     ///
     /// # Errors
-    /// Those of the disk.
+    /// I/O errors.
     pub fn write(&self, directory: &Path) -> Result<()> {
         let mut metadata = Metadata::new();
         metadata.set(keys::TYPE, Value::str(INDEX_TYPE));
@@ -421,12 +420,12 @@ impl Index {
     /// Reads the index of a directory.
     ///
     /// # Errors
-    /// If it is missing, cannot be read, or is damaged.
+    /// If it is missing, unreadable or damaged.
     pub fn read(directory: &Path) -> Result<Index> {
         let path = directory.join(INDEX);
         if directory.is_dir() && !path.exists() {
             let what =
-                "it holds no finished covariances; run `quantier imatrix --hessians` to its end"
+                "it holds no complete Hessians; run `quantier imatrix --hessians` to its end"
                     .into();
             return Err(Error::Bad {
                 path: directory.to_owned(),
@@ -449,7 +448,9 @@ impl Index {
             !name.is_empty() && !name.contains(['/', '\\', '\0']) && !name.starts_with('.')
         };
         if names.len() != checksums.len() || !names.iter().all(inside) {
-            return Err(format!("'{FILES}' and '{CHECKSUMS}' are no list of files"));
+            return Err(format!(
+                "'{FILES}' and '{CHECKSUMS}' are not a list of files"
+            ));
         }
         let index = Index {
             key: key(&header.metadata)?,

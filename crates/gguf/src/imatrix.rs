@@ -1,4 +1,4 @@
-//! The importance matrix: for each linear of a model, the sums of its squared inputs by channel.
+//! Importance matrices: for each linear of a model, the sums of its squared inputs per channel.
 //!
 //! Two formats: GGUF (`NAME.in_sum2` and `NAME.counts` tensors), and the older `.dat`, which is little-endian:
 //!
@@ -25,7 +25,7 @@ const CHUNK_COUNT: &str = "imatrix.chunk_count";
 const CHUNK_SIZE: &str = "imatrix.chunk_size";
 const SUMS: &str = ".in_sum2";
 const COUNTS: &str = ".counts";
-/// Bytes of a tensor's name that ggml keeps.
+/// Bytes of a tensor name that ggml keeps.
 const MAX_NAME: usize = 63;
 
 /// A format of importance matrices, by llama-imatrix's `--output-format`.
@@ -34,9 +34,9 @@ pub enum Format {
     /// Sums and counts of each matrix as tensors of a GGUF file.
     #[default]
     Gguf,
-    /// The older format: means times calls. It keeps one count per tensor and the last dataset
-    /// only. Entries without activations are left out; a matrix without activations beside others
-    /// is filled with ones.
+    /// The older format: means times calls. It stores one count per tensor and only the last
+    /// dataset. Entries without activations are omitted; a matrix without activations, beside
+    /// others with some, is filled with ones.
     Dat,
 }
 
@@ -45,13 +45,13 @@ pub enum Format {
 pub struct Entry {
     /// Sums of squared activations, `[matrices, channels]`.
     pub sums: Vec<f32>,
-    /// Activations summed for each matrix (one for a plain tensor, one per expert for a 3-D one).
-    /// An entry of a `.dat` file has a single count even if it has several matrices.
+    /// Number of activations summed for each matrix (one for a plain tensor, one per expert for a
+    /// 3-D tensor). An entry of a `.dat` file has a single count for all its matrices.
     pub counts: Vec<i64>,
 }
 
 impl Entry {
-    /// Mean squares: the importance weights of the quantizers, one per channel and matrix. A matrix
+    /// Mean squares, one per channel and matrix: the importance weights of the quantizers. A matrix
     /// without activations gets all ones, as in the reference.
     pub fn means(&self) -> Vec<f32> {
         let per_count = self.sums.len() / self.counts.len().max(1);
@@ -74,17 +74,17 @@ pub struct Imatrix {
     pub entries: BTreeMap<String, Entry>,
     /// Names of the calibration texts.
     pub datasets: Vec<String>,
-    /// Chunks of text; 0 where the file does not say.
+    /// Number of chunks; 0 if unknown.
     pub chunk_count: u32,
-    /// Tokens in a chunk; 0 where the file does not say.
+    /// Tokens per chunk; 0 if unknown.
     pub chunk_size: u32,
 }
 
 impl Imatrix {
-    /// Reads either format. Every value of the result is finite and not negative.
+    /// Reads either format. All values of the result are finite and non-negative.
     ///
     /// # Errors
-    /// A file that cannot be read or is no sound importance matrix.
+    /// A file that cannot be read or is not a valid importance matrix.
     pub fn read(path: &Path) -> Result<Imatrix> {
         let map = Map::open(path)?;
         Imatrix::parse(map.bytes()).map_err(|what| Error::Bad {
@@ -119,10 +119,10 @@ impl Imatrix {
         Ok(imatrix)
     }
 
-    /// Writes one of the formats, byte for byte as llama-imatrix writes the same sums.
+    /// Writes one of the formats, byte for byte as llama-imatrix does for the same sums.
     ///
     /// # Errors
-    /// A name too long for the format, a target among the `inputs`, and those of the disk.
+    /// A name too long for the format, a target among the `inputs`, and I/O errors.
     pub fn write(&self, path: &Path, format: Format, inputs: &[&Path]) -> Result<()> {
         match format {
             Format::Gguf => self.write_gguf_beside(path, inputs),
@@ -163,11 +163,11 @@ impl Imatrix {
                 if name.len() + SUMS.len() > MAX_NAME {
                     let room = MAX_NAME - SUMS.len();
                     return Err(bad(format!(
-                        "a name of {} bytes; {room} fit into this format, choose dat",
+                        "a name of {} bytes is too long for this format ({room}); choose dat",
                         name.len()
                     )));
                 }
-                // A single row has one dimension, as ggml counts them.
+                // A single row has one dimension, as in ggml.
                 let shape = if matrices == 1 {
                     Shape::new(&[row])
                 } else {
@@ -194,7 +194,7 @@ impl Imatrix {
         writer.finish()
     }
 
-    /// Entries that have a place in a GGUF file: those with sums and counts.
+    /// Entries that a GGUF file can store: those with sums and counts.
     fn filled(&self) -> impl Iterator<Item = (&String, &Entry)> {
         self.entries
             .iter()
@@ -211,7 +211,7 @@ impl Imatrix {
         put(stored.len(), &mut bytes);
         let chunk = i64::from(self.chunk_size.max(1));
         for (name, entry) in stored {
-            // Rounded up, so that a part of a chunk is no zero.
+            // Rounded up, so that part of a chunk counts as one call.
             let most = entry.counts.iter().copied().max().unwrap_or(0);
             let calls = ((most + (chunk - 1)) / chunk) as i32;
             put(name.len(), &mut bytes);
@@ -296,7 +296,7 @@ fn parse_gguf(bytes: &[u8]) -> std::result::Result<Imatrix, String> {
         };
         if !sums.len().is_multiple_of(counts.len()) {
             return Err(format!(
-                "'{name}' has {} sums for {} counts, which do not divide evenly",
+                "'{name}' has {} sums for {} counts, which is not a multiple",
                 sums.len(),
                 counts.len()
             ));
@@ -304,7 +304,7 @@ fn parse_gguf(bytes: &[u8]) -> std::result::Result<Imatrix, String> {
         if let Some(count) = counts.iter().find(|c| !c.is_finite() || **c < 0.0) {
             return Err(format!("'{name}' has a count of {count}"));
         }
-        // Counts are whole numbers in f32; f32::round is C's lround here.
+        // Counts are whole numbers in f32; f32::round equals C's lround here.
         entries.insert(
             name.to_owned(),
             Entry {
@@ -362,7 +362,7 @@ fn parse_dat(bytes: &[u8]) -> std::result::Result<Imatrix, String> {
             .and_then(|n| n.checked_mul(4));
         let length = length.ok_or_else(|| format!("{quoted} claims {values} values"))?;
         let sums = Endian::Little.f32s(take(length, &format!("the values of {quoted}"))?);
-        // A count of 0 means that the values are means already.
+        // A count of 0 marks values that are means already.
         entries.insert(
             name.to_owned(),
             Entry {
@@ -411,7 +411,7 @@ mod tests {
     }
 
     #[test]
-    fn the_gguf_format_comes_back_as_it_was() {
+    fn gguf_round_trips() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("imatrix.gguf");
         example().write_gguf(&path).unwrap();
@@ -419,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn the_dat_format_keeps_the_means() {
+    fn dat_preserves_the_means() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("imatrix.dat");
         example().write_dat(&path).unwrap();
@@ -435,7 +435,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_ggml_would_cut_is_refused() {
+    fn names_beyond_the_ggml_limit_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("imatrix.gguf");
         let mut long = example();
@@ -464,7 +464,7 @@ mod tests {
     }
 
     #[test]
-    fn an_expert_that_was_never_reached_counts_as_all_ones() {
+    fn experts_without_activations_are_all_ones() {
         assert_eq!(
             example().entries["b.weight"].means(),
             [0.0, 0.5, 1.0, 1.5, 1.0, 1.0, 1.0, 1.0]
@@ -472,7 +472,7 @@ mod tests {
     }
 
     #[test]
-    fn values_that_no_sum_of_squares_has_are_refused() {
+    fn negative_and_nonfinite_sums_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         for value in [f32::NAN, f32::INFINITY, -1.0] {
             let mut imatrix = example();
@@ -491,7 +491,7 @@ mod tests {
     }
 
     #[test]
-    fn every_truncation_is_an_error_or_a_shorter_tail() {
+    fn truncated_dat_files_are_refused_or_lose_the_tail() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("imatrix.dat");
         example().write_dat(&path).unwrap();

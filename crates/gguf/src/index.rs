@@ -1,17 +1,17 @@
-//! The files of a checkpoint's weights, by name, and their index: the file of every tensor.
+//! The weight files of a checkpoint and their index, which maps tensors to files.
 
 use crate::{Error, Result, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-/// A format of checkpoints, by the names of its files.
+/// A checkpoint format, by its file names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Format {
-    /// Beginning of the names of files with weights.
+    /// Prefix of weight files.
     pub prefix: &'static str,
-    /// End of the names of files with weights.
+    /// Suffix of weight files.
     pub suffix: &'static str,
-    /// The name of the index.
+    /// Name of the index.
     pub index: &'static str,
 }
 
@@ -29,15 +29,15 @@ impl Format {
         index: "pytorch_model.bin.index.json",
     };
 
-    /// Safetensors in Mistral's own format, which no index names.
+    /// Safetensors in Mistral's own format, without an index.
     pub const MISTRAL: Format = Format {
         prefix: "consolidated",
         suffix: ".safetensors",
         index: "consolidated.safetensors.index.json",
     };
 
-    /// The format of a directory with these names: PyTorch's only where there are no safetensors,
-    /// as for the reference.
+    /// The format of a directory with these files. As in the reference, PyTorch's only without
+    /// safetensors.
     pub fn of(names: &[String]) -> Format {
         let has = |format: &Format| {
             let is_of = |name: &String| format.is_part(name) || *name == format.index;
@@ -48,22 +48,22 @@ impl Format {
         found.unwrap_or(Format::SAFETENSORS)
     }
 
-    /// Whether this is the name of a file with weights.
+    /// True for names of weight files.
     pub fn is_part(&self, name: &str) -> bool {
         name.starts_with(self.prefix) && name.ends_with(self.suffix)
     }
 }
 
-/// The file of every tensor, as an index names it.
+/// The map from tensors to files, as stored in an index.
 pub struct Index {
     file_of: BTreeMap<String, String>,
 }
 
 impl Index {
-    /// Reads the index; `None` if there is no such file.
+    /// Reads the index; `None` if there is none.
     ///
     /// # Errors
-    /// If the file is no index, or a name in it would lead out of its directory.
+    /// If the file is not an index, or a name in it would leave its directory.
     pub fn read(path: &Path) -> Result<Option<Index>> {
         if !path.is_file() {
             return Ok(None);
@@ -75,36 +75,36 @@ impl Index {
         let index = json::read_object(path)?;
         let entries = index.get("weight_map").and_then(|map| map.as_object());
         let entries =
-            entries.ok_or_else(|| bad("its 'weight_map' is missing or no object".into()))?;
+            entries.ok_or_else(|| bad("its 'weight_map' is missing or not an object".into()))?;
         let mut file_of = BTreeMap::new();
         for (tensor, file) in entries {
-            // A name with a directory in it could lead anywhere.
+            // A name with a directory in it could point anywhere.
             let file = file
                 .as_str()
                 .filter(|file| Path::new(file).file_name() == Some(file.as_ref()));
-            let file =
-                file.ok_or_else(|| bad(format!("the file of tensor '{tensor}' is no file name")))?;
+            let file = file
+                .ok_or_else(|| bad(format!("the file of tensor '{tensor}' is not a file name")))?;
             file_of.insert(tensor.clone(), file.to_owned());
         }
         Ok(Some(Index { file_of }))
     }
 
-    /// Every tensor with its file, sorted by tensor name.
+    /// Tensors with their files, sorted by tensor name.
     pub fn files(&self) -> impl Iterator<Item = (&str, &str)> {
         self.file_of.iter().map(|(name, file)| (&**name, &**file))
     }
 
-    /// Whether the index names the tensor.
+    /// True if the index has the tensor.
     pub fn has(&self, tensor: &str) -> bool {
         self.file_of.contains_key(tensor)
     }
 
-    /// The file that the index names for a tensor.
+    /// The file of a tensor.
     pub fn file_of(&self, tensor: &str) -> Option<&str> {
         self.file_of.get(tensor).map(String::as_str)
     }
 
-    /// The names of the files, sorted.
+    /// Names of the files, sorted.
     pub fn parts(&self) -> Vec<String> {
         let parts: BTreeSet<_> = self.file_of.values().collect();
         parts.into_iter().cloned().collect()
@@ -116,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn safetensors_come_before_pytorchs_files() {
+    fn safetensors_take_precedence_over_pytorch_files() {
         let of = |names: &[&str]| {
             let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
             Format::of(&names)

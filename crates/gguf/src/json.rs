@@ -1,24 +1,24 @@
-//! JSON files: errors with the file's name, the line and the column.
+//! JSON files: errors with file name, line and column.
 //!
-//! `NaN`, `Infinity` and `-Infinity`, which Python writes and JSON does not know, are taken as the
-//! texts of these names.
+//! `NaN`, `Infinity` and `-Infinity`, which Python writes although JSON does not allow them, are
+//! read as strings of these names.
 
 use super::{Error, Result};
 use serde_json::{Map, Value};
 use std::path::Path;
 
-/// Reads a file that holds one JSON object.
+/// Reads a file with one JSON object.
 ///
 /// # Errors
-/// A file that cannot be read or holds something else, with line and column.
+/// A file that cannot be read or has other contents, with line and column.
 pub fn read_object(path: &Path) -> Result<Map<String, Value>> {
     object(&bytes(path)?).map_err(|what| bad(path, what))
 }
 
-/// Reads a file that holds one JSON value.
+/// Reads a file with one JSON value.
 ///
 /// # Errors
-/// A file that cannot be read or holds something else, with line and column.
+/// A file that cannot be read or has other contents, with line and column.
 pub fn read(path: &Path) -> Result<Value> {
     value(&bytes(path)?).map_err(|what| bad(path, what))
 }
@@ -38,7 +38,7 @@ fn bad(path: &Path, what: String) -> Error {
     }
 }
 
-/// Parses text that is one JSON object, of limited depth.
+/// Parses one JSON object of limited depth.
 ///
 /// # Errors
 /// The defect, with line and column.
@@ -46,13 +46,13 @@ pub fn object(text: &[u8]) -> std::result::Result<Map<String, Value>, String> {
     match value(text)? {
         Value::Object(object) => Ok(object),
         other => Err(format!(
-            "it holds {}, and an object {{...}} is expected",
+            "it holds {}, but an object {{...}} is expected",
             kind(&other)
         )),
     }
 }
 
-/// Parses text that is one JSON value, of limited depth.
+/// Parses one JSON value of limited depth.
 ///
 /// # Errors
 /// The defect, with line and column, or another encoding than UTF-8.
@@ -75,17 +75,17 @@ pub fn value(text: &[u8]) -> std::result::Result<Value, String> {
     }
 }
 
-/// Beginnings of texts in encodings that JSON does not have.
+/// Prefixes of texts in encodings that JSON does not allow.
 const BYTE_ORDER_MARKS: [(&[u8], &str); 3] = [
     (b"\xef\xbb\xbf", "it begins with a byte order mark"),
     (b"\xff\xfe", "it is UTF-16"),
     (b"\xfe\xff", "it is UTF-16"),
 ];
 
-/// Numbers that Python writes and JSON does not know.
+/// Numbers that Python writes although JSON does not allow them.
 const NOT_FINITE: [&str; 3] = ["-Infinity", "Infinity", "NaN"];
 
-/// Puts numbers that are not finite into quotation marks; `None` if there is none.
+/// Quotes non-finite numbers; `None` if there are none.
 fn quote_numbers(text: &[u8]) -> Option<Vec<u8>> {
     let mut quoted = Vec::with_capacity(text.len());
     let (mut at, mut in_text, mut any) = (0, false, false);
@@ -101,7 +101,7 @@ fn quote_numbers(text: &[u8]) -> Option<Vec<u8>> {
                 any = true;
                 continue;
             }
-            // What is escaped ends no text.
+            // An escaped quotation mark does not end a string.
             (true, b'\\', _) => {
                 quoted.push(byte);
                 at += 1;
@@ -118,11 +118,11 @@ fn quote_numbers(text: &[u8]) -> Option<Vec<u8>> {
     any.then_some(quoted)
 }
 
-/// What a JSON value is, in words.
+/// Kind of a JSON value, for messages.
 pub fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
-        Value::Bool(_) => "a truth value",
+        Value::Bool(_) => "a boolean",
         Value::Number(n) if n.is_f64() => "a number with a fraction",
         Value::Number(_) => "a whole number",
         Value::String(_) => "a text",
@@ -137,7 +137,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn numbers_that_are_not_finite_are_taken_as_python_writes_them() {
+    fn nonfinite_numbers_are_read_as_strings() {
         let text =
             br#"{"a": [0.0, Infinity], "b": -Infinity, "c": NaN, "d \" NaN": "Infinity \\"}"#;
         let object = object(text).unwrap();
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn other_encodings_are_named() {
+    fn other_encodings_are_refused_by_name() {
         for (text, what) in [
             (&b"\xef\xbb\xbf{}"[..], "begins with a byte order mark"),
             (b"\xff\xfe{\0}\0", "it is UTF-16"),

@@ -1,9 +1,9 @@
-//! Files of models: GGUF, safetensors, PyTorch's, importance matrices, logits. The only readers of untrusted
-//! bytes.
+//! Model files: GGUF, safetensors, PyTorch checkpoints, importance matrices, Hessians, logits. The
+//! only readers of untrusted bytes.
 //!
-//! Everything is checked once, when it is read; results need no further checks. A damaged file gives
-//! an [`Error`] that names the bad thing and its place, never a panic, and never an allocation
-//! larger than the file itself warrants. Outputs appear under their names when they are complete.
+//! Everything is checked once, when it is read; results need no further checks. A damaged file
+//! gives an [`Error`] with the defect and its place, never a panic, and never an allocation out of
+//! proportion to the size of the file. Outputs get their names when they are complete.
 //!
 //! # Write a GGUF
 //!
@@ -105,15 +105,15 @@ pub use quantier_blocks::types;
 use byteorder::{ByteOrder, LittleEndian};
 use std::path::PathBuf;
 
-/// Result of this crate.
+/// Result type of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Bytes in hexadecimal, as checksums are written.
+/// Hexadecimal form of bytes, as used for checksums.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Numbers as a little-endian file holds them.
+/// Numbers in little-endian bytes.
 fn le_bytes(numbers: &[f32]) -> Vec<u8> {
     let mut bytes = vec![0; 4 * numbers.len()];
     LittleEndian::write_f32_into(numbers, &mut bytes);
@@ -144,31 +144,31 @@ pub enum Error {
         /// Length now, in bytes.
         now: u64,
     },
-    /// The bytes are not what the format allows.
+    /// Malformed contents.
     #[error("{}: {what}", path.display())]
     Bad {
         /// The file.
         path: PathBuf,
-        /// What is wrong, where, and what to do.
+        /// Defect, place and remedy.
         what: String,
     },
-    /// Too little space for an output.
+    /// Not enough space for an output.
     #[error("{} needs {needed} bytes and only {free} are free there; make room or choose another directory", path.display())]
     NoSpace {
         /// The output.
         path: PathBuf,
-        /// Its bytes.
+        /// Its size in bytes.
         needed: u64,
         /// Free bytes.
         free: u64,
     },
-    /// An output that exists already.
+    /// An existing output.
     #[error("{} exists already; choose another output, or replace it with --force", path.display())]
     Exists {
         /// The file.
         path: PathBuf,
     },
-    /// An output that would destroy an input.
+    /// An output that would overwrite an input.
     #[error("{} is an input of this command and would be overwritten; choose another output", path.display())]
     OutputIsInput {
         /// The file.
@@ -176,7 +176,7 @@ pub enum Error {
     },
 }
 
-/// A name in quotes for an error: a file can claim names as long as itself.
+/// A quoted name for an error, shortened: a file can claim names as long as itself.
 pub fn shown(name: &str) -> String {
     const SHOWN: usize = 100;
     match name.char_indices().nth(SHOWN) {

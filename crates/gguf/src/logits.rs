@@ -1,12 +1,12 @@
-//! llama-perplexity's file of log-probabilities (`--kl-divergence-base`), all little-endian:
+//! llama-perplexity's file of log-probabilities (`--kl-divergence-base`), little-endian:
 //!
 //! ```text
 //! "_logits_"  i32 n_ctx  i32 n_vocab  i32 n_chunk  i32 tokens[n_chunk * n_ctx]
 //! n_chunk * (n_ctx - 1 - n_ctx / 2) rows: f32 scale  f32 min  u16 codes[n_vocab, rounded up to even]
 //! ```
 //!
-//! ln p of a token is `scale * code + min`, in nats; what is more than 16 below the largest has
-//! code 0.
+//! ln p of a token is `scale * code + min`, in nats. Values more than 16 nats below the largest
+//! have code 0.
 
 use super::map::Map;
 use super::output::Output;
@@ -16,33 +16,33 @@ use std::path::Path;
 
 const MAGIC: &[u8; 8] = b"_logits_";
 const HEADER: u64 = 20;
-/// Bytes of `scale` and `min`.
+/// Size of `scale` and `min` in bytes.
 const ROW_HEADER: usize = 8;
-/// Largest log-probability; rounding can lift one above 0.
+/// Upper bound of a log-probability; rounding can lift one above 0.
 const ABOVE_ZERO: f32 = 1e-3;
-/// Log-probabilities further than this below the largest are cut off, in nats.
+/// Range below the largest log-probability, in nats; lower ones are cut off.
 const RANGE: f32 = 16.0;
 /// Largest code.
 const CODES: f32 = 65_535.0;
 
-/// Sizes of a file, in tokens and chunks.
+/// Dimensions of a file, in tokens and chunks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shape {
-    /// Tokens in a chunk, at least 3.
+    /// Tokens per chunk, at least 3.
     pub n_ctx: u32,
-    /// Tokens in the vocabulary, at least 1.
+    /// Vocabulary size in tokens, at least 1.
     pub n_vocab: u32,
-    /// Chunks, at least 1.
+    /// Number of chunks, at least 1.
     pub n_chunk: u32,
 }
 
 impl Shape {
-    /// Rows in a chunk: one per scored position.
+    /// Rows per chunk: one per scored position.
     pub fn rows(&self) -> usize {
         (self.n_ctx - self.n_ctx / 2).saturating_sub(1) as usize
     }
 
-    /// Bytes of a row.
+    /// Size of a row in bytes.
     pub fn row_bytes(&self) -> usize {
         ROW_HEADER + 2 * (self.n_vocab as usize).next_multiple_of(2)
     }
@@ -51,7 +51,7 @@ impl Shape {
         u64::from(self.n_ctx) * u64::from(self.n_chunk)
     }
 
-    /// Bytes of the file, or what is wrong with the sizes.
+    /// Size of the file in bytes, or an error about the dimensions.
     fn file_bytes(&self) -> std::result::Result<u64, String> {
         let fits = |n: u32, least: u32| (least..=i32::MAX as u32).contains(&n);
         let Shape {
@@ -67,7 +67,7 @@ impl Shape {
         let rows = (self.rows() as u64).checked_mul(n_chunk.into());
         let rows = rows.and_then(|rows| rows.checked_mul(self.row_bytes() as u64));
         rows.and_then(|rows| rows.checked_add(HEADER + 4 * self.tokens()))
-            .ok_or("its sizes overflow".into())
+            .ok_or("its dimensions overflow".into())
     }
 }
 
@@ -79,7 +79,7 @@ pub struct Logits {
 }
 
 impl Logits {
-    /// Opens a file; its sizes and tokens are checked here, each row when it is read.
+    /// Opens a file. Dimensions and tokens are checked here, each row when it is read.
     ///
     /// # Errors
     /// A file that cannot be read, is no logits file, or was cut short.
@@ -94,12 +94,12 @@ impl Logits {
         }
     }
 
-    /// Its sizes.
+    /// Dimensions of the file.
     pub fn shape(&self) -> Shape {
         self.shape
     }
 
-    /// The text, `[n_chunk * n_ctx]` tokens, without the BOS that stands in for the first of each
+    /// The text, `[n_chunk * n_ctx]` tokens, without the BOS that replaces the first token of each
     /// chunk.
     pub fn tokens(&self) -> &[u32] {
         &self.tokens
@@ -108,7 +108,7 @@ impl Logits {
     /// Decodes a row into `[n_vocab]` log-probabilities, in nats.
     ///
     /// # Errors
-    /// A file that has become shorter, and a row without log-probabilities.
+    /// A file that has become shorter, and a row of invalid log-probabilities.
     ///
     /// # Panics
     /// If there is no such row or `out` has another length.
@@ -141,7 +141,7 @@ fn parse(bytes: &[u8]) -> std::result::Result<(Shape, Vec<u32>), String> {
     let want = shape.file_bytes()?;
     if bytes.len() as u64 != want {
         return Err(format!(
-            "it has {} bytes and its header asks for {want}; the run that made it was cut short or the file was damaged: make it again",
+            "it has {} bytes and its header requires {want}; the run that made it was cut short or the file was damaged: make it again",
             bytes.len()
         ));
     }
@@ -167,7 +167,7 @@ fn decode(row: &[u8], out: &mut [f32]) -> std::result::Result<(), String> {
     let max = scale * CODES + min;
     if !(scale >= 0.0 && min.is_finite() && max <= ABOVE_ZERO) {
         return Err(format!(
-            "has scale {scale} and minimum {min}, which no log-probabilities have"
+            "has scale {scale} and minimum {min}, which is invalid for log-probabilities"
         ));
     }
     for (out, code) in out.iter_mut().zip(row[ROW_HEADER..].as_chunks::<2>().0) {
@@ -202,7 +202,7 @@ pub fn encode(logits: &[f32], log_z: f64, out: &mut [u8]) {
     }
 }
 
-/// Writes a file; it has its name once [`Writer::finish`] succeeds.
+/// Writes a file, which gets its name when [`Writer::finish`] succeeds.
 pub struct Writer {
     output: Output,
     path: std::path::PathBuf,
@@ -210,11 +210,11 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Begins a file with `[n_chunk * n_ctx]` tokens.
+    /// Starts a file with `[n_chunk * n_ctx]` tokens.
     ///
     /// # Errors
-    /// Sizes that no file has, tokens that do not fit them, a target among the `inputs`, and those of
-    /// the disk.
+    /// Invalid dimensions, tokens that do not match them, a target among the `inputs`, and I/O
+    /// errors.
     pub fn create(path: &Path, shape: Shape, tokens: &[u32], inputs: &[&Path]) -> Result<Writer> {
         let bad = |what| Error::Bad {
             path: path.to_owned(),
@@ -224,7 +224,7 @@ impl Writer {
         if tokens.len() as u64 != shape.tokens()
             || tokens.iter().any(|&token| token >= shape.n_vocab)
         {
-            return Err(bad("its tokens do not fit its sizes".into()));
+            return Err(bad("its number of tokens contradicts its dimensions".into()));
         }
         let mut output = Output::create(path, bytes, inputs)?;
         let sizes = [shape.n_ctx, shape.n_vocab, shape.n_chunk];
@@ -243,22 +243,22 @@ impl Writer {
     /// Appends encoded rows, in order.
     ///
     /// # Errors
-    /// More rows than the sizes allow, and those of the disk.
+    /// More rows than the dimensions allow, and I/O errors.
     pub fn write(&mut self, rows: &[u8]) -> Result<()> {
         self.left = self
             .left
             .checked_sub(rows.len() as u64)
             .ok_or_else(|| Error::Bad {
                 path: self.path.clone(),
-                what: "more rows were written than its sizes allow".into(),
+                what: "more rows were written than its dimensions allow".into(),
             })?;
         self.output.write(rows)
     }
 
-    /// Gives the file its name.
+    /// Renames the file to its target.
     ///
     /// # Errors
-    /// Missing rows, and those of the disk.
+    /// Missing rows, and I/O errors.
     pub fn finish(self) -> Result<()> {
         match self.left {
             0 => self.output.finish(),
@@ -275,7 +275,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_comes_back_and_every_truncation_is_refused() {
+    fn files_round_trip_and_truncations_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.kld");
         let shape = Shape {

@@ -28,7 +28,7 @@ impl Map {
             action: "open",
             source,
         };
-        // Before it is opened: that would wait for the other end of a pipe.
+        // Checked before opening, which would wait for the other end of a pipe.
         let meta = path.metadata().map_err(io)?;
         let unmappable = match meta.is_dir() {
             true => Some("it is a directory; name a file"),
@@ -44,10 +44,9 @@ impl Map {
             });
         }
         let file = File::open(path).map_err(io)?;
-        // SAFETY: the mapping is read-only and private to this process. Another process that
-        // shortens the file would make reads beyond its end fault; `check_length` catches that
-        // between reads, and every consumer of tensor data calls it before it touches a band of
-        // rows.
+        // SAFETY: the mapping is read-only and private to this process. If another process shortens
+        // the file, reads beyond its end fault; `check_length` detects that between reads, and
+        // every consumer of tensor data calls it before reading a band of rows.
         let bytes = unsafe { Mmap::map(&file) }.map_err(io)?;
         Ok(Map {
             path: path.to_owned(),
@@ -67,8 +66,8 @@ impl Map {
         &self.bytes
     }
 
-    /// Appends bytes of the file to another, inside the kernel where it supports that
-    /// (`copy_file_range`): less than half the work of writing mapped bytes.
+    /// Appends bytes of the file to `out`, inside the kernel where supported (`copy_file_range`):
+    /// less than half the work of writing mapped bytes.
     pub(super) fn copy_to(&self, range: Range<usize>, mut out: &File) -> std::io::Result<()> {
         let _held = self.position.lock().unwrap_or_else(PoisonError::into_inner);
         let mut file = &self.file;
@@ -107,15 +106,15 @@ impl Map {
         Ok(())
     }
 
-    /// Hints to the system that these bytes are needed soon.
+    /// Hints to the system that these bytes will be needed soon.
     pub(crate) fn prefetch(&self, range: Range<usize>) {
         let _ = self
             .bytes
             .advise_range(Advice::WillNeed, range.start, range.len());
     }
 
-    /// Hints to the system that these bytes are not needed again soon, so that a model larger than
-    /// memory does not evict everything else.
+    /// Hints to the system that these bytes will not be needed again soon, so that a model larger
+    /// than memory does not evict everything else.
     pub fn release(&self, range: Range<usize>) {
         // SAFETY: the mapping is file-backed and read-only; dropped pages are read again from the
         // file.

@@ -1,5 +1,5 @@
-//! Output files: written beside the target, flushed to the disk, renamed. Until the rename, the
-//! target stays as it is.
+//! Output files: written beside the target, flushed to disk, then renamed. The target is unchanged
+//! until the rename.
 
 use super::map::Map;
 use super::{Error, Result};
@@ -11,9 +11,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-/// Bytes of the buffer: large enough to hide the cost of system calls.
+/// Buffer size in bytes, large enough to hide the cost of system calls.
 const BUFFER: usize = 1 << 20;
-/// Bytes between two flushes to the disk.
+/// Bytes between two flushes to disk.
 const FLUSH_EVERY: u64 = 64 << 20;
 
 /// A file that gets its name only when [`Output::finish`] succeeds.
@@ -25,9 +25,9 @@ pub struct Output {
     /// `None` for a device or a pipe, which is written directly.
     partial: Option<PathBuf>,
     writer: BufWriter<Arc<File>>,
-    /// Flushes written bytes to the disk in the background, to shorten the wait at the end.
+    /// Background flush of written bytes, to shorten the wait at the end.
     flushing: Option<JoinHandle<std::io::Result<()>>>,
-    /// Bytes written since that flush began.
+    /// Bytes written since the start of that flush.
     unflushed: u64,
 }
 
@@ -46,7 +46,7 @@ impl Output {
                 source,
             }
         };
-        // A link stays a link: its target is replaced.
+        // A symbolic link is kept: its target is replaced.
         let target = target.canonicalize().unwrap_or_else(|_| target.to_owned());
         if target.is_dir() {
             let source = std::io::Error::other("it is a directory; name a file in it");
@@ -79,14 +79,14 @@ impl Output {
                 return Err(taken(
                     partial,
                     "create",
-                    "another process is writing it; wait for that one, or choose another output",
+                    "another process is writing it; wait for it, or choose another output",
                 ));
             }
-            // Some network file systems have no locks; the rename is still atomic there.
+            // Some network file systems lack locks; the rename is still atomic there.
             Err(TryLockError::Error(_)) => {}
         }
-        // Before the lock, another process may have finished and renamed the file, and a link
-        // leads to a foreign file. Only a file of this very name is emptied.
+        // Before the lock was taken, another process may have finished and renamed the file, and a
+        // link may lead to an unrelated file. Only a file of exactly this name is truncated.
         if !is_at(&file, &partial) {
             return Err(taken(
                 partial,
@@ -118,7 +118,7 @@ impl Output {
     /// Appends bytes.
     ///
     /// # Errors
-    /// Those of the disk.
+    /// I/O errors.
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
         let io = |source| Error::Io {
             path: self.target.clone(),
@@ -129,10 +129,10 @@ impl Output {
         self.written(bytes.len() as u64)
     }
 
-    /// Appends bytes of an input as they are.
+    /// Appends bytes of an input unchanged.
     ///
     /// # Errors
-    /// Those of the disk, and an input that has changed.
+    /// I/O errors, and an input that has changed.
     pub fn copy(&mut self, input: &Map, range: Range<usize>) -> Result<()> {
         if range.len() < BUFFER {
             return self.write(&input.bytes()[range]);
@@ -149,7 +149,7 @@ impl Output {
         self.written(range.len() as u64)
     }
 
-    /// Counts written bytes, and starts a flush when they are many.
+    /// Counts written bytes, and starts a flush after enough of them.
     fn written(&mut self, bytes: u64) -> Result<()> {
         let io = |source| Error::Io {
             path: self.target.clone(),
@@ -161,7 +161,7 @@ impl Output {
         if self.partial.is_some() && self.unflushed >= FLUSH_EVERY && idle {
             flushed(self.flushing.take()).map_err(io)?;
             let file = Arc::clone(self.writer.get_ref());
-            // Without a thread, the last flush does everything.
+            // Without a thread, the last flush does all the work.
             self.flushing = std::thread::Builder::new()
                 .spawn(move || file.sync_data())
                 .ok();
@@ -170,12 +170,12 @@ impl Output {
         Ok(())
     }
 
-    /// Flushes everything to the disk, still without its name. A job with several outputs settles
-    /// all of them before it finishes the first, since a full disk shows here. The buffer is freed
-    /// too: many outputs may wait for each other.
+    /// Flushes everything to disk, still under the temporary name. A job with several outputs
+    /// settles all of them before it finishes the first, since a full disk shows up here. The
+    /// buffer is freed, as many outputs can be waiting.
     ///
     /// # Errors
-    /// Those of the disk.
+    /// I/O errors.
     pub(crate) fn settle(&mut self) -> Result<()> {
         let io = |source| Error::Io {
             path: self.target.clone(),
@@ -191,10 +191,10 @@ impl Output {
         }
     }
 
-    /// Flushes everything to the disk and gives the file its name.
+    /// Flushes everything to disk and renames the file to its target.
     ///
     /// # Errors
-    /// Those of the disk.
+    /// I/O errors.
     pub fn finish(mut self) -> Result<()> {
         self.settle()?;
         let Some(partial) = self.partial.clone() else {
@@ -206,15 +206,15 @@ impl Output {
             source,
         })?;
         self.partial = None;
-        // The rename itself survives a power cut once the directory is flushed; not every system
-        // can do that.
+        // The rename survives a power cut once the directory is flushed, which not every system
+        // supports.
         if let Some(dir) = self.target.parent().and_then(|dir| File::open(dir).ok()) {
             let _ = dir.sync_all();
         }
         Ok(())
     }
 
-    /// Reserves the space of the whole file, before another output or program takes it.
+    /// Reserves space for the whole file, before another output or program takes it.
     fn reserve(&self, needed: u64) -> Result<()> {
         let dir = self
             .target
@@ -229,7 +229,7 @@ impl Output {
                 free,
             });
         }
-        // Where space cannot be reserved or counted, a full disk shows in a write.
+        // Where space cannot be reserved or determined, a full disk shows up in a write.
         match self.writer.get_ref().allocate(needed) {
             Err(e) if needed > 0 && e.kind() == ErrorKind::StorageFull => Err(Error::NoSpace {
                 path: self.target.clone(),
@@ -258,7 +258,7 @@ fn flushed(flushing: Option<JoinHandle<std::io::Result<()>>>) -> std::io::Result
     })
 }
 
-/// The error of an output in the hands of another process.
+/// Error for an output in use by another process.
 fn taken(path: PathBuf, action: &'static str, why: &str) -> Error {
     Error::Io {
         path,
@@ -267,15 +267,15 @@ fn taken(path: PathBuf, action: &'static str, why: &str) -> Error {
     }
 }
 
-/// Whether the process or the system has too many open files; the standard library has no name for
-/// it.
+/// True if the process or the system has too many open files; the standard library has no name for
+/// this error.
 fn too_many_open(error: &std::io::Error) -> bool {
     const ENFILE: i32 = 23;
     const EMFILE: i32 = 24;
     cfg!(unix) && matches!(error.raw_os_error(), Some(ENFILE | EMFILE))
 }
 
-/// Adds a remedy to a refusal of the system.
+/// Adds a remedy to an error of the system.
 fn with_advice(error: std::io::Error, path: &Path) -> std::io::Error {
     let dir = path
         .parent()
@@ -297,7 +297,7 @@ fn with_advice(error: std::io::Error, path: &Path) -> std::io::Error {
     std::io::Error::new(error.kind(), format!("{error}; {advice}"))
 }
 
-/// Checks that an output replaces nothing.
+/// Checks that an output does not exist yet.
 ///
 /// # Errors
 /// [`Error::Exists`].
@@ -306,27 +306,27 @@ pub fn check_new(target: &Path) -> Result<()> {
         Ok(meta) if meta.is_file() || meta.is_dir() || meta.is_symlink() => Err(Error::Exists {
             path: target.to_owned(),
         }),
-        // A device or a pipe is written to, not replaced.
+        // Devices and pipes are written to, not replaced.
         _ => Ok(()),
     }
 }
 
-/// A change of some bytes of a file.
+/// Replacement of some bytes of a file.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Patch {
-    /// Their offset from the file's start.
+    /// Offset from the start of the file, in bytes.
     pub offset: u64,
-    /// The present bytes.
+    /// Current bytes.
     pub before: Vec<u8>,
-    /// The new bytes, as many.
+    /// New bytes, of the same length.
     pub after: Vec<u8>,
 }
 
-/// Changes bytes of an existing file in place: the only write that makes no new file. Each patch is
-/// one write; the caller ensures that the file is sound between any two.
+/// Changes bytes of an existing file in place: the only write without a new file. Each patch is one
+/// write; the caller ensures that the file is valid between any two.
 ///
 /// # Errors
-/// A patch whose present bytes differ; nothing has been written then. The file must not be mapped.
+/// A patch whose current bytes differ; then nothing is written. The file must not be mapped.
 pub fn patch(path: &Path, patches: &[Patch]) -> Result<()> {
     let io = |action| {
         move |source| Error::Io {
@@ -344,7 +344,7 @@ pub fn patch(path: &Path, patches: &[Patch]) -> Result<()> {
         return Err(taken(
             path.to_owned(),
             "write",
-            "another process is writing it; wait for that one",
+            "another process is writing it; wait for it",
         ));
     }
     for patch in patches {
@@ -368,7 +368,7 @@ pub fn patch(path: &Path, patches: &[Patch]) -> Result<()> {
     file.sync_all().map_err(io("write"))
 }
 
-/// Fails if the target is one of the inputs, under any name.
+/// Fails if the target is one of the inputs, under any path.
 fn check_not_input(target: &Path, inputs: &[&Path]) -> Result<()> {
     let Ok(real) = target.canonicalize() else {
         return Ok(());
@@ -389,7 +389,7 @@ fn same_file(a: &Path, b: &Path) -> bool {
     id(a).is_some() && id(a) == id(b)
 }
 
-/// Whether an open file is the one of this name, and the name no link.
+/// True if an open file is the one at this path, and the path is not a link.
 #[cfg(unix)]
 fn is_at(file: &File, path: &Path) -> bool {
     use std::os::unix::fs::MetadataExt;
@@ -414,7 +414,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_output_that_is_not_finished_leaves_the_target_alone() {
+    fn unfinished_outputs_leave_the_target_unchanged() {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("a.gguf");
         std::fs::write(&target, b"old").unwrap();
@@ -436,7 +436,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_of_an_input_are_copied_in_their_turn() {
+    fn copies_of_inputs_keep_their_order() {
         let dir = tempfile::tempdir().unwrap();
         let (input, target) = (dir.path().join("in"), dir.path().join("out"));
         let bytes: Vec<u8> = (0..3 * BUFFER).map(|i| (i % 251) as u8).collect();
@@ -460,7 +460,7 @@ mod tests {
         .concat();
         assert!(std::fs::read(&target).unwrap() == expected);
 
-        // Bytes that are gone are an error, not a shorter output.
+        // Missing bytes are an error, not a shorter output.
         let mut output = Output::create(&target, 0, &[&input]).unwrap();
         File::options()
             .write(true)
@@ -472,7 +472,7 @@ mod tests {
     }
 
     #[test]
-    fn an_input_is_never_an_output() {
+    fn inputs_are_refused_as_outputs() {
         let dir = tempfile::tempdir().unwrap();
         let (input, link) = (dir.path().join("in.gguf"), dir.path().join("link.gguf"));
         std::fs::write(&input, b"in").unwrap();
@@ -490,7 +490,7 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn a_link_in_place_of_the_partial_file_is_not_followed() {
+    fn links_in_place_of_partial_files_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let (target, victim) = (dir.path().join("a.gguf"), dir.path().join("victim"));
         std::fs::write(&victim, b"precious").unwrap();
@@ -500,7 +500,7 @@ mod tests {
     }
 
     #[test]
-    fn a_patch_finds_what_it_expects_or_changes_nothing() {
+    fn patches_with_other_current_bytes_change_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("a");
         std::fs::write(&target, b"abcdef").unwrap();
@@ -517,7 +517,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_there_is_told_from_what_is_not() {
+    fn existing_targets_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("a");
         assert!(check_new(&target).is_ok());
@@ -527,7 +527,7 @@ mod tests {
     }
 
     #[test]
-    fn too_large_an_output_is_refused_before_it_begins() {
+    fn outputs_beyond_the_free_space_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("a.gguf");
         assert!(matches!(
@@ -538,7 +538,7 @@ mod tests {
     }
 
     #[test]
-    fn two_writers_of_one_file_do_not_mix() {
+    fn concurrent_writers_of_one_file_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("a.gguf");
         let first = Output::create(&target, 0, &[]).unwrap();

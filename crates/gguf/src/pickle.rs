@@ -1,22 +1,22 @@
-//! Python's pickles, as far as checkpoints need them: data without code.
+//! Python pickles, as far as checkpoints use them: data without code.
 //!
-//! A pickle is a program for a machine with a stack and a memo. It can name any function of any
-//! module and call it, which is why Python's own reader runs what it reads. This one has the
-//! opcodes that `torch.save` writes, and no more: a call becomes a [`Object::Call`] that says which
-//! function was meant, and only functions of a given list can be meant at all.
+//! A pickle is a program for a machine with a stack and a memo. It can call any function of any
+//! module, so Python's own reader runs arbitrary code. This reader supports only the opcodes that
+//! `torch.save` writes: a call becomes an [`Object::Call`] with the function it names, and only
+//! functions of a given list are accepted.
 //!
-//! Nothing recurses, and every opcode adds at most one value or object, so that depth and memory
+//! There is no recursion, and every opcode adds at most one value or object, so depth and memory
 //! are bounded by the number of bytes.
 
 use crate::shown;
 use std::collections::HashMap;
 
-/// Longest pickle that is read, in bytes: two hundred thousand tensors fit.
+/// Longest accepted pickle in bytes: enough for two hundred thousand tensors.
 const MAX_LEN: usize = 100_000_000;
-/// The dictionary that remembers the order of its keys, which every dictionary does here.
+/// The dictionary that keeps insertion order, as every dictionary does here.
 const ORDERED_DICT: [&str; 2] = ["collections", "OrderedDict"];
 
-/// A value. Strings borrow from the pickle, everything composed is an object.
+/// A value. Strings borrow from the pickle; composite values are objects.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Value<'a> {
     None,
@@ -24,7 +24,7 @@ pub(crate) enum Value<'a> {
     Int(i64),
     Float,
     Text(&'a str),
-    /// A function or a class, as an index of the list that the reader was given.
+    /// A function or class, as an index into the list given to the reader.
     Global(usize),
     /// `collections.OrderedDict` before it is called.
     OrderedDict,
@@ -32,32 +32,32 @@ pub(crate) enum Value<'a> {
     Object(usize),
 }
 
-/// What a value is made of.
+/// A composite value.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Object<'a> {
     Tuple(Vec<Value<'a>>),
     List(Vec<Value<'a>>),
     /// Keys and values in the order of their insertion; keys may repeat.
     Dict(Vec<(Value<'a>, Value<'a>)>),
-    /// A function of the list, and the tuple of its arguments.
+    /// A function of the list, and its arguments as a tuple.
     Call {
         function: usize,
         arguments: usize,
     },
-    /// Something outside of the pickle, by its id.
+    /// A reference to data outside the pickle, by its id.
     Persistent(Value<'a>),
 }
 
 /// A whole pickle.
 #[derive(Debug)]
 pub(crate) struct Pickle<'a> {
-    /// What it describes.
+    /// The outermost value.
     pub(crate) root: Value<'a>,
     objects: Vec<Object<'a>>,
 }
 
 impl<'a> Pickle<'a> {
-    /// The object that a value is, if it is one.
+    /// The object of a value, if it refers to one.
     pub(crate) fn object(&self, value: Value<'a>) -> Option<&Object<'a>> {
         match value {
             Value::Object(index) => self.objects.get(index),
@@ -73,14 +73,14 @@ impl<'a> Pickle<'a> {
         }
     }
 
-    /// A value in words.
+    /// Kind of a value, for messages.
     pub(crate) fn kind(&self, value: Value<'a>) -> &'static str {
         match (value, self.object(value)) {
             (_, Some(Object::Tuple(_) | Object::List(_))) => "a list",
             (_, Some(Object::Dict(_))) => "a dictionary",
             (_, Some(_)) => "an object",
             (Value::None, _) => "None",
-            (Value::Bool, _) => "a truth value",
+            (Value::Bool, _) => "a boolean",
             (Value::Int(_) | Value::Float, _) => "a number",
             (Value::Text(_), _) => "a text",
             _ => "a name",
@@ -88,15 +88,15 @@ impl<'a> Pickle<'a> {
     }
 }
 
-/// Reads a pickle that may refer to these globals, each a module and a name.
+/// Reads a pickle that may use these globals, each a module and a name.
 ///
 /// # Errors
-/// A damaged pickle, an opcode that `torch.save` does not write, another global; with the place in
-/// the pickle.
+/// A damaged pickle, an opcode that `torch.save` does not write, an unlisted global; with the
+/// position in the pickle.
 pub(crate) fn read<'a>(bytes: &'a [u8], globals: &[[&str; 2]]) -> Result<Pickle<'a>, String> {
     if bytes.len() > MAX_LEN {
         return Err(format!(
-            "its pickle has {} bytes; more than {MAX_LEN} are not read",
+            "its pickle has {} bytes; the limit is {MAX_LEN}",
             bytes.len()
         ));
     }
@@ -125,18 +125,18 @@ struct Machine<'a> {
     bytes: &'a [u8],
     at: usize,
     stack: Vec<Value<'a>>,
-    /// The heights of the stack at the marks that are open.
+    /// Stack heights at the open marks.
     marks: Vec<usize>,
     memo: HashMap<u32, Value<'a>>,
     objects: Vec<Object<'a>>,
 }
 
 impl<'a> Machine<'a> {
-    /// Runs one opcode; the last one gives the result.
+    /// Runs one opcode; STOP gives the result.
     fn step(&mut self, globals: &[[&str; 2]]) -> Result<Option<Value<'a>>, String> {
         let [opcode] = self.array()?;
         match opcode {
-            // PROTO: torch.save writes 2; what later ones add are opcodes, refused below.
+            // PROTO: torch.save writes 2. Opcodes of later protocols are refused below.
             0x80 => drop(self.array::<1>()?),
             b'N' => self.stack.push(Value::None),
             0x88 | 0x89 => self.stack.push(Value::Bool),
@@ -165,7 +165,7 @@ impl<'a> Machine<'a> {
                 let text = self.text(len as usize)?;
                 self.stack.push(Value::Text(text));
             }
-            // SHORT_BINSTRING: what Python 2 wrote.
+            // SHORT_BINSTRING: written by Python 2.
             b'U' => {
                 let [len] = self.array()?;
                 let text = self.text(len.into())?;
@@ -210,7 +210,7 @@ impl<'a> Machine<'a> {
                 let dict = self.dict("items of")?;
                 dict.extend(pairs.iter().map(|[key, value]| (*key, *value)));
             }
-            // BUILD: attributes of a state dictionary, such as its version. No weights are there.
+            // BUILD: attributes of a state dictionary, such as its version. They hold no weights.
             b'b' => {
                 self.pop()?;
                 self.dict("attributes of")?;
@@ -259,7 +259,7 @@ impl<'a> Machine<'a> {
     }
 
     fn text(&mut self, len: usize) -> Result<&'a str, String> {
-        std::str::from_utf8(self.take(len)?).map_err(|_| "a text is no UTF-8".into())
+        std::str::from_utf8(self.take(len)?).map_err(|_| "a text is not UTF-8".into())
     }
 
     /// Text up to the end of its line.
@@ -299,7 +299,7 @@ impl<'a> Machine<'a> {
         })
     }
 
-    /// The height of the stack that belongs to the innermost mark.
+    /// Stack height at the innermost mark.
     fn floor(&self) -> usize {
         self.marks.last().copied().unwrap_or(0)
     }
@@ -311,7 +311,7 @@ impl<'a> Machine<'a> {
         }
     }
 
-    /// What lies above the last mark.
+    /// Takes the values above the last mark.
     fn marked(&mut self) -> Result<Vec<Value<'a>>, String> {
         let start = self.marks.pop().ok_or("there is no mark")?;
         Ok(self.stack.split_off(start))
@@ -322,7 +322,7 @@ impl<'a> Machine<'a> {
         self.objects.push(object);
     }
 
-    /// The object on top of the stack, which stays there.
+    /// The object on top of the stack, without popping it.
     fn top(&mut self) -> Result<&mut Object<'a>, String> {
         let top = match self.stack.len() > self.floor() {
             true => self.stack.last(),
@@ -337,14 +337,14 @@ impl<'a> Machine<'a> {
     fn list(&mut self) -> Result<&mut Vec<Value<'a>>, String> {
         match self.top()? {
             Object::List(list) => Ok(list),
-            _ => Err("it adds to something that is no list".into()),
+            _ => Err("it appends to something that is not a list".into()),
         }
     }
 
     fn dict(&mut self, what: &str) -> Result<&mut Vec<(Value<'a>, Value<'a>)>, String> {
         match self.top()? {
             Object::Dict(dict) => Ok(dict),
-            _ => Err(format!("it sets {what} something that is no dictionary")),
+            _ => Err(format!("it sets {what} something that is not a dictionary")),
         }
     }
 
@@ -352,7 +352,7 @@ impl<'a> Machine<'a> {
         let (arguments, function) = (self.pop()?, self.pop()?);
         let arguments = match arguments {
             Value::Object(index) if matches!(self.objects[index], Object::Tuple(_)) => index,
-            _ => return Err("the arguments of a call are no tuple".into()),
+            _ => return Err("the arguments of a call are not a tuple".into()),
         };
         match function {
             Value::Global(function) => self.make(Object::Call {
@@ -363,9 +363,9 @@ impl<'a> Machine<'a> {
                 Object::Tuple(elements) if elements.is_empty() => {
                     self.make(Object::Dict(Vec::new()));
                 }
-                _ => return Err("an OrderedDict is made of something".into()),
+                _ => return Err("an OrderedDict is created with arguments".into()),
             },
-            _ => return Err("it calls something that is no function".into()),
+            _ => return Err("it calls something that is not a function".into()),
         }
         Ok(())
     }
@@ -380,7 +380,7 @@ impl<'a> Machine<'a> {
     fn get(&mut self, key: u32) -> Result<(), String> {
         let value = self.memo.get(&key);
         self.stack
-            .push(*value.ok_or_else(|| format!("its memo has no number {key}"))?);
+            .push(*value.ok_or_else(|| format!("its memo has no entry {key}"))?);
         Ok(())
     }
 }
@@ -389,7 +389,7 @@ const EMPTY: &str = "its stack is empty";
 
 /// The refusal of an opcode.
 fn unknown(opcode: u8) -> String {
-    /// Opcodes that Python knows and weights do not need, by the names in its pickletools.
+    /// Opcodes of Python that weights do not need, by their names in pickletools.
     const NAMES: [(u8, &str); 35] = [
         (b'0', "POP"),
         (b'1', "POP_MARK"),
@@ -431,7 +431,7 @@ fn unknown(opcode: u8) -> String {
         Some((_, name)) => format!(
             "torch.save writes no opcode {name} by default; load the file with torch and save it again"
         ),
-        None => format!("{opcode:#04x} is no opcode; the file is damaged"),
+        None => format!("{opcode:#04x} is not an opcode; the file is damaged"),
     }
 }
 
@@ -446,7 +446,7 @@ mod tests {
     }
 
     #[test]
-    fn values_are_what_python_means() {
+    fn values_match_python() {
         for (bytes, value) in [
             (&b"\x80\x02N."[..], Value::None),
             (b"\x88.", Value::Bool),
@@ -466,7 +466,7 @@ mod tests {
     }
 
     #[test]
-    fn objects_are_put_together() {
+    fn composite_objects_are_built() {
         let pickle = read_all(b"}(X\x01\0\0\0aK\x01K\x02\x86X\x01\0\0\0b](K\x03eu.").unwrap();
         let Some(Object::Dict(items)) = pickle.object(pickle.root) else {
             panic!("{pickle:?}");
@@ -494,7 +494,7 @@ mod tests {
     }
 
     #[test]
-    fn what_could_run_is_refused_by_name() {
+    fn code_is_refused_by_name() {
         for (bytes, part) in [
             (
                 &b"cos\nsystem\nX\x02\0\0\0ls\x85R."[..],
@@ -508,13 +508,13 @@ mod tests {
             (b"X\x02\0\0\0osX\x06\0\0\0system\x93.", "STACK_GLOBAL"),
             (b"\x82\x01.", "EXT1"),
             (b"ctorch\nf\n)\x81.", "NEWOBJ"),
-            (b"K\x01)R.", "no function"),
+            (b"K\x01)R.", "not a function"),
             (b"ctorch\nf\nK\x01R.", "no tuple"),
             (
                 b"ctorch\nf\n)R}b.",
-                "attributes of something that is no dictionary",
+                "attributes of something that is not a dictionary",
             ),
-            (b"\xfe", "0xfe is no opcode"),
+            (b"\xfe", "0xfe is not an opcode"),
         ] {
             let error = read_all(bytes).unwrap_err();
             assert!(error.contains(part), "{error} | {part}");
@@ -558,7 +558,7 @@ mod tests {
     }
 
     #[test]
-    fn depth_costs_no_stack() {
+    fn nesting_uses_no_stack() {
         let mut deep = b"N".to_vec();
         deep.resize(1_000_000, 0x85);
         deep.push(b'.');

@@ -1,4 +1,4 @@
-//! The tensors of a model and their weights: the one place where weights become f32.
+//! Tensors of a model and their weights: the only conversion of weights to f32.
 //!
 //! ```text
 //! TensorSource   rows of tensors as stored bytes: a GGUF, or a checkpoint converted on the fly
@@ -14,9 +14,9 @@ use rayon::prelude::*;
 use std::ops::Range;
 use std::path::Path;
 
-/// Weights in a band (one row at least).
+/// Weights per band (at least one row).
 const BAND_WEIGHTS: u64 = 8 << 20;
-/// Weights in a thread's task (one row at least): few enough to stay in its cache.
+/// Weights per task of a thread (at least one row), sized for its cache.
 const TASK_WEIGHTS: usize = 64 << 10;
 
 /// One tensor of a model.
@@ -24,42 +24,42 @@ const TASK_WEIGHTS: usize = 64 << 10;
 pub struct Tensor<'a> {
     /// Name, shape and type.
     pub info: TensorInfo<'a>,
-    /// Its file of a split GGUF, counted from 0.
+    /// Index of its file in a split GGUF, from 0.
     pub shard: usize,
-    /// Its place in that file, in bytes; in a checkpoint, the bytes of the tensors before it.
+    /// Offset in that file, in bytes; in a checkpoint, the size of the tensors before it.
     pub offset: u64,
-    /// Its number in [`TensorReader::tensors`].
+    /// Index in [`TensorReader::tensors`].
     pub index: usize,
 }
 
 impl Tensor<'_> {
-    /// Bytes of a row.
+    /// Size of a row in bytes.
     pub(crate) fn row_bytes(&self) -> usize {
         (self.info.bytes() / self.info.shape.rows()) as usize
     }
 
-    /// How many matrices it is made of: the experts of a linear, for one.
+    /// Number of matrices, such as experts.
     pub fn matrices(&self) -> usize {
         self.info.shape.four()[2] as usize
     }
 
-    /// Rows of one of its matrices.
+    /// Rows per matrix.
     pub fn rows_per_matrix(&self) -> u64 {
         self.info.shape.four()[1]
     }
 
-    /// The rows of one of its matrices, counted over all of them.
+    /// Row range of one matrix, counted over all matrices.
     pub fn rows_of(&self, matrix: usize) -> Range<u64> {
         let rows = self.rows_per_matrix();
         matrix as u64 * rows..(matrix as u64 + 1) * rows
     }
 
-    /// Rows that a thread takes at a time.
+    /// Rows per task of a thread.
     pub fn task_rows(&self) -> usize {
         (TASK_WEIGHTS / self.info.shape.row_len() as usize).max(1)
     }
 
-    /// Bands of bounded size that make up `rows`, in order.
+    /// Bands of bounded size that cover `rows`, in order.
     pub fn bands(&self, rows: Range<u64>) -> impl Iterator<Item = Range<u64>> + use<> {
         let step = (BAND_WEIGHTS / self.info.shape.row_len()).max(1);
         rows.clone()
@@ -68,7 +68,7 @@ impl Tensor<'_> {
     }
 }
 
-/// What holds a model's metadata and weights. Tensors go by their [`Tensor::index`].
+/// A source of metadata and weights. Tensors are identified by [`Tensor::index`].
 pub trait TensorSource: Send + Sync {
     /// The model's metadata.
     fn metadata(&self) -> &Metadata<'_>;
@@ -78,15 +78,14 @@ pub trait TensorSource: Send + Sync {
         &[]
     }
 
-    /// The files that hold the weights.
+    /// Paths of the weight files.
     fn paths(&self) -> Vec<&Path>;
 
-    /// The file that holds a tensor, or the first part of it.
+    /// Path of the file with a tensor, or with the first part of it.
     fn path(&self, tensor: usize) -> &Path;
 
-    /// The bytes of some rows, counted over all matrices of the tensor: those of the mapped file
-    /// where they are there in the wanted form, else made in `buffer`, on the threads of the
-    /// current pool.
+    /// The bytes of some rows, counted over all matrices of the tensor: a slice of the mapped file
+    /// where it has the wanted form, otherwise made in `buffer` on the threads of the current pool.
     ///
     /// # Errors
     /// A file that has become shorter, weights that cannot be converted.
@@ -97,10 +96,10 @@ pub trait TensorSource: Send + Sync {
         buffer: &'b mut Vec<u8>,
     ) -> Result<&'b [u8]>;
 
-    /// Hints to the system that a tensor is needed soon.
+    /// Hints to the system that a tensor will be needed soon.
     fn prefetch(&self, _tensor: usize) {}
 
-    /// Hints to the system that rows are not needed again soon.
+    /// Hints to the system that rows will not be needed again soon.
     fn release(&self, tensor: usize, rows: Range<u64>);
 }
 
@@ -112,7 +111,7 @@ pub struct TensorReader<'a> {
 }
 
 impl<'a> TensorReader<'a> {
-    /// Reads these tensors of `source`, each at its index.
+    /// Reader of `tensors` of `source`, each at its index.
     pub fn new(source: impl TensorSource + 'a, tensors: Vec<Tensor<'a>>) -> TensorReader<'a> {
         TensorReader {
             tensors,
@@ -130,18 +129,18 @@ impl<'a> TensorReader<'a> {
         self.source.notes()
     }
 
-    /// The files that hold the weights.
+    /// Paths of the weight files.
     pub fn paths(&self) -> Vec<&Path> {
         self.source.paths()
     }
 
-    /// The file that holds a tensor, or the first part of it.
+    /// Path of the file with a tensor, or with the first part of it.
     pub fn path_of(&self, tensor: &Tensor<'_>) -> &Path {
         self.source.path(tensor.index)
     }
 
-    /// The bytes of some rows, counted over all the tensor's matrices: those of the mapped file, or
-    /// made in `buffer` on the threads of the current pool.
+    /// The bytes of some rows, counted over all matrices of the tensor: a slice of the mapped file,
+    /// or made in `buffer` on the threads of the current pool.
     ///
     /// # Errors
     /// A file that has become shorter, weights that cannot be converted.
@@ -175,14 +174,14 @@ impl<'a> TensorReader<'a> {
         })
     }
 
-    /// Widens rows into `out`, band by band, on the threads of the current pool. Their pages are
-    /// released.
+    /// Widens rows into `out`, `[rows, row_len]`, band by band on the threads of the current pool,
+    /// and releases their pages.
     ///
     /// # Errors
     /// As [`TensorReader::band`].
     ///
     /// # Panics
-    /// If `out` is not of their length.
+    /// If `out` has another length.
     pub fn widen(&self, tensor: &Tensor<'_>, rows: Range<u64>, out: &mut [f32]) -> Result<()> {
         self.widen_with(tensor, rows, out, |band, out| {
             let rows = tensor.task_rows();
@@ -193,13 +192,14 @@ impl<'a> TensorReader<'a> {
         })
     }
 
-    /// The same on the calling thread. The pages stay: tables are read row by row, again and again.
+    /// The same on the calling thread, without releasing pages: for tables read row by row,
+    /// repeatedly.
     ///
     /// # Errors
     /// As [`TensorReader::band`].
     ///
     /// # Panics
-    /// If `out` is not of their length.
+    /// If `out` has another length.
     pub fn widen_here(&self, tensor: &Tensor<'_>, rows: Range<u64>, out: &mut [f32]) -> Result<()> {
         self.widen_with(tensor, rows, out, |band, out| band.widen(out))
     }
@@ -227,12 +227,12 @@ impl<'a> TensorReader<'a> {
         Ok(())
     }
 
-    /// Hints to the system that a tensor is needed soon.
+    /// Hints to the system that a tensor will be needed soon.
     pub fn prefetch(&self, tensor: &Tensor<'_>) {
         self.source.prefetch(tensor.index);
     }
 
-    /// Hints to the system that rows are not needed again soon.
+    /// Hints to the system that rows will not be needed again soon.
     pub fn release(&self, tensor: &Tensor<'_>, rows: Range<u64>) {
         self.source.release(tensor.index, rows);
     }
@@ -260,46 +260,46 @@ impl<'b> Band<'b> {
         })
     }
 
-    /// The type of its blocks.
+    /// Type of its blocks.
     pub fn ggml_type(&self) -> GgmlType {
         self.codec.ggml_type
     }
 
-    /// Its rows, counted over all matrices of the tensor.
+    /// Row range, counted over all matrices of the tensor.
     pub fn rows(&self) -> Range<u64> {
         self.first..self.first + self.len() as u64
     }
 
-    /// How many rows it has.
+    /// Number of rows.
     pub fn len(&self) -> usize {
         self.bytes.len() / self.row_bytes
     }
 
-    /// Whether it has no rows.
+    /// True if it has no rows.
     pub fn is_empty(&self) -> bool {
         self.bytes.is_empty()
     }
 
-    /// Weights of a row.
+    /// Weights per row.
     pub fn row_len(&self) -> usize {
         self.row_len
     }
 
-    /// Its weights as f32.
+    /// Writes its weights to `out`, `[rows, row_len]`.
     ///
     /// # Panics
-    /// If `out` is not of their length.
+    /// If `out` has another length.
     pub fn widen(&self, out: &mut [f32]) {
         assert_eq!(out.len(), self.len() * self.row_len, "room for its weights");
         self.codec.dequantize_row(self.bytes, out);
     }
 
-    /// The first row with a block that is no number, and what is wrong with it.
+    /// The first row with an invalid (non-finite) block, and the fault.
     pub fn first_fault(&self) -> Option<(u64, Fault)> {
         first_fault(self.codec, self.row_len, self.first, self.bytes)
     }
 
-    /// Its rows, so many at a time, side by side.
+    /// Its rows in groups of the given size, in parallel.
     pub fn par_chunks(
         &self,
         rows: usize,
@@ -316,8 +316,7 @@ impl<'b> Band<'b> {
     }
 }
 
-/// The first of these rows of blocks, counted from `first`, with a block that is no number, and
-/// what is wrong with it.
+/// The first row with an invalid (non-finite) block, counted from `first`, and the fault.
 pub fn first_fault(
     codec: &Codec,
     row_len: usize,
@@ -381,7 +380,7 @@ impl TensorSource for Model {
     }
 }
 
-/// Where rows lie in a tensor's data.
+/// Byte range of rows in a tensor's data.
 fn bytes_of(info: &TensorInfo<'_>, rows: Range<u64>) -> Range<usize> {
     let row_bytes = (info.bytes() / info.shape.rows()) as usize;
     rows.start as usize * row_bytes..rows.end as usize * row_bytes
@@ -394,7 +393,7 @@ mod tests {
 
     const ROW_LEN: usize = 64;
 
-    /// A file of two matrices of rows, `w`, and of integers, `i`.
+    /// A file with `w`, two matrices of rows, and `i`, integers.
     fn file(dir: &Path, rows: u64) -> std::path::PathBuf {
         let info = |name: &'static str, dims: &[u64], ggml_type| TensorInfo {
             name: name.into(),
@@ -418,7 +417,7 @@ mod tests {
     }
 
     #[test]
-    fn bands_make_up_the_rows() {
+    fn bands_cover_the_rows() {
         let dir = tempfile::tempdir().unwrap();
         let files = Files::open(&file(dir.path(), 150)).unwrap();
         let reader = TensorReader::from(Model::parse(&files).unwrap());
@@ -446,9 +445,9 @@ mod tests {
         assert_eq!(rows, [10..18, 18..26, 26..31]);
     }
 
-    /// With the name of the file and the tensor.
+    /// The error names the file and the tensor.
     #[test]
-    fn integers_are_no_weights() {
+    fn integer_tensors_are_refused_as_weights() {
         let dir = tempfile::tempdir().unwrap();
         let files = Files::open(&file(dir.path(), 1)).unwrap();
         let reader = TensorReader::from(Model::parse(&files).unwrap());
@@ -463,7 +462,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fault_has_its_row() {
+    fn faults_are_located_by_row() {
         let codec = Codec::of(GgmlType::F32).unwrap();
         let mut weights = [0.0f32; 5 * ROW_LEN];
         weights[3 * ROW_LEN + 1] = f32::NAN;

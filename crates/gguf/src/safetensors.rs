@@ -6,7 +6,7 @@
 //! tensor data; offsets count from here
 //! ```
 //!
-//! [`parse`] checks all of it: the ranges of a [`Header`] can be sliced without further checks.
+//! [`parse`] checks all of it: the ranges of a [`Header`] need no further checks.
 
 use byteorder::{ByteOrder, LittleEndian};
 use serde::de::{self, Deserialize, Deserializer, MapAccess, Visitor};
@@ -17,10 +17,10 @@ use std::ops::Range;
 const PREFIX: usize = 8;
 /// Longest header that the format's own library accepts, in bytes.
 const MAX_HEADER: u64 = 100_000_000;
-/// The one key of the header that is no tensor.
+/// The only key of the header that is not a tensor.
 const METADATA: &str = "__metadata__";
 
-/// How a safetensors file stores numbers.
+/// Number format of a safetensors tensor.
 #[allow(missing_docs)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Dtype {
@@ -39,7 +39,7 @@ pub enum Dtype {
 }
 
 impl Dtype {
-    /// Every type with the format's name for it and its size in bytes.
+    /// Every type with its name in the format and its size in bytes.
     const TABLE: [(Dtype, &'static str, u64); 12] = [
         (Dtype::F64, "F64", 8),
         (Dtype::F32, "F32", 4),
@@ -71,7 +71,7 @@ impl Dtype {
         self.row().1
     }
 
-    /// Bytes of one number.
+    /// Size of a number in bytes.
     pub fn bytes(self) -> usize {
         self.row().2 as usize
     }
@@ -86,25 +86,25 @@ impl fmt::Display for Dtype {
 /// A tensor of a file.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TensorInfo {
-    /// Its name, unique in the file.
+    /// Name, unique in the file.
     pub name: String,
-    /// How its numbers are stored.
+    /// Storage type of its numbers.
     pub dtype: Dtype,
-    /// Dimensions, outermost first; none for a single number.
+    /// Dimensions, outermost first; empty for a scalar.
     pub shape: Vec<u64>,
-    /// Where its bytes lie in the file.
+    /// Byte range in the file.
     pub range: Range<usize>,
 }
 
-/// A checked header: every tensor lies inside the file, has the bytes that its shape needs and
-/// overlaps no other, and no byte is left over.
+/// A checked header: every tensor lies inside the file, has the size of its shape and overlaps no
+/// other, and every byte belongs to a tensor.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Header {
     /// The tensors, sorted by name.
     pub tensors: Vec<TensorInfo>,
 }
 
-/// The error of a file that is only a Git LFS pointer, as in a clone without LFS.
+/// Error for a Git LFS pointer in place of a file, as in a clone without LFS.
 pub fn lfs_pointer(file: &[u8]) -> Option<String> {
     let is_pointer = file.starts_with(b"version https://git-lfs");
     is_pointer.then(|| {
@@ -119,7 +119,7 @@ pub fn lfs_pointer(file: &[u8]) -> Option<String> {
 pub fn parse(file: &[u8]) -> Result<Header, String> {
     let Some((prefix, rest)) = file.split_at_checked(PREFIX) else {
         return Err(format!(
-            "it has {} bytes and is no safetensors file; download it again",
+            "it has {} bytes and is not a safetensors file; download it again",
             file.len()
         ));
     };
@@ -129,7 +129,7 @@ pub fn parse(file: &[u8]) -> Result<Header, String> {
     let length = LittleEndian::read_u64(prefix);
     if length > MAX_HEADER {
         return Err(format!(
-            "its header claims {length} bytes, more than any has ({MAX_HEADER}); it is no safetensors file"
+            "its header claims {length} bytes, above the limit of {MAX_HEADER}; it is not a safetensors file"
         ));
     }
     if length > rest.len() as u64 {
@@ -151,17 +151,20 @@ pub fn parse(file: &[u8]) -> Result<Header, String> {
     check_cover(&tensors, data_start, file.len())?;
     tensors.sort_by(|a, b| a.name.cmp(&b.name));
     match tensors.windows(2).find(|pair| pair[0].name == pair[1].name) {
-        Some(pair) => Err(format!("tensor '{}' is in its header twice", pair[0].name)),
+        Some(pair) => Err(format!(
+            "tensor '{}' appears twice in its header",
+            pair[0].name
+        )),
         None => Ok(Header { tensors }),
     }
 }
 
-/// Checks one entry against the data that follows the header.
+/// Checks one entry against the data after the header.
 fn check(name: String, entry: Entry, data_start: usize, data: &[u8]) -> Result<TensorInfo, String> {
     let Some(dtype) = Dtype::from_name(&entry.dtype) else {
         let known: Vec<_> = Dtype::TABLE.iter().map(|row| row.1).collect();
         return Err(format!(
-            "tensor '{name}' has type '{}'; known are {}",
+            "tensor '{name}' has type '{}'; supported are {}",
             entry.dtype,
             known.join(", ")
         ));
@@ -178,9 +181,7 @@ fn check(name: String, entry: Entry, data_start: usize, data: &[u8]) -> Result<T
         .iter()
         .try_fold(dtype.bytes() as u64, |n, &dim| n.checked_mul(dim));
     if needed != Some(end - begin) {
-        let needed = needed.map_or("more bytes than can be counted".into(), |n| {
-            format!("{n} bytes")
-        });
+        let needed = needed.map_or("a size that overflows".into(), |n| format!("{n} bytes"));
         return Err(format!(
             "tensor '{name}', {dtype} {:?}, needs {needed} and has {}",
             entry.shape,
@@ -196,8 +197,8 @@ fn check(name: String, entry: Entry, data_start: usize, data: &[u8]) -> Result<T
     })
 }
 
-/// Checks that tensors, sorted by place, follow each other without overlap or hole up to the file's
-/// end.
+/// Checks that tensors, sorted by offset, cover the data up to the end of the file, without
+/// overlaps or gaps.
 fn check_cover(tensors: &[TensorInfo], data_start: usize, file_len: usize) -> Result<(), String> {
     let mut at = data_start;
     for (i, tensor) in tensors.iter().enumerate() {
@@ -223,7 +224,7 @@ fn check_cover(tensors: &[TensorInfo], data_start: usize, file_len: usize) -> Re
     }
 }
 
-/// A tensor's entry as the header has it.
+/// An entry of the header.
 #[derive(serde::Deserialize)]
 struct Entry {
     dtype: String,
@@ -231,7 +232,7 @@ struct Entry {
     data_offsets: [u64; 2],
 }
 
-/// The header's entries in its order; names are not checked yet.
+/// The header's entries in order; names are not checked yet.
 struct Entries(Vec<(String, Entry)>);
 
 impl<'de> Deserialize<'de> for Entries {
@@ -282,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn tensors_come_sorted_by_name() {
+    fn tensors_are_sorted_by_name() {
         let header = parse_entries(
             &[
                 r#""__metadata__":{"format":"pt"}"#.into(),
@@ -301,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn the_table_of_types_is_in_the_order_of_the_enum() {
+    fn type_table_follows_the_enum() {
         assert!(
             Dtype::TABLE
                 .iter()
@@ -311,12 +312,15 @@ mod tests {
     }
 
     #[test]
-    fn headers_that_lie_are_refused() {
+    fn inconsistent_headers_are_refused() {
         let error = |entries: &[String], data| parse_entries(entries, data).unwrap_err();
         let huge = "[4294967296,4294967296,4294967296]";
         let cases = [
             (parse(b"GGUF").unwrap_err(), "4 bytes"),
-            (parse(&u64::MAX.to_le_bytes()).unwrap_err(), "more than any"),
+            (
+                parse(&u64::MAX.to_le_bytes()).unwrap_err(),
+                "above the limit",
+            ),
             (
                 parse(&[9, 0, 0, 0, 0, 0, 0, 0, b'{', b'}']).unwrap_err(),
                 "2 follow",
@@ -330,7 +334,7 @@ mod tests {
             ),
             (
                 error(&[entry("a", "F32", huge, 0, 4)], 4),
-                "more bytes than can be counted",
+                "a size that overflows",
             ),
             (
                 error(&[entry("a", "U8", "[4]", 4, 8)], 4),
@@ -360,7 +364,7 @@ mod tests {
                     &[entry("a", "U8", "[1]", 0, 1), entry("a", "U8", "[1]", 1, 2)],
                     2,
                 ),
-                "'a' is in its header twice",
+                "'a' appears twice in its header",
             ),
             (
                 error(

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! magic u8 x 8     "QNTSNAP" and the version of this layout
-//! key u8 x 32      the job: SHA-256 of everything that its result depends on
+//! key u8 x 32      the job: SHA-256 of all inputs of its result
 //! done u64         finished steps (layers)
 //! slots u64, len u64, extra u64
 //! extra bytes      partial results, packed by the job itself
@@ -10,7 +10,7 @@
 //! SHA-256 of the preceding bytes     u8 x 32
 //! ```
 //!
-//! Numbers are little-endian. The file never leaves the machine, or the shared disk, of its job.
+//! Numbers are little-endian. The file stays on the machine, or the shared disk, of its job.
 
 use super::map::Map;
 use super::output::Output;
@@ -21,12 +21,12 @@ use std::ops::Range;
 use std::path::Path;
 
 const MAGIC: &[u8; 8] = b"QNTSNAP1";
-/// Bytes of a SHA-256.
+/// Size of a SHA-256 in bytes.
 const DIGEST: usize = 32;
-/// Bytes before the packed partial results.
+/// Size of the fields before the packed partial results, in bytes.
 const HEAD: usize = MAGIC.len() + DIGEST + 4 * 8;
 
-/// SHA-256 of everything that a result depends on.
+/// SHA-256 of all inputs of a result.
 pub type Key = [u8; DIGEST];
 
 /// Result of a search for a snapshot.
@@ -35,7 +35,7 @@ pub enum Lookup {
     Nothing,
     /// The snapshot of another job.
     Other,
-    /// A damaged file, and why it is one.
+    /// A damaged file, with the reason.
     Damaged(String),
     /// The snapshot of this job.
     Ours(Snapshot),
@@ -54,7 +54,7 @@ impl Snapshot {
     /// Opens the snapshot of a job.
     ///
     /// # Errors
-    /// If the file exists and cannot be read.
+    /// If the file exists but cannot be read.
     pub fn open(path: &Path, key: &Key) -> Result<Lookup> {
         if !path.exists() {
             return Ok(Lookup::Nothing);
@@ -84,12 +84,12 @@ impl Snapshot {
         self.done
     }
 
-    /// Partial results, as the job packed them.
+    /// Partial results as packed by the job.
     pub fn extra(&self) -> &[u8] {
         &self.map.bytes()[self.extra.clone()]
     }
 
-    /// Number and length of the activations' slots.
+    /// Number and length of the activation slots.
     pub fn shape(&self) -> [usize; 2] {
         [self.slots, self.len]
     }
@@ -163,17 +163,17 @@ pub struct Progress<'p> {
     pub done: usize,
     /// Partial results, packed by the job.
     pub extra: &'p [u8],
-    /// Number and length of the activations' slots.
+    /// Number and length of the activation slots.
     pub shape: [usize; 2],
 }
 
-/// Writes a snapshot: under a temporary name, then renamed, so that a killed process leaves the
+/// Writes a snapshot under a temporary name, then renames it, so that a killed process leaves the
 /// previous one.
 ///
 /// `state` gives the activations of each slot.
 ///
 /// # Errors
-/// Those of the disk and those of `state`.
+/// I/O errors and those of `state`.
 pub fn write<E: From<Error>>(
     path: &Path,
     key: &Key,
@@ -208,30 +208,30 @@ pub fn write<E: From<Error>>(
     Ok(output.finish()?)
 }
 
-/// Numbers and texts as bytes, for the partial results of a job.
+/// Packs numbers and texts into bytes, for partial results of a job.
 #[derive(Default)]
 pub struct Packer(pub Vec<u8>);
 
 impl Packer {
-    /// Bytes as they are.
+    /// Appends raw bytes.
     pub fn bytes(&mut self, bytes: &[u8]) -> &mut Packer {
         self.0.extend_from_slice(bytes);
         self
     }
 
-    /// A number.
+    /// Appends a number.
     pub fn number(&mut self, n: usize) -> &mut Packer {
         let mut bytes = [0; 8];
         LittleEndian::write_u64(&mut bytes, n as u64);
         self.bytes(&bytes)
     }
 
-    /// A text and its length.
+    /// Appends a text with its length.
     pub fn text(&mut self, text: &str) -> &mut Packer {
         self.number(text.len()).bytes(text.as_bytes())
     }
 
-    /// A list of 8-byte numbers after its length.
+    /// Appends a list of 8-byte numbers with its length.
     pub fn list(&mut self, numbers: impl ExactSizeIterator<Item = [u8; 8]>) -> &mut Packer {
         self.number(numbers.len());
         self.0.extend(numbers.flatten());
@@ -239,7 +239,7 @@ impl Packer {
     }
 }
 
-/// Reads the output of a [`Packer`]; `None` where it ends too early.
+/// Unpacks the output of a [`Packer`]; `None` if it ends too early.
 pub struct Unpacker<'a>(pub &'a [u8]);
 
 impl<'a> Unpacker<'a> {
@@ -249,18 +249,18 @@ impl<'a> Unpacker<'a> {
         Some(taken)
     }
 
-    /// A number.
+    /// Reads a number.
     pub fn number(&mut self) -> Option<usize> {
         usize::try_from(LittleEndian::read_u64(self.take(8)?)).ok()
     }
 
-    /// A text.
+    /// Reads a text.
     pub fn text(&mut self) -> Option<&'a str> {
         let len = self.number()?;
         std::str::from_utf8(self.take(len)?).ok()
     }
 
-    /// A list of 8-byte numbers.
+    /// Reads a list of 8-byte numbers.
     pub fn list<T>(&mut self, number: impl Fn([u8; 8]) -> T) -> Option<Vec<T>> {
         let bytes = self.number()?.checked_mul(8)?;
         Some(
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn a_snapshot_reads_back() {
+    fn snapshots_round_trip() {
         let dir = tempfile::tempdir().unwrap();
         let path = written(dir.path());
         let Lookup::Ours(found) = Snapshot::open(&path, &KEY).unwrap() else {
@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn every_change_and_every_cut_is_damage() {
+    fn changes_and_truncations_are_detected() {
         let dir = tempfile::tempdir().unwrap();
         let path = written(dir.path());
         let bytes = std::fs::read(&path).unwrap();
@@ -335,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_leaves_the_previous_snapshot() {
+    fn failed_writes_keep_the_previous_snapshot() {
         let dir = tempfile::tempdir().unwrap();
         let path = written(dir.path());
         let before = std::fs::read(&path).unwrap();
@@ -355,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn packed_fields_come_back() {
+    fn packed_fields_round_trip() {
         let mut packed = Packer::default();
         packed
             .number(9)

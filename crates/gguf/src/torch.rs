@@ -1,14 +1,14 @@
-//! Checkpoints of `torch.save`: a zip archive with a pickle that describes tensors, and their bytes.
+//! Checkpoints of `torch.save`: a zip archive of a pickle that describes tensors, and their bytes.
 //!
 //! ```text
 //! ROOT/data.pkl     {"NAME": _rebuild_tensor_v2(storage KEY, offset, shape, strides, ...), ...}
 //! ROOT/data/KEY     the bytes of a storage
-//! ROOT/byteorder    little, if it is there
+//! ROOT/byteorder    little, if present
 //! ```
 //!
-//! Tensors are views of storages: several may share one, each with an offset and strides. No code is
-//! run: see `pickle.rs`. [`parse`] checks all of it: the ranges of a [`TensorInfo`] can be
-//! sliced without further checks.
+//! Tensors are views of storages: several may share one, each with an offset and strides. No code
+//! is run: see `pickle.rs`. [`parse`] checks everything: the ranges of a [`TensorInfo`] need no
+//! further checks.
 
 use crate::pickle::{self, Object, Pickle, Value};
 use crate::safetensors::{Dtype, lfs_pointer};
@@ -16,12 +16,12 @@ use crate::{shown, zip};
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
-/// The beginning of files of PyTorch before 1.6: its magic number, pickled.
+/// Prefix of files of PyTorch before 1.6: the pickled magic number.
 const LEGACY: &[u8] = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19";
-/// Beginning of the persistent id of a storage.
+/// First element of the persistent id of a storage.
 const STORAGE: &str = "storage";
 
-/// What the pickle may refer to, and what it means.
+/// Globals that a pickle may use, and their meanings.
 static GLOBALS: [([&str; 2], Global); 17] = [
     (["torch._utils", "_rebuild_tensor_v2"], Global::Rebuild),
     (["torch._utils", "_rebuild_tensor_v3"], Global::RebuildTyped),
@@ -36,7 +36,7 @@ static GLOBALS: [([&str; 2], Global); 17] = [
     (["torch", "CharStorage"], Global::Storage(Dtype::I8)),
     (["torch", "ByteStorage"], Global::Storage(Dtype::U8)),
     (["torch", "BoolStorage"], Global::Storage(Dtype::Bool)),
-    // Eight-bit floats have storages without a type; the tensor says it.
+    // Eight-bit floats have untyped storages; the tensor gives the type.
     (
         ["torch.storage", "UntypedStorage"],
         Global::Storage(Dtype::U8),
@@ -63,24 +63,24 @@ enum Global {
 /// A tensor of a file.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TensorInfo {
-    /// Its name, unique in the file.
+    /// Name, unique in the file.
     pub name: String,
-    /// How its numbers are stored, little-endian.
+    /// Storage type of its numbers, little-endian.
     pub dtype: Dtype,
-    /// Dimensions, outermost first; none for a single number.
+    /// Dimensions, outermost first; empty for a scalar.
     pub shape: Vec<u64>,
-    /// Numbers from one index of each dimension to the next; `None` where rows follow each other.
+    /// Stride of each dimension in numbers; `None` if contiguous.
     pub strides: Option<Vec<u64>>,
-    /// Where its bytes lie in the file, from its first number to its last.
+    /// Byte range in the file, from its first number to its last.
     pub range: Range<usize>,
 }
 
-/// Parses and checks a whole file. The tensors come in the order of its dictionary; several may
-/// share bytes.
+/// Parses and checks a whole file. Tensors keep the order of its dictionary; several may share
+/// bytes.
 ///
 /// # Errors
-/// The defect and its place, or what else than tensors is in the file; the caller adds the file's
-/// name.
+/// The defect and its place, or the kind of contents that are not tensors; the caller adds the
+/// file's name.
 pub fn parse(file: &[u8]) -> Result<Vec<TensorInfo>, String> {
     if let Some(pointer) = lfs_pointer(file) {
         return Err(pointer);
@@ -95,7 +95,7 @@ pub fn parse(file: &[u8]) -> Result<Vec<TensorInfo>, String> {
     }
     if !zip::is_zip(file) {
         return Err(
-            "it is no file of torch.save, which are zip archives; download it again".into(),
+            "it is not a file of torch.save, which is a zip archive; download it again".into(),
         );
     }
     let entries = zip::entries(file)?;
@@ -104,7 +104,8 @@ pub fn parse(file: &[u8]) -> Result<Vec<TensorInfo>, String> {
             .is_some_and(|root| !root.contains('/'))
     };
     let pickle = entries.iter().find(|entry| is_pickle(entry.name));
-    let pickle = pickle.ok_or("it is a zip archive without data.pkl, and so not of torch.save")?;
+    let pickle =
+        pickle.ok_or("it is a zip archive without data.pkl, so not a file of torch.save")?;
     let root = &pickle.name[..pickle.name.len() - "data.pkl".len()];
     let entry = |name: &str| {
         let mut inside = entries.iter();
@@ -134,18 +135,18 @@ pub fn parse(file: &[u8]) -> Result<Vec<TensorInfo>, String> {
 
 struct Reader<'a> {
     pickle: Pickle<'a>,
-    /// The bytes of storages by their key.
+    /// Byte range of each storage, by key.
     storages: HashMap<&'a str, Range<usize>>,
 }
 
-/// A storage that a tensor is a view of.
+/// The storage of a tensor's view.
 struct Storage {
     dtype: Dtype,
     range: Range<usize>,
 }
 
 impl Storage {
-    /// Bytes as numbers of a type that the tensor states.
+    /// The bytes with the number type that the tensor states.
     fn typed(self, dtype: Value<'_>) -> Result<Storage, String> {
         let dtype = match dtype {
             Value::Global(index) => GLOBALS[index].1,
@@ -153,7 +154,7 @@ impl Storage {
         };
         match dtype {
             Global::Type(dtype) if self.dtype == Dtype::U8 => Ok(Storage { dtype, ..self }),
-            _ => Err("its type is none that torch.save writes here".into()),
+            _ => Err("its type is not one that torch.save writes here".into()),
         }
     }
 }
@@ -176,7 +177,10 @@ impl<'a> Reader<'a> {
                 ));
             };
             if !names.insert(name) {
-                return Err(format!("tensor {} is in its dictionary twice", shown(name)));
+                return Err(format!(
+                    "tensor {} appears twice in its dictionary",
+                    shown(name)
+                ));
             }
             let tensor = self.tensor(name, *value);
             tensors.push(tensor.map_err(|what| format!("tensor {}: {what}", shown(name)))?);
@@ -199,7 +203,7 @@ impl<'a> Reader<'a> {
             };
             let arguments = self.pickle.tuple(Value::Object(*arguments)).unwrap_or(&[]);
             match (GLOBALS[*function].1, arguments) {
-                // An argument is older than the call: this ends.
+                // Arguments precede their call: this ends.
                 (Global::Parameter, [inner, ..]) => value = *inner,
                 (Global::Rebuild, [storage, offset, shape, strides, _, _, metadata @ ..]) => {
                     self.check_metadata(metadata)?;
@@ -219,7 +223,8 @@ impl<'a> Reader<'a> {
                 }
                 _ => {
                     return Err(
-                        "it is made by a call with other arguments than torch.save writes".into(),
+                        "it is created by a call with other arguments than torch.save writes"
+                            .into(),
                     );
                 }
             }
@@ -257,9 +262,9 @@ impl<'a> Reader<'a> {
                 ],
             ) => match GLOBALS[class].1 {
                 Global::Storage(dtype) => (dtype, key, len),
-                _ => return Err("its storage is of no type".into()),
+                _ => return Err("its storage has no type".into()),
             },
-            _ => return Err("its storage has another id than torch.save writes".into()),
+            _ => return Err("the id of its storage is not one that torch.save writes".into()),
         };
         let range = self.storages.get(key).cloned();
         let range =
@@ -270,7 +275,7 @@ impl<'a> Reader<'a> {
         match needed == Some(range.len() as u64) {
             true => Ok(Storage { dtype, range }),
             false => Err(format!(
-                "its storage data/{key} has {} bytes, and {len} numbers of {dtype} are said to be there",
+                "its storage data/{key} has {} bytes, but {len} numbers of {dtype} are declared",
                 range.len()
             )),
         }
@@ -297,7 +302,7 @@ impl<'a> Reader<'a> {
         };
         view()
             .filter(|view| view.shape.len() == view.strides.len())
-            .ok_or_else(|| "its offset, shape or strides are no such numbers".into())
+            .ok_or_else(|| "its offset, shape or strides are invalid".into())
     }
 }
 

@@ -1,4 +1,4 @@
-//! Zip archives whose entries are stored, not compressed: the container of `torch.save`.
+//! Zip archives of stored (uncompressed) entries: the container of `torch.save`.
 //!
 //! ```text
 //! per entry   local header (30 bytes), name, extra field, data
@@ -6,9 +6,10 @@
 //! end         the number of entries, place and size of the central directory, comment
 //! ```
 //!
-//! The central directory decides; a local header only says where its data begins. Sizes and offsets
-//! of 0xffffffff stand as 64 bits in an extra field, and the end's in a record before it (zip64).
-//! [`entries`] checks all of it: the ranges of an [`Entry`] can be sliced without further checks.
+//! The central directory is authoritative; a local header only gives the start of its data. Sizes
+//! and offsets of 0xffffffff are replaced by 64-bit numbers in an extra field, those of the end
+//! record by a record before it (zip64). [`entries`] checks everything: the ranges of an [`Entry`]
+//! need no further checks.
 
 use crate::shown;
 use byteorder::{ByteOrder, LittleEndian};
@@ -19,7 +20,7 @@ const CENTRAL: &[u8; 4] = b"PK\x01\x02";
 const END: &[u8; 4] = b"PK\x05\x06";
 const END64: &[u8; 4] = b"PK\x06\x06";
 const LOCATOR64: &[u8; 4] = b"PK\x06\x07";
-/// Bytes of the records without their names, extra fields and comments.
+/// Sizes of the records in bytes, without names, extra fields and comments.
 const LOCAL_LEN: usize = 30;
 const CENTRAL_LEN: usize = 46;
 const END_LEN: usize = 22;
@@ -29,7 +30,7 @@ const LOCATOR64_LEN: usize = 20;
 const MAX_COMMENT: usize = 0xffff;
 /// Id of the extra field with 64-bit sizes and offsets.
 const EXTRA64: u16 = 1;
-/// What stands in place of a number of 64 bits.
+/// Marks a number that is stored in 64 bits elsewhere.
 const ELSEWHERE: u32 = u32::MAX;
 /// Bit 0 of the flags.
 const ENCRYPTED: u16 = 1;
@@ -37,18 +38,18 @@ const ENCRYPTED: u16 = 1;
 /// A file in an archive.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Entry<'a> {
-    /// Its path in the archive, unique.
+    /// Path in the archive, unique.
     pub(crate) name: &'a str,
-    /// Where its bytes lie in the archive.
+    /// Byte range in the archive.
     pub(crate) range: Range<usize>,
 }
 
-/// Whether a file begins as an archive with entries does.
+/// True if a file begins like an archive with entries.
 pub(crate) fn is_zip(file: &[u8]) -> bool {
     file.starts_with(LOCAL)
 }
 
-/// The entries of an archive, in the order of their data. They do not overlap.
+/// The entries of an archive in data order, without overlaps.
 ///
 /// # Errors
 /// The defect and its place; the caller adds the file's name.
@@ -73,16 +74,16 @@ pub(crate) fn entries(file: &[u8]) -> Result<Vec<Entry<'_>>, String> {
     let mut names: Vec<&str> = places.iter().map(|(_, name, _)| *name).collect();
     names.sort_unstable();
     if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
-        return Err(format!("its entry {} is there twice", shown(pair[0])));
+        return Err(format!("its entry {} appears twice", shown(pair[0])));
     }
     let entry = |(_, name, range)| Entry { name, range };
     Ok(places.into_iter().map(entry).collect())
 }
 
-/// Where the central directory lies.
+/// Byte range of the central directory.
 fn directory(file: &[u8]) -> Result<Range<usize>, String> {
     let cut = || {
-        "the directory at its end is missing, so it is cut off; download it again, or save it again"
+        "the directory at its end is missing, so it is truncated; download it again, or save it again"
             .to_owned()
     };
     let last = file.len().checked_sub(END_LEN).ok_or_else(cut)?;
@@ -124,14 +125,14 @@ fn directory(file: &[u8]) -> Result<Range<usize>, String> {
 struct Central<'a> {
     name: &'a str,
     size: u64,
-    /// Where the local header lies.
+    /// Offset of the local header.
     offset: usize,
-    /// Bytes of this header with all that belongs to it.
+    /// Size of this header in bytes, with its variable fields.
     len: usize,
 }
 
 impl<'a> Central<'a> {
-    /// Parses the first header of `bytes`, which lie at `at` in the file.
+    /// Parses the first header of `bytes`, at offset `at` of the file.
     fn parse(bytes: &'a [u8], at: usize) -> Result<Central<'a>, String> {
         let cut = || format!("the entry of its directory at byte {at} is damaged");
         let header = bytes.get(..CENTRAL_LEN).ok_or_else(cut)?;
@@ -147,7 +148,7 @@ impl<'a> Central<'a> {
         let len = comment_start + comment_len;
         let all = bytes.get(..len).ok_or_else(cut)?;
         let name = std::str::from_utf8(&all[CENTRAL_LEN..extra_start])
-            .map_err(|_| format!("the name of an entry at byte {at} is no UTF-8"))?;
+            .map_err(|_| format!("the name of an entry at byte {at} is not UTF-8"))?;
         if u16_at(8) & ENCRYPTED != 0 {
             return Err(format!("its entry {} is encrypted", shown(name)));
         }
@@ -165,7 +166,7 @@ impl<'a> Central<'a> {
                 .ok_or_else(|| format!("its entry {} has no 64-bit size", shown(name))),
             _ => Ok(u64::from(narrow)),
         };
-        // The order of the extra field: size, compressed size, offset.
+        // Order of the fields: size, compressed size, offset.
         let (size, stored, offset) = (
             number(u32_at(24))?,
             number(u32_at(20))?,
@@ -185,11 +186,11 @@ impl<'a> Central<'a> {
         })
     }
 
-    /// Where the data lies, by the local header. All of it is before the directory.
+    /// Byte range of the data, from the local header. It must end before the directory.
     fn place(&self, file: &[u8], directory: usize) -> Result<Range<usize>, String> {
         let bad = || {
             format!(
-                "its entry {} is said to be at byte {}, and is not; the file is cut off or damaged",
+                "its entry {} should be at byte {}, but is not; the file is truncated or damaged",
                 shown(self.name),
                 self.offset
             )
@@ -216,7 +217,7 @@ impl<'a> Central<'a> {
     }
 }
 
-/// The numbers of the 64-bit extra field, if there is one.
+/// Numbers of the 64-bit extra field, if present.
 fn wide_numbers(mut extra: &[u8]) -> impl Iterator<Item = u64> {
     let mut found: &[u8] = &[];
     while let Some((head, rest)) = extra.split_at_checked(4) {

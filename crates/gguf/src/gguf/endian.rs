@@ -1,16 +1,16 @@
-//! Byte order: of the numbers in a header, and of those inside the blocks of tensors.
+//! Byte order of header fields and of the numbers inside blocks.
 
 use super::value::ValueType;
 use crate::types::GgmlType;
 use byteorder::{BigEndian, ByteOrder, LittleEndian};
 
-/// The byte order of a GGUF file: that of the machine that runs the model.
+/// Byte order of a GGUF file: that of the machine that runs the model.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Endian {
     /// Least significant byte first: nearly every file.
     #[default]
     Little,
-    /// Most significant byte first: files for s390x and the like.
+    /// Most significant byte first: files for s390x and similar machines.
     Big,
 }
 
@@ -23,7 +23,7 @@ impl Endian {
         }
     }
 
-    /// The number in the first bytes of a slice that is long enough.
+    /// Decodes the first bytes of a slice, which must be long enough.
     pub(crate) fn u16(self, bytes: &[u8]) -> u16 {
         match self {
             Endian::Little => LittleEndian::read_u16(bytes),
@@ -88,8 +88,8 @@ impl Endian {
     }
 }
 
-/// Reverses every number among the elements of an array, strings' lengths included, from this byte
-/// order to the other. `bytes` begins with `len` checked elements; returns how many bytes they are.
+/// Swaps every number of an array's elements, string lengths included, from byte order `from` to
+/// the other. `bytes` begins with `len` checked elements; returns their size in bytes.
 pub(super) fn reverse_elements(
     from: Endian,
     element: ValueType,
@@ -125,14 +125,13 @@ pub(super) fn reverse_elements(
     at
 }
 
-/// A number inside a block: its first byte and its bytes.
+/// A number inside a block: its offset and its size, in bytes.
 type Field = (usize, usize);
 
-/// The numbers of more than one byte inside a block; `None` for types whose big-endian form the
-/// format does not define.
+/// The multi-byte numbers inside a block; `None` for types without a defined big-endian form.
 ///
-/// The reference swaps these types and refuses the others (gguf-py, `gguf_convert_endian.py`). Plain
-/// integers and f64 have only one form.
+/// The reference swaps these types and refuses the others (gguf-py, `gguf_convert_endian.py`).
+/// Added here: plain integers and f64, whose big-endian form is unambiguous.
 fn fields(ggml_type: GgmlType) -> Option<&'static [Field]> {
     Some(match ggml_type {
         GgmlType::I8 | GgmlType::MXFP4 | GgmlType::NVFP4 => &[],
@@ -147,12 +146,12 @@ fn fields(ggml_type: GgmlType) -> Option<&'static [Field]> {
     })
 }
 
-/// Whether tensors of this type can be in a big-endian file.
+/// True if big-endian files can store this type.
 pub(super) fn has_big_endian_form(ggml_type: GgmlType) -> bool {
     fields(ggml_type).is_some()
 }
 
-/// Reverses the numbers of whole blocks, from one byte order to the other.
+/// Swaps the numbers of whole blocks from one byte order to the other.
 ///
 /// # Panics
 /// If the type has no big-endian form.
@@ -170,9 +169,9 @@ mod tests {
     use super::*;
     use quantier_blocks::Codec;
 
-    /// A block whose scales are 1 and whose other bytes are 0 says so in both byte orders.
+    /// A block with scales of 1 and zeros elsewhere decodes equally in both byte orders.
     #[test]
-    fn fields_are_where_the_blocks_have_their_numbers() {
+    fn fields_match_the_block_layouts() {
         for codec in Codec::all()
             .iter()
             .filter(|c| fields(c.ggml_type).is_some())

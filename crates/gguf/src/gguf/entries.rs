@@ -1,9 +1,9 @@
-//! Metadata in the making.
+//! Metadata under construction.
 
 use super::value::{Array, Value, ValueType};
 
-/// Metadata as the reference's converter collects it: a key that is set anew keeps its place, an
-/// empty string or array is not written at all.
+/// Metadata as the reference's converter collects it: a key set again keeps its place, and empty
+/// strings and arrays are not written.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Entries(Vec<(String, Value<'static>)>);
 
@@ -13,7 +13,7 @@ impl Entries {
         Entries::default()
     }
 
-    /// Sets a key; one that is there keeps its place.
+    /// Sets a key; an existing key keeps its place.
     pub fn set(&mut self, key: impl Into<String>, value: Value<'static>) {
         let key = key.into();
         match self.0.iter_mut().find(|(k, _)| *k == key) {
@@ -22,14 +22,14 @@ impl Entries {
         }
     }
 
-    /// Sets a key to a text unless that is empty.
+    /// Sets a key to a text, unless it is empty.
     pub fn set_str(&mut self, key: impl Into<String>, text: &str) {
         if !text.is_empty() {
             self.set(key, Value::str(text.to_owned()));
         }
     }
 
-    /// Sets a key to an array of strings unless that is empty.
+    /// Sets a key to an array of strings, unless it is empty.
     pub fn set_strings<S: AsRef<[u8]>>(
         &mut self,
         key: impl Into<String>,
@@ -38,7 +38,7 @@ impl Entries {
         self.set_array(key, Array::of_strings(strings));
     }
 
-    /// Sets a key to an array of values of one type unless that is empty.
+    /// Sets a key to an array of values of one type, unless it is empty.
     ///
     /// # Panics
     /// If a value is of another type than `element`.
@@ -67,7 +67,7 @@ impl Entries {
         self.0.iter().map(|(k, v)| (k.as_str(), v))
     }
 
-    /// Takes over all entries of another; those that are there keep their place.
+    /// Adds all entries of `other`; existing keys keep their places.
     pub fn extend(&mut self, other: Entries) {
         other
             .0
@@ -90,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_that_is_set_anew_keeps_its_place_and_empty_ones_are_left_out() {
+    fn reset_keys_keep_their_place_and_empty_values_are_omitted() {
         let mut entries = Entries::new();
         entries.set("a", Value::U32(1));
         entries.set_str("b", "");

@@ -1,4 +1,4 @@
-//! GGUF, versions 2 and 3, of either byte order: metadata and tensors in one file, or split over
+//! GGUF, versions 2 and 3, in either byte order: metadata and tensors, in one file or split over
 //! several.
 //!
 //! ```text
@@ -9,10 +9,10 @@
 //! tensor data; each tensor starts at a multiple of the alignment
 //! ```
 //!
-//! [`Model::open`] maps the files and checks all of it; [`Writer`] streams a file out.
+//! [`Model::open`] maps and checks the files; [`Writer`] streams a file out.
 //!
-//! Numbers are little-endian unless the version's lower half is 0: then they are big-endian, the
-//! numbers inside the blocks of tensors too.
+//! Numbers are little-endian. In a big-endian file, the lower half of the version field reads as 0,
+//! and all numbers are big-endian, those inside blocks included.
 
 mod endian;
 mod entries;
@@ -32,7 +32,7 @@ pub use write::{Layout, Writer};
 /// `general.quantization_version`: the version of ggml's block formats.
 pub const QUANTIZATION_VERSION: u32 = 2;
 
-/// Metadata keys that more than one module names.
+/// Metadata keys used by more than one module.
 pub mod keys {
     #![allow(missing_docs)]
     pub const ARCHITECTURE: &str = "general.architecture";

@@ -12,23 +12,22 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Most shards that the names `-00001-of-99999.gguf` can count.
+/// Maximum number of shards that the names `-00001-of-99999.gguf` can count.
 pub const MAX_SHARDS: u64 = 65_535;
-/// What to do about shards that were joined byte by byte.
-const JOINED: &str = "it is several shards one behind the other, which no program can read; keep the shards apart \
+/// Remedy for shards that were joined byte by byte.
+const JOINED: &str = "it contains several shards, joined byte by byte, which no program can read; keep the shards apart \
                       under their names (-00001-of-00002.gguf and so on), or join them by quantier merge";
-/// Missing shards that an error names; it counts the others.
+/// Maximum number of missing shards that an error names; the rest is counted.
 const NAMED_SHARDS: usize = 5;
 
-/// The mapped files of a model. A clone shares the mappings.
+/// The mapped files of a model. Clones share the mappings.
 #[derive(Clone)]
 pub struct Files {
     maps: Vec<Arc<Map>>,
 }
 
 impl Files {
-    /// Maps a GGUF file and, if its name says that it is one shard of several, all the others
-    /// beside it.
+    /// Maps a GGUF file and, if its name is that of a shard, all the other shards beside it.
     ///
     /// # Errors
     /// A file that is missing or cannot be mapped.
@@ -86,9 +85,9 @@ impl Files {
 pub struct Tensor {
     /// Name, shape and type.
     pub info: TensorInfo<'static>,
-    /// Its file of the model, counted from 0.
+    /// Index of its file in the model, from 0.
     pub shard: usize,
-    /// Its place in that file, in bytes.
+    /// Offset in that file, in bytes.
     pub offset: u64,
     endian: Endian,
     map: Arc<Map>,
@@ -100,8 +99,8 @@ impl Tensor {
         &self.map.bytes()[self.offset as usize..][..self.info.bytes() as usize]
     }
 
-    /// Whole blocks of the tensor in little-endian order, given the range of their bytes: the
-    /// mapped file's own, or swapped in `buffer`.
+    /// A byte range of whole blocks in little-endian order: a slice of the mapped file, or swapped
+    /// in `buffer`.
     ///
     /// # Errors
     /// A file that has become shorter, and a type that has no big-endian form in a big-endian file.
@@ -124,17 +123,17 @@ impl Tensor {
     }
 }
 
-/// Says of a tensor that its type has no big-endian form.
+/// Error for a tensor type without a big-endian form.
 pub(super) fn no_big_endian_form(name: &str, ggml_type: GgmlType) -> String {
     format!(
         "tensor '{name}' is of type {ggml_type}, whose bytes in big-endian files are not defined (they are for f32, f16, bf16, q4_0, q8_0, q4_K, q6_K, q1_0, tq2_0, mxfp4 and nvfp4); start from the original model"
     )
 }
 
-/// A checked model, which owns the mappings of its files: metadata (of the first shard) and the
-/// tensors of all shards in the order of the files.
+/// A checked model that owns the mappings of its files: metadata (of the first shard) and the
+/// tensors of all shards in file order.
 pub struct Model {
-    /// The files that it was parsed from.
+    /// The files it was parsed from.
     pub files: Files,
     /// The header of each file.
     pub headers: Vec<Header<'static>>,
@@ -143,7 +142,7 @@ pub struct Model {
 }
 
 impl Model {
-    /// Maps and checks a GGUF, with all its shards if it is one of several.
+    /// Maps and checks a GGUF, with all its shards if it is split.
     ///
     /// # Errors
     /// As [`Files::open`] and [`Model::parse`].
@@ -151,10 +150,10 @@ impl Model {
         Model::parse(&Files::open(path)?)
     }
 
-    /// Parses and checks every file.
+    /// Parses and checks all files.
     ///
     /// # Errors
-    /// A file that is damaged, and shards that do not belong together.
+    /// A damaged file, and shards that do not belong together.
     pub fn parse(files: &Files) -> Result<Model> {
         let mut headers: Vec<Header<'static>> = Vec::with_capacity(files.maps.len());
         let mut tensors = Vec::new();
@@ -175,7 +174,7 @@ impl Model {
                 .is_some_and(|first| first.endian != header.endian)
             {
                 let what =
-                    "it is of another byte order than the first shard; are they all of one model?";
+                    "its byte order differs from the first shard's; do they belong to one model?";
                 return Err(bad(what.into()));
             }
             tensors.extend(header.tensors.iter().map(|(info, offset)| Tensor {
@@ -196,17 +195,17 @@ impl Model {
         Ok(model)
     }
 
-    /// The byte order of its files.
+    /// Byte order of the files.
     pub fn endian(&self) -> Endian {
         self.headers[0].endian
     }
 
-    /// The model's metadata: that of its first file.
+    /// Metadata of the first file.
     pub fn metadata(&self) -> &Metadata<'static> {
         &self.headers[0].metadata
     }
 
-    /// The model's architecture, as `general.architecture` names it.
+    /// Architecture, from `general.architecture`.
     pub fn architecture(&self) -> Option<&str> {
         self.metadata().get(keys::ARCHITECTURE)?.as_str()
     }
@@ -235,7 +234,7 @@ impl Model {
             match header.metadata.get(keys::SPLIT_TENSORS) {
                 Some(said) if said.as_u64() != Some(held as u64) => {
                     let what = format!(
-                        "'{}' is {said}, but the shards hold {held} tensors; are they all of one model?",
+                        "'{}' is {said}, but the shards hold {held} tensors; do they belong to one model?",
                         keys::SPLIT_TENSORS
                     );
                     return Err(bad(shard, what));
@@ -247,13 +246,13 @@ impl Model {
     }
 }
 
-/// Whether a file is a whole model, whatever its name says.
+/// True if a file is a complete model, regardless of its name.
 fn is_whole(file: &[u8]) -> bool {
     let count = |header: &Header<'_>| header.metadata.get(keys::SPLIT_COUNT)?.as_u64();
     parse(file).is_ok_and(|header| count(&header).is_none_or(|count| count <= 1))
 }
 
-/// Whether another GGUF begins behind the tensors of a file, as where shards were joined by `cat`.
+/// True if another GGUF begins after the tensors of a file, as in shards joined by `cat`.
 fn is_followed_by_another(header: &Header<'_>, file: &[u8]) -> bool {
     let ends = header
         .tensors
@@ -300,15 +299,14 @@ fn check_shard(header: &Header<'_>, shard: usize, count: usize) -> std::result::
     Ok(())
 }
 
-/// The name of one shard, as llama.cpp gives it; `no` counts from 0.
+/// Name of a shard, in llama.cpp's scheme; `no` counts from 0.
 pub fn shard_path(prefix: &Path, no: u64, count: u64) -> PathBuf {
     let mut name = prefix.as_os_str().to_owned();
     name.push(format!("-{:05}-of-{count:05}.gguf", no + 1));
     PathBuf::from(name)
 }
 
-/// The names of all shards of a model, the first one first; `None` if the name is not one of
-/// several.
+/// Names of all shards of a model, in order; `None` if the name is not that of a shard.
 pub fn shard_siblings(name: &str) -> Option<Vec<String>> {
     let (directory, name) = name
         .rsplit_once('/')
@@ -324,8 +322,8 @@ pub fn shard_siblings(name: &str) -> Option<Vec<String>> {
     Some((0..count).map(one).collect())
 }
 
-/// The files of a split model and their metadata: `first` for the first one; the others have
-/// nothing but their place in the split.
+/// The files of a split model with their metadata: `first` for the first one, only the split's keys
+/// for the others.
 pub fn shards<'a>(
     prefix: &Path,
     first: Metadata<'a>,
@@ -343,8 +341,8 @@ pub fn shards<'a>(
     (0..count).map(one).collect()
 }
 
-/// Takes `PREFIX-00002-of-00003.gguf` apart into the prefix, the shard's number from 0, and the
-/// count; `None` for any other name, and for the only shard of one.
+/// Splits `PREFIX-00002-of-00003.gguf` into prefix, index from 0, and count; `None` for any other
+/// name, and for a count of one.
 pub fn shard_name(path: &Path) -> Option<(PathBuf, u64, u64)> {
     let name = path.file_name()?.to_str()?.strip_suffix(".gguf")?;
     let (rest, count) = name.rsplit_once("-of-")?;
@@ -362,7 +360,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn shard_names_lead_back_to_themselves() {
+    fn shard_names_round_trip() {
         let path = Path::new("/models/a-of-b-00002-of-00003.gguf");
         let (prefix, no, count) = shard_name(path).unwrap();
         assert_eq!((no, count), (1, 3));

@@ -1,5 +1,5 @@
-//! From bytes to a checked header. No number is trusted before a comparison with the rest of the
-//! file.
+//! From bytes to a checked header. Every count and length is compared with the rest of the file
+//! before use.
 
 use super::endian::Endian;
 use super::keys;
@@ -9,35 +9,35 @@ use crate::types::GgmlType;
 use std::borrow::Cow;
 use std::collections::HashSet;
 
-/// Alignment of tensor data where the metadata says nothing else.
+/// Default alignment of tensor data, in bytes.
 pub const DEFAULT_ALIGNMENT: u64 = 32;
-/// ggml's limit for tensor names, its closing zero counted.
+/// ggml's limit for tensor names in bytes, with the terminating zero.
 pub const MAX_NAME: usize = 64;
 
 pub(super) const MAGIC: &[u8; 4] = b"GGUF";
-/// No model has keys or strings of this length; a larger number is damage.
+/// Larger than any key or string of a real model; a larger length is damage.
 const MAX_STRING: u64 = 1 << 30;
-/// Arrays in arrays in arrays ...: deeper than any file has them, shallower than any stack.
+/// Maximum nesting of arrays: deeper than in any real file, shallow enough for any stack.
 const MAX_DEPTH: usize = 8;
-/// Largest alignment that makes sense (a huge page); beyond it, the number is damage.
+/// Largest plausible alignment (a huge page); a larger one is damage.
 pub const MAX_ALIGNMENT: u64 = 1 << 21;
-/// Entries for which a header's count alone reserves memory; beyond it, memory grows with the entries
-/// read.
+/// Number of entries for which memory is reserved from the header's count alone; beyond it, memory
+/// grows with the entries read.
 const TRUSTED_ENTRIES: u64 = 1 << 16;
 
-/// One tensor as the header describes it.
+/// A tensor as described by the header.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TensorInfo<'a> {
     /// Name, unique in the model.
     pub name: Cow<'a, str>,
     /// Dimensions, row length first.
     pub shape: Shape,
-    /// How its weights are stored.
+    /// Storage type of the weights.
     pub ggml_type: GgmlType,
 }
 
 impl TensorInfo<'_> {
-    /// The same with a name of its own.
+    /// The same with an owned name.
     pub fn into_owned(self) -> TensorInfo<'static> {
         TensorInfo {
             name: Cow::Owned(self.name.into_owned()),
@@ -45,7 +45,8 @@ impl TensorInfo<'_> {
         }
     }
 
-    /// Bytes of its data; its row length is known to be whole blocks and the product to fit.
+    /// Size of its data in bytes. The row length was checked to be whole blocks, and the product to
+    /// fit.
     pub fn bytes(&self) -> u64 {
         self.ggml_type.row_bytes(self.shape.row_len()).unwrap_or(0) * self.shape.rows()
     }
@@ -69,7 +70,7 @@ pub struct Header<'a> {
 }
 
 impl Header<'_> {
-    /// The same without the file's bytes.
+    /// The same without borrowing the file's bytes.
     pub(crate) fn into_owned(self) -> Header<'static> {
         let owned = |(info, offset): (TensorInfo<'_>, u64)| (info.into_owned(), offset);
         Header {
@@ -112,14 +113,14 @@ struct Preamble {
     n_keys: u64,
 }
 
-/// Reads the fields before the first key; the version tells the byte order of all that follows.
+/// Reads the fields before the first key; the version gives the byte order of the rest.
 fn preamble(cursor: &mut Cursor<'_>) -> Result<Preamble, String> {
     let magic = cursor
         .take(4)
         .map_err(|_| "it is shorter than a GGUF header; is it an unfinished download?")?;
     if magic != MAGIC {
         let hint = match magic {
-            b"FUGG" => "; its magic is byte-swapped, which it is in no byte order: it is damaged",
+            b"FUGG" => "; its magic is byte-swapped, which is never valid: it is damaged",
             b"ggml" | b"tjgg" | b"lmgg" | b"fmgg" => {
                 "; it is a ggml file from before GGUF: convert the original model again"
             }
@@ -147,7 +148,7 @@ fn preamble(cursor: &mut Cursor<'_>) -> Result<Preamble, String> {
         }
         v => {
             return Err(format!(
-                "it is GGUF version {v}; versions 2 and 3 are known: the file is damaged or newer than this program"
+                "it is GGUF version {v}; versions 2 and 3 are supported: the file is damaged or newer than this program"
             ));
         }
     }
@@ -155,7 +156,7 @@ fn preamble(cursor: &mut Cursor<'_>) -> Result<Preamble, String> {
     let n_keys = cursor
         .u64()
         .map_err(|e| e.at("the number of metadata keys"))?;
-    // The shortest possible entries bound both counts by what is left of the file.
+    // The shortest possible entries bound both counts by the remaining size of the file.
     const SHORTEST_KEY: u64 = 8 + 1 + 4 + 1;
     const SHORTEST_TENSOR: u64 = 8 + 4 + 8 + 4 + 8;
     let left = cursor.left() as u64;
@@ -219,7 +220,7 @@ fn alignment(metadata: &Metadata<'_>) -> Result<u64, String> {
     }
 }
 
-/// Reads the tensor table: what each tensor is, and its offset as written, still unchecked.
+/// Reads the tensor table: descriptions with their stored, still unchecked offsets.
 fn tensor_infos<'a>(
     cursor: &mut Cursor<'a>,
     n_tensors: u64,
@@ -245,7 +246,7 @@ fn tensor_infos<'a>(
         let rank = cursor.u32().map_err(of)?;
         if rank > 4 {
             return Err(format!(
-                "tensor '{name}' has {rank} dimensions; ggml knows at most four"
+                "tensor '{name}' has {rank} dimensions; ggml supports at most four"
             ));
         }
         let mut dims = [1u64; 4];
@@ -270,7 +271,7 @@ fn tensor_infos<'a>(
             .is_none()
         {
             return Err(format!(
-                "tensor '{name}' {shape} of type {ggml_type} has more bytes than can be counted"
+                "tensor '{name}' {shape} of type {ggml_type} has a size that overflows"
             ));
         }
         tensors.push((
@@ -285,8 +286,8 @@ fn tensor_infos<'a>(
     Ok(tensors)
 }
 
-/// Turns offsets within the data section into offsets within the file, and checks that they make
-/// sense.
+/// Converts offsets in the data section to offsets in the file, and checks alignment, bounds and
+/// overlap.
 fn place(
     mut tensors: Vec<(TensorInfo<'_>, u64)>,
     file_len: u64,
@@ -325,7 +326,7 @@ fn place(
     Ok(tensors)
 }
 
-/// Failure of a cursor, and its place.
+/// A decoding error and its position.
 pub(super) struct Fault {
     position: usize,
     what: String,
@@ -371,7 +372,7 @@ impl<'a> Cursor<'a> {
     fn take(&mut self, n: usize) -> Result<&'a [u8], Fault> {
         if n > self.left() {
             return Err(self.fault(format!(
-                "{n} bytes are announced and {} are left: the file ends",
+                "{n} bytes are expected and {} are left: the file ends",
                 self.left()
             )));
         }
@@ -392,7 +393,7 @@ impl<'a> Cursor<'a> {
         let len = self.u64()?;
         if len > MAX_STRING || len > self.left() as u64 {
             return Err(self.fault(format!(
-                "a string of {len} bytes is announced and {} are left",
+                "a string of {len} bytes is expected and {} are left",
                 self.left()
             )));
         }
@@ -408,7 +409,7 @@ impl<'a> Cursor<'a> {
     fn value_type(&mut self) -> Result<ValueType, Fault> {
         let id = self.u32()?;
         ValueType::from_id(id)
-            .ok_or_else(|| self.fault(format!("value type {id} is unknown (0 to 12 are known)")))
+            .ok_or_else(|| self.fault(format!("value type {id} is unknown (0 to 12 are valid)")))
     }
 
     fn value(&mut self) -> Result<Value<'a>, Fault> {
@@ -423,7 +424,7 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// An array from its element type on.
+    /// Reads an array, starting at its element type.
     pub(super) fn array(&mut self, depth: usize) -> Result<Array<'a>, Fault> {
         let (element, len) = self.array_head(depth)?;
         let start = self.position;
@@ -432,7 +433,7 @@ impl<'a> Cursor<'a> {
         Ok(Array::from_checked(element, len, bytes, self.endian))
     }
 
-    /// Element type and length; `depth` counts the arrays around it.
+    /// Reads element type and length; `depth` counts the enclosing arrays.
     fn array_head(&mut self, depth: usize) -> Result<(ValueType, usize), Fault> {
         if depth >= MAX_DEPTH {
             return Err(self.fault(format!("arrays are nested more than {MAX_DEPTH} deep")));
@@ -446,7 +447,7 @@ impl<'a> Cursor<'a> {
         };
         if len > self.left() as u64 / smallest {
             return Err(self.fault(format!(
-                "an array of {len} x {} is announced and {} bytes are left",
+                "an array of {len} x {} is expected and {} bytes are left",
                 element.name(),
                 self.left()
             )));

@@ -1,4 +1,4 @@
-//! Metadata: typed values in the order of the file, strings and arrays borrowed from it.
+//! Metadata: typed values in file order. Strings and arrays borrow from the file.
 
 use super::endian::{Endian, reverse_elements};
 use super::keys;
@@ -7,7 +7,7 @@ use byteorder::{ByteOrder, LittleEndian};
 use std::borrow::Cow;
 use std::fmt;
 
-/// The type of a metadata value, with the number that stands for it in a file.
+/// Type of a metadata value, with its number in the file.
 #[allow(missing_docs)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
@@ -68,7 +68,7 @@ impl ValueType {
         }
     }
 
-    /// Bytes of a value; `None` for strings and arrays, whose length varies.
+    /// Size in bytes; `None` for strings and arrays, whose size varies.
     pub(crate) fn fixed_size(self) -> Option<usize> {
         match self {
             ValueType::U8 | ValueType::I8 | ValueType::Bool => Some(1),
@@ -80,8 +80,8 @@ impl ValueType {
     }
 }
 
-/// A metadata value. Strings are bytes: the format does not promise UTF-8, and vocabularies break
-/// that promise.
+/// A metadata value. Strings are bytes: the format does not promise UTF-8, and real vocabularies
+/// contain other bytes.
 #[allow(missing_docs)]
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value<'a> {
@@ -128,7 +128,8 @@ impl<'a> Value<'a> {
         }
     }
 
-    /// A fixed-size value from its bytes; `None` if the length is wrong or the type has none.
+    /// A fixed-size value from its bytes; `None` if the length is wrong or the type has no fixed
+    /// size.
     pub(crate) fn from_bytes(
         value_type: ValueType,
         bytes: &[u8],
@@ -153,7 +154,7 @@ impl<'a> Value<'a> {
         })
     }
 
-    /// Appends the value as a file holds it, without its type.
+    /// Appends the value in file format, without its type.
     pub fn write(&self, endian: Endian, out: &mut Vec<u8>) {
         match self {
             Value::U8(v) => out.push(*v),
@@ -172,7 +173,7 @@ impl<'a> Value<'a> {
         }
     }
 
-    /// The value as an unsigned number, if it is an integer that is not negative.
+    /// The value as an unsigned number, if it is a non-negative integer.
     pub fn as_u64(&self) -> Option<u64> {
         match *self {
             Value::U8(v) => Some(v.into()),
@@ -187,7 +188,7 @@ impl<'a> Value<'a> {
         }
     }
 
-    /// The value as text, if it is a string in UTF-8.
+    /// The value as text, if it is a UTF-8 string.
     pub fn as_str(&self) -> Option<&str> {
         match self {
             Value::String(bytes) => std::str::from_utf8(bytes).ok(),
@@ -195,8 +196,8 @@ impl<'a> Value<'a> {
         }
     }
 
-    /// The value as ggml's string functions copy it: strings, also those in an array, end at their
-    /// first zero.
+    /// The value as copied by ggml's string functions: strings, also those in an array, end at
+    /// their first zero byte.
     pub fn cut_at_zeros(&self) -> Value<'a> {
         match self {
             Value::String(s) if s.contains(&0) => Value::String(Cow::Owned(until_zero(s).to_vec())),
@@ -207,7 +208,7 @@ impl<'a> Value<'a> {
         }
     }
 
-    /// The same with bytes of its own.
+    /// The same with owned bytes.
     pub fn into_owned(self) -> Value<'static> {
         match self {
             Value::U8(v) => Value::U8(v),
@@ -236,7 +237,7 @@ impl<'a> Value<'a> {
 }
 
 impl fmt::Display for Value<'_> {
-    /// Short: strings as they are, arrays as their type and length.
+    /// Short form: strings verbatim, arrays as element type and length.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Value::U8(v) => v.fmt(f),
@@ -256,12 +257,12 @@ impl fmt::Display for Value<'_> {
     }
 }
 
-/// A string as C reads it: up to its first zero byte.
+/// A C string: the bytes before the first zero.
 pub fn until_zero(bytes: &[u8]) -> &[u8] {
     bytes.split(|&b| b == 0).next().unwrap_or_default()
 }
 
-/// An array value: its elements as a little-endian file holds them.
+/// An array value: its elements in little-endian file format.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Array<'a> {
     element: ValueType,
@@ -270,7 +271,7 @@ pub struct Array<'a> {
 }
 
 impl<'a> Array<'a> {
-    /// From the bytes of `len` checked elements, and not one byte more.
+    /// From the bytes of exactly `len` checked elements.
     pub(super) fn from_checked(
         element: ValueType,
         len: usize,
@@ -288,7 +289,7 @@ impl<'a> Array<'a> {
         }
     }
 
-    /// The same with bytes of its own.
+    /// The same with owned bytes.
     pub fn into_owned(self) -> Array<'static> {
         Array {
             bytes: Cow::Owned(self.bytes.into_owned()),
@@ -341,7 +342,7 @@ impl<'a> Array<'a> {
         self.len
     }
 
-    /// Whether it has no elements.
+    /// True if it has no elements.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
@@ -385,10 +386,10 @@ impl<'a> Array<'a> {
         })
     }
 
-    /// The elements, of any type.
+    /// The elements, whatever their type.
     pub fn elements(&self) -> impl Iterator<Item = Value<'_>> {
         let strings = self.strings().map(|s| Value::String(Cow::Borrowed(s)));
-        // All parts of a chain must live equally long.
+        // All parts of a chain need the same lifetime.
         fn shorter<'s>(value: Value<'static>) -> Value<'s> {
             value
         }
@@ -401,7 +402,7 @@ impl<'a> Array<'a> {
         endian.put_u64(self.len as u64, out);
         let start = out.len();
         match self.element {
-            // Any byte but 0 reads as true; 1 is how true is written.
+            // Any byte but 0 reads as true; true is written as 1.
             ValueType::Bool => out.extend(self.bytes.iter().map(|&b| u8::from(b != 0))),
             _ => out.extend(&*self.bytes),
         }
@@ -423,7 +424,7 @@ impl<'a> Metadata<'a> {
         Metadata::default()
     }
 
-    /// From entries whose keys the caller knows to be unique.
+    /// From entries with keys already checked to be unique.
     pub(super) fn from_checked(entries: Vec<(Cow<'a, str>, Value<'a>)>) -> Metadata<'a> {
         Metadata { entries }
     }
@@ -433,14 +434,14 @@ impl<'a> Metadata<'a> {
         self.entries.iter().find(|(k, _)| k == key).map(|(_, v)| v)
     }
 
-    /// Sets a key. As in ggml, a key that is set anew moves to the end.
+    /// Sets a key. As in ggml, a key set again moves to the end.
     pub fn set(&mut self, key: impl Into<Cow<'a, str>>, value: Value<'a>) {
         let key = key.into();
         self.remove(&key);
         self.entries.push((key, value));
     }
 
-    /// Removes a key if it is there.
+    /// Removes a key if present.
     pub fn remove(&mut self, key: &str) {
         self.entries.retain(|(k, _)| k != key);
     }
@@ -450,14 +451,14 @@ impl<'a> Metadata<'a> {
         self.entries.iter().map(|(k, v)| (&**k, v))
     }
 
-    /// The alignment that a reader of this metadata will expect.
+    /// The alignment of tensor data according to this metadata, in bytes.
     pub fn alignment(&self) -> u64 {
         self.get(keys::ALIGNMENT)
             .and_then(Value::as_u64)
             .unwrap_or(DEFAULT_ALIGNMENT)
     }
 
-    /// The metadata as ggml copies it, value by value: see [`Value::cut_at_zeros`].
+    /// The metadata as copied by ggml, value by value: see [`Value::cut_at_zeros`].
     pub fn cut_at_zeros(&self) -> Metadata<'a> {
         Metadata {
             entries: self
@@ -468,7 +469,7 @@ impl<'a> Metadata<'a> {
         }
     }
 
-    /// The same with keys and values of its own.
+    /// The same with owned keys and values.
     pub fn into_owned(self) -> Metadata<'static> {
         let owned = |(k, v): (Cow<'a, str>, Value<'a>)| (k.into_owned().into(), v.into_owned());
         Metadata {
@@ -481,13 +482,13 @@ impl<'a> Metadata<'a> {
         self.entries.len()
     }
 
-    /// Whether there are none.
+    /// True if there are no keys.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 }
 
-/// The dimensions of a tensor, innermost (row length) first; one to four, each at least 1.
+/// Dimensions of a tensor, innermost (row length) first; one to four, each at least 1.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Shape {
     dims: [u64; 4],
@@ -495,14 +496,14 @@ pub struct Shape {
 }
 
 impl Shape {
-    /// From one to four dimensions.
+    /// Shape of one to four dimensions.
     ///
     /// # Errors
-    /// None or more than four dimensions, a zero, or a product beyond 2^63.
+    /// No dimensions or more than four, a zero, or a product beyond 2^63.
     pub fn new(dims: &[u64]) -> Result<Shape, String> {
         if dims.is_empty() || dims.len() > 4 {
             return Err(format!(
-                "it has {} dimensions; ggml knows one to four",
+                "it has {} dimensions; ggml supports one to four",
                 dims.len()
             ));
         }
@@ -531,27 +532,27 @@ impl Shape {
         &self.dims[..self.rank as usize]
     }
 
-    /// All four dimensions, the missing ones as 1.
+    /// All four dimensions; missing ones are 1.
     pub fn four(&self) -> [u64; 4] {
         self.dims
     }
 
-    /// Weights in a row.
+    /// Weights per row.
     pub fn row_len(&self) -> u64 {
         self.dims[0]
     }
 
-    /// Rows in all.
+    /// Total number of rows.
     pub fn rows(&self) -> u64 {
         self.dims[1] * self.dims[2] * self.dims[3]
     }
 
-    /// Weights in all.
+    /// Total number of weights.
     pub fn elements(&self) -> u64 {
         self.dims[0] * self.rows()
     }
 
-    /// The shape without its trailing ones, as ggml counts dimensions.
+    /// The shape without trailing ones, as ggml counts dimensions.
     pub fn trimmed(&self) -> Shape {
         let rank = self.dims.iter().rposition(|&d| d > 1).unwrap_or(0) as u8 + 1;
         Shape {

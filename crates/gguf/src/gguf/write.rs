@@ -1,4 +1,4 @@
-//! A GGUF file out: the header from a plan, then the tensors' bytes as they come.
+//! Writing of GGUF files: the header from a layout, then streamed tensor data.
 
 use super::endian::{Endian, has_big_endian_form, reverse_blocks};
 use super::model::no_big_endian_form;
@@ -11,26 +11,26 @@ use crate::types::GgmlType;
 use std::ops::Range;
 use std::path::Path;
 
-/// The version that is written.
+/// The version written.
 const VERSION: u32 = 3;
-/// Blocks that are swapped at a time.
+/// Blocks swapped at a time.
 const BLOCKS_AT_ONCE: usize = 4096;
 
-/// The place of everything in a file, known before its first byte is written.
+/// Offsets of everything in a file, computed before the first byte is written.
 pub struct Layout {
     endian: Endian,
     header: Vec<u8>,
-    /// Type of each tensor, and bytes of its data without padding.
+    /// Type of each tensor, and size of its data in bytes, without padding.
     tensors: Vec<(GgmlType, u64)>,
     alignment: u64,
     file_bytes: u64,
 }
 
 impl Layout {
-    /// Lays out a little-endian file with this metadata and these tensors in this order.
+    /// Lays out a little-endian file with this metadata and these tensors, in this order.
     ///
-    /// `alignment` is a power of two; a reader expects the metadata to say it under
-    /// `general.alignment` unless it is 32.
+    /// `alignment` is a power of two in bytes; the metadata must state it under `general.alignment`
+    /// unless it is 32.
     pub fn new(metadata: &Metadata<'_>, tensors: &[TensorInfo<'_>], alignment: u64) -> Layout {
         Layout::encoded(metadata, tensors, alignment, Endian::Little)
     }
@@ -39,7 +39,7 @@ impl Layout {
     /// swaps it.
     ///
     /// # Errors
-    /// A tensor of a type that has no big-endian form.
+    /// A tensor of a type without a big-endian form.
     pub fn big_endian(
         metadata: &Metadata<'_>,
         tensors: &[TensorInfo<'_>],
@@ -93,31 +93,30 @@ impl Layout {
         }
     }
 
-    /// The file's bytes before the first tensor's data, padding included.
+    /// The bytes before the first tensor's data, padding included.
     pub fn header(&self) -> &[u8] {
         &self.header
     }
 
-    /// A file of metadata only, without padding at its end: no tensor follows that would have to
-    /// be aligned.
+    /// A file of metadata only, without padding at its end, since no tensor follows.
     pub fn of_metadata(metadata: &Metadata<'_>) -> Layout {
         Layout::new(metadata, &[], 1)
     }
 
-    /// Bytes of the whole file.
+    /// Size of the whole file in bytes.
     pub fn file_bytes(&self) -> u64 {
         self.file_bytes
     }
 }
 
-/// Streams tensor data into a file that was laid out before.
+/// Streams tensor data into a file with a known layout.
 pub struct Writer {
     output: Output,
     layout: Layout,
-    /// The tensor that is being written, and how many of its bytes are.
+    /// Index of the current tensor, and the bytes of it written so far.
     tensor: usize,
     done: u64,
-    /// Data in the other byte order.
+    /// Buffer for swapped data.
     reversed: Vec<u8>,
 }
 
@@ -125,7 +124,7 @@ impl Writer {
     /// Creates the file beside its target and writes the header.
     ///
     /// # Errors
-    /// If the target is one of the `inputs`, the space does not suffice, or the disk fails.
+    /// If the target is one of the `inputs`, space is insufficient, or the disk fails.
     pub fn create(path: &Path, layout: Layout, inputs: &[&Path]) -> Result<Writer> {
         let mut output = Output::create(path, layout.file_bytes, inputs)?;
         output.write(&layout.header)?;
@@ -138,14 +137,14 @@ impl Writer {
         })
     }
 
-    /// Appends data of the current tensor, in little-endian order; pads after its last byte.
+    /// Appends data of the current tensor in little-endian order; pads after its last byte.
     ///
     /// # Errors
-    /// Those of the disk.
+    /// I/O errors.
     ///
     /// # Panics
-    /// If there is more data than the layout has room for, or if it is not whole blocks and the
-    /// file is big-endian.
+    /// If there is more data than laid out, or if the file is big-endian and the data is not whole
+    /// blocks.
     pub fn write(&mut self, data: &[u8]) -> Result<()> {
         let ggml_type = self.count(data.len());
         if self.layout.endian == Endian::Big {
@@ -163,17 +162,17 @@ impl Writer {
         self.pad()
     }
 
-    /// Appends data of the current tensor out of an input, in little-endian order.
+    /// Appends data of the current tensor from an input, in little-endian order.
     ///
     /// # Errors
-    /// Those of the disk, and an input that became shorter.
+    /// I/O errors, and an input that became shorter.
     ///
     /// # Panics
     /// As [`Writer::write`].
     pub fn copy(&mut self, input: &Map, range: Range<usize>) -> Result<()> {
         if self.layout.endian == Endian::Big {
             input.check_length()?;
-            // Every block's bytes divide a multiple of them.
+            // A multiple of every block size.
             let block = self.layout.tensors[self.tensor].0.block_bytes();
             let mut data = input.bytes()[range].chunks(block * BLOCKS_AT_ONCE);
             return data.try_for_each(|data| self.write(data));
@@ -183,7 +182,7 @@ impl Writer {
         self.pad()
     }
 
-    /// Counts data of the current tensor; returns its type.
+    /// Counts data of the current tensor and returns its type.
     fn count(&mut self, more: usize) -> GgmlType {
         self.done += more as u64;
         let (ggml_type, bytes) = self.layout.tensors[self.tensor];
@@ -195,7 +194,7 @@ impl Writer {
         ggml_type
     }
 
-    /// Pads a complete tensor and goes on to the next.
+    /// Pads a complete tensor and moves on to the next.
     fn pad(&mut self) -> Result<()> {
         let (_, bytes) = self.layout.tensors[self.tensor];
         if self.done == bytes {
@@ -207,18 +206,18 @@ impl Writer {
         Ok(())
     }
 
-    /// Flushes all data to the disk, before the first of several files gets its name.
+    /// Flushes all data to disk, before the first of several files is renamed.
     ///
     /// # Errors
-    /// Those of the disk.
+    /// I/O errors.
     pub fn settle(&mut self) -> Result<()> {
         self.output.settle()
     }
 
-    /// Flushes the file and gives it its name.
+    /// Flushes the file and renames it to its target.
     ///
     /// # Errors
-    /// Those of the disk.
+    /// I/O errors.
     ///
     /// # Panics
     /// If a tensor's data is missing.

@@ -1,4 +1,4 @@
-//! How much memory a thread asks for at once.
+//! Largest single allocation of a thread.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -14,7 +14,7 @@ fn note(size: usize) {
     let _ = LARGEST.try_with(|largest| largest.set(largest.get().max(size)));
 }
 
-// SAFETY: everything is left to the system's allocator; a number is noted beside.
+// SAFETY: all calls are forwarded to the system's allocator, beside noting a number.
 unsafe impl GlobalAlloc for Watched {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         note(layout.size());
@@ -39,8 +39,8 @@ unsafe impl GlobalAlloc for Watched {
 #[global_allocator]
 static ALLOCATOR: Watched = Watched;
 
-/// Runs something on this thread; returns what it gives, and the bytes of its largest single
-/// allocation.
+/// Runs a function on this thread; returns its result and the size of its largest single
+/// allocation, in bytes.
 pub fn largest<T>(run: impl FnOnce() -> T) -> (T, usize) {
     LARGEST.set(0);
     let result = run();

@@ -1,5 +1,5 @@
-//! Files that lie. Every attack gives an error that names the lie, without a panic and without
-//! memory that the file itself does not warrant; and whatever our writer writes comes back equal.
+//! Malicious files. Every attack must give an error that names the defect, without a panic and
+//! without disproportionate memory; and everything our writer writes must read back equal.
 
 use crate::allocation;
 use crate::files::{Tiny, everything, info, small};
@@ -43,13 +43,13 @@ fn truncation_at_every_byte() {
         for len in 0..data_end {
             refused(&bytes[..len], &[]);
         }
-        // Only the padding behind the last tensor may be missing.
+        // Only the padding after the last tensor may be missing.
         (data_end..=bytes.len()).for_each(|len| assert!(parse(&bytes[..len]).is_ok()));
     }
 }
 
 #[test]
-fn every_byte_changed() {
+fn changed_bytes_never_panic() {
     let bytes = everything().bytes();
     for at in 0..bytes.len() {
         for flip in [0x01, 0x80, 0xff] {
@@ -70,7 +70,7 @@ fn big_endian(file: &Tiny) -> Vec<u8> {
 }
 
 #[test]
-fn big_endian_files_cut_and_changed() {
+fn truncated_and_changed_big_endian_files_never_panic() {
     let bytes = big_endian(&everything());
     let header = parse(&bytes).unwrap();
     assert_eq!((header.version, header.endian), (3, Endian::Big));
@@ -88,7 +88,7 @@ fn big_endian_files_cut_and_changed() {
     }
 }
 
-/// Every type in one file: those with a big-endian form come back, the others are refused by name
+/// Every type in one file: those with a big-endian form round-trip, the others are refused by name
 /// when their data is read.
 #[test]
 fn tensors_of_big_endian_files() {
@@ -188,7 +188,7 @@ fn unknown_versions() {
     refused(&with(4), &["version 4", "newer"]);
     refused(&with(1u32.swap_bytes()), &["version 1"]);
     refused(&with(4u32.swap_bytes()), &["version 4", "newer"]);
-    // Counts of another byte order than the version.
+    // Counts in another byte order than the version.
     refused(
         &Raw {
             version: 3u32.swap_bytes(),
@@ -224,7 +224,7 @@ fn counts_beyond_the_file() {
 }
 
 #[test]
-fn counts_that_only_a_sparse_file_of_1_tib_has_room_for() {
+fn counts_that_fit_only_a_sparse_file_of_1_tib() {
     const TIB: u64 = 1 << 40;
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("sparse.gguf");
@@ -391,11 +391,11 @@ fn absurd_dimensions() {
     refused(&with(&[0, u64::MAX, u64::MAX, 2], F32_TYPE), &["'t'"]);
     refused(
         &with(&[1 << 62], F32_TYPE),
-        &["'t'", "more bytes than can be counted"],
+        &["'t'", "a size that overflows"],
     );
     refused(
         &with(&[1 << 31, 1 << 31], F32_TYPE),
-        &["'t'", "more bytes than can be counted"],
+        &["'t'", "a size that overflows"],
     );
     // As in ggml, no dimensions make a single number.
     assert_eq!(
@@ -432,7 +432,7 @@ fn unknown_and_removed_tensor_types() {
 }
 
 #[test]
-fn rows_that_are_no_whole_blocks() {
+fn rows_of_partial_blocks() {
     refused(
         &Raw::default().tensor("t", &[255, 2], Q4_K_TYPE, 0).bytes(),
         &["'t'", "255", "256"],
@@ -492,8 +492,8 @@ fn bad_alignments() {
     );
 }
 
-/// Writes shards of a model, one tensor in each; `split` gives what each says of itself: number,
-/// count, tensors.
+/// Writes shards of a model, one tensor each; `split` gives the claims of each: number, count,
+/// tensors.
 fn shards(
     dir: &Path,
     split: &[(Value<'static>, Value<'static>, Value<'static>)],
@@ -631,7 +631,7 @@ fn a_wrong_count_of_tensors_over_all_shards() {
 }
 
 #[test]
-fn no_regular_file() {
+fn irregular_files() {
     let dir = tempfile::tempdir().unwrap();
     model_refused(dir.path(), &["cannot read"]);
     model_refused(
@@ -648,7 +648,7 @@ fn no_regular_file() {
     }
 }
 
-// What we write comes back.
+// Round trips of written files.
 
 fn fixed_value() -> impl Strategy<Value = Value<'static>> {
     prop_oneof![
@@ -701,7 +701,7 @@ fn some_shape() -> impl Strategy<Value = (GgmlType, Vec<u64>)> {
         })
 }
 
-/// A file; its alignment is any power of two that a file may have, up to a page.
+/// A file with any valid power of two as alignment, up to a page.
 fn some_file() -> impl Strategy<Value = Tiny> {
     let metadata = prop::collection::btree_map("[a-z.é]{1,20}", some_value(), 0..12);
     let tensors = prop::collection::btree_map("[a-z0-9._]{1,60}", some_shape(), 0..6);
@@ -740,7 +740,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
     #[test]
-    fn what_is_written_comes_back(file in some_file()) {
+    fn written_files_round_trip(file in some_file()) {
         let bytes = file.bytes();
         let header: Header = parse(&bytes).map_err(TestCaseError::fail)?;
         prop_assert_eq!(&header.metadata, &file.metadata);
@@ -749,7 +749,7 @@ proptest! {
             prop_assert_eq!(info, wanted);
             prop_assert_eq!(&bytes[*offset as usize..][..data.len()], &data[..]);
         }
-        // In the other byte order it says the same.
+        // The other byte order gives the same contents.
         let infos: Vec<_> = file.tensors.iter().map(|(info, _)| info.clone()).collect();
         if let Ok(layout) = Layout::big_endian(&file.metadata, &infos, header.alignment) {
             let mut bytes = layout.header().to_vec();
@@ -759,7 +759,7 @@ proptest! {
             prop_assert_eq!(&big.metadata, &header.metadata);
             prop_assert_eq!(&big.tensors, &header.tensors);
         }
-        // Arrays, taken element by element, are the bytes of the file again.
+        // Arrays, read element by element, give the bytes of the file.
         for (_, value) in header.metadata.iter() {
             let Value::Array(array) = value else { continue };
             let mut written = Vec::new();
@@ -783,7 +783,7 @@ proptest! {
 }
 
 #[test]
-fn the_layout_knows_the_size_of_the_file() {
+fn layout_states_the_file_size() {
     let mut metadata = Metadata::new();
     metadata.set("k", Value::U8(1));
     let tensors: BTreeMap<_, _> = [("a", 3u64), ("b", 9)].into();

@@ -1,5 +1,4 @@
-//! Tiny GGUF files: sound ones through the program's own writer, and bytes that lie as a test wants
-//! them to.
+//! Tiny GGUF files: valid ones from the program's own writer, and arbitrary bytes.
 
 use quantier_gguf::gguf::{
     Array, DEFAULT_ALIGNMENT, Layout, Metadata, Shape, TensorInfo, Value, ValueType, Writer,
@@ -7,7 +6,7 @@ use quantier_gguf::gguf::{
 use quantier_gguf::types::GgmlType;
 use std::path::{Path, PathBuf};
 
-/// Metadata and tensors with their data, in the order in which they are written.
+/// Metadata and tensors with their data, in file order.
 #[derive(Debug, Default)]
 pub struct Tiny {
     pub metadata: Metadata<'static>,
@@ -20,7 +19,7 @@ impl Tiny {
         self
     }
 
-    /// Adds a tensor whose data is all zeros.
+    /// Adds a tensor of zeros.
     pub fn zeros(self, name: &str, dims: &[u64], ggml_type: GgmlType) -> Tiny {
         let info = info(name, dims, ggml_type);
         let data = vec![0; info.bytes() as usize];
@@ -56,7 +55,7 @@ impl Tiny {
         bytes
     }
 
-    /// Writes the same model for a big-endian machine.
+    /// Writes the same model in big-endian order.
     pub fn write_big_endian(&self, path: &Path) -> Result<(), String> {
         let infos: Vec<_> = self.tensors.iter().map(|(info, _)| info.clone()).collect();
         let layout = Layout::big_endian(&self.metadata, &infos, self.metadata.alignment())?;
@@ -117,7 +116,7 @@ pub fn everything() -> Tiny {
         .zeros("blk.0.attn_norm.weight", &[5], GgmlType::F32)
 }
 
-/// One key and one tensor: small enough to be cut at every byte.
+/// One key and one tensor: small enough to be truncated at every byte.
 pub fn small() -> Tiny {
     Tiny::default()
         .set("general.architecture", Value::str("llama"))

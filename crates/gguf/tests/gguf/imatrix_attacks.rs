@@ -1,4 +1,4 @@
-//! Importance matrices that lie, in both formats.
+//! Malicious importance matrices, in both formats.
 
 use crate::files::{Tiny, dat, imatrix, int};
 use proptest::prelude::*;
@@ -11,7 +11,7 @@ fn refused(bytes: &[u8], parts: &[&str]) {
     crate::refused(bytes, parts, Imatrix::parse);
 }
 
-/// A sound `.dat` file, and the length of it without its optional tail.
+/// A valid `.dat` file, and its length without the optional tail.
 fn sound() -> (Vec<u8>, usize) {
     let bytes = dat(&[
         ("a.weight", 4, &[1.0, 2.0, 0.0, 0.5]),
@@ -23,7 +23,7 @@ fn sound() -> (Vec<u8>, usize) {
 }
 
 #[test]
-fn a_big_endian_file_reads_as_its_little_endian_twin() {
+fn big_endian_imatrix_equals_its_little_endian_twin() {
     let path = tempfile::tempdir().unwrap();
     let path = path.path().join("imatrix.gguf");
     imatrix().write_big_endian(&path).unwrap();
@@ -46,7 +46,7 @@ fn dat_truncated_at_every_byte() {
 }
 
 #[test]
-fn dat_lengths_that_lie() {
+fn dat_lengths_beyond_the_file() {
     for n in [0, -1, i32::MIN] {
         refused(&int(n), &[&format!("{n} entries")]);
         refused(
@@ -84,7 +84,7 @@ fn dat_lengths_that_lie() {
         .concat(),
         &["'a'", "8589934588"],
     );
-    // Nobody needs the dataset's name: a wrong length there loses it and nothing else.
+    // The dataset's name is optional: a wrong length loses only the name.
     let (mut bytes, body) = sound();
     for n in [-1, i32::MAX, i32::MIN, 0] {
         bytes[body + 4..body + 8].copy_from_slice(&int(n));
@@ -93,7 +93,7 @@ fn dat_lengths_that_lie() {
 }
 
 #[test]
-fn dat_names_that_are_no_text() {
+fn dat_names_outside_utf8() {
     refused(
         &[int(1), int(2), vec![0xc3, 0x28], int(1), int(1), vec![0; 4]].concat(),
         &["entry 0", "UTF-8"],
@@ -105,8 +105,8 @@ fn dat_names_that_are_no_text() {
 }
 
 #[test]
-fn dat_counts_that_no_run_has() {
-    // As in the reference, a count that is not positive divides by one.
+fn nonpositive_dat_counts() {
+    // As in the reference, a non-positive count divides by one.
     for calls in [0, -7] {
         let read = Imatrix::parse(&dat(&[("a", calls, &[2.0, 4.0])])).unwrap();
         assert_eq!(read.entries["a"].means(), [2.0, 4.0]);
@@ -114,7 +114,7 @@ fn dat_counts_that_no_run_has() {
 }
 
 #[test]
-fn values_that_no_sum_of_squares_has() {
+fn negative_and_nonfinite_sums() {
     for value in [
         f32::NAN,
         -f32::NAN,
@@ -140,7 +140,7 @@ fn values_that_no_sum_of_squares_has() {
 }
 
 #[test]
-fn counts_that_are_no_counts() {
+fn negative_and_nonfinite_counts() {
     for count in [f32::NAN, f32::INFINITY, -1.0] {
         let file =
             imatrix()
@@ -148,7 +148,7 @@ fn counts_that_are_no_counts() {
                 .weights("c.counts", &[1], [count]);
         refused(&file.bytes(), &["'c'", &format!("a count of {count}")]);
     }
-    // Beyond i64, but a number: the means are tiny, not garbage.
+    // Beyond i64, but finite: the means are tiny, not garbage.
     let file =
         imatrix()
             .weights("c.in_sum2", &[2], [0.0, 1.0])
@@ -158,7 +158,7 @@ fn counts_that_are_no_counts() {
 }
 
 #[test]
-fn sums_and_counts_that_do_not_fit() {
+fn sums_and_counts_of_different_sizes() {
     let with = |sums: u64, counts: u64| {
         imatrix()
             .weights("c.in_sum2", &[sums], vec![1.0; sums as usize])
@@ -170,7 +170,7 @@ fn sums_and_counts_that_do_not_fit() {
 }
 
 #[test]
-fn halves_without_the_other() {
+fn sums_without_counts_and_counts_without_sums() {
     refused(
         &imatrix().weights("c.in_sum2", &[2], [0.0, 1.0]).bytes(),
         &["'c'", "only one of"],
@@ -249,7 +249,7 @@ fn another_kind_of_file() {
 #[test]
 fn gguf_truncated_at_every_byte() {
     let bytes = imatrix().bytes();
-    let padding = 32 - 2 * 4; // behind the last tensor, two counts
+    let padding = 32 - 2 * 4; // after the last tensor, two counts
     (0..bytes.len() - padding).for_each(|len| refused(&bytes[..len], &[]));
     assert!(Imatrix::parse(&bytes[..bytes.len() - padding]).is_ok());
 }

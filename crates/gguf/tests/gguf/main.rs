@@ -1,8 +1,8 @@
-//! Tests of the file formats from outside: files that lie, and files that come back.
+//! Tests of the file formats through the public interface: attacks and round trips.
 
 mod allocation;
 mod attacks;
-#[allow(dead_code)] // the program's tests use the rest
+#[allow(dead_code)] // used by the tests of the program
 mod files;
 mod imatrix_attacks;
 mod raw;
@@ -11,8 +11,8 @@ mod torch_files;
 
 use std::fmt::Display;
 
-/// What a parser says of bytes that it must not accept; it has to say all of `parts`, briefly, and
-/// to ask for no more memory than the bytes warrant.
+/// The error of a parser for bytes that it must refuse. It must contain all of `parts`, be short,
+/// and come without disproportionate allocations.
 #[track_caller]
 fn refused<T, E: Display>(
     bytes: &[u8],

@@ -1,10 +1,10 @@
-//! GGUF files put together by hand.
+//! Hand-made GGUF files.
 
-/// A GGUF file put together by hand, so that every number in it can lie.
+/// A hand-made GGUF file, in which any number can be wrong.
 pub struct Raw {
     pub magic: [u8; 4],
     pub version: u32,
-    /// Tensors and keys as the header counts them; `None` for the truth.
+    /// Counts of tensors and keys in the header; `None` for the true ones.
     pub n_tensors: Option<u64>,
     pub n_keys: Option<u64>,
     pub keys: Vec<Vec<u8>>,
@@ -30,14 +30,14 @@ impl Default for Raw {
 }
 
 impl Raw {
-    /// Adds a key with a value: its type's number, then its bytes.
+    /// Adds a key: its name, the number of its type, the bytes of its value.
     pub fn key(mut self, key: &[u8], value_type: u32, value: &[u8]) -> Raw {
         self.keys
             .push([&string(key)[..], &value_type.to_le_bytes(), value].concat());
         self
     }
 
-    /// Adds a tensor as described, true or not.
+    /// Adds a tensor with this description, true or not.
     pub fn tensor(mut self, name: &str, dims: &[u64], type_id: u32, offset: u64) -> Raw {
         let mut bytes = string(name.as_bytes());
         bytes.extend((dims.len() as u32).to_le_bytes());
@@ -67,12 +67,12 @@ impl Raw {
     }
 }
 
-/// A string as the format holds it.
+/// A string in file format.
 pub fn string(bytes: &[u8]) -> Vec<u8> {
     [&(bytes.len() as u64).to_le_bytes(), bytes].concat()
 }
 
-/// An array as the format holds it, from the number of its elements' type on; the length may lie.
+/// An array in file format, from the number of its element type on; the length may be wrong.
 pub fn array(element: u32, len: u64, elements: &[u8]) -> Vec<u8> {
     [&element.to_le_bytes()[..], &len.to_le_bytes(), elements].concat()
 }

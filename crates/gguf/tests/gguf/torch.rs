@@ -1,4 +1,4 @@
-//! Files of `torch.save`: what is read of them, and what is refused.
+//! Files of `torch.save`: accepted and refused ones.
 
 use crate::refused;
 use crate::torch_files::{TorchFile, View, archive, integer, text};
@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use quantier_gguf::safetensors::Dtype;
 use quantier_gguf::torch::{TensorInfo, parse};
 
-/// Numbers of two bytes that count up.
+/// Ascending two-byte numbers.
 fn numbers(count: u16) -> Vec<u8> {
     (0..count).flat_map(u16::to_le_bytes).collect()
 }
@@ -21,7 +21,7 @@ fn sample() -> TorchFile {
     file
 }
 
-/// The numbers of a tensor of halves, by its strides.
+/// The numbers of a tensor of halves, read with its strides.
 fn read(file: &[u8], tensor: &TensorInfo) -> Vec<u16> {
     let data = file[tensor.range.clone()].as_chunks::<2>().0;
     let plain = View::whole(0, &tensor.shape).strides;
@@ -40,7 +40,7 @@ fn read(file: &[u8], tensor: &TensorInfo) -> Vec<u16> {
 }
 
 #[test]
-fn tensors_come_in_the_order_of_the_dictionary() {
+fn tensors_keep_the_order_of_the_dictionary() {
     for wide in [false, true] {
         let file = archive(&sample().entries(), wide);
         let tensors = parse(&file).unwrap();
@@ -62,7 +62,7 @@ fn tensors_come_in_the_order_of_the_dictionary() {
 }
 
 #[test]
-fn every_type_has_its_width() {
+fn types_have_their_widths() {
     let classes = [
         ("DoubleStorage", Dtype::F64),
         ("FloatStorage", Dtype::F32),
@@ -171,7 +171,7 @@ fn views_beyond_their_storage_are_refused() {
         (max, &[3], &[max], "beyond its storage"),
         (0, &[max, max], &[0, 0], "beyond its storage"),
         (0, &[1000], &[0], "repeats the 24 numbers"),
-        (0, &[2, 2], &[1], "are no such numbers"),
+        (0, &[2, 2], &[1], "strides are invalid"),
     ];
     for (offset, shape, strides, part) in cases {
         let mut file = TorchFile::default();
@@ -191,7 +191,7 @@ fn views_beyond_their_storage_are_refused() {
 }
 
 #[test]
-fn what_is_no_tensor_is_refused_by_name() {
+fn other_objects_are_refused_by_name() {
     let with = |key: &str, value: &[u8]| {
         let mut file = sample();
         file.item(key, value);
@@ -219,7 +219,7 @@ fn what_is_no_tensor_is_refused_by_name() {
     );
     refused(
         &with("a.bias", b"N"),
-        &["'a.bias' is in its dictionary twice"],
+        &["'a.bias' appears twice in its dictionary"],
         parse,
     );
     refused(
@@ -245,7 +245,7 @@ fn what_is_no_tensor_is_refused_by_name() {
     refused(&file.bytes(), &["tensor 'w'", "negated"], parse);
 }
 
-/// An archive with these changes to the sample's entries.
+/// An archive with a change to the sample's entries.
 fn changed(change: impl Fn(&mut Vec<(String, Vec<u8>)>)) -> Vec<u8> {
     let mut entries = sample().entries();
     change(&mut entries);
@@ -253,7 +253,7 @@ fn changed(change: impl Fn(&mut Vec<(String, Vec<u8>)>)) -> Vec<u8> {
 }
 
 #[test]
-fn archives_of_something_else_are_refused() {
+fn unrelated_archives_are_refused() {
     let entry = |name: &str, bytes: &[u8]| (format!("pytorch_model/{name}"), bytes.to_vec());
     refused(
         &changed(|entries| entries[1] = entry("byteorder", b"big")),
@@ -309,28 +309,28 @@ fn archives_of_something_else_are_refused() {
 }
 
 #[test]
-fn archives_that_lie_are_refused() {
+fn inconsistent_archives_are_refused() {
     let (good, wide) = (sample().bytes(), archive(&sample().entries(), true));
     let central = good.windows(4).position(|b| b == b"PK\x01\x02").unwrap();
     let last = good.windows(4).rposition(|b| b == b"PK\x01\x02").unwrap();
     let (end, locator) = (good.len() - 22, wide.len() - 42);
     let cases: [(&[u8], usize, &[u8], &str); 12] = [
-        (&good, end, b"XX", "cut off"),
+        (&good, end, b"XX", "truncated"),
         (&good, end + 16, &[0xff; 4], "is not before its end"),
         (&good, central, b"XX", "damaged"),
         (&good, central + 8, &[1], "is encrypted"),
         (&good, central + 10, &[8], "is compressed"),
         (&good, central + 24, &[7], "bytes and stores"),
         (&good, central + 28, &[0xff, 0xff], "damaged"),
-        (&good, central + 42, &[1], "is said to be at byte 1"),
+        (&good, central + 42, &[1], "should be at byte 1"),
         (
             &good,
             central + 20,
             &[0xfe, 0xff, 0xff, 0, 0xfe, 0xff, 0xff],
-            "is said to be at byte 0",
+            "should be at byte 0",
         ),
         (&good, central + 20, &[0xff; 8], "has no 64-bit size"),
-        (&good, last + 42, &[0, 0, 0], "is said to be at byte 0"),
+        (&good, last + 42, &[0, 0, 0], "should be at byte 0"),
         (&wide, locator + 8, &[1], "64-bit end record"),
     ];
     for (file, at, bytes, part) in cases {
@@ -357,7 +357,7 @@ fn archives_that_lie_are_refused() {
     }
 }
 
-/// What [`parse`] promises of any bytes.
+/// Checks the guarantees of [`parse`] for any bytes.
 fn check(file: &[u8]) {
     for tensor in parse(file).unwrap_or_default() {
         let data = &file[tensor.range.clone()];
@@ -379,9 +379,9 @@ fn check(file: &[u8]) {
 }
 
 proptest! {
-    /// Any views of any storages come back as they were written.
+    /// Any views of any storages round-trip.
     #[test]
-    fn written_views_come_back(
+    fn written_views_round_trip(
         count in 1u16..64,
         views in prop::collection::vec((0u64..70, prop::collection::vec((0u64..5, 0u64..20), 0..4)), 1..8),
         wide: bool,
@@ -407,7 +407,7 @@ proptest! {
         prop_assert_eq!(found, expected);
     }
 
-    /// Bytes changed anywhere give an error or tensors within the file.
+    /// Changed bytes give an error or tensors within the file.
     #[test]
     fn damaged_files_never_panic(
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
@@ -421,7 +421,7 @@ proptest! {
         check(&file);
     }
 
-    /// Any pickle in a sound archive, made of opcodes that mean something.
+    /// Random pickles of valid opcodes in a valid archive.
     #[test]
     fn random_pickles_never_panic(
         parts in prop::collection::vec(prop::sample::select(PARTS), 0..60),

@@ -1,6 +1,6 @@
-//! Files of `torch.save`, written as PyTorch writes them.
+//! Writer of `torch.save` files, in PyTorch's format.
 
-/// Extra field that pads data to 64 bytes, as PyTorch has it.
+/// Extra field that pads data to 64 bytes, as PyTorch writes it.
 const PADDING: &[u8] = b"FB";
 const ALIGNMENT: usize = 64;
 
@@ -8,7 +8,7 @@ const ALIGNMENT: usize = 64;
 #[derive(Clone, Default)]
 pub struct TorchFile {
     storages: Vec<(&'static str, Vec<u8>)>,
-    /// The items of the dictionary, pickled.
+    /// The pickled items of the dictionary.
     items: Vec<u8>,
 }
 
@@ -22,7 +22,7 @@ pub struct View {
 }
 
 impl View {
-    /// All of a storage, with rows that follow each other.
+    /// All of a storage, contiguous.
     pub fn whole(storage: usize, shape: &[u64]) -> View {
         let mut strides = vec![1; shape.len()];
         for i in (1..shape.len()).rev() {
@@ -38,7 +38,7 @@ impl View {
 }
 
 impl TorchFile {
-    /// Adds a storage of a class of `torch`, `HalfStorage` for example; gives its index.
+    /// Adds a storage of a class of `torch`, such as `HalfStorage`; returns its index.
     pub fn storage(&mut self, class: &'static str, bytes: Vec<u8>) -> usize {
         self.storages.push((class, bytes));
         self.storages.len() - 1
@@ -69,7 +69,7 @@ impl TorchFile {
         self.items.extend(value);
     }
 
-    /// The call that makes a tensor.
+    /// The pickled call that creates a tensor.
     pub fn rebuild(&self, view: &View) -> Vec<u8> {
         let (class, bytes) = &self.storages[view.storage];
         let key = view.storage.to_string();
@@ -152,7 +152,7 @@ pub fn text(text: &str) -> Vec<u8> {
     [b"X", &len[..], text.as_bytes()].concat()
 }
 
-/// A pickled number, as short as Python makes it.
+/// A pickled number, in the shortest form.
 pub fn integer(n: u64) -> Vec<u8> {
     match n {
         0..256 => vec![b'K', n as u8],
@@ -167,7 +167,7 @@ fn tuple(numbers: &[u64]) -> Vec<u8> {
     [b"(", &numbers[..], b"t"].concat()
 }
 
-/// A zip archive of stored entries; `wide` has all numbers in 64 bits.
+/// A zip archive of stored entries; with `wide`, all numbers have 64 bits.
 pub fn archive(entries: &[(String, Vec<u8>)], wide: bool) -> Vec<u8> {
     let (mut file, mut directory) = (Vec::new(), Vec::new());
     for (name, data) in entries {
