@@ -26,7 +26,7 @@ impl Address {
     /// `refs/pr/N`.
     ///
     /// # Errors
-    /// Another scheme, or a name, revision or file that cannot exist on the Hub.
+    /// Another scheme, or a name, revision or file that is invalid on the Hub.
     pub fn parse(text: &str) -> Result<Address, String> {
         let bad = |what: &str| {
             format!("{text}: {what}; hf://ORG/NAME, hf://ORG/NAME@REVISION or either with /FILE")
@@ -46,9 +46,9 @@ impl Address {
         let mut revision = "main".to_owned();
         if let Some(at) = at {
             if file.is_some() {
-                return Err(bad("a revision stands behind the name, before the file"));
+                return Err(bad("the revision goes after the name and before the file"));
             }
-            // refs/pr/7 and refs/convert/parquet are written as they are.
+            // refs/pr/7 and refs/convert/parquet are written unescaped.
             let slashes = if at.starts_with("refs/") { 3 } else { 1 };
             let end = at
                 .match_indices('/')
@@ -58,14 +58,14 @@ impl Address {
             file = at.get(end + 1..).map(str::to_owned);
         }
         if !repository.split('/').all(is_name) {
-            return Err(bad("that is no name of a model"));
+            return Err(bad("that is not a model name"));
         }
         if !is_inside(&revision) || revision.contains([' ', ':', '~', '^', '?', '*', '[', '#', '%'])
         {
-            return Err(bad("that is no revision"));
+            return Err(bad("that is not a revision"));
         }
         if file.as_deref().is_some_and(|file| !is_inside(file)) {
-            return Err(bad("that is no file of a model"));
+            return Err(bad("that is not a file of a model"));
         }
         Ok(Address {
             repository,
@@ -74,7 +74,7 @@ impl Address {
         })
     }
 
-    /// Whether a text has the scheme of an address.
+    /// True if the path begins with the scheme of an address.
     pub fn is_meant(text: &Path) -> bool {
         text.to_str().is_some_and(|text| text.starts_with(SCHEME))
     }
@@ -90,7 +90,7 @@ impl fmt::Display for Address {
     }
 }
 
-/// Whether this is a valid name of an owner or a model.
+/// True for a valid name of an owner or a model.
 fn is_name(name: &str) -> bool {
     let known = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
     let ends = |c: char| c == '-' || c == '.';
@@ -102,7 +102,7 @@ fn is_name(name: &str) -> bool {
         && !name.contains("..")
 }
 
-/// Whether a relative path with slashes stays inside its parent directory, on every system.
+/// True if a relative path with slashes stays inside its parent directory, on every system.
 pub(super) fn is_inside(path: &str) -> bool {
     let plain = |c: char| !c.is_control() && !"\\:<>|\"".contains(c);
     let part = |part: &str| !part.is_empty() && part != "." && part != ".." && part.len() <= 255;
@@ -140,7 +140,7 @@ pub fn origin(path: &Path) -> Option<Origin> {
     })
 }
 
-/// Whether this is the name of a git commit.
+/// True for the hash of a git commit.
 pub(super) fn is_commit(text: &str) -> bool {
     text.len() == 40
         && text
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_are_taken_apart() {
+    fn addresses_are_parsed() {
         let of = |repository: &str, revision: &str, file: Option<&str>| {
             (
                 repository.to_owned(),
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn a_snapshot_leads_back_to_its_model() {
+    fn snapshots_are_traced_to_their_model() {
         let commit = "0123456789abcdef0123456789abcdef01234567";
         let path = format!("/c/hub/models--org--na.me/snapshots/{commit}");
         let is = Origin {

@@ -28,7 +28,7 @@ impl Listing {
     /// A failed request, or a listing that is malformed or too long.
     pub(crate) fn get(client: &Client<'_>, progress: &dyn Progress) -> Result<Listing> {
         let address = client.address;
-        // A slash in a revision must not look like one of the path.
+        // A slash in a revision is not a path separator.
         let revision = escaped(&address.revision).replace('/', "%2F");
         let url = client.url(&format!(
             "api/models/{}/revision/{revision}",
@@ -38,7 +38,7 @@ impl Listing {
             let answer = client.ask(Method::GET, &url, 0, Follow::AtHome)?;
             if answer.status != 200 {
                 let what = format!(
-                    "the Hub answers with status {} where a listing is expected",
+                    "the Hub answers a request for the file list with status {}",
                     answer.status
                 );
                 return Err(Failure::Final(client.wrong(what)));
@@ -55,7 +55,7 @@ impl Listing {
             Ok(bytes)
         })?;
         Listing::parse(&bytes)
-            .map_err(|what| client.wrong(format!("the Hub's listing of it is wrong: {what}")))
+            .map_err(|what| client.wrong(format!("the Hub's file list is invalid: {what}")))
     }
 
     fn parse(bytes: &[u8]) -> std::result::Result<Listing, String> {
@@ -67,11 +67,11 @@ impl Listing {
             .get("sha")
             .and_then(|sha| sha.as_str())
             .filter(|sha| is_commit(sha));
-        let commit = commit.ok_or("its 'sha' is no commit")?.to_owned();
+        let commit = commit.ok_or("its 'sha' is not a commit")?.to_owned();
         let siblings = listing
             .get("siblings")
             .and_then(|list| list.as_array())
-            .ok_or("its 'siblings' are no list")?;
+            .ok_or("its 'siblings' are not a list")?;
         if siblings.len() > MAX_FILES {
             return Err(format!("it has more than {MAX_FILES} files"));
         }
@@ -92,7 +92,7 @@ impl Listing {
 #[derive(Clone, Debug)]
 pub(super) struct Remote {
     pub file: String,
-    /// Name of the blob.
+    /// Name of the blob in the cache.
     pub etag: String,
     pub size: u64,
 }
@@ -123,7 +123,7 @@ impl Remote {
             .ok_or_else(|| wrong("has no usable ETag"))?;
         let size = answer
             .size
-            .ok_or_else(|| wrong("does not say how long it is"))?;
+            .ok_or_else(|| wrong("does not state its size"))?;
         Ok(Remote {
             file: file.to_owned(),
             etag,
@@ -131,14 +131,14 @@ impl Remote {
         })
     }
 
-    /// The SHA-256 of the file's bytes, if the ETag is one.
+    /// SHA-256 of the contents, if the ETag is one.
     pub(crate) fn sha256(&self) -> Option<&str> {
         let hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
         (self.etag.len() == 64 && self.etag.bytes().all(hex)).then_some(&*self.etag)
     }
 }
 
-/// Whether an ETag is a valid name of a blob.
+/// True for an ETag that is usable as the name of a blob.
 fn is_etag(etag: &str) -> bool {
     (8..=128).contains(&etag.len())
         && etag
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn an_etag_becomes_a_file_name_only_if_it_is_plain() {
+    fn etags_with_special_characters_are_refused_as_file_names() {
         assert!(is_etag("0123456789abcdef0123456789abcdef01234567"));
         for bad in [
             "",

@@ -6,14 +6,14 @@ use quantier_gguf as format;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-/// One model's part of the cache.
+/// Cache directories of one model.
 pub(super) struct Cache {
     root: PathBuf,
     locks: PathBuf,
 }
 
 impl Cache {
-    /// The directories of `ORG/NAME`, not created yet.
+    /// Directories of `ORG/NAME`, not created yet.
     pub(crate) fn new(cache: &Path, repository: &str) -> Cache {
         let name = format!("models--{}", repository.replace('/', "--"));
         Cache {
@@ -32,12 +32,12 @@ impl Cache {
         self.root.join("blobs").join(etag)
     }
 
-    /// Path of its partial download.
+    /// Path of the blob's partial download.
     pub(crate) fn incomplete(&self, etag: &str) -> PathBuf {
         self.root.join("blobs").join(format!("{etag}.incomplete"))
     }
 
-    /// Path of its lock file.
+    /// Path of the blob's lock file.
     pub(crate) fn lock(&self, etag: &str) -> PathBuf {
         self.locks.join(format!("{etag}.lock"))
     }
@@ -53,12 +53,12 @@ impl Cache {
             .try_for_each(|dir| created(dir))
     }
 
-    /// Whether a file of a commit is complete.
+    /// True if a file of a commit is complete.
     pub(crate) fn has(&self, commit: &str, file: &str) -> bool {
         self.snapshot(commit).join(file).is_file()
     }
 
-    /// Links a blob under a name in a commit.
+    /// Links a blob under a file name of a commit.
     ///
     /// # Errors
     /// A directory or link that cannot be created.
@@ -66,7 +66,8 @@ impl Cache {
         let path = self.snapshot(commit).join(file);
         let parent = path.parent().unwrap_or(&self.root);
         created(parent)?;
-        // Up from the file's directory to the model's: its own directories, the commit, snapshots.
+        // Up from the file's directory to the model's: the file's own directories, the commit,
+        // snapshots.
         let up = "../".repeat(2 + file.matches('/').count());
         let target = PathBuf::from(format!("{up}blobs/{etag}"));
         let blob = self.blob(etag);
@@ -76,7 +77,7 @@ impl Cache {
         {
             return Ok(());
         }
-        // Another process may link the same file at the same time: the rename is atomic.
+        // Other processes may link the same file at the same time: the rename is atomic.
         let fail = |source| {
             Error::Format(format::Error::Io {
                 path: path.clone(),
@@ -93,7 +94,7 @@ impl Cache {
         std::fs::rename(&new, &path).map_err(fail)
     }
 
-    /// The commit of a revision at the last request.
+    /// Commit of a revision, as of the last request.
     pub(crate) fn commit(&self, revision: &str) -> Option<String> {
         if is_commit(revision) {
             return Some(revision.to_owned());
@@ -127,7 +128,7 @@ impl Cache {
         Ok(())
     }
 
-    /// Free bytes of the disk.
+    /// Free disk space in bytes.
     pub(crate) fn free(&self) -> Option<u64> {
         fs4::available_space(&self.root).ok()
     }
@@ -151,7 +152,7 @@ fn linked(target: &Path, _: &Path, new: &Path) -> std::io::Result<()> {
     std::os::unix::fs::symlink(target, new)
 }
 
-/// Symbolic links need a privilege on Windows: a hard link, or else a copy.
+/// On Windows, symbolic links need a privilege: use a hard link or a copy.
 #[cfg(not(unix))]
 fn linked(_: &Path, blob: &Path, new: &Path) -> std::io::Result<()> {
     std::fs::hard_link(blob, new).or_else(|_| std::fs::copy(blob, new).map(|_| ()))
@@ -164,7 +165,7 @@ mod tests {
     const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
     #[test]
-    fn a_blob_has_a_relative_link_for_each_of_its_names() {
+    fn blobs_are_linked_relatively_under_each_name() {
         let dir = tempfile::tempdir().unwrap();
         let cache = Cache::new(dir.path(), "org/name");
         cache.create().unwrap();
@@ -173,7 +174,7 @@ mod tests {
             cache.link(COMMIT, file, "abcdef0123").unwrap();
             assert!(cache.has(COMMIT, file));
         }
-        // The cache can be moved as a whole.
+        // The cache is relocatable.
         let moved = dir.path().join("moved");
         std::fs::rename(dir.path().join("models--org--name"), &moved).unwrap();
         let snapshot = moved.join("snapshots").join(COMMIT);
@@ -189,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn a_revision_remembers_its_commit() {
+    fn commits_of_revisions_are_stored() {
         let dir = tempfile::tempdir().unwrap();
         let cache = Cache::new(dir.path(), "org/name");
         assert_eq!(cache.commit("main"), None);

@@ -1,5 +1,5 @@
-//! Downloads one file into the cache: resumed, by one writer at a time, checked before it gets its
-//! name.
+//! Downloads one file into the cache: resumable, one writer at a time, verified before the final
+//! rename.
 
 use super::api::Remote;
 use super::cache::Cache;
@@ -15,11 +15,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 use ureq::http::Method;
 
-/// Size of a read, in bytes.
+/// Size of a read in bytes.
 const BUFFER: usize = 256 << 10;
-/// Interval of tries for a lock of another process.
+/// Polling interval for another process's lock.
 const LOCK_POLL: Duration = Duration::from_millis(200);
-/// Limit on restarts of a file that changes on the server.
+/// Maximum number of restarts of a file that changes on the server.
 const MAX_RESTARTS: u32 = 4;
 
 /// Downloads a file of a commit into the cache and links it.
@@ -42,13 +42,10 @@ pub(super) fn download(
         if blob.write()? {
             return cache.link(commit, &remote.file, &remote.etag);
         }
-        // The file has changed on the server: its ETag and size are requested again.
+        // The file has changed on the server: request its ETag and size again.
         remote = Remote::get(client, commit, &remote.file, progress)?;
     }
-    Err(client.wrong(format!(
-        "{} changes all the time; try again later",
-        remote.file
-    )))
+    Err(client.wrong(format!("{} keeps changing; try again later", remote.file)))
 }
 
 /// The download of a blob.
@@ -58,7 +55,7 @@ struct Blob<'a> {
     commit: &'a str,
     remote: &'a Remote,
     progress: &'a dyn Progress,
-    /// Bytes reported to progress. A restart does not report them again.
+    /// Bytes reported to progress. They are not reported again after a restart.
     reported: u64,
 }
 
@@ -67,7 +64,7 @@ struct Part {
     path: PathBuf,
     file: File,
     len: u64,
-    /// SHA-256 of the bytes so far, if the Hub states that of the file.
+    /// SHA-256 of the bytes so far, if the Hub states the file's.
     sum: Option<Sha256>,
 }
 
@@ -101,8 +98,7 @@ impl Blob<'_> {
             let actual = part.sum.take().map(|sum| hex(&sum.finalize()));
             match (actual, self.remote.sha256()) {
                 (Some(actual), Some(expected)) if actual != expected => {
-                    // The first mismatch may come from the bytes of an earlier run; the second
-                    // cannot.
+                    // Bytes of an earlier run can cause the first mismatch, but not the second.
                     part.restart()?;
                     if wrong.replace(actual.clone()).is_some() {
                         let (address, file) = (self.client.address.to_string(), file.clone());
@@ -143,7 +139,7 @@ impl Blob<'_> {
         loop {
             match file.try_lock() {
                 Ok(()) => return Ok(Some(file)),
-                // Some network file systems have no locks.
+                // Some network file systems lack locks.
                 Err(TryLockError::Error(_)) => return Ok(None),
                 Err(TryLockError::WouldBlock) if !waiting => {
                     waiting = true;
@@ -168,9 +164,7 @@ impl Blob<'_> {
             })
         };
         if path.symlink_metadata().is_ok_and(|meta| !meta.is_file()) {
-            return Err(fail(std::io::Error::other(
-                "something else is there under this name; remove it",
-            )));
+            return Err(fail(std::io::Error::other("it is not a file; remove it")));
         }
         let file = OpenOptions::new()
             .create(true)
@@ -213,7 +207,7 @@ impl Blob<'_> {
         Ok(part)
     }
 
-    /// Requests the missing bytes until the file is complete.
+    /// Requests missing bytes until the file is complete.
     fn filled(&mut self, part: &mut Part) -> Result<End> {
         let file = &*self.remote.file;
         let mut backoff = Backoff::new(self.client);
@@ -239,8 +233,8 @@ impl Blob<'_> {
         Ok(End::Complete)
     }
 
-    /// Writes the bytes of one answer. `version` is the ETag of the storage server; later answers
-    /// must have the same.
+    /// Writes the bytes of one answer. `version` is the ETag of the storage server, which later
+    /// answers must repeat.
     fn one_answer(
         &mut self,
         part: &mut Part,
@@ -268,7 +262,7 @@ impl Blob<'_> {
         let other = version.is_some() && is.is_some() && *version != is;
         match answer.status {
             206 if other => {
-                // The rest of another version: the bytes so far do not belong to it.
+                // The rest of another version: the bytes so far are useless.
                 *version = None;
                 part.restart()?;
                 return Err(lost("it changed in the middle of the download"));
@@ -278,7 +272,7 @@ impl Blob<'_> {
                     if first == part.len && total.is_none_or(|total| total == *size) => {}
                 _ => {
                     part.restart()?;
-                    return Err(lost("the answer is another part of it than was asked for"));
+                    return Err(lost("the answer is not the requested range"));
                 }
             },
             // The server ignores ranges and sends the whole file.
@@ -286,7 +280,7 @@ impl Blob<'_> {
             200 => {}
             416 => {
                 part.restart()?;
-                return Err(lost("the server has no such part of it"));
+                return Err(lost("the server does not have this range"));
             }
             status => {
                 let url = client.settings.endpoint.clone();
@@ -313,7 +307,7 @@ impl Blob<'_> {
             };
             if n as u64 > *size - part.len {
                 part.restart()?;
-                return Err(lost("more bytes came than it has"));
+                return Err(lost("more bytes arrived than it has"));
             }
             part.append(&buffer[..n])?;
             self.report(part.len);
@@ -342,7 +336,7 @@ impl Part {
         Ok(())
     }
 
-    /// Drops all bytes.
+    /// Discards all bytes.
     fn restart(&mut self) -> Result<()> {
         self.file
             .set_len(0)

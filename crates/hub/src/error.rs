@@ -1,12 +1,12 @@
-//! Errors of downloads, each with a remedy.
+//! Download errors, each with a remedy.
 
 use quantier_gguf as format;
 use std::path::PathBuf;
 
-/// Result of this module.
+/// Result type of this module.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// The page for access tokens.
+/// Page for access tokens.
 const TOKENS: &str = "https://huggingface.co/settings/tokens";
 
 /// Failure of a download.
@@ -17,13 +17,13 @@ pub enum Error {
     Setting(String),
     /// 401 without a token.
     #[error(
-        "{0}: the Hub asks who you are (401): the model does not exist, or is private or gated; check the name, and set \
-         HF_TOKEN to a token that may read it ({TOKENS})"
+        "{0}: the Hub requires a login (401): the model does not exist, or is private or gated; check the name, and set \
+         HF_TOKEN to a token with read access ({TOKENS})"
     )]
     Unauthorized(String),
     /// 401 with a token.
     #[error(
-        "{address}: the Hub does not know the token from {from} (401): it has expired or was mistyped; make a new one at \
+        "{address}: the Hub rejects the token from {from} (401): it has expired or was mistyped; create a new one at \
          {TOKENS}"
     )]
     BadToken {
@@ -34,7 +34,7 @@ pub enum Error {
     },
     /// 403.
     #[error(
-        "{address}: the Hub does not let you read it (403): accept the model's conditions at {page}, and use a token that \
+        "{address}: the Hub denies access (403): accept the model's conditions at {page}, and use a token that \
          may read gated models"
     )]
     Forbidden {
@@ -47,9 +47,7 @@ pub enum Error {
     #[error("{0}: the Hub has no such model (404); check owner and name")]
     NoModel(String),
     /// 404 for the revision.
-    #[error(
-        "{0}: the model has no such branch, tag or commit (404); without @REVISION, main is taken"
-    )]
+    #[error("{0}: the model has no such branch, tag or commit (404); the default is main")]
     NoRevision(String),
     /// A file missing from the listing, or 404.
     #[error("{address}: the model has no file '{file}'{alternatives}")]
@@ -58,18 +56,18 @@ pub enum Error {
         address: String,
         /// The file.
         file: String,
-        /// The alternatives, if any.
+        /// Alternatives, if any.
         alternatives: String,
     },
-    /// 429, after all tries.
+    /// 429 after all tries.
     #[error(
-        "{0}: the Hub asks to slow down (429), also after several tries; wait some minutes and run again, which goes on \
-         from what is there. With HF_TOKEN set, the Hub allows more"
+        "{0}: the Hub's rate limit is exceeded (429), also after several tries; wait some minutes and run again, which resumes \
+         the download. With HF_TOKEN set, the limit is higher"
     )]
     TooMany(String),
-    /// Another status.
+    /// Any other status.
     #[error(
-        "{address}: {url} answers with status {status}; try again later, which goes on from what is there"
+        "{address}: {url} answers with status {status}; try again later, which resumes the download"
     )]
     Status {
         /// The requested address.
@@ -79,22 +77,22 @@ pub enum Error {
         /// The status.
         status: u16,
     },
-    /// No connection, or one that kept breaking.
+    /// No connection, or repeated disconnections.
     #[error(
-        "{address}: no connection to {host} that lasts: {why}; check the network, HF_ENDPOINT and HTTPS_PROXY, and run \
-         again, which goes on from what is there"
+        "{address}: no stable connection to {host}: {why}; check the network, HF_ENDPOINT and HTTPS_PROXY, and run \
+         again, which resumes the download"
     )]
     Lost {
         /// The requested address.
         address: String,
         /// The server.
         host: String,
-        /// The last reason.
+        /// Reason of the last failure.
         why: String,
     },
-    /// `HF_HUB_OFFLINE` is set, and the model is not in the cache.
+    /// `HF_HUB_OFFLINE` is set, and the cache lacks the model.
     #[error(
-        "{address}: not, or not completely, in the cache {}, and HF_HUB_OFFLINE forbids to ask the Hub; run once without it",
+        "{address}: not, or not completely, in the cache {}, and HF_HUB_OFFLINE forbids network requests; run once without it",
         cache.display()
     )]
     Offline {
@@ -103,17 +101,17 @@ pub enum Error {
         /// The cache.
         cache: PathBuf,
     },
-    /// An invalid answer of the server.
+    /// Invalid answer of the server.
     #[error("{address}: {what}")]
     Answer {
         /// The requested address.
         address: String,
-        /// What is wrong and what to do.
+        /// Defect and remedy.
         what: String,
     },
-    /// Two downloads with the wrong SHA-256.
+    /// Wrong SHA-256 twice in a row.
     #[error(
-        "{address}: {file} arrived twice with a SHA-256 of {actual} where the Hub says {expected}; nothing of it was kept. A proxy \
+        "{address}: {file} was downloaded twice with SHA-256 {actual}, but the Hub states {expected}; the download was discarded. A proxy \
          may change it on the way"
     )]
     Sum {
@@ -121,9 +119,9 @@ pub enum Error {
         address: String,
         /// The file.
         file: String,
-        /// Its sum.
+        /// SHA-256 of the download.
         actual: String,
-        /// The sum that the Hub states.
+        /// SHA-256 stated by the Hub.
         expected: String,
     },
     /// No usable model in the repository.
@@ -134,10 +132,10 @@ pub enum Error {
         /// The reason and the remedy.
         what: String,
     },
-    /// A file could not be read or written.
+    /// Failure to read or write a file.
     #[error(transparent)]
     Format(#[from] format::Error),
-    /// Stopped from outside.
-    #[error("stopped; what was downloaded is kept, and the same command goes on from there")]
+    /// Cancelled.
+    #[error("stopped; finished downloads are kept, and the same command resumes")]
     Stopped,
 }

@@ -19,20 +19,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// Parallel downloads.
 const WORKERS: usize = 4;
 
-/// The part of a model to download.
+/// Files of a model to download.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Need {
-    /// All files of a conversion.
+    /// Everything needed for a conversion.
     Everything,
-    /// The same without the weights. A GGUF is downloaded whole.
+    /// The same without weights. A GGUF is downloaded whole.
     Vocabulary,
 }
 
-/// Downloads the missing files of a model into the cache and returns the model's path: a snapshot's
-/// directory, or a file in one. `note` takes notes for the user.
+/// Downloads the missing files of a model into the cache. Returns the path of the model: a snapshot
+/// directory, or a file in one. `note` receives notes for the user.
 ///
 /// # Errors
-/// See [`Error`]. Finished and partial downloads are kept, and the next call resumes them.
+/// See [`Error`]. Finished and partial downloads are kept; the next call resumes them.
 pub fn fetch(
     address: &Address,
     settings: &Settings,
@@ -51,10 +51,10 @@ pub fn fetch(
     let client = Client::new(settings, address)?;
     let listing = match Listing::get(&client, progress) {
         Ok(listing) => listing,
-        // Without a connection, the cached model is used, as in the Hub's own library.
+        // Without a connection, the cached model is used, as in huggingface_hub.
         Err(Error::Lost { host, why, .. }) if cached(&cache, address, need).is_some() => {
             note(&format!(
-                "{address}: {host} cannot be reached ({why}); what the cache has of it is used"
+                "{address}: {host} cannot be reached ({why}); using the cached files"
             ));
             return cached(&cache, address, need).ok_or(Error::Stopped);
         }
@@ -103,7 +103,7 @@ pub fn fetch(
     Ok(model.map_or(snapshot.clone(), |file| snapshot.join(file)))
 }
 
-/// The path of the model, if the cache has all of it.
+/// Path of the model, if the cache has all of it.
 fn cached(cache: &Cache, address: &Address, need: Need) -> Option<PathBuf> {
     let commit = cache.commit(&address.revision)?;
     let snapshot = cache.snapshot(&commit);
@@ -126,7 +126,7 @@ fn cached(cache: &Cache, address: &Address, need: Need) -> Option<PathBuf> {
     if !has("config.json")
         || !names.iter().any(|name| is_weights(&name)) && need == Need::Everything
     {
-        // A repository of GGUFs with one of them downloaded.
+        // A repository of GGUFs with one of them in the cache.
         let mut firsts = names.iter().filter(|name| {
             let shards = shard_siblings(name);
             name.ends_with(".gguf")
@@ -175,10 +175,7 @@ impl Fetch<'_> {
             }
             let remote = Remote::get(self.client, commit, file, self.progress)?;
             if let Some(max) = max.filter(|max| remote.size > *max) {
-                let what = format!(
-                    "{file} has {} bytes, and more than {max} are not taken for such a file",
-                    remote.size
-                );
+                let what = format!("{file} has {} bytes, above the limit of {max}", remote.size);
                 return Err(self.client.wrong(what));
             }
             missing.push(remote);

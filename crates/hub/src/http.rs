@@ -1,4 +1,4 @@
-//! Requests: redirects without the token to other servers, failures by their remedy, retries.
+//! HTTP requests: redirects without the token for other servers, errors with remedies, retries.
 
 use super::{Address, Error, Result, Settings};
 use quantier_core::progress::Progress;
@@ -9,15 +9,15 @@ use ureq::http::{HeaderMap, Method, Request, Uri, header};
 use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, Body};
 
-/// Limit on redirects in a row.
+/// Maximum number of consecutive redirects.
 const MAX_REDIRECTS: usize = 8;
-/// Limit on tries without progress.
+/// Maximum number of tries without progress.
 const MAX_TRIES: u32 = 6;
-/// Limit on tries before any answer: most likely there is no network.
+/// Maximum number of tries before the first answer: there is probably no network.
 const MAX_FIRST_TRIES: u32 = 3;
-/// Longest pause between two tries, whether our own or the server's.
+/// Longest pause between two tries, also if the server asks for more.
 const MAX_PAUSE: Duration = Duration::from_secs(120);
-/// Interval of checks for cancellation during a pause.
+/// Polling interval for cancellation during a pause.
 const POLL: Duration = Duration::from_millis(50);
 /// Timeout of a silent server.
 const SILENCE: Duration = Duration::from_secs(30);
@@ -26,7 +26,7 @@ const SILENCE: Duration = Duration::from_secs(30);
 pub(super) struct Client<'a> {
     agent: Agent,
     endpoint: Uri,
-    /// Whether any server has answered.
+    /// True after an answer of any server.
     reached: AtomicBool,
     pub settings: &'a Settings,
     pub address: &'a Address,
@@ -45,7 +45,7 @@ pub(super) struct Answer {
 
 /// A failed request.
 pub(super) enum Failure {
-    /// No connection, or a broken one; another try may help.
+    /// No connection, or a broken one; retryable.
     Lost { host: String, why: String },
     /// A status other than success.
     Status {
@@ -54,21 +54,21 @@ pub(super) enum Failure {
         url: String,
         wait: Option<Duration>,
     },
-    /// Another try will not help.
+    /// Not retryable.
     Final(Error),
 }
 
-/// Whether redirects to other servers are followed.
+/// Policy for redirects to other servers.
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum Follow {
     Everywhere,
     AtHome,
 }
 
-/// Size limit of a file of certificates, in bytes. Mozilla's list has a quarter of a MB.
+/// Size limit of a certificate file in bytes. Mozilla's list has a quarter of a MB.
 const MAX_AUTHORITIES: u64 = 16 << 20;
 
-/// The certificates in a file.
+/// Certificates in a file.
 fn authorities(path: &Path) -> Result<RootCerts> {
     let wrong = |what: &str| {
         Error::Setting(format!(
@@ -78,7 +78,7 @@ fn authorities(path: &Path) -> Result<RootCerts> {
     };
     let meta = path.metadata().map_err(|e| wrong(&e.to_string()))?;
     if !meta.is_file() || meta.len() > MAX_AUTHORITIES {
-        return Err(wrong("that is no file of certificates"));
+        return Err(wrong("that is not a certificate file"));
     }
     let bytes = std::fs::read(path).map_err(|e| wrong(&e.to_string()))?;
     let mut all = Vec::new();
@@ -90,18 +90,18 @@ fn authorities(path: &Path) -> Result<RootCerts> {
         }
     }
     match all.is_empty() {
-        true => Err(wrong("there is no certificate in it; PEM is expected")),
+        true => Err(wrong("it contains no certificate; PEM is expected")),
         false => Ok(RootCerts::from(all)),
     }
 }
 
 impl<'a> Client<'a> {
     /// # Errors
-    /// An endpoint that is no address, a bad file of certificates.
+    /// An invalid endpoint, or an invalid certificate file.
     pub(crate) fn new(settings: &'a Settings, address: &'a Address) -> Result<Client<'a>> {
         let wrong = |e| {
             Error::Setting(format!(
-                "HF_ENDPOINT '{}' is no address: {e}",
+                "HF_ENDPOINT '{}' is not a valid address: {e}",
                 settings.endpoint
             ))
         };
@@ -110,7 +110,7 @@ impl<'a> Client<'a> {
             .authorities
             .as_deref()
             .map_or(Ok(RootCerts::WebPki), authorities)?;
-        // Redirects are followed by `ask`, which keeps the token from other servers.
+        // `ask` follows redirects itself, to withhold the token from other servers.
         let config = Agent::config_builder()
             .tls_config(TlsConfig::builder().root_certs(roots).build())
             .http_status_as_error(false)
@@ -134,14 +134,14 @@ impl<'a> Client<'a> {
     /// URL of an [`escaped`] path below the endpoint.
     ///
     /// # Errors
-    /// A path that makes no valid URL.
+    /// A path that does not make a valid URL.
     pub(crate) fn url(&self, path: &str) -> Result<Uri> {
         let url = format!("{}/{path}", self.settings.endpoint);
         url.parse()
-            .map_err(|e| self.wrong(format!("'{url}' is no address: {e}")))
+            .map_err(|e| self.wrong(format!("'{url}' is not a valid address: {e}")))
     }
 
-    /// An error about an answer of the server.
+    /// Error for an invalid answer of the server.
     pub(crate) fn wrong(&self, what: impl Into<String>) -> Error {
         Error::Answer {
             address: self.address.to_string(),
@@ -149,10 +149,10 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// One request, redirects followed. Bytes before `from` are not requested.
+    /// Sends one request and follows redirects. Bytes before `from` are not requested.
     ///
     /// # Errors
-    /// No connection, a status other than success, a redirect that is not followed.
+    /// No connection, a status other than success, or a refused redirect.
     pub(crate) fn ask(
         &self,
         method: Method,
@@ -195,11 +195,11 @@ impl<'a> Client<'a> {
             if is_redirect {
                 let next = header(&headers, "location").and_then(|to| resolved(&url, &to));
                 let next = next.ok_or_else(|| {
-                    Failure::Final(self.wrong(format!("{url} redirects to no address")))
+                    Failure::Final(self.wrong(format!("{url} redirects to an invalid address")))
                 })?;
                 if url.scheme_str() == Some("https") && next.scheme_str() != Some("https") {
                     let what = format!(
-                        "{} redirects from https to http, which is not followed",
+                        "{} redirects from https to http, which is refused",
                         host(&url)
                     );
                     return Err(Failure::Final(self.wrong(what)));
@@ -237,21 +237,15 @@ impl<'a> Client<'a> {
     fn lost(&self, url: &Uri, error: ureq::Error) -> Failure {
         match error {
             ureq::Error::Tls(_) | ureq::Error::Rustls(_) => {
-                let what = format!(
-                    "{} cannot prove that it is what it says: {error}",
-                    host(url)
-                );
+                let what = format!("{} has no valid certificate: {error}", host(url));
                 Failure::Final(self.wrong(what))
             }
-            // A rejected certificate comes as an error of the stream.
+            // A rejected certificate arrives as an error of the stream.
             ureq::Error::Io(e)
                 if e.get_ref()
                     .is_some_and(|e| e.to_string().contains("certificate")) =>
             {
-                Failure::Final(self.wrong(format!(
-                    "{} cannot prove that it is what it says: {e}",
-                    host(url)
-                )))
+                Failure::Final(self.wrong(format!("{} has no valid certificate: {e}", host(url))))
             }
             error => Failure::Lost {
                 host: host(url),
@@ -260,7 +254,7 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// The error of a failure without further tries.
+    /// Error for a failure that is not retried.
     pub(crate) fn error(&self, failure: Failure, file: Option<&str>) -> Error {
         let address = self.address.to_string();
         match (failure, &self.settings.token) {
@@ -298,7 +292,7 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// Retries a request as long as that may help.
+    /// Retries a request while that can help.
     ///
     /// # Errors
     /// The last failure, or cancellation.
@@ -318,7 +312,7 @@ impl<'a> Client<'a> {
     }
 }
 
-/// Number of tries and length of the next pause.
+/// Retry state: number of tries and length of the next pause.
 pub(super) struct Backoff<'a> {
     client: &'a Client<'a>,
     tries: u32,
@@ -329,15 +323,15 @@ impl<'a> Backoff<'a> {
         Backoff { client, tries: 0 }
     }
 
-    /// Resets the number of tries, after progress.
+    /// Resets the number of tries after progress.
     pub(crate) fn reset(&mut self) {
         self.tries = 0;
     }
 
-    /// Waits for the next try after a failure.
+    /// Waits before the next try.
     ///
     /// # Errors
-    /// The failure itself where another try will not help, or cancellation.
+    /// The failure itself if it is not retryable, or cancellation.
     pub(crate) fn after(
         &mut self,
         failure: Failure,
@@ -367,7 +361,7 @@ impl<'a> Backoff<'a> {
     }
 }
 
-/// Sleeps, unless the job is stopped.
+/// Sleeps unless cancelled.
 pub(super) fn paused(pause: Duration, progress: &dyn Progress) -> Result<()> {
     let end = Instant::now() + pause;
     loop {
@@ -387,7 +381,7 @@ pub(super) fn header(headers: &HeaderMap, name: &str) -> Option<String> {
     headers.get(name)?.to_str().ok().map(str::to_owned)
 }
 
-/// An ETag without quotes and weak prefix.
+/// ETag without quotes and weak prefix.
 pub(super) fn unquoted(etag: &str) -> String {
     etag.strip_prefix("W/")
         .unwrap_or(etag)
@@ -395,7 +389,7 @@ pub(super) fn unquoted(etag: &str) -> String {
         .to_owned()
 }
 
-/// Whether scheme, host and port are equal.
+/// True if scheme, host and port are equal.
 fn same_origin(a: &Uri, b: &Uri) -> bool {
     let origin = |uri: &Uri| {
         let scheme = uri.scheme_str()?.to_ascii_lowercase();
@@ -414,7 +408,7 @@ fn host(url: &Uri) -> String {
     )
 }
 
-/// For messages: a query may contain a signature.
+/// URL for messages: a query may contain a signature.
 fn without_query(url: &Uri) -> String {
     format!(
         "{}://{}{}",
@@ -447,7 +441,7 @@ fn resolved(from: &Uri, to: &str) -> Option<Uri> {
         .filter(|uri: &Uri| uri.host().is_some_and(|host| !host.is_empty()))
 }
 
-/// Percent-encodes a path; slashes stay.
+/// Percent-encodes a path, except for slashes.
 pub(super) fn escaped(part: &str) -> String {
     let mut out = String::with_capacity(part.len());
     for byte in part.bytes() {

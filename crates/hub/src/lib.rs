@@ -8,7 +8,7 @@
 //!
 //! Answers of the server are untrusted: names are checked before they become paths, every read is
 //! bounded, and large files are checked against their SHA-256. The cache has the layout of the
-//! Python library huggingface_hub, and the two share their downloads:
+//! Python library huggingface_hub, and shares its downloads:
 //!
 //! ```text
 //! models--ORG--NAME/refs/REVISION              the last commit of a revision

@@ -6,7 +6,7 @@ use quantier_gguf::foreign;
 use quantier_gguf::gguf::shard_siblings;
 use quantier_gguf::index::Format;
 
-/// Small files that a conversion reads if they exist.
+/// Small files that a conversion reads if present.
 const SMALL: [&str; 17] = [
     "config.json",
     "generation_config.json",
@@ -26,9 +26,9 @@ const SMALL: [&str; 17] = [
     "chat_template.json",
     "README.md",
 ];
-/// Further chat templates, by name.
+/// Directory of named chat templates.
 const TEMPLATES: &str = "additional_chat_templates/";
-/// Size limit of a small file, in bytes. The largest tokenizers have about 40 MB.
+/// Size limit of a small file in bytes. The largest tokenizers have about 40 MB.
 pub(super) const MAX_SMALL: u64 = 512 << 20;
 
 /// The files to download.
@@ -37,7 +37,7 @@ pub(super) struct Selection {
     /// Configuration and tokenizer, downloaded first.
     pub small: Vec<String>,
     pub weights: Weights,
-    /// The file to open as the model; the snapshot's directory if `None`.
+    /// File to open as the model; the snapshot directory if `None`.
     pub model: Option<String>,
 }
 
@@ -89,7 +89,7 @@ pub(super) fn select(
     let mut weights: Vec<String> = files.iter().filter(is_part).cloned().collect();
     weights.sort();
     if named.is_none() && weights.is_empty() && !has(format.index) && !vocabulary_only {
-        // A repository of GGUFs: unambiguous with one model.
+        // A repository of GGUFs is unambiguous with one model in it.
         let firsts: Vec<&String> = ggufs
             .iter()
             .filter(|file| is_first(file))
@@ -119,7 +119,7 @@ pub(super) fn select(
     small.extend(files.iter().filter(template).cloned());
     if !has("config.json") {
         return Err(unusable(
-            "it has no config.json, and so is no model that can be converted".into(),
+            "it has no config.json, so it cannot be converted".into(),
         ));
     }
     let weights = match named {
@@ -135,12 +135,12 @@ pub(super) fn select(
     })
 }
 
-/// Whether this is a file of weights for a conversion without an index.
+/// True for weight files of a conversion without an index.
 pub(super) fn is_weights(format: Format, file: &str) -> bool {
     format.is_part(file) && !file.contains('/')
 }
 
-/// Whether a file that an address names holds the weights of a checkpoint.
+/// True for a checkpoint's weight file named by an address.
 fn is_checkpoint_file(file: &str) -> bool {
     let formats = [Format::SAFETENSORS, Format::TORCH];
     let is_of = |format: &Format| file.ends_with(format.suffix);
@@ -165,7 +165,7 @@ fn gguf(address: &Address, file: &str, files: &[String]) -> Result<Selection> {
     })
 }
 
-/// Whether a GGUF is a whole model or the first file of a split one.
+/// True for a complete GGUF or the first file of a split one.
 fn is_first(file: &str) -> bool {
     shard_siblings(file).is_none_or(|shards| shards[0] == *file)
 }
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn a_checkpoint_without_what_nobody_reads() {
+    fn unused_files_of_checkpoints_are_not_selected() {
         let files = [
             ".gitattributes",
             "LICENSE",
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gguf_with_its_shards() {
+    fn ggufs_are_selected_with_all_shards() {
         let files = [
             "Q4/a-00001-of-00002.gguf",
             "Q4/a-00002-of-00002.gguf",
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn pytorchs_files_serve_where_there_are_no_safetensors() {
+    fn pytorch_files_are_selected_without_safetensors() {
         let files = [
             "config.json",
             "pytorch_model-00002-of-00002.bin",
@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_used_says_why() {
+    fn unusable_repositories_are_explained() {
         assert!(
             of("hf://o/n", &["consolidated.00.pth", "config.json"])
                 .unwrap_err()

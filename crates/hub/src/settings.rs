@@ -6,34 +6,34 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// The default endpoint.
+/// Default endpoint.
 const ENDPOINT: &str = "https://huggingface.co";
 /// Size limit of a token file, in bytes.
 const MAX_TOKEN: u64 = 4096;
 
-/// An access token and its origin. The secret is never printed.
+/// Access token and its origin. The secret is never printed.
 #[derive(Clone)]
 pub struct Token {
     secret: String,
-    /// The variable or file, for errors.
+    /// Variable or file, for errors.
     pub from: String,
 }
 
 /// Access to the Hub.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// `https://huggingface.co`, or a mirror: scheme, host and perhaps a path, without a trailing
+    /// `https://huggingface.co` or a mirror: scheme, host and optional path, without a trailing
     /// slash.
     pub endpoint: String,
     /// Access token.
     pub token: Option<Token>,
-    /// The cache: the parent directory of `models--ORG--NAME`.
+    /// Cache: the parent directory of `models--ORG--NAME`.
     pub cache: PathBuf,
-    /// A PEM file of certificate authorities, in place of Mozilla's list.
+    /// PEM file of certificate authorities, in place of Mozilla's list.
     pub authorities: Option<PathBuf>,
     /// Offline: no network requests.
     pub offline: bool,
-    /// Pause before the second try; it doubles with each further one.
+    /// Pause before the first retry; doubled for each further one.
     pub patience: Duration,
 }
 
@@ -41,7 +41,7 @@ impl Token {
     /// Trims the text of a token. `from` names its origin in errors.
     ///
     /// # Errors
-    /// A text that is empty or not printable ASCII without blanks.
+    /// An empty text, or one with blanks or non-printable or non-ASCII characters.
     pub fn new(text: &str, from: &str) -> Result<Token> {
         let secret = text.trim();
         match !secret.is_empty() && secret.bytes().all(|b| b.is_ascii_graphic()) {
@@ -72,7 +72,7 @@ impl Settings {
     /// `HF_HUB_DISABLE_IMPLICIT_TOKEN`, `SSL_CERT_FILE` or `REQUESTS_CA_BUNDLE`.
     ///
     /// # Errors
-    /// No home directory, a malformed token, an endpoint that is no HTTP address.
+    /// No home directory, an invalid token, or an endpoint that is not an HTTP URL.
     pub fn from_env() -> Result<Settings> {
         Settings::from(&|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
     }
@@ -115,7 +115,7 @@ impl Settings {
     }
 }
 
-/// The token stored by `hf auth login`.
+/// Token stored by `hf auth login`.
 fn stored(path: &Path) -> Result<Option<Token>> {
     // An unreadable token counts as none: the Hub answers 401 where it needs one.
     let Ok(meta) = path.metadata() else {
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn the_variables_are_those_of_the_hubs_own_library() {
+    fn variables_match_huggingface_hub() {
         let plain = settings(&[("HOME", "/h")]).unwrap();
         assert_eq!(plain.endpoint, "https://huggingface.co");
         assert_eq!(plain.cache, Path::new("/h/.cache/huggingface/hub"));
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_comes_from_the_variable_or_the_file_and_is_never_shown() {
+    fn tokens_come_from_variable_or_file_and_are_never_printed() {
         let dir = tempfile::tempdir().unwrap();
         let home = dir.path().to_str().unwrap();
         std::fs::write(dir.path().join("token"), "hf_file\n").unwrap();

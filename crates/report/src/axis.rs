@@ -1,4 +1,4 @@
-//! Axes: from values to places, and where the ticks stand.
+//! Axes: mapping of values to coordinates, and positions of ticks.
 
 use std::ops::RangeInclusive;
 
@@ -7,12 +7,12 @@ const LOG_STEPS: [&[u32]; 4] = [&[1], &[1, 3], &[1, 2, 5], &[1, 2, 3, 4, 5, 6, 8
 /// Steps of a linear axis, per power of ten.
 const LINEAR_STEPS: [f64; 4] = [1.0, 2.0, 2.5, 5.0];
 
-/// Whether nats can be drawn on a logarithmic axis beside others: not 0, and not beyond all sense.
+/// True if a value in nats can be drawn on a logarithmic axis: neither 0 nor implausibly large.
 pub(super) fn drawable(nats: f64) -> bool {
     (1e-12..=1e6).contains(&nats)
 }
 
-/// A map from values to places along a line.
+/// Mapping of values to coordinates along a line.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Axis {
     log: bool,
@@ -24,8 +24,8 @@ pub(super) struct Axis {
 }
 
 impl Axis {
-    /// An axis of `values` (more than one; above 0 for a logarithmic axis), drawn from place `from`
-    /// to place `to`.
+    /// Axis of `values` (more than one; above 0 for a logarithmic axis), drawn between the
+    /// coordinates `from` and `to`.
     pub(super) fn new(log: bool, values: RangeInclusive<f64>, from: f64, to: f64) -> Axis {
         let (low, high) = values.into_inner();
         Axis {
@@ -37,7 +37,7 @@ impl Axis {
         }
     }
 
-    /// The place of a value.
+    /// Coordinate of a value.
     pub(super) fn at(&self, value: f64) -> f64 {
         let part = match self.log {
             true => (value / self.low).ln() / (self.high / self.low).ln(),
@@ -46,7 +46,7 @@ impl Axis {
         self.from + part * (self.to - self.from)
     }
 
-    /// The same axis for other units: value x factor + offset stands where value stood.
+    /// The same axis in other units: value x factor + offset replaces value.
     pub(super) fn scaled(&self, factor: f64, offset: f64) -> Axis {
         Axis {
             low: self.low * factor + offset,
@@ -55,12 +55,12 @@ impl Axis {
         }
     }
 
-    /// Whether a value is on the axis.
+    /// True if a value is within the axis.
     pub(super) fn holds(&self, value: f64) -> bool {
         (self.low..=self.high).contains(&value)
     }
 
-    /// Round values, as many as fit `apart` from each other.
+    /// Round values at least `apart` from each other, as many as fit.
     pub(super) fn ticks(&self, apart: f64) -> Vec<f64> {
         let most = ((self.to - self.from).abs() / apart).floor().max(1.0) as usize;
         match self.log {
@@ -83,7 +83,7 @@ impl Axis {
         all.filter(|&value| self.holds(value)).collect()
     }
 
-    /// Powers of ten, some left out so that at most `most` remain.
+    /// Powers of ten, thinned out to at most `most`.
     fn decades(&self, most: usize) -> Vec<f64> {
         let all = self.log_ticks(&[1]);
         let every = all.len().div_ceil(most.max(1)).max(1);
@@ -107,7 +107,8 @@ impl Axis {
     }
 }
 
-/// step x 10^decade, as the number that is written so: 2e-3 is 0.002, not 0.0020000000000000004.
+/// step x 10^decade as the nearest float to its decimal form: 2e-3 is 0.002, not
+/// 0.0020000000000000004.
 fn power(step: u32, decade: i32) -> f64 {
     match decade < 0 {
         true => f64::from(step) / 10_f64.powi(-decade),
@@ -115,7 +116,7 @@ fn power(step: u32, decade: i32) -> f64 {
     }
 }
 
-/// A tick's value as text: `0.05`, `12`, `1e-5`.
+/// Label of a tick: `0.05`, `12`, `1e-5`.
 pub(super) fn tick(value: f64) -> String {
     let rounded = (value * 1e6).round() / 1e6;
     match value != 0.0 && value.abs() < 9.9e-5 {
@@ -153,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn the_ends_are_the_ends() {
+    fn axis_ends_map_to_its_ends() {
         for log in [false, true] {
             let axis = Axis::new(log, 2.0..=32.0, 10.0, 110.0);
             assert_eq!((axis.at(2.0), axis.at(32.0)), (10.0, 110.0));

@@ -1,52 +1,49 @@
-//! Ours beside llama.cpp's presets, and which tensors repay their bytes.
+//! Comparison with llama.cpp's presets, and tensors ranked by nats saved per byte.
 
 use super::data::{Choice, File, Frontier, Preset, Tensor};
 
-/// A preset has a file's size if it is at most this much smaller (the header differs by that) or
-/// larger.
+/// Tolerances for equal size: a file counts as of a preset's size if it is at most this much
+/// smaller (headers differ by that) or larger.
 const SAME_SIZE: (f64, f64) = (0.001, 0.01);
-/// The gain of a tensor is taken between the types nearest to these bits per
-/// weight.
+/// Bits per weight between which the gain of a tensor is computed; the nearest types are taken.
 const FEW_BITS: f64 = 3.4;
 const MORE_BITS: f64 = 5.5;
 
-/// A file beside llama.cpp's presets at its size.
+/// A file compared with llama.cpp's presets of its size.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Comparison<'a> {
-    /// The preset of the file's size; or the nearest smaller one of those that no other preset
-    /// beats.
+    /// The preset of the file's size, or the nearest smaller one that no other preset beats.
     pub preset: &'a Preset,
-    /// The nearest larger one, if none has the file's size.
+    /// The nearest larger preset, if none has the file's size.
     pub next: Option<&'a Preset>,
     /// Nats of the file.
     pub ours: f64,
-    /// Nats of the preset; between two presets, on the line that joins them (nats logarithmic,
-    /// bytes linear).
+    /// Nats of the preset; between two presets, interpolated (nats logarithmic, bytes linear).
     pub theirs: f64,
-    /// Whether all were measured; else all are predicted.
+    /// True if all values were measured; otherwise all are predicted.
     pub measured: bool,
 }
 
 impl Comparison<'_> {
-    /// Ours over theirs: below 1 is better.
+    /// Our nats over the preset's: below 1 is better.
     pub fn ratio(&self) -> f64 {
         self.ours / self.theirs
     }
 
-    /// Nats saved; below 0 if the preset is better.
+    /// Nats saved; negative if the preset is better.
     pub fn saved(&self) -> f64 {
         self.theirs - self.ours
     }
 }
 
 impl Frontier {
-    /// Predicted nats, after the fit if there is one.
+    /// Predicted nats after the fit, if there is one.
     pub fn corrected(&self, predicted: f64) -> f64 {
         self.fit.map_or(predicted, |fit| fit.apply(predicted))
     }
 
-    /// A file beside the presets at its size: by what was measured if that is enough, else by what
-    /// is predicted. None if the file is smaller or larger than all presets.
+    /// Compares a file with the presets of its size: measured values where there are enough,
+    /// otherwise predicted ones. None if the file is smaller or larger than all presets.
     pub fn comparison<'a>(&'a self, file: &File) -> Option<Comparison<'a>> {
         let measured = self
             .presets
@@ -70,8 +67,8 @@ impl Frontier {
         })
     }
 
-    /// Predicted nats of the frontier at a size, linear between its points in the logarithm; none
-    /// outside of it.
+    /// Predicted nats of the frontier at a size, interpolated linearly in the logarithm; none
+    /// outside its range.
     pub fn nats_at(&self, bytes: u64) -> Option<f64> {
         let pair = self
             .frontier
@@ -81,7 +78,7 @@ impl Frontier {
         Some(between(pair[0].nats, pair[1].nats, part))
     }
 
-    /// The gains of all tensors in descending order; ties in the order of the file.
+    /// Gains of all tensors in descending order; ties in file order.
     pub fn gains(&self) -> Vec<Gain<'_>> {
         let mut all: Vec<Gain> = self.tensors.iter().filter_map(Gain::of).collect();
         all.sort_by(|a, b| b.nats_per_byte.total_cmp(&a.nats_per_byte));
@@ -115,7 +112,7 @@ fn compare<'a>(
             measured,
         });
     }
-    // Those that no smaller preset beats.
+    // Presets that no smaller preset beats.
     let mut least = f64::INFINITY;
     presets.retain(|(_, nats)| {
         let unbeaten = *nats < least;
@@ -136,12 +133,12 @@ fn compare<'a>(
     })
 }
 
-/// The part of the way from `small` to `large` at which `bytes` is.
+/// Position of `bytes` between `small` and `large`, as a fraction.
 fn part(small: u64, large: u64, bytes: u64) -> f64 {
     (bytes - small) as f64 / (large - small).max(1) as f64
 }
 
-/// Nats at a part of the way from `a` to `b`: linear in the logarithm (in the nats if one is 0).
+/// Interpolation from `a` to `b`: linear in the logarithm, or in the nats if one is 0.
 fn between(a: f64, b: f64, part: f64) -> f64 {
     match a > 0.0 && b > 0.0 {
         true => (a.ln() * (1.0 - part) + b.ln() * part).exp(),
@@ -149,7 +146,7 @@ fn between(a: f64, b: f64, part: f64) -> f64 {
     }
 }
 
-/// Geometric mean of ratios above 0; none if there are none.
+/// Geometric mean of positive ratios; none without any.
 pub fn geometric_mean(ratios: impl Iterator<Item = f64>) -> Option<f64> {
     let (n, sum) = ratios
         .filter(|r| *r > 0.0)
@@ -157,7 +154,7 @@ pub fn geometric_mean(ratios: impl Iterator<Item = f64>) -> Option<f64> {
     (n > 0).then(|| (sum / f64::from(n)).exp())
 }
 
-/// The gain of a tensor from about 5.5 bits per weight instead of about 3.4.
+/// Gain of a tensor from about 5.5 instead of about 3.4 bits per weight.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Gain<'a> {
     /// The tensor.
@@ -194,7 +191,7 @@ impl<'a> Gain<'a> {
 }
 
 impl Choice {
-    /// Bits per weight in a tensor of `weights` weights.
+    /// Bits per weight for a tensor of `weights` weights.
     pub fn bpw(&self, weights: u64) -> f64 {
         8.0 * self.bytes as f64 / weights.max(1) as f64
     }

@@ -1,16 +1,16 @@
-//! What `frontier.json` holds: the model, the scores, the frontier, and what was measured.
+//! Contents of `frontier.json`: model, scores, frontier and measurements.
 //!
-//! `docs/frontier-json.md` tells the same as a table. Conventions: sizes in bytes, times in
-//! seconds, KL divergences in nats per scored token, types by their ggml name (`q4_K`). What was
-//! not measured is absent, never 0. All numbers are finite.
+//! `docs/frontier-json.md` documents the fields in a table. Conventions: sizes in bytes, times in
+//! seconds, KL divergences in nats per scored token, types by their ggml name (`q4_K`). Values that
+//! were not measured are absent, never 0. All numbers are finite.
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// The version of the layout that this program writes and reads.
+/// Version of the layout that this program writes and reads.
 pub const FORMAT: u32 = 1;
 
-/// All that is known of a model's frontier.
+/// Sensitivities, frontier and measurements of a model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Frontier {
     /// Version of the layout: [`FORMAT`].
@@ -19,30 +19,30 @@ pub struct Frontier {
     pub generator: String,
     /// The model.
     pub model: Model,
-    /// How the tensors were scored.
+    /// How sensitivities were computed.
     pub scoring: Scoring,
-    /// How the files were measured; absent if none was.
+    /// How the files were evaluated; absent if none was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub evaluation: Option<Evaluation>,
-    /// Names of the types that tensors could choose from.
+    /// Names of the candidate types.
     pub types: Vec<String>,
-    /// The tensors that could be quantized, in the order of the file.
+    /// The quantizable tensors, in file order.
     pub tensors: Vec<Tensor>,
-    /// The frontier, by rising size; nats fall.
+    /// The frontier, by rising size and falling nats.
     pub frontier: Vec<Point>,
     /// llama.cpp's presets on this model, by rising size.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub presets: Vec<Preset>,
-    /// Measured against predicted nats; absent if too few files were measured.
+    /// Fit of measured to predicted nats; absent with too few measurements.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fit: Option<Fit>,
-    /// The files that were written or planned, by rising size.
+    /// The written or planned files, by rising size.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub files: Vec<File>,
-    /// The stages of the run and what they cost, in order.
+    /// The stages of the run with their costs, in order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub stages: Vec<Stage>,
-    /// Settings that a reader may want to know, as shown: name and value.
+    /// Settings of the run as displayed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub settings: Vec<Setting>,
     /// Commands that rebuild the files, in order.
@@ -50,23 +50,26 @@ pub struct Frontier {
     pub commands: Vec<Command>,
 }
 
-/// Why a text is no `frontier.json`.
+/// Reason for rejecting a `frontier.json`.
 #[derive(Debug, thiserror::Error)]
 pub enum DataError {
-    /// Not JSON, or a field is missing or of the wrong kind; the place is in the message.
-    #[error("this is no frontier.json: {0}")]
+    /// Not JSON, or a field is missing or of the wrong type; the message has the position.
+    #[error("not a valid frontier.json: {0}")]
     Malformed(#[from] serde_json::Error),
-    /// Of another version.
+    /// An unsupported version.
     #[error(
-        "the frontier.json has format {0}; this program reads format {FORMAT}: make it anew with this version"
+        "the frontier.json has format {0}; this program reads format {FORMAT}: create it again with this version"
     )]
     Format(u32),
 }
 
 impl Frontier {
-    /// Reads `frontier.json`. Unknown fields are passed over.
+    /// Parses `frontier.json`. Unknown fields are ignored.
+    ///
+    /// # Errors
+    /// Malformed JSON, missing fields, another version.
     pub fn parse(text: &str) -> Result<Frontier, DataError> {
-        /// The version alone, since another one may have other fields.
+        /// Only the version, since others may have other fields.
         #[derive(Deserialize)]
         struct Version {
             format: u32,
@@ -77,7 +80,7 @@ impl Frontier {
         }
     }
 
-    /// Writes `frontier.json`: one line for each tensor, point, preset and file.
+    /// Serializes `frontier.json`: one line per tensor, point, preset and file.
     pub fn to_json(&self) -> String {
         let mut out = Vec::new();
         let mut serializer = serde_json::Serializer::with_formatter(&mut out, Lines::default());
@@ -88,7 +91,7 @@ impl Frontier {
     }
 }
 
-/// JSON with a line for each field of the outermost object and each item of its arrays.
+/// JSON with one line per field of the outermost object and per item of its arrays.
 #[derive(Default)]
 struct Lines {
     depth: usize,
@@ -104,7 +107,7 @@ impl Lines {
         out.write_all(bracket)
     }
 
-    /// Between two items or before the first; `broken` is the depth down to which lines are broken.
+    /// Separator between items or before the first; lines are broken down to depth `broken`.
     fn next<W: std::io::Write + ?Sized>(
         &self,
         out: &mut W,
@@ -165,7 +168,7 @@ impl serde_json::ser::Formatter for Lines {
 /// The model before quantization.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Model {
-    /// Its name, as a title shows it.
+    /// Display name.
     pub name: String,
     /// `general.architecture`: `llama`, `qwen3moe`.
     pub architecture: String,
@@ -173,14 +176,14 @@ pub struct Model {
     pub parameters: u64,
     /// Number of layers (blocks).
     pub layers: u32,
-    /// Number of experts in a layer; absent for dense models.
+    /// Number of experts per layer; absent for dense models.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub experts: Option<u32>,
-    /// Type of its matrices: `bf16`.
+    /// Type of its linears: `bf16`.
     pub base_type: String,
-    /// Bytes of the file with all matrices in that type.
+    /// Size of the file with all linears in that type, in bytes.
     pub base_bytes: u64,
-    /// Where it came from, if that was the Hub.
+    /// Origin on the Hub, if any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<Source>,
 }
@@ -194,33 +197,33 @@ pub struct Source {
     pub commit: String,
 }
 
-/// A text by name, and how many tokens of it were used.
+/// A text by name, with its number of used tokens.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Text {
     /// File name, without its directories.
     pub name: String,
-    /// Tokens of it that were used.
+    /// Number of used tokens.
     pub tokens: u64,
 }
 
-/// How nats were predicted.
+/// Method of predicting nats.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Score {
-    /// Squares per token: half the mean of (g . dW x)^2 over tokens, g the gradient of a drawn
-    /// label's log-likelihood.
+    /// Squares per token: half the mean of (g . dW x)^2 over tokens, g the gradient of the
+    /// log-likelihood of a sampled label.
     PerToken,
-    /// The same with the sum over a sequence squared.
+    /// The same, but summed over a sequence before squaring.
     PerSequence,
     /// Squared error weighted by the importance matrix, without the downstream term: relative
     /// units, not nats.
     WeightedError,
-    /// The measured divergence of the model with this tensor alone in this type.
+    /// Measured divergence of the model with only this tensor in this type.
     Sweep,
 }
 
 impl Score {
-    /// The label in reports.
+    /// Label in reports.
     pub fn label(self) -> &'static str {
         match self {
             Score::PerToken => "second order, squares per token",
@@ -231,70 +234,70 @@ impl Score {
     }
 }
 
-/// How the tensors were scored.
+/// Computation of the sensitivities.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Scoring {
     /// The texts.
     pub texts: Vec<Text>,
     /// Number of sequences.
     pub sequences: u64,
-    /// Tokens in a sequence.
+    /// Tokens per sequence.
     pub context: u64,
-    /// Label draws for every sequence.
+    /// Sampled labels per position of every sequence.
     pub draws: u32,
     /// Seed of the labels.
     pub seed: u64,
-    /// What is summed.
+    /// Quantity that is summed.
     pub score: Score,
 }
 
-/// How the files were measured.
+/// Evaluation of the files.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Evaluation {
-    /// The texts; none of them was scored on.
+    /// The evaluation texts, disjoint from those of the sensitivities.
     pub texts: Vec<Text>,
-    /// Tokens in a window; as llama-perplexity does, the second half of each is scored.
+    /// Tokens per window; as in llama-perplexity, the second half of each is scored.
     pub context: u64,
-    /// Tokens scored.
+    /// Number of scored tokens.
     pub tokens: u64,
-    /// What measured: `quantier`, or the name of another tool.
+    /// The evaluating program: `quantier`, or the name of another tool.
     pub tool: String,
 }
 
-/// A matrix (or a stack of matrices, one per expert) and what each type would cost.
+/// A linear (or a stack of matrices, one per expert) with its candidate types.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Tensor {
-    /// Its name: `blk.3.ffn_down.weight`.
+    /// Name: `blk.3.ffn_down.weight`.
     pub name: String,
-    /// What it does, short: `ffn_down`.
+    /// Role: `ffn_down`.
     pub role: String,
-    /// Its layer; absent outside the layers (embedding, output).
+    /// Layer; absent outside the layers (embedding, output).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layer: Option<u32>,
-    /// Dimensions, row length first, as GGUF counts them.
+    /// Dimensions in GGUF order, row length first.
     pub shape: Vec<u64>,
     /// Product of the dimensions.
     pub weights: u64,
-    /// The types that it could have, by rising bytes.
+    /// Candidate types by rising size.
     pub choices: Vec<Choice>,
 }
 
-/// A type for one tensor.
+/// A candidate type of a tensor.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Choice {
     /// The type.
     #[serde(rename = "type")]
     pub ggml_type: String,
-    /// Bytes of the tensor in it.
+    /// Size of the tensor in this type, in bytes.
     pub bytes: u64,
-    /// Nats that it is predicted to cost.
+    /// Predicted nats.
     pub nats: f64,
 }
 
 /// A point of the frontier.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Point {
-    /// Bytes of the whole file.
+    /// Size of the whole file in bytes.
     pub bytes: u64,
     /// 8 x bytes of all tensors / weights.
     pub bpw: f64,
@@ -302,21 +305,21 @@ pub struct Point {
     pub nats: f64,
 }
 
-/// What a file does to the model's output, on text that it was not made with.
+/// Quality of a file, measured on held-out text.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Measured {
     /// Mean KL divergence from the base model, nats.
     pub kld: f64,
-    /// Its standard error, nats.
+    /// Standard error of the mean, nats.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uncertainty: Option<f64>,
     /// Median of the divergence, nats.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub median: Option<f64>,
-    /// Its 99.9th percentile, nats.
+    /// 99.9th percentile of the divergence, nats.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub p999: Option<f64>,
-    /// Fraction of tokens (0 to 1) at which both models find the same token most probable.
+    /// Fraction of tokens (0 to 1) with the same most probable token in both models.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub same_top: Option<f64>,
     /// Perplexity.
@@ -327,31 +330,31 @@ pub struct Measured {
     pub ppl_base: Option<f64>,
 }
 
-/// One of llama.cpp's presets on this model, with the same importance matrix.
+/// A llama.cpp preset on this model, with the same importance matrix.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Preset {
     /// `Q4_K_M`.
     pub name: String,
-    /// Bytes of the whole file.
+    /// Size of the whole file in bytes.
     pub bytes: u64,
     /// 8 x bytes of all tensors / weights.
     pub bpw: f64,
     /// Predicted nats of its recipe, before the fit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub predicted: Option<f64>,
-    /// What was measured; absent if nothing was.
+    /// Measurements; absent if there are none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub measured: Option<Measured>,
 }
 
-/// Measured against predicted: measured = scale x predicted ^ exponent.
+/// Fit of measured to predicted nats: measured = scale x predicted ^ exponent.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Fit {
     /// Factor.
     pub scale: f64,
-    /// Exponent; 1 if all is well.
+    /// Exponent; ideally 1.
     pub exponent: f64,
-    /// Files that it was fitted to.
+    /// Number of fitted files.
     pub points: u32,
     /// Spearman's rank correlation of predicted and measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -362,22 +365,22 @@ pub struct Fit {
 }
 
 impl Fit {
-    /// What a prediction means after the fit, nats.
+    /// Corrected prediction, nats.
     pub fn apply(&self, predicted: f64) -> f64 {
         self.scale * predicted.powf(self.exponent)
     }
 }
 
-/// A file that was written, or would be.
+/// A written or planned file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct File {
     /// File name, without its directories.
     pub name: String,
-    /// The budget as the user put it: `--bpw 4.25`.
+    /// The budget as given: `--bpw 4.25`.
     pub budget: String,
-    /// Short label for pictures: `4.25 bpw`.
+    /// Short label for charts: `4.25 bpw`.
     pub label: String,
-    /// Bytes of the whole file.
+    /// Size of the whole file in bytes.
     pub bytes: u64,
     /// 8 x bytes of all tensors / weights.
     pub bpw: f64,
@@ -388,29 +391,27 @@ pub struct File {
     /// Predicted nats after the fit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub corrected: Option<f64>,
-    /// What was measured; absent if nothing was.
+    /// Measurements; absent if there are none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub measured: Option<Measured>,
-    /// What rounding with error feedback did, tensor by tensor; empty where weights were rounded as
-    /// llama.cpp does.
+    /// Effect of error feedback on each tensor; empty with the reference's rounding.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rounding: Vec<Rounded>,
 }
 
-/// What rounding with error feedback did to a tensor: squared errors of its products with inputs
-/// that it has not seen.
+/// Effect of error feedback on a tensor: squared errors of its outputs on held-out inputs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Rounded {
     /// The tensor.
     pub tensor: String,
-    /// The sum of the squared errors as llama.cpp rounds, as a part of the products' own squares;
-    /// absent if nothing was held out.
+    /// Squared error of llama.cpp's rounding, relative to the squared outputs; absent without
+    /// held-out inputs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plain: Option<f64>,
-    /// The same of the rounding that was taken.
+    /// The same for the chosen rounding.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub taken: Option<f64>,
-    /// The part of its rows in which llama.cpp's rounding was better, and was taken.
+    /// Fraction of rows in which llama.cpp's rounding was better and was chosen.
     #[serde(default)]
     pub kept_plain: f64,
 }
@@ -418,16 +419,16 @@ pub struct Rounded {
 /// A stage of the run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Stage {
-    /// What was done: `scores`.
+    /// Name: `scores`.
     pub name: String,
-    /// How long it took.
+    /// Duration.
     pub seconds: f64,
-    /// Largest resident memory up to its end, bytes.
+    /// Peak resident memory up to its end, bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peak_bytes: Option<u64>,
 }
 
-/// A setting, as shown.
+/// A setting as displayed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Setting {
     /// Its name.
@@ -439,8 +440,8 @@ pub struct Setting {
 /// A command that a reader can run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Command {
-    /// What it does.
+    /// Purpose.
     pub purpose: String,
-    /// The command line. No path of the machine that wrote it.
+    /// Command line, without paths of the machine that wrote it.
     pub command: String,
 }

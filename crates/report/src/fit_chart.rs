@@ -1,4 +1,4 @@
-//! Predicted against measured nats: how far the prediction can be trusted.
+//! Chart of predicted against measured nats: the accuracy of the prediction.
 
 use super::axis::{Axis, drawable, tick};
 use super::data::Frontier;
@@ -12,7 +12,7 @@ const LEFT: f64 = 70.0;
 const RIGHT: f64 = 16.0;
 const HEAD: f64 = 40.0;
 const FOOT: f64 = 56.0;
-/// The axes reach this much further than the points, as a factor.
+/// Margin of the axes beyond the points, as a factor.
 const ROOM: f64 = 1.6;
 
 fn symbol(ours: bool) -> Symbol {
@@ -36,7 +36,7 @@ fn mark(name: String, predicted: f64, measured: f64, ours: bool) -> Mark {
     }
 }
 
-/// Our files, then the presets: those that were both predicted and measured.
+/// Our files, then the presets, as far as both predicted and measured.
 fn marks(data: &Frontier) -> Vec<Mark> {
     let ours = data.files.iter().filter_map(|file| {
         let measured = file.measured.as_ref()?.kld;
@@ -56,7 +56,7 @@ fn marks(data: &Frontier) -> Vec<Mark> {
         .collect()
 }
 
-/// The picture; none if fewer than two were measured.
+/// The chart as SVG; none with fewer than two points.
 pub fn fit_chart(data: &Frontier, place: Place) -> Option<String> {
     let marks = marks(data);
     if marks.len() < 2 {
@@ -108,8 +108,7 @@ pub fn fit_chart(data: &Frontier, place: Place) -> Option<String> {
     Some(svg.finish())
 }
 
-/// The part of the fitted line that is in the picture; it is straight, since both axes are
-/// logarithmic.
+/// The visible part of the fitted line, which is straight because both axes are logarithmic.
 fn fit_line(data: &Frontier, plot: &Plot) -> Option<[Point; 2]> {
     let fit = data
         .fit

@@ -1,27 +1,27 @@
-//! A recipe as a picture: layers from left to right, matrices from top to bottom, coloured by bits
+//! A recipe as a heat map: layers from left to right, tensors from top to bottom, coloured by bits
 //! per weight.
 
 use super::data::{File, Frontier, Tensor};
 use super::numbers::{nats, shorten, size, type_name};
 use super::svg::{Anchor, Area, Place, Svg, point, text_width};
 
-/// Widest the picture gets.
+/// Maximum width of the picture.
 const WIDTH: f64 = 1032.0;
 const RIGHT: f64 = 8.0;
 const HEAD: f64 = 22.0;
 const ROW: f64 = 27.0;
 const GAP: f64 = 1.5;
 const FOOT: f64 = 6.0;
-/// Widest a cell gets: the longest name of a type fits.
+/// Maximum width of a cell: enough for the longest type name.
 const CELL_MOST: f64 = 66.0;
-/// Size of the names of rows, as in the style sheet.
+/// Font size of row names, as in the style sheet.
 const ROW_SIZE: f64 = 12.0;
 const ROW_CHARACTERS: usize = 20;
 
-/// Ends of the scale of colours, bits per weight.
+/// Range of the colour scale in bits per weight.
 const SCALE: (f64, f64) = (1.6, 8.5);
-/// The colours, evenly spaced: viridis (van der Walt and Smith, 2015), which is even for the
-/// colour-blind too.
+/// Colours, evenly spaced: viridis (van der Walt and Smith, 2015), perceptually uniform and safe
+/// for the colour-blind.
 const COLOURS: [[u8; 3]; 9] = [
     [0x44, 0x01, 0x54],
     [0x47, 0x2d, 0x7b],
@@ -34,11 +34,11 @@ const COLOURS: [[u8; 3]; 9] = [
     [0xfd, 0xe7, 0x25],
 ];
 
-/// Below this relative luminance, white text has more contrast than black (WCAG's contrast ratio:
+/// Relative luminance below which white text has more contrast than black (WCAG's contrast ratio:
 /// sqrt(1.05 x 0.05) - 0.05).
 const LIGHT_TEXT: f64 = 0.18;
 
-/// Colour for bits per weight, on a logarithmic scale, and whether text on it should be light.
+/// Colour for bits per weight on a logarithmic scale, and true if text on it should be light.
 pub(super) fn colour(bpw: f64) -> (String, bool) {
     let part = ((bpw / SCALE.0).ln() / (SCALE.1 / SCALE.0).ln()).clamp(0.0, 1.0);
     let place = part * (COLOURS.len() - 1) as f64;
@@ -56,7 +56,7 @@ pub(super) fn colour(bpw: f64) -> (String, bool) {
     )
 }
 
-/// Rows in the order of the forward pass; others follow in the order of the file.
+/// Row order: that of the forward pass; other roles follow in file order.
 const ORDER: [&str; 14] = [
     "attn_q",
     "attn_k",
@@ -74,7 +74,7 @@ const ORDER: [&str; 14] = [
     "ffn_up_exps",
 ];
 
-/// The row of a tensor: its role, or outside of layers its name without `.weight`.
+/// Row of a tensor: its role or, outside of layers, its name without `.weight`.
 fn row_of(tensor: &Tensor) -> &str {
     match tensor.layer {
         Some(_) => &tensor.role,
@@ -82,8 +82,7 @@ fn row_of(tensor: &Tensor) -> &str {
     }
 }
 
-/// The rows of a model: those outside the layers that come first, those of the layers, those that
-/// come last.
+/// Rows of a model: tensors before the layers, those of the layers, tensors after them.
 struct Rows<'a> {
     first: Vec<&'a Tensor>,
     layered: Vec<&'a str>,
@@ -124,7 +123,7 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// What a cell shows.
+/// Contents of a cell.
 struct Cell {
     bpw: f64,
     text: String,
@@ -146,7 +145,7 @@ impl Cell {
     }
 }
 
-/// The picture of one file's recipe, and its width.
+/// The heat map of a file's recipe as SVG, and its width.
 pub fn heat_map(data: &Frontier, file: &File, place: Place) -> (String, f64) {
     let rows = Rows::of(&data.tensors);
     let names = rows
@@ -255,23 +254,23 @@ pub fn heat_map(data: &Frontier, file: &File, place: Place) -> (String, f64) {
     (svg.finish(), width)
 }
 
-/// How the names of types are written into the cells of a picture.
+/// Layout of type names in cells.
 #[derive(Clone, Copy)]
 struct Lettering {
     size: f64,
     class: &'static str,
-    /// In two lines, parted at the underscore.
+    /// Split into two lines at the underscore.
     parted: bool,
 }
 
-/// Sizes of letters, as in the style sheet.
+/// Font sizes, as in the style sheet.
 const SIZES: [(f64, &str); 4] = [
     (11.0, "q-cell-11"),
     (9.5, "q-cell-9"),
     (8.0, "q-cell-8"),
     (7.0, "q-cell-7"),
 ];
-/// Letters for cells that span all layers.
+/// Layout for cells that span all layers.
 const LARGE: Lettering = Lettering {
     size: SIZES[0].0,
     class: SIZES[0].1,
@@ -284,8 +283,8 @@ impl Lettering {
         parts.map_or_else(|| vec![text], |(head, tail)| vec![head, tail])
     }
 
-    /// The largest in which every text fits into a width; in one line if that is not much smaller.
-    /// None if none does.
+    /// The largest layout in which every text fits the width, on one line if that is not much
+    /// smaller. None if none fits.
     fn of<'a>(texts: impl Iterator<Item = &'a str> + Clone, width: f64) -> Option<Lettering> {
         let sizes = |parted| {
             SIZES.into_iter().map(move |(size, class)| Lettering {

@@ -1,37 +1,37 @@
-//! Where the names of points go, so that none hides another, a point or a curve.
+//! Placement of point labels without overlaps with other labels, points or curves.
 //!
-//! Greedy: one name after the other takes the cheapest of a fixed set of places around its point. A
-//! place costs its distance, how far its direction is from the favoured one, and every line that it
-//! lies on. It may not lie on another name or on a point, nor leave the picture. A name without a
-//! place is left out; its point still has a tooltip.
+//! Greedy: each label in turn takes the cheapest of a fixed set of positions around its point. A
+//! position costs its distance, its deviation from the preferred direction, and every curve that it
+//! covers. It must not overlap another label or a point, nor leave the picture. A label without a
+//! position is omitted; its point still has a tooltip.
 
 use super::svg::{Anchor, Area, Point, point, text_width};
 use std::f64::consts::TAU;
 
-/// Distances from the point that are tried.
+/// Candidate distances from the point.
 const DISTANCES: [f64; 7] = [8.0, 13.0, 20.0, 30.0, 42.0, 58.0, 78.0];
-/// Directions that are tried.
+/// Number of candidate directions.
 const DIRECTIONS: u32 = 16;
-/// From this distance on, a line leads from the point to its name.
+/// Distance from which a leader line connects point and label.
 const LEADER_FROM: f64 = 14.0;
-/// Room between names, sideways and up and down.
+/// Margins between labels, horizontal and vertical.
 const MARGIN: (f64, f64) = (5.0, 1.0);
-/// What lying on a line costs, in units of distance.
+/// Cost of covering a curve, in units of distance.
 const LINE_COST: f64 = 35.0;
-/// What pointing away from the favoured direction costs, in units of distance.
+/// Cost of deviating from the preferred direction, in units of distance.
 const TURN_COST: f64 = 14.0;
 
-/// Where a name stands.
+/// Position of a label.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Spot {
-    /// Left or right end of the baseline, as the anchor says.
+    /// Left or right end of the baseline, depending on the anchor.
     pub(super) at: Point,
     pub(super) anchor: Anchor,
-    /// End of the line that leads from the point to the name, if it needs one.
+    /// End of the leader line, if needed.
     pub(super) leader: Option<Point>,
 }
 
-/// What is on the picture so far.
+/// Occupied areas of the picture.
 pub(super) struct Labels {
     bounds: Area,
     taken: Vec<Area>,
@@ -48,19 +48,19 @@ impl Labels {
         }
     }
 
-    /// A curve that names should not lie on.
+    /// Adds a curve that labels should avoid.
     pub(super) fn curve(&mut self, points: &[Point]) {
         self.lines
             .extend(points.windows(2).map(|pair| [pair[0], pair[1]]));
     }
 
-    /// An area that names must not lie on.
+    /// Adds an area that labels must not overlap.
     pub(super) fn block(&mut self, area: Area) {
         self.taken.push(area);
     }
 
-    /// A place for a name of this font size beside a point, as near to `favoured` (radians,
-    /// clockwise from the right) as can be.
+    /// Finds a position for a label of this font size beside a point, as near to `favoured`
+    /// (radians, clockwise from the right) as possible.
     pub(super) fn place(
         &mut self,
         point: Point,
@@ -109,7 +109,7 @@ impl Labels {
         Some(spot)
     }
 
-    /// Whether a name may stand there, and its leader cross nothing that is taken.
+    /// True if a label's area is free and its leader crosses nothing.
     fn is_free(&self, point: Point, area: &Area, leader: Option<Point>) -> bool {
         let own = |taken: &&Area| !taken.holds(&Area::around(point, 0.0));
         self.bounds.holds(area)
@@ -124,8 +124,7 @@ impl Labels {
     }
 }
 
-/// The area of a name at a distance and direction from a point, and the point of its edge that is
-/// nearest.
+/// Area of a label at a distance and direction from a point, and the nearest point of its edge.
 fn beside(
     Point { x, y }: Point,
     angle: f64,
@@ -135,8 +134,8 @@ fn beside(
 ) -> (Area, Point) {
     let (sin, cos) = angle.sin_cos();
     let edge = point(x + distance * cos, y + distance * sin);
-    // The name hangs on that point by the side that faces the point; straight above or below, by
-    // its middle.
+    // The label is attached by the side that faces the point; straight above or below, by its
+    // middle.
     let x0 = edge.x - width * (1.0 - cos.clamp(-0.5, 0.5) * 2.0) / 2.0;
     let y0 = edge.y - height * (1.0 - sin.clamp(-0.5, 0.5) * 2.0) / 2.0;
     (
@@ -150,8 +149,7 @@ fn beside(
     )
 }
 
-/// Where the text starts or ends. It is anchored at the side near the point, since its width is a
-/// guess.
+/// Start or end of the text, anchored at the side near the point, as its width is an estimate.
 fn spot(area: &Area, beside: Point, height: f64, leader: Option<Point>) -> Spot {
     let baseline = area.y1 - 0.18 * height;
     let (x, anchor) = match beside.x {
@@ -170,9 +168,9 @@ fn spot(area: &Area, beside: Point, height: f64, leader: Option<Point>) -> Spot 
 mod tests {
     use super::*;
 
-    /// Two hundred points in a heap: whatever gets a name, no two overlap and none lies on a point.
+    /// Two hundred crowded points: placed labels overlap neither each other nor points.
     #[test]
-    fn names_never_overlap() {
+    fn labels_never_overlap() {
         let bounds = Area {
             x0: 0.0,
             y0: 0.0,
@@ -212,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lone_name_stands_where_it_likes_best() {
+    fn single_labels_take_the_preferred_direction() {
         let mut labels = Labels::new(Area {
             x0: 0.0,
             y0: 0.0,

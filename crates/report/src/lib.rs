@@ -1,4 +1,5 @@
-//! Reports: `frontier.json`, charts, a page, a table. Data in, text out; equal data give equal bytes.
+//! Reports: `frontier.json`, charts, HTML page, terminal table. Deterministic functions of the
+//! data.
 //!
 //! | output | function |
 //! |---|---|

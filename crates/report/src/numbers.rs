@@ -1,8 +1,8 @@
-//! How numbers and names are shown.
+//! Formatting of numbers and names.
 
 pub use quantier_core::words::{Unit, size};
 
-/// A number of weights: `6.84 M`, `8.03 B`.
+/// Number of weights: `6.84 M`, `8.03 B`.
 pub fn weights(n: u64) -> String {
     match n {
         0..1_000 => n.to_string(),
@@ -12,7 +12,7 @@ pub fn weights(n: u64) -> String {
     }
 }
 
-/// A count with thousands marked: `6,843,392`.
+/// Count with thousands separators: `6,843,392`.
 pub fn count(n: u64) -> String {
     let digits = n.to_string();
     let mut out = String::new();
@@ -25,8 +25,8 @@ pub fn count(n: u64) -> String {
     out
 }
 
-/// Decimals that show `significant` digits of `x`, at most 7; none if that would need more, or x is
-/// no number.
+/// Decimals needed for `significant` digits of `x`, at most 7; none if more are needed or x is not
+/// finite.
 fn decimals(x: f64, significant: i32) -> Option<usize> {
     if x == 0.0 {
         return Some(significant as usize);
@@ -43,8 +43,8 @@ pub fn nats(x: f64) -> String {
     }
 }
 
-/// A figure and its standard error, which has two significant digits: `0.01803` and `0.00018`.
-/// Without an error the figure has three.
+/// A value and its standard error, which has two significant digits: `0.01803` and `0.00018`.
+/// Without an error, three significant digits.
 pub fn figure(value: f64, uncertainty: Option<f64>) -> (String, Option<String>) {
     match uncertainty
         .filter(|u| *u > 0.0)
@@ -55,19 +55,19 @@ pub fn figure(value: f64, uncertainty: Option<f64>) -> (String, Option<String>) 
     }
 }
 
-/// A fraction as per cent: `88.93%`.
+/// Fraction as a percentage: `88.93%`.
 pub fn percent(fraction: f64) -> String {
     format!("{:.2}%", fraction * 100.0)
 }
 
-/// A change as per cent, with a sign: `−48%`, `+2.1%`.
+/// Relative change as a percentage with sign: `−48%`, `+2.1%`.
 pub fn change(fraction: f64) -> String {
     let per_cent = fraction * 100.0;
     let digits = usize::from(per_cent.abs() < 10.0);
     format!("{per_cent:+.digits$}%").replace('-', "−")
 }
 
-/// A time: `0.4 s`, `12 s`, `3 min 20 s`, `2 h 05 min`.
+/// Duration: `0.4 s`, `12 s`, `3 min 20 s`, `2 h 05 min`.
 pub fn duration(seconds: f64) -> String {
     let whole = seconds.round().max(0.0) as u64;
     match whole {
@@ -78,26 +78,26 @@ pub fn duration(seconds: f64) -> String {
     }
 }
 
-/// Name of a ggml type as people write it: `Q4_K`, `IQ2_XXS`.
+/// Conventional name of a ggml type: `Q4_K`, `IQ2_XXS`.
 pub fn type_name(ggml_type: &str) -> String {
     shorten(ggml_type, 12).to_uppercase()
 }
 
-/// Whether a character would change how its neighbours are shown, or is forbidden in XML.
+/// True for characters that affect the display of their neighbours or are forbidden in XML.
 fn disturbs(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
         || matches!(c, '\u{fffe}' | '\u{ffff}')
 }
 
-/// Text that can be shown anywhere: control and direction characters become `\u{fffd}`.
+/// Text that is safe to display: control and direction characters become `\u{fffd}`.
 pub fn clean(text: &str) -> String {
     text.chars()
         .map(|c| if disturbs(c) { '\u{fffd}' } else { c })
         .collect()
 }
 
-/// The same, cut in the middle to at most `most` characters.
+/// The same, shortened in the middle to at most `most` characters.
 pub fn shorten(text: &str, most: usize) -> String {
     let text = clean(text);
     let length = text.chars().count();
@@ -113,7 +113,7 @@ pub fn shorten(text: &str, most: usize) -> String {
         .collect()
 }
 
-/// A word of a shell's command line.
+/// Quotes a word for a shell command line.
 pub fn shell(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,+@%".contains(c);
     match !word.is_empty() && word.chars().all(plain) {
@@ -127,7 +127,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_read_well() {
+    fn numbers_are_formatted() {
         assert_eq!(size(1023), "1023 B");
         assert_eq!(size(4_650_000_000), "4.33 GiB");
         assert_eq!(size(u64::MAX), "16384.00 PiB");
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn names_cannot_disturb() {
+    fn names_are_cleaned_and_shortened() {
         assert_eq!(
             clean("a\u{1b}[31m\u{202e}b\n"),
             "a\u{fffd}[31m\u{fffd}b\u{fffd}"

@@ -1,4 +1,4 @@
-//! `report.html`: one self-contained page.
+//! `report.html`: a self-contained page.
 
 use super::compare::{Comparison, geometric_mean};
 use super::data::{File, Frontier, Measured, Score, Text};
@@ -23,10 +23,10 @@ const NAME: usize = 120;
 /// Placeholder for unknown numbers.
 const NONE: &str = "–";
 
-/// The page.
+/// Renders the page.
 ///
 /// # Panics
-/// Never, unless the template is wrong, which the tests exclude.
+/// If the template is invalid, which tests exclude.
 pub fn page(data: &Frontier) -> String {
     let mut environment = Environment::new();
     environment.set_auto_escape_callback(|_| AutoEscape::Html);
@@ -71,7 +71,7 @@ fn values(data: &Frontier) -> Value {
     }
 }
 
-/// The colours of both themes, then the rules of pictures and page.
+/// Colours of both themes, then the rules for charts and page.
 fn page_style() -> String {
     let (mut light, mut dark) = (String::new(), String::new());
     for (name, on_light, on_dark) in COLOURS {
@@ -104,7 +104,7 @@ fn facts(data: &Frontier) -> Vec<String> {
     facts
 }
 
-/// The summary in one sentence; none without comparisons.
+/// The one-sentence summary; none without comparisons.
 fn lede(data: &Frontier, comparisons: &[Option<Comparison>]) -> Option<Value> {
     let measured = comparisons.iter().flatten().any(|c| c.measured);
     let counted: Vec<&Comparison> = comparisons
@@ -171,7 +171,7 @@ fn or_dash(value: Option<f64>, show: fn(f64) -> String) -> String {
     value.map_or(NONE.into(), show)
 }
 
-/// Mean divergence and its standard error.
+/// Mean divergence and standard error.
 fn kld(measured: Option<&Measured>) -> (String, Option<String>) {
     measured.map_or((NONE.into(), None), |m| figure(m.kld, m.uncertainty))
 }
@@ -254,7 +254,7 @@ fn presets(data: &Frontier) -> Vec<Value> {
     data.presets.iter().map(row).collect()
 }
 
-/// The files with a heat map.
+/// Files with a heat map.
 fn mapped(data: &Frontier) -> impl Iterator<Item = &File> {
     data.files
         .iter()
@@ -267,7 +267,7 @@ fn map(data: &Frontier, file: &File) -> Value {
     context! { name => shorten(&file.name, NAME), title, svg, width => format!("{width:.0}") }
 }
 
-/// The key of the heat maps: the types that occur, by bits per weight.
+/// Legend of the heat maps: the types in use, by bits per weight.
 fn key(data: &Frontier) -> Vec<Value> {
     let mut seen: Vec<(f64, String)> = Vec::new();
     for (file, tensor) in
@@ -320,7 +320,7 @@ fn fit_text(data: &Frontier) -> Vec<String> {
     text
 }
 
-/// The most sensitive tensors, as the template's `gain*` values.
+/// The most sensitive tensors, as the `gain*` values of the template.
 fn gains(data: &Frontier) -> Value {
     let all = data.gains();
     let unit = Unit::of(data.model.base_bytes);
@@ -364,7 +364,7 @@ fn gains(data: &Frontier) -> Value {
     }
 }
 
-/// At most `most` of the files, evenly from the first to the last.
+/// At most `most` files, evenly spaced from first to last.
 fn spread(files: &[File], most: usize) -> Vec<&File> {
     match files.len() <= most {
         true => files.iter().collect(),

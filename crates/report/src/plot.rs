@@ -1,4 +1,4 @@
-//! What the charts of points share: marks and their names, ticks, the legend.
+//! Common parts of the point charts: marks with labels, ticks, legend.
 
 use super::axis::{Axis, tick};
 use super::labels::Labels;
@@ -6,9 +6,9 @@ use super::svg::{Anchor, Area, Point, Svg, point, text_width};
 
 /// Radius of a mark.
 pub(super) const RADIUS: f64 = 5.0;
-/// Font size of names, as in the style sheet.
+/// Font size of labels, as in the style sheet.
 const NAME_SIZE: f64 = 12.5;
-/// Bold letters are about this much wider.
+/// Approximate relative width of bold letters.
 const BOLD: f64 = 1.07;
 
 /// The symbol of a mark: a diamond for our files, a circle for presets.
@@ -33,18 +33,18 @@ impl Symbol {
 
 /// A file or preset on a chart.
 pub(super) struct Mark {
-    /// Empty for a mark without a name.
+    /// Empty for an unlabelled mark.
     pub(super) name: String,
     pub(super) tip: String,
-    /// Values on the axes.
+    /// Coordinates in units of the axes.
     pub(super) x: f64,
     pub(super) y: f64,
     pub(super) symbol: Symbol,
-    /// The best direction of the name, in radians clockwise from the right.
+    /// Preferred direction of the label, in radians clockwise from the right.
     pub(super) favoured: f64,
 }
 
-/// The axes of a chart, and their area.
+/// Area and axes of a chart.
 pub(super) struct Plot {
     pub(super) area: Area,
     pub(super) x: Axis,
@@ -52,12 +52,12 @@ pub(super) struct Plot {
 }
 
 impl Plot {
-    /// The place of a pair of values.
+    /// Position of a pair of values.
     pub(super) fn at(&self, x: f64, y: f64) -> Point {
         point(self.x.at(x), self.y.at(y))
     }
 
-    /// The place of a mark.
+    /// Position of a mark.
     pub(super) fn place(&self, mark: &Mark) -> Point {
         self.at(mark.x, mark.y)
     }
@@ -70,7 +70,7 @@ impl Plot {
         svg.text("q-tick", at, Anchor::End, &tick(value));
     }
 
-    /// Draws marks with their names. No name is nearer than `room` to the middle of a mark.
+    /// Draws marks with labels. No label is nearer than `room` to the centre of a mark.
     pub(super) fn draw_marks(&self, svg: &mut Svg, marks: &[Mark], mut labels: Labels, room: f64) {
         for mark in marks {
             labels.block(Area::around(self.place(mark), room));
@@ -85,7 +85,7 @@ impl Plot {
             }
             names.push((mark, spot));
         }
-        // Filled ones last: they are smaller, and fill the open ones where both agree.
+        // Filled marks last: they are smaller, and fill the open ones where both agree.
         for open in [true, false] {
             for mark in marks.iter().rev().filter(|mark| mark.symbol.open == open) {
                 mark.symbol.draw(svg, self.place(mark), &mark.tip);
@@ -101,16 +101,16 @@ impl Plot {
     }
 }
 
-/// The legend of a chart, from left to right.
+/// Legend of a chart, from left to right.
 pub(super) struct Legend<'a> {
     pub(super) svg: &'a mut Svg,
-    /// The left end of the next entry.
+    /// Left end of the next entry.
     pub(super) at: Point,
-    /// From the left end of an entry to its text.
+    /// Distance from the left end of an entry to its text.
     pub(super) indent: f64,
-    /// Between entries.
+    /// Gap between entries.
     pub(super) gap: f64,
-    /// Half the length of a line.
+    /// Half the length of a line sample.
     pub(super) reach: f64,
 }
 
@@ -129,7 +129,7 @@ impl Legend<'_> {
         self.text(text);
     }
 
-    /// The middle of the next entry's symbol.
+    /// Centre of the next entry's symbol.
     fn key(&self) -> Point {
         point(self.at.x + 8.0, self.at.y)
     }

@@ -1,9 +1,8 @@
-//! Made-up models for tests and for looking at: tensors whose nats behave as real ones do, and the
-//! frontier of those.
+//! Synthetic models for tests and demonstration, with realistic nats and their frontier.
 
 use super::data::*;
 
-/// Types, bits per weight, and about what a whole model in this type loses, nats.
+/// Types, bits per weight, and approximate loss of a whole model in this type, in nats.
 const TYPES: [(&str, f64, f64); 12] = [
     ("iq1_m", 1.75, 0.90),
     ("iq2_xxs", 2.0625, 0.45),
@@ -19,7 +18,7 @@ const TYPES: [(&str, f64, f64); 12] = [
     ("bf16", 16.0, 0.0),
 ];
 
-/// How much a role feels its own error, beside the others.
+/// Relative sensitivity of a role.
 fn weight_of(role: &str) -> f64 {
     match role {
         "attn_v" | "attn_output" => 2.2,
@@ -31,28 +30,28 @@ fn weight_of(role: &str) -> f64 {
     }
 }
 
-/// A number between 0 and 1 that depends on `seed` alone.
+/// Pseudo-random number between 0 and 1, a function of `seed`.
 fn noise(seed: u64) -> f64 {
     let mixed = (seed + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     ((mixed ^ (mixed >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 11) as f64
         / (1_u64 << 53) as f64
 }
 
-/// A model of layers that hold these matrices, with embedding and output of `vocabulary` rows.
+/// Shape of a model: layers of these linears, embedding and output of `vocabulary` rows.
 pub(super) struct Shape {
     pub(super) name: &'static str,
     pub(super) architecture: &'static str,
     pub(super) layers: u32,
     pub(super) hidden: u64,
     pub(super) vocabulary: u64,
-    /// Role, row length, all rows.
+    /// Role, row length, total rows.
     pub(super) matrices: Vec<(&'static str, u64, u64)>,
     pub(super) experts: Option<u32>,
-    /// Nats of everything beside those of the table.
+    /// Offset of the nats relative to the table.
     pub(super) level: f64,
 }
 
-/// A report of the model in testdata/.
+/// Report of the model in testdata/.
 pub fn small() -> Frontier {
     frontier(&refmodel(), &[2.6, 3.1, 3.6, 4.25, 5.0, 6.0])
 }
@@ -180,7 +179,7 @@ fn tensors(shape: &Shape) -> Vec<Tensor> {
     places.iter().enumerate().map(tensor).collect()
 }
 
-/// For every tensor the choice that is cheapest at a price of `price` nats per byte.
+/// The choice of every tensor that is cheapest at `price` nats per byte.
 fn choose(tensors: &[Tensor], price: f64) -> Vec<&Choice> {
     let cost = |choice: &Choice| choice.nats + price * choice.bytes as f64;
     let best = |tensor: &'_ Tensor| {
@@ -197,7 +196,7 @@ fn choose(tensors: &[Tensor], price: f64) -> Vec<&Choice> {
         .collect()
 }
 
-/// What measuring would find where `predicted` nats are predicted.
+/// Synthetic measurement for `predicted` nats.
 fn measure(predicted: f64, rows: f64, seed: u64) -> Measured {
     let kld = 1.04 * predicted.powf(0.985) * (0.97 + 0.06 * noise(seed));
     Measured {
@@ -211,7 +210,7 @@ fn measure(predicted: f64, rows: f64, seed: u64) -> Measured {
     }
 }
 
-/// Everything about a model, with files of about these bits per weight.
+/// Complete data of a model, with files of about these bits per weight.
 pub(super) fn frontier(shape: &Shape, budgets: &[f64]) -> Frontier {
     let tensors = tensors(shape);
     let weights: u64 = tensors.iter().map(|t| t.weights).sum();
@@ -319,8 +318,8 @@ pub(super) fn frontier(shape: &Shape, budgets: &[f64]) -> Frontier {
     }
 }
 
-/// The measured presets of the model in testdata/ (llama-perplexity, 200 kB of wikitext-2), or the
-/// like of them.
+/// Measured presets of the model in testdata/ (llama-perplexity, 200 kB of wikitext-2), or similar
+/// values.
 fn presets(shape: &Shape, weights: u64, header: u64) -> Vec<Preset> {
     const REAL: [(&str, u64, f64, f64, f64, f64); 11] = [
         ("IQ2_XXS", 2_403_904, 0.368868, 0.002540, 3.229715, 0.56275),
@@ -386,7 +385,7 @@ fn presets(shape: &Shape, weights: u64, header: u64) -> Vec<Preset> {
     MORE.into_iter().enumerate().map(preset).collect()
 }
 
-/// The same without anything that was measured.
+/// The same without measurements.
 #[cfg(test)]
 pub(super) fn unmeasured(mut data: Frontier) -> Frontier {
     data.fit = None;
@@ -400,7 +399,7 @@ pub(super) fn unmeasured(mut data: Frontier) -> Frontier {
     data
 }
 
-/// The same with names made to break things.
+/// The same with malicious names.
 #[cfg(test)]
 pub(super) fn hostile(mut data: Frontier) -> Frontier {
     let evil = "<script>alert('x')</script>\"&{{ 7*7 }}\u{202e}\u{1b}[31m</svg></style>";

@@ -1,4 +1,4 @@
-//! The main picture: nats against size; the frontier, our files, llama.cpp's presets.
+//! The main chart: nats against size; the frontier, our files, llama.cpp's presets.
 
 use super::axis::{Axis, drawable, tick};
 use super::data::{self, Frontier};
@@ -12,21 +12,21 @@ const WIDTH: f64 = 960.0;
 const LEFT: f64 = 74.0;
 const RIGHT: f64 = 28.0;
 const PLOT_HEIGHT: f64 = 430.0;
-/// Above the plot: bits per weight and the legend; the title too if the picture stands alone.
+/// Height above the plot, for bits per weight and legend; plus the title if the picture stands
+/// alone.
 const HEAD: f64 = 78.0;
 const TITLE: f64 = 58.0;
-/// Below the plot: sizes.
+/// Height below the plot, for sizes.
 const FOOT: f64 = 58.0;
 
-/// Largest sizes over smallest from which on the axis of sizes is logarithmic.
+/// Ratio of largest to smallest size from which the size axis is logarithmic.
 const LOG_FROM: f64 = 8.0;
-/// The part of the frontier that is shown for its own sake; outside, only what surrounds files and
-/// presets is.
+/// Range of the frontier that is always shown; outside, only the surroundings of files and presets.
 const TELLING: RangeInclusive<f64> = 1e-3..=0.6;
-/// Points of the curve nearer to each other than this are not drawn.
+/// Minimum distance of drawn points of the curve.
 const CURVE_STEP: f64 = 1.5;
 
-/// The symbol of measured or predicted nats.
+/// Symbol for measured or predicted nats.
 fn symbol(ours: bool, measured: bool) -> Symbol {
     let radius = match (ours, measured) {
         (_, true) => RADIUS,
@@ -40,8 +40,8 @@ fn symbol(ours: bool, measured: bool) -> Symbol {
     }
 }
 
-/// Files first, then presets, each by size; x are bytes and y nats. Presets lie above the curve as a
-/// rule, and their names are best there; ours below.
+/// Files first, then presets, each by size; x is bytes, y nats. Presets usually lie above the curve
+/// and get their labels there; ours get them below.
 fn marks(data: &Frontier) -> Vec<Mark> {
     let tell = |name: &str, bytes: u64, bpw: f64, nats_: f64, how: &str| {
         format!(
@@ -102,7 +102,7 @@ fn marks(data: &Frontier) -> Vec<Mark> {
     marks
 }
 
-/// The fitted frontier, without points that a logarithmic axis cannot show.
+/// The fitted frontier, without points that cannot be drawn on a logarithmic axis.
 fn curve(data: &Frontier) -> Vec<data::Point> {
     let all = data.frontier.iter().map(|point| data::Point {
         nats: data.corrected(point.nats),
@@ -111,14 +111,14 @@ fn curve(data: &Frontier) -> Vec<data::Point> {
     all.filter(|point| drawable(point.nats)).collect()
 }
 
-/// From the least to the greatest of some values; none of none.
+/// Minimum and maximum of some values; none without values.
 fn range(values: impl Iterator<Item = f64>) -> Option<RangeInclusive<f64>> {
     values
         .map(|x| x..=x)
         .reduce(|a, b| a.start().min(*b.start())..=a.end().max(*b.end()))
 }
 
-/// The values that are shown.
+/// Ranges shown by the chart.
 struct Window {
     sizes: RangeInclusive<f64>,
     nats: RangeInclusive<f64>,
@@ -133,7 +133,7 @@ fn window(curve: &[data::Point], marks: &[Mark]) -> Option<Window> {
         .into_inner();
     let room = (0.04 * (high - low)).max(0.01 * high).max(1.0);
     let sizes = (low - room).max(0.9 * low)..=high + room;
-    // The curve may leave at the top, where predictions mean little, but not between the points.
+    // The curve may leave at the top, where predictions are unreliable, but not between the points.
     let nats = marks.iter().map(|mark| mark.y);
     let top = nats.clone().fold(*TELLING.end(), f64::max) * 1.3;
     let shown = curve
@@ -147,7 +147,7 @@ fn window(curve: &[data::Point], marks: &[Mark]) -> Option<Window> {
     Some(Window { sizes, nats })
 }
 
-/// Bytes of the whole file for 0 bits per weight, and for each further bit.
+/// File size in bytes at 0 bits per weight, and increase per bit.
 fn bytes_per_bit(data: &Frontier) -> Option<(f64, f64)> {
     let points = data.frontier.iter().map(|p| (p.bytes as f64, p.bpw));
     let points = points.chain(data.presets.iter().map(|p| (p.bytes as f64, p.bpw)));
@@ -166,7 +166,7 @@ fn bytes_per_bit(data: &Frontier) -> Option<(f64, f64)> {
     }
 }
 
-/// The picture.
+/// The chart as SVG.
 pub fn size_chart(data: &Frontier, place: Place) -> String {
     let top = HEAD + if place == Place::Alone { TITLE } else { 0.0 };
     let height = top + PLOT_HEIGHT + FOOT;
@@ -181,7 +181,7 @@ pub fn size_chart(data: &Frontier, place: Place) -> String {
     let (curve, marks) = (curve(data), marks(data));
     let Some(Window { sizes, nats }) = window(&curve, &marks) else {
         let middle = point(WIDTH / 2.0, height / 2.0);
-        let text = "No divergence is known yet.";
+        let text = "No divergence has been computed yet.";
         svg.text("q-note", middle, Anchor::Middle, text);
         return svg.finish();
     };
@@ -212,7 +212,7 @@ pub fn size_chart(data: &Frontier, place: Place) -> String {
     svg.finish()
 }
 
-/// The curve as it is drawn.
+/// The curve as drawn.
 fn line(curve: &[data::Point], plot: &Plot) -> Vec<Point> {
     let mut line: Vec<Point> = Vec::new();
     for &data::Point { bytes, nats, .. } in curve {
@@ -290,7 +290,7 @@ fn axes(svg: &mut Svg, data: &Frontier, plot: &Plot) {
     );
 }
 
-/// What the shapes mean; only those that occur.
+/// Legend of the symbols that occur.
 fn legend(svg: &mut Svg, data: &Frontier, at: Point, marks: &[Mark]) {
     let mut legend = Legend {
         svg,
@@ -315,7 +315,7 @@ fn legend(svg: &mut Svg, data: &Frontier, at: Point, marks: &[Mark]) {
     }
 }
 
-/// From each preset down (or up) to the curve: what the frontier saves at its size.
+/// Lines from each preset to the curve: the saving at its size.
 fn draw_gaps(svg: &mut Svg, line: &[Point], marks: &[Mark], plot: &Plot) {
     for mark in marks.iter().filter(|mark| !mark.symbol.ours) {
         let at = plot.place(mark);

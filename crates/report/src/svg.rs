@@ -1,12 +1,12 @@
-//! Writing SVG: elements with escaped attributes and text, and how wide a text will be.
+//! SVG output: elements with escaped attributes and text, and estimated text widths.
 
 use super::numbers::clean;
 use std::fmt::Write;
 
-/// Rules for all pictures; `$name` stands for a colour.
+/// Style rules for all charts; `$name` stands for a colour.
 const STYLE: &str = include_str!("chart.css");
 
-/// The colours of a picture on a light and on a dark page.
+/// Colours of a chart on a light and on a dark page.
 pub(super) const COLOURS: [(&str, &str, &str); 8] = [
     ("surface", "#ffffff", "#16191d"),
     ("ink", "#1b1f24", "#e8eaed"),
@@ -18,18 +18,18 @@ pub(super) const COLOURS: [(&str, &str, &str); 8] = [
     ("empty", "#eef0f2", "#22272d"),
 ];
 
-/// Where a picture will stand.
+/// Destination of a chart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place {
-    /// In a file of its own: brings its style, its title and a light card to stand on, so that it
-    /// looks the same on a white and on a dark page.
+    /// A separate file, with its own style, title and light background, so that it looks the same
+    /// on light and dark pages.
     Alone,
-    /// In the report, whose style sheet it shares and whose headings name it.
+    /// The report, which supplies style sheet and headings.
     Page,
 }
 
-/// Style sheet of the pictures: colours are literal for [`Place::Alone`] (not every renderer knows
-/// variables), and variables of the page for [`Place::Page`].
+/// Style sheet of the charts: literal colours for [`Place::Alone`] (some renderers lack variables),
+/// variables of the page for [`Place::Page`].
 pub(super) fn style(place: Place) -> String {
     COLOURS
         .iter()
@@ -39,7 +39,7 @@ pub(super) fn style(place: Place) -> String {
         })
 }
 
-/// `&`, `<`, `>` and quotes as entities; control characters replaced.
+/// Escapes `&`, `<`, `>` and quotes; replaces control characters.
 pub(super) fn escape(text: &str) -> String {
     clean(text)
         .replace('&', "&amp;")
@@ -67,7 +67,7 @@ pub(super) fn point(x: f64, y: f64) -> Point {
     Point { x, y }
 }
 
-/// Which end of a text its position means.
+/// Anchored end of a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Anchor {
     Start,
@@ -75,11 +75,11 @@ pub(super) enum Anchor {
     End,
 }
 
-/// A picture being written.
+/// A chart under construction.
 pub(super) struct Svg(String);
 
 impl Svg {
-    /// A picture of this size, in its own units. `label` is what a screen reader says.
+    /// Empty chart of this size, in its own units. `label` is for screen readers.
     pub(super) fn new(width: f64, height: f64, label: &str, place: Place) -> Svg {
         let (w, h) = (at(width), at(height));
         let mut svg = Svg(format!(
@@ -106,7 +106,7 @@ impl Svg {
         svg
     }
 
-    /// An element without children but a tooltip, if it has one.
+    /// An element without children except an optional tooltip.
     pub(super) fn leaf(&mut self, name: &str, class: &str, attributes: &[(&str, &str)], tip: &str) {
         let _ = write!(self.0, "\n<{name} class=\"{class}\"");
         for (key, value) in attributes {
@@ -135,7 +135,7 @@ impl Svg {
         );
     }
 
-    /// A line through points.
+    /// A polyline.
     pub(super) fn polyline(&mut self, class: &str, points: &[Point]) {
         let points: Vec<String> = points
             .iter()
@@ -154,7 +154,7 @@ impl Svg {
         );
     }
 
-    /// A square standing on its corner, with a tooltip.
+    /// A diamond with a tooltip.
     pub(super) fn diamond(&mut self, class: &str, Point { x, y }: Point, r: f64, tip: &str) {
         let d = format!(
             "M{} {}L{} {}L{} {}L{} {}Z",
@@ -170,7 +170,7 @@ impl Svg {
         self.leaf("path", class, &[("d", &d)], tip);
     }
 
-    /// A rectangle of a given colour (none: by its class), with a tooltip.
+    /// A rectangle with a tooltip; its class gives the colour if `fill` is none.
     pub(super) fn rect(&mut self, class: &str, area: Area, fill: Option<&str>, tip: &str) {
         let Area { x0, y0, x1, y1 } = area;
         let (x, y, w, h) = (at(x0), at(y0), at(x1 - x0), at(y1 - y0));
@@ -199,7 +199,7 @@ impl Svg {
         );
     }
 
-    /// A text that reads upwards, centred at a point.
+    /// A vertical text, reading upwards, centred at a point.
     pub(super) fn upright_text(&mut self, class: &str, place: Point, text: &str) {
         let (x, y, text) = (at(place.x), at(place.y), escape(text));
         let _ = write!(
@@ -208,7 +208,7 @@ impl Svg {
         );
     }
 
-    /// The whole picture.
+    /// The complete SVG.
     pub(super) fn finish(mut self) -> String {
         self.0.push_str("\n</svg>\n");
         self.0
@@ -247,9 +247,9 @@ impl Area {
         self.x0 <= inner.x0 && self.y0 <= inner.y0 && inner.x1 <= self.x1 && inner.y1 <= self.y1
     }
 
-    /// Whether a straight line has a part within.
+    /// True if a line segment intersects the area.
     pub(super) fn meets(&self, a: Point, b: Point) -> bool {
-        // The part of the line, as fractions of its length, that is inside the edges met so far.
+        // The part of the segment inside the edges checked so far, as fractions of its length.
         let (mut from, mut to) = (0.0_f64, 1.0_f64);
         for (start, step, low, high) in [
             (a.x, b.x - a.x, self.x0, self.x1),
@@ -268,7 +268,7 @@ impl Area {
     }
 }
 
-/// About how wide a text is in a sans-serif face of this size; rather too wide than too narrow.
+/// Estimated width of a text in a sans-serif font of this size, rather too wide than too narrow.
 pub(super) fn text_width(text: &str, size: f64) -> f64 {
     let em = |c: char| match c {
         'i' | 'j' | 'l' | 'I' | '.' | ',' | ':' | ';' | '\'' | '|' | '!' | ' ' | '(' | ')' => 0.33,
@@ -287,7 +287,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_escapes() {
+    fn text_and_attributes_are_escaped() {
         assert_eq!(escape("<b>&'\"\u{1}"), "&lt;b&gt;&amp;&#39;&quot;\u{fffd}");
         let mut svg = Svg::new(10.0, 10.0, "\"><script>", Place::Page);
         svg.leaf("rect", "q", &[("fill", "\"/><script>")], "</title><script>");
@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_meet_areas() {
+    fn lines_intersect_areas() {
         let area = Area {
             x0: 1.0,
             y0: 1.0,

@@ -1,4 +1,4 @@
-//! The whole report on made-up models.
+//! The whole report on synthetic models.
 
 use super::data::{DataError, Frontier, Measured, Point, Preset};
 use super::fit_chart::fit_chart;
@@ -8,7 +8,7 @@ use super::size_chart::size_chart;
 use super::svg::Place;
 use super::{page::page, text::table};
 
-/// Every kind of data that the report has to show well.
+/// Samples that cover every kind of data.
 const SAMPLES: [&str; 7] = [
     "small",
     "large",
@@ -63,7 +63,7 @@ fn pictures(data: &Frontier) -> Vec<String> {
     charts.into_iter().flatten().chain(maps).collect()
 }
 
-/// Writes all samples to $QUANTIER_REPORTS, to be looked at.
+/// Writes all samples to $QUANTIER_REPORTS, for visual inspection.
 #[test]
 #[ignore = "writes pages to look at"]
 fn write_samples() {
@@ -83,7 +83,7 @@ fn write_samples() {
 }
 
 #[test]
-fn json_keeps_everything() {
+fn json_round_trips() {
     for (name, data) in samples() {
         let json = data.to_json();
         assert_eq!(Frontier::parse(&json).unwrap(), data, "{name}");
@@ -108,9 +108,9 @@ fn json_keeps_everything() {
     assert_eq!(Frontier::parse(&longer).unwrap(), sample("one"));
 }
 
-/// Every field is in the documentation.
+/// The documentation covers every field.
 #[test]
-fn the_documentation_names_every_field() {
+fn every_field_is_documented() {
     fn names(value: &serde_json::Value, into: &mut std::collections::BTreeSet<String>) {
         match value {
             serde_json::Value::Object(fields) => fields.iter().for_each(|(name, value)| {
@@ -136,7 +136,7 @@ fn the_documentation_names_every_field() {
     }
 }
 
-/// Panics unless `xml` is well-formed as far as tags, quotes, entities and characters go.
+/// Panics unless tags, quotes, entities and characters of `xml` are well-formed.
 fn assert_well_formed(xml: &str) {
     let mut open: Vec<&str> = Vec::new();
     let entity = regex::Regex::new("^&(amp|lt|gt|quot|#39);").unwrap();
@@ -181,7 +181,7 @@ fn pictures_are_well_formed_and_stand_alone() {
 }
 
 #[test]
-fn pages_need_nothing_and_let_nothing_in() {
+fn pages_are_self_contained_and_escape_their_data() {
     for (name, data) in samples() {
         let page = page(&data);
         assert_eq!(page, super::page::page(&data.clone()), "{name}");
@@ -239,7 +239,7 @@ fn every_preset_and_file_is_named_in_the_picture() {
 }
 
 #[test]
-fn a_map_has_a_cell_for_each_tensor() {
+fn heat_maps_have_a_cell_per_tensor() {
     for name in ["small", "large", "experts"] {
         let data = sample(name);
         for file in &data.files {
@@ -258,9 +258,9 @@ fn a_map_has_a_cell_for_each_tensor() {
     assert!(svg.contains(&format!("<title>{}: {chosen}, ", tensor.name)));
 }
 
-/// What was not measured is not shown, least of all as 0.
+/// Missing measurements are not shown, in particular not as 0.
 #[test]
-fn the_unmeasured_is_absent() {
+fn missing_measurements_are_absent() {
     let data = sample("unmeasured");
     let page = page(&data);
     assert!(
@@ -279,7 +279,7 @@ fn the_unmeasured_is_absent() {
 }
 
 #[test]
-fn files_are_compared_at_their_own_size() {
+fn files_are_compared_with_presets_of_their_size() {
     let mut data = sample("small");
     let mut compare = |bytes: u64, kld: f64| {
         data.files[0].bytes = bytes;
@@ -294,7 +294,7 @@ fn files_are_compared_at_their_own_size() {
         Some(("Q4_K_S".into(), None, 0.018611, 0.5))
     );
     assert_eq!(compare(4_229_100, 0.018611).unwrap().0, "Q4_K_S");
-    // Between Q4_K_S and Q5_K_M, since Q4_K_M is beaten by a smaller one: exactly halfway in bytes.
+    // Between Q4_K_S and Q5_K_M, as a smaller preset beats Q4_K_M: exactly halfway in bytes.
     let (small, next, theirs, _) = compare((4_229_184 + 4_994_624) / 2, 0.01).unwrap();
     assert_eq!(
         (small.as_str(), next.as_deref()),
@@ -304,7 +304,7 @@ fn files_are_compared_at_their_own_size() {
     // Smaller or larger than all presets.
     assert_eq!(compare(1_000_000, 1.0), None);
     assert_eq!(compare(9_000_000, 1e-4), None);
-    // A worse file is said to be worse.
+    // A worse file is reported as worse.
     data.files[0].bytes = 4_229_184;
     data.files[0].measured.as_mut().unwrap().kld = 0.037222;
     let page = page(&data);
@@ -332,9 +332,9 @@ fn gains_are_nats_per_byte() {
     assert!((first.nats_per_byte * added - (first.few.nats - first.more.nats)).abs() < 1e-15);
 }
 
-/// Data that no sane run gives still makes a page, without a panic.
+/// Implausible data still make a page, without a panic.
 #[test]
-fn odd_numbers_do_no_harm() {
+fn implausible_numbers_do_not_panic() {
     let odd = [0.0, -1.0, f64::NAN, f64::INFINITY, 1e-300, 1e300];
     for bytes in [0, 1, 4_000_000, u64::MAX] {
         for (i, &x) in odd.iter().enumerate() {
@@ -389,6 +389,6 @@ fn odd_numbers_do_no_harm() {
     }
     let mut empty = sample("bare");
     (empty.tensors, empty.frontier, empty.types) = (vec![], vec![], vec![]);
-    assert!(page(&empty).contains("No divergence is known yet."));
+    assert!(page(&empty).contains("No divergence has been computed yet."));
     table(&empty);
 }

@@ -8,7 +8,7 @@ use std::fmt::Write;
 /// Longest file name shown in full, in characters.
 const NAME: usize = 48;
 
-/// A column: its heading and one cell per file, empty if unknown.
+/// A column: heading and one cell per file, empty if unknown.
 struct Column {
     heading: &'static str,
     cells: Vec<String>,
