@@ -1,4 +1,4 @@
-//! Plain numbers, as blocks of one weight.
+//! Plain numbers as blocks of one weight.
 
 use super::num::Half;
 use super::{Block, Fault};

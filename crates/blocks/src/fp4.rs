@@ -1,6 +1,6 @@
-//! Four-bit floats (E2M1: sign, two bits of exponent, one of mantissa) under a small scale.
+//! Four-bit floats (E2M1: sign, two exponent bits, one mantissa bit) with a small scale.
 //!
-//! Both types keep E2M1 numbers doubled, so that they are integers, and halve the scale instead.
+//! E2M1 numbers are stored doubled, as integers, and scales halved.
 
 use super::feedback::{Grid, Stepped, Table};
 use super::num::{floor_log2, largest_magnitude, nudged};
@@ -9,13 +9,13 @@ use super::{Block, Fault};
 use crate::simd::Simd;
 use crate::types::GgmlType;
 
-/// Twice the numbers of E2M1, by their code.
+/// E2M1 numbers by code, doubled.
 const NUMBERS: [f32; 16] = [
     0., 1., 2., 3., 4., 6., 8., 12., 0., -1., -2., -3., -4., -6., -8., -12.,
 ];
-/// Halfway between two magnitudes.
+/// Midpoints between magnitudes.
 const MIDDLES: [f32; 7] = [0.5, 1.5, 2.5, 3.5, 5., 7., 10.];
-/// The bit of a code that makes it negative.
+/// Sign bit of a code.
 const SIGN: u8 = 8;
 
 /// 32 E2M1 numbers and a power of two (OCP microscaling): `w = 2^(e - 128) * q`, `q` being doubled.
@@ -96,7 +96,7 @@ impl Block<64> for BlockNvfp4 {
         _importance: Option<&[[f32; 64]]>,
         row: &mut [Self],
     ) {
-        /// The largest E2M1 number, onto which the largest magnitude falls.
+        /// The largest E2M1 number, to which the largest magnitude is mapped.
         const LARGEST: f32 = 6.0;
         for (x, block) in weights.iter().zip(row) {
             for (s, x) in x.as_chunks::<16>().0.iter().enumerate() {
@@ -160,13 +160,14 @@ impl Stepped<64> for BlockNvfp4 {
     }
 }
 
-/// The codes of the numbers whose difference to `x / step` is smallest in f32, the first (the
-/// smaller) of equals; `amax` is the largest magnitude.
+/// Codes of the numbers with the least difference to `x / step` in f32, the first (the smaller) of
+/// equals; `amax` is the largest magnitude.
 ///
-/// It is enough to look at magnitudes: a number of the other sign is never nearer than 0.
+/// Only magnitudes are compared: a number of the opposite sign is never nearer than 0.
 #[inline]
 fn nearest_codes<const N: usize>(x: &[f32; N], amax: f32, step: f32) -> [u8; N] {
-    /// Up to here, in steps, f32 tells all differences apart, and those near a middle are exact.
+    /// Up to here, in steps, f32 distinguishes all differences, and those near a midpoint are
+    /// exact.
     const EXACT: f32 = 16.0;
     let codes = if amax <= EXACT * step {
         let middles = MIDDLES.map(|m| m * step);
@@ -177,7 +178,7 @@ fn nearest_codes<const N: usize>(x: &[f32; N], amax: f32, step: f32) -> [u8; N] 
                 .sum()
         })
     } else {
-        // The scale was cut off: differences to numbers far away are equal.
+        // The scale was clamped: differences to distant numbers are equal.
         x.map(|v| least_difference(v.abs(), step))
     };
     std::array::from_fn(|i| {
@@ -213,11 +214,11 @@ fn numbers<S: Simd>(simd: S) -> [S::F32; 2] {
     [simd.load(&low), simd.load(&high)]
 }
 
-/// Half of the E8M0 number `2^(e - 127)`; also for e = 255, which stands for no number but has this
-/// value in ggml.
+/// Half of the E8M0 number `2^(e - 127)`, also for e = 255, which is NaN in E8M0 but has this value
+/// in ggml.
 #[inline]
 fn half_power_of_two(e: u8) -> f32 {
-    /// 2^-128, a subnormal number as 2^-127 is.
+    /// 2^-128, like 2^-127 a subnormal number.
     const SMALLEST: u32 = 0x0020_0000;
     f32::from_bits(if e < 2 {
         SMALLEST << e
@@ -226,13 +227,13 @@ fn half_power_of_two(e: u8) -> f32 {
     })
 }
 
-/// Half of a UE4M3 number: four bits of exponent (bias 7) and three of mantissa. The sign bit is
-/// ignored; 0x7f stands for NaN in FP8, but for 0 in ggml.
+/// Half of a UE4M3 number: four exponent bits (bias 7) and three mantissa bits. The sign bit is
+/// ignored; 0x7f is NaN in FP8, but 0 in ggml.
 #[inline]
 fn half_ue4m3(code: u8) -> f32 {
     /// 2^-10, half of the smallest subnormal number.
     const SMALLEST: f32 = 1.0 / 1024.0;
-    /// From the exponent of a halved UE4M3 number to that of an f32.
+    /// Converts the exponent of a halved UE4M3 number to that of an f32.
     const BIAS: u32 = 127 - 7 - 1;
     let (exponent, mantissa) = (u32::from(code >> 3 & 0x0f), u32::from(code & 7));
     match (code, exponent) {
@@ -242,19 +243,18 @@ fn half_ue4m3(code: u8) -> f32 {
     }
 }
 
-/// The UE4M3 number nearest to `x` with ggml's rounding: ties away from zero, numbers not above zero
-/// to 0, and from 256 on (the largest exponent) to the largest number, 448.
+/// The UE4M3 number nearest to `x` with ggml's rounding: ties away from zero, non-positive numbers
+/// to 0, numbers from 256 on (the largest exponent) to the largest number, 448.
 #[inline]
 fn to_ue4m3(x: f32) -> u8 {
     const LARGEST: f32 = 448.0;
     const LARGEST_CODE: u8 = 0x7e;
     /// The first code with the largest exponent.
     const LARGEST_EXPONENT: u8 = 0x78;
-    /// Below this UE4M3 is subnormal, with steps of 2^-9.
+    /// Smaller UE4M3 numbers are subnormal, with steps of 2^-9.
     const SMALLEST_NORMAL: f32 = 1.0 / 64.0;
     const STEPS: f32 = 512.0;
-    /// The difference of the exponents' biases, above three bits of mantissa and the one that
-    /// rounds.
+    /// Difference of the exponent biases, above three mantissa bits and the rounding bit.
     const BIAS: u32 = (127 - 7) << 4;
     if x.is_nan() || x <= 0.0 {
         return 0;
@@ -263,7 +263,7 @@ fn to_ue4m3(x: f32) -> u8 {
         // Not rounded up to the smallest normal number.
         return ((x * STEPS + 0.5) as u8).min(7);
     }
-    // What the rounding adds carries into the exponent where it must.
+    // Rounding carries into the exponent where necessary.
     let rounded = ((x.min(LARGEST).to_bits() >> 19) - BIAS).div_ceil(2) as u8;
     if rounded >= LARGEST_EXPONENT {
         LARGEST_CODE

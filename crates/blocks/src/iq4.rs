@@ -1,7 +1,6 @@
-//! Four-bit levels that lie closer together around zero, where most weights are.
+//! Four-bit levels, denser around zero, where most weights are.
 //!
-//! IQ4_NL has a scale for each block of 32 weights, IQ4_XS one for 256 and a six-bit factor for
-//! each 32.
+//! IQ4_NL has a scale per block of 32 weights, IQ4_XS one per 256 and a six-bit factor per 32.
 
 use super::feedback::{Grid, Stepped, Table};
 use super::num::{Half, inverse_or_zero, nearest_int, nudged};
@@ -15,10 +14,10 @@ use crate::types::GgmlType;
 const LEVELS: [i8; 16] = [
     -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113,
 ];
-/// Weights under one factor.
+/// Weights per factor.
 const SUB: usize = 32;
 type Sub = [f32; SUB];
-/// Eight of them side by side.
+/// Eight sub-blocks in lanes.
 type Lanes<S> = [<S as Simd>::F32; SUB];
 
 /// 32 nonlinear levels and a scale: `w = d * LEVELS[q]`.
@@ -132,7 +131,7 @@ impl Block<256> for BlockIq4Xs {
             };
             let scales = simd.store(best_scales(simd, &x, &error_weights(simd, &x, importance)));
 
-            // The largest scale gets the factor -32, the one without a counterpart.
+            // The largest scale gets the factor -32, which has no positive counterpart.
             let d = -extreme(&scales) / FACTORS as f32;
             let inverse = inverse_or_zero(d);
             let (mut low, mut high) = ([0; 8], 0u16);
@@ -174,7 +173,7 @@ static TABLE: Table = {
     Table::new(&numbers)
 };
 
-/// Levels two to a byte.
+/// Packs levels two per byte.
 fn pack_levels(levels: &[u8; SUB]) -> [u8; SUB / 2] {
     planes::pack::<4, 16, _, _>(levels, 0)
 }
@@ -198,7 +197,7 @@ impl Stepped<SUB> for BlockIq4Nl {
 }
 
 impl BlockIq4Xs {
-    /// A factor as it is stored, [`FACTORS`] above itself.
+    /// A factor as stored, offset by [`FACTORS`].
     #[inline(always)]
     fn code(&self, sub: usize) -> u8 {
         let high = u16::from_le_bytes(self.scales_high) >> (2 * sub) & 3;
@@ -231,7 +230,7 @@ impl Stepped<256> for BlockIq4Xs {
     }
 }
 
-/// The `variance` by which importance weighs errors: twice the mean square of `count` weights.
+/// The `variance` term of the error weights: twice the mean square of `count` weights.
 #[inline(always)]
 fn variances<S: Simd>(simd: S, sums_of_squares: S::F32, count: usize) -> S::F32 {
     sums_of_squares * simd.splat(2.0 / count as f32)
@@ -243,7 +242,7 @@ struct Importance<'a, S: Simd> {
     variance: S::F32,
 }
 
-/// Error weights: by importance and variance, or the squares of the weights themselves.
+/// Error weights: from importance and variance, or the squares of the weights.
 #[inline(always)]
 fn error_weights<S: Simd>(
     simd: S,
@@ -268,15 +267,15 @@ fn error_weights<S: Simd>(
     }
 }
 
-/// ggml tries these many levels more or less for the extreme weight.
+/// ggml's offsets of the extreme weight's level.
 const TRIES: [f32; 15] = [
     -7., -6., -5., -4., -3., -2., -1., 0., 1., 2., 3., 4., 5., 6., 7.,
 ];
-/// Tries that are scored side by side.
+/// Tries scored in parallel.
 const SIDE_BY_SIDE: usize = 5;
 
-/// What a weight adds to the sums of a try, on either side of the one middle between levels that it
-/// can pass.
+/// Contributions of a weight to the sums of a try, on either side of the one midpoint between
+/// levels that it can pass.
 #[derive(Clone, Copy)]
 struct Choice<F32> {
     x: F32,
@@ -286,13 +285,13 @@ struct Choice<F32> {
 }
 
 /// The scale of least weighted error for each of eight sub-blocks, among those that put the extreme
-/// weight near the lowest level; and one, the first, that puts it opposite.
+/// weight near the lowest level, and one, the first, that puts it at the opposite end.
 ///
 /// From the first of [`TRIES`] to the last, a weight in units of the scale shrinks to 120/134 of
-/// itself, which is more than the ratio of any two middles between levels: on its way it passes one
-/// of them at most. Which one, and what the weight adds to the sums on either side, is looked up
-/// once. A try is then left with a comparison and two choices. The price is an array of six vectors
-/// per weight, which stays in the first cache.
+/// itself, which is more than the ratio of any two midpoints between levels: it passes at most one
+/// of them. That midpoint, and the weight's contributions on either side, are looked up once. A try
+/// then needs one comparison and two selections. The price is an array of six vectors per weight,
+/// which fits the L1 cache.
 #[inline(always)]
 fn best_scales<S: Simd>(simd: S, x: &Lanes<S>, w: &Lanes<S>) -> S::F32 {
     const {
@@ -301,7 +300,7 @@ fn best_scales<S: Simd>(simd: S, x: &Lanes<S>, w: &Lanes<S>) -> S::F32 {
         let mut i = 0;
         while i < 14 {
             let (a, b) = (MIDDLES[i], MIDDLES[i + 1]);
-            // Smaller over larger magnitude; a weight does not change its sign.
+            // Smaller over larger magnitude; a weight keeps its sign.
             let ratio = if b < 0.0 { b / a } else { a / b };
             assert!(ratio < 0.99 * shrinks_to);
             i += 1;
@@ -369,8 +368,8 @@ fn best_scales<S: Simd>(simd: S, x: &Lanes<S>, w: &Lanes<S>) -> S::F32 {
     )
 }
 
-/// Halfway between two levels, and nothing above the last. That is a half-integer, near which the
-/// differences that the reference compares are exact, so that a comparison with it picks the same
+/// Midpoints between levels, infinite after the last one. They are half-integers, near which the
+/// differences that the reference compares are exact, so that a comparison with them picks the same
 /// level, ties upwards and NaN to the top.
 const MIDDLES: [f32; 16] = {
     let mut middles = [f32::INFINITY; 16];
@@ -382,7 +381,7 @@ const MIDDLES: [f32; 16] = {
     middles
 };
 
-/// Every other one of [`MIDDLES`].
+/// Every second entry of [`MIDDLES`].
 const fn middles(odd: usize) -> [f32; LANES] {
     let mut some = [0.0; LANES];
     let mut i = 0;
@@ -393,7 +392,7 @@ const fn middles(odd: usize) -> [f32; LANES] {
     some
 }
 
-/// Every other level, the last one repeated.
+/// Every second level, the last one repeated.
 const fn levels(from: usize) -> [f32; LANES] {
     let mut some = [0.0; LANES];
     let mut i = 0;
@@ -405,22 +404,22 @@ const fn levels(from: usize) -> [f32; LANES] {
     some
 }
 
-/// 0 where the mask says so, else 1.
+/// 0 where the mask is set, otherwise 1.
 #[inline(always)]
 fn one_unless<S: Simd>(simd: S, mask: S::Mask) -> S::I32 {
     simd.select_i32(mask, simd.splat_i32(0), simd.splat_i32(1))
 }
 
-/// Where numbers fall among the levels.
+/// Positions of numbers among the levels.
 struct Place<S: Simd> {
-    /// Pairs of levels below.
+    /// Number of pairs of levels below.
     pair: S::I32,
-    /// Nearest to the lower one of the pair.
+    /// True if nearest to the lower level of the pair.
     lower: S::Mask,
 }
 
 impl<S: Simd> Place<S> {
-    /// By halves: four comparisons. Everything that is not below is above, NaN too.
+    /// Binary search: four comparisons. Anything not below counts as above, NaN too.
     #[inline(always)]
     fn of(simd: S, x: S::F32) -> Self {
         let quarters = simd.load(&[MIDDLES[3], MIDDLES[11], 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]);
@@ -457,19 +456,19 @@ impl<S: Simd> Place<S> {
         self.either(simd, &const { levels(0) }, &const { levels(1) })
     }
 
-    /// The levels above these.
+    /// The next higher levels.
     #[inline(always)]
     fn next_level(&self, simd: S) -> S::F32 {
         self.either(simd, &const { levels(1) }, &const { levels(2) })
     }
 
-    /// Where those begin.
+    /// The midpoints before the next levels.
     #[inline(always)]
     fn next_middle(&self, simd: S) -> S::F32 {
         self.either(simd, &const { middles(0) }, &const { middles(1) })
     }
 
-    /// The numbers of the nearest levels.
+    /// Indices of the nearest levels.
     #[inline(always)]
     fn number(&self, simd: S) -> S::I32 {
         self.pair + self.pair + one_unless(simd, self.lower)
@@ -523,9 +522,9 @@ mod tests {
         }
     }
 
-    /// Every middle and its neighbours, every level, and numbers beyond all of them.
+    /// Every midpoint and its neighbours, every level, and numbers beyond them.
     #[test]
-    fn the_nearest_level_is_found_by_halves() {
+    fn binary_search_finds_the_nearest_level() {
         let mut numbers = vec![
             0.0,
             -0.0,

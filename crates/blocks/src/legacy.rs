@@ -14,16 +14,16 @@ use super::{Block, Fault};
 use crate::simd::{LANES, Simd};
 use crate::types::GgmlType;
 
-/// Weights in a block of every type of this file.
+/// Weights per block of all types in this file.
 const LEN: usize = 32;
 type Weights = [f32; LEN];
 type Levels = [u8; LEN];
-/// Tries of error feedback: changes of the scale in 32nds; and of scale and offset, the latter in
-/// quarters of a step.
+/// Candidates of error feedback: changes of the scale in 32nds; and of scale and offset, the latter
+/// in quarters of a step.
 const HALF_TRIES: &[[i8; 2]] = &[[0, 0], [-1, 0], [1, 0], [-2, 0], [2, 0]];
 const OFFSET_TRIES: &[[i8; 2]] = &[[0, 0], [-1, 0], [1, 0], [0, -1], [0, 1], [-1, 1], [1, -1]];
 
-/// Scale and offset, changed by a little.
+/// Scale and offset, slightly changed.
 fn nudged_offset(d: Half, m: Half, [scale, offset]: [i8; 2]) -> (Half, Half) {
     let moved = match offset {
         0 => m,
@@ -32,7 +32,7 @@ fn nudged_offset(d: Half, m: Half, [scale, offset]: [i8; 2]) -> (Half, Half) {
     (d.nudged(scale), moved)
 }
 
-/// Blocks searched side by side.
+/// Blocks searched in parallel.
 const TOGETHER: usize = VECTORS * LANES;
 
 /// 32 signed bytes and a scale: `w = d * q`.
@@ -119,7 +119,7 @@ impl Stepped<LEN> for BlockQ8_0 {
 /// resets it.
 #[inline(always)]
 fn largest_magnitudes<S: Simd>(simd: S, blocks: &[Weights]) -> S::F32 {
-    // As integers, magnitudes have the same order, and a NaN is above them all.
+    // As integers, magnitudes have the same order, and NaN exceeds all of them.
     let mut largest = [simd.splat(0.0); LANES];
     for (largest, x) in largest.iter_mut().zip(eight(blocks)) {
         let mut bits = simd.splat_i32(0);
@@ -404,8 +404,7 @@ impl Stepped<LEN> for BlockQ5_1 {
     }
 }
 
-/// Quantizes a row to `2 * HALF` levels around zero; `pack` makes a block of the scale and the
-/// levels.
+/// Quantizes a row to `2 * HALF` levels around zero; `pack` makes a block from scale and levels.
 #[inline(always)]
 fn signed_row<S: Simd, B, const HALF: i32>(
     simd: S,
@@ -431,7 +430,7 @@ fn signed_row<S: Simd, B, const HALF: i32>(
         }
     } else {
         for (x, block) in weights.iter().zip(row) {
-            // The extreme becomes level 0.
+            // The extreme weight becomes level 0.
             let d = extreme(x) / -HALF as f32;
             let inverse = simd.splat(inverse_or_zero(d));
             // One addition both centres and rounds.
@@ -445,8 +444,8 @@ fn signed_row<S: Simd, B, const HALF: i32>(
     }
 }
 
-/// Quantizes a row to levels `0 ..= MAX` above an offset; `pack` makes a block of scale, offset and
-/// levels.
+/// Quantizes a row to levels `0 ..= MAX` above an offset; `pack` makes a block from scale, offset
+/// and levels.
 #[inline(always)]
 fn offset_row<I: Simd, B, const MAX: i32>(
     simd: I,
@@ -491,7 +490,7 @@ fn offset_row<I: Simd, B, const MAX: i32>(
         for (x, block) in weights.iter().zip(row) {
             let (mut low, high) = bounds(x, f32::MAX, -f32::MAX);
             if low == 0.0 {
-                // The sign of the first zero is kept.
+                // Keep the sign of the first zero.
                 low = x.iter().copied().find(|v| *v == 0.0).unwrap_or(low);
             }
             let d = (high - low) / MAX as f32;
@@ -505,7 +504,7 @@ fn offset_row<I: Simd, B, const MAX: i32>(
     }
 }
 
-/// The mean of the squares of a row.
+/// Mean square of a row.
 fn mean_square(row: &[Weights]) -> f32 {
     let row = row.as_flattened();
     sum_of_squares(row) / row.len() as f32
@@ -527,8 +526,8 @@ fn level_bytes<S: Simd>(simd: S, steps: S::F32, top: i32) -> [u8; LANES] {
 fn fifth_bits(levels: &Levels) -> [u8; 4] {
     /// The lowest bit of every byte.
     const LOWEST: u64 = 0x0101_0101_0101_0101;
-    /// Multiplied by it, the lowest bit of byte `i` arrives at bit `56 + i`, and nothing else above
-    /// bit 55.
+    /// Multiplication by it moves the lowest bit of byte `i` to bit `56 + i`, without other bits
+    /// above bit 55.
     const GATHER: u64 = 0x0102_0408_1020_4080;
     let mut bits = [0; 4];
     for (bits, eight) in bits.iter_mut().zip(levels.as_chunks().0) {

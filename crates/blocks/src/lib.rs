@@ -1,8 +1,8 @@
 //! Block formats: rows of f32 weights to the bytes of a ggml tensor type, and back.
 //!
 //! The bytes are those of the reference's `ggml_quantize_chunk`: plain IEEE f32 arithmetic, sums in
-//! source order, no fused multiply-add, on every CPU. [`Codec::of`] leads from a
-//! [`GgmlType`] to its functions.
+//! source order, no fused multiply-add, on every CPU. [`Codec::of`] returns the functions of a
+//! [`GgmlType`].
 //!
 //! # Quantize and dequantize rows
 //!
@@ -22,8 +22,8 @@
 //!
 //! # With importance weights
 //!
-//! One weight per column: the mean square of the linear's input, as an importance matrix has it.
-//! Types with [`Codec::needs_importance`] take no row without them.
+//! One weight per column: the mean square of the linear's input, from an importance matrix. Types
+//! with [`Codec::needs_importance`] require them.
 //!
 //! ```
 //! use quantier_blocks::{Codec, types::GgmlType};
@@ -78,9 +78,9 @@ use crate::types::GgmlType;
 ///
 /// All fields are bytes (alignment 1), so that a row of a file is a slice of blocks without a copy.
 pub(crate) trait Block<const N: usize>: bytemuck::Pod {
-    /// The tensor type that this is a block of.
+    /// The tensor type of the block.
     const TYPE: GgmlType;
-    /// Whether the reference refuses to quantize to this type without importance weights.
+    /// True if the reference refuses to quantize to this type without importance weights.
     const NEEDS_IMPORTANCE: bool = false;
 
     /// Quantizes one row: `weights` and `importance` have one array per block of `row`. The result
@@ -92,7 +92,7 @@ pub(crate) trait Block<const N: usize>: bytemuck::Pod {
         row: &mut [Self],
     );
 
-    /// The weights of the block, by the instructions of `simd`.
+    /// Dequantizes the block with the instructions of `simd`.
     fn dequantize<S: Simd>(&self, simd: S, weights: &mut [f32; N]);
 
     /// The fault of the block, by the rules of the reference's `ggml_validate_row_data`.
@@ -102,11 +102,11 @@ pub(crate) trait Block<const N: usize>: bytemuck::Pod {
 /// Fault of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// A scale (or a plain number) that is not a number.
+    /// A NaN scale (or plain number).
     NaN,
     /// An infinite scale (or plain number).
     Infinite,
-    /// The E8M0 exponent 0xFF, which stands for no number.
+    /// The E8M0 exponent 0xFF, which is NaN.
     BadExponent,
 }
 
@@ -127,12 +127,12 @@ type QuantizeRow = fn(Isa, &[f32], Option<&[f32]>, &mut [u8]);
 pub struct Codec {
     /// The tensor type.
     pub ggml_type: GgmlType,
-    /// Whether quantizing without importance weights is impossible, as in the reference.
+    /// True if quantizing requires importance weights, as in the reference.
     pub needs_importance: bool,
     quantize: QuantizeRow,
     dequantize: fn(Isa, &[u8], &mut [f32]),
     first_fault: fn(&[u8]) -> Option<(usize, Fault)>,
-    /// Rounding with error feedback, for types that have levels to choose.
+    /// Error feedback, for types with levels to choose.
     round_eight: Option<feedback::RoundEight>,
 }
 
@@ -198,7 +198,7 @@ impl Codec {
         CODECS.iter().find(|codec| codec.ggml_type == ggml_type)
     }
 
-    /// Every type that has a codec.
+    /// All types with a codec.
     pub fn all() -> &'static [Codec] {
         CODECS
     }
@@ -206,8 +206,8 @@ impl Codec {
     /// Quantizes one row of `weights` into `row`, with one importance weight per column or none.
     ///
     /// # Panics
-    /// If the row is not whole blocks, the lengths do not fit each other, or importance weights are
-    /// missing where [`Codec::needs_importance`] is set.
+    /// If the row is not whole blocks, lengths do not match, or importance weights are missing
+    /// where [`Codec::needs_importance`] is set.
     pub fn quantize_row(&self, weights: &[f32], importance: Option<&[f32]>, row: &mut [u8]) {
         self.quantize_row_with(Isa::best(), weights, importance, row);
     }
@@ -240,17 +240,17 @@ impl Codec {
         (self.quantize)(isa, weights, importance, row);
     }
 
-    /// Whether rows can be rounded with error feedback: true of every type with levels to choose.
+    /// True if rows can be rounded with error feedback, for every type with levels to choose.
     pub fn takes_feedback(&self) -> bool {
         self.round_eight.is_some()
     }
 
-    /// Rounds a block of eight rows with error feedback: `weights` and `blocks` have eight of each,
-    /// one after the other. On return, `weights` holds the errors that the columns after the block
-    /// compensate: each weight before its own rounding, less its rounded value.
+    /// Rounds a block of eight rows with error feedback: `weights` and `blocks` hold eight of each,
+    /// in sequence. On return, `weights` holds the errors for compensation in later columns: each
+    /// weight before its own rounding, minus its rounded value.
     ///
     /// # Panics
-    /// If the type takes no feedback, or the lengths do not fit each other.
+    /// If the type does not support error feedback, or lengths do not match.
     pub fn round_eight(
         &self,
         coupling: feedback::Coupling<'_>,
@@ -275,7 +275,7 @@ impl Codec {
     /// Dequantizes one row of blocks, or any whole number of blocks.
     ///
     /// # Panics
-    /// If the lengths do not fit each other.
+    /// If lengths do not match.
     pub fn dequantize_row(&self, row: &[u8], weights: &mut [f32]) {
         self.dequantize_row_with(Isa::best(), row, weights);
     }
@@ -293,13 +293,13 @@ impl Codec {
         (self.dequantize)(isa, row, weights);
     }
 
-    /// Index and fault of the first unusable block. An incomplete block at the end is ignored.
+    /// Index and fault of the first invalid block. An incomplete block at the end is ignored.
     pub fn first_fault(&self, blocks: &[u8]) -> Option<(usize, Fault)> {
         (self.first_fault)(blocks)
     }
 }
 
-/// [`Block::quantize_row`], to be compiled for every instruction set.
+/// [`Block::quantize_row`], compiled for every instruction set.
 struct Quantize<'a, B, const N: usize> {
     weights: &'a [[f32; N]],
     importance: Option<&'a [[f32; N]]>,
@@ -329,7 +329,7 @@ fn quantize_row<B: Block<N>, const N: usize>(
     });
 }
 
-/// [`Block::dequantize`] of a row, to be compiled for every instruction set.
+/// [`Block::dequantize`] of a row, compiled for every instruction set.
 struct Dequantize<'a, B, const N: usize> {
     row: &'a [B],
     weights: &'a mut [[f32; N]],
@@ -368,7 +368,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_codec_has_the_layout_of_its_type() {
+    fn codec_layouts_match_their_types() {
         // A zeroed row of one block must pass through all three functions with the table's sizes.
         for codec in Codec::all() {
             let t = codec.ggml_type;

@@ -6,8 +6,8 @@ use super::{Block, Fault};
 use crate::simd::Simd;
 use crate::types::GgmlType;
 
-/// Tries of error feedback beside the largest magnitude, in 32nds: at that scale most weights round to
-/// one level.
+/// Candidates of error feedback beside the largest magnitude, in 32nds: at that scale most weights
+/// round to one level.
 pub(super) const SMALLER_TRIES: &[[i8; 2]] = &[
     [0, 0],
     [-2, 0],

@@ -1,15 +1,15 @@
-//! Number conversions common to the block formats, exact to the bit.
+//! Number conversions of the block formats, bit-exact.
 
 use super::Fault;
 use crate::simd::Simd;
 
-/// From the exponent of a half (bias 15) to that of an f32 (bias 127), in the place of an f32's
-/// exponent.
+/// Offset from the exponent of a half (bias 15) to that of an f32 (bias 127), at the position of an
+/// f32's exponent.
 const EXPONENT_SHIFT: u32 = 112 << 23;
-/// 2^-14: below it a half is subnormal.
+/// 2^-14: smaller halves are subnormal.
 const SMALLEST_NORMAL: f32 = f32::from_bits(SMALLEST_NORMAL_HALF);
 const SMALLEST_NORMAL_HALF: u32 = 113 << 23;
-/// The bits of 2^16: from here on, no number rounds to a finite half.
+/// The bits of 2^16: larger numbers do not round to a finite half.
 const BEYOND_HALF: u32 = (127 + 16) << 23;
 
 /// An IEEE half in a block, as two little-endian bytes, so that blocks have alignment 1.
@@ -21,12 +21,12 @@ impl Half {
     /// Rounds to nearest, ties to even. Every NaN becomes the quiet NaN 0x7e00 with its sign, as in
     /// ggml.
     ///
-    /// Free of branches, so that rows of halves are converted several at a time.
+    /// Branch-free, so that rows of halves are vectorized.
     #[inline]
     pub(crate) fn from_f32(x: f32) -> Half {
         let sign = (x.to_bits() >> 16) & 0x8000;
         let magnitude = x.to_bits() & 0x7fff_ffff;
-        // The last bit of the sum is 2^-24, as that of a subnormal half: the addition rounds.
+        // The last bit of the sum is 2^-24, like that of a subnormal half: the addition rounds.
         let subnormal = (f32::from_bits(magnitude) + 0.5)
             .to_bits()
             .wrapping_sub(0.5f32.to_bits());
@@ -60,7 +60,7 @@ impl Half {
         Half(bits.to_le_bytes())
     }
 
-    /// Exact; a signalling NaN becomes the quiet one.
+    /// Exact; a signalling NaN becomes quiet.
     #[inline]
     pub(crate) fn to_bits(self) -> u16 {
         u16::from_le_bytes(self.0)
@@ -90,7 +90,7 @@ impl Half {
         )
     }
 
-    /// Larger or smaller by a number of 32nds.
+    /// The number changed by some 32nds of itself.
     #[inline]
     pub(crate) fn nudged(self, thirty_seconds: i8) -> Half {
         match thirty_seconds {
@@ -99,7 +99,7 @@ impl Half {
         }
     }
 
-    /// The fault of this number as a scale.
+    /// Fault of this number as a scale.
     #[inline]
     pub(crate) fn fault(self) -> Option<Fault> {
         let bits = u16::from_le_bytes(self.0);
@@ -111,7 +111,7 @@ impl Half {
     }
 }
 
-/// A code, changed by a little within `0 ..= top`.
+/// A code changed by a little, within `0 ..= top`.
 #[inline]
 pub(super) fn nudged(code: u8, change: i8, top: u8) -> u8 {
     code.saturating_add_signed(change).min(top.max(code))
@@ -121,8 +121,8 @@ pub(super) fn nudged(code: u8, change: i8, top: u8) -> u8 {
 /// mantissa, ties to even.
 pub(super) const MAGIC: f32 = 12_582_912.0;
 
-/// Rounds to the nearest integer, ties to even, for |x| < 2^22. Outside that range the result is that
-/// of ggml's `nearest_int`.
+/// Rounds to the nearest integer, ties to even, for |x| < 2^22. Outside that range, the result is
+/// that of ggml's `nearest_int`.
 #[inline]
 pub(crate) fn nearest_int(x: f32) -> i32 {
     ((x + MAGIC).to_bits() & 0x007f_ffff) as i32 - 0x0040_0000
@@ -137,7 +137,7 @@ pub(super) fn nearest_ints<S: Simd>(simd: S, x: S::F32) -> S::I32 {
     ) - simd.splat_i32(0x0040_0000)
 }
 
-/// C's `(int) x` on x86-64: towards zero, and `i32::MIN` for NaN and numbers out of range.
+/// C's `(int) x` on x86-64: towards zero; `i32::MIN` for NaN and out-of-range numbers.
 #[inline]
 pub(crate) fn trunc_i32(x: f32) -> i32 {
     const LIMIT: f32 = 2_147_483_648.0;
@@ -154,26 +154,26 @@ pub(crate) fn max(a: f32, b: f32) -> f32 {
     if a > b { a } else { b }
 }
 
-/// The largest magnitude; NaN is ignored, and 0 is the least.
+/// The largest magnitude, at least 0; NaN is ignored.
 #[inline]
 pub(crate) fn largest_magnitude<const N: usize>(x: &[f32; N]) -> f32 {
     x.iter()
         .fold(0.0, |amax, v| if amax < v.abs() { v.abs() } else { amax })
 }
 
-/// `1 / d`, and 0 for a block without extent.
+/// `1 / d`, or 0 for d = 0.
 #[inline]
 pub(crate) fn inverse_or_zero(d: f32) -> f32 {
     if d != 0.0 { 1.0 / d } else { 0.0 }
 }
 
-/// C's `(int) roundf(x)` (and the low bytes of `lroundf(x)`) on x86-64: ties away from zero, and
-/// `i32::MIN` for NaN and numbers out of range. Without a call into the math library.
+/// C's `(int) roundf(x)` (and the low bytes of `lroundf(x)`) on x86-64: ties away from zero;
+/// `i32::MIN` for NaN and out-of-range numbers. Needs no call into the math library.
 #[inline]
 pub(crate) fn round_i32(x: f32) -> i32 {
     let whole = trunc_i32(x);
-    // Exact: a float with a fraction has few bits before the point. Far outside of (-1, 1) if x
-    // does not fit.
+    // Exact: a float with a fraction has few integer bits. Far outside of (-1, 1) if x is out of
+    // range.
     let rest = x - whole as f32;
     whole + i32::from((0.5..1.0).contains(&rest)) - i32::from((0.5..1.0).contains(&-rest))
 }
@@ -181,14 +181,14 @@ pub(crate) fn round_i32(x: f32) -> i32 {
 /// [`round_i32`] in every lane.
 #[inline(always)]
 pub(super) fn round_ints<S: Simd>(simd: S, x: S::F32) -> S::I32 {
-    /// The bits of the largest number below a half. Added, it lifts halves to the next integer,
-    /// since the sum is rounded, and nothing that lies below a half.
+    /// The bits of the largest number below a half. Adding it lifts halves to the next integer, as
+    /// the sum is rounded, but nothing below a half.
     const HALF: i32 = 0x3eff_ffff;
     let sign = simd.and(simd.bits(x), simd.splat_i32(i32::MIN));
     simd.trunc(x + simd.of_bits(simd.or(sign, simd.splat_i32(HALF))))
 }
 
-/// C's `floorf(log2f(x))` for positive finite `x`, as a correctly rounded `log2f` gives it.
+/// C's `floorf(log2f(x))` for positive finite `x`, with a correctly rounded `log2f`.
 ///
 /// That is the exponent of x, except for a few numbers just below a power of two, whose logarithm
 /// rounds up to the integer n. With x = 2^n (1 - m / 2^24), log2(x) is close to n - m / (2^24 ln
@@ -197,7 +197,7 @@ pub(super) fn round_ints<S: Simd>(simd: S, x: S::F32) -> S::I32 {
 /// 2.
 #[inline]
 pub(crate) fn floor_log2(x: f32) -> i32 {
-    /// ln 2 in units of 2^-7; no b is larger than 7, and all smaller ones are right when shifted,
+    /// ln 2 in units of 2^-7. No b is larger than 7, and shifts for smaller b are exact enough,
     /// too.
     const LN_2: u32 = 88;
     debug_assert!(x > 0.0 && x.is_finite());
@@ -222,7 +222,7 @@ mod tests {
     use half::f16;
 
     #[test]
-    fn every_half_widens_as_in_the_half_crate_and_returns() {
+    fn halves_widen_as_in_the_half_crate_and_round_trip() {
         for bits in 0..=u16::MAX {
             let wide = Half::from_bits(bits).to_f32();
             assert_eq!(
@@ -241,7 +241,7 @@ mod tests {
 
     #[test]
     fn narrowing_rounds_as_in_the_half_crate() {
-        // Around every half and every point between two: the tie, and its neighbours.
+        // Around every half and every midpoint: the tie and its neighbours.
         for bits in (0..=u16::MAX).filter(|b| b & 0x7c00 != 0x7c00) {
             let low = f16::from_bits(bits).to_f32_const().to_bits();
             for half_step in [0x1000, 0x0800, 0x0400, 0x0200] {
@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn rounding_is_that_of_the_math_library() {
+    fn rounding_matches_the_math_library() {
         for bits in (0..=u32::MAX).step_by(4099) {
             let x = f32::from_bits(bits);
             assert_eq!(round_i32(x), trunc_i32(x.round()), "{x:e}");
@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn lanes_round_as_single_numbers_do() {
+    fn lanes_round_like_single_numbers() {
         let mut bits: Vec<u32> = (0..=u32::MAX).step_by(4099).collect();
         for n in -20_000..20_000 {
             let half = n as f32 * 0.5;
@@ -320,9 +320,9 @@ mod tests {
         }
     }
 
-    /// A logarithm in f64, rounded once, is far more exact than the closest case needs.
+    /// A logarithm in f64, rounded once, is far more precise than the closest case needs.
     #[test]
-    fn the_floor_of_a_logarithm_is_that_of_the_rounded_one() {
+    fn floor_log2_matches_correct_rounding() {
         let check = |bits: u32| {
             let x = f32::from_bits(bits);
             assert_eq!(
@@ -345,7 +345,7 @@ mod tests {
 
     #[test]
     #[ignore = "every positive float: half a minute"]
-    fn the_floor_of_a_logarithm_is_that_of_the_math_library() {
+    fn floor_log2_matches_the_math_library() {
         for bits in 1..f32::INFINITY.to_bits() {
             let x = f32::from_bits(bits);
             assert_eq!(floor_log2(x), x.log2().floor() as i32, "{bits:#010x}");

@@ -87,7 +87,7 @@ mod tests {
     use super::*;
     use crate::simd::Scalar;
 
-    /// The bits of every level, one after the other as drawn.
+    /// Unpacks the bits of all levels in the documented order.
     fn unpack<const BITS: usize, const RUN: usize, const N: usize>(
         bytes: &[u8],
         low: u32,
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn every_layout_unpacks_to_what_was_packed() {
+    fn all_layouts_round_trip() {
         round_trip::<1, 32, 256, 32>(2);
         round_trip::<1, 32, 256, 32>(4);
         round_trip::<2, 32, 256, 64>(0);
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn lanes_are_taken_out_as_they_were_packed() {
+    fn lanes_unpack_as_packed() {
         let bytes: [u8; LANES] = std::array::from_fn(|i| (i * 89 + 37) as u8);
         let nibbles = nibbles(Scalar, &bytes).map(|run| Scalar.store_u8(run));
         assert_eq!(*nibbles.as_flattened(), unpack::<4, 8, 16>(&bytes, 0));
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn two_bits_in_runs_of_32_are_as_drawn() {
+    fn two_bits_in_runs_of_32_match_the_diagram() {
         let mut levels = [0; 256];
         levels[33] = 1;
         levels[97] = 3;

@@ -9,9 +9,9 @@ use crate::simd::{LANES, Simd};
 use crate::types::GgmlType;
 
 const LEN: usize = 256;
-/// Bytes in a run of digits of TQ2_0.
+/// Bytes per run of digits of TQ2_0.
 const RUN: usize = 32;
-/// 3^5, the numbers that five ternary digits make.
+/// 3^5, the number of values of five ternary digits.
 const FIVE_DIGITS: u16 = 243;
 
 /// Five ternary digits in a byte: `w = d * (t - 1)`.
@@ -163,7 +163,7 @@ impl Stepped<LEN> for BlockTq2_0 {
     }
 }
 
-/// The scale, and 0, 1 or 2 for each weight.
+/// The scale, and a digit of 0, 1 or 2 per weight.
 #[inline]
 fn digits(x: &[f32; LEN]) -> (f32, [u8; LEN]) {
     let d = x.iter().fold(0.0, |amax, v| max(amax, v.abs()));

@@ -1,20 +1,20 @@
 //! The ggml tensor types: number, name, block length and block bytes.
 //!
-//! Readers and writers of files need only these. Numbers and sizes are facts of the GGUF format.
+//! Enough for readers and writers of files. Numbers and sizes are facts of the GGUF format.
 
 use std::fmt;
 
-/// A ggml tensor type, as a GGUF file stores it for every tensor.
+/// A ggml tensor type, as stored in a GGUF file.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct GgmlType(u8);
 
-/// The facts of one type.
+/// Properties of one type.
 struct Row {
     id: u32,
     name: &'static str,
-    /// Weights in a block; rows are whole blocks.
+    /// Weights per block; rows are whole blocks.
     block: usize,
-    /// Bytes of a block.
+    /// Bytes per block.
     bytes: usize,
     quantized: bool,
 }
@@ -120,12 +120,12 @@ impl GgmlType {
         &TABLE[self.0 as usize]
     }
 
-    /// Every type, in the order of its number.
+    /// All types in numerical order.
     pub fn all() -> impl Iterator<Item = GgmlType> {
         (0..TABLE.len()).map(|i| GgmlType(i as u8))
     }
 
-    /// The type with this number in a file.
+    /// The type with this number.
     ///
     /// # Errors
     /// A number that is unknown or was removed from GGUF.
@@ -141,7 +141,7 @@ impl GgmlType {
         }
     }
 
-    /// The type with this name, in any case.
+    /// The type with this name, case-insensitive.
     pub fn from_name(name: &str) -> Option<GgmlType> {
         Self::all().find(|t| t.name().eq_ignore_ascii_case(name))
     }
@@ -156,17 +156,17 @@ impl GgmlType {
         self.row().name
     }
 
-    /// Weights in a block; the length of a row is a multiple of it.
+    /// Weights per block; row lengths are multiples of it.
     pub fn block_len(self) -> usize {
         self.row().block
     }
 
-    /// Bytes of a block.
+    /// Bytes per block.
     pub fn block_bytes(self) -> usize {
         self.row().bytes
     }
 
-    /// Whether ggml counts the type as quantized (blocks with scales), as opposed to plain numbers.
+    /// True if ggml counts the type as quantized (blocks with scales), not as plain numbers.
     pub fn is_quantized(self) -> bool {
         self.row().quantized
     }
@@ -217,7 +217,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_and_names_lead_back_to_the_type() {
+    fn type_numbers_and_names_round_trip() {
         for t in GgmlType::all() {
             assert_eq!(GgmlType::from_id(t.id()), Ok(t));
             assert_eq!(GgmlType::from_name(&t.name().to_uppercase()), Some(t));
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_is_whole_blocks() {
+    fn rows_are_whole_blocks() {
         assert_eq!(GgmlType::Q4_K.row_bytes(512), Some(288));
         assert_eq!(GgmlType::Q4_K.row_bytes(300), None);
         assert_eq!(GgmlType::F32.row_bytes(u64::MAX), None);

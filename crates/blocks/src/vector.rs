@@ -5,11 +5,11 @@
 
 use crate::simd::{Isa, Kernel, Simd};
 
-/// Number of parallel sums of a loop, for the compiler to vectorize.
+/// Number of parallel sums in a loop, for vectorization.
 pub const LANES: usize = 8;
 
-/// Runs `f`, compiled for each instruction set of [`simd`](crate::simd), with the best of this CPU.
-/// Functions called by `f` profit if they are inlined.
+/// Runs `f`, compiled for each instruction set of [`simd`](crate::simd), with the best one of this
+/// CPU. Functions called by `f` should be inlined.
 #[inline(always)]
 pub fn vectorized<R>(f: impl FnOnce() -> R) -> R {
     struct Plain<F>(F);
@@ -59,7 +59,7 @@ pub fn sigmoid(x: f32) -> f32 {
     (if x < 0.0 { e } else { 1.0 }) / (1.0 + e)
 }
 
-/// The sum of squares, in f64: lane by lane, then the lanes.
+/// Sum of squares in f64: lane by lane, then over the lanes.
 #[inline(always)]
 pub fn sum_of_squares(xs: &[f32]) -> f64 {
     let (chunks, rest) = xs.as_chunks::<LANES>();
@@ -76,7 +76,7 @@ pub fn sum_of_squares(xs: &[f32]) -> f64 {
             .sum::<f64>()
 }
 
-/// The sum in f64: lane by lane, then the lanes.
+/// Sum in f64: lane by lane, then over the lanes.
 #[inline(always)]
 pub fn sum(xs: &[f32]) -> f64 {
     let (chunks, rest) = xs.as_chunks::<LANES>();
@@ -94,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn exp_keeps_its_bound() {
+    fn exp_error_is_bounded() {
         for i in 0..2_000_000 {
             let x = -86.9 * (i as f32) / 2e6;
             let want = f64::from(x).exp();
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn sigmoid_keeps_its_bound_on_both_sides() {
+    fn sigmoid_error_is_bounded_on_both_sides() {
         for i in -1_000_000..1_000_000 {
             let x = 85.0 * (i as f32) / 1e6;
             let want = 1.0 / (1.0 + (-f64::from(x)).exp());
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn the_cpu_changes_nothing() {
+    fn results_are_independent_of_the_cpu() {
         let xs: Vec<f32> = (0..1003).map(|i| (i as f32 * 0.37).sin() * 20.0).collect();
         let plain = (
             xs.iter().map(|x| sigmoid(*x)).collect::<Vec<_>>(),

@@ -1,9 +1,9 @@
-//! Types with codebooks: group after group of eight columns, each row for itself.
+//! Codebook types: groups of eight columns in sequence, each row by itself.
 //!
-//! The errors of a group act on each other, so its points are not those nearest to its weights: the
-//! whole codebook is gone through with the group's quadratic form ([`Metric`]), eight points at a
-//! time. Signs are those of the weights, a forbidden parity mended where that costs least; then
-//! signs are turned and points looked for again as long as it helps.
+//! The errors of a group interact, so its best points are not those nearest to its weights: the
+//! whole codebook is searched with the group's quadratic form ([`Metric`]), eight points at a time.
+//! Signs start as those of the weights; a forbidden parity is fixed at the lowest cost. Then sign
+//! changes and searches alternate as long as the cost falls.
 
 use super::{Coupling, Metric};
 use crate::simd::{Isa, Kernel, LANES, Simd};
@@ -13,13 +13,13 @@ use crate::{Block, quantize_row};
 const N: usize = 256;
 const GROUPS: usize = N / 8;
 
-/// A codebook whose points have four values, eight points at a time, by position.
+/// A codebook of points with four values, eight points at a time, by position.
 pub(crate) struct Fours {
     eights: Vec<[[f32; LANES]; 4]>,
 }
 
 impl Fours {
-    /// From the values of the points, in units of the scale; there are a multiple of eight.
+    /// From the values of the points, in units of the scale; their number is a multiple of eight.
     pub(crate) fn new(points: &[[f32; 4]]) -> Fours {
         Fours {
             eights: points.as_chunks().0.iter().map(by_position).collect(),
@@ -57,7 +57,7 @@ fn by_position(points: &[[f32; 4]; LANES]) -> [[f32; LANES]; 4] {
     std::array::from_fn(|i| std::array::from_fn(|lane| points[lane][i]))
 }
 
-/// The least of eight numbers, and the first lane that has it.
+/// The least of eight numbers, and its first lane.
 #[inline(always)]
 fn least_lane<S: Simd>(simd: S, numbers: S::F32) -> (f32, usize) {
     let numbers = simd.store(numbers);
@@ -79,7 +79,7 @@ struct Quadratic<const D: usize> {
 /// A [`Quadratic`] of four values, for eight points at a time.
 #[derive(Clone, Copy)]
 struct Form<S: Simd> {
-    /// The diagonal, and twice what is above it.
+    /// The diagonal, and twice the upper triangle.
     m: [[S::F32; 4]; 4],
     twice_h: [S::F32; 4],
 }
@@ -119,29 +119,28 @@ impl<S: Simd> Form<S> {
     }
 }
 
-/// A codebook whose points have eight values, by the first four of them.
+/// A codebook of points with eight values, grouped by their first halves.
 ///
-/// What the first four cost if the other four could be anything is less than what a point costs:
-/// where that is not below the best point so far, none of the points with these first values is
-/// looked at.
+/// The cost of a first half, minimized over arbitrary second halves, is a lower bound for all its
+/// points: where the bound is not below the best cost so far, these points are skipped.
 pub(crate) struct Eights {
     points: Vec<[f32; 8]>,
-    /// The distinct first halves, eight at a time; the last one again where they end.
+    /// Distinct first halves, eight at a time, padded with the last one.
     firsts: Vec<[[f32; LANES]; 4]>,
-    /// For each first half the rows of `seconds`: from its entry to the next.
+    /// For each first half, the start of its rows in `seconds`; they end at the next entry.
     starts: Vec<u32>,
-    /// The other halves, eight at a time, the last of a first half again where its points end; and
-    /// their numbers.
+    /// Second halves, eight at a time, padded with the last one of their first half; and the
+    /// indices of the points.
     seconds: Vec<([[f32; LANES]; 4], [u16; LANES])>,
 }
 
-/// The cost of eight values, and of the first four if the other four are the best.
+/// The cost of eight values, and of the first four minimized over the other four.
 struct Forms {
     all: Quadratic<8>,
     first: Quadratic<4>,
-    /// Makes the cost of the first four comparable with that of all eight.
+    /// Makes both costs comparable.
     offset: f32,
-    /// Bound on its rounding errors.
+    /// Bound on rounding errors of the comparison.
     slack: f32,
 }
 
@@ -196,7 +195,7 @@ impl Eights {
     /// The point of least cost.
     #[inline(always)]
     fn cheapest<S: Simd>(&self, simd: S, forms: &Forms) -> u16 {
-        /// More than any codebook has: three values in four places.
+        /// The largest number of rows of any codebook: three values in four places.
         const MOST: usize = 11;
         let form = Form::new(simd, &forms.first.m, &forms.first.h);
         let offset = simd.splat(forms.offset - forms.slack);
@@ -210,7 +209,7 @@ impl Eights {
             at = simd.select_i32(better, simd.splat_i32(i as i32), at);
         }
         let (_, lane) = least_lane(simd, least);
-        // The most promising first, so that few others are left.
+        // The most promising half first, so that few others remain.
         let likely = simd.store_i32(at)[lane] as usize * LANES + lane;
         let second = Quadratic {
             m: sub_form(&forms.all.m, 4),
@@ -270,7 +269,7 @@ impl Eights {
     }
 }
 
-/// The square of a form that is about four values from `from` on.
+/// The part of a quadratic form for the four values from `from` on.
 #[inline(always)]
 fn sub_form(m: &[[f32; 8]; 8], from: usize) -> [[f32; 4]; 4] {
     let mut own = [[0.0; 4]; 4];
@@ -280,30 +279,30 @@ fn sub_form(m: &[[f32; 8]; 8], from: usize) -> [[f32; 4]; 4] {
     own
 }
 
-/// Four of eight numbers.
+/// Four of eight numbers, from `from` on.
 #[inline(always)]
 fn quarter(x: &[f32; 8], from: usize) -> [f32; 4] {
     [x[from], x[from + 1], x[from + 2], x[from + 3]]
 }
 
-/// What is chosen for a group of eight columns.
+/// The choice for a group of eight columns.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Choice {
-    /// The point; or that of the first four columns and that of the others.
+    /// The point; or the points of the first and the last four columns.
     pub(crate) points: [u16; 2],
-    /// Bit `i` is set where weight `i` is negative.
+    /// Bit `i` is set if weight `i` is negative.
     pub(crate) signs: u8,
-    /// Whether the values are shifted down, in types that shift.
+    /// True if the values are shifted down, in types with a shift.
     pub(crate) down: bool,
 }
 
 /// The points of a type.
 pub(crate) enum Points {
-    /// One for eight magnitudes, with signs apart.
+    /// One point for eight magnitudes, with separate signs.
     Eight(&'static Eights),
-    /// Two for four magnitudes each, with signs apart.
+    /// Two points for four magnitudes each, with separate signs.
     Four(&'static Fours),
-    /// One for eight values with their signs, shifted up or down by so much.
+    /// One point for eight signed values, shifted up or down by this much.
     Shifted(&'static Eights, f32),
 }
 
@@ -311,31 +310,31 @@ pub(crate) enum Points {
 pub(crate) trait Pointed: Block<N> {
     /// Weights under one scale.
     const SUB: usize;
-    /// Whether the number of minus signs in a group must be even.
+    /// True if the number of minus signs in a group must be even.
     const EVEN_SIGNS: bool = false;
-    /// Whether each group has a shift of its own; else [`Pointed::nudge`] turns that of the
+    /// True if each group has its own shift; otherwise [`Pointed::nudge`] flips the shift of the
     /// sub-block.
     const SHIFTS_GROUPS: bool = false;
-    /// Changes of a sub-block's scale, in its own steps, and of its shift, that are tried; the
-    /// first is none.
+    /// Candidate changes of a sub-block's scale, in its own steps, and of its shift; the first is
+    /// none.
     const TRIES: &'static [[i8; 2]] = &[[0, 0], [-1, 0], [1, 0]];
 
     /// The points.
     fn points() -> Points;
 
-    /// What the values of a sub-block are multiplied by.
+    /// Factor of a sub-block's values.
     fn scale(&self, sub: usize) -> f32;
 
-    /// Whether the values of a sub-block are shifted down.
+    /// True if the values of a sub-block are shifted down.
     fn down(&self, _sub: usize) -> bool {
         false
     }
 
-    /// Changes the scale of a sub-block, as far as the type can, and turns its shift if the second
-    /// is not 0.
+    /// Changes the scale of a sub-block, as far as the type can, and flips its shift if the second
+    /// entry is not 0.
     fn nudge(&mut self, sub: usize, change: [i8; 2]);
 
-    /// Takes these choices for those that are there.
+    /// Replaces the choices.
     fn set_choices(&mut self, choices: &[Choice; GROUPS]);
 }
 
@@ -365,13 +364,13 @@ struct Round<'a, B> {
     block: &'a mut B,
 }
 
-/// A sub-block to be rounded at one scale.
+/// A sub-block to round at one scale.
 struct Try<'a> {
-    /// Its first column.
+    /// Index of its first column.
     first: usize,
     x: &'a [f32],
     scale: f32,
-    /// Whether its values are shifted down.
+    /// True if its values are shifted down.
     down: bool,
 }
 
@@ -379,12 +378,12 @@ struct Try<'a> {
 #[derive(Clone, Copy)]
 struct Tried {
     cost: f32,
-    /// As many as the sub-block has columns.
+    /// Only the first entries are used, one per column of the sub-block.
     errors: [f32; 32],
     choices: [Choice; 4],
 }
 
-/// A group of eight columns to be rounded.
+/// A group of eight columns to round.
 struct Group<'a> {
     metric: &'a Metric,
     x: [f32; 8],
@@ -394,7 +393,7 @@ struct Group<'a> {
 /// A rounded group.
 struct Rounded {
     choice: Choice,
-    /// The weights of the choice.
+    /// Dequantized values of the choice.
     values: [f32; 8],
     cost: f32,
 }
@@ -446,7 +445,7 @@ impl<B: Pointed> Kernel for Round<'_, B> {
     }
 }
 
-/// Lets open columns make good what they can of an error.
+/// Compensates an error in the columns not yet rounded.
 #[inline(always)]
 fn feed_back(error: f32, factors: &[f32], open: &mut [f32]) {
     open.iter_mut()
@@ -454,7 +453,7 @@ fn feed_back(error: f32, factors: &[f32], open: &mut [f32]) {
         .for_each(|(x, factor)| *x -= error * factor);
 }
 
-/// Rounds a sub-block; its errors go to the columns within it.
+/// Rounds a sub-block; its errors are compensated in later columns of the sub-block.
 #[inline(always)]
 fn round_sub<S: Simd, B: Pointed>(
     simd: S,
@@ -516,7 +515,7 @@ fn times<const D: usize>(m: &[[f32; D]; D], x: &[f32; D]) -> [f32; D] {
     out
 }
 
-/// The best point of values that have their signs and are all shifted, up or down.
+/// The best point for signed values that are all shifted up or down.
 #[inline(always)]
 fn shifted<S: Simd>(simd: S, book: &Eights, group: &Group<'_>, shift: f32, down: bool) -> Rounded {
     let Group {
@@ -525,7 +524,7 @@ fn shifted<S: Simd>(simd: S, book: &Eights, group: &Group<'_>, shift: f32, down:
         scale,
     } = *group;
     let shift = if down { -shift } else { shift };
-    // Of scale * (point + shift): the shift's part is taken away first.
+    // The values are scale * (point + shift): subtract the shift's part first.
     let rest = x.map(|x| x - scale * shift);
     let number = cheapest_of_eight(simd, book, metric, &rest, &[scale; 8]);
     let values = book.point(number).map(|v| scale * (v + shift));
@@ -540,7 +539,7 @@ fn shifted<S: Simd>(simd: S, book: &Eights, group: &Group<'_>, shift: f32, down:
     }
 }
 
-/// What it costs to take `values` for `x`.
+/// Cost of replacing `x` by `values`.
 #[inline(always)]
 fn cost(m: &[[f32; 8]; 8], x: &[f32; 8], values: &[f32; 8]) -> f32 {
     let errors: [f32; 8] = std::array::from_fn(|i| x[i] - values[i]);
@@ -551,7 +550,7 @@ fn cost(m: &[[f32; 8]; 8], x: &[f32; 8], values: &[f32; 8]) -> f32 {
         .sum()
 }
 
-/// How magnitudes of a group are looked for, signs given.
+/// Search of the magnitudes of a group, given the signs.
 trait Magnitudes {
     /// Points, and the signed values in units of the scale.
     fn find<S: Simd>(
@@ -563,7 +562,7 @@ trait Magnitudes {
     ) -> ([u16; 2], [f32; 8]);
 }
 
-/// The best point for eight weights, each of which is a value of the point times its scale.
+/// The best point for eight weights, each a value of the point times its scale.
 #[inline(always)]
 fn cheapest_of_eight<S: Simd>(
     simd: S,
@@ -572,7 +571,7 @@ fn cheapest_of_eight<S: Simd>(
     x: &[f32; 8],
     scales: &[f32; 8],
 ) -> u16 {
-    /// Of the size of what is compared.
+    /// Relative to the compared costs.
     const SLACK: f32 = 1e-4;
     let slopes = times(&metric.eight, x);
     let (x4, scales4) = (quarter(x, 0), quarter(scales, 0));
@@ -612,17 +611,17 @@ impl Magnitudes for Fours {
         x: &[f32; 8],
         scales: &[f32; 8],
     ) -> ([u16; 2], [f32; 8]) {
-        /// Times that either half is chosen anew, the other one given.
+        /// Number of alternating updates of the two halves.
         const ROUNDS: usize = 2;
         let ([x0, _], [s0, s1]): ([[f32; 4]; 2], [[f32; 4]; 2]) =
             (bytemuck::cast(*x), bytemuck::cast(*scales));
-        // The first half as if the second could make good what it can.
+        // The first half, with its errors compensated in the second.
         let form = in_units(&metric.first_four, &times(&metric.first_four, &x0), &s0);
         let mut numbers = [self.cheapest(simd, &form), 0];
         let mut values = [self.values(numbers[0], &s0), [0.0; 4]];
         for turn in 0..2 * ROUNDS - 1 {
             let half = (turn + 1) % 2;
-            // What is wanted of this half, with the errors of the other.
+            // Target of this half, given the errors of the other.
             let mut open: [[f32; 4]; 2] = bytemuck::cast(*x);
             for i in 0..4 {
                 open[1 - half][i] -= values[1 - half][i];
@@ -647,8 +646,8 @@ impl Fours {
     }
 }
 
-/// The cost of points, from the quadratic form and the slope of weights, each of which is a point's
-/// value times its scale.
+/// The cost of points in their own units, from the quadratic form and the slope of weights, each of
+/// which is a point's value times its scale.
 #[inline(always)]
 fn in_units<const D: usize>(
     m: &[[f32; D]; D],
@@ -665,10 +664,10 @@ fn in_units<const D: usize>(
     Quadratic { m, h }
 }
 
-/// The best signs and points that are found for a group.
+/// The best signs and points found for a group.
 #[inline(always)]
 fn signed<S: Simd>(simd: S, book: &impl Magnitudes, group: &Group<'_>, even: bool) -> Rounded {
-    /// Times that signs are turned and points looked for again.
+    /// Number of alternations of sign changes and searches.
     const ROUNDS: usize = 3;
     let Group {
         metric,
@@ -709,12 +708,12 @@ fn signed<S: Simd>(simd: S, book: &impl Magnitudes, group: &Group<'_>, even: boo
     }
 }
 
-/// The signs with one turned (two, if their number must stay even) where that costs less,
-/// magnitudes given.
+/// The signs with one flipped (two, if their number must stay even) where that lowers the cost,
+/// given the magnitudes.
 #[inline(always)]
 fn turned(m: &[[f32; 8]; 8], x: &[f32; 8], values: &[f32; 8], signs: u8, even: bool) -> u8 {
     let slopes = times(m, &std::array::from_fn(|i| x[i] - values[i]));
-    // Turned, an error grows by twice the value.
+    // A flip increases the error by twice the value.
     let one: [f32; 8] =
         std::array::from_fn(|i| 4.0 * values[i] * (slopes[i] + values[i] * m[i][i]));
     let (mut least, mut best) = (0.0, 0);
@@ -741,9 +740,9 @@ mod tests {
     use crate::simd::Scalar;
     use quantier_core::rng::Rng;
 
-    /// What is passed over costs more than what is found.
+    /// Every skipped point costs more than the result.
     #[test]
-    fn no_point_is_cheaper_than_the_one_that_is_found() {
+    fn search_finds_the_cheapest_point() {
         let mut rng = Rng::new(5);
         let mut next = || rng.centered();
         let points: Vec<[f32; 8]> = (0..600)

@@ -1,4 +1,4 @@
-//! Types with a level for each weight: eight rows in lanes, column by column.
+//! Types with one level per weight: eight rows in lanes, column by column.
 
 use super::Coupling;
 use crate::simd::{Isa, Kernel, LANES, Simd};
@@ -15,18 +15,18 @@ pub(crate) enum Grid {
     Table(&'static Table),
 }
 
-/// Up to sixteen numbers that are not evenly spaced.
+/// Up to sixteen unevenly spaced numbers.
 pub(crate) struct Table {
-    /// In rising order, padded with the last one.
+    /// In ascending order, padded with the last one.
     numbers: [f32; 16],
-    /// Midpoints between them; infinite behind the last one.
+    /// Midpoints between them; infinite after the last one.
     middles: [f32; 15],
     /// Their levels.
     levels: [u8; 16],
 }
 
 impl Table {
-    /// The table of a type with the values `numbers` by level. Of equal values, the first level is
+    /// The table of a type with the values `numbers` by level. For equal values, the first level is
     /// used.
     pub(crate) const fn new(of_levels: &[f32; 16]) -> Table {
         let (mut numbers, mut levels) = ([0.0f32; 16], [0u8; 16]);
@@ -34,7 +34,7 @@ impl Table {
         let mut level = 0;
         while level < 16 {
             let number = of_levels[level];
-            // Insertion sort: constants have no other.
+            // Insertion sort, as constants have no library sort.
             let mut at = len;
             while at > 0 && numbers[at - 1] > number {
                 at -= 1;
@@ -81,13 +81,13 @@ impl Table {
     }
 }
 
-/// A type with a level for each weight.
+/// A type with one level per weight.
 pub(crate) trait Stepped<const N: usize>: Block<N> {
-    /// Weights of a sub-block.
+    /// Weights per sub-block.
     const SUB: usize;
     /// The values of the levels.
     const GRID: Grid;
-    /// The tried changes of a sub-block's scale, and offset if any, in steps of the type; the first
+    /// Candidate changes of a sub-block's scale, and offset if any, in steps of the type; the first
     /// is none.
     const TRIES: &'static [[i8; 2]];
 
@@ -141,7 +141,7 @@ struct Round<'a, B, const N: usize> {
     blocks: &'a mut [B; LANES],
 }
 
-/// A sub-block rounded at one scale per lane: by column of the sub-block.
+/// A sub-block rounded at one scale per lane, by column.
 #[derive(Clone, Copy)]
 struct Tried<S: Simd, const N: usize> {
     cost: S::F32,
@@ -159,7 +159,7 @@ impl<B: Stepped<N>, const N: usize> Kernel for Round<'_, B, N> {
             x: rows,
             blocks,
         } = self;
-        // By column, a row in each lane.
+        // By column, with one row per lane.
         let mut x = simd.gather(rows.each_ref());
         let mut levels = [[0u8; N]; LANES];
         for sub in 0..N / B::SUB {
@@ -210,7 +210,7 @@ fn feed_back<S: Simd>(simd: S, error: S::F32, factors: &[f32], open: &mut [S::F3
     }
 }
 
-/// A sub-block at the scale of least cost, and the index of that try per lane.
+/// A sub-block at the cheapest scale, and the index of that try per lane.
 #[inline(always)]
 fn best_try<S: Simd, B: Stepped<N>, const N: usize>(
     simd: S,
@@ -256,7 +256,7 @@ fn best_try<S: Simd, B: Stepped<N>, const N: usize>(
     (best, simd.store_u8(choices))
 }
 
-/// Rounds a sub-block, with feedback within it.
+/// Rounds a sub-block, with error feedback within it.
 #[inline(always)]
 fn round_sub<S: Simd, B: Stepped<N>, const N: usize>(
     simd: S,

@@ -3,13 +3,13 @@ use crate::simd::Scalar;
 use crate::{Block, fp4, iq, iq4, k, legacy, low, ternary};
 use quantier_core::rng::Rng;
 
-/// Bytes without a pattern.
+/// Pseudo-random bytes.
 fn bytes(seed: u64) -> impl FnMut() -> u8 {
     let mut rng = Rng::new(seed);
     move || rng.next_u64() as u8
 }
 
-/// A block of any bytes, without a fault.
+/// A random block without a fault.
 fn any_block<B: Block<N>, const N: usize>(next: &mut impl FnMut() -> u8) -> B {
     loop {
         let mut block = B::zeroed();
@@ -32,7 +32,7 @@ fn near(a: f32, b: f32, size: f32) -> bool {
     a == b || (a - b).abs() <= 1e-5 * size.abs() + f32::MIN_POSITIVE
 }
 
-/// Levels and scales mean what they are said to mean, whatever was there before.
+/// Levels and scales decode as specified, whatever the previous contents.
 fn stepped<B: Stepped<N>, const N: usize>() {
     let mut next = bytes(7);
     for _ in 0..20 {
@@ -81,7 +81,7 @@ fn stepped<B: Stepped<N>, const N: usize>() {
 }
 
 #[test]
-fn levels_mean_what_they_say() {
+fn levels_decode_as_specified() {
     stepped::<legacy::BlockQ4_0, 32>();
     stepped::<legacy::BlockQ4_1, 32>();
     stepped::<legacy::BlockQ5_0, 32>();
@@ -102,7 +102,7 @@ fn levels_mean_what_they_say() {
     stepped::<k::BlockQ6K, 256>();
 }
 
-/// Points, signs, shifts and scales mean what they are said to mean.
+/// Points, signs, shifts and scales decode as specified.
 fn pointed<B: Pointed>() {
     let mut next = bytes(11);
     for _ in 0..20 {
@@ -176,7 +176,7 @@ fn pointed<B: Pointed>() {
 }
 
 #[test]
-fn points_mean_what_they_say() {
+fn points_decode_as_specified() {
     pointed::<iq::BlockIq1S>();
     pointed::<iq::BlockIq1M>();
     pointed::<iq::BlockIq2Xxs>();
@@ -187,7 +187,7 @@ fn points_mean_what_they_say() {
 }
 
 #[test]
-fn the_form_of_a_group_is_what_its_errors_cost_in_turn() {
+fn group_metric_equals_sequential_costs() {
     let coupling: [[f32; 8]; 8] =
         std::array::from_fn(|j| std::array::from_fn(|k| ((j * 5 + k * 3) % 7) as f32 / 9.0));
     let costs: [f32; 8] = std::array::from_fn(|j| 1.0 + j as f32 / 3.0);

@@ -1,30 +1,28 @@
-//! Codebooks: the few points of a lattice that a format can name, and the way from any point to
-//! those nearest to it.
+//! Codebooks: small subsets of a lattice, and the map from every lattice point to its nearest
+//! codebook points.
 //!
-//! A point has `D` levels. The points of each codebook are a fact of its format; they lie under
-//! `data/`, written by `scripts/grids.py`.
+//! A point has `D` levels. The points of each codebook are given by its format; `data/` holds them,
+//! written by `scripts/grids.py`.
 //!
-//! Most of the time that codebook types take goes into finding the neighbour with the least
-//! weighted distance. So the neighbours of a point lie beside each other, eight levels in 32 bits,
-//! and eight neighbours are summed up at a time: for every position a shift brings the levels of
-//! all eight to where a lookup in its costs takes them. A table of costs has eight entries: one
-//! position in octal books, or two where a position has no more than four levels, which halves what
-//! it takes to make the tables.
+//! Codebook types spend most of their time finding the neighbour with the least weighted distance.
+//! So the neighbours of a point are stored together, eight levels in 32 bits, and eight neighbours
+//! are summed at a time: for every position, a shift moves the levels of all eight to the index
+//! bits of a table lookup. A cost table has eight entries: for one position in octal books, or for
+//! two positions of at most four levels, which halves the cost of building the tables.
 //!
-//! The price is memory: lists are filled up to whole rows of eight, which adds 5% (IQ1) to 80%
-//! (IQ3_XXS) to them, and maps take from 0.2 MB (the 3-bit types) to 1.2 MB (IQ2_XS) and 2.1 MB
-//! (IQ1).
+//! The price is memory: lists are padded to whole rows of eight, which adds 5% (IQ1) to 80%
+//! (IQ3_XXS), and maps take from 0.2 MB (3-bit types) to 1.2 MB (IQ2_XS) and 2.1 MB (IQ1).
 
 use crate::simd::{LANES, Simd};
 use std::sync::OnceLock;
 
-/// Hexadecimal digits in a line of a data file.
+/// Hexadecimal digits per line of a data file.
 const DIGITS_PER_LINE: usize = 120;
-/// Distances that are looked through together.
+/// Number of distances examined together.
 const PART: usize = 32;
 
-/// `N` points of `D` levels each, every level below `base`: eight of up to four levels, or four of
-/// eight.
+/// `N` points of `D` levels each, all levels below `base`: eight positions of up to four levels, or
+/// four of eight.
 pub(super) struct Codebook<const D: usize, const N: usize> {
     pub(super) levels: [[u8; D]; N],
     base: u8,
@@ -33,8 +31,8 @@ pub(super) struct Codebook<const D: usize, const N: usize> {
 }
 
 impl<const D: usize, const N: usize> Codebook<D, N> {
-    /// A codebook of these points. `shells` says how many different distances a neighbour list
-    /// reaches out.
+    /// A codebook of these points. `shells` is the number of different distances in a neighbour
+    /// list.
     pub(super) const fn new(levels: [[u8; D]; N], base: u8, shells: usize) -> Self {
         Codebook {
             levels,
@@ -44,22 +42,22 @@ impl<const D: usize, const N: usize> Codebook<D, N> {
         }
     }
 
-    /// Levels in a position of a point.
+    /// Number of levels per position.
     #[inline]
     pub(super) const fn base(&self) -> u8 {
         self.base
     }
 
-    /// The map of the whole lattice, built on first use (in 1 to 35 ms, the larger the book, the
-    /// longer).
+    /// The map of the whole lattice, built on first use (in 1 to 35 ms, depending on the size of
+    /// the book).
     #[inline]
     pub(super) fn map(&self) -> &Map {
         self.map.get_or_init(|| self.build_map())
     }
 
-    /// Lists, for every point of the lattice that is not in the book, the book's points on the
-    /// nearest `shells` distances: nearer ones first, lower numbers first among equals. A search
-    /// that keeps the first of equally good points depends on that order.
+    /// Lists, for every lattice point outside the book, the book's points at the nearest `shells`
+    /// distances, ordered by distance, then index. Searches that keep the first of equally good
+    /// points depend on that order.
     #[cold]
     fn build_map(&self) -> Map {
         let base = usize::from(self.base);
@@ -72,7 +70,7 @@ impl<const D: usize, const N: usize> Codebook<D, N> {
         let (mut points, mut numbers) = (Vec::new(), Vec::new());
         let mut append = |list: &[u16]| {
             for eight in list.chunks(LANES) {
-                // The last one again, where the list ends before the lanes do: it never wins.
+                // Padded with the last point, which never wins.
                 let eight: [u16; LANES] = std::array::from_fn(|i| eight[i.min(eight.len() - 1)]);
                 numbers.push(eight);
                 points.push(eight.map(|n| packed[usize::from(n)]));
@@ -80,7 +78,8 @@ impl<const D: usize, const N: usize> Codebook<D, N> {
             points.len() as u32
         };
         let mut end = append(&std::array::from_fn::<_, N, _>(|n| n as u16));
-        // A squared distance is that of the first half of the positions and that of the second.
+        // A squared distance is the sum of those of the first and of the second half of the
+        // positions.
         let half = base.pow(D as u32 / 2);
         let [first, second] = [0, D / 2].map(|from| {
             let points = (0..half).map(|code| self.half_distances(decode(code, base), from));
@@ -106,8 +105,8 @@ impl<const D: usize, const N: usize> Codebook<D, N> {
         }
     }
 
-    /// The squared distances of the book's points from these levels in the positions `from` to
-    /// `from + D / 2`. All of a distance is at most 4 * 7 * 7, in the octal books.
+    /// The squared distances of the book's points from these levels in positions `from` to `from +
+    /// D / 2`. A full distance is at most 4 * 7 * 7, in the octal books.
     fn half_distances(&self, levels: [u8; D], from: usize) -> [u8; N] {
         std::array::from_fn(|n| {
             let positions = self.levels[n][from..][..D / 2].iter().zip(levels);
@@ -115,7 +114,7 @@ impl<const D: usize, const N: usize> Codebook<D, N> {
         })
     }
 
-    /// Lists the points on the nearest shells, given the distances of all.
+    /// Lists the points on the nearest shells, given all distances.
     fn list_neighbours(&self, distances: &[u8; N], list: &mut Vec<u16>) {
         let mut last = None;
         for _ in 0..self.shells {
@@ -133,20 +132,20 @@ impl<const D: usize, const N: usize> Codebook<D, N> {
                 );
             }
         }
-        // Stable: equal distances stay in the order of the numbers.
+        // Stable: equal distances keep the order of the indices.
         list.sort_by_key(|&n| distances[usize::from(n)]);
     }
 }
 
-/// The bits of a packed point that hold one position.
+/// Bits per position of a packed point.
 const FIELD: i32 = 3;
-/// Tables of costs: one for a position of eight levels, or for two positions `i` and `i + 4` of up
-/// to four levels.
+/// Number of cost tables: one per position of eight levels, or per pair of positions `i` and `i +
+/// 4` of up to four levels.
 pub(super) const TABLES: usize = 4;
 
-/// The levels of a point in one number, position `i` in three bits from bit `3 i` on. Where there
-/// are eight positions, the second four have the highest of their bits set: so they look up the
-/// second half of their tables.
+/// The levels of a point in one integer, position `i` in three bits from bit `3 i` on. With eight
+/// positions, the last four have the top bit of their field set, so that they index the second half
+/// of their tables.
 pub(super) fn pack<const D: usize>(levels: &[u8; D]) -> i32 {
     let field =
         |(i, &level): (usize, &u8)| i32::from(level) | if i < TABLES { 0 } else { TABLES as i32 };
@@ -157,7 +156,7 @@ pub(super) fn pack<const D: usize>(levels: &[u8; D]) -> i32 {
         .sum()
 }
 
-/// Position `i` of eight points that are packed, in the three lowest bits; others follow.
+/// Position `i` of eight packed points, in the three lowest bits; the higher bits are arbitrary.
 #[inline(always)]
 pub(super) fn field<S: Simd>(simd: S, points: S::I32, i: usize) -> S::I32 {
     match i {
@@ -172,7 +171,7 @@ pub(super) fn field<S: Simd>(simd: S, points: S::I32, i: usize) -> S::I32 {
     }
 }
 
-/// What `tables` say for position `i` of eight points that are packed.
+/// Entries of `tables` for position `i` of eight packed points.
 #[inline(always)]
 pub(super) fn entry<S: Simd>(
     simd: S,
@@ -184,7 +183,7 @@ pub(super) fn entry<S: Simd>(
 }
 
 /// The costs of eight points: those of their levels, summed from the first position on; the largest
-/// f32 where that is no number below it.
+/// f32 where the sum is not less.
 #[inline(always)]
 fn costs<S: Simd, const D: usize>(
     simd: S,
@@ -199,11 +198,11 @@ fn costs<S: Simd, const D: usize>(
     simd.min(sum, simd.splat(f32::MAX))
 }
 
-/// The place in the list of the cheapest point, the first of equals, given the cost of every level:
+/// The index in the list of the cheapest point, the first of equals, given the cost of every level:
 /// of position `i` of four in table `i`, and of positions `i` and `i + 4` of eight in the halves of
-/// table `i`. `None` where no sum is a number below the largest f32.
+/// table `i`. `None` if no sum is below the largest f32.
 ///
-/// Lanes are neighbours, so that each sum has the order of its positions.
+/// Lanes are neighbours, so each sum keeps the order of its positions.
 #[inline(always)]
 pub(super) fn cheapest<S: Simd, const D: usize>(
     simd: S,
@@ -213,7 +212,7 @@ pub(super) fn cheapest<S: Simd, const D: usize>(
     const { assert!(D == TABLES || D == 2 * TABLES) };
     let dearest = simd.splat(f32::MAX);
     if let [points] = list.points {
-        // Many lists fit in one row, and need no more than this.
+        // Many lists fit in one row and need only this.
         let cost = costs::<S, D>(simd, tables, points);
         let least = simd.min_across(cost);
         let lanes = simd.mask_bits(simd.both(simd.eq(cost, least), simd.lt(cost, dearest)));
@@ -241,17 +240,17 @@ pub(super) fn cheapest<S: Simd, const D: usize>(
     Some(first)
 }
 
-/// The way from every point of a lattice into a codebook.
+/// The map from every lattice point into a codebook.
 pub(super) struct Map {
     cells: Box<[Cell]>,
-    /// The book's points, then the neighbours of all lists: packed, eight in a row.
+    /// The book's points, then the neighbours of all lists: packed, eight per row.
     points: Box<[[i32; LANES]]>,
-    /// The numbers of the same points.
+    /// The indices of the same points.
     numbers: Box<[[u16; LANES]]>,
 }
 
-/// Eight low bits: the number of rows of eight neighbours, or 0 for a point of the book. The
-/// others: the first row, or the number of the point.
+/// Low eight bits: the number of rows of eight neighbours, or 0 for a point of the book. High bits:
+/// the first row, or the index of the point.
 #[derive(Clone, Copy)]
 struct Cell(u32);
 
@@ -262,30 +261,29 @@ impl Cell {
     }
 }
 
-/// Where a point of the lattice lies.
+/// Location of a lattice point.
 pub(super) enum Place<'a> {
-    /// In the book, under this number.
+    /// In the book, at this index.
     Known(u16),
-    /// Near these points of the book.
+    /// Outside, near these points of the book.
     Among(Neighbours<'a>),
 }
 
-/// The points of a book near a point that it lacks: the nearer ones first, lower numbers first
-/// among equals. Never empty; the last one is there several times where it takes that to fill the
-/// lanes.
+/// The points of a book near a lattice point outside it, ordered by distance, then index. Never
+/// empty; padded with the last one to fill the lanes.
 pub(super) struct Neighbours<'a> {
     points: &'a [[i32; LANES]],
     numbers: &'a [[u16; LANES]],
 }
 
 impl Neighbours<'_> {
-    /// The number of the point at this place of the list.
+    /// Index in the book of entry `at` of the list.
     #[inline(always)]
     pub(super) fn number(&self, at: usize) -> u16 {
         self.numbers.as_flattened()[at]
     }
 
-    /// The point at this place of the list, as [`pack`] makes it.
+    /// Entry `at` of the list, packed by [`pack`].
     #[inline(always)]
     pub(super) fn point(&self, at: usize) -> i32 {
         self.points.as_flattened()[at]
@@ -293,7 +291,7 @@ impl Neighbours<'_> {
 }
 
 impl Map {
-    /// Looks up the point whose levels have these [`digits`].
+    /// Looks up the point with these [`digits`].
     #[inline(always)]
     pub(super) fn at(&self, place: usize) -> Place<'_> {
         let cell = self.cells[place].0;
@@ -307,14 +305,14 @@ impl Map {
         }
     }
 
-    /// The point of the book with this number, as [`pack`] makes it.
+    /// The book's point at this index, packed by [`pack`].
     #[inline(always)]
     pub(super) fn point(&self, number: u16) -> i32 {
         self.points.as_flattened()[usize::from(number)]
     }
 }
 
-/// What three to the power of `i` sums up to, over the bits `i` of a byte.
+/// The sum of 3^i over the set bits `i` of a byte.
 static POWERS: [u16; 256] = {
     let mut sums = [0; 256];
     let mut bits = 1;
@@ -325,15 +323,14 @@ static POWERS: [u16; 256] = {
     sums
 };
 
-/// The [`digits`] of a point of eight levels 0 to 2: from the positions above level 0 and from
-/// those above level 1, a bit for each.
+/// The [`digits`] of a point of eight levels 0 to 2, from one bit per position: level above 0, and
+/// level above 1.
 #[inline(always)]
 pub(super) fn place_of_eight(above_0: u8, above_1: u8) -> usize {
     usize::from(POWERS[usize::from(above_0)]) + usize::from(POWERS[usize::from(above_1)])
 }
 
-/// The number of a point among all points of its lattice: its levels as digits, the first one
-/// lowest.
+/// The index of a point among all lattice points: its levels as digits, the first one lowest.
 fn digits<const D: usize>(levels: &[u8; D], base: usize) -> usize {
     levels
         .iter()
@@ -341,7 +338,7 @@ fn digits<const D: usize>(levels: &[u8; D], base: usize) -> usize {
         .fold(0, |code, &level| code * base + usize::from(level))
 }
 
-/// The levels of the point whose [`digits`] these are.
+/// The levels of the point with these [`digits`].
 const fn decode<const D: usize>(mut code: usize, base: usize) -> [u8; D] {
     let mut levels = [0; D];
     let mut i = 0;
@@ -353,7 +350,7 @@ const fn decode<const D: usize>(mut code: usize, base: usize) -> [u8; D] {
     levels
 }
 
-/// Points with `values[level]` in place of each level.
+/// Points with each level replaced by `values[level]`.
 pub(super) const fn spelled<const D: usize, const N: usize, const K: usize, T: Copy>(
     levels: &[[u8; D]; N],
     values: [T; K],
@@ -371,8 +368,7 @@ pub(super) const fn spelled<const D: usize, const N: usize, const K: usize, T: C
     points
 }
 
-/// Reads the points from a data file: one bit for every point of the lattice, in the order of their
-/// codes.
+/// Reads the points from a data file: one bit for every lattice point, in index order.
 pub(super) const fn read_points<const D: usize, const N: usize>(
     hex: &[u8],
     base: u8,
@@ -408,7 +404,7 @@ mod tests {
     use super::*;
     use crate::simd::Scalar;
 
-    /// Three points of eight positions: 0 all over, 2 in the first, 2 in the first two.
+    /// Three points of eight positions: all 0; 2 in the first; 2 in the first two.
     fn corners() -> Codebook<8, 3> {
         let point = |a, b| [a, b, 0, 0, 0, 0, 0, 0];
         Codebook {
@@ -420,7 +416,7 @@ mod tests {
     }
 
     #[test]
-    fn neighbours_come_by_distance_then_number_and_the_last_fills_the_lanes() {
+    fn neighbours_are_ordered_by_distance_then_index_and_padded() {
         let book = corners();
         let list = |a, b| match book.map().at(digits(&[a, b, 0, 0, 0, 0, 0, 0], 3)) {
             Place::Known(_) => panic!("{a} {b} is in the book"),
@@ -445,7 +441,7 @@ mod tests {
     }
 
     #[test]
-    fn a_point_of_the_book_is_its_own_place() {
+    fn codebook_points_map_to_themselves() {
         let book = corners();
         assert!(matches!(
             book.map().at(digits(&[2, 2, 0, 0, 0, 0, 0, 0], 3)),
@@ -454,7 +450,7 @@ mod tests {
     }
 
     #[test]
-    fn the_place_of_eight_levels_is_their_digits() {
+    fn place_of_eight_equals_digits() {
         for n in 0..6561 {
             let levels: [u8; 8] = decode(n, 3);
             let above = |limit| {
@@ -471,7 +467,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_of_the_cheapest_wins_over_several_rows() {
+    fn first_of_equal_costs_wins_across_rows() {
         let s = Scalar;
         // Row 1 has the cheapest point in lanes 2 and 6, row 2 in lane 1: levels of position 5.
         let levels = |level: u8| pack(&[0, 0, 0, 0, 0, level, 0, 0]);
@@ -502,7 +498,7 @@ mod tests {
     }
 
     #[test]
-    fn digits_and_levels_are_each_others_inverse() {
+    fn digits_and_levels_are_inverse() {
         for n in 0..4096 {
             let levels: [u8; 4] = decode(n, 8);
             assert_eq!(digits(&levels, 8), n);

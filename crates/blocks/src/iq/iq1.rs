@@ -1,4 +1,4 @@
-//! The ternary types: eight weights of -1, 0 or 1 to a point, all of them shifted up or down by an
+//! Ternary codebook types: eight weights of -1, 0 or 1 per point, all shifted up or down by an
 //! eighth.
 
 use super::ternary::{BOOK, MINUS, PLUS, SHIFT, Search, Sub, Sums, TRITS, eights};
@@ -9,28 +9,28 @@ use crate::simd::{LANES, Simd};
 use crate::types::GgmlType;
 use crate::{Block, Fault};
 
-/// Points in a block.
+/// Points per block.
 const POINTS: usize = BLOCK / 8;
-/// Weights under one scale of IQ1_S.
+/// Weights per scale of IQ1_S.
 const S_SUB: usize = 32;
-/// Weights under one scale of IQ1_M.
+/// Weights per scale of IQ1_M.
 const M_SUB: usize = 16;
-/// Scales in a block of IQ1_S.
+/// Scales per block of IQ1_S.
 const S_SUBS: usize = BLOCK / S_SUB;
-/// Scales in a block of IQ1_M.
+/// Scales per block of IQ1_M.
 const M_SUBS: usize = BLOCK / M_SUB;
 
 /// The largest scale of a block is stored as this many steps.
 const LARGEST_SCALE: f32 = 15.0;
 /// The highest code of a scale, in three bits.
 const TOP_SCALE: u8 = 7;
-/// ggml's correction of the block scale of IQ1_S, found by trial.
+/// ggml's empirical correction of the block scale of IQ1_S.
 const S_CORRECTION: f32 = 1.125;
-/// ggml's correction of the block scale of IQ1_M, found by trial.
+/// ggml's empirical correction of the block scale of IQ1_M.
 const M_CORRECTION: f32 = 1.1125;
-/// ggml takes a sub-block of IQ1_S for zero below this magnitude.
+/// ggml treats a sub-block of IQ1_S as zero below this magnitude.
 const S_LEAST: f32 = 1.0e-12;
-/// ggml takes a sub-block of IQ1_M for zero below this magnitude.
+/// ggml treats a sub-block of IQ1_M as zero below this magnitude.
 const M_LEAST: f32 = 1.0e-7;
 
 /// Eight columns from `from` on.
@@ -43,7 +43,7 @@ fn lanes<V: Simd>(simd: V, columns: &[f32], from: usize) -> V::F32 {
     )
 }
 
-/// Values of a point's weights, in units of the scale.
+/// Values of a point's weights in units of the scale.
 #[inline(always)]
 fn shifted<V: Simd>(simd: V, point: u16, minus: bool) -> V::F32 {
     let shift = if minus { MINUS[1] } else { PLUS[1] };
@@ -70,10 +70,10 @@ pub(crate) struct BlockIq1S {
     words: [[u8; 2]; S_SUBS],
 }
 
-/// IQ1_S: all of a sub-block is shifted up or down.
+/// IQ1_S: a whole sub-block is shifted up or down.
 pub(super) struct OneShift;
 
-/// Boundaries in a sub-block of IQ1_S, as many columns as the eight from the last one take.
+/// Columns for the boundaries of a sub-block of IQ1_S, up to eight after the last one.
 const S_COLUMNS: usize = S_SUB + LANES;
 
 /// Terms of the sums of IQ1_S.
@@ -81,7 +81,7 @@ pub(super) struct OneShiftParts {
     /// Running sums of (weight * x) and of the weights.
     x: [f32; S_COLUMNS],
     w: [f32; S_COLUMNS],
-    /// By shift: the terms of the weights above a boundary.
+    /// By shift: terms of the weights above a boundary.
     x_above: [[f32; S_COLUMNS]; 2],
     w_above: [[f32; S_COLUMNS]; 2],
 }
@@ -124,7 +124,7 @@ impl Search<S_SUB, 4, 2> for OneShift {
             )
         };
         let ((x_plus, w_plus), (x_minus, w_minus)) = (below(PLUS[0]), below(MINUS[0]));
-        // The value of those between the boundaries is the shift: only the sign differs.
+        // Values between the boundaries equal the shift: only the sign differs.
         let shift = simd.splat(PLUS[1]);
         let x = (lanes(simd, &parts.x, last) - simd.splat(parts.x[first])) * shift;
         let w = (lanes(simd, &parts.w, last) - simd.splat(parts.w[first])) * shift * shift;
@@ -169,7 +169,7 @@ impl Block<BLOCK> for BlockIq1S {
                     .iter()
                     .rev()
                     .fold(0, |word, p| word << 3 | p >> 8);
-                // Codes and shifts stay zero with the block scale.
+                // Codes and shifts stay zero when the block scale is zero.
                 let top = grades.map_or(0, |(_, codes)| {
                     u16::from(codes[i]) | (fit.choices[i] as u16) << 3
                 });
@@ -266,22 +266,20 @@ pub(crate) struct BlockIq1M {
 /// IQ1_M: each half of a sub-block is shifted up or down. Bit 1 of the choice is the first half's.
 struct TwoShifts;
 
-/// Boundaries in a sub-block of IQ1_M, as many columns as the eight from the last one take.
+/// Columns for the boundaries of a sub-block of IQ1_M, up to eight after the last one.
 const M_COLUMNS: usize = M_SUB + LANES;
 
-/// Terms of the sums of a half of IQ1_M.
+/// Terms of the sums of one half of IQ1_M.
 ///
 /// Neighbouring values differ by one, so the sum over all three parts is that of the greatest
-/// value, less one for each boundary that a weight is below. For squares, there are other
-/// differences.
+/// value, minus one for each boundary that a weight is below. Squares have other differences.
 #[derive(Clone, Copy, Default)]
 struct Part {
-    /// Running sums of (weight * x), and by shift what they come to if all weights had the greatest
-    /// value.
+    /// Running sums of (weight * x), and by shift the total if all weights had the greatest value.
     x: [f32; M_COLUMNS],
     x_all: [f32; 2],
-    /// By shift: what the sum of (weight * value * value) has from all weights and those below the
-    /// first boundary, and from those below the second.
+    /// By shift: the contributions to the sum of (weight * value * value) of all weights and those
+    /// below the first boundary, and of those below the second.
     w_first: [[f32; M_COLUMNS]; 2],
     w_last: [[f32; M_COLUMNS]; 2],
 }
@@ -359,7 +357,7 @@ impl Block<BLOCK> for BlockIq1M {
             *block = bytemuck::Zeroable::zeroed();
             block.points = bytemuck::cast(fit.points.map(|points| points.map(|p| p as u8)));
             block.halves = fit.points.map(|[p0, p1]| (p0 >> 8 | p1 >> 8 << 4) as u8);
-            // Codes and shifts stay zero with the block scale.
+            // Codes and shifts stay zero when the block scale is zero.
             let Some((step, codes)) = grade(&fit.scales, LARGEST_SCALE, TOP_SCALE) else {
                 continue;
             };
@@ -368,7 +366,7 @@ impl Block<BLOCK> for BlockIq1M {
                 *half |= down(0) << 3 | down(1) << 7;
             }
 
-            // The block scale is fitted once more, to all weights at their final codes.
+            // The block scale is refitted to all weights at their final codes.
             let (mut qx, mut qq) = (0.0, 0.0);
             let groups = x.as_chunks::<8>().0.iter().zip(errors.as_chunks::<8>().0);
             for (g, (x, errors)) in groups.enumerate() {

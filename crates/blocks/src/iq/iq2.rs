@@ -1,4 +1,4 @@
-//! The 2-bit codebook types: eight magnitudes to a point.
+//! 2-bit codebook types: eight magnitudes per point.
 
 use super::lattice::{Fit, Lattice, Plan, Resnap, from_largest};
 use super::signs::{EVEN_MASK, Signs, complete, signed, signs_and_code};
@@ -10,19 +10,19 @@ use crate::simd::Simd;
 use crate::types::GgmlType;
 use crate::{Block, Fault};
 
-/// Points in a block.
+/// Points per block.
 const POINTS: usize = BLOCK / 8;
-/// Levels of a magnitude.
+/// Levels per magnitude.
 const LEVELS: usize = 3;
 /// Values of the levels: roughly 1, 3 and 5 times eight.
 const VALUES: [f32; LEVELS] = [8.0, 25.0, 43.0];
-/// Candidates for a scale in IQ2_XXS: six on either side.
+/// Scale candidates of IQ2_XXS: six on either side.
 const XXS_CANDIDATES: usize = 13;
-/// Candidates for a scale in the other two types: nine on either side.
+/// Scale candidates of the other two types: nine on either side.
 const CANDIDATES: usize = 19;
-/// Scales in a block of IQ2_XXS.
+/// Scales per block of IQ2_XXS.
 const XXS_SUBS: usize = BLOCK / 32;
-/// Scales in a block of the other two types.
+/// Scales per block of the other two types.
 const SUBS: usize = BLOCK / 16;
 
 static XXS: Lattice<8, 256> = Lattice::new(include_bytes!("data/iq2_xxs.hex"), 2, VALUES);
@@ -55,28 +55,28 @@ const S_PLAN: Plan = Plan {
 const LARGEST_SCALE: f32 = 31.0;
 /// The highest code of a scale, in four bits.
 const TOP_SCALE: u8 = 15;
-/// ggml's correction of the block scale of IQ2_S, found by trial.
+/// ggml's empirical correction of the block scale of IQ2_S.
 const S_CORRECTION: f32 = 0.9875;
 
-/// The scale of a value, from the block scale and a four-bit code.
+/// Factor of the values, from the block scale and a four-bit code.
 #[inline]
 fn scale_of(d: f32, code: u8) -> f32 {
     d * (0.5 + f32::from(code)) * 0.25
 }
 
-/// Scale number `i` of those that are packed two to a byte, low half first.
+/// Scale code `i`, packed two per byte, low half first.
 #[inline]
 fn code_at(codes: &[u8; SUBS / 2], i: usize) -> u8 {
     codes[i / 2] >> (4 * (i % 2)) & 0x0f
 }
 
-/// Changes that code.
+/// Changes scale code `i`.
 fn nudge_code(codes: &mut [u8; SUBS / 2], i: usize, change: i8) {
     let (byte, shift) = (&mut codes[i / 2], 4 * (i % 2));
     *byte = *byte & !(0x0f << shift) | nudged(*byte >> shift & 0x0f, change, TOP_SCALE) << shift;
 }
 
-/// Packs four-bit codes two to a byte, low half first.
+/// Packs four-bit codes two per byte, low half first.
 fn pack_codes(codes: [u8; SUBS]) -> [u8; SUBS / 2] {
     std::array::from_fn(|i| codes[2 * i] | codes[2 * i + 1] << 4)
 }
@@ -196,10 +196,11 @@ impl Pointed for BlockIq2Xxs {
     }
 }
 
-/// The highest of the plain levels that the first scale of IQ2_XXS is fitted to.
+/// The highest plain level to which the first scale of IQ2_XXS is fitted.
 const PLAIN_TOP: i32 = LEVELS as i32 + 1;
 
-/// The start of IQ2_XXS: the scale of the best fit with plain levels 0 to 4, and three times that.
+/// Starting point of IQ2_XXS: the scale of the best fit with plain levels 0 to 4, and three times
+/// that.
 #[inline(always)]
 fn from_plain_levels<V: Simd>(
     simd: V,

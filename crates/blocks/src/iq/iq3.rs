@@ -1,4 +1,4 @@
-//! The 3-bit codebook types: four magnitudes to a point.
+//! 3-bit codebook types: four magnitudes per point.
 
 use super::lattice::{Fit, Lattice, Plan, Resnap, from_largest};
 use super::signs::{EVEN_MASK, Signs, complete, signed, signs_and_code};
@@ -9,16 +9,16 @@ use crate::simd::Simd;
 use crate::types::GgmlType;
 use crate::{Block, Fault};
 
-/// Weights under one scale.
+/// Weights per scale.
 const SUB: usize = 32;
-/// Points under one scale.
+/// Points per scale.
 const POINTS: usize = SUB / 4;
-/// Scales in a block.
+/// Scales per block.
 const SUBS: usize = BLOCK / SUB;
-/// Levels of a magnitude.
+/// Levels per magnitude.
 const LEVELS: usize = 8;
 
-/// The values of IQ3_XXS. They are near multiples of eight, but the outermost lies farther out.
+/// Values of IQ3_XXS: near multiples of eight, except the outermost, which lies farther out.
 static XXS: Lattice<4, 256> = Lattice::new(
     include_bytes!("data/iq3_xxs.hex"),
     2,
@@ -30,9 +30,9 @@ static S: Lattice<4, 512> = Lattice::new(
     [1.0, 3.0, 5.0, 7.0, 9.0, 11.0, 13.0, 15.0],
 );
 
-/// Candidates for a scale in IQ3_XXS: fifteen on either side.
+/// Scale candidates of IQ3_XXS: fifteen on either side.
 const XXS_CANDIDATES: usize = 31;
-/// Candidates for a scale in IQ3_S: nine on either side.
+/// Scale candidates of IQ3_S: nine on either side.
 const S_CANDIDATES: usize = 19;
 
 /// ggml's search range for IQ3_XXS.
@@ -42,7 +42,7 @@ const XXS_PLAN: Plan = Plan {
     resnap: Resnap::Strays,
     signs: Signs::Even,
 };
-/// ggml's search range for IQ3_S, where only zeros are taken for zero.
+/// ggml's search range for IQ3_S, where only zeros count as zero.
 const S_PLAN: Plan = Plan {
     stride: 0.2,
     least: f32::from_bits(1),
@@ -54,9 +54,9 @@ const S_PLAN: Plan = Plan {
 const LARGEST_SCALE: f32 = 31.0;
 /// The highest code of a scale, in four bits.
 const TOP_SCALE: u8 = 15;
-/// ggml's correction of the block scale of IQ3_XXS, found by trial.
+/// ggml's empirical correction of the block scale of IQ3_XXS.
 const XXS_CORRECTION: f32 = 1.0125;
-/// ggml's correction of the block scale of IQ3_S, found by trial.
+/// ggml's empirical correction of the block scale of IQ3_S.
 const S_CORRECTION: f32 = 1.033;
 
 /// The values of two points.
@@ -228,9 +228,9 @@ impl Block<BLOCK> for BlockIq3S {
                     .rev()
                     .fold(0, |bits, p| bits << 1 | (p >> 8) as u8)
             });
-            // ggml skips the points and signs of a sub-block of zeros: those behind it move up,
-            // although their ninth bits and scales stay, and dequantize to other weights. We keep
-            // these bytes.
+            // ggml skips points and signs of all-zero sub-blocks: those after them move up,
+            // although their ninth bits and scales stay, so they dequantize to other weights. These
+            // bytes are reproduced.
             for (place, i) in (0..SUBS).filter(|&i| !fit.empty[i]).enumerate() {
                 block.points[place] = fit.points[i].map(|p| p as u8);
                 block.signs[place] = fit.signs.as_chunks().0[i];
@@ -304,7 +304,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_follows_a_sub_block_of_zeros_moves_up_in_iq3_s() {
+    fn sub_blocks_after_zeros_move_up_in_iq3_s() {
         let mut x = [0.0; BLOCK];
         for (i, v) in x.iter_mut().enumerate().filter(|(i, _)| i / SUB != 1) {
             *v = (i % SUB) as f32 - 15.5;

@@ -1,7 +1,7 @@
 //! The search of the 2-bit and 3-bit codebook types.
 //!
-//! A sub-block has one scale, and its magnitudes (in groups of `D`) are odd multiples of it that
-//! must lie in a codebook:
+//! A sub-block has one scale; its magnitudes, in groups of `D`, are odd multiples of the scale that
+//! form codebook points:
 //!
 //! ```text
 //! for each candidate 1/scale around the one that takes the largest magnitude to the top level:
@@ -10,16 +10,17 @@
 //! snap the groups again at that scale, and refit it
 //! ```
 //!
-//! Sums run in source order and comparisons are strict, as in ggml. For speed:
+//! Sums run in source order and comparisons are strict, as in ggml. Optimizations:
 //!
-//! 1. Lanes are eight sub-blocks, of which every step but one treats one position at a time. So a sum over a
-//!    sub-block keeps its order, and there is no candidate or sub-block left over to fill lanes with.
-//! 2. That one step is the search of neighbours, where the lanes are neighbours (see [`grid`](super::grid)). It goes
+//! 1. Lanes are eight sub-blocks; every step but one handles one position at a time. So a sum over a sub-block keeps
+//!    its order, and no candidate or sub-block is left over to fill lanes.
+//! 2. The exception is the search of neighbours, where lanes are neighbours (see [`grid`](super::grid)). It goes
 //!    through all candidates of one group of one sub-block before the next, so that the group stays in registers.
-//! 3. Rounding, searching and summing are loops of their own over all candidates: the first and the last have no
-//!    branches, and all have much that does not wait for each other.
+//! 3. Rounding, searching and summing are separate loops over all candidates: the first and the last have no
+//!    branches, and all have much independent work.
 //!
-//! Results of the candidates stay in memory between these loops: 8 KiB for the types with 31 candidates.
+//! Results of the candidates stay in memory between these loops: 8 KiB for types with 31
+//! candidates.
 
 use super::BLOCK;
 use super::grid::{Codebook, Map, Place, TABLES, cheapest, entry, field, read_points, spelled};
@@ -28,7 +29,7 @@ use crate::feedback::{Eights, Fours};
 use crate::simd::{LANES, Simd};
 use std::sync::OnceLock;
 
-/// A codebook and the format's values of its points.
+/// A codebook and the values of its points in the format.
 pub(super) struct Lattice<const D: usize, const N: usize> {
     book: Codebook<D, N>,
     /// Values of the points, in units of the scale.
@@ -37,11 +38,11 @@ pub(super) struct Lattice<const D: usize, const N: usize> {
     fours: OnceLock<Fours>,
 }
 
-/// 2 * level + 1 for every level that a book may have.
+/// 2 * level + 1 for every possible level.
 const ODD: [f32; 8] = [1.0, 3.0, 5.0, 7.0, 9.0, 11.0, 13.0, 15.0];
 
 impl<const D: usize, const N: usize> Lattice<D, N> {
-    /// A lattice of `K` levels that stand for `values`; `hex` is the data file; `shells` as in
+    /// A lattice of `K` levels with these values; `hex` is the data file; `shells` as in
     /// [`Codebook::new`].
     pub(super) const fn new<const K: usize>(hex: &[u8], shells: usize, values: [f32; K]) -> Self {
         let levels = read_points(hex, K as u8);
@@ -56,28 +57,28 @@ impl<const D: usize, const N: usize> Lattice<D, N> {
 }
 
 impl<const N: usize> Lattice<8, N> {
-    /// The points for rounding with error feedback, arranged on first use.
+    /// The points for error feedback, arranged on first use.
     pub(super) fn eights(&self) -> &Eights {
         self.eights.get_or_init(|| Eights::new(&self.values))
     }
 }
 
 impl<const N: usize> Lattice<4, N> {
-    /// The points for rounding with error feedback, arranged on first use.
+    /// The points for error feedback, arranged on first use.
     pub(super) fn fours(&self) -> &Fours {
         self.fours.get_or_init(|| Fours::new(&self.values))
     }
 }
 
-/// When the groups are snapped again, at the scale that the candidates led to.
+/// Condition for snapping the groups again, at the scale of the best candidate.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Resnap {
     /// All groups, always.
     Always,
-    /// All groups, if any had left the lattice point that it was rounded to, or no candidate was
-    /// accepted.
+    /// All groups, if the codebook point of any differed from its rounded lattice point, or no
+    /// candidate was accepted.
     AllIfAnyStrayed,
-    /// Those that had left the lattice point that they were rounded to.
+    /// Only groups whose codebook point differed from their rounded lattice point.
     Strays,
 }
 
@@ -85,7 +86,7 @@ pub(super) enum Resnap {
 pub(super) struct Plan {
     /// Distance between candidates, in half steps of the top level.
     pub(super) stride: f32,
-    /// Sub-blocks without a magnitude as large as this are taken for zero.
+    /// Sub-blocks whose magnitudes are all smaller count as zero.
     pub(super) least: f32,
     pub(super) resnap: Resnap,
     pub(super) signs: Signs,
@@ -96,34 +97,34 @@ pub(super) struct Fit<const G: usize, const B: usize> {
     /// One per sub-block, not negative (but NaN where sums overflowed).
     pub(super) scales: [f32; B],
     pub(super) points: [[u16; G]; B],
-    /// Which sub-blocks were taken for zero; every other field is zero there.
+    /// True for sub-blocks treated as zero; their other fields are zero.
     pub(super) empty: [bool; B],
-    /// Eight weights each.
+    /// Eight weights per byte.
     pub(super) signs: [u8; 32],
 }
 
-/// Eight sub-blocks of `L` magnitudes: by position, one in each lane.
+/// Eight sub-blocks of `L` magnitudes: by position, one per lane.
 struct Subs<const L: usize> {
     magnitudes: [[f32; LANES]; L],
     weights: [[f32; LANES]; L],
-    /// Square roots of the weights, by which neighbours are compared.
+    /// Square roots of the weights, for comparing neighbours.
     roots: [[f32; LANES]; L],
     /// Weight times magnitude.
     products: [[f32; LANES]; L],
 }
 
-/// Where eight sub-blocks lie in the lattice, or their points of the book, packed; by group.
+/// Lattice indices of eight sub-blocks, or their packed codebook points; by group.
 type Points<const G: usize> = [[i32; LANES]; G];
 
-/// Marks a point that is not the one that the group was rounded to.
+/// Marks a codebook point that differs from the rounded lattice point.
 const STRAYED: i32 = i32::MIN;
 
 impl<const D: usize, const N: usize> Lattice<D, N> {
-    /// Searches a block of `B` sub-blocks of `L` = `G * D` weights, with `C` candidates for each.
+    /// Searches a block of `B` sub-blocks of `L` = `G * D` weights, with `C` candidates each.
     ///
     /// `start` takes magnitudes and weights of eight sub-blocks, by position, and the largest
-    /// magnitudes. It gives the scale to begin with and the magnitude that the middle candidate
-    /// takes to the top level; where that is not positive, the sub-block is taken for zero.
+    /// magnitudes. It returns the initial scale and the magnitude that the middle candidate maps to
+    /// the top level; where that is not positive, the sub-block counts as zero.
     #[inline(always)]
     pub(super) fn fit<S: Simd, const L: usize, const G: usize, const C: usize, const B: usize>(
         &self,
@@ -201,7 +202,7 @@ impl<const D: usize, const N: usize> Lattice<D, N> {
         fit
     }
 
-    /// The best scales of eight sub-blocks (negative if all signs should be turned) and the points
+    /// The best scales of eight sub-blocks (negative if all signs are to be flipped) and the points
     /// of their groups. NaN where a group has no nearest point.
     #[inline(always)]
     fn search<S: Simd, const L: usize, const G: usize, const C: usize>(
@@ -252,7 +253,7 @@ impl<const D: usize, const N: usize> Lattice<D, N> {
             chosen = simd.select_i32(better, simd.splat_i32(c as i32), chosen);
         }
 
-        // Without a candidate, the first point of the book.
+        // Default without an accepted candidate: the first point of the book.
         let unchosen = first
             | if plan.resnap == Resnap::Strays {
                 0
@@ -300,7 +301,7 @@ impl<const D: usize, const N: usize> Lattice<D, N> {
         for points in &mut points {
             *points = self.numbers(simd, map, points);
         }
-        // ggml gives up without a nearest point; here, a NaN lets the block show its fault.
+        // ggml aborts without a nearest point; here, a NaN makes the block faulty.
         for lane in (0..LANES).filter(|lane| lost >> lane & 1 == 1) {
             scales[lane] = f32::NAN;
             points.iter_mut().for_each(|points| points[lane] = 0);
@@ -308,8 +309,8 @@ impl<const D: usize, const N: usize> Lattice<D, N> {
         (scales, points)
     }
 
-    /// Where in the lattice group `g` of each sub-block is rounded to: levels as digits, the first
-    /// one lowest.
+    /// Lattice index of the rounded group `g` of each sub-block: levels as digits, the first one
+    /// lowest.
     #[inline(always)]
     fn places<S: Simd, const L: usize>(
         &self,
@@ -318,8 +319,8 @@ impl<const D: usize, const N: usize> Lattice<D, N> {
         g: usize,
         inverse: S::F32,
     ) -> [i32; LANES] {
-        /// Where [`nearest_int`](crate::num::nearest_int) adds 1.5 * 2^23 to a half, twice
-        /// as much added to twice as much leaves the same mantissa: the integer plus 2^22.
+        /// As [`nearest_int`](crate::num::nearest_int) adds 1.5 * 2^23 to a half, twice as much
+        /// added to twice as much gives the same mantissa: the integer plus 2^22.
         const MAGIC: f32 = 2.0 * 12_582_912.0;
         const MANTISSA: i32 = 0x007f_ffff;
         const ZERO: i32 = 0x0040_0000;
@@ -342,14 +343,14 @@ impl<const D: usize, const N: usize> Lattice<D, N> {
         simd.store_i32(place - simd.splat_i32(excess))
     }
 
-    /// The numbers of packed points of the book.
+    /// Indices of packed codebook points.
     #[inline(always)]
     fn numbers<S: Simd>(&self, simd: S, map: &Map, points: &[i32; LANES]) -> [i32; LANES] {
         let points = simd.load_i32(points);
         let base = i32::from(self.book.base());
         let mut place = simd.splat_i32(0);
         for i in (0..D).rev() {
-            // Fields of positions of up to four levels have two bits.
+            // Fields of positions with up to four levels have two bits.
             let level = simd.and(
                 field(simd, points, i),
                 simd.splat_i32(if D == TABLES { 7 } else { 3 }),
@@ -363,8 +364,8 @@ impl<const D: usize, const N: usize> Lattice<D, N> {
             })
     }
 
-    /// The book's point for a group that was rounded to this place. `None` where no neighbour's
-    /// distance is a number that f32 can hold.
+    /// The codebook point for a group rounded to this lattice point. `None` if no neighbour's
+    /// distance is finite in f32.
     #[inline(always)]
     fn snap<S: Simd>(
         &self,
@@ -400,7 +401,7 @@ fn times<S: Simd>(simd: S, x: S::I32, base: i32) -> S::I32 {
     }
 }
 
-/// A group of one sub-block, spread over the lanes as the tables of costs are.
+/// A group of one sub-block, spread over the lanes like the cost tables.
 struct Group<S: Simd> {
     magnitudes: [S::F32; TABLES],
     roots: [S::F32; TABLES],
@@ -432,7 +433,7 @@ impl<S: Simd> Group<S> {
     }
 }
 
-/// The odd numbers that a table of costs is for: all eight, or the first four twice.
+/// The odd numbers of a cost table: all eight, or the first four twice.
 const fn odd_table<const D: usize>() -> [f32; LANES] {
     let mut table = ODD;
     if D != TABLES {
@@ -466,7 +467,7 @@ fn moments<S: Simd, const D: usize, const L: usize, const G: usize>(
     (qx, qq)
 }
 
-/// The start of most types: the largest magnitude at the top level of `K`.
+/// Starting point of most types: the largest magnitude at the top level of `K`.
 #[inline(always)]
 pub(super) fn from_largest<S: Simd, const L: usize, const K: usize>(
     simd: S,

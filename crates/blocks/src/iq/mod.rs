@@ -21,12 +21,12 @@ pub(crate) use iq3::{BlockIq3S, BlockIq3Xxs};
 /// Weights in a block.
 const BLOCK: usize = 256;
 
-/// The squares of the weights, as which 3-bit types and IQ1_M weigh errors without importance.
+/// Squares of the weights: the error weights of 3-bit types and IQ1_M without importance weights.
 fn squares(x: &[f32; BLOCK]) -> [f32; BLOCK] {
     x.map(|v| v * v)
 }
 
-/// The weights of errors of the 3-bit types and IQ1_M; `sum_of_squares` is that of the block.
+/// Error weights of the 3-bit types and IQ1_M; `sum_of_squares` is that of the block.
 #[inline(always)]
 fn error_weights(
     x: &[f32; BLOCK],
@@ -39,9 +39,9 @@ fn error_weights(
     }
 }
 
-/// Stores scales as odd multiples `2 * code + 1`, `code <= top`, of the returned step, the largest
-/// of them as `odd`. `None` if all scales are zero. A scale that is NaN (at which ggml gives up)
-/// makes the step NaN, so that the block shows its [`Fault`](super::Fault).
+/// Stores scales as odd multiples `2 * code + 1`, `code <= top`, of the returned step; the largest
+/// becomes `odd`. `None` if all scales are zero. A NaN scale (at which ggml aborts) makes the step
+/// NaN, so that the block has a [`Fault`](super::Fault).
 fn grade<const B: usize>(scales: &[f32; B], odd: f32, top: u8) -> Option<(f32, [u8; B])> {
     let largest = scales.iter().fold(0.0, |largest, &s| max(largest, s));
     let invalid = scales.iter().any(|s| s.is_nan());
@@ -68,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn a_scale_that_is_no_number_shows_wherever_it_stands() {
+    fn nan_scales_make_the_step_nan() {
         for at in 0..3 {
             let mut scales = [0.0; 3];
             scales[at] = f32::NAN;

@@ -1,9 +1,9 @@
-//! Signs of eight weights in a byte (bit i set: weight i is negative), or in seven bits where their
-//! parity is even.
+//! Signs of eight weights in a byte (bit i set: weight i is negative), or in seven bits with even
+//! parity.
 
 use crate::simd::Simd;
 
-/// Seven sign bits, when the eighth is what makes the number of negative weights even.
+/// Mask of seven sign bits, when the eighth makes the number of negative weights even.
 pub(super) const EVEN_MASK: u8 = 0x7f;
 
 /// Encoding of the signs of eight weights.
@@ -11,14 +11,14 @@ pub(super) const EVEN_MASK: u8 = 0x7f;
 pub(super) enum Signs {
     /// In eight bits.
     Free,
-    /// In seven bits; an odd number of minus signs cannot be encoded, so the weight of least cost gets
+    /// In seven bits; an odd number of minus signs cannot be encoded, so the cheapest weight gets
     /// the wrong sign.
     Even,
 }
 
 impl Signs {
-    /// Makes magnitudes of eight weights in each lane and returns their signs. The weight that got
-    /// the wrong sign has a negative magnitude.
+    /// Splits eight weights per lane into magnitudes, in place, and signs. The weight with the
+    /// wrong sign keeps a negative magnitude.
     #[inline(always)]
     pub(super) fn split<S: Simd>(
         self,
@@ -28,12 +28,12 @@ impl Signs {
     ) -> S::I32 {
         let (zero, none) = (simd.splat(0.0), simd.splat_i32(0));
         let bit = |i: usize| simd.splat_i32(1 << i);
-        // The bit of the weight with the least cost of a wrong sign, the first of equals.
+        // The bit of the weight whose wrong sign costs least, the first of equals.
         let cost = |x: S::F32, importance: S::F32| importance * x * x;
         let (mut least, mut cheapest) = (cost(x[0], importance[0]), bit(0));
         let (mut signs, mut count) = (none, none);
         for (i, (v, &importance)) in x.iter_mut().zip(importance).enumerate() {
-            // Written so that a NaN counts as negative, as in ggml.
+            // In this form, a NaN counts as negative, as in ggml.
             let negative = simd.not(simd.ge(*v, zero));
             signs = simd.or(signs, simd.select_i32(negative, bit(i), none));
             if self == Signs::Even {
@@ -52,12 +52,12 @@ impl Signs {
         for (i, v) in x.iter_mut().enumerate() {
             *v = simd.select(simd.eq_i32(turned, bit(i)), simd.neg(*v), *v);
         }
-        // One or the other, but not both.
+        // Exclusive or.
         let other = simd.or(signs, turned) - simd.and(signs, turned);
         simd.and(other, simd.splat_i32(EVEN_MASK.into()))
     }
 
-    /// The signs of the same weights, all turned round.
+    /// The signs of the same weights, negated.
     #[inline]
     pub(super) fn flipped(self, signs: u8) -> u8 {
         match self {
@@ -73,7 +73,7 @@ pub(super) fn complete(seven: u8) -> u8 {
     seven | ((seven.count_ones() as u8 & 1) << 7)
 }
 
-/// The little-endian word of 32 weights: four times seven signs, then a code of four bits.
+/// The little-endian word of 32 weights: four times seven signs, then a four-bit code.
 #[inline]
 pub(super) fn signs_and_code(signs: [u8; 4], code: u8) -> [u8; 4] {
     let signs = signs
@@ -83,7 +83,7 @@ pub(super) fn signs_and_code(signs: [u8; 4], code: u8) -> [u8; 4] {
     (signs | u32::from(code) << 28).to_le_bytes()
 }
 
-/// `scale * value`, with the signs put on.
+/// `scale * value` with these signs.
 #[inline(always)]
 pub(super) fn signed<V: Simd>(simd: V, scale: f32, values: &[f32; 8], signs: u8) -> [f32; 8] {
     simd.store(simd.negate_where(signs, simd.splat(scale) * simd.load(values)))
@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn even_signs_come_back_complete() {
+    fn even_signs_round_trip() {
         let x = [1.0, -2.0, 3.0, -4.0, 5.0, 6.0, -7.0, -8.0];
         let (signs, magnitudes) = split(Signs::Even, x, [1.0; 8]);
         assert_eq!(magnitudes, x.map(f32::abs));
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn an_odd_number_of_signs_costs_the_cheapest_weight_its_own() {
+    fn odd_signs_flip_the_cheapest_weight() {
         let x = [1.0, -2.0, 3.0, 4.0, 0.5, 6.0, 7.0, 8.0];
         let (signs, magnitudes) = split(Signs::Even, x, [1.0; 8]);
         assert_eq!(magnitudes, [1.0, 2.0, 3.0, 4.0, -0.5, 6.0, 7.0, 8.0]);

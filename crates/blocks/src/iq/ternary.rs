@@ -1,4 +1,4 @@
-//! The search that the ternary types share.
+//! The search of the ternary codebook types.
 //!
 //! Sorted by size, the weights of a sub-block fall into three runs with the values -1, 0 and 1
 //! (plus a shift), so all ways to split them are tried:
@@ -11,13 +11,13 @@
 //! refit the scale if that happened
 //! ```
 //!
-//! Sums run in source order and comparisons are strict, as in ggml. Departures, for speed:
+//! Sums run in source order and comparisons are strict, as in ggml. Optimizations:
 //!
-//! 1. Lanes are eight second boundaries. Whether a split is better depends on those before it, so the lanes are asked
-//!    at once whether any beats the best so far, and only then one after the other.
-//! 2. The search begins with a score that some split is known to beat, so that it hardly ever has to take turns
+//! 1. Lanes are eight second boundaries. Acceptance of a split depends on the previous ones, so the lanes are first
+//!    tested together against the best score so far, and one by one only if any is better.
+//! 2. The search starts with a score that some split is known to beat, so that the slow path is rare
 //!    ([`Search::floor`]). It costs a sample of the splits.
-//! 3. Nothing is sorted: the place of a weight is the number of those before it, counted eight at a time.
+//! 3. Nothing is sorted: the rank of a weight is the number of weights before it, counted eight at a time.
 
 use super::BLOCK;
 use super::grid::{
@@ -34,21 +34,20 @@ pub(super) static BOOK: Codebook<8, 2048> = Codebook::new(LEVELS, 3, 3);
 /// Its points in trits.
 pub(super) static TRITS: [[i8; 8]; 2048] = spelled(&LEVELS, [-1, 0, 1]);
 
-/// They for rounding with error feedback, arranged on first use.
+/// The points for error feedback, arranged on first use.
 pub(super) fn eights() -> &'static Eights {
     static POINTS: OnceLock<Eights> = OnceLock::new();
     POINTS.get_or_init(|| Eights::new(&TRITS.map(|point| point.map(f32::from))))
 }
 
-/// How far all values are shifted, up or down.
+/// Shift of all values, up or down.
 pub(super) const SHIFT: f32 = 0.125;
 /// The three values, shifted up.
 pub(super) const PLUS: [f32; 3] = [-1.0 + SHIFT, SHIFT, 1.0 + SHIFT];
 /// The three values, shifted down.
 pub(super) const MINUS: [f32; 3] = [-1.0 - SHIFT, -SHIFT, 1.0 - SHIFT];
 
-/// What the search finds for a block of `B` sub-blocks of `G` groups; zero where a sub-block was
-/// taken for zero.
+/// Result for a block of `B` sub-blocks of `G` groups; zero for sub-blocks treated as zero.
 pub(super) struct Fit<const G: usize, const B: usize> {
     /// One per sub-block, not negative (but NaN where sums overflowed).
     pub(super) scales: [f32; B],
@@ -73,14 +72,14 @@ pub(super) struct Sums<V: Simd, const C: usize> {
     pub(super) qq: [V::F32; C],
 }
 
-/// The best of the splits that were offered; of equal ones, the first.
+/// The best split offered so far; the first of equals.
 struct Best {
     score: f32,
     split: Option<Split>,
 }
 
 impl Best {
-    /// Offers the splits at `first` and at the eight boundaries from `last` on.
+    /// Offers the splits at `first` and the eight boundaries from `last` on.
     #[inline(always)]
     fn offer<V: Simd, const C: usize>(
         &mut self,
@@ -118,7 +117,7 @@ impl Best {
                 last: last + lane,
                 choice,
             });
-            // All that follow are asked anew: a score can be a rounding error below the one that it
+            // All later lanes are tested again: a score can be a rounding error below the one it
             // beat.
             open = positive
                 & !1 << next
@@ -136,7 +135,7 @@ fn squares<V: Simd, const C: usize>(qx: &[V::F32; C]) -> [V::F32; C] {
     squares
 }
 
-/// Where `squares / qq` is above the score, if `qq` is positive.
+/// Lanes where `squares / qq` is above the score, for positive `qq`.
 #[inline(always)]
 fn better<V: Simd, const C: usize>(
     simd: V,
@@ -161,7 +160,7 @@ fn bits<V: Simd, const C: usize>(simd: V, masks: &[V::Mask; C]) -> [u8; C] {
     bits
 }
 
-/// The bits of `C` masks in one word: bit `C * lane + choice` is that lane of that mask.
+/// The bits of `C` masks in one word: bit `C * lane + choice`.
 #[inline(always)]
 fn in_order<const C: usize>(masks: [u8; C]) -> u32 {
     const { assert!(C * LANES <= 32) };
@@ -171,7 +170,7 @@ fn in_order<const C: usize>(masks: [u8; C]) -> u32 {
     })
 }
 
-/// For every byte, the sum of `base` to the power of `i` over its bits `i`.
+/// For every byte, the sum of `base^i` over its set bits `i`.
 const fn sums_over_bits(base: u32) -> [u32; 256] {
     let mut sums = [0; 256];
     let mut byte = 1;
@@ -182,8 +181,7 @@ const fn sums_over_bits(base: u32) -> [u32; 256] {
     sums
 }
 
-/// A sub-block of `G` groups: the weights, what the error of each counts, and its place in
-/// ascending order.
+/// A sub-block of `G` groups: weights, error weights, and ranks in ascending order.
 pub(super) struct Sub<'a, const G: usize> {
     pub(super) x: &'a [[f32; 8]; G],
     pub(super) weights: &'a [[f32; 8]; G],
@@ -191,15 +189,15 @@ pub(super) struct Sub<'a, const G: usize> {
 }
 
 impl<const G: usize> Sub<'_, G> {
-    /// For `P` parts of the sub-block, the running sums of (weight * x) and of the weights, the
-    /// smallest x first: entry `i` is the sum over those of the `i` smallest of all `S` that lie in
-    /// the part. What lies behind is NaN, which compares as no better than anything.
+    /// For `P` parts of the sub-block, the running sums of (weight * x) and of the weights, in
+    /// ascending order of x: entry `i` is the sum over those of the `i` smallest of all `S` that
+    /// lie in the part. Later entries are NaN, which never compares as better.
     #[inline(always)]
     pub(super) fn running<const P: usize, const S: usize, const COLUMNS: usize>(
         &self,
     ) -> [[[f32; COLUMNS]; 2]; P] {
         const { assert!(S == 8 * G && COLUMNS > S && COLUMNS.is_multiple_of(LANES)) };
-        // A weight of another part adds zero, which changes no sum that began with zero.
+        // A weight of another part adds zero, which leaves a sum that started at zero unchanged.
         let mut terms = [[[0.0; 2]; P]; S];
         for g in 0..G {
             for i in 0..8 {
@@ -221,32 +219,32 @@ impl<const G: usize> Sub<'_, G> {
     }
 }
 
-/// A search over sub-blocks of `S` = 8 * `G` weights with `C` choices of shifts. To turn all shifts
-/// of choice `c` round is choice `C - 1 - c`.
+/// A search over sub-blocks of `S` = 8 * `G` weights with `C` choices of shifts. Flipping all
+/// shifts of choice `c` gives choice `C - 1 - c`.
 pub(super) trait Search<const S: usize, const G: usize, const C: usize> {
-    /// Sub-blocks without a magnitude as large as this are taken for zero.
+    /// Sub-blocks whose magnitudes are all smaller count as zero.
     const LEAST: f32;
 
-    /// Whether a choice shifts a group down.
+    /// True if the choice shifts the group down.
     fn shifted_down(choice: usize, group: usize) -> bool;
 
-    /// What the sums of all splits are made of.
+    /// Terms of the sums of all splits.
     type Parts;
 
     fn parts<V: Simd>(simd: V, sub: &Sub<G>) -> Self::Parts;
 
     /// The sums at the first boundary `first` and the eight second boundaries from `last` on; NaN
-    /// beyond the last one.
+    /// past the last one.
     fn sums<V: Simd>(simd: V, parts: &Self::Parts, first: usize, last: usize) -> Sums<V, C>;
 
-    /// The split that explains most, the first one if several do.
+    /// The split with the largest reduction of the error, the first of equals.
     #[inline(always)]
     fn best_split<V: Simd>(simd: V, sub: &Sub<G>) -> Option<Split> {
         let parts = Self::parts(simd, sub);
         Self::best_above(simd, &parts, Self::floor(simd, sub, &parts))
     }
 
-    /// The split that the search finds when it begins with a score.
+    /// The split found when the search starts from a given score.
     #[inline(always)]
     fn best_above<V: Simd>(simd: V, parts: &Self::Parts, score: f32) -> Option<Split> {
         let mut best = Best { score, split: None };
@@ -258,20 +256,20 @@ pub(super) trait Search<const S: usize, const G: usize, const C: usize> {
         best.split
     }
 
-    /// A score from which the search finds the same split as from the lowest one.
+    /// A starting score with the same search result as the lowest score.
     ///
-    /// Take a split of score L, and let the search begin with a score less by a part of 2^-9. A
-    /// comparison errs by less than 2^-22 of the score, if nothing overflows or vanishes. There are
-    /// at most 1122 splits, so somewhere between that beginning and L there are 2^-20 of L in which
-    /// no split's score lies. The first split above that gap (there is one, L's) is taken, whatever
-    /// the search held before it; from then on both searches are the same.
+    /// Take a split of score L, and start from L less a relative 2^-9. A comparison errs by less
+    /// than 2^-22 of the score, without overflow or underflow. There are at most 1122 splits, so
+    /// somewhere between the start and L there is an interval of 2^-20 of L without any split's
+    /// score. The first split above that gap (there is one, L's) is accepted whatever the best was
+    /// before it; from then on both searches are the same.
     #[inline(always)]
     fn floor<V: Simd>(simd: V, sub: &Sub<G>, parts: &Self::Parts) -> f32 {
         const BELOW: f32 = 1.0 - 1.0 / 512.0;
         const STRIDE: usize = 4;
-        // Between these, lane by lane, the sums of (weight * value * value), which are at least
-        // 1/64 of that of the weights, the squares of the others and the products that are compared
-        // keep clear of f32's limits.
+        // Bounds, lane by lane, within which the sums of (weight * value * value), which are at
+        // least 1/64 of those of the weights, the squares of the others and the compared products
+        // stay clear of f32's limits.
         const LEAST: f32 = 1.0 / (1u64 << 40) as f32;
         const MOST: f32 = (1u64 << 36) as f32;
         const FAINTEST: f32 = 1.0 / (1u64 << 60) as f32;
@@ -347,7 +345,7 @@ pub(super) trait Search<const S: usize, const G: usize, const C: usize> {
         fit
     }
 
-    /// Scale, points and choice of shifts of a sub-block; `None` if no split explains anything.
+    /// Scale, points and choice of shifts of a sub-block; `None` if no split reduces the error.
     #[inline(always)]
     fn fit_sub<V: Simd>(
         simd: V,
@@ -388,7 +386,7 @@ pub(super) trait Search<const S: usize, const G: usize, const C: usize> {
         for g in 0..G {
             let below_first = simd.mask_bits(simd.gt_i32(simd.splat_i32(first as i32), ranks[g]));
             let below_last = simd.mask_bits(simd.gt_i32(simd.splat_i32(last as i32), ranks[g]));
-            // To turn trits round turns "above" and "not below" round.
+            // Negating trits swaps "above" and "not below".
             let place = if turned {
                 [below_last, below_first]
             } else {
@@ -428,19 +426,19 @@ pub(super) trait Search<const S: usize, const G: usize, const C: usize> {
     }
 }
 
-/// The place of every weight in ascending order, those of equal weights ascending (glibc's `qsort`
-/// is a merge sort, and so stable, for arrays this short): how many weights are less, or equal and
-/// before it.
+/// The ranks of the weights in ascending order, equal weights in their original order (glibc's
+/// `qsort` is a merge sort, hence stable, for arrays this short): the number of weights that are
+/// less, or equal and earlier.
 #[inline(always)]
 fn ranks<V: Simd, const G: usize>(simd: V, x: &[[f32; 8]; G]) -> [V::I32; G] {
     let (zero, one) = (simd.splat_i32(0), simd.splat_i32(1));
     let mut keys = [[0; LANES]; G];
-    // A weight behind j counts j as less if they are equal, as if it were greater by one; until its
+    // A weight after j counts j as less if they are equal, as if it were greater by one, until its
     // own turn.
     let mut limits = [zero; G];
     for g in 0..G {
-        // Adding zero makes both zeros equal; then bits ascend with the numbers if negative ones
-        // are turned round.
+        // Adding zero makes both zeros equal; then bits ascend with the numbers if those of
+        // negative ones are inverted.
         let bits = simd.bits(simd.load(&x[g]) + simd.splat(0.0));
         let magnitude = simd.and(bits, simd.splat_i32(i32::MAX));
         let key = simd.select_i32(
@@ -448,7 +446,7 @@ fn ranks<V: Simd, const G: usize>(simd: V, x: &[[f32; 8]; G]) -> [V::I32; G] {
             simd.splat_i32(-1) - magnitude,
             bits,
         );
-        // Less than the greatest i32 (the bits of a NaN), so that one more is greater.
+        // Below the greatest i32 (the bits of a NaN), so that adding one is possible.
         let key = simd.min_i32(key, simd.splat_i32(i32::MAX - 1));
         keys[g] = simd.store_i32(key);
         limits[g] = key + one;
@@ -478,12 +476,12 @@ const OWN: [[i32; LANES]; LANES] = {
     own
 };
 
-/// The neighbour with the least weighted distance, the first one if several have. `None` if no
-/// distance is a number that f32 can hold. `values` are those of the trits, times the scale.
+/// The neighbour with the least weighted distance, the first of equals. `None` if no distance is
+/// finite in f32. `values` are those of the trits, times the scale.
 ///
-/// There ggml goes on to search the whole book, but compares with weights behind the group and
-/// behind the row, so that its result means nothing; we let the block show its fault. It takes
-/// weights above some 1e12, for which no f16 scale would do.
+/// There ggml searches the whole book, but compares with weights outside the group and even the
+/// row, so that its result is undefined; here the block is faulty instead. It takes weights above
+/// some 1e12, for which no f16 scale exists.
 #[inline(always)]
 fn nearest<V: Simd>(
     simd: V,
@@ -505,7 +503,7 @@ fn nearest<V: Simd>(
             rows[4 * half + level] = weights * off * off;
         }
     }
-    // Position i and then position i + 4, three levels each and one that is none.
+    // Position i, then position i + 4: three levels each and one unused entry.
     let [t0, t1, t2, t3, ..] = simd.transpose(rows);
     Some(neighbours.number(cheapest::<V, 8>(simd, neighbours, &[t0, t1, t2, t3])?))
 }
@@ -535,7 +533,7 @@ mod tests {
     /// Weights of few different sizes and importances, so that many splits are equally good or
     /// nearly so.
     #[test]
-    fn neither_floor_nor_lanes_change_the_search() {
+    fn floor_and_lanes_keep_the_search_result() {
         let mut floors = 0;
         for (seed, sizes) in (0..4000u64).zip([1, 2, 3, 5, 9, 40, 1000].into_iter().cycle()) {
             let mut state = seed * 2 + 1;
@@ -549,8 +547,8 @@ mod tests {
             let x = std::array::from_fn(|_| {
                 std::array::from_fn(|_| (draw(sizes) as f32 - (sizes / 2) as f32 - 0.37) * scale)
             });
-            // Where all weights are alike, splits differ by rounding errors alone, of sums of
-            // importances of many bits.
+            // If all weights are alike, splits differ only by rounding errors of sums of
+            // importances with many bits.
             let kinds = if sizes == 1 { 1 << 24 } else { sizes.min(20) };
             let weights =
                 std::array::from_fn(|_| std::array::from_fn(|_| draw(kinds) as f32 * scale));
@@ -570,8 +568,8 @@ mod tests {
     }
 
     impl Kernel for Searches {
-        /// The floor, and what was found: from it, from the lowest score, and from there one split
-        /// at a time.
+        /// The floor, and the results of searching from it, from the lowest score, and from there
+        /// one split at a time.
         type Output = (f32, [Option<Split>; 3]);
 
         fn run<V: Simd>(self, simd: V) -> Self::Output {

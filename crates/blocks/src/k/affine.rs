@@ -6,7 +6,7 @@ use crate::num::{Half, nearest_int};
 use crate::search::{self, Candidates, Measure, Origin, VECTORS, side_by_side};
 use crate::simd::{LANES, Simd};
 
-/// Super-blocks quantized together, with their sub-blocks searched side by side.
+/// Number of super-blocks quantized together, with their sub-blocks searched in parallel.
 pub(super) const TOGETHER: usize = LANES;
 
 /// The scales and offsets of the sub-blocks of some super-blocks.
@@ -15,7 +15,7 @@ pub(super) struct Fits<const S: usize> {
     pub(super) offsets: [[f32; S]; TOGETHER],
     /// Sum of the error weights by sub-block.
     pub(super) totals: [[f32; S]; TOGETHER],
-    /// Inverse scale and offset of their levels.
+    /// Inverse scale and offset of the levels.
     pub(super) origins: [[Origin; S]; TOGETHER],
 }
 
@@ -61,7 +61,7 @@ pub(super) fn fit<I: Simd, const N: usize, const S: usize, const MAX: i32>(
     fits
 }
 
-/// What belongs to the sub-blocks from number `at` on.
+/// Stores results of the sub-blocks from index `at` on.
 #[inline(always)]
 fn store<T: Copy, const S: usize>(lanes: [T; LANES], to: &mut [[T; S]; TOGETHER], at: usize) {
     for (to, lane) in to.as_flattened_mut()[at..].iter_mut().zip(lanes) {
@@ -77,8 +77,8 @@ pub(super) struct Codes<const S: usize> {
 }
 
 impl<const S: usize> Codes<S> {
-    /// The largest scale gets the code `MAX`. Negative scales, which only rounding errors bring
-    /// about, wrap.
+    /// The largest scale gets the code `MAX`. Negative scales, which only rounding errors cause,
+    /// wrap.
     #[inline(always)]
     fn of_largest<const MAX: i32>(scales: &[f32; S]) -> Self {
         let largest = scales
@@ -96,7 +96,7 @@ impl<const S: usize> Codes<S> {
         }
     }
 
-    /// With no code above `ceiling`.
+    /// Clamps codes to `ceiling`.
     #[inline(always)]
     pub(super) fn up_to(self, ceiling: u8) -> Self {
         Codes {

@@ -8,10 +8,10 @@
 //! | Q5_K | 8 x 32     | `d*s * q - dmin*m`     | 6 bits, offsets 6  | 5.5             |
 //! | Q6_K | 16 x 16    | `d*s * (q-32)`         | 8 bits, signed     | 6.5625          |
 //!
-//! Every quantizer takes the same three steps. It searches each sub-block for the scale (and
-//! offset) with the least weighted error ([`search`](super::search)), quantizes these scales, and
-//! rounds the weights again at the quantized scales; a sub-block with a scale of zero keeps the
-//! levels of the search. Then [`planes`](super::planes) packs the levels.
+//! Every quantizer has the same three steps. It searches each sub-block for the scale (and offset)
+//! with the least weighted error ([`search`](super::search)), quantizes these scales, and rounds
+//! the weights again at the quantized scales; a sub-block with a scale of zero keeps the levels of
+//! the search. Then [`planes`](super::planes) packs the levels.
 
 mod affine;
 mod q2;
@@ -24,12 +24,12 @@ pub(crate) use q3::BlockQ3K;
 pub(crate) use q4_q5::{BlockQ4K, BlockQ5K};
 pub(crate) use q6::BlockQ6K;
 
-/// Weights in a super-block, ggml's `QK_K`.
+/// Weights per super-block, ggml's `QK_K`.
 const LEN: usize = 256;
-/// Bytes in a run of most planes.
+/// Bytes per run of most planes.
 const RUN: usize = 32;
 
-/// Tries of error feedback: changes of the codes of scale and offset, and of scale alone.
+/// Candidates of error feedback: changes of the codes of scale and offset, and of scale alone.
 const AFFINE_TRIES: &[[i8; 2]] = &[
     [0, 0],
     [-1, 0],
@@ -43,7 +43,7 @@ const AFFINE_TRIES: &[[i8; 2]] = &[
 ];
 const SCALE_TRIES: &[[i8; 2]] = &[[0, 0], [-1, 0], [1, 0]];
 
-/// A level or a scale code for every weight of a super-block.
+/// One level or scale code per weight of a super-block.
 type Levels = [u8; LEN];
 
 #[cfg(test)]
@@ -53,7 +53,7 @@ mod tests {
     use crate::search::sum_of_squares;
 
     /// Root mean square error of quantization, in steps of a type with `levels` levels, for weights
-    /// spread evenly over [-1, 1].
+    /// uniform over [-1, 1].
     fn error_in_steps<B: Block<LEN>>(levels: f32, importance: bool) -> f32 {
         let x: [f32; LEN] =
             std::array::from_fn(|i| ((i * i * 31 + 7 * i) % 509) as f32 / 254.0 - 1.0);
@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn weights_move_by_hardly_more_than_rounding_moves_them() {
+    fn quantization_error_is_near_rounding_error() {
         // Rounding to even steps would move them by 1 / sqrt(12) = 0.29 steps.
         for importance in [false, true] {
             for (levels, error) in [
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn zeros_stay_zeros() {
+    fn zeros_remain_zeros() {
         zeros_stay_zeros_in::<BlockQ2K>();
         zeros_stay_zeros_in::<BlockQ3K>();
         zeros_stay_zeros_in::<BlockQ4K>();

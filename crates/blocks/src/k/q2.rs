@@ -10,7 +10,7 @@ use crate::simd::{LANES, Simd};
 use crate::types::GgmlType;
 use crate::{Block, Fault};
 
-/// Weights in a sub-block, and sub-blocks.
+/// Weights per sub-block, and sub-blocks.
 const N: usize = 16;
 const S: usize = LEN / N;
 /// The highest level and the highest scale code.

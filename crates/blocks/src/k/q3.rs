@@ -9,10 +9,10 @@ use crate::simd::{LANES, Simd};
 use crate::types::GgmlType;
 use crate::{Block, Fault};
 
-/// Weights in a sub-block, and sub-blocks.
+/// Weights per sub-block, and sub-blocks.
 const N: usize = 16;
 const S: usize = LEN / N;
-/// The levels are `-4 ..= 3`, the scale codes `-32 ..= 31`; both are stored with this added.
+/// The levels are `-4 ..= 3`, the scale codes `-32 ..= 31`; both are stored with this offset.
 const HALF_LEVELS: i32 = 4;
 const HALF_SCALES: i32 = 32;
 
@@ -65,7 +65,7 @@ impl Scales {
     }
 }
 
-/// The sub-blocks of a super-block, eight side by side.
+/// The sub-blocks of a super-block, eight per vector.
 #[inline(always)]
 fn halves<V: Simd>(simd: V, x: &[f32; LEN]) -> [[V::F32; N]; 2] {
     let blocks: &[[f32; N]; S] = bytemuck::cast_ref(x);
@@ -74,8 +74,8 @@ fn halves<V: Simd>(simd: V, x: &[f32; LEN]) -> [[V::F32; N]; 2] {
 }
 
 impl BlockQ3K {
-    /// Quantizes up to eight super-blocks, with importance weights: their scales are searched side
-    /// by side, too.
+    /// Quantizes up to eight super-blocks, with importance weights; their scales are searched in
+    /// parallel, too.
     #[inline(always)]
     fn quantize_eight<V: Simd>(
         simd: V,
@@ -85,7 +85,7 @@ impl BlockQ3K {
     ) {
         let variances = simd.splat(2.0) * sums_of_squares(simd, eight(x)) / simd.splat(LEN as f32);
         let variances = simd.store(variances);
-        // Of every super-block, for every sub-block.
+        // By super-block and sub-block.
         let (mut scales, mut inverses, mut totals) =
             ([[0.0; S]; LANES], [[0.0; S]; LANES], [[0.0; S]; LANES]);
         for (i, (x, importance)) in x.iter().zip(importance).enumerate() {
@@ -130,7 +130,7 @@ impl BlockQ3K {
         });
     }
 
-    /// Fills the block in. `found` gives the levels of the search for a sub-block, which stay if
+    /// Writes the block. `found` gives the levels of the search for a sub-block, which are kept if
     /// its scale is zero.
     #[inline(always)]
     fn write<V: Simd>(
@@ -211,7 +211,7 @@ impl Block<LEN> for BlockQ3K {
         let scales = self.sub_scales();
         let half_levels = simd.splat_i32(HALF_LEVELS);
         for i in 0..RUN / LANES {
-            // The high bits of four runs, each in its turn in bit 2.
+            // The high bits of four runs, each moved to bit 2.
             let four = simd.splat_i32(4);
             let mut high = simd.shift_left::<2>(simd.load_u8(&self.hmask.as_chunks().0[i]));
             for half in 0..2 {
@@ -263,7 +263,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn scale_codes_unpack_to_what_was_packed() {
+    fn scale_codes_round_trip() {
         let codes: [u8; S] = std::array::from_fn(|j| (j * 23 % 64) as u8);
         assert_eq!(unpack_scales(&pack_scales(&codes)), codes);
     }

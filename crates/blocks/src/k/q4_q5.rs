@@ -1,4 +1,4 @@
-//! Q4_K and Q5_K: one method, four or five bits.
+//! Q4_K and Q5_K: one method, with four or five bits.
 
 use super::affine::{self, Codes, TOGETHER};
 use super::{AFFINE_TRIES, LEN, Levels};
@@ -12,7 +12,7 @@ use crate::simd::{LANES, Simd};
 use crate::types::GgmlType;
 use crate::{Block, Fault};
 
-/// Weights in a sub-block, and sub-blocks.
+/// Weights per sub-block, and sub-blocks.
 const N: usize = 32;
 const S: usize = LEN / N;
 /// The highest scale code.
@@ -36,8 +36,8 @@ struct Head {
 }
 
 impl Head {
-    /// Codes above 63, where the reference lets them through, spoil their neighbours' high bits as
-    /// they do there.
+    /// Codes above 63, where the reference admits them, corrupt the high bits of their neighbours
+    /// as in the reference.
     #[inline(always)]
     fn new(scales: &Codes<S>, offsets: &Codes<S>) -> Self {
         let (s, m) = (&scales.codes, &offsets.codes);
@@ -54,7 +54,7 @@ impl Head {
         }
     }
 
-    /// The codes of the scales and those of the offsets.
+    /// The codes of scales and offsets.
     #[inline(always)]
     fn codes(&self) -> [[u8; S]; 2] {
         let packed = &self.scales;
@@ -112,11 +112,11 @@ impl Head {
     }
 }
 
-/// What the two types do differently.
+/// Differences between the two types.
 trait Variant {
     /// The candidates without importance weights.
     const CANDIDATES: Candidates;
-    /// The highest scale code let through with importance weights.
+    /// The highest scale code admitted with importance weights.
     const CEILING: u8;
 
     /// The block of these scales, offsets and levels.
@@ -194,7 +194,7 @@ fn quantize_row<I: Simd, B: Variant, const MAX: i32>(
     }
 }
 
-/// `high` holds the fifth bits, where there are any.
+/// `high` holds the fifth bits, if any.
 #[inline(always)]
 fn dequantize<V: Simd>(
     simd: V,
@@ -206,7 +206,7 @@ fn dequantize<V: Simd>(
     let (scales, offsets) = head.scales_and_offsets();
     let sixteen = simd.splat_i32(16);
     for i in 0..N / LANES {
-        // Those of two runs, each in its turn in bit 4.
+        // The high bits of two runs, each moved to bit 4.
         let mut high = high.map(|high| simd.shift_left::<4>(simd.load_u8(&high.as_chunks().0[i])));
         for pair in 0..S / 2 {
             let nibbles = planes::nibbles(simd, &qs.as_chunks().0[pair * N / LANES + i]);
@@ -248,9 +248,8 @@ impl Variant for BlockQ4K {
         step: 0.1,
         last: 20,
     };
-    /// ggml packs the codes of its search as they are here, in Q5_K it does not. It matters for
-    /// negative scales, which wrap: they come about where hardly any weight of a sub-block has
-    /// importance.
+    /// ggml packs the unclamped codes of its search, unlike in Q5_K. This matters for negative
+    /// scales, which wrap: they occur where hardly any weight of a sub-block has importance.
     const CEILING: u8 = u8::MAX;
 
     #[inline(always)]

@@ -9,10 +9,10 @@ use crate::simd::{LANES, Simd};
 use crate::types::GgmlType;
 use crate::{Block, Fault};
 
-/// Weights in a sub-block, and sub-blocks.
+/// Weights per sub-block, and sub-blocks.
 const N: usize = 16;
 const S: usize = LEN / N;
-/// The levels are `-32 ..= 31`, stored with this added.
+/// The levels are `-32 ..= 31`, stored with this offset.
 const HALF_LEVELS: i32 = 32;
 /// The scale code of the largest scale, and the highest one.
 const EXTREME_SCALE: f32 = -128.0;
@@ -42,7 +42,7 @@ impl BlockQ6K {
         for h in 0..S / LANES {
             let of_lanes = h * LANES..(h + 1) * LANES;
             let x = simd.gather(eight(&blocks[of_lanes.clone()]));
-            // Error weights are the plain importance weights, or else squares.
+            // Error weights are the plain importance weights, otherwise squares.
             let mut weights = x;
             match importance {
                 Some(importance) => {

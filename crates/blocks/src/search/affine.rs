@@ -9,25 +9,24 @@
 //!     if their error is less: best <- scale', low'; low <- low'
 //! ```
 //!
-//! An accepted candidate moves `low` for the next ones, so candidates are sequential. Sub-blocks are
-//! not: each lane is one, with its own acceptance. That costs a transposition, 24 shuffles for 64
-//! weights, beside some 800 operations on them. Three more departures:
+//! An accepted candidate moves `low` for later ones, so candidates are sequential. Sub-blocks are
+//! independent: each lane is one, with its own acceptance. That costs a transposition, 24 shuffles
+//! for 64 weights, beside some 800 operations on them. Three more optimizations:
 //!
 //! 1. `G` vectors of lanes go through each loop together, which hides the latency of the additions.
-//! 2. Rounding adds and subtracts 1.5 * 2^23 and clamps as f32, two operations less than by the bits of
-//!    [`nearest_int`]. Below 2^22 the results are equal, and since rounding is monotonic, the least and the greatest
-//!    weight decide for all (`Level::Quick`). Other sub-blocks are rounded by the bits.
-//! 3. Instead of levels, their inverse scale and offset are kept: few sub-blocks need their levels in the end.
+//! 2. Rounding adds and subtracts 1.5 * 2^23 and clamps as f32, two operations less than the bit manipulation of
+//!    [`nearest_int`]. Below 2^22 the results are equal, and since rounding is monotonic, checking the least and the
+//!    greatest weight suffices (`Level::Quick`). Other sub-blocks use the bit manipulation.
+//! 3. Results hold inverse scales and offsets instead of levels: few sub-blocks need their levels in the end.
 
 use super::eight;
 use crate::num::{MAGIC, nearest_int, nearest_ints};
 use crate::simd::{LANES, Simd};
 
-/// Vectors of sub-blocks searched side by side.
+/// Vectors of sub-blocks searched in parallel.
 pub(crate) const VECTORS: usize = 2;
 
-/// The sub-blocks from number `start` on, position by position; where they do not fill the vectors,
-/// the last one does.
+/// The sub-blocks from index `start` on, position by position, padded with the last one.
 #[inline(always)]
 pub(crate) fn side_by_side<S: Simd, const N: usize>(
     s: S,
@@ -66,7 +65,7 @@ impl Origin {
     #[inline(always)]
     pub(crate) fn levels<const N: usize, const MAX: i32>(self, x: &[f32; N]) -> [u8; N] {
         match self.inverse {
-            // All alike.
+            // All weights equal.
             0.0 => [0; N],
             inverse => std::array::from_fn(|i| {
                 nearest_int(inverse * (x[i] - self.low)).clamp(0, MAX) as u8
@@ -113,7 +112,7 @@ pub(crate) enum Measure {
     Magnitude,
 }
 
-/// Bound on the numbers for quick rounding.
+/// Bound on numbers for quick rounding.
 const QUICK: f32 = 4_194_304.0;
 
 /// Rounding of numbers to levels.
@@ -133,7 +132,7 @@ impl<S: Simd> Level<S> for Quick {
     }
 }
 
-/// For all numbers, as [`nearest_int`].
+/// For all numbers, like [`nearest_int`].
 struct ByBits;
 
 impl<S: Simd> Level<S> for ByBits {
@@ -272,7 +271,7 @@ pub(crate) fn affine<S: Simd, const N: usize, const G: usize, const MAX: i32>(
     let (mut scale, mut origin) = (least_x, (least_x, least_x));
     for g in 0..G {
         low[g] = s.min(zero, least_x[g]);
-        // Lanes of equal weights need no search; they get a harmless range.
+        // Lanes of equal weights need no search; they get an arbitrary valid range.
         flat[g] = s.le(high[g], low[g]);
         range[g] = s.select(flat[g], s.splat(1.0), high[g] - low[g]);
         origin.0[g] = search.max / range[g];

@@ -1,14 +1,14 @@
 //! Searches for the scale of a group of weights, shared by the types: weighted least squares over a
 //! few candidates.
 //!
-//! In all of them, a candidate scale rounds the weights `x` to integer levels `l`; for these levels,
-//! the best scale and its error have closed forms of weighted sums; the candidate with the least
-//! error wins. The order is the reference's: every sum depends on its order, and the first of two
-//! equally good candidates wins.
+//! In all of them, a candidate scale rounds the weights `x` to integer levels `l`; for these
+//! levels, the best scale and its error have closed forms in weighted sums; the candidate with the
+//! least error wins. The order is the reference's: floating-point sums depend on it, and the first
+//! of equally good candidates wins.
 //!
 //! A lane is a group of weights: each search runs for eight at once, and every sum keeps its order.
-//! Independent candidates also run side by side, enough to hide the latency of the additions.
-//! Branches, such as the acceptance of a candidate, become a selection in each lane. The weights are
+//! Independent candidates also run in parallel, enough to hide the latency of the additions.
+//! Branches, such as the acceptance of a candidate, become selections per lane. The weights are
 //! transposed from rows to lanes for that ([`Simd::gather`]), at a few operations per weight.
 //!
 //! [`symmetric`] searches levels on both sides of zero, [`affine`] levels above an offset,
@@ -28,10 +28,10 @@ pub(super) use unsigned::unsigned;
 
 use crate::simd::{LANES, Simd};
 
-/// Groups whose largest magnitude lies below this count as zero (ggml's `GROUP_MAX_EPS`).
+/// Groups whose largest magnitude is smaller count as zero (ggml's `GROUP_MAX_EPS`).
 pub(super) const VANISHING: f32 = 1e-15;
 
-/// Limit on the rounds of coordinate descent.
+/// Maximum number of rounds of coordinate descent.
 const ROUNDS: usize = 5;
 
 /// The first eight items, padded with the last one. The results of padding lanes are ignored.
@@ -72,7 +72,7 @@ pub(super) struct WithSquares<'a, S, const N: usize> {
     squares: [f32; LANES],
 }
 
-/// What [`WithSquares`] says.
+/// Blocks of a row with their sums of squares: see [`WithSquares`].
 #[inline(always)]
 pub(super) fn with_squares<S: Simd, const N: usize>(
     simd: S,
@@ -125,8 +125,8 @@ pub(super) fn weigh_lanes<S: Simd>(
     importance * simd.sqrt(variance + x * x)
 }
 
-/// The lowest and the highest weight, no higher than `low` and no lower than `high`; NaN does not
-/// count. Of zeros of both signs it may be either.
+/// Minimum and maximum of the weights, including `low` and `high`; NaN is ignored. Of zeros with
+/// different signs it may be either.
 ///
 /// Minima do not depend on the order, so that eight run side by side.
 #[inline(always)]
@@ -150,8 +150,8 @@ pub(super) fn bounds<const N: usize>(x: &[f32; N], low: f32, high: f32) -> (f32,
     (lows[0], highs[0])
 }
 
-/// The number of largest magnitude, with its sign, the first of equals; 0 if there is none above 0.
-/// NaN does not count.
+/// The number of largest magnitude, with its sign, the first of equals; 0 if none is above 0. NaN
+/// is ignored.
 #[inline(always)]
 pub(super) fn extreme<const N: usize>(x: &[f32; N]) -> f32 {
     let (low, high) = bounds(x, 0.0, 0.0);

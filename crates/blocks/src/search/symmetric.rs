@@ -4,8 +4,7 @@ use super::{ROUNDS, VANISHING, extremes};
 use crate::num::{MAGIC, nearest_ints};
 use crate::simd::{LANES, Simd};
 
-/// Scales with `x ~ scale * level` for eight groups side by side, levels being `-HALF ..= HALF -
-/// 1`.
+/// Scales with `x ~ scale * level` for eight groups in lanes, levels being `-HALF ..= HALF - 1`.
 pub(crate) struct Symmetric<S: Simd> {
     pub(crate) scale: S::F32,
     /// The levels are those nearest to `inverse * x` ([`levels_of_inverse`]). Infinite for a group
@@ -53,7 +52,7 @@ impl<S: Simd> Best<S> {
     }
 }
 
-/// The signed levels `-HALF ..= HALF - 1` nearest to `v`, as by `nearest_int`.
+/// The signed levels `-HALF ..= HALF - 1` nearest to `v`, as in `nearest_int`.
 #[inline(always)]
 fn signed_levels<S: Simd, const HALF: i32>(simd: S, v: S::F32) -> S::I32 {
     simd.max_i32(
@@ -62,7 +61,7 @@ fn signed_levels<S: Simd, const HALF: i32>(simd: S, v: S::F32) -> S::I32 {
     )
 }
 
-/// The same, counted from 0.
+/// The same levels offset to start at 0.
 #[inline(always)]
 fn level_bytes<S: Simd, const HALF: i32>(simd: S, v: S::F32) -> [u8; LANES] {
     simd.store_u8(signed_levels::<S, HALF>(simd, v) + simd.splat_i32(HALF))
@@ -100,19 +99,19 @@ pub(crate) fn levels_of_inverse<S: Simd, const N: usize, const HALF: i32>(
     levels
 }
 
-/// Step of ggml's candidates beside `-HALF`, in levels.
+/// ggml's candidates: offsets from `-HALF`, in levels.
 const OFFSETS: [f32; 18] = [
     -9., -8., -7., -6., -5., -4., -3., -2., -1., 1., 2., 3., 4., 5., 6., 7., 8., 9.,
 ];
 const STEP: f32 = 0.1;
-/// Candidates scored side by side.
+/// Candidates scored in parallel.
 const SIDE_BY_SIDE: usize = 3;
 
 /// Searches [`Symmetric`] scales: the extreme weight lands on `-HALF`, or up to 0.9 levels beside
 /// it. `w` are the error weights (ggml's `make_qx_quants`).
 ///
 /// Each candidate costs ten operations per weight. They saturate the floating-point units: more
-/// candidates side by side are not faster.
+/// candidates in parallel are not faster.
 #[inline(always)]
 pub(crate) fn symmetric<S: Simd, const N: usize, const HALF: i32>(
     simd: S,
@@ -132,7 +131,7 @@ pub(crate) fn symmetric<S: Simd, const N: usize, const HALF: i32>(
     }
 }
 
-/// [`symmetric`]. If the weights are `FINITE`, rounding takes a short way.
+/// [`symmetric`]; `FINITE` weights allow faster rounding.
 #[inline(always)]
 fn search<S: Simd, const N: usize, const HALF: i32, const FINITE: bool>(
     simd: S,
@@ -180,8 +179,8 @@ fn score<S: Simd, const N: usize, const C: usize, const HALF: i32, const FINITE:
         for c in 0..C {
             let v = inverses[c] * x[i];
             let l = if FINITE {
-                // No weight is larger than the extreme one, hence `v` hardly larger than HALF +
-                // 0.9: the sum's bits count integers, and are clamped as such.
+                // No weight exceeds the extreme one, so `v` is hardly larger than HALF + 0.9: the
+                // sum's bits count integers, and are clamped as such.
                 let magic = simd.splat(MAGIC);
                 let bits = simd.bits(v + magic);
                 let bits = simd.min_i32(
@@ -201,9 +200,9 @@ fn score<S: Simd, const N: usize, const C: usize, const HALF: i32, const FINITE:
     (wxl, wll)
 }
 
-/// Searches scales for `x ~ scale * level`, levels being `-HALF ..= HALF - 1`, by moving one level
-/// at a time from where the extreme weight lands on `-HALF`; the error weights are `x^2` (ggml's
-/// `make_q3_quants`).
+/// Searches scales for `x ~ scale * level`, levels being `-HALF ..= HALF - 1`, by changing one
+/// level at a time, starting with the extreme weight on `-HALF`; the error weights are `x^2`
+/// (ggml's `make_q3_quants`).
 ///
 /// Moves are sequential; `G` times eight groups hide their latency.
 #[inline(always)]
@@ -272,7 +271,7 @@ mod tests {
     use super::*;
     use crate::simd::{Isa, Kernel};
 
-    /// Scales and inverses of eight groups, once by the short way and once by the long one.
+    /// Scales and inverses of eight groups, by fast and by general rounding.
     struct BothWays<'a, const N: usize, const HALF: i32>(
         &'a [[f32; N]; LANES],
         &'a [[f32; N]; LANES],
@@ -303,8 +302,8 @@ mod tests {
             state ^= state << 5;
             (state >> 8) as f32 / (1 << 24) as f32
         };
-        // The ends of the range, where an inverse scale is all but infinite or subnormal, and what
-        // lies between.
+        // The ends of the range, where an inverse scale is nearly infinite or subnormal, and points
+        // between.
         for magnitude in [3.4e38, 1e30, 1.0, 0.03, 1e-14, 1.1e-15, 1e-15, 1e-40] {
             for _ in 0..200 {
                 let x = std::array::from_fn(|lane| {
@@ -328,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn finite_weights_round_the_short_way_as_the_long_one() {
+    fn fast_and_general_rounding_agree_for_finite_weights() {
         both_ways_agree::<16, 4>();
         both_ways_agree::<32, 8>();
         both_ways_agree::<32, 16>();

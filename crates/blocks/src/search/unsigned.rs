@@ -11,15 +11,15 @@ pub(crate) struct Unsigned<S: Simd, const N: usize, const G: usize> {
     pub(crate) levels: [[S::I32; N]; G],
 }
 
-/// Step of the candidates of [`unsigned`] beside the largest `x` on `MAX`, in levels.
+/// Offsets of the candidates of [`unsigned`] from the largest `x` on `MAX`, in levels.
 const OFFSETS: [f32; 8] = [-4., -3., -2., -1., 1., 2., 3., 4.];
 const STEP: f32 = 0.1;
 
-/// Searches scales for `x ~ scale * level`, levels being `0 ..= MAX`, for `G` times eight groups
-/// side by side: first among nine that put the largest `x` on `MAX` or beside it, then by moving
-/// one level at a time. `w` are the error weights (ggml's `make_qp_quants`).
+/// Searches scales for `x ~ scale * level`, levels being `0 ..= MAX`, for `G` times eight groups in
+/// parallel: first among nine that put the largest `x` on `MAX` or beside it, then by changing one
+/// level at a time. `w` are the error weights (ggml's `make_qp_quants`).
 ///
-/// A negative `x`, possible by rounding errors only, gives a level below zero, wrapped into a byte.
+/// A negative `x`, possible only by rounding errors, gives a negative level, wrapped into a byte.
 ///
 /// Moves are sequential; `G` hides their latency, with the scales and offsets of a super-block.
 #[inline(always)]
@@ -51,7 +51,8 @@ pub(crate) fn unsigned<S: Simd, const N: usize, const G: usize, const MAX: i32>(
         let mut least = zero;
         let mut errors = [zero; OFFSETS.len()];
         for (&v, &w) in x[g].iter().zip(&w[g]) {
-            // The first candidate is judged by levels that went through a byte unclamped.
+            // The first candidate is scored with levels that were converted to a byte without
+            // clamping.
             let level = simd.and(nearest_ints(simd, inverse * v), byte);
             let difference = v - scale * simd.to_f32(level);
             least = least + w * difference * difference;
@@ -116,7 +117,7 @@ mod tests {
     use crate::num::{max, nearest_int};
     use crate::simd::{Isa, Kernel, LANES};
 
-    /// The same of one group, without lanes: scale and levels.
+    /// The same for one group, without lanes: scale and levels.
     fn plain<const N: usize, const MAX: i32>(x: &[f32; N], w: &[f32; N]) -> (f32, [u8; N]) {
         const REACH: i32 = 4;
 
@@ -134,7 +135,7 @@ mod tests {
         };
 
         let mut inverse = MAX as f32 / largest;
-        // The first candidate is judged by levels that went through a byte unclamped.
+        // The first candidate is scored with levels that were converted to a byte without clamping.
         let mut best_error = error_of(
             1.0 / inverse,
             &|v| i32::from(nearest_int(inverse * v) as u8),
@@ -181,7 +182,7 @@ mod tests {
         (if ll > 0.0 { xl / ll } else { 0.0 }, levels)
     }
 
-    /// Eight groups, and as many of error weights.
+    /// Eight groups of weights, or of error weights.
     type Groups<const N: usize> = [[f32; N]; LANES];
 
     struct Search<'a, const N: usize, const MAX: i32>([&'a Groups<N>; 2], [&'a Groups<N>; 2]);
@@ -206,8 +207,8 @@ mod tests {
         }
     }
 
-    /// Pseudo-random groups, each lane of another kind: scales as they come, many zeros, negative
-    /// and vanishing ones, infinities and NaN.
+    /// Pseudo-random groups, a different kind in each lane: plain scales, many zeros, negative and
+    /// vanishing ones, infinities and NaN.
     fn groups<const N: usize>(seed: u32) -> Groups<N> {
         let mut state = seed.wrapping_mul(0x9e37_79b9) | 1;
         let mut next = || {
@@ -265,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn lanes_find_what_single_groups_do() {
+    fn lanes_match_single_groups() {
         compare::<8, 63>();
         compare::<16, 15>();
     }

@@ -1,4 +1,4 @@
-//! Eight lanes as one register of AVX2.
+//! Eight lanes in one AVX2 register.
 
 use super::{Kernel, LANES, Simd};
 use std::arch::x86_64::*;
@@ -8,23 +8,23 @@ use std::ops::{Add, Div, Mul, Sub};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Avx2(());
 
-/// Eight f32. There is one only where there was an [`Avx2`].
+/// Eight f32. Constructible only from an [`Avx2`].
 #[derive(Clone, Copy)]
 pub(super) struct F32(__m256);
 
-/// Eight i32. There is one only where there was an [`Avx2`].
+/// Eight i32. Constructible only from an [`Avx2`].
 #[derive(Clone, Copy)]
 pub(super) struct I32(__m256i);
 
-/// Eight booleans: all bits of a lane, or none. There is one only where there was an [`Avx2`].
+/// Eight booleans: all bits of a lane, or none. Constructible only from an [`Avx2`].
 #[derive(Clone, Copy)]
 pub(super) struct Mask(__m256);
 
-/// Operations of AVX2 and AVX, on registers alone.
+/// AVX and AVX2 operations on registers only.
 macro_rules! avx2 {
     ($operation:expr) => {{
-        // SAFETY: an `Avx2`, or a vector that stems from one, is here, so the CPU has these
-        // instructions; they touch no memory.
+        // SAFETY: the expression holds an `Avx2` or a vector made from one, so the CPU has these
+        // instructions; they access no memory.
         #[allow(unused_unsafe)]
         unsafe {
             $operation
@@ -33,7 +33,7 @@ macro_rules! avx2 {
 }
 
 impl Avx2 {
-    /// `None` where the CPU lacks it.
+    /// `None` if the CPU lacks it.
     pub(super) fn detect() -> Option<Avx2> {
         let has = is_x86_feature_detected!("avx2")
             && is_x86_feature_detected!("bmi2")
@@ -48,7 +48,8 @@ impl Avx2 {
         fn compiled<K: Kernel>(token: Avx2, kernel: K) -> K::Output {
             kernel.run(token)
         }
-        // SAFETY: the token proves that the CPU has AVX2 and what `detect` asked for beside it.
+        // SAFETY: the token proves that the CPU has AVX2 and the other features checked by
+        // `detect`.
         unsafe { compiled(self, kernel) }
     }
 }
@@ -72,7 +73,7 @@ operator!(Div, div, F32, _mm256_div_ps);
 operator!(Add, add, I32, _mm256_add_epi32);
 operator!(Sub, sub, I32, _mm256_sub_epi32);
 
-/// All bits but the sign.
+/// All bits except the sign.
 const MAGNITUDE: i32 = i32::MAX;
 
 impl Simd for Avx2 {
@@ -87,16 +88,16 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn load(self, x: &[f32; LANES]) -> F32 {
-        // SAFETY: the array has the 32 bytes that are read, which need no alignment; the token is
-        // here.
+        // SAFETY: the array has the 32 bytes read, no alignment is needed, and the token proves
+        // support.
         F32(unsafe { _mm256_loadu_ps(x.as_ptr()) })
     }
 
     #[inline(always)]
     fn store(self, x: F32) -> [f32; LANES] {
         let mut out = [0.0; LANES];
-        // SAFETY: the array has the 32 bytes that are written, which need no alignment; the token
-        // is here.
+        // SAFETY: the array has the 32 bytes written, no alignment is needed, and the token proves
+        // support.
         unsafe { _mm256_storeu_ps(out.as_mut_ptr(), x.0) };
         out
     }
@@ -191,30 +192,30 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn load_i32(self, x: &[i32; LANES]) -> I32 {
-        // SAFETY: the array has the 32 bytes that are read, which need no alignment; the token is
-        // here.
+        // SAFETY: the array has the 32 bytes read, no alignment is needed, and the token proves
+        // support.
         I32(unsafe { _mm256_loadu_si256(x.as_ptr().cast()) })
     }
 
     #[inline(always)]
     fn load_u8(self, x: &[u8; LANES]) -> I32 {
-        // SAFETY: the array has the 8 bytes that are read, which need no alignment; the token is
-        // here.
+        // SAFETY: the array has the 8 bytes read, no alignment is needed, and the token proves
+        // support.
         I32(unsafe { _mm256_cvtepu8_epi32(_mm_loadl_epi64(x.as_ptr().cast())) })
     }
 
     #[inline(always)]
     fn load_i8(self, x: &[i8; LANES]) -> I32 {
-        // SAFETY: the array has the 8 bytes that are read, which need no alignment; the token is
-        // here.
+        // SAFETY: the array has the 8 bytes read, no alignment is needed, and the token proves
+        // support.
         I32(unsafe { _mm256_cvtepi8_epi32(_mm_loadl_epi64(x.as_ptr().cast())) })
     }
 
     #[inline(always)]
     fn store_i32(self, x: I32) -> [i32; LANES] {
         let mut out = [0; LANES];
-        // SAFETY: the array has the 32 bytes that are written, which need no alignment; the token
-        // is here.
+        // SAFETY: the array has the 32 bytes written, no alignment is needed, and the token proves
+        // support.
         unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), x.0) };
         out
     }
@@ -222,7 +223,7 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn store_u8(self, x: I32) -> [u8; LANES] {
         let eight = avx2!({
-            // The low bytes of each half in its lowest four bytes, then both together.
+            // The low bytes of each half in its lowest four bytes, then both combined.
             let low = _mm256_set1_epi32(0x0c08_0400);
             let halves = _mm256_shuffle_epi8(x.0, low);
             let (first, second) = (

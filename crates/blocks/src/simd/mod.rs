@@ -32,9 +32,10 @@ use std::sync::OnceLock;
 /// Number of lanes.
 pub const LANES: usize = 8;
 
-/// Eight lanes. A value of an implementation proves that the CPU has its instructions.
+/// Eight lanes. A value of an implementation proves CPU support of its instructions.
 ///
-/// Results for NaN and numbers out of range are the same on every CPU, too: [`Scalar`] defines them.
+/// Results for NaN and out-of-range numbers are the same on every CPU, too: [`Scalar`] defines
+/// them.
 pub(crate) trait Simd: Copy {
     /// Eight f32.
     type F32: Copy
@@ -55,21 +56,21 @@ pub(crate) trait Simd: Copy {
     fn min(self, a: Self::F32, b: Self::F32) -> Self::F32;
     /// `a` where `a > b`, else `b`: of a NaN and of two zeros it is `b`.
     fn max(self, a: Self::F32, b: Self::F32) -> Self::F32;
-    /// The least of all lanes, in every lane: each takes the [`Simd::min`] of itself and of the
-    /// lane four away, then two away, then one.
+    /// The minimum of all lanes, in every lane: each takes the [`Simd::min`] of itself and the lane
+    /// four away, then two away, then one.
     fn min_across(self, x: Self::F32) -> Self::F32;
     fn abs(self, x: Self::F32) -> Self::F32;
     fn neg(self, x: Self::F32) -> Self::F32;
-    /// The table's entry whose number is in the three lowest bits of each lane of `index`.
+    /// The table's entry at the index in the three lowest bits of each lane.
     fn lookup(self, table: Self::F32, index: Self::I32) -> Self::F32;
     /// Lane `j` of row `i` becomes lane `i` of row `j`.
     fn transpose(self, rows: [Self::F32; LANES]) -> [Self::F32; LANES];
 
     fn splat_i32(self, x: i32) -> Self::I32;
     fn load_i32(self, x: &[i32; LANES]) -> Self::I32;
-    /// The lanes from unsigned bytes.
+    /// Widens unsigned bytes.
     fn load_u8(self, x: &[u8; LANES]) -> Self::I32;
-    /// The lanes from signed bytes.
+    /// Widens signed bytes.
     fn load_i8(self, x: &[i8; LANES]) -> Self::I32;
     fn store_i32(self, x: Self::I32) -> [i32; LANES];
     /// The low byte of each lane.
@@ -78,18 +79,18 @@ pub(crate) trait Simd: Copy {
     fn max_i32(self, a: Self::I32, b: Self::I32) -> Self::I32;
     fn and(self, a: Self::I32, b: Self::I32) -> Self::I32;
     fn or(self, a: Self::I32, b: Self::I32) -> Self::I32;
-    /// Shifts every lane to the left; no bits come back.
+    /// Shifts every lane left, filling with zeros.
     fn shift_left<const BITS: i32>(self, x: Self::I32) -> Self::I32;
-    /// Shifts every lane to the right; zeros come in.
+    /// Shifts every lane right, filling with zeros.
     fn shift_right<const BITS: i32>(self, x: Self::I32) -> Self::I32;
 
-    /// The f32's bits.
+    /// The bits of the f32.
     fn bits(self, x: Self::F32) -> Self::I32;
-    /// The f32 with these bits.
+    /// The f32 of these bits.
     fn of_bits(self, x: Self::I32) -> Self::F32;
-    /// The number as f32, rounded to nearest.
+    /// Converts to f32, rounded to nearest.
     fn to_f32(self, x: Self::I32) -> Self::F32;
-    /// The integer part; `i32::MIN` for NaN and numbers out of range.
+    /// The integer part; `i32::MIN` for NaN and out-of-range numbers.
     fn trunc(self, x: Self::F32) -> Self::I32;
 
     fn lt(self, a: Self::F32, b: Self::F32) -> Self::Mask;
@@ -117,14 +118,14 @@ pub(crate) trait Simd: Copy {
         self.le(b, a)
     }
 
-    /// The entry of a table of sixteen, whose halves these are, for numbers below 16.
+    /// Entries of a table of sixteen, given its halves, for indices below 16.
     #[inline(always)]
     fn lookup_of_16(self, [low, high]: [Self::F32; 2], index: Self::I32) -> Self::F32 {
         let upper = self.gt_i32(index, self.splat_i32(LANES as i32 - 1));
         self.select(upper, self.lookup(high, index), self.lookup(low, index))
     }
 
-    /// Minus `x` where bit `i` of `signs` is set for lane `i`, else `x`.
+    /// Minus `x` in lanes `i` where bit `i` of `signs` is set, otherwise `x`.
     #[inline(always)]
     fn negate_where(self, signs: u8, x: Self::F32) -> Self::F32 {
         self.select(self.lanes_of(signs), self.neg(x), x)
@@ -147,7 +148,7 @@ pub(crate) trait Simd: Copy {
         self.mask_bits(mask) == u8::MAX
     }
 
-    /// Position `i` of eight arrays side by side, for every `i`.
+    /// Transposes eight arrays: position `i` of all eight, for every `i`.
     #[inline(always)]
     fn gather<const N: usize>(self, rows: [&[f32; N]; LANES]) -> [Self::F32; N] {
         const { assert!(N.is_multiple_of(LANES)) };
@@ -165,12 +166,12 @@ pub(crate) trait Simd: Copy {
     }
 }
 
-/// A computation, compiled for every instruction set.
+/// A computation compiled for every instruction set.
 pub(crate) trait Kernel {
-    /// Its result.
+    /// Result type.
     type Output;
 
-    /// The computation; `#[inline(always)]`, as all functions that it calls.
+    /// The computation; `#[inline(always)]`, like all functions that it calls.
     fn run<S: Simd>(self, simd: S) -> Self::Output;
 }
 
@@ -184,7 +185,7 @@ enum Level {
     Neon(Neon),
 }
 
-/// An instruction set of this CPU. All give the same bytes.
+/// An instruction set of this CPU. All produce the same bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Isa(Level);
 
@@ -194,7 +195,7 @@ impl Isa {
     /// The environment variable that lowers [`Isa::best`].
     pub const VARIABLE: &str = "QUANTIER_ISA";
 
-    /// Every instruction set of this CPU, [`Isa::SCALAR`] first, the fastest last.
+    /// All instruction sets of this CPU, [`Isa::SCALAR`] first, the fastest last.
     pub fn available() -> Vec<Isa> {
         let mut all = vec![Isa::SCALAR];
         #[cfg(target_arch = "x86_64")]
@@ -204,8 +205,8 @@ impl Isa {
         all
     }
 
-    /// The fastest, or the one named by `QUANTIER_ISA` if this CPU has it; cached. Unknown names are
-    /// ignored: see [`Isa::requested`].
+    /// The fastest, or the one named by `QUANTIER_ISA` if this CPU has it; cached. Unknown names
+    /// are ignored: see [`Isa::requested`].
     pub fn best() -> Isa {
         static BEST: OnceLock<Isa> = OnceLock::new();
         *BEST.get_or_init(|| {
@@ -235,7 +236,7 @@ impl Isa {
         })
     }
 
-    /// Its name, as in `QUANTIER_ISA`.
+    /// Name, as in `QUANTIER_ISA`.
     pub fn name(self) -> &'static str {
         match self.0 {
             Level::Scalar => "scalar",

@@ -1,4 +1,4 @@
-//! Eight lanes as two registers of NEON.
+//! Eight lanes in two NEON registers.
 
 use super::{Kernel, LANES, Simd};
 use std::arch::aarch64::*;
@@ -8,23 +8,23 @@ use std::ops::{Add, Div, Mul, Sub};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Neon(());
 
-/// Eight f32: lanes 0 to 3, and 4 to 7. There are some only where there was a [`Neon`].
+/// Eight f32: lanes 0 to 3, and 4 to 7. Constructible only from a [`Neon`].
 #[derive(Clone, Copy)]
 pub(super) struct F32(float32x4_t, float32x4_t);
 
-/// Eight i32. There are some only where there was a [`Neon`].
+/// Eight i32. Constructible only from a [`Neon`].
 #[derive(Clone, Copy)]
 pub(super) struct I32(int32x4_t, int32x4_t);
 
-/// Eight booleans: all bits of a lane, or none. There are some only where there was a [`Neon`].
+/// Eight booleans: all bits of a lane, or none. Constructible only from a [`Neon`].
 #[derive(Clone, Copy)]
 pub(super) struct Mask(uint32x4_t, uint32x4_t);
 
-/// Operations of NEON, on registers alone.
+/// NEON operations on registers only.
 macro_rules! neon {
     ($operation:expr) => {{
-        // SAFETY: a `Neon`, or a vector that stems from one, is here, so the CPU has these
-        // instructions; they touch no memory.
+        // SAFETY: the expression holds a `Neon` or a vector made from one, so the CPU has these
+        // instructions; they access no memory.
         #[allow(unused_unsafe)]
         unsafe {
             $operation
@@ -33,7 +33,7 @@ macro_rules! neon {
 }
 
 impl Neon {
-    /// `None` where the CPU lacks it.
+    /// `None` if the CPU lacks it.
     pub(super) fn detect() -> Option<Neon> {
         std::arch::is_aarch64_feature_detected!("neon").then_some(Neon(()))
     }
@@ -69,7 +69,7 @@ operator!(Div, div, F32, vdivq_f32);
 operator!(Add, add, I32, vaddq_s32);
 operator!(Sub, sub, I32, vsubq_s32);
 
-/// Four rows of four, their columns as rows.
+/// Transposes four rows of four.
 #[inline(always)]
 fn transpose_four(r: [float32x4_t; 4]) -> [float32x4_t; 4] {
     neon!({
@@ -95,15 +95,14 @@ impl Simd for Neon {
 
     #[inline(always)]
     fn load(self, x: &[f32; LANES]) -> F32 {
-        // SAFETY: the array has the 32 bytes that are read, aligned as f32 are; the token is here.
+        // SAFETY: the array has the 32 bytes read, aligned as f32, and the token proves support.
         unsafe { F32(vld1q_f32(x.as_ptr()), vld1q_f32(x[4..].as_ptr())) }
     }
 
     #[inline(always)]
     fn store(self, x: F32) -> [f32; LANES] {
         let mut out = [0.0; LANES];
-        // SAFETY: the array has the 32 bytes that are written, aligned as f32 are; the token is
-        // here.
+        // SAFETY: the array has the 32 bytes written, aligned as f32, and the token proves support.
         unsafe {
             vst1q_f32(out.as_mut_ptr(), x.0);
             vst1q_f32(out[4..].as_mut_ptr(), x.1);
@@ -116,7 +115,7 @@ impl Simd for Neon {
         F32(neon!(vsqrtq_f32(x.0)), neon!(vsqrtq_f32(x.1)))
     }
 
-    // NEON's own minimum and maximum treat NaN and zeros otherwise.
+    // NEON's own minimum and maximum differ for NaN and zeros.
     #[inline(always)]
     fn min(self, a: F32, b: F32) -> F32 {
         self.select(self.lt(a, b), a, b)
@@ -285,8 +284,8 @@ impl Simd for Neon {
 
     #[inline(always)]
     fn trunc(self, x: F32) -> I32 {
-        // The conversion makes 0 of NaN, and the largest integer of what is too large; too small
-        // becomes `i32::MIN`.
+        // The conversion maps NaN to 0 and too large numbers to the largest integer; too small ones
+        // become `i32::MIN`.
         let fits = self.lt(x, self.splat(2_147_483_648.0));
         let whole = I32(neon!(vcvtq_s32_f32(x.0)), neon!(vcvtq_s32_f32(x.1)));
         self.select_i32(fits, whole, self.splat_i32(i32::MIN))
@@ -335,7 +334,7 @@ impl Simd for Neon {
     #[inline(always)]
     fn mask_bits(self, a: Mask) -> u8 {
         const PLACES: [u16; LANES] = [1, 2, 4, 8, 16, 32, 64, 128];
-        // SAFETY: the array has the 16 bytes that are read, aligned as u16 are; the token is here.
+        // SAFETY: the array has the 16 bytes read, aligned as u16, and the token proves support.
         let places = unsafe { vld1q_u16(PLACES.as_ptr()) };
         neon!({
             let lanes = vcombine_u16(vmovn_u32(a.0), vmovn_u32(a.1));

@@ -179,7 +179,7 @@ impl Simd for Scalar {
 
     #[inline(always)]
     fn trunc(self, x: Eight<f32>) -> Eight<i32> {
-        // The conversion saturates numbers that are too small to `i32::MIN`.
+        // The conversion saturates too small numbers to `i32::MIN`.
         each(x, |x| {
             if x < 2_147_483_648.0 {
                 x as i32

@@ -1,4 +1,4 @@
-//! Every instruction set beside the plain one: each operation, on numbers with a reason.
+//! Every instruction set against the scalar one: each operation, on edge cases.
 
 use super::*;
 
@@ -30,7 +30,7 @@ const NUMBERS: [f32; 24] = [
     251.0,
 ];
 
-/// What every operation makes of a few vectors, as bits; NaN are all alike.
+/// Results of every operation on a few vectors, as bits; all NaN are equal.
 struct Everything;
 
 fn canonical(x: [f32; LANES]) -> [u32; LANES] {
@@ -141,7 +141,7 @@ impl Kernel for Everything {
 }
 
 #[test]
-fn every_instruction_set_does_what_the_plain_one_does() {
+fn instruction_sets_match_the_scalar_one() {
     let plain = Isa::SCALAR.run(Everything);
     for isa in Isa::available() {
         let found = isa.run(Everything);
@@ -156,7 +156,7 @@ fn every_instruction_set_does_what_the_plain_one_does() {
 }
 
 #[test]
-fn the_plain_one_means_what_it_says() {
+fn scalar_operations_match_their_definitions() {
     struct Sample;
     impl Kernel for Sample {
         type Output = ();
@@ -211,7 +211,7 @@ fn the_plain_one_means_what_it_says() {
 }
 
 #[test]
-fn the_fastest_is_the_last_and_the_plain_one_always_there() {
+fn available_sets_begin_with_scalar_and_end_with_the_fastest() {
     let available = Isa::available();
     assert_eq!(available[0], Isa::SCALAR);
     assert!(available.contains(&Isa::best()));

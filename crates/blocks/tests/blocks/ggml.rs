@@ -6,7 +6,7 @@ use std::ffi::{c_char, c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::PathBuf;
 
-// It unwinds when ggml gives up: see `give_up`.
+// It unwinds when ggml aborts: see `give_up`.
 type QuantizeChunk =
     unsafe extern "C-unwind" fn(c_int, *const f32, *mut c_void, i64, i64, i64, *const f32) -> usize;
 type SetAbortCallback = unsafe extern "C" fn(extern "C-unwind" fn(*const c_char)) -> *const c_void;
@@ -29,19 +29,19 @@ pub struct Ggml {
     library: Library,
 }
 
-/// What a failed assertion of ggml becomes on its way through ggml's frames, instead of the end of
+/// Panic payload of a failed ggml assertion: it unwinds through ggml's frames, instead of ending
 /// the process.
 struct GaveUp;
 
-/// ggml calls this before it would abort. Its frames are plain C, hold no locks while they
-/// quantize, and carry unwind tables, as all code does on x86-64 and aarch64 Linux.
+/// Called by ggml before it aborts. Its frames are plain C, hold no locks while quantizing, and
+/// carry unwind tables, like all code on x86-64 and aarch64 Linux.
 extern "C-unwind" fn give_up(_message: *const c_char) {
     resume_unwind(Box::new(GaveUp));
 }
 
 impl Ggml {
-    /// Loads `libggml-base.so` from the directory that `QUANTIER_REFERENCE_BIN` names
-    /// (`scripts/reference.sh` prints it).
+    /// Loads `libggml-base.so` from the directory in `QUANTIER_REFERENCE_BIN` (printed by
+    /// `scripts/reference.sh`).
     pub fn load() -> Ggml {
         let dir = std::env::var_os("QUANTIER_REFERENCE_BIN")
             .expect("set QUANTIER_REFERENCE_BIN to what scripts/reference.sh prints");
@@ -49,8 +49,8 @@ impl Ggml {
         // SAFETY: the reference's library; its initializers only fill tables.
         let library =
             unsafe { Library::new(&path) }.unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-        // SAFETY: the signature is ggml.h's, but for the ABI, which differs only in what `give_up`
-        // does.
+        // SAFETY: the signature is ggml.h's except for the ABI, which differs only in the effect of
+        // `give_up`.
         unsafe {
             let set: Symbol<SetAbortCallback> = library.get(b"ggml_set_abort_callback").unwrap();
             set(give_up);
@@ -58,9 +58,9 @@ impl Ggml {
         Ggml { library }
     }
 
-    /// `ggml_quantize_chunk` on whole rows; `None` where its result means nothing: one of its
-    /// assertions fails (the codebook searches want sums that are numbers, and powers of huge
-    /// weights overflow f32), or it reads beyond its arrays.
+    /// `ggml_quantize_chunk` on whole rows; `None` where its result is undefined: one of its
+    /// assertions fails (codebook searches require finite sums, and powers of huge weights overflow
+    /// f32), or it reads beyond its arrays.
     pub fn quantize(
         &self,
         t: GgmlType,
@@ -101,7 +101,7 @@ impl Ggml {
         Some(out)
     }
 
-    /// `to_float` of the type, `None` where ggml has none.
+    /// `to_float` of the type; `None` if ggml has none.
     pub fn dequantize(&self, t: GgmlType, blocks: &[u8]) -> Option<Vec<f32>> {
         let len = blocks.len() / t.block_bytes() * t.block_len();
         let mut out = vec![0.0f32; len];
@@ -114,7 +114,7 @@ impl Ggml {
         Some(out)
     }
 
-    /// `ggml_validate_row_data`; it prints what it finds to standard error.
+    /// `ggml_validate_row_data`; it prints faults to standard error.
     pub fn validate(&self, t: GgmlType, blocks: &[u8]) -> bool {
         // SAFETY: as above.
         unsafe {
@@ -124,9 +124,9 @@ impl Ggml {
     }
 }
 
-/// Whether ggml's search for IQ1_S and IQ1_M stays within its arrays. Where the distance of a group
-/// from every neighbour overflows f32, it compares with whatever lies behind the group, up to 8 KiB
-/// on; such bytes mean nothing.
+/// True if ggml's search for IQ1_S and IQ1_M stays within its arrays. Where the distance of a group
+/// from every neighbour overflows f32, it compares with memory after the group, up to 8 KiB on;
+/// such bytes are undefined.
 pub fn stays_within(t: GgmlType, weights: &[f32], importance: Option<&[f32]>) -> bool {
     /// Well above the sum of eight squared distances, in squares of the largest weight.
     const MARGIN: f64 = 1.0e4;

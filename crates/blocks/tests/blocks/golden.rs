@@ -1,6 +1,7 @@
-//! Every block format against bytes that the real ggml wrote, kept in `testdata/blocks.golden`.
+//! Every block format against bytes written by the real ggml, stored in `testdata/blocks.golden`.
 //!
-//! The weights are not in the file: they are made again from the seed. The file is a list of cases,
+//! The file has no weights: they are regenerated from the seed. It is a list of cases, each a line
+//! of text followed by bytes:
 //! each a line of text and the bytes that follow it:
 //!
 //! ```text
@@ -8,7 +9,7 @@
 //! <the bytes of the row, as many as the line says; none where ggml itself gives up>
 //! ```
 //!
-//! Only the reference renews it: `scripts/goldens.sh`.
+//! Renewed only from the reference: `scripts/goldens.sh`.
 
 use crate::ggml::Ggml;
 use crate::inputs::{Importance, Weights};
@@ -22,7 +23,7 @@ fn path() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/blocks.golden")
 }
 
-/// What makes one row.
+/// Parameters of one row.
 struct Case {
     codec: &'static Codec,
     weights: Weights,
@@ -37,7 +38,7 @@ impl Case {
         let weighted = &Importance::ALL[1..];
         let mut cases = Vec::new();
         for codec in Codec::all() {
-            // Short rows keep the file small; more than one block shows what belongs to the row.
+            // Short rows keep the file small; several blocks cover row-level statistics.
             let row_len = match codec.ggml_type.block_len() {
                 1 => 32,
                 len @ 2..256 => 3 * len,
@@ -64,7 +65,7 @@ impl Case {
         self.codec.ggml_type.row_bytes(self.row_len as u64).unwrap() as usize
     }
 
-    /// The line that stands before the row's bytes, without their number.
+    /// The text line before the row's bytes, without their count.
     fn line(&self) -> String {
         let Case {
             weights,
@@ -89,7 +90,7 @@ impl Case {
 }
 
 #[test]
-fn blocks_are_the_golden_ones() {
+fn blocks_match_the_golden_file() {
     let path = path();
     let file = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}; {RENEW}", path.display()));
     let mut rest = file.as_slice();
@@ -118,9 +119,8 @@ fn blocks_are_the_golden_ones() {
         let mut ours = vec![0xa5; case.row_bytes()];
         case.codec
             .quantize_row(&weights, importance.as_deref(), &mut ours);
-        // A scale that is no number has the sign that the processor gives it, and such a block
-        // never reaches a file: elsewhere than where the file was written, the fault itself must be
-        // the same.
+        // The sign of a NaN scale depends on the processor, and such a block never reaches a file:
+        // only the fault itself must be the same on other processors.
         let fault = case.codec.first_fault(golden);
         if !cfg!(target_arch = "x86_64") && fault.is_some() {
             assert_eq!(case.codec.first_fault(&ours), fault, "{line}");

@@ -5,29 +5,29 @@ use quantier_core::rng::Rng;
 /// Kinds of rows of weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Weights {
-    /// What a trained matrix looks like.
+    /// Resembles a trained matrix.
     Gaussian,
     /// Scale searches with a wide spread.
     Heavy,
-    /// One weight decides the scale, the rest fall on the lowest levels.
+    /// One weight determines the scale, the others fall on the lowest levels.
     Outlier,
     /// Division by a scale of zero.
     Zeros,
-    /// Every sub-block alike: zero range, ties everywhere.
+    /// All sub-blocks alike: zero range, ties everywhere.
     Constant,
     /// Subnormal numbers, and scales that vanish in f16.
     Tiny,
     /// Scales near and beyond the largest f16.
     Huge,
-    /// Equal magnitudes with changing signs: ties between the positive and the negative extreme.
+    /// Equal magnitudes with alternating signs: ties between the positive and the negative extreme.
     Alternating,
     /// Multiples of a half step: every rounding is a tie.
     Ties,
-    /// Blocks of zeros between blocks that are not, and single non-zero weights.
+    /// Zero blocks between non-zero blocks, and single non-zero weights.
     Sparse,
     /// Only one sign: offsets, and sign parity.
     Positive,
-    /// Zeros of both signs, and a few numbers above: which zero is the lowest shows in offsets.
+    /// Zeros of both signs, and a few positive numbers: offsets show which zero is the lowest.
     SignedZeros,
 }
 
@@ -92,14 +92,14 @@ impl Weights {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Importance {
     None,
-    /// All ones, which still takes the weighted path.
+    /// All ones, which still take the weighted path.
     Ones,
     Uniform,
-    /// Squares of heavy-tailed numbers, as outlier channels give them.
+    /// Squares of heavy-tailed numbers, like those of outlier channels.
     Heavy,
-    /// Channels that calibration never reached, among others.
+    /// Some channels without activations.
     PartlyZero,
-    /// Whole blocks that calibration never reached.
+    /// Whole blocks without activations.
     BlocksOfZero,
 }
 

@@ -1,16 +1,16 @@
-//! Every instruction set of this CPU against the plain one, for every block format: the same bytes
+//! Every instruction set of this CPU against the scalar one, for every block format: the same bytes
 //! from quantizing, the same bits from dequantizing.
 //!
-//! `QUANTIER_BLOCKS` says how many blocks per type (default 4,000), and `QUANTIER_TYPES`
-//! (comma-separated) which types.
+//! `QUANTIER_BLOCKS` sets the number of blocks per type (default 4,000), `QUANTIER_TYPES`
+//! (comma-separated) the types.
 
 use crate::inputs::{Importance, Weights};
 use quantier_blocks::Codec;
 use quantier_blocks::simd::Isa;
 use quantier_core::rng::Rng;
 
-/// Blocks in a row, one of these per seed: one, part of a vector of blocks, a whole one, and more
-/// with every rest.
+/// Blocks per row, by seed: one block, part of a vector of blocks, a whole vector, and more with
+/// every remainder.
 const BLOCKS_PER_ROW: [usize; 7] = [3, 1, 8, 5, 33, 16, 23];
 
 fn quantized(isa: Isa, codec: &Codec, weights: &[f32], importance: Option<&[f32]>) -> Vec<u8> {
@@ -19,8 +19,8 @@ fn quantized(isa: Isa, codec: &Codec, weights: &[f32], importance: Option<&[f32]
     row
 }
 
-/// Compares one row, quantized and back; returns its blocks. Where the plain one shows a fault, so
-/// must the other, at the same block: the sign of what is not a number is the processor's own.
+/// Compares one row, quantized and back; returns its blocks. Where the scalar one has a fault, so
+/// must the other, at the same block: the sign of a NaN depends on the processor.
 fn compare(
     isa: Isa,
     codec: &Codec,
@@ -60,7 +60,7 @@ fn compare(
 }
 
 #[test]
-fn every_instruction_set_gives_the_bytes_of_the_plain_one() {
+fn instruction_sets_produce_identical_bytes() {
     let wanted: usize =
         std::env::var("QUANTIER_BLOCKS").map_or(4_000, |n| n.parse().expect("a number"));
     let types = std::env::var("QUANTIER_TYPES")

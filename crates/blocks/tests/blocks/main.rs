@@ -1,5 +1,5 @@
-//! Tests of the block formats from outside: golden vectors, instruction sets, properties, and the
-//! real ggml beside them.
+//! Integration tests of the block formats: golden vectors, instruction sets, properties, and
+//! comparison with the real ggml.
 
 mod ggml;
 mod golden;

@@ -1,10 +1,10 @@
-//! What holds of every block format, for any finite weights.
+//! Properties of all block formats, for any finite weights.
 
 use proptest::prelude::*;
 use quantier_blocks::Codec;
 use quantier_blocks::types::GgmlType;
 
-/// Any f32 that is not infinite and not NaN, by its bits: every magnitude is as likely as another.
+/// Any finite f32, uniform over its bits: every magnitude is equally likely.
 fn finite() -> impl Strategy<Value = f32> {
     any::<u32>().prop_map(|bits| {
         let x = f32::from_bits(bits);
@@ -52,10 +52,10 @@ proptest! {
         }
     }
 
-    /// Half a step for the rounding of a weight, and 127 steps times half a place of an f16 for
-    /// that of the scale.
+    /// Half a step for rounding a weight, and 127 steps times half a unit in the last place of an
+    /// f16 for rounding the scale.
     #[test]
-    fn q8_0_is_off_by_less_than_its_step(weights in prop::collection::vec(-100.0f32..100.0, 32)) {
+    fn q8_0_errors_are_below_its_step(weights in prop::collection::vec(-100.0f32..100.0, 32)) {
         let codec = Codec::of(GgmlType::Q8_0).unwrap();
         let mut block = vec![0; GgmlType::Q8_0.block_bytes()];
         codec.quantize_row(&weights, None, &mut block);

@@ -1,13 +1,13 @@
 //! Differential test of every block format against the real ggml.
 //!
-//! Ignored by default, since it needs the reference. To run it:
+//! Ignored by default, as it needs the reference. To run it:
 //!
 //! ```text
 //! QUANTIER_REFERENCE_BIN=$(scripts/reference.sh) cargo test --release -p quantier-blocks --test blocks vs_ggml -- --ignored
 //! ```
 //!
-//! `QUANTIER_BLOCKS` says how many blocks per type (default 20,000; the full comparison takes
-//! 1,000,000), and `QUANTIER_TYPES` (comma-separated) which types.
+//! `QUANTIER_BLOCKS` sets the number of blocks per type (default 20,000; the full comparison takes
+//! 1,000,000), `QUANTIER_TYPES` (comma-separated) the types.
 
 use crate::ggml::{Ggml, stays_within};
 use crate::inputs::{Importance, Weights};
@@ -15,10 +15,10 @@ use quantier_blocks::Codec;
 use quantier_blocks::types::GgmlType;
 use quantier_core::rng::Rng;
 
-/// Blocks in a row, one of these per seed: 3 catches state carried from block to block, and odd
-/// counts; the other lengths show in what is summed over a whole row.
+/// Blocks per row, by seed: 3 catches state carried from block to block, and odd counts; the other
+/// lengths vary the sums over a whole row.
 const BLOCKS_PER_ROW: [usize; 5] = [3, 1, 8, 5, 33];
-/// Rows that share importance weights, as the rows of a matrix do.
+/// Rows with common importance weights, like the rows of a matrix.
 const ROWS: usize = 8;
 
 fn blocks_wanted() -> usize {
@@ -59,9 +59,9 @@ fn quantize_rows(
     blocks
 }
 
-/// The rows for which ggml's bytes are defined, and those bytes.
+/// The rows with defined bytes in ggml, and those bytes.
 ///
-/// Where ggml has none because it gives up, our row must show a fault.
+/// Where ggml aborts, our row must have a fault.
 fn defined_rows(
     ggml: &Ggml,
     codec: &Codec,
@@ -93,8 +93,8 @@ fn defined_rows(
     (accepted, theirs)
 }
 
-/// Compares one type on `wanted` blocks; returns how many were compared, and how many had no
-/// defined result.
+/// Compares one type on `wanted` blocks; returns the number of compared blocks, and of those
+/// without a defined result.
 fn compare(ggml: &Ggml, codec: &Codec, wanted: usize) -> (usize, usize) {
     let t = codec.ggml_type;
     let (mut compared, mut undefined) = (0, 0);
@@ -164,7 +164,7 @@ fn compare(ggml: &Ggml, codec: &Codec, wanted: usize) -> (usize, usize) {
 
 #[test]
 #[ignore = "needs the reference: see the top of this file"]
-fn blocks_are_those_of_ggml() {
+fn blocks_match_ggml() {
     let ggml = Ggml::load();
     for codec in types_wanted() {
         let start = std::time::Instant::now();
@@ -177,13 +177,13 @@ fn blocks_are_those_of_ggml() {
     }
 }
 
-/// Rounding to halves and bfloat16: around every number that they have and every tie between two,
-/// from subnormals to overflow, infinities and NaN; and for f32 the same numbers.
+/// Rounding to halves and bfloat16: around all of their numbers and all ties, from subnormals to
+/// overflow, infinities and NaN; and for f32 the same numbers.
 #[test]
 #[ignore = "needs the reference: see the top of this file"]
-fn plain_numbers_round_as_in_ggml() {
+fn plain_numbers_round_like_ggml() {
     let ggml = Ggml::load();
-    // The lowest 13 bits decide for halves, 16 for bfloat16; below 2^-14, more of them decide for
+    // The lowest 13 bits matter for halves, 16 for bfloat16; below 2^-14, more of them matter for
     // halves.
     let ends = [0u32, 1, 0x0800, 0x0fff, 0x1000, 0x1001, 0x1800, 0x1fff];
     let of_half = (0..=u32::MAX >> 13).flat_map(|top| ends.map(|end| top << 13 | end));
@@ -211,7 +211,7 @@ fn plain_numbers_round_as_in_ggml() {
     }
 }
 
-/// Random bytes are blocks too: dequantization and validation of what no quantizer would write.
+/// Random bytes are blocks too: dequantization and validation beyond what quantizers write.
 #[test]
 #[ignore = "needs the reference: see the top of this file"]
 fn random_bytes_dequantize_and_validate_as_in_ggml() {
